@@ -64,7 +64,7 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 	switch err := client.SetOwnState(ctx, m.self(d.ID, d.Address), cluster.StateLeft, d.Reason, cluster.Details{LeftBy: d.LeftBy, Cut: d.Cut}); {
 	case errors.Is(err, cluster.ErrNoNode): // then there is nothing to deregister
 	case errors.As(err, &other):
-		m.log().Warn("the row of this node's id is left alone: another machine registered it", "node", d.ID, "other", other.Row.IP)
+		m.log().Warn("the row of this node's id is left alone: another machine registered it", "node", d.ID, "other", other.Node.IP)
 	default:
 		errs = append(errs, err)
 	}

@@ -117,7 +117,7 @@ func TestStatusOfNotReady(t *testing.T) {
 		"a service that is stopped":     {ProcessView{State: ams.State{Activity: ams.ActivityFailed}}, cluster.StateActive, &cluster.Serving{}, false, "STATUS-STOPPED"},
 	} {
 		s := &Status{Files: FilesView{Mode: conf.ModeCluster}, Process: tt.process}
-		s.Row = RowView{Looked: true, Agent: heard, Fresh: tt.fresh, Registry: &cluster.Node{State: tt.state, Serving: tt.serving, Seq: 7}}
+		s.Row = RowView{Looked: true, Agent: heard, Fresh: tt.fresh, Registry: &cluster.Node{State: tt.state, Heartbeat: cluster.Heartbeat{Serving: tt.serving, Seq: 7}}}
 		s.compare(&State{Phase: PhaseJoined})
 		if got := disagreements(s); got != tt.want {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)

@@ -662,7 +662,7 @@ func (m *Machine) checkOwner(ctx context.Context, req JoinRequest, f *facts) {
 			return
 		}
 		wait := other.Free() + ownerRound
-		if req.DryRun || (first != nil && !other.Row.UpdatedAt.Equal(first.Row.UpdatedAt)) || wait > mostOwnerWait {
+		if req.DryRun || (first != nil && !other.Node.UpdatedAt.Equal(first.Node.UpdatedAt)) || wait > mostOwnerWait {
 			f.fail(IDDuplicate, other, DuplicateHint)
 			return
 		}

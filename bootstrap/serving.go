@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
-	"github.com/amsagent/amsagent/cluster"
 )
 
 const (
@@ -487,22 +486,22 @@ func releaseOf(in *ams.Installation) string { return in.Release.String() }
 
 // entered is the file of enteredPath.
 type entered struct {
-	Life  cluster.Life `json:"life"`
-	Since time.Time    `json:"since"`
+	Life  string    `json:"life"` // see [cluster.Node.Instance]
+	Since time.Time `json:"since"`
 }
 
-// EnteredBefore reports whether this machine was seen in the cluster in this life.
-func (m *Machine) EnteredBefore(l cluster.Life) bool {
+// EnteredBefore reports whether this machine was seen in the cluster since it booted with this address.
+func (m *Machine) EnteredBefore(instance string) bool {
 	var was entered
-	return m.recall(enteredPath, &was) && was.Life == l
+	return m.recall(enteredPath, &was) && was.Life == instance
 }
 
 // Entered notes that this machine was seen in the cluster.
-func (m *Machine) Entered(l cluster.Life) error {
-	if m.EnteredBefore(l) {
+func (m *Machine) Entered(instance string) error {
+	if m.EnteredBefore(instance) {
 		return nil
 	}
-	if err := m.remember(enteredPath, entered{Life: l, Since: time.Now().UTC()}); err != nil {
+	if err := m.remember(enteredPath, entered{Life: instance, Since: time.Now().UTC()}); err != nil {
 		return fmt.Errorf("noting that this machine is in the cluster: %w", err)
 	}
 	return nil

@@ -396,7 +396,7 @@ func (s *Status) compare(state *State) {
 		add(IDDuplicate, DuplicateHint, "another machine uses the id %s: %s wrote its row %s ago", row.ID, row.Registry.IP, row.Age.Round(time.Second))
 		return // what the row says concerns that machine
 	}
-	if n := row.Registry; n != nil && n.Beats() && !row.Agent.Fresh && n.State != cluster.StateLeft && files.Mode == conf.ModeCluster {
+	if n := row.Registry; n != nil && n.Heartbeats() && !row.Agent.Fresh && n.State != cluster.StateLeft && files.Mode == conf.ModeCluster {
 		add("STATUS-SILENT", "systemctl status amsagent", "the agent is silent: its last beat was %s ago", row.Agent.Age.Round(time.Second))
 	}
 	switch {

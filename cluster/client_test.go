@@ -468,23 +468,33 @@ func TestConnectRefusesNothing(t *testing.T) {
 // The commands have to say what the server's defaults must not decide.
 func TestCommandsOnTheWire(t *testing.T) {
 	s := startFake(t, nil)
-	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(bson.E{Key: "n", Value: 1}), nil }
-	c := connect(t, "mongodb://"+s.addr()+"/?w=0&readPreference=secondary", Options{AppName: "test"})
-	must.OK(t, c.SetOwnState(t.Context(), Node{ID: "i-1"}, StateActive, "verified", Details{}))
-	sent := s.sent("update")
-	if len(sent) != 1 {
-		t.Fatalf("%d updates, want 1", len(sent))
+	s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: time.Now()})
+	s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+		if name == "find" {
+			return findReply(), nil
+		}
+		return okReply(bson.E{Key: "n", Value: 1}, bson.E{Key: "value", Value: bson.D{{Key: "_id", Value: "i-1"}}}), nil
 	}
-	if w := sent[0].Lookup("writeConcern", "w"); w.StringValue() != "majority" {
-		t.Errorf("write concern %v, want majority", w)
-	}
-	if db := sent[0].Lookup("$db").StringValue(); db != "amsagent" {
-		t.Errorf("database %q", db)
-	}
-	update := sent[0].Lookup("updates", "0", "u").Document()
-	want := `{"$set": {"state": "active","reason": "verified"},"$unset": {"left_at": "","cut": "","left_by": "","stop_failed": ""},"$currentDate": {"state_since": true,"updated_at": true}}`
-	if got := update.String(); got != want {
-		t.Errorf("update\n got %s\nwant %s", got, want)
+	c := connect(t, "mongodb://"+s.addr()+"/?w=0&readPreference=secondary&readConcernLevel=local", Options{AppName: "test"})
+	n := Node{ID: "i-1", State: StateActive, Reason: "verified"}
+	_, err := c.Register(t.Context(), n, RegisterOptions{})
+	must.OK(t, err)
+	must.OK(t, c.Heartbeat(t.Context(), n, Heartbeat{Seq: 1}))
+	for _, want := range []struct{ command, path, value string }{
+		{"find", "readConcern level", "majority"},
+		{"findAndModify", "writeConcern w", "majority"},
+		{"findAndModify", "update $set reason", "verified"},
+		{"findAndModify", "$db", "amsagent"},
+		{"update", "writeConcern w", "1"},
+	} {
+		sent := s.sent(want.command)
+		if len(sent) != 1 {
+			t.Fatalf("%d times %s, want 1", len(sent), want.command)
+		}
+		v, err := sent[0].LookupErr(strings.Fields(want.path)...)
+		if err != nil || !strings.Contains(v.String(), `"`+want.value+`"`) {
+			t.Errorf("%s: %s is %v, want %s", want.command, want.path, v, want.value)
+		}
 	}
 }
 

@@ -54,6 +54,15 @@ func (k Kind) Refusal() bool {
 	return false
 }
 
+// Passes reports failures that end with an election, a restart or a lost packet. What was written may have been done.
+func (k Kind) Passes() bool {
+	switch k {
+	case KindNotPrimary, KindRefused, KindUnreachable, KindLost, KindTimeout, KindDNS:
+		return true
+	}
+	return false
+}
+
 // Error is a failure of a call to MongoDB. No part of it holds a secret of
 // the connection string.
 type Error struct {

@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"runtime"
 	"strings"
 	"testing"
@@ -62,7 +61,7 @@ func TestFindIsBounded(t *testing.T) {
 				}
 			}
 		}
-		if fields, ok := field(sent[0], "projection").DocumentOK(); limits != 1 || !ok || len(fields) < 10 {
+		if fields, ok := field(sent[0], "projection").DocumentOK(); limits != 1 || name != "nodes" && (!ok || len(fields) < 10) {
 			t.Errorf("%s: %d limits, projection %v", name, limits, fields)
 		}
 	}
@@ -72,33 +71,6 @@ func TestFindIsBounded(t *testing.T) {
 func TestTextsAreBounded(t *testing.T) {
 	t.Parallel()
 	huge := strings.Repeat("ä", 1<<20)
-	doc := raw(t, bson.D{
-		{Key: "_id", Value: huge},
-		{Key: "role", Value: huge},
-		{Key: "state", Value: huge},
-		{Key: "reason", Value: bson.Symbol(huge)},
-		{Key: "load", Value: bson.D{{Key: "gpus", Value: bson.Binary{Data: make([]byte, 400_000)}}, {Key: "cpu", Value: math.NaN()}}},
-		{Key: "gpus", Value: func() (names bson.A) {
-			for range 1000 {
-				names = append(names, huge[:2000])
-			}
-			return names
-		}()},
-		{Key: "sessions", Value: bson.D{{Key: "by", Value: huge}, {Key: "viewers", Value: math.Inf(1)}}},
-	})
-	n := readNode(doc)
-	texts := []string{n.ID, n.Role, string(n.State), n.Reason, string(n.Sessions.By)}
-	for _, s := range append(texts, n.Devices...) {
-		if len(s) > maxText || !strings.HasSuffix(s, "…") || !utf8.ValidString(s) {
-			t.Errorf("%d bytes, ending in %q", len(s), s[max(0, len(s)-6):])
-		}
-	}
-	if len(n.Devices) != maxDevices || len(n.Load.GPUs) != maxDevices {
-		t.Errorf("%d names of devices, %d loads", len(n.Devices), len(n.Load.GPUs))
-	}
-	if n.Load.CPU != nil || n.Sessions.Viewers != nil {
-		t.Errorf("no numbers were read as such: %v, %v", n.Load.CPU, n.Sessions.Viewers)
-	}
 	a := readAMSNode(raw(t, bson.D{{Key: "_id", Value: huge}, {Key: "memory", Value: huge}, {Key: "lastUpdateTime", Value: huge}}))
 	if len(a.ID) > maxText || len(a.Memory) > maxText || a.id.Type != 0 || a.written.Type != 0 {
 		t.Errorf("%d bytes of id, %d of memory, kept %d and %d", len(a.ID), len(a.Memory), len(a.id.Value), len(a.written.Value))
@@ -124,13 +96,8 @@ func TestManyValuesTakeNoMemory(t *testing.T) {
 		must.OK(t, bson.Raw(doc).Validate())
 		return doc
 	}
-	row, event := many("gpus", byte(bson.TypeArray)), many("details", byte(bson.TypeEmbeddedDocument))
+	event := many("details", byte(bson.TypeEmbeddedDocument))
 	for name, read := range map[string]func(){
-		"a row": func() {
-			if n := readNode(row); len(n.Devices) != maxDevices {
-				t.Errorf("%d devices", len(n.Devices))
-			}
-		},
 		"an event": func() {
 			if e := readEvent(event); e.Details != nil {
 				t.Errorf("%d details", len(e.Details))

@@ -6,7 +6,6 @@ package cluster
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -35,8 +34,6 @@ func Verdicts() []Verdict {
 }
 
 const (
-	// DefaultInterval is the time from beat to beat where nothing else is said.
-	DefaultInterval = 5 * time.Second
 	// beatSlack is what a beat may be late: jitter, a slow write, a busy machine.
 	beatSlack = time.Second
 	// amsPeriod is how often AMS writes its document.
@@ -45,17 +42,6 @@ const (
 
 // agentLimit is how long an agent may be silent: two beats and a second.
 func agentLimit(interval time.Duration) time.Duration { return 2*interval + beatSlack }
-
-// maxInterval bounds what a row may say: nobody is alive for an hour because of
-// a number that somebody wrote.
-const maxInterval = 5 * time.Minute
-
-func intervalOf(n Node) time.Duration {
-	if n.IntervalMS <= 0 {
-		return DefaultInterval
-	}
-	return min(n.IntervalMS.Duration(), maxInterval)
-}
 
 // Heard is when a witness was last heard.
 type Heard struct {
@@ -133,18 +119,13 @@ func (m Member) Silent() bool {
 	return m.Verdict == VerdictGone || m.Verdict == VerdictLeft && !m.Agent.Fresh && !m.Server.Fresh
 }
 
-// Beats reports whether an agent ever beat for this row. A row that a join wrote
-// and nobody beats for promises nothing, so its age says nothing about the
-// machine.
-func (n Node) Beats() bool { return n.Seq > 0 || n.IntervalMS > 0 }
-
 // Overdue tells in how long the agent will be taken for silent, where a beat of
 // it is late already. Who looks again then finds out no later than can be.
 func (m Member) Overdue() (in time.Duration, late bool) {
-	if m.Node == nil || !m.Agent.Fresh || !m.Node.Beats() {
+	if m.Node == nil || !m.Agent.Fresh || !m.Node.Heartbeats() {
 		return 0, false
 	}
-	interval := intervalOf(*m.Node)
+	interval := m.Node.interval()
 	if m.Agent.Age <= interval+beatSlack/2 {
 		return 0, false
 	}
@@ -158,10 +139,10 @@ func (m Member) Overdue() (in time.Duration, late bool) {
 // It changes nothing where AMS has written since the agent fell silent: it lives,
 // and what refuses us is a firewall, or AMS listens elsewhere.
 func (m *Member) Refused() {
-	if m.Node == nil || !m.Node.Beats() || m.Agent.Fresh || m.Server.Guess || m.Verdict == VerdictLeft {
+	if m.Node == nil || !m.Node.Heartbeats() || m.Agent.Fresh || m.Server.Guess || m.Verdict == VerdictLeft {
 		return
 	}
-	if m.Server.Known && m.Server.Age < m.Agent.Age-intervalOf(*m.Node)-beatSlack/2 {
+	if m.Server.Known && m.Server.Age < m.Agent.Age-m.Node.interval()-beatSlack/2 {
 		return
 	}
 	m.Server.Fresh = false
@@ -210,8 +191,10 @@ func (o *Observer) Lost(now time.Time) {
 
 // Look is one look at the cluster.
 type Look struct {
-	Nodes []Node    // of the registry
-	AMS   []AMSNode // of clusternode
+	Nodes []Node // of the registry
+	// Bad are the records of the registry that cannot be read.
+	Bad []BadRecordError
+	AMS []AMSNode // of clusternode
 	// ServerTime is MongoDB's clock when the look began, and At the local one.
 	ServerTime time.Time
 	At         time.Time
@@ -226,7 +209,7 @@ func (c *Client) Look(ctx context.Context) (Look, error) {
 	if l.ServerTime, err = c.ServerTime(ctx); err != nil {
 		return Look{}, err
 	}
-	if l.Nodes, err = c.Nodes(ctx); err != nil {
+	if l.Nodes, l.Bad, err = c.records(ctx); err != nil {
 		return Look{}, err
 	}
 	l.AMS, err = c.AMSNodes(ctx)
@@ -300,7 +283,7 @@ func (o *Observer) judge(m *Member, server, now time.Time, next *Observer) {
 			}
 			is.version = version
 			next.rows[n.ID] = is
-			m.Agent = o.heard(is, now, agentLimit(intervalOf(*n)))
+			m.Agent = o.heard(is, now, agentLimit(n.interval()))
 		}
 	}
 	for _, doc := range m.AMS {
@@ -324,7 +307,7 @@ func (o *Observer) judge(m *Member, server, now time.Time, next *Observer) {
 	}
 	// AMS's own rule waits for four periods, because one witness that is late is
 	// no proof. Two that are late are; a row that nobody ever beat for is none.
-	late := m.Node != nil && m.Node.Beats() && !o.fresh(now.Add(-m.Server.Age), now, agentLimit(amsPeriod))
+	late := m.Node != nil && m.Node.Heartbeats() && !o.fresh(now.Add(-m.Server.Age), now, agentLimit(amsPeriod))
 	switch {
 	case m.State() == StateLeft:
 		m.Verdict = VerdictLeft
@@ -378,31 +361,3 @@ func (n AMSNode) key() string { return rawText(n.id) }
 
 // rawText is what is stored, to be compared.
 func rawText(v bson.RawValue) string { return string([]byte{byte(v.Type)}) + string(v.Value) }
-
-// RemoveNode deletes the row of a node if nobody has written it since it was
-// read. It reports whether the row is not there any more.
-func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
-	if n.ID == "" {
-		return false, errors.New("removing a node: it has no id")
-	}
-	op := "removing node " + n.ID
-	filter := bson.D{{Key: "_id", Value: n.ID}, {Key: "updated_at", Value: bson.D{{Key: "$exists", Value: false}}}}
-	if !n.UpdatedAt.IsZero() {
-		filter[1].Value = n.UpdatedAt
-	}
-	err := c.call(ctx, op, func(ctx context.Context) error {
-		// The count says nothing after an attempt whose answer was lost.
-		_, err := c.nodes().DeleteOne(ctx, filter)
-		return err
-	})
-	if err != nil {
-		return false, err
-	}
-	switch _, err := c.Node(ctx, n.ID); {
-	case errors.Is(err, ErrNoNode):
-		return true, nil
-	case err != nil:
-		return false, fmt.Errorf("%s: looking again: %w", op, err)
-	}
-	return false, nil
-}

@@ -480,8 +480,8 @@ func TestNotServing(t *testing.T) {
 		var o Observer
 		members := o.Judge(Look{
 			Nodes: []Node{{
-				ID: "a", IP: "10.0.0.1", State: tt.state, Serving: tt.serving, Seq: 1, IntervalMS: 5000,
-				UpdatedAt: now.Add(-tt.agent), ClockMS: &zero,
+				ID: "a", IP: "10.0.0.1", State: tt.state, IntervalMS: 5000,
+				UpdatedAt: now.Add(-tt.agent), Heartbeat: Heartbeat{Seq: 1, Serving: tt.serving, ClockMS: &zero},
 			}},
 			AMS: []AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: now.Add(-tt.ams)}}, ServerTime: now,
 		}, now)

@@ -7,8 +7,6 @@ import (
 	"math"
 	"strconv"
 	"time"
-
-	"go.mongodb.org/mongo-driver/v2/bson"
 )
 
 // Millis is a duration as MongoDB keeps it, in milliseconds. JSON has nanoseconds, as for
@@ -34,14 +32,4 @@ func (m *Millis) UnmarshalJSON(b []byte) error {
 	n, err := strconv.ParseInt(string(b), 10, 64)
 	*m = MillisOf(time.Duration(n))
 	return err
-}
-
-// millisField reads a duration; nil where there is none.
-func millisField(doc bson.Raw, key string) *Millis {
-	n := rateField(doc, key)
-	if n == nil {
-		return nil
-	}
-	m := Millis(*n)
-	return &m
 }

@@ -72,7 +72,7 @@ func serving(members []Member, machines []string) []string {
 	var out []string
 	for _, m := range members {
 		n := m.Node
-		if n == nil || !n.Beats() {
+		if n == nil || !n.Heartbeats() {
 			continue
 		}
 		i := slices.IndexFunc(machines, func(s string) bool { return s != "" && (s == n.ID || strings.EqualFold(s, n.Name)) })

@@ -43,7 +43,7 @@ func TestPeersAfterFailover(t *testing.T) {
 
 func TestServing(t *testing.T) {
 	member := func(id, name string, s State, v Verdict) Member {
-		return Member{Node: &Node{ID: id, Name: name, State: s, Seq: 1}, Verdict: v}
+		return Member{Node: &Node{ID: id, Name: name, State: s, IntervalMS: 5000}, Verdict: v}
 	}
 	quiet := Member{Node: &Node{ID: "never-beat", State: StateActive}, Verdict: VerdictAMSStale}
 	members := []Member{

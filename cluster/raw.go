@@ -35,7 +35,6 @@ func field(doc bson.Raw, key string) bson.RawValue {
 const (
 	maxText    = 256 // bytes of one text; a longer one is cut, with … at its end
 	maxMessage = 1024
-	maxDevices = 64   // GPUs of a row, and their names
 	maxKept    = 1024 // bytes of a value that is kept as it is stored
 )
 

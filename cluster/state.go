@@ -54,17 +54,6 @@ func (s State) CanTransition(next State) bool {
 	return s.Valid() && (s == next || slices.Contains(s.successors(), next))
 }
 
-// predecessors returns the states from which a node may go to s.
-func (s State) predecessors() []State {
-	var from []State
-	for _, p := range States() {
-		if p != s && p.CanTransition(s) {
-			from = append(from, p)
-		}
-	}
-	return from
-}
-
 // TransitionError is a change of state that is not allowed. The row was not
 // changed.
 type TransitionError struct {

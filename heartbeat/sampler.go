@@ -390,7 +390,7 @@ func gpuLoads(r GPUReading) []cluster.GPULoad {
 	}
 	loads := make([]cluster.GPULoad, 0, len(r.Devices))
 	for _, d := range r.Devices {
-		loads = append(loads, cluster.GPULoad{Util: whole(d.Util), Enc: whole(d.Enc), Dec: whole(d.Dec), Mem: whole(d.memory())})
+		loads = append(loads, cluster.GPULoad{Name: d.Name, Util: whole(d.Util), Enc: whole(d.Enc), Dec: whole(d.Dec), Mem: whole(d.memory())})
 	}
 	return loads
 }

@@ -41,11 +41,11 @@ func TestLargeRow(t *testing.T) {
 	must.OK(t, err)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	if len(look.Nodes) != 2001 || len(look.AMS) != 1 {
-		t.Fatalf("%d rows, %d documents", len(look.Nodes), len(look.AMS))
+	if len(look.Nodes) != 2000 || len(look.AMS) != 1 || len(look.Bad) != 1 || look.Bad[0].ID != "i-9999" {
+		t.Fatalf("%d records, %d documents, bad ones: %v", len(look.Nodes), len(look.AMS), look.Bad)
 	}
-	if last := look.Nodes[2000]; len(last.Role) > 256 || !strings.HasSuffix(last.Role, "…") || len(look.AMS[0].Memory) > 256 {
-		t.Errorf("a role of %d bytes, a text of AMS of %d", len(last.Role), len(look.AMS[0].Memory))
+	if len(look.AMS[0].Memory) > 256 {
+		t.Errorf("a text of AMS of %d bytes", len(look.AMS[0].Memory))
 	}
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 32<<20 {
 		t.Errorf("the look holds %d MB", grown>>20)

@@ -58,7 +58,7 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("%s: %s", name, e.Summary())
 		}
 		noPassword(t, name, fmt.Sprintf("%v %+v %#v", err, err, err))
-		if _, err := c.Register(t.Context(), node()); cluster.KindOf(err) != cluster.KindAuth {
+		if _, err := c.Register(t.Context(), node(), cluster.RegisterOptions{}); cluster.KindOf(err) != cluster.KindAuth {
 			t.Errorf("%s: registering: %v", name, err)
 		}
 	}

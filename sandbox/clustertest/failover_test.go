@@ -347,45 +347,6 @@ func fill(name string) error {
 	}
 }
 
-// TestRealBeatAfterElection: a primary that is elected asks for the whole beat, also for what
-// the one before had acknowledged by itself and lost. That loss is pretended here.
-func TestRealBeatAfterElection(t *testing.T) {
-	t.Parallel()
-	s := realSet(t)
-	first := settled(t, s)
-	c := connect(t, s.URI(), cluster.Options{})
-	if _, err := c.Register(t.Context(), cluster.Node{ID: nodeID, IP: own, State: cluster.StateActive, BootID: "b"}); err != nil {
-		t.Fatal(err)
-	}
-	beat := cluster.Beat{ID: nodeID, Interval: 7 * time.Second}
-	must.OK(t, c.Beat(t.Context(), beat, nil))
-	door := openURI(t, s.URI())
-	if _, err := door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$unset": bson.M{"interval_ms": ""}}); err != nil {
-		t.Fatal(err)
-	}
-	again := func() (written bool) {
-		t.Helper()
-		last := &beat
-		must.Until(t, "a beat is written", func() bool {
-			err := c.Beat(t.Context(), beat, last)
-			if errors.Is(err, cluster.ErrNewPrimary) {
-				last = nil
-			}
-			return err == nil
-		})
-		_, written = door.row(nodeID)["interval_ms"]
-		return written
-	}
-	if again() {
-		t.Fatal("without an election, a beat writes what the one before wrote")
-	}
-	must.OK(t, s.StepDown(t.Context()))
-	newPrimary(t, s, first)
-	if !again() {
-		t.Error("the new primary was not given the whole beat")
-	}
-}
-
 // TestRealNoAcknowledgement: the primary takes writes that no majority acknowledges, as
 // where a member of three is down and another one far behind. A daemon that is started
 // then beats, and is ready.

@@ -61,7 +61,7 @@ func TestHealthAmongOthers(t *testing.T) {
 	peer := func(id, group string, up bool) {
 		t.Helper()
 		row := a.door.row(nodeID)
-		row["_id"], row["group"], row["serving"] = id, group, bson.M{"up": up}
+		row["_id"], row["group"], row["heartbeat"] = id, group, bson.M{"seq": 1, "serving": bson.M{"up": up}}
 		a.door.insert(a.door.nodes(), row)
 	}
 	group, _ := a.door.row(nodeID)["group"].(string)

@@ -80,11 +80,11 @@ func TestSetLeft(t *testing.T) {
 	c := connect(t, s.URI(), cluster.Options{})
 	n := node()
 	n.State = cluster.StateActive
-	if _, err := c.Register(t.Context(), n); err != nil {
+	if _, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	cut, viewers := 3, 3
-	must.OK(t, c.Beat(t.Context(), cluster.Beat{ID: n.ID, Seq: 1, Sessions: cluster.Sessions{Viewers: &viewers}, Serving: &cluster.Serving{Up: true}}, nil))
+	must.OK(t, c.Heartbeat(t.Context(), n, cluster.Heartbeat{Seq: 1, Sessions: &cluster.Sessions{Viewers: &viewers}, Serving: &cluster.Serving{Up: true}}))
 	must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateDraining, "scale-in", cluster.Details{StopFailed: true}))
 	if got, err := c.Node(t.Context(), n.ID); err != nil || !got.StopFailed || got.LeftBy != "" || got.Cut != nil {
 		t.Fatalf("%+v, %v", got, err)
@@ -100,7 +100,7 @@ func TestSetLeft(t *testing.T) {
 		}
 	}
 	n.State = cluster.StateJoining
-	if r, err := c.Register(t.Context(), n); err != nil || r.Node.Cut != nil || r.Node.LeftBy != "" || r.Node.State != cluster.StateJoining {
+	if r, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil || r.Node.Cut != nil || r.Node.LeftBy != "" || r.Node.State != cluster.StateJoining {
 		t.Errorf("after it came back: %+v, %v", r.Node, err)
 	}
 }

@@ -22,103 +22,74 @@ func num[T any](v T) *T { return &v }
 
 func member(t *testing.T, c *cluster.Client, id, ip string) {
 	t.Helper()
-	_, err := c.Register(t.Context(), cluster.Node{ID: id, IP: ip, State: cluster.StateActive, BootID: "b", IntervalMS: 5000, Port: 5080})
+	_, err := c.Register(t.Context(), cluster.Node{ID: id, IP: ip, State: cluster.StateActive, BootID: "b", IntervalMS: 5000, Port: 5080}, cluster.RegisterOptions{})
 	must.OK(t, err)
 }
 
-// A beat arrives whole, keeps what it does not name, and takes away what is not
-// known any more.
-func TestBeat(t *testing.T) {
+// memberOf is the node that member registers.
+func memberOf(id, ip string) cluster.Node { return cluster.Node{ID: id, IP: ip, BootID: "b"} }
+
+// A heartbeat arrives whole, and takes away what is not known any more.
+func TestHeartbeat(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	if err := c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 1}, nil); !errors.Is(err, cluster.ErrNoNode) {
-		t.Errorf("a beat without a row: %v", err)
+	self := memberOf("i-1", own)
+	if err := c.Heartbeat(t.Context(), self, cluster.Heartbeat{Seq: 1}); !errors.Is(err, cluster.ErrNoNode) {
+		t.Errorf("a heartbeat without a record: %v", err)
 	}
 	if n := b.count(b.nodes(), bson.M{}); n != 0 {
-		t.Errorf("it made %d rows", n)
+		t.Errorf("it made %d records", n)
 	}
 	member(t, c, "i-1", own)
 	before, err := c.Node(t.Context(), "i-1")
 	must.OK(t, err)
 	pass(t, c)
-
-	first := cluster.Beat{
-		ID: "i-1", Seq: 1, Interval: time.Second, Clock: num(-1500 * time.Millisecond), Devices: []string{"A10G", "A10G"},
-		Load: cluster.Load{
+	first := cluster.Heartbeat{
+		Seq: 1, ClockMS: num(cluster.Millis(-1500)), Serving: &cluster.Serving{Up: true},
+		Load: &cluster.Load{
 			CPU: num(83), Mem: num(61), NetRx: num(int64(1) << 40), NetTx: num(int64(7)), Disk: num(3), Score: num(97),
-			GPUs: []cluster.GPULoad{{Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
+			GPUs: []cluster.GPULoad{{Name: "A10G", Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
 		},
-		Sessions: cluster.Sessions{Publishers: num(3), Viewers: num(431), By: cluster.CountedByConnections},
-		Serving:  &cluster.Serving{Up: true},
+		Sessions: &cluster.Sessions{Publishers: num(3), Viewers: num(431), By: cluster.CountedByConnections},
 	}
-	check := func(want cluster.Beat) cluster.Node {
-		t.Helper()
+	second := cluster.Heartbeat{
+		Seq: 2, Load: &cluster.Load{CPU: num(0)}, Sessions: &cluster.Sessions{Publishers: num(0)}, Serving: &cluster.Serving{Why: "LiveApp fails"},
+	}
+	for _, want := range []cluster.Heartbeat{first, second, first} {
+		must.OK(t, c.Heartbeat(t.Context(), self, want))
 		n, err := c.Node(t.Context(), "i-1")
 		must.OK(t, err)
-		if diff := cmp.Diff(want.Load, *n.Load); diff != "" {
-			t.Errorf("load, -want +got:\n%s", diff)
+		if diff := cmp.Diff(want, n.Heartbeat); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
 		}
-		if diff := cmp.Diff(want.Sessions, *n.Sessions); diff != "" {
-			t.Errorf("sessions, -want +got:\n%s", diff)
+		n.Heartbeat, n.UpdatedAt = before.Heartbeat, before.UpdatedAt
+		if diff := cmp.Diff(before, n); diff != "" {
+			t.Errorf("the heartbeat changed more than itself:\n%s", diff)
 		}
-		if diff := cmp.Diff(want.Devices, n.Devices); diff != "" || n.Seq != want.Seq || n.IntervalMS != cluster.MillisOf(want.Interval) {
-			t.Errorf("%+v", n)
-		}
-		if (n.ClockMS == nil) != (want.Clock == nil) || n.ClockMS != nil && *n.ClockMS != cluster.MillisOf(*want.Clock) {
-			t.Errorf("clock %v", n.ClockMS)
-		}
-		if !n.Serving.Equal(want.Serving) {
-			t.Errorf("serving %+v, want %+v", n.Serving, want.Serving)
-		}
-		if n.IP != own || n.State != cluster.StateActive || n.BootID != "b" || n.Port != 5080 || !n.StateSince.Equal(before.StateSince) {
-			t.Errorf("the beat changed what is none of its business: %+v", n)
-		}
-		if !n.UpdatedAt.After(before.UpdatedAt) {
-			t.Errorf("updated_at %s, before %s", n.UpdatedAt, before.UpdatedAt)
-		}
-		return n
 	}
-	must.OK(t, c.Beat(t.Context(), first, nil))
-	check(first)
+	if n, err := c.Node(t.Context(), "i-1"); err != nil || !n.UpdatedAt.After(before.UpdatedAt) {
+		t.Errorf("updated_at %s, before %s, %v", n.UpdatedAt, before.UpdatedAt, err)
+	}
 
-	// The difference only.
-	second := first
-	second.Seq, second.Load = 2, cluster.Load{CPU: num(0)}
-	second.Sessions.Viewers, second.Serving = num(7), &cluster.Serving{Why: "LiveApp fails"}
-	must.OK(t, c.Beat(t.Context(), second, &first))
-	check(second)
-	third := second
-	third.Seq, third.Load, third.Clock, third.Devices, third.Sessions = 3, cluster.Load{}, nil, nil, cluster.Sessions{Publishers: num(0)}
-	must.OK(t, c.Beat(t.Context(), third, &second))
-	check(third)
-	fourth := third
-	fourth.Serving = nil
-	fourth.Seq, fourth.Sessions = 4, cluster.Sessions{Publishers: num(0), Viewers: num(1), By: cluster.CountedByAMS}
-	must.OK(t, c.Beat(t.Context(), fourth, &third))
-	check(fourth)
-	// Not known what the row holds: all of it.
-	must.OK(t, c.Beat(t.Context(), first, nil))
-	check(first)
-
-	// Another life drops what this one said.
-	r, err := c.Register(t.Context(), cluster.Node{ID: "i-1", IP: own, State: cluster.StateJoining, BootID: "c"})
-	if err != nil || r.Node.Load != nil || r.Node.Sessions != nil || r.Node.Devices != nil || r.Node.ClockMS != nil || r.Node.Serving != nil || r.Node.Beats() {
+	// Another instance drops what this one said.
+	r, err := c.Register(t.Context(), cluster.Node{ID: "i-1", IP: own, State: cluster.StateJoining, BootID: "c"}, cluster.RegisterOptions{})
+	if err != nil || r.Node.Load != nil || r.Node.Sessions != nil || r.Node.ClockMS != nil || r.Node.Serving != nil || r.Node.Heartbeats() {
 		t.Errorf("%+v, %v", r.Node, err)
 	}
 }
 
-// A cut connection costs one beat, and the next one counts.
-func TestBeatCut(t *testing.T) {
+// A cut connection costs one heartbeat, and the next one counts.
+func TestHeartbeatCut(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	c := connect(t, s.URI(), cluster.Options{Timeout: 5 * time.Second})
 	member(t, c, "i-1", own)
 	fault(t, s, mongod.Fault{Mode: mongod.Cut, Times: 1, Commands: []string{"update"}})
-	if err := c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 1}, nil); cluster.KindOf(err) != cluster.KindLost {
+	if err := c.Heartbeat(t.Context(), memberOf("i-1", own), cluster.Heartbeat{Seq: 1}); cluster.KindOf(err) != cluster.KindLost {
 		t.Errorf("%v", err)
 	}
-	if err := c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 2}, nil); err != nil {
+	if err := c.Heartbeat(t.Context(), memberOf("i-1", own), cluster.Heartbeat{Seq: 2}); err != nil {
 		t.Error(err)
 	}
 	if n, err := c.Node(t.Context(), "i-1"); err != nil || n.Seq != 2 {
@@ -159,11 +130,11 @@ func TestLookAndJudge(t *testing.T) {
 	must.Until(t, "two looks judge by the age, then by the change", func() bool {
 		for _, id := range []string{"skewed", "plain"} {
 			seq++
-			beat := cluster.Beat{ID: id, Seq: seq}
+			self, h := memberOf("plain", "fd00::2"), cluster.Heartbeat{Seq: seq}
 			if id == "skewed" {
-				beat.Clock = num(-10 * time.Minute)
+				self, h.ClockMS = memberOf(id, "10.0.0.1"), num(cluster.MillisOf(-10*time.Minute))
 			}
-			must.OK(t, c.Beat(t.Context(), beat, nil))
+			must.OK(t, c.Heartbeat(t.Context(), self, h))
 		}
 		b.write("x10.0.0.1", "10.0.0.1", ago(10*time.Minute))
 		b.write("y", "fd00:0:0:0:0:0:0:2", ago(10*time.Minute))
@@ -187,7 +158,7 @@ func TestRemoveNode(t *testing.T) {
 	n, err := c.Node(t.Context(), "i-1")
 	must.OK(t, err)
 	pass(t, c)
-	must.OK(t, c.Beat(t.Context(), cluster.Beat{ID: "i-1", Seq: 1}, nil))
+	must.OK(t, c.Heartbeat(t.Context(), memberOf("i-1", own), cluster.Heartbeat{Seq: 1}))
 	if gone, err := c.RemoveNode(t.Context(), n); err != nil || gone {
 		t.Errorf("a row that was written since: %t, %v", gone, err)
 	}

@@ -43,7 +43,7 @@ func TestOneRowOneMachine(t *testing.T) {
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
 	first, copied := node(), other()
 	beat := func(n cluster.Node, seq int64) error {
-		return c.Beat(t.Context(), cluster.Beat{ID: n.ID, Life: n.Life(), Seq: seq, Interval: 5 * time.Second}, nil)
+		return c.Heartbeat(t.Context(), n, cluster.Heartbeat{Seq: seq})
 	}
 	unchanged := func(what string, err error, was bson.M) {
 		t.Helper()
@@ -58,7 +58,7 @@ func TestOneRowOneMachine(t *testing.T) {
 	register(t, c, first)
 	must.OK(t, beat(first, 1))
 	was := b.row(first.ID)
-	_, err := c.Register(t.Context(), copied)
+	_, err := c.Register(t.Context(), copied, cluster.RegisterOptions{})
 	unchanged("the registration of the copy", err, was)
 	if text := err.Error(); !strings.Contains(text, own) || !strings.Contains(text, first.ID) {
 		t.Errorf("the error does not name the other machine: %v", err)
@@ -68,25 +68,23 @@ func TestOneRowOneMachine(t *testing.T) {
 	unchanged("its end", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown", cluster.Details{Cut: num(3)}), was)
 
 	// An operator who knows better. Now it is the first one that is kept out.
-	if r, err := c.TakeOver(t.Context(), copied); err != nil || !r.Rejoined || r.Node.IP != copied.IP {
+	if r, err := c.Register(t.Context(), copied, cluster.RegisterOptions{Replace: true}); err != nil || !r.Rejoined || r.Node.IP != copied.IP {
 		t.Fatalf("taking over: %+v, %v", r, err)
 	}
 	must.OK(t, beat(copied, 1))
 	was = b.row(first.ID)
 	unchanged("a beat of the first", beat(first, 2), was)
 	unchanged("a drain of the first", c.SetOwnState(t.Context(), first, cluster.StateDraining, "drain", cluster.Details{}), was)
-	if err := c.CheckLife(t.Context(), first); !isOther(err) {
-		t.Errorf("the first may beat again: %v", err)
-	}
+	_, err = c.Register(t.Context(), first, cluster.RegisterOptions{GiveWay: true})
+	unchanged("a registration of the first", err, was)
 
 	// The copy falls silent for three intervals: the row is free.
 	if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": first.ID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-16 * time.Second)}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.CheckLife(t.Context(), first); err != nil {
+	if _, err := c.Register(t.Context(), first, cluster.RegisterOptions{GiveWay: true}); err != nil {
 		t.Errorf("the copy is silent: %v", err)
 	}
-	register(t, c, first)
 	if err := beat(first, 3); err != nil {
 		t.Error(err)
 	}
@@ -107,16 +105,16 @@ func TestTakenWhileRegistering(t *testing.T) {
 				register(t, c, n)
 			}
 			pass(t, c)
-			fault(t, s, mongod.Fault{Mode: mongod.Delay, Delay: time.Minute, Commands: []string{"update"}, Times: 1})
+			fault(t, s, mongod.Fault{Mode: mongod.Delay, Delay: time.Minute, Commands: []string{"findAndModify"}, Times: 1})
 			done := make(chan error, 1)
 			go func() {
-				_, err := c.Register(t.Context(), n)
+				_, err := c.Register(t.Context(), n, cluster.RegisterOptions{})
 				done <- err
 			}()
 			must.Until(t, "the write is held back", func() bool { return s.Faults().Current().Mode == mongod.None })
 			o := other()
 			o.IntervalMS = 60_000
-			if _, err := copied.TakeOver(t.Context(), o); err != nil {
+			if _, err := copied.Register(t.Context(), o, cluster.RegisterOptions{Replace: true}); err != nil {
 				t.Fatal(err)
 			}
 			was := b.row(n.ID)
@@ -152,7 +150,7 @@ func TestOwnRowAfterAChange(t *testing.T) {
 		now := before
 		change(&before, &now)
 		register(t, c, before)
-		if r, err := c.Register(t.Context(), now); err != nil || !r.Rejoined || r.Node.IP != now.IP {
+		if r, err := c.Register(t.Context(), now, cluster.RegisterOptions{}); err != nil || !r.Rejoined || r.Node.IP != now.IP {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
@@ -166,15 +164,15 @@ func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
 	n := node()
 	register(t, c, n)
-	err := c.Beat(t.Context(), cluster.Beat{
-		ID: n.ID, Life: n.Life(), Seq: 42, Interval: time.Second, Clock: num(time.Second), Devices: []string{"A10G"},
-		Load: cluster.Load{CPU: num(83)}, Sessions: cluster.Sessions{Viewers: num(7)},
-	}, nil)
+	err := c.Heartbeat(t.Context(), n, cluster.Heartbeat{
+		Seq: 42, ClockMS: num(cluster.Millis(1000)),
+		Load: &cluster.Load{CPU: num(83), GPUs: []cluster.GPULoad{{Name: "A10G"}}}, Sessions: &cluster.Sessions{Viewers: num(7)},
+	})
 	must.OK(t, err)
 	must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{Cut: num(2)}))
 	n.IntervalMS = 0
 	again := register(t, c, n).Node
-	if again.Beats() || again.Load != nil || again.Sessions != nil || again.ClockMS != nil || again.Devices != nil || again.Cut != nil {
+	if again.Heartbeats() || again.Load != nil || again.Sessions != nil || again.ClockMS != nil || again.Cut != nil {
 		t.Errorf("beats of before are in the row: %+v", again)
 	}
 	if again.State != cluster.StateJoining {
@@ -203,7 +201,7 @@ func TestDaemonAndItsCopy(t *testing.T) {
 	must.Until(t, "the row is of this boot", func() bool { return a.door.row(nodeID)["boot_id"] == "boot-1" })
 	n := other()
 	n.ID, n.IntervalMS, n.State = nodeID, 60_000, cluster.StateActive
-	if _, err := a.client.TakeOver(t.Context(), n); err != nil {
+	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}
 	a.says("another machine uses this node's id", 1)
@@ -233,7 +231,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	boot(t, a.root, "boot-1")
 	n := other()
 	n.ID, n.IntervalMS, n.State = nodeID, 3000, cluster.StateActive
-	if _, err := a.client.TakeOver(t.Context(), n); err != nil {
+	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}
 	req := bootstrap.JoinRequest{
@@ -247,7 +245,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	go func() {
 		defer close(beats)
 		for seq := int64(1); ctx.Err() == nil; seq++ {
-			_ = a.client.Beat(ctx, cluster.Beat{ID: n.ID, Life: n.Life(), Seq: seq, Interval: 3 * time.Second}, nil)
+			_ = a.client.Heartbeat(ctx, n, cluster.Heartbeat{Seq: seq})
 			select {
 			case <-ctx.Done():
 			case <-time.After(200 * time.Millisecond):
@@ -275,7 +273,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	}
 
 	n.IntervalMS = 60_000
-	if _, err := a.client.TakeOver(t.Context(), n); err != nil {
+	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.machine.Join(t.Context(), req); err == nil {

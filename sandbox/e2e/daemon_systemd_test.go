@@ -374,7 +374,7 @@ func (m *machine) beats(t *testing.T, id string, n int) {
 	t.Helper()
 	seen := map[any]bool{}
 	must.Until(t, "beats of "+id, func() bool {
-		if r := m.rows(t)[id]; r != nil && r["load"] != nil {
+		if r := m.rows(t)[id]; r != nil && r["heartbeat"] != nil {
 			seen[r["updated_at"]] = true
 		}
 		return len(seen) > n

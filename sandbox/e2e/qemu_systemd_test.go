@@ -201,7 +201,7 @@ sed -i "s,^exec [^ ]*,exec /usr/local/bin/sandbox," /opt/gpu/usr/bin/nvidia-smi
 chmod 755 /usr/bin/nvidia-smi.new; mv /usr/bin/nvidia-smi.new /usr/bin/nvidia-smi; systemctl restart amsagent`)
 	g.until(t, "a device in the row", func() bool {
 		n, _, ok := g.node(t)
-		return ok && len(n.Devices) == 1 && n.Devices[0] == "NVIDIA L4" && n.Load != nil && len(n.Load.GPUs) == 1
+		return ok && n.Load != nil && len(n.Load.GPUs) == 1 && n.Load.GPUs[0].Name == "NVIDIA L4"
 	})
 	got := g.sh(t, "cat "+opened)
 	t.Logf("in the unit:\n%s", got)

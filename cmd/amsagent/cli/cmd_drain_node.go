@@ -21,7 +21,7 @@ type registrar interface {
 	ServerTime(ctx context.Context) (time.Time, error)
 	Node(ctx context.Context, id string) (cluster.Node, error)
 	AskDrain(ctx context.Context, n cluster.Node, r cluster.DrainRequest) (id string, err error)
-	TakeDrainRequest(ctx context.Context, node, id string) (taken bool, err error)
+	TakeDrainRequest(ctx context.Context, node, id, taker string) (taken bool, err error)
 }
 
 // remotePace is how another node's drain is followed.
@@ -78,7 +78,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 	host, _ := os.Hostname()
 	r := &remoteDrain{g: g, c: c, p: p, row: n}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
-		Deadline: opts.deadline, Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
+		DeadlineMS: cluster.MillisOf(opts.deadline), Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
 		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
 	})
 	switch {
@@ -143,7 +143,7 @@ func drainableNode(members []cluster.Member, name string) (cluster.Node, error) 
 	case m.Node.State == cluster.StateLeft:
 	case m.Node.State == cluster.StateFailed:
 		return cluster.Node{}, fmt.Errorf("its row says %s: there is nothing to drain", m.Node.State)
-	case !m.Node.Beats():
+	case !m.Node.Heartbeats():
 		return cluster.Node{}, errors.New("its agent has not beaten yet: nobody would take the request up")
 	case !m.Agent.Fresh:
 		return cluster.Node{}, fmt.Errorf("its agent has been silent for %s: nobody would take the request up", rounded(m.Agent.Age))
@@ -173,7 +173,7 @@ func (r *remoteDrain) read(ctx context.Context) error {
 		return nil
 	case err != nil:
 		return err
-	case !n.SameLife(r.row) && n.State != cluster.StateLeft:
+	case !n.SameInstance(r.row) && n.State != cluster.StateLeft:
 		return fmt.Errorf("%w; its row says %s", errStarted, n.State)
 	}
 	r.row = n
@@ -226,7 +226,7 @@ func (r *remoteDrain) withdraw(ctx context.Context, u userError, msg string) err
 	}
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.p.withdraw)
 	defer cancel()
-	withdrawn, err := r.c.TakeDrainRequest(bound, r.row.ID, r.request)
+	withdrawn, err := r.c.TakeDrainRequest(bound, r.row.ID, r.request, "withdrawn "+r.request)
 	if err == nil && withdrawn {
 		u.Msg, u.State = msg, "the request was withdrawn; nothing was changed"
 		return &u
@@ -272,7 +272,7 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 			read = now
 			s := r.sessions()
 			n, known := s.Total()
-			if first || now.Sub(said) >= r.p.every || !s.Equal(shown) && (known && n == 0 || now.Sub(said) >= r.p.gap) {
+			if first || now.Sub(said) >= r.p.every || s.Left() != shown.Left() && (known && n == 0 || now.Sub(said) >= r.p.gap) {
 				said, shown = now, s
 				r.g.progress(r.progress())
 			}

@@ -56,7 +56,7 @@ func (r *aRegistry) AskDrain(_ context.Context, n cluster.Node, q cluster.DrainR
 	return q.ID, r.lost
 }
 
-func (r *aRegistry) TakeDrainRequest(ctx context.Context, _, id string) (bool, error) {
+func (r *aRegistry) TakeDrainRequest(ctx context.Context, _, id, _ string) (bool, error) {
 	if err := errors.Join(r.err, ctx.Err()); err != nil {
 		return false, err
 	}
@@ -180,7 +180,7 @@ func TestDrainNode(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				now := time.Now()
 				r := &aRegistry{does: tt.does, lost: tt.r.lost, arrived: tt.r.arrived, away: tt.r.away, looks: []cluster.Node{{
-					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cmp.Or(tt.state, cluster.StateActive), IntervalMS: 5000, Seq: 7, UpdatedAt: now,
+					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cmp.Or(tt.state, cluster.StateActive), IntervalMS: 5000, Heartbeat: cluster.Heartbeat{Seq: 7}, UpdatedAt: now,
 				}}}
 				e := &testEnv{vars: map[string]string{"USER": "ann"}}
 				g := plainGlobals(e)
@@ -220,9 +220,9 @@ func TestDrainableNode(t *testing.T) {
 	fresh := cluster.Heard{Known: true, Fresh: true}
 	at := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
 	members := []cluster.Member{
-		{Node: &cluster.Node{ID: "i-1", IP: "10.0.1.5", Hostname: "one", State: cluster.StateActive, Seq: 1}, Agent: fresh},
-		{Node: &cluster.Node{ID: "i-2", IP: "10.0.1.6", Hostname: "twin", State: cluster.StateActive, Seq: 1}, Agent: cluster.Heard{Known: true, Age: 3 * time.Minute}},
-		{Node: &cluster.Node{ID: "i-3", IP: "10.0.1.7", Hostname: "twin", State: cluster.StateDraining, Seq: 1}, Agent: fresh},
+		{Node: &cluster.Node{ID: "i-1", IP: "10.0.1.5", Hostname: "one", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: fresh},
+		{Node: &cluster.Node{ID: "i-2", IP: "10.0.1.6", Hostname: "twin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: cluster.Heard{Known: true, Age: 3 * time.Minute}},
+		{Node: &cluster.Node{ID: "i-3", IP: "10.0.1.7", Hostname: "twin", State: cluster.StateDraining, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-5", State: cluster.StateJoining}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-4", IP: "10.0.1.5", State: cluster.StateLeft}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-7", IP: "10.0.1.9", Hostname: "old", State: cluster.StateLeft, StateSince: at.Add(time.Hour)}},

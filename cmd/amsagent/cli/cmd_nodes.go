@@ -180,6 +180,9 @@ func viewNodes(ctx context.Context, opts nodesOptions, l cluster.Look, members [
 	matches := func(value string, among []string) bool {
 		return len(among) == 0 || slices.ContainsFunc(among, func(a string) bool { return strings.EqualFold(a, value) })
 	}
+	for _, r := range l.Bad {
+		data.BadRecords = append(data.BadRecords, badRecord{r.ID, r.Err.Error()})
+	}
 	for _, m := range members {
 		v := nodeView{Member: m}
 		switch {
@@ -300,6 +303,9 @@ const longGone = 10 * time.Minute
 
 func afterword(data nodesData) []string {
 	var lines []string
+	for _, r := range data.BadRecords {
+		lines = append(lines, printable("the record of "+r.ID+" cannot be read: "+r.Why))
+	}
 	if data.LeftHidden > 0 {
 		lines = append(lines, fmt.Sprintf("%d left; --all shows %s", data.LeftHidden, map[bool]string{true: "it", false: "them"}[data.LeftHidden == 1]))
 	}

@@ -58,7 +58,7 @@ func (p *play) node(id, ip string, change ...func(*cluster.Node)) {
 		if p.nodes == nil {
 			p.nodes = map[string]cluster.Node{}
 		}
-		n := cluster.Node{ID: id, IP: ip, Role: "origin", State: cluster.StateActive, Seq: p.nodes[id].Seq + 1, IntervalMS: 5000, UpdatedAt: time.Now()}
+		n := cluster.Node{ID: id, IP: ip, Role: "origin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: p.nodes[id].Seq + 1}, IntervalMS: 5000, UpdatedAt: time.Now()}
 		for _, f := range change {
 			f(&n)
 		}

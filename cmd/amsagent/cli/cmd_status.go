@@ -257,7 +257,7 @@ func amsText(w *textWriter, r bootstrap.RowView) string {
 
 // agentText says when the agent was heard; nothing where none ever was.
 func agentText(r bootstrap.RowView) string {
-	if !r.Looked || r.Registry == nil || !r.Registry.Beats() || !r.Agent.Known {
+	if !r.Looked || r.Registry == nil || !r.Registry.Heartbeats() || !r.Agent.Known {
 		return ""
 	}
 	text := fmt.Sprintf("last beat %s ago, one every %s", roughly(r.Agent.Age), rounded(r.Registry.IntervalMS.Duration()))

@@ -253,7 +253,7 @@ func (f *follower) say(was, v lifecycle.View) {
 	s := sessionsIn(v)
 	n, known := s.Total()
 	// A busy node's numbers change all the time; that the last session is gone is told at once.
-	numbers := !f.shown.Equal(s) && (known && n == 0 || now.Sub(f.said) >= f.gap)
+	numbers := f.shown.Left() != s.Left() && (known && n == 0 || now.Sub(f.said) >= f.gap)
 	if numbers || f.said.IsZero() || was.State != v.State || was.Step != v.Step || was.Start != v.Start ||
 		was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineBy != v.DeadlineBy {
 		f.said, f.shown = now, s

@@ -31,6 +31,13 @@ type nodesData struct {
 	Members    []nodeView   `json:"members"`
 	// LeftHidden counts the nodes that have left and are not among Members.
 	LeftHidden int `json:"left_hidden"`
+	// BadRecords are records of the registry that hold what no agent writes, and are no members.
+	BadRecords []badRecord `json:"bad_records,omitempty"`
+}
+
+type badRecord struct {
+	ID  string `json:"id"`
+	Why string `json:"why"`
 }
 
 // noRole is what the nodes without a role are counted under: who reads JSON takes an empty name for a mistake.
@@ -219,9 +226,6 @@ func (v nodeView) gpu() (busiest *int, index, devices int) {
 				}
 			}
 		}
-	}
-	if v.Node != nil && v.Agent.Fresh {
-		devices = max(devices, len(v.Node.Devices))
 	}
 	return busiest, index, devices
 }

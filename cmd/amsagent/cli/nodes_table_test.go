@@ -26,9 +26,12 @@ func aNode(i int, change ...func(*nodeView)) nodeView {
 	v := nodeView{Member: cluster.Member{
 		Node: &cluster.Node{
 			ID: fmt.Sprintf("i-0123456789abcde%02x", i), IP: fmt.Sprintf("10.0.%d.%d", i/200, 5+i%200), Role: "origin", Group: "origins-a",
-			Zone: "eu-west-1a", Agent: "0.3.0", AMS: "3.0.3", State: cluster.StateActive, Seq: 7, IntervalMS: 5000,
-			Load:     &cluster.Load{CPU: ptr((i * 37) % 101), Mem: ptr((i*13 + 40) % 101), Score: ptr(max((i*37)%101, (i*13+40)%101))},
-			Sessions: &cluster.Sessions{Publishers: ptr(i % 7), Viewers: ptr(i * 31 % 400), By: cluster.CountedByAMS},
+			Zone: "eu-west-1a", Agent: "0.3.0", AMS: "3.0.3", State: cluster.StateActive, IntervalMS: 5000,
+			Heartbeat: cluster.Heartbeat{
+				Seq:      7,
+				Load:     &cluster.Load{CPU: ptr((i * 37) % 101), Mem: ptr((i*13 + 40) % 101), Score: ptr(max((i*37)%101, (i*13+40)%101))},
+				Sessions: &cluster.Sessions{Publishers: ptr(i % 7), Viewers: ptr(i * 31 % 400), By: cluster.CountedByAMS},
+			},
 		},
 		AMS:     []cluster.AMSNode{{ID: fmt.Sprint("x", i)}},
 		Agent:   cluster.Heard{Known: true, Fresh: true, Age: 3 * time.Second},
@@ -49,7 +52,7 @@ func aCluster() []nodeView {
 			v.Node.Load = &cluster.Load{CPU: ptr(83), Mem: ptr(61), Score: ptr(97), GPUs: []cluster.GPULoad{{Util: ptr(40), Enc: ptr(97)}, {Util: ptr(12)}}}
 		}),
 		aNode(2, func(v *nodeView) { // the agent of a machine with devices of which the driver tells nothing
-			v.Node.Load, v.Node.Devices = &cluster.Load{CPU: ptr(0), Mem: ptr(100)}, []string{"A100", "A100", "A100", "A100"}
+			v.Node.Load = &cluster.Load{CPU: ptr(0), Mem: ptr(100), GPUs: make([]cluster.GPULoad, 4)}
 			v.Node.Sessions = &cluster.Sessions{Publishers: ptr(0), Viewers: ptr(12), By: cluster.CountedByConnections}
 		}),
 		aNode(3, edge, func(v *nodeView) {

@@ -16,7 +16,7 @@ import (
 func statusOf(state cluster.State, change ...func(*bootstrap.Status)) *bootstrap.Status {
 	s := &bootstrap.Status{Member: true, Phase: bootstrap.PhaseJoined, Row: bootstrap.RowView{
 		Looked: true, Address: "10.0.0.5",
-		Registry: &cluster.Node{ID: "i-1", IP: "10.0.0.5", State: state, Seq: 3, IntervalMS: 5000},
+		Registry: &cluster.Node{ID: "i-1", IP: "10.0.0.5", State: state, Heartbeat: cluster.Heartbeat{Seq: 3}, IntervalMS: 5000},
 		Agent:    cluster.Heard{Known: true, Fresh: true, Age: time.Second}, Server: cluster.Heard{Known: true, Fresh: true},
 	}}
 	for _, f := range change {

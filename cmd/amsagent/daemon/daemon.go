@@ -47,8 +47,8 @@ type Machine interface {
 	StateFile() (*bootstrap.State, error)
 	// EnteredBefore reports whether this machine was seen in the cluster in this life, whoever
 	// looked, and Entered notes that it was.
-	EnteredBefore(cluster.Life) bool
-	Entered(cluster.Life) error
+	EnteredBefore(instance string) bool
+	Entered(instance string) error
 }
 
 // Options are what a daemon is made of.

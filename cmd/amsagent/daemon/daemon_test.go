@@ -41,7 +41,7 @@ type pretended struct {
 	converge  func(context.Context) (*bootstrap.Convergence, error)
 	join      func(context.Context) error
 	restarts  bool // what a join does to the server
-	entered   cluster.Life
+	entered   string
 }
 
 func (p *pretended) Converge(ctx context.Context, _ bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
@@ -76,10 +76,10 @@ func (p *pretended) StateFile() (*bootstrap.State, error) {
 	return p.state, nil
 }
 
-func (p *pretended) EnteredBefore(l cluster.Life) bool { return p.entered == l }
+func (p *pretended) EnteredBefore(instance string) bool { return p.entered == instance }
 
-func (p *pretended) Entered(l cluster.Life) error {
-	p.entered = l
+func (p *pretended) Entered(instance string) error {
+	p.entered = instance
 	return nil
 }
 

@@ -24,7 +24,7 @@ import (
 type sharedRegistry struct {
 	mu   sync.Mutex
 	away bool
-	rows map[string]cluster.Beat
+	rows map[string]cluster.Heartbeat
 	at   map[string]time.Time
 }
 
@@ -34,14 +34,20 @@ func (r *sharedRegistry) set(away bool) {
 	r.away = away
 }
 
-func (r *sharedRegistry) row(id string) (cluster.Beat, time.Time) {
+func (r *sharedRegistry) row(id string) (cluster.Heartbeat, time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.rows[id], r.at[id]
 }
 
-// Beat fails as the client does that finds no server: after a search.
-func (r *sharedRegistry) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error {
+// sender is one node's view of it.
+type sender struct {
+	*sharedRegistry
+	id string
+}
+
+// Heartbeat fails as the client does that finds no server: after a search.
+func (r sender) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 	r.mu.Lock()
 	away := r.away
 	r.mu.Unlock()
@@ -51,10 +57,7 @@ func (r *sharedRegistry) Beat(ctx context.Context, b cluster.Beat, last *cluster
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if last != nil && b.Serving.Equal(last.Serving) {
-		b.Serving = r.rows[b.ID].Serving // is not written
-	}
-	r.rows[b.ID], r.at[b.ID] = b, time.Now()
+	r.rows[r.id], r.at[r.id] = h, time.Now()
 	return nil
 }
 
@@ -89,7 +92,7 @@ func startNode(t *testing.T, id string, r *sharedRegistry, f *fakeServer, active
 	ctx, cancel := context.WithCancel(t.Context())
 	n.cancel = cancel
 	loop := n.d.loop(nil)
-	loop.ID, loop.Sender = id, r
+	loop.ID, loop.Sender = id, sender{r, id}
 	n.work.Go(func() { n.d.serving.run(ctx) })
 	n.work.Go(func() { loop.Run(ctx) })
 	return n
@@ -116,7 +119,7 @@ func (n *clusterNode) answersHealthz(when string) {
 func TestMongoDBAwayForAllNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const outage = 10 * time.Minute
-		r := &sharedRegistry{rows: map[string]cluster.Beat{}, at: map[string]time.Time{}}
+		r := &sharedRegistry{rows: map[string]cluster.Heartbeat{}, at: map[string]time.Time{}}
 		apps := []string{"LiveApp", "live"}
 		// What the server of each node answers from a moment of the outage on, and how long
 		// after it the server takes to serve again.
@@ -213,7 +216,7 @@ func TestMongoDBAwayForAllNodes(t *testing.T) {
 // outage that all nodes had.
 func TestServerBrokenAfterOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &sharedRegistry{rows: map[string]cluster.Beat{}, at: map[string]time.Time{}}
+		r := &sharedRegistry{rows: map[string]cluster.Heartbeat{}, at: map[string]time.Time{}}
 		n := startNode(t, "broken", r, &fakeServer{apps: []string{"LiveApp"}}, true)
 		defer n.stop()
 		pause(t.Context(), time.Minute)
@@ -232,7 +235,7 @@ func TestServerBrokenAfterOutage(t *testing.T) {
 // The registry knows within a moment that viewers are not served any more, or again.
 func TestRowFollowsServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &sharedRegistry{rows: map[string]cluster.Beat{}, at: map[string]time.Time{}}
+		r := &sharedRegistry{rows: map[string]cluster.Heartbeat{}, at: map[string]time.Time{}}
 		n := startNode(t, "node", r, &fakeServer{apps: []string{"LiveApp"}}, true)
 		defer n.stop()
 		says := func(want, why string) {

@@ -754,7 +754,7 @@ func TestPeersDown(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	self := cluster.Node{ID: "self", Group: "g"}
 	peer := func(change func(n *cluster.Node)) cluster.Node {
-		n := cluster.Node{ID: "peer", Group: "g", State: cluster.StateActive, Serving: &cluster.Serving{}, UpdatedAt: now.Add(-5 * time.Second)}
+		n := cluster.Node{ID: "peer", Group: "g", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Serving: &cluster.Serving{}}, UpdatedAt: now.Add(-5 * time.Second)}
 		change(&n)
 		return n
 	}
@@ -833,7 +833,7 @@ func TestReadyWithoutMongo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			watchServer(t, func(w *watched) {
 				w.becomes(true, time.Second)
-				p := &pretended{entered: tt.before.Life()}
+				p := &pretended{entered: tt.before.Instance()}
 				p.converge = func(context.Context) (*bootstrap.Convergence, error) {
 					return &bootstrap.Convergence{Phase: bootstrap.PhaseJoined, Node: node}, nil
 				}

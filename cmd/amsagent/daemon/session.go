@@ -47,7 +47,7 @@ func (d *Daemon) session(ctx context.Context) error {
 	}
 	switch c.Phase {
 	case bootstrap.PhaseJoined:
-		entered := d.o.Machine.EnteredBefore(c.Node.Life())
+		entered := d.o.Machine.EnteredBefore(c.Node.Instance())
 		d.view.change(func(v *View) { v.entered = entered })
 		if merr != nil {
 			return merr
@@ -370,33 +370,23 @@ func (d *Daemon) loop(m *member) *heartbeat.Loop {
 		Serving: d.servingNow, Wake: d.beatNow,
 	}
 	if m != nil {
-		l.ID, l.Sender, l.Enroll = m.node.ID, m, m.enroll
+		l.ID, l.Sender, l.Register = m.node.ID, m, m.enroll
 	}
 	return l
 }
 
-// Beat writes a beat once our row is there: one of an earlier life must not look
+// Heartbeat writes one once our record is there: that of an earlier boot must not look
 // alive.
-func (m *member) Beat(ctx context.Context, b cluster.Beat, last *cluster.Beat) error {
+func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 	if m.gone() {
 		return heartbeat.ErrLeft
-	}
-	if m.ousted.Load() {
-		// The row is written again only when the other machine has fallen silent.
-		if err := m.client.CheckLife(ctx, m.node); err != nil {
-			return err
-		}
-		m.ousted.Store(false)
-		m.enrolled.Store(false)
 	}
 	if !m.enrolled.Load() {
 		if err := m.enroll(ctx); err != nil && !m.enrolled.Load() {
 			return err
 		}
-		last = nil
 	}
-	b.Life = m.node.Life()
-	return m.own(m.client.Beat(ctx, b, last))
+	return m.own(m.client.Heartbeat(ctx, m.node, h))
 }
 
 // own notes whether the row is this machine's, by what became of a write to it.
@@ -404,21 +394,23 @@ func (m *member) own(err error) error {
 	var other *cluster.OtherMachineError
 	switch {
 	case err == nil:
+		m.ousted.Store(false)
 		if m.d.view.setOther("") {
 			m.d.log.Info("this node's row is its own again", "node", m.node.ID)
 		}
 	case errors.As(err, &other):
 		m.ousted.Store(true)
-		switch changed := m.d.view.setOther(other.Row.IP); {
+		m.enrolled.Store(false)
+		switch changed := m.d.view.setOther(other.Node.IP); {
 		case !changed:
-		case other.Row.BootID == m.node.BootID:
+		case other.Node.BootID == m.node.BootID:
 			// A join by hand, with another --address: the next session follows it.
 			m.d.log.Warn("this node's row was registered under another address, and is left alone",
-				"node", m.node.ID, "address", m.node.IP, "other_address", other.Row.IP)
+				"node", m.node.ID, "address", m.node.IP, "other_address", other.Node.IP)
 		default:
 			m.d.log.Error("another machine uses this node's id, and its row is left alone: cloned machine-id?",
-				"node", m.node.ID, "address", m.node.IP, "other_address", other.Row.IP, "other_hostname", other.Row.Hostname,
-				"other_boot", other.Row.BootID)
+				"node", m.node.ID, "address", m.node.IP, "other_address", other.Node.IP, "other_hostname", other.Node.Hostname,
+				"other_boot", other.Node.BootID)
 		}
 	}
 	return err
@@ -448,7 +440,7 @@ func (m *member) enroll(ctx context.Context) error {
 		if proved {
 			n.State = cluster.StateActive
 		}
-		r, err := m.client.Register(ctx, n)
+		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load()})
 		if cluster.KindOf(err) == cluster.KindTimeout {
 			m.applied(ctx, n)
 		}
@@ -478,7 +470,7 @@ func (m *member) enroll(ctx context.Context) error {
 // until a majority has it, too.
 func (m *member) applied(ctx context.Context, n cluster.Node) {
 	row, err := m.client.Node(ctx, n.ID)
-	if err != nil || !row.SameLife(n) || row.State != n.State && row.State != cluster.StateDraining {
+	if err != nil || !row.SameInstance(n) || row.State != n.State && row.State != cluster.StateDraining {
 		return
 	}
 	m.enrolled.Store(true)
@@ -537,7 +529,7 @@ func (m *member) enter(ctx context.Context) {
 			return
 		}
 	}
-	if err := m.d.o.Machine.Entered(m.node.Life()); err != nil {
+	if err := m.d.o.Machine.Entered(m.node.Instance()); err != nil {
 		m.d.log.Warn("a restart of the agent while MongoDB is away will make this node not ready", "error", err)
 	}
 	m.indexes(ctx)
@@ -607,7 +599,7 @@ func (m *member) readRow(ctx context.Context) {
 		return
 	}
 	n, err := m.client.Node(ctx, m.node.ID)
-	if err != nil || !n.SameLife(m.node) {
+	if err != nil || !n.SameInstance(m.node) {
 		return
 	}
 	m.d.view.setState(n.State, n.StateSince)
@@ -697,13 +689,16 @@ func peersDown(self cluster.Node, nodes []cluster.Node, now time.Time) (others, 
 // up by then, and has been told so.
 const requestFresh = time.Minute
 
+// longestDeadline bounds what a record may say.
+const longestDeadline = 7 * 24 * time.Hour
+
 // asked takes up a request of somebody elsewhere, and removes it from the row.
 func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 	now, err := m.client.ServerTime(ctx)
 	if err != nil {
 		return // the next look has it
 	}
-	taken, err := m.client.TakeDrainRequest(ctx, m.node.ID, r.ID)
+	taken, err := m.client.TakeDrainRequest(ctx, m.node.ID, r.ID, m.node.Instance())
 	if err != nil {
 		m.d.log.Warn("a request to drain could not be taken up", "who", r.Who, "error", err)
 	}
@@ -718,7 +713,7 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 		why = "this agent drains no node"
 	default:
 		err := m.d.life.manager.Drain(lifecycle.DrainRequest{
-			Deadline: r.Deadline, Now: r.Now, Reason: r.Reason, Who: r.Who, RepairStreams: r.RepairStreams,
+			Deadline: min(r.DeadlineMS.Duration(), longestDeadline), Now: r.Now, Reason: r.Reason, Who: r.Who, RepairStreams: r.RepairStreams,
 		})
 		if err != nil {
 			why = err.Error()
@@ -790,7 +785,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 			} else {
 				c.Node.Drift = m.latest().Drift // not known is not none
 			}
-			if !c.Node.SameLife(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
+			if !c.Node.SameInstance(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 				return nil // the next session registers it
 			}
 			m.refresh(ctx, c)

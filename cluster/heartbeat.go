@@ -1,0 +1,192 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
+
+	"github.com/amsagent/amsagent/internal/plain"
+)
+
+// Heartbeat is what a daemon says of its machine every few seconds. It stands as one document in the node's record.
+type Heartbeat struct {
+	// Seq counts the heartbeats of one session of the daemon, from 1.
+	Seq int64 `bson:"seq" json:"seq"`
+	// Load and Sessions are nil before the first heartbeat.
+	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
+	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
+	// Serving is nil where the agent does not know it.
+	Serving *Serving `bson:"serving,omitempty" json:"serving,omitempty"`
+	// ClockMS is how far the machine's clock is ahead of MongoDB's; nil is not known. AMS stamps its document by it.
+	ClockMS *Millis `bson:"clock_ms,omitempty" json:"clock_ns,omitempty"`
+}
+
+// Load is how busy a machine is. Each reading may be missing, and
+// a missing reading is nil, never zero.
+type Load struct {
+	// CPU is the busy share of all cores since the heartbeat before, in percent; not
+	// known if a control group limits the server's CPU.
+	CPU *int `bson:"cpu,omitempty" json:"cpu,omitempty"`
+	// Mem is the share of memory in use, in percent, as AMS's own limit counts
+	// it; not known if a control group limits the server's memory.
+	Mem *int `bson:"mem,omitempty" json:"mem,omitempty"`
+	// NetRx and NetTx are bytes per second since the heartbeat before, over the
+	// interfaces to other machines.
+	NetRx *int64 `bson:"net_rx,omitempty" json:"net_rx,omitempty"`
+	NetTx *int64 `bson:"net_tx,omitempty" json:"net_tx,omitempty"`
+	// Disk is the share in use of the volume that AMS is on, in percent.
+	Disk *int `bson:"disk,omitempty" json:"disk,omitempty"`
+	// GPUs are the devices by their index; nil where there are none, or where
+	// nobody could tell.
+	GPUs []GPULoad `bson:"gpus,omitempty" json:"gpus,omitempty"`
+	// Score is the busiest of the resources that AMS is limited by, in percent;
+	// not known under such a limit.
+	Score *int `bson:"score,omitempty" json:"score,omitempty"`
+}
+
+// GPULoad is one device and how busy it is, in percent each; nil where the driver
+// does not tell, as for a device that is split (MIG).
+type GPULoad struct {
+	Name string `bson:"name,omitempty" json:"name,omitempty"`
+	Util *int   `bson:"util,omitempty" json:"util,omitempty"`
+	Enc  *int   `bson:"enc,omitempty" json:"enc,omitempty"`
+	Dec  *int   `bson:"dec,omitempty" json:"dec,omitempty"`
+	Mem  *int   `bson:"mem,omitempty" json:"mem,omitempty"`
+}
+
+// Sessions are the publishers and viewers that a node serves itself; nil where
+// nobody could count.
+type Sessions struct {
+	Publishers *int `bson:"publishers,omitempty" json:"publishers,omitempty"`
+	Viewers    *int `bson:"viewers,omitempty" json:"viewers,omitempty"`
+	// By says how the viewers were counted.
+	By CountedBy `bson:"by,omitempty" json:"by,omitempty"`
+	// PublishersBy is the same for the publishers. Only this machine knows: no record
+	// holds it.
+	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
+}
+
+// CountedBy is a way to count sessions.
+type CountedBy string
+
+// The ways.
+const (
+	CountedByAMS         CountedBy = "ams"         // AMS's own statistics
+	CountedByConnections CountedBy = "connections" // established connections, an estimate
+	CountedByMongoDB     CountedBy = "mongodb"     // AMS's own documents of streams
+	CountedByService     CountedBy = "service"     // no server runs, says its service manager
+)
+
+// Total is the number of sessions; known only where both parts are.
+func (s Sessions) Total() (n int, known bool) {
+	if s.Publishers == nil || s.Viewers == nil {
+		return 0, false
+	}
+	return *s.Publishers + *s.Viewers, true
+}
+
+// Left says how many there still are: "2 publishers, about 31 viewers left".
+func (s Sessions) Left() string {
+	if n, known := s.Total(); known && n == 0 {
+		return "no publishers and no viewers left"
+	}
+	count := func(n int, one string) string {
+		if n == 1 {
+			return "1 " + one
+		}
+		return fmt.Sprintf("%d %ss", n, one)
+	}
+	about := ""
+	if s.By == CountedByConnections {
+		about = "about "
+	}
+	switch {
+	case s.Publishers == nil && s.Viewers == nil:
+		return "publishers and viewers not known"
+	case s.Publishers == nil:
+		return about + count(*s.Viewers, "viewer") + " left, publishers not known"
+	case s.Viewers == nil:
+		return count(*s.Publishers, "publisher") + " left, viewers not known"
+	}
+	return count(*s.Publishers, "publisher") + ", " + about + count(*s.Viewers, "viewer") + " left"
+}
+
+// Serving is what viewers get from the server of a node, as its agent sees it.
+type Serving struct {
+	// Up reports whether every application that has to serve does.
+	Up bool `bson:"up" json:"up"`
+	// Why names what does not serve; "" while Up.
+	Why string `bson:"why,omitempty" json:"why,omitempty"`
+}
+
+// maxWhy bounds the reason in a record: a server may have hundreds of applications.
+const maxWhy = 200
+
+// Equal reports whether both say the same; nil is not known.
+func (s *Serving) Equal(t *Serving) bool {
+	if s == nil || t == nil {
+		return s == t
+	}
+	return *s == *t
+}
+
+// Heartbeat writes a whole heartbeat into the record of self's instance. The primary alone acknowledges it: one that an
+// election rolls back is followed by the next one.
+//
+// The error is [ErrNoNode] where there is no record: somebody removed it, and the node has to register again. It
+// is an [OtherMachineError] where the record is of another instance: another machine registered under this id.
+func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
+	if self.ID == "" {
+		return errors.New("writing a heartbeat: the node has no id")
+	}
+	op := "writing a heartbeat of node " + self.ID
+	if h.Serving != nil {
+		bounded := Serving{Up: h.Serving.Up, Why: plain.Truncate(h.Serving.Why, maxWhy)}
+		h.Serving = &bounded
+	}
+	filter := bson.D{{Key: "_id", Value: self.ID}, {Key: "boot_id", Value: orNull(self.BootID)}, {Key: "ip", Value: orNull(self.IP)}}
+	update := bson.D{
+		{Key: "$set", Value: bson.D{{Key: heartbeatKey, Value: h}}},
+		{Key: "$currentDate", Value: bson.D{{Key: "updated_at", Value: true}}},
+	}
+	matched := int64(0)
+	err := c.once(ctx, op, func(ctx context.Context) error {
+		primary := c.nodes().Clone(options.Collection().SetWriteConcern(writeconcern.W1()))
+		res, err := primary.UpdateOne(ctx, filter, update)
+		if err == nil {
+			matched = res.MatchedCount
+		}
+		return err
+	})
+	if err != nil || matched > 0 {
+		return err
+	}
+	n, err := c.Node(ctx, self.ID)
+	if err != nil {
+		return err
+	}
+	if n.SameInstance(self) {
+		return fmt.Errorf("%s: %w", op, ErrNoNode) // registered since
+	}
+	e := &OtherMachineError{Node: n}
+	if now, err := c.ServerTime(ctx); err == nil {
+		e.Age, _ = n.Age(now)
+	}
+	return fmt.Errorf("%s: %w", op, e)
+}
+
+// orNull makes a filter that matches a missing field for an empty value,
+// because empty fields are not stored.
+func orNull(s string) any {
+	if s == "" {
+		return nil
+	}
+	return s
+}

@@ -1,0 +1,593 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"cmp"
+	"context"
+	crand "crypto/rand"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"go.mongodb.org/mongo-driver/v2/mongo/readconcern"
+)
+
+const (
+	registryDatabase = "amsagent"
+	nodesCollection  = "nodes"
+	eventsCollection = "events"
+
+	// How long records of nodes that have left and events are kept, where the server has TTL
+	// indexes. A month is longer than any incident stays unexplained.
+	keepLeft   = 30 * 24 * time.Hour
+	keepEvents = 90 * 24 * time.Hour
+
+	heartbeatKey = "heartbeat"
+	// maxRecord bounds what is read of one node: a record with 64 GPUs has 8 KB, and a document may have 16 MB.
+	maxRecord = 16 << 10
+)
+
+// record is a node's document.
+type record struct {
+	Node `bson:",inline"`
+	// Rev is another random text with each write but the heartbeats. It is compared for equality only: after an election
+	// a counter could have a value that another write had before.
+	Rev  string     `bson:"rev,omitempty"`
+	Beat *Heartbeat `bson:"heartbeat,omitempty"`
+	// Taken is the drain request that was taken last, and by whom: who took it and was not answered finds itself.
+	Taken *takenRequest `bson:"drain_taken,omitempty"`
+
+	// entered says that the state begins with this write, even if it is the state of before.
+	entered bool
+	// bad is why the document could not be decoded; only ID and Rev are known then.
+	bad *BadRecordError
+	// keys are those of the document.
+	keys []string
+}
+
+type takenRequest struct {
+	ID string `bson:"id"`
+	By string `bson:"by"`
+}
+
+// BadRecordError says that a record holds what no agent writes.
+type BadRecordError struct {
+	ID  string
+	Err error
+}
+
+// Error names the record.
+func (e *BadRecordError) Error() string {
+	return "the record of node " + e.ID + " cannot be read: " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *BadRecordError) Unwrap() error { return e.Err }
+
+// decode reads a record. One that cannot be read has bad set.
+func decode(doc bson.Raw) record {
+	var r record
+	err := fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
+	if len(doc) <= maxRecord {
+		err = bson.Unmarshal(doc, &r)
+	}
+	if err == nil {
+		err = r.check()
+	}
+	if err != nil {
+		id := idText(field(doc, "_id"))
+		return record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}}
+	}
+	if r.Beat != nil {
+		r.Heartbeat = *r.Beat
+	}
+	return r
+}
+
+// check finds what decodes, and cannot be shown or used.
+func (r *record) check() error {
+	if r.Port < 0 || r.Port > math.MaxUint16 {
+		return fmt.Errorf("port %d", r.Port)
+	}
+	times := []time.Time{r.UpdatedAt, r.StateSince}
+	if r.DrainRequest != nil {
+		times = append(times, r.DrainRequest.At)
+	}
+	for _, t := range times {
+		if year := t.Year(); year < 1 || year > 9999 {
+			return fmt.Errorf("a time in the year %d", year)
+		}
+	}
+	return nil
+}
+
+// update changes the record of a node by compare-and-swap. next computes the record to write from the one that is there (nil:
+// none) and from MongoDB's clock; it has no effect but its result, since it may be called again, and returns nil where nothing
+// is to be written. own says that the node writes itself, which is a sign of life.
+//
+// A write that fails without an answer may have been done. The record is read again then: it holds the write's own rev, or
+// next finds what it has to find there.
+func (c *Client) update(ctx context.Context, op, id string, own bool, next func(was *record, now time.Time) (*record, error)) (*record, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	var revs []string
+	var failed error
+	for pause := firstConflictPause; ; pause = min(2*pause, mostConflictPause) {
+		now, err := c.ServerTime(ctx)
+		if err != nil {
+			return nil, cmp.Or(failed, err)
+		}
+		was, err := c.readRecord(ctx, op, id)
+		switch {
+		case err != nil:
+			return nil, cmp.Or(failed, err)
+		case was != nil && slices.Contains(revs, was.Rev):
+			return was, nil
+		}
+		is, err := next(was, now)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", op, err)
+		}
+		if is == nil {
+			return was, nil
+		}
+		is.Rev = crand.Text()
+		revs = append(revs, is.Rev)
+		stored, err := c.swap(ctx, op, id, was, is, own)
+		switch {
+		case stored != nil:
+			return stored, nil
+		case err != nil && !KindOf(err).Passes():
+			return nil, err
+		case err != nil:
+			failed = err
+		}
+		timer := time.NewTimer(pause/2 + rand.N(pause))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, cmp.Or[error](failed, newError(op, context.Cause(ctx), c.target, nil))
+		case <-timer.C:
+		}
+	}
+}
+
+// Pauses before a record that somebody else changed is read again; random, since several may want it.
+const (
+	firstConflictPause = 5 * time.Millisecond
+	mostConflictPause  = 200 * time.Millisecond
+)
+
+// readRecord reads what a majority has: what only one member has may be rolled back. nil is none.
+func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error) {
+	var found *record
+	err := c.call(ctx, op, func(ctx context.Context) error {
+		majority := c.nodes().Clone(options.Collection().SetReadConcern(readconcern.Majority()))
+		doc, err := majority.FindOne(ctx, bson.D{{Key: "_id", Value: id}}).Raw()
+		if errors.Is(err, mongo.ErrNoDocuments) {
+			found = nil
+			return nil
+		}
+		if err == nil {
+			r := decode(doc)
+			elements, _ := doc.Elements()
+			for _, e := range elements {
+				r.keys = append(r.keys, e.Key())
+			}
+			found = &r
+		}
+		return err
+	})
+	return found, err
+}
+
+// swap writes is in the place of was, if that is there still; the result is nil if not.
+func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own bool) (stored *record, err error) {
+	update, err := is.update(was, own)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	filter := bson.D{{Key: "_id", Value: id}}
+	switch {
+	case was == nil:
+		filter = append(filter, bson.E{Key: "rev", Value: bson.D{{Key: "$exists", Value: false}}})
+	default:
+		filter = append(filter, bson.E{Key: "rev", Value: orNull(was.Rev)})
+	}
+	err = c.once(ctx, op, func(ctx context.Context) error {
+		doc, err := c.nodes().FindOneAndUpdate(ctx, filter, update,
+			options.FindOneAndUpdate().SetUpsert(was == nil).SetReturnDocument(options.After)).Raw()
+		switch {
+		case errors.Is(err, mongo.ErrNoDocuments), was == nil && mongo.IsDuplicateKeyError(err):
+			return nil
+		case err == nil:
+			r := decode(doc)
+			stored = &r
+		}
+		return err
+	})
+	return stored, err
+}
+
+// Keys that MongoDB's clock sets, and that only a heartbeat or nobody writes.
+var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbeatKey}
+
+// update is MongoDB's update from was to r. A registration is the whole record: what r does not have is removed.
+func (r *record) update(was *record, own bool) (bson.D, error) {
+	is := *r
+	is.StateSince, is.UpdatedAt, is.Beat = time.Time{}, time.Time{}, nil
+	data, err := bson.Marshal(is)
+	if err != nil {
+		return nil, err
+	}
+	var set, unset, now bson.D
+	elements, err := bson.Raw(data).Elements()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range elements {
+		if e.Key() != "_id" {
+			set = append(set, bson.E{Key: e.Key(), Value: e.Value()})
+		}
+	}
+	entered := r.entered || was == nil || was.bad != nil || was.State != r.State
+	if was != nil {
+		for _, key := range was.keys {
+			_, err := bson.Raw(data).LookupErr(key)
+			gone := err != nil && !slices.Contains(notWritten, key)
+			if gone || key == "left_at" && r.State != StateLeft || key == heartbeatKey && r.Beat == nil {
+				unset = append(unset, bson.E{Key: key, Value: ""})
+			}
+		}
+	}
+	stamp := func(key string) { now = append(now, bson.E{Key: key, Value: true}) }
+	if own {
+		stamp("updated_at")
+	}
+	if entered {
+		stamp("state_since")
+		if r.State == StateLeft {
+			stamp("left_at") // of a TTL index, which must not see those that are alive
+		}
+	}
+	u := bson.D{{Key: "$set", Value: set}}
+	if len(unset) > 0 {
+		u = append(u, bson.E{Key: "$unset", Value: unset})
+	}
+	if len(now) > 0 {
+		u = append(u, bson.E{Key: "$currentDate", Value: now})
+	}
+	return u, nil
+}
+
+// Registration is what [Client.Register] did.
+type Registration struct {
+	Node Node // the record as it is stored now, as every peer reads it
+	// Before is the record that was there, nil if none was.
+	Before *Node
+	// Rejoined says that Before was of another instance (boot or address) and
+	// that its state and heartbeat were dropped.
+	Rejoined bool
+}
+
+// RegisterOptions say which records of other instances a registration replaces.
+type RegisterOptions struct {
+	// Replace is for an operator who knows that the machine that seems to use the record is gone.
+	Replace bool
+	// GiveWay leaves a record that any other instance uses, also one of the same boot or the same address: for a node whose
+	// record was taken from it.
+	GiveWay bool
+}
+
+// Register writes the record of this machine: all facts, and n.State.
+//
+// One id has one record. If it is of another instance (another
+// boot, another address), all of it is replaced. Within one instance, joining and
+// active are taken on from joining, left and failed, and any other state as
+// [State.CanTransition] allows, but a node is never taken out of draining and
+// never put back from active to joining: registering again is no reason to
+// change what a node is doing. Registration.Node tells the state that counts.
+//
+// A record that another machine uses is left alone: the error is an
+// [OtherMachineError].
+//
+// It may be called again after any error, by several callers at once too.
+func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Registration, error) {
+	op := "registering node " + n.ID
+	switch {
+	case n.ID == "":
+		return Registration{}, errors.New("registering a node: it has no id")
+	case !n.State.Valid():
+		return Registration{}, fmt.Errorf("%s: %q is not a state", op, string(n.State))
+	}
+	var before *Node
+	stored, err := c.update(ctx, op, n.ID, true, func(was *record, now time.Time) (*record, error) {
+		if before = nil; was != nil {
+			before = &was.Node
+		}
+		return register(was, n, o, now)
+	})
+	if err != nil {
+		return Registration{}, err
+	}
+	return Registration{Node: stored.Node, Before: before, Rejoined: before != nil && !before.SameInstance(n)}, nil
+}
+
+// register is the record of a machine that registers.
+func register(was *record, self Node, o RegisterOptions, now time.Time) (*record, error) {
+	is := &record{Node: self, entered: true}
+	is.DrainRequest = nil
+	if was == nil || was.bad != nil {
+		return is, nil
+	}
+	if !was.SameInstance(self) {
+		age, known := was.Age(now)
+		if known && was.inUse(age) && !o.Replace && (o.GiveWay || was.otherMachine(self)) {
+			return nil, &OtherMachineError{Node: was.Node, Age: age}
+		}
+		return is, nil
+	}
+	// Who registers may not know what the daemon knows.
+	is.IntervalMS, is.Port = cmp.Or(self.IntervalMS, was.IntervalMS), cmp.Or(self.Port, was.Port)
+	gives := self.State.replaces(was.State)
+	if was.State == StateLeft && gives || !was.State.Valid() {
+		// What was written before the leave is no sign of life.
+		is.IntervalMS = self.IntervalMS
+		return is, nil
+	}
+	is.Beat, is.DrainRequest, is.Taken, is.entered = was.Beat, was.DrainRequest, was.Taken, false
+	if gives {
+		return is, nil
+	}
+	is.LeftBy, is.StopFailed, is.Cut = was.LeftBy, was.StopFailed, was.Cut
+	if was.State != self.State {
+		is.State, is.Reason = was.State, was.Reason
+	}
+	return is, nil
+}
+
+// replaces reports whether a registration with state s puts it in the place of another one.
+func (s State) replaces(was State) bool {
+	if s == StateJoining || s == StateActive {
+		return was != s && slices.Contains([]State{StateJoining, StateLeft, StateFailed}, was)
+	}
+	return was != s && was.CanTransition(s)
+}
+
+// Details is what the record holds beside a state.
+type Details struct {
+	LeftBy     string // see [Node]
+	StopFailed bool
+	// Cut is how many sessions were cut; nil is not known.
+	Cut *int
+}
+
+// The values of LeftBy.
+const (
+	LeftByLeave = "leave"
+	LeftByDrain = "drain"
+	LeftByStop  = "stop"
+)
+
+// SetOwnState moves this machine's record to a state, if [State.CanTransition] allows it
+// from the state the record has at that moment; otherwise it returns a [TransitionError]
+// and changes nothing. state_since is the moment of the change by MongoDB's clock,
+// and is kept when the record is in the state already. updated_at is set as well: this is
+// the node's own word about itself.
+//
+// A record that another machine, with another boot and address than self's, has registered
+// is not changed, and the error is an [OtherMachineError].
+func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string, d Details) error {
+	op := fmt.Sprintf("setting node %s to %s", self.ID, s)
+	if !s.Valid() {
+		return fmt.Errorf("setting the state of node %s: %q is not a state", self.ID, string(s))
+	}
+	_, err := c.update(ctx, op, self.ID, true, func(was *record, _ time.Time) (*record, error) {
+		return transition(was, self, s, reason, d)
+	})
+	return err
+}
+
+// transition is the record of a node in another state. self may be without boot and address: who does not know itself
+// cannot tell others from it.
+func transition(was *record, self Node, s State, reason string, d Details) (*record, error) {
+	switch {
+	case was == nil:
+		return nil, ErrNoNode
+	case was.bad != nil:
+		return nil, was.bad
+	case self.BootID != "" && self.IP != "" && was.otherMachine(self):
+		return nil, &OtherMachineError{Node: was.Node}
+	case !was.State.CanTransition(s):
+		return nil, &TransitionError{ID: was.ID, From: was.State, To: s}
+	}
+	is := *was
+	is.State, is.Reason, is.StopFailed = s, reason, d.StopFailed
+	if was.State != s || d.LeftBy != "" {
+		is.LeftBy = d.LeftBy
+	}
+	if d.Cut != nil || was.State != s && s != StateLeft {
+		is.Cut = d.Cut
+	}
+	if s == StateLeft {
+		is.Beat, is.DrainRequest = nil, nil // of a server that has stopped since
+	}
+	return &is, nil
+}
+
+// CheckOwner returns an [OtherMachineError] if another machine, with another boot
+// and another address than self's, writes the record of self's id.
+func (c *Client) CheckOwner(ctx context.Context, self Node) error {
+	n, err := c.Node(ctx, self.ID)
+	switch {
+	case errors.Is(err, ErrNoNode):
+		return nil
+	case err != nil:
+		return err
+	case !n.UsedByOther(self, 0):
+		return nil
+	}
+	now, err := c.ServerTime(ctx)
+	if err != nil {
+		return err
+	}
+	if age, known := n.Age(now); known && n.UsedByOther(self, age) {
+		return &OtherMachineError{Node: n, Age: age}
+	}
+	return nil
+}
+
+// DrainRequest is a drain that somebody elsewhere asks a node for. It stands in the
+// node's record until the agent of that node takes it, or until it is withdrawn.
+type DrainRequest struct {
+	// ID tells one request from the next.
+	ID string `bson:"id" json:"id"`
+	// DeadlineMS is how long sessions are waited for; 0 is what the node is configured
+	// with. Now waits for none.
+	DeadlineMS Millis `bson:"deadline_ms,omitempty" json:"deadline_ns,omitempty"`
+	Now        bool   `bson:"now,omitempty" json:"now,omitempty"`
+	// RepairStreams ends the streams that the node leaves "broadcasting".
+	RepairStreams bool   `bson:"repair_streams,omitempty" json:"repair_streams,omitempty"`
+	Reason        string `bson:"reason,omitempty" json:"reason,omitempty"`
+	Who           string `bson:"who,omitempty" json:"who,omitempty"`
+	// At is when it was asked, by MongoDB's clock.
+	At time.Time `bson:"at" json:"at,omitzero"`
+}
+
+// ErrNotAskable says that a node cannot be asked: its record is gone, of another instance, or has left.
+var ErrNotAskable = errors.New("the record of this node is another one now, or it has left")
+
+// AskDrain writes a request into the record of a node, in the place of an earlier one, and
+// returns its id. n is the record as it was read: the error is [ErrNotAskable] where the record
+// is of another instance by now, or is of a node that has left.
+func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id string, err error) {
+	op := "asking node " + n.ID + " to drain"
+	r.ID = crand.Text()
+	_, err = c.update(ctx, op, n.ID, false, func(was *record, now time.Time) (*record, error) {
+		if was == nil || was.bad != nil || !was.SameInstance(n) || !slices.Contains([]State{StateJoining, StateActive, StateDraining}, was.State) {
+			return nil, ErrNotAskable
+		}
+		is := *was
+		r.At = now
+		is.DrainRequest = &r
+		return &is, nil
+	})
+	return r.ID, err
+}
+
+// TakeDrainRequest removes a request from a record, and reports whether it did so for this taker, which has to be
+// another one for each caller: of a node's agent that takes it up, and of who withdraws it, exactly one is told true.
+func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (taken bool, err error) {
+	mine := takenRequest{ID: id, By: taker}
+	_, err = c.update(ctx, "taking the request to drain node "+node, node, false, func(was *record, _ time.Time) (*record, error) {
+		taken = was != nil && was.Taken != nil && *was.Taken == mine
+		if taken || was == nil || was.DrainRequest == nil || was.DrainRequest.ID != id {
+			return nil, nil //nolint:nilnil // nothing is to be written
+		}
+		is := *was
+		is.DrainRequest, is.Taken, taken = nil, &mine, true
+		return &is, nil
+	})
+	return taken && err == nil, err
+}
+
+// RemoveNode deletes the record of a node if nobody has written it since it was
+// read. It reports whether the record is not there any more.
+func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
+	if n.ID == "" {
+		return false, errors.New("removing a node: it has no id")
+	}
+	op := "removing node " + n.ID
+	filter := bson.D{{Key: "_id", Value: n.ID}, {Key: "updated_at", Value: bson.D{{Key: "$exists", Value: false}}}}
+	if !n.UpdatedAt.IsZero() {
+		filter[1].Value = n.UpdatedAt
+	}
+	err := c.call(ctx, op, func(ctx context.Context) error {
+		// The count says nothing after an attempt whose answer was lost.
+		_, err := c.nodes().DeleteOne(ctx, filter)
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	switch _, err := c.Node(ctx, n.ID); {
+	case errors.Is(err, ErrNoNode):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("%s: looking again: %w", op, err)
+	}
+	return false, nil
+}
+
+// Node reads the record of a node; the error is [ErrNoNode] if there is none, and a [BadRecordError] if it cannot be read.
+func (c *Client) Node(ctx context.Context, id string) (Node, error) {
+	op := "reading node " + id
+	found, err := find(ctx, c, op, c.nodes, bson.D{{Key: "_id", Value: id}}, bson.D{}, decode)
+	switch {
+	case err != nil:
+		return Node{}, err
+	case len(found) == 0:
+		return Node{}, fmt.Errorf("%s: %w", op, ErrNoNode)
+	}
+	if bad := found[0].bad; bad != nil {
+		return Node{}, fmt.Errorf("%s: %w", op, bad)
+	}
+	return found[0].Node, nil
+}
+
+// Nodes reads all records that can be read, in the order of their ids. [Client.Look] names the others, too.
+func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
+	nodes, _, err := c.records(ctx)
+	return nodes, err
+}
+
+func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordError, err error) {
+	found, err := find(ctx, c, "reading the nodes of the registry", c.nodes, bson.D{}, bson.D{}, decode,
+		bson.E{Key: "sort", Value: bson.D{{Key: "_id", Value: 1}}})
+	for _, r := range found {
+		if r.bad != nil {
+			bad = append(bad, *r.bad)
+		} else {
+			nodes = append(nodes, r.Node)
+		}
+	}
+	return nodes, bad, err
+}
+
+// EnsureIndexes makes the indexes by which the server forgets, after weeks,
+// nodes that have left and old events. Nothing relies on them: a server
+// without them answers [KindUnsupported], one that does not allow it
+// [KindForbidden], and both may be ignored.
+func (c *Client) EnsureIndexes(ctx context.Context) error {
+	var errs []error
+	for _, ix := range []struct {
+		coll func() *mongo.Collection
+		key  string
+		keep time.Duration
+	}{{c.nodes, "left_at", keepLeft}, {c.events, "at", keepEvents}} {
+		errs = append(errs, c.call(ctx, "making the index that removes old "+ix.coll().Name(), func(ctx context.Context) error {
+			_, err := ix.coll().Indexes().CreateOne(ctx, mongo.IndexModel{
+				Keys:    bson.D{{Key: ix.key, Value: 1}},
+				Options: options.Index().SetExpireAfterSeconds(int32(ix.keep / time.Second)),
+			})
+			return err
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Client) nodes() *mongo.Collection {
+	return c.db(registryDatabase).Collection(nodesCollection)
+}
+
+func (c *Client) events() *mongo.Collection {
+	return c.db(registryDatabase).Collection(eventsCollection)
+}

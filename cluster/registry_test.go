@@ -1,0 +1,324 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/must"
+)
+
+var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+
+// stored is a record as a daemon left it two seconds before noon.
+func stored(change func(*record)) *record {
+	r := &record{
+		Node: Node{
+			ID: "i-1", IP: "10.0.0.3", BootID: "boot-1", Role: "edge", IntervalMS: 5000, Port: 5080,
+			State: StateActive, Reason: "run", UpdatedAt: noon.Add(-2 * time.Second), StateSince: noon.Add(-time.Hour),
+		},
+		Rev: "r1", Beat: &Heartbeat{Seq: 7},
+	}
+	r.Heartbeat = *r.Beat
+	if change != nil {
+		change(r)
+	}
+	return r
+}
+
+func self(change func(*Node)) Node {
+	n := Node{ID: "i-1", IP: "10.0.0.3", BootID: "boot-1", Role: "origin", State: StateJoining, Reason: "join"}
+	if change != nil {
+		change(&n)
+	}
+	return n
+}
+
+// TestRegisterRecord: what a registration makes of the record that is there. The table of states is clustertest's.
+func TestRegisterRecord(t *testing.T) {
+	copied := func(n *Node) { n.IP, n.BootID = "10.0.0.77", "boot-of-the-copy" }
+	moved := func(n *Node) { n.IP = "10.0.0.9" }
+	for name, tt := range map[string]struct {
+		was     *record
+		self    Node
+		options RegisterOptions
+		want    string // role, state, reason, heartbeat; or the other machine
+	}{
+		"none":                     {nil, self(nil), RegisterOptions{}, "origin joining join new"},
+		"the same instance":        {stored(nil), self(nil), RegisterOptions{}, "origin active run 7"},
+		"the same state":           {stored(nil), self(func(n *Node) { n.State = StateActive }), RegisterOptions{}, "origin active join 7"},
+		"a record that is bad":     {&record{Node: Node{ID: "i-1"}, bad: &BadRecordError{}}, self(nil), RegisterOptions{}, "origin joining join new"},
+		"a state of the future":    {stored(func(r *record) { r.State = "dancing" }), self(nil), RegisterOptions{}, "origin joining join new"},
+		"it left":                  {stored(func(r *record) { r.State = StateLeft }), self(nil), RegisterOptions{}, "origin joining join new"},
+		"another machine":          {stored(nil), self(copied), RegisterOptions{}, "10.0.0.3 2s"},
+		"replacing it":             {stored(nil), self(copied), RegisterOptions{Replace: true}, "origin joining join new"},
+		"it is silent":             {stored(func(r *record) { r.UpdatedAt = noon.Add(-15 * time.Second) }), self(copied), RegisterOptions{}, "origin joining join new"},
+		"nearly silent":            {stored(func(r *record) { r.UpdatedAt = noon.Add(-14 * time.Second) }), self(copied), RegisterOptions{}, "10.0.0.3 14s"},
+		"no heartbeat ever":        {stored(func(r *record) { r.Seq, r.IntervalMS = 0, 0 }), self(copied), RegisterOptions{}, "origin joining join new"},
+		"another address":          {stored(nil), self(moved), RegisterOptions{}, "origin joining join new"},
+		"one that it was moved to": {stored(nil), self(moved), RegisterOptions{GiveWay: true}, "10.0.0.3 2s"},
+	} {
+		is, err := register(tt.was, tt.self, tt.options, noon)
+		got := ""
+		if other, ok := errors.AsType[*OtherMachineError](err); ok {
+			got = other.Node.IP + " " + other.Age.String()
+		} else {
+			must.OK(t, err)
+			beat := "new"
+			if is.Beat != nil {
+				beat = "7"
+			}
+			got = strings.Join([]string{is.Role, string(is.State), is.Reason, beat}, " ")
+			if (beat == "new") != is.entered {
+				t.Errorf("%s: the state begins: %t", name, is.entered)
+			}
+		}
+		if got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+	// What only the daemon knows stays.
+	if is, _ := register(stored(nil), self(nil), RegisterOptions{}, noon); is.IntervalMS != 5000 || is.Port != 5080 {
+		t.Errorf("interval %d, port %d", is.IntervalMS, is.Port)
+	}
+	asked := stored(func(r *record) { r.DrainRequest, r.Cut = &DrainRequest{ID: "d"}, new(int) })
+	if is, _ := register(asked, self(nil), RegisterOptions{}, noon); is.DrainRequest == nil || is.Cut == nil {
+		t.Errorf("a registration of the same instance removes a request or a count: %+v", is)
+	}
+	if is, _ := register(asked, self(moved), RegisterOptions{}, noon); is.DrainRequest != nil || is.Cut != nil {
+		t.Errorf("the next instance has the request or the count of the one before: %+v", is)
+	}
+}
+
+// TestTransitionRecord: what a change of state keeps and removes; that it is the same when it is made again.
+func TestTransitionRecord(t *testing.T) {
+	cut := 3
+	was := stored(func(r *record) { r.DrainRequest, r.Cut = &DrainRequest{ID: "d"}, &cut })
+	is, err := transition(was, self(nil), StateDraining, "scale-in", Details{LeftBy: LeftByDrain, StopFailed: true})
+	must.OK(t, err)
+	if is.State != StateDraining || is.Reason != "scale-in" || is.LeftBy != LeftByDrain || !is.StopFailed || is.Cut != nil || is.Beat == nil || is.DrainRequest == nil {
+		t.Errorf("%+v", is)
+	}
+	left, err := transition(is, self(nil), StateLeft, "scale-in", Details{LeftBy: LeftByDrain, Cut: &cut})
+	must.OK(t, err)
+	if left.Beat != nil || left.DrainRequest != nil || *left.Cut != 3 || left.StopFailed || was.State != StateActive {
+		t.Errorf("%+v, from %+v", left, was)
+	}
+	again, err := transition(left, self(nil), StateLeft, "scale-in", Details{})
+	must.OK(t, err)
+	if diff := cmp.Diff(left, again, cmp.AllowUnexported(record{})); diff != "" {
+		t.Errorf("made again:\n%s", diff)
+	}
+	for name, tt := range map[string]struct {
+		was  *record
+		self Node
+		want error
+	}{
+		"none":            {nil, self(nil), ErrNoNode},
+		"a bad one":       {&record{bad: &BadRecordError{ID: "i-1"}}, self(nil), new(BadRecordError)},
+		"another machine": {stored(nil), self(func(n *Node) { n.IP, n.BootID = "10.0.0.77", "b" }), new(OtherMachineError)},
+		"not allowed":     {stored(func(r *record) { r.State = StateFailed }), self(nil), new(TransitionError)},
+	} {
+		_, err := transition(tt.was, tt.self, StateActive, "", Details{})
+		same := func() bool {
+			switch tt.want.(type) {
+			case *BadRecordError:
+				_, ok := errors.AsType[*BadRecordError](err)
+				return ok
+			case *OtherMachineError:
+				_, ok := errors.AsType[*OtherMachineError](err)
+				return ok
+			case *TransitionError:
+				_, ok := errors.AsType[*TransitionError](err)
+				return ok
+			}
+			return errors.Is(err, tt.want)
+		}
+		if !same() {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := transition(stored(nil), Node{ID: "i-1"}, StateDraining, "", Details{}); err != nil {
+		t.Errorf("without boot and address: %v", err)
+	}
+}
+
+// aRecord is the one document of a fake server's registry.
+type aRecord struct {
+	mu  sync.Mutex
+	doc bson.M
+	// lose says what becomes of the next write: its answer is lost, after it was done or before; then somebody else writes.
+	lose, undone, overwritten bool
+	writes                    int
+}
+
+func (a *aRecord) answer(name string, cmd bson.Raw) (bson.D, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch name {
+	case "find":
+		if a.doc == nil {
+			return findReply(), nil
+		}
+		return findReply(a.doc), nil
+	case "findAndModify":
+		rev, has := a.doc["rev"].(string)
+		if wanted, _ := cmd.LookupErr("query", "rev"); (wanted.Type == bson.TypeString) != has || has && wanted.StringValue() != rev {
+			return okReply(bson.E{Key: "value", Value: nil}), nil
+		}
+		a.writes++
+		lose, undone := a.lose, a.undone
+		if a.lose = false; undone {
+			a.undone = false
+			return nil, nil
+		}
+		var u struct {
+			Set   bson.M `bson:"$set"`
+			Unset bson.M `bson:"$unset"`
+		}
+		if err := bson.Unmarshal(cmd.Lookup("update").Document(), &u); err != nil {
+			return nil, err
+		}
+		if a.doc == nil {
+			a.doc = bson.M{"_id": "i-1"}
+		}
+		for k, v := range u.Set {
+			a.doc[k] = v
+		}
+		for k := range u.Unset {
+			delete(a.doc, k)
+		}
+		if lose {
+			if a.overwritten {
+				a.doc["rev"], a.doc["drift"] = "somebody's", "theirs"
+			}
+			return nil, nil
+		}
+		return okReply(bson.E{Key: "value", Value: a.doc}), nil
+	}
+	return okReply(bson.E{Key: "localTime", Value: noon}), nil
+}
+
+// TestLostReplies: the answer to a write is lost, and the write was done, or not, or somebody wrote since. Each call
+// then tells the truth, and nobody's write is lost.
+func TestLostReplies(t *testing.T) {
+	request := bson.M{"id": "d", "at": noon}
+	for name, call := range map[string]struct {
+		do   func(t *testing.T, c *Client) error
+		want bson.M
+	}{
+		"register": {func(t *testing.T, c *Client) error {
+			_, err := c.Register(t.Context(), self(func(n *Node) { n.State = StateActive }), RegisterOptions{})
+			return err
+		}, bson.M{"role": "origin", "state": "active"}},
+		"set a state": {func(t *testing.T, c *Client) error {
+			return c.SetOwnState(t.Context(), self(nil), StateDraining, "scale-in", Details{})
+		}, bson.M{"role": "edge", "state": "draining"}},
+		"ask": {func(t *testing.T, c *Client) error {
+			id, err := c.AskDrain(t.Context(), stored(nil).Node, DrainRequest{Now: true})
+			if id == "" {
+				t.Error("no id")
+			}
+			return err
+		}, bson.M{"state": "active"}},
+		"take": {func(t *testing.T, c *Client) error {
+			taken, err := c.TakeDrainRequest(t.Context(), "i-1", "d", "me")
+			if !taken {
+				t.Error("it was not taken")
+			}
+			return err
+		}, bson.M{"drain_request": nil}},
+	} {
+		for fate, set := range map[string]func(*aRecord){
+			"nothing is lost":            func(*aRecord) {},
+			"done":                       func(a *aRecord) { a.lose = true },
+			"not done":                   func(a *aRecord) { a.lose, a.undone = true, true },
+			"done and overwritten since": func(a *aRecord) { a.lose, a.overwritten = true, true },
+		} {
+			t.Run(name+"/"+fate, func(t *testing.T) {
+				t.Parallel()
+				s := startFake(t, nil)
+				a := &aRecord{doc: bson.M{
+					"_id": "i-1", "rev": "r1", "ip": "10.0.0.3", "boot_id": "boot-1", "role": "edge", "state": "active",
+					"drain_request": request, "updated_at": noon,
+				}}
+				set(a)
+				s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: noon})
+				s.answer = a.answer
+				c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 20 * time.Second})
+				must.OK(t, call.do(t, c))
+				for k, v := range call.want {
+					if a.doc[k] != v {
+						t.Errorf("%s is %v, want %v", k, a.doc[k], v)
+					}
+				}
+				if a.overwritten && a.writes == 1 && a.doc["drift"] != "theirs" {
+					t.Errorf("the other's write is lost: %v", a.doc)
+				}
+				if fate == "done" && a.writes != 1 {
+					t.Errorf("%d writes", a.writes)
+				}
+			})
+		}
+	}
+}
+
+// TestHeartbeatSize: a heartbeat fits into 1 kB, and each GPU takes no more than 150 bytes.
+func TestHeartbeatSize(t *testing.T) {
+	n, rate := ptr(100), ptr(int64(1)<<40)
+	ms := Millis(-1500)
+	h := Heartbeat{
+		Seq: 1 << 40, ClockMS: &ms, Serving: &Serving{Why: strings.Repeat("x", maxWhy)},
+		Load:     &Load{CPU: n, Mem: n, NetRx: rate, NetTx: rate, Disk: n, Score: n},
+		Sessions: &Sessions{Publishers: ptr(1 << 30), Viewers: ptr(1 << 30), By: CountedByConnections},
+	}
+	size := func() int {
+		b, err := bson.Marshal(h)
+		must.OK(t, err)
+		return len(b)
+	}
+	without := size()
+	for range 8 {
+		h.Load.GPUs = append(h.Load.GPUs, GPULoad{Name: "NVIDIA RTX PRO 6000 Blackwell Server Edition", Util: n, Enc: n, Dec: n, Mem: n})
+	}
+	if each := (size() - without) / 8; without > 700 || each > 150 {
+		t.Errorf("%d bytes, and %d for each GPU", without, each)
+	}
+}
+
+// TestDecode: a record with what no agent writes is named, with the reason, and never half read.
+func TestDecode(t *testing.T) {
+	for _, ok := range []bson.M{
+		{"_id": "i-1", "state": "active", "interval_ms": 5000.0, "unknown": bson.A{1}},
+		{"_id": "i-1", "state": "active", "heartbeat": bson.M{"seq": int32(3), "load": bson.M{"cpu": int64(7)}}},
+	} {
+		if r := decode(raw(t, ok)); r.bad != nil || r.State != StateActive {
+			t.Errorf("%v: %v", ok, r.bad)
+		}
+	}
+	for name, bad := range map[string]bson.M{
+		"a state":     {"_id": "i-1", "state": 3},
+		"a port":      {"_id": "i-1", "port": 99999},
+		"a load":      {"_id": "i-1", "heartbeat": bson.M{"load": bson.M{"cpu": "busy"}}},
+		"a heartbeat": {"_id": "i-1", "heartbeat": true},
+		"a large one": {"_id": "i-1", "role": strings.Repeat("x", maxRecord)},
+		"a time":      {"_id": "i-1", "updated_at": "noon"},
+	} {
+		r := decode(raw(t, bad))
+		if r.bad == nil || r.bad.ID != "i-1" || len(r.bad.Error()) > 300 {
+			t.Errorf("%s: %v", name, r.bad)
+		}
+		if diff := cmp.Diff(Node{ID: "i-1"}, r.Node, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s is half read:\n%s", name, diff)
+		}
+	}
+}
