@@ -624,7 +624,7 @@ func (m *Machine) checkRead(ctx context.Context, c *cluster.Client, in *ams.Inst
 
 // MongoMemberText says what it means that an address names one member of a set.
 func MongoMemberText(set string, members int) string {
-	return fmt.Sprintf("the address names one of the %d members of replica set %s: amsagent follows the set, but Ant Media Server stays with "+
+	return fmt.Sprintf("the address names one of the %d members of replica set %s: amsagent and Ant Media Server stay with "+
 		"that member and can write nothing while another one is the primary", members, set)
 }
 

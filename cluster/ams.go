@@ -15,6 +15,7 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
 const (
@@ -99,7 +100,7 @@ func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNo
 }
 
 func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]AMSNode, error) {
-	nodes, err := find(ctx, c, op, c.amsNodes, filter, amsFields(), readAMSNode)
+	nodes, err := find(ctx, c, op, c.amsNodes(), filter, readAMSNode, options.Find().SetProjection(amsFields()))
 	if err != nil {
 		return nil, err
 	}
@@ -307,8 +308,7 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 	for _, name := range databases {
 		d := DatabaseStreams{Database: name, IDs: []string{}}
 		op := "reading live streams of " + name
-		broadcasts := func() *mongo.Collection { return c.db(name).Collection(broadcastCollection) }
-		ids, err := find(ctx, c, op, broadcasts, filter, projection, readStream)
+		ids, err := find(ctx, c, op, c.db(name).Collection(broadcastCollection), filter, readStream, options.Find().SetProjection(projection))
 		errs = append(errs, err)
 		d.IDs = append(d.IDs, ids...)
 		slices.Sort(d.IDs)

@@ -10,24 +10,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"math/rand/v2"
 	"net"
-	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
-	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.mongodb.org/mongo-driver/v2/mongo/readpref"
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
-	"go.mongodb.org/mongo-driver/v2/x/mongo/driver"
-	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
-	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
 )
 
 // Dialer opens connections. *net.Dialer is one.
@@ -39,16 +30,12 @@ type Dialer interface {
 type Options struct {
 	// AppName is what the server's own log calls us.
 	AppName string
-	// Timeout bounds every call, its retries included. Default 10 s.
+	// Timeout bounds every call, the driver's retries included. Default 10 s.
 	Timeout time.Duration
 	// MaxPool is the number of connections for calls, per server; the driver
-	// keeps one more to watch the server. Default 2.
+	// keeps two more to watch the server. Default 2.
 	MaxPool int
-	// Elections lets the members of a replica set tell of an election at once, over
-	// one more connection to each: a call that waits for a primary that hangs then
-	// goes to the new one. Without it they are asked every 30 s.
-	Elections bool
-	// Log gets a line for every attempt that failed. Default: none.
+	// Log gets a line for every call that failed. Default: none.
 	Log *slog.Logger
 	// Dialer replaces the network. Default: *net.Dialer.
 	Dialer Dialer
@@ -60,195 +47,27 @@ const (
 	defaultTimeout = 10 * time.Second
 	defaultPool    = 2
 
-	// maxAttempts counts the first one too. Three reach past one election
-	// and one connection that was cut; what lasts longer is not transient.
-	maxAttempts = 3
-	// firstPause is doubled before each further attempt; jitter halves it at
-	// most, so that 200 nodes do not come back in step after an election.
-	firstPause = 200 * time.Millisecond
-
-	// watchInterval is how often the driver looks after an idle server; it
-	// does so at once when a call needs a server or has failed on one.
-	watchInterval = 30 * time.Second
+	// connectTimeout is how long a server may take to accept a connection, unless the connection string says it. A
+	// server that drops packets is known as the cause after that.
+	connectTimeout = 3 * time.Second
 	// idleLimit drops connections before the NAT gateways and load balancers
 	// of the clouds forget them without a word (from 240 s on).
 	idleLimit = 60 * time.Second
-	// closeTimeout bounds the good-bye to a server that may be dead.
+	// closeTimeout bounds the disconnection from a server that may be dead.
 	closeTimeout = time.Second
 )
 
 // Client talks to one cluster. Its methods may be called from any goroutine,
 // and each is bounded by [Options.Timeout] and by its context, whichever ends
-// first.
+// first. The driver alone repeats what failed: reads, and writes to a replica set.
 type Client struct {
 	target  Target
-	options Options
 	timeout time.Duration
 	log     *slog.Logger
 	now     func() time.Time
 
-	link    atomic.Pointer[link]
-	linking linking
-	// elected is the election of the primary that took the last beat; nil is not
-	// known.
-	elected atomic.Pointer[bson.ObjectID]
-}
-
-// watch keeps the last failure to hear from each server, and the last one for
-// which the driver dropped its connections to it.
-type watch struct {
-	mu      sync.Mutex
-	failed  map[string]error
-	cleared map[string]error
-	// heard tells that a server is known at this moment.
-	heard bool
-	// kind is what the server said last that it is; set is its replica set.
-	kind string
-	set  replicaSet
-	// primary is the last one that was seen; calls end the attempts that may wait for its answer.
-	primary string
-	calls   map[context.Context]context.CancelCauseFunc
-}
-
-// errElected ends an attempt: another member is the primary now.
-var errElected = errors.New("another member was elected")
-
-func newWatch() *watch {
-	return &watch{failed: make(map[string]error), cleared: make(map[string]error), calls: make(map[context.Context]context.CancelCauseFunc)}
-}
-
-// untilElected returns a context that ends when another member than before is the primary:
-// the driver would wait for a primary that hangs until the call's whole time is up. done
-// frees it, and reports whether it ended for that.
-func (w *watch) untilElected(ctx context.Context) (bound context.Context, done func() bool) {
-	bound, end := context.WithCancelCause(ctx)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.calls[bound] = end
-	return bound, func() bool {
-		end(nil)
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		delete(w.calls, bound)
-		return errors.Is(context.Cause(bound), errElected)
-	}
-}
-
-// elected ends the calls to the former primary. The driver has chosen the new one for
-// all further ones before it tells.
-func (w *watch) elected(servers []event.ServerDescription) {
-	i := slices.IndexFunc(servers, func(d event.ServerDescription) bool {
-		return d.Kind == description.ServerKindRSPrimary.String()
-	})
-	if i < 0 {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	now := servers[i].Addr.String()
-	if w.primary != "" && w.primary != now {
-		for _, end := range w.calls {
-			end(errElected)
-		}
-	}
-	w.primary = now
-}
-
-// pools hears why connections were dropped. A call that waited for one of them
-// is told only that another call failed, in an error that cannot be unwrapped.
-func (w *watch) pools() *event.PoolMonitor {
-	return &event.PoolMonitor{Event: func(e *event.PoolEvent) {
-		if e.Type != event.ConnectionPoolCleared {
-			return
-		}
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.cleared[e.Address] = e.Error
-	}}
-}
-
-// cause returns the error behind err where another call has met it.
-func (w *watch) cause(err error) error {
-	var refused driver.RetryablePoolError
-	if !errors.As(err, &refused) {
-		return err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for host, why := range w.cleared {
-		if why != nil && strings.Contains(err.Error(), "connection pool for "+host+" was cleared") {
-			return why
-		}
-	}
-	// The driver tells those who wait a moment before it tells us why. This
-	// call was not sent, so it may be repeated as after a cut.
-	return fmt.Errorf("%w: %w", net.ErrClosed, err)
-}
-
-func (w *watch) monitor() *event.ServerMonitor {
-	return &event.ServerMonitor{
-		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			host, why := hostOf(e.ConnectionID), e.Failure
-			if errors.Is(why, context.Canceled) {
-				// The driver ended its own look at the server when a call failed:
-				// what that call met is the reason, and no caller gave up.
-				why = w.cleared[host]
-			}
-			w.failed[host] = why
-		},
-		ServerHeartbeatSucceeded: func(e *event.ServerHeartbeatSucceededEvent) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			delete(w.failed, hostOf(e.ConnectionID))
-		},
-		ServerDescriptionChanged: func(e *event.ServerDescriptionChangedEvent) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			d := e.NewDescription
-			if d.Kind == description.UnknownStr {
-				return
-			}
-			w.kind = d.Kind
-			if d.SetName != "" && len(d.Hosts) > 0 {
-				w.set = replicaSet{d.SetName, slices.Clone(d.Hosts)}
-			}
-		},
-		TopologyDescriptionChanged: func(e *event.TopologyDescriptionChangedEvent) {
-			w.hears(e.NewDescription.Servers)
-			w.elected(e.NewDescription.Servers)
-		},
-	}
-}
-
-func (w *watch) hears(servers []event.ServerDescription) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.heard = slices.ContainsFunc(servers, func(d event.ServerDescription) bool { return d.Kind != description.UnknownStr })
-}
-
-// goodbye is how long the servers are given to hear that the client goes.
-func (w *watch) goodbye() time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.heard {
-		return closeTimeout / 20 // it would wait for one of them
-	}
-	return closeTimeout
-}
-
-// standalone reports whether the server has nobody to wait for with a write.
-func (w *watch) standalone() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.kind == description.ServerKindStandalone.String()
-}
-
-func (w *watch) recent() map[string]error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return maps.Clone(w.failed)
+	mongo *mongo.Client
+	watch *watch
 }
 
 // Connect prepares a client. It asks DNS for a mongodb+srv URI and otherwise
@@ -257,29 +76,17 @@ func (w *watch) recent() map[string]error {
 //
 // AMS and we must see the same server, so where a single host is named without
 // a replica set, it is used directly: that is what AMS's Java driver does. Where that
-// host turns out to be a member of a set and not its primary, the client follows
-// the set: see [ServerFacts.OneNamed].
+// host is a member of a set and not its primary, each call fails with [KindNotPrimary].
 func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
+	return connectWith(ctx, t, o, func(*options.ClientOptions) {})
+}
+
+func connectWith(ctx context.Context, t Target, o Options, change func(*options.ClientOptions)) (*Client, error) {
 	const op = "preparing the connection to MongoDB"
 	if t.IsZero() {
 		return nil, &Error{Kind: KindConfig, Op: op, Err: errors.New("no address is given")}
 	}
-	c := newClient(t, o)
-	l, err := c.open(ctx, nil)
-	if err != nil {
-		e := newError(op, err, t, nil)
-		if e.Kind == KindOther || e.Kind == KindTLS {
-			e.Kind = KindConfig // nothing but the string was looked at
-		}
-		return nil, e
-	}
-	c.link.Store(l)
-	return c, nil
-}
-
-// newClient is a client without a link.
-func newClient(t Target, o Options) *Client {
-	c := &Client{target: t, options: o, timeout: o.Timeout, log: o.Log, now: o.Now}
+	c := &Client{target: t, timeout: o.Timeout, log: o.Log, now: o.Now, watch: newWatch()}
 	if c.timeout <= 0 {
 		c.timeout = defaultTimeout
 	}
@@ -289,39 +96,52 @@ func newClient(t Target, o Options) *Client {
 	if c.now == nil {
 		c.now = time.Now
 	}
-	return c
+	opts, err := c.driverOptions(ctx, o)
+	if err == nil {
+		change(opts)
+		c.mongo, err = mongo.Connect(opts)
+	}
+	if err != nil {
+		e := newError(op, err, t, nil)
+		if e.Kind == KindOther || e.Kind == KindTLS {
+			e.Kind = KindConfig // nothing but the string was looked at
+		}
+		return nil, e
+	}
+	return c, nil
 }
 
-func (c *Client) driverOptions(ctx context.Context, w *watch) (*options.ClientOptions, error) {
-	o := c.options
+func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientOptions, error) {
 	opts, err := applyURI(ctx, c.target, c.timeout)
 	if err != nil {
 		return nil, err
 	}
 	opts.SetAppName(o.AppName)
 	opts.SetMinPoolSize(0)
-	opts.SetMaxPoolSize(uint64(max(o.MaxPool, 0)))
-	if o.MaxPool <= 0 {
-		opts.SetMaxPoolSize(defaultPool)
+	opts.SetMaxPoolSize(defaultPool)
+	if o.MaxPool > 0 {
+		opts.SetMaxPoolSize(uint64(o.MaxPool))
 	}
 	opts.SetMaxConnIdleTime(idleLimit)
 	opts.SetServerSelectionTimeout(c.timeout)
-	// Half of it, so that the reason why a server does not answer is known
-	// before the search for a server ends.
-	opts.SetConnectTimeout(c.timeout / 2)
-	opts.SetHeartbeatInterval(watchInterval)
-	opts.SetServerMonitoringMode("poll") // one connection to watch, not two
+	if opts.ConnectTimeout == nil {
+		// Half of the call's time at most, so that the cause is known before it ends.
+		opts.SetConnectTimeout(min(connectTimeout, c.timeout/2))
+	}
 	opts.SetReadPreference(readpref.Primary())
 	opts.SetWriteConcern(writeconcern.Majority())
-	opts.SetServerMonitor(w.monitor())
-	opts.SetPoolMonitor(w.pools())
-	opts.SetMonitor(noteAnswers())
+	opts.SetServerMonitor(c.watch.servers())
+	opts.SetPoolMonitor(c.watch.pools())
 	if o.Dialer != nil {
 		opts.SetDialer(o.Dialer)
 	}
-	if opts.Direct == nil && !c.target.SRV() && len(opts.Hosts) == 1 && opts.ReplicaSet == nil &&
-		(opts.LoadBalanced == nil || !*opts.LoadBalanced) {
+	if c.target.namesOne() {
 		opts.SetDirect(true)
+	}
+	if opts.Direct != nil && *opts.Direct {
+		// There is no other server to repeat a write on: a member that is not the primary would be asked some thousand
+		// times a second until the call's time is up.
+		opts.SetRetryWrites(false)
 	}
 	if cfg := opts.TLSConfig; cfg != nil {
 		if allowsAnyName(c.target) && !cfg.InsecureSkipVerify {
@@ -334,6 +154,17 @@ func (c *Client) driverOptions(ctx context.Context, w *watch) (*options.ClientOp
 		}
 	}
 	return opts, opts.Validate()
+}
+
+// NamesSet reports whether the target names a replica set, or several hosts.
+func (t Target) NamesSet() bool {
+	return t.SRV() || len(t.Addresses()) > 1 || t.Option("replicaSet") != ""
+}
+
+// namesOne reports whether the connection string names one host and leaves open
+// whether that is a member of a replica set.
+func (t Target) namesOne() bool {
+	return !t.NamesSet() && len(t.Addresses()) == 1 && t.Option("directConnection") == "" && t.Option("loadBalanced") != "true"
 }
 
 // applyURI lets the driver read the URI, which for mongodb+srv asks DNS
@@ -394,115 +225,77 @@ func verifyChainOnly(cfg *tls.Config) {
 // Target returns where the client connects to.
 func (c *Client) Target() Target { return c.target }
 
-// Close says good-bye and closes all connections, in about a second at most. While no server is
-// known it does not wait for one.
+// Close ends all connections, in a second at most. The driver waits for its own look at a server, whatever the context
+// says: what is left of that goes on by itself.
 func (c *Client) Close(ctx context.Context) error {
-	if err := c.closeLinks(ctx); err != nil {
-		return newError("closing the connection to MongoDB", err, c.target, nil)
+	// Also when ctx has ended: that is when most clients are closed.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- c.mongo.Disconnect(ctx) }()
+	var err error
+	select {
+	case err = <-closed:
+	case <-ctx.Done():
+		err = ctx.Err()
 	}
-	return nil
+	if err == nil || errors.Is(err, mongo.ErrClientDisconnected) {
+		return nil
+	}
+	return newError("closing the connection to MongoDB", err, c.target, nil)
 }
 
-// lastAnswer keeps the last "not me, not now" that a call got from a server.
-type lastAnswer struct {
-	mu  sync.Mutex
-	err error
-}
-
-type lastAnswerKey struct{}
-
-func (l *lastAnswer) get() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.err
-}
-
-// noteAnswers hands such an answer to the call that it is for.
-func noteAnswers() *event.CommandMonitor {
-	return &event.CommandMonitor{Failed: func(ctx context.Context, e *event.CommandFailedEvent) {
-		// What ended with the call's own time is no answer.
-		if l, ok := ctx.Value(lastAnswerKey{}).(*lastAnswer); ok && kindOf(e.Failure) == KindNotPrimary {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.err = e.Failure
-		}
-	}}
-}
-
-// call runs one exchange with the server, bounded, and again if it failed in
-// a way that passes. So do must be repeatable: an attempt that failed may have
-// been carried out by the server, with only the answer lost.
+// call runs one exchange with the server, bounded. After an error the server may have carried it out, with only the answer
+// lost.
 func (c *Client) call(ctx context.Context, op string, do func(context.Context) error) error {
-	return c.attempts(ctx, op, maxAttempts, do)
-}
-
-// once is call without a second attempt at the same server, for what the next one replaces.
-func (c *Client) once(ctx context.Context, op string, do func(context.Context) error) error {
-	return c.attempts(ctx, op, 1, do)
-}
-
-// unrepeated is once for what may not be repeated: no other server is asked, either.
-func (c *Client) unrepeated(ctx context.Context, op string, do func(context.Context) error) error {
-	return c.attempts(ctx, op, 0, do)
-}
-
-func (c *Client) attempts(ctx context.Context, op string, most int, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	last := new(lastAnswer)
-	ctx = context.WithValue(ctx, lastAnswerKey{}, last)
-	pause := firstPause
-	for attempt := 1; ; attempt++ {
-		l := c.link.Load()
-		bound, done := l.watch.untilElected(ctx)
-		if most == 0 {
-			bound = ctx
-		}
-		err := do(bound)
-		elected := done() && err != nil && ctx.Err() == nil
-		if most > 0 && (elected || c.relink(ctx, l, err)) {
-			attempt-- // that was no fault of the server that is asked now
-			continue
-		}
-		if err == nil {
-			return nil
-		}
-		e := newError(op, l.watch.cause(err), c.target, l.watch.recent())
-		if told := last.get(); told != nil && e.Kind == KindTimeout {
-			// The driver repeats what a server refuses for a moment until the
-			// time is up, and then tells the time only.
-			e = newError(op, told, c.target, nil)
-		}
-		again := attempt < most && passes(e.Kind, err) && ctx.Err() == nil
-		c.log.DebugContext(ctx, "call to MongoDB failed", "op", op, "attempt", attempt, "again", again,
-			"kind", string(e.Kind), "host", e.Host, "error", e.Err.Error())
-		if !again {
-			return e
-		}
-		timer := time.NewTimer(pause/2 + rand.N(pause/2))
-		pause *= 2
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return e
-		case <-timer.C:
-		}
+	err := c.notPrimary()
+	if err == nil {
+		err = do(ctx)
 	}
+	if err == nil {
+		err = c.notPrimary() // what was read may be old
+	}
+	if err == nil {
+		return nil
+	}
+	e := newError(op, err, c.target, c.watch)
+	c.log.DebugContext(ctx, "call to MongoDB failed", "op", op, "kind", string(e.Kind), "host", e.Host, "error", e.Err.Error())
+	return e
 }
 
-// passes reports failures that a moment later may be gone. A search for a
-// server is none: the driver has repeated it for as long as it was given.
-func passes(k Kind, err error) bool {
-	if holds[topology.ServerSelectionError](err) {
-		return false
+// notPrimaryError says that the one host that is named is another member of a replica set than its primary.
+type notPrimaryError struct{ set, primary, hosts string }
+
+func (e *notPrimaryError) Error() string {
+	s := "it is a member of the replica set " + e.set
+	if e.primary != "" {
+		s += ", of which " + e.primary + " is the primary"
 	}
-	switch k {
-	case KindLost, KindRefused, KindUnreachable, KindNotPrimary:
-		return true
-	default:
-		return false
-	}
+	return s + "; name the set: mongodb://" + e.hosts + "/?replicaSet=" + e.set
 }
+
+// notPrimary returns an error where one host is named, as for AMS, and that is a member of a set that takes no writes.
+func (c *Client) notPrimary() error {
+	if !c.target.namesOne() {
+		return nil
+	}
+	d := c.watch.only()
+	if len(d.Hosts) < 2 || d.Kind == kindPrimary {
+		return nil
+	}
+	return &notPrimaryError{set: d.SetName, primary: d.Primary.String(), hosts: strings.Join(d.Hosts, ",")}
+}
+
+// OneNamed tells whether the connection string names one member of a replica set of
+// several, as far as a call has shown, and which set of which hosts that is.
+func (c *Client) OneNamed() (set string, hosts []string, one bool) {
+	d := c.watch.only()
+	return d.SetName, d.Hosts, c.target.namesOne() && len(d.Hosts) > 1
+}
+
+func (c *Client) db(name string) *mongo.Database { return c.mongo.Database(name) }
 
 // Ping proves that the server answers and, where the connection string has
 // credentials, that it accepts them. What the user may do there is
@@ -588,9 +381,8 @@ func (c *Client) CheckRead(ctx context.Context, databases []string) error {
 	nothing := bson.D{{Key: "_id", Value: bson.D{}}}
 	var errs []error
 	for _, name := range databases {
-		broadcasts := func() *mongo.Collection { return c.db(name).Collection(broadcastCollection) }
-		_, err := find(ctx, c, "checking the right to read "+name+"."+broadcastCollection, broadcasts, nothing, bson.D{{Key: "_id", Value: 1}},
-			func(bson.Raw) struct{} { return struct{}{} })
+		_, err := find(ctx, c, "checking the right to read "+name+"."+broadcastCollection, c.db(name).Collection(broadcastCollection), nothing,
+			func(bson.Raw) struct{} { return struct{}{} }, options.Find())
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

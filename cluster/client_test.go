@@ -4,7 +4,6 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -16,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -31,8 +29,6 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/mongo"
-	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
-	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -254,28 +250,6 @@ func always(reply bson.D) func(string, bson.Raw) (bson.D, error) {
 	return func(string, bson.Raw) (bson.D, error) { return reply, nil }
 }
 
-func TestCallIsRepeated(t *testing.T) {
-	s := startFake(t, nil)
-	left := 2
-	s.answer = func(string, bson.Raw) (bson.D, error) {
-		if left--; left >= 0 {
-			return errorReply(189, "PrimarySteppedDown", "election"), nil
-		}
-		return okReply(), nil
-	}
-	var log bytes.Buffer
-	c := connect(t, s.addr(), Options{
-		Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
-	must.OK(t, c.Ping(t.Context()))
-	if got := len(s.sent("ping")); got != 3 {
-		t.Errorf("ping was sent %d times, want 3", got)
-	}
-	if got := strings.Count(log.String(), "call to MongoDB failed"); got != 2 {
-		t.Errorf("%d lines in the log for 2 failed attempts:\n%s", got, log.String())
-	}
-}
-
 // A call that waits for a connection while another one is refused is told that
 // the other one failed: its own answer would have been the same.
 func TestCallWaitsForARefusedOne(t *testing.T) {
@@ -331,10 +305,6 @@ func TestCanceledByTheDriver(t *testing.T) {
 	target, err := ParseTarget("mongodb://db1:27017")
 	must.OK(t, err)
 	gone := fmt.Errorf("looking: %w", context.Canceled)
-	search := topology.ServerSelectionError{
-		Wrapped: context.DeadlineExceeded,
-		Desc:    description.Topology{Servers: []description.Server{{Addr: "db1:27017", LastError: gone}}},
-	}
 	for name, tt := range map[string]struct {
 		met  error
 		kind Kind
@@ -345,11 +315,9 @@ func TestCanceledByTheDriver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWatch()
 			w.pools().Event(&event.PoolEvent{Type: event.ConnectionPoolCleared, Address: "db1:27017", Error: tt.met})
-			w.monitor().ServerHeartbeatFailed(&event.ServerHeartbeatFailedEvent{ConnectionID: "db1:27017[-7]", Failure: gone})
-			for _, err := range []error{search, context.DeadlineExceeded} {
-				if e := newError("asking", err, target, w.recent()); e.Kind != tt.kind {
-					t.Errorf("%v: kind %s, want %s: %v", err, e.Kind, tt.kind, e)
-				}
+			w.servers().ServerHeartbeatFailed(&event.ServerHeartbeatFailedEvent{ConnectionID: "db1:27017[-7]", Failure: gone})
+			if e := newError("asking", context.DeadlineExceeded, target, w); e.Kind != tt.kind {
+				t.Errorf("kind %s, want %s: %v", e.Kind, tt.kind, e)
 			}
 		})
 	}

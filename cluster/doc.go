@@ -10,6 +10,13 @@
 // writes a file, never asks a cloud, never reads the environment, and never
 // prints: a logger and a clock are handed in.
 //
+// # The registry
+//
+// A node has one document, its record ([Node]). [Client.Register], [Client.SetOwnState], [Client.AskDrain] and
+// [Client.TakeDrainRequest] change it by compare-and-swap: they read what a majority has, compute the new record, and write
+// it if the record's random rev is still the one that was read. A write whose answer was lost may have been done: they read
+// again and look for their own rev. [Client.Heartbeat] writes the field heartbeat of its own instance alone, and no rev.
+//
 // # Connection strings
 //
 //	target, err := cluster.ParseTarget("10.0.2.4")
@@ -24,7 +31,7 @@
 //
 // # Clocks
 //
-// Three clocks meet here and are never mixed. A row of our registry is judged
+// Three clocks meet here and are never mixed. A record of our registry is judged
 // by the server's clock ([Client.ServerTime], [Node.Age]). AMS stamps its
 // documents with the clock of the machine it runs on; about AMS on this very
 // machine the local clock is the right judge ([AMSNode.Fresh]).
@@ -32,8 +39,8 @@
 // # What is acknowledged
 //
 // Every write waits for a majority of the replica set, whatever the connection
-// string says: no election rolls it back. Only [Client.Beat] waits for the primary
-// alone (w: 1), since the next beat replaces one that was rolled back, and beats
+// string says: no election rolls it back. Only [Client.Heartbeat] waits for the primary
+// alone (w: 1), since the next heartbeat replaces one that was rolled back, and heartbeats
 // must go on while no majority can acknowledge.
 //
 // # What the server may lack

@@ -16,10 +16,6 @@ import (
 	"syscall"
 
 	"go.mongodb.org/mongo-driver/v2/mongo"
-	"go.mongodb.org/mongo-driver/v2/x/mongo/driver"
-	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/auth"
-	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/description"
-	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
 
 	"github.com/amsagent/amsagent/internal/plain"
 )
@@ -148,10 +144,9 @@ type redactedError struct {
 func (e *redactedError) Error() string        { return e.text }
 func (e *redactedError) Is(target error) bool { return e.is(target) }
 
-// newError turns an error of the driver into ours. recent is what watching the
-// servers found last, by their address.
-func newError(op string, err error, t Target, recent map[string]error) *Error {
-	f := diagnose(err, t, recent)
+// newError turns an error of the driver into ours. w, if not nil, knows what became of the servers.
+func newError(op string, err error, t Target, w *watch) *Error {
+	f := diagnose(err, t, w)
 	return &Error{
 		Kind: f.kind, Op: op, Host: f.host, NoLogin: f.kind == KindForbidden && !t.HasCredentials() && t.Option("authMechanism") == "",
 		Err: &redactedError{
@@ -161,39 +156,28 @@ func newError(op string, err error, t Target, recent map[string]error) *Error {
 	}
 }
 
-// finding is what is known of a failure.
-type finding struct {
-	kind       Kind
-	host, text string
-}
-
 // diagnose finds out what failed, and where. The driver tells least where it
 // matters most: for a server that cannot be reached it reports a timeout of
-// its own search, and keeps the reason in the description of each server.
-func diagnose(err error, t Target, recent map[string]error) finding {
-	if sel, ok := errors.AsType[topology.ServerSelectionError](err); ok && !errors.Is(err, context.Canceled) {
-		return diagnoseSelection(sel, err, t, recent)
-	}
-	f := finding{kind: kindOf(err), text: innermost(err)}
-	if conn, ok := errors.AsType[topology.ConnectionError](err); ok {
-		f.host = hostOf(conn.ConnectionID)
-	}
-	if f.host == "" {
-		f.host = t.hostList()
-	}
-	if f.kind == KindLost || f.kind == KindTimeout {
-		// After a cut the driver searches the server again, and when the time
-		// is up it reports the cut. What the search found is newer.
-		if now := recent[f.host]; now != nil && kindOf(now) != KindOther {
-			f.kind, f.text = kindOf(now), innermost(now)
+// its own search.
+func diagnose(err error, t Target, w *watch) finding {
+	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
+	if w != nil && !answered(err) && slices.Contains([]Kind{KindLost, KindTimeout, KindOther}, f.kind) {
+		if known, ok := w.finding(t); ok {
+			return known
 		}
 	}
-	if f.kind == KindDNS {
-		if dns, ok := errors.AsType[*net.DNSError](err); ok {
-			f.host = dns.Name
-		}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok && f.kind == KindDNS {
+		f.host = dns.Name
 	}
 	return f
+}
+
+// answered reports an error that a server said.
+func answered(err error) bool {
+	if ce, ok := errors.AsType[mongo.CommandError](err); ok {
+		return ce.Code != 0
+	}
+	return holds[mongo.ServerError](err)
 }
 
 // hostOf returns the address from the driver's name for a connection, which is
@@ -214,48 +198,6 @@ func rank(k Kind) int {
 		return i
 	}
 	return len(order)
-}
-
-func diagnoseSelection(sel topology.ServerSelectionError, err error, t Target, recent map[string]error) finding {
-	if len(sel.Desc.Servers) == 0 {
-		// The driver drops servers that are not of the replica set asked for.
-		if rs := t.Option("replicaSet"); rs != "" {
-			return finding{KindConfig, t.hostList(), "no server says that it belongs to replica set " + rs}
-		}
-		return finding{KindTimeout, t.hostList(), innermost(err)}
-	}
-	best := finding{kind: KindOther}
-	var hosts, texts []string
-	for i, s := range sel.Desc.Servers {
-		f := finding{kind: KindTimeout, host: s.Addr.String(), text: "no answer yet"}
-		// The description tells why the server was given up, which may have
-		// been a cut connection; what came after it says more.
-		last := s.LastError
-		if now := recent[f.host]; now != nil {
-			last = now
-		}
-		switch {
-		case last != nil && !errors.Is(last, context.Canceled): // of the driver's own looks
-			f.kind, f.text = kindOf(last), innermost(last)
-			if f.kind == KindLost {
-				f.text += " (" + hintTLS(t) + ")"
-			}
-		case s.Kind != description.Unknown:
-			f.kind, f.text = KindNotPrimary, "it is "+s.Kind.String()
-		}
-		if i == 0 || rank(f.kind) < rank(best.kind) {
-			best, hosts = f, nil
-		}
-		if f.kind == best.kind {
-			hosts = append(hosts, f.host)
-		}
-		texts = append(texts, f.host+": "+f.text)
-	}
-	best.host = strings.Join(hosts, ", ")
-	if len(texts) > 1 {
-		best.text = strings.Join(texts, "; ")
-	}
-	return best
 }
 
 // hintTLS says why a server may hang up before the first answer: neither side
@@ -320,23 +262,13 @@ func kindOf(err error) Kind {
 	if errors.Is(err, context.Canceled) {
 		return KindCanceled
 	}
-	se, ok := errors.AsType[mongo.ServerError](err)
-	if inner, isInner := errors.AsType[driver.Error](err); !ok && isInner {
-		// As kept in the description of a server.
-		se, ok = mongo.CommandError{Code: inner.Code, Message: inner.Message, Labels: inner.Labels, Name: inner.Name, Wrapped: inner.Wrapped}, true
+	if holds[*notPrimaryError](err) {
+		return KindNotPrimary
 	}
-	if ok {
+	if se, ok := errors.AsType[mongo.ServerError](err); ok {
 		if k := kindOfCode(se); k != KindOther {
 			return k
 		}
-	}
-	if holds[*auth.Error](err) {
-		// A connection that breaks during the conversation is wrapped as
-		// well, and is no matter of the password.
-		if k := kindOfNetwork(err); k != KindOther {
-			return k
-		}
-		return KindAuth
 	}
 	return kindOfNetwork(err)
 }
@@ -358,10 +290,16 @@ func kindOfNetwork(err error) Kind {
 		return KindLost
 	case mongo.IsTimeout(err):
 		return KindTimeout
-	case mongo.IsNetworkError(err):
+	case mongo.IsNetworkError(err), waited(err):
 		return KindLost
 	}
 	return KindOther
+}
+
+// waited reports a call that was not sent: it waited for a connection while the connections to that server were dropped.
+func waited(err error) bool {
+	var dropped interface{ Retryable() bool } // the driver's type is not public
+	return errors.As(err, &dropped) && dropped.Retryable()
 }
 
 // holds reports whether an error of this type is in err's chain.
@@ -421,9 +359,6 @@ func innermost(err error) string {
 	if we, ok := errors.AsType[mongo.WriteException](err); ok && len(we.WriteErrors) > 0 {
 		// The whole of it has the details, too, which may be a collection's validator.
 		return "write error " + strconv.Itoa(we.WriteErrors[0].Code) + ": " + message(we.WriteErrors[0].Message)
-	}
-	if inner, ok := errors.AsType[driver.Error](err); ok && inner.Code != 0 {
-		return named(inner.Name, inner.Message)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return context.DeadlineExceeded.Error()

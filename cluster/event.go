@@ -89,8 +89,8 @@ func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) 
 	for _, key := range []string{"at", "node", "kind", "who", "why", "cut", "details"} {
 		fields = append(fields, bson.E{Key: key, Value: 1})
 	}
-	found, err := find(ctx, c, "reading the events of the registry", c.events, filter, fields, readEvent,
-		bson.E{Key: "sort", Value: bson.D{{Key: "at", Value: -1}, {Key: "_id", Value: -1}}}, bson.E{Key: "limit", Value: int64(max(1, q.Limit))})
+	found, err := find(ctx, c, "reading the events of the registry", c.events(), filter, readEvent, options.Find().SetProjection(fields).
+		SetSort(bson.D{{Key: "at", Value: -1}, {Key: "_id", Value: -1}}).SetLimit(int64(max(1, q.Limit))))
 	if err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
 			f.Hosts = append(f.Hosts, host)
 		}
 	}
-	f.OneNamed = f.ReplicaSet != "" && f.Members > 1 && c.namesOne()
+	f.OneNamed = f.ReplicaSet != "" && f.Members > 1 && c.target.namesOne()
 	return f, nil
 }
 
@@ -82,15 +82,12 @@ func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
 // not log in: it asks as one. An error is for a question without an answer.
 func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 	const op = "asking MongoDB without a password"
-	c := newClient(t, o)
-	l, err := c.open(ctx, func(opts *options.ClientOptions) { opts.Auth = nil })
+	c, err := connectWith(ctx, t, o, func(opts *options.ClientOptions) { opts.Auth = nil })
 	if err != nil {
-		return false, newError(op, err, t, nil)
+		return false, err
 	}
-	l.direct = false // this server is asked, whatever it is a member of, and nobody logs in elsewhere
-	c.link.Store(l)
 	defer func() { _ = c.Close(ctx) }()
-	err = c.once(ctx, op, func(ctx context.Context) error {
+	err = c.call(ctx, op, func(ctx context.Context) error {
 		return c.db("admin").RunCommand(ctx, bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}).Err()
 	})
 	switch KindOf(err) {

@@ -10,6 +10,7 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
 // findBatch is how many documents come in one answer. The server ends an answer at
@@ -26,23 +27,13 @@ var ErrTooMany = errors.New("too many documents")
 
 // find reads all documents that match, each by itself, so that the memory it takes is
 // that of one answer and of what read returns. It fails with [ErrTooMany] beyond maxFound.
-//
-// The command is sent as such because the driver's own find has no maxTimeMS: what
-// the client gives up would go on in the server.
 func find[T any](
-	ctx context.Context, c *Client, op string, where func() *mongo.Collection, filter, fields bson.D, read func(bson.Raw) T,
-	more ...bson.E,
+	ctx context.Context, c *Client, op string, coll *mongo.Collection, filter bson.D, read func(bson.Raw) T, o *options.FindOptionsBuilder,
 ) ([]T, error) {
 	var found []T
 	err := c.call(ctx, op, func(ctx context.Context) error {
 		found = []T{}
-		coll := where()
-		cur, err := coll.Database().RunCommandCursor(ctx, append(bson.D{
-			{Key: "find", Value: coll.Name()},
-			{Key: "filter", Value: filter},
-			{Key: "projection", Value: fields},
-			{Key: "batchSize", Value: int32(findBatch)},
-		}, more...))
+		cur, err := coll.Find(ctx, filter, o.SetBatchSize(findBatch))
 		if err != nil {
 			return err
 		}

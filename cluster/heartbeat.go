@@ -157,7 +157,7 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 		{Key: "$currentDate", Value: bson.D{{Key: "updated_at", Value: true}}},
 	}
 	matched := int64(0)
-	err := c.once(ctx, op, func(ctx context.Context) error {
+	err := c.call(ctx, op, func(ctx context.Context) error {
 		primary := c.nodes().Clone(options.Collection().SetWriteConcern(writeconcern.W1()))
 		res, err := primary.UpdateOne(ctx, filter, update)
 		if err == nil {

@@ -202,7 +202,7 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	default:
 		filter = append(filter, bson.E{Key: "rev", Value: orNull(was.Rev)})
 	}
-	err = c.once(ctx, op, func(ctx context.Context) error {
+	err = c.call(ctx, op, func(ctx context.Context) error {
 		doc, err := c.nodes().FindOneAndUpdate(ctx, filter, update,
 			options.FindOneAndUpdate().SetUpsert(was == nil).SetReturnDocument(options.After)).Raw()
 		switch {
@@ -530,7 +530,7 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 // Node reads the record of a node; the error is [ErrNoNode] if there is none, and a [BadRecordError] if it cannot be read.
 func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 	op := "reading node " + id
-	found, err := find(ctx, c, op, c.nodes, bson.D{{Key: "_id", Value: id}}, bson.D{}, decode)
+	found, err := find(ctx, c, op, c.nodes(), bson.D{{Key: "_id", Value: id}}, decode, options.Find())
 	switch {
 	case err != nil:
 		return Node{}, err
@@ -550,8 +550,8 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 }
 
 func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordError, err error) {
-	found, err := find(ctx, c, "reading the nodes of the registry", c.nodes, bson.D{}, bson.D{}, decode,
-		bson.E{Key: "sort", Value: bson.D{{Key: "_id", Value: 1}}})
+	found, err := find(ctx, c, "reading the nodes of the registry", c.nodes(), bson.D{}, decode,
+		options.Find().SetSort(bson.D{{Key: "_id", Value: 1}}))
 	for _, r := range found {
 		if r.bad != nil {
 			bad = append(bad, *r.bad)
@@ -569,12 +569,12 @@ func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordErro
 func (c *Client) EnsureIndexes(ctx context.Context) error {
 	var errs []error
 	for _, ix := range []struct {
-		coll func() *mongo.Collection
+		coll *mongo.Collection
 		key  string
 		keep time.Duration
-	}{{c.nodes, "left_at", keepLeft}, {c.events, "at", keepEvents}} {
-		errs = append(errs, c.call(ctx, "making the index that removes old "+ix.coll().Name(), func(ctx context.Context) error {
-			_, err := ix.coll().Indexes().CreateOne(ctx, mongo.IndexModel{
+	}{{c.nodes(), "left_at", keepLeft}, {c.events(), "at", keepEvents}} {
+		errs = append(errs, c.call(ctx, "making the index that removes old "+ix.coll.Name(), func(ctx context.Context) error {
+			_, err := ix.coll.Indexes().CreateOne(ctx, mongo.IndexModel{
 				Keys:    bson.D{{Key: ix.key, Value: 1}},
 				Options: options.Index().SetExpireAfterSeconds(int32(ix.keep / time.Second)),
 			})

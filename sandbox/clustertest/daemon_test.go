@@ -188,7 +188,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 	a.target.Store(&target)
 	log := slog.New(slog.NewTextHandler(&a.log, nil))
 	open := func(ctx context.Context, to cluster.Target) (*cluster.Client, error) {
-		return cluster.Connect(ctx, to, cluster.Options{Timeout: 2 * time.Second, MaxPool: 2, Elections: true})
+		return cluster.Connect(ctx, to, cluster.Options{Timeout: 2 * time.Second, MaxPool: 2})
 	}
 	a.machine = &bootstrap.Machine{
 		Root: a.root, Service: a.svc, Connect: open, Version: "test", Log: log,

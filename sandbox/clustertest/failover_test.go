@@ -108,8 +108,8 @@ func beatAfter(t *testing.T, m *realmongo.Member, moment time.Time) time.Time {
 	return row.UpdatedAt
 }
 
-// TestRealFailover: whatever becomes of the primary, the daemon does not end, beats
-// within two seconds of a new one, and the row says what it said.
+// TestRealFailover: whatever becomes of the primary, the daemon does not end, writes heartbeats
+// within seven seconds of a new one and 30 of the fault, and the record says what it said.
 func TestRealFailover(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
@@ -132,9 +132,9 @@ func TestRealFailover(t *testing.T) {
 		must.OK(t, fault.harm(old))
 		now, since := newPrimary(t, s, old)
 		beat := beatAfter(t, now, since)
-		t.Logf("%s: a new primary after %s, the first beat %s later", fault.name, since.Sub(begin).Round(time.Millisecond), beat.Sub(since).Round(time.Millisecond))
-		if late := beat.Sub(since); late > 2*time.Second {
-			t.Errorf("%s: the first beat came %s after the new primary; the daemon's log:\n%s", fault.name, late, a.text())
+		t.Logf("%s: a new primary after %s, the first heartbeat %s later", fault.name, since.Sub(begin).Round(time.Millisecond), beat.Sub(since).Round(time.Millisecond))
+		if late := beat.Sub(since); late > 7*time.Second || beat.Sub(begin) > 30*time.Second {
+			t.Errorf("%s: the first heartbeat came %s after the new primary; the daemon's log:\n%s", fault.name, late, a.text())
 		}
 		if fault.mend != nil {
 			must.OK(t, fault.mend(old))
@@ -146,32 +146,48 @@ func TestRealFailover(t *testing.T) {
 		t.Error("the daemon ended")
 	default:
 	}
-	if n := strings.Count(a.text(), "a beat could not be written"); n > 2 {
+	if n := strings.Count(a.text(), "heartbeat failed; heartbeats are dropped"); n > 2 {
 		t.Errorf("the log says %d times within a minute that beats are not written", n)
 	}
 }
 
-// TestRealHang: a call that was sent to a primary that hangs goes to the next one as soon as
-// there is one, not when its time is up.
-func TestRealHang(t *testing.T) {
+// TestRealLostMajority: a write that no majority has is rolled back with the member that took it, and nobody builds on it. A
+// write that was acknowledged meanwhile stays.
+func TestRealLostMajority(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
+	c := connect(t, s.URI(), cluster.Options{Timeout: time.Minute})
+	_, err := c.Register(t.Context(), node(), cluster.RegisterOptions{})
+	must.OK(t, err)
 	first := settled(t, s)
-	target, err := cluster.ParseTarget(s.URI())
-	must.OK(t, err)
-	c, err := cluster.Connect(t.Context(), target, cluster.Options{Timeout: time.Hour, Elections: true})
-	must.OK(t, err)
-	// The driver may not hear that it is to stop while a member tells.
-	defer func() { _ = c.Close(context.Background()) }()
-	must.OK(t, c.Ping(t.Context()))
-	must.OK(t, first.Pause())
-	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second) // the driver asks by itself after 30 s
-	defer cancel()
-	// No event: that waits for a majority, and the third member may still read from the first.
-	if err := c.Ping(ctx); err != nil {
-		t.Error(err)
+	others := slices.DeleteFunc(slices.Clone(s.Members()), func(m *realmongo.Member) bool { return m == first })
+	for _, m := range others {
+		must.OK(t, m.Kill())
 	}
-	must.OK(t, first.Resume())
+	hasty := connect(t, s.URI(), cluster.Options{Timeout: time.Second})
+	if _, err := hasty.AskDrain(t.Context(), node(), cluster.DrainRequest{Reason: "of no majority"}); err == nil {
+		t.Error("a single member of three acknowledged a write")
+	}
+	// It begins while only the first member answers, and ends when there is another primary.
+	writes := make(chan error, 1)
+	go func() {
+		writes <- c.SetOwnState(context.WithoutCancel(t.Context()), node(), cluster.StateActive, "verified", cluster.Details{})
+	}()
+	<-time.After(time.Second)
+	must.OK(t, first.Kill())
+	for _, m := range others {
+		must.OK(t, m.Start(t.Context()))
+	}
+	newPrimary(t, s, first)
+	id, err := connect(t, s.URI(), cluster.Options{Timeout: time.Minute}).AskDrain(t.Context(), node(), cluster.DrainRequest{Reason: "acknowledged"})
+	must.OK(t, err)
+	must.OK(t, first.Start(t.Context()))
+	must.OK(t, <-writes)
+	settled(t, s)
+	n, err := c.Node(t.Context(), nodeID)
+	if err != nil || n.DrainRequest == nil || n.DrainRequest.ID != id || n.Reason != "verified" || n.State != cluster.StateActive {
+		t.Errorf("%+v, %v; want the request %s and the state active", n, err, id)
+	}
 }
 
 // diary writes events one after another and remembers which were acknowledged.
@@ -317,7 +333,7 @@ func TestRealMongoDiskFull(t *testing.T) {
 	}
 	must.Until(t, "MongoDB takes no more, beats neither", func() bool {
 		_ = write()
-		return strings.Contains(a.text(), "a beat could not be written")
+		return strings.Contains(a.text(), "heartbeat failed; heartbeats are dropped")
 	})
 	a.roundsGoOn(5)
 
@@ -457,8 +473,8 @@ func (h *hangingAt) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// TestRealOneMemberNamed: an address that names one member of a set is followed to the
-// primary, by who beats and by who reads.
+// TestRealOneMemberNamed: an address that names one member of a set is used as AMS uses it, with a warning; once another
+// member is the primary, each call fails with an error that says to name the set.
 func TestRealOneMemberNamed(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
@@ -490,25 +506,19 @@ func TestRealOneMemberNamed(t *testing.T) {
 		t.Errorf("with all named: %+v, %v", f, err)
 	}
 	must.OK(t, s.StepDown(t.Context()))
-	second, since := newPrimary(t, s, first)
-	if late := beatAfter(t, second, since).Sub(since); late > 2*time.Second {
-		t.Errorf("the first beat came %s after the new primary", late)
-	}
-	// A new client that is told of a secondary reads what the primary has.
+	second, _ := newPrimary(t, s, first)
+	// Neither the daemon nor a new client goes on with a member that takes no writes, and each says what to do.
 	c := connect(t, "mongodb://"+first.Addr()+"/", cluster.Options{})
-	must.Until(t, "the client follows the set", func() bool {
-		f, err := c.ServerFacts(t.Context())
-		return err == nil && f.Writable
-	})
-	if err := c.CheckAccess(t.Context()); err != nil {
-		t.Error(err)
+	for _, client := range []*cluster.Client{a.client, c} {
+		must.Until(t, "the set has to be named", func() bool {
+			_, err := client.Nodes(t.Context())
+			return cluster.KindOf(err) == cluster.KindNotPrimary && strings.Contains(err.Error(), "/?replicaSet="+realmongo.SetName)
+		})
 	}
-	// The member that was named dies: who has seen the set goes on.
-	must.OK(t, first.Kill())
-	beatAfter(t, second, time.Now())
-	if _, err := c.Nodes(t.Context()); err != nil {
-		t.Error(err)
+	if err := c.CheckAccess(t.Context()); cluster.KindOf(err) != cluster.KindNotPrimary {
+		t.Errorf("a member that is not the primary takes writes: %v", err)
 	}
+	must.Until(t, "the daemon says it", func() bool { return strings.Contains(a.text(), "name the set: mongodb://") })
 	// Who asks for one member gets it.
 	third := connect(t, "mongodb://"+second.Addr()+"/?directConnection=true", cluster.Options{})
 	if f, err := third.ServerFacts(t.Context()); err != nil || f.OneNamed {

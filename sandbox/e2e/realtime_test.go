@@ -36,7 +36,7 @@ func TestDaemonMongoAway(t *testing.T) {
 	h.rowIs(cluster.StateActive)
 	active := h.row().StateSince
 	p.beats()
-	const lost, back = "a beat could not be written", "beats are written again"
+	const lost, back = "heartbeat failed; heartbeats are dropped", "heartbeats are written again"
 	begun, first, losses, returns := time.Now(), true, p.said(lost), p.said(back)
 
 	for _, f := range []mongod.Fault{
@@ -80,7 +80,7 @@ func TestDaemonMongoAway(t *testing.T) {
 	// Somebody took the row away: it comes back as it was, with all there is.
 	h.forget()
 	h.rowIs(cluster.StateActive)
-	p.says("the registry had no row of this node any more")
+	p.says("registered again: the record was missing")
 	// The row is there a moment before its first beat.
 	until(t, "the row has all there is", func() string {
 		if n := h.row(); n.Role != "edge" || n.IntervalMS != 1000 || n.Load == nil {

@@ -321,7 +321,7 @@ func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance,
 }
 
 func (a *daemonAdapter) connect(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
-	return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, MaxPool: daemonPool, Elections: true, Log: a.g.log()})
+	return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, MaxPool: daemonPool, Log: a.g.log()})
 }
 
 // daemonPool is how many connections a daemon holds for its calls, per server: a thousand nodes with a hundred each is more

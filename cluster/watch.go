@@ -1,0 +1,140 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"go.mongodb.org/mongo-driver/v2/event"
+)
+
+// Kinds of servers, as the driver's events name them.
+const (
+	kindUnknown = "Unknown"
+	kindPrimary = "RSPrimary"
+)
+
+// watch keeps what the driver's monitors said last of each server, by host:port. An error of a call says that no server was
+// found; the cause is known here.
+type watch struct {
+	mu     sync.Mutex
+	failed map[string]error
+	seen   map[string]event.ServerDescription
+}
+
+func newWatch() *watch {
+	return &watch{failed: map[string]error{}, seen: map[string]event.ServerDescription{}}
+}
+
+func (w *watch) servers() *event.ServerMonitor {
+	return &event.ServerMonitor{
+		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
+			// The driver cancels its own look at a server when a call to it fails: pools has that failure.
+			if !errors.Is(e.Failure, context.Canceled) {
+				w.fails(hostOf(e.ConnectionID), e.Failure)
+			}
+		},
+		ServerHeartbeatSucceeded: func(e *event.ServerHeartbeatSucceededEvent) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			host := hostOf(e.ConnectionID)
+			delete(w.failed, host)
+			w.seen[host] = e.Reply
+		},
+		ServerDescriptionChanged: func(e *event.ServerDescriptionChangedEvent) {
+			if e.NewDescription.Kind == kindUnknown {
+				return
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.seen[e.Address.String()] = e.NewDescription
+		},
+	}
+}
+
+// pools learns why the driver dropped its connections to a server.
+func (w *watch) pools() *event.PoolMonitor {
+	return &event.PoolMonitor{Event: func(e *event.PoolEvent) {
+		if e.Type == event.ConnectionPoolCleared && e.Error != nil {
+			w.fails(e.Address, e.Error)
+		}
+	}}
+}
+
+func (w *watch) fails(host string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failed[host] = err
+}
+
+// only describes the server where there is a single one.
+func (w *watch) only() event.ServerDescription {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.seen {
+		return d
+	}
+	return event.ServerDescription{}
+}
+
+// finding is what is known of a failure.
+type finding struct {
+	kind       Kind
+	host, text string
+}
+
+// finding tells why no server of the target could be used; false where nothing is known.
+func (w *watch) finding(t Target) (finding, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if set := t.Option("replicaSet"); set != "" && len(w.failed) == 0 && len(w.seen) > 0 {
+		// The driver drops servers of other sets.
+		if !slices.ContainsFunc(slices.Collect(maps.Values(w.seen)), func(d event.ServerDescription) bool { return d.SetName == set }) {
+			return finding{KindConfig, t.hostList(), "no server says that it belongs to replica set " + set}, true
+		}
+	}
+	var all []finding
+	for host, err := range w.failed {
+		f := finding{kindOf(err), host, innermost(err)}
+		if f.kind == KindLost {
+			f.text += " (" + hintTLS(t) + ")"
+		}
+		all = append(all, f)
+	}
+	primary := false
+	for host, d := range w.seen {
+		if w.failed[host] != nil {
+			continue
+		}
+		primary = primary || !strings.HasPrefix(d.Kind, "RS") || d.Kind == kindPrimary
+		all = append(all, finding{KindNotPrimary, host, "it is " + d.Kind})
+	}
+	if len(all) == 0 || primary {
+		return finding{}, false
+	}
+	slices.SortFunc(all, func(a, b finding) int {
+		if a.kind != b.kind {
+			return rank(a.kind) - rank(b.kind)
+		}
+		return strings.Compare(a.host, b.host)
+	})
+	best := all[0]
+	var hosts, texts []string
+	for _, f := range all {
+		if f.kind == best.kind {
+			hosts = append(hosts, f.host)
+		}
+		texts = append(texts, f.host+": "+f.text)
+	}
+	best.host = strings.Join(hosts, ", ")
+	if len(all) > 1 {
+		best.text = strings.Join(texts, "; ")
+	}
+	return best, true
+}
