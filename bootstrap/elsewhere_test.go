@@ -96,7 +96,7 @@ func TestStatusWithoutRoot(t *testing.T) {
 
 // TestStatusOfNotReady: status says of a node that is not ready what its row and `nodes` say, once.
 func TestStatusOfNotReady(t *testing.T) {
-	heard := cluster.Heard{Known: true, Fresh: true}
+	heard := cluster.Signal{Known: true, Fresh: true}
 	live := ams.Liveness{State: ams.Live}
 	refused := []ams.AppAnswer{{Name: "LiveApp", State: ams.AppRefused}}
 	for name, tt := range map[string]struct {

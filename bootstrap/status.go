@@ -103,9 +103,9 @@ type RowView struct {
 	Fresh bool              `json:"fresh"` // one of AMS is
 	// Agent and Server are when the two witnesses of this node were heard, and
 	// Verdict what they say together; "" where there is nothing to judge.
-	Agent   cluster.Heard   `json:"agent_heard"`
-	Server  cluster.Heard   `json:"ams_heard"`
-	Verdict cluster.Verdict `json:"verdict,omitempty"`
+	Agent   cluster.Signal `json:"agent_heard"`
+	Server  cluster.Signal `json:"ams_heard"`
+	Verdict cluster.Health `json:"verdict,omitempty"`
 	// Looked tells whether MongoDB answered.
 	Looked bool `json:"looked"`
 	// Cause is why it did not; nil if it was not asked.
@@ -308,7 +308,7 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 // judge asks both witnesses. AMS stamps with this machine's clock, of which we
 // know how far it is ahead of the server's.
 func (v *RowView) judge(now time.Time, skew time.Duration) {
-	look := cluster.Look{AMS: v.AMS, ServerTime: now}
+	look := cluster.Look{AMS: v.AMS, ServerTime: now, At: now}
 	if v.Registry != nil {
 		n, ms := *v.Registry, cluster.MillisOf(skew)
 		n.ClockMS = &ms
@@ -318,9 +318,9 @@ func (v *RowView) judge(now time.Time, skew time.Duration) {
 		look.Nodes = []cluster.Node{n}
 	}
 	var o cluster.Observer
-	for _, m := range o.Judge(look, now) {
+	for _, m := range o.Observe(look) {
 		if m.Node != nil || v.Registry == nil {
-			v.Agent, v.Server, v.Verdict = m.Agent, m.Server, m.Verdict
+			v.Agent, v.Server, v.Verdict = m.Agent, m.Server, m.Health
 		}
 	}
 }

@@ -250,23 +250,7 @@ func always(reply bson.D) func(string, bson.Raw) (bson.D, error) {
 	return func(string, bson.Raw) (bson.D, error) { return reply, nil }
 }
 
-// A call that waits for a connection while another one is refused is told that
-// the other one failed: its own answer would have been the same.
-func TestCallWaitsForARefusedOne(t *testing.T) {
-	s := startFake(t, nil)
-	s.answer = func(string, bson.Raw) (bson.D, error) {
-		return errorReply(18, "AuthenticationFailed", "Authentication failed."), nil
-	}
-	c := connect(t, "mongodb://u:"+secretMark+"@"+s.addr()+"/", Options{MaxPool: 2})
-	errs := make([]error, 32)
-	atOnce(len(errs), func(i int) { errs[i] = c.Ping(t.Context()) })
-	for _, err := range errs {
-		checkError(t, err, KindAuth, s.addr())
-	}
-}
-
-// The same where the other call lost its connection: what waited was not sent,
-// and is repeated.
+// A call that waits for a connection while another one loses its own was not sent: its connection was lost, too.
 func TestCallWaitsForOneThatIsCut(t *testing.T) {
 	s := startFake(t, nil)
 	var calls atomic.Int64

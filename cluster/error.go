@@ -161,7 +161,7 @@ func newError(op string, err error, t Target, w *watch) *Error {
 // its own search.
 func diagnose(err error, t Target, w *watch) finding {
 	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
-	if w != nil && !answered(err) && slices.Contains([]Kind{KindLost, KindTimeout, KindOther}, f.kind) {
+	if w != nil && !answered(err) && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
 		if known, ok := w.finding(t); ok {
 			return known
 		}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 )
 
 // Dialable parses the address of another node, of which anyone who writes to MongoDB says what it is: for a
@@ -24,65 +23,42 @@ func Dialable(address string) (_ netip.Addr, ok bool) {
 type Peers struct {
 	mu       sync.Mutex
 	observer Observer
-	// gone has, by the row, the first look since which a machine that is gone has written nothing.
-	gone map[string]time.Time
 }
 
 // Serving looks at the cluster and returns those of the machines, named by id or
 // by [Node.Name] in any case (a cloud's signals need not keep to one), whose agent
-// may still have sessions to wait for: it has beaten, has not said that it left, and
-// is not gone by both witnesses. A machine that no row names runs no agent, and
-// nobody waits for it. One look finds nobody gone: after a failover all rows are old.
+// may still have sessions to wait for: it has sent heartbeats, has not said that it left, and
+// is not gone. A machine that no record names runs no agent, and
+// nobody waits for it. One look finds nobody gone: after a failover all records are old.
 func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	look, err := c.Look(ctx)
 	if err != nil {
-		p.observer.Lost(c.now())
-		clear(p.gone)
+		p.observer.Failed()
 		return nil, err
 	}
-	return serving(p.judge(look), machines), nil
+	return p.serving(look, machines), nil
 }
 
-// judge calls a machine gone only after it had as long to write as a server may be silent.
-func (p *Peers) judge(l Look) []Member {
-	members := p.observer.Judge(l, l.At)
-	gone := map[string]time.Time{}
-	for i := range members {
-		m := &members[i]
-		if m.Node == nil || m.Verdict != VerdictGone {
-			continue
-		}
-		first, seen := p.gone[m.Node.ID]
-		since := l.At.Sub(first)
-		if !seen || m.Agent.Known && m.Agent.Age <= since || m.Server.Known && m.Server.Age <= since {
-			first, since = l.At, 0
-		}
-		gone[m.Node.ID] = first
-		if since < amsFresh {
-			m.Verdict = VerdictAgentStale
-		}
-	}
-	p.gone = gone
-	return members
-}
-
-func serving(members []Member, machines []string) []string {
+func (p *Peers) serving(l Look, machines []string) []string {
+	p.observer.patient = true
 	var out []string
-	for _, m := range members {
+	for _, m := range p.observer.Observe(l) {
 		n := m.Node
-		if n == nil || !n.Heartbeats() {
+		if n == nil || !n.Heartbeats() || n.State == StateLeft || n.State == StateFailed || m.goneForLong() {
 			continue
 		}
 		i := slices.IndexFunc(machines, func(s string) bool { return s != "" && (s == n.ID || strings.EqualFold(s, n.Name)) })
-		if i < 0 || n.State == StateLeft || n.State == StateFailed || m.Verdict == VerdictGone {
-			continue
-		}
-		if !slices.Contains(out, machines[i]) {
+		if i >= 0 && !slices.Contains(out, machines[i]) {
 			out = append(out, machines[i])
 		}
 	}
 	slices.Sort(out)
 	return out
+}
+
+// goneForLong reports whether a machine is gone, and each of its signals was silent for as long as AMS may be.
+func (m Member) goneForLong() bool {
+	return m.Health == Gone && m.Agent.silent >= amsFresh && (!m.Server.Known || m.Server.silent >= amsFresh)
 }

@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -17,7 +18,7 @@ func TestPeersAfterFailover(t *testing.T) {
 	zero := Millis(0)
 	want := func(want ...string) {
 		t.Helper()
-		if diff := cmp.Diff(want, serving(p.judge(s.seen()), []string{"i-a", "i-b"})); diff != "" {
+		if diff := cmp.Diff(want, p.serving(s.seen(), []string{"i-a", "i-b"})); diff != "" {
 			t.Errorf("at %s -want +got\n%s", s.now.Format("04:05"), diff)
 		}
 	}
@@ -27,37 +28,32 @@ func TestPeersAfterFailover(t *testing.T) {
 	}
 	s.pass(12200 * time.Millisecond)
 	want("i-a", "i-b")
+	for range 4 { // i-b has as long as a server may be silent
+		s.pass(5 * time.Second)
+		s.beat("i-a", "10.0.0.i-a")
+		want("i-a", "i-b")
+	}
+	s.pass(5 * time.Second)
 	s.beat("i-a", "10.0.0.i-a")
-	s.pass(amsFresh - time.Millisecond)
-	want("i-a", "i-b")
-	s.pass(time.Millisecond)
-	want("i-a") // i-b had as long as a server may be silent
-	// Another failover. The look before is no witness of a silence that began after it.
+	want("i-a")
+	// Another failover: i-b comes back, and i-a is old.
 	s.pass(time.Hour)
 	s.beat("i-b", "10.0.0.i-b")
-	s.pass(12200 * time.Millisecond)
-	want("i-b")
-	s.pass(amsFresh)
-	want()
+	want("i-a", "i-b")
 }
 
 func TestServing(t *testing.T) {
-	member := func(id, name string, s State, v Verdict) Member {
-		return Member{Node: &Node{ID: id, Name: name, State: s, IntervalMS: 5000}, Verdict: v}
+	row := func(id, name string, st State, age time.Duration) Node {
+		return Node{ID: id, IP: "10.0.0." + id, Name: name, State: st, IntervalMS: 5000, UpdatedAt: time.Unix(1e9, 0).Add(-age)}
 	}
-	quiet := Member{Node: &Node{ID: "never-beat", State: StateActive}, Verdict: VerdictAMSStale}
-	members := []Member{
-		member("id-1", "edge_1", StateDraining, VerdictAlive),
-		member("id-2", "edge_2", StateLeft, VerdictGone),
-		member("id-3", "edge_3", StateActive, VerdictGone),
-		member("id-4", "edge_4", StateActive, VerdictAMSStale),
-		member("id-5", "edge_5", StateFailed, VerdictAgentStale),
-		// Two rows of one name: a machine that was imaged anew, and its former life.
-		member("id-6", "edge_6", StateLeft, VerdictGone),
-		member("id-7", "edge_6", StateActive, VerdictAgentStale),
-		member("id-8", "", StateActive, VerdictAlive),
-		quiet,
-		{AMS: []AMSNode{{ID: "ams-only"}}, Verdict: VerdictAgentStale},
+	silent := row("never", "never-beat", StateActive, 0)
+	silent.IntervalMS = 0
+	rows := []Node{
+		row("id-1", "edge_1", StateDraining, 0), row("id-2", "edge_2", StateLeft, time.Hour), row("id-3", "edge_3", StateActive, time.Hour),
+		row("id-5", "edge_5", StateFailed, 0),
+		// Two records of one name: a machine that was imaged anew, and its former life.
+		row("id-6", "edge_6", StateLeft, time.Hour), row("id-7", "edge_6", StateActive, 0),
+		row("id-8", "", StateActive, 0), silent,
 	}
 	for _, tc := range []struct {
 		name     string
@@ -66,15 +62,27 @@ func TestServing(t *testing.T) {
 	}{
 		{"by name", []string{"edge_1", "edge_2", "edge_3"}, []string{"edge_1"}},
 		{"by name in another case", []string{"EDGE_1"}, []string{"EDGE_1"}},
-		{"by id", []string{"id-4", "id-2"}, []string{"id-4"}},
+		{"by id", []string{"id-7", "id-2"}, []string{"id-7"}},
 		{"failed is not serving", []string{"edge_5"}, nil},
-		{"one of two rows serves", []string{"edge_6"}, []string{"edge_6"}},
+		{"one of two records serves", []string{"edge_6"}, []string{"edge_6"}},
 		{"nobody we know", []string{"edge_99", ""}, nil},
 		{"no agent there", []string{"never-beat", "ams-only"}, nil},
-		{"in order", []string{"id-8", "edge_4", "edge_1"}, []string{"edge_1", "edge_4", "id-8"}},
+		{"in order", []string{"id-8", "edge_6", "edge_1"}, []string{"edge_1", "edge_6", "id-8"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if diff := cmp.Diff(tc.want, serving(members, tc.machines)); diff != "" {
+			var p Peers
+			var got []string
+			for i := range 6 {
+				at := time.Unix(1e9, 0).Add(time.Duration(i) * 5 * time.Second)
+				l := Look{ServerTime: at, At: at, Nodes: slices.Clone(rows)}
+				for j := range l.Nodes {
+					if n := &l.Nodes[j]; n.UpdatedAt.Equal(time.Unix(1e9, 0)) {
+						n.UpdatedAt = at
+					}
+				}
+				got = p.serving(l, tc.machines)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("-want +got\n%s", diff)
 			}
 		})

@@ -243,7 +243,7 @@ func TestWaitErrorTexts(t *testing.T) {
 			"stale",
 			AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(30 * time.Second)}},
 			[]AMSNode{ours(time.Hour)},
-			AMSStale,
+			AMSStopped,
 			"waited 1m0s for AMS to register as 10.0.0.3: it wrote its document and stopped, the last time was 30s ago by the local clock",
 		},
 		{
@@ -256,7 +256,7 @@ func TestWaitErrorTexts(t *testing.T) {
 		{
 			"without a time",
 			AMSNotSeenError{Reads: 3, Ours: []AMSNode{{ID: "a", IP: "10.0.0.3"}}},
-			nil, AMSStale,
+			nil, AMSStopped,
 			"waited 1m0s for AMS to register as 10.0.0.3: its document has no readable lastUpdateTime",
 		},
 	}

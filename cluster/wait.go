@@ -263,9 +263,9 @@ const (
 	AMSMaybeElsewhere AMSVerdict = "maybe-elsewhere"
 	// AMSNotAdvancing: our document is as it was before we started.
 	AMSNotAdvancing AMSVerdict = "not-advancing"
-	// AMSStale: our document was written since, and then no more, or with a
+	// AMSStopped: our document was written since, and then no more, or with a
 	// clock that is not the local one.
-	AMSStale AMSVerdict = "stale"
+	AMSStopped AMSVerdict = "stale"
 )
 
 // AMSNotSeenError tells what was seen instead of a fresh document of our own
@@ -302,7 +302,7 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 		e.age, e.timeless = now.Sub(newest.LastUpdate), newest.LastUpdate.IsZero()
 		e.Verdict = AMSNotAdvancing
 		if newest.since(before) {
-			e.Verdict = AMSStale
+			e.Verdict = AMSStopped
 		} else if len(e.Local) > 0 {
 			e.Verdict = AMSElsewhere // the old document is of another life
 		}

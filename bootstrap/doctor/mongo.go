@@ -276,7 +276,7 @@ func checkRows(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.I
 	}
 	var found []Result
 	var o cluster.Observer
-	for _, m := range o.Judge(look, time.Now()) {
+	for _, m := range o.Observe(look) {
 		n := m.Node
 		if age, known := ageOf(n, look); known && n.UsedByOther(cluster.Node{ID: id, IP: address, BootID: in.BootID}, age) {
 			found = append(found, bad(bootstrap.DuplicateHint,

@@ -227,7 +227,7 @@ func others(look cluster.Look, in *bootstrap.Inspection) []peer {
 	id, address := own(in)
 	var o cluster.Observer
 	var list []peer
-	for _, m := range o.Judge(look, time.Now()) {
+	for _, m := range o.Observe(look) {
 		a := m.Address()
 		if !m.Server.Fresh || cluster.SameAddress(a, address) || m.Node != nil && m.Node.ID == id {
 			continue

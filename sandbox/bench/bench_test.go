@@ -76,7 +76,8 @@ func newHost(b *testing.B, o host.Options) *host.Host {
 	dir, err := os.MkdirTemp("", "bench") //nolint:usetesting // see above
 	must.OK(b, err)
 	b.Cleanup(func() { _ = os.RemoveAll(dir) })
-	o.Dir, o.Name, o.ID, o.Role = dir, "edge-1", "i-0be0c000000000001", "edge"
+	o.Dir, o.Name, o.Role = dir, "edge-1", "edge"
+	o.ID = cmp.Or(o.ID, "i-0be0c000000000001")
 	o.Address = cmp.Or(o.Address, "10.0.9.1")
 	h, err := host.New(b.Context(), o)
 	must.OK(b, err)

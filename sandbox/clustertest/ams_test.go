@@ -494,7 +494,7 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 		},
 		{
 			"stale", nil, func(b backdoor) { b.write("mine", own, time.Now().Add(-10*time.Minute)) },
-			cluster.AMSStale, "the last time was 10m",
+			cluster.AMSStopped, "the last time was 10m",
 		},
 	}
 	for _, tt := range tests {

@@ -111,8 +111,8 @@ func TestLookAndJudge(t *testing.T) {
 			t.Errorf("%+v", l)
 		}
 		var out []string
-		for _, m := range o.Judge(l, l.At) {
-			out = append(out, fmt.Sprintf("%s %s %s", m.ID(), m.Address(), m.Verdict))
+		for _, m := range o.Observe(l) {
+			out = append(out, fmt.Sprintf("%s %s %s", m.ID(), m.Address(), m.Health))
 		}
 		return strings.Join(out, "; ")
 	}
@@ -124,7 +124,7 @@ func TestLookAndJudge(t *testing.T) {
 	member(t, c, "departed", "10.0.0.4")
 	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: "departed"}, cluster.StateLeft, "test", cluster.Details{}))
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
-	const others = "skewed 10.0.0.1 alive; departed 10.0.0.4 left; z 10.0.0.4 agent-stale; plain fd00::2 "
+	const others = "skewed 10.0.0.1 healthy; departed 10.0.0.4 left; z 10.0.0.4 no-agent; plain fd00::2 "
 	// Each round writes all signals again: on a busy machine the first ones are old before the last look.
 	seq := int64(0)
 	must.Until(t, "two looks judge by the age, then by the change", func() bool {
@@ -145,7 +145,7 @@ func TestLookAndJudge(t *testing.T) {
 		b.write("y", "fd00:0:0:0:0:0:0:2", ago(10*time.Minute-5*time.Second))
 		second := says()
 		t.Logf("first look: %s\nit was seen to change: %s", first, second)
-		return first == others+"ams-stale" && second == others+"alive"
+		return first == others+"ams-stale" && second == others+"healthy"
 	})
 }
 

@@ -62,12 +62,12 @@ func (d *demo) audience() error {
 	}
 	var out string
 	// A beat may be late on a busy machine.
-	err = d.until("both nodes are alive", func() string {
+	err = d.until("both nodes are healthy", func() string {
 		var err error
 		if out, err = d.agentRun(origin, "nodes"); err != nil {
 			return err.Error()
 		}
-		if !strings.HasPrefix(out, "2 nodes: 2 alive; 1 origin, 1 edge; "+counted+"\n") {
+		if !strings.HasPrefix(out, "2 nodes: 2 healthy; 1 origin, 1 edge; "+counted+"\n") {
 			return out
 		}
 		return ""
@@ -370,12 +370,12 @@ func (d *demo) others() error {
 	}
 	var out string
 	// A beat of origin-1 may be late on a busy machine.
-	if err := d.until("origin-1 is alive, edge-1 has left", func() string {
+	if err := d.until("origin-1 is healthy, edge-1 has left", func() string {
 		var err error
 		if out, err = d.agentRun(origin, "nodes", "--all"); err != nil {
 			return err.Error()
 		}
-		if !strings.Contains(out, "2 nodes: 1 alive; 1 left;") {
+		if !strings.Contains(out, "2 nodes: 1 healthy; 1 left;") {
 			return out
 		}
 		return ""

@@ -95,7 +95,7 @@ func (g *limited) active(t *testing.T) cluster.Node {
 	g.until(t, "an active node that is heard", func() bool {
 		n, m, ok := g.node(t)
 		last = n
-		return ok && n.State == cluster.StateActive && m.Verdict == cluster.VerdictAlive
+		return ok && n.State == cluster.StateActive && m.Health == cluster.Healthy
 	})
 	seen := last.Seq
 	g.until(t, "beats", func() bool {

@@ -83,7 +83,7 @@ func TestRealTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the node is active with another primary", func() string {
-		if said, code := n.Run(t, bins.agent, "nodes"); code != 0 || !strings.Contains(said, " alive ") {
+		if said, code := n.Run(t, bins.agent, "nodes"); code != 0 || !strings.Contains(said, " healthy ") {
 			return said
 		}
 		return ""

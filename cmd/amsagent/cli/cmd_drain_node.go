@@ -68,7 +68,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		return refuse(err)
 	}
 	var o cluster.Observer
-	n, err := drainableNode(o.Judge(l, l.At), name)
+	n, err := drainableNode(o.Observe(l), name)
 	if err != nil {
 		return refuse(err, "`amsagent nodes` shows which there are")
 	}

@@ -217,11 +217,11 @@ func TestDrainNode(t *testing.T) {
 }
 
 func TestDrainableNode(t *testing.T) {
-	fresh := cluster.Heard{Known: true, Fresh: true}
+	fresh := cluster.Signal{Known: true, Fresh: true}
 	at := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
 	members := []cluster.Member{
 		{Node: &cluster.Node{ID: "i-1", IP: "10.0.1.5", Hostname: "one", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: fresh},
-		{Node: &cluster.Node{ID: "i-2", IP: "10.0.1.6", Hostname: "twin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: cluster.Heard{Known: true, Age: 3 * time.Minute}},
+		{Node: &cluster.Node{ID: "i-2", IP: "10.0.1.6", Hostname: "twin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: cluster.Signal{Known: true, Age: 3 * time.Minute}},
 		{Node: &cluster.Node{ID: "i-3", IP: "10.0.1.7", Hostname: "twin", State: cluster.StateDraining, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-5", State: cluster.StateJoining}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-4", IP: "10.0.1.5", State: cluster.StateLeft}, Agent: fresh},

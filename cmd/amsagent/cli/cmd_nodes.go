@@ -10,12 +10,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,7 +24,7 @@ import (
 type nodesOptions struct {
 	roles, groups, states []string
 	sort                  string
-	all, watch, noProbe   bool
+	all, watch            bool
 	interval              time.Duration
 }
 
@@ -40,8 +36,7 @@ func (o *nodesOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.Lookup("sort").DefValue = "" // pflag would print it in quotes
 	fs.BoolVar(&o.all, "all", false, "show nodes that have left, too")
 	fs.BoolVar(&o.watch, "watch", false, "go on looking: print again on a terminal, elsewhere print a line for each change")
-	fs.DurationVar(&o.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest beat, 500ms to 2s)")
-	fs.BoolVar(&o.noProbe, "no-probe", false, "do not try whether anybody listens on the port of a node whose agent is silent")
+	fs.DurationVar(&o.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest heartbeat interval, 500ms to 1s)")
 }
 
 func newNodesCommand(g *globals) *cobra.Command {
@@ -54,17 +49,17 @@ func newNodesCommand(g *globals) *cobra.Command {
 		Short: "show the cluster: every node, its state, load and sessions, and whether it lives",
 		Long: "Both its agent, which writes heartbeats into the registry, and its Ant Media Server (AMS),\n" +
 			"which writes a list of its own, tell whether a node lives.\n\n" +
-			"  alive        both are heard\n" +
+			"  healthy      both are heard\n" +
 			"  not-serving  both are heard, the node is active, and its agent sees an application\n" +
 			"               that viewers cannot use; -o json says which (node.serving)\n" +
 			"  ams-stale    the agent is heard, AMS is silent for 20 s or more\n" +
-			"  agent-stale  AMS is heard, the agent is silent for two beats and a second, or is none\n" +
-			"  gone         neither is heard: AMS not for 11 s, or nobody listens on its port\n" +
+			"  agent-stale  AMS is heard, the agent is silent for two heartbeats and a second\n" +
+			"  no-agent     AMS is heard, and has no agent\n" +
+			"  gone         neither is heard, AMS not for 11 s\n" +
+			"  unknown      neither is heard, and no other node: MongoDB may have been away\n" +
 			"  left         it said itself that it goes: nothing is expected of it\n\n" +
 			"If the rows do not fit the terminal of --watch, nodes that need attention come first.\n\n" +
-			"Where no node is heard and one ought to be, it looks again after 6 s: MongoDB may have\n" +
-			"been away until now.\n\n" +
-			"The verdict is one thing, the state (joining, active, draining, left, failed) another:\n" +
+			"Health is one thing, the state (joining, active, draining, left, failed) another:\n" +
 			"the state is what the node last said it was doing.\n\n" +
 			"SCORE is how near a node is to refusing streams, in percent: the highest of CPU and memory\n" +
 			"against the limits in its settings, and of each GPU. If a control group limits the server's\n" +
@@ -131,33 +126,13 @@ func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 }
 
 func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
+	l, err := c.Look(ctx)
+	if err != nil {
+		return &userError{Msg: "cannot look at the cluster", Cause: err}
+	}
 	var o cluster.Observer
-	for first := true; ; first = false {
-		l, err := c.Look(ctx)
-		if err != nil {
-			return &userError{Msg: "cannot look at the cluster", Cause: err}
-		}
-		members := o.Judge(l, l.At)
-		// In the first seconds after a failover of MongoDB all rows and documents are old.
-		if none, active := unheard(members); first && none && active {
-			g.progress("no node is heard; looking again in 6 s, in case MongoDB was away until now")
-			wait(ctx, pruneWait) // an interruption fails the look
-			continue
-		}
-		data := viewNodes(ctx, opts, l, members)
-		return g.result("nodes", data, func(w *textWriter) { nodesText(w, data, g.tableStyle()) })
-	}
-}
-
-// unheard reports whether nothing is heard of any node, which a database that was away looks like, and whether the row of one is active.
-func unheard(members []cluster.Member) (none, active bool) {
-	none = true
-	for i := range members {
-		m := &members[i]
-		none = none && m.Silent()
-		active = active || m.State() == cluster.StateActive
-	}
-	return none, active
+	data := viewNodes(opts, l, o.Observe(l))
+	return g.result("nodes", data, func(w *textWriter) { nodesText(w, data, g.tableStyle()) })
 }
 
 // connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.
@@ -175,7 +150,7 @@ func (g *globals) connectCluster(ctx context.Context, app string) (*cluster.Clie
 }
 
 // viewNodes makes of a look what is shown of it.
-func viewNodes(ctx context.Context, opts nodesOptions, l cluster.Look, members []cluster.Member) nodesData {
+func viewNodes(opts nodesOptions, l cluster.Look, members []cluster.Member) nodesData {
 	data := nodesData{ServerTime: l.ServerTime, Members: []nodeView{}}
 	matches := func(value string, among []string) bool {
 		return len(among) == 0 || slices.ContainsFunc(among, func(a string) bool { return strings.EqualFold(a, value) })
@@ -193,73 +168,9 @@ func viewNodes(ctx context.Context, opts nodesOptions, l cluster.Look, members [
 			data.Members = append(data.Members, v)
 		}
 	}
-	if !opts.noProbe {
-		probeMembers(ctx, data.Members)
-	}
 	data.Summary = summarize(data.Members)
 	sortNodes(data.Members, opts.sort)
 	return data
-}
-
-// probeResult is what became of a connection to AMS's port.
-type probeResult string
-
-const (
-	probeRefused  probeResult = "refused"   // nobody listens: the machine is there, AMS is not
-	probeOpen     probeResult = "open"      // somebody listens
-	probeNoAnswer probeResult = "no-answer" // no way there from here, which proves nothing
-)
-
-const (
-	probeTime  = 500 * time.Millisecond
-	probesOnce = 16
-	// probesTime bounds all of them: of hundreds that do not answer the rest is not tried this time.
-	probesTime = 2 * time.Second
-)
-
-// probeMembers tries the ports of nodes whose agent is silent while AMS's document is too young to be called so. It is what
-// lets a node be called gone before AMS has missed two of its periods.
-func probeMembers(ctx context.Context, members []nodeView) {
-	ctx, cancel := context.WithTimeout(ctx, probesTime)
-	defer cancel()
-	var all sync.WaitGroup
-	slots := make(chan struct{}, probesOnce)
-	for i := range members {
-		v := &members[i]
-		if v.Verdict != cluster.VerdictAgentStale {
-			continue
-		}
-		ip, port, known := v.Endpoint()
-		if !known {
-			continue
-		}
-		slots <- struct{}{}
-		all.Go(func() {
-			defer func() { <-slots }()
-			if v.Probe = probe(ctx, ip, port); v.Probe == probeRefused {
-				v.Refused()
-			}
-		})
-	}
-	all.Wait()
-}
-
-// probe opens a connection and closes it.
-func probe(ctx context.Context, ip string, port int) probeResult {
-	addr, ok := cluster.Dialable(ip)
-	if !ok {
-		return probeNoAnswer
-	}
-	d := net.Dialer{Timeout: probeTime}
-	c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(addr.String(), strconv.Itoa(port)))
-	switch {
-	case err == nil:
-		_ = c.Close()
-		return probeOpen
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return probeRefused
-	}
-	return probeNoAnswer
 }
 
 // tableStyle is what stdout can show.
@@ -309,16 +220,19 @@ func afterword(data nodesData) []string {
 	if data.LeftHidden > 0 {
 		lines = append(lines, fmt.Sprintf("%d left; --all shows %s", data.LeftHidden, map[bool]string{true: "it", false: "them"}[data.LeftHidden == 1]))
 	}
-	if i := slices.IndexFunc(data.Members, func(v nodeView) bool { return v.Verdict == cluster.VerdictNotServing }); i >= 0 {
-		line := fmt.Sprintf("%d do not serve viewers; -o json says why", data.Summary.Verdicts[cluster.VerdictNotServing])
-		if v := data.Members[i]; data.Summary.Verdicts[cluster.VerdictNotServing] == 1 {
+	if i := slices.IndexFunc(data.Members, func(v nodeView) bool { return v.Health == cluster.NotServing }); i >= 0 {
+		line := fmt.Sprintf("%d do not serve viewers; -o json says why", data.Summary.Verdicts[cluster.NotServing])
+		if v := data.Members[i]; data.Summary.Verdicts[cluster.NotServing] == 1 {
 			line = v.Address() + " does not serve viewers: " + v.whyNotServing()
 		}
 		lines = append(lines, printable(line))
 	}
+	if data.Summary.Verdicts[cluster.Unknown] > 0 {
+		lines = append(lines, "no node is heard: MongoDB takes no writes, or was away until now; --watch shows who comes back")
+	}
 	old := 0
 	for _, v := range data.Members {
-		if v.Verdict == cluster.VerdictGone && v.Agent.Age > longGone {
+		if v.Health == cluster.Gone && v.Agent.Age > longGone {
 			old++
 		}
 	}
@@ -331,9 +245,7 @@ func afterword(data nodesData) []string {
 // The poll of --watch where nobody says another.
 const (
 	pollLeast = 500 * time.Millisecond
-	pollMost  = 2 * time.Second
-	// afterDeadline lets a beat that comes in the last moment be read.
-	afterDeadline = 50 * time.Millisecond
+	pollMost  = time.Second
 )
 
 // clearScreen empties a terminal and goes to its first line.
@@ -371,7 +283,7 @@ func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) er
 		if err := w.take(ctx, l, err); err != nil {
 			return err
 		}
-		wait(ctx, w.pause())
+		wait(ctx, w.every)
 	}
 }
 
@@ -379,7 +291,7 @@ func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) er
 func (w *watcher) take(ctx context.Context, l cluster.Look, failed error) error {
 	first := w.seen.IsZero()
 	if failed != nil {
-		w.o.Lost(time.Now())
+		w.o.Failed()
 		if first {
 			return &userError{Msg: "cannot look at the cluster", Cause: failed}
 		}
@@ -392,7 +304,7 @@ func (w *watcher) take(ctx context.Context, l cluster.Look, failed error) error 
 			w.g.log().Info("MongoDB is back", "after", rounded(time.Since(w.seen)))
 		}
 		w.failed = nil
-		w.data = viewNodes(ctx, w.opts, l, w.o.Judge(l, l.At))
+		w.data = viewNodes(w.opts, l, w.o.Observe(l))
 		w.seen = l.At
 		w.every = cmp.Or(w.opts.interval, pollFor(w.data.Members))
 	}
@@ -414,20 +326,6 @@ func pollFor(members []nodeView) time.Duration {
 		}
 	}
 	return max(poll, pollLeast)
-}
-
-// pause is the time to the next look: sooner where an agent is late already, to tell its silence when it is one.
-func (w *watcher) pause() time.Duration {
-	every := w.every
-	if w.failed != nil || w.every > mongoTimeout {
-		return every // who looks that rarely does not want to be told at once
-	}
-	for _, v := range w.data.Members {
-		if in, late := v.Overdue(); late {
-			every = min(every, max(in, 0)+afterDeadline)
-		}
-	}
-	return every
 }
 
 // show prints the table on an empty terminal.
@@ -468,9 +366,9 @@ type nodeChange struct {
 	// Change is "first" for what the first look finds, then "new", "changed" or "removed".
 	Change string `json:"change"`
 	// Verdict and State before; only with "changed".
-	VerdictBefore cluster.Verdict `json:"verdict_before,omitempty"`
-	StateBefore   cluster.State   `json:"state_before,omitempty"`
-	Node          nodeView        `json:"member"`
+	VerdictBefore cluster.Health `json:"verdict_before,omitempty"`
+	StateBefore   cluster.State  `json:"state_before,omitempty"`
+	Node          nodeView       `json:"member"`
 }
 
 // changes prints one line for each node whose verdict or state is not what it was; at first for all.
@@ -492,7 +390,7 @@ func (w *watcher) changes(first bool) error {
 			change = "first"
 		case !was:
 			change = "new"
-		case before.Verdict != v.Verdict || before.State() != v.State():
+		case before.Health != v.Health || before.State() != v.State():
 			change = "changed"
 		default:
 			continue
@@ -516,7 +414,7 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 	if w.g.isJSON() {
 		c := nodeChange{SchemaVersion: schemaVersion, Kind: "node", At: now, Change: change, Node: v}
 		if change == "changed" {
-			c.VerdictBefore, c.StateBefore = before.Verdict, before.State()
+			c.VerdictBefore, c.StateBefore = before.Health, before.State()
 		}
 		b, err := jsonLine(c)
 		if err != nil {
@@ -525,7 +423,7 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 		return w.g.write(w.g.redactJSON(b))
 	}
 	words := []string{nodeText(v.Node, withHost), dash(v.Address())}
-	state, verdict := dash(string(v.State())), string(v.Verdict)
+	state, verdict := dash(string(v.State())), string(v.Health)
 	var why []string
 	if text := v.whyNotServing(); text != "" {
 		why = []string{"(" + text + ")"}
@@ -535,8 +433,8 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 		if before.State() != v.State() {
 			words = append(words, dash(string(before.State()))+" -> "+state)
 		}
-		if before.Verdict != v.Verdict {
-			words = append(words, string(before.Verdict)+" -> "+verdict)
+		if before.Health != v.Health {
+			words = append(words, string(before.Health)+" -> "+verdict)
 		}
 		words = append(words, why...)
 	case "removed":

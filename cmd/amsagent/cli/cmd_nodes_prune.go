@@ -7,8 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,9 +63,6 @@ const (
 	pruneLeast = 20 * time.Second
 	// pruneWait is longer than AMS's period: whoever lives writes between two looks.
 	pruneWait = 6 * time.Second
-	// pruneWaitAll is for a cluster in which nobody at all is heard: a database that was away looks like that, and agents
-	// come back to it after a pause.
-	pruneWaitAll = 21 * time.Second
 )
 
 // pruner is the cluster as far as prune changes it.
@@ -118,16 +118,15 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 	if err != nil {
 		return fail(err)
 	}
-	members := o.Judge(l, l.At)
+	members := o.Observe(l)
+	if err := unheard(members); err != nil {
+		return fail(err)
+	}
 	data := pruneData{DryRun: !opts.yes, OlderThan: opts.olderThan, Remove: []pruneItem{}, Kept: []pruneItem{}}
 	data.judge(opts, members)
 	if len(data.Remove) > 0 {
-		wait := pruneWait
-		if none, _ := unheard(members); none {
-			wait = pruneWaitAll
-		}
-		g.progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", count(len(data.Remove), "machine"), rounded(wait)))
-		timer := time.NewTimer(wait)
+		g.progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", count(len(data.Remove), "machine"), rounded(pruneWait)))
+		timer := time.NewTimer(pruneWait)
 		defer timer.Stop()
 		select {
 		case <-ctx.Done():
@@ -137,7 +136,10 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 		if l, err = c.Look(ctx); err != nil {
 			return fail(err)
 		}
-		members = o.Judge(l, l.At)
+		members = o.Observe(l)
+		if err := unheard(members); err != nil {
+			return fail(err)
+		}
 		data.judge(opts, members)
 		if !opts.noProbe {
 			data.probe(ctx, members)
@@ -150,6 +152,14 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 		return errors.Join(err, rerr)
 	}
 	return err
+}
+
+// unheard returns an error where no node is heard.
+func unheard(members []cluster.Member) error {
+	if slices.ContainsFunc(members, func(m cluster.Member) bool { return m.Health == cluster.Unknown }) {
+		return errors.New("no node is heard: MongoDB takes no writes, or was away until now; run it again once a node is heard")
+	}
+	return nil
 }
 
 // judge decides about each member that is gone.
@@ -178,7 +188,7 @@ func (d *pruneData) judge(opts pruneOptions, members []cluster.Member) {
 // whyKept tells why a member that is gone stays; "" where it goes.
 func whyKept(opts pruneOptions, m cluster.Member) string {
 	// Both limits again, and AMS's own: the verdict is in a hurry, this is not.
-	young := func(who string, h cluster.Heard) string {
+	young := func(who string, h cluster.Signal) string {
 		if h.Known && h.Age < opts.olderThan {
 			return fmt.Sprintf("%s silent for only %s", who, roughly(h.Age))
 		}
@@ -228,30 +238,59 @@ func whyGone(m cluster.Member) string {
 
 // probe keeps those on whose port somebody listens: a server under load may not come to write for minutes, and serves.
 func (d *pruneData) probe(ctx context.Context, members []cluster.Member) {
-	var views []nodeView
-	for _, item := range d.Remove {
-		v := nodeView{Member: item.member}
+	ctx, cancel := context.WithTimeout(ctx, probesTime)
+	defer cancel()
+	open := make([]bool, len(d.Remove))
+	var all sync.WaitGroup
+	slots := make(chan struct{}, probesOnce)
+	for i, item := range d.Remove {
+		n := item.member.Node
 		// Where the address is another machine's by now, that one would answer.
 		reused := slices.ContainsFunc(members, func(m cluster.Member) bool {
-			return !m.Silent() && m.ID() != v.ID() && cluster.SameAddress(m.Address(), v.Address())
+			return !m.Silent() && m.ID() != item.member.ID() && cluster.SameAddress(m.Address(), item.Address)
 		})
-		if v.State() != cluster.StateLeft && !reused {
-			v.Verdict = cluster.VerdictAgentStale // the probe is for those in doubt
+		if n == nil || n.State == cluster.StateLeft || n.Port <= 0 || reused {
+			continue
 		}
-		views = append(views, v)
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			open[i] = listens(ctx, n.IP, n.Port)
+		})
 	}
-	probeMembers(ctx, views)
+	all.Wait()
 	remove := d.Remove
 	d.Remove = []pruneItem{}
 	for i, item := range remove {
-		if views[i].Probe == probeOpen {
-			ip, port, _ := item.member.Endpoint()
-			item.Why = fmt.Sprintf("somebody listens on port %d of %s", port, ip)
+		if open[i] {
+			item.Why = fmt.Sprintf("somebody listens on port %d of %s", item.member.Node.Port, item.member.Node.IP)
 			d.Kept = append(d.Kept, item)
 			continue
 		}
 		d.Remove = append(d.Remove, item)
 	}
+}
+
+const (
+	probeTime  = 500 * time.Millisecond
+	probesOnce = 16
+	// probesTime bounds all of them.
+	probesTime = 10 * time.Second
+)
+
+// listens opens a connection and closes it.
+func listens(ctx context.Context, ip string, port int) bool {
+	addr, ok := cluster.Dialable(ip)
+	if !ok {
+		return false
+	}
+	d := net.Dialer{Timeout: probeTime}
+	c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(addr.String(), strconv.Itoa(port)))
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
 }
 
 // remove does it. What could not be removed moves to Kept.

@@ -20,8 +20,6 @@ import (
 // nodeView is one machine of the cluster as `nodes` shows it.
 type nodeView struct {
 	cluster.Member
-	// Probe is what a look at AMS's port told, where one was needed.
-	Probe probeResult `json:"probe,omitempty"`
 }
 
 // nodesData is what `nodes` prints.
@@ -45,9 +43,9 @@ const noRole = "none"
 
 // nodesSummary counts the members shown.
 type nodesSummary struct {
-	Nodes    int                     `json:"nodes"`
-	Verdicts map[cluster.Verdict]int `json:"verdicts"`
-	States   map[cluster.State]int   `json:"states"`
+	Nodes    int                    `json:"nodes"`
+	Verdicts map[cluster.Health]int `json:"verdicts"`
+	States   map[cluster.State]int  `json:"states"`
 	// Roles are the nodes' own; "none" is for those without one.
 	Roles map[string]int `json:"roles"`
 	// Publishers and Viewers are of the nodes that are heard and could count; nil where none could.
@@ -61,7 +59,7 @@ type nodesSummary struct {
 
 func summarize(members []nodeView) nodesSummary {
 	s := nodesSummary{
-		Nodes: len(members), Verdicts: map[cluster.Verdict]int{}, States: map[cluster.State]int{}, Roles: map[string]int{},
+		Nodes: len(members), Verdicts: map[cluster.Health]int{}, States: map[cluster.State]int{}, Roles: map[string]int{},
 	}
 	add := func(sum **int, n *int) {
 		if n == nil {
@@ -73,14 +71,14 @@ func summarize(members []nodeView) nodesSummary {
 		**sum += *n
 	}
 	for _, m := range members {
-		s.Verdicts[m.Verdict]++
+		s.Verdicts[m.Health]++
 		if m.Node != nil {
 			s.States[m.State()]++
 			s.Roles[cmp.Or(m.Node.Role, noRole)]++
 		}
 		sessions := m.sessions()
 		if sessions == nil || sessions.Publishers == nil || sessions.Viewers == nil {
-			if m.Verdict != cluster.VerdictGone && m.Verdict != cluster.VerdictLeft {
+			if m.Health != cluster.Gone && m.Health != cluster.Unknown && m.Health != cluster.Left {
 				s.NotCounted++
 			}
 		}
@@ -95,13 +93,14 @@ func summarize(members []nodeView) nodesSummary {
 
 // line is the summary in one line.
 func (s nodesSummary) line(p palette) string {
-	verdicts := map[cluster.Verdict]func(string) string{
-		cluster.VerdictAlive: p.green, cluster.VerdictNotServing: p.yellow, cluster.VerdictAMSStale: p.yellow, cluster.VerdictAgentStale: p.yellow, cluster.VerdictGone: p.red, cluster.VerdictLeft: p.dim,
+	verdicts := map[cluster.Health]func(string) string{
+		cluster.Healthy: p.green, cluster.NotServing: p.yellow, cluster.AMSStale: p.yellow, cluster.AgentStale: p.yellow,
+		cluster.NoAgent: p.yellow, cluster.Unknown: p.yellow, cluster.Gone: p.red, cluster.Left: p.dim,
 	}
 	var parts []string
 	var words []string
-	for _, v := range cluster.Verdicts() {
-		if n := s.Verdicts[v]; n > 0 && v != cluster.VerdictLeft { // that is a state, too, and follows
+	for _, v := range cluster.Healths() {
+		if n := s.Verdicts[v]; n > 0 && v != cluster.Left { // that is a state, too, and follows
 			words = append(words, verdicts[v](fmt.Sprintf("%d %s", n, v)))
 		}
 	}
@@ -158,7 +157,7 @@ func (s nodesSummary) line(p palette) string {
 // load is what the node said last of its load; nil where that is not known now: what a machine said before it fell silent
 // is no load of today.
 func (v nodeView) load() *cluster.Load {
-	if v.Node == nil || !v.Agent.Fresh || v.Verdict == cluster.VerdictLeft {
+	if v.Node == nil || !v.Agent.Fresh || v.Health == cluster.Left {
 		return nil
 	}
 	return v.Node.Load
@@ -166,14 +165,14 @@ func (v nodeView) load() *cluster.Load {
 
 // whyNotServing says what does not serve; "" where the node serves, or where that is not known.
 func (v nodeView) whyNotServing() string {
-	if v.Verdict != cluster.VerdictNotServing {
+	if v.Health != cluster.NotServing {
 		return ""
 	}
 	return cmp.Or(v.Node.Serving.Why, "the agent gives no reason")
 }
 
 func (v nodeView) sessions() *cluster.Sessions {
-	if v.Node == nil || !v.Agent.Fresh || v.Verdict == cluster.VerdictLeft {
+	if v.Node == nil || !v.Agent.Fresh || v.Health == cluster.Left {
 		return nil
 	}
 	return v.Node.Sessions
@@ -259,12 +258,12 @@ func countText(n *int) string {
 }
 
 // ageText says how long ago a witness was heard; ~ where that rests on a clock that nobody vouches for.
-func ageText(h cluster.Heard) string {
+func ageText(h cluster.Signal) string {
 	if !h.Known {
 		return "-"
 	}
 	guess := ""
-	if h.Guess {
+	if h.Estimated {
 		guess = "~"
 	}
 	return guess + roughly(h.Age)
@@ -334,7 +333,7 @@ func nodeColumns() []nodeColumn {
 			return dash(printable(value(v.Node)))
 		}
 	}
-	heard := func(who func(nodeView) cluster.Heard) func(palette, nodeView, string) string {
+	heard := func(who func(nodeView) cluster.Signal) func(palette, nodeView, string) string {
 		return func(p palette, v nodeView, s string) string {
 			if h := who(v); h.Known && !h.Fresh {
 				return p.yellow(s)
@@ -358,14 +357,14 @@ func nodeColumns() []nodeColumn {
 		{title: "ZONE", text: of(func(n *cluster.Node) string { return cmp.Or(n.Zone, n.Region) }), spare: true},
 		{title: "ADDRESS", text: func(v nodeView) string { return dash(printable(v.Address())) }},
 		{title: "STATE", text: of(func(n *cluster.Node) string { return string(n.State) }), paint: paintState},
-		{title: "VERDICT", text: func(v nodeView) string { return string(v.Verdict) }, paint: paintVerdict},
+		{title: "HEALTH", text: func(v nodeView) string { return string(v.Health) }, paint: paintHealth},
 		{
 			title: "AGENT", right: true, text: func(v nodeView) string { return ageText(v.Agent) },
-			paint: heard(func(v nodeView) cluster.Heard { return v.Agent }),
+			paint: heard(func(v nodeView) cluster.Signal { return v.Agent }),
 		},
 		{
 			title: "AMS", right: true, text: func(v nodeView) string { return ageText(v.Server) },
-			paint: heard(func(v nodeView) cluster.Heard { return v.Server }),
+			paint: heard(func(v nodeView) cluster.Signal { return v.Server }),
 		},
 		load("CPU", nodeView.cpu),
 		{
@@ -410,15 +409,15 @@ func paintState(p palette, v nodeView, s string) string {
 	return s
 }
 
-func paintVerdict(p palette, v nodeView, s string) string {
-	switch v.Verdict {
-	case cluster.VerdictAlive:
+func paintHealth(p palette, v nodeView, s string) string {
+	switch v.Health {
+	case cluster.Healthy:
 		return p.green(s)
-	case cluster.VerdictNotServing, cluster.VerdictAMSStale, cluster.VerdictAgentStale:
+	case cluster.NotServing, cluster.AMSStale, cluster.AgentStale, cluster.NoAgent, cluster.Unknown:
 		return p.yellow(s)
-	case cluster.VerdictGone:
+	case cluster.Gone:
 		return p.red(s)
-	case cluster.VerdictLeft:
+	case cluster.Left:
 		return p.dim(s)
 	}
 	return s
@@ -529,9 +528,9 @@ func fit(s string, width int) string {
 // rank is 0 for a node that needs attention, 1 for one that is alive and active, 2 for one that has left.
 func (v nodeView) rank() int {
 	switch {
-	case v.Verdict == cluster.VerdictLeft:
+	case v.Health == cluster.Left:
 		return 2
-	case v.Verdict == cluster.VerdictAlive && v.State() == cluster.StateActive:
+	case v.Health == cluster.Healthy && v.State() == cluster.StateActive:
 		return 1
 	}
 	return 0

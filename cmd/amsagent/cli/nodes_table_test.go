@@ -33,10 +33,10 @@ func aNode(i int, change ...func(*nodeView)) nodeView {
 				Sessions: &cluster.Sessions{Publishers: ptr(i % 7), Viewers: ptr(i * 31 % 400), By: cluster.CountedByAMS},
 			},
 		},
-		AMS:     []cluster.AMSNode{{ID: fmt.Sprint("x", i)}},
-		Agent:   cluster.Heard{Known: true, Fresh: true, Age: 3 * time.Second},
-		Server:  cluster.Heard{Known: true, Fresh: true, Age: 4 * time.Second},
-		Verdict: cluster.VerdictAlive,
+		AMS:    []cluster.AMSNode{{ID: fmt.Sprint("x", i)}},
+		Agent:  cluster.Signal{Known: true, Fresh: true, Age: 3 * time.Second},
+		Server: cluster.Signal{Known: true, Fresh: true, Age: 4 * time.Second},
+		Health: cluster.Healthy,
 	}}
 	for _, f := range change {
 		f(&v)
@@ -56,19 +56,19 @@ func aCluster() []nodeView {
 			v.Node.Sessions = &cluster.Sessions{Publishers: ptr(0), Viewers: ptr(12), By: cluster.CountedByConnections}
 		}),
 		aNode(3, edge, func(v *nodeView) {
-			v.Verdict, v.Server = cluster.VerdictAMSStale, cluster.Heard{Known: true, Age: 80 * time.Second, Guess: true}
+			v.Health, v.Server = cluster.AMSStale, cluster.Signal{Known: true, Age: 80 * time.Second, Estimated: true}
 			v.Node.Sessions = nil
 		}),
 		aNode(4, edge, func(v *nodeView) {
-			v.Verdict, v.Agent.Fresh, v.Agent.Age, v.Node.State = cluster.VerdictAgentStale, false, 14*time.Second, cluster.StateDraining
+			v.Health, v.Agent.Fresh, v.Agent.Age, v.Node.State = cluster.AgentStale, false, 14*time.Second, cluster.StateDraining
 		}),
 		aNode(5, edge, func(v *nodeView) {
-			v.Verdict, v.Agent.Fresh, v.Server.Fresh, v.Agent.Age, v.Server.Age = cluster.VerdictGone, false, false, 3*time.Hour, 3*time.Hour
+			v.Health, v.Agent.Fresh, v.Server.Fresh, v.Agent.Age, v.Server.Age = cluster.Gone, false, false, 3*time.Hour, 3*time.Hour
 		}),
 		aNode(6, func(v *nodeView) {
 			*v = nodeView{Member: cluster.Member{
 				AMS:    []cluster.AMSNode{{ID: "0c8a10.0.0.99", IP: "10.0.0.99", CPU: ptr(7.0), Memory: "586/1945"}},
-				Server: cluster.Heard{Known: true, Fresh: true, Age: 2 * time.Second, Guess: true}, Verdict: cluster.VerdictAgentStale,
+				Server: cluster.Signal{Known: true, Fresh: true, Age: 2 * time.Second, Estimated: true}, Health: cluster.NoAgent,
 			}}
 		}),
 		aNode(7, edge, func(v *nodeView) {
@@ -81,7 +81,7 @@ func aCluster() []nodeView {
 // notServing is a node that is active and whose viewers are not served.
 func notServing(i int) nodeView {
 	return aNode(i, func(v *nodeView) {
-		v.Verdict, v.Node.Serving = cluster.VerdictNotServing, &cluster.Serving{Why: "LiveApp fails\x1b[2J"}
+		v.Health, v.Node.Serving = cluster.NotServing, &cluster.Serving{Why: "LiveApp fails\x1b[2J"}
 	})
 }
 
@@ -144,12 +144,12 @@ func TestNodesSummary(t *testing.T) {
 		members []nodeView
 		want    string
 	}{
-		{"all kinds", aCluster(), "7 nodes: 3 alive, 1 ams-stale, 2 agent-stale, 1 gone; 1 draining, 1 joining; 2 origins, 3 edges, 1 \\u001b[2Jtranscoder; 1 publisher, about 43 viewers, 4 nodes not counted"},
-		{"one", []nodeView{aNode(1)}, "1 node: 1 alive; 1 origin; 1 publisher, 31 viewers"},
-		{"nobody counts", []nodeView{aNode(1, func(v *nodeView) { v.Node.Sessions = &cluster.Sessions{} })}, "1 node: 1 alive; 1 origin"},
-		{"zero is known", []nodeView{aNode(0)}, "1 node: 1 alive; 1 origin; 0 publishers, 0 viewers"},
-		{"no roles", []nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" })}, "1 node: 1 alive; 0 publishers, 0 viewers"},
-		{"some without", []nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" }), aNode(1)}, "2 nodes: 2 alive; 1 origin, 1 without a role; 1 publisher, 31 viewers"},
+		{"all kinds", aCluster(), "7 nodes: 3 healthy, 1 ams-stale, 1 agent-stale, 1 no-agent, 1 gone; 1 draining, 1 joining; 2 origins, 3 edges, 1 \\u001b[2Jtranscoder; 1 publisher, about 43 viewers, 4 nodes not counted"},
+		{"one", []nodeView{aNode(1)}, "1 node: 1 healthy; 1 origin; 1 publisher, 31 viewers"},
+		{"nobody counts", []nodeView{aNode(1, func(v *nodeView) { v.Node.Sessions = &cluster.Sessions{} })}, "1 node: 1 healthy; 1 origin"},
+		{"zero is known", []nodeView{aNode(0)}, "1 node: 1 healthy; 1 origin; 0 publishers, 0 viewers"},
+		{"no roles", []nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" })}, "1 node: 1 healthy; 0 publishers, 0 viewers"},
+		{"some without", []nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" }), aNode(1)}, "2 nodes: 2 healthy; 1 origin, 1 without a role; 1 publisher, 31 viewers"},
 	} {
 		if got := headline(dataOf(tt.members), palette{}); got != tt.want {
 			t.Errorf("%s:\n%s\nwant\n%s", tt.name, got, tt.want)
@@ -220,7 +220,7 @@ func TestNodesJSON(t *testing.T) {
 			t.Errorf("lacks %s", want)
 		}
 	}
-	if diff := cmp.Diff(map[cluster.Verdict]int{"alive": 3, "ams-stale": 1, "agent-stale": 2, "gone": 1}, data.Summary.Verdicts); diff != "" {
+	if diff := cmp.Diff(map[cluster.Health]int{"healthy": 3, "ams-stale": 1, "agent-stale": 1, "no-agent": 1, "gone": 1}, data.Summary.Verdicts); diff != "" {
 		t.Error(diff)
 	}
 	some := dataOf([]nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" }), aNode(1)})

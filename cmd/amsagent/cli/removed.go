@@ -40,6 +40,7 @@ var removed = []struct {
 	{removedFlag, "doctor", "only-problems", "problems stand last; with -o json the verdict of each check is a field"},
 	{removedFlag, "doctor", "fix", "the hint of each finding names the line to write"},
 	{removedFlag, "doctor", "kind", "--user-data reads user data; for other files: `haproxy -c -f FILE`, `mongod --config FILE --outputConfig`"},
+	{removedFlag, "nodes", "no-probe", "no port is tried any more"},
 	{removedFlag, "seal", "joined", "leave first: amsagent leave --offline"},
 	{removedItem, "seal", "ssh", "SSH keys are the image builder's: rm /etc/ssh/ssh_host_*"},
 	{removedFlag, "metadata", "record", "`--log-level debug` shows path, status and size of each answer"},

@@ -1,0 +1,500 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.mongodb.org/mongo-driver/v2/bson"
+)
+
+// stage is a cluster that a test plays: the server's clock, the observer's, and
+// what stands in both collections.
+type stage struct {
+	t    *testing.T
+	now  time.Time // the observer's clock
+	skew time.Duration
+	rows map[string]Node
+	docs map[string]AMSNode
+	o    Observer
+}
+
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	return &stage{
+		t: t, now: time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC),
+		rows: map[string]Node{}, docs: map[string]AMSNode{},
+	}
+}
+
+func (s *stage) server() time.Time    { return s.now.Add(s.skew) }
+func (s *stage) pass(d time.Duration) { s.now = s.now.Add(d) }
+
+// beat writes a row as an agent does.
+func (s *stage) beat(id, ip string, change ...func(*Node)) {
+	n, ok := s.rows[id]
+	if !ok {
+		n = Node{ID: id, IP: ip, State: StateActive, IntervalMS: 5000}
+	}
+	n.Seq++
+	n.UpdatedAt = s.server()
+	for _, f := range change {
+		f(&n)
+	}
+	s.rows[id] = n
+}
+
+// write writes AMS's document by a clock that is wrong by skew.
+func (s *stage) write(id, ip string, skew time.Duration) {
+	s.docs[id] = amsDoc(s.t, id, ip, s.server().Add(skew))
+}
+
+func amsDoc(t *testing.T, id any, ip string, at time.Time) AMSNode {
+	t.Helper()
+	return readAMSNode(raw(t, bson.D{{Key: "_id", Value: id}, {Key: "ip", Value: ip}, {Key: "lastUpdateTime", Value: at.UnixMilli()}}))
+}
+
+func (s *stage) look() []Member { return s.o.Observe(s.seen()) }
+
+func (s *stage) seen() Look {
+	l := Look{ServerTime: s.server(), At: s.now}
+	for _, id := range slices.Sorted(maps.Keys(s.rows)) {
+		l.Nodes = append(l.Nodes, s.rows[id])
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.docs)) {
+		l.AMS = append(l.AMS, s.docs[id])
+	}
+	return l
+}
+
+// says renders a look: id, address and health of each member but the bystander.
+func (s *stage) says() string {
+	s.t.Helper()
+	var out []string
+	for _, m := range s.look() {
+		if m.ID() != bystander {
+			out = append(out, fmt.Sprintf("%s %s %s", m.ID(), m.Address(), m.Health))
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// bystander is a node that always lives: nobody is called gone where no node is heard.
+const bystander = "bystander"
+
+// watch looks each second.
+func (s *stage) watch(d time.Duration) {
+	for range d / time.Second {
+		s.pass(time.Second)
+		s.bystander()
+		s.look()
+	}
+}
+
+func (s *stage) bystander() { s.beat(bystander, "10.0.0.250") }
+
+func (s *stage) want(want string) {
+	s.t.Helper()
+	s.bystander()
+	if got := s.says(); got != want {
+		s.t.Errorf("after %s: %s\nwant %s", s.now.Format("04:05"), got, want)
+	}
+}
+
+func TestHealths(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		interval   time.Duration
+		agent, ams time.Duration // since the last word; negative: never
+		want       Health
+	}{
+		{"both", 5 * time.Second, time.Second, time.Second, Healthy},
+		{"at the limits", 5 * time.Second, 11 * time.Second, 20 * time.Second, Healthy},
+		{"ams silent", 5 * time.Second, time.Second, 20*time.Second + time.Millisecond, AMSStale},
+		{"ams never there", 5 * time.Second, time.Second, -1, AMSStale},
+		{"agent silent", 5 * time.Second, 11*time.Second + time.Millisecond, time.Second, AgentStale},
+		{"agent silent, ams late once", 5 * time.Second, 12 * time.Second, 11 * time.Second, AgentStale},
+		{"agent silent, ams late twice", 5 * time.Second, 12 * time.Second, 11*time.Second + time.Millisecond, Gone},
+		{"agent silent, no ams", 5 * time.Second, 12 * time.Second, -1, Gone},
+		{"a second", time.Second, 3*time.Second + time.Millisecond, time.Second, AgentStale},
+		{"a second, in time", time.Second, 3 * time.Second, time.Second, Healthy},
+		{"no interval", 0, 11 * time.Second, time.Second, Healthy},
+		{"no interval, silent", 0, 12 * time.Second, time.Second, AgentStale},
+		{"an interval that nobody means", 100 * time.Hour, time.Hour, -1, Gone},
+		{"a negative interval", -time.Hour, 12 * time.Second, -1, Gone},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newStage(t)
+			end := s.now
+			if tt.agent >= 0 {
+				s.now = end.Add(-tt.agent)
+				s.beat("a", "10.0.0.1", func(n *Node) { n.IntervalMS = MillisOf(tt.interval) })
+			}
+			if tt.ams >= 0 {
+				s.now = end.Add(-tt.ams)
+				s.write("d", "10.0.0.1", 0)
+			}
+			s.now = end
+			s.bystander()
+			s.o = Observer{}
+			got := slices.DeleteFunc(s.look(), func(m Member) bool { return m.ID() == bystander })
+			if len(got) != 1 || got[0].Health != tt.want {
+				t.Fatalf("%+v, want %s", got, tt.want)
+			}
+			m := got[0]
+			if m.Agent.Fresh && m.Server.Fresh != (m.Health == Healthy) || m.Health == Gone && (m.Agent.Fresh || m.Server.Fresh) {
+				t.Errorf("the signals contradict the health: %+v", m)
+			}
+		})
+	}
+}
+
+// Clocks of nodes that are ten minutes off change no verdict.
+func TestClockSkew(t *testing.T) {
+	for _, skew := range []time.Duration{10 * time.Minute, -10 * time.Minute, 25 * time.Second, -25 * time.Second, 0} {
+		for _, told := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s told=%t", skew, told), func(t *testing.T) {
+				s := newStage(t)
+				beat := func() {
+					s.beat("a", "10.0.0.1", func(n *Node) {
+						if ms := MillisOf(skew); told {
+							n.ClockMS = &ms
+						}
+					})
+					s.write("d", "10.0.0.1", skew)
+				}
+				beat()
+				s.pass(2 * time.Second)
+				m := s.look()[0]
+				if m.Server.Estimated == told {
+					t.Errorf("first look: %+v", m.Server)
+				}
+				if told && (m.Health != Healthy || m.Server.Age != 2*time.Second) {
+					t.Errorf("first look, with the clock told: %+v", m)
+				}
+				for range 5 {
+					s.pass(3 * time.Second)
+					beat()
+					s.pass(2 * time.Second)
+					s.want("a 10.0.0.1 healthy")
+					if m := s.look()[0]; m.Server.Estimated || m.Server.Age > 3*time.Second {
+						t.Errorf("%+v", m.Server)
+					}
+				}
+				// And the end is seen in time, too: both are silent for 11 s.
+				s.watch(8 * time.Second)
+				s.want("a 10.0.0.1 healthy")
+				s.pass(1001 * time.Millisecond)
+				want := "gone"
+				if !told {
+					// Its last word was first seen two seconds after it was written.
+					want = "agent-stale"
+				}
+				s.want("a 10.0.0.1 " + want)
+				s.pass(2 * time.Second)
+				s.want("a 10.0.0.1 gone")
+			})
+		}
+	}
+}
+
+// One look a minute must not make a node look older than it is.
+func TestRareLooks(t *testing.T) {
+	s := newStage(t)
+	for range 4 {
+		s.beat("a", "10.0.0.1")
+		s.write("d", "10.0.0.1", -10*time.Minute)
+		s.pass(4 * time.Second)
+		if s.o.last.IsZero() {
+			s.look()
+		} else {
+			s.want("a 10.0.0.1 healthy")
+		}
+		s.pass(56 * time.Second)
+	}
+}
+
+// The server's clock is set while we look.
+func TestServerClockJumps(t *testing.T) {
+	for _, jump := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
+		s := newStage(t)
+		zero := Millis(0)
+		known := func(n *Node) { n.ClockMS = &zero }
+		s.beat("live", "10.0.0.1", known)
+		s.write("d1", "10.0.0.1", 0)
+		s.beat("dies", "10.0.0.2", known)
+		s.write("d2", "10.0.0.2", 0)
+		s.pass(2 * time.Second)
+		s.want("live 10.0.0.1 healthy; dies 10.0.0.2 healthy")
+		s.skew = jump
+		s.pass(2 * time.Second)
+		s.want("live 10.0.0.1 healthy; dies 10.0.0.2 healthy")
+		for _, want := range []string{"healthy", "gone"} {
+			s.pass(5 * time.Second)
+			s.beat("live", "10.0.0.1")
+			// AMS's machine keeps its own clock, and its agent has not told yet.
+			s.docs["d1"] = amsDoc(t, "d1", "10.0.0.1", s.now)
+			s.want("live 10.0.0.1 healthy; dies 10.0.0.2 " + want)
+		}
+	}
+}
+
+// A time without MongoDB makes nobody gone, whether looks fail meanwhile, find nothing new, or fall beside it; and a
+// machine that is dead is gone once somebody is heard again.
+func TestTimeWithoutMongoDB(t *testing.T) {
+	t.Parallel()
+	const nodes, begin = 16, 121 * time.Second
+	start := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
+	for _, every := range []time.Duration{1, 5, 15, 30, 60} {
+		for _, away := range []time.Duration{3, 5, 8, 12, 20, 31, 46, 59, 300} {
+			for _, reads := range []bool{false, true} {
+				for phase := range 4 {
+					name := fmt.Sprintf("looks each %d s, %d s away, reads %t, phase %d", every, away, reads, phase)
+					every, away := every*time.Second, away*time.Second
+					if reads && away < 12*time.Second {
+						continue // two heartbeats that are missed in a row are what a dead node misses, too
+					}
+					// back is when a node writes again. A heartbeat waits for MongoDB for 5 s; after that the driver needs up to 7 s.
+					back := func(i int) time.Duration {
+						if away <= 5*time.Second {
+							return begin + away + time.Duration(i%4)*200*time.Millisecond
+						}
+						return begin + away + time.Duration(i%8)*time.Second
+					}
+					written := func(i int, at time.Duration) time.Duration {
+						own := time.Duration(i) * 300 * time.Millisecond
+						switch {
+						case i == 0 && at > 30*time.Second:
+							return 30 * time.Second // dead since then
+						case at >= back(i):
+							return at - (at-back(i))%(5*time.Second)
+						}
+						last := min(at, begin)
+						return last - (last-own)%(5*time.Second)
+					}
+					var o Observer
+					gone := false
+					for at := 20*time.Second + time.Duration(phase)*every/4; at < begin+away+5*every+time.Minute; at += every {
+						if at >= begin && at < begin+away && !reads {
+							o.Failed()
+							continue
+						}
+						l := Look{ServerTime: start.Add(at), At: start.Add(at)}
+						for i := range nodes {
+							w := written(i, at)
+							l.Nodes = append(l.Nodes, Node{
+								ID: fmt.Sprint(i), IP: fmt.Sprintf("10.0.1.%d", i), State: StateActive, IntervalMS: 5000, UpdatedAt: start.Add(w),
+								Heartbeat: Heartbeat{Seq: 1 + int64(w/time.Millisecond)},
+							})
+						}
+						for _, m := range o.Observe(l) {
+							switch {
+							case m.ID() == "0":
+								gone = m.Health == Gone
+							case m.Health == Gone:
+								t.Fatalf("%s: node %s is gone after %s: %+v", name, m.ID(), at, m.Agent)
+							}
+						}
+					}
+					if !gone {
+						t.Errorf("%s: the dead node is not gone", name)
+					}
+				}
+			}
+		}
+	}
+}
+
+// A first look after a time without MongoDB calls nobody gone.
+func TestFirstLookAfterAnOutage(t *testing.T) {
+	for _, away := range []time.Duration{5 * time.Second, 6 * time.Second, 11 * time.Second, 12 * time.Second, 20 * time.Second, time.Hour} {
+		s := newStage(t)
+		for i := range 10 {
+			s.beat(fmt.Sprint(i), fmt.Sprintf("10.0.0.%d", i))
+			s.pass(500 * time.Millisecond)
+		}
+		s.pass(away)
+		for _, m := range s.look() {
+			if m.Health == Gone {
+				t.Errorf("%s away: %+v", away, m)
+			}
+		}
+	}
+}
+
+// A heartbeat that an election rolled back is no sign of life; a daemon that was restarted counts from 1 and is one.
+func TestLowerSeq(t *testing.T) {
+	for name, tt := range map[string]struct {
+		updated time.Duration // of what is read then, after what was read before
+		want    string
+	}{
+		"rolled back": {-5 * time.Second, "a 10.0.0.1 gone"},
+		"restarted":   {8 * time.Second, "a 10.0.0.1 ams-stale"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t)
+			s.beat("a", "10.0.0.1", func(n *Node) { n.Seq = 101 })
+			s.want("a 10.0.0.1 ams-stale")
+			at := s.rows["a"].UpdatedAt
+			for range 2 {
+				s.pass(4 * time.Second)
+				s.want("a 10.0.0.1 ams-stale")
+			}
+			n := s.rows["a"]
+			n.Seq, n.UpdatedAt = 100, at.Add(tt.updated)
+			s.rows["a"] = n
+			s.pass(4 * time.Second)
+			s.want(tt.want)
+		})
+	}
+}
+
+func TestMembersByAddress(t *testing.T) {
+	t.Run("address reused by a new machine", func(t *testing.T) {
+		s := newStage(t)
+		s.beat("old", "10.0.0.1")
+		s.write("old10.0.0.1", "10.0.0.1", 0)
+		s.pass(time.Hour)
+		s.beat("new", "10.0.0.1")
+		s.write("new10.0.0.1", "10.0.0.1", 0)
+		s.want("new 10.0.0.1 healthy; old 10.0.0.1 gone")
+		if m := s.look()[0]; len(m.AMS) != 2 || m.AMS[0].ID != "new10.0.0.1" || m.Server.Age > time.Millisecond {
+			t.Errorf("the newest of several documents counts: %+v", m)
+		}
+		if m := s.look()[1]; m.Server.Known {
+			t.Errorf("the old row has a witness: %+v", m)
+		}
+	})
+	t.Run("a tombstone owns nothing", func(t *testing.T) {
+		s := newStage(t)
+		s.beat("old", "10.0.0.1", func(n *Node) { n.State = StateLeft })
+		s.pass(time.Minute)
+		s.write("x10.0.0.1", "10.0.0.1", 0) // an AMS without an agent has the address now
+		s.want("old 10.0.0.1 left; x10.0.0.1 10.0.0.1 no-agent")
+		s.beat("new", "10.0.0.1")
+		s.want("new 10.0.0.1 healthy; old 10.0.0.1 left")
+		// Its own last word is newer than the other's.
+		s.pass(time.Second)
+		s.beat("old", "10.0.0.1")
+		s.want("new 10.0.0.1 healthy; old 10.0.0.1 left")
+	})
+	t.Run("AMS without rows", func(t *testing.T) {
+		s := newStage(t)
+		s.write("a", "10.0.0.9", 0)
+		s.write("b", "10.0.0.10", 0)
+		s.write("c", "10.0.0.10", 0)
+		s.write("e", "", 0)
+		s.write("f", "", 0)
+		s.want("e  no-agent; f  no-agent; a 10.0.0.9 no-agent; b 10.0.0.10 no-agent")
+		s.watch(20 * time.Second)
+		s.want("e  no-agent; f  no-agent; a 10.0.0.9 no-agent; b 10.0.0.10 no-agent")
+		s.pass(time.Millisecond)
+		s.want("e  gone; f  gone; a 10.0.0.9 gone; b 10.0.0.10 gone")
+		m := s.look()[2]
+		if m.Node != nil || m.State() != "" || m.Agent.Known || len(m.AMS) != 1 {
+			t.Errorf("%+v", m)
+		}
+	})
+	t.Run("spellings of IPv6", func(t *testing.T) {
+		s := newStage(t)
+		s.beat("a", "fd00::1")
+		s.write("d", "fd00:0:0:0:0:0:0:1", 0)
+		s.beat("b", "FD00::2")
+		s.write("e", "fd00:0:0:0:0:0:0:2%eth0", 0)
+		s.beat("c", "10.0.0.3")
+		s.write("f", "::ffff:10.0.0.3", 0)
+		s.want("c 10.0.0.3 healthy; a fd00::1 healthy; b FD00::2 healthy")
+	})
+	t.Run("rows without an address", func(t *testing.T) {
+		s := newStage(t)
+		s.beat("a", "")
+		s.write("d", "", 0)
+		s.want("a  ams-stale; d  no-agent")
+	})
+	t.Run("nothing", func(t *testing.T) {
+		if got := newStage(t).look(); got == nil || len(got) != 0 {
+			t.Errorf("%#v", got)
+		}
+	})
+	t.Run("a row that was never written by us", func(t *testing.T) {
+		s := newStage(t)
+		s.rows["a"] = Node{ID: "a"}
+		s.bystander()
+		if m := s.look()[0]; m.Agent.Known || m.Health != Gone {
+			t.Errorf("%+v", m)
+		}
+	})
+	t.Run("a document without a time", func(t *testing.T) {
+		s := newStage(t)
+		doc := func(stamp any) AMSNode {
+			return readAMSNode(raw(t, bson.D{{Key: "_id", Value: bson.NewObjectID()}, {Key: "ip", Value: "10.0.0.1"}, {Key: "lastUpdateTime", Value: stamp}}))
+		}
+		first := doc("soon")
+		s.docs["d"] = first
+		s.beat("a", "10.0.0.1")
+		if m := s.look()[0]; m.Server.Known || m.Health != AMSStale {
+			t.Errorf("%+v", m)
+		}
+		second := doc("later")
+		second.id = first.id
+		s.docs["d"] = second
+		s.want("a 10.0.0.1 healthy") // it was seen to change
+	})
+}
+
+func TestLookOrder(t *testing.T) {
+	s := newStage(t)
+	for i := range 12 {
+		s.beat(fmt.Sprintf("i-%02d", 12-i), fmt.Sprintf("10.0.0.%d", i))
+	}
+	var got []string
+	for _, m := range s.look() {
+		got = append(got, m.Address())
+	}
+	if diff := cmp.Diff([]string{"10.0.0.0", "10.0.0.1", "10.0.0.2"}, got[:3]); diff != "" || got[11] != "10.0.0.11" {
+		t.Errorf("%v", got)
+	}
+}
+
+// Only an active node that both witnesses vouch for is called not serving; what an older
+// agent does not say is not held against it.
+func TestNotServing(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for name, tt := range map[string]struct {
+		state      State
+		serving    *Serving
+		agent, ams time.Duration // since each was heard
+		want       Health
+	}{
+		"serves":                                 {StateActive, &Serving{Up: true}, time.Second, time.Second, Healthy},
+		"does not":                               {StateActive, &Serving{Why: "LiveApp fails"}, time.Second, time.Second, NotServing},
+		"not known":                              {StateActive, nil, time.Second, time.Second, Healthy},
+		"joining":                                {StateJoining, &Serving{}, time.Second, time.Second, Healthy},
+		"draining":                               {StateDraining, &Serving{}, time.Second, time.Second, Healthy},
+		"left":                                   {StateLeft, &Serving{}, time.Second, time.Second, Left},
+		"AMS silent weighs more":                 {StateActive, &Serving{}, time.Second, time.Minute, AMSStale},
+		"an old word of an agent that is silent": {StateActive, &Serving{}, 30 * time.Second, time.Second, AgentStale},
+	} {
+		zero := Millis(0)
+		var o Observer
+		members := o.Observe(Look{
+			At: now,
+			Nodes: []Node{{
+				ID: "a", IP: "10.0.0.1", State: tt.state, IntervalMS: 5000,
+				UpdatedAt: now.Add(-tt.agent), Heartbeat: Heartbeat{Seq: 1, Serving: tt.serving, ClockMS: &zero},
+			}},
+			AMS: []AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: now.Add(-tt.ams)}}, ServerTime: now,
+		})
+		if len(members) == 0 || members[0].Health != tt.want && !(tt.state == StateLeft && members[len(members)-1].Health == tt.want) {
+			t.Errorf("%s: %+v", name, members)
+		}
+	}
+}
