@@ -43,19 +43,27 @@ var (
 	errCPULimit    = errors.New("the server's control group has a CPU limit (cpu.max), of which the use is not read")
 )
 
-// readLimits reports whether a control group of process pid, or one above it, limits its memory below total, or its CPU.
-// Without a process (0) only the top is looked at: in a container that is its own group.
-func readLimits(proc, sys string, pid int, total uint64) (memory, cpu bool, err error) {
+// groupLimits are those of the server's control group, and of the groups above it.
+type groupLimits struct {
+	memory uint64 // bytes; 0 is none
+	cpu    bool
+}
+
+// readLimits reads the limits of the server's process. Without one only the top is looked at: in a container that is its own
+// group. A process that has ended has the limits that it had.
+func (s *Sampler) readLimits(ctx context.Context) groupLimits {
 	groups := "0::/\n1:memory,cpu:/\n"
-	if pid > 0 {
-		b, err := readFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"))
-		if err != nil {
-			return false, false, err
-		}
-		groups += string(b)
+	pid, err := s.opts.AMSPID(ctx)
+	var b []byte
+	if err == nil && pid > 0 {
+		b, err = readFile(filepath.Join(s.proc, strconv.Itoa(pid), "cgroup"))
 	}
-	root := filepath.Join(sys, "fs/cgroup")
-	for line := range strings.Lines(groups) {
+	if err != nil || pid <= 0 && !s.limits.at.IsZero() {
+		return s.limits.value // only this goroutine writes it
+	}
+	var l groupLimits
+	root := filepath.Join(s.sys, "fs/cgroup")
+	for line := range strings.Lines(groups + string(b)) {
 		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		if len(parts) != 3 {
 			continue
@@ -65,12 +73,12 @@ func readLimits(proc, sys string, pid int, total uint64) (memory, cpu bool, err 
 			for controller := range strings.SplitSeq(parts[1], ",") {
 				switch controller {
 				case "": // version 2
-					memory = memory || limitOf(filepath.Join(root, group, "memory.max"), total)
-					cpu = cpu || limitOf(filepath.Join(root, group, "cpu.max"), 0)
+					l.lower(limitOf(filepath.Join(root, group, "memory.max")))
+					l.cpu = l.cpu || limitOf(filepath.Join(root, group, "cpu.max")) > 0
 				case "memory":
-					memory = memory || limitOf(filepath.Join(root, "memory", group, "memory.limit_in_bytes"), total)
+					l.lower(limitOf(filepath.Join(root, "memory", group, "memory.limit_in_bytes")))
 				case "cpu":
-					cpu = cpu || limitOf(filepath.Join(root, "cpu", group, "cpu.cfs_quota_us"), 0)
+					l.cpu = l.cpu || limitOf(filepath.Join(root, "cpu", group, "cpu.cfs_quota_us")) > 0
 				}
 			}
 			if group == "/" {
@@ -78,16 +86,25 @@ func readLimits(proc, sys string, pid int, total uint64) (memory, cpu bool, err 
 			}
 		}
 	}
-	return memory, cpu, nil
+	return l
 }
 
-// limitOf reports whether a file begins with a limit, and with one below total if that is known. "max" and -1 are none.
-func limitOf(name string, total uint64) bool {
+func (l *groupLimits) lower(memory uint64) {
+	if memory > 0 && (l.memory == 0 || memory < l.memory) {
+		l.memory = memory
+	}
+}
+
+// limitOf is the limit that a file begins with. "max" and -1 are none, 0.
+func limitOf(name string) uint64 {
 	b, err := readFile(name)
 	fields := bytes.Fields(b)
 	if err != nil || len(fields) == 0 {
-		return false
+		return 0
 	}
 	n, err := strconv.ParseUint(string(fields[0]), 10, 64)
-	return err == nil && (total == 0 || n < total)
+	if err != nil {
+		return 0
+	}
+	return n
 }

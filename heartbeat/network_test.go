@@ -4,69 +4,9 @@
 package heartbeat
 
 import (
-	"math"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
-
-	"github.com/amsagent/amsagent/internal/must"
 )
-
-func TestMoved(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		name        string
-		before, now uint64
-		want        uint64
-		ok          bool
-	}{
-		{"on", 100, 300, 200, true},
-		{"not at all", 100, 100, 0, true},
-		{"on, beyond 32 bits", 1 << 40, 1<<40 + 5, 5, true},
-		{"once round 32 bits", math.MaxUint32, 9, 10, true},
-		{"nearly half of the way round", 1 << 31, 1, 0, false},
-		{"less than half of the way round", 1<<31 + 2, 1, 1<<31 - 1, true},
-		{"started again", 5000, 10, 0, false},
-		{"started again, beyond 32 bits", 1 << 40, 10, 0, false},
-		{"to what 32 bits cannot hold", math.MaxUint64, math.MaxUint32, 0, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			got, ok := moved(tt.before, tt.now)
-			if ok != tt.ok || ok && got != tt.want {
-				t.Errorf("%d %v, want %d %v", got, ok, tt.want, tt.ok)
-			}
-		})
-	}
-}
-
-// sysfs is asked when there is a new name, and once a minute, because a name
-// may be given to another interface.
-func TestInterfacesAreSortedAgain(t *testing.T) {
-	t.Parallel()
-	m := openMachine(t, "testdata/machines/network-bridges-and-containers.txtar")
-	s := m.sampler()
-	counted := func() bool {
-		s.Sample(t.Context())
-		_, ok := s.network.last["docker0"]
-		return ok
-	}
-	if counted() {
-		t.Fatal("a bridge counts")
-	}
-	must.OK(t, os.WriteFile(filepath.Join(m.dir, "1/sys/class/net/docker0/device"), nil, 0o644))
-	for range 11 {
-		m.now = m.now.Add(5 * time.Second)
-		if counted() {
-			t.Fatal("asked again too early")
-		}
-	}
-	m.now = m.now.Add(5 * time.Second)
-	if !counted() {
-		t.Error("not asked again")
-	}
-}
 
 // After the counters started again there is one sample without a rate.
 func TestNetworkAfterReset(t *testing.T) {

@@ -63,7 +63,7 @@ type GPUReading struct {
 // tell ("N/A", as for a device in MIG mode).
 type GPU struct {
 	Index             int
-	Name, UUID        string
+	Name              string
 	Driver            string // its version
 	Util, Enc, Dec    *float64
 	MemUsed, MemTotal *uint64 // bytes

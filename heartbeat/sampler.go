@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -41,22 +40,14 @@ const (
 var ErrFirst = errors.New("nothing to compare with yet: it is the change since the look before")
 
 var (
-	errNoAnswer = errors.New("no answer in time; it is used when it comes")
+	errNoAnswer = errors.New("no answer in time")
 	errNoTime   = errors.New("no time has passed since the look before")
 )
 
 const (
-	// defaultWait is how long a sample waits for what may be slow. Together with
-	// the write it has to fit into a beat, and the shortest one is a second.
-	defaultWait = 500 * time.Millisecond
-	// askLimit bounds a question that is still open when its sample is long
-	// gone. It is longer than a beat on purpose: an answer that takes seconds
-	// each time is better late than never.
-	askLimit = 20 * time.Second
-	// pidEvery is after how long AMSPID is asked again although the process that it
-	// told of is still there: asking a service manager costs more than the rest of a
-	// sample, and a main process that lives stays the main process but in odd units.
-	pidEvery = 5 * time.Minute
+	// limitsEvery and volumeEvery are how often the server's control group and the volume are looked at.
+	limitsEvery = time.Minute
+	volumeEvery = 10 * time.Second
 	// maxProcFile is more than any file we read whole ourselves. What is larger
 	// is not what its name says.
 	maxProcFile = 64 << 10
@@ -71,65 +62,91 @@ type SamplerOptions struct {
 	// AMSDir is the installation, for the volume that it is on; "" measures none.
 	AMSDir string
 
-	// AMSPID returns the main process of the service, for the limits of its control group; 0 if none runs. It is
-	// asked when that process has ended, and now and then.
+	// AMSPID returns the main process of the service, for the limits of its control group; 0 if none runs.
 	AMSPID func(ctx context.Context) (int, error)
-	// GPUs tells the latest word about the devices. It must not wait.
+	// GPUs tells what is known of the devices. It must not wait.
 	GPUs func() GPUReading
-	// Sessions counts publishers and viewers. Like AMSPID it is called by a
-	// goroutine of its own, one call at a time; its ctx ends after 20 seconds.
+	// Sessions counts publishers and viewers, each Interval.
 	Sessions func(ctx context.Context) (cluster.Sessions, []Missing)
-
-	// Wait is how long a sample waits for the volume, AMSPID and Sessions; 0 is
-	// half a second. What comes later belongs to the next sample.
-	Wait time.Duration
-	Now  func() time.Time
-	Log  *slog.Logger
+	Interval time.Duration
+	Now      func() time.Time
+	Log      *slog.Logger
 }
 
 // Sampler looks at the machine. Much of what it tells is a change since the
-// look before, so there is one of it for one series of beats. Its methods may
+// look before, so there is one of it for one series of heartbeats. Its methods may
 // be called by several goroutines at once.
 type Sampler struct {
 	opts SamplerOptions
-	proc string // of the root
-	sys  string
+	sys  string // of the root
+	proc string
 	env  common.EnvMap
 	log  *slog.Logger
 
-	// mu is held for a whole sample, which Wait bounds.
 	mu      sync.Mutex
-	limits  Limits // where AMS refuses streams
+	score   Limits // where AMS refuses streams
 	cpu     cpuMeter
 	network networkMeter
-
-	volume   ask[volume]
-	pid      ask[pidAnswer]
-	server   int       // the server's process, as it was last returned
-	pidAt    time.Time // when it was
-	limited  struct{ memory, cpu bool }
-	sessions ask[sessionsAnswer]
+	// What may be slow is read by goroutines of its own.
+	volume   latest[volume]
+	limits   latest[groupLimits]
+	sessions latest[sessionCount]
 	// statfs is the system's own, but for tests in which it hangs.
 	statfs func(path string, to *syscall.Statfs_t) error
 
 	readings map[string]*reading // that are missing
 }
 
-type pidAnswer struct {
-	pid int
-	err error
-}
-
-type sessionsAnswer struct {
+type sessionCount struct {
 	sessions cluster.Sessions
 	missing  []Missing
 }
 
+// latest is the last answer to a question that may be slow.
+type latest[T any] struct {
+	mu    sync.Mutex
+	value T
+	at    time.Time // zero before the first answer
+}
+
+// run asks again and again until ctx ends; a question that hangs is the last one.
+func (l *latest[T]) run(ctx context.Context, every time.Duration, now func() time.Time, ask func(context.Context) T) {
+	for ctx.Err() == nil {
+		bound, cancel := context.WithTimeout(ctx, staleAfter*every)
+		l.set(ask(bound), now())
+		cancel()
+		select {
+		case <-ctx.Done():
+		case <-time.After(every):
+		}
+	}
+}
+
+func (l *latest[T]) set(v T, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.value, l.at = v, at
+}
+
+// staleAfter is after how many intervals an answer is not known any more.
+const staleAfter = 3
+
+// get returns the answer.
+func (l *latest[T]) get(now time.Time, every time.Duration) (v T, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.at.IsZero():
+		return v, ErrFirst
+	case now.Sub(l.at) > staleAfter*every:
+		return v, errNoAnswer
+	}
+	return l.value, nil
+}
+
 // NewSampler makes a sampler. It does not look yet.
 func NewSampler(o SamplerOptions) *Sampler {
-	if o.Wait <= 0 {
-		o.Wait = defaultWait
-	}
+	o.Interval = cmp.Or(max(o.Interval, 0), cluster.DefaultInterval)
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -138,12 +155,7 @@ func NewSampler(o SamplerOptions) *Sampler {
 	}
 	root := cmp.Or(o.Root, "/")
 	s := &Sampler{
-		opts:   o,
-		proc:   filepath.Join(root, "proc"),
-		sys:    filepath.Join(root, "sys"),
-		log:    o.Log,
-		statfs: syscall.Statfs,
-
+		opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys"), log: o.Log, statfs: syscall.Statfs,
 		readings: map[string]*reading{},
 	}
 	// Said even where it is the default: gopsutil would otherwise take HOST_PROC
@@ -157,12 +169,27 @@ func NewSampler(o SamplerOptions) *Sampler {
 func (s *Sampler) SetLimits(l Limits) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.limits = l
+	s.score = l
 }
 
-// Sample looks at the machine once. It returns within [SamplerOptions.Wait]
-// and some milliseconds, whatever hangs, and earlier when ctx ends; what it
-// could not read is nil and named in [Sample.Missing].
+// Run reads what may be slow until ctx ends. It waits for none that hangs.
+func (s *Sampler) Run(ctx context.Context) {
+	if s.opts.AMSDir != "" {
+		go s.volume.run(ctx, volumeEvery, s.opts.Now, func(context.Context) volume { return s.readVolume() })
+	}
+	if s.opts.AMSPID != nil {
+		go s.limits.run(ctx, limitsEvery, s.opts.Now, s.readLimits)
+	}
+	if s.opts.Sessions != nil {
+		go s.sessions.run(ctx, s.opts.Interval, s.opts.Now, func(ctx context.Context) sessionCount {
+			n, missing := s.opts.Sessions(ctx)
+			return sessionCount{n, missing}
+		})
+	}
+	<-ctx.Done()
+}
+
+// Sample looks at the machine once. It waits for nothing. What it does not know is nil and named in [Sample.Missing].
 func (s *Sampler) Sample(ctx context.Context) Sample {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -172,64 +199,30 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 			out.Missing = append(out.Missing, Missing{What: what, Err: err})
 		}
 	}
-
-	// What may be slow is asked first, all at once, and looked for last.
-	if s.opts.AMSDir != "" {
-		s.volume.start(ctx, s.readVolume)
-	}
-	asksPID := s.opts.AMSPID != nil &&
-		(s.server <= 0 || !within(pidEvery, s.pidAt, out.At) || !exists(filepath.Join(s.proc, strconv.Itoa(s.server))))
-	if asksPID {
-		s.pid.start(ctx, func(ctx context.Context) pidAnswer {
-			pid, err := s.opts.AMSPID(ctx)
-			return pidAnswer{pid, err}
-		})
-	}
-	if s.opts.Sessions != nil {
-		s.sessions.start(ctx, func(ctx context.Context) sessionsAnswer {
-			sessions, missing := s.opts.Sessions(ctx)
-			return sessionsAnswer{sessions, missing}
-		})
-	}
-	waiting, cancel := context.WithTimeout(ctx, s.opts.Wait)
-	defer cancel()
-
 	// gopsutil is told of the root by its context. None of these files can hang.
 	local := context.WithValue(context.WithoutCancel(ctx), common.EnvKey, s.env)
-	memory, memoryErr := readMemory(local, s.proc)
-	if asksPID {
-		if answer, err := s.pid.take(waiting); err == nil && answer.err == nil {
-			s.server, s.pidAt = answer.pid, out.At
-		}
-	}
-	// The limits of a process that is not there any more hold until there is another one.
-	if memory, cpu, err := readLimits(s.proc, s.sys, s.server, memory.total); err == nil {
-		s.limited.memory, s.limited.cpu = memory, cpu
-	}
-	cpu, err := s.cpu.read(local, s.proc, s.opts.Now)
-	if err == nil && s.limited.cpu {
+	limits, _ := s.limits.get(out.At, limitsEvery)
+	cpu, err := s.cpu.read(local)
+	if err == nil && limits.cpu {
 		cpu, err = nil, errCPULimit
 	}
 	miss(whatCPU, err)
 	out.CPU, out.Load.CPU = cpu, whole(cpu)
-	rx, tx, err := s.network.read(local, s.sys, s.opts.Now)
+	out.Load.NetRx, out.Load.NetTx, err = s.network.read(local, s.sys, s.opts.Now)
 	miss(whatNetwork, err)
-	out.Load.NetRx, out.Load.NetTx = rx, tx
-
-	if memoryErr == nil && s.limited.memory {
-		memoryErr = errMemoryLimit
+	memory, err := readMemory(local, s.proc)
+	limited := limits.memory != 0 && limits.memory < memory.total
+	if err == nil && limited {
+		err = errMemoryLimit
 	}
-	miss(whatMemory, memoryErr)
-	if memoryErr == nil {
+	miss(whatMemory, err)
+	if err == nil {
 		out.MemTotal, out.MemUsed = &memory.total, &memory.used
 		out.Load.Mem = whole(share(memory.used, memory.total))
 	}
-
 	if s.opts.AMSDir != "" {
-		v, err := s.volume.take(waiting)
-		if err == nil {
-			err = v.err
-		}
+		v, err := s.volume.get(out.At, volumeEvery)
+		err = cmp.Or(err, v.err)
 		miss(whatDisk, err)
 		if err == nil {
 			out.DiskTotal, out.DiskUsed = &v.total, &v.used
@@ -237,25 +230,20 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 		}
 	}
 	if s.opts.Sessions != nil {
-		answer, err := s.sessions.take(waiting)
+		n, err := s.sessions.get(out.At, s.opts.Interval)
 		miss(whatSessions, err)
-		if err == nil {
-			out.Session = answer.sessions
-			out.Missing = append(out.Missing, answer.missing...)
-		}
+		out.Session = n.sessions
+		out.Missing = append(out.Missing, n.missing...)
 	}
 	if s.opts.GPUs != nil {
 		out.GPUs = s.opts.GPUs()
-		switch state, reason := out.GPUs.State, out.GPUs.Reason; {
-		case state == GPUFailing:
-			miss(whatGPU, errors.New(cmp.Or(reason, "the devices cannot be read")))
-		case state == GPUReady && reason != "": // some of them
-			miss(whatGPU, errors.New(reason))
+		if out.GPUs.State == GPUFailing || out.GPUs.State == GPUReady && out.GPUs.Reason != "" {
+			miss(whatGPU, errors.New(cmp.Or(out.GPUs.Reason, "the devices cannot be read")))
 		}
 		out.Load.GPUs = gpuLoads(out.GPUs)
 	}
-	if !s.limited.memory && !s.limited.cpu {
-		out.Load.Score = score(&out, s.limits)
+	if !limits.cpu && !limited {
+		out.Load.Score = score(&out, s.score)
 	}
 	s.report(ctx, out.At, out.Missing)
 	return out
@@ -298,71 +286,6 @@ func (s *Sampler) report(ctx context.Context, now time.Time, missing []Missing) 
 		}
 		delete(s.readings, what)
 	}
-}
-
-// ask is a question that may take longer than a sample can wait: to a server,
-// or to a volume whose own server is gone. At most one is open at a time, and
-// an answer that comes late is the next sample's.
-type ask[T any] struct {
-	answer chan T // nil where none is open; has room for the answer
-	cancel context.CancelFunc
-	old    bool // the open one is from an earlier sample, and had its time
-	late   *T
-}
-
-// start asks, unless the last question is still open.
-func (a *ask[T]) start(ctx context.Context, question func(context.Context) T) {
-	a.late = nil
-	if a.answer != nil {
-		select {
-		case late := <-a.answer:
-			a.late = &late
-			a.stop()
-		default:
-			a.old = true
-			return
-		}
-	}
-	// It outlives the sample that asked.
-	ctx, a.cancel = context.WithTimeout(context.WithoutCancel(ctx), askLimit)
-	answer := make(chan T, 1)
-	a.answer, a.old = answer, false
-	go func() { answer <- question(ctx) }()
-}
-
-// take returns the answer, else one that came late, else an error. It waits for
-// a question that this sample asked, and not for one that an earlier sample
-// waited for already.
-func (a *ask[T]) take(ctx context.Context) (T, error) {
-	// Looked at first: the time may have run out while another was waited for.
-	select {
-	case v := <-a.answer:
-		a.stop()
-		return v, nil
-	default:
-	}
-	if !a.old {
-		select {
-		case v := <-a.answer:
-			a.stop()
-			return v, nil
-		case <-ctx.Done():
-		}
-	}
-	if a.late != nil {
-		return *a.late, nil
-	}
-	var none T
-	return none, errNoAnswer
-}
-
-// stop forgets the open question.
-func (a *ask[T]) stop() {
-	if a.cancel != nil {
-		a.cancel()
-	}
-	a.cancel = nil
-	a.answer = nil
 }
 
 // whole makes a percentage what a beat tells: a whole one, 0 to 100.

@@ -331,7 +331,7 @@ func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = w.Run(ctx) // ends with ctx
+		w.Run(ctx)
 	}()
 	defer func() {
 		cancel()
@@ -345,7 +345,7 @@ func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 		case heartbeat.GPUFailing:
 			return doctor.GPUView{Trouble: r.Reason}, nil
 		case heartbeat.GPUAbsent:
-			return doctor.GPUView{Trouble: "nvidia-smi is not there"}, nil
+			return doctor.GPUView{Trouble: "NVIDIA's driver is not loaded"}, nil
 		case heartbeat.GPUReady:
 			var v doctor.GPUView
 			for _, d := range r.Devices {

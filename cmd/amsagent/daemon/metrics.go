@@ -277,7 +277,7 @@ func devices(e exposition, r heartbeat.GPUReading) {
 				e.family(f.name, "gauge", f.help)
 				first = false
 			}
-			e.labelled(f.name, *value, "gpu", strconv.Itoa(g.Index), "name", g.Name, "uuid", g.UUID)
+			e.labelled(f.name, *value, "gpu", strconv.Itoa(g.Index), "name", g.Name)
 		}
 	}
 }

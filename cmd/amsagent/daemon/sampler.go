@@ -31,14 +31,6 @@ type MachineOptions struct {
 	Log      *slog.Logger
 }
 
-// The service manager is asked which process the server is while there is none;
-// a process that runs is looked at itself. One that runs and is not told of is
-// asked for as seldom as one that is: some commands know no processes.
-const (
-	pidEvery     = 15 * time.Second
-	pidlessEvery = 5 * time.Minute
-)
-
 // NewMachineSampler puts together what package heartbeat has for it.
 func NewMachineSampler(o MachineOptions, client func() *cluster.Client, node func() cluster.Node) Sampler {
 	gpus := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: o.Root, Interval: o.Interval, Log: o.Log})
@@ -52,10 +44,13 @@ func NewMachineSampler(o MachineOptions, client func() *cluster.Client, node fun
 			return nil, ""
 		},
 	}
-	pid := &mainPID{service: o.Service}
+	pid := func(ctx context.Context) (int, error) {
+		st, err := o.Service.State(ctx)
+		return st.MainPID, err
+	}
 	s := &machineSampler{gpus: gpus, sessions: sessions, open: o.Open, root: o.Root}
 	s.Sampler = heartbeat.NewSampler(heartbeat.SamplerOptions{
-		Root: o.Root, AMSDir: o.AMSDir, AMSPID: pid.get, GPUs: gpus.Latest, Sessions: sessions.Count, Log: o.Log,
+		Root: o.Root, AMSDir: o.AMSDir, AMSPID: pid, GPUs: gpus.Latest, Sessions: sessions.Count, Interval: o.Interval, Log: o.Log,
 	})
 	return s
 }
@@ -68,10 +63,11 @@ type machineSampler struct {
 	root     string
 }
 
-// Run keeps the watcher of the GPUs going and the limits up to date.
+// Run reads what may be slow, and keeps the limits up to date.
 func (s *machineSampler) Run(ctx context.Context) {
 	var work sync.WaitGroup
-	work.Go(func() { _ = s.gpus.Run(ctx) }) // ends with ctx alone
+	work.Go(func() { s.gpus.Run(ctx) })
+	work.Go(func() { s.Sampler.Run(ctx) })
 	for {
 		if in, err := s.open(); err == nil {
 			if p, err := in.ServerSettings(); err == nil {
@@ -101,34 +97,3 @@ func (s *machineSampler) Sessions(ctx context.Context) (cluster.Sessions, error)
 
 // limitsEvery is how often AMS's own limits are read again.
 const limitsEvery = 10 * time.Minute
-
-// mainPID remembers the service's process for a while.
-type mainPID struct {
-	service interface {
-		State(context.Context) (ams.State, error)
-	}
-	mu   sync.Mutex
-	pid  int
-	next time.Time // when to ask again
-}
-
-func (m *mainPID) get(ctx context.Context) (int, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	now := time.Now()
-	if now.Before(m.next) {
-		return m.pid, nil
-	}
-	st, err := m.service.State(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if !st.Known() {
-		return 0, errors.New("nobody tells which process the server is")
-	}
-	m.pid, m.next = st.MainPID, now.Add(pidEvery)
-	if st.Running() && st.MainPID == 0 {
-		m.next = now.Add(pidlessEvery)
-	}
-	return m.pid, nil
-}
