@@ -17,6 +17,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
@@ -30,9 +32,6 @@ const (
 	// maxTargetLen is far above any real connection string; more is a file
 	// that was given by mistake.
 	maxTargetLen = 8 << 10
-
-	// maxOptionName keeps a warning readable whatever the name is.
-	maxOptionName = 43
 )
 
 // Target is where MongoDB is, and who we are there. Get one from
@@ -88,11 +87,8 @@ type option struct {
 // the password, bytes that are not UTF-8, an unfilled <password>, asterisks in
 // place of one, a missing host, a bad port, several hosts or a port with
 // mongodb+srv, & or = in the name of the database. No error holds
-// any part of the given string but its position, single characters and names
-// of known options.
-//
-// Options that only one driver knows, or none, are no error: see
-// [Target.Warnings].
+// any part of the given string but its position and single characters. Names and
+// values of options are judged by the driver.
 func ParseTarget(s string) (Target, error) {
 	p, err := parseTarget(s)
 	if err != nil {
@@ -165,8 +161,6 @@ func parseTarget(given string) (*target, error) {
 		return nil, &TargetError{Problem: fmt.Sprintf("it is longer than %d bytes", maxTargetLen)}
 	case !utf8.ValidString(s):
 		return nil, &TargetError{Problem: "it is not UTF-8 text"}
-	case strings.ContainsRune("\"'`", rune(s[0])):
-		return nil, r.at(off, "", "it starts with a quotation mark", "remove the quotation marks around it")
 	}
 	if err := r.checkCharacters(s, off); err != nil {
 		return nil, err
@@ -187,89 +181,27 @@ func (r reader) checkCharacters(s string, off int) error {
 	for i, c := range s {
 		switch {
 		case c == ' ':
-			part := partAt(s, i)
-			hint := "remove it"
-			if part == partUser || part == partPassword || part == partOptions {
-				hint = "remove it, or percent-encode it: a blank is %20"
-			}
-			return r.at(off+i, part, "there is a blank", hint)
+			return r.at(off+i, "", "there is a blank", "remove it, or percent-encode it in a password: a blank is %20")
 		case unicode.IsControl(c) || unicode.IsSpace(c) || c == '\u200b' || c == '\ufeff':
-			return r.at(off+i, partAt(s, i), "there is a tab, a line end or another invisible character", "remove it")
+			return r.at(off+i, "", "there is a tab, a line end or another invisible character", "remove it")
 		}
 	}
 	return nil
 }
 
-// partAt names the part of a connection string that the byte i is in, for
-// errors found before the string was taken apart.
-func partAt(s string, i int) string {
-	rest := s
-	if j := strings.Index(s, "://"); j >= 0 {
-		if i < j {
-			return partScheme
-		}
-		rest = s[j+len("://"):]
-	}
-	i -= len(s) - len(rest)
-	if at := endOfUser(rest); at >= 0 {
-		if i <= at {
-			if colon := strings.IndexByte(rest, ':'); colon >= 0 && i > colon {
-				return partPassword
-			}
-			return partUser
-		}
-		rest, i = rest[at+1:], i-at-1
-	}
-	if q := strings.IndexByte(rest, '?'); q >= 0 && i > q {
-		return partOptions
-	}
-	if slash := strings.IndexByte(rest, '/'); slash >= 0 && i > slash {
-		return partDatabase
-	}
-	return partHost
-}
-
 // splitScheme returns the scheme, "" for a bare list of hosts, and the rest.
 func (r reader) splitScheme(s string, off int) (scheme, rest string, err error) {
-	const hint = "MongoDB's URIs start with mongodb:// or mongodb+srv://"
-	i := strings.Index(s, "://")
-	if i < 0 {
-		lower := strings.ToLower(s)
-		for _, start := range []string{"mongodb:/", "mongodb+srv:", "mongodb//", "mongodb+srv/"} {
-			if strings.HasPrefix(lower, start) {
-				return "", "", r.at(off, partScheme, "it is incomplete", hint)
-			}
-		}
-		if strings.HasPrefix(lower, "file:") {
-			return "", "", r.at(off, partScheme, "file: is not a connection string", "read the file first")
-		}
+	name, rest, found := strings.Cut(s, "://")
+	if !found {
 		return "", s, nil
 	}
-	rest = s[i+len("://"):]
-	switch name := strings.ToLower(s[:i]); name {
-	case "mongodb":
-		scheme = schemePlain
-	case "mongodb+srv":
-		scheme = schemeSRV
-	case "redis", "rediss":
-		return "", "", r.at(off, partScheme, "it is an address of Redis", "the cluster needs MongoDB: "+hint)
-	case "http", "https":
-		return "", "", r.at(off, partScheme, "it is a web address", hint)
-	case "mongo", "mongodb+tls", "mongodb+ssl", "mongo+srv", "mogodb", "mongdb", "mongodb+svr", "mongodb+src",
-		"file", "tcp", "postgres", "postgresql", "mysql", "amqp":
-		return "", "", r.at(off, partScheme, name+":// is not a scheme of MongoDB", hint)
-	case "":
-		return "", "", r.at(off, partScheme, "it is missing before ://", hint)
-	default:
-		// The text is not shown: in a string this far from the form it may
-		// be anything, a password too.
-		return "", "", r.at(off, partScheme, "what stands before :// is not a scheme of MongoDB", hint)
+	switch scheme = strings.ToLower(name) + "://"; scheme {
+	case schemePlain, schemeSRV:
+		return scheme, rest, nil
 	}
-	lower := strings.ToLower(rest)
-	if strings.HasPrefix(lower, schemePlain) || strings.HasPrefix(lower, schemeSRV) {
-		return "", "", r.at(off+i+len("://"), partScheme, "there are two schemes", "remove one of them")
-	}
-	return scheme, rest, nil
+	// The text is not shown: it may be anything, a password too.
+	return "", "", r.at(off, partScheme, "what stands before :// is not a scheme of MongoDB",
+		"MongoDB's URIs start with mongodb:// or mongodb+srv://")
 }
 
 func (r reader) parseBare(s string, off int) (*target, error) {
@@ -352,11 +284,24 @@ func (r reader) parseURI(scheme, rest string, off int) (*target, error) {
 	if err := r.parseOptions(t, query, queryOff); err != nil {
 		return nil, err
 	}
-	if err := r.checkTogether(t); err != nil {
-		return nil, err
+	mechanism := strings.ToUpper(t.option("authMechanism"))
+	if t.hasUser && t.password == "" && !slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
+		// AMS's driver refuses it, and AMS does not start.
+		return nil, &TargetError{Part: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
 	}
 	t.raw = t.render(scheme, t.rawPassword, func(o option) string { return o.rawValue })
-	return t, nil
+	return t, checkByDriver(t)
+}
+
+// checkByDriver lets the driver judge what the parts mean together, where it needs neither DNS nor files for that.
+func checkByDriver(t *target) error {
+	if t.srv || slices.ContainsFunc(t.options, func(o option) bool { return isFile(o.name) }) {
+		return nil
+	}
+	if err := options.Client().ApplyURI(t.raw).Validate(); err != nil {
+		return &TargetError{Problem: "MongoDB's driver says: " + RedactText(err.Error(), Target{&t}.Secrets()...)}
+	}
+	return nil
 }
 
 // parseUserinfo reads all before the last @. Every reserved character in it is
@@ -586,21 +531,6 @@ func (r reader) checkName(host string, off int, srv bool) error {
 		}
 		return nil
 	}
-	if len(host) > 253 {
-		return fail(0, "the name is longer than 253 characters", "")
-	}
-	i := 0
-	for label := range strings.SplitSeq(strings.TrimSuffix(host, "."), ".") {
-		switch {
-		case label == "":
-			return fail(i, "there is a dot too many", "")
-		case len(label) > 63:
-			return fail(i, "a part of the name is longer than 63 characters", "")
-		case label[0] == '-' || label[len(label)-1] == '-':
-			return fail(i, "a part of the name starts or ends with a hyphen", "")
-		}
-		i += len(label) + 1
-	}
 	return nil
 }
 
@@ -628,7 +558,6 @@ func (r reader) parseDatabase(t *target, path string, off int) error {
 }
 
 func (r reader) parseOptions(t *target, query string, off int) error {
-	seen := make(map[string]string)
 	for start := 0; start < len(query); {
 		pair := query[start:]
 		if i := strings.IndexAny(pair, "&;"); i >= 0 {
@@ -654,53 +583,17 @@ func (r reader) parseOptions(t *target, query string, off int) error {
 		if err != nil {
 			return err
 		}
-		known, ok := uriOptionByName(name)
-		if !ok {
-			t.warnings = append(t.warnings, fmt.Sprintf("option %s is not known to MongoDB's drivers", plain.Truncate(name, maxOptionName)))
-		} else {
-			if wrong := known.wrongValue(decoded); wrong != "" {
-				return r.at(at, partOptions, name+" "+wrong, "")
-			}
-			if known.srvOnly && !t.srv {
-				return r.at(at, partOptions, name+" is for mongodb+srv:// only", "remove it")
-			}
-			if known.warning != "" {
-				t.warnings = append(t.warnings, fmt.Sprintf("option %s: %s", name, known.warning))
-			}
+		if decoded == "" && !strings.EqualFold(name, "readPreferenceTags") {
+			return r.at(at, partOptions, "there is an option without a value", "write OPTION=VALUE")
 		}
-		key := strings.ToLower(name)
-		if was, twice := seen[key]; twice && was != decoded && known.kind != emptyOK {
-			t.warnings = append(t.warnings, fmt.Sprintf("option %s is given twice; the drivers take the last", plain.Truncate(name, maxOptionName)))
+		if isFile(name) {
+			t.warnings = append(t.warnings, fmt.Sprintf("option %s: AMS's Java driver ignores it and uses the trust and key stores of its JVM",
+				plain.Truncate(name, 43)))
 		}
-		seen[key] = decoded
 		t.options = append(t.options, option{name: name, rawValue: raw, value: decoded})
 	}
 	if len(t.options) > 0 && t.rawPath == "" {
 		t.rawPath = "/"
-	}
-	return nil
-}
-
-// checkTogether refuses what each part allows and the whole does not.
-func (r reader) checkTogether(t *target) error {
-	if t.hasUser && t.password == "" && !needsNoPassword(t.option("authMechanism")) {
-		return &TargetError{
-			Part: partPassword, Problem: "there is a user name without a password",
-			Hint: "write mongodb://USER:PASSWORD@HOST/",
-		}
-	}
-	direct, balanced := t.option("directConnection") == "true", t.option("loadBalanced") == "true"
-	switch {
-	case (direct || balanced) && len(t.hosts) > 1:
-		return &TargetError{Part: partOptions, Problem: "directConnection and loadBalanced take one host only"}
-	case direct && t.srv:
-		return &TargetError{Part: partOptions, Problem: "directConnection does not work with mongodb+srv://"}
-	case balanced && t.option("replicaSet") != "":
-		return &TargetError{Part: partOptions, Problem: "loadBalanced and replicaSet exclude each other"}
-	}
-	if t.srv && strings.Count(strings.TrimSuffix(t.hosts[0], "."), ".") < 2 {
-		t.warnings = append(t.warnings,
-			"AMS's Java driver wants at least three parts in the host name after mongodb+srv://")
 	}
 	return nil
 }
@@ -819,9 +712,9 @@ func (t Target) Loopback() bool {
 func (t Target) Username() string { return t.get().user }
 
 // Option returns the value of an option, whatever the case of its name; the
-// last one where it is repeated. Secret options are not given.
+// last one where it is repeated. Those that may be secret are not given.
 func (t Target) Option(name string) string {
-	if known, _ := uriOptionByName(name); known.secret {
+	if !isShown(name) {
 		return ""
 	}
 	return t.get().option(name)
@@ -845,8 +738,7 @@ func (t Target) Secrets() []Secret {
 	add(p.password, p.rawPassword)
 	after := false // a secret; with a raw & in it, its rest looks like an option that nobody knows
 	for _, o := range p.options {
-		known, ok := uriOptionByName(o.name)
-		secret := known.secret || !ok && (after || soundsSecret(o.name))
+		secret := !isShown(o.name) && !isFile(o.name) && (after || soundsSecret(o.name))
 		if after = secret; !secret {
 			continue
 		}
@@ -861,10 +753,27 @@ func (t Target) Secrets() []Secret {
 	return all
 }
 
-// soundsSecret is asked about options that no driver knows.
+// isShown reports options whose values are no secrets, and tell a reader what the connection is.
+func isShown(name string) bool {
+	switch strings.ToLower(name) {
+	case "appname", "authmechanism", "authsource", "compressors", "connecttimeoutms", "directconnection", "loadbalanced", "maxpoolsize",
+		"readconcernlevel", "readpreference", "readpreferencetags", "replicaset", "retryreads", "retrywrites",
+		"serverselectiontimeoutms", "sockettimeoutms", "srvmaxhosts", "srvservicename", "ssl", "sslinvalidhostnameallowed", "tls",
+		"tlsallowinvalidhostnames", "tlsinsecure", "w", "wtimeoutms":
+		return true
+	}
+	return false
+}
+
+// isFile reports options that name a file of certificates or keys.
+func isFile(name string) bool {
+	name = strings.ToLower(name)
+	return strings.HasSuffix(name, "file") && (strings.HasPrefix(name, "tls") || strings.HasPrefix(name, "ssl"))
+}
+
 func soundsSecret(name string) bool {
 	name = strings.ToLower(name)
-	for _, word := range []string{"pass", "pwd", "secret", "token", "key", "cred"} {
+	for _, word := range []string{"pass", "pwd", "secret", "token", "key", "cred", "mechanismproperties"} {
 		if strings.Contains(name, word) {
 			return true
 		}
@@ -872,12 +781,11 @@ func soundsSecret(name string) bool {
 	return false
 }
 
-// Warnings returns what is legal and probably not meant: options that a
-// driver does not know or that are given twice.
+// Warnings returns what is legal and probably not meant.
 func (t Target) Warnings() []string { return slices.Clone(t.get().warnings) }
 
-// Redacted returns the string with the password and the values of secret and
-// of unknown options hidden.
+// Redacted returns the string with the password hidden, and the values of all options but those that tell what the connection
+// is.
 func (t Target) Redacted() string {
 	p := t.get()
 	if p.bare || t.IsZero() {
@@ -888,7 +796,7 @@ func (t Target) Redacted() string {
 		scheme = schemeSRV
 	}
 	return p.render(scheme, placeholder, func(o option) string {
-		if known, ok := uriOptionByName(o.name); known.secret || !ok {
+		if !isShown(o.name) && !isFile(o.name) {
 			return placeholder
 		}
 		return o.rawValue
