@@ -64,8 +64,6 @@ const (
 	AppWaits AppServing = "is not deployed yet"
 	// AppSilent: no answer in time. The server hangs, or its MongoDB is away.
 	AppSilent AppServing = "does not answer"
-	// AppSlow: it serves, later than its viewers wait. Who asks decides that.
-	AppSlow AppServing = "answers too slowly"
 	// AppRefused: nothing listens.
 	AppRefused AppServing = "is not reachable"
 	// AppNotAsked: others took all the time there was.

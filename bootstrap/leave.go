@@ -1056,7 +1056,7 @@ func (l *leaver) removeDocuments(ctx context.Context) error {
 // forget removes the state file: nothing is left to be done.
 func (l *leaver) forget() error {
 	// The state last: while it is there, a leave is not over.
-	for _, path := range []string{LeftMongoPath, drainPath, GivenPath, servedPath, enteredPath, statePath} {
+	for _, path := range []string{LeftMongoPath, drainPath, GivenPath, seenPath, statePath} {
 		if err := l.store.RemoveFile(path); err != nil {
 			return &FailedError{Step: "removing " + path, Err: err, State: "this machine left the cluster"}
 		}

@@ -31,18 +31,13 @@ const (
 	// long as an application does not serve, and serviceLimit bounds that.
 	serviceEvery = time.Second
 	serviceLimit = 500 * time.Millisecond
-	// dialEvery is how often it is looked whether anybody listens, as long, and dialLimit
-	// bounds that.
-	dialEvery = 200 * time.Millisecond
+	// dialLimit bounds looking whether anybody listens.
 	dialLimit = 500 * time.Millisecond
 	// servedFor is how long an application that served is taken to be in no start, where no
 	// connection was lost: after a machine stood still the loss is seen a moment later.
 	servedFor = 3 * time.Second
-	// servedPath remembers which release has served viewers on this machine.
-	servedPath = StateDir + "/served.json"
-	// enteredPath remembers in which boot, and under which address, this machine was seen
-	// in the cluster.
-	enteredPath = StateDir + "/entered.json"
+	// seenPath is the file of seen.
+	seenPath = StateDir + "/seen.json"
 )
 
 // AppServed tells when an application was first seen to serve.
@@ -223,16 +218,11 @@ type Server struct {
 	install *ams.Installation
 	served  map[string]answered // which applications did the last time
 
-	// Held while the port is dialled, as many applications may be asked at a time.
-	dialMu sync.Mutex
-	dialed time.Time
-	closed bool // nobody listened then
-
+	// Held while the service manager is asked, as many applications may be asked at a time.
 	startMu sync.Mutex
-	started start         // of the server, as it was at the time of looked
-	looked  time.Time     // when the service manager was asked
-	looking chan struct{} // is closed when it has answered; nil where it has
-	down    time.Time     // when nobody listened; the server was started, or is, after that
+	started start     // of the server, as it was at the time of looked
+	looked  time.Time // when the service manager was asked
+	down    time.Time // when nobody listened; the server was started, or is, after that
 }
 
 // answered is when an application served, and [ams.ConnCount.Lost] before it was asked.
@@ -319,8 +309,10 @@ func (s *Server) ask(ctx context.Context, app string) (_ ams.AppAnswer, lost int
 	if serves {
 		return check(ctx, s.client, in, start{}, app), lost, at
 	}
-	if dialed, refused := s.refused(ctx, in); refused {
-		return ams.AppAnswer{Name: app, State: ams.AppRefused}, lost, dialed
+	dialed, stop := context.WithTimeout(ctx, dialLimit)
+	refused := s.refuses(dialed, in)
+	if stop(); refused {
+		return ams.AppAnswer{Name: app, State: ams.AppRefused}, lost, at
 	}
 	started := s.serverStarted(ctx)
 	// Last: until then the server may have been replaced.
@@ -338,18 +330,6 @@ func (s *Server) servesYet(app string) bool {
 	return ok && last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
 }
 
-// refused reports whether nobody listened when that was looked at last, and when that was.
-func (s *Server) refused(ctx context.Context, in *ams.Installation) (time.Time, bool) {
-	s.dialMu.Lock()
-	defer s.dialMu.Unlock()
-	if time.Since(s.dialed) >= dialEvery {
-		ctx, cancel := context.WithTimeout(ctx, dialLimit)
-		defer cancel()
-		s.dialed, s.closed = time.Now(), s.refuses(ctx, in)
-	}
-	return s.dialed, s.closed
-}
-
 // serverStarted is when the server was started: as [Machine.serverStarted] tells, but not
 // before nobody listened. A clock that is set, or a process id that is another one's, makes
 // what the service manager tells wrong.
@@ -363,43 +343,19 @@ func (s *Server) serverStarted(ctx context.Context) start {
 	return told.or(s.first)
 }
 
-// told is [Machine.serverStarted], asked once a second at most. It waits no longer than
-// serviceLimit for the service manager, whatever hangs: the applications answer all the same.
+// told is [Machine.serverStarted], asked once a second at most.
 func (s *Server) told(ctx context.Context) start {
 	s.startMu.Lock()
-	if s.looking == nil && time.Since(s.looked) >= serviceEvery {
-		s.looked, s.looking = time.Now(), make(chan struct{})
-		go s.look(context.WithoutCancel(ctx), s.looking)
-	}
-	looking, end := s.looking, s.looked.Add(serviceLimit)
-	s.startMu.Unlock()
-	if looking != nil {
-		bound, cancel := context.WithDeadline(ctx, end)
-		select {
-		case <-looking:
-		case <-bound.Done():
-		}
-		cancel()
-	}
-	s.startMu.Lock()
 	defer s.startMu.Unlock()
-	if s.looking != nil {
-		return start{}
+	if time.Since(s.looked) >= serviceEvery {
+		ctx, cancel := context.WithTimeout(ctx, serviceLimit)
+		defer cancel()
+		s.looked, s.started = time.Now(), start{}
+		if st, err := s.m.Service.State(ctx); err == nil {
+			s.started = s.m.serverStarted(st)
+		}
 	}
 	return s.started
-}
-
-func (s *Server) look(ctx context.Context, done chan struct{}) {
-	ctx, cancel := context.WithTimeout(ctx, serviceLimit)
-	defer cancel()
-	var started start
-	if st, err := s.m.Service.State(ctx); err == nil {
-		started = s.m.serverStarted(st)
-	}
-	s.startMu.Lock()
-	defer s.startMu.Unlock()
-	s.started, s.looking = started, nil
-	close(done)
 }
 
 // Connections is how many connections [Server.Ask] has to the server: they are no
@@ -449,75 +405,61 @@ func (s *Server) Stopped(ctx context.Context) bool {
 	return err == nil && st.Stopped() && st.Result == "success"
 }
 
-// served is the file of servedPath.
-type served struct {
-	Release string    `json:"release"`
-	Since   time.Time `json:"since"`
+// seen is what a daemon knows of the time before it was started.
+type seen struct {
+	// Life is the instance as which this machine was seen in the cluster (see [cluster.Node.Instance]): after a restart of the
+	// daemon it is ready although MongoDB does not answer.
+	Life string `json:"life,omitempty"`
+	// Release is the one that served viewers here: one that never did is not this machine's fault.
+	Release string `json:"release,omitempty"`
 }
 
-// ServedBefore reports whether the release that is installed has ever served
-// viewers on this machine. A release that never has is not this machine's fault.
-func (s *Server) ServedBefore() bool {
-	in, err := s.m.open()
-	if err != nil {
-		return false
+func (m *Machine) seen() (s seen) {
+	if f, err := m.store().Read(seenPath); err == nil && f.Exists() {
+		_ = json.Unmarshal(f.Bytes, &s) // what cannot be read was not seen
 	}
-	var was served
-	return s.m.recall(servedPath, &was) && was.Release == releaseOf(in)
+	return s
 }
 
-// Served notes that the release that is installed serves viewers.
-func (s *Server) Served() error {
-	if s.ServedBefore() {
+// see writes what changes. It is for one caller at a time.
+func (m *Machine) see(change func(*seen)) error {
+	s := m.seen()
+	was := s
+	if change(&s); s == was {
 		return nil
 	}
-	in, err := s.m.open()
+	b, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	if err := s.m.remember(servedPath, served{Release: releaseOf(in), Since: time.Now().UTC()}); err != nil {
-		return fmt.Errorf("noting which release serves: %w", err)
-	}
-	return nil
-}
-
-// releaseOf names what is installed.
-func releaseOf(in *ams.Installation) string { return in.Release.String() }
-
-// entered is the file of enteredPath.
-type entered struct {
-	Life  string    `json:"life"` // see [cluster.Node.Instance]
-	Since time.Time `json:"since"`
+	return m.store().WriteFile(seenPath, append(b, '\n'), 0o600, 0o700)
 }
 
 // EnteredBefore reports whether this machine was seen in the cluster since it booted with this address.
-func (m *Machine) EnteredBefore(instance string) bool {
-	var was entered
-	return m.recall(enteredPath, &was) && was.Life == instance
-}
+func (m *Machine) EnteredBefore(instance string) bool { return m.seen().Life == instance }
 
 // Entered notes that this machine was seen in the cluster.
 func (m *Machine) Entered(instance string) error {
-	if m.EnteredBefore(instance) {
-		return nil
-	}
-	if err := m.remember(enteredPath, entered{Life: instance, Since: time.Now().UTC()}); err != nil {
+	if err := m.see(func(s *seen) { s.Life = instance }); err != nil {
 		return fmt.Errorf("noting that this machine is in the cluster: %w", err)
 	}
 	return nil
 }
 
-// recall reads what remember wrote, and reports whether it is there.
-func (m *Machine) recall(path string, into any) bool {
-	f, err := m.store().Read(path)
-	return err == nil && f.Exists() && json.Unmarshal(f.Bytes, into) == nil
+// ServedBefore reports whether the release that is installed has ever served viewers on this machine.
+func (s *Server) ServedBefore() bool {
+	in, err := s.m.open()
+	return err == nil && s.m.seen().Release == in.Release.String()
 }
 
-// remember writes a file of the agent's own.
-func (m *Machine) remember(path string, what any) error {
-	b, err := json.Marshal(what)
+// Served notes that the release that is installed serves viewers.
+func (s *Server) Served() error {
+	in, err := s.m.open()
 	if err != nil {
 		return err
 	}
-	return m.store().WriteFile(path, append(b, '\n'), 0o600, 0o700)
+	if err := s.m.see(func(seen *seen) { seen.Release = in.Release.String() }); err != nil {
+		return fmt.Errorf("noting which release serves: %w", err)
+	}
+	return nil
 }

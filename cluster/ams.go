@@ -251,6 +251,7 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, 
 	if err != nil {
 		return done, errors.Join(append(errs, err)...)
 	}
+	left := false
 	for _, n := range candidates {
 		i := slices.IndexFunc(after, n.sameDocument)
 		switch {
@@ -258,8 +259,12 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, 
 			done.Deleted = append(done.Deleted, n)
 		case !after[i].sameVersion(n):
 			done.Kept = append(done.Kept, AMSKept{after[i], KeptRewritten})
+		default:
+			left = true // errs says why
 		}
-		// Otherwise deleting it failed, and errs says why.
+	}
+	if !left {
+		return done, nil
 	}
 	return done, errors.Join(errs...)
 }

@@ -40,7 +40,7 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	// An insert cannot ask for the server's clock, an upsert can. The id is
 	// made once, so that an attempt whose answer was lost is found again.
 	id := bson.NewObjectID()
-	return c.call(ctx, "writing an event", func(ctx context.Context) error {
+	write := func(ctx context.Context) error {
 		// The second attempt must not move the time of the first.
 		filter := bson.D{{Key: "_id", Value: id}, {Key: "at", Value: bson.D{{Key: "$exists", Value: false}}}}
 		update := bson.D{
@@ -52,7 +52,13 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 			return nil
 		}
 		return err
-	})
+	}
+	const op = "writing an event"
+	err = c.call(ctx, op, write)
+	if KindOf(err) == KindLost {
+		err = c.call(ctx, op, write) // the driver repeats no write to a single server
+	}
+	return err
 }
 
 // PastEvent is an event as the registry has it.

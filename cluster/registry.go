@@ -510,21 +510,21 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if !n.UpdatedAt.IsZero() {
 		filter[1].Value = n.UpdatedAt
 	}
-	err := c.call(ctx, op, func(ctx context.Context) error {
+	failed := c.call(ctx, op, func(ctx context.Context) error {
 		// The count says nothing after an attempt whose answer was lost.
 		_, err := c.nodes().DeleteOne(ctx, filter)
 		return err
 	})
-	if err != nil {
-		return false, err
+	if failed != nil && !KindOf(failed).Passes() {
+		return false, failed
 	}
 	switch _, err := c.Node(ctx, n.ID); {
 	case errors.Is(err, ErrNoNode):
 		return true, nil
-	case err != nil:
+	case err != nil && failed == nil:
 		return false, fmt.Errorf("%s: looking again: %w", op, err)
 	}
-	return false, nil
+	return false, failed
 }
 
 // Node reads the record of a node; the error is [ErrNoNode] if there is none, and a [BadRecordError] if it cannot be read.

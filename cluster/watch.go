@@ -102,7 +102,7 @@ func (w *watch) finding(t Target) (finding, bool) {
 	var all []finding
 	for host, err := range w.failed {
 		f := finding{kindOf(err), host, innermost(err)}
-		if f.kind == KindLost {
+		if _, answered := w.seen[host]; f.kind == KindLost && !answered {
 			f.text += " (" + hintTLS(t) + ")"
 		}
 		all = append(all, f)

@@ -705,7 +705,7 @@ func (m *machine) leaveAndJoin(t *testing.T) {
 	if now := m.active(t, nodeID, moved); now["state_since"] != since {
 		t.Errorf("the daemon began another life of the row: %v, before %v", now, since)
 	}
-	must.Until(t, "the daemon's note that this release serves", func() bool { return m.run(t, "test", "-e", "/var/lib/amsagent/served.json").code == 0 })
+	must.Until(t, "the daemon's note that this release serves", func() bool { return m.run(t, "test", "-e", "/var/lib/amsagent/seen.json").code == 0 })
 	daemon, server, files := m.unit(t, daemonUnit), m.unit(t, nodeUnit), m.touched(t)
 	r = m.agent(t, 0, "join")
 	r.says(t, "nothing to do")

@@ -39,7 +39,7 @@ func TestCrashKillDrain(t *testing.T) {
 		goOn  func(h *scaled)
 	}{
 		{step: lifecycle.StepAnnouncing, how: syscall.SIGKILL, stage: func(h *scaled) {
-			h.fault(mongod.Fault{Mode: mongod.Delay, Delay: 5 * time.Second, Commands: []string{"update"}})
+			h.fault(mongod.Fault{Mode: mongod.Delay, Delay: 5 * time.Second, Commands: []string{"update", "findAndModify"}})
 		}, goOn: func(h *scaled) { h.mongo.Faults().Clear() }},
 		{step: lifecycle.StepDraining, how: syscall.SIGKILL},
 		{step: lifecycle.StepDraining, how: syscall.SIGTERM},
@@ -357,7 +357,7 @@ func (r *scaleIn) trouble(when string, p *process) *process {
 	case 8:
 		note("MongoDB cut", h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Cut}))
 	case 9:
-		note("MongoDB silent for a moment", h.mongo.Faults().Set(mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Times: 2}))
+		note("MongoDB silent for a moment", h.mongo.Faults().Set(mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update", "findAndModify"}, Times: 2}))
 	case 10:
 		note("slow AMS", h.tryPeople(http.MethodPost, "/behaviour", "slow_stop_ms", "700"))
 	case 11, 12:

@@ -83,7 +83,7 @@ func TestCalledOff(t *testing.T) {
 	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
 	callOff := func(command string, writesBefore int, want cluster.State) {
 		t.Helper()
-		f := mongod.Fault{Mode: mongod.Delay, Delay: time.Second, Commands: []string{"update"}, Database: "amsagent", After: writesBefore, Times: 1}
+		f := mongod.Fault{Mode: mongod.Delay, Delay: time.Second, Commands: []string{"findAndModify"}, Database: "amsagent", After: writesBefore, Times: 1}
 		if err := h.mongo.Faults().Set(f); err != nil {
 			t.Fatal(err)
 		}

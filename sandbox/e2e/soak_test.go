@@ -209,7 +209,7 @@ func (s *soak) blow() {
 		s.fault(mongod.Fault{Mode: mongod.Refuse}, time.Second, 20*time.Second),
 		s.fault(mongod.Fault{Mode: mongod.BlackHole}, time.Second, 10*time.Second),
 		s.fault(mongod.Fault{Mode: mongod.Error}, time.Second, 10*time.Second),
-		s.fault(mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Times: 1 + s.random.IntN(5)}, 3*time.Second, 5*time.Second),
+		s.fault(mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update", "findAndModify"}, Times: 1 + s.random.IntN(5)}, 3*time.Second, 5*time.Second),
 		s.restartMongo,
 		s.restartAMS, s.restartAgent(syscall.SIGTERM), s.restartAgent(syscall.SIGKILL), s.restartAgent(syscall.SIGHUP),
 	}

@@ -361,7 +361,7 @@ func TestAskGPUs(t *testing.T) {
 		return root
 	}
 	// As driver 550 prints it, and then stays.
-	const row = "0, GPU-1, 550.90.07, 37, 81, 12, 1874, 23034, NVIDIA L4"
+	const row = "0, 550.90.07, 37, 81, 12, 1874, 23034, NVIDIA L4"
 	v, err := askGPUs(t.Context(), machine("#!/bin/sh\necho '"+row+"'\nexec sleep 60\n"))
 	if err != nil || !slices.Equal(v.Devices, []string{"NVIDIA L4"}) || v.Driver != "550.90.07" || v.Trouble != "" {
 		t.Errorf("%+v, %v", v, err)

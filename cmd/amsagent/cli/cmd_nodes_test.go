@@ -332,7 +332,7 @@ func TestWatchWithoutMongoDB(t *testing.T) {
 			p := &play{terminal: true, columns: 80}
 			p.node("i-1", "10.0.0.1")
 			_ = p.watch(t, nodesOptions{}, func() {
-				passes(3 * time.Second)
+				passes(2500 * time.Millisecond)
 				p.set(func(p *play) { p.err = away })
 				passes(9*time.Second + time.Millisecond)
 				if got := p.frame(); !strings.Contains(got, "\x1b[31mMongoDB at 10.0.2.4:27017 refused the connection; this is from 9 s ago\x1b[0m") {
@@ -373,7 +373,7 @@ func TestWatchScreen(t *testing.T) {
 			}
 		})
 		err := p.watch(t, nodesOptions{}, func() {
-			passes(time.Second)
+			passes(900 * time.Millisecond)
 			if out := p.out.String(); !strings.HasPrefix(out, clearScreen) || strings.Count(out, clearScreen) != 1 || strings.Count(out, "\n") != 9 {
 				t.Errorf("%q", out)
 			}

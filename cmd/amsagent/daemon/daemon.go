@@ -207,6 +207,8 @@ type Daemon struct {
 	again chan struct{}
 	// beatNow asks for a beat before the next one is due. It has room for one.
 	beatNow chan struct{}
+	// seenMu guards the file of what Entered and Served note.
+	seenMu  sync.Mutex
 	sampler Sampler
 	life    *life    // nil: see Options.Lifecycle
 	serving *serving // nil: see Options.Server

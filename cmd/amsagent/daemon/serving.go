@@ -19,40 +19,27 @@ import (
 )
 
 const (
-	// askPeriod is the time from ask to ask. While all applications serve, each time
-	// the next of them is asked: what befalls the server is noticed by whichever it
-	// is. Otherwise all are. What viewers get is to be followed within two seconds:
-	// this, and servingGrace.
-	askPeriod = 700 * time.Millisecond
-	// askTurns is after how many of them all have been asked. So an application that
-	// fails alone is noticed within three seconds and a half.
-	askTurns = 3
-	// askAgain is the same while an application fails that served a moment ago.
-	askAgain = 250 * time.Millisecond
-	// servingGrace is for how long an application may fail, or be silent, before
-	// the node is not ready: a blip of a second takes no node out. A refused
-	// connection is no blip.
-	servingGrace = 1050 * time.Millisecond
-	// slowLimit is how long a server may take that answers in the end. It is given
-	// twice what it took of late, from servingGrace up to this: a server, or a MongoDB,
-	// that answers slowly serves its viewers, and a node that is taken out and put back
-	// with each answer helps nobody.
-	slowLimit = 4 * time.Second
+	// askPeriod is the time from one ask of an application to the next, while none is under way.
+	askPeriod = time.Second
+	// askAgain is the same after an answer that is an error: one of them takes no node out, two in a row do.
+	askAgain = 300 * time.Millisecond
+	// silence is for how long an answer is waited for. All nodes of a cluster share one MongoDB, which the server asks for
+	// its answer: where that is slow, no node is taken out of a cluster whose other nodes are as slow.
+	silence = 4 * time.Second
+	// askLimit ends an ask. It is longer than silence, since the server works on
+	// a call whose caller has gone.
+	askLimit = 10 * time.Second
+	// goodAfterSilence is how many good answers in a row an application needs that was silent; else one is enough.
+	goodAfterSilence = 3
 	// listEvery is how often the applications on disk are listed while all serve. A
 	// new one takes no node out before it has served, so there is no hurry.
 	listEvery = 30 * time.Second
-	// askLimit ends an ask. It is longer than the grace, since the server works on
-	// a call whose caller has gone: while MongoDB is away, calls that are given up
-	// and repeated would fill its threads.
-	askLimit = 10 * time.Second
 	// maxAsks is how many asks are under way at a time. The server's user decides how
-	// many applications there are, and how long an answer is. Those that have not
-	// served yet get half of it at most: as they take no node out, they must not
-	// delay the asks of those that do.
-	maxAsks = 8
-	// judgePause is the least time from one judgement to the next, for each application:
-	// with thousands of them, one for each answer takes the whole processor.
-	judgePause = 20 * time.Microsecond
+	// many applications there are. Those that have not served yet get half of it at most: as they take no node out,
+	// they must not delay the asks of those that do.
+	maxAsks = 64
+	// judgePause is the least time from one judgement to the next.
+	judgePause = 20 * time.Millisecond
 	// maxNamed is how many applications a reason names, and maxWords how many bytes the
 	// names and words of applications in one answer have.
 	maxNamed = 8
@@ -93,30 +80,47 @@ type ServerView struct {
 
 // application is one application as the watch knows it.
 type application struct {
-	answer ams.AppAnswer
-	// failing is when the first of the asks was sent that have failed since the
-	// application served; zero while it serves.
-	failing time.Time
-	// queued tells that it is to be asked as soon as fewer than maxAsks asks are under
-	// way. Until then its last answer stands; without one it is not known.
-	queued bool
-	// asking tells that an ask is under way; sent is when the last one was sent. took is
-	// how long answers took of late, slowLimit at most: it goes down by half with each
-	// faster one.
-	asking bool
-	sent   time.Time
-	took   time.Duration
-	next   time.Time // when to ask again, while not all serve
-	// served tells that it served since it was first seen. One that was made while
-	// the server ran, and has not served yet, takes no node out.
-	served, added bool
+	answer ams.AppAnswer // the last one
+	// up tells that it serves; errors are answers that are errors, and good are good ones, in a row.
+	up           bool
+	errors, good int
+	silent       bool      // since it was up
+	asking       bool      // an ask is under way
+	sent         time.Time // when the last one was sent
+	next         time.Time // when to ask again
+	// added tells that it was made while the server ran: before it has served it takes no node out.
+	added, served bool
 }
 
 // late reports whether it was added and has not served yet.
 func (a *application) late() bool { return a.added && !a.served }
 
-// grace is how long an ask may take.
-func (a *application) grace() time.Duration { return min(max(2*a.took, servingGrace), slowLimit) }
+// take takes an answer.
+func (a *application) take(r ams.AppAnswer, now time.Time) {
+	a.waited(now)
+	a.answer, a.asking, a.next = r, false, a.sent.Add(askPeriod)
+	if r.Serves() {
+		a.errors, a.good = 0, a.good+1
+		a.served = a.served || r.State != ams.AppWaits
+		if !a.silent || a.good >= goodAfterSilence {
+			a.up, a.silent = true, false
+		}
+		return
+	}
+	a.good, a.errors, a.next = 0, a.errors+1, now.Add(askAgain)
+	a.silent = a.silent || r.State == ams.AppSilent
+	if r.State == ams.AppRefused || r.State == ams.AppSilent || a.errors > 1 {
+		a.up = false
+	}
+}
+
+// waited takes into account that an ask is under way for long.
+func (a *application) waited(now time.Time) {
+	if a.asking && now.Sub(a.sent) >= silence {
+		a.answer = ams.AppAnswer{Name: a.answer.Name, State: ams.AppSilent}
+		a.up, a.silent, a.good = false, true, 0
+	}
+}
 
 // serving watches the server on this machine, for as long as the daemon runs.
 type serving struct {
@@ -132,12 +136,11 @@ type serving struct {
 
 	// What follows is for the goroutine of run alone.
 	apps   map[string]*application
-	queue  []string  // of applications to ask; some may be gone, or another one by now
-	turn   time.Time // when to ask the next one, while all serve
+	asks   int       // under way, with those of applications that are gone
 	listed time.Time // when the applications were listed; zero before the first time
-	noted  bool      // that this release serves
-	// noteLog is for failures of that.
-	noteLog throttle
+	// noted tells that it was noted that this release serves, and noteTried when that was tried last.
+	noted     bool
+	noteTried time.Time
 }
 
 func newServing(d *Daemon, p ServerProbe) *serving {
@@ -146,116 +149,91 @@ func newServing(d *Daemon, p ServerProbe) *serving {
 
 // answered is an answer that came.
 type answered struct {
-	name   string
 	of     *application
 	answer ams.AppAnswer
-	came   time.Time
 }
 
 // run asks until ctx ends. On a machine that is no node it asks nothing.
 func (s *serving) run(ctx context.Context) {
-	results := make(chan answered, 1)
+	results := make(chan answered, maxAsks)
 	var asks sync.WaitGroup
 	defer asks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Who has asked asks again: the stack of a new goroutine would grow each time.
-	jobs := make(chan answered)
-	work := func(r answered) {
-		for {
-			bound, end := context.WithTimeout(ctx, askLimit)
-			r.answer = s.probe.Ask(bound, r.name)
-			end()
-			r.came = time.Now()
-			select {
-			case results <- r:
-			case <-ctx.Done():
-				return
-			}
-			select {
-			case r = <-jobs:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}
 	ask := func(name string, a *application) {
-		job := answered{name: name, of: a}
-		select {
-		case jobs <- job:
-		default:
-			asks.Go(func() { work(job) })
-		}
+		asks.Go(func() {
+			bound, end := context.WithTimeout(ctx, askLimit)
+			defer end()
+			results <- answered{a, s.probe.Ask(bound, name)}
+		})
 	}
-	underWay := 0 // with those of applications that are gone
-	begin := func(now time.Time) {
-		later := s.queue[:0]
-		for i, name := range s.queue {
-			if underWay >= maxAsks {
-				later = append(later, s.queue[i:]...)
-				break
-			}
-			a := s.apps[name]
-			switch {
-			case a == nil || !a.queued:
-				continue
-			case a.late() && underWay >= maxAsks/2:
-				later = append(later, name)
-				continue
-			}
-			a.queued, a.asking, a.sent = false, true, now
-			underWay++
-			ask(name, a)
-		}
-		s.queue = later
+	take := func(r answered) {
+		s.asks--
+		r.of.take(r.answer, time.Now())
 	}
-	for {
+	for ctx.Err() == nil {
 		wait := s.d.o.Periods.State
-		now := time.Now()
 		if s.d.view.get().Phase == bootstrap.PhaseJoined {
-			s.list(now)
-			if len(s.queue) > 2*len(s.apps) {
-				s.compact() // applications come and go faster than their turn comes
-			}
-			for _, name := range s.due(now) {
-				s.apps[name].queued = true
-				s.queue = append(s.queue, name)
-			}
-			begin(now)
-			wait = s.judge(now)
+			wait = s.round(time.Now(), ask)
 		} else if len(s.apps) > 0 {
 			s.apps, s.listed = map[string]*application{}, time.Time{}
 			s.change(func(v *View) { v.Server, v.brokenSince = ServerView{}, time.Time{} })
 		}
 		timer := time.NewTimer(wait)
-		for news := false; !news; {
-			news = true
-			select {
-			case <-ctx.Done():
-			case <-timer.C:
-			case <-s.wake:
-			case r := <-results:
-				underWay--
-				news = s.take(r)
-				begin(time.Now())
-				if left := time.Until(now.Add(time.Duration(len(s.apps)) * judgePause)); news && left > 0 {
-					news = false
-					timer.Reset(left)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-s.wake:
+		case r := <-results:
+			take(r)
+			// Others come at the same moment.
+			for more := time.After(judgePause); more != nil; {
+				select {
+				case r := <-results:
+					take(r)
+				case <-more:
+					more = nil
 				}
 			}
 		}
 		timer.Stop()
-		if ctx.Err() != nil {
-			return
+	}
+}
+
+// round asks the applications that are due, judges, and returns after what there is something to do.
+func (s *serving) round(now time.Time, ask func(string, *application)) time.Duration {
+	s.mu.Lock()
+	held, anew := s.held > 0, s.stale && s.held == 0
+	s.stale = s.stale && !anew
+	s.mu.Unlock()
+	if anew {
+		for name, a := range s.apps {
+			s.apps[name] = &application{served: a.served, added: a.added}
 		}
 	}
+	s.list(now)
+	names := slices.SortedFunc(maps.Keys(s.apps), func(a, b string) int { return s.apps[a].sent.Compare(s.apps[b].sent) })
+	for _, late := range []bool{false, true} {
+		most := maxAsks
+		if late {
+			most = maxAsks / 2
+		}
+		for _, name := range names {
+			if a := s.apps[name]; s.asks < most && a.late() == late && !a.asking && !now.Before(a.next) {
+				a.asking, a.sent, a.answer.Name = true, now, name
+				s.asks++
+				ask(name, a)
+			}
+		}
+	}
+	return s.judge(now, held)
 }
 
 // list follows the applications on disk, more often where one does not serve: it may
 // have been removed.
 func (s *serving) list(now time.Time) {
 	every := listEvery
-	if !s.calm() {
+	if !s.d.view.get().Server.Up || slices.ContainsFunc(slices.Collect(maps.Values(s.apps)), func(a *application) bool { return a.errors > 0 && !a.late() }) {
 		every = askAgain
 	}
 	if now.Sub(s.listed) < every {
@@ -265,16 +243,12 @@ func (s *serving) list(now time.Time) {
 	if err != nil {
 		return // those that are known are asked; a folder is unreadable for a moment
 	}
-	for name := range s.apps {
-		if !slices.Contains(names, name) {
-			delete(s.apps, name)
-		}
-	}
+	maps.DeleteFunc(s.apps, func(name string, _ *application) bool { return !slices.Contains(names, name) })
 	// While the server does not serve, its applications may be unpacked anew.
 	up := s.d.view.get().Server.Up
-	for i, name := range names {
+	for _, name := range names {
 		if s.apps[name] == nil {
-			s.apps[name] = &application{added: up, next: spread(now, i, len(names))}
+			s.apps[name] = &application{added: up}
 		}
 	}
 	if len(names) > 0 {
@@ -282,160 +256,60 @@ func (s *serving) list(now time.Time) {
 	}
 }
 
-// compact drops from the queue what waits no more, or twice.
-func (s *serving) compact() {
-	seen := map[string]bool{}
-	s.queue = slices.DeleteFunc(s.queue, func(name string) bool {
-		a := s.apps[name]
-		waits := a != nil && a.queued && !seen[name]
-		seen[name] = true
-		return !waits
-	})
-}
-
-// calm reports that all applications serve, as far as is known.
-func (s *serving) calm() bool {
-	if !s.d.view.get().Server.Up {
-		return false
-	}
-	for _, a := range s.apps {
-		if !a.failing.IsZero() && !a.late() {
-			return false
-		}
-	}
-	return true
-}
-
-// due are the applications to ask now.
-func (s *serving) due(now time.Time) []string {
-	var names, late []string
-	for name, a := range s.apps {
-		switch {
-		case a.asking || a.queued:
-		case a.late():
-			late = append(late, name)
-		default:
-			names = append(names, name)
-		}
-	}
-	if !s.calm() {
-		return slices.DeleteFunc(append(names, late...), func(name string) bool { return now.Before(s.apps[name].next) })
-	}
-	if len(names)+len(late) == 0 || now.Before(s.turn) {
-		return nil
-	}
-	s.turn = now.Add(askPeriod)
-	return append(s.oldest(names), s.oldest(late)...)
-}
-
-// oldest are those of the applications that were asked longest ago.
-func (s *serving) oldest(names []string) []string {
-	slices.SortStableFunc(names, func(a, b string) int { return s.apps[a].sent.Compare(s.apps[b].sent) })
-	return names[:(len(names)+askTurns-1)/askTurns]
-}
-
-// take notes an answer, and reports whether it is another one than before.
-func (s *serving) take(r answered) (news bool) {
-	a := r.of
-	if s.apps[r.name] != a {
-		return false // removed, or asked before the agent stopped the server
-	}
-	took := min(r.came.Sub(a.sent), slowLimit)
-	a.took = max(took, a.took/2)
-	if took > servingGrace && !a.late() {
-		for _, other := range s.apps { // what makes one of them slow makes all of them slow
-			other.took = max(took, other.took)
-		}
-	}
-	if r.answer.Serves() && took >= slowLimit {
-		r.answer.State = ams.AppSlow
-	}
-	news = a.answer != r.answer || !s.calm()
-	a.answer, a.asking, a.next = r.answer, false, a.sent.Add(askPeriod)
-	if r.answer.Serves() {
-		a.failing, a.served = time.Time{}, a.served || r.answer.State != ams.AppWaits
-		return news
-	}
-	if a.failing.IsZero() {
-		a.failing = a.sent
-	}
-	if s.d.view.get().Server.Up {
-		a.next = r.came.Add(askAgain)
-	}
-	return true
-}
-
 // judge says whether viewers are served, and returns after what there is something
 // to do.
-func (s *serving) judge(now time.Time) time.Duration {
-	s.mu.Lock()
-	held := s.held > 0
-	anew := s.stale && !held
-	if anew {
-		s.stale = false
-		for i, name := range slices.Sorted(maps.Keys(s.apps)) {
-			a := s.apps[name]
-			s.apps[name] = &application{served: a.served, added: a.added, next: spread(now, i, len(s.apps))}
+func (s *serving) judge(now time.Time, held bool) time.Duration {
+	next := now.Add(askPeriod)
+	sooner := func(t time.Time) {
+		if t.After(now) && t.Before(next) {
+			next = t
 		}
 	}
-	s.mu.Unlock()
-	was := s.d.view.get().Server
-	next, calm := now.Add(askPeriod), s.calm()
-	if calm {
-		next = sooner(now, next, s.turn)
-	}
-	up, known := !held && slices.ContainsFunc(slices.Collect(maps.Values(s.apps)), func(a *application) bool { return !a.late() }), true
+	up, known, counted := !held, true, false
 	var why []string
 	var said []ams.AppAnswer
 	for _, name := range slices.Sorted(maps.Keys(s.apps)) {
 		a := s.apps[name]
-		answer, failing := a.answer, a.failing
-		if a.asking && now.Sub(a.sent) >= a.grace() {
-			answer = ams.AppAnswer{Name: name, State: ams.AppSilent}
-			if failing.IsZero() {
-				failing = a.sent
-			}
+		a.waited(now)
+		if a.asking {
+			sooner(a.sent.Add(silence))
+		} else {
+			sooner(a.next)
+		}
+		if a.answer.State != "" {
+			said = append(said, a.answer)
 		}
 		switch {
-		case a.asking:
-			next = sooner(now, next, a.sent.Add(a.grace()))
-		case !calm:
-			next = sooner(now, next, a.next)
-		}
-		if answer.State == "" {
-			known = known && a.late()
+		case a.late():
 			continue
+		case a.answer.State == "":
+			known = false
+		case !a.up && a.answer.Serves():
+			why = append(why, name+" was silent a moment ago")
+		case !a.up:
+			why = append(why, a.answer.String())
 		}
-		said = append(said, answer)
-		switch {
-		case answer.Serves(), a.late():
-			continue
-		case was.Up && answer.State != ams.AppRefused && now.Sub(failing) < servingGrace:
-			next = sooner(now, next, failing.Add(servingGrace))
-			continue
-		}
-		up = false
-		why = append(why, answer.String())
+		counted, up = true, up && a.up
 	}
 	switch {
 	case held:
 		why = []string{"the agent stops or restarts the server"}
-	case !known && up && !was.Up:
-		up, why = false, []string{NotAsked}
 	case len(s.apps) == 0:
-		why = []string{"no application is known"}
-	case !up && len(why) == 0:
-		why = []string{"no application has served yet"}
+		up, why = false, []string{"no application is known"}
+	case !counted:
+		up, why = false, []string{"no application has served yet"}
+	case !known && len(why) == 0:
+		why = []string{NotAsked}
 	}
 	if n := len(why) - maxNamed; n > 0 {
 		why = append(why[:maxNamed], fmt.Sprintf("and %d more", n))
 	}
-	is := ServerView{Up: up, Why: strings.Join(why, "; ")}
-	is.Applications, is.Omitted = words(said)
-	s.report(was, is, now)
-	if anew {
-		next = now
+	is := ServerView{Up: up}
+	if !up {
+		is.Why = strings.Join(why, "; ")
 	}
+	is.Applications, is.Omitted = words(said)
+	s.report(s.d.view.get().Server, is, now)
 	return max(next.Sub(now), time.Millisecond)
 }
 
@@ -459,20 +333,6 @@ func serves(a ams.AppAnswer) int {
 		return 1
 	}
 	return 0
-}
-
-// spread is when to ask the i-th of n applications first: not all at one moment, so
-// that what befalls the whole server is noticed by whichever is asked next.
-func spread(now time.Time, i, n int) time.Time {
-	return now.Add(askPeriod * time.Duration(i) / time.Duration(n))
-}
-
-// sooner is the earlier of two moments, where the second one is still to come.
-func sooner(now, a, b time.Time) time.Time {
-	if b.After(now) && b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // change changes the view, and has the row written at once where other nodes have to
@@ -521,9 +381,12 @@ func (s *serving) report(was, is ServerView, now time.Time) {
 			v.brokenSince = now
 		}
 	})
-	if is.Up && !s.noted {
+	if is.Up && !s.noted && now.Sub(s.noteTried) >= time.Minute {
+		s.noteTried = now
+		s.d.seenMu.Lock()
 		err := s.probe.Served()
-		if s.noted = err == nil; err != nil && s.noteLog.allows(err.Error(), now) {
+		s.d.seenMu.Unlock()
+		if s.noted = err == nil; err != nil {
 			s.d.log.Warn("the release that serves could not be noted", "error", err)
 		}
 	}
