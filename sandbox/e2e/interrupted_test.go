@@ -83,7 +83,7 @@ func TestCalledOff(t *testing.T) {
 	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
 	callOff := func(command string, writesBefore int, want cluster.State) {
 		t.Helper()
-		f := mongod.Fault{Mode: mongod.Delay, Delay: time.Second, Commands: []string{"findAndModify"}, Database: "amsagent", After: writesBefore, Times: 1}
+		f := mongod.Fault{Mode: mongod.Delay, Delay: time.Second, Commands: []string{"update", "findAndModify"}, Database: "amsagent", After: writesBefore, Times: 1}
 		if err := h.mongo.Faults().Set(f); err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +108,7 @@ func TestCalledOff(t *testing.T) {
 			t.Errorf("after a %s that was called off the row is %+v\n%s", command, row, &out)
 		}
 	}
-	callOff("join", 1, cluster.StateFailed) // the first is one that changes nothing
+	callOff("join", 1, cluster.StateFailed) // the first is the check of the right to write
 	h.must("join")
 	h.rowIs(cluster.StateActive)
 	callOff("leave", 0, cluster.StateActive)
