@@ -6,8 +6,10 @@
 package clustertest
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -168,12 +170,14 @@ func TestRealLostMajority(t *testing.T) {
 	if _, err := hasty.AskDrain(t.Context(), node(), cluster.DrainRequest{Reason: "of no majority"}); err == nil {
 		t.Error("a single member of three acknowledged a write")
 	}
-	// It begins while only the first member answers, and ends when there is another primary.
+	// It reads while only the first member answers, and writes when there is another primary.
+	door := &holdingDialer{held: make(chan struct{}), release: make(chan struct{})}
+	late := connect(t, s.URI(), cluster.Options{Timeout: time.Minute, Dialer: door})
 	writes := make(chan error, 1)
 	go func() {
-		writes <- c.SetOwnState(context.WithoutCancel(t.Context()), node(), cluster.StateActive, "verified", cluster.Details{})
+		writes <- late.SetOwnState(context.WithoutCancel(t.Context()), node(), cluster.StateActive, "verified", cluster.Details{})
 	}()
-	<-time.After(time.Second)
+	<-door.held
 	must.OK(t, first.Kill())
 	for _, m := range others {
 		must.OK(t, m.Start(t.Context()))
@@ -181,13 +185,40 @@ func TestRealLostMajority(t *testing.T) {
 	newPrimary(t, s, first)
 	id, err := connect(t, s.URI(), cluster.Options{Timeout: time.Minute}).AskDrain(t.Context(), node(), cluster.DrainRequest{Reason: "acknowledged"})
 	must.OK(t, err)
-	must.OK(t, first.Start(t.Context()))
+	close(door.release)
 	must.OK(t, <-writes)
+	must.OK(t, first.Start(t.Context()))
 	settled(t, s)
-	n, err := c.Node(t.Context(), nodeID)
+	n, err := c.Node(t.Context(), node().ID)
 	if err != nil || n.DrainRequest == nil || n.DrainRequest.ID != id || n.Reason != "verified" || n.State != cluster.StateActive {
 		t.Errorf("%+v, %v; want the request %s and the state active", n, err, id)
 	}
+}
+
+// holdingDialer connects, and holds the first write of a record until it is released.
+type holdingDialer struct {
+	once          sync.Once
+	held, release chan struct{}
+}
+
+func (d *holdingDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, network, address)
+	return &holdingConn{c, d}, err
+}
+
+type holdingConn struct {
+	net.Conn
+	d *holdingDialer
+}
+
+func (c *holdingConn) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("findAndModify")) {
+		c.d.once.Do(func() {
+			close(c.d.held)
+			<-c.d.release
+		})
+	}
+	return c.Conn.Write(p)
 }
 
 // diary writes events one after another and remembers which were acknowledged.
