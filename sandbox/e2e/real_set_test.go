@@ -77,7 +77,7 @@ func TestRealSet(t *testing.T) {
 		wrongly, late := v.differences(from)
 		figure(t, "%s: a new primary after %s, the first beat %s later; ready while refused %s, not ready while served %s", fault.name,
 			since.Sub(from).Round(100*time.Millisecond), beat.Sub(since).Round(100*time.Millisecond), wrongly.Round(100*time.Millisecond), late.Round(100*time.Millisecond))
-		if wrongly > realReadyBound || late > realReadyBound {
+		if wrongly > realSilentBound || late > realSilentBound {
 			t.Errorf("%s: /readyz and viewers differ:\n%s", fault.name, v.story(from))
 		}
 	}
