@@ -90,8 +90,12 @@ func (c *ConnCount) close() {
 	}
 }
 
-// NewPollingClient is [NewHTTPClient] for who asks every second: it keeps a
-// connection for the next call, as making one is most of what a call costs.
+// pollingConns is how many connections a polling client keeps: a server has that many applications at most, but for odd ones,
+// and all of them are asked at the same time.
+const pollingConns = 16
+
+// NewPollingClient is [NewHTTPClient] for who asks every second: it keeps its
+// connections for the next calls, as making one is most of what a call costs.
 func NewPollingClient(conns *ConnCount) *http.Client {
 	return newHTTPClient(&http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -102,7 +106,7 @@ func NewPollingClient(conns *ConnCount) *http.Client {
 			conns.open.Add(1)
 			return &countedConn{Conn: conn, closed: sync.OnceFunc(conns.close)}, nil
 		},
-		MaxIdleConnsPerHost: 1,
+		MaxIdleConnsPerHost: pollingConns,
 		IdleConnTimeout:     10 * time.Second,
 	})
 }

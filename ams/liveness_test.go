@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -133,6 +134,21 @@ func TestPollingClient(t *testing.T) {
 	if made.Load() > calls/2 {
 		t.Errorf("%d calls made %d connections", calls, made.Load())
 	}
+	// All applications are asked at the same time, again and again.
+	const applications, rounds = 8, 10
+	made.Store(0)
+	for range rounds {
+		var asks sync.WaitGroup
+		for range applications {
+			asks.Go(func() { ask(AppServes) })
+		}
+		asks.Wait()
+	}
+	if made.Load() > applications*rounds/2 {
+		t.Errorf("%d applications asked %d times made %d connections", applications, rounds, made.Load())
+	}
+	client.CloseIdleConnections()
+	ask(AppServes)
 	opens := func(n int) {
 		t.Helper()
 		for tries := 0; conns.Open() != n; tries++ { // they are closed in the background
