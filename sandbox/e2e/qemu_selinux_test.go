@@ -80,7 +80,9 @@ func (g *guest) refused(t *testing.T, pattern string) string {
 // label gives each file of the disk the label that the policy wants for its path. setfiles does so only where SELinux runs.
 func (d *guestDisk) label(t *testing.T) {
 	t.Helper()
-	d.onDisk(t, `sed -i 's/^SELINUX=.*/SELINUX=enforcing/' "$1/etc/selinux/config"`)
+	d.onDisk(t, `sed -i 's/^SELINUX=.*/SELINUX=enforcing/' "$1/etc/selinux/config"; mkdir "$1/etc/systemd/system/mongo.service.d"`)
+	// mongod compiles JavaScript, and does not start where it may not. The agent and the server need no such right.
+	d.write(t, "/etc/systemd/system/mongo.service.d/execmem.conf", "[Service]\nExecStartPre=/usr/sbin/setsebool allow_execmem on\n")
 	out, err := exec.Command("chroot", d.disk, "sh", "-c", `find / -xdev -print0 | xargs -0 matchpathcon`).Output()
 	must.OK(t, err)
 	labelled := 0
