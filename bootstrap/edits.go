@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 // MongoPath is where join keeps the connection string for the agent itself.
@@ -55,7 +56,7 @@ func (e *FileError) Unwrap() error { return e.Err }
 type edits struct {
 	install     *ams.Installation
 	mongo       cluster.Target
-	mongoForm   cluster.Secret
+	mongoForm   redact.Secret
 	removeValve bool
 	address     netip.Addr // not valid: none is written
 	dropIn      bool

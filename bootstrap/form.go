@@ -9,6 +9,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 // FormError says why a release of AMS cannot use a connection string.
@@ -33,7 +34,7 @@ func (e *FormError) Error() string {
 //
 // A bare host is written as AMS's own script writes it. An unknown release is
 // taken for a current one.
-func MongoForm(r ams.Release, t cluster.Target) (cluster.Secret, error) {
+func MongoForm(r ams.Release, t cluster.Target) (redact.Secret, error) {
 	full := !r.Known() || r.AtLeast(2, 4, 2)
 	switch {
 	case t.Bare():

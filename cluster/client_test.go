@@ -71,7 +71,7 @@ func checkError(t *testing.T, err error, kind Kind, host string) *Error {
 		t.Errorf("host = %q, want %q (%v)", e.Host, host, err)
 	}
 	for e := err; e != nil; e = errors.Unwrap(e) {
-		for how, out := range printouts(t, e) {
+		for how, out := range printouts(e) {
 			if strings.Contains(out, secretMark) {
 				t.Errorf("%s shows the password: %s", how, out)
 			}

@@ -26,7 +26,7 @@
 //
 // A [Target] never shows its password: every way of printing it gives
 // [Target.Redacted], and only [Target.Raw], [Target.URI] and
-// [Target.Schemeless] return the real thing, as a [Secret] that has to be
+// [Target.Schemeless] return the real thing, as a [redact.Secret] that has to be
 // revealed by name.
 //
 // # Clocks

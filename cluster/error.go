@@ -18,6 +18,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 // Kind tells apart what an operator has to do about a failure.
@@ -150,7 +151,7 @@ func newError(op string, err error, t Target, w *watch) *Error {
 	return &Error{
 		Kind: f.kind, Op: op, Host: f.host, NoLogin: f.kind == KindForbidden && !t.HasCredentials() && t.Option("authMechanism") == "",
 		Err: &redactedError{
-			text: message(RedactText(plain.Truncate(f.text, mostText), t.Secrets()...)),
+			text: message(redact.Text(plain.Truncate(f.text, mostText), t.Secrets()...)),
 			is:   func(target error) bool { return errors.Is(err, target) },
 		},
 	}

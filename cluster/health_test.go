@@ -252,12 +252,11 @@ func TestTimeWithoutMongoDB(t *testing.T) {
 	t.Parallel()
 	const nodes, begin = 16, 121 * time.Second
 	start := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
-	for _, every := range []time.Duration{1, 5, 15, 30, 60} {
-		for _, away := range []time.Duration{3, 5, 8, 12, 20, 31, 46, 59, 300} {
+	for _, every := range seconds(1, 5, 15, 30, 60) {
+		for _, away := range seconds(3, 5, 8, 12, 20, 31, 46, 59, 300) {
 			for _, reads := range []bool{false, true} {
 				for phase := range 4 {
-					name := fmt.Sprintf("looks each %d s, %d s away, reads %t, phase %d", every, away, reads, phase)
-					every, away := every*time.Second, away*time.Second
+					name := fmt.Sprintf("looks each %s, %s away, reads %t, phase %d", every, away, reads, phase)
 					if reads && away < 12*time.Second {
 						continue // two heartbeats that are missed in a row are what a dead node misses, too
 					}
@@ -497,4 +496,12 @@ func TestNotServing(t *testing.T) {
 			t.Errorf("%s: %+v", name, members)
 		}
 	}
+}
+
+func seconds(numbers ...int) []time.Duration {
+	var all []time.Duration
+	for _, n := range numbers {
+		all = append(all, time.Duration(n)*time.Second)
+	}
+	return all
 }

@@ -53,6 +53,9 @@ type record struct {
 	keys []string
 }
 
+// readable reports whether there is a record, and it could be decoded.
+func (r *record) readable() bool { return r != nil && r.bad == nil }
+
 type takenRequest struct {
 	ID string `bson:"id"`
 	By string `bson:"by"`
@@ -238,7 +241,7 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 			set = append(set, bson.E{Key: e.Key(), Value: e.Value()})
 		}
 	}
-	entered := r.entered || was == nil || was.bad != nil || was.State != r.State
+	entered := r.entered || !was.readable() || was.State != r.State
 	if was != nil {
 		for _, key := range was.keys {
 			_, err := bson.Raw(data).LookupErr(key)
@@ -325,7 +328,7 @@ func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Regis
 func register(was *record, self Node, o RegisterOptions, now time.Time) (*record, error) {
 	is := &record{Node: self, entered: true}
 	is.DrainRequest = nil
-	if was == nil || was.bad != nil {
+	if !was.readable() {
 		return is, nil
 	}
 	if !was.SameInstance(self) {
@@ -472,7 +475,7 @@ func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id strin
 	op := "asking node " + n.ID + " to drain"
 	r.ID = crand.Text()
 	_, err = c.update(ctx, op, n.ID, false, func(was *record, now time.Time) (*record, error) {
-		if was == nil || was.bad != nil || !was.SameInstance(n) || !slices.Contains([]State{StateJoining, StateActive, StateDraining}, was.State) {
+		if !was.readable() || !was.SameInstance(n) || !slices.Contains([]State{StateJoining, StateActive, StateDraining}, was.State) {
 			return nil, ErrNotAskable
 		}
 		is := *was

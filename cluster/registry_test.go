@@ -121,29 +121,15 @@ func TestTransitionRecord(t *testing.T) {
 	for name, tt := range map[string]struct {
 		was  *record
 		self Node
-		want error
+		is   func(error) bool
 	}{
-		"none":            {nil, self(nil), ErrNoNode},
-		"a bad one":       {&record{bad: &BadRecordError{ID: "i-1"}}, self(nil), new(BadRecordError)},
-		"another machine": {stored(nil), self(func(n *Node) { n.IP, n.BootID = "10.0.0.77", "b" }), new(OtherMachineError)},
-		"not allowed":     {stored(func(r *record) { r.State = StateFailed }), self(nil), new(TransitionError)},
+		"none":            {nil, self(nil), func(err error) bool { return errors.Is(err, ErrNoNode) }},
+		"a bad one":       {&record{bad: &BadRecordError{ID: "i-1"}}, self(nil), isA[*BadRecordError]},
+		"another machine": {stored(nil), self(func(n *Node) { n.IP, n.BootID = "10.0.0.77", "b" }), isA[*OtherMachineError]},
+		"not allowed":     {stored(func(r *record) { r.State = StateFailed }), self(nil), isA[*TransitionError]},
 	} {
 		_, err := transition(tt.was, tt.self, StateActive, "", Details{})
-		same := func() bool {
-			switch tt.want.(type) {
-			case *BadRecordError:
-				_, ok := errors.AsType[*BadRecordError](err)
-				return ok
-			case *OtherMachineError:
-				_, ok := errors.AsType[*OtherMachineError](err)
-				return ok
-			case *TransitionError:
-				_, ok := errors.AsType[*TransitionError](err)
-				return ok
-			}
-			return errors.Is(err, tt.want)
-		}
-		if !same() {
+		if !tt.is(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -321,4 +307,9 @@ func TestDecode(t *testing.T) {
 			t.Errorf("%s is half read:\n%s", name, diff)
 		}
 	}
+}
+
+func isA[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
 }

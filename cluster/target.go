@@ -20,6 +20,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 const (
@@ -299,7 +300,7 @@ func checkByDriver(t *target) error {
 		return nil
 	}
 	if err := options.Client().ApplyURI(t.raw).Validate(); err != nil {
-		return &TargetError{Problem: "MongoDB's driver says: " + RedactText(err.Error(), Target{&t}.Secrets()...)}
+		return &TargetError{Problem: "MongoDB's driver says: " + redact.Text(err.Error(), Target{&t}.Secrets()...)}
 	}
 	return nil
 }
@@ -651,25 +652,25 @@ func (t Target) SRV() bool { return t.get().srv }
 
 // Raw returns the string as it was given, normalised as [ParseTarget] says.
 // Parsing it again gives the same Target.
-func (t Target) Raw() Secret { return Secret(t.get().raw) }
+func (t Target) Raw() redact.Secret { return redact.Secret(t.get().raw) }
 
 // URI returns the full URI, for a bare list of hosts too.
-func (t Target) URI() Secret {
+func (t Target) URI() redact.Secret {
 	p := t.get()
 	if p.bare {
-		return Secret(schemePlain + p.raw)
+		return redact.Secret(schemePlain + p.raw)
 	}
-	return Secret(p.raw)
+	return redact.Secret(p.raw)
 }
 
 // Schemeless returns the URI without mongodb:// in front, as AMS up to 2.4.1
 // needs it. It is empty for mongodb+srv, which has no such form.
-func (t Target) Schemeless() Secret {
+func (t Target) Schemeless() redact.Secret {
 	p := t.get()
 	if p.srv {
 		return ""
 	}
-	return Secret(strings.TrimPrefix(p.raw, schemePlain))
+	return redact.Secret(strings.TrimPrefix(p.raw, schemePlain))
 }
 
 // Hosts returns the hosts as they were given, with the port where one was.
@@ -724,14 +725,14 @@ func (t Target) Option(name string) string {
 // the machine: it names a user or holds a secret option.
 func (t Target) HasCredentials() bool { return t.get().hasUser || len(t.Secrets()) > 0 }
 
-// Secrets returns all that must not be shown, for [RedactText].
-func (t Target) Secrets() []Secret {
+// Secrets returns all that must not be shown, for [redact.Text].
+func (t Target) Secrets() []redact.Secret {
 	p := t.get()
-	var all []Secret
+	var all []redact.Secret
 	add := func(values ...string) {
 		for _, v := range values {
-			if v != "" && !slices.Contains(all, Secret(v)) {
-				all = append(all, Secret(v))
+			if v != "" && !slices.Contains(all, redact.Secret(v)) {
+				all = append(all, redact.Secret(v))
 			}
 		}
 	}
@@ -795,9 +796,9 @@ func (t Target) Redacted() string {
 	if p.srv {
 		scheme = schemeSRV
 	}
-	return p.render(scheme, placeholder, func(o option) string {
+	return p.render(scheme, redact.Placeholder, func(o option) string {
 		if !isShown(o.name) && !isFile(o.name) {
-			return placeholder
+			return redact.Placeholder
 		}
 		return o.rawValue
 	})

@@ -4,15 +4,21 @@
 package cluster
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/url"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 // secretMark is a password that no message could hold by accident.
@@ -511,7 +517,7 @@ func FuzzTargetSecret(f *testing.F) {
 		password = secretMark + password + secretMark
 		for _, uri := range []string{
 			"mongodb://u:" + password + "@h/?x=y",
-			"mongodb://u:" + encode(password) + "@h/?x=y",
+			"mongodb://u:" + url.QueryEscape(password) + "@h/?x=y",
 			"mongodb://h/?proxyPassword=" + password,
 			"u:" + password + "@h",
 		} {
@@ -527,8 +533,8 @@ func FuzzTargetSecret(f *testing.F) {
 				t.Fatalf("shown: %s", shown)
 			}
 			if err == nil {
-				if masked := RedactText("x "+uri+" y", got.Secrets()...); strings.Contains(masked, secretMark) {
-					t.Fatalf("RedactText left it: %s", masked)
+				if masked := redact.Text("x "+uri+" y", got.Secrets()...); strings.Contains(masked, secretMark) {
+					t.Fatalf("redact.Text left it: %s", masked)
 				}
 			}
 		}
@@ -546,4 +552,38 @@ func namesOption(text string) bool {
 		}
 	}
 	return false
+}
+
+// printouts is v in the ways in which it could end in a log or a file.
+func printouts(v any) map[string]string {
+	out := map[string]string{}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		out[verb] = fmt.Sprintf(verb, v)
+	}
+	var text bytes.Buffer
+	slog.New(slog.NewTextHandler(&text, nil)).Info("m", "v", v)
+	slog.New(slog.NewJSONHandler(&text, nil)).Info("m", "v", v)
+	out["slog"] = text.String()
+	if b, err := json.Marshal(v); err == nil {
+		out["json"] = string(b)
+	}
+	if b, err := bson.MarshalExtJSON(bson.M{"v": v}, false, false); err == nil {
+		out["bson"] = string(b)
+	}
+	return out
+}
+
+func TestNothingPrintsATarget(t *testing.T) {
+	target, err := ParseTarget("mongodb://u:" + secretMark + "@h/?proxyPassword=" + secretMark + "&proxyUsername=u&proxyHost=p")
+	must.OK(t, err)
+	for name, v := range map[string]any{
+		"target": target, "pointer": &target, "targets": []Target{target}, "in a struct": struct{ T Target }{target}, "unexported": struct{ t Target }{target},
+		"deep": map[string][]struct{ t *Target }{"x": {{&target}}},
+	} {
+		for how, out := range printouts(v) {
+			if strings.Contains(out, secretMark) || strings.Contains(out, fmt.Sprintf("%x", secretMark)) {
+				t.Errorf("%s, %s: %s", name, how, out)
+			}
+		}
+	}
 }

@@ -5,22 +5,20 @@ package conf
 
 import (
 	"bytes"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/rogpeppe/go-internal/diff"
 
-	"github.com/amsagent/amsagent/internal/mask"
+	"github.com/amsagent/amsagent/internal/redact"
 )
-
-// Mask is what is shown in place of a secret.
-const Mask = "********"
 
 // another tells what differs from what is shown the same.
 const another = " (another one)"
 
 // maskChanged tells a secret that changes from one that stays.
-const maskChanged = Mask + another
+const maskChanged = redact.Placeholder + another
 
 // Diff is the unified diff that turns before into after, fit to be shown:
 // values of keys that name a secret, and passwords inside connection strings,
@@ -61,11 +59,7 @@ func redactAgainst(kind Kind, before, after []byte) []byte {
 			return p.redacted(old)
 		}
 	}
-	text := string(after)
-	if strings.HasPrefix(strings.TrimLeft(text, "\ufeff \t\r\n"), "<") {
-		return []byte(mask.Replace(text, append(mask.XML(text), passwords(text)...), Mask))
-	}
-	return []byte(maskLines(text))
+	return []byte(redact.Text(string(after)))
 }
 
 // parseToShow is [ParseProperties] for a file that is only shown: an escape that Java refuses is text, so that the
@@ -93,17 +87,13 @@ func isEscape(text []byte) bool {
 	return len(text) >= 6 && !slices.ContainsFunc(text[2:6], func(c byte) bool { return hexDigit(c) < 0 })
 }
 
-func maskLines(text string) string {
-	return mask.Replace(text, append(mask.Lines(text), passwords(text)...), Mask)
-}
-
 // redacted replaces the raw values that are secrets.
 func (p *Properties) redacted(before *Properties) []byte {
 	var spans []Span
 	at := 0
 	comments := func(to int) {
 		text := string(p.src[at:to])
-		if masked := maskLines(text); masked != text {
+		if masked := redact.Text(text); masked != text {
 			spans = append(spans, Span{Anchor: "comment", Off: at, Old: p.src[at:to], New: []byte(masked)})
 		}
 	}
@@ -116,7 +106,7 @@ func (p *Properties) redacted(before *Properties) []byte {
 		}
 		if before != nil {
 			if was, ok := before.Get(e.key); ok && was != e.value && maskedAs(e.key, was) == masked {
-				masked = strings.Replace(masked, Mask, maskChanged, 1)
+				masked = strings.Replace(masked, redact.Placeholder, maskChanged, 1)
 			}
 		}
 		spans = append(spans, Span{Anchor: e.key, Off: e.valOff, Old: p.src[e.valOff:e.end], New: []byte(escapeValue(masked, false))})
@@ -124,55 +114,25 @@ func (p *Properties) redacted(before *Properties) []byte {
 	comments(len(p.src))
 	out, err := applySpans(p.src, spans)
 	if err != nil {
-		return []byte(Mask + "\n") // cannot happen; and if it does, nothing leaks
+		return []byte(redact.Placeholder + "\n") // cannot happen; and if it does, nothing leaks
 	}
 	return out
 }
 
+// wholeURI is a value that is a connection string: a blank in its password ends a word of a text, but not the value of a setting.
+var wholeURI = regexp.MustCompile(`(?s)^(?:[^:]*://[^:@/]*:(.*)|[^:@/]*:((?:[^/]|/[^/]).*))@`)
+
 func maskedAs(key, value string) string {
-	if mask.Value(key, value) {
-		return Mask
+	if redact.Value(key, value) {
+		return redact.Placeholder
 	}
-	spans := append(mask.Assignments(value), passwords(value)...)
-	// A blank in a password ends a word of a text, but not the value of a setting.
-	if i := strings.Index(value, "://"); i >= 0 {
-		spans = append(spans, password(value, i+len("://"), len(value))...)
-	}
-	return mask.Replace(value, spans, Mask)
-}
-
-// passwords finds the password of every user:password@host. A scheme is not required:
-// releases up to 2.4.1 want their connection string without one. A quote does not end the
-// word, since a password may hold one. It rather finds too much than too little.
-func passwords(text string) []mask.Span {
-	const ends = " \t\r\n<>"
-	var found []mask.Span
-	for from := 0; from < len(text); {
-		to := len(text)
-		if n := strings.IndexAny(text[from:], ends); n >= 0 {
-			to = from + n
+	spans := redact.Find(value)
+	if m := wholeURI.FindStringSubmatchIndex(value); m != nil {
+		from, to := m[2], m[3]
+		if from < 0 {
+			from, to = m[4], m[5]
 		}
-		if i := strings.Index(text[from:to], "://"); i >= 0 {
-			// What precedes the scheme may be another string, behind a quote or a comma.
-			found = append(found, password(text, from, from+i)...)
-			from += i + len("://")
-		}
-		found = append(found, password(text, from, to)...)
-		from = to + 1
+		spans = append(spans, redact.Span{From: from, To: to})
 	}
-	return found
-}
-
-// password finds the password in text[from:to], which is user:password@host….
-func password(text string, from, to int) []mask.Span {
-	// The last @: a password somebody forgot to encode may hold one.
-	at := strings.LastIndexByte(text[from:to], '@')
-	if at < 0 {
-		return nil
-	}
-	colon := strings.IndexByte(text[from:from+at], ':')
-	if colon < 0 {
-		return nil
-	}
-	return []mask.Span{{From: from + colon + 1, To: from + at}}
+	return redact.Replace(value, spans)
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 // Difference is one value that a plan changes, fit to be shown: secrets are
@@ -62,7 +63,7 @@ func (f PlannedFile) Differences() []Difference {
 		}
 		shownWas, shownIs := shown(key, was, had), shown(key, is, has)
 		if shownWas == shownIs {
-			shownIs = strings.Replace(shownIs, Mask, maskChanged, 1)
+			shownIs = strings.Replace(shownIs, redact.Placeholder, maskChanged, 1)
 		}
 		add(key, shownWas, shownIs)
 	}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/beevik/etree"
 
-	"github.com/amsagent/amsagent/internal/mask"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 const (
@@ -200,7 +200,7 @@ func tokenShown(token string) string {
 	if kind, data, ok := strings.Cut(token, " "); ok && (kind == "text" || kind == "comment") {
 		return fmt.Sprintf("a %s of %d bytes", kind, len(data))
 	}
-	return strconv.Quote(mask.Replace(token, append(mask.Text(token), passwords(token)...), Mask))
+	return strconv.Quote(redact.Text(token))
 }
 
 // tokens flattens the document to its tokens with every cluster section

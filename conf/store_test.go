@@ -25,6 +25,7 @@ import (
 
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 const stateDir = "/var/lib/amsagent"
@@ -745,10 +746,10 @@ func TestDiffMasksSecrets(t *testing.T) {
 @@ -1,5 +1,5 @@
  a=1
 -clusterdb.host=localhost
--db.password=********
-+clusterdb.host=mongodb://me:********@h1,h2/?a=b
-+db.password=******** (another one)
- server.jwtServerSecretKey=********
+-db.password=***
++clusterdb.host=mongodb://me:***@h1,h2/?a=b
++db.password=*** (another one)
+ server.jwtServerSecretKey=***
  b=2
 `
 	if d := cmp.Diff(want, got); d != "" {
@@ -767,16 +768,16 @@ func TestDiffMasksSecrets(t *testing.T) {
 func TestFormerPasswordMasked(t *testing.T) {
 	const path, now = "/red5.properties", "mongodb://u:other@h/x"
 	for _, tt := range []struct{ former, shown string }{
-		{"mongodb://u:pa'ss22@h/x", "mongodb://u:********@h/x"},
-		{`mongodb://u:pa"ss22@h/x`, "mongodb://u:********@h/x"},
-		{"mongodb://u:pa`ss22@h/x", "mongodb://u:********@h/x"},
-		{"mongodb://u:pa<ss22>@h/x", "mongodb://u:********@h/x"},
-		{"mongodb://u:pa ss22@h/x", "mongodb://u:********@h/x"},
-		{"u:pa'ss22@h/x", "u:********@h/x"},
-		{"mongodb://u:mypass=ss22@h/x", "mongodb://u:********"},
-		{"u:pa'ss22@h,mongodb://h2:1/x", "u:********@h,mongodb://h2:1/x"},
-		{"mongodb://u@h/?authMechanismProperties=AWS_SESSION_TOKEN:ss22&w=1", "mongodb://u@h/?authMechanismProperties=********&w=1"},
-		{"mongodb://u@h/?proxyPassword=a'ss22&w=1", "mongodb://u@h/?proxyPassword=********&w=1"},
+		{"mongodb://u:pa'ss22@h/x", "mongodb://u:***@h/x"},
+		{`mongodb://u:pa"ss22@h/x`, "mongodb://u:***@h/x"},
+		{"mongodb://u:pa`ss22@h/x", "mongodb://u:***@h/x"},
+		{"mongodb://u:pa<ss22>@h/x", "mongodb://u:***@h/x"},
+		{"mongodb://u:pa ss22@h/x", "mongodb://u:***@h/x"},
+		{"u:pa'ss22@h/x", "u:***@h/x"},
+		{"mongodb://u:mypass=ss22@h/x", "mongodb://u:***"},
+		{"u:pa'ss22@h,mongodb://h2:1/x", "u:***@h,mongodb://h2:1/x"},
+		{"mongodb://u@h/?authMechanismProperties=AWS_SESSION_TOKEN:ss22&w=1", "mongodb://u@h/?authMechanismProperties=***&w=1"},
+		{"mongodb://u@h/?proxyPassword=a'ss22&w=1", "mongodb://u@h/?proxyPassword=***&w=1"},
 	} {
 		before, after := []byte("a=1\ndb.host="+tt.former+"\n"), []byte("a=1\ndb.host="+now+"\n")
 		said := Diff(path, KindProperties, before, after)
@@ -793,7 +794,7 @@ func TestFormerPasswordMasked(t *testing.T) {
 			t.Errorf("%s:\n%s", tt.former, said)
 		}
 	}
-	if got := string(Redact(KindContainer, []byte(`<a u='mongodb://u:pa"ss22@h'/><b c='d:e'/>`))); got != `<a u='mongodb://u:********@h'/><b c='d:e'/>` {
+	if got := string(Redact(KindContainer, []byte(`<a u='mongodb://u:pa"ss22@h'/><b c='d:e'/>`))); got != `<a u='mongodb://u:***@h'/><b c='d:e'/>` {
 		t.Errorf("XML: %s", got)
 	}
 }
@@ -809,7 +810,7 @@ func TestDiffShowsNoSecret(t *testing.T) {
 		line = fmt.Sprintf(line, secret)
 		before := "a=1\n" + line + "\nb=2\n"
 		got := Diff("/f", KindProperties, []byte(before), []byte(strings.Replace(before, "a=1", "a=2", 1)))
-		if strings.Contains(got, secret) || !strings.Contains(got, " b=2") || !strings.Contains(got, Mask) {
+		if strings.Contains(got, secret) || !strings.Contains(got, " b=2") || !strings.Contains(got, redact.Placeholder) {
 			t.Errorf("%s:\n%s", line, got)
 		}
 		// The same where the file does not parse.
@@ -825,7 +826,7 @@ func TestDiffShowsNoSecret(t *testing.T) {
 	} {
 		before := "<beans>\n<a/>\n" + line + "\n</beans>\n"
 		got := Diff("/f", KindContainer, []byte(before), []byte(strings.Replace(before, "<a/>", "<b/>", 1)))
-		if strings.Contains(got, secret) || !strings.Contains(got, Mask) {
+		if strings.Contains(got, secret) || !strings.Contains(got, redact.Placeholder) {
 			t.Errorf("%s:\n%s", line, got)
 		}
 	}

@@ -199,9 +199,9 @@ func TestDifferences(t *testing.T) {
 		got = append(got, d.String())
 	}
 	want := []string{
-		"/p: db.host is mongodb://u:********@h and is to be mongodb://u:******** (another one)@h",
+		"/p: db.host is mongodb://u:***@h and is to be mongodb://u:*** (another one)@h",
 		"/p: gone is 1 and is to be (missing)",
-		"/p: jwtSecretKey is ******** and is to be ******** (another one)",
+		"/p: jwtSecretKey is *** and is to be *** (another one)",
 		"/p: new is (missing) and is to be (empty)",
 	}
 	if d := cmp.Diff(want, got); d != "" {

@@ -17,7 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/amsagent/amsagent/bootstrap/doctor"
-	"github.com/amsagent/amsagent/internal/mask"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 // The ids of what is found.
@@ -289,7 +289,7 @@ func (d *document) switchMode(line int, mongo string, isMore, isAnswered bool) {
 
 func (d *document) secret(line int, text string) {
 	values := append(uriPassword.FindStringSubmatch(text), "", "")[1:2]
-	for _, s := range mask.Lines(text) {
+	for _, s := range redact.Find(text) {
 		if !secretPlace.MatchString(text[:s.From]) {
 			values = append(values, literal.FindString(text[s.From:s.To]))
 		}

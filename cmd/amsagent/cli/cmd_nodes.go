@@ -280,7 +280,7 @@ func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) er
 			// A signal is its only end: nothing went wrong, and there is nothing to say.
 			return &quietError{exitInterrupted}
 		}
-		if err := w.take(ctx, l, err); err != nil {
+		if err := w.take(l, err); err != nil {
 			return err
 		}
 		wait(ctx, w.every)
@@ -288,7 +288,7 @@ func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) er
 }
 
 // take shows what a look found, or that it failed.
-func (w *watcher) take(ctx context.Context, l cluster.Look, failed error) error {
+func (w *watcher) take(l cluster.Look, failed error) error {
 	first := w.seen.IsZero()
 	if failed != nil {
 		w.o.Failed()

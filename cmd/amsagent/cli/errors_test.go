@@ -27,6 +27,7 @@ import (
 	pages "github.com/amsagent/amsagent/docs/errors"
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/redact"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -285,7 +286,7 @@ func TestRedactedJSONStaysJSON(t *testing.T) {
 		e := &testEnv{}
 		g := errorGlobals(e)
 		g.setForm("json", "never", 0)
-		g.addSecrets(cluster.Secret(password))
+		g.addSecrets(redact.Secret(password))
 		must.OK(t, g.result("kind", map[string]any{"value": "x " + password + " y", "n": 1, "null": nil, "true": true}, nil))
 		var got map[string]any
 		if err := json.Unmarshal(e.stdout.Bytes(), &got); err != nil {

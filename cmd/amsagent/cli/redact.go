@@ -11,11 +11,11 @@ import (
 	"log/slog"
 	"slices"
 
-	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 // addSecrets makes texts known that must never be printed.
-func (g *globals) addSecrets(secrets ...cluster.Secret) {
+func (g *globals) addSecrets(secrets ...redact.Secret) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, s := range secrets {
@@ -30,7 +30,7 @@ func (g *globals) redact(text string) string {
 	g.mu.Lock()
 	secrets := slices.Clone(g.secrets)
 	g.mu.Unlock()
-	return cluster.RedactText(text, secrets...)
+	return redact.Text(text, secrets...)
 }
 
 // redactAttr redacts a log attribute while it is still what it is: once quoted and escaped, a secret is harder to find.

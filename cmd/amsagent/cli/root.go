@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/redact"
 )
 
 // Main runs one command line and returns its exit code. It is the only place that turns an error into a code.
@@ -70,7 +71,7 @@ type globals struct {
 	output  string
 	color   string
 	logger  *slog.Logger
-	secrets []cluster.Secret
+	secrets []redact.Secret
 	// piped is what came on standard input as the MongoDB address; nil where nobody has read it.
 	piped *piped
 	// reload is told of hangups; nil where they mean "stop".
