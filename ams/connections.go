@@ -4,103 +4,65 @@
 package ams
 
 import (
-	"bufio"
-	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Connections is what [CountConnections] counted.
+// Connections is what [CountConnections] counted, by our port. A port without connections is in none of the maps.
 type Connections struct {
-	// Total are the established connections from other machines.
-	Total int `json:"total"`
-	// ByPort are the same by our port; a port without one is not in it.
-	ByPort map[int]int `json:"by_port,omitempty"`
-	// Local are those from this machine itself, which are not counted: health
-	// checks and the agent. Where a proxy on this machine stands before the
-	// server, the viewers are here and Total says nothing about them.
-	Local int `json:"local,omitempty"`
-	// LocalByPort are the same by our port.
-	LocalByPort map[int]int `json:"local_by_port,omitempty"`
-	// Excluded are those from the addresses that the caller did not want.
-	Excluded int `json:"excluded,omitempty"`
-	// Silent are those, from wherever, on which nobody has said anything for two
-	// minutes. Known only of the running kernel.
-	Silent int `json:"silent,omitempty"`
-	// Unread are lines that no sense could be made of.
-	Unread int `json:"unread,omitempty"`
+	// ByPort are the connections from other machines.
+	ByPort map[int]int
+	// LocalByPort are those from this machine: health checks, the agent, and a proxy that stands before the server.
+	LocalByPort map[int]int
+	// Excluded are those from the addresses that the caller excludes, and Silent those without a byte for two minutes.
+	Excluded, Silent int
 }
 
+// silentAfter is twice what balancers usually bear.
+const silentAfter = 2 * time.Minute
+
+// The kernel's own numbers (linux/inet_diag.h).
 const (
-	// The kernel hands out a page at a time; a few of them in a buffer that stays
-	// the same however many connections there are.
-	connectionsBuffer = 16 << 10
-	// Of its list only what is established counts: a closed tab leaves the others.
-	stateEstablished = "01"
+	// diagTCP is TCPDIAG_GETSOCK, the oldest request: it has IPv4 and IPv6 in one answer, newer ones take a family.
+	diagTCP         = 18
+	diagRequestSize = 60
+	diagMessageSize = 72
+	diagEstablished = 1 << unix.BPF_TCP_ESTABLISHED
+	// diagInfo is the attribute with struct tcp_info (linux/tcp.h). In it is, in milliseconds, how long ago something was sent
+	// and received last.
+	diagInfo               = 2
+	infoSent, infoReceived = 44, 52
 )
 
-// errNotConnections: the file is not what the kernel writes.
-var errNotConnections = errors.New("it is not a list of connections")
+// diagPatience bounds the wait for an answer that the kernel gives at once.
+var diagPatience = unix.Timeval{Sec: 2}
 
-// CountConnections counts the established TCP connections to the ports of the
-// machine below root. Connections from this machine are left out, and those from addresses for which exclude is true (nil excludes
-// none): give it the other nodes of the cluster, which fetch streams on the same
-// ports. An address of IPv4 is given to exclude as one, however it arrived.
+var errCutMessage = errors.New("a message of the kernel is cut")
+
+// CountConnections counts the established TCP connections to our ports in the network namespace of the agent. exclude tells
+// the addresses that do not count; nil is none.
 //
-// It is an estimate of the viewers, and knows nothing of what a connection is
-// for. How it is wrong:
+// It is an estimate of the viewers, and good for "are there any left" and for a trend:
 //
-//   - Connections are counted, not addresses: a company behind one address is
-//     many viewers. A player of HLS or DASH keeps one or two connections open, a
-//     few at times, so these viewers are counted too high.
-//   - WebRTC's media are UDP, but each of its clients holds one websocket: viewers
-//     are counted well, and publishers are counted as viewers.
-//   - Users of the web panel, callers of the REST API and health checks of a load
-//     balancer count while they are connected. So do players that have ended
-//     within the last seconds, as the server keeps a connection for a while.
-//   - Behind a load balancer or a CDN the connections are the balancer's, which
-//     may use one for many viewers (HTTP/2, reused connections) or keep some
-//     without any. The server ends none of these, so that they are not counted once
-//     they are silent for two minutes. No viewer is: a player asks every few
-//     seconds, and the server's own WebRTC client says something every three, since
-//     balancers end what is silent for a minute or so.
-//   - Only the network namespace of the caller is seen: a server in a container
-//     with its own has no connections here.
+//   - A player of HLS or DASH keeps one to a few connections, which is too high. A client of WebRTC holds one websocket, and a
+//     publisher is counted as a viewer. Users of the panel and health checks count while they are connected.
+//   - Connections through a load balancer are the balancer's, which may use one for many viewers or keep some for nobody. Those
+//     are left out when they have been silent for two minutes. No viewer is: a player asks every few seconds, and the server's
+//     own WebRTC client sends something every three.
 //
-// So it is good for "are there any left", and for a trend. AMS's own statistics
-// are better wherever they can be had: [ReadStatistics].
-//
-// The running kernel is asked by netlink, as ss does. Its text in /proc/net/tcp
-// and tcp6 is read where that is not possible: below another root, or where
-// netlink is forbidden. The text costs far more, whatever is in it: for each of
-// the two files the kernel searches its whole table of connections twice. Either
-// way what comes is taken as a stream, and the memory does not grow with it.
-func CountConnections(root string, ports []int, exclude func(netip.Addr) bool) (Connections, error) {
-	ports = slices.Compact(slices.Sorted(slices.Values(ports))) // asked twice is counted twice
+// The server's own [ReadStatistics] is better.
+func CountConnections(ports []int, exclude func(netip.Addr) bool) (Connections, error) {
 	c := counter{ports: ports, exclude: exclude}
-	if realRoot(root) && c.ask() == nil {
-		return c.Connections, nil
-	}
-	found := false
-	for _, path := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		err := c.file(root, path)
-		switch {
-		// Where IPv6 is switched off, its list is not there.
-		case errors.Is(err, fs.ErrNotExist):
-			continue
-		case err != nil:
-			return Connections{}, fmt.Errorf("counting connections: %s: %w", shown(root, path), err)
-		}
-		found = true
-	}
-	if !found {
-		return Connections{}, fmt.Errorf("counting connections: %s: %w", shown(root, "/proc/net/tcp"), fs.ErrNotExist)
+	if err := c.ask(); err != nil {
+		return Connections{}, fmt.Errorf("counting connections: %w", err)
 	}
 	return c.Connections, nil
 }
@@ -112,148 +74,113 @@ type counter struct {
 	silence time.Duration // 0 is silentAfter
 }
 
-// silentAfter is twice what balancers usually bear.
-const silentAfter = 2 * time.Minute
-
-func (c *counter) file(root, path string) error {
-	f, _, err := openBelow(root, path)
+// ask counts by a question to the kernel (sock_diag(7)).
+func (c *counter) ask() error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
-		return err
+		return os.NewSyscallError("socket", err)
 	}
-	defer f.Close()
-	return c.read(f)
-}
-
-func (c *counter) read(from io.Reader) error {
-	r := bufio.NewReaderSize(from, connectionsBuffer)
-	for first := true; ; first = false {
-		line, err := r.ReadSlice('\n')
-		whole := err == nil
-		for errors.Is(err, bufio.ErrBufferFull) { // longer than any the kernel writes
-			_, err = r.ReadSlice('\n')
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &diagPatience); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	request := make([]byte, unix.NLMSG_HDRLEN+diagRequestSize)
+	binary.NativeEndian.PutUint32(request, uint32(len(request)))
+	binary.NativeEndian.PutUint16(request[4:], diagTCP)
+	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	body := request[unix.NLMSG_HDRLEN:]
+	body[0], body[3] = unix.AF_INET, 1<<(diagInfo-1)
+	binary.NativeEndian.PutUint32(body[52:], diagEstablished)
+	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return os.NewSyscallError("sendto", err)
+	}
+	buf := make([]byte, 16<<10) // the kernel hands out a page or two at a time
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
-		end := errors.Is(err, io.EOF)
-		if err != nil && !end {
+		if err != nil {
+			return os.NewSyscallError("recvfrom", err)
+		}
+		if done, err := c.messages(buf[:n]); done || err != nil {
 			return err
 		}
-		switch {
-		case first && !bytes.Contains(line, []byte("local_address")):
-			return errNotConnections // an empty one too: no list is not an empty list
-		case !first && len(line) > 0 && (!whole || !c.line(line)):
-			c.Unread++
-		}
-		if end {
-			return nil
-		}
 	}
 }
 
-// line takes one line of the list: number, our address, the other's, the state,
-// and more that does not matter. false where it is not one.
-func (c *counter) line(b []byte) bool {
-	_, b = cutWord(b)
-	here, b := cutWord(b)
-	there, b := cutWord(b)
-	state, _ := cutWord(b)
-	if len(state) != 2 {
-		return false
+// messages takes one answer apart. done says that it was the last.
+func (c *counter) messages(b []byte) (done bool, err error) {
+	for len(b) > 0 {
+		if len(b) < unix.NLMSG_HDRLEN {
+			return false, errCutMessage
+		}
+		size := int(binary.NativeEndian.Uint32(b))
+		if size < unix.NLMSG_HDRLEN || size > len(b) {
+			return false, errCutMessage
+		}
+		body := b[unix.NLMSG_HDRLEN:size]
+		switch binary.NativeEndian.Uint16(b[4:]) {
+		case unix.NLMSG_DONE:
+			return true, nil
+		case unix.NLMSG_ERROR:
+			if len(body) < 4 {
+				return false, errCutMessage
+			}
+			return false, os.NewSyscallError("sock_diag", unix.Errno(-int32(binary.NativeEndian.Uint32(body))))
+		case diagTCP:
+			if len(body) < diagMessageSize {
+				return false, errCutMessage
+			}
+			c.message(body)
+		}
+		b = b[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(b)):]
 	}
-	if string(state) != stateEstablished {
-		return true
-	}
-	hex, portHex, ok := bytes.Cut(here, []byte(":"))
-	if !ok {
-		return false
-	}
-	port, ok := hexNumber(portHex)
-	if !ok {
-		return false
-	}
-	if !slices.Contains(c.ports, int(port)) {
-		return true
-	}
-	own, ok := hexAddress(hex)
-	if !ok {
-		return false
-	}
-	hex, _, _ = bytes.Cut(there, []byte(":"))
-	other, ok := hexAddress(hex)
-	if !ok {
-		return false
-	}
-	c.count(int(port), own, other)
-	return true
+	return false, nil
 }
 
-func (c *counter) count(port int, own, other netip.Addr) {
+// message takes one connection: family, state, and two bytes more; then our port, theirs, our address and theirs, with room for
+// IPv6 each.
+func (c *counter) message(b []byte) {
+	const source, destination = 8, 24
+	port := int(binary.BigEndian.Uint16(b[4:]))
+	if !slices.Contains(c.ports, port) {
+		return
+	}
+	own, other := netip.AddrFrom16([16]byte(b[source:])).Unmap(), netip.AddrFrom16([16]byte(b[destination:])).Unmap()
+	if b[0] == unix.AF_INET {
+		own, other = netip.AddrFrom4([4]byte(b[source:])), netip.AddrFrom4([4]byte(b[destination:]))
+	}
+	add := func(by *map[int]int) {
+		if *by == nil {
+			*by = make(map[int]int)
+		}
+		(*by)[port]++
+	}
 	switch {
+	case silence(b[diagMessageSize:]) >= cmp.Or(c.silence, silentAfter):
+		c.Silent++
 	case other.IsLoopback() || other == own:
-		c.Local++
-		if c.LocalByPort == nil {
-			c.LocalByPort = make(map[int]int)
-		}
-		c.LocalByPort[port]++
+		add(&c.LocalByPort)
 	case c.exclude != nil && c.exclude(other):
 		c.Excluded++
 	default:
-		c.Total++
-		if c.ByPort == nil {
-			c.ByPort = make(map[int]int)
-		}
-		c.ByPort[port]++
+		add(&c.ByPort)
 	}
 }
 
-// cutWord cuts the first word off. It is written out because bytes.Fields would
-// allocate for each of a hundred thousand lines.
-func cutWord(b []byte) (word, rest []byte) {
-	for len(b) > 0 && b[0] == ' ' {
-		b = b[1:]
-	}
-	i := 0
-	for i < len(b) && b[i] != ' ' && b[i] != '\n' {
-		i++
-	}
-	return b[:i], b[i:]
-}
-
-// hexNumber reads up to eight hexadecimal digits.
-func hexNumber(b []byte) (n uint32, ok bool) {
-	if len(b) == 0 || len(b) > 8 {
-		return 0, false
-	}
-	for _, d := range b {
-		switch {
-		case d >= '0' && d <= '9':
-			d -= '0'
-		case d >= 'A' && d <= 'F':
-			d -= 'A' - 10
-		case d >= 'a' && d <= 'f':
-			d -= 'a' - 10
-		default:
-			return 0, false
+// silence finds among a connection's attributes for how long nothing was sent or received; 0 if the kernel does not tell.
+func silence(attrs []byte) time.Duration {
+	ne := binary.NativeEndian
+	for len(attrs) >= unix.SizeofRtAttr {
+		size := int(ne.Uint16(attrs))
+		if size < unix.SizeofRtAttr || size > len(attrs) {
+			break
 		}
-		n = n<<4 | uint32(d)
-	}
-	return n, true
-}
-
-// hexAddress reads an address as the kernel writes it: as numbers of four bytes in
-// the machine's own order, one for IPv4 and four for IPv6.
-func hexAddress(hex []byte) (netip.Addr, bool) {
-	var a [16]byte
-	if len(hex) != 8 && len(hex) != 32 {
-		return netip.Addr{}, false
-	}
-	for i := 0; i < len(hex); i += 8 {
-		n, ok := hexNumber(hex[i : i+8])
-		if !ok {
-			return netip.Addr{}, false
+		if value := attrs[unix.SizeofRtAttr:size]; ne.Uint16(attrs[2:]) == diagInfo && len(value) >= infoReceived+4 {
+			return time.Duration(min(ne.Uint32(value[infoSent:]), ne.Uint32(value[infoReceived:]))) * time.Millisecond
 		}
-		binary.NativeEndian.PutUint32(a[i/2:], n)
+		attrs = attrs[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(attrs)):]
 	}
-	if len(hex) == 8 {
-		return netip.AddrFrom4([4]byte(a[:4])), true
-	}
-	return netip.AddrFrom16(a).Unmap(), true
+	return 0
 }

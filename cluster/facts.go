@@ -87,16 +87,18 @@ func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 		return false, err
 	}
 	defer func() { _ = c.Close(ctx) }()
-	err = c.call(ctx, op, func(ctx context.Context) error {
-		return c.db("admin").RunCommand(ctx, bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}).Err()
-	})
-	switch KindOf(err) {
-	case "":
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	// Any member of a set answers this.
+	err = c.db("admin").RunCommand(ctx, bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}).Err()
+	if err == nil {
 		return true, nil
+	}
+	switch e := newError(op, err, t, c.watch); e.Kind {
 	case KindForbidden, KindAuth:
 		return false, nil
 	default:
-		return false, err
+		return false, e
 	}
 }
 

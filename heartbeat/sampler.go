@@ -48,6 +48,8 @@ const (
 	// limitsEvery and volumeEvery are how often the server's control group and the volume are looked at.
 	limitsEvery = time.Minute
 	volumeEvery = 10 * time.Second
+	// sessionsEvery is in how many heartbeats sessions are counted once.
+	sessionsEvery = 2
 	// maxProcFile is more than any file we read whole ourselves. What is larger
 	// is not what its name says.
 	maxProcFile = 64 << 10
@@ -66,7 +68,7 @@ type SamplerOptions struct {
 	AMSPID func(ctx context.Context) (int, error)
 	// GPUs tells what is known of the devices. It must not wait.
 	GPUs func() GPUReading
-	// Sessions counts publishers and viewers, each Interval.
+	// Sessions counts publishers and viewers, each second Interval.
 	Sessions func(ctx context.Context) (cluster.Sessions, []Missing)
 	Interval time.Duration
 	Now      func() time.Time
@@ -181,7 +183,7 @@ func (s *Sampler) Run(ctx context.Context) {
 		go s.limits.run(ctx, limitsEvery, s.opts.Now, s.readLimits)
 	}
 	if s.opts.Sessions != nil {
-		go s.sessions.run(ctx, s.opts.Interval, s.opts.Now, func(ctx context.Context) sessionCount {
+		go s.sessions.run(ctx, sessionsEvery*s.opts.Interval, s.opts.Now, func(ctx context.Context) sessionCount {
 			n, missing := s.opts.Sessions(ctx)
 			return sessionCount{n, missing}
 		})
@@ -230,7 +232,7 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 		}
 	}
 	if s.opts.Sessions != nil {
-		n, err := s.sessions.get(out.At, s.opts.Interval)
+		n, err := s.sessions.get(out.At, sessionsEvery*s.opts.Interval)
 		miss(whatSessions, err)
 		out.Session = n.sessions
 		out.Missing = append(out.Missing, n.missing...)

@@ -74,7 +74,7 @@ func (d *demo) audience() error {
 	})
 	d.show(out, 6)
 	err = d.check(err == nil, "the cluster is not as it should be: %v", err)
-	d.print("   AGENT, AMS: time since the last heartbeat of each; VERDICT follows from both. CPU and MEM are")
+	d.print("   AGENT, AMS: time since the last heartbeat of each; HEALTH follows from both. CPU and MEM are")
 	d.print("   those of your own computer. PUB/VIEW: publishers and viewers; the agent asks AMS for them, if its")
 	d.print("   settings allow that (server.jwtServerControlEnabled=true)")
 	return errors.Join(err, d.places())

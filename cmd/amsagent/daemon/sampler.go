@@ -35,7 +35,7 @@ type MachineOptions struct {
 func NewMachineSampler(o MachineOptions, client func() *cluster.Client, node func() cluster.Node) Sampler {
 	gpus := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: o.Root, Interval: o.Interval, Log: o.Log})
 	sessions := &heartbeat.SessionCounter{
-		Open: o.Open, Root: o.Root, State: o.Service.State, Own: o.Own,
+		Open: o.Open, State: o.Service.State, Own: o.Own,
 		Edge: func() bool { return node().Role == "edge" },
 		Streams: func() (heartbeat.Streams, string) {
 			if c := client(); c != nil {
@@ -43,6 +43,9 @@ func NewMachineSampler(o MachineOptions, client func() *cluster.Client, node fun
 			}
 			return nil, ""
 		},
+	}
+	if o.Root == "" || o.Root == "/" {
+		sessions.Connections = ams.CountConnections
 	}
 	pid := func(ctx context.Context) (int, error) {
 		st, err := o.Service.State(ctx)
