@@ -289,7 +289,6 @@ func TestGPULeavesNothing(t *testing.T) {
 	fds := func() int { e, _ := os.ReadDir("/proc/self/fd"); return len(e) }
 	goroutines, descriptors := runtime.NumGoroutine(), fds()
 	g.watch()
-	g.w.again = 0
 	must.Until(t, "starts", func() bool { return len(g.pids()) >= 60 })
 	g.stop()
 	must.Until(t, "goroutines gone", func() bool { return runtime.NumGoroutine() <= goroutines })

@@ -69,7 +69,6 @@ func newOnAlibaba(t *testing.T, db *mongod.Server, ess *fakealibaba.Cloud, n int
 		"AMSAGENT_ALIBABA_ENDPOINT=" + h.meta.Endpoint(), "AMSAGENT_ALIBABA_ESS_ENDPOINT=" + ess.Endpoint(), "AMSAGENT_ALIBABA_ECS_ENDPOINT=" + ess.Endpoint(),
 	}
 	h.config("")
-	h.statistics()
 	return h
 }
 

@@ -60,7 +60,6 @@ func newOnAzure(t *testing.T, m *mongod.Server, set *fakeazure.Set, n int, ip st
 	t.Cleanup(func() { _ = h.azure.Close() })
 	h.env = []string{"AMSAGENT_AZURE_ENDPOINT=" + h.azure.Endpoint(), "AMSAGENT_MONGO=" + mongoURI(m, daemonPassword)}
 	h.config("")
-	h.statistics()
 	return h
 }
 

@@ -51,7 +51,6 @@ func newOnGCP(t *testing.T, m *mongod.Server, ip string) *onGCP {
 	t.Cleanup(func() { _ = h.gcp.Close() })
 	h.env = []string{"AMSAGENT_GCP_ENDPOINT=" + h.gcp.Endpoint()}
 	h.config("")
-	h.statistics()
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the books: %+v", h.gcp.Books())

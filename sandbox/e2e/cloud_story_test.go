@@ -134,7 +134,6 @@ func newOnCloud(t *testing.T, db *mongod.Server, c cloudStory, n int, o fakeclou
 	})
 	h.env = append(h.meta.Environ(), "AMSAGENT_MONGO="+mongoURI(db, daemonPassword))
 	h.config("")
-	h.statistics()
 	return h
 }
 

@@ -60,18 +60,7 @@ func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingO
 	must.OK(t, asg.Attach(scalingGroup, "", h.aws))
 	h.env = []string{"AMSAGENT_MONGO=" + mongoURI(m, daemonPassword), "AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + asg.Endpoint()}
 	h.config("")
-	h.statistics()
 	return h
-}
-
-// statistics lets Ant Media Server tell who watches, from the first question on: its
-// connections are not in the /proc that it has here.
-func (h *host) statistics() {
-	h.t.Helper()
-	must.OK(h.t, h.rig.ReportSessions())
-	if out, err := exec.Command(h.wrapper, "restart").CombinedOutput(); err != nil {
-		h.t.Fatalf("restarting the service: %v: %s", err, out)
-	}
 }
 
 // endHook is a hook for the end of a machine, as people set it.

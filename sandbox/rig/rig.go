@@ -94,8 +94,7 @@ func (m *Machine) ReportSessions() error {
 	return errors.Join(err, f.Close())
 }
 
-// LinkProc gives the machine the load of this one, and a boot id. It has no connections:
-// those of other machines are in the real table.
+// LinkProc gives the machine the load of this one, and a boot id.
 func (m *Machine) LinkProc(bootID string) error {
 	proc := filepath.Join(m.Tree.Root, "proc")
 	for _, dir := range []string{"net", "sys/kernel/random"} {
