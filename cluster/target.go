@@ -4,13 +4,13 @@
 package cluster
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -133,129 +133,60 @@ const (
 	partOptions  = "options"
 )
 
-// reader carries the given string, so that a problem found in any part of it
-// can be reported by its place in the whole.
-type reader struct {
-	given string // untrimmed
-}
+// reader carries the given string, so that a problem in any part is reported by its place in the whole.
+type reader struct{ given string }
 
 // at makes an error about the byte offset of given.
 func (r reader) at(off int, part, problem, hint string) *TargetError {
-	return &TargetError{
-		Part: part, Pos: utf8.RuneCountInString(r.given[:min(off, len(r.given))]) + 1,
-		Problem: problem, Hint: hint,
-	}
+	return &TargetError{Part: part, Pos: utf8.RuneCountInString(r.given[:min(off, len(r.given))]) + 1, Problem: problem, Hint: hint}
 }
 
 func parseTarget(given string) (*target, error) {
-	const blanks = " \t\r\n"
-	s := strings.Trim(given, blanks)
-	r := reader{given: given}
-	off := len(given) - len(strings.TrimLeft(given, blanks))
+	r := reader{given}
+	s := strings.TrimLeft(given, " \t\r\n")
+	off := len(given) - len(s)
+	s = strings.TrimRight(s, " \t\r\n")
 	switch {
 	case s == "":
-		return nil, &TargetError{
-			Problem: "it is empty",
-			Hint:    "give an IP address, host:port or a mongodb:// URI",
-		}
+		return nil, &TargetError{Problem: "it is empty", Hint: "give an IP address, host:port or a mongodb:// URI"}
 	case len(s) > maxTargetLen:
 		return nil, &TargetError{Problem: fmt.Sprintf("it is longer than %d bytes", maxTargetLen)}
 	case !utf8.ValidString(s):
 		return nil, &TargetError{Problem: "it is not UTF-8 text"}
 	}
-	if err := r.checkCharacters(s, off); err != nil {
-		return nil, err
+	if i := strings.IndexFunc(s, func(c rune) bool { return !unicode.IsGraphic(c) || unicode.IsSpace(c) }); i >= 0 {
+		return nil, r.at(off+i, "", "there is a blank, a line end or another invisible character", "remove it, or percent-encode it in a password: a blank is %20")
 	}
-	scheme, rest, err := r.splitScheme(s, off)
-	if err != nil {
-		return nil, err
-	}
-	restOff := off + len(s) - len(rest)
-	if scheme == "" {
-		return r.parseBare(rest, restOff)
-	}
-	return r.parseURI(scheme, rest, restOff)
-}
-
-// checkCharacters refuses what stands in no connection string at all.
-func (r reader) checkCharacters(s string, off int) error {
-	for i, c := range s {
-		switch {
-		case c == ' ':
-			return r.at(off+i, "", "there is a blank", "remove it, or percent-encode it in a password: a blank is %20")
-		case unicode.IsControl(c) || unicode.IsSpace(c) || c == '\u200b' || c == '\ufeff':
-			return r.at(off+i, "", "there is a tab, a line end or another invisible character", "remove it")
-		}
-	}
-	return nil
-}
-
-// splitScheme returns the scheme, "" for a bare list of hosts, and the rest.
-func (r reader) splitScheme(s string, off int) (scheme, rest string, err error) {
 	name, rest, found := strings.Cut(s, "://")
-	if !found {
-		return "", s, nil
+	scheme := strings.ToLower(name) + "://"
+	switch {
+	case found && scheme != schemePlain && scheme != schemeSRV:
+		// The text is not shown: it may be a password.
+		return nil, r.at(off, partScheme, "it is not a scheme of MongoDB", "MongoDB's URIs start with mongodb:// or mongodb+srv://")
+	case found:
+		return r.parseURI(scheme, rest, off+len(scheme))
 	}
-	switch scheme = strings.ToLower(name) + "://"; scheme {
-	case schemePlain, schemeSRV:
-		return scheme, rest, nil
-	}
-	// The text is not shown: it may be anything, a password too.
-	return "", "", r.at(off, partScheme, "what stands before :// is not a scheme of MongoDB",
-		"MongoDB's URIs start with mongodb:// or mongodb+srv://")
-}
-
-func (r reader) parseBare(s string, off int) (*target, error) {
-	if i := strings.IndexByte(s, '@'); i >= 0 {
-		return nil, r.at(off+i, "", "a user name and a password need a full URI",
-			"write mongodb://USER:PASSWORD@HOST/")
-	}
-	if i := strings.IndexAny(s, "/?#"); i >= 0 {
-		return nil, r.at(off+i, "", "a database or options need a full URI",
-			"write mongodb://HOST/?OPTION=VALUE")
+	if i := strings.IndexAny(s, "@/?#"); i >= 0 {
+		return nil, r.at(off+i, "", "a user name, a database and options need a full URI", "write mongodb://USER:PASSWORD@HOST/DATABASE?OPTION=VALUE")
 	}
 	hosts, err := r.parseHosts(s, off, false)
-	if err != nil {
-		return nil, err
-	}
-	return &target{raw: strings.Join(hosts, ","), bare: true, hosts: hosts}, nil
+	return &target{raw: s, bare: true, hosts: hosts}, err
 }
 
-// endOfUser is where the @ stands that ends user and password; -1 where there are none. It
-// is the last one, since a password may have an @ that somebody forgot to encode, but for
-// those in the values of options: Azure's strings end in appName=@account@.
+// optionLike is the beginning of options. A password may have a question mark that somebody forgot to encode.
+var optionLike = regexp.MustCompile(`^[A-Za-z]+=`)
+
+// endOfUser is the position of the @ that ends user and password; -1 if there are none. It is the last one before the options: Azure's
+// strings end in appName=@account@.
 func endOfUser(rest string) int {
-	hosts, query, found := strings.Cut(rest, "/?")
-	for part := range strings.SplitSeq(query, "&") {
-		name, _, is := strings.Cut(part, "=")
-		found = found && is && strings.Trim(name, letters) == ""
-	}
-	if at := strings.LastIndexByte(hosts, '@'); found && at >= 0 {
-		return at
+	if hosts, query, found := strings.Cut(rest, "?"); found && optionLike.MatchString(query) {
+		return strings.LastIndexByte(hosts, '@')
 	}
 	return strings.LastIndexByte(rest, '@')
 }
 
-const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-// atInOptions returns the index of the first @ in the options of a string that names hosts and no user, and -1 for
-// every other string. Without it the hosts and the options before that @ would be read as a user name.
-func (r reader) atInOptions(rest string) int {
-	hosts, query, _ := strings.Cut(rest, "?")
-	hosts, _, _ = strings.Cut(hosts, "/")
-	name, _, isOption := strings.Cut(query, "=")
-	i := strings.IndexByte(query, '@')
-	if _, err := r.parseHosts(hosts, 0, false); err != nil || !isOption || i <= len(name) || strings.Trim(name, letters) != "" {
-		return -1
-	}
-	return len(rest) - len(query) + i
-}
-
 func (r reader) parseURI(scheme, rest string, off int) (*target, error) {
 	t := &target{srv: scheme == schemeSRV}
-	if i := r.atInOptions(rest); i >= 0 {
-		return nil, r.at(off+i, partOptions, "there is a raw @", "percent-encode it: @ is %40")
-	}
 	if at := endOfUser(rest); at >= 0 {
 		if err := r.parseUserinfo(t, rest[:at], off); err != nil {
 			return nil, err
@@ -305,69 +236,42 @@ func checkByDriver(t *target) error {
 	return nil
 }
 
-// parseUserinfo reads all before the last @. Every reserved character in it is
-// one that somebody forgot to encode: the drivers would cut the string at it
-// and take a piece of the password for a host.
-func (r reader) parseUserinfo(t *target, s string, off int) error {
-	colon := strings.IndexByte(s, ':')
-	part := func(i int) string {
-		if colon >= 0 && i > colon {
-			return partPassword
+// parseUserinfo reads all before the last @. Each reserved character in it is one that somebody forgot to encode: the drivers
+// would take a part of the password for a host.
+func (r reader) parseUserinfo(t *target, s string, off int) (err error) {
+	user, password, hasPassword := strings.Cut(s, ":")
+	t.hasUser, t.hasPassword = true, hasPassword
+	for _, part := range []struct {
+		name, text   string
+		off          int
+		raw, decoded *string
+	}{
+		{partUser, user, off, &t.rawUser, &t.user},
+		{partPassword, password, off + len(user) + 1, &t.rawPassword, &t.password},
+	} {
+		if i := strings.IndexAny(part.text, "@/?#:"); i >= 0 {
+			c := part.text[i]
+			return r.at(part.off+i, part.name, fmt.Sprintf("there is a raw %c", c), fmt.Sprintf("percent-encode it: %c is %%%02X (and an @ in an option is %%40)", c, c))
 		}
-		return partUser
-	}
-	for i := range len(s) {
-		c := s[i]
+		if *part.raw, *part.decoded, err = r.normalise(part.text, part.off, part.name, keepUserinfo); err != nil {
+			return err
+		}
 		switch {
-		case c == '@':
-			return r.at(off+i, part(i), "there is more than one @", "percent-encode it: @ is %40, except before the host")
-		case c == '/' || c == '?' || c == '#' || c == ':' && i != colon:
-			return r.at(off+i, part(i), fmt.Sprintf("there is a raw %c before the @", c),
-				fmt.Sprintf("percent-encode it: %c is %%%02X (and an @ in an option is %%40)", c, c))
-		case c == '%' && !isEscape(s[i:]):
-			return r.at(off+i, part(i), "% is not followed by two hexadecimal digits", "percent-encode it: % is %25")
+		case part.name == partUser && *part.decoded == "":
+			return r.at(part.off, part.name, "it is missing", "write mongodb://USER:PASSWORD@HOST/")
+		case notFilled.MatchString(part.text):
+			return r.at(part.off, part.name, "it is a placeholder", "put the real one in")
+		case strings.IndexFunc(*part.decoded, unicode.IsControl) >= 0:
+			// The result of "echo secret | encode".
+			t.warnings = append(t.warnings, "the "+part.name+" holds an encoded line end or another control character")
 		}
-	}
-	t.hasUser, t.rawUser = true, s
-	if colon >= 0 {
-		t.rawUser, t.rawPassword, t.hasPassword = s[:colon], s[colon+1:], true
-	}
-	var err error
-	if t.rawUser, t.user, err = r.normalise(t.rawUser, off, partUser, keepUserinfo); err != nil {
-		return err
-	}
-	if t.rawPassword, t.password, err = r.normalise(t.rawPassword, off+colon+1, partPassword, keepUserinfo); err != nil {
-		return err
-	}
-	const masked, fill = "it is only asterisks, with which a console hides it", "put the real one in"
-	switch {
-	case t.user == "":
-		return r.at(off, partUser, "it is missing", "write mongodb://USER:PASSWORD@HOST/")
-	case isMasked(t.rawUser):
-		return r.at(off, partUser, masked, fill)
-	case isMasked(t.rawPassword):
-		return r.at(off+colon+1, partPassword, masked, fill)
-	case isUnfilled(t.user):
-		return r.at(off, partUser, "it is still a placeholder in angle brackets", "put the real one in, without the brackets")
-	case isUnfilled(t.password):
-		return r.at(off+colon+1, partPassword, "it is still a placeholder in angle brackets", "put the real one in, without the brackets")
-	}
-	if strings.IndexFunc(t.user+t.password, unicode.IsControl) >= 0 {
-		// What "echo secret | encode" makes: a line end at the end.
-		t.warnings = append(t.warnings, "the user name or the password holds an encoded line end or another control character")
 	}
 	return nil
 }
 
-// isMasked recognises **** in place of a name or a password. A real one of asterisks can be written as %2A.
-func isMasked(s string) bool { return s != "" && strings.Trim(s, "*") == "" }
-
-// isUnfilled recognises <password>, <db_password> and <pw1>, which Atlas's pages put
-// into the strings they offer for copying.
-func isUnfilled(s string) bool {
-	return len(s) > 2 && s[0] == '<' && s[len(s)-1] == '>' &&
-		strings.Trim(strings.ToLower(s[1:len(s)-1]), "abcdefghijklmnopqrstuvwxyz0123456789_- ") == ""
-}
+// notFilled is the form of <password> and <db_password>, which Atlas's pages offer for copying, and of asterisks with which a
+// console hides it. A real password of asterisks can be written as %2A.
+var notFilled = regexp.MustCompile(`^(?:\*+|<[A-Za-z0-9_ -]+>)$`)
 
 // Characters that stay as they are, beside letters and digits.
 const (
@@ -384,7 +288,7 @@ func (r reader) normalise(s string, off int, part, keep string) (raw, decoded st
 	for i := 0; i < len(s); i++ {
 		c := s[i]
 		switch {
-		case c == '%' && isEscape(s[i:]):
+		case c == '%' && escape.MatchString(s[i:]):
 			b.WriteString(s[i : i+3])
 			i += 2
 		case c == '%':
@@ -408,131 +312,57 @@ func (r reader) normalise(s string, off int, part, keep string) (raw, decoded st
 	return raw, decoded, nil
 }
 
-func isEscape(s string) bool {
-	return len(s) >= 3 && s[0] == '%' && isHex(s[1]) && isHex(s[2])
-}
-
-func isHex(c byte) bool {
-	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
-}
+var escape = regexp.MustCompile(`^%[0-9A-Fa-f]{2}`)
 
 func isAlnum(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
+var hostName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+
 func (r reader) parseHosts(s string, off int, srv bool) ([]string, error) {
-	if s == "" {
-		return nil, r.at(off, partHost, "it is missing", "")
-	}
-	var hosts []string
-	for tok := range strings.SplitSeq(s, ",") {
-		if tok == "" {
-			return nil, r.at(off, partHost, "there is a comma too many, or a host is missing", "")
+	hosts := strings.Split(s, ",")
+	for _, h := range hosts {
+		if problem, hint := checkHost(h, srv); problem != "" {
+			return nil, r.at(off, partHost, problem, hint)
 		}
-		if err := r.checkHost(tok, off, srv); err != nil {
-			return nil, err
-		}
-		hosts = append(hosts, tok)
-		off += len(tok) + 1
+		off += len(h) + 1
 	}
 	if srv && len(hosts) > 1 {
-		return nil, r.at(off-len(s)+len(hosts[0])-1, partHost, "mongodb+srv:// takes one host name, DNS knows the others",
-			"remove the others, or write mongodb://")
+		return nil, r.at(off-len(s)+len(hosts[0])-1, partHost, "mongodb+srv:// takes one host name, DNS knows the others", "remove the others, or write mongodb://")
 	}
 	return hosts, nil
 }
 
-func (r reader) checkHost(tok string, off int, srv bool) error {
-	fail := func(i int, problem, hint string) error { return r.at(off+i, partHost, problem, hint) }
-	host, port, portAt := tok, "", -1
-	switch {
-	case tok[0] == '[':
-		end := strings.IndexByte(tok, ']')
-		if end < 0 {
-			return fail(0, "the bracket of the IPv6 address is not closed", "write [ADDRESS]:PORT")
-		}
-		addr, err := netip.ParseAddr(tok[1:end])
-		switch {
-		case err != nil || !addr.Is6():
-			return fail(1, "what stands in brackets is not an IPv6 address", "")
-		case addr.Zone() != "":
-			return fail(1, "an address with a zone works on one machine only", "give a global or unique-local address")
-		case addr.IsUnspecified():
-			return fail(1, "[::] is no address to connect to", "give the server's own address")
-		case srv:
-			return fail(0, "mongodb+srv:// takes a host name, not an address", "write mongodb:// before an address")
-		}
-		host = ""
-		switch tail := tok[end+1:]; {
-		case tail == "":
-		case tail[0] == ':':
-			port, portAt = tail[1:], end+2
-		default:
-			return fail(end+1, "only :PORT may follow the bracket", "")
-		}
-	case strings.Count(tok, ":") > 1:
-		if addr, err := netip.ParseAddr(tok); err == nil && addr.Is6() {
-			return fail(0, "an IPv6 address needs brackets", "write ["+addr.String()+"]")
-		}
-		return fail(strings.LastIndexByte(tok, ':'), "there is more than one :",
-			"write HOST:PORT, an IPv6 address in brackets, a user and a password before an @")
-	default:
-		if i := strings.IndexByte(tok, ':'); i >= 0 {
-			host, port, portAt = tok[:i], tok[i+1:], i+1
+// checkHost returns what is wrong with HOST, HOST:PORT or [ADDRESS]:PORT.
+func checkHost(s string, srv bool) (problem, hint string) {
+	host, port, err := net.SplitHostPort(s)
+	hasPort := err == nil
+	if !hasPort {
+		host = s
+		if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+			host = s[1 : len(s)-1]
 		}
 	}
-	if host != "" || tok[0] != '[' {
-		if err := r.checkName(host, off, srv); err != nil {
-			return err
-		}
+	n, portErr := strconv.ParseUint(port, 10, 16)
+	addr, err := netip.ParseAddr(host)
+	switch bracket := strings.HasPrefix(s, "["); {
+	case host == "":
+		return "it is missing", ""
+	case err == nil && addr.Is6() != bracket:
+		return "an IPv6 address needs brackets, and nothing else has them", "write [ADDRESS]:PORT"
+	case err == nil && (addr.IsUnspecified() || addr.Zone() != ""):
+		return "it is no address that other machines can connect to", "give the server's own address"
+	case err == nil && srv:
+		return "mongodb+srv:// takes a host name, not an address", "write mongodb:// before an address"
+	case err != nil && (bracket || !hostName.MatchString(host) || strings.Trim(host, "0123456789.") == ""):
+		return "it is neither a host name nor an IP address", "write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"
+	case hasPort && srv:
+		return "mongodb+srv:// takes no port, DNS knows it", "remove it, or write mongodb://"
+	case hasPort && (portErr != nil || n == 0):
+		return "the port is not a number from 1 to 65535", "if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"
 	}
-	if portAt < 0 {
-		return nil
-	}
-	if srv {
-		return fail(portAt, "mongodb+srv:// takes no port, DNS knows it", "remove it, or write mongodb://")
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	switch {
-	case port == "":
-		return fail(portAt, "the port is missing after :", "")
-	case errors.Is(err, strconv.ErrRange) || err == nil && n == 0:
-		return fail(portAt, "the port is not between 1 and 65535", "")
-	case err != nil:
-		return fail(portAt, "the port is not a number",
-			"if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/")
-	}
-	return nil
-}
-
-// checkName checks a host name or an IPv4 address.
-func (r reader) checkName(host string, off int, srv bool) error {
-	fail := func(i int, problem, hint string) error { return r.at(off+i, partHost, problem, hint) }
-	if host == "" {
-		return fail(0, "it is missing before the port", "")
-	}
-	for i, c := range host {
-		switch {
-		case c == '%' || c > unicode.MaxASCII:
-			return fail(i, "there is a character that no host name has",
-				"write an international name in its xn-- form; a Unix socket is of no use to AMS")
-		case !isAlnum(byte(c)) && c != '.' && c != '-' && c != '_':
-			return fail(i, fmt.Sprintf("%c is in no host name", c), "")
-		}
-	}
-	if strings.Trim(host, "0123456789.") == "" {
-		addr, err := netip.ParseAddr(host)
-		switch {
-		case err != nil:
-			return fail(0, "it looks like an IPv4 address and is none", "")
-		case addr.IsUnspecified():
-			return fail(0, "0.0.0.0 is no address to connect to", "give the server's own address")
-		case srv:
-			return fail(0, "mongodb+srv:// takes a host name, not an address", "write mongodb:// before an address")
-		}
-		return nil
-	}
-	return nil
+	return "", ""
 }
 
 func (r reader) parseDatabase(t *target, path string, off int) error {
@@ -540,9 +370,6 @@ func (r reader) parseDatabase(t *target, path string, off int) error {
 		return nil
 	}
 	name := path[1:]
-	if i := strings.IndexByte(name, '/'); i >= 0 {
-		return r.at(off+1+i, partDatabase, "there is a second /", "percent-encode it if it belongs to the password: / is %2F")
-	}
 	if i := strings.IndexAny(name, "&="); i >= 0 {
 		return r.at(off+1+i, partDatabase, fmt.Sprintf("there is a raw %c: an option has the wrong mark before it", name[i]),
 			"write ? before the first option: HOST/DATABASE?OPTION=VALUE")
@@ -551,43 +378,30 @@ func (r reader) parseDatabase(t *target, path string, off int) error {
 	if err != nil {
 		return err
 	}
-	if i := strings.IndexAny(decoded, "/\\. \"$*<>:|?\x00"); i >= 0 || len(decoded) > 63 {
-		return r.at(off+1, partDatabase, "it is not a name that MongoDB allows for a database", "")
+	if strings.ContainsAny(decoded, "/\\. \"$*<>:|?\x00") || len(decoded) > 63 {
+		return r.at(off+1, partDatabase, "it is not a name that MongoDB allows for a database", "percent-encode a / that belongs to the password: / is %2F")
 	}
 	t.rawPath = "/" + raw
 	return nil
 }
 
+var optionName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
+
 func (r reader) parseOptions(t *target, query string, off int) error {
-	for start := 0; start < len(query); {
-		pair := query[start:]
-		if i := strings.IndexAny(pair, "&;"); i >= 0 {
-			pair = pair[:i]
-		}
-		at := off + start
-		start += len(pair) + 1
+	for pair := range strings.SplitSeq(strings.ReplaceAll(query, ";", "&"), "&") {
+		at := off
+		off += len(pair) + 1
 		if pair == "" {
 			continue
 		}
-		name, value, found := strings.Cut(pair, "=")
-		switch {
-		case !found:
-			return r.at(at, partOptions, "there is an option without a value", "write OPTION=VALUE")
-		case name == "":
-			return r.at(at, partOptions, "there is a value without the name of its option", "write OPTION=VALUE")
-		case strings.IndexFunc(name, func(c rune) bool {
-			return c > unicode.MaxASCII || !isAlnum(byte(c)) && c != '_' && c != '.' && c != '-'
-		}) >= 0:
-			return r.at(at, partOptions, "the name of an option has characters that none has", "")
-		}
+		name, value, _ := strings.Cut(pair, "=")
 		raw, decoded, err := r.normalise(value, at+len(name)+1, partOptions, keepOption)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if decoded == "" && !strings.EqualFold(name, "readPreferenceTags") {
-			return r.at(at, partOptions, "there is an option without a value", "write OPTION=VALUE")
-		}
-		if isFile(name) {
+		case !optionName.MatchString(name) || decoded == "" && !strings.EqualFold(name, "readPreferenceTags"):
+			return r.at(at, partOptions, "there is an option without a name or a value", "write OPTION=VALUE")
+		case isFile(name):
 			t.warnings = append(t.warnings, fmt.Sprintf("option %s: AMS's Java driver ignores it and uses the trust and key stores of its JVM",
 				plain.Truncate(name, 43)))
 		}
@@ -739,7 +553,7 @@ func (t Target) Secrets() []redact.Secret {
 	add(p.password, p.rawPassword)
 	after := false // a secret; with a raw & in it, its rest looks like an option that nobody knows
 	for _, o := range p.options {
-		secret := !isShown(o.name) && !isFile(o.name) && (after || soundsSecret(o.name))
+		secret := !isShown(o.name) && !isFile(o.name) && (after || redact.Name(o.name))
 		if after = secret; !secret {
 			continue
 		}
@@ -770,16 +584,6 @@ func isShown(name string) bool {
 func isFile(name string) bool {
 	name = strings.ToLower(name)
 	return strings.HasSuffix(name, "file") && (strings.HasPrefix(name, "tls") || strings.HasPrefix(name, "ssl"))
-}
-
-func soundsSecret(name string) bool {
-	name = strings.ToLower(name)
-	for _, word := range []string{"pass", "pwd", "secret", "token", "key", "cred", "mechanismproperties"} {
-		if strings.Contains(name, word) {
-			return true
-		}
-	}
-	return false
 }
 
 // Warnings returns what is legal and probably not meant.

@@ -123,6 +123,10 @@ func TestParseTargetAccepts(t *testing.T) {
 			redacted: "mongodb://acct:***@h:10255/?tls=true&appName=%40acct%40",
 		},
 		{
+			name: "an @ in an option of a string without a user", in: "mongodb://h1:1,[fd00::1]/db?tls=true&appName=@acct@",
+			raw: "mongodb://h1:1,[fd00::1]/db?tls=true&appName=%40acct%40", hosts: []string{"h1:1", "[fd00::1]"}, addrs: []string{"h1:1", "[fd00::1]:27017"},
+		},
+		{
 			name: "x509 needs no password", in: "mongodb://CN%3Dnode@h/?authMechanism=MONGODB-X509",
 			hosts: []string{"h"}, addrs: []string{"h:27017"}, user: "CN=node",
 		},
@@ -211,198 +215,83 @@ func checkTarget(t *testing.T, got Target) {
 }
 
 func TestParseTargetRefuses(t *testing.T) {
-	tests := []struct {
-		in   string
-		want TargetError
-	}{
-		{"", TargetError{Problem: "it is empty", Hint: "give an IP address, host:port or a mongodb:// URI"}},
-		{" \n", TargetError{Problem: "it is empty", Hint: "give an IP address, host:port or a mongodb:// URI"}},
-		{strings.Repeat("h", maxTargetLen+1), TargetError{Problem: "it is longer than 8192 bytes"}},
-		{"mongodb://\xff", TargetError{Problem: "it is not UTF-8 text"}},
-		{`"10.0.2.4"`, TargetError{Part: "host", Pos: 1, Problem: "\" is in no host name"}},
-		{"h1, h2", TargetError{Pos: 4, Problem: "there is a blank", Hint: "remove it, or percent-encode it in a password: a blank is %20"}},
-		{"mongodb://u:" + secretMark + " x@h/", TargetError{
-			Pos: 22, Problem: "there is a blank", Hint: "remove it, or percent-encode it in a password: a blank is %20",
-		}},
-		{"mongodb://h\n/", TargetError{Pos: 12, Problem: "there is a tab, a line end or another invisible character", Hint: "remove it"}},
-		{secretMark + "://h", TargetError{
-			Part: "scheme", Pos: 1, Problem: "what stands before :// is not a scheme of MongoDB",
-			Hint: "MongoDB's URIs start with mongodb:// or mongodb+srv://",
-		}},
-		{"u:" + secretMark + "@h", TargetError{
-			Pos: 12, Problem: "a user name and a password need a full URI",
-			Hint: "write mongodb://USER:PASSWORD@HOST/",
-		}},
-		{"h/?replicaSet=rs0", TargetError{Pos: 2, Problem: "a database or options need a full URI", Hint: "write mongodb://HOST/?OPTION=VALUE"}},
-
-		{"mongodb://u:" + secretMark + "@x@h/", TargetError{
-			Part: "password", Pos: 22, Problem: "there is more than one @",
-			Hint: "percent-encode it: @ is %40, except before the host",
-		}},
-		{"mongodb://u:" + secretMark + "/x@h/", TargetError{
-			Part: "password", Pos: 22, Problem: "there is a raw / before the @",
-			Hint: "percent-encode it: / is %2F (and an @ in an option is %40)",
-		}},
-		{"mongodb://u:" + secretMark + "?x@h/", TargetError{
-			Part: "password", Pos: 22, Problem: "there is a raw ? before the @",
-			Hint: "percent-encode it: ? is %3F (and an @ in an option is %40)",
-		}},
-		{"mongodb://u:" + secretMark + "#{x}@h/", TargetError{
-			Part: "password", Pos: 22, Problem: "there is a raw # before the @",
-			Hint: "percent-encode it: # is %23 (and an @ in an option is %40)",
-		}},
-		{"mongodb://u:" + secretMark + ":x@h/", TargetError{
-			Part: "password", Pos: 22, Problem: "there is a raw : before the @",
-			Hint: "percent-encode it: : is %3A (and an @ in an option is %40)",
-		}},
-		{"mongodb://u:" + secretMark + "%x@h/", TargetError{
-			Part: "password", Pos: 22, Problem: "% is not followed by two hexadecimal digits",
-			Hint: "percent-encode it: % is %25",
-		}},
-		{"mongodb://u:" + secretMark + "%E9@h/", TargetError{
-			Part: "password", Pos: 13, Problem: "its percent-encoded bytes are not UTF-8",
-			Hint: "encode the UTF-8 bytes of each character: é is %C3%A9",
-		}},
-		{"mongodb://é:" + secretMark + ":x@h/", TargetError{ // positions count characters, not bytes
-			Part: "password", Pos: 22, Problem: "there is a raw : before the @",
-			Hint: "percent-encode it: : is %3A (and an @ in an option is %40)",
-		}},
-		{"mongodb://u:<db_password>@h/", TargetError{
-			Part: "password", Pos: 13, Problem: "it is still a placeholder in angle brackets",
-			Hint: "put the real one in, without the brackets",
-		}},
-		{"mongodb://<user1>:<pw1>@h/", TargetError{
-			Part: "user name", Pos: 11, Problem: "it is still a placeholder in angle brackets",
-			Hint: "put the real one in, without the brackets",
-		}},
-		{"mongodb://u:<pw1>@h/", TargetError{
-			Part: "password", Pos: 13, Problem: "it is still a placeholder in angle brackets",
-			Hint: "put the real one in, without the brackets",
-		}},
-		{"mongodb://root:****@h/admin", TargetError{
-			Part: "password", Pos: 16, Problem: "it is only asterisks, with which a console hides it",
-			Hint: "put the real one in",
-		}},
-		{"mongodb://***:" + secretMark + "@h/admin", TargetError{
-			Part: "user name", Pos: 11, Problem: "it is only asterisks, with which a console hides it",
-			Hint: "put the real one in",
-		}},
-		{"mongodb://10.0.0.5/?appName=@acct@", TargetError{
-			Part: "options", Pos: 29, Problem: "there is a raw @", Hint: "percent-encode it: @ is %40",
-		}},
-		{"mongodb://h1:27017,[fd00::1]/db?tls=true&appName=@acct@", TargetError{
-			Part: "options", Pos: 50, Problem: "there is a raw @", Hint: "percent-encode it: @ is %40",
-		}},
-		{"mongodb://u:a/?" + secretMark + "@h/", TargetError{ // a password with a question mark
-			Part: "password", Pos: 14, Problem: "there is a raw / before the @",
-			Hint: "percent-encode it: / is %2F (and an @ in an option is %40)",
-		}},
-		{"mongodb://:" + secretMark + "@h/", TargetError{
-			Part: "user name", Pos: 11, Problem: "it is missing",
-			Hint: "write mongodb://USER:PASSWORD@HOST/",
-		}},
-		{"mongodb://u@h/", TargetError{
-			Part: "password", Problem: "there is a user name without a password",
-			Hint: "write mongodb://USER:PASSWORD@HOST/",
-		}},
-		{"mongodb://u:@h/", TargetError{
-			Part: "password", Problem: "there is a user name without a password",
-			Hint: "write mongodb://USER:PASSWORD@HOST/",
-		}},
-
-		{"mongodb://", TargetError{Part: "host", Pos: 11, Problem: "it is missing"}},
-		{"mongodb://u:" + secretMark + "@/db", TargetError{Part: "host", Pos: 23, Problem: "it is missing"}},
-		{"h1,,h2", TargetError{Part: "host", Pos: 4, Problem: "there is a comma too many, or a host is missing"}},
-		{"h1,", TargetError{Part: "host", Pos: 4, Problem: "there is a comma too many, or a host is missing"}},
-		{":27017", TargetError{Part: "host", Pos: 1, Problem: "it is missing before the port"}},
-		{"h:", TargetError{Part: "host", Pos: 3, Problem: "the port is missing after :"}},
-		{"h:0", TargetError{Part: "host", Pos: 3, Problem: "the port is not between 1 and 65535"}},
-		{"h:65536", TargetError{Part: "host", Pos: 3, Problem: "the port is not between 1 and 65535"}},
-		{"mongodb://u:" + secretMark, TargetError{
-			Part: "host", Pos: 13, Problem: "the port is not a number",
-			Hint: "if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/",
-		}},
-		{"fd00::1", TargetError{Part: "host", Pos: 1, Problem: "an IPv6 address needs brackets", Hint: "write [fd00::1]"}},
-		{"a:b:c", TargetError{
-			Part: "host", Pos: 4, Problem: "there is more than one :",
-			Hint: "write HOST:PORT, an IPv6 address in brackets, a user and a password before an @",
-		}},
-		{"[fd00::1", TargetError{Part: "host", Pos: 1, Problem: "the bracket of the IPv6 address is not closed", Hint: "write [ADDRESS]:PORT"}},
-		{"[10.0.2.4]", TargetError{Part: "host", Pos: 2, Problem: "what stands in brackets is not an IPv6 address"}},
-		{"[fe80::1%eth0]", TargetError{
-			Part: "host", Pos: 2, Problem: "an address with a zone works on one machine only",
-			Hint: "give a global or unique-local address",
-		}},
-		{"[fd00::1]x", TargetError{Part: "host", Pos: 10, Problem: "only :PORT may follow the bracket"}},
-		{"[::]", TargetError{Part: "host", Pos: 2, Problem: "[::] is no address to connect to", Hint: "give the server's own address"}},
-		{"0.0.0.0", TargetError{Part: "host", Pos: 1, Problem: "0.0.0.0 is no address to connect to", Hint: "give the server's own address"}},
-		{"10.0.2.256", TargetError{Part: "host", Pos: 1, Problem: "it looks like an IPv4 address and is none"}},
-		{"10.0.2", TargetError{Part: "host", Pos: 1, Problem: "it looks like an IPv4 address and is none"}},
-		{"27017", TargetError{Part: "host", Pos: 1, Problem: "it looks like an IPv4 address and is none"}},
-		{"a$b", TargetError{Part: "host", Pos: 2, Problem: "$ is in no host name"}},
-		{"mongodb://%2Ftmp%2Fm.sock/", TargetError{
-			Part: "host", Pos: 11, Problem: "there is a character that no host name has",
-			Hint: "write an international name in its xn-- form; a Unix socket is of no use to AMS",
-		}},
-		{"mongodb+srv://a.b.c,d.e.f/", TargetError{
-			Part: "host", Pos: 20, Problem: "mongodb+srv:// takes one host name, DNS knows the others",
-			Hint: "remove the others, or write mongodb://",
-		}},
-		{"mongodb+srv://a.b.c:27017/", TargetError{
-			Part: "host", Pos: 21, Problem: "mongodb+srv:// takes no port, DNS knows it",
-			Hint: "remove it, or write mongodb://",
-		}},
-		{"mongodb+srv://10.0.2.4/", TargetError{
-			Part: "host", Pos: 15, Problem: "mongodb+srv:// takes a host name, not an address",
-			Hint: "write mongodb:// before an address",
-		}},
-
-		{"mongodb://h/a/b", TargetError{
-			Part: "database", Pos: 14, Problem: "there is a second /",
-			Hint: "percent-encode it if it belongs to the password: / is %2F",
-		}},
-		{"mongodb://u:" + secretMark + "@h/admin&replicaSet=rs0", TargetError{
-			Part: "database", Pos: 30, Problem: "there is a raw &: an option has the wrong mark before it",
-			Hint: "write ? before the first option: HOST/DATABASE?OPTION=VALUE",
-		}},
-		{"mongodb://h/replicaSet=rs0", TargetError{
-			Part: "database", Pos: 23, Problem: "there is a raw =: an option has the wrong mark before it",
-			Hint: "write ? before the first option: HOST/DATABASE?OPTION=VALUE",
-		}},
-		{"mongodb://h/a.b", TargetError{Part: "database", Pos: 13, Problem: "it is not a name that MongoDB allows for a database"}},
-		{"mongodb://h/a#b", TargetError{Pos: 14, Problem: "there is a raw #", Hint: "percent-encode it: # is %23"}},
-		{"mongodb://h/?replicaSet", TargetError{Part: "options", Pos: 14, Problem: "there is an option without a value", Hint: "write OPTION=VALUE"}},
-		{"mongodb://h/?tls=true&replicaSet=", TargetError{Part: "options", Pos: 23, Problem: "there is an option without a value", Hint: "write OPTION=VALUE"}},
-		{"mongodb://h/?=rs0", TargetError{Part: "options", Pos: 14, Problem: "there is a value without the name of its option", Hint: "write OPTION=VALUE"}},
-		{"mongodb://h/?replica%53et=rs0", TargetError{Part: "options", Pos: 14, Problem: "the name of an option has characters that none has"}},
-		{"mongodb://h/?retryWrites=yes", TargetError{Problem: `MongoDB's driver says: error parsing uri: invalid value for "retryWrites": "yes"`}},
-		{"mongodb://h/?srvMaxHosts=1", TargetError{Problem: "MongoDB's driver says: error parsing uri: cannot specify srvMaxHosts on non-SRV URI"}},
-		{"mongodb://h/?appName=a%zz", TargetError{
-			Part: "options", Pos: 23, Problem: "% is not followed by two hexadecimal digits",
-			Hint: "percent-encode it: % is %25",
-		}},
-	}
-	for _, tt := range tests {
-		name := tt.in
-		if len(name) > 60 {
-			name = name[:60]
+	for _, tt := range []struct{ in, want string }{
+		{"", "it is empty; give an IP address, host:port or a mongodb:// URI"},
+		{" \n", "it is empty; give an IP address, host:port or a mongodb:// URI"},
+		{strings.Repeat("h", maxTargetLen+1), "it is longer than 8192 bytes"},
+		{"mongodb://\xff", "it is not UTF-8 text"},
+		{`"10.0.2.4"`, "host, character 1: it is neither a host name nor an IP address; write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"},
+		{"h1, h2", "character 4: there is a blank, a line end or another invisible character; remove it, or percent-encode it in a password: a blank is %20"},
+		{"mongodb://u:" + secretMark + " x@h/", "character 22: there is a blank, a line end or another invisible character; remove it, or percent-encode it in a password: a blank is %20"},
+		{"mongodb://h\n/", "character 12: there is a blank, a line end or another invisible character; remove it, or percent-encode it in a password: a blank is %20"},
+		{secretMark + "://h", "scheme, character 1: it is not a scheme of MongoDB; MongoDB's URIs start with mongodb:// or mongodb+srv://"},
+		{"u:" + secretMark + "@h", "character 12: a user name, a database and options need a full URI; write mongodb://USER:PASSWORD@HOST/DATABASE?OPTION=VALUE"},
+		{"h/?replicaSet=rs0", "character 2: a user name, a database and options need a full URI; write mongodb://USER:PASSWORD@HOST/DATABASE?OPTION=VALUE"},
+		{"mongodb://u:" + secretMark + "@x@h/", "password, character 22: there is a raw @; percent-encode it: @ is %40 (and an @ in an option is %40)"},
+		{"mongodb://u:" + secretMark + "/x@h/", "password, character 22: there is a raw /; percent-encode it: / is %2F (and an @ in an option is %40)"},
+		{"mongodb://u:" + secretMark + "?x@h/", "password, character 22: there is a raw ?; percent-encode it: ? is %3F (and an @ in an option is %40)"},
+		{"mongodb://u:" + secretMark + "#{x}@h/", "password, character 22: there is a raw #; percent-encode it: # is %23 (and an @ in an option is %40)"},
+		{"mongodb://u:" + secretMark + ":x@h/", "password, character 22: there is a raw :; percent-encode it: : is %3A (and an @ in an option is %40)"},
+		{"mongodb://u:" + secretMark + "%x@h/", "password, character 22: % is not followed by two hexadecimal digits; percent-encode it: % is %25"},
+		{"mongodb://u:" + secretMark + "%E9@h/", "password, character 13: its percent-encoded bytes are not UTF-8; encode the UTF-8 bytes of each character: é is %C3%A9"},
+		{"mongodb://é:" + secretMark + ":x@h/", "password, character 22: there is a raw :; percent-encode it: : is %3A (and an @ in an option is %40)"},
+		{"mongodb://u:<db_password>@h/", "password, character 13: it is a placeholder; put the real one in"},
+		{"mongodb://<user1>:<pw1>@h/", "user name, character 11: it is a placeholder; put the real one in"},
+		{"mongodb://u:<pw1>@h/", "password, character 13: it is a placeholder; put the real one in"},
+		{"mongodb://root:****@h/admin", "password, character 16: it is a placeholder; put the real one in"},
+		{"mongodb://***:" + secretMark + "@h/admin", "user name, character 11: it is a placeholder; put the real one in"},
+		{"mongodb://u:a/?" + secretMark + "@h/", "password, character 14: there is a raw /; percent-encode it: / is %2F (and an @ in an option is %40)"},
+		{"mongodb://:" + secretMark + "@h/", "user name, character 11: it is missing; write mongodb://USER:PASSWORD@HOST/"},
+		{"mongodb://u@h/", "password: there is a user name without a password; write mongodb://USER:PASSWORD@HOST/"},
+		{"mongodb://u:@h/", "password: there is a user name without a password; write mongodb://USER:PASSWORD@HOST/"},
+		{"mongodb://", "host, character 11: it is missing"},
+		{"mongodb://u:" + secretMark + "@/db", "host, character 23: it is missing"},
+		{"h1,,h2", "host, character 4: it is missing"},
+		{"h1,", "host, character 4: it is missing"},
+		{":27017", "host, character 1: it is missing"},
+		{"h:", "host, character 1: the port is not a number from 1 to 65535; if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"},
+		{"h:0", "host, character 1: the port is not a number from 1 to 65535; if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"},
+		{"h:65536", "host, character 1: the port is not a number from 1 to 65535; if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"},
+		{"mongodb://u:" + secretMark, "host, character 11: the port is not a number from 1 to 65535; if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"},
+		{"fd00::1", "host, character 1: an IPv6 address needs brackets, and nothing else has them; write [ADDRESS]:PORT"},
+		{"a:b:c", "host, character 1: it is neither a host name nor an IP address; write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"},
+		{"[fd00::1", "host, character 1: it is neither a host name nor an IP address; write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"},
+		{"[10.0.2.4]", "host, character 1: an IPv6 address needs brackets, and nothing else has them; write [ADDRESS]:PORT"},
+		{"[fe80::1%eth0]", "host, character 1: it is no address that other machines can connect to; give the server's own address"},
+		{"[fd00::1]x", "host, character 1: it is neither a host name nor an IP address; write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"},
+		{"[::]", "host, character 1: it is no address that other machines can connect to; give the server's own address"},
+		{"0.0.0.0", "host, character 1: it is no address that other machines can connect to; give the server's own address"},
+		{"10.0.2.256", "host, character 1: it is neither a host name nor an IP address; write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"},
+		{"10.0.2", "host, character 1: it is neither a host name nor an IP address; write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"},
+		{"27017", "host, character 1: it is neither a host name nor an IP address; write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"},
+		{"a$b", "host, character 1: it is neither a host name nor an IP address; write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"},
+		{"mongodb://%2Ftmp%2Fm.sock/", "host, character 11: it is neither a host name nor an IP address; write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"},
+		{"mongodb+srv://a.b.c,d.e.f/", "host, character 20: mongodb+srv:// takes one host name, DNS knows the others; remove the others, or write mongodb://"},
+		{"mongodb+srv://a.b.c:27017/", "host, character 15: mongodb+srv:// takes no port, DNS knows it; remove it, or write mongodb://"},
+		{"mongodb+srv://10.0.2.4/", "host, character 15: mongodb+srv:// takes a host name, not an address; write mongodb:// before an address"},
+		{"mongodb://h/a/b", "database, character 13: it is not a name that MongoDB allows for a database; percent-encode a / that belongs to the password: / is %2F"},
+		{"mongodb://u:" + secretMark + "@h/admin&replicaSet=rs0", "database, character 30: there is a raw &: an option has the wrong mark before it; write ? before the first option: HOST/DATABASE?OPTION=VALUE"},
+		{"mongodb://h/replicaSet=rs0", "database, character 23: there is a raw =: an option has the wrong mark before it; write ? before the first option: HOST/DATABASE?OPTION=VALUE"},
+		{"mongodb://h/a.b", "database, character 13: it is not a name that MongoDB allows for a database; percent-encode a / that belongs to the password: / is %2F"},
+		{"mongodb://h/a#b", "character 14: there is a raw #; percent-encode it: # is %23"},
+		{"mongodb://h/?replicaSet", "options, character 14: there is an option without a name or a value; write OPTION=VALUE"},
+		{"mongodb://h/?tls=true&replicaSet=", "options, character 23: there is an option without a name or a value; write OPTION=VALUE"},
+		{"mongodb://h/?=rs0", "options, character 14: there is an option without a name or a value; write OPTION=VALUE"},
+		{"mongodb://h/?replica%53et=rs0", "options, character 14: there is an option without a name or a value; write OPTION=VALUE"},
+		{"mongodb://h/?retryWrites=yes", `MongoDB's driver says: error parsing uri: invalid value for "retryWrites": "yes"`},
+		{"mongodb://h/?srvMaxHosts=1", "MongoDB's driver says: error parsing uri: cannot specify srvMaxHosts on non-SRV URI"},
+		{"mongodb://h/?appName=a%zz", "options, character 23: % is not followed by two hexadecimal digits; percent-encode it: % is %25"},
+	} {
+		got, err := ParseTarget(tt.in)
+		if te, ok := errors.AsType[*TargetError](err); !ok || strings.TrimLeft(strings.TrimPrefix(te.Error(), "connection string"), ",: ") != tt.want {
+			t.Errorf("%.60s: %v, want: %s", tt.in, err, tt.want)
 		}
-		t.Run(name, func(t *testing.T) {
-			got, err := ParseTarget(tt.in)
-			te, ok := errors.AsType[*TargetError](err)
-			if !ok {
-				t.Fatalf("ParseTarget = %v, %v, want a *TargetError", got, err)
-			}
-			if diff := cmp.Diff(tt.want, *te); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-			if strings.Contains(err.Error(), secretMark) {
-				t.Errorf("the error shows the password: %v", err)
-			}
-			if !got.IsZero() || got.Raw() != "" {
-				t.Errorf("a refused string gave a Target")
-			}
-		})
+		if strings.Contains(fmt.Sprint(err), secretMark) {
+			t.Errorf("the error shows the password: %v", err)
+		}
+		if !got.IsZero() || got.Raw() != "" {
+			t.Errorf("%.60s: a refused string gave a Target", tt.in)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,200 +14,133 @@ import (
 )
 
 const (
-	// defaultPoll: a node waits for this on its way to its first viewer, and 200
-	// nodes that start together must not hammer. One reading is a few documents.
-	defaultPoll = 250 * time.Millisecond
-	// searchShare is how much longer than a search the pause after it is, and mostPoll
-	// how long at most.
-	searchShare = 10
-	mostPoll    = 2 * time.Second
-	// lastLook bounds the one reading of the whole list that tells what was
-	// seen instead, when the time has run out already.
-	lastLook = 5 * time.Second
-	// elsewherePoll is the time between two looks at the machine's other addresses.
-	elsewherePoll = time.Second
+	// defaultPoll is the time between two readings of the list of nodes: a node waits for this on its way to its first viewer, and 200
+	// nodes may start together.
+	defaultPoll = 500 * time.Millisecond
+	// readingShare is how much longer than a reading the pause after it is, and mostPoll how long at most.
+	readingShare = 10
+	mostPoll     = 2 * time.Second
 )
 
-// ErrElsewhere ends the waiting for a server that is seen to write under another
-// address of this machine.
+// ErrElsewhere ends the waiting for a server that writes under another address of this machine.
 var ErrElsewhere = errors.New("it runs under another address of this machine")
 
 // AMSWait says which document [Client.WaitAMSNode] waits for.
 type AMSWait struct {
 	// Address is what AMS on this machine writes as its ip.
 	Address string
-	// Before is what [Client.AMSNodes] returned before AMS was started. Only
-	// what was written since proves anything: a document may be left from an
-	// earlier life of the same machine, or be the last word of the AMS that
-	// was just stopped. nil, where it could not be read, makes the first
-	// reading here take its place; then AMS has to be seen writing.
+	// Before is what [Client.AMSNodes] returned before AMS was started: a document may be left from an earlier life of the machine.
+	// nil makes the first reading take its place; then AMS has to be seen writing.
 	Before []AMSNode
-	// LocalAddresses are all addresses of this machine. They let a failure
-	// tell "AMS registered as 172.17.0.1, which is this machine" from nodes
-	// that merely joined meanwhile. May be empty.
+	// LocalAddresses are all addresses of this machine, which tell "AMS registered as 172.17.0.1, which is this machine" from
+	// nodes that joined meanwhile. May be empty.
 	LocalAddresses []string
-	// Elsewhere is how long a document of another address of this machine is
-	// watched, which has to be written meanwhile, before the waiting ends with
-	// ErrElsewhere; 0 waits on. Started, if not zero, is when the process began: what
-	// is older is not its. NewOnly counts only documents that Before has not: the
-	// server was started since.
+	// Elsewhere is how long a document of another address of this machine must be written before the waiting ends with
+	// ErrElsewhere; 0 waits on. Older documents than Started are not the server's, nor with NewOnly those in Before.
 	Elsewhere time.Duration
 	Started   time.Time
 	NewOnly   bool
-	// Poll is the time between two readings. Default 250 ms.
-	Poll time.Duration
-	// Progress is called after each reading, if set, with what is there of
-	// our address, or why it could not be read.
+	Poll      time.Duration // 0 is 500 ms
+	// Progress is called after each reading, if set, with the documents of the address, or why the list could not be read.
 	Progress func(ours []AMSNode, err error)
 }
 
-// WaitAMSNode returns AMS's own document of this machine as soon as it is
-// proof that AMS has joined: it has our address, was written since
-// AMSWait.Before, and is fresh by the local clock. That is the evidence of a
-// join.
+// WaitAMSNode returns AMS's own document of this machine as soon as it proves that AMS has joined: it has the address, was
+// written since AMSWait.Before, and is fresh by the local clock.
 //
-// It ends with ctx, or with [ErrElsewhere], and then returns an [AMSNotSeenError],
-// which tells what was seen instead; where ctx was cancelled, without another look.
-// Failures to reach MongoDB are waited out like everything
-// else, but a refusal (credentials, rights) is returned at once.
+// It ends with ctx, or with [ErrElsewhere], and then returns an [AMSNotSeenError]. If MongoDB does not answer, it waits on; if
+// MongoDB refuses the credentials, that error is returned at once.
 func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	if w.Address == "" {
 		return AMSNode{}, errors.New("waiting for AMS's node document: no address is given")
 	}
-	poll := w.Poll
-	if poll <= 0 {
-		poll = defaultPoll
-	}
-	start := c.now()
+	begin := c.now()
 	seen := &AMSNotSeenError{Address: w.Address}
-	before, known := w.Before, w.Before != nil
-	tick := time.NewTicker(poll)
-	defer tick.Stop()
-	other := elsewhere{AMSWait: w}
+	before := w.Before
+	local := map[string]firstSeen{}
 	for {
-		short, began := endsBefore(ctx, c.timeout), time.Now()
-		ours, err := c.AMSNodesByAddress(ctx, w.Address)
-		cost := time.Since(began)
-		// A reading that our own end cut short says nothing about MongoDB.
-		ended := err != nil && (ctx.Err() != nil || short && KindOf(err) == KindTimeout)
+		began := time.Now()
+		all, err := c.AMSNodes(ctx)
+		now := c.now()
 		switch {
 		case err == nil:
-			seen.Reads, seen.Ours, seen.Last = seen.Reads+1, ours, nil
-		case !ended:
+			seen.take(all, w, now)
+		case KindOf(err).Refusal():
+			return AMSNode{}, err
+		case ctx.Err() == nil: // else the reading was cut short, which says nothing about MongoDB
 			seen.Last = err
 		}
-		if w.Progress != nil && !ended {
-			w.Progress(ours, err)
-		}
-		if KindOf(err).Refusal() {
-			return AMSNode{}, err
+		if w.Progress != nil && ctx.Err() == nil {
+			w.Progress(seen.Ours, err)
 		}
 		if err == nil {
-			if n, ok := written(ours, before, c.now(), known); ok {
+			if n, ok := written(seen.Ours, before, now); ok {
 				return n, nil
 			}
-			if !known {
-				before, known = ours, true
+			if before == nil {
+				before = append([]AMSNode{}, seen.Ours...)
 			}
-			if n, ok := other.written(ctx, c); ok {
-				seen.Waited, seen.Cause = c.now().Sub(start), ErrElsewhere
-				// That one alone: another address of this machine may be a neighbour's, too.
-				seen.Local, seen.Verdict = []AMSNode{n}, AMSElsewhere
-				return AMSNode{}, seen
+			for _, n := range seen.Local {
+				if w.Elsewhere > 0 && w.counts(n) && local[n.ID+n.IP].wrote(n, now, w.Elsewhere) {
+					// That one alone: another address of this machine may be a neighbour's, too.
+					seen.Local, seen.Verdict, seen.Waited, seen.Cause = []AMSNode{n}, AMSElsewhere, now.Sub(begin), ErrElsewhere
+					return AMSNode{}, seen
+				}
+				if _, known := local[n.ID+n.IP]; !known {
+					local[n.ID+n.IP] = firstSeen{n.LastUpdate, now}
+				}
 			}
 		}
+		pause := time.NewTimer(max(cmp.Or(w.Poll, defaultPoll), min(readingShare*time.Since(began), mostPoll)))
 		select {
 		case <-ctx.Done():
-			seen.Waited = c.now().Sub(start)
-			seen.Cause = context.Cause(ctx)
-			if errors.Is(ctx.Err(), context.Canceled) {
-				// Who calls it off asks for no reason, and must not wait for one.
-				seen.judge(before, c.now())
-				return AMSNode{}, seen
-			}
-			c.lookAround(ctx, seen, w, before)
+			pause.Stop()
+			seen.Waited, seen.Cause = c.now().Sub(begin), context.Cause(ctx)
+			seen.judge(before, c.now())
 			return AMSNode{}, seen
-		case <-tick.C:
-		}
-		// Each search reads all of clusternode. Where that takes long, others wait for it.
-		if rest := searchShare*cost - poll; rest > 0 {
-			pause, stop := context.WithTimeout(ctx, min(rest, mostPoll))
-			<-pause.Done()
-			stop()
+		case <-pause.C:
 		}
 	}
 }
 
-// elsewhere looks for the server under other addresses of this machine.
-type elsewhere struct {
-	AMSWait
-	looked time.Time
-	first  map[string]AMSNode // by id and address, as seen first
-	since  map[string]time.Time
+// firstSeen is a document of another address of this machine, as it was first read.
+type firstSeen struct{ written, at time.Time }
+
+// wrote reports whether it was written for so long.
+func (f firstSeen) wrote(n AMSNode, now time.Time, long time.Duration) bool {
+	return !f.at.IsZero() && n.LastUpdate.After(f.written) && now.Sub(f.at) >= long
 }
 
-// written returns the document of another address that was written for as long as
-// is asked for.
-func (e *elsewhere) written(ctx context.Context, c *Client) (AMSNode, bool) {
-	now := c.now()
-	if e.Elsewhere <= 0 || now.Sub(e.looked) < elsewherePoll {
-		return AMSNode{}, false
-	}
-	e.looked = now
-	if e.first == nil {
-		e.first, e.since = map[string]AMSNode{}, map[string]time.Time{}
-	}
-	for _, address := range e.LocalAddresses {
-		if SameAddress(address, e.Address) {
-			continue
-		}
-		docs, err := c.AMSNodesByAddress(ctx, address)
-		if err != nil {
-			return AMSNode{}, false
-		}
-		for _, n := range docs {
-			if !e.counts(n, now) {
-				continue
-			}
-			key := n.ID + " " + n.IP
-			first, ok := e.first[key]
-			if !ok {
-				e.first[key], e.since[key] = n, now
-				continue
-			}
-			if n.LastUpdate.After(first.LastUpdate) && now.Sub(e.since[key]) >= e.Elsewhere {
-				return n, true
-			}
+// counts reports whether a fresh document may be that of the server that runs now.
+func (w AMSWait) counts(n AMSNode) bool {
+	return !n.LastUpdate.Before(w.Started) && !(w.NewOnly && n.sameAs(w.Before))
+}
+
+func (n AMSNode) sameAs(nodes []AMSNode) bool {
+	return slices.ContainsFunc(nodes, func(b AMSNode) bool { return b.ID == n.ID && SameAddress(b.IP, n.IP) })
+}
+
+// take sorts the list of nodes.
+func (e *AMSNotSeenError) take(all []AMSNode, w AMSWait, now time.Time) {
+	e.Reads++
+	e.Last, e.Ours, e.Local, e.Appeared = nil, nil, nil, nil
+	for _, n := range all {
+		switch {
+		case SameAddress(n.IP, w.Address):
+			e.Ours = append(e.Ours, n)
+		case n.Fresh(now) && slices.ContainsFunc(w.LocalAddresses, func(a string) bool { return SameAddress(a, n.IP) }):
+			e.Local = append(e.Local, n)
+		case w.Before != nil && !n.sameAs(w.Before):
+			e.Appeared = append(e.Appeared, n)
 		}
 	}
-	return AMSNode{}, false
 }
 
-// counts reports whether a document may be that of the server that runs now.
-func (e *elsewhere) counts(n AMSNode, now time.Time) bool {
-	if !n.Fresh(now) || n.LastUpdate.Before(e.Started) {
-		return false
-	}
-	return !e.NewOnly || !slices.ContainsFunc(e.Before, func(b AMSNode) bool { return b.ID == n.ID && SameAddress(b.IP, n.IP) })
-}
-
-// endsBefore reports whether ctx ends within d.
-func endsBefore(ctx context.Context, d time.Duration) bool {
-	deadline, ok := ctx.Deadline()
-	return ok && time.Until(deadline) < d
-}
-
-// written returns the newest document that is fresh and was written since
-// before. It asks whether the stamp changed, not whether it grew: a clock that
-// was corrected after the boot may have gone back.
-func written(ours, before []AMSNode, now time.Time, known bool) (AMSNode, bool) {
-	if !known {
-		return AMSNode{}, false
-	}
-	var found AMSNode
-	var ok bool
+// written returns the newest document that is fresh and was written since before, which is nil if it is not known. It asks whether the
+// time changed, not whether it grew: a clock that was corrected after the boot may have gone back.
+func written(ours, before []AMSNode, now time.Time) (found AMSNode, ok bool) {
 	for _, n := range ours {
-		if n.Fresh(now) && n.since(before) && (!ok || n.LastUpdate.After(found.LastUpdate)) {
+		if before != nil && n.Fresh(now) && n.since(before) && (!ok || n.LastUpdate.After(found.LastUpdate)) {
 			found, ok = n, true
 		}
 	}
@@ -218,33 +152,6 @@ func (n AMSNode) since(before []AMSNode) bool {
 	return !slices.ContainsFunc(before, func(b AMSNode) bool {
 		return b.ID == n.ID && b.IP == n.IP && b.LastUpdate.Equal(n.LastUpdate)
 	})
-}
-
-// lookAround reads the whole list once more, to tell what was seen instead.
-func (c *Client) lookAround(ctx context.Context, seen *AMSNotSeenError, w AMSWait, before []AMSNode) {
-	// The time has run out; an answer to "why" is worth a moment more.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(lastLook, c.timeout))
-	defer cancel()
-	all, err := c.AMSNodes(ctx)
-	if err != nil {
-		seen.Last = err
-	} else {
-		seen.Reads++
-		seen.Last = nil
-		seen.Ours = nil
-		for _, n := range all {
-			local := slices.ContainsFunc(w.LocalAddresses, func(a string) bool { return SameAddress(a, n.IP) })
-			switch {
-			case SameAddress(n.IP, w.Address):
-				seen.Ours = append(seen.Ours, n)
-			case local && n.Fresh(c.now()):
-				seen.Local = append(seen.Local, n)
-			case w.Before != nil && !slices.ContainsFunc(w.Before, func(b AMSNode) bool { return b.ID == n.ID && b.IP == n.IP }):
-				seen.Appeared = append(seen.Appeared, n)
-			}
-		}
-	}
-	seen.judge(before, c.now())
 }
 
 // AMSVerdict names what was seen instead of the document waited for.
