@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -38,10 +37,6 @@ func TestScore(t *testing.T) {
 		{"the memory is not known", Sample{CPU: p(30), MemTotal: n(100)}, Limits{}, 40},
 		{"a CPU that is no number", Sample{CPU: p(math.NaN()), MemTotal: n(100), MemUsed: n(30)}, Limits{}, 40},
 		{"memory of nothing", Sample{MemTotal: n(0), MemUsed: n(0)}, Limits{}, unknown},
-		{"an old release, far from its limit", Sample{MemTotal: n(1000), MemUsed: n(450)}, Limits{MinFree: 100}, 50},
-		{"an old release, at its limit", Sample{MemTotal: n(1000), MemUsed: n(900)}, Limits{MinFree: 100}, 100},
-		{"an old release that wants more free than there is", Sample{MemTotal: n(1000), MemUsed: n(10)}, Limits{MinFree: 2000}, 100},
-		{"a share counts where both are told", Sample{MemTotal: n(1000), MemUsed: n(375)}, Limits{Memory: 75, MinFree: 2000}, 50},
 		{"disk and network are no limit", Sample{CPU: p(15), DiskTotal: n(1), DiskUsed: n(1)}, Limits{}, 20},
 		{"an encoder", Sample{CPU: p(15), GPUs: ready(GPU{Util: p(10), Enc: p(90), Dec: p(20)})}, Limits{}, 90},
 		{"a decoder", Sample{CPU: p(15), GPUs: ready(GPU{Dec: p(91)})}, Limits{}, 91},
@@ -67,32 +62,20 @@ func TestScore(t *testing.T) {
 func TestReadLimits(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		name, release, file string
-		want                Limits
+		name, file string
+		want       Limits
 	}{
-		{"as shipped with 3.0", "3.0.3", "server.cpu_limit=75\nserver.min_free_ram=10\nserver.memory_limit_percentage=75\n", Limits{CPU: 75, Memory: 75}},
-		{"an unknown release is a current one", "", "", Limits{CPU: 75, Memory: 75}},
-		{"set by the operator", "3.0.3", "server.cpu_limit = 90 \nserver.memory_limit_percentage=85\n", Limits{CPU: 90, Memory: 85}},
-		{"an old file on a new release", "2.11.0", "server.min_free_ram=500\n", Limits{CPU: 75, Memory: 75}},
-		{"a new file on an old release", "2.7.0", "server.memory_limit_percentage=60\nserver.min_free_ram=20\n", Limits{CPU: 75, MinFree: 20 << 20}},
-		{"before 2.3.1", "2.2.0", "", Limits{CPU: 85, MinFree: 10 << 20}},
-		{"below and above what the server takes", "3.0.3", "server.cpu_limit=1\nserver.memory_limit_percentage=1000\n", Limits{CPU: 10, Memory: 100}},
-		{"no numbers", "3.0.3", "server.cpu_limit=most\nserver.memory_limit_percentage=\n", Limits{CPU: 75, Memory: 75}},
-		{"none must be free", "2.7.0", "server.min_free_ram=0\n", Limits{CPU: 75, MinFree: 1}},
-		{"a number below zero", "2.7.0", "server.min_free_ram=-5\n", Limits{CPU: 75, MinFree: 1}},
+		{"as shipped with 3.0", "server.cpu_limit=75\nserver.min_free_ram=10\nserver.memory_limit_percentage=75\n", Limits{CPU: 75, Memory: 75}},
+		{"empty", "", Limits{CPU: 75, Memory: 75}},
+		{"set by the operator", "server.cpu_limit = 90 \nserver.memory_limit_percentage=85\n", Limits{CPU: 90, Memory: 85}},
+		{"below and above what the server takes", "server.cpu_limit=1\nserver.memory_limit_percentage=1000\n", Limits{CPU: 10, Memory: 100}},
+		{"no numbers", "server.cpu_limit=most\nserver.memory_limit_percentage=\n", Limits{CPU: 75, Memory: 75}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			var r ams.Release
-			if tt.release != "" {
-				var err error
-				if r, err = ams.ParseRelease(tt.release); err != nil {
-					t.Fatal(err)
-				}
-			}
 			p, err := conf.ParseProperties([]byte(tt.file))
 			must.OK(t, err)
-			if diff := cmp.Diff(tt.want, ReadLimits(r, p.Get)); diff != "" {
+			if diff := cmp.Diff(tt.want, ReadLimits(p.Get)); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})

@@ -74,7 +74,7 @@ func (s *machineSampler) Run(ctx context.Context) {
 	for {
 		if in, err := s.open(); err == nil {
 			if p, err := in.ServerSettings(); err == nil {
-				s.SetLimits(heartbeat.ReadLimits(in.Release, p.Get))
+				s.SetLimits(heartbeat.ReadLimits(p.Get))
 			}
 		}
 		if !pause(ctx, limitsEvery) {
