@@ -34,8 +34,6 @@ const (
 	// commandKeep is how much of its output an error shows: the end, where the
 	// reason is.
 	commandKeep = 2 << 10
-	// commandRoom is how much it may write at all before its writes fail.
-	commandRoom = 8 << 20
 )
 
 // commandPath is the search path of a command. It is not the caller's: a command
@@ -216,14 +214,8 @@ func (c *Command) run(ctx context.Context, verb string) (commandOutput, error) {
 	}
 	cmd.WaitDelay = commandGrace
 
-	if err := cmd.Start(); err != nil {
-		return out, err
-	}
-	ended := make(chan struct{})
-	go limit(ended, stdout, stderr)
-	err = cmd.Wait()
-	close(ended)
-	if err != nil && ctx.Err() != nil {
+	err = cmd.Run()
+	if err != nil && ctx.Err() != nil && cmd.Process != nil {
 		// What ignored the signal, or started after it, goes with the group. The
 		// group's number cannot be another's while one of its processes lives.
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
@@ -247,24 +239,6 @@ func newSink(name string) (*sink, error) {
 	return &sink{f: os.NewFile(uintptr(fd), name)}, nil
 }
 
-// limit keeps the sinks of a running command bounded, until ended is closed.
-func limit(ended <-chan struct{}, sinks ...*sink) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ended:
-			return
-		case <-tick.C:
-			for _, s := range sinks {
-				if s.size() > commandRoom {
-					s.seal(unix.F_SEAL_GROW)
-				}
-			}
-		}
-	}
-}
-
 func (s *sink) size() int64 {
 	st, err := s.f.Stat()
 	if err != nil {
@@ -273,14 +247,12 @@ func (s *sink) size() int64 {
 	return st.Size()
 }
 
-func (s *sink) seal(seals int) { _, _ = unix.FcntlInt(s.f.Fd(), unix.F_ADD_SEALS, seals) }
-
 // take reads the beginning and the end of what was written and closes the sink
 // for writing: a process that is still there gets an error from its writes and
 // does not fill the memory. A script that writes to /dev/stderr by name starts
 // at the front again, which leaves zero bytes: they are nobody's text.
 func (s *sink) take() []byte {
-	s.seal(unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_WRITE)
+	_, _ = unix.FcntlInt(s.f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE)
 	size := s.size()
 	head, _ := io.ReadAll(io.NewSectionReader(s.f, 0, min(size, commandKeep)))
 	rest := max(int64(len(head)), size-commandKeep)

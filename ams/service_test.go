@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/dbus"
+	godbus "github.com/godbus/dbus/v5"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -172,38 +174,55 @@ type fakeBus struct {
 	systemState string
 }
 
-func (b *fakeBus) properties(context.Context, string) (map[string]any, error) {
+func (b *fakeBus) GetAllPropertiesContext(context.Context, string) (map[string]any, error) {
 	return b.props, b.propsErr
 }
 
-func (b *fakeBus) job(_ context.Context, verb, unit string, done chan<- string) error {
+func (b *fakeBus) job(verb, unit string, done chan<- string) (int, error) {
 	b.calls = append(b.calls, verb+" "+unit)
 	if b.jobErr == nil && b.result != nil {
 		b.result(done)
 	}
-	return b.jobErr
+	return 0, b.jobErr
 }
 
-func (b *fakeBus) resetFailed(_ context.Context, unit string) error {
+func (b *fakeBus) StartUnitContext(_ context.Context, unit, _ string, done chan<- string) (int, error) {
+	return b.job("start", unit, done)
+}
+
+func (b *fakeBus) StopUnitContext(_ context.Context, unit, _ string, done chan<- string) (int, error) {
+	return b.job("stop", unit, done)
+}
+
+func (b *fakeBus) RestartUnitContext(_ context.Context, unit, _ string, done chan<- string) (int, error) {
+	return b.job("restart", unit, done)
+}
+
+func (b *fakeBus) ResetFailedUnitContext(_ context.Context, unit string) error {
 	b.calls = append(b.calls, "reset "+unit)
 	return ErrNoUnit // must not matter
 }
 
-func (b *fakeBus) enable(_ context.Context, units []string) error {
+func (b *fakeBus) EnableUnitFilesContext(_ context.Context, units []string, _, _ bool) (bool, []dbus.EnableUnitFileChange, error) {
 	b.calls = append(b.calls, "enable "+strings.Join(units, " "))
-	return b.jobErr
+	return true, nil, b.jobErr
 }
 
-func (b *fakeBus) disable(_ context.Context, units []string) error {
+func (b *fakeBus) DisableUnitFilesContext(_ context.Context, units []string, _ bool) ([]dbus.DisableUnitFileChange, error) {
 	b.calls = append(b.calls, "disable "+strings.Join(units, " "))
-	return b.jobErr
+	return nil, b.jobErr
 }
 
-func (b *fakeBus) system(context.Context) (string, error) { return b.systemState, b.jobErr }
+func (b *fakeBus) SystemStateContext(context.Context) (*dbus.Property, error) {
+	return &dbus.Property{Value: godbus.MakeVariant(b.systemState)}, b.jobErr
+}
 
-func (b *fakeBus) reload(context.Context) error { b.calls = append(b.calls, "reload"); return b.jobErr }
-func (b *fakeBus) alive() bool                  { return !b.dead }
-func (b *fakeBus) close()                       { b.closed++ }
+func (b *fakeBus) ReloadContext(context.Context) error {
+	b.calls = append(b.calls, "reload")
+	return b.jobErr
+}
+func (b *fakeBus) Connected() bool { return !b.dead }
+func (b *fakeBus) Close()          { b.closed++ }
 
 func fakeSystemd(b *fakeBus) (*Systemd, *int) {
 	dials := 0

@@ -8,64 +8,141 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/dbus"
+	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/conf"
 )
 
-// Bounds for a systemd that does not answer. A job itself may take as long as
-// the unit's own timeouts allow, which the caller's context bounds; jobLimit is
-// for a caller without one.
+// systemdRunning exists exactly where systemd is process 1: sd_booted(3).
+const systemdRunning = "/run/systemd/system"
+
+// Bounds for a systemd that does not answer. A job may take as long as the unit's own timeouts allow, which the caller's context
+// bounds; systemdJobLimit is for a caller without one.
 const (
 	systemdCallLimit = 10 * time.Second
 	systemdJobLimit  = 15 * time.Minute
-	// systemdAlivePoll: a lost connection would be waited on for ever, because
-	// the end of the job is told by a signal that then never comes.
+	// systemdAlivePoll: the end of a job is a signal, which never comes on a connection that was lost.
 	systemdAlivePoll = time.Second
 )
 
 var errLostSystemd = errors.New("the connection to systemd was lost")
 
-// bus is the little of systemd that we use. The real one is in systemd_dbus.go.
+// bus is what is used of [dbus.Conn]; tests have their own.
 type bus interface {
-	// properties of a unit and its type, all in one map; a unit that does not
-	// exist has LoadState "not-found".
-	properties(ctx context.Context, unit string) (map[string]any, error)
-	// job enqueues "start", "stop" or "restart"; its result comes on done,
-	// which has room for it.
-	job(ctx context.Context, verb, unit string, done chan<- string) error
-	resetFailed(ctx context.Context, unit string) error
-	// enable and disable make and remove the links by which units start at boot.
-	// What they changed counts after a reload.
-	enable(ctx context.Context, units []string) error
-	disable(ctx context.Context, units []string) error
-	reload(ctx context.Context) error
-	// system is the state of the whole machine: running, degraded, stopping...
-	system(ctx context.Context) (string, error)
-	alive() bool
-	close()
+	GetAllPropertiesContext(ctx context.Context, unit string) (map[string]any, error)
+	StartUnitContext(ctx context.Context, unit, mode string, done chan<- string) (int, error)
+	StopUnitContext(ctx context.Context, unit, mode string, done chan<- string) (int, error)
+	RestartUnitContext(ctx context.Context, unit, mode string, done chan<- string) (int, error)
+	ResetFailedUnitContext(ctx context.Context, unit string) error
+	EnableUnitFilesContext(ctx context.Context, units []string, runtime, force bool) (bool, []dbus.EnableUnitFileChange, error)
+	DisableUnitFilesContext(ctx context.Context, units []string, runtime bool) ([]dbus.DisableUnitFileChange, error)
+	ReloadContext(ctx context.Context) error
+	SystemStateContext(ctx context.Context) (*dbus.Property, error)
+	Connected() bool
+	Close()
+}
+
+// SystemdRuns reports whether systemd is process 1 of this machine.
+func SystemdRuns() bool {
+	_, err := os.Stat(systemdRunning)
+	return err == nil
+}
+
+// dialSystemd connects through the system bus; root, if there is no bus, to systemd itself. The bus comes first because it
+// outlives an upgrade of systemd, perhaps while our job runs.
+func dialSystemd(ctx context.Context) (bus, error) {
+	if !SystemdRuns() {
+		return nil, fmt.Errorf("%w: this machine does not run it", ErrNoSystemd)
+	}
+	type dialled struct {
+		conn *dbus.Conn
+		err  error
+	}
+	// The library connects without watching the context.
+	ch := make(chan dialled, 1)
+	go func() {
+		conn, err := dbus.NewWithContext(ctx)
+		ch <- dialled{conn, err}
+	}()
+	err := ctx.Err()
+	select {
+	case d := <-ch:
+		if d.err == nil {
+			return d.conn, nil
+		}
+		err = d.err
+	case <-ctx.Done():
+		err = ctx.Err()
+		go func() {
+			if d := <-ch; d.conn != nil {
+				d.conn.Close()
+			}
+		}()
+	}
+	return nil, fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err)
+}
+
+// dialer makes connections, one for each operation; the context bounds the connection's life.
+type dialer func(ctx context.Context) (bus, error)
+
+// with asks systemd something on a connection of its own.
+func (dial dialer) with(ctx context.Context, limit time.Duration, what string, ask func(context.Context, bus) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	b, err := dial(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	defer b.Close()
+	err = ask(ctx, b)
+	if _, job := errors.AsType[*JobError](err); job || err == nil {
+		return err
+	}
+	// The connection ends with the context, and then tells only of that.
+	return fmt.Errorf("%s: %w", what, cmp.Or(ctx.Err(), busError(err)))
+}
+
+// busError gives systemd's error names the meaning that callers branch on.
+func busError(err error) error {
+	var e godbus.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Name {
+	case "org.freedesktop.systemd1.NoSuchUnit":
+		return fmt.Errorf("%w: %w", ErrNoUnit, err)
+	case "org.freedesktop.systemd1.UnitMasked":
+		return fmt.Errorf("%w: %w", ErrUnitMasked, err)
+	case "org.freedesktop.DBus.Error.AccessDenied", "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
+		"org.freedesktop.DBus.Error.AuthFailed":
+		return fmt.Errorf("%w: %w", fs.ErrPermission, err)
+	case "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NoReply",
+		"org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.NoServer":
+		return fmt.Errorf("%w: %w", ErrNoSystemd, err)
+	}
+	return err
 }
 
 // Systemd is a service that is a systemd unit.
 type Systemd struct {
 	unit string
-	// dial connects for one operation; the context bounds the connection's life.
-	dial func(ctx context.Context) (bus, error)
+	dial dialer
 }
 
-// NewSystemd gives the service of a unit, as "antmedia.service" or "antmedia".
-// Nothing is asked of systemd before the first call.
+// NewSystemd gives the service of a unit, as "antmedia.service" or "antmedia". Nothing is asked of systemd before the first call.
 func NewSystemd(unit string) *Systemd {
-	if unit == "" {
-		unit = DefaultUnit
-	}
+	unit = cmp.Or(unit, DefaultUnit)
 	if filepath.Ext(unit) != ".service" {
 		unit += ".service"
 	}
@@ -75,26 +152,18 @@ func NewSystemd(unit string) *Systemd {
 // Name is the unit's name.
 func (s *Systemd) Name() string { return s.unit }
 
-// State asks systemd about the unit. ErrNoUnit where there is none,
-// ErrNoSystemd where nobody answers.
+// State asks systemd about the unit. ErrNoUnit if there is none, ErrNoSystemd if nobody answers.
 func (s *Systemd) State(ctx context.Context) (State, error) {
-	ctx, cancel := context.WithTimeout(ctx, systemdCallLimit)
-	defer cancel()
-	unknown := State{Activity: ActivityUnknown}
-	b, err := s.dial(ctx)
-	if err != nil {
-		return unknown, fmt.Errorf("asking systemd about %s: %w", s.unit, err)
-	}
-	defer b.close()
-	st, err := s.look(ctx, b)
-	if err != nil {
-		return unknown, fmt.Errorf("asking systemd about %s: %w", s.unit, cmp.Or(ctx.Err(), err))
-	}
-	return st, nil
+	st := State{Activity: ActivityUnknown}
+	err := s.dial.with(ctx, systemdCallLimit, "asking systemd about "+s.unit, func(ctx context.Context, b bus) (err error) {
+		st, err = look(ctx, b, s.unit)
+		return err
+	})
+	return st, err
 }
 
-func (s *Systemd) look(ctx context.Context, b bus) (State, error) {
-	p, err := b.properties(ctx, s.unit)
+func look(ctx context.Context, b bus, unit string) (State, error) {
+	p, err := b.GetAllPropertiesContext(ctx, unit)
 	if err != nil {
 		return State{Activity: ActivityUnknown}, err
 	}
@@ -106,65 +175,60 @@ func (s *Systemd) look(ctx context.Context, b bus) (State, error) {
 	return st, nil
 }
 
-// Start starts the unit and waits for the end of the job. That is when the
-// process was made, not when the server is well: see [WaitStable].
+// Start starts the unit and waits for the end of the job. That is when the process was made, not when the server is well: see
+// [WaitStable].
 func (s *Systemd) Start(ctx context.Context) error { return s.do(ctx, "start") }
 
-// Stop stops the unit and waits until it has stopped, killed where it took
-// longer than its TimeoutStopSec. A unit that is not running is stopped already.
+// Stop stops the unit and waits until it has stopped, killed if it took longer than its TimeoutStopSec. A unit that is not running
+// is stopped already.
 func (s *Systemd) Stop(ctx context.Context) error { return s.do(ctx, "stop") }
 
-// Restart stops the unit where it runs and starts it.
+// Restart stops the unit if it runs and starts it.
 func (s *Systemd) Restart(ctx context.Context) error { return s.do(ctx, "restart") }
 
-// Reload makes systemd read its unit files again, drop-ins included. It touches
-// no running service.
+// Reload makes systemd read its unit files again, drop-ins included. It touches no running service.
 func (s *Systemd) Reload(ctx context.Context) error {
 	// A reload runs every generator of the machine: seconds on a busy one.
-	ctx, cancel := context.WithTimeout(ctx, 6*systemdCallLimit)
-	defer cancel()
-	b, err := s.dial(ctx)
-	if err != nil {
-		return fmt.Errorf("making systemd read its units again: %w", err)
-	}
-	defer b.close()
-	if err := b.reload(ctx); err != nil {
-		// The connection ends with the context, and tells only of that.
-		return fmt.Errorf("making systemd read its units again: %w", cmp.Or(ctx.Err(), err))
-	}
-	return nil
+	return s.dial.with(ctx, 6*systemdCallLimit, "making systemd read its units again", func(ctx context.Context, b bus) error {
+		return b.ReloadContext(ctx)
+	})
 }
 
-// SystemStopping reports whether the machine is going down, and not only this
-// unit.
-func (s *Systemd) SystemStopping(ctx context.Context) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, systemdCallLimit)
-	defer cancel()
-	b, err := s.dial(ctx)
-	if err != nil {
-		return false, fmt.Errorf("asking systemd whether the machine goes down: %w", err)
-	}
-	defer b.close()
-	down, err := goingDown(ctx, b)
-	if err != nil {
-		return false, fmt.Errorf("asking systemd whether the machine goes down: %w", cmp.Or(ctx.Err(), err))
-	}
-	return down, nil
+// SystemStopping reports whether the machine is going down, and not only this unit.
+func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
+	err = s.dial.with(ctx, systemdCallLimit, "asking systemd whether the machine goes down", func(ctx context.Context, b bus) error {
+		p, err := b.SystemStateContext(ctx)
+		if err != nil {
+			return err
+		}
+		switch p.Value.Value() {
+		case "stopping":
+			down = true
+		case "starting", "initializing":
+			// When a boot was never finished, as by user data that does not end, systemd before 246 says this to the end.
+			target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
+			job, _ := target["Job"].([]any) // its number, 0 for none, and its object
+			down = len(job) > 0 && job[0] != uint32(0) || text(target, "ActiveState") == string(ActivityActive)
+			return err
+		}
+		return nil
+	})
+	return down, err
 }
 
-// goingDown also asks about the job of shutdown.target: where a boot was never finished, as
-// by user data that does not end, systemd before 246 calls itself "starting" to the end.
-func goingDown(ctx context.Context, b bus) (bool, error) {
-	state, err := b.system(ctx)
-	if err != nil || state != "starting" && state != "initializing" {
-		return state == "stopping", err
+// job asks for a job; its result comes on done. "replace": a job that contradicts ours and waits is dropped, as systemctl does; ours
+// may be dropped in the same way, which is the result "canceled".
+func job(ctx context.Context, b bus, verb, unit string, done chan<- string) (err error) {
+	const mode = "replace"
+	switch verb {
+	case "start":
+		_, err = b.StartUnitContext(ctx, unit, mode, done)
+	case "stop":
+		_, err = b.StopUnitContext(ctx, unit, mode, done)
+	case "restart":
+		_, err = b.RestartUnitContext(ctx, unit, mode, done)
 	}
-	p, err := b.properties(ctx, "shutdown.target")
-	if err != nil {
-		return false, err
-	}
-	job, _ := p["Job"].([]any) // its number, 0 for none, and its object
-	return len(job) > 0 && job[0] != uint32(0) || text(p, "ActiveState") == string(ActivityActive), nil
+	return err
 }
 
 func (s *Systemd) do(ctx context.Context, verb string) error {
@@ -174,23 +238,21 @@ func (s *Systemd) do(ctx context.Context, verb string) error {
 	if err != nil {
 		return fmt.Errorf("%s of %s: %w", verb, s.unit, err)
 	}
-	defer b.close()
+	defer b.Close()
 	if verb != "stop" {
-		// A server that crashed a few times in a row has used up systemd's start
-		// limit; being told to start it is the person's word that it may try
-		// again. Where this fails the job itself says why.
-		_ = b.resetFailed(ctx, s.unit)
+		// A server that crashed a few times in a row has used up systemd's start limit. If this fails, the job itself says why.
+		_ = b.ResetFailedUnitContext(ctx, s.unit)
 	}
 	done := make(chan string, 1)
-	if err := b.job(ctx, verb, s.unit, done); err != nil {
+	if err := job(ctx, b, verb, s.unit, done); err != nil {
 		switch {
 		case ctx.Err() != nil:
 			return s.jobError(ctx, verb, resultPending, ctx.Err())
-		case !b.alive():
+		case !b.Connected():
 			// systemd may have taken the request before it went away.
 			return s.jobError(ctx, verb, resultPending, errLostSystemd)
 		}
-		return fmt.Errorf("%s of %s: %w", verb, s.unit, err)
+		return fmt.Errorf("%s of %s: %w", verb, s.unit, busError(err))
 	}
 	tick := time.NewTicker(systemdAlivePoll)
 	defer tick.Stop()
@@ -204,7 +266,7 @@ func (s *Systemd) do(ctx context.Context, verb string) error {
 		case <-ctx.Done():
 			return s.jobError(ctx, verb, resultPending, ctx.Err())
 		case <-tick.C:
-			if !b.alive() {
+			if !b.Connected() {
 				return s.jobError(ctx, verb, resultPending, errLostSystemd)
 			}
 		}

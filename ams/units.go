@@ -14,7 +14,7 @@ import (
 // itself. A unit whose file is not installed is passed over.
 type Units struct {
 	names []string
-	dial  func(ctx context.Context) (bus, error)
+	dial  dialer
 }
 
 // NewUnits gives the units of these names, in the order in which they start.
@@ -51,24 +51,20 @@ func (i installed) up() bool {
 	return i.state.Activity != ActivityInactive && i.state.Activity != ActivityFailed
 }
 
-// State tells how the units are; ErrNoUnit where none is installed.
+// State tells how the units are; ErrNoUnit if none is installed.
 func (u *Units) State(ctx context.Context) (UnitsState, error) {
-	ctx, cancel := context.WithTimeout(ctx, systemdCallLimit)
-	defer cancel()
-	b, err := u.dial(ctx)
-	if err != nil {
-		return UnitsState{}, err
-	}
-	defer b.close()
-	all, err := u.look(ctx, b)
-	if err != nil {
-		return UnitsState{}, err
-	}
 	s := UnitsState{Enabled: true, Active: true}
-	for _, i := range all {
-		s.Enabled = s.Enabled && i.enabled()
-		s.Active = s.Active && i.state.Running()
-		s.Any = s.Any || i.state.UnitFile == "enabled" || i.up()
+	err := u.dial.with(ctx, systemdCallLimit, "asking systemd about the agent's units", func(ctx context.Context, b bus) error {
+		all, err := u.look(ctx, b)
+		for _, i := range all {
+			s.Enabled = s.Enabled && i.enabled()
+			s.Active = s.Active && i.state.Running()
+			s.Any = s.Any || i.state.UnitFile == "enabled" || i.up()
+		}
+		return err
+	})
+	if err != nil {
+		return UnitsState{}, err
 	}
 	return s, nil
 }
@@ -76,11 +72,11 @@ func (u *Units) State(ctx context.Context) (UnitsState, error) {
 func (u *Units) look(ctx context.Context, b bus) ([]installed, error) {
 	var all []installed
 	for _, name := range u.names {
-		st, err := (&Systemd{unit: name}).look(ctx, b)
+		st, err := look(ctx, b, name)
 		switch {
-		case errors.Is(err, ErrNoUnit):
+		case errors.Is(busError(err), ErrNoUnit):
 		case err != nil:
-			return nil, fmt.Errorf("asking systemd about %s: %w", name, err)
+			return nil, fmt.Errorf("%s: %w", name, err)
 		default:
 			all = append(all, installed{name, st})
 		}
@@ -96,77 +92,74 @@ func (u *Units) look(ctx context.Context, b bus) ([]installed, error) {
 // nothing is started. A start that is not over when ctx ends goes on without us: a
 // [JobError] that is pending.
 func (u *Units) Enable(ctx context.Context) error {
-	b, err := u.dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer b.close()
-	all, err := u.look(ctx, b)
-	if err != nil {
-		return err
-	}
-	var enable []string
-	for _, i := range all {
-		if err := i.state.Startable(); err != nil {
-			return fmt.Errorf("%s: %w", i.name, err)
+	return u.dial.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus) error {
+		all, err := u.look(ctx, b)
+		if err != nil {
+			return err
 		}
-		if !i.enabled() {
-			enable = append(enable, i.name)
+		var enable []string
+		for _, i := range all {
+			if err := i.state.Startable(); err != nil {
+				return fmt.Errorf("%s: %w", i.name, err)
+			}
+			if !i.enabled() {
+				enable = append(enable, i.name)
+			}
 		}
-	}
-	if len(enable) > 0 {
-		if err := errors.Join(b.enable(ctx, enable), b.reload(ctx)); err != nil {
-			return fmt.Errorf("enabling %v: %w", enable, err)
+		if len(enable) > 0 {
+			// Persistently, and over no link of somebody else.
+			if _, _, err := b.EnableUnitFilesContext(ctx, enable, false, false); err != nil {
+				return err
+			}
+			if err := b.ReloadContext(ctx); err != nil {
+				return err
+			}
 		}
-	}
-	var errs []error
-	for k, i := range all {
-		switch {
-		case i.state.Running():
-		case k == len(all)-1:
-			errs = append(errs, u.unit(i.name).Start(ctx))
-		default:
-			// All are asked for before one is waited for: a first one that takes long
-			// must not keep the others from being started at all.
-			_ = b.resetFailed(ctx, i.name)
-			errs = append(errs, b.job(ctx, "start", i.name, make(chan string, 1)))
+		var errs []error
+		for k, i := range all {
+			switch {
+			case i.state.Running():
+			case k == len(all)-1:
+				errs = append(errs, u.unit(i.name).Start(ctx))
+			default:
+				// All are asked for before one is waited for: a first one that takes long must not keep the others from being
+				// started at all.
+				_ = b.ResetFailedUnitContext(ctx, i.name)
+				errs = append(errs, job(ctx, b, "start", i.name, make(chan string, 1)))
+			}
 		}
-	}
-	return errors.Join(errs...)
+		return errors.Join(errs...)
+	})
 }
 
-// Disable stops the units, in the opposite order, and makes them start at no boot.
-// One that is masked is only stopped: a person said already that it must not start.
+// Disable stops the units, in the opposite order, and makes them start at no boot. One that is masked is only stopped: a person said
+// already that it must not start.
 func (u *Units) Disable(ctx context.Context) error {
-	b, err := u.dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer b.close()
-	all, err := u.look(ctx, b)
-	if err != nil {
-		return err
-	}
-	slices.Reverse(all)
-	var errs []error
-	var disable []string
-	for _, i := range all {
-		if i.state.UnitFile == "enabled" || i.state.UnitFile == "enabled-runtime" {
-			disable = append(disable, i.name)
+	return u.dial.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus) error {
+		all, err := u.look(ctx, b)
+		if err != nil {
+			return err
 		}
-	}
-	// First: a machine that goes down in between must not come up with them.
-	if len(disable) > 0 {
-		if err := errors.Join(b.disable(ctx, disable), b.reload(ctx)); err != nil {
-			errs = append(errs, fmt.Errorf("disabling %v: %w", disable, err))
+		slices.Reverse(all)
+		var errs []error
+		var disable []string
+		for _, i := range all {
+			if i.state.UnitFile == "enabled" || i.state.UnitFile == "enabled-runtime" {
+				disable = append(disable, i.name)
+			}
 		}
-	}
-	for _, i := range all {
-		if i.up() {
-			errs = append(errs, u.unit(i.name).Stop(ctx))
+		// First: a machine that goes down in between must not come up with them.
+		if len(disable) > 0 {
+			_, err := b.DisableUnitFilesContext(ctx, disable, false)
+			errs = append(errs, err, b.ReloadContext(ctx))
 		}
-	}
-	return errors.Join(errs...)
+		for _, i := range all {
+			if i.up() {
+				errs = append(errs, u.unit(i.name).Stop(ctx))
+			}
+		}
+		return errors.Join(errs...)
+	})
 }
 
 func (u *Units) unit(name string) *Systemd { return &Systemd{unit: name, dial: u.dial} }
