@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -112,6 +113,8 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 			Open: func() (*ams.Installation, error) { return ams.Open(root, dir) }, Own: server.Connections,
 		}, client, node)
 	}
+	// Half of Go's usual: 1.6 MiB less for 5 ms of a processor a minute.
+	debug.SetGCPercent(50)
 	err = daemon.New(o).Run(cmd.Context())
 	switch {
 	case errors.Is(err, daemon.ErrRunning):
