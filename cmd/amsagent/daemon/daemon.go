@@ -229,7 +229,7 @@ type Daemon struct {
 func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
-		o: o, log: o.Log, view: newView(o.Version), metrics: newMetrics(), mine: map[int]maker{},
+		o: o, log: o.Log, view: newView(o.Version), metrics: new(metrics), mine: map[int]maker{},
 		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1),
 	}
 	if d.log == nil {

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,45 +26,13 @@ import (
 // wherever the kernel has no pressure stall information. A test reads the result
 // with Prometheus' parser and linter.
 type metrics struct {
-	sent, failed, dropped atomic.Uint64
-	repairs               atomic.Uint64
-	joins, joinFailures   atomic.Uint64
-	latency               histogram
-}
-
-func newMetrics() *metrics {
-	return &metrics{latency: histogram{bounds: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}}}
-}
-
-// histogram counts durations by upper bounds, in seconds.
-type histogram struct {
-	bounds []float64
-
-	mu     sync.Mutex
-	counts []uint64 // by bound, not added up
-	n      uint64
-	sum    float64
-}
-
-func (h *histogram) observe(d time.Duration) {
-	v := d.Seconds()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.counts == nil {
-		h.counts = make([]uint64, len(h.bounds))
-	}
-	if i := sort.SearchFloat64s(h.bounds, v); i < len(h.counts) {
-		h.counts[i]++
-	}
-	h.n++
-	h.sum += v
+	sent, failed, dropped, repairs atomic.Uint64
 }
 
 func (m *metrics) count(r heartbeat.Report) {
 	switch {
 	case r.Tried && r.Err == nil:
 		m.sent.Add(1)
-		m.latency.observe(r.Latency)
 	case r.Tried:
 		m.failed.Add(1)
 	case r.Dropped > 0:
@@ -75,14 +41,6 @@ func (m *metrics) count(r heartbeat.Report) {
 }
 
 func (m *metrics) repaired(n int) { m.repairs.Add(uint64(n)) }
-
-func (m *metrics) joined(err error) {
-	if err != nil {
-		m.joinFailures.Add(1)
-		return
-	}
-	m.joins.Add(1)
-}
 
 // labelValue escapes what the text format wants escaped, and nothing else.
 var labelValue = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
@@ -111,20 +69,6 @@ func (e exposition) counters(name, help, label string, values ...counter) {
 type counter struct {
 	of    string
 	value *atomic.Uint64
-}
-
-func (e exposition) histogram(name, help string, h *histogram) {
-	e.family(name, "histogram", help)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	var sum uint64
-	for i, bound := range h.bounds {
-		if h.counts != nil {
-			sum += h.counts[i]
-		}
-		fmt.Fprintf(e.w, "%s_bucket{le=%q} %d\n", name, number(bound), sum)
-	}
-	fmt.Fprintf(e.w, "%s_bucket{le=\"+Inf\"} %d\n%s_sum %s\n%s_count %d\n", name, h.n, name, number(h.sum), name, h.n)
 }
 
 func number(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
@@ -194,7 +138,6 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 	e := exposition{new(bytes.Buffer)}
 	e.family("amsagent_build_info", "gauge", "Version of the agent, as a label; the value is always 1.")
 	e.labelled("amsagent_build_info", 1, "version", v.Version)
-	e.gauge("amsagent_start_time_seconds", "Start time of the agent, in seconds since 1970.", stamp(v.Started))
 	e.gauge("amsagent_member", "1 if this machine has joined a cluster, else 0.", known(v.Phase == bootstrap.PhaseJoined))
 	e.family("amsagent_node_state", "gauge", "State of this node in the registry: 1 for the current state, 0 for the others.")
 	for _, state := range cluster.States() {
@@ -208,11 +151,8 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 	e.gauge("amsagent_restart_pending", "1 if Ant Media Server needs a restart to apply its files: they differ from those of the join, or are newer than the server.", known(v.RestartPending))
 	e.counters("amsagent_beats_total", "Heartbeats by result; dropped means that MongoDB was unreachable and the write was not tried.",
 		"result", counter{"sent", &m.sent}, counter{"failed", &m.failed}, counter{"dropped", &m.dropped})
-	e.histogram("amsagent_beat_duration_seconds", "Duration of the write of a heartbeat.", &m.latency)
 	e.gauge("amsagent_last_beat_time_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", stamp(v.Beat.Last))
 	e.gauge("amsagent_server_document_age_seconds", "Age of Ant Media Server's own document of this node; above 20 s, other nodes consider this node dead.", seconds(v.AMSAge))
-	e.counters("amsagent_joins_total", "Joins that the daemon made without a command, by result.",
-		"result", counter{"joined", &m.joins}, counter{"failed", &m.joinFailures})
 	e.counters("amsagent_repairs_total", "Differences from the settings of the join that the agent repaired.", "", counter{"", &m.repairs})
 	machine(e, s)
 	_, _ = w.Write(e.w.Bytes())
@@ -220,13 +160,6 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 
 // machine writes what the machine is doing.
 func machine(e exposition, s heartbeat.Sample) {
-	e.gauge("amsagent_cpu_busy_ratio", "CPU time in use, as a share of all cores, since the previous sample.", ratio(s.CPU))
-	e.gauge("amsagent_memory_used_bytes", "Memory in use, counted as Ant Media Server counts it for its own limit.", ptr(s.MemUsed, 1))
-	e.gauge("amsagent_memory_total_bytes", "Memory of this machine.", ptr(s.MemTotal, 1))
-	e.gauge("amsagent_network_receive_bytes_per_second", "Bytes received per second since the previous sample.", ptr(s.Load.NetRx, 1))
-	e.gauge("amsagent_network_transmit_bytes_per_second", "Bytes sent per second since the previous sample.", ptr(s.Load.NetTx, 1))
-	e.gauge("amsagent_disk_used_bytes", "Used bytes of the volume that holds Ant Media Server.", ptr(s.DiskUsed, 1))
-	e.gauge("amsagent_disk_total_bytes", "Size of the volume that holds Ant Media Server.", ptr(s.DiskTotal, 1))
 	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", ptr(s.Load.Score, 0.01))
 	e.gauge("amsagent_publishers", "Streams that are published to this node.", ptr(s.Session.Publishers, 1))
 	if s.Session.Viewers != nil {
@@ -263,9 +196,6 @@ func devices(e exposition, r heartbeat.GPUReading) {
 	}{
 		{"amsagent_gpu_utilization_ratio", "Utilization of the GPU.", func(g heartbeat.GPU) *float64 { return ratio(g.Util) }},
 		{"amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Enc) }},
-		{"amsagent_gpu_decoder_utilization_ratio", "Utilization of the GPU's decoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Dec) }},
-		{"amsagent_gpu_memory_used_bytes", "Used memory of the GPU.", func(g heartbeat.GPU) *float64 { return ptr(g.MemUsed, 1) }},
-		{"amsagent_gpu_memory_total_bytes", "Memory of the GPU.", func(g heartbeat.GPU) *float64 { return ptr(g.MemTotal, 1) }},
 	} {
 		first := true
 		for _, g := range r.Devices {

@@ -35,12 +35,13 @@ func TestMetricsDoc(t *testing.T) {
 	fill(reflect.ValueOf(&s).Elem())
 	v.probed = true
 	var page bytes.Buffer
-	newMetrics().write(&page, v, s)
+	new(metrics).write(&page, v, s)
 
 	var doc strings.Builder
 	doc.WriteString(`# Metrics
 
-The daemon serves these at ` + "`/metrics`" + `, in the text format of Prometheus. An unknown value has no line: it is never reported as 0.
+The daemon serves these at ` + "`/metrics`" + `, in the text format of Prometheus. An unknown value has no line: it is never reported as 0. Processors, memory,
+disks and network are metrics of node_exporter, and the other figures of GPUs those of dcgm-exporter.
 
 | metric | type | labels | meaning |
 |---|---|---|---|

@@ -288,7 +288,6 @@ func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) e
 		}
 		return err
 	})
-	d.metrics.joined(err)
 	if err == nil {
 		d.log.Info("joined")
 		return nil
