@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -38,7 +40,8 @@ type fakeServer struct {
 	now, most int
 	served    bool
 	byHand    bool
-	takes     time.Duration // each answer
+	takes     time.Duration        // each answer
+	takesSome func() time.Duration // the same, another time for each; nil is takes
 	detail    string
 	stopped   bool
 }
@@ -95,6 +98,9 @@ func (f *fakeServer) Ask(ctx context.Context, app string) ams.AppAnswer {
 	f.now++
 	f.most = max(f.most, f.now)
 	takes := f.takes
+	if f.takesSome != nil {
+		takes = f.takesSome()
+	}
 	f.mu.Unlock()
 	defer func() {
 		f.mu.Lock()
@@ -339,6 +345,27 @@ func TestReadyWhileSlow(t *testing.T) {
 				w.becomes(false, 6*time.Second)
 			})
 		})
+	}
+}
+
+// All nodes share one MongoDB, which the server asks for each answer: where it is slow for all, no node is taken out.
+func TestNoFlipsWithSlowMongoDB(t *testing.T) {
+	for _, apps := range []int{3, 30} {
+		for node := range uint64(3) {
+			t.Run(fmt.Sprintf("%d applications, node %d", apps, node), func(t *testing.T) {
+				random := rand.New(rand.NewPCG(node, 7))           //nolint:gosec // the same times in each run
+				f := &fakeServer{takesSome: func() time.Duration { // log-normal, median 0.9 s
+					return min(time.Duration(0.9*math.Exp(0.5*random.NormFloat64())*float64(time.Second)), 3*time.Second)
+				}}
+				for i := range apps {
+					f.apps = append(f.apps, fmt.Sprint("app", i))
+				}
+				watchFake(t, f, func(w *watched) {
+					w.becomes(true, 5*time.Second)
+					w.stays(true, 10*time.Minute)
+				})
+			})
+		}
 	}
 }
 
