@@ -21,6 +21,6 @@
 // they are told to. It never writes a file: [DropIn] returns bytes, and whoever
 // calls it writes these. It knows no cloud and no database, never reads the
 // environment, and what it cannot find out it reports as unknown instead of
-// guessing. D-Bus is spoken in one file, systemd_dbus.go. Its API is not stable
+// guessing. D-Bus is spoken in one file, systemd.go. Its API is not stable
 // yet.
 package ams

@@ -348,7 +348,7 @@ func TestReadyWhileSlow(t *testing.T) {
 	}
 }
 
-// All nodes share one MongoDB, which the server asks for each answer: where it is slow for all, no node is taken out.
+// All nodes share one MongoDB, which the server asks for each answer: if it is slow for all, no node is taken out.
 func TestNoFlipsWithSlowMongoDB(t *testing.T) {
 	for _, apps := range []int{3, 30} {
 		for node := range uint64(3) {
