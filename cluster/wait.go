@@ -14,42 +14,42 @@ import (
 )
 
 const (
-	// defaultPoll is the time between two readings of the list of nodes: a node waits for this on its way to its first viewer, and 200
-	// nodes may start together.
+	// defaultPoll is the time between two reads of the AMS documents. A node serves no viewers before; 200 nodes may start
+	// together.
 	defaultPoll = 500 * time.Millisecond
-	// readingShare is how much longer than a reading the pause after it is, and mostPoll how long at most.
+	// The pause is readingShare times as long as the last read if that is longer, up to mostPoll.
 	readingShare = 10
 	mostPoll     = 2 * time.Second
 )
 
-// ErrElsewhere ends the waiting for a server that writes under another address of this machine.
+// ErrElsewhere means that the server writes under another address of this machine.
 var ErrElsewhere = errors.New("it runs under another address of this machine")
 
-// AMSWait says which document [Client.WaitAMSNode] waits for.
+// AMSWait selects the document that [Client.WaitAMSNode] waits for.
 type AMSWait struct {
 	// Address is what AMS on this machine writes as its ip.
 	Address string
-	// Before is what [Client.AMSNodes] returned before AMS was started: a document may be left from an earlier life of the machine.
-	// nil makes the first reading take its place; then AMS has to be seen writing.
+	// Before is the result of [Client.AMSNodes] before AMS was started: an earlier process may have left a document. If it is
+	// nil, the first read takes its place.
 	Before []AMSNode
-	// LocalAddresses are all addresses of this machine, which tell "AMS registered as 172.17.0.1, which is this machine" from
-	// nodes that joined meanwhile. May be empty.
+	// LocalAddresses are all addresses of this machine, which distinguish a wrong address of this machine from other nodes.
+	// Optional.
 	LocalAddresses []string
-	// Elsewhere is how long a document of another address of this machine must be written before the waiting ends with
-	// ErrElsewhere; 0 waits on. Older documents than Started are not the server's, nor with NewOnly those in Before.
+	// Elsewhere is how long a document of another address of this machine must be written until the wait ends with
+	// ErrElsewhere; 0 disables this. Documents older than Started are ignored, and with NewOnly those in Before.
 	Elsewhere time.Duration
 	Started   time.Time
 	NewOnly   bool
 	Poll      time.Duration // 0 is 500 ms
-	// Progress is called after each reading, if set, with the documents of the address, or why the list could not be read.
+	// Progress, if set, is called after each read with the documents of the address, or the error.
 	Progress func(ours []AMSNode, err error)
 }
 
-// WaitAMSNode returns AMS's own document of this machine as soon as it proves that AMS has joined: it has the address, was
+// WaitAMSNode returns the AMS document of this machine as soon as it proves that AMS has joined: it has the address, was
 // written since AMSWait.Before, and is fresh by the local clock.
 //
-// It ends with ctx, or with [ErrElsewhere], and then returns an [AMSNotSeenError]. If MongoDB does not answer, it waits on; if
-// MongoDB refuses the credentials, that error is returned at once.
+// When ctx ends, or with [ErrElsewhere], it returns an [AMSNotSeenError]. While MongoDB does not answer, it continues to wait;
+// a [Kind.Refusal] is returned at once.
 func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	if w.Address == "" {
 		return AMSNode{}, errors.New("waiting for AMS's node document: no address is given")
@@ -62,15 +62,18 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 		began := time.Now()
 		all, err := c.AMSNodes(ctx)
 		now := c.now()
+		// A reading that our own end cut short says nothing about MongoDB. The driver gives up a moment before that.
+		deadline, bounded := ctx.Deadline()
+		ended := err != nil && (ctx.Err() != nil || bounded && deadline.Before(began.Add(c.timeout)) && KindOf(err) == KindTimeout)
 		switch {
 		case err == nil:
 			seen.take(all, w, now)
 		case KindOf(err).Refusal():
 			return AMSNode{}, err
-		case ctx.Err() == nil: // else the reading was cut short, which says nothing about MongoDB
+		case !ended:
 			seen.Last = err
 		}
-		if w.Progress != nil && ctx.Err() == nil {
+		if w.Progress != nil && !ended {
 			w.Progress(seen.Ours, err)
 		}
 		if err == nil {
@@ -82,7 +85,7 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 			}
 			for _, n := range seen.Local {
 				if w.Elsewhere > 0 && w.counts(n) && local[n.ID+n.IP].wrote(n, now, w.Elsewhere) {
-					// That one alone: another address of this machine may be a neighbour's, too.
+					// Only this one: the others may belong to another node.
 					seen.Local, seen.Verdict, seen.Waited, seen.Cause = []AMSNode{n}, AMSElsewhere, now.Sub(begin), ErrElsewhere
 					return AMSNode{}, seen
 				}
@@ -103,15 +106,15 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	}
 }
 
-// firstSeen is a document of another address of this machine, as it was first read.
+// firstSeen is when a document of another address of this machine was first read.
 type firstSeen struct{ written, at time.Time }
 
-// wrote reports whether it was written for so long.
+// wrote reports whether AMS wrote it for that long.
 func (f firstSeen) wrote(n AMSNode, now time.Time, long time.Duration) bool {
 	return !f.at.IsZero() && n.LastUpdate.After(f.written) && now.Sub(f.at) >= long
 }
 
-// counts reports whether a fresh document may be that of the server that runs now.
+// counts reports whether a fresh document may be the current server's.
 func (w AMSWait) counts(n AMSNode) bool {
 	return !n.LastUpdate.Before(w.Started) && !(w.NewOnly && n.sameAs(w.Before))
 }
@@ -120,7 +123,7 @@ func (n AMSNode) sameAs(nodes []AMSNode) bool {
 	return slices.ContainsFunc(nodes, func(b AMSNode) bool { return b.ID == n.ID && SameAddress(b.IP, n.IP) })
 }
 
-// take sorts the list of nodes.
+// take sorts the documents into e.
 func (e *AMSNotSeenError) take(all []AMSNode, w AMSWait, now time.Time) {
 	e.Reads++
 	e.Last, e.Ours, e.Local, e.Appeared = nil, nil, nil, nil
@@ -136,8 +139,8 @@ func (e *AMSNotSeenError) take(all []AMSNode, w AMSWait, now time.Time) {
 	}
 }
 
-// written returns the newest document that is fresh and was written since before, which is nil if it is not known. It asks whether the
-// time changed, not whether it grew: a clock that was corrected after the boot may have gone back.
+// written returns the newest document that is fresh and has changed since before, which is nil if unknown. The time may have
+// decreased: the clock may be corrected after the boot.
 func written(ours, before []AMSNode, now time.Time) (found AMSNode, ok bool) {
 	for _, n := range ours {
 		if before != nil && n.Fresh(now) && n.since(before) && (!ok || n.LastUpdate.After(found.LastUpdate)) {
@@ -147,51 +150,48 @@ func written(ours, before []AMSNode, now time.Time) (found AMSNode, ok bool) {
 	return found, ok
 }
 
-// since reports whether n is not among before as it is now.
+// since reports whether n is new or has changed since before.
 func (n AMSNode) since(before []AMSNode) bool {
 	return !slices.ContainsFunc(before, func(b AMSNode) bool {
 		return b.ID == n.ID && b.IP == n.IP && b.LastUpdate.Equal(n.LastUpdate)
 	})
 }
 
-// AMSVerdict names what was seen instead of the document waited for.
+// AMSVerdict is why no fresh document was found.
 type AMSVerdict string
 
-// The verdicts.
+// The values of AMSVerdict.
 const (
-	// AMSUnread: MongoDB could not be read, nothing is known.
+	// AMSUnread: MongoDB could not be read.
 	AMSUnread AMSVerdict = "unread"
-	// AMSNothing: no document of our address, and no sign of another.
+	// AMSNothing: no document of the address, and no other new one.
 	AMSNothing AMSVerdict = "nothing"
 	// AMSElsewhere: AMS writes under another address of this machine.
 	AMSElsewhere AMSVerdict = "elsewhere"
-	// AMSMaybeElsewhere: nothing of our address, but other addresses appeared
-	// since, one of which may be ours by mistake.
+	// AMSMaybeElsewhere: no document of the address, but new ones of other addresses; one may be this machine's.
 	AMSMaybeElsewhere AMSVerdict = "maybe-elsewhere"
-	// AMSNotAdvancing: our document is as it was before we started.
+	// AMSNotAdvancing: the document is as it was before the wait.
 	AMSNotAdvancing AMSVerdict = "not-advancing"
-	// AMSStopped: our document was written since, and then no more, or with a
-	// clock that is not the local one.
+	// AMSStopped: the document was written during the wait, but is not fresh by the local clock.
 	AMSStopped AMSVerdict = "stale"
 )
 
-// AMSNotSeenError tells what was seen instead of a fresh document of our own
-// address. errors.Is finds the end of the context and the last failure to read.
+// AMSNotSeenError reports what was found instead of a fresh document of the address. errors.Is finds the end of the context
+// and the last read error.
 type AMSNotSeenError struct {
 	Address string
 	Waited  time.Duration
 	Verdict AMSVerdict
 	Reads   int       // how often MongoDB answered
-	Ours    []AMSNode // documents of our address, when last read
+	Ours    []AMSNode // documents of the address, at the last read
 	Local   []AMSNode // fresh documents of other addresses of this machine
-	// Appeared are documents of addresses that were not there before.
+	// Appeared are documents of addresses that are not in AMSWait.Before.
 	Appeared []AMSNode
-	Last     error // the last failure to read, nil if the last reading worked
-	Cause    error // why the waiting ended
+	Last     error // of the last read
+	Cause    error // why the wait ended
 
-	age time.Duration // of the newest of Ours
-	// timeless says that the newest of Ours has no readable time.
-	timeless bool
+	age      time.Duration // of the newest of Ours
+	timeless bool          // the newest of Ours has no readable time
 }
 
 func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
@@ -211,12 +211,12 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 		if newest.since(before) {
 			e.Verdict = AMSStopped
 		} else if len(e.Local) > 0 {
-			e.Verdict = AMSElsewhere // the old document is of another life
+			e.Verdict = AMSElsewhere // the old document is of an earlier process
 		}
 	}
 }
 
-// byLocalClock says how old a time is. A server's clock may be ahead of this machine's.
+// byLocalClock formats an age. The server's clock may be ahead of this machine's.
 func byLocalClock(age time.Duration) string {
 	if age < 0 {
 		return age.Abs().Round(time.Second).String() + " ahead of the local clock"
@@ -224,10 +224,10 @@ func byLocalClock(age time.Duration) string {
 	return age.Round(time.Second).String() + " ago by the local clock"
 }
 
-// Error tells the verdict with its evidence.
+// Error describes what was found.
 func (e *AMSNotSeenError) Error() string {
 	if errors.Is(e.Cause, ErrElsewhere) && len(e.Local) > 0 {
-		// Said again and again by who waits on: the same words each time.
+		// Callers log this repeatedly: the text must not change with the time waited.
 		return fmt.Sprintf("AMS registered as %s, which is another address of this machine, and not as %s", addresses(e.Local), e.Address)
 	}
 	waited := e.Waited.Round(100 * time.Millisecond)
@@ -254,7 +254,7 @@ func (e *AMSNotSeenError) Error() string {
 	return s
 }
 
-// Unwrap returns why the waiting ended and the last failure to read.
+// Unwrap returns why the wait ended and the last read error.
 func (e *AMSNotSeenError) Unwrap() []error {
 	var errs []error
 	for _, err := range []error{e.Cause, e.Last} {
@@ -266,7 +266,7 @@ func (e *AMSNotSeenError) Unwrap() []error {
 }
 
 func addresses(nodes []AMSNode) string {
-	const most = 5 // in a scaling event there may be a hundred
+	const most = 5 // there may be a hundred when the cluster scales out
 	var ips []string
 	for _, n := range nodes {
 		if !slices.Contains(ips, n.IP) {
