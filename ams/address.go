@@ -22,8 +22,7 @@ type Interface struct {
 	Addrs    []netip.Addr
 }
 
-// HostInterfaces lists the interfaces of the running system. Below another root
-// nothing is known about them: ErrInterfacesUnknown.
+// HostInterfaces lists the interfaces of the running system. Below any other root it fails with ErrInterfacesUnknown.
 func HostInterfaces(root string) ([]Interface, error) {
 	if !realRoot(root) {
 		return nil, ErrInterfacesUnknown
@@ -49,15 +48,14 @@ func HostInterfaces(root string) ([]Interface, error) {
 	return ifaces, nil
 }
 
-// HostDefaultRoute is the address that the running system would send from to the
-// world outside, IPv4 before IPv6. Nothing is sent: connecting a UDP socket only
-// asks the kernel for the way. Below another root: ErrInterfacesUnknown.
+// HostDefaultRoute returns the source address of the default route, IPv4 before IPv6. It sends nothing: connecting a UDP
+// socket only makes the kernel choose the route. Below any other root it fails with ErrInterfacesUnknown.
 func HostDefaultRoute(root string) (netip.Addr, error) {
 	if !realRoot(root) {
 		return netip.Addr{}, ErrInterfacesUnknown
 	}
 	var errs []error
-	// Addresses that are reserved for documentation: nobody has them.
+	// Addresses reserved for documentation.
 	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
 		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(to), Port: 9})
 		if err != nil {
@@ -79,7 +77,7 @@ func HostDefaultRoute(root string) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("looking for the default route: %w", errors.Join(errs...))
 }
 
-// AddressSource says what decided the node address.
+// AddressSource is the source of the node address.
 type AddressSource string
 
 // The sources, the strongest first.
@@ -100,27 +98,24 @@ const (
 	WarnAddressUnchecked = "AMS-ADDRESS-UNCHECKED"
 )
 
-// AddressOptions are the facts that [ChooseAddress] decides by.
+// AddressOptions is the input of [ChooseAddress].
 type AddressOptions struct {
-	// Explicit is the address a person gave, "" for none.
+	// Explicit is the operator's address; "" if not given.
 	Explicit string
-	// Force accepts an explicit address that no interface has, as behind a
-	// translation of addresses.
+	// Force accepts an explicit address that no interface has, for example behind NAT.
 	Force bool
-	// Metadata is the private address the cloud gave, and MetadataSource where
-	// it has it from, for the reason.
+	// Metadata is the private address from the cloud. MetadataSource names its origin in the reason.
 	Metadata       netip.Addr
 	MetadataSource string
-	// Known are all addresses that the cloud gave this machine, also those that it
-	// translates on the way. An explicit one of them needs no interface.
+	// Known are all addresses that the cloud gave this machine, also translated ones. An explicit address among them
+	// needs no interface.
 	Known []netip.Addr
-	// Interfaces and DefaultRoute are asked where they are needed; nil means
-	// nothing is known.
+	// Interfaces and DefaultRoute are called only if needed; nil means not known.
 	Interfaces   func() ([]Interface, error)
 	DefaultRoute func() (netip.Addr, error)
 }
 
-// Address is the chosen node address, with why.
+// Address is the chosen node address and the reason.
 type Address struct {
 	Addr      netip.Addr    `json:"address"`
 	Source    AddressSource `json:"source"`
@@ -129,10 +124,8 @@ type Address struct {
 	Warnings  []Warning     `json:"warnings,omitempty"`
 }
 
-// ChooseAddress decides under which address this node registers: what a person
-// says, else what the cloud says, else the address of the default route. The
-// other nodes must reach it; which one it is decides whether streams travel, so
-// the reason comes with it.
+// ChooseAddress chooses the address under which this node registers: the operator's, else the cloud's, else that of the
+// default route. The other nodes must reach it, so the reason is part of the result.
 //
 // It fails with ErrBadAddress, ErrAddressUnreachable, ErrAddressNotHere or ErrNoAddress.
 func ChooseAddress(o AddressOptions) (Address, error) {
@@ -171,8 +164,7 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 	return a, nil
 }
 
-// ParseAddress reads a node address as a person gives it. Its errors say what
-// the text is instead.
+// ParseAddress parses an operator's node address. Its errors describe the invalid text.
 func ParseAddress(s string) (netip.Addr, error) {
 	s = strings.TrimSpace(s)
 	addr, err := netip.ParseAddr(s)
@@ -188,14 +180,13 @@ func ParseAddress(s string) (netip.Addr, error) {
 	} else if _, e := netip.ParseAddr(strings.Trim(s, "[]")); e == nil {
 		why = "an address in brackets; give it without them"
 	} else if strings.ContainsFunc(s, func(r rune) bool { return r != '.' && (r < '0' || r > '9') }) && !strings.ContainsAny(s, ":/@ ") {
-		// The server hands this text to its peers; a name would have to mean the
-		// same machine for all of them.
+		// The server hands this text to its peers; a name may resolve to another machine there.
 		why = "a host name; give the IP address itself"
 	}
 	return netip.Addr{}, fmt.Errorf("%q: %w: it is %s", s, ErrBadAddress, why)
 }
 
-// usable refuses what can never be a node's address.
+// usable rejects addresses that no node can have.
 func usable(a netip.Addr) error {
 	switch {
 	case !a.IsValid():
@@ -214,8 +205,7 @@ func (a *Address) warn(id, format string, args ...any) {
 	a.Warnings = append(a.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
 }
 
-// check holds the address against the machine's interfaces and against what is
-// known to go wrong in clusters.
+// check compares the address with the machine's interfaces and warns of addresses that fail in clusters.
 func (a *Address) check(o AddressOptions) error {
 	switch {
 	case a.Addr.IsLoopback():
@@ -262,7 +252,7 @@ func (a *Address) check(o AddressOptions) error {
 func interfaceOf(ifaces []Interface, a netip.Addr) (Interface, bool) {
 	for _, in := range ifaces {
 		for _, have := range in.Addrs {
-			// An interface's own link-local address has its zone, a person's has not.
+			// An interface's link-local address has a zone, the operator's has not.
 			if have.WithZone("") == a.WithZone("") {
 				return in, true
 			}
@@ -271,7 +261,7 @@ func interfaceOf(ifaces []Interface, a netip.Addr) (Interface, bool) {
 	return Interface{}, false
 }
 
-// addressList names the addresses that would do, for a person who mistyped one.
+// addressList lists the addresses the operator can choose from.
 func addressList(ifaces []Interface) string {
 	var list []string
 	for _, in := range ifaces {
@@ -287,14 +277,13 @@ func addressList(ifaces []Interface) string {
 	return strings.Join(list, ", ")
 }
 
-// isPublic: neither private nor a carrier's shared space (RFC 6598), which
-// clouds use inside.
+// isPublic excludes private addresses and a carrier's shared space (RFC 6598), which clouds use internally.
 func isPublic(a netip.Addr) bool {
 	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
 	return a.IsGlobalUnicast() && !a.IsPrivate() && !shared.Contains(a)
 }
 
-// bridgeLike knows interfaces of containers and virtual machines by their names.
+// bridgeLike recognizes interfaces of containers and virtual machines by name.
 func bridgeLike(name string) bool {
 	return slices.ContainsFunc([]string{
 		"docker", "br-", "virbr", "veth", "cni", "flannel", "cali", "cilium", "podman", "lxcbr", "lxdbr", "vnet", "kube-", "weave", "vmnet", "vboxnet",

@@ -24,7 +24,7 @@ func addrs(list ...string) []netip.Addr {
 	return out
 }
 
-// machine is a host with a bit of everything.
+// machine has interfaces of many kinds.
 func machine() ([]Interface, error) {
 	return []Interface{
 		{Name: "lo", Up: true, Loopback: true, Addrs: addrs("127.0.0.1", "::1")},
@@ -194,12 +194,12 @@ func TestChooseAddressErrors(t *testing.T) {
 	}
 }
 
-// Unknown is not "not here".
+// Unknown interfaces are not ErrAddressNotHere.
 func TestChooseAddressUnchecked(t *testing.T) {
 	for name, ifaces := range map[string]func() ([]Interface, error){
-		"nobody to ask": nil,
-		"another root":  func() ([]Interface, error) { return HostInterfaces("/srv/image") },
-		"an error":      func() ([]Interface, error) { return nil, errors.New("netlink: permission denied") },
+		"no source":    nil,
+		"another root": func() ([]Interface, error) { return HostInterfaces("/srv/image") },
+		"an error":     func() ([]Interface, error) { return nil, errors.New("netlink: permission denied") },
 	} {
 		a, err := ChooseAddress(AddressOptions{Explicit: "10.0.0.6", Interfaces: ifaces})
 		if err != nil || !cmp.Equal(warnings(a.Warnings), []string{WarnAddressUnchecked}) {
@@ -218,7 +218,7 @@ func TestHostInterfaces(t *testing.T) {
 	if !ok || !in.Loopback || !in.Up {
 		t.Errorf("no loopback among %+v", ifaces)
 	}
-	// A machine without any route is in order; a made-up address is not.
+	// A machine may have no route, but not an invented address.
 	if a, err := HostDefaultRoute("/"); err == nil {
 		if _, ok := interfaceOf(ifaces, a); !ok {
 			t.Errorf("the default route has %s, which no interface has", a)
@@ -226,7 +226,7 @@ func TestHostInterfaces(t *testing.T) {
 	}
 }
 
-// A machine without a default route says that, not which addresses were tried.
+// Without a default route the error does not list the tried addresses.
 func TestHostDefaultRouteNone(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("a network namespace needs root")

@@ -12,20 +12,19 @@ import (
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
-// maxSaid is how many bytes of an error or of a word of an answer are kept. Who
-// answers decides how long these are: the server's user, for thousands of
+// maxText bounds the bytes kept of an error or a header. The server's user controls their length, for thousands of
 // applications.
-const maxSaid = 256
+const maxText = 256
 
-// reply is the answer to one call.
+// reply is the response to one call.
 type reply struct {
 	code             int
-	status, location string // at most maxSaid bytes of each
+	status, location string // at most maxText bytes of each
 	body             []byte
 }
 
-// call sends a request and reads at most limit bytes of the answer's body. A nil
-// client is [NewHTTPClient]'s. Its error does not name the URL.
+// call sends a request and reads at most limit bytes of the response body. A nil client means [NewHTTPClient]. Errors do
+// not contain the URL.
 func call(client *http.Client, req *http.Request, limit int64) (reply, error) {
 	if client == nil {
 		client = NewHTTPClient()
@@ -43,11 +42,11 @@ func call(client *http.Client, req *http.Request, limit int64) (reply, error) {
 	if err != nil {
 		return reply{}, &callError{err}
 	}
-	return reply{resp.StatusCode, plain.Truncate(resp.Status, maxSaid), plain.Truncate(resp.Header.Get("Location"), maxSaid), body}, nil
+	return reply{resp.StatusCode, plain.Truncate(resp.Status, maxText), plain.Truncate(resp.Header.Get("Location"), maxText), body}, nil
 }
 
-// callError is why a call was not answered, in at most maxSaid bytes.
+// callError is the reason why a call failed, in at most maxText bytes.
 type callError struct{ err error }
 
-func (e *callError) Error() string { return plain.Truncate(e.err.Error(), maxSaid) }
+func (e *callError) Error() string { return plain.Truncate(e.err.Error(), maxText) }
 func (e *callError) Unwrap() error { return e.err }

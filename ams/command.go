@@ -24,44 +24,35 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Limits of a command where the caller's context sets none. A stop waits for the
-// server to end its streams.
+// Limits of a command if the caller's context sets none. A stop waits for the server to end its streams.
 const (
 	commandLimit       = 5 * time.Minute
 	commandStatusLimit = 15 * time.Second
-	// commandGrace is what a command that was told to end gets before it is killed.
+	// commandGrace is the time from SIGTERM to SIGKILL.
 	commandGrace = 5 * time.Second
-	// commandKeep is how much of its output an error shows: the end, where the
-	// reason is.
+	// commandKeep bounds the output in an error: the end, which has the reason.
 	commandKeep = 2 << 10
 )
 
-// commandPath is the search path of a command. It is not the caller's: a command
-// must behave the same from a terminal, from cloud-init and from a unit.
+// commandPath does not depend on the caller: a command must behave the same from a terminal, cloud-init and a unit.
 const commandPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Command is a service that is started and stopped by a program of the
-// operator's: CMD start|stop|restart|status.
+// Command is a service that a program of the operator starts and stops: CMD start|stop|restart|status.
 //
-// The program runs with standard input closed, in a process group of its own,
-// with a fresh environment: PATH, LANG and AMS_HOST_ADDRESS, nothing of ours,
-// so that no secret in our own environment reaches it. It ends when it is done;
-// a server that it leaves running in the background is not waited for.
+// The program runs with standard input closed, in its own process group, with only PATH, LANG and AMS_HOST_ADDRESS in
+// its environment, so that it gets no secret of the agent. A server that it leaves in the background is not waited for.
 //
-// status answers by its exit status as systemctl is-active does: 0 running, 3
-// not running. The first word of its output may say it more exactly (active,
-// inactive, failed, activating, deactivating, reloading), a number after it is
-// the main process. Anything else is unknown, and an error.
+// The exit status of status is that of systemctl is-active: 0 running, 3 not running. The first word of its output may
+// be more specific (active, inactive, failed, activating, deactivating, reloading); a number after it is the main
+// process. Anything else is unknown, and an error.
 type Command struct {
 	argv        []string
 	hostAddress atomic.Pointer[netip.Addr]
 }
 
-// NewCommand takes the command as a person writes it: the absolute path of a
-// program and perhaps fixed arguments, split at blanks. No shell reads it: there
-// is no quoting, and $, ; and > mean themselves. A program with a blank in its
-// path, or anything more, belongs into a script. One that somebody else than root may
-// change is refused ([files.ErrForeign]): the server's user would be root by it.
+// NewCommand parses a command: the absolute path of a program and optional fixed arguments, split at white space. No
+// shell is involved: $, ; > and quotes are literal. Everything else belongs into a script. As root it fails with
+// [files.ErrForeign] if another user can change the program: that user would become root.
 func NewCommand(line string) (*Command, error) {
 	argv := strings.Fields(line)
 	if len(argv) == 0 {
@@ -71,10 +62,9 @@ func NewCommand(line string) (*Command, error) {
 		return nil, fmt.Errorf("the service command %q is not an absolute path", argv[0])
 	}
 	for _, arg := range argv {
-		// The list of processes is readable by everybody. The text itself stays
-		// out of the message for the same reason.
+		// All users can read the process list. The message omits the text for the same reason.
 		if strings.Contains(arg, "mongodb://") || strings.Contains(arg, "mongodb+srv://") {
-			return nil, errors.New("the service command has a connection string as an argument: everybody on the machine could read it")
+			return nil, errors.New("the service command has a connection string as an argument: every user of the machine could read it")
 		}
 	}
 	st, err := os.Stat(argv[0])
@@ -92,7 +82,7 @@ func NewCommand(line string) (*Command, error) {
 	return &Command{argv: argv}, nil
 }
 
-// Name is the command as it was given.
+// Name returns the command line.
 func (c *Command) Name() string { return strings.Join(c.argv, " ") }
 
 // Start runs CMD start.
@@ -104,7 +94,7 @@ func (c *Command) Stop(ctx context.Context) error { return c.do(ctx, "stop") }
 // Restart runs CMD restart.
 func (c *Command) Restart(ctx context.Context) error { return c.do(ctx, "restart") }
 
-// Reload has nothing to do: a command reads its configuration when it runs.
+// Reload does nothing: a command reads its configuration when it runs.
 func (c *Command) Reload(context.Context) error { return nil }
 
 func (c *Command) do(ctx context.Context, verb string) error {
@@ -124,7 +114,7 @@ func (c *Command) do(ctx context.Context, verb string) error {
 	return e
 }
 
-// SetHostAddress has the program given an address as AMS_HOST_ADDRESS from now on, where valid.
+// SetHostAddress sets AMS_HOST_ADDRESS for the next runs, if a is valid.
 func (c *Command) SetHostAddress(a netip.Addr) { c.hostAddress.Store(&a) }
 
 // State runs CMD status.
@@ -147,8 +137,8 @@ func (c *Command) State(ctx context.Context) (State, error) {
 	return st, nil
 }
 
-// commandState reads the answer of status. The exit status decides; the word
-// only says it more exactly, and a contradiction is an error, not a guess.
+// commandState interprets the result of status. The exit status decides, the word refines it; a contradiction is an
+// error.
 func commandState(code int, stdout []byte) (State, error) {
 	unknown := State{Activity: ActivityUnknown}
 	allowed := map[int][]Activity{
@@ -182,7 +172,7 @@ type commandOutput struct{ stdout, stderr []byte }
 
 func (o commandOutput) both() []byte { return slices.Concat(o.stderr, o.stdout) }
 
-// run executes the program and gives what it wrote.
+// run executes the program and returns its output.
 func (c *Command) run(ctx context.Context, verb string) (commandOutput, error) {
 	var out commandOutput
 	stdout, err := newSink("stdout")
@@ -203,8 +193,8 @@ func (c *Command) run(ctx context.Context, verb string) (commandOutput, error) {
 		cmd.Env = append(cmd.Env, HostAddressVariable+"="+a.String())
 	}
 	cmd.Stdout, cmd.Stderr = stdout.f, stderr.f // Stdin nil is /dev/null
-	// A group of its own: a Ctrl-C meant for us does not tear a half-done start,
-	// and one that hangs can be ended with all it started.
+	// Its own process group: Ctrl-C for the agent does not interrupt a start, and a hanging program ends with its
+	// children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error {
 		if err := unix.Kill(-cmd.Process.Pid, unix.SIGTERM); err != nil {
@@ -216,8 +206,8 @@ func (c *Command) run(ctx context.Context, verb string) (commandOutput, error) {
 
 	err = cmd.Run()
 	if err != nil && ctx.Err() != nil && cmd.Process != nil {
-		// What ignored the signal, or started after it, goes with the group. The
-		// group's number cannot be another's while one of its processes lives.
+		// Kill processes that ignored SIGTERM or started after it. The group's number is not reused while one of its
+		// processes lives.
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		err = errors.Join(ctx.Err(), err)
 	}
@@ -225,10 +215,8 @@ func (c *Command) run(ctx context.Context, verb string) (commandOutput, error) {
 	return out, err
 }
 
-// sink collects output in memory that belongs to no file system. A pipe would
-// not do: a start command leaves the server behind with our pipe as its output;
-// we would wait for its end, or the server would die of SIGPIPE at its first
-// line once we are gone.
+// sink collects output in anonymous memory. A start command leaves the server behind with its output open: with a pipe
+// the agent would wait for the server's end, or the server would die of SIGPIPE once the agent is gone.
 type sink struct{ f *os.File }
 
 func newSink(name string) (*sink, error) {
@@ -247,10 +235,8 @@ func (s *sink) size() int64 {
 	return st.Size()
 }
 
-// take reads the beginning and the end of what was written and closes the sink
-// for writing: a process that is still there gets an error from its writes and
-// does not fill the memory. A script that writes to /dev/stderr by name starts
-// at the front again, which leaves zero bytes: they are nobody's text.
+// take reads the beginning and the end of the output and seals the sink: later writes fail instead of filling the
+// memory. A script that opens /dev/stderr by name starts at offset 0, which leaves zero bytes; they are dropped.
 func (s *sink) take() []byte {
 	_, _ = unix.FcntlInt(s.f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE)
 	size := s.size()
@@ -262,7 +248,7 @@ func (s *sink) take() []byte {
 
 func (s *sink) close() { _ = s.f.Close() }
 
-// tail is the end of a text, for an error message.
+// tail returns the end of a text, for an error message.
 func tail(b []byte) string {
 	b = bytes.TrimSpace(b)
 	if len(b) > commandKeep {
@@ -286,9 +272,8 @@ func firstLine(b []byte) string {
 	return strings.ToValidUTF8(strings.TrimSpace(string(line)), "\uFFFD")
 }
 
-// getent asks the C library, which is whom Java asks: with everything that
-// nsswitch.conf names, as systemd's own module for the own hostname. Go's
-// resolver knows only files and DNS, and would find names missing that are not.
+// getent queries the C library, as Java does, with every module of nsswitch.conf, such as systemd's for the own
+// hostname. Go's resolver knows only files and DNS.
 const getent = "/usr/bin/getent"
 
 func systemResolve(ctx context.Context, name string) ([]netip.Addr, error) {

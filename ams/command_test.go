@@ -22,7 +22,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// program writes a shell script and gives the command for it.
+// program writes a shell script and returns its command.
 func program(t *testing.T, body string) (*Command, string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -47,7 +47,7 @@ func TestNewCommand(t *testing.T) {
 	}
 }
 
-// The server's user would be root by a program that he may change.
+// A user that can change the program would become root.
 func TestForeignCommand(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to give a file away")
@@ -120,7 +120,7 @@ func TestCommandFails(t *testing.T) {
 		t.Errorf("%d bytes of output: …%q", len(job.Output), job.Output[max(0, len(job.Output)-80):])
 	}
 
-	// By name a script opens the output anew, at its front.
+	// Opening the output by name starts at offset 0.
 	c, _ = program(t, `echo one >&2; echo two >/dev/stderr; echo three >&2; exit 1`)
 	if err := c.Start(t.Context()); !errors.As(err, &job) || strings.ContainsRune(job.Output, 0) || !strings.Contains(job.Output, "two") {
 		t.Errorf("got %v", err)
@@ -133,9 +133,8 @@ func TestCommandFails(t *testing.T) {
 	}
 }
 
-// TestCommandLeavesServer: start ends, and the server it left behind holds its
-// output open, writes to it, and lives: it ends with its folder, so that a start
-// that waits for it does not end at all.
+// TestCommandLeavesServer: start ends while the server keeps the output open and writes to it. The server ends with its
+// folder, so that a start that waits for it never ends.
 func TestCommandLeavesServer(t *testing.T) {
 	c, dir := program(t, `if [ "$1" = start ]; then (trap '' HUP; while [ -e ctl ]; do echo noise || echo refused >refused; sleep 0.05; done) & echo $! >pid; fi; echo "$1 done"`)
 	must.OK(t, c.Start(t.Context()))
@@ -145,17 +144,17 @@ func TestCommandLeavesServer(t *testing.T) {
 	must.OK(t, err)
 	defer func() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
-		waitFor(t, func() bool { return gone(pid) }) // it writes into the folder that is removed next
+		waitFor(t, func() bool { return hasEnded(pid) }) // it writes into the folder that is removed next
 	}()
-	// It writes after we are gone, is refused, and goes on.
+	// It writes after the agent is gone, fails, and continues.
 	waitFor(t, func() bool { _, err := os.Stat(filepath.Join(dir, "refused")); return err == nil })
 	if err := syscall.Kill(pid, 0); err != nil {
 		t.Errorf("the server is gone: %v", err)
 	}
 }
 
-// gone: of a process whose parent is process 1, which may or may not reap it.
-func gone(pid int) bool {
+// hasEnded: process 1, the parent, may not reap it.
+func hasEnded(pid int) bool {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	return err != nil || strings.Contains(string(stat), ") Z ")
 }
@@ -172,8 +171,7 @@ func waitFor(t *testing.T, ok func() bool) {
 	}
 }
 
-// TestCommandHangs: at the deadline the program goes, and what it started, though
-// both ignore being asked.
+// TestCommandHangs: at the deadline the program and its children end, though both ignore SIGTERM.
 func TestCommandHangs(t *testing.T) {
 	c, dir := program(t, `trap 'echo asked >asked; exit 0' TERM; (trap '' TERM; echo $$ >started; exec sleep 60) & echo $! >pid; wait`)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -200,7 +198,7 @@ func TestCommandHangs(t *testing.T) {
 	b, _ := os.ReadFile(filepath.Join(dir, "pid"))
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	must.OK(t, err)
-	waitFor(t, func() bool { return gone(pid) })
+	waitFor(t, func() bool { return hasEnded(pid) })
 
 	c, _ = program(t, `exec sleep 60`)
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -213,7 +211,7 @@ func TestCommandHangs(t *testing.T) {
 	}
 }
 
-// A program may write without end: what we keep does not grow with it.
+// The kept output does not grow with the program's.
 func TestCommandFloods(t *testing.T) {
 	c, _ := program(t, `head -c 100000000 /dev/zero | tr '\0' x; exit 1`)
 	var job *JobError

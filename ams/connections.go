@@ -16,49 +16,49 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Connections is what [CountConnections] counted, by our port. A port without connections is in none of the maps.
+// Connections is the result of [CountConnections], by local port. Ports without connections are in no map.
 type Connections struct {
-	// ByPort are the connections from other machines.
+	// ByPort counts connections from other machines.
 	ByPort map[int]int
-	// LocalByPort are those from this machine: health checks, the agent, and a proxy that stands before the server.
+	// LocalByPort counts those from this machine: health checks, the agent, a proxy in front of the server.
 	LocalByPort map[int]int
-	// Excluded are those from the addresses that the caller excludes, and Silent those without a byte for two minutes.
+	// Excluded counts those from addresses that the caller excludes, Silent those without a byte for two minutes.
 	Excluded, Silent int
 }
 
-// silentAfter is twice what balancers usually bear.
+// silentAfter is twice the usual idle timeout.
 const silentAfter = 2 * time.Minute
 
-// The kernel's own numbers (linux/inet_diag.h).
+// From linux/inet_diag.h.
 const (
-	// diagTCP is TCPDIAG_GETSOCK, the oldest request: it has IPv4 and IPv6 in one answer, newer ones take a family.
+	// diagTCP is TCPDIAG_GETSOCK, the oldest request: one response has IPv4 and IPv6, newer requests take a family.
 	diagTCP         = 18
 	diagRequestSize = 60
 	diagMessageSize = 72
 	diagEstablished = 1 << unix.BPF_TCP_ESTABLISHED
-	// diagInfo is the attribute with struct tcp_info (linux/tcp.h). In it is, in milliseconds, how long ago something was sent
-	// and received last.
+	// diagInfo is the attribute with struct tcp_info (linux/tcp.h), which has the milliseconds since the last send and
+	// receive.
 	diagInfo               = 2
 	infoSent, infoReceived = 44, 52
 )
 
-// diagPatience bounds the wait for an answer that the kernel gives at once.
-var diagPatience = unix.Timeval{Sec: 2}
+// diagTimeout bounds the wait for the kernel's response, which is immediate.
+var diagTimeout = unix.Timeval{Sec: 2}
 
 var errCutMessage = errors.New("a message of the kernel is cut")
 
-// CountConnections counts the established TCP connections to our ports in the network namespace of the agent. exclude tells
-// the addresses that do not count; nil is none.
+// CountConnections counts the established TCP connections to local ports in the agent's network namespace, without those
+// from addresses for which exclude, if not nil, returns true.
 //
-// It is an estimate of the viewers, and good for "are there any left" and for a trend:
+// It estimates the viewers, well enough for "are there any left" and for a trend:
 //
-//   - A player of HLS or DASH keeps one to a few connections, which is too high. A client of WebRTC holds one websocket, and a
-//     publisher is counted as a viewer. Users of the panel and health checks count while they are connected.
-//   - Connections through a load balancer are the balancer's, which may use one for many viewers or keep some for nobody. Those
-//     are left out when they have been silent for two minutes. No viewer is: a player asks every few seconds, and the server's
-//     own WebRTC client sends something every three.
+//   - A player of HLS or DASH keeps one to a few connections, which is too high. A WebRTC client holds one websocket, and a
+//     publisher counts as a viewer. Users of the panel and health checks count while they are connected.
+//   - Connections through a load balancer are the balancer's, which may use one for many viewers or keep unused ones. Those
+//     silent for two minutes do not count. No viewer is that silent: a player sends a request every few seconds, and the
+//     server's own WebRTC client sends something every three.
 //
-// The server's own [ReadStatistics] is better.
+// [ReadStatistics] is better.
 func CountConnections(ports []int, exclude func(netip.Addr) bool) (Connections, error) {
 	c := counter{ports: ports, exclude: exclude}
 	if err := c.ask(); err != nil {
@@ -71,17 +71,17 @@ type counter struct {
 	Connections
 	ports   []int
 	exclude func(netip.Addr) bool
-	silence time.Duration // 0 is silentAfter
+	silence time.Duration // 0 means silentAfter
 }
 
-// ask counts by a question to the kernel (sock_diag(7)).
+// ask queries the kernel (sock_diag(7)).
 func (c *counter) ask() error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &diagPatience); err != nil {
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &diagTimeout); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}
 	request := make([]byte, unix.NLMSG_HDRLEN+diagRequestSize)
@@ -94,7 +94,7 @@ func (c *counter) ask() error {
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return os.NewSyscallError("sendto", err)
 	}
-	buf := make([]byte, 16<<10) // the kernel hands out a page or two at a time
+	buf := make([]byte, 16<<10) // the kernel returns a page or two at a time
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		if errors.Is(err, unix.EINTR) {
@@ -109,7 +109,7 @@ func (c *counter) ask() error {
 	}
 }
 
-// messages takes one answer apart. done says that it was the last.
+// messages parses one response. done reports whether it was the last.
 func (c *counter) messages(b []byte) (done bool, err error) {
 	for len(b) > 0 {
 		if len(b) < unix.NLMSG_HDRLEN {
@@ -139,8 +139,8 @@ func (c *counter) messages(b []byte) (done bool, err error) {
 	return false, nil
 }
 
-// message takes one connection: family, state, and two bytes more; then our port, theirs, our address and theirs, with room for
-// IPv6 each.
+// message parses one connection: family, state, two more bytes; then local and remote port, local and remote address,
+// each with room for IPv6.
 func (c *counter) message(b []byte) {
 	const source, destination = 8, 24
 	port := int(binary.BigEndian.Uint16(b[4:]))
@@ -169,7 +169,7 @@ func (c *counter) message(b []byte) {
 	}
 }
 
-// silence finds among a connection's attributes for how long nothing was sent or received; 0 if the kernel does not tell.
+// silence returns the time since the last send or receive; 0 if the kernel does not report it.
 func silence(attrs []byte) time.Duration {
 	ne := binary.NativeEndian
 	for len(attrs) >= unix.SizeofRtAttr {

@@ -81,7 +81,7 @@ func TestCountConnectionsLeavesTheSilentOut(t *testing.T) {
 	}
 	want := Connections{LocalByPort: map[int]int{port: 2}, Silent: 2}
 	for end := time.Now().Add(time.Minute); ; {
-		// One of them says something, to the other one something is said.
+		// One of them sends, the other receives.
 		for _, c := range []net.Conn{theirs[0], ours[1]} {
 			if _, err := c.Write([]byte("x")); err != nil {
 				t.Fatal(err)
@@ -98,12 +98,12 @@ func TestCountConnectionsLeavesTheSilentOut(t *testing.T) {
 	}
 }
 
-// One question is for both families and all ports, and for no other port.
+// One query covers both families and exactly these ports.
 func TestCountConnectionsOfManyPorts(t *testing.T) {
 	var ports []int
 	open := func(host string) int {
 		t.Helper()
-		// On all addresses: a port of 127.0.0.1 alone may be another program's on ::1.
+		// On all addresses: the same port of ::1 may be another program's.
 		l, err := net.Listen("tcp", ":0")
 		must.OK(t, err)
 		t.Cleanup(func() { l.Close() })
@@ -137,13 +137,12 @@ func TestCountConnectionsOfManyPorts(t *testing.T) {
 			t.Errorf("%d connections to %d", n, p)
 		}
 	}
-	if n := count(1, 65535); n != 0 { // neither is given to anybody who dials
-		t.Errorf("%d connections to ports that nobody listens on", n)
+	if n := count(1, 65535); n != 0 { // clients never use these ports
+		t.Errorf("%d connections to ports without a listener", n)
 	}
 }
 
-// In a network of its own a machine has viewers from elsewhere: the loopback
-// interface owns all of 10.0.0.0/8 there.
+// In its own network namespace a machine has remote viewers: the loopback interface owns all of 10.0.0.0/8 there.
 func TestCountConnectionsFromElsewhere(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("a network namespace needs root")
@@ -167,9 +166,8 @@ func TestCountConnectionsFromElsewhere(t *testing.T) {
 	}
 }
 
-// onOwnThread runs f on a thread that ends with it, and the namespace with the
-// thread. The first thread of the process is none: it never ends, and /proc/self/net
-// is the network of that one, for every test.
+// onOwnThread runs f on a thread that ends with it, and the namespace with the thread. It does not use the first thread
+// of the process, which never ends and whose network is /proc/self/net, for every test.
 func onOwnThread(f func()) {
 	runtime.LockOSThread()
 	if unix.Gettid() != unix.Getpid() {
@@ -202,7 +200,7 @@ func countInNamespace() (Connections, error) {
 	for _, from := range []net.IP{
 		net.IPv4(10, 1, 0, 1), net.IPv4(10, 1, 0, 1), net.IPv4(10, 1, 0, 2), // viewers
 		net.IPv4(10, 0, 0, 6), // another node
-		net.IPv4(10, 0, 0, 5), // ourselves
+		net.IPv4(10, 0, 0, 5), // this node
 	} {
 		c, err := net.DialTCP("tcp4", &net.TCPAddr{IP: from}, to)
 		if err != nil {
@@ -237,7 +235,7 @@ func loopbackAddress(addr string) error {
 	return nil
 }
 
-// message writes one message of the kernel's answer.
+// message builds one message of the kernel's response.
 func message(kind uint16, body []byte) []byte {
 	b := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+len(body))
 	binary.NativeEndian.PutUint32(b, uint32(unix.NLMSG_HDRLEN+len(body)))
@@ -256,18 +254,18 @@ func diagBody(family byte, own, other string) []byte {
 	return b
 }
 
-// silentFor is a connection on which something was sent and received so many milliseconds ago, by a kernel that tells so many
-// bytes of that.
-func silentFor(sent, received uint32, told int) []byte {
+// silentFor is a connection with its last send and receive so many milliseconds ago, from a kernel that reports so many
+// bytes of tcp_info.
+func silentFor(sent, received uint32, size int) []byte {
 	ne := binary.NativeEndian
 	b := diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1")
-	b = append(b, 5, 0, 8, 0, 1, 0, 0, 0) // another attribute before it, of an odd length
+	b = append(b, 5, 0, 8, 0, 1, 0, 0, 0) // an attribute of odd length before it
 	info := make([]byte, 4+104)
-	ne.PutUint16(info, uint16(4+told))
+	ne.PutUint16(info, uint16(4+size))
 	ne.PutUint16(info[2:], diagInfo)
 	ne.PutUint32(info[4+infoSent:], sent)
 	ne.PutUint32(info[4+infoReceived:], received)
-	return append(b, info[:4+told]...)
+	return append(b, info[:4+size]...)
 }
 
 func TestDiagMessages(t *testing.T) {
@@ -320,7 +318,7 @@ func FuzzCountConnections(f *testing.F) {
 	})
 }
 
-// BenchmarkCountConnections is one question, on a machine with next to no connections.
+// BenchmarkCountConnections is one query, on a machine with few connections.
 func BenchmarkCountConnections(b *testing.B) {
 	for b.Loop() {
 		if _, err := CountConnections([]int{5080, 5443}, nil); err != nil {

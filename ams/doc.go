@@ -1,10 +1,8 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ams shows an Ant Media Server installation as a node agent needs to
-// see it: the tree on disk, its release, its mode and applications, the address
-// under which it registers in a cluster, the service that runs it, and whether
-// its HTTP side answers.
+// Package ams reads an Ant Media Server installation for a node agent: the tree on disk, its release, mode and
+// applications, its node address, the service that runs it, and whether its HTTP side responds.
 //
 //	inst, err := ams.Open("", ams.DefaultDir)
 //	if err != nil { … }
@@ -13,14 +11,10 @@
 //	if _, err := ams.WaitStable(ctx, svc, 5*time.Second); err != nil { … }
 //	live := ams.CheckLiveness(ctx, nil, inst.BaseURL())
 //
-// Every path is taken below a root directory, also through absolute symbolic
-// links, so that a test or an image being built can be looked at like a running
-// machine.
+// Every path is below a root directory, also through absolute symbolic links, so that a test tree or an image can be read
+// like a running machine.
 //
-// The package only looks, except for the services, which start and stop what
-// they are told to. It never writes a file: [DropIn] returns bytes, and whoever
-// calls it writes these. It knows no cloud and no database, never reads the
-// environment, and what it cannot find out it reports as unknown instead of
-// guessing. D-Bus is spoken in one file, systemd.go. Its API is not stable
-// yet.
+// The package only reads, except for the services, which start and stop the server. It never writes a file: the caller
+// writes the bytes of [DropIn]. It uses no cloud, no database and no environment variable, and reports as unknown what it
+// cannot find out. Only systemd.go uses D-Bus. The API is not stable yet.
 package ams

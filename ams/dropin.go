@@ -16,36 +16,31 @@ import (
 	"time"
 )
 
-// HostAddressVariable is the environment variable from which the server takes
-// its node address (2.5 and later). In every release it comes before whatever
-// that release would find out by itself.
+// HostAddressVariable is the environment variable with the server's node address (2.5 and later). It precedes any
+// address that a release detects itself.
 const HostAddressVariable = "AMS_HOST_ADDRESS"
 
-// DropInPath is our drop-in for the vendor's unit. The unit file itself is
-// written anew by every upgrade; a drop-in stays.
+// DropInPath is the agent's drop-in for the vendor's unit. Upgrades overwrite the unit file but keep drop-ins.
 const DropInPath = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
 
-// RuntimeDropInPath is where a drop-in lies that no reboot keeps. Of two with one
-// name the one in /etc counts.
+// RuntimeDropInPath is a drop-in that no reboot keeps. A file of the same name in /etc overrides it.
 const RuntimeDropInPath = "/run/systemd/system/antmedia.service.d/50-amsagent.conf"
 
-// dropInMark begins our drop-in; by it we know our own again.
+// dropInMark begins the agent's drop-in and identifies it.
 const dropInMark = "# Written by amsagent"
 
-// StopTimeout is how long a server with so many applications may need to stop
-// in order. It ends them one after the other, up to about 17 seconds each where
-// streams run; the vendor's unit gives 10 seconds for all of them, kills it, and
-// its streams stay "broadcasting" in the database.
+// StopTimeout is the time that a server with so many applications may need to stop in order. It ends them one after the
+// other, up to about 17 seconds each if streams run; the vendor's unit kills it after 10 seconds, and its streams stay
+// "broadcasting" in the database.
 func StopTimeout(apps int) time.Duration {
 	return time.Duration(60+20*max(apps, 0)) * time.Second
 }
 
-// BeforeStart is what the agent is called with just before each start of the server.
+// BeforeStart is the agent's command just before each start of the server.
 const BeforeStart = "converge --before-start"
 
-// DropIn is the text of our drop-in. An address that is not valid, a timeout of 0
-// and a program "" leave their line out; without all there is nothing to say, and
-// the result is nil. program is the agent's own path.
+// DropIn returns the drop-in's text. An invalid address, a timeout of 0 and an empty program omit their line; without
+// any line the result is nil. program is the agent's path.
 func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byte {
 	if !address.IsValid() && stopTimeout <= 0 && program == "" {
 		return nil
@@ -62,19 +57,19 @@ func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byt
 		fmt.Fprintf(&b, "Environment=%s\n", quoteUnit(HostAddressVariable+"="+address.String()))
 	}
 	if stopTimeout > 0 {
-		// Whole seconds, and never less than was asked for.
+		// Whole seconds, rounded up.
 		fmt.Fprintf(&b, "TimeoutStopSec=%d\n", int64(math.Ceil(stopTimeout.Seconds())))
 	}
 	if program != "" {
-		// "-": its failure does not keep the server from starting. "+": as root, whatever User= says; systemd 231 and later.
-		// Older ones ignore the line.
+		// "-": its failure does not prevent the server's start. "+": as root, regardless of User=; systemd before 231
+		// ignores the line.
 		fmt.Fprintf(&b, "ExecStartPre=-+%s %s\n", quoteUnit(strings.ReplaceAll(program, "$", "$$")), BeforeStart)
 	}
 	return b.Bytes()
 }
 
-// quoteUnit makes one word of a unit file: a percent sign begins a specifier,
-// and what is not plain stands in quotes with C escapes.
+// quoteUnit quotes a word of a unit file: a percent sign begins a specifier, and other special characters need quotes
+// with C escapes.
 func quoteUnit(s string) string {
 	s = strings.ReplaceAll(s, "%", "%%")
 	plain := !strings.ContainsFunc(s, func(r rune) bool {
@@ -100,15 +95,15 @@ func quoteUnit(s string) string {
 	return b.String()
 }
 
-// DropInValues is what a drop-in sets of the things that concern us.
+// DropInValues are the agent's settings in a drop-in.
 type DropInValues struct {
 	Exists      bool          `json:"exists"`
-	Ours        bool          `json:"ours"`                      // it begins as ours do
-	HostAddress string        `json:"host_address,omitempty"`    // AMS_HOST_ADDRESS; "" = not set as we write it
-	StopTimeout time.Duration `json:"stop_timeout_ns,omitempty"` // 0 = not set as we write it
+	Ours        bool          `json:"ours"`                      // it has the agent's mark
+	HostAddress string        `json:"host_address,omitempty"`    // AMS_HOST_ADDRESS; "" = not in the form of [DropIn]
+	StopTimeout time.Duration `json:"stop_timeout_ns,omitempty"` // 0 = not in the form of [DropIn]
 }
 
-// ReadDropIn reads our drop-in below root. That there is none is no error.
+// ReadDropIn reads the agent's drop-in below root. A missing file is no error.
 func ReadDropIn(root string) (DropInValues, error) {
 	b, _, err := readBelow(root, DropInPath, maxConfigSize)
 	switch {
@@ -125,7 +120,7 @@ var (
 	timeoutLine = regexp.MustCompile(`(?m)^TimeoutStopSec=([0-9]{1,9})$`)
 )
 
-// ParseDropIn finds the lines that [DropIn] writes. What systemd makes of all drop-ins together is in [State].
+// ParseDropIn parses the lines that [DropIn] writes. [State] has the effect of all drop-ins together.
 func ParseDropIn(b []byte) DropInValues {
 	v := DropInValues{Exists: true, Ours: bytes.HasPrefix(b, []byte(dropInMark))}
 	if m := addressLine.FindSubmatch(b); m != nil {

@@ -47,7 +47,7 @@ ExecStartPre=-+/usr/bin/amsagent converge --before-start
 	}
 }
 
-// systemd reads what is quoted as it was.
+// systemd reads a quoted value unchanged.
 func TestDropInQuotes(t *testing.T) {
 	for program, want := range map[string]string{
 		"/opt/a b/$HOME/100%/amsagent": `ExecStartPre=-+"/opt/a b/$$HOME/100%%/amsagent" converge`,
@@ -80,7 +80,7 @@ func TestReadDropIn(t *testing.T) {
 		edited:                                {Exists: true, Ours: true, HostAddress: "10.0.0.9", StopTimeout: time.Minute},
 		"[Service]\nTimeoutStopSec=60\nEnvironment=AMS_HOST_ADDRESS=10.0.0.5\n": {Exists: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
 	} {
-		// Behind an absolute link, as a configuration management may have it.
+		// Behind an absolute link, as from configuration management.
 		v, err := ReadDropIn(plant(t, map[string]string{DropInPath: "-> /srv/dropin", "srv/dropin": text}))
 		if diff := cmp.Diff(want, v); err != nil || diff != "" {
 			t.Errorf("%v (-want +got):\n%s", err, diff)

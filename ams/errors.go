@@ -13,53 +13,50 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Outcomes that a caller branches on. All are wrapped in errors that say which
-// file, unit or address was meant; test with errors.Is.
+// Errors a caller branches on with errors.Is. All are wrapped with the file, unit or address.
 var (
 	// ErrNoInstallation: the installation directory does not exist.
 	ErrNoInstallation = errors.New("no such installation directory")
-	// ErrNotAMS: the directory exists and is not an Ant Media Server tree. The
-	// error is a *NotAMSError, which lists what is missing.
+	// ErrNotAMS: the directory exists and is not an Ant Media Server tree. The error is a *NotAMSError.
 	ErrNotAMS = errors.New("not an Ant Media Server tree")
-	// ErrUnreadable: something of the installation exists and cannot be read.
+	// ErrUnreadable: a part of the installation exists and cannot be read.
 	ErrUnreadable = errors.New("unreadable")
 
-	// ErrNotManaged: the service is of the kind that touches nothing (None).
+	// ErrNotManaged: the service is [None].
 	ErrNotManaged = errors.New("no service is managed here")
-	// ErrNoSystemd: this machine does not run systemd, or it does not answer.
+	// ErrNoSystemd: this machine does not run systemd, or systemd does not respond.
 	ErrNoSystemd = errors.New("systemd is not available")
 	// ErrNoUnit: systemd does not know the unit.
 	ErrNoUnit = errors.New("no such unit")
-	// ErrUnitMasked: the unit was masked by a person, so nobody can start it.
+	// ErrUnitMasked: the operator masked the unit, so it cannot start.
 	ErrUnitMasked = errors.New("the unit is masked")
 	// ErrUnitBroken: systemd has no usable file of the unit.
 	ErrUnitBroken = errors.New("systemd cannot use the unit's file")
 	// ErrUnstable: the service did not stay up. The error is an *UnstableError.
 	ErrUnstable = errors.New("the service did not stay up")
 
-	// ErrBadAddress: a text that is not usable as a node address at all.
+	// ErrBadAddress: not usable as a node address.
 	ErrBadAddress = errors.New("not a usable node address")
-	// ErrAddressNotHere: a good address that no interface of this machine has.
+	// ErrAddressNotHere: a valid address that no interface of this machine has.
 	ErrAddressNotHere = errors.New("no interface of this machine has the address")
-	// ErrAddressUnreachable: an address that other machines cannot reach by its kind.
+	// ErrAddressUnreachable: an address that by its kind other machines cannot reach.
 	ErrAddressUnreachable = errors.New("other nodes cannot reach this address")
-	// ErrNoAddress: nothing told which address this node has.
+	// ErrNoAddress: no source has the address of this node.
 	ErrNoAddress = errors.New("no node address found")
-	// ErrInterfacesUnknown: the interfaces of the machine cannot be known from
-	// here, as below a root that is not the running system.
+	// ErrInterfacesUnknown: the root is not the running system's.
 	ErrInterfacesUnknown = errors.New("the interfaces of that machine are not known here")
 
 	// ErrNoProcess: no process has that id.
 	ErrNoProcess = errors.New("no such process")
 )
 
-// NotAMSError says what makes a directory not an Ant Media Server tree.
+// NotAMSError lists what an Ant Media Server tree needs and the directory lacks.
 type NotAMSError struct {
 	Dir     string   // the directory as the caller named it
-	Missing []string // parts below Dir, each with its reason where it is not simply absent
+	Missing []string // parts below Dir, with the reason if not simply absent
 }
 
-// Error lists all that is missing: a person mends several things in one go.
+// Error lists all missing parts, so that the operator can fix them together.
 func (e *NotAMSError) Error() string {
 	return fmt.Sprintf("%s is not an Ant Media Server tree: missing %s", e.Dir, strings.Join(e.Missing, ", "))
 }
@@ -67,8 +64,7 @@ func (e *NotAMSError) Error() string {
 // Is makes errors.Is(err, ErrNotAMS) true.
 func (e *NotAMSError) Is(target error) bool { return target == ErrNotAMS }
 
-// Warning is something a person should know that does not stop us. ID is stable
-// and can be searched for.
+// Warning is information for the operator that does not stop the agent. ID is stable and searchable.
 type Warning struct {
 	ID   string `json:"id"`
 	Text string `json:"text"`
@@ -76,8 +72,8 @@ type Warning struct {
 
 func (w Warning) String() string { return w.ID + ": " + w.Text }
 
-// Hint gives the next thing to do about an error of this package, or "".
-// The more particular comes first: a job that timed out is also a context error.
+// Hint returns the operator's next step for an error of this package, or "". Specific errors come first: a job that
+// timed out is also a context error.
 func Hint(err error) string {
 	var job *JobError
 	var unstable *UnstableError
@@ -93,7 +89,7 @@ func Hint(err error) string {
 	case errors.Is(err, ErrNotAMS):
 		return "give the directory that holds conf and webapps with --ams-dir"
 	case errors.Is(err, ErrUnitMasked):
-		return "somebody masked the unit; 'systemctl unmask " + DefaultUnit + "' gives it back"
+		return "the unit is masked; unmask it: systemctl unmask " + DefaultUnit
 	case errors.Is(err, ErrUnitBroken):
 		return "see what systemd says of it: systemctl status " + DefaultUnit
 	case errors.Is(err, ErrNoUnit):

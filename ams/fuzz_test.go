@@ -18,8 +18,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// red5.properties belongs to the server's user: whatever it says, root asks nobody but
-// the port of a host that it names, and never more of the URL than that.
+// red5.properties belongs to the server's user: for any content, root connects only to the port of its host, and uses no
+// more of the URL.
 func FuzzServerFile(f *testing.F) {
 	for _, seed := range []string{
 		"http.host=0.0.0.0\nhttp.port=5080\n", "http.host=::1", "http.host=ams.example", "http.port=99999", "http.host=*\nhttp.port=-1",
@@ -44,8 +44,8 @@ func FuzzServerFile(f *testing.F) {
 	})
 }
 
-// FuzzServerSettings: ports and the key of the REST calls come from the same file. A port is one, and the secret is in no text
-// but as a signature.
+// FuzzServerSettings: ports and the key of the REST calls come from this file. Ports are valid, and the secret appears
+// only as a signature.
 func FuzzServerSettings(f *testing.F) {
 	for _, seed := range []string{
 		"http.port=5080\nhttps.port=0\nrtmp.port=70000\nserver.srt_port=-1\nserver.origin_port= 5000 \n", "rtmps.enabled=on\nrtmps.port=443",
@@ -83,7 +83,7 @@ func FuzzServerSettings(f *testing.F) {
 	})
 }
 
-// FuzzAnswers reads what the server, or whoever listens in its place, answers.
+// FuzzAnswers parses responses of the server, or of another program on its port.
 func FuzzAnswers(f *testing.F) {
 	recorded, err := os.ReadFile("testdata/sessions/system-resources.json")
 	must.OK(f, err)
@@ -116,7 +116,7 @@ func FuzzAnswers(f *testing.F) {
 	})
 }
 
-// FuzzParseStat: a process names itself as it likes, and so decides what stands in its stat.
+// FuzzParseStat: a process controls its name, and with it its stat.
 func FuzzParseStat(f *testing.F) {
 	const rest = " S 1 812 812 0 -1 4194304 95000 0 12 0 40000 8000 0 0 20 0 120 0 "
 	for _, name := range []string{"java", "", "a) S 1 2", "((", "))", "x\ny", "\x00\xff"} {

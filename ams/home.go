@@ -19,17 +19,17 @@ import (
 // Home is a folder that a service, or its process, names.
 type Home struct {
 	Dir string `json:"dir"`
-	// Source says where: "WorkingDirectory=", "/proc/12/cwd".
+	// Source is the origin: "WorkingDirectory=", "/proc/12/cwd".
 	Source string `json:"source"`
 }
 
 // homeVariable names the installation in the vendor's unit and scripts.
 const homeVariable = "ANTMEDIA_HOME"
 
-// serverJar is what the server's process has open.
+// serverJar is open in the server's process.
 const serverJar = "ant-media-server.jar"
 
-// unitHomes are the folders in a unit's properties.
+// unitHomes returns the folders in a unit's properties.
 func unitHomes(p map[string]any) []Home {
 	var homes []Home
 	add := func(dir, source string) {
@@ -38,9 +38,9 @@ func unitHomes(p map[string]any) []Home {
 		}
 	}
 	add(unitVariable(p, homeVariable), homeVariable)
-	// "-" lets a folder that is not there pass.
+	// "-" makes a missing folder no error.
 	add(strings.TrimPrefix(text(p, "WorkingDirectory"), "-"), "WorkingDirectory=")
-	// Each command is its path, its arguments and how its last run went.
+	// Each command is a path, arguments and its last result.
 	commands, _ := p["ExecStart"].([][]any)
 	for _, c := range commands {
 		if len(c) < 2 {
@@ -56,7 +56,7 @@ func unitHomes(p map[string]any) []Home {
 	return homes
 }
 
-// processFolder is the folder that a process works in; none where that cannot be read.
+// processFolder returns a process's working directory, if readable.
 func processFolder(root string, pid int) []Home {
 	cwd, err := os.Readlink(filepath.Join(root, "/proc", strconv.Itoa(pid), "cwd"))
 	if err != nil || !filepath.IsAbs(cwd) {
@@ -65,7 +65,7 @@ func processFolder(root string, pid int) []Home {
 	return []Home{{Dir: cwd, Source: fmt.Sprintf("/proc/%d/cwd", pid)}}
 }
 
-// processJar is the folder of the server's jar that a process has open; none where that cannot be read.
+// processJar returns the folder of the server's jar that a process has open, if readable.
 func processJar(root string, pid int) (homes []Home) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	fds, err := files.Root{Path: root}.Folder(dir)
@@ -84,10 +84,9 @@ func processJar(root string, pid int) (homes []Home) {
 	return homes
 }
 
-// OtherTree reports which installation a service runs, where that is known and is
-// not this one. What the service starts next counts before what runs now: a
-// restart is part of every proof. Folders without a server prove nothing, and where a
-// unit names two servers the process tells.
+// OtherTree reports which installation a service runs, if it is known and not this one. The unit counts before the
+// running process: verification includes a restart. Folders without a server are ignored, and if a unit names two
+// servers the process decides.
 func (in *Installation) OtherTree(root string, st State) (Home, bool) {
 	if h, other, known := in.other(root, st.Homes); known {
 		return h, other
@@ -95,21 +94,20 @@ func (in *Installation) OtherTree(root string, st State) (Home, bool) {
 	return in.ProcessOfOther(root, st.MainPID)
 }
 
-// ProcessOfOther reports which installation a process of the server works in, where that is known and
-// is not this one.
+// ProcessOfOther reports which installation a process of the server works in, if it is known and not this one.
 func (in *Installation) ProcessOfOther(root string, pid int) (Home, bool) {
 	if pid <= 0 {
 		return Home{}, false
 	}
 	homes := processFolder(root, pid)
 	if _, other, known := in.other(root, homes); known && !other {
-		return Home{}, false // whatever it has open, which are hundreds of files
+		return Home{}, false // without reading its open files, which are hundreds
 	}
 	h, other, _ := in.other(root, append(homes, processJar(root, pid)...))
 	return h, other
 }
 
-// other reports whether folders are all of another installation; known where they tell.
+// other reports whether all folders are another installation's; not known if they disagree.
 func (in *Installation) other(root string, homes []Home) (h Home, other, known bool) {
 	trees := slices.DeleteFunc(slices.Clone(homes), func(h Home) bool { return !holdsServer(root, h.Dir) })
 	others := slices.DeleteFunc(slices.Clone(trees), func(h Home) bool { return in.is(root, h.Dir) })
@@ -132,7 +130,7 @@ func holdsServer(root, dir string) bool {
 	return true
 }
 
-// is reports whether a folder is this installation, by whichever name.
+// is reports whether a folder is this installation, under any name.
 func (in *Installation) is(root, dir string) bool {
 	a, err := statBelow(root, dir)
 	if err != nil {
@@ -142,9 +140,8 @@ func (in *Installation) is(root, dir string) bool {
 	return err == nil && a.ID == b.ID
 }
 
-// MayRun reports whether a process works in this installation's folder, as the server
-// does, or whether that cannot be known. A tree without a /proc, or with an empty one as an
-// image's, is looked at from this machine.
+// MayRun reports whether a process, such as the server, may work in this installation's folder. It is true if that
+// cannot be known. For a tree whose /proc is missing or empty, as in an image, it checks this machine's.
 func (in *Installation) MayRun(root string) bool {
 	proc, err := files.Root{Path: root}.Folder("/proc")
 	if errors.Is(err, fs.ErrNotExist) && root != "" {

@@ -33,7 +33,7 @@ func TestUnitHomes(t *testing.T) {
 	}
 }
 
-// A proof is one of the tree that the service runs.
+// Verification applies to the tree that the service runs.
 func TestOtherTree(t *testing.T) {
 	root := t.TempDir()
 	for _, dir := range []string{"opt/a", "opt/b"} {
@@ -55,7 +55,7 @@ func TestOtherTree(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		st   State
-		want string // "" for none
+		want string // "" if not another tree
 	}{
 		{"nothing is known", State{}, ""},
 		{"its own folder", State{Homes: []Home{{Dir: "/opt/a", Source: "WorkingDirectory="}}}, ""},
@@ -97,7 +97,7 @@ func TestMayRun(t *testing.T) {
 		dir := filepath.Join(root, "proc", pid)
 		must.OK(t, errors.Join(os.MkdirAll(dir, 0o755), os.Symlink(cwd, filepath.Join(dir, "cwd"))))
 	}
-	if os.Geteuid() == 0 { // who may look at all processes of this machine
+	if os.Geteuid() == 0 { // root sees all processes of this machine
 		is("a tree", false)
 		sleep := exec.Command("sleep", "60")
 		sleep.Dir = home

@@ -16,30 +16,26 @@ import (
 	"time"
 )
 
-// hostnameLimit bounds the lookup of the own hostname: a resolver without a
-// server behind it tries for half a minute. A server that answers does so within
-// milliseconds, /etc/hosts at once. With the second in which the cloud is looked
-// for over the network, a join on a machine without both begins within two.
+// hostnameLimit bounds the lookup of the own hostname: a resolver without a server tries for half a minute, while a
+// working one responds within milliseconds. With the second for detecting the cloud, a join without both begins within
+// two.
 const hostnameLimit = 800 * time.Millisecond
 
-// Hostname is the machine's own name and what it resolves to. A server whose own
-// name does not resolve answers 500 to its liveness call, and releases up to 2.12
-// take their node address from it.
+// Hostname is the machine's name and its addresses. A server whose own name does not resolve answers 500 to its liveness
+// call, and releases up to 2.12 use it for their node address.
 type Hostname struct {
 	Name  string       `json:"name"`
-	Addrs []netip.Addr `json:"addresses,omitempty"` // in the order Java tries them: IPv4 first
-	// Problem says why it does not resolve.
+	Addrs []netip.Addr `json:"addresses,omitempty"` // in Java's order: IPv4 first
+	// Problem is the reason why it does not resolve.
 	Problem string `json:"problem,omitempty"`
-	// TimedOut tells that the resolver did not answer: whether the name resolves is
-	// not known.
+	// TimedOut means that the resolver did not respond: whether the name resolves is not known.
 	TimedOut bool `json:"timed_out,omitempty"`
 }
 
-// Resolvable says whether the name resolves to anything.
+// Resolvable reports whether the name resolves.
 func (h Hostname) Resolvable() bool { return len(h.Addrs) > 0 }
 
-// Addr is the address Java's InetAddress.getLocalHost gives; not valid where the
-// name does not resolve.
+// Addr returns the address of Java's InetAddress.getLocalHost; not valid if the name does not resolve.
 func (h Hostname) Addr() netip.Addr {
 	if len(h.Addrs) == 0 {
 		return netip.Addr{}
@@ -47,21 +43,17 @@ func (h Hostname) Addr() netip.Addr {
 	return h.Addrs[0]
 }
 
-// HostnameOptions are the seams of [LookupHostname]. The zero value asks the
-// running system.
+// HostnameOptions replace the sources of [LookupHostname], for tests. The zero value uses the running system.
 type HostnameOptions struct {
-	// Root other than the real one: only its etc/hostname and etc/hosts are read.
+	// Root, if not the real one, limits the lookup to its etc/hostname and etc/hosts.
 	Root string
-	// Name gives the machine's name; nil is the kernel's.
+	// Name returns the machine's name; nil means the kernel's.
 	Name func() (string, error)
-	// Resolve gives the addresses of a name, none and no error where the name is
-	// not known; nil is the system's resolver.
+	// Resolve returns the addresses of a name, and no error for an unknown name; nil means the system's resolver.
 	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
 }
 
-// LookupHostname finds out whether the machine's own hostname resolves. It fails
-// only where the machine has no name at all; a name that does not resolve is an
-// answer.
+// LookupHostname reports whether the machine's own hostname resolves. It fails only if the machine has no name.
 func LookupHostname(ctx context.Context, o HostnameOptions) (Hostname, error) {
 	if !realRoot(o.Root) {
 		return rootHostname(o.Root)
@@ -95,7 +87,7 @@ func LookupHostname(ctx context.Context, o HostnameOptions) (Hostname, error) {
 	return h, nil
 }
 
-// rootHostname is the same for a tree that does not run: what its files say.
+// rootHostname does the same for a tree that does not run, from its files.
 func rootHostname(root string) (Hostname, error) {
 	const hostnameFile, hostsFile = "/etc/hostname", "/etc/hosts"
 	var h Hostname
@@ -122,7 +114,7 @@ func rootHostname(root string) (Hostname, error) {
 	return h, nil
 }
 
-// hostsAddrs looks a name up in a hosts file, in the order of its lines.
+// hostsAddrs looks up a name in a hosts file.
 func hostsAddrs(b []byte, name string) []netip.Addr {
 	var addrs []netip.Addr
 	for line := range strings.Lines(string(b)) {
@@ -138,8 +130,7 @@ func hostsAddrs(b []byte, name string) []netip.Addr {
 	return addrs
 }
 
-// javaOrder puts IPv4 first, as Java does unless told otherwise, and drops
-// repetitions.
+// javaOrder sorts IPv4 first, as Java does by default, and drops duplicates.
 func javaOrder(addrs []netip.Addr) []netip.Addr {
 	var list []netip.Addr
 	for _, four := range []bool{true, false} {
@@ -152,7 +143,7 @@ func javaOrder(addrs []netip.Addr) []netip.Addr {
 	return list
 }
 
-// getentAddrs reads the first column of getent's output.
+// getentAddrs parses the first column of getent's output.
 func getentAddrs(out []byte) []netip.Addr {
 	var addrs []netip.Addr
 	for line := range strings.Lines(string(out)) {

@@ -58,14 +58,14 @@ func TestLookupHostname(t *testing.T) {
 	if hostnameLimit > 900*time.Millisecond {
 		t.Errorf("a dead resolver costs %s", hostnameLimit)
 	}
-	// The machine this runs on has a name; whether it resolves is its own affair.
+	// The test machine has a name; it may not resolve.
 	if h, err := LookupHostname(t.Context(), HostnameOptions{}); err != nil || h.Name == "" || h.Resolvable() == (h.Problem != "") {
 		t.Errorf("%+v, %v", h, err)
 	}
 }
 
 func TestLookupHostnameBelowRoot(t *testing.T) {
-	// Asked of the files only, never of this machine.
+	// From the files, not from this machine.
 	never := HostnameOptions{
 		Name:    func() (string, error) { t.Error("asked the kernel"); return "", nil },
 		Resolve: func(context.Context, string) ([]netip.Addr, error) { t.Error("asked a resolver"); return nil, nil },

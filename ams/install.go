@@ -21,16 +21,15 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Where things are, in every release.
+// Locations and ports in every release.
 const (
-	// DefaultDir is where the vendor's installer puts the server; the vendor's
-	// own scripts know no other place.
+	// DefaultDir is the vendor's installation directory; the vendor's scripts support no other.
 	DefaultDir = "/usr/local/antmedia"
-	// DefaultUnit is the unit that the vendor's installer makes.
+	// DefaultUnit is the vendor's unit.
 	DefaultUnit = "antmedia.service"
-	// DefaultHTTPPort is what the server listens on where nothing is configured.
+	// DefaultHTTPPort is the server's default.
 	DefaultHTTPPort = 5080
-	// DefaultOriginPort is where nodes call each other.
+	// DefaultOriginPort is for calls between nodes.
 	DefaultOriginPort = 5000
 
 	containerName = "conf/jee-container.xml"
@@ -43,7 +42,7 @@ const (
 
 // Warnings of [Open].
 const (
-	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without the file of an application
+	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without an application's file
 	WarnAppBrokenLink = "AMS-APP-BROKEN-LINK"
 	WarnAppShared     = "AMS-APP-SHARED"   // two applications with one file
 	WarnAppEncoding   = "AMS-APP-ENCODING" // a name that the undo record cannot hold
@@ -53,25 +52,25 @@ const (
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
 )
 
-// Installation is what [Open] found. It is a picture of that moment.
+// Installation is the result of [Open], a snapshot.
 type Installation struct {
-	Root string `json:"root"` // what every path is below; "/" is the real root
+	Root string `json:"root"` // every path is below it; "/" is the real root
 	Dir  string `json:"dir"`  // the installation directory, below Root
-	Real string `json:"real"` // the same on this machine, links followed
+	Real string `json:"real"` // Dir on this machine, links resolved
 
 	Container File `json:"container"` // conf/jee-container.xml
 	Server    File `json:"server"`    // conf/red5.properties
 
 	Release Release `json:"release"`
 
-	HTTPHost string `json:"http_host"` // what the server binds to; empty or 0.0.0.0 is everything
+	HTTPHost string `json:"http_host"` // the bind address; empty or 0.0.0.0 is all
 	HTTPPort int    `json:"http_port"`
 
 	Apps     []App     `json:"apps"` // by name
 	Warnings []Warning `json:"warnings,omitempty"`
 
-	// Unmarked reports whether jee-container.xml is one of the releases before 1.9.1, which
-	// choose their mode by copying one of two siblings over it.
+	// Unmarked reports whether jee-container.xml is of a release before 1.9.1, which chooses its mode by copying one of
+	// two siblings over it.
 	Unmarked bool `json:"-"`
 
 	mode    conf.Mode
@@ -79,8 +78,8 @@ type Installation struct {
 	stamp   stamp
 }
 
-// stamp is the two files that say how the server is asked: that which names its port, and the
-// jar, which names its release. One that cannot be looked at has none.
+// stamp describes red5.properties, which has the port, and the jar, which has the release. It is zero for a file that
+// cannot be read.
 type stamp [2]files.Info
 
 func (in *Installation) stampNow() (s stamp) {
@@ -90,30 +89,27 @@ func (in *Installation) stampNow() (s stamp) {
 	return s
 }
 
-// Outdated reports whether the port or the release may be another one since [Open] looked. It
-// reads no file, so that it can be called every second.
+// Outdated reports whether the port or the release may have changed since [Open]. It reads no file, so that it can be
+// called every second.
 func (in *Installation) Outdated() bool { return in.stampNow() != in.stamp }
 
 // App is an application of the server, or its console.
 type App struct {
 	Name   string `json:"name"`    // the folder below webapps
 	File   File   `json:"file"`    // its WEB-INF/red5-web.properties
-	DBName string `json:"db_name"` // db.name; "" where the file has none
-	// Err says why the file could not be read; it wraps ErrUnreadable or is the
-	// parser's error. The application still counts: leaving it out of a switch
-	// of mode would break it.
+	DBName string `json:"db_name"` // db.name; "" if not set
+	// Err is the reason why the file could not be read: ErrUnreadable or the parser's error. The application still
+	// counts: a switch of mode without it would break it.
 	Err error `json:"-"`
 }
 
-// Console says whether this is the web console and no application.
+// Console reports whether this is the web console.
 func (a App) Console() bool { return a.Name == consoleApp }
 
-// Open looks at the installation in dir, below root. dir may be empty for
-// DefaultDir, root for the real one.
+// Open reads the installation in dir, below root. An empty dir means DefaultDir, an empty root the real one.
 //
-// It fails with ErrNoInstallation, ErrNotAMS (all missing parts listed) or
-// ErrUnreadable. A file with broken content is no reason to fail: [Installation.Mode]
-// and [App.Err] say so, and status can still show the rest.
+// It fails with ErrNoInstallation, ErrNotAMS (all missing parts listed) or ErrUnreadable. It does not fail for a file
+// with broken content: [Installation.Mode] and [App.Err] report it, and status can still show the rest.
 func Open(root, dir string) (*Installation, error) {
 	root, err := cleanRoot(root)
 	if err != nil {
@@ -167,13 +163,12 @@ func Open(root, dir string) (*Installation, error) {
 	return in, nil
 }
 
-// Mode is how jee-container.xml makes the server run. The error says why the
-// file does not tell, with the line where there is one.
+// Mode returns the mode that jee-container.xml sets. The error is the reason why it is unknown, with the line if there
+// is one.
 func (in *Installation) Mode() (conf.Mode, error) { return in.mode, in.modeErr }
 
-// BaseURL is where the server answers on this machine: the loopback, unless it
-// binds to one address only. What can be no host leads nowhere else, such as to
-// another port.
+// BaseURL returns the server's URL on this machine: the loopback, unless it binds to one address only. An invalid host
+// is not used: it could lead elsewhere, for example to another port.
 func (in *Installation) BaseURL() string {
 	host := in.HTTPHost
 	a, err := netip.ParseAddr(host)
@@ -185,11 +180,11 @@ func (in *Installation) BaseURL() string {
 
 var hostName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
 
-// unreadable makes errors.Is(err, ErrUnreadable) true and keeps the cause.
+// unreadable wraps err in ErrUnreadable.
 func unreadable(err error) error { return fmt.Errorf("%w: %w", ErrUnreadable, err) }
 
-// required reads a file that every installation has. What is wrong with it goes
-// to one of the two lists, so that all of it is told at once.
+// required reads a file that every installation has. Problems go to one of the two lists, so that all are reported
+// together.
 func (in *Installation) required(name string, f *File, notAMS *NotAMSError, broken *[]error) []byte {
 	f.Path = filepath.Join(in.Dir, name)
 	b, real, err := readBelow(in.Root, f.Path, conf.MaxSettings)
@@ -233,8 +228,7 @@ func (in *Installation) warn(id, format string, args ...any) {
 	in.Warnings = append(in.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
 }
 
-// readServer takes from red5.properties what we need to find and understand the
-// running server.
+// readServer reads the settings from red5.properties that the agent needs.
 func (in *Installation) readServer(b []byte) {
 	p, err := conf.ParseProperties(b)
 	if err != nil {
@@ -265,8 +259,8 @@ func (in *Installation) readRelease() Release {
 	return jarRelease(in.Root, path)
 }
 
-// readApps makes an App of every folder, or link to a folder, that has the file
-// of an application. Other files, war archives among them, are none.
+// readApps makes an App of every folder, or link to a folder, that has an application's file. Other files, such as war
+// archives, are ignored.
 func (in *Installation) readApps(entries []fs.DirEntry) {
 	in.Apps = []App{}
 	seen := make(map[string]string)
@@ -301,20 +295,20 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 	}
 }
 
-// readApp reads the file of an application and says whether the folder is one.
+// readApp reads an application's file and reports whether the folder is one.
 func (in *Installation) readApp(app *App) bool {
 	b, real, err := readBelow(in.Root, app.File.Path, conf.MaxSettings)
 	app.File.Real = real
 	folder := shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		// Folders with a dot are those of file systems and of people's tools.
+		// Folders with a dot belong to file systems and tools.
 		if !strings.HasPrefix(app.Name, ".") {
 			in.warn(WarnAppIncomplete, "%q has no %s; it is no application", folder, appFileName)
 		}
 		return false
 	case !utf8.ValidString(app.Name), !utf8.ValidString(strings.TrimPrefix(real, in.Root)):
-		// Java finds no such folder either, in a UTF-8 locale or in none.
+		// Java does not find such a folder either, in a UTF-8 locale or none.
 		name := app.Name
 		if utf8.ValidString(name) {
 			name = real
@@ -335,6 +329,6 @@ func (in *Installation) readApp(app *App) bool {
 		app.Err = fmt.Errorf("reading %q: db.name has %d bytes, and MongoDB takes %d at most", shown(in.Root, app.File.Path), len(name), maxDBName)
 		return true
 	}
-	app.DBName = strings.Clone(name) // not the whole file
+	app.DBName = strings.Clone(name) // do not keep the whole file
 	return true
 }

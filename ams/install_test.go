@@ -109,7 +109,7 @@ func TestOpenMode(t *testing.T) {
 	if mode, err := in.Mode(); err != nil || mode != conf.ModeCluster {
 		t.Errorf("Mode = %v, %v", mode, err)
 	}
-	// A broken file is still a tree that can be looked at.
+	// A tree with a broken file can still be opened.
 	for name, broken := range map[string]string{
 		"ill-formed": "<beans>\n<bean>\n</beans>\n",
 		"half open":  strings.Replace(clusterXML, "<!-- cluster end -->", "", 1),
@@ -209,7 +209,7 @@ func TestOpenLinkedTree(t *testing.T) {
 	}
 }
 
-// Without another root a relative directory is taken from where we are.
+// Without another root a relative directory depends on the working directory.
 func TestOpenRelative(t *testing.T) {
 	root := tree(t, nil)
 	t.Chdir(filepath.Join(root, "usr"))
@@ -321,7 +321,7 @@ func TestOpenErrors(t *testing.T) {
 	})
 }
 
-// Every shipped release is an installation to us, in the mode it says.
+// Every shipped release is an installation in its default mode.
 func TestOpenCorpus(t *testing.T) {
 	corpus, err := filepath.Abs("../../shared/corpus/ams")
 	must.OK(t, err)

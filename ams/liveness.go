@@ -22,39 +22,36 @@ import (
 
 const (
 	livenessPath = "/rest/v2/liveness"
-	// livenessLimit bounds one call. The server is on this machine; what takes
-	// longer is stuck, and the next call will tell.
+	// livenessLimit bounds one call. The server is on this machine; a longer call is stuck, and the next one will show.
 	livenessLimit = 3 * time.Second
 	livenessBody  = 64 << 10
-	// maxHeader bounds the header of an answer, where Go takes 10 MB: the server's has
-	// 500 bytes.
+	// maxHeader bounds the response header, for which Go allows 10 MB: the server's has 500 bytes.
 	maxHeader = 64 << 10
 )
 
-// LivenessState is what one liveness call tells.
+// LivenessState is the result of one liveness call.
 type LivenessState string
 
 // The states.
 const (
 	Live LivenessState = "live"
-	// LiveStarting: nobody listens yet, or the server answers 403 or 503, as it
-	// does while its console comes up or its database is away. It says nothing
-	// about credentials.
+	// LiveStarting: no process listens yet, or the server answers 403 or 503, for example while its console starts or
+	// its database is away. It does not depend on credentials.
 	LiveStarting LivenessState = "starting"
 	// LiveBroken: the server answers 500, because its own hostname does not resolve.
 	LiveBroken LivenessState = "broken"
-	// LiveNoEndpoint: the server answers and does not know the call (before 2.5.1;
-	// for a moment also later ones, until their console is there).
+	// LiveNoEndpoint: the server responds and does not know the call (before 2.5.1; later releases only until their
+	// console starts).
 	LiveNoEndpoint LivenessState = "no-endpoint"
-	// LiveUnknown: no answer in time, or one that is not Ant Media Server's.
+	// LiveUnknown: no response in time, or one that is not Ant Media Server's.
 	LiveUnknown LivenessState = "unknown"
 )
 
-// Liveness is the answer to one liveness call.
+// Liveness is the response to one liveness call.
 type Liveness struct {
 	State  LivenessState `json:"state"`
-	Code   int           `json:"code,omitempty"` // of HTTP; 0 = no answer
-	Host   string        `json:"host,omitempty"` // as the server names itself
+	Code   int           `json:"code,omitempty"` // of HTTP; 0 = no response
+	Host   string        `json:"host,omitempty"` // the server's name of itself
 	Status string        `json:"status,omitempty"`
 	Detail string        `json:"detail,omitempty"`
 }
@@ -66,10 +63,9 @@ func (l Liveness) String() string {
 	return string(l.State) + ": " + l.Detail
 }
 
-// NewHTTPClient is a client for the server on this machine: no proxy, whatever
-// the environment says, no redirects, and a new connection for each call, so
-// that one left over from before a restart tells nothing. It connects to this
-// machine only: anything else is [ErrNotThisMachine].
+// NewHTTPClient returns a client for the server on this machine: no proxy, whatever the environment, no redirects, and a
+// new connection for each call, so that none is left over from before a restart. It fails with [ErrNotThisMachine] for
+// other machines.
 func NewHTTPClient() *http.Client {
 	return newHTTPClient(&http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true})
 }
@@ -77,11 +73,10 @@ func NewHTTPClient() *http.Client {
 // ConnCount counts the connections of a client.
 type ConnCount struct{ open, lost atomic.Int64 }
 
-// Open is how many connections the client has now.
+// Open returns the number of open connections.
 func (c *ConnCount) Open() int { return int(c.open.Load()) }
 
-// Lost is how often the client was left without a connection: where it is the same as before,
-// no server was restarted in between.
+// Lost returns how often the last connection closed: if it has not changed, the server was not restarted in between.
 func (c *ConnCount) Lost() int { return int(c.lost.Load()) }
 
 func (c *ConnCount) close() {
@@ -90,12 +85,12 @@ func (c *ConnCount) close() {
 	}
 }
 
-// pollingConns is how many connections a polling client keeps: a server has that many applications at most, but for odd ones,
-// and all of them are asked at the same time.
+// pollingConns is the number of connections a polling client keeps: one for each application of a usual server, as all
+// are polled at the same time.
 const pollingConns = 16
 
-// NewPollingClient is [NewHTTPClient] for who asks every second: it keeps its
-// connections for the next calls, as making one is most of what a call costs.
+// NewPollingClient is [NewHTTPClient] for calls every second: it keeps its connections, as connecting is most of the
+// cost of a call.
 func NewPollingClient(conns *ConnCount) *http.Client {
 	return newHTTPClient(&http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -119,7 +114,7 @@ func newHTTPClient(t *http.Transport) *http.Client {
 	}
 }
 
-// countedConn tells when it is closed.
+// countedConn calls closed when it is closed.
 type countedConn struct {
 	net.Conn
 	closed func()
@@ -130,8 +125,8 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// Refused reports whether nobody listens at the port of the server at base, as
-// [Installation.BaseURL] gives it. It is no request: no application hears of it.
+// Refused reports whether no process listens at the server's port. base is [Installation.BaseURL]. It sends no request,
+// so applications do not notice it.
 func Refused(ctx context.Context, base string) bool {
 	conn, err := dialThisMachine(ctx, "tcp", strings.TrimPrefix(base, "http://"))
 	if err == nil {
@@ -140,10 +135,8 @@ func Refused(ctx context.Context, base string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// CheckLiveness asks the server at base, as [Installation.BaseURL] gives it,
-// once. A nil client is [NewHTTPClient]'s. The request carries no
-// X-Forwarded-For: with one, the server's address filters would judge somebody
-// else's address instead of ours.
+// CheckLiveness makes one liveness call to base, an [Installation.BaseURL]. A nil client means [NewHTTPClient]. The
+// request has no X-Forwarded-For: with one, the server's address filters would check that address.
 func CheckLiveness(ctx context.Context, client *http.Client, base string) Liveness {
 	ctx, cancel := context.WithTimeout(ctx, livenessLimit)
 	defer cancel()
@@ -162,7 +155,7 @@ func CheckLiveness(ctx context.Context, client *http.Client, base string) Livene
 func noAnswer(err error) Liveness {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return Liveness{State: LiveStarting, Detail: "nobody listens yet"}
+		return Liveness{State: LiveStarting, Detail: "no process listens yet"}
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return Liveness{State: LiveStarting, Detail: "it hung up"}
 	case errors.Is(err, ErrNotThisMachine):
@@ -177,15 +170,15 @@ func answer(r reply) Liveness {
 	l := Liveness{Code: r.code}
 	switch l.Code {
 	case http.StatusOK:
-		var told map[string]any
-		if err := json.Unmarshal(r.body, &told); err != nil {
+		var fields map[string]any
+		if err := json.Unmarshal(r.body, &fields); err != nil {
 			l.State, l.Detail = LiveUnknown, "it answers 200, but not as Ant Media Server does"
 			return l
 		}
 		l.State = Live
-		host, _ := told["host"].(string)
-		status, _ := told["status"].(string)
-		l.Host, l.Status = plain.Truncate(host, maxSaid), plain.Truncate(status, maxSaid)
+		host, _ := fields["host"].(string)
+		status, _ := fields["status"].(string)
+		l.Host, l.Status = plain.Truncate(host, maxText), plain.Truncate(status, maxText)
 	case http.StatusForbidden, http.StatusServiceUnavailable:
 		l.State, l.Detail = LiveStarting, "it answers "+r.status
 	case http.StatusInternalServerError:

@@ -27,7 +27,7 @@ func TestCheckLiveness(t *testing.T) {
 	}{
 		"live":            {200, `{"host":"node-1","status":"ok"}`, Liveness{State: Live, Code: 200, Host: "node-1", Status: "ok"}},
 		"other fields":    {200, `{"host":7,"x":[]}`, Liveness{State: Live, Code: 200}},
-		"somebody else":   {200, "<html>welcome to nginx</html>", Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
+		"another server":  {200, "<html>welcome to nginx</html>", Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
 		"endless":         {200, `{"host":"` + strings.Repeat("x", livenessBody) + `"}`, Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
 		"console not up":  {403, "", Liveness{State: LiveStarting, Code: 403, Detail: "it answers 403 Forbidden"}},
 		"unavailable":     {503, "", Liveness{State: LiveStarting, Code: 503, Detail: "it answers 503 Service Unavailable"}},
@@ -48,7 +48,7 @@ func TestCheckLiveness(t *testing.T) {
 				_, _ = io.WriteString(w, c.body)
 			}))
 			defer srv.Close()
-			// Whatever the environment says about proxies.
+			// The environment's proxies are ignored.
 			t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 			if diff := cmp.Diff(c.want, CheckLiveness(t.Context(), nil, srv.URL+"/")); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -62,7 +62,7 @@ func TestCheckLivenessNoAnswer(t *testing.T) {
 	must.OK(t, err)
 	base := "http://" + l.Addr().String()
 	_ = l.Close()
-	if got := CheckLiveness(t.Context(), nil, base); got.State != LiveStarting || got.Detail != "nobody listens yet" {
+	if got := CheckLiveness(t.Context(), nil, base); got.State != LiveStarting || got.Detail != "no process listens yet" {
 		t.Errorf("refused: %+v", got)
 	}
 
@@ -93,12 +93,10 @@ func TestCheckLivenessNoAnswer(t *testing.T) {
 	}
 }
 
-// ownPort is on an address of the loopback that no other test listens on: a server of a test comes back on its port, which
-// is lent to nobody meanwhile.
+// ownPort is on a loopback address that no other test listens on: a test's server reuses its port after a restart.
 const ownPort = "127.0.93.1:0"
 
-// Who asks every second makes one connection for all, and says how many it has. A
-// server that was restarted meanwhile is reached by another one.
+// A polling client reuses one connection and counts its connections. It reaches a restarted server by a new one.
 func TestPollingClient(t *testing.T) {
 	var made atomic.Int64
 	serve := func(l net.Listener) *http.Server {
@@ -126,7 +124,7 @@ func TestPollingClient(t *testing.T) {
 			t.Errorf("%+v, want %s", a, want)
 		}
 	}
-	// Go gives a connection up where the end of a write is reported 50 ms late, as on a busy machine.
+	// Go drops a connection if the end of a write is reported 50 ms late, as on a busy machine.
 	const calls = 20
 	for range calls {
 		ask(AppServes)
@@ -134,7 +132,7 @@ func TestPollingClient(t *testing.T) {
 	if made.Load() > calls/2 {
 		t.Errorf("%d calls made %d connections", calls, made.Load())
 	}
-	// All applications are asked at the same time, again and again.
+	// All applications are polled at the same time, repeatedly.
 	const applications, rounds = 8, 10
 	made.Store(0)
 	for range rounds {

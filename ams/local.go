@@ -12,11 +12,11 @@ import (
 	"slices"
 )
 
-// ErrNotThisMachine says that http.host of red5.properties is no address of this machine. The file belongs to the
-// server's user, and must not decide whom root connects to.
+// ErrNotThisMachine: http.host of red5.properties is not an address of this machine. The file belongs to the server's
+// user, and must not decide where root connects to.
 var ErrNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
 
-// dialThisMachine connects to the loopback and to the addresses of this machine's interfaces, and to nothing else.
+// dialThisMachine connects only to the loopback and to the addresses of this machine's interfaces.
 func dialThisMachine(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -30,7 +30,7 @@ func dialThisMachine(ctx context.Context, network, address string) (net.Conn, er
 	}
 	dialer := net.Dialer{Timeout: livenessLimit}
 	for _, a := range addrs {
-		// The very address that was judged is dialled: a name may resolve to another one the next time.
+		// Dial the checked address: a name may resolve to another one the next time.
 		if own, err := thisMachine(a); err != nil || own {
 			if err != nil {
 				return nil, err
@@ -41,8 +41,8 @@ func dialThisMachine(ctx context.Context, network, address string) (net.Conn, er
 	return nil, fmt.Errorf("connecting to %s: %w", host, ErrNotThisMachine)
 }
 
-// thisMachine reports whether an address is the loopback's or an interface's. One with a zone never is: the zone names
-// an interface to send by.
+// thisMachine reports whether an address is the loopback's or an interface's. An address with a zone is neither: the
+// zone selects the interface to send by.
 func thisMachine(a netip.Addr) (bool, error) {
 	if a.Zone() != "" {
 		return false, nil
@@ -63,8 +63,8 @@ func thisMachine(a netip.Addr) (bool, error) {
 	return false, nil
 }
 
-// checkHTTPHost warns of an http.host that is not asked. What a name resolves to is judged when it is asked; below
-// another root nothing is known about the addresses.
+// checkHTTPHost warns of an http.host that the agent does not connect to. Names are checked when dialling; below another
+// root the addresses are not known.
 func (in *Installation) checkHTTPHost() {
 	a, err := netip.ParseAddr(in.HTTPHost)
 	if err != nil || a.IsUnspecified() {

@@ -17,7 +17,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// red5.properties belongs to the server's user: what it says must not make root connect to other machines.
+// red5.properties belongs to the server's user and must not make root connect to other machines.
 func TestDialThisMachine(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) }))
 	defer srv.Close()
@@ -28,7 +28,7 @@ func TestDialThisMachine(t *testing.T) {
 			t.Errorf("%s: %s", host, l)
 		}
 	}
-	// Reserved for documentation: no machine has them, and nothing may be sent there.
+	// Reserved for documentation: the test must not send anything there.
 	for _, host := range []string{"192.0.2.1", "2001:db8::1", "169.254.169.254", "224.0.0.1", "::ffff:192.0.2.1", "fe80::1%25lo"} {
 		base := "http://" + net.JoinHostPort(host, port)
 		if l := CheckLiveness(t.Context(), nil, base); l.State != LiveUnknown || !strings.Contains(l.Detail, "no address of this machine") {

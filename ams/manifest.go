@@ -15,22 +15,19 @@ import (
 )
 
 const (
-	// maxJarSize bounds a jar: the server's has 2 MB. archive/zip believes a
-	// directory that announces one member for each 30 bytes of the file, and takes
-	// the memory for them before it reads the first one.
+	// maxJarSize bounds a jar: the server's has 2 MB. archive/zip trusts a directory that announces one member for each
+	// 30 bytes of the file, and allocates them before it reads the first one.
 	maxJarSize = 64 << 20
-	// maxJarRead bounds what is read of a jar, and with it the memory that its
-	// directory takes: that of the server's has 100 kB.
+	// maxJarRead bounds the bytes read of a jar, and so the memory for its directory: the server's has 100 kB.
 	maxJarRead = 2 << 20
-	// maxManifestSize bounds the manifest: it has some hundred bytes to a few
-	// kilobytes. Its size in the archive is only what the archive says.
+	// maxManifestSize bounds the manifest, which has at most a few kilobytes. Its size in the archive is not trusted.
 	maxManifestSize = 64 << 10
-	// maxVersion bounds version and build number, which go into the state file and
-	// into the registry. The longest ones known have 20 bytes.
+	// maxVersion bounds version and build number, which go into the state file and into the registry. The longest known
+	// have 20 bytes.
 	maxVersion = 64
 )
 
-// boundedReader ends after so many bytes, wherever they are.
+// boundedReader fails after left bytes, at any offsets.
 type boundedReader struct {
 	r    io.ReaderAt
 	left int64
@@ -43,8 +40,8 @@ func (b *boundedReader) ReadAt(p []byte, off int64) (int, error) {
 	return b.r.ReadAt(p, off)
 }
 
-// jarRelease reads the release from the manifest of the server's jar. Whatever
-// goes wrong makes it an unknown release with a note, never a guess.
+// jarRelease reads the release from the manifest of the server's jar. Any failure makes it an unknown release with a
+// note.
 func jarRelease(root, path string) Release {
 	unknown := func(why string) Release {
 		return Release{Note: shown(root, path) + ": " + why}
@@ -57,7 +54,7 @@ func jarRelease(root, path string) Release {
 		case errors.Is(err, fs.ErrPermission):
 			return unknown("permission denied")
 		}
-		// The name is in the note already, under the root the caller knows.
+		// The note has the name already, under the caller's root.
 		var pe *fs.PathError
 		if errors.As(err, &pe) {
 			err = pe.Err
@@ -71,7 +68,7 @@ func jarRelease(root, path string) Release {
 	return r
 }
 
-// manifestRelease is the release that a manifest names.
+// manifestRelease parses the release in a manifest.
 func manifestRelease(manifest []byte) (Release, error) {
 	attrs := manifestAttributes(manifest)
 	version, build := strings.TrimSpace(attrs["implementation-version"]), strings.TrimSpace(attrs["build-number"])
@@ -99,8 +96,8 @@ func jarManifest(root, path string) ([]byte, error) {
 	return manifestOf(f, info.Size)
 }
 
-// manifestOf reads META-INF/MANIFEST.MF of the jar in r. Only the directory at the end
-// of the archive and this one member are read.
+// manifestOf reads META-INF/MANIFEST.MF of the jar in r. It reads only the directory at the end of the archive and this
+// one member.
 func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
 	if size > maxJarSize {
 		return nil, fmt.Errorf("not the server's jar: larger than %d bytes", maxJarSize)
@@ -110,7 +107,7 @@ func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
 		return nil, fmt.Errorf("not a whole jar: %w", err)
 	}
 	for _, member := range z.File {
-		// Java looks for it without regard to case, too.
+		// Java ignores case, too.
 		if !strings.EqualFold(member.Name, "META-INF/MANIFEST.MF") {
 			continue
 		}
@@ -131,9 +128,8 @@ func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
 	return nil, errors.New("it has no META-INF/MANIFEST.MF")
 }
 
-// manifestAttributes reads the main section of a manifest; names in lower case.
-// A line ends in CR LF, LF or CR; one that starts with a blank continues the
-// line before it, which may be in the middle of a letter of several bytes.
+// manifestAttributes parses the main section of a manifest; names in lower case. A line ends in CR LF, LF or CR; one
+// that starts with a space continues the line before it, even in the middle of a UTF-8 sequence.
 func manifestAttributes(b []byte) map[string]string {
 	b = bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n"))
 	b = bytes.ReplaceAll(b, []byte("\r"), []byte("\n"))
@@ -141,8 +137,7 @@ func manifestAttributes(b []byte) map[string]string {
 	name := ""
 	for line := range bytes.SplitSeq(b, []byte("\n")) {
 		if len(line) == 0 {
-			// The first blank line ends the main section; what follows is about
-			// single members of the jar.
+			// The first empty line ends the main section; sections of single members follow.
 			break
 		}
 		if line[0] == ' ' {

@@ -10,26 +10,24 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// A configuration file of Ant Media Server has some ten kilobytes. What is
-// larger than this is not one, and reading it whole would only cost memory.
+// A configuration file of Ant Media Server has some ten kilobytes.
 const maxConfigSize = 4 << 20
 
-// maxApps bounds the folder of the applications.
+// maxApps bounds the entries of the webapps folder.
 const maxApps = 4096
 
-// maxDBName is how many bytes the name of a database has in MongoDB.
+// maxDBName is the maximum length of a MongoDB database name in bytes.
 const maxDBName = 63
 
 // File is a file of the installation under its two names.
 type File struct {
 	// Path is the name as Ant Media Server opens it, below the root.
 	Path string `json:"path"`
-	// Real is where it is on this machine: the root in front, symbolic links
-	// followed. Two files with the same Real are one file.
+	// Real is the path on this machine: with the root, links resolved. Two files with the same Real are one file.
 	Real string `json:"real"`
 }
 
-// cleanRoot makes a root usable: absolute and without dots; "" is the real root.
+// cleanRoot makes a root absolute and clean; "" is the real root.
 func cleanRoot(root string) (string, error) {
 	if root == "" {
 		return "/", nil
@@ -37,13 +35,11 @@ func cleanRoot(root string) (string, error) {
 	return filepath.Abs(root)
 }
 
-// realRoot says whether root is the running system's own.
+// realRoot reports whether root is the running system's own.
 func realRoot(root string) bool { return root == "" || filepath.Clean(root) == "/" }
 
-// below finds what path leads to below root. A link that is absolute, or climbs
-// with dots, is followed inside the root, as a chroot would; which links are
-// followed at all is the rule of package files. What does not exist resolves to the
-// name it would have.
+// below resolves path below root. Absolute links and ".." stay inside the root, as in a chroot; package files decides
+// which links are followed. A missing path resolves to the name it would have.
 func below(root, path string) (string, error) {
 	root, err := cleanRoot(root)
 	if err != nil {
@@ -57,7 +53,7 @@ func below(root, path string) (string, error) {
 	return filepath.Join(root, p.Path()), nil
 }
 
-// shown is path as a person sees it, with the root in front where there is one.
+// shown returns path for messages, with the root if there is one.
 func shown(root, path string) string {
 	if realRoot(root) {
 		return path
@@ -65,9 +61,8 @@ func shown(root, path string) string {
 	return filepath.Join(root, path)
 }
 
-// readBelow reads a regular file of at most limit bytes below root, and gives its
-// real path. A pipe or a device in the place of a file must not make us wait: it is
-// refused.
+// readBelow reads a regular file of at most limit bytes below root, and returns its real path. It refuses a pipe or a
+// device, which could block.
 func readBelow(root, path string, limit int64) (b []byte, real string, _ error) {
 	root, err := cleanRoot(root)
 	if err != nil {
@@ -90,7 +85,7 @@ func openBelow(root, path string) (*os.File, files.Info, error) {
 	return f, info, err
 }
 
-// statBelow looks at what path leads to below root.
+// statBelow returns the information of path below root.
 func statBelow(root, path string) (files.Info, error) {
 	root, err := cleanRoot(root)
 	if err != nil {

@@ -10,14 +10,14 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// A value that needs more placeholders, or is longer, is not resolved: keys that name each other never end.
+// Longer values and more placeholders are not resolved: keys that reference each other never end.
 const (
 	maxPlaceholders = 16
 	maxResolved     = 1 << 10
 )
 
 // setting is a value of red5.properties without its placeholders. unknown names a variable of the server's environment
-// that decides it; text is then what the server uses if the variable is not set, and "" if it has no default.
+// that decides it; text is then the default, or "".
 type setting struct {
 	text, unknown string
 }
@@ -27,7 +27,7 @@ type setting struct {
 func springValue(p *conf.Properties, key string) (s setting) {
 	s.text, _ = p.Get(key)
 	for range maxPlaceholders {
-		// The last one holds no other.
+		// The last one contains no other.
 		open := strings.LastIndex(s.text, "${")
 		length := strings.IndexByte(s.text[max(open, 0):], '}')
 		if open < 0 || length < 0 {

@@ -15,31 +15,28 @@ import (
 	"time"
 )
 
-// userHz is the unit of start times below /proc. It is part of the kernel's
-// interface to programs and 100 on every architecture we build for.
+// userHz is the unit of start times below /proc, part of the kernel's ABI and 100 on every supported architecture.
 const userHz = 100
 
-// editSlack is how much later than the start of a process a file must have been
-// written to count as edited after it: the boot time that start times are
-// counted from is known to a second only.
+// editSlack is how much later than a process's start a file counts as edited after it: the boot time is known to a
+// second only.
 const editSlack = 2 * time.Second
 
-// Process is a running process, as far as /proc tells.
+// Process is a running process, from /proc.
 type Process struct {
 	PID     int       `json:"pid"`
 	Name    string    `json:"name"`
 	Started time.Time `json:"started"`
-	// HostAddress is AMS_HOST_ADDRESS in the environment the process was started
-	// with, which decides, whatever the files say by now. HostAddressKnown is
-	// false where we may not look.
+	// HostAddress is AMS_HOST_ADDRESS in the process's initial environment, which counts even if the files have changed.
+	// HostAddressKnown is false without permission to read it.
 	HostAddress      string `json:"host_address,omitempty"`
 	HostAddressKnown bool   `json:"host_address_known"`
 }
 
-// Java reports whether it is a Java machine, as the server's process is.
+// Java reports whether it is a JVM, as the server's process is.
 func (p Process) Java() bool { return p.Name == "java" || p.Name == "jsvc" }
 
-// ReadProcess looks at a process below root. ErrNoProcess where it does not exist.
+// ReadProcess reads a process below root, or fails with ErrNoProcess.
 func ReadProcess(root string, pid int) (Process, error) {
 	p := Process{PID: pid}
 	if pid <= 0 {
@@ -48,7 +45,7 @@ func ReadProcess(root string, pid int) (Process, error) {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	stat, err := readProc(root, filepath.Join(dir, "stat"))
 	switch {
-	// A process that ends while we read gives ESRCH.
+	// ESRCH: the process ended during the read.
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESRCH):
 		return p, fmt.Errorf("reading process %d: %w", pid, ErrNoProcess)
 	case err != nil:
@@ -68,22 +65,21 @@ func ReadProcess(root string, pid int) (Process, error) {
 		for v := range bytes.SplitSeq(env, []byte{0}) {
 			if value, ok := strings.CutPrefix(string(v), HostAddressVariable+"="); ok {
 				p.HostAddress = value
-				break // the first one is what getenv finds
+				break // getenv returns the first one
 			}
 		}
 	}
 	return p, nil
 }
 
-// readProc reads a file of /proc, which has no size and no kind to check.
+// readProc reads a file of /proc, which has no size or type to check.
 func readProc(root, path string) ([]byte, error) {
 	b, _, err := readBelow(root, path, maxConfigSize)
 	return b, err
 }
 
-// parseStat takes the name and the start time, in ticks since the boot, from a
-// /proc/PID/stat. The name may hold anything, blanks and brackets too: it ends
-// at the last bracket.
+// parseStat returns the name and the start time, in ticks since boot, of a /proc/PID/stat. The name may contain any
+// character and ends at the last bracket.
 func parseStat(b []byte) (name string, ticks uint64, err error) {
 	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
 	if open < 0 || end < open {
@@ -121,13 +117,11 @@ type Edited struct {
 	At   time.Time `json:"at"`
 }
 
-// EditedAfter says which of the paths below root were written after started: a
-// server that was started before them runs with what they said then. A path that
-// does not exist was not edited. Paths that cannot be looked at are in the error,
-// and the others in the result all the same.
+// EditedAfter returns the paths below root that were written after started: a server started earlier runs with their old
+// content. Missing paths were not edited. The error has the unreadable paths, the result the others.
 //
-// The server itself writes its .properties when somebody saves settings in its
-// panel, so a newer file of these alone does not mean that a restart is missing.
+// The server itself writes its .properties when a user saves settings in its panel, so a newer .properties file alone
+// does not mean that a restart is missing.
 func EditedAfter(root string, started time.Time, paths ...string) ([]Edited, error) {
 	var list []Edited
 	var errs []error

@@ -11,18 +11,15 @@ import (
 	"strings"
 )
 
-// Release is a release of Ant Media Server, or the honest absence of one. The
-// zero value is an unknown release. The manifest of its jar or a person says which it
-// is, and nothing else: not the age of a file, not its layout, because upgrades carry
-// old configuration into new servers.
+// Release is a release of Ant Media Server; the zero value is unknown. It comes only from the jar's manifest or the
+// operator, never from a file's age or layout: upgrades keep old configuration.
 type Release struct {
 	Version string `json:"version,omitempty"` // as written, without a leading v; "" = unknown
 	Build   string `json:"build,omitempty"`   // Build-Number of the manifest
 	Note    string `json:"note,omitempty"`    // why it is not known
 }
 
-// ParseRelease reads a release as a person or a manifest writes it: 2.4.2.1,
-// 3.0.3-SNAPSHOT, v2.13.2, ams-v2.8.0.
+// ParseRelease parses a release as an operator or a manifest writes it: 2.4.2.1, 3.0.3-SNAPSHOT, v2.13.2, ams-v2.8.0.
 func ParseRelease(s string) (Release, error) {
 	v := strings.TrimSpace(s)
 	v = strings.TrimPrefix(v, "ams-")
@@ -35,8 +32,7 @@ func ParseRelease(s string) (Release, error) {
 	return Release{Version: v}, nil
 }
 
-// splitVersion takes a version apart: up to four numbers, and whether a suffix
-// marks it as coming before the release of these numbers.
+// splitVersion splits a version: up to four numbers, and whether a suffix marks a pre-release.
 func splitVersion(v string) (numbers [4]int, before bool, err error) {
 	digits, suffix := v, ""
 	if i := strings.IndexFunc(v, func(r rune) bool { return r != '.' && (r < '0' || r > '9') }); i >= 0 {
@@ -47,7 +43,7 @@ func splitVersion(v string) (numbers [4]int, before bool, err error) {
 		return numbers, false, fmt.Errorf("%q has more than %d numbers", digits, len(numbers))
 	}
 	for i, p := range parts {
-		// Five digits are more than any release has; a date or a hash is none.
+		// No release has five digits; a date or a hash has more.
 		if p == "" || len(p) > 5 {
 			return numbers, false, fmt.Errorf("want numbers with dots, as in 2.4.2.1 or 3.0.3-SNAPSHOT")
 		}
@@ -71,10 +67,10 @@ func splitVersion(v string) (numbers [4]int, before bool, err error) {
 	return numbers, false, nil
 }
 
-// Known says whether the release is known at all.
+// Known reports whether the release is known.
 func (r Release) Known() bool { return r.Version != "" }
 
-// String is the version with its build, or "unknown".
+// String returns the version with its build, or "unknown".
 func (r Release) String() string {
 	switch {
 	case !r.Known():
@@ -85,8 +81,8 @@ func (r Release) String() string {
 	return r.Version
 }
 
-// Compare orders releases. Missing numbers count as 0, a SNAPSHOT comes before
-// its release, an unknown release before every known one.
+// Compare orders releases. Missing numbers count as 0, a SNAPSHOT comes before its release, an unknown release before
+// every known one.
 func (r Release) Compare(other Release) int {
 	if !r.Known() || !other.Known() {
 		return cmp.Compare(boolInt(r.Known()), boolInt(other.Known()))
@@ -106,9 +102,8 @@ func boolInt(b bool) int {
 	return 0
 }
 
-// AtLeast says whether the release is known and not older than the numbers, as
-// in AtLeast(2, 5). A SNAPSHOT of 2.5 may or may not have what 2.5 has: not at
-// least.
+// AtLeast reports whether the release is known and not older than the numbers, as in AtLeast(2, 5). A SNAPSHOT of 2.5
+// may lack features of 2.5: not at least.
 func (r Release) AtLeast(numbers ...int) bool {
 	if !r.Known() {
 		return false
@@ -120,16 +115,13 @@ func (r Release) AtLeast(numbers ...int) bool {
 	return c > 0 || c == 0 && !before
 }
 
-// current says whether the release is to be treated like one from the numbers
-// on. Where nothing tells the release, it is treated like the current ones:
-// most machines run these, and what we write for them harms no older one.
+// current reports whether to treat the release like one from the numbers on. An unknown release counts as current: most
+// machines run these, and their settings harm no older one.
 func (r Release) current(numbers ...int) bool { return !r.Known() || r.AtLeast(numbers...) }
 
-// HonoursHostAddress says whether the release takes its node address from the
-// environment variable AMS_HOST_ADDRESS (2.5 and later). An unknown release is
-// treated like the current ones: ask Known first where that matters.
+// HonoursHostAddress reports whether the release uses the environment variable AMS_HOST_ADDRESS (2.5 and later). An
+// unknown release counts as current: check Known first if that matters.
 func (r Release) HonoursHostAddress() bool { return r.current(2, 5) }
 
-// HasLiveness says whether the release answers /rest/v2/liveness (2.5.1 and
-// later). An unknown release is treated like the current ones.
+// HasLiveness reports whether the release has /rest/v2/liveness (2.5.1 and later). An unknown release counts as current.
 func (r Release) HasLiveness() bool { return r.current(2, 5, 1) }

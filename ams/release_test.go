@@ -162,8 +162,8 @@ func TestJarReleaseOddFiles(t *testing.T) {
 	})
 }
 
-// forgedJar is a jar of that size which says that it has as many members as its
-// reader believes at most. What is in it begins at the front, the rest is a hole.
+// forgedJar is a sparse jar of that size, which claims the maximum number of members that archive/zip accepts. Its
+// content is at the front.
 func forgedJar(t *testing.T, size int64, directory []byte) (root string) {
 	t.Helper()
 	root = tree(t, map[string]string{jarName: "-"})
@@ -181,7 +181,7 @@ func forgedJar(t *testing.T, size int64, directory []byte) (root string) {
 	b = binary.LittleEndian.AppendUint64(b, records)
 	b = binary.LittleEndian.AppendUint64(b, length)
 	b = binary.LittleEndian.AppendUint64(b, uint64(at)-length)
-	b = binary.LittleEndian.AppendUint32(b, 0x07064b50) // where it is
+	b = binary.LittleEndian.AppendUint32(b, 0x07064b50) // its offset
 	b = append(b, make([]byte, 4)...)
 	b = binary.LittleEndian.AppendUint64(b, uint64(at))
 	b = binary.LittleEndian.AppendUint32(b, 1)
@@ -202,7 +202,7 @@ func forgedJar(t *testing.T, size int64, directory []byte) (root string) {
 	return root
 }
 
-// The server's user makes the jar, and must not decide how much memory root takes.
+// The server's user controls the jar, and must not decide how much memory root takes.
 func TestJarReleaseMemory(t *testing.T) {
 	const most = 40 << 20
 	record := append([]byte{'P', 'K', 1, 2}, make([]byte, 42)...) // of a member without a name
@@ -224,7 +224,7 @@ func TestJarReleaseMemory(t *testing.T) {
 	}
 }
 
-// allocated is how many bytes f takes, those included that are free again.
+// allocated returns how many bytes f allocates, freed ones included.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -233,7 +233,7 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// A value that goes on from line to line is not copied once for each of them.
+// A value on many lines is not copied for each of them.
 func TestManifestAttributesMemory(t *testing.T) {
 	b := append([]byte("X: y\n"), bytes.Repeat([]byte(" z\n"), maxManifestSize/3)...)
 	if n := allocated(func() { manifestAttributes(b) }); n > 16*maxManifestSize {
@@ -241,7 +241,7 @@ func TestManifestAttributesMemory(t *testing.T) {
 	}
 }
 
-// FuzzJar reads what the server's user says is a jar.
+// FuzzJar reads a jar that the server's user controls.
 func FuzzJar(f *testing.F) {
 	z := func(method uint16, content string) []byte {
 		var b bytes.Buffer
@@ -282,7 +282,7 @@ func FuzzManifest(f *testing.F) {
 			if strings.ContainsAny(name+value, "\r\n") {
 				t.Errorf("attribute %q: %q spans lines", name, value)
 			}
-			// Line endings mean nothing.
+			// Line endings do not matter.
 			other := manifestAttributes(bytes.ReplaceAll(bytes.ReplaceAll(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")), []byte("\r"), []byte("\n")), []byte("\n"), []byte("\r\n")))
 			if other[name] != value {
 				t.Errorf("with CR LF %q is %q, not %q", name, other[name], value)

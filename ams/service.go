@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// Activity is what a service is doing, in systemd's words.
+// Activity is the activity of a service, in systemd's terms.
 type Activity string
 
-// The activities. ActivityUnknown is not zero of anything: nobody told us.
+// The activities. ActivityUnknown means that no source reported one.
 const (
 	ActivityUnknown      Activity = "unknown"
 	ActivityActive       Activity = "active"
@@ -25,69 +25,65 @@ const (
 	ActivityDeactivating Activity = "deactivating"
 )
 
-// State is one look at a service. A field that the kind of service cannot know
-// has its zero value.
+// State is a snapshot of a service. Fields that the kind of service does not have are zero.
 type State struct {
 	Activity Activity `json:"activity"`
 	Sub      string   `json:"sub,omitempty"`       // SubState: running, auto-restart, dead, …
 	Load     string   `json:"load,omitempty"`      // LoadState: loaded, masked, …
 	UnitFile string   `json:"unit_file,omitempty"` // UnitFileState: enabled, disabled, …
-	Result   string   `json:"result,omitempty"`    // how the last run ended: success, exit-code, signal, timeout, …
+	Result   string   `json:"result,omitempty"`    // result of the last run: success, exit-code, signal, timeout, …
 	Exit     string   `json:"exit,omitempty"`      // exit status or signal of the last main process
 
 	MainPID    int       `json:"main_pid,omitempty"`
 	Since      time.Time `json:"since,omitzero"`       // when it last became active
 	Started    time.Time `json:"started,omitzero"`     // when the main process was started
-	Restarts   int       `json:"restarts,omitempty"`   // automatic restarts since somebody last started it
+	Restarts   int       `json:"restarts,omitempty"`   // automatic restarts since the last explicit start
 	Invocation string    `json:"invocation,omitempty"` // changes with every start
 
-	// NeedReload: files of the unit changed since systemd read them. False proves
-	// nothing: systemd overlooks a new drop-in in a new folder. After writing one,
-	// reload without asking, and look for it in DropIns.
+	// NeedReload: files of the unit changed since systemd read them. False proves nothing: systemd misses a new drop-in
+	// in a new folder. After writing one, reload and check DropIns.
 	NeedReload bool     `json:"need_reload,omitempty"`
 	Fragment   string   `json:"fragment,omitempty"`
 	DropIns    []string `json:"drop_ins,omitempty"`
-	// HostAddress is AMS_HOST_ADDRESS as the next start will have it, from all
-	// drop-ins and files together. The rest of the environment is not ours to show.
+	// HostAddress is AMS_HOST_ADDRESS at the next start, from all drop-ins and files. The rest of the environment may be
+	// secret.
 	HostAddress string `json:"host_address,omitempty"`
-	// HostAddressFile is the EnvironmentFile= that sets it, "" where none does.
+	// HostAddressFile is the EnvironmentFile= that sets it, or "".
 	HostAddressFile string        `json:"host_address_file,omitempty"`
-	StopTimeout     time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or endless
+	StopTimeout     time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or infinite
 
 	// Homes are the folders that the unit names.
 	Homes []Home `json:"homes,omitempty"`
 
-	Detail string `json:"detail,omitempty"` // what a command printed
+	Detail string `json:"detail,omitempty"` // output of a command
 }
 
-// Known says whether anything is known about the service.
+// Known reports whether the activity is known.
 func (s State) Known() bool { return s.Activity != ActivityUnknown && s.Activity != "" }
 
-// Running says whether the service is up, as far as its manager knows.
+// Running reports whether the service is up, according to its manager.
 func (s State) Running() bool {
 	return s.Activity == ActivityActive || s.Activity == ActivityReloading
 }
 
-// Dead says whether the service's manager knows that the server does not run, and
-// that nothing is about to start or stop it.
+// Dead reports whether the service manager knows that the server does not run, and neither starts nor stops it.
 func (s State) Dead() bool {
 	return (s.Activity == ActivityInactive || s.Activity == ActivityFailed) && s.MainPID == 0
 }
 
-// Stopped says whether the server is dead by somebody's will, and not by a failure.
+// Stopped reports whether the server was stopped and did not fail.
 func (s State) Stopped() bool { return s.Dead() && s.Activity == ActivityInactive }
 
-// Starting says whether the service is being started, and not after it died.
+// Starting reports whether the service starts, and not after a crash.
 func (s State) Starting() bool { return s.Activity == ActivityActivating && !s.Crashing() }
 
-// Crashing says whether the service died and waits for its automatic restart.
+// Crashing reports whether the service died and waits for its automatic restart.
 func (s State) Crashing() bool {
 	return s.Activity == ActivityActivating && strings.HasPrefix(s.Sub, "auto-restart")
 }
 
-// Startable says why the service's manager could not start it: ErrUnitMasked,
-// ErrNoUnit or ErrUnitBroken; nil where nothing is known against it. The server
-// may run all the same, started before; who restarts it then does harm.
+// Startable returns the reason why the service manager could not start it: ErrUnitMasked, ErrNoUnit or ErrUnitBroken;
+// nil for no known reason. The server may still run; a restart would then end it.
 func (s State) Startable() error {
 	switch s.Load {
 	case "", "loaded", "merged", "stub":
@@ -100,7 +96,7 @@ func (s State) Startable() error {
 	return fmt.Errorf("%w: %s", ErrUnitBroken, s.Load)
 }
 
-// String is the state in a few words: "failed (exit-code, exit status 1)".
+// String returns a summary: "failed (exit-code, exit status 1)".
 func (s State) String() string {
 	if !s.Known() {
 		return string(ActivityUnknown)
@@ -128,20 +124,19 @@ func (s State) String() string {
 	return string(s.Activity) + " (" + strings.Join(notes, ", ") + ")"
 }
 
-// JobError says that a service did not do what it was told, or not in time.
+// JobError reports that a service did not do a job, or not in time.
 type JobError struct {
 	Service string // the unit, or the command
 	Verb    string // start, stop, restart
-	// Result is how systemd's job ended: failed, canceled, timeout, dependency,
-	// skipped, …; "pending" where our own time ran out first and the outcome is
-	// not known.
+	// Result is the result of systemd's job: failed, canceled, timeout, dependency, skipped, …; "pending" if the agent's
+	// time ran out first and the outcome is not known.
 	Result string
-	State  State // after it, where it could be read
+	State  State // after it, if readable
 	Output string
-	Err    error // of a command, or of our own context
+	Err    error // of a command, or of the context
 }
 
-// Pending says whether the outcome is still open.
+// Pending reports whether the outcome is still open.
 func (e *JobError) Pending() bool { return e.Result == resultPending }
 
 const (
@@ -175,18 +170,18 @@ func (e *JobError) hint() string {
 	case e.Pending():
 		return "it may still come: look with 'amsagent status', or give more time with --timeout"
 	case e.Result == "canceled":
-		return "somebody else started or stopped the service at the same time; try again"
+		return "another client started or stopped the service at the same time; try again"
 	case strings.HasSuffix(e.Service, ".service"):
 		return "read what it said: journalctl -u " + e.Service + " -n 50"
 	}
 	return "run it by hand to see what it says: " + e.Service + " " + e.Verb
 }
 
-// UnstableError says that a service was started and did not stay up.
+// UnstableError reports that a service started and did not stay up.
 type UnstableError struct {
 	Service string
-	After   time.Duration // since we began to watch
-	Before  State         // when it was last seen up; zero where it never was
+	After   time.Duration // since the watch began
+	Before  State         // when last seen up, or zero
 	State   State
 }
 
@@ -201,8 +196,7 @@ func (e *UnstableError) Error() string {
 // Is makes errors.Is(err, ErrUnstable) true.
 func (e *UnstableError) Is(target error) bool { return target == ErrUnstable }
 
-// LogHint says where to read why a service of this name ended: a unit, or a [Command],
-// which has no journal.
+// LogHint returns where to read why a service ended. name is a unit, or a [Command], which has no journal.
 func LogHint(name string) string {
 	if strings.HasSuffix(name, ".service") {
 		return "read why it ended: journalctl -u " + name + " -n 50"
@@ -210,7 +204,7 @@ func LogHint(name string) string {
 	return "read the server's own log to see why it ended"
 }
 
-// StartCommand is what a person types to start a service of this name: a unit, or a [Command].
+// StartCommand returns the operator's command to start a unit or a [Command].
 func StartCommand(name string) string {
 	if strings.HasSuffix(name, ".service") {
 		return "systemctl start " + name
@@ -218,29 +212,26 @@ func StartCommand(name string) string {
 	return name + " start"
 }
 
-// stater is what WaitStable needs of a service.
+// stater is what WaitStable needs.
 type stater interface {
 	Name() string
 	State(ctx context.Context) (State, error)
 }
 
-// stablePoll is how often WaitStable looks. A main process that is replaced
-// between two looks is noticed by its id, so this need not be short.
+// stablePoll is the interval of WaitStable's checks. A main process replaced in between is noticed by its id, so this
+// need not be short.
 const stablePoll = 500 * time.Millisecond
 
-// A look at a service may fail while systemd re-executes itself; so many in a
-// row are a fault.
+// stableFaults is the number of consecutive failed checks that are a fault: single ones fail while systemd re-executes
+// itself.
 const stableFaults = 4
 
-// WaitStable watches a service that was just started and returns when it was up,
-// with one and the same main process, for the whole of hold. A start job is done
-// when the process was made: a server that dies three seconds later was started
-// all the same, and systemd's automatic restart makes it look alive at every
-// other look.
+// WaitStable watches a service that was just started and returns when it was up, with the same main process, for the
+// whole of hold. A start job is done when the process exists: a server that dies three seconds later was started
+// successfully, and automatic restarts make it look alive at every other check.
 //
-// It fails with an *UnstableError as soon as the service is not up, with
-// ErrNotManaged where the kind of service knows no state, and with the context's
-// error when that ends first.
+// It fails with an *UnstableError as soon as the service is not up, with ErrNotManaged if the kind of service has no
+// state, and with the context's error.
 func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error) {
 	begin := time.Now()
 	tick := time.NewTicker(stablePoll)
@@ -271,7 +262,7 @@ func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error
 				return now, nil
 			}
 		case now.Activity == ActivityActivating && !now.Crashing() && upSince.IsZero():
-			// Still on its way up, for the first time.
+			// Still starting, for the first time.
 			faults = 0
 		default:
 			return now, &UnstableError{Service: s.Name(), After: time.Since(begin), Before: first, State: now}
@@ -283,17 +274,16 @@ func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error
 	}
 }
 
-// None is the service that is left alone: the tree belongs to an image that is
-// being built, or a person starts the server. It never touches anything.
+// None is the service that the agent does not manage: the tree belongs to an image, or the operator starts the server.
 type None struct{}
 
-// Name is "none".
+// Name returns "none".
 func (None) Name() string { return "none" }
 
 // State is unknown.
 func (None) State(context.Context) (State, error) { return State{Activity: ActivityUnknown}, nil }
 
-// Start fails with ErrNotManaged: a caller that gets here forgot to ask.
+// Start fails with ErrNotManaged.
 func (None) Start(context.Context) error { return fmt.Errorf("start: %w", ErrNotManaged) }
 
 // Stop fails with ErrNotManaged.
@@ -302,5 +292,5 @@ func (None) Stop(context.Context) error { return fmt.Errorf("stop: %w", ErrNotMa
 // Restart fails with ErrNotManaged.
 func (None) Restart(context.Context) error { return fmt.Errorf("restart: %w", ErrNotManaged) }
 
-// Reload has nothing to tell anybody and succeeds.
+// Reload does nothing and succeeds.
 func (None) Reload(context.Context) error { return nil }

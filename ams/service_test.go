@@ -19,7 +19,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// service is what a caller may ask of every kind of service.
+// service is the common interface of all kinds of service.
 type service interface {
 	Name() string
 	State(ctx context.Context) (State, error)
@@ -35,7 +35,7 @@ var (
 	_ service = None{}
 )
 
-// script is a service whose states are written down: each from its time on.
+// script is a service with scripted states: each from its time on.
 type script struct {
 	began  time.Time
 	states []scripted
@@ -74,7 +74,7 @@ func TestWaitStable(t *testing.T) {
 		name   string
 		states []scripted
 		limit  time.Duration
-		after  time.Duration // how long the wait takes
+		after  time.Duration // the expected duration of the wait
 		want   error
 		text   string
 	}{
@@ -87,7 +87,7 @@ func TestWaitStable(t *testing.T) {
 		{"restarted between two looks", []scripted{{0, up, nil}, {3 * time.Second, replaced, nil}}, time.Minute, 3 * time.Second, ErrUnstable, "process 100 ended within 3s and 200 took its place"},
 		{"restarted with the same number", []scripted{{0, up, nil}, {3 * time.Second, counted, nil}}, time.Minute, 3 * time.Second, ErrUnstable, "restarted 1 time by itself"},
 		{"started again by its unit", []scripted{{0, up, nil}, {time.Second, starting, nil}}, time.Minute, time.Second, ErrUnstable, "activating (start)"},
-		{"stopped by somebody", []scripted{{0, up, nil}, {time.Second, State{Activity: ActivityInactive, Sub: "dead"}, nil}}, time.Minute, time.Second, ErrUnstable, "inactive (dead)"},
+		{"stopped by an operator", []scripted{{0, up, nil}, {time.Second, State{Activity: ActivityInactive, Sub: "dead"}, nil}}, time.Minute, time.Second, ErrUnstable, "inactive (dead)"},
 		{"never comes", []scripted{{0, starting, nil}}, 10 * time.Second, 10 * time.Second, context.DeadlineExceeded, "watching antmedia.service"},
 		{"systemd stays away", []scripted{{0, up, nil}, {time.Second, State{}, busy}}, time.Minute, 2500 * time.Millisecond, busy, ""},
 		{"nothing known", []scripted{{0, State{Activity: ActivityUnknown}, nil}}, time.Minute, 0, ErrNotManaged, ""},
@@ -264,8 +264,7 @@ func TestSystemdJobs(t *testing.T) {
 	}
 }
 
-// The connection of a caller who goes away is closed, and all that it says is
-// that it was closed.
+// The connection of a canceled caller is closed, and its error is only that it was closed.
 func TestSystemdCallerGoesAway(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -377,7 +376,7 @@ func TestSystemdState(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 
-	// One property changed, one thing seen.
+	// Each case changes one property.
 	for name, c := range map[string]struct {
 		change map[string]any
 		check  func(State, error) bool
@@ -437,7 +436,7 @@ func TestSystemStopping(t *testing.T) {
 		{"starting", "inactive", waits, true},
 		{"initializing", "inactive", waits, true},
 		{"starting", "active", none, true},
-		{"running", "inactive", waits, false}, // it says "stopping" where this is not a restart of the target alone
+		{"running", "inactive", waits, false}, // in a shutdown systemd reports "stopping"
 	} {
 		b := &fakeBus{systemState: c.state, props: map[string]any{"ActiveState": c.shutdown, "Job": c.job}}
 		s := &Systemd{unit: "x.service", dial: func(context.Context) (bus, error) { return b, nil }}

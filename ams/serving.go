@@ -23,66 +23,58 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// noStream is the stream that applications are asked for. There is none of that name.
+// noStream is the stream in readiness calls. No stream has that name.
 const noStream = "amsagent-readiness"
 
 const (
-	// servingPath is a stream that is not there. It is the cheapest call of an
-	// application that needs what a viewer needs: the application's context, and an
-	// answer of its data store. Neither /rest/v2/version nor liveness needs the
-	// latter, and they are answered while every player waits in vain. The filters of
-	// an application (JWT, addresses) refuse it with a reason of their own; from
-	// 2.10.0 on only once the application is initialized.
+	// servingPath is a stream that does not exist. It is the cheapest call that needs what a viewer needs: the
+	// application's context and its data store. /rest/v2/version and liveness do not need the latter, and succeed while
+	// every player waits. An application's filters (JWT, addresses) refuse it with their own reason; from 2.10.0 on only
+	// once the application is initialized.
 	servingPath = "/rest/v2/broadcasts/" + noStream
-	// playingPath is a playlist that is not there. 2.4.3 says here alone for how long
-	// an application is not initialized: its JWT filter, which is in force although
-	// its settings have no JWT, refuses servingPath until then. And from 2.16.2 on it fails where
-	// an application was not deployed, as one whose web.xml is broken.
+	// playingPath is a playlist that does not exist. Only this path shows in 2.4.3 whether an application is
+	// initialized: until then its JWT filter, active even without JWT settings, refuses servingPath. From 2.16.2 on it
+	// fails if an application was not deployed, for example because its web.xml is broken.
 	playingPath = "/streams/" + noStream + ".m3u8"
-	// servingBody is how much of an answer is read: a page of Tomcat's is 700 bytes.
+	// servingBody bounds the part of a response that is read: a page of Tomcat's is 700 bytes.
 	servingBody = 8 << 10
 )
 
-// AppServing is what one call tells of an application.
+// AppServing is the result of one call to an application.
 type AppServing string
 
 // The states.
 const (
-	// AppServes: its answer is that of an application that is initialized,
-	// whatever that answer is.
+	// AppServes: any response of an initialized application.
 	AppServes AppServing = "serves"
-	// AppStarting: 403, "Application is getting initialized". A stopping server
-	// says so, too.
+	// AppStarting: 403, "Application is getting initialized". A stopping server sends it, too.
 	AppStarting AppServing = "is getting initialized"
-	// AppFailing: 500 and above. The context of an application is being made, or
-	// is broken.
+	// AppFailing: 500 and above. The application's context is not complete, or broken.
 	AppFailing AppServing = "fails"
 	// AppMissing: the server has no such application, and its players get an error.
 	AppMissing AppServing = "is not deployed"
-	// AppWaits: it was put there while the server runs, which has not taken it up. Who asks
-	// decides that.
+	// AppWaits: it was added while the server runs, and is not deployed yet. The caller decides that.
 	AppWaits AppServing = "is not deployed yet"
-	// AppSilent: no answer in time. The server hangs, or its MongoDB is away.
+	// AppSilent: no response in time. The server hangs, or its MongoDB is away.
 	AppSilent AppServing = "does not answer"
-	// AppRefused: nothing listens.
+	// AppRefused: no process listens.
 	AppRefused AppServing = "is not reachable"
-	// AppNotAsked: others took all the time there was.
+	// AppNotAsked: the other applications used up the time.
 	AppNotAsked AppServing = "was not asked in time"
 )
 
-// AppAnswer is the answer of one application.
+// AppAnswer is the response of one application.
 type AppAnswer struct {
 	Name   string     `json:"name"`
 	State  AppServing `json:"state"`
-	Code   int        `json:"code,omitempty"` // of HTTP; 0 = no answer
+	Code   int        `json:"code,omitempty"` // of HTTP; 0 = no response
 	Detail string     `json:"detail,omitempty"`
 }
 
-// Serves reports whether all viewers of this application are served: one that is not deployed
-// yet has none.
+// Serves reports whether all viewers of this application are served: one that is not deployed yet has none.
 func (a AppAnswer) Serves() bool { return a.State == AppServes || a.State == AppWaits }
 
-// String is the answer as a sentence without a full stop.
+// String returns a sentence without a full stop.
 func (a AppAnswer) String() string {
 	text := a.Name + " " + string(a.State)
 	if a.Detail != "" {
@@ -91,9 +83,8 @@ func (a AppAnswer) String() string {
 	return text
 }
 
-// CheckServing asks an application of the server at base, as
-// [Installation.BaseURL] gives it, once. ctx bounds the call. Of the console it
-// asks liveness. A nil client is [NewHTTPClient]'s.
+// CheckServing calls an application of the server at base, an [Installation.BaseURL], once. ctx bounds the call. For the
+// console it calls liveness. A nil client means [NewHTTPClient].
 func CheckServing(ctx context.Context, client *http.Client, base, app string) AppAnswer {
 	folder := strings.TrimSuffix(base, "/") + "/" + url.PathEscape(app)
 	asked := folder + servingPath
@@ -124,26 +115,24 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 	return a
 }
 
-// The marks that an application of the server leaves in its folder: it makes the first
-// at its first start and keeps it; it makes the second when it stops, and removes it in its
-// next start, once its context is complete (createInitializationProcess of 2.17.1).
+// The marks of an application in its folder: the server creates the first at the first start and keeps it; it creates
+// the second at a stop, and removes it in the next start, once the context is complete (createInitializationProcess of
+// 2.17.1).
 const (
 	InitializedName = ".initialized"
 	ClosedName      = ".closed"
 )
 
-// Initialized reports whether an application has completed its context since its server was
-// started, as far as its files tell. Before that, nobody should ask it anything: from 2.16.2
-// on its first filter, when a request comes, makes beans of a context that is half made, with
-// the server's defaults in place of the application's settings, and the server then saves
-// those. An application of 2.10 or before may be asked at any time; in between nobody looked.
+// Initialized reports whether an application has completed its context since the server started, according to its files.
+// No request may reach it earlier: from 2.16.2 on, the first filter then creates beans of an incomplete context, with
+// the server's defaults instead of the application's settings, and the server saves those. 2.10 and before accept
+// requests at any time; releases in between are untested.
 //
-// A server that was killed left the marks of one that runs. Where started is not zero, the
-// start has to have left a sign of its own, too: a mark that was made or removed, or in
-// cluster mode the settings, which the server saves at the end. The next start of one that
-// was killed leaves no sign in standalone mode.
+// A killed server leaves the marks of a running one. If started is not zero, the start must have left its own sign, too:
+// a mark created or removed, or in cluster mode the settings, which the server saves at the end. In standalone mode the
+// start after a kill leaves no sign.
 //
-// The answer is true where the files cannot be looked at.
+// The result is true if the files cannot be read.
 func (in *Installation) Initialized(app string, started time.Time) bool {
 	if app == consoleApp || in.Release.Known() && !in.Release.AtLeast(2, 11) {
 		return true
@@ -166,14 +155,14 @@ func (in *Installation) Initialized(app string, started time.Time) bool {
 	return false
 }
 
-// MadeSince reports whether an application was put there after a time, as the panel and
-// create_app.sh do while the server runs, by when its web.xml was last changed in any way.
+// MadeSince reports whether an application was added after t, as the panel and create_app.sh do while the server runs.
+// It uses the change time of web.xml.
 func (in *Installation) MadeSince(app string, t time.Time) bool {
 	info, err := statBelow(in.Root, filepath.Join(in.Dir, webappsName, app, "WEB-INF/web.xml"))
 	return err == nil && info.Changed.After(t)
 }
 
-// get reads the beginning of an answer.
+// get reads the beginning of a response.
 func get(ctx context.Context, client *http.Client, url string) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -182,12 +171,11 @@ func get(ctx context.Context, client *http.Client, url string) (reply, error) {
 	return call(client, req, servingBody)
 }
 
-// namesStream recognizes a page of Tomcat's own, which names what was asked for: no
-// application took the request. An application's own has no such name in it.
+// namesStream recognizes Tomcat's own page, which contains the path: no application handled the request. An
+// application's own page does not.
 func namesStream(body []byte) bool { return bytes.Contains(body, []byte(noStream)) }
 
-// initializing recognizes the two reasons of the server's filters: "Application is
-// getting initialized" and "Server is getting initialized.".
+// initializing recognizes "Application is getting initialized" and "Server is getting initialized.".
 func initializing(body []byte) bool { return bytes.Contains(body, []byte("getting initialized")) }
 
 func noAppAnswer(app string, err error) AppAnswer {
@@ -203,9 +191,8 @@ func noAppAnswer(app string, err error) AppAnswer {
 	return a
 }
 
-// Applications lists the applications of the installation in dir, below root, as
-// they are on disk now, without the console. It reads no file, so that it can be
-// called every second.
+// Applications lists the applications of the installation in dir, below root, that are on disk now, without the console.
+// It reads no file, so that it can be called every second.
 func Applications(root, dir string) ([]string, error) {
 	root, err := cleanRoot(root)
 	if err != nil {
@@ -245,9 +232,8 @@ func Applications(root, dir string) ([]string, error) {
 	return apps, nil
 }
 
-// ServingApps are the applications that are to serve: those that match one of the
-// patterns, as of path.Match; without patterns all. Where none is to serve, it is
-// the console.
+// ServingApps returns the applications that must serve: those that match one of the path.Match patterns, or all without
+// patterns. Without any, it returns the console.
 func ServingApps(apps, patterns []string) []string {
 	out := slices.DeleteFunc(slices.Clone(apps), func(app string) bool {
 		return len(patterns) > 0 && !slices.ContainsFunc(patterns, func(p string) bool {

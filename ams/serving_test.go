@@ -29,7 +29,7 @@ func page(why string) string {
 		`<h1>HTTP Status 403 – Forbidden</h1><hr class="line" /><p><b>Type</b> Status Report</p><p><b>Message</b> ` + why + `</p></body></html>`
 }
 
-// The answers of the real server, 2.16.2, in the order of its start.
+// The responses of the real server, 2.16.2, in the order of its start.
 func TestCheckServing(t *testing.T) {
 	for name, c := range map[string]struct {
 		app  string
@@ -77,8 +77,7 @@ func TestCheckServing(t *testing.T) {
 	}
 }
 
-// 2.4.3 refuses with the reason of its JWT filter until the application is
-// initialized; only who plays is told so.
+// 2.4.3 refuses with its JWT filter's reason until the application is initialized; only a playlist request shows that.
 func TestCheckServingOldFilter(t *testing.T) {
 	refused, playing := page("Invalid JWT Token"), page("Server is getting initialized.")
 	playCode := http.StatusForbidden
@@ -109,8 +108,8 @@ func TestCheckServingOldFilter(t *testing.T) {
 	}
 }
 
-// An application that was not deployed has no REST interface, and its players get an error from 2.16.2 on. One that has none
-// of its own serves players.
+// An application that was not deployed has no REST interface, and its players get an error from 2.16.2 on. An
+// application without its own REST interface serves players.
 func TestCheckServingNotDeployed(t *testing.T) {
 	nobody := func(path string) string {
 		return page("The requested resource [" + strings.ReplaceAll(path, "/", "&#47;") + "] is not available")
@@ -166,7 +165,7 @@ func TestCheckServingNoAnswer(t *testing.T) {
 	}
 }
 
-// Whoever answers on the server's port decides how long the words of an answer are.
+// Any program on the server's port controls the length of a response.
 func TestAnswerBound(t *testing.T) {
 	long := strings.Repeat("\x01", 60_000)
 	var conns ConnCount
@@ -181,21 +180,21 @@ func TestAnswerBound(t *testing.T) {
 	} {
 		base := answering(t, said)
 		for name, client := range map[string]*http.Client{"one call": NewHTTPClient(), "polling": NewPollingClient(&conns)} {
-			if a := CheckServing(t.Context(), client, base, "LiveApp"); len(a.Detail) > maxSaid || what == "no status" && a.State != AppFailing {
+			if a := CheckServing(t.Context(), client, base, "LiveApp"); len(a.Detail) > maxText || what == "no status" && a.State != AppFailing {
 				t.Errorf("%s, %s: %.300q of %d bytes", what, name, a, len(a.Detail))
 			}
 			l := CheckLiveness(t.Context(), client, base)
-			if len(l.Detail) > 3*maxSaid || len(l.Host) > maxSaid || len(l.Status) > maxSaid || what == "a body" && l.State != Live {
+			if len(l.Detail) > 3*maxText || len(l.Host) > maxText || len(l.Status) > maxText || what == "a body" && l.State != Live {
 				t.Errorf("%s, %s: %.300q of %d bytes", what, name, l, len(l.Detail)+len(l.Host)+len(l.Status))
 			}
-			if _, err := ReadStatistics(t.Context(), client, base, ""); err == nil || len(err.Error()) > 2*maxSaid {
+			if _, err := ReadStatistics(t.Context(), client, base, ""); err == nil || len(err.Error()) > 2*maxText {
 				t.Errorf("%s, %s: %.300q", what, name, err)
 			}
 		}
 	}
 }
 
-// answering is the address of a server that says the same to everybody.
+// answering returns the address of a server with one fixed response.
 func answering(t *testing.T, said string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", ownPort)
@@ -219,7 +218,7 @@ func answering(t *testing.T, said string) string {
 	return "http://" + l.Addr().String()
 }
 
-// A connection that is kept says nothing of a server that was started again.
+// A kept connection is useless after a restart of the server.
 func TestServingClientSurvivesRestart(t *testing.T) {
 	serve := func(addr string, code int) *httptest.Server {
 		l, err := net.Listen("tcp", addr)
@@ -290,7 +289,7 @@ func TestInitialized(t *testing.T) {
 	for name, tt := range map[string]struct {
 		app              string
 		marks            []string
-		folder, settings time.Duration // when they were changed, counted from the start
+		folder, settings time.Duration // their change times, relative to the start
 		want             bool
 	}{
 		"the first start":                 {"LiveApp", nil, after, before, false},
@@ -332,7 +331,7 @@ func TestInitialized(t *testing.T) {
 			if got := in.Initialized(tt.app, started); got != tt.want {
 				t.Errorf("%t, want %t", got, tt.want)
 			}
-			// Where nobody knows when the server was started, the marks alone tell.
+			// If the start time is not known, only the marks decide.
 			want := tt.want || len(tt.marks) == 1 && tt.marks[0] == InitializedName
 			if got := in.Initialized(tt.app, time.Time{}); got != want {
 				t.Errorf("without the time of the start: %t, want %t", got, want)

@@ -17,31 +17,29 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// Ports are those that the server listens on by its configuration; 0 is off.
+// Ports are the server's configured ports; 0 is off.
 type Ports struct {
 	HTTP   int `json:"http"`
-	HTTPS  int `json:"https"` // listened on once a certificate was set up
+	HTTPS  int `json:"https"` // open once a certificate is set up
 	RTMP   int `json:"rtmp"`
 	RTMPS  int `json:"rtmps"`
 	SRT    int `json:"srt"`    // UDP
-	Origin int `json:"origin"` // from node to node
+	Origin int `json:"origin"` // between nodes
 }
 
-// Viewers are the ports on which viewers arrive: players of HLS and DASH, and the
-// websockets of WebRTC. RTMP is not among them, for nearly all that comes there
-// publishes, and AMS's own statistics count no viewers of RTMP either.
+// Viewers returns the ports of viewers: players of HLS and DASH, and WebRTC websockets. RTMP clients are mostly
+// publishers, and AMS's statistics do not count RTMP viewers either.
 func (p Ports) Viewers() []int { return []int{p.HTTP, p.HTTPS} }
 
-// defaultPorts are AMS's own where red5.properties says nothing.
+// defaultPorts returns AMS's defaults.
 func defaultPorts() Ports {
 	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}
 }
 
 const defaultRTMPSPort = 8443
 
-// Ports reads the ports from red5.properties as it is now. A running server has
-// those of its start. What is missing or no port is AMS's default; with an error
-// all of them are.
+// Ports reads the ports from the current red5.properties. A running server uses those of its start. Missing and invalid
+// ports have AMS's defaults; with an error all have.
 func (in *Installation) Ports() (Ports, error) {
 	ports := defaultPorts()
 	p, err := in.serverProperties()
@@ -65,9 +63,8 @@ func (in *Installation) Ports() (Ports, error) {
 	return ports, nil
 }
 
-// Databases are the databases of the applications, sorted, without the console's,
-// which has no streams. The error names the applications whose database is not
-// known: whoever counts in the others has not counted all.
+// Databases returns the databases of the applications, sorted, without the console's, which has no streams. The error
+// names the applications whose database is not known: a count without them is not complete.
 func (in *Installation) Databases() ([]string, error) {
 	names := []string{}
 	var errs []error
@@ -86,30 +83,25 @@ func (in *Installation) Databases() ([]string, error) {
 	return slices.Compact(names), errors.Join(errs...)
 }
 
-// ErrNoServerToken says that this server takes no token that could be made here.
-// The error that wraps it says why.
+// ErrNoServerToken: this server accepts no token that the agent could make. The wrapping error has the reason.
 var ErrNoServerToken = errors.New("no token for the server's statistics can be made")
 
-// ServerKey makes tokens for the server's REST calls. The secret is nowhere that
-// fmt, a log or JSON could find it.
+// ServerKey makes tokens for the server's REST calls. fmt, logs and JSON cannot show the secret.
 type ServerKey struct {
 	sign func(text string) []byte
 }
 
-// String says nothing.
+// String hides the key.
 func (ServerKey) String() string { return "***" }
 
-// tokenLife is how long a token is good. The server asks for no claim at all, and
-// without one a token that leaked would open its whole management interface for
-// ever. Both clocks are one machine's, and a token is made for one call.
+// tokenLife is the validity of a token. The server requires no claim, and a leaked token without expiry would open its
+// whole management interface for ever. Both clocks are one machine's, and a token is for one call.
 const tokenLife = time.Minute
 
-// ServerKey reads from red5.properties, as it is now, how to sign a token. The
-// error is ErrNoServerToken where the server is configured to take none of ours.
-// A running server knows what the file said at its start.
+// ServerKey reads the key for tokens from the current red5.properties. It fails with ErrNoServerToken if the server
+// accepts none of the agent's. A running server uses the file's content of its start.
 //
-// The server prefers a JWKS URL to the secret: where one is set, only the holder
-// of a private key can make tokens.
+// The server prefers a JWKS URL to the secret: then only the holder of a private key can make tokens.
 func (in *Installation) ServerKey() (ServerKey, error) {
 	p, err := in.serverProperties()
 	if err != nil {
@@ -118,7 +110,7 @@ func (in *Installation) ServerKey() (ServerKey, error) {
 	no := func(why string) (ServerKey, error) {
 		return ServerKey{}, fmt.Errorf("%w: %s: %s", ErrNoServerToken, shown(in.Root, in.Server.Path), why)
 	}
-	// Blanks belong to a value in this format, and so to the secret.
+	// White space belongs to a value in this format, and so to the secret.
 	enabled, _ := p.Get("server.jwtServerControlEnabled")
 	secret, _ := p.Get("server.jwtServerSecretKey")
 	url, _ := p.Get("server.jwksURL")
@@ -139,12 +131,10 @@ func (in *Installation) ServerKey() (ServerKey, error) {
 	}}, nil
 }
 
-// Token makes a token that the server accepts until a minute after now (HS256, and
-// no claim but its end; no "issued at", which a server refuses that thinks it is
-// in the future). A key that is not set makes none: "".
+// Token returns a token that the server accepts until a minute after now (HS256, only with "exp": the server refuses an
+// "iat" in its future). Without a key it returns "".
 //
-// It is written out because a library for it would add 100 KB to the binary for
-// these five lines.
+// A library for these five lines would add 100 KB to the binary.
 func (k ServerKey) Token(now time.Time) string {
 	return k.token(`{"exp":` + strconv.FormatInt(now.Add(tokenLife).Unix(), 10) + `}`)
 }
@@ -158,7 +148,7 @@ func (k ServerKey) token(claims string) string {
 	return text + "." + b64.EncodeToString(k.sign(text))
 }
 
-// springTrue is what the server's framework takes for true.
+// springTrue reports whether Spring treats s as true.
 func springTrue(s string) bool {
 	switch strings.ToLower(strings.TrimSpace(s)) {
 	case "true", "on", "yes", "1":
@@ -167,8 +157,7 @@ func springTrue(s string) bool {
 	return false
 }
 
-// serverProperties reads red5.properties again: the picture that Open took keeps
-// no secret, and the panel may have changed the file since.
+// serverProperties reads red5.properties again: Open keeps no secret, and the panel may have changed the file since.
 func (in *Installation) serverProperties() (*conf.Properties, error) {
 	b, _, err := readBelow(in.Root, in.Server.Path, conf.MaxSettings)
 	if err != nil {

@@ -76,8 +76,7 @@ func TestPorts(t *testing.T) {
 	})
 }
 
-// Every shipped release listens on the same ports, takes no token as it is
-// shipped, and has a database for each application.
+// Every shipped release has the same ports, accepts no token by default, and has a database for each application.
 func TestSessionsCorpus(t *testing.T) {
 	var dirs []string
 	for _, pattern := range []string{"../testdata/trees/*/conf", "../../shared/corpus/ams/*/conf"} {
@@ -140,7 +139,7 @@ func TestDatabases(t *testing.T) {
 
 const jwt = "server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey="
 
-// The vendor's documentation shows a secret, and the token it must give.
+// The secret and the token are from the vendor's documentation.
 func TestServerKeyMakesTheTokenOfTheDocumentation(t *testing.T) {
 	key, err := opened(t, map[string]string{serverName: jwt + "cizvvh7f6ys0w3x0s1gzg6c2qzpk0gb9\n"}).ServerKey()
 	must.OK(t, err)
@@ -153,7 +152,7 @@ func TestServerKeyMakesTheTokenOfTheDocumentation(t *testing.T) {
 func TestServerKeyToken(t *testing.T) {
 	for name, c := range map[string]struct{ spelled, secret string }{
 		"plain":          {"s3cret", "s3cret"},
-		"escaped":        {`a\\b\=c\u00e9 `, `a\b=cé `}, // the blank belongs to it
+		"escaped":        {`a\\b\=c\u00e9 `, `a\b=cé `}, // the space belongs to it
 		"over two lines": {"ab\\\n  cd", "abcd"},
 		"dollar":         {"a$b{c}", "a$b{c}"},
 	} {
@@ -208,7 +207,7 @@ func TestServerKeyNotPossible(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			if strings.Contains(err.Error(), secret) {
-				t.Errorf("the secret is told: %v", err)
+				t.Errorf("the error shows the secret: %v", err)
 			}
 		})
 	}
@@ -238,6 +237,6 @@ func TestServerKeyKeepsItsSecret(t *testing.T) {
 		shown += string(b)
 	}
 	if strings.Contains(shown, secret) || strings.Contains(shown, fmt.Sprintf("%x", secret)) {
-		t.Errorf("the secret is told: %s", shown)
+		t.Errorf("the secret is shown: %s", shown)
 	}
 }

@@ -5,7 +5,6 @@ package ams
 
 import "github.com/amsagent/amsagent/conf"
 
-// ServerSettings reads red5.properties as it is now. It holds secrets: take the
-// keys that are needed and drop the rest. A running server knows what the file
-// said at its start.
+// ServerSettings reads the current red5.properties. It holds secrets: keep only the needed keys. A running server uses
+// the file's content of its start.
 func (in *Installation) ServerSettings() (*conf.Properties, error) { return in.serverProperties() }

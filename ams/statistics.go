@@ -20,29 +20,28 @@ import (
 const (
 	statisticsPath = "/rest/v2/system-resources"
 	tokenHeader    = "ProxyAuthorization" // sic: the server's own name
-	// statisticsLimit bounds the call. The server collects the figures while we
-	// wait; what takes longer is stuck, and the next beat asks again.
+	// statisticsLimit bounds the call. The server collects the figures during it; a longer call is stuck, and the next
+	// heartbeat tries again.
 	statisticsLimit = 3 * time.Second
-	// statisticsBody is many times what a server with eight GPUs says.
+	// statisticsBody is many times the size for a server with eight GPUs.
 	statisticsBody = 256 << 10
 )
 
-// Outcomes of [ReadStatistics]. A server that does not answer in time is
-// context.DeadlineExceeded, one that nobody listens for syscall.ECONNREFUSED.
+// Outcomes of [ReadStatistics]. A timeout is context.DeadlineExceeded, a closed port syscall.ECONNREFUSED.
 var (
-	// ErrForbidden: the server did not take the token. It answers the same for
-	// some seconds while it starts, and while its database is away.
+	// ErrForbidden: the server did not accept the token. It sends the same response for some seconds while it starts,
+	// and while its database is away.
 	ErrForbidden = errors.New("the server refused the call: a wrong token, or it is still starting")
 	// ErrNoStatistics: the server does not know the call, as an older release.
 	ErrNoStatistics = errors.New("the server has no statistics to ask for")
-	// ErrNotStatistics: an answer that is not Ant Media Server's statistics.
+	// ErrNotStatistics: the response is not Ant Media Server's statistics.
 	ErrNotStatistics = errors.New("the answer is not the server's statistics")
 )
 
-// Statistics is what a server says about itself alone, not about its cluster. A
-// field is nil where the server does not tell: releases differ.
+// Statistics are the figures of one server, not of its cluster. A field is nil if the server does not report it:
+// releases differ.
 type Statistics struct {
-	// LocalStreams are the streams that it takes in.
+	// LocalStreams counts the incoming streams.
 	LocalStreams *int `json:"local_streams,omitempty"`
 
 	WebRTCViewers *int `json:"webrtc_viewers,omitempty"`
@@ -52,9 +51,8 @@ type Statistics struct {
 	CPU *int `json:"cpu,omitempty"` // percent of the machine
 }
 
-// Viewers adds up the viewers that are known; nil where none is. complete says
-// that every kind was told. Viewers of RTMP are in no kind: the server does not
-// count them.
+// Viewers returns the sum of the known viewers; nil if there are no figures. complete reports whether every kind is
+// known. The server does not count RTMP viewers.
 func (s Statistics) Viewers() (n *int, complete bool) {
 	complete = true
 	for _, kind := range []*int{s.WebRTCViewers, s.HLSViewers, s.DASHViewers} {
@@ -70,15 +68,14 @@ func (s Statistics) Viewers() (n *int, complete bool) {
 	return n, complete
 }
 
-// ReadStatistics asks the server at base, as [Installation.BaseURL] gives it, for
-// its figures, with a token of [ServerKey.Token]. A nil client is
-// [NewHTTPClient]'s. No error contains the token.
+// ReadStatistics requests the figures of the server at base, an [Installation.BaseURL], with a token of
+// [ServerKey.Token]. A nil client means [NewHTTPClient]. No error contains the token.
 func ReadStatistics(ctx context.Context, client *http.Client, base, token string) (Statistics, error) {
 	if client == nil {
 		client = NewHTTPClient()
 	}
-	// Go takes the credentials that it knows out of a redirected request. This
-	// header it does not know, and it opens the server's management.
+	// Go removes the credential headers it knows from a redirected request. It does not know this one, which opens the
+	// server's management.
 	stay := *client
 	stay.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	ctx, cancel := context.WithTimeout(ctx, statisticsLimit)
@@ -116,7 +113,7 @@ func ReadStatistics(ctx context.Context, client *http.Client, base, token string
 	return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status, err)
 }
 
-// inTime makes every way in which a call can take too long the same error.
+// inTime maps all kinds of timeout to one error.
 func inTime(ctx context.Context, err error) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, context.DeadlineExceeded) {
@@ -125,22 +122,21 @@ func inTime(ctx context.Context, err error) error {
 	return err
 }
 
-// parseStatistics takes what it knows out of an answer. A figure of another form
-// than expected is not known; that is no reason to lose the others.
+// parseStatistics parses a response. A figure of unexpected form is unknown, but does not affect the others.
 func parseStatistics(body []byte) (Statistics, error) {
-	var told map[string]json.RawMessage
-	if err := json.Unmarshal(body, &told); err != nil {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(body, &fields); err != nil {
 		return Statistics{}, fmt.Errorf("%w: no JSON object", ErrNotStatistics)
 	}
 	s := Statistics{
-		LocalStreams:  figure(told["localLiveStreams"]),
-		WebRTCViewers: figure(told["localWebRTCViewers"]),
-		HLSViewers:    figure(told["localHLSViewers"]),
-		DASHViewers:   figure(told["localDASHViewers"]),
-		CPU:           figure(told["cpuUsage"]),
+		LocalStreams:  figure(fields["localLiveStreams"]),
+		WebRTCViewers: figure(fields["localWebRTCViewers"]),
+		HLSViewers:    figure(fields["localHLSViewers"]),
+		DASHViewers:   figure(fields["localDASHViewers"]),
+		CPU:           figure(fields["cpuUsage"]),
 	}
 	var cpu map[string]json.RawMessage
-	if json.Unmarshal(told["cpuUsage"], &cpu) == nil {
+	if json.Unmarshal(fields["cpuUsage"], &cpu) == nil {
 		s.CPU = figure(cpu["systemCPULoad"])
 	}
 	if s == (Statistics{}) {
@@ -149,11 +145,10 @@ func parseStatistics(body []byte) (Statistics, error) {
 	return s, nil
 }
 
-// figure reads a count or a percentage: a number, or one in quotes. The server
-// says -1 for what it could not measure.
+// figure parses a count or a percentage, with or without quotes. The server sends -1 for unknown values.
 func figure(raw json.RawMessage) *int {
 	f, err := strconv.ParseFloat(strings.Trim(string(raw), `" `), 64)
-	if err != nil || !(f >= 0 && f <= math.MaxInt32) { // nor what is no number at all
+	if err != nil || !(f >= 0 && f <= math.MaxInt32) { // not NaN
 		return nil
 	}
 	n := int(f)

@@ -53,7 +53,7 @@ func TestReadStatistics(t *testing.T) {
 		"nginx":           {200, "<html>welcome</html>", Statistics{}, ErrNotStatistics, ""},
 		"cut":             {200, string(recorded[:len(recorded)/2]), Statistics{}, ErrNotStatistics, ""},
 		"a list":          {200, "[]", Statistics{}, ErrNotStatistics, ""},
-		"somebody else":   {200, `{"status":"ok"}`, Statistics{}, ErrNotStatistics, ""},
+		"other JSON":      {200, `{"status":"ok"}`, Statistics{}, ErrNotStatistics, ""},
 		"nothing":         {200, "null", Statistics{}, ErrNotStatistics, ""},
 		"endless":         {200, `{"localLiveStreams":3}` + strings.Repeat(" ", statisticsBody), Statistics{}, ErrNotStatistics, "longer"},
 	} {
@@ -72,7 +72,7 @@ func TestReadStatistics(t *testing.T) {
 				_, _ = io.WriteString(w, c.body)
 			}))
 			defer srv.Close()
-			// A client that would follow: the token must not go with it.
+			// A client that follows redirects: the token must not go with it.
 			got, err := ReadStatistics(t.Context(), &http.Client{Transport: NewHTTPClient().Transport}, srv.URL+"/", "to.k.en")
 			if !errors.Is(err, c.err) {
 				t.Fatalf("%v", err)
@@ -106,7 +106,7 @@ func TestReadStatisticsNoAnswer(t *testing.T) {
 	}
 }
 
-// transport answers from memory, so that its time can be invented.
+// transport responds from memory, with any delay.
 type transport func(*http.Request) (*http.Response, error)
 
 func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

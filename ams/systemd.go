@@ -24,21 +24,21 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// systemdRunning exists exactly where systemd is process 1: sd_booted(3).
+// systemdRunning exists only if systemd is process 1: sd_booted(3).
 const systemdRunning = "/run/systemd/system"
 
-// Bounds for a systemd that does not answer. A job may take as long as the unit's own timeouts allow, which the caller's context
-// bounds; systemdJobLimit is for a caller without one.
+// Bounds for a systemd that does not respond. The caller's context bounds a job, which may take as long as the unit's
+// own timeouts; systemdJobLimit is for a caller without one.
 const (
 	systemdCallLimit = 10 * time.Second
 	systemdJobLimit  = 15 * time.Minute
-	// systemdAlivePoll: the end of a job is a signal, which never comes on a connection that was lost.
+	// systemdAlivePoll: a job ends with a signal, which never arrives on a lost connection.
 	systemdAlivePoll = time.Second
 )
 
 var errLostSystemd = errors.New("the connection to systemd was lost")
 
-// bus is what is used of [dbus.Conn]; tests have their own.
+// bus is the used part of [dbus.Conn]; tests have their own.
 type bus interface {
 	GetAllPropertiesContext(ctx context.Context, unit string) (map[string]any, error)
 	StartUnitContext(ctx context.Context, unit, mode string, done chan<- string) (int, error)
@@ -59,8 +59,8 @@ func SystemdRuns() bool {
 	return err == nil
 }
 
-// dialSystemd connects through the system bus; root, if there is no bus, to systemd itself. The bus comes first because it
-// outlives an upgrade of systemd, perhaps while our job runs.
+// dialSystemd connects through the system bus, or as root without a bus to systemd itself. The bus comes first because
+// it survives an upgrade of systemd during a job.
 func dialSystemd(ctx context.Context) (bus, error) {
 	if !SystemdRuns() {
 		return nil, fmt.Errorf("%w: this machine does not run it", ErrNoSystemd)
@@ -93,10 +93,10 @@ func dialSystemd(ctx context.Context) (bus, error) {
 	return nil, fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err)
 }
 
-// dialer makes connections, one for each operation; the context bounds the connection's life.
+// dialer makes a connection for each operation; the context bounds its lifetime.
 type dialer func(ctx context.Context) (bus, error)
 
-// with asks systemd something on a connection of its own.
+// with runs ask on a connection of its own.
 func (dial dialer) with(ctx context.Context, limit time.Duration, what string, ask func(context.Context, bus) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -109,11 +109,11 @@ func (dial dialer) with(ctx context.Context, limit time.Duration, what string, a
 	if _, job := errors.AsType[*JobError](err); job || err == nil {
 		return err
 	}
-	// The connection ends with the context, and then tells only of that.
+	// The connection ends with the context; its error then hides the context's.
 	return fmt.Errorf("%s: %w", what, cmp.Or(ctx.Err(), busError(err)))
 }
 
-// busError gives systemd's error names the meaning that callers branch on.
+// busError wraps systemd's error names in the errors of this package.
 func busError(err error) error {
 	var e godbus.Error
 	if !errors.As(err, &e) {
@@ -140,7 +140,7 @@ type Systemd struct {
 	dial dialer
 }
 
-// NewSystemd gives the service of a unit, as "antmedia.service" or "antmedia". Nothing is asked of systemd before the first call.
+// NewSystemd returns the service of a unit, as "antmedia.service" or "antmedia". It does not connect to systemd.
 func NewSystemd(unit string) *Systemd {
 	unit = cmp.Or(unit, DefaultUnit)
 	if filepath.Ext(unit) != ".service" {
@@ -149,10 +149,10 @@ func NewSystemd(unit string) *Systemd {
 	return &Systemd{unit: unit, dial: dialSystemd}
 }
 
-// Name is the unit's name.
+// Name returns the unit's name.
 func (s *Systemd) Name() string { return s.unit }
 
-// State asks systemd about the unit. ErrNoUnit if there is none, ErrNoSystemd if nobody answers.
+// State returns the unit's state. It fails with ErrNoUnit, or with ErrNoSystemd if systemd does not respond.
 func (s *Systemd) State(ctx context.Context) (State, error) {
 	st := State{Activity: ActivityUnknown}
 	err := s.dial.with(ctx, systemdCallLimit, "asking systemd about "+s.unit, func(ctx context.Context, b bus) (err error) {
@@ -169,24 +169,24 @@ func look(ctx context.Context, b bus, unit string) (State, error) {
 	}
 	st := unitState(p)
 	if st.Load == "not-found" && !st.Running() {
-		// A unit whose file was removed while it runs is still there.
+		// A running unit may have lost its file.
 		return State{Activity: ActivityUnknown}, ErrNoUnit
 	}
 	return st, nil
 }
 
-// Start starts the unit and waits for the end of the job. That is when the process was made, not when the server is well: see
+// Start starts the unit and waits for the end of the job: the process exists, but the server may not be healthy yet, see
 // [WaitStable].
 func (s *Systemd) Start(ctx context.Context) error { return s.do(ctx, "start") }
 
-// Stop stops the unit and waits until it has stopped, killed if it took longer than its TimeoutStopSec. A unit that is not running
-// is stopped already.
+// Stop stops the unit and waits for its end; after TimeoutStopSec systemd kills it. It succeeds if the unit does not
+// run.
 func (s *Systemd) Stop(ctx context.Context) error { return s.do(ctx, "stop") }
 
 // Restart stops the unit if it runs and starts it.
 func (s *Systemd) Restart(ctx context.Context) error { return s.do(ctx, "restart") }
 
-// Reload makes systemd read its unit files again, drop-ins included. It touches no running service.
+// Reload makes systemd read its unit files and drop-ins again. It touches no running service.
 func (s *Systemd) Reload(ctx context.Context) error {
 	// A reload runs every generator of the machine: seconds on a busy one.
 	return s.dial.with(ctx, 6*systemdCallLimit, "making systemd read its units again", func(ctx context.Context, b bus) error {
@@ -194,9 +194,9 @@ func (s *Systemd) Reload(ctx context.Context) error {
 	})
 }
 
-// SystemStopping reports whether the machine is going down, and not only this unit.
+// SystemStopping reports whether the whole machine shuts down.
 func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
-	err = s.dial.with(ctx, systemdCallLimit, "asking systemd whether the machine goes down", func(ctx context.Context, b bus) error {
+	err = s.dial.with(ctx, systemdCallLimit, "asking systemd whether the machine shuts down", func(ctx context.Context, b bus) error {
 		p, err := b.SystemStateContext(ctx)
 		if err != nil {
 			return err
@@ -205,9 +205,9 @@ func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 		case "stopping":
 			down = true
 		case "starting", "initializing":
-			// When a boot was never finished, as by user data that does not end, systemd before 246 says this to the end.
+			// systemd before 246 reports this to the end if a boot never finished, for example because user data hangs.
 			target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
-			job, _ := target["Job"].([]any) // its number, 0 for none, and its object
+			job, _ := target["Job"].([]any) // its number, or 0, and its object
 			down = len(job) > 0 && job[0] != uint32(0) || text(target, "ActiveState") == string(ActivityActive)
 			return err
 		}
@@ -216,8 +216,8 @@ func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 	return down, err
 }
 
-// job asks for a job; its result comes on done. "replace": a job that contradicts ours and waits is dropped, as systemctl does; ours
-// may be dropped in the same way, which is the result "canceled".
+// job queues a job; its result comes on done. As with systemctl, "replace" drops a waiting job that contradicts this
+// one; another client may drop this one in the same way, with the result "canceled".
 func job(ctx context.Context, b bus, verb, unit string, done chan<- string) (err error) {
 	const mode = "replace"
 	switch verb {
@@ -240,7 +240,7 @@ func (s *Systemd) do(ctx context.Context, verb string) error {
 	}
 	defer b.Close()
 	if verb != "stop" {
-		// A server that crashed a few times in a row has used up systemd's start limit. If this fails, the job itself says why.
+		// Repeated crashes use up systemd's start limit. If this fails, the job reports why.
 		_ = b.ResetFailedUnitContext(ctx, s.unit)
 	}
 	done := make(chan string, 1)
@@ -249,7 +249,7 @@ func (s *Systemd) do(ctx context.Context, verb string) error {
 		case ctx.Err() != nil:
 			return s.jobError(ctx, verb, resultPending, ctx.Err())
 		case !b.Connected():
-			// systemd may have taken the request before it went away.
+			// systemd may have accepted the request before the connection was lost.
 			return s.jobError(ctx, verb, resultPending, errLostSystemd)
 		}
 		return fmt.Errorf("%s of %s: %w", verb, s.unit, busError(err))
@@ -273,11 +273,10 @@ func (s *Systemd) do(ctx context.Context, verb string) error {
 	}
 }
 
-// jobError adds how the unit is now, on a fresh connection: the old one ends
-// with the caller's context.
+// jobError adds the unit's current state, on a new connection: the old one ends with the caller's context.
 func (s *Systemd) jobError(ctx context.Context, verb, result string, cause error) error {
 	e := &JobError{Service: s.unit, Verb: verb, Result: result, Err: cause}
-	// A person waits for the message: two seconds are enough for a local question.
+	// The operator waits for the message: two seconds are enough for a local query.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if st, err := s.State(ctx); err == nil {
@@ -286,8 +285,7 @@ func (s *Systemd) jobError(ctx context.Context, verb, result string, cause error
 	return e
 }
 
-// unitState makes a State of systemd's properties. An absent or strange one
-// leaves its field empty: older systemd lacks some.
+// unitState converts systemd's properties. An absent or invalid one leaves its field empty: older systemd lacks some.
 func unitState(p map[string]any) State {
 	st := State{
 		Activity:    Activity(text(p, "ActiveState")),
@@ -319,7 +317,7 @@ func unitState(p map[string]any) State {
 	return st
 }
 
-// unitVariable is what Environment= gives a name: of several assignments the last one counts.
+// unitVariable returns a variable of Environment=; the last assignment counts.
 func unitVariable(p map[string]any, name string) string {
 	own, _ := p["Environment"].([]string)
 	for _, text := range slices.Backward(own) {
@@ -333,8 +331,8 @@ func unitVariable(p map[string]any, name string) string {
 // addressAssignment is a line of an EnvironmentFile= that sets the server's address.
 var addressAssignment = regexp.MustCompile(`(?m)^[ \t]*` + HostAddressVariable + `=["']?([^"'\s]*)`)
 
-// fileAddress is the address that the files of EnvironmentFile= set, which override every drop-in, and the file; "" is none.
-// A pattern, and a file that cannot be read, is passed over: the proof of join finds what it does.
+// fileAddress returns the address that the EnvironmentFile= files set, which override every drop-in, and the file, or
+// "". It skips patterns and unreadable files: join verifies the result.
 func fileAddress(p map[string]any) (address, file string) {
 	entries, _ := p["EnvironmentFiles"].([][]any)
 	for _, entry := range entries {
@@ -353,8 +351,7 @@ func fileAddress(p map[string]any) (address, file string) {
 	return address, file
 }
 
-// exitText says how the main process ended, from the si_code and si_status that
-// systemd keeps; "" where it has not ended or ended well.
+// exitText describes the end of the main process, from its si_code and si_status; "" if it runs or succeeded.
 func exitText(code, status int64) string {
 	const exited, killed, dumped = 1, 2, 3 // CLD_EXITED, CLD_KILLED, CLD_DUMPED
 	switch {
@@ -393,7 +390,7 @@ func clock(p map[string]any, key string) time.Time {
 	return time.UnixMicro(int64(us))
 }
 
-// span reads a duration in microseconds; endless is 0.
+// span reads a duration in microseconds; infinity is 0.
 func span(p map[string]any, key string) time.Duration {
 	us, _ := p[key].(uint64)
 	if us > math.MaxInt64/1000 {

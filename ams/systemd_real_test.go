@@ -18,8 +18,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// TestRealSystemd drives a systemd that is really there. It writes units, so it
-// runs only where it is told that the machine is made for it:
+// TestRealSystemd uses a real systemd. It writes units, so it needs a disposable machine:
 //
 //	CGO_ENABLED=0 go test -c -o DIR/ams.test ./ams
 //	sandbox/nspawn/boot.sh --share DIR -- env AMSAGENT_TEST_SYSTEMD=yes /share/ams.test -test.run RealSystemd -test.v
@@ -33,7 +32,7 @@ func TestRealSystemd(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 
-	// unit writes a service with this [Service] section and gives it.
+	// unit writes and returns a service with this [Service] section.
 	unit := func(t *testing.T, service string) *Systemd {
 		t.Helper()
 		name := "amsagent-test-" + strings.ToLower(strings.ReplaceAll(filepath.Base(t.Name()), "_", "-")) + ".service"
@@ -94,14 +93,13 @@ func TestRealSystemd(t *testing.T) {
 	t.Run("drop-in", func(t *testing.T) {
 		s := unit(t, "ExecStart=/bin/sleep infinity\nEnvironment=AMS_HOST_ADDRESS=10.9.9.9 SECRET=hush\nTimeoutStopSec=10\n")
 		must.OK(t, s.Start(ctx))
-		// The zone has what systemd would take for a specifier and for quotes.
+		// The zone contains a specifier and quotes.
 		address, err := ParseAddress(`fe80::1%e"t\h%n0`)
 		must.OK(t, err)
 		dir := filepath.Join("/run/systemd/system", s.Name()+".d")
 		must.OK(t, os.Mkdir(dir, 0o755))
 		must.OK(t, os.WriteFile(filepath.Join(dir, "50-amsagent.conf"), DropIn(address, 80500*time.Millisecond, ""), 0o644))
-		// Here systemd 252 does not see that it should read its units again: the
-		// folder is new. So a caller reloads after writing, without asking.
+		// systemd 252 does not notice the drop-in, as the folder is new. So a caller always reloads after writing.
 		t.Logf("a new drop-in, in a new folder: NeedReload = %v", look(t, s).NeedReload)
 		must.OK(t, s.Reload(ctx))
 		must.OK(t, s.Restart(ctx))
@@ -153,7 +151,7 @@ func TestRealSystemd(t *testing.T) {
 		if !errors.As(err, &job) || !job.Pending() || !errors.Is(err, context.DeadlineExceeded) || job.State.Activity != ActivityActivating {
 			t.Errorf("Start = %#v", err)
 		}
-		// The job goes on: it was not ours to take back. Stopping replaces it.
+		// The job continues; a stop replaces it.
 		if err := s.Stop(ctx); err != nil {
 			t.Error(err)
 		}
@@ -254,7 +252,7 @@ func TestRealSystemd(t *testing.T) {
 			case <-time.After(50 * time.Millisecond):
 			}
 		}
-		// systemctl would now be refused for ten minutes.
+		// systemctl would now fail for ten minutes.
 		if out, err := exec.CommandContext(ctx, "systemctl", "start", s.Name()).CombinedOutput(); err == nil {
 			t.Errorf("the start limit was not reached: %s", out)
 		}
@@ -292,7 +290,7 @@ func TestRealSystemd(t *testing.T) {
 		}
 	})
 
-	// Last, because there is no bus after it: root then talks to systemd itself.
+	// Last, because it ends the bus: root then connects to systemd itself.
 	t.Run("no-message-bus", func(t *testing.T) {
 		s := unit(t, "ExecStart=/bin/sleep infinity\n")
 		if out, err := exec.CommandContext(ctx, "systemctl", "stop", "dbus.socket", "dbus.service").CombinedOutput(); err != nil {
@@ -307,20 +305,19 @@ func TestRealSystemd(t *testing.T) {
 		if out, err := exec.CommandContext(ctx, "systemctl", "daemon-reexec").CombinedOutput(); err != nil {
 			t.Fatalf("daemon-reexec: %v: %s", err, out)
 		}
-		// This connection ends with systemd's old self: the outcome may be open,
-		// which is not the same as failed.
+		// This connection ends with the old systemd: the outcome may be open, but not failed.
 		err := <-result
 		t.Log(err)
 		var job *JobError
-		// Before it, or in the middle of it, nobody answers at all.
+		// Before or during it, systemd may not respond.
 		if err != nil && (!errors.As(err, &job) || !job.Pending()) && !errors.Is(err, ErrNoSystemd) {
 			t.Errorf("Restart = %v", err)
 		}
 	})
 }
 
-// TestRealSystemdNotRoot is the same for somebody who may look and not touch:
-// run it with "setpriv --reuid 65534 --clear-groups" before ams.test.
+// TestRealSystemdNotRoot is the same for a user without privileges: run it with "setpriv --reuid 65534 --clear-groups"
+// before ams.test.
 func TestRealSystemdNotRoot(t *testing.T) {
 	if os.Getenv("AMSAGENT_TEST_SYSTEMD") != "yes" || os.Geteuid() == 0 {
 		t.Skip("AMSAGENT_TEST_SYSTEMD=yes is not set, or this is root")

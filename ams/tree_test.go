@@ -13,8 +13,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// plant writes files below a new directory and returns it. A name that ends in
-// a slash is a folder; contents that begin with "-> " are a symbolic link.
+// plant writes files below a new directory and returns it. A name that ends in a slash is a folder; contents that begin
+// with "-> " are a symbolic link.
 func plant(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -74,8 +74,7 @@ func jar(t *testing.T, members map[string]string) string {
 
 const manifestName = "META-INF/MANIFEST.MF"
 
-// tree is an installation in its usual place, with changes: a value of "-"
-// leaves the file out.
+// tree is an installation in its usual place, with changes: a value of "-" omits the file.
 func tree(t *testing.T, changes map[string]string) string {
 	t.Helper()
 	files := map[string]string{

@@ -10,34 +10,31 @@ import (
 	"slices"
 )
 
-// Units are services that run, and start at boot, all or none: those of the agent
-// itself. A unit whose file is not installed is passed over.
+// Units are the agent's own services, which run and start at boot together. Units without an installed file are ignored.
 type Units struct {
 	names []string
 	dial  dialer
 }
 
-// NewUnits gives the units of these names, in the order in which they start.
-// Nothing is asked of systemd before the first call.
+// NewUnits returns the units of these names, in start order. It does not connect to systemd.
 func NewUnits(names ...string) *Units { return &Units{names: names, dial: dialSystemd} }
 
-// UnitsState is how [Units] are.
+// UnitsState is the state of [Units].
 type UnitsState struct {
-	// Enabled and Active tell that every installed unit starts at boot, and that
-	// every one runs.
+	// Enabled and Active report whether all installed units start at boot, and run.
 	Enabled, Active bool
-	// Any tells that at least one starts at boot or runs.
+	// Any reports whether at least one starts at boot or runs.
 	Any bool
 }
 
-// installed is one unit whose file is there, and how it is.
+// installed is the state of one installed unit.
 type installed struct {
 	name  string
 	state State
 }
 
-// enabled reports whether it starts at boot, as far as that is for a person to
-// say: one without an [Install] section has its place by another unit.
+// enabled reports whether it starts at boot, as far as the operator decides: another unit starts one without an
+// [Install] section.
 func (i installed) enabled() bool {
 	switch i.state.UnitFile {
 	case "enabled", "static", "generated", "transient", "alias":
@@ -51,7 +48,7 @@ func (i installed) up() bool {
 	return i.state.Activity != ActivityInactive && i.state.Activity != ActivityFailed
 }
 
-// State tells how the units are; ErrNoUnit if none is installed.
+// State returns their state, or ErrNoUnit if none is installed.
 func (u *Units) State(ctx context.Context) (UnitsState, error) {
 	s := UnitsState{Enabled: true, Active: true}
 	err := u.dial.with(ctx, systemdCallLimit, "asking systemd about the agent's units", func(ctx context.Context, b bus) error {
@@ -87,10 +84,8 @@ func (u *Units) look(ctx context.Context, b bus) ([]installed, error) {
 	return all, nil
 }
 
-// Enable makes the units start at every boot, and starts those that do not run; the
-// last one is waited for. Where all that is so already, nothing is written and
-// nothing is started. A start that is not over when ctx ends goes on without us: a
-// [JobError] that is pending.
+// Enable makes the units start at every boot, starts those that do not run, and waits for the last one. It changes
+// nothing if all do already. A start that is not over when ctx ends continues: a pending [JobError].
 func (u *Units) Enable(ctx context.Context) error {
 	return u.dial.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus) error {
 		all, err := u.look(ctx, b)
@@ -107,7 +102,7 @@ func (u *Units) Enable(ctx context.Context) error {
 			}
 		}
 		if len(enable) > 0 {
-			// Persistently, and over no link of somebody else.
+			// Persistently, without replacing the links of other tools.
 			if _, _, err := b.EnableUnitFilesContext(ctx, enable, false, false); err != nil {
 				return err
 			}
@@ -122,8 +117,7 @@ func (u *Units) Enable(ctx context.Context) error {
 			case k == len(all)-1:
 				errs = append(errs, u.unit(i.name).Start(ctx))
 			default:
-				// All are asked for before one is waited for: a first one that takes long must not keep the others from being
-				// started at all.
+				// Start all before waiting for one: a slow first one must not keep the others from starting.
 				_ = b.ResetFailedUnitContext(ctx, i.name)
 				errs = append(errs, job(ctx, b, "start", i.name, make(chan string, 1)))
 			}
@@ -132,8 +126,8 @@ func (u *Units) Enable(ctx context.Context) error {
 	})
 }
 
-// Disable stops the units, in the opposite order, and makes them start at no boot. One that is masked is only stopped: a person said
-// already that it must not start.
+// Disable stops the units in reverse order and disables them at boot. A masked unit, which cannot start, is only
+// stopped.
 func (u *Units) Disable(ctx context.Context) error {
 	return u.dial.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus) error {
 		all, err := u.look(ctx, b)
@@ -148,7 +142,7 @@ func (u *Units) Disable(ctx context.Context) error {
 				disable = append(disable, i.name)
 			}
 		}
-		// First: a machine that goes down in between must not come up with them.
+		// Disable first: they must not start after a crash of the machine in between.
 		if len(disable) > 0 {
 			_, err := b.DisableUnitFilesContext(ctx, disable, false)
 			errs = append(errs, err, b.ReloadContext(ctx))

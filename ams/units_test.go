@@ -18,8 +18,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// unitsBus is a systemd with several units, each "UnitFileState ActiveState"; one
-// that is not listed has no file.
+// unitsBus is a systemd with several units, each "UnitFileState ActiveState"; the others have no file.
 type unitsBus struct {
 	fakeBus
 	units map[string]string
@@ -62,7 +61,7 @@ func TestUnits(t *testing.T) {
 			nil, nil,
 		},
 		{
-			"as it is to be",
+			"enabled and active",
 			map[string]string{node: "enabled active", agent: "enabled active"},
 			UnitsState{true, true, true},
 			nil,
@@ -152,8 +151,8 @@ func TestUnitsAreNotInstalled(t *testing.T) {
 	}
 }
 
-// What cannot be enabled is not started: a daemon that is gone after the next boot
-// would be a riddle then. What cannot be disabled is stopped all the same.
+// A unit that cannot be enabled is not started: it would be missing after the next boot. A unit that cannot be disabled
+// is still stopped.
 func TestUnitsRefused(t *testing.T) {
 	refused := errors.New("read-only file system")
 	u, b := fakeUnits(map[string]string{"agent.service": "disabled inactive"})

@@ -11,12 +11,11 @@ import (
 	"github.com/shirou/gopsutil/v4/cpu"
 )
 
-// cpuMeter measures how busy the cores were between two looks.
+// cpuMeter measures the load of the cores between two samples.
 //
-// Busy is user, nice, system, both kinds of interrupts, and steal. Idle is idle
-// and iowait, in which a core could have run something else; Java's own
-// measure, which AMS compares with its limit, counts so too. Stolen time is busy because
-// something wanted to run in it, and got nothing. The kernel counts guest time as user time.
+// Busy is user, nice, system, both kinds of interrupts, and steal. Idle is idle and iowait, as in Java's own measure,
+// which AMS compares with its limit. Steal is busy because work waited for the core. The kernel includes guest time in
+// user time.
 type cpuMeter struct{ last *cpu.TimesStat }
 
 var errNoProgress = errors.New("the counters of the processors did not go on since the look before")
@@ -25,7 +24,7 @@ var errNoProgress = errors.New("the counters of the processors did not go on sin
 func (m *cpuMeter) read(ctx context.Context) (*float64, error) {
 	times, err := cpu.TimesWithContext(ctx, false)
 	if err == nil && len(times) == 0 {
-		err = errors.New("/proc/stat has no line of all processors") // or there is no such file
+		err = errors.New("/proc/stat has no line of all processors") // or the file is missing
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the processors: %w", err)
@@ -36,7 +35,7 @@ func (m *cpuMeter) read(ctx context.Context) (*float64, error) {
 		return nil, ErrFirst
 	}
 	work := func(t *cpu.TimesStat) float64 { return t.User + t.Nice + t.System + t.Irq + t.Softirq }
-	// Steal and iowait are known to go back a little where nothing happened.
+	// Steal and iowait may decrease a little.
 	busy := work(m.last) - work(last) + max(m.last.Steal-last.Steal, 0)
 	total := busy + max(m.last.Idle-last.Idle, 0) + max(m.last.Iowait-last.Iowait, 0)
 	if work(m.last) < work(last) || total <= 0 {

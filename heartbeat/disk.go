@@ -13,13 +13,13 @@ import (
 
 // volume is the state of a file system.
 type volume struct {
-	total, used, avail uint64 // bytes; what is neither used nor available is reserved for root
+	total, used, avail uint64 // bytes; the rest is reserved for root
 	err                error
 }
 
-// readVolume asks the kernel about the volume of the installation. On a network share whose server is gone it hangs.
+// readVolume reads the size of the installation's volume. It hangs on a network share whose server is gone.
 //
-// Not by gopsutil, which counts in f_bsize where the kernel counts in f_frsize; they differ on FUSE.
+// gopsutil counts in f_bsize, the kernel in f_frsize; they differ on FUSE.
 func (s *Sampler) readVolume() volume {
 	path := filepath.Join("/", s.opts.Root, s.opts.AMSDir)
 	var st syscall.Statfs_t
@@ -38,7 +38,7 @@ func (s *Sampler) readVolume() volume {
 	return volume{total: st.Blocks * unit, used: (st.Blocks - st.Bfree) * unit, avail: st.Bavail * unit}
 }
 
-// percent is what df shows: of what others than root can have, the part in use, rounded up.
+// percent is that of df: the used part of what users other than root can have, rounded up.
 func (v volume) percent() *int {
 	if v.used+v.avail == 0 {
 		return nil

@@ -23,7 +23,7 @@ func TestVolume(t *testing.T) {
 		percent     int
 	}{
 		{"an ext4 with blocks reserved for root", syscall.Statfs_t{Bsize: 4096, Frsize: 4096, Blocks: 1000, Bfree: 500, Bavail: 450}, 4096000, 2048000, 53},
-		{"full for everybody but root", syscall.Statfs_t{Bsize: 4096, Frsize: 4096, Blocks: 1000, Bfree: 50, Bavail: 0}, 4096000, 3891200, 100},
+		{"full for all users but root", syscall.Statfs_t{Bsize: 4096, Frsize: 4096, Blocks: 1000, Bfree: 50, Bavail: 0}, 4096000, 3891200, 100},
 		{"rounded up, as df does", syscall.Statfs_t{Bsize: 1, Frsize: 1, Blocks: 1000, Bfree: 999, Bavail: 999}, 1000, 1, 1},
 		{"empty", syscall.Statfs_t{Bsize: 4096, Frsize: 4096, Blocks: 1000, Bfree: 1000, Bavail: 1000}, 4096000, 0, 0},
 		{"FUSE, whose fragments are not its blocks", syscall.Statfs_t{Bsize: 131072, Frsize: 512, Blocks: 1000, Bfree: 500, Bavail: 500}, 512000, 256000, 50},
@@ -54,11 +54,11 @@ func TestVolume(t *testing.T) {
 	}
 }
 
-// df is who an operator asks.
+// The result is that of df.
 func TestVolumeAsDFShowsIt(t *testing.T) {
 	t.Parallel()
 	for _, dir := range []string{"/", "/dev/shm", t.TempDir()} {
-		// Others write meanwhile: another percentage once is theirs, and one that stays is ours.
+		// Other processes write meanwhile: retry before failing.
 		must.Until(t, "what df shows of "+dir, func() bool {
 			shown, err := df(dir)
 			if err != nil {

@@ -23,43 +23,43 @@ import (
 )
 
 const (
-	gpuAgain = 10 * time.Second // before the driver, or the tool, is tried again
-	gpuStart = 30 * time.Second // for the first row: without the persistence daemon all devices are initialised first
-	gpuStale = 3                // intervals after which a row is too old, and a silent tool is started again
+	gpuRetry = 10 * time.Second // before a retry
+	gpuStart = 30 * time.Second // for the first reading: without the persistence daemon the driver initializes all devices first
+	gpuStale = 3                // intervals until a reading expires, and a silent tool is restarted
 	gpuMost  = 64               // devices; the largest machines have 16
-	gpuText  = 200              // bytes of what the tool says: it goes into logs and into the registry
+	gpuText  = 200              // bytes of the tool's text in logs and the registry
 
 	gpuFields = "index,driver_version,utilization.gpu,utilization.encoder,utilization.decoder,memory.used,memory.total,name"
 )
 
-// GPUOptions say how to read the GPUs. The zero value is for this machine.
+// GPUOptions configure the GPU readings. The zero value is for this machine.
 type GPUOptions struct {
-	Root     string        // what /proc, /dev and the tool are below; "" is the real root
+	Root     string        // above /proc, /dev and the tool; "" is the real root
 	Interval time.Duration // between two readings, at least a second; default 5 s
 	Now      func() time.Time
 	Log      *slog.Logger
 }
 
-// GPUWatcher reads the machine's GPUs, NVIDIA's alone (Ant Media Server encodes on no others), through one nvidia-smi
-// that runs as long as [GPUWatcher.Run] and prints a row for each device at each interval.
+// GPUWatcher reads NVIDIA GPUs (Ant Media Server encodes on no others) through one nvidia-smi, which runs as long as
+// [GPUWatcher.Run] and prints a line for each device at each interval.
 type GPUWatcher struct {
 	o     GPUOptions
-	again time.Duration
+	retry time.Duration
 
-	mu      sync.Mutex
-	state   GPUState // while no row is young enough
-	reason  string
-	said    string // the last line without a value
-	devices []gpuRow
+	mu       sync.Mutex
+	state    GPUState // without a current reading
+	reason   string
+	lastLine string // the last line without values
+	devices  []deviceReading
 }
 
-// gpuRow is the latest row of a device; at is zero before the first.
-type gpuRow struct {
+// deviceReading is the latest reading of a device; at is zero before the first.
+type deviceReading struct {
 	GPU
 	at time.Time
 }
 
-// NewGPUWatcher makes a watcher that knows nothing until Run is called.
+// NewGPUWatcher returns a watcher; Run starts it.
 func NewGPUWatcher(o GPUOptions) *GPUWatcher {
 	o.Root, o.Interval = cmp.Or(o.Root, "/"), cmp.Or(max(o.Interval, 0).Truncate(time.Second), 5*time.Second)
 	if o.Now == nil {
@@ -68,10 +68,10 @@ func NewGPUWatcher(o GPUOptions) *GPUWatcher {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &GPUWatcher{o: o, again: gpuAgain, state: GPUPending}
+	return &GPUWatcher{o: o, retry: gpuRetry, state: GPUPending}
 }
 
-// Run reads until ctx ends. nvidia-smi has ended then, unless the driver holds it in the kernel, where no signal reaches it.
+// Run reads until ctx ends. nvidia-smi has ended then, unless the driver blocks it in the kernel.
 func (w *GPUWatcher) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		ended := make(chan struct{})
@@ -83,7 +83,7 @@ func (w *GPUWatcher) Run(ctx context.Context) {
 		case <-ended:
 			select {
 			case <-ctx.Done():
-			case <-time.After(w.again):
+			case <-time.After(w.retry):
 			}
 		case <-ctx.Done():
 			select {
@@ -95,7 +95,7 @@ func (w *GPUWatcher) Run(ctx context.Context) {
 	}
 }
 
-// is changes the state, and logs what is wrong.
+// is sets the state and logs a new failure.
 func (w *GPUWatcher) is(state GPUState, reason string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -120,14 +120,14 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	if tool == "" {
 		return GPUFailing, "NVIDIA's driver is loaded, but nvidia-smi is not there"
 	}
-	// The kernel kills the tool when the thread ends that started it, so that none outlives the agent.
+	// The kernel kills the tool at the end of its parent thread, so that no tool outlives the agent.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	ctx, kill := context.WithCancel(ctx)
 	defer kill()
 	cmd := exec.CommandContext(ctx, tool, "--query-gpu="+gpuFields, "--format=csv,noheader,nounits",
 		"--loop="+strconv.Itoa(int(w.o.Interval/time.Second)))
-	// The same from a terminal and from a unit, and nothing of our environment.
+	// Independent of the agent's environment.
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
@@ -138,7 +138,7 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	if err != nil {
 		return GPUFailing, "nvidia-smi cannot be started: " + err.Error()
 	}
-	context.AfterFunc(ctx, func() { _ = out.Close() }) // somebody else may hold its other end
+	context.AfterFunc(ctx, func() { _ = out.Close() }) // another process may hold its other end
 	silent := time.AfterFunc(gpuStart, kill)
 	defer silent.Stop()
 	for lines := bufio.NewScanner(out); lines.Scan(); {
@@ -150,28 +150,28 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	err = cmd.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return GPUFailing, strings.TrimSuffix(fmt.Sprintf("nvidia-smi ended (%v): %s", err, w.said), ": ")
+	return GPUFailing, strings.TrimSuffix(fmt.Sprintf("nvidia-smi ended (%v): %s", err, w.lastLine), ": ")
 }
 
-// line takes one line, and reports whether it is a row.
+// line parses one line, and reports whether it is a reading.
 func (w *GPUWatcher) line(text string) bool {
 	g, ok := parseGPU(text)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !ok || !g.told() {
-		w.said = plain.Truncate(strings.Join(strings.Fields(plain.Text(text)), " "), gpuText)
+	if !ok || !g.hasValues() {
+		w.lastLine = plain.Truncate(strings.Join(strings.Fields(plain.Text(text)), " "), gpuText)
 	}
 	if !ok {
 		return false
 	}
 	for len(w.devices) <= g.Index {
-		w.devices = append(w.devices, gpuRow{GPU: GPU{Index: len(w.devices)}})
+		w.devices = append(w.devices, deviceReading{GPU: GPU{Index: len(w.devices)}})
 	}
-	w.devices[g.Index] = gpuRow{g, w.o.Now()}
+	w.devices[g.Index] = deviceReading{g, w.o.Now()}
 	return true
 }
 
-// Latest is what is known of the devices now. A device without a young row keeps its place, without values.
+// Latest returns the current reading. A device without one keeps its place, without values.
 func (w *GPUWatcher) Latest() GPUReading {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -180,7 +180,7 @@ func (w *GPUWatcher) Latest() GPUReading {
 		if w.o.Now().Sub(d.at) > gpuStale*w.o.Interval {
 			d.GPU = GPU{Index: d.Index, Name: d.Name, Driver: d.Driver}
 		}
-		if d.told() {
+		if d.hasValues() {
 			values++
 			r.At = d.at
 		}
@@ -188,19 +188,21 @@ func (w *GPUWatcher) Latest() GPUReading {
 	}
 	switch {
 	case values == 0 && w.state == GPUPending && len(r.Devices) > 0:
-		return GPUReading{State: GPUFailing, Reason: cmp.Or(w.said, "nvidia-smi is silent")}
+		return GPUReading{State: GPUFailing, Reason: cmp.Or(w.lastLine, "nvidia-smi is silent")}
 	case values == 0:
 		return GPUReading{State: w.state, Reason: w.reason}
 	case values < len(r.Devices):
-		r.Reason = cmp.Or(w.said, "a device is silent")
+		r.Reason = cmp.Or(w.lastLine, "a device is silent")
 	}
 	return r
 }
 
-// told reports whether the driver tells anything of the device. Its memory is known of one that is lost, too.
-func (g GPU) told() bool { return g.Util != nil || g.Enc != nil || g.Dec != nil || g.MemUsed != nil }
+// hasValues reports whether the driver knows the device's state. Total memory is known even of a lost one.
+func (g GPU) hasValues() bool {
+	return g.Util != nil || g.Enc != nil || g.Dec != nil || g.MemUsed != nil
+}
 
-// parseGPU reads a row of gpuFields. A value that the driver does not tell, or that cannot be, is nil.
+// parseGPU parses a line of gpuFields. Unknown and invalid values are nil.
 func parseGPU(line string) (g GPU, ok bool) {
 	cells := strings.Split(line, ",")
 	if len(cells) != strings.Count(gpuFields, ",")+1 {

@@ -21,8 +21,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// TestGPUHardware watches real devices of NVIDIA's: they are told as nvidia-smi tells them, its
-// death is outlived, and nothing of it is left at the end. GPU_HARDWARE=1 asks for it.
+// TestGPUHardware watches real NVIDIA devices: the readings are those of nvidia-smi, a new one replaces one that dies,
+// and no process is left. GPU_HARDWARE=1 enables it.
 func TestGPUHardware(t *testing.T) {
 	if os.Getenv("GPU_HARDWARE") == "" {
 		t.Skip("GPU_HARDWARE is not set: it needs a device of NVIDIA's and its driver")
@@ -51,7 +51,7 @@ func TestGPUHardware(t *testing.T) {
 		t.Errorf("read\n%snvidia-smi says\n%s", &got, told)
 	}
 
-	// A tool that dies is started anew.
+	// Restart after a crash.
 	child := gpuChildren(t)
 	if len(child) != 1 {
 		t.Fatalf("%d processes of nvidia-smi", len(child))
@@ -75,7 +75,7 @@ func TestGPUHardware(t *testing.T) {
 	}
 }
 
-// awaitGPUs waits for a reading that is not before since.
+// awaitGPUs waits for a reading not older than since.
 func awaitGPUs(t *testing.T, w *GPUWatcher, since time.Time) GPUReading {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
@@ -91,7 +91,7 @@ func awaitGPUs(t *testing.T, w *GPUWatcher, since time.Time) GPUReading {
 	return GPUReading{}
 }
 
-// gpuChildren are the processes of nvidia-smi that this one started.
+// gpuChildren returns this process's nvidia-smi processes.
 func gpuChildren(t *testing.T) (pids []int) {
 	t.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")

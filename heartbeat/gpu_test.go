@@ -29,8 +29,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// gpuWorld is a machine with a driver, and an nvidia-smi that passes on what the
-// test writes to it: a named pipe, which outlives each process.
+// gpuWorld is a machine with a driver, and an nvidia-smi that copies a named pipe, which outlives each process.
 type gpuWorld struct {
 	t    *testing.T
 	root string
@@ -64,25 +63,25 @@ func (g *gpuWorld) write(path, content string) {
 	must.OK(g.t, os.WriteFile(file, []byte(content), 0o644))
 }
 
-// tool installs an nvidia-smi: a shell script, in which $root is our folder.
+// tool installs an nvidia-smi: a shell script, in which $root is the test's folder.
 func (g *gpuWorld) tool(body string) {
 	g.t.Helper()
 	script := "#!/bin/sh\nroot='" + g.root + "'\necho $$ >>$root/pids\necho \"$@\" >>$root/args\n" + body + "\n"
 	path := filepath.Join(g.root, "usr/bin/nvidia-smi")
 	must.OK(g.t, os.MkdirAll(filepath.Dir(path), 0o755))
-	// In one step: the watcher may be looking.
+	// Atomically: the watcher may read it.
 	must.OK(g.t, os.WriteFile(path+".new", []byte(script), 0o755))
 	must.OK(g.t, os.Rename(path+".new", path))
 }
 
 const gpuPipe = "exec cat $root/fifo"
 
-// watch runs a watcher that starts its tool again at once.
+// watch runs a watcher that restarts its tool immediately.
 func (g *gpuWorld) watch() {
 	g.t.Helper()
 	log := slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	g.w = NewGPUWatcher(GPUOptions{Root: g.root, Interval: time.Second, Log: log})
-	g.w.again = 10 * time.Millisecond
+	g.w.retry = 10 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); g.w.Run(ctx) }()
@@ -103,7 +102,7 @@ func (g *gpuWorld) watch() {
 
 func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
 
-// pids are those of all that was started.
+// pids returns the ids of all started processes.
 func (g *gpuWorld) pids() []int {
 	b, _ := os.ReadFile(filepath.Join(g.root, "pids"))
 	var all []int
@@ -122,12 +121,12 @@ func (g *gpuWorld) say(format string, args ...any) {
 	}
 }
 
-// row is a device's, with this encoder.
-func gpuTestRow(index, enc int) string {
+// gpuTestLine is the line of a device.
+func gpuTestLine(index, enc int) string {
 	return fmt.Sprintf("%d, 550.90.07, 10, %d, 5, 1000, 23034, NVIDIA L4\n", index, enc)
 }
 
-// becomes waits for a state and a reason that contains all of these words.
+// becomes waits for a state and a reason with these words.
 func (g *gpuWorld) becomes(state GPUState, words ...string) GPUReading {
 	g.t.Helper()
 	var r GPUReading
@@ -164,22 +163,22 @@ func TestGPUStreams(t *testing.T) {
 		t.Errorf("before the first reading: %+v", r)
 	}
 	before := time.Now()
-	// A reading holds for 3 s: it is said until it is seen.
-	says := func(what string, ok func() bool, rows ...string) {
+	// A reading expires after 3 s: repeat it until it is seen.
+	says := func(what string, ok func() bool, lines ...string) {
 		t.Helper()
-		must.Until(t, what, func() bool { g.say("%s", strings.Join(rows, "")); return ok() })
+		must.Until(t, what, func() bool { g.say("%s", strings.Join(lines, "")); return ok() })
 	}
-	says("first reading", g.encoder(1, 30), gpuTestRow(0, 20), gpuTestRow(1, 30))
+	says("first reading", g.encoder(1, 30), gpuTestLine(0, 20), gpuTestLine(1, 30))
 	r := g.w.Latest()
 	if len(r.Devices) != 2 || r.At.Before(before) || r.Reason != "" || r.Devices[0].Driver != "550.90.07" || *r.Devices[1].MemUsed != 1000<<20 {
 		t.Errorf("got %+v", r)
 	}
-	says("a device more", g.encoder(2, 43), gpuTestRow(0, 23), gpuTestRow(1, 33), gpuTestRow(2, 43))
-	// One that tells nothing any more keeps its place, without values.
+	says("a device more", g.encoder(2, 43), gpuTestLine(0, 23), gpuTestLine(1, 33), gpuTestLine(2, 43))
+	// A silent device keeps its place, without values.
 	says("a device less", func() bool {
 		r := g.w.Latest()
 		return r.State == GPUReady && r.Reason != "" && len(r.Devices) == 3 && r.Devices[1].Enc == nil && r.Devices[1].Name == "NVIDIA L4"
-	}, gpuTestRow(0, 24), gpuTestRow(2, 44))
+	}, gpuTestLine(0, 24), gpuTestLine(2, 44))
 	if len(g.pids()) != 1 {
 		t.Errorf("%d starts", len(g.pids()))
 	}
@@ -203,36 +202,36 @@ func TestGPUStreams(t *testing.T) {
 	}
 }
 
-// One that is silent is told of, killed, and started again; so is one that says something without an end.
+// A silent tool is reported, killed and restarted; so is one that prints an endless line.
 func TestGPUSilent(t *testing.T) {
 	g := newGPUWorld(t)
 	g.tool("trap '' TERM INT HUP\n" + gpuPipe)
 	g.watch()
-	must.Until(t, "a reading", func() bool { g.say("%s", gpuTestRow(0, 20)); return g.encoder(0, 20)() })
+	must.Until(t, "a reading", func() bool { g.say("%s", gpuTestLine(0, 20)); return g.encoder(0, 20)() })
 	g.becomes(GPUFailing, "nvidia-smi")
 	must.Until(t, "second start", func() bool { return len(g.pids()) >= 2 })
 	if pid := g.pids()[0]; alive(pid) {
 		t.Errorf("process %d is left", pid)
 	}
-	must.Until(t, "a reading of the second one", func() bool { g.say("%s", gpuTestRow(0, 21)); return g.encoder(0, 21)() })
+	must.Until(t, "a reading of the second one", func() bool { g.say("%s", gpuTestLine(0, 21)); return g.encoder(0, 21)() })
 	starts := len(g.pids())
 	g.say("%s\n", strings.Repeat("9, ", 100_000))
 	must.Until(t, "third start", func() bool { return len(g.pids()) > starts })
 }
 
-// The reading of a moment ago holds while the tool is started again; then the reason is told.
+// The last reading stays during a restart; then the reason is reported.
 func TestGPUDies(t *testing.T) {
 	g := newGPUWorld(t)
 	g.tool("head -n 1 $root/fifo; echo 'out of luck' >&2; exit 7")
 	g.watch()
 	for i := range 3 {
-		g.say("%s", gpuTestRow(0, 20+i))
+		g.say("%s", gpuTestLine(0, 20+i))
 		must.Until(t, "a reading", g.encoder(0, float64(20+i)))
 	}
 	g.becomes(GPUFailing, "nvidia-smi ended (exit status 7): out of luck")
 	g.tool(gpuPipe)
 	n := len(g.pids())
-	g.say("%s", gpuTestRow(0, 50)) // ends the waiting one
+	g.say("%s", gpuTestLine(0, 50)) // ends the waiting one
 	must.Until(t, "the new one", func() bool { return len(g.pids()) > n })
 	pids := g.pids()
 	_ = unix.Kill(pids[len(pids)-1], unix.SIGSEGV)
@@ -257,7 +256,7 @@ func TestGPUCannotSpeakToDriver(t *testing.T) {
 				if r := g.becomes(GPUFailing, c.reason); r.Devices != nil {
 					t.Errorf("%+v", r)
 				}
-				// It is tried again.
+				// Retry.
 				must.Until(t, "three starts", func() bool { return len(g.pids()) >= 3 })
 				g.stop()
 			}
@@ -265,7 +264,7 @@ func TestGPUCannotSpeakToDriver(t *testing.T) {
 	}
 }
 
-// Absent is not failing: nothing is started, nothing is wrong. Then a driver comes, then the tool.
+// Absent is not failing: no process, no error. Then the driver appears, then the tool.
 func TestGPUAppearsLater(t *testing.T) {
 	g := newGPUWorld(t)
 	must.OK(t, os.RemoveAll(filepath.Join(g.root, "dev")))
@@ -279,10 +278,10 @@ func TestGPUAppearsLater(t *testing.T) {
 	g.write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.90.07\n")
 	g.becomes(GPUFailing, "loaded, but nvidia-smi is not there")
 	g.tool(gpuPipe)
-	must.Until(t, "a reading", func() bool { g.say("%s", gpuTestRow(0, 33)); return g.encoder(0, 33)() })
+	must.Until(t, "a reading", func() bool { g.say("%s", gpuTestLine(0, 33)); return g.encoder(0, 33)() })
 }
 
-// Hundreds of children later there is nothing left of them.
+// Hundreds of children leave nothing behind.
 func TestGPULeavesNothing(t *testing.T) {
 	g := newGPUWorld(t)
 	g.tool(`head -c 1 /dev/zero; echo oh >&2; exit 1`)
@@ -304,7 +303,7 @@ func TestGPULeavesNothing(t *testing.T) {
 	}
 }
 
-// With the agent goes its child, however the agent goes.
+// The child ends with the agent, even if the agent is killed.
 func TestGPUDiesWithUs(t *testing.T) {
 	g := newGPUWorld(t)
 	g.tool(gpuPipe)
@@ -317,7 +316,7 @@ func TestGPUDiesWithUs(t *testing.T) {
 	must.Until(t, "its child", func() bool { return len(g.pids()) == 1 })
 	_ = us.Process.Kill()
 	_ = us.Wait()
-	// It is init's now, who may take its time to bury it.
+	// It is now a child of init, which may reap it late.
 	must.Until(t, "its child is gone", func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", g.pids()[0]))
 		return err != nil || bytes.Contains(stat, []byte(") Z "))
@@ -333,7 +332,7 @@ func TestGPUAgent(t *testing.T) {
 	NewGPUWatcher(GPUOptions{Root: root}).Run(context.Background())
 }
 
-// gpuOutputs are the recorded outputs of testdata/nvidia-smi, with the columns that are asked for now.
+// gpuOutputs returns the recorded outputs of testdata/nvidia-smi, with the current columns.
 func gpuOutputs(t testing.TB) map[string][]string {
 	t.Helper()
 	files, err := filepath.Glob("testdata/nvidia-smi/*.txt")
@@ -370,7 +369,7 @@ func gpuOutputs(t testing.TB) map[string][]string {
 	return all
 }
 
-var updateGPU = flag.Bool("update", false, "write the expected readings anew")
+var updateGPU = flag.Bool("update", false, "write the expected readings")
 
 func gpuRead(lines []string) GPUReading {
 	noon := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
@@ -381,7 +380,7 @@ func gpuRead(lines []string) GPUReading {
 	return w.Latest()
 }
 
-// TestGPUOutputs: what is made of each recorded output.
+// TestGPUOutputs compares the reading of each recorded output.
 func TestGPUOutputs(t *testing.T) {
 	for name, lines := range gpuOutputs(t) {
 		t.Run(name, func(t *testing.T) {

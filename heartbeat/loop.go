@@ -14,82 +14,78 @@ import (
 )
 
 const (
-	// jitter spreads the heartbeats of nodes that were booted together; each is
-	// early or late by no more than this share of the interval.
+	// jitter spreads the heartbeats of nodes booted together: the maximum deviation, as a share of the interval.
 	jitter = 0.05
-	// sendTimeout bounds the writing of one heartbeat. What takes longer is followed by a newer one.
+	// sendTimeout bounds the write of one heartbeat. A newer one follows a slow one.
 	sendTimeout = 5 * time.Second
-	// warnEvery is how often at most the log says that heartbeats are not written.
+	// warnEvery limits warnings about failed heartbeats.
 	warnEvery = time.Minute
-	// clockEvery is how often this machine's clock is compared with MongoDB's: either may be set, and another
-	// primary has another one.
+	// clockEvery is the interval of comparing this machine's clock with MongoDB's: either may be set, and another
+	// primary has another clock.
 	clockEvery = time.Minute
 )
 
-// ErrLeft says that this node has left the cluster and sends no more heartbeats: nothing is lost, and nothing is to be
-// told.
+// ErrLeft means that this node has left the cluster and sends no more heartbeats: none is lost or reported.
 var ErrLeft = errors.New("this node has left the cluster")
 
 // Sender writes heartbeats.
 type Sender interface {
 	Heartbeat(ctx context.Context, h cluster.Heartbeat) error
-	// ClockSkew tells how far the local clock is ahead of MongoDB's.
+	// ClockSkew returns how far the local clock is ahead of MongoDB's.
 	ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error)
 }
 
-// Loop samples the machine at an even pace and sends heartbeats. Those
-// that cannot be written are dropped, never queued. While no server can be reached, the MongoDB driver
-// waits for one: the loop has no waits of its own.
+// Loop samples the machine and sends heartbeats at a constant rate. It drops failed heartbeats and never queues them.
+// Without a reachable server the MongoDB driver waits, not the loop.
 type Loop struct {
 	// ID is the node's.
 	ID string
 	// Interval is the time between heartbeats.
 	Interval time.Duration
-	// Sample looks at the machine. It must not block for long.
+	// Sample measures the machine. It must not block for long.
 	Sample func(context.Context) Sample
-	// Sender is nil where there is no registry: then the loop only samples.
+	// Sender is nil without a registry: then the loop only samples.
 	Sender Sender
-	// Serving is what a heartbeat says of the server; nil says nothing. Wake makes a heartbeat due
-	// at once, for a change of it; nil never does.
+	// Serving returns the server's part of a heartbeat, if not nil. Wake triggers an immediate heartbeat when it
+	// changes, if not nil.
 	Serving func() *cluster.Serving
 	Wake    <-chan struct{}
-	// Register writes the node's record again after somebody removed it.
+	// Register writes the node's record again after it was removed.
 	Register func(context.Context) error
-	// Report, if not nil, is told of each round when it ends. It runs on the
-	// loop's goroutine: a loop that reports is a loop that makes progress.
+	// Report, if not nil, is called at the end of each round, on the loop's goroutine: a loop that reports makes
+	// progress.
 	Report func(Report)
 	Log    *slog.Logger
-	// Rand is a number from 0 to 1; nil is a random one.
+	// Rand returns a number from 0 to 1; nil means a random one.
 	Rand func() float64
 }
 
 // Report is one round of the loop.
 type Report struct {
 	Sample Sample
-	// Tried tells that a heartbeat was sent; Err is what came of it.
+	// Tried means that a heartbeat was sent, with Err.
 	Tried   bool
 	Err     error
 	Latency time.Duration // of the write
-	Seq     int64         // of the last heartbeat that was written; 0: none yet
-	// Dropped counts the heartbeats that were not written since the last one that
-	// was.
+	Seq     int64         // of the last written heartbeat, or 0
+	// Dropped counts the heartbeats that failed since the last written one.
 	Dropped int
 }
 
-// run is the loop's memory of one run.
+// run is the state of one run.
 type run struct {
 	*Loop
-	seq         int64
-	sample      *Sample // of the last round; nil before it
-	dropped     int
-	lastWarning time.Time
-	outageTold  bool
-	clock       *cluster.Millis
-	clockReadAt time.Time
+	seq          int64
+	sample       *Sample // of the last round, or nil
+	dropped      int
+	lastWarning  time.Time
+	outageLogged bool
+	clock        *cluster.Millis
+	clockReadAt  time.Time
 }
 
-// Run sends heartbeats until ctx ends. The first one comes within one interval, at a
-// moment of its own, so that nodes booted together do not send together.
+// Run sends heartbeats until ctx ends. The first comes at a random time within one interval, so that nodes booted
+// together do not send together.
 func (l *Loop) Run(ctx context.Context) {
 	r := &run{Loop: l}
 	if r.Log == nil {
@@ -110,7 +106,7 @@ func (l *Loop) Run(ctx context.Context) {
 			return
 		case <-r.Wake:
 			timer.Stop()
-			r.round(ctx, r.sample != nil) // a load that is measured over a moment says nothing
+			r.round(ctx, r.sample != nil) // load over a short moment is meaningless
 		case <-timer.C:
 			r.round(ctx, false)
 			due = r.next(due, time.Now())
@@ -118,8 +114,7 @@ func (l *Loop) Run(ctx context.Context) {
 	}
 }
 
-// next keeps the pace: a round that was late does not move all that follow, and
-// rounds that were missed are not made up for.
+// next keeps the pace: a late round does not delay the following ones, and missed rounds are not repeated.
 func (r *run) next(due, now time.Time) time.Time {
 	due = due.Add(r.Interval)
 	if due.Before(now) {
@@ -128,7 +123,7 @@ func (r *run) next(due, now time.Time) time.Time {
 	return due.Add(time.Duration((2*r.Rand() - 1) * jitter * float64(r.Interval)))
 }
 
-// round sends a heartbeat, with the load of the round before where again says so, and reports it.
+// round sends a heartbeat, if again is true with the last round's load, and reports it.
 func (r *run) round(ctx context.Context, again bool) {
 	if !again {
 		s := r.Sample(ctx)
@@ -143,7 +138,7 @@ func (r *run) round(ctx context.Context, again bool) {
 		}
 	}
 	if ctx.Err() != nil {
-		return // what was cut short tells nothing
+		return // an interrupted round has no result
 	}
 	rep.Seq, rep.Dropped = r.seq, r.dropped
 	if r.Report != nil {
@@ -151,8 +146,7 @@ func (r *run) round(ctx context.Context, again bool) {
 	}
 }
 
-// send writes one heartbeat. Where the record is gone, it is registered again: the node is alive,
-// whoever removed it.
+// send writes one heartbeat. If the record is missing, it registers the node again: the node is alive.
 func (r *run) send(ctx context.Context) error {
 	r.readClock(ctx)
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
@@ -175,8 +169,8 @@ func (r *run) send(ctx context.Context) error {
 	return err
 }
 
-// readClock compares the clocks now and then. Where it cannot, what was known stays. It has a time of its own, so that a
-// slow MongoDB gets a heartbeat all the same.
+// readClock compares the clocks from time to time, and keeps the old value on failure. It has its own timeout, so that
+// the heartbeat reaches a slow MongoDB.
 func (r *run) readClock(ctx context.Context) {
 	if r.clock != nil && time.Since(r.clockReadAt) < clockEvery {
 		return
@@ -193,16 +187,16 @@ func (r *run) readClock(ctx context.Context) {
 // outcome logs the first failure of an outage and its end.
 func (r *run) outcome(err error) {
 	if err == nil {
-		if r.outageTold {
+		if r.outageLogged {
 			r.Log.Info("heartbeats are written again", "dropped", r.dropped)
 		}
-		r.dropped, r.outageTold = 0, false
+		r.dropped, r.outageLogged = 0, false
 		return
 	}
 	r.dropped++
-	if _, other := errors.AsType[*cluster.OtherMachineError](err); other || r.outageTold || time.Since(r.lastWarning) < warnEvery {
+	if _, other := errors.AsType[*cluster.OtherMachineError](err); other || r.outageLogged || time.Since(r.lastWarning) < warnEvery {
 		return // the sender logs the other machine
 	}
-	r.outageTold, r.lastWarning = true, time.Now()
-	r.Log.Warn("heartbeat failed; heartbeats are dropped until MongoDB is back", "error", err)
+	r.outageLogged, r.lastWarning = true, time.Now()
+	r.Log.Warn("heartbeats are dropped until MongoDB is back", "error", err)
 }

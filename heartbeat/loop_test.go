@@ -19,7 +19,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// fakeRegistry takes heartbeats, or does not, as the test says.
+// fakeRegistry accepts or refuses heartbeats.
 type fakeRegistry struct {
 	mu     sync.Mutex
 	beats  []sent
@@ -31,7 +31,7 @@ type fakeRegistry struct {
 	slow   time.Duration // of each call
 }
 
-// wait is as long as a call takes.
+// wait takes the time of a call.
 func (f *fakeRegistry) wait(ctx context.Context) error {
 	f.mu.Lock()
 	slow := f.slow
@@ -72,7 +72,7 @@ func (f *fakeRegistry) Heartbeat(ctx context.Context, h cluster.Heartbeat) error
 		return f.fail
 	}
 	if f.gone {
-		return fmt.Errorf("writing a beat: %w", cluster.ErrNoNode)
+		return fmt.Errorf("writing a heartbeat: %w", cluster.ErrNoNode)
 	}
 	f.beats = append(f.beats, sent{time.Now(), h})
 	return nil
@@ -94,7 +94,7 @@ func (f *fakeRegistry) taken() []sent {
 	return append([]sent(nil), f.beats...)
 }
 
-// start starts a loop in a bubble of its own clock.
+// start starts a loop in a synctest bubble.
 func start(t *testing.T, f *fakeRegistry, change func(*Loop)) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -119,14 +119,14 @@ func TestLoopKeepsThePace(t *testing.T) {
 		stop()
 		beats := f.taken()
 		if n := len(beats); n < 129 || n > 134 {
-			t.Fatalf("%d beats in 11 minutes at 5 s", n)
+			t.Fatalf("%d heartbeats in 11 minutes at 5 s", n)
 		}
 		if first := beats[0].at.Sub(begin); first > 5*time.Second {
-			t.Errorf("the first beat came after %s", first)
+			t.Errorf("the first heartbeat came after %s", first)
 		}
 		for i := 1; i < len(beats); i++ {
 			if gap := beats[i].at.Sub(beats[i-1].at); gap < 4500*time.Millisecond || gap > 5500*time.Millisecond {
-				t.Errorf("beat %d came %s after the one before", i, gap)
+				t.Errorf("heartbeat %d came %s after the one before", i, gap)
 			}
 			if beats[i].beat.Seq != beats[i-1].beat.Seq+1 {
 				t.Errorf("seq %d after %d", beats[i].beat.Seq, beats[i-1].beat.Seq)
@@ -161,7 +161,7 @@ func TestLoopsSpreadOut(t *testing.T) {
 		}
 		for second, n := range buckets {
 			if n < 100 || n > 300 {
-				t.Errorf("%d of 1000 first beats in second %d: %v", n, second, buckets)
+				t.Errorf("%d of 1000 first heartbeats in second %d: %v", n, second, buckets)
 			}
 		}
 	})
@@ -189,7 +189,7 @@ func TestLoopMongoAway(t *testing.T) {
 		}
 		mu.Unlock()
 		if got := len(f.taken()); got != before {
-			t.Errorf("%d beats were written meanwhile", got-before)
+			t.Errorf("%d heartbeats were written meanwhile", got-before)
 		}
 		back := time.Now()
 		f.set(func(f *fakeRegistry) { f.fail = nil })
@@ -197,16 +197,16 @@ func TestLoopMongoAway(t *testing.T) {
 		stop()
 		after := f.taken()[before:]
 		if len(after) == 0 {
-			t.Fatal("no beat after MongoDB came back")
+			t.Fatal("no heartbeat after MongoDB came back")
 		}
 		if late := after[0].at.Sub(back); late > 6*time.Second {
-			t.Errorf("the first beat came %s after MongoDB", late)
+			t.Errorf("the first heartbeat came %s after MongoDB", late)
 		}
 		if after[0].beat.Seq != int64(before)+1 {
-			t.Errorf("the first beat after an outage: seq %d", after[0].beat.Seq)
+			t.Errorf("the first heartbeat after an outage: seq %d", after[0].beat.Seq)
 		}
 		if len(after) > 13 {
-			t.Errorf("%d beats in the first minute: some were queued", len(after))
+			t.Errorf("%d heartbeats in the first minute: some were queued", len(after))
 		}
 	})
 }
@@ -222,7 +222,7 @@ func TestLoopElection(t *testing.T) {
 			for outage := range 4 {
 				before := len(f.taken())
 				f.set(func(f *fakeRegistry) {
-					f.fail = &cluster.Error{Kind: kind, Op: "writing a beat", Err: errors.New("away")}
+					f.fail = &cluster.Error{Kind: kind, Op: "writing a heartbeat", Err: errors.New("away")}
 				})
 				elapse(32 * time.Second)
 				f.set(func(f *fakeRegistry) { f.fail = nil })
@@ -230,13 +230,13 @@ func TestLoopElection(t *testing.T) {
 				elapse(10 * time.Second)
 				after := f.taken()[before:]
 				if len(after) == 0 {
-					t.Fatalf("%s: no beat after outage %d", kind, outage)
+					t.Fatalf("%s: no heartbeat after outage %d", kind, outage)
 				}
 				if late := after[0].at.Sub(back); late > 7*time.Second {
-					t.Errorf("%s: the first beat came %s after MongoDB", kind, late)
+					t.Errorf("%s: the first heartbeat came %s after MongoDB", kind, late)
 				}
 				if len(after) > 4 {
-					t.Errorf("%s: %d beats in the first 10 s", kind, len(after))
+					t.Errorf("%s: %d heartbeats in the first 10 s", kind, len(after))
 				}
 			}
 			stop()
@@ -247,7 +247,7 @@ func TestLoopElection(t *testing.T) {
 	}
 }
 
-// A write that hangs costs the beats it covers, and no more.
+// A write that hangs costs only the heartbeats it overlaps.
 func TestLoopMongoHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRegistry{hang: true}
@@ -264,7 +264,7 @@ func TestLoopMongoHangs(t *testing.T) {
 		elapse(30 * time.Second)
 		stop()
 		if len(f.taken()) == 0 {
-			t.Error("no beat after it came back")
+			t.Error("no heartbeat after it came back")
 		}
 	})
 }
@@ -289,7 +289,7 @@ func TestLoopRegistersAgain(t *testing.T) {
 	})
 }
 
-// A clock that is set, this machine's or that of MongoDB, is in the heartbeats within a minute.
+// A changed clock, here or of MongoDB, is in the heartbeats within a minute.
 func TestLoopClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRegistry{skew: 2 * time.Hour}
@@ -306,8 +306,8 @@ func TestLoopClock(t *testing.T) {
 	})
 }
 
-// A MongoDB that takes 0.6 s for each call gets beats, also of a node that beats each second and
-// has not been able to compare the clocks.
+// A MongoDB that takes 0.6 s for each call gets heartbeats, also at an interval of a second before the clocks are
+// compared.
 func TestLoopSlowMongo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRegistry{slow: 600 * time.Millisecond}
@@ -315,7 +315,7 @@ func TestLoopSlowMongo(t *testing.T) {
 		elapse(time.Minute)
 		stop()
 		if n := len(f.taken()); n < 20 {
-			t.Errorf("%d beats in a minute", n)
+			t.Errorf("%d heartbeats in a minute", n)
 		}
 	})
 }
@@ -331,7 +331,7 @@ func TestLoopWithoutRegistry(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				if rounds++; r.Tried || r.Err != nil {
-					t.Errorf("a beat without a registry: %+v", r)
+					t.Errorf("a heartbeat without a registry: %+v", r)
 				}
 			},
 		}
@@ -346,11 +346,10 @@ func TestLoopWithoutRegistry(t *testing.T) {
 	})
 }
 
-// elapse lets time pass by the bubble's own clock.
+// elapse lets time pass in the bubble.
 func elapse(d time.Duration) { <-time.After(d) }
 
-// A node that has left is no outage: no line speaks of MongoDB, and nothing counts
-// as dropped (review real-server R10).
+// A node that has left is no outage: no log line, no dropped heartbeat (review real-server R10).
 func TestLoopOfANodeThatLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRegistry{}
@@ -361,7 +360,7 @@ func TestLoopOfANodeThatLeft(t *testing.T) {
 			l.Report = func(r Report) { last = r }
 		})
 		elapse(time.Minute)
-		f.set(func(f *fakeRegistry) { f.fail = fmt.Errorf("beating: %w", ErrLeft) })
+		f.set(func(f *fakeRegistry) { f.fail = fmt.Errorf("heartbeat: %w", ErrLeft) })
 		elapse(time.Minute)
 		stop()
 		if out.Len() > 0 || last.Tried || last.Err != nil || last.Dropped != 0 {
@@ -370,7 +369,7 @@ func TestLoopOfANodeThatLeft(t *testing.T) {
 	})
 }
 
-// The node leaves in the moment after a beat that no server took: nobody goes on looking for one.
+// The node leaves right after a failed heartbeat: the loop does not retry.
 func TestLoopOfANodeThatLeavesInAnElection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRegistry{}
@@ -384,10 +383,10 @@ func TestLoopOfANodeThatLeavesInAnElection(t *testing.T) {
 		})
 		elapse(time.Minute)
 		f.set(func(f *fakeRegistry) {
-			f.fail = &cluster.Error{Kind: cluster.KindNotPrimary, Op: "writing a beat", Err: errors.New("election")}
+			f.fail = &cluster.Error{Kind: cluster.KindNotPrimary, Op: "writing a heartbeat", Err: errors.New("election")}
 		})
 		elapse(5500 * time.Millisecond)
-		f.set(func(f *fakeRegistry) { f.fail = fmt.Errorf("beating: %w", ErrLeft) })
+		f.set(func(f *fakeRegistry) { f.fail = fmt.Errorf("heartbeat: %w", ErrLeft) })
 		elapse(time.Minute)
 		stop()
 		if reports > 60 {
@@ -396,8 +395,7 @@ func TestLoopOfANodeThatLeavesInAnElection(t *testing.T) {
 	})
 }
 
-// A change of what viewers get is written at once, with the load of the last round, and
-// the pace of the beats stays.
+// A change of the serving state is written at once, with the last round's load, and does not change the pace.
 func TestWake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRegistry{}
@@ -424,7 +422,7 @@ func TestWake(t *testing.T) {
 		at := change(&cluster.Serving{Why: "LiveApp fails"})
 		beats := f.taken()
 		if len(beats) != len(before)+1 {
-			t.Fatalf("%d beats, want one more than %d", len(beats), len(before))
+			t.Fatalf("%d heartbeats, want one more than %d", len(beats), len(before))
 		}
 		last := beats[len(beats)-1]
 		if !last.at.Equal(at) || last.beat.Serving.Up || last.beat.Serving.Why != "LiveApp fails" ||
@@ -434,11 +432,10 @@ func TestWake(t *testing.T) {
 		elapse(10 * time.Second)
 		next := f.taken()[len(beats)]
 		if gap := next.at.Sub(before[len(before)-1].at); gap < 4500*time.Millisecond || gap > 5500*time.Millisecond {
-			t.Errorf("the next beat that was due came %s after the one before", gap)
+			t.Errorf("the next heartbeat that was due came %s after the one before", gap)
 		}
 
-		// MongoDB is away: one that is asked for then is not tried, and the first one after
-		// that says what is true by then.
+		// MongoDB is away: a triggered heartbeat is not sent, and the next one has the state of its time.
 		f.set(func(f *fakeRegistry) { f.fail = errors.New("away") })
 		elapse(time.Minute)
 		change(&cluster.Serving{Up: true})
@@ -452,8 +449,8 @@ func TestWake(t *testing.T) {
 	})
 }
 
-// Where nothing was sampled yet, the first beat comes when the service is known.
-func TestWakeBeforeTheFirstBeat(t *testing.T) {
+// Before the first sample, the first heartbeat comes when the service is known.
+func TestWakeBeforeTheFirstHeartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeRegistry{}
 		wake := make(chan struct{}, 1)

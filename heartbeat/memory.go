@@ -18,39 +18,39 @@ import (
 
 type memoryReading struct{ total, used uint64 } // bytes
 
-// readMemory measures memory as AMS's own limit counts it: total less MemAvailable.
+// readMemory measures memory as AMS's own limit does: total less MemAvailable.
 func readMemory(ctx context.Context, proc string) (memoryReading, error) {
 	vm, err := mem.VirtualMemoryWithContext(ctx)
 	if err != nil {
 		return memoryReading{}, fmt.Errorf("reading the memory: %w", err)
 	}
-	// gopsutil takes a line that is not there for 0.
+	// gopsutil returns 0 for a missing line.
 	switch {
 	case vm.Total == 0:
 		return memoryReading{}, fmt.Errorf("reading the memory: %s has no MemTotal", filepath.Join(proc, "meminfo"))
 	case vm.Available == vm.Free && vm.Cached == 0:
-		// Before Linux 3.14 there is no MemAvailable, and gopsutil adds up what is free and what is cached.
-		return memoryReading{}, fmt.Errorf("reading the memory: %s ends before it tells what is available", filepath.Join(proc, "meminfo"))
+		// Before Linux 3.14 there is no MemAvailable, and gopsutil adds free and cached memory.
+		return memoryReading{}, fmt.Errorf("reading the memory: %s ends before MemAvailable", filepath.Join(proc, "meminfo"))
 	case vm.Available > vm.Total:
 		return memoryReading{}, errors.New("reading the memory: more is available than there is")
 	}
 	return memoryReading{vm.Total, vm.Total - vm.Available}, nil
 }
 
-// AMS compares with the limits of its control group, and the kernel enforces them: the machine's figures would be too low.
+// AMS and the kernel use the limits of its control group: the machine's figures would be too low.
 var (
 	errMemoryLimit = errors.New("the server's control group has a memory limit (memory.max), of which the use is not read")
 	errCPULimit    = errors.New("the server's control group has a CPU limit (cpu.max), of which the use is not read")
 )
 
-// groupLimits are those of the server's control group, and of the groups above it.
+// groupLimits are those of the server's control group and its parents.
 type groupLimits struct {
-	memory uint64 // bytes; 0 is none
+	memory uint64 // bytes; 0 = no limit
 	cpu    bool
 }
 
-// readLimits reads the limits of the server's process. Without one only the top is looked at: in a container that is its own
-// group. A process that has ended has the limits that it had.
+// readLimits reads the limits of the server's process. Without a process it reads those of the root, a container's own
+// group. A process that has ended keeps its limits.
 func (s *Sampler) readLimits(ctx context.Context) groupLimits {
 	groups := "0::/\n1:memory,cpu:/\n"
 	pid, err := s.opts.AMSPID(ctx)
@@ -68,7 +68,7 @@ func (s *Sampler) readLimits(ctx context.Context) groupLimits {
 		if len(parts) != 3 {
 			continue
 		}
-		// A process outside our own view has a path that climbs (/../x).
+		// The path of a process outside the namespace climbs (/../x).
 		for group := path.Clean("/" + parts[2]); ; group = path.Dir(group) {
 			for controller := range strings.SplitSeq(parts[1], ",") {
 				switch controller {
@@ -95,7 +95,7 @@ func (l *groupLimits) lower(memory uint64) {
 	}
 }
 
-// limitOf is the limit that a file begins with. "max" and -1 are none, 0.
+// limitOf returns the limit in a file, or 0 for "max" and -1.
 func limitOf(name string) uint64 {
 	b, err := readFile(name)
 	fields := bytes.Fields(b)

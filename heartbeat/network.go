@@ -15,11 +15,11 @@ import (
 	"github.com/shirou/gopsutil/v4/net"
 )
 
-// networkMeter measures what came from other machines and went to them between two looks.
+// networkMeter measures the traffic with other machines between two samples.
 //
-// A byte that goes through a container's veth, a bridge, a VLAN or a tunnel goes through a network card as well. So only
-// cards count: interfaces with a device in sysfs. Of a card that is a part of another one (the SR-IOV function behind Azure's
-// netvsc) only the upper one counts. Where no card is to be seen, as in a container, all but the loopback count.
+// Traffic of a container's veth, a bridge, a VLAN or a tunnel also passes a network card. So only cards count:
+// interfaces with a device in sysfs. A card that is part of another one (the SR-IOV function behind Azure's netvsc) does
+// not count. If there are no cards, as in a container, all interfaces but the loopback count.
 type networkMeter struct {
 	at   time.Time
 	last map[string]net.IOCountersStat
@@ -30,7 +30,7 @@ var (
 	errReset       = errors.New("the counters of an interface started again")
 )
 
-// read returns bytes per second. An interface that came since the look before counts from the next one on.
+// read returns bytes per second. A new interface counts from the next sample on.
 func (m *networkMeter) read(ctx context.Context, sys string, clock func() time.Time) (rx, tx *int64, err error) {
 	all, err := net.IOCountersWithContext(ctx, true)
 	if err != nil {
@@ -85,7 +85,7 @@ func perSecond(n uint64, elapsed float64) *int64 {
 	return &v
 }
 
-// isCard reports whether an interface is a network card, and no part of one.
+// isCard reports whether an interface is a network card, and not part of one.
 func isCard(dir, name string) bool {
 	if filepath.Base(name) != name || !exists(filepath.Join(dir, name, "device")) {
 		return false

@@ -28,8 +28,7 @@ func TestNetworkAfterReset(t *testing.T) {
 	}
 }
 
-// A clock that stands still or is set back makes no rate, and the next one is
-// right.
+// If the clock stands still or is set back there is no rate, and the next one is correct.
 func TestClockSetBack(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")

@@ -9,10 +9,10 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// Sample is one look at the machine. Pointers are nil where nobody could tell.
+// Sample is one measurement of the machine. Unknown values are nil.
 type Sample struct {
 	At time.Time
-	// Load is what a beat says of it.
+	// Load is for the heartbeat.
 	Load cluster.Load
 
 	CPU *float64 // percent of all cores busy since the sample before
@@ -23,44 +23,40 @@ type Sample struct {
 	GPUs    GPUReading
 	Session cluster.Sessions
 
-	// Missing says what could not be read, and why.
+	// Missing lists the missing readings.
 	Missing []Missing
 }
 
-// Missing is a reading that could not be had.
+// Missing is a missing reading and the reason.
 type Missing struct {
-	// What is "cpu", "memory", "network", "disk", "gpu",
-	// "publishers", "viewers", or "sessions" where nobody answered for both.
+	// What names it: "cpu", "memory", "network", "disk", "gpu", "publishers", "viewers", or "sessions" for both.
 	What string
 	Err  error
 }
 
-// GPUState says whether devices could be read.
+// GPUState is the state of the GPU readings.
 type GPUState string
 
 // The states. Absent, failing and zero load are three different things.
 const (
 	GPUAbsent  GPUState = "absent"  // no device and no driver here
-	GPUPending GPUState = "pending" // there are some, and the first reading is to come
-	GPUFailing GPUState = "failing" // there ought to be some; Reason says what is wrong
+	GPUPending GPUState = "pending" // before the first reading
+	GPUFailing GPUState = "failing" // devices or driver exist; Reason is set
 	GPUReady   GPUState = "ready"   // Devices are as of At
 )
 
-// GPUReading is the latest word about the devices.
+// GPUReading is the latest reading of the devices.
 type GPUReading struct {
 	State GPUState
-	// Reason says what is wrong: where nothing can be read, or, of devices that
-	// are ready, with some of them.
+	// Reason is set if failing, or if some devices of a ready reading are.
 	Reason string
-	// At is when the devices were read last.
+	// At is the time of the last reading.
 	At time.Time
-	// Devices are there when ready, each at its index. One that does not answer
-	// keeps its place, without readings.
+	// Devices are set if ready, each at its index. One that does not respond keeps its place, without values.
 	Devices []GPU
 }
 
-// GPU is one device. Percentages are 0 to 100; nil where the driver does not
-// tell ("N/A", as for a device in MIG mode).
+// GPU is one device. Percentages are 0 to 100; nil if the driver has none ("N/A", as for a device in MIG mode).
 type GPU struct {
 	Index             int
 	Name              string

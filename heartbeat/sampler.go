@@ -24,8 +24,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// What a sample may have to say is missing, as in [Missing.What]. Publishers
-// and viewers are named by whoever counts them.
+// Values of [Missing.What]. The session counter names publishers and viewers.
 const (
 	whatCPU      = "cpu"
 	whatMemory   = "memory"
@@ -35,8 +34,7 @@ const (
 	whatSessions = "sessions"
 )
 
-// ErrFirst says that a reading is a difference of two looks, and this was the
-// first of them. It is no failure: the next sample has it.
+// ErrFirst means that a reading is the difference of two samples, and this was the first. It is not a failure.
 var ErrFirst = errors.New("nothing to compare with yet: it is the change since the look before")
 
 var (
@@ -45,28 +43,26 @@ var (
 )
 
 const (
-	// limitsEvery and volumeEvery are how often the server's control group and the volume are looked at.
+	// limitsEvery and volumeEvery are the intervals of reading the server's control group and the volume.
 	limitsEvery = time.Minute
 	volumeEvery = 10 * time.Second
-	// sessionsEvery is in how many heartbeats sessions are counted once.
+	// sessionsEvery is the number of heartbeats for each count of sessions.
 	sessionsEvery = 2
-	// maxProcFile is more than any file we read whole ourselves. What is larger
-	// is not what its name says.
+	// maxProcFile bounds the files that are read whole.
 	maxProcFile = 64 << 10
 )
 
-// SamplerOptions say where to look and whom to ask. The zero value looks at
-// this machine and knows nothing of AMS, of GPUs and of sessions: what nobody
-// was named for is not asked for, and is not missing.
+// SamplerOptions are the sources of a sampler. The zero value measures this machine, without AMS, GPUs and sessions: a
+// source that is not set is not missing.
 type SamplerOptions struct {
-	// Root is what /proc, /sys and AMSDir are below; "" is the real root.
+	// Root is above /proc, /sys and AMSDir; "" is the real root.
 	Root string
-	// AMSDir is the installation, for the volume that it is on; "" measures none.
+	// AMSDir is the installation, whose volume is measured; "" measures none.
 	AMSDir string
 
 	// AMSPID returns the main process of the service, for the limits of its control group; 0 if none runs.
 	AMSPID func(ctx context.Context) (int, error)
-	// GPUs tells what is known of the devices. It must not wait.
+	// GPUs returns the latest reading. It must not wait.
 	GPUs func() GPUReading
 	// Sessions counts publishers and viewers, each second Interval.
 	Sessions func(ctx context.Context) (cluster.Sessions, []Missing)
@@ -75,9 +71,8 @@ type SamplerOptions struct {
 	Log      *slog.Logger
 }
 
-// Sampler looks at the machine. Much of what it tells is a change since the
-// look before, so there is one of it for one series of heartbeats. Its methods may
-// be called by several goroutines at once.
+// Sampler measures the machine. Many readings are changes since the sample before, so each series of heartbeats needs
+// its own. Its methods are safe for concurrent use.
 type Sampler struct {
 	opts SamplerOptions
 	sys  string // of the root
@@ -86,14 +81,14 @@ type Sampler struct {
 	log  *slog.Logger
 
 	mu      sync.Mutex
-	score   Limits // where AMS refuses streams
+	score   Limits // AMS's limits for streams
 	cpu     cpuMeter
 	network networkMeter
-	// What may be slow is read by goroutines of its own.
+	// Slow sources have their own goroutines.
 	volume   latest[volume]
 	limits   latest[groupLimits]
 	sessions latest[sessionCount]
-	// statfs is the system's own, but for tests in which it hangs.
+	// statfs is replaced in tests in which it hangs.
 	statfs func(path string, to *syscall.Statfs_t) error
 
 	readings map[string]*reading // that are missing
@@ -104,14 +99,14 @@ type sessionCount struct {
 	missing  []Missing
 }
 
-// latest is the last answer to a question that may be slow.
+// latest is the last result of a slow source.
 type latest[T any] struct {
 	mu    sync.Mutex
 	value T
-	at    time.Time // zero before the first answer
+	at    time.Time // zero before the first result
 }
 
-// run asks again and again until ctx ends; a question that hangs is the last one.
+// run calls ask repeatedly until ctx ends; a call that hangs is the last one.
 func (l *latest[T]) run(ctx context.Context, every time.Duration, now func() time.Time, ask func(context.Context) T) {
 	for ctx.Err() == nil {
 		bound, cancel := context.WithTimeout(ctx, staleAfter*every)
@@ -130,10 +125,10 @@ func (l *latest[T]) set(v T, at time.Time) {
 	l.value, l.at = v, at
 }
 
-// staleAfter is after how many intervals an answer is not known any more.
+// staleAfter is the number of intervals until a result expires.
 const staleAfter = 3
 
-// get returns the answer.
+// get returns the current result.
 func (l *latest[T]) get(now time.Time, every time.Duration) (v T, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -146,7 +141,7 @@ func (l *latest[T]) get(now time.Time, every time.Duration) (v T, err error) {
 	return l.value, nil
 }
 
-// NewSampler makes a sampler. It does not look yet.
+// NewSampler returns a sampler, without measuring yet.
 func NewSampler(o SamplerOptions) *Sampler {
 	o.Interval = cmp.Or(max(o.Interval, 0), cluster.DefaultInterval)
 	if o.Now == nil {
@@ -160,21 +155,19 @@ func NewSampler(o SamplerOptions) *Sampler {
 		opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys"), log: o.Log, statfs: syscall.Statfs,
 		readings: map[string]*reading{},
 	}
-	// Said even where it is the default: gopsutil would otherwise take HOST_PROC
-	// from the environment, which is not ours to read.
+	// Set even the default: otherwise gopsutil would use HOST_PROC from the environment.
 	s.env = common.EnvMap{common.HostProcEnvKey: s.proc, common.HostSysEnvKey: s.sys}
 	return s
 }
 
-// SetLimits says where AMS refuses streams; until then it is where a current release
-// does.
+// SetLimits sets AMS's limits; until then those of a current release apply.
 func (s *Sampler) SetLimits(l Limits) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.score = l
 }
 
-// Run reads what may be slow until ctx ends. It waits for none that hangs.
+// Run reads the slow sources until ctx ends. It does not wait for one that hangs.
 func (s *Sampler) Run(ctx context.Context) {
 	if s.opts.AMSDir != "" {
 		go s.volume.run(ctx, volumeEvery, s.opts.Now, func(context.Context) volume { return s.readVolume() })
@@ -191,7 +184,7 @@ func (s *Sampler) Run(ctx context.Context) {
 	<-ctx.Done()
 }
 
-// Sample looks at the machine once. It waits for nothing. What it does not know is nil and named in [Sample.Missing].
+// Sample measures the machine once, without waiting. Unknown values are nil and named in [Sample.Missing].
 func (s *Sampler) Sample(ctx context.Context) Sample {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -201,7 +194,7 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 			out.Missing = append(out.Missing, Missing{What: what, Err: err})
 		}
 	}
-	// gopsutil is told of the root by its context. None of these files can hang.
+	// gopsutil gets the root by its context. None of these files can hang.
 	local := context.WithValue(context.WithoutCancel(ctx), common.EnvKey, s.env)
 	limits, _ := s.limits.get(out.At, limitsEvery)
 	cpu, err := s.cpu.read(local)
@@ -251,14 +244,14 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	return out
 }
 
-// reading is one that is missing.
+// reading is a missing one.
 type reading struct {
 	since  time.Time
 	logged bool
 }
 
-// missingFor is how long a reading is missing before the log says so: a restart of the server and an election of
-// MongoDB take less.
+// missingFor is the time until a missing reading is logged: a restart of the server and an election of MongoDB take
+// less.
 const missingFor = 30 * time.Second
 
 // report logs readings that are missing for long, and their return.
@@ -290,7 +283,7 @@ func (s *Sampler) report(ctx context.Context, now time.Time, missing []Missing) 
 	}
 }
 
-// whole makes a percentage what a beat tells: a whole one, 0 to 100.
+// whole rounds a percentage for the heartbeat: 0 to 100.
 func whole(p *float64) *int {
 	if p == nil || math.IsNaN(*p) {
 		return nil
@@ -299,7 +292,7 @@ func whole(p *float64) *int {
 	return &n
 }
 
-// share is part of total in percent, nil of nothing.
+// share returns part of total in percent; nil for a total of 0.
 func share(part, total uint64) *float64 {
 	if total == 0 {
 		return nil
@@ -308,7 +301,7 @@ func share(part, total uint64) *float64 {
 	return &p
 }
 
-// gpuLoads is what a beat tells of the devices.
+// gpuLoads returns the devices for the heartbeat.
 func gpuLoads(r GPUReading) []cluster.GPULoad {
 	if r.State != GPUReady || len(r.Devices) == 0 {
 		return nil
@@ -320,7 +313,7 @@ func gpuLoads(r GPUReading) []cluster.GPULoad {
 	return loads
 }
 
-// memory is the share in use of a device's memory.
+// memory returns the used share of a device's memory.
 func (g GPU) memory() *float64 {
 	if g.MemUsed == nil || g.MemTotal == nil {
 		return nil
@@ -328,15 +321,15 @@ func (g GPU) memory() *float64 {
 	return share(*g.MemUsed, *g.MemTotal)
 }
 
-// readFile reads a file of /proc or /sys, which have no size to go by. A pipe
-// in the place of one, as a tree made for a test may hold, does not make it wait.
+// readFile reads a file of /proc or /sys, which have no size. A pipe in its place, as in a test's tree, does not block
+// it.
 func readFile(name string) ([]byte, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	// Nearly all that we read fits, and takes one read and one that finds the end.
+	// Most files fit, and take one read and one that finds the end.
 	b := make([]byte, 0, 1024)
 	for {
 		n, err := f.Read(b[len(b):cap(b)])

@@ -29,11 +29,9 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// machine is a tree below testdata/machines at two looks, five seconds apart.
-// A case is a file: below 1/ and 2/ what the machine has at the first look and
-// at the second, and what the second sample says of it. A name that ends in @ is
-// a link. The lines before the first file say why the case is there; the line
-// "ams: N" gives the process of the server.
+// machine is a case of testdata/machines: 1/ and 2/ are the machine's trees at two samples, five seconds apart, with the
+// expected second sample. A name that ends in @ is a link. The lines before the first file describe the case; "ams: N"
+// is the server's process.
 type machine struct {
 	dir  string // holds 1, 2 and root, a link to one of them
 	pid  int
@@ -71,7 +69,7 @@ func openMachine(t testing.TB, file string) *machine {
 	return m
 }
 
-// look makes the machine be as it was at look n.
+// look switches the machine to sample n.
 func (m *machine) look(t testing.TB, n int) {
 	t.Helper()
 	root := filepath.Join(m.dir, "root")
@@ -103,9 +101,9 @@ func (s *Sampler) ask() {
 	}
 }
 
-// tell writes a sample as the cases do. Of an error it tells only the end that
-// want has, since it holds names of files in a temporary folder.
-func tell(s Sample, want string) string {
+// describe formats a sample as in the cases. Of an error it keeps only the part in want, since it names files in a
+// temporary folder.
+func describe(s Sample, want string) string {
 	var b strings.Builder
 	number := func(p *float64) string {
 		if p == nil {
@@ -167,7 +165,7 @@ func TestMachines(t *testing.T) {
 			m.now = m.now.Add(5 * time.Second)
 			m.look(t, 2)
 			second := s.Sample(t.Context())
-			if diff := cmp.Diff(m.want, tell(second, m.want)); diff != "" {
+			if diff := cmp.Diff(m.want, describe(second, m.want)); diff != "" {
 				t.Errorf("-want +got:\n%s\nmissing: %v", diff, second.Missing)
 			}
 			checkConsistent(t, second)
@@ -175,8 +173,8 @@ func TestMachines(t *testing.T) {
 	}
 }
 
-// checkConsistent holds what is true of every sample: what is missing is nil
-// and has a reason, what is there is in its bounds, and a beat says the same.
+// checkConsistent checks every sample: a missing value is nil and has a reason, a present one is within its bounds and
+// in the heartbeat.
 func checkConsistent(t *testing.T, s Sample) {
 	t.Helper()
 	for _, r := range []struct {
@@ -205,7 +203,7 @@ func checkConsistent(t *testing.T, s Sample) {
 	}
 }
 
-// The limits of the server's group hold while no process of it is found, as during a restart, and until another one is.
+// The limits of the server's group stay without a process, as during a restart, until there is another one.
 func TestLimitsOfARestartedServer(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/cgroup2-memorymax.txtar")
@@ -236,7 +234,7 @@ func TestLimitsOfARestartedServer(t *testing.T) {
 	}
 }
 
-// Files that are there and cannot be read are no reading either.
+// Unreadable files are missing readings.
 func TestUnreadable(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
@@ -263,7 +261,7 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// A pipe in the place of a file must not stop the beats.
+// A pipe in the place of a file must not stop the heartbeats.
 func TestPipesDoNotHang(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
@@ -289,7 +287,7 @@ func TestThisMachine(t *testing.T) {
 		GPUs:   func() GPUReading { return GPUReading{State: GPUAbsent} },
 		Sessions: func(context.Context) (cluster.Sessions, []Missing) {
 			n := 3
-			return cluster.Sessions{Publishers: &n}, []Missing{{What: "viewers", Err: errors.New("nobody counts")}}
+			return cluster.Sessions{Publishers: &n}, []Missing{{What: "viewers", Err: errors.New("no counter")}}
 		},
 	})
 	s.ask()
@@ -312,19 +310,19 @@ func TestThisMachine(t *testing.T) {
 		{"score", got.Load.Score != nil},
 	} {
 		if !check.ok {
-			t.Errorf("%s is not plausible: %s", check.name, tell(got, ""))
+			t.Errorf("%s is not plausible: %s", check.name, describe(got, ""))
 		}
 	}
 	for _, m := range got.Missing {
-		// A sandbox without any card is possible, and says so.
+		// A sandbox may have no card.
 		if m.What != "viewers" && m.What != whatNetwork {
 			t.Errorf("missing %s: %v", m.What, m.Err)
 		}
 	}
-	t.Logf("disk %d %% score %d\n%s", *got.Load.Disk, *got.Load.Score, tell(got, ""))
+	t.Logf("disk %d %% score %d\n%s", *got.Load.Disk, *got.Load.Score, describe(got, ""))
 }
 
-// burn takes so much of the processor, however long a busy machine needs to give it.
+// burn uses so much processor time.
 func burn(t *testing.T, d time.Duration) {
 	t.Helper()
 	for end := cpuTime(t) + d; cpuTime(t) < end; {
@@ -332,7 +330,7 @@ func burn(t *testing.T, d time.Duration) {
 	}
 }
 
-// A volume that hangs is asked once and costs no sample anything; what others answer is used for three of their intervals.
+// A volume that hangs is read once and delays no sample; other results are used for three of their intervals.
 func TestSlowAnswers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -408,7 +406,7 @@ func TestLog(t *testing.T) {
 	}}))
 	file := filepath.Join(m.dir, "1/proc/meminfo")
 	there := true
-	// is makes the reading be there or not, for so long.
+	// is adds or removes the reading, for so long.
 	is := func(now bool, d time.Duration) {
 		t.Helper()
 		var err error
@@ -447,7 +445,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// A beat says of the devices what was read, and no more.
+// The heartbeat has exactly what was read of the devices.
 func TestGPULoads(t *testing.T) {
 	t.Parallel()
 	half, full, used, total := 49.6, 100.4, uint64(25), uint64(100)
@@ -463,7 +461,7 @@ func TestGPULoads(t *testing.T) {
 		{"absent", GPUReading{State: GPUAbsent}, nil, false},
 		{"pending", GPUReading{State: GPUPending}, nil, false},
 		{"ready but for one of them", GPUReading{State: GPUReady, Reason: "GPU 1 has fallen off the bus", Devices: devices}, []cluster.GPULoad{{Util: pct(50), Enc: pct(100), Mem: pct(25)}, {}}, true},
-		{"absent, and somebody says why", GPUReading{State: GPUAbsent, Reason: "no device"}, nil, false},
+		{"absent, with a reason", GPUReading{State: GPUAbsent, Reason: "no device"}, nil, false},
 		{"failing with old devices", GPUReading{State: GPUFailing, Reason: "the driver is gone", Devices: devices}, nil, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -484,8 +482,7 @@ func TestGPULoads(t *testing.T) {
 	}
 }
 
-// Several at once: for the race detector, and for a sampler that a person's
-// command looks through between two beats.
+// For the race detector: commands share the sampler with the heartbeats.
 func TestConcurrent(t *testing.T) {
 	t.Parallel()
 	s := NewSampler(SamplerOptions{AMSDir: "/", AMSPID: func(context.Context) (int, error) { return os.Getpid(), nil }})
@@ -522,10 +519,9 @@ func cpuTime(b testing.TB) time.Duration {
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
-// FuzzReadings feeds every file that we read with one text: nothing panics, and
-// what is told is within its bounds. The meters are called without a sampler,
-// whose goroutines would make the fuzzer see something new in every run. It
-// writes files: -fuzzminimizetime=20x keeps it from doing nothing else.
+// FuzzReadings feeds one text to every file: no panic, and all values within their bounds. It calls the meters without a
+// sampler, whose goroutines would change the coverage in every run. It writes files: -fuzzminimizetime=20x keeps it from
+// doing nothing else.
 func FuzzReadings(f *testing.F) {
 	for _, name := range []string{"linux-6.8-vm", "cgroup1-service", "network-garbage"} {
 		ar, err := txtar.ParseFile("testdata/machines/" + name + ".txtar")
@@ -559,7 +555,7 @@ func FuzzReadings(f *testing.F) {
 		var cores cpuMeter
 		var network networkMeter
 		for _, look := range []struct {
-			ctx       context.Context //nolint:containedctx // a row of a table
+			ctx       context.Context //nolint:containedctx // in a table
 			proc, sys string
 		}{{sound, whole.proc, whole.sys}, {fuzzed, proc, sys}, {fuzzed, proc, sys}, {sound, whole.proc, whole.sys}} {
 			s = Sample{}
@@ -588,7 +584,7 @@ func FuzzReadings(f *testing.F) {
 	})
 }
 
-// gopsutil would take HOST_PROC from the environment.
+// gopsutil would use HOST_PROC from the environment.
 func TestEnvironmentDecidesNothing(t *testing.T) {
 	t.Setenv("HOST_PROC", t.TempDir())
 	t.Setenv("HOST_SYS", t.TempDir())

@@ -42,7 +42,7 @@ func TestScore(t *testing.T) {
 		{"a decoder", Sample{CPU: p(15), GPUs: ready(GPU{Dec: p(91)})}, Limits{}, 91},
 		{"the memory of a device", Sample{CPU: p(15), GPUs: ready(GPU{Util: p(10), MemUsed: n(97), MemTotal: n(100)})}, Limits{}, 97},
 		{"the busiest of several devices", Sample{CPU: p(15), GPUs: ready(GPU{Util: p(10)}, GPU{Util: p(70)}, GPU{Util: p(20)})}, Limits{}, 70},
-		{"a device that tells nothing", Sample{CPU: p(15), GPUs: ready(GPU{})}, Limits{}, 20},
+		{"a device without values", Sample{CPU: p(15), GPUs: ready(GPU{})}, Limits{}, 20},
 		{"a device alone", Sample{GPUs: ready(GPU{Util: p(0)})}, Limits{}, 0},
 		{"devices that fail are not known", Sample{CPU: p(15), GPUs: GPUReading{State: GPUFailing, Devices: []GPU{{Util: p(99)}}}}, Limits{}, 20},
 	} {

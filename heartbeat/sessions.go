@@ -18,51 +18,51 @@ const (
 	whatPublishers = "publishers"
 	whatViewers    = "viewers"
 
-	// installEvery is how often the applications are listed again, and drainInstall the same while a node drains.
+	// installEvery is the interval of listing the applications, drainInstall the same during a drain.
 	installEvery = 2 * time.Minute
 	drainInstall = 10 * time.Second
-	// streamsEvery is how often MongoDB is asked while the server itself reports its streams: the query scans a collection of each
-	// application. drainStreams is the same while a node drains.
+	// streamsEvery is the interval of queries to MongoDB while the server reports its streams: the query scans a
+	// collection of each application. drainStreams is the same during a drain.
 	streamsEvery = 30 * time.Second
 	drainStreams = 5 * time.Second
-	// rtmpEvery is how often the connections are counted while the server reports all but the viewers of RTMP: the kernel walks
-	// its table of connections.
+	// rtmpEvery is the interval of counting connections while the server reports all viewers but RTMP's: the kernel
+	// walks its connection table.
 	rtmpEvery = time.Minute
-	// mongoTime bounds a query of MongoDB, and besideTime the same when the count is known without it.
+	// mongoTime bounds a query to MongoDB, besideTime one that another count can replace.
 	mongoTime  = 2 * time.Second
 	besideTime = time.Second
-	// serverTime bounds a question to the service manager, and whether somebody listens.
+	// serverTime bounds a query to the service manager, and a connection to the server's port.
 	serverTime = time.Second
 )
 
 var (
 	errNotMember     = errors.New("this machine is not a cluster node")
 	errNoConnections = errors.New("the connections of this machine are not counted")
-	errNotListening  = errors.New("nobody listens at the server's port, and the server was not stopped")
+	errNotListening  = errors.New("no process listens at the server's port, and the server was not stopped")
 )
 
-// Streams tells what is published to a node, and who its neighbours are. [cluster.Client] is one.
+// Streams returns a node's streams and its neighbours. [cluster.Client] is one.
 type Streams interface {
 	LocalStreams(ctx context.Context, databases []string, address string, now time.Time) ([]cluster.DatabaseStreams, error)
 	AMSNodes(ctx context.Context) ([]cluster.AMSNode, error)
 }
 
-// SessionCounter counts the publishers and viewers of this node by the server's own statistics, by MongoDB's documents of
-// its streams, and by the connections to its ports. Of several counts of publishers the largest one is used. Viewers are
-// those of the statistics; where these have not all kinds, the larger one of both counts. What nothing can count is unknown, and not
-// 0. Counts are one at a time.
+// SessionCounter counts the publishers and viewers of this node by the server's statistics, by the stream documents in
+// MongoDB, and by the connections to its ports. It uses the largest count of publishers. Viewers are those of the
+// statistics; if these lack kinds, the larger one of both counts. A count without a source is unknown, and not 0. Counts
+// are one at a time.
 type SessionCounter struct {
-	// Open looks at the installation.
+	// Open reads the installation.
 	Open func() (*ams.Installation, error)
 	// Streams returns MongoDB and this node's address; nil if this machine is not a cluster node.
 	Streams func() (Streams, string)
-	// Connections counts those to our ports ([ams.CountConnections]); nil if they cannot be counted.
+	// Connections counts those to the given ports ([ams.CountConnections]); nil if they cannot be counted.
 	Connections func(ports []int, exclude func(netip.Addr) bool) (ams.Connections, error)
-	// Own is how many of them are the agent's own now; nil: none.
+	// Own, if not nil, returns how many of them are the agent's.
 	Own func() int
-	// State asks the service manager: a server that does not run has no sessions. nil asks nobody.
+	// State queries the service manager, if not nil: a server that does not run has no sessions.
 	State func(ctx context.Context) (ams.State, error)
-	// Edge reports that nothing is published to this node, so that a client of the RTMP port is a viewer; nil is never.
+	// Edge reports that nothing is published to this node, so that RTMP clients are viewers; nil means false.
 	Edge func() bool
 	Now  func() time.Time // nil is time.Now
 
@@ -74,7 +74,7 @@ type SessionCounter struct {
 	peers     map[netip.Addr]bool // the other nodes, which fetch streams as viewers do
 }
 
-// streamCount is what MongoDB said of the streams of a node.
+// streamCount is MongoDB's count of a node's streams.
 type streamCount struct {
 	publishers int
 	at         time.Time
@@ -88,12 +88,12 @@ type connected struct {
 	at            time.Time
 }
 
-// Count counts. What could not be counted is nil, with its reason.
+// Count counts. Unknown counts are nil, with a reason.
 func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing) {
 	return c.count(ctx, false)
 }
 
-// CountNow counts anew what Count remembers, for a node that drains.
+// CountNow is Count for a draining node, with less caching.
 func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Missing) {
 	return c.count(ctx, true)
 }
@@ -113,7 +113,7 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 	reports := complete && stats.LocalStreams != nil
 	found, connErr := c.connections(ctx, now, reports && !drains)
 	if statsErr != nil && (connErr != nil || found.viewers+found.rtmp == 0) {
-		// A server whose port was edited while it runs listens where it did.
+		// A server whose port was edited still uses the old one until its restart.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
 		defer cancel()
 		if ams.Refused(bound, c.install.BaseURL()) {
@@ -153,7 +153,7 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 		s.Viewers, s.By = &found.viewers, cluster.CountedByConnections
 	}
 	if s.Viewers != nil && s.Publishers != nil && connErr == nil {
-		// The server does not count the viewers of RTMP. Its count of streams has those that an edge fetched.
+		// The server does not count RTMP viewers. Its count of streams includes those that an edge fetched.
 		publishers := published
 		if !edge {
 			publishers = *s.Publishers
@@ -171,7 +171,7 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 	return s, missing
 }
 
-// open looks at the installation, if that is due.
+// open reads the installation, if that is due.
 func (c *SessionCounter) open(now time.Time, drains bool) (err error) {
 	every := installEvery
 	if drains {
@@ -184,13 +184,13 @@ func (c *SessionCounter) open(now time.Time, drains bool) (err error) {
 	return err
 }
 
-// within reports whether something was done no longer ago than that; zero is never. A clock that was set back since tells nothing.
+// within reports whether done is less than d ago; false if it is zero or in the future, as after the clock was set back.
 func within(d time.Duration, done, now time.Time) bool {
 	age := now.Sub(done)
 	return !done.IsZero() && age >= 0 && age < d
 }
 
-// dead reports whether the service manager says that the server does not run.
+// dead reports whether the server does not run, according to the service manager.
 func (c *SessionCounter) dead(ctx context.Context) bool {
 	if c.State == nil {
 		return false
@@ -199,7 +199,7 @@ func (c *SessionCounter) dead(ctx context.Context) bool {
 	return err == nil && st.Dead()
 }
 
-// askServer asks the server for its statistics, if its settings let the agent ask.
+// askServer reads the server's statistics, if its settings allow that.
 func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Statistics, error) {
 	key, err := c.install.ServerKey()
 	if err != nil {
@@ -208,7 +208,7 @@ func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Stat
 	return ams.ReadStatistics(ctx, nil, c.install.BaseURL(), key.Token(now))
 }
 
-// connections counts who is connected to the server; rarely says that a count of a minute ago will do.
+// connections counts the server's clients; rarely accepts a count of the last minute.
 func (c *SessionCounter) connections(ctx context.Context, now time.Time, rarely bool) (connected, error) {
 	if c.Connections == nil {
 		return connected{}, errNoConnections
@@ -245,7 +245,7 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time, rarely 
 	return n, nil
 }
 
-// readPeers reads the addresses of the other nodes. If they cannot be read, those that are known stay.
+// readPeers reads the addresses of the other nodes. On failure it keeps the known ones.
 func (c *SessionCounter) readPeers(ctx context.Context) {
 	from, _ := c.Streams()
 	if from == nil {
@@ -265,8 +265,8 @@ func (c *SessionCounter) readPeers(ctx context.Context) {
 	}
 }
 
-// streams is how many streams MongoDB has for this node. known says that another count of publishers is known, and reports that
-// it is the server's.
+// streams returns MongoDB's count of this node's streams. known reports that there is another count of publishers,
+// reports that it is the server's.
 func (c *SessionCounter) streams(ctx context.Context, now time.Time, known, reports, drains bool) (int, error) {
 	from, address := c.Streams()
 	if from == nil || address == "" {
@@ -286,7 +286,7 @@ func (c *SessionCounter) streams(ctx context.Context, now time.Time, known, repo
 		return 0, err
 	}
 	n := 0
-	if len(databases) > 0 { // a server without applications serves nobody
+	if len(databases) > 0 { // a server without applications has no streams
 		limit := mongoTime
 		if known {
 			limit = besideTime

@@ -66,7 +66,7 @@ type counted struct {
 	answer  func(http.ResponseWriter, *http.Request)
 	asked   int // AMS's statistics
 	port    int
-	from    map[int][]string // connections by our port; nil: they cannot be counted
+	from    map[int][]string // connections by local port; nil: they cannot be counted
 	server  *httptest.Server
 	*SessionCounter
 }
@@ -137,7 +137,7 @@ func (c *counted) connections(from ...string) {
 	c.established(map[int][]string{c.port: from})
 }
 
-// established are connections by our port.
+// established are connections by local port.
 func (c *counted) established(from map[int][]string) {
 	c.from = from
 	if from == nil {
@@ -145,10 +145,10 @@ func (c *counted) established(from map[int][]string) {
 	}
 }
 
-// is counts, and fails where the figures are others; -1 is not known.
+// is counts, and compares the counts; -1 is unknown.
 func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy) []Missing {
 	c.t.Helper()
-	c.connected.at = time.Time{} // how long a count of connections holds has a test of its own
+	c.connected.at = time.Time{} // another test covers the caching of connections
 	s, missing := c.Count(c.t.Context())
 	value := func(n *int) int {
 		if n == nil {
@@ -191,7 +191,7 @@ func statistics(streams, webrtc, hls, dash int) func(http.ResponseWriter, *http.
 
 func TestPublishers(t *testing.T) {
 	c := newCounted(t, "")
-	c.is("nobody", 0, 0, cluster.CountedByConnections)
+	c.is("no clients", 0, 0, cluster.CountedByConnections)
 	if len(c.streams.databases) == 0 {
 		t.Fatal("no database of an application was asked for")
 	}
@@ -209,14 +209,14 @@ func TestPublishers(t *testing.T) {
 	c.is("MongoDB is back", 0, -1, "")
 	c.connections()
 
-	// What was counted in one cluster says nothing of another.
+	// Counts of one cluster do not apply to another.
 	c.streams = &fakeStreams{live: map[string][]string{database: {"x"}}}
 	c.is("another MongoDB", 1, 0, cluster.CountedByConnections)
 	c.address = "10.0.0.4"
 	c.streams.live = nil
 	c.is("another address", 0, 0, cluster.CountedByConnections)
 	c.streams = nil
-	c.is("no node: the RTMP port tells", 0, 0, cluster.CountedByConnections)
+	c.is("no node: by the RTMP port", 0, 0, cluster.CountedByConnections)
 	c.from = nil
 	for _, m := range c.is("no node, and connections are not known", -1, -1, "") {
 		if m.What == whatPublishers && !errors.Is(m.Err, errNotMember) {
@@ -230,29 +230,29 @@ func TestViewers(t *testing.T) {
 	c.connections("10.0.0.50", "10.0.0.51", "10.0.0.9", "127.0.0.1")
 	c.streams.nodes = []string{"10.0.0.9", "10.0.0.3", "not an address"}
 	c.answer = figures(3, 2, 1)
-	c.is("AMS tells", 0, 6, cluster.CountedByAMS)
+	c.is("AMS reports", 0, 6, cluster.CountedByAMS)
 
 	c.answer = nil
 	c.is("AMS refuses", 0, 2, cluster.CountedByConnections)
 	c.answer = figures(0, 0, 0)
 	c.is("asked again", 0, 0, cluster.CountedByAMS)
 
-	// Of an answer that leaves a kind out, as all of 2.4.3, and the connections the larger counts.
+	// If a response lacks a kind, as all of 2.4.3, the larger of it and the connections counts.
 	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"localWebRTCViewers":1}`)) }
 	c.is("not all kinds", 0, 2, cluster.CountedByConnections)
 	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"localHLSViewers":3}`)) }
 	c.is("not all kinds, but more", 0, 3, cluster.CountedByAMS)
 
-	// What is no refusal is asked again at the next beat: a server that starts.
+	// Other failures are retried at the next heartbeat: the server may start.
 	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }
 	c.is("no answer of AMS", 0, 2, cluster.CountedByConnections)
 	c.answer = figures(1, 0, 0)
 	c.is("an answer of AMS", 0, 1, cluster.CountedByAMS)
 
-	// Nobody can tell: that is not zero.
+	// Unknown is not zero.
 	c.answer = nil
 	c.from = nil
-	missing := c.is("nobody can tell", 0, -1, "")
+	missing := c.is("no source", 0, -1, "")
 	if len(missing) != 1 || !errors.Is(missing[0].Err, ams.ErrForbidden) {
 		t.Errorf("the reasons: %v", missing)
 	}
@@ -263,7 +263,7 @@ func TestViewers(t *testing.T) {
 	}
 }
 
-// Without a key the server is not asked, until its settings have one.
+// Without a key the server is not queried.
 func TestViewersWithoutKey(t *testing.T) {
 	c := newCounted(t, "")
 	c.connections("10.0.0.50")
@@ -284,12 +284,12 @@ func TestPeers(t *testing.T) {
 	c.is("MongoDB is away", 0, 2, cluster.CountedByConnections)
 	c.streams.err, c.streams.nodes = nil, []string{"::ffff:10.0.0.9"}
 	c.is("MongoDB is back", 0, 1, cluster.CountedByConnections)
-	// While it is away those that are known stay.
+	// The known ones stay meanwhile.
 	c.streams.err = errors.New("away")
 	c.is("away again", 0, 1, cluster.CountedByConnections)
 }
 
-// An installation that cannot be read tells nothing, and is looked at again.
+// Without a readable installation counts are unknown, and it is read again.
 func TestSessionsWithoutServer(t *testing.T) {
 	c := newCounted(t, "")
 	file := filepath.Join(c.root, ams.DefaultDir, "conf/red5.properties")
@@ -300,28 +300,27 @@ func TestSessionsWithoutServer(t *testing.T) {
 	c.is("the file is back", 0, 0, cluster.CountedByConnections)
 }
 
-// Publishers are told without MongoDB: a machine that goes down must not wait for
-// what can be counted here (review real-server S6, 167 s).
+// Publishers are counted without MongoDB: a shutdown must not wait for a local count (review real-server S6, 167 s).
 func TestPublishersWithoutMongo(t *testing.T) {
 	c := newCounted(t, serverKey)
 	c.answer = statistics(7, 1, 0, 0)
 	c.streams.err = errors.New("MongoDB is away")
-	c.is("AMS tells", 7, 1, cluster.CountedByAMS)
+	c.is("AMS reports", 7, 1, cluster.CountedByAMS)
 
-	// A machine that is no node has its own server's word.
+	// A machine that is no node uses its server's statistics.
 	c.streams = nil
 	c.is("no node", 7, 1, cluster.CountedByAMS)
 
 	c = newCounted(t, "")
 	c.streams.err = errors.New("MongoDB is away")
 	c.established(map[int][]string{1935: {"10.0.0.60", "10.0.0.61", "127.0.0.1"}, c.port: {"10.0.0.50"}})
-	c.is("AMS lets nobody ask, so the RTMP port tells", 3, 1, cluster.CountedByConnections)
+	c.is("no key: by the RTMP port", 3, 1, cluster.CountedByConnections)
 	s, _ := c.Count(t.Context())
 	if s.PublishersBy != cluster.CountedByConnections {
 		t.Errorf("publishers by %q", s.PublishersBy)
 	}
 	c.connections()
-	c.is("nobody is connected", 0, 0, cluster.CountedByConnections)
+	c.is("no connections", 0, 0, cluster.CountedByConnections)
 }
 
 // The larger of both counts is used.
@@ -337,8 +336,8 @@ func TestLargerCount(t *testing.T) {
 	c.is("both agree", 1, 3, cluster.CountedByAMS)
 }
 
-// The query of all streams is rare where the server itself reports its own (review
-// real-mongodb 3), and more often while a node drains.
+// The query of all streams is rare while the server reports its own (review real-mongodb 3), and more frequent during a
+// drain.
 func TestMongoIsAskedRarely(t *testing.T) {
 	asked := func(settings string, count func(*counted) func(context.Context) (cluster.Sessions, []Missing)) int {
 		c := newCounted(t, settings)
@@ -361,7 +360,7 @@ func TestMongoIsAskedRarely(t *testing.T) {
 	}
 }
 
-// A server that its service manager knows to be dead has no sessions, whatever MongoDB still says (C9).
+// A server that the service manager knows to be dead has no sessions, even if MongoDB still has some (C9).
 func TestDeadServerHasNoSessions(t *testing.T) {
 	c := newCounted(t, "")
 	c.streams.live = map[string][]string{"liveapp": {"a"}}
@@ -371,7 +370,7 @@ func TestDeadServerHasNoSessions(t *testing.T) {
 	c.is("it is there, beside its unit", 1, 0, cluster.CountedByConnections)
 	c.server.Close()
 	c.is("failed", 0, 0, cluster.CountedByService)
-	// A server whose port was edited while it runs listens where it did: nobody is counted, and nobody is cut.
+	// A server whose port was edited still uses the old one: no count, and no session is cut.
 	for name, s := range map[string]ams.State{
 		"about to be started again": {Activity: ams.ActivityActivating, Sub: "auto-restart"},
 		"stops":                     {Activity: ams.ActivityDeactivating, MainPID: 7},
@@ -385,7 +384,7 @@ func TestDeadServerHasNoSessions(t *testing.T) {
 	c.streams.err = errors.New("MongoDB is away")
 	c.is("the manager does not answer", -1, -1, "")
 	c.connections("10.0.0.50")
-	c.is("somebody is connected", 0, 1, cluster.CountedByConnections)
+	c.is("a connection", 0, 1, cluster.CountedByConnections)
 }
 
 // The answer of a real Community Edition has negative counts: not counted.
@@ -398,8 +397,7 @@ func TestRealStatistics(t *testing.T) {
 	c.is("1 publisher, 3 viewers", 1, 3, cluster.CountedByAMS)
 }
 
-// Where a proxy on the machine itself stands before AMS, nobody is connected from
-// elsewhere, and a drain must not take that for nobody.
+// Behind a proxy on the machine there are no remote connections, but a drain must count the viewers.
 func TestViewersBehindAProxyOfTheMachine(t *testing.T) {
 	c := newCounted(t, "")
 	c.connections("127.0.0.1", "127.0.0.1", "127.0.0.1")
@@ -407,9 +405,9 @@ func TestViewersBehindAProxyOfTheMachine(t *testing.T) {
 	c.connections("127.0.0.1", "10.0.0.50")
 	c.is("one does not", 0, 1, cluster.CountedByConnections)
 	c.connections()
-	c.is("nobody", 0, 0, cluster.CountedByConnections)
+	c.is("no clients", 0, 0, cluster.CountedByConnections)
 
-	// The agent asks whether the applications serve, and a server that hangs keeps it waiting.
+	// The agent's own serving checks stay open while the server hangs.
 	c.Own = func() int { return 2 }
 	c.connections("127.0.0.1", "127.0.0.1", "127.0.0.1")
 	c.is("two of them are the agent", 0, 1, cluster.CountedByConnections)
@@ -417,7 +415,7 @@ func TestViewersBehindAProxyOfTheMachine(t *testing.T) {
 	c.is("all of them are the agent", 0, 0, cluster.CountedByConnections)
 }
 
-// Who watches by RTMP is in none of the server's figures.
+// The server's figures do not include RTMP viewers.
 func TestRTMPViewers(t *testing.T) {
 	for _, tt := range []struct {
 		name                string
@@ -426,16 +424,16 @@ func TestRTMPViewers(t *testing.T) {
 		publishers, viewers int
 		by                  cluster.CountedBy
 	}{
-		{"nobody", false, true, 0, 0, 0, 0, cluster.CountedByAMS},
+		{"no clients", false, true, 0, 0, 0, 0, cluster.CountedByAMS},
 		{"a viewer", false, true, 0, 1, 0, 1, cluster.CountedByAMS},
 		{"an encoder", false, true, 1, 1, 1, 0, cluster.CountedByAMS},
 		{"an encoder and a viewer", false, true, 1, 2, 1, 1, cluster.CountedByAMS},
 		{"an encoder by another way", false, true, 1, 0, 1, 0, cluster.CountedByAMS},
 		{"an edge, which fetched the stream", true, true, 1, 1, 1, 1, cluster.CountedByAMS},
-		{"without the server's word", false, false, 0, 2, 2, 0, cluster.CountedByConnections},
-		{"an edge without the server's word", true, false, 0, 2, 0, 2, cluster.CountedByConnections},
+		{"without statistics", false, false, 0, 2, 2, 0, cluster.CountedByConnections},
+		{"an edge without statistics", true, false, 0, 2, 0, 2, cluster.CountedByConnections},
 		{"published to an edge", true, true, -1, 2, 1, 1, cluster.CountedByAMS},
-		{"published to an edge without the server's word", true, false, -1, 2, 1, 1, cluster.CountedByConnections},
+		{"published to an edge without statistics", true, false, -1, 2, 1, 1, cluster.CountedByConnections},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			lines := "rtmp.port=1935\n"
@@ -444,7 +442,7 @@ func TestRTMPViewers(t *testing.T) {
 			}
 			c := newCounted(t, lines)
 			c.Edge = func() bool { return tt.edge }
-			if tt.streams < 0 { // of which MongoDB knows, too
+			if tt.streams < 0 { // which MongoDB also has
 				tt.streams = -tt.streams
 				c.streams.live = map[string][]string{"liveapp": make([]string, tt.streams)}
 			}
@@ -455,7 +453,7 @@ func TestRTMPViewers(t *testing.T) {
 			c.is("counted", tt.publishers, tt.viewers, tt.by)
 		})
 	}
-	// The kernel walks its whole table for it: rarely, but where somebody waits for the answer.
+	// The kernel walks its whole table for it: rarely, except when a drain waits for it.
 	c := newCounted(t, "rtmp.port=1935\n"+serverKey)
 	c.answer = statistics(0, 0, 0, 0)
 	viewers := func(when string, count func(context.Context) (cluster.Sessions, []Missing), want int) {

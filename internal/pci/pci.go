@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pci lists GPUs by what the kernel shows of the PCI bus, whether or not a driver has them.
+// Package pci lists GPUs on the kernel's PCI bus, with or without a driver.
 package pci
 
 import (
@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// NVIDIADrivers returns the driver of each of NVIDIA's displays and accelerators below root, "" for one without. An empty
-// root is this machine's. The error is that of the list of devices.
+// NVIDIADrivers returns the driver of each NVIDIA display and accelerator below root, "" for one without. An empty root
+// is this machine's. The error is that of listing the devices.
 func NVIDIADrivers(root string) ([]string, error) {
 	bus := filepath.Join(root, "/sys/bus/pci/devices")
 	entries, err := os.ReadDir(bus)
@@ -34,8 +34,7 @@ func NVIDIADrivers(root string) ([]string, error) {
 	return drivers, nil
 }
 
-// word reads a file of one word, "" where there is none. It reads no further: below
-// a root that is not the kernel's, the file may be anything.
+// word reads a one-word file, or returns "". It reads a bounded part: below another root the file may be anything.
 func word(dir, name string) string {
 	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {

@@ -37,13 +37,13 @@ func TestNVIDIADrivers(t *testing.T) {
 		}
 		must.OK(t, err)
 	}
-	// Of the last file only the start is read.
+	// Only the start of the last file is read.
 	if d, err := pci.NVIDIADrivers(root); err != nil || !slices.Equal(d, []string{"nvidia", "", "vfio-pci", "nouveau"}) {
 		t.Errorf("%q, %v", d, err)
 	}
 }
 
-// This machine's bus, where it has one, is found by both names of its root.
+// Both names of this machine's root find its bus, if it has one.
 func TestNVIDIADriversOfThisMachine(t *testing.T) {
 	want, wantErr := pci.NVIDIADrivers("/")
 	got, err := pci.NVIDIADrivers("")

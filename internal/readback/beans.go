@@ -5,12 +5,12 @@ package readback
 
 import "iter"
 
-// Beans are the top-level beans of a file in the order in which Spring registers them. The ones that Spring adds for
-// <context:annotation-config> are among them.
+// Beans are the top-level beans of a file in the order in which Spring registers them, including those that Spring adds
+// for <context:annotation-config>.
 type Beans []Bean
 
-// Bean is one bean definition; what the file does not say is empty. Where in the file it stands is left out on purpose:
-// two files that define the same beans compare equal.
+// Bean is one bean definition; absent values are empty. It has no position in the file: two files that define the same
+// beans compare equal.
 type Bean struct {
 	// Name is the id, else the first name; a nameless bean at the top has class#0, class#1 …, a nameless inner one "".
 	Name          string     `json:"name"`
@@ -29,7 +29,7 @@ type Bean struct {
 	Properties    []Property `json:"properties"`
 }
 
-// Arg is a constructor argument. Index is -1 where the file gives none.
+// Arg is a constructor argument. Index is -1 if not given.
 type Arg struct {
 	Index int    `json:"index"`
 	Name  string `json:"name"`
@@ -43,12 +43,12 @@ type Property struct {
 	Value Value  `json:"value"`
 }
 
-// Value is what an argument or a property is set to, before placeholders are filled in.
+// Value is the value of an argument or a property, before placeholders are resolved.
 type Value struct {
-	// Kind is text, ref, idref, bean, map, list, set, array or null; it says which field below holds the value.
+	// Kind is text, ref, idref, bean, map, list, set, array or null; it selects the field below with the value.
 	Kind string `json:"kind"`
 	Text string `json:"text"`
-	// Type is the type the file asks a text to be converted to.
+	// Type is the type that a text is converted to.
 	Type  string  `json:"type"`
 	Ref   string  `json:"ref"`
 	IDRef string  `json:"idref"`
@@ -74,7 +74,7 @@ func (b Beans) All() iter.Seq[*Bean] {
 	}
 }
 
-// Lookup gives the first bean of this name, an inner one too, or nil.
+// Lookup returns the first bean of this name, an inner one too, or nil.
 func (b Beans) Lookup(name string) *Bean {
 	for bean := range b.All() {
 		if bean.Name == name {
@@ -84,7 +84,7 @@ func (b Beans) Lookup(name string) *Bean {
 	return nil
 }
 
-// Classes gives the class names of all beans, inner ones too, in the order of All.
+// Classes returns the class names of all beans, inner ones too, in the order of All.
 func (b Beans) Classes() []string {
 	var classes []string
 	for bean := range b.All() {
@@ -93,7 +93,7 @@ func (b Beans) Classes() []string {
 	return classes
 }
 
-// Property gives the value of a property.
+// Property returns the value of a property.
 func (b *Bean) Property(name string) (Value, bool) {
 	for _, p := range b.Properties {
 		if p.Name == name {

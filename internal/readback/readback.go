@@ -27,16 +27,16 @@ import (
 //go:embed ReadBack.java
 var source []byte
 
-// jarDir is where Debian puts the jars; the package libspring-context-java and what it depends on bring them all.
+// jarDir is Debian's folder of jars; the package libspring-context-java depends on all of them.
 const jarDir = "/usr/share/java"
 
-// answerTimeout bounds one answer. A cold JVM on a busy machine answers its first question in a second or two.
+// answerTimeout bounds one response. A cold JVM on a busy machine needs a second or two for the first.
 const answerTimeout = 60 * time.Second
 
-// Error is what Java said when it could not read a file.
+// Error is Java's error for an unreadable file.
 type Error struct {
 	Message string
-	Line    int // 0 where Java names none
+	Line    int // 0 if unknown
 }
 
 func (e *Error) Error() string {
@@ -46,18 +46,18 @@ func (e *Error) Error() string {
 	return "java: " + e.Message
 }
 
-// Reader is a running JVM that reads files for a test. It may be used by several goroutines; it answers one at a time.
+// Reader is a running JVM that reads files for a test. It may be used by several goroutines; requests run one at a time.
 type Reader struct {
 	mu     sync.Mutex
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	lines  <-chan []byte
-	stderr *bytes.Buffer // read it after the process has ended only
+	stderr *bytes.Buffer // valid only after the process has ended
 	exited <-chan struct{}
 }
 
-// Start starts a JVM that ends with the test. Where there is no Java or no Spring it skips the test, or fails it with
-// REQUIRE_JAVA=1 in the environment.
+// Start starts a JVM that ends with the test. Without Java or Spring it skips the test, or fails it with REQUIRE_JAVA=1
+// in the environment.
 func Start(tb testing.TB) *Reader {
 	tb.Helper()
 	java, classpath, err := prepare(tb)
@@ -76,14 +76,14 @@ func Start(tb testing.TB) *Reader {
 }
 
 // Properties reads a file with java.util.Properties.load: ISO 8859-1, last duplicate wins. Half of a surrogate pair
-// arrives as U+FFFD, since a Go string cannot hold it.
+// becomes U+FFFD, since a Go string cannot hold it.
 func (r *Reader) Properties(path string) (map[string]string, error) {
 	var answer struct{ Properties map[string]string }
 	err := r.ask(&answer, "properties", path)
 	return answer.Properties, err
 }
 
-// StoreProperties does to a file what AMS does when somebody saves settings in its web panel: load, set these keys,
+// StoreProperties changes a file as AMS does when a user saves settings in its web panel: load, set these keys,
 // Properties.store into the same file, in place and not atomically. Comments and order are lost.
 func (r *Reader) StoreProperties(path string, set map[string]string) error {
 	words := []string{"store", path}
@@ -94,8 +94,8 @@ func (r *Reader) StoreProperties(path string, set map[string]string) error {
 	return r.ask(&answer, words...)
 }
 
-// Resolve fills in the placeholders of text, as in ${clusterdb.host}, by Spring from a properties file: the last step
-// between a value in the file and what a bean is given. A placeholder without a value is an error.
+// Resolve fills in the placeholders of text, as in ${clusterdb.host}, by Spring from a properties file, as for a bean's
+// values. A placeholder without a value is an error.
 func (r *Reader) Resolve(propertiesPath, text string) (string, error) {
 	var answer struct{ Text string }
 	err := r.ask(&answer, "resolve", propertiesPath, text)
@@ -110,7 +110,7 @@ func (r *Reader) Beans(path string) (Beans, error) {
 	return answer.Beans, err
 }
 
-// ask sends a request and decodes the answer to it.
+// ask sends a request and decodes the response.
 func (r *Reader) ask(into any, words ...string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -145,13 +145,13 @@ func (r *Reader) ask(into any, words ...string) error {
 		}
 		return nil
 	case <-timeout.C:
-		// Its late answer would be taken for the next one's.
+		// A late response would be read as the next one's.
 		_ = r.cmd.Process.Kill()
 		return r.died(fmt.Errorf("no answer in %s", answerTimeout))
 	}
 }
 
-// died says what the process left on its standard error.
+// died adds the process's standard error.
 func (r *Reader) died(err error) error {
 	select {
 	case <-r.exited:
@@ -162,7 +162,7 @@ func (r *Reader) died(err error) error {
 }
 
 func (r *Reader) close() {
-	_ = r.stdin.Close() // at the end of its input it ends
+	_ = r.stdin.Close() // the process ends at the end of its input
 	select {
 	case <-r.exited:
 	case <-time.After(10 * time.Second):
@@ -172,7 +172,7 @@ func (r *Reader) close() {
 }
 
 func start(java, classpath string) (*Reader, error) {
-	// Quick to start rather than quick to run: it reads a few files and ends.
+	// Fast start is more important than speed.
 	cmd := exec.CommandContext(context.Background(), java,
 		"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m", "-Duser.language=en", "-Duser.timezone=UTC",
 		"-cp", classpath, "ReadBack")
@@ -208,8 +208,8 @@ func start(java, classpath string) (*Reader, error) {
 	return &Reader{cmd: cmd, stdin: stdin, lines: lines, stderr: stderr, exited: exited}, nil
 }
 
-// prepare finds Java and Spring and compiles ReadBack.java, once for all tests of a machine: its class files are kept in
-// the user's cache folder under a name made of what they were compiled from.
+// prepare finds Java and Spring and compiles ReadBack.java once: the class files stay in the user's cache folder under a
+// hash of their sources.
 func prepare(tb testing.TB) (java, classpath string, err error) {
 	tb.Helper()
 	var missing []string
@@ -250,13 +250,13 @@ func prepare(tb testing.TB) (java, classpath string, err error) {
 	classes := filepath.Join(parent, fmt.Sprintf("%x", key[:12]))
 	if !isFile(filepath.Join(classes, "ReadBack.class")) {
 		if err := compile(tb.Context(), javac, classpath, parent, classes); err != nil {
-			tb.Fatal(err) // a fault of ours, no lack of the machine
+			tb.Fatal(err) // our fault, not a missing dependency
 		}
 	}
 	return java, classes + ":" + classpath, nil
 }
 
-// compile leaves either all class files in the folder classes or nothing. Another test may do the same meanwhile.
+// compile creates the folder classes atomically. Another test may do the same meanwhile.
 func compile(ctx context.Context, javac, classpath, parent, classes string) error {
 	work, err := os.MkdirTemp(parent, "compile-")
 	if err != nil {

@@ -30,7 +30,7 @@ func TestProperties(t *testing.T) {
 		{"last duplicate wins", "a=1\nb=2\na=3\n", map[string]string{"a": "3", "b": "2"}},
 		{"escapes", `a\ b\=\:=p\@\\s\s\t\u0041\u00e9` + "\n", map[string]string{"a b=:": "p@\\ss\tAé"}},
 		{"beyond the BMP", `a=\ud83d\ude00` + "\n", map[string]string{"a": "😀"}},
-		{"trailing blanks belong to the value", "a=1  \n", map[string]string{"a": "1  "}},
+		{"trailing_blanks_belong_to_the_value", "a=1  \n", map[string]string{"a": "1  "}},
 		{"continued", "a=one\\\n    two\\\r\n\tthree\nb=4", map[string]string{"a": "onetwothree", "b": "4"}},
 		{"all line ends", "a=1\rb=2\r\nc=3\n", map[string]string{"a": "1", "b": "2", "c": "3"}},
 		{"ISO 8859-1, not UTF-8", "a=\xe9\nb=é\n", map[string]string{"a": "é", "b": "Ã©"}},
@@ -60,7 +60,7 @@ func TestPropertiesErrors(t *testing.T) {
 			t.Errorf("%s: got %v, want Java to say %q", name, err, tc.want)
 		}
 	}
-	// The process outlives what it could not read.
+	// The process continues after an error.
 	if got, err := java.Properties(file(t, "x.properties", "a=1")); err != nil || got["a"] != "1" {
 		t.Errorf("after errors: %v, %v", got, err)
 	}
@@ -104,7 +104,7 @@ func TestResolve(t *testing.T) {
 		"${clusterdb.host}":                  "mongodb://u:p%40ss@h1/?a=b",
 		"0.0.0.0:${http.port}":               "0.0.0.0:5080",
 		"${http.upgradeHttp2Protocol:true}":  "true",
-		"${indirect}":                        "5080", // a value with a placeholder in it is filled in too
+		"${indirect}":                        "5080", // a placeholder in a value is resolved too
 		"nothing to do: $ { } % \\ #{1 + 1}": "nothing to do: $ { } % \\ #{1 + 1}",
 	} {
 		if got, err := java.Resolve(path, text); err != nil || got != want {
@@ -251,7 +251,7 @@ func TestConcurrent(t *testing.T) {
 	wg.Wait()
 }
 
-// TestCorpus reads every file of the released configurations, which are kept beside a checkout.
+// TestCorpus reads every file of the released configurations, which are beside a checkout.
 func TestCorpus(t *testing.T) {
 	corpus := filepath.Join("..", "..", "..", "shared", "corpus", "ams")
 	releases, err := os.ReadDir(corpus)

@@ -36,7 +36,7 @@ func TestDaemonMongoAway(t *testing.T) {
 	h.rowIs(cluster.StateActive)
 	active := h.row().StateSince
 	p.beats()
-	const lost, back = "heartbeat failed; heartbeats are dropped", "heartbeats are written again"
+	const lost, back = "heartbeats are dropped until", "heartbeats are written again"
 	begun, first, losses, returns := time.Now(), true, p.said(lost), p.said(back)
 
 	for _, f := range []mongod.Fault{
