@@ -12,7 +12,7 @@ import (
 	"slices"
 )
 
-// ErrNotThisMachine: http.host of red5.properties is not an address of this machine. The file belongs to the server's
+// ErrNotThisMachine says that http.host of red5.properties is not an address of this machine. The file belongs to the server's
 // user, and must not decide where root connects to.
 var ErrNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
 

@@ -83,7 +83,7 @@ func (in *Installation) Databases() ([]string, error) {
 	return slices.Compact(names), errors.Join(errs...)
 }
 
-// ErrNoServerToken: this server accepts no token that the agent could make. The wrapping error has the reason.
+// ErrNoServerToken says that this server accepts no token that the agent could make. The wrapping error has the reason.
 var ErrNoServerToken = errors.New("no token for the server's statistics can be made")
 
 // ServerKey makes tokens for the server's REST calls. fmt, logs and JSON cannot show the secret.

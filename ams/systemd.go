@@ -75,7 +75,7 @@ func dialSystemd(ctx context.Context) (bus, error) {
 		conn, err := dbus.NewWithContext(ctx)
 		ch <- dialled{conn, err}
 	}()
-	err := ctx.Err()
+	var err error
 	select {
 	case d := <-ch:
 		if d.err == nil {
