@@ -24,30 +24,27 @@ const (
 
 	broadcastCollection = "broadcast"
 
-	// amsFresh is AMS's own limit: it writes every 5 s and takes a node for
-	// dead after four of these periods.
+	// amsFresh is AMS's own limit: it writes every 5 s, and treats a node as dead after four missed periods.
 	amsFresh = 20 * time.Second
-	// streamFresh is AMS's own limit for a stream that it calls live.
+	// streamFresh is AMS's own limit for a live stream.
 	streamFresh = 20 * time.Second
 )
 
-// AMSNode is a document of clusterdb.clusternode, where each AMS in cluster
-// mode writes about itself every 5 seconds.
+// AMSNode is an AMS document: each AMS in cluster mode writes its own into clusterdb.clusternode every 5 seconds.
 type AMSNode struct {
 	ID string `json:"id"`
-	// IP is the address by which the other nodes call this one.
+	// IP is the address at which the other nodes call this one.
 	IP string `json:"ip"`
-	// LastUpdate is by the clock of the machine that AMS runs on; zero if the
-	// document does not tell.
+	// LastUpdate is by the clock of AMS's machine; zero if the document has no time.
 	LastUpdate time.Time `json:"last_update,omitzero"`
 	Memory     string    `json:"memory,omitempty"` // as written, e.g. "586/1945"
-	CPU        *float64  `json:"cpu,omitempty"`    // percent; nil if not known
+	CPU        *float64  `json:"cpu,omitempty"`    // percent; nil if unknown
 
-	id      bson.RawValue // as stored, which may be no string
+	id      bson.RawValue // as stored; may have any type
 	written bson.RawValue // lastUpdateTime as stored
 }
 
-// amsFields are the fields of AMS's document that are read.
+// amsFields is the projection of an AMS document.
 func amsFields() bson.D {
 	d := bson.D{}
 	for _, key := range []string{"ip", "lastUpdateTime", "memory", "cpu"} {
@@ -71,30 +68,26 @@ func readAMSNode(doc bson.Raw) AMSNode {
 	return n
 }
 
-// Fresh reports whether AMS would call this node alive: written at most 20 s
-// ago by the clock of the reader. A stamp in the future counts as fresh, as it
-// does for AMS.
+// Fresh reports whether AMS would treat this node as alive: written at most 20 s ago by the reader's clock. A time in the
+// future is fresh, as it is for AMS.
 func (n AMSNode) Fresh(now time.Time) bool {
 	return !n.LastUpdate.IsZero() && now.Sub(n.LastUpdate) <= amsFresh
 }
 
-// sameDocument reports whether both are the same document, in whatever
-// version.
+// sameDocument reports whether both have the same id.
 func (n AMSNode) sameDocument(m AMSNode) bool { return n.id.Equal(m.id) }
 
-// sameVersion reports whether nobody wrote the document between both reads.
+// sameVersion reports whether the document was not written between both reads.
 func (n AMSNode) sameVersion(m AMSNode) bool {
 	return n.sameDocument(m) && n.IP == m.IP && n.written.Equal(m.written)
 }
 
-// AMSNodes reads all documents of clusternode, ordered by address and id. It
-// never returns nil without an error.
+// AMSNodes reads all AMS documents, ordered by address and id. It never returns nil without an error.
 func (c *Client) AMSNodes(ctx context.Context) ([]AMSNode, error) {
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes", bson.D{})
 }
 
-// AMSNodesByAddress reads the documents with this address; there can be
-// several, of earlier lives.
+// AMSNodesByAddress reads the AMS documents with this address. Earlier processes may have left some.
 func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNode, error) {
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes of "+address, addressFilter("ip", address))
 }
@@ -104,7 +97,7 @@ func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]
 	if err != nil {
 		return nil, err
 	}
-	// A document without a usable id is none that AMS wrote, and could not be named.
+	// AMS writes no document without a usable id.
 	nodes = slices.DeleteFunc(nodes, func(n AMSNode) bool { return n.id.Type == 0 })
 	slices.SortStableFunc(nodes, func(a, b AMSNode) int {
 		return cmp.Or(compareText(a.IP, b.IP), compareText(a.ID, b.ID))
@@ -122,11 +115,11 @@ func compareText(a, b string) int {
 	return strings.Compare(a, b)
 }
 
-// SameAddress reports whether two spellings name one address: AMS writes an
-// IPv6 address as Java does, in full, unless it was told what to write.
+// SameAddress reports whether two spellings mean one address: AMS writes an IPv6 address in full, as Java does, unless the
+// address is configured.
 func SameAddress(a, b string) bool { return a == b || oneSpelling(a) == oneSpelling(b) }
 
-// oneSpelling gives all spellings of an address the same one.
+// oneSpelling returns the canonical spelling of an address.
 func oneSpelling(address string) string {
 	if addr, err := netip.ParseAddr(address); err == nil {
 		return addr.Unmap().WithZone("").String()
@@ -134,8 +127,7 @@ func oneSpelling(address string) string {
 	return address
 }
 
-// addressFilter matches a field that holds the address in one of the
-// spellings that AMS uses.
+// addressFilter matches a field that holds the address in a spelling that AMS uses.
 func addressFilter(key, address string) bson.D {
 	forms := bson.A{address}
 	if addr, err := netip.ParseAddr(address); err == nil {
@@ -165,53 +157,47 @@ func javaAddress(addr netip.Addr) string {
 	return strings.Join(groups, ":")
 }
 
-// AMSRemoval says which documents of clusternode [Client.DeleteAMSNodes] may
-// delete. AMS must have stopped: while it runs, it writes its document again
-// within 5 s.
+// AMSRemoval selects the AMS documents that [Client.DeleteAMSNodes] may delete. AMS must have stopped: while it runs, it
+// writes its document again within 5 s.
 type AMSRemoval struct {
-	// Address is required: no document with another address is touched.
+	// Address is required: documents with another address are kept.
 	Address string
-	// IDs are documents seen while our own AMS was running; they go whatever
-	// their age.
+	// IDs are the documents seen while this machine's AMS was running. They are deleted whatever their age.
 	IDs []string
-	// StoppedAt is when AMS stopped, by the local clock, which was AMS's too.
-	// What was written after it is being written by somebody, and stays. Zero
-	// leaves this out.
+	// StoppedAt is when AMS stopped, by the local clock. A document written later belongs to another AMS and is kept. Zero
+	// disables the check.
 	StoppedAt time.Time
-	// OlderThan lets documents of the address go that are not in IDs and were
-	// last written before it: left by earlier lives. Zero leaves this out.
+	// OlderThan selects documents that are not in IDs and were last written before it, by earlier processes. Zero selects none.
 	OlderThan time.Time
 }
 
-// AMSRemoved is what became of the documents of one address.
+// AMSRemoved is the result of a removal.
 type AMSRemoved struct {
-	Deleted []AMSNode `json:"deleted"` // are not there any more
+	Deleted []AMSNode `json:"deleted"`
 	Kept    []AMSKept `json:"kept"`
 }
 
-// AMSKept is a document that was left alone.
+// AMSKept is a document that was not deleted.
 type AMSKept struct {
 	Node AMSNode `json:"node"`
 	Why  KeptWhy `json:"why"`
 }
 
-// KeptWhy is the reason why a document was left alone.
+// KeptWhy is the reason why a document was not deleted.
 type KeptWhy string
 
 // The reasons.
 const (
-	// KeptRewritten: somebody writes it; an AMS with this address is running.
+	// KeptRewritten: an AMS with this address is running and writes it.
 	KeptRewritten KeptWhy = "rewritten"
-	// KeptUnknown: neither among the ids nor old enough.
+	// KeptUnknown: neither in IDs nor old enough.
 	KeptUnknown KeptWhy = "unknown"
 )
 
-// DeleteAMSNodes removes the documents of an address that has left the
-// cluster. A document is deleted only in the very version that was judged: one
-// that is written meanwhile is kept and reported, never lost and never
-// reported as deleted.
+// DeleteAMSNodes deletes the AMS documents of an address that has left the cluster. A document that AMS writes in the
+// meantime is kept and reported as [KeptRewritten].
 //
-// With an error, what was done until then is returned as well.
+// An error is returned together with the result up to that point.
 func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, error) {
 	var done AMSRemoved
 	if r.Address == "" {
@@ -238,8 +224,7 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, 
 	for _, n := range candidates {
 		op := "removing AMS's node document " + n.ID
 		errs = append(errs, c.call(ctx, op, func(ctx context.Context) error {
-			// The count says nothing after an attempt whose answer was lost:
-			// the second look below decides.
+			// The driver may have repeated the command, and the count is that of the last attempt: read again below.
 			_, err := c.amsNodes().DeleteOne(ctx, n.version())
 			return err
 		}))
@@ -260,7 +245,7 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, 
 		case !after[i].sameVersion(n):
 			done.Kept = append(done.Kept, AMSKept{after[i], KeptRewritten})
 		default:
-			left = true // errs says why
+			left = true // errs has the reason
 		}
 	}
 	if !left {
@@ -269,7 +254,7 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, 
 	return done, errors.Join(errs...)
 }
 
-// version matches the document only as it was read.
+// version is a filter that matches the document as it was read.
 func (n AMSNode) version() bson.D {
 	written := bson.E{Key: "lastUpdateTime", Value: bson.D{{Key: "$exists", Value: false}}}
 	if n.written.Type != 0 {
@@ -284,13 +269,11 @@ type DatabaseStreams struct {
 	IDs      []string `json:"ids"` // ids of the streams
 }
 
-// LocalStreams reads which streams are live on the node with this address, by
-// AMS's own rule: published there, broadcasting, and written at most 20 s ago.
-// now is the clock of that node, by which AMS stamps them. databases are the
-// db.name of the applications; one that does not exist has no streams.
+// LocalStreams reads the streams that are live on the node with this address, by AMS's own rule: published there,
+// broadcasting, and written at most 20 s ago. now is the time of that node's clock. databases are the db.name of the
+// applications; a database that does not exist has no streams.
 //
-// Unknown is not zero: if any database could not be read, the error is set,
-// and the others are returned with it.
+// If a database cannot be read, the error is returned together with the streams of the others.
 func (c *Client) LocalStreams(ctx context.Context, databases []string, address string, now time.Time) ([]DatabaseStreams, error) {
 	switch {
 	case address == "":
@@ -322,12 +305,12 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 	return all, errors.Join(errs...)
 }
 
-// readStream reads the id of a stream whatever its document holds.
+// readStream returns the id of a stream, whatever its document holds.
 func readStream(doc bson.Raw) string {
 	if id := textField(doc, "streamId"); id != "" {
 		return id
 	}
-	return idText(field(doc, "_id")) // still a stream that counts
+	return idText(field(doc, "_id"))
 }
 
 func (c *Client) amsNodes() *mongo.Collection {

@@ -28,14 +28,13 @@ type Dialer interface {
 
 // Options are the settings of [Connect]. The zero value is usable.
 type Options struct {
-	// AppName is what the server's own log calls us.
+	// AppName is the client's name in the server's log.
 	AppName string
-	// Timeout bounds every call, the driver's retries included. Default 10 s.
+	// Timeout bounds every call, including the driver's retries. Default 10 s.
 	Timeout time.Duration
-	// MaxPool is the number of connections for calls, per server; the driver
-	// keeps two more to watch the server. Default 2.
+	// MaxPool is the number of connections for calls, per server; the driver keeps two more to monitor the server. Default 2.
 	MaxPool int
-	// Log gets a line for every call that failed. Default: none.
+	// Log gets a line for every failed call. Default: none.
 	Log *slog.Logger
 	// Dialer replaces the network. Default: *net.Dialer.
 	Dialer Dialer
@@ -47,19 +46,18 @@ const (
 	defaultTimeout = 10 * time.Second
 	defaultPool    = 2
 
-	// connectTimeout is how long a server may take to accept a connection, unless the connection string says it. A
-	// server that drops packets is known as the cause after that.
+	// connectTimeout is how long a server may take to accept a connection, unless the connection string sets it. After
+	// that, a server that drops packets is known as the cause.
 	connectTimeout = 3 * time.Second
-	// idleLimit drops connections before the NAT gateways and load balancers
-	// of the clouds forget them without a word (from 240 s on).
+	// idleLimit drops connections before the clouds' NAT gateways and load balancers drop them silently (from 240 s on).
 	idleLimit = 60 * time.Second
 	// closeTimeout bounds the disconnection from a server that may be dead.
 	closeTimeout = time.Second
 )
 
-// Client talks to one cluster. Its methods may be called from any goroutine,
-// and each is bounded by [Options.Timeout] and by its context, whichever ends
-// first. The driver alone repeats what failed: reads, and writes to a replica set.
+// Client is a connection to the MongoDB of one cluster. Its methods are safe for concurrent use, and each is bounded by
+// [Options.Timeout] and by its context, whichever ends first. The driver repeats failed reads, and failed writes to a replica
+// set.
 type Client struct {
 	target  Target
 	timeout time.Duration
@@ -70,13 +68,11 @@ type Client struct {
 	watch *watch
 }
 
-// Connect prepares a client. It asks DNS for a mongodb+srv URI and otherwise
-// opens no connection before the first call: [Client.Ping] tells whether the
-// server is there. Close the client in any case.
+// Connect prepares a client. It looks up a mongodb+srv URI in DNS, and otherwise opens no connection before the first call,
+// for example [Client.Ping]. The caller must close the client.
 //
-// AMS and we must see the same server, so where a single host is named without
-// a replica set, it is used directly: that is what AMS's Java driver does. Where that
-// host is a member of a set and not its primary, each call fails with [KindNotPrimary].
+// A single host without a replica set is used directly, as AMS's Java driver does, so that AMS and the agent use the same
+// server. If that host is a member of a set but not the primary, each call fails with [KindNotPrimary].
 func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	return connectWith(ctx, t, o, func(*options.ClientOptions) {})
 }
@@ -104,7 +100,7 @@ func connectWith(ctx context.Context, t Target, o Options, change func(*options.
 	if err != nil {
 		e := newError(op, err, t, nil)
 		if e.Kind == KindOther || e.Kind == KindTLS {
-			e.Kind = KindConfig // nothing but the string was looked at
+			e.Kind = KindConfig // only the string was checked so far
 		}
 		return nil, e
 	}
@@ -125,7 +121,7 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	opts.SetMaxConnIdleTime(idleLimit)
 	opts.SetServerSelectionTimeout(c.timeout)
 	if opts.ConnectTimeout == nil {
-		// Half of the call's time at most, so that the cause is known before it ends.
+		// At most half of the call's time, so that the cause is known before the call ends.
 		opts.SetConnectTimeout(min(connectTimeout, c.timeout/2))
 	}
 	opts.SetReadPreference(readpref.Primary())
@@ -139,16 +135,15 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 		opts.SetDirect(true)
 	}
 	if opts.Direct != nil && *opts.Direct {
-		// There is no other server to repeat a write on: a member that is not the primary would be asked some thousand
-		// times a second until the call's time is up.
+		// The driver would send the write to a member that is not the primary some thousand times a second until the call
+		// times out.
 		opts.SetRetryWrites(false)
 	}
 	if cfg := opts.TLSConfig; cfg != nil {
 		if allowsAnyName(c.target) && !cfg.InsecureSkipVerify {
 			verifyChainOnly(cfg)
 		}
-		// Java does not ask the CA about revocation either, and in a subnet
-		// without a way out the question would hang.
+		// As in AMS's driver. In a subnet without internet access, the OCSP request would hang.
 		if opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil && !cfg.InsecureSkipVerify {
 			opts.SetDisableOCSPEndpointCheck(true)
 		}
@@ -161,14 +156,13 @@ func (t Target) NamesSet() bool {
 	return t.SRV() || len(t.Addresses()) > 1 || t.Option("replicaSet") != ""
 }
 
-// namesOne reports whether the connection string names one host and leaves open
-// whether that is a member of a replica set.
+// namesOne reports whether the connection string names one host, which may be a member of a replica set.
 func (t Target) namesOne() bool {
 	return !t.NamesSet() && len(t.Addresses()) == 1 && t.Option("directConnection") == "" && t.Option("loadBalanced") != "true"
 }
 
-// applyURI lets the driver read the URI, which for mongodb+srv asks DNS
-// without regard to any context: the goroutine ends when the resolver gives up.
+// applyURI parses the URI with the driver. For mongodb+srv the driver ignores the context: the goroutine ends when the
+// resolver gives up.
 func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.ClientOptions, error) {
 	read := func() (*options.ClientOptions, error) {
 		opts := options.Client().ApplyURI(t.URI().Reveal())
@@ -199,13 +193,12 @@ func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.Cl
 	}
 }
 
-// allowsAnyName reports options of the Java driver that ours does not know.
+// allowsAnyName reports whether an option that only the Java driver knows disables the check of the host name.
 func allowsAnyName(t Target) bool {
 	return t.Option("tlsAllowInvalidHostnames") == "true" || t.Option("sslInvalidHostNameAllowed") == "true"
 }
 
-// verifyChainOnly keeps the check of the certificate and drops the one of the
-// host name, as the options ask for.
+// verifyChainOnly checks the certificate, but not the host name.
 func verifyChainOnly(cfg *tls.Config) {
 	cfg.InsecureSkipVerify = true
 	roots := cfg.RootCAs
@@ -222,13 +215,13 @@ func verifyChainOnly(cfg *tls.Config) {
 	}
 }
 
-// Target returns where the client connects to.
+// Target returns the client's target.
 func (c *Client) Target() Target { return c.target }
 
-// Close ends all connections, in a second at most. The driver waits for its own look at a server, whatever the context
-// says: what is left of that goes on by itself.
+// Close closes all connections within a second. The driver ignores the context while it waits for a monitor of a server; that
+// monitor ends later.
 func (c *Client) Close(ctx context.Context) error {
-	// Also when ctx has ended: that is when most clients are closed.
+	// Most clients are closed after ctx has ended.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	closed := make(chan error, 1)
@@ -245,8 +238,7 @@ func (c *Client) Close(ctx context.Context) error {
 	return newError("closing the connection to MongoDB", err, c.target, nil)
 }
 
-// call runs one exchange with the server, bounded. After an error the server may have carried it out, with only the answer
-// lost.
+// call runs a command with a timeout. After an error, the server may have executed the command.
 func (c *Client) call(ctx context.Context, op string, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -255,7 +247,7 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 		err = do(ctx)
 	}
 	if err == nil {
-		err = c.notPrimary() // what was read may be old
+		err = c.notPrimary() // the result may be stale
 	}
 	if err == nil {
 		return nil
@@ -265,7 +257,16 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 	return e
 }
 
-// notPrimaryError says that the one host that is named is another member of a replica set than its primary.
+// callTwice repeats a call whose connection was lost. The driver repeats neither commands nor writes to a single server.
+func (c *Client) callTwice(ctx context.Context, op string, do func(context.Context) error) error {
+	err := c.call(ctx, op, do)
+	if KindOf(err) == KindLost {
+		err = c.call(ctx, op, do)
+	}
+	return err
+}
+
+// notPrimaryError means that the only named host is a member of a replica set, but not its primary.
 type notPrimaryError struct{ set, primary, hosts string }
 
 func (e *notPrimaryError) Error() string {
@@ -276,7 +277,7 @@ func (e *notPrimaryError) Error() string {
 	return s + "; name the set: mongodb://" + e.hosts + "/?replicaSet=" + e.set
 }
 
-// notPrimary returns an error where one host is named, as for AMS, and that is a member of a set that takes no writes.
+// notPrimary returns an error if the only named host is a member of a replica set and takes no writes.
 func (c *Client) notPrimary() error {
 	if !c.target.namesOne() {
 		return nil
@@ -288,8 +289,8 @@ func (c *Client) notPrimary() error {
 	return &notPrimaryError{set: d.SetName, primary: d.Primary.String(), hosts: strings.Join(d.Hosts, ",")}
 }
 
-// OneNamed tells whether the connection string names one member of a replica set of
-// several, as far as a call has shown, and which set of which hosts that is.
+// OneNamed returns the replica set and its hosts, and whether the connection string names only one of several members. They
+// are known after the first call.
 func (c *Client) OneNamed() (set string, hosts []string, one bool) {
 	d := c.watch.only()
 	return d.SetName, d.Hosts, c.target.namesOne() && len(d.Hosts) > 1
@@ -297,11 +298,9 @@ func (c *Client) OneNamed() (set string, hosts []string, one bool) {
 
 func (c *Client) db(name string) *mongo.Database { return c.mongo.Database(name) }
 
-// Ping proves that the server answers and, where the connection string has
-// credentials, that it accepts them. What the user may do there is
-// [Client.CheckAccess]'s question.
+// Ping checks that the server answers and accepts the credentials, if there are any. [Client.CheckAccess] checks the rights.
 func (c *Client) Ping(ctx context.Context) error {
-	return c.call(ctx, "asking MongoDB whether it is there", func(ctx context.Context) error {
+	return c.callTwice(ctx, "asking MongoDB whether it is there", func(ctx context.Context) error {
 		return c.db("admin").RunCommand(ctx, bson.D{{Key: "ping", Value: 1}}).Err()
 	})
 }
@@ -312,9 +311,8 @@ func (c *Client) ServerTime(ctx context.Context) (time.Time, error) {
 	return t, err
 }
 
-// ClockSkew returns how far the local clock is ahead of the server's (behind:
-// negative), and how exact that is: the answer lies within ± the second value.
-// AMS takes every node for dead whose clock is 20 s behind its own.
+// ClockSkew returns how far the local clock is ahead of the server's (negative: behind), within ± accuracy. AMS treats a node
+// whose clock is 20 s behind its own as dead.
 func (c *Client) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
 	server, trip, err := c.serverTime(ctx)
 	if err != nil {
@@ -326,8 +324,8 @@ func (c *Client) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, e
 func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Duration, err error) {
 	const op = "reading MongoDB's clock"
 	var reply bson.Raw
-	err = c.call(ctx, op, func(ctx context.Context) error {
-		start := time.Now() // monotonic: a duration, not the local clock
+	err = c.callTwice(ctx, op, func(ctx context.Context) error {
+		start := time.Now() // not c.now: a duration needs the monotonic clock
 		var err error
 		reply, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
 		trip = time.Since(start)
@@ -346,9 +344,8 @@ func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Du
 	return server, trip, nil
 }
 
-// CheckAccess tries, without changing anything, each right that joining and
-// leaving need: to read and delete AMS's node documents and to write our
-// registry. It also finds a server that takes no writes.
+// CheckAccess checks, without changing anything, the rights that join and leave need: to read and delete AMS documents and to
+// write the registry. It also detects a server that takes no writes.
 func (c *Client) CheckAccess(ctx context.Context) error {
 	// Matches no document: AMS's ids and cloud ids are never empty objects.
 	nothing := bson.D{{Key: "_id", Value: bson.D{}}}
@@ -375,8 +372,8 @@ func (c *Client) CheckAccess(ctx context.Context) error {
 	})
 }
 
-// CheckRead tries the right to read the streams of applications, whose databases these
-// are. Without it the publishers of a node are not known.
+// CheckRead checks the right to read the streams of the applications with these databases. Without it, publishers cannot be
+// counted.
 func (c *Client) CheckRead(ctx context.Context, databases []string) error {
 	nothing := bson.D{{Key: "_id", Value: bson.D{}}}
 	var errs []error
@@ -388,5 +385,5 @@ func (c *Client) CheckRead(ctx context.Context, databases []string) error {
 	return errors.Join(errs...)
 }
 
-// hostList names the hosts for a message.
+// hostList returns the hosts for a message.
 func (t Target) hostList() string { return strings.Join(hostsOf(t), ", ") }

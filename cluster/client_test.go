@@ -33,11 +33,10 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// quick is a time that a healthy local exchange never needs and a test can
-// wait for.
+// quick is longer than any healthy local call, and short enough for a test.
 const quick = 3 * time.Second
 
-// driverDefault is less than what the driver waits by itself for a server, 30 s: a limit of ours that is lost shows.
+// driverDefault is less than the driver's default server selection timeout, 30 s.
 const driverDefault = 25 * time.Second
 
 func connect(t *testing.T, uri string, o Options) *Client {
@@ -57,7 +56,7 @@ func connect(t *testing.T, uri string, o Options) *Client {
 	return c
 }
 
-// checkError holds for every error of a call: typed, named, and clean.
+// checkError checks the type, kind and host of an error, and that it has no secrets.
 func checkError(t *testing.T, err error, kind Kind, host string) *Error {
 	t.Helper()
 	e, ok := errors.AsType[*Error](err)
@@ -86,8 +85,8 @@ func (f dialFunc) DialContext(ctx context.Context, network, address string) (net
 	return f(ctx, network, address)
 }
 
-// atOnce runs do for every index, all at the same time: these tests wait for
-// time to run out, which parallel subtests would do two by two.
+// atOnce runs do concurrently for every index: these tests wait for timeouts, and parallel subtests are limited to the number
+// of CPUs.
 func atOnce(n int, do func(i int)) {
 	var all sync.WaitGroup
 	for i := range n {
@@ -96,8 +95,7 @@ func atOnce(n int, do func(i int)) {
 	all.Wait()
 }
 
-// closedPort returns an address that refuses connections for as long as the
-// test runs: the port is bound, so that nobody else gets it, and not listened on.
+// closedPort returns an address that refuses connections during the test: the port is bound, so that no other process gets it.
 func closedPort(t *testing.T) string {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
@@ -115,7 +113,7 @@ func TestNetworkErrors(t *testing.T) {
 
 	dialError := func(err error) Dialer {
 		return dialFunc(func(_ context.Context, network, address string) (net.Conn, error) {
-			// What the dialler is told is not what it should repeat.
+			// A dialer may put its arguments into the error.
 			return nil, &net.OpError{Op: "dial", Net: network, Err: fmt.Errorf("%w (using %s)", err, secretMark)}
 		})
 	}
@@ -201,7 +199,7 @@ func TestServerErrors(t *testing.T) {
 		},
 		{
 			name: "another replica set", query: "&replicaSet=rs1", hello: rs(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "hosts", Value: bson.A{"10.0.2.4:27017"}}),
-			answer: always(okReply()), timeout: quick, kind: KindConfig, text: "no server says that it belongs to replica set rs1",
+			answer: always(okReply()), timeout: quick, kind: KindConfig, text: "no server belongs to replica set rs1",
 		},
 		{
 			name: "some other error", answer: always(errorReply(2, "BadValue", "bad "+secretMark)),
@@ -229,7 +227,7 @@ func TestServerErrors(t *testing.T) {
 			s.setHello(tt.hello...)
 		}
 		hosts[i] = s.addr()
-		// The fake has no users: only who is refused anyway may log in.
+		// The fake has no users, so a login works only if it has to fail.
 		uri := "mongodb://" + s.addr() + "/?tls=false&tlsCertificateKeyFilePassword=" + secretMark + tt.query
 		if tt.kind == KindAuth {
 			uri = "mongodb://u:" + secretMark + "@" + s.addr() + "/"
@@ -250,7 +248,7 @@ func always(reply bson.D) func(string, bson.Raw) (bson.D, error) {
 	return func(string, bson.Raw) (bson.D, error) { return reply, nil }
 }
 
-// A call that waits for a connection while another one loses its own was not sent: its connection was lost, too.
+// A call that waits for a connection while another call loses its connection fails with [KindLost].
 func TestCallWaitsForOneThatIsCut(t *testing.T) {
 	s := startFake(t, nil)
 	var calls atomic.Int64
@@ -282,8 +280,7 @@ func TestCanceled(t *testing.T) {
 	}
 }
 
-// TestCanceledByTheDriver: the driver ends its own look at a server when a call to it
-// fails, and reports that as canceled. The caller has given up nothing.
+// The driver cancels its monitor of a server when a call to it fails. That is not the caller's cancellation.
 func TestCanceledByTheDriver(t *testing.T) {
 	t.Parallel()
 	target, err := ParseTarget("mongodb://db1:27017")
@@ -328,8 +325,7 @@ func TestServerClock(t *testing.T) {
 	checkError(t, err, KindUnsupported, s.addr())
 }
 
-// selfSigned returns a server certificate for a name or address, and a file with
-// it for those who shall trust it.
+// selfSigned returns a server certificate for a name or address, and a file to trust it.
 func selfSigned(t *testing.T, name string) (tls.Certificate, string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -387,7 +383,7 @@ func TestTLS(t *testing.T) {
 		}
 		timeout := 10 * time.Second
 		if tt.kind != "" {
-			timeout = 2 * quick // it is waited for
+			timeout = 2 * quick
 		}
 		c, err := Connect(t.Context(), target, Options{Timeout: timeout})
 		if err == nil {
@@ -417,7 +413,7 @@ func TestConnectRefusesNothing(t *testing.T) {
 	checkError(t, err, KindConfig, "")
 }
 
-// The commands have to say what the server's defaults must not decide.
+// Commands set write concern and read preference explicitly, whatever the server's defaults or the URI.
 func TestCommandsOnTheWire(t *testing.T) {
 	s := startFake(t, nil)
 	s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: time.Now()})
@@ -450,7 +446,7 @@ func TestCommandsOnTheWire(t *testing.T) {
 	}
 }
 
-// A server that forbids says the same to a user without the right and to no user at all.
+// A server gives the same error for a user without the right and without a login.
 func TestForbiddenWithoutLogin(t *testing.T) {
 	forbidden := mongo.CommandError{Code: 13, Name: "Unauthorized", Message: "command find requires authentication"}
 	for address, want := range map[string]string{
@@ -467,7 +463,7 @@ func TestForbiddenWithoutLogin(t *testing.T) {
 	}
 }
 
-// DNS that does not answer for mongodb+srv:// is DNS's failure, not one of a server.
+// A DNS timeout for mongodb+srv:// is a DNS error, not one of a server.
 func TestSRVWithoutAnswer(t *testing.T) {
 	target, err := ParseTarget("mongodb+srv://u:" + secretMark + "@cluster0.invalid/")
 	must.OK(t, err)

@@ -21,28 +21,27 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// Kind tells apart what an operator has to do about a failure.
+// Kind classifies failures by what the operator has to do.
 type Kind string
 
 // The kinds of failures.
 const (
 	KindDNS         Kind = "dns"         // the name does not resolve
-	KindRefused     Kind = "refused"     // nothing listens there, or a firewall rejects
+	KindRefused     Kind = "refused"     // no listener, or a firewall rejects
 	KindUnreachable Kind = "unreachable" // no route, network down
-	KindTimeout     Kind = "timeout"     // no answer in time: a firewall that drops, or an overloaded server
+	KindTimeout     Kind = "timeout"     // no answer in time: a firewall drops packets, or the server is overloaded
 	KindLost        Kind = "lost"        // the connection was cut; a write may have happened or not
 	KindTLS         Kind = "tls"         // certificates, or TLS on one side only
 	KindAuth        Kind = "auth"        // wrong user name, password or mechanism
-	KindForbidden   Kind = "forbidden"   // logged in or not, this is not allowed
+	KindForbidden   Kind = "forbidden"   // not allowed, with or without a login
 	KindNotPrimary  Kind = "notprimary"  // the server takes no writes now, or there is no primary
 	KindUnsupported Kind = "unsupported" // the server does not implement it
 	KindConfig      Kind = "config"      // the connection string cannot be used
-	KindCanceled    Kind = "canceled"    // the caller gave up
+	KindCanceled    Kind = "canceled"    // the caller canceled it
 	KindOther       Kind = "other"
 )
 
-// Refusal reports whether MongoDB will say the same again until somebody changes
-// something.
+// Refusal reports whether the failure persists until an operator changes something.
 func (k Kind) Refusal() bool {
 	switch k {
 	case KindAuth, KindForbidden, KindConfig, KindUnsupported:
@@ -51,7 +50,7 @@ func (k Kind) Refusal() bool {
 	return false
 }
 
-// Passes reports failures that end with an election, a restart or a lost packet. What was written may have been done.
+// Passes reports whether the failure ends by itself, for example after an election or a restart. A write may have been done.
 func (k Kind) Passes() bool {
 	switch k {
 	case KindNotPrimary, KindRefused, KindUnreachable, KindLost, KindTimeout, KindDNS:
@@ -60,22 +59,19 @@ func (k Kind) Passes() bool {
 	return false
 }
 
-// Error is a failure of a call to MongoDB. No part of it holds a secret of
-// the connection string.
+// Error is a failure of a call to MongoDB. It holds no secret of the connection string.
 type Error struct {
 	Kind Kind
-	Op   string // what we were doing: "reading the nodes"
-	Host string // host:port concerned; several with commas
-	// NoLogin says that the connection string has no user, which is what a server that
-	// forbids everything to strangers wants.
+	Op   string // the operation: "reading the nodes"
+	Host string // host:port; several with commas
+	// NoLogin means that the server requires a login, and the connection string has no user.
 	NoLogin bool
-	// Err is the cause in the words of the driver or of the server, cleaned
-	// of secrets. errors.Is finds the original below it (context errors,
-	// errno), but nobody can print that.
+	// Err is the driver's or the server's message without secrets. errors.Is finds the original (context errors, errno), which
+	// cannot be printed.
 	Err error
 }
 
-// Error gives what we were doing, the summary and the cause.
+// Error returns the operation, the summary and the cause.
 func (e *Error) Error() string {
 	s := e.Op + ": " + e.Summary()
 	if e.Err != nil {
@@ -87,8 +83,7 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Summary says what is wrong and with which host, without the cause: the
-// first line of a message to a person.
+// Summary returns what is wrong and with which host, without the cause.
 func (e *Error) Summary() string {
 	at := "MongoDB"
 	if e.Host != "" {
@@ -135,8 +130,8 @@ func KindOf(err error) Kind {
 	return ""
 }
 
-// redactedError shows cleaned words and lets errors.Is see the original. That
-// is behind a function, because fmt would print it from a field.
+// redactedError prints a redacted message, and errors.Is finds the original. A function hides the original, because fmt would
+// print a field.
 type redactedError struct {
 	text string
 	is   func(target error) bool
@@ -145,7 +140,7 @@ type redactedError struct {
 func (e *redactedError) Error() string        { return e.text }
 func (e *redactedError) Is(target error) bool { return e.is(target) }
 
-// newError turns an error of the driver into ours. w, if not nil, knows what became of the servers.
+// newError makes an [Error] of an error of the driver. w may be nil.
 func newError(op string, err error, t Target, w *watch) *Error {
 	f := diagnose(err, t, w)
 	return &Error{
@@ -157,9 +152,8 @@ func newError(op string, err error, t Target, w *watch) *Error {
 	}
 }
 
-// diagnose finds out what failed, and where. The driver tells least where it
-// matters most: for a server that cannot be reached it reports a timeout of
-// its own search.
+// diagnose finds the cause of an error. For a server that cannot be reached, the driver reports only that its server selection
+// timed out.
 func diagnose(err error, t Target, w *watch) finding {
 	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
 	if w != nil && !answered(err) && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
@@ -173,7 +167,7 @@ func diagnose(err error, t Target, w *watch) finding {
 	return f
 }
 
-// answered reports an error that a server said.
+// answered reports whether the error came from a server.
 func answered(err error) bool {
 	if ce, ok := errors.AsType[mongo.CommandError](err); ok {
 		return ce.Code != 0
@@ -181,15 +175,14 @@ func answered(err error) bool {
 	return holds[mongo.ServerError](err)
 }
 
-// hostOf returns the address from the driver's name for a connection, which is
-// host:port[-5] where 5 counts connections.
+// hostOf returns the address from the driver's name of a connection, host:port[-5].
 func hostOf(connectionID string) string {
 	host, _, _ := strings.Cut(connectionID, "[-")
 	return host
 }
 
-// rank orders the kinds by how much they tell when several servers failed in
-// different ways: one wrong password explains more than two timeouts.
+// rank orders kinds by importance, if several servers failed in different ways: a wrong password explains more than two
+// timeouts.
 func rank(k Kind) int {
 	order := []Kind{
 		KindAuth, KindForbidden, KindTLS, KindUnsupported, KindNotPrimary, KindLost,
@@ -201,8 +194,8 @@ func rank(k Kind) int {
 	return len(order)
 }
 
-// hintTLS says why a server may hang up before the first answer: neither side
-// tells the other that it does not understand it.
+// hintTLS returns why a server may close the connection before its first answer. If only one side uses TLS, neither side
+// reports it.
 func hintTLS(t Target) string {
 	if t.UsesTLS() {
 		return "a server without TLS does this to a client that starts it"
@@ -210,8 +203,7 @@ func hintTLS(t Target) string {
 	return "a server that requires TLS does this when tls=true is missing"
 }
 
-// UsesTLS reports whether the drivers start TLS; mongodb+srv and several
-// options switch it on without saying so.
+// UsesTLS reports whether the drivers use TLS, which mongodb+srv and several options imply.
 func (t Target) UsesTLS() bool {
 	on := t.SRV()
 	for _, o := range t.get().options {
@@ -225,7 +217,7 @@ func (t Target) UsesTLS() bool {
 	return on
 }
 
-// hostsOf names the hosts of a connection string with their ports.
+// hostsOf returns the hosts of a connection string with their ports.
 func hostsOf(t Target) []string {
 	if t.SRV() {
 		return t.Hosts()
@@ -233,7 +225,7 @@ func hostsOf(t Target) []string {
 	return t.Addresses()
 }
 
-// Codes of MongoDB and its kin, from the server's error_codes.yml.
+// kindOfCode classifies by the codes in the server's error_codes.yml.
 func kindOfCode(e mongo.ServerError) Kind {
 	has := func(codes ...int) bool { return slices.ContainsFunc(codes, e.HasErrorCode) }
 	switch {
@@ -258,7 +250,7 @@ func kindOfCode(e mongo.ServerError) Kind {
 	return KindOther
 }
 
-// kindOf classifies one error, whatever it is wrapped in.
+// kindOf classifies an error.
 func kindOf(err error) Kind {
 	if errors.Is(err, context.Canceled) {
 		return KindCanceled
@@ -297,7 +289,7 @@ func kindOfNetwork(err error) Kind {
 	return KindOther
 }
 
-// waited reports a call that was not sent: it waited for a connection while the connections to that server were dropped.
+// waited reports whether a call was not sent: it waited for a connection while the pool of that server was cleared.
 func waited(err error) bool {
 	var dropped interface{ Retryable() bool } // the driver's type is not public
 	return errors.As(err, &dropped) && dropped.Retryable()
@@ -311,14 +303,13 @@ func holds[T error](err error) bool {
 
 func isTLS(err error) bool {
 	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "remote error" || op.Op == "local error") {
-		return true // how crypto/tls reports alerts
+		return true // crypto/tls reports alerts so
 	}
 	return holds[*tls.CertificateVerificationError](err) || holds[tls.RecordHeaderError](err) || holds[tls.AlertError](err) ||
 		holds[x509.HostnameError](err) || holds[x509.UnknownAuthorityError](err) || strings.Contains(err.Error(), "tls: ")
 }
 
-// message is what a server says, without the command that it refused: a refusal
-// repeats all of it, with session and signed cluster time.
+// message removes the refused command from a server's message, which repeats it with session and signed cluster time.
 func message(text string) string {
 	const refused = " to execute command { "
 	if before, command, found := strings.Cut(text, refused); found {
@@ -328,10 +319,10 @@ func message(text string) string {
 	return plain.Truncate(text, maxMessage)
 }
 
-// mostText bounds what is searched for secrets before it is cut: a server's error may be megabytes.
+// mostText bounds the text that is searched for secrets before it is cut: a server's error may have megabytes.
 const mostText = 64 << 10
 
-// named is a server's error with its name, where it has one.
+// named prefixes a server's error with its name, if it has one.
 func named(name, text string) string {
 	if name == "" {
 		return message(text)
@@ -339,11 +330,10 @@ func named(name, text string) string {
 	return plain.Truncate(name, mostName) + ": " + message(text)
 }
 
-// mostName bounds the name of an error.
 const mostName = 64
 
-// innermost returns the words of the error that says most: the driver wraps
-// "connection refused" into three sentences about its own topology.
+// innermost returns the message of the most specific error: the driver wraps "connection refused" in three sentences about its
+// topology.
 func innermost(err error) string {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Error()
@@ -358,7 +348,7 @@ func innermost(err error) string {
 		return named(ce.Name, ce.Message)
 	}
 	if we, ok := errors.AsType[mongo.WriteException](err); ok && len(we.WriteErrors) > 0 {
-		// The whole of it has the details, too, which may be a collection's validator.
+		// Error() would include the details, for example a collection's validator.
 		return "write error " + strconv.Itoa(we.WriteErrors[0].Code) + ": " + message(we.WriteErrors[0].Message)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -15,20 +15,19 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
-// Event is one line of the cluster's history: who did what to which node, and
-// why. When is the server's word.
+// Event is an entry of the cluster's event log. MongoDB's clock sets its time.
 type Event struct {
 	Node string `bson:"node" json:"node"` // id of the node
 	Kind string `bson:"kind" json:"kind"` // "join", "drain", "leave", "notice"…
 	Who  string `bson:"who,omitempty" json:"who,omitempty"`
 	Why  string `bson:"why,omitempty" json:"why,omitempty"`
-	// Cut is how many sessions were cut; nil where nobody counted.
+	// Cut is the number of sessions that were cut; nil if unknown.
 	Cut *int64 `bson:"cut,omitempty" json:"cut,omitempty"`
-	// Details are further facts for a person to read.
+	// Details are further facts for the reader.
 	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"`
 }
 
-// AddEvent writes an event. A repeated attempt does not write it twice.
+// AddEvent writes an event once, even if the driver repeats the command.
 func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	if e.Node == "" || e.Kind == "" {
 		return errors.New("writing an event: it has no node or no kind")
@@ -37,11 +36,10 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	if err != nil {
 		return fmt.Errorf("writing an event: %w", err)
 	}
-	// An insert cannot ask for the server's clock, an upsert can. The id is
-	// made once, so that an attempt whose answer was lost is found again.
+	// Unlike an insert, an upsert can use the server's clock. Every attempt has the same id.
 	id := bson.NewObjectID()
 	write := func(ctx context.Context) error {
-		// The second attempt must not move the time of the first.
+		// A second attempt must not change the time.
 		filter := bson.D{{Key: "_id", Value: id}, {Key: "at", Value: bson.D{{Key: "$exists", Value: false}}}}
 		update := bson.D{
 			{Key: "$set", Value: bson.Raw(data)},
@@ -53,36 +51,29 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 		}
 		return err
 	}
-	const op = "writing an event"
-	err = c.call(ctx, op, write)
-	if KindOf(err) == KindLost {
-		err = c.call(ctx, op, write) // the driver repeats no write to a single server
-	}
-	return err
+	return c.callTwice(ctx, "writing an event", write)
 }
 
-// PastEvent is an event as the registry has it.
+// PastEvent is an event that was read from the registry.
 type PastEvent struct {
-	// At is by the server's clock; zero where the event does not say it.
+	// At is by the server's clock; zero if the event has no time.
 	At time.Time `json:"at"`
 	Event
 }
 
-// EventQuery chooses events.
+// EventQuery selects events.
 type EventQuery struct {
-	// Nodes are ids; none are all.
+	// Nodes are ids; empty selects all.
 	Nodes []string
-	// Since is by the server's clock; zero is from the beginning.
+	// Since is by the server's clock; zero selects all.
 	Since time.Time
-	// Limit is how many of the latest are read, at least 1.
+	// Limit is the number of the latest events to read, at least 1.
 	Limit int
 }
 
-// maxDetails bounds the facts of an event that was read.
-const maxDetails = 32
+const maxDetails = 32 // of an event that is read
 
-// Events reads the latest events, the oldest of them first. The registry keeps them
-// for 90 days, where the server forgets by itself.
+// Events reads the latest events, the oldest of them first. A server with TTL indexes keeps them for 90 days.
 func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) {
 	filter := bson.D{}
 	if len(q.Nodes) > 0 {
@@ -113,7 +104,7 @@ func readEvent(doc bson.Raw) PastEvent {
 	}
 	details, _ := field(doc, "details").DocumentOK()
 	for i := range uint(maxDetails) {
-		d, err := details.IndexErr(i) // one by one: there may be millions
+		d, err := details.IndexErr(i) // not Elements: there may be millions
 		if err != nil || d.Validate() != nil {
 			break
 		}

@@ -15,8 +15,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// FuzzReadEvent: every node and every application with the same login may write events. Whatever one holds, reading
-// it does not panic, keeps what the bounds allow and nothing else, and gives what can be shown.
+// FuzzReadEvent: any program with the same login may write events. Reading one does not panic, and the result is within the
+// bounds and printable.
 func FuzzReadEvent(f *testing.F) {
 	huge := strings.Repeat("ä", 2000)
 	many := bson.D{{Key: huge, Value: "x"}}
@@ -58,7 +58,7 @@ func FuzzReadEvent(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if bson.Raw(data).Validate() != nil {
-			return // the driver gives no such document out
+			return // the driver does not return such a document
 		}
 		e := readEvent(data)
 		for _, s := range []string{e.Node, e.Kind, e.Who} {
@@ -74,7 +74,7 @@ func FuzzReadEvent(f *testing.F) {
 				t.Errorf("a detail of %d bytes, its name has %d", len(s), len(k))
 			}
 		}
-		// Times outside these years are no JSON, and one such event would take all others with it.
+		// encoding/json refuses times outside these years.
 		if y := e.At.Year(); y < 1 || y > 9999 {
 			t.Errorf("the year %d", y)
 		}

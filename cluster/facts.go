@@ -13,30 +13,28 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
-// ServerFacts is what a server says of itself.
+// ServerFacts is a server's description of itself.
 type ServerFacts struct {
-	// ReplicaSet is its name, "" for a server of its own; Members how many hosts it has.
+	// ReplicaSet is the name of its replica set, "" for a standalone server; Members is the number of hosts.
 	ReplicaSet string `json:"replica_set,omitempty"`
 	Members    int    `json:"members,omitempty"`
-	// Hosts are the members that vote, as the set calls them.
+	// Hosts are the data-bearing members that are not hidden or passive.
 	Hosts []string `json:"hosts,omitempty"`
-	// OneNamed tells that the connection string names one member of a set of several,
-	// and not the set: AMS's driver stays with that one, also when another one takes
-	// the writes.
+	// OneNamed is true if the connection string names one of several members instead of the set: AMS's driver uses only that
+	// one, even when it is not the primary.
 	OneNamed bool `json:"one_named,omitempty"`
-	// Writable tells that it takes writes now.
+	// Writable is true if the server takes writes now.
 	Writable bool `json:"writable"`
 }
 
-// maxMembers is how many members a replica set can have.
-const maxMembers = 50
+const maxMembers = 50 // of a replica set, a limit of MongoDB
 
-// ServerFacts asks the server about itself. It changes nothing.
+// ServerFacts asks the server about itself.
 func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
 	const op = "asking MongoDB about itself"
 	var f ServerFacts
 	var hello bson.Raw
-	err := c.call(ctx, op, func(ctx context.Context) error {
+	err := c.callTwice(ctx, op, func(ctx context.Context) error {
 		var err error
 		hello, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
 		return err
@@ -58,8 +56,7 @@ func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
 	return f, nil
 }
 
-// Latency is the median of n round trips of a ping, after one that opens the
-// connection.
+// Latency returns the median of n round trips of a ping, after one that opens the connection.
 func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
 	var trips []time.Duration
 	for i := range n + 1 {
@@ -78,8 +75,7 @@ func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
 	return trips[len(trips)/2], nil
 }
 
-// OpenToAll reports whether the server shows its databases to somebody who does
-// not log in: it asks as one. An error is for a question without an answer.
+// OpenToAll reports whether the server lists its databases to a client without a login. An error means that it is unknown.
 func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 	const op = "asking MongoDB without a password"
 	c, err := connectWith(ctx, t, o, func(opts *options.ClientOptions) { opts.Auth = nil })
@@ -102,7 +98,7 @@ func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 	}
 }
 
-// HostNames are the hosts without their ports.
+// HostNames returns the hosts without their ports.
 func (t Target) HostNames() []string {
 	var names []string
 	for _, h := range hostsOf(t) {

@@ -26,7 +26,7 @@ func TestServerFacts(t *testing.T) {
 	}
 }
 
-// A server that is asked without a password sees none, whatever the connection string has.
+// OpenToAll sends no password, even if the connection string has one.
 func TestOpenToAll(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

@@ -17,14 +17,12 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// fakeServer speaks as much of MongoDB's wire protocol as a driver needs, and
-// answers what the test wants. It is for what a real server does not do on
-// demand; how our commands work on documents is tested against one.
+// fakeServer implements as much of MongoDB's wire protocol as the driver needs, with the replies that a test sets. It is for
+// failures that a real server does not produce on demand; package clustertest uses a real one.
 type fakeServer struct {
 	t        *testing.T
 	listener net.Listener
-	// answer returns the reply to a command. nil closes the connection, and
-	// errHang never answers.
+	// answer returns the reply to a command. nil closes the connection, and errHang never answers.
 	answer func(name string, cmd bson.Raw) (bson.D, error)
 
 	mu       sync.Mutex
@@ -48,8 +46,7 @@ func errorReply(code int32, name, message string) bson.D {
 	}
 }
 
-// startFake starts a server that is a healthy standalone; wrap may put
-// something (TLS) around its listener.
+// startFake starts a healthy standalone server; wrap may wrap its listener, for example with TLS.
 func startFake(t *testing.T, wrap func(net.Listener) net.Listener) *fakeServer {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -175,8 +172,7 @@ func (s *fakeServer) serve(conn net.Conn) {
 	}
 }
 
-// withSections puts the documents of a kind 1 section (the updates of an
-// update) into the command, as if they had been sent in it.
+// withSections puts the documents of a kind 1 section (the updates of an update) into the command.
 func withSections(cmd bson.Raw, rest []byte) bson.Raw {
 	if len(rest) < 5 || rest[0] != 1 {
 		return cmd
@@ -200,7 +196,7 @@ func withSections(cmd bson.Raw, rest []byte) bson.Raw {
 	return raw
 }
 
-// counter is the number of a hello, where it has one.
+// counter returns the counter of a hello's topologyVersion, or 0.
 func counter(hello bson.D) int64 {
 	for _, e := range hello {
 		if version, ok := e.Value.(bson.D); ok && e.Key == "topologyVersion" {
@@ -219,12 +215,10 @@ func (s *fakeServer) reply(cmd bson.Raw) (reply bson.D, hang bool) {
 	name := first.Key()
 	s.mu.Lock()
 	hello, changed, answer := s.hello, s.changed, s.answer
-	// The driver's own hello has a client document or comes as isMaster; one
-	// that we sent ourselves has neither.
 	if name == "hello" || name == "isMaster" || name == "ismaster" {
 		s.mu.Unlock()
 		if has, err := cmd.LookupErr("topologyVersion", "counter"); err == nil && has.Int64() == counter(hello) {
-			select { // the driver waits for the next one
+			select { // the driver waits for a change
 			case <-changed:
 				return s.reply(cmd)
 			case <-s.done:

@@ -13,20 +13,18 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
-// findBatch is how many documents come in one answer. The server ends an answer at
-// 16 MB besides.
+// findBatch is the number of documents in one reply, which the server also bounds at 16 MB.
 const findBatch = 1000
 
-// maxFound bounds the documents of one collection. A cluster has some thousand nodes at most, and a node some
-// thousand streams.
+// maxFound bounds the documents of one collection. A cluster has at most some thousand nodes, and a node some thousand
+// streams.
 const maxFound = 100_000
 
-// ErrTooMany says that a collection has more documents than are read: some program fills
-// it. Part of them would be a wrong answer.
+// ErrTooMany means that a collection has more documents than expected: another program fills it.
 var ErrTooMany = errors.New("too many documents")
 
-// find reads all documents that match, each by itself, so that the memory it takes is
-// that of one answer and of what read returns. It fails with [ErrTooMany] beyond maxFound.
+// find reads all matching documents one at a time: it holds one batch, and the values that read returns. It fails with
+// [ErrTooMany] beyond maxFound.
 func find[T any](
 	ctx context.Context, c *Client, op string, coll *mongo.Collection, filter bson.D, read func(bson.Raw) T, o *options.FindOptionsBuilder,
 ) ([]T, error) {
@@ -40,7 +38,7 @@ func find[T any](
 		defer func() {
 			bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 			defer cancel()
-			_ = cur.Close(bound) // the server forgets it, too
+			_ = cur.Close(bound) // on the server, too
 		}()
 		for cur.Next(ctx) {
 			if len(found) == maxFound {

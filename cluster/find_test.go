@@ -26,7 +26,7 @@ func findReply(docs ...any) bson.D {
 	}})
 }
 
-// Every reading asks for what is used, and for a bounded number of documents in one answer.
+// Every read has a projection and a batch size.
 func TestFindIsBounded(t *testing.T) {
 	t.Parallel()
 	s := startFake(t, nil)
@@ -59,7 +59,6 @@ func TestFindIsBounded(t *testing.T) {
 	}
 }
 
-// No text of a document is longer than the limit, whatever was written there.
 func TestTextsAreBounded(t *testing.T) {
 	t.Parallel()
 	huge := strings.Repeat("ä", 1<<20)
@@ -67,7 +66,7 @@ func TestTextsAreBounded(t *testing.T) {
 	if len(a.ID) > maxText || len(a.Memory) > maxText || a.id.Type != 0 || a.written.Type != 0 {
 		t.Errorf("%d bytes of id, %d of memory, kept %d and %d", len(a.ID), len(a.Memory), len(a.id.Value), len(a.written.Value))
 	}
-	// What fits is as it was; what is cut is cut between characters.
+	// Short texts are not changed; long ones are cut between characters.
 	for s, want := range map[string]string{
 		"": "", "edge": "edge", strings.Repeat("x", 256): strings.Repeat("x", 256),
 		strings.Repeat("x", 257): strings.Repeat("x", 253) + "…", "x" + strings.Repeat("ä", 128): "x" + strings.Repeat("ä", 126) + "…",
@@ -78,7 +77,7 @@ func TestTextsAreBounded(t *testing.T) {
 	}
 }
 
-// A row may have millions of values where some are read: the rest of them takes no memory of whoever lists the cluster.
+// A document may have millions of values where some are read: the others use no memory.
 func TestManyValuesTakeNoMemory(t *testing.T) {
 	many := func(key string, list byte) bson.Raw {
 		inner := append(binary.LittleEndian.AppendUint32(nil, 4+3<<20+1), bytes.Repeat([]byte{byte(bson.TypeNull), 'x', 0}, 1<<20)...)
@@ -106,8 +105,7 @@ func TestManyValuesTakeNoMemory(t *testing.T) {
 	}
 }
 
-// A refusal repeats the whole command, with session and signed cluster time: nothing
-// of that is for a log.
+// A refusal repeats the whole command, with session and signed cluster time, which must not be logged.
 func TestRefusalWithoutItsCommand(t *testing.T) {
 	t.Parallel()
 	s := startFake(t, nil)
@@ -122,7 +120,7 @@ func TestRefusalWithoutItsCommand(t *testing.T) {
 	}
 	for _, no := range []string{"lsid", "clusterTime", "filter", "{"} {
 		if strings.Contains(err.Error(), no) {
-			t.Errorf("%s is said: %v", no, err)
+			t.Errorf("the message has %s: %v", no, err)
 		}
 	}
 	if !strings.HasSuffix(err.Error(), "not authorized on liveapp to execute command find") {
@@ -133,7 +131,7 @@ func TestRefusalWithoutItsCommand(t *testing.T) {
 	}
 }
 
-// Who answers in the place of MongoDB, or has a collection with a long validator, fills no journal.
+// A server that is not MongoDB, or a collection with a long validator, may send long errors.
 func TestErrorsAreBounded(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("ä", 1<<20)
@@ -165,8 +163,7 @@ func details(text string) bson.Raw {
 	return b
 }
 
-// A collection that some program fills takes no more memory than is told, and part of it is
-// no answer.
+// A read of a collection that another program fills ends with an error, and returns no documents.
 func TestTooMany(t *testing.T) {
 	t.Parallel()
 	batch := bson.A{}

@@ -12,28 +12,28 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 )
 
-// Health is what the two signals of a node say together: its agent's heartbeats, and the document that its AMS writes.
+// Health of a node follows from its two liveness signals: its agent's heartbeats, and its AMS document.
 type Health string
 
 // The healths.
 const (
 	Healthy    Health = "healthy"     // both signals are fresh
-	NotServing Health = "not-serving" // both are fresh, and the agent says that viewers are not served
+	NotServing Health = "not-serving" // both are fresh, and the agent reports that viewers are not served
 	AMSStale   Health = "ams-stale"   // only the agent's is fresh
 	AgentStale Health = "agent-stale" // only AMS's is fresh
 	NoAgent    Health = "no-agent"    // AMS's is fresh, and the registry has no record
-	Unknown    Health = "unknown"     // neither is fresh, and no node could be heard: MongoDB may have been away
+	Unknown    Health = "unknown"     // neither is fresh, nor is any other node's: MongoDB may have been away
 	Gone       Health = "gone"        // neither is fresh
-	Left       Health = "left"        // the record says so
+	Left       Health = "left"        // the state of the record
 )
 
-// Healths returns all, from well to bad, and those that have left.
+// Healths returns all values, from good to bad, and then Left.
 func Healths() []Health {
 	return []Health{Healthy, NotServing, AMSStale, AgentStale, NoAgent, Unknown, Gone, Left}
 }
 
 const (
-	// lateness is what a heartbeat may be late: jitter, a slow write, a busy machine.
+	// lateness is how late a heartbeat may be: jitter, a slow write, a busy machine.
 	lateness = time.Second
 	// amsPeriod is how often AMS writes its document.
 	amsPeriod = 5 * time.Second
@@ -42,32 +42,31 @@ const (
 // goneLimit is how long an agent may be silent: two heartbeats and a second.
 func goneLimit(interval time.Duration) time.Duration { return 2*interval + lateness }
 
-// Signal is what is known of one of the two signals of a node.
+// Signal is the state of one of the two liveness signals of a node.
 type Signal struct {
-	// Known is false where there is no such signal.
+	// Known is false if there is no such signal.
 	Known bool `json:"known"`
-	// Age is at least 1 where it is known: 0 is left out.
+	// Age is at least 1 if it is known: 0 is left out.
 	Age   time.Duration `json:"age_ns,omitempty"`
 	Fresh bool          `json:"fresh"`
-	// Estimated says that Age is by a clock that may be wrong: AMS stamps with its machine's.
+	// Estimated is true if Age is by a clock that may be wrong: that of AMS's machine.
 	Estimated bool `json:"guess,omitempty"`
 
 	silent time.Duration
 }
 
-// Member is one machine of the cluster, from both sides.
+// Member is a machine of the cluster, with its record and its AMS documents.
 type Member struct {
-	// Node is the record of the registry; nil where only AMS is known there.
+	// Node is the record of the registry; nil if only AMS is known there.
 	Node *Node `json:"node,omitempty"`
-	// AMS are AMS's documents of this address, newest first. There are several
-	// where earlier lives left theirs.
+	// AMS are AMS's documents of this address, newest first. Earlier processes may have left some.
 	AMS    []AMSNode `json:"ams"`
 	Agent  Signal    `json:"agent_heard"`
 	Server Signal    `json:"ams_heard"`
 	Health Health    `json:"verdict"`
 }
 
-// Address is the node's address, by which the others call it.
+// Address returns the address at which the other nodes call this one.
 func (m Member) Address() string {
 	if m.Node != nil && m.Node.IP != "" {
 		return m.Node.IP
@@ -78,7 +77,7 @@ func (m Member) Address() string {
 	return ""
 }
 
-// ID is the record's id, or that of AMS's document where there is no record.
+// ID returns the record's id, or the AMS document's if there is no record.
 func (m Member) ID() string {
 	switch {
 	case m.Node != nil:
@@ -89,7 +88,7 @@ func (m Member) ID() string {
 	return ""
 }
 
-// State is the record's state; "" where there is none.
+// State returns the record's state, or "".
 func (m Member) State() State {
 	if m.Node == nil {
 		return ""
@@ -97,19 +96,18 @@ func (m Member) State() State {
 	return m.Node.State
 }
 
-// Silent reports whether nothing is heard of the machine any more, be it gone or
-// one that has left.
+// Silent reports whether the machine sends no signals: it is gone, or has left.
 func (m Member) Silent() bool {
 	return m.Health == Gone || m.Health == Left && !m.Agent.Fresh && !m.Server.Fresh
 }
 
-// Look is one look at the cluster.
+// Look is a snapshot of the cluster.
 type Look struct {
 	Nodes []Node // of the registry
-	// Bad are the records of the registry that cannot be read.
+	// Bad are the invalid records of the registry.
 	Bad []BadRecordError
-	AMS []AMSNode // of clusternode
-	// ServerTime is MongoDB's clock when the look began, and At the local one.
+	AMS []AMSNode
+	// ServerTime is the time of MongoDB's clock when the look began, and At of the local clock.
 	ServerTime time.Time
 	At         time.Time
 }
@@ -118,8 +116,7 @@ type Look struct {
 func (c *Client) Look(ctx context.Context) (Look, error) {
 	l := Look{At: c.now()}
 	var err error
-	// The clock first: reading that takes long, or has to be repeated, must not
-	// make the nodes look older than they are.
+	// Read the clock first: a slow read must not make the nodes seem older.
 	if l.ServerTime, err = c.ServerTime(ctx); err != nil {
 		return Look{}, err
 	}
@@ -130,63 +127,60 @@ func (c *Client) Look(ctx context.Context) (Look, error) {
 	return l, err
 }
 
-// Observer finds the health of the members of a cluster, one look after the other. It remembers what each signal said last.
-// From the second look on, silence is the time between looks in which a signal said nothing new, at most one interval for each
-// look: MongoDB may have been away between two of them. On the first look, silence is the age of the stamp by MongoDB's
-// clock, for AMS's with what the agent said of its machine's clock.
+// Observer finds the health of the members of a cluster from successive looks. On the first look, the silence of a signal is
+// its age by MongoDB's clock; for AMS's, corrected by the clock difference that the agent reported. Later, silence is the time
+// between looks without a change of the signal, at most one interval for each look: MongoDB may have been away between them.
 //
-// The zero value is ready. It is not for several goroutines at once.
+// The zero value is ready. It is not safe for concurrent use.
 type Observer struct {
-	rows, docs map[string]heard
-	last       time.Time // the look before; zero before the first
-	// blind says that after the look before which somebody was heard, no look succeeded or nobody was heard.
-	blind bool
-	// patient observers trust no stamp: silence begins with their first look.
+	records, docs map[string]lastSeen
+	last          time.Time // the previous look; zero before the first
+	// outage means that since the last look with a fresh heartbeat, looks failed or found no fresh heartbeat of any node.
+	outage bool
+	// patient observers ignore timestamps: silence begins with their first look.
 	patient bool
 }
 
-// heard is what a signal said last.
-type heard struct {
-	row    rowVersion // of a record
-	doc    string     // of a document: what tells it from the next one
-	at     time.Time  // when it was written, by the observer's clock; zero is not known
+// lastSeen is the last state of a signal.
+type lastSeen struct {
+	record recordVersion
+	doc    string    // version of an AMS document
+	at     time.Time // when it was written, by the observer's clock; zero if unknown
 	silent time.Duration
-	// before is silent at the last look at which somebody was heard.
+	// before is silent at the last look without an outage.
 	before    time.Duration
 	estimated bool
 }
 
-// rowVersion tells what a record says from what it says next.
-type rowVersion struct {
+type recordVersion struct {
 	seq     int64
 	updated time.Time
 }
 
-// newer reports whether v is a sign of life after w. An election may roll a heartbeat back.
-func (v rowVersion) newer(w rowVersion) bool { return v.seq > w.seq || v.updated.After(w.updated) }
+// newer reports whether v was written after w. An election may roll a heartbeat back.
+func (v recordVersion) newer(w recordVersion) bool {
+	return v.seq > w.seq || v.updated.After(w.updated)
+}
 
-// Failed says that a look failed.
-func (o *Observer) Failed() { o.blind = true }
+// Failed notes that a look failed.
+func (o *Observer) Failed() { o.outage = true }
 
-// Observe puts records and documents together by address and finds the health of each machine. The order is that of the
-// addresses.
+// Observe joins records and documents by address and returns the health of each machine, ordered by address.
 //
-// A record that says left owns nothing: what is written under its address since is
-// another machine's, or ought to be seen for itself.
+// AMS documents are not assigned to a record in the state left: another machine may have the address now.
 func (o *Observer) Observe(l Look) []Member {
 	members := make([]Member, 0, len(l.Nodes))
 	owner := make(map[string]int, len(l.Nodes)) // address -> member
-	someone := false
+	anyFresh := false
 	for i := range l.Nodes {
 		n := l.Nodes[i]
 		members = append(members, Member{Node: &l.Nodes[i], AMS: []AMSNode{}})
 		age, known := n.Age(l.ServerTime)
-		someone = someone || known && n.Heartbeats() && n.State != StateLeft && age < goneLimit(n.interval())-n.interval()
+		anyFresh = anyFresh || known && n.Heartbeats() && n.State != StateLeft && age < goneLimit(n.interval())-n.interval()
 		if n.IP == "" || n.State == StateLeft {
 			continue
 		}
-		// Of several records with one address all but the one written last are
-		// of earlier machines.
+		// Of several records with one address, the newest is the current machine's.
 		key := oneSpelling(n.IP)
 		if j, taken := owner[key]; !taken || n.UpdatedAt.After(l.Nodes[j].UpdatedAt) {
 			owner[key] = i
@@ -195,7 +189,7 @@ func (o *Observer) Observe(l Look) []Member {
 	for _, doc := range l.AMS {
 		key := oneSpelling(doc.IP)
 		if doc.IP == "" {
-			key = "id " + doc.key() // no address is not one that all of them share
+			key = "id " + doc.key() // documents without an address do not belong together
 		}
 		i, ok := owner[key]
 		if !ok {
@@ -206,13 +200,13 @@ func (o *Observer) Observe(l Look) []Member {
 		members[i].AMS = append(members[i].AMS, doc)
 	}
 	next := Observer{
-		rows: make(map[string]heard, len(l.Nodes)), docs: make(map[string]heard, len(l.AMS)),
-		last: l.At, blind: !someone, patient: o.patient,
+		records: make(map[string]lastSeen, len(l.Nodes)), docs: make(map[string]lastSeen, len(l.AMS)),
+		last: l.At, outage: !anyFresh, patient: o.patient,
 	}
 	for i := range members {
 		m := &members[i]
 		o.signals(m, l, &next)
-		m.Health = m.health(someone)
+		m.Health = m.health(anyFresh)
 	}
 	*o = next
 	slices.SortStableFunc(members, func(a, b Member) int {
@@ -221,7 +215,7 @@ func (o *Observer) Observe(l Look) []Member {
 	return members
 }
 
-// signals finds what both signals of a member say.
+// signals sets both signals of a member.
 func (o *Observer) signals(m *Member, l Look, next *Observer) {
 	slices.SortStableFunc(m.AMS, func(a, b AMSNode) int { return b.LastUpdate.Compare(a.LastUpdate) })
 	clock, known := l.ServerTime, false // of the machine
@@ -230,78 +224,79 @@ func (o *Observer) signals(m *Member, l Look, next *Observer) {
 			clock, known = l.ServerTime.Add(n.ClockMS.Duration()), true
 		}
 		if !n.UpdatedAt.IsZero() {
-			version := rowVersion{n.Seq, n.UpdatedAt}
-			was, again := o.rows[n.ID]
-			h := o.hear(was, again, version.newer(was.row), l.At, l.ServerTime.Sub(n.UpdatedAt), n.interval(), goneLimit(n.interval()), next.blind)
-			h.row = version
-			next.rows[n.ID] = h
-			m.Agent = h.signal(l.At, goneLimit(n.interval()))
+			version := recordVersion{n.Seq, n.UpdatedAt}
+			was, again := o.records[n.ID]
+			age, limit := l.ServerTime.Sub(n.UpdatedAt), goneLimit(n.interval())
+			is := o.update(was, again, version.newer(was.record), l.At, age, n.interval(), limit, next.outage)
+			is.record = version
+			next.records[n.ID] = is
+			m.Agent = is.signal(l.At, limit)
 		}
 	}
 	for _, doc := range m.AMS {
 		version := doc.IP + rawText(doc.written)
 		was, again := o.docs[doc.key()]
 		if !again && doc.LastUpdate.IsZero() {
-			next.docs[doc.key()] = heard{doc: version} // nothing is known of it until it changes
+			next.docs[doc.key()] = lastSeen{doc: version} // unknown until it changes
 			continue
 		}
 		age := clock.Sub(doc.LastUpdate)
 		if again && (!known || doc.LastUpdate.IsZero()) {
-			age = 0 // it was seen to change, whatever its clock says
+			age = 0 // only a change counts: the clock may be wrong
 		}
-		h := o.hear(was, again, was.doc != version, l.At, age, amsPeriod, amsFresh, next.blind)
-		h.doc = version
+		is := o.update(was, again, was.doc != version, l.At, age, amsPeriod, amsFresh, next.outage)
+		is.doc = version
 		if !again {
-			h.estimated = !known
+			is.estimated = !known
 		}
-		next.docs[doc.key()] = h
-		if s := h.signal(l.At, amsFresh); s.Known && (!m.Server.Known || s.silent < m.Server.silent) {
+		next.docs[doc.key()] = is
+		if s := is.signal(l.At, amsFresh); s.Known && (!m.Server.Known || s.silent < m.Server.silent) {
 			m.Server = s
 		}
 	}
 }
 
-// hear is what is known of a signal after a look. age is by its stamp; interval is how often it says something new.
-func (o *Observer) hear(was heard, again, changed bool, at time.Time, age, interval, limit time.Duration, blind bool) heard {
+// update returns the state of a signal after a look. age is by its timestamp; interval is the time between its changes.
+func (o *Observer) update(was lastSeen, again, changed bool, at time.Time, age, interval, limit time.Duration, out bool) lastSeen {
 	is := was
 	switch {
 	case !again:
-		is = heard{at: at.Add(-max(0, age)), silent: max(0, age)}
-		if o.patient || o.blind {
+		is = lastSeen{at: at.Add(-max(0, age)), silent: max(0, age)}
+		if o.patient || o.outage {
 			is.silent = 0
 		}
 	case changed:
-		age = min(max(0, age), at.Sub(o.last)) // it was written after the look before
-		is = heard{at: at.Add(-age), silent: min(age, interval)}
+		age = min(max(0, age), at.Sub(o.last)) // it was written after the previous look
+		is = lastSeen{at: at.Add(-age), silent: min(age, interval)}
 	case is.at.IsZero():
 	default:
 		is.silent += min(at.Sub(o.last), interval)
-		if o.blind && !blind && is.before <= limit {
-			is.silent = 0 // nobody could be heard in the meantime
+		if o.outage && !out && is.before <= limit {
+			is.silent = 0 // no node could write in the meantime
 		}
 	}
-	if !blind {
+	if !out {
 		is.before = is.silent
 	}
 	return is
 }
 
-func (h heard) signal(at time.Time, limit time.Duration) Signal {
-	if h.at.IsZero() {
+func (s lastSeen) signal(at time.Time, limit time.Duration) Signal {
+	if s.at.IsZero() {
 		return Signal{}
 	}
-	return Signal{Known: true, Age: max(1, at.Sub(h.at)), Fresh: h.silent <= limit, Estimated: h.estimated, silent: h.silent}
+	return Signal{Known: true, Age: max(1, at.Sub(s.at)), Fresh: s.silent <= limit, Estimated: s.estimated, silent: s.silent}
 }
 
-// health is the table of healths. someone says that MongoDB takes the heartbeats of a node at this moment.
-func (m *Member) health(someone bool) Health {
-	// AMS's own rule waits for four periods, because one signal that is late proves nothing. Two that are late do.
+// health finds the health from both signals. anyFresh means that MongoDB accepts heartbeats of some node at this moment.
+func (m *Member) health(anyFresh bool) Health {
+	// AMS's own rule waits for four periods, because one late signal proves nothing. Two late signals do.
 	late := m.Node != nil && m.Node.Heartbeats() && m.Server.silent > goneLimit(amsPeriod)
 	switch {
 	case m.State() == StateLeft:
 		return Left
 	case m.Agent.Fresh && m.Server.Fresh && m.State() == StateActive && m.Node.Serving != nil && !m.Node.Serving.Up:
-		return NotServing // in the other states viewers are not sent there anyway
+		return NotServing // in other states, no viewers are sent there
 	case m.Agent.Fresh && m.Server.Fresh:
 		return Healthy
 	case m.Agent.Fresh:
@@ -312,14 +307,14 @@ func (m *Member) health(someone bool) Health {
 		return AgentStale
 	}
 	m.Server.Fresh = false
-	if !someone {
+	if !anyFresh {
 		return Unknown
 	}
 	return Gone
 }
 
-// key names the document, whatever its id is.
+// key is a map key for an id of any type.
 func (n AMSNode) key() string { return rawText(n.id) }
 
-// rawText is what is stored, to be compared.
+// rawText makes a value comparable.
 func rawText(v bson.RawValue) string { return string([]byte{byte(v.Type)}) + string(v.Value) }

@@ -15,31 +15,30 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 )
 
-// stage is a cluster that a test plays: the server's clock, the observer's, and
-// what stands in both collections.
+// stage is a fake cluster: MongoDB's clock, the observer's clock, and both collections.
 type stage struct {
-	t    *testing.T
-	now  time.Time // the observer's clock
-	skew time.Duration
-	rows map[string]Node
-	docs map[string]AMSNode
-	o    Observer
+	t       *testing.T
+	now     time.Time // the observer's clock
+	skew    time.Duration
+	records map[string]Node
+	docs    map[string]AMSNode
+	o       Observer
 }
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	return &stage{
 		t: t, now: time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC),
-		rows: map[string]Node{}, docs: map[string]AMSNode{},
+		records: map[string]Node{}, docs: map[string]AMSNode{},
 	}
 }
 
 func (s *stage) server() time.Time    { return s.now.Add(s.skew) }
 func (s *stage) pass(d time.Duration) { s.now = s.now.Add(d) }
 
-// beat writes a row as an agent does.
-func (s *stage) beat(id, ip string, change ...func(*Node)) {
-	n, ok := s.rows[id]
+// heartbeat writes a record, as an agent does.
+func (s *stage) heartbeat(id, ip string, change ...func(*Node)) {
+	n, ok := s.records[id]
 	if !ok {
 		n = Node{ID: id, IP: ip, State: StateActive, IntervalMS: 5000}
 	}
@@ -48,10 +47,10 @@ func (s *stage) beat(id, ip string, change ...func(*Node)) {
 	for _, f := range change {
 		f(&n)
 	}
-	s.rows[id] = n
+	s.records[id] = n
 }
 
-// write writes AMS's document by a clock that is wrong by skew.
+// write writes an AMS document by a clock that is wrong by skew.
 func (s *stage) write(id, ip string, skew time.Duration) {
 	s.docs[id] = amsDoc(s.t, id, ip, s.server().Add(skew))
 }
@@ -65,8 +64,8 @@ func (s *stage) look() []Member { return s.o.Observe(s.seen()) }
 
 func (s *stage) seen() Look {
 	l := Look{ServerTime: s.server(), At: s.now}
-	for _, id := range slices.Sorted(maps.Keys(s.rows)) {
-		l.Nodes = append(l.Nodes, s.rows[id])
+	for _, id := range slices.Sorted(maps.Keys(s.records)) {
+		l.Nodes = append(l.Nodes, s.records[id])
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.docs)) {
 		l.AMS = append(l.AMS, s.docs[id])
@@ -74,8 +73,8 @@ func (s *stage) seen() Look {
 	return l
 }
 
-// says renders a look: id, address and health of each member but the bystander.
-func (s *stage) says() string {
+// members returns id, address and health of each member but the bystander.
+func (s *stage) members() string {
 	s.t.Helper()
 	var out []string
 	for _, m := range s.look() {
@@ -86,10 +85,10 @@ func (s *stage) says() string {
 	return strings.Join(out, "; ")
 }
 
-// bystander is a node that always lives: nobody is called gone where no node is heard.
+// bystander is a healthy node: without a fresh heartbeat of any node, no node is gone.
 const bystander = "bystander"
 
-// watch looks each second.
+// watch looks every second.
 func (s *stage) watch(d time.Duration) {
 	for range d / time.Second {
 		s.pass(time.Second)
@@ -98,12 +97,12 @@ func (s *stage) watch(d time.Duration) {
 	}
 }
 
-func (s *stage) bystander() { s.beat(bystander, "10.0.0.250") }
+func (s *stage) bystander() { s.heartbeat(bystander, "10.0.0.250") }
 
 func (s *stage) want(want string) {
 	s.t.Helper()
 	s.bystander()
-	if got := s.says(); got != want {
+	if got := s.members(); got != want {
 		s.t.Errorf("after %s: %s\nwant %s", s.now.Format("04:05"), got, want)
 	}
 }
@@ -112,7 +111,7 @@ func TestHealths(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
 		interval   time.Duration
-		agent, ams time.Duration // since the last word; negative: never
+		agent, ams time.Duration // since the last signal; negative: never
 		want       Health
 	}{
 		{"both", 5 * time.Second, time.Second, time.Second, Healthy},
@@ -127,7 +126,7 @@ func TestHealths(t *testing.T) {
 		{"a second, in time", time.Second, 3 * time.Second, time.Second, Healthy},
 		{"no interval", 0, 11 * time.Second, time.Second, Healthy},
 		{"no interval, silent", 0, 12 * time.Second, time.Second, AgentStale},
-		{"an interval that nobody means", 100 * time.Hour, time.Hour, -1, Gone},
+		{"an interval that is too long", 100 * time.Hour, time.Hour, -1, Gone},
 		{"a negative interval", -time.Hour, 12 * time.Second, -1, Gone},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -135,7 +134,7 @@ func TestHealths(t *testing.T) {
 			end := s.now
 			if tt.agent >= 0 {
 				s.now = end.Add(-tt.agent)
-				s.beat("a", "10.0.0.1", func(n *Node) { n.IntervalMS = MillisOf(tt.interval) })
+				s.heartbeat("a", "10.0.0.1", func(n *Node) { n.IntervalMS = MillisOf(tt.interval) })
 			}
 			if tt.ams >= 0 {
 				s.now = end.Add(-tt.ams)
@@ -156,45 +155,45 @@ func TestHealths(t *testing.T) {
 	}
 }
 
-// Clocks of nodes that are ten minutes off change no verdict.
+// Health does not depend on the nodes' clocks.
 func TestClockSkew(t *testing.T) {
 	for _, skew := range []time.Duration{10 * time.Minute, -10 * time.Minute, 25 * time.Second, -25 * time.Second, 0} {
-		for _, told := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s told=%t", skew, told), func(t *testing.T) {
+		for _, reported := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s reported=%t", skew, reported), func(t *testing.T) {
 				s := newStage(t)
-				beat := func() {
-					s.beat("a", "10.0.0.1", func(n *Node) {
-						if ms := MillisOf(skew); told {
+				send := func() {
+					s.heartbeat("a", "10.0.0.1", func(n *Node) {
+						if ms := MillisOf(skew); reported {
 							n.ClockMS = &ms
 						}
 					})
 					s.write("d", "10.0.0.1", skew)
 				}
-				beat()
+				send()
 				s.pass(2 * time.Second)
 				m := s.look()[0]
-				if m.Server.Estimated == told {
+				if m.Server.Estimated == reported {
 					t.Errorf("first look: %+v", m.Server)
 				}
-				if told && (m.Health != Healthy || m.Server.Age != 2*time.Second) {
-					t.Errorf("first look, with the clock told: %+v", m)
+				if reported && (m.Health != Healthy || m.Server.Age != 2*time.Second) {
+					t.Errorf("first look, with the clock reported: %+v", m)
 				}
 				for range 5 {
 					s.pass(3 * time.Second)
-					beat()
+					send()
 					s.pass(2 * time.Second)
 					s.want("a 10.0.0.1 healthy")
 					if m := s.look()[0]; m.Server.Estimated || m.Server.Age > 3*time.Second {
 						t.Errorf("%+v", m.Server)
 					}
 				}
-				// And the end is seen in time, too: both are silent for 11 s.
+				// Both are silent for 11 s, and the end is detected.
 				s.watch(8 * time.Second)
 				s.want("a 10.0.0.1 healthy")
 				s.pass(1001 * time.Millisecond)
 				want := "gone"
-				if !told {
-					// Its last word was first seen two seconds after it was written.
+				if !reported {
+					// The last document was first seen two seconds after it was written.
 					want = "agent-stale"
 				}
 				s.want("a 10.0.0.1 " + want)
@@ -205,11 +204,11 @@ func TestClockSkew(t *testing.T) {
 	}
 }
 
-// One look a minute must not make a node look older than it is.
+// With one look a minute, a healthy node stays healthy.
 func TestRareLooks(t *testing.T) {
 	s := newStage(t)
 	for range 4 {
-		s.beat("a", "10.0.0.1")
+		s.heartbeat("a", "10.0.0.1")
 		s.write("d", "10.0.0.1", -10*time.Minute)
 		s.pass(4 * time.Second)
 		if s.o.last.IsZero() {
@@ -221,15 +220,15 @@ func TestRareLooks(t *testing.T) {
 	}
 }
 
-// The server's clock is set while we look.
+// MongoDB's clock jumps between looks.
 func TestServerClockJumps(t *testing.T) {
 	for _, jump := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
 		s := newStage(t)
 		zero := Millis(0)
 		known := func(n *Node) { n.ClockMS = &zero }
-		s.beat("live", "10.0.0.1", known)
+		s.heartbeat("live", "10.0.0.1", known)
 		s.write("d1", "10.0.0.1", 0)
-		s.beat("dies", "10.0.0.2", known)
+		s.heartbeat("dies", "10.0.0.2", known)
 		s.write("d2", "10.0.0.2", 0)
 		s.pass(2 * time.Second)
 		s.want("live 10.0.0.1 healthy; dies 10.0.0.2 healthy")
@@ -238,16 +237,16 @@ func TestServerClockJumps(t *testing.T) {
 		s.want("live 10.0.0.1 healthy; dies 10.0.0.2 healthy")
 		for _, want := range []string{"healthy", "gone"} {
 			s.pass(5 * time.Second)
-			s.beat("live", "10.0.0.1")
-			// AMS's machine keeps its own clock, and its agent has not told yet.
+			s.heartbeat("live", "10.0.0.1")
+			// The clock of AMS's machine does not jump, and its agent has not reported the difference yet.
 			s.docs["d1"] = amsDoc(t, "d1", "10.0.0.1", s.now)
 			s.want("live 10.0.0.1 healthy; dies 10.0.0.2 " + want)
 		}
 	}
 }
 
-// A time without MongoDB makes nobody gone, whether looks fail meanwhile, find nothing new, or fall beside it; and a
-// machine that is dead is gone once somebody is heard again.
+// An outage of MongoDB makes no node gone, whether looks fail meanwhile, see no change, or fall outside it. A dead machine is
+// gone when MongoDB is back.
 func TestTimeWithoutMongoDB(t *testing.T) {
 	t.Parallel()
 	const nodes, begin = 16, 121 * time.Second
@@ -258,9 +257,9 @@ func TestTimeWithoutMongoDB(t *testing.T) {
 				for phase := range 4 {
 					name := fmt.Sprintf("looks each %s, %s away, reads %t, phase %d", every, away, reads, phase)
 					if reads && away < 12*time.Second {
-						continue // two heartbeats that are missed in a row are what a dead node misses, too
+						continue // a dead node also misses two consecutive heartbeats
 					}
-					// back is when a node writes again. A heartbeat waits for MongoDB for 5 s; after that the driver needs up to 7 s.
+					// back is when a node writes again. A heartbeat waits 5 s for MongoDB; then the driver needs up to 7 s.
 					back := func(i int) time.Duration {
 						if away <= 5*time.Second {
 							return begin + away + time.Duration(i%4)*200*time.Millisecond
@@ -311,12 +310,12 @@ func TestTimeWithoutMongoDB(t *testing.T) {
 	}
 }
 
-// A first look after a time without MongoDB calls nobody gone.
+// On a first look after an outage of MongoDB, no node is gone.
 func TestFirstLookAfterAnOutage(t *testing.T) {
 	for _, away := range []time.Duration{5 * time.Second, 6 * time.Second, 11 * time.Second, 12 * time.Second, 20 * time.Second, time.Hour} {
 		s := newStage(t)
 		for i := range 10 {
-			s.beat(fmt.Sprint(i), fmt.Sprintf("10.0.0.%d", i))
+			s.heartbeat(fmt.Sprint(i), fmt.Sprintf("10.0.0.%d", i))
 			s.pass(500 * time.Millisecond)
 		}
 		s.pass(away)
@@ -328,10 +327,10 @@ func TestFirstLookAfterAnOutage(t *testing.T) {
 	}
 }
 
-// A heartbeat that an election rolled back is no sign of life; a daemon that was restarted counts from 1 and is one.
+// A heartbeat that an election rolled back is no liveness signal. A restarted daemon counts from 1 again.
 func TestLowerSeq(t *testing.T) {
 	for name, tt := range map[string]struct {
-		updated time.Duration // of what is read then, after what was read before
+		updated time.Duration // updated_at after that of the previous look
 		want    string
 	}{
 		"rolled back": {-5 * time.Second, "a 10.0.0.1 gone"},
@@ -339,16 +338,16 @@ func TestLowerSeq(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStage(t)
-			s.beat("a", "10.0.0.1", func(n *Node) { n.Seq = 101 })
+			s.heartbeat("a", "10.0.0.1", func(n *Node) { n.Seq = 101 })
 			s.want("a 10.0.0.1 ams-stale")
-			at := s.rows["a"].UpdatedAt
+			at := s.records["a"].UpdatedAt
 			for range 2 {
 				s.pass(4 * time.Second)
 				s.want("a 10.0.0.1 ams-stale")
 			}
-			n := s.rows["a"]
+			n := s.records["a"]
 			n.Seq, n.UpdatedAt = 100, at.Add(tt.updated)
-			s.rows["a"] = n
+			s.records["a"] = n
 			s.pass(4 * time.Second)
 			s.want(tt.want)
 		})
@@ -358,33 +357,33 @@ func TestLowerSeq(t *testing.T) {
 func TestMembersByAddress(t *testing.T) {
 	t.Run("address reused by a new machine", func(t *testing.T) {
 		s := newStage(t)
-		s.beat("old", "10.0.0.1")
+		s.heartbeat("old", "10.0.0.1")
 		s.write("old10.0.0.1", "10.0.0.1", 0)
 		s.pass(time.Hour)
-		s.beat("new", "10.0.0.1")
+		s.heartbeat("new", "10.0.0.1")
 		s.write("new10.0.0.1", "10.0.0.1", 0)
 		s.want("new 10.0.0.1 healthy; old 10.0.0.1 gone")
 		if m := s.look()[0]; len(m.AMS) != 2 || m.AMS[0].ID != "new10.0.0.1" || m.Server.Age > time.Millisecond {
 			t.Errorf("the newest of several documents counts: %+v", m)
 		}
 		if m := s.look()[1]; m.Server.Known {
-			t.Errorf("the old row has a witness: %+v", m)
+			t.Errorf("the old record has an AMS document: %+v", m)
 		}
 	})
-	t.Run("a tombstone owns nothing", func(t *testing.T) {
+	t.Run("a record that left has no documents", func(t *testing.T) {
 		s := newStage(t)
-		s.beat("old", "10.0.0.1", func(n *Node) { n.State = StateLeft })
+		s.heartbeat("old", "10.0.0.1", func(n *Node) { n.State = StateLeft })
 		s.pass(time.Minute)
 		s.write("x10.0.0.1", "10.0.0.1", 0) // an AMS without an agent has the address now
 		s.want("old 10.0.0.1 left; x10.0.0.1 10.0.0.1 no-agent")
-		s.beat("new", "10.0.0.1")
+		s.heartbeat("new", "10.0.0.1")
 		s.want("new 10.0.0.1 healthy; old 10.0.0.1 left")
-		// Its own last word is newer than the other's.
+		// Even if its record is newer than the other's.
 		s.pass(time.Second)
-		s.beat("old", "10.0.0.1")
+		s.heartbeat("old", "10.0.0.1")
 		s.want("new 10.0.0.1 healthy; old 10.0.0.1 left")
 	})
-	t.Run("AMS without rows", func(t *testing.T) {
+	t.Run("AMS without records", func(t *testing.T) {
 		s := newStage(t)
 		s.write("a", "10.0.0.9", 0)
 		s.write("b", "10.0.0.10", 0)
@@ -403,17 +402,17 @@ func TestMembersByAddress(t *testing.T) {
 	})
 	t.Run("spellings of IPv6", func(t *testing.T) {
 		s := newStage(t)
-		s.beat("a", "fd00::1")
+		s.heartbeat("a", "fd00::1")
 		s.write("d", "fd00:0:0:0:0:0:0:1", 0)
-		s.beat("b", "FD00::2")
+		s.heartbeat("b", "FD00::2")
 		s.write("e", "fd00:0:0:0:0:0:0:2%eth0", 0)
-		s.beat("c", "10.0.0.3")
+		s.heartbeat("c", "10.0.0.3")
 		s.write("f", "::ffff:10.0.0.3", 0)
 		s.want("c 10.0.0.3 healthy; a fd00::1 healthy; b FD00::2 healthy")
 	})
-	t.Run("rows without an address", func(t *testing.T) {
+	t.Run("records without an address", func(t *testing.T) {
 		s := newStage(t)
-		s.beat("a", "")
+		s.heartbeat("a", "")
 		s.write("d", "", 0)
 		s.want("a  ams-stale; d  no-agent")
 	})
@@ -422,9 +421,9 @@ func TestMembersByAddress(t *testing.T) {
 			t.Errorf("%#v", got)
 		}
 	})
-	t.Run("a row that was never written by us", func(t *testing.T) {
+	t.Run("a record that no agent wrote", func(t *testing.T) {
 		s := newStage(t)
-		s.rows["a"] = Node{ID: "a"}
+		s.records["a"] = Node{ID: "a"}
 		s.bystander()
 		if m := s.look()[0]; m.Agent.Known || m.Health != Gone {
 			t.Errorf("%+v", m)
@@ -437,7 +436,7 @@ func TestMembersByAddress(t *testing.T) {
 		}
 		first := doc("soon")
 		s.docs["d"] = first
-		s.beat("a", "10.0.0.1")
+		s.heartbeat("a", "10.0.0.1")
 		if m := s.look()[0]; m.Server.Known || m.Health != AMSStale {
 			t.Errorf("%+v", m)
 		}
@@ -451,7 +450,7 @@ func TestMembersByAddress(t *testing.T) {
 func TestLookOrder(t *testing.T) {
 	s := newStage(t)
 	for i := range 12 {
-		s.beat(fmt.Sprintf("i-%02d", 12-i), fmt.Sprintf("10.0.0.%d", i))
+		s.heartbeat(fmt.Sprintf("i-%02d", 12-i), fmt.Sprintf("10.0.0.%d", i))
 	}
 	var got []string
 	for _, m := range s.look() {
@@ -462,25 +461,24 @@ func TestLookOrder(t *testing.T) {
 	}
 }
 
-// Only an active node that both witnesses vouch for is called not serving; what an older
-// agent does not say is not held against it.
+// Only an active node with two fresh signals is not-serving. An older agent reports no Serving, which counts as serving.
 func TestNotServing(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	for name, tt := range map[string]struct {
 		state      State
 		serving    *Serving
-		agent, ams time.Duration // since each was heard
+		agent, ams time.Duration // since the last signal of each
 		want       Health
 	}{
-		"serves":                                 {StateActive, &Serving{Up: true}, time.Second, time.Second, Healthy},
-		"does not":                               {StateActive, &Serving{Why: "LiveApp fails"}, time.Second, time.Second, NotServing},
-		"not known":                              {StateActive, nil, time.Second, time.Second, Healthy},
-		"joining":                                {StateJoining, &Serving{}, time.Second, time.Second, Healthy},
-		"draining":                               {StateDraining, &Serving{}, time.Second, time.Second, Healthy},
-		"left":                                   {StateLeft, &Serving{}, time.Second, time.Second, Left},
-		"AMS silent weighs more":                 {StateActive, &Serving{}, time.Second, time.Minute, AMSStale},
-		"an old word of an agent that is silent": {StateActive, &Serving{}, 30 * time.Second, time.Second, AgentStale},
+		"serves":                 {StateActive, &Serving{Up: true}, time.Second, time.Second, Healthy},
+		"does not":               {StateActive, &Serving{Why: "LiveApp fails"}, time.Second, time.Second, NotServing},
+		"not known":              {StateActive, nil, time.Second, time.Second, Healthy},
+		"joining":                {StateJoining, &Serving{}, time.Second, time.Second, Healthy},
+		"draining":               {StateDraining, &Serving{}, time.Second, time.Second, Healthy},
+		"left":                   {StateLeft, &Serving{}, time.Second, time.Second, Left},
+		"AMS silent weighs more": {StateActive, &Serving{}, time.Second, time.Minute, AMSStale},
+		"the agent is silent":    {StateActive, &Serving{}, 30 * time.Second, time.Second, AgentStale},
 	} {
 		zero := Millis(0)
 		var o Observer

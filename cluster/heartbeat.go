@@ -15,44 +15,39 @@ import (
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
-// Heartbeat is what a daemon says of its machine every few seconds. It stands as one document in the node's record.
+// Heartbeat is a daemon's report on its machine, every few seconds. It is one document in the node's record.
 type Heartbeat struct {
-	// Seq counts the heartbeats of one session of the daemon, from 1.
+	// Seq counts the heartbeats since the daemon connected, from 1.
 	Seq int64 `bson:"seq" json:"seq"`
 	// Load and Sessions are nil before the first heartbeat.
 	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
-	// Serving is nil where the agent does not know it.
+	// Serving is nil if unknown.
 	Serving *Serving `bson:"serving,omitempty" json:"serving,omitempty"`
-	// ClockMS is how far the machine's clock is ahead of MongoDB's; nil is not known. AMS stamps its document by it.
+	// ClockMS is how far the machine's clock is ahead of MongoDB's; nil if unknown. AMS stamps its document by it.
 	ClockMS *Millis `bson:"clock_ms,omitempty" json:"clock_ns,omitempty"`
 }
 
-// Load is how busy a machine is. Each reading may be missing, and
-// a missing reading is nil, never zero.
+// Load is how busy a machine is. A reading that is unknown is nil, not zero.
 type Load struct {
-	// CPU is the busy share of all cores since the heartbeat before, in percent; not
-	// known if a control group limits the server's CPU.
+	// CPU is the busy share of all cores since the previous heartbeat, in percent; unknown if a control group limits the
+	// server's CPU.
 	CPU *int `bson:"cpu,omitempty" json:"cpu,omitempty"`
-	// Mem is the share of memory in use, in percent, as AMS's own limit counts
-	// it; not known if a control group limits the server's memory.
+	// Mem is the share of memory in use, in percent, as AMS's own limit counts it; unknown if a control group limits the
+	// server's memory.
 	Mem *int `bson:"mem,omitempty" json:"mem,omitempty"`
-	// NetRx and NetTx are bytes per second since the heartbeat before, over the
-	// interfaces to other machines.
+	// NetRx and NetTx are bytes per second since the previous heartbeat, over the interfaces to other machines.
 	NetRx *int64 `bson:"net_rx,omitempty" json:"net_rx,omitempty"`
 	NetTx *int64 `bson:"net_tx,omitempty" json:"net_tx,omitempty"`
-	// Disk is the share in use of the volume that AMS is on, in percent.
+	// Disk is the used share of AMS's volume, in percent.
 	Disk *int `bson:"disk,omitempty" json:"disk,omitempty"`
-	// GPUs are the devices by their index; nil where there are none, or where
-	// nobody could tell.
+	// GPUs are the devices by their index; nil if there is no device or they are unknown.
 	GPUs []GPULoad `bson:"gpus,omitempty" json:"gpus,omitempty"`
-	// Score is the busiest of the resources that AMS is limited by, in percent;
-	// not known under such a limit.
+	// Score is the highest use of a resource that limits AMS, in percent; unknown if a control group limits the server.
 	Score *int `bson:"score,omitempty" json:"score,omitempty"`
 }
 
-// GPULoad is one device and how busy it is, in percent each; nil where the driver
-// does not tell, as for a device that is split (MIG).
+// GPULoad is the use of one device, in percent; nil if the driver does not report it, as for a device that is split (MIG).
 type GPULoad struct {
 	Name string `bson:"name,omitempty" json:"name,omitempty"`
 	Util *int   `bson:"util,omitempty" json:"util,omitempty"`
@@ -61,15 +56,13 @@ type GPULoad struct {
 	Mem  *int   `bson:"mem,omitempty" json:"mem,omitempty"`
 }
 
-// Sessions are the publishers and viewers that a node serves itself; nil where
-// nobody could count.
+// Sessions are the publishers and viewers that a node itself serves; nil if they could not be counted.
 type Sessions struct {
 	Publishers *int `bson:"publishers,omitempty" json:"publishers,omitempty"`
 	Viewers    *int `bson:"viewers,omitempty" json:"viewers,omitempty"`
-	// By says how the viewers were counted.
+	// By is how the viewers were counted.
 	By CountedBy `bson:"by,omitempty" json:"by,omitempty"`
-	// PublishersBy is the same for the publishers. Only this machine knows: no record
-	// holds it.
+	// PublishersBy is the same for the publishers. It is not in the record.
 	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
 }
 
@@ -81,10 +74,10 @@ const (
 	CountedByAMS         CountedBy = "ams"         // AMS's own statistics
 	CountedByConnections CountedBy = "connections" // established connections, an estimate
 	CountedByMongoDB     CountedBy = "mongodb"     // AMS's own documents of streams
-	CountedByService     CountedBy = "service"     // no server runs, says its service manager
+	CountedByService     CountedBy = "service"     // the service manager reports that no server runs
 )
 
-// Total is the number of sessions; known only where both parts are.
+// Total returns the number of sessions, known if both parts are.
 func (s Sessions) Total() (n int, known bool) {
 	if s.Publishers == nil || s.Viewers == nil {
 		return 0, false
@@ -92,7 +85,7 @@ func (s Sessions) Total() (n int, known bool) {
 	return *s.Publishers + *s.Viewers, true
 }
 
-// Left says how many there still are: "2 publishers, about 31 viewers left".
+// Left returns a text such as "2 publishers, about 31 viewers left".
 func (s Sessions) Left() string {
 	if n, known := s.Total(); known && n == 0 {
 		return "no publishers and no viewers left"
@@ -118,18 +111,18 @@ func (s Sessions) Left() string {
 	return count(*s.Publishers, "publisher") + ", " + about + count(*s.Viewers, "viewer") + " left"
 }
 
-// Serving is what viewers get from the server of a node, as its agent sees it.
+// Serving is whether the server of a node serves viewers, as its agent sees it.
 type Serving struct {
-	// Up reports whether every application that has to serve does.
+	// Up is true if all required applications serve.
 	Up bool `bson:"up" json:"up"`
-	// Why names what does not serve; "" while Up.
+	// Why names the applications that do not serve; "" while Up.
 	Why string `bson:"why,omitempty" json:"why,omitempty"`
 }
 
-// maxWhy bounds the reason in a record: a server may have hundreds of applications.
+// maxWhy bounds Serving.Why in a record: a server may have hundreds of applications.
 const maxWhy = 200
 
-// Equal reports whether both say the same; nil is not known.
+// Equal reports whether both are the same; nil is unknown.
 func (s *Serving) Equal(t *Serving) bool {
 	if s == nil || t == nil {
 		return s == t
@@ -137,11 +130,11 @@ func (s *Serving) Equal(t *Serving) bool {
 	return *s == *t
 }
 
-// Heartbeat writes a whole heartbeat into the record of self's instance. The primary alone acknowledges it: one that an
-// election rolls back is followed by the next one.
+// Heartbeat replaces the heartbeat in the record of self's instance. Only the primary acknowledges it: if an election rolls it
+// back, the next one replaces it.
 //
-// The error is [ErrNoNode] where there is no record: somebody removed it, and the node has to register again. It
-// is an [OtherMachineError] where the record is of another instance: another machine registered under this id.
+// The error is [ErrNoNode] if there is no record: the node must register again. It is an [OtherMachineError] if another machine
+// has registered under this id.
 func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	if self.ID == "" {
 		return errors.New("writing a heartbeat: the node has no id")
@@ -182,8 +175,7 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	return fmt.Errorf("%s: %w", op, e)
 }
 
-// orNull makes a filter that matches a missing field for an empty value,
-// because empty fields are not stored.
+// orNull returns a filter value. Empty fields are not stored: null matches a missing field.
 func orNull(s string) any {
 	if s == "" {
 		return nil

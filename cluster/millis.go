@@ -9,14 +9,13 @@ import (
 	"time"
 )
 
-// Millis is a duration as MongoDB keeps it, in milliseconds. JSON has nanoseconds, as for
-// every other duration.
+// Millis is a duration in milliseconds, as MongoDB stores it. In JSON it is in nanoseconds, as every duration.
 type Millis int64
 
-// MillisOf rounds a duration down.
+// MillisOf truncates a duration to milliseconds.
 func MillisOf(d time.Duration) Millis { return Millis(d.Milliseconds()) }
 
-// Duration is the same; what would be more than 292 years is that.
+// Duration converts m. The maximum is 292 years.
 func (m Millis) Duration() time.Duration {
 	const most = math.MaxInt64 / int64(time.Millisecond)
 	return time.Duration(min(max(int64(m), -most), most)) * time.Millisecond

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// A row holds milliseconds, JSON nanoseconds.
+// A record has milliseconds, JSON nanoseconds.
 func TestMillis(t *testing.T) {
 	for m, want := range map[Millis]string{0: "0", 5000: "5000000000", -1: "-1000000", math.MaxInt64: "9223372036854000000", math.MinInt64: "-9223372036854000000"} {
 		b, err := json.Marshal(m)

@@ -9,17 +9,16 @@ import (
 	"time"
 )
 
-// ErrNoNode says that the registry has no record of that id.
+// ErrNoNode means that the registry has no record with that id.
 var ErrNoNode = errors.New("no such node in the registry")
 
-// Node is one record of the registry: what a machine says about itself. What AMS says about the same machine is an
-// [AMSNode].
+// Node is a record of the registry, which the agent of the machine writes. AMS's own document is an [AMSNode].
 type Node struct {
 	ID       string `bson:"_id" json:"id"` // the cloud's id of the instance
 	IP       string `bson:"ip,omitempty" json:"ip,omitempty"`
 	PublicIP string `bson:"public_ip,omitempty" json:"public_ip,omitempty"`
 	Hostname string `bson:"hostname,omitempty" json:"hostname,omitempty"`
-	// Name is what the cloud's signals call the machine by, where that is not ID.
+	// Name is the machine's name in the cloud's signals, if that is not ID.
 	Name     string `bson:"name,omitempty" json:"name,omitempty"`
 	Role     string `bson:"role,omitempty" json:"role,omitempty"`
 	Group    string `bson:"group,omitempty" json:"group,omitempty"`
@@ -29,38 +28,36 @@ type Node struct {
 	Type     string `bson:"type,omitempty" json:"type,omitempty"`
 	Agent    string `bson:"agent,omitempty" json:"agent,omitempty"` // version
 	AMS      string `bson:"ams,omitempty" json:"ams,omitempty"`     // version
-	// BootID and IP together name one instance of the node: one boot at one address.
+	// BootID and IP together identify an instance of the node: one boot at one address.
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
-	// Drift names values of the server's files that differ from those of the join, by
-	// application, with secrets masked; the server runs with them until it is restarted.
+	// Drift names the values in the server's files that differ from those of the join, by application, with secrets masked;
+	// the server runs with them until it restarts.
 	Drift string `bson:"drift,omitempty" json:"drift,omitempty"`
-	// Port is where AMS answers HTTP; 0 is not known.
+	// Port is AMS's HTTP port; 0 if unknown.
 	Port int `bson:"port,omitempty" json:"port,omitempty"`
-	// IntervalMS is the time between heartbeats; 0 where no daemon runs.
+	// IntervalMS is the time between heartbeats; 0 if no daemon runs.
 	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"`
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
-	// LeftBy is what took the node out of the cluster, or is about to: leave (the command), drain,
-	// stop (of the server's unit).
+	// LeftBy is why the node leaves or has left: leave (the command), drain, stop (of the server's unit).
 	LeftBy string `bson:"left_by,omitempty" json:"left_by,omitempty"`
-	// StopFailed: the node drains, and its server does not end.
+	// StopFailed: the node drains, and its server does not stop.
 	StopFailed bool `bson:"stop_failed,omitempty" json:"stop_failed,omitempty"`
-	// Cut is how many sessions were cut when the node left; nil is not known.
+	// Cut is the number of sessions that were cut when the node left; nil if unknown.
 	Cut *int `bson:"cut,omitempty" json:"cut,omitempty"`
-	// DrainRequest is what somebody elsewhere asks of this node, until its agent takes it.
+	// DrainRequest is a request from another machine, until this node's agent accepts it.
 	DrainRequest *DrainRequest `bson:"drain_request,omitempty" json:"drain_request,omitempty"`
 
 	// MongoDB's clock sets these; they are ignored when a Node is written.
 	StateSince time.Time `bson:"state_since,omitempty" json:"state_since,omitzero"`
 	UpdatedAt  time.Time `bson:"updated_at,omitempty" json:"updated_at,omitzero"`
 
-	// Heartbeat is the last one; zero before the first. It is ignored when a Node is written.
+	// Heartbeat is the last one; zero before the first. It is ignored on write.
 	Heartbeat `bson:"-"`
 }
 
-// Age returns how long ago the record was written, by MongoDB's clock. It is
-// not known for a record that no agent wrote.
+// Age returns how long ago the record was written, by MongoDB's clock. It is unknown for a record that no agent wrote.
 func (n Node) Age(serverNow time.Time) (age time.Duration, known bool) {
 	if n.UpdatedAt.IsZero() {
 		return 0, false
@@ -68,21 +65,19 @@ func (n Node) Age(serverNow time.Time) (age time.Duration, known bool) {
 	return max(0, serverNow.Sub(n.UpdatedAt)), true
 }
 
-// Instance names one boot of one machine at one address.
+// Instance identifies one boot at one address.
 func (n Node) Instance() string { return n.BootID + " " + n.IP }
 
-// SameInstance reports whether both records are of one instance of a node: the same boot at the same address.
+// SameInstance reports whether both records have the same id, boot and address.
 func (n Node) SameInstance(m Node) bool {
 	return n.ID == m.ID && n.BootID == m.BootID && n.IP == m.IP
 }
 
-// Heartbeats reports whether a daemon writes this record. Of one that only a join wrote,
-// the age says nothing about the machine.
+// Heartbeats reports whether a daemon writes this record. If only a join wrote it, its age is no liveness signal.
 func (n Node) Heartbeats() bool { return n.Seq > 0 || n.IntervalMS > 0 }
 
-// WithCloudFactsOf returns n with what a cloud said of the machine in an earlier record,
-// where n does not say it: the cloud may not answer at the moment. The public address
-// is another one after a boot.
+// WithCloudFactsOf returns n with the cloud's facts of an earlier record where n has none: the cloud may not answer at the
+// moment. The public address changes with a boot.
 func (n Node) WithCloudFactsOf(earlier Node) Node {
 	for _, f := range []struct{ mine, theirs *string }{
 		{&n.Name, &earlier.Name},
@@ -101,11 +96,10 @@ func (n Node) WithCloudFactsOf(earlier Node) Node {
 	return n
 }
 
-// DefaultInterval is the time between heartbeats where nothing else is said.
+// DefaultInterval is the default time between heartbeats.
 const DefaultInterval = 5 * time.Second
 
-// maxInterval bounds what a record may say: nobody is alive for an hour because of
-// a number that somebody wrote.
+// maxInterval bounds Node.IntervalMS: a wrong value must not keep a dead node alive for an hour.
 const maxInterval = 5 * time.Minute
 
 func (n Node) interval() time.Duration {
@@ -115,35 +109,30 @@ func (n Node) interval() time.Duration {
 	return min(n.IntervalMS.Duration(), maxInterval)
 }
 
-// silentIntervals is after how many intervals without a heartbeat a record is free for
-// another machine.
+// silentIntervals is the number of intervals without a heartbeat after which another machine may use the record.
 const silentIntervals = 3
 
-// inUse reports whether only the record's machine may write it: its daemon wrote a heartbeat
-// moments ago and did not say that it left.
+// inUse reports whether only the record's machine may write it: the last heartbeat is recent, and the node has not left.
 func (n Node) inUse(age time.Duration) bool {
 	return n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < silentIntervals*n.interval()
 }
 
-// otherMachine reports whether the record is another machine's: both boot and address
-// differ. Another boot at the same address is this machine after a reset, and the
-// same boot at another address this machine after a move.
+// otherMachine reports whether the record belongs to another machine: both boot and address differ. After a reset only the
+// boot differs, and after a move only the address.
 func (n Node) otherMachine(self Node) bool {
 	return n.ID == self.ID && n.BootID != self.BootID && !SameAddress(n.IP, self.IP) && n.BootID+n.IP != ""
 }
 
-// UsedByOther reports whether another machine than self writes this record, which
-// is of the given age.
+// UsedByOther reports whether a machine other than self writes this record of the given age.
 func (n Node) UsedByOther(self Node, age time.Duration) bool {
 	return n.otherMachine(self) && n.inUse(age)
 }
 
-// OtherMachineError says that another machine uses this node's record: two machines
-// have one id. The record was not changed.
+// OtherMachineError means that another machine with the same id uses the record. The record was not changed.
 type OtherMachineError struct {
-	// Node is the record as the other machine wrote it.
+	// Node is the other machine's record.
 	Node Node
-	// Age is how long ago that was, by MongoDB's clock; zero is not known.
+	// Age is its age by MongoDB's clock; zero if unknown.
 	Age time.Duration
 }
 
@@ -163,7 +152,7 @@ func (e *OtherMachineError) Error() string {
 	return s
 }
 
-// Free is in how long the record is free if the other machine writes it no more.
+// Free returns the time until the record is free if the other machine does not write it again.
 func (e *OtherMachineError) Free() time.Duration {
 	return max(0, silentIntervals*e.Node.interval()-e.Age)
 }

@@ -11,25 +11,23 @@ import (
 	"sync"
 )
 
-// Dialable parses the address of another node, of which anyone who writes to MongoDB says what it is: for a
-// connection it is one machine's address, and no name that a resolver is asked for.
+// Dialable parses another node's address, which any client of MongoDB may have written. Host names and addresses that do not
+// identify one machine are not ok.
 func Dialable(address string) (_ netip.Addr, ok bool) {
 	addr, err := netip.ParseAddr(address)
 	return addr, err == nil && addr.Zone() == "" && !addr.IsUnspecified() && !addr.IsMulticast()
 }
 
-// Peers tells which other machines of the cluster still serve. It remembers what
-// it saw, as an [Observer] does. The zero value is ready.
+// Peers finds the other machines that still serve. It keeps state between calls, as an [Observer] does. The zero value is
+// ready.
 type Peers struct {
 	mu       sync.Mutex
 	observer Observer
 }
 
-// Serving looks at the cluster and returns those of the machines, named by id or
-// by [Node.Name] in any case (a cloud's signals need not keep to one), whose agent
-// may still have sessions to wait for: it has sent heartbeats, has not said that it left, and
-// is not gone. A machine that no record names runs no agent, and
-// nobody waits for it. One look finds nobody gone: after a failover all records are old.
+// Serving returns those of the machines that may still have sessions: they have sent heartbeats, have not left, and are not
+// gone. machines are ids or [Node.Name]s, in any case. A machine without a record runs no agent and is left out. A single look
+// finds no machine gone: after a failover all records are old.
 func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -58,7 +56,7 @@ func (p *Peers) serving(l Look, machines []string) []string {
 	return out
 }
 
-// goneForLong reports whether a machine is gone, and each of its signals was silent for as long as AMS may be.
+// goneForLong reports whether a machine is gone and both signals were silent for AMS's own limit.
 func (m Member) goneForLong() bool {
 	return m.Health == Gone && m.Agent.silent >= amsFresh && (!m.Server.Known || m.Server.silent >= amsFresh)
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// After a failover all rows are old, and nobody had a chance to write: a peer that seems gone is not for as long as a server may be silent.
+// After a failover all records are old: a peer is not gone until it was silent for AMS's own limit.
 func TestPeersAfterFailover(t *testing.T) {
 	var p Peers
 	s := newStage(t)
@@ -23,37 +23,37 @@ func TestPeersAfterFailover(t *testing.T) {
 		}
 	}
 	for _, id := range []string{"i-a", "i-b"} {
-		s.beat(id, "10.0.0."+id, func(n *Node) { n.State, n.ClockMS = StateDraining, &zero })
+		s.heartbeat(id, "10.0.0."+id, func(n *Node) { n.State, n.ClockMS = StateDraining, &zero })
 		s.write("d"+id, "10.0.0."+id, 0)
 	}
 	s.pass(12200 * time.Millisecond)
 	want("i-a", "i-b")
-	for range 4 { // i-b has as long as a server may be silent
+	for range 4 { // within AMS's own limit
 		s.pass(5 * time.Second)
-		s.beat("i-a", "10.0.0.i-a")
+		s.heartbeat("i-a", "10.0.0.i-a")
 		want("i-a", "i-b")
 	}
 	s.pass(5 * time.Second)
-	s.beat("i-a", "10.0.0.i-a")
+	s.heartbeat("i-a", "10.0.0.i-a")
 	want("i-a")
-	// Another failover: i-b comes back, and i-a is old.
+	// Another failover: i-b is back, and i-a is old.
 	s.pass(time.Hour)
-	s.beat("i-b", "10.0.0.i-b")
+	s.heartbeat("i-b", "10.0.0.i-b")
 	want("i-a", "i-b")
 }
 
 func TestServing(t *testing.T) {
-	row := func(id, name string, st State, age time.Duration) Node {
+	node := func(id, name string, st State, age time.Duration) Node {
 		return Node{ID: id, IP: "10.0.0." + id, Name: name, State: st, IntervalMS: 5000, UpdatedAt: time.Unix(1e9, 0).Add(-age)}
 	}
-	silent := row("never", "never-beat", StateActive, 0)
+	silent := node("never", "no-heartbeat", StateActive, 0)
 	silent.IntervalMS = 0
-	rows := []Node{
-		row("id-1", "edge_1", StateDraining, 0), row("id-2", "edge_2", StateLeft, time.Hour), row("id-3", "edge_3", StateActive, time.Hour),
-		row("id-5", "edge_5", StateFailed, 0),
-		// Two records of one name: a machine that was imaged anew, and its former life.
-		row("id-6", "edge_6", StateLeft, time.Hour), row("id-7", "edge_6", StateActive, 0),
-		row("id-8", "", StateActive, 0), silent,
+	nodes := []Node{
+		node("id-1", "edge_1", StateDraining, 0), node("id-2", "edge_2", StateLeft, time.Hour), node("id-3", "edge_3", StateActive, time.Hour),
+		node("id-5", "edge_5", StateFailed, 0),
+		// Two records with one name: a reimaged machine, and the one before.
+		node("id-6", "edge_6", StateLeft, time.Hour), node("id-7", "edge_6", StateActive, 0),
+		node("id-8", "", StateActive, 0), silent,
 	}
 	for _, tc := range []struct {
 		name     string
@@ -65,8 +65,8 @@ func TestServing(t *testing.T) {
 		{"by id", []string{"id-7", "id-2"}, []string{"id-7"}},
 		{"failed is not serving", []string{"edge_5"}, nil},
 		{"one of two records serves", []string{"edge_6"}, []string{"edge_6"}},
-		{"nobody we know", []string{"edge_99", ""}, nil},
-		{"no agent there", []string{"never-beat", "ams-only"}, nil},
+		{"unknown machines", []string{"edge_99", ""}, nil},
+		{"no agent there", []string{"no-heartbeat", "ams-only"}, nil},
 		{"in order", []string{"id-8", "edge_6", "edge_1"}, []string{"edge_1", "edge_6", "id-8"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -74,7 +74,7 @@ func TestServing(t *testing.T) {
 			var got []string
 			for i := range 6 {
 				at := time.Unix(1e9, 0).Add(time.Duration(i) * 5 * time.Second)
-				l := Look{ServerTime: at, At: at, Nodes: slices.Clone(rows)}
+				l := Look{ServerTime: at, At: at, Nodes: slices.Clone(nodes)}
 				for j := range l.Nodes {
 					if n := &l.Nodes[j]; n.UpdatedAt.Equal(time.Unix(1e9, 0)) {
 						n.UpdatedAt = at

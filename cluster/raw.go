@@ -15,10 +15,8 @@ import (
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
-// Documents here were written by several releases of AMS, by later versions
-// of ourselves and by hands. One field of an unexpected type must not hide a
-// node from the list, so every field is read by itself: what cannot be
-// understood is missing, and missing is not zero.
+// Several releases of AMS, later versions of the agent and operators write these documents. A field of an unexpected type must
+// not hide a node from the list: every field is read by itself, and is missing if it cannot be read.
 
 // field returns the value of a top-level field, or a zero value.
 func field(doc bson.Raw, key string) bson.RawValue {
@@ -29,30 +27,27 @@ func field(doc bson.Raw, key string) bson.RawValue {
 	return v
 }
 
-// Bounds of what is read. Every node of the cluster, and every application with the
-// same login, may write these documents, and a document may have 16 MB: one text of
-// that size would fill the memory of who lists the cluster. Ours are far shorter.
+// Bounds in bytes. Every program with the same login may write these documents, and a document may have 16 MB.
 const (
-	maxText    = 256 // bytes of one text; a longer one is cut, with … at its end
+	maxText    = 256 // a longer text is cut, with … at its end
 	maxMessage = 1024
-	maxKept    = 1024 // bytes of a value that is kept as it is stored
+	maxKept    = 1024 // of a value that is kept as stored
 )
 
 func textField(doc bson.Raw, key string) string { return boundedText(field(doc, key), maxText) }
 
-// boundedText reads a text of at most so many bytes, without a copy of the rest.
+// boundedText reads a text of at most most bytes, without copying the rest.
 func boundedText(v bson.RawValue, most int) string {
 	const head, tail = 4, 1 // the length before the text, the NUL after it
 	if v.Type != bson.TypeString && v.Type != bson.TypeSymbol || len(v.Value) < head+tail {
 		return ""
 	}
 	text := v.Value[head : len(v.Value)-tail]
-	// One byte too many is enough to say that there is more.
+	// One more byte makes Truncate mark the cut.
 	return plain.Truncate(string(text[:min(len(text), most+1)]), most)
 }
 
-// keep copies a value that is used in a filter later. One too large to be of AMS or
-// of us is taken for missing.
+// keep copies a value that is used in a filter later. A value larger than AMS or the agent writes is treated as missing.
 func keep(v bson.RawValue) bson.RawValue {
 	if len(v.Value) > maxKept {
 		return bson.RawValue{}
@@ -60,7 +55,7 @@ func keep(v bson.RawValue) bson.RawValue {
 	return bson.RawValue{Type: v.Type, Value: bytes.Clone(v.Value)}
 }
 
-// idText renders an _id of any type; strings as they are.
+// idText returns an _id of any type as text.
 func idText(v bson.RawValue) string {
 	if v.Type == bson.TypeString {
 		return boundedText(v, maxText)
@@ -74,7 +69,7 @@ func idText(v bson.RawValue) string {
 	return v.String()
 }
 
-// numberField reads a number of any type, also one written as text.
+// numberField reads a number of any type, or a number in a text.
 func numberField(doc bson.Raw, key string) (float64, bool) {
 	v := field(doc, key)
 	var f float64
@@ -117,9 +112,8 @@ func int64Field(doc bson.Raw, key string) (int64, bool) {
 	return int64(f), true
 }
 
-// timeField reads a moment: a date, a timestamp, or milliseconds since 1970 in
-// a number of any type. What lies outside the years 1 to 9999 is missing,
-// because no printer of times can be trusted with it.
+// timeField reads a date, a timestamp, or a number of milliseconds since 1970. A time outside the years 1 to 9999 is missing,
+// because JSON cannot hold it.
 func timeField(doc bson.Raw, key string) time.Time {
 	var t time.Time
 	v := field(doc, key)

@@ -92,8 +92,7 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 	}
 }
 
-// FuzzReadDocuments: whatever bytes a server sends as a document, reading it
-// neither panics nor gives what cannot be shown.
+// FuzzReadDocuments: reading any document does not panic, and the result is printable.
 func FuzzReadDocuments(f *testing.F) {
 	for _, seed := range []bson.D{
 		{
@@ -133,7 +132,7 @@ func FuzzReadDocuments(f *testing.F) {
 	f.Add([]byte{5, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if bson.Raw(data).Validate() != nil {
-			return // the driver gives no such document out
+			return // the driver does not return such a document
 		}
 		for _, v := range []any{readAMSNode(data), decode(data).Node, readEvent(data), readStream(data)} {
 			if _, err := json.Marshal(v); err != nil {
@@ -147,7 +146,7 @@ func TestAMSNodeFresh(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for age, want := range map[time.Duration]bool{
 		0: true, 20 * time.Second: true, 20*time.Second + time.Millisecond: false,
-		time.Hour: false, -10 * time.Minute: true, // a stamp in the future is fresh for AMS too
+		time.Hour: false, -10 * time.Minute: true, // for AMS, a time in the future is fresh, too
 	} {
 		if got := (AMSNode{LastUpdate: now.Add(-age)}).Fresh(now); got != want {
 			t.Errorf("age %s: Fresh = %v, want %v", age, got, want)
@@ -266,7 +265,7 @@ func TestWaitErrorTexts(t *testing.T) {
 			e.Address, e.Waited = "10.0.0.3", time.Minute
 			e.judge(tt.before, now)
 			if e.Verdict != tt.verdict {
-				t.Errorf("verdict %s, want %s", e.Verdict, tt.verdict)
+				t.Errorf("found %s, want %s", e.Verdict, tt.verdict)
 			}
 			if got := e.Error(); got != tt.text {
 				t.Errorf("got  %s\nwant %s", got, tt.text)

@@ -25,35 +25,33 @@ const (
 	nodesCollection  = "nodes"
 	eventsCollection = "events"
 
-	// How long records of nodes that have left and events are kept, where the server has TTL
-	// indexes. A month is longer than any incident stays unexplained.
+	// A server with TTL indexes removes records of nodes that have left, and events, after this time.
 	keepLeft   = 30 * 24 * time.Hour
 	keepEvents = 90 * 24 * time.Hour
 
 	heartbeatKey = "heartbeat"
-	// maxRecord bounds what is read of one node: a record with 64 GPUs has 8 KB, and a document may have 16 MB.
+	// maxRecord bounds a record: one with 64 GPUs has 8 KB, but a document may have 16 MB.
 	maxRecord = 16 << 10
 )
 
 // record is a node's document.
 type record struct {
 	Node `bson:",inline"`
-	// Rev is another random text with each write but the heartbeats. It is compared for equality only: after an election
-	// a counter could have a value that another write had before.
+	// Rev is a new random text with each write except heartbeats. After an election, a counter could repeat a value.
 	Rev  string     `bson:"rev,omitempty"`
 	Beat *Heartbeat `bson:"heartbeat,omitempty"`
-	// Taken is the drain request that was taken last, and by whom: who took it and was not answered finds itself.
+	// Taken is the last accepted drain request: a taker that got no answer finds itself here.
 	Taken *takenRequest `bson:"drain_taken,omitempty"`
 
-	// entered says that the state begins with this write, even if it is the state of before.
+	// entered means that the state begins with this write, even if it has the same name as before.
 	entered bool
-	// bad is why the document could not be decoded; only ID and Rev are known then.
+	// bad is why the document could not be decoded; then only ID and Rev are known.
 	bad *BadRecordError
 	// keys are those of the document.
 	keys []string
 }
 
-// readable reports whether there is a record, and it could be decoded.
+// readable reports whether there is a record that could be decoded.
 func (r *record) readable() bool { return r != nil && r.bad == nil }
 
 type takenRequest struct {
@@ -61,7 +59,7 @@ type takenRequest struct {
 	By string `bson:"by"`
 }
 
-// BadRecordError says that a record holds what no agent writes.
+// BadRecordError means that a record has content that no agent writes.
 type BadRecordError struct {
 	ID  string
 	Err error
@@ -75,7 +73,7 @@ func (e *BadRecordError) Error() string {
 // Unwrap returns the cause.
 func (e *BadRecordError) Unwrap() error { return e.Err }
 
-// decode reads a record. One that cannot be read has bad set.
+// decode reads a record, and sets bad if it cannot.
 func decode(doc bson.Raw) record {
 	var r record
 	err := fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
@@ -95,7 +93,7 @@ func decode(doc bson.Raw) record {
 	return r
 }
 
-// check finds what decodes, and cannot be shown or used.
+// check finds values that decode but cannot be printed or used.
 func (r *record) check() error {
 	if r.Port < 0 || r.Port > math.MaxUint16 {
 		return fmt.Errorf("port %d", r.Port)
@@ -112,12 +110,11 @@ func (r *record) check() error {
 	return nil
 }
 
-// update changes the record of a node by compare-and-swap. next computes the record to write from the one that is there (nil:
-// none) and from MongoDB's clock; it has no effect but its result, since it may be called again, and returns nil where nothing
-// is to be written. own says that the node writes itself, which is a sign of life.
+// update changes the record of a node by compare-and-swap. next computes the new record from the current one (nil if there is
+// no record) and the time of MongoDB's clock, or returns nil to write nothing. It may be called several times. own is true if
+// the node writes its own record, which sets updated_at.
 //
-// A write that fails without an answer may have been done. The record is read again then: it holds the write's own rev, or
-// next finds what it has to find there.
+// If the answer to a write is lost, the record is read again: it has the rev of that write, or next is called again.
 func (c *Client) update(ctx context.Context, op, id string, own bool, next func(was *record, now time.Time) (*record, error)) (*record, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -148,6 +145,8 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 		switch {
 		case stored != nil:
 			return stored, nil
+		case err != nil && was == nil && failed == nil && KindOf(err) == KindOther:
+			failed = err // DocumentDB's engine answers so if another insert was first
 		case err != nil && !KindOf(err).Passes():
 			return nil, err
 		case err != nil:
@@ -163,13 +162,13 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 	}
 }
 
-// Pauses before a record that somebody else changed is read again; random, since several may want it.
+// Pauses, with jitter, before the record is read again after a conflict.
 const (
 	firstConflictPause = 5 * time.Millisecond
 	mostConflictPause  = 200 * time.Millisecond
 )
 
-// readRecord reads what a majority has: what only one member has may be rolled back. nil is none.
+// readRecord reads with read concern majority, since other writes may be rolled back. It returns nil if there is no record.
 func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error) {
 	var found *record
 	err := c.call(ctx, op, func(ctx context.Context) error {
@@ -192,7 +191,7 @@ func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error)
 	return found, err
 }
 
-// swap writes is in the place of was, if that is there still; the result is nil if not.
+// swap replaces was by is. The result is nil if the record is not was any more.
 func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own bool) (stored *record, err error) {
 	update, err := is.update(was, own)
 	if err != nil {
@@ -220,10 +219,10 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	return stored, err
 }
 
-// Keys that MongoDB's clock sets, and that only a heartbeat or nobody writes.
+// notWritten are the keys that MongoDB's clock or a heartbeat sets, and the id.
 var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbeatKey}
 
-// update is MongoDB's update from was to r. A registration is the whole record: what r does not have is removed.
+// update returns MongoDB's update from was to r, which removes all other fields.
 func (r *record) update(was *record, own bool) (bson.D, error) {
 	is := *r
 	is.StateSince, is.UpdatedAt, is.Beat = time.Time{}, time.Time{}, nil
@@ -258,7 +257,7 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 	if entered {
 		stamp("state_since")
 		if r.State == StateLeft {
-			stamp("left_at") // of a TTL index, which must not see those that are alive
+			stamp("left_at") // for the TTL index; nodes that have not left must not have it
 		}
 	}
 	u := bson.D{{Key: "$set", Value: set}}
@@ -271,38 +270,33 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 	return u, nil
 }
 
-// Registration is what [Client.Register] did.
+// Registration is the result of [Client.Register].
 type Registration struct {
-	Node Node // the record as it is stored now, as every peer reads it
-	// Before is the record that was there, nil if none was.
+	Node Node // the stored record
+	// Before is the previous record, nil if there was no record.
 	Before *Node
-	// Rejoined says that Before was of another instance (boot or address) and
-	// that its state and heartbeat were dropped.
+	// Rejoined is true if Before was of another instance (boot or address). Its state and heartbeat were dropped.
 	Rejoined bool
 }
 
-// RegisterOptions say which records of other instances a registration replaces.
+// RegisterOptions select which records of other instances a registration replaces.
 type RegisterOptions struct {
-	// Replace is for an operator who knows that the machine that seems to use the record is gone.
+	// Replace replaces a record that another machine seems to use.
 	Replace bool
-	// GiveWay leaves a record that any other instance uses, also one of the same boot or the same address: for a node whose
-	// record was taken from it.
+	// GiveWay keeps a record that any other instance uses, even one of the same boot or address: for a node whose record
+	// another machine has taken.
 	GiveWay bool
 }
 
 // Register writes the record of this machine: all facts, and n.State.
 //
-// One id has one record. If it is of another instance (another
-// boot, another address), all of it is replaced. Within one instance, joining and
-// active are taken on from joining, left and failed, and any other state as
-// [State.CanTransition] allows, but a node is never taken out of draining and
-// never put back from active to joining: registering again is no reason to
-// change what a node is doing. Registration.Node tells the state that counts.
+// An id has one record. A record of another instance (boot or address) is replaced. In a record of this instance, joining and
+// active replace only joining, left and failed; other states replace the states that [State.CanTransition] allows.
+// Registration.Node has the resulting state.
 //
-// A record that another machine uses is left alone: the error is an
-// [OtherMachineError].
+// A record that another machine uses is not changed: the error is an [OtherMachineError].
 //
-// It may be called again after any error, by several callers at once too.
+// It is safe to repeat after any error, and safe for concurrent use.
 func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Registration, error) {
 	op := "registering node " + n.ID
 	switch {
@@ -324,7 +318,7 @@ func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Regis
 	return Registration{Node: stored.Node, Before: before, Rejoined: before != nil && !before.SameInstance(n)}, nil
 }
 
-// register is the record of a machine that registers.
+// register computes the record of a machine that registers.
 func register(was *record, self Node, o RegisterOptions, now time.Time) (*record, error) {
 	is := &record{Node: self, entered: true}
 	is.DrainRequest = nil
@@ -338,11 +332,11 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		}
 		return is, nil
 	}
-	// Who registers may not know what the daemon knows.
+	// Only the daemon may know these.
 	is.IntervalMS, is.Port = cmp.Or(self.IntervalMS, was.IntervalMS), cmp.Or(self.Port, was.Port)
 	gives := self.State.replaces(was.State)
 	if was.State == StateLeft && gives || !was.State.Valid() {
-		// What was written before the leave is no sign of life.
+		// An interval from before the leave is no liveness signal.
 		is.IntervalMS = self.IntervalMS
 		return is, nil
 	}
@@ -357,7 +351,7 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 	return is, nil
 }
 
-// replaces reports whether a registration with state s puts it in the place of another one.
+// replaces reports whether a registration with state s replaces the state was.
 func (s State) replaces(was State) bool {
 	if s == StateJoining || s == StateActive {
 		return was != s && slices.Contains([]State{StateJoining, StateLeft, StateFailed}, was)
@@ -365,12 +359,11 @@ func (s State) replaces(was State) bool {
 	return was != s && was.CanTransition(s)
 }
 
-// Details is what the record holds beside a state.
+// Details are fields of [Node] that belong to a state.
 type Details struct {
-	LeftBy     string // see [Node]
+	LeftBy     string
 	StopFailed bool
-	// Cut is how many sessions were cut; nil is not known.
-	Cut *int
+	Cut        *int
 }
 
 // The values of LeftBy.
@@ -380,14 +373,9 @@ const (
 	LeftByStop  = "stop"
 )
 
-// SetOwnState moves this machine's record to a state, if [State.CanTransition] allows it
-// from the state the record has at that moment; otherwise it returns a [TransitionError]
-// and changes nothing. state_since is the moment of the change by MongoDB's clock,
-// and is kept when the record is in the state already. updated_at is set as well: this is
-// the node's own word about itself.
-//
-// A record that another machine, with another boot and address than self's, has registered
-// is not changed, and the error is an [OtherMachineError].
+// SetOwnState sets the state of this machine's record and updated_at. state_since changes only with the state. If
+// [State.CanTransition] does not allow the change, the error is a [TransitionError]; if another machine has registered under
+// this id, an [OtherMachineError]; if there is no record, [ErrNoNode]. Then the record is not changed.
 func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string, d Details) error {
 	op := fmt.Sprintf("setting node %s to %s", self.ID, s)
 	if !s.Valid() {
@@ -399,8 +387,7 @@ func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason str
 	return err
 }
 
-// transition is the record of a node in another state. self may be without boot and address: who does not know itself
-// cannot tell others from it.
+// transition computes the record of a node in another state. If self has no boot and address, the machine is not compared.
 func transition(was *record, self Node, s State, reason string, d Details) (*record, error) {
 	switch {
 	case was == nil:
@@ -421,13 +408,12 @@ func transition(was *record, self Node, s State, reason string, d Details) (*rec
 		is.Cut = d.Cut
 	}
 	if s == StateLeft {
-		is.Beat, is.DrainRequest = nil, nil // of a server that has stopped since
+		is.Beat, is.DrainRequest = nil, nil // the server has stopped
 	}
 	return &is, nil
 }
 
-// CheckOwner returns an [OtherMachineError] if another machine, with another boot
-// and another address than self's, writes the record of self's id.
+// CheckOwner returns an [OtherMachineError] if another machine, with another boot and address, writes the record of self's id.
 func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 	n, err := c.Node(ctx, self.ID)
 	switch {
@@ -448,29 +434,26 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 	return nil
 }
 
-// DrainRequest is a drain that somebody elsewhere asks a node for. It stands in the
-// node's record until the agent of that node takes it, or until it is withdrawn.
+// DrainRequest is a request from another machine to drain a node. It is in the node's record until the node's agent accepts it
+// or it is withdrawn.
 type DrainRequest struct {
-	// ID tells one request from the next.
 	ID string `bson:"id" json:"id"`
-	// DeadlineMS is how long sessions are waited for; 0 is what the node is configured
-	// with. Now waits for none.
+	// DeadlineMS is how long to wait for sessions; 0 is the node's setting. Now does not wait.
 	DeadlineMS Millis `bson:"deadline_ms,omitempty" json:"deadline_ns,omitempty"`
 	Now        bool   `bson:"now,omitempty" json:"now,omitempty"`
 	// RepairStreams ends the streams that the node leaves "broadcasting".
 	RepairStreams bool   `bson:"repair_streams,omitempty" json:"repair_streams,omitempty"`
 	Reason        string `bson:"reason,omitempty" json:"reason,omitempty"`
 	Who           string `bson:"who,omitempty" json:"who,omitempty"`
-	// At is when it was asked, by MongoDB's clock.
+	// At is the time of the request, by MongoDB's clock.
 	At time.Time `bson:"at" json:"at,omitzero"`
 }
 
-// ErrNotAskable says that a node cannot be asked: its record is gone, of another instance, or has left.
+// ErrNotAskable means that a node cannot accept a request: it has no record any more, is another instance, or has left.
 var ErrNotAskable = errors.New("the record of this node is another one now, or it has left")
 
-// AskDrain writes a request into the record of a node, in the place of an earlier one, and
-// returns its id. n is the record as it was read: the error is [ErrNotAskable] where the record
-// is of another instance by now, or is of a node that has left.
+// AskDrain writes a request into the record of a node, replacing an earlier one, and returns its id. n is the record as it was
+// read. The error is [ErrNotAskable] if the record is of another instance now, or the node has left.
 func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id string, err error) {
 	op := "asking node " + n.ID + " to drain"
 	r.ID = crand.Text()
@@ -486,14 +469,14 @@ func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id strin
 	return r.ID, err
 }
 
-// TakeDrainRequest removes a request from a record, and reports whether it did so for this taker, which has to be
-// another one for each caller: of a node's agent that takes it up, and of who withdraws it, exactly one is told true.
+// TakeDrainRequest removes a request from a record, and reports whether it did so for this taker. Each caller has its own
+// taker: if the node's agent accepts a request while an operator withdraws it, only one of them gets true.
 func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (taken bool, err error) {
 	mine := takenRequest{ID: id, By: taker}
 	_, err = c.update(ctx, "taking the request to drain node "+node, node, false, func(was *record, _ time.Time) (*record, error) {
 		taken = was != nil && was.Taken != nil && *was.Taken == mine
 		if taken || was == nil || was.DrainRequest == nil || was.DrainRequest.ID != id {
-			return nil, nil //nolint:nilnil // nothing is to be written
+			return nil, nil //nolint:nilnil // write nothing
 		}
 		is := *was
 		is.DrainRequest, is.Taken, taken = nil, &mine, true
@@ -502,8 +485,7 @@ func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (
 	return taken && err == nil, err
 }
 
-// RemoveNode deletes the record of a node if nobody has written it since it was
-// read. It reports whether the record is not there any more.
+// RemoveNode deletes the record of a node unless it was written since it was read. It reports whether there is no record now.
 func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if n.ID == "" {
 		return false, errors.New("removing a node: it has no id")
@@ -514,7 +496,7 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 		filter[1].Value = n.UpdatedAt
 	}
 	failed := c.call(ctx, op, func(ctx context.Context) error {
-		// The count says nothing after an attempt whose answer was lost.
+		// The driver may have repeated the command, and the count is that of the last attempt: read again below.
 		_, err := c.nodes().DeleteOne(ctx, filter)
 		return err
 	})
@@ -530,7 +512,7 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	return false, failed
 }
 
-// Node reads the record of a node; the error is [ErrNoNode] if there is none, and a [BadRecordError] if it cannot be read.
+// Node reads the record of a node. The error is [ErrNoNode] if it does not exist, and a [BadRecordError] if it is invalid.
 func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 	op := "reading node " + id
 	found, err := find(ctx, c, op, c.nodes(), bson.D{{Key: "_id", Value: id}}, decode, options.Find())
@@ -546,7 +528,7 @@ func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 	return found[0].Node, nil
 }
 
-// Nodes reads all records that can be read, in the order of their ids. [Client.Look] names the others, too.
+// Nodes reads all valid records, ordered by id. [Client.Look] also returns the others.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	nodes, _, err := c.records(ctx)
 	return nodes, err
@@ -565,10 +547,8 @@ func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordErro
 	return nodes, bad, err
 }
 
-// EnsureIndexes makes the indexes by which the server forgets, after weeks,
-// nodes that have left and old events. Nothing relies on them: a server
-// without them answers [KindUnsupported], one that does not allow it
-// [KindForbidden], and both may be ignored.
+// EnsureIndexes creates the TTL indexes that remove old events and nodes that have left. They are optional: a caller may
+// ignore [KindUnsupported] and [KindForbidden].
 func (c *Client) EnsureIndexes(ctx context.Context) error {
 	var errs []error
 	for _, ix := range []struct {

@@ -19,7 +19,7 @@ import (
 
 var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 
-// stored is a record as a daemon left it two seconds before noon.
+// stored returns a record that a daemon wrote two seconds before noon.
 func stored(change func(*record)) *record {
 	r := &record{
 		Node: Node{
@@ -43,7 +43,7 @@ func self(change func(*Node)) Node {
 	return n
 }
 
-// TestRegisterRecord: what a registration makes of the record that is there. The table of states is clustertest's.
+// TestRegisterRecord: package clustertest has the table of states.
 func TestRegisterRecord(t *testing.T) {
 	copied := func(n *Node) { n.IP, n.BootID = "10.0.0.77", "boot-of-the-copy" }
 	moved := func(n *Node) { n.IP = "10.0.0.9" }
@@ -86,7 +86,7 @@ func TestRegisterRecord(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, tt.want)
 		}
 	}
-	// What only the daemon knows stays.
+	// Values that only the daemon knows are kept.
 	if is, _ := register(stored(nil), self(nil), RegisterOptions{}, noon); is.IntervalMS != 5000 || is.Port != 5080 {
 		t.Errorf("interval %d, port %d", is.IntervalMS, is.Port)
 	}
@@ -99,7 +99,7 @@ func TestRegisterRecord(t *testing.T) {
 	}
 }
 
-// TestTransitionRecord: what a change of state keeps and removes; that it is the same when it is made again.
+// TestTransitionRecord: a change of state keeps and removes the right fields, and is idempotent.
 func TestTransitionRecord(t *testing.T) {
 	cut := 3
 	was := stored(func(r *record) { r.DrainRequest, r.Cut = &DrainRequest{ID: "d"}, &cut })
@@ -142,7 +142,7 @@ func TestTransitionRecord(t *testing.T) {
 type aRecord struct {
 	mu  sync.Mutex
 	doc bson.M
-	// lose says what becomes of the next write: its answer is lost, after it was done or before; then somebody else writes.
+	// lose loses the answer to the next write; undone does not do that write, and overwritten adds a write of another client.
 	lose, undone, overwritten bool
 	writes                    int
 }
@@ -185,7 +185,7 @@ func (a *aRecord) answer(name string, cmd bson.Raw) (bson.D, error) {
 		}
 		if lose {
 			if a.overwritten {
-				a.doc["rev"], a.doc["drift"] = "somebody's", "theirs"
+				a.doc["rev"], a.doc["drift"] = "another's", "theirs"
 			}
 			return nil, nil
 		}
@@ -194,8 +194,8 @@ func (a *aRecord) answer(name string, cmd bson.Raw) (bson.D, error) {
 	return okReply(bson.E{Key: "localTime", Value: noon}), nil
 }
 
-// TestLostReplies: the answer to a write is lost, and the write was done, or not, or somebody wrote since. Each call
-// then tells the truth, and nobody's write is lost.
+// TestLostReplies: the answer to a write is lost, and the write was done, or not, or another client wrote since. Each call
+// returns the truth, and no write is lost.
 func TestLostReplies(t *testing.T) {
 	request := bson.M{"id": "d", "at": noon}
 	for name, call := range map[string]struct {
@@ -281,7 +281,7 @@ func TestHeartbeatSize(t *testing.T) {
 	}
 }
 
-// TestDecode: a record with what no agent writes is named, with the reason, and never half read.
+// TestDecode: an invalid record is reported with the reason, and never partially used.
 func TestDecode(t *testing.T) {
 	for _, ok := range []bson.M{
 		{"_id": "i-1", "state": "active", "interval_ms": 5000.0, "unknown": bson.A{1}},

@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// State is where a node stands in its life, as its row in the registry says.
+// State is the lifecycle state of a node.
 type State string
 
 // The states of a node.
@@ -20,7 +20,7 @@ const (
 	StateFailed   State = "failed"
 )
 
-// States returns all states, in the order of a life.
+// States returns all states, in the order of the lifecycle.
 func States() []State {
 	return []State{StateJoining, StateActive, StateDraining, StateLeft, StateFailed}
 }
@@ -28,10 +28,8 @@ func States() []State {
 // Valid reports whether s is one of the states.
 func (s State) Valid() bool { return slices.Contains(States(), s) }
 
-// successors are the arrows: joining → active → draining → left, draining →
-// active for an undrain, joining → failed. Beside these, leaving is possible
-// from everywhere (a machine may have nothing to drain, or no time), and who
-// has left or failed may join again.
+// successors returns the next states: joining → active → draining → left, draining → active when a drain is canceled, joining
+// → failed. A node may leave in any state, and join again after left or failed.
 func (s State) successors() []State {
 	switch s {
 	case StateJoining:
@@ -48,14 +46,12 @@ func (s State) successors() []State {
 	return nil
 }
 
-// CanTransition reports whether a node may go from s to next. Staying is no
-// transition and always allowed.
+// CanTransition reports whether a node may change from s to next. The same state is always allowed.
 func (s State) CanTransition(next State) bool {
 	return s.Valid() && (s == next || slices.Contains(s.successors(), next))
 }
 
-// TransitionError is a change of state that is not allowed. The row was not
-// changed.
+// TransitionError is a change of state that is not allowed. The record was not changed.
 type TransitionError struct {
 	ID       string
 	From, To State

@@ -27,21 +27,16 @@ const (
 	schemePlain = "mongodb://"
 	schemeSRV   = "mongodb+srv://"
 
-	// defaultPort is where a MongoDB server listens when nothing else is said.
 	defaultPort = "27017"
 
-	// maxTargetLen is far above any real connection string; more is a file
-	// that was given by mistake.
+	// maxTargetLen is far above any real connection string.
 	maxTargetLen = 8 << 10
 )
 
-// Target is where MongoDB is, and who we are there. Get one from
-// [ParseTarget]; the zero Target points nowhere. Printing it in
-// any way shows [Target.Redacted].
+// Target is a connection string from [ParseTarget]. The zero Target is empty. Every way of printing it gives
+// [Target.Redacted].
 type Target struct {
-	// Behind two pointers, because fmt walks into unexported fields without
-	// calling their methods: it follows one pointer at most, and shows the
-	// second as an address.
+	// Two pointers: fmt prints unexported fields without calling their methods, but follows only one pointer.
 	p **target
 }
 
@@ -64,32 +59,21 @@ type option struct {
 	name, rawValue, value string
 }
 
-// ParseTarget reads what an operator gives for MongoDB's address: an IP, host
-// or host:port, several of these with commas, or a full mongodb:// or
+// ParseTarget parses MongoDB's address: an IP address, host or host:port, several of these with commas, or a full mongodb:// or
 // mongodb+srv:// URI. IPv6 addresses are written in brackets.
 //
-// It is stricter than the drivers, because a string that one of them
-// understands differently from the other is worse than an error. What has
-// exactly one meaning is normalised in [Target.Raw] instead of refused, so
-// that AMS's Java driver, our Go driver and Spring, which reads AMS's files,
-// agree about it:
-//   - in the user name, the password, the database and the options, characters
-//     that no URI may hold ({ } \ ^ | < > " [ ] ` and all beyond ASCII) are
-//     percent-encoded. That also takes the meaning from Spring's ${…}.
-//   - + in the user name or the password becomes %2B: old Java drivers read a
-//     blank there.
-//   - / and ? in options become %2F and %3F: Java drivers before 3.7 take the
-//     last slash for the one before the database.
-//   - a missing / before ? is added, empty options are dropped, ; between
-//     options becomes &, the scheme is put in lower case.
+// It is stricter than the drivers, because two drivers may read a string differently. An unambiguous string is normalised in
+// [Target.Raw], so that AMS's Java driver, the Go driver and Spring, which reads AMS's files, agree:
+//   - in the user name, the password, the database and the options, characters that are not allowed in a URI ({ } \ ^ | < > "
+//     [ ] ` and all beyond ASCII) are percent-encoded. This also disables Spring's ${…}.
+//   - + in the user name or the password becomes %2B: old Java drivers read it as a space.
+//   - / and ? in options become %2F and %3F: Java drivers before 3.7 expect the database after the last slash.
+//   - a missing / before ? is added, empty options are dropped, ; between options becomes &, the scheme becomes lower case.
 //
-// Refused, with the place and the remedy: blanks and control characters, a
-// raw # (so also Spring's #{…}), raw @ : / ? or a stray % in the user name or
-// the password, bytes that are not UTF-8, an unfilled <password>, asterisks in
-// place of one, a missing host, a bad port, several hosts or a port with
-// mongodb+srv, & or = in the name of the database. No error holds
-// any part of the given string but its position and single characters. Names and
-// values of options are judged by the driver.
+// Refused, with the position and a hint: spaces and control characters, a raw # (and so Spring's #{…}), raw @ : / ? or a stray
+// % in the user name or the password, bytes that are not UTF-8, a placeholder such as <password> or asterisks, a missing host,
+// an invalid port, several hosts or a port with mongodb+srv, & or = in the name of the database. An error holds at most single
+// characters of the string. The driver checks names and values of options.
 func ParseTarget(s string) (Target, error) {
 	p, err := parseTarget(s)
 	if err != nil {
@@ -98,16 +82,15 @@ func ParseTarget(s string) (Target, error) {
 	return Target{p: &p}, nil
 }
 
-// TargetError says what is wrong with a connection string, and where. It
-// never holds the string.
+// TargetError is an error in a connection string. It does not hold the string.
 type TargetError struct {
 	Part    string // "host", "password", "options"…; empty: the whole
-	Pos     int    // 1-based character in the given string; 0: no single place
+	Pos     int    // 1-based character in the given string; 0: no position
 	Problem string
-	Hint    string // how to put it right; may be empty
+	Hint    string // may be empty
 }
 
-// Error gives place, problem and hint in one line.
+// Error returns part, position, problem and hint in one line.
 func (e *TargetError) Error() string {
 	var b strings.Builder
 	b.WriteString("connection string")
@@ -133,10 +116,10 @@ const (
 	partOptions  = "options"
 )
 
-// reader carries the given string, so that a problem in any part is reported by its place in the whole.
+// reader holds the whole string, because errors report positions in it.
 type reader struct{ given string }
 
-// at makes an error about the byte offset of given.
+// at returns an error at a byte offset of given.
 func (r reader) at(off int, part, problem, hint string) *TargetError {
 	return &TargetError{Part: part, Pos: utf8.RuneCountInString(r.given[:min(off, len(r.given))]) + 1, Problem: problem, Hint: hint}
 }
@@ -161,7 +144,7 @@ func parseTarget(given string) (*target, error) {
 	scheme := strings.ToLower(name) + "://"
 	switch {
 	case found && scheme != schemePlain && scheme != schemeSRV:
-		// The text is not shown: it may be a password.
+		// Do not show the text: it may be a password.
 		return nil, r.at(off, partScheme, "it is not a scheme of MongoDB", "MongoDB's URIs start with mongodb:// or mongodb+srv://")
 	case found:
 		return r.parseURI(scheme, rest, off+len(scheme))
@@ -173,10 +156,10 @@ func parseTarget(given string) (*target, error) {
 	return &target{raw: s, bare: true, hosts: hosts}, err
 }
 
-// optionLike is the beginning of options. A password may have a question mark that somebody forgot to encode.
+// optionLike matches the beginning of the options. A password may have a question mark that is not encoded.
 var optionLike = regexp.MustCompile(`^[A-Za-z]+=`)
 
-// endOfUser is the position of the @ that ends user and password; -1 if there are none. It is the last one before the options: Azure's
+// endOfUser returns the position of the @ after user and password, or -1. It is the last one before the options: Azure's
 // strings end in appName=@account@.
 func endOfUser(rest string) int {
 	if hosts, query, found := strings.Cut(rest, "?"); found && optionLike.MatchString(query) {
@@ -218,14 +201,14 @@ func (r reader) parseURI(scheme, rest string, off int) (*target, error) {
 	}
 	mechanism := strings.ToUpper(t.option("authMechanism"))
 	if t.hasUser && t.password == "" && !slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
-		// AMS's driver refuses it, and AMS does not start.
+		// AMS's driver refuses it, so AMS would not start.
 		return nil, &TargetError{Part: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
 	}
 	t.raw = t.render(scheme, t.rawPassword, func(o option) string { return o.rawValue })
 	return t, checkByDriver(t)
 }
 
-// checkByDriver lets the driver judge what the parts mean together, where it needs neither DNS nor files for that.
+// checkByDriver validates the URI with the driver, unless that needs DNS or files.
 func checkByDriver(t *target) error {
 	if t.srv || slices.ContainsFunc(t.options, func(o option) bool { return isFile(o.name) }) {
 		return nil
@@ -236,8 +219,8 @@ func checkByDriver(t *target) error {
 	return nil
 }
 
-// parseUserinfo reads all before the last @. Each reserved character in it is one that somebody forgot to encode: the drivers
-// would take a part of the password for a host.
+// parseUserinfo parses the text before the last @. If a reserved character is not encoded, the drivers would treat a part of
+// the password as a host.
 func (r reader) parseUserinfo(t *target, s string, off int) (err error) {
 	user, password, hasPassword := strings.Cut(s, ":")
 	t.hasUser, t.hasPassword = true, hasPassword
@@ -262,18 +245,18 @@ func (r reader) parseUserinfo(t *target, s string, off int) (err error) {
 		case notFilled.MatchString(part.text):
 			return r.at(part.off, part.name, "it is a placeholder", "put the real one in")
 		case strings.IndexFunc(*part.decoded, unicode.IsControl) >= 0:
-			// The result of "echo secret | encode".
+			// As from "echo secret | encode".
 			t.warnings = append(t.warnings, "the "+part.name+" holds an encoded line end or another control character")
 		}
 	}
 	return nil
 }
 
-// notFilled is the form of <password> and <db_password>, which Atlas's pages offer for copying, and of asterisks with which a
-// console hides it. A real password of asterisks can be written as %2A.
+// notFilled matches placeholders: Atlas's <password> and <db_password>, and asterisks. A real password of asterisks can be
+// written as %2A.
 var notFilled = regexp.MustCompile(`^(?:\*+|<[A-Za-z0-9_ -]+>)$`)
 
-// Characters that stay as they are, beside letters and digits.
+// Characters that are not encoded, besides letters and digits.
 const (
 	unreserved   = "-._~"
 	keepUserinfo = unreserved + "!$&'()*,;=" // not +, see ParseTarget
@@ -281,8 +264,8 @@ const (
 	keepOption   = unreserved + "!$'()*,=+:"
 )
 
-// normalise percent-encodes all but letters, digits, the characters of keep
-// and what is an escape already, and returns that and the decoded text.
+// normalise percent-encodes all but letters, digits, the characters of keep and existing escapes. It returns the result and
+// the decoded text.
 func (r reader) normalise(s string, off int, part, keep string) (raw, decoded string, err error) {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -301,7 +284,7 @@ func (r reader) normalise(s string, off int, part, keep string) (raw, decoded st
 	}
 	raw = b.String()
 	if part == partOptions {
-		decoded, err = url.QueryUnescape(raw) // + is a blank there, for both drivers
+		decoded, err = url.QueryUnescape(raw) // both drivers read + as a space in options
 	} else {
 		decoded, err = url.PathUnescape(raw)
 	}
@@ -334,7 +317,7 @@ func (r reader) parseHosts(s string, off int, srv bool) ([]string, error) {
 	return hosts, nil
 }
 
-// checkHost returns what is wrong with HOST, HOST:PORT or [ADDRESS]:PORT.
+// checkHost checks HOST, HOST:PORT or [ADDRESS]:PORT.
 func checkHost(s string, srv bool) (problem, hint string) {
 	host, port, err := net.SplitHostPort(s)
 	hasPort := err == nil
@@ -413,7 +396,7 @@ func (r reader) parseOptions(t *target, query string, off int) error {
 	return nil
 }
 
-// option returns the last value of an option, as the drivers do.
+// option returns the last value of an option, which is the one that the drivers use.
 func (t *target) option(name string) string {
 	for _, o := range slices.Backward(t.options) {
 		if strings.EqualFold(o.name, name) {
@@ -423,7 +406,6 @@ func (t *target) option(name string) string {
 	return ""
 }
 
-// render puts the parts together again.
 func (t *target) render(scheme, password string, value func(option) string) string {
 	var b strings.Builder
 	b.WriteString(scheme)
@@ -443,7 +425,7 @@ func (t *target) render(scheme, password string, value func(option) string) stri
 	return b.String()
 }
 
-// get returns the parts, of the zero Target too.
+// get also works for the zero Target.
 func (t Target) get() *target {
 	if t.p == nil {
 		return &target{}
@@ -451,24 +433,22 @@ func (t Target) get() *target {
 	return *t.p
 }
 
-// IsZero reports whether t points nowhere.
+// IsZero reports whether t is the zero Target.
 func (t Target) IsZero() bool { return t.p == nil }
 
 // Equal reports whether both are the same connection string.
 func (t Target) Equal(u Target) bool { return t.get().raw == u.get().raw }
 
-// Bare reports whether the string was one host or a list of hosts, without a
-// scheme.
+// Bare reports whether the string was a host or a list of hosts, without a scheme.
 func (t Target) Bare() bool { return t.get().bare }
 
-// SRV reports whether the hosts have to be asked from DNS (mongodb+srv).
+// SRV reports whether the hosts are looked up in DNS (mongodb+srv).
 func (t Target) SRV() bool { return t.get().srv }
 
-// Raw returns the string as it was given, normalised as [ParseTarget] says.
-// Parsing it again gives the same Target.
+// Raw returns the given string, normalised as described at [ParseTarget]. Parsing it again gives an equal Target.
 func (t Target) Raw() redact.Secret { return redact.Secret(t.get().raw) }
 
-// URI returns the full URI, for a bare list of hosts too.
+// URI returns the full URI, also for a bare list of hosts.
 func (t Target) URI() redact.Secret {
 	p := t.get()
 	if p.bare {
@@ -477,8 +457,8 @@ func (t Target) URI() redact.Secret {
 	return redact.Secret(p.raw)
 }
 
-// Schemeless returns the URI without mongodb:// in front, as AMS up to 2.4.1
-// needs it. It is empty for mongodb+srv, which has no such form.
+// Schemeless returns the URI without mongodb://, as AMS up to 2.4.1 needs it. It is empty for mongodb+srv, which has no such
+// form.
 func (t Target) Schemeless() redact.Secret {
 	p := t.get()
 	if p.srv {
@@ -487,11 +467,10 @@ func (t Target) Schemeless() redact.Secret {
 	return redact.Secret(strings.TrimPrefix(p.raw, schemePlain))
 }
 
-// Hosts returns the hosts as they were given, with the port where one was.
+// Hosts returns the hosts as given, with the port if there is one.
 func (t Target) Hosts() []string { return slices.Clone(t.get().hosts) }
 
-// Addresses returns host:port of every host, ready to be dialled. It is empty
-// for mongodb+srv, whose hosts only DNS knows.
+// Addresses returns host:port of every host. It is empty for mongodb+srv, whose hosts are in DNS.
 func (t Target) Addresses() []string {
 	p := t.get()
 	if p.srv {
@@ -507,8 +486,7 @@ func (t Target) Addresses() []string {
 	return addrs
 }
 
-// Loopback reports whether every host is this very machine, which is of no
-// use to the other nodes of a cluster.
+// Loopback reports whether every host is a loopback address, which the other nodes of a cluster cannot use.
 func (t Target) Loopback() bool {
 	addrs := t.Addresses()
 	for _, a := range addrs {
@@ -526,8 +504,7 @@ func (t Target) Loopback() bool {
 // Username returns the decoded user name, or "".
 func (t Target) Username() string { return t.get().user }
 
-// Option returns the value of an option, whatever the case of its name; the
-// last one where it is repeated. Those that may be secret are not given.
+// Option returns the last value of an option, whatever the case of its name, or "" if the value may be secret.
 func (t Target) Option(name string) string {
 	if !isShown(name) {
 		return ""
@@ -535,11 +512,10 @@ func (t Target) Option(name string) string {
 	return t.get().option(name)
 }
 
-// HasCredentials reports whether the string must be kept from other users of
-// the machine: it names a user or holds a secret option.
+// HasCredentials reports whether the string has a user or a secret option, so that other users of the machine must not read it.
 func (t Target) HasCredentials() bool { return t.get().hasUser || len(t.Secrets()) > 0 }
 
-// Secrets returns all that must not be shown, for [redact.Text].
+// Secrets returns the values that must not be shown, for [redact.Text].
 func (t Target) Secrets() []redact.Secret {
 	p := t.get()
 	var all []redact.Secret
@@ -551,7 +527,7 @@ func (t Target) Secrets() []redact.Secret {
 		}
 	}
 	add(p.password, p.rawPassword)
-	after := false // a secret; with a raw & in it, its rest looks like an option that nobody knows
+	after := false // a secret: if it has a raw &, its rest looks like an unknown option
 	for _, o := range p.options {
 		secret := !isShown(o.name) && !isFile(o.name) && (after || redact.Name(o.name))
 		if after = secret; !secret {
@@ -568,7 +544,7 @@ func (t Target) Secrets() []redact.Secret {
 	return all
 }
 
-// isShown reports options whose values are no secrets, and tell a reader what the connection is.
+// isShown reports whether the value of an option describes the connection and is not secret.
 func isShown(name string) bool {
 	switch strings.ToLower(name) {
 	case "appname", "authmechanism", "authsource", "compressors", "connecttimeoutms", "directconnection", "loadbalanced", "maxpoolsize",
@@ -580,17 +556,16 @@ func isShown(name string) bool {
 	return false
 }
 
-// isFile reports options that name a file of certificates or keys.
+// isFile reports whether an option names a file of certificates or keys.
 func isFile(name string) bool {
 	name = strings.ToLower(name)
 	return strings.HasSuffix(name, "file") && (strings.HasPrefix(name, "tls") || strings.HasPrefix(name, "ssl"))
 }
 
-// Warnings returns what is legal and probably not meant.
+// Warnings returns what is valid but probably a mistake.
 func (t Target) Warnings() []string { return slices.Clone(t.get().warnings) }
 
-// Redacted returns the string with the password hidden, and the values of all options but those that tell what the connection
-// is.
+// Redacted returns the string without the password and the values of options that may be secret.
 func (t Target) Redacted() string {
 	p := t.get()
 	if p.bare || t.IsZero() {
@@ -614,7 +589,7 @@ func (t Target) String() string { return t.Redacted() }
 // GoString returns the redacted form.
 func (t Target) GoString() string { return fmt.Sprintf("cluster.Target(%q)", t.Redacted()) }
 
-// Format answers every verb with the redacted form.
+// Format formats the redacted form for every verb.
 func (t Target) Format(f fmt.State, verb rune) {
 	out := t.Redacted()
 	switch {

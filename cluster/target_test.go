@@ -21,7 +21,7 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// secretMark is a password that no message could hold by accident.
+// secretMark is a password that appears in no message by accident.
 const secretMark = "Sw0rdf1sh"
 
 func TestParseTargetAccepts(t *testing.T) {
@@ -42,7 +42,7 @@ func TestParseTargetAccepts(t *testing.T) {
 			hosts: []string{"10.0.2.4"}, addrs: []string{"10.0.2.4:27017"},
 		},
 		{
-			name: "surrounding blanks", in: " 10.0.2.4\r\n", raw: "10.0.2.4", uri: "mongodb://10.0.2.4", bare: true,
+			name: "surrounding spaces", in: " 10.0.2.4\r\n", raw: "10.0.2.4", uri: "mongodb://10.0.2.4", bare: true,
 			hosts: []string{"10.0.2.4"}, addrs: []string{"10.0.2.4:27017"},
 		},
 		{
@@ -172,8 +172,7 @@ func TestParseTargetAccepts(t *testing.T) {
 	}
 }
 
-// checkTarget holds for whatever parses: it renders to itself, the driver
-// reads the same from it, and its password is nowhere but in Reveal.
+// checkTarget checks a valid target: it renders to itself, the driver reads it alike, and only Reveal returns the password.
 func checkTarget(t *testing.T, got Target) {
 	t.Helper()
 	again, err := ParseTarget(got.Raw().Reveal())
@@ -203,7 +202,7 @@ func checkTarget(t *testing.T, got Target) {
 		}
 	}
 
-	// What is shown must not depend on the password at all.
+	// The redacted form must not depend on the password.
 	if p := got.get(); p.hasPassword && p.password != "" {
 		other := *p
 		other.rawPassword, other.password = "x", "x"
@@ -342,8 +341,7 @@ func TestTargetProperties(t *testing.T) {
 	}
 }
 
-// FuzzParseTarget: what parses renders to itself, is read alike by the driver,
-// and is never shown with its password; what does not parse is never quoted.
+// FuzzParseTarget: a valid target passes checkTarget, and the driver splits the URI in the same way.
 func FuzzParseTarget(f *testing.F) {
 	for _, s := range []string{
 		"10.0.2.4", "h:27017", "h1,h2", "[fd00::1]:1", "mongodb://u:p@h/", "mongodb+srv://u:p@a.b.c/d?x=y",
@@ -367,8 +365,7 @@ func FuzzParseTarget(f *testing.F) {
 		}
 		opts := options.Client().ApplyURI(got.URI().Reveal())
 		if err := opts.Validate(); err != nil {
-			// The driver also refuses what it finds inconsistent; but never
-			// because it cuts the string in other places.
+			// The driver also refuses inconsistent options, but must not split the string differently.
 			for _, word := range []string{"unescaped", "must have", "scheme", "invalid host", "invalid username", "invalid password", "invalid database"} {
 				if strings.Contains(err.Error(), word) {
 					t.Fatalf("the driver reads %q otherwise: %v", got.URI().Reveal(), err)
@@ -395,14 +392,13 @@ func usesFiles(t Target) bool {
 	return false
 }
 
-// FuzzTargetSecret puts arbitrary passwords, encoded and raw, into a URI: they
-// are never shown, in whatever comes out.
+// FuzzTargetSecret puts arbitrary passwords, encoded and raw, into a URI: no output shows them.
 func FuzzTargetSecret(f *testing.F) {
 	for _, s := range []string{"@", "p@ss", "a/b?c#d", "%", "ä", "\\", "a b", "${a}", "<x>"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, password string) {
-		// A mark on both sides makes a leak of the middle recognisable.
+		// A mark on both sides makes a partial leak recognisable.
 		password = secretMark + password + secretMark
 		for _, uri := range []string{
 			"mongodb://u:" + password + "@h/?x=y",
@@ -411,7 +407,7 @@ func FuzzTargetSecret(f *testing.F) {
 			"u:" + password + "@h",
 		} {
 			if strings.Contains(uri, "/?proxyPassword=") && namesOption(password) {
-				continue // what follows the name is that option's value
+				continue // the text after the name is that option's value
 			}
 			got, err := ParseTarget(uri)
 			shown := fmt.Sprint(got, err, got.Warnings())
@@ -430,8 +426,7 @@ func FuzzTargetSecret(f *testing.F) {
 	})
 }
 
-// namesOption says whether an option whose value may be shown stands in the
-// text, behind one of the characters that end the option before it.
+// namesOption reports whether the text has an option whose value may be shown.
 func namesOption(text string) bool {
 	_, rest, _ := strings.Cut(strings.ReplaceAll(text, ";", "&"), "&")
 	for pair := range strings.SplitSeq(rest, "&") {
@@ -443,7 +438,7 @@ func namesOption(text string) bool {
 	return false
 }
 
-// printouts is v in the ways in which it could end in a log or a file.
+// printouts returns v in every form that could get into a log or a file.
 func printouts(v any) map[string]string {
 	out := map[string]string{}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {

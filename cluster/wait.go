@@ -62,7 +62,7 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 		began := time.Now()
 		all, err := c.AMSNodes(ctx)
 		now := c.now()
-		// A reading that our own end cut short says nothing about MongoDB. The driver gives up a moment before that.
+		// A read that the end of ctx cut short is no failure of MongoDB. The driver times out shortly before the deadline.
 		deadline, bounded := ctx.Deadline()
 		ended := err != nil && (ctx.Err() != nil || bounded && deadline.Before(began.Add(c.timeout)) && KindOf(err) == KindTimeout)
 		switch {

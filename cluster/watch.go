@@ -20,8 +20,7 @@ const (
 	kindPrimary = "RSPrimary"
 )
 
-// watch keeps what the driver's monitors said last of each server, by host:port. An error of a call says that no server was
-// found; the cause is known here.
+// watch has the last report of the driver's monitors on each server, by host:port: the cause of a server selection error.
 type watch struct {
 	mu     sync.Mutex
 	failed map[string]error
@@ -35,7 +34,7 @@ func newWatch() *watch {
 func (w *watch) servers() *event.ServerMonitor {
 	return &event.ServerMonitor{
 		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
-			// The driver cancels its own look at a server when a call to it fails: pools has that failure.
+			// The driver cancels its monitor when a call to the server fails: pools gets that error.
 			if !errors.Is(e.Failure, context.Canceled) {
 				w.fails(hostOf(e.ConnectionID), e.Failure)
 			}
@@ -58,7 +57,7 @@ func (w *watch) servers() *event.ServerMonitor {
 	}
 }
 
-// pools learns why the driver dropped its connections to a server.
+// pools records why the driver cleared a pool.
 func (w *watch) pools() *event.PoolMonitor {
 	return &event.PoolMonitor{Event: func(e *event.PoolEvent) {
 		if e.Type == event.ConnectionPoolCleared && e.Error != nil {
@@ -73,7 +72,7 @@ func (w *watch) fails(host string, err error) {
 	w.failed[host] = err
 }
 
-// only describes the server where there is a single one.
+// only describes the server if there is a single one.
 func (w *watch) only() event.ServerDescription {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -83,20 +82,19 @@ func (w *watch) only() event.ServerDescription {
 	return event.ServerDescription{}
 }
 
-// finding is what is known of a failure.
 type finding struct {
 	kind       Kind
 	host, text string
 }
 
-// finding tells why no server of the target could be used; false where nothing is known.
+// finding returns why no server of the target could be used, and false if unknown.
 func (w *watch) finding(t Target) (finding, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if set := t.Option("replicaSet"); set != "" && len(w.failed) == 0 && len(w.seen) > 0 {
 		// The driver drops servers of other sets.
 		if !slices.ContainsFunc(slices.Collect(maps.Values(w.seen)), func(d event.ServerDescription) bool { return d.SetName == set }) {
-			return finding{KindConfig, t.hostList(), "no server says that it belongs to replica set " + set}, true
+			return finding{KindConfig, t.hostList(), "no server belongs to replica set " + set}, true
 		}
 	}
 	var all []finding

@@ -73,7 +73,7 @@ func TestAMSNodes(t *testing.T) {
 	}
 }
 
-// More documents than one batch of the cursor holds.
+// More documents than one batch of the cursor.
 func TestAMSNodesOfABigCluster(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -117,7 +117,7 @@ func TestDeleteAMSNodes(t *testing.T) {
 		{"nothing is said", cluster.AMSRemoval{Address: own}, "", map[string]cluster.KeptWhy{
 			"": cluster.KeptUnknown, "mine": cluster.KeptUnknown, "later": cluster.KeptUnknown, "earlier-life": cluster.KeptUnknown, "timeless": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
 		}},
-		{"ids", cluster.AMSRemoval{Address: own, IDs: []string{"mine", "theirs", "timeless", "", "nobody"}}, " mine timeless", map[string]cluster.KeptWhy{
+		{"ids", cluster.AMSRemoval{Address: own, IDs: []string{"mine", "theirs", "timeless", "", "missing"}}, " mine timeless", map[string]cluster.KeptWhy{
 			"later": cluster.KeptUnknown, "earlier-life": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
 		}},
 		{"ids, and it still runs", cluster.AMSRemoval{Address: own, IDs: []string{"mine", "later"}, StoppedAt: stopped}, "mine", map[string]cluster.KeptWhy{
@@ -194,7 +194,7 @@ func TestDeleteAMSNodes(t *testing.T) {
 	}
 }
 
-// The moment between our look and our delete is when a running AMS writes.
+// A running AMS writes between the read and the delete.
 func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -227,12 +227,11 @@ func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 		t.Errorf("the version reported is of %d", got)
 	}
 	if n := b.count(b.ams(), bson.M{"_id": "mine", "lastUpdateTime": at.Add(5 * time.Second).UnixMilli()}); n != 1 {
-		t.Error("what AMS wrote meanwhile is lost")
+		t.Error("AMS's write is lost")
 	}
 }
 
-// The same without arranging the moment: whatever happens, the report is true
-// and no write of AMS is lost.
+// The same at random moments: the result is correct, and no write of AMS is lost.
 func TestDeleteAMSNodesWhileAMSWrites(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -289,7 +288,7 @@ func TestDeleteAMSNodesAnswerLost(t *testing.T) {
 		t.Errorf("deleted %q, kept %v, %v", idsOf(got.Deleted), got.Kept, err)
 	}
 
-	// It cannot be deleted: not reported as deleted, nor as kept on purpose.
+	// If the delete fails, the document is neither Deleted nor Kept.
 	b.write("mine", own, time.Now())
 	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"delete"}, Code: 13, Name: "Unauthorized", Message: "not authorized"})
 	got, err = c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine"}})
@@ -297,7 +296,7 @@ func TestDeleteAMSNodesAnswerLost(t *testing.T) {
 		t.Errorf("deleted %v, kept %v, %v", got.Deleted, got.Kept, err)
 	}
 
-	// It was deleted, and then nothing can be read any more: not claimed.
+	// If the second read fails, the document is not reported as deleted.
 	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, After: 1, Code: 13, Name: "Unauthorized", Message: "not authorized"})
 	got, err = c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine"}})
 	if cluster.KindOf(err) != cluster.KindForbidden || len(got.Deleted)+len(got.Kept) != 0 {
@@ -341,7 +340,7 @@ func TestLocalStreams(t *testing.T) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 
-	// The clock of the node decides, not that of the server or of the test.
+	// The node's clock counts, not the server's.
 	for _, skew := range []time.Duration{10 * time.Minute, -10 * time.Minute} {
 		got, err := c.LocalStreams(t.Context(), []string{"liveapp"}, own, now.Add(skew))
 		if n := len(got[0].IDs); err != nil || (skew > 0) != (n == 0) {
@@ -349,7 +348,7 @@ func TestLocalStreams(t *testing.T) {
 		}
 	}
 
-	// Unknown is not zero.
+	// A database that cannot be read is an error.
 	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, After: 1, Times: 1, Code: 13, Name: "Unauthorized", Message: "not authorized"})
 	got, err = c.LocalStreams(t.Context(), []string{"webrtcappee", "liveapp", "nosuch"}, own, now)
 	if cluster.KindOf(err) != cluster.KindForbidden || len(got) != 3 {
@@ -371,7 +370,7 @@ func TestLocalStreams(t *testing.T) {
 	}
 }
 
-// amsWriter plays AMS: it writes its document again and again, by a clock.
+// amsWriter writes an AMS document repeatedly, by a clock.
 func amsWriter(t *testing.T, b backdoor, id, ip string, clock func() time.Time) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -400,10 +399,10 @@ func TestWaitAMSNode(t *testing.T) {
 			t.Parallel()
 			s := startServer(t, mongod.Options{})
 			b := open(t, s)
-			// This machine's clock is wrong, AMS's with it; the server's is not.
+			// The clock of this machine, and so of AMS, is wrong; MongoDB's is not.
 			clock := func() time.Time { return time.Now().Add(skew) }
 			c := connect(t, s.URI(), cluster.Options{Now: clock})
-			// What was there before proves nothing, however fresh it is.
+			// Documents from before do not count, even if they are fresh.
 			b.write("mine", own, clock())
 			b.write("future", own, clock().Add(10*time.Minute))
 			b.write("earlier-life", own, clock().Add(-time.Hour))
@@ -430,10 +429,10 @@ func TestWaitAMSNode(t *testing.T) {
 				})
 				done <- result{n, err}
 			}()
-			must.Until(t, "it looks several times", func() bool { return reads.Load() >= 3 })
+			must.Until(t, "it reads several times", func() bool { return reads.Load() >= 3 })
 			select {
 			case r := <-done:
-				t.Fatalf("old documents were taken as proof: %+v, %v", r.node, r.err)
+				t.Fatalf("an old document was returned: %+v, %v", r.node, r.err)
 			default:
 			}
 			stop := amsWriter(t, b, "mine", own, clock)
@@ -446,7 +445,7 @@ func TestWaitAMSNode(t *testing.T) {
 	}
 }
 
-// Without knowledge of what was there before, AMS has to be seen writing.
+// Without Before, a document must change between two reads.
 func TestWaitAMSNodeWithoutBefore(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -457,7 +456,7 @@ func TestWaitAMSNodeWithoutBefore(t *testing.T) {
 	w := cluster.AMSWait{Address: own, Poll: 20 * time.Millisecond}
 	_, err := c.WaitAMSNode(ctx, w)
 	if e, ok := errors.AsType[*cluster.AMSNotSeenError](err); !ok || e.Verdict != cluster.AMSNotAdvancing {
-		t.Errorf("a document that stands still: %v", err)
+		t.Errorf("a document that does not change: %v", err)
 	}
 	stop := amsWriter(t, b, "mine", own, time.Now)
 	defer stop()
@@ -474,7 +473,7 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 	tests := []struct {
 		name    string
 		prepare func(b backdoor) // before AMS is started
-		then    func(b backdoor) // while it is waited for
+		then    func(b backdoor) // during the wait
 		verdict cluster.AMSVerdict
 		text    string
 	}{
@@ -523,20 +522,19 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 				t.Errorf("%s, %d reads: %v", e.Verdict, e.Reads, e)
 			}
 			if !errors.Is(err, context.DeadlineExceeded) {
-				t.Error("the reason why it ended is not there")
+				t.Error("the error does not wrap the end of the context")
 			}
 		})
 	}
 }
 
-// A server that was started without its address, or with another one, is named after two of its documents, and not when
-// the time has run out.
+// A server that was started without an address, or with a wrong one, is reported after its second write, before the timeout.
 func TestWaitAMSNodeElsewhere(t *testing.T) {
 	t.Parallel()
 	const docker, another = "172.17.0.1", "172.17.0.2"
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	// A neighbour that had this machine's docker address before, and one of an earlier process of ours.
+	// Another node that had the same docker address before, and an earlier process of this machine.
 	b.write("neighbour", docker, time.Now())
 	stop := amsWriter(t, b, "neighbour", docker, time.Now)
 	defer stop()
@@ -551,7 +549,7 @@ func TestWaitAMSNodeElsewhere(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	if _, err := c.WaitAMSNode(ctx, wait); errors.Is(err, cluster.ErrElsewhere) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("others were taken for it: %v", err)
+		t.Errorf("another server was reported: %v", err)
 	}
 	stop2 := amsWriter(t, b, "mine", another, time.Now)
 	defer stop2()
@@ -563,11 +561,11 @@ func TestWaitAMSNodeElsewhere(t *testing.T) {
 		t.Fatalf("%v", err)
 	}
 	if e.Error() != "AMS registered as "+another+", which is another address of this machine, and not as "+own {
-		t.Errorf("others are named beside it: %v", e)
+		t.Errorf("other addresses are named: %v", e)
 	}
 }
 
-// MongoDB may go away and come back while we wait.
+// MongoDB may be away for a part of the wait.
 func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -586,14 +584,14 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 		})
 		done <- err
 	}()
-	must.Until(t, "it notices the outage", failed.Load)
+	must.Until(t, "it detects the outage", failed.Load)
 	s.Faults().Clear()
 	b.write("mine", own, time.Now())
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
 
-	// And it may stay away.
+	// MongoDB may stay away.
 	fault(t, s, mongod.Fault{Mode: mongod.Refuse})
 	ctx, cancel = context.WithTimeout(t.Context(), 1500*time.Millisecond)
 	defer cancel()
@@ -606,7 +604,7 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	if took := time.Since(start); took > time.Minute {
 		t.Errorf("it took %s", took)
 	}
-	// Who calls it off hears no more, and at once, also where nothing answers.
+	// Cancellation ends the wait at once, even if MongoDB does not answer.
 	fault(t, s, mongod.Fault{Mode: mongod.BlackHole})
 	ctx, cancel = context.WithCancel(t.Context())
 	time.AfterFunc(100*time.Millisecond, cancel)
@@ -614,11 +612,11 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	patient := connect(t, s.URI(), cluster.Options{Timeout: 2 * time.Minute})
 	_, err = patient.WaitAMSNode(ctx, cluster.AMSWait{Address: own, Before: before, Poll: 20 * time.Millisecond})
 	if took := time.Since(start); !errors.Is(err, context.Canceled) || took > time.Minute {
-		t.Errorf("called off: %v after %s", err, took)
+		t.Errorf("canceled: %v after %s", err, took)
 	}
 	s.Faults().Clear()
 
-	// A refusal does not pass by waiting.
+	// A refusal ends the wait.
 	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Code: 13, Name: "Unauthorized", Message: "not authorized"})
 	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -627,6 +625,6 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := c.WaitAMSNode(ctx, cluster.AMSWait{}); err == nil {
-		t.Error("it waited for no address")
+		t.Error("a wait without an address succeeded")
 	}
 }

@@ -20,8 +20,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
-// TestLargeRow: among two thousand rows one has a role of 15 MB, and a field that
-// nobody knows of 1 MB. Who lists them holds neither.
+// TestLargeRow: of two thousand records, one has a role of 15 MB and an unknown field. A reader keeps neither in memory.
 func TestLargeRow(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{Binary: realmongo.Require(t)})
@@ -53,8 +52,7 @@ func TestLargeRow(t *testing.T) {
 	runtime.KeepAlive(look)
 }
 
-// A call that waits for the connection of one that hangs is made over the new connection:
-// the old ones were closed under it.
+// A call that waits for the connection of a call that hangs uses a new connection after the pool was cleared.
 func TestWaitsBehindOneThatHangs(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -66,7 +64,7 @@ func TestWaitsBehindOneThatHangs(t *testing.T) {
 		hung <- err
 	}()
 	must.Until(t, "the first call is swallowed", func() bool { return s.Faults().Current().Mode == mongod.None })
-	<-time.After(10 * time.Second) // so that this one's time is not up with the other's
+	<-time.After(10 * time.Second) // the second call must not time out with the first
 	if _, err := c.Node(t.Context(), "i-1"); !errors.Is(err, cluster.ErrNoNode) {
 		t.Errorf("the second call: %v", err)
 	}
@@ -75,8 +73,7 @@ func TestWaitsBehindOneThatHangs(t *testing.T) {
 	}
 }
 
-// The live streams of a node are found by the index that AMS makes on status, not by
-// reading every broadcast that there ever was.
+// LocalStreams uses AMS's index on status, and does not read every broadcast.
 func TestStreamsByIndex(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{Binary: realmongo.Require(t)})
@@ -112,8 +109,8 @@ func TestStreamsByIndex(t *testing.T) {
 	}
 }
 
-// TestRights: a user with exactly what the hints name is enough; without read on an
-// application's database that is said, in one line.
+// TestRights: the rights that the hints name are enough. An error for a missing read right on an application's database is
+// short.
 func TestRights(t *testing.T) {
 	t.Parallel()
 	binary := realmongo.Require(t)
@@ -150,7 +147,7 @@ func TestRights(t *testing.T) {
 		t.Errorf("the indexes: %v", err)
 	}
 
-	// The index is there with another expiry: that is no matter of rights or of the server.
+	// An existing index with another expiry is neither a missing right nor an unsupported feature.
 	must.OK(t, b.nodes().Indexes().DropAll(t.Context()))
 	other := b.Database("amsagent").RunCommand(t.Context(), bson.D{
 		{Key: "createIndexes", Value: "nodes"},

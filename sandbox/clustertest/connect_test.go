@@ -22,7 +22,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
-// password has every character that hurts somewhere.
+// password has every special character.
 const password = `p@:/?#%&\ +"'<>{}$=;ß€`
 
 func TestCredentials(t *testing.T) {
@@ -42,13 +42,13 @@ func TestCredentials(t *testing.T) {
 	must.OK(t, good.CheckAccess(t.Context()))
 	for name, bad := range map[string]string{
 		"wrong password": uri("amsagent", password+"x"),
-		"wrong user":     uri("somebody", password),
+		"wrong user":     uri("unknown", password),
 	} {
 		c := connect(t, bad, o)
 		start := time.Now()
 		err := c.Ping(t.Context())
 		if took := time.Since(start); took > time.Minute {
-			t.Errorf("%s: it took %s to be told so", name, took)
+			t.Errorf("%s: it took %s", name, took)
 		}
 		e, ok := errors.AsType[*cluster.Error](err)
 		if !ok || e.Kind != cluster.KindAuth || e.Host != s.Addr() {
@@ -62,7 +62,7 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("%s: registering: %v", name, err)
 		}
 	}
-	// Without any, the server answers a ping and nothing else.
+	// Without credentials, the server answers only a ping.
 	c := connect(t, s.URI(), o)
 	if err := c.Ping(t.Context()); err != nil {
 		t.Errorf("ping without credentials: %v", err)
@@ -110,8 +110,7 @@ func TestServerMisbehaves(t *testing.T) {
 			s := startServer(t, mongod.Options{})
 			o := cluster.Options{Timeout: limit}
 			if tt.kind == cluster.KindRefused {
-				// The driver looks twice, half a second apart, before it
-				// lets go of the connections that were cut.
+				// The driver checks twice, half a second apart, before it drops the connections that were cut.
 				o.Timeout = 2 * limit
 			}
 			if tt.kind == "" || tt.kind == cluster.KindUnsupported {
@@ -131,7 +130,6 @@ func TestServerMisbehaves(t *testing.T) {
 			if e, ok := errors.AsType[*cluster.Error](err); ok && (e.Host != s.Addr() || e.Op != "reading the nodes of the registry") {
 				t.Errorf("host %q, op %q", e.Host, e.Op)
 			}
-			// It is over when the server is well again.
 			s.Faults().Clear()
 			must.Until(t, "the client recovers", func() bool { _, err := c.Nodes(t.Context()); return err == nil })
 		})
@@ -166,8 +164,7 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// Closing does not wait for the driver, which waits for its look at a server for as long
-// as a connection may take to be made.
+// Close does not wait for the driver's monitor, which waits for a new connection.
 func TestCloseWhileConnecting(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -193,7 +190,7 @@ func TestCloseWhileConnecting(t *testing.T) {
 	}
 }
 
-// stuckDialer connects, and once it is stuck to nowhere, whatever its context says.
+// stuckDialer connects, and hangs once stuck is set, whatever the context.
 type stuckDialer struct {
 	stuck           atomic.Bool
 	dialed, release chan struct{}
@@ -208,7 +205,7 @@ func (d *stuckDialer) DialContext(ctx context.Context, network, address string) 
 	return new(net.Dialer).DialContext(ctx, network, address)
 }
 
-// "No background noise": what an idle client costs the server.
+// An idle client has few connections.
 func TestFewConnections(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})

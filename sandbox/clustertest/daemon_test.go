@@ -37,7 +37,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// service is the stand-in AMS in this very process, as something to start and stop.
+// service starts and stops a fake AMS in this process.
 type service struct {
 	dir     string
 	mu      sync.Mutex
@@ -108,7 +108,7 @@ func (s *service) hang(on bool) {
 	s.server.SetBehaviour(func(b *fakeams.Behaviour) { b.Hang = on })
 }
 
-// eyes are a sampler that sees what the test wants.
+// eyes is a sampler with the test's values.
 type eyes struct {
 	mu       sync.Mutex
 	sessions cluster.Sessions
@@ -150,16 +150,16 @@ type agent struct {
 
 	log locked.Buffer
 
-	mu       sync.Mutex
-	watchdog int
-	told     string // the last status
-	stop     context.CancelFunc
-	ended    chan struct{}
+	mu         sync.Mutex
+	watchdog   int
+	lastStatus string
+	stop       context.CancelFunc
+	ended      chan struct{}
 }
 
 const nodeID = "i-0123456789abcdef0"
 
-// newAgent makes a machine that has joined, without a daemon yet.
+// newAgent returns a machine that has joined, without a daemon.
 func newAgent(t *testing.T) *agent {
 	t.Helper()
 	s := startServer(t, mongod.Options{})
@@ -168,8 +168,7 @@ func newAgent(t *testing.T) *agent {
 	return a
 }
 
-// newAgentAt is newAgent with a MongoDB that runs. uri is what the agent is told of it,
-// all names its members.
+// newAgentAt is newAgent with a running MongoDB. The agent uses uri; all names all members.
 func newAgentAt(t *testing.T, uri, all string) *agent {
 	t.Helper()
 	a := &agent{t: t, root: t.TempDir(), eyes: &eyes{}, reload: make(chan struct{})}
@@ -217,7 +216,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 			defer a.mu.Unlock()
 			switch text, status := strings.CutPrefix(s, "STATUS="); {
 			case status:
-				a.told = text
+				a.lastStatus = text
 			case s == "WATCHDOG=1":
 				a.watchdog++
 			}
@@ -243,7 +242,7 @@ func (a *agent) text() string { return a.log.String() }
 func (a *agent) status() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.told
+	return a.lastStatus
 }
 
 func (a *agent) rounds() int {
@@ -256,7 +255,7 @@ func (a *agent) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.ended = cancel, make(chan struct{})
 	a.mu.Lock()
-	a.told = ""
+	a.lastStatus = ""
 	a.mu.Unlock()
 	d := daemon.New(a.o)
 	go func() {
@@ -274,30 +273,33 @@ func (a *agent) start() {
 	a.serves()
 }
 
-// serves waits until the node beats and is active.
+// serves waits until the node is active and has written a heartbeat.
 func (a *agent) serves() {
 	a.t.Helper()
-	must.Until(a.t, "the node is active and beats", func() bool {
-		return strings.HasPrefix(a.status(), "active; ") && strings.Contains(a.status(), "last beat at")
+	must.Until(a.t, "the node is active and writes heartbeats", func() bool {
+		return strings.HasPrefix(a.status(), "active; ") && strings.Contains(a.status(), lastHeartbeat)
 	})
 }
+
+// lastHeartbeat begins the part of the daemon's status with the time of the last heartbeat.
+const lastHeartbeat = "; last "
 
 func (a *agent) end() {
 	a.stop()
 	<-a.ended
 }
 
-// says waits until the log has a text so many times.
+// says waits until the log has a text that many times.
 func (a *agent) says(text string, times int) {
 	a.t.Helper()
-	must.Until(a.t, "the log says "+text, func() bool { return strings.Count(a.text(), text) >= times })
+	must.Until(a.t, "the log has "+text, func() bool { return strings.Count(a.text(), text) >= times })
 }
 
-// roundsGoOn waits for so many more rounds of the loop.
+// roundsGoOn waits for n more rounds of the loop.
 func (a *agent) roundsGoOn(n int) {
 	a.t.Helper()
 	to := a.rounds() + n
-	must.Until(a.t, "the loop goes round", func() bool { return a.rounds() >= to })
+	must.Until(a.t, "the loop continues", func() bool { return a.rounds() >= to })
 }
 
 func (a *agent) file(name string) string { return filepath.Join(a.svc.dir, name) }
@@ -314,14 +316,14 @@ func (a *agent) read(name string) string {
 	return string(b)
 }
 
-// view is what the daemon tells on its control socket.
+// view returns the daemon's view from its control socket.
 func (a *agent) view() (v daemon.View) {
 	a.t.Helper()
 	a.control(http.MethodGet, daemon.PathStatus, "", &v)
 	return v
 }
 
-// control asks the daemon, which is to answer 200.
+// control sends a request to the daemon, which must answer 200.
 func (a *agent) control(method, path, body string, answer any) {
 	a.t.Helper()
 	client := http.Client{Transport: &http.Transport{
@@ -340,28 +342,30 @@ func (a *agent) control(method, path, body string, answer any) {
 	}
 }
 
-// TestDaemonUnmended: a file that cannot be mended keeps no node from being seen.
-func TestDaemonUnmended(t *testing.T) {
+// TestDaemonUnreadableFile: a file that cannot be repaired does not keep the node from registering.
+func TestDaemonUnreadableFile(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	const container = "conf/jee-container.xml"
 	joined := a.read(container)
 	a.write(container, "<beans>")
 	a.start()
-	a.says("the files could not be compared or mended", 1)
+	a.says("the files could not be compared", 1)
 	a.roundsGoOn(20)
-	if n := strings.Count(a.text(), "the files could not be compared or mended"); n != 1 {
-		t.Errorf("it was said %d times", n)
+	if n := strings.Count(a.text(), "the files could not be compared"); n != 1 {
+		t.Errorf("it was logged %d times", n)
 	}
-	if row := a.door.row(nodeID); row["state"] != "active" {
-		t.Errorf("the row: %v", row)
+	if record := a.door.record(nodeID); record["state"] != "active" {
+		t.Errorf("the record: %v", record)
 	}
 	a.write(container, joined)
-	must.Until(t, "nothing is wrong", func() bool { return !strings.Contains(a.status(), "AMS") && strings.Contains(a.status(), "last beat") })
+	must.Until(t, "nothing is wrong", func() bool {
+		return !strings.Contains(a.status(), "AMS") && strings.Contains(a.status(), lastHeartbeat)
+	})
 }
 
-// What the cloud does not say at a start of the daemon stays in the row as it was, and
-// is put right when the cloud answers, while the node serves on.
+// Facts that the cloud does not report when the daemon starts stay in the record, and are corrected when the cloud answers,
+// while the node serves.
 func TestDaemonUnidentified(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -375,56 +379,56 @@ func TestDaemonUnidentified(t *testing.T) {
 		}
 		return metadata.Instance{}, &metadata.Error{Provider: "azure", Item: "identity", Kind: metadata.ErrNotReady}
 	}
-	row := func() string {
-		r := a.door.row(nodeID)
+	record := func() string {
+		r := a.door.record(nodeID)
 		return fmt.Sprint(r["provider"], " ", r["name"], " ", r["region"], " ", r["zone"], " ", r["type"], " ", r["state"])
 	}
 	answer.Store(&known)
 	a.start()
-	must.Until(t, "the row has what the cloud says", func() bool { return row() == "azure edges_7 westeurope 2 F8s active" })
+	must.Until(t, "the record has the cloud's facts", func() bool { return record() == "azure edges_7 westeurope 2 F8s active" })
 	a.end()
 
 	answer.Store(nil)
 	a.start()
 	a.says("taken for "+nodeID, 1)
 	a.roundsGoOn(10)
-	if got := row(); got != "azure edges_7 westeurope 2 F8s active" {
-		t.Errorf("while the cloud does not answer the row says %s", got)
+	if got := record(); got != "azure edges_7 westeurope 2 F8s active" {
+		t.Errorf("while the cloud does not answer, the record has %s", got)
 	}
 	moved := known
 	moved.Zone, moved.Type = "3", "F16s"
 	answer.Store(new(moved))
-	must.Until(t, "the row has what the cloud says now", func() bool { return row() == "azure edges_7 westeurope 3 F16s active" })
-	// Nor does what changes later wait for the next session, as the address that a machine is given while it runs.
+	must.Until(t, "the record has the cloud's new facts", func() bool { return record() == "azure edges_7 westeurope 3 F16s active" })
+	// Later changes do not wait for a restart either, for example a public address that is assigned while the machine runs.
 	moved.PublicAddress, moved.Hostname = netip.MustParseAddr("203.0.113.9"), "edges-7"
 	answer.Store(&moved)
-	must.Until(t, "the row has the public address and the name", func() bool {
-		r := a.door.row(nodeID)
+	must.Until(t, "the record has the public address and the name", func() bool {
+		r := a.door.record(nodeID)
 		return r["public_ip"] == "203.0.113.9" && r["hostname"] == "edges-7" && r["state"] == "active"
 	})
 	partly := moved
 	partly.PublicAddress, partly.Hostname, partly.Zone, partly.Missing = netip.Addr{}, "", "", []string{"public_address"}
 	partly.Type = "F32s"
 	answer.Store(&partly)
-	must.Until(t, "the row has the part that the cloud says, and keeps the other", func() bool {
-		r := a.door.row(nodeID)
-		return row() == "azure edges_7 westeurope 3 F32s active" && r["public_ip"] == "203.0.113.9" && r["hostname"] == "edges-7"
+	must.Until(t, "the record has the facts that the cloud reports, and keeps the others", func() bool {
+		r := a.door.record(nodeID)
+		return record() == "azure edges_7 westeurope 3 F32s active" && r["public_ip"] == "203.0.113.9" && r["hostname"] == "edges-7"
 	})
 	answer.Store(nil)
 	a.roundsGoOn(10)
-	if got := row(); got != "azure edges_7 westeurope 3 F32s active" {
-		t.Errorf("while the cloud does not answer the row says %s", got)
+	if got := record(); got != "azure edges_7 westeurope 3 F32s active" {
+		t.Errorf("while the cloud does not answer, the record has %s", got)
 	}
 	answer.Store(&moved)
-	must.Until(t, "the row has all of it again", func() bool { return row() == "azure edges_7 westeurope 3 F16s active" })
+	must.Until(t, "the record has all facts again", func() bool { return record() == "azure edges_7 westeurope 3 F16s active" })
 	a.serves()
 	if strings.Contains(a.text(), "AMS-CLONED") {
-		t.Error("the machine was taken for another one")
+		t.Error("the machine was treated as another one")
 	}
 }
 
-// TestStopWhileJoinLooks: a join that changes nothing and waits for the server's document
-// keeps no drain from stopping the server, and ends with that.
+// TestStopWhileJoinLooks: a join that changes nothing and waits for the AMS document does not keep a drain from stopping the
+// server, and ends then.
 func TestStopWhileJoinLooks(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -459,8 +463,8 @@ func TestStopWhileJoinLooks(t *testing.T) {
 	}
 }
 
-// TestDaemonMongoElsewhere: MongoDB is gone, and the settings name another one. The agent goes there without a signal,
-// and writes no file of the server.
+// TestDaemonMongoElsewhere: MongoDB is gone, and the settings name another one. The agent uses it without a signal, and writes
+// no file of the server.
 func TestDaemonMongoElsewhere(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -481,8 +485,8 @@ func TestDaemonMongoElsewhere(t *testing.T) {
 	}
 }
 
-// TestDaemonKeepsWhatIsNamed: an operator writes another password, another MongoDB, or half a line
-// into the agent's own file. The daemon never writes the former one over it.
+// TestDaemonKeepsWhatIsNamed: an operator writes another password, another MongoDB, or half a line into the agent's own file.
+// The daemon never overwrites it with the old value.
 func TestDaemonKeepsWhatIsNamed(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -508,17 +512,17 @@ func TestDaemonKeepsWhatIsNamed(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q", bootstrap.MongoPath, b, err, uri)
 		}
 	}
-	// As another password would: the same servers.
+	// The same servers, as with another password.
 	again := a.mongo.URI() + "?retryWrites=true"
 	named(again)
-	must.Until(t, "the settings of the server are said to differ", func() bool {
+	must.Until(t, "the daemon reports the server's drift", func() bool {
 		d := a.view().Drift
 		return d != nil && slices.ContainsFunc(d.Values, func(d bootstrap.Difference) bool { return d.New == again })
 	})
 	stays(again)
 
 	named("mongodb://[half")
-	a.says("the files could not be compared or mended", 1)
+	a.says("the files could not be compared", 1)
 	stays("mongodb://[half")
 
 	elsewhere := startServer(t, mongod.Options{}).URI()
@@ -526,10 +530,9 @@ func TestDaemonKeepsWhatIsNamed(t *testing.T) {
 	stays(elsewhere)
 }
 
-// TestDaemonTakesBack: a leave announced that this node goes, changed nothing, and could
-// not take its word back; or a drain was forgotten before its end was told. The daemon of a
-// node that nothing drains makes it active.
-func TestDaemonTakesBack(t *testing.T) {
+// TestDaemonCancelsStaleDrain: a leave that failed could not restore the state, or the record of a drain was lost. The daemon
+// of a node that does not drain sets the state to active.
+func TestDaemonCancelsStaleDrain(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	a.start()
@@ -538,7 +541,7 @@ func TestDaemonTakesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.start()
-	if row := a.door.row(nodeID); row["state"] != "active" {
-		t.Errorf("the row: %v", row)
+	if record := a.door.record(nodeID); record["state"] != "active" {
+		t.Errorf("the record: %v", record)
 	}
 }

@@ -48,13 +48,12 @@ func realSet(t *testing.T) *realmongo.Set {
 	return s
 }
 
-// settled waits until all members are well and the first one is the primary, as its
-// priority makes it.
-func settled(t *testing.T, s *realmongo.Set) *realmongo.Member {
+// waitHealthy waits until all members are healthy and the first one is the primary, which has the highest priority.
+func waitHealthy(t *testing.T, s *realmongo.Set) *realmongo.Member {
 	t.Helper()
 	first := s.Member(0)
 	door := openURI(t, "mongodb://"+first.Addr()+"/?directConnection=true")
-	must.Until(t, "the set is well", func() bool {
+	must.Until(t, "the set is healthy", func() bool {
 		var status struct {
 			Members []struct {
 				State int `bson:"state"`
@@ -73,7 +72,7 @@ func settled(t *testing.T, s *realmongo.Set) *realmongo.Member {
 	return first
 }
 
-// newPrimary waits for a primary other than the one before, and tells since when.
+// newPrimary waits for a primary other than the old one, and returns it with the time.
 func newPrimary(t *testing.T, s *realmongo.Set, old *realmongo.Member) (*realmongo.Member, time.Time) {
 	t.Helper()
 	var now *realmongo.Member
@@ -92,54 +91,54 @@ func newPrimary(t *testing.T, s *realmongo.Set, old *realmongo.Member) (*realmon
 	return now, time.Now()
 }
 
-// beatAfter returns when the first beat after a moment was written to a member.
-func beatAfter(t *testing.T, m *realmongo.Member, moment time.Time) time.Time {
+// heartbeatAfter waits for a heartbeat on a member that was written after a moment, and returns its time.
+func heartbeatAfter(t *testing.T, m *realmongo.Member, moment time.Time) time.Time {
 	t.Helper()
 	door := openURI(t, "mongodb://"+m.Addr()+"/?directConnection=true")
-	var row struct {
+	var record struct {
 		UpdatedAt time.Time `bson:"updated_at"`
 		State     string    `bson:"state"`
 	}
-	must.Until(t, "a beat", func() bool {
-		err := door.nodes().FindOne(t.Context(), bson.M{"_id": nodeID}).Decode(&row)
-		return err == nil && row.UpdatedAt.After(moment)
+	must.Until(t, "a heartbeat", func() bool {
+		err := door.nodes().FindOne(t.Context(), bson.M{"_id": nodeID}).Decode(&record)
+		return err == nil && record.UpdatedAt.After(moment)
 	})
-	if row.State != "active" {
-		t.Errorf("the row says %s", row.State)
+	if record.State != "active" {
+		t.Errorf("the state is %s", record.State)
 	}
-	return row.UpdatedAt
+	return record.UpdatedAt
 }
 
-// TestRealFailover: whatever becomes of the primary, the daemon does not end, writes heartbeats
-// within seven seconds of a new one and 30 of the fault, and the record says what it said.
+// TestRealFailover: after any fault of the primary, the daemon continues, writes heartbeats within 7 s after the election and
+// 30 s after the fault, and the record keeps its state.
 func TestRealFailover(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
 	a := newAgentAt(t, s.URI(), s.URI())
 	a.start()
 	for _, fault := range []struct {
-		name string
-		harm func(*realmongo.Member) error
-		mend func(*realmongo.Member) error
+		name   string
+		harm   func(*realmongo.Member) error
+		repair func(*realmongo.Member) error
 	}{
 		{"a hang", (*realmongo.Member).Pause, (*realmongo.Member).Resume},
 		{"a kill", (*realmongo.Member).Kill, func(m *realmongo.Member) error { return m.Start(t.Context()) }},
-		// The last, since it keeps the first member from being the primary for a minute.
+		// The last one: the first member cannot be the primary for a minute after it.
 		{"a step down", func(*realmongo.Member) error { return s.StepDown(t.Context()) }, nil},
 	} {
-		old := settled(t, s)
+		old := waitHealthy(t, s)
 		a.serves()
-		t.Log("settled")
+		t.Log("the set is healthy")
 		begin := time.Now()
 		must.OK(t, fault.harm(old))
 		now, since := newPrimary(t, s, old)
-		beat := beatAfter(t, now, since)
-		t.Logf("%s: a new primary after %s, the first heartbeat %s later", fault.name, since.Sub(begin).Round(time.Millisecond), beat.Sub(since).Round(time.Millisecond))
-		if late := beat.Sub(since); late > 7*time.Second || beat.Sub(begin) > 30*time.Second {
+		first := heartbeatAfter(t, now, since)
+		t.Logf("%s: a new primary after %s, the first heartbeat %s later", fault.name, since.Sub(begin).Round(time.Millisecond), first.Sub(since).Round(time.Millisecond))
+		if late := first.Sub(since); late > 7*time.Second || first.Sub(begin) > 30*time.Second {
 			t.Errorf("%s: the first heartbeat came %s after the new primary; the daemon's log:\n%s", fault.name, late, a.text())
 		}
-		if fault.mend != nil {
-			must.OK(t, fault.mend(old))
+		if fault.repair != nil {
+			must.OK(t, fault.repair(old))
 		}
 	}
 	a.serves()
@@ -148,20 +147,20 @@ func TestRealFailover(t *testing.T) {
 		t.Error("the daemon ended")
 	default:
 	}
-	if n := strings.Count(a.text(), "heartbeat failed; heartbeats are dropped"); n > 2 {
-		t.Errorf("the log says %d times within a minute that beats are not written", n)
+	if n := strings.Count(a.text(), "heartbeats are dropped until"); n > 2 {
+		t.Errorf("the log has %d lines about lost heartbeats within a minute", n)
 	}
 }
 
-// TestRealLostMajority: a write that no majority has is rolled back with the member that took it, and nobody builds on it. A
-// write that was acknowledged meanwhile stays.
+// TestRealLostMajority: a write without a majority is rolled back, and no later write is based on it. A write that was
+// acknowledged meanwhile stays.
 func TestRealLostMajority(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
 	c := connect(t, s.URI(), cluster.Options{Timeout: time.Minute})
 	_, err := c.Register(t.Context(), node(), cluster.RegisterOptions{})
 	must.OK(t, err)
-	first := settled(t, s)
+	first := waitHealthy(t, s)
 	others := slices.DeleteFunc(slices.Clone(s.Members()), func(m *realmongo.Member) bool { return m == first })
 	for _, m := range others {
 		must.OK(t, m.Kill())
@@ -170,7 +169,7 @@ func TestRealLostMajority(t *testing.T) {
 	if _, err := hasty.AskDrain(t.Context(), node(), cluster.DrainRequest{Reason: "of no majority"}); err == nil {
 		t.Error("a single member of three acknowledged a write")
 	}
-	// It reads while only the first member answers, and writes when there is another primary.
+	// late reads while only the first member answers, and writes when another member is the primary.
 	door := &holdingDialer{held: make(chan struct{}), release: make(chan struct{})}
 	late := connect(t, s.URI(), cluster.Options{Timeout: time.Minute, Dialer: door})
 	writes := make(chan error, 1)
@@ -188,14 +187,14 @@ func TestRealLostMajority(t *testing.T) {
 	close(door.release)
 	must.OK(t, <-writes)
 	must.OK(t, first.Start(t.Context()))
-	settled(t, s)
+	waitHealthy(t, s)
 	n, err := c.Node(t.Context(), node().ID)
 	if err != nil || n.DrainRequest == nil || n.DrainRequest.ID != id || n.Reason != "verified" || n.State != cluster.StateActive {
 		t.Errorf("%+v, %v; want the request %s and the state active", n, err, id)
 	}
 }
 
-// holdingDialer connects, and holds the first write of a record until it is released.
+// holdingDialer holds back the first write of a record until it is released.
 type holdingDialer struct {
 	once          sync.Once
 	held, release chan struct{}
@@ -221,7 +220,7 @@ func (c *holdingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// diary writes events one after another and remembers which were acknowledged.
+// diary writes events and records which were acknowledged.
 type diary struct {
 	mu  sync.Mutex
 	has []string
@@ -248,9 +247,8 @@ func (d *diary) acknowledged() []string {
 	return slices.Clone(d.has)
 }
 
-// TestRealAcknowledgedStays: what was acknowledged outlasts a primary that dies and a
-// majority that is lost. While it is lost nothing is acknowledged, and the daemon goes
-// on; its beats flow again when the majority is back.
+// TestRealAcknowledgedStays: acknowledged events survive the death of a primary and the loss of the majority. Without a
+// majority, no event is acknowledged, and the daemon continues; its heartbeats are written again when the majority is back.
 func TestRealAcknowledgedStays(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
@@ -268,13 +266,13 @@ func TestRealAcknowledgedStays(t *testing.T) {
 	}
 	more(20)
 
-	first := settled(t, s)
+	first := waitHealthy(t, s)
 	must.OK(t, first.Kill())
 	newPrimary(t, s, first)
 	more(len(d.acknowledged()) + 20)
 	must.OK(t, first.Start(t.Context()))
 
-	first = settled(t, s)
+	first = waitHealthy(t, s)
 	others := slices.DeleteFunc(slices.Clone(s.Members()), func(m *realmongo.Member) bool { return m == first })
 	for _, m := range others {
 		must.OK(t, m.Pause())
@@ -290,21 +288,21 @@ func TestRealAcknowledgedStays(t *testing.T) {
 		t.Errorf("without a majority %d more were acknowledged", n-lost)
 	}
 	if a.rounds() == rounds {
-		t.Error("the daemon's loop stands still without a primary")
+		t.Error("the daemon's loop stops without a primary")
 	}
 	for _, m := range others {
 		must.OK(t, m.Resume())
 	}
 	now, since := newPrimary(t, s, nil)
-	if late := beatAfter(t, now, since).Sub(since); late > 7*time.Second {
-		t.Errorf("the first beat came %s after the new primary", late)
+	if late := heartbeatAfter(t, now, since).Sub(since); late > 7*time.Second {
+		t.Errorf("the first heartbeat came %s after the new primary", late)
 	}
 	more(lost + 20)
 	a.serves()
 	cancel()
 	work.Wait()
 
-	// The first member becomes the primary again as soon as it can: another election.
+	// The first member becomes the primary again as soon as possible: another election.
 	var events []cluster.PastEvent
 	must.Until(t, "the diary can be read", func() bool {
 		var err error
@@ -324,17 +322,17 @@ func TestRealAcknowledgedStays(t *testing.T) {
 	}
 }
 
-// TestRealMongoDiskFull: the disk under MongoDB is full, of which it dies. The daemon goes on,
-// and beats again once there is room and a MongoDB.
+// TestRealMongoDiskFull: MongoDB's disk is full, and MongoDB ends. The daemon continues, and writes heartbeats again once
+// MongoDB is back.
 func TestRealMongoDiskFull(t *testing.T) {
 	t.Parallel()
 	binary := realmongo.Require(t)
 	if os.Geteuid() != 0 {
-		t.Skip("a small disk is a mount, which only root may make")
+		t.Skip("mounting a small disk needs root")
 	}
 	disk := t.TempDir()
 	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=512m"); err != nil {
-		t.Skip("no small disk can be made here: ", err)
+		t.Skip("mounting a small disk failed: ", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
@@ -349,7 +347,7 @@ func TestRealMongoDiskFull(t *testing.T) {
 	a := newAgentAt(t, s.URI(), s.URI())
 	a.start()
 
-	// What the node writes takes hours to need more room; others write more.
+	// The node alone would take hours to fill the disk.
 	blocks := a.door.Database("other").Collection("blocks")
 	write := func() error {
 		bound, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -362,24 +360,24 @@ func TestRealMongoDiskFull(t *testing.T) {
 	if err := fill(filler); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatal(err)
 	}
-	must.Until(t, "MongoDB takes no more, beats neither", func() bool {
+	must.Until(t, "MongoDB accepts no writes and no heartbeats", func() bool {
 		_ = write()
-		return strings.Contains(a.text(), "heartbeat failed; heartbeats are dropped")
+		return strings.Contains(a.text(), "heartbeats are dropped until")
 	})
 	a.roundsGoOn(5)
 
 	must.OK(t, os.Remove(filler))
 	since := time.Now()
 	must.Until(t, "MongoDB runs again", func() bool {
-		_ = s.Member(0).Start(t.Context()) // an error where it has not ended yet
+		_ = s.Member(0).Start(t.Context()) // fails until the old process has ended
 		is, err := s.Member(0).IsPrimary(t.Context())
 		return err == nil && is
 	})
-	beatAfter(t, s.Member(0), since)
+	heartbeatAfter(t, s.Member(0), since)
 	a.serves()
 }
 
-// fill writes to a file until the disk takes no more.
+// fill writes to a file until the disk is full.
 func fill(name string) error {
 	f, err := os.Create(name)
 	if err != nil {
@@ -394,23 +392,22 @@ func fill(name string) error {
 	}
 }
 
-// TestRealNoAcknowledgement: the primary takes writes that no majority acknowledges, as
-// where a member of three is down and another one far behind. A daemon that is started
-// then beats, and is ready.
+// TestRealNoAcknowledgement: no majority acknowledges the primary's writes, for example if one member of three is down and
+// another one far behind. A daemon that starts then writes heartbeats and is ready.
 func TestRealNoAcknowledgement(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
 	a := newAgentAt(t, s.URI(), s.URI())
 	a.start()
 	a.end()
-	first := settled(t, s)
+	first := waitHealthy(t, s)
 	var unlock []func()
 	for _, m := range s.Members() {
 		if m == first {
 			continue
 		}
 		admin := openURI(t, "mongodb://"+m.Addr()+"/?directConnection=true").Database("admin")
-		// A secondary that is locked answers, and takes nothing up.
+		// A locked secondary answers, but applies no writes.
 		must.OK(t, admin.RunCommand(t.Context(), bson.D{{Key: "fsync", Value: 1}, {Key: "lock", Value: true}}).Err())
 		unlock = append(unlock, func() {
 			if err := admin.RunCommand(t.Context(), bson.D{{Key: "fsyncUnlock", Value: 1}}).Err(); err != nil {
@@ -420,9 +417,8 @@ func TestRealNoAcknowledgement(t *testing.T) {
 	}
 	from := time.Now()
 	a.start()
-	beat := beatAfter(t, first, from)
-	t.Logf("the first beat came after %s", beat.Sub(from).Round(time.Millisecond))
-	if n := strings.Count(a.text(), "the registry could not be told yet"); n == 0 {
+	t.Logf("the first heartbeat came after %s", heartbeatAfter(t, first, from).Sub(from).Round(time.Millisecond))
+	if n := strings.Count(a.text(), "the registry could not be"); n == 0 {
 		t.Error("a majority acknowledges")
 	}
 	for _, f := range unlock {
@@ -431,8 +427,7 @@ func TestRealNoAcknowledgement(t *testing.T) {
 	a.serves()
 }
 
-// TestRealLeaveOutlastsElection: the primary dies as a leave begins, and the leave is whole
-// all the same.
+// TestRealLeaveOutlastsElection: the primary dies as a leave begins, and the leave completes.
 func TestRealLeaveOutlastsElection(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
@@ -445,17 +440,17 @@ func TestRealLeaveOutlastsElection(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v (%+v)", err, res)
 	}
-	if row := a.door.row(nodeID); row["state"] != "left" {
-		t.Errorf("the row says %v", row["state"])
+	if record := a.door.record(nodeID); record["state"] != "left" {
+		t.Errorf("the state is %v", record["state"])
 	}
-	// Both documents of this address: the server's, and one that a card of before left.
+	// Both documents of this address: the server's, and one of an earlier process.
 	if n := a.door.count(a.door.ams(), bson.M{}); n != 0 || len(res.Deregistered) != 2 {
 		t.Errorf("%d documents of Ant Media Server are left; removed: %v", n, res.Deregistered)
 	}
 }
 
-// TestRealJoinOutlastsHang: the primary hangs while a join waits for the applications, and
-// the join is whole all the same, one that changes nothing and one that joins anew.
+// TestRealJoinOutlastsHang: the primary hangs while a join waits for the applications, and the join completes, with and without
+// changes.
 func TestRealJoinOutlastsHang(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
@@ -463,8 +458,8 @@ func TestRealJoinOutlastsHang(t *testing.T) {
 	a.machine.Connect = func(ctx context.Context, to cluster.Target) (*cluster.Client, error) {
 		return cluster.Connect(ctx, to, cluster.Options{}) // as commands do
 	}
-	for _, anew := range []bool{false, true} {
-		if anew {
+	for _, changes := range []bool{false, true} {
+		if changes {
 			if _, err := a.machine.Leave(t.Context(), bootstrap.LeaveRequest{Mongo: a.client.Target(), Now: true}); err != nil {
 				t.Fatal(err)
 			}
@@ -475,20 +470,20 @@ func TestRealJoinOutlastsHang(t *testing.T) {
 		a.machine.HTTP = &http.Client{Transport: hangs}
 		res, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify})
 		if err != nil {
-			t.Fatalf("anew %v: %v (%+v)", anew, err, res)
+			t.Fatalf("changes %v: %v (%+v)", changes, err, res)
 		}
 		if !hangs.asked.Load() {
 			t.Error("the applications were not asked")
 		}
-		if row := a.door.row(nodeID); row["state"] != "active" {
-			t.Errorf("anew %v: the row says %v", anew, row["state"])
+		if record := a.door.record(nodeID); record["state"] != "active" {
+			t.Errorf("changes %v: the state is %v", changes, record["state"])
 		}
 		must.OK(t, primary.Resume())
 		newPrimary(t, s, primary)
 	}
 }
 
-// hangingAt lets something happen at the first question to an application.
+// hangingAt calls then at the first request to an application.
 type hangingAt struct {
 	then  func() error
 	asked atomic.Bool
@@ -504,8 +499,8 @@ func (h *hangingAt) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// TestRealOneMemberNamed: an address that names one member of a set is used as AMS uses it, with a warning; once another
-// member is the primary, each call fails with an error that says to name the set.
+// TestRealOneMemberNamed: an address that names one member of a set is used as AMS uses it, with a warning. Once another
+// member is the primary, each call fails with an error that hints at naming the set.
 func TestRealOneMemberNamed(t *testing.T) {
 	t.Parallel()
 	s := realSet(t)
@@ -534,11 +529,11 @@ func TestRealOneMemberNamed(t *testing.T) {
 	}
 	all := connect(t, s.URI(), cluster.Options{})
 	if f, err := all.ServerFacts(t.Context()); err != nil || f.OneNamed {
-		t.Errorf("with all named: %+v, %v", f, err)
+		t.Errorf("with all members named: %+v, %v", f, err)
 	}
 	must.OK(t, s.StepDown(t.Context()))
 	second, _ := newPrimary(t, s, first)
-	// Neither the daemon nor a new client goes on with a member that takes no writes, and each says what to do.
+	// Neither the daemon nor a new client uses a member that takes no writes.
 	c := connect(t, "mongodb://"+first.Addr()+"/", cluster.Options{})
 	for _, client := range []*cluster.Client{a.client, c} {
 		must.Until(t, "the set has to be named", func() bool {
@@ -547,10 +542,10 @@ func TestRealOneMemberNamed(t *testing.T) {
 		})
 	}
 	if err := c.CheckAccess(t.Context()); cluster.KindOf(err) != cluster.KindNotPrimary {
-		t.Errorf("a member that is not the primary takes writes: %v", err)
+		t.Errorf("a member that is not the primary accepts writes: %v", err)
 	}
-	must.Until(t, "the daemon says it", func() bool { return strings.Contains(a.text(), "name the set: mongodb://") })
-	// Who asks for one member gets it.
+	must.Until(t, "the daemon logs it", func() bool { return strings.Contains(a.text(), "name the set: mongodb://") })
+	// directConnection selects one member.
 	third := connect(t, "mongodb://"+second.Addr()+"/?directConnection=true", cluster.Options{})
 	if f, err := third.ServerFacts(t.Context()); err != nil || f.OneNamed {
 		t.Errorf("%+v, %v", f, err)

@@ -16,8 +16,8 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 )
 
-// TestHealthAmongOthers: a node whose server hangs is to be replaced, but not while half of
-// the other nodes of its group do not serve either.
+// TestHealthAmongOthers: a node whose server hangs is unhealthy, but not while half of the other nodes of its group do not
+// serve either.
 func TestHealthAmongOthers(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -35,7 +35,7 @@ func TestHealthAmongOthers(t *testing.T) {
 		t.Helper()
 		for range 20 {
 			must.Until(t, fmt.Sprintf("/healthz is %d: %s", status, when), func() bool { return a.health() == status })
-			// It stays so: the other nodes are looked at again and again.
+			// The status stays, although the other nodes are checked repeatedly.
 			to, late := a.rounds()+10, false
 			must.Until(t, "the loop goes round", func() bool {
 				b := a.view().Beat
@@ -46,25 +46,25 @@ func TestHealthAmongOthers(t *testing.T) {
 			if is == status {
 				return
 			}
-			if !late { // while MongoDB takes no beats, no server counts as broken
+			if !late { // while MongoDB accepts no heartbeats, no server is unhealthy
 				t.Errorf("%s: /healthz is %d, want %d", when, is, status)
 				return
 			}
 		}
-		t.Errorf("%s: MongoDB takes no beats", when)
+		t.Errorf("%s: MongoDB accepts no heartbeats", when)
 	}
 	must.Until(t, "the server serves", func() bool { return a.view().Server.Up })
 	is(http.StatusOK, "all is well")
 	a.svc.hang(true)
-	is(http.StatusServiceUnavailable, "nobody else is there")
+	is(http.StatusServiceUnavailable, "there is no other node")
 
 	peer := func(id, group string, up bool) {
 		t.Helper()
-		row := a.door.row(nodeID)
-		row["_id"], row["group"], row["heartbeat"] = id, group, bson.M{"seq": 1, "serving": bson.M{"up": up}}
-		a.door.insert(a.door.nodes(), row)
+		record := a.door.record(nodeID)
+		record["_id"], record["group"], record["heartbeat"] = id, group, bson.M{"seq": 1, "serving": bson.M{"up": up}}
+		a.door.insert(a.door.nodes(), record)
 	}
-	group, _ := a.door.row(nodeID)["group"].(string)
+	group, _ := a.door.record(nodeID)["group"].(string)
 	peer("i-elsewhere", "another group", false)
 	peer("i-serves", group, true)
 	is(http.StatusServiceUnavailable, "the other node of the group serves")
@@ -84,7 +84,7 @@ func TestHealthAmongOthers(t *testing.T) {
 	is(http.StatusOK, "it serves again")
 }
 
-// health is the status of /healthz; 0 is no answer.
+// health returns the status of /healthz; 0 means no answer.
 func (a *agent) health() int {
 	a.t.Helper()
 	req, err := http.NewRequestWithContext(a.t.Context(), http.MethodGet, "http://"+a.o.Metrics+"/healthz", http.NoBody)

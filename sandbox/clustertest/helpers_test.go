@@ -21,7 +21,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
-// own is the address of the node that the tests play.
+// own is the address of this node.
 const own = "10.0.0.3"
 
 var servers mongotest.Servers
@@ -35,7 +35,7 @@ func startServer(t *testing.T, o mongod.Options) *mongod.Server {
 
 func connect(t *testing.T, uri string, o cluster.Options) *cluster.Client {
 	t.Helper()
-	o.Timeout = cmp.Or(o.Timeout, time.Minute) // a busy machine may take more than the usual 10 s
+	o.Timeout = cmp.Or(o.Timeout, time.Minute) // 10 s may be too short on a busy machine
 	target, err := cluster.ParseTarget(uri)
 	must.OK(t, err)
 	c, err := cluster.Connect(t.Context(), target, o)
@@ -48,8 +48,7 @@ func connect(t *testing.T, uri string, o cluster.Options) *cluster.Client {
 	return c
 }
 
-// backdoor is a client of the test's own: it writes as AMS does and looks at
-// what is really stored.
+// backdoor is a second client, which writes as AMS does and reads the stored documents.
 type backdoor struct {
 	t *testing.T
 	*mongo.Client
@@ -78,7 +77,7 @@ func (b backdoor) insert(coll *mongo.Collection, docs ...any) {
 	}
 }
 
-// write stamps a document of clusternode as AMS does.
+// write writes an AMS document as AMS does.
 func (b backdoor) write(id, ip string, at time.Time) {
 	b.t.Helper()
 	_, err := b.ams().UpdateOne(b.t.Context(), bson.M{"_id": id},
@@ -89,7 +88,7 @@ func (b backdoor) write(id, ip string, at time.Time) {
 	}
 }
 
-func (b backdoor) row(id string) bson.M {
+func (b backdoor) record(id string) bson.M {
 	b.t.Helper()
 	var doc bson.M
 	must.OK(b.t, b.nodes().FindOne(b.t.Context(), bson.M{"_id": id}).Decode(&doc))
@@ -103,7 +102,6 @@ func (b backdoor) count(coll *mongo.Collection, filter any) int {
 	return int(n)
 }
 
-// fault puts a fault in force.
 func fault(t *testing.T, s *mongod.Server, f mongod.Fault) {
 	t.Helper()
 	must.OK(t, s.Faults().Set(f))
@@ -114,7 +112,7 @@ func pass(t *testing.T, c *cluster.Client) {
 	t.Helper()
 	start, err := c.ServerTime(t.Context())
 	must.OK(t, err)
-	must.Until(t, "the server's clock goes on", func() bool {
+	must.Until(t, "the server's clock advances", func() bool {
 		now, err := c.ServerTime(t.Context())
 		return err == nil && now.After(start)
 	})

@@ -28,7 +28,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
-// joins is amsagent join, by a person.
+// joins runs amsagent join.
 func (a *agent) joins() *bootstrap.JoinResult {
 	a.t.Helper()
 	res, err := a.machine.Join(a.t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify})
@@ -36,13 +36,13 @@ func (a *agent) joins() *bootstrap.JoinResult {
 	return res
 }
 
-// joinedAt edits when the last join ended.
+// joinedAt sets when the last join ended.
 func (a *agent) joinedAt(at time.Time) {
 	a.t.Helper()
 	a.edits(func(s *bootstrap.State) { s.Since = at })
 }
 
-// edits edits the state file, which is there.
+// edits edits the state file.
 func (a *agent) edits(edit func(*bootstrap.State)) {
 	a.t.Helper()
 	s, err := a.machine.StateFile()
@@ -53,12 +53,12 @@ func (a *agent) edits(edit func(*bootstrap.State)) {
 	must.OK(a.t, os.WriteFile(filepath.Join(a.root, bootstrap.StateDir, "state.json"), text, 0o600))
 }
 
-// drainAt writes the record of a drain at a step, and a row as it is then.
+// drainAt writes the drain's local record at a step, and the state into the registry.
 func (a *agent) drainAt(step lifecycle.Step, state cluster.State) {
 	a.t.Helper()
-	row, err := a.client.Node(a.t.Context(), nodeID)
+	record, err := a.client.Node(a.t.Context(), nodeID)
 	if err == nil {
-		err = a.client.SetOwnState(a.t.Context(), row, state, "drain", cluster.Details{})
+		err = a.client.SetOwnState(a.t.Context(), record, state, "drain", cluster.Details{})
 	}
 	must.OK(a.t, err)
 	text := `{"version":1,"step":"` + string(step) + `"}`
@@ -67,29 +67,28 @@ func (a *agent) drainAt(step lifecycle.Step, state cluster.State) {
 
 func (a *agent) state() cluster.State {
 	a.t.Helper()
-	row, err := a.client.Node(a.t.Context(), nodeID)
+	record, err := a.client.Node(a.t.Context(), nodeID)
 	must.OK(a.t, err)
-	return row.State
+	return record.State
 }
 
-// roundTrip is a transport that a test sees.
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// While a join waits for the applications, without the lock, the daemon may note the release after an
-// upgrade: that keeps no join from its end. Anything else that was changed does.
+// While a join waits for the applications, without the lock, the daemon may write a new release after an upgrade. The join
+// completes; after any other change it fails.
 func TestJoinWhileTheDaemonNotes(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	base := ams.NewHTTPClient().Transport
-	var mu sync.Mutex // the applications are asked at the same time
+	var mu sync.Mutex // requests to the applications are concurrent
 	var notes func()
 	asked := false
 	a.machine.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		if !asked { // what serves is not waited for
+		if !asked { // a join does not wait for an application that serves
 			asked = true
 			return &http.Response{StatusCode: http.StatusServiceUnavailable, Body: http.NoBody}, nil
 		}
@@ -131,7 +130,7 @@ func (c *cloudAway) Discover(context.Context, bool) (*lifecycle.Hook, error) {
 func (*cloudAway) Heartbeat(context.Context, lifecycle.Hook) error { return nil }
 func (*cloudAway) Complete(context.Context, lifecycle.Hook) error  { return nil }
 
-// notices is a source of notices that a test sends.
+// notices is a source of the test's notices.
 type notices chan lifecycle.Notice
 
 func (n notices) Watch(ctx context.Context, report func(lifecycle.Notice)) error {
@@ -145,8 +144,8 @@ func (n notices) Watch(ctx context.Context, report func(lifecycle.Notice)) error
 	}
 }
 
-// A node whose server is started, and that is joined, while the cloud cannot be notified
-// of its drain serves again once the cloud knows.
+// While the completion of a drain cannot reach the cloud, an operator starts the server and joins. The node serves again once
+// the cloud has the completion.
 func TestJoinWhileCloudIsAway(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -162,25 +161,24 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 		l := a.view().Lifecycle
 		return l != nil && l.Step == lifecycle.StepCompleting && l.RegistryTold
 	}
-	must.Until(t, "the node has left, and the cloud is to be notified", completing)
+	must.Until(t, "the node has left, and the completion is pending", completing)
 	<-time.After(time.Second) // the state file has whole seconds
 	must.OK(t, a.svc.Start(t.Context()))
 	if res := a.joins(); res.Outcome != bootstrap.OutcomeUnchanged || res.Restarted {
 		t.Errorf("%s, restarted %v", res.Outcome, res.Restarted)
 	}
 	if got := a.state(); got != cluster.StateActive || !completing() {
-		t.Errorf("after the join the row says %s: %+v", got, a.view().Lifecycle)
+		t.Errorf("after the join the state is %s: %+v", got, a.view().Lifecycle)
 	}
 	cloud.back.Store(true)
-	must.Until(t, "the drain is over", func() bool { l := a.view().Lifecycle; return l == nil || l.Step != lifecycle.StepCompleting })
+	must.Until(t, "the drain has ended", func() bool { l := a.view().Lifecycle; return l == nil || l.Step != lifecycle.StepCompleting })
 	if l := a.view().Lifecycle; l != nil && !l.Ready {
 		t.Fatalf("the node is not ready: %+v", l)
 	}
 	a.serves()
 }
 
-// A join that restarts the server takes back that its row drains, where that drain is done
-// and no daemon runs that knows of it.
+// A join that restarts the server sets the state to active if the drain is done and no daemon runs.
 func TestJoinAfterDrainWithoutDaemon(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -190,7 +188,7 @@ func TestJoinAfterDrainWithoutDaemon(t *testing.T) {
 		t.Errorf("%s, restarted %v", res.Outcome, res.Restarted)
 	}
 	if got := a.state(); got != cluster.StateActive {
-		t.Fatalf("the row says %s", got)
+		t.Fatalf("the state is %s", got)
 	}
 	if _, err := os.Stat(filepath.Join(a.root, lifecycle.RecordPath)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the record of the drain: %v", err)
@@ -198,7 +196,7 @@ func TestJoinAfterDrainWithoutDaemon(t *testing.T) {
 	a.start()
 }
 
-// lives gives the daemon a lifecycle with one source, and starts it.
+// lives starts the daemon with a lifecycle that has one source.
 func (a *agent) lives() notices {
 	a.t.Helper()
 	source := make(notices)
@@ -209,43 +207,43 @@ func (a *agent) lives() notices {
 	return source
 }
 
-// A row that drains although nothing on the node does, as after a drain whose record was lost on a full disk, or by an
-// operator's hand in MongoDB, is taken back by an undrain.
-func TestUndrainOfTheRow(t *testing.T) {
+// An undrain corrects a record in the state draining although the node does not drain: the drain's local record was lost on a
+// full disk, or an operator edited the registry.
+func TestUndrainOfTheRecord(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	a.lives()
-	row, err := a.client.Node(t.Context(), nodeID)
+	record, err := a.client.Node(t.Context(), nodeID)
 	if err == nil {
-		err = a.client.SetOwnState(t.Context(), row, cluster.StateDraining, "operator", cluster.Details{})
+		err = a.client.SetOwnState(t.Context(), record, cluster.StateDraining, "operator", cluster.Details{})
 	}
 	must.OK(t, err)
-	must.Until(t, "the daemon says what the row says", func() bool { return a.view().State == cluster.StateDraining })
+	must.Until(t, "the daemon reports the state of the record", func() bool { return a.view().State == cluster.StateDraining })
 	a.control(http.MethodPost, daemon.PathUndrain, `{"who":"uid 0"}`, new(lifecycle.View))
-	must.Until(t, "the row serves", func() bool { return a.state() == cluster.StateActive })
+	must.Until(t, "the record is active", func() bool { return a.state() == cluster.StateActive })
 	a.serves()
 }
 
-// A row that somebody removed during a drain comes back as one that drains, also where its registration is carried out
-// and the answer comes too late.
-func TestRowRemovedDuringADrain(t *testing.T) {
+// A record that an operator removed during a drain is registered again in the state draining, even if the answer to the
+// registration comes too late.
+func TestRecordRemovedDuringADrain(t *testing.T) {
 	t.Parallel()
 	for name, spoilt := range map[string]mongod.Fault{
 		"well": {Mode: mongod.None},
-		// The first two are those of the beat that is refused, and of the registration before it writes.
+		// The first two are those of the refused heartbeat, and of the registration before it writes.
 		"late": {Mode: mongod.Delay, Delay: 3 * time.Second, Commands: []string{"find"}, Database: "amsagent", After: 2, Times: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := newAgent(t)
-			a.o.Periods.Witness = time.Minute // it finds, too
+			a.o.Periods.Witness = time.Minute // it also sends find commands
 			source := a.lives()
-			a.eyes.see(0, 1) // who stays
+			a.eyes.see(0, 1) // a viewer that stays
 			now := time.Now()
 			source <- lifecycle.Notice{ID: "t", Source: "test", Kind: lifecycle.Terminate, Received: now, Deadline: now.Add(time.Hour)}
-			must.Until(t, "the row drains", func() bool { return a.state() == cluster.StateDraining })
-			<-time.After(5 * time.Second) // what it says of the drain is the same from now on
-			// From now on the test finds nothing: that is spoilt.
+			must.Until(t, "the record drains", func() bool { return a.state() == cluster.StateDraining })
+			<-time.After(5 * time.Second) // from now on, the drain does not change the record
+			// After the fault, the test itself must not send find commands.
 			fault(t, a.mongo, spoilt)
 			if _, err := a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": nodeID}); err != nil {
 				t.Fatal(err)
@@ -255,15 +253,15 @@ func TestRowRemovedDuringADrain(t *testing.T) {
 				n, err := a.door.nodes().CountDocuments(t.Context(), want)
 				return err == nil && n == 1
 			}
-			must.Until(t, "the row is back, and drains", func() bool {
+			must.Until(t, "the record is back, and draining", func() bool {
 				drains := has(bson.M{"_id": nodeID, "state": cluster.StateDraining})
 				if back.IsZero() && (drains || has(bson.M{"_id": nodeID})) {
 					back = time.Now()
 				}
 				return drains
 			})
-			if late := time.Since(back); late > 15*time.Second { // it is said anew every 30 s in any case
-				t.Errorf("for %s the row said that the node serves", late)
+			if late := time.Since(back); late > 15*time.Second { // the daemon writes it every 30 s in any case
+				t.Errorf("for %s the record was not draining", late)
 			}
 		})
 	}

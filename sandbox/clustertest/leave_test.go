@@ -42,7 +42,7 @@ func TestRepairStreams(t *testing.T) {
 		broadcast("elsewhere", "broadcasting", "10.0.0.30", old.UnixMilli()),
 		broadcast("finished", "finished", own, old.UnixMilli()),
 	)
-	// Twice is once.
+	// It is idempotent.
 	for range 2 {
 		must.OK(t, c.RepairStreams(t.Context(), []string{"liveapp", "nosuch"}, own, now))
 	}
@@ -73,7 +73,7 @@ func TestRepairStreams(t *testing.T) {
 	}
 }
 
-// A row holds what took its node out of the cluster and how many sessions were cut, until the node comes back.
+// A record keeps why its node left and how many sessions were cut, until the node joins again.
 func TestSetLeft(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})

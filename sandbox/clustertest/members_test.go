@@ -26,10 +26,10 @@ func member(t *testing.T, c *cluster.Client, id, ip string) {
 	must.OK(t, err)
 }
 
-// memberOf is the node that member registers.
+// memberOf returns the node that member registers.
 func memberOf(id, ip string) cluster.Node { return cluster.Node{ID: id, IP: ip, BootID: "b"} }
 
-// A heartbeat arrives whole, and takes away what is not known any more.
+// A heartbeat replaces all values of the previous one.
 func TestHeartbeat(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -72,14 +72,14 @@ func TestHeartbeat(t *testing.T) {
 		t.Errorf("updated_at %s, before %s, %v", n.UpdatedAt, before.UpdatedAt, err)
 	}
 
-	// Another instance drops what this one said.
+	// Another instance drops the heartbeat of this one.
 	r, err := c.Register(t.Context(), cluster.Node{ID: "i-1", IP: own, State: cluster.StateJoining, BootID: "c"}, cluster.RegisterOptions{})
 	if err != nil || r.Node.Load != nil || r.Node.Sessions != nil || r.Node.ClockMS != nil || r.Node.Serving != nil || r.Node.Heartbeats() {
 		t.Errorf("%+v, %v", r.Node, err)
 	}
 }
 
-// A cut connection costs one heartbeat, and the next one counts.
+// A cut connection costs one heartbeat; the next one is written.
 func TestHeartbeatCut(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -97,7 +97,7 @@ func TestHeartbeatCut(t *testing.T) {
 	}
 }
 
-// The signals of real servers, with clocks ten minutes off.
+// The clocks of the nodes are ten minutes off.
 func TestLookAndJudge(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -125,7 +125,7 @@ func TestLookAndJudge(t *testing.T) {
 	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: "departed"}, cluster.StateLeft, "test", cluster.Details{}))
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
 	const others = "skewed 10.0.0.1 healthy; departed 10.0.0.4 left; z 10.0.0.4 no-agent; plain fd00::2 "
-	// Each round writes all signals again: on a busy machine the first ones are old before the last look.
+	// Each round writes all signals again: on a busy machine, the first ones are old before the last look.
 	seq := int64(0)
 	must.Until(t, "two looks judge by the age, then by the change", func() bool {
 		for _, id := range []string{"skewed", "plain"} {
@@ -144,7 +144,7 @@ func TestLookAndJudge(t *testing.T) {
 		first := says()
 		b.write("y", "fd00:0:0:0:0:0:0:2", ago(10*time.Minute-5*time.Second))
 		second := says()
-		t.Logf("first look: %s\nit was seen to change: %s", first, second)
+		t.Logf("first look: %s\nafter a change: %s", first, second)
 		return first == others+"ams-stale" && second == others+"healthy"
 	})
 }
@@ -160,20 +160,20 @@ func TestRemoveNode(t *testing.T) {
 	pass(t, c)
 	must.OK(t, c.Heartbeat(t.Context(), memberOf("i-1", own), cluster.Heartbeat{Seq: 1}))
 	if gone, err := c.RemoveNode(t.Context(), n); err != nil || gone {
-		t.Errorf("a row that was written since: %t, %v", gone, err)
+		t.Errorf("a record that was written since: %t, %v", gone, err)
 	}
 	if n, err = c.Node(t.Context(), "i-1"); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the second time there is none, which is as good
+	for range 2 { // the second time, there is no record
 		if gone, err := c.RemoveNode(t.Context(), n); err != nil || !gone {
 			t.Errorf("%t, %v", gone, err)
 		}
 	}
 	if n := b.count(b.nodes(), bson.M{}); n != 1 {
-		t.Errorf("%d rows are left, want the other one", n)
+		t.Errorf("%d records are left, want the other one", n)
 	}
-	// A row that we never wrote has no time.
+	// A record that no agent wrote has no time.
 	b.insert(b.nodes(), bson.M{"_id": "i-3"})
 	if n, err = c.Node(t.Context(), "i-3"); err != nil {
 		t.Fatal(err)
@@ -181,7 +181,7 @@ func TestRemoveNode(t *testing.T) {
 	if gone, err := c.RemoveNode(t.Context(), n); err != nil || !gone {
 		t.Errorf("%t, %v", gone, err)
 	}
-	// The answer is lost: what is there decides.
+	// The answer is lost, and the record is read again.
 	if n, err = c.Node(t.Context(), "i-2"); err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +190,6 @@ func TestRemoveNode(t *testing.T) {
 		t.Errorf("%t, %v", gone, err)
 	}
 	if _, err := c.RemoveNode(t.Context(), cluster.Node{}); err == nil {
-		t.Error("a row without an id")
+		t.Error("a record without an id")
 	}
 }

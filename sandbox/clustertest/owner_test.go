@@ -23,7 +23,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
-// other is the machine with the id of node(): a copy of its disk that runs elsewhere.
+// other returns another machine with the id of node(): it runs from a copy of its disk.
 func other() cluster.Node {
 	n := node()
 	n.IP, n.BootID, n.Hostname = "10.0.0.77", "boot-of-the-copy", "copy"
@@ -35,14 +35,14 @@ func isOther(err error) bool {
 	return ok
 }
 
-// Two live machines with one id: neither registration nor beat nor state of the one
-// changes the row of the other, and both are told.
+// Of two live machines with one id, the second one's registration, heartbeat and state do not change the record, and fail with
+// an [cluster.OtherMachineError].
 func TestOneRowOneMachine(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
 	first, copied := node(), other()
-	beat := func(n cluster.Node, seq int64) error {
+	heartbeat := func(n cluster.Node, seq int64) error {
 		return c.Heartbeat(t.Context(), n, cluster.Heartbeat{Seq: seq})
 	}
 	unchanged := func(what string, err error, was bson.M) {
@@ -50,48 +50,47 @@ func TestOneRowOneMachine(t *testing.T) {
 		if !isOther(err) {
 			t.Errorf("%s: %v", what, err)
 		}
-		if diff := cmp.Diff(was, b.row(first.ID)); diff != "" {
-			t.Errorf("%s changed the row (-was +is):\n%s", what, diff)
+		if diff := cmp.Diff(was, b.record(first.ID)); diff != "" {
+			t.Errorf("%s changed the record (-was +is):\n%s", what, diff)
 		}
 	}
 
 	register(t, c, first)
-	must.OK(t, beat(first, 1))
-	was := b.row(first.ID)
+	must.OK(t, heartbeat(first, 1))
+	was := b.record(first.ID)
 	_, err := c.Register(t.Context(), copied, cluster.RegisterOptions{})
 	unchanged("the registration of the copy", err, was)
 	if text := err.Error(); !strings.Contains(text, own) || !strings.Contains(text, first.ID) {
 		t.Errorf("the error does not name the other machine: %v", err)
 	}
-	unchanged("its beat", beat(copied, 7), was)
+	unchanged("its heartbeat", heartbeat(copied, 7), was)
 	unchanged("its leave", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown", cluster.Details{}), was)
 	unchanged("its end", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown", cluster.Details{Cut: num(3)}), was)
 
-	// An operator who knows better. Now it is the first one that is kept out.
+	// An operator replaces the record. Now the first machine is refused.
 	if r, err := c.Register(t.Context(), copied, cluster.RegisterOptions{Replace: true}); err != nil || !r.Rejoined || r.Node.IP != copied.IP {
 		t.Fatalf("taking over: %+v, %v", r, err)
 	}
-	must.OK(t, beat(copied, 1))
-	was = b.row(first.ID)
-	unchanged("a beat of the first", beat(first, 2), was)
+	must.OK(t, heartbeat(copied, 1))
+	was = b.record(first.ID)
+	unchanged("a heartbeat of the first", heartbeat(first, 2), was)
 	unchanged("a drain of the first", c.SetOwnState(t.Context(), first, cluster.StateDraining, "drain", cluster.Details{}), was)
 	_, err = c.Register(t.Context(), first, cluster.RegisterOptions{GiveWay: true})
 	unchanged("a registration of the first", err, was)
 
-	// The copy falls silent for three intervals: the row is free.
+	// After three silent intervals, the record is free.
 	if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": first.ID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-16 * time.Second)}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Register(t.Context(), first, cluster.RegisterOptions{GiveWay: true}); err != nil {
 		t.Errorf("the copy is silent: %v", err)
 	}
-	if err := beat(first, 3); err != nil {
+	if err := heartbeat(first, 3); err != nil {
 		t.Error(err)
 	}
 }
 
-// A registration whose row is taken over between its look at the row and its write, or
-// made by another machine, leaves that row alone.
+// A registration does not change the record if another machine writes it between the registration's read and its write.
 func TestTakenWhileRegistering(t *testing.T) {
 	t.Parallel()
 	for name, registered := range map[string]bool{"again": true, "for the first time": false} {
@@ -117,29 +116,29 @@ func TestTakenWhileRegistering(t *testing.T) {
 			if _, err := copied.Register(t.Context(), o, cluster.RegisterOptions{Replace: true}); err != nil {
 				t.Fatal(err)
 			}
-			was := b.row(n.ID)
+			was := b.record(n.ID)
 			s.Faults().Clear()
 			if err := <-done; !isOther(err) {
 				t.Errorf("the registration: %v", err)
 			}
-			if diff := cmp.Diff(was, b.row(n.ID)); diff != "" {
-				t.Errorf("it wrote over the other's row (-was +is):\n%s", diff)
+			if diff := cmp.Diff(was, b.record(n.ID)); diff != "" {
+				t.Errorf("it wrote over the other's record (-was +is):\n%s", diff)
 			}
 		})
 	}
 }
 
-// What is the same machine is not kept out: a reset gives another boot at the same
-// address, a move another address in the same boot, and who left says nothing more.
+// The same machine is not refused: after a reset only the boot differs, after a move only the address, and a node that has left
+// does not use its record.
 func TestOwnRowAfterAChange(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
 	c := connect(t, s.URI(), cluster.Options{})
 	for name, change := range map[string]func(before, now *cluster.Node){
-		"a reset":          func(_, now *cluster.Node) { now.BootID = "boot-2" },
-		"a move":           func(_, now *cluster.Node) { now.IP = "10.0.0.99" },
-		"after a leave":    func(before, now *cluster.Node) { *now = other(); now.ID, before.State = before.ID, cluster.StateLeft },
-		"a row never beat": func(before, now *cluster.Node) { *now = other(); now.ID, before.IntervalMS = before.ID, 0 },
+		"a reset":       func(_, now *cluster.Node) { now.BootID = "boot-2" },
+		"a move":        func(_, now *cluster.Node) { now.IP = "10.0.0.99" },
+		"after a leave": func(before, now *cluster.Node) { *now = other(); now.ID, before.State = before.ID, cluster.StateLeft },
+		"no heartbeat":  func(before, now *cluster.Node) { *now = other(); now.ID, before.IntervalMS = before.ID, 0 },
 		"a join that failed": func(before, now *cluster.Node) {
 			*now = other()
 			now.ID, before.State = before.ID, cluster.StateFailed
@@ -156,8 +155,7 @@ func TestOwnRowAfterAChange(t *testing.T) {
 	}
 }
 
-// A node that left and joins again in the same boot has not beaten yet: a reader who
-// waits for its first beat must not be shown one of before.
+// A node that has left and joins again in the same boot has no heartbeat yet: readers wait for its first one.
 func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -173,17 +171,17 @@ func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 	n.IntervalMS = 0
 	again := register(t, c, n).Node
 	if again.Heartbeats() || again.Load != nil || again.Sessions != nil || again.ClockMS != nil || again.Cut != nil {
-		t.Errorf("beats of before are in the row: %+v", again)
+		t.Errorf("the record has the old heartbeat: %+v", again)
 	}
 	if again.State != cluster.StateJoining {
 		t.Errorf("state %s", again.State)
 	}
-	if _, there := b.row(n.ID)["left_at"]; there {
+	if _, there := b.record(n.ID)["left_at"]; there {
 		t.Error("left_at is still there")
 	}
 }
 
-// boot gives a machine below a root its boot id.
+// boot writes the boot id of a machine below a root.
 func boot(t *testing.T, root, id string) {
 	t.Helper()
 	file := filepath.Join(root, "proc/sys/kernel/random/boot_id")
@@ -191,40 +189,39 @@ func boot(t *testing.T, root, id string) {
 	must.OK(t, os.WriteFile(file, []byte(id+"\n"), 0o644))
 }
 
-// TestDaemonAndItsCopy: a daemon whose row another machine takes says so once, leaves
-// the row alone, and has it back when the other one is silent.
+// TestDaemonAndItsCopy: if another machine uses the daemon's record, the daemon logs it once and does not write, until the
+// other machine is silent.
 func TestDaemonAndItsCopy(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	boot(t, a.root, "boot-1")
 	a.start()
-	must.Until(t, "the row is of this boot", func() bool { return a.door.row(nodeID)["boot_id"] == "boot-1" })
+	must.Until(t, "the record is of this boot", func() bool { return a.door.record(nodeID)["boot_id"] == "boot-1" })
 	n := other()
 	n.ID, n.IntervalMS, n.State = nodeID, 60_000, cluster.StateActive
 	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}
 	a.says("another machine uses this node's id", 1)
-	must.Until(t, "the status names it", func() bool { return strings.Contains(a.status(), "10.0.0.77 uses this node's row") })
-	was := a.door.row(nodeID)
+	must.Until(t, "the status names it", func() bool { return strings.Contains(a.status(), "10.0.0.77 uses this node's ") })
+	was := a.door.record(nodeID)
 	a.roundsGoOn(10)
-	if diff := cmp.Diff(was, a.door.row(nodeID)); diff != "" {
-		t.Errorf("the daemon wrote over the other's row (-was +is):\n%s", diff)
+	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
+		t.Errorf("the daemon wrote over the other's record (-was +is):\n%s", diff)
 	}
-	// Three intervals of the other one later.
+	// Three intervals of the other machine later.
 	if _, err := a.door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-4 * time.Minute)}}); err != nil {
 		t.Fatal(err)
 	}
 	a.serves()
-	must.Until(t, "the row is this machine's again", func() bool { return a.door.row(nodeID)["ip"] == own })
+	must.Until(t, "the record is this machine's again", func() bool { return a.door.record(nodeID)["ip"] == own })
 	if n := strings.Count(a.text(), "another machine uses this node's id"); n != 1 {
-		t.Errorf("said %d times", n)
+		t.Errorf("logged %d times", n)
 	}
 }
 
-// TestJoinOverALiveMachine: a join under the id of a machine that beats is refused
-// with nothing changed; --replace takes the row. A row that is only fresh, as after a
-// reset with a new address, is waited for.
+// TestJoinOverALiveMachine: a join under the id of a machine that sends heartbeats is refused and changes nothing; --replace
+// replaces the record. If the other machine is silent, as after a reset with a new address, the join waits.
 func TestJoinOverALiveMachine(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
@@ -241,9 +238,9 @@ func TestJoinOverALiveMachine(t *testing.T) {
 		},
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	beats := make(chan struct{})
+	stopped := make(chan struct{})
 	go func() {
-		defer close(beats)
+		defer close(stopped)
 		for seq := int64(1); ctx.Err() == nil; seq++ {
 			_ = a.client.Heartbeat(ctx, n, cluster.Heartbeat{Seq: seq})
 			select {
@@ -260,16 +257,16 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	if f := refused.Findings[0]; !strings.Contains(f.Hint, "machine-id") || !strings.Contains(f.Hint, "--replace") || !isOther(f.Err) {
 		t.Errorf("%+v", f)
 	}
-	if ip := a.door.row(nodeID)["ip"]; ip != n.IP {
-		t.Errorf("the row is of %v now", ip)
+	if ip := a.door.record(nodeID)["ip"]; ip != n.IP {
+		t.Errorf("the record is of %v now", ip)
 	}
 	cancel()
-	<-beats
+	<-stopped
 	if _, err := a.machine.Join(t.Context(), req); err != nil {
-		t.Errorf("a join over a row that falls silent: %v", err)
+		t.Errorf("a join over a record that falls silent: %v", err)
 	}
-	if ip := a.door.row(nodeID)["ip"]; ip != own {
-		t.Errorf("the row is of %v", ip)
+	if ip := a.door.record(nodeID)["ip"]; ip != own {
+		t.Errorf("the record is of %v", ip)
 	}
 
 	n.IntervalMS = 60_000
@@ -277,10 +274,10 @@ func TestJoinOverALiveMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := a.machine.Join(t.Context(), req); err == nil {
-		t.Error("a fresh row with a long interval is not waited for, and not taken")
+		t.Error("a join replaced a fresh record with a long interval")
 	}
 	req.Replace = true
-	if _, err := a.machine.Join(t.Context(), req); err != nil || a.door.row(nodeID)["ip"] != own {
+	if _, err := a.machine.Join(t.Context(), req); err != nil || a.door.record(nodeID)["ip"] != own {
 		t.Errorf("--replace: %v", err)
 	}
 }

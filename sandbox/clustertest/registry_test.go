@@ -32,7 +32,7 @@ func node() cluster.Node {
 	}
 }
 
-// byServer ignores what the server's clock decides.
+// byServer ignores the fields that the server's clock sets.
 var byServer = cmpopts.IgnoreFields(cluster.Node{}, "StateSince", "UpdatedAt")
 
 func register(t *testing.T, c *cluster.Client, n cluster.Node) cluster.Registration {
@@ -70,7 +70,7 @@ func TestRegister(t *testing.T) {
 		t.Errorf("Age = %v, %v", age, known)
 	}
 
-	// Again: nothing changes but the time.
+	// Again: only the time changes.
 	pass(t, c)
 	again := register(t, c, node())
 	if again.Before == nil || again.Rejoined {
@@ -83,25 +83,24 @@ func TestRegister(t *testing.T) {
 		t.Error("updated_at did not move")
 	}
 
-	// What is empty now is gone, not left from before. The interval is the
-	// daemon's word, which who registers may not know.
+	// Empty values are removed, except the interval, which only the daemon may know.
 	less := cluster.Node{ID: "i-0abc", IP: own, BootID: "boot-1", State: cluster.StateActive}
 	stored := register(t, c, less).Node
 	less.IntervalMS = first.Node.IntervalMS
 	if diff := cmp.Diff(less, stored, byServer); diff != "" {
 		t.Errorf("-written +stored:\n%s", diff)
 	}
-	row := b.row("i-0abc")
+	record := b.record("i-0abc")
 	var keys []string
-	for k := range row {
+	for k := range record {
 		keys = append(keys, k)
 	}
 	slices.Sort(keys)
 	if diff := cmp.Diff([]string{"_id", "boot_id", "interval_ms", "ip", "rev", "state", "state_since", "updated_at"}, keys); diff != "" {
-		t.Errorf("fields of the row:\n%s", diff)
+		t.Errorf("fields of the record:\n%s", diff)
 	}
 	if n := b.count(b.nodes(), bson.M{}); n != 1 {
-		t.Errorf("%d rows, want 1", n)
+		t.Errorf("%d records, want 1", n)
 	}
 
 	for _, bad := range []cluster.Node{{State: cluster.StateJoining}, {ID: "i-1"}, {ID: "i-1", State: "dancing"}} {
@@ -111,8 +110,7 @@ func TestRegister(t *testing.T) {
 	}
 }
 
-// Without a boot id and an address, the same rules hold: they are missing in
-// the row and match what is missing.
+// Without a boot id and an address, the same rules hold.
 func TestRegisterWithoutBootID(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -152,22 +150,22 @@ func TestRejoinReplacesTheRow(t *testing.T) {
 				t.Errorf("%s (-written +stored):\n%s", id, diff)
 			}
 			if r.Node.StateSince.Year() < 2000 {
-				t.Errorf("%s: state_since is of the earlier life", id)
+				t.Errorf("%s: state_since is of the earlier instance", id)
 			}
-			row := b.row(id)
+			record := b.record(id)
 			for _, key := range []string{"heartbeat", "left_at", "hostname"} {
-				if _, there := row[key]; there {
-					t.Errorf("%s: %s of the earlier life is still there", id, key)
+				if _, there := record[key]; there {
+					t.Errorf("%s: %s of the earlier instance is still there", id, key)
 				}
 			}
 			if n := b.count(b.nodes(), bson.M{"_id": id}); n != 1 {
-				t.Errorf("%s: %d rows", id, n)
+				t.Errorf("%s: %d records", id, n)
 			}
 		}
 	}
 }
 
-// Within one life registering again must not take a node out of what it does.
+// Registering the same instance again keeps its state.
 func TestRegisterAgainKeepsTheState(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -213,21 +211,21 @@ func TestRegisterAgainKeepsTheState(t *testing.T) {
 		}
 		wantReason := "new"
 		if tt.is != tt.as {
-			wantReason = "old" // the reason of the state that stays
+			wantReason = "old"
 		}
-		// A node that left has not beaten since: nothing of before may look like it.
-		wantSeq, beaten := int64(99), true
+		// A node that has left loses its heartbeat.
+		wantSeq, keeps := int64(99), true
 		if tt.was == L && tt.is != L {
-			wantSeq, beaten = 0, false
+			wantSeq, keeps = 0, false
 		}
 		if got.Reason != wantReason || got.Role != "origin" || got.Seq != wantSeq || got.UpdatedAt.Year() < 2000 {
 			t.Errorf("%s: %+v", id, got)
 		}
-		row := b.row(id)
-		if _, there := row["heartbeat"]; there != beaten {
-			t.Errorf("%s: the heartbeat of the same life is there: %v", id, there)
+		record := b.record(id)
+		if _, there := record["heartbeat"]; there != keeps {
+			t.Errorf("%s: the heartbeat of the same instance is there: %v", id, there)
 		}
-		if _, there := row["left_at"]; there != (tt.is == L && tt.was != L) {
+		if _, there := record["left_at"]; there != (tt.is == L && tt.was != L) {
 			t.Errorf("%s: left_at there: %v", id, there)
 		}
 	}
@@ -248,16 +246,16 @@ func TestSetState(t *testing.T) {
 				doc["left_at"] = time.Unix(1, 0).UTC()
 			}
 			b.insert(b.nodes(), doc)
-			was := b.row(id)
+			was := b.record(id)
 			err := c.SetOwnState(t.Context(), cluster.Node{ID: id}, to, "because", cluster.Details{})
-			row := b.row(id)
+			record := b.record(id)
 			if !from.CanTransition(to) {
 				te, ok := errors.AsType[*cluster.TransitionError](err)
 				if !ok || te.From != from || te.To != to || te.ID != id {
 					t.Errorf("%s: %v", id, err)
 				}
-				if diff := cmp.Diff(was, row); diff != "" {
-					t.Errorf("%s was refused and changed the row:\n%s", id, diff)
+				if diff := cmp.Diff(was, record); diff != "" {
+					t.Errorf("%s was refused and changed the record:\n%s", id, diff)
 				}
 				continue
 			}
@@ -273,24 +271,24 @@ func TestSetState(t *testing.T) {
 			if moved := got.StateSince.Year() > 2000; moved != (from != to) {
 				t.Errorf("%s: state_since moved: %v", id, moved)
 			}
-			if _, there := row["left_at"]; there != (to == cluster.StateLeft) {
+			if _, there := record["left_at"]; there != (to == cluster.StateLeft) {
 				t.Errorf("%s: left_at there: %v", id, there)
 			}
 		}
 	}
 
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "nobody"}, cluster.StateLeft, "", cluster.Details{}); !errors.Is(err, cluster.ErrNoNode) {
-		t.Errorf("setting the state of nobody: %v", err)
+	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "missing"}, cluster.StateLeft, "", cluster.Details{}); !errors.Is(err, cluster.ErrNoNode) {
+		t.Errorf("setting the state of a missing node: %v", err)
 	}
-	if n := b.count(b.nodes(), bson.M{"_id": "nobody"}); n != 0 {
-		t.Error("setting the state of nobody made a row")
+	if n := b.count(b.nodes(), bson.M{"_id": "missing"}); n != 0 {
+		t.Error("setting the state of a missing node created a record")
 	}
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "nobody"}, "dancing", "", cluster.Details{}); err == nil {
+	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "missing"}, "dancing", "", cluster.Details{}); err == nil {
 		t.Error("there is no state dancing")
 	}
 	b.insert(b.nodes(), bson.M{"_id": "odd", "state": int32(3)})
 	if _, ok := errors.AsType[*cluster.BadRecordError](c.SetOwnState(t.Context(), cluster.Node{ID: "odd"}, cluster.StateActive, "", cluster.Details{})); !ok {
-		t.Error("a row with an unreadable state took another")
+		t.Error("a record with an unreadable state took another")
 	}
 }
 
@@ -304,13 +302,13 @@ func TestManyAtOnce(t *testing.T) {
 		c := connect(t, s.URI(), cluster.Options{Timeout: 60 * time.Second})
 		for j := range each {
 			all.Go(func() {
-				// The same row from everywhere, in two lives.
+				// The same record from all clients, with two states.
 				n := node()
 				n.State = []cluster.State{cluster.StateJoining, cluster.StateActive}[j%2]
 				if _, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil {
 					t.Errorf("registering: %v", err)
 				}
-				// And one of each client's own.
+				// And a record of each client.
 				n.ID = fmt.Sprintf("i-%d", i)
 				if _, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil {
 					t.Errorf("registering: %v", err)
@@ -327,7 +325,7 @@ func TestManyAtOnce(t *testing.T) {
 	nodes, err := c.Nodes(t.Context())
 	must.OK(t, err)
 	if len(nodes) != clients+1 || b.count(b.nodes(), bson.M{}) != clients+1 {
-		t.Errorf("%d rows, want %d", len(nodes), clients+1)
+		t.Errorf("%d records, want %d", len(nodes), clients+1)
 	}
 	for _, n := range nodes {
 		if n.State != cluster.StateActive || n.Role != "origin" || n.StateSince.After(n.UpdatedAt) {
@@ -338,7 +336,7 @@ func TestManyAtOnce(t *testing.T) {
 		t.Error("the nodes are not in order")
 	}
 
-	// The state is entered once; everybody else confirms it.
+	// state_since changes only with the state.
 	since := nodes[0].StateSince
 	pass(t, c)
 	for range 10 {
@@ -367,8 +365,8 @@ func cmpText(a, b string) int {
 	return 0
 }
 
-// A write whose answer is lost is found again, and counts once: in a replica set the driver repeats it, and the server sees
-// that it has done it; elsewhere the record is read.
+// A write whose answer is lost is done once: in a replica set, the driver repeats it and the server detects the repetition;
+// otherwise the record is read.
 func TestAnswerLost(t *testing.T) {
 	t.Parallel()
 	t.Run("one server", func(t *testing.T) {
@@ -406,7 +404,7 @@ func answerLost(t *testing.T, o mongod.Options) {
 		s.Faults().Clear()
 	}
 	if n := b.count(b.nodes(), bson.M{}); n != 1 {
-		t.Errorf("%d rows", n)
+		t.Errorf("%d records", n)
 	}
 
 	cut := int64(2)
@@ -431,7 +429,7 @@ func answerLost(t *testing.T, o mongod.Options) {
 		t.Errorf("-written +stored:\n%s", diff)
 	}
 	if now, err := c.ServerTime(t.Context()); err != nil || now.Sub(events[0].At) > time.Minute {
-		t.Errorf("the event is of %v, the server's clock says %v (%v)", events[0].At, now, err)
+		t.Errorf("the event is of %v, the server's clock is at %v (%v)", events[0].At, now, err)
 	}
 	must.OK(t, c.AddEvent(t.Context(), cluster.Event{Node: "i-0def", Kind: "join"}))
 	for _, tt := range []struct {
@@ -460,7 +458,7 @@ func answerLost(t *testing.T, o mongod.Options) {
 	}
 }
 
-// With the indexes the server forgets by itself what is old, and nothing else.
+// With the indexes, the server removes old documents only.
 func TestIndexes(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -480,13 +478,13 @@ func TestIndexes(t *testing.T) {
 	b.insert(b.nodes(), bson.M{"_id": "i-old", "left_at": old}, bson.M{"_id": "i-new", "left_at": now}, bson.M{"_id": "i-active", "updated_at": old})
 	events := b.Database("amsagent").Collection("events")
 	b.insert(events, bson.M{"_id": "e-old", "at": old}, bson.M{"_id": "e-new", "at": now})
-	must.Until(t, "the old ones go", func() bool { return b.count(b.nodes(), bson.M{}) == 2 && b.count(events, bson.M{}) == 1 })
+	must.Until(t, "the old ones are removed", func() bool { return b.count(b.nodes(), bson.M{}) == 2 && b.count(events, bson.M{}) == 1 })
 	if n := b.count(b.nodes(), bson.M{"_id": bson.M{"$in": bson.A{"i-new", "i-active"}}}); n != 2 {
-		t.Errorf("%d of two rows are left", n)
+		t.Errorf("%d of two records are left", n)
 	}
 }
 
-// What a server lacks is said, and harms nothing else.
+// A server without TTL indexes is reported, and everything else works.
 func TestIndexesAreOptional(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -502,7 +500,7 @@ func TestIndexesAreOptional(t *testing.T) {
 	}
 }
 
-// A right that is missing is found before anything is changed.
+// CheckAccess detects a missing right, and changes nothing.
 func TestCheckAccess(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -511,9 +509,9 @@ func TestCheckAccess(t *testing.T) {
 	b.write("", own, time.Now())
 	must.OK(t, c.CheckAccess(t.Context()))
 	if diff := cmp.Diff(map[string]int64{"clusterdb.clusternode": 2}, databases(b)); diff != "" {
-		t.Errorf("what is there (-want +got):\n%s", diff)
+		t.Errorf("documents (-want +got):\n%s", diff)
 	}
-	// An election may be waited out, so this lasts until the time is up.
+	// The driver waits for an election until the timeout.
 	impatient := connect(t, s.URI(), cluster.Options{Timeout: 3 * time.Second})
 	for _, command := range []string{"find", "update", "delete"} {
 		fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{command}, Code: 13, Name: "Unauthorized", Message: "not authorized"})
@@ -522,7 +520,7 @@ func TestCheckAccess(t *testing.T) {
 		}
 		if command == "find" {
 			s.Faults().Clear()
-			continue // a secondary answers that
+			continue // a secondary answers reads
 		}
 		fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{command}, Code: 10107, Name: "NotWritablePrimary", Message: "not primary"})
 		if err := impatient.CheckAccess(t.Context()); cluster.KindOf(err) != cluster.KindNotPrimary {
@@ -550,7 +548,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// databases is what the server holds: collections, and how many documents.
+// databases returns the number of documents of each collection.
 func databases(b backdoor) map[string]int64 {
 	b.t.Helper()
 	names, err := b.ListDatabaseNames(b.t.Context(), bson.D{})

@@ -20,8 +20,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
-// TestDrainRequest: a request stands in the row until one takes it, and goes with the life
-// of the machine that it is for.
+// TestDrainRequest: a request is in the record until it is taken, or the instance ends.
 func TestDrainRequest(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
@@ -29,24 +28,24 @@ func TestDrainRequest(t *testing.T) {
 	n := node()
 	n.State = cluster.StateActive
 	register(t, c, n)
-	row := func() cluster.Node {
+	record := func() cluster.Node {
 		t.Helper()
-		row, err := c.Node(t.Context(), n.ID)
+		record, err := c.Node(t.Context(), n.ID)
 		must.OK(t, err)
-		return row
+		return record
 	}
 	ask := func(r cluster.DrainRequest) string {
 		t.Helper()
-		id, err := c.AskDrain(t.Context(), row(), r)
+		id, err := c.AskDrain(t.Context(), record(), r)
 		must.OK(t, err)
 		return id
 	}
-	if row().DrainRequest != nil {
-		t.Fatalf("a request that nobody made: %+v", row().DrainRequest)
+	if record().DrainRequest != nil {
+		t.Fatalf("an unexpected request: %+v", record().DrainRequest)
 	}
 	first := ask(cluster.DrainRequest{DeadlineMS: cluster.MillisOf(time.Hour), RepairStreams: true, Reason: "new kernel", Who: "ann"})
 	id := ask(cluster.DrainRequest{Now: true, Who: "bob"})
-	got := *row().DrainRequest
+	got := *record().DrainRequest
 	server, err := c.ServerTime(t.Context())
 	must.OK(t, err)
 	if age := server.Sub(got.At); age < 0 || age > 30*time.Second {
@@ -54,12 +53,12 @@ func TestDrainRequest(t *testing.T) {
 	}
 	got.At = time.Time{}
 	if want := (cluster.DrainRequest{ID: id, Now: true, Who: "bob"}); got != want || id == first {
-		t.Errorf("the row has %+v, want %+v", got, want)
+		t.Errorf("the record has %+v, want %+v", got, want)
 	}
 	if taken, err := c.TakeDrainRequest(t.Context(), n.ID, first, "one"); taken || err != nil {
 		t.Errorf("an earlier one is taken: %v, %v", taken, err)
 	}
-	// Of many who take it one has it.
+	// Only one of many takers gets it.
 	var all sync.WaitGroup
 	var takers atomic.Int32
 	for i := range 8 {
@@ -72,29 +71,29 @@ func TestDrainRequest(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if takers.Load() != 1 || row().DrainRequest != nil {
-		t.Errorf("%d took it; the row has %+v", takers.Load(), row().DrainRequest)
+	if takers.Load() != 1 || record().DrainRequest != nil {
+		t.Errorf("%d took it; the record has %+v", takers.Load(), record().DrainRequest)
 	}
 
-	// Another life of the machine, one that has left, and a row that is not there.
+	// Another instance, and a node that has left.
 	ask(cluster.DrainRequest{})
-	asked := row()
+	asked := record()
 	next := n
 	next.BootID = "boot-2"
 	register(t, c, next)
-	if row().DrainRequest != nil {
-		t.Error("the next life has the request")
+	if record().DrainRequest != nil {
+		t.Error("the next instance has the request")
 	}
 	if _, err := c.AskDrain(t.Context(), asked, cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) {
-		t.Errorf("the life before is asked: %v", err)
+		t.Errorf("the previous instance is asked: %v", err)
 	}
 	ask(cluster.DrainRequest{})
 	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateLeft, "bye", cluster.Details{}))
-	if _, err := c.AskDrain(t.Context(), row(), cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) || row().DrainRequest != nil {
+	if _, err := c.AskDrain(t.Context(), record(), cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) || record().DrainRequest != nil {
 		t.Errorf("one that has left is asked: %v", err)
 	}
 
-	// Whatever stands there is told, and replaced by the next registration.
+	// An invalid request is reported, and replaced by the next registration.
 	for _, bad := range []any{1, "drain", bson.M{"id": 7}, bson.A{1}, bson.M{"id": "x", "now": "yes"}} {
 		if _, err := b.nodes().UpdateByID(t.Context(), n.ID, bson.M{"$set": bson.M{"drain_request": bad}}); err != nil {
 			t.Fatal(err)
@@ -108,12 +107,12 @@ func TestDrainRequest(t *testing.T) {
 		}
 	}
 	register(t, c, n)
-	if row().DrainRequest != nil {
-		t.Error("the request is there still")
+	if record().DrainRequest != nil {
+		t.Error("the request is still there")
 	}
 }
 
-// TestDaemonOldRequest: what somebody wanted two minutes ago is not done any more.
+// TestDaemonOldRequest: the daemon refuses a request that is two minutes old.
 func TestDaemonOldRequest(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)

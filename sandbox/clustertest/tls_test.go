@@ -16,8 +16,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
-// TestCertificates: a real mongod with TLS, by passwords and by certificates (x.509).
-// What is wrong with either is named.
+// TestCertificates: a real mongod with TLS, with passwords and client certificates (x.509), and errors for both.
 func TestCertificates(t *testing.T) {
 	t.Parallel()
 	binary := realmongo.Require(t)
@@ -49,7 +48,7 @@ func TestCertificates(t *testing.T) {
 		"a certificate that is no user":   {certificate + stranger, cluster.KindAuth, ""},
 		"a certificate of another CA":     {certificate + foreign, cluster.KindLost, ""},
 		"a server of another CA":          {password + "&tlsCAFile=" + otherCA.File, cluster.KindTLS, "unknown authority"},
-		"no certificate where one counts": {"mongodb://" + s.Addrs() + "/?authSource=$external&authMechanism=MONGODB-X509&tlsCAFile=" + ca.File, cluster.KindAuth, ""},
+		"no_certificate_where_one_counts": {"mongodb://" + s.Addrs() + "/?authSource=$external&authMechanism=MONGODB-X509&tlsCAFile=" + ca.File, cluster.KindAuth, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := connect(t, tt.uri, cluster.Options{Timeout: 5 * time.Second})
@@ -61,8 +60,8 @@ func TestCertificates(t *testing.T) {
 				n := node()
 				n.ID = "i-" + strings.ReplaceAll(name, " ", "-")
 				register(t, c, n)
-				if b.row(n.ID)["state"] != string(n.State) {
-					t.Errorf("the row: %v", b.row(n.ID))
+				if b.record(n.ID)["state"] != string(n.State) {
+					t.Errorf("the record: %v", b.record(n.ID))
 				}
 			case cluster.KindOf(err) != tt.kind, !strings.Contains(err.Error(), tt.text), strings.Contains(err.Error(), "wr0ng"):
 				t.Errorf("kind %s: %v", cluster.KindOf(err), err)
@@ -70,7 +69,6 @@ func TestCertificates(t *testing.T) {
 		})
 	}
 
-	// From now on it takes nothing else.
 	must.OK(t, s.RequireTLS(ctx))
 	err = connect(t, password, cluster.Options{Timeout: 5 * time.Second}).CheckAccess(t.Context())
 	if cluster.KindOf(err) != cluster.KindLost || !strings.Contains(err.Error(), "tls=true") {
