@@ -84,13 +84,16 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 				before = append([]AMSNode{}, seen.Ours...)
 			}
 			for _, n := range seen.Local {
-				if w.Elsewhere > 0 && w.counts(n) && local[n.ID+n.IP].wrote(n, now, w.Elsewhere) {
+				if w.Elsewhere <= 0 || !w.counts(n) {
+					continue
+				}
+				first, known := local[n.ID+n.IP]
+				if !known {
+					local[n.ID+n.IP] = firstSeen{n.LastUpdate, now}
+				} else if n.LastUpdate.After(first.written) && now.Sub(first.at) >= w.Elsewhere {
 					// Only this one: the others may belong to another node.
 					seen.Local, seen.Verdict, seen.Waited, seen.Cause = []AMSNode{n}, AMSElsewhere, now.Sub(begin), ErrElsewhere
 					return AMSNode{}, seen
-				}
-				if _, known := local[n.ID+n.IP]; !known {
-					local[n.ID+n.IP] = firstSeen{n.LastUpdate, now}
 				}
 			}
 		}
@@ -108,11 +111,6 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 
 // firstSeen is when a document of another address of this machine was first read.
 type firstSeen struct{ written, at time.Time }
-
-// wrote reports whether AMS wrote it for that long.
-func (f firstSeen) wrote(n AMSNode, now time.Time, long time.Duration) bool {
-	return !f.at.IsZero() && n.LastUpdate.After(f.written) && now.Sub(f.at) >= long
-}
 
 // counts reports whether a fresh document may be the current server's.
 func (w AMSWait) counts(n AMSNode) bool {
