@@ -546,6 +546,10 @@ func TestWaitAMSNodeElsewhere(t *testing.T) {
 		Address: own, Before: before, LocalAddresses: []string{"127.0.0.1", own, docker, another},
 		Elsewhere: 1100 * time.Millisecond, Started: began, NewOnly: true, Poll: 20 * time.Millisecond,
 	}
+	// One that a stopped process wrote before this start, and once more while it ended.
+	b.write("late", another, began.Add(-time.Second))
+	last := time.AfterFunc(1500*time.Millisecond, func() { b.write("late", another, time.Now()) })
+	defer last.Stop()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	if _, err := c.WaitAMSNode(ctx, wait); errors.Is(err, cluster.ErrElsewhere) || !errors.Is(err, context.DeadlineExceeded) {
