@@ -628,6 +628,15 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	if took := time.Since(start); !errors.Is(err, context.Canceled) || took > time.Minute {
 		t.Errorf("canceled: %v after %s", err, took)
 	}
+	// A reading that the end of the wait cuts short is no failure of MongoDB.
+	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	start = time.Now()
+	_, err = patient.WaitAMSNode(ctx, cluster.AMSWait{Address: own, Before: before, Poll: 20 * time.Millisecond})
+	e, ok = errors.AsType[*cluster.AMSNotSeenError](err)
+	if took := time.Since(start); !ok || e.Verdict != cluster.AMSUnread || e.Last != nil || !errors.Is(err, context.DeadlineExceeded) || took > time.Minute {
+		t.Errorf("cut short: %v after %s", err, took)
+	}
 	s.Faults().Clear()
 
 	// A refusal ends the wait.
