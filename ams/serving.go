@@ -59,8 +59,6 @@ const (
 	AppSilent AppServing = "does not answer"
 	// AppRefused: no process listens.
 	AppRefused AppServing = "is not reachable"
-	// AppNotAsked: the other applications used up the time.
-	AppNotAsked AppServing = "was not asked in time"
 )
 
 // AppAnswer is the response of one application.

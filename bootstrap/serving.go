@@ -9,24 +9,18 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
-	"sort"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
 )
 
 const (
-	// servingPoll is how often a join asks the applications that do not serve yet.
-	// Its success comes at most this much later than the last of them.
+	// servingPoll is how often a convergence asks the applications of a server that starts.
 	servingPoll = 250 * time.Millisecond
-	// servingLimit bounds asking all applications once, and maxAsks how many are asked
-	// at a time: the server's user decides how many there are, and when they answer.
+	// servingLimit bounds asking all applications once.
 	servingLimit = 2 * time.Second
-	maxAsks      = 8
 	// serviceEvery is how often the service manager is asked when the server was started, as
 	// long as an application does not serve, and serviceLimit bounds that.
 	serviceEvery = time.Second
@@ -69,10 +63,16 @@ func (j *joiner) serve(ctx context.Context) error {
 	watched, died := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
 	watcher.Go(func() { j.watch(watched, died, false) })
-	served, err := j.awaitServing(watched)
+	server := j.server(j.http())
+	server.install = j.facts.install // as long as it is not outdated
+	if j.result.Restarted {
+		server.down = j.startedAt
+	} else {
+		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
+	}
+	err := j.awaitServing(watched, server)
 	died(nil)
 	watcher.Wait()
-	j.result.Applications = served
 	var unstable *ams.UnstableError
 	if errors.As(context.Cause(watched), &unstable) {
 		return unstable
@@ -80,58 +80,39 @@ func (j *joiner) serve(ctx context.Context) error {
 	return err
 }
 
-// awaitServing waits until every application that is to serve does, and reports
-// progress for each. It ends with ctx, and then returns a [NotServingError].
-func (j *joiner) awaitServing(ctx context.Context) ([]AppServed, error) {
-	waiting := j.servingApps(j.facts.install)
+// awaitServing waits until viewers are served, and reports progress. It ends with ctx, and then returns a
+// [NotServingError].
+func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 	began, reported := time.Now(), time.Now()
-	server := j.server(j.http())
-	server.install = j.facts.install // as long as it is not outdated
 	if j.result.Restarted {
-		began, server.down = j.startedAt, j.startedAt
-	} else {
-		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
+		began = j.startedAt
 	}
-	var served []AppServed
-	last := map[string]ams.AppAnswer{}
-	for first := true; ; first = false {
-		answers := server.askAll(ctx, waiting)
-		// Those that were not asked come first the next time.
-		sort.SliceStable(answers, func(i, j int) bool { return wasAsked(answers[i]) < wasAsked(answers[j]) })
-		for i, a := range answers {
-			// A question that our own deadline cut says nothing, nor does one that was not
-			// asked; the answer before does.
-			if before, ok := last[a.Name]; ok && (ctx.Err() != nil && a.State == ams.AppSilent || a.State == ams.AppNotAsked) {
-				answers[i] = before
-			}
-			last[a.Name] = answers[i]
-		}
-		waiting = waiting[:0]
-		for _, a := range answers {
-			if !a.Serves() {
-				waiting = append(waiting, a.Name)
+	var last Served
+	served := map[string]bool{}
+	NewServerWatch(server, nil).Run(ctx, func(is Served) bool {
+		last = is
+		for _, a := range is.Answers {
+			if !a.Serves() || served[a.Name] {
 				continue
 			}
+			served[a.Name] = true
 			s := AppServed{Name: a.Name}
 			if j.result.Restarted {
 				s.After = time.Since(began).Round(time.Millisecond)
-			}
-			served = append(served, s)
-			if !first || j.result.Restarted {
 				j.say("%s serves after %s", a.Name, time.Since(began).Round(100*time.Millisecond))
 			}
+			j.result.Applications = append(j.result.Applications, s)
 		}
-		if len(waiting) == 0 {
-			return served, nil
-		}
-		if time.Since(reported) >= progressEvery {
+		if !is.Up && time.Since(reported) >= progressEvery {
 			reported = time.Now()
-			j.say("waiting for the applications: %s", (&NotServingError{Apps: notServing(answers)}).list())
+			j.say("waiting for the applications: %s", (&NotServingError{Apps: notServing(is.Answers)}).list())
 		}
-		if err := pause(ctx, servingPoll); err != nil {
-			return served, &NotServingError{Apps: notServing(answers), Err: err}
-		}
+		return !is.Up
+	})
+	if last.Up {
+		return nil
 	}
+	return &NotServingError{Apps: notServing(last.Answers), Err: ctx.Err()}
 }
 
 // servingApps are the applications of an installation that are to serve.
@@ -150,15 +131,17 @@ func (e *NotServingError) list() string {
 	return list
 }
 
-// notServing are the answers of applications that do not serve, in the order of their names.
+// notServing are the answers of applications that do not serve.
 func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	var out []ams.AppAnswer
 	for _, a := range answers {
+		if a.State == "" {
+			a.State = ams.AppSilent
+		}
 		if !a.Serves() {
 			out = append(out, a)
 		}
 	}
-	slices.SortFunc(out, func(a, b ams.AppAnswer) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
@@ -195,14 +178,6 @@ func check(ctx context.Context, client *http.Client, in *ams.Installation, start
 	return a
 }
 
-// wasAsked is 0 for an application that was not asked, else 1.
-func wasAsked(a ams.AppAnswer) int {
-	if a.State == ams.AppNotAsked {
-		return 0
-	}
-	return 1
-}
-
 // Server asks the server on this machine whether viewers are served. It follows a server that
 // is started anew, and one that is replaced by another release. Its methods may be called at
 // the same time.
@@ -216,7 +191,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	install *ams.Installation
-	served  map[string]answered // which applications did the last time
+	served  map[string]lastServed
 
 	// Held while the service manager is asked, as many applications may be asked at a time.
 	startMu sync.Mutex
@@ -225,8 +200,8 @@ type Server struct {
 	down    time.Time // when nobody listened; the server was started, or is, after that
 }
 
-// answered is when an application served, and [ams.ConnCount.Lost] before it was asked.
-type answered struct {
+// lastServed is when an application served, and [ams.ConnCount.Lost] before it was asked.
+type lastServed struct {
 	at   time.Time
 	lost int
 }
@@ -241,7 +216,7 @@ func (m *Machine) Server() *Server {
 }
 
 func (m *Machine) server(client *http.Client) *Server {
-	s := &Server{m: m, client: client, first: time.Now(), served: map[string]answered{}}
+	s := &Server{m: m, client: client, first: time.Now(), served: map[string]lastServed{}}
 	s.refuses = func(ctx context.Context, in *ams.Installation) bool {
 		return m.HTTP == nil && ams.Refused(ctx, in.BaseURL()) // else something answers in the place of the server
 	}
@@ -257,22 +232,18 @@ func (s *Server) Applications() ([]string, error) {
 	return ams.ServingApps(apps, s.m.Serving), nil
 }
 
-// askAll is Ask for several applications, some at a time and all within servingLimit. Those
-// that were not reached by then are [ams.AppNotAsked].
+// askAll is Ask for several applications, within servingLimit.
 func (s *Server) askAll(ctx context.Context, apps []string) []ams.AppAnswer {
 	ctx, cancel := context.WithTimeout(ctx, servingLimit)
 	defer cancel()
 	answers := make([]ams.AppAnswer, len(apps))
-	var next atomic.Int64
+	slots := make(chan struct{}, maxAsks)
 	var asks sync.WaitGroup
-	for range min(maxAsks, len(apps)) {
+	for i, app := range apps {
+		slots <- struct{}{}
 		asks.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(apps); i = int(next.Add(1)) - 1 {
-				answers[i] = ams.AppAnswer{Name: apps[i], State: ams.AppNotAsked}
-				if ctx.Err() == nil {
-					answers[i] = s.Ask(ctx, apps[i])
-				}
-			}
+			answers[i] = s.Ask(ctx, app)
+			<-slots
 		})
 	}
 	asks.Wait()
@@ -285,7 +256,7 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	s.mu.Lock()
 	delete(s.served, app)
 	if a.State == ams.AppServes { // one that waits is about to be made, and is looked at before it is asked
-		s.served[app] = answered{time.Now(), lost}
+		s.served[app] = lastServed{time.Now(), lost}
 	}
 	s.mu.Unlock()
 	if a.State == ams.AppRefused {

@@ -103,8 +103,6 @@ func (v *View) serving() *cluster.Serving {
 		return nil
 	case s.Up:
 		return &cluster.Serving{Up: true}
-	case s.Why == NotAsked:
-		return nil
 	default:
 		return &cluster.Serving{Why: s.whyDown()}
 	}

@@ -30,6 +30,16 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
+// The rule of readiness: see docs/ARCHITECTURE.md.
+const (
+	askPeriod = time.Second
+	askAgain  = 300 * time.Millisecond
+	silence   = 4 * time.Second
+	askLimit  = 10 * time.Second
+	listEvery = 30 * time.Second
+	maxAsks   = 64
+)
+
 // fakeServer is a server with applications, as the watch asks it.
 type fakeServer struct {
 	mu     sync.Mutex
