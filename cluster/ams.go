@@ -220,23 +220,22 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, 
 			candidates = append(candidates, n)
 		}
 	}
-	var errs []error
-	for _, n := range candidates {
-		op := "removing AMS's node document " + n.ID
-		errs = append(errs, c.call(ctx, op, func(ctx context.Context) error {
-			// The driver may have repeated the command, and the count is that of the last attempt: read again below.
-			_, err := c.amsNodes().DeleteOne(ctx, n.version())
-			return err
-		}))
-	}
 	if len(candidates) == 0 {
 		return done, nil
 	}
+	versions := bson.A{}
+	for _, n := range candidates {
+		versions = append(versions, n.version())
+	}
+	failed := c.call(ctx, "removing AMS's node documents of "+r.Address, func(ctx context.Context) error {
+		_, err := c.amsNodes().DeleteMany(ctx, bson.D{{Key: "$or", Value: versions}})
+		return err
+	})
+	// The answer may be lost: what is left decides.
 	after, err := c.AMSNodesByAddress(ctx, r.Address)
 	if err != nil {
-		return done, errors.Join(append(errs, err)...)
+		return done, errors.Join(failed, err)
 	}
-	left := false
 	for _, n := range candidates {
 		i := slices.IndexFunc(after, n.sameDocument)
 		switch {
@@ -244,14 +243,13 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, 
 			done.Deleted = append(done.Deleted, n)
 		case !after[i].sameVersion(n):
 			done.Kept = append(done.Kept, AMSKept{after[i], KeptRewritten})
+		case failed != nil:
+			return done, failed
 		default:
-			left = true // errs has the reason
+			return done, fmt.Errorf("removing AMS's node documents: %s is still there", n.ID)
 		}
 	}
-	if !left {
-		return done, nil
-	}
-	return done, errors.Join(errs...)
+	return done, nil
 }
 
 // version is a filter that matches the document as it was read.
