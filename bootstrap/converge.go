@@ -617,7 +617,7 @@ func (m *Machine) awaitStarted(ctx context.Context, f *facts, server *Server) {
 // 500, as one that is broken does: only a server that is young is given the benefit. Where its
 // age is not known, it is taken to have been started when this convergence began.
 func (m *Machine) starting(ctx context.Context, f *facts, server *Server) bool {
-	young := time.Since(server.told(ctx).or(server.first).at) < startingTime
+	young := time.Since(server.askService(ctx).or(server.first).at) < startingTime
 	return slices.ContainsFunc(server.askAll(ctx, m.servingApps(f.install)), func(a ams.AppAnswer) bool {
 		return a.State == ams.AppStarting || young && !a.Serves()
 	})

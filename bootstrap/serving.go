@@ -21,23 +21,23 @@ const (
 	servingPoll = 250 * time.Millisecond
 	// servingLimit bounds asking all applications once.
 	servingLimit = 2 * time.Second
-	// serviceEvery is how often the service manager is asked when the server was started, as
-	// long as an application does not serve, and serviceLimit bounds that.
+	// serviceEvery is how often the service manager is asked for the server's start while an application does not serve, and
+	// serviceLimit bounds that call.
 	serviceEvery = time.Second
 	serviceLimit = 500 * time.Millisecond
-	// dialLimit bounds looking whether anybody listens.
+	// dialLimit bounds the check whether a process listens.
 	dialLimit = 500 * time.Millisecond
-	// servedFor is how long an application that served is taken to be in no start, where no
-	// connection was lost: after a machine stood still the loss is seen a moment later.
+	// servedFor is how long an application that served is known not to be starting if no connection was lost. After a pause of
+	// the whole machine, the loss is noticed a moment later.
 	servedFor = 3 * time.Second
 	// seenPath is the file of seen.
 	seenPath = StateDir + "/seen.json"
 )
 
-// AppServed tells when an application was first seen to serve.
+// AppServed is when an application first served.
 type AppServed struct {
 	Name string `json:"name"`
-	// After is how long it took from AMS's start, or 0 where it was not restarted.
+	// After is the time since AMS's start, or 0 if it was not restarted.
 	After time.Duration `json:"after_ns"`
 }
 
@@ -57,8 +57,7 @@ func (e *NotServingError) Error() string {
 
 func (e *NotServingError) Unwrap() error { return e.Err }
 
-// serve waits until viewers are served. A server that dies meanwhile is reported at
-// once.
+// serve waits until viewers are served. It fails at once if the server dies.
 func (j *joiner) serve(ctx context.Context) error {
 	watched, died := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
@@ -115,7 +114,7 @@ func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 	return &NotServingError{Apps: notServing(last.Answers), Err: ctx.Err()}
 }
 
-// servingApps are the applications of an installation that are to serve.
+// servingApps are the applications of an installation that must serve.
 func (m *Machine) servingApps(in *ams.Installation) []string {
 	names := make([]string, 0, len(in.Apps))
 	for _, a := range in.Apps {
@@ -145,21 +144,20 @@ func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	return out
 }
 
-// ask asks one application of a server. It does not before the application has completed its
-// context, as far as [ams.Installation.Initialized] tells, for a time: the files that tell may
-// be ones that the server cannot write, and one that was killed leaves marks that tell nothing
-// of its next start in standalone mode.
+// ask calls one application of a server. For startingTime, it does not call an application that has not completed its context
+// according to [ams.Installation.Initialized]. After that it does: the server may be unable to write those files, and a killed
+// server leaves marks that do not show its next start in standalone mode.
 func ask(ctx context.Context, client *http.Client, in *ams.Installation, started start, app string) ams.AppAnswer {
 	starts := ams.AppAnswer{Name: app, State: ams.AppStarting}
 	switch now := time.Now(); {
 	case now.Sub(started.at) >= startingTime:
 		if in.MadeSince(app, now.Add(-startingTime)) && !in.Initialized(app, time.Time{}) {
 			if started.known {
-				starts.State = ams.AppWaits // it was made while the server runs
+				starts.State = ams.AppWaits // it was added while the server runs
 			}
 			return starts
 		}
-	case !started.known, now.Before(started.at): // by a clock that was set back: no file's time is compared with it
+	case !started.known, now.Before(started.at): // the clock was set back: no time of a file is comparable
 		if !in.Initialized(app, time.Time{}) {
 			return starts
 		}
@@ -169,7 +167,7 @@ func ask(ctx context.Context, client *http.Client, in *ams.Installation, started
 	return check(ctx, client, in, started, app)
 }
 
-// check asks an application whose context is complete.
+// check calls an application whose context is complete.
 func check(ctx context.Context, client *http.Client, in *ams.Installation, started start, app string) ams.AppAnswer {
 	a := ams.CheckServing(ctx, client, in.BaseURL(), app)
 	if a.State == ams.AppMissing && (!started.known || in.MadeSince(app, started.at)) {
@@ -178,14 +176,13 @@ func check(ctx context.Context, client *http.Client, in *ams.Installation, start
 	return a
 }
 
-// Server asks the server on this machine whether viewers are served. It follows a server that
-// is started anew, and one that is replaced by another release. Its methods may be called at
-// the same time.
+// Server calls the applications of the server on this machine. It detects a restart of the server, and another release. Its
+// methods are safe for concurrent use.
 type Server struct {
 	m      *Machine
 	client *http.Client
 	conns  ams.ConnCount // of client
-	// refuses reports whether nobody listens at the server's port.
+	// refuses reports whether no process listens at the server's port.
 	refuses func(context.Context, *ams.Installation) bool
 	first   time.Time // the time of the first look
 
@@ -193,20 +190,20 @@ type Server struct {
 	install *ams.Installation
 	served  map[string]lastServed
 
-	// Held while the service manager is asked, as many applications may be asked at a time.
+	// Held while the service manager is asked: many applications may be called at the same time.
 	startMu sync.Mutex
 	started start     // of the server, as it was at the time of looked
 	looked  time.Time // when the service manager was asked
-	down    time.Time // when nobody listened; the server was started, or is, after that
+	down    time.Time // when no process listened: the server starts later
 }
 
-// lastServed is when an application served, and [ams.ConnCount.Lost] before it was asked.
+// lastServed is when an application served, and [ams.ConnCount.Lost] before that call.
 type lastServed struct {
 	at   time.Time
 	lost int
 }
 
-// Server prepares asking again and again.
+// Server returns the server for repeated calls.
 func (m *Machine) Server() *Server {
 	s := m.server(m.HTTP)
 	if s.client == nil {
@@ -223,7 +220,7 @@ func (m *Machine) server(client *http.Client) *Server {
 	return s
 }
 
-// Applications lists those that are to serve, as they are on disk now.
+// Applications lists those that must serve, as they are on disk now.
 func (s *Server) Applications() ([]string, error) {
 	apps, err := ams.Applications(s.m.Root, s.m.AMSDir)
 	if err != nil {
@@ -250,26 +247,26 @@ func (s *Server) askAll(ctx context.Context, apps []string) []ams.AppAnswer {
 	return answers
 }
 
-// Ask asks one application. ctx bounds the call.
+// Ask calls one application. ctx bounds the call.
 func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	a, lost, at := s.ask(ctx, app)
 	s.mu.Lock()
 	delete(s.served, app)
-	if a.State == ams.AppServes { // one that waits is about to be made, and is looked at before it is asked
+	if a.State == ams.AppServes { // not AppWaits: it will be initialized, and must not be called before
 		s.served[app] = lastServed{time.Now(), lost}
 	}
 	s.mu.Unlock()
 	if a.State == ams.AppRefused {
 		s.startMu.Lock()
 		if at.After(s.down) {
-			s.down = at // and not now: by now it may listen, and have left its marks
+			s.down = at // not the time now: since then it may have started
 		}
 		s.startMu.Unlock()
 	}
 	return a
 }
 
-// ask also returns [ams.ConnCount.Lost] before the question, and when it was asked.
+// ask also returns [ams.ConnCount.Lost] before the call, and the time of the call.
 func (s *Server) ask(ctx context.Context, app string) (_ ams.AppAnswer, lost int, at time.Time) {
 	serves := s.servesYet(app)
 	lost, at = s.conns.Lost(), time.Now()
@@ -286,7 +283,7 @@ func (s *Server) ask(ctx context.Context, app string) (_ ams.AppAnswer, lost int
 		return ams.AppAnswer{Name: app, State: ams.AppRefused}, lost, at
 	}
 	started := s.serverStarted(ctx)
-	// Last: until then the server may have been replaced.
+	// Open it last: the server may have been replaced until then.
 	if in, err = s.installation(false); err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost, at
 	}
@@ -301,21 +298,20 @@ func (s *Server) servesYet(app string) bool {
 	return ok && last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
 }
 
-// serverStarted is when the server was started: as [Machine.serverStarted] tells, but not
-// before nobody listened. A clock that is set, or a process id that is another one's, makes
-// what the service manager tells wrong.
+// serverStarted is when the server was started according to [Machine.serverStarted], but not before the last time when no
+// process listened: the service manager's time may be wrong after a change of the clock.
 func (s *Server) serverStarted(ctx context.Context) start {
-	told := s.told(ctx)
+	reported := s.askService(ctx)
 	s.startMu.Lock()
 	defer s.startMu.Unlock()
-	if !s.down.IsZero() && (!told.known || s.down.After(told.at)) {
+	if !s.down.IsZero() && (!reported.known || s.down.After(reported.at)) {
 		return start{s.down, true}
 	}
-	return told.or(s.first)
+	return reported.or(s.first)
 }
 
-// told is [Machine.serverStarted], asked once a second at most.
-func (s *Server) told(ctx context.Context) start {
+// askService returns [Machine.serverStarted]. It asks the service manager at most once a second.
+func (s *Server) askService(ctx context.Context) start {
 	s.startMu.Lock()
 	defer s.startMu.Unlock()
 	if time.Since(s.looked) >= serviceEvery {
@@ -329,11 +325,10 @@ func (s *Server) told(ctx context.Context) start {
 	return s.started
 }
 
-// Connections is how many connections [Server.Ask] has to the server: they are no
-// viewers'.
+// Connections is the number of open connections of [Server.Ask], which are not viewers.
 func (s *Server) Connections() int { return s.conns.Open() }
 
-// Port is where an application was served a moment ago; 0 where none was.
+// Port is the port at which an application served a moment ago, or 0.
 func (s *Server) Port() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -345,8 +340,7 @@ func (s *Server) Port() int {
 	return 0
 }
 
-// installation is the server as it was looked at last, where that is enough or nothing has
-// changed since.
+// installation is the last result of [ams.Open] if that is enough or nothing has changed since.
 func (s *Server) installation(enough bool) (*ams.Installation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -358,8 +352,8 @@ func (s *Server) installation(enough bool) (*ams.Installation, error) {
 	return in, err
 }
 
-// Standalone reports whether a person made this machine, which joined, standalone by
-// hand, as the files on disk tell. An error means that they do not.
+// Standalone reports whether an operator made this machine standalone by hand after it joined, according to its files. An
+// error means that this is unknown.
 func (s *Server) Standalone() (bool, error) {
 	state, err := s.m.StateFile()
 	if err != nil || state == nil || state.Phase != PhaseJoined {
@@ -369,30 +363,30 @@ func (s *Server) Standalone() (bool, error) {
 	return err == nil && madeStandalone(s.m.store(), in, state.Release), err
 }
 
-// Stopped reports whether the service manager knows that somebody stopped the server, and that
-// it did not fail. A service command does not know that.
+// Stopped reports whether the server was stopped and did not fail, according to the service manager. A service command does
+// not know that.
 func (s *Server) Stopped(ctx context.Context) bool {
 	st, err := s.m.Service.State(ctx)
 	return err == nil && st.Stopped() && st.Result == "success"
 }
 
-// seen is what a daemon knows of the time before it was started.
+// seen is what a daemon knows about the time before its start.
 type seen struct {
-	// Life is the instance as which this machine was seen in the cluster (see [cluster.Node.Instance]): after a restart of the
-	// daemon it is ready although MongoDB does not answer.
+	// Life is the instance as which this machine was last seen in the cluster (see [cluster.Node.Instance]): a daemon that is
+	// restarted while MongoDB is away stays ready.
 	Life string `json:"life,omitempty"`
-	// Release is the one that served viewers here: one that never did is not this machine's fault.
+	// Release is the last one that served viewers here. One that never did is not a fault of this machine.
 	Release string `json:"release,omitempty"`
 }
 
 func (m *Machine) seen() (s seen) {
 	if f, err := m.store().Read(seenPath); err == nil && f.Exists() {
-		_ = json.Unmarshal(f.Bytes, &s) // what cannot be read was not seen
+		_ = json.Unmarshal(f.Bytes, &s) // an unreadable file is as a missing one
 	}
 	return s
 }
 
-// see writes what changes. It is for one caller at a time.
+// see changes the file. It is not safe for concurrent use.
 func (m *Machine) see(change func(*seen)) error {
 	s := m.seen()
 	was := s
@@ -406,7 +400,7 @@ func (m *Machine) see(change func(*seen)) error {
 	return m.store().WriteFile(seenPath, append(b, '\n'), 0o600, 0o700)
 }
 
-// EnteredBefore reports whether this machine was seen in the cluster since it booted with this address.
+// EnteredBefore reports whether this machine was seen in the cluster since its boot, with this address.
 func (m *Machine) EnteredBefore(instance string) bool { return m.seen().Life == instance }
 
 // Entered notes that this machine was seen in the cluster.

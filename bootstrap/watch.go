@@ -84,7 +84,7 @@ type application struct {
 	added, served bool
 }
 
-func (a *application) late() bool { return a.added && !a.served }
+func (a *application) isLate() bool { return a.added && !a.served }
 
 func (a *application) take(r ams.AppAnswer, now time.Time) {
 	a.waited(now)
@@ -112,8 +112,8 @@ func (a *application) waited(now time.Time) {
 	}
 }
 
-// Anew forgets the answers: they came from a server that was stopped since.
-func (w *ServerWatch) Anew() {
+// Reset forgets the answers: they came from a server that was stopped since.
+func (w *ServerWatch) Reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.up, w.sure = false, false
@@ -210,7 +210,7 @@ func (w *ServerWatch) list(now time.Time) {
 	maps.DeleteFunc(w.apps, func(name string, _ *application) bool { return !slices.Contains(names, name) })
 	for _, name := range names {
 		if w.apps[name] == nil {
-			// While the server does not serve, its applications may be unpacked anew.
+			// While the server does not serve, its applications may be unpacked again.
 			w.apps[name] = &application{answer: ams.AppAnswer{Name: name}, added: w.up}
 		}
 	}
@@ -232,7 +232,7 @@ func (w *ServerWatch) judge(now time.Time) (is Served, next time.Duration) {
 			next = min(next, wait)
 		}
 		is.Answers = append(is.Answers, a.answer)
-		if a.late() {
+		if a.isLate() {
 			continue
 		}
 		counted++

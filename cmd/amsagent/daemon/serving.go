@@ -237,7 +237,7 @@ func (s *serving) hold() (release func()) {
 		v.Server.Why = stopped
 	})
 	return func() {
-		s.watch.Anew()
+		s.watch.Reset()
 		s.mu.Lock()
 		s.held--
 		s.mu.Unlock()
