@@ -150,7 +150,8 @@ real-test: build build-sandbox $(BUILD)/tools/gotestsum ## the tests on a real A
 # The daemon's tests take minutes, and the others left out start sets and users of the real mongod for themselves.
 ENGINES_SKIP := ^Test(Certificates|Daemon|Rights|LargeRow|StreamsByIndex)
 .PHONY: engines
-engines: build build-sandbox $(BUILD)/tools/gotestsum ## the registry's tests on an engine that is not MongoDB: FerretDB 2 on DocumentDB (as root; 1 GB, once)
+engines: build build-sandbox $(BUILD)/tools/gotestsum ## the registry's tests on a replica set, and on an engine that is not MongoDB: FerretDB 2 on DocumentDB (as root; 1 GB, once)
+	@CLUSTER_SET=yes tools/scripts/gotest.sh sandbox ./clustertest -count=1
 	@tools/scripts/documentdb.sh tools/scripts/gotest.sh sandbox ./clustertest -count=1 -skip '$(ENGINES_SKIP)'
 
 .PHONY: gate

@@ -45,6 +45,8 @@ type record struct {
 
 	// entered means that the state begins with this write, even if it has the same name as before.
 	entered bool
+	// dropBeat removes the heartbeat, also one that a read with read concern majority did not return.
+	dropBeat bool
 	// bad is why the document could not be decoded; then only ID and Rev are known.
 	bad *BadRecordError
 	// keys are those of the document.
@@ -245,9 +247,12 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 		for _, key := range was.keys {
 			_, err := bson.Raw(data).LookupErr(key)
 			gone := err != nil && !slices.Contains(notWritten, key)
-			if gone || key == "left_at" && r.State != StateLeft || key == heartbeatKey && r.Beat == nil {
+			if gone || key == "left_at" && r.State != StateLeft {
 				unset = append(unset, bson.E{Key: key, Value: ""})
 			}
+		}
+		if r.dropBeat {
+			unset = append(unset, bson.E{Key: heartbeatKey, Value: ""})
 		}
 	}
 	stamp := func(key string) { now = append(now, bson.E{Key: key, Value: true}) }
@@ -320,7 +325,7 @@ func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Regis
 
 // register computes the record of a machine that registers.
 func register(was *record, self Node, o RegisterOptions, now time.Time) (*record, error) {
-	is := &record{Node: self, entered: true}
+	is := &record{Node: self, entered: true, dropBeat: true}
 	is.DrainRequest = nil
 	if !was.readable() {
 		return is, nil
@@ -340,7 +345,7 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		is.IntervalMS = self.IntervalMS
 		return is, nil
 	}
-	is.Beat, is.DrainRequest, is.Taken, is.entered = was.Beat, was.DrainRequest, was.Taken, false
+	is.Beat, is.DrainRequest, is.Taken, is.entered, is.dropBeat = was.Beat, was.DrainRequest, was.Taken, false, false
 	if gives {
 		return is, nil
 	}
@@ -408,7 +413,7 @@ func transition(was *record, self Node, s State, reason string, d Details) (*rec
 		is.Cut = d.Cut
 	}
 	if s == StateLeft {
-		is.Beat, is.DrainRequest = nil, nil // the server has stopped
+		is.Beat, is.dropBeat, is.DrainRequest = nil, true, nil // the server has stopped
 	}
 	return &is, nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
 // own is the address of this node.
@@ -28,8 +29,12 @@ var servers mongotest.Servers
 
 func TestMain(m *testing.M) { os.Exit(servers.Main(m)) }
 
+// startServer starts a server, which is a replica set of one if CLUSTER_SET is set.
 func startServer(t *testing.T, o mongod.Options) *mongod.Server {
 	t.Helper()
+	if os.Getenv("CLUSTER_SET") != "" && o.Users == nil {
+		o.ReplicaSet = realmongo.SetName
+	}
 	return servers.Start(t, o)
 }
 
