@@ -456,6 +456,10 @@ func TestApplicationsComeAndGo(t *testing.T) {
 		if _, r := w.ready(); len(r.Applications) != 2 {
 			t.Errorf("%+v", r)
 		}
+		// One that serves until it is removed takes no node out.
+		w.f.set(ams.AppMissing, "live")
+		w.f.have("LiveApp")
+		w.stays(true, time.Minute)
 	})
 }
 
