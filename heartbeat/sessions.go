@@ -21,8 +21,8 @@ const (
 	// installEvery is the interval of listing the applications, drainInstall the same during a drain.
 	installEvery = 2 * time.Minute
 	drainInstall = 10 * time.Second
-	// streamsEvery is the interval of queries to MongoDB while the server reports its streams: the query scans a
-	// collection of each application. drainStreams is the same during a drain.
+	// streamsEvery is the interval of queries to MongoDB: one scans a collection of each application, another reads all
+	// nodes. drainStreams is the same during a drain.
 	streamsEvery = 30 * time.Second
 	drainStreams = 5 * time.Second
 	// rtmpEvery is the interval of counting connections while the server reports all viewers but RTMP's: the kernel
@@ -72,6 +72,7 @@ type SessionCounter struct {
 	published streamCount
 	connected connected
 	peers     map[netip.Addr]bool // the other nodes, which fetch streams as viewers do
+	peersAt   time.Time
 }
 
 // streamCount is MongoDB's count of a node's streams.
@@ -111,7 +112,7 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 	stats, statsErr := c.askServer(ctx, now)
 	viewers, complete := stats.Viewers()
 	reports := complete && stats.LocalStreams != nil
-	found, connErr := c.connections(ctx, now, reports && !drains)
+	found, connErr := c.connections(ctx, now, reports, drains)
 	if statsErr != nil && (connErr != nil || found.viewers+found.rtmp == 0) {
 		// A server whose port was edited still uses the old one until its restart.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
@@ -124,7 +125,7 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 			connErr = errNotListening
 		}
 	}
-	published, mongoErr := c.streams(ctx, now, stats.LocalStreams != nil || connErr == nil, reports, drains)
+	published, mongoErr := c.streams(ctx, now, stats.LocalStreams != nil || connErr == nil, drains)
 
 	var s cluster.Sessions
 	larger := func(n int, by cluster.CountedBy) {
@@ -208,19 +209,19 @@ func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Stat
 	return ams.ReadStatistics(ctx, nil, c.install.BaseURL(), key.Token(now))
 }
 
-// connections counts the server's clients; rarely accepts a count of the last minute.
-func (c *SessionCounter) connections(ctx context.Context, now time.Time, rarely bool) (connected, error) {
+// connections counts the server's clients. reports means that the server reports all viewers but RTMP's.
+func (c *SessionCounter) connections(ctx context.Context, now time.Time, reports, drains bool) (connected, error) {
 	if c.Connections == nil {
 		return connected{}, errNoConnections
 	}
-	if rarely && within(rtmpEvery, c.connected.at, now) {
+	if reports && !drains && within(rtmpEvery, c.connected.at, now) {
 		return c.connected, nil
 	}
 	ports, err := c.install.Ports()
 	if err != nil {
 		return connected{}, err
 	}
-	c.readPeers(ctx)
+	c.readPeers(ctx, now, drains)
 	own := 0
 	if c.Own != nil {
 		own = c.Own()
@@ -245,10 +246,18 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time, rarely 
 	return n, nil
 }
 
+// queryEvery is the interval of queries to MongoDB.
+func queryEvery(drains bool) time.Duration {
+	if drains {
+		return drainStreams
+	}
+	return streamsEvery
+}
+
 // readPeers reads the addresses of the other nodes. On failure it keeps the known ones.
-func (c *SessionCounter) readPeers(ctx context.Context) {
+func (c *SessionCounter) readPeers(ctx context.Context, now time.Time, drains bool) {
 	from, _ := c.Streams()
-	if from == nil {
+	if from == nil || within(queryEvery(drains), c.peersAt, now) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, besideTime)
@@ -257,7 +266,7 @@ func (c *SessionCounter) readPeers(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	c.peers = make(map[netip.Addr]bool, len(nodes))
+	c.peers, c.peersAt = make(map[netip.Addr]bool, len(nodes)), now
 	for _, n := range nodes {
 		if a, err := netip.ParseAddr(n.IP); err == nil {
 			c.peers[a.Unmap()] = true
@@ -265,19 +274,14 @@ func (c *SessionCounter) readPeers(ctx context.Context) {
 	}
 }
 
-// streams returns MongoDB's count of this node's streams. known reports that there is another count of publishers,
-// reports that it is the server's.
-func (c *SessionCounter) streams(ctx context.Context, now time.Time, known, reports, drains bool) (int, error) {
+// streams returns MongoDB's count of this node's streams. known reports that there is another count of publishers.
+func (c *SessionCounter) streams(ctx context.Context, now time.Time, known, drains bool) (int, error) {
 	from, address := c.Streams()
 	if from == nil || address == "" {
 		c.published = streamCount{}
 		return 0, errNotMember
 	}
-	every := streamsEvery
-	if drains {
-		every = drainStreams
-	}
-	if p := c.published; reports && p.of == address && p.from == from && within(every, p.at, now) {
+	if p := c.published; p.of == address && p.from == from && within(queryEvery(drains), p.at, now) {
 		return p.publishers, nil
 	}
 	c.published = streamCount{}
