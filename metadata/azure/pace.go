@@ -13,8 +13,8 @@ import (
 const (
 	readsPerSecond = 3
 	pollsPerSecond = 2
-	// paceWindow is a second and what two clocks may differ by over it.
-	paceWindow = time.Second + 20*time.Millisecond
+	// paceWindow is a second, and how much later than the next one a request may arrive.
+	paceWindow = time.Second + 250*time.Millisecond
 )
 
 // pace lets so many requests through in any window, the rest later, in their order.
