@@ -25,10 +25,10 @@ func BenchmarkGone(b *testing.B) {
 	kills := int(setting(b, "BENCH_KILLS", 10))
 	agent, sandbox := buildAgent(b), buildSandbox(b)
 	mongo := startMongo(b, sandbox)
-	h := newHost(b, host.Options{Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: interval, NoCloud: true})
+	h := newHost(b, host.Options{Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: interval})
 	// Where no node is heard, none is called gone.
 	other := newHost(b, host.Options{
-		Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: interval, NoCloud: true, ID: "i-0be0c000000000002", Address: "10.0.9.2",
+		Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: interval, ID: "i-0be0c000000000002", Address: "10.0.9.2",
 	})
 	must.OK(b, other.StartAgent())
 	for b.Loop() {
