@@ -28,7 +28,7 @@ const (
 	// rtmpEvery is the interval of counting connections while the server reports all viewers but RTMP's: the kernel
 	// walks its connection table.
 	rtmpEvery = time.Minute
-	// mongoTime bounds a query to MongoDB, besideTime one that another count can replace.
+	// mongoTime bounds the queries to MongoDB of one count, besideTime if another source can replace their answer.
 	mongoTime  = 2 * time.Second
 	besideTime = time.Second
 	// serverTime bounds a query to the service manager, and a connection to the server's port.
@@ -112,7 +112,14 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 	stats, statsErr := c.askServer(ctx, now)
 	viewers, complete := stats.Viewers()
 	reports := complete && stats.LocalStreams != nil
-	found, connErr := c.connections(ctx, now, reports, drains)
+	limit := mongoTime
+	if stats.LocalStreams != nil || c.Connections != nil {
+		limit = besideTime
+	}
+	bound, cancel := context.WithTimeout(ctx, limit)
+	found, connErr := c.connections(bound, now, reports, drains)
+	published, mongoErr := c.streams(bound, now, drains)
+	cancel()
 	if statsErr != nil && (connErr != nil || found.viewers+found.rtmp == 0) {
 		// A server whose port was edited still uses the old one until its restart.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
@@ -125,7 +132,6 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 			connErr = errNotListening
 		}
 	}
-	published, mongoErr := c.streams(ctx, now, stats.LocalStreams != nil || connErr == nil, drains)
 
 	var s cluster.Sessions
 	larger := func(n int, by cluster.CountedBy) {
@@ -260,8 +266,6 @@ func (c *SessionCounter) readPeers(ctx context.Context, now time.Time, drains bo
 	if from == nil || within(queryEvery(drains), c.peersAt, now) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, besideTime)
-	defer cancel()
 	nodes, err := from.AMSNodes(ctx)
 	if err != nil {
 		return
@@ -274,8 +278,8 @@ func (c *SessionCounter) readPeers(ctx context.Context, now time.Time, drains bo
 	}
 }
 
-// streams returns MongoDB's count of this node's streams. known reports that there is another count of publishers.
-func (c *SessionCounter) streams(ctx context.Context, now time.Time, known, drains bool) (int, error) {
+// streams returns MongoDB's count of this node's streams.
+func (c *SessionCounter) streams(ctx context.Context, now time.Time, drains bool) (int, error) {
 	from, address := c.Streams()
 	if from == nil || address == "" {
 		c.published = streamCount{}
@@ -291,12 +295,6 @@ func (c *SessionCounter) streams(ctx context.Context, now time.Time, known, drai
 	}
 	n := 0
 	if len(databases) > 0 { // a server without applications has no streams
-		limit := mongoTime
-		if known {
-			limit = besideTime
-		}
-		ctx, cancel := context.WithTimeout(ctx, limit)
-		defer cancel()
 		found, err := from.LocalStreams(ctx, databases, address, now)
 		if err != nil {
 			return 0, err
