@@ -146,10 +146,16 @@ var (
 	secretWord = regexp.MustCompile(`(?i:pass|pwd)(?:[^a-zA-Z]|$)|[pP](?:ass|wd)[A-Z]|(?:^|[^a-zA-Z])(?i:pw)(?:[^a-zA-Z]|$)|[a-z0-9]Pw(?:[^a-z]|$)`)
 	otherPass  = regexp.MustCompile(`(?i)bypass|compass`)
 	shown      = regexp.MustCompile(`(?i)^["' ]*(?:true|false)?["' ]*$`)
+	// partOfName has a part of each name of a secret: to search it is quick.
+	partOfName = []string{"pass", "pw", "secret", "token", "credential", "hmac", "authmechanism", "key"}
 )
 
 // Name reports whether a setting of that name holds a secret: db.password, rtmps.keystorepass, apiKey, jwt_key.
 func Name(name string) bool {
+	lower := strings.ToLower(name)
+	if !slices.ContainsFunc(partOfName, func(part string) bool { return strings.Contains(lower, part) }) {
+		return false
+	}
 	return secretName.MatchString(name) || secretWord.MatchString(otherPass.ReplaceAllString(name, ""))
 }
 
@@ -192,6 +198,9 @@ var (
 func Find(text string) []Span {
 	var found []Span
 	named := Name(text)
+	if !named && !strings.Contains(text, "@") && !strings.Contains(text, "PRIVATE KEY") {
+		return nil
+	}
 	add := func(name string, from, to int) {
 		if Value(name, text[from:to]) && !strings.HasPrefix(text[from:to], Placeholder) {
 			found = append(found, Span{from, to})
