@@ -482,7 +482,7 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 		},
 		"more than there is room for": func(real string) error {
 			webapps := filepath.Dir(filepath.Dir(filepath.Dir(real)))
-			text := strings.Repeat("#\n", conf.MaxSettings/2)
+			text := strings.Repeat("#"+strings.Repeat("x", 1022)+"\n", conf.MaxSettings>>10)
 			var err error
 			for n := range 65 {
 				app := filepath.Join(webapps, fmt.Sprintf("App%d", n), "WEB-INF")

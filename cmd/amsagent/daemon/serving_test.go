@@ -381,11 +381,12 @@ func TestNoFlipsWithSlowMongoDB(t *testing.T) {
 
 // The server's user decides how many applications there are, and how they are called.
 func TestAnswerOfManyApplications(t *testing.T) {
+	const many, served = 1024, 501
 	f := &fakeServer{answer: map[string]ams.AppServing{}, detail: strings.Repeat("\x02", 256)}
-	for i := range 4096 {
+	for i := range many {
 		name := fmt.Sprintf("%04d%s", i, strings.Repeat("\x01", 200))
 		f.apps = append(f.apps, name)
-		if i > 2000 {
+		if i >= served {
 			f.answer[name] = ams.AppFailing
 		}
 	}
@@ -402,7 +403,7 @@ func TestAnswerOfManyApplications(t *testing.T) {
 		if line := w.d.view.line(); len(line) > 8<<10 {
 			t.Errorf("the service manager reads %d bytes", len(line))
 		}
-		if len(r.Applications) < 10 || len(r.Applications)+r.Omitted != len(f.apps) || !strings.HasSuffix(r.Why, fmt.Sprintf("; and %d more", 4096-2001-8)) {
+		if len(r.Applications) < 10 || len(r.Applications)+r.Omitted != len(f.apps) || !strings.HasSuffix(r.Why, fmt.Sprintf("; and %d more", many-served-8)) {
 			t.Errorf("%d applications and %d more: %.40q…%q", len(r.Applications), r.Omitted, r.Why, r.Why[max(0, len(r.Why)-40):])
 		}
 		for name, word := range r.Applications {
