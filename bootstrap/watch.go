@@ -53,7 +53,7 @@ type Served struct {
 
 // ServerWatch decides whether a server serves viewers, from repeated calls to its applications. An application is down
 // at once if the server refuses the connection or does not answer within silence, and after two error answers in a row.
-// It is up after one good answer, and after silence after goodAfterSilence in a row.
+// It is up after one good answer, and after silence of one that had served, after goodAfterSilence in a row.
 type ServerWatch struct {
 	asker Asker
 	wake  <-chan struct{}
@@ -77,7 +77,7 @@ type application struct {
 	up     bool
 	// errors and good count error answers and good answers in a row.
 	errors, good int
-	silent       bool // since it was up
+	silent       bool // since it served
 	asking       bool
 	sent, next   time.Time // of the last and the next call
 	// An application that was added while the server ran does not count before it has served.
@@ -98,7 +98,7 @@ func (a *application) take(r ams.AppAnswer, now time.Time) {
 		return
 	}
 	a.good, a.errors, a.next = 0, a.errors+1, now.Add(askAgain)
-	a.silent = a.silent || r.State == ams.AppSilent
+	a.silent = a.silent || a.served && r.State == ams.AppSilent
 	if r.State == ams.AppRefused || r.State == ams.AppSilent || a.errors > 1 {
 		a.up = false
 	}
@@ -108,7 +108,8 @@ func (a *application) take(r ams.AppAnswer, now time.Time) {
 func (a *application) waited(now time.Time) {
 	if a.asking && now.Sub(a.sent) >= silence {
 		a.answer.State, a.answer.Code, a.answer.Detail = ams.AppSilent, 0, ""
-		a.up, a.silent, a.good = false, true, 0
+		// While the server starts, silence is usual.
+		a.up, a.silent, a.good = false, a.served, 0
 	}
 }
 

@@ -120,12 +120,12 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 	found, connErr := c.connections(bound, now, reports, drains)
 	published, mongoErr := c.streams(bound, now, drains)
 	cancel()
-	if statsErr != nil && (connErr != nil || found.viewers+found.rtmp == 0) {
-		// A server whose port was edited still uses the old one until its restart.
+	if statsErr != nil && (connErr != nil || found.viewers == 0) {
+		// A server whose port was edited still uses the old one until its restart: its viewers are there.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
 		defer cancel()
 		if ams.Refused(bound, c.install.BaseURL()) {
-			if c.dead(bound) {
+			if found.rtmp == 0 && c.dead(bound) {
 				zero := 0
 				return cluster.Sessions{Publishers: &zero, Viewers: &zero, By: cluster.CountedByService, PublishersBy: cluster.CountedByService}, nil
 			}

@@ -381,7 +381,14 @@ func TestDeadServerHasNoSessions(t *testing.T) {
 	} {
 		state = s
 		c.is(name, 1, -1, "")
+		c.established(map[int][]string{1935: {"10.0.0.60"}}) // an encoder, whose port is still the server's
+		c.is(name+", an encoder", 1, -1, "")
+		c.connections()
 	}
+	state = ams.State{Activity: ams.ActivityFailed}
+	c.established(map[int][]string{1935: {"10.0.0.60"}})
+	c.is("failed, an encoder: it runs in another way", 1, -1, "")
+	c.connections()
 	state, err = ams.State{Activity: ams.ActivityInactive}, errors.New("no bus")
 	c.streams.err = errors.New("MongoDB is away")
 	c.later(streamsEvery)

@@ -28,14 +28,19 @@ func TestRealDrain(t *testing.T) {
 		t.Errorf("a leave with streams on the server: exit %d\n%s", code, out)
 	}
 
-	// A port that somebody edited is the server's at its next start.
-	n.MustRun(t, "sed", "-i", "s/^http.port=.*/http.port=5099/", nodeHome+"/conf/red5.properties")
+	// A port that somebody edited is the server's at its next start. Until then its viewers are not known, and the drain waits.
+	port := func(number string) {
+		n.MustRun(t, "sed", "-i", "s/^http.port=.*/http.port="+number+"/", nodeHome+"/conf/red5.properties")
+	}
+	port("5099")
 	drain := n.Start(t, bins.agent, "drain", "--reason", "test")
-	n.drains(drain, "1 publisher, 3 viewers left")
+	n.drains(drain, "1 publisher left, viewers not known")
 	wait(15 * time.Second) // the daemon looks at the files again after 10 s
-	if v, err := viewAt(n.Path("/run/amsagent/control.sock")); err != nil || v.Sessions.Viewers == nil || *v.Sessions.Viewers != 3 {
+	if v, err := viewAt(n.Path("/run/amsagent/control.sock")); err != nil || v.Sessions.Viewers != nil {
 		t.Errorf("while the file names another port: %+v, %v", v.Sessions, err)
 	}
+	port("5080")
+	n.drains(drain, "1 publisher, 3 viewers left")
 	for _, p := range players {
 		p.Signal(syscall.SIGTERM)
 	}

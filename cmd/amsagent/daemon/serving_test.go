@@ -434,6 +434,17 @@ func TestNotReadyAtOwnStop(t *testing.T) {
 	})
 }
 
+// A server that starts is silent for long. That is no sign of a slow MongoDB: its first answer counts.
+func TestSilentInItsStart(t *testing.T) {
+	f := &fakeServer{apps: []string{"LiveApp", "live"}}
+	f.set(ams.AppSilent, "LiveApp", "live")
+	watchFake(t, f, func(w *watched) {
+		w.stays(false, 20*time.Second)
+		w.f.set("")
+		w.becomes(true, 500*time.Millisecond)
+	})
+}
+
 func TestApplicationsComeAndGo(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
