@@ -26,6 +26,9 @@ type Heartbeat struct {
 	Serving *Serving `bson:"serving,omitempty" json:"serving,omitempty"`
 	// ClockMS is how far the machine's clock is ahead of MongoDB's; nil if unknown. AMS stamps its document by it.
 	ClockMS *Millis `bson:"clock_ms,omitempty" json:"clock_ns,omitempty"`
+	// Checks are the load balancers that name themselves in their agent checks, and whether the last answer let them send
+	// new sessions to the node.
+	Checks map[string]bool `bson:"checks,omitempty" json:"checks,omitempty"`
 }
 
 // Load is how busy a machine is. A reading that is unknown is nil, not zero.

@@ -49,6 +49,9 @@ type Node struct {
 	// DrainRequest is a request from another machine, until this node's agent accepts it.
 	DrainRequest *DrainRequest `bson:"drain_request,omitempty" json:"drain_request,omitempty"`
 
+	// Balancers are the load balancers that know the node, by name. It is ignored on write.
+	Balancers map[string]Balancer `bson:"balancers,omitempty" json:"balancers,omitempty"`
+
 	// MongoDB's clock sets these; they are ignored when a Node is written.
 	StateSince time.Time `bson:"state_since,omitempty" json:"state_since,omitzero"`
 	UpdatedAt  time.Time `bson:"updated_at,omitempty" json:"updated_at,omitzero"`

@@ -45,7 +45,7 @@ type record struct {
 
 	// entered means that the state begins with this write, even if it has the same name as before.
 	entered bool
-	// dropBeat removes the heartbeat, also one that a read with read concern majority did not return.
+	// dropBeat removes the heartbeat, also one that a read with read concern majority did not return, and the balancers.
 	dropBeat bool
 	// bad is why the document could not be decoded; then only ID and Rev are known.
 	bad *BadRecordError
@@ -221,13 +221,13 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	return stored, err
 }
 
-// notWritten are the keys that MongoDB's clock or a heartbeat sets, and the id.
-var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbeatKey}
+// notWritten are the keys that MongoDB's clock, a heartbeat or a load balancer sets, and the id.
+var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbeatKey, balancersKey}
 
 // update returns MongoDB's update from was to r, which removes all other fields.
 func (r *record) update(was *record, own bool) (bson.D, error) {
 	is := *r
-	is.StateSince, is.UpdatedAt, is.Beat = time.Time{}, time.Time{}, nil
+	is.StateSince, is.UpdatedAt, is.Beat, is.Balancers = time.Time{}, time.Time{}, nil, nil
 	data, err := bson.Marshal(is)
 	if err != nil {
 		return nil, err
@@ -252,7 +252,7 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 			}
 		}
 		if r.dropBeat {
-			unset = append(unset, bson.E{Key: heartbeatKey, Value: ""})
+			unset = append(unset, bson.E{Key: heartbeatKey, Value: ""}, bson.E{Key: balancersKey, Value: ""})
 		}
 	}
 	stamp := func(key string) { now = append(now, bson.E{Key: key, Value: true}) }

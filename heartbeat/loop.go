@@ -49,7 +49,9 @@ type Loop struct {
 	// Serving returns the server's part of a heartbeat, if not nil. Wake triggers an immediate heartbeat when it
 	// changes, if not nil.
 	Serving func() *cluster.Serving
-	Wake    <-chan struct{}
+	// Checks returns the agent checks' part, if not nil.
+	Checks func() map[string]bool
+	Wake   <-chan struct{}
 	// Register writes the node's record again after it was removed.
 	Register func(context.Context) error
 	// Report, if not nil, is called at the end of each round, on the loop's goroutine: a loop that reports makes
@@ -155,6 +157,9 @@ func (r *run) send(ctx context.Context) error {
 	h := cluster.Heartbeat{Seq: r.seq + 1, Load: &load, Sessions: &sessions, ClockMS: r.clock}
 	if r.Serving != nil {
 		h.Serving = r.Serving()
+	}
+	if r.Checks != nil {
+		h.Checks = r.Checks()
 	}
 	err := r.Sender.Heartbeat(ctx, h)
 	if errors.Is(err, cluster.ErrNoNode) && r.Register != nil {

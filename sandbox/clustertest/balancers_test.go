@@ -1,0 +1,70 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// TestBalancers: what load balancers confirm stays over writes of the node, and ends with its boot.
+func TestBalancers(t *testing.T) {
+	t.Parallel()
+	c := connect(t, startServer(t, mongod.Options{}).URI(), cluster.Options{})
+	for _, id := range []string{"i-1", "i-2", "i-3"} {
+		n := node()
+		n.ID = id
+		register(t, c, n)
+	}
+	uses := func(id string) map[string]bool {
+		t.Helper()
+		n, err := c.Node(t.Context(), id)
+		must.OK(t, err)
+		now, err := c.ServerTime(t.Context())
+		must.OK(t, err)
+		found := map[string]bool{}
+		for name, b := range n.BalancersAt(now) {
+			found[name] = b.Uses
+		}
+		if late := n.BalancersAt(now.Add(time.Hour)); len(late) > 0 {
+			t.Errorf("an hour later: %v", late)
+		}
+		return found
+	}
+	is := func(what string, got, want map[string]bool) {
+		t.Helper()
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", what, got, want)
+		}
+	}
+	must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-1", "i-2"}))
+	must.OK(t, c.SetBalancer(t.Context(), "lb-2", []string{"i-1"}))
+	must.OK(t, c.SetBalancer(t.Context(), "lb-2", nil))
+	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: "i-1"}, cluster.StateActive, "verified", cluster.Details{}))
+	for id, want := range map[string]map[string]bool{"i-1": {"lb-1": true, "lb-2": false}, "i-2": {"lb-1": true}, "i-3": {}} {
+		is(id, uses(id), want)
+	}
+	must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-2"}))
+	is("i-1 is taken out", uses("i-1"), map[string]bool{"lb-1": false, "lb-2": false})
+
+	again := node()
+	again.ID, again.BootID = "i-1", "another boot"
+	register(t, c, again)
+	is("i-1 after a boot", uses("i-1"), map[string]bool{})
+}
+
+func TestBalancerName(t *testing.T) {
+	for host, want := range map[string]string{
+		"lb-1": "lb-1", "LB1.example.com": "lb1-example-com", "a$b.ö": "a-b--", "": "",
+	} {
+		if got := cluster.BalancerName(host); got != want {
+			t.Errorf("%q: %q, want %q", host, got, want)
+		}
+	}
+}
