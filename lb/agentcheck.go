@@ -1,0 +1,177 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// NodeState is what an agent check says about its node.
+type NodeState struct {
+	Role string
+	// Leaves reports that the agent takes the node out: it drains, or the agent stops its server.
+	Leaves bool
+	// Down is why the server does not serve, or "".
+	Down string
+	// Score is the load in percent of the capacity; nil if unknown.
+	Score *int
+}
+
+const (
+	// readyAnswers is the number of answers with "ready" after one that took the server out.
+	readyAnswers = 3
+	// readyTime is how long after its start the agent says "ready": an earlier process may have taken the server out.
+	readyTime = time.Minute
+	// checkLimit bounds one connection.
+	checkLimit = 2 * time.Second
+	// sendWait is how long the agent-send string of a client is waited for.
+	sendWait = 100 * time.Millisecond
+	// maxSend bounds the agent-send string, and maxAskers the number of clients that are remembered.
+	maxSend, maxAskers = 64, 256
+	// namedFor is how long a load balancer that no longer asks is remembered.
+	namedFor = time.Minute
+)
+
+// AgentCheck answers HAProxy's agent check (configuration manual, "agent-check") with one line for each connection.
+//
+// The percentage is of the server's configured weight, whose default of 1 rounds to 0: the configuration must set a weight of
+// 100. HAProxy ends a state that the operator has set when an agent says "ready", so it is said only after this agent itself
+// took the server out.
+type AgentCheck struct {
+	State func() NodeState
+	// Started is when the agent started.
+	Started time.Time
+	Now     func() time.Time
+
+	mu     sync.Mutex
+	askers map[asker]int // answers with "ready" that are due
+	named  map[string]asked
+}
+
+// asked is the last answer to the load balancer of a name.
+type asked struct {
+	uses bool
+	at   time.Time
+}
+
+// asker is a backend of a load balancer.
+type asker struct {
+	addr netip.Addr
+	send string
+}
+
+// Serve answers until ctx ends.
+func (a *AgentCheck) Serve(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	for {
+		conn, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		go a.serve(conn)
+	}
+}
+
+func (a *AgentCheck) serve(conn net.Conn) {
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(checkLimit))
+	var from asker
+	if addr, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
+		from.addr = addr.Addr().Unmap()
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(sendWait))
+	buf := make([]byte, maxSend)
+	n, _ := conn.Read(buf) // most send nothing
+	from.send = strings.TrimSpace(string(buf[:n]))
+	_, _ = conn.Write([]byte(a.answer(from) + "\n"))
+}
+
+// Balancers returns the load balancers that name themselves in their agent-send strings, and whether the last answer let them
+// send new sessions to this node.
+func (a *AgentCheck) Balancers() map[string]bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	uses := map[string]bool{}
+	for name, t := range a.named {
+		if a.Now().Sub(t.at) >= namedFor {
+			delete(a.named, name)
+			continue
+		}
+		uses[name] = t.uses
+	}
+	return uses
+}
+
+// answer returns the line for an asker. Its agent-send string may have the role of the backend, "drain" for one without
+// cookies, where persistent sessions cannot come back, and name=NAME of the load balancer.
+func (a *AgentCheck) answer(from asker) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := a.Now()
+	if a.askers == nil {
+		a.askers, a.named = map[asker]int{}, map[string]asked{}
+	}
+	state := a.State()
+	out, role := "maint", ""
+	for _, word := range strings.Fields(from.send) {
+		name, named := strings.CutPrefix(word, "name=")
+		switch {
+		case named:
+			name = cluster.BalancerName(name)
+			if _, known := a.named[name]; known || len(a.named) < maxAskers {
+				a.named[name] = asked{!state.Leaves, now}
+			}
+		case word == "drain":
+			out = word
+		default:
+			role = word
+		}
+	}
+	switch {
+	case role != "" && !strings.EqualFold(role, state.Role):
+		return a.takesOut(from, "maint")
+	case state.Leaves:
+		return a.takesOut(from, out)
+	case state.Down != "":
+		return "down #" + strings.Join(strings.Fields(state.Down), " ")
+	}
+	line := "up " + percent(state.Score)
+	if a.askers[from] > 0 || now.Sub(a.Started) < readyTime {
+		a.askers[from]--
+		return "ready " + line
+	}
+	delete(a.askers, from)
+	return line
+}
+
+func (a *AgentCheck) takesOut(from asker, word string) string {
+	if _, known := a.askers[from]; known || len(a.askers) < maxAskers {
+		a.askers[from] = readyAnswers
+	}
+	return word
+}
+
+// percent is the weight of a score. A full node gets 0, which takes no new session; any other at least 1.
+func percent(score *int) string {
+	if score == nil {
+		return "100%"
+	}
+	if *score >= 100 {
+		return "0%"
+	}
+	return fmt.Sprintf("%d%%", max(1, 100-*score))
+}

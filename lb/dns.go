@@ -1,0 +1,305 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lb
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+const (
+	// ttl of all answers, in seconds.
+	ttl = 1
+	// plainUDP is the size of an answer to a client that announces none, remoteUDP that of one to another machine at most.
+	plainUDP, remoteUDP = 512, 1232
+	// dnsIdle is how long a TCP connection may be idle, and dnsConns how many there are.
+	dnsIdle  = 10 * time.Second
+	dnsConns = 64
+	// weightUnit makes one percent: HAProxy divides a weight by 256, and nginx uses it as it is.
+	weightUnit = 655
+
+	rtmpPort = 1935
+)
+
+// DNS answers queries below one domain from a list of servers:
+//
+//	ROLE.DOMAIN               A, AAAA   the addresses of the role
+//	_http._tcp.ROLE.DOMAIN    SRV       its HTTP ports, with weights
+//	_rtmp._tcp.ROLE.DOMAIN    SRV       the RTMP port, with weights
+//	ADDRESS.node.DOMAIN       A, AAAA   the target of an SRV record: 10-0-1-11.node.DOMAIN
+//
+// A known role has no empty answer: nginx drops all servers then. Before the first list, the answer is SERVFAIL.
+type DNS struct {
+	// Domain has neither a dot at its beginning nor at its end.
+	Domain string
+	// List returns the servers, or false before the first list.
+	List func() ([]Server, bool)
+}
+
+// Serve answers by UDP and TCP on addr until ctx ends. It calls bound with the address in use.
+func (d *DNS) Serve(ctx context.Context, addr string, bound func(net.Addr)) error {
+	var listen net.ListenConfig
+	udp, err := listen.ListenPacket(ctx, "udp", addr)
+	if err != nil {
+		return err
+	}
+	tcp, err := listen.Listen(ctx, "tcp", udp.LocalAddr().String())
+	if err != nil {
+		return errors.Join(err, udp.Close())
+	}
+	bound(udp.LocalAddr())
+	stop := context.AfterFunc(ctx, func() { _, _ = udp.Close(), tcp.Close() })
+	defer stop()
+	var work sync.WaitGroup
+	work.Go(func() { d.serveUDP(udp) })
+	work.Go(func() { d.serveTCP(ctx, tcp) })
+	work.Wait()
+	return ctx.Err()
+}
+
+func (d *DNS) serveUDP(conn net.PacketConn) {
+	buf := make([]byte, 4096)
+	for {
+		n, from, err := conn.ReadFrom(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // an ICMP error of an earlier answer
+		}
+		if answer := d.Answer(buf[:n], largest(from)); answer != nil {
+			_, _ = conn.WriteTo(answer, from)
+		}
+	}
+}
+
+// largest returns the size of the largest answer to a client. Another machine may have sent a false address: it gets no answer
+// that is much larger than a query.
+func largest(client net.Addr) int {
+	if addr, err := netip.ParseAddrPort(client.String()); err == nil && addr.Addr().Unmap().IsLoopback() {
+		return maxMessage
+	}
+	return remoteUDP
+}
+
+func (d *DNS) serveTCP(ctx context.Context, l net.Listener) {
+	slots := make(chan struct{}, dnsConns)
+	for {
+		conn, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			_ = conn.Close()
+			continue
+		}
+		go func() {
+			defer func() { <-slots }()
+			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+			defer stop()
+			d.serveConn(conn)
+		}()
+	}
+}
+
+// serveConn answers the queries of one connection (RFC 7766).
+func (d *DNS) serveConn(conn net.Conn) {
+	defer conn.Close()
+	for {
+		_ = conn.SetDeadline(time.Now().Add(dnsIdle))
+		var size [2]byte
+		if _, err := io.ReadFull(conn, size[:]); err != nil {
+			return
+		}
+		query := make([]byte, binary.BigEndian.Uint16(size[:]))
+		if _, err := io.ReadFull(conn, query); err != nil {
+			return
+		}
+		answer := d.Answer(query, 0)
+		if answer == nil {
+			return
+		}
+		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil {
+			return
+		}
+	}
+}
+
+// Answer returns the answer to a query, or nil if it is no query. udp is the size of the largest answer by UDP, 0 means TCP.
+func (d *DNS) Answer(query []byte, udp int) []byte {
+	var p dnsmessage.Parser
+	header, err := p.Start(query)
+	if err != nil || header.Response {
+		return nil
+	}
+	reply := dnsmessage.Message{Header: dnsmessage.Header{
+		ID: header.ID, Response: true, OpCode: header.OpCode, RecursionDesired: header.RecursionDesired, Authoritative: true,
+	}}
+	questions, err := p.AllQuestions()
+	if err != nil || len(questions) != 1 {
+		reply.RCode = dnsmessage.RCodeFormatError
+		return pack(reply, nil, maxMessage, false)
+	}
+	reply.Questions = questions
+	if header.OpCode != 0 {
+		reply.RCode = dnsmessage.RCodeNotImplemented
+		return pack(reply, nil, maxMessage, false)
+	}
+	size, edns := udpSize(&p)
+	if size = min(size, udp); udp == 0 {
+		size = maxMessage
+	}
+	var additional []dnsmessage.Resource
+	reply.Answers, additional, reply.RCode = d.resolve(questions[0])
+	return pack(reply, additional, size, edns)
+}
+
+// maxMessage is the size of the largest message.
+const maxMessage = 1<<16 - 1
+
+// udpSize returns the largest answer that the client of a query takes by UDP.
+func udpSize(p *dnsmessage.Parser) (size int, edns bool) {
+	if p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
+		return plainUDP, false
+	}
+	for {
+		h, err := p.AdditionalHeader()
+		if err != nil {
+			return plainUDP, false
+		}
+		if h.Type == dnsmessage.TypeOPT {
+			return max(plainUDP, int(h.Class)), true
+		}
+		if p.SkipAdditional() != nil {
+			return plainUDP, false
+		}
+	}
+}
+
+// pack leaves out the additional records if they do not fit, and all answers if these do not fit either: a client would take a
+// part of the list for the whole.
+func pack(m dnsmessage.Message, additional []dnsmessage.Resource, size int, edns bool) []byte {
+	var opt []dnsmessage.Resource
+	if edns {
+		var h dnsmessage.ResourceHeader
+		if h.SetEDNS0(maxMessage, dnsmessage.RCodeSuccess, false) == nil {
+			opt = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.OPTResource{}}}
+		}
+	}
+	for _, extra := range [][]dnsmessage.Resource{additional, nil} {
+		m.Additionals = slices.Concat(extra, opt)
+		if b, err := m.Pack(); err == nil && len(b) <= size {
+			return b
+		}
+	}
+	m.Answers, m.Truncated = nil, true
+	b, err := m.Pack()
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// resolve answers a question.
+func (d *DNS) resolve(q dnsmessage.Question) (answers, additional []dnsmessage.Resource, code dnsmessage.RCode) {
+	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
+	if q.Class != dnsmessage.ClassINET {
+		return nil, nil, dnsmessage.RCodeRefused
+	}
+	if name == strings.ToLower(d.Domain) {
+		return nil, nil, dnsmessage.RCodeSuccess
+	}
+	labels, ok := strings.CutSuffix(name, "."+strings.ToLower(d.Domain))
+	if !ok {
+		return nil, nil, dnsmessage.RCodeRefused
+	}
+	list, known := d.List()
+	if !known {
+		return nil, nil, dnsmessage.RCodeServerFailure
+	}
+	if label, ok := strings.CutSuffix(labels, ".node"); ok {
+		return node(list, label, q)
+	}
+	service, role := "", labels
+	for _, prefix := range []string{"_http._tcp.", "_rtmp._tcp."} {
+		if rest, ok := strings.CutPrefix(labels, prefix); ok {
+			service, role = prefix, rest
+		}
+	}
+	servers := Usable(list, role)
+	if len(servers) == 0 {
+		return nil, nil, dnsmessage.RCodeNameError
+	}
+	if service == "" {
+		return addresses(servers, q.Name, q.Type), nil, dnsmessage.RCodeSuccess
+	}
+	if q.Type != dnsmessage.TypeSRV && q.Type != dnsmessage.TypeALL {
+		return nil, nil, dnsmessage.RCodeSuccess
+	}
+	for _, s := range servers {
+		target, err := dnsmessage.NewName(addressLabel(s.Addr) + ".node." + d.Domain + ".")
+		if err != nil {
+			return nil, nil, dnsmessage.RCodeServerFailure
+		}
+		port := s.Port
+		if service == "_rtmp._tcp." {
+			port = rtmpPort
+		}
+		answers = append(answers, dnsmessage.Resource{
+			Header: header(q.Name, dnsmessage.TypeSRV),
+			Body:   &dnsmessage.SRVResource{Weight: uint16(s.Weight * weightUnit), Port: uint16(port), Target: target},
+		})
+		additional = append(additional, address(target, s.Addr))
+	}
+	return answers, additional, dnsmessage.RCodeSuccess
+}
+
+// node answers for one server by its address.
+func node(list []Server, label string, q dnsmessage.Question) (answers, additional []dnsmessage.Resource, code dnsmessage.RCode) {
+	i := slices.IndexFunc(list, func(s Server) bool { return addressLabel(s.Addr) == label })
+	if i < 0 {
+		return nil, nil, dnsmessage.RCodeNameError
+	}
+	return addresses(list[i:i+1], q.Name, q.Type), nil, dnsmessage.RCodeSuccess
+}
+
+func addresses(servers []Server, name dnsmessage.Name, want dnsmessage.Type) (answers []dnsmessage.Resource) {
+	for _, s := range servers {
+		if r := address(name, s.Addr); want == dnsmessage.TypeALL || r.Header.Type == want {
+			answers = append(answers, r)
+		}
+	}
+	return answers
+}
+
+func address(name dnsmessage.Name, a netip.Addr) dnsmessage.Resource {
+	if a.Is4() {
+		return dnsmessage.Resource{Header: header(name, dnsmessage.TypeA), Body: &dnsmessage.AResource{A: a.As4()}}
+	}
+	return dnsmessage.Resource{Header: header(name, dnsmessage.TypeAAAA), Body: &dnsmessage.AAAAResource{AAAA: a.As16()}}
+}
+
+func header(name dnsmessage.Name, t dnsmessage.Type) dnsmessage.ResourceHeader {
+	return dnsmessage.ResourceHeader{Name: name, Type: t, Class: dnsmessage.ClassINET, TTL: ttl}
+}
+
+// addressLabel is an address as one label: 10-0-1-11, fd00--1.
+func addressLabel(a netip.Addr) string {
+	return strings.NewReplacer(".", "-", ":", "-").Replace(a.String())
+}

@@ -1,0 +1,205 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lb
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// List is what a [Feed] publishes.
+type List struct {
+	Servers []Server `json:"servers"`
+	// Read is when MongoDB was last read; zero if the list comes from the state of an earlier run.
+	Read time.Time `json:"read,omitzero"`
+	// Held are the roles that keep servers although the cluster has lost them.
+	Held []Held `json:"held,omitempty"`
+	// Gone are the addresses of machines that are gone, by both of their signals.
+	Gone []netip.Addr `json:"gone,omitempty"`
+	// Failed is why MongoDB could not be read the last time, or "".
+	Failed string `json:"failed,omitempty"`
+}
+
+// Looker reads the cluster. *cluster.Client is one.
+type Looker interface {
+	Look(ctx context.Context) (cluster.Look, error)
+}
+
+// Store keeps the last good list over a restart. A missing one is nil, without an error.
+type Store interface {
+	Load() ([]byte, error)
+	Save(b []byte) error
+}
+
+const (
+	lookEvery = time.Second
+	lookLimit = 10 * time.Second
+)
+
+// Feed reads the cluster once a second and keeps the list of servers. Its methods are safe for concurrent use.
+type Feed struct {
+	o        Options
+	observer cluster.Observer
+	saved    []byte
+
+	mu      sync.Mutex
+	list    List
+	changed chan struct{} // closed at the next change
+}
+
+// Options are the settings of a [Feed].
+type Options struct {
+	Filter Filter
+	Looker Looker
+	Store  Store
+	// Force accepts each list, also one that [Guard] refuses.
+	Force bool
+	Log   *slog.Logger
+	Now   func() time.Time
+}
+
+// NewFeed returns a feed that begins with the stored list, if there is one.
+func NewFeed(o Options) (*Feed, error) {
+	f := &Feed{o: o, changed: make(chan struct{})}
+	b, err := o.Store.Load()
+	if err != nil || b == nil {
+		return f, err
+	}
+	if err := json.Unmarshal(b, &f.list.Servers); err != nil {
+		return f, fmt.Errorf("reading the last list: %w", err)
+	}
+	f.saved = b
+	return f, nil
+}
+
+// List returns the current list, and a channel that is closed when it changes.
+func (f *Feed) List() (List, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.list, f.changed
+}
+
+// Run looks until ctx ends.
+func (f *Feed) Run(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		_ = f.Look(ctx) // it is logged
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Look reads the cluster once. After an error, the list stays.
+func (f *Feed) Look(ctx context.Context) error {
+	bound, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	look, err := f.o.Looker.Look(bound)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	was, _ := f.List()
+	is := was
+	if err != nil {
+		f.observer.Failed()
+		if is.Failed = err.Error(); was.Failed == "" {
+			f.o.Log.Warn("MongoDB cannot be read", "servers", len(was.Servers), "error", err)
+		}
+		f.publish(is)
+		return err
+	}
+	members := f.observer.Observe(look)
+	is = List{Read: look.At, Servers: Members(members, f.o.Filter, was.Servers, f.o.Now()), Gone: listGone(members)}
+	if !f.o.Force {
+		is.Servers, is.Held = Guard(was.Servers, is.Servers, func(id string) bool { return leaves(members, id) })
+	}
+	f.log(was, is)
+	f.publish(is)
+	return f.save(is.Servers)
+}
+
+func (f *Feed) publish(is List) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	same := slices.Equal(f.list.Servers, is.Servers) && slices.Equal(f.list.Gone, is.Gone)
+	f.list = is
+	if !same {
+		close(f.changed)
+		f.changed = make(chan struct{})
+	}
+}
+
+// log reports servers that came and went, and roles that keep servers.
+func (f *Feed) log(was, is List) {
+	if was.Failed != "" {
+		f.o.Log.Info("MongoDB can be read again")
+	}
+	for _, s := range is.Servers {
+		if !slices.ContainsFunc(was.Servers, s.same) {
+			f.o.Log.Info("server added", "node", s.ID, "role", s.Role, "address", s.Addr)
+		}
+	}
+	for _, s := range was.Servers {
+		if !slices.ContainsFunc(is.Servers, s.same) {
+			f.o.Log.Info("server removed", "node", s.ID, "role", s.Role, "address", s.Addr)
+		}
+	}
+	for _, h := range is.Held {
+		if !slices.ContainsFunc(was.Held, func(w Held) bool { return w.Role == h.Role && slices.Equal(w.IDs, h.IDs) }) {
+			f.o.Log.Warn("servers stay in the list", "role", h.Role, "nodes", h.IDs, "reason", h.Why)
+		}
+	}
+}
+
+// save stores the list without its weights, which change with each look.
+func (f *Feed) save(servers []Server) error {
+	kept := slices.Clone(servers)
+	for i := range kept {
+		kept[i].Weight, kept[i].Full = 1, false
+	}
+	b, err := json.Marshal(kept)
+	if err != nil || slices.Equal(b, f.saved) {
+		return err
+	}
+	if err := f.o.Store.Save(b); err != nil {
+		f.o.Log.Warn("the list could not be stored", "error", err)
+		return fmt.Errorf("storing the list: %w", err)
+	}
+	f.saved = b
+	return nil
+}
+
+// leaves reports whether a node said that it drains or has left.
+func leaves(members []cluster.Member, id string) bool {
+	i := slices.IndexFunc(members, func(m cluster.Member) bool { return m.Node != nil && m.Node.ID == id })
+	return i >= 0 && (members[i].State() == cluster.StateDraining || members[i].State() == cluster.StateLeft)
+}
+
+// gone leaves out an address that another member has by now.
+func listGone(members []cluster.Member) []netip.Addr {
+	var addrs []netip.Addr
+	for _, m := range members {
+		addr, ok := cluster.Dialable(m.Address())
+		if !ok || m.Health != cluster.Gone {
+			continue
+		}
+		if !slices.ContainsFunc(members, func(n cluster.Member) bool {
+			return n.Health != cluster.Gone && cluster.SameAddress(n.Address(), m.Address())
+		}) {
+			addrs = append(addrs, addr.Unmap())
+		}
+	}
+	return addrs
+}

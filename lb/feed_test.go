@@ -1,0 +1,185 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lb_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/lb"
+)
+
+// world is a cluster, as a look finds it.
+type world struct {
+	mu    sync.Mutex
+	nodes []cluster.Node
+	err   error
+	seq   int64
+}
+
+// local puts a member at 127.0.0.N.
+func local(m *cluster.Member) {
+	var n int
+	_, _ = fmt.Sscanf(m.Node.ID[1:], "%d", &n)
+	m.Node.IP = fmt.Sprintf("127.0.0.%d", n)
+}
+
+func (w *world) set(members ...cluster.Member) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nodes, w.err = nil, nil
+	for _, m := range members {
+		w.nodes = append(w.nodes, *m.Node)
+	}
+}
+
+func (w *world) fail(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.err = err
+}
+
+// Look finds each node with a fresh heartbeat and a fresh document of its server.
+func (w *world) Look(context.Context) (cluster.Look, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return cluster.Look{}, w.err
+	}
+	w.seq++
+	at := time.Now()
+	l := cluster.Look{ServerTime: at, At: at, Nodes: slices.Clone(w.nodes)}
+	for i := range l.Nodes {
+		n := &l.Nodes[i]
+		n.Seq, n.UpdatedAt, n.IntervalMS = w.seq, at, 5000
+		l.AMS = append(l.AMS, cluster.AMSNode{ID: n.IP, IP: n.IP, LastUpdate: at})
+	}
+	return l, nil
+}
+
+// stored is a state directory.
+type stored struct {
+	b   []byte
+	err error
+}
+
+func (s *stored) Load() ([]byte, error) { return s.b, s.err }
+
+func (s *stored) Save(b []byte) error {
+	if s.err == nil {
+		s.b = b
+	}
+	return s.err
+}
+
+func newFeed(t *testing.T, w *world, s *stored, change ...func(*lb.Options)) *lb.Feed {
+	t.Helper()
+	if s == nil {
+		s = &stored{}
+	}
+	o := lb.Options{Looker: w, Store: s, Log: slog.New(slog.DiscardHandler), Now: time.Now}
+	for _, c := range change {
+		c(&o)
+	}
+	f, err := lb.NewFeed(o)
+	must.OK(t, err)
+	return f
+}
+
+func servers(f *lb.Feed) []string {
+	list, _ := f.List()
+	return ids(list.Servers)
+}
+
+// MongoDB that is away, and a registry that is empty, take no server out, also over a restart.
+func TestFeedIsStatic(t *testing.T) {
+	w, s := &world{}, &stored{}
+	w.set(member("e1", "edge", 0), member("e2", "edge", 0), member("e3", "edge", 0))
+	f := newFeed(t, w, s)
+	if list, _ := f.List(); list.Servers != nil {
+		t.Errorf("before the first look: %+v", list)
+	}
+	must.OK(t, f.Look(t.Context()))
+	_, changed := f.List()
+	w.fail(errors.New("away"))
+	if err := f.Look(t.Context()); err == nil || len(servers(f)) != 3 {
+		t.Errorf("MongoDB is away: %v, %v", servers(f), err)
+	}
+	f = newFeed(t, w, s)
+	if err := f.Look(t.Context()); err == nil || len(servers(f)) != 3 {
+		t.Errorf("after a restart: %v, %v", servers(f), err)
+	}
+	w.set()
+	must.OK(t, f.Look(t.Context()))
+	if list, _ := f.List(); len(list.Servers) != 3 || len(list.Held) != 1 {
+		t.Errorf("an empty registry: %+v", list)
+	}
+	select {
+	case <-changed:
+		t.Error("the list was reported as changed")
+	default:
+	}
+	forced := newFeed(t, w, s, func(o *lb.Options) { o.Force = true })
+	must.OK(t, forced.Look(t.Context()))
+	if len(servers(forced)) != 0 {
+		t.Errorf("with force: %v", servers(forced))
+	}
+	s.err = errors.New("read-only")
+	if _, err := lb.NewFeed(lb.Options{Looker: w, Store: s, Log: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Error("a state that cannot be read is no error")
+	}
+}
+
+func TestHandler(t *testing.T) {
+	w := &world{}
+	f := newFeed(t, w, nil)
+	h := lb.Handler(f, 9770)
+	get := func(path, tag string) *httptest.ResponseRecorder {
+		rec := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodGet, path, nil)
+		r.Header.Set("If-None-Match", tag)
+		h.ServeHTTP(rec, r)
+		return rec
+	}
+	if rec := get("/nodes", ""); rec.Code != http.StatusServiceUnavailable {
+		t.Errorf("before the first list: %d", rec.Code)
+	}
+	w.set(member("e1", "edge", 40, func(m *cluster.Member) { m.Node.Group = "asg" }), member("e2", "edge", 100), member("o3", "origin", 100))
+	must.OK(t, f.Look(t.Context()))
+	for path, want := range map[string]string{
+		"/prometheus": `[{"targets":["10.0.0.1:9770"],"labels":{"group":"asg","node":"e1","role":"edge"}},` +
+			`{"targets":["10.0.0.2:9770"],"labels":{"node":"e2","role":"edge"}},{"targets":["10.0.0.3:9770"],"labels":{"node":"o3","role":"origin"}}]`,
+		"/traefik": `{"http":{"services":{"ams-edge":{"loadBalancer":{"servers":[{"url":"http://10.0.0.1:5080","weight":60}]}},` +
+			`"ams-origin":{"loadBalancer":{"servers":[{"url":"http://10.0.0.3:5080","weight":10}]}}}}}`,
+		"/healthz": "ok",
+	} {
+		rec := get(path, "")
+		if got := strings.TrimSpace(rec.Body.String()); rec.Code != http.StatusOK || got != want {
+			t.Errorf("%s: %d %s", path, rec.Code, got)
+		}
+		if tag := rec.Header().Get("ETag"); path != "/healthz" && (tag == "" || get(path, tag).Code != http.StatusNotModified) {
+			t.Errorf("%s: no 304 for %s", path, tag)
+		}
+	}
+	page := get("/metrics", "").Body.String()
+	for _, line := range []string{`amsagent_balance_servers{role="edge"} 2`, `amsagent_balance_servers{role="origin"} 1`, "# TYPE amsagent_balance_held_servers gauge"} {
+		if !strings.Contains(page, "\n"+line+"\n") {
+			t.Errorf("%s is not in\n%s", line, page)
+		}
+	}
+	if rec := get("/nothing", ""); rec.Code != http.StatusNotFound {
+		t.Errorf("%d", rec.Code)
+	}
+}

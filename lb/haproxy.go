@@ -1,0 +1,349 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lb
+
+import (
+	"cmp"
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// HAProxy keeps the slots of a running HAProxy equal to a list, through its runtime API.
+//
+// A slot is a server whose name is a role and a number, as of
+//
+//	server-template edge 1-64 0.0.0.0:5080 disabled check weight 100
+//
+// in any backend. Its port stays as configured. A slot keeps its node as long as it has sessions.
+type HAProxy struct {
+	// Socket is the path of a stats socket of level admin.
+	Socket string
+	// SaveState stores the state of all servers, for HAProxy's server-state-file; nil: not stored.
+	SaveState func(b []byte) error
+	// Confirm reports to the nodes that HAProxy uses those of these ids and no others; nil: not reported.
+	Confirm func(ctx context.Context, uses []string) error
+	Log     *slog.Logger
+
+	confirmed   []string // the last ids
+	confirmedAt time.Time
+}
+
+const (
+	// haproxyLimit bounds one command.
+	haproxyLimit = 5 * time.Second
+	// readBack is how often the slots are compared with the list although it has not changed: HAProxy may have been
+	// reloaded.
+	readBack = 10 * time.Second
+	// maxReply bounds an answer: a line of `show stat` has about 700 bytes.
+	maxReply = 32 << 20
+)
+
+// slot is a server of a backend that a node can take.
+type slot struct {
+	backend, name string
+	role          string
+	number        int
+	addr          netip.Addr // invalid or unspecified: free
+	maint         bool
+	weight        int
+	sessions      int
+}
+
+func (s slot) String() string { return s.backend + "/" + s.name }
+
+func (s slot) free() bool { return !s.addr.IsValid() || s.addr.IsUnspecified() }
+
+// Run follows a feed until ctx ends.
+func (h *HAProxy) Run(ctx context.Context, f *Feed) {
+	failed := ""
+	for {
+		list, changed := f.List()
+		again := readBack
+		if list.Servers != nil {
+			err := h.Apply(ctx, list)
+			if err == nil {
+				err = h.confirm(ctx, list.Servers)
+			}
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				if again = lookEvery; err.Error() != failed {
+					h.Log.Warn("HAProxy does not follow the list", "socket", h.Socket, "error", err)
+				}
+				failed = err.Error()
+			case failed != "":
+				h.Log.Info("HAProxy follows the list again", "socket", h.Socket)
+				failed = ""
+			}
+		}
+		timer := time.NewTimer(again)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-changed:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// confirm reports to the nodes what was read back, if that is new or was not reported for a while.
+func (h *HAProxy) confirm(ctx context.Context, servers []Server) error {
+	var uses []string
+	for _, s := range servers {
+		uses = append(uses, s.ID)
+	}
+	if h.Confirm == nil || slices.Equal(uses, h.confirmed) && time.Since(h.confirmedAt) < cluster.BalancerInterval-readBack {
+		return nil
+	}
+	if err := h.Confirm(ctx, uses); err != nil {
+		return fmt.Errorf("confirming to the nodes: %w", err)
+	}
+	h.confirmed, h.confirmedAt = uses, time.Now()
+	return nil
+}
+
+// ErrSlotsFull means that a backend has fewer slots than the list has servers of a role.
+var ErrSlotsFull = errors.New("not enough slots")
+
+// Apply makes the slots equal to the list, and reads them back.
+func (h *HAProxy) Apply(ctx context.Context, list List) error {
+	slots, err := h.slots(ctx)
+	if err != nil {
+		return err
+	}
+	commands, full := plan(slots, list)
+	for _, c := range commands {
+		if reply, err := h.command(ctx, c); err != nil {
+			return err
+		} else if reply = strings.TrimSpace(reply); reply != "" && !strings.HasPrefix(reply, "IP changed") && !strings.HasPrefix(reply, "no need") {
+			return fmt.Errorf("HAProxy answers %q to %q", reply, c)
+		}
+	}
+	if len(commands) > 0 {
+		if slots, err = h.slots(ctx); err != nil {
+			return err
+		}
+		if left, _ := plan(slots, list); len(left) > 0 {
+			return fmt.Errorf("HAProxy has not done %q", left[0])
+		}
+		if err := h.saveState(ctx); err != nil {
+			return err
+		}
+	}
+	return full
+}
+
+// Commands returns the commands that [HAProxy.Apply] would send.
+func (h *HAProxy) Commands(ctx context.Context, list List) ([]string, error) {
+	slots, err := h.slots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return plan(slots, list)
+}
+
+// plan returns the commands that make the slots equal to the list. The error is an [ErrSlotsFull].
+func plan(slots []slot, list List) (commands []string, full error) {
+	do := func(s slot, format string, args ...any) {
+		commands = append(commands, "set server "+s.String()+" "+fmt.Sprintf(format, args...))
+	}
+	slices.SortFunc(slots, func(a, b slot) int {
+		return strings.Compare(fmt.Sprintf("%s %s %09d", a.backend, a.role, a.number), fmt.Sprintf("%s %s %09d", b.backend, b.role, b.number))
+	})
+	for len(slots) > 0 {
+		n := slices.IndexFunc(slots, func(s slot) bool { return s.backend != slots[0].backend || s.role != slots[0].role })
+		if n < 0 {
+			n = len(slots)
+		}
+		group := slots[:n]
+		slots = slots[n:]
+		want := Usable(list.Servers, group[0].role)
+		taken := map[string]Server{}
+		var homeless []Server
+		for _, w := range want {
+			i := slices.IndexFunc(group, func(s slot) bool { return s.addr == w.Addr && taken[s.name].ID == "" })
+			if i < 0 {
+				homeless = append(homeless, w)
+				continue
+			}
+			taken[group[i].name] = w
+		}
+		// Those that are not wanted any more are closed first: their slots may be needed.
+		for _, s := range group {
+			if taken[s.name].ID == "" && !s.maint {
+				do(s, "state maint")
+			}
+			if taken[s.name].ID == "" && s.sessions > 0 && isGone(list, s.addr) {
+				commands = append(commands, "shutdown sessions server "+s.String())
+			}
+		}
+		for _, w := range homeless {
+			i := slices.IndexFunc(group, func(s slot) bool { return taken[s.name].ID == "" && s.free() })
+			if i < 0 {
+				i = slices.IndexFunc(group, func(s slot) bool { return taken[s.name].ID == "" && s.sessions == 0 })
+			}
+			if i < 0 {
+				full = fmt.Errorf("%w: backend %s has %d for role %s", ErrSlotsFull, group[0].backend, len(group), group[0].role)
+				break
+			}
+			taken[group[i].name] = w
+			do(group[i], "addr %s", w.Addr)
+		}
+		for _, s := range group {
+			w := taken[s.name]
+			if w.ID == "" {
+				continue
+			}
+			if s.weight != w.Weight {
+				do(s, "weight %d", w.Weight)
+			}
+			if s.maint || s.addr != w.Addr {
+				do(s, "state ready")
+			}
+		}
+	}
+	return commands, full
+}
+
+// isGone reports whether the machine of an address is gone by both of its signals. Else its sessions may live.
+func isGone(list List, addr netip.Addr) bool {
+	return addr.IsValid() && slices.ContainsFunc(list.Gone, func(a netip.Addr) bool { return a == addr })
+}
+
+var slotName = regexp.MustCompile(`^(.*[^0-9])([0-9]+)$`)
+
+// slots reads the slots of all backends.
+func (h *HAProxy) slots(ctx context.Context) ([]slot, error) {
+	text, err := h.command(ctx, "show servers state")
+	if err != nil {
+		return nil, err
+	}
+	slots, err := parseState(text)
+	if err != nil {
+		return nil, err
+	}
+	if text, err = h.command(ctx, "show stat -1 4 -1"); err != nil { // all proxies, servers only
+		return nil, err
+	}
+	sessions, err := parseSessions(text)
+	for i := range slots {
+		slots[i].sessions = sessions[slots[i].String()]
+	}
+	return slots, err
+}
+
+// parseState parses `show servers state` (management guide, version 1).
+func parseState(text string) ([]slot, error) {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	if len(lines) < 2 || strings.TrimSpace(lines[0]) != "1" {
+		return nil, errors.New("reading HAProxy's servers: unknown format")
+	}
+	column := map[string]int{}
+	for i, name := range strings.Fields(strings.TrimPrefix(lines[1], "#")) {
+		column[name] = i
+	}
+	for _, name := range []string{"be_name", "srv_name", "srv_addr", "srv_admin_state", "srv_uweight"} {
+		if _, ok := column[name]; !ok {
+			return nil, fmt.Errorf("reading HAProxy's servers: there is no column %s", name)
+		}
+	}
+	var slots []slot
+	for _, line := range lines[2:] {
+		fields := strings.Fields(line)
+		if len(fields) < len(column) {
+			continue
+		}
+		s := slot{backend: fields[column["be_name"]], name: fields[column["srv_name"]]}
+		m := slotName.FindStringSubmatch(s.name)
+		if m == nil {
+			continue
+		}
+		s.role = strings.ToLower(strings.Trim(m[1], "-_."))
+		s.number, _ = strconv.Atoi(m[2])
+		if addr, err := netip.ParseAddr(fields[column["srv_addr"]]); err == nil {
+			s.addr = addr.Unmap()
+		}
+		admin, _ := strconv.Atoi(fields[column["srv_admin_state"]])
+		const maintenance = 0x01 | 0x02 | 0x20 // SRV_ADMF_MAINT; 0x04 is for "disabled" in the configuration, and stays
+		s.maint = admin&maintenance != 0
+		s.weight, _ = strconv.Atoi(fields[column["srv_uweight"]])
+		slots = append(slots, s)
+	}
+	return slots, nil
+}
+
+// parseSessions returns the current sessions of each BACKEND/SERVER in the CSV of `show stat`.
+func parseSessions(text string) (map[string]int, error) {
+	r := csv.NewReader(strings.NewReader(strings.TrimPrefix(text, "# ")))
+	r.FieldsPerRecord = -1
+	rows, err := r.ReadAll()
+	if err != nil || len(rows) == 0 {
+		return nil, fmt.Errorf("reading HAProxy's statistics: %w", cmp.Or(err, io.ErrUnexpectedEOF))
+	}
+	proxy, server, current := slices.Index(rows[0], "pxname"), slices.Index(rows[0], "svname"), slices.Index(rows[0], "scur")
+	if proxy < 0 || server < 0 || current < 0 {
+		return nil, errors.New("reading HAProxy's statistics: unknown format")
+	}
+	sessions := map[string]int{}
+	for _, row := range rows[1:] {
+		if len(row) > max(proxy, server, current) {
+			n, _ := strconv.Atoi(row[current])
+			sessions[row[proxy]+"/"+row[server]] = n
+		}
+	}
+	return sessions, nil
+}
+
+func (h *HAProxy) saveState(ctx context.Context) error {
+	if h.SaveState == nil {
+		return nil
+	}
+	text, err := h.command(ctx, "show servers state")
+	if err != nil {
+		return err
+	}
+	if err := h.SaveState([]byte(text)); err != nil {
+		return fmt.Errorf("storing the state of HAProxy's servers: %w", err)
+	}
+	return nil
+}
+
+// command sends one command and returns the answer.
+func (h *HAProxy) command(ctx context.Context, command string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, haproxyLimit)
+	defer cancel()
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", h.Socket)
+	if err != nil {
+		return "", fmt.Errorf("connecting to HAProxy: %w", err)
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline)
+	}
+	if _, err := io.WriteString(conn, command+"\n"); err != nil {
+		return "", fmt.Errorf("asking HAProxy: %w", err)
+	}
+	b, err := io.ReadAll(io.LimitReader(conn, maxReply))
+	if err != nil {
+		return "", fmt.Errorf("asking HAProxy: %w", err)
+	}
+	return string(b), nil
+}

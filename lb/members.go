@@ -1,0 +1,209 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lb
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// Server is a node that a load balancer uses.
+type Server struct {
+	ID    string     `json:"id"`
+	Role  string     `json:"role"`
+	Group string     `json:"group,omitempty"`
+	Addr  netip.Addr `json:"address"`
+	// Port is the HTTP port of Ant Media Server.
+	Port int `json:"port"`
+	// Weight is the share of new sessions relative to the other servers of the role, from 1 to 100.
+	Weight int `json:"weight"`
+	// Full reports that the server would refuse a new stream. Its weight counts only if all servers of the role are full.
+	Full bool `json:"full,omitempty"`
+	// Since is when the server entered the list; zero if it was in the first one.
+	Since time.Time `json:"since,omitzero"`
+}
+
+const (
+	// leastShare is the least weight of a server with load. With less, nearly all new sessions would go to an empty one.
+	leastShare = 10
+	// rampTime is how long the weight of a server grows after it entered the list, from a tenth.
+	rampTime = time.Minute
+	// unknownScore is the score of a role without any known score.
+	unknownScore = 50
+
+	defaultPort = 5080
+)
+
+// Filter selects members. Empty lists select all.
+type Filter struct {
+	Roles, Groups []string
+}
+
+func (f Filter) selects(n *cluster.Node) bool {
+	in := func(value string, list []string) bool {
+		return len(list) == 0 || slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, value) })
+	}
+	return n.Role != "" && in(n.Role, f.Roles) && in(n.Group, f.Groups)
+}
+
+// Members returns the servers that new sessions may use, ordered by role and address: active nodes whose server serves, as far
+// as known. was is the previous list, nil for the first: a server that is not in it begins with a low weight.
+func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []Server {
+	var list []Server
+	scores := map[string][]int{}
+	score := map[string]int{}
+	for _, m := range members {
+		addr, ok := cluster.Dialable(m.Address())
+		if !ok || !serves(m) || !f.selects(m.Node) {
+			continue
+		}
+		n := m.Node
+		role := strings.ToLower(n.Role)
+		s := Server{ID: n.ID, Role: role, Group: n.Group, Addr: addr.Unmap(), Port: n.Port, Since: now}
+		if s.Port == 0 {
+			s.Port = defaultPort
+		}
+		if i := slices.IndexFunc(was, s.same); i >= 0 {
+			s.Since = was[i].Since
+		} else if was == nil {
+			s.Since = time.Time{}
+		}
+		if n.Load != nil && n.Load.Score != nil {
+			score[s.ID] = *n.Load.Score
+			scores[role] = append(scores[role], *n.Load.Score)
+		}
+		list = append(list, s)
+	}
+	for i := range list {
+		s := &list[i]
+		load, known := score[s.ID]
+		if !known {
+			load = median(scores[s.Role])
+		}
+		s.Full = known && load >= 100
+		s.Weight = ramp(max(leastShare, 100-load), now.Sub(s.Since))
+		if s.Since.IsZero() {
+			s.Weight = max(leastShare, 100-load)
+		}
+	}
+	slices.SortFunc(list, compare)
+	return list
+}
+
+// serves reports whether new sessions may go to a member. An unknown health does not exclude it: the balancer's own check sees a
+// server that is down.
+func serves(m cluster.Member) bool {
+	if m.State() != cluster.StateActive || m.Node.Serving != nil && !m.Node.Serving.Up {
+		return false
+	}
+	switch m.Health {
+	case cluster.Gone, cluster.Left, cluster.NotServing, cluster.NoAgent:
+		return false
+	case cluster.Healthy, cluster.AMSStale, cluster.AgentStale, cluster.Unknown:
+	}
+	return true
+}
+
+// ramp returns the part of a weight that a server has after some time in the list.
+func ramp(weight int, after time.Duration) int {
+	share := min(1, max(0.1, after.Seconds()/rampTime.Seconds()))
+	return max(1, int(float64(weight)*share+0.5))
+}
+
+func median(scores []int) int {
+	if len(scores) == 0 {
+		return unknownScore
+	}
+	sorted := slices.Sorted(slices.Values(scores))
+	return sorted[len(sorted)/2]
+}
+
+// same reports whether both are one server. A node with another address is another server.
+func (s Server) same(t Server) bool {
+	return s.ID == t.ID && s.Addr == t.Addr && s.Role == t.Role
+}
+
+func compare(a, b Server) int {
+	if c := strings.Compare(a.Role, b.Role); c != 0 {
+		return c
+	}
+	if c := a.Addr.Compare(b.Addr); c != 0 {
+		return c
+	}
+	return strings.Compare(a.ID, b.ID)
+}
+
+// Held is a role whose new list was refused.
+type Held struct {
+	Role string   `json:"role"`
+	IDs  []string `json:"ids"` // of the servers that stay
+	Why  string   `json:"why"`
+}
+
+// Guard compares a new list with the last good one. If a role lost more than half of its servers, or all, those that are lost
+// stay with their last weight, and are reported. leaves reports whether a node said itself that it drains or has left: such a
+// loss is trusted, unless no server would be left.
+func Guard(was, is []Server, leaves func(id string) bool) (list []Server, held []Held) {
+	list = slices.Clone(is)
+	for _, role := range Roles(was) {
+		before, after := ofRole(was, role), ofRole(is, role)
+		var lost []Server // not deliberately
+		var all []Server
+		for _, s := range before {
+			if slices.ContainsFunc(after, s.same) {
+				continue
+			}
+			all = append(all, s)
+			if !leaves(s.ID) {
+				lost = append(lost, s)
+			}
+		}
+		h := Held{Role: role}
+		switch {
+		case len(after) == 0:
+			h.Why, lost = "no server of the role would be left", all
+		case 2*len(lost) > len(before):
+			h.Why = "more than half of the role is lost at once"
+		default:
+			continue
+		}
+		for _, s := range lost {
+			h.IDs = append(h.IDs, s.ID)
+		}
+		list = append(list, lost...)
+		held = append(held, h)
+	}
+	slices.SortFunc(list, compare)
+	return list, held
+}
+
+// Roles returns the roles of a list, in order.
+func Roles(list []Server) []string {
+	var roles []string
+	for _, s := range list {
+		if !slices.Contains(roles, s.Role) {
+			roles = append(roles, s.Role)
+		}
+	}
+	slices.Sort(roles)
+	return roles
+}
+
+func ofRole(list []Server, role string) []Server {
+	return slices.DeleteFunc(slices.Clone(list), func(s Server) bool { return s.Role != role })
+}
+
+// Usable returns the servers of a role that are not full, or all if all are.
+func Usable(list []Server, role string) []Server {
+	servers := ofRole(list, role)
+	open := slices.DeleteFunc(slices.Clone(servers), func(s Server) bool { return s.Full })
+	if len(open) == 0 {
+		return servers
+	}
+	return open
+}

@@ -1,0 +1,236 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lb_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/lb"
+)
+
+var now = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+
+// member returns an active, healthy member; score < 0 is unknown.
+func member(id, role string, score int, change ...func(*cluster.Member)) cluster.Member {
+	m := cluster.Member{Health: cluster.Healthy, Node: &cluster.Node{ID: id, IP: address(id).String(), Role: role, State: cluster.StateActive, Port: 5080}}
+	m.Node.Serving = &cluster.Serving{Up: true}
+	if score >= 0 {
+		m.Node.Load = &cluster.Load{Score: &score}
+	}
+	for _, c := range change {
+		c(&m)
+	}
+	return m
+}
+
+// address is a node's own: that of e7 is 10.0.0.7.
+func address(id string) netip.Addr {
+	var n byte
+	_, _ = fmt.Sscanf(id[1:], "%d", &n)
+	return netip.AddrFrom4([4]byte{10, 0, 0, n})
+}
+
+func state(s cluster.State) func(*cluster.Member) {
+	return func(m *cluster.Member) { m.Node.State = s }
+}
+
+func health(h cluster.Health) func(*cluster.Member) { return func(m *cluster.Member) { m.Health = h } }
+
+func TestMembers(t *testing.T) {
+	down := func(m *cluster.Member) { m.Node.Serving = &cluster.Serving{} }
+	unknown := func(m *cluster.Member) { m.Node.Serving = nil }
+	for name, tt := range map[string]struct {
+		members []cluster.Member
+		filter  lb.Filter
+		want    map[string]int // weights
+	}{
+		"weights from the load, with a floor": {
+			[]cluster.Member{member("e1", "edge", 0), member("e2", "edge", 60), member("e3", "edge", 99)},
+			lb.Filter{},
+			map[string]int{"e1": 100, "e2": 40, "e3": 10},
+		},
+		"an unknown load is the median of the role": {
+			[]cluster.Member{member("e1", "edge", 20), member("e2", "edge", 40), member("e3", "edge", 80), member("e4", "edge", -1), member("o5", "origin", -1)},
+			lb.Filter{},
+			map[string]int{"e1": 80, "e2": 60, "e3": 20, "e4": 60, "o5": 50},
+		},
+		"states": {
+			[]cluster.Member{
+				member("e1", "edge", 0, state(cluster.StateJoining)), member("e2", "edge", 0, state(cluster.StateDraining)),
+				member("e3", "edge", 0, state(cluster.StateLeft), health(cluster.Left)), member("e4", "edge", 0, state(cluster.StateFailed)), member("e5", "edge", 0),
+			}, lb.Filter{}, map[string]int{"e5": 100},
+		},
+		"healths: what is unknown stays": {
+			[]cluster.Member{
+				member("e1", "edge", 0, health(cluster.Gone)), member("e2", "edge", 0, health(cluster.NotServing)), member("e3", "edge", 0, health(cluster.AMSStale)),
+				member("e4", "edge", 0, health(cluster.AgentStale)), member("e5", "edge", 0, health(cluster.Unknown)),
+				{Health: cluster.NoAgent, AMS: []cluster.AMSNode{{IP: "10.0.0.9"}}},
+			}, lb.Filter{}, map[string]int{"e3": 100, "e4": 100, "e5": 100},
+		},
+		"serving": {
+			[]cluster.Member{member("e1", "edge", 0, down), member("e2", "edge", 0, unknown)}, lb.Filter{}, map[string]int{"e2": 100},
+		},
+		"filters, in any case; no role is in no list": {
+			[]cluster.Member{
+				member("e1", "Edge", 0, func(m *cluster.Member) { m.Node.Group = "a" }), member("e2", "edge", 0), member("o3", "origin", 0), member("x4", "", 0),
+			}, lb.Filter{Roles: []string{"EDGE"}, Groups: []string{"A"}}, map[string]int{"e1": 100},
+		},
+		"addresses that no balancer can use": {
+			[]cluster.Member{
+				member("e1", "edge", 0, func(m *cluster.Member) { m.Node.IP = "edge.example.com" }), member("e2", "edge", 0, func(m *cluster.Member) { m.Node.IP = "0.0.0.0" }),
+				member("e3", "edge", 0, func(m *cluster.Member) { m.Node.IP = "::ffff:10.0.0.3" }),
+			}, lb.Filter{}, map[string]int{"e3": 100},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := map[string]int{}
+			for _, s := range lb.Members(tt.members, tt.filter, nil, now) {
+				got[s.ID] = s.Weight
+				if !s.Addr.Is4() || s.Port != 5080 || !s.Since.IsZero() {
+					t.Errorf("%+v", s)
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// The weight of a server that is new, or came back, grows for a minute. Neither the first list nor another load starts that.
+func TestRamp(t *testing.T) {
+	members := []cluster.Member{member("e1", "edge", 0), member("e2", "edge", 50)}
+	list := lb.Members(members, lb.Filter{}, nil, now)
+	members = append(members, member("e3", "edge", 20))
+	for after, want := range map[time.Duration]int{0: 8, 6 * time.Second: 8, 30 * time.Second: 40, time.Minute: 80, time.Hour: 80} {
+		is := lb.Members(members, lb.Filter{}, list, now)
+		is = lb.Members(members, lb.Filter{}, is, now.Add(after))
+		if got := []int{is[0].Weight, is[1].Weight, is[2].Weight}; !slices.Equal(got, []int{100, 50, want}) {
+			t.Errorf("after %s: %v, want %d", after, got, want)
+		}
+	}
+	// The same id at another address is another machine.
+	members[0].Node.IP = "10.0.0.200"
+	if is := lb.Members(members, lb.Filter{}, list, now); is[2].Weight != 10 {
+		t.Errorf("%+v", is)
+	}
+}
+
+func TestUsable(t *testing.T) {
+	list := lb.Members([]cluster.Member{member("e1", "edge", 100), member("e2", "edge", 70), member("o3", "origin", 120)}, lb.Filter{}, nil, now)
+	if got := ids(lb.Usable(list, "edge")); !slices.Equal(got, []string{"e2"}) {
+		t.Errorf("a full server gets sessions: %v", got)
+	}
+	if got := ids(lb.Usable(list, "origin")); !slices.Equal(got, []string{"o3"}) {
+		t.Errorf("no server, where all are full: %v", got)
+	}
+}
+
+func ids(list []lb.Server) (ids []string) {
+	for _, s := range list {
+		ids = append(ids, s.ID)
+	}
+	return ids
+}
+
+func TestGuard(t *testing.T) {
+	six := []string{"e1", "e2", "e3", "e4", "e5", "e6"}
+	for name, tt := range map[string]struct {
+		was, is, leave, want, held []string
+	}{
+		"none is lost":                      {six, six, nil, six, nil},
+		"half is lost":                      {six, six[:3], nil, six[:3], nil},
+		"more than half is lost":            {six, six[:2], nil, six, six[2:]},
+		"all are lost":                      {six, nil, nil, six, six},
+		"more than half drains":             {six, six[:2], six[2:], six[:2], nil},
+		"all drain":                         {six, nil, six, six, six},
+		"half drains and half is lost":      {six, nil, six[:3], six, six},
+		"two drain and three are lost":      {six, six[:1], six[1:3], []string{"e1"}, nil},
+		"others come while they are held":   {six, []string{"e7", "e8"}, nil, append(slices.Clone(six), "e7", "e8"), six},
+		"the first list":                    {nil, six, nil, six, nil},
+		"the only server of a role is lost": {six[:1], nil, nil, six[:1], six[:1]},
+		"the only server drains":            {six[:1], nil, six[:1], six[:1], six[:1]},
+		"one of two is lost":                {six[:2], six[:1], nil, six[:1], nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			list := func(ids []string) (list []lb.Server) {
+				for _, id := range ids {
+					list = append(list, lb.Server{ID: id, Role: "edge", Addr: address(id), Weight: 1})
+				}
+				return list
+			}
+			got, held := lb.Guard(list(tt.was), list(tt.is), func(id string) bool { return slices.Contains(tt.leave, id) })
+			if diff := cmp.Diff(tt.want, ids(got), cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			var kept []string
+			for _, h := range held {
+				kept = append(kept, h.IDs...)
+			}
+			if diff := cmp.Diff(tt.held, kept, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("held: -want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// Whatever the registry shows: no role that had servers becomes empty, no more than half of it is lost at once without a drain,
+// and a server that serves is in the list at once.
+func TestHistories(t *testing.T) {
+	for seed := range uint64(10_000) {
+		random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // the same histories in each run
+		var list []lb.Server
+		at := now
+		for range 20 {
+			at = at.Add(time.Duration(random.IntN(90)) * time.Second)
+			var members []cluster.Member
+			healths, states := cluster.Healths(), cluster.States()
+			good := random.IntN(100)
+			for n := range random.IntN(13) {
+				m := member(fmt.Sprintf("e%d", n+1), []string{"edge", "origin"}[n%2], random.IntN(130)-10)
+				if random.IntN(100) > good {
+					m.Health, m.Node.State = healths[random.IntN(len(healths))], states[random.IntN(len(states))]
+				}
+				members = append(members, m)
+			}
+			is := lb.Members(members, lb.Filter{}, list, at)
+			leaves := func(id string) bool {
+				i := slices.IndexFunc(members, func(m cluster.Member) bool { return m.Node.ID == id })
+				return i >= 0 && (members[i].State() == cluster.StateDraining || members[i].State() == cluster.StateLeft)
+			}
+			next, _ := lb.Guard(list, is, leaves)
+			for _, role := range lb.Roles(list) {
+				before, after := role1(list, role), role1(next, role)
+				lost := slices.DeleteFunc(slices.Clone(before), func(s lb.Server) bool { return slices.Contains(ids(after), s.ID) || leaves(s.ID) })
+				if len(after) == 0 || 2*len(lost) > len(before) {
+					t.Fatalf("seed %d: %s: %v after %v", seed, role, ids(after), ids(before))
+				}
+			}
+			for _, s := range is {
+				if !slices.Contains(ids(next), s.ID) {
+					t.Fatalf("seed %d: %s serves and is not in the list", seed, s.ID)
+				}
+			}
+			for _, s := range next {
+				if s.Weight < 1 || s.Weight > 100 {
+					t.Fatalf("seed %d: %+v", seed, s)
+				}
+			}
+			list = next
+		}
+	}
+}
+
+func role1(list []lb.Server, role string) []lb.Server {
+	return slices.DeleteFunc(slices.Clone(list), func(s lb.Server) bool { return s.Role != role })
+}
