@@ -14,7 +14,6 @@
 set -eu
 
 root=${DPKG_ROOT:-}
-daemon=amsagent.service
 units="amsagent.service amsagent-node.service"
 
 say() { echo "amsagent: $*" >&2; }
@@ -29,6 +28,11 @@ invoke() {
 	else
 		systemctl --quiet "$@" || say "could not $*; see: systemctl status $2"
 	fi
+}
+
+# restart restarts what runs. amsagent-balance.service is off until somebody enables it.
+restart() {
+	if live; then invoke try-restart amsagent.service amsagent-balance.service; fi
 }
 
 reload() {
@@ -67,8 +71,8 @@ configure)
 		enable_units
 		reload
 		welcome
-	elif live; then
-		invoke try-restart "$daemon"
+	else
+		restart
 	fi
 	resume
 	;;
@@ -88,7 +92,7 @@ abort-upgrade | abort-deconfigure)
 	;;
 [2-9] | [1-9][0-9]*)
 	reload
-	if live; then invoke try-restart "$daemon"; fi
+	restart
 	;;
 *)
 	say "postinstall: nothing is known of $*"

@@ -11,6 +11,7 @@
 set -eu
 
 root=${DPKG_ROOT:-}
+units="amsagent.service amsagent-node.service amsagent-balance.service"
 
 say() { echo "amsagent: $*" >&2; }
 
@@ -29,9 +30,9 @@ node() {
 wipe() {
 	# What enabled the units, and what the operator added to them.
 	if [ -n "${DPKG_MAINTSCRIPT_PACKAGE:-}" ] && command -v deb-systemd-helper >/dev/null 2>&1; then
-		for unit in amsagent.service amsagent-node.service; do deb-systemd-helper purge "$unit" >/dev/null || true; done
+		for unit in $units; do deb-systemd-helper purge "$unit" >/dev/null || true; done
 	fi
-	for unit in amsagent.service amsagent-node.service; do
+	for unit in $units; do
 		rm -f "$root"/etc/systemd/system/*.wants/"$unit" "$root"/etc/systemd/system/*.requires/"$unit"
 		rm -rf "$root/etc/systemd/system/$unit.d"
 	done

@@ -227,6 +227,13 @@ func afterword(data nodesData) []string {
 		}
 		lines = append(lines, printable(line))
 	}
+	for _, v := range data.Members {
+		if v.Node != nil && v.State() == cluster.StateDraining {
+			if text := balancersText(*v.Node, data.ServerTime); text != "" {
+				lines = append(lines, printable(v.Address())+" drains: "+text)
+			}
+		}
+	}
 	if data.Summary.Verdicts[cluster.Unknown] > 0 {
 		lines = append(lines, "no node is heard: MongoDB takes no writes, or was away until now; --watch shows who comes back")
 	}

@@ -106,6 +106,9 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	if o.Metrics = g.settings.Metrics; o.Metrics == "off" {
 		o.Metrics = ""
 	}
+	if o.AgentCheck = g.settings.AgentCheck; o.AgentCheck == "off" {
+		o.AgentCheck = ""
+	}
 	root, dir, interval := g.settings.Root, g.settings.AMSDir, g.settings.BeatInterval
 	o.Sampler = func(client func() *cluster.Client, node func() cluster.Node) daemon.Sampler {
 		return daemon.NewMachineSampler(daemon.MachineOptions{
@@ -131,7 +134,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 func madeOf(s *settings) map[string]string {
 	made := map[string]string{}
 	for _, key := range []string{
-		keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyServing, keyMetrics, keyProvider,
+		keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyServing, keyMetrics, keyAgentCheck, keyProvider,
 		keyBeatInterval, keyLogLevel,
 	} {
 		made[key] = s.values[key].text

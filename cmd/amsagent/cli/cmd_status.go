@@ -9,6 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -155,7 +159,7 @@ func statusText(w *textWriter, s *statusView) {
 		process = processText(w, s.Process)
 	}
 	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
-		"sessions", statusSessions(s.Row), "daemon", s.daemonText(), "launch hooks", s.launchHooksText(), "node", s.nodeText(), "given to join", s.givenText())
+		"sessions", statusSessions(s.Row), "balancers", statusBalancers(s.Row), "daemon", s.daemonText(), "launch hooks", s.launchHooksText(), "node", s.nodeText(), "given to join", s.givenText())
 	if s.Daemon != nil {
 		for _, note := range s.Daemon.Notes {
 			w.line("note: %s", oneLine(note))
@@ -268,6 +272,27 @@ func agentText(r bootstrap.RowView) string {
 		text += ": silent"
 	}
 	return text
+}
+
+func statusBalancers(r bootstrap.RowView) string {
+	if r.Registry == nil {
+		return ""
+	}
+	return balancersText(*r.Registry, r.Registry.UpdatedAt.Add(r.Age))
+}
+
+// balancersText names the load balancers that know a node, and whether they send new sessions to it.
+func balancersText(n cluster.Node, serverNow time.Time) string {
+	var words []string
+	recent := n.BalancersAt(serverNow)
+	for _, name := range slices.Sorted(maps.Keys(recent)) {
+		word := " took it out"
+		if recent[name].Uses {
+			word = " uses it"
+		}
+		words = append(words, printable(name)+word)
+	}
+	return strings.Join(words, ", ")
 }
 
 func statusSessions(r bootstrap.RowView) string {

@@ -38,6 +38,7 @@ func resultsOf() []result {
 		{"nodes", "nodes", nodesData{}},
 		{"node", "nodes --watch", nodeChange{}},
 		{"prune", "nodes prune", pruneData{}},
+		{"balance", "balance --once", balanceData{}},
 		{"events", "events", eventsData{}},
 		{"drain", "drain", drainData{}},
 		{"undrain", "undrain", drainData{}},

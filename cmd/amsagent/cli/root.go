@@ -232,6 +232,7 @@ func newRootCommand(g *globals) *cobra.Command {
 		newDoctorCommand(g),
 		newNodesCommand(g),
 		newEventsCommand(g),
+		newBalanceCommand(g),
 		newDrainCommand(g),
 		newUndrainCommand(g),
 		newRunCommand(g),

@@ -96,8 +96,8 @@ type settings struct {
 	OnFailure      string
 	AutoJoin       bool
 	BeatInterval   time.Duration
-	// Metrics is host:port, or off.
-	Metrics string
+	// Metrics and AgentCheck are host:port, or off.
+	Metrics, AgentCheck string
 	// Hooks name the hooks of the group that are ours.
 	Hooks []string
 	// Serving are patterns of the applications that are to serve; none are all.
@@ -315,7 +315,7 @@ func (s *settings) fill() {
 	s.OnFailure = text(keyOnFailure)
 	s.AutoJoin = text(keyAutoJoin) == "true"
 	s.BeatInterval, _ = time.ParseDuration(text(keyBeatInterval))
-	s.Metrics = text(keyMetrics)
+	s.Metrics, s.AgentCheck = text(keyMetrics), text(keyAgentCheck)
 	s.Serving = nil
 	if v := text(keyServing); v != "" {
 		s.Serving = strings.Split(v, ",")

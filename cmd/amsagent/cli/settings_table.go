@@ -40,6 +40,7 @@ const (
 	keyAutoJoin       = "auto_join"
 	keyBeatInterval   = "beat_interval"
 	keyMetrics        = "metrics_address"
+	keyAgentCheck     = "agent_check_address"
 	keyServing        = "serving"
 	keyUnhealthyAfter = "unhealthy_after"
 	keyDrainDeadline  = "drain_deadline"
@@ -150,6 +151,10 @@ var settingsTable = sync.OnceValue(func() []setting {
 		{
 			key: keyMetrics, flag: "metrics-address", arg: "HOST:PORT", def: "127.0.0.1:9771", check: checkListen,
 			help: "where the daemon serves /metrics, /readyz and /healthz; off for nowhere; :9771 alone is refused: to open a port without a login to every network, say so by 0.0.0.0:9771",
+		},
+		{
+			key: keyAgentCheck, arg: "HOST:PORT", def: "off", check: checkListen,
+			help: "where the daemon answers the agent checks of HAProxy, as in 0.0.0.0:9772; off for nowhere",
 		},
 		{
 			key: keyServing, arg: "APPLICATION,…", check: checkServing,

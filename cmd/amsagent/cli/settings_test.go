@@ -96,7 +96,8 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
 		keyHooks:    "drain,amsagent-*",
 		keyAutoJoin: "false", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
-		keyServing: "LiveApp,live*", keyUnhealthyAfter: "7m",
+		keyAgentCheck: "127.0.0.2:9101",
+		keyServing:    "LiveApp,live*", keyUnhealthyAfter: "7m",
 		keyDrainDeadline: "30m",
 	}
 	field := func(s *settings, key string) any {
@@ -105,7 +106,8 @@ func TestEverySettingIsRead(t *testing.T) {
 			keyAMSRelease: s.AMSRelease, keyProvider: s.Provider, keyService: s.Service, keyServiceCommand: s.ServiceCommand,
 			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root,
 			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
-			keyServing: strings.Join(s.Serving, ","), keyUnhealthyAfter: s.UnhealthyAfter,
+			keyAgentCheck: s.AgentCheck,
+			keyServing:    strings.Join(s.Serving, ","), keyUnhealthyAfter: s.UnhealthyAfter,
 			keyDrainDeadline: s.DrainDeadline,
 			keyConfig:        s.Config,
 			keyOutput:        s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/lb"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -88,6 +89,8 @@ type Options struct {
 	Reload <-chan struct{}
 	// Metrics is the address, host:port, of /metrics, /readyz and /healthz; "" for none.
 	Metrics string
+	// AgentCheck is the address, host:port, for the agent checks of HAProxy; "" for none.
+	AgentCheck string
 	// Control is the path of the control socket, Lock that of the file that
 	// keeps a second daemon away.
 	Control, Lock string
@@ -207,6 +210,8 @@ type Daemon struct {
 	again chan struct{}
 	// beatNow asks for a beat before the next one is due. It has room for one.
 	beatNow chan struct{}
+	// check answers the agent checks of HAProxy.
+	check *lb.AgentCheck
 	// seenMu guards the file of what Entered and Served note.
 	seenMu  sync.Mutex
 	sampler Sampler
@@ -232,6 +237,7 @@ func New(o Options) *Daemon {
 		o: o, log: o.Log, view: newView(o.Version), metrics: new(metrics), mine: map[int]maker{},
 		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1),
 	}
+	d.check = &lb.AgentCheck{State: d.nodeState, Started: time.Now(), Now: time.Now}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -286,6 +292,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	})
 	work.Go(func() { d.reloads(ctx) })
 	work.Go(func() { d.awaitPort(ctx, servers) })
+	work.Go(func() { d.agentCheck(ctx) })
 	select {
 	case <-asked.Done():
 		d.o.Notify("STOPPING=1")

@@ -366,7 +366,7 @@ func (d *Daemon) serve(
 func (d *Daemon) loop(m *member) *heartbeat.Loop {
 	l := &heartbeat.Loop{
 		Interval: time.Duration(d.interval.Load()), Sample: d.sampler.Sample, Report: d.report, Log: d.log,
-		Serving: d.servingNow, Wake: d.beatNow,
+		Serving: d.servingNow, Checks: d.check.Balancers, Wake: d.beatNow,
 	}
 	if m != nil {
 		l.ID, l.Sender, l.Register = m.node.ID, m, m.enroll

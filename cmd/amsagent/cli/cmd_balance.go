@@ -1,0 +1,271 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/lb"
+)
+
+type balanceOptions struct {
+	roles, groups         []string
+	name                  string
+	dns, domain           string
+	listen                string
+	haproxy, haproxyState string
+	stateDir              string
+	metricsPort           int
+	once, dryRun, force   bool
+}
+
+func (o *balanceOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.StringSliceVar(&o.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
+	fs.StringSliceVar(&o.groups, "group", nil, "only nodes of these scaling `GROUPS`")
+	fs.StringVar(&o.dns, "dns", "", "answer DNS queries at `ADDRESS:PORT`, by UDP and TCP")
+	fs.StringVar(&o.domain, "domain", "", "with --dns: the `DOMAIN` of the names, as in _http._tcp.edge.DOMAIN")
+	fs.StringVar(&o.listen, "listen", "", "serve /nodes, /prometheus, /traefik, /metrics and /healthz at `ADDRESS:PORT`")
+	fs.StringVar(&o.haproxy, "haproxy", "", "set the servers of the HAProxy with this stats `SOCKET` (level admin)")
+	fs.StringVar(&o.haproxyState, "haproxy-state", "", "with --haproxy: store the state of the servers in `FILE` for its server-state-file")
+	fs.StringVar(&o.name, "name", "", "with --haproxy: the `NAME` under which the nodes see that it has acted (default: the host name)")
+	fs.StringVar(&o.stateDir, "state-dir", "", "keep the last list in `DIR` (default: $STATE_DIRECTORY, $XDG_STATE_HOME/amsagent, or ~/.local/state/amsagent)")
+	fs.IntVar(&o.metricsPort, "metrics-port", 9771, "with --listen: the `PORT` of the nodes' metrics, for /prometheus")
+	fs.BoolVar(&o.once, "once", false, "look once, act, and print the list")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "print the list and the commands for HAProxy, and send nothing")
+	fs.BoolVar(&o.force, "force", false, "accept a list that lost more than half of a role, or all of it")
+}
+
+func newBalanceCommand(g *globals) *cobra.Command {
+	var opts balanceOptions
+	cmd := &cobra.Command{
+		Use:   "balance [flags]",
+		Short: "feed load balancers with the nodes that serve",
+		Long: "Reads the registry once a second, and publishes the active nodes whose server serves: by\n" +
+			"DNS for nginx, HAProxy and Caddy, by HTTP for Prometheus and Traefik, or into a running\n" +
+			"HAProxy. A drain takes a node out; sessions on it go on. Weights follow the load.\n\n" +
+			"If MongoDB is away, or a role loses more than half of its nodes at once, the last list\n" +
+			"stays. It is also kept over a restart. Several of these may run at the same time.\n\n" +
+			"Only MongoDB is needed: no root, no AMS, no node.",
+		Example: "  amsagent balance --mongo 10.0.2.4 --dns 127.0.0.1:5353 --domain ams.internal\n" +
+			"  amsagent balance --haproxy /run/haproxy/admin.sock\n" +
+			"  amsagent balance --once -o json",
+		GroupID:               groupAdvanced,
+		Args:                  noArgs,
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runBalance(cmd.Context(), opts, g) },
+	}
+	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
+	opts.AddFlags(cmd.Flags())
+	g.addSettings(cmd, keyMongo)
+	return cmd
+}
+
+func (o *balanceOptions) check() error {
+	switch {
+	case (o.dns == "") != (o.domain == ""):
+		return usageError(nil, "--dns and --domain belong together")
+	case o.haproxyState != "" && o.haproxy == "":
+		return usageError(nil, "--haproxy-state is for --haproxy")
+	case !o.once && !o.dryRun && o.dns == "" && o.listen == "" && o.haproxy == "":
+		return usageError([]string{"amsagent balance --once shows what would be published"}, "no load balancer is given: add --dns, --listen or --haproxy")
+	}
+	for flag, value := range map[string]string{"--dns": o.dns, "--listen": o.listen} {
+		if value == "" {
+			continue
+		}
+		if _, err := checkListen(value); err != nil || value == "off" {
+			return usageError([]string{"such as 127.0.0.1:5353"}, "%s: %q is no address to listen on", flag, value)
+		}
+	}
+	return nil
+}
+
+func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
+	if err := opts.check(); err != nil {
+		return err
+	}
+	const msg = "cannot feed load balancers"
+	c, err := g.connectCluster(ctx, "amsagent balance")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(ctx) }()
+	opts.domain = strings.Trim(opts.domain, ".")
+	feed, err := lb.NewFeed(lb.Options{
+		Filter: lb.Filter{Roles: opts.roles, Groups: opts.groups}, Looker: c, Force: opts.force, Log: g.log(), Now: g.env.Now,
+		Store: stateFile{filepath.Join(opts.state(g.env), "servers.json"), opts.dryRun},
+	})
+	if err != nil {
+		return &userError{Msg: msg, Cause: err}
+	}
+	h := &lb.HAProxy{Socket: opts.haproxy, Log: g.log()}
+	host, _ := os.Hostname() // "" is another name
+	name := cluster.BalancerName(cmp.Or(opts.name, host, "haproxy"))
+	h.Confirm = func(ctx context.Context, uses []string) error { return c.SetBalancer(ctx, name, uses) }
+	if opts.haproxyState != "" {
+		h.SaveState = stateFile{path: opts.haproxyState}.Save
+	}
+	if opts.once || opts.dryRun {
+		return balanceOnce(ctx, opts, g, feed, h)
+	}
+	return balance(ctx, opts, g, feed, h)
+}
+
+// balanceData is what `balance --once` prints.
+type balanceData struct {
+	lb.List
+	// Commands are those that --dry-run does not send to HAProxy.
+	Commands []string `json:"commands,omitempty"`
+}
+
+func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed, h *lb.HAProxy) error {
+	const msg = "cannot feed load balancers"
+	failed := feed.Look(ctx)
+	list, _ := feed.List()
+	data := balanceData{List: list}
+	var err error
+	switch {
+	case opts.haproxy == "" || list.Servers == nil:
+	case opts.dryRun:
+		data.Commands, err = h.Commands(ctx, list)
+	default:
+		err = h.Apply(ctx, list)
+	}
+	perr := g.result("balance", data, func(w *textWriter) { balanceText(w, data) })
+	switch {
+	case failed != nil:
+		return &userError{Msg: msg, Cause: failed}
+	case err != nil:
+		return &userError{Msg: msg, Cause: err}
+	case len(list.Held) > 0:
+		return &userError{Msg: msg, Cause: errors.New("servers stay in the list that the cluster has lost"), Hints: []string{"--force accepts the new list"}, Exit: exitPreflight}
+	}
+	return perr
+}
+
+func balanceText(w *textWriter, data balanceData) {
+	if len(data.Servers) == 0 {
+		w.line("no node serves")
+	}
+	for _, s := range data.Servers {
+		full := ""
+		if s.Full {
+			full = "  full"
+		}
+		w.line("%-8s %-20s %-15s %5d  weight %3d%s", printable(s.Role), printable(s.ID), s.Addr, s.Port, s.Weight, full)
+	}
+	for _, held := range data.Held {
+		w.line("role %s keeps %s: %s", printable(held.Role), printable(strings.Join(held.IDs, ", ")), held.Why)
+	}
+	for _, c := range data.Commands {
+		w.line("%s", c)
+	}
+}
+
+// balance runs until ctx ends or a listener fails.
+func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed, h *lb.HAProxy) error {
+	const msg = "cannot feed load balancers"
+	g.setCalm() // a signal is its usual end
+	signals := ctx
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var work sync.WaitGroup
+	work.Go(func() { feed.Run(ctx) })
+	if opts.haproxy != "" {
+		work.Go(func() { h.Run(ctx, feed) })
+	}
+	serve := func(do func() error) {
+		work.Go(func() {
+			if err := do(); ctx.Err() == nil {
+				stop(&userError{Msg: msg, Cause: err})
+			}
+		})
+	}
+	if opts.dns != "" {
+		dns := &lb.DNS{Domain: opts.domain, List: func() ([]lb.Server, bool) {
+			list, _ := feed.List()
+			return list.Servers, list.Servers != nil
+		}}
+		serve(func() error {
+			return dns.Serve(ctx, opts.dns, func(a net.Addr) { g.log().Info("answering DNS queries", "address", a.String(), "domain", opts.domain) })
+		})
+	}
+	if opts.listen != "" {
+		var listen net.ListenConfig
+		l, err := listen.Listen(ctx, "tcp", opts.listen)
+		if err != nil {
+			return &userError{Msg: msg, Cause: err}
+		}
+		g.log().Info("serving the list by HTTP", "address", l.Addr().String())
+		server := &http.Server{Handler: lb.Handler(feed, opts.metricsPort), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+		context.AfterFunc(ctx, func() { _ = server.Close() })
+		serve(func() error { return server.Serve(l) })
+	}
+	work.Wait()
+	if signals.Err() != nil {
+		return nil
+	}
+	return context.Cause(ctx)
+}
+
+// state returns the folder of the last list.
+func (o *balanceOptions) state(env Env) string {
+	if xdg := env.getenv("XDG_STATE_HOME"); xdg != "" {
+		xdg = filepath.Join(xdg, "amsagent")
+		return cmp.Or(o.stateDir, env.getenv("STATE_DIRECTORY"), xdg)
+	}
+	return cmp.Or(o.stateDir, env.getenv("STATE_DIRECTORY"), filepath.Join(env.getenv("HOME"), ".local/state/amsagent"))
+}
+
+// stateFile is a file of this command's own user.
+type stateFile struct {
+	path string
+	// keep writes nothing.
+	keep bool
+}
+
+// Load returns nil if there is no file.
+func (f stateFile) Load() ([]byte, error) {
+	b, err := os.ReadFile(f.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return b, err
+}
+
+// Save replaces the file, or leaves it as it is.
+func (f stateFile) Save(b []byte) error {
+	if f.keep {
+		return nil
+	}
+	dir := filepath.Dir(f.path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(f.path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }()
+	_, err = tmp.Write(slices.Clone(b))
+	if err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), f.path)
+}

@@ -1,0 +1,49 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"net"
+
+	"github.com/amsagent/amsagent/lb"
+)
+
+// agentCheck answers the agent checks of HAProxy until ctx ends. It opens the port as soon as it is free.
+func (d *Daemon) agentCheck(ctx context.Context) {
+	if d.o.AgentCheck == "" {
+		return
+	}
+	var listen net.ListenConfig
+	for failed := false; ; failed = true {
+		l, err := listen.Listen(ctx, "tcp", d.o.AgentCheck)
+		if err == nil {
+			d.log.Info("agent checks are answered", "address", l.Addr().String())
+			err = d.check.Serve(ctx, &boundedListener{Listener: l})
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if !failed {
+			d.log.Error("agent checks are not answered until the port is free", "address", d.o.AgentCheck, "error", err)
+		}
+		if !pause(ctx, d.o.Periods.Port) {
+			return
+		}
+	}
+}
+
+// nodeState is what an agent check says about this node.
+func (d *Daemon) nodeState() lb.NodeState {
+	v := d.view.get()
+	s := lb.NodeState{Role: v.Role, Score: v.Load.Score}
+	switch {
+	case v.Ready:
+	case v.held > 0, v.Lifecycle != nil && !v.Lifecycle.Ready:
+		s.Leaves = true
+	default:
+		s.Down = v.NotReady
+	}
+	return s
+}
