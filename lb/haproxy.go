@@ -124,7 +124,7 @@ var ErrSlotsFull = errors.New("not enough slots")
 
 // Apply makes the slots equal to the list, and reads them back.
 func (h *HAProxy) Apply(ctx context.Context, list List) error {
-	slots, err := h.slots(ctx)
+	slots, _, err := h.slots(ctx)
 	if err != nil {
 		return err
 	}
@@ -137,14 +137,17 @@ func (h *HAProxy) Apply(ctx context.Context, list List) error {
 		}
 	}
 	if len(commands) > 0 {
-		if slots, err = h.slots(ctx); err != nil {
+		slots, state, err := h.slots(ctx)
+		if err != nil {
 			return err
 		}
 		if left, _ := plan(slots, list); len(left) > 0 {
 			return fmt.Errorf("HAProxy has not done %q", left[0])
 		}
-		if err := h.saveState(ctx); err != nil {
-			return err
+		if h.SaveState != nil {
+			if err := h.SaveState([]byte(state)); err != nil {
+				return fmt.Errorf("storing the state of HAProxy's servers: %w", err)
+			}
 		}
 	}
 	return full
@@ -152,7 +155,7 @@ func (h *HAProxy) Apply(ctx context.Context, list List) error {
 
 // Commands returns the commands that [HAProxy.Apply] would send.
 func (h *HAProxy) Commands(ctx context.Context, list List) ([]string, error) {
-	slots, err := h.slots(ctx)
+	slots, _, err := h.slots(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +168,7 @@ func plan(slots []slot, list List) (commands []string, full error) {
 		commands = append(commands, "set server "+s.String()+" "+fmt.Sprintf(format, args...))
 	}
 	slices.SortFunc(slots, func(a, b slot) int {
-		return strings.Compare(fmt.Sprintf("%s %s %09d", a.backend, a.role, a.number), fmt.Sprintf("%s %s %09d", b.backend, b.role, b.number))
+		return cmp.Or(strings.Compare(a.backend, b.backend), strings.Compare(a.role, b.role), a.number-b.number)
 	})
 	for len(slots) > 0 {
 		n := slices.IndexFunc(slots, func(s slot) bool { return s.backend != slots[0].backend || s.role != slots[0].role })
@@ -229,24 +232,23 @@ func isGone(list List, addr netip.Addr) bool {
 
 var slotName = regexp.MustCompile(`^(.*[^0-9])([0-9]+)$`)
 
-// slots reads the slots of all backends.
-func (h *HAProxy) slots(ctx context.Context) ([]slot, error) {
-	text, err := h.command(ctx, "show servers state")
-	if err != nil {
-		return nil, err
+// slots reads the slots of all backends, and the state of all servers in HAProxy's own form.
+func (h *HAProxy) slots(ctx context.Context) (slots []slot, state string, err error) {
+	if state, err = h.command(ctx, "show servers state"); err != nil {
+		return nil, "", err
 	}
-	slots, err := parseState(text)
-	if err != nil {
-		return nil, err
+	if slots, err = parseState(state); err != nil {
+		return nil, "", err
 	}
-	if text, err = h.command(ctx, "show stat -1 4 -1"); err != nil { // all proxies, servers only
-		return nil, err
+	text, err := h.command(ctx, "show stat -1 4 -1") // all proxies, servers only
+	if err != nil {
+		return nil, "", err
 	}
 	sessions, err := parseSessions(text)
 	for i := range slots {
 		slots[i].sessions = sessions[slots[i].String()]
 	}
-	return slots, err
+	return slots, state, err
 }
 
 // parseState parses `show servers state` (management guide, version 1).
@@ -309,20 +311,6 @@ func parseSessions(text string) (map[string]int, error) {
 		}
 	}
 	return sessions, nil
-}
-
-func (h *HAProxy) saveState(ctx context.Context) error {
-	if h.SaveState == nil {
-		return nil
-	}
-	text, err := h.command(ctx, "show servers state")
-	if err != nil {
-		return err
-	}
-	if err := h.SaveState([]byte(text)); err != nil {
-		return fmt.Errorf("storing the state of HAProxy's servers: %w", err)
-	}
-	return nil
 }
 
 // command sends one command and returns the answer.

@@ -4,11 +4,13 @@
 package lb
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 )
 
@@ -35,8 +37,6 @@ const (
 	rampTime = time.Minute
 	// unknownScore is the score of a role without any known score.
 	unknownScore = 50
-
-	defaultPort = 5080
 )
 
 // Filter selects members. Empty lists select all.
@@ -64,10 +64,7 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 		}
 		n := m.Node
 		role := strings.ToLower(n.Role)
-		s := Server{ID: n.ID, Role: role, Group: n.Group, Addr: addr.Unmap(), Port: n.Port, Since: now}
-		if s.Port == 0 {
-			s.Port = defaultPort
-		}
+		s := Server{ID: n.ID, Role: role, Group: n.Group, Addr: addr.Unmap(), Port: cmp.Or(n.Port, ams.DefaultHTTPPort), Since: now}
 		if i := slices.IndexFunc(was, s.same); i >= 0 {
 			s.Since = was[i].Since
 		} else if was == nil {
@@ -87,9 +84,6 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 		}
 		s.Full = known && load >= 100
 		s.Weight = ramp(max(leastShare, 100-load), now.Sub(s.Since))
-		if s.Since.IsZero() {
-			s.Weight = max(leastShare, 100-load)
-		}
 	}
 	slices.SortFunc(list, compare)
 	return list
@@ -129,13 +123,7 @@ func (s Server) same(t Server) bool {
 }
 
 func compare(a, b Server) int {
-	if c := strings.Compare(a.Role, b.Role); c != 0 {
-		return c
-	}
-	if c := a.Addr.Compare(b.Addr); c != 0 {
-		return c
-	}
-	return strings.Compare(a.ID, b.ID)
+	return cmp.Or(strings.Compare(a.Role, b.Role), a.Addr.Compare(b.Addr), strings.Compare(a.ID, b.ID))
 }
 
 // Held is a role whose new list was refused.
