@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lb"
 )
 
@@ -226,11 +226,8 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 
 // state returns the folder of the last list.
 func (o *balanceOptions) state(env Env) string {
-	if xdg := env.getenv("XDG_STATE_HOME"); xdg != "" {
-		xdg = filepath.Join(xdg, "amsagent")
-		return cmp.Or(o.stateDir, env.getenv("STATE_DIRECTORY"), xdg)
-	}
-	return cmp.Or(o.stateDir, env.getenv("STATE_DIRECTORY"), filepath.Join(env.getenv("HOME"), ".local/state/amsagent"))
+	xdg := cmp.Or(env.getenv("XDG_STATE_HOME"), filepath.Join(env.getenv("HOME"), ".local/state"))
+	return cmp.Or(o.stateDir, env.getenv("STATE_DIRECTORY"), filepath.Join(xdg, "amsagent"))
 }
 
 // stateFile is a file of this command's own user.
@@ -254,18 +251,10 @@ func (f stateFile) Save(b []byte) error {
 	if f.keep {
 		return nil
 	}
-	dir := filepath.Dir(f.path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(f.path)+".*")
+	path, err := filepath.Abs(f.path)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.Remove(tmp.Name()) }()
-	_, err = tmp.Write(slices.Clone(b))
-	if err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), f.path)
+	store := conf.Store{Root: "/"}
+	return store.WriteFile(path, b, 0o644, 0o755)
 }
