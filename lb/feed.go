@@ -74,8 +74,14 @@ func NewFeed(o Options) (*Feed, error) {
 	if err != nil || b == nil {
 		return f, err
 	}
-	if err := json.Unmarshal(b, &f.list.Servers); err != nil {
+	var last []Server
+	if err := json.Unmarshal(b, &last); err != nil {
 		return f, fmt.Errorf("reading the last list: %w", err)
+	}
+	for _, s := range last {
+		if o.Filter.selects(s.Role, s.Group) { // an earlier run may have had another filter
+			f.list.Servers = append(f.list.Servers, s)
+		}
 	}
 	f.saved = b
 	return f, nil

@@ -131,6 +131,17 @@ func TestFeedIsStatic(t *testing.T) {
 		t.Error("the list was reported as changed")
 	default:
 	}
+	// The roles of another filter are not lost.
+	w.set(member("e1", "edge", 0), member("o4", "origin", 0))
+	other := newFeed(t, w, s, func(o *lb.Options) { o.Filter.Roles = []string{"origin"} })
+	if list, _ := other.List(); list.Servers != nil {
+		t.Errorf("another filter, before the first look: %+v", list)
+	}
+	must.OK(t, other.Look(t.Context()))
+	if list, _ := other.List(); len(list.Held) > 0 || len(list.Servers) != 1 {
+		t.Errorf("another filter: %+v", list)
+	}
+	w.set()
 	forced := newFeed(t, w, s, func(o *lb.Options) { o.Force = true })
 	must.OK(t, forced.Look(t.Context()))
 	if len(servers(forced)) != 0 {

@@ -44,11 +44,11 @@ type Filter struct {
 	Roles, Groups []string
 }
 
-func (f Filter) selects(n *cluster.Node) bool {
+func (f Filter) selects(role, group string) bool {
 	in := func(value string, list []string) bool {
 		return len(list) == 0 || slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, value) })
 	}
-	return n.Role != "" && in(n.Role, f.Roles) && in(n.Group, f.Groups)
+	return role != "" && in(role, f.Roles) && in(group, f.Groups)
 }
 
 // Members returns the servers that new sessions may use, ordered by role and address: active nodes whose server serves, as far
@@ -59,7 +59,7 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 	score := map[string]int{}
 	for _, m := range members {
 		addr, ok := cluster.Dialable(m.Address())
-		if !ok || !serves(m) || !f.selects(m.Node) {
+		if !ok || !serves(m) || !f.selects(m.Node.Role, m.Node.Group) {
 			continue
 		}
 		n := m.Node
