@@ -30,7 +30,7 @@ const (
 	idleAsked = 10 * time.Second
 
 	idleMemory = 24 << 20
-	idleCPU    = 250 * time.Millisecond // for each minute
+	idleCPU    = 150 * time.Millisecond // for each minute
 )
 
 // Three real nodes without any viewer: their daemons write no file, restart nothing and
