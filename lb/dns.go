@@ -43,6 +43,8 @@ const (
 type DNS struct {
 	// Domain has neither a dot at its beginning nor at its end.
 	Domain string
+	// Roles are known also without a server: the answer is SERVFAIL then.
+	Roles []string
 	// List returns the servers, or false before the first list.
 	List func() ([]Server, bool)
 }
@@ -244,6 +246,9 @@ func (d *DNS) resolve(q dnsmessage.Question) (answers, additional []dnsmessage.R
 	}
 	servers := Usable(list, role)
 	if len(servers) == 0 {
+		if slices.ContainsFunc(d.Roles, func(r string) bool { return strings.EqualFold(r, role) }) {
+			return nil, nil, dnsmessage.RCodeServerFailure
+		}
 		return nil, nil, dnsmessage.RCodeNameError
 	}
 	if service == "" {

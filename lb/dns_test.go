@@ -62,7 +62,7 @@ func TestDNS(t *testing.T) {
 		{ID: "o4", Role: "origin", Addr: netip.MustParseAddr("10.0.0.4"), Port: 5080, Weight: 30, Full: true},
 	}
 	known := true
-	d := &lb.DNS{Domain: "ams.test", List: func() ([]lb.Server, bool) { return list, known }}
+	d := &lb.DNS{Domain: "ams.test", Roles: []string{"Edge", "Relay"}, List: func() ([]lb.Server, bool) { return list, known }}
 	for _, tt := range []struct {
 		name  string
 		typ   dnsmessage.Type
@@ -87,6 +87,7 @@ func TestDNS(t *testing.T) {
 		{"10-0-0-3.node.ams.test.", dnsmessage.TypeA, 0, []string{"10-0-0-3.node.ams.test. 1 A 10.0.0.3"}, nil},
 		{"10-0-0-9.node.ams.test.", dnsmessage.TypeA, dnsmessage.RCodeNameError, nil, nil},
 		{"unknown.ams.test.", dnsmessage.TypeA, dnsmessage.RCodeNameError, nil, nil},
+		{"relay.ams.test.", dnsmessage.TypeA, dnsmessage.RCodeServerFailure, nil, nil},
 		{"ams.test.", dnsmessage.TypeSOA, 0, nil, nil},
 		{"example.com.", dnsmessage.TypeA, dnsmessage.RCodeRefused, nil, nil},
 		{"xams.test.", dnsmessage.TypeA, dnsmessage.RCodeRefused, nil, nil},

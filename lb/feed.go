@@ -152,6 +152,10 @@ func (f *Feed) log(was, is List) {
 	if was.Failed != "" {
 		f.o.Log.Info("MongoDB can be read again")
 	}
+	if was.Servers == nil {
+		f.o.Log.Info("first list of servers", "servers", len(is.Servers))
+		return
+	}
 	for _, s := range is.Servers {
 		if !slices.ContainsFunc(was.Servers, s.same) {
 			f.o.Log.Info("server added", "node", s.ID, "role", s.Role, "address", s.Addr)

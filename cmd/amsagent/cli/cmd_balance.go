@@ -198,7 +198,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 		})
 	}
 	if opts.dns != "" {
-		dns := &lb.DNS{Domain: opts.domain, List: func() ([]lb.Server, bool) {
+		dns := &lb.DNS{Domain: opts.domain, Roles: opts.roles, List: func() ([]lb.Server, bool) {
 			list, _ := feed.List()
 			return list.Servers, list.Servers != nil
 		}}
