@@ -20,8 +20,8 @@ import (
 // imageRoot is a Debian tree that nobody booted, as whoever builds an image has it.
 type imageRoot struct{ dir string }
 
-// newImage lies over the tree that the other tests boot, and leaves it as it is.
-func newImage(t *testing.T) imageRoot {
+// newImage lies over the tree that the other tests boot, or over the one that variables of boot.sh describe, and leaves it as it is.
+func newImage(t *testing.T, variables ...string) imageRoot {
 	t.Helper()
 	giveUp := t.Skipf
 	if os.Getenv("REQUIRE_SYSTEMD") != "" {
@@ -41,7 +41,9 @@ mount -t overlay -o "lowerdir=$root,upperdir=$2/top/upper,workdir=$2/top/work" o
 			_ = exec.Command("umount", filepath.Join(work, m)).Run()
 		}
 	})
-	if out, err := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", work).CombinedOutput(); err != nil {
+	tree := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", work)
+	tree.Env = append(os.Environ(), variables...)
+	if out, err := tree.CombinedOutput(); err != nil {
 		giveUp("no tree can be had here: it needs debootstrap, a mirror, and overlays: %v\n%s", err, out)
 	}
 	return imageRoot{filepath.Join(work, "disk")}

@@ -26,7 +26,7 @@
 NSPAWN_HOSTNAME=ams-node
 NSPAWN_TRY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../tools/scripts" && pwd)/try.sh
 # libcurl4 is what the mongod of a test needs.
-NSPAWN_PACKAGES=systemd,systemd-sysv,dbus,udev,iproute2,libpam-systemd,procps,kmod,libcurl4
+: "${NSPAWN_PACKAGES:=systemd,systemd-sysv,dbus,udev,iproute2,libpam-systemd,procps,kmod,libcurl4}"
 
 # Limits in seconds. They are only met where something is wrong: a boot is normally up in one second.
 : "${NSPAWN_BOOT_LIMIT:=60}"

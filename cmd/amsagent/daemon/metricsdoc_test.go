@@ -5,8 +5,12 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"flag"
 	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"reflect"
 	"regexp"
@@ -15,8 +19,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/lb"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/metrics.md")
@@ -26,7 +32,7 @@ var (
 	metricName = regexp.MustCompile(`[{,]([a-z_]+)="`)
 )
 
-// TestMetricsDoc compares docs/metrics.md with the metrics of a daemon to which everything is known.
+// TestMetricsDoc compares docs/metrics.md with the metrics of a daemon to which everything is known, and with those of balance.
 func TestMetricsDoc(t *testing.T) {
 	t.Parallel()
 	var v View
@@ -43,29 +49,59 @@ func TestMetricsDoc(t *testing.T) {
 The daemon serves these at ` + "`/metrics`" + `, in the text format of Prometheus. An unknown value has no line: it is never reported as 0. Processors, memory,
 disks and network are metrics of node_exporter, and the other figures of GPUs those of dcgm-exporter.
 
-| metric | type | labels | meaning |
-|---|---|---|---|
 `)
-	for _, m := range metricHead.FindAllStringSubmatch(page.String(), -1) {
+	metricsTable(&doc, page.String())
+	doc.WriteString("\n`amsagent balance --listen` serves these:\n\n")
+	metricsTable(&doc, balanceMetrics(t))
+	const file = "../../../docs/metrics.md"
+	if *update {
+		must.OK(t, os.WriteFile(file, []byte(doc.String()), 0o600))
+	}
+	if have, err := os.ReadFile(file); err != nil || string(have) != doc.String() {
+		t.Errorf("docs/metrics.md does not have these tables (-update rewrites it): %v", err)
+	}
+	if n := strings.Count(doc.String(), "\n| `"); n < 15 {
+		t.Errorf("only %d metrics:\n%s", n, page.String())
+	}
+}
+
+// metricsTable writes the metrics of a page as a table.
+func metricsTable(doc *strings.Builder, page string) {
+	doc.WriteString("| metric | type | labels | meaning |\n|---|---|---|---|\n")
+	for _, m := range metricHead.FindAllStringSubmatch(page, -1) {
 		var labels []string
 		for _, l := range metricName.FindAllStringSubmatch(m[4], -1) {
 			if l[1] != "le" && !slices.Contains(labels, l[1]) {
 				labels = append(labels, l[1])
 			}
 		}
-		fmt.Fprintf(&doc, "| `%s` | %s | %s | %s |\n", m[1], m[3], strings.Join(labels, ", "), m[2])
-	}
-	const file = "../../../docs/metrics.md"
-	if *update {
-		must.OK(t, os.WriteFile(file, []byte(doc.String()), 0o600))
-	}
-	if have, err := os.ReadFile(file); err != nil || string(have) != doc.String() {
-		t.Errorf("docs/metrics.md is not the daemon's table (-update rewrites it): %v", err)
-	}
-	if n := strings.Count(doc.String(), "\n| `"); n < 15 {
-		t.Errorf("only %d metrics:\n%s", n, page.String())
+		fmt.Fprintf(doc, "| `%s` | %s | %s | %s |\n", m[1], m[3], strings.Join(labels, ", "), m[2])
 	}
 }
+
+// balanceMetrics are those of a list whose only server is lost.
+func balanceMetrics(t *testing.T) string {
+	t.Helper()
+	feed, err := lb.NewFeed(lb.Options{Looker: emptyCluster{}, Store: lastList{}, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	must.OK(t, err)
+	must.OK(t, feed.Look(t.Context()))
+	w := httptest.NewRecorder()
+	lb.Handler(feed, 9771).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	return w.Body.String()
+}
+
+type emptyCluster struct{}
+
+func (emptyCluster) Look(context.Context) (cluster.Look, error) {
+	return cluster.Look{At: time.Now()}, nil
+}
+
+type lastList struct{}
+
+func (lastList) Load() ([]byte, error) {
+	return []byte(`[{"id":"e1","role":"edge","address":"10.0.0.1","port":5080}]`), nil
+}
+func (lastList) Save([]byte) error { return nil }
 
 // fill sets all that is exported to something that is not zero.
 func fill(v reflect.Value) {
