@@ -150,11 +150,15 @@ func (a *AgentCheck) answer(from asker) string {
 		return "down #" + strings.Join(strings.Fields(state.Down), " ")
 	}
 	line := "up " + percent(state.Score)
-	if a.askers[from] > 0 || now.Sub(a.Started) < readyTime {
-		a.askers[from]--
+	due := a.askers[from]
+	if due > 1 {
+		a.askers[from] = due - 1
+	} else {
+		delete(a.askers, from)
+	}
+	if due > 0 || now.Sub(a.Started) < readyTime {
 		return "ready " + line
 	}
-	delete(a.askers, from)
 	return line
 }
 

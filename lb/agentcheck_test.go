@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -86,6 +87,28 @@ func TestAgentCheckNames(t *testing.T) {
 	}
 	if n := len(a.Balancers()); n != maxAskers {
 		t.Errorf("%d balancers", n)
+	}
+}
+
+// TestAgentCheckCrowd: many who ask in the first minute take no room from a balancer that must read "ready" later.
+func TestAgentCheckCrowd(t *testing.T) {
+	now := time.Date(2026, 11, 28, 8, 0, 0, 0, time.UTC)
+	state := NodeState{Role: "edge"}
+	a := &AgentCheck{State: func() NodeState { return state }, Started: now, Now: func() time.Time { return now }}
+	balancer := func(n int) asker { return asker{addr: netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)})} }
+	for n := range 2 * maxAskers {
+		if got := a.answer(balancer(n)); got != "ready up 100%" {
+			t.Fatalf("balancer %d: %q", n, got)
+		}
+	}
+	now, state.Leaves = now.Add(readyTime), true
+	late := balancer(2 * maxAskers)
+	if got := a.answer(late); got != "maint" {
+		t.Error(got)
+	}
+	state.Leaves = false
+	if got := a.answer(late); got != "ready up 100%" {
+		t.Error(got)
 	}
 }
 
