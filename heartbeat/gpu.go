@@ -209,7 +209,7 @@ func parseGPU(line string) (g GPU, ok bool) {
 		return GPU{}, false
 	}
 	for i := range cells {
-		cells[i] = plain.Truncate(strings.TrimSpace(plain.Text(cells[i])), gpuText)
+		cells[i] = plain.Truncate(strings.Join(strings.Fields(plain.Text(cells[i])), " "), gpuText)
 	}
 	number := func(i int, most float64) *float64 {
 		value, _, _ := strings.Cut(cells[i], " ") // a unit, which some drivers print all the same

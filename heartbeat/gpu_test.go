@@ -401,6 +401,7 @@ func TestGPUOutputs(t *testing.T) {
 }
 
 func FuzzGPURow(f *testing.F) {
+	f.Add("7,,,,,0,,\xae\ni")
 	for _, lines := range gpuOutputs(f) {
 		for _, line := range lines {
 			f.Add(line)
