@@ -52,15 +52,15 @@ type DNS struct {
 // Serve answers by UDP and TCP on addr until ctx ends. It calls bound with the address in use.
 func (d *DNS) Serve(ctx context.Context, addr string, bound func(net.Addr)) error {
 	var listen net.ListenConfig
-	udp, err := listen.ListenPacket(ctx, "udp", addr)
+	tcp, err := listen.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return err
 	}
-	tcp, err := listen.Listen(ctx, "tcp", udp.LocalAddr().String())
+	udp, err := listen.ListenPacket(ctx, "udp", tcp.Addr().String())
 	if err != nil {
-		return errors.Join(err, udp.Close())
+		return errors.Join(err, tcp.Close())
 	}
-	bound(udp.LocalAddr())
+	bound(tcp.Addr())
 	stop := context.AfterFunc(ctx, func() { _, _ = udp.Close(), tcp.Close() })
 	defer stop()
 	var work sync.WaitGroup
@@ -277,8 +277,12 @@ func (d *DNS) resolve(q dnsmessage.Question) (answers, additional []dnsmessage.R
 
 // node answers for one server by its address.
 func node(list []Server, label string, q dnsmessage.Question) (answers, additional []dnsmessage.Resource, code dnsmessage.RCode) {
-	i := slices.IndexFunc(list, func(s Server) bool { return addressLabel(s.Addr) == label })
-	if i < 0 {
+	addr, err := netip.ParseAddr(strings.ReplaceAll(label, "-", "."))
+	if err != nil {
+		addr, err = netip.ParseAddr(strings.ReplaceAll(label, "-", ":"))
+	}
+	i := slices.IndexFunc(list, func(s Server) bool { return s.Addr == addr })
+	if err != nil || i < 0 {
 		return nil, nil, dnsmessage.RCodeNameError
 	}
 	return addresses(list[i:i+1], q.Name, q.Type), nil, dnsmessage.RCodeSuccess

@@ -204,7 +204,12 @@ func TestDNSServe(t *testing.T) {
 	addr := make(chan string, 1)
 	ended := make(chan error, 1)
 	go func() { ended <- d.Serve(ctx, "127.0.0.1:0", func(a net.Addr) { addr <- a.String() }) }()
-	at := <-addr
+	var at string
+	select {
+	case at = <-addr:
+	case err := <-ended:
+		t.Fatal(err)
+	}
 	for _, network := range []string{"udp", "tcp"} {
 		r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var dialer net.Dialer

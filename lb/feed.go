@@ -156,13 +156,14 @@ func (f *Feed) log(was, is List) {
 		f.o.Log.Info("first list of servers", "servers", len(is.Servers))
 		return
 	}
+	before, after := index(was.Servers), index(is.Servers)
 	for _, s := range is.Servers {
-		if !slices.ContainsFunc(was.Servers, s.same) {
+		if _, ok := before[s.key()]; !ok {
 			f.o.Log.Info("server added", "node", s.ID, "role", s.Role, "address", s.Addr)
 		}
 	}
 	for _, s := range was.Servers {
-		if !slices.ContainsFunc(is.Servers, s.same) {
+		if _, ok := after[s.key()]; !ok {
 			f.o.Log.Info("server removed", "node", s.ID, "role", s.Role, "address", s.Addr)
 		}
 	}

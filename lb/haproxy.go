@@ -26,9 +26,9 @@ import (
 //
 // A slot is a server whose name is a role and a number, as of
 //
-//	server-template edge 1-64 0.0.0.0:5080 disabled check weight 100
+//	server-template edge 1-64 unused.invalid:5080 init-addr last,0.0.0.0 disabled check weight 100
 //
-// in any backend. Its port stays as configured. A slot keeps its node as long as it has sessions.
+// in any backend. HAProxy takes an address from its server-state-file only in place of a name. The port stays as configured. A slot keeps its node as long as it has sessions.
 type HAProxy struct {
 	// Socket is the path of a stats socket of level admin.
 	Socket string
@@ -47,7 +47,7 @@ const (
 	haproxyLimit = 5 * time.Second
 	// readBack is how often the slots are compared with the list although it has not changed: HAProxy may have been
 	// reloaded.
-	readBack = 10 * time.Second
+	readBack = 2 * time.Second
 	// maxReply bounds an answer: a line of `show stat` has about 700 bytes.
 	maxReply = 32 << 20
 )
@@ -75,7 +75,7 @@ func (h *HAProxy) Run(ctx context.Context, f *Feed) {
 		again := readBack
 		if list.Servers != nil {
 			err := h.Apply(ctx, list)
-			if err == nil {
+			if err == nil && list.Failed == "" {
 				err = h.confirm(ctx, list.Servers)
 			}
 			switch {
@@ -119,6 +119,9 @@ func (h *HAProxy) confirm(ctx context.Context, servers []Server) error {
 	return nil
 }
 
+// ErrHAProxy means that HAProxy's socket does not answer, or not as expected.
+var ErrHAProxy = errors.New("HAProxy cannot be set")
+
 // ErrSlotsFull means that a backend has fewer slots than the list has servers of a role.
 var ErrSlotsFull = errors.New("not enough slots")
 
@@ -133,7 +136,7 @@ func (h *HAProxy) Apply(ctx context.Context, list List) error {
 		if reply, err := h.command(ctx, c); err != nil {
 			return err
 		} else if reply = strings.TrimSpace(reply); reply != "" && !strings.HasPrefix(reply, "IP changed") && !strings.HasPrefix(reply, "no need") {
-			return fmt.Errorf("HAProxy answers %q to %q", reply, c)
+			return fmt.Errorf("%w: it answers %q to %q", ErrHAProxy, reply, c)
 		}
 	}
 	if len(commands) > 0 {
@@ -142,7 +145,7 @@ func (h *HAProxy) Apply(ctx context.Context, list List) error {
 			return err
 		}
 		if left, _ := plan(slots, list); len(left) > 0 {
-			return fmt.Errorf("HAProxy has not done %q", left[0])
+			return fmt.Errorf("%w: it has not done %q", ErrHAProxy, left[0])
 		}
 		if h.SaveState != nil {
 			if err := h.SaveState([]byte(state)); err != nil {
@@ -255,7 +258,7 @@ func (h *HAProxy) slots(ctx context.Context) (slots []slot, state string, err er
 func parseState(text string) ([]slot, error) {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	if len(lines) < 2 || strings.TrimSpace(lines[0]) != "1" {
-		return nil, errors.New("reading HAProxy's servers: unknown format")
+		return nil, fmt.Errorf("%w: its list of servers has an unknown format", ErrHAProxy)
 	}
 	column := map[string]int{}
 	for i, name := range strings.Fields(strings.TrimPrefix(lines[1], "#")) {
@@ -263,7 +266,7 @@ func parseState(text string) ([]slot, error) {
 	}
 	for _, name := range []string{"be_name", "srv_name", "srv_addr", "srv_admin_state", "srv_uweight"} {
 		if _, ok := column[name]; !ok {
-			return nil, fmt.Errorf("reading HAProxy's servers: there is no column %s", name)
+			return nil, fmt.Errorf("%w: its list of servers has no column %s", ErrHAProxy, name)
 		}
 	}
 	var slots []slot
@@ -297,11 +300,11 @@ func parseSessions(text string) (map[string]int, error) {
 	r.FieldsPerRecord = -1
 	rows, err := r.ReadAll()
 	if err != nil || len(rows) == 0 {
-		return nil, fmt.Errorf("reading HAProxy's statistics: %w", cmp.Or(err, io.ErrUnexpectedEOF))
+		return nil, fmt.Errorf("%w: reading its statistics: %w", ErrHAProxy, cmp.Or(err, io.ErrUnexpectedEOF))
 	}
 	proxy, server, current := slices.Index(rows[0], "pxname"), slices.Index(rows[0], "svname"), slices.Index(rows[0], "scur")
 	if proxy < 0 || server < 0 || current < 0 {
-		return nil, errors.New("reading HAProxy's statistics: unknown format")
+		return nil, fmt.Errorf("%w: its statistics have an unknown format", ErrHAProxy)
 	}
 	sessions := map[string]int{}
 	for _, row := range rows[1:] {
@@ -320,18 +323,17 @@ func (h *HAProxy) command(ctx context.Context, command string) (string, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", h.Socket)
 	if err != nil {
-		return "", fmt.Errorf("connecting to HAProxy: %w", err)
+		return "", fmt.Errorf("%w: %w", ErrHAProxy, err)
 	}
 	defer conn.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(deadline)
-	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
 	if _, err := io.WriteString(conn, command+"\n"); err != nil {
-		return "", fmt.Errorf("asking HAProxy: %w", err)
+		return "", fmt.Errorf("%w: %w", ErrHAProxy, cmp.Or(ctx.Err(), err))
 	}
 	b, err := io.ReadAll(io.LimitReader(conn, maxReply))
 	if err != nil {
-		return "", fmt.Errorf("asking HAProxy: %w", err)
+		return "", fmt.Errorf("%w: %w", ErrHAProxy, cmp.Or(ctx.Err(), err))
 	}
 	return string(b), nil
 }

@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lb"
 )
@@ -35,7 +37,7 @@ type balancer struct {
 }
 
 // slots are for three edges.
-const slots = `server-template edge 1-3 0.0.0.0:%d disabled weight 100`
+const slots = `server-template edge 1-3 unused.invalid:%d init-addr last,0.0.0.0 disabled weight 100`
 
 // startHAProxy takes the servers of its backend, with a verb for the port of the web servers.
 func startHAProxy(t *testing.T, servers string) *balancer {
@@ -218,6 +220,32 @@ func TestHAProxyGone(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Error("the session of a machine that is gone goes on")
 	}
+}
+
+// A socket that takes connections and answers nothing holds up nothing else.
+func TestHAProxyHangs(t *testing.T) {
+	var listen net.ListenConfig
+	l, err := listen.Listen(t.Context(), "unix", filepath.Join(t.TempDir(), "s"))
+	must.OK(t, err)
+	defer l.Close()
+	world := &world{}
+	world.set(member("e1", "edge", 0))
+	f := newFeed(t, world, nil)
+	must.OK(t, f.Look(t.Context()))
+	h := &lb.HAProxy{Socket: l.Addr().String(), Log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); h.Run(ctx, f) }()
+	conn, err := l.Accept()
+	must.OK(t, err)
+	defer conn.Close()
+	world.set(member("e1", "edge", 0), member("e2", "edge", 0))
+	must.OK(t, f.Look(t.Context()))
+	if diff := cmp.Diff([]string{"e1", "e2"}, servers(f)); diff != "" {
+		t.Error(diff)
+	}
+	cancel()
+	<-done
 }
 
 // A feed's changes reach HAProxy, and a socket that is away is tried again.

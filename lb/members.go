@@ -55,6 +55,7 @@ func (f Filter) selects(role, group string) bool {
 // as known. was is the previous list, nil for the first: a server that is not in it begins with a low weight.
 func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []Server {
 	var list []Server
+	before := index(was)
 	scores := map[string][]int{}
 	score := map[string]int{}
 	for _, m := range members {
@@ -65,8 +66,8 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 		n := m.Node
 		role := strings.ToLower(n.Role)
 		s := Server{ID: n.ID, Role: role, Group: n.Group, Addr: addr.Unmap(), Port: cmp.Or(n.Port, ams.DefaultHTTPPort), Since: now}
-		if i := slices.IndexFunc(was, s.same); i >= 0 {
-			s.Since = was[i].Since
+		if b, again := before[s.key()]; again {
+			s.Since = b.Since
 		} else if was == nil {
 			s.Since = time.Time{}
 		}
@@ -117,9 +118,20 @@ func median(scores []int) int {
 	return sorted[len(sorted)/2]
 }
 
-// same reports whether both are one server. A node with another address is another server.
-func (s Server) same(t Server) bool {
-	return s.ID == t.ID && s.Addr == t.Addr && s.Role == t.Role
+// serverKey identifies a server. A node with another address is another server.
+type serverKey struct {
+	id, role string
+	addr     netip.Addr
+}
+
+func (s Server) key() serverKey { return serverKey{s.ID, s.Role, s.Addr} }
+
+func index(list []Server) map[serverKey]Server {
+	m := make(map[serverKey]Server, len(list))
+	for _, s := range list {
+		m[s.key()] = s
+	}
+	return m
 }
 
 func compare(a, b Server) int {
@@ -138,12 +150,13 @@ type Held struct {
 // loss is trusted, unless no server would be left.
 func Guard(was, is []Server, leaves func(id string) bool) (list []Server, held []Held) {
 	list = slices.Clone(is)
+	stays := index(is)
 	for _, role := range Roles(was) {
 		before, after := ofRole(was, role), ofRole(is, role)
 		var lost []Server // not deliberately
 		var all []Server
 		for _, s := range before {
-			if slices.ContainsFunc(after, s.same) {
+			if _, ok := stays[s.key()]; ok {
 				continue
 			}
 			all = append(all, s)

@@ -127,6 +127,8 @@ func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
 	return balance(ctx, opts, g, feed, h)
 }
 
+var errHeld = errors.New("servers stay in the list that the cluster has lost")
+
 // balanceData is what `balance --once` prints.
 type balanceData struct {
 	lb.List
@@ -154,7 +156,7 @@ func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.
 	case err != nil:
 		return &userError{Msg: msg, Cause: err}
 	case len(list.Held) > 0:
-		return &userError{Msg: msg, Cause: errors.New("servers stay in the list that the cluster has lost"), Hints: []string{"--force accepts the new list"}, Exit: exitPreflight}
+		return &userError{Msg: msg, Cause: errHeld}
 	}
 	return perr
 }

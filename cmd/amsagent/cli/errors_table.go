@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/lb"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -44,6 +45,10 @@ const (
 	idRefused      = "AMS-REFUSED"
 	idUndrained    = "AMS-UNDRAINED"
 	idEvent        = "AMS-EVENT"
+
+	idBalanceHeld    = "AGENT-BALANCE-HELD"
+	idBalanceSlots   = "AGENT-BALANCE-SLOTS"
+	idBalanceHAProxy = "AGENT-BALANCE-HAPROXY"
 
 	idMongo            = "AMS-MONGO"
 	idMongoDNS         = "AMS-MONGO-DNS"
@@ -193,6 +198,27 @@ func errorTable() []errorClass {
 			match: is(metadata.ErrUnknownProvider),
 			hint: func(error, *globals) []string {
 				return []string{"leave --provider to auto, or take generic: the machine's own facts are used"}
+			},
+		},
+
+		// Load balancers.
+		{
+			id: idBalanceHeld, exit: exitPreflight,
+			match: is(errHeld),
+			hint:  func(error, *globals) []string { return []string{"--force accepts the new list"} },
+		},
+		{
+			id: idBalanceSlots, exit: exitFailed,
+			match: is(lb.ErrSlotsFull),
+			hint: func(error, *globals) []string {
+				return []string{"raise the number of its server-template, and reload HAProxy"}
+			},
+		},
+		{
+			id: idBalanceHAProxy, exit: exitFailed,
+			match: is(lb.ErrHAProxy),
+			hint: func(error, *globals) []string {
+				return []string{"HAProxy must run, with a line such as: stats socket /run/haproxy/admin.sock mode 660 level admin"}
 			},
 		},
 

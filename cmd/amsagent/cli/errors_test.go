@@ -28,6 +28,7 @@ import (
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/redact"
+	"github.com/amsagent/amsagent/lb"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -65,6 +66,9 @@ func examples() map[string]error {
 		idMongoConfig:        mongo(cluster.KindConfig),
 		idMongo:              mongo(cluster.KindOther),
 		idOutput:             &outputError{syscall.ENOSPC},
+		idBalanceHeld:        errHeld,
+		idBalanceSlots:       fmt.Errorf("%w: backend edge has 3", lb.ErrSlotsFull),
+		idBalanceHAProxy:     fmt.Errorf("%w: connection refused", lb.ErrHAProxy),
 		idMetadataForbidden:  meta(metadata.ErrForbidden),
 		idMetadataWrongCloud: meta(metadata.ErrNotThisCloud),
 		idMetadataNotReady:   meta(metadata.ErrNotReady),
@@ -100,7 +104,7 @@ func TestEveryRowIsReached(t *testing.T) {
 			t.Errorf("%s is there twice", row.id)
 		}
 		seen[row.id] = true
-		if !regexp.MustCompile(`^AMS(-[A-Z]+)+$`).MatchString(row.id) {
+		if !regexp.MustCompile(`^(AMS|AGENT)(-[A-Z]+)+$`).MatchString(row.id) {
 			t.Errorf("%s is not an id", row.id)
 		}
 		if !slices.ContainsFunc(exitCodes(), func(c exitCode) bool { return c.code == row.exit }) {
