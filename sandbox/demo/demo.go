@@ -93,7 +93,9 @@ type demo struct {
 	cloud  fakecloud.Cloud
 	nodes  []*node // the origin, the edge
 	viewer viewer
-	checks int
+	// balancer is nil without HAProxy.
+	balancer *balancer
+	checks   int
 	// untouched are the files of the origin before anything happened to them.
 	untouched []string
 }
@@ -104,6 +106,10 @@ func (d *demo) close() error {
 	var errs []error
 	if d.viewer != nil {
 		_ = d.viewer.leave() // it may have before
+	}
+	if d.balancer != nil {
+		_ = d.balancer.cmd.Process.Kill() // it may have ended
+		<-d.balancer.ended
 	}
 	for _, n := range d.nodes {
 		errs = append(errs, n.stopAgent(ctx), n.stop(ctx), n.meta.Close())

@@ -4,6 +4,7 @@
 package demo
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -74,6 +75,8 @@ type machine interface {
 	stillPublished(ctx context.Context) error
 	leftAlone() error
 	stop(ctx context.Context) error
+	// balanced returns where AMS and the agent check answer, for a load balancer here.
+	balanced() (serves, check string)
 }
 
 // viewer watches a stream.
@@ -92,6 +95,9 @@ type daemon interface {
 type node struct {
 	machine
 	name, id, address, role string
+	// serves is where AMS answers, and check is where the agent answers HAProxy's agent check, host:port; "" if they
+	// cannot be reached from here.
+	serves, check string
 
 	meta    fakecloud.Metadata
 	control *http.Client
@@ -109,6 +115,7 @@ func (d *demo) add(m fakecloud.Machine) error {
 	if n.machine, err = d.place.machine(d.ctx, m, n.meta); err != nil {
 		return errors.Join(err, n.meta.Close())
 	}
+	n.serves, n.check = n.machine.balanced()
 	n.control = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -333,6 +340,18 @@ func (n *node) ready(ctx context.Context, address string) (int, error) {
 		return 0, err
 	}
 	return resp.StatusCode, resp.Body.Close()
+}
+
+// agentCheck asks as HAProxy does, which expects one line.
+func (n *node) agentCheck(ctx context.Context) (line string, err error) {
+	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", n.check)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	line, err = bufio.NewReader(conn).ReadString('\n')
+	return strings.TrimSpace(line), err
 }
 
 // until waits until something holds. why says what is missing; "" nothing.

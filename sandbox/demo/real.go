@@ -364,6 +364,8 @@ func (n *realMachine) stillPublished(context.Context) error {
 func (n *realMachine) leftAlone() error { return nil }
 
 // stop is left to the end of the namespaces.
+func (n *realMachine) balanced() (serves, check string) { return "", "" }
+
 func (n *realMachine) stop(context.Context) error { return nil }
 
 // player is a viewer by HLS, who asks for the playlist and fetches what is new in it.

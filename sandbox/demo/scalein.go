@@ -77,7 +77,10 @@ func (d *demo) audience() error {
 	d.print("   AGENT, AMS: time since the last heartbeat of each; HEALTH follows from both. CPU and MEM are")
 	d.print("   those of your own computer. PUB/VIEW: publishers and viewers; the agent asks AMS for them, if its")
 	d.print("   settings allow that (server.jwtServerControlEnabled=true)")
-	return errors.Join(err, d.places())
+	if err = errors.Join(err, d.places()); err != nil {
+		return err
+	}
+	return d.balance()
 }
 
 // places shows where the nodes run, in JSON.
@@ -187,6 +190,17 @@ func (d *demo) scaleIn() error {
 	}
 	d.since(begin, "edge-1 has the notice: %s. GET /readyz, which load balancers ask, answers %d (before: %d)",
 		d.words.noticed, http.StatusServiceUnavailable, before)
+	if edge.check != "" {
+		line, err := edge.agentCheck(d.ctx)
+		if err := errors.Join(err, d.check(line == "maint", "the agent check answers %q, %v", line, err)); err != nil {
+			return err
+		}
+		d.since(begin, "HAProxy's agent check is answered by \"maint\"")
+		say := func(format string, args ...any) { d.since(begin, format, args...) }
+		if err := d.sent(say, "HAProxy sends each new viewer to", "origin-1"); err != nil {
+			return err
+		}
+	}
 	if err := d.until("the cluster knows", func() string {
 		row, err := d.client.Node(d.ctx, edge.id)
 		if err != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 	"github.com/amsagent/amsagent/sandbox/rig"
@@ -142,6 +143,7 @@ type standIn struct {
 
 	wrapper string
 	http    string // where its AMS answers
+	check   string // where its agent answers HAProxy
 	logFile string // of the daemon
 }
 
@@ -163,8 +165,15 @@ func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta fakecl
 		agent: p.agent, meta: meta, tree: r.Tree, svc: r.Service, wrapper: r.Command,
 		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(r.HTTPPort)), logFile: filepath.Join(p.dir, m.Name+".log"),
 	}
+	number, err := port.Free()
+	if err != nil {
+		return nil, err
+	}
+	n.check = net.JoinHostPort("127.0.0.1", strconv.Itoa(number))
 	return n, n.svc.Start(ctx, nil)
 }
+
+func (n *standIn) balanced() (serves, check string) { return n.http, n.check }
 
 func (n *standIn) file(name string) string { return filepath.Join(n.tree.Root, name) }
 
@@ -278,6 +287,7 @@ func (n *standIn) environ() []string {
 		"AMSAGENT_ROOT=" + n.tree.Root,
 		"AMSAGENT_SERVICE_COMMAND=" + n.wrapper,
 		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0",
+		"AMSAGENT_AGENT_CHECK_ADDRESS=" + n.check,
 	}, n.meta.Environ()...)
 }
 
