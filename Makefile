@@ -119,9 +119,12 @@ fuzz: ## every fuzz target for FUZZTIME each
 
 # Proofs: each takes longer than three minutes, so the heavy tier has a sample of it. They run before a release and after a
 # change of what they prove.
-.PHONY: prove-attack prove-crash prove-fuzz prove-surroundings
+.PHONY: prove-attack prove-balance prove-crash prove-fuzz prove-surroundings
 prove-attack: ## 160 drains of nodes whose files the server's user exchanges meanwhile (about 10 minutes, as root)
 	@AMSAGENT_ATTACKS=160 $(MAKE) --no-print-directory e2e RUN='^TestAttackDrain$$'
+
+prove-balance: ## 100 drains before each kind of load balancer at 1,000 requests a second each, then five minutes without balance (about 20 minutes, as root)
+	@BALANCE_DRAINS=100 BALANCE_RATE=1000 BALANCE_DEAD=300 $(MAKE) --no-print-directory e2e RUN='^TestBalance$$'
 
 prove-crash: ## joins and leaves are killed, and fail, at every system call in every way (about an hour, as root)
 	@$(MAKE) --no-print-directory e2e RUN='$(or $(RUN),^TestCrash)'

@@ -1,0 +1,217 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/realams"
+)
+
+// Two real servers behind HAProxy, which is fed by its socket, and behind nginx, by DNS. Encoders publish and players watch through
+// both. One node drains, stops, joins again and gets new sessions: no encoder is cut, and no player meets an error for longer than
+// a segment.
+//
+// The Community Edition does not forward streams: one encoder writes the players' stream into the folders of both servers.
+func TestRealBalance(t *testing.T) {
+	t.Parallel()
+	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
+	var nodes []*realNode
+	var daemons []*realDaemon
+	for range 2 {
+		n := newRealNode(t, w, realRelease())
+		n.AllowAgent(t)
+		n.join(w.URI(), "--role", "origin")
+		n.WaitServed(t, realApps(n.Release)...)
+		nodes, daemons = append(nodes, n), append(daemons, n.daemon())
+	}
+	first, second := nodes[0], nodes[1]
+	for _, d := range daemons {
+		d.ready()
+	}
+
+	b := newBalancers(t, w.URI(), true)
+	b.prefix = []string{"nsenter", "--target", strconv.Itoa(w.Network()), "--net"}
+	b.haproxy(bySocket, "haproxy-slots.cfg")
+	b.balance("lb", fronts[byDNS])
+	b.nginx(byNginx, func(s string) string { return s })
+
+	show := []string{"ffmpeg", "-nostdin", "-loglevel", "error", "-re", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=5"}
+	for _, n := range nodes {
+		n.MustRun(t, "mkdir", "-p", realams.Home+"/webapps/LiveApp/streams")
+		show = append(show, "-c:v", "libx264", "-preset", "ultrafast", "-g", "10", "-threads", "1", "-pix_fmt", "yuv420p", "-f", "hls", "-hls_time", "2",
+			"-hls_flags", "delete_segments+temp_file", n.Path(realams.Home+"/webapps/LiveApp/streams/show.m3u8"))
+	}
+	b.prefix = nil
+	b.command(show...)
+
+	ctx, stop := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer stop()
+	var players []*hlsPlayer
+	for _, way := range []string{bySocket, byNginx} {
+		p := &hlsPlayer{client: w.HTTP(5 * time.Second), url: "http://" + fronts[way] + "/LiveApp/streams/", way: way}
+		must.Until(t, "a player of "+way+" sees the stream", func() bool { return p.segment(ctx) == nil })
+		players = append(players, p)
+		work.Go(func() { p.run(ctx) })
+	}
+	publish := func(way, stream string) *realams.Process {
+		return w.Start(t, "ffmpeg", "-nostdin", "-loglevel", "error", "-re", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=5", "-f", "lavfi", "-i",
+			"sine=sample_rate=22050", "-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "10", "-threads", "1", "-pix_fmt", "yuv420p",
+			"-c:a", "aac", "-b:a", "32k", "-f", "flv", "rtmp://"+fronts[way]+"/LiveApp/"+stream)
+	}
+	published := func(n *realNode) int {
+		v, err := viewAt(n.Path("/run/amsagent/control.sock"))
+		if err != nil || v.Sessions.Publishers == nil {
+			return -1
+		}
+		return *v.Sessions.Publishers
+	}
+	encoders := []*realams.Process{publish(bySocket, "one"), publish(byNginx, "two")}
+	until(t, "both encoders publish", func() string {
+		if a, b := published(first), published(second); a < 0 || b < 0 || a+b != len(encoders) {
+			return fmt.Sprintf("%d and %d; %s %s", a, b, encoders[0].Output(), encoders[1].Output())
+		}
+		return ""
+	})
+
+	leaves, stays := first, second
+	if published(first) == 0 {
+		leaves, stays = second, first
+	}
+	before := published(stays)
+	drain := leaves.Start(t, bins.agent, "drain", "--reason", "test", "--deadline", "5m")
+	until(t, "the balancer has acted", func() string {
+		out, _ := leaves.Run(t, bins.agent, "status")
+		if !strings.Contains(out, "lb") {
+			return out
+		}
+		return ""
+	})
+	wait(3 * time.Second) // nginx asks once a second, and again if the answer is late
+	encoders = append(encoders, publish(bySocket, "three"), publish(byNginx, "four"))
+	until(t, "new encoders go to the other node", func() string {
+		if n := published(stays); n != before+2 {
+			return fmt.Sprintf("%d", n)
+		}
+		return ""
+	})
+	for i, e := range encoders {
+		select {
+		case <-e.Done():
+			t.Errorf("encoder %d was cut: %s", i+1, e.Output())
+		default:
+		}
+	}
+	select {
+	case <-drain.Done():
+		t.Fatalf("the drain did not wait for its encoders:\n%s", drain.Output())
+	default:
+	}
+	for _, e := range encoders[:2] {
+		e.Signal(syscall.SIGTERM)
+	}
+	if code, err := drain.Wait(2 * time.Minute); err != nil || code != 0 || strings.Contains(drain.Output(), "cut") {
+		t.Fatalf("drain: exit %d, %v\n%s", code, err, drain.Output())
+	}
+
+	leaves.join(w.URI(), "--role", "origin")
+	leaves.WaitServed(t, realApps(leaves.Release)...)
+	until(t, "it gets new sessions", func() string {
+		e := publish(bySocket, "again")
+		defer func() { _, _ = e.End(10 * time.Second) }()
+		until(t, "it is published", func() string {
+			if published(first)+published(second) < before+2 {
+				return e.Output()
+			}
+			return ""
+		})
+		if published(leaves) == 0 {
+			return "not yet"
+		}
+		return ""
+	})
+	wait(10 * time.Second)
+	stop()
+	work.Wait()
+	for _, p := range players {
+		figure(t, "behind %s, a player got %d segments; %d answers failed, in a row for at most %s", p.way, p.got, p.failed, p.longest.Round(10*time.Millisecond))
+		if p.longest > 2*time.Second || p.got == 0 {
+			t.Errorf("behind %s, a player met errors for %s, such as %v", p.way, p.longest, p.last)
+		}
+	}
+	for _, e := range encoders[2:] {
+		select {
+		case <-e.Done():
+			t.Errorf("an encoder was cut: %s", e.Output())
+		default:
+		}
+	}
+	for _, d := range daemons {
+		d.end()
+	}
+}
+
+// hlsPlayer reads the playlist and the last segment twice a second.
+type hlsPlayer struct {
+	client      *http.Client
+	url, way    string
+	got, failed int
+	longest     time.Duration // of errors in a row
+	last        error
+}
+
+func (p *hlsPlayer) run(ctx context.Context) {
+	good := time.Now()
+	for ; ctx.Err() == nil; sleep(ctx, 500*time.Millisecond) {
+		switch err := p.segment(ctx); {
+		case ctx.Err() != nil:
+		case err != nil:
+			p.failed, p.last = p.failed+1, err
+			p.longest = max(p.longest, time.Since(good))
+		default:
+			p.got, good = p.got+1, time.Now()
+		}
+	}
+}
+
+func (p *hlsPlayer) segment(ctx context.Context) error {
+	list, err := p.fetch(ctx, "show.m3u8")
+	if err != nil {
+		return err
+	}
+	lines := strings.Fields(list)
+	_, err = p.fetch(ctx, lines[len(lines)-1])
+	return err
+}
+
+func (p *hlsPlayer) fetch(ctx context.Context, name string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url+name, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && (resp.StatusCode != http.StatusOK || len(b) == 0) {
+		err = fmt.Errorf("%s: %s", name, resp.Status)
+	}
+	return string(b), err
+}
