@@ -37,7 +37,9 @@ if [ "$what" = install ]; then
     name=${page##*/} section=${page%.gz}
     put 0644 "$page" "$prefix/share/man/man${section##*.}/$name"
   done
-  ln -sf amsagent.service.8.gz "$dest$prefix/share/man/man8/amsagent-node.service.8.gz"
+  for unit in node balance; do
+    ln -sf amsagent.service.8.gz "$dest$prefix/share/man/man8/amsagent-$unit.service.8.gz"
+  done
 else
   rm -f "$dest$prefix"/share/man/man[158]/amsagent{,[-.]*}.[158].gz
 fi
@@ -45,6 +47,9 @@ put 0644 "$data/completions/bash" "$prefix/share/bash-completion/completions/ams
 put 0644 "$data/completions/zsh" "$prefix/share/zsh/site-functions/_amsagent"
 put 0644 "$data/completions/fish" "$prefix/share/fish/vendor_completions.d/amsagent.fish"
 put 0644 packaging/examples/config.yaml "$prefix/share/doc/amsagent/examples/config.yaml"
+for example in packaging/examples/balancers/*; do
+  put 0644 "$example" "$prefix/share/doc/amsagent/examples/balancers/${example##*/}"
+done
 put 0644 LICENSE "$prefix/share/doc/amsagent/LICENSE"
 put 0644 "$data/THIRD-PARTY-NOTICES" "$prefix/share/doc/amsagent/THIRD-PARTY-NOTICES"
 if [ "$what" = uninstall ] && [ -d "$dest$prefix/share/doc/amsagent" ]; then
