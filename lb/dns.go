@@ -150,26 +150,25 @@ func (d *DNS) Answer(query []byte, udp int) []byte {
 	if err != nil || header.Response {
 		return nil
 	}
-	reply := dnsmessage.Message{Header: dnsmessage.Header{
+	reply := dnsmessage.Header{
 		ID: header.ID, Response: true, OpCode: header.OpCode, RecursionDesired: header.RecursionDesired, Authoritative: true,
-	}}
+	}
 	questions, err := p.AllQuestions()
 	if err != nil || len(questions) != 1 {
 		reply.RCode = dnsmessage.RCodeFormatError
-		return pack(reply, nil, maxMessage, false)
+		return pack(reply, nil, nil, nil, maxMessage, false)
 	}
-	reply.Questions = questions
 	if header.OpCode != 0 {
 		reply.RCode = dnsmessage.RCodeNotImplemented
-		return pack(reply, nil, maxMessage, false)
+		return pack(reply, questions, nil, nil, maxMessage, false)
 	}
 	size, edns := udpSize(&p)
 	if size = min(size, udp); udp == 0 {
 		size = maxMessage
 	}
-	var additional []dnsmessage.Resource
-	reply.Answers, additional, reply.RCode = d.resolve(questions[0])
-	return pack(reply, additional, size, edns)
+	answers, additional, code := d.resolve(questions[0])
+	reply.RCode = code
+	return pack(reply, questions, answers, additional, size, edns)
 }
 
 // maxMessage is the size of the largest message.
@@ -194,32 +193,74 @@ func udpSize(p *dnsmessage.Parser) (size int, edns bool) {
 	}
 }
 
+// record is a resource record of an answer. Package dnsmessage's own takes more than 500 bytes.
+type record struct {
+	name         string
+	kind         dnsmessage.Type
+	addr         netip.Addr // of A and AAAA
+	weight, port uint16     // of SRV, as target
+	target       string
+}
+
 // pack leaves out the additional records if they do not fit, and all answers if these do not fit either: a client would take a
-// part of the list for the whole.
-func pack(m dnsmessage.Message, additional []dnsmessage.Resource, size int, edns bool) []byte {
-	var opt []dnsmessage.Resource
-	if edns {
-		var h dnsmessage.ResourceHeader
-		if h.SetEDNS0(maxMessage, dnsmessage.RCodeSuccess, false) == nil {
-			opt = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.OPTResource{}}}
-		}
-	}
-	for _, extra := range [][]dnsmessage.Resource{additional, nil} {
-		m.Additionals = slices.Concat(extra, opt)
-		if b, err := m.Pack(); err == nil && len(b) <= size {
+// part of the list for the whole. It returns nil if the question has an invalid name.
+func pack(h dnsmessage.Header, question []dnsmessage.Question, answers, additional []record, size int, edns bool) []byte {
+	for _, extra := range [][]record{additional, nil} {
+		if b, err := write(h, question, answers, extra, edns); err == nil && len(b) <= size {
 			return b
 		}
 	}
-	m.Answers, m.Truncated = nil, true
-	b, err := m.Pack()
+	h.Truncated = true
+	b, err := write(h, question, nil, nil, edns)
 	if err != nil {
 		return nil
 	}
 	return b
 }
 
+func write(h dnsmessage.Header, question []dnsmessage.Question, answers, additional []record, edns bool) ([]byte, error) {
+	b := dnsmessage.NewBuilder(make([]byte, 0, plainUDP+64*(len(answers)+len(additional))), h)
+	b.EnableCompression()
+	err := b.StartQuestions()
+	for _, q := range question {
+		err = errors.Join(err, b.Question(q))
+	}
+	err = errors.Join(err, b.StartAnswers(), writeAll(&b, answers), b.StartAdditionals(), writeAll(&b, additional))
+	var opt dnsmessage.ResourceHeader
+	if edns && opt.SetEDNS0(maxMessage, dnsmessage.RCodeSuccess, false) == nil {
+		err = errors.Join(err, b.OPTResource(opt, dnsmessage.OPTResource{}))
+	}
+	packed, packErr := b.Finish()
+	return packed, errors.Join(err, packErr)
+}
+
+func writeAll(b *dnsmessage.Builder, records []record) error {
+	for _, r := range records {
+		name, err := dnsmessage.NewName(r.name)
+		if err != nil {
+			return err
+		}
+		h := dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: ttl}
+		switch r.kind {
+		case dnsmessage.TypeA:
+			err = b.AResource(h, dnsmessage.AResource{A: r.addr.As4()})
+		case dnsmessage.TypeAAAA:
+			err = b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: r.addr.As16()})
+		default:
+			srv := dnsmessage.SRVResource{Weight: r.weight, Port: r.port}
+			if srv.Target, err = dnsmessage.NewName(r.target); err == nil {
+				err = b.SRVResource(h, srv)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // resolve answers a question.
-func (d *DNS) resolve(q dnsmessage.Question) (answers, additional []dnsmessage.Resource, code dnsmessage.RCode) {
+func (d *DNS) resolve(q dnsmessage.Question) (answers, additional []record, code dnsmessage.RCode) {
 	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
 	if q.Class != dnsmessage.ClassINET {
 		return nil, nil, dnsmessage.RCodeRefused
@@ -252,31 +293,25 @@ func (d *DNS) resolve(q dnsmessage.Question) (answers, additional []dnsmessage.R
 		return nil, nil, dnsmessage.RCodeNameError
 	}
 	if service == "" {
-		return addresses(servers, q.Name, q.Type), nil, dnsmessage.RCodeSuccess
+		return addresses(servers, q.Name.String(), q.Type), nil, dnsmessage.RCodeSuccess
 	}
 	if q.Type != dnsmessage.TypeSRV && q.Type != dnsmessage.TypeALL {
 		return nil, nil, dnsmessage.RCodeSuccess
 	}
 	for _, s := range servers {
-		target, err := dnsmessage.NewName(addressLabel(s.Addr) + ".node." + d.Domain + ".")
-		if err != nil {
-			return nil, nil, dnsmessage.RCodeServerFailure
-		}
+		target := addressLabel(s.Addr) + ".node." + d.Domain + "."
 		port := s.Port
 		if service == "_rtmp._tcp." {
 			port = rtmpPort
 		}
-		answers = append(answers, dnsmessage.Resource{
-			Header: header(q.Name, dnsmessage.TypeSRV),
-			Body:   &dnsmessage.SRVResource{Weight: uint16(s.Weight * weightUnit), Port: uint16(port), Target: target},
-		})
+		answers = append(answers, record{name: q.Name.String(), kind: dnsmessage.TypeSRV, weight: uint16(s.Weight * weightUnit), port: uint16(port), target: target})
 		additional = append(additional, address(target, s.Addr))
 	}
 	return answers, additional, dnsmessage.RCodeSuccess
 }
 
 // node answers for one server by its address.
-func node(list []Server, label string, q dnsmessage.Question) (answers, additional []dnsmessage.Resource, code dnsmessage.RCode) {
+func node(list []Server, label string, q dnsmessage.Question) (answers, additional []record, code dnsmessage.RCode) {
 	addr, err := netip.ParseAddr(strings.ReplaceAll(label, "-", "."))
 	if err != nil {
 		addr, err = netip.ParseAddr(strings.ReplaceAll(label, "-", ":"))
@@ -285,30 +320,31 @@ func node(list []Server, label string, q dnsmessage.Question) (answers, addition
 	if err != nil || i < 0 {
 		return nil, nil, dnsmessage.RCodeNameError
 	}
-	return addresses(list[i:i+1], q.Name, q.Type), nil, dnsmessage.RCodeSuccess
+	return addresses(list[i:i+1], q.Name.String(), q.Type), nil, dnsmessage.RCodeSuccess
 }
 
-func addresses(servers []Server, name dnsmessage.Name, want dnsmessage.Type) (answers []dnsmessage.Resource) {
+func addresses(servers []Server, name string, want dnsmessage.Type) (answers []record) {
 	for _, s := range servers {
-		if r := address(name, s.Addr); want == dnsmessage.TypeALL || r.Header.Type == want {
+		if r := address(name, s.Addr); want == dnsmessage.TypeALL || r.kind == want {
 			answers = append(answers, r)
 		}
 	}
 	return answers
 }
 
-func address(name dnsmessage.Name, a netip.Addr) dnsmessage.Resource {
+func address(name string, a netip.Addr) record {
 	if a.Is4() {
-		return dnsmessage.Resource{Header: header(name, dnsmessage.TypeA), Body: &dnsmessage.AResource{A: a.As4()}}
+		return record{name: name, kind: dnsmessage.TypeA, addr: a}
 	}
-	return dnsmessage.Resource{Header: header(name, dnsmessage.TypeAAAA), Body: &dnsmessage.AAAAResource{AAAA: a.As16()}}
-}
-
-func header(name dnsmessage.Name, t dnsmessage.Type) dnsmessage.ResourceHeader {
-	return dnsmessage.ResourceHeader{Name: name, Type: t, Class: dnsmessage.ClassINET, TTL: ttl}
+	return record{name: name, kind: dnsmessage.TypeAAAA, addr: a}
 }
 
 // addressLabel is an address as one label: 10-0-1-11, fd00--1.
 func addressLabel(a netip.Addr) string {
-	return strings.NewReplacer(".", "-", ":", "-").Replace(a.String())
+	return strings.Map(func(r rune) rune {
+		if r == '.' || r == ':' {
+			return '-'
+		}
+		return r
+	}, a.String())
 }
