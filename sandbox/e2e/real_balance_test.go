@@ -149,7 +149,8 @@ func TestRealBalance(t *testing.T) {
 	stop()
 	work.Wait()
 	for _, p := range players {
-		figure(t, "behind %s, a player got %d segments; %d answers failed, in a row for at most %s", p.way, p.got, p.failed, p.longest.Round(10*time.Millisecond))
+		figure(t, "behind %s, a player got %d segments, the slowest after %s; %d answers failed, in a row for at most %s",
+			p.way, p.got, p.slowest.Round(10*time.Millisecond), p.failed, p.longest.Round(10*time.Millisecond))
 		if p.longest > 2*time.Second || p.got == 0 {
 			t.Errorf("behind %s, a player met errors for %s, such as %v", p.way, p.longest, p.last)
 		}
@@ -172,13 +173,17 @@ type hlsPlayer struct {
 	url, way    string
 	got, failed int
 	longest     time.Duration // of errors in a row
+	slowest     time.Duration // of a playlist with its segment
 	last        error
 }
 
 func (p *hlsPlayer) run(ctx context.Context) {
 	good := time.Now()
 	for ; ctx.Err() == nil; sleep(ctx, 500*time.Millisecond) {
-		switch err := p.segment(ctx); {
+		begin := time.Now()
+		err := p.segment(ctx)
+		p.slowest = max(p.slowest, time.Since(begin))
+		switch {
 		case ctx.Err() != nil:
 		case err != nil:
 			p.failed, p.last = p.failed+1, err
