@@ -48,6 +48,7 @@ const (
 	// readBack is how often the slots are compared with the list although it has not changed: HAProxy may have been
 	// reloaded.
 	readBack = 2 * time.Second
+	shutdown = "shutdown sessions server "
 	// maxReply bounds an answer: a line of `show stat` has about 700 bytes.
 	maxReply = 32 << 20
 )
@@ -144,7 +145,9 @@ func (h *HAProxy) Apply(ctx context.Context, list List) error {
 		if err != nil {
 			return err
 		}
-		if left, _ := plan(slots, list); len(left) > 0 {
+		left, _ := plan(slots, list)
+		// HAProxy ends sessions a moment later.
+		if left = slices.DeleteFunc(left, func(c string) bool { return strings.HasPrefix(c, shutdown) }); len(left) > 0 {
 			return fmt.Errorf("%w: it has not done %q", ErrHAProxy, left[0])
 		}
 		if h.SaveState != nil {
@@ -197,7 +200,7 @@ func plan(slots []slot, list List) (commands []string, full error) {
 				do(s, "state maint")
 			}
 			if taken[s.name].ID == "" && s.sessions > 0 && isGone(list, s.addr) {
-				commands = append(commands, "shutdown sessions server "+s.String())
+				commands = append(commands, shutdown+s.String())
 			}
 		}
 		for _, w := range homeless {
