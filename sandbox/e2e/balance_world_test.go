@@ -180,6 +180,9 @@ func (l fleetListener) Accept() (net.Conn, error) {
 	}
 	l.n.mu.Lock()
 	defer l.n.mu.Unlock()
+	if l.n.conns == nil { // it was stopped just now
+		return nil, errors.Join(net.ErrClosed, c.Close())
+	}
 	l.n.conns[c] = true
 	return fleetConn{c, l.n}, nil
 }
