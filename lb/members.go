@@ -66,9 +66,13 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 		n := m.Node
 		role := strings.ToLower(n.Role)
 		s := Server{ID: n.ID, Role: role, Group: n.Group, Addr: addr.Unmap(), Port: cmp.Or(n.Port, ams.DefaultHTTPPort), Since: now}
-		if b, again := before[s.key()]; again {
+		b, again := before[s.key()]
+		switch {
+		case again:
 			s.Since = b.Since
-		} else if was == nil {
+		case was != nil && m.Health == cluster.Unknown:
+			continue // after MongoDB was away, the records of dead nodes look like the others
+		case was == nil:
 			s.Since = time.Time{}
 		}
 		if n.Load != nil && n.Load.Score != nil {

@@ -108,6 +108,19 @@ func TestMembers(t *testing.T) {
 }
 
 // The weight of a server that is new, or came back, grows for a minute. Neither the first list nor another load starts that.
+// A node whose health is unknown stays in the list, and does not enter it.
+func TestUnknown(t *testing.T) {
+	unknown := func(m *cluster.Member) { m.Health = cluster.Unknown }
+	members := []cluster.Member{member("e1", "edge", 0, unknown), member("e2", "edge", 0, unknown)}
+	first := lb.Members(members, lb.Filter{}, nil, now)
+	if got := ids(first); len(got) != 2 {
+		t.Errorf("the first list: %v", got)
+	}
+	if got := ids(lb.Members(members, lb.Filter{}, first[:1], now)); !slices.Equal(got, []string{"e1"}) {
+		t.Errorf("after a list with e1: %v", got)
+	}
+}
+
 func TestRamp(t *testing.T) {
 	members := []cluster.Member{member("e1", "edge", 0), member("e2", "edge", 50)}
 	list := lb.Members(members, lb.Filter{}, nil, now)

@@ -325,18 +325,24 @@ func (w *balanceWorld) events(ctx context.Context, drains int) (latencies []last
 	w.t.Helper()
 	var mu sync.Mutex
 	var work sync.WaitGroup
+	longest := time.Duration(0)
 	for i := range drains {
 		role := []string{"edge", "edge", "origin"}[i%3]
 		nodes := w.nodes(role, false)
 		n := nodes[i%len(nodes)]
-		at, err := n.drain(ctx)
+		began, wrote, err := n.drain(ctx)
 		must.OK(w.t, err)
+		longest = max(longest, wrote.Sub(began))
 		work.Go(func() {
 			sleep(ctx, 9*time.Second)
 			mu.Lock()
 			for way := range fronts {
 				if role == "edge" || way != byScript {
-					latencies = append(latencies, lasting{way, n.taken(way, at)})
+					since := wrote
+					if way == byAgentCheck {
+						since = began
+					}
+					latencies = append(latencies, lasting{way, n.taken(way, since)})
 				}
 			}
 			mu.Unlock()
@@ -358,6 +364,7 @@ func (w *balanceWorld) events(ctx context.Context, drains int) (latencies []last
 		sleep(ctx, 2*time.Second)
 	}
 	work.Wait()
+	figure(w.t, "the slowest write of a drain into the registry took %s", longest.Round(time.Millisecond))
 	return latencies
 }
 
@@ -415,7 +422,7 @@ func (w *balanceWorld) returned(ctx context.Context, ways []string) {
 	w.t.Helper()
 	nodes := w.nodes("edge", false)
 	n := nodes[0]
-	_, err := n.drain(ctx)
+	_, _, err := n.drain(ctx)
 	must.OK(w.t, err)
 	sleep(ctx, 32*time.Second)
 	must.OK(w.t, n.back(ctx))

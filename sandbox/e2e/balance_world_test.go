@@ -266,11 +266,12 @@ func (n *fleetNode) hold(way string, add int) {
 	n.held[way] += add
 }
 
-// drain takes the node out, and returns when that was written.
-func (n *fleetNode) drain(ctx context.Context) (at time.Time, err error) {
-	at = time.Now()
+// drain takes the node out: of its agent check at began, and of the registry at wrote.
+func (n *fleetNode) drain(ctx context.Context) (began, wrote time.Time, err error) {
+	began = time.Now()
 	n.leaves.Store(true)
-	return at, n.fleet.registry.SetOwnState(ctx, n.Node, cluster.StateDraining, "scale-in", cluster.Details{})
+	err = n.fleet.registry.SetOwnState(ctx, n.Node, cluster.StateDraining, "scale-in", cluster.Details{})
+	return began, time.Now(), err
 }
 
 // back ends a drain.
