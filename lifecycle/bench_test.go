@@ -13,6 +13,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // fastNode is a node whose answers take no time.
@@ -41,8 +42,17 @@ func (*fastNode) StartServer(context.Context) error                    { return 
 func (*fastNode) Deregister(context.Context, Tombstone) error          { return nil }
 func (*fastNode) Joined() bool                                         { return true }
 func (*fastNode) JoinedAt() time.Time                                  { return time.Time{} }
-func (*fastNode) Discover(context.Context, bool) (*Hook, error)        { return nil, nil }
-func (*fastNode) Heartbeat(context.Context, Hook) error                { return nil }
+
+func (*fastNode) Pending(_ context.Context, launching bool) ([]cloud.Hook, error) {
+	if launching {
+		return nil, nil
+	}
+	return []cloud.Hook{*terminate().Hook}, nil
+}
+
+func (*fastNode) Extend(_ context.Context, h cloud.Hook) (time.Duration, error) {
+	return h.Timeout, nil
+}
 
 func (n *fastNode) Complete(context.Context, Hook) error {
 	n.done <- time.Now()
@@ -60,7 +70,7 @@ func BenchmarkNotice(b *testing.B) {
 			sessions: func() cluster.Sessions { return cluster.Sessions{Publishers: p(1), Viewers: p(1)} },
 		}
 		m, err := NewManager(Options{
-			Node: n, Completer: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
+			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Uptime: BootClock("/"),
 		})
 		must.OK(b, err)
@@ -100,7 +110,7 @@ func BenchmarkLastSession(b *testing.B) {
 			return cluster.Sessions{Publishers: p(0), Viewers: p(0)}
 		}
 		m, err := NewManager(Options{
-			Node: n, Completer: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
+			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			SampleInterval: interval,
 		})
 		must.OK(b, err)

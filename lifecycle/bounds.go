@@ -39,7 +39,7 @@ func bounded(n Notice) Notice {
 	for _, text := range []*string{&n.Source, &n.Reason, &n.Who, &n.By} {
 		*text = plain.Truncate(oneLine(plain.Truncate(*text, maxWordText)), maxWordText)
 	}
-	if h := n.Hook; h != nil && !h.bounded() {
+	if h := n.Hook; h != nil && !hookBounded(*h) {
 		n.Hook = nil
 	}
 	return n
@@ -63,8 +63,8 @@ func oneLine(s string) string {
 	}, strings.ToValidUTF8(s, "?"))
 }
 
-// bounded reports whether the hook is one that a cloud can have sent.
-func (h *Hook) bounded() bool {
+// hookBounded reports whether the hook is one that a cloud can have sent.
+func hookBounded(h Hook) bool {
 	plain := func(s string, most int) bool { return len(s) <= most && s == oneLine(s) }
 	others := 0
 	for _, o := range h.Others {
@@ -72,13 +72,13 @@ func (h *Hook) bounded() bool {
 			return false
 		}
 	}
-	return plain(h.Provider, maxNameText) && plain(h.Group, maxNameText) && plain(h.Name, maxNameText) && plain(h.Token, maxTokenText) &&
+	return plain(h.Provider, maxNameText) && plain(h.Group, maxNameText) && plain(h.Name, maxNameText) && plain(h.ID, maxNameText) && plain(h.Token, maxTokenText) &&
 		others <= maxOthersText
 }
 
-// text is how many bytes of text the hook has.
-func (h *Hook) text() int {
-	n := len(h.Provider) + len(h.Group) + len(h.Name) + len(h.Token)
+// hookText is how many bytes of text the hook has.
+func hookText(h Hook) int {
+	n := len(h.Provider) + len(h.ID) + len(h.Group) + len(h.Name) + len(h.Token)
 	for _, o := range h.Others {
 		n += len(o)
 	}
@@ -88,7 +88,7 @@ func (h *Hook) text() int {
 func (n *Notice) text() int {
 	size := len(n.ID) + len(n.Source) + len(n.Reason) + len(n.Who) + len(n.By)
 	if n.Hook != nil {
-		size += n.Hook.text()
+		size += hookText(*n.Hook)
 	}
 	return size
 }
@@ -137,7 +137,7 @@ func (r *record) bound() (dropped bool) {
 // notice in force names. It reports whether there is any.
 func (r *record) roomFor(h Hook) bool {
 	for {
-		if len(r.Hooks) < maxHooks && h.text()+r.hookText() <= maxHookText {
+		if len(r.Hooks) < maxHooks && hookText(h)+r.hookText() <= maxHookText {
 			return true
 		}
 		i := slices.IndexFunc(r.Hooks, func(a waiter) bool {
@@ -153,7 +153,7 @@ func (r *record) roomFor(h Hook) bool {
 // hookText is how many bytes of text all hooks have.
 func (r *record) hookText() (n int) {
 	for i := range r.Hooks {
-		n += r.Hooks[i].Hook.text()
+		n += hookText(r.Hooks[i].Hook)
 	}
 	return n
 }

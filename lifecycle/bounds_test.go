@@ -31,7 +31,7 @@ func TestHostileNotices(t *testing.T) {
 				ID: fmt.Sprintf("azure:%d:%s", i, long), Source: "azure", Kind: Terminate, Reason: long, Who: long, By: long,
 				Deadline: begin.Add(5*time.Hour - time.Duration(i%7)*time.Second),
 				Hook: &Hook{
-					Provider: "azure", Group: "g", Name: fmt.Sprint("event ", i), Token: strings.Repeat("t", i*10),
+					Provider: "azure", Group: "g", Name: fmt.Sprint("event ", i), Token: strings.Repeat("t", i*10), Fixed: true,
 					Others: []string{strings.Repeat("<", i), strings.Repeat("&", i)},
 				},
 			}

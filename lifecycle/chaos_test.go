@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // TestRandomFaults lets a hundred machines go while everything around them fails
@@ -115,7 +116,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 		case 12:
 			w.set(func(w *world) { w.cloudErr = func(op) error { return errThrottled } })
 		case 13:
-			w.set(func(w *world) { w.cloudErr = func(op) error { return &DeniedError{Permission: "p"} } })
+			w.set(func(w *world) { w.cloudErr = func(op) error { return &cloud.DeniedError{Permission: "p"} } })
 		case 14:
 			w.set(func(w *world) { w.cloudHang = true })
 		case 15, 16:

@@ -48,49 +48,8 @@ type Tombstone struct {
 	RepairStreams bool `json:"repair_streams,omitempty"`
 }
 
-// Completer speaks to the cloud whose hook waits for us. Its methods return when
-// their context ends.
-type Completer interface {
-	// Discover finds the hook of this machine's group for its end or its start; nil
-	// where there is none.
-	Discover(ctx context.Context, launching bool) (*Hook, error)
-	// Heartbeat makes the hook wait for one more of its timeouts.
-	Heartbeat(ctx context.Context, h Hook) error
-	// Complete ends the waiting.
-	Complete(ctx context.Context, h Hook) error
-}
-
-// What a Completer answers, where its caller decides by it. Everything else is
-// tried again.
-var (
-	// ErrNotManaged: nobody on this machine can stop the server, or tell whether it runs.
-	ErrNotManaged = errors.New("the server is not managed here")
-	// ErrNoAction: the hook does not wait, not yet perhaps.
-	ErrNoAction = errors.New("the hook does not wait for this machine")
-	// ErrGone: it waits no longer and will not again; or the machine, its group or
-	// the hook is gone.
-	ErrGone = errors.New("the hook is over")
-)
-
-// DeniedError says which permission this machine's role lacks.
-type DeniedError struct {
-	Permission string `json:"permission"` // "autoscaling:CompleteLifecycleAction"
-	// Policy is the least that has to be granted, ready to be pasted.
-	Policy string `json:"policy,omitempty"`
-	Err    error  `json:"-"`
-}
-
-// Error names the permission.
-func (e *DeniedError) Error() string {
-	text := "permission " + e.Permission + " is missing"
-	if e.Err != nil {
-		text += ": " + e.Err.Error()
-	}
-	return text
-}
-
-// Unwrap returns the cloud's own answer.
-func (e *DeniedError) Unwrap() error { return e.Err }
+// ErrNotManaged says that nothing on this machine can stop the server, or tell whether it runs.
+var ErrNotManaged = errors.New("the server is not managed here")
 
 // Peers knows the other nodes of the cluster.
 type Peers interface {
@@ -98,13 +57,6 @@ type Peers interface {
 	// signals call them, that run the agent and have neither left nor gone: who
 	// waits for them. An error is that nobody knows.
 	Serving(ctx context.Context, machines []string) ([]string, error)
-}
-
-// Source watches for notices.
-type Source interface {
-	// Watch reports what it sees until ctx ends. A notice may be reported again
-	// and again: its ID says that it is the same.
-	Watch(ctx context.Context, report func(Notice)) error
 }
 
 // DrainRequest asks for a drain by hand.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 func TestTerminateDrainsAndCompletesLast(t *testing.T) {
@@ -519,7 +520,7 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 			t.Errorf("%d stops, completed %v", w.stops, w.completed)
 		}
 		// Who deregisters after AMS has stopped completes the hook.
-		if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
+		if err := FinishStop(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 			t.Errorf("completed %v, %v", w.completed, err)
 		}
 		// A new boot that is to go all the same drains again.
@@ -709,7 +710,7 @@ func TestHookThatNeverWaits(t *testing.T) {
 		w := newWorld(t)
 		w.cloudErr = func(o op) error {
 			if o == opContinue {
-				return ErrNoAction
+				return cloud.ErrNotWaiting
 			}
 			return nil
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/metadata/alibaba"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // Event is what a cloud's hook tells its target about one instance.
@@ -37,6 +38,13 @@ type Event struct {
 
 // MaxEvent is the size of the largest event that is read: EventBridge sends no larger one.
 const MaxEvent = 256 << 10
+
+const (
+	providerAWS     = "aws"
+	providerAlibaba = alibaba.Name
+	// hookSeparator is in no id and in no token.
+	hookSeparator = ","
+)
 
 // LongestWait is the longest time that a hook of Auto Scaling waits, however
 // often it is told to. What an older event is about is over.
@@ -281,19 +289,9 @@ func (e Event) For(instance string) (Event, bool) {
 	return e, true
 }
 
-const providerAWS = "aws"
-
-// NoticeID is the ID of a notice about what the cloud wants with an instance. It
-// is made of what every source knows, so that the same wish has the same ID
-// whichever of them saw it first; a token, which only some are told, is no part
-// of it.
-func NoticeID(provider, instance string, kind Kind) string {
-	return provider + "/" + instance + "/" + string(kind)
-}
-
 // Notice is what the event tells the machine that it is about.
 func (e Event) Notice(now time.Time) Notice {
-	n := Notice{ID: NoticeID(e.Hook.Provider, e.InstanceID, e.Kind), Source: "event", Kind: e.Kind, Who: "Auto Scaling", Received: now}
+	n := Notice{ID: cloud.GroupNotice(e.Hook.Provider, e.Kind), Source: "event", Kind: e.Kind, Who: "Auto Scaling", Received: now}
 	if (e.Kind == Park || e.Kind == Resume) && !e.Time.IsZero() {
 		// A queue may deliver it again when the machine has come back, or gone; see [Manager.past].
 		n.Received = e.Time
@@ -310,7 +308,7 @@ func (e Event) Notice(now time.Time) Notice {
 	if e.Hook.Name != "" && (e.Hook.Group != "" || e.Hook.Provider == providerAlibaba) {
 		h := e.Hook
 		if h.Provider == providerAlibaba { // whose hooks are known by their tokens, and wait no longer than that
-			h.Timeout, h.Limit = alibabaTimeout(max(len(e.Instances)-1, 0)), now.Add(alibaba.LongestWait)
+			h.ID, h.Limit = h.Name, now.Add(alibaba.LongestWait)
 		}
 		n.Hook = &h
 	}

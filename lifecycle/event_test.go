@@ -137,6 +137,64 @@ func TestParseEventRefuses(t *testing.T) {
 	}
 }
 
+// What an OOS template hands over.
+func TestParseEventOOS(t *testing.T) {
+	t.Parallel()
+	hook := lifecycle.Hook{Provider: "alibaba", Name: "ash-1", Token: "F324B880"}
+	e := func(change func(*lifecycle.Event)) lifecycle.Event {
+		e := lifecycle.Event{InstanceID: "i-1", Kind: lifecycle.Terminate, Hook: hook, Shape: "OOS placeholders"}
+		if change != nil {
+			change(&e)
+		}
+		return e
+	}
+	several := e(func(e *lifecycle.Event) { e.Instances = []string{"i-1", "i-2"} })
+	const rest = `,"lifecycleHookId":"ash-1","lifecycleActionToken":"F324B880"}`
+	for _, tt := range []struct {
+		name, body string
+		want       lifecycle.Event
+		bad        string
+	}{
+		{"one", `{"regionId":"cn-hangzhou","instanceIds":["i-1"]` + rest, e(nil), ""},
+		{"several", `{"instanceIds":["i-2","i-1","i-2"]` + rest, several, ""},
+		{"a list as text", `{"instanceIds":"[\"i-2\",\"i-1\"]"` + rest, several, ""},
+		{"commas", `{"instanceIds":"i-2, i-1"` + rest, several, ""},
+		{"all as text", `"{\"instanceIds\":[\"i-1\"],\"lifecycleHookId\":\"ash-1\",\"lifecycleActionToken\":\"F324B880\"}"`, e(nil), ""},
+		{"scale-out", `{"instanceIds":["i-1"],"lifecycleTransition":"SCALE_OUT"` + rest, e(func(e *lifecycle.Event) { e.Kind, e.Hook.Launching = lifecycle.Launch, true }), ""},
+		{"with the group", `{"scalingGroupId":"asg-1","instanceIds":["i-1"]` + rest, e(func(e *lifecycle.Event) { e.Group, e.Hook.Group = "asg-1", "asg-1" }), ""},
+		{"no instances", `{"instanceIds":[]` + rest, lifecycle.Event{}, "names no instance"},
+		{"no token", `{"instanceIds":["i-1"],"lifecycleHookId":"ash-1"}`, lifecycle.Event{}, "names no lifecycle action"},
+		{"a placeholder", `{"instanceIds":["i-1"],"lifecycleHookId":"${lifecycleHookId}","lifecycleActionToken":"x"}`, lifecycle.Event{}, "placeholder"},
+		{"no ids", `{"instanceIds":["rm -rf /"]` + rest, lifecycle.Event{}, "no instance id"},
+		{"no list", `{"instanceIds":{"a":1}` + rest, lifecycle.Event{}, "no list"},
+		{"another transition", `{"instanceIds":["i-1"],"lifecycleTransition":"PARTY"` + rest, lifecycle.Event{}, "neither SCALE_IN nor SCALE_OUT"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := lifecycle.ParseEvent([]byte(tt.body))
+			if (err != nil) != (tt.bad != "") || err != nil && !strings.Contains(err.Error(), tt.bad) {
+				t.Errorf("error %v, want %q", err, tt.bad)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	if _, ok := several.For("i-3"); ok {
+		t.Error("it is about a machine that it does not name")
+	}
+	mine, ok := several.For("i-2")
+	now := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
+	n := mine.Notice(now)
+	want := lifecycle.Notice{
+		ID: "alibaba-lifecycle/terminate", Source: "event", Kind: lifecycle.Terminate, Who: "Auto Scaling", Reason: "scale-in, hook ash-1", Received: now,
+		Hook: &lifecycle.Hook{Provider: "alibaba", Name: "ash-1", ID: "ash-1", Token: "F324B880", Others: []string{"i-1"}, Limit: now.Add(6 * time.Hour)},
+	}
+	if diff := cmp.Diff(want, n); !ok || diff != "" {
+		t.Error(diff)
+	}
+}
+
 // Other spellings of our names are other fields.
 func TestParseEventNamesAreExact(t *testing.T) {
 	e, err := lifecycle.ParseEvent([]byte(`{"EC2InstanceId":"i-1","ec2instanceid":"i-2","LifecycleTransition":"autoscaling:EC2_INSTANCE_TERMINATING"}`))
@@ -170,11 +228,11 @@ func TestEventNotice(t *testing.T) {
 		e    lifecycle.Event
 		want lifecycle.Notice
 	}{
-		{event(lifecycle.Terminate, ""), lifecycle.Notice{ID: "aws/" + eventID + "/terminate", Reason: "scale-in of group edge-asg, hook drain", Hook: &full}},
-		{event(lifecycle.Park, ""), lifecycle.Notice{ID: "aws/" + eventID + "/park", Reason: "return to the warm pool of group edge-asg, hook drain", Hook: &full}},
-		{event(lifecycle.Launch, ""), lifecycle.Notice{ID: "aws/" + eventID + "/launch", Reason: "launch into group edge-asg, hook ready", Hook: &launching}},
-		{event(lifecycle.Resume, ""), lifecycle.Notice{ID: "aws/" + eventID + "/resume", Reason: "start out of the warm pool of group edge-asg, hook ready", Hook: &launching}},
-		{minimal, lifecycle.Notice{ID: "aws/" + eventID + "/terminate", Reason: "scale-in"}},
+		{event(lifecycle.Terminate, ""), lifecycle.Notice{ID: "aws-lifecycle/terminate", Reason: "scale-in of group edge-asg, hook drain", Hook: &full}},
+		{event(lifecycle.Park, ""), lifecycle.Notice{ID: "aws-lifecycle/park", Reason: "return to the warm pool of group edge-asg, hook drain", Hook: &full}},
+		{event(lifecycle.Launch, ""), lifecycle.Notice{ID: "aws-lifecycle/launch", Reason: "launch into group edge-asg, hook ready", Hook: &launching}},
+		{event(lifecycle.Resume, ""), lifecycle.Notice{ID: "aws-lifecycle/resume", Reason: "start out of the warm pool of group edge-asg, hook ready", Hook: &launching}},
+		{minimal, lifecycle.Notice{ID: "aws-lifecycle/terminate", Reason: "scale-in"}},
 	} {
 		want := tt.want
 		want.Source, want.Kind, want.Who, want.Received = "event", tt.e.Kind, "Auto Scaling", now

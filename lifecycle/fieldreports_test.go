@@ -13,62 +13,91 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // The reports of the field that are about how a machine goes, each played as it was told. The others stand beside the
 // metadata of their cloud; internal/house counts them all.
 
 // errNoActive is what the API of EC2 Auto Scaling answers while, or because, nothing waits.
-var errNoActive = fmt.Errorf("ValidationError: No active Lifecycle Action found with instance ID i-1: %w", aws.ErrNoAction)
+var errNoActive = fmt.Errorf("ValidationError: No active Lifecycle Action found with instance ID i-1: %w", cloud.ErrNotWaiting)
 
-// asg is a scaling group as its API shows it, with a hook that waits from a moment on that may come later than the state says.
+// asg is a scaling group as the hooks and the metadata of a real machine show it, with a hook that waits from a moment on that
+// may come later than the state says.
 type asg struct {
 	mu       sync.Mutex
 	state    string
-	hooks    []aws.LifecycleHook
-	accepts  time.Time // from when on a word about the hook is taken
+	target   string    // the target state in the metadata; "" is that the item is missing
+	accepts  time.Time // from when on a call about the hook is taken
 	said     []string
 	saidWhen []time.Time
 	done     []string
 }
 
-func (g *asg) Membership(context.Context) (*aws.Membership, error) {
+func (g *asg) Pending(_ context.Context, launching bool) ([]Hook, error) {
 	touch()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return &aws.Membership{Group: "edge-asg", State: g.state}, nil
-}
-
-func (g *asg) Hooks(_ context.Context, group string) ([]aws.LifecycleHook, error) {
-	touch()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if group != "edge-asg" {
-		return nil, fmt.Errorf("there is no group %s", group)
+	h := Hook{Provider: "aws", Group: "edge-asg", Name: "drain", Timeout: 10 * time.Minute, Limit: time.Now().Add(48 * time.Hour)}
+	if launching {
+		h.Name, h.Launching = "up", true
 	}
-	return slices.Clone(g.hooks), nil
+	return []Hook{h}, nil
 }
 
-func (g *asg) word(what string, a aws.Action) error {
+func (g *asg) call(what string, h Hook) error {
 	touch()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.said, g.saidWhen = append(g.said, what), append(g.saidWhen, time.Now())
-	if time.Now().Before(g.accepts) {
+	switch {
+	case !time.Now().Before(g.accepts):
+	case h.Launching && (g.state == "InService" || strings.HasPrefix(g.state, "Terminating")),
+		h.Parking && strings.HasPrefix(g.state, "Warmed:") && !strings.HasPrefix(g.state, "Warmed:Pending"):
+		return fmt.Errorf("%w: the instance is %s", cloud.ErrGone, g.state)
+	default:
 		return errNoActive
 	}
 	if what == "complete" {
-		g.done = append(g.done, a.Group+" "+a.Hook+" "+a.Token)
+		g.done = append(g.done, h.Group+" "+h.Name+" "+h.Token)
 		g.accepts = time.Now().Add(100 * time.Hour) // an action is completed once
 	}
 	return nil
 }
 
-func (g *asg) Heartbeat(_ context.Context, a aws.Action) error { return g.word("beat", a) }
+func (g *asg) Extend(_ context.Context, h Hook) (time.Duration, error) {
+	return h.Timeout, g.call("beat", h)
+}
 
-func (g *asg) Complete(_ context.Context, a aws.Action) error {
-	return g.word("complete", a)
+func (g *asg) Complete(_ context.Context, h Hook) error { return g.call("complete", h) }
+
+// Watch looks at the target state every two seconds, as a real machine does.
+func (g *asg) Watch(ctx context.Context, report cloud.Report) {
+	for {
+		g.look(report)
+		if !sleep(ctx, 2*time.Second, nil) {
+			return
+		}
+	}
+}
+
+// look reports what the target state says, if there is one.
+func (g *asg) look(report cloud.Report) {
+	g.mu.Lock()
+	target := g.target
+	g.mu.Unlock()
+	pool, warmed := strings.CutPrefix(target, "Warmed:")
+	switch {
+	case target == "":
+	case target == "InService":
+		report(cloud.GroupTopic("aws"), nil)
+	case target == "Terminated":
+		report(cloud.GroupTopic("aws"), []cloud.Notice{{ID: cloud.GroupNotice("aws", Terminate), Kind: Terminate, Who: "Auto Scaling", Reason: "scale-in"}})
+	case warmed:
+		report(cloud.GroupTopic("aws"), []cloud.Notice{
+			{ID: cloud.GroupNotice("aws", Park), Kind: Park, Who: "Auto Scaling", Reason: "return to the warm pool (" + pool + ")"},
+		})
+	default:
+		panic("target state " + target)
+	}
 }
 
 func (g *asg) set(change func(*asg)) {
@@ -96,28 +125,15 @@ func (g *asg) completes() []time.Time {
 	return out
 }
 
-func newASG() *asg {
-	return &asg{state: "InService", hooks: []aws.LifecycleHook{
-		{Name: "drain", Timeout: 10 * time.Minute, Limit: 48 * time.Hour},
-		{Name: "up", Launching: true, Timeout: 10 * time.Minute, Limit: 48 * time.Hour},
-	}}
-}
+func newASG() *asg { return &asg{state: "InService"} }
 
-// through makes the manager speak to the group by the completer that a real machine has.
-func (g *asg) through(o *Options) {
-	o.Completer = NewAWSCompleter(g, AWSCompleterOptions{Group: "edge-asg"})
-}
+// through makes the manager speak to the group, and hear of it.
+func (g *asg) through(o *Options) { o.Hooks, o.Watcher = g, g }
 
-// signal is what EC2's metadata tell, as the manager gets it.
-func signal(t *testing.T, l *life, before, state string) {
-	t.Helper()
-	notices, known := awsNotices("i-1", aws.Signal{Kind: aws.SignalTarget, Value: state, Before: before, Seen: time.Now()})
-	if !known {
-		t.Fatalf("target state %q is not known", state)
-	}
-	for _, n := range notices {
-		l.Notice(n)
-	}
+// signal makes the metadata tell a target state, and the agent look at them.
+func signal(l *life, g *asg, target string) {
+	g.set(func(g *asg) { g.target = target })
+	g.look(l.report)
 }
 
 // PrairieLearn/PrairieLearn#15586: right after Terminating:Wait the API still said that there was no active lifecycle
@@ -129,7 +145,7 @@ func TestFieldReport01_NoActiveActionRightAfterTheWaitBegan(t *testing.T) {
 		g.state, g.accepts = "Terminating:Wait", time.Now().Add(23*time.Second)
 		l := w.live(g.through)
 		defer l.kill()
-		signal(t, l, "InService", "Terminated")
+		signal(l, g, "Terminated")
 		l.until("left", 5*time.Second, func(v View) bool { return v.State == StateLeft })
 		l.until("done", time.Minute, isDone)
 		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg drain " {
@@ -162,7 +178,7 @@ func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 		g.state, g.accepts = "Terminating", time.Now().Add(5*time.Minute)
 		l := w.live(g.through)
 		began := time.Now()
-		signal(t, l, "InService", "Terminated")
+		signal(l, g, "Terminated")
 		if l.View().Ready {
 			t.Error("ready after the word")
 		}
@@ -208,7 +224,7 @@ func TestFieldReport04_MetadataAloneCompletesToo(t *testing.T) {
 		g.state = "Terminating:Wait"
 		l := w.live(g.through)
 		defer l.kill()
-		signal(t, l, "InService", "Terminated")
+		signal(l, g, "Terminated")
 		tick(20 * time.Minute) // two timeouts of the hook: it must hear of us
 		if beats := strings.Count(strings.Join(g.said, " "), "beat"); beats < 4 {
 			t.Errorf("%d heartbeats in two of the hook's timeouts", beats)
@@ -263,7 +279,7 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 
 		// Into the pool: the target says so, and the machine is stopped there.
 		g.set(func(g *asg) { g.state, g.accepts = "Warmed:Stopped", time.Now().Add(100*time.Hour) })
-		signal(t, l, "", "Warmed:Stopped")
+		signal(l, g, "Warmed:Stopped")
 		l.until("parked", 5*time.Minute, func(v View) bool { return v.State == StateParked })
 		if w.running || w.row != cluster.StateLeft {
 			t.Errorf("in the pool: running %v, row %s", w.running, w.row)
@@ -276,7 +292,7 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 		g.set(func(g *asg) { g.state, g.accepts = "Pending:Wait", time.Now() })
 		l = w.live(g.through)
 		defer l.kill()
-		signal(t, l, "", "InService")
+		signal(l, g, "InService")
 		l.until("second", 5*time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
 		if got := g.completed(); len(got) != 2 || got[0] != "edge-asg up " || got[1] != "edge-asg up " {
 			t.Errorf("completed %q, want the launch hook twice", got)
@@ -295,13 +311,13 @@ func TestHibernatedInThePool(t *testing.T) {
 		g.state, g.accepts = "Warmed:Hibernated", time.Now().Add(100*time.Hour)
 		l := w.live(g.through)
 		defer l.kill()
-		signal(t, l, "", "Warmed:Hibernated")
+		signal(l, g, "Warmed:Hibernated")
 		l.until("parked", 5*time.Minute, func(v View) bool { return v.State == StateParked })
 		tick(time.Hour)
 
 		// The hook waits a moment after the machine is told.
 		g.set(func(g *asg) { g.state, g.accepts = "Pending:Wait", time.Now().Add(time.Minute) })
-		signal(t, l, "Warmed:Hibernated", "InService")
+		signal(l, g, "InService")
 		l.until("active", 10*time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
 		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg up " {
 			t.Errorf("completed %q, want the launch hook", got)

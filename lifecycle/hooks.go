@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // op is one call to the cloud.
@@ -47,15 +49,10 @@ func (m *Manager) tryOf(a *waiter, o op) *try {
 	return m.tryAt(string(o) + "/" + a.key())
 }
 
-func (a *waiter) key() string {
-	return a.Hook.Provider + "/" + a.Hook.Group + "/" + a.Hook.Name + "/" + strconv.FormatBool(a.Hook.Launching)
-}
+func (a *waiter) key() string { return hookKey(a.Hook) }
 
-// ours is the hook for the completer. reread is as in Manager.
-func (a *waiter) ours(reread time.Time) Hook {
-	h := a.Hook
-	h.Ours = a.Beaten.After(reread)
-	return h
+func hookKey(h Hook) string {
+	return h.Provider + "/" + h.Group + "/" + cmp.Or(h.ID, h.Name) + "/" + strconv.FormatBool(h.Launching)
 }
 
 // call is what is to be done next about a hook.
@@ -70,7 +67,7 @@ type call struct {
 // hooks keeps the cloud waiting and tells it when it needs to wait no longer.
 // One call after the other, and a call that is not wanted any more is cut short.
 func (m *Manager) hooks(ctx context.Context) {
-	if m.o.Completer == nil {
+	if m.o.Hooks == nil {
 		return
 	}
 	for ctx.Err() == nil {
@@ -106,7 +103,7 @@ func (m *Manager) nextCall() (best call, found bool) {
 	for i := range m.r.Hooks {
 		a := &m.r.Hooks[i]
 		if o := m.wanted(a); o != opNone {
-			h := a.ours(m.reread)
+			h := a.Hook
 			h.Parking = parked
 			consider(call{op: o, hook: h, launching: a.Hook.Launching, try: m.tryOf(a, o)})
 		}
@@ -120,6 +117,14 @@ func discovery(launching bool) string { return string(opDiscover) + strconv.Form
 // wantsDiscovery tells that a hook may wait of which nobody told us.
 func (m *Manager) wantsDiscovery(launching bool) bool {
 	r := m.r
+	for i := range r.Hooks {
+		if a := &r.Hooks[i]; a.Hook.Launching == launching {
+			if a.End == "" && !m.isOurs(a) {
+				return true
+			}
+			continue
+		}
+	}
 	if slices.ContainsFunc(r.Hooks, func(a waiter) bool { return a.Hook.Launching == launching }) {
 		return false
 	}
@@ -149,7 +154,7 @@ func (m *Manager) pooled() bool {
 func (m *Manager) wanted(a *waiter) op {
 	r := m.r
 	switch {
-	case a.End != "", m.pooled():
+	case a.End != "", m.pooled(), !m.isOurs(a):
 		return opNone
 	case a.Hook.Launching && r.Start != nil && m.parking():
 		return opNone // the machine comes back: the hook waits for a node that serves
@@ -184,7 +189,7 @@ func (m *Manager) wanted(a *waiter) op {
 // this machine. A permission that is missing settles it: nobody waits at 3 am for
 // somebody to grant it, although it is tried on.
 func (m *Manager) settled() bool {
-	if m.o.Completer == nil {
+	if m.o.Hooks == nil {
 		return true
 	}
 	parking := m.parking()
@@ -231,16 +236,17 @@ func (m *Manager) do(ctx context.Context, c call) {
 	defer stop()
 	var (
 		err   error
-		found *Hook
+		found []Hook
+		waits time.Duration
 	)
 	switch c.op {
 	case opDiscover:
-		found, err = m.o.Completer.Discover(bound, c.launching)
+		found, err = m.o.Filter().Find(bound, m.o.Hooks, c.launching)
 	case opBeat:
-		err = m.o.Completer.Heartbeat(bound, c.hook)
+		waits, err = m.o.Hooks.Extend(bound, c.hook)
 	case opContinue:
 		if err = alone(bound, m.o.Peers, c.hook); err == nil {
-			err = m.o.Completer.Complete(bound, c.hook)
+			err = m.o.Hooks.Complete(bound, c.hook)
 		}
 	case opNone:
 		return
@@ -270,47 +276,103 @@ func (m *Manager) do(ctx context.Context, c call) {
 		}
 	}
 	if a != nil {
+		if waits > 0 {
+			a.Hook.Timeout = waits
+		}
 		m.answered(c, a, err, now)
 	}
 }
 
 // discovered takes the answer to the question for a hook.
-func (m *Manager) discovered(c call, found *Hook, err error, now time.Time) {
+func (m *Manager) discovered(c call, found []Hook, err error, now time.Time) {
 	r := m.r
-	var denied *DeniedError
-	var others *OthersHooksError
+	var denied *cloud.DeniedError
+	var others *cloud.OthersHooksError
 	if c.launching && err == nil {
 		m.launchHooks = ""
 	}
 	switch {
 	case errors.As(err, &denied):
+		// An event says which hook waits: it is ours by its name, or else because the operator led the event here.
+		f := m.o.Filter()
+		if m.believe(c, func(a *waiter) bool { return len(f) == 0 || f.Match(a.Hook) }) {
+			return
+		}
 		m.denied(c, denied, now)
 	case errors.As(err, &others):
+		// One that this agent has kept waiting stays its own by default, although there are others by now.
+		if m.believe(c, func(a *waiter) bool { return !others.Named && a.Beaten.After(m.reread) }) {
+			return
+		}
 		m.noHook(c.launching)
 		m.othersHooks(others, c.launching)
-	case err != nil && !errors.Is(err, ErrGone):
+	case err != nil && !errors.Is(err, cloud.ErrGone):
+		m.unheld(c.launching, err)
 		most := callTime
 		if m.startLasts(c, now) {
 			most = startEvery
 		}
 		m.failed(c, "the cloud cannot be asked for its hook: "+err.Error(), most, now)
-	case found == nil || err != nil:
+	case len(found) == 0 || err != nil:
+		m.forgetUnverified(c.launching)
 		m.noHook(c.launching)
 		m.troubleLocked(string(c.op), "")
 		m.commit()
 	default:
-		h := *found
-		h.Launching, h.Limit = c.launching, anchor(h.Limit, now)
 		since := now
 		if n := r.has(Terminate, Park); n != nil && !c.launching {
 			since = n.Received
 		} else if r.Start != nil && c.launching {
 			since = r.Start.Notice.Received
 		}
-		r.learn(h, since)
+		for _, h := range found {
+			h.Launching, h.Limit = c.launching, anchor(h.Limit, now)
+			remember(m.verified, hookKey(h), true)
+			r.learn(h, since)
+			m.noteLocked("hook " + h.Name + " of group " + h.Group + " waits for this machine")
+		}
+		m.forgetUnverified(c.launching)
 		m.troubleLocked(string(c.op), "")
-		m.noteLocked("hook " + h.Name + " of group " + h.Group + " waits for this machine")
 		m.commit()
+	}
+}
+
+// believe takes hooks of a transition for ours although the cloud did not say so, and forgets the others. It reports whether
+// any is left that waits.
+func (m *Manager) believe(c call, which func(*waiter) bool) bool {
+	for i := range m.r.Hooks {
+		if a := &m.r.Hooks[i]; a.Hook.Launching == c.launching && which(a) {
+			remember(m.verified, a.key(), true)
+		}
+	}
+	m.forgetUnverified(c.launching)
+	if m.r.open(c.launching) == nil {
+		return false
+	}
+	m.troubleLocked(string(c.op), "")
+	m.commit()
+	return true
+}
+
+// unheld notes that the hooks that an event named get no heartbeat, since the cloud cannot be asked whether they are ours.
+func (m *Manager) unheld(launching bool, err error) {
+	failing, changed := !errors.Is(err, cloud.ErrNotWaiting), false
+	for i := range m.r.Hooks {
+		if a := &m.r.Hooks[i]; a.Hook.Launching == launching && a.End == "" && !m.isOurs(a) && a.Failing != failing {
+			a.Failing, changed = failing, true
+		}
+	}
+	if changed {
+		m.commit()
+	}
+}
+
+// forgetUnverified drops the hooks of a transition that are not ours, or not there.
+func (m *Manager) forgetUnverified(launching bool) {
+	for _, a := range slices.Clone(m.r.Hooks) {
+		if a.Hook.Launching == launching && a.End == "" && !m.isOurs(&a) {
+			m.forgetHook(a.Hook)
+		}
 	}
 }
 
@@ -319,6 +381,7 @@ func (m *Manager) Reconsider() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.reread = time.Now() // the answer to a question under way is by the former settings
+	clear(m.verified)
 	if m.trouble[troubleHooks] == "" && m.launchHooks == "" {
 		return
 	}
@@ -332,6 +395,9 @@ func (m *Manager) Reconsider() {
 	m.launchHooks, r.NoHook, r.NoLaunchHook = "", false, false
 	m.commit()
 }
+
+// isOurs reports whether it is known that a hook is ours. One that nothing prolongs came with its notice.
+func (m *Manager) isOurs(a *waiter) bool { return a.Hook.Fixed || m.verified[a.key()] }
 
 func (m *Manager) noHook(launching bool) {
 	if launching {
@@ -347,7 +413,7 @@ const troubleHooks = "hooks"
 // othersHooks tells that hooks wait which are not ours. They are other programs', and
 // nobody keeps them waiting or completes them here. At a launch that is no trouble: the
 // node serves, and whose hook it is completes it. On the way into a pool it is.
-func (m *Manager) othersHooks(err *OthersHooksError, launching bool) {
+func (m *Manager) othersHooks(err *cloud.OthersHooksError, launching bool) {
 	switch {
 	case !launching || m.parking():
 		m.trouble[troubleHooks] = err.Error()
@@ -360,14 +426,9 @@ func (m *Manager) othersHooks(err *OthersHooksError, launching bool) {
 
 // answered takes the cloud's answer about a hook.
 func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
-	var denied *DeniedError
-	var others *OthersHooksError
+	var denied *cloud.DeniedError
 	switch {
-	case errors.As(err, &others):
-		// An event had named it. Ours, where there is one, is to be found then.
-		m.forgetHook(a.Hook)
-		m.othersHooks(others, c.launching)
-	case errors.Is(err, errMoved):
+	case errors.Is(err, cloud.ErrMoved):
 		m.noteLocked("hook " + a.Hook.Name + ": " + err.Error())
 		m.forgetHook(a.Hook)
 		m.tryAt(discovery(c.launching)).at = now.Add(noActionEvery)
@@ -384,12 +445,12 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 		m.ended(a, c, now)
 		m.noteLocked("hook " + a.Hook.Name + " is " + string(a.End))
 		m.commit()
-	case errors.Is(err, ErrGone):
+	case errors.Is(err, cloud.ErrGone):
 		a.End = EndGone
 		m.ended(a, c, now)
 		m.noteLocked("hook " + a.Hook.Name + " did not wait for our word: " + err.Error())
 		m.commit()
-	case errors.Is(err, ErrNoAction):
+	case errors.Is(err, cloud.ErrNotWaiting):
 		c.try.backOff, c.try.denied, c.try.at = 0, "", now.Add(noActionEvery)
 		if (a.Hook.Launching || c.hook.Parking) && now.Sub(c.try.since) > time.Minute {
 			// Most starts of the agent are none of the machine: be kind to the API.
@@ -451,9 +512,6 @@ func (m *Manager) answered(c call, a *waiter, err error, now time.Time) {
 	}
 }
 
-// errMoved: the machine is in another group, whose hook is to be discovered.
-var errMoved = errors.New("the hook is not of this machine's group")
-
 // errOthers: other machines behind the same word of ours have not left yet.
 var errOthers = errors.New("other machines wait for the same word")
 
@@ -481,11 +539,11 @@ func alone(ctx context.Context, p Peers, h Hook) error {
 func (m *Manager) forgetHook(h Hook) {
 	m.r.Hooks = slices.DeleteFunc(m.r.Hooks, func(a waiter) bool { return a.same(h) })
 	for i := range m.r.Notices {
-		if in := m.r.Notices[i].Hook; in != nil && in.same(h) {
+		if in := m.r.Notices[i].Hook; in != nil && same(*in, h) {
 			m.r.Notices[i].Hook = nil
 		}
 	}
-	if s := m.r.Start; s != nil && s.Notice.Hook != nil && s.Notice.Hook.same(h) {
+	if s := m.r.Start; s != nil && s.Notice.Hook != nil && same(*s.Notice.Hook, h) {
 		s.Notice.Hook = nil
 	}
 }
@@ -497,7 +555,7 @@ func (m *Manager) ended(a *waiter, c call, now time.Time) {
 }
 
 // denied says once what has to be granted. The drain goes on without.
-func (m *Manager) denied(c call, err *DeniedError, now time.Time) {
+func (m *Manager) denied(c call, err *cloud.DeniedError, now time.Time) {
 	if c.try.denied != err.Permission {
 		c.try.denied = err.Permission
 		m.noteLocked("this machine may not " + err.Permission + "; the least policy that grants it: " + cmp.Or(err.Policy, "not known"))
@@ -562,7 +620,7 @@ func LastWord(files Files, boot string) (*Tombstone, error) {
 // in a process of its own: one attempt, and only where a hook waits.
 //
 // A hook that others wait behind is left to the last of them, of whom p tells.
-func FinishStop(ctx context.Context, files Files, c Completer, p Peers, log *slog.Logger) error {
+func FinishStop(ctx context.Context, files Files, c cloud.Hooks, f cloud.Filter, p Peers, log *slog.Logger) error {
 	r, err := load(files)
 	if err != nil || r == nil || c == nil {
 		return err
@@ -571,34 +629,57 @@ func FinishStop(ctx context.Context, files Files, c Completer, p Peers, log *slo
 		return nil
 	}
 	var errs []error
-	if r.open(false) == nil && len(r.Hooks) == 0 && r.asks() && !r.NoHook {
-		h, err := c.Discover(ctx, false)
-		if err != nil {
-			return fmt.Errorf("asking for the hook that waits: %w", err)
-		}
-		if h != nil {
-			r.learn(*h, time.Now())
-		}
+	ours, err := r.ours(ctx, c, f)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("asking for the hook that waits: %w", err))
 	}
 	for i := range r.Hooks {
 		a := &r.Hooks[i]
-		if a.Hook.Launching || a.End != "" {
+		if a.Hook.Launching || a.End != "" || !ours[a.key()] {
 			continue
 		}
 		err := alone(ctx, p, a.Hook)
 		if err == nil {
-			err = c.Complete(ctx, a.ours(time.Time{}))
+			err = c.Complete(ctx, a.Hook)
 		}
 		switch {
 		case err == nil:
 			log.Info("the hook is completed", "hook", a.Hook.Name)
 		case errors.Is(err, errOthers):
 			log.Info("the hook is left to the last of its machines", "hook", a.Hook.Name, "why", err.Error())
-		case errors.Is(err, ErrGone), errors.Is(err, ErrNoAction):
+		case errors.Is(err, cloud.ErrGone), errors.Is(err, cloud.ErrNotWaiting):
 			log.Info("the hook does not wait", "hook", a.Hook.Name, "answer", err.Error())
 		default:
 			errs = append(errs, fmt.Errorf("completing hook %s: %w", a.Hook.Name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// ours says, by its key, which hooks of the end of the machine are ours. It asks the cloud where the record does not say it, and
+// learns what waits.
+func (r *record) ours(ctx context.Context, c cloud.Hooks, f cloud.Filter) (map[string]bool, error) {
+	ours, ask := map[string]bool{}, len(r.Hooks) == 0 && r.asks() && !r.NoHook
+	for i := range r.Hooks {
+		a := &r.Hooks[i]
+		// As in Manager: nothing prolongs it, or it was kept waiting.
+		ours[a.key()] = a.Hook.Fixed || len(f) == 0 && !a.Beaten.IsZero()
+		ask = ask || !a.Hook.Launching && a.End == "" && !ours[a.key()]
+	}
+	if !ask {
+		return ours, nil
+	}
+	found, err := f.Find(ctx, c, false)
+	if _, denied := errors.AsType[*cloud.DeniedError](err); denied && r.open(false) != nil {
+		for i := range r.Hooks {
+			a := &r.Hooks[i]
+			ours[a.key()] = ours[a.key()] || len(f) == 0 || f.Match(a.Hook)
+		}
+		return ours, nil
+	}
+	for _, h := range found {
+		r.learn(h, time.Now())
+		ours[hookKey(h)] = true
+	}
+	return ours, err
 }

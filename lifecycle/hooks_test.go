@@ -12,8 +12,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/metadata/alibaba"
-	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 var errThrottled = errors.New("rate exceeded")
@@ -52,7 +51,7 @@ func TestHookIsDiscovered(t *testing.T) {
 // Hooks of other programs are neither kept waiting nor completed, whoever names them;
 // the drain goes on without, and says so.
 func TestHooksOfOthers(t *testing.T) {
-	others := &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
+	others := &cloud.OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
 	for name, told := range map[string]*Hook{"found": nil, "named by an event": terminate().Hook} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -80,39 +79,34 @@ func TestHooksOfOthers(t *testing.T) {
 
 // noneOurs is the answer of a cloud where none of the hooks that wait is this agent's.
 func noneOurs(op) error {
-	return &OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
+	return &cloud.OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
 }
 
 // A hook that was the only one stays this agent's for the drain that it holds, also after a restart, when another program's
 // is made beside it; until the settings are read again.
 func TestSecondHookInTheDrain(t *testing.T) {
-	a := &fakeAWS{member: &aws.Membership{Group: "g", State: "Terminating:Wait"}, hooks: []aws.LifecycleHook{{Name: "drain", Timeout: 5 * time.Minute}}}
-	b := removing(alibaba.Action{Hook: "ash-1", Token: "t-1"})
-	b.hooks = []alibaba.LifecycleHook{{ID: "ash-1", Name: "drain"}}
 	for _, tt := range []struct {
-		name   string
-		c      Completer
-		second func()
+		name          string
+		first, second Hook
 	}{
-		{"aws", NewAWSCompleter(a, AWSCompleterOptions{Group: "g"}), func() {
-			a.hooks = append(a.hooks, aws.LifecycleHook{Name: "ship-logs", Timeout: time.Hour})
-		}},
-		{"alibaba", NewAlibabaCompleter(b, AlibabaCompleterOptions{}), func() {
-			b.hooks = append(b.hooks, alibaba.LifecycleHook{ID: "ash-2", Name: "ship-logs"})
-		}},
+		{"aws", Hook{Provider: "aws", Group: "g", Name: "drain", Timeout: 5 * time.Minute}, Hook{Provider: "aws", Group: "g", Name: "ship-logs", Timeout: time.Hour}},
+		{
+			"alibaba",
+			Hook{Provider: "alibaba", Group: "asg-1", Name: "drain", ID: "ash-1", Token: "t-1", Timeout: 40 * time.Minute},
+			Hook{Provider: "alibaba", Group: "asg-1", Name: "ship-logs", ID: "ash-2"},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				w := newWorld(t)
-				w.viewers = p(3)
-				c := func(o *Options) { o.Completer = tt.c }
-				l := w.live(c)
+				w.viewers, w.hook = p(3), &tt.first
+				l := w.live()
 				l.Notice(unhooked(terminate()))
 				tick(9 * time.Minute)
-				tt.second()
+				w.set(func(w *world) { w.foreign = &tt.second })
 				tick(20 * time.Minute)
 				l.kill()
-				l = w.live(c)
+				l = w.live()
 				defer l.kill()
 				tick(21 * time.Minute)
 				if v := l.View(); len(v.Hooks) != 1 || time.Since(v.Hooks[0].Beaten) > 21*time.Minute || len(v.Trouble) > 0 {
@@ -130,13 +124,13 @@ func TestSecondHookInTheDrain(t *testing.T) {
 
 // A launch hook of another program is no trouble of a node that serves.
 func TestLaunchHookOfOthers(t *testing.T) {
-	others := &OthersHooksError{Group: "edge", Hooks: []string{"install-codedeploy"}}
+	others := &cloud.OthersHooksError{Group: "edge", Hooks: []string{"install-codedeploy"}}
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.cloudErr = func(op) error { return others }
 		l := w.live()
 		defer l.kill()
-		l.Notice(Notice{ID: "aws/i-1/resume", Source: "aws-lifecycle", Kind: Resume})
+		l.Notice(Notice{ID: "aws-lifecycle/resume", Source: "aws-lifecycle", Kind: Resume})
 		tick(10 * time.Minute)
 		v := l.View()
 		if len(v.Trouble) > 0 || v.Step != StepNone || !v.Ready {
@@ -231,11 +225,12 @@ func TestHookNamedWhileParked(t *testing.T) {
 func TestLaunchEventOfOthers(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.foreign = launchHook().Name
-		w.proveErr = errMongo // so that the hook is extended
+		w.foreign = launchHook()
+		w.foreign.Name = "CodeDeploy-managed-automatic-launch-deployment-hook"
+		w.proveErr = errMongo // so that a hook of ours is extended
 		l := w.live()
 		defer l.kill()
-		l.Notice(Notice{ID: "launch", Source: "event", Kind: Launch, Hook: launchHook()})
+		l.Notice(Notice{ID: "launch", Source: "event", Kind: Launch, Hook: w.foreign})
 		tick(time.Minute)
 		if v := l.View(); v.Trouble["hooks"] != "" {
 			t.Errorf("%+v", v)
@@ -248,7 +243,7 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.viewers = p(1)
-		w.cloudErr = func(op) error { return &OthersHooksError{Group: "edge", Hooks: []string{"ship-logs"}} }
+		w.cloudErr = func(op) error { return &cloud.OthersHooksError{Group: "edge", Hooks: []string{"ship-logs"}} }
 		l := w.live()
 		defer l.kill()
 		l.Notice(unhooked(terminate()))
@@ -291,7 +286,7 @@ func TestOwnHookBesideOthers(t *testing.T) {
 		own := *terminate().Hook
 		own.Name = "amsagent-drain"
 		w.viewers, w.hook = p(1), &own
-		w.foreign = terminate().Hook.Name
+		w.foreign = terminate().Hook
 		l := w.live()
 		defer l.kill()
 		l.Notice(terminate())
@@ -361,9 +356,9 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 		w := newWorld(t)
 		w.viewers = p(1)
 		denied := true
-		w.cloudErr = func(op) error {
-			if denied {
-				return &DeniedError{Permission: "autoscaling:CompleteLifecycleAction", Policy: `{"Version":"2012-10-17"}`, Err: errors.New("AccessDenied")}
+		w.cloudErr = func(o op) error {
+			if denied && o != opDiscover {
+				return &cloud.DeniedError{Permission: "autoscaling:CompleteLifecycleAction", Policy: `{"Version":"2012-10-17"}`, Reason: "AccessDenied"}
 			}
 			return nil
 		}
@@ -402,7 +397,7 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 func TestDiscoveryDenied(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.cloudErr = func(op) error { return &DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"} }
+		w.cloudErr = func(op) error { return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"} }
 		l := w.live()
 		defer l.kill()
 		l.Notice(unhooked(terminate()))
@@ -511,10 +506,11 @@ func TestCloudThatFailsAtTheEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				w := newWorld(t)
-				change(w)
 				l := w.live()
 				defer l.kill()
 				l.Notice(terminate())
+				tick(0) // the hook is found
+				w.set(change)
 				tick(10 * time.Minute)
 				if v := l.View(); v.State != StateLeft || v.Step != StepCompleting || v.Trouble["continue"] == "" {
 					t.Errorf("%s %s %v", v.State, v.Step, v.Trouble)
@@ -541,4 +537,258 @@ func TestAHeartbeatThatHangsDelaysNoCompletion(t *testing.T) {
 			t.Errorf("%s", took)
 		}
 	})
+}
+
+// hooked is a machine with a viewer in a group with these hooks of its end.
+func hooked(t *testing.T, hooks ...string) *world {
+	w := newWorld(t)
+	w.viewers = p(1)
+	for _, name := range hooks {
+		w.named = append(w.named, Hook{Provider: "aws", Group: "edge", Name: name, Timeout: 10 * time.Minute})
+	}
+	return w
+}
+
+// Each of several hooks of ours is kept waiting and completed by itself.
+func TestSeveralHooksOfOurs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := hooked(t, "amsagent-a", "amsagent-b", "ship-logs")
+		w.named[1].Timeout = 2 * time.Minute
+		w.foreign = &w.named[2]
+		l := w.live()
+		defer l.kill()
+		l.Notice(unhooked(terminate()))
+		tick(10*time.Minute + time.Second)
+		v := l.View()
+		if len(v.Hooks) != 2 || v.Hooks[0].Beats != 3 || v.Hooks[1].Beats != 11 {
+			t.Errorf("hooks %+v", v.Hooks)
+		}
+		tries := 0
+		w.set(func(w *world) {
+			w.viewers = p(0)
+			w.cloudErr = func(op) error {
+				w.gone = false // it is the other hook
+				if tries++; len(w.completed) == 1 && tries < 5 {
+					return errThrottled
+				}
+				return nil
+			}
+		})
+		l.until("done", time.Minute, isDone)
+		if !slices.Equal(w.completed, []string{"amsagent-a CONTINUE", "amsagent-b CONTINUE"}) {
+			t.Errorf("completed %v", w.completed)
+		}
+	})
+}
+
+// A hook that an event named is kept waiting only when the cloud has said that it is ours. As long as the cloud cannot be asked
+// the node leaves in order before the hook lapses.
+func TestNamedHookOfACloudThatIsAway(t *testing.T) {
+	for name, restart := range map[string]bool{"from the start": false, "after a restart": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(1)
+				away := func(w *world) { w.cloudErr = func(op) error { return errThrottled } }
+				if !restart {
+					away(w)
+				}
+				l := w.live()
+				defer func() { l.kill() }()
+				l.Notice(terminate())
+				began := time.Now()
+				tick(time.Minute)
+				if restart {
+					l.kill()
+					w.set(away)
+					l = w.live()
+					tick(time.Second)
+				}
+				if v := l.View(); !strings.Contains(v.DeadlineBy, "unless a heartbeat gets through") || v.Trouble["discover"] == "" {
+					t.Errorf("deadline by %s, trouble %v", v.DeadlineBy, v.Trouble)
+				}
+				l.until("left", time.Hour, func(v View) bool { return v.State == StateLeft })
+				if at := time.Since(began); at > 10*time.Minute || at < 9*time.Minute {
+					t.Errorf("left %s after the notice", at)
+				}
+				w.set(func(w *world) { w.cloudErr = nil })
+				l.until("done", 21*time.Second, isDone)
+				if len(w.completed) != 1 {
+					t.Errorf("completed %v", w.completed)
+				}
+			})
+		})
+	}
+	// One that does not wait yet has all its time.
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		w.cloudErr = func(o op) error {
+			if o == opDiscover {
+				return cloud.ErrNotWaiting
+			}
+			return nil
+		}
+		l := w.live()
+		defer l.kill()
+		l.Notice(terminate())
+		tick(20 * time.Minute)
+		if v := l.View(); v.Step != StepDraining || v.DeadlineBy != "the configured deadline" || len(w.beats) != 0 {
+			t.Errorf("step %s, deadline by %s, %d heartbeats", v.Step, v.DeadlineBy, len(w.beats))
+		}
+	})
+}
+
+// Where the role may not list the hooks of the group, one that an event named is ours by its name, or, without names, because
+// the operator led the event here. One that is not ours holds nothing.
+func TestNamedHookThatCannotBeVerified(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		filter cloud.Filter
+		ours   bool
+	}{
+		{"no names", nil, true},
+		{"its name", cloud.Filter{"drain"}, true},
+		{"a pattern", cloud.Filter{"dr*"}, true},
+		{"another name", cloud.Filter{"amsagent"}, false},
+		{"another pattern", cloud.Filter{"amsagent*"}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(1)
+				w.cloudErr = func(o op) error {
+					if o == opDiscover {
+						return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}
+					}
+					return nil
+				}
+				l := w.live(func(o *Options) { o.Filter = func() cloud.Filter { return tt.filter } })
+				defer l.kill()
+				l.Notice(terminate())
+				tick(time.Minute)
+				v := l.View()
+				if (len(v.Hooks) == 1 && v.Hooks[0].Beats > 0) != tt.ours || (v.Trouble["discover"] == "") != tt.ours {
+					t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+				}
+				w.set(func(w *world) { w.viewers = p(0) })
+				l.until("done", time.Minute, isDone)
+				if v := l.View(); (len(w.completed) == 1) != tt.ours || (len(v.Trouble) == 0) != tt.ours {
+					t.Errorf("completed %v, trouble %v", w.completed, v.Trouble)
+				}
+			})
+		})
+	}
+}
+
+// With names in the settings the names say it, also of a hook that was kept waiting before a restart.
+func TestHookKeptBeforeOtherSettings(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := hooked(t, "drain", "amsagent-drain")
+		names := cloud.Filter{"drain"}
+		o := func(o *Options) { o.Filter = func() cloud.Filter { return names } }
+		l := w.live(o)
+		l.Notice(unhooked(terminate()))
+		tick(time.Minute)
+		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != "drain" || v.Hooks[0].Beats != 1 {
+			t.Fatalf("hooks %+v", v.Hooks)
+		}
+		l.kill()
+		names = cloud.Filter{"amsagent-*"}
+		w.set(func(w *world) { w.foreign = &w.named[0] })
+		l = w.live(o)
+		tick(time.Minute)
+		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != "amsagent-drain" || v.Hooks[0].Beats != 1 {
+			t.Errorf("hooks %+v", v.Hooks)
+		}
+		l.kill()
+		names = cloud.Filter{"end"}
+		w.set(func(w *world) { w.foreign = &w.named[1] })
+		l = w.live(o)
+		defer l.kill()
+		tick(time.Minute)
+		if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] == "" {
+			t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+		}
+	})
+}
+
+// A heartbeat says how long the hook waits from then on, which need not be what was known before.
+func TestHeartbeatsByWhatTheCloudGrants(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers, w.extends = p(1), 40*time.Minute
+		l := w.live(func(o *Options) { o.Deadline = fixed(10 * time.Hour) })
+		defer l.kill()
+		n := terminate()
+		n.Hook.Timeout = 0
+		l.Notice(n)
+		tick(time.Hour + time.Second)
+		if v := l.View(); len(w.beats) != 4 || v.Hooks[0].Timeout != 40*time.Minute {
+			t.Errorf("%d heartbeats, hooks %+v", len(w.beats), v.Hooks)
+		}
+		// Less is left.
+		w.set(func(w *world) { w.extends = 4 * time.Minute })
+		tick(30 * time.Minute)
+		if n := len(w.beats); n != 10 {
+			t.Errorf("%d heartbeats", n)
+		}
+	})
+}
+
+// Who finishes the stop of a machine completes no hook of another program, whatever an event named before the drain was killed.
+func TestFinishStopCompletesOursAlone(t *testing.T) {
+	denied := &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}
+	for _, tt := range []struct {
+		name      string
+		hooks     []string // of the group, besides drain that the event names
+		filter    cloud.Filter
+		err       error // of the question for the hooks
+		beaten    bool  // before the drain was killed
+		completed []string
+		fails     bool
+	}{
+		{name: "the only one", completed: []string{"drain CONTINUE"}},
+		{name: "another's", hooks: []string{"logs"}, fails: true},
+		{name: "another's beside ours", hooks: []string{"amsagent"}, completed: []string{"amsagent CONTINUE"}},
+		{name: "by its name", hooks: []string{"amsagent"}, filter: cloud.Filter{"drain"}, completed: []string{"drain CONTINUE"}},
+		{name: "kept waiting before", hooks: []string{"amsagent"}, beaten: true, completed: []string{"drain CONTINUE"}},
+		{name: "kept waiting before other settings", hooks: []string{"amsagent"}, filter: cloud.Filter{"amsagent"}, beaten: true, completed: []string{"amsagent CONTINUE"}},
+		{name: "the list is denied", err: denied, completed: []string{"drain CONTINUE"}},
+		{name: "the list is denied, and it has another name", err: denied, filter: cloud.Filter{"amsagent*"}},
+		{name: "the list does not answer", err: errThrottled, fails: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(1)
+				w.cloudErr = func(op) error {
+					if tt.beaten {
+						return nil
+					}
+					return errThrottled
+				}
+				l := w.live()
+				l.Notice(terminate())
+				tick(time.Second)
+				l.kill()
+				if (len(w.beats) > 0) != tt.beaten {
+					t.Fatalf("%d heartbeats", len(w.beats))
+				}
+				for _, name := range tt.hooks {
+					w.named = append(w.named, Hook{Provider: "aws", Group: "edge", Name: name})
+				}
+				w.cloudErr = func(o op) error {
+					if o == opDiscover {
+						return tt.err
+					}
+					return nil
+				}
+				err := FinishStop(t.Context(), w, w, tt.filter, nil, w.options().Log)
+				if !slices.Equal(w.completed, tt.completed) || (err != nil) != tt.fails {
+					t.Errorf("completed %v, want %v; %v", w.completed, tt.completed, err)
+				}
+			})
+		})
+	}
 }

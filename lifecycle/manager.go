@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // What a person is answered.
@@ -39,12 +40,15 @@ type Options struct {
 	// Role tells the node's role, which it may learn when it joins; nil is none. It
 	// must neither block nor call the manager.
 	Role func() string
-	// Completer is nil where the cloud has no hooks.
-	Completer Completer
+	// Hooks are nil where the cloud has none. Filter says which of them are ours; it is asked each time, for a setting may
+	// change, and nil is no names.
+	Hooks  cloud.Hooks
+	Filter func() cloud.Filter
 	// Peers tells who else waits behind the same word of ours. With nil such a word
 	// is said only when the cloud waits no longer.
-	Peers   Peers
-	Sources []Source
+	Peers Peers
+	// Watcher is nil where the cloud announces nothing.
+	Watcher cloud.Watcher
 
 	// Deadline is how long sessions are waited for. It may change; a drain keeps the first
 	// that is final. An instance tag that was not read yet may still say another one. Nil is
@@ -160,7 +164,12 @@ type Manager struct {
 	// withdrawn and handled are ids that this life has seen.
 	withdrawn map[string]time.Time
 	handled   map[string]bool
-	inService time.Time // when a source last reported it
+	inService time.Time // when the cloud last reported it
+	// missing counts, by the ID of a notice, the reports in a row in which it was not in force.
+	missing  map[string]int
+	launched bool // the launch hook is looked for
+	// verified are the hooks of which it is known that they are ours.
+	verified  map[string]bool
 	tries     map[string]*try
 	view      atomic.Pointer[View]
 	wish      atomic.Pointer[wish]
@@ -202,12 +211,16 @@ func NewManager(o Options) (*Manager, error) {
 	if o.Before == nil {
 		o.Before = func() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
 	}
+	if o.Filter == nil {
+		o.Filter = func() cloud.Filter { return nil }
+	}
 	if o.Uptime == nil {
 		o.Uptime = func() (string, time.Duration) { return "", 0 }
 	}
 	m := &Manager{
 		o: o, log: o.Log, changed: make(chan struct{}), r: &record{}, gen: 1,
 		trouble: map[string]string{}, logged: map[string]loggedTrouble{}, withdrawn: map[string]time.Time{}, handled: map[string]bool{},
+		missing: map[string]int{}, verified: map[string]bool{},
 		tries: map[string]*try{}, events: make(chan cluster.Event, maxMemory), unsaid: make(chan struct{}, 1), told: make(chan struct{}, 1),
 	}
 	m.mu.Lock()
@@ -476,17 +489,14 @@ func (m *Manager) take(n Notice) error {
 }
 
 // past reports whether the machine has come back from what is announced. EC2 may stop it
-// before the consumer of a queue deletes the message about that, and clouds list a reboot
-// for a while after it.
+// before the consumer of a queue deletes the message about that.
 func (m *Manager) past(n Notice, now time.Time) bool {
 	at := n.Received
-	if n.Kind == Reboot && n.Served && !n.Deadline.IsZero() {
-		at = n.Deadline
-	} else if n.Kind != Park {
+	if n.Kind != Park {
 		return false
 	}
 	_, up := m.o.Uptime()
-	return up > 0 && at.Before(now.Add(-up)) || n.Kind == Park && at.Before(m.inService)
+	return up > 0 && at.Before(now.Add(-up)) || at.Before(m.inService)
 }
 
 // again takes what is new in a notice that is known.
@@ -494,7 +504,12 @@ func (m *Manager) again(was *Notice, n Notice) error {
 	if n.Kind == Ask && m.r.Step == StepDone {
 		return ErrLeft
 	}
-	changed := false
+	changed, before := false, m.o.goal(m.r)
+	if n.Kind != was.Kind {
+		// The drain goes on, for what the cloud does now.
+		was.Kind, was.Reason, was.Who, changed = n.Kind, n.Reason, n.Who, true
+		m.noteLocked(noticeWord(*was) + " is now of kind " + string(n.Kind))
+	}
 	switch {
 	case n.Deadline.IsZero():
 	case n.Kind == Ask && was.Deadline.Equal(n.Deadline):
@@ -521,9 +536,13 @@ func (m *Manager) again(was *Notice, n Notice) error {
 	}
 	// One that was kept before a restart may be due by now.
 	step := m.r.Step
-	if step == StepNone {
+	switch {
+	case step == StepNone:
 		m.joined = m.o.Node.Joined()
 		m.advance(time.Now())
+	case step == StepDone && before <= goalPause && m.o.goal(m.r) > goalPause:
+		m.joined = m.o.Node.Joined()
+		m.begin(time.Now())
 	}
 	if changed || m.r.Step != step {
 		m.commit()
@@ -552,7 +571,7 @@ func (m *Manager) moveLimit(h *Hook) {
 		}
 	}
 	for i := range m.r.Notices {
-		if in := m.r.Notices[i].Hook; h != nil && in != nil && in.same(*h) {
+		if in := m.r.Notices[i].Hook; h != nil && in != nil && same(*in, *h) {
 			in.Limit = h.Limit
 		}
 	}
@@ -948,8 +967,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	work.Go(func() { m.hooks(ctx) })
 	work.Go(func() { m.starts(ctx) })
 	work.Go(func() { m.tell(ctx) })
-	for _, s := range m.o.Sources {
-		work.Go(func() { m.watch(ctx, s) })
+	if m.o.Watcher != nil {
+		work.Go(func() { m.o.Watcher.Watch(ctx, m.report) })
 	}
 	m.drive(ctx)
 	cancel()
@@ -957,28 +976,6 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.flush(ctx, stopEvents)
 	last.Wait()
 	return nil
-}
-
-// watch keeps a source at work.
-func (m *Manager) watch(ctx context.Context, s Source) {
-	for retry := time.Second; ; retry = min(2*retry, time.Minute) {
-		began := time.Now()
-		err := s.Watch(ctx, m.Notice)
-		if ctx.Err() != nil {
-			return
-		}
-		if time.Since(began) > time.Minute {
-			retry = time.Second
-		}
-		text := "it ended"
-		if err != nil {
-			text = err.Error()
-		}
-		m.log.Warn("a source of notices stopped and is started again", "error", text, "in", retry)
-		if !m.pause(ctx, retry) {
-			return
-		}
-	}
 }
 
 // pause waits, with some jitter.

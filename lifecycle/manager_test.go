@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -58,37 +57,6 @@ func TestNothingLiesBetweenNoticeAndRegistry(t *testing.T) {
 			t.Errorf("%s", w.snapshots[0])
 		}
 	})
-}
-
-type fakeSource struct {
-	mu   sync.Mutex
-	runs int
-	err  error
-}
-
-func (s *fakeSource) Watch(ctx context.Context, report func(Notice)) error {
-	s.mu.Lock()
-	s.runs++
-	runs := s.runs
-	s.mu.Unlock()
-	if runs < 3 {
-		return s.err
-	}
-	report(terminate())
-	<-ctx.Done()
-	return ctx.Err()
-}
-
-func TestASourceThatStopsIsStartedAgain(t *testing.T) {
-	for _, err := range []error{nil, errors.New("no token")} {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			s := &fakeSource{err: err}
-			l := w.live(func(o *Options) { o.Sources = []Source{s} })
-			l.until("done", time.Minute, isDone)
-			l.kill()
-		})
-	}
 }
 
 func TestRegistryThatRefuses(t *testing.T) {

@@ -14,8 +14,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/metadata/alibaba"
-	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 func TestEachNoticeAloneAndTwice(t *testing.T) {
@@ -304,7 +303,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := Options{Deadline: fixed(time.Hour), Completer: newWorld(t)}
+			o := Options{Deadline: fixed(time.Hour), Hooks: newWorld(t)}
 			r := &record{Step: StepDraining, Begun: start, Wait: time.Hour, Notices: c.notices, Hooks: c.hooks}
 			list := o.timeline(r)
 			if got := deadline(list).Sub(start); got != c.want {
@@ -812,7 +811,7 @@ func TestParkEventComesLate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			living(t, 0, func(t *testing.T, w *world, l *life) {
 				if tt.inService {
-					l.Notice(Notice{ID: NoticeID("aws", "i-1", Resume), Source: "aws-lifecycle", Kind: Resume, Received: time.Now().Add(-20 * time.Minute)})
+					l.Notice(Notice{ID: cloud.GroupNotice("aws", Resume), Source: "aws-lifecycle", Kind: Resume, Received: time.Now().Add(-20 * time.Minute)})
 				}
 				w.set(func(w *world) { w.viewers = p(0) })
 				e := Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-tt.age)}
@@ -830,7 +829,7 @@ func TestParkEventComesLate(t *testing.T) {
 func TestResumeEventComesLate(t *testing.T) {
 	late := Event{InstanceID: "i-1", Kind: Resume, Hook: Hook{Provider: "aws"}}
 	for name, goes := range map[string]Notice{
-		"it ends": {ID: NoticeID("aws", "i-1", Terminate), Source: "event", Kind: Terminate}, "it is parked": park(),
+		"it ends": {ID: cloud.GroupNotice("aws", Terminate), Source: "event", Kind: Terminate}, "it is parked": park(),
 	} {
 		t.Run(name, func(t *testing.T) {
 			living(t, 1, func(t *testing.T, w *world, l *life) {
@@ -871,38 +870,28 @@ func TestSpotIsDueAtOnce(t *testing.T) {
 	})
 }
 
-// A cloud lists a reboot for a while after it: the machine was started an hour ago.
+// A cloud lists a reboot for a while after it, and knows which of them a boot of the machine ends.
 func TestRebootIsOver(t *testing.T) {
 	for name, tt := range map[string]struct {
 		at   time.Duration
+		past bool
 		hook *Hook
 		want State
 	}{
-		"before this boot": {-2 * time.Hour, nil, StateActive},
+		"before this boot": {-2 * time.Hour, true, nil, StateActive},
 		// Neither is done by a boot of the machine.
-		"of the host, before this boot": {-2 * time.Hour, nil, StateDraining},
-		"in this boot":                  {-30 * time.Minute, nil, StateDraining},
-		"to come":                       {30 * time.Minute, nil, StateDraining},
-		"a hook waits":                  {-2 * time.Hour, &Hook{Provider: "azure", Name: "Reboot e", Token: "e", Fixed: true}, StateDraining},
+		"of the host, before this boot": {-2 * time.Hour, false, nil, StateDraining},
+		"in this boot":                  {-30 * time.Minute, false, nil, StateDraining},
+		"to come":                       {30 * time.Minute, false, nil, StateDraining},
+		"a hook waits":                  {-2 * time.Hour, false, &Hook{Provider: "azure", Name: "Reboot e", Token: "e", Fixed: true}, StateDraining},
 	} {
 		t.Run(name, func(t *testing.T) {
 			living(t, 0, func(t *testing.T, w *world, l *life) {
-				seen := time.Now()
-				notices := []Notice{{ID: "azure/e", Kind: Reboot, Received: seen, Deadline: seen.Add(tt.at), Hook: tt.hook}}
-				if tt.hook == nil {
-					what, state := "instance-reboot", "Executing"
-					if name == "of the host, before this boot" {
-						what, state = "system-reboot", "Scheduled"
-					}
-					a, _ := awsNotices("i-1", aws.Signal{Kind: aws.SignalScheduled, Value: what, ID: "e", At: seen.Add(tt.at), Seen: seen})
-					b, _ := alibabaNotices("i-1", alibaba.Signal{Kind: alibaba.SignalEvent, Value: "SystemMaintenance.Reboot", State: state, ID: "e", At: seen.Add(tt.at), Seen: seen})
-					notices = append(a, b...)
-				}
-				for _, n := range notices {
-					l.Notice(n)
-					if v := l.View(); v.State != tt.want {
-						t.Errorf("%s: state %s", n.Source, v.State)
-					}
+				l.report("aws-scheduled", []cloud.Notice{
+					{ID: "aws-scheduled/e", Kind: Reboot, At: time.Now().Add(tt.at), Past: tt.past, Hook: tt.hook},
+				})
+				if v := l.View(); v.State != tt.want {
+					t.Errorf("state %s", v.State)
 				}
 			})
 		})

@@ -192,11 +192,11 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 				l.Notice(terminate())
 				tick(time.Second)
 				l.kill()
-				if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil || len(w.completed) != 0 {
+				if err := FinishStop(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 0 {
 					t.Errorf("before it waits: completed %v, %v", w.completed, err)
 				}
 				tick(5 * time.Second)
-				if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
+				if err := FinishStop(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 					t.Errorf("completed %v, %v", w.completed, err)
 				}
 			})
@@ -210,7 +210,7 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 		must.OK(t, l.Drain(DrainRequest{}))
 		tick(500 * time.Millisecond)
 		l.kill()
-		if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil {
+		if err := FinishStop(t.Context(), w, w, nil, nil, w.options().Log); err != nil {
 			t.Error(err)
 		}
 	})
@@ -241,7 +241,7 @@ func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 					t.Error("who waits for the end is not told of it")
 				}
 				w.cloudErr = nil
-				if err := FinishStop(t.Context(), w, w, nil, w.options().Log); err != nil || len(w.completed) != 1 {
+				if err := FinishStop(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 					t.Errorf("completed %v, %v", w.completed, err)
 				}
 			})

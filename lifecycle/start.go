@@ -44,7 +44,7 @@ func (m *Manager) takeStart(n Notice) error {
 		return errors.New("this machine is about to be started again")
 	}
 	server := r.Step != StepNone // it is parked, or about to be
-	if !server && (m.o.Prove == nil || m.o.Completer == nil) {
+	if !server && (m.o.Prove == nil || m.o.Hooks == nil) {
 		return nil // nothing waits
 	}
 	remember(m.handled, n.ID, true)
@@ -148,7 +148,7 @@ func (m *Manager) unpark() {
 // does not want to know. A permission that is missing may come, as while a role is new,
 // and an API may be reached again: that is tried on for as long as a hook can wait.
 func (m *Manager) startSettled(now time.Time) bool {
-	if m.o.Completer == nil || m.o.Prove == nil {
+	if m.o.Hooks == nil || m.o.Prove == nil {
 		return true
 	}
 	late := func(t *try) bool { return !t.since.IsZero() && now.Sub(t.since) > longestTimeout }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 func park() Notice { n := terminate(); n.ID, n.Kind, n.Reason = "pool", Park, "warm pool"; return n }
@@ -366,7 +367,7 @@ func TestLaunchHook(t *testing.T) {
 				w.hook = launchHook()
 				w.cloudErr = func(o op) error {
 					if o == denied {
-						return &DeniedError{Permission: "autoscaling:" + string(o)}
+						return &cloud.DeniedError{Permission: "autoscaling:" + string(o)}
 					}
 					return nil
 				}
@@ -386,7 +387,7 @@ func TestLaunchHook(t *testing.T) {
 		})
 	}
 	// What never answers is asked rarely, and not for ever.
-	for _, err := range []error{errThrottled, &DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}} {
+	for _, err := range []error{errThrottled, &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}} {
 		t.Run(fmt.Sprintf("never: %v", err), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				w := newWorld(t)
@@ -472,19 +473,19 @@ type twoHooks struct {
 	asked []string
 }
 
-func (c *twoHooks) Discover(_ context.Context, launching bool) (*Hook, error) {
+func (c *twoHooks) Pending(_ context.Context, launching bool) ([]Hook, error) {
 	if launching {
-		return launchHook(), nil
+		return []Hook{*launchHook()}, nil
 	}
-	return terminate().Hook, nil
+	return []Hook{*terminate().Hook}, nil
 }
 
-func (c *twoHooks) Heartbeat(context.Context, Hook) error { return nil }
+func (c *twoHooks) Extend(_ context.Context, h Hook) (time.Duration, error) { return h.Timeout, nil }
 
 func (c *twoHooks) Complete(_ context.Context, h Hook) error {
 	c.set(func(*world) { c.asked = append(c.asked, h.Name) })
 	if h.Launching {
-		return ErrNoAction
+		return cloud.ErrNotWaiting
 	}
 	return nil
 }
@@ -496,7 +497,7 @@ func TestNoWordForTheLaunchHookFromThePool(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			w := newWorld(t)
 			c := &twoHooks{world: w}
-			l := w.live(func(o *Options) { o.Completer = c })
+			l := w.live(func(o *Options) { o.Hooks = c })
 			defer l.kill()
 			l.Notice(unhooked(park()))
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
@@ -513,9 +514,9 @@ func TestNoWordForTheLaunchHookFromThePool(t *testing.T) {
 func TestParkedAgainUnderTheSameID(t *testing.T) {
 	living(t, 0, func(t *testing.T, w *world, l *life) {
 		for round := range 3 {
-			l.Notice(Notice{ID: "aws/i-1/park", Source: "aws-lifecycle", Kind: Park})
+			l.Notice(Notice{ID: "aws-lifecycle/park", Source: "aws-lifecycle", Kind: Park})
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
-			l.Notice(Notice{ID: "aws/i-1/resume", Source: "aws-lifecycle", Kind: Resume})
+			l.Notice(Notice{ID: "aws-lifecycle/resume", Source: "aws-lifecycle", Kind: Resume})
 			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive && v.Start == "" })
 			if n := len(w.times("start")); n != round+1 {
 				t.Fatalf("round %d: %d starts", round, n)
@@ -523,12 +524,12 @@ func TestParkedAgainUnderTheSameID(t *testing.T) {
 			w.set(func(w *world) { w.row = cluster.StateActive })
 		}
 		// Overruled by a person, and meant anew after it was in service.
-		l.Notice(Notice{ID: "aws/i-1/park", Source: "aws-lifecycle", Kind: Park})
+		l.Notice(Notice{ID: "aws-lifecycle/park", Source: "aws-lifecycle", Kind: Park})
 		l.Undrain("root", "")
 		tick(time.Second)
-		l.Notice(Notice{ID: "aws/i-1/resume", Source: "aws-lifecycle", Kind: Resume})
+		l.Notice(Notice{ID: "aws-lifecycle/resume", Source: "aws-lifecycle", Kind: Resume})
 		tick(time.Second)
-		l.Notice(Notice{ID: "aws/i-1/park", Source: "aws-lifecycle", Kind: Park})
+		l.Notice(Notice{ID: "aws-lifecycle/park", Source: "aws-lifecycle", Kind: Park})
 		if l.View().Ready {
 			t.Error("not parked")
 		}

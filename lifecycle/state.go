@@ -5,6 +5,7 @@ package lifecycle
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -170,15 +171,15 @@ const (
 
 const recordVersion = 1
 
-func (a *waiter) same(h Hook) bool { return a.Hook.same(h) }
+func (a *waiter) same(h Hook) bool { return same(a.Hook, h) }
 
-// same reports whether both are one hook of the cloud's, whatever is known of it.
-func (h Hook) same(o Hook) bool {
-	return h.Provider == o.Provider && h.Group == o.Group && h.Name == o.Name && h.Launching == o.Launching
+// same reports whether both are one hook of the cloud's, whatever is known of it. An event may name it by its id alone.
+func same(h, o Hook) bool {
+	return h.Provider == o.Provider && h.Launching == o.Launching && (h.Group == o.Group || h.ID != "") && cmp.Or(h.ID, h.Name) == cmp.Or(o.ID, o.Name)
 }
 
-func (h Hook) equal(o Hook) bool {
-	return h.same(o) && h.Token == o.Token &&
+func equal(h, o Hook) bool {
+	return same(h, o) && h.Group == o.Group && h.Name == o.Name && h.Token == o.Token &&
 		h.Timeout == o.Timeout && h.Limit.Equal(o.Limit) && h.Fixed == o.Fixed && slices.Equal(h.Others, o.Others)
 }
 
@@ -317,7 +318,7 @@ func (r *record) open(launching bool) *waiter {
 
 // learn notes a hook, or what is new about one that is known.
 func (r *record) learn(h Hook, since time.Time) (changed bool) {
-	if !h.bounded() {
+	if !hookBounded(h) {
 		return false
 	}
 	for i := range r.Hooks {
@@ -331,6 +332,11 @@ func (r *record) learn(h Hook, since time.Time) (changed bool) {
 		if a.End != "" && h.Token != "" && a.Hook.Token != "" && h.Token != a.Hook.Token {
 			r.Hooks[i] = waiter{Hook: h, Since: since}
 			return true
+		}
+		// An event may have named it by its id alone.
+		a.Hook.Group = cmp.Or(a.Hook.Group, h.Group)
+		if a.Hook.Name == a.Hook.ID {
+			a.Hook.Name = h.Name
 		}
 		if a.Hook.Token == "" {
 			a.Hook.Token = h.Token
@@ -347,7 +353,7 @@ func (r *record) learn(h Hook, since time.Time) (changed bool) {
 		if r.hookText() > maxHookText {
 			a.Hook = was
 		}
-		return !a.Hook.equal(was)
+		return !equal(a.Hook, was)
 	}
 	if !r.roomFor(h) {
 		return false

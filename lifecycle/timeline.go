@@ -54,7 +54,7 @@ func (o *Options) timeline(r *record) []Moment {
 			list = append(list, Moment{At: limit.Add(-min(reserveTime, limit.Sub(a.Since)/4)), Ends: limit, By: name + ", which waits no longer than that"})
 		}
 		// As long as it hears of us, its timeout says nothing.
-		if lapse := a.lapse(); !lapse.IsZero() && (a.Failing || a.Denied != "" || o.Completer == nil) {
+		if lapse := a.lapse(); !lapse.IsZero() && (a.Failing || a.Denied != "" || o.Hooks == nil) {
 			word := ", unless a heartbeat gets through"
 			if a.Denied != "" {
 				word = ", which cannot be kept waiting: permission " + a.Denied + " is missing"

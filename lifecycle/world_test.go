@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -18,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // world is a machine, its cluster and its cloud, all of them fakes that fail as
@@ -56,8 +58,10 @@ type world struct {
 	events      []cluster.Event
 
 	// The cloud.
-	hook      *Hook  // that discovery finds
-	foreign   string // the name of a hook of another program
+	hook      *Hook         // of the group, and ours unless there are others
+	foreign   *Hook         // of the group, and another program's
+	named     []Hook        // those that notices have named: the group has them, too
+	extends   time.Duration // how long a hook waits from a heartbeat on; 0 is its own timeout
 	waitsFrom time.Time
 	gone      bool
 	cloudErr  func(op) error
@@ -278,50 +282,61 @@ func (w *world) cloud(ctx context.Context, o op) error {
 	return nil
 }
 
-func (w *world) Discover(ctx context.Context, launching bool) (*Hook, error) {
+// Pending lists what the group has, whether or not it waits, as AWS does.
+func (w *world) Pending(ctx context.Context, launching bool) ([]Hook, error) {
 	touch()
 	if err := w.cloud(ctx, opDiscover); err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.hook == nil || w.hook.Launching != launching {
-		return nil, nil
+	all := slices.Clone(w.named)
+	for _, h := range []*Hook{w.hook, w.foreign} {
+		if h != nil && !slices.ContainsFunc(all, func(known Hook) bool { return same(known, *h) }) {
+			all = append(all, *h)
+		}
 	}
-	h := *w.hook
-	return &h, nil
+	return slices.DeleteFunc(all, func(h Hook) bool { return h.Launching != launching }), nil
 }
 
 func (w *world) state() error {
 	switch {
 	case w.gone:
-		return ErrGone
+		return cloud.ErrGone
 	case time.Now().Before(w.waitsFrom):
-		return ErrNoAction
+		return cloud.ErrNotWaiting
 	}
 	return nil
 }
 
-func (w *world) Heartbeat(ctx context.Context, h Hook) error {
+func (w *world) Extend(ctx context.Context, h Hook) (time.Duration, error) {
 	touch()
-	if w.foreign != "" && h.Name == w.foreign {
-		return &OthersHooksError{Group: h.Group, Hooks: []string{h.Name}}
-	}
+	w.mine(h)
 	if err := w.cloud(ctx, opBeat); err != nil {
-		return err
+		return 0, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.state(); err != nil {
-		return err
+		return 0, err
 	}
 	w.beats = append(w.beats, time.Now())
 	w.did("beat")
-	return nil
+	return cmp.Or(w.extends, h.Timeout), nil
+}
+
+// mine fails the test where the hook is another program's.
+func (w *world) mine(h Hook) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.foreign != nil && same(*w.foreign, h) {
+		w.t.Errorf("hook %s of another program is taken for ours", h.Name)
+	}
 }
 
 func (w *world) Complete(ctx context.Context, h Hook) error {
 	touch()
+	w.mine(h)
 	w.set(func(w *world) { w.did("complete?") })
 	if err := w.cloud(ctx, opContinue); err != nil {
 		return err
@@ -376,7 +391,7 @@ func (w *world) RemoveFile(string) error {
 
 func (w *world) options() Options {
 	return Options{
-		Node: w, Files: w, Completer: w, Log: slog.New(slog.DiscardHandler),
+		Node: w, Files: w, Hooks: w, Log: slog.New(slog.DiscardHandler),
 		Event: func(_ context.Context, e cluster.Event) error {
 			touch()
 			w.mu.Lock()
@@ -412,6 +427,7 @@ func (w *world) options() Options {
 type life struct {
 	*Manager
 	t      *testing.T
+	w      *world
 	cancel context.CancelFunc
 	ended  chan error
 }
@@ -425,9 +441,21 @@ func (w *world) live(change ...func(*Options)) *life {
 	m, err := NewManager(o)
 	must.OK(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &life{Manager: m, t: w.t, cancel: cancel, ended: make(chan error, 1)}
+	l := &life{Manager: m, t: w.t, w: w, cancel: cancel, ended: make(chan error, 1)}
 	go func() { l.ended <- m.Run(ctx) }()
 	return l
+}
+
+// Notice takes a notice, as of an event: a hook that it names is one that the group has. No group has what nothing prolongs.
+func (l *life) Notice(n Notice) {
+	if h := n.Hook; h != nil && !h.Fixed {
+		l.w.set(func(w *world) {
+			if !slices.ContainsFunc(w.named, func(known Hook) bool { return same(known, *h) }) {
+				w.named = append(w.named, *h)
+			}
+		})
+	}
+	l.Manager.Notice(n)
 }
 
 // kill ends a life as kill -9 would: nothing is said to anybody.

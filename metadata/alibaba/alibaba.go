@@ -6,12 +6,14 @@ package alibaba
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
-	"strconv"
+	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -23,28 +25,14 @@ const Name = "alibaba"
 // Endpoint is the address of the service. It is not link-local, and answers in a VPC only.
 const Endpoint = "http://100.100.100.200"
 
-// EndpointECS is the key of [cloud.Options.Endpoints] under which another address of the ECS API is given.
-const EndpointECS = "alibaba-ecs"
+// The keys of [cloud.Options.Endpoints] under which other addresses of the APIs are given.
+const (
+	EndpointECS = "alibaba-ecs"
+	EndpointESS = "alibaba-ess"
+)
 
 // tagGroup is put on each instance by its scaling group.
 const tagGroup = "acs:autoscaling:scalingGroupId"
-
-// parallel requests at most: how many the service bears is not published.
-const parallel = 4
-
-// optionalAttempts bounds the tries for what a node can live without, so that one broken item does not use up the
-// whole bound of a boot.
-const optionalAttempts = 3
-
-const (
-	tokenPath   = "/latest/api/token"
-	ttlHeader   = "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds"
-	tokenHeader = "X-Aliyun-Ecs-Metadata-Token"
-	// tokenTTL is the longest that the service gives.
-	tokenTTL = 6 * time.Hour
-	// tokenEarly: a token is renewed so long before its end, which is counted by the service's clock and not by ours.
-	tokenEarly = 10 * time.Minute
-)
 
 const (
 	hintSilent = "the service takes the connection and never answers the token request: look for something between this process and " +
@@ -58,71 +46,103 @@ const (
 		"machine is in, or generic"
 	hintUnreachable = "no metadata service at 100.100.100.200, which answers in a VPC only: if this is no ECS instance use --provider " +
 		"generic, else look for a firewall rule or a missing route"
+	hintTags = "the metadata of Alibaba Cloud show no tags: give the instance a RAM role that may ecs:ListTagResources, write a line " +
+		"such as amsagent-role=edge into the user data, or give role and group by flag, environment or configuration file"
 )
 
 // Provider reads the metadata of this ECS instance. It is safe for use by several goroutines.
 type Provider struct {
-	opts   cloud.Options
-	origin string
-	client *http.Client
-	ecs    *api
-	items  *cloud.Items
-
-	session session
-	keys    roleKeys
-
-	mu sync.Mutex
-	// deaf is until when the ECS API is not asked again, since it refused or did not answer; why says it.
-	deaf time.Time
-	why  string
+	opts     cloud.Options
+	items    *cloud.Client
+	ecs, ess *api
+	keys     roleKeys
 }
 
 var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	opts = opts.WithDefaults()
-	if opts.IsDisabled(Name) {
-		return nil, &cloud.Error{
-			Provider: Name, Item: "instance", Kind: cloud.ErrForbidden,
-			Cause: errors.New("the metadata service of Alibaba Cloud is disabled by the settings of this process"),
-			Hint:  "use --provider generic",
-		}
-	}
 	origin, err := opts.Endpoint(Name)
 	if err != nil {
 		return nil, err
 	}
-	p := &Provider{opts: opts, origin: cmp.Or(origin, Endpoint), client: opts.HTTPClient()}
-	p.items = &cloud.Items{Provider: Name, Options: opts, Fetch: p.fetch, Judge: p.judge, Slots: make(chan struct{}, parallel)}
-	ecsAt, err := opts.Endpoint(EndpointECS)
-	if err != nil {
+	p := &Provider{opts: opts.WithDefaults()}
+	p.items = cloud.New(cloud.Client{
+		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: judge,
+		// The service answers the request for a token whether or not hardened mode is enforced.
+		Token: &cloud.Token{
+			Path: "api/token", TTL: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Header: "X-Aliyun-Ecs-Metadata-Token", Lifetime: 6 * time.Hour,
+		},
+	}, opts)
+	if p.ecs, err = newAPI(p, "ecs", "2014-05-26", EndpointECS); err != nil {
 		return nil, err
 	}
-	// One that has to be asked for what is a convenience gets little time.
-	p.ecs, err = newAPI(p, ecsProduct, APIOptions{Endpoint: ecsAt, Proxy: opts.APIProxy, Timeout: ecsTimeout, Transport: opts.Transport})
+	p.ess, err = newAPI(p, "ess", "2022-02-22", EndpointESS)
 	return p, err
 }
 
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// Identity reads the identity document alone. It is what proves that this is an ECS instance.
-func (p *Provider) Identity(ctx context.Context) (Identity, error) {
-	// A service that has just come up may not have it yet, so its absence is not believed at once.
-	id, err := cloud.ReadItem(ctx, p.items, cloud.Item{Name: "identity document", Path: "dynamic/instance-identity/document", NotFoundAttempts: 2}, ParseIdentity)
-	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotFound) {
-		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoDocument
+// judge adds what is known of this service to the error of one failed request.
+func judge(e *cloud.Error) {
+	switch {
+	case e.Status == 0 && !e.Connected:
+		e.Hint = hintUnreachable
+	case e.Token && e.Unanswered():
+		e.Hint = hintSilent
+	case e.Status == http.StatusForbidden:
+		e.Hint = hintOff
+	case e.Status == http.StatusUnauthorized:
+		e.Hint = hintToken
+	case e.Token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
+		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoToken
 	}
-	return id, err
 }
+
+// identity is the part of the instance identity document that is used.
+type identity struct {
+	AccountID  string     `json:"owner-account-id"`
+	InstanceID string     `json:"instance-id"`
+	Region     string     `json:"region-id"`
+	Zone       string     `json:"zone-id"`
+	Type       string     `json:"instance-type"`
+	MAC        string     `json:"mac"`
+	PrivateIP  netip.Addr `json:"private-ipv4"`
+}
+
+func parseIdentity(body []byte) (identity, error) {
+	var id identity
+	if err := json.Unmarshal(body, &id); err != nil {
+		return id, fmt.Errorf("the identity document is not the JSON expected: %w", err)
+	}
+	if !strings.HasPrefix(id.InstanceID, "i-") || strings.ContainsFunc(id.InstanceID, notInID) || strings.ContainsFunc(id.Region, notInID) || id.Region == "" {
+		return id, fmt.Errorf("the identity document names instance %s in region %s", cloud.Quote(id.InstanceID), cloud.Quote(id.Region))
+	}
+	if !id.PrivateIP.IsGlobalUnicast() {
+		id.PrivateIP = netip.Addr{}
+	}
+	return id, nil
+}
+
+func notInID(r rune) bool {
+	return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z')
+}
+
+var document = cloud.Item{Name: "identity document", Path: "dynamic/instance-identity/document", Required: true}
+
+func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
+
+var spotItem = meta("spot termination time", "instance/spot/termination-time")
 
 // Instance implements cloud.Provider.
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
-
-	id, err := p.Identity(ctx)
+	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
+	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotThisCloud) {
+		e.Hint = cmp.Or(e.Hint, hintNoDocument)
+	}
 	if err != nil {
 		return cloud.Instance{}, err
 	}
@@ -130,156 +150,96 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
 		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
 	}
-	var (
-		g          cloud.Gatherer
-		public, v6 []netip.Addr
-		private    = id.PrivateIP
-		tags       cloud.TagSet
-	)
-	source := "private address of the identity document"
-	g.Do("name", func() (err error) {
-		inst.Name, err = cloud.ReadItem(ctx, p.items, optional("instance name", "meta-data/instance/instance-name"), ParseName)
-		return err
-	})
-	g.Do("hostname", func() (err error) {
-		inst.Hostname, err = cloud.ReadItem(ctx, p.items, optional("host name", "meta-data/hostname"), ParseHostname)
-		return err
-	})
-	g.Do("public_address", func() (err error) {
-		public, err = cloud.ReadItem(ctx, p.items, optional("public address", "meta-data/eipv4"), ParseAddresses)
-		return err
-	})
-	g.Do("life_cycle", func() error {
-		// The metadata name no life cycle; only what is about to be taken back is known to be a spot instance.
-		_, err := cloud.ReadItem(ctx, p.items, optional("spot termination time", spotPath), ParseTerminationTime)
-		if err == nil {
-			inst.LifeCycle = "spot"
-		}
-		return err
-	})
+	inst.Name = cloud.Optional(ctx, p.items, &inst, "name", meta("instance name", "instance/instance-name"), cloud.ParseLine)
+	inst.Hostname = cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "hostname"), cloud.ParseLine)
+	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "eipv4"), cloud.ParseAddresses)
+	// The metadata name no life cycle; only what is about to be taken back is known to be a spot instance.
+	if end := cloud.Optional(ctx, p.items, &inst, "life_cycle", spotItem, parseTime); !end.IsZero() {
+		inst.LifeCycle = "spot"
+	}
+	private, source := id.PrivateIP, "private address of the identity document"
 	if !private.IsValid() {
-		g.Do("address", func() error {
-			list, err := cloud.ReadItem(ctx, p.items, optional("private address", "meta-data/private-ipv4"), ParseAddresses)
-			if err == nil && len(list) > 0 && list[0].Is4() {
-				private, source = list[0], "private address of the first interface"
-			}
-			return err
-		})
-	}
-	g.Do("ipv6", func() (err error) {
-		// Of the first interface by the cloud's count, whatever order the list of interfaces has.
-		mac := id.MAC
-		if mac == "" {
-			if mac, err = cloud.ReadItem(ctx, p.items, optional("MAC address", "meta-data/mac"), cloud.ParseMAC); err != nil {
-				return err
-			}
+		list := cloud.Optional(ctx, p.items, &inst, "address", meta("private address", "private-ipv4"), cloud.ParseAddresses)
+		if len(list) > 0 && list[0].Is4() {
+			private, source = list[0], "private address of the first interface"
 		}
-		v6, err = cloud.ReadItem(ctx, p.items, optional("IPv6 addresses", "meta-data/network/interfaces/macs/"+mac+"/ipv6s"), ParseAddresses)
-		return err
-	})
-	g.Do("tags", func() (err error) {
-		tags, err = p.readTags(ctx, id)
-		return err
-	})
-	if err := g.Finish(ctx, Name); err != nil {
-		return cloud.Instance{}, err
 	}
-
+	var v6 []netip.Addr
+	// Of the first interface by the cloud's count, whatever order the list of interfaces has.
+	mac := id.MAC
+	if mac == "" {
+		mac = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine)
+	}
+	if mac != "" {
+		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
+	}
 	inst.Reached(private, source, public, v6)
-	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
-	g.Tell(p.opts.Log, &inst)
-	return inst, nil
+	p.readTags(ctx, id, &inst)
+	return inst, cloud.Left(ctx, Name)
 }
 
-func optional(name, path string) cloud.Item {
-	return cloud.Item{Name: name, Path: path, Attempts: optionalAttempts}
-}
-
-// fetch reads one path below /latest/.
-func (p *Provider) fetch(ctx context.Context, path string) ([]byte, error) {
-	token, err := p.session.token(ctx, p)
+// parseTime reads the times of Alibaba Cloud, which some of its interfaces write without seconds.
+func parseTime(body []byte) (time.Time, error) {
+	s := strings.TrimSpace(string(body))
+	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
-		return nil, err
+		t, err = time.Parse("2006-01-02T15:04Z", s)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.origin+"/latest/"+path, http.NoBody)
 	if err != nil {
-		return nil, err
+		return time.Time{}, fmt.Errorf("%s is no time", cloud.Quote(s))
 	}
-	req.Header.Set(tokenHeader, token)
-	_, body, err := cloud.Fetch(p.client, req)
-	if se, ok := errors.AsType[*cloud.StatusError](err); ok && se.Status == http.StatusUnauthorized {
-		// It ended early or was lost; the retry gets a new one.
-		p.session.drop(token)
-	}
-	return body, err
+	return t.UTC(), nil
 }
 
-// session is the token of hardened mode. The service answers the request for one whether or not the mode is enforced, so
-// that it is always asked for first.
-type session struct {
-	mu    sync.Mutex
-	value string
-	until time.Time
-}
-
-func (s *session) drop(token string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.value == token {
-		s.value = ""
+// readTags reads the two places that the agent's tags can be in: the user data, and the tags of the instance by the API, which
+// win.
+func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Instance) {
+	user, err := cloud.Read(ctx, p.items, cloud.Item{Name: "user data", Path: "user-data"}, func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
+	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
+		inst.Miss(p.opts.Log, "tags", err)
+		inst.TagsHint = cloud.Unread("tags", err)
+		return
 	}
-}
-
-// token gives the token in force, or a new one. Who comes while one is being fetched waits for that one.
-func (s *session) token(ctx context.Context, p *Provider) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	if s.value != "" && now.Before(s.until) {
-		return s.value, nil
-	}
-	if err := ctx.Err(); err != nil {
-		return "", err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, p.origin+tokenPath, http.NoBody)
-	if err != nil {
-		return "", err
-	}
-	req.Header.Set(ttlHeader, strconv.Itoa(int(tokenTTL/time.Second)))
-	_, body, err := cloud.Fetch(p.client, req)
-	if err != nil {
-		return "", err
-	}
-	token := strings.TrimSpace(string(body))
-	if token == "" || len(token) > 1024 || strings.ContainsFunc(token, notInToken) {
-		return "", cloud.BadAnswer(errors.New("the answer to the token request is no session token"))
-	}
-	s.value, s.until = token, now.Add(tokenTTL-tokenEarly)
-	return token, nil
-}
-
-// notInToken is what would break out of a header, or is a page of something else.
-func notInToken(r rune) bool { return r <= ' ' || r > '~' || r == '<' || r == '>' }
-
-// unknownToService is the answer of a service that knows no session tokens. 403 is none of them: it says that the service
-// is switched off.
-func unknownToService(status int) bool {
-	return status == http.StatusNotFound || status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented
-}
-
-// judge adds what is known of this service to the verdict on one failed try.
-func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
-	token := a.Method() == http.MethodPut
+	inst.Tags = user
+	tags, err := p.instanceTags(ctx, self)
+	denied, isDenied := errors.AsType[*cloud.DeniedError](err)
+	_, far := errors.AsType[*cloud.UnreachableError](err)
 	switch {
-	case cloud.Unconnected(e, a):
-		e.Hint = hintUnreachable
-	case token && cloud.Unanswered(e):
-		e.Hint = hintSilent
-	case e.Status == http.StatusForbidden:
-		e.Hint = hintOff
-	case e.Status == http.StatusUnauthorized:
-		e.Hint = hintToken
-	case token && unknownToService(e.Status):
-		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoToken
+	case err == nil:
+		if inst.Tags == nil {
+			inst.Tags = cloud.Tags{}
+		}
+		maps.Copy(inst.Tags, tags)
+		inst.TagsKnown, inst.Group = true, inst.Tags[tagGroup]
+	case isDenied && denied.NoRole:
+		// With what stands in the user data no role is needed.
+		if inst.TagsKnown = len(user) > 0; !inst.TagsKnown {
+			inst.TagsHint = hintTags
+		}
+	case isDenied, far:
+		inst.TagsHint = fmt.Sprintf("%s (asking the ECS API: %v)", hintTags, err)
+	default:
+		// A tag that is there and unread could be the role: the caller must not think that it is not there.
+		inst.Miss(p.opts.Log, "tags", err)
+		inst.TagsHint = cloud.Unread("tags", err)
 	}
+}
+
+// instanceTags asks the ECS API. An instance has 20 tags at most, so they are on one page.
+func (p *Provider) instanceTags(ctx context.Context, self identity) (cloud.Tags, error) {
+	p.ecs.mu.Lock()
+	p.ecs.self = self // so that the document is not read once more
+	p.ecs.mu.Unlock()
+	var out struct {
+		Tags list[struct {
+			Key   string `json:"TagKey"`
+			Value string `json:"TagValue"`
+		}] `json:"TagResources"`
+	}
+	err := p.ecs.call(ctx, 1, "ListTagResources", url.Values{"ResourceType": {"instance"}, "ResourceId.1": {self.InstanceID}}, &out)
+	tags := cloud.Tags{}
+	for _, t := range out.Tags {
+		tags[t.Key] = t.Value
+	}
+	return tags, err
 }

@@ -1,49 +1,55 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package alibaba_test
+package alibaba
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
-	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/metadata"
-	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 const (
-	latest   = "/latest/"
-	meta     = latest + "meta-data/"
-	document = latest + "dynamic/instance-identity/document"
-	mac      = "00:16:3e:0f:00:01"
-	mac2     = "00:16:3e:0f:00:02"
-	v6path   = meta + "network/interfaces/macs/" + mac + "/ipv6s"
-	roles    = meta + "ram/security-credentials/"
-	gone     = "\x00gone"
+	self        = "i-bp13znx0m0me8cq0001"
+	latest      = "/latest/"
+	metaData    = latest + "meta-data/"
+	docPath     = latest + "dynamic/instance-identity/document"
+	tokenPath   = latest + "api/token"
+	ttlHeader   = "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds"
+	tokenHeader = "X-Aliyun-Ecs-Metadata-Token"
+	mac         = "00:16:3e:0f:00:01"
+	mac2        = "00:16:3e:0f:00:02"
+	v6path      = metaData + "network/interfaces/macs/" + mac + "/ipv6s"
+	rolePath    = metaData + "ram/security-credentials/"
+	spotPath    = metaData + "instance/spot/termination-time"
+	eventsPath  = latest + "maintenance/active-system-events"
+	gone        = "\x00gone"
 )
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: alibaba.Endpoint,
+		Origin: Endpoint,
 		Token: &metadatatest.Token{
-			Path: "/latest/api/token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Header: "X-Aliyun-Ecs-Metadata-Token",
+			Path: tokenPath, TTLHeader: ttlHeader, Header: tokenHeader,
 		},
-		Required: document, Optional: meta + "eipv4", Field: "public_address",
+		Required: docPath, Optional: metaData + "eipv4", Field: "public_address",
 		WrongTypes: []string{
 			`{"instance-id":["i-bp13znx0m0me8cq0001"],"region-id":"cn-hangzhou"}`,
 			`{"instance-id":"i-bp13znx0m0me8cq0001","region-id":null}`,
 			`{"instance-id":"i-bp13znx0m0me8cq0001","region-id":"cn-hangzhou","owner-account-id":1609000000000001}`,
 			`{"instance-id":"i-bp13znx0m0me8cq0001","region-id":"cn-hangzhou","private-ipv4":10}`,
 			`{"instance-id":"i-bp13znx0m0me8cq0001","region-id":"cn-hangzhou","private-ipv4":"ten"}`,
-			`{"instance-id":"i-bp13znx0m0me8cq0001","region-id":"cn-hangzhou","mac":"a mac"}`,
 			`{"instance-id":"iid-nocloud","region-id":"cn-hangzhou"}`,
 			`{"instance-id":"i-bp13znx0m0me8cq0001","region-id":"../evil"}`,
 			`[]`, `null`, `{}`, `"i-bp13znx0m0me8cq0001"`,
@@ -54,16 +60,16 @@ func service() metadatatest.Service {
 func bodies(tb testing.TB, more ...map[string]string) map[string]string {
 	tb.Helper()
 	out := map[string]string{
-		document:                            fixture(tb, "document.json"),
-		meta + "instance/instance-name":     "edge-hangzhou-0001",
-		meta + "hostname":                   "iZbp13znx0m0me8cq0001Z",
-		meta + "eipv4":                      "203.0.113.7",
-		meta + "private-ipv4":               "192.168.0.12",
-		meta + "mac":                        mac,
-		meta + "network/interfaces/macs/":   mac + "/\n",
-		latest + "user-data":                "#!/bin/sh\n# amsagent-role=edge\n",
-		meta + "instance-id":                "i-bp13znx0m0me8cq0001",
-		latest + "meta-data/instance/other": "x",
+		docPath:                               fixture(tb, "document.json"),
+		metaData + "instance/instance-name":   "edge-hangzhou-0001",
+		metaData + "hostname":                 "iZbp13znx0m0me8cq0001Z",
+		metaData + "eipv4":                    "203.0.113.7",
+		metaData + "private-ipv4":             "192.168.0.12",
+		metaData + "mac":                      mac,
+		metaData + "network/interfaces/macs/": mac + "/\n",
+		latest + "user-data":                  "#!/bin/sh\n# amsagent-role=edge\n",
+		metaData + "instance-id":              "i-bp13znx0m0me8cq0001",
+		latest + "meta-data/instance/other":   "x",
 	}
 	for _, m := range more {
 		for k, v := range m {
@@ -75,6 +81,13 @@ func bodies(tb testing.TB, more ...map[string]string) map[string]string {
 	return out
 }
 
+func fixture(tb testing.TB, name string) string {
+	tb.Helper()
+	b, err := os.ReadFile("testdata/" + name)
+	must.OK(tb, err)
+	return string(b)
+}
+
 func doc(tb testing.TB, old, with string) string {
 	tb.Helper()
 	s := fixture(tb, "document.json")
@@ -83,9 +96,6 @@ func doc(tb testing.TB, old, with string) string {
 	}
 	return strings.Replace(s, old, with, 1)
 }
-
-const hintTags = "the metadata of Alibaba Cloud show no tags: give the instance a RAM role that may ecs:ListTagResources, write a line " +
-	"such as amsagent-role=edge into the user data, or give role and group by flag, environment or configuration file"
 
 func instance(change ...func(*cloud.Instance)) cloud.Instance {
 	inst := cloud.Instance{
@@ -109,7 +119,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 	return []metadatatest.Machine{
 		{Name: "ipv4", Bodies: bodies(tb), Want: instance()},
 		{
-			Name: "spot", Bodies: bodies(tb, map[string]string{meta + "instance/spot/termination-time": "2026-11-20T17:03:00Z"}),
+			Name: "spot", Bodies: bodies(tb, map[string]string{spotPath: "2026-11-20T17:03:00Z"}),
 			Want: instance(func(i *cloud.Instance) { i.LifeCycle = "spot" }),
 		},
 		{Name: "dual_stack_array", Bodies: bodies(tb, map[string]string{v6path: `["2408:4001:200::a1","2408:4001:200::a2"]`}), Want: instance(dual)},
@@ -118,8 +128,8 @@ func machines(tb testing.TB) []metadatatest.Machine {
 		{
 			Name: "ipv6_only",
 			Bodies: bodies(tb, map[string]string{
-				document:              doc(tb, `"192.168.0.12"`, "null"),
-				meta + "private-ipv4": gone, meta + "eipv4": gone, v6path: "2408:4001:200::a1",
+				docPath:                   doc(tb, `"192.168.0.12"`, "null"),
+				metaData + "private-ipv4": gone, metaData + "eipv4": gone, v6path: "2408:4001:200::a1",
 			}),
 			Want: instance(dual, func(i *cloud.Instance) {
 				i.Address, i.PublicAddress = v6, netip.Addr{}
@@ -128,33 +138,33 @@ func machines(tb testing.TB) []metadatatest.Machine {
 		},
 		{
 			Name:   "document_without_an_address",
-			Bodies: bodies(tb, map[string]string{document: doc(tb, `"192.168.0.12"`, `""`)}),
+			Bodies: bodies(tb, map[string]string{docPath: doc(tb, `"192.168.0.12"`, `""`)}),
 			Want:   instance(func(i *cloud.Instance) { i.AddressSource = "private address of the first interface" }),
 		},
 		{
 			Name:   "document_without_a_mac",
-			Bodies: bodies(tb, map[string]string{document: doc(tb, `"`+mac+`"`, `""`), v6path: "2408:4001:200::a1"}),
+			Bodies: bodies(tb, map[string]string{docPath: doc(tb, `"`+mac+`"`, `""`), v6path: "2408:4001:200::a1"}),
 			Want:   instance(dual),
 		},
 		{
 			// The list is in no order, and the other interface has an address, too.
 			Name: "several_nics",
 			Bodies: bodies(tb, map[string]string{
-				meta + "network/interfaces/macs/":                               mac2 + "/\n" + mac + "/\n",
-				meta + "network/interfaces/macs/" + mac2 + "/ipv6s":             "2408:4001:200::ff",
-				meta + "network/interfaces/macs/" + mac2 + "/private-ipv4s":     `["192.168.7.7"]`,
-				meta + "network/interfaces/macs/" + mac + "/primary-ip-address": "192.168.0.12",
+				metaData + "network/interfaces/macs/":                               mac2 + "/\n" + mac + "/\n",
+				metaData + "network/interfaces/macs/" + mac2 + "/ipv6s":             "2408:4001:200::ff",
+				metaData + "network/interfaces/macs/" + mac2 + "/private-ipv4s":     `["192.168.7.7"]`,
+				metaData + "network/interfaces/macs/" + mac + "/primary-ip-address": "192.168.0.12",
 				v6path: "2408:4001:200::a1",
 			}),
 			Want: instance(dual),
 		},
 		{
 			Name:   "no_public_address_no_name",
-			Bodies: bodies(tb, map[string]string{meta + "eipv4": gone, meta + "instance/instance-name": gone}),
+			Bodies: bodies(tb, map[string]string{metaData + "eipv4": gone, metaData + "instance/instance-name": gone}),
 			Want:   instance(func(i *cloud.Instance) { i.PublicAddress, i.Name = netip.Addr{}, "" }),
 		},
 		{
-			Name: "a_name_in_another_script", Bodies: bodies(tb, map[string]string{meta + "instance/instance-name": "边缘节点 1号"}),
+			Name: "a_name_in_another_script", Bodies: bodies(tb, map[string]string{metaData + "instance/instance-name": "边缘节点 1号"}),
 			Want: instance(func(i *cloud.Instance) { i.Name = "边缘节点 1号" }),
 		},
 		{Name: "no_user_data", Bodies: bodies(tb, map[string]string{latest + "user-data": gone}), Want: instance(untagged)},
@@ -173,84 +183,128 @@ func TestConformance(t *testing.T) {
 	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
 		Name:     "alibaba",
-		Open:     func(o cloud.Options) (cloud.Provider, error) { return metadata.Open("alibaba", o) },
+		Open:     func(o cloud.Options) (cloud.Provider, error) { return New(o) },
 		Machines: machines(t), Service: &svc,
 		Lacks: map[string]string{"group_present": "the metadata name no group: the API does, see TestTagsOfTheAPI"},
 	})
 }
 
-// A token is asked for with the longest life, and not once more while it lasts.
-func TestTokenLife(t *testing.T) {
-	t.Parallel()
-	f := metadatatest.NewFake(t, service(), bodies(t))
-	p := open(t, f, nil)
-	if _, err := p.Identity(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range f.Seen() {
-		if r.Path == "/latest/api/token" && (r.Method != http.MethodPut || r.Header.Get("X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds") != "21600") {
-			t.Errorf("%s with %v", r.Method, r.Header)
-		}
-	}
-}
-
-func open(t *testing.T, f *metadatatest.Fake, change func(*cloud.Options)) *alibaba.Provider {
-	t.Helper()
-	o := cloud.Options{Endpoints: map[string]string{"alibaba": f.URL()}, RetryWait: time.Millisecond, Timeout: time.Minute}
-	if change != nil {
-		change(&o)
-	}
-	p, err := alibaba.New(o)
-	must.OK(t, err)
-	return p
-}
-
-// Without a token nothing is asked, whatever the token request says.
+// Something that gives no session token is another cloud, and is asked for nothing else.
 func TestNoPlainFallback(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		name  string
-		fault metadatatest.Fault
-		want  error
-	}{
-		{"404", metadatatest.Status(http.StatusNotFound), cloud.ErrNotThisCloud},
-		{"405", metadatatest.Status(http.StatusMethodNotAllowed), cloud.ErrNotThisCloud},
-		{"403", metadatatest.Status(http.StatusForbidden), cloud.ErrForbidden},
-		{"500", metadatatest.Status(http.StatusInternalServerError), cloud.ErrNotReady},
-		{"html", metadatatest.HTML(), cloud.ErrBadAnswer},
-	} {
-		f := metadatatest.NewFake(t, service(), bodies(t))
-		f.Break("/latest/api/token", -1, tt.fault)
-		// A service of before hardened mode wants no token.
-		f.Break(document, -1, metadatatest.Body(fixture(t, "document.json")))
-		limit := time.Minute
-		if errors.Is(tt.want, cloud.ErrNotReady) {
-			limit = time.Second // is waited out
-		}
-		p := open(t, f, func(o *cloud.Options) { o.Timeout = limit })
-		_, err := p.Identity(deadline(t, limit))
-		if !errors.Is(err, tt.want) || cloud.HintOf(err) == "" && tt.name != "500" && tt.name != "html" {
-			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
-		}
-		if n := f.Count(document); n > 0 {
-			t.Errorf("%s: asked %d times without a token", tt.name, n)
-		}
-		if n := f.Count("/latest/api/token"); tt.name == "403" && n != 1 {
-			t.Errorf("a service that is off was asked %d times for a token", n)
-		}
+	for _, status := range []int{http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented} {
+		row(t, http.StatusText(status), func(t *testing.T, w *world) {
+			w.items[tokenPath] = answer{status: status}
+			_, err := w.open().Instance(t.Context())
+			if !errors.Is(err, cloud.ErrNotThisCloud) || cloud.HintOf(err) != hintNoToken || w.asked[tokenPath] != 1 || len(w.asked) != 1 {
+				t.Errorf("%v, hint %q, asked %v", err, cloud.HintOf(err), w.asked)
+			}
+		})
 	}
 }
 
-func deadline(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func TestDisabled(t *testing.T) {
+// With a role the tags of the instance count, and the group that ESS put on it; the user data fill in.
+func TestTagsOfTheAPI(t *testing.T) {
 	t.Parallel()
-	if _, err := alibaba.New(cloud.Options{Disabled: []string{"alibaba"}}); !errors.Is(err, cloud.ErrForbidden) || cloud.HintOf(err) == "" {
-		t.Errorf("error = %v, hint = %q", err, cloud.HintOf(err))
+	const role = `{"ResourceId":"` + self + `","TagKey":"amsagent-role","TagValue":"edge"}`
+	for _, tt := range []struct {
+		name, userData string
+		answer         answer
+		want           cloud.TagSet
+		missing        bool
+		hint           string
+	}{
+		{
+			"of both", "# amsagent-role=origin\n# amsagent-mongo=10.0.0.9\n",
+			good(`{"TagResources":{"TagResource":[` + role + `,{"TagKey":"` + tagGroup + `","TagValue":"asg-1"}]},"NextToken":""}`),
+			cloud.TagSet{Tags: cloud.Tags{"amsagent-role": "edge", "amsagent-mongo": "10.0.0.9", tagGroup: "asg-1"}, Known: true, Group: "asg-1"},
+			false, "",
+		},
+		{"none", "", good(`{"TagResources":{"TagResource":[]}}`), cloud.TagSet{Tags: cloud.Tags{}, Known: true}, false, ""},
+		{"a plain list", "", good(`{"TagResources":[` + role + `]}`), cloud.TagSet{Tags: cloud.Tags{"amsagent-role": "edge"}, Known: true}, false, ""},
+		{"denied", "amsagent-role=up", denied(), cloud.TagSet{Tags: cloud.Tags{"amsagent-role": "up"}}, false, "ecs:ListTagResources"},
+		{"unreachable", "", answer{err: syscall.EHOSTUNREACH}, cloud.TagSet{}, false, "the ECS API cannot be reached"},
+		{"ill", "amsagent-role=up", bad(500, "InternalError"), cloud.TagSet{Tags: cloud.Tags{"amsagent-role": "up"}}, true, "could not be read"},
+	} {
+		row(t, tt.name, func(t *testing.T, w *world) {
+			w.items[latest+"user-data"] = ok(tt.userData)
+			w.on(listTags, tt.answer)
+			inst, err := w.open().Instance(t.Context())
+			must.OK(t, err)
+			if !strings.Contains(inst.TagsHint, tt.hint) || (inst.TagsHint == "") != tt.want.Known || slices.Contains(inst.Missing, "tags") != tt.missing {
+				t.Errorf("hint %q, missing %v", inst.TagsHint, inst.Missing)
+			}
+			inst.TagsHint = ""
+			if diff := cmp.Diff(tt.want, inst.TagSet()); diff != "" {
+				t.Error(diff)
+			}
+			const query = "RegionId=cn-hangzhou&ResourceId.1=" + self + "&ResourceType=instance"
+			if calls := w.called(listTags); len(calls) != 1 || calls[0].query.Encode() != query {
+				t.Errorf("%+v", calls)
+			}
+		})
 	}
+}
+
+// TestFieldReport07_Tags: a group tags its instances after they have started, so tags are read again.
+func TestFieldReport07_Tags(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.on(listTags, good(`{"TagResources":[]}`), good(`{"TagResources":[{"TagKey":"amsagent-group","TagValue":"eu"}]}`))
+		p := w.open()
+		for _, want := range []string{"", "eu"} {
+			inst, err := p.Instance(t.Context())
+			if err != nil || !inst.TagsKnown || inst.Tags["amsagent-group"] != want {
+				t.Errorf("%+v, %v, want %q", inst, err, want)
+			}
+		}
+	})
+}
+
+func TestParseUserData(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, body string
+		want       cloud.Tags
+	}{
+		{"a script", "#!/bin/sh\n# amsagent-role=edge\nyum install -y amsagent\n", cloud.Tags{"amsagent-role": "edge"}},
+		{"a cloud-config", "#cloud-config\n#amsagent:role: origin\n  # amsagent:group = \"eu\"\npackages: [x]\n", cloud.Tags{"amsagent:role": "origin", "amsagent:group": "eu"}},
+		{"bare lines", "amsagent-role=edge\r\namsagent-mongo='mongodb://u:p@h/?x=1'\r\n", cloud.Tags{"amsagent-role": "edge", "amsagent-mongo": "mongodb://u:p@h/?x=1"}},
+		{"double slash, semicolon", "// amsagent-role: edge\n; amsagent-group: g\n", cloud.Tags{"amsagent-role": "edge", "amsagent-group": "g"}},
+		{"the first counts", "amsagent-role=edge\namsagent-role=origin\n", cloud.Tags{"amsagent-role": "edge"}},
+		{"what follows is a remark", "amsagent-role=edge # for now\n", cloud.Tags{"amsagent-role": "edge"}},
+		{"not at the beginning of the line", "echo amsagent-role=edge\n", nil},
+		{"a command", "amsagent join --role edge\namsagent --role=edge\namsagent.service=x", nil},
+		{"no value", "amsagent-role=\namsagent-role\namsagent-=x\namsagent:role: ''\n", nil},
+		{"not text", "\x1f\x8b\x08amsagent-role=edge\n\xff", nil},
+		{"too large", strings.Repeat("x\n", 40<<10) + "amsagent-role=edge\n", nil},
+		{"a long heading", "##### amsagent-role=edge\n", nil},
+		{"empty", "", nil},
+	} {
+		if diff := cmp.Diff(tt.want, ParseUserData([]byte(tt.body))); diff != "" {
+			t.Errorf("%s:\n%s", tt.name, diff)
+		}
+	}
+}
+
+func FuzzParseIdentity(f *testing.F) {
+	f.Add([]byte(fixture(f, "document.json")))
+	f.Add([]byte(`{"instance-id":"i-bp13znx0m0me8cq0001","region-id":"cn-hangzhou","private-ipv4":null}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		id, err := parseIdentity(body)
+		if err == nil && (!strings.HasPrefix(id.InstanceID, "i-") || id.Region == "" || strings.ContainsAny(id.InstanceID+id.Region, " \n/&?.")) {
+			t.Errorf("%+v", id)
+		}
+	})
+}
+
+func FuzzParseUserData(f *testing.F) {
+	f.Add([]byte("# amsagent-role=edge\namsagent:mongo: 'mongodb://u:p@h'"))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		tags := ParseUserData(body)
+		for k, v := range tags {
+			if !strings.HasPrefix(k, "amsagent") || v == "" || len(v) > 1024 || len(k) > 64 || strings.ContainsAny(v, "\r\n\x00") || len(tags) > 16 {
+				t.Errorf("%q = %q", k, v)
+			}
+		}
+	})
 }

@@ -6,15 +6,19 @@ package alibaba
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
+	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,139 +26,61 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// What a caller of the APIs may branch on, besides *DeniedError.
 var (
-	// ErrOver: no lifecycle action waits with this hook and this token, any more.
-	ErrOver = errors.New("no lifecycle action waits with this token")
-	// ErrLimit: the action waits, and cannot be made to wait longer than it does.
-	ErrLimit = errors.New("the lifecycle action cannot be made to wait longer")
-	// ErrOften: it was prolonged as often as it can be. It is an ErrLimit, which no shorter time mends.
-	ErrOften = fmt.Errorf("%w, as often as it was", ErrLimit)
-	// ErrThrottled: too many calls of this account. It is among what is tried again.
-	ErrThrottled = errors.New("the API takes no more calls for the moment")
+	// errOver: no lifecycle action waits with this hook and this token any more.
+	errOver = fmt.Errorf("%w: the lifecycle action is completed, or its time was over", cloud.ErrGone)
+	// errLimit: the action waits, and cannot be made to wait longer than it does. errOften: it was prolonged as often as it can
+	// be, so that no shorter time mends it.
+	errLimit = errors.New("the lifecycle action cannot be made to wait longer")
+	errOften = fmt.Errorf("%w: it was prolonged as often as it can be", errLimit)
+	// errThrottled: too many calls of this account. It is among what is tried again.
+	errThrottled = errors.New("the API takes no more calls for the moment")
 )
 
-// DeniedError says that the RAM role of the instance may not make a call, or that the instance has no role.
-type DeniedError struct {
-	// Action is the permission that is missing, as policies spell it: ess:CompleteLifecycleAction.
-	Action string
-	// Policy is the smallest policy with which everything works, as JSON for the role.
-	Policy string
-	// Reason is what Alibaba Cloud says.
-	Reason string
-	// NoRole tells that there is no role at all.
-	NoRole bool
-}
-
-// Error implements error.
-func (e *DeniedError) Error() string {
-	if e.NoRole {
-		return e.Reason
-	}
-	return fmt.Sprintf("the RAM role of this instance lacks the permission %s: %s", e.Action, e.Reason)
-}
-
-// UnreachableError says that an API could not be spoken to.
-type UnreachableError struct {
-	Action string
-	Cause  error
-	hint   string
-}
-
-// Error implements error.
-func (e *UnreachableError) Error() string {
-	return fmt.Sprintf("calling %s: the API cannot be reached: %v", e.Action, e.Cause)
-}
-
-// Unwrap gives errors.Is and errors.As the cause.
-func (e *UnreachableError) Unwrap() error { return e.Cause }
-
-// Hint says what an operator can do.
-func (e *UnreachableError) Hint() string { return e.hint }
-
-// product is one of the services.
-type product struct {
-	name, version, variable string
-	// troubles is the level of lines about single tries. Who asks now and then, and tells the outcome, is quiet.
-	troubles slog.Level
-	// hosts are tried one after the other until one takes a connection: the region's own, the one that needs no way
-	// into the internet, and the one that knows all the older regions.
-	hosts []string
-}
-
-var (
-	essProduct = product{
-		name: "ess", version: "2022-02-22", variable: "AMSAGENT_ALIBABA_ESS_ENDPOINT", troubles: slog.LevelWarn,
-		hosts: []string{"ess.REGION.aliyuncs.com", "ess-vpc.REGION.aliyuncs.com", "ess.aliyuncs.com"},
-	}
-	ecsProduct = product{
-		name: "ecs", version: "2014-05-26", variable: "AMSAGENT_ALIBABA_ECS_ENDPOINT", troubles: slog.LevelDebug,
-		hosts: []string{"ecs.REGION.aliyuncs.com", "ecs-vpc.REGION.aliyuncs.com", "ecs.aliyuncs.com"},
-	}
-)
-
-// dialTimeout bounds the making of a connection to an API: there is another host to try.
-const dialTimeout = 2 * time.Second
-
-// APIOptions are the settings of an API; the zero value works.
-type APIOptions = cloud.APIOptions
-
-// api speaks to one product for this one instance, with the credentials of its role. Nothing is asked before the first
-// call.
+// api calls one product for this one instance, with the credentials of its RAM role. Nothing is asked before the first call.
 type api struct {
-	p       *Provider
-	product product
-	opts    APIOptions
-	http    *http.Client
+	p                      *Provider
+	product, version, name string
+	cloud.APIClient
 
-	mu sync.Mutex
-	// self is who and where this instance is; the zero value is not known yet.
-	self Identity
-	// host is the index of the one in use; it moves on only until one has connected.
+	mu   sync.Mutex
+	self identity // the zero value is not known yet
+	// host is the index of the one in use; it moves on until one has connected.
 	host      int
 	connected bool
 	// skew is how far the clock of the API is ahead of ours, where it said that we are wrong.
 	skew time.Duration
 }
 
-func newAPI(p *Provider, what product, o APIOptions) (*api, error) {
-	o, client, err := o.Open(what.name, dialTimeout)
-	if err != nil {
-		return nil, err
-	}
-	return &api{p: p, product: what, opts: o, http: client}, nil
+func newAPI(p *Provider, product, version, name string) (*api, error) {
+	client, err := p.opts.API(name)
+	return &api{p: p, product: product, version: version, name: name, APIClient: client}, err
 }
 
 // where finds out who and where this instance is, once.
-func (a *api) where(ctx context.Context) (Identity, error) {
-	a.mu.Lock()
-	self := a.self
-	a.mu.Unlock()
-	if self.InstanceID != "" {
-		return self, nil
-	}
-	self, err := cloud.ReadItem(ctx, a.p.items, optional("identity document", "dynamic/instance-identity/document"), ParseIdentity)
-	if err != nil {
-		return Identity{}, err
-	}
-	a.know(self)
-	return self, nil
-}
-
-func (a *api) know(self Identity) {
+func (a *api) where(ctx context.Context) (identity, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.self = self
+	if a.self.InstanceID != "" {
+		return a.self, nil
+	}
+	self, err := cloud.Read(ctx, a.p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
+	if err == nil {
+		a.self = self
+	}
+	return self, err
 }
 
-// origin is where the next request goes, and the index of that host.
+// origin is where the next request goes, and the index of that host: the region's own, the one that needs no way into the
+// internet, and the one that knows all the older regions.
 func (a *api) origin(region string) (string, int) {
-	if a.opts.Endpoint != "" {
-		return a.opts.Endpoint, 0
+	if a.Endpoint != "" {
+		return a.Endpoint, 0
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return "https://" + strings.ReplaceAll(a.product.hosts[a.host%len(a.product.hosts)], "REGION", region), a.host
+	hosts := []string{a.product + "." + region, a.product + "-vpc." + region, a.product}
+	return "https://" + hosts[a.host%len(hosts)] + ".aliyuncs.com", a.host
 }
 
 // reached notes whether the host took a connection. Another call may have moved on meanwhile.
@@ -168,53 +94,33 @@ func (a *api) reached(host int, ok bool) {
 	}
 }
 
-// call makes one call with its retries. params are those of the call; the region is added. The answer is read into out.
-func (a *api) call(ctx context.Context, action string, params url.Values, out any) error {
-	return a.callAtMost(ctx, cloud.CallAttempts, action, params, out)
-}
-
-// callAtMost is call with so many tries. Credentials and clock are put right in any case.
-func (a *api) callAtMost(ctx context.Context, tries int, action string, params url.Values, out any) error {
-	bound, cancel := context.WithTimeout(ctx, a.opts.Timeout)
+// call makes one call with so many tries. params are those of the call; the region is added. The answer is read into out.
+func (a *api) call(ctx context.Context, tries int, action string, params url.Values, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
-	wait := cloud.CallWait
-	var renewed, clocked bool
+	wait := 400 * time.Millisecond
+	renewed, clocked := false, false
 	for n := 1; ; n++ {
-		v := a.try(bound, action, params, out)
-		if v.err == nil {
-			return nil
-		}
+		v := a.try(ctx, action, params, out)
 		switch {
+		case v.err == nil:
+			return nil
 		case v.expired && !renewed:
 			// Once: credentials that are new and refused are refused for another reason.
 			renewed = true
 			a.p.keys.drop(v.used)
-			a.p.opts.Log.Log(ctx, min(a.product.troubles, slog.LevelInfo), "the credentials of the RAM role are refused, fetching new ones", "action", action, "err", v.err)
 			continue
 		case v.clock != 0 && !clocked:
 			clocked = true
 			a.mu.Lock()
 			a.skew = v.clock
 			a.mu.Unlock()
-			a.p.opts.Log.Log(ctx, a.product.troubles, "the clock of this machine is wrong by the clock of the API, which is gone by from now on",
-				"ahead", (-v.clock).Round(time.Second), "action", action)
+			a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -v.clock)
 			continue
-		}
-		pause := wait/2 + mathrand.N(wait/2+1)
-		deadline, _ := bound.Deadline()
-		if !v.retry || n >= tries || ctx.Err() != nil || time.Until(deadline) <= pause {
+		case !v.retry || n >= tries || !cloud.Sleep(ctx, wait/2+mathrand.N(wait/2)):
 			return v.err
 		}
-		a.p.opts.Log.Log(ctx, a.product.troubles, "the API gave no usable answer, trying again",
-			"action", action, "attempt", n, "wait", pause.Round(time.Millisecond), "err", v.err)
 		wait *= 3
-		timer := time.NewTimer(pause)
-		select {
-		case <-bound.Done():
-			timer.Stop()
-			return v.err
-		case <-timer.C:
-		}
 	}
 }
 
@@ -224,10 +130,8 @@ type verdict struct {
 	retry, expired bool
 	// clock is how far the API's clock is ahead of ours, where it refused because of that.
 	clock time.Duration
-	used  Credentials
+	used  credentials
 }
-
-var errNotAPI = errors.New("the answer is not one of the API")
 
 // try makes one request and reads the answer.
 func (a *api) try(ctx context.Context, action string, params url.Values, out any) verdict {
@@ -237,17 +141,13 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	}
 	keys, err := a.p.keys.get(ctx, a.p)
 	if errors.Is(err, errNoRole) {
-		return verdict{err: &DeniedError{Action: a.product.name + ":" + action, Policy: policyJSON(), Reason: errNoRole.Error(), NoRole: true}}
+		return verdict{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: errNoRole.Error(), NoRole: true}}
 	}
 	if err != nil {
 		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, cloud.CallAttemptTimeout)
-	defer cancel()
 	q := url.Values{"RegionId": {self.Region}}
-	for k, v := range params {
-		q[k] = v
-	}
+	maps.Copy(q, params)
 	origin, host := a.origin(self.Region)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, origin+"/?"+canonicalQuery(q), http.NoBody)
 	if err != nil {
@@ -257,64 +157,50 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	a.mu.Lock()
 	now := time.Now().Add(a.skew)
 	a.mu.Unlock()
-	sign(req, keys, call{action: action, version: a.product.version, nonce: rand.Text(), at: now})
-	resp, err := a.http.Do(req)
+	sign(req, keys, call{action: action, version: a.version, nonce: rand.Text(), at: now})
+	resp, err := a.HTTP.Do(req)
 	a.reached(host, err == nil)
 	if err != nil {
-		return verdict{retry: true, err: &UnreachableError{Action: action, Cause: cloud.WireCause(err), hint: a.unreachable()}}
+		return verdict{retry: true, err: &cloud.UnreachableError{
+			Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err), Advice: a.hint(),
+		}}
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody+1))
-	switch {
-	case err != nil:
+	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
+	if err != nil {
 		return verdict{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, cloud.WireCause(err))}
-	case resp.StatusCode == http.StatusOK && isAnswer(body):
+	}
+	var answer struct {
+		RequestID     string `json:"RequestId"`
+		Code, Message string
+	}
+	// The page of some proxy is no answer: a success that the API did not give would leave a hook waiting.
+	if json.Unmarshal(body, &answer) != nil || answer.RequestID == "" && answer.Code == "" {
+		return verdict{
+			retry: resp.StatusCode < 400 || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests,
+			err:   fmt.Errorf("calling %s: the answer is not one of the API (HTTP %d, %d bytes)", action, resp.StatusCode, len(body)),
+		}
+	}
+	if resp.StatusCode == http.StatusOK && answer.Code == "" {
 		if err := json.Unmarshal(body, out); err != nil {
 			return verdict{err: fmt.Errorf("calling %s: the answer is not the JSON expected: %w", action, err)}
 		}
 		return verdict{}
 	}
-	v := a.judge(action, resp, body)
+	v := a.judge(action, resp, cloud.Printable(answer.Code), cloud.Printable(answer.Message))
 	v.used = keys
 	return v
 }
 
-// isAnswer tells the answer of the API from the page of some proxy: a success that nobody gave would leave a hook waiting
-// that we believe to be completed.
-func isAnswer(body []byte) bool {
-	var doc struct {
-		RequestID string          `json:"RequestId"`
-		Code      json.RawMessage `json:"Code"`
-	}
-	return len(body) <= cloud.MaxBody && bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")) &&
-		json.Unmarshal(body, &doc) == nil && doc.RequestID != "" && len(doc.Code) == 0
-}
-
-func (a *api) judge(action string, resp *http.Response, body []byte) verdict {
+func (a *api) judge(action string, resp *http.Response, code, message string) verdict {
 	doing := "calling " + action
-	var doc struct {
-		Code    string `json:"Code"`
-		Message string `json:"Message"`
-	}
-	if json.Unmarshal(body, &doc) != nil || doc.Code == "" {
-		return verdict{
-			retry: resp.StatusCode < 400 || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests,
-			err:   fmt.Errorf("%s: %w (HTTP %d, %d bytes)", doing, errNotAPI, resp.StatusCode, len(body)),
-		}
-	}
-	code, message := cloud.Printable(doc.Code), cloud.Printable(doc.Message)
 	plain := fmt.Errorf("%s: %s: %s (HTTP %d)", doing, code, message, resp.StatusCode)
 	has := func(prefixes ...string) bool {
-		for _, p := range prefixes {
-			if strings.HasPrefix(code, p) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(code, p) })
 	}
 	switch {
 	case has("Throttling"), resp.StatusCode == http.StatusTooManyRequests:
-		return verdict{retry: true, err: fmt.Errorf("%s: %w: %s: %s", doing, ErrThrottled, code, message)}
+		return verdict{retry: true, err: fmt.Errorf("%s: %w: %s: %s", doing, errThrottled, code, message)}
 	case has("InvalidTimeStamp", "InvalidTimestamp", "RequestTimeTooSkewed"):
 		v := verdict{err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
 		if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
@@ -324,23 +210,21 @@ func (a *api) judge(action string, resp *http.Response, body []byte) verdict {
 	case has("InvalidSecurityToken", "InvalidAccessKeyId", "MissingSecurityToken", "SecurityTokenExpired"):
 		return verdict{expired: true, err: plain}
 	case has("LifecycleHookIdAndLifecycleActionToken"):
-		return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrOver, message)}
+		return verdict{err: fmt.Errorf("%s: %w: %s", doing, errOver, message)}
 	case has("LifecycleAction.TimeExceeded"):
-		return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrLimit, code)}
+		return verdict{err: fmt.Errorf("%s: %w: %s", doing, errLimit, code)}
 	case has("LifecycleAction.RecordTimesExceeded"):
-		return verdict{err: fmt.Errorf("%s: %w: %s", doing, ErrOften, code)}
+		return verdict{err: fmt.Errorf("%s: %w: %s", doing, errOften, code)}
 	case has("Forbidden", "NoPermission", "AccessDenied", "NotAuthorized", "Unauthorized"):
-		return verdict{err: &DeniedError{Action: a.product.name + ":" + action, Policy: policyJSON(), Reason: code + ": " + message}}
-	case has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "InternalFailure", "SystemBusy"):
-		return verdict{retry: true, err: plain}
+		return verdict{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: code + ": " + message}}
 	}
-	return verdict{retry: resp.StatusCode >= 500, err: plain}
+	return verdict{retry: resp.StatusCode >= 500 || has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "SystemBusy"), err: plain}
 }
 
-func (a *api) unreachable() string {
-	name := strings.ToUpper(a.product.name)
+func (a *api) hint() string {
+	name := strings.ToUpper(a.product)
 	return "the " + name + " API has to be reachable from this subnet: by a NAT gateway, by its address in the VPC (" +
-		a.product.variable + "=https://" + a.product.name + "-vpc.REGION.aliyuncs.com), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
+		"AMSAGENT_ALIBABA_" + name + "_ENDPOINT=https://" + a.product + "-vpc.REGION.aliyuncs.com), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
 }
 
 // list reads a list in both shapes that the APIs have: [...], and {"InstanceId":[...]} around it.
@@ -349,28 +233,161 @@ type list[T any] []T
 // UnmarshalJSON implements json.Unmarshaler.
 func (l *list[T]) UnmarshalJSON(b []byte) error {
 	*l = nil
-	b = bytes.TrimSpace(b)
-	if len(b) == 0 || b[0] != '{' {
+	if b = bytes.TrimSpace(b); len(b) == 0 || b[0] != '{' {
 		return json.Unmarshal(b, (*[]T)(l))
 	}
-	var wrapped map[string]json.RawMessage
+	var wrapped map[string][]T
 	if err := json.Unmarshal(b, &wrapped); err != nil {
 		return err
 	}
-	for _, raw := range wrapped {
-		if len(raw) > 0 && raw[0] == '[' {
-			if len(wrapped) > 1 {
-				return errors.New("a wrapped list has more than one member")
-			}
-			return json.Unmarshal(raw, (*[]T)(l))
-		}
+	for _, inner := range wrapped {
+		*l = append(*l, inner...)
 	}
 	return nil
 }
 
-// policyJSON is the smallest policy with which everything works. ESS knows resources for some of these actions only, and a
-// denial would be told apart by none, so that they stand together.
-func policyJSON() string {
-	return `{"Version":"1","Statement":[{"Effect":"Allow","Action":["ess:DescribeScalingInstances","ess:DescribeScalingActivities",` +
-		`"ess:DescribeLifecycleActions","ess:DescribeLifecycleHooks","ess:RecordLifecycleActionHeartbeat","ess:CompleteLifecycleAction","ecs:ListTagResources"],"Resource":"*"}]}`
+// Policy is the smallest policy with which everything works. ESS knows resources for some of these actions only, and one
+// denial looks like another, so that they stand together.
+const Policy = `{"Version":"1","Statement":[{"Effect":"Allow","Action":["ess:DescribeScalingInstances","ess:DescribeScalingActivities",` +
+	`"ess:DescribeLifecycleActions","ess:DescribeLifecycleHooks","ess:RecordLifecycleActionHeartbeat","ess:CompleteLifecycleAction","ecs:ListTagResources"],"Resource":"*"}]}`
+
+// credentials are those of the instance's RAM role, for a few hours.
+type credentials struct {
+	id, secret, token string
+	until             time.Time
 }
+
+// parseCredentials reads the answer about one role. The error shows nothing of it.
+func parseCredentials(body []byte) (credentials, error) {
+	var doc struct {
+		Code            string `json:"Code"`
+		AccessKeyID     string `json:"AccessKeyId"`
+		AccessKeySecret string `json:"AccessKeySecret"`
+		SecurityToken   string `json:"SecurityToken"`
+		Expiration      string `json:"Expiration"`
+	}
+	if json.Unmarshal(body, &doc) != nil {
+		return credentials{}, errors.New("the credentials of the role are not the JSON expected")
+	}
+	until, err := parseTime([]byte(doc.Expiration))
+	if doc.Code != "Success" && doc.Code != "" || doc.AccessKeyID == "" || doc.AccessKeySecret == "" || doc.SecurityToken == "" || err != nil {
+		return credentials{}, fmt.Errorf("the credentials of the role are not complete (code %s)", cloud.Quote(doc.Code))
+	}
+	return credentials{doc.AccessKeyID, doc.AccessKeySecret, doc.SecurityToken, until}, nil
+}
+
+var errNoRole = errors.New("the instance has no RAM role")
+
+// roleKeys keeps the credentials until shortly before their end.
+type roleKeys struct {
+	mu    sync.Mutex
+	now   credentials
+	renew time.Time
+}
+
+// credentialsEarly: they are renewed so long before their end, in which the service already gives out the next ones.
+const credentialsEarly = 5 * time.Minute
+
+func (k *roleKeys) get(ctx context.Context, p *Provider) (credentials, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	if k.now.id != "" && now.Before(k.renew) {
+		return k.now, nil
+	}
+	fresh, err := p.roleCredentials(ctx)
+	switch {
+	case err == nil:
+		// Those that say that they have ended are tried all the same, for a minute: which clock is wrong is not known here.
+		k.now, k.renew = fresh, fresh.until.Add(-credentialsEarly)
+		if soon := now.Add(time.Minute); k.renew.Before(soon) {
+			k.renew = soon
+		}
+	case k.now.id != "" && now.Before(k.now.until) && !errors.Is(err, errNoRole):
+		return k.now, nil // good for some minutes still
+	}
+	return fresh, err
+}
+
+// drop forgets credentials that the API refused.
+func (k *roleKeys) drop(c credentials) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.now.token == c.token {
+		k.now = credentials{}
+	}
+}
+
+func (p *Provider) roleCredentials(ctx context.Context) (credentials, error) {
+	dir := meta("name of the RAM role", "ram/security-credentials/")
+	// An instance has one role at most.
+	roles, err := cloud.Read(ctx, p.items, dir, func(b []byte) ([]string, error) { return strings.Fields(string(b)), nil })
+	if errors.Is(err, cloud.ErrNotFound) || err == nil && len(roles) == 0 {
+		return credentials{}, errNoRole
+	}
+	if err != nil {
+		return credentials{}, err
+	}
+	role := cloud.Item{Name: "credentials of the RAM role", Path: dir.Path + url.PathEscape(strings.Trim(roles[0], "/"))}
+	c, err := cloud.Read(ctx, p.items, role, parseCredentials)
+	if errors.Is(err, cloud.ErrNotFound) {
+		return credentials{}, errNoRole
+	}
+	return c, err
+}
+
+// algorithm is the name of signature V3 (help/en/sdk/product-overview/v3-request-structure-and-signature).
+const algorithm = "ACS3-HMAC-SHA256"
+
+// emptyHash is the SHA-256 of nothing: our requests have no body.
+const emptyHash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+// call is what the headers of a request say besides the credentials.
+type call struct {
+	action, version string
+	// nonce is good for one request.
+	nonce string
+	at    time.Time
+}
+
+// sign puts the headers of signature V3 on a request without a body whose parameters are in its query.
+func sign(req *http.Request, k credentials, c call) {
+	h := req.Header
+	h.Set("X-Acs-Action", c.action)
+	h.Set("X-Acs-Version", c.version)
+	h.Set("X-Acs-Date", c.at.UTC().Format("2006-01-02T15:04:05Z"))
+	h.Set("X-Acs-Signature-Nonce", c.nonce)
+	h.Set("X-Acs-Content-Sha256", emptyHash)
+	if k.token != "" {
+		h.Set("X-Acs-Security-Token", k.token)
+	}
+	canonical, names := canonicalRequest(req)
+	sum := sha256.Sum256([]byte(canonical))
+	mac := hmac.New(sha256.New, []byte(k.secret))
+	mac.Write([]byte(algorithm + "\n" + hex.EncodeToString(sum[:])))
+	h.Set("Authorization", algorithm+" Credential="+k.id+",SignedHeaders="+names+",Signature="+hex.EncodeToString(mac.Sum(nil)))
+}
+
+// canonicalRequest is the text that is signed, and the names of the headers in it: all x-acs headers, and the host.
+func canonicalRequest(req *http.Request) (text, names string) {
+	lines := map[string]string{"host": req.URL.Host}
+	for name, values := range req.Header {
+		if name = strings.ToLower(name); strings.HasPrefix(name, "x-acs-") {
+			lines[name] = strings.TrimSpace(strings.Join(values, ","))
+		}
+	}
+	signed := slices.Sorted(maps.Keys(lines))
+	var headers strings.Builder
+	for _, name := range signed {
+		headers.WriteString(name + ":" + lines[name] + "\n")
+	}
+	path := req.URL.EscapedPath()
+	if path == "" {
+		path = "/"
+	}
+	names = strings.Join(signed, ";")
+	return strings.Join([]string{req.Method, path, canonicalQuery(req.URL.Query()), headers.String(), names, emptyHash}, "\n"), names
+}
+
+// canonicalQuery is a query in the order of its names, escaped by RFC 3986: a blank is %20, and a tilde stays.
+func canonicalQuery(q url.Values) string { return strings.ReplaceAll(q.Encode(), "+", "%20") }

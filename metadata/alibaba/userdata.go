@@ -60,7 +60,7 @@ func userTag(line string) (name, value string, ok bool) {
 		return "", "", false
 	}
 	end := 1
-	for end < len(rest) && (isLower(rune(rest[end])) || rest[end] == '_' || rest[end] == '-') {
+	for end < len(rest) && (rest[end] >= 'a' && rest[end] <= 'z' || rest[end] == '_' || rest[end] == '-') {
 		end++
 	}
 	key := rest[:end]

@@ -4,15 +4,18 @@
 package aws
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
@@ -32,13 +35,6 @@ const (
 
 // tagGroup is put on each instance by its Auto Scaling group.
 const tagGroup = "aws:autoscaling:groupName"
-
-// parallel requests at most: the service throttles per instance and shares its packet budget with DNS and NTP.
-const parallel = 4
-
-// optionalAttempts bounds the tries for what a node can live without, so that one broken item does not use up the
-// whole bound of a boot.
-const optionalAttempts = 3
 
 const (
 	hintHopLimit = "the service takes the connection and never answers the token request: from inside a container the hop limit " +
@@ -60,11 +56,12 @@ const (
 // Provider reads the metadata of this EC2 instance. It is safe for use by several goroutines.
 type Provider struct {
 	opts    cloud.Options
+	items   *cloud.Client
 	clients []*imds.Client
-	// current is the index of the client to try; it moves on until one has connected, which is reached.
-	current atomic.Int32
-	reached atomic.Pointer[imds.Client]
-	items   *cloud.Items
+	// current is the index of the client to try; it moves on until one has connected.
+	current   atomic.Int32
+	connected atomic.Bool
+	hooks     *hooks
 }
 
 var _ cloud.Provider = (*Provider)(nil)
@@ -88,185 +85,226 @@ func New(opts cloud.Options) (*Provider, error) {
 		endpoints = []string{given}
 	}
 	p := &Provider{opts: opts}
-	p.items = &cloud.Items{Provider: Name, Options: opts, Fetch: p.fetch, Judge: p.judge, Slots: make(chan struct{}, parallel)}
-	client := opts.HTTPClient()
+	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: judge}, opts)
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
-			HTTPClient: client,
-			Endpoint:   e,
+			HTTPClient: wire{p.items}, Endpoint: e,
 			// Said outright so that the SDK does not look into the environment.
 			ClientEnableState: imds.ClientEnabled,
-			// Without a token nothing is asked: what answers so can be read by whoever can be made to fetch a URL.
+			// Without a token nothing is asked: what answers so can be read by anyone that can be made to fetch a URL.
 			EnableFallback:        sdk.FalseTernary,
 			Retryer:               sdk.NopRetryer{},
 			DisableDefaultTimeout: true,
 		}))
 	}
-	return p, nil
+	p.hooks, err = newHooks(p)
+	return p, err
 }
 
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// Identity reads the identity document alone. It is what proves that this is EC2.
-func (p *Provider) Identity(ctx context.Context) (Identity, error) {
-	// A service that has just come up may not have it yet, so its absence is not believed at once.
-	id, err := cloud.ReadItem(ctx, p.items, cloud.Item{Name: "identity document", Path: "dynamic/instance-identity/document", NotFoundAttempts: 2}, ParseIdentity)
-	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotFound) {
-		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoDocument
-	}
-	return id, err
-}
+// wire lets the SDK make its requests by our client.
+type wire struct{ c *cloud.Client }
 
-// Instance implements cloud.Provider.
-func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-	defer cancel()
+// failure is what went wrong on the wire in the requests of one call. It is kept beside the SDK's error, which has no way back
+// to the cause.
+type failure struct{ err *cloud.Error }
 
-	id, err := p.Identity(ctx)
-	if err != nil {
-		return cloud.Instance{}, err
-	}
-	inst := cloud.Instance{
-		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
-		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
-	}
+type failureKey struct{}
 
-	var (
-		g          cloud.Gatherer
-		public, v6 []netip.Addr
-		tags       cloud.TagSet
-	)
-	g.Do("life_cycle", func() (err error) {
-		inst.LifeCycle, err = cloud.ReadItem(ctx, p.items, optional("instance life cycle", "meta-data/instance-life-cycle"), ParseWord)
-		return err
-	})
-	g.Do("hostname", func() (err error) {
-		inst.Hostname, err = cloud.ReadItem(ctx, p.items, optional("host name", "meta-data/local-hostname"), ParseHostname)
-		return err
-	})
-	g.Do("public_address", func() (err error) {
-		public, err = cloud.ReadItem(ctx, p.items, optional("public address", "meta-data/public-ipv4"), ParseAddresses)
-		return err
-	})
-	g.Do("ipv6", func() (err error) {
-		// Of the first interface by the cloud's count, whatever order the list of interfaces has.
-		mac, err := cloud.ReadItem(ctx, p.items, optional("MAC address", "meta-data/mac"), cloud.ParseMAC)
-		if err != nil {
-			return err
+// Do implements the SDK's HTTP client.
+func (w wire) Do(req *http.Request) (*http.Response, error) {
+	head, body, err := w.c.Do(req)
+	status := http.StatusOK
+	if e, ok := errors.AsType[*cloud.Error](err); ok {
+		if f, ok := req.Context().Value(failureKey{}).(*failure); ok {
+			f.err = e
 		}
-		v6, err = cloud.ReadItem(ctx, p.items, optional("IPv6 addresses", "meta-data/network/interfaces/macs/"+mac+"/ipv6s"), ParseAddresses)
-		return err
-	})
-	g.Do("tags", func() (err error) {
-		tags, err = p.readTags(ctx)
-		return err
-	})
-	if err := g.Finish(ctx, Name); err != nil {
-		return cloud.Instance{}, err
-	}
-
-	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)
-	inst.Tags, inst.TagsKnown, inst.TagsHint, inst.Group = tags.Tags, tags.Known, tags.Hint, tags.Group
-	g.Tell(p.opts.Log, &inst)
-	return inst, nil
-}
-
-// readTags reads the tags. Tags that are not shown are no error: see the hint. With an error the set holds what could be
-// read, and says that it is not all.
-func (p *Provider) readTags(ctx context.Context) (cloud.TagSet, error) {
-	keys, err := cloud.ReadItem(ctx, p.items, optional("list of tags", "meta-data/tags/instance"), ParseTagKeys)
-	switch {
-	case errors.Is(err, cloud.ErrNotFound):
-		return cloud.TagSet{Hint: hintTags}, nil
-	case err != nil:
-		return cloud.TagSet{Hint: cloud.Unread("tags", err)}, err
-	}
-	var (
-		g  cloud.Gatherer
-		mu sync.Mutex
-	)
-	set := cloud.TagSet{Tags: cloud.Tags{}, Known: true}
-	if !slices.Contains(keys, tagGroup) {
-		// Whether AWS's own tags are in the list is not written anywhere; asking for it costs one request.
-		keys = append(keys, tagGroup)
-	}
-	for _, key := range keys {
-		g.Do(key, func() error {
-			v, err := cloud.ReadItem(ctx, p.items, optional("tag "+key, "meta-data/tags/instance/"+key), ParseTagValue)
-			mu.Lock()
-			defer mu.Unlock()
-			if err == nil {
-				set.Tags[key] = v
-			}
-			return err
-		})
-	}
-	g.Wait()
-	set.Group = set.Tags[tagGroup]
-	if len(g.Errors()) > 0 {
-		err := g.Errors()[0]
-		if more := len(g.Errors()) - 1; more > 0 {
-			err = fmt.Errorf("%w; and %d more tags", err, more)
+		if e.Status != http.StatusUnauthorized {
+			return nil, err
 		}
-		// A tag that is there and unread could be the role: the caller must not think that it is not there.
-		set.Known, set.Hint = false, cloud.Unread("tags", err)
-		return set, err
+		status = e.Status // by this answer the SDK learns that its session token has ended
 	}
-	return set, nil
+	return &http.Response{StatusCode: status, Header: head, Body: io.NopCloser(bytes.NewReader(body)), Request: req}, nil
 }
 
-func optional(name, path string) cloud.Item {
-	return cloud.Item{Name: name, Path: path, Attempts: optionalAttempts}
-}
-
-// fetch reads one path below /latest/.
-func (p *Provider) fetch(ctx context.Context, path string) ([]byte, error) {
-	// An IPv6-only machine may have no route to the IPv4 address, and the other way round. Several tries run at a time,
-	// so each speaks only for the client that it used.
+// ask reads one path below /latest/.
+func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, error) {
+	// An IPv6-only machine may have no route to the IPv4 address, and the other way round.
 	used := p.current.Load()
-	client := p.reached.Load()
-	if client == nil {
-		client = p.clients[int(used)%len(p.clients)]
+	client := p.clients[int(used)%len(p.clients)]
+	var f failure
+	content, err := read(context.WithValue(ctx, failureKey{}, &f), client, path)
+	switch {
+	case err == nil:
+		p.reached(used)
+		body, err := io.ReadAll(content)
+		return nil, body, err
+	case f.err == nil:
+		// The SDK takes no such token, or a head without its lifetime.
+		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}
+	case f.err.Connected:
+		p.reached(used)
+	case !p.connected.Load():
+		p.current.CompareAndSwap(used, used+1)
 	}
-	defer func() {
-		if cloud.AttemptOf(ctx).Connected() {
-			p.reached.Store(client)
-		} else {
-			p.current.CompareAndSwap(used, used+1)
-		}
-	}()
-	var body io.ReadCloser
+	return nil, nil, f.err
+}
+
+// reached keeps the client that has connected. Another call may have moved on meanwhile.
+func (p *Provider) reached(used int32) {
+	if !p.connected.Swap(true) {
+		p.current.Store(used)
+	}
+}
+
+func read(ctx context.Context, client *imds.Client, path string) (io.Reader, error) {
 	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
 		out, err := client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
 		if err != nil {
 			return nil, err
 		}
-		body = out.Content
-	} else {
-		out, err := client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
-		if err != nil {
-			return nil, err
-		}
-		body = out.Content
+		return out.Content, nil
 	}
-	defer body.Close()
-	return io.ReadAll(body)
+	out, err := client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
+	if err != nil {
+		return nil, err
+	}
+	return out.Content, nil
 }
 
-// judge adds what is known of EC2 to the verdict on one failed try.
-func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
-	token := a.Method() == http.MethodPut
+// judge adds what is known of EC2 to the error of one failed request.
+func judge(e *cloud.Error) {
 	switch {
-	case cloud.Unconnected(e, a):
+	case e.Status == 0 && !e.Connected:
 		e.Hint = hintUnreachable
-	case token && cloud.Unanswered(e):
+	case e.Token && e.Unanswered():
 		e.Hint = hintHopLimit
 	case e.Status == http.StatusForbidden:
 		e.Hint = hintOff
 	case e.Status == http.StatusUnauthorized:
 		e.Hint = hintToken
-	case token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
+	case e.Token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
 		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoV2
 	}
+}
+
+// identity is the part of the instance identity document that is used.
+type identity struct {
+	AccountID        string `json:"accountId"`
+	InstanceID       string `json:"instanceId"`
+	Region           string `json:"region"`
+	AvailabilityZone string `json:"availabilityZone"`
+	InstanceType     string `json:"instanceType"`
+	// PrivateIP is null on a machine without IPv4.
+	PrivateIP netip.Addr `json:"privateIp"`
+}
+
+func parseIdentity(body []byte) (identity, error) {
+	var id identity
+	if err := json.Unmarshal(body, &id); err != nil {
+		return id, fmt.Errorf("the identity document is not the JSON expected: %w", err)
+	}
+	if !strings.HasPrefix(id.InstanceID, "i-") || strings.ContainsFunc(id.InstanceID, notInID) || id.Region == "" {
+		return id, fmt.Errorf("the identity document names instance %s in region %s", cloud.Quote(id.InstanceID), cloud.Quote(id.Region))
+	}
+	if !id.PrivateIP.IsGlobalUnicast() {
+		// Without IPv4 a machine still has a link-local address, for the metadata service alone.
+		id.PrivateIP = netip.Addr{}
+	}
+	return id, nil
+}
+
+func notInID(r rune) bool {
+	return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+}
+
+var document = cloud.Item{Name: "identity document", Path: "dynamic/instance-identity/document", Required: true}
+
+// Instance implements cloud.Provider.
+func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
+	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotThisCloud) {
+		e.Hint = cmp.Or(e.Hint, hintNoDocument)
+	}
+	if err != nil {
+		return cloud.Instance{}, err
+	}
+	inst := cloud.Instance{
+		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
+		AccountID: id.AccountID, Region: id.Region, Zone: id.AvailabilityZone, Type: id.InstanceType,
+	}
+	inst.LifeCycle = cloud.Optional(ctx, p.items, &inst, "life_cycle", meta("instance life cycle", "instance-life-cycle"), cloud.ParseLine)
+	hostname := cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "local-hostname"), cloud.ParseLine)
+	// With several domains in the DHCP options these follow the name.
+	inst.Hostname, _, _ = strings.Cut(hostname, " ")
+	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "public-ipv4"), cloud.ParseAddresses)
+	var v6 []netip.Addr
+	// Of the first interface by the cloud's count, whatever order the list of interfaces has.
+	if mac := cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), parseMAC); mac != "" {
+		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+mac+"/ipv6s"), cloud.ParseAddresses)
+	}
+	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)
+	p.readTags(ctx, &inst)
+	return inst, cloud.Left(ctx, Name)
+}
+
+func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
+
+func parseMAC(body []byte) (string, error) {
+	mac, err := net.ParseMAC(strings.TrimSpace(string(body)))
+	if err != nil {
+		return "", fmt.Errorf("%s is no MAC address", cloud.Quote(string(body)))
+	}
+	return mac.String(), nil
+}
+
+// readTags reads the tags. That EC2 does not show them is no error: see the hint.
+func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
+	keys, err := cloud.Read(ctx, p.items, meta("list of tags", "tags/instance"), parseTagKeys)
+	switch {
+	case errors.Is(err, cloud.ErrNotFound):
+		inst.TagsHint = hintTags
+		return
+	case err != nil:
+		inst.Miss(p.opts.Log, "tags", err)
+		inst.TagsHint = cloud.Unread("tags", err)
+		return
+	}
+	if !slices.Contains(keys, tagGroup) {
+		// Whether AWS's own tags are in the list is not documented; asking for it costs one request.
+		keys = append(keys, tagGroup)
+	}
+	inst.Tags, inst.TagsKnown = cloud.Tags{}, true
+	for _, key := range keys {
+		v, err := cloud.Read(ctx, p.items, meta("tag "+key, "tags/instance/"+key), cloud.ParseValue)
+		switch {
+		case err == nil:
+			inst.Tags[key] = v
+		case !errors.Is(err, cloud.ErrNotFound):
+			// A tag that is there and unread could be the role: the caller must not think that it is not there.
+			inst.Miss(p.opts.Log, "tags", err)
+			inst.TagsKnown, inst.TagsHint = false, cloud.Unread("tags", err)
+		}
+	}
+	inst.Group = inst.Tags[tagGroup]
+}
+
+// parseTagKeys reads the list of tag keys, one on each line.
+func parseTagKeys(body []byte) ([]string, error) {
+	var keys []string
+	for line := range strings.Lines(string(body)) {
+		key := strings.TrimRight(line, "\r\n")
+		// EC2 shows no tag whose key could leave the folder of the tags.
+		if strings.ContainsAny(key, "/<> \t") || len(key) > cloud.MaxText || len(keys) == cloud.MaxTags {
+			return nil, fmt.Errorf("the list of tags holds %s, which is no tag key", cloud.Quote(key))
+		}
+		if key != "" && key != "." && key != ".." && key != "_index" && !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
 }

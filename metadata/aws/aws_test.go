@@ -372,7 +372,7 @@ func TestLostPacketOfTwoReads(t *testing.T) {
 		errs := make(chan error, 2)
 		for range 2 {
 			go func() {
-				_, err := p.Identity(t.Context())
+				_, err := p.Instance(t.Context())
 				errs <- err
 			}()
 		}

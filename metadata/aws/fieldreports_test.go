@@ -21,16 +21,16 @@ import (
 func TestFieldReport03_TokenExpiresUnderThePolling(t *testing.T) {
 	t.Parallel()
 	imds := newIMDS()
-	imds.set(string(aws.SignalTarget), "InService")
-	watch(t, imds, aws.WatchOptions{}, func(w *watching) {
-		w.want(t, time.Minute, aws.Signal{Kind: aws.SignalTarget, Value: "InService"})
+	imds.set(target, "InService")
+	watch(t, imds, func(w *watching) {
+		w.want(t, time.Minute, state)
 		for range 60 {
 			imds.expire()
-			w.want(t, time.Minute)
+			w.want(t, time.Minute, state)
 		}
 		imds.expire()
-		imds.set(string(aws.SignalTarget), "Terminated")
-		w.want(t, 2*aws.DefaultStateInterval, aws.Signal{Kind: aws.SignalTarget, Value: "Terminated", Before: "InService"})
+		imds.set(target, "Terminated")
+		w.want(t, 4*time.Second, state, scaleIn())
 		if _, tokens := imds.count(); tokens != 62 {
 			t.Errorf("%d tokens for one at first and 61 expiries", tokens)
 		}

@@ -6,10 +6,14 @@ package azure
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
+	"path"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,18 +26,8 @@ const Name = "azure"
 // Endpoint is the address of the service.
 const Endpoint = "http://169.254.169.254"
 
-// loadBalancerVersion is the one that the load balancer's part began with.
-const loadBalancerVersion = "2020-10-01"
-
-const (
-	// optionalAttempts bounds the tries for what a node can live without.
-	optionalAttempts = 3
-	// notFoundAttempts: right after the boot of a machine the service may not know it yet.
-	notFoundAttempts = 4
-	// goneTime is for how long a 410 is believed to end by itself, where the caller has set no bound: Azure says 70 s at
-	// most.
-	goneTime = 75 * time.Second
-)
+// goneTime is for how long a 410 is believed to end by itself, where the caller has set no bound: Azure says 70 s at most.
+const goneTime = 75 * time.Second
 
 const (
 	hintUnreachable = "no metadata service at the address: it answers only the primary address of the primary network interface, over a " +
@@ -42,7 +36,7 @@ const (
 		"say, by the header X-Forwarded-For"
 	hintForbidden = "something between this process and the metadata service refuses its requests: a firewall rule for this user, or a " +
 		"metadata policy of the machine (its security profile's proxyAgentSettings); or use --provider generic"
-	hintThrottled = "Azure answers five requests in a second, whoever on the machine asks: something else here asks often"
+	hintThrottled = "Azure answers five requests in a second, of all programs on the machine together: something else here asks often"
 	hintGone      = "the service is not there for the moment, and says to ask again for 70 seconds at most"
 	hintNotAzure  = "every Azure machine has this, and what answers here has it not: use the --provider of the cloud this machine is in, or generic"
 	hintTags      = "none of the instance's tags is ours; a tag that is set or changed on the scale set reaches a machine when that is " +
@@ -51,14 +45,10 @@ const (
 
 // Provider reads the metadata of this virtual machine. It is safe for use by several goroutines.
 type Provider struct {
-	opts   cloud.Options
-	origin string
-	client *http.Client
+	opts cloud.Options
 	// events is for Scheduled Events, whose first answer may take minutes.
-	events *http.Client
-
-	reads, polls *pace
-	// bounded tells that the caller has set a bound of its own.
+	items, events *cloud.Client
+	// bounded reports that the caller has set a bound of its own.
 	bounded bool
 }
 
@@ -66,213 +56,23 @@ var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	bounded := opts.Timeout > 0
-	opts = opts.WithDefaults()
-	if opts.IsDisabled(Name) {
-		return nil, &cloud.Error{
-			Provider: Name, Item: "instance", Kind: cloud.ErrForbidden,
-			Cause: errors.New("the Azure metadata service is disabled by the settings of this process"), Hint: "use --provider generic",
-		}
-	}
 	origin, err := opts.Endpoint(Name)
 	if err != nil {
 		return nil, err
 	}
-	p := &Provider{
-		opts: opts, origin: cmp.Or(origin, Endpoint), bounded: bounded, reads: newPace(readsPerSecond), polls: newPace(pollsPerSecond),
-	}
-	p.client = opts.HTTPClient()
-	patient := opts
-	patient.AttemptTimeout = firstTimeout
-	p.events = patient.HTTPClient()
-	return p, nil
+	c := cloud.Client{Provider: Name, Base: cmp.Or(origin, Endpoint), Header: map[string]string{"Metadata": "true"}, Judge: judge}
+	events := opts
+	events.AttemptTimeout = firstTimeout
+	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts), events: cloud.New(c, events), bounded: opts.Timeout > 0}, nil
 }
-
-// pathInstance asks for a complete answer: without extended a machine that is still being made gets a part, unmarked.
-const pathInstance = "/metadata/instance?api-version=2021-12-13&extended=true"
 
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// Machine reads what the metadata say about this machine, in one request.
-func (p *Provider) Machine(ctx context.Context) (Machine, error) {
-	began := time.Now()
-	for {
-		bound, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-		m, err := p.machine(bound, p.reads, 0)
-		cancel()
-		e, ok := errors.AsType[*cloud.Error](err)
-		switch {
-		case !ok:
-			return m, err
-		case e.Status == http.StatusGone && !p.bounded && ctx.Err() == nil && time.Since(began) < goneTime:
-			// It says itself that it comes back.
-			continue
-		case errors.Is(e.Kind, cloud.ErrNotFound):
-			e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNotAzure
-		}
-		return m, err
-	}
-}
-
-// machine reads them with so many tries, 0: as many as there is time for.
-func (p *Provider) machine(ctx context.Context, share *pace, attempts int) (Machine, error) {
-	need := need{name: "instance", path: pathInstance, share: share, attempts: attempts, notFound: notFoundAttempts}
-	return item(ctx, p, need, ParseInstance)
-}
-
-// Instance implements cloud.Provider.
-func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
-	m, err := p.Machine(ctx)
-	if err != nil {
-		return cloud.Instance{}, err
-	}
-	inst := cloud.Instance{
-		Provider: Name, ID: m.VMID, IDSource: "vmId of the instance metadata", Name: m.Name, AccountID: m.Subscription,
-		Region: m.Location, Zone: m.Zone, Type: m.Size, LifeCycle: m.Priority, Hostname: m.Hostname, Group: m.ScaleSet,
-		Tags: m.Tags, TagsKnown: m.Tags != nil,
-	}
-	if !hasOwn(m.Tags) {
-		inst.TagsHint = hintTags
-	}
-	note := func(format string, args ...any) { inst.Notes = append(inst.Notes, fmt.Sprintf(format, args...)) }
-	if m.OddTags > 0 {
-		note("%d tags were left out that Azure does not allow", m.OddTags)
-	}
-	if m.Name == "" {
-		note("the metadata tell no name of this machine, so scheduled events cannot be known to be about it")
-	}
-	nic, why := p.pick(m.NICs)
-	if why.note != "" {
-		note("%s", why.note)
-	}
-	var public bool
-	if len(nic.IPv6) > 0 {
-		inst.IPv6 = nic.IPv6[0]
-	}
+// judge adds what is known of Azure to the error of one failed request.
+func judge(e *cloud.Error) {
 	switch {
-	case len(nic.IPv4) > 0:
-		inst.Address, inst.PublicAddress = nic.IPv4[0].Private, nic.IPv4[0].Public
-		inst.AddressSource = "private address of " + why.source
-		public = inst.PublicAddress.IsValid()
-	case inst.IPv6.IsValid():
-		inst.Address, inst.AddressSource = inst.IPv6, "IPv6 address of "+why.source+", since it has no IPv4 address"
-	default:
-		note("the metadata tell no private address of this machine")
-	}
-	if public || !inst.Address.IsValid() {
-		return inst, nil
-	}
-	// Public addresses of the Standard kind show at the load balancer only.
-	var g cloud.Gatherer
-	g.Do("public_address", func() (err error) {
-		inst.PublicAddress, err = p.frontend(ctx, inst.Address)
-		return err
-	})
-	if err := g.Finish(ctx, Name); err != nil {
-		return cloud.Instance{}, err
-	}
-	g.Tell(p.opts.Log, &inst)
-	return inst, nil
-}
-
-// hasOwn tells that a tag is meant for this agent.
-func hasOwn(tags cloud.Tags) bool {
-	for name := range tags {
-		if strings.HasPrefix(strings.ToLower(name), "amsagent") {
-			return true
-		}
-	}
-	return false
-}
-
-// frontend finds the public address by which a load balancer leads to a private one; none is no error.
-func (p *Provider) frontend(ctx context.Context, private netip.Addr) (netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-	defer cancel()
-	list, err := item(ctx, p, need{
-		name: "load balancer", share: p.reads, path: "/metadata/loadbalancer?api-version=" + loadBalancerVersion, attempts: optionalAttempts,
-	}, ParseLoadBalancer)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	for _, f := range list {
-		if f.Private == private {
-			return f.Public, nil
-		}
-	}
-	return netip.Addr{}, nil
-}
-
-// need is one item: where it is and how hard to try.
-type need struct {
-	name, path         string
-	share              *pace // of the requests in a second
-	attempts, notFound int
-}
-
-// item fetches and parses one item through the retry loop.
-func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T, error)) (T, error) {
-	var last *cloud.Error
-	call := cloud.Call{
-		Provider: Name, Item: n.name, Attempts: n.attempts, NotFoundAttempts: n.notFound,
-		Judge: func(e *cloud.Error, a *cloud.Attempt) {
-			if errors.Is(e.Cause, errPaced) && last != nil {
-				// The time was up before it could be asked again: what counts is why it had to be.
-				*e = *last
-				return
-			}
-			p.judge(e, a)
-			was := *e
-			last = &was
-		},
-	}
-	return cloud.Do(ctx, p.opts, call, func(try context.Context) (T, error) {
-		var zero T
-		try, cancel, err := p.paced(ctx, try, n.share)
-		if err != nil {
-			return zero, err
-		}
-		defer cancel()
-		body, err := p.get(try, p.client, n.path)
-		if err != nil {
-			return zero, err
-		}
-		v, err := parse(body)
-		if err != nil {
-			return v, cloud.BadAnswer(err)
-		}
-		return v, nil
-	})
-}
-
-var errPaced = errors.New("the time was up before the next request was due")
-
-// paced waits for the turn of a request. The time of a try begins then, and not while it waits.
-func (p *Provider) paced(ctx, try context.Context, share *pace) (context.Context, context.CancelFunc, error) {
-	if err := share.wait(ctx); err != nil {
-		return nil, nil, &cloud.Error{Kind: cloud.ErrNotReady, Cause: fmt.Errorf("%w: %w", errPaced, err)}
-	}
-	try, cancel := context.WithTimeout(context.WithoutCancel(try), p.opts.AttemptTimeout)
-	stop := context.AfterFunc(ctx, cancel)
-	return try, func() { stop(); cancel() }, nil
-}
-
-// get makes one request.
-func (p *Provider) get(ctx context.Context, client *http.Client, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.origin+path, http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Metadata", "true")
-	_, body, err := cloud.Fetch(client, req)
-	return body, err
-}
-
-// judge adds what is known of Azure to the verdict on one failed try.
-func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
-	switch {
-	case cloud.Unconnected(e, a):
+	case e.Status == 0 && !e.Connected:
 		e.Hint = hintUnreachable
 	case e.Status == http.StatusBadRequest, e.Status == http.StatusMethodNotAllowed:
 		e.Hint = hintRequest
@@ -283,4 +83,180 @@ func (p *Provider) judge(e *cloud.Error, a *cloud.Attempt) {
 	case e.Status == http.StatusTooManyRequests:
 		e.Hint = hintThrottled
 	}
+}
+
+// machine is the part of the instance metadata that is used.
+type machine struct {
+	Compute struct {
+		// VMID is the machine's own, for its whole life.
+		VMID string `json:"vmId"`
+		// Name is what Scheduled Events call it: the VM's, of an instance of a uniform scale set SET_NUMBER.
+		Name                   string `json:"name"`
+		VMScaleSetName         string `json:"vmScaleSetName"`
+		VirtualMachineScaleSet struct {
+			ID string `json:"id"`
+		} `json:"virtualMachineScaleSet"`
+		SubscriptionID string `json:"subscriptionId"`
+		Location       string `json:"location"`
+		Zone           string `json:"zone"`
+		VMSize         string `json:"vmSize"`
+		Priority       string `json:"priority"`
+		OSProfile      struct {
+			ComputerName string `json:"computerName"`
+		} `json:"osProfile"`
+		TagsList []struct {
+			Name  string `json:"name"`
+			Value string `json:"value"`
+		} `json:"tagsList"`
+	} `json:"compute"`
+	Network struct {
+		Interface []nic `json:"interface"`
+	} `json:"network"`
+
+	odd *json.UnmarshalTypeError // what has another form than expected
+}
+
+// nic is one network interface.
+type nic struct {
+	IPv4 struct {
+		IPAddress []address `json:"ipAddress"`
+	} `json:"ipv4"`
+	IPv6 struct {
+		IPAddress []address `json:"ipAddress"`
+	} `json:"ipv6"`
+}
+
+// address is a private address, and the public one that belongs to it, if any shows.
+type address struct {
+	Private string `json:"privateIpAddress"`
+	Public  string `json:"publicIpAddress"`
+}
+
+func (a address) private() netip.Addr { return parseAddress(a.Private) }
+
+// parseAddress reads an address; the zero Addr is none that others can reach.
+func parseAddress(s string) netip.Addr {
+	a, err := netip.ParseAddr(strings.TrimSpace(s))
+	if a = a.Unmap(); err != nil || a.Zone() != "" || !a.IsGlobalUnicast() {
+		return netip.Addr{}
+	}
+	return a
+}
+
+var uuid = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+
+// parseMachine reads /metadata/instance. A document without the machine's id is not one.
+func parseMachine(body []byte) (machine, error) {
+	m, odd, err := cloud.Decode[machine](body)
+	if err != nil {
+		return m, fmt.Errorf("the instance metadata is not the JSON expected: %w", err)
+	}
+	m.odd = odd
+	if m.Compute.VMID = strings.ToLower(m.Compute.VMID); !uuid.MatchString(m.Compute.VMID) {
+		return m, fmt.Errorf("the instance metadata's vmId is %s", cloud.Quote(m.Compute.VMID))
+	}
+	return m, nil
+}
+
+// scaleSet is the name of its set, uniform or flexible; "" is that it is in none.
+func (m *machine) scaleSet() string {
+	if m.Compute.VMScaleSetName != "" || m.Compute.VirtualMachineScaleSet.ID == "" {
+		return m.Compute.VMScaleSetName
+	}
+	// A path of Azure's resource manager, of which the last element is the name.
+	return path.Base(m.Compute.VirtualMachineScaleSet.ID)
+}
+
+// instance asks for a complete answer: without extended a machine that is still being made gets a part, unmarked.
+var instance = cloud.Item{Name: "instance", Path: "/metadata/instance?api-version=2021-12-13&extended=true", Required: true}
+
+// read reads what the metadata say about this machine, in one request.
+func (p *Provider) read(ctx context.Context) (machine, error) {
+	began := time.Now()
+	for {
+		bound, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+		m, err := cloud.Read(bound, p.items, instance, parseMachine)
+		cancel()
+		e, ok := errors.AsType[*cloud.Error](err)
+		switch {
+		case ok && e.Status == http.StatusGone && !p.bounded && ctx.Err() == nil && time.Since(began) < goneTime:
+			continue // it says itself that it comes back
+		case ok && errors.Is(e.Kind, cloud.ErrNotThisCloud):
+			e.Hint = hintNotAzure
+		}
+		return m, err
+	}
+}
+
+// Instance implements cloud.Provider.
+func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
+	m, err := p.read(ctx)
+	if err != nil {
+		return cloud.Instance{}, err
+	}
+	c := m.Compute
+	inst := cloud.Instance{
+		Provider: Name, ID: c.VMID, IDSource: "vmId of the instance metadata", Name: c.Name, AccountID: c.SubscriptionID,
+		Region: c.Location, Zone: c.Zone, Type: c.VMSize, LifeCycle: c.Priority, Hostname: c.OSProfile.ComputerName, Group: m.scaleSet(),
+		Tags: cloud.Tags{}, TagsKnown: c.TagsList != nil, TagsHint: hintTags,
+	}
+	note := func(format string, args ...any) { inst.Notes = append(inst.Notes, fmt.Sprintf(format, args...)) }
+	for _, t := range c.TagsList {
+		value, err := cloud.ParseValue([]byte(t.Value))
+		if err != nil || t.Name == "" {
+			note("tag %s is left out: its value is not text of one line, or it has no name", cloud.Quote(t.Name))
+			continue
+		}
+		inst.Tags[t.Name] = value
+		if strings.HasPrefix(strings.ToLower(t.Name), "amsagent") {
+			inst.TagsHint = ""
+		}
+	}
+	if m.odd != nil {
+		note("the metadata's %s is of no form that is known here", m.odd.Field)
+	}
+	if c.Name == "" {
+		note("the metadata tell no name of this machine, so scheduled events cannot be known to be about it")
+	}
+	nic, source := p.pick(m.Network.Interface, note)
+	for _, a := range nic.IPv6.IPAddress {
+		if v6 := a.private(); v6.Is6() && !inst.IPv6.IsValid() {
+			inst.IPv6 = v6
+		}
+	}
+	for _, a := range nic.IPv4.IPAddress {
+		if v4 := a.private(); v4.Is4() && !inst.Address.IsValid() {
+			inst.Address, inst.PublicAddress, inst.AddressSource = v4, parseAddress(a.Public), "private address of "+source
+		}
+	}
+	switch {
+	case inst.Address.IsValid():
+	case inst.IPv6.IsValid():
+		inst.Address, inst.AddressSource = inst.IPv6, "IPv6 address of "+source+", since it has no IPv4 address"
+	default:
+		note("the metadata tell no private address of this machine")
+	}
+	return inst, nil
+}
+
+// pick takes the interface that this machine sends from: the order in the metadata means nothing.
+func (p *Provider) pick(nics []nic, note func(string, ...any)) (nic, string) {
+	switch len(nics) {
+	case 0:
+		return nic{}, ""
+	case 1:
+		return nics[0], "the only network interface"
+	}
+	v4, v6 := p.opts.Local()
+	for _, n := range nics {
+		if slices.ContainsFunc(slices.Concat(n.IPv4.IPAddress, n.IPv6.IPAddress), func(a address) bool {
+			got := a.private()
+			return got.IsValid() && (got == v4 || got == v6)
+		}) {
+			return n, "the network interface with the default route"
+		}
+	}
+	note("of the %d network interfaces in the metadata the first was taken, since none has the address that this machine sends from; "+
+		"say --address where that is the wrong one", len(nics))
+	return nics[0], fmt.Sprintf("the first of %d network interfaces", len(nics))
 }

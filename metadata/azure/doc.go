@@ -3,15 +3,13 @@
 
 // Package azure reads the instance metadata service of Azure, and its Scheduled Events.
 //
-// The service allows a machine five requests in a second, whoever on it asks. Of these a Provider takes three for reading
-// the instance, and two for the events and for what Watch has to know of the instance, each counted over any second: a
-// daemon that has one Provider to read and one to watch keeps to five without a word between the two. What other programs
-// ask comes on top, and is answered 429: that is waited out.
+// The service answers five requests in a second, of all programs on the machine together. To read the instance takes one
+// request, Watch makes one in a second. An answer 429 is waited out.
 //
-// Fetching and parsing are apart: the Parse functions are pure and are fuzzed.
+// Watch polls Scheduled Events and reports those about this machine. Hooks acknowledges them, which is the one thing that Azure
+// takes from a machine. Both speak to the metadata address and need no credentials.
 //
-// Watch polls Scheduled Events and tells the changes that are about this machine; Start is the one thing that Azure can be
-// told. Both speak to the metadata address and need no credentials.
+// Reading and parsing are apart: the parse functions make no request and are fuzzed. It never asks for user data.
 //
-// It never asks for user data. The API is not stable yet.
+// The API is not stable yet.
 package azure

@@ -4,62 +4,83 @@
 package cloud
 
 import (
+	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"time"
 )
 
 // The bounds of a call of a cloud's API.
 const (
-	// CallTimeout bounds one call with its retries. Who waits for the answer is on its way out.
+	// CallTimeout bounds one call with its retries: the caller is on its way out.
 	CallTimeout = 10 * time.Second
-	// CallAttemptTimeout bounds one try, so that a connection that went silent leaves time for another.
-	CallAttemptTimeout = 4 * time.Second
-	// CallAttempts are made at most, the second after CallWait at most.
+	// callAttemptTimeout bounds one try, so that a connection that went silent leaves time for another.
+	callAttemptTimeout = 4 * time.Second
+	// CallAttempts are made at most.
 	CallAttempts = 3
-	CallWait     = 400 * time.Millisecond
+	// dialTimeout bounds the making of a connection.
+	dialTimeout = 2 * time.Second
 )
 
-// APIOptions are the settings of a cloud's API; the zero value works.
-type APIOptions struct {
-	// Endpoint is the origin of the API; "" makes it of what the metadata tell.
+// APIClient is what is needed to call a cloud's API.
+type APIClient struct {
+	// Endpoint is the origin of the API as the settings say it; "" derives it from the metadata.
 	Endpoint string
-	// Proxy finds the proxy for a request to the API, which unlike the metadata is often reached by one; nil uses none.
-	Proxy func(*http.Request) (*url.URL, error)
-	// Timeout bounds one call with its retries; 0 is CallTimeout.
-	Timeout time.Duration
-	// Transport replaces the HTTP transport, for tests.
-	Transport http.RoundTripper
+	HTTP     *http.Client
 }
 
-// Open checks the settings of the API of this name and returns them with their defaults, and a client. dial bounds the making
-// of a connection.
-func (o APIOptions) Open(name string, dial time.Duration) (APIOptions, *http.Client, error) {
-	// The same rules as for the addresses of the metadata.
-	var err error
-	if o.Endpoint, err = (Options{Endpoints: map[string]string{name: o.Endpoint}}).Endpoint(name); err != nil {
-		return o, nil, err
+// API opens the API whose endpoint has this name in the settings. It makes no request.
+func (o Options) API(name string) (APIClient, error) {
+	endpoint, err := o.Endpoint(name)
+	if err != nil {
+		return APIClient{}, err
 	}
-	if o.Timeout <= 0 {
-		o.Timeout = CallTimeout
-	}
-	if o.Transport == nil {
-		o.Transport = &http.Transport{
-			Proxy:                  o.Proxy,
-			DialContext:            (&net.Dialer{Timeout: dial}).DialContext,
-			TLSHandshakeTimeout:    dial,
-			ResponseHeaderTimeout:  CallAttemptTimeout,
+	rt := o.APITransport
+	if rt == nil {
+		rt = &http.Transport{
+			Proxy:                  o.APIProxy,
+			DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			TLSHandshakeTimeout:    dialTimeout,
+			ResponseHeaderTimeout:  callAttemptTimeout,
 			IdleConnTimeout:        30 * time.Second,
 			MaxIdleConnsPerHost:    2,
 			MaxResponseHeaderBytes: 64 << 10,
 		}
 	}
-	return o, &http.Client{
-		Transport: naming{o.Transport},
+	return APIClient{Endpoint: endpoint, HTTP: &http.Client{
+		Transport: naming{rt}, Timeout: callAttemptTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
-			// A redirect would carry the signature to whoever the answer names.
+			// A redirect would carry the signature to the host that the answer names.
 			return http.ErrUseLastResponse
 		},
-	}, nil
+	}}, nil
 }
+
+// naming makes each request say who asks.
+type naming struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (n naming) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	nameRequest(req.Header)
+	return n.next.RoundTrip(req)
+}
+
+// UnreachableError is that an API does not answer.
+type UnreachableError struct {
+	Action, API string
+	Cause       error
+	// Advice says what an operator can do.
+	Advice string
+}
+
+// Error implements error.
+func (e *UnreachableError) Error() string {
+	return fmt.Sprintf("calling %s: %s cannot be reached: %v", e.Action, e.API, e.Cause)
+}
+
+// Unwrap gives errors.Is and errors.As the cause.
+func (e *UnreachableError) Unwrap() error { return e.Cause }
+
+// Hint says what an operator can do.
+func (e *UnreachableError) Hint() string { return e.Advice }

@@ -11,7 +11,7 @@ import (
 
 // Bounds of what a metadata service says. Everything of it may end up in a row of the registry, in a log line and in
 // memory for as long as the daemon runs. Each is more than any cloud allows, but for GCP's attributes, which may be whole
-// scripts: what is longer is none of the agent's settings.
+// scripts: what is longer is not a setting of the agent.
 const (
 	// MaxText bounds ids and names: of the instance, its group, zone, type and the like.
 	MaxText = 256

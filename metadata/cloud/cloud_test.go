@@ -25,8 +25,6 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-func call() cloud.Call { return cloud.Call{Provider: "test", Item: "thing"} }
-
 // status makes a try of fn look as if the service had answered so.
 type status int
 
@@ -48,29 +46,21 @@ func (silent) RoundTrip(req *http.Request) (*http.Response, error) {
 	return nil, req.Context().Err()
 }
 
-// get is what a provider does in a try.
-func get(rt http.RoundTripper) func(context.Context) (string, error) {
-	client := cloud.Options{Transport: rt}.WithDefaults().HTTPClient()
-	return func(ctx context.Context) (string, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://metadata.example/x", http.NoBody)
-		if err != nil {
-			return "", err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return "", err
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return "", err
-		}
-		if resp.StatusCode != http.StatusOK {
-			return "", errors.New("not 200")
-		}
-		return string(b), nil
-	}
+// opened is a client of a service that answers so.
+func opened(rt http.RoundTripper, o cloud.Options) *cloud.Client {
+	o.Transport = rt
+	return cloud.New(cloud.Client{Provider: "test", Base: "http://metadata.example/"}, o)
 }
+
+func read(ctx context.Context, c *cloud.Client, required bool) (string, error) {
+	return cloud.Read(ctx, c, cloud.Item{Name: "thing", Path: "x", Required: required}, func(b []byte) (string, error) { return string(b), nil })
+}
+
+// roundTripper answers as the function does.
+type roundTripper func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 func TestVerdicts(t *testing.T) {
 	for _, tt := range []struct {
@@ -81,15 +71,15 @@ func TestVerdicts(t *testing.T) {
 		text  string
 	}{
 		{"400", status(400), cloud.ErrBadAnswer, 1, "unusable answer from the metadata service (HTTP 400)"},
-		{"401 is tried once more", status(401), cloud.ErrForbidden, 2, "the metadata service refuses (HTTP 401)"},
+		{"401 is tried twice", status(401), cloud.ErrForbidden, 2, "the metadata service refuses (HTTP 401)"},
 		{"403", status(403), cloud.ErrForbidden, 1, "the metadata service refuses (HTTP 403)"},
 		{"404", status(404), cloud.ErrNotFound, 1, "not set in the metadata (HTTP 404)"},
 		{"405", status(405), cloud.ErrBadAnswer, 1, "(HTTP 405)"},
-		{"408", status(408), cloud.ErrNotReady, 5, "(HTTP 408)"},
-		{"410", status(410), cloud.ErrNotReady, 5, "(HTTP 410)"},
-		{"429", status(429), cloud.ErrNotReady, 5, "(HTTP 429)"},
-		{"500", status(500), cloud.ErrNotReady, 5, "(HTTP 500)"},
-		{"599", status(599), cloud.ErrNotReady, 5, "(HTTP 599)"},
+		{"408", status(408), cloud.ErrNotReady, 3, "(HTTP 408)"},
+		{"410", status(410), cloud.ErrNotReady, 3, "(HTTP 410)"},
+		{"429", status(429), cloud.ErrNotReady, 3, "(HTTP 429)"},
+		{"500", status(500), cloud.ErrNotReady, 3, "(HTTP 500)"},
+		{"599", status(599), cloud.ErrNotReady, 3, "(HTTP 599)"},
 		{"307", status(307), cloud.ErrBadAnswer, 1, "a redirect (HTTP 307), which is not followed"},
 		{"refused", failing{&net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}}, cloud.ErrNotReady, 5, "dial tcp: connection refused"},
 		{"closed", failing{io.EOF}, cloud.ErrNotReady, 5, "EOF"},
@@ -97,14 +87,12 @@ func TestVerdicts(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := call()
-				c.Attempts = 5
 				n := 0
-				fn := get(tt.rt)
-				_, err := cloud.Do(t.Context(), cloud.Options{}, c, func(ctx context.Context) (string, error) {
+				c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
 					n++
-					return fn(ctx)
-				})
+					return tt.rt.RoundTrip(req)
+				}), cloud.Options{})
+				_, err := read(t.Context(), c, false)
 				if !errors.Is(err, tt.kind) {
 					t.Errorf("error = %v, want %v", err, tt.kind)
 				}
@@ -125,11 +113,11 @@ func TestBackoff(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		var at []time.Time
-		fn := get(status(500))
-		_, err := cloud.Do(ctx, cloud.Options{}, call(), func(ctx context.Context) (string, error) {
+		c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
 			at = append(at, time.Now())
-			return fn(ctx)
-		})
+			return status(500).RoundTrip(req)
+		}), cloud.Options{})
+		_, err := read(ctx, c, true)
 		if !errors.Is(err, cloud.ErrNotReady) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error = %v, want both not ready and the deadline", err)
 		}
@@ -156,14 +144,14 @@ func TestEachTryHasItsDeadline(t *testing.T) {
 		defer cancel()
 		begin := time.Now()
 		n := 0
-		_, err := cloud.Do(ctx, cloud.Options{}, call(), func(ctx context.Context) (string, error) {
+		c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
 			n++
-			if d, ok := ctx.Deadline(); !ok || time.Until(d) > cloud.DefaultAttemptTimeout {
+			if d, ok := req.Context().Deadline(); !ok || time.Until(d) > cloud.DefaultAttemptTimeout {
 				t.Errorf("try %d: deadline %v, %v", n, time.Until(d), ok)
 			}
-			<-ctx.Done()
-			return "", ctx.Err()
-		})
+			return silent{}.RoundTrip(req)
+		}), cloud.Options{})
+		_, err := read(ctx, c, true)
 		if !errors.Is(err, context.DeadlineExceeded) || n < 4 {
 			t.Errorf("%d tries, error %v", n, err)
 		}
@@ -173,19 +161,19 @@ func TestEachTryHasItsDeadline(t *testing.T) {
 	})
 }
 
-// What the last whole try said is the reason, not that the time ran out in the middle of the next one.
+// The last complete try gives the reason, although the time ran out in the middle of the next one.
 func TestCauseOfATryThatIsCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		n := 0
-		_, err := cloud.Do(ctx, cloud.Options{RetryWait: time.Millisecond}, call(), func(ctx context.Context) (string, error) {
+		c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
 			if n++; n > 1 {
-				<-ctx.Done()
-				return "", ctx.Err()
+				return silent{}.RoundTrip(req)
 			}
-			return "", &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
-		})
+			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+		}), cloud.Options{RetryWait: time.Millisecond})
+		_, err := read(ctx, c, true)
 		if !errors.Is(err, cloud.ErrNotReady) || !errors.Is(err, syscall.ECONNREFUSED) || !errors.Is(err, context.DeadlineExceeded) || n != 2 {
 			t.Errorf("%d tries, error %v", n, err)
 		}
@@ -197,7 +185,7 @@ func TestCancelDuringWait(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() {
-			_, err := cloud.Do(ctx, cloud.Options{RetryWait: time.Hour}, call(), get(status(500)))
+			_, err := read(ctx, opened(status(500), cloud.Options{RetryWait: time.Hour}), true)
 			done <- err
 		}()
 		synctest.Wait()
@@ -213,20 +201,19 @@ func TestCancelDuringWait(t *testing.T) {
 	})
 }
 
-// Bad answers count by themselves: what came before them was another trouble.
-func TestBadAnswersAfterOtherTrouble(t *testing.T) {
+// Bad answers count by themselves: what came before them was another failure.
+func TestBadAnswersAfterOtherFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := 0
-		v, err := cloud.Do(t.Context(), cloud.Options{}, call(), func(ctx context.Context) (string, error) {
-			n++
-			switch {
-			case n <= 4:
-				return get(status(500))(ctx)
-			case n <= 6:
-				if _, err := get(status(200))(ctx); err != nil {
-					return "", err
-				}
-				return "", cloud.BadAnswer(errors.New("odd"))
+		c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
+			if n++; n <= 4 {
+				return status(500).RoundTrip(req)
+			}
+			return status(200).RoundTrip(req)
+		}), cloud.Options{})
+		v, err := cloud.Read(t.Context(), c, cloud.Item{Name: "thing", Required: true}, func([]byte) (string, error) {
+			if n <= 6 {
+				return "", errors.New("odd")
 			}
 			return "well", nil
 		})
@@ -234,16 +221,6 @@ func TestBadAnswersAfterOtherTrouble(t *testing.T) {
 			t.Errorf("got %q, %v", v, err)
 		}
 	})
-}
-
-func TestProxyIsNil(t *testing.T) {
-	if _, ok := cloud.HTTPTransport(cloud.Options{}.WithDefaults()).(*http.Transport); !ok {
-		t.Fatal("the transport is no *http.Transport any more; look after the proxy anew")
-	}
-	tr := cloud.HTTPTransport(cloud.Options{}.WithDefaults()).(*http.Transport)
-	if tr.Proxy != nil {
-		t.Error("the metadata transport has a proxy function")
-	}
 }
 
 type endless struct{ sent int }
@@ -269,7 +246,7 @@ func (e endlessTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func TestBodyBound(t *testing.T) {
 	body := &endless{}
-	_, err := cloud.Do(t.Context(), cloud.Options{RetryWait: time.Nanosecond}, call(), get(endlessTransport{body}))
+	_, err := read(t.Context(), opened(endlessTransport{body}, cloud.Options{RetryWait: time.Nanosecond}), true)
 	if !errors.Is(err, cloud.ErrBadAnswer) {
 		t.Errorf("error = %v", err)
 	}
@@ -358,18 +335,18 @@ func (a *asked) RoundTrip(req *http.Request) (*http.Response, error) {
 	return status(http.StatusOK).RoundTrip(req)
 }
 
-// Every request says who asks (clouds C11), whatever a library says beside that.
+// Each request names the agent (clouds C11), in front of the name of a library.
 func TestUserAgent(t *testing.T) {
 	rt := &asked{}
-	if _, err := get(rt)(t.Context()); err != nil {
+	if _, err := read(t.Context(), opened(rt, cloud.Options{}), true); err != nil {
 		t.Fatal(err)
 	}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://metadata.example/x", http.NoBody)
 	must.OK(t, err)
 	req.Header.Set("User-Agent", "aws-sdk-go-v2/1")
-	_, client, err := cloud.APIOptions{Transport: rt}.Open("test", time.Second)
+	api, err := cloud.Options{APITransport: rt}.API("test")
 	must.OK(t, err)
-	resp, err := client.Do(req)
+	resp, err := api.HTTP.Do(req)
 	must.OK(t, err)
 	_ = resp.Body.Close()
 	if want := []string{"amsagent", "amsagent aws-sdk-go-v2/1"}; !slices.Equal(rt.agents, want) || req.UserAgent() != "aws-sdk-go-v2/1" {

@@ -4,6 +4,7 @@
 package cloud
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,7 +16,7 @@ var (
 	ErrNotThisCloud = errors.New("not this cloud")
 	// ErrNotReady: no usable answer within the bound; later there may be one.
 	ErrNotReady = errors.New("the metadata service is not ready")
-	// ErrNotFound: the service says that the item is not set.
+	// ErrNotFound: the item is not set.
 	ErrNotFound = errors.New("not set in the metadata")
 	// ErrForbidden: the service refuses us; asking again will not help.
 	ErrForbidden = errors.New("the metadata service refuses")
@@ -32,8 +33,10 @@ type Error struct {
 	Item string
 	// Kind is one of the sentinels of this package.
 	Kind error
-	// Status is the last HTTP status, 0 where there was no answer.
+	// Status is the last HTTP status, 0 if there was no answer.
 	Status int
+	// Connected reports that the connection was made, Token that the request was the one for a session token.
+	Connected, Token bool
 	// Attempts counts the tries made.
 	Attempts int
 	// Hint is what to do; it may be empty.
@@ -75,13 +78,9 @@ func (e *Error) Unwrap() []error {
 	return out
 }
 
-// Unread says in one sentence why something could not be read, with the hint where there is one.
-func Unread(what string, err error) string {
-	text := fmt.Sprintf("the %s could not be read: %v", what, err)
-	if hint := HintOf(err); hint != "" {
-		text += "; " + hint
-	}
-	return text
+// Unanswered reports whether the connection was made and no answer came.
+func (e *Error) Unanswered() bool {
+	return e.Connected && e.Status == 0 && errors.Is(e.Cause, context.DeadlineExceeded)
 }
 
 // HintOf returns the hint carried by err or by an error it wraps, or "".

@@ -6,6 +6,7 @@ package cloud
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -30,7 +31,7 @@ type Instance struct {
 	Region    string `json:"region,omitempty"`
 	Zone      string `json:"zone,omitempty"`
 	Type      string `json:"type,omitempty"`
-	// LifeCycle is the cloud's own word: on-demand, spot, …
+	// LifeCycle is the cloud's term: on-demand, spot, …
 	LifeCycle string `json:"life_cycle,omitempty"`
 	Hostname  string `json:"hostname,omitempty"`
 	// Address is the one the other nodes should use: the private IPv4 address, or IPv6 on a machine that has nothing else.
@@ -56,6 +57,47 @@ type Instance struct {
 	Notes []string `json:"notes,omitempty"`
 }
 
+// Miss notes that a field, by its name in JSON, could not be read this time. It says nothing to a caller that has gone.
+func (i *Instance) Miss(log *slog.Logger, field string, err error) {
+	if errors.Is(err, context.Canceled) {
+		return // see Left
+	}
+	log.Warn("a part of the instance metadata could not be read", "provider", i.Provider, "error", err)
+	i.Missing = append(i.Missing, field)
+	slices.Sort(i.Missing)
+	i.Notes = append(i.Notes, err.Error())
+}
+
+// Reached sets the addresses: the private one, with its source, or the first of IPv6 that others can reach, and the first
+// public one.
+func (i *Instance) Reached(private netip.Addr, source string, public, v6 []netip.Addr) {
+	if len(public) > 0 {
+		i.PublicAddress = public[0]
+	}
+	for _, a := range v6 {
+		if a.Is6() && a.IsGlobalUnicast() {
+			i.IPv6 = a
+			break
+		}
+	}
+	switch {
+	case private.IsValid():
+		i.Address, i.AddressSource = private, source
+	case i.IPv6.IsValid():
+		i.Address, i.AddressSource = i.IPv6, "first IPv6 address of the first interface, since the instance has no IPv4 address"
+	default:
+		i.Notes = append(i.Notes, "the metadata tells no private address of this instance")
+	}
+}
+
+// Left returns an error for a caller that has gone, to whom half an instance is of no use.
+func Left(ctx context.Context, provider string) error {
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("reading the %s metadata: %w", provider, err)
+	}
+	return nil
+}
+
 // Provider reads one cloud's metadata. Opening one makes no request.
 type Provider interface {
 	// Name is the word that opened this provider.
@@ -63,6 +105,25 @@ type Provider interface {
 	// Instance reads everything. It is called at join, and again whenever the daemon wants to know whether something
 	// changed; nothing is cached between calls except the session token.
 	Instance(ctx context.Context) (Instance, error)
+	Watcher
+	// Hooks are nil for a cloud without.
+	Hooks() Hooks
+	// Check finds out what this machine may do with the hooks of its termination, and changes nothing.
+	Check(ctx context.Context, f Filter) (Check, error)
+}
+
+// Silent is the part of a Provider of a cloud that announces nothing and has no hooks.
+type Silent struct{}
+
+// Watch implements Watcher.
+func (Silent) Watch(ctx context.Context, _ Report) { <-ctx.Done() }
+
+// Hooks implements Provider.
+func (Silent) Hooks() Hooks { return nil }
+
+// Check implements Provider.
+func (Silent) Check(context.Context, Filter) (Check, error) {
+	return Check{Without: "no cloud that this agent knows ends this machine"}, nil
 }
 
 // TagSet is the part of Instance that may come later than the rest.
@@ -104,7 +165,7 @@ func redactValue(v string) string {
 			v = v[:q] + "?" + hidden
 		}
 	}
-	// The last @, since a password may hold one that nobody escaped: rather too much hidden than too little.
+	// The last @, since a password may hold one that is not escaped: better to hide too much than too little.
 	if at := strings.LastIndexByte(v, '@'); at >= 0 {
 		rest := v[at+1:]
 		if q := strings.IndexByte(rest, '?'); q >= 0 {

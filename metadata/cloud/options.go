@@ -6,16 +6,16 @@ package cloud
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The bounds that apply where Options leaves them zero.
@@ -31,43 +31,40 @@ const (
 	DefaultRetryWait = 100 * time.Millisecond
 	// MaxRetryWait keeps a machine whose service comes up late from sleeping through the rest of its bound.
 	MaxRetryWait = 2 * time.Second
-	// MaxProbeTimeout bounds the network part of the detection, which runs on machines that are in no cloud at all.
-	MaxProbeTimeout = time.Second
 	// MaxBody is the largest answer that is read. The largest real one (user data) is 16 KiB.
 	MaxBody = 1 << 20
 )
 
 // Options are the settings of detection and of every provider. The zero value works on a real machine.
 type Options struct {
-	// Root is put before every path that is read; "" is the real root. With a Root the machine asked about is not the one
-	// we run on, so the network is probed only at addresses given in Endpoints.
+	// Root is put before every path that is read; "" is the real root.
 	Root string
 	// Endpoints replaces the address of a provider's metadata service, as an origin: "aws" → "http://127.0.0.1:1338".
 	Endpoints map[string]string
 	// Disabled names providers whose service must not be asked (the AWS SDK's AWS_EC2_METADATA_DISABLED, for one).
 	Disabled []string
-	// NoNetwork makes Detect decide by files alone.
-	NoNetwork bool
-	// Known is the cloud that this machine is known to be in, as of an earlier time; "" where nothing is known. Detect stays
+	// Known is the cloud that this machine is known to be in, as of an earlier time; "" if none is known. Detect stays
 	// with it where nothing names a cloud now: a service that does not answer is no proof that there is none.
 	Known string
-	// APIProxy finds the proxy for a provider's calls to its cloud's API, where it makes any; nil uses none. The metadata
+	// APIProxy finds the proxy for a provider's calls to its cloud's API, if it makes any; without it there is no proxy. The metadata
 	// are never asked by one.
 	APIProxy func(*http.Request) (*url.URL, error)
 	// Log gets one line per retry and per oddity; nil logs nothing.
 	Log *slog.Logger
 
-	// Timeout bounds one Instance call, AttemptTimeout one request, ProbeTimeout the network part of Detect.
-	Timeout, AttemptTimeout, ProbeTimeout time.Duration
+	// Timeout bounds one Instance call, AttemptTimeout one request.
+	Timeout, AttemptTimeout time.Duration
 	// RetryWait is the first wait between two tries.
 	RetryWait time.Duration
 
-	// Interfaces lists the addresses of a network interface; nil asks the kernel, which below a Root is not the machine
-	// asked about and therefore an error.
-	Interfaces func(name string) ([]netip.Addr, error)
+	// Local returns the addresses that this machine sends from, the zero Addr if it has none; by default the kernel is asked, which
+	// below a Root is not the machine asked about: then there are none.
+	Local func() (v4, v6 netip.Addr)
 	// DialContext replaces the dialer, Transport the whole HTTP transport: for tests.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 	Transport   http.RoundTripper
+	// APITransport is the same for the calls of a cloud's API.
+	APITransport http.RoundTripper
 }
 
 // WithDefaults returns o with every bound and the logger set.
@@ -81,18 +78,13 @@ func (o Options) WithDefaults() Options {
 	if o.AttemptTimeout <= 0 {
 		o.AttemptTimeout = DefaultAttemptTimeout
 	}
-	if o.ProbeTimeout <= 0 || o.ProbeTimeout > MaxProbeTimeout {
-		o.ProbeTimeout = MaxProbeTimeout
-	}
 	if o.RetryWait <= 0 {
 		o.RetryWait = DefaultRetryWait
 	}
-	if o.Interfaces == nil {
-		o.Interfaces = InterfaceAddresses
+	if o.Local == nil {
+		o.Local = func() (v4, v6 netip.Addr) { return source("udp4", "192.0.2.1:9"), source("udp6", "[2001:db8::1]:9") }
 		if o.Root != "" {
-			o.Interfaces = func(name string) ([]netip.Addr, error) {
-				return nil, fmt.Errorf("the addresses of interface %s below another root cannot be read", name)
-			}
+			o.Local = func() (v4, v6 netip.Addr) { return v4, v6 }
 		}
 	}
 	return o
@@ -100,16 +92,6 @@ func (o Options) WithDefaults() Options {
 
 // Path puts the root before an absolute path.
 func (o Options) Path(abs string) string { return filepath.Join(o.Root, abs) }
-
-// ReadFile reads the start of a file of the kernel's; below a root that somebody made it may be anything.
-func (o Options) ReadFile(abs string) ([]byte, error) {
-	f, err := os.Open(o.Path(abs))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, MaxBody))
-}
 
 // IsDisabled says whether the service of a provider must not be asked.
 func (o Options) IsDisabled(provider string) bool { return slices.Contains(o.Disabled, provider) }
@@ -131,21 +113,26 @@ func (o Options) Endpoint(provider string) (string, error) {
 	return u.Scheme + "://" + u.Host, nil
 }
 
-// InterfaceAddresses lists the addresses of one interface of this machine in the kernel's order.
-func InterfaceAddresses(name string) ([]netip.Addr, error) {
-	ifc, err := net.InterfaceByName(name)
+// source returns the address that the kernel sends from to another one, the zero Addr if there is no route or only a
+// link-local address. Connecting a UDP socket sends nothing.
+func source(network, to string) netip.Addr {
+	c, err := new(net.Dialer).DialContext(context.Background(), network, to)
 	if err != nil {
-		return nil, fmt.Errorf("interface %s: %w", name, err)
+		return netip.Addr{}
 	}
-	addrs, err := ifc.Addrs()
-	if err != nil {
-		return nil, fmt.Errorf("addresses of interface %s: %w", name, err)
+	defer c.Close()
+	from, err := netip.ParseAddrPort(c.LocalAddr().String())
+	if a := from.Addr().Unmap(); err == nil && a.IsGlobalUnicast() {
+		return a
 	}
-	var out []netip.Addr
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			out = append(out, p.Addr().Unmap())
-		}
+	return netip.Addr{}
+}
+
+// Booted returns when this machine was started, by its own clock.
+func Booted() time.Time {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return time.Time{}
 	}
-	return out, nil
+	return time.Now().Add(-time.Duration(ts.Nano()))
 }

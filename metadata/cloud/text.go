@@ -4,12 +4,16 @@
 package cloud
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
-// Quote quotes what somebody else sent, for an error: not all of a page, and no control characters.
+// Quote quotes text of a service, for an error: not all of a page, and no control characters.
 func Quote(s string) string {
 	const most = 40
 	if len(s) > most {
@@ -18,8 +22,8 @@ func Quote(s string) string {
 	return fmt.Sprintf("%q", s)
 }
 
-// Printable is what may go into a log line or onto a screen of what somebody else wrote: one line, with
-// room for more than a cloud says of an event or of a refusal.
+// Printable is what may go into a log line or onto a screen of text that a service sent: one line, with room for more than a
+// cloud says of an event or of a refusal.
 func Printable(s string) string {
 	const most = 300
 	s = strings.Join(strings.Fields(strings.ToValidUTF8(s, "?")), " ")
@@ -35,12 +39,52 @@ func Printable(s string) string {
 	return s
 }
 
-// ParseMAC reads a hardware address and returns it as the metadata paths spell it.
-func ParseMAC(body []byte) (string, error) {
-	v := strings.TrimSpace(string(body))
-	hw, err := net.ParseMAC(v)
-	if err != nil || len(hw) != 6 || !strings.EqualFold(hw.String(), v) {
-		return "", fmt.Errorf("%s is no MAC address", Quote(v))
+// ParseLine reads an answer of one line that is no page.
+func ParseLine(body []byte) (string, error) {
+	s := strings.TrimSpace(string(body))
+	if s == "" || len(s) > MaxTag || !utf8.ValidString(s) || strings.ContainsAny(s, "<>") || strings.ContainsFunc(s, unicode.IsControl) {
+		return "", fmt.Errorf("%s is not one line of text", Quote(s))
 	}
-	return strings.ToLower(v), nil
+	return s, nil
+}
+
+// ParseValue reads the value of a tag: one line, which may be empty and hold any characters.
+func ParseValue(body []byte) (string, error) {
+	s := strings.TrimRight(string(body), "\r\n")
+	if len(s) > MaxTag || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+		return "", fmt.Errorf("a value of %d bytes is not text of one line", len(s))
+	}
+	return s, nil
+}
+
+// ParseAddresses reads a list of addresses: one on each line, or a JSON array.
+func ParseAddresses(body []byte) ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, word := range strings.FieldsFunc(string(body), func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`[],"`, r) }) {
+		text, _, _ := strings.Cut(word, "/")
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" {
+			return nil, fmt.Errorf("%s is no list of addresses", Quote(string(body)))
+		}
+		out = append(out, a.Unmap())
+	}
+	return out, nil
+}
+
+// Decode reads JSON. A field of another type than expected is left out and returned as odd: it costs no node the rest.
+func Decode[T any](body []byte) (v T, odd *json.UnmarshalTypeError, err error) {
+	err = json.Unmarshal(body, &v)
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
+		return v, e, nil
+	}
+	return v, nil, err
+}
+
+// Unread says in one sentence why something could not be read, with the hint if there is one.
+func Unread(what string, err error) string {
+	text := fmt.Sprintf("the %s could not be read: %v", what, err)
+	if hint := HintOf(err); hint != "" {
+		text += "; " + hint
+	}
+	return text
 }

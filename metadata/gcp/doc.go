@@ -8,9 +8,9 @@
 // count for all its machines. The signals are long polls: the service holds its
 // answer back until there is something new.
 //
-// Reading and parsing are apart: what is named Parse asks nobody anything. Of the
-// attributes only those are kept that are ours; keys, scripts and user data, which
-// are attributes too, are left where they are.
+// Reading and parsing are apart: the parse functions make no request and are
+// fuzzed. Of the attributes only those are kept that are ours; keys, scripts and
+// user data, which are attributes too, are left where they are.
 //
 // The API is not stable yet.
 package gcp

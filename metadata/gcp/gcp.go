@@ -6,17 +6,18 @@ package gcp
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
-	"github.com/amsagent/amsagent/metadata/generic"
 )
 
 // Name of this provider.
@@ -25,9 +26,8 @@ const Name = "gcp"
 // Endpoint is the address of the service. Its name, metadata.google.internal, is not used: at boot DNS may come later.
 const Endpoint = "http://169.254.169.254"
 
-// How long a machine has from the soft power-off to the hard one, as the API's reference has it today
-// (Scheduling.skipGuestOsShutdown: "120 seconds between GCE ACPI G2 Soft Off and ACPI G3 Mechanical Off for Standard VMs
-// and 30 seconds for Spot VMs"). Older pages say 90 seconds for a standard VM.
+// How long a machine has from the soft power-off to the hard one, by the API's reference (Scheduling.skipGuestOsShutdown).
+// Older pages say 90 seconds for a standard VM.
 const (
 	StopWindowSpot     = 30 * time.Second
 	StopWindowStandard = 120 * time.Second
@@ -40,24 +40,12 @@ const (
 )
 
 const (
-	base         = "/computeMetadata/v1/"
-	pathInstance = base + "instance/"
-	pathProject  = base + "project/"
-	recursive    = "?recursive=true&alt=json"
-
+	base      = "/computeMetadata/v1/"
+	recursive = "?recursive=true&alt=json"
 	// Every request carries this header, so that no web page can make a browser ask, and every answer too: by that the
 	// service is known.
 	flavorHeader = "Metadata-Flavor"
 	flavor       = "Google"
-)
-
-const (
-	// optionalAttempts bounds the tries for what a node can live without.
-	optionalAttempts = 3
-	// lostAttempts are those made when nobody takes the connection any more after the service has answered already:
-	// a network interface that is set up once more at the first boot takes the service away for some 300 ms. With the
-	// usual waits these last for a second at least.
-	lostAttempts = 5
 )
 
 const (
@@ -70,199 +58,242 @@ const (
 
 // Provider reads the metadata of this machine. It is safe for use by several goroutines.
 type Provider struct {
-	opts   cloud.Options
-	origin string
-	client *http.Client
+	opts cloud.Options
+	// held is for requests whose answer the service holds back.
+	items, held *cloud.Client
 }
 
 var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	opts = opts.WithDefaults()
 	origin, err := opts.Endpoint(Name)
 	if err != nil {
 		return nil, err
 	}
-	return &Provider{opts: opts, origin: cmp.Or(origin, Endpoint), client: opts.HTTPClient()}, nil
+	c := cloud.Client{
+		Provider: Name, Base: cmp.Or(origin, Endpoint) + base, Header: map[string]string{flavorHeader: flavor}, Check: check, Judge: judge,
+	}
+	held := opts
+	held.AttemptTimeout = holdTime + holdMargin
+	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts), held: cloud.New(c, held)}, nil
 }
 
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// Instance implements cloud.Provider.
-func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
-	defer cancel()
-
-	m, err := item(ctx, p, need{name: "instance", path: pathInstance + recursive, notFound: 2},
-		func(b []byte) (Machine, error) { return ParseMachine(b, p.ours) })
-	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotFound) {
-		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintForeign
+// check believes nothing that does not say that it is Google's service.
+func check(h http.Header) error {
+	if h.Get(flavorHeader) == flavor {
+		return nil
 	}
-	if err != nil {
-		return cloud.Instance{}, err
+	return &cloud.Error{
+		Kind: cloud.ErrNotThisCloud, Status: http.StatusOK, Connected: true,
+		Cause: fmt.Errorf("the answer carries no header %s: %s", flavorHeader, flavor),
 	}
-	inst := cloud.Instance{
-		Provider: Name, ID: m.ID, IDSource: "id of the instance metadata", Name: m.Name,
-		Region: m.Region, Zone: m.Zone, Type: m.Type, Hostname: m.Hostname,
-		LifeCycle: m.LifeCycle, StopWindow: stopWindow(m.LifeCycle), Group: m.Group,
-		Missing: m.Missing, Notes: m.Notes,
-	}
-	if m.LifeCycle == "" {
-		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata does not tell whether this is a Spot VM: %s are planned with", StopWindowSpot))
-	}
-	p.addresses(&inst, m.Interfaces)
-
-	project, err := p.project(ctx)
-	if cerr := context.Cause(ctx); cerr != nil && !errors.Is(cerr, context.DeadlineExceeded) {
-		// The caller has gone; half an instance is of no use to it.
-		return cloud.Instance{}, fmt.Errorf("reading the %s metadata: %w", Name, cerr)
-	}
-	inst.AccountID = project.ID
-	set := tags(m, project, err)
-	inst.Tags, inst.TagsKnown, inst.TagsHint = set.Tags, set.Known, set.Hint
-	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-		p.opts.Log.Warn("a part of the instance metadata could not be read", "provider", Name, "err", err)
-		inst.Missing = append(inst.Missing, "account_id")
-		inst.Notes = append(inst.Notes, err.Error())
-	}
-	if len(m.Unknown) > 0 {
-		p.opts.Log.Debug("the metadata has fields that this version does not know", "provider", Name, "fields", strings.Join(m.Unknown, ","))
-	}
-	return inst, nil
 }
 
-// stopWindow is how long a machine has to go down. Where nobody says which kind it is, the shorter time does no harm.
-func stopWindow(lifeCycle string) time.Duration {
-	if lifeCycle == Spot || lifeCycle == "" {
-		return StopWindowSpot
-	}
-	return StopWindowStandard
-}
-
-// addresses chooses the interface that others reach this machine by.
-func (p *Provider) addresses(inst *cloud.Instance, nics []Interface) {
-	if len(nics) == 0 {
-		inst.Notes = append(inst.Notes, "the metadata tells no network interface of this instance")
-		return
-	}
-	nic, which := nics[0], "the first network interface"
-	if len(nics) > 1 {
-		// The metadata names interfaces by their hardware address alone.
-		name, mac, err := generic.DefaultRoute(p.opts)
-		i := slices.IndexFunc(nics, func(n Interface) bool { return n.MAC != "" && strings.EqualFold(n.MAC, mac) })
-		switch {
-		case err != nil:
-			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since it is not known which one has the default route: %v", len(nics), err))
-		case i < 0:
-			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since none has the hardware address of %s, which has the default route", len(nics), name))
-		default:
-			nic, which = nics[i], "the network interface with the default route"
-		}
-	}
-	inst.IPv6 = nic.IPv6
-	inst.PublicAddress = nic.Public
+// judge adds what is known of Google's service to the error of one failed request.
+func judge(e *cloud.Error) {
 	switch {
-	case nic.Address.IsValid():
-		inst.Address, inst.AddressSource = nic.Address, "private address of "+which
-	case nic.IPv6.IsValid():
-		inst.Address, inst.AddressSource = nic.IPv6, "IPv6 address of "+which+", since it has no IPv4 address"
-	default:
-		inst.Notes = append(inst.Notes, "the metadata tells no address of "+which)
-	}
-}
-
-func (p *Provider) project(ctx context.Context) (Project, error) {
-	return item(ctx, p, need{name: "project", path: pathProject + recursive, attempts: optionalAttempts},
-		func(b []byte) (Project, error) { return ParseProject(b, p.ours) })
-}
-
-// tags puts the attributes of the project below those of the machine.
-func tags(m Machine, project Project, err error) cloud.TagSet {
-	set := cloud.TagSet{Tags: cloud.Tags{}, Known: !m.missing("tags"), Group: m.Group}
-	if !set.Known {
-		set.Hint = "the attributes of this instance are of no form that is known here"
-	}
-	maps.Copy(set.Tags, project.Attributes)
-	maps.Copy(set.Tags, m.Attributes)
-	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-		// One that is there and unread could say where MongoDB is: the caller must not think that it is not there.
-		set.Known, set.Hint = false, cloud.Unread("attributes", err)
-	}
-	return set
-}
-
-// ours tells whether an attribute is one of those that are kept. All others are somebody else's, and may be secret.
-func (p *Provider) ours(key string) bool {
-	return strings.HasPrefix(key, "amsagent") || key == attributeCreatedBy || key == attributeTemplate
-}
-
-// need is one item: where it is and how hard to try.
-type need struct {
-	name, path         string
-	attempts, notFound int
-}
-
-// item fetches and parses one item through the retry loop.
-func item[T any](ctx context.Context, p *Provider, n need, parse func([]byte) (T, error)) (T, error) {
-	try := func(attempts int) (T, error) {
-		call := cloud.Call{Provider: Name, Item: n.name, Attempts: attempts, NotFoundAttempts: n.notFound, Judge: judge}
-		return cloud.Do(ctx, p.opts, call, func(ctx context.Context) (T, error) {
-			var zero T
-			_, body, err := p.get(ctx, p.client, n.path)
-			if err != nil {
-				return zero, err
-			}
-			v, err := parse(body)
-			if err != nil {
-				return v, cloud.BadAnswer(err)
-			}
-			return v, nil
-		})
-	}
-	v, err := try(n.attempts)
-	if e, ok := errors.AsType[*cloud.Error](err); ok && n.attempts > 0 && lost(e) && ctx.Err() == nil {
-		return try(lostAttempts)
-	}
-	return v, err
-}
-
-// lost tells that the service could not be reached: unlike one that says something wrong it is likely to come back.
-func lost(e *cloud.Error) bool {
-	return errors.Is(e.Kind, cloud.ErrNotReady) && e.Status == 0 && !cloud.Unanswered(e)
-}
-
-// get makes one request. What does not say that it is Google's service is not believed.
-func (p *Provider) get(ctx context.Context, client *http.Client, path string) (http.Header, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.origin+path, http.NoBody)
-	if err != nil {
-		return nil, nil, err
-	}
-	req.Header.Set(flavorHeader, flavor)
-	h, body, err := cloud.Fetch(client, req)
-	if err != nil {
-		return h, nil, err
-	}
-	if got := h.Get(flavorHeader); got != flavor {
-		return h, nil, &cloud.Error{
-			Kind: cloud.ErrNotThisCloud, Hint: hintForeign,
-			Cause: fmt.Errorf("the answer carries no header %s: %s", flavorHeader, flavor),
-		}
-	}
-	return h, body, nil
-}
-
-// judge adds what is known of Google's service to the verdict on one failed try.
-func judge(e *cloud.Error, a *cloud.Attempt) {
-	switch {
-	case e.Hint != "":
-	case cloud.Unconnected(e, a):
+	case errors.Is(e.Kind, cloud.ErrNotThisCloud):
+		e.Hint = hintForeign
+	case e.Status == 0 && !e.Connected:
 		e.Hint = hintUnreachable
 	case errors.Is(e.Kind, cloud.ErrForbidden):
 		e.Hint = hintRefused
 	}
 }
 
-// valid leaves out what names no machine.
-func valid(a netip.Addr) bool { return a.IsValid() && a.IsGlobalUnicast() }
+// machine is what the metadata says about this instance.
+type machine struct {
+	ID          json.Number `json:"id"`
+	Name        string      `json:"name"`
+	Hostname    string      `json:"hostname"`
+	Zone        string      `json:"zone"`
+	MachineType string      `json:"machineType"`
+	Scheduling  struct {
+		// In the metadata the truth value is a text in capitals.
+		Preemptible       any    `json:"preemptible"`
+		ProvisioningModel string `json:"provisioningModel"`
+	} `json:"scheduling"`
+	Interfaces []nic          `json:"networkInterfaces"`
+	Attributes map[string]any `json:"attributes"`
+	// odd is what has another form than expected, as a note for people.
+	odd *json.UnmarshalTypeError
+}
+
+// nic is one network interface.
+type nic struct {
+	IP            string   `json:"ip"`
+	IPv6s         []string `json:"ipv6s"`
+	AccessConfigs []struct {
+		ExternalIP string `json:"externalIp"`
+	} `json:"accessConfigs"`
+}
+
+func parseMachine(body []byte) (machine, error) {
+	m, odd, err := cloud.Decode[machine](body)
+	if err != nil {
+		return m, fmt.Errorf("the instance metadata is not the JSON expected: %w", err)
+	}
+	m.odd = odd
+	m.Zone, m.MachineType = last(m.Zone), last(m.MachineType)
+	if !instanceID.MatchString(m.ID.String()) || m.Zone == "" {
+		return m, fmt.Errorf("the instance metadata names instance %s in zone %s", cloud.Quote(m.ID.String()), cloud.Quote(m.Zone))
+	}
+	return m, nil
+}
+
+// instanceID is a number of 64 bits.
+var instanceID = regexp.MustCompile(`^[1-9][0-9]{0,19}$`)
+
+// last returns the last element of a resource's name: projects/123/zones/europe-west1-b.
+func last(s string) string { return s[strings.LastIndexByte(s, '/')+1:] }
+
+type project struct {
+	ID         string         `json:"projectId"`
+	Attributes map[string]any `json:"attributes"`
+}
+
+func parseProject(body []byte) (project, error) {
+	var p project
+	if err := json.Unmarshal(body, &p); err != nil || p.ID == "" {
+		return p, errors.New("the project's metadata is not the JSON expected")
+	}
+	return p, nil
+}
+
+// Instance implements cloud.Provider.
+func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	defer cancel()
+	m, err := cloud.Read(ctx, p.items, cloud.Item{Name: "instance", Path: "instance/" + recursive, Required: true}, parseMachine)
+	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotThisCloud) {
+		e.Hint = hintForeign
+	}
+	if err != nil {
+		return cloud.Instance{}, err
+	}
+	inst := cloud.Instance{
+		Provider: Name, ID: m.ID.String(), IDSource: "id of the instance metadata", Name: m.Name, Hostname: m.Hostname,
+		Zone: m.Zone, Type: m.MachineType, LifeCycle: m.lifeCycle(), StopWindow: StopWindowStandard, TagsKnown: true, Tags: cloud.Tags{},
+	}
+	if i := strings.LastIndexByte(m.Zone, '-'); i > 0 {
+		inst.Region = m.Zone[:i]
+	}
+	if inst.LifeCycle == Spot || inst.LifeCycle == "" {
+		inst.StopWindow = StopWindowSpot
+	}
+	if inst.LifeCycle == "" {
+		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata does not tell whether this is a Spot VM: %s are planned with", StopWindowSpot))
+	}
+	if m.odd != nil {
+		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata's %s is of no form that is known here", m.odd.Field))
+		if strings.HasPrefix(m.odd.Field, "attributes") {
+			inst.Missing, inst.TagsKnown = []string{"tags"}, false
+			inst.TagsHint = "the attributes of this instance are of no form that is known here"
+		}
+	}
+	p.addresses(&inst, m.Interfaces)
+
+	proj, err := cloud.Read(ctx, p.items, cloud.Item{Name: "project", Path: "project/" + recursive}, parseProject)
+	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
+		// An attribute that is there and unread could say where MongoDB is: the caller must not think that it is not there.
+		inst.Miss(p.opts.Log, "account_id", err)
+		inst.TagsKnown, inst.TagsHint = false, cloud.Unread("attributes", err)
+	}
+	inst.AccountID = proj.ID
+	// Attributes of the machine count more. A group made no project.
+	maps.Copy(inst.Tags, ours(proj.Attributes))
+	delete(inst.Tags, attributeCreatedBy)
+	delete(inst.Tags, attributeTemplate)
+	maps.Copy(inst.Tags, ours(m.Attributes))
+	if by := groupOf.FindStringSubmatch(inst.Tags[attributeCreatedBy]); by != nil {
+		inst.Group = by[1]
+	}
+	return inst, cloud.Left(ctx, Name)
+}
+
+// lifeCycle is spot, standard or another word of Google's; "" is not told.
+func (m *machine) lifeCycle() string {
+	model, preemptible := strings.ToLower(m.Scheduling.ProvisioningModel), strings.ToLower(fmt.Sprint(m.Scheduling.Preemptible))
+	switch {
+	case model == "spot", model == "preemptible", preemptible == "true":
+		return Spot
+	case model == "" && preemptible == "false":
+		return Standard
+	}
+	return model
+}
+
+// The attributes that a managed instance group sets.
+const (
+	attributeCreatedBy = "created-by"
+	attributeTemplate  = "instance-template"
+)
+
+// groupOf: other tools write into created-by too, so only a group counts. Zonal and regional ones are the same to us.
+var groupOf = regexp.MustCompile(`^(?:https://[a-z.]+/compute/[a-z0-9]+/)?projects/[^/\s]+/(?:zones|regions)/[^/\s]+/instanceGroupManagers/([a-z0-9][a-z0-9-]{0,62})$`)
+
+// ours keeps the attributes that are meant for us. All others are somebody else's, and may be secret.
+func ours(attributes map[string]any) map[string]string {
+	out := map[string]string{}
+	for k, v := range attributes {
+		text, ok := v.(string)
+		if ok && (strings.HasPrefix(k, "amsagent") || k == attributeCreatedBy || k == attributeTemplate) {
+			// A value that came out of a file ends with its line.
+			out[k] = strings.TrimRight(text, "\r\n")
+		}
+	}
+	return out
+}
+
+// addresses chooses the interface that others reach this machine by: of several the one that it sends from.
+func (p *Provider) addresses(inst *cloud.Instance, nics []nic) {
+	if len(nics) == 0 {
+		inst.Notes = append(inst.Notes, "the metadata tells no network interface of this instance")
+		return
+	}
+	chosen, which := nics[0], "the first network interface"
+	if len(nics) > 1 {
+		v4, v6 := p.opts.Local()
+		i := slices.IndexFunc(nics, func(n nic) bool {
+			return v4.IsValid() && address(n.IP) == v4 || v6.IsValid() && slices.ContainsFunc(n.IPv6s, func(s string) bool { return address(s) == v6 })
+		})
+		if i < 0 {
+			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since none has the address that this machine sends from", len(nics)))
+		} else {
+			chosen, which = nics[i], "the network interface with the default route"
+		}
+	}
+	for _, s := range chosen.IPv6s {
+		if a := address(s); a.Is6() && !inst.IPv6.IsValid() {
+			inst.IPv6 = a
+		}
+	}
+	for _, c := range chosen.AccessConfigs {
+		if a := address(c.ExternalIP); !inst.PublicAddress.IsValid() {
+			inst.PublicAddress = a
+		}
+	}
+	v4 := address(chosen.IP)
+	switch {
+	case v4.Is4():
+		inst.Address, inst.AddressSource = v4, "private address of "+which
+	case inst.IPv6.IsValid():
+		inst.Address, inst.AddressSource = inst.IPv6, "IPv6 address of "+which+", since it has no IPv4 address"
+	default:
+		inst.Notes = append(inst.Notes, "the metadata tells no address of "+which)
+	}
+}
+
+// address reads an address, with or without the length of its network; the zero Addr is none that others can reach.
+func address(s string) netip.Addr {
+	host, _, _ := strings.Cut(s, "/")
+	a, err := netip.ParseAddr(host)
+	if a = a.Unmap().WithZone(""); err != nil || !a.IsGlobalUnicast() {
+		return netip.Addr{}
+	}
+	return a
+}

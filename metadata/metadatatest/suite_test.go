@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -27,9 +28,12 @@ import (
 // toy is the provider of a cloud that is not there, with a token, one required and one optional item. Each of its faults is
 // one that a provider could have; without any it passes all rules.
 type toy struct {
+	cloud.Silent
 	opts   cloud.Options
 	origin string
-	client *http.Client
+	// wire makes the requests, or plain where the fault is one of the HTTP client.
+	wire   *cloud.Client
+	plain  *http.Client
 	faults map[string]bool
 
 	mu    sync.Mutex
@@ -58,15 +62,14 @@ func newToy(faults map[string]bool) func(cloud.Options) (cloud.Provider, error) 
 		if faults["says nothing of its answers"] {
 			quiet.Log = nil
 		}
-		p.client = quiet.HTTPClient()
+		p.wire = cloud.New(cloud.Client{Provider: "toy"}, quiet)
+		transport := &http.Transport{DialContext: o.DialContext}
 		if faults["follows redirects"] {
-			p.client.CheckRedirect = nil
+			p.plain = &http.Client{Transport: transport}
 		}
 		if faults["unbounded, by proxy"] {
-			p.client = &http.Client{}
-			if o.DialContext != nil {
-				p.client.Transport = &http.Transport{Proxy: http.ProxyFromEnvironment, DialContext: o.DialContext}
-			}
+			transport.Proxy = http.ProxyFromEnvironment
+			p.plain = &http.Client{Transport: transport}
 		}
 		if faults["asks when it is opened"] {
 			_, _ = p.Instance(context.Background())
@@ -92,7 +95,7 @@ func (p *toy) Instance(ctx context.Context) (cloud.Instance, error) {
 		Tagless bool              `json:"tagless"`
 	}
 	read := func() (bool, error) {
-		body, err := p.get(ctx, toyItem, 0, func(b []byte) error {
+		body, err := p.get(ctx, toyItem, true, func(b []byte) error {
 			d := json.NewDecoder(bytes.NewReader(b))
 			if p.faults["knows all fields"] {
 				d.DisallowUnknownFields()
@@ -133,7 +136,7 @@ func (p *toy) Instance(ctx context.Context) (cloud.Instance, error) {
 	if doc.Address != nil {
 		inst.Address, inst.AddressSource = *doc.Address, "document"
 	}
-	public, err := p.get(ctx, toyPublic, 3, func(b []byte) error {
+	public, err := p.get(ctx, toyPublic, false, func(b []byte) error {
 		_, err := netip.ParseAddr(string(b))
 		return err
 	})
@@ -152,44 +155,42 @@ func (p *toy) Instance(ctx context.Context) (cloud.Instance, error) {
 }
 
 // get reads one item through the loop that all providers use.
-func (p *toy) get(ctx context.Context, path string, attempts int, check func([]byte) error) ([]byte, error) {
-	call := cloud.Call{Provider: "toy", Item: strings.Trim(path, "/"), Attempts: attempts, Judge: func(e *cloud.Error, _ *cloud.Attempt) {
+func (p *toy) get(ctx context.Context, path string, required bool, check func([]byte) error) ([]byte, error) {
+	o := p.opts
+	if p.faults["says nothing of its retries"] {
+		o.Log = nil
+	}
+	c := cloud.New(cloud.Client{Provider: "toy", Ask: p.ask, Judge: func(e *cloud.Error) {
 		if e.Status == http.StatusForbidden && p.faults["asks who refuses again"] {
 			e.Kind = cloud.ErrNotReady
 		}
 		if e.Hint = "look at the firewall"; p.faults["no hint"] {
 			e.Hint = ""
 		}
-	}}
-	if path == toyItem {
-		call.NotFoundAttempts = 2
-	}
-	o := p.opts
-	if p.faults["says nothing of its retries"] {
-		o.Log = nil
-	}
+	}}, o)
+	item := cloud.Item{Name: strings.Trim(path, "/"), Path: path, Required: required}
 	if p.faults["gives up at once"] {
-		call.Attempts, call.NotFoundAttempts = 1, 0
+		_, body, err := p.ask(ctx, path)
+		if err == nil {
+			err = check(body)
+		}
+		return body, err
 	}
-	return cloud.Do(ctx, o, call, func(ctx context.Context) ([]byte, error) {
-		token, err := p.session(ctx)
-		if err != nil {
-			return nil, err
-		}
-		body, err := p.request(ctx, http.MethodGet, path, token)
-		if status, ok := errors.AsType[*cloud.StatusError](err); ok && status.Status == http.StatusUnauthorized && !p.faults["keeps a refused token"] {
-			p.mu.Lock()
-			p.token = ""
-			p.mu.Unlock()
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := check(body); err != nil {
-			return nil, cloud.BadAnswer(err)
-		}
-		return body, nil
-	})
+	return cloud.Read(ctx, c, item, func(b []byte) ([]byte, error) { return b, check(b) })
+}
+
+func (p *toy) ask(ctx context.Context, path string) (http.Header, []byte, error) {
+	token, err := p.session(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	body, err := p.request(ctx, http.MethodGet, path, token)
+	if e, ok := errors.AsType[*cloud.Error](err); ok && e.Status == http.StatusUnauthorized && !p.faults["keeps a refused token"] {
+		p.mu.Lock()
+		p.token = ""
+		p.mu.Unlock()
+	}
+	return nil, body, err
 }
 
 func (p *toy) session(ctx context.Context) (string, error) {
@@ -212,7 +213,7 @@ func (p *toy) session(ctx context.Context) (string, error) {
 	token := string(body)
 	if token == "" || strings.ContainsAny(token, "<>\n ") {
 		if !p.faults["takes anything for a token"] {
-			return "", cloud.BadAnswer(errors.New("no token"))
+			return "", &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Cause: errors.New("no token")}
 		}
 		token = strings.NewReplacer("\n", "", "\r", "").Replace(token) + "<"
 	}
@@ -233,7 +234,20 @@ func (p *toy) request(ctx context.Context, method, path, token string) ([]byte, 
 	if p.faults["says who it is"] {
 		req.Header.Set("Authorization", "Bearer me")
 	}
-	_, body, err := cloud.Fetch(p.client, req)
+	if p.plain == nil {
+		_, body, err := p.wire.Do(req)
+		return body, err
+	}
+	req.Header.Set("User-Agent", cloud.UserAgent)
+	resp, err := p.plain.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
+	}
 	return body, err
 }
 
@@ -364,7 +378,10 @@ func TestRuleOfNoNetwork(t *testing.T) {
 }
 
 // talkative asks somebody although it should ask nobody.
-type talkative struct{ opts cloud.Options }
+type talkative struct {
+	cloud.Silent
+	opts cloud.Options
+}
 
 func (talkative) Name() string { return "talkative" }
 
@@ -384,7 +401,7 @@ func TestTalkative(t *testing.T) {
 		t.Skip("for TestRuleOfNoNetwork")
 	}
 	metadatatest.Run(t, metadatatest.Suite{
-		Name: "talkative", Open: func(o cloud.Options) (cloud.Provider, error) { return talkative{o}, nil },
+		Name: "talkative", Open: func(o cloud.Options) (cloud.Provider, error) { return talkative{opts: o}, nil },
 		Machines: []metadatatest.Machine{{Name: "one", Want: cloud.Instance{Provider: "talkative", ID: "x", IDSource: "y", TagsHint: "z"}}},
 	})
 }

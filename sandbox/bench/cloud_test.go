@@ -17,17 +17,15 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/alibaba"
-	"github.com/amsagent/amsagent/metadata/aws"
-	"github.com/amsagent/amsagent/metadata/azure"
-	"github.com/amsagent/amsagent/metadata/gcp"
+	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/host"
 )
@@ -162,7 +160,7 @@ func BenchmarkCloudIdentity(b *testing.B) {
 			requests, twice := 0, 0
 			for b.Loop() {
 				began := time.Now()
-				d, err := metadata.Detect(b.Context(), opts)
+				d, err := metadata.Detect(opts)
 				must.OK(b, err)
 				p, err := metadata.Open(d.Provider, opts)
 				must.OK(b, err)
@@ -172,10 +170,6 @@ func BenchmarkCloudIdentity(b *testing.B) {
 					b.Fatalf("detected %s, instance %+v, %v", d.Provider, inst, err)
 				}
 				asked := taken(seen)
-				if name == metadata.Azure {
-					// Whoever asks more than five times in a second is refused there, and asks again.
-					pause(b, time.Duration(len(asked))*time.Second/4)
-				}
 				for what, n := range asked {
 					requests += n
 					if n > 1 {
@@ -207,7 +201,7 @@ const (
 // polled is what the child prints.
 type polled struct {
 	CPU, Wall time.Duration
-	Notices   int
+	Reports   int64
 }
 
 // BenchmarkCloudPolling is what the looking for a cloud's signals takes of a core: the loops of the daemon, with their
@@ -217,9 +211,6 @@ func BenchmarkCloudPolling(b *testing.B) {
 	seconds := setting(b, "BENCH_CLOUD_SECONDS", 60)
 	for _, name := range fakecloud.Names() {
 		b.Run(name, func(b *testing.B) {
-			if pollingOf(name) == nil {
-				b.Skip("nothing polls the metadata of this cloud")
-			}
 			_, environ, seen := onCloud(b, name, serviceWait)
 			var got polled
 			for b.Loop() {
@@ -243,44 +234,13 @@ func BenchmarkCloudPolling(b *testing.B) {
 			b.ReportMetric(percent/mostPolling, "of-0.1%")
 			b.ReportMetric(1000*got.CPU.Seconds()/got.Wall.Minutes(), "cpu-ms/min")
 			b.ReportMetric(float64(requests)/float64(max(1, b.N))/whole.Minutes(), "requests/min")
-			b.Logf("%s: %v of CPU in %v, %d notices; load average %s", name, got.CPU, got.Wall.Round(time.Millisecond), got.Notices, host.LoadAverage())
+			b.Logf("%s: %v of CPU in %v, %d reports; load average %s", name, got.CPU, got.Wall.Round(time.Millisecond), got.Reports, host.LoadAverage())
 		})
 	}
 }
 
 // pollWarmUp is left out: opening connections and the first answers are not what a minute costs.
 const pollWarmUp = 5 * time.Second
-
-// pollingOf makes the source of a cloud as the daemon does, nil where there is none.
-func pollingOf(name string) func(metadata.Options, string) (lifecycle.Source, error) {
-	switch name {
-	case metadata.AWS:
-		return func(o metadata.Options, id string) (lifecycle.Source, error) {
-			p, err := aws.New(o)
-			return lifecycle.NewAWSSource(p, id, aws.WatchOptions{}, nil), err
-		}
-	case metadata.Azure:
-		return func(o metadata.Options, _ string) (lifecycle.Source, error) {
-			p, err := azure.New(o)
-			return lifecycle.NewAzureSource(p, lifecycle.AzureSourceOptions{}), err
-		}
-	case metadata.Alibaba:
-		return func(o metadata.Options, id string) (lifecycle.Source, error) {
-			p, err := alibaba.New(o)
-			if err != nil {
-				return nil, err
-			}
-			scaling, err := p.ESS(alibaba.APIOptions{Endpoint: os.Getenv("AMSAGENT_ALIBABA_ESS_ENDPOINT")})
-			return lifecycle.NewAlibabaSource(p, id, alibaba.WatchOptions{Scaling: scaling}, nil), err
-		}
-	case metadata.GCP:
-		return func(o metadata.Options, _ string) (lifecycle.Source, error) {
-			p, err := gcp.New(o)
-			return lifecycle.NewGCPSource(p, nil), err
-		}
-	}
-	return nil
-}
 
 // TestCloudPollingChild is not a test: it is the process that BenchmarkCloudPolling looks at.
 func TestCloudPollingChild(t *testing.T) {
@@ -290,22 +250,27 @@ func TestCloudPollingChild(t *testing.T) {
 	}
 	length, err := time.ParseDuration(os.Getenv(pollSeconds) + "s")
 	must.OK(t, err)
-	source, err := pollingOf(name)(metadata.Options{Endpoints: map[string]string{
+	provider, err := metadata.Open(name, metadata.Options{Endpoints: map[string]string{
 		name: os.Getenv(endpoint(name)), alibaba.EndpointECS: os.Getenv("AMSAGENT_ALIBABA_ECS_ENDPOINT"),
-	}}, fakecloud.ID(name, 1))
+		alibaba.EndpointESS: os.Getenv("AMSAGENT_ALIBABA_ESS_ENDPOINT"),
+	}})
 	must.OK(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var got polled
-	ended := make(chan error, 1)
-	go func() { ended <- source.Watch(ctx, func(lifecycle.Notice) { got.Notices++ }) }()
+	ended := make(chan struct{})
+	var reports atomic.Int64
+	go func() {
+		defer close(ended)
+		provider.Watch(ctx, func(string, []cloud.Notice) { reports.Add(1) })
+	}()
 	wait := func(d time.Duration) {
 		timer := time.NewTimer(d)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
-		case err := <-ended:
-			t.Fatalf("the looking ended: %v", err)
+		case <-ended:
+			t.Fatal("the looking ended")
 		}
 	}
 	wait(pollWarmUp)
@@ -314,6 +279,7 @@ func TestCloudPollingChild(t *testing.T) {
 	got.CPU, got.Wall = cpu(t)-before, time.Since(began)
 	cancel()
 	<-ended
+	got.Reports = reports.Load()
 	out, err := json.Marshal(got)
 	must.OK(t, err)
 	fmt.Printf("POLLED %s\n", out)

@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -120,26 +121,30 @@ func TestJoinWhileTheDaemonNotes(t *testing.T) {
 // cloudAway is a cloud whose API fails until it is back.
 type cloudAway struct{ back atomic.Bool }
 
-func (c *cloudAway) Discover(context.Context, bool) (*lifecycle.Hook, error) {
+func (c *cloudAway) Pending(context.Context, bool) ([]lifecycle.Hook, error) {
 	if c.back.Load() {
 		return nil, nil
 	}
 	return nil, errors.New("503")
 }
 
-func (*cloudAway) Heartbeat(context.Context, lifecycle.Hook) error { return nil }
-func (*cloudAway) Complete(context.Context, lifecycle.Hook) error  { return nil }
+func (*cloudAway) Extend(_ context.Context, h lifecycle.Hook) (time.Duration, error) {
+	return h.Timeout, nil
+}
+func (*cloudAway) Complete(context.Context, lifecycle.Hook) error { return nil }
 
-// notices is a source of the test's notices.
-type notices chan lifecycle.Notice
+// notices are what the test's cloud has in force.
+type notices chan cloud.Notice
 
-func (n notices) Watch(ctx context.Context, report func(lifecycle.Notice)) error {
+func (n notices) Watch(ctx context.Context, report cloud.Report) {
+	var current []cloud.Notice
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		case notice := <-n:
-			report(notice)
+			current = append(current, notice)
+			report("test", current)
 		}
 	}
 }
@@ -150,13 +155,12 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	a.joinedAt(time.Now().Add(-time.Hour).Truncate(time.Second))
-	cloud, source := &cloudAway{}, make(notices)
+	away, source := &cloudAway{}, make(notices)
 	a.o.Lifecycle = &daemon.Lifecycle{New: lifecycle.NewManager, Leaver: a.machine, Options: lifecycle.Options{
-		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Completer: cloud, Sources: []lifecycle.Source{source},
+		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Hooks: away, Watcher: source,
 	}}
 	a.start()
-	now := time.Now()
-	source <- lifecycle.Notice{ID: "t", Source: "test", Kind: lifecycle.Terminate, Received: now, Deadline: now}
+	source <- cloud.Notice{ID: "test/t", Kind: cloud.Terminate, At: time.Now()}
 	completing := func() bool {
 		l := a.view().Lifecycle
 		return l != nil && l.Step == lifecycle.StepCompleting && l.RegistryTold
@@ -170,7 +174,7 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 	if got := a.state(); got != cluster.StateActive || !completing() {
 		t.Errorf("after the join the state is %s: %+v", got, a.view().Lifecycle)
 	}
-	cloud.back.Store(true)
+	away.back.Store(true)
 	must.Until(t, "the drain has ended", func() bool { l := a.view().Lifecycle; return l == nil || l.Step != lifecycle.StepCompleting })
 	if l := a.view().Lifecycle; l != nil && !l.Ready {
 		t.Fatalf("the node is not ready: %+v", l)
@@ -201,7 +205,7 @@ func (a *agent) lives() notices {
 	a.t.Helper()
 	source := make(notices)
 	a.o.Lifecycle = &daemon.Lifecycle{New: lifecycle.NewManager, Leaver: a.machine, Options: lifecycle.Options{
-		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Sources: []lifecycle.Source{source},
+		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Watcher: source,
 	}}
 	a.start()
 	return source
@@ -239,8 +243,7 @@ func TestRecordRemovedDuringADrain(t *testing.T) {
 			a.o.Periods.Witness = time.Minute // it also sends find commands
 			source := a.lives()
 			a.eyes.see(0, 1) // a viewer that stays
-			now := time.Now()
-			source <- lifecycle.Notice{ID: "t", Source: "test", Kind: lifecycle.Terminate, Received: now, Deadline: now.Add(time.Hour)}
+			source <- cloud.Notice{ID: "test/t", Kind: cloud.Terminate, At: time.Now().Add(time.Hour)}
 			must.Until(t, "the record drains", func() bool { return a.state() == cluster.StateDraining })
 			<-time.After(5 * time.Second) // from now on, the drain does not change the record
 			// After the fault, the test itself must not send find commands.

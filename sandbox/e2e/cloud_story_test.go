@@ -62,7 +62,7 @@ func cloudStories() []cloudStory {
 		{
 			// The groups are looked at every ten seconds or so, and nobody tells since when a
 			// machine waits: where nothing makes that longer, the agent reckons with the worst.
-			name: "alibaba", told: true, source: "alibaba-scaling", reason: "scale-in",
+			name: "alibaba", told: true, source: "alibaba-lifecycle", reason: "scale-in",
 			patient: fakecloud.Options{Lead: 90 * time.Second}, // to the first word
 			short:   fakecloud.Options{Lead: 24 * time.Second, Limit: 24 * time.Second},
 			unseen:  1500 * time.Millisecond, early: 13 * time.Second,

@@ -22,12 +22,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
@@ -247,9 +245,8 @@ func (m *moto) checkRole(role string) {
 		}
 		allowed = append(allowed, strings.Join(sorted(strs(s.Action)), " ")+" on "+fmt.Sprint(s.Resource))
 	}
-	api := m.agent("i-0", nil)
 	var want []string
-	for _, s := range ownPolicy(m.t, api.Policy("live-"+role)) {
+	for _, s := range ownPolicy(m.t, aws.Policy("", "", "live-"+role)) {
 		want = append(want, strings.Join(sorted(s.Action), " ")+" on "+strings.Replace(s.Resource, "autoscaling:*:*:", "autoscaling:"+motoRegion+":123456789012:", 1))
 	}
 	if diff := gocmp.Diff(sorted(want), sorted(allowed)); diff != "" {
@@ -258,19 +255,16 @@ func (m *moto) checkRole(role string) {
 }
 
 // agent is the agent's own client on a machine of moto's, whose metadata are a stand-in's.
-func (m *moto) agent(id string, tags map[string]string) *aws.AutoScaling {
+func (m *moto) agent(id string, tags map[string]string) *aws.Provider {
 	m.t.Helper()
 	instance := fakeaws.Sample()
 	instance.ID, instance.Region, instance.Tags, instance.TagsEnabled = id, motoRegion, tags, true
 	meta, err := fakeaws.Start(m.t.Context(), fakeaws.Options{Instance: &instance})
 	must.OK(m.t, err)
 	m.t.Cleanup(func() { _ = meta.Close() })
-	provider, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": meta.Endpoint()}})
+	provider, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": meta.Endpoint(), aws.EndpointAutoScaling: m.origin}})
 	must.OK(m.t, err)
-	api, err := provider.AutoScaling(aws.AutoScalingOptions{Endpoint: m.origin, Timeout: time.Minute})
-	must.OK(m.t, err)
-	m.t.Cleanup(api.CloseIdleConnections)
-	return api
+	return provider
 }
 
 func (m *moto) checkHooks(role, id string) {
@@ -283,16 +277,11 @@ func (m *moto) checkHooks(role, id string) {
 			"HeartbeatTimeout": {fmt.Sprint(h["HeartbeatTimeout"])}, "DefaultResult": {fmt.Sprint(h["DefaultResult"])},
 		}, nil)
 	}
-	api := m.agent(id, nil)
-	member, err := api.Membership(m.t.Context())
-	if err != nil || member == nil || member.Group != "live-"+role || member.State != "InService" {
-		m.t.Fatalf("live-%s: the agent finds itself in %+v, %v", role, member, err)
-	}
-	completer := lifecycle.NewAWSCompleter(api, lifecycle.AWSCompleterOptions{})
+	hooksOf := m.agent(id, nil).Hooks()
 	for name, launching := range map[string]bool{"amsagent-launch": true, "amsagent-terminate": false} {
-		h, err := completer.Discover(m.t.Context(), launching)
-		if err != nil || h == nil || h.Name != name || h.Group != "live-"+role {
-			m.t.Errorf("live-%s: the agent finds the hook %+v, %v; want %s", role, h, err, name)
+		found, err := cloud.Filter(nil).Find(m.t.Context(), hooksOf, launching)
+		if err != nil || len(found) != 1 || found[0].Name != name || found[0].Group != "live-"+role {
+			m.t.Errorf("live-%s: the agent finds the hooks %+v, %v; want %s", role, found, err, name)
 		}
 	}
 }

@@ -80,14 +80,14 @@ func TestFirmware(t *testing.T) {
 	t.Parallel()
 	for _, name := range tree.Firmware() {
 		tr := write(t, tree.Options{DMI: name})
-		d, err := metadata.Detect(t.Context(), metadata.Options{Root: tr.Root, NoNetwork: true})
+		d, err := metadata.Detect(metadata.Options{Root: tr.Root})
 		must.OK(t, err)
 		want := name
 		if name == "kvm" {
 			want = metadata.Generic
 		}
 		if got := stdcmp.Or(d.Platform, d.Provider); got != want {
-			t.Errorf("a machine with the firmware of %s is in %s, by %+v", name, got, d.Decisive())
+			t.Errorf("a machine with the firmware of %s is in %s, by %+v", name, got, d.Because)
 		}
 	}
 }

@@ -112,8 +112,12 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files lifecycle.Files, mongo cluster.Target) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
 	defer cancel()
-	c := lateCloud(&daemonAdapter{g: g, machine: m})
-	if err := lifecycle.FinishStop(ctx, files, c, lastPeers{m, mongo}, g.log()); err != nil {
+	a := &daemonAdapter{g: g, machine: m}
+	p, err := a.openCloud()
+	if err == nil {
+		err = lifecycle.FinishStop(ctx, files, p.Hooks(), a.hookNames(), lastPeers{m, mongo}, g.log())
+	}
+	if err != nil {
 		g.log().Warn("the hook is left to its timeout", "error", err)
 	}
 }

@@ -20,8 +20,8 @@ func newMetadataCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "metadata [flags]",
 		Short: "print what the cloud says about this machine, and how we know the cloud",
-		Long: "The cloud is found by the firmware's strings, then by cloud-init's data, and only\n" +
-			"then by asking the network. All that was looked at is printed.",
+		Long: "The cloud is found by the firmware's strings, then by cloud-init's data. What decided\n" +
+			"is printed after the provider.",
 		Example: "  amsagent metadata\n" +
 			"  amsagent metadata --provider aws -o json\n" +
 			"  amsagent metadata --log-level debug",
@@ -62,11 +62,16 @@ func metadataText(w *textWriter, data metadataData) {
 			address += " (" + inst.AddressSource + ")"
 		}
 	}
+	provider := inst.Provider
+	if because := data.Detection.Because; because != "" {
+		provider += " (" + because + ")"
+	}
 	id := inst.ID
 	if inst.IDSource != "" {
 		id += " (" + inst.IDSource + ")"
 	}
 	w.fields(
+		"provider", provider,
 		"id", id,
 		"address", address,
 		"public address", addrText(inst.PublicAddress),
@@ -97,22 +102,6 @@ func metadataText(w *textWriter, data metadataData) {
 		w.heading("TAGS")
 		w.line("  not known: %s", oneLine(inst.TagsHint))
 	}
-
-	w.heading("EVIDENCE")
-	var rows [][]string
-	for _, e := range data.Detection.Evidence {
-		mark := " "
-		if e.Decided {
-			mark = "*"
-		}
-		value := e.Value
-		if value == "" {
-			value = "-"
-		}
-		rows = append(rows, []string{mark, e.Source, value, e.Verdict})
-	}
-	w.table(rows)
-	w.line("  (* decided)")
 
 	if len(inst.Notes) > 0 {
 		w.heading("NOTES")

@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // fakeDaemon answers on a control socket as the daemon does. It can be killed and started again.
@@ -499,7 +500,7 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 // Which launch hooks are not this agent's is no disagreement.
 func TestStatusLaunchHooks(t *testing.T) {
 	v := &statusView{Status: &bootstrap.Status{Member: true}, Daemon: &daemon.View{Lifecycle: &lifecycle.View{
-		State: lifecycle.StateActive, LaunchHooks: (&lifecycle.OthersHooksError{Group: "edge", Hooks: []string{"up", "install"}}).Error(),
+		State: lifecycle.StateActive, LaunchHooks: (&cloud.OthersHooksError{Group: "edge", Hooks: []string{"up", "install"}}).Error(),
 	}}}
 	w := &textWriter{now: fixedNow()}
 	statusText(w, v)

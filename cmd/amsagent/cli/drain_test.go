@@ -447,7 +447,7 @@ func TestEventOverruled(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.status.ID = "i-0abc"
 	d.begin = func(v *lifecycle.View) {
-		v.Dismissed = []string{"aws/i-0abc/terminate"}
+		v.Dismissed = []string{"aws-lifecycle/terminate"}
 		v.CancelledBy = "bob"
 	}
 	c := d.runWith(bridge, "event")
@@ -511,20 +511,19 @@ func TestEventWithoutDaemon(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.kill()
 	must.OK(t, os.Remove(d.socket()))
-	must.OK(t, os.MkdirAll(d.root+"/run/cloud-init", 0o755))
-	const data = `{"v1":{"cloud_name":"hetzner","instance_id":"i-7777","platform":"hetzner"}}`
-	must.OK(t, os.WriteFile(d.root+"/run/cloud-init/instance-data.json", []byte(data), 0o644))
+	must.OK(t, os.MkdirAll(d.root+"/etc", 0o755))
+	must.OK(t, os.WriteFile(d.root+"/etc/hostname", []byte("7777\n"), 0o644))
 	c := d.runWith(bridge, "event", "--provider", "generic")
 	c.ends(exitOK)
-	if c.stdout.String() != "not this instance: the event is about i-0abc, this is i-7777\n" {
+	if c.stdout.String() != "not this instance: the event is about i-0abc, this is host-7777\n" {
 		t.Error(c.stdout.String())
 	}
-	ours := strings.Replace(bridge, "i-0abc", "i-7777", 1)
+	ours := strings.Replace(bridge, "i-0abc", "host-7777", 1)
 	c = d.runWith(ours, "event", "--provider", "generic")
 	c.ends(exitNotMember)
 	c.said("this machine is not a cluster node")
 	must.OK(t, os.MkdirAll(d.root+"/var/lib/amsagent", 0o700))
-	must.OK(t, os.WriteFile(d.root+"/var/lib/amsagent/state.json", []byte(`{"version":1,"phase":"joined","instance_id":"i-7777"}`), 0o600))
+	must.OK(t, os.WriteFile(d.root+"/var/lib/amsagent/state.json", []byte(`{"version":1,"phase":"joined","instance_id":"host-7777"}`), 0o600))
 	c = d.runWith(ours, "event", "--provider", "generic")
 	c.ends(exitFailed)
 	c.said("amsagent: error: cannot act on the event [AMS-NO-DAEMON]\n", "amsagent: hint: systemctl start amsagent\n")

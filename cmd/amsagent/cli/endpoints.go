@@ -6,12 +6,7 @@ package cli
 import (
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/alibaba"
-)
-
-// Names of endpoints that are not those of a metadata service.
-const (
-	endpointAutoScaling = "aws-autoscaling"
-	endpointESS         = "alibaba-ess"
+	"github.com/amsagent/amsagent/metadata/aws"
 )
 
 // endpoint is a service of a cloud whose address only a variable of the environment replaces: tests and a few networks
@@ -25,10 +20,10 @@ type endpoint struct {
 func endpoints() []endpoint {
 	return []endpoint{
 		{metadata.AWS, "AMSAGENT_AWS_ENDPOINT", []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT"}},
-		{endpointAutoScaling, "AMSAGENT_AWS_AUTOSCALING_ENDPOINT", []string{"AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL"}},
+		{aws.EndpointAutoScaling, "AMSAGENT_AWS_AUTOSCALING_ENDPOINT", []string{"AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL"}},
 		{metadata.Azure, "AMSAGENT_AZURE_ENDPOINT", nil},
 		{metadata.Alibaba, "AMSAGENT_ALIBABA_ENDPOINT", nil},
-		{endpointESS, "AMSAGENT_ALIBABA_ESS_ENDPOINT", nil},
+		{alibaba.EndpointESS, "AMSAGENT_ALIBABA_ESS_ENDPOINT", nil},
 		{alibaba.EndpointECS, "AMSAGENT_ALIBABA_ECS_ENDPOINT", nil},
 		{metadata.GCP, "AMSAGENT_GCP_ENDPOINT", nil},
 	}

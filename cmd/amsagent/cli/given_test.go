@@ -205,7 +205,7 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	if _, err := a.mongo(ctx); err != nil {
 		t.Error(err)
 	}
-	if _, err := a.provider(ctx); err != nil {
+	if _, _, err := a.provider(); err != nil {
 		t.Error(err)
 	}
 	cancel()

@@ -80,12 +80,11 @@ func (g *globals) askInstance(ctx context.Context, q instanceQuestion) (machine,
 	var err error
 	if q.provider != "auto" {
 		m.Detection = metadata.Given(q.provider, q.origin)
-	} else if m.Detection, err = metadata.Detect(ctx, q.opts); err != nil {
+	} else if m.Detection, err = metadata.Detect(q.opts); err != nil {
 		return machine{}, err
 	}
 	m.Unrecognised = q.provider == "auto" && m.Detection.Provider == metadata.Generic && m.Detection.Platform == ""
-	by := m.Detection.Decisive()
-	g.log().Debug("provider", "name", m.Detection.Provider, "by", by.Source, "value", by.Value)
+	g.log().Debug("provider", "name", m.Detection.Provider, "because", m.Detection.Because)
 
 	if p := m.Detection.Provider; m.Detection.Remembered && q.opts.Root != "" && q.opts.Endpoints[p] == "" {
 		// The network is that of the machine we run on.

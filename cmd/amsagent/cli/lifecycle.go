@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
-	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -20,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/gcp"
 )
 
@@ -29,18 +29,21 @@ const daemonUnit = "amsagent.service"
 // lifecycleOptions makes of the settings how this node goes.
 func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 	s := a.g.settings
-	c := newCloud(a)
-	c.begin(a.cmd.Context())
 	l := &daemon.Lifecycle{
 		New: lifecycle.NewManager, Leaver: a.machine,
 		Options: lifecycle.Options{
-			Files:     drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
-			Deadline:  a.drainDeadline,
-			Completer: c, Sources: []lifecycle.Source{c},
+			Files:    drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
+			Deadline: a.drainDeadline,
+			Filter:   a.hookNames,
 			Uptime:   lifecycle.BootClock(s.Root),
 			Hardware: lifecycle.Hardware(s.Root),
 			StopTime: func() time.Duration { return stopTime(s.Root, s.AMSDir) },
 		},
+	}
+	if p, err := a.openCloud(); err != nil {
+		a.g.log().Warn("cloud cannot be opened, no scale-in is seen", "error", err)
+	} else {
+		l.Options.Watcher, l.Options.Hooks = p, p.Hooks()
 	}
 	if onSystemd(a.machine, ams.SystemdRuns()) {
 		l.Stopping = a.systemdStopping
@@ -163,206 +166,32 @@ const (
 	stoppingRetry = 200 * time.Millisecond
 )
 
-// cloud is this machine's cloud as a source of notices and as the owner of hooks. Which one it is is found out when the
-// network is there; until then, and on a cloud without either, it is silent.
-type cloud struct {
-	a *daemonAdapter
-	// unwatched tells that nobody watches: then it is looked for when it is asked.
-	unwatched bool
-
-	once      sync.Once
-	known     chan struct{} // closed when the cloud is
-	source    lifecycle.Source
-	completer lifecycle.Completer
-}
-
-func newCloud(a *daemonAdapter) *cloud { return &cloud{a: a, known: make(chan struct{})} }
-
-// lateCloud is a cloud that nobody watches.
-func lateCloud(a *daemonAdapter) *cloud {
-	c := newCloud(a)
-	c.unwatched = true
-	return c
-}
-
-// Watch implements lifecycle.Source.
-func (c *cloud) Watch(ctx context.Context, report func(lifecycle.Notice)) error {
-	if err := c.settle(ctx); err != nil {
-		return err
-	}
-	if c.source == nil {
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	return c.source.Watch(ctx, report)
-}
-
-// begin opens a cloud whose signals are to be asked for from the first moment on, if the firmware shows it. Later somebody
-// who waits for the metadata may be in the way.
-func (c *cloud) begin(ctx context.Context) {
-	p := c.a.g.settings.Provider
-	if p == "auto" {
-		opts := c.a.g.metadataOptions()
-		opts.NoNetwork = true
-		d, err := metadata.Detect(ctx, opts)
-		if err != nil {
-			return
-		}
-		p = d.Provider
-	}
-	if p == metadata.Azure {
-		_ = c.open(metadata.Instance{Provider: p}) // or else it is tried again
-	}
-}
-
-// settle finds out which cloud this is, however long that takes.
-func (c *cloud) settle(ctx context.Context) error {
-	select {
-	case <-c.known:
-		return nil
-	default:
-	}
-	for {
-		inst, err := c.who(ctx)
-		var tags error
-		if errors.Is(err, bootstrap.ErrTags) {
-			tags, err = err, nil // who this machine is is known all the same
-		}
-		if err != nil {
-			// Who this machine is may never be known; where it is not, is.
-			if p, perr := c.a.provider(ctx); perr == nil && !hasHooks(p) {
-				inst, err = metadata.Instance{Provider: p}, nil
-			}
-		}
-		if err == nil {
-			err = c.open(inst)
-		}
-		if err == nil {
-			if tags != nil {
-				c.a.g.log().Warn("a malformed instance tag has no effect; the cloud is watched", "error", tags)
-			}
-			return nil
-		}
-		// The daemon says elsewhere why the metadata cannot be read.
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(identifyEvery):
-		}
-	}
-}
-
-// who is this machine, as far as its signals need it.
-func (c *cloud) who(ctx context.Context) (metadata.Instance, error) {
-	if p, err := c.a.provider(ctx); err == nil && p == metadata.Azure {
-		// Its events are off until somebody asks for them, and that takes minutes: the rest is found out beside it.
-		return metadata.Instance{Provider: p}, nil
-	}
-	return c.a.identify(ctx)
-}
-
-// hasHooks tells that this cloud may let a hook wait of which no notice tells, so that it has to be asked. The signals of
-// such a cloud name the instance, which therefore has to be known first.
-func hasHooks(provider string) bool { return provider == metadata.AWS || provider == metadata.Alibaba }
-
-// provider is the cloud that somebody named, or that shows.
-func (a *daemonAdapter) provider(ctx context.Context) (string, error) {
-	a.mu.Lock()
-	q := a.g.instanceQuestion()
-	a.mu.Unlock()
-	if q.provider != "auto" {
-		return q.provider, nil
-	}
-	d, err := metadata.Detect(ctx, q.opts)
-	return d.Provider, err
-}
-
-// identifyEvery is how often a cloud that does not answer is asked again.
-const identifyEvery = 10 * time.Second
-
-// open prepares what this cloud has.
-func (c *cloud) open(inst metadata.Instance) error {
-	var (
-		source    lifecycle.Source
-		completer lifecycle.Completer
-		err       error
-	)
-	switch inst.Provider {
-	case metadata.AWS:
-		source, completer, err = openAWS(c.a, inst)
-	case metadata.Azure:
-		source, completer, err = openAzure(c.a, inst)
-	case metadata.Alibaba:
-		source, completer, err = openAlibaba(c.a, inst)
-	case metadata.GCP:
-		source, completer, err = openGCP(c.a, inst)
-	}
+// openCloud opens the cloud that was named, or that shows. It makes no request.
+func (a *daemonAdapter) openCloud() (metadata.Provider, error) {
+	name, opts, err := a.provider()
 	if err != nil {
-		return err
-	}
-	c.once.Do(func() {
-		c.source, c.completer = source, completer
-		close(c.known)
-	})
-	return nil
-}
-
-// ours is an error where a hook is another cloud's. That shows before the metadata answer, which they may never do.
-func (c *cloud) ours(ctx context.Context, h lifecycle.Hook) error {
-	if p, err := c.a.provider(ctx); err == nil && p != h.Provider {
-		return fmt.Errorf("%w: this machine is on %s, not on %s", lifecycle.ErrGone, p, h.Provider)
-	}
-	return nil
-}
-
-// ready waits until the cloud is known.
-func (c *cloud) ready(ctx context.Context) error {
-	if c.unwatched {
-		return c.settle(ctx)
-	}
-	select {
-	case <-c.known:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("which cloud this machine is on is not known yet: %w", context.Cause(ctx))
-	}
-}
-
-// Discover implements lifecycle.Completer.
-func (c *cloud) Discover(ctx context.Context, launching bool) (*lifecycle.Hook, error) {
-	if p, err := c.a.provider(ctx); err == nil && !hasHooks(p) {
-		return nil, nil //nolint:nilnil // no hook, and no error: nobody needs to be asked for one
-	}
-	if err := c.ready(ctx); err != nil {
 		return nil, err
 	}
-	if c.completer == nil {
-		return nil, nil //nolint:nilnil // no hook, and no error: this cloud has none
-	}
-	return c.completer.Discover(ctx, launching)
+	return metadata.Open(name, opts)
 }
 
-// Heartbeat implements lifecycle.Completer.
-func (c *cloud) Heartbeat(ctx context.Context, h lifecycle.Hook) error {
-	return c.ask(ctx, h, func() error { return c.completer.Heartbeat(ctx, h) })
+// provider is the name of the cloud that was named, or that shows.
+func (a *daemonAdapter) provider() (string, metadata.Options, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	q := a.g.instanceQuestion()
+	if q.provider != "auto" {
+		return q.provider, q.opts, nil
+	}
+	d, err := metadata.Detect(q.opts)
+	return d.Provider, q.opts, err
 }
 
-// Complete implements lifecycle.Completer.
-func (c *cloud) Complete(ctx context.Context, h lifecycle.Hook) error {
-	return c.ask(ctx, h, func() error { return c.completer.Complete(ctx, h) })
-}
-
-func (c *cloud) ask(ctx context.Context, h lifecycle.Hook, call func() error) error {
-	if err := c.ours(ctx, h); err != nil {
-		return err
-	}
-	if err := c.ready(ctx); err != nil {
-		return err
-	}
-	if c.completer == nil {
-		return fmt.Errorf("%w: this machine is not on %s", lifecycle.ErrGone, h.Provider)
-	}
-	return call()
+// hookNames are those that the settings name now; they may change while the daemon runs.
+func (a *daemonAdapter) hookNames() cloud.Filter {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.g.settings.Hooks
 }
 
 // proxy finds the proxy for calls to a cloud's API, as the environment says: unlike the metadata, an API is often reached

@@ -4,7 +4,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -22,58 +21,9 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/gcp"
 )
-
-// TestCloudWithoutHooks: a hook of AWS that somebody tells of by `amsagent event`
-// does not hold a machine that is elsewhere, known by its metadata or not.
-func TestCloudWithoutHooks(t *testing.T) {
-	mute := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
-	t.Cleanup(mute.Close)
-	hook := lifecycle.Hook{Provider: "aws", Group: "edge", Name: "drain"}
-	for provider, gone := range map[string]bool{"generic": true, "gcp": true, "azure": true, "alibaba": true, "aws": false} {
-		t.Run(provider, func(t *testing.T) {
-			t.Parallel() // some wait for a service that never answers
-			g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
-			g.logger = slog.New(slog.DiscardHandler)
-			g.settings.Provider, g.settings.Root = provider, t.TempDir()
-			g.settings.Endpoints = map[string]string{provider: mute.URL}
-			c := newCloud(&daemonAdapter{g: g})
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-			defer cancel()
-			ended := make(chan struct{})
-			go func() {
-				defer close(ended)
-				_ = c.Watch(ctx, func(lifecycle.Notice) {})
-			}()
-			bound := time.Minute
-			if !gone {
-				bound = 200 * time.Millisecond
-			}
-			call, stop := context.WithTimeout(ctx, bound)
-			defer stop()
-			err := c.Complete(call, hook)
-			if errors.Is(err, lifecycle.ErrGone) != gone {
-				t.Errorf("complete: %v", err)
-			}
-			if !gone && !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("an AWS that does not answer: %v", err)
-			}
-			if !hasHooks(provider) {
-				if h, err := c.Discover(call, false); h != nil || err != nil {
-					t.Errorf("discover: %v, %v", h, err)
-				}
-			}
-			cancel()
-			<-ended
-			// Who looks for the cloud only now needs nobody who watches.
-			once, stop := context.WithTimeout(t.Context(), bound)
-			defer stop()
-			if err := lateCloud(&daemonAdapter{g: g}).Complete(once, hook); errors.Is(err, lifecycle.ErrGone) != gone {
-				t.Errorf("complete, late: %v", err)
-			}
-		})
-	}
-}
 
 // TestCloudOfTheFirmware: nobody named the cloud, and its metadata do not answer.
 func TestCloudOfTheFirmware(t *testing.T) {
@@ -85,7 +35,7 @@ func TestCloudOfTheFirmware(t *testing.T) {
 	g.logger = slog.New(slog.DiscardHandler)
 	g.settings.Provider, g.settings.Root = "auto", root
 	a := &daemonAdapter{g: g}
-	if p, err := a.provider(t.Context()); err != nil || p != "gcp" {
+	if p, _, err := a.provider(); err != nil || p != "gcp" {
 		t.Errorf("%q, %v", p, err)
 	}
 }
@@ -131,38 +81,17 @@ func adapterOnAWS(t *testing.T, metadata *httptest.Server, root string) (*daemon
 	return &daemonAdapter{g: g, cmd: cmd}, e
 }
 
-// A malformed tag tells nothing of who this machine is: its end is watched for.
+// A malformed tag tells nothing of who this machine is.
 func TestCloudOfAMalformedTag(t *testing.T) {
 	t.Parallel()
 	srv := metadataOfAWS(t, func() map[string]string { return map[string]string{"amsagent:role": "two words"} })
-	a, e := adapterOnAWS(t, srv, t.TempDir())
-	c := newCloud(a)
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
-	defer cancel()
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = c.Watch(ctx, func(lifecycle.Notice) {})
-	}()
-	select {
-	case <-c.known:
-	case <-ctx.Done():
-		t.Fatal("the cloud is not watched")
-	}
-	cancel()
-	<-ended
-	if c.source == nil || c.completer == nil {
-		t.Errorf("source %v, completer %v", c.source, c.completer)
-	}
-	if said := e.stderr.String(); !strings.Contains(said, "amsagent:role") || !strings.Contains(said, "two words") {
-		t.Errorf("it said: %s", said)
-	}
-	if inst := a.known.Load(); inst == nil || inst.ID != "i-0abc1234567890def" {
-		t.Errorf("known: %+v", inst)
-	}
+	a, _ := adapterOnAWS(t, srv, t.TempDir())
 	// A join goes by the tags, and does not begin.
 	if inst, err := a.identify(t.Context()); !errors.Is(err, bootstrap.ErrTags) || inst.Zone != "eu-west-1a" {
 		t.Errorf("%+v, %v", inst, err)
+	}
+	if inst := a.known.Load(); inst == nil || inst.ID != "i-0abc1234567890def" {
+		t.Errorf("known: %+v", inst)
 	}
 }
 
@@ -211,4 +140,63 @@ func TestDrainDeadlineOfATag(t *testing.T) {
 	a.g.given[keyDrainDeadline] = given{text: "2h", name: "--drain-deadline"}
 	must.OK(t, a.reread())
 	check("named by a flag", 2*time.Hour, true)
+}
+
+// TestStopSpan: who goes down has systemd's time or the cloud's, whichever is less.
+func TestStopSpan(t *testing.T) {
+	spot := &metadata.Instance{Provider: "gcp", StopWindow: gcp.StopWindowSpot}
+	standard := &metadata.Instance{Provider: "gcp", StopWindow: gcp.StopWindowStandard}
+	for name, c := range map[string]struct {
+		systemd time.Duration
+		inst    *metadata.Instance
+		want    time.Duration
+		by      string
+	}{
+		"Spot":                     {15 * time.Minute, spot, 10 * time.Second, "the 30 s that Google Cloud gives a Spot VM"},
+		"standard":                 {15 * time.Minute, standard, 90 * time.Second, "the 120 s that Google Cloud gives a standard VM"},
+		"systemd has less":         {12 * time.Second, spot, 7 * time.Second, "systemd's TimeoutStopSec"},
+		"systemd waits for ever":   {0, standard, 90 * time.Second, "the 120 s that Google Cloud gives a standard VM"},
+		"the instance is unknown":  {15 * time.Minute, nil, 15*time.Minute - 5*time.Second, "systemd's TimeoutStopSec"},
+		"no such time":             {15 * time.Minute, &metadata.Instance{Provider: "aws"}, 15*time.Minute - 5*time.Second, "systemd's TimeoutStopSec"},
+		"another cloud's":          {15 * time.Minute, &metadata.Instance{Provider: "azure", StopWindow: 5 * time.Minute}, 270 * time.Second, "the 300 s that azure gives this machine"},
+		"neither":                  {0, nil, lifecycle.DefaultDeadline, "the usual deadline"},
+		"systemd has next to none": {4 * time.Second, standard, 2 * time.Second, "systemd's TimeoutStopSec"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if span, by := stopSpan(c.systemd, c.inst); span != c.want || by != c.by {
+				t.Errorf("%s by %q, want %s by %q", span, by, c.want, c.by)
+			}
+		})
+	}
+}
+
+// TestInstanceStaysKnown: a machine goes down when it does, also while its metadata are read anew, or after they have been
+// forgotten.
+func TestInstanceStaysKnown(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Metadata-Flavor", "Google")
+		body := `{"projectId":"acme"}`
+		if r.URL.Path == "/computeMetadata/v1/instance/" {
+			body = `{"id":4567890123456789012,"name":"edge-1","zone":"projects/1/zones/europe-west1-b","scheduling":{"preemptible":"TRUE"}}`
+		}
+		_, _ = w.Write([]byte(body))
+	}))
+	defer s.Close()
+	g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
+	g.logger = slog.New(slog.DiscardHandler)
+	g.settings.Provider, g.settings.Root = "gcp", t.TempDir()
+	g.settings.Endpoints = map[string]string{"gcp": s.URL}
+	a := &daemonAdapter{g: g}
+	if a.known.Load() != nil {
+		t.Error("known before anybody has asked")
+	}
+	if _, err := a.identify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.mu.Lock() // as while it is read
+	defer a.mu.Unlock()
+	a.identified = time.Time{}
+	if span, by := stopSpan(15*time.Minute, a.known.Load()); span != 10*time.Second || by != "the 30 s that Google Cloud gives a Spot VM" {
+		t.Errorf("%s by %s", span, by)
+	}
 }

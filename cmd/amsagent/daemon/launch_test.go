@@ -18,20 +18,22 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// hookCalls is a completer that records its calls.
+// hookCalls are the hooks of a group, of which the calls are counted.
 type hookCalls struct {
 	mu        sync.Mutex
 	beats     int
 	completed int
 }
 
-func (h *hookCalls) Discover(context.Context, bool) (*lifecycle.Hook, error) { return nil, nil }
+func (h *hookCalls) Pending(_ context.Context, launching bool) ([]lifecycle.Hook, error) {
+	return []lifecycle.Hook{{Provider: "aws", Group: "edge", Name: "up", Timeout: 2 * time.Minute, Launching: launching}}, nil
+}
 
-func (h *hookCalls) Heartbeat(context.Context, lifecycle.Hook) error {
+func (h *hookCalls) Extend(_ context.Context, hook lifecycle.Hook) (time.Duration, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.beats++
-	return nil
+	return hook.Timeout, nil
 }
 
 func (h *hookCalls) Complete(_ context.Context, _ lifecycle.Hook) error {
@@ -56,7 +58,7 @@ func TestLaunchHookWaitsForApplications(t *testing.T) {
 		hook := &hookCalls{}
 		w.d.o.Machine = &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
 		l, err := newLife(w.d, Lifecycle{New: lifecycle.NewManager, Options: lifecycle.Options{
-			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir}, Completer: hook,
+			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir}, Hooks: hook,
 		}})
 		must.OK(w.t, err)
 		ctx, cancel := context.WithCancel(w.t.Context())

@@ -1,0 +1,321 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package alibaba
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+const (
+	// LongestWait is the longest time that a hook waits, with all its heartbeats.
+	LongestWait = 6 * time.Hour
+	// leastWait is the shortest time that one heartbeat asks for.
+	leastWait = 30 * time.Second
+	// defaultWait is how long a hook waits for which no other time was chosen.
+	defaultWait = 10 * time.Minute
+	// unseen is how long a machine may have waited before it was seen: it is looked at each scalingEvery.
+	unseen = scalingEvery + 2*time.Second
+	// beats is how many heartbeats are planned for the whole of a wait, of the twenty that a token is allowed: for all its
+	// machines together.
+	beats = 18
+	// pageSize: a group has one scaling activity at a time, few hooks, and an activity a few actions.
+	pageSize = "50"
+)
+
+// hooks are the lifecycle hooks of this instance's scaling group, by ESS.
+//
+// A hook is one wait of many: each has a token, which is found by asking. One token may be that of several machines. Then all
+// send heartbeats, and each of them as much less often as they are many: the cloud counts the heartbeats of a token.
+type hooks struct{ api *api }
+
+var _ cloud.Hooks = hooks{}
+
+// Hooks returns the lifecycle hooks of the instance's group.
+func (p *Provider) Hooks() cloud.Hooks { return hooks{p.ess} }
+
+// membership is how the group sees this instance: its id, "" where the instance is in none (any more), and the lifecycle
+// state, such as InService or Removing:Wait.
+func (a *api) membership(ctx context.Context, tries int) (group, state string, err error) {
+	self, err := a.where(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	var out struct {
+		Instances list[struct {
+			ID    string `json:"InstanceId"`
+			Group string `json:"ScalingGroupId"`
+			State string `json:"LifecycleState"`
+		}] `json:"ScalingInstances"`
+	}
+	err = a.call(ctx, tries, "DescribeScalingInstances", url.Values{"InstanceIds.1": {self.InstanceID}}, &out)
+	for _, i := range out.Instances {
+		if i.ID == self.InstanceID {
+			return cloud.Printable(i.Group), cloud.Printable(i.State), err
+		}
+	}
+	return "", "", err
+}
+
+// step is the part of a lifecycle state that says what is done: Removing of Removing:Wait. An instance that is protected from
+// scale-in is in service.
+func step(state string) string {
+	s, _, _ := strings.Cut(state, ":")
+	if s == "Protected" {
+		return "InService"
+	}
+	return s
+}
+
+// action is one wait of a hook in one scaling activity, for this instance and others.
+type action struct {
+	hook, token string
+	others      []string
+}
+
+// actions lists what waits for this instance in the activities of its group.
+func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
+	self, err := h.api.where(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var activities struct {
+		List list[struct {
+			ID string `json:"ScalingActivityId"`
+		}] `json:"ScalingActivities"`
+	}
+	err = h.api.call(ctx, cloud.CallAttempts, "DescribeScalingActivities", url.Values{
+		"ScalingGroupId": {group}, "StatusCode": {"InProgress"}, "PageNumber": {"1"}, "PageSize": {pageSize},
+	}, &activities)
+	if err != nil {
+		return nil, err
+	}
+	var found []action
+	for _, activity := range activities.List {
+		var out struct {
+			List list[struct {
+				Hook      string       `json:"LifecycleHookId"`
+				Token     string       `json:"LifecycleActionToken"`
+				Status    string       `json:"LifecycleActionStatus"`
+				Instances list[string] `json:"InstanceIds"`
+			}] `json:"LifecycleActions"`
+		}
+		err := h.api.call(ctx, cloud.CallAttempts, "DescribeLifecycleActions", url.Values{
+			"ScalingActivityId": {activity.ID}, "LifecycleActionStatus": {"Pending"}, "MaxResults": {pageSize},
+		}, &out)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range out.List {
+			if slices.Contains(a.Instances, self.InstanceID) && (a.Status == "" || a.Status == "Pending") {
+				others := slices.DeleteFunc(slices.Clone(a.Instances), func(id string) bool { return id == self.InstanceID })
+				slices.Sort(others)
+				found = append(found, action{a.Hook, a.Token, slices.Compact(others)})
+			}
+		}
+	}
+	return found, nil
+}
+
+// list returns the hooks of a group for one transition, none of them waiting.
+func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
+	var out struct {
+		List list[struct {
+			ID         string `json:"LifecycleHookId"`
+			Name       string `json:"LifecycleHookName"`
+			Transition string `json:"LifecycleTransition"`
+			Timeout    int64  `json:"HeartbeatTimeout"`
+		}] `json:"LifecycleHooks"`
+	}
+	err := h.api.call(ctx, cloud.CallAttempts, "DescribeLifecycleHooks", url.Values{
+		"ScalingGroupId": {group}, "PageNumber": {"1"}, "PageSize": {pageSize},
+	}, &out)
+	var found []cloud.Hook
+	for _, l := range out.List {
+		if (l.Transition == "SCALE_OUT") != launching {
+			continue
+		}
+		timeout := time.Duration(l.Timeout) * time.Second
+		if timeout <= 0 || timeout > LongestWait {
+			timeout = defaultWait
+		}
+		found = append(found, cloud.Hook{Provider: Name, Group: group, Name: cmp.Or(l.Name, l.ID), ID: l.ID, Launching: launching, Timeout: timeout})
+	}
+	return found, err
+}
+
+// Pending implements cloud.Hooks. A hook that does not wait has no token.
+func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
+	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
+	if err != nil || group == "" {
+		return nil, err
+	}
+	switch s := step(state); {
+	case launching && s != "Pending", !launching && s != "Removing" && s != "InService":
+		return nil, nil // no hook waits in this state, nor in one that follows on it
+	case !launching && s == "InService":
+		// Something else saw the end first, or it was taken back, which is another notice.
+		return nil, fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
+	}
+	waiting, err := h.actions(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	all, err := h.list(ctx, group, launching)
+	if _, denied := errors.AsType[*cloud.DeniedError](err); err != nil && !denied {
+		return nil, err
+	}
+	if err == nil && len(all) == 0 {
+		return nil, nil
+	}
+	if len(waiting) == 0 {
+		return nil, fmt.Errorf("%w: the instance is %s, and no lifecycle action is pending", cloud.ErrNotWaiting, state)
+	}
+	for _, a := range waiting {
+		i := slices.IndexFunc(all, func(l cloud.Hook) bool { return l.ID == a.hook })
+		if i < 0 {
+			i = len(all)
+			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.hook, ID: a.hook, Launching: launching, Timeout: defaultWait})
+		}
+		all[i].Token, all[i].Limit = a.token, time.Now().Add(LongestWait)
+		if !launching {
+			// The other machines of a start have only come: the first that serves completes it for all. No sessions are sent to
+			// the others before their health is known to the load balancer.
+			all[i].Others = a.others
+			all[i].Timeout -= min(unseen, all[i].Timeout/2)
+		}
+	}
+	return all, nil
+}
+
+// token looks up the token of a hook that came without one.
+func (h hooks) token(ctx context.Context, hook cloud.Hook) (string, error) {
+	if hook.Token != "" {
+		return hook.Token, nil
+	}
+	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
+	switch {
+	case err != nil:
+		return "", err
+	case group == "":
+		return "", fmt.Errorf("%w: the instance is in no group any more", cloud.ErrGone)
+	}
+	waiting, err := h.actions(ctx, group)
+	if err != nil {
+		return "", err
+	}
+	i := slices.IndexFunc(waiting, func(a action) bool { return a.hook == hook.ID })
+	if i < 0 {
+		return "", fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
+	}
+	return waiting[i].token, nil
+}
+
+// wait is what a heartbeat asks for. Heartbeats are sent at half of that: so each machine's share lasts for the longest wait. A
+// start is given the time that the hook has by itself: one that fails is to be replaced.
+func wait(hook cloud.Hook) time.Duration {
+	if hook.Launching {
+		return max(hook.Timeout, leastWait)
+	}
+	share := max(1, beats/(1+len(hook.Others)))
+	return min(2*LongestWait/time.Duration(share), LongestWait)
+}
+
+// Extend implements cloud.Hooks. A hook that waits until its limit needs no more heartbeats, so the time is the usual one then:
+// at half of what is left the heartbeats would become ever more frequent, and more than a token is allowed.
+func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
+	token, err := h.token(ctx, hook)
+	if err != nil {
+		return 0, err
+	}
+	usual := wait(hook)
+	most := usual
+	if left := time.Until(hook.Limit).Truncate(time.Second); !hook.Limit.IsZero() && left < usual {
+		if left < leastWait {
+			return usual, nil // it cannot be made to wait longer
+		}
+		most = left
+	}
+	for ask := most; ; ask = max(ask/2, leastWait) {
+		// The first letters are lower-case in this call alone.
+		err := h.api.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
+			"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
+		}, &struct{}{})
+		switch {
+		case err == nil && ask == most:
+			return usual, nil
+		case err == nil:
+			return ask, nil
+		case errors.Is(err, errOften) && usual >= LongestWait:
+			// More machines than heartbeats: others have asked for as long as there is.
+			return usual, nil
+		case !errors.Is(err, errLimit), errors.Is(err, errOften), ask <= leastWait:
+			return 0, err
+		}
+		// How the six hours are counted is not documented: less may be had.
+	}
+}
+
+// Complete implements cloud.Hooks: all instances of the action go on.
+func (h hooks) Complete(ctx context.Context, hook cloud.Hook) error {
+	token, err := h.token(ctx, hook)
+	if err != nil {
+		return err
+	}
+	return h.complete(ctx, hook.ID, token)
+}
+
+func (h hooks) complete(ctx context.Context, id, token string) error {
+	return h.api.call(ctx, cloud.CallAttempts, "CompleteLifecycleAction", url.Values{
+		"LifecycleHookId": {id}, "LifecycleActionToken": {token}, "LifecycleActionResult": {"CONTINUE"},
+	}, &struct{}{})
+}
+
+// Check implements cloud.Provider. It looks at the group, and not at what waits: a heartbeat is counted.
+func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
+	h := hooks{p.ess}
+	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
+	if err != nil || group == "" {
+		return cloud.Check{}, err
+	}
+	c := cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}
+	all, err := h.list(ctx, group, false)
+	if err != nil {
+		return c, err
+	}
+	ours, others := f.Select(all)
+	for _, o := range others {
+		c.Others = append(c.Others, o.Name)
+	}
+	if c.Ours = ours; len(ours) == 0 {
+		return c, nil
+	}
+	// In a drain the token is found among what waits: two more rights.
+	_, err = h.actions(ctx, group)
+	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
+		return c, err
+	}
+	if err != nil || step(state) != "InService" {
+		return c, nil //nolint:nilerr // that no more is known is said
+	}
+	// The token is that of no action, so that this is refused in any case: for want of an action or for want of the right.
+	_, err = h.Extend(ctx, cloud.Hook{ID: ours[0].ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true})
+	_, denied := errors.AsType[*cloud.DeniedError](err)
+	switch {
+	case errors.Is(err, errOver):
+		c.Unproved, err = cloud.UnprovedComplete, nil
+	case !denied:
+		err = nil // that no more is known is said
+	}
+	return c, err
+}

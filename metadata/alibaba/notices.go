@@ -1,0 +1,196 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package alibaba
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// The intervals of Watch.
+const (
+	// spotEvery is for the end of a spot instance, of which the metadata tell some five minutes (spotLead) ahead.
+	spotEvery = 5 * time.Second
+	spotLead  = 5 * time.Minute
+	// eventsEvery: system events are announced a day or more ahead.
+	eventsEvery = time.Minute
+	// scalingEvery bounds how long a scale-in goes unseen. It costs a call of an API whose calls are counted for the whole
+	// account, so it grows up to scalingSlow while that takes no more calls.
+	scalingEvery = 10 * time.Second
+	scalingSlow  = time.Minute
+	// idleEvery is for an instance that is in no scaling group, deniedEvery for one that may not ask.
+	idleEvery   = 5 * time.Minute
+	deniedEvery = 10 * time.Minute
+)
+
+// The topics of the notices, besides that of the group.
+const (
+	TopicSpot   = "alibaba-spot"
+	TopicEvents = "alibaba-events"
+)
+
+// Watch implements cloud.Watcher.
+func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
+	var wg sync.WaitGroup
+	spotEnd := cloud.SpotEnd{Lead: spotLead}
+	for _, item := range []struct {
+		cloud.Item
+		topic string
+		every time.Duration
+		parse func([]byte) ([]cloud.Notice, error)
+	}{
+		{spotItem, TopicSpot, spotEvery, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
+		{cloud.Item{Name: "system events", Path: "maintenance/active-system-events"}, TopicEvents, eventsEvery, parseEvents},
+	} {
+		wg.Go(func() {
+			cloud.Poll(ctx, p.opts.Log, item.Name, item.every, func(ctx context.Context) error {
+				_, body, err := p.items.Once(ctx, item.Item)
+				if err != nil && !errors.Is(err, cloud.ErrNotFound) {
+					return err
+				}
+				current, err := item.parse(body)
+				if err == nil {
+					report(item.topic, current)
+				}
+				return err
+			})
+		})
+	}
+	wg.Go(func() { p.watchScaling(ctx, report) })
+	wg.Wait()
+}
+
+func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
+	var announced time.Time
+	if len(body) > 0 {
+		var err error
+		if announced, err = parseTime(body); err != nil {
+			return nil, fmt.Errorf("the termination time: %w", err)
+		}
+	}
+	at := end.At(announced)
+	if at.IsZero() {
+		return nil, nil
+	}
+	return []cloud.Notice{{ID: TopicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is taken back", At: at}}, nil
+}
+
+// named is a code with a name.
+type named struct{ Name string }
+
+// parseEvents reads the list of active system events. The list is documented, and what is in it is not: the fields are taken
+// from the API that tells of the same events (DescribeInstancesFullStatus).
+func parseEvents(body []byte) ([]cloud.Notice, error) {
+	if text := strings.TrimSpace(string(body)); text == "" || strings.EqualFold(text, "none") {
+		return nil, nil // the documentation gives "None" for its example
+	}
+	var events []struct {
+		EventID, NotBefore, Reason  string
+		EventType, EventCycleStatus named
+	}
+	if err := json.Unmarshal(body, &events); err != nil {
+		return nil, fmt.Errorf("the system events are not the JSON expected: %w", err)
+	}
+	var current []cloud.Notice
+	for _, e := range events {
+		switch e.EventCycleStatus.Name {
+		case "Avoided", "Executed", "Canceled", "Failed", "Inquiring": // over, or nothing comes of it before somebody has agreed
+			continue
+		}
+		name := cloud.Printable(e.EventType.Name)
+		n := cloud.Notice{ID: TopicEvents + "/" + name + "/" + cloud.Printable(e.EventID), Kind: cloud.Unknown, Who: "ECS", Reason: "system event " + name}
+		if e.Reason != "" {
+			n.Reason += ": " + cloud.Printable(e.Reason)
+		}
+		at, err := parseTime([]byte(e.NotBefore))
+		executing := e.EventCycleStatus.Name == "Executing"
+		_, does, _ := strings.Cut(name, ".")
+		switch {
+		case err != nil && !executing:
+			// Without a date it could be in two weeks: no session is sent away for that.
+		case strings.HasPrefix(does, "Reboot"), does == "Redeploy":
+			n.Kind, n.At = cloud.Reboot, at
+			n.Past = executing && err == nil && at.Before(cloud.Booted())
+		case does == "Stop", does == "Delete", does == "Release":
+			n.Kind, n.At = cloud.Interrupt, at
+		}
+		current = append(current, n)
+	}
+	return current, nil
+}
+
+// watchScaling looks at the state in the scaling group: nothing in the metadata tells of an ordinary scale-in.
+func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
+	const item = "state in the scaling group"
+	every, failures, member := scalingEvery, 0, false
+	var refused *cloud.DeniedError
+	for {
+		group, state, err := p.ess.membership(ctx, 1)
+		if ctx.Err() != nil {
+			return
+		}
+		var pause time.Duration
+		denied, isDenied := errors.AsType[*cloud.DeniedError](err)
+		switch {
+		case isDenied:
+			if refused == nil || *refused != *denied {
+				refused = denied
+				// It is what a machine looks like that is drained by OOS, or is in no group at all.
+				p.opts.Log.Info("scale-in cannot be seen from here; an OOS template that runs `amsagent drain` needs no permission", "err", denied, "policy", denied.Policy)
+			}
+			pause = deniedEvery
+		case err != nil:
+			if failures++; failures == 1 {
+				p.opts.Log.Warn("cloud signal cannot be read, notices may come late", "item", item, "err", err, "hint", cloud.HintOf(err))
+			}
+			if errors.Is(err, errThrottled) {
+				every = min(2*every, scalingSlow)
+			}
+			pause = max(cloud.BackOff(scalingEvery, failures, err), every)
+		default:
+			if failures > 0 || refused != nil {
+				p.opts.Log.Info("cloud signal can be read again", "item", item)
+			}
+			failures, refused = 0, nil
+			every = max(every*9/10, scalingEvery)
+			pause = every
+			if group != "" {
+				report(cloud.GroupTopic(Name), scaling(state))
+			} else if !member {
+				// Released, or removed by somebody who keeps it: what was announced before stands. One answer may be wrong.
+				pause = idleEvery
+			}
+			member = group != ""
+		}
+		if !cloud.Sleep(ctx, pause-pause/10+rand.N(pause/5)) {
+			return
+		}
+	}
+}
+
+// scaling makes the notices of a state in the scaling group.
+func scaling(state string) []cloud.Notice {
+	n := cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Park), Kind: cloud.Park, Who: "Auto Scaling"}
+	switch step(state) {
+	case "InService", "Pending":
+		return nil
+	case "Removing":
+		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Terminate), cloud.Terminate, "scale-in"
+	case "Standby":
+		n.Reason = "standby"
+	case "Stopped":
+		n.Reason = "stopped by the group"
+	default:
+		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Unknown)+"/"+state, cloud.Unknown, "state "+state
+	}
+	return []cloud.Notice{n}
+}

@@ -1,0 +1,238 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package alibaba
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+func TestScaling(t *testing.T) {
+	t.Parallel()
+	of := func(kind cloud.Kind, id, reason string) []cloud.Notice {
+		return []cloud.Notice{{ID: "alibaba-lifecycle/" + id, Kind: kind, Reason: reason, Who: "Auto Scaling"}}
+	}
+	for state, want := range map[string][]cloud.Notice{
+		"InService": nil, "Protected": nil, "Pending": nil, "Pending:Wait": nil,
+		"Removing": of(cloud.Terminate, "terminate", "scale-in"), "Removing:Wait": of(cloud.Terminate, "terminate", "scale-in"),
+		"Removing:Proceed": of(cloud.Terminate, "terminate", "scale-in"),
+		"Standby":          of(cloud.Park, "park", "standby"), "Stopped": of(cloud.Park, "park", "stopped by the group"),
+		"Frozen:Deep": of(cloud.Unknown, "unknown/Frozen:Deep", "state Frozen:Deep"),
+	} {
+		if diff := cmp.Diff(want, scaling(state)); diff != "" {
+			t.Errorf("%s:\n%s", state, diff)
+		}
+	}
+}
+
+func TestParseEvents(t *testing.T) {
+	t.Parallel()
+	const date, past = "2026-11-22T08:00:00Z", "2001-11-22T08:00Z"
+	event := func(kind, state, notBefore string) string {
+		return `[{"EventId":"e-1","EventType":{"Name":"` + kind + `"},"EventCycleStatus":{"Code":24,"Name":"` + state + `"},"NotBefore":"` + notBefore + `","New":{"x":[1]}}]`
+	}
+	for _, tt := range []struct{ name, body, want string }{ // kind, event, time and past; "error"
+		{"none", "None", ""},
+		{"empty", "\n", ""},
+		{"empty list", "[]", ""},
+		{"as of DescribeInstancesFullStatus", fixture(t, "events_api.json"), "reboot SystemMaintenance.Reboot: host 2026-11-22 08:00 false"},
+		{"another host", event("SystemMaintenance.Redeploy", "Scheduled", date), "reboot SystemMaintenance.Redeploy 2026-11-22 08:00 false"},
+		{"a disk is isolated", event("A.RebootAndIsolateErrorDisk", "Scheduled", date), "reboot A.RebootAndIsolateErrorDisk 2026-11-22 08:00 false"},
+		{"it fails now", event("InstanceFailure.Reboot", "Executing", ""), "reboot InstanceFailure.Reboot 0001-01-01 00:00 false"},
+		{"it failed before this boot", event("InstanceFailure.Reboot", "Executing", past), "reboot InstanceFailure.Reboot 2001-11-22 08:00 true"},
+		{"stop", event("SystemMaintenance.Stop", "Scheduled", date), "interrupt SystemMaintenance.Stop 2026-11-22 08:00 false"},
+		{"not paid for", event("InstanceExpiration.Delete", "Scheduled", date), "interrupt InstanceExpiration.Delete 2026-11-22 08:00 false"},
+		{"released", event("AccountUnbalanced.Release", "Scheduled", date), "interrupt AccountUnbalanced.Release 2026-11-22 08:00 false"},
+		{"without a date", event("SystemMaintenance.Stop", "Scheduled", ""), "unknown SystemMaintenance.Stop 0001-01-01 00:00 false"},
+		{"live migration", event("SystemMaintenance.Migrate", "Scheduled", date), "unknown SystemMaintenance.Migrate 0001-01-01 00:00 false"},
+		{"waits for consent", event("SystemMaintenance.Stop", "Inquiring", date), ""},
+		{"avoided", event("SystemMaintenance.Stop", "Avoided", date), ""},
+		{"executed", event("SystemMaintenance.Stop", "Executed", date), ""},
+		{"canceled", event("SystemMaintenance.Stop", "Canceled", date), ""},
+		{"failed", event("SystemMaintenance.Stop", "Failed", date), ""},
+		{"a page", "<html>", "error"},
+		{"a word", `"x"`, "error"},
+	} {
+		got := ""
+		current, err := parseEvents([]byte(tt.body))
+		for _, n := range current {
+			got += fmt.Sprintf("%s %s %s %t", n.Kind, strings.TrimPrefix(n.Reason, "system event "), n.At.Format("2006-01-02 15:04"), n.Past)
+			if n.Who != "ECS" || !strings.HasPrefix(n.ID, TopicEvents+"/") || !strings.HasSuffix(n.ID, "/e-1") {
+				t.Errorf("%s: %+v", tt.name, n)
+			}
+		}
+		if err != nil {
+			got += "error"
+		}
+		if got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// watch runs Watch until the test ends.
+func (w *world) watch() {
+	p, ended := w.open(), make(chan struct{})
+	go func() {
+		defer close(ended)
+		p.Watch(w.t.Context(), func(topic string, current []cloud.Notice) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.reported[topic] = append(w.reported[topic], current)
+		})
+	}()
+	w.t.Cleanup(func() { <-ended })
+}
+
+// look lets time pass. There must be so many reports in it (-1: some), and the last until now must be this.
+func (w *world) look(what, topic string, d time.Duration, reports int, want ...cloud.Notice) {
+	w.t.Helper()
+	w.mu.Lock()
+	before := len(w.reported[topic])
+	w.mu.Unlock()
+	<-time.After(d)
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := append([][]cloud.Notice{nil}, w.reported[topic]...)
+	n := len(all) - 1 - before
+	if diff := cmp.Diff(want, all[len(all)-1], cmpopts.EquateEmpty()); diff != "" || n != reports && (n == 0 || reports != -1) {
+		w.t.Errorf("%s: %d reports, want %d\n%s", what, n, reports, diff)
+	}
+}
+
+// logged counts a text in the log.
+func (w *world) logged(text string, times int) {
+	w.t.Helper()
+	if n := strings.Count(w.log.String(), text); n != times {
+		w.t.Errorf("%q is logged %d times:\n%s", text, n, w.log.String())
+	}
+}
+
+func TestWatchMetadata(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.watch()
+		spot := cloud.Notice{
+			ID: "alibaba-spot/interrupt", Kind: cloud.Interrupt, Reason: "spot instance is taken back", Who: "ECS spot",
+			At: midnight().Add(5 * time.Minute),
+		}
+		w.look("nothing", TopicSpot, 11*time.Second, 3)
+		w.set(spotPath, ok("2000-01-01T00:05Z"))
+		w.look("it appears", TopicSpot, 5*time.Second, 1, spot)
+		w.set(spotPath, ok("<html>"))
+		w.look("a page", TopicSpot, time.Minute, 0, spot)
+		w.set(spotPath, answer{status: http.StatusInternalServerError})
+		w.look("ill", TopicSpot, time.Minute, 0, spot)
+		w.logged(`cannot be read, notices may come late" item="spot`, 1)
+		w.set(spotPath, answer{status: http.StatusNotFound})
+		w.look("it ends", TopicSpot, 10*time.Second, -1)
+
+		event, err := parseEvents([]byte(fixture(t, "events_api.json")))
+		must.OK(t, err)
+		w.look("nothing", TopicEvents, time.Minute, 1)
+		w.set(eventsPath, ok(fixture(t, "events_api.json")))
+		w.look("it appears", TopicEvents, time.Minute, 1, event...)
+		w.set(eventsPath, ok("[{"))
+		w.look("cut off", TopicEvents, 5*time.Minute, 0, event...)
+		w.set(eventsPath, ok("[]"))
+		w.look("it ends", TopicEvents, time.Minute, -1)
+	})
+}
+
+// TestFieldReport03_Token: a session token that ended early is replaced, each time and not once.
+func TestFieldReport03_Token(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.watch()
+		<-time.After(time.Second)
+		for range 5 {
+			w.look("ended early", TopicSpot, spotEvery, 1)
+			w.mu.Lock()
+			w.token++
+			w.mu.Unlock()
+		}
+		w.logged(`item="spot`, 0)
+	})
+}
+
+func TestWatchScaling(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		topic := cloud.GroupTopic(Name)
+		w.in("InService", "", "")
+		w.watch()
+		look := func(what string, d time.Duration, least, most, reports int, want ...cloud.Notice) {
+			t.Helper()
+			before := len(w.called(describeMembers))
+			w.look(what, topic, d, reports, want...)
+			if calls := len(w.called(describeMembers)) - before; calls < least || calls > most {
+				t.Errorf("%s: %d calls, want %d to %d", what, calls, least, most)
+			}
+		}
+		parked, ends := scaling("Standby")[0], scaling("Removing:Wait")[0]
+		look("in service", 10*time.Minute, 54, 67, -1)
+		w.in("Standby", "", "")
+		look("parked", 12*time.Second, 1, 2, -1, parked)
+		// A call that is refused counts for the whole account: fewer follow, and more again once they are taken.
+		w.on(describeMembers, bad(400, "Throttling.User"))
+		look("throttled", 10*time.Minute, 9, 14, 0, parked)
+		w.on(describeMembers, bad(503, "ServiceUnavailable"))
+		look("ill", 10*time.Minute, 9, 12, 0, parked)
+		w.in("InService", "", "")
+		look("well", 10*time.Minute, 18, 40, -1)
+		look("well for long", 10*time.Minute, 54, 67, -1)
+		w.logged(`cannot be read, notices may come late" item="state`, 1)
+		w.logged(`can be read again" item="state`, 1)
+		w.in("Removing:Wait", "", "")
+		look("it ends", 12*time.Second, 1, 2, -1, ends)
+		// One answer that does not name this instance may be wrong. In no group there is little to look for.
+		w.in("", "", "")
+		look("in no group", 2*time.Minute, 2, 2, 0, ends)
+		look("in no group for long", time.Hour, 10, 14, 0, ends)
+		w.in("InService", "", "")
+		look("in a group again", 6*time.Minute, 5, 40, -1)
+	})
+}
+
+// Without the right to ask, it is asked for every ten minutes, and logged once.
+func TestWatchScalingDenied(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		topic := cloud.GroupTopic(Name)
+		delete(w.items, rolePath)
+		w.on(describeMembers, denied())
+		w.watch()
+		w.look("no role", topic, time.Hour, 0)
+		w.logged("cannot be seen", 1)
+		w.set(rolePath, ok("ams-node"))
+		w.look("denied", topic, time.Hour, 0)
+		w.logged("cannot be seen", 2)
+		if n := len(w.called(describeMembers)); n < 5 || n > 7 {
+			t.Errorf("%d calls in an hour", n)
+		}
+		w.in("Protected", "", "")
+		w.look("allowed", topic, 11*time.Minute, -1)
+		w.logged("can be read again", 1)
+	})
+}
+
+func FuzzParseSystemEvents(f *testing.F) {
+	f.Add([]byte(fixture(f, "events_api.json")))
+	f.Add([]byte(`[{"EventId":"e-1","EventType":{"Name":"InstanceFailure.Reboot"},"EventCycleStatus":{"Name":"Executing"}}]`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		notices, err := parseEvents(body)
+		for _, n := range notices {
+			if err != nil || !strings.HasPrefix(n.ID, TopicEvents+"/") || n.Kind == "" || strings.ContainsAny(n.ID+n.Reason, "\r\n\x00\x1b") {
+				t.Errorf("%+v, %v", n, err)
+			}
+		}
+	})
+}

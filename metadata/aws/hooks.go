@@ -1,0 +1,415 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	sdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// EndpointAutoScaling is the key of [cloud.Options.Endpoints] under which another address of the Auto Scaling API is given.
+const EndpointAutoScaling = "aws-autoscaling"
+
+const (
+	hintAPIUnreachable = "the Auto Scaling API has to be reachable from this subnet: by a NAT gateway, by an interface VPC endpoint for autoscaling, " +
+		"by IPv6 (AMSAGENT_AWS_AUTOSCALING_ENDPOINT=https://autoscaling.REGION.api.aws), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
+	noRole = "the instance has no IAM role (instance profile)"
+)
+
+// hooks are the lifecycle hooks of this instance's group, by the Auto Scaling API with the credentials of the instance's role.
+type hooks struct {
+	p    *Provider
+	http cloud.APIClient
+	// credentials are kept and renewed here; the metadata service is asked for them, never a file or the environment.
+	credentials *sdk.CredentialsCache
+
+	mu   sync.Mutex
+	api  *autoscaling.Client // nil until the identity is known
+	self identity
+}
+
+var _ cloud.Hooks = (*hooks)(nil)
+
+// credentialsWindow: credentials are renewed so long before they end, as AWS advises.
+const credentialsWindow = 5 * time.Minute
+
+func newHooks(p *Provider) (*hooks, error) {
+	client, err := p.opts.API(EndpointAutoScaling)
+	if err != nil {
+		return nil, err
+	}
+	return &hooks{
+		p: p, http: client,
+		credentials: sdk.NewCredentialsCache(
+			ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = roleMetadata{p} }),
+			func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
+		),
+	}, nil
+}
+
+// Hooks returns the lifecycle hooks of the instance's group.
+func (p *Provider) Hooks() cloud.Hooks { return p.hooks }
+
+// roleMetadata lets the SDK read the role's credentials through our way to the metadata, with its bounds and its choice
+// between the two addresses.
+type roleMetadata struct{ p *Provider }
+
+// GetMetadata implements ec2rolecreds.GetMetadataAPIClient.
+func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput, _ ...func(*imds.Options)) (*imds.GetMetadataOutput, error) {
+	const dir = "iam/security-credentials"
+	path := strings.Trim(in.Path, "/")
+	if path == dir {
+		path += "/" // the list is at the folder's own name
+	}
+	body, err := cloud.Read(ctx, r.p.items, meta("credentials of the role", path), func(b []byte) ([]byte, error) {
+		if len(bytes.TrimSpace(b)) == 0 {
+			return nil, errors.New("the answer is empty")
+		}
+		return b, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &imds.GetMetadataOutput{Content: io.NopCloser(bytes.NewReader(body))}, nil
+}
+
+// open finds out where the API is, once.
+func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.api != nil {
+		return h.api, h.self, nil
+	}
+	self, err := cloud.Read(ctx, h.p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
+	if err != nil {
+		return nil, self, err
+	}
+	o := autoscaling.Options{
+		Region: self.Region, Credentials: h.credentials, HTTPClient: answers{h.http.HTTP},
+		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
+			o.MaxAttempts, o.MaxBackoff, o.RateLimiter = cloud.CallAttempts, time.Second, ratelimit.None
+			// The SDK corrects the clock after each answer, and takes this one of its names for final.
+			o.Retryables = append(o.Retryables, retry.RetryableErrorCode{Codes: map[string]struct{}{"RequestExpired": {}}})
+		}),
+	}
+	switch {
+	case h.http.Endpoint != "":
+		o.BaseEndpoint = &h.http.Endpoint
+	case !self.PrivateIP.IsValid():
+		// The usual name has an IPv6 address by NAT64 or a VPC endpoint alone.
+		o.EndpointOptions.UseDualStackEndpoint = sdk.DualStackEndpointStateEnabled
+	}
+	h.api, h.self = autoscaling.New(o), self
+	return h.api, self, nil
+}
+
+// answers turns a success without an answer of the API in it into an error: the SDK takes an empty body, or the page of a
+// proxy, for one, and a hook would wait that we believe to be completed.
+type answers struct{ c *http.Client }
+
+// Do implements the SDK's HTTP client.
+func (a answers) Do(req *http.Request) (*http.Response, error) {
+	resp, err := a.c.Do(req)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Contains(body, []byte("Response>")) {
+		return nil, fmt.Errorf("the answer is not one of the Auto Scaling API (%d bytes)", len(body))
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return resp, nil
+}
+
+// call makes one call, once more with new credentials where those were refused.
+func (h *hooks) call(ctx context.Context, action, group string, fn func(context.Context, *autoscaling.Client, identity) error) error {
+	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
+	defer cancel()
+	api, self, err := h.open(ctx)
+	if err != nil {
+		return fmt.Errorf("calling %s: %w", action, err)
+	}
+	if err = fn(ctx, api, self); code(err) == "ExpiredToken" || code(err) == "InvalidClientTokenId" {
+		h.credentials.Invalidate()
+		err = fn(ctx, api, self)
+	}
+	if err == nil {
+		return nil
+	}
+	return explain(err, action, group, self)
+}
+
+func code(err error) string {
+	if e, ok := errors.AsType[smithy.APIError](err); ok {
+		return e.ErrorCode()
+	}
+	return ""
+}
+
+// explain returns what a failed call means.
+func explain(err error, action, group string, self identity) error {
+	doing := "calling " + action
+	denied := func(reason string) error {
+		return &cloud.DeniedError{
+			Permission: "autoscaling:" + action, Policy: Policy(self.Region, self.AccountID, group), Reason: reason, NoRole: reason == noRole, Provider: Name, Group: group,
+		}
+	}
+	// Of the metadata: the credentials could not be had.
+	if e, ok := errors.AsType[*cloud.Error](err); ok {
+		if errors.Is(e.Kind, cloud.ErrNotFound) {
+			return denied(noRole)
+		}
+		return fmt.Errorf("%s: %w", doing, e)
+	}
+	api, ok := errors.AsType[smithy.APIError](err)
+	if _, sent := errors.AsType[*smithyhttp.RequestSendError](err); sent || !ok && errors.Is(err, context.DeadlineExceeded) {
+		return &cloud.UnreachableError{Action: action, API: "the Auto Scaling API", Cause: cloud.WireCause(err), Advice: hintAPIUnreachable}
+	}
+	if !ok {
+		return fmt.Errorf("%s: the answer is not one of the Auto Scaling API: %w", doing, cloud.WireCause(err))
+	}
+	message := cloud.Printable(api.ErrorMessage())
+	switch api.ErrorCode() {
+	case "AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized", "OptInRequired":
+		return denied(message)
+	case "AssumeRoleUnauthorizedAccess":
+		return denied("EC2 cannot take on the role of the instance: " + message)
+	case "ValidationError":
+		switch {
+		case strings.Contains(message, "No active Lifecycle Action"):
+			return fmt.Errorf("%s: %w: %s", doing, cloud.ErrNotWaiting, message)
+		case strings.Contains(message, "not found"):
+			return fmt.Errorf("%s: %w: %s", doing, cloud.ErrGone, message)
+		}
+	case "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch":
+		message += " (is the clock of this machine right?)"
+	}
+	return fmt.Errorf("%s: %s: %s", doing, cloud.Printable(api.ErrorCode()), message)
+}
+
+// membership is how the group sees this instance: its name, "" where the instance is in none (any more), and the lifecycle
+// state, such as InService or Terminating:Wait.
+func (h *hooks) membership(ctx context.Context) (group, state string, err error) {
+	err = h.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context, api *autoscaling.Client, self identity) error {
+		out, err := api.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{self.InstanceID}})
+		if err != nil {
+			return err
+		}
+		for _, i := range out.AutoScalingInstances {
+			if sdk.ToString(i.InstanceId) == self.InstanceID {
+				group, state = sdk.ToString(i.AutoScalingGroupName), sdk.ToString(i.LifecycleState)
+			}
+		}
+		return nil
+	})
+	return group, state, err
+}
+
+// Pending implements cloud.Hooks: all hooks of the group wait at their transition.
+func (h *hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
+	group, _, err := h.membership(ctx)
+	if denied, ok := errors.AsType[*cloud.DeniedError](err); ok {
+		// The tag says it, too.
+		group, _ = cloud.Read(ctx, h.p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
+		denied.Group = group
+	}
+	if err != nil && group == "" {
+		return nil, err
+	}
+	if group == "" {
+		return nil, nil
+	}
+	return h.list(ctx, group, launching)
+}
+
+func (h *hooks) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
+	var found []cloud.Hook
+	err := h.call(ctx, "DescribeLifecycleHooks", group, func(ctx context.Context, api *autoscaling.Client, _ identity) error {
+		out, err := api.DescribeLifecycleHooks(ctx, &autoscaling.DescribeLifecycleHooksInput{AutoScalingGroupName: &group})
+		if err != nil {
+			return err
+		}
+		transition := "autoscaling:EC2_INSTANCE_TERMINATING"
+		if launching {
+			transition = "autoscaling:EC2_INSTANCE_LAUNCHING"
+		}
+		found = nil
+		for _, l := range out.LifecycleHooks {
+			if sdk.ToString(l.LifecycleTransition) != transition {
+				continue
+			}
+			hook := cloud.Hook{Provider: Name, Group: group, Name: sdk.ToString(l.LifecycleHookName), Launching: launching, Timeout: seconds(l.HeartbeatTimeout)}
+			if limit := seconds(l.GlobalTimeout); limit > 0 {
+				// From now on at the latest: the wait has not begun, or just now.
+				hook.Limit = time.Now().Add(limit)
+			}
+			found = append(found, hook)
+		}
+		return nil
+	})
+	slices.SortFunc(found, func(a, b cloud.Hook) int { return cmp.Compare(a.Name, b.Name) })
+	return found, err
+}
+
+func seconds(n *int32) time.Duration { return time.Duration(max(0, sdk.ToInt32(n))) * time.Second }
+
+// Extend implements cloud.Hooks.
+func (h *hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
+	return hook.Timeout, h.why(ctx, hook, h.extend(ctx, hook, nil))
+}
+
+// extend needs no token: the instance's id is good for whichever action waits, while the token of an event that came late is
+// another action's.
+func (h *hooks) extend(ctx context.Context, hook cloud.Hook, token *string) error {
+	return h.call(ctx, "RecordLifecycleActionHeartbeat", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
+		_, err := api.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
+			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &self.InstanceID, LifecycleActionToken: token,
+		})
+		return err
+	})
+}
+
+// Complete implements cloud.Hooks.
+func (h *hooks) Complete(ctx context.Context, hook cloud.Hook) error {
+	return h.why(ctx, hook, h.call(ctx, "CompleteLifecycleAction", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
+		_, err := api.CompleteLifecycleAction(ctx, &autoscaling.CompleteLifecycleActionInput{
+			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &self.InstanceID,
+			LifecycleActionResult: sdk.String("CONTINUE"),
+		})
+		return err
+	}))
+}
+
+// why finds out whether a hook that does not wait will wait yet.
+func (h *hooks) why(ctx context.Context, hook cloud.Hook, err error) error {
+	if !errors.Is(err, cloud.ErrNotWaiting) {
+		return err
+	}
+	group, state, merr := h.membership(ctx)
+	switch {
+	case merr != nil:
+		return err
+	case group == "":
+		return fmt.Errorf("%w: the instance is in no group any more", cloud.ErrGone)
+	case group != hook.Group:
+		return fmt.Errorf("%w: the instance is in group %s now, not in %s", cloud.ErrMoved, group, hook.Group)
+	case over(state, hook.Launching), hook.Parking && parked(state):
+		return fmt.Errorf("%w: the instance is %s", cloud.ErrGone, state)
+	}
+	return fmt.Errorf("%w (the instance is %s)", err, state)
+}
+
+// parked reports whether a machine in this lifecycle state is where a parking leads.
+func parked(state string) bool {
+	switch state {
+	case "Standby", "Warmed:Running", "Warmed:Stopped", "Warmed:Hibernated":
+		return true
+	}
+	return false
+}
+
+// over reports whether in this lifecycle state no hook will wait for the transition any more. The API may lag behind the
+// metadata that told of the transition, so a state that can come before it says nothing.
+func over(state string, launching bool) bool {
+	main, step, _ := strings.Cut(strings.TrimPrefix(state, "Warmed:"), ":")
+	switch main {
+	case "Terminated", "Detached", "Detaching":
+		return true
+	case "Terminating":
+		return launching || step == "Proceed" || step == "Retained"
+	case "Pending":
+		return launching && state == "Pending:Proceed"
+	case "InService":
+		return launching
+	}
+	return false
+}
+
+// Check implements cloud.Provider. Where the group says that the machine is in service no hook waits for it, so that a heartbeat
+// for an action that never was is refused, either for want of an action or for want of the right. To complete is not tried:
+// if a termination began at that very moment, that could not be taken back.
+func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
+	h := p.hooks
+	group, state, err := h.membership(ctx)
+	if err != nil || group == "" {
+		return cloud.Check{Group: group}, err
+	}
+	c := cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}
+	all, err := h.list(ctx, group, false)
+	if err != nil {
+		return c, err
+	}
+	ours, others := f.Select(all)
+	c.Ours = ours
+	for _, o := range others {
+		c.Others = append(c.Others, o.Name)
+	}
+	if len(ours) == 0 || state != "InService" {
+		return c, nil
+	}
+	err = h.extend(ctx, ours[0], sdk.String("00000000-0000-0000-0000-000000000000")) // the token of no action
+	if errors.Is(err, cloud.ErrNotWaiting) {
+		c.Unproved, err = cloud.UnprovedComplete, nil
+	} else if _, denied := errors.AsType[*cloud.DeniedError](err); !denied {
+		err = nil // that no more is known is said
+	}
+	return c, err
+}
+
+// Policy is the smallest policy with which everything works for a group, as JSON for the role; "" is all of them.
+func Policy(region, account, group string) string {
+	partition := "aws"
+	for prefix, name := range map[string]string{"cn-": "aws-cn", "us-gov-": "aws-us-gov", "eusc-": "aws-eusc"} {
+		if strings.HasPrefix(region, prefix) {
+			partition = name
+		}
+	}
+	type statement struct {
+		Effect   string
+		Action   []string
+		Resource string
+	}
+	b, err := json.Marshal(struct {
+		Version   string
+		Statement []statement
+	}{"2012-10-17", []statement{
+		{
+			"Allow",
+			[]string{"autoscaling:CompleteLifecycleAction", "autoscaling:RecordLifecycleActionHeartbeat"},
+			fmt.Sprintf("arn:%s:autoscaling:%s:%s:autoScalingGroup:*:autoScalingGroupName/%s",
+				partition, cmp.Or(region, "*"), cmp.Or(account, "*"), cmp.Or(group, "*")),
+		},
+		// AWS knows no narrower resource for these.
+		{"Allow", []string{"autoscaling:DescribeAutoScalingInstances", "autoscaling:DescribeLifecycleHooks"}, "*"},
+	}})
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}

@@ -1,0 +1,176 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// The intervals of Watch. Together they are less than one request in a second, on a service that shares its packets with DNS
+// and NTP.
+const (
+	// stateEvery bounds how long a scale-in goes unseen.
+	stateEvery = 2 * time.Second
+	// spotEvery is what AWS advises for the two minutes that a Spot instance is given.
+	spotEvery = 5 * time.Second
+	// scheduledEvery: scheduled events are announced days ahead.
+	scheduledEvery = time.Minute
+	// spotLead is from the notice of an interruption to the interruption. One that hibernates has none.
+	spotLead = 2 * time.Minute
+)
+
+// The topics of the notices, besides that of the group.
+const (
+	TopicSpot      = "aws-spot"
+	TopicScheduled = "aws-scheduled"
+)
+
+// Watch implements cloud.Watcher.
+func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
+	spotEnd := cloud.SpotEnd{Lead: spotLead}
+	var wg sync.WaitGroup
+	for _, item := range []struct {
+		cloud.Item
+		topic string
+		every time.Duration
+		// none reports that a missing item says that nothing is in force.
+		none  bool
+		parse func([]byte) ([]cloud.Notice, error)
+	}{
+		// The target state is missing before the first transition, outside of a group, and after leaving one.
+		{meta("target lifecycle state", "autoscaling/target-lifecycle-state"), cloud.GroupTopic(Name), stateEvery, false, parseTarget},
+		{meta("spot interruption", "spot/instance-action"), TopicSpot, spotEvery, true, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
+		{meta("scheduled events", "events/maintenance/scheduled"), TopicScheduled, scheduledEvery, true, parseScheduled},
+	} {
+		wg.Go(func() {
+			cloud.Poll(ctx, p.opts.Log, item.Name, item.every, func(ctx context.Context) error {
+				_, body, err := p.items.Once(ctx, item.Item)
+				if errors.Is(err, cloud.ErrNotFound) {
+					if !item.none {
+						return nil
+					}
+					body, err = nil, nil
+				}
+				if err != nil {
+					return err
+				}
+				current, err := item.parse(body)
+				if err == nil {
+					report(item.topic, current)
+				}
+				return err
+			})
+		})
+	}
+	wg.Wait()
+}
+
+// parseTarget reads the target lifecycle state, where the group wants the instance to be.
+func parseTarget(body []byte) ([]cloud.Notice, error) {
+	state, err := cloud.ParseLine(body)
+	if err != nil {
+		return nil, fmt.Errorf("the target lifecycle state: %w", err)
+	}
+	n := cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Park), Kind: cloud.Park, Who: "Auto Scaling"}
+	pool, warmed := strings.CutPrefix(state, "Warmed:")
+	switch {
+	case state == "InService":
+		return nil, nil
+	case state == "Terminated", state == "Warmed:Terminated":
+		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Terminate), cloud.Terminate, "scale-in"
+	case state == "Detached":
+		// It may be attached again, and until then no viewers are sent to it.
+		n.Reason = "detached from the group"
+	case state == "Standby":
+		n.Reason = "standby"
+	case warmed:
+		n.Reason = "return to the warm pool (" + pool + ")"
+	default:
+		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Unknown)+"/"+state, cloud.Unknown, "target state "+state
+	}
+	return []cloud.Notice{n}, nil
+}
+
+// parseSpot reads spot/instance-action, which is empty where nothing is announced.
+func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
+	var doc struct {
+		Action string    `json:"action"` // terminate, stop, hibernate
+		Time   time.Time `json:"time"`
+	}
+	if len(body) > 0 {
+		if err := json.Unmarshal(body, &doc); err != nil || doc.Time.IsZero() {
+			return nil, fmt.Errorf("the instance action is not the JSON expected: %s", cloud.Quote(string(body)))
+		}
+	}
+	at := end.At(doc.Time)
+	if at.IsZero() {
+		return nil, nil
+	}
+	n := cloud.Notice{
+		ID: TopicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "EC2 Spot", At: at,
+		Reason: "spot interruption (" + cloud.Printable(doc.Action) + ")",
+	}
+	if doc.Action == "hibernate" {
+		// EC2 resumes the machine with its memory, so in the same boot.
+		n.Kind = cloud.Park
+	}
+	return []cloud.Notice{n}, nil
+}
+
+// parseScheduled reads events/maintenance/scheduled, which is empty where nothing is scheduled.
+func parseScheduled(body []byte) ([]cloud.Notice, error) {
+	var docs []struct {
+		EventID     string `json:"EventId"`
+		Code        string `json:"Code"`
+		State       string `json:"State"`
+		NotBefore   string `json:"NotBefore"`
+		Description string `json:"Description"`
+	}
+	if len(body) > 0 {
+		if err := json.Unmarshal(body, &docs); err != nil {
+			return nil, fmt.Errorf("the scheduled events are not the JSON expected: %w", err)
+		}
+	}
+	var current []cloud.Notice
+	for _, d := range docs {
+		if d.State != "" && !strings.EqualFold(d.State, "active") {
+			continue // canceled or completed
+		}
+		code := cloud.Printable(d.Code)
+		n := cloud.Notice{ID: TopicScheduled + "/" + code + "/" + cloud.Printable(d.EventID), Kind: cloud.Unknown, Who: "EC2", Reason: "scheduled event " + code}
+		if d.Description != "" {
+			n.Reason += ": " + cloud.Printable(d.Description)
+		}
+		// Without a date it could be in two weeks: no session is sent away for that.
+		if n.At = eventTime(d.NotBefore); !n.At.IsZero() {
+			switch code {
+			case "instance-stop", "instance-retirement":
+				// No group and no hook is behind it, only a date.
+				n.Kind = cloud.Interrupt
+			case "instance-reboot", "system-reboot", "system-maintenance":
+				// Maintenance of network or power takes the machine away for a while, too.
+				n.Kind, n.Past = cloud.Reboot, code == "instance-reboot" && n.At.Before(cloud.Booted())
+			}
+		}
+		current = append(current, n)
+	}
+	return current, nil
+}
+
+// eventTime reads a time of a scheduled event: 21 Jan 2019 09:00:43 GMT. It is zero for what is no time.
+func eventTime(s string) time.Time {
+	at, err := time.Parse("2 Jan 2006 15:04:05 GMT", strings.TrimSpace(s))
+	if err != nil {
+		at, _ = time.Parse(time.RFC3339, s)
+	}
+	return at.UTC()
+}

@@ -1,0 +1,290 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package azure
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+const (
+	// pollEvery is what Azure advises.
+	pollEvery = time.Second
+	// firstTimeout: the first call switches the events on, and may take two minutes. So does one after a day without.
+	firstTimeout = 150 * time.Second
+	switchedOff  = 23 * time.Hour
+	// eventTimeout bounds all others. One second is known to be too short.
+	eventTimeout = 5 * time.Second
+)
+
+// TopicEvents is the topic of all notices.
+const TopicEvents = "azure-events"
+
+var eventsItem = cloud.Item{Name: "scheduled events", Path: "/metadata/scheduledevents?api-version=2020-07-01"}
+
+// event is one scheduled event.
+type event struct {
+	ID           string   `json:"EventId"`
+	Type         string   `json:"EventType"`
+	Status       string   `json:"EventStatus"` // Scheduled, Started
+	ResourceType string   `json:"ResourceType"`
+	Resources    []string `json:"Resources"`
+	NotBefore    string   `json:"NotBefore"` // "" once it has begun
+	Description  string   `json:"Description"`
+	Source       string   `json:"EventSource"` // Platform, User
+	Seconds      float64  `json:"DurationInSeconds"`
+}
+
+func parseEvents(body []byte) ([]event, error) {
+	doc, _, err := cloud.Decode[struct {
+		Events []event `json:"Events"`
+	}](body)
+	if err != nil || doc.Events == nil {
+		return nil, fmt.Errorf("the scheduled events are not the JSON expected: %s", cloud.Quote(string(body)))
+	}
+	return doc.Events, nil
+}
+
+func (e *event) started() bool { return strings.EqualFold(e.Status, "Started") }
+
+// watch is one run of Watch. It belongs to one goroutine.
+type watch struct {
+	p       *Provider
+	report  cloud.Report
+	good    time.Time       // when the events could be read
+	machine *machine        // nil until its metadata can be read
+	past    map[string]bool // what had started at the first look; nil before that
+}
+
+// Watch implements cloud.Watcher. The events are asked for from the first moment on, since that is what switches them on, for
+// all machines of the set in this zone; which of them are about this machine is known when its metadata can be read.
+func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
+	w := &watch{p: p, report: report}
+	cloud.Poll(ctx, p.opts.Log, eventsItem.Name, pollEvery, w.look)
+}
+
+// look reports what of the events is about this machine.
+func (w *watch) look(ctx context.Context) error {
+	timeout := eventTimeout
+	if time.Since(w.good) > switchedOff {
+		timeout = firstTimeout
+	}
+	events, err := w.p.readEvents(ctx, timeout)
+	if err != nil {
+		return err
+	}
+	w.good = time.Now()
+	if w.machine == nil {
+		if err := w.name(ctx); err != nil {
+			return err
+		}
+	}
+	name := w.machine.Compute.Name
+	if name == "" {
+		return nil
+	}
+	first := w.past == nil
+	if first {
+		w.past = map[string]bool{}
+	}
+	var current []cloud.Notice
+	for _, e := range events {
+		if !slices.ContainsFunc(e.Resources, func(r string) bool { return strings.EqualFold(r, name) }) {
+			continue
+		}
+		if first && e.started() {
+			w.past[e.ID] = true
+		}
+		if n := w.notice(e); n != nil {
+			current = append(current, *n)
+		}
+	}
+	w.report(TopicEvents, current)
+	return nil
+}
+
+// name finds out how the events call this machine.
+func (w *watch) name(ctx context.Context) error {
+	_, body, err := w.p.items.Once(ctx, instance)
+	if err != nil {
+		return err
+	}
+	m, err := parseMachine(body)
+	if err != nil {
+		return err
+	}
+	if m.Compute.Name == "" {
+		w.p.opts.Log.Warn("machine has no name in the metadata, scheduled events cannot be matched", "provider", Name)
+	}
+	w.machine = &m
+	return nil
+}
+
+// notice makes the notice of an event about this machine. It is nil for a machine that stands still for a moment: viewers
+// have buffers for that, and to send them away would cost more.
+func (w *watch) notice(e event) *cloud.Notice {
+	n := &cloud.Notice{ID: TopicEvents + "/" + cloud.Printable(e.ID), Kind: cloud.Unknown, Who: "Azure", Reason: reason(e)}
+	if e.Source != "" {
+		n.Who += " (" + cloud.Printable(e.Source) + ")"
+	}
+	if e.ResourceType != "" && !strings.EqualFold(e.ResourceType, "VirtualMachine") {
+		return n
+	}
+	kind := cloud.Unknown
+	switch strings.ToLower(e.Type) {
+	case "freeze":
+		return nil
+	case "terminate":
+		kind = cloud.Terminate
+	case "preempt":
+		kind = cloud.Interrupt
+	case "reboot", "redeploy":
+		kind = cloud.Reboot
+	}
+	at := eventTime(e.NotBefore)
+	switch {
+	case e.started():
+		// It happens now, and no completion of ours is waited for. For how long the machine still is there is not known: the
+		// viewers get what there is, and no new ones come.
+		if n.Kind = kind; kind == cloud.Terminate {
+			n.Kind = cloud.Interrupt
+		}
+		// It stays in the document until Azure has seen the machine back.
+		n.Past = kind == cloud.Reboot && w.past[e.ID]
+	case strings.EqualFold(e.Status, "Scheduled"), at.After(time.Now()):
+		n.Kind, n.At = kind, at
+		others := slices.DeleteFunc(slices.Clone(e.Resources), func(r string) bool { return strings.EqualFold(r, w.machine.Compute.Name) })
+		n.Hook = &cloud.Hook{
+			Provider: Name, Group: w.machine.scaleSet(), Name: cloud.Printable(e.Type + " " + e.ID), Token: e.ID,
+			Others: others, Fixed: true, Limit: at,
+		}
+	}
+	if n.Kind == cloud.Unknown {
+		n.Hook = nil
+	}
+	return n
+}
+
+// reason is what people read: why, and for how long where the machine comes back.
+func reason(e event) string {
+	text := "scheduled event " + cloud.Printable(e.Type)
+	switch strings.ToLower(e.Type) {
+	case "terminate":
+		text = "scale-in" // of a set, by its rules or by a person
+	case "preempt":
+		text = "spot eviction"
+	}
+	if e.Seconds > 0 && e.Seconds < 1e6 {
+		text += ", for " + time.Duration(e.Seconds*float64(time.Second)).String()
+	}
+	if e.Description != "" {
+		text += ": " + cloud.Printable(e.Description)
+	}
+	return text
+}
+
+// eventTime reads a time of an event: Fri, 20 Nov 2026 08:05:00 GMT. It is zero for what is no time.
+func eventTime(s string) time.Time {
+	for _, layout := range []string{http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT", time.RFC3339} {
+		if at, err := time.Parse(layout, strings.TrimSpace(s)); err == nil {
+			return at.UTC()
+		}
+	}
+	return time.Time{}
+}
+
+func (p *Provider) readEvents(ctx context.Context, timeout time.Duration) ([]event, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	_, body, err := p.events.Once(ctx, eventsItem)
+	if err != nil {
+		return nil, err
+	}
+	return parseEvents(body)
+}
+
+// acknowledger completes the hooks of this cloud: each is a scheduled event, and came with its notice.
+type acknowledger struct{ p *Provider }
+
+var _ cloud.Hooks = acknowledger{}
+
+// Hooks returns what acknowledges scheduled events.
+func (p *Provider) Hooks() cloud.Hooks { return acknowledger{p} }
+
+// Pending implements cloud.Hooks: none is found by asking.
+func (acknowledger) Pending(context.Context, bool) ([]cloud.Hook, error) { return nil, nil }
+
+// Extend implements cloud.Hooks. Nothing prolongs an event.
+func (acknowledger) Extend(context.Context, cloud.Hook) (time.Duration, error) {
+	return 0, cloud.ErrNotWaiting
+}
+
+// Complete implements cloud.Hooks: the event may begin, for all machines that it names.
+func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
+	if h.Provider != Name || h.Token == "" {
+		return fmt.Errorf("%w: it is no scheduled event of Azure's", cloud.ErrGone)
+	}
+	type request struct {
+		EventID string `json:"EventId"`
+	}
+	body, err := json.Marshal(map[string][]request{"StartRequests": {{h.Token}}})
+	if err != nil {
+		return err
+	}
+	bound, cancel := context.WithTimeout(ctx, eventTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(bound, http.MethodPost, a.p.events.Base+eventsItem.Path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	_, _, err = a.p.events.Do(req)
+	e, ok := errors.AsType[*cloud.Error](err)
+	if !ok {
+		return err
+	}
+	e.Provider, e.Item = Name, "acknowledgement of a scheduled event"
+	judge(e)
+	if e.Status != http.StatusBadRequest {
+		return e
+	}
+	// Malformed or not known, says the documentation of this answer.
+	events, rerr := a.p.readEvents(ctx, eventTimeout)
+	if rerr != nil {
+		return fmt.Errorf("%w; and whether the event is over is not known: %w", e, rerr)
+	}
+	i := slices.IndexFunc(events, func(e event) bool { return strings.EqualFold(e.ID, h.Token) })
+	switch {
+	case i < 0:
+		return fmt.Errorf("%w: the event is not scheduled any more", cloud.ErrGone)
+	case events[i].started():
+		return fmt.Errorf("%w: the event has begun", cloud.ErrGone)
+	}
+	return e
+}
+
+// Check implements cloud.Provider: what Azure calls terminate notification stands in the model of the scale set. No machine
+// reads that without an identity of its own, which the agent does without.
+func (p *Provider) Check(ctx context.Context, _ cloud.Filter) (cloud.Check, error) {
+	m, err := p.read(ctx)
+	c := cloud.Check{Group: m.scaleSet()}
+	switch {
+	case err != nil || c.Group == "":
+	case strings.EqualFold(m.Compute.Priority, "spot"):
+		c.Without = "Azure tells a Spot machine when it takes it away, 30 s ahead, and of a scale-in it tells it nothing"
+	default:
+		c.Untold = "a machine of scale set " + c.Group + " is told of its end only where terminate notification is on, and Azure tells no machine whether it is"
+		c.Ask = "az vmss show -g RESOURCE-GROUP -n " + c.Group + " --query virtualMachineProfile.scheduledEventsProfile.terminateNotificationProfile"
+	}
+	return c, err
+}

@@ -1,0 +1,462 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package azure
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unicode"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+const pathEvents = "/metadata/scheduledevents"
+
+// start is when the time of a bubble begins, soon what Azure calls five minutes later.
+var start = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+
+const soon = "Sat, 01 Jan 2000 00:05:00 GMT"
+
+// world is Watch in a bubble of its own time, and the metadata service that it asks, in memory.
+type world struct {
+	mu       sync.Mutex
+	instance string
+	events   string                      // the answer about events
+	status   func(req *http.Request) int // nil is 200 for all
+	slow     time.Duration               // of the next answer about events
+	asked    map[string]int              // "GET /metadata/instance"
+	posted   []string
+
+	log     locked.Buffer
+	reports int // since the last change
+	last    []cloud.Notice
+}
+
+func newWorld(t *testing.T) *world {
+	return &world{instance: fixture(t, "instance.json"), events: list(), asked: map[string]int{}}
+}
+
+// list is the answer about these events.
+func list(events ...map[string]any) string {
+	b, err := json.Marshal(map[string]any{"DocumentIncarnation": 1, "Events": append([]map[string]any{}, events...)})
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
+
+// with is an event about this machine, with changes.
+func with(kind string, change map[string]any) map[string]any {
+	e := map[string]any{
+		"EventId": "602d", "EventType": kind, "ResourceType": "VirtualMachine", "Resources": []string{"EDGE_3"}, "EventStatus": "Scheduled",
+		"NotBefore": soon, "Description": "", "EventSource": "User", "DurationInSeconds": -1,
+	}
+	maps.Copy(e, change)
+	return e
+}
+
+// set changes the service, and counts from zero.
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+	clear(w.asked)
+	w.reports = 0
+}
+
+func (w *world) say(events ...map[string]any) { w.set(func() { w.events = list(events...) }) }
+
+// RoundTrip implements http.RoundTripper.
+func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
+	w.mu.Lock()
+	w.asked[req.Method+" "+req.URL.Path]++
+	status, body := http.StatusOK, w.instance
+	if w.status != nil {
+		status = w.status(req)
+	}
+	if req.Header.Get("Metadata") != "true" || req.Header.Get("X-Forwarded-For") != "" || req.URL.Query().Get("api-version") == "" {
+		status = http.StatusBadRequest
+	}
+	slow := time.Duration(0)
+	switch {
+	case req.Method == http.MethodPost:
+		b, _ := io.ReadAll(req.Body)
+		w.posted, body = append(w.posted, req.URL.Path+" "+string(b)), ""
+	case req.URL.Path == pathEvents:
+		body, slow, w.slow = w.events, w.slow, 0
+	}
+	w.mu.Unlock()
+	if slow > 0 && !cloud.Sleep(req.Context(), slow) {
+		return nil, req.Context().Err()
+	}
+	return &http.Response{StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: req}, nil
+}
+
+// bubble runs test beside Watch.
+func bubble(t *testing.T, w *world, test func(t *testing.T)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		p := open(t, cloud.Options{Transport: w, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			p.Watch(ctx, func(topic string, current []cloud.Notice) {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				if w.last, w.reports = current, w.reports+1; topic != TopicEvents {
+					t.Errorf("topic %s", topic)
+				}
+			})
+		}()
+		test(t)
+		cancel()
+		<-done
+	})
+}
+
+// count is how often there was a request since the last change.
+func (w *world) count(what string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked[what]
+}
+
+// some is any number of reports but none.
+const some = -1
+
+// after lets time pass, and compares how often there was a report since the last change, and the last one.
+func (w *world) after(t *testing.T, d time.Duration, reports int, want ...cloud.Notice) {
+	t.Helper()
+	<-time.After(d)
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if d := cmp.Diff(want, w.last, cmpopts.EquateEmpty()); d != "" || w.reports != reports && (reports != some || w.reports == 0) {
+		t.Errorf("%d reports, want %d, -want +got:\n%s", w.reports, reports, d)
+	}
+}
+
+// logged fails unless the log has so many warnings, and so many lines of an end of trouble.
+func (w *world) logged(t *testing.T, bad, good int) {
+	t.Helper()
+	log := w.log.String()
+	if b, g := strings.Count(log, "level=WARN"), strings.Count(log, "can be read again"); b != bad || g != good || strings.Count(log, "\n") != bad+good {
+		t.Errorf("%d warnings, %d times well again:\n%s", b, g, log)
+	}
+}
+
+func notice(kind cloud.Kind, reason string, at time.Time, hook *cloud.Hook) cloud.Notice {
+	return cloud.Notice{ID: "azure-events/602d", Kind: kind, Reason: reason, Who: "Azure (User)", At: at, Hook: hook}
+}
+
+func hook(kind string, limit time.Time, others ...string) *cloud.Hook {
+	return &cloud.Hook{Provider: "azure", Group: "edge", Name: kind + " 602d", Token: "602d", Fixed: true, Limit: limit, Others: others}
+}
+
+func TestNotices(t *testing.T) {
+	at, past, none := start.Add(5*time.Minute), start.Add(-time.Minute), time.Time{}
+	started := map[string]any{"EventStatus": "started", "NotBefore": ""}
+	azure := func(n cloud.Notice) cloud.Notice { n.Who = "Azure"; return n }
+	before := func(n cloud.Notice) cloud.Notice { n.Past = true; return n }
+	for _, tt := range []struct {
+		name  string
+		event map[string]any
+		late  bool // it is not there at the first look
+		want  []cloud.Notice
+	}{
+		{"terminate", with("Terminate", nil), false, []cloud.Notice{notice(cloud.Terminate, "scale-in", at, hook("Terminate", at))}},
+		{
+			"of several machines", with("terminate", map[string]any{"Resources": []string{"edge_4", "edge_3", "edge_5"}}), true,
+			[]cloud.Notice{notice(cloud.Terminate, "scale-in", at, hook("terminate", at, "edge_4", "edge_5"))},
+		},
+		{"preempt", with("Preempt", nil), false, []cloud.Notice{notice(cloud.Interrupt, "spot eviction", at, hook("Preempt", at))}},
+		{
+			"reboot", with("Reboot", map[string]any{"EventSource": nil, "DurationInSeconds": 9, "Description": "be\ncause\x1b"}), false,
+			[]cloud.Notice{azure(notice(cloud.Reboot, "scheduled event Reboot, for 9s: be cause", at, hook("Reboot", at)))},
+		},
+		{"redeploy", with("Redeploy", nil), false, []cloud.Notice{notice(cloud.Reboot, "scheduled event Redeploy", at, hook("Redeploy", at))}},
+		{"freeze", with("Freeze", nil), false, nil},
+		{"of another machine", with("Terminate", map[string]any{"Resources": []string{"edge_33"}}), false, nil},
+		{"end that has begun", with("Terminate", started), false, []cloud.Notice{notice(cloud.Interrupt, "scale-in", none, nil)}},
+		{"eviction that has begun", with("Preempt", started), false, []cloud.Notice{notice(cloud.Interrupt, "spot eviction", none, nil)}},
+		{"reboot that has begun", with("Reboot", started), true, []cloud.Notice{notice(cloud.Reboot, "scheduled event Reboot", none, nil)}},
+		{"reboot before this boot", with("Redeploy", started), false, []cloud.Notice{before(notice(cloud.Reboot, "scheduled event Redeploy", none, nil))}},
+		{
+			"its time is over", with("Terminate", map[string]any{"NotBefore": "Fri, 31 Dec 1999 23:59:00 GMT"}), false,
+			[]cloud.Notice{notice(cloud.Terminate, "scale-in", past, hook("Terminate", past))},
+		},
+		{"one digit in the date", with("Preempt", map[string]any{"NotBefore": "Sat, 1 Jan 2000 00:05:00 GMT"}), false, []cloud.Notice{notice(cloud.Interrupt, "spot eviction", at, hook("Preempt", at))}},
+		{"no time", with("Preempt", map[string]any{"NotBefore": "soon"}), false, []cloud.Notice{notice(cloud.Interrupt, "spot eviction", none, hook("Preempt", none))}},
+		{"parts of unknown form", with("Preempt", map[string]any{"ResourceType": 7, "NotBefore": nil, "DurationInSeconds": "5"}), false, []cloud.Notice{notice(cloud.Interrupt, "spot eviction", none, hook("Preempt", none))}},
+		{"of something else", with("Preempt", map[string]any{"ResourceType": "Disk"}), false, []cloud.Notice{notice(cloud.Unknown, "spot eviction", none, nil)}},
+		{"unknown type", with("Party", nil), false, []cloud.Notice{notice(cloud.Unknown, "scheduled event Party", at, nil)}},
+		{"unknown status, to come", with("Terminate", map[string]any{"EventStatus": "Approved"}), false, []cloud.Notice{notice(cloud.Terminate, "scale-in", at, hook("Terminate", at))}},
+		{"unknown status, past", with("Terminate", map[string]any{"EventStatus": "Completed", "NotBefore": ""}), false, []cloud.Notice{notice(cloud.Unknown, "scale-in", none, nil)}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			if !tt.late {
+				w.say(map[string]any{"EventId": 17, "EventType": []int{}}, tt.event)
+			}
+			bubble(t, w, func(t *testing.T) {
+				<-time.After(1500 * time.Millisecond)
+				if tt.late {
+					w.say(tt.event)
+					<-time.After(time.Second)
+				}
+				w.after(t, 0, some, tt.want...)
+			})
+		})
+	}
+}
+
+func TestParseEvents(t *testing.T) {
+	events, err := parseEvents([]byte(fixture(t, "scheduledevents.json")))
+	if err != nil || len(events) != 2 || !eventTime(events[0].NotBefore).Equal(time.Date(2026, 11, 20, 8, 5, 0, 0, time.UTC)) || events[0].started() || !events[1].started() {
+		t.Errorf("%+v, %v", events, err)
+	}
+	for _, body := range []string{`{"DocumentIncarnation":1}`, `null`, `{"Events":{}}`, `{"Events":null}`, `<html>`, ``} {
+		if events, err := parseEvents([]byte(body)); err == nil {
+			t.Errorf("%s: %v", body, events)
+		}
+	}
+}
+
+func TestWatch(t *testing.T) {
+	w := newWorld(t)
+	w.say(with("Terminate", nil), with("Reboot", map[string]any{"Resources": []string{"edge_0"}}))
+	bubble(t, w, func(t *testing.T) {
+		at := start.Add(5 * time.Minute)
+		terminate := notice(cloud.Terminate, "scale-in", at, hook("Terminate", at))
+		w.after(t, 500*time.Millisecond, 1, terminate)
+		w.after(t, 10*time.Second, 11, terminate)
+		if n := w.count("GET " + pathInstance); n != 1 {
+			t.Errorf("asked %d times for the name of this machine", n)
+		}
+		reboot := notice(cloud.Reboot, "scheduled event Reboot", time.Time{}, nil)
+		reboot.ID = "azure-events/2"
+		w.say(with("Terminate", nil), with("Reboot", map[string]any{"EventId": "2", "EventStatus": "Started"}))
+		w.after(t, time.Second, 1, terminate, reboot)
+		later := at.Add(10 * time.Minute)
+		w.say(with("Terminate", map[string]any{"NotBefore": later.Format(http.TimeFormat)}))
+		w.after(t, time.Second, 1, notice(cloud.Terminate, "scale-in", later, hook("Terminate", later)))
+		w.say(with("Terminate", map[string]any{"EventStatus": "Started", "NotBefore": ""}))
+		w.after(t, time.Second, 1, notice(cloud.Interrupt, "scale-in", time.Time{}, nil))
+		w.say()
+		w.after(t, 3*time.Second, 3)
+		w.logged(t, 0, 0)
+	})
+}
+
+// What cannot be read is not reported. An outage is two lines in the log.
+func TestWatchTrouble(t *testing.T) {
+	for status, least := range map[int]int{400: 100, 403: 9, 404: 100, 410: 100, 429: 100, 500: 100, http.StatusOK: 100} {
+		w := newWorld(t)
+		w.say(with("Preempt", nil))
+		bubble(t, w, func(t *testing.T) {
+			at := start.Add(5 * time.Minute)
+			preempt := notice(cloud.Interrupt, "spot eviction", at, hook("Preempt", at))
+			<-time.After(5500 * time.Millisecond)
+			w.set(func() { w.status, w.events = func(*http.Request) int { return status }, "<html>" })
+			w.after(t, 10*time.Minute, 0, preempt)
+			if n := w.count("GET " + pathEvents); n < least || n > 170 {
+				t.Errorf("%d: %d polls in ten minutes", status, n)
+			}
+			w.set(func() { w.status, w.events = nil, list() })
+			w.after(t, time.Minute, some)
+			w.logged(t, 1, 1)
+		})
+	}
+	// Without a name no event is about this machine.
+	w := newWorld(t)
+	w.instance = doc(t, map[string]any{"name": ""})
+	w.say(with("Preempt", map[string]any{"Resources": []string{""}}))
+	bubble(t, w, func(t *testing.T) {
+		w.after(t, time.Minute, 0)
+		if n := w.count("GET " + pathInstance); n != 1 {
+			t.Errorf("asked %d times for the name of this machine", n)
+		}
+		w.logged(t, 1, 0)
+	})
+}
+
+// TestFieldReport11_FirstCall: the first call takes up to two minutes. A bound of a second never got an answer.
+func TestFieldReport11_FirstCall(t *testing.T) {
+	w := newWorld(t)
+	w.slow = 2 * time.Minute
+	bubble(t, w, func(t *testing.T) {
+		w.after(t, 2*time.Minute, 1)
+		// From then on four seconds are slow, and ten are too long.
+		w.set(func() { w.slow = 4 * time.Second })
+		<-time.After(10 * time.Second)
+		w.logged(t, 0, 0)
+		w.set(func() { w.slow = 10 * time.Second })
+		<-time.After(10 * time.Second)
+		w.logged(t, 1, 1)
+		// After a day without an answer the events are off again.
+		w.set(func() { w.status = func(*http.Request) int { return http.StatusInternalServerError } })
+		<-time.After(24 * time.Hour)
+		w.set(func() { w.status, w.slow = nil, 2*time.Minute })
+		w.after(t, 126*time.Second, some)
+		if n := w.count("GET " + pathEvents); n > 10 {
+			t.Errorf("asked %d times while the events were switched on", n)
+		}
+		w.logged(t, 2, 2)
+	})
+}
+
+// TestFieldReport12_PerZone: events are off in a zone until a machine there asks. Every machine does, from the first moment on,
+// and whether its own metadata can be read or not.
+func TestFieldReport12_PerZone(t *testing.T) {
+	w := newWorld(t)
+	w.status = func(req *http.Request) int {
+		if req.URL.Path == pathInstance {
+			return http.StatusGone
+		}
+		return http.StatusOK
+	}
+	w.say(with("Preempt", nil))
+	bubble(t, w, func(t *testing.T) {
+		w.after(t, 0, 0)
+		if n := w.count("GET " + pathEvents); n != 1 {
+			t.Errorf("%d polls in the first moment", n)
+		}
+		w.after(t, 10*time.Minute, 0)
+		if n := w.count("GET " + pathEvents); n < 110 {
+			t.Errorf("%d polls in ten minutes", n)
+		}
+		w.set(func() { w.status = nil })
+		at := start.Add(5 * time.Minute)
+		w.after(t, 6*time.Second, some, notice(cloud.Interrupt, "spot eviction", at, hook("Preempt", at)))
+		w.logged(t, 1, 1)
+	})
+}
+
+func TestComplete(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		hook         cloud.Hook
+		start, look  int // what is answered to the acknowledgement, and to a look at the events
+		events       string
+		gone, fails  bool
+		starts, asks int
+	}{
+		{"done", *hook("", start), 200, 200, list(), false, false, 1, 0},
+		{"gone", *hook("", start), 400, 200, list(), true, true, 1, 1},
+		{"begun", *hook("", start), 400, 200, list(with("Reboot", map[string]any{"EventId": "602D", "EventStatus": "Started"})), true, true, 1, 1},
+		{"still there", *hook("", start), 400, 200, list(with("Reboot", nil)), false, true, 1, 1},
+		{"not known", *hook("", start), 400, 500, list(), false, true, 1, 1},
+		{"unreadable", *hook("", start), 400, 200, "<html>", false, true, 1, 1},
+		{"refused", *hook("", start), 403, 200, list(), false, true, 1, 0},
+		{"not there", *hook("", start), 404, 200, list(), false, true, 1, 0},
+		{"throttled", *hook("", start), 429, 200, list(), false, true, 1, 0},
+		{"hook of another cloud", cloud.Hook{Provider: "aws", Token: "602d"}, 200, 200, list(), true, true, 0, 0},
+		{"no event", cloud.Hook{Provider: "azure"}, 200, 200, list(), true, true, 0, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.events = tt.events
+			w.status = func(req *http.Request) int {
+				if req.Method == http.MethodPost {
+					return tt.start
+				}
+				return tt.look
+			}
+			err := open(t, cloud.Options{Transport: w}).Hooks().Complete(t.Context(), tt.hook)
+			if (err != nil) != tt.fails || errors.Is(err, cloud.ErrGone) != tt.gone || w.asked["GET "+pathEvents] != tt.asks || len(w.posted) != tt.starts {
+				t.Errorf("%v, asked %v", err, w.asked)
+			}
+			if tt.starts > 0 && w.posted[0] != pathEvents+` {"StartRequests":[{"EventId":"602d"}]}` {
+				t.Errorf("posted %s", w.posted)
+			}
+		})
+	}
+	h := open(t, cloud.Options{}).Hooks()
+	if found, err := h.Pending(t.Context(), false); found != nil || err != nil {
+		t.Errorf("%v, %v", found, err)
+	}
+	if _, err := h.Extend(t.Context(), *hook("", start)); !errors.Is(err, cloud.ErrNotWaiting) {
+		t.Error(err)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	for _, tt := range []struct {
+		compute             map[string]any
+		without, ask, group string // parts of the result
+	}{
+		{nil, "", " -n edge ", "edge"},
+		{map[string]any{"priority": "Spot"}, "30 s ahead", "", "edge"},
+		{map[string]any{"vmScaleSetName": ""}, "", "", ""},
+	} {
+		w := newWorld(t)
+		w.instance = doc(t, tt.compute)
+		c, err := open(t, cloud.Options{Transport: w}).Check(t.Context(), nil)
+		if err != nil || c.Group != tt.group || !strings.Contains(c.Without, tt.without) || !strings.Contains(c.Ask, tt.ask) || (c.Untold != "") != (tt.ask != "") {
+			t.Errorf("%v: %+v, %v", tt.compute, c, err)
+		}
+	}
+}
+
+func seeds(f *testing.F) {
+	f.Add([]byte(fixture(f, "instance.json")))
+	f.Add([]byte(fixture(f, "scheduledevents.json")))
+	f.Add([]byte(list(with("Reboot", map[string]any{"EventId": "\x1b", "EventSource": "a\nb", "EventType": "\u0085", "DurationInSeconds": 1e300}))))
+	for _, s := range []string{``, `null`, `{}`, `[]`, `{"compute":null,"network":null}`, `{"Events":null}`, `{"Events":[null]}`, "\xff"} {
+		f.Add([]byte(s))
+	}
+}
+
+func FuzzParseInstance(f *testing.F) {
+	seeds(f)
+	p := open(f, cloud.Options{Local: func() (v4, v6 netip.Addr) { return v4, v6 }})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parseMachine(b)
+		if err != nil {
+			return
+		}
+		if len(m.Compute.VMID) != 36 {
+			t.Errorf("id %q", m.Compute.VMID)
+		}
+		m.scaleSet()
+		p.pick(m.Network.Interface, func(string, ...any) {})
+	})
+}
+
+func FuzzParseDocument(f *testing.F) {
+	seeds(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		events, _ := parseEvents(b)
+		w := &watch{machine: &machine{}}
+		for _, e := range events {
+			n := w.notice(e)
+			if n == nil {
+				continue
+			}
+			text := n.ID + n.Who + n.Reason
+			if n.Hook != nil {
+				text += n.Hook.Name
+			}
+			if strings.ContainsFunc(text, unicode.IsControl) || n.Past || n.Hook != nil && n.Kind == cloud.Unknown {
+				t.Errorf("%+v", n)
+			}
+		}
+	})
+}

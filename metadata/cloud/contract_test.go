@@ -1,0 +1,144 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cloud_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+func hooksNamed(names ...string) (hooks []cloud.Hook) {
+	for _, n := range names {
+		hooks = append(hooks, cloud.Hook{Provider: "aws", Group: "edge", Name: n})
+	}
+	return hooks
+}
+
+func TestOwnHooks(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		filter     cloud.Filter
+		hooks, own []string
+	}{
+		{"the only one", nil, []string{"drain"}, []string{"drain"}},
+		{"the only one, of CodeDeploy", nil, []string{"CodeDeploy-managed-automatic-launch-deployment-hook-live-1"}, nil},
+		{"none at all", nil, nil, nil},
+		{"one of several by its name", nil, []string{"ship-logs", "prod-AMSAgent-drain"}, []string{"prod-AMSAgent-drain"}},
+		{"several of several", nil, []string{"amsagent-a", "amsagent-b", "c"}, []string{"amsagent-a", "amsagent-b"}},
+		{"none of several", nil, []string{"drain", "CodeDeploy-managed-automatic-launch-deployment-hook"}, nil},
+		{"named", cloud.Filter{"drain"}, []string{"drain", "amsagent"}, []string{"drain"}},
+		{"by a pattern", cloud.Filter{"ams-*"}, []string{"ams-end", "logs", "ams-start"}, []string{"ams-end", "ams-start"}},
+		{"a pattern and a slash", cloud.Filter{"ams-*"}, []string{"ams-x/terminate", "x/ams-y"}, []string{"ams-x/terminate"}},
+		{"all of them", cloud.Filter{"*"}, []string{"a/b/c", "d"}, []string{"a/b/c", "d"}},
+		{"a slash in a pattern", cloud.Filter{"a/*"}, []string{"a/b", "ab"}, []string{"a/b"}},
+		{"the only one, and another is named", cloud.Filter{"drain"}, []string{"CodeDeploy"}, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ours, others := tt.filter.Select(hooksNamed(tt.hooks...))
+			if diff := cmp.Diff(hooksNamed(tt.own...), ours); diff != "" {
+				t.Error(diff)
+			}
+			if len(ours)+len(others) != len(tt.hooks) {
+				t.Errorf("%d hooks, %d ours and %d others", len(tt.hooks), len(ours), len(others))
+			}
+		})
+	}
+	if !(cloud.Filter{"ash-1"}).Match(cloud.Hook{Name: "drain", ID: "ash-1"}) {
+		t.Error("a hook is not found by its id")
+	}
+}
+
+// listed is the hooks of a group, or what the cloud answers in their place.
+type listed struct {
+	cloud.Hooks
+	hooks []cloud.Hook
+	err   error
+}
+
+func (l listed) Pending(context.Context, bool) ([]cloud.Hook, error) { return l.hooks, l.err }
+
+func TestFind(t *testing.T) {
+	denied := &cloud.DeniedError{Permission: "p", Provider: "aws", Group: "edge"}
+	away := errors.New("away")
+	for _, tt := range []struct {
+		name   string
+		filter cloud.Filter
+		hooks  listed
+		want   []cloud.Hook
+		err    error
+	}{
+		{"ours", nil, listed{hooks: hooksNamed("amsagent", "logs")}, hooksNamed("amsagent"), nil},
+		{"no hook", nil, listed{}, nil, nil},
+		{"those of others", nil, listed{hooks: hooksNamed("a", "b")}, nil, &cloud.OthersHooksError{Group: "edge", Hooks: []string{"a", "b"}}},
+		{"those of others, and ours is named", cloud.Filter{"c"}, listed{hooks: hooksNamed("a")}, nil, &cloud.OthersHooksError{Group: "edge", Hooks: []string{"a"}, Named: true}},
+		{"away", cloud.Filter{"drain"}, listed{err: away}, nil, away},
+		{"names need no right to list", cloud.Filter{"drain", "up"}, listed{err: denied}, hooksNamed("drain", "up"), nil},
+		{"a pattern does", cloud.Filter{"drain*"}, listed{err: denied}, nil, denied},
+		{"no names do", nil, listed{err: denied}, nil, denied},
+		{"so does a group that is not known", cloud.Filter{"drain"}, listed{err: &cloud.DeniedError{}}, nil, &cloud.DeniedError{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := tt.filter.Find(t.Context(), tt.hooks, false)
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+			if !errors.Is(err, tt.err) && cmp.Diff(tt.err, err) != "" {
+				t.Errorf("%v, want %v", err, tt.err)
+			}
+		})
+	}
+}
+
+// TestSpotEnd: what is announced while we watch is news, whatever the clock of this machine says.
+func TestSpotEnd(t *testing.T) {
+	type look struct{ announced, want time.Duration } // after the begin; 0 is absent
+	const never = 0
+	for _, tt := range []struct {
+		name  string
+		looks []look // a minute apart
+	}{
+		{"announced", []look{{never, never}, {3 * time.Minute, 3 * time.Minute}, {3 * time.Minute, 3 * time.Minute}}},
+		{"withdrawn", []look{{2 * time.Minute, 2 * time.Minute}, {never, never}}},
+		{"the clock is behind", []look{{never, never}, {5 * time.Hour, 3 * time.Minute}, {5 * time.Hour, 3 * time.Minute}}},
+		{"the clock is ahead", []look{{never, never}, {-5 * time.Hour, time.Minute}, {-5 * time.Hour, time.Minute}}},
+		{"long past at the first look", []look{{-2 * time.Hour, never}, {-2 * time.Hour, never}}},
+		{"of several the earliest counts", []look{{2 * time.Minute, 2 * time.Minute}, {3 * time.Minute, 2 * time.Minute}, {4 * time.Minute, 2 * time.Minute}}},
+		{"again after it was withdrawn", []look{{time.Minute, time.Minute}, {never, never}, {4 * time.Minute, 4 * time.Minute}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				begin := time.Now()
+				end := cloud.SpotEnd{Lead: 2 * time.Minute}
+				for i, l := range tt.looks {
+					var announced, want time.Time
+					if l.announced != never {
+						announced = begin.Add(l.announced)
+					}
+					if l.want != never {
+						want = begin.Add(l.want)
+					}
+					if got := end.At(announced); !got.Equal(want) {
+						t.Errorf("look %d: %v, want %v", i, got.Sub(begin), l.want)
+					}
+					<-time.After(time.Minute)
+				}
+			})
+		})
+	}
+	bubble(t, func(t *testing.T) {
+		end := cloud.SpotEnd{Lead: 2 * time.Minute}
+		at := time.Now().Add(time.Minute)
+		_ = end.At(at)
+		<-time.After(2 * time.Hour)
+		if got := end.At(at); !got.IsZero() {
+			t.Errorf("an end that the machine has outlived still counts: %v", got)
+		}
+	})
+}

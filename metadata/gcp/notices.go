@@ -1,0 +1,299 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package gcp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/internal/pci"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+const (
+	// holdTime is for how long the service is asked to hold back an answer that says nothing new, holdMargin after what a
+	// request that was to be answered is given up.
+	holdTime   = time.Minute
+	holdMargin = 10 * time.Second
+	// pace is the least time between two requests for one item.
+	pace = time.Second
+	// absentPause is when an item that is not there is looked for again.
+	absentPause = time.Minute
+	// confirmations is how often in a row an item is asked for without delay after what it said has ended.
+	confirmations = 3
+
+	// maintenanceNotice is the time that a machine is told of maintenance before it is stopped for that, and
+	// maintenanceNoticeGPU of one with a graphics processor (docs: Handle GPU host maintenance events).
+	maintenanceNotice    = time.Minute
+	maintenanceNoticeGPU = time.Hour
+	// usualShutdown is how long a graceful shutdown waits where it does not say.
+	usualShutdown = 10 * time.Minute
+	maxShutdown   = 24 * time.Hour
+)
+
+// The topics of the notices.
+const (
+	TopicPreempted   = "gcp-preempted"
+	TopicMaintenance = "gcp-maintenance"
+	TopicShutdown    = "gcp-shutdown"
+)
+
+// item is one item that is followed. It belongs to one goroutine.
+type item struct {
+	topic, path string
+	idle        []string
+	// read makes the notice of a word that is not idle. began reports that nothing was signalled right before.
+	read func(ctx context.Context, word string, began bool) *cloud.Notice
+
+	word   string // the word of the last answer
+	looked bool
+	// notice is what is in force, strange what this version does not know: that takes nothing back.
+	notice, strange *cloud.Notice
+}
+
+// Watch implements cloud.Watcher. Each item is one request that the service holds for a minute, over connections that stay;
+// so a machine of which nothing is wanted costs three small requests a minute.
+//
+// A scale-in of a managed instance group is not among them: nothing tells of it before the machine is switched off.
+func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
+	defer p.held.CloseIdleConnections()
+	var wg sync.WaitGroup
+	for _, it := range []*item{
+		{topic: TopicPreempted, path: "instance/preempted", idle: []string{"FALSE", "NONE"}, read: preempted},
+		{topic: TopicMaintenance, path: "instance/maintenance-event", idle: []string{"NONE", "MIGRATE_ON_HOST_MAINTENANCE"}, read: p.maintenance},
+		{
+			topic: TopicShutdown, path: "instance/shutdown-details/stop-state", read: p.shutdown,
+			idle: []string{"NONE", "UNSPECIFIED", "STOP_STATE_UNSPECIFIED", "UNKNOWN_STOP_STATE"},
+		},
+	} {
+		wg.Go(func() { p.follow(ctx, it, report) })
+	}
+	wg.Wait()
+}
+
+// follow asks for one item: at once, or with the tag of what is known already, so that the service answers when there is
+// something else.
+func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
+	etag, failures, confirm := "", 0, confirmations
+	for {
+		client, query := p.items, ""
+		if etag != "" {
+			client = p.held
+			query = fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", etag, int(jitter(holdTime).Seconds()))
+		}
+		head, body, err := client.Once(ctx, cloud.Item{Name: it.path, Path: it.path + query})
+		if ctx.Err() != nil {
+			return
+		}
+		word := strings.ToUpper(strings.TrimSpace(string(body)))
+		if err == nil && !oneWord.MatchString(word) {
+			err = fmt.Errorf("%s is %s", it.path, cloud.Quote(word))
+		}
+		pause, absent := pace, errors.Is(err, cloud.ErrNotFound)
+		switch {
+		case err != nil && !absent && etag != "":
+			// What has changed meanwhile is asked for outright; only when that fails as well is it a failure.
+			etag = ""
+		case err != nil && !absent:
+			if failures++; failures == 1 {
+				p.opts.Log.Warn("cloud signal cannot be read, notices may come late", "item", it.path, "err", err, "hint", cloud.HintOf(err))
+			}
+			pause = cloud.BackOff(pace, failures, err)
+		default:
+			if failures > 0 {
+				failures = 0
+				p.opts.Log.Info("cloud signal can be read again", "item", it.path)
+			}
+			if it.take(ctx, word) {
+				confirm = confirmations
+			}
+			report(it.topic, it.current())
+			etag = ""
+			if confirm > 0 {
+				confirm--
+			} else if etag = head.Get("ETag"); absent || !plainTag(etag) {
+				etag, pause = "", jitter(absentPause)
+				if !absent {
+					pause = pace // a service that holds nothing back
+				}
+			}
+		}
+		if !cloud.Sleep(ctx, pause) {
+			return
+		}
+	}
+}
+
+// Hooks implements cloud.Provider: Google Cloud waits for nothing before it ends a machine.
+func (p *Provider) Hooks() cloud.Hooks { return nil }
+
+// Check implements cloud.Provider.
+func (p *Provider) Check(context.Context, cloud.Filter) (cloud.Check, error) {
+	return cloud.Check{Without: "Google Cloud asks nothing before it ends a machine"}, nil
+}
+
+// oneWord is every answer that can be read.
+var oneWord = regexp.MustCompile(`^[A-Z0-9_]{0,64}$`)
+
+// take takes the word of an answer, and reports whether what was signalled has ended.
+func (it *item) take(ctx context.Context, word string) (ended bool) {
+	began := it.looked && it.notice == nil
+	it.looked = true
+	if word == it.word {
+		return false
+	}
+	it.word, it.strange = word, nil
+	if word == "" || slices.Contains(it.idle, word) {
+		ended, it.notice = it.notice != nil, nil
+		return ended
+	}
+	if n := it.read(ctx, word, began); n != nil {
+		it.notice = n
+	} else {
+		it.strange = &cloud.Notice{ID: it.topic + "/" + word, Kind: cloud.Unknown, Reason: it.path + " is " + word}
+	}
+	return false
+}
+
+func (it *item) current() (all []cloud.Notice) {
+	for _, n := range []*cloud.Notice{it.notice, it.strange} {
+		if n != nil {
+			n.Who = "Google Cloud"
+			all = append(all, *n)
+		}
+	}
+	return all
+}
+
+func preempted(_ context.Context, word string, _ bool) *cloud.Notice {
+	if word != "TRUE" {
+		return nil
+	}
+	return &cloud.Notice{ID: TopicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: time.Now().Add(StopWindowSpot)}
+}
+
+func (p *Provider) maintenance(ctx context.Context, word string, began bool) *cloud.Notice {
+	if word != "TERMINATE_ON_HOST_MAINTENANCE" {
+		return nil
+	}
+	now := time.Now()
+	n := &cloud.Notice{ID: TopicMaintenance + "/reboot", Kind: cloud.Reboot, Reason: "host maintenance", At: now.Add(maintenanceNotice)}
+	if drivers, _ := pci.NVIDIADrivers(p.opts.Path("/")); began && len(drivers) > 0 {
+		n.At = now.Add(maintenanceNoticeGPU)
+	}
+	_, body, err := p.items.Once(ctx, cloud.Item{Name: "upcoming maintenance", Path: "instance/upcoming-maintenance?alt=json"})
+	if start := parseUpcoming(body); err == nil && start.After(n.At) && start.Before(now.Add(maintenanceNoticeGPU+holdMargin)) {
+		n.At = start
+	}
+	return n
+}
+
+func (p *Provider) shutdown(ctx context.Context, word string, _ bool) *cloud.Notice {
+	if word != "PENDING_STOP" {
+		return nil
+	}
+	n := &cloud.Notice{ID: TopicShutdown + "/terminate", Kind: cloud.Terminate, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown)}
+	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
+	if err != nil {
+		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "err", err)
+		return n
+	}
+	target, ends := parseShutdown(body, time.Now())
+	if target != "" {
+		n.Reason += " (to be " + target + ")"
+	}
+	if !ends.IsZero() {
+		n.At = ends
+	}
+	return n
+}
+
+// fields decodes an object; max-duration, max_duration and maxDuration become one key.
+func fields(body []byte) map[string]json.RawMessage {
+	var raw, out map[string]json.RawMessage
+	if json.Unmarshal(body, &raw) != nil {
+		return nil
+	}
+	out = map[string]json.RawMessage{}
+	for k, v := range raw {
+		out[strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(k))] = v
+	}
+	return out
+}
+
+// text is a string, or the text of a number; "" for anything else.
+func text(raw json.RawMessage) string {
+	var s string
+	if json.Unmarshal(raw, &s) == nil {
+		return s
+	}
+	if _, err := strconv.ParseFloat(string(raw), 64); err == nil {
+		return string(raw)
+	}
+	return ""
+}
+
+func moment(raw json.RawMessage) time.Time {
+	t, _ := time.Parse(time.RFC3339, text(raw))
+	return t
+}
+
+// parseShutdown reads instance/shutdown-details/: what the machine becomes and when it goes, zero for not told. The fields have
+// the API's names; how a duration is written in the metadata is not documented, so a number of seconds, one with an s and the
+// API's object are all read.
+func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
+	f := fields(body)
+	target = strings.ToLower(cloud.Printable(text(f["targetstate"])))
+	seconds := text(f["maxduration"])
+	if seconds == "" {
+		seconds = text(fields(f["maxduration"])["seconds"])
+	}
+	n, err := strconv.ParseFloat(strings.TrimSuffix(seconds, "s"), 64)
+	if err != nil || !(n > 0 && n <= maxShutdown.Seconds()) { // NaN is a number to strconv
+		return target, time.Time{}
+	}
+	span := time.Duration(n * float64(time.Second))
+	from := moment(f["requesttimestamp"])
+	// The cloud's clock against ours: what began later than now, or would be over by now, began now.
+	if from.IsZero() || from.After(now) || !from.Add(span).After(now) {
+		from = now
+	}
+	return target, from.Add(span)
+}
+
+// parseUpcoming reads when maintenance begins at the earliest, zero for none. Seen in the field are the word NONE, an object
+// with an error, and the fields with and without an object around them, in two spellings.
+func parseUpcoming(body []byte) time.Time {
+	f := fields(body)
+	if len(f) == 1 {
+		for _, raw := range f {
+			if inner := fields(raw); inner != nil {
+				f = inner
+			}
+		}
+	}
+	if at := moment(f["windowstarttime"]); !at.IsZero() {
+		return at
+	}
+	return moment(f["starttime"])
+}
+
+// plainTag reports whether a tag can be asked with: it is a few letters and digits.
+func plainTag(s string) bool {
+	return s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && r != '-' && r != '_'
+	})
+}
+
+// jitter shortens a time at random, so that a fleet that boots together does not ask together.
+func jitter(d time.Duration) time.Duration { return d - rand.N(d/10+1) }
