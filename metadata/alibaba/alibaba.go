@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -67,8 +66,9 @@ func New(opts cloud.Options) (*Provider, error) {
 		return nil, err
 	}
 	p := &Provider{opts: opts.WithDefaults()}
+	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintSilent, Off: hintOff, Refused: hintToken, NoTokens: hintNoToken}
 	p.items = cloud.New(cloud.Client{
-		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: judge,
+		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: hints.Judge,
 		// The service answers the request for a token whether or not hardened mode is enforced.
 		Token: &cloud.Token{
 			Path: "api/token", TTL: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Header: "X-Aliyun-Ecs-Metadata-Token", Lifetime: 6 * time.Hour,
@@ -83,22 +83,6 @@ func New(opts cloud.Options) (*Provider, error) {
 
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
-
-// judge adds what is known of this service to the error of one failed request.
-func judge(e *cloud.Error) {
-	switch {
-	case e.Status == 0 && !e.Connected:
-		e.Hint = hintUnreachable
-	case e.Token && e.Unanswered():
-		e.Hint = hintSilent
-	case e.Status == http.StatusForbidden:
-		e.Hint = hintOff
-	case e.Status == http.StatusUnauthorized:
-		e.Hint = hintToken
-	case e.Token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
-		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoToken
-	}
-}
 
 // identity is the part of the instance identity document that is used.
 type identity struct {

@@ -85,7 +85,8 @@ func New(opts cloud.Options) (*Provider, error) {
 		endpoints = []string{given}
 	}
 	p := &Provider{opts: opts}
-	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: judge}, opts)
+	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintHopLimit, Off: hintOff, Refused: hintToken, NoTokens: hintNoV2}
+	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: hints.Judge}, opts)
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
 			HTTPClient: wire{p.items}, Endpoint: e,
@@ -172,22 +173,6 @@ func read(ctx context.Context, client *imds.Client, path string) (io.Reader, err
 		return nil, err
 	}
 	return out.Content, nil
-}
-
-// judge adds what is known of EC2 to the error of one failed request.
-func judge(e *cloud.Error) {
-	switch {
-	case e.Status == 0 && !e.Connected:
-		e.Hint = hintUnreachable
-	case e.Token && e.Unanswered():
-		e.Hint = hintHopLimit
-	case e.Status == http.StatusForbidden:
-		e.Hint = hintOff
-	case e.Status == http.StatusUnauthorized:
-		e.Hint = hintToken
-	case e.Token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
-		e.Kind, e.Hint = cloud.ErrNotThisCloud, hintNoV2
-	}
 }
 
 // identity is the part of the instance identity document that is used.

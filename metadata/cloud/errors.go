@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 )
 
@@ -89,4 +90,24 @@ func HintOf(err error) string {
 		return e.Hint
 	}
 	return ""
+}
+
+// TokenHints are the remedies of a service with session tokens: it is not there, it does not answer the token request, it is
+// switched off, it refuses a new token, it has no tokens.
+type TokenHints struct{ Unreachable, Silent, Off, Refused, NoTokens string }
+
+// Judge is a Judge of [Client].
+func (h *TokenHints) Judge(e *Error) {
+	switch {
+	case e.Status == 0 && !e.Connected:
+		e.Hint = h.Unreachable
+	case e.Token && e.Unanswered():
+		e.Hint = h.Silent
+	case e.Status == http.StatusForbidden:
+		e.Hint = h.Off
+	case e.Status == http.StatusUnauthorized:
+		e.Hint = h.Refused
+	case e.Token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
+		e.Kind, e.Hint = ErrNotThisCloud, h.NoTokens
+	}
 }
