@@ -39,7 +39,7 @@ func (n *fastNode) SetState(_ context.Context, s cluster.State, _ string, _ bool
 func (n *fastNode) Sessions(context.Context) (cluster.Sessions, error) { return n.sessions(), nil }
 func (*fastNode) StopServer(context.Context) error                     { return nil }
 func (*fastNode) StartServer(context.Context) error                    { return nil }
-func (*fastNode) Deregister(context.Context, Tombstone) error          { return nil }
+func (*fastNode) Deregister(context.Context, Departure) error          { return nil }
 func (*fastNode) Joined() bool                                         { return true }
 func (*fastNode) JoinedAt() time.Time                                  { return time.Time{} }
 
@@ -69,7 +69,7 @@ func BenchmarkNotice(b *testing.B) {
 			told: make(chan time.Time, 1), done: make(chan time.Time, 1),
 			sessions: func() cluster.Sessions { return cluster.Sessions{Publishers: p(1), Viewers: p(1)} },
 		}
-		m, err := NewManager(Options{
+		m, err := NewRunner(Options{
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Uptime: BootClock("/"),
 		})
@@ -109,7 +109,7 @@ func BenchmarkLastSession(b *testing.B) {
 			}
 			return cluster.Sessions{Publishers: p(0), Viewers: p(0)}
 		}
-		m, err := NewManager(Options{
+		m, err := NewRunner(Options{
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			SampleInterval: interval,
 		})

@@ -104,7 +104,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 			}
 		case 6:
 			if chance(30) && !l.View().Finished() {
-				l.Notice(Notice{ID: n.ID, Kind: Withdrawn})
+				l.Notice(Notice{ID: n.ID, Kind: withdrawn})
 				told = !l.View().Ready
 			}
 		case 7, 8:

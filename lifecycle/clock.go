@@ -5,6 +5,7 @@ package lifecycle
 
 import (
 	"bytes"
+	"cmp"
 	"os"
 	"path/filepath"
 	"time"
@@ -12,10 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BootClock tells which boot this is and for how long it lasts, sleep included.
-// Nobody can set that clock: by it a drain keeps its deadline over a restart of
-// the agent, whatever happens to the wall clock. boot is "" where it cannot be
-// told.
+// Instant is a moment of CLOCK_BOOTTIME, in nanoseconds since the machine started, sleep included. No program can set that
+// clock. 0 is none.
+type Instant time.Duration
+
+// Add returns the moment d later.
+func (t Instant) Add(d time.Duration) Instant { return t + Instant(d) }
+
+// Sub returns the time from u to t.
+func (t Instant) Sub(u Instant) time.Duration { return time.Duration(t - u) }
+
+// reached reports whether the moment has come; 0 never comes.
+func (t Instant) reached(now Instant) bool { return t != 0 && now >= t }
+
+// BootClock returns a clock that reports the id of this boot and the time since it began. The id is "" if the kernel does
+// not report it.
 func BootClock(root string) func() (boot string, up time.Duration) {
 	return func() (string, time.Duration) {
 		id, err := os.ReadFile(filepath.Join(root, "/proc/sys/kernel/random/boot_id"))
@@ -30,13 +42,38 @@ func BootClock(root string) func() (boot string, up time.Duration) {
 	}
 }
 
-// Hardware tells this machine from one with a copy of its disk: the firmware's own id,
-// which a cloud gives to each machine, and which only root reads. It is "" where there
-// is none, as in a container.
+// Hardware returns the firmware's id of this machine, which differs on a machine with a copy of its disk. It is "" if there
+// is no such id, as in a container. Only root can read it.
 func Hardware(root string) string {
 	id, err := os.ReadFile(filepath.Join(root, "/sys/class/dmi/id/product_uuid"))
 	if err != nil {
 		return ""
 	}
 	return string(bytes.TrimSpace(id))
+}
+
+// wallClock converts moments to the wall clock. It is the wall time of Instant 0, and changes only if the clock was set by a
+// second or more, so that the same moment is always written the same way.
+type wallClock time.Time
+
+func (c wallClock) updated(now Instant, wall time.Time) wallClock {
+	start := wall.Round(0).Add(-time.Duration(now))
+	if start.Sub(time.Time(c)).Abs() < time.Second {
+		return c
+	}
+	return wallClock(start)
+}
+
+func (c wallClock) time(t Instant) time.Time {
+	if t == 0 {
+		return time.Time{}
+	}
+	return time.Time(c).Add(time.Duration(t))
+}
+
+func (c wallClock) instant(t time.Time) Instant {
+	if t.IsZero() {
+		return 0
+	}
+	return cmp.Or(Instant(t.Round(0).Sub(time.Time(c))), 1) // negative before this boot
 }

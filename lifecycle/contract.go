@@ -27,7 +27,7 @@ type Node interface {
 	StartServer(ctx context.Context) error
 	// Deregister removes AMS's own document of our address and makes our row say
 	// that this machine has left.
-	Deregister(ctx context.Context, t Tombstone) error
+	Deregister(ctx context.Context, d Departure) error
 	// Joined reports whether this machine ever was proved to be in the cluster. It
 	// must not block.
 	Joined() bool
@@ -36,8 +36,8 @@ type Node interface {
 	JoinedAt() time.Time
 }
 
-// Tombstone is what others can read of a node that has left.
-type Tombstone struct {
+// Departure is what others can read of a node that has left.
+type Departure struct {
 	Reason string `json:"reason,omitempty"`
 	Who    string `json:"who,omitempty"`
 	// Sessions are those that were there when AMS was stopped, Cut how many of

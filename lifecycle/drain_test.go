@@ -343,7 +343,7 @@ func TestDiskHangs(t *testing.T) {
 	disk := &hungDisk{Files: w, begun: make(chan struct{}), end: make(chan struct{})}
 	o := w.options()
 	o.Files = disk
-	m, err := NewManager(o)
+	m, err := NewRunner(o)
 	must.OK(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ran, asked := make(chan error, 1), make(chan error, 1)
@@ -520,7 +520,7 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 			t.Errorf("%d stops, completed %v", w.stops, w.completed)
 		}
 		// Who deregisters after AMS has stopped completes the hook.
-		if err := FinishStop(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
+		if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 			t.Errorf("completed %v, %v", w.completed, err)
 		}
 		// A new boot that is to go all the same drains again.
@@ -583,7 +583,7 @@ func TestReboot(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 		// The cloud thinks better of it.
-		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: Withdrawn})
+		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: withdrawn})
 		l.until("active", time.Second, func(v View) bool { return v.Ready && v.RegistryTold })
 		l.Notice(Notice{ID: "event-2", Source: "aws-events", Kind: Reboot, Deadline: time.Now().Add(time.Minute)})
 		l.until("done", time.Minute, isDone)

@@ -206,7 +206,7 @@ func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 		}
 		g.set(func(g *asg) { g.state = "Terminating:Wait" })
 		l.until("done", 10*time.Minute, isDone)
-		if took := time.Since(began); took < 5*time.Minute || took > 5*time.Minute+noActionEvery+time.Second || len(g.completed()) != 1 {
+		if took := time.Since(began); took < 5*time.Minute || took > 5*time.Minute+notWaitingEvery+time.Second || len(g.completed()) != 1 {
 			t.Errorf("completed %v after %s, the group waits after 5m", g.completed(), took)
 		}
 		if w.cut != 0 {

@@ -321,12 +321,12 @@ func TestCompleteWaitsForTheWaitState(t *testing.T) {
 		l.Notice(terminate())
 		l.until("left", 5*time.Second, func(v View) bool { return v.State == StateLeft })
 		l.until("done", 2*time.Minute, isDone)
-		if at := time.Since(w.waitsFrom); at > noActionEvery {
+		if at := time.Since(w.waitsFrom); at > notWaitingEvery {
 			t.Errorf("completed %s after it waited", at)
 		}
 		calls := w.times("complete?")
 		for i := 1; i < len(calls); i++ {
-			if d := calls[i].Sub(calls[i-1]); d != noActionEvery {
+			if d := calls[i].Sub(calls[i-1]); d != notWaitingEvery {
 				t.Errorf("asked after %s", d)
 			}
 		}
@@ -575,7 +575,7 @@ func TestSeveralHooksOfOurs(t *testing.T) {
 			}
 		})
 		l.until("done", time.Minute, isDone)
-		if !slices.Equal(w.completed, []string{"amsagent-a CONTINUE", "amsagent-b CONTINUE"}) {
+		if slices.Sort(w.completed); !slices.Equal(w.completed, []string{"amsagent-a CONTINUE", "amsagent-b CONTINUE"}) {
 			t.Errorf("completed %v", w.completed)
 		}
 	})
@@ -784,7 +784,7 @@ func TestFinishStopCompletesOursAlone(t *testing.T) {
 					}
 					return nil
 				}
-				err := FinishStop(t.Context(), w, w, tt.filter, nil, w.options().Log)
+				err := CompletePending(t.Context(), w, w, tt.filter, nil, w.options().Log)
 				if !slices.Equal(w.completed, tt.completed) || (err != nil) != tt.fails {
 					t.Errorf("completed %v, want %v; %v", w.completed, tt.completed, err)
 				}

@@ -20,8 +20,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-func TestNewManagerSaysAllThatIsMissing(t *testing.T) {
-	_, err := NewManager(Options{})
+func TestNewRunnerSaysAllThatIsMissing(t *testing.T) {
+	_, err := NewRunner(Options{})
 	if err == nil {
 		t.Fatal("made of nothing")
 	}

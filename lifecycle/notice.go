@@ -4,8 +4,13 @@
 package lifecycle
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
 	"time"
+	"unicode"
 
+	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -18,39 +23,111 @@ const (
 	Interrupt = cloud.Interrupt
 	Reboot    = cloud.Reboot
 	Park      = cloud.Park
-	// Resume: a parked machine is to serve again.
+	// Resume: the group has a parked machine in service again.
 	Resume Kind = "resume"
 	// Launch: a hook waits until this machine serves.
 	Launch Kind = "launch"
-	// Withdrawn takes back the notice with the same ID.
-	Withdrawn Kind = "withdrawn"
-	// Ask: a person, or a program of theirs, wants this node drained.
+	// Ask: the operator, or a program of theirs, drains this node.
 	Ask Kind = "ask"
-	// Shutdown: the service manager stops us because the machine goes down.
+	// Shutdown: the service manager stops the daemon because the machine shuts down.
 	Shutdown Kind = "shutdown"
 )
 
-// Hook is a hook of the cloud's that waits for us.
+// Hook is a hook of the cloud that waits for our completion.
 type Hook = cloud.Hook
 
-// Notice says that this machine will go, or may, or is to serve again.
+// Notice says that this machine leaves the cluster, for a while or for good, or serves again.
 type Notice struct {
-	// ID is made of the cloud's own facts, so that a notice that is seen twice,
-	// or by two sources, has one.
+	// ID is made of the cloud's own facts, so that a notice that two sources report has one. It begins with its topic and a /.
 	ID     string `json:"id"`
 	Source string `json:"source"` // "aws-lifecycle", "aws-spot", "event", "drain"...
 	Kind   Kind   `json:"kind"`
-	// Reason is for people, Who the person or program behind it where known.
+	// Reason is for people, Who the person or program behind it if it is known.
 	Reason string `json:"reason,omitempty"`
 	Who    string `json:"who,omitempty"`
-	// By says whose the deadline is, where several could have been.
+	// By says what sets the deadline, if several could have.
 	By       string    `json:"by,omitempty"`
 	Received time.Time `json:"received"`
-	// Deadline is when the machine goes whatever we do; zero is not known.
+	// Deadline is when the machine ends, whatever the agent does; zero is not known.
 	Deadline time.Time `json:"deadline,omitzero"`
-	// Moved tells that the cloud has moved the deadline, and the limit of the hook:
-	// these take the place of what was said before, also where they are later.
-	Moved bool `json:"moved,omitempty"`
-	// Hook waits for our word; nil where none does or none is known yet.
+	// Hook waits for our completion; nil if none does or none is known yet.
 	Hook *Hook `json:"hook,omitempty"`
+}
+
+// notice is a notice in force, as drain.json keeps it.
+type notice struct {
+	ID       string  `json:"id"`
+	Source   string  `json:"source"`
+	Kind     Kind    `json:"kind"`
+	Reason   string  `json:"reason,omitempty"`
+	Who      string  `json:"who,omitempty"`
+	By       string  `json:"by,omitempty"`
+	Received Instant `json:"received"`
+	Deadline Instant `json:"deadline,omitempty"`
+	// Begun: the node drains for it. A drain that has begun continues if its notice is moved by less than putOffTime.
+	Begun bool `json:"begun,omitempty"`
+	// Missing counts the reports in a row in which it was not in force.
+	Missing int `json:"missing,omitempty"`
+}
+
+// goneAfter is how many reports in a row must miss a notice until it counts as withdrawn: one wrong answer must not put a node
+// back into service that ends in two minutes.
+const goneAfter = 3
+
+func (n notice) inForce() bool { return n.Missing < goneAfter }
+
+// topic is the topic of the cloud that reports the notice, "" if the cloud does not.
+func (n notice) topic() string { return topicOf(n.ID) }
+
+func topicOf(id string) string {
+	topic, _, _ := strings.Cut(id, "/")
+	return topic
+}
+
+// Bounds of what drain.json may hold. Notices come from a metadata service, and from any program that may call the control
+// socket.
+const (
+	maxNotices    = 32
+	maxHooks      = 32
+	maxIDText     = 256
+	maxWordText   = 512 // bytes of a reason, or of a name of a person, program or source
+	maxNameText   = 1 << 10
+	maxOthersText = 2 << 10
+	maxOverruled  = 32
+)
+
+// boundedID keeps different ids different.
+func boundedID(id string) string {
+	if id = strings.ToValidUTF8(id, "?"); len(id) <= maxIDText {
+		return id
+	}
+	sum := sha256.Sum256([]byte(id))
+	return plain.Truncate(id, maxIDText/2) + hex.EncodeToString(sum[:16])
+}
+
+func boundedWord(s string) string {
+	return plain.Truncate(oneLine(plain.Truncate(s, maxWordText)), maxWordText)
+}
+
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+}
+
+// hookBounded reports whether a cloud can have sent the hook. A part of a longer name would be another hook's.
+func hookBounded(h Hook) bool {
+	others := 0
+	for _, o := range h.Others {
+		others += len(o)
+	}
+	for _, s := range append([]string{h.Provider, h.Group, h.Name, h.ID, h.Token}, h.Others...) {
+		if len(s) > maxNameText || s != oneLine(s) {
+			return false
+		}
+	}
+	return others <= maxOthersText
 }

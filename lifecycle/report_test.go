@@ -436,16 +436,16 @@ func TestHookNamedByItsID(t *testing.T) {
 		l := w.live()
 		defer l.kill()
 		e := Event{InstanceID: "i-1", Kind: Terminate, Hook: Hook{Provider: "alibaba", Name: "ash-1", Token: "t-1", Others: []string{"i-2"}}}
-		l.Manager.Notice(e.Notice(time.Now()))
+		l.Runner.Notice(e.Notice(time.Now()))
 		tick(time.Second)
 		v := l.View()
 		if len(v.Hooks) != 1 || v.Hooks[0].Name != "amsagent-drain" || v.Hooks[0].Group != "asg-1" || v.Hooks[0].Beats != 1 || len(v.Hooks[0].Others) != 1 || asked != 1 {
 			t.Errorf("hooks %+v, asked %d times", v.Hooks, asked)
 		}
 		// The same event again, and one of the other program's hook.
-		l.Manager.Notice(e.Notice(time.Now()))
+		l.Runner.Notice(e.Notice(time.Now()))
 		e.Hook.Name = "ash-2"
-		l.Manager.Notice(e.Notice(time.Now()))
+		l.Runner.Notice(e.Notice(time.Now()))
 		tick(time.Minute)
 		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Beats != 1 {
 			t.Errorf("hooks %+v", v.Hooks)
@@ -902,7 +902,7 @@ func TestGCPPreemption(t *testing.T) {
 		if took := time.Since(begun); took < 10*time.Second || took > 12*time.Second {
 			t.Errorf("it waited for %s", took)
 		}
-		tomb, err := LastWord(w, "boot-1")
+		tomb, err := LoadDeparture(w, "boot-1")
 		if err != nil || tomb == nil || tomb.Cut == nil || *tomb.Cut != 1 || tomb.Reason != "preemption of a Spot VM" {
 			t.Errorf("%+v, %v", tomb, err)
 		}

@@ -49,7 +49,7 @@ func TestParkAndResume(t *testing.T) {
 				w.gone, w.viewers, w.hook = false, p(1), launchHook()
 				w.proveErr = errors.New("no document yet")
 			})
-			l.Notice(Notice{ID: "pool", Source: "aws-lifecycle", Kind: Withdrawn})
+			l.Notice(Notice{ID: "pool", Source: "aws-lifecycle", Kind: withdrawn})
 			tick(3 * time.Minute)
 			if v := l.View(); v.State != StateResuming || v.Ready || !w.running || len(w.beats) == 0 {
 				t.Fatalf("round %d: resuming: %s running %v, %d heartbeats", round, v.State, w.running, len(w.beats))
@@ -265,7 +265,7 @@ func TestTerminateWhileParkedAndWhileResuming(t *testing.T) {
 			l.until("parked", time.Minute, isDone)
 			w.set(func(w *world) { w.gone, w.proveHang = false, true })
 			if resuming {
-				l.Notice(Notice{ID: "back", Kind: Resume})
+				l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
 				l.until("resuming", time.Second, func(v View) bool { return v.State == StateResuming })
 			}
 			l.Notice(terminate())

@@ -4,288 +4,290 @@
 package lifecycle
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
+	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// RecordPath is where a drain is kept, below the root.
-const RecordPath = "/var/lib/amsagent/drain.json"
+// Phase is how far a drain is.
+type Phase string
 
-// Files keeps the record of a drain. [conf.Store] does.
-type Files interface {
-	Read(path string) (conf.File, error)
-	WriteFile(path string, data []byte, mode, dirMode fs.FileMode) error
-	RemoveFile(path string) error
-}
-
-var _ Files = (*conf.Store)(nil)
-
-// Step is how far a drain is.
-type Step string
-
-// The steps, in their order. Each may be begun again.
+// The phases. See transitions for how they follow each other.
 const (
-	StepNone          Step = ""
-	StepAnnouncing    Step = "announcing"    // readiness is off, the registry is being told
-	StepDraining      Step = "draining"      // sessions are observed
-	StepStopping      Step = "stopping"      // AMS is being stopped: from here on there is no way back
-	StepDeregistering Step = "deregistering" // AMS has ended, the registry is being told
-	StepCompleting    Step = "completing"    // the cloud is being told
-	StepDone          Step = "done"
+	Serving       Phase = ""
+	Announcing    Phase = "announcing"    // the node record is being set to draining
+	Draining      Phase = "draining"      // sessions are counted
+	Down          Phase = "down"          // drained, and the machine shuts down: systemd stops the server
+	Stopping      Phase = "stopping"      // the server is being stopped: no way back
+	StopFailed    Phase = "stop-failed"   // it did not end in time: hooks are completed, the stop is retried
+	Deregistering Phase = "deregistering" // the node record is being set to left
+	Completing    Phase = "completing"    // hooks are being completed
+	Done          Phase = "done"          // left, parked, or drained before a reboot
+	Resuming      Phase = "resuming"      // a parked machine starts its server again
 )
 
-func (s Step) valid() bool {
-	return slices.Contains([]Step{
-		StepNone, StepAnnouncing, StepDraining, StepStopping, StepDeregistering, StepCompleting, StepDone,
-	}, s)
-}
+// Goal is what a drain is for: the highest of the notices that are due.
+type Goal int
 
-// observing is where an undrain takes nothing back that was done.
-func (s Step) observing() bool { return s == StepAnnouncing || s == StepDraining }
-
-// goal is what a drain is for: the weightiest of the notices in force.
-type goal int
-
+// The goals.
 const (
-	goalNone  goal = iota
-	goalPause      // the machine goes down and comes back: drain, no more
-	goalPark       // it stays, and serves no longer
-	goalLeave      // it goes
+	NoGoal     Goal = iota
+	GoalReboot      // the machine comes back by itself: drain only
+	GoalPark        // it stays, out of service, until the cloud takes it back
+	GoalLeave
 )
 
-func goalOf(k Kind) goal {
+func goalOf(k Kind) Goal {
 	switch k {
 	case Terminate, Interrupt, Ask:
-		return goalLeave
+		return GoalLeave
 	case Park:
-		return goalPark
+		return GoalPark
 	case Reboot, Shutdown:
-		return goalPause
-	case Resume, Launch, Withdrawn:
+		return GoalReboot
 	}
-	return goalNone
+	return NoGoal
 }
 
-// record is what survives a kill. It holds no secret.
-type record struct {
-	Version int `json:"version"` // of this format: 1
-	// Saved, Boot and Uptime say when this was written, by the wall and by the
-	// kernel's own clock. See [record.wake].
-	Saved time.Time `json:"saved"`
-	Boot  string    `json:"boot,omitempty"`
-	// Hardware is the machine that wrote this, see [Hardware]: a copy of its disk takes up
-	// nothing of it.
-	Hardware string        `json:"hardware,omitempty"`
-	Uptime   time.Duration `json:"uptime_ns,omitempty"`
-
-	Step  Step      `json:"step,omitempty"`
-	Begun time.Time `json:"begun,omitzero"`
-	// Role and Wait are what was configured then: a restart with other settings,
-	// or before the role is known again, moves no deadline. Wait is 0 until it is
-	// final.
-	Role string        `json:"role,omitempty"`
-	Wait time.Duration `json:"wait_ns,omitempty"`
-	// Deadline is what the notices come to; it is written for people, and worked
-	// out anew from what it comes from.
-	Deadline time.Time `json:"deadline,omitzero"`
-	// Notices are those in force. One that is not due yet is among them.
-	Notices []Notice `json:"notices,omitempty"`
-	// Dismissed are the ids of those that a person overruled.
-	Dismissed []string `json:"dismissed,omitempty"`
-	// Standing are those of them that say nothing of a parking or an end: that the
-	// machine is in service takes none of them back. One that was withdrawn since may be among them.
-	Standing []string `json:"standing,omitempty"`
-	// Rejoined are the ids of those that had parked this machine before a person joined
-	// it again. They are overruled over a boot, too, until the cloud has it serve.
-	Rejoined []string `json:"rejoined,omitempty"`
-	Hooks    []waiter `json:"hooks,omitempty"`
-	// NoHook and NoLaunchHook: the cloud says that there is none.
+// state is a drain: what drain.json holds, and what the agent has observed since it started.
+type state struct {
+	Phase   Phase   `json:"phase,omitempty"`
+	Entered Instant `json:"entered,omitempty"` // this phase
+	// Goal is set when the server is stopped, and may only rise from then on.
+	Goal    Goal     `json:"goal,omitempty"`
+	Notices []notice `json:"notices,omitempty"`
+	// Overruled are notices that the operator overruled, until the cloud withdraws them.
+	Overruled []overruled `json:"overruled,omitempty"`
+	Began     Instant     `json:"began,omitempty"`
+	// Role and Budget are the settings at the begin of the drain: a restart with other settings moves no deadline. Budget is 0
+	// until it is final.
+	Role   string        `json:"role,omitempty"`
+	Budget time.Duration `json:"budget_ns,omitempty"`
+	// Deadline is the one at which the drain ended.
+	Deadline Instant `json:"deadline,omitempty"`
+	// Want is the state that the node record must have, Have the one that it has.
+	Want  cluster.State `json:"want,omitempty"`
+	Have  cluster.State `json:"have,omitempty"`
+	Hooks []hook        `json:"hooks,omitempty"`
+	// NoHook and NoLaunchHook: the cloud has none of ours.
 	NoHook       bool `json:"no_hook,omitempty"`
 	NoLaunchHook bool `json:"no_launch_hook,omitempty"`
-	// HookFirst: this machine never joined, so nobody waits for it.
-	HookFirst bool `json:"hook_first,omitempty"`
-	// Say is the state that the registry has to hold, Said what it holds for all we
-	// know. Where they differ, something is owed.
-	Say    cluster.State `json:"say,omitempty"`
-	Said   cluster.State `json:"said,omitempty"`
-	Repair bool          `json:"repair_streams,omitempty"`
-	// Tomb is counted right before AMS is stopped.
-	Tomb *Tombstone `json:"tombstone,omitempty"`
-	// StopFailed: AMS did not end in the time for its stop. That is tried on, the row
-	// stays as it is, and the cloud is not kept waiting.
-	StopFailed bool `json:"stop_failed,omitempty"`
-	// Stopped is when AMS had ended, and JoinedAs when this machine had joined by then. Who
-	// joins it after that wants it to serve again, and the drain is forgotten at its end: by
-	// another moment of the join, not a later one, for clocks are set.
-	Stopped  time.Time `json:"stopped,omitzero"`
-	JoinedAs time.Time `json:"joined_as,omitzero"`
-	// Forgotten: see [Manager.Forgotten].
-	Forgotten bool `json:"forgotten,omitempty"`
-	// Start is under way: of a machine that was parked, or the first one.
-	Start *start `json:"start,omitempty"`
+	// NeverJoined: the machine leaves before it has joined, so there are no sessions to wait for.
+	NeverJoined bool `json:"never_joined,omitempty"`
+	Repair      bool `json:"repair_streams,omitempty"`
+	// Departure is recorded when the drain ends.
+	Departure *Departure `json:"departure,omitempty"`
+	StoppedAt Instant    `json:"stopped,omitempty"`
+	// JoinedAt is when the machine had joined by then. Another value later is a join after the stop: an earlier one, too, for
+	// clocks are set.
+	JoinedAt time.Time `json:"joined_at,omitzero"`
+	// Forgotten: a drain was forgotten, and the node record may still show its begin.
+	Forgotten bool   `json:"forgotten,omitempty"`
+	Start     *start `json:"start,omitempty"`
+
+	observed
+}
+
+// observed is what a restart of the agent observes again.
+type observed struct {
+	sessions         *cluster.Sessions
+	countedAt        Instant
+	uncountableSince Instant
+	zeros            int
+	lastCount        Instant // when the count after the deadline began
+	askDenied        map[bool]string
+	askNotBefore     Instant
+	othersHooks      string // hooks of other programs alone wait for this machine
+	launchHooks      string // the same at a launch
+	settings         int    // how often the settings were read again
+	settingsAt       Instant
+	inService        Instant // when the group last had the machine in service
+	launched         bool    // the launch hook was looked for
+	handled          []string
+	cancelledBy      string
+	trouble          map[string]string
+	notes            []note
+	history          []cluster.Event
+}
+
+type overruled struct {
+	ID      string `json:"id"`
+	Missing int    `json:"missing,omitempty"`
+	// Rejoined: the operator joined the machine again after it had been parked. That outlasts a boot.
+	Rejoined bool `json:"rejoined,omitempty"`
 }
 
 // start is a node that begins to serve while a hook may wait for it.
 type start struct {
-	Notice Notice `json:"notice"`
-	// Server is to be started first.
-	Server bool `json:"server,omitempty"`
-	Proved bool `json:"proved,omitempty"`
-	Failed bool `json:"failed,omitempty"`
+	ID     string  `json:"id"`
+	Since  Instant `json:"since"`
+	Server bool    `json:"server,omitempty"` // is to be started first
+	Proved Instant `json:"proved,omitempty"`
+	Failed bool    `json:"failed,omitempty"`
 }
 
-// waiter is one hook and what was done about it.
-type waiter struct {
-	Hook Hook `json:"hook"`
-	// Since is from when its timeout counts.
-	Since  time.Time `json:"since"`
-	Beaten time.Time `json:"beaten,omitzero"`
-	Beats  int       `json:"beats,omitempty"`
-	// Failing: the last heartbeat did not get through. Denied is the permission that
-	// is missing.
+// hook is a hook of ours that waits, or waited.
+type hook struct {
+	Hook   Hook    `json:"hook"` // its Limit is below
+	Limit  Instant `json:"limit,omitempty"`
+	Notice string  `json:"notice,omitempty"` // that named it
+	// Since is when its timeout began.
+	Since    Instant `json:"since"`
+	Extended Instant `json:"extended,omitempty"`
+	Extends  int     `json:"extends,omitempty"`
+	// Failing: the last heartbeat failed. Denied is the permission that it lacks.
 	Failing bool   `json:"failing,omitempty"`
 	Denied  string `json:"denied,omitempty"`
-	// End says what came of it: "" as long as it waits.
-	End     End       `json:"end,omitempty"`
-	EndedAt time.Time `json:"ended_at,omitzero"`
+	End     End    `json:"end,omitempty"`
+
+	verified         bool // it is known to be ours
+	completionDenied string
+	capNoted         bool
 }
 
-// End is what came of a hook.
+// End is the result of a hook; "" while it waits.
 type End string
 
-// The ends.
+// The results.
 const (
 	EndCompleted End = "completed"
-	EndGone      End = "gone" // the cloud did not wait for our word
+	EndGone      End = "gone" // the cloud did not wait for our completion
 	EndLeft      End = "left to its timeout"
 )
 
-const recordVersion = 1
-
-func (a *waiter) same(h Hook) bool { return same(a.Hook, h) }
-
-// same reports whether both are one hook of the cloud's, whatever is known of it. An event may name it by its id alone.
-func same(h, o Hook) bool {
-	return h.Provider == o.Provider && h.Launching == o.Launching && (h.Group == o.Group || h.ID != "") && cmp.Or(h.ID, h.Name) == cmp.Or(o.ID, o.Name)
+// note is a line of the log and of the view.
+type note struct {
+	text  string
+	attrs []any
 }
 
-func equal(h, o Hook) bool {
-	return same(h, o) && h.Group == o.Group && h.Name == o.Name && h.Token == o.Token &&
-		h.Timeout == o.Timeout && h.Limit.Equal(o.Limit) && h.Fixed == o.Fixed && slices.Equal(h.Others, o.Others)
-}
-
-// clone copies what later changes may touch.
-func (r *record) clone() *record {
-	c := *r
-	c.Notices, c.Dismissed, c.Hooks = slices.Clone(r.Notices), slices.Clone(r.Dismissed), slices.Clone(r.Hooks)
-	c.Standing, c.Rejoined = slices.Clone(r.Standing), slices.Clone(r.Rejoined)
-	for i, n := range c.Notices {
-		c.Notices[i] = copyNotice(n)
-	}
-	if r.Tomb != nil {
-		tomb := *r.Tomb
-		c.Tomb = &tomb
-	}
-	if r.Start != nil {
-		s := *r.Start
-		s.Notice = copyNotice(s.Notice)
-		c.Start = &s
-	}
-	return &c
-}
-
-func copyNotice(n Notice) Notice {
-	if n.Hook != nil {
-		h := *n.Hook
-		n.Hook = &h
-	}
-	return n
-}
-
-// each visits every moment of the record but Saved.
-func (r *record) each(visit func(*time.Time)) {
-	some := func(t *time.Time) {
-		if !t.IsZero() {
-			visit(t)
+func (n note) String() string {
+	var b strings.Builder
+	b.WriteString(n.text)
+	for i := 0; i+1 < len(n.attrs); i += 2 {
+		if value := fmt.Sprint(n.attrs[i+1]); value != "" {
+			fmt.Fprintf(&b, ", %v %s", n.attrs[i], value)
 		}
 	}
-	notice := func(n *Notice) {
-		some(&n.Received)
-		some(&n.Deadline)
-		if n.Hook != nil {
-			some(&n.Hook.Limit)
-		}
-	}
-	some(&r.Begun)
-	some(&r.Deadline)
-	some(&r.Stopped)
-	for i := range r.Notices {
-		notice(&r.Notices[i])
-	}
-	for i := range r.Hooks {
-		a := &r.Hooks[i]
-		some(&a.Since)
-		some(&a.Beaten)
-		some(&a.EndedAt)
-		some(&a.Hook.Limit)
-	}
-	if r.Start != nil {
-		notice(&r.Start.Notice)
-	}
+	return b.String()
 }
 
-// onWall gives the moments by the wall clock as it stands now. In memory they
-// carry the monotonic clock: setting the wall clock moves no deadline.
-func (r *record) onWall(now time.Time) *record {
-	c := r.clone()
-	c.each(func(t *time.Time) {
-		wall := now.Round(0).Add(t.Sub(now))
-		if plain := t.Round(0); wall.Sub(plain).Abs() < time.Second {
-			wall = plain // a clock that is disciplined, not set: the same moment is told in the same words
-		}
-		*t = wall
-	})
-	return c
-}
+func (s *state) note(text string, attrs ...any) { s.notes = append(s.notes, note{text, attrs}) }
 
-// empty tells that nothing is worth keeping.
-func (r *record) empty() bool {
-	return r.Step == StepNone && len(r.Notices) == 0 && len(r.Dismissed) == 0 && len(r.Rejoined) == 0 && r.Start == nil && r.Say == r.Said && !r.Forgotten
-}
-
-// goalOfAll is what notices come to together. Whoever knows when they are due asks
-// [Options.goal].
-func goalOfAll(notices []Notice) goal {
-	g := goalNone
-	for _, n := range notices {
-		g = max(g, goalOf(n.Kind))
+func (s *state) setTrouble(about, text string) {
+	if text == "" {
+		delete(s.trouble, about)
+		return
 	}
-	return g
+	s.trouble[about] = text
 }
 
-// has finds the first notice in force of a kind.
-func (r *record) has(kinds ...Kind) *Notice {
-	for i := range r.Notices {
-		if slices.Contains(kinds, r.Notices[i].Kind) {
-			return &r.Notices[i]
+// clone copies what a step may change.
+func (s state) clone() state {
+	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
+	s.handled, s.notes, s.history = slices.Clone(s.handled), nil, nil
+	s.trouble, s.askDenied = maps.Clone(s.trouble), maps.Clone(s.askDenied)
+	if s.trouble == nil {
+		s.trouble = map[string]string{}
+	}
+	if s.askDenied == nil {
+		s.askDenied = map[bool]string{}
+	}
+	if s.Start != nil {
+		start := *s.Start
+		s.Start = &start
+	}
+	return s
+}
+
+// empty reports whether there is nothing to keep.
+func (s *state) empty() bool {
+	return s.Phase == Serving && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
+}
+
+// leaving reports whether a drain is under way or over.
+func (s *state) leaving() bool { return s.Phase != Serving && s.Phase != Resuming }
+
+// reversible reports whether the drain can be cancelled.
+func (s *state) reversible(goal Goal) bool {
+	switch s.Phase {
+	case Serving, Resuming, Announcing, Draining, Down:
+		return true
+	case Done:
+		return goal <= GoalReboot
+	case Stopping, StopFailed, Deregistering, Completing:
+	}
+	return false
+}
+
+// has returns the first notice in force of one of the kinds.
+func (s *state) has(kinds ...Kind) *notice {
+	for i := range s.Notices {
+		if n := &s.Notices[i]; n.inForce() && slices.Contains(kinds, n.Kind) {
+			return n
 		}
 	}
 	return nil
 }
 
-// weightiest is the notice that people are told, and of several the first.
-func weightiest(notices []Notice) Notice {
-	var best Notice
-	for _, n := range notices {
+func (s *state) notice(id string) *notice {
+	for i := range s.Notices {
+		if s.Notices[i].ID == id {
+			return &s.Notices[i]
+		}
+	}
+	return nil
+}
+
+// due returns the notices in force whose time has come.
+func (s *state) due(now Instant, c *config) (due []notice) {
+	for _, n := range s.Notices {
+		if n.inForce() && s.isDue(n, now, c) {
+			due = append(due, n)
+		}
+	}
+	return due
+}
+
+// isDue reports whether the drain for a notice begins, or continues.
+func (s *state) isDue(n notice, now Instant, c *config) bool {
+	at := s.dueAt(n, c)
+	return at <= now || n.Begun && at <= now.Add(putOffTime)
+}
+
+// putOffTime is the time for which a node that drains does not serve in between.
+const putOffTime = time.Hour
+
+// goal is what the notices come to. A stop is not undone by their withdrawal.
+func (s *state) goal(now Instant, c *config) Goal {
+	goal := NoGoal
+	if !s.reversible(s.Goal) {
+		goal = s.Goal
+	}
+	for _, n := range s.due(now, c) {
+		goal = max(goal, goalOf(n.Kind))
+	}
+	return goal
+}
+
+// cause is the notice that people see: the highest goal, and of several the first.
+func (s *state) cause(now Instant, c *config) (cause notice) {
+	list := s.due(now, c)
+	if len(list) == 0 {
+		list = s.Notices
+	}
+	return heaviest(list)
+}
+
+func heaviest(list []notice) (best notice) {
+	for _, n := range list {
 		if goalOf(n.Kind) > goalOf(best.Kind) {
 			best = n
 		}
@@ -293,155 +295,143 @@ func weightiest(notices []Notice) Notice {
 	return best
 }
 
-func (r *record) drop(match func(Notice) bool) {
-	r.Notices = slices.DeleteFunc(r.Notices, match)
+// boundNotices drops the notices that are too many: those of the lowest goal, and of these the ones whose deadline is last.
+func (s *state) boundNotices() {
+	weight := func(n notice) int {
+		if n.Kind == Ask || n.Kind == Shutdown {
+			return int(GoalLeave) + 1
+		}
+		return int(goalOf(n.Kind))
+	}
+	for len(s.Notices) > maxNotices {
+		worst := slices.MinFunc(s.Notices, func(a, b notice) int {
+			none := cmp.Compare(boolInt(b.Deadline == 0), boolInt(a.Deadline == 0))
+			return cmp.Or(cmp.Compare(weight(a), weight(b)), none, cmp.Compare(b.Deadline, a.Deadline))
+		})
+		s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.ID == worst.ID })
+		s.dropUnnamedHooks()
+		s.setTrouble(troubleNotices, fmt.Sprintf("more than %d notices are in force; those whose deadlines come last are ignored", maxNotices))
+	}
 }
 
-// hooked tells that the cloud may have a hook that waits for the end of this
-// machine: one that has to be asked for, or that came with a notice.
-func (r *record) hooked() bool {
-	return r.asks() || slices.ContainsFunc(r.Notices, func(n Notice) bool { return n.Hook != nil && !n.Hook.Launching })
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
-// asks tells that the cloud may have a hook of which no notice tells.
-func (r *record) asks() bool { return r.has(Terminate, Park) != nil }
+func hookKey(h Hook) string {
+	return h.Provider + "/" + h.Group + "/" + cmp.Or(h.ID, h.Name) + "/" + strconv.FormatBool(h.Launching)
+}
 
-// open finds the hook that is open, for the end or the start of the machine.
-func (r *record) open(launching bool) *waiter {
-	for i := range r.Hooks {
-		if a := &r.Hooks[i]; a.Hook.Launching == launching && a.End == "" {
+// sameHook reports whether both are one hook of the cloud. An event may name a hook by its id alone.
+func sameHook(h, o Hook) bool {
+	return h.Provider == o.Provider && h.Launching == o.Launching && (h.Group == o.Group || h.ID != "") && cmp.Or(h.ID, h.Name) == cmp.Or(o.ID, o.Name)
+}
+
+// hook finds a hook that waits.
+func (s *state) hook(h Hook) *hook {
+	for i := range s.Hooks {
+		if a := &s.Hooks[i]; a.End == "" && sameHook(a.Hook, h) {
 			return a
 		}
 	}
 	return nil
 }
 
-// learn notes a hook, or what is new about one that is known.
-func (r *record) learn(h Hook, since time.Time) (changed bool) {
-	if !hookBounded(h) {
-		return false
-	}
-	for i := range r.Hooks {
-		a := &r.Hooks[i]
-		if !a.same(h) {
-			continue
-		}
-		was := a.Hook
-		// A second action of the same hook is another one: a machine that was
-		// parked comes to its end once more.
-		if a.End != "" && h.Token != "" && a.Hook.Token != "" && h.Token != a.Hook.Token {
-			r.Hooks[i] = waiter{Hook: h, Since: since}
+func (s *state) anyHook(match func(*hook) bool) bool {
+	for i := range s.Hooks {
+		if match(&s.Hooks[i]) {
 			return true
 		}
-		// An event may have named it by its id alone.
-		a.Hook.Group = cmp.Or(a.Hook.Group, h.Group)
+	}
+	return false
+}
+
+// asks reports whether the cloud may have a hook that no notice names.
+func (s *state) asks() bool { return s.has(Terminate, Park) != nil }
+
+// learn adds a hook, or what is new about one that is known.
+func (s *state) learn(h Hook, limit Instant, notice string, since Instant) {
+	if !hookBounded(h) {
+		return
+	}
+	h.Limit = time.Time{}
+	for i := range s.Hooks {
+		a := &s.Hooks[i]
+		if !sameHook(a.Hook, h) {
+			continue
+		}
+		// A second action of the same hook: a parked machine is terminated.
+		if a.End != "" && h.Token != "" && a.Hook.Token != "" && h.Token != a.Hook.Token {
+			*a = hook{Hook: h, Limit: limit, Notice: notice, Since: since}
+			return
+		}
+		a.Hook.Group, a.Hook.Token, a.Notice = cmp.Or(a.Hook.Group, h.Group), cmp.Or(a.Hook.Token, h.Token), cmp.Or(a.Notice, notice)
+		a.Hook.Timeout = cmp.Or(a.Hook.Timeout, h.Timeout)
 		if a.Hook.Name == a.Hook.ID {
 			a.Hook.Name = h.Name
 		}
-		if a.Hook.Token == "" {
-			a.Hook.Token = h.Token
-		}
-		if a.Hook.Timeout == 0 {
-			a.Hook.Timeout = h.Timeout
-		}
-		if a.Hook.Limit.IsZero() || !h.Limit.IsZero() && a.Hook.Limit.Sub(h.Limit) > time.Second {
-			a.Hook.Limit = h.Limit
+		if a.Limit == 0 || limit != 0 && a.Limit.Sub(limit) > time.Second {
+			a.Limit = limit
 		}
 		if len(h.Others) > 0 {
 			a.Hook.Others = h.Others
 		}
-		if r.hookText() > maxHookText {
-			a.Hook = was
-		}
-		return !equal(a.Hook, was)
+		return
 	}
-	if !r.roomFor(h) {
-		return false
+	if len(s.Hooks) >= maxHooks {
+		s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.End != "" })
 	}
-	r.Hooks = append(r.Hooks, waiter{Hook: h, Since: since})
-	return true
+	if len(s.Hooks) < maxHooks {
+		s.Hooks = append(s.Hooks, hook{Hook: h, Limit: limit, Notice: notice, Since: since})
+	}
 }
 
-// load reads what a former life of the daemon was about; nil where that was
-// nothing.
-func load(files Files) (*record, error) {
-	f, err := files.Read(RecordPath)
-	if err != nil || !f.Exists() {
-		return nil, err
-	}
-	r := &record{}
-	if err := json.Unmarshal(f.Bytes, r); err != nil {
-		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
-	}
-	switch {
-	case r.Version == 0:
-		return nil, &conf.DamagedError{Path: RecordPath, Err: errors.New("it does not say its format")}
-	case r.Version != recordVersion:
-		return nil, &conf.VersionError{Path: RecordPath, Version: r.Version}
-	case !r.Step.valid():
-		return nil, &conf.DamagedError{Path: RecordPath, Err: fmt.Errorf("%q is no step", string(r.Step))}
-	case r.Step != StepNone && (len(r.Notices) == 0 || r.Begun.IsZero()):
-		return nil, &conf.DamagedError{Path: RecordPath, Err: errors.New("a drain without a reason")}
-	case r.Step != StepNone && goalOfAll(r.Notices) == goalNone:
-		return nil, &conf.DamagedError{Path: RecordPath, Err: errors.New("a drain without a goal")}
-	}
-	for _, n := range r.Notices {
-		if n.ID == "" || goalOf(n.Kind) == goalNone {
-			return nil, &conf.DamagedError{Path: RecordPath, Err: fmt.Errorf("a notice %q of kind %q", n.ID, string(n.Kind))}
-		}
-	}
-	for _, s := range []cluster.State{r.Say, r.Said} {
-		if s != "" && !s.Valid() {
-			return nil, &conf.DamagedError{Path: RecordPath, Err: fmt.Errorf("%q is no state", string(s))}
-		}
-	}
-	return r, nil
+func (s *state) dropHooks(launching bool) {
+	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == launching })
 }
 
-// wake brings a record that was read to the clocks of this moment. The kernel
-// tells how long ago it was written, whatever was done to the wall clock since;
-// where it cannot, a wall clock that stands before the writing was set back.
-func (r *record) wake(now time.Time, boot string, up time.Duration) (sameBoot bool) {
-	wallNow := now.Round(0)
-	var shift time.Duration
-	sameBoot = r.Boot == "" || boot == "" || r.Boot == boot
-	switch {
-	case r.Saved.IsZero():
-	case r.Boot != "" && r.Boot == boot && up >= r.Uptime:
-		if s := wallNow.Sub(r.Saved.Add(up - r.Uptime)); s.Abs() >= time.Second {
-			shift = s
+// dropUnnamedHooks forgets the hooks of notices that are withdrawn.
+func (s *state) dropUnnamedHooks() {
+	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool {
+		return !a.Hook.Launching && !s.asks() && (a.Notice == "" || s.notice(a.Notice) == nil)
+	})
+}
+
+// departure is recorded for the notice, before the sessions are known.
+func (n notice) departure(repair bool) *Departure {
+	return &Departure{Reason: cmp.Or(n.Reason, string(n.Kind)), Who: cmp.Or(n.Who, n.Source), RepairStreams: repair}
+}
+
+// event is an event of the cluster's history about the notice.
+func (n notice) event(kind string, details map[string]string) cluster.Event {
+	return cluster.Event{Kind: kind, Who: cmp.Or(n.Who, n.Source), Why: n.Reason, Details: details}
+}
+
+// waits reports whether sessions are waited for: an edge waits for its viewers, any other node for its publishers, too.
+// Unknown is not zero.
+func (s *state) left(sessions cluster.Sessions, c *config) (n int, known bool) {
+	if s.role(c) == "edge" {
+		if sessions.Viewers == nil {
+			return 0, false
 		}
-	case wallNow.Before(r.Saved):
-		shift = wallNow.Sub(r.Saved)
+		return *sessions.Viewers, true
 	}
-	r.each(func(t *time.Time) { *t = anchor(t.Add(shift), now) })
-	return sameBoot
+	n, known = sessions.Total()
+	if known && *sessions.Publishers == 0 && sessions.PublishersBy == cluster.CountedByConnections && s.has(Shutdown) == nil {
+		return 0, false // see errNoPublishers
+	}
+	return n, known
 }
 
-// anchor gives a moment of the wall clock the monotonic one.
-func anchor(t, now time.Time) time.Time {
-	if t.IsZero() {
-		return t
-	}
-	return now.Add(t.Round(0).Sub(now.Round(0)))
-}
+// errNoPublishers: SRT and pulled streams use no connection to the RTMP port, so that no connection is no proof. It is enough
+// for a machine that shuts down anyway.
+const errNoPublishers = "nothing is connected to the RTMP port, but streams that come another way are not known without MongoDB or the server's statistics"
 
-// save writes the record, or removes it where there is nothing to keep.
-func (r *record) save(files Files, now time.Time, boot string, up time.Duration) error {
-	if r.empty() {
-		return files.RemoveFile(RecordPath)
-	}
-	c := r.onWall(now)
-	c.Version, c.Saved, c.Boot, c.Uptime = recordVersion, now.Round(0), boot, up
-	var data bytes.Buffer
-	text := json.NewEncoder(&data)
-	text.SetEscapeHTML(false) // six bytes for one would not fit maxRecord
-	text.SetIndent("", "  ")
-	if err := text.Encode(c); err != nil {
-		return err
-	}
-	if data.Len() > maxRecord {
-		return fmt.Errorf("the record has %d bytes, more than %d", data.Len(), maxRecord)
-	}
-	return files.WriteFile(RecordPath, data.Bytes(), 0o600, 0o700)
-}
+// role is the role at the begin of the drain, if it was known.
+func (s *state) role(c *config) string { return cmp.Or(s.Role, c.Role) }
+
+// groupNotice reports whether the scaling group sends the notice.
+func groupNotice(id string) bool { return strings.HasSuffix(topicOf(id), cloud.GroupTopic("")) }

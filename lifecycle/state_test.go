@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // TestKilledAtEveryWrite lets a drain be killed after each write of its record,
@@ -101,7 +102,7 @@ func TestKilledAtEveryWrite(t *testing.T) {
 				return end
 			}
 			want := whole(0, false)
-			if writes < 4 {
+			if writes < 3 {
 				t.Fatalf("only %d writes", writes)
 			}
 			for i := 1; i <= writes; i++ {
@@ -142,82 +143,32 @@ func TestSameDeadlineAfterARestart(t *testing.T) {
 	})
 }
 
-// TestClockJumps sets the wall clock while the agent is down. In a running agent
-// nothing can move the deadlines: they carry the monotonic clock.
+// TestClockJumps sets the wall clock while the agent is down: no deadline moves, and people see the same one by the new clock.
 func TestClockJumps(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		jump time.Duration
-		boot bool // the kernel's clock is to be had
-		want time.Duration
-	}{
-		{"forward", 5 * time.Hour, true, 29 * time.Minute},
-		{"back", -5 * time.Hour, true, 29 * time.Minute},
-		{"a little", 300 * time.Millisecond, true, 29*time.Minute - 300*time.Millisecond},
-		{"forward, and nothing else to tell", 10 * time.Minute, false, 19 * time.Minute},
-		{"back, and nothing else to tell", -5 * time.Hour, false, 30 * time.Minute},
-	} {
-		t.Run(c.name, func(t *testing.T) {
+	for _, jump := range []time.Duration{5 * time.Hour, -5 * time.Hour, 10 * time.Minute, 300 * time.Millisecond} {
+		t.Run(jump.String(), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				now := time.Now()
-				r := &record{
-					Step: StepDraining, Begun: now,
-					Notices: []Notice{{ID: askID, Source: "drain", Kind: Ask, Received: now, Deadline: now.Add(30 * time.Minute)}},
-				}
 				w := newWorld(t)
-				boot := ""
-				if c.boot {
-					boot = "boot-1"
-				}
-				must.OK(t, r.save(w, now, boot, time.Hour))
-				// One minute later, by a clock that was set: as if all was written at
-				// another time.
-				back, err := load(w)
+				w.viewers = p(1)
+				l := w.live()
+				must.OK(t, l.Drain(DrainRequest{Deadline: 30 * time.Minute}))
+				l.kill()
+				// As if all was written by another clock.
+				var d document
+				must.OK(t, json.Unmarshal(w.file, &d))
+				d.Start = d.Start.Add(-jump)
+				data, err := json.Marshal(d)
 				must.OK(t, err)
-				back.Saved = back.Saved.Add(-c.jump)
-				back.each(func(t *time.Time) { *t = t.Add(-c.jump) })
+				w.set(func(w *world) { w.file = data })
 				tick(time.Minute)
-				up := time.Hour + time.Minute
-				if !back.wake(time.Now(), boot, up) {
-					t.Error("another boot")
+				l = w.live()
+				defer l.kill()
+				if got := time.Until(l.View().Deadline); (got - 29*time.Minute).Abs() >= time.Second {
+					t.Errorf("%s left, want 29m", got)
 				}
-				o := Options{Deadline: fixed(time.Hour)}
-				if got := time.Until(deadline(o.timeline(back))); got != c.want {
-					t.Errorf("%s left, want %s", got, c.want)
-				}
+				l.until("the stop", 29*time.Minute+5*time.Second, isDone)
 			})
 		})
-	}
-}
-
-func TestDeadlinesAreMonotonic(t *testing.T) {
-	// Outside of a bubble, where the clock is the machine's.
-	w := newWorld(t)
-	w.viewers = p(1)
-	m, err := NewManager(w.options())
-	must.OK(t, err)
-	wall := time.Now().Round(0).Add(time.Minute) // as a cloud gives it
-	n := terminate()
-	n.Deadline, n.Received, n.Hook.Limit = wall, wall.Add(-2*time.Minute), wall
-	m.Notice(n)
-	check := func(r *record) {
-		r.each(func(at *time.Time) {
-			if !strings.Contains(at.String(), "m=") {
-				t.Errorf("%s follows the wall clock", at)
-			}
-		})
-	}
-	check(m.r)
-	if m, err = NewManager(w.options()); err != nil {
-		t.Fatal(err)
-	}
-	check(m.r)
-	// What is written and shown is the wall's.
-	if v := m.View(); v.Notices[0].Deadline.Sub(wall).Abs() > time.Millisecond || strings.Contains(v.Deadline.String(), "m=") {
-		t.Errorf("%s, want %s", v.Notices[0].Deadline, wall)
-	}
-	if strings.Contains(string(w.file), "m=") {
-		t.Errorf("%s", w.file)
 	}
 }
 
@@ -232,12 +183,14 @@ func TestDamagedRecordIsNoDrain(t *testing.T) {
 		l.kill()
 		bad := map[string][]byte{
 			"empty": {}, "text": []byte("no json"), "null": []byte("null"), "array": []byte("[]"), "nothing": []byte("{}"),
-			"newer":           []byte(`{"version": 2, "step": "draining"}`),
-			"unknown step":    []byte(`{"version": 1, "step": "dancing"}`),
-			"no reason":       []byte(`{"version": 1, "step": "draining"}`),
-			"no goal":         []byte(`{"version":1,"step":"draining","begun":"2026-11-20T08:00:00Z","notices":[{"id":"x","kind":"launch"}]}`),
-			"unknown state":   []byte(`{"version": 1, "say": "dancing"}`),
-			"a strange clock": []byte(`{"version": 1, "step": "done", "saved": "99999-01-01T00:00:00Z"}`),
+			"older":           []byte(`{"version": 1, "step": "draining"}`),
+			"newer":           []byte(`{"version": 3, "phase": "draining"}`),
+			"unknown phase":   []byte(`{"version": 2, "phase": "dancing"}`),
+			"unknown goal":    []byte(`{"version": 2, "goal": 7}`),
+			"no reason":       []byte(`{"version": 2, "phase": "draining"}`),
+			"no goal":         []byte(`{"version":2,"phase":"draining","began":1,"notices":[{"id":"x","kind":"launch"}]}`),
+			"unknown state":   []byte(`{"version": 2, "want": "dancing"}`),
+			"a strange clock": []byte(`{"version": 2, "phase": "done", "boot_time": "99999-01-01T00:00:00Z"}`),
 		}
 		for i := 0; i < len(good); i += 7 {
 			bad[fmt.Sprintf("cut at %d", i)] = good[:i]
@@ -285,14 +238,14 @@ func TestRecordOnARealDisk(t *testing.T) {
 	w := newWorld(t)
 	w.viewers = p(1)
 	o := w.options()
-	o.Files = store
-	m, err := NewManager(o)
+	o.Files, o.Hooks = store, nil
+	m, err := NewRunner(o)
 	must.OK(t, err)
 	path := filepath.Join(root, RecordPath)
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("a record of nothing: %v", err)
 	}
-	m.Notice(terminate())
+	m.report("aws-lifecycle", []cloud.Notice{ofGroup(Terminate)})
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("%v %v", info, err)
@@ -301,15 +254,16 @@ func TestRecordOnARealDisk(t *testing.T) {
 	if err != nil || !json.Valid(data) {
 		t.Errorf("%s %v", data, err)
 	}
-	again, err := NewManager(o)
+	again, err := NewRunner(o)
 	if err != nil || again.View().State != StateDraining || !again.View().Deadline.Equal(m.View().Deadline) {
 		t.Errorf("%+v %v", again.View(), err)
 	}
 	must.OK(t, again.Undrain("root", ""))
-	again.mu.Lock()
-	again.r.Dismissed, again.r.Said = nil, cluster.StateActive
-	again.commit()
-	again.mu.Unlock()
+	must.OK(t, again.observe(recordWritten{state: cluster.StateActive}))
+	for range goneAfter {
+		again.report("aws-lifecycle", nil)
+	}
+	again.Settled()
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("a record of nothing: %v", err)
 	}
@@ -371,23 +325,25 @@ func TestAnotherBoot(t *testing.T) {
 }
 
 func FuzzRecord(f *testing.F) {
-	w := &world{}
-	now := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
-	n := terminate()
-	r := &record{Step: StepDraining, Begun: now, Notices: []Notice{n}, Hooks: []waiter{{Hook: *n.Hook, Since: now}}, Say: cluster.StateDraining}
-	must.OK(f, r.save(w, now, "boot", time.Hour))
-	f.Add(w.file)
-	f.Add([]byte(`{"version":1,"step":"done","begun":"2026-11-20T08:00:00Z","notices":[{"id":"x","kind":"park","hook":{}}],"start":{}}`))
+	d := document{Boot: "boot-1", state: state{
+		Phase: Draining, Began: 1, Want: cluster.StateDraining,
+		Notices: []notice{{ID: "aws-lifecycle/terminate", Kind: Terminate, Received: 1}},
+		Hooks:   []hook{{Hook: *terminate().Hook, Since: 1}},
+	}}
+	data, err := d.encode()
+	must.OK(f, err)
+	f.Add(data)
+	f.Add([]byte(`{"version":2,"phase":"done","began":1,"notices":[{"id":"x","kind":"park"}],"hooks":[{}],"start":{}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		w := newWorld(t)
 		w.file = bytes.Clone(data)
-		m, err := NewManager(w.options())
+		m, err := NewRunner(w.options())
 		must.OK(t, err)
 		v := m.View()
 		if _, err := json.Marshal(v); err != nil && !strings.Contains(err.Error(), "year outside") {
 			t.Errorf("%v", err)
 		}
-		m.Notice(terminate())
+		m.report("aws-lifecycle", []cloud.Notice{ofGroup(Terminate)})
 		if m.View().Ready && len(m.View().Dismissed) == 0 {
 			t.Errorf("ready after a notice; before: %+v", v)
 		}

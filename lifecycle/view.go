@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -24,6 +25,30 @@ const (
 	StateParked   State = "parked"   // left, and to come back
 	StateResuming State = "resuming" // coming back
 )
+
+// Step is how far a drain is, for people and programs.
+type Step string
+
+// The steps, in their order.
+const (
+	StepNone          Step = ""
+	StepAnnouncing    Step = "announcing"
+	StepDraining      Step = "draining"
+	StepStopping      Step = "stopping"
+	StepDeregistering Step = "deregistering"
+	StepCompleting    Step = "completing"
+	StepDone          Step = "done"
+)
+
+// Moment is one line of the timeline: when sessions are waited for no longer, and what says so.
+type Moment struct {
+	At time.Time `json:"at"`
+	// Ends is when the cloud, or the machine, ends; zero if nothing does.
+	Ends time.Time `json:"ends,omitzero"`
+	By   string    `json:"by"`
+	// Decides marks the one that counts.
+	Decides bool `json:"decides,omitempty"`
+}
 
 // Note is one line of what happened.
 type Note struct {
@@ -113,26 +138,24 @@ func (v View) Finished() bool {
 // the moment. It is tried on, however long that takes.
 func (v View) OnlyCloud() bool {
 	gone := v.State == StateLeft || v.State == StateParked || v.NeverJoined
-	return gone && v.Step == StepCompleting && (v.Trouble[string(opDiscover)] != "" || v.Trouble[string(opContinue)] != "")
+	return gone && v.Step == StepCompleting && (v.Trouble[troubleDiscover] != "" || v.Trouble[troubleComplete] != "")
 }
 
 // View returns what is known now. It never waits.
-func (m *Manager) View() View { return *m.view.Load() }
+func (r *Runner) View() View { return *r.view.Load() }
 
-// Subscribe sends the view at once and after each change, until ctx ends; then
-// it closes the channel. Who reads slowly misses what lies between.
-func (m *Manager) Subscribe(ctx context.Context) <-chan View {
+// Subscribe sends the view at once and after each change, until ctx ends; then it closes the channel. A slow reader misses views.
+func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 	views := make(chan View)
 	go func() {
 		defer close(views)
 		for {
-			// In this order: the view is at least as new as the channel. Not under the lock, which may wait for a disk.
-			changed := m.wish.Load().changed
-			v := m.view.Load()
+			// In this order: the view is at least as new as the channel.
+			changed := r.record.Load().changed
 			select {
 			case <-ctx.Done():
 				return
-			case views <- *v:
+			case views <- r.View():
 			}
 			select {
 			case <-ctx.Done():
@@ -144,74 +167,101 @@ func (m *Manager) Subscribe(ctx context.Context) <-chan View {
 	return views
 }
 
-func (r *record) state(g goal) State {
-	if r.Start != nil && r.Start.Server && !r.Start.Proved && r.Step == StepNone {
-		return StateResuming
+// viewStep is the phase as people and programs see it.
+func (s *state) viewStep() Step {
+	switch s.Phase {
+	case Resuming:
+		return StepNone
+	case StopFailed:
+		return StepStopping
+	case Down:
+		return StepDone
+	case Serving, Announcing, Draining, Stopping, Deregistering, Completing, Done:
 	}
+	return Step(s.Phase)
+}
+
+func (s *state) viewState(goal Goal) State {
 	switch {
-	case r.Step == StepNone:
+	case s.Phase == Resuming:
+		return StateResuming
+	case s.Phase == Serving:
 		return StateActive
-	case g == goalPause || r.Step != StepDone && (r.Step != StepCompleting || r.HookFirst):
+	case goal == GoalReboot, s.Phase != Done && (s.Phase != Completing || s.NeverJoined):
 		return StateDraining
-	case g == goalPark:
+	case goal == GoalPark:
 		return StateParked
 	}
 	return StateLeft
 }
 
-// viewOf draws the view. The lock is held.
-func (m *Manager) viewOf(now time.Time) View {
-	r := m.r.onWall(now)
+// viewOf makes the view. The lock is held.
+func (r *Runner) viewOf(now Instant, c *config, p plan) View {
+	s, wall := &r.state, c.Wall.time
 	v := View{
-		State: r.state(m.o.goal(r)), Step: r.Step, Begun: r.Begun, Deadline: r.Deadline, Notices: r.Notices, Dismissed: r.Dismissed,
-		StopFailed: r.StopFailed, Registry: r.Say, RegistryTold: r.Say == r.Said, Over: m.over, Counted: m.counted.Round(0),
-		Trouble: maps.Clone(m.trouble), Notes: slices.Clone(m.notes), NeverJoined: r.HookFirst,
-		LaunchHooks: m.launchHooks, CancelledBy: m.cancelledBy,
+		State: s.viewState(s.goal(now, c)), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == StopFailed,
+		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: p.Exit, Counted: wall(s.countedAt), Sessions: s.sessions,
+		Trouble: maps.Clone(s.trouble), Notes: slices.Clone(r.notes), NeverJoined: s.NeverJoined,
+		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(),
 	}
 	v.Ready = v.State == StateActive
-	if m.sessions != nil {
-		s := *m.sessions
-		v.Sessions = &s
+	if s.othersHooks != "" {
+		v.Trouble[troubleHooks] = s.othersHooks
 	}
-	if r.Tomb != nil {
-		v.Cut = r.Tomb.Cut
+	for _, n := range s.Notices {
+		v.Notices = append(v.Notices, Notice{
+			ID: n.ID, Source: n.Source, Kind: n.Kind, Reason: n.Reason, Who: n.Who, By: n.By, Received: wall(n.Received), Deadline: wall(n.Deadline),
+		})
 	}
-	for i := range r.Hooks {
-		a := &r.Hooks[i]
-		hv := HookView{Hook: a.Hook, Beats: a.Beats, Beaten: a.Beaten, Denied: a.Denied, End: a.End}
+	for _, o := range s.Overruled {
+		v.Dismissed = append(v.Dismissed, o.ID)
+	}
+	if s.Departure != nil {
+		v.Cut = s.Departure.Cut
+	}
+	for i := range s.Hooks {
+		a := &s.Hooks[i]
+		h := HookView{Hook: a.Hook, Beats: a.Extends, Beaten: wall(a.Extended), Denied: cmp.Or(a.Denied, a.completionDenied), End: a.End}
+		h.Limit = wall(a.Limit)
 		if a.End == "" {
-			hv.Ends, hv.Lapses = a.limit(), a.lapse()
-			if hv.Denied == "" {
-				hv.Denied = m.tryOf(a, opContinue).denied
-			}
+			h.Ends, h.Lapses = wall(a.limit()), wall(a.lapse())
 		}
-		v.Hooks = append(v.Hooks, hv)
+		v.Hooks = append(v.Hooks, h)
 	}
-	switch s := r.Start; {
-	case s == nil:
-	case s.Proved:
-		v.Start = "proved"
-	case s.Failed:
-		v.Start = "failed"
-	default:
-		v.Start = "starting"
-	}
-	if r.Step == StepNone {
-		if len(r.Notices) > 0 {
-			v.NextDrain = m.nextDue(now).Round(0)
+	if !s.leaving() {
+		for _, n := range s.Notices {
+			if at := wall(max(s.dueAt(n, c), now)); v.NextDrain.IsZero() || at.Before(v.NextDrain) {
+				v.NextDrain = at
+			}
 		}
 		return v
 	}
-	c := m.o.cause(r)
-	v.Kind, v.Reason, v.Who = c.Kind, c.Reason, c.Who
-	if r.Step != StepDone {
-		v.Timeline = m.o.timeline(r)
+	cause := s.cause(now, c)
+	v.Kind, v.Reason, v.Who = cause.Kind, cause.Reason, cause.Who
+	v.Deadline = wall(cmp.Or(s.Deadline, s.deadline(c)))
+	if s.Phase != Done {
+		for i, m := range s.timeline(c) {
+			v.Timeline = append(v.Timeline, Moment{At: wall(m.at), Ends: wall(m.ends), By: m.by, Decides: i == 0})
+		}
 	}
 	if len(v.Timeline) > 0 {
 		v.DeadlineBy = v.Timeline[0].By
 	}
-	v.Progress = v.Line(now)
+	v.Progress = v.Line(time.Now())
 	return v
+}
+
+// view is how the start goes that a cloud waits for.
+func (st *start) view() string {
+	switch {
+	case st == nil:
+		return ""
+	case st.Proved != 0:
+		return "proved"
+	case st.Failed:
+		return "failed"
+	}
+	return "starting"
 }
 
 // Line is how a drain is going, as of now: "2 publishers, 31 viewers left, 11m of the hook's budget".
@@ -279,27 +329,25 @@ func shortTime(d time.Duration) string {
 	return text
 }
 
-// tell logs how a drain is going: at changes, and while nothing changes every
-// half minute.
-func (m *Manager) tell(ctx context.Context) {
-	var told time.Time
+// logProgress logs how a drain goes: at changes, and each half minute without one.
+func (r *Runner) logProgress(ctx context.Context) {
+	var logged time.Time
 	last := ""
 	for {
-		changed := m.wish.Load().changed
-		v := m.View()
-		what := ""
+		changed := r.record.Load().changed
+		v, left := r.View(), ""
 		if v.Step == StepDraining && v.Sessions != nil {
-			what = v.Sessions.Left()
+			left = v.Sessions.Left()
 		}
 		wait := time.Hour
-		if what != "" {
+		if left != "" {
 			every := progressEvery
-			if what != last {
+			if left != last {
 				every = quietTime
 			}
-			if wait = every - time.Since(told); wait <= 0 {
-				m.log.Info("draining", "progress", v.Progress)
-				told, last = time.Now(), what
+			if wait = every - time.Since(logged); wait <= 0 {
+				r.log.Info("draining", "progress", v.Progress)
+				logged, last = time.Now(), left
 				wait = progressEvery
 			}
 		}
@@ -308,3 +356,6 @@ func (m *Manager) tell(ctx context.Context) {
 		}
 	}
 }
+
+// quietTime is how long a change of the sessions is not logged after another.
+const quietTime = 5 * time.Second

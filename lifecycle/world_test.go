@@ -22,6 +22,15 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
+// op is a call to the cloud.
+type op string
+
+const (
+	opDiscover op = troubleDiscover
+	opBeat     op = troubleHeartbeat
+	opContinue op = troubleComplete
+)
+
 // world is a machine, its cluster and its cloud, all of them fakes that fail as
 // the test says.
 type world struct {
@@ -53,7 +62,7 @@ type world struct {
 	mongoErr    error
 	mongoHang   bool
 	mongoTime   time.Duration
-	tombs       []Tombstone
+	tombs       []Departure
 	registerErr func(cluster.State) error
 	events      []cluster.Event
 
@@ -72,6 +81,8 @@ type world struct {
 	proveErr  error
 	proveHang bool
 
+	current map[string][]cloud.Notice // that the metadata report, by topic
+
 	// The disk.
 	file      []byte
 	diskErr   error
@@ -85,7 +96,7 @@ type entry struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, publishers: p(0), viewers: p(0), running: true, joined: true, row: cluster.StateActive, boot: "boot-1", born: time.Now()}
+	return &world{t: t, publishers: p(0), viewers: p(0), running: true, joined: true, row: cluster.StateActive, boot: "boot-1", born: time.Now(), current: map[string][]cloud.Notice{}}
 }
 
 func (w *world) set(change func(*world)) {
@@ -227,7 +238,7 @@ func (w *world) StartServer(context.Context) error {
 	return nil
 }
 
-func (w *world) Deregister(ctx context.Context, tomb Tombstone) error {
+func (w *world) Deregister(ctx context.Context, tomb Departure) error {
 	touch()
 	w.mu.Lock()
 	d, hang := w.mongoTime, w.mongoHang
@@ -292,7 +303,7 @@ func (w *world) Pending(ctx context.Context, launching bool) ([]Hook, error) {
 	defer w.mu.Unlock()
 	all := slices.Clone(w.named)
 	for _, h := range []*Hook{w.hook, w.foreign} {
-		if h != nil && !slices.ContainsFunc(all, func(known Hook) bool { return same(known, *h) }) {
+		if h != nil && !slices.ContainsFunc(all, func(known Hook) bool { return sameHook(known, *h) }) {
 			all = append(all, *h)
 		}
 	}
@@ -329,7 +340,7 @@ func (w *world) Extend(ctx context.Context, h Hook) (time.Duration, error) {
 func (w *world) mine(h Hook) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.foreign != nil && same(*w.foreign, h) {
+	if w.foreign != nil && sameHook(*w.foreign, h) {
 		w.t.Errorf("hook %s of another program is taken for ours", h.Name)
 	}
 }
@@ -425,7 +436,7 @@ func (w *world) options() Options {
 
 // life is one run of a manager.
 type life struct {
-	*Manager
+	*Runner
 	t      *testing.T
 	w      *world
 	cancel context.CancelFunc
@@ -438,25 +449,51 @@ func (w *world) live(change ...func(*Options)) *life {
 	for _, c := range change {
 		c(&o)
 	}
-	m, err := NewManager(o)
+	m, err := NewRunner(o)
 	must.OK(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &life{Manager: m, t: w.t, w: w, cancel: cancel, ended: make(chan error, 1)}
+	l := &life{Runner: m, t: w.t, w: w, cancel: cancel, ended: make(chan error, 1)}
 	go func() { l.ended <- m.Run(ctx) }()
 	return l
 }
 
-// Notice takes a notice, as of an event: a hook that it names is one that the group has. No group has what nothing prolongs.
+// Notice takes a notice as its source reports it: the metadata report all of a topic that is in force at each look, an event comes
+// once. A hook that it names is one that the group has, but for those that cannot be extended.
 func (l *life) Notice(n Notice) {
 	if h := n.Hook; h != nil && !h.Fixed {
 		l.w.set(func(w *world) {
-			if !slices.ContainsFunc(w.named, func(known Hook) bool { return same(known, *h) }) {
+			if !slices.ContainsFunc(w.named, func(known Hook) bool { return sameHook(known, *h) }) {
 				w.named = append(w.named, *h)
 			}
 		})
 	}
-	l.Manager.Notice(n)
+	if n.ID = cmp.Or(n.ID, string(n.Kind)); !strings.Contains(n.ID, "/") && n.Kind != Shutdown {
+		n.ID = cmp.Or(n.Source, "cloud") + "/" + n.ID
+	}
+	topic := topicOf(n.ID)
+	switch {
+	case n.Kind == Ask:
+		l.Drain(DrainRequest{Reason: n.Reason, Who: n.Who})
+	case n.Kind == withdrawn, n.Kind == Resume && n.Source != "event":
+		l.w.set(func(w *world) {
+			w.current[topic] = slices.DeleteFunc(w.current[topic], func(c cloud.Notice) bool { return n.Kind == Resume || c.ID == n.ID })
+		})
+		for range goneAfter {
+			l.report(topic, l.w.current[topic])
+		}
+	case n.Kind == Shutdown, n.Kind == Launch, n.Source == "event":
+		l.Runner.Notice(n)
+	default:
+		c := cloud.Notice{ID: n.ID, Kind: n.Kind, Reason: n.Reason, Who: n.Who, At: n.Deadline, Hook: n.Hook}
+		l.w.set(func(w *world) {
+			w.current[topic] = append(slices.DeleteFunc(w.current[topic], func(c cloud.Notice) bool { return c.ID == n.ID }), c)
+		})
+		l.report(topic, l.w.current[topic])
+	}
 }
+
+// withdrawn takes back what the metadata reported.
+const withdrawn Kind = "withdrawn"
 
 // kill ends a life as kill -9 would: nothing is said to anybody.
 func (l *life) kill() {
@@ -521,7 +558,7 @@ func living(t *testing.T, viewers int, f func(t *testing.T, w *world, l *life)) 
 
 func terminate() Notice {
 	return Notice{
-		ID: "aws:i-1:terminate", Source: "aws-lifecycle", Kind: Terminate, Reason: "scale-in",
+		ID: "aws-lifecycle/terminate", Source: "aws-lifecycle", Kind: Terminate, Reason: "scale-in",
 		Hook: &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: 10 * time.Minute},
 	}
 }
@@ -533,7 +570,7 @@ func unhooked(n Notice) Notice {
 }
 
 func spot(in time.Duration) Notice {
-	return Notice{ID: "aws:i-1:spot", Source: "aws-spot", Kind: Interrupt, Reason: "spot interruption", Deadline: time.Now().Add(in)}
+	return Notice{ID: "aws-spot/interrupt", Source: "aws-spot", Kind: Interrupt, Reason: "spot interruption", Deadline: time.Now().Add(in)}
 }
 
 var errMongo = errors.New("server selection timed out")

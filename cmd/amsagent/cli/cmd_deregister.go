@@ -85,7 +85,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 		req.MongoWait, req.GoesDown = shutdownMongoWait, true
 	}
 	boot, _ := lifecycle.BootClock(g.settings.Root)()
-	last, err := lifecycle.LastWord(files, boot)
+	last, err := lifecycle.LoadDeparture(files, boot)
 	if err != nil {
 		g.log().Warn("what the drain came to cannot be read", "error", err)
 	}
@@ -115,7 +115,7 @@ func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files li
 	a := &daemonAdapter{g: g, machine: m}
 	p, err := a.openCloud()
 	if err == nil {
-		err = lifecycle.FinishStop(ctx, files, p.Hooks(), a.hookNames(), lastPeers{m, mongo}, g.log())
+		err = lifecycle.CompletePending(ctx, files, p.Hooks(), a.hookNames(), lastPeers{m, mongo}, g.log())
 	}
 	if err != nil {
 		g.log().Warn("the hook is left to its timeout", "error", err)

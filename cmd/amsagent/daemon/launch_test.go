@@ -57,7 +57,7 @@ func TestLaunchHookWaitsForApplications(t *testing.T) {
 	watchFake(t, f, func(w *watched) {
 		hook := &hookCalls{}
 		w.d.o.Machine = &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
-		l, err := newLife(w.d, Lifecycle{New: lifecycle.NewManager, Options: lifecycle.Options{
+		l, err := newLife(w.d, Lifecycle{New: lifecycle.NewRunner, Options: lifecycle.Options{
 			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir}, Hooks: hook,
 		}})
 		must.OK(w.t, err)

@@ -33,7 +33,7 @@ type Counter interface {
 // Lifecycle is how this node goes, and comes back.
 type Lifecycle struct {
 	// New makes the manager of it.
-	New func(lifecycle.Options) (*lifecycle.Manager, error)
+	New func(lifecycle.Options) (*lifecycle.Runner, error)
 	// Options are those that the daemon does not fill in: record, hooks, deadlines.
 	Options lifecycle.Options
 	Leaver  Leaver
@@ -46,7 +46,7 @@ type Lifecycle struct {
 type life struct {
 	d       *Daemon
 	leaver  Leaver
-	manager *lifecycle.Manager
+	manager *lifecycle.Runner
 
 	departures atomic.Int64
 	peers      cluster.Peers
@@ -365,7 +365,7 @@ func (l *life) StartServer(ctx context.Context) error {
 }
 
 // Deregister implements lifecycle.Node.
-func (l *life) Deregister(ctx context.Context, t lifecycle.Tombstone) error {
+func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 	id, address, err := l.who()
 	switch {
 	case errors.Is(err, bootstrap.ErrNotMember):

@@ -590,7 +590,7 @@ func TestReadyKeepsUpWithDrain(t *testing.T) {
 func TestReadyAfterRestart(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
-		o := Lifecycle{New: lifecycle.NewManager, Options: lifecycle.Options{
+		o := Lifecycle{New: lifecycle.NewRunner, Options: lifecycle.Options{
 			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir},
 		}}
 		l, err := newLife(w.d, o)

@@ -1,0 +1,465 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// What the operator's requests fail with.
+var (
+	// ErrNotJoined: this machine has not joined, so there is nothing to drain.
+	ErrNotJoined = errors.New("this machine is not a cluster node")
+	// ErrNotDraining: there is no drain to cancel.
+	ErrNotDraining = errors.New("this node is not draining")
+	// ErrTooLate: the server is being stopped already, or the machine shuts down.
+	ErrTooLate = errors.New("it is too late to cancel the drain")
+	// ErrLeft: the node has left, or is parked.
+	ErrLeft = errors.New("this node has left already")
+	// ErrBusy: a drain is under way.
+	ErrBusy = errors.New("a drain is under way")
+)
+
+// What does not go well now, by what it concerns.
+const (
+	troubleRecord    = "record"
+	troubleRegistry  = "registry"
+	troubleNotices   = "notices"
+	troubleSessions  = "sessions"
+	troubleStop      = "stop"
+	troubleStart     = "start"
+	troubleHooks     = "hooks"
+	troubleDiscover  = "discover"
+	troubleHeartbeat = "heartbeat"
+	troubleComplete  = "continue"
+)
+
+// requestID is the same for all requests of the operator, so that the last one counts.
+const requestID = "drain"
+
+// usualStopTime is systemd's, for a shutdown of which nothing is known.
+const usualStopTime = 90 * time.Second
+
+type (
+	// reported is everything that is in force for a topic.
+	reported struct {
+		topic   string
+		current []cloud.Notice
+	}
+	// noticed is an event of a hook, or a shutdown.
+	noticed struct{ n Notice }
+
+	drainRequested struct{ DrainRequest }
+	drainCancelled struct {
+		who string
+		row cluster.State
+	}
+	// joinSeen: the state file of the join has changed.
+	joinSeen struct{ joining bool }
+
+	counted struct {
+		sessions cluster.Sessions
+		err      error
+	}
+	serverStopped struct{ unmanaged bool }
+	stopFailed    struct {
+		err   error
+		final bool // its time is over
+	}
+
+	recordWritten struct {
+		state cluster.State
+		err   error
+	}
+	// recordUnknown: the node record may not have the state any more that was written.
+	recordUnknown struct{}
+	// recordSettled: the node record has the state that this node has.
+	recordSettled struct{}
+
+	passed struct{}
+)
+
+func (e reported) apply(s *state, now Instant, c *config) error {
+	group, unknown := groupNotice(e.topic+"/"), false
+	var listed []string
+	for _, n := range e.current {
+		n.ID = boundedID(n.ID)
+		listed = append(listed, n.ID)
+		if n.Kind == cloud.Unknown {
+			unknown = true
+			continue
+		}
+		s.report(n, e.topic, now, c)
+	}
+	if group && unknown {
+		return nil // what was announced before may be meant still
+	}
+	if group && len(e.current) == 0 {
+		s.inService = now
+	}
+	s.missing(e.topic, listed, now, c)
+	if group && len(e.current) == 0 && !s.launched {
+		// A launch hook may wait for this machine, and nothing announces that.
+		s.launched = true
+		return s.launch(Notice{ID: e.topic + "/launch", Kind: Launch}, now, c)
+	}
+	return nil
+}
+
+// report adds or updates a notice that is in force.
+func (s *state) report(n cloud.Notice, topic string, now Instant, c *config) {
+	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
+		s.Overruled[i].Missing = 0
+		return
+	}
+	known, at := s.notice(n.ID), c.Wall.instant(n.At)
+	if known == nil {
+		if !n.Past {
+			s.add(notice{
+				ID: n.ID, Source: topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), Received: now, Deadline: at,
+			}, n.Hook, now, c)
+		}
+		return
+	}
+	known.Missing = 0
+	if known.Kind != n.Kind {
+		known.Kind, known.Reason, known.Who = n.Kind, boundedWord(n.Reason), boundedWord(n.Who)
+		s.note("notice changed", "notice", known, "kind", known.Kind)
+	}
+	if at != 0 && known.Deadline.Sub(at).Abs() > time.Second {
+		known.Deadline = at
+		s.note("deadline of a notice changed", "notice", known, "deadline", c.Wall.time(at).Format(time.RFC3339))
+		for i := range s.Hooks {
+			if a := &s.Hooks[i]; n.Hook != nil && a.End == "" && sameHook(a.Hook, *n.Hook) {
+				a.Limit = c.Wall.instant(n.Hook.Limit)
+			}
+		}
+	}
+	if n.Hook != nil {
+		s.learn(*n.Hook, c.Wall.instant(n.Hook.Limit), n.ID, known.Received)
+	}
+}
+
+// missing counts the notices of a topic that are not listed.
+func (s *state) missing(topic string, listed []string, now Instant, c *config) {
+	gone := func(id string, missing *int) bool {
+		if topicOf(id) != topic || slices.Contains(listed, id) {
+			return false
+		}
+		*missing = min(*missing+1, goneAfter)
+		return *missing == goneAfter
+	}
+	for i := range s.Overruled {
+		gone(s.Overruled[i].ID, &s.Overruled[i].Missing)
+	}
+	s.Overruled = slices.DeleteFunc(s.Overruled, func(o overruled) bool { return o.Missing == goneAfter })
+	for i := range s.Notices {
+		n := &s.Notices[i]
+		if was := n.inForce(); gone(n.ID, &n.Missing) && was {
+			s.note("notice withdrawn", "notice", n)
+		}
+	}
+	s.dropWithdrawn(now, c)
+}
+
+// dropWithdrawn forgets withdrawn notices. A drain that cannot be cancelled keeps them for people.
+func (s *state) dropWithdrawn(now Instant, c *config) {
+	if !s.reversible(s.goal(now, c)) {
+		return
+	}
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() })
+	s.dropUnnamedHooks()
+}
+
+// add adds a notice.
+func (s *state) add(n notice, h *Hook, now Instant, c *config) {
+	before := s.goal(now, c)
+	s.Notices = append(s.Notices, n)
+	if s.boundNotices(); s.notice(n.ID) == nil {
+		return
+	}
+	if n.Kind == Terminate || n.Kind == Park {
+		// That no hook waited before says nothing about this.
+		s.NoHook, s.askNotBefore = false, 0
+		delete(s.askDenied, false)
+		if before == GoalPark && n.Kind == Terminate || s.Phase == Done && before >= GoalPark {
+			s.waitAgain(n.Received)
+			s.Start = nil
+		}
+	}
+	if h != nil {
+		s.learn(*h, c.Wall.instant(h.Limit), n.ID, n.Received)
+	}
+	if len(s.Notices) <= manyNotices {
+		s.note("notice received", "notice", n)
+	}
+}
+
+// manyNotices is from how many notices in force on a new one is not noted.
+const manyNotices = 8
+
+// waitAgain resets the hooks of the end, which were completed for a parking.
+func (s *state) waitAgain(since Instant) {
+	for i := range s.Hooks {
+		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == Done) {
+			*a = hook{Hook: a.Hook, Notice: a.Notice, Since: since, verified: a.verified}
+		}
+	}
+}
+
+func (e noticed) apply(s *state, now Instant, c *config) error {
+	n := e.n
+	n.ID = boundedID(cmp.Or(n.ID, n.Source+"/"+string(n.Kind)))
+	received := c.Wall.instant(n.Received)
+	if received == 0 || received > now {
+		received = now
+	}
+	in := notice{
+		ID: n.ID, Source: boundedWord(n.Source), Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), By: boundedWord(n.By),
+		Received: received, Deadline: c.Wall.instant(n.Deadline),
+	}
+	switch n.Kind {
+	case Launch:
+		return s.launch(n, now, c)
+	case Resume:
+		return s.resumed(n, received, now, c)
+	case Shutdown:
+		if in.Deadline == 0 {
+			in.Deadline = now.Add(usualStopTime)
+		}
+	case Terminate, Interrupt, Reboot, Park:
+	default:
+		return fmt.Errorf("unknown kind of notice %q", n.Kind)
+	}
+	if slices.ContainsFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }) {
+		return nil
+	}
+	if known := s.notice(n.ID); known != nil {
+		known.Missing = 0
+		if n.Hook != nil {
+			s.learn(*n.Hook, c.Wall.instant(n.Hook.Limit), n.ID, known.Received)
+		}
+		return nil
+	}
+	// A queue may deliver the event again when the machine has come back, or EC2 stops it before the message is deleted.
+	if n.Kind == Park && (received < 0 || received < s.inService) {
+		return errors.New("the event is late: the machine has come back since")
+	}
+	s.add(in, n.Hook, now, c)
+	return nil
+}
+
+// resumed handles an event that the group has the machine in service.
+func (s *state) resumed(n Notice, received, now Instant, c *config) error {
+	if s.leaving() && received < s.Began {
+		return errors.New("the event is late: the machine leaves since")
+	}
+	s.inService = max(s.inService, received)
+	s.Overruled = slices.DeleteFunc(s.Overruled, func(o overruled) bool { return groupNotice(o.ID) })
+	if !s.leaving() {
+		return s.launch(n, now, c)
+	}
+	for i := range s.Notices {
+		if in := &s.Notices[i]; in.Kind == Park || groupNotice(in.ID) {
+			in.Missing = goneAfter
+		}
+	}
+	if n.Hook != nil {
+		s.learn(launching(*n.Hook), c.Wall.instant(n.Hook.Limit), "", received)
+	}
+	s.dropWithdrawn(now, c)
+	if goal := s.goal(now, c); goal == GoalLeave {
+		return errors.New("the machine leaves for another reason")
+	}
+	return nil
+}
+
+func (e drainRequested) apply(s *state, now Instant, c *config) error {
+	n := notice{ID: requestID, Source: requestID, Kind: Ask, Reason: boundedWord(e.Reason), Who: boundedWord(e.Who), Received: now}
+	switch {
+	case e.Deadline < 0:
+		return fmt.Errorf("invalid deadline %s: must not be negative", e.Deadline)
+	case s.Phase == Done && s.goal(now, c) >= GoalPark:
+		return ErrLeft
+	case !s.leaving() && !c.Joined:
+		return ErrNotJoined
+	case e.Now:
+		n.Deadline = now
+	case e.Deadline > 0:
+		n.Deadline = now.Add(e.Deadline)
+	}
+	s.Repair = s.Repair || e.RepairStreams && s.Departure == nil
+	known := s.notice(requestID)
+	if known == nil {
+		s.add(n, nil, now, c)
+		return nil
+	}
+	if n.Deadline != 0 {
+		known.Deadline, known.Received, known.Who = n.Deadline, now, n.Who
+		s.note("deadline changed", "deadline", c.Wall.time(n.Deadline).Format(time.RFC3339), "by", n.Who)
+	}
+	return nil
+}
+
+func (e drainCancelled) apply(s *state, now Instant, c *config) error {
+	who := cmp.Or(e.who, "an unnamed user")
+	switch {
+	case !s.leaving() && !c.Joined:
+		return ErrNotJoined
+	case !s.leaving() && e.row != cluster.StateDraining:
+		return ErrNotDraining
+	case !s.leaving():
+		s.cancelledBy = who
+		serveAgain(s, now, c)
+		return nil
+	case !s.reversible(s.goal(now, c)):
+		return fmt.Errorf("%w (step %s)", ErrTooLate, s.viewStep())
+	case s.has(Shutdown) != nil:
+		return fmt.Errorf("%w: the machine is shutting down", ErrTooLate)
+	}
+	for _, n := range s.due(now, c) {
+		if n.Kind != Ask {
+			s.overrule(n.ID, false)
+			s.note("notice overruled; the cloud may still terminate the machine", "notice", n, "by", who)
+		}
+	}
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return s.isDue(n, now, c) })
+	s.cancelledBy = who
+	return nil
+}
+
+func (e joinSeen) apply(s *state, now Instant, c *config) error {
+	switch {
+	case !s.leaving():
+		return nil
+	case s.Phase != Done:
+		return ErrBusy
+	}
+	never := s.NeverJoined && s.goal(now, c) > NoGoal
+	stays := slices.ContainsFunc(s.due(now, c), func(n notice) bool { return never || c.Joined && s.outlasts(n, now, c) })
+	if stays && (e.joining || !c.Joined) {
+		return nil
+	}
+	forgetDrain(s, now, c)
+	s.Phase, s.Entered = Serving, now
+	return nil
+}
+
+func (e counted) apply(s *state, now Instant, c *config) error {
+	if s.Phase != Draining {
+		return nil
+	}
+	if e.err != nil {
+		e.sessions = cluster.Sessions{}
+	}
+	first := s.sessions == nil
+	s.sessions, s.countedAt = &e.sessions, now
+	n, known := s.left(e.sessions, c)
+	switch {
+	case known || anySession(e.sessions):
+		s.uncountableSince = 0
+	case s.uncountableSince == 0:
+		s.uncountableSince = now
+	}
+	switch {
+	case !known:
+		s.zeros = 0
+		s.setTrouble(troubleSessions, s.uncountable(e))
+		return nil
+	case n > 0:
+		s.zeros = 0
+	case first && s.noneBefore(c):
+		s.zeros = zerosByConnections
+	default:
+		s.zeros++
+	}
+	s.setTrouble(troubleSessions, "")
+	return nil
+}
+
+// uncountable says why sessions cannot be counted, and how long they are waited for.
+func (s *state) uncountable(e counted) string {
+	why := "not all of them are known"
+	switch {
+	case e.err != nil:
+		why = e.err.Error()
+	case e.sessions.PublishersBy == cluster.CountedByConnections && e.sessions.Viewers != nil:
+		why = errNoPublishers
+	}
+	if s.has(Shutdown) != nil && s.uncountableSince != 0 {
+		return "sessions cannot be counted; a machine that shuts down waits for " + uncountableTime.String() + " at most: " + why
+	}
+	return "sessions cannot be counted, so the drain waits until the deadline: " + why
+}
+
+func anySession(s cluster.Sessions) bool {
+	return s.Publishers != nil && *s.Publishers > 0 || s.Viewers != nil && *s.Viewers > 0
+}
+
+func (e serverStopped) apply(s *state, now Instant, _ *config) error {
+	if s.Phase != Stopping && s.Phase != StopFailed {
+		return nil
+	}
+	s.StoppedAt = now
+	if e.unmanaged {
+		s.note("the server is not managed here: stop it by hand")
+	}
+	return nil
+}
+
+func (e stopFailed) apply(s *state, now Instant, _ *config) error {
+	if s.Phase != Stopping && s.Phase != StopFailed {
+		return nil
+	}
+	if e.err != nil {
+		s.setTrouble(troubleStop, "Ant Media Server cannot be stopped: "+e.err.Error())
+	}
+	if e.final && s.Phase == Stopping {
+		s.Phase, s.Entered = StopFailed, now
+		s.note("the server did not end in time; hooks are completed, the node record stays, and the stop is retried", "error", e.err)
+	}
+	return nil
+}
+
+func (e recordWritten) apply(s *state, _ Instant, _ *config) error {
+	switch {
+	case e.state != s.Want:
+	case e.err == nil:
+		s.Have = s.Want
+		s.setTrouble(troubleRegistry, "")
+	case e.state != cluster.StateLeft && refused(e.err):
+		s.note("the registry refuses the state; the record stays as it is", "state", e.state, "error", e.err)
+		s.Have = s.Want
+		s.setTrouble(troubleRegistry, "")
+	default:
+		s.setTrouble(troubleRegistry, "the node record could not be set to "+string(e.state)+": "+e.err.Error())
+	}
+	return nil
+}
+
+// refused reports whether another try cannot succeed: the record has its last state already. One that says joining is about
+// to be active.
+func refused(err error) bool {
+	te, ok := errors.AsType[*cluster.TransitionError](err)
+	return ok && te.From != cluster.StateJoining
+}
+
+func (recordUnknown) apply(s *state, _ Instant, _ *config) error {
+	s.Have = ""
+	return nil
+}
+
+func (recordSettled) apply(s *state, _ Instant, _ *config) error {
+	s.Forgotten = false
+	return nil
+}
+
+func (passed) apply(*state, Instant, *config) error { return nil }

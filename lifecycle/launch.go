@@ -1,0 +1,118 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// launching marks a hook as one of a start.
+func launching(h Hook) Hook {
+	h.Launching = true
+	return h
+}
+
+// launch begins to prove that this machine serves, for a hook that may wait for that.
+func (s *state) launch(n Notice, now Instant, c *config) error {
+	if s.Start != nil && s.Start.ID == n.ID || s.Phase == Resuming {
+		if n.Hook != nil {
+			s.learn(launching(*n.Hook), c.Wall.instant(n.Hook.Limit), "", now)
+		}
+		return nil
+	}
+	switch goal := s.goal(now, c); {
+	case slices.Contains(s.handled, n.ID):
+		return nil
+	case s.leaving() && goal == GoalLeave:
+		return errors.New("ignored: a termination takes precedence")
+	case s.leaving():
+		return errors.New("ignored: the machine leaves service")
+	case !c.Proves || !c.Hooks:
+		return nil
+	}
+	if len(s.handled) < maxNotices {
+		s.handled = append(s.handled, n.ID)
+	}
+	if n.Hook != nil {
+		s.learn(launching(*n.Hook), c.Wall.instant(n.Hook.Limit), "", now)
+	}
+	s.Start = &start{ID: n.ID, Since: now}
+	s.note("looking for a launch hook", "notice", n.ID)
+	return nil
+}
+
+// updateStart ends a start that took too long, or whose hook is settled.
+func (s *state) updateStart(now Instant, c *config) {
+	st := s.Start
+	if st == nil || s.leaving() {
+		return
+	}
+	if st.Proved == 0 && !st.Failed && st.Since.Add(proveTime).reached(now) {
+		st.Failed = true
+		s.note("node not seen in the cluster in time; its hook is left to its timeout unless the node serves before that", "limit", proveTime)
+	}
+	if s.Phase == Serving && st.Proved != 0 && s.startSettled(now, c) {
+		s.Start, s.NoLaunchHook = nil, false
+		s.dropHooks(true)
+	}
+}
+
+// startSettled reports whether the cloud knows that the machine serves, or does not want to know. A missing permission may be
+// granted, and an API may answer again, for as long as a hook can wait.
+func (s *state) startSettled(now Instant, c *config) bool {
+	if !c.Hooks || !c.Proves || s.Start.Proved.Add(longestTimeout).reached(now) {
+		return true
+	}
+	return !s.wantsHooks(true, now, c) && !s.anyHook(func(a *hook) bool { return a.Hook.Launching && a.End == "" })
+}
+
+// startProved is the result of a try to start the server and to see the node in the cluster.
+type startProved struct{ err error }
+
+func (e startProved) apply(s *state, now Instant, _ *config) error {
+	switch {
+	case s.Start == nil || s.leaving():
+	case e.err != nil:
+		s.setTrouble(troubleStart, "this machine does not serve yet: "+e.err.Error())
+	default:
+		s.setTrouble(troubleStart, "")
+		s.Start.Proved, s.Start.Failed = now, false
+		s.note("node seen in the cluster")
+	}
+	return nil
+}
+
+// prove starts the server of a parked machine, and waits until the node is seen in the cluster.
+func (r *Runner) prove(ctx context.Context, server bool) {
+	for retry := time.Second; ; retry = min(2*retry, 15*time.Second) {
+		err := r.startOnce(ctx, server)
+		if ctx.Err() != nil {
+			return
+		}
+		if _ = r.observe(startProved{err}); err == nil || !r.pause(ctx, retry) {
+			return
+		}
+	}
+}
+
+func (r *Runner) startOnce(ctx context.Context, server bool) error {
+	if server {
+		bound, cancel := context.WithTimeout(ctx, r.stopTime())
+		err := r.o.Node.StartServer(bound)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("starting Ant Media Server: %w", err)
+		}
+	}
+	if r.o.Prove == nil {
+		return nil
+	}
+	bound, cancel := context.WithTimeout(ctx, proveTime)
+	defer cancel()
+	return r.o.Prove(bound)
+}

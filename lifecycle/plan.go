@@ -1,0 +1,90 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import "time"
+
+// plan is the work that a state asks for. It is derived, never queued: a daemon that was killed derives the same from drain.json.
+type plan struct {
+	Count     bool // sessions
+	LastCount bool // once, at the deadline
+	Stop      bool // the server
+	Start     bool // the server of a parked machine
+	Prove     bool // that the node is seen in the cluster
+	// FindHooks are the transitions whose hooks are asked for: false is the end of the machine.
+	FindHooks map[bool]bool
+	Hooks     []hookWork
+	Exit      bool // nothing more is done before the machine is down
+	// WakeAt is when the state changes without an event; 0 is never.
+	WakeAt Instant
+}
+
+// hookWork is what must be done about a hook.
+type hookWork struct {
+	Hook Hook
+	op   hookOp
+}
+
+// plan derives the work.
+func (s *state) plan(now Instant, c *config) plan {
+	p := plan{
+		Count: s.Phase == Draining, LastCount: s.lastCount != 0, Stop: s.Phase == Stopping || s.Phase == StopFailed,
+		Prove: s.Start != nil && s.Start.Proved == 0 && !s.leaving(), FindHooks: map[bool]bool{},
+	}
+	p.Start = p.Prove && s.Start.Server
+	for _, launching := range []bool{false, true} {
+		p.FindHooks[launching] = s.wantsHooks(launching, now, c)
+	}
+	for i := range s.Hooks {
+		if op := s.hookOp(&s.Hooks[i], now, c); op != opNone && c.Hooks {
+			p.Hooks = append(p.Hooks, hookWork{s.Hooks[i].Hook, op})
+		}
+	}
+	if ends := s.shutdownEnds(); ends != 0 {
+		p.Exit = s.Phase == Serving || s.Phase == Resuming || s.Phase == Done || s.Phase == Down || ends.reached(now)
+	}
+	p.WakeAt = s.wakeAt(now, c)
+	return p
+}
+
+// wakeAt is the next moment at which a guard changes by itself.
+func (s *state) wakeAt(now Instant, c *config) (next Instant) {
+	at := func(times ...Instant) {
+		for _, t := range times {
+			if t > now && (next == 0 || t < next) {
+				next = t
+			}
+		}
+	}
+	at(s.shutdownEnds())
+	for _, n := range s.Notices {
+		at(s.dueAt(n, c))
+	}
+	poll := len(s.due(now, c)) > 0 && !s.leaving() // for the join
+	switch s.Phase {
+	case Announcing:
+		at(s.Entered.Add(announceNobodyTime), s.Entered.Add(announceTime), s.deadline(c))
+	case Draining:
+		at(s.deadline(c), s.lastCount.Add(lastCountTime))
+		if n := s.has(Shutdown); n != nil && s.uncountableSince != 0 {
+			at(max(s.uncountableSince, n.Received).Add(uncountableTime))
+		}
+	case Deregistering:
+		at(s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered, c)))
+	case Completing:
+		at(s.Entered.Add(idleHookTime))
+		poll = s.NeverJoined
+	case Serving, Resuming, Stopping, StopFailed, Down, Done:
+	}
+	if poll {
+		at(now.Add(c.Sample))
+	}
+	if st := s.Start; st != nil {
+		at(st.Since.Add(proveTime))
+		if st.Proved != 0 {
+			at(st.Proved.Add(longestTimeout))
+		}
+	}
+	return next
+}

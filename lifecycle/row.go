@@ -1,0 +1,159 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/plain"
+)
+
+const (
+	minRetry = 500 * time.Millisecond
+	maxRetry = 15 * time.Second
+	// progressEvery is how often people read of a drain in which nothing changes.
+	progressEvery = 30 * time.Second
+	// flushTime is how long the end of the daemon waits for events.
+	flushTime = time.Second
+	// maxReason keeps records short: every agent reads all of them.
+	maxReason = 160
+)
+
+// record is what the node record must have. It is read without the lock, which may wait for a disk.
+type record struct {
+	state      cluster.State
+	pending    bool
+	refresh    bool // its reason changes while the node drains
+	reason     string
+	stopFailed bool
+	departure  *Departure
+	changed    <-chan struct{} // closed at the next change
+}
+
+func (s *state) record(now Instant, c *config) record {
+	w := record{
+		state: s.Want, pending: s.Want != s.Have, stopFailed: s.Phase == StopFailed, departure: s.Departure,
+		refresh: s.Phase == Announcing || s.Phase == Draining || s.Phase == StopFailed, reason: "serving again",
+	}
+	if s.leaving() {
+		cause := s.cause(now, c)
+		w.reason = cmp.Or(cause.Reason, string(cause.Kind))
+		if w.stopFailed {
+			w.reason = "Ant Media Server does not end: " + w.reason
+		}
+		if s.sessions != nil && s.Phase == Draining {
+			w.reason += ": " + s.sessions.Left()
+		}
+		w.reason = plain.Truncate(w.reason, maxReason)
+	}
+	return w
+}
+
+// writeRecord makes the node record what it must be, one call after the other, until MongoDB has taken it. Nothing else waits for
+// it.
+func (r *Runner) writeRecord(ctx context.Context) {
+	var (
+		retry     time.Duration
+		notBefore time.Time
+		state     cluster.State // of the last try
+		reason    string        // that the record has
+		written   time.Time
+	)
+	for ctx.Err() == nil {
+		w := r.record.Load()
+		if w.state != state {
+			retry, notBefore, state = 0, time.Time{}, w.state
+		}
+		wait := time.Hour
+		switch {
+		case w.state == "":
+		case w.pending:
+			wait = time.Until(notBefore)
+		case w.refresh && w.reason != reason:
+			wait = max(time.Until(written.Add(progressEvery)), time.Until(notBefore))
+		}
+		if wait > 0 {
+			sleep(ctx, wait, w.changed)
+			continue
+		}
+		err, current := r.writeOnce(ctx, w)
+		switch {
+		case !current:
+		case err == nil || w.state != cluster.StateLeft && refused(err):
+			retry, notBefore, reason, written = 0, time.Time{}, w.reason, time.Now()
+		default:
+			retry = min(max(2*retry, minRetry), maxRetry)
+			notBefore = time.Now().Add(r.jitter(retry))
+		}
+	}
+}
+
+// writeOnce writes the record. It is not current if another state is wanted meanwhile.
+func (r *Runner) writeOnce(ctx context.Context, w *record) (err error, current bool) {
+	bound, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	go func() {
+		for now := w; now.state == w.state; now = r.record.Load() {
+			select {
+			case <-bound.Done():
+				return
+			case <-now.changed:
+			}
+		}
+		cancel()
+	}()
+	if w.state == cluster.StateLeft {
+		d := Departure{}
+		if w.departure != nil {
+			d = *w.departure
+		}
+		err = r.o.Node.Deregister(bound, d)
+	} else {
+		err = r.o.Node.SetState(bound, w.state, w.reason, w.stopFailed)
+	}
+	if ctx.Err() != nil || r.record.Load().state != w.state {
+		return err, false
+	}
+	_ = r.observe(recordWritten{w.state, err})
+	return err, true
+}
+
+// writeEvents writes the events of the cluster's history, each until it is written.
+func (r *Runner) writeEvents(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-r.events:
+			r.writeEvent(ctx, e)
+			r.unwritten.Add(-1)
+		}
+	}
+}
+
+func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
+	for retry := minRetry; ; retry = min(2*retry, maxRetry) {
+		bound, cancel := context.WithTimeout(ctx, callTime)
+		err := r.o.Event(bound, e)
+		cancel()
+		if err == nil {
+			return
+		}
+		if !r.pause(ctx, retry) {
+			r.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
+			return
+		}
+	}
+}
+
+// flush waits a moment for the events, unless MongoDB does not answer.
+func (r *Runner) flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
+	defer cancel()
+	for r.unwritten.Load() > 0 && r.View().RegistryTold && sleep(ctx, flushTime/100, nil) {
+	}
+}

@@ -1,0 +1,563 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// Options make a Runner. Node and Files are needed.
+type Options struct {
+	Node  Node
+	Files Files
+	// Role returns the node's role, which may change when it joins; nil is "". Like Filter, Deadline, StopTime and Before, it
+	// must neither block nor call the runner.
+	Role func() string
+	// Hooks are nil if the cloud has none. Filter says which of them are ours; nil is no names.
+	Hooks  cloud.Hooks
+	Filter func() cloud.Filter
+	// Peers reports the other machines of a completion. With nil such a completion is sent only when the cloud waits no longer.
+	Peers Peers
+	// Watcher is nil if the cloud announces nothing.
+	Watcher cloud.Watcher
+
+	// Deadline is how long sessions are waited for; a drain keeps the first that is final. Nil is DefaultDeadline.
+	Deadline func() (d time.Duration, final bool)
+	// StopTime bounds a stop, or a start, of the server; nil or 0 is the usual time.
+	StopTime func() time.Duration
+	// SampleInterval is the time from one count of the sessions to the next; 0 is a second.
+	SampleInterval time.Duration
+	// Before returns the last count before a drain; nil is none.
+	Before func() (s cluster.Sessions, at time.Time)
+	// Prove returns when this machine is seen in the cluster. With nil launch hooks are ignored.
+	Prove func(ctx context.Context) error
+
+	// Event writes an event of the cluster's history; it knows the node.
+	Event func(ctx context.Context, e cluster.Event) error
+	// Uptime is [BootClock]; nil is a clock of this process, by which no drain outlasts it.
+	Uptime func() (boot string, up time.Duration)
+	// Hardware is [Hardware], or "".
+	Hardware string
+	Log      *slog.Logger
+	// Rand is a number from 0 to 1; nil is a random one.
+	Rand func() float64
+}
+
+const (
+	// DefaultDeadline is how long sessions are waited for.
+	DefaultDeadline = time.Hour
+	defaultStopTime = 90 * time.Second
+	// sampleTime bounds one count of the sessions.
+	sampleTime = 5 * time.Second
+	// countReserve is what a count ends before the deadline.
+	countReserve = 50 * time.Millisecond
+	// beforeTime is how old the last count before a shutdown may be.
+	beforeTime = 15 * time.Second
+	// troubleEvery is from one warning about a kind of trouble to the next.
+	troubleEvery = time.Minute
+	// unsavedEvery is how often a record is written again that could not be.
+	unsavedEvery = 5 * time.Second
+	maxNotes     = 20
+	maxEvents    = 32
+)
+
+// Runner drains this node, and completes its lifecycle hooks. It owns the state: each event is applied, written to the disk, and
+// then the work under way is made that of the plan.
+type Runner struct {
+	o   Options
+	log *slog.Logger
+	ran atomic.Bool
+
+	mu         sync.Mutex
+	state      state
+	clock      wallClock
+	boot       string
+	saved      []byte // what the file holds
+	unsaved    bool
+	changed    chan struct{} // closed, and replaced, at each change
+	notes      []Note
+	warned     map[string]warned
+	noticed    time.Time
+	ctx        context.Context // of Run; nil: it does not run
+	end        context.CancelFunc
+	work       map[string]context.CancelFunc
+	workers    sync.WaitGroup
+	completing sync.Mutex // one completion at a time
+	timer      *time.Timer
+
+	view      atomic.Pointer[View]
+	record    atomic.Pointer[record]
+	forgotten atomic.Bool
+	events    chan cluster.Event
+	unwritten atomic.Int32
+}
+
+// warned is what the log has of one kind of trouble.
+type warned struct {
+	text string
+	at   time.Time
+	open bool // its end is not logged
+}
+
+// NewRunner makes a runner that continues with the drain of a former run of the daemon. A record that cannot be read is noted, and
+// is no drain.
+func NewRunner(o Options) (*Runner, error) {
+	if o.Node == nil || o.Files == nil {
+		return nil, errors.New("making a lifecycle runner: no node, or no place for its record")
+	}
+	began := time.Now()
+	setDefault(&o.SampleInterval, time.Second)
+	if o.Deadline == nil {
+		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Float64
+	}
+	if o.Role == nil {
+		o.Role = func() string { return "" }
+	}
+	if o.Before == nil {
+		o.Before = func() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
+	}
+	if o.Filter == nil {
+		o.Filter = func() cloud.Filter { return nil }
+	}
+	if o.Uptime == nil {
+		o.Uptime = func() (string, time.Duration) { return "", time.Since(began) + 1 }
+	}
+	r := &Runner{
+		o: o, log: o.Log, state: state{}.clone(), changed: make(chan struct{}), warned: map[string]warned{},
+		work: map[string]context.CancelFunc{}, events: make(chan cluster.Event, maxEvents),
+	}
+	r.boot, _ = o.Uptime()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d, err := load(o.Files)
+	if err != nil {
+		r.state.note("recorded drain ignored", "error", err)
+		r.saved = []byte{}
+	}
+	if d != nil {
+		r.clock = d.wall()
+		if d.Boot != r.boot {
+			r.clock = wallClock{}
+		}
+		now := r.now()
+		c := r.config(now)
+		r.state, r.saved = d.restore(r.boot, o.Hardware, now, &c), []byte{}
+	}
+	r.tell()
+	_ = r.step(passed{})
+	return r, nil
+}
+
+func setDefault[T comparable](v *T, value T) {
+	var zero T
+	if *v == zero {
+		*v = value
+	}
+}
+
+func (r *Runner) now() Instant {
+	_, up := r.o.Uptime()
+	return max(1, Instant(up))
+}
+
+// config is what the next step depends on. The lock is held.
+func (r *Runner) config(now Instant) config {
+	r.clock = r.clock.updated(now, time.Now())
+	c := config{
+		Joined: r.o.Node.Joined(), JoinedAt: r.o.Node.JoinedAt(), Role: r.o.Role(),
+		Hooks: r.o.Hooks != nil, Proves: r.o.Prove != nil, Sample: r.o.SampleInterval, Wall: r.clock,
+		NoneBefore: func(left func(cluster.Sessions) (int, bool)) bool {
+			s, at := r.o.Before()
+			n, known := left(s)
+			return known && n == 0 && !at.After(time.Now()) && time.Since(at) <= beforeTime
+		},
+	}
+	c.Budget, c.Final = r.o.Deadline()
+	return c
+}
+
+// observe applies an event.
+func (r *Runner) observe(e event) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.step(e)
+}
+
+// step applies an event, tells of the result, keeps it, and makes the work that of the plan. The lock is held.
+func (r *Runner) step(e event) error {
+	now := r.now()
+	c := r.config(now)
+	next, err := step(r.state, e, now, &c)
+	r.state = next
+	r.tell()
+	r.forgotten.Store(next.Forgotten)
+	plan := next.plan(now, &c)
+	// Readiness and the node record do not wait for a disk: each step may be begun again.
+	r.publish(now, &c, plan)
+	was := r.unsaved
+	if r.save(); r.unsaved != was {
+		r.publish(now, &c, plan)
+	}
+	r.tellTrouble()
+	r.follow(plan, now)
+	return err
+}
+
+// tell logs what a step noted, and queues its events.
+func (r *Runner) tell() {
+	for _, n := range r.state.notes {
+		text := n.String()
+		r.log.Info(n.text, n.attrs...)
+		r.notes = append(r.notes, Note{At: time.Now().Round(0), Text: text})
+	}
+	r.notes = r.notes[max(0, len(r.notes)-maxNotes):]
+	for _, e := range r.state.history {
+		if r.o.Event == nil {
+			continue
+		}
+		select {
+		case r.events <- e:
+			r.unwritten.Add(1)
+		default:
+			r.log.Warn("event dropped: too many are pending", "kind", e.Kind)
+		}
+	}
+	r.state.notes, r.state.history = nil, nil
+}
+
+// tellTrouble logs what does not go well, once a minute for each kind, and the end of that.
+func (r *Runner) tellTrouble() {
+	for about, text := range r.state.trouble {
+		w := r.warned[about]
+		if (!w.open || w.text != text) && (w.at.IsZero() || time.Since(w.at) >= troubleEvery) {
+			w = warned{at: time.Now(), open: true}
+			r.log.Warn("drain step failed, retrying", "step", about, "error", text)
+		}
+		w.text = text
+		r.warned[about] = w
+	}
+	for about, w := range r.warned {
+		if w.open && r.state.trouble[about] == "" {
+			w.open = false
+			r.warned[about] = w
+			r.log.Info("drain step works again", "step", about)
+		}
+	}
+}
+
+// publish shows the state to readers.
+func (r *Runner) publish(now Instant, c *config, p plan) {
+	changed := r.changed
+	r.changed = make(chan struct{})
+	v := r.viewOf(now, c, p)
+	r.view.Store(&v)
+	w := r.state.record(now, c)
+	w.changed = r.changed
+	r.record.Store(&w)
+	close(changed)
+}
+
+// save writes the record if it has changed.
+func (r *Runner) save() {
+	d := document{Boot: r.boot, Start: time.Time(r.clock), Hardware: r.o.Hardware, state: r.state}
+	data, err := d.encode()
+	if err == nil && (!bytes.Equal(data, r.saved) || (data == nil) != (r.saved == nil)) {
+		if data == nil {
+			err = r.o.Files.RemoveFile(RecordPath)
+		} else {
+			err = r.o.Files.WriteFile(RecordPath, data, 0o600, 0o700)
+		}
+		if err == nil {
+			r.saved = data
+		}
+	}
+	text := ""
+	if err != nil {
+		text = "a restart of the agent would forget this drain: " + err.Error()
+	}
+	r.unsaved = err != nil
+	r.state.setTrouble(troubleRecord, text)
+}
+
+// follow starts the work of the plan, and ends all other. The lock is held.
+func (r *Runner) follow(p plan, now Instant) {
+	if r.ctx == nil {
+		return
+	}
+	wanted := map[string]func(context.Context){}
+	if p.Count {
+		wanted[map[bool]string{false: "count", true: "last count"}[p.LastCount]] = func(ctx context.Context) { r.count(ctx, p.LastCount) }
+	}
+	if p.Stop {
+		wanted["stop"] = r.stop
+	}
+	if p.Prove {
+		wanted["prove "+r.state.Start.ID] = func(ctx context.Context) { r.prove(ctx, p.Start) }
+	}
+	for launching, find := range p.FindHooks {
+		if find {
+			settings, notBefore := r.state.settings, r.state.askNotBefore
+			wanted[fmt.Sprint("find ", launching, settings)] = func(ctx context.Context) { r.discover(ctx, launching, settings, notBefore) }
+		}
+	}
+	for _, w := range p.Hooks {
+		wanted[string(w.op)+" "+hookKey(w.Hook)] = func(ctx context.Context) { r.callHook(ctx, w.Hook, w.op) }
+	}
+	for key, cancel := range r.work {
+		if wanted[key] == nil {
+			cancel()
+			delete(r.work, key)
+		}
+	}
+	for key, do := range wanted {
+		if r.work[key] == nil {
+			ctx, cancel := context.WithCancel(r.ctx)
+			r.work[key] = cancel
+			r.workers.Go(func() { do(ctx) })
+		}
+	}
+	wake := p.WakeAt
+	if retry := now.Add(unsavedEvery); r.unsaved && (wake == 0 || retry < wake) {
+		wake = retry
+	}
+	if r.timer != nil {
+		r.timer.Stop()
+		r.timer = nil
+	}
+	if wake != 0 {
+		r.timer = time.AfterFunc(wake.Sub(now), func() { _ = r.observe(passed{}) })
+	}
+	if p.Exit {
+		r.end()
+	}
+}
+
+// Run does what notices ask for until ctx ends, or until the node is drained for a shutdown: then it returns nil while the
+// machine shuts down. It runs once.
+func (r *Runner) Run(ctx context.Context) error {
+	if r.ran.Swap(true) {
+		return errors.New("this lifecycle runner has run already")
+	}
+	events, stopEvents := context.WithCancel(context.WithoutCancel(ctx))
+	var last sync.WaitGroup
+	last.Go(func() { r.writeEvents(events) })
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
+	r.workers.Go(func() { r.logProgress(ctx) })
+	r.mu.Lock()
+	r.ctx, r.end = ctx, cancel
+	_ = r.step(passed{})
+	r.mu.Unlock()
+	if r.o.Watcher != nil {
+		r.workers.Go(func() { r.o.Watcher.Watch(ctx, r.report) })
+	}
+	<-ctx.Done()
+	r.mu.Lock()
+	r.ctx = nil // nothing more is started
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	r.mu.Unlock()
+	r.workers.Wait()
+	r.flush(ctx)
+	stopEvents()
+	last.Wait()
+	return nil
+}
+
+// report takes everything that is in force for a topic.
+func (r *Runner) report(topic string, current []cloud.Notice) {
+	r.unknownSignals(topic, current)
+	r.logIgnored(r.observe(reported{topic, current}), topic)
+}
+
+// unknownSignals logs each signal once that this version does not know.
+func (r *Runner) unknownSignals(topic string, current []cloud.Notice) {
+	for _, n := range current {
+		id := boundedID(n.ID)
+		r.mu.Lock()
+		_, logged := r.warned[id]
+		if n.Kind == cloud.Unknown && !logged && len(r.warned) < 2*maxNotices {
+			r.warned[id] = warned{}
+			r.log.Warn("unknown cloud signal ignored", "topic", topic, "signal", n.Reason)
+		}
+		r.mu.Unlock()
+	}
+}
+
+func (r *Runner) logIgnored(err error, id string) {
+	if err != nil {
+		r.log.Info("notice ignored", "notice", id, "error", err)
+	}
+}
+
+// Notice takes the notice of an event, or of a shutdown. It may come twice, late, or contradict another.
+func (r *Runner) Notice(n Notice) { r.logIgnored(r.observe(noticed{n}), n.ID) }
+
+// Drain drains this node for the operator. A second request is the same drain; its deadline, if it has one, replaces the first. It
+// fails with [ErrNotJoined] or [ErrLeft].
+func (r *Runner) Drain(req DrainRequest) error { return r.observe(drainRequested{req}) }
+
+// Undrain cancels a drain, until the server is being stopped: then it is [ErrTooLate]. It overrules the cloud's notices until the
+// cloud withdraws them. If the node record drains and this node does not, the record is corrected. It fails with [ErrNotJoined] or
+// [ErrNotDraining], too.
+func (r *Runner) Undrain(who string, row cluster.State) error {
+	return r.observe(drainCancelled{who, row})
+}
+
+// Forget ends a drain that is over, because this machine joins, or has joined, again. While a drain is under way it is [ErrBusy];
+// its end finds out whether the machine was joined after the stop.
+func (r *Runner) Forget(joining bool) error { return r.observe(joinSeen{joining}) }
+
+// Forgotten reports whether a drain was forgotten whose end the node record may not show, until Settled.
+func (r *Runner) Forgotten() bool { return r.forgotten.Load() }
+
+// Settled reports that the node record shows what this node does. It does not wait for a disk.
+func (r *Runner) Settled() {
+	if r.forgotten.Swap(false) {
+		go func() { _ = r.observe(recordSettled{}) }()
+	}
+}
+
+// Unsaid reports that the node record may have lost what was written, for example if it was removed. It does not wait for a disk.
+func (r *Runner) Unsaid() { go func() { _ = r.observe(recordUnknown{}) }() }
+
+// Reconsider asks again for the hooks: the settings were read again.
+func (r *Runner) Reconsider() { _ = r.observe(settingsRead{}) }
+
+// pendingHook returns a hook as it is called now; false if the call is not wanted any more.
+func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	c := r.config(now)
+	a := r.state.hook(h)
+	if a == nil || r.state.hookOp(a, now, &c) != op {
+		return Hook{}, false
+	}
+	call = a.Hook
+	call.Limit, call.Parking = c.Wall.time(a.Limit), r.state.leaving() && r.state.goal(now, &c) == GoalPark
+	return call, true
+}
+
+// count counts the sessions, at once and then in intervals; the last count is made once.
+func (r *Runner) count(ctx context.Context, last bool) {
+	for {
+		limit := max(sampleTime, r.o.SampleInterval)
+		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
+			limit = min(limit, left) // what it has found by then counts
+		}
+		if last {
+			limit = lastCountTime
+		}
+		next := time.Now().Add(r.o.SampleInterval)
+		bound, cancel := context.WithTimeout(ctx, limit)
+		sessions, err := r.o.Node.Sessions(bound)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		_ = r.observe(counted{sessions, err})
+		if last || !r.pauseExactly(ctx, time.Until(next)) {
+			return
+		}
+	}
+}
+
+func (r *Runner) stopTime() time.Duration {
+	if r.o.StopTime == nil {
+		return defaultStopTime
+	}
+	if d := r.o.StopTime(); d > 0 {
+		return d
+	}
+	return defaultStopTime
+}
+
+// maxStopPause is the longest pause between two tries to stop a server that does not end.
+const maxStopPause = time.Minute
+
+// stop stops the server, and retries that for ever. After its time the cloud is not kept waiting.
+func (r *Runner) stop(ctx context.Context) {
+	r.mu.Lock()
+	now := r.now()
+	c := r.config(now)
+	limit := r.state.stepTime(r.stopTime(), 2*time.Second, now, &c)
+	failed := r.state.Phase == StopFailed
+	r.mu.Unlock()
+	for pause := time.Second; ; {
+		bound, cancel := context.WithTimeout(ctx, limit)
+		err := r.tryStop(bound, &pause, failed)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil, errors.Is(err, ErrNotManaged):
+			_ = r.observe(serverStopped{unmanaged: err != nil})
+			return
+		}
+		_ = r.observe(stopFailed{err, true})
+		failed, limit = true, r.stopTime()
+	}
+}
+
+// tryStop stops the server until bound ends.
+func (r *Runner) tryStop(bound context.Context, pause *time.Duration, failed bool) error {
+	for {
+		err := r.o.Node.StopServer(bound)
+		if err == nil || errors.Is(err, ErrNotManaged) {
+			return err
+		}
+		_ = r.observe(stopFailed{err, false})
+		if !sleep(bound, *pause, nil) {
+			return err
+		}
+		if failed {
+			*pause = min(2**pause, maxStopPause)
+		}
+	}
+}
+
+// pause waits, with some jitter.
+func (r *Runner) pause(ctx context.Context, d time.Duration) bool {
+	return sleep(ctx, time.Duration((0.8+0.4*r.o.Rand())*float64(d)), nil)
+}
+
+func (r *Runner) pauseExactly(ctx context.Context, d time.Duration) bool { return sleep(ctx, d, nil) }
+
+func (r *Runner) jitter(d time.Duration) time.Duration {
+	return time.Duration((0.5 + r.o.Rand()/2) * float64(d))
+}
+
+// sleep waits for d, ctx or wake; false is that ctx ended.
+func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-wake:
+	case <-timer.C:
+	}
+	return ctx.Err() == nil
+}

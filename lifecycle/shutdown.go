@@ -1,0 +1,95 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// LoadDeparture returns what a drain of this boot recorded, for the process that deregisters after the server has stopped; nil if
+// there is no such drain.
+func LoadDeparture(files Files, boot string) (*Departure, error) {
+	d, err := load(files)
+	if err != nil || d == nil || !d.leaving() || d.Boot != "" && boot != "" && d.Boot != boot {
+		return nil, err
+	}
+	if d.Departure == nil { // the drain was killed, so the sessions were not counted
+		return heaviest(d.Notices).departure(d.Repair), nil
+	}
+	return d.Departure, nil
+}
+
+// CompletePending completes the hooks of a drain that the shutdown of the machine interrupted: one attempt, and only if a hook
+// waits. It is for the process that deregisters after the server has stopped. A hook that other machines wait behind is left to
+// the last of them.
+func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Filter, p Peers, log *slog.Logger) error {
+	d, err := load(files)
+	if err != nil || d == nil || c == nil {
+		return err
+	}
+	s := &d.state
+	if goalOf(heaviest(s.Notices).Kind) < GoalPark || !s.leaving() {
+		return nil
+	}
+	var errs []error
+	if err := s.verify(ctx, c, f, d.wall()); err != nil {
+		errs = append(errs, fmt.Errorf("asking for the hook that waits: %w", err))
+	}
+	for i := range s.Hooks {
+		a := &s.Hooks[i]
+		if a.Hook.Launching || a.End != "" || !a.isOurs() {
+			continue
+		}
+		h := a.Hook
+		h.Limit = d.wall().time(a.Limit)
+		err := alone(ctx, p, h)
+		if err == nil {
+			err = c.Complete(ctx, h)
+		}
+		switch {
+		case err == nil:
+			log.Info("hook completed", "hook", h.Name)
+		case errors.Is(err, errOthers):
+			log.Info("hook is left to the last of its machines", "hook", h.Name, "error", err)
+		case errors.Is(err, cloud.ErrGone), errors.Is(err, cloud.ErrNotWaiting):
+			log.Info("hook does not wait", "hook", h.Name, "error", err)
+		default:
+			errs = append(errs, fmt.Errorf("completing hook %s: %w", h.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// verify finds out which hooks of the end of the machine are ours. It asks the cloud if drain.json does not say it.
+func (s *state) verify(ctx context.Context, c cloud.Hooks, f cloud.Filter, wall wallClock) error {
+	ask := len(s.Hooks) == 0 && s.asks() && !s.NoHook
+	for i := range s.Hooks {
+		a := &s.Hooks[i]
+		a.verified = len(f) == 0 && a.Extended != 0
+		ask = ask || !a.Hook.Launching && a.End == "" && !a.isOurs()
+	}
+	if !ask {
+		return nil
+	}
+	found, err := f.Find(ctx, c, false)
+	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
+		if len(s.Hooks) == 0 {
+			return err
+		}
+		s.believe(false, func(a *hook) bool { return a.verified || len(f) == 0 || f.Match(a.Hook) })
+		return nil
+	}
+	for _, h := range found {
+		s.learn(h, wall.instant(h.Limit), "", 0)
+		if a := s.hook(h); a != nil {
+			a.verified = true
+		}
+	}
+	return err
+}

@@ -1,0 +1,432 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+)
+
+// config is what a step depends on besides the state.
+type config struct {
+	// Joined reports whether the machine is a node, JoinedAt when the last join ended.
+	Joined   bool
+	JoinedAt time.Time
+	Role     string
+	// Budget is how long sessions are waited for. It is not Final while an instance tag may still change it.
+	Budget time.Duration
+	Final  bool
+	// Hooks: the cloud has hooks. Proves: a launch can be proved.
+	Hooks, Proves bool
+	Sample        time.Duration // from one count to the next
+	Wall          wallClock
+	// NoneBefore: the last count before the drain, a moment ago, found no session.
+	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
+}
+
+const (
+	// reserveTime is kept of the cloud's time for stopping, deregistering and completing: the server takes some 17 s to end
+	// with streams on it, the rest a second each.
+	reserveTime = 30 * time.Second
+	// shutdownReserve is the same if systemd stops the server.
+	shutdownReserve = time.Second
+	// announceTime bounds the wait for the node record before sessions are counted; announceNobodyTime is for a machine that
+	// shuts down without sessions.
+	announceTime       = 2 * time.Second
+	announceNobodyTime = 500 * time.Millisecond
+	// deregisterTime bounds the wait for the node record after the stop.
+	deregisterTime = 10 * time.Second
+	// uncountableTime is how long a machine that shuts down waits for sessions that cannot be counted.
+	uncountableTime = 2 * time.Minute
+	// lastCountTime is how long a stop at the deadline waits for a count.
+	lastCountTime = time.Second
+	// proveTime is after what a start has failed.
+	proveTime = 10 * time.Minute
+	// idleHookTime is how long a hook is asked for that may not exist for what happens: detach, standby, most launches.
+	idleHookTime = 10 * time.Minute
+	// parkedHookTime is longer than a load balancer takes to release a machine, which precedes the wait of a pool's hook.
+	parkedHookTime = 2 * time.Hour
+	// longestTimeout is the longest time that a cloud lets a hook wait without a heartbeat: AWS 2 h, Alibaba Cloud 6 h.
+	longestTimeout = 6 * time.Hour
+	// spotTime is the longest notice of a spot machine. In its last minutes a machine gets no new sessions.
+	spotTime = 5 * time.Minute
+)
+
+// How many counts in a row must find no session. An HLS player may be between two connections at one moment.
+const (
+	zerosNeeded        = 2
+	zerosByConnections = 10
+)
+
+// event is something that was observed. It changes facts; the transitions follow from these.
+type event interface {
+	apply(s *state, now Instant, c *config) error
+}
+
+// step applies an event and every transition that follows from it. It reads no clock and does no I/O.
+func step(s state, ev event, now Instant, c *config) (state, error) {
+	s = s.clone()
+	err := ev.apply(&s, now, c)
+	s.update(now, c)
+	for i := 0; i < len(transitions); i++ {
+		if t := transitions[i]; t.from == s.Phase && t.when(&s, now, c) {
+			s.Phase, s.Entered = t.to, now
+			if t.do != nil {
+				t.do(&s, now, c)
+			}
+			s.update(now, c)
+			i = -1 // the first that applies now
+		}
+	}
+	return s, err
+}
+
+type transition struct {
+	from, to Phase
+	why      string // for docs/drain.md
+	when     func(*state, Instant, *config) bool
+	do       func(*state, Instant, *config)
+}
+
+// transitions is the whole machine: the first that applies is taken.
+var transitions = []transition{
+	{Serving, Announcing, "a notice is due", joinedAndDue, begin},
+	{Serving, Completing, "a machine that has not joined leaves", neverJoined, begin},
+	{Announcing, Serving, "no notice is due any more", nothingDue, serveAgain},
+	{Announcing, Draining, "the record says draining, or 2 s have passed, or the deadline", announced, nil},
+	{Draining, Serving, "no notice is due any more", nothingDue, serveAgain},
+	{Draining, Down, "no session is left, or the deadline; the machine shuts down", drainedForShutdown, recordDeparture},
+	{Draining, Done, "no session is left, or the deadline; the machine reboots", drainedForReboot, drainedBeforeReboot},
+	{Draining, Stopping, "no session is left, or the deadline", drained, recordDeparture},
+	{Stopping, Deregistering, "the server has ended", stopped, deregister},
+	{StopFailed, Deregistering, "the server has ended", stopped, deregister},
+	{Deregistering, Completing, "the record says left, or 10 s have passed", deregistered, nil},
+	{Completing, Announcing, "the machine has joined after all", joinedAfterAll, begin},
+	{Completing, Done, "no hook waits, or none can be completed", hooksSettled, finish},
+	{Done, Serving, "the machine was joined again", rejoined, forgetDrain},
+	{Done, Announcing, "a notice above the reboot is due", aboveReboot, begin},
+	{Done, Serving, "no reboot is due any more", rebootWithdrawn, serveAgain},
+	{Done, Completing, "a hook waits", hookWaits, nil},
+	{Done, Resuming, "the group has the parked machine in service again", backInService, resume},
+	{Resuming, Announcing, "a notice is due", joinedAndDue, begin},
+	{Resuming, Completing, "a machine that has not joined leaves", neverJoined, begin},
+	{Resuming, Serving, "the node is seen in the cluster", proved, nil},
+}
+
+// update derives facts from others.
+func (s *state) update(now Instant, c *config) {
+	for i := range s.Notices {
+		if n := &s.Notices[i]; s.leaving() && n.inForce() && s.dueAt(*n, c) <= now {
+			n.Begun = true
+		}
+	}
+	if s.leaving() && s.Budget == 0 && c.Final {
+		s.Budget = c.Budget
+	}
+	switch late := s.isLate(now, c); {
+	case s.Phase != Draining:
+		s.lastCount = 0
+		delete(s.trouble, troubleSessions)
+	case !late:
+		s.lastCount = 0
+	case s.lastCount == 0 && !s.counted(now, c):
+		// The departure record needs the number of sessions that the stop cuts.
+		s.lastCount = now
+	}
+	if len(s.Notices) < maxNotices {
+		s.setTrouble(troubleNotices, "")
+	}
+	s.updateStart(now, c)
+}
+
+// counted reports whether the last count shows which sessions there are now.
+func (s *state) counted(now Instant, c *config) bool {
+	return s.sessions != nil && now.Sub(s.countedAt) <= 2*c.Sample+time.Second
+}
+
+func (s *state) isLate(now Instant, c *config) bool { return s.deadline(c).reached(now) }
+
+// none reports whether enough counts found no session.
+func (s *state) none() bool {
+	if s.sessions != nil && s.sessions.By == cluster.CountedByConnections {
+		return s.zeros >= zerosByConnections
+	}
+	return s.zeros >= zerosNeeded
+}
+
+func (s *state) uncountableTooLong(now Instant) bool {
+	n := s.has(Shutdown)
+	return n != nil && s.uncountableSince != 0 && max(s.uncountableSince, n.Received).Add(uncountableTime).reached(now)
+}
+
+func joinedAndDue(s *state, now Instant, c *config) bool { return c.Joined && s.goal(now, c) > NoGoal }
+
+func neverJoined(s *state, now Instant, c *config) bool {
+	return !c.Joined && s.goal(now, c) >= GoalPark
+}
+
+func nothingDue(s *state, now Instant, c *config) bool { return s.goal(now, c) == NoGoal }
+
+func announced(s *state, now Instant, c *config) bool {
+	limit := announceTime
+	if s.noneBefore(c) {
+		limit = announceNobodyTime
+	}
+	return s.Have == cluster.StateDraining || s.Entered.Add(limit).reached(now) || s.isLate(now, c)
+}
+
+// noneBefore reports whether a machine that shuts down had no session before, either.
+func (s *state) noneBefore(c *config) bool {
+	return s.has(Shutdown) != nil && c.NoneBefore != nil && c.NoneBefore(func(n cluster.Sessions) (int, bool) { return s.left(n, c) })
+}
+
+func drained(s *state, now Instant, c *config) bool {
+	if s.isLate(now, c) && !s.none() {
+		return s.counted(now, c) || s.lastCount.Add(lastCountTime).reached(now)
+	}
+	return s.none() || s.uncountableTooLong(now)
+}
+
+func drainedForShutdown(s *state, now Instant, c *config) bool {
+	return drained(s, now, c) && s.has(Shutdown) != nil
+}
+
+func drainedForReboot(s *state, now Instant, c *config) bool {
+	return drained(s, now, c) && s.goal(now, c) == GoalReboot
+}
+
+func stopped(s *state, _ Instant, _ *config) bool { return s.StoppedAt != 0 }
+
+func deregistered(s *state, now Instant, c *config) bool {
+	return s.Have == cluster.StateLeft || s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered, c)).reached(now)
+}
+
+func joinedAfterAll(s *state, _ Instant, c *config) bool { return s.NeverJoined && c.Joined }
+
+// returning reports whether a machine that is being parked is in service again.
+func (s *state) returning(now Instant, c *config) bool {
+	return s.Goal == GoalPark && len(s.due(now, c)) == 0
+}
+
+func hooksSettled(s *state, now Instant, c *config) bool {
+	return s.settled(now, c) || s.goal(now, c) == GoalPark && (s.Entered.Add(idleHookTime).reached(now) || s.returning(now, c))
+}
+
+func hookWaits(s *state, now Instant, c *config) bool {
+	return s.goal(now, c) == GoalLeave && !s.settled(now, c)
+}
+
+func rejoined(s *state, _ Instant, c *config) bool {
+	if s.StoppedAt == 0 || c.JoinedAt.IsZero() {
+		return false
+	}
+	if s.JoinedAt.IsZero() { // it could not be read then
+		return c.Wall.instant(c.JoinedAt) > s.StoppedAt
+	}
+	return !c.JoinedAt.Equal(s.JoinedAt)
+}
+
+func aboveReboot(s *state, now Instant, c *config) bool {
+	return s.Goal == GoalReboot && s.goal(now, c) > GoalReboot
+}
+
+func rebootWithdrawn(s *state, now Instant, c *config) bool {
+	return s.Goal == GoalReboot && s.goal(now, c) == NoGoal
+}
+
+func backInService(s *state, now Instant, c *config) bool { return s.returning(now, c) }
+
+func proved(s *state, _ Instant, _ *config) bool { return s.Start == nil || s.Start.Proved != 0 }
+
+// begin begins a drain.
+func begin(s *state, now Instant, c *config) {
+	if s.Start != nil {
+		s.note("start given up: the machine leaves")
+		if s.Start = nil; s.goal(now, c) != GoalPark { // its hook may be the one that waits for the parking
+			s.NoLaunchHook = false
+			s.dropHooks(true)
+		}
+	}
+	s.observed.reset()
+	s.handled, s.cancelledBy, s.othersHooks = nil, "", ""
+	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = NoGoal, now, 0, c.Role, 0
+	s.StoppedAt, s.Departure, s.NeverJoined = 0, nil, !c.Joined
+	s.update(now, c)
+	cause := s.cause(now, c)
+	details := map[string]string{"kind": string(cause.Kind)}
+	if s.NeverJoined {
+		s.Goal = s.goal(now, c)
+		s.note("node never joined: completing its hook without draining")
+		details["joined"] = "never"
+	} else {
+		s.Want, s.Have = cluster.StateDraining, ""
+		details["deadline"] = c.Wall.time(s.deadline(c)).UTC().Format(time.RFC3339)
+	}
+	s.history = append(s.history, cause.event("drain", details))
+}
+
+func (o *observed) reset() {
+	o.sessions, o.countedAt, o.uncountableSince, o.zeros, o.lastCount = nil, 0, 0, 0, 0
+	for _, about := range []string{troubleStop, troubleStart, troubleDiscover, troubleHeartbeat, troubleComplete} {
+		delete(o.trouble, about)
+	}
+}
+
+func serveAgain(s *state, _ Instant, _ *config) {
+	who := cmp.Or(s.cancelledBy, "the cloud")
+	s.note("node serves again", "cancelled by", who)
+	s.history = append(s.history, cluster.Event{Kind: "undrain", Who: who, Why: map[bool]string{true: "cancelled", false: "withdrawn"}[s.cancelledBy != ""]})
+	s.observed.reset()
+	s.Goal, s.Began, s.Departure, s.Repair, s.NoHook, s.othersHooks = NoGoal, 0, nil, false, false, ""
+	s.Want, s.Have = cluster.StateActive, ""
+	s.dropHooks(false)
+}
+
+// recordDeparture records which sessions the stop cuts.
+func recordDeparture(s *state, now Instant, c *config) {
+	s.Goal, s.Deadline = max(s.Goal, s.goal(now, c)), s.deadline(c)
+	why := "no session is left"
+	switch {
+	case s.none():
+	case s.isLate(now, c):
+		why = "deadline reached"
+	default:
+		why = "sessions could not be counted for " + uncountableTime.String() + ", and the machine shuts down"
+	}
+	var left, by string
+	if s.sessions != nil && !s.none() {
+		left = s.sessions.Left()
+	}
+	if list := s.timeline(c); len(list) > 0 && s.isLate(now, c) {
+		by = list[0].by
+	}
+	s.note(why, "sessions", left, "deadline of", by)
+	s.Departure = s.cause(now, c).departure(s.Repair)
+	if s.sessions != nil && s.counted(now, c) {
+		sessions := *s.sessions
+		s.Departure.Sessions = &sessions
+		if n, known := s.left(sessions, c); known {
+			if s.role(c) == "edge" && sessions.Publishers != nil {
+				n += *sessions.Publishers
+			}
+			s.Departure.Cut = &n
+		}
+	}
+	if s.Phase == Down {
+		s.recordEnd("the machine shuts down", now, c)
+	}
+}
+
+func drainedBeforeReboot(s *state, now Instant, c *config) {
+	recordDeparture(s, now, c)
+	s.Departure = nil
+	s.recordEnd("drained", now, c)
+}
+
+// recordEnd writes the end of the drain into the cluster's history.
+func (s *state) recordEnd(result string, now Instant, c *config) {
+	e := s.cause(now, c).event("drained", map[string]string{"result": result})
+	if s.Departure != nil && s.Departure.Cut != nil {
+		n := int64(*s.Departure.Cut)
+		e.Cut = &n
+	}
+	s.history = append(s.history, e)
+}
+
+func deregister(s *state, _ Instant, c *config) {
+	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", c.JoinedAt
+	s.setTrouble(troubleStop, "")
+}
+
+// finish ends a drain.
+func finish(s *state, now Instant, c *config) {
+	s.Goal = max(s.Goal, s.goal(now, c))
+	// A hook that does not answer, or does not wait yet, is asked further, unless nothing can wait for this any more.
+	over := s.NeverJoined || s.returning(now, c) || s.pooled(now, c)
+	for i := range s.Hooks {
+		if a := &s.Hooks[i]; a.End == "" && s.Goal == GoalPark && (over || a.Hook.Launching) && a.completionDenied == "" {
+			s.leaveHook(a)
+		}
+	}
+	result := "left"
+	if s.Goal == GoalPark {
+		result = "parked"
+	}
+	if s.NeverJoined {
+		s.Departure = s.cause(now, c).departure(false)
+	}
+	if s.Want != cluster.StateLeft {
+		s.Want, s.Have = cluster.StateLeft, ""
+	}
+	if s.Have != s.Want {
+		s.note("node record could not be updated; it is when MongoDB is back")
+	}
+	s.note("drain done", "result", result)
+	s.recordEnd(result, now, c)
+}
+
+func (s *state) leaveHook(a *hook) {
+	a.End = EndLeft
+	s.setTrouble(troubleComplete, "")
+	s.note("hook does not wait for this machine", "hook", a.Hook.Name)
+}
+
+func resume(s *state, now Instant, c *config) {
+	s.note("parked machine serves again")
+	s.history = append(s.history, cluster.Event{Kind: "resume", Who: s.cause(now, c).Who, Why: "in service again"})
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == GoalReboot })
+	s.reset()
+	// What waited has been completed, or waits no more; the hook of the start is asked for again.
+	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return !a.Hook.Launching || a.End != "" })
+	s.Start = &start{ID: "resume", Since: now, Server: true}
+}
+
+// reset forgets a drain that is over; the session writes the node record.
+func (s *state) reset() {
+	s.observed.reset()
+	s.Goal, s.Began, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = NoGoal, 0, 0, time.Time{}, nil, false
+	s.NeverJoined, s.NoHook, s.NoLaunchHook, s.othersHooks = false, false, false, ""
+	s.Want, s.Have, s.Forgotten = "", "", true
+}
+
+// forgetDrain ends a drain because the machine was joined again. Notices stay that came since it began, or are announced for
+// later: who joined knew only what the drain was for.
+func forgetDrain(s *state, now Instant, c *config) {
+	never := s.NeverJoined && s.goal(now, c) > NoGoal
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool {
+		switch {
+		case !n.inForce():
+			return true
+		case never, c.Joined && s.outlasts(n, now, c):
+			return false
+		case n.Kind == Park:
+			// The cloud reports it again to the next run of the daemon.
+			s.overrule(n.ID, true)
+		}
+		return true
+	})
+	s.note("machine was joined again")
+	hooks, none := s.Hooks, s.NoHook
+	s.reset()
+	s.Hooks = nil
+	if s.asks() || slices.ContainsFunc(hooks, func(a hook) bool { return s.notice(a.Notice) != nil }) {
+		s.Hooks, s.NoHook = hooks, none // the cloud has been answered
+	}
+}
+
+func (s *state) outlasts(n notice, now Instant, c *config) bool {
+	ends := n.Kind == Shutdown ||
+		(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot) && s.dueAt(n, c) > s.Began
+	return ends || !s.isDue(n, now, c)
+}
+
+func (s *state) overrule(id string, rejoined bool) {
+	s.Overruled = append(s.Overruled, overruled{ID: id, Rejoined: rejoined})
+	if n := len(s.Overruled); n > maxOverruled {
+		s.Overruled = slices.Delete(s.Overruled, 0, n-maxOverruled)
+	}
+}

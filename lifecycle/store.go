@@ -1,0 +1,165 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
+)
+
+// RecordPath is the file of a drain, below the root.
+const RecordPath = "/var/lib/amsagent/drain.json"
+
+const recordVersion = 2
+
+// Files keeps the file of a drain. [conf.Store] does.
+type Files interface {
+	Read(path string) (conf.File, error)
+	WriteFile(path string, data []byte, mode, dirMode fs.FileMode) error
+	RemoveFile(path string) error
+}
+
+var _ Files = (*conf.Store)(nil)
+
+// document is drain.json. It holds no secret.
+type document struct {
+	Version int `json:"version"`
+	// Boot is the boot whose clock the moments are of, Start the wall time of its 0.
+	Boot  string    `json:"boot,omitempty"`
+	Start time.Time `json:"boot_time,omitzero"`
+	// Hardware is the machine that wrote this, see [Hardware]: a copy of its disk ignores it.
+	Hardware string `json:"hardware,omitempty"`
+	state
+}
+
+func (d *document) wall() wallClock { return wallClock(d.Start) }
+
+// load reads the drain of a former run of the daemon; nil if there is none.
+func load(files Files) (*document, error) {
+	f, err := files.Read(RecordPath)
+	if err != nil || !f.Exists() {
+		return nil, err
+	}
+	d := &document{}
+	if err := json.Unmarshal(f.Bytes, d); err != nil {
+		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
+	}
+	switch {
+	case d.Version == 0:
+		err = errors.New("no version")
+	case d.Version != recordVersion:
+		return nil, &conf.VersionError{Path: RecordPath, Version: d.Version}
+	case !slices.ContainsFunc(transitions, func(t transition) bool { return t.from == d.Phase || t.to == d.Phase }):
+		err = fmt.Errorf("unknown phase %q", d.Phase)
+	case d.leaving() && (len(d.Notices) == 0 || d.Began == 0):
+		err = errors.New("a drain without a reason")
+	case d.Goal < NoGoal || d.Goal > GoalLeave:
+		err = fmt.Errorf("unknown goal %d", d.Goal)
+	}
+	for _, n := range d.Notices {
+		if n.ID == "" || goalOf(n.Kind) == NoGoal {
+			err = fmt.Errorf("invalid notice %q of kind %q", n.ID, n.Kind)
+		}
+	}
+	for _, s := range []cluster.State{d.Want, d.Have} {
+		if s != "" && !s.Valid() {
+			err = fmt.Errorf("unknown state %q", s)
+		}
+	}
+	if err != nil {
+		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
+	}
+	return d, nil
+}
+
+// encode is the file's content, nil if there is nothing to keep.
+func (d *document) encode() ([]byte, error) {
+	if d.empty() {
+		return nil, nil
+	}
+	d.Version = recordVersion
+	var data bytes.Buffer
+	text := json.NewEncoder(&data)
+	text.SetEscapeHTML(false)
+	text.SetIndent("", "  ")
+	err := text.Encode(d)
+	return data.Bytes(), err
+}
+
+// restore continues with what was read, at the start of the daemon.
+func (d *document) restore(boot, hardware string, now Instant, c *config) state {
+	s := d.clone()
+	if d.Hardware != "" && hardware != "" && d.Hardware != hardware {
+		s = state{}.clone()
+		s.note("the recorded drain is that of another machine, of whose disk this is a copy; ignored")
+		return s
+	}
+	if boot == "" || d.Boot != boot {
+		return s.restoreAfterBoot(now, c)
+	}
+	// There may be other settings now, by which a hook is ours.
+	s.NoHook, s.NoLaunchHook = false, false
+	// The machine did not shut down. What is not due yet is reported again if it still holds.
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n, now, c) && n.inForce() })
+	if s.Phase == Down {
+		s.Phase, s.Entered = Draining, now
+	}
+	if s.Phase == Announcing || s.Phase == Draining {
+		s.Departure = nil
+	}
+	switch {
+	case s.leaving() && len(s.Notices) == 0:
+		serveAgain(&s, now, c)
+		s.Phase = Serving
+	case s.leaving() && s.Phase != Done:
+		s.note("continuing the drain", "began", c.Wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
+	}
+	return s
+}
+
+// restoreAfterBoot keeps that the cloud terminates the machine, and nothing else: a machine that was drained, parked or rebooted
+// serves again by being started.
+func (s state) restoreAfterBoot(now Instant, c *config) state {
+	next := state{}.clone()
+	for _, o := range s.Overruled {
+		if o.Rejoined {
+			next.Overruled = append(next.Overruled, o)
+		}
+	}
+	drained := s.leaving()
+	switch s.Phase {
+	case Serving, Resuming, Announcing, Draining, Down:
+		next.Repair, next.Forgotten = s.Repair && drained, false
+		for _, n := range s.Notices {
+			if n.Kind == Terminate && n.inForce() {
+				n.Received, n.Deadline = now, 0
+				next.Notices = append(next.Notices, n)
+			}
+		}
+		for _, a := range s.Hooks {
+			if a.End == "" && next.notice(a.Notice) != nil {
+				next.Hooks = append(next.Hooks, hook{Hook: a.Hook, Notice: a.Notice, Since: now})
+			}
+		}
+		if s.Start != nil {
+			next.Start = &start{ID: s.Start.ID, Since: now}
+		}
+	case Stopping, StopFailed, Deregistering, Completing, Done:
+	}
+	if drained && len(next.Notices) == 0 {
+		next.note("the machine was started again: the drain before that is over")
+	}
+	if drained && len(next.Notices) > 0 {
+		next.note("the machine was started again, and is still terminated")
+	}
+	return next
+}
