@@ -590,8 +590,10 @@ func TestReadyKeepsUpWithDrain(t *testing.T) {
 func TestReadyAfterRestart(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
+		w.d.o.Machine = joinedMachine(w.t)
 		o := Lifecycle{New: lifecycle.NewRunner, Options: lifecycle.Options{
-			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir},
+			Files:  &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir},
+			Uptime: func() (string, time.Duration) { return "boot", time.Hour },
 		}}
 		l, err := newLife(w.d, o)
 		must.OK(w.t, err)
@@ -609,6 +611,15 @@ func TestReadyAfterRestart(t *testing.T) {
 			w.t.Errorf("%+v", r)
 		}
 	})
+}
+
+// joinedMachine is a machine that has joined.
+func joinedMachine(t *testing.T) *bootstrap.Machine {
+	root := t.TempDir()
+	name := filepath.Join(root, bootstrap.StateDir, "state.json")
+	must.OK(t, os.MkdirAll(filepath.Dir(name), 0o700))
+	must.OK(t, os.WriteFile(name, []byte(`{"version":1,"phase":"joined"}`), 0o600))
+	return &bootstrap.Machine{Root: root}
 }
 
 // A node that is made to join once more is a node meanwhile, with people on it.
