@@ -415,17 +415,14 @@ func (e serverStopped) apply(s *state, now Instant, _ *config) error {
 	return nil
 }
 
-func (e stopFailed) apply(s *state, now Instant, _ *config) error {
+func (e stopFailed) apply(s *state, _ Instant, _ *config) error {
 	if s.Phase != Stopping && s.Phase != StopFailed {
 		return nil
 	}
 	if e.err != nil {
 		s.setTrouble(troubleStop, "Ant Media Server cannot be stopped: "+e.err.Error())
 	}
-	if e.final && s.Phase == Stopping {
-		s.Phase, s.Entered = StopFailed, now
-		s.note("the server did not end in time; hooks are completed, the node record stays, and the stop is retried", "error", e.err)
-	}
+	s.stopOverdue = s.stopOverdue || e.final
 	return nil
 }
 

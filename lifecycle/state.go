@@ -102,6 +102,7 @@ type observed struct {
 	uncountableSince Instant
 	zeros            int
 	lastCount        Instant // when the count after the deadline began
+	stopOverdue      bool    // the time for the stop is over
 	askDenied        map[bool]string
 	askNotBefore     Instant
 	othersHooks      string // hooks of other programs alone wait for this machine

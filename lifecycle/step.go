@@ -26,6 +26,7 @@ type config struct {
 	Wall          wallClock
 	// NoneBefore: the last count before the drain, a moment ago, found no session.
 	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
+	taken      func(transition int) // for tests; nil is none
 }
 
 const (
@@ -75,6 +76,9 @@ func step(s state, ev event, now Instant, c *config) (state, error) {
 	for i := 0; i < len(transitions); i++ {
 		if t := transitions[i]; t.from == s.Phase && t.when(&s, now, c) {
 			s.Phase, s.Entered = t.to, now
+			if c.taken != nil {
+				c.taken(i)
+			}
 			if t.do != nil {
 				t.do(&s, now, c)
 			}
@@ -103,6 +107,7 @@ var transitions = []transition{
 	{Draining, Done, "no session is left, or the deadline; the machine reboots", drainedForReboot, drainedBeforeReboot},
 	{Draining, Stopping, "no session is left, or the deadline", drained, recordDeparture},
 	{Stopping, Deregistering, "the server has ended", stopped, deregister},
+	{Stopping, StopFailed, "it does not end in time", stopOverdue, failStop},
 	{StopFailed, Deregistering, "the server has ended", stopped, deregister},
 	{Deregistering, Completing, "the record says left, or 10 s have passed", deregistered, nil},
 	{Completing, Announcing, "the machine has joined after all", joinedAfterAll, begin},
@@ -201,6 +206,12 @@ func drainedForReboot(s *state, now Instant, c *config) bool {
 
 func stopped(s *state, _ Instant, _ *config) bool { return s.StoppedAt != 0 }
 
+func stopOverdue(s *state, _ Instant, _ *config) bool { return s.stopOverdue }
+
+func failStop(s *state, _ Instant, _ *config) {
+	s.note("the server did not end in time; hooks are completed, the node record stays, and the stop is retried")
+}
+
 func deregistered(s *state, now Instant, c *config) bool {
 	return s.Have == cluster.StateLeft || s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered, c)).reached(now)
 }
@@ -270,7 +281,7 @@ func begin(s *state, now Instant, c *config) {
 }
 
 func (o *observed) reset() {
-	o.sessions, o.countedAt, o.uncountableSince, o.zeros, o.lastCount = nil, 0, 0, 0, 0
+	o.sessions, o.countedAt, o.uncountableSince, o.zeros, o.lastCount, o.stopOverdue = nil, 0, 0, 0, 0, false
 	for _, about := range []string{troubleStop, troubleStart, troubleDiscover, troubleHeartbeat, troubleComplete} {
 		delete(o.trouble, about)
 	}

@@ -1,0 +1,275 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+var update = flag.Bool("update", false, "rewrite the table of docs/drain.md")
+
+// history is a random sequence of events of one machine.
+type history struct {
+	t   *testing.T
+	rng *rand.Rand
+	s   state
+	c   config
+	now Instant
+	// sources are what the cloud reports, by topic.
+	sources map[string][]cloud.Notice
+	steps   int
+}
+
+func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	return &history{
+		t: t, rng: rng, now: Instant(time.Hour), s: state{}.clone(), sources: map[string][]cloud.Notice{},
+		c: config{
+			Joined: rng.IntN(5) > 0, Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
+			Hooks: rng.IntN(4) > 0, Proves: rng.IntN(4) > 0, Sample: time.Second,
+			Wall: wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)), taken: taken,
+		},
+	}
+}
+
+// do applies an event and holds to what must be so whatever happens.
+func (h *history) do(e event) error {
+	before := h.s
+	next, err := step(h.s, e, h.now, &h.c)
+	h.s = next
+	h.steps++
+	h.invariants(before, e, err)
+	return err
+}
+
+func (h *history) invariants(before state, e event, err error) {
+	s, now, c := &h.s, h.now, &h.c
+	fail := func(what string) {
+		h.t.Helper()
+		h.t.Errorf("%s\nafter %T %+v\nbefore %+v\nnow %+v", what, e, e, before, *s)
+	}
+	if s.Phase == Serving && c.Joined && s.goal(now, c) > NoGoal {
+		fail("ready although a notice is due")
+	}
+	if s.Want == cluster.StateLeft && s.StoppedAt == 0 && !s.NeverJoined {
+		fail("the record says left before the server has ended")
+	}
+	for i := range s.Hooks {
+		a := &s.Hooks[i]
+		reboot := s.Phase == Done && s.Goal == GoalReboot
+		if s.hookOp(a, now, c) == opComplete && !a.Hook.Launching && s.StoppedAt == 0 && !s.NeverJoined && !reboot && s.Phase != StopFailed {
+			fail("a hook is completed before the server has ended")
+		}
+	}
+	if _, ok := e.(drainCancelled); ok && err == nil && !before.reversible(before.goal(now, c)) {
+		fail("a drain was cancelled after the stop had begun")
+	}
+	if p := s.plan(now, c); p.Count != (s.Phase == Draining) || p.Stop && s.StoppedAt != 0 || p.WakeAt != 0 && p.WakeAt <= now {
+		fail(fmt.Sprintf("plan %+v", p))
+	}
+}
+
+func (h *history) pick(of ...event) event { return of[h.rng.IntN(len(of))] }
+
+// random is one of the events that can come now.
+func (h *history) random() event {
+	rng := h.rng
+	count := func() *int {
+		if rng.IntN(4) == 0 {
+			return nil
+		}
+		return p(rng.IntN(2))
+	}
+	look := func(topic string, kinds ...Kind) event {
+		var current []cloud.Notice
+		for _, kind := range kinds {
+			n := cloud.Notice{ID: topic + "/" + string(kind), Kind: kind, Past: rng.IntN(9) == 0}
+			if rng.IntN(2) == 0 {
+				n.At = h.c.Wall.time(h.now.Add(time.Duration(rng.IntN(int(3 * time.Hour)))))
+			}
+			if rng.IntN(3) == 0 {
+				n.Hook = &Hook{Provider: "p", Group: "g", Name: "drain", Fixed: rng.IntN(2) == 0, Timeout: time.Hour}
+			}
+			current = append(current, n)
+		}
+		h.sources[topic] = current
+		return reported{topic, current}
+	}
+	var known Hook
+	op := opNone
+	if n := len(h.s.Hooks); n > 0 {
+		a := &h.s.Hooks[rng.IntN(n)]
+		known, op = a.Hook, h.s.hookOp(a, h.now, &h.c)
+	}
+	answers := []error{nil, nil, cloud.ErrGone, cloud.ErrNotWaiting, cloud.ErrMoved, errOthers, errors.New("503"), &cloud.DeniedError{Permission: "complete"}}
+	finds := []error{nil, nil, nil, cloud.ErrGone, errors.New("503"), &cloud.DeniedError{Permission: "describe"}, &cloud.OthersHooksError{Group: "g"}}
+	launching := rng.IntN(2) == 0
+	var hooks []Hook
+	for i := range rng.IntN(3) {
+		hooks = append(hooks, Hook{Provider: "p", Group: "g", Name: fmt.Sprint("drain", i), Timeout: time.Hour, Launching: launching})
+	}
+	written := []error{nil, nil, errors.New("no primary"), &cluster.TransitionError{From: cluster.StateLeft, To: h.s.Want}}
+	switch rng.IntN(22) {
+	case 0:
+		return look("aws-lifecycle", []Kind{Terminate, Park, cloud.Unknown}[rng.IntN(3)])
+	case 1, 2:
+		return look("aws-lifecycle")
+	case 3:
+		return look("aws-spot", Interrupt)
+	case 4:
+		return look("aws-scheduled", Reboot)
+	case 5:
+		return h.pick(look("aws-spot"), look("aws-scheduled"))
+	case 6: // the same look again
+		for topic, current := range h.sources {
+			return reported{topic, current}
+		}
+	case 7:
+		return drainRequested{DrainRequest{Deadline: time.Duration(rng.IntN(int(time.Hour))), Now: rng.IntN(9) == 0}}
+	case 8:
+		return drainCancelled{"root", []cluster.State{"", cluster.StateDraining}[rng.IntN(2)]}
+	case 9, 10, 11:
+		return counted{cluster.Sessions{Publishers: count(), Viewers: count()}, nil}
+	case 12:
+		return counted{err: errors.New("403")}
+	case 13, 14:
+		return recordWritten{h.s.Want, written[rng.IntN(len(written))]}
+	case 15:
+		return h.pick(serverStopped{}, serverStopped{unmanaged: true}, stopFailed{errors.New("hangs"), true})
+	case 16:
+		return hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}
+	case 17, 18:
+		return hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - Instant(rng.IntN(int(3*time.Hour)))}
+	case 19:
+		return h.pick(joinSeen{true}, joinSeen{false}, settingsRead{}, recordUnknown{}, recordSettled{})
+	case 20:
+		return h.pick(startProved{}, startProved{errors.New("no document")}, noticed{Notice{ID: "launch", Kind: Launch}})
+	case 21:
+		if rng.IntN(20) == 0 {
+			return noticed{Notice{ID: "shutdown", Kind: Shutdown, Source: "systemd"}}
+		}
+		return noticed{Notice{ID: "aws-lifecycle/resume", Kind: Resume, Source: "event"}}
+	}
+	return passed{}
+}
+
+// world changes what the steps depend on.
+func (h *history) drift() {
+	switch h.rng.IntN(12) {
+	case 0:
+		h.c.Joined = !h.c.Joined
+	case 1:
+		h.c.JoinedAt = h.c.Wall.time(h.now)
+	case 2:
+		h.c.JoinedAt = time.Time{}
+	case 3:
+		h.c.Final = true
+	}
+	if wake := h.s.plan(h.now, &h.c).WakeAt; wake != 0 && h.rng.IntN(2) == 0 {
+		h.now = wake
+	} else {
+		h.now = h.now.Add(time.Duration(h.rng.IntN(int(5 * time.Minute))))
+	}
+}
+
+// A million random steps keep the invariants, and take every transition. From where each history ends, the drain ends by itself:
+// sessions stay uncountable, MongoDB and the cloud stay away, and only the server stops as it is told.
+func TestRandomSteps(t *testing.T) {
+	fired := make([]atomic.Int64, len(transitions))
+	var steps atomic.Int64
+	var work sync.WaitGroup
+	const histories, workers = 20_000, 4
+	for first := range uint64(workers) {
+		work.Go(func() {
+			for seed := first; seed < histories && !t.Failed(); seed += workers {
+				h := newHistory(t, seed, func(i int) { fired[i].Add(1) })
+				for range 50 {
+					_ = h.do(h.random())
+					h.drift()
+				}
+				h.ends()
+				steps.Add(int64(h.steps))
+			}
+		})
+	}
+	work.Wait()
+	t.Logf("%d steps", steps.Load())
+	for i, tr := range transitions {
+		t.Logf("%7d %s → %s: %s", fired[i].Load(), tr.from, tr.to, tr.why)
+		if fired[i].Load() == 0 {
+			t.Errorf("never taken: %q → %q, %s", tr.from, tr.to, tr.why)
+		}
+	}
+}
+
+// ends plays on without help until the drain is over, or waits for the cloud alone.
+func (h *history) ends() {
+	h.c.Final = true
+	began := h.now
+	for range 300 {
+		s := &h.s
+		p := s.plan(h.now, &h.c)
+		switch {
+		case !s.leaving() && (len(s.due(h.now, &h.c)) == 0 || !h.c.Joined), s.Phase == Done, p.Exit:
+			return
+		case s.Phase == Completing && (len(p.Hooks) > 0 || p.FindHooks[false] || p.FindHooks[true]):
+			return // the cloud is asked, for ever
+		}
+		if p.WakeAt != 0 {
+			h.now = p.WakeAt
+		} else {
+			h.now = h.now.Add(time.Second)
+		}
+		if p.Stop {
+			_ = h.do(serverStopped{})
+		} else {
+			_ = h.do(passed{})
+		}
+		if h.now.Sub(began) > 50*time.Hour {
+			break
+		}
+	}
+	h.t.Errorf("the drain does not end in %s: %+v", h.now.Sub(began), h.s)
+}
+
+// The table of docs/drain.md is the table of the code.
+func TestDrainTable(t *testing.T) {
+	const file, begin, end = "../docs/drain.md", "<!-- transitions -->\n", "<!-- end -->"
+	name := func(p Phase) string {
+		if p == Serving {
+			return "serving"
+		}
+		return string(p)
+	}
+	var table strings.Builder
+	table.WriteString("| from | to | when |\n|---|---|---|\n")
+	for _, tr := range transitions {
+		fmt.Fprintf(&table, "| %s | %s | %s |\n", name(tr.from), name(tr.to), tr.why)
+	}
+	data, err := os.ReadFile(file)
+	must.OK(t, err)
+	head, rest, ok := strings.Cut(string(data), begin)
+	was, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no table", file)
+	}
+	if *update {
+		must.OK(t, os.WriteFile(file, []byte(head+begin+table.String()+end+tail), 0o600))
+	} else if was != table.String() {
+		t.Errorf("the table of %s differs; -update rewrites it:\n%s", file, table.String())
+	}
+}
