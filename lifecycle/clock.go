@@ -13,18 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Instant is a moment of CLOCK_BOOTTIME, in nanoseconds since the machine started, sleep included. No program can set that
+// instant is a moment of CLOCK_BOOTTIME, in nanoseconds since the machine started, sleep included. No program can set that
 // clock. 0 is none.
-type Instant time.Duration
+type instant time.Duration
 
 // Add returns the moment d later.
-func (t Instant) Add(d time.Duration) Instant { return t + Instant(d) }
+func (t instant) Add(d time.Duration) instant { return t + instant(d) }
 
 // Sub returns the time from u to t.
-func (t Instant) Sub(u Instant) time.Duration { return time.Duration(t - u) }
+func (t instant) Sub(u instant) time.Duration { return time.Duration(t - u) }
 
 // reached reports whether the moment has come; 0 never comes.
-func (t Instant) reached(now Instant) bool { return t != 0 && now >= t }
+func (t instant) reached(now instant) bool { return t != 0 && now >= t }
 
 // BootClock returns a clock that reports the id of this boot and the time since it began. The id is "" if the kernel does
 // not report it.
@@ -52,11 +52,11 @@ func Hardware(root string) string {
 	return string(bytes.TrimSpace(id))
 }
 
-// wallClock converts moments to the wall clock. It is the wall time of Instant 0, and changes only if the clock was set by a
+// wallClock converts moments to the wall clock. It is the wall time of instant 0, and changes only if the clock was set by a
 // second or more, so that the same moment is always written the same way.
 type wallClock time.Time
 
-func (c wallClock) updated(now Instant, wall time.Time) wallClock {
+func (c wallClock) updated(now instant, wall time.Time) wallClock {
 	start := wall.Round(0).Add(-time.Duration(now))
 	if start.Sub(time.Time(c)).Abs() < time.Second {
 		return c
@@ -64,16 +64,16 @@ func (c wallClock) updated(now Instant, wall time.Time) wallClock {
 	return wallClock(start)
 }
 
-func (c wallClock) time(t Instant) time.Time {
+func (c wallClock) time(t instant) time.Time {
 	if t == 0 {
 		return time.Time{}
 	}
 	return time.Time(c).Add(time.Duration(t))
 }
 
-func (c wallClock) instant(t time.Time) Instant {
+func (c wallClock) instant(t time.Time) instant {
 	if t.IsZero() {
 		return 0
 	}
-	return cmp.Or(Instant(t.Round(0).Sub(time.Time(c))), 1) // negative before this boot
+	return cmp.Or(instant(t.Round(0).Sub(time.Time(c))), 1) // negative before this boot
 }

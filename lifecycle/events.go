@@ -87,7 +87,7 @@ type (
 	passed struct{}
 )
 
-func (e reported) apply(s *state, now Instant, c *config) error {
+func (e reported) apply(s *state, now instant, c *config) error {
 	group, unknown := groupNotice(e.topic+"/"), false
 	var listed []string
 	for _, n := range e.current {
@@ -115,7 +115,7 @@ func (e reported) apply(s *state, now Instant, c *config) error {
 }
 
 // report adds or updates a notice that is in force.
-func (s *state) report(n cloud.Notice, topic string, now Instant, c *config) {
+func (s *state) report(n cloud.Notice, topic string, now instant, c *config) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
 		s.Overruled[i].Missing = 0
 		return
@@ -149,7 +149,7 @@ func (s *state) report(n cloud.Notice, topic string, now Instant, c *config) {
 }
 
 // missing counts the notices of a topic that are not listed.
-func (s *state) missing(topic string, listed []string, now Instant, c *config) {
+func (s *state) missing(topic string, listed []string, now instant, c *config) {
 	gone := func(id string, missing *int) bool {
 		if topicOf(id) != topic || slices.Contains(listed, id) {
 			return false
@@ -171,7 +171,7 @@ func (s *state) missing(topic string, listed []string, now Instant, c *config) {
 }
 
 // dropWithdrawn forgets withdrawn notices. A drain that cannot be cancelled keeps them for people.
-func (s *state) dropWithdrawn(now Instant, c *config) {
+func (s *state) dropWithdrawn(now instant, c *config) {
 	if !s.reversible(s.goal(now, c)) {
 		return
 	}
@@ -180,7 +180,7 @@ func (s *state) dropWithdrawn(now Instant, c *config) {
 }
 
 // add adds a notice.
-func (s *state) add(n notice, h *Hook, now Instant, c *config) {
+func (s *state) add(n notice, h *Hook, now instant, c *config) {
 	before := s.goal(now, c)
 	s.Notices = append(s.Notices, n)
 	if s.boundNotices(); s.notice(n.ID) == nil {
@@ -190,7 +190,7 @@ func (s *state) add(n notice, h *Hook, now Instant, c *config) {
 		// That no hook waited before says nothing about this.
 		s.NoHook, s.askNotBefore = false, 0
 		delete(s.askDenied, false)
-		if before == GoalPark && n.Kind == Terminate || s.Phase == Done && before >= GoalPark {
+		if before == goalPark && n.Kind == Terminate || s.Phase == phaseDone && before >= goalPark {
 			s.waitAgain(n.Received)
 			s.Start = nil
 		}
@@ -207,15 +207,15 @@ func (s *state) add(n notice, h *Hook, now Instant, c *config) {
 const manyNotices = 8
 
 // waitAgain resets the hooks of the end, which were completed for a parking.
-func (s *state) waitAgain(since Instant) {
+func (s *state) waitAgain(since instant) {
 	for i := range s.Hooks {
-		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == Done) {
+		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == phaseDone) {
 			*a = hook{Hook: a.Hook, Notice: a.Notice, Since: since, verified: a.verified}
 		}
 	}
 }
 
-func (e noticed) apply(s *state, now Instant, c *config) error {
+func (e noticed) apply(s *state, now instant, c *config) error {
 	n := e.n
 	n.ID = boundedID(cmp.Or(n.ID, n.Source+"/"+string(n.Kind)))
 	received := c.Wall.instant(n.Received)
@@ -258,7 +258,7 @@ func (e noticed) apply(s *state, now Instant, c *config) error {
 }
 
 // resumed handles an event that the group has the machine in service.
-func (s *state) resumed(n Notice, received, now Instant, c *config) error {
+func (s *state) resumed(n Notice, received, now instant, c *config) error {
 	if s.leaving() && received < s.Began {
 		return errors.New("the event is late: the machine leaves since")
 	}
@@ -276,18 +276,18 @@ func (s *state) resumed(n Notice, received, now Instant, c *config) error {
 		s.learn(launching(*n.Hook), c.Wall.instant(n.Hook.Limit), "", received)
 	}
 	s.dropWithdrawn(now, c)
-	if goal := s.goal(now, c); goal == GoalLeave {
+	if goal := s.goal(now, c); goal == goalLeave {
 		return errors.New("the machine leaves for another reason")
 	}
 	return nil
 }
 
-func (e drainRequested) apply(s *state, now Instant, c *config) error {
+func (e drainRequested) apply(s *state, now instant, c *config) error {
 	n := notice{ID: requestID, Source: requestID, Kind: Ask, Reason: boundedWord(e.Reason), Who: boundedWord(e.Who), Received: now}
 	switch {
 	case e.Deadline < 0:
 		return fmt.Errorf("invalid deadline %s: must not be negative", e.Deadline)
-	case s.Phase == Done && s.goal(now, c) >= GoalPark:
+	case s.Phase == phaseDone && s.goal(now, c) >= goalPark:
 		return ErrLeft
 	case !s.leaving() && !c.Joined:
 		return ErrNotJoined
@@ -309,7 +309,7 @@ func (e drainRequested) apply(s *state, now Instant, c *config) error {
 	return nil
 }
 
-func (e drainCancelled) apply(s *state, now Instant, c *config) error {
+func (e drainCancelled) apply(s *state, now instant, c *config) error {
 	who := cmp.Or(e.who, "an unnamed user")
 	switch {
 	case !s.leaving() && !c.Joined:
@@ -336,25 +336,25 @@ func (e drainCancelled) apply(s *state, now Instant, c *config) error {
 	return nil
 }
 
-func (e joinSeen) apply(s *state, now Instant, c *config) error {
+func (e joinSeen) apply(s *state, now instant, c *config) error {
 	switch {
 	case !s.leaving():
 		return nil
-	case s.Phase != Done:
+	case s.Phase != phaseDone:
 		return ErrBusy
 	}
-	never := s.NeverJoined && s.goal(now, c) > NoGoal
+	never := s.NeverJoined && s.goal(now, c) > goalNone
 	stays := slices.ContainsFunc(s.due(now, c), func(n notice) bool { return never || c.Joined && s.outlasts(n, now, c) })
 	if stays && (e.joining || !c.Joined) {
 		return nil
 	}
 	forgetDrain(s, now, c)
-	s.Phase, s.Entered = Serving, now
+	s.Phase, s.Entered = phaseServing, now
 	return nil
 }
 
-func (e counted) apply(s *state, now Instant, c *config) error {
-	if s.Phase != Draining {
+func (e counted) apply(s *state, now instant, c *config) error {
+	if s.Phase != phaseDraining {
 		return nil
 	}
 	if e.err != nil {
@@ -404,8 +404,8 @@ func anySession(s cluster.Sessions) bool {
 	return s.Publishers != nil && *s.Publishers > 0 || s.Viewers != nil && *s.Viewers > 0
 }
 
-func (e serverStopped) apply(s *state, now Instant, _ *config) error {
-	if s.Phase != Stopping && s.Phase != StopFailed {
+func (e serverStopped) apply(s *state, now instant, _ *config) error {
+	if s.Phase != phaseStopping && s.Phase != phaseStopFailed {
 		return nil
 	}
 	s.StoppedAt = now
@@ -415,8 +415,8 @@ func (e serverStopped) apply(s *state, now Instant, _ *config) error {
 	return nil
 }
 
-func (e stopFailed) apply(s *state, _ Instant, _ *config) error {
-	if s.Phase != Stopping && s.Phase != StopFailed {
+func (e stopFailed) apply(s *state, _ instant, _ *config) error {
+	if s.Phase != phaseStopping && s.Phase != phaseStopFailed {
 		return nil
 	}
 	if e.err != nil {
@@ -426,7 +426,7 @@ func (e stopFailed) apply(s *state, _ Instant, _ *config) error {
 	return nil
 }
 
-func (e recordWritten) apply(s *state, _ Instant, _ *config) error {
+func (e recordWritten) apply(s *state, _ instant, _ *config) error {
 	switch {
 	case e.state != s.Want:
 	case e.err == nil:
@@ -449,14 +449,14 @@ func refused(err error) bool {
 	return ok && te.From != cluster.StateJoining
 }
 
-func (recordUnknown) apply(s *state, _ Instant, _ *config) error {
+func (recordUnknown) apply(s *state, _ instant, _ *config) error {
 	s.Have = ""
 	return nil
 }
 
-func (recordSettled) apply(s *state, _ Instant, _ *config) error {
+func (recordSettled) apply(s *state, _ instant, _ *config) error {
 	s.Forgotten = false
 	return nil
 }
 
-func (passed) apply(*state, Instant, *config) error { return nil }
+func (passed) apply(*state, instant, *config) error { return nil }

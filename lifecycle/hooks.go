@@ -40,13 +40,13 @@ const (
 
 // parking reports whether the machine leaves service to come back. A pool lets either hook wait for that: the launch hook if
 // the machine has never served.
-func (s *state) parking(now Instant, c *config) bool {
-	return s.leaving() && s.Phase != Done && s.goal(now, c) == GoalPark
+func (s *state) parking(now instant, c *config) bool {
+	return s.leaving() && s.Phase != phaseDone && s.goal(now, c) == goalPark
 }
 
 // pooled reports whether the hook of the way into a pool is completed. Only one waits for that, and the other one's next wait
 // is for the way back.
-func (s *state) pooled(now Instant, c *config) bool {
+func (s *state) pooled(now instant, c *config) bool {
 	return s.parking(now, c) && s.anyHook(func(a *hook) bool { return a.End == EndCompleted })
 }
 
@@ -54,7 +54,7 @@ func (s *state) pooled(now Instant, c *config) bool {
 func (a *hook) isOurs() bool { return a.Hook.Fixed || a.verified }
 
 // wantsHooks reports whether the cloud must be asked for the hooks of a transition.
-func (s *state) wantsHooks(launching bool, now Instant, c *config) bool {
+func (s *state) wantsHooks(launching bool, now instant, c *config) bool {
 	if !c.Hooks {
 		return false
 	}
@@ -66,7 +66,7 @@ func (s *state) wantsHooks(launching bool, now Instant, c *config) bool {
 	case s.anyHook(of):
 		return false
 	case !launching:
-		return s.leaving() && s.Phase != Down && s.asks() && !s.NoHook
+		return s.leaving() && s.Phase != phaseDown && s.asks() && !s.NoHook
 	case s.parking(now, c):
 		return !s.NoLaunchHook
 	}
@@ -74,7 +74,7 @@ func (s *state) wantsHooks(launching bool, now Instant, c *config) bool {
 }
 
 // hookOp is what must be done about a hook now.
-func (s *state) hookOp(a *hook, now Instant, c *config) hookOp {
+func (s *state) hookOp(a *hook, now instant, c *config) hookOp {
 	parking := s.parking(now, c)
 	switch {
 	case a.End != "", !a.isOurs(), s.pooled(now, c), a.Hook.Launching && parking && s.returning(now, c):
@@ -90,20 +90,20 @@ func (s *state) hookOp(a *hook, now Instant, c *config) hookOp {
 		return opNone
 	}
 	switch s.Phase {
-	case Completing, Done, StopFailed:
+	case phaseCompleting, phaseDone, phaseStopFailed:
 		return opComplete
-	case Announcing, Draining, Stopping, Deregistering:
+	case phaseAnnouncing, phaseDraining, phaseStopping, phaseDeregistering:
 		if !a.Hook.Fixed {
 			return opExtend
 		}
-	case Serving, Down, Resuming:
+	case phaseServing, phaseDown, phaseResuming:
 	}
 	return opNone
 }
 
 // settled reports whether nothing more can be completed for the end of this machine. A missing permission settles it, although
 // the call is tried again.
-func (s *state) settled(now Instant, c *config) bool {
+func (s *state) settled(now instant, c *config) bool {
 	if !c.Hooks {
 		return true
 	}
@@ -127,7 +127,7 @@ type hooksFound struct {
 	err       error
 }
 
-func (e hooksFound) apply(s *state, now Instant, c *config) error {
+func (e hooksFound) apply(s *state, now instant, c *config) error {
 	if !s.wantsHooks(e.launching, now, c) || e.settings != s.settings {
 		return nil
 	}
@@ -224,7 +224,7 @@ func (s *state) noteDenied(e *cloud.DeniedError) {
 // settingsRead asks again for hooks of which none was ours: there may be other settings.
 type settingsRead struct{}
 
-func (settingsRead) apply(s *state, now Instant, c *config) error {
+func (settingsRead) apply(s *state, now instant, c *config) error {
 	s.settings, s.settingsAt = s.settings+1, now
 	for i := range s.Hooks {
 		s.Hooks[i].verified = false
@@ -232,7 +232,7 @@ func (settingsRead) apply(s *state, now Instant, c *config) error {
 	if s.othersHooks == "" && s.launchHooks == "" {
 		return nil
 	}
-	if s.launchHooks != "" && s.Start == nil && s.Phase == Serving && c.Proves {
+	if s.launchHooks != "" && s.Start == nil && s.Phase == phaseServing && c.Proves {
 		s.Start = &start{ID: "reload", Since: now}
 	}
 	s.othersHooks, s.launchHooks, s.NoHook, s.NoLaunchHook = "", "", false, false
@@ -245,10 +245,10 @@ type hookAnswered struct {
 	op      hookOp
 	timeout time.Duration // that a heartbeat was granted
 	err     error
-	since   Instant // of the first try
+	since   instant // of the first try
 }
 
-func (e hookAnswered) apply(s *state, now Instant, c *config) error {
+func (e hookAnswered) apply(s *state, now instant, c *config) error {
 	a := s.hook(e.hook)
 	if a == nil || e.err != nil && s.hookOp(a, now, c) != e.op {
 		return nil
@@ -296,14 +296,14 @@ func (e hookAnswered) apply(s *state, now Instant, c *config) error {
 }
 
 // notWaiting handles the answer that a hook does not wait: not yet, or never.
-func (s *state) notWaiting(a *hook, e hookAnswered, now Instant, c *config) (trouble string) {
+func (s *state) notWaiting(a *hook, e hookAnswered, now instant, c *config) (trouble string) {
 	if e.op == opExtend {
 		if a.Denied, a.Failing = "", false; a.Extends == 0 {
 			a.Since = now // its time has not begun
 		}
 		return ""
 	}
-	parked, tried := s.Phase == Done && s.goal(now, c) == GoalPark, now.Sub(e.since)
+	parked, tried := s.Phase == phaseDone && s.goal(now, c) == goalPark, now.Sub(e.since)
 	limit := idleHookTime
 	if parked {
 		limit = parkedHookTime
@@ -328,7 +328,7 @@ func (s *state) endHook(a *hook, end End, err error) {
 }
 
 // discover asks for the hooks of a transition until there is an answer.
-func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore Instant) {
+func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore instant) {
 	first := r.now()
 	if !r.pauseExactly(ctx, notBefore.Sub(first)) {
 		return

@@ -18,8 +18,8 @@ func launching(h Hook) Hook {
 }
 
 // launch begins to prove that this machine serves, for a hook that may wait for that.
-func (s *state) launch(n Notice, now Instant, c *config) error {
-	if s.Start != nil && s.Start.ID == n.ID || s.Phase == Resuming {
+func (s *state) launch(n Notice, now instant, c *config) error {
+	if s.Start != nil && s.Start.ID == n.ID || s.Phase == phaseResuming {
 		if n.Hook != nil {
 			s.learn(launching(*n.Hook), c.Wall.instant(n.Hook.Limit), "", now)
 		}
@@ -28,7 +28,7 @@ func (s *state) launch(n Notice, now Instant, c *config) error {
 	switch goal := s.goal(now, c); {
 	case slices.Contains(s.handled, n.ID):
 		return nil
-	case s.leaving() && goal == GoalLeave:
+	case s.leaving() && goal == goalLeave:
 		return errors.New("ignored: a termination takes precedence")
 	case s.leaving():
 		return errors.New("ignored: the machine leaves service")
@@ -47,7 +47,7 @@ func (s *state) launch(n Notice, now Instant, c *config) error {
 }
 
 // updateStart ends a start that took too long, or whose hook is settled.
-func (s *state) updateStart(now Instant, c *config) {
+func (s *state) updateStart(now instant, c *config) {
 	st := s.Start
 	if st == nil || s.leaving() {
 		return
@@ -56,7 +56,7 @@ func (s *state) updateStart(now Instant, c *config) {
 		st.Failed = true
 		s.note("node not seen in the cluster in time; its hook is left to its timeout unless the node serves before that", "limit", proveTime)
 	}
-	if s.Phase == Serving && st.Proved != 0 && s.startSettled(now, c) {
+	if s.Phase == phaseServing && st.Proved != 0 && s.startSettled(now, c) {
 		s.Start, s.NoLaunchHook = nil, false
 		s.dropHooks(true)
 	}
@@ -64,7 +64,7 @@ func (s *state) updateStart(now Instant, c *config) {
 
 // startSettled reports whether the cloud knows that the machine serves, or does not want to know. A missing permission may be
 // granted, and an API may answer again, for as long as a hook can wait.
-func (s *state) startSettled(now Instant, c *config) bool {
+func (s *state) startSettled(now instant, c *config) bool {
 	if !c.Hooks || !c.Proves || s.Start.Proved.Add(longestTimeout).reached(now) {
 		return true
 	}
@@ -74,7 +74,7 @@ func (s *state) startSettled(now Instant, c *config) bool {
 // startProved is the result of a try to start the server and to see the node in the cluster.
 type startProved struct{ err error }
 
-func (e startProved) apply(s *state, now Instant, _ *config) error {
+func (e startProved) apply(s *state, now instant, _ *config) error {
 	switch {
 	case s.Start == nil || s.leaving():
 	case e.err != nil:

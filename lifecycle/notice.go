@@ -62,8 +62,8 @@ type notice struct {
 	Reason   string  `json:"reason,omitempty"`
 	Who      string  `json:"who,omitempty"`
 	By       string  `json:"by,omitempty"`
-	Received Instant `json:"received"`
-	Deadline Instant `json:"deadline,omitempty"`
+	Received instant `json:"received"`
+	Deadline instant `json:"deadline,omitempty"`
 	// Begun: the node drains for it. A drain that has begun continues if its notice is moved by less than putOffTime.
 	Begun bool `json:"begun,omitempty"`
 	// Missing counts the reports in a row in which it was not in force.
@@ -76,9 +76,7 @@ const goneAfter = 3
 
 func (n notice) inForce() bool { return n.Missing < goneAfter }
 
-// topic is the topic of the cloud that reports the notice, "" if the cloud does not.
-func (n notice) topic() string { return topicOf(n.ID) }
-
+// topicOf is the topic of the cloud that reports the notice.
 func topicOf(id string) string {
 	topic, _, _ := strings.Cut(id, "/")
 	return topic

@@ -231,8 +231,8 @@ func TestUndrainOfARowThatDrains(t *testing.T) {
 }
 
 func TestOneOwnerOfTheDeadline(t *testing.T) {
-	const start = Instant(time.Hour)
-	at := func(d time.Duration) Instant { return start.Add(d) }
+	const start = instant(time.Hour)
+	at := func(d time.Duration) instant { return start.Add(d) }
 	ask := func(d time.Duration) notice {
 		return notice{ID: requestID, Source: "drain", Kind: Ask, Who: "root", Received: start, Deadline: at(d)}
 	}
@@ -296,7 +296,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := state{Phase: Draining, Began: start, Budget: time.Hour, Notices: c.notices, Hooks: c.hooks}
+			s := state{Phase: phaseDraining, Began: start, Budget: time.Hour, Notices: c.notices, Hooks: c.hooks}
 			list := s.timeline(&config{Hooks: true})
 			if got := list[0].at.Sub(start); got != c.want || list[0].by != c.by {
 				t.Errorf("%s by %s, want %s by %s; %+v", got, list[0].by, c.want, c.by, list)

@@ -17,7 +17,7 @@ type plan struct {
 	Hooks     []hookWork
 	Exit      bool // nothing more is done before the machine is down
 	// WakeAt is when the state changes without an event; 0 is never.
-	WakeAt Instant
+	WakeAt instant
 }
 
 // hookWork is what must be done about a hook.
@@ -27,9 +27,9 @@ type hookWork struct {
 }
 
 // plan derives the work.
-func (s *state) plan(now Instant, c *config) plan {
+func (s *state) plan(now instant, c *config) plan {
 	p := plan{
-		Count: s.Phase == Draining, LastCount: s.lastCount != 0, Stop: s.Phase == Stopping || s.Phase == StopFailed,
+		Count: s.Phase == phaseDraining, LastCount: s.lastCount != 0, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,
 		Prove: s.Start != nil && s.Start.Proved == 0 && !s.leaving(), FindHooks: map[bool]bool{},
 	}
 	p.Start = p.Prove && s.Start.Server
@@ -42,15 +42,15 @@ func (s *state) plan(now Instant, c *config) plan {
 		}
 	}
 	if ends := s.shutdownEnds(); ends != 0 {
-		p.Exit = s.Phase == Serving || s.Phase == Resuming || s.Phase == Done || s.Phase == Down || ends.reached(now)
+		p.Exit = s.Phase == phaseServing || s.Phase == phaseResuming || s.Phase == phaseDone || s.Phase == phaseDown || ends.reached(now)
 	}
 	p.WakeAt = s.wakeAt(now, c)
 	return p
 }
 
 // wakeAt is the next moment at which a guard changes by itself.
-func (s *state) wakeAt(now Instant, c *config) (next Instant) {
-	at := func(times ...Instant) {
+func (s *state) wakeAt(now instant, c *config) (next instant) {
+	at := func(times ...instant) {
 		for _, t := range times {
 			if t > now && (next == 0 || t < next) {
 				next = t
@@ -63,19 +63,19 @@ func (s *state) wakeAt(now Instant, c *config) (next Instant) {
 	}
 	poll := len(s.due(now, c)) > 0 && !s.leaving() // for the join
 	switch s.Phase {
-	case Announcing:
+	case phaseAnnouncing:
 		at(s.Entered.Add(announceNobodyTime), s.Entered.Add(announceTime), s.deadline(c))
-	case Draining:
+	case phaseDraining:
 		at(s.deadline(c), s.lastCount.Add(lastCountTime))
 		if n := s.has(Shutdown); n != nil && s.uncountableSince != 0 {
 			at(max(s.uncountableSince, n.Received).Add(uncountableTime))
 		}
-	case Deregistering:
+	case phaseDeregistering:
 		at(s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered, c)))
-	case Completing:
+	case phaseCompleting:
 		at(s.Entered.Add(idleHookTime))
 		poll = s.NeverJoined
-	case Serving, Resuming, Stopping, StopFailed, Down, Done:
+	case phaseServing, phaseResuming, phaseStopping, phaseStopFailed, phaseDown, phaseDone:
 	}
 	if poll {
 		at(now.Add(c.Sample))

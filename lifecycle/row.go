@@ -34,10 +34,10 @@ type record struct {
 	changed    <-chan struct{} // closed at the next change
 }
 
-func (s *state) record(now Instant, c *config) record {
+func (s *state) record(now instant, c *config) record {
 	w := record{
-		state: s.Want, pending: s.Want != s.Have, stopFailed: s.Phase == StopFailed, departure: s.Departure,
-		refresh: s.Phase == Announcing || s.Phase == Draining || s.Phase == StopFailed, reason: "serving again",
+		state: s.Want, pending: s.Want != s.Have, stopFailed: s.Phase == phaseStopFailed, departure: s.Departure,
+		refresh: s.Phase == phaseAnnouncing || s.Phase == phaseDraining || s.Phase == phaseStopFailed, reason: "serving again",
 	}
 	if s.leaving() {
 		cause := s.cause(now, c)
@@ -45,7 +45,7 @@ func (s *state) record(now Instant, c *config) record {
 		if w.stopFailed {
 			w.reason = "Ant Media Server does not end: " + w.reason
 		}
-		if s.sessions != nil && s.Phase == Draining {
+		if s.sessions != nil && s.Phase == phaseDraining {
 			w.reason += ": " + s.sessions.Left()
 		}
 		w.reason = plain.Truncate(w.reason, maxReason)

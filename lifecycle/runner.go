@@ -173,13 +173,13 @@ func setDefault[T comparable](v *T, value T) {
 	}
 }
 
-func (r *Runner) now() Instant {
+func (r *Runner) now() instant {
 	_, up := r.o.Uptime()
-	return max(1, Instant(up))
+	return max(1, instant(up))
 }
 
 // config is what the next step depends on. The lock is held.
-func (r *Runner) config(now Instant) config {
+func (r *Runner) config(now instant) config {
 	r.clock = r.clock.updated(now, time.Now())
 	c := config{
 		Joined: r.o.Node.Joined(), JoinedAt: r.o.Node.JoinedAt(), Role: r.o.Role(),
@@ -264,7 +264,7 @@ func (r *Runner) tellTrouble() {
 }
 
 // publish shows the state to readers.
-func (r *Runner) publish(now Instant, c *config, p plan) {
+func (r *Runner) publish(now instant, c *config, p plan) {
 	changed := r.changed
 	r.changed = make(chan struct{})
 	v := r.viewOf(now, c, p)
@@ -298,7 +298,7 @@ func (r *Runner) save() {
 }
 
 // follow starts the work of the plan, and ends all other. The lock is held.
-func (r *Runner) follow(p plan, now Instant) {
+func (r *Runner) follow(p plan, now instant) {
 	if r.ctx == nil {
 		return
 	}
@@ -456,7 +456,7 @@ func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 		return Hook{}, false
 	}
 	call = a.Hook
-	call.Limit, call.Parking = c.Wall.time(a.Limit), r.state.leaving() && r.state.goal(now, &c) == GoalPark
+	call.Limit, call.Parking = c.Wall.time(a.Limit), r.state.leaving() && r.state.goal(now, &c) == goalPark
 	return call, true
 }
 
@@ -503,7 +503,7 @@ func (r *Runner) stop(ctx context.Context) {
 	now := r.now()
 	c := r.config(now)
 	limit := r.state.stepTime(r.stopTime(), 2*time.Second, now, &c)
-	failed := r.state.Phase == StopFailed
+	failed := r.state.Phase == phaseStopFailed
 	r.mu.Unlock()
 	for pause := time.Second; ; {
 		bound, cancel := context.WithTimeout(ctx, limit)

@@ -34,7 +34,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 		return err
 	}
 	s := &d.state
-	if goalOf(heaviest(s.Notices).Kind) < GoalPark || !s.leaving() {
+	if goalOf(heaviest(s.Notices).Kind) < goalPark || !s.leaving() {
 		return nil
 	}
 	var errs []error

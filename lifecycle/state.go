@@ -16,62 +16,62 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Phase is how far a drain is.
-type Phase string
+// phase is how far a drain is.
+type phase string
 
 // The phases. See transitions for how they follow each other.
 const (
-	Serving       Phase = ""
-	Announcing    Phase = "announcing"    // the node record is being set to draining
-	Draining      Phase = "draining"      // sessions are counted
-	Down          Phase = "down"          // drained, and the machine shuts down: systemd stops the server
-	Stopping      Phase = "stopping"      // the server is being stopped: no way back
-	StopFailed    Phase = "stop-failed"   // it did not end in time: hooks are completed, the stop is retried
-	Deregistering Phase = "deregistering" // the node record is being set to left
-	Completing    Phase = "completing"    // hooks are being completed
-	Done          Phase = "done"          // left, parked, or drained before a reboot
-	Resuming      Phase = "resuming"      // a parked machine starts its server again
+	phaseServing       phase = ""
+	phaseAnnouncing    phase = "announcing"    // the node record is being set to draining
+	phaseDraining      phase = "draining"      // sessions are counted
+	phaseDown          phase = "down"          // drained, and the machine shuts down: systemd stops the server
+	phaseStopping      phase = "stopping"      // the server is being stopped: no way back
+	phaseStopFailed    phase = "stop-failed"   // it did not end in time: hooks are completed, the stop is retried
+	phaseDeregistering phase = "deregistering" // the node record is being set to left
+	phaseCompleting    phase = "completing"    // hooks are being completed
+	phaseDone          phase = "done"          // left, parked, or drained before a reboot
+	phaseResuming      phase = "resuming"      // a parked machine starts its server again
 )
 
-// Goal is what a drain is for: the highest of the notices that are due.
-type Goal int
+// goal is what a drain is for: the highest of the notices that are due.
+type goal int
 
 // The goals.
 const (
-	NoGoal     Goal = iota
-	GoalReboot      // the machine comes back by itself: drain only
-	GoalPark        // it stays, out of service, until the cloud takes it back
-	GoalLeave
+	goalNone   goal = iota
+	goalReboot      // the machine comes back by itself: drain only
+	goalPark        // it stays, out of service, until the cloud takes it back
+	goalLeave
 )
 
-func goalOf(k Kind) Goal {
+func goalOf(k Kind) goal {
 	switch k {
 	case Terminate, Interrupt, Ask:
-		return GoalLeave
+		return goalLeave
 	case Park:
-		return GoalPark
+		return goalPark
 	case Reboot, Shutdown:
-		return GoalReboot
+		return goalReboot
 	}
-	return NoGoal
+	return goalNone
 }
 
 // state is a drain: what drain.json holds, and what the agent has observed since it started.
 type state struct {
-	Phase   Phase   `json:"phase,omitempty"`
-	Entered Instant `json:"entered,omitempty"` // this phase
+	Phase   phase   `json:"phase,omitempty"`
+	Entered instant `json:"entered,omitempty"` // this phase
 	// Goal is set when the server is stopped, and may only rise from then on.
-	Goal    Goal     `json:"goal,omitempty"`
+	Goal    goal     `json:"goal,omitempty"`
 	Notices []notice `json:"notices,omitempty"`
 	// Overruled are notices that the operator overruled, until the cloud withdraws them.
 	Overruled []overruled `json:"overruled,omitempty"`
-	Began     Instant     `json:"began,omitempty"`
+	Began     instant     `json:"began,omitempty"`
 	// Role and Budget are the settings at the begin of the drain: a restart with other settings moves no deadline. Budget is 0
 	// until it is final.
 	Role   string        `json:"role,omitempty"`
 	Budget time.Duration `json:"budget_ns,omitempty"`
 	// Deadline is the one at which the drain ended.
-	Deadline Instant `json:"deadline,omitempty"`
+	Deadline instant `json:"deadline,omitempty"`
 	// Want is the state that the node record must have, Have the one that it has.
 	Want  cluster.State `json:"want,omitempty"`
 	Have  cluster.State `json:"have,omitempty"`
@@ -84,7 +84,7 @@ type state struct {
 	Repair      bool `json:"repair_streams,omitempty"`
 	// Departure is recorded when the drain ends.
 	Departure *Departure `json:"departure,omitempty"`
-	StoppedAt Instant    `json:"stopped,omitempty"`
+	StoppedAt instant    `json:"stopped,omitempty"`
 	// JoinedAt is when the machine had joined by then. Another value later is a join after the stop: an earlier one, too, for
 	// clocks are set.
 	JoinedAt time.Time `json:"joined_at,omitzero"`
@@ -98,18 +98,18 @@ type state struct {
 // observed is what a restart of the agent observes again.
 type observed struct {
 	sessions         *cluster.Sessions
-	countedAt        Instant
-	uncountableSince Instant
+	countedAt        instant
+	uncountableSince instant
 	zeros            int
-	lastCount        Instant // when the count after the deadline began
+	lastCount        instant // when the count after the deadline began
 	stopOverdue      bool    // the time for the stop is over
 	askDenied        map[bool]string
-	askNotBefore     Instant
+	askNotBefore     instant
 	othersHooks      string // hooks of other programs alone wait for this machine
 	launchHooks      string // the same at a launch
 	settings         int    // how often the settings were read again
-	settingsAt       Instant
-	inService        Instant // when the group last had the machine in service
+	settingsAt       instant
+	inService        instant // when the group last had the machine in service
 	launched         bool    // the launch hook was looked for
 	handled          []string
 	cancelledBy      string
@@ -128,20 +128,20 @@ type overruled struct {
 // start is a node that begins to serve while a hook may wait for it.
 type start struct {
 	ID     string  `json:"id"`
-	Since  Instant `json:"since"`
+	Since  instant `json:"since"`
 	Server bool    `json:"server,omitempty"` // is to be started first
-	Proved Instant `json:"proved,omitempty"`
+	Proved instant `json:"proved,omitempty"`
 	Failed bool    `json:"failed,omitempty"`
 }
 
 // hook is a hook of ours that waits, or waited.
 type hook struct {
 	Hook   Hook    `json:"hook"` // its Limit is below
-	Limit  Instant `json:"limit,omitempty"`
+	Limit  instant `json:"limit,omitempty"`
 	Notice string  `json:"notice,omitempty"` // that named it
 	// Since is when its timeout began.
-	Since    Instant `json:"since"`
-	Extended Instant `json:"extended,omitempty"`
+	Since    instant `json:"since"`
+	Extended instant `json:"extended,omitempty"`
 	Extends  int     `json:"extends,omitempty"`
 	// Failing: the last heartbeat failed. Denied is the permission that it lacks.
 	Failing bool   `json:"failing,omitempty"`
@@ -210,20 +210,20 @@ func (s state) clone() state {
 
 // empty reports whether there is nothing to keep.
 func (s *state) empty() bool {
-	return s.Phase == Serving && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
+	return s.Phase == phaseServing && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
 }
 
 // leaving reports whether a drain is under way or over.
-func (s *state) leaving() bool { return s.Phase != Serving && s.Phase != Resuming }
+func (s *state) leaving() bool { return s.Phase != phaseServing && s.Phase != phaseResuming }
 
 // reversible reports whether the drain can be cancelled.
-func (s *state) reversible(goal Goal) bool {
+func (s *state) reversible(goal goal) bool {
 	switch s.Phase {
-	case Serving, Resuming, Announcing, Draining, Down:
+	case phaseServing, phaseResuming, phaseAnnouncing, phaseDraining, phaseDown:
 		return true
-	case Done:
-		return goal <= GoalReboot
-	case Stopping, StopFailed, Deregistering, Completing:
+	case phaseDone:
+		return goal <= goalReboot
+	case phaseStopping, phaseStopFailed, phaseDeregistering, phaseCompleting:
 	}
 	return false
 }
@@ -248,7 +248,7 @@ func (s *state) notice(id string) *notice {
 }
 
 // due returns the notices in force whose time has come.
-func (s *state) due(now Instant, c *config) (due []notice) {
+func (s *state) due(now instant, c *config) (due []notice) {
 	for _, n := range s.Notices {
 		if n.inForce() && s.isDue(n, now, c) {
 			due = append(due, n)
@@ -258,7 +258,7 @@ func (s *state) due(now Instant, c *config) (due []notice) {
 }
 
 // isDue reports whether the drain for a notice begins, or continues.
-func (s *state) isDue(n notice, now Instant, c *config) bool {
+func (s *state) isDue(n notice, now instant, c *config) bool {
 	at := s.dueAt(n, c)
 	return at <= now || n.Begun && at <= now.Add(putOffTime)
 }
@@ -267,8 +267,8 @@ func (s *state) isDue(n notice, now Instant, c *config) bool {
 const putOffTime = time.Hour
 
 // goal is what the notices come to. A stop is not undone by their withdrawal.
-func (s *state) goal(now Instant, c *config) Goal {
-	goal := NoGoal
+func (s *state) goal(now instant, c *config) goal {
+	goal := goalNone
 	if !s.reversible(s.Goal) {
 		goal = s.Goal
 	}
@@ -279,7 +279,7 @@ func (s *state) goal(now Instant, c *config) Goal {
 }
 
 // cause is the notice that people see: the highest goal, and of several the first.
-func (s *state) cause(now Instant, c *config) (cause notice) {
+func (s *state) cause(now instant, c *config) (cause notice) {
 	list := s.due(now, c)
 	if len(list) == 0 {
 		list = s.Notices
@@ -300,7 +300,7 @@ func heaviest(list []notice) (best notice) {
 func (s *state) boundNotices() {
 	weight := func(n notice) int {
 		if n.Kind == Ask || n.Kind == Shutdown {
-			return int(GoalLeave) + 1
+			return int(goalLeave) + 1
 		}
 		return int(goalOf(n.Kind))
 	}
@@ -354,7 +354,7 @@ func (s *state) anyHook(match func(*hook) bool) bool {
 func (s *state) asks() bool { return s.has(Terminate, Park) != nil }
 
 // learn adds a hook, or what is new about one that is known.
-func (s *state) learn(h Hook, limit Instant, notice string, since Instant) {
+func (s *state) learn(h Hook, limit instant, notice string, since instant) {
 	if !hookBounded(h) {
 		return
 	}

@@ -65,11 +65,11 @@ const (
 
 // event is something that was observed. It changes facts; the transitions follow from these.
 type event interface {
-	apply(s *state, now Instant, c *config) error
+	apply(s *state, now instant, c *config) error
 }
 
 // step applies an event and every transition that follows from it. It reads no clock and does no I/O.
-func step(s state, ev event, now Instant, c *config) (state, error) {
+func step(s state, ev event, now instant, c *config) (state, error) {
 	s = s.clone()
 	err := ev.apply(&s, now, c)
 	s.update(now, c)
@@ -90,40 +90,40 @@ func step(s state, ev event, now Instant, c *config) (state, error) {
 }
 
 type transition struct {
-	from, to Phase
+	from, to phase
 	why      string // for docs/drain.md
-	when     func(*state, Instant, *config) bool
-	do       func(*state, Instant, *config)
+	when     func(*state, instant, *config) bool
+	do       func(*state, instant, *config)
 }
 
 // transitions is the whole machine: the first that applies is taken.
 var transitions = []transition{
-	{Serving, Announcing, "a notice is due", joinedAndDue, begin},
-	{Serving, Completing, "a machine that has not joined leaves", neverJoined, begin},
-	{Announcing, Serving, "no notice is due any more", nothingDue, serveAgain},
-	{Announcing, Draining, "the record says draining, or 2 s have passed, or the deadline", announced, nil},
-	{Draining, Serving, "no notice is due any more", nothingDue, serveAgain},
-	{Draining, Down, "no session is left, or the deadline; the machine shuts down", drainedForShutdown, recordDeparture},
-	{Draining, Done, "no session is left, or the deadline; the machine reboots", drainedForReboot, drainedBeforeReboot},
-	{Draining, Stopping, "no session is left, or the deadline", drained, recordDeparture},
-	{Stopping, Deregistering, "the server has ended", stopped, deregister},
-	{Stopping, StopFailed, "it does not end in time", stopOverdue, failStop},
-	{StopFailed, Deregistering, "the server has ended", stopped, deregister},
-	{Deregistering, Completing, "the record says left, or 10 s have passed", deregistered, nil},
-	{Completing, Announcing, "the machine has joined after all", joinedAfterAll, begin},
-	{Completing, Done, "no hook waits, or none can be completed", hooksSettled, finish},
-	{Done, Serving, "the machine was joined again", rejoined, forgetDrain},
-	{Done, Announcing, "a notice above the reboot is due", aboveReboot, begin},
-	{Done, Serving, "no reboot is due any more", rebootWithdrawn, serveAgain},
-	{Done, Completing, "a hook waits", hookWaits, nil},
-	{Done, Resuming, "the group has the parked machine in service again", backInService, resume},
-	{Resuming, Announcing, "a notice is due", joinedAndDue, begin},
-	{Resuming, Completing, "a machine that has not joined leaves", neverJoined, begin},
-	{Resuming, Serving, "the node is seen in the cluster", proved, nil},
+	{phaseServing, phaseAnnouncing, "a notice is due", joinedAndDue, begin},
+	{phaseServing, phaseCompleting, "a machine that has not joined leaves", neverJoined, begin},
+	{phaseAnnouncing, phaseServing, "no notice is due any more", nothingDue, serveAgain},
+	{phaseAnnouncing, phaseDraining, "the record says draining, or 2 s have passed, or the deadline", announced, nil},
+	{phaseDraining, phaseServing, "no notice is due any more", nothingDue, serveAgain},
+	{phaseDraining, phaseDown, "no session is left, or the deadline; the machine shuts down", drainedForShutdown, recordDeparture},
+	{phaseDraining, phaseDone, "no session is left, or the deadline; the machine reboots", drainedForReboot, drainedBeforeReboot},
+	{phaseDraining, phaseStopping, "no session is left, or the deadline", drained, recordDeparture},
+	{phaseStopping, phaseDeregistering, "the server has ended", stopped, deregister},
+	{phaseStopping, phaseStopFailed, "it does not end in time", stopOverdue, failStop},
+	{phaseStopFailed, phaseDeregistering, "the server has ended", stopped, deregister},
+	{phaseDeregistering, phaseCompleting, "the record says left, or 10 s have passed", deregistered, nil},
+	{phaseCompleting, phaseAnnouncing, "the machine has joined after all", joinedAfterAll, begin},
+	{phaseCompleting, phaseDone, "no hook waits, or none can be completed", hooksSettled, finish},
+	{phaseDone, phaseServing, "the machine was joined again", rejoined, forgetDrain},
+	{phaseDone, phaseAnnouncing, "a notice above the reboot is due", aboveReboot, begin},
+	{phaseDone, phaseServing, "no reboot is due any more", rebootWithdrawn, serveAgain},
+	{phaseDone, phaseCompleting, "a hook waits", hookWaits, nil},
+	{phaseDone, phaseResuming, "the group has the parked machine in service again", backInService, resume},
+	{phaseResuming, phaseAnnouncing, "a notice is due", joinedAndDue, begin},
+	{phaseResuming, phaseCompleting, "a machine that has not joined leaves", neverJoined, begin},
+	{phaseResuming, phaseServing, "the node is seen in the cluster", proved, nil},
 }
 
 // update derives facts from others.
-func (s *state) update(now Instant, c *config) {
+func (s *state) update(now instant, c *config) {
 	for i := range s.Notices {
 		if n := &s.Notices[i]; s.leaving() && n.inForce() && s.dueAt(*n, c) <= now {
 			n.Begun = true
@@ -133,7 +133,7 @@ func (s *state) update(now Instant, c *config) {
 		s.Budget = c.Budget
 	}
 	switch late := s.isLate(now, c); {
-	case s.Phase != Draining:
+	case s.Phase != phaseDraining:
 		s.lastCount = 0
 		delete(s.trouble, troubleSessions)
 	case !late:
@@ -149,11 +149,11 @@ func (s *state) update(now Instant, c *config) {
 }
 
 // counted reports whether the last count shows which sessions there are now.
-func (s *state) counted(now Instant, c *config) bool {
+func (s *state) counted(now instant, c *config) bool {
 	return s.sessions != nil && now.Sub(s.countedAt) <= 2*c.Sample+time.Second
 }
 
-func (s *state) isLate(now Instant, c *config) bool { return s.deadline(c).reached(now) }
+func (s *state) isLate(now instant, c *config) bool { return s.deadline(c).reached(now) }
 
 // none reports whether enough counts found no session.
 func (s *state) none() bool {
@@ -163,20 +163,22 @@ func (s *state) none() bool {
 	return s.zeros >= zerosNeeded
 }
 
-func (s *state) uncountableTooLong(now Instant) bool {
+func (s *state) uncountableTooLong(now instant) bool {
 	n := s.has(Shutdown)
 	return n != nil && s.uncountableSince != 0 && max(s.uncountableSince, n.Received).Add(uncountableTime).reached(now)
 }
 
-func joinedAndDue(s *state, now Instant, c *config) bool { return c.Joined && s.goal(now, c) > NoGoal }
-
-func neverJoined(s *state, now Instant, c *config) bool {
-	return !c.Joined && s.goal(now, c) >= GoalPark
+func joinedAndDue(s *state, now instant, c *config) bool {
+	return c.Joined && s.goal(now, c) > goalNone
 }
 
-func nothingDue(s *state, now Instant, c *config) bool { return s.goal(now, c) == NoGoal }
+func neverJoined(s *state, now instant, c *config) bool {
+	return !c.Joined && s.goal(now, c) >= goalPark
+}
 
-func announced(s *state, now Instant, c *config) bool {
+func nothingDue(s *state, now instant, c *config) bool { return s.goal(now, c) == goalNone }
+
+func announced(s *state, now instant, c *config) bool {
 	limit := announceTime
 	if s.noneBefore(c) {
 		limit = announceNobodyTime
@@ -189,49 +191,49 @@ func (s *state) noneBefore(c *config) bool {
 	return s.has(Shutdown) != nil && c.NoneBefore != nil && c.NoneBefore(func(n cluster.Sessions) (int, bool) { return s.left(n, c) })
 }
 
-func drained(s *state, now Instant, c *config) bool {
+func drained(s *state, now instant, c *config) bool {
 	if s.isLate(now, c) && !s.none() {
 		return s.counted(now, c) || s.lastCount.Add(lastCountTime).reached(now)
 	}
 	return s.none() || s.uncountableTooLong(now)
 }
 
-func drainedForShutdown(s *state, now Instant, c *config) bool {
+func drainedForShutdown(s *state, now instant, c *config) bool {
 	return drained(s, now, c) && s.has(Shutdown) != nil
 }
 
-func drainedForReboot(s *state, now Instant, c *config) bool {
-	return drained(s, now, c) && s.goal(now, c) == GoalReboot
+func drainedForReboot(s *state, now instant, c *config) bool {
+	return drained(s, now, c) && s.goal(now, c) == goalReboot
 }
 
-func stopped(s *state, _ Instant, _ *config) bool { return s.StoppedAt != 0 }
+func stopped(s *state, _ instant, _ *config) bool { return s.StoppedAt != 0 }
 
-func stopOverdue(s *state, _ Instant, _ *config) bool { return s.stopOverdue }
+func stopOverdue(s *state, _ instant, _ *config) bool { return s.stopOverdue }
 
-func failStop(s *state, _ Instant, _ *config) {
+func failStop(s *state, _ instant, _ *config) {
 	s.note("the server did not end in time; hooks are completed, the node record stays, and the stop is retried")
 }
 
-func deregistered(s *state, now Instant, c *config) bool {
+func deregistered(s *state, now instant, c *config) bool {
 	return s.Have == cluster.StateLeft || s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered, c)).reached(now)
 }
 
-func joinedAfterAll(s *state, _ Instant, c *config) bool { return s.NeverJoined && c.Joined }
+func joinedAfterAll(s *state, _ instant, c *config) bool { return s.NeverJoined && c.Joined }
 
 // returning reports whether a machine that is being parked is in service again.
-func (s *state) returning(now Instant, c *config) bool {
-	return s.Goal == GoalPark && len(s.due(now, c)) == 0
+func (s *state) returning(now instant, c *config) bool {
+	return s.Goal == goalPark && len(s.due(now, c)) == 0
 }
 
-func hooksSettled(s *state, now Instant, c *config) bool {
-	return s.settled(now, c) || s.goal(now, c) == GoalPark && (s.Entered.Add(idleHookTime).reached(now) || s.returning(now, c))
+func hooksSettled(s *state, now instant, c *config) bool {
+	return s.settled(now, c) || s.goal(now, c) == goalPark && (s.Entered.Add(idleHookTime).reached(now) || s.returning(now, c))
 }
 
-func hookWaits(s *state, now Instant, c *config) bool {
-	return s.goal(now, c) == GoalLeave && !s.settled(now, c)
+func hookWaits(s *state, now instant, c *config) bool {
+	return s.goal(now, c) == goalLeave && !s.settled(now, c)
 }
 
-func rejoined(s *state, _ Instant, c *config) bool {
+func rejoined(s *state, _ instant, c *config) bool {
 	if s.StoppedAt == 0 || c.JoinedAt.IsZero() {
 		return false
 	}
@@ -241,30 +243,30 @@ func rejoined(s *state, _ Instant, c *config) bool {
 	return !c.JoinedAt.Equal(s.JoinedAt)
 }
 
-func aboveReboot(s *state, now Instant, c *config) bool {
-	return s.Goal == GoalReboot && s.goal(now, c) > GoalReboot
+func aboveReboot(s *state, now instant, c *config) bool {
+	return s.Goal == goalReboot && s.goal(now, c) > goalReboot
 }
 
-func rebootWithdrawn(s *state, now Instant, c *config) bool {
-	return s.Goal == GoalReboot && s.goal(now, c) == NoGoal
+func rebootWithdrawn(s *state, now instant, c *config) bool {
+	return s.Goal == goalReboot && s.goal(now, c) == goalNone
 }
 
-func backInService(s *state, now Instant, c *config) bool { return s.returning(now, c) }
+func backInService(s *state, now instant, c *config) bool { return s.returning(now, c) }
 
-func proved(s *state, _ Instant, _ *config) bool { return s.Start == nil || s.Start.Proved != 0 }
+func proved(s *state, _ instant, _ *config) bool { return s.Start == nil || s.Start.Proved != 0 }
 
 // begin begins a drain.
-func begin(s *state, now Instant, c *config) {
+func begin(s *state, now instant, c *config) {
 	if s.Start != nil {
 		s.note("start given up: the machine leaves")
-		if s.Start = nil; s.goal(now, c) != GoalPark { // its hook may be the one that waits for the parking
+		if s.Start = nil; s.goal(now, c) != goalPark { // its hook may be the one that waits for the parking
 			s.NoLaunchHook = false
 			s.dropHooks(true)
 		}
 	}
 	s.observed.reset()
 	s.handled, s.cancelledBy, s.othersHooks = nil, "", ""
-	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = NoGoal, now, 0, c.Role, 0
+	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, now, 0, c.Role, 0
 	s.StoppedAt, s.Departure, s.NeverJoined = 0, nil, !c.Joined
 	s.update(now, c)
 	cause := s.cause(now, c)
@@ -287,18 +289,18 @@ func (o *observed) reset() {
 	}
 }
 
-func serveAgain(s *state, _ Instant, _ *config) {
+func serveAgain(s *state, _ instant, _ *config) {
 	who := cmp.Or(s.cancelledBy, "the cloud")
 	s.note("node serves again", "cancelled by", who)
 	s.history = append(s.history, cluster.Event{Kind: "undrain", Who: who, Why: map[bool]string{true: "cancelled", false: "withdrawn"}[s.cancelledBy != ""]})
 	s.observed.reset()
-	s.Goal, s.Began, s.Departure, s.Repair, s.NoHook, s.othersHooks = NoGoal, 0, nil, false, false, ""
+	s.Goal, s.Began, s.Departure, s.Repair, s.NoHook, s.othersHooks = goalNone, 0, nil, false, false, ""
 	s.Want, s.Have = cluster.StateActive, ""
 	s.dropHooks(false)
 }
 
 // recordDeparture records which sessions the stop cuts.
-func recordDeparture(s *state, now Instant, c *config) {
+func recordDeparture(s *state, now instant, c *config) {
 	s.Goal, s.Deadline = max(s.Goal, s.goal(now, c)), s.deadline(c)
 	why := "no session is left"
 	switch {
@@ -327,19 +329,19 @@ func recordDeparture(s *state, now Instant, c *config) {
 			s.Departure.Cut = &n
 		}
 	}
-	if s.Phase == Down {
+	if s.Phase == phaseDown {
 		s.recordEnd("the machine shuts down", now, c)
 	}
 }
 
-func drainedBeforeReboot(s *state, now Instant, c *config) {
+func drainedBeforeReboot(s *state, now instant, c *config) {
 	recordDeparture(s, now, c)
 	s.Departure = nil
 	s.recordEnd("drained", now, c)
 }
 
 // recordEnd writes the end of the drain into the cluster's history.
-func (s *state) recordEnd(result string, now Instant, c *config) {
+func (s *state) recordEnd(result string, now instant, c *config) {
 	e := s.cause(now, c).event("drained", map[string]string{"result": result})
 	if s.Departure != nil && s.Departure.Cut != nil {
 		n := int64(*s.Departure.Cut)
@@ -348,23 +350,23 @@ func (s *state) recordEnd(result string, now Instant, c *config) {
 	s.history = append(s.history, e)
 }
 
-func deregister(s *state, _ Instant, c *config) {
+func deregister(s *state, _ instant, c *config) {
 	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", c.JoinedAt
 	s.setTrouble(troubleStop, "")
 }
 
 // finish ends a drain.
-func finish(s *state, now Instant, c *config) {
+func finish(s *state, now instant, c *config) {
 	s.Goal = max(s.Goal, s.goal(now, c))
 	// A hook that does not answer, or does not wait yet, is asked further, unless nothing can wait for this any more.
 	over := s.NeverJoined || s.returning(now, c) || s.pooled(now, c)
 	for i := range s.Hooks {
-		if a := &s.Hooks[i]; a.End == "" && s.Goal == GoalPark && (over || a.Hook.Launching) && a.completionDenied == "" {
+		if a := &s.Hooks[i]; a.End == "" && s.Goal == goalPark && (over || a.Hook.Launching) && a.completionDenied == "" {
 			s.leaveHook(a)
 		}
 	}
 	result := "left"
-	if s.Goal == GoalPark {
+	if s.Goal == goalPark {
 		result = "parked"
 	}
 	if s.NeverJoined {
@@ -386,10 +388,10 @@ func (s *state) leaveHook(a *hook) {
 	s.note("hook does not wait for this machine", "hook", a.Hook.Name)
 }
 
-func resume(s *state, now Instant, c *config) {
+func resume(s *state, now instant, c *config) {
 	s.note("parked machine serves again")
 	s.history = append(s.history, cluster.Event{Kind: "resume", Who: s.cause(now, c).Who, Why: "in service again"})
-	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == GoalReboot })
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == goalReboot })
 	s.reset()
 	// What waited has been completed, or waits no more; the hook of the start is asked for again.
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return !a.Hook.Launching || a.End != "" })
@@ -399,15 +401,15 @@ func resume(s *state, now Instant, c *config) {
 // reset forgets a drain that is over; the session writes the node record.
 func (s *state) reset() {
 	s.observed.reset()
-	s.Goal, s.Began, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = NoGoal, 0, 0, time.Time{}, nil, false
+	s.Goal, s.Began, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = goalNone, 0, 0, time.Time{}, nil, false
 	s.NeverJoined, s.NoHook, s.NoLaunchHook, s.othersHooks = false, false, false, ""
 	s.Want, s.Have, s.Forgotten = "", "", true
 }
 
 // forgetDrain ends a drain because the machine was joined again. Notices stay that came since it began, or are announced for
 // later: who joined knew only what the drain was for.
-func forgetDrain(s *state, now Instant, c *config) {
-	never := s.NeverJoined && s.goal(now, c) > NoGoal
+func forgetDrain(s *state, now instant, c *config) {
+	never := s.NeverJoined && s.goal(now, c) > goalNone
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool {
 		switch {
 		case !n.inForce():
@@ -429,7 +431,7 @@ func forgetDrain(s *state, now Instant, c *config) {
 	}
 }
 
-func (s *state) outlasts(n notice, now Instant, c *config) bool {
+func (s *state) outlasts(n notice, now instant, c *config) bool {
 	ends := n.Kind == Shutdown ||
 		(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot) && s.dueAt(n, c) > s.Began
 	return ends || !s.isDue(n, now, c)

@@ -28,7 +28,7 @@ type history struct {
 	rng *rand.Rand
 	s   state
 	c   config
-	now Instant
+	now instant
 	// sources are what the cloud reports, by topic.
 	sources map[string][]cloud.Notice
 	steps   int
@@ -37,7 +37,7 @@ type history struct {
 func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	return &history{
-		t: t, rng: rng, now: Instant(time.Hour), s: state{}.clone(), sources: map[string][]cloud.Notice{},
+		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), sources: map[string][]cloud.Notice{},
 		c: config{
 			Joined: rng.IntN(5) > 0, Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
 			Hooks: rng.IntN(4) > 0, Proves: rng.IntN(4) > 0, Sample: time.Second,
@@ -62,7 +62,7 @@ func (h *history) invariants(before state, e event, err error) {
 		h.t.Helper()
 		h.t.Errorf("%s\nafter %T %+v\nbefore %+v\nnow %+v", what, e, e, before, *s)
 	}
-	if s.Phase == Serving && c.Joined && s.goal(now, c) > NoGoal {
+	if s.Phase == phaseServing && c.Joined && s.goal(now, c) > goalNone {
 		fail("ready although a notice is due")
 	}
 	if s.Want == cluster.StateLeft && s.StoppedAt == 0 && !s.NeverJoined {
@@ -70,15 +70,15 @@ func (h *history) invariants(before state, e event, err error) {
 	}
 	for i := range s.Hooks {
 		a := &s.Hooks[i]
-		reboot := s.Phase == Done && s.Goal == GoalReboot
-		if s.hookOp(a, now, c) == opComplete && !a.Hook.Launching && s.StoppedAt == 0 && !s.NeverJoined && !reboot && s.Phase != StopFailed {
+		reboot := s.Phase == phaseDone && s.Goal == goalReboot
+		if s.hookOp(a, now, c) == opComplete && !a.Hook.Launching && s.StoppedAt == 0 && !s.NeverJoined && !reboot && s.Phase != phaseStopFailed {
 			fail("a hook is completed before the server has ended")
 		}
 	}
 	if _, ok := e.(drainCancelled); ok && err == nil && !before.reversible(before.goal(now, c)) {
 		fail("a drain was cancelled after the stop had begun")
 	}
-	if p := s.plan(now, c); p.Count != (s.Phase == Draining) || p.Stop && s.StoppedAt != 0 || p.WakeAt != 0 && p.WakeAt <= now {
+	if p := s.plan(now, c); p.Count != (s.Phase == phaseDraining) || p.Stop && s.StoppedAt != 0 || p.WakeAt != 0 && p.WakeAt <= now {
 		fail(fmt.Sprintf("plan %+v", p))
 	}
 }
@@ -153,7 +153,7 @@ func (h *history) random() event {
 	case 16:
 		return hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}
 	case 17, 18:
-		return hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - Instant(rng.IntN(int(3*time.Hour)))}
+		return hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}
 	case 19:
 		return h.pick(joinSeen{true}, joinSeen{false}, settingsRead{}, recordUnknown{}, recordSettled{})
 	case 20:
@@ -224,9 +224,9 @@ func (h *history) ends() {
 		s := &h.s
 		p := s.plan(h.now, &h.c)
 		switch {
-		case !s.leaving() && (len(s.due(h.now, &h.c)) == 0 || !h.c.Joined), s.Phase == Done, p.Exit:
+		case !s.leaving() && (len(s.due(h.now, &h.c)) == 0 || !h.c.Joined), s.Phase == phaseDone, p.Exit:
 			return
-		case s.Phase == Completing && (len(p.Hooks) > 0 || p.FindHooks[false] || p.FindHooks[true]):
+		case s.Phase == phaseCompleting && (len(p.Hooks) > 0 || p.FindHooks[false] || p.FindHooks[true]):
 			return // the cloud is asked, for ever
 		}
 		if p.WakeAt != 0 {
@@ -249,8 +249,8 @@ func (h *history) ends() {
 // The table of docs/drain.md is the table of the code.
 func TestDrainTable(t *testing.T) {
 	const file, begin, end = "../docs/drain.md", "<!-- transitions -->\n", "<!-- end -->"
-	name := func(p Phase) string {
-		if p == Serving {
+	name := func(p phase) string {
+		if p == phaseServing {
 			return "serving"
 		}
 		return string(p)

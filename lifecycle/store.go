@@ -62,11 +62,11 @@ func load(files Files) (*document, error) {
 		err = fmt.Errorf("unknown phase %q", d.Phase)
 	case d.leaving() && (len(d.Notices) == 0 || d.Began == 0):
 		err = errors.New("a drain without a reason")
-	case d.Goal < NoGoal || d.Goal > GoalLeave:
+	case d.Goal < goalNone || d.Goal > goalLeave:
 		err = fmt.Errorf("unknown goal %d", d.Goal)
 	}
 	for _, n := range d.Notices {
-		if n.ID == "" || goalOf(n.Kind) == NoGoal {
+		if n.ID == "" || goalOf(n.Kind) == goalNone {
 			err = fmt.Errorf("invalid notice %q of kind %q", n.ID, n.Kind)
 		}
 	}
@@ -96,7 +96,7 @@ func (d *document) encode() ([]byte, error) {
 }
 
 // restore continues with what was read, at the start of the daemon.
-func (d *document) restore(boot, hardware string, now Instant, c *config) state {
+func (d *document) restore(boot, hardware string, now instant, c *config) state {
 	s := d.clone()
 	if d.Hardware != "" && hardware != "" && d.Hardware != hardware {
 		s = state{}.clone()
@@ -110,17 +110,17 @@ func (d *document) restore(boot, hardware string, now Instant, c *config) state 
 	s.NoHook, s.NoLaunchHook = false, false
 	// The machine did not shut down. What is not due yet is reported again if it still holds.
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n, now, c) && n.inForce() })
-	if s.Phase == Down {
-		s.Phase, s.Entered = Draining, now
+	if s.Phase == phaseDown {
+		s.Phase, s.Entered = phaseDraining, now
 	}
-	if s.Phase == Announcing || s.Phase == Draining {
+	if s.Phase == phaseAnnouncing || s.Phase == phaseDraining {
 		s.Departure = nil
 	}
 	switch {
 	case s.leaving() && len(s.Notices) == 0:
 		serveAgain(&s, now, c)
-		s.Phase = Serving
-	case s.leaving() && s.Phase != Done:
+		s.Phase = phaseServing
+	case s.leaving() && s.Phase != phaseDone:
 		s.note("continuing the drain", "began", c.Wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
 	}
 	return s
@@ -128,7 +128,7 @@ func (d *document) restore(boot, hardware string, now Instant, c *config) state 
 
 // restoreAfterBoot keeps that the cloud terminates the machine, and nothing else: a machine that was drained, parked or rebooted
 // serves again by being started.
-func (s state) restoreAfterBoot(now Instant, c *config) state {
+func (s state) restoreAfterBoot(now instant, c *config) state {
 	next := state{}.clone()
 	for _, o := range s.Overruled {
 		if o.Rejoined {
@@ -137,7 +137,7 @@ func (s state) restoreAfterBoot(now Instant, c *config) state {
 	}
 	drained := s.leaving()
 	switch s.Phase {
-	case Serving, Resuming, Announcing, Draining, Down:
+	case phaseServing, phaseResuming, phaseAnnouncing, phaseDraining, phaseDown:
 		next.Repair, next.Forgotten = s.Repair && drained, false
 		for _, n := range s.Notices {
 			if n.Kind == Terminate && n.inForce() {
@@ -153,7 +153,7 @@ func (s state) restoreAfterBoot(now Instant, c *config) state {
 		if s.Start != nil {
 			next.Start = &start{ID: s.Start.ID, Since: now}
 		}
-	case Stopping, StopFailed, Deregistering, Completing, Done:
+	case phaseStopping, phaseStopFailed, phaseDeregistering, phaseCompleting, phaseDone:
 	}
 	if drained && len(next.Notices) == 0 {
 		next.note("the machine was started again: the drain before that is over")

@@ -11,8 +11,8 @@ import (
 
 // moment is one line of the timeline: when sessions are waited for no longer, and what says so.
 type moment struct {
-	at   Instant
-	ends Instant // the cloud, or the machine, ends then; 0: nothing does
+	at   instant
+	ends instant // the cloud, or the machine, ends then; 0: nothing does
 	by   string
 }
 
@@ -79,7 +79,7 @@ func (s *state) budget(c *config) time.Duration {
 }
 
 // deadline is when sessions are waited for no longer; 0 is none.
-func (s *state) deadline(c *config) Instant {
+func (s *state) deadline(c *config) instant {
 	if list := s.timeline(c); len(list) > 0 {
 		return list[0].at
 	}
@@ -87,8 +87,8 @@ func (s *state) deadline(c *config) Instant {
 }
 
 // ends is when the machine ends, or a hook waits no longer; 0 if nothing ends.
-func (s *state) ends(c *config) Instant {
-	var first Instant
+func (s *state) ends(c *config) instant {
+	var first instant
 	for _, m := range s.timeline(c) {
 		if m.ends != 0 && (first == 0 || m.ends < first) {
 			first = m.ends
@@ -102,7 +102,7 @@ const endGrace = 10 * time.Second
 
 // stepTime is how long a step may take that began at a moment: its own time, less if the machine ends before, and a second at
 // least.
-func (s *state) stepTime(own, keep time.Duration, began Instant, c *config) time.Duration {
+func (s *state) stepTime(own, keep time.Duration, began instant, c *config) time.Duration {
 	ends := s.ends(c)
 	left := ends.Sub(began)
 	if ends == 0 || left < -endGrace {
@@ -113,19 +113,19 @@ func (s *state) stepTime(own, keep time.Duration, began Instant, c *config) time
 
 // shutdownEnds is until when a machine that shuts down waits for the drain; 0 if it does not shut down. It does not wait for a
 // cloud that does not answer, nor for a server that does not end.
-func (s *state) shutdownEnds() Instant {
+func (s *state) shutdownEnds() instant {
 	n := s.has(Shutdown)
 	switch {
 	case n == nil:
 		return 0
-	case s.Phase == Completing || s.Phase == StopFailed:
+	case s.Phase == phaseCompleting || s.Phase == phaseStopFailed:
 		return min(n.Deadline, n.Received.Add(reserveTime))
 	}
 	return n.Deadline
 }
 
 // dueAt is when the drain for a notice begins. What is announced for days ahead begins in time for the budget.
-func (s *state) dueAt(n notice, c *config) Instant {
+func (s *state) dueAt(n notice, c *config) instant {
 	if (n.Kind == Reboot || n.Kind == Interrupt) && n.Deadline.Sub(n.Received) > spotTime {
 		return max(n.Received, n.Deadline.Add(-s.budget(c)-reserveTime))
 	}
@@ -136,7 +136,7 @@ func (s *state) dueAt(n notice, c *config) Instant {
 const maxExtends = 100
 
 // limit is when the cloud waits no longer, whatever heartbeats it gets; 0 is not known.
-func (a *hook) limit() Instant {
+func (a *hook) limit() instant {
 	if a.Limit != 0 || a.Hook.Timeout <= 0 {
 		return a.Limit
 	}
@@ -144,7 +144,7 @@ func (a *hook) limit() Instant {
 }
 
 // lapse is when the hook ends without another heartbeat; 0 is not known.
-func (a *hook) lapse() Instant {
+func (a *hook) lapse() instant {
 	if a.Hook.Timeout <= 0 {
 		return 0
 	}

@@ -170,36 +170,36 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 // viewStep is the phase as people and programs see it.
 func (s *state) viewStep() Step {
 	switch s.Phase {
-	case Resuming:
+	case phaseResuming:
 		return StepNone
-	case StopFailed:
+	case phaseStopFailed:
 		return StepStopping
-	case Down:
+	case phaseDown:
 		return StepDone
-	case Serving, Announcing, Draining, Stopping, Deregistering, Completing, Done:
+	case phaseServing, phaseAnnouncing, phaseDraining, phaseStopping, phaseDeregistering, phaseCompleting, phaseDone:
 	}
 	return Step(s.Phase)
 }
 
-func (s *state) viewState(goal Goal) State {
+func (s *state) viewState(goal goal) State {
 	switch {
-	case s.Phase == Resuming:
+	case s.Phase == phaseResuming:
 		return StateResuming
-	case s.Phase == Serving:
+	case s.Phase == phaseServing:
 		return StateActive
-	case goal == GoalReboot, s.Phase != Done && (s.Phase != Completing || s.NeverJoined):
+	case goal == goalReboot, s.Phase != phaseDone && (s.Phase != phaseCompleting || s.NeverJoined):
 		return StateDraining
-	case goal == GoalPark:
+	case goal == goalPark:
 		return StateParked
 	}
 	return StateLeft
 }
 
 // viewOf makes the view. The lock is held.
-func (r *Runner) viewOf(now Instant, c *config, p plan) View {
+func (r *Runner) viewOf(now instant, c *config, p plan) View {
 	s, wall := &r.state, c.Wall.time
 	v := View{
-		State: s.viewState(s.goal(now, c)), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == StopFailed,
+		State: s.viewState(s.goal(now, c)), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == phaseStopFailed,
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: p.Exit, Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), Notes: slices.Clone(r.notes), NeverJoined: s.NeverJoined,
 		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(),
@@ -239,7 +239,7 @@ func (r *Runner) viewOf(now Instant, c *config, p plan) View {
 	cause := s.cause(now, c)
 	v.Kind, v.Reason, v.Who = cause.Kind, cause.Reason, cause.Who
 	v.Deadline = wall(cmp.Or(s.Deadline, s.deadline(c)))
-	if s.Phase != Done {
+	if s.Phase != phaseDone {
 		for i, m := range s.timeline(c) {
 			v.Timeline = append(v.Timeline, Moment{At: wall(m.at), Ends: wall(m.ends), By: m.by, Decides: i == 0})
 		}
