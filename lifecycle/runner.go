@@ -89,7 +89,6 @@ type Runner struct {
 	changed    chan struct{} // closed, and replaced, at each change
 	notes      []Note
 	warned     map[string]warned
-	noticed    time.Time
 	ctx        context.Context // of Run; nil: it does not run
 	end        context.CancelFunc
 	work       map[string]context.CancelFunc
