@@ -14,9 +14,9 @@ import (
 // started after it as well. A drain under way is not the join's to end.
 func TestJoinForgetsDrain(t *testing.T) {
 	for text, gone := range map[string]bool{
-		`{"version":1,"step":"done"}`:     true,
-		`{"version":1,"step":"draining"}`: false,
-		`{"version":1}`:                   false, // a notice of tomorrow
+		`{"version":2,"step":"done"}`:     true,
+		`{"version":2,"step":"draining"}`: false,
+		`{"version":2}`:                   false, // a notice of tomorrow
 		`{`:                               false,
 	} {
 		m := joinedTree(t)

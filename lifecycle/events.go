@@ -289,7 +289,7 @@ func (e drainRequested) apply(s *state, now instant, c *config) error {
 		return fmt.Errorf("invalid deadline %s: must not be negative", e.Deadline)
 	case s.Phase == phaseDone && s.goal(now, c) >= goalPark:
 		return ErrLeft
-	case !s.leaving() && !c.Joined:
+	case !s.leaving() && !c.Joined():
 		return ErrNotJoined
 	case e.Now:
 		n.Deadline = now
@@ -312,7 +312,7 @@ func (e drainRequested) apply(s *state, now instant, c *config) error {
 func (e drainCancelled) apply(s *state, now instant, c *config) error {
 	who := cmp.Or(e.who, "an unnamed user")
 	switch {
-	case !s.leaving() && !c.Joined:
+	case !s.leaving() && !c.Joined():
 		return ErrNotJoined
 	case !s.leaving() && e.row != cluster.StateDraining:
 		return ErrNotDraining
@@ -344,8 +344,8 @@ func (e joinSeen) apply(s *state, now instant, c *config) error {
 		return ErrBusy
 	}
 	never := s.NeverJoined && s.goal(now, c) > goalNone
-	stays := slices.ContainsFunc(s.due(now, c), func(n notice) bool { return never || c.Joined && s.outlasts(n, now, c) })
-	if stays && (e.joining || !c.Joined) {
+	stays := slices.ContainsFunc(s.due(now, c), func(n notice) bool { return never || c.Joined() && s.outlasts(n, now, c) })
+	if stays && (e.joining || !c.Joined()) {
 		return nil
 	}
 	forgetDrain(s, now, c)

@@ -58,7 +58,7 @@ func goalOf(k Kind) goal {
 
 // state is a drain: what drain.json holds, and what the agent has observed since it started.
 type state struct {
-	Phase   phase   `json:"phase,omitempty"`
+	Phase   phase   `json:"step,omitempty"`
 	Entered instant `json:"entered,omitempty"` // this phase
 	// Goal is set when the server is stopped, and may only rise from then on.
 	Goal    goal     `json:"goal,omitempty"`

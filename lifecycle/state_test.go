@@ -184,13 +184,13 @@ func TestDamagedRecordIsNoDrain(t *testing.T) {
 		bad := map[string][]byte{
 			"empty": {}, "text": []byte("no json"), "null": []byte("null"), "array": []byte("[]"), "nothing": []byte("{}"),
 			"older":           []byte(`{"version": 1, "step": "draining"}`),
-			"newer":           []byte(`{"version": 3, "phase": "draining"}`),
-			"unknown phase":   []byte(`{"version": 2, "phase": "dancing"}`),
+			"newer":           []byte(`{"version": 3, "step": "draining"}`),
+			"unknown phase":   []byte(`{"version": 2, "step": "dancing"}`),
 			"unknown goal":    []byte(`{"version": 2, "goal": 7}`),
-			"no reason":       []byte(`{"version": 2, "phase": "draining"}`),
-			"no goal":         []byte(`{"version":2,"phase":"draining","began":1,"notices":[{"id":"x","kind":"launch"}]}`),
+			"no reason":       []byte(`{"version": 2, "step": "draining"}`),
+			"no goal":         []byte(`{"version":2,"step":"draining","began":1,"notices":[{"id":"x","kind":"launch"}]}`),
 			"unknown state":   []byte(`{"version": 2, "want": "dancing"}`),
-			"a strange clock": []byte(`{"version": 2, "phase": "done", "boot_time": "99999-01-01T00:00:00Z"}`),
+			"a strange clock": []byte(`{"version": 2, "step": "done", "boot_time": "99999-01-01T00:00:00Z"}`),
 		}
 		for i := 0; i < len(good); i += 7 {
 			bad[fmt.Sprintf("cut at %d", i)] = good[:i]
@@ -333,7 +333,7 @@ func FuzzRecord(f *testing.F) {
 	data, err := d.encode()
 	must.OK(f, err)
 	f.Add(data)
-	f.Add([]byte(`{"version":2,"phase":"done","began":1,"notices":[{"id":"x","kind":"park"}],"hooks":[{}],"start":{}}`))
+	f.Add([]byte(`{"version":2,"step":"done","began":1,"notices":[{"id":"x","kind":"park"}],"hooks":[{}],"start":{}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		w := newWorld(t)
 		w.file = bytes.Clone(data)

@@ -14,8 +14,9 @@ import (
 // config is what a step depends on besides the state.
 type config struct {
 	// Joined reports whether the machine is a node, JoinedAt when the last join ended.
-	Joined   bool
-	JoinedAt time.Time
+	// Each reads a file.
+	Joined   func() bool
+	JoinedAt func() time.Time
 	Role     string
 	// Budget is how long sessions are waited for. It is not Final while an instance tag may still change it.
 	Budget time.Duration
@@ -169,11 +170,11 @@ func (s *state) uncountableTooLong(now instant) bool {
 }
 
 func joinedAndDue(s *state, now instant, c *config) bool {
-	return c.Joined && s.goal(now, c) > goalNone
+	return s.goal(now, c) > goalNone && c.Joined()
 }
 
 func neverJoined(s *state, now instant, c *config) bool {
-	return !c.Joined && s.goal(now, c) >= goalPark
+	return s.goal(now, c) >= goalPark && !c.Joined()
 }
 
 func nothingDue(s *state, now instant, c *config) bool { return s.goal(now, c) == goalNone }
@@ -218,7 +219,7 @@ func deregistered(s *state, now instant, c *config) bool {
 	return s.Have == cluster.StateLeft || s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered, c)).reached(now)
 }
 
-func joinedAfterAll(s *state, _ instant, c *config) bool { return s.NeverJoined && c.Joined }
+func joinedAfterAll(s *state, _ instant, c *config) bool { return s.NeverJoined && c.Joined() }
 
 // returning reports whether a machine that is being parked is in service again.
 func (s *state) returning(now instant, c *config) bool {
@@ -234,13 +235,14 @@ func hookWaits(s *state, now instant, c *config) bool {
 }
 
 func rejoined(s *state, _ instant, c *config) bool {
-	if s.StoppedAt == 0 || c.JoinedAt.IsZero() {
+	if s.StoppedAt == 0 {
 		return false
 	}
-	if s.JoinedAt.IsZero() { // it could not be read then
-		return c.Wall.instant(c.JoinedAt) > s.StoppedAt
+	at := c.JoinedAt()
+	if at.IsZero() || s.JoinedAt.IsZero() { // at the stop it could not be read
+		return c.Wall.instant(at) > s.StoppedAt
 	}
-	return !c.JoinedAt.Equal(s.JoinedAt)
+	return !at.Equal(s.JoinedAt)
 }
 
 func aboveReboot(s *state, now instant, c *config) bool {
@@ -267,7 +269,7 @@ func begin(s *state, now instant, c *config) {
 	s.observed.reset()
 	s.handled, s.cancelledBy, s.othersHooks = nil, "", ""
 	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, now, 0, c.Role, 0
-	s.StoppedAt, s.Departure, s.NeverJoined = 0, nil, !c.Joined
+	s.StoppedAt, s.Departure, s.NeverJoined = 0, nil, !c.Joined()
 	s.update(now, c)
 	cause := s.cause(now, c)
 	details := map[string]string{"kind": string(cause.Kind)}
@@ -351,7 +353,7 @@ func (s *state) recordEnd(result string, now instant, c *config) {
 }
 
 func deregister(s *state, _ instant, c *config) {
-	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", c.JoinedAt
+	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", c.JoinedAt()
 	s.setTrouble(troubleStop, "")
 }
 
@@ -414,7 +416,7 @@ func forgetDrain(s *state, now instant, c *config) {
 		switch {
 		case !n.inForce():
 			return true
-		case never, c.Joined && s.outlasts(n, now, c):
+		case never, c.Joined() && s.outlasts(n, now, c):
 			return false
 		case n.Kind == Park:
 			// The cloud reports it again to the next run of the daemon.

@@ -28,7 +28,10 @@ type history struct {
 	rng *rand.Rand
 	s   state
 	c   config
-	now instant
+	// joined and joinedAt are what the state file says.
+	joined   bool
+	joinedAt time.Time
+	now      instant
 	// sources are what the cloud reports, by topic.
 	sources map[string][]cloud.Notice
 	steps   int
@@ -36,14 +39,16 @@ type history struct {
 
 func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
 	rng := rand.New(rand.NewPCG(seed, 7))
-	return &history{
-		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), sources: map[string][]cloud.Notice{},
+	h := &history{
+		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), joined: rng.IntN(5) > 0, sources: map[string][]cloud.Notice{},
 		c: config{
-			Joined: rng.IntN(5) > 0, Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
+			Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
 			Hooks: rng.IntN(4) > 0, Proves: rng.IntN(4) > 0, Sample: time.Second,
 			Wall: wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)), taken: taken,
 		},
 	}
+	h.c.Joined, h.c.JoinedAt = func() bool { return h.joined }, func() time.Time { return h.joinedAt }
+	return h
 }
 
 // do applies an event and holds to what must be so whatever happens.
@@ -62,7 +67,7 @@ func (h *history) invariants(before state, e event, err error) {
 		h.t.Helper()
 		h.t.Errorf("%s\nafter %T %+v\nbefore %+v\nnow %+v", what, e, e, before, *s)
 	}
-	if s.Phase == phaseServing && c.Joined && s.goal(now, c) > goalNone {
+	if s.Phase == phaseServing && c.Joined() && s.goal(now, c) > goalNone {
 		fail("ready although a notice is due")
 	}
 	if s.Want == cluster.StateLeft && s.StoppedAt == 0 && !s.NeverJoined {
@@ -171,11 +176,11 @@ func (h *history) random() event {
 func (h *history) drift() {
 	switch h.rng.IntN(12) {
 	case 0:
-		h.c.Joined = !h.c.Joined
+		h.joined = !h.joined
 	case 1:
-		h.c.JoinedAt = h.c.Wall.time(h.now)
+		h.joinedAt = h.c.Wall.time(h.now)
 	case 2:
-		h.c.JoinedAt = time.Time{}
+		h.joinedAt = time.Time{}
 	case 3:
 		h.c.Final = true
 	}
@@ -224,7 +229,7 @@ func (h *history) ends() {
 		s := &h.s
 		p := s.plan(h.now, &h.c)
 		switch {
-		case !s.leaving() && (len(s.due(h.now, &h.c)) == 0 || !h.c.Joined), s.Phase == phaseDone, p.Exit:
+		case !s.leaving() && (len(s.due(h.now, &h.c)) == 0 || !h.joined), s.Phase == phaseDone, p.Exit:
 			return
 		case s.Phase == phaseCompleting && (len(p.Hooks) > 0 || p.FindHooks[false] || p.FindHooks[true]):
 			return // the cloud is asked, for ever

@@ -62,7 +62,7 @@ func (a *agent) drainAt(step lifecycle.Step, state cluster.State) {
 		err = a.client.SetOwnState(a.t.Context(), record, state, "drain", cluster.Details{})
 	}
 	must.OK(a.t, err)
-	text := `{"version":1,"step":"` + string(step) + `"}`
+	text := `{"version":2,"step":"` + string(step) + `"}`
 	must.OK(a.t, os.WriteFile(filepath.Join(a.root, lifecycle.RecordPath), []byte(text), 0o600))
 }
 

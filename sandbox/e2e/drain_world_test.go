@@ -287,21 +287,30 @@ func hookEvent(instance, hook string, launching bool) string {
 }
 
 // record is the drain as it is kept on disk.
-func (h *scaled) record() (r struct {
-	Step     lifecycle.Step `json:"step"`
-	Deadline time.Time      `json:"deadline"`
-	Begun    time.Time      `json:"begun"`
-},
-) {
+func (h *scaled) record() (r record) {
 	h.t.Helper()
+	var file struct {
+		Step     lifecycle.Step
+		BootTime time.Time `json:"boot_time"`
+		Began    time.Duration
+	}
 	b, err := os.ReadFile(filepath.Join(h.root, lifecycle.RecordPath))
 	if err == nil {
-		err = json.Unmarshal(b, &r)
+		err = json.Unmarshal(b, &file)
 	}
 	if err != nil && !os.IsNotExist(err) {
 		h.t.Fatal(err)
 	}
+	r.Step = file.Step
+	if file.Began != 0 {
+		r.Begun = file.BootTime.Add(file.Began)
+	}
 	return r
+}
+
+type record struct {
+	Step  lifecycle.Step
+	Begun time.Time
 }
 
 // kept waits until a step is on disk. A daemon tells of a step before it is kept, and one
