@@ -250,7 +250,7 @@ type hookAnswered struct {
 
 func (e hookAnswered) apply(s *state, now instant, c *config) error {
 	a := s.hook(e.hook)
-	if a == nil || e.err != nil && s.hookOp(a, now, c) != e.op {
+	if a == nil {
 		return nil
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)

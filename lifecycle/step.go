@@ -269,7 +269,7 @@ func begin(s *state, now instant, c *config) {
 	s.observed.reset()
 	s.handled, s.cancelledBy, s.othersHooks = nil, "", ""
 	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, now, 0, c.Role, 0
-	s.StoppedAt, s.Departure, s.NeverJoined = 0, nil, !c.Joined()
+	s.Departure, s.NeverJoined = nil, !c.Joined()
 	s.update(now, c)
 	cause := s.cause(now, c)
 	details := map[string]string{"kind": string(cause.Kind)}
@@ -360,10 +360,9 @@ func deregister(s *state, _ instant, c *config) {
 // finish ends a drain.
 func finish(s *state, now instant, c *config) {
 	s.Goal = max(s.Goal, s.goal(now, c))
-	// A hook that does not answer, or does not wait yet, is asked further, unless nothing can wait for this any more.
-	over := s.NeverJoined || s.returning(now, c) || s.pooled(now, c)
+	// A hook of the end that does not answer, or does not wait yet, is asked further. The launch hook waits for the way back.
 	for i := range s.Hooks {
-		if a := &s.Hooks[i]; a.End == "" && s.Goal == goalPark && (over || a.Hook.Launching) && a.completionDenied == "" {
+		if a := &s.Hooks[i]; a.End == "" && s.Goal == goalPark && a.Hook.Launching && a.completionDenied == "" {
 			s.leaveHook(a)
 		}
 	}
