@@ -475,21 +475,29 @@ func (l *life) Notice(n Notice) {
 	case n.Kind == Ask:
 		l.Drain(DrainRequest{Reason: n.Reason, Who: n.Who})
 	case n.Kind == withdrawn, n.Kind == Resume && n.Source != "event":
-		l.w.set(func(w *world) {
-			w.current[topic] = slices.DeleteFunc(w.current[topic], func(c cloud.Notice) bool { return n.Kind == Resume || c.ID == n.ID })
-		})
+		current := l.w.reports(topic, func(c cloud.Notice) bool { return n.Kind == withdrawn && c.ID != n.ID })
 		for range goneAfter {
-			l.report(topic, l.w.current[topic])
+			l.report(topic, current)
 		}
 	case n.Kind == Shutdown, n.Kind == Launch, n.Source == "event":
 		l.Runner.Notice(n)
 	default:
 		c := cloud.Notice{ID: n.ID, Kind: n.Kind, Reason: n.Reason, Who: n.Who, At: n.Deadline, Hook: n.Hook}
-		l.w.set(func(w *world) {
-			w.current[topic] = append(slices.DeleteFunc(w.current[topic], func(c cloud.Notice) bool { return c.ID == n.ID }), c)
-		})
-		l.report(topic, l.w.current[topic])
+		l.report(topic, l.w.reports(topic, func(c cloud.Notice) bool { return c.ID != n.ID }, c))
 	}
+}
+
+// reports changes what the metadata report for a topic.
+func (w *world) reports(topic string, keep func(cloud.Notice) bool, more ...cloud.Notice) []cloud.Notice {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.current[topic] {
+		if keep(c) {
+			more = append([]cloud.Notice{c}, more...)
+		}
+	}
+	w.current[topic] = more
+	return slices.Clone(more)
 }
 
 // withdrawn takes back what the metadata reported.
