@@ -80,7 +80,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			sleep(ctx, wait, w.changed)
 			continue
 		}
-		err, current := r.writeOnce(ctx, w)
+		current, err := r.writeOnce(ctx, w)
 		switch {
 		case !current:
 		case err == nil || w.state != cluster.StateLeft && refused(err):
@@ -93,7 +93,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 }
 
 // writeOnce writes the record. It is not current if another state is wanted meanwhile.
-func (r *Runner) writeOnce(ctx context.Context, w *record) (err error, current bool) {
+func (r *Runner) writeOnce(ctx context.Context, w *record) (current bool, err error) {
 	bound, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	go func() {
@@ -116,10 +116,10 @@ func (r *Runner) writeOnce(ctx context.Context, w *record) (err error, current b
 		err = r.o.Node.SetState(bound, w.state, w.reason, w.stopFailed)
 	}
 	if ctx.Err() != nil || r.record.Load().state != w.state {
-		return err, false
+		return false, err
 	}
 	_ = r.observe(recordWritten{w.state, err})
-	return err, true
+	return true, err
 }
 
 // writeEvents writes the events of the cluster's history, each until it is written.
@@ -154,6 +154,9 @@ func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
 func (r *Runner) flush(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
-	for r.unwritten.Load() > 0 && r.View().RegistryTold && sleep(ctx, flushTime/100, nil) {
+	for r.unwritten.Load() > 0 && r.View().RegistryTold {
+		if !sleep(ctx, flushTime/100, nil) {
+			return
+		}
 	}
 }

@@ -230,7 +230,7 @@ func (r *Runner) step(e event) error {
 func (r *Runner) tell() {
 	for _, n := range r.state.notes {
 		text := n.String()
-		r.log.Info(n.text, n.attrs...)
+		r.log.Info(n.text, n.attrs...) //nolint:sloglint // a constant at each call of state.note
 		r.notes = append(r.notes, Note{At: time.Now().Round(0), Text: text})
 	}
 	r.notes = r.notes[max(0, len(r.notes)-maxNotes):]
@@ -371,7 +371,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.workers.Go(func() { r.logProgress(ctx) })
 	r.mu.Lock()
 	r.ctx, r.end = ctx, cancel
-	_ = r.step(passed{})
+	_ = r.step(passed{}) //nolint:contextcheck // it starts the workers with r.ctx
 	r.mu.Unlock()
 	if r.o.Watcher != nil {
 		r.workers.Go(func() { r.o.Watcher.Watch(ctx, r.report) })

@@ -104,7 +104,7 @@ func (d *document) restore(boot, hardware string, now instant, c *config) state 
 		return s
 	}
 	if boot == "" || d.Boot != boot {
-		return s.restoreAfterBoot(now, c)
+		return s.restoreAfterBoot(now)
 	}
 	// There may be other settings now, by which a hook is ours.
 	s.NoHook, s.NoLaunchHook = false, false
@@ -128,7 +128,7 @@ func (d *document) restore(boot, hardware string, now instant, c *config) state 
 
 // restoreAfterBoot keeps that the cloud terminates the machine, and nothing else: a machine that was drained, parked or rebooted
 // serves again by being started.
-func (s state) restoreAfterBoot(now instant, c *config) state {
+func (s state) restoreAfterBoot(now instant) state {
 	next := state{}.clone()
 	for _, o := range s.Overruled {
 		if o.Rejoined {
