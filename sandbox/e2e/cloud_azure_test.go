@@ -274,7 +274,6 @@ func TestCloudAzureReboot(t *testing.T) {
 	p.end(syscall.SIGKILL)
 	h.write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
 	p = h.daemon()
-	p.says("was the boot before it")
 	h.rowIs(cluster.StateActive)
 	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	h.noted(fakeazure.Over, id)
