@@ -297,6 +297,9 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 	for _, o := range others {
 		c.Others = append(c.Others, o.Name)
 	}
+	for i := range ours {
+		ours[i].Limit = time.Now().Add(LongestWait)
+	}
 	if c.Ours = ours; len(ours) == 0 {
 		return c, nil
 	}

@@ -27,8 +27,8 @@ const (
 	// known to fail on busy hosts.
 	DefaultAttemptTimeout = 2 * time.Second
 	// DefaultRetryWait is the wait after the first failure; it doubles up to MaxRetryWait, each time shortened at random
-	// by up to a half so that a fleet that boots together does not ask together.
-	DefaultRetryWait = 100 * time.Millisecond
+	// by up to a half so that a fleet that boots together does not ask together. Azure answers five requests in a second.
+	DefaultRetryWait = 250 * time.Millisecond
 	// MaxRetryWait keeps a machine whose service comes up late from sleeping through the rest of its bound.
 	MaxRetryWait = 2 * time.Second
 	// MaxBody is the largest answer that is read. The largest real one (user data) is 16 KiB.

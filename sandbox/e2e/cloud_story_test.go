@@ -346,7 +346,7 @@ func (c cloudStory) killed(t *testing.T, h *onCloud) {
 	p.end(syscall.SIGKILL)
 	h.serves(time.Now().Add(time.Second))
 	p = h.daemon()
-	p.says("going on with the drain that was begun at")
+	p.says("continuing the drain")
 	after := p.counted(1)
 	if !after.Begun.Equal(before.Begun) || after.Deadline.Sub(before.Deadline).Abs() > 2*time.Second || len(after.Notices) != 1 {
 		t.Errorf("another drain: %+v\nbefore: %+v", after, before)

@@ -81,7 +81,7 @@ func TestCrashKillDrain(t *testing.T) {
 				t.Errorf("those who watch: %+v", h.live())
 			}
 			p = h.daemon()
-			p.says("going on with the drain that was begun at")
+			p.says("continuing the drain")
 			after := *p.view().Lifecycle
 			if !after.Begun.Equal(before.Begun) || after.Deadline.Sub(before.Deadline).Abs() > time.Second {
 				t.Errorf("another drain: %+v\nbefore: %+v", after, before)

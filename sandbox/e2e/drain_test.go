@@ -402,7 +402,7 @@ func TestDrainAPI(t *testing.T) {
 		h.viewersGo()
 		h.hasLeft()
 		p.step(lifecycle.StepDone)
-		p.says("this machine may not autoscaling:DescribeLifecycleHooks")
+		p.says("permission=autoscaling:DescribeLifecycleHooks")
 		text := p.text()
 		for _, permission := range []string{"autoscaling:DescribeLifecycleHooks"} {
 			if n := strings.Count(text, "this machine may not "+permission); n == 0 || n > 2 {

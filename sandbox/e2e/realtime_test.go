@@ -201,7 +201,7 @@ func TestDrainMongoAway(t *testing.T) {
 					t.Errorf("MongoDB held it up: %s", took)
 				}
 				v := p.step(lifecycle.StepDone)
-				if v.RegistryTold || !slices.ContainsFunc(v.Notes, func(n lifecycle.Note) bool { return strings.Contains(n.Text, "that stays owed") }) {
+				if v.RegistryTold || !slices.ContainsFunc(v.Notes, func(n lifecycle.Note) bool { return strings.Contains(n.Text, "could not be updated") }) {
 					t.Errorf("what is owed is not said: %+v", v)
 				}
 				// Also a daemon that is started meanwhile knows what is owed.
