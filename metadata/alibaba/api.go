@@ -113,9 +113,12 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 		case v.clock != 0 && !clocked:
 			clocked = true
 			a.mu.Lock()
+			known := (a.skew - v.clock).Abs() <= time.Second // of another call, meanwhile
 			a.skew = v.clock
 			a.mu.Unlock()
-			a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -v.clock)
+			if !known {
+				a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -v.clock)
+			}
 			continue
 		case !v.retry || n >= tries || !cloud.Sleep(ctx, wait/2+mathrand.N(wait/2)):
 			return v.err

@@ -150,7 +150,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || n.Cut == nil || *n.Cut != 0 {
 		t.Errorf("the sessions: %+v, the row: %+v", st, n)
 	}
-	if n := p.said("clock of this machine is wrong"); n != 1 {
+	if n := p.said("clock of this machine differs"); n != 1 {
 		t.Errorf("the clock: said %d times", n)
 	}
 	if strings.Contains(p.text(), "STS.") || strings.Contains(p.text(), "CAIS") {
