@@ -249,7 +249,7 @@ func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 	}
 }
 
-func TestLoadDeparture(t *testing.T) {
+func TestLastWord(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		word := func() *Departure {

@@ -405,7 +405,7 @@ func TestDrainAPI(t *testing.T) {
 		p.says("permission=autoscaling:DescribeLifecycleHooks")
 		text := p.text()
 		for _, permission := range []string{"autoscaling:DescribeLifecycleHooks"} {
-			if n := strings.Count(text, "this machine may not "+permission); n == 0 || n > 2 {
+			if n := strings.Count(text, "permission="+permission); n == 0 || n > 2 {
 				t.Errorf("%s is missed %d times in the log", permission, n)
 			}
 		}
