@@ -170,14 +170,18 @@ type note struct {
 }
 
 func (n note) String() string {
-	var b strings.Builder
-	b.WriteString(n.text)
+	text := n.text
 	for i := 0; i+1 < len(n.attrs); i += 2 {
-		if value := fmt.Sprint(n.attrs[i+1]); value != "" {
-			fmt.Fprintf(&b, ", %v %s", n.attrs[i], value)
+		key, value := fmt.Sprint(n.attrs[i]), n.attrs[i+1]
+		switch {
+		case value == nil, value == "":
+		case strings.Contains(n.text, key): // "hook completed: drain"
+			text += fmt.Sprint(": ", value)
+		default:
+			text += fmt.Sprint(", ", key, " ", value)
 		}
 	}
-	return b.String()
+	return text
 }
 
 func (s *state) note(text string, attrs ...any) { s.notes = append(s.notes, note{text, attrs}) }
