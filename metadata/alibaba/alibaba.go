@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -55,6 +56,8 @@ type Provider struct {
 	items    *cloud.Client
 	ecs, ess *api
 	keys     roleKeys
+	// skew is how far the clock of the cloud is ahead of this machine's, as an API said it; a time.Duration.
+	skew atomic.Int64
 }
 
 var _ cloud.Provider = (*Provider)(nil)

@@ -48,8 +48,6 @@ type api struct {
 	// host is the index of the one in use; it moves on until one has connected.
 	host      int
 	connected bool
-	// skew is how far the clock of the API is ahead of ours, where it said that we are wrong.
-	skew time.Duration
 }
 
 func newAPI(p *Provider, product, version, name string) (*api, error) {
@@ -112,11 +110,8 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 			continue
 		case v.clock != 0 && !clocked:
 			clocked = true
-			a.mu.Lock()
-			known := (a.skew - v.clock).Abs() <= time.Second // of another call, meanwhile
-			a.skew = v.clock
-			a.mu.Unlock()
-			if !known {
+			// A call to the other API, or a second call, may have found out meanwhile.
+			if was := time.Duration(a.p.skew.Swap(int64(v.clock))); (was - v.clock).Abs() > time.Second {
 				a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -v.clock)
 			}
 			continue
@@ -157,9 +152,7 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
 	}
 	req.Header.Set("Accept", "application/json")
-	a.mu.Lock()
-	now := time.Now().Add(a.skew)
-	a.mu.Unlock()
+	now := time.Now().Add(time.Duration(a.p.skew.Load()))
 	sign(req, keys, call{action: action, version: a.version, nonce: rand.Text(), at: now})
 	resp, err := a.HTTP.Do(req)
 	a.reached(host, err == nil)
