@@ -272,9 +272,7 @@ func (s *state) resumed(n Notice, received, now instant, c *config) error {
 			in.Missing = goneAfter
 		}
 	}
-	if n.Hook != nil {
-		s.learn(launching(*n.Hook), c.Wall.instant(n.Hook.Limit), "", received)
-	}
+	s.learnLaunch(n, received, c)
 	s.dropWithdrawn(now, c)
 	if goal := s.goal(now, c); goal == goalLeave {
 		return errors.New("the machine leaves for another reason")
@@ -343,9 +341,8 @@ func (e joinSeen) apply(s *state, now instant, c *config) error {
 	case s.Phase != phaseDone:
 		return ErrBusy
 	}
-	never := s.NeverJoined && s.goal(now, c) > goalNone
-	stays := slices.ContainsFunc(s.due(now, c), func(n notice) bool { return never || c.Joined() && s.outlasts(n, now, c) })
-	if stays && (e.joining || !c.Joined()) {
+	stays := s.outlasting(now, c)
+	if slices.ContainsFunc(s.due(now, c), stays) && (e.joining || !c.Joined()) {
 		return nil
 	}
 	forgetDrain(s, now, c)

@@ -330,7 +330,7 @@ func (s *state) endHook(a *hook, end End, err error) {
 // discover asks for the hooks of a transition until there is an answer.
 func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore instant) {
 	first := r.now()
-	if !r.pauseExactly(ctx, notBefore.Sub(first)) {
+	if !sleep(ctx, notBefore.Sub(first), nil) {
 		return
 	}
 	var backOff time.Duration
@@ -351,7 +351,7 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 			backOff = min(max(2*backOff, time.Second), longest)
 			wait = r.jitter(backOff)
 		}
-		if !r.pauseExactly(ctx, wait) {
+		if !sleep(ctx, wait, nil) {
 			return
 		}
 	}
@@ -364,7 +364,7 @@ func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	for {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
-		if !ok || !r.pauseExactly(ctx, r.hookPause(e, call, &backOff)) {
+		if !ok || !sleep(ctx, r.hookPause(e, call, &backOff), nil) {
 			return
 		}
 	}
@@ -396,8 +396,8 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 
 // hookPause is the time to the next call about a hook.
 func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.Duration {
-	parking := h.Parking
 	tried := r.now().Sub(e.since)
+	idle := h.Launching && !h.Parking && tried > idleHookTime
 	timeout := cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout)
 	_, denied := errors.AsType[*cloud.DeniedError](e.err)
 	switch {
@@ -406,7 +406,7 @@ func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.
 		return timeout / 2
 	case errors.Is(e.err, cloud.ErrNotWaiting):
 		*backOff = 0
-		if (h.Launching || parking) && tried > time.Minute {
+		if (h.Launching || h.Parking) && tried > time.Minute {
 			return 6 * notWaitingEvery // most launches have no hook
 		}
 		return notWaitingEvery
@@ -416,13 +416,13 @@ func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.
 			return max(0, left)
 		}
 		return notWaitingEvery
-	case denied && h.Launching && !parking && tried > idleHookTime:
+	case denied && idle:
 		return launchEvery
 	case denied:
 		return deniedEvery
 	}
 	longest := callTime
-	if h.Launching && !parking && tried > idleHookTime {
+	if idle {
 		longest = launchEvery
 	}
 	if e.op == opExtend && h.Timeout > 0 {

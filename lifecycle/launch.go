@@ -11,18 +11,20 @@ import (
 	"time"
 )
 
-// launching marks a hook as one of a start.
-func launching(h Hook) Hook {
+// learnLaunch adds the launch hook that a notice names, if it names one.
+func (s *state) learnLaunch(n Notice, since instant, c *config) {
+	if n.Hook == nil {
+		return
+	}
+	h := *n.Hook
 	h.Launching = true
-	return h
+	s.learn(h, c.Wall.instant(h.Limit), "", since)
 }
 
 // launch begins to prove that this machine serves, for a hook that may wait for that.
 func (s *state) launch(n Notice, now instant, c *config) error {
 	if s.Start != nil && s.Start.ID == n.ID || s.Phase == phaseResuming {
-		if n.Hook != nil {
-			s.learn(launching(*n.Hook), c.Wall.instant(n.Hook.Limit), "", now)
-		}
+		s.learnLaunch(n, now, c)
 		return nil
 	}
 	switch goal := s.goal(now, c); {
@@ -38,9 +40,7 @@ func (s *state) launch(n Notice, now instant, c *config) error {
 	if len(s.handled) < maxNotices {
 		s.handled = append(s.handled, n.ID)
 	}
-	if n.Hook != nil {
-		s.learn(launching(*n.Hook), c.Wall.instant(n.Hook.Limit), "", now)
-	}
+	s.learnLaunch(n, now, c)
 	s.Start = &start{ID: n.ID, Since: now}
 	s.note("looking for a launch hook", "notice", n.ID)
 	return nil

@@ -5,6 +5,7 @@ package lifecycle
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -118,7 +119,7 @@ func NewRunner(o Options) (*Runner, error) {
 		return nil, errors.New("making a lifecycle runner: no node, or no place for its record")
 	}
 	began := time.Now()
-	setDefault(&o.SampleInterval, time.Second)
+	o.SampleInterval = cmp.Or(max(0, o.SampleInterval), time.Second)
 	if o.Deadline == nil {
 		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
 	}
@@ -164,13 +165,6 @@ func NewRunner(o Options) (*Runner, error) {
 	r.tell()
 	_ = r.step(passed{})
 	return r, nil
-}
-
-func setDefault[T comparable](v *T, value T) {
-	var zero T
-	if *v == zero {
-		*v = value
-	}
 }
 
 func (r *Runner) now() instant {
@@ -399,10 +393,12 @@ func (r *Runner) report(topic string, current []cloud.Notice) {
 // unknownSignals logs each signal once that this version does not know.
 func (r *Runner) unknownSignals(topic string, current []cloud.Notice) {
 	for _, n := range current {
+		if n.Kind != cloud.Unknown {
+			continue
+		}
 		id := boundedID(n.ID)
 		r.mu.Lock()
-		_, logged := r.warned[id]
-		if n.Kind == cloud.Unknown && !logged && len(r.warned) < 2*maxNotices {
+		if _, logged := r.warned[id]; !logged && len(r.warned) < 2*maxNotices {
 			r.warned[id] = warned{}
 			r.log.Warn("unknown cloud signal ignored", "topic", topic, "signal", n.Reason)
 		}
@@ -483,7 +479,7 @@ func (r *Runner) count(ctx context.Context, last bool) {
 			return
 		}
 		_ = r.observe(counted{sessions, err})
-		if last || !r.pauseExactly(ctx, time.Until(next)) {
+		if last || !sleep(ctx, time.Until(next), nil) {
 			return
 		}
 	}
@@ -493,10 +489,7 @@ func (r *Runner) stopTime() time.Duration {
 	if r.o.StopTime == nil {
 		return defaultStopTime
 	}
-	if d := r.o.StopTime(); d > 0 {
-		return d
-	}
-	return defaultStopTime
+	return cmp.Or(max(0, r.o.StopTime()), defaultStopTime)
 }
 
 // maxStopPause is the longest pause between two tries to stop a server that does not end.
@@ -547,8 +540,6 @@ func (r *Runner) tryStop(bound context.Context, pause *time.Duration, failed boo
 func (r *Runner) pause(ctx context.Context, d time.Duration) bool {
 	return sleep(ctx, time.Duration((0.8+0.4*r.o.Rand())*float64(d)), nil)
 }
-
-func (r *Runner) pauseExactly(ctx context.Context, d time.Duration) bool { return sleep(ctx, d, nil) }
 
 func (r *Runner) jitter(d time.Duration) time.Duration {
 	return time.Duration((0.5 + r.o.Rand()/2) * float64(d))

@@ -415,7 +415,7 @@ func (n notice) event(kind string, details map[string]string) cluster.Event {
 	return cluster.Event{Kind: kind, Who: cmp.Or(n.Who, n.Source), Why: n.Reason, Details: details}
 }
 
-// waits reports whether sessions are waited for: an edge waits for its viewers, any other node for its publishers, too.
+// left is how many sessions are waited for: an edge waits for its viewers, any other node for its publishers, too.
 // Unknown is not zero.
 func (s *state) left(sessions cluster.Sessions, c *config) (n int, known bool) {
 	if s.role(c) == "edge" {

@@ -133,11 +133,11 @@ func (s *state) update(now instant, c *config) {
 	if s.leaving() && s.Budget == 0 && c.Final {
 		s.Budget = c.Budget
 	}
-	switch late := s.isLate(now, c); {
+	switch {
 	case s.Phase != phaseDraining:
 		s.lastCount = 0
 		delete(s.trouble, troubleSessions)
-	case !late:
+	case !s.isLate(now, c):
 		s.lastCount = 0
 	case s.lastCount == 0 && !s.counted(now, c):
 		// The departure record needs the number of sessions that the stop cuts.
@@ -410,12 +410,12 @@ func (s *state) reset() {
 // forgetDrain ends a drain because the machine was joined again. Notices stay that came since it began, or are announced for
 // later: who joined knew only what the drain was for.
 func forgetDrain(s *state, now instant, c *config) {
-	never := s.NeverJoined && s.goal(now, c) > goalNone
+	stays := s.outlasting(now, c)
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool {
 		switch {
 		case !n.inForce():
 			return true
-		case never, c.Joined() && s.outlasts(n, now, c):
+		case stays(n):
 			return false
 		case n.Kind == Park:
 			// The cloud reports it again to the next run of the daemon.
@@ -432,10 +432,14 @@ func forgetDrain(s *state, now instant, c *config) {
 	}
 }
 
-func (s *state) outlasts(n notice, now instant, c *config) bool {
-	ends := n.Kind == Shutdown ||
-		(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot) && s.dueAt(n, c) > s.Began
-	return ends || !s.isDue(n, now, c)
+// outlasting reports of a notice whether it stays in force over a join.
+func (s *state) outlasting(now instant, c *config) func(notice) bool {
+	never, joined := s.NeverJoined && s.goal(now, c) > goalNone, c.Joined()
+	return func(n notice) bool {
+		ends := n.Kind == Shutdown ||
+			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot) && s.dueAt(n, c) > s.Began
+		return never || joined && (ends || !s.isDue(n, now, c))
+	}
 }
 
 func (s *state) overrule(id string, rejoined bool) {

@@ -172,7 +172,7 @@ func (h *history) random() event {
 	return passed{}
 }
 
-// world changes what the steps depend on.
+// drift changes what the steps depend on.
 func (h *history) drift() {
 	switch h.rng.IntN(12) {
 	case 0:

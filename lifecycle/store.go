@@ -138,7 +138,7 @@ func (s state) restoreAfterBoot(now instant) state {
 	drained := s.leaving()
 	switch s.Phase {
 	case phaseServing, phaseResuming, phaseAnnouncing, phaseDraining, phaseDown:
-		next.Repair, next.Forgotten = s.Repair && drained, false
+		next.Repair = s.Repair && drained
 		for _, n := range s.Notices {
 			if n.Kind == Terminate && n.inForce() {
 				n.Received, n.Deadline = now, 0
