@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -607,7 +608,7 @@ func (m *Machine) awaitStarted(ctx context.Context, f *facts, server *Server) {
 	defer cancel()
 	m.say("waiting for Ant Media Server, which is starting")
 	for m.starting(ctx, f, server) {
-		if pause(ctx, servingPoll) != nil {
+		if !sleep.For(ctx, servingPoll) {
 			return
 		}
 	}
@@ -753,8 +754,8 @@ func (m *Machine) awaitAlive(ctx context.Context) (ams.State, error) {
 		if err != nil || !st.Stopped() {
 			return st, err // why it failed is told by who watches it
 		}
-		if perr := pause(ctx, alivePoll); perr != nil {
-			return st, fmt.Errorf("%s does not run: %w", m.Service.Name(), perr)
+		if !sleep.For(ctx, alivePoll) {
+			return st, fmt.Errorf("%s does not run: %w", m.Service.Name(), context.Cause(ctx))
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -338,7 +339,7 @@ func TestFailureAfterTheFirstCommit(t *testing.T) {
 					proc := filepath.Join(m.Root, "proc/1")
 					must.OK(t, errors.Join(os.MkdirAll(proc, 0o755), os.Symlink(ams.DefaultDir, filepath.Join(proc, "cwd"))))
 					go func() { // the clock moves when the command waits for what the server does
-						_ = pause(t.Context(), saveTime/2)
+						sleep.For(t.Context(), saveTime/2)
 						edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
 						put(t, m, harm, "{")
 					}()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // Departure is what a node that goes leaves in the cluster. The files on its disk
@@ -129,7 +130,7 @@ func (m *Machine) awaitDead(ctx context.Context) error {
 		if ctx.Err() == nil && (st.Dead() || time.Since(last) >= unknownTime) {
 			return nil
 		}
-		if pause(ctx, alivePoll) != nil {
+		if !sleep.For(ctx, alivePoll) {
 			return fmt.Errorf("%w after its stop: %s is %s", ErrServing, m.Service.Name(), st)
 		}
 	}

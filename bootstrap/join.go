@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -590,7 +591,7 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 // moment later. Into an image nobody else writes.
 func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan, offline bool, in *ams.Installation) []string {
 	changed := plan.Changed()
-	if len(changed) == 0 || offline && in != nil && !in.MayRun(m.Root) || pause(ctx, saveTime) != nil {
+	if len(changed) == 0 || offline && in != nil && !in.MayRun(m.Root) || !sleep.For(ctx, saveTime) {
 		return nil
 	}
 	var paths []string
@@ -632,7 +633,7 @@ func (j *joiner) commit(ctx context.Context) error {
 				return nil
 			}
 			err = fmt.Errorf("%s: %w", joinPaths(paths), conf.ErrChanged)
-		} else if !mayReplan(err) || try == replans || pauseAbout(ctx, replanPause) != nil {
+		} else if !mayReplan(err) || try == replans || !pauseAbout(ctx, replanPause) {
 			return err
 		}
 		j.say("%v: planning again", err)
@@ -977,7 +978,7 @@ func (j *joiner) revertAgain(ctx context.Context, done []*conf.Plan, differ bool
 func (j *joiner) revert(ctx context.Context) ([]conf.Conflict, error) {
 	for try := 1; ; try++ {
 		conflicts, err := j.revertOnce()
-		if err == nil || !mayReplan(err) || try == replans || pauseAbout(ctx, replanPause) != nil {
+		if err == nil || !mayReplan(err) || try == replans || !pauseAbout(ctx, replanPause) {
 			return conflicts, err
 		}
 	}

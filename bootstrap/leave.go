@@ -589,7 +589,7 @@ func (l *leaver) commit(ctx context.Context) error {
 			l.onceMore(ctx)
 			return nil
 		}
-		if !mayReplan(err) || try == replans || pauseAbout(ctx, replanPause) != nil {
+		if !mayReplan(err) || try == replans || !pauseAbout(ctx, replanPause) {
 			return err
 		}
 		l.say("%v: planning again", err)

@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -310,27 +311,16 @@ func (m *Machine) outlast(ctx context.Context, waits func(error) bool, do func(c
 		if !told {
 			m.say("waiting up to %s for MongoDB: %v", electionTime, summary(err))
 		}
-		if pause(ctx, time.Second) != nil {
+		if !sleep.For(ctx, time.Second) {
 			return err
 		}
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
-}
-
 // pauseAbout waits for between half of d and one and a half: whoever does the
 // same thing as often as we do must not be met each time.
-func pauseAbout(ctx context.Context, d time.Duration) error {
-	return pause(ctx, d/2+rand.N(d))
+func pauseAbout(ctx context.Context, d time.Duration) bool {
+	return sleep.For(ctx, d/2+rand.N(d))
 }
 
 // serverNow says whether AMS runs, for the end of a sentence.

@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -581,7 +582,7 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 		if !told {
 			m.say("waiting up to %s for MongoDB: %v", wait.Round(time.Second), summary(err))
 		}
-		if pause(ctx, mongoRetry) != nil {
+		if !sleep.For(ctx, mongoRetry) {
 			break
 		}
 	}
@@ -670,7 +671,7 @@ func (m *Machine) checkOwner(ctx context.Context, req JoinRequest, f *facts) {
 			first = other
 			m.say("%v: waiting whether it writes again", other)
 		}
-		if err := pause(ctx, min(wait, ownerRound)); err != nil {
+		if !sleep.For(ctx, min(wait, ownerRound)) {
 			f.fail(IDDuplicate, other, DuplicateHint)
 			return
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // TestLeaveTellsOfEachFile: byte for byte is said of the files of which it is true.
@@ -544,7 +545,7 @@ func TestSecondPlanLeavesOutAnApplication(t *testing.T) {
 		})
 		must.OK(t, err)
 		go func() { // the clock moves when it waits for what the server does
-			_ = pause(t.Context(), saveTime/2)
+			sleep.For(t.Context(), saveTime/2)
 			edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
 		}()
 		req := convergeRequest(t, joinedAs(), nil)

@@ -24,6 +24,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // roundTrip is a server without a network.
@@ -36,8 +37,8 @@ func TestWhileSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var said []string
 		m := &Machine{Progress: func(line string) { said = append(said, line) }}
-		m.whileSlow("quick", func() { _ = pause(t.Context(), slowTime-time.Millisecond) })
-		m.whileSlow("slow", func() { _ = pause(t.Context(), slowTime+time.Millisecond) })
+		m.whileSlow("quick", func() { sleep.For(t.Context(), slowTime-time.Millisecond) })
+		m.whileSlow("slow", func() { sleep.For(t.Context(), slowTime+time.Millisecond) })
 		if len(said) != 1 || said[0] != "slow" {
 			t.Errorf("it said %q", said)
 		}
@@ -266,7 +267,7 @@ func TestConvergeEndsWhileStarting(t *testing.T) {
 					m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
 						switch n := asked.Add(1); {
 						case n == at && timeout:
-							_ = pause(t.Context(), time.Hour)
+							sleep.For(t.Context(), time.Hour)
 						case n == at:
 							stop(why)
 						}
@@ -473,7 +474,7 @@ func TestServesIsAskedAlone(t *testing.T) {
 			if a := s.Ask(t.Context(), "LiveApp"); a.Serves() != serves || looked != want {
 				t.Errorf("%+v; the service manager was asked %d times, want %d", a, looked, want)
 			}
-			_ = pause(t.Context(), 600*time.Millisecond)
+			sleep.For(t.Context(), 600*time.Millisecond)
 		}
 		ask(true, 1)
 		ask(true, 1)
@@ -572,7 +573,7 @@ func TestPortOfAServerThatServes(t *testing.T) {
 		}
 		ask := func(want ams.AppServing, port int) {
 			t.Helper()
-			_ = pause(t.Context(), startingTime)
+			sleep.For(t.Context(), startingTime)
 			if a := s.Ask(t.Context(), "LiveApp"); a.State != want || s.Port() != port {
 				t.Errorf("%+v, want %s; port %d, want %d", a, want, s.Port(), port)
 			}
@@ -637,7 +638,7 @@ func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
 			if a := s.Ask(t.Context(), "LiveApp"); a.State != want || asked != times {
 				t.Errorf("asked %d times, want %d: %+v", asked, times, a)
 			}
-			_ = pause(t.Context(), startingTime/2)
+			sleep.For(t.Context(), startingTime/2)
 		}
 		ask(0, ams.AppStarting)
 		ask(0, ams.AppStarting)
@@ -707,7 +708,7 @@ func TestNotAskedAfterAPause(t *testing.T) {
 		if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || asked != 1 {
 			t.Fatalf("asked %d times: %+v", asked, a)
 		}
-		_ = pause(t.Context(), servedFor)
+		sleep.For(t.Context(), servedFor)
 		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: time.Now()}}
 		put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.ClosedName), "")
 		if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked != 1 {

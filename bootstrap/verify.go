@@ -14,6 +14,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -139,7 +140,7 @@ func (j *joiner) awaitUp(ctx context.Context, settled context.CancelCauseFunc) {
 	if began.IsZero() {
 		began = j.startedAt
 	}
-	if pause(ctx, settleTime-time.Since(began)) != nil {
+	if !sleep.For(ctx, settleTime-time.Since(began)) {
 		return
 	}
 	for {
@@ -147,7 +148,7 @@ func (j *joiner) awaitUp(ctx context.Context, settled context.CancelCauseFunc) {
 			settled(errUp)
 			return
 		}
-		if pause(ctx, upPoll) != nil {
+		if !sleep.For(ctx, upPoll) {
 			return
 		}
 	}
@@ -227,7 +228,7 @@ func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
 func (j *joiner) ownDocuments(ctx context.Context) ([]cluster.AMSNode, error) {
 	for {
 		own, err := j.facts.client.AMSNodesByAddress(ctx, j.facts.address.Addr.String())
-		if err == nil || cluster.KindOf(err).Refusal() || pause(ctx, watchPoll) != nil {
+		if err == nil || cluster.KindOf(err).Refusal() || !sleep.For(ctx, watchPoll) {
 			return own, err
 		}
 	}
@@ -318,7 +319,7 @@ func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, unseen
 	if j.result.Restarted {
 		began = j.startedAt
 	}
-	for pause(ctx, watchPoll) == nil {
+	for sleep.For(ctx, watchPoll) {
 		st, err := j.Service.State(ctx)
 		// A command waits for a server that runs; the daemon also for one that is to be started.
 		stopped := st.Activity == ams.ActivityFailed || (st.Activity == ams.ActivityInactive && j.untilServed)

@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -115,7 +116,7 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 				a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -v.clock)
 			}
 			continue
-		case !v.retry || n >= tries || !cloud.Sleep(ctx, wait/2+mathrand.N(wait/2)):
+		case !v.retry || n >= tries || !sleep.For(ctx, wait/2+mathrand.N(wait/2)):
 			return v.err
 		}
 		wait *= 3

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -171,7 +172,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 			}
 			member = group != ""
 		}
-		if !cloud.Sleep(ctx, pause-pause/10+rand.N(pause/5)) {
+		if !sleep.For(ctx, pause-pause/10+rand.N(pause/5)) {
 			return
 		}
 	}

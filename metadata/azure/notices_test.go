@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -102,7 +103,7 @@ func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 		body, slow, w.slow = w.events, w.slow, 0
 	}
 	w.mu.Unlock()
-	if slow > 0 && !cloud.Sleep(req.Context(), slow) {
+	if slow > 0 && !sleep.For(req.Context(), slow) {
 		return nil, req.Context().Err()
 	}
 	return &http.Response{StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: req}, nil

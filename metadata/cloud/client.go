@@ -18,6 +18,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // UserAgent is how every request begins to say who asks: an operator finds us by it in a log of the cloud.
@@ -184,7 +186,7 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 			continue
 		}
 		wait = min(2*wait, MaxRetryWait)
-		if !Sleep(ctx, pause) {
+		if !sleep.For(ctx, pause) {
 			e.Context = ctx.Err()
 			return e
 		}
@@ -388,16 +390,4 @@ func WireCause(err error) error {
 		return ue.Err
 	}
 	return err
-}
-
-// Sleep waits; false is that the context ended.
-func Sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -38,7 +40,7 @@ func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duratio
 			failures = 0
 			log.Info("cloud signal can be read again", "item", item)
 		}
-		if !Sleep(ctx, pause) {
+		if !sleep.For(ctx, pause) {
 			return
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/pci"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -128,7 +129,7 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 				}
 			}
 		}
-		if !cloud.Sleep(ctx, pause) {
+		if !sleep.For(ctx, pause) {
 			return
 		}
 	}

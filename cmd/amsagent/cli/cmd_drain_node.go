@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // registrar is the cluster as far as a drain of another node needs it.
@@ -214,7 +215,7 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 				Hints: []string{"amsagent events " + r.row.ID}, State: "the request is not in force any more",
 			}
 		}
-		wait(ctx, r.p.look)
+		sleep.For(ctx, r.p.look)
 	}
 }
 
@@ -296,7 +297,7 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 			end.State, end.Hints = cmp.Or(end.State, "the drain goes on"), []string{"amsagent nodes --watch"}
 			return end
 		}
-		wait(ctx, r.p.look)
+		sleep.For(ctx, r.p.look)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 type nodesOptions struct {
@@ -290,7 +291,7 @@ func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) er
 		if err := w.take(l, err); err != nil {
 			return err
 		}
-		wait(ctx, w.every)
+		sleep.For(ctx, w.every)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -54,7 +55,7 @@ func runUndrain(ctx context.Context, g *globals) error {
 	case err != nil:
 		return g.drainRefused("cannot undrain", g.orNotMember(err))
 	}
-	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && wait(ctx, controlRetry); {
+	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && sleep.For(ctx, controlRetry); {
 		now, err := c.drainView(ctx)
 		if err != nil {
 			g.log().Debug("the daemon could not be asked again", "error", err)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -177,7 +178,7 @@ func (c *controlClient) call(ctx context.Context, method, path string, body, ans
 	limit := time.Now().Add(c.patience)
 	for {
 		err := c.once(ctx, method, path, body, answer)
-		if err == nil || !comesBack(err) || time.Now().After(limit) || !wait(ctx, controlRetry) {
+		if err == nil || !comesBack(err) || time.Now().After(limit) || !sleep.For(ctx, controlRetry) {
 			return err
 		}
 	}
@@ -299,16 +300,4 @@ func (c *controlClient) follow(ctx context.Context, silence time.Duration, take 
 		return &lostError{bare(err)}
 	}
 	return &lostError{io.EOF}
-}
-
-// wait waits unless ctx ends.
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -275,7 +276,7 @@ func eventually(t *testing.T, ok func() bool, why func() string) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for !ok() {
-		if !wait(ctx, 2*time.Millisecond) {
+		if !sleep.For(ctx, 2*time.Millisecond) {
 			t.Fatal(why())
 		}
 	}
@@ -331,7 +332,7 @@ func TestControlComesBack(t *testing.T) {
 	c := d.impatient(plainGlobals(&testEnv{}))
 	c.patience = time.Minute
 	go func() {
-		wait(t.Context(), 100*time.Millisecond)
+		sleep.For(t.Context(), 100*time.Millisecond)
 		d.start()
 	}()
 	if _, err := c.status(t.Context()); err != nil {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // silent is a connection on which nothing comes.
@@ -95,7 +96,7 @@ func TestFlood(t *testing.T) {
 		if b, _, err := askSocket(path); err == nil {
 			must.OK(t, json.Unmarshal(b, &v))
 		}
-		if !pause(wait, time.Millisecond) {
+		if !sleep.For(wait, time.Millisecond) {
 			t.Fatalf("the daemon does not listen: %s", l.text())
 		}
 	}
@@ -134,7 +135,7 @@ func TestFlood(t *testing.T) {
 		t.Errorf("%d connections take %d kB", flood, used>>10)
 	}
 	for len(l.rounds()) == 0 { // beats go on while they are open
-		if !pause(wait, time.Millisecond) {
+		if !sleep.For(wait, time.Millisecond) {
 			t.Fatal("there was no beat meanwhile")
 		}
 	}
@@ -213,7 +214,7 @@ func TestPortTaken(t *testing.T) {
 		wait, stop := context.WithTimeout(ctx, time.Minute)
 		defer stop()
 		for !done(d.view.get()) {
-			if !pause(wait, time.Millisecond) {
+			if !sleep.For(wait, time.Millisecond) {
 				t.Fatalf("%s: %+v", what, d.view.get())
 			}
 		}

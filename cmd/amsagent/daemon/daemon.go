@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -396,7 +397,7 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 			}
 			// Whoever joins or leaves meanwhile is followed at once.
 			d.beside(session, func() {
-				if !pause(session, again) {
+				if !sleep.For(session, again) {
 					retry, rejoin = p.Retry, p.Rejoin
 				}
 			})
@@ -541,17 +542,6 @@ func (d *Daemon) beside(ctx context.Context, do func()) {
 	defer loop.Wait()
 	defer cancel()
 	do()
-}
-
-func pause(ctx context.Context, t time.Duration) bool {
-	timer := time.NewTimer(t)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 // trouble notes what keeps the daemon from its work, for status.

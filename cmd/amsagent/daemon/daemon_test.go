@@ -29,6 +29,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -181,7 +182,7 @@ func TestJoinThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}, restarts: true}
 		p.join = func(ctx context.Context) error {
-			pause(ctx, 3*time.Minute)
+			sleep.For(ctx, 3*time.Minute)
 			return &bootstrap.FailedError{Step: "starting", Err: errors.New("it died"), State: "taken back"}
 		}
 		l := &told{}
@@ -190,7 +191,7 @@ func TestJoinThatFails(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
 		work.Go(func() { d.follow(ctx) })
-		pause(ctx, 150*time.Minute)
+		sleep.For(ctx, 150*time.Minute)
 		synctest.Wait()
 		if gap := l.longest(begin); gap > 11*time.Second {
 			t.Errorf("no round for %s", gap)
@@ -214,7 +215,7 @@ func TestJoinThatFails(t *testing.T) {
 		}
 		// Who joins by hand meanwhile need not wait for the next attempt.
 		p.set(nil)
-		pause(ctx, d.o.Periods.State)
+		sleep.For(ctx, d.o.Periods.State)
 		synctest.Wait()
 		if !strings.Contains(l.text(), "it is tried again") || d.view.get().Phase != "" {
 			t.Errorf("the state file is not followed: %+v", d.view.get())
@@ -235,7 +236,7 @@ func TestJoinThatFailsEarly(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
 		work.Go(func() { d.follow(ctx) })
-		pause(ctx, 20*time.Minute)
+		sleep.For(ctx, 20*time.Minute)
 		cancel()
 		work.Wait()
 		if n := len(p.joins); n < 20 || n > 30 {
@@ -249,7 +250,7 @@ func TestReloadDuringStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, l := &pretended{}, &told{}
 		p.converge = func(ctx context.Context) (*bootstrap.Convergence, error) {
-			pause(ctx, 30*time.Second)
+			sleep.For(ctx, 30*time.Second)
 			return &bootstrap.Convergence{}, ctx.Err()
 		}
 		reload := make(chan struct{})
@@ -261,9 +262,9 @@ func TestReloadDuringStep(t *testing.T) {
 		var work sync.WaitGroup
 		work.Go(func() { d.follow(ctx) })
 		work.Go(func() { d.reloads(ctx) })
-		pause(ctx, 10*time.Second)
+		sleep.For(ctx, 10*time.Second)
 		reload <- struct{}{}
-		pause(ctx, 25*time.Second) // the first look ended at 30 s, and the settings are looked at within two
+		sleep.For(ctx, 25*time.Second) // the first look ended at 30 s, and the settings are looked at within two
 		if n := p.looks(); n != 2 {
 			t.Errorf("it looked %d times", n)
 		}
@@ -338,7 +339,7 @@ func TestStepsTogether(t *testing.T) {
 		if steps == 3 {
 			break
 		}
-		pause(t.Context(), time.Millisecond)
+		sleep.For(t.Context(), time.Millisecond)
 	}
 	p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true})
 	if !d.stepping() || d.changed() {
@@ -375,7 +376,7 @@ func TestOutdatedWaitsForTheJoin(t *testing.T) {
 		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}}
 		var cut error
 		p.join = func(ctx context.Context) error {
-			pause(ctx, 3*time.Minute)
+			sleep.For(ctx, 3*time.Minute)
 			cut = ctx.Err()
 			p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined})
 			return nil
@@ -397,9 +398,9 @@ func TestOutdatedWaitsForTheJoin(t *testing.T) {
 			}
 			ended = time.Since(began)
 		})
-		pause(ctx, time.Minute)
+		sleep.For(ctx, time.Minute)
 		reload <- struct{}{}
-		pause(ctx, 5*time.Minute)
+		sleep.For(ctx, 5*time.Minute)
 		synctest.Wait()
 		if cut != nil || ended < 3*time.Minute || ended > 3*time.Minute+10*time.Second {
 			t.Errorf("the join ended with %v, the daemon after %s", cut, ended)
@@ -489,7 +490,7 @@ func TestHang(t *testing.T) {
 		if b, _, err := askSocket(path); err == nil {
 			must.OK(t, json.Unmarshal(b, &v))
 		}
-		pause(ctx, time.Millisecond)
+		sleep.For(ctx, time.Millisecond)
 	}
 	get := func() int {
 		resp, err := http.Get("http://" + v.Metrics + "/healthz")

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -111,7 +112,7 @@ func (d *Daemon) awaitPort(ctx context.Context, s *servers) {
 	if d.view.get().MetricsError == "" {
 		return
 	}
-	for pause(ctx, d.o.Periods.Port) {
+	for sleep.For(ctx, d.o.Periods.Port) {
 		if d.listenMetrics(ctx, s) == nil {
 			d.log.Info("metrics and health are served", "address", d.o.Metrics)
 			d.status()

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -83,7 +84,7 @@ func TestLaunchHookWaitsForApplications(t *testing.T) {
 
 		w.f.set("")
 		w.becomes(true, 2*time.Second)
-		pause(w.t.Context(), 5*time.Second)
+		sleep.For(w.t.Context(), 5*time.Second)
 		if _, completed = hook.get(); completed != 1 {
 			w.t.Errorf("after all applications serve: completed %d", completed)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -88,7 +89,7 @@ func (l *life) run(ctx context.Context) {
 	work.Go(func() { _ = l.manager.Run(ctx) }) // it ends with ctx alone
 	work.Go(func() { l.removeLate(ctx) })
 	work.Go(func() {
-		for pause(ctx, unusedTime) {
+		for sleep.For(ctx, unusedTime) {
 			l.closeUnused(ctx, unusedTime)
 		}
 	})
@@ -413,7 +414,7 @@ func (l *life) removeLate(ctx context.Context) {
 			return
 		case r = <-l.late:
 		}
-		if !pause(ctx, lateTime) {
+		if !sleep.For(ctx, lateTime) {
 			return
 		}
 		err := l.with(ctx, func(c *cluster.Client) error {
@@ -439,7 +440,7 @@ func (l *life) prove(ctx context.Context) error {
 		if v.State == cluster.StateActive && v.Proved && (!v.probed || v.Server.Up) {
 			return nil
 		}
-		if !pause(ctx, min(l.d.o.Periods.State, proveTime)) {
+		if !sleep.For(ctx, min(l.d.o.Periods.State, proveTime)) {
 			why := "to be seen in the cluster"
 			if v.Proved {
 				why = "to serve viewers: " + v.Server.whyDown()

@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -52,7 +53,7 @@ func (r sender) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 	away := r.away
 	r.mu.Unlock()
 	if away {
-		pause(ctx, 2*time.Second)
+		sleep.For(ctx, 2*time.Second)
 		return &cluster.Error{Kind: cluster.KindUnreachable}
 	}
 	r.mu.Lock()
@@ -147,7 +148,7 @@ func TestMongoDBAwayForAllNodes(t *testing.T) {
 		late := startNode(t, "agent started in the outage", r, &fakeServer{apps: apps, served: true}, false)
 		defer late.stop()
 
-		pause(t.Context(), time.Minute)
+		sleep.For(t.Context(), time.Minute)
 		for _, n := range nodes {
 			if ready, why := n.ready(); !ready {
 				t.Fatalf("%s: %+v", n.id, why)
@@ -159,7 +160,7 @@ func TestMongoDBAwayForAllNodes(t *testing.T) {
 		r.set(true)
 		late.f.set(ams.AppSilent, apps...)
 		changed := make([]time.Time, len(nodes)) // when the server's answer changed
-		for began := time.Now(); time.Since(began) < outage; pause(t.Context(), 500*time.Millisecond) {
+		for began := time.Now(); time.Since(began) < outage; sleep.For(t.Context(), 500*time.Millisecond) {
 			at := time.Since(began)
 			for i, n := range nodes {
 				p := plays[i]
@@ -207,7 +208,7 @@ func TestMongoDBAwayForAllNodes(t *testing.T) {
 				}
 			}
 			late.answersHealthz("after the outage")
-			pause(t.Context(), 500*time.Millisecond)
+			sleep.For(t.Context(), 500*time.Millisecond)
 		}
 	})
 }
@@ -219,15 +220,15 @@ func TestServerBrokenAfterOutage(t *testing.T) {
 		r := &sharedRegistry{rows: map[string]cluster.Heartbeat{}, at: map[string]time.Time{}}
 		n := startNode(t, "broken", r, &fakeServer{apps: []string{"LiveApp"}}, true)
 		defer n.stop()
-		pause(t.Context(), time.Minute)
+		sleep.For(t.Context(), time.Minute)
 		r.set(true)
 		n.f.set(ams.AppRefused, "LiveApp")
-		pause(t.Context(), 10*time.Minute)
+		sleep.For(t.Context(), 10*time.Minute)
 		n.healthy(true)
 		r.set(false)
-		pause(t.Context(), 4*time.Minute)
+		sleep.For(t.Context(), 4*time.Minute)
 		n.healthy(true)
-		pause(t.Context(), 90*time.Second)
+		sleep.For(t.Context(), 90*time.Second)
 		n.healthy(false)
 	})
 }
@@ -253,14 +254,14 @@ func TestRowFollowsServer(t *testing.T) {
 				t.Errorf("the row says %s, want %s", is, want)
 			}
 		}
-		pause(t.Context(), 900*time.Millisecond)
+		sleep.For(t.Context(), 900*time.Millisecond)
 		says("true", "") // the first beat came with the first answers
 		for range 5 {
-			pause(t.Context(), 6170*time.Millisecond)
+			sleep.For(t.Context(), 6170*time.Millisecond)
 			n.f.set(ams.AppFailing, "LiveApp")
 			n.becomes(false, 2*time.Second)
 			says("false", "LiveApp fails")
-			pause(t.Context(), 7*time.Second)
+			sleep.For(t.Context(), 7*time.Second)
 			n.f.set("")
 			n.becomes(true, 2*time.Second)
 			says("true", "")
@@ -272,7 +273,7 @@ func TestRowFollowsServer(t *testing.T) {
 		says("true", "")
 		// What no other node has to know is no reason for a beat.
 		before, _ := r.row("node")
-		pause(t.Context(), time.Minute)
+		sleep.For(t.Context(), time.Minute)
 		if after, _ := r.row("node"); after.Seq-before.Seq > 13 {
 			t.Errorf("%d beats in a minute at 5 s", after.Seq-before.Seq)
 		}

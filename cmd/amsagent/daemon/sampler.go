@@ -14,6 +14,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // MachineOptions are what looks at a real machine.
@@ -77,7 +78,7 @@ func (s *machineSampler) Run(ctx context.Context) {
 				s.SetLimits(heartbeat.ReadLimits(p.Get))
 			}
 		}
-		if !pause(ctx, limitsEvery) {
+		if !sleep.For(ctx, limitsEvery) {
 			break
 		}
 	}

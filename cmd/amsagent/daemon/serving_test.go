@@ -27,6 +27,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -118,10 +119,10 @@ func (f *fakeServer) Ask(ctx context.Context, app string) ams.AppAnswer {
 		f.now--
 	}()
 	if takes > 0 {
-		pause(ctx, takes)
+		sleep.For(ctx, takes)
 	}
 	for f.state(app) == ams.AppSilent {
-		if !pause(ctx, 10*time.Millisecond) {
+		if !sleep.For(ctx, 10*time.Millisecond) {
 			break
 		}
 	}
@@ -221,14 +222,14 @@ func (w *watched) becomes(want bool, within time.Duration) Readiness {
 		if time.Since(began) > within {
 			w.t.Fatalf("ready is %v for %s: %+v", is, time.Since(began), r)
 		}
-		pause(w.t.Context(), 50*time.Millisecond)
+		sleep.For(w.t.Context(), 50*time.Millisecond)
 	}
 }
 
 // stays fails where /readyz changes within a time.
 func (w *watched) stays(want bool, during time.Duration) {
 	w.t.Helper()
-	for began := time.Now(); time.Since(began) < during; pause(w.t.Context(), 50*time.Millisecond) {
+	for began := time.Now(); time.Since(began) < during; sleep.For(w.t.Context(), 50*time.Millisecond) {
 		if is, r := w.ready(); is != want {
 			w.t.Fatalf("ready is %v after %s: %+v", is, time.Since(began), r)
 		}
@@ -250,7 +251,7 @@ func TestReadyWhileServed(t *testing.T) {
 
 		// What viewers get is followed within two seconds, both ways; silence within six.
 		for _, state := range []ams.AppServing{ams.AppRefused, ams.AppSilent, ams.AppFailing, ams.AppStarting} {
-			pause(w.t.Context(), 330*time.Millisecond) // not in step with the asks
+			sleep.For(w.t.Context(), 330*time.Millisecond) // not in step with the asks
 			w.f.set(state, "LiveApp", "live")
 			within := 2 * time.Second
 			if state == ams.AppSilent {
@@ -290,7 +291,7 @@ func TestReadyThroughBlips(t *testing.T) {
 			for state, blip := range map[ams.AppServing]time.Duration{
 				ams.AppSilent: 3 * time.Second, ams.AppFailing: askAgain - 50*time.Millisecond, ams.AppStarting: askAgain - 50*time.Millisecond,
 			} {
-				pause(w.t.Context(), 770*time.Millisecond)
+				sleep.For(w.t.Context(), 770*time.Millisecond)
 				w.f.set(state, "LiveApp", "live")
 				w.stays(true, blip)
 				w.f.set("")
@@ -307,7 +308,7 @@ func TestNotReadyMadeStandalone(t *testing.T) {
 		for _, byHand := range []bool{true, false, true} {
 			w.f.set(ams.AppRefused, "LiveApp", "live")
 			w.becomes(false, time.Second)
-			pause(w.t.Context(), 2*time.Second)
+			sleep.For(w.t.Context(), 2*time.Second)
 			w.f.mu.Lock()
 			w.f.byHand = byHand
 			w.f.mu.Unlock()
@@ -335,7 +336,7 @@ func TestReadyWhileSlow(t *testing.T) {
 				w.becomes(true, 5*time.Second)
 				w.f.slow(takes)
 				flips, is := 0, true
-				for began := time.Now(); time.Since(began) < time.Minute; pause(w.t.Context(), 50*time.Millisecond) {
+				for began := time.Now(); time.Since(began) < time.Minute; sleep.For(w.t.Context(), 50*time.Millisecond) {
 					now, _ := w.ready()
 					if now != is {
 						flips++
@@ -530,7 +531,7 @@ func TestLateApplicationsDelayNone(t *testing.T) {
 			w.f.set(ams.AppSilent, apps[2:]...)
 			w.becomes(true, 5*time.Second)
 			w.stays(true, 10*time.Second)
-			pause(w.t.Context(), 330*time.Millisecond) // not in step with the asks
+			sleep.For(w.t.Context(), 330*time.Millisecond) // not in step with the asks
 		}
 	})
 }
@@ -647,7 +648,7 @@ func TestJoinedWhileItJoins(t *testing.T) {
 
 // beats makes the loop go round for a time, with or without MongoDB.
 func (w *watched) beats(during time.Duration, err error) {
-	for began := time.Now(); time.Since(began) < during; pause(w.t.Context(), 5*time.Second) {
+	for began := time.Now(); time.Since(began) < during; sleep.For(w.t.Context(), 5*time.Second) {
 		w.d.view.change(func(v *View) {
 			now := time.Now()
 			v.Beat.Round, v.Beat.Error = now, ""
@@ -856,7 +857,7 @@ func TestServingMetrics(t *testing.T) {
 			t.Error(p)
 		}
 		w.f.set(ams.AppRefused, "live")
-		pause(w.t.Context(), 2*time.Second)
+		sleep.For(w.t.Context(), 2*time.Second)
 		if p := page(); !strings.Contains(p, "\namsagent_server_up 0\n") {
 			t.Error(p)
 		}
@@ -868,9 +869,9 @@ func TestServingMetrics(t *testing.T) {
 func TestServingAfterJoin(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.d.follows("")
-		pause(w.t.Context(), 10*time.Second)
+		sleep.For(w.t.Context(), 10*time.Second)
 		w.d.follows(bootstrap.PhaseJoined)
-		pause(w.t.Context(), askPeriod)
+		sleep.For(w.t.Context(), askPeriod)
 		if _, r := w.ready(); !r.Server {
 			t.Errorf("%s after the join: %+v", askPeriod, r)
 		}

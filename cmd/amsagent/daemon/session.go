@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -186,7 +187,7 @@ func (d *Daemon) idle(ctx context.Context, why string) error {
 	d.idling = why
 	d.status()
 	// A tag may name MongoDB later: look again every now and then.
-	d.beside(ctx, func() { pause(ctx, d.o.Periods.Idle) })
+	d.beside(ctx, func() { sleep.For(ctx, d.o.Periods.Idle) })
 	return nil
 }
 
@@ -204,7 +205,7 @@ func (d *Daemon) away(ctx context.Context) error {
 // returns when it does not, or when ctx ends.
 func (d *Daemon) while(ctx context.Context, holds func() bool) {
 	for holds() {
-		if !pause(ctx, cloud.UntilTick(d.o.Periods.State)) {
+		if !sleep.For(ctx, cloud.UntilTick(d.o.Periods.State)) {
 			return
 		}
 	}
@@ -227,7 +228,7 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 		ended, end := context.WithCancel(ctx)
 		defer end()
 		watcher.Go(func() {
-			for pause(ended, cloud.UntilTick(d.o.Periods.State)) {
+			for sleep.For(ended, cloud.UntilTick(d.o.Periods.State)) {
 				if d.life.gone() {
 					cancel()
 				}
@@ -511,7 +512,7 @@ func (m *member) enter(ctx context.Context) {
 			break
 		}
 		complain("Ant Media Server is not seen in the cluster yet", err)
-		if !pause(ctx, retry) {
+		if !sleep.For(ctx, retry) {
 			return
 		}
 	}
@@ -524,7 +525,7 @@ func (m *member) enter(ctx context.Context) {
 			break
 		}
 		complain("the registry could not be told yet", err)
-		if !pause(ctx, retry) {
+		if !sleep.For(ctx, retry) {
 			return
 		}
 	}
@@ -574,7 +575,7 @@ func (m *member) indexes(ctx context.Context) {
 // may change.
 func (m *member) witness(ctx context.Context) {
 	silent := false
-	for pause(ctx, m.d.o.Periods.Witness) {
+	for sleep.For(ctx, m.d.o.Periods.Witness) {
 		m.readRow(ctx)
 		m.spare(ctx)
 		age, err := m.serverAge(ctx)
@@ -759,7 +760,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 	if unmended == nil {
 		m.follow(c)
 	}
-	for pause(ctx, p.Drift) {
+	for sleep.For(ctx, p.Drift) {
 		// It may be somewhere else by now, or have another password. Where it answers, a node
 		// stays in the cluster that its server is in, and only its files are compared with what is named.
 		named, err := m.d.o.Mongo(ctx)
