@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -53,16 +52,16 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 		{cloud.Item{Name: "system events", Path: "maintenance/active-system-events"}, TopicEvents, eventsEvery, parseEvents},
 	} {
 		wg.Go(func() {
-			cloud.Poll(ctx, p.opts.Log, item.Name, item.every, func(ctx context.Context) error {
+			cloud.Poll(ctx, p.opts.Log, item.Name, item.every, func(ctx context.Context) (time.Duration, error) {
 				_, body, err := p.items.Once(ctx, item.Item)
 				if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-					return err
+					return 0, err
 				}
 				current, err := item.parse(body)
 				if err == nil {
 					report(item.topic, current)
 				}
-				return err
+				return 0, err
 			})
 		})
 	}
@@ -131,14 +130,10 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 
 // watchScaling looks at the state in the scaling group: nothing in the metadata tells of an ordinary scale-in.
 func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
-	const item = "state in the scaling group"
-	every, failures, member := scalingEvery, 0, false
+	every, member := scalingEvery, false
 	var refused *cloud.DeniedError
-	for {
+	cloud.Poll(ctx, p.opts.Log, "state in the scaling group", scalingEvery, func(ctx context.Context) (time.Duration, error) {
 		group, state, err := p.ess.membership(ctx, 1)
-		if ctx.Err() != nil {
-			return
-		}
 		var pause time.Duration
 		denied, isDenied := errors.AsType[*cloud.DeniedError](err)
 		switch {
@@ -150,18 +145,12 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 			}
 			pause = deniedEvery
 		case err != nil:
-			if failures++; failures == 1 {
-				p.opts.Log.Warn("cloud signal cannot be read, notices may come late", "item", item, "err", err, "hint", cloud.HintOf(err))
-			}
 			if errors.Is(err, errThrottled) {
 				every = min(2*every, scalingSlow)
 			}
-			pause = max(cloud.BackOff(scalingEvery, failures, err), every)
+			pause = every
 		default:
-			if failures > 0 || refused != nil {
-				p.opts.Log.Info("cloud signal can be read again", "item", item)
-			}
-			failures, refused = 0, nil
+			refused = nil
 			every = max(every*9/10, scalingEvery)
 			pause = every
 			if group != "" {
@@ -172,10 +161,8 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 			}
 			member = group != ""
 		}
-		if !sleep.For(ctx, pause-pause/10+rand.N(pause/5)) {
-			return
-		}
-	}
+		return pause - pause/10 + rand.N(pause/5), err
+	})
 }
 
 // scaling makes the notices of a state in the scaling group.

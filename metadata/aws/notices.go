@@ -52,22 +52,22 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 		{meta("scheduled events", "events/maintenance/scheduled"), TopicScheduled, scheduledEvery, true, parseScheduled},
 	} {
 		wg.Go(func() {
-			cloud.Poll(ctx, p.opts.Log, item.Name, item.every, func(ctx context.Context) error {
+			cloud.Poll(ctx, p.opts.Log, item.Name, item.every, func(ctx context.Context) (time.Duration, error) {
 				_, body, err := p.items.Once(ctx, item.Item)
 				if errors.Is(err, cloud.ErrNotFound) {
 					if !item.none {
-						return nil
+						return 0, nil
 					}
 					body, err = nil, nil
 				}
 				if err != nil {
-					return err
+					return 0, err
 				}
 				current, err := item.parse(body)
 				if err == nil {
 					report(item.topic, current)
 				}
-				return err
+				return 0, err
 			})
 		})
 	}

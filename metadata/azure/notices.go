@@ -70,7 +70,7 @@ type watch struct {
 // all machines of the set in this zone; which of them are about this machine is known when its metadata can be read.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	w := &watch{p: p, report: report}
-	cloud.Poll(ctx, p.opts.Log, eventsItem.Name, pollEvery, w.look)
+	cloud.Poll(ctx, p.opts.Log, eventsItem.Name, pollEvery, func(ctx context.Context) (time.Duration, error) { return 0, w.look(ctx) })
 }
 
 // look reports what of the events is about this machine.

@@ -21,24 +21,28 @@ const (
 )
 
 // Poll looks at an item at once and then again and again, until ctx ends: at even moments of the clock while that works, less
-// often while it does not. The log hears of the first failure in a row, and of its end.
-func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duration, look func(context.Context) error) {
-	failures := 0
+// often while it does not. A pause that look returns replaces the first, and is the minimum of the second. The first failure
+// in a row is logged, and its end. A [DeniedError] is logged by look, and only its end here.
+func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duration, look func(context.Context) (time.Duration, error)) {
+	failures, bad := 0, false
 	for {
-		err := look(ctx)
+		pause, err := look(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		pause := UntilTick(every)
+		_, denied := errors.AsType[*DeniedError](err)
 		switch {
-		case err != nil:
+		case err != nil && !denied:
 			if failures++; failures == 1 {
 				log.Warn("cloud signal cannot be read, notices may come late", "item", item, "err", err, "hint", HintOf(err))
 			}
-			pause = BackOff(every, failures, err)
-		case failures > 0:
+			pause = max(pause, BackOff(every, failures, err))
+		case err == nil && bad:
 			failures = 0
 			log.Info("cloud signal can be read again", "item", item)
+		}
+		if bad = err != nil; pause == 0 {
+			pause = UntilTick(every)
 		}
 		if !sleep.For(ctx, pause) {
 			return

@@ -30,12 +30,12 @@ func TestPoll(t *testing.T) {
 		failing := func() bool { return time.Since(begin) > time.Minute && time.Since(begin) < 2*time.Minute }
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
-		cloud.Poll(ctx, slog.New(slog.NewTextHandler(&log, nil)), "spot", 2*time.Second, func(context.Context) error {
+		cloud.Poll(ctx, slog.New(slog.NewTextHandler(&log, nil)), "spot", 2*time.Second, func(context.Context) (time.Duration, error) {
 			at = append(at, time.Now())
 			if failing() {
-				return errors.New("away")
+				return 0, errors.New("away")
 			}
-			return nil
+			return 0, nil
 		})
 		well, ill := 0, 0
 		for _, a := range at {
@@ -62,11 +62,11 @@ func TestPollTogether(t *testing.T) {
 		defer cancel()
 		<-time.After(300 * time.Millisecond)
 		n := 0
-		cloud.Poll(ctx, slog.New(slog.DiscardHandler), "x", 2*time.Second, func(context.Context) error {
+		cloud.Poll(ctx, slog.New(slog.DiscardHandler), "x", 2*time.Second, func(context.Context) (time.Duration, error) {
 			if n++; n > 1 && time.Now().UnixNano()%int64(2*time.Second) != 0 {
 				t.Errorf("look %d at %v", n, time.Now())
 			}
-			return nil
+			return 0, nil
 		})
 	})
 }

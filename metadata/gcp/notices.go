@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/pci"
-	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -85,54 +84,41 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 // follow asks for one item: at once, or with the tag of what is known already, so that the service answers when there is
 // something else.
 func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
-	etag, failures, confirm := "", 0, confirmations
-	for {
-		client, query := p.items, ""
-		if etag != "" {
+	etag, confirm := "", confirmations
+	cloud.Poll(ctx, p.opts.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) {
+		client, query, held := p.items, "", etag != ""
+		if held {
 			client = p.held
 			query = fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", etag, int(jitter(holdTime).Seconds()))
 		}
 		head, body, err := client.Once(ctx, cloud.Item{Name: it.path, Path: it.path + query})
-		if ctx.Err() != nil {
-			return
-		}
 		word := strings.ToUpper(strings.TrimSpace(string(body)))
 		if err == nil && !oneWord.MatchString(word) {
 			err = fmt.Errorf("%s is %s", it.path, cloud.Quote(word))
 		}
-		pause, absent := pace, errors.Is(err, cloud.ErrNotFound)
+		etag = ""
+		absent := errors.Is(err, cloud.ErrNotFound)
 		switch {
-		case err != nil && !absent && etag != "":
+		case err != nil && !absent && held:
 			// What has changed meanwhile is asked for outright; only when that fails as well is it a failure.
-			etag = ""
+			return pace, nil
 		case err != nil && !absent:
-			if failures++; failures == 1 {
-				p.opts.Log.Warn("cloud signal cannot be read, notices may come late", "item", it.path, "err", err, "hint", cloud.HintOf(err))
-			}
-			pause = cloud.BackOff(pace, failures, err)
-		default:
-			if failures > 0 {
-				failures = 0
-				p.opts.Log.Info("cloud signal can be read again", "item", it.path)
-			}
-			if it.take(ctx, word) {
-				confirm = confirmations
-			}
-			report(it.topic, it.current())
-			etag = ""
-			if confirm > 0 {
-				confirm--
-			} else if etag = head.Get("ETag"); absent || !plainTag(etag) {
-				etag, pause = "", jitter(absentPause)
-				if !absent {
-					pause = pace // a service that holds nothing back
-				}
-			}
+			return 0, err
 		}
-		if !sleep.For(ctx, pause) {
-			return
+		if it.take(ctx, word) {
+			confirm = confirmations
 		}
-	}
+		report(it.topic, it.current())
+		switch tag := head.Get("ETag"); {
+		case confirm > 0:
+			confirm--
+		case absent:
+			return jitter(absentPause), nil
+		case plainTag(tag):
+			etag = tag // without one, the service holds nothing back
+		}
+		return pace, nil
+	})
 }
 
 // Hooks implements cloud.Provider: Google Cloud waits for nothing before it ends a machine.
