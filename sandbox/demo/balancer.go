@@ -128,8 +128,10 @@ func (d *demo) sent(say func(format string, args ...any), what string, want ...s
 		say("(your computer is busy, so the agents say that the nodes are full: HAProxy sends no viewers)")
 		return err
 	}
-	say("%s %s", what, strings.Join(want, " and "))
-	return d.check(err == nil, "%v", err)
+	if err = d.check(err == nil, "%v", err); err == nil {
+		say("%s %s", what, strings.Join(want, " and "))
+	}
+	return err
 }
 
 // viewer sends a viewer and returns the node that answers.
