@@ -63,22 +63,22 @@ type balancers struct {
 	prefix []string // of each command line, which enters a network
 }
 
-// newBalancers has none yet. withNginx, it has a tree of Debian's with nginx.
+// newBalancers has none yet. withNginx, it has a tree of Debian's with nginx and HAProxy.
 func newBalancers(t *testing.T, mongo string, withNginx bool) *balancers {
 	t.Helper()
 	b := &balancers{t: t, dir: shortDir(t), mongo: mongo}
 	pair, err := os.ReadFile(realmongo.NewAuthority(t).Issue(pkix.Name{CommonName: "balancer"}, net.IPv4(127, 0, 0, 11)))
 	must.OK(t, err)
-	must.OK(t, os.MkdirAll(b.dir+"/certs", 0o700))
-	must.OK(t, os.WriteFile(b.dir+"/certs/site.pem", pair, 0o600))
 	must.OK(t, os.WriteFile(b.state(), []byte("1\n"), 0o600))
-	if !withNginx {
-		return b
+	certified := []string{b.dir + "/certs/site.pem"}
+	if withNginx {
+		b.image = newImage(t, "NSPAWN_SUITE=testing", "NSPAWN_PACKAGES=haproxy,nginx,libnginx-mod-stream,openssl")
+		etc := b.image.dir + "/etc/"
+		certified = append(certified, etc+"haproxy/certs/site.pem", etc+"nginx/certs/cert.pem", etc+"nginx/certs/key.pem")
 	}
-	b.image = newImage(t, "NSPAWN_SUITE=testing", "NSPAWN_PACKAGES=haproxy,nginx,libnginx-mod-stream,openssl")
-	must.OK(t, os.MkdirAll(b.image.dir+"/etc/nginx/certs", 0o700))
-	for _, name := range []string{"cert.pem", "key.pem"} {
-		must.OK(t, os.WriteFile(b.image.dir+"/etc/nginx/certs/"+name, pair, 0o600))
+	for _, file := range certified {
+		must.OK(t, os.MkdirAll(filepath.Dir(file), 0o700))
+		must.OK(t, os.WriteFile(file, pair, 0o600))
 	}
 	return b
 }
