@@ -368,16 +368,11 @@ func (n *realMachine) balanced() (serves, check string) { return "", "" }
 
 func (n *realMachine) stop(context.Context) error { return nil }
 
-// player is a viewer by HLS, who asks for the playlist and fetches what is new in it.
+// player is a viewer by HLS.
 type player struct {
-	n      *realMachine
-	client *http.Client
+	*realams.Player
 	cancel context.CancelFunc
 	ended  chan struct{} // closed when it watches no more
-
-	mu      sync.Mutex
-	refused error // the first
-	got     int   // segments
 }
 
 func (n *realMachine) watch(ctx context.Context) (viewer, error) {
@@ -385,65 +380,23 @@ func (n *realMachine) watch(ctx context.Context) (viewer, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	p := &player{n: n, client: n.w.world.HTTP(5 * time.Second), cancel: cancel, ended: make(chan struct{})}
-	go p.play(ctx)
+	p := player{&realams.Player{Client: n.w.world.HTTP(5 * time.Second), Playlist: realams.PlaylistURL(n.Node, app, n.stream)}, cancel, make(chan struct{})}
+	go func() {
+		defer close(p.ended)
+		p.Run(ctx)
+	}()
 	return p, nil
 }
 
-func (p *player) play(ctx context.Context) {
-	defer close(p.ended)
-	tick := time.NewTicker(500 * time.Millisecond)
-	defer tick.Stop()
-	playlist, last := realams.PlaylistURL(p.n.Node, app, p.n.stream), ""
-	for {
-		text, err := p.fetch(ctx, playlist)
-		lines := strings.Fields(text)
-		if err == nil && len(lines) > 0 && lines[len(lines)-1] != last {
-			last = lines[len(lines)-1]
-			_, err = p.fetch(ctx, strings.TrimSuffix(playlist, p.n.stream+".m3u8")+last)
-		}
-		p.mu.Lock()
-		if err == nil {
-			p.got++
-		} else if p.refused == nil && ctx.Err() == nil {
-			p.refused = err
-		}
-		p.mu.Unlock()
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+func (p player) served() bool {
+	met := p.Met()
+	return met.Segments > 0 && met.Failed == 0
 }
 
-func (p *player) fetch(ctx context.Context, what string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, what, nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := p.client.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", what, resp.Status)
-	}
-	return string(b), err
-}
-
-func (p *player) served() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.got > 0 && p.refused == nil
-}
-
-func (p *player) leave() error {
+func (p player) leave() error {
 	p.cancel()
 	<-p.ended
-	p.client.CloseIdleConnections()
+	p.Client.CloseIdleConnections()
 	return nil
 }
 

@@ -8,8 +8,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,12 +60,12 @@ func TestRealBalance(t *testing.T) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer stop()
-	var players []*hlsPlayer
+	players := map[string]*realams.Player{}
 	for _, way := range []string{bySocket, byNginx} {
-		p := &hlsPlayer{client: w.HTTP(5 * time.Second), url: "http://" + fronts[way] + "/LiveApp/streams/", way: way}
-		must.Until(t, "a player of "+way+" sees the stream", func() bool { return p.segment(ctx) == nil })
-		players = append(players, p)
-		work.Go(func() { p.run(ctx) })
+		p := &realams.Player{Client: w.HTTP(5 * time.Second), Playlist: "http://" + fronts[way] + "/LiveApp/streams/show.m3u8"}
+		must.Until(t, "a player of "+way+" sees the stream", func() bool { return p.Segment(ctx) == nil })
+		players[way] = p
+		work.Go(func() { p.Run(ctx) })
 	}
 	publish := func(way, stream string) *realams.Process {
 		return w.Start(t, "ffmpeg", "-nostdin", "-loglevel", "error", "-re", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=5", "-f", "lavfi", "-i",
@@ -150,11 +148,12 @@ func TestRealBalance(t *testing.T) {
 	wait(10 * time.Second)
 	stop()
 	work.Wait()
-	for _, p := range players {
+	for way, p := range players {
+		met := p.Met()
 		figure(t, "behind %s, a player got %d segments, the slowest after %s; %d answers failed, in a row for at most %s",
-			p.way, p.got, p.slowest.Round(10*time.Millisecond), p.failed, p.longest.Round(10*time.Millisecond))
-		if p.longest > 2*time.Second || p.got == 0 {
-			t.Errorf("behind %s, a player met errors for %s, such as %v", p.way, p.longest, p.last)
+			way, met.Segments, met.Slowest.Round(10*time.Millisecond), met.Failed, met.Longest.Round(10*time.Millisecond))
+		if met.Longest > 2*time.Second || met.Segments == 0 {
+			t.Errorf("behind %s, a player met errors for %s, such as %v", way, met.Longest, met.Last)
 		}
 	}
 	for _, e := range encoders[2:] {
@@ -167,58 +166,4 @@ func TestRealBalance(t *testing.T) {
 	for _, d := range daemons {
 		d.end()
 	}
-}
-
-// hlsPlayer reads the playlist and the last segment twice a second.
-type hlsPlayer struct {
-	client      *http.Client
-	url, way    string
-	got, failed int
-	longest     time.Duration // of errors in a row
-	slowest     time.Duration // of a playlist with its segment
-	last        error
-}
-
-func (p *hlsPlayer) run(ctx context.Context) {
-	good := time.Now()
-	for ; ctx.Err() == nil; sleep(ctx, 500*time.Millisecond) {
-		begin := time.Now()
-		err := p.segment(ctx)
-		p.slowest = max(p.slowest, time.Since(begin))
-		switch {
-		case ctx.Err() != nil:
-		case err != nil:
-			p.failed, p.last = p.failed+1, err
-			p.longest = max(p.longest, time.Since(good))
-		default:
-			p.got, good = p.got+1, time.Now()
-		}
-	}
-}
-
-func (p *hlsPlayer) segment(ctx context.Context) error {
-	list, err := p.fetch(ctx, "show.m3u8")
-	if err != nil {
-		return err
-	}
-	lines := strings.Fields(list)
-	_, err = p.fetch(ctx, lines[len(lines)-1])
-	return err
-}
-
-func (p *hlsPlayer) fetch(ctx context.Context, name string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url+name, nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := p.client.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err == nil && (resp.StatusCode != http.StatusOK || len(b) == 0) {
-		err = fmt.Errorf("%s: %s", name, resp.Status)
-	}
-	return string(b), err
 }
