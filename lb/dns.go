@@ -39,13 +39,13 @@ const (
 //	_rtmp._tcp.ROLE.DOMAIN    SRV       the RTMP port, with weights
 //	ADDRESS.node.DOMAIN       A, AAAA   the target of an SRV record: 10-0-1-11.node.DOMAIN
 //
-// A known role has no empty answer: nginx drops all servers then. Before the first list, the answer is SERVFAIL.
+// A known role has no empty answer: nginx drops all servers then. Without servers, the answer is SERVFAIL.
 type DNS struct {
 	// Domain has neither a dot at its beginning nor at its end.
 	Domain string
 	// Roles are known also without a server: the answer is SERVFAIL then.
 	Roles []string
-	// List returns the servers, or false before the first list.
+	// List returns the servers, or false if the list is empty.
 	List func() ([]Server, bool)
 }
 

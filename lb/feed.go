@@ -16,8 +16,9 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// List is what a [Feed] publishes.
+// List is what a [Feed] publishes. An empty one changes no load balancer: the registry may be the wrong one.
 type List struct {
+	// Servers is null before the first list, and empty if the cluster has no server.
 	Servers []Server `json:"servers"`
 	// Read is when MongoDB was last read; zero if the list comes from the state of an earlier run.
 	Read time.Time `json:"read,omitzero"`

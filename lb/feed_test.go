@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lb"
 )
@@ -150,6 +151,25 @@ func TestFeedIsStatic(t *testing.T) {
 	s.err = errors.New("read-only")
 	if _, err := lb.NewFeed(lb.Options{Looker: w, Store: s, Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("a state that cannot be read is no error")
+	}
+}
+
+// A cluster without servers has an empty list, which changes no load balancer.
+func TestEmptyList(t *testing.T) {
+	w := &world{}
+	var log locked.Buffer
+	f := newFeed(t, w, nil, func(o *lb.Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	must.OK(t, f.Look(t.Context()))
+	must.OK(t, f.Look(t.Context()))
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, log.String())
+	}
+	for path, want := range map[string]string{"/nodes": `200 {"servers":[],"read":`, "/prometheus": "200 []", "/traefik": "503 no servers"} {
+		rec := httptest.NewRecorder()
+		lb.Handler(f, 9770).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, path, nil))
+		if got := fmt.Sprint(rec.Code, " ", rec.Body); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %s", path, got)
+		}
 	}
 }
 

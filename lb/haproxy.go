@@ -74,7 +74,7 @@ func (h *HAProxy) Run(ctx context.Context, f *Feed) {
 	for {
 		list, changed := f.List()
 		again := readBack
-		if list.Servers != nil {
+		if len(list.Servers) > 0 {
 			err := h.Apply(ctx, list)
 			if err == nil && list.Failed == "" {
 				err = h.confirm(ctx, list.Servers)

@@ -28,8 +28,12 @@ func Handler(f *Feed, metricsPort int) http.Handler {
 	get := func(path string, body func(List) any) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			list, _ := f.List()
-			if list.Servers == nil {
+			switch {
+			case list.Servers == nil:
 				http.Error(w, "no list yet: "+list.Failed, http.StatusServiceUnavailable)
+				return
+			case path == "/traefik" && len(list.Servers) == 0:
+				http.Error(w, "no servers", http.StatusServiceUnavailable)
 				return
 			}
 			b, err := json.Marshal(body(list))
@@ -88,7 +92,7 @@ type traefikServer struct {
 	Weight int    `json:"weight"`
 }
 
-// traefik returns one service for each role. Traefik refuses a document with an empty section: it is left out.
+// traefik returns one service for each role.
 func traefik(servers []Server) map[string]any {
 	services := map[string]any{}
 	for _, role := range Roles(servers) {
@@ -97,9 +101,6 @@ func traefik(servers []Server) map[string]any {
 			list = append(list, traefikServer{"http://" + net.JoinHostPort(s.Addr.String(), strconv.Itoa(s.Port)), s.Weight})
 		}
 		services["ams-"+role] = map[string]any{"loadBalancer": map[string]any{"servers": list}}
-	}
-	if len(services) == 0 {
-		return map[string]any{}
 	}
 	return map[string]any{"http": map[string]any{"services": services}}
 }

@@ -52,9 +52,9 @@ func (f Filter) selects(role, group string) bool {
 }
 
 // Members returns the servers that new sessions may use, ordered by role and address: active nodes whose server serves, as far
-// as known. was is the previous list, nil for the first: a server that is not in it begins with a low weight.
+// as known. was is the previous list, empty for the first: a server that is not in it begins with a low weight.
 func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []Server {
-	var list []Server
+	list := []Server{}
 	before := index(was)
 	scores := map[string][]int{}
 	score := map[string]int{}
@@ -70,9 +70,9 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 		switch {
 		case again:
 			s.Since = b.Since
-		case was != nil && m.Health == cluster.Unknown:
+		case len(was) > 0 && m.Health == cluster.Unknown:
 			continue // after MongoDB was away, the records of dead nodes look like the others
-		case was == nil:
+		case len(was) == 0:
 			s.Since = time.Time{}
 		}
 		if n.Load != nil && n.Load.Score != nil {

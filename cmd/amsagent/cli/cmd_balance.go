@@ -143,7 +143,7 @@ func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.
 	data := balanceData{List: list}
 	var err error
 	switch {
-	case opts.haproxy == "" || list.Servers == nil:
+	case opts.haproxy == "" || len(list.Servers) == 0:
 	case opts.dryRun:
 		data.Commands, err = h.Commands(ctx, list)
 	default:
@@ -202,7 +202,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 	if opts.dns != "" {
 		dns := &lb.DNS{Domain: opts.domain, Roles: opts.roles, List: func() ([]lb.Server, bool) {
 			list, _ := feed.List()
-			return list.Servers, list.Servers != nil
+			return list.Servers, len(list.Servers) > 0
 		}}
 		serve(func() error {
 			return dns.Serve(ctx, opts.dns, func(a net.Addr) { g.log().Info("answering DNS queries", "address", a.String(), "domain", opts.domain) })
