@@ -45,10 +45,12 @@ type Filter struct {
 }
 
 func (f Filter) selects(role, group string) bool {
-	in := func(value string, list []string) bool {
-		return len(list) == 0 || slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, value) })
-	}
-	return role != "" && in(role, f.Roles) && in(group, f.Groups)
+	return role != "" && Selects(f.Roles, role) && Selects(f.Groups, group)
+}
+
+// Selects reports whether a list of names is empty or has a name, in any case.
+func Selects(list []string, name string) bool {
+	return len(list) == 0 || slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, name) })
 }
 
 // Members returns the servers that new sessions may use, ordered by role and address: active nodes whose server serves, as far

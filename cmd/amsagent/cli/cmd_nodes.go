@@ -20,6 +20,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/sleep"
+	"github.com/amsagent/amsagent/lb"
 )
 
 type nodesOptions struct {
@@ -153,16 +154,13 @@ func (g *globals) connectCluster(ctx context.Context, app string) (*cluster.Clie
 // viewNodes makes of a look what is shown of it.
 func viewNodes(opts nodesOptions, l cluster.Look, members []cluster.Member) nodesData {
 	data := nodesData{ServerTime: l.ServerTime, Members: []nodeView{}}
-	matches := func(value string, among []string) bool {
-		return len(among) == 0 || slices.ContainsFunc(among, func(a string) bool { return strings.EqualFold(a, value) })
-	}
 	for _, r := range l.Bad {
 		data.BadRecords = append(data.BadRecords, badRecord{r.ID, r.Err.Error()})
 	}
 	for _, m := range members {
 		v := nodeView{Member: m}
 		switch {
-		case !matches(v.role(), opts.roles), !matches(v.group(), opts.groups), !matches(string(v.State()), opts.states):
+		case !lb.Selects(opts.roles, v.role()), !lb.Selects(opts.groups, v.group()), !lb.Selects(opts.states, string(v.State())):
 		case v.State() == cluster.StateLeft && !opts.all && len(opts.states) == 0:
 			data.LeftHidden++
 		default:
