@@ -27,8 +27,8 @@ func TestReplay(t *testing.T) {
 	}
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			rt := metadatatest.NewReplay(metadatatest.Load(t, os.DirFS(dir)))
-			p, err := aws.New(cloud.Options{Transport: rt, RetryWait: time.Millisecond})
+			f := metadatatest.NewFake(t, service(), metadatatest.Load(t, os.DirFS(dir)))
+			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
 			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
 			must.OK(t, err)
@@ -37,11 +37,7 @@ func TestReplay(t *testing.T) {
 			if d := cmp.Diff(jsonText(t, want), jsonText(t, inst)); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
-			for what, n := range rt.Asked() {
-				if n > 1 {
-					t.Errorf("%d requests: %s", n, what)
-				}
-			}
+			f.AskedOnce(filepath.Base(dir))
 
 			var detection struct {
 				DMI      map[string]string

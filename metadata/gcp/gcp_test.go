@@ -300,7 +300,7 @@ func TestFieldReport13_probe(t *testing.T) {
 	}
 	// And a service that takes 900 ms to answer is no other cloud's, and is waited for.
 	f := metadatatest.NewFake(t, service(), bodies(t, nil))
-	f.Delay(900 * time.Millisecond)
+	f.OnRequest(func(metadatatest.Seen) { <-time.After(900 * time.Millisecond) })
 	inst, err := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}}).Instance(t.Context())
 	if err != nil || inst.AccountID == "" {
 		t.Errorf("%+v, %v", inst, err)

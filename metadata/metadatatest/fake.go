@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -57,13 +56,13 @@ type Fake struct {
 	svc    Service
 	server *httptest.Server
 
-	mu     sync.Mutex
 	bodies map[string]string
+
+	mu     sync.Mutex
 	faults map[string][]planned
 	seen   []Seen
 	issued int
 	valid  map[string]bool
-	delay  time.Duration
 	told   func(Seen)
 }
 
@@ -75,10 +74,7 @@ type planned struct {
 // NewFake starts a fake that serves the bodies, until the test ends.
 func NewFake(tb testing.TB, svc Service, bodies map[string]string) *Fake {
 	tb.Helper()
-	f := &Fake{tb: tb, svc: svc, bodies: map[string]string{}, faults: map[string][]planned{}, valid: map[string]bool{}}
-	for k, v := range bodies {
-		f.bodies[k] = v
-	}
+	f := &Fake{tb: tb, svc: svc, bodies: bodies, faults: map[string][]planned{}, valid: map[string]bool{}}
 	f.server = httptest.NewServer(f)
 	tb.Cleanup(func() {
 		// Whoever still waits for a slow answer is let go first, else Close waits for it.
@@ -94,20 +90,6 @@ func (f *Fake) URL() string { return f.server.URL }
 // Addr is its host and port.
 func (f *Fake) Addr() string { return strings.TrimPrefix(f.server.URL, "http://") }
 
-// Set changes what a path answers; Unset makes it a 404.
-func (f *Fake) Set(path, body string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.bodies[path] = body
-}
-
-// Unset makes a path answer 404.
-func (f *Fake) Unset(path string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.bodies, path)
-}
-
 // Break makes the next n answers of a path go wrong, all of them where n is negative. Several faults of one path come one
 // after the other. The path "*" stands for every path but the token's.
 func (f *Fake) Break(path string, n int, fault Fault) {
@@ -121,13 +103,6 @@ func (f *Fake) Expire() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.valid)
-}
-
-// Delay makes every answer come so much later, as a real service's do.
-func (f *Fake) Delay(d time.Duration) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.delay = d
 }
 
 // OnRequest has fn called with every request, before it is answered.
@@ -155,6 +130,18 @@ func (f *Fake) Count(path string) int {
 	return n
 }
 
+// AskedOnce fails the test if a request was made more than once.
+func (f *Fake) AskedOnce(context string) {
+	f.tb.Helper()
+	asked := map[string]int{}
+	for _, r := range f.Seen() {
+		what := r.Method + " " + r.Path + "?" + r.Query
+		if asked[what]++; asked[what] == 2 {
+			f.tb.Errorf("%s: %s asked again", context, what)
+		}
+	}
+}
+
 // ServeHTTP implements http.Handler.
 func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h := f.svc.Answer; h[0] != "" {
@@ -164,21 +151,17 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !strings.HasPrefix(r.UserAgent(), cloud.UserAgent) {
 		f.tb.Errorf("%s %s: the request says that it is %q", r.Method, r.URL.Path, r.UserAgent())
 	}
+	for _, h := range []string{"X-Forwarded-For", "Forwarded", "Via", "Authorization", "Cookie"} {
+		if r.Header.Get(h) != "" {
+			f.tb.Errorf("%s %s carries %s", r.Method, r.URL.Path, h)
+		}
+	}
 	seen := Seen{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone()}
 	f.seen = append(f.seen, seen)
-	fault, delay, told := f.nextFault(r.URL.Path), f.delay, f.told
+	fault, told := f.nextFault(r.URL.Path), f.told
 	f.mu.Unlock()
 	if told != nil {
 		told(seen)
-	}
-	if delay > 0 {
-		timer := time.NewTimer(delay)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-r.Context().Done():
-			return
-		}
 	}
 	if fault != nil {
 		fault(f, w, r)
@@ -210,10 +193,6 @@ func (f *Fake) nextFault(path string) Fault {
 
 // serve is the healthy service.
 func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
-	if r.Header.Get("X-Forwarded-For") != "" {
-		http.Error(w, "forwarded requests are refused", http.StatusForbidden)
-		return
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if t := f.svc.Token; t != nil {
@@ -275,8 +254,10 @@ func Body(body string) Fault {
 	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) { say(w, body) }
 }
 
+const page = "<!DOCTYPE html>\n<html><body>Please log in</body></html>\n"
+
 // HTML answers 200 with a page, as a captive portal does.
-func HTML() Fault { return Body("<!DOCTYPE html>\n<html><body>Please log in</body></html>\n") }
+func HTML() Fault { return Body(page) }
 
 // Slow never answers.
 func Slow() Fault {
@@ -288,61 +269,35 @@ func SlowBody() Fault {
 	return func(_ *Fake, w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "100")
 		say(w, "{")
-		if fl, ok := w.(http.Flusher); ok {
-			fl.Flush()
-		}
+		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	}
 }
 
 // Closed takes the connection and closes it without an answer.
 func Closed() Fault {
-	return func(*Fake, http.ResponseWriter, *http.Request) {
-		// The server ends the connection and says nothing about it.
-		panic(http.ErrAbortHandler) // net/http's own way to abort an answer
-	}
+	return func(*Fake, http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // net/http's own way to abort an answer
 }
 
 // Truncated promises the whole body, sends half of it and closes the connection.
 func Truncated() Fault {
 	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
-		f.mu.Lock()
 		body := f.bodies[r.URL.Path]
-		f.mu.Unlock()
 		w.Header().Set("Content-Length", fmt.Sprint(len(body)+1))
 		say(w, body[:len(body)/2])
-		if fl, ok := w.(http.Flusher); ok {
-			fl.Flush()
-		}
-		panic(http.ErrAbortHandler) // net/http's own way to abort an answer
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
 	}
 }
 
-// Huge answers the right body with blanks after it, beyond a mebibyte.
+// Huge answers the right body with spaces after it, beyond a mebibyte.
 func Huge() Fault {
 	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
-		f.mu.Lock()
-		body := f.bodies[r.URL.Path]
-		f.mu.Unlock()
-		say(w, body)
-		blanks := strings.Repeat(" ", 64<<10)
-		for range 18 {
-			if _, err := io.WriteString(w, blanks); err != nil {
-				return
-			}
-		}
+		say(w, f.bodies[r.URL.Path]+strings.Repeat(" ", 9<<17))
 	}
 }
 
 // Redirect sends the client elsewhere.
 func Redirect(to string) Fault {
 	return func(_ *Fake, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to, http.StatusFound) }
-}
-
-// ExpireThenServe makes all tokens invalid and then serves the request, which is refused if it carries one of them.
-func ExpireThenServe() Fault {
-	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
-		f.Expire()
-		f.serve(w, r)
-	}
 }

@@ -1,0 +1,265 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cloud_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
+	mdtest "github.com/amsagent/amsagent/metadata/metadatatest"
+)
+
+const wellBody = "a body that is well"
+
+// served is a service on loopback, and a client of it.
+func served(t *testing.T, o cloud.Options) (*mdtest.Fake, *cloud.Client) {
+	f := mdtest.NewFake(t, mdtest.Service{
+		Token: &mdtest.Token{Path: "/token", TTLHeader: "X-Ttl", Header: "X-Token"}, Header: [2]string{"X-Mark", "yes"},
+	}, map[string]string{"/item": wellBody})
+	return f, client(f.URL(), o)
+}
+
+func client(base string, o cloud.Options) *cloud.Client {
+	if o.RetryWait == 0 {
+		o.RetryWait = time.Millisecond
+	}
+	return cloud.New(cloud.Client{
+		Provider: "test", Base: base, Header: map[string]string{"X-Mark": "yes"},
+		Token: &cloud.Token{Path: "/token", TTL: "X-Ttl", Header: "X-Token", Lifetime: time.Hour},
+	}, o)
+}
+
+func wellOnly(b []byte) (string, error) {
+	if s := strings.TrimSpace(string(b)); s != wellBody {
+		return "", errors.New("not the item")
+	}
+	return wellBody, nil
+}
+
+// item reads the required item, and compares how it ends.
+func item(ctx context.Context, t *testing.T, c *cloud.Client, kind error) error {
+	t.Helper()
+	got, err := cloud.Read(ctx, c, cloud.Item{Name: "thing", Path: "/item", Required: true}, wellOnly)
+	if !errors.Is(err, kind) || (got == wellBody) != (kind == nil) {
+		t.Fatalf("read %q, %v, want error %v", got, err, kind)
+	}
+	if e, ok := errors.AsType[*cloud.Error](err); kind != nil && (!ok || e.Provider != "test" || e.Item != "thing" || strings.Contains(err.Error(), "\n")) {
+		t.Errorf("error %#v", err)
+	}
+	return err
+}
+
+// TestConformance: the one client that reads all clouds, against a service on the wire that misbehaves. Its names are those of
+// the rules of metadatatest for each cloud.
+func TestConformance(t *testing.T) {
+	status, many := mdtest.Status, 0 // many: as often as the bound allows
+	for _, tt := range []struct {
+		name  string
+		fault mdtest.Fault
+		n     int // of the first answers; -1 is all
+		kind  error
+		asked int
+	}{
+		{"http_401_once", status(401), 1, nil, 2},
+		{"http_401_for_good", status(401), -1, cloud.ErrForbidden, 2},
+		{"http_403_is_final", status(403), -1, cloud.ErrForbidden, 1},
+		{"http_404_at_boot_then_well", status(404), 1, nil, 2},
+		{"http_404_of_the_required_item", status(404), -1, cloud.ErrNotThisCloud, 3},
+		{"http_410_then_well", status(410), 2, nil, 3},
+		{"http_410_for_good", status(410), -1, cloud.ErrNotReady, many},
+		{"http_429_then_well", status(429), 2, nil, 3},
+		{"http_429_for_good", status(429), -1, cloud.ErrNotReady, many},
+		{"http_500_then_well", status(500), 2, nil, 3},
+		{"http_500_for_good", status(500), -1, cloud.ErrNotReady, many},
+		{"http_503_then_well", status(503), 2, nil, 3},
+		{"slow_then_well", mdtest.Slow(), 1, nil, 2},
+		{"slow_for_good", mdtest.Slow(), -1, cloud.ErrNotReady, many},
+		{"slow_body_for_good", mdtest.SlowBody(), -1, cloud.ErrNotReady, many},
+		{"closed_then_well", mdtest.Closed(), 2, nil, 3},
+		{"closed_for_good", mdtest.Closed(), -1, cloud.ErrNotReady, many},
+		{"truncated_then_well", mdtest.Truncated(), 1, nil, 2},
+		{"truncated_for_good", mdtest.Truncated(), -1, cloud.ErrNotReady, many},
+		{"html_then_well", mdtest.HTML(), 1, nil, 2},
+		{"html_for_good", mdtest.HTML(), -1, cloud.ErrBadAnswer, 3},
+		{"empty_for_good", mdtest.Body(""), -1, cloud.ErrBadAnswer, 3},
+		{"huge_body", mdtest.Huge(), -1, cloud.ErrBadAnswer, 3},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			f, c := served(t, cloud.Options{AttemptTimeout: 250 * time.Millisecond})
+			f.Break("/item", tt.n, tt.fault)
+			limit := 20 * time.Second
+			if errors.Is(tt.kind, cloud.ErrNotReady) {
+				limit = 900 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			defer cancel()
+			err := item(ctx, t, c, tt.kind)
+			if n := f.Count("/item"); n != tt.asked && (tt.asked != many || n < 2) {
+				t.Errorf("asked %d times, want %d", n, tt.asked)
+			}
+			if tt.asked == many && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("the error does not say that the bound ended it: %v", err)
+			}
+		})
+	}
+
+	t.Run("redirect_is_refused", func(t *testing.T) {
+		for _, path := range []string{"/item", "/token"} {
+			elsewhere, _ := served(t, cloud.Options{})
+			f, c := served(t, cloud.Options{})
+			f.Break(path, -1, mdtest.Redirect(elsewhere.URL()+path))
+			_ = item(t.Context(), t, c, cloud.ErrBadAnswer)
+			if n := len(elsewhere.Seen()); n != 0 {
+				t.Errorf("redirect of %s: followed %d times", path, n)
+			}
+		}
+	})
+
+	// The network of a first boot comes, goes and comes again (guest-agent issue 610).
+	for name, why := range map[string]error{"not_up_yet_at_boot": syscall.ENETUNREACH, "not_up_yet_and_refused": syscall.ECONNREFUSED, "not_up_at_all": syscall.EHOSTUNREACH} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var n atomic.Int32
+			dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if n.Add(1) <= 3 || name == "not_up_at_all" {
+					return nil, &net.OpError{Op: "dial", Net: network, Err: why}
+				}
+				return (&net.Dialer{}).DialContext(ctx, network, addr)
+			}
+			_, c := served(t, cloud.Options{DialContext: dial})
+			if name != "not_up_at_all" {
+				_ = item(t.Context(), t, c, nil)
+				return
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			if err := item(ctx, t, c, cloud.ErrNotReady); !errors.Is(err, why) || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("the error does not carry its cause and the bound: %v", err)
+			}
+		})
+	}
+
+	optional := func(t *testing.T, fault mdtest.Fault) (inst cloud.Instance, asked int) {
+		f, c := served(t, cloud.Options{})
+		f.Break("/item", -1, fault)
+		if got := cloud.Optional(t.Context(), c, &inst, "field", cloud.Item{Name: "thing", Path: "/item"}, wellOnly); got != "" {
+			t.Errorf("read %q", got)
+		}
+		return inst, f.Count("/item")
+	}
+	t.Run("http_404_of_an_optional_item", func(t *testing.T) {
+		if inst, n := optional(t, status(404)); len(inst.Missing) != 0 || n != 1 {
+			t.Errorf("Missing = %v after %d requests; an item that is not set is absent, not missing", inst.Missing, n)
+		}
+	})
+	t.Run("optional_item_broken_is_missing_not_absent", func(t *testing.T) {
+		for name, fault := range map[string]mdtest.Fault{"500": status(500), "html": mdtest.HTML(), "closed": mdtest.Closed(), "huge": mdtest.Huge()} {
+			inst, n := optional(t, fault)
+			if !slices.Equal(inst.Missing, []string{"field"}) || len(inst.Notes) != 1 {
+				t.Errorf("%s: Missing = %v, notes %q", name, inst.Missing, inst.Notes)
+			}
+			// On a connection that was used before, net/http asks again by itself if that is closed.
+			if n > 3 && name != "closed" {
+				t.Errorf("%s: an optional item was asked for %d times", name, n)
+			}
+		}
+	})
+
+	var log locked.Buffer
+	f, c := served(t, cloud.Options{Log: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	f.Break("/item", 2, status(500))
+	_ = item(t.Context(), t, c, nil)
+	warnings, answers := 0, map[string]int{}
+	for line := range strings.Lines(log.String()) {
+		var entry struct {
+			Level, Msg, Provider, Method, Path string
+			Attempt, Status, Bytes             int
+		}
+		must.OK(t, json.Unmarshal([]byte(line), &entry))
+		if entry.Level == "WARN" && entry.Provider == "test" && entry.Attempt > 0 {
+			warnings++
+		}
+		if entry.Msg == "metadata answer" && (entry.Status != 200 || entry.Path != "/item" || entry.Bytes == len(wellBody)) {
+			answers[entry.Method+" "+entry.Path]++
+		}
+	}
+	t.Run("retries_are_logged", func(t *testing.T) {
+		if warnings != 2 {
+			t.Errorf("%d lines for 2 retries:\n%s", warnings, log.String())
+		}
+	})
+	// The log at its finest shows path, status and size of each answer, and nothing of its content.
+	t.Run("answers_are_logged", func(t *testing.T) {
+		if answers["GET /item"] != 3 || answers["PUT /token"] != 1 || len(f.Seen()) != 4 {
+			t.Errorf("%v for %d requests", answers, len(f.Seen()))
+		}
+		if strings.Contains(log.String(), "token-") || strings.Contains(log.String(), wellBody) {
+			t.Errorf("the log holds a session token or an answer:\n%s", log.String())
+		}
+	})
+	t.Run("never_forwarded", func(t *testing.T) {
+		for _, r := range f.Seen() {
+			for h := range r.Header {
+				if !slices.Contains([]string{"X-Mark", "X-Token", "X-Ttl", "User-Agent", "Content-Length"}, h) {
+					t.Errorf("%s %s carries %s", r.Method, r.Path, h)
+				}
+			}
+		}
+	})
+	t.Run("proxy_is_ignored", proxyIgnored)
+	t.Run("unknown_fields_survive", func(t *testing.T) {
+		type doc struct{ ID string }
+		got, odd, err := cloud.Decode[doc]([]byte(`{"aFieldOfTomorrow":{"deep":[1,null,{"x":true}]},"id":"i-1"}`))
+		if got.ID != "i-1" || odd != nil || err != nil {
+			t.Errorf("%+v, %v, %v", got, odd, err)
+		}
+	})
+	t.Run("json", func(t *testing.T) {
+		snake := regexp.MustCompile(`^[a-z][a-z0-9_]*(,omitempty|,omitzero)?$`)
+		for f := range reflect.TypeFor[cloud.Instance]().Fields() {
+			if tag := f.Tag.Get("json"); !snake.MatchString(tag) {
+				t.Errorf("field %s is %q in JSON", f.Name, tag)
+			}
+		}
+	})
+}
+
+func proxyIgnored(t *testing.T) {
+	const proxy, origin = "192.0.2.1:3128", "http://169.254.169.254"
+	for _, k := range []string{"HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"} {
+		t.Setenv(k, "http://"+proxy)
+	}
+	t.Setenv("NO_PROXY", "")
+	t.Setenv("no_proxy", "")
+	// net/http reads the environment once in a process, so make sure that it has read this one.
+	target, err := url.Parse(origin)
+	must.OK(t, err)
+	if u, err := http.ProxyFromEnvironment(&http.Request{URL: target}); err != nil || u == nil || u.Host != proxy {
+		t.Fatalf("the control failed: Go's default would use proxy %v (%v); has a test of this binary used http.DefaultTransport before?", u, err)
+	}
+	f, _ := served(t, cloud.Options{})
+	_ = item(t.Context(), t, client(origin, cloud.Options{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if addr != "169.254.169.254:80" {
+			t.Errorf("dialled %s", addr)
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
+	}}), nil)
+}
