@@ -8,14 +8,13 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 func TestScaling(t *testing.T) {
@@ -82,35 +81,7 @@ func TestParseEvents(t *testing.T) {
 }
 
 // watch runs Watch until the test ends.
-func (w *world) watch() {
-	p, ended := w.open(), make(chan struct{})
-	go func() {
-		defer close(ended)
-		p.Watch(w.t.Context(), func(topic string, current []cloud.Notice) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.reported[topic] = append(w.reported[topic], current)
-		})
-	}()
-	w.t.Cleanup(func() { <-ended })
-}
-
-// look lets time pass. There must be so many reports in it (-1: some), and the last until now must be this.
-func (w *world) look(what, topic string, d time.Duration, reports int, want ...cloud.Notice) {
-	w.t.Helper()
-	w.mu.Lock()
-	before := len(w.reported[topic])
-	w.mu.Unlock()
-	<-time.After(d)
-	synctest.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	all := append([][]cloud.Notice{nil}, w.reported[topic]...)
-	n := len(all) - 1 - before
-	if diff := cmp.Diff(want, all[len(all)-1], cmpopts.EquateEmpty()); diff != "" || n != reports && (n == 0 || reports != -1) {
-		w.t.Errorf("%s: %d reports, want %d\n%s", what, n, reports, diff)
-	}
-}
+func (w *world) watch() { w.Watched = metadatatest.Watch(w.t, w.open()) }
 
 // logged counts a text in the log.
 func (w *world) logged(text string, times int) {
@@ -127,26 +98,26 @@ func TestWatchMetadata(t *testing.T) {
 			ID: "alibaba-spot/interrupt", Kind: cloud.Interrupt, Reason: "spot instance is taken back", Who: "ECS spot",
 			At: midnight().Add(5 * time.Minute),
 		}
-		w.look("nothing", TopicSpot, 11*time.Second, 3)
+		w.Look(TopicSpot, 11*time.Second, 3)
 		w.set(spotPath, ok("2000-01-01T00:05Z"))
-		w.look("it appears", TopicSpot, 5*time.Second, 1, spot)
+		w.Look(TopicSpot, 5*time.Second, 1, spot)
 		w.set(spotPath, ok("<html>"))
-		w.look("a page", TopicSpot, time.Minute, 0, spot)
+		w.Look(TopicSpot, time.Minute, 0, spot)
 		w.set(spotPath, answer{status: http.StatusInternalServerError})
-		w.look("ill", TopicSpot, time.Minute, 0, spot)
+		w.Look(TopicSpot, time.Minute, 0, spot)
 		w.logged(`cannot be read, notices may come late" item="spot`, 1)
 		w.set(spotPath, answer{status: http.StatusNotFound})
-		w.look("it ends", TopicSpot, 10*time.Second, -1)
+		w.Look(TopicSpot, 10*time.Second, metadatatest.Some)
 
 		event, err := parseEvents([]byte(fixture(t, "events_api.json")))
 		must.OK(t, err)
-		w.look("nothing", TopicEvents, time.Minute, 1)
+		w.Look(TopicEvents, time.Minute, 1)
 		w.set(eventsPath, ok(fixture(t, "events_api.json")))
-		w.look("it appears", TopicEvents, time.Minute, 1, event...)
+		w.Look(TopicEvents, time.Minute, 1, event...)
 		w.set(eventsPath, ok("[{"))
-		w.look("cut off", TopicEvents, 5*time.Minute, 0, event...)
+		w.Look(TopicEvents, 5*time.Minute, 0, event...)
 		w.set(eventsPath, ok("[]"))
-		w.look("it ends", TopicEvents, time.Minute, -1)
+		w.Look(TopicEvents, time.Minute, metadatatest.Some)
 	})
 }
 
@@ -154,9 +125,9 @@ func TestWatchMetadata(t *testing.T) {
 func TestFieldReport03_Token(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.watch()
-		<-time.After(time.Second)
+		w.Look(TopicSpot, time.Second, 1)
 		for range 5 {
-			w.look("ended early", TopicSpot, spotEvery, 1)
+			w.Look(TopicSpot, spotEvery, 1)
 			w.mu.Lock()
 			w.token++
 			w.mu.Unlock()
@@ -173,33 +144,33 @@ func TestWatchScaling(t *testing.T) {
 		look := func(what string, d time.Duration, least, most, reports int, want ...cloud.Notice) {
 			t.Helper()
 			before := len(w.called(describeMembers))
-			w.look(what, topic, d, reports, want...)
+			w.Look(topic, d, reports, want...)
 			if calls := len(w.called(describeMembers)) - before; calls < least || calls > most {
 				t.Errorf("%s: %d calls, want %d to %d", what, calls, least, most)
 			}
 		}
 		parked, ends := scaling("Standby")[0], scaling("Removing:Wait")[0]
-		look("in service", 10*time.Minute, 54, 67, -1)
+		look("in service", 10*time.Minute, 54, 67, metadatatest.Some)
 		w.in("Standby", "", "")
-		look("parked", 12*time.Second, 1, 2, -1, parked)
+		look("parked", 12*time.Second, 1, 2, metadatatest.Some, parked)
 		// A call that is refused counts for the whole account: fewer follow, and more again once they are taken.
 		w.on(describeMembers, bad(400, "Throttling.User"))
 		look("throttled", 10*time.Minute, 9, 14, 0, parked)
 		w.on(describeMembers, bad(503, "ServiceUnavailable"))
 		look("ill", 10*time.Minute, 9, 12, 0, parked)
 		w.in("InService", "", "")
-		look("well", 10*time.Minute, 18, 40, -1)
-		look("well for long", 10*time.Minute, 54, 67, -1)
+		look("well", 10*time.Minute, 18, 40, metadatatest.Some)
+		look("well for long", 10*time.Minute, 54, 67, metadatatest.Some)
 		w.logged(`cannot be read, notices may come late" item="state`, 1)
 		w.logged(`can be read again" item="state`, 1)
 		w.in("Removing:Wait", "", "")
-		look("it ends", 12*time.Second, 1, 2, -1, ends)
+		look("it ends", 12*time.Second, 1, 2, metadatatest.Some, ends)
 		// One answer that does not name this instance may be wrong. In no group there is little to look for.
 		w.in("", "", "")
 		look("in no group", 2*time.Minute, 2, 2, 0, ends)
 		look("in no group for long", time.Hour, 10, 14, 0, ends)
 		w.in("InService", "", "")
-		look("in a group again", 6*time.Minute, 5, 40, -1)
+		look("in a group again", 6*time.Minute, 5, 40, metadatatest.Some)
 	})
 }
 
@@ -210,16 +181,16 @@ func TestWatchScalingDenied(t *testing.T) {
 		delete(w.items, rolePath)
 		w.on(describeMembers, denied())
 		w.watch()
-		w.look("no role", topic, time.Hour, 0)
+		w.Look(topic, time.Hour, 0)
 		w.logged("cannot be seen", 1)
 		w.set(rolePath, ok("ams-node"))
-		w.look("denied", topic, time.Hour, 0)
+		w.Look(topic, time.Hour, 0)
 		w.logged("cannot be seen", 2)
 		if n := len(w.called(describeMembers)); n < 5 || n > 7 {
 			t.Errorf("%d calls in an hour", n)
 		}
 		w.in("Protected", "", "")
-		w.look("allowed", topic, 11*time.Minute, -1)
+		w.Look(topic, 11*time.Minute, metadatatest.Some)
 		w.logged("can be read again", 1)
 	})
 }

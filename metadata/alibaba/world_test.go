@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 const (
@@ -82,7 +83,7 @@ type world struct {
 	beat    func(url.Values) answer // answers the heartbeats where it is set
 	wrapped bool                    // lists come in two shapes: plain, and wrapped in an object
 
-	reported map[string][][]cloud.Notice // by Watch
+	*metadatatest.Watched
 }
 
 // bubble runs a test with a world and a clock of its own, which begins at midnight.
@@ -90,7 +91,7 @@ func bubble(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, items: map[string]answer{}, asked: map[string]int{}, plan: map[string][]answer{}, reported: map[string][][]cloud.Notice{}}
+		w := &world{t: t, items: map[string]answer{}, asked: map[string]int{}, plan: map[string][]answer{}}
 		for path, body := range bodies(t) {
 			w.items[path] = ok(body)
 		}

@@ -6,10 +6,8 @@ package aws_test
 import (
 	stdcmp "cmp"
 	"context"
-	"errors"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -20,12 +18,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 // The paths of the three items, and their topics.
@@ -120,60 +117,29 @@ func reply(req *http.Request, status int, body string) *http.Response {
 	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{}, Request: req}
 }
 
-// watching is a run of Watch and what it has reported.
+// watching is a run of Watch and its log.
 type watching struct {
-	imds *imdsInMemory
-	log  *locked.Buffer
-
-	mu      sync.Mutex
-	reports map[string]int // by topic
-	current map[string][]cloud.Notice
+	*metadatatest.Watched
+	log locked.Buffer
 }
 
-// watch runs Watch in a bubble of synctest, where time passes when all goroutines wait.
+// watch runs Watch in a bubble of synctest.
 func watch(t *testing.T, imds *imdsInMemory, body func(w *watching)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &watching{imds: imds, log: &locked.Buffer{}, reports: map[string]int{}, current: map[string][]cloud.Notice{}}
-		p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(w.log, nil))})
+		w := &watching{}
+		p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
 		must.OK(t, err)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			p.Watch(ctx, func(topic string, current []cloud.Notice) {
-				w.mu.Lock()
-				defer w.mu.Unlock()
-				w.reports[topic]++
-				w.current[topic] = current
-			})
-		}()
+		w.Watched = metadatatest.Watch(t, p)
 		body(w)
-		cancel()
-		<-done
 	})
 }
 
-// pass lets time pass and returns the numbers of reports meanwhile.
-func (w *watching) pass(d time.Duration) map[string]int {
+// pass lets time pass and returns the reports meanwhile.
+func (w *watching) pass(d time.Duration) map[string][]int {
 	<-time.After(d)
 	synctest.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	out := maps.Clone(w.reports)
-	clear(w.reports)
-	return out
-}
-
-// want is what is in force for a topic after a time.
-func (w *watching) want(t *testing.T, after time.Duration, topic string, want ...cloud.Notice) {
-	t.Helper()
-	w.pass(after)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if diff := cmp.Diff(want, w.current[topic]); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", topic, diff)
-	}
+	return w.Reports()
 }
 
 func (w *watching) lines(level string) int { return strings.Count(w.log.String(), "level="+level) }
@@ -252,11 +218,11 @@ func TestNotices(t *testing.T) {
 			imds.set(tt.item, tt.body)
 			topic := map[string]string{target: state, spot: aws.TopicSpot, scheduled: aws.TopicScheduled}[tt.item]
 			watch(t, imds, func(w *watching) {
-				reported := w.pass(50 * time.Millisecond)[topic] > 0
+				reported := len(w.pass(50 * time.Millisecond)[topic]) > 0
 				if reported == tt.bad {
 					t.Errorf("reported: %v", reported)
 				}
-				w.want(t, 0, topic, tt.want...)
+				w.Look(topic, 0, metadatatest.Any, tt.want...)
 			})
 		})
 	}
@@ -268,17 +234,17 @@ func TestWatchTarget(t *testing.T) {
 	imds := newIMDS()
 	watch(t, imds, func(w *watching) {
 		imds.set(target, "InService")
-		w.want(t, 2*time.Second, state)
+		w.Look(state, 2*time.Second, metadatatest.Any)
 		imds.set(target, "Terminated")
-		w.want(t, 2*time.Second, state, scaleIn())
+		w.Look(state, 2*time.Second, metadatatest.Any, scaleIn())
 		imds.set(target, "")
-		if n := w.pass(time.Hour)[state]; n > 0 {
+		if n := len(w.pass(time.Hour)[state]); n > 0 {
 			t.Errorf("%d reports of a missing item", n)
 		}
 		imds.set(target, "InService")
-		w.want(t, 2*time.Second, state)
+		w.Look(state, 2*time.Second, metadatatest.Any)
 		if w.log.String() != "" {
-			t.Errorf("log:\n%s", w.log)
+			t.Errorf("log:\n%s", w.log.String())
 		}
 	})
 }
@@ -315,7 +281,7 @@ func TestWatchSurvives(t *testing.T) {
 			imds.ttl = "21600"
 			imds.set(target, "InService")
 			watch(t, imds, func(w *watching) {
-				w.want(t, time.Minute, state)
+				w.Look(state, time.Minute, metadatatest.Any)
 				imds.breakWith(fault)
 				if name != "hang" {
 					imds.expire()
@@ -331,10 +297,10 @@ func TestWatchSurvives(t *testing.T) {
 					t.Errorf("%.2f requests in a second while it fails", perSecond)
 				}
 				if n := w.lines("WARN"); n == 0 || n > 3 {
-					t.Errorf("%d warnings:\n%s", n, w.log)
+					t.Errorf("%d warnings:\n%s", n, w.log.String())
 				}
 				if strings.Contains(w.log.String(), "rate limit") || strings.Contains(w.log.String(), "quota") {
-					t.Errorf("the SDK's bucket ran dry:\n%s", w.log)
+					t.Errorf("the SDK's bucket ran dry:\n%s", w.log.String())
 				}
 				imds.set(target, "Terminated")
 				imds.breakWith(nil)
@@ -342,10 +308,10 @@ func TestWatchSurvives(t *testing.T) {
 				if name == "403" || name == "404 of the token" || name == "401 for ever" {
 					wait = time.Minute + 5*time.Second
 				}
-				w.want(t, wait, state, scaleIn())
+				w.Look(state, wait, metadatatest.Any, scaleIn())
 				w.pass(3 * time.Minute)
 				if w.lines("INFO") != w.lines("WARN") {
-					t.Errorf("the end of the failure is not logged:\n%s", w.log)
+					t.Errorf("the end of the failure is not logged:\n%s", w.log.String())
 				}
 			})
 		})
@@ -410,13 +376,13 @@ func TestWatchOneItem(t *testing.T) {
 	watch(t, imds, func(w *watching) {
 		w.pass(time.Hour)
 		if w.lines("WARN") != 2 {
-			t.Errorf("log:\n%s", w.log)
+			t.Errorf("log:\n%s", w.log.String())
 		}
 		for range 20 {
 			imds.set(target, "Terminated")
-			w.want(t, 2*time.Second, state, scaleIn())
+			w.Look(state, 2*time.Second, metadatatest.Any, scaleIn())
 			imds.set(target, "InService")
-			w.want(t, 2*time.Second, state)
+			w.Look(state, 2*time.Second, metadatatest.Any)
 		}
 	})
 }
@@ -438,16 +404,7 @@ func TestWatchRate(t *testing.T) {
 			t.Errorf("%.3f requests in a second", perSecond)
 		}
 		if w.log.String() != "" {
-			t.Errorf("log:\n%s", w.log)
+			t.Errorf("log:\n%s", w.log.String())
 		}
 	})
-}
-
-// TestWatchDisabled holds what the settings of the process forbid.
-func TestWatchDisabled(t *testing.T) {
-	t.Parallel()
-	_, err := aws.New(cloud.Options{Disabled: []string{"aws"}})
-	if !errors.Is(err, cloud.ErrForbidden) {
-		t.Fatal(err)
-	}
 }

@@ -4,7 +4,6 @@
 package azure
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -19,12 +18,10 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
-
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 const pathEvents = "/metadata/scheduledevents"
@@ -44,9 +41,8 @@ type world struct {
 	asked    map[string]int              // "GET /metadata/instance"
 	posted   []string
 
-	log     locked.Buffer
-	reports int // since the last change
-	last    []cloud.Notice
+	log locked.Buffer
+	*metadatatest.Watched
 }
 
 func newWorld(t *testing.T) *world {
@@ -78,7 +74,9 @@ func (w *world) set(change func()) {
 	defer w.mu.Unlock()
 	change()
 	clear(w.asked)
-	w.reports = 0
+	if w.Watched != nil {
+		w.Reports()
+	}
 }
 
 func (w *world) say(events ...map[string]any) { w.set(func() { w.events = list(events...) }) }
@@ -114,21 +112,13 @@ func bubble(t *testing.T, w *world, test func(t *testing.T)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		p := open(t, cloud.Options{Transport: w, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			p.Watch(ctx, func(topic string, current []cloud.Notice) {
-				w.mu.Lock()
-				defer w.mu.Unlock()
-				if w.last, w.reports = current, w.reports+1; topic != TopicEvents {
-					t.Errorf("topic %s", topic)
-				}
-			})
-		}()
+		w.Watched = metadatatest.Watch(t, p)
 		test(t)
-		cancel()
-		<-done
+		for topic := range w.Last() {
+			if topic != TopicEvents {
+				t.Errorf("topic %s", topic)
+			}
+		}
 	})
 }
 
@@ -137,21 +127,6 @@ func (w *world) count(what string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.asked[what]
-}
-
-// some is any number of reports but none.
-const some = -1
-
-// after lets time pass, and compares how often there was a report since the last change, and the last one.
-func (w *world) after(t *testing.T, d time.Duration, reports int, want ...cloud.Notice) {
-	t.Helper()
-	<-time.After(d)
-	synctest.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if d := cmp.Diff(want, w.last, cmpopts.EquateEmpty()); d != "" || w.reports != reports && (reports != some || w.reports == 0) {
-		t.Errorf("%d reports, want %d, -want +got:\n%s", w.reports, reports, d)
-	}
 }
 
 // logged fails unless the log has so many warnings, and so many lines of an end of trouble.
@@ -168,7 +143,7 @@ func notice(kind cloud.Kind, reason string, at time.Time, hook *cloud.Hook) clou
 }
 
 func hook(kind string, limit time.Time, others ...string) *cloud.Hook {
-	return &cloud.Hook{Provider: "azure", Group: "edge", Name: kind + " 602d", Token: "602d", Fixed: true, Limit: limit, Others: others}
+	return &cloud.Hook{Provider: "azure", Group: "edge", Name: kind + " 602d", Token: "602d", Fixed: true, Limit: limit, Others: append([]string{}, others...)}
 }
 
 func TestNotices(t *testing.T) {
@@ -222,7 +197,7 @@ func TestNotices(t *testing.T) {
 					w.say(tt.event)
 					<-time.After(time.Second)
 				}
-				w.after(t, 0, some, tt.want...)
+				w.Look(TopicEvents, 0, metadatatest.Some, tt.want...)
 			})
 		})
 	}
@@ -246,22 +221,22 @@ func TestWatch(t *testing.T) {
 	bubble(t, w, func(t *testing.T) {
 		at := start.Add(5 * time.Minute)
 		terminate := notice(cloud.Terminate, "scale-in", at, hook("Terminate", at))
-		w.after(t, 500*time.Millisecond, 1, terminate)
-		w.after(t, 10*time.Second, 11, terminate)
+		w.Look(TopicEvents, 500*time.Millisecond, 1, terminate)
+		w.Look(TopicEvents, 10*time.Second, 10, terminate)
 		if n := w.count("GET " + pathInstance); n != 1 {
 			t.Errorf("asked %d times for the name of this machine", n)
 		}
 		reboot := notice(cloud.Reboot, "scheduled event Reboot", time.Time{}, nil)
 		reboot.ID = "azure-events/2"
 		w.say(with("Terminate", nil), with("Reboot", map[string]any{"EventId": "2", "EventStatus": "Started"}))
-		w.after(t, time.Second, 1, terminate, reboot)
+		w.Look(TopicEvents, time.Second, 1, terminate, reboot)
 		later := at.Add(10 * time.Minute)
 		w.say(with("Terminate", map[string]any{"NotBefore": later.Format(http.TimeFormat)}))
-		w.after(t, time.Second, 1, notice(cloud.Terminate, "scale-in", later, hook("Terminate", later)))
+		w.Look(TopicEvents, time.Second, 1, notice(cloud.Terminate, "scale-in", later, hook("Terminate", later)))
 		w.say(with("Terminate", map[string]any{"EventStatus": "Started", "NotBefore": ""}))
-		w.after(t, time.Second, 1, notice(cloud.Interrupt, "scale-in", time.Time{}, nil))
+		w.Look(TopicEvents, time.Second, 1, notice(cloud.Interrupt, "scale-in", time.Time{}, nil))
 		w.say()
-		w.after(t, 3*time.Second, 3)
+		w.Look(TopicEvents, 3*time.Second, 3)
 		w.logged(t, 0, 0)
 	})
 }
@@ -276,12 +251,12 @@ func TestWatchTrouble(t *testing.T) {
 			preempt := notice(cloud.Interrupt, "spot eviction", at, hook("Preempt", at))
 			<-time.After(5500 * time.Millisecond)
 			w.set(func() { w.status, w.events = func(*http.Request) int { return status }, "<html>" })
-			w.after(t, 10*time.Minute, 0, preempt)
+			w.Look(TopicEvents, 10*time.Minute, 0, preempt)
 			if n := w.count("GET " + pathEvents); n < least || n > 170 {
 				t.Errorf("%d: %d polls in ten minutes", status, n)
 			}
 			w.set(func() { w.status, w.events = nil, list() })
-			w.after(t, time.Minute, some)
+			w.Look(TopicEvents, time.Minute, metadatatest.Some)
 			w.logged(t, 1, 1)
 		})
 	}
@@ -290,7 +265,7 @@ func TestWatchTrouble(t *testing.T) {
 	w.instance = doc(t, map[string]any{"name": ""})
 	w.say(with("Preempt", map[string]any{"Resources": []string{""}}))
 	bubble(t, w, func(t *testing.T) {
-		w.after(t, time.Minute, 0)
+		w.Look(TopicEvents, time.Minute, 0)
 		if n := w.count("GET " + pathInstance); n != 1 {
 			t.Errorf("asked %d times for the name of this machine", n)
 		}
@@ -303,7 +278,7 @@ func TestFieldReport11_FirstCall(t *testing.T) {
 	w := newWorld(t)
 	w.slow = 2 * time.Minute
 	bubble(t, w, func(t *testing.T) {
-		w.after(t, 2*time.Minute, 1)
+		w.Look(TopicEvents, 2*time.Minute, 1)
 		// From then on four seconds are slow, and ten are too long.
 		w.set(func() { w.slow = 4 * time.Second })
 		<-time.After(10 * time.Second)
@@ -315,7 +290,7 @@ func TestFieldReport11_FirstCall(t *testing.T) {
 		w.set(func() { w.status = func(*http.Request) int { return http.StatusInternalServerError } })
 		<-time.After(24 * time.Hour)
 		w.set(func() { w.status, w.slow = nil, 2*time.Minute })
-		w.after(t, 126*time.Second, some)
+		w.Look(TopicEvents, 126*time.Second, metadatatest.Some)
 		if n := w.count("GET " + pathEvents); n > 10 {
 			t.Errorf("asked %d times while the events were switched on", n)
 		}
@@ -335,17 +310,17 @@ func TestFieldReport12_PerZone(t *testing.T) {
 	}
 	w.say(with("Preempt", nil))
 	bubble(t, w, func(t *testing.T) {
-		w.after(t, 0, 0)
+		w.Look(TopicEvents, 0, 0)
 		if n := w.count("GET " + pathEvents); n != 1 {
 			t.Errorf("%d polls in the first moment", n)
 		}
-		w.after(t, 10*time.Minute, 0)
+		w.Look(TopicEvents, 10*time.Minute, 0)
 		if n := w.count("GET " + pathEvents); n < 110 {
 			t.Errorf("%d polls in ten minutes", n)
 		}
 		w.set(func() { w.status = nil })
 		at := start.Add(5 * time.Minute)
-		w.after(t, 6*time.Second, some, notice(cloud.Interrupt, "spot eviction", at, hook("Preempt", at)))
+		w.Look(TopicEvents, 6*time.Second, metadatatest.Some, notice(cloud.Interrupt, "spot eviction", at, hook("Preempt", at)))
 		w.logged(t, 1, 1)
 	})
 }

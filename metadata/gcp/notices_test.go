@@ -4,7 +4,6 @@
 package gcp
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 const (
@@ -55,10 +55,8 @@ type world struct {
 	asked   map[string]int
 	waited  int // requests that ask to wait
 
-	log  locked.Buffer
-	last map[string][]cloud.Notice // by topic, as of the last report
-	at   map[string][]int          // the seconds of the reports since the last call of since
-	from time.Time                 // when they are counted from
+	log locked.Buffer
+	*metadatatest.Watched
 }
 
 func watch(t *testing.T, root string, items map[string]string, test func(t *testing.T, w *world)) {
@@ -66,26 +64,15 @@ func watch(t *testing.T, root string, items map[string]string, test func(t *test
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{
 			items: map[string]string{pathPreempted: "FALSE", pathMaintenance: "NONE", pathStop: ""}, changed: make(chan struct{}),
-			asked: map[string]int{}, last: map[string][]cloud.Notice{}, at: map[string][]int{}, from: time.Now(),
+			asked: map[string]int{},
 		}
 		for path, word := range items {
 			w.items[path] = word
 		}
 		p, err := New(cloud.Options{Transport: w, Root: root, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
 		must.OK(t, err)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			p.Watch(ctx, func(topic string, current []cloud.Notice) {
-				w.mu.Lock()
-				defer w.mu.Unlock()
-				w.last[topic], w.at[topic] = current, append(w.at[topic], int(time.Since(w.from).Seconds()))
-			})
-		}()
+		w.Watched = metadatatest.Watch(t, p)
 		test(t, w)
-		cancel()
-		<-done
 	})
 }
 
@@ -94,8 +81,8 @@ func (w *world) set(change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	change()
-	clear(w.at)
-	w.from, w.asked, w.waited = time.Now(), map[string]int{}, 0
+	w.Reports()
+	w.asked, w.waited = map[string]int{}, 0
 	close(w.changed)
 	w.changed = make(chan struct{})
 }
@@ -107,9 +94,7 @@ func (w *world) after(t *testing.T, d time.Duration, topic string, seconds []int
 	t.Helper()
 	<-time.After(d)
 	synctest.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if d := cmp.Diff(seconds, w.at[topic]) + cmp.Diff(want, w.last[topic]); d != "" {
+	if d := cmp.Diff(seconds, w.Reports()[topic]) + cmp.Diff(want, w.Last()[topic]); d != "" {
 		t.Errorf("%s, -want +got:\n%s", topic, d)
 	}
 }
@@ -235,7 +220,7 @@ func TestNotices(t *testing.T) {
 				synctest.Wait()
 				want := map[string][]cloud.Notice{TopicPreempted: nil, TopicMaintenance: nil, TopicShutdown: nil}
 				want[map[string]string{pathPreempted: TopicPreempted, pathMaintenance: TopicMaintenance, pathStop: TopicShutdown}[tt.path]] = tt.want
-				if d := cmp.Diff(want, w.last); d != "" {
+				if d := cmp.Diff(want, w.Last()); d != "" {
 					t.Errorf("-want +got:\n%s", d)
 				}
 			})
@@ -290,7 +275,7 @@ func TestWatchAbsent(t *testing.T) {
 		})
 		<-time.After(61 * time.Second)
 		synctest.Wait()
-		if got := w.last[TopicShutdown]; len(got) != 1 || got[0].Kind != cloud.Terminate || w.log.String() != "" {
+		if got := w.Last()[TopicShutdown]; len(got) != 1 || got[0].Kind != cloud.Terminate || w.log.String() != "" {
 			t.Errorf("%+v, log %s", got, w.log.String())
 		}
 	})
@@ -334,8 +319,9 @@ func TestWatchTrouble(t *testing.T) {
 					if n := w.asked[pathPreempted]; n < tt.least || n > tt.most {
 						t.Errorf("asked %d times in ten minutes", n)
 					}
-					if d := cmp.Diff([]cloud.Notice{preemption(30 * time.Second)}, w.last[TopicPreempted]); d != "" || tt.outage != (w.at[TopicPreempted] == nil) {
-						t.Errorf("reports after %d s:\n%s", w.at[TopicPreempted], d)
+					at := w.Reports()[TopicPreempted]
+					if d := cmp.Diff([]cloud.Notice{preemption(30 * time.Second)}, w.Last()[TopicPreempted]); d != "" || tt.outage != (at == nil) {
+						t.Errorf("reports after %d s:\n%s", at, d)
 					}
 					if w.items[pathPreempted] = "FALSE"; tt.outage {
 						w.fault = nil
@@ -347,8 +333,8 @@ func TestWatchTrouble(t *testing.T) {
 				if tt.outage {
 					lines = 3
 				}
-				if bad, good := strings.Count(log, "level=WARN"), strings.Count(log, "can be read again"); bad != lines || good != lines || w.last[TopicPreempted] != nil {
-					t.Errorf("%v; %d warnings, %d times well again:\n%s", w.last[TopicPreempted], bad, good, log)
+				if bad, good := strings.Count(log, "level=WARN"), strings.Count(log, "can be read again"); bad != lines || good != lines || w.Last()[TopicPreempted] != nil {
+					t.Errorf("%v; %d warnings, %d times well again:\n%s", w.Last()[TopicPreempted], bad, good, log)
 				}
 			})
 		})

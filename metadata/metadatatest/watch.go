@@ -1,0 +1,78 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package metadatatest
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// Watched is what the Watch of a provider reports, in a bubble of synctest, where time passes while all goroutines wait.
+type Watched struct {
+	t *testing.T
+
+	mu   sync.Mutex
+	from time.Time
+	at   map[string][]int // by topic, the seconds of the reports since from
+	last map[string][]cloud.Notice
+}
+
+// Watch runs Watch until the test ends. It is called in a bubble.
+func Watch(t *testing.T, p interface {
+	Watch(context.Context, cloud.Report)
+}) *Watched {
+	w, ended := &Watched{t: t, last: map[string][]cloud.Notice{}}, make(chan struct{})
+	w.Reports()
+	go func() {
+		defer close(ended)
+		p.Watch(t.Context(), func(topic string, current []cloud.Notice) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.last[topic], w.at[topic] = current, append(w.at[topic], int(time.Since(w.from).Seconds()))
+		})
+	}()
+	t.Cleanup(func() { <-ended })
+	return w
+}
+
+// Reports returns the seconds of the reports by topic since the last call of it or of Look.
+func (w *Watched) Reports() map[string][]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := w.at
+	w.at, w.from = map[string][]int{}, time.Now()
+	return at
+}
+
+// Last returns the last report of each topic.
+func (w *Watched) Last() map[string][]cloud.Notice {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.last)
+}
+
+// Some is any number of reports but zero, Any includes zero.
+const (
+	Some = -1
+	Any  = -2
+)
+
+// Look lets time pass. There must be so many reports in it, and the last one until now must be this.
+func (w *Watched) Look(topic string, d time.Duration, reports int, want ...cloud.Notice) {
+	w.t.Helper()
+	<-time.After(d)
+	synctest.Wait()
+	n := len(w.Reports()[topic])
+	if diff := gocmp.Diff(want, w.Last()[topic]); diff != "" || n != reports && reports != Any && (reports != Some || n == 0) {
+		w.t.Errorf("%s: %d reports, want %d (-want +got)\n%s", topic, n, reports, diff)
+	}
+}
