@@ -4,8 +4,6 @@
 package alibaba
 
 import (
-	"errors"
-	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -187,20 +185,6 @@ func TestConformance(t *testing.T) {
 		Machines: machines(t), Service: &svc,
 		Lacks: map[string]string{"group_present": "the metadata name no group: the API does, see TestTagsOfTheAPI"},
 	})
-}
-
-// Something that gives no session token is another cloud, and is asked for nothing else.
-func TestNoPlainFallback(t *testing.T) {
-	t.Parallel()
-	for _, status := range []int{http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented} {
-		row(t, http.StatusText(status), func(t *testing.T, w *world) {
-			w.items[tokenPath] = answer{status: status}
-			_, err := w.open().Instance(t.Context())
-			if !errors.Is(err, cloud.ErrNotThisCloud) || cloud.HintOf(err) != hintNoToken || w.asked[tokenPath] != 1 || len(w.asked) != 1 {
-				t.Errorf("%v, hint %q, asked %v", err, cloud.HintOf(err), w.asked)
-			}
-		})
-	}
 }
 
 // With a role the tags of the instance count, and the group that ESS put on it; the user data fill in.

@@ -248,7 +248,10 @@ func TestBodyBound(t *testing.T) {
 	body := &endless{}
 	_, err := read(t.Context(), opened(endlessTransport{body}, cloud.Options{RetryWait: time.Nanosecond}), true)
 	if !errors.Is(err, cloud.ErrBadAnswer) {
-		t.Errorf("error = %v", err)
+		t.Fatalf("error = %v", err)
+	}
+	if want := "the answer is larger than 1048576 bytes (tried 3 times)"; !strings.Contains(err.Error(), want) {
+		t.Errorf("error = %v, want %q in it", err, want)
 	}
 	if most := 3 * (cloud.MaxBody + 1); body.sent > most {
 		t.Errorf("read %d bytes in three tries, want at most %d", body.sent, most)
@@ -298,7 +301,12 @@ func TestTagsRedacted(t *testing.T) {
 	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "tags", tags)
 	js, err := json.Marshal(tags)
 	must.OK(t, err)
-	for _, out := range []string{fmt.Sprint(tags), fmt.Sprintf("%+v %#v %s", tags, tags, tags), log.String(), string(js)} {
+	inst := cloud.Instance{Tags: tags}
+	all, err := json.Marshal(inst)
+	must.OK(t, err)
+	for _, out := range []string{
+		fmt.Sprint(tags), fmt.Sprintf("%+v %#v %s", tags, tags, tags), log.String(), string(js), fmt.Sprintf("%v %+v %#v", inst, inst, inst), string(all),
+	} {
 		if strings.Contains(out, "hunter2") {
 			t.Errorf("shows the password: %s", out)
 		}

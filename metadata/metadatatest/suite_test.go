@@ -56,8 +56,8 @@ func newToy(faults map[string]bool) func(cloud.Options) (cloud.Provider, error) 
 			if e.Status == http.StatusForbidden && faults["asks who refuses again"] {
 				e.Kind = cloud.ErrNotReady
 			}
-			if e.Hint = "look at the firewall"; faults["no hint"] {
-				e.Hint = ""
+			if !faults["no hint"] {
+				(&cloud.TokenHints{Unreachable: "1", Silent: "2", Off: "3", Refused: "4", NoTokens: "5"}).Judge(e)
 			}
 		}}, wired)
 		if faults["asks when it is opened"] {
