@@ -5,7 +5,6 @@ package alibaba
 
 import (
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -37,7 +36,7 @@ const (
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: Endpoint,
+		Origin: "http://100.100.100.200",
 		Token: &metadatatest.Token{
 			Path: tokenPath, TTLHeader: ttlHeader, Header: tokenHeader,
 		},
@@ -58,7 +57,7 @@ func service() metadatatest.Service {
 func bodies(tb testing.TB, more ...map[string]string) map[string]string {
 	tb.Helper()
 	out := map[string]string{
-		docPath:                               fixture(tb, "document.json"),
+		docPath:                               metadatatest.Fixture(tb, "document.json"),
 		metaData + "instance/instance-name":   "edge-hangzhou-0001",
 		metaData + "hostname":                 "iZbp13znx0m0me8cq0001Z",
 		metaData + "eipv4":                    "203.0.113.7",
@@ -79,16 +78,9 @@ func bodies(tb testing.TB, more ...map[string]string) map[string]string {
 	return out
 }
 
-func fixture(tb testing.TB, name string) string {
-	tb.Helper()
-	b, err := os.ReadFile("testdata/" + name)
-	must.OK(tb, err)
-	return string(b)
-}
-
 func doc(tb testing.TB, old, with string) string {
 	tb.Helper()
-	s := fixture(tb, "document.json")
+	s := metadatatest.Fixture(tb, "document.json")
 	if !strings.Contains(s, old) {
 		tb.Fatalf("the document has no %s", old)
 	}
@@ -271,7 +263,7 @@ func TestParseUserData(t *testing.T) {
 }
 
 func FuzzParseIdentity(f *testing.F) {
-	f.Add([]byte(fixture(f, "document.json")))
+	f.Add([]byte(metadatatest.Fixture(f, "document.json")))
 	f.Add([]byte(`{"instance-id":"i-bp13znx0m0me8cq0001","region-id":"cn-hangzhou","private-ipv4":null}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		id, err := parseIdentity(body)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 // TestSignPublishedExample is the example with fixed parameters of the page that describes signature V3 (see algorithm).
@@ -150,13 +151,13 @@ func TestCredentials(t *testing.T) {
 		want("the service gives out nothing better", 1, "33")
 		// An error shows nothing of them.
 		<-time.After(2 * time.Minute)
-		for _, body := range []string{"", "[]", "<html>EXAMPLE", `{"Code":"Failed","AccessKeyId":"EXAMPLE"}`, strings.Replace(fixture(t, "credentials.json"), "Expir", "X", 1)} {
+		for _, body := range []string{"", "[]", "<html>EXAMPLE", `{"Code":"Failed","AccessKeyId":"EXAMPLE"}`, strings.Replace(metadatatest.Fixture(t, "credentials.json"), "Expir", "X", 1)} {
 			w.items[path] = ok(body)
 			if err := w.say(p); err == nil || strings.Contains(err.Error(), "EXAMPLE") {
 				t.Errorf("%s: %v", body, err)
 			}
 		}
-		w.items[path] = ok(strings.Replace(fixture(t, "credentials.json"), "2026-11-20T14", "2000-01-01T09", 1))
+		w.items[path] = ok(strings.Replace(metadatatest.Fixture(t, "credentials.json"), "2026-11-20T14", "2000-01-01T09", 1))
 		must.OK(t, w.say(p))
 	})
 }

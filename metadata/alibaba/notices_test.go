@@ -45,7 +45,7 @@ func TestParseEvents(t *testing.T) {
 		{"none", "None", ""},
 		{"empty", "\n", ""},
 		{"empty list", "[]", ""},
-		{"as of DescribeInstancesFullStatus", fixture(t, "events_api.json"), "reboot SystemMaintenance.Reboot: host 2026-11-22 08:00 false"},
+		{"as of DescribeInstancesFullStatus", metadatatest.Fixture(t, "events_api.json"), "reboot SystemMaintenance.Reboot: host 2026-11-22 08:00 false"},
 		{"another host", event("SystemMaintenance.Redeploy", "Scheduled", date), "reboot SystemMaintenance.Redeploy 2026-11-22 08:00 false"},
 		{"a disk is isolated", event("A.RebootAndIsolateErrorDisk", "Scheduled", date), "reboot A.RebootAndIsolateErrorDisk 2026-11-22 08:00 false"},
 		{"it fails now", event("InstanceFailure.Reboot", "Executing", ""), "reboot InstanceFailure.Reboot 0001-01-01 00:00 false"},
@@ -109,10 +109,10 @@ func TestWatchMetadata(t *testing.T) {
 		w.set(spotPath, answer{status: http.StatusNotFound})
 		w.Look(TopicSpot, 10*time.Second, metadatatest.Some)
 
-		event, err := parseEvents([]byte(fixture(t, "events_api.json")))
+		event, err := parseEvents([]byte(metadatatest.Fixture(t, "events_api.json")))
 		must.OK(t, err)
 		w.Look(TopicEvents, time.Minute, 1)
-		w.set(eventsPath, ok(fixture(t, "events_api.json")))
+		w.set(eventsPath, ok(metadatatest.Fixture(t, "events_api.json")))
 		w.Look(TopicEvents, time.Minute, 1, event...)
 		w.set(eventsPath, ok("[{"))
 		w.Look(TopicEvents, 5*time.Minute, 0, event...)
@@ -196,7 +196,7 @@ func TestWatchScalingDenied(t *testing.T) {
 }
 
 func FuzzParseSystemEvents(f *testing.F) {
-	f.Add([]byte(fixture(f, "events_api.json")))
+	f.Add([]byte(metadatatest.Fixture(f, "events_api.json")))
 	f.Add([]byte(`[{"EventId":"e-1","EventType":{"Name":"InstanceFailure.Reboot"},"EventCycleStatus":{"Name":"Executing"}}]`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		notices, err := parseEvents(body)

@@ -5,7 +5,6 @@ package alibaba
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -56,11 +55,11 @@ func (a answer) respond(req *http.Request) (*http.Response, error) {
 	if a.err != nil {
 		return nil, a.err
 	}
-	h := http.Header{}
+	resp := metadatatest.Answer(req, a.status, a.body)
 	if !a.date.IsZero() {
-		h.Set("Date", a.date.UTC().Format(http.TimeFormat))
+		resp.Header.Set("Date", a.date.UTC().Format(http.TimeFormat))
 	}
-	return &http.Response{StatusCode: a.status, Header: h, Body: io.NopCloser(strings.NewReader(a.body)), Request: req}, nil
+	return resp, nil
 }
 
 // apiCall is one request that reached an API.
@@ -116,13 +115,8 @@ func credentialsFor(n string, life time.Duration) answer {
 		n, n, time.Now().Add(life).UTC().Format(time.RFC3339)))
 }
 
-type roundTrip func(*http.Request) (*http.Response, error)
-
-// RoundTrip implements http.RoundTripper.
-func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
 func (w *world) open() *Provider {
-	p, err := New(cloud.Options{Transport: roundTrip(w.metadata), APITransport: roundTrip(w.api), Log: slog.New(slog.NewTextHandler(&w.log, nil))})
+	p, err := New(cloud.Options{Transport: metadatatest.RoundTrip(w.metadata), APITransport: metadatatest.RoundTrip(w.api), Log: slog.New(slog.NewTextHandler(&w.log, nil))})
 	must.OK(w.t, err)
 	return p
 }

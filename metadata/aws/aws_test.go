@@ -6,7 +6,6 @@ package aws_test
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -27,7 +26,7 @@ import (
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: aws.Endpoint,
+		Origin: "http://169.254.169.254",
 		Token: &metadatatest.Token{
 			Path: "/latest/api/token", TTLHeader: "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", Header: "X-Aws-Ec2-Metadata-Token",
 		},
@@ -334,10 +333,6 @@ func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 	}
 }
 
-type roundTripFunc func(*http.Request) (*http.Response, error)
-
-func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
 // Two reads begin over IPv4, and the first packet of one is lost. What the other one reaches is kept, although the first one
 // has moved on to an address that this machine cannot reach.
 func TestLostPacketOfTwoReads(t *testing.T) {
@@ -345,14 +340,13 @@ func TestLostPacketOfTwoReads(t *testing.T) {
 		first := make(chan error, 2)
 		var wait atomic.Int32
 		wait.Store(2)
-		p, err := aws.New(cloud.Options{Transport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
+		p, err := aws.New(cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
 			lost := &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}
 			if strings.Contains(r.URL.Host, "fd00") {
 				return nil, lost
 			}
-			resp := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Request: r}
 			if r.Method == http.MethodPut {
-				resp.Body = io.NopCloser(strings.NewReader("token"))
+				resp := metadatatest.Answer(r, http.StatusOK, "token")
 				resp.Header.Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "300")
 				return resp, nil
 			}
@@ -361,8 +355,7 @@ func TestLostPacketOfTwoReads(t *testing.T) {
 					return nil, lost
 				}
 			}
-			resp.Body = io.NopCloser(strings.NewReader(document(`"10.0.1.23"`)))
-			return resp, nil
+			return metadatatest.Answer(r, http.StatusOK, document(`"10.0.1.23"`)), nil
 		})})
 		must.OK(t, err)
 		errs := make(chan error, 2)

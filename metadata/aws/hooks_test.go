@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
+	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 // apiInMemory is the Auto Scaling API without a network.
@@ -82,7 +83,7 @@ func (a *apiInMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 	case next.err != nil:
 		return nil, next.err
 	}
-	return reply(req, next.status, next.body), nil
+	return metadatatest.Answer(req, next.status, next.body), nil
 }
 
 func xmlAnswer(status int, body string) answer { return answer{status: status, body: body} }
@@ -355,7 +356,7 @@ func TestHooksClock(t *testing.T) {
 	t.Parallel()
 	ahead := time.Now().Add(3 * time.Hour)
 	var signed []time.Time
-	clock := roundTripFunc(func(req *http.Request) (*http.Response, error) {
+	clock := metadatatest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 		at, err := time.Parse("20060102T150405Z", req.Header.Get("X-Amz-Date"))
 		if err != nil {
 			return nil, err
@@ -365,7 +366,7 @@ func TestHooksClock(t *testing.T) {
 		if at.Before(ahead.Add(-5 * time.Minute)) {
 			next = xmlError(http.StatusForbidden, "RequestExpired", "Request has expired")
 		}
-		resp := reply(req, next.status, next.body)
+		resp := metadatatest.Answer(req, next.status, next.body)
 		resp.Header = http.Header{"Date": {ahead.UTC().Format(http.TimeFormat)}}
 		return resp, nil
 	})

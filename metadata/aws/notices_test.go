@@ -6,7 +6,6 @@ package aws_test
 import (
 	stdcmp "cmp"
 	"context"
-	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -93,28 +92,24 @@ func (m *imdsInMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, req.Context().Err()
 		}
 		if status != 0 {
-			return reply(req, status, body), nil
+			return metadatatest.Answer(req, status, body), nil
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if req.Method == http.MethodPut {
 		m.valid = "token-" + strconv.Itoa(m.tokens)
-		resp := reply(req, http.StatusOK, m.valid)
+		resp := metadatatest.Answer(req, http.StatusOK, m.valid)
 		resp.Header.Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", stdcmp.Or(m.ttl, req.Header.Get("X-Aws-Ec2-Metadata-Token-Ttl-Seconds")))
 		return resp, nil
 	}
 	if m.valid == "" || req.Header.Get("X-Aws-Ec2-Metadata-Token") != m.valid {
-		return reply(req, http.StatusUnauthorized, ""), nil
+		return metadatatest.Answer(req, http.StatusUnauthorized, ""), nil
 	}
 	if body, ok := m.bodies[path]; ok {
-		return reply(req, http.StatusOK, body), nil
+		return metadatatest.Answer(req, http.StatusOK, body), nil
 	}
-	return reply(req, http.StatusNotFound, "<html>404</html>"), nil
-}
-
-func reply(req *http.Request, status int, body string) *http.Response {
-	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{}, Request: req}
+	return metadatatest.Answer(req, http.StatusNotFound, "<html>404</html>"), nil
 }
 
 // watching is a run of Watch and its log.

@@ -10,8 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -28,7 +26,7 @@ const pathInstance = "/metadata/instance"
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: Endpoint, Header: [2]string{"Metadata", "true"}, Required: pathInstance,
+		Origin: "http://169.254.169.254", Header: [2]string{"Metadata", "true"}, Required: pathInstance,
 		WrongTypes: []string{
 			`{"compute":{"vmId":17}}`,
 			`{"compute":{"vmId":"5c08b38e"}}`,
@@ -40,18 +38,11 @@ func service() metadatatest.Service {
 	}
 }
 
-func fixture(tb testing.TB, name string) string {
-	tb.Helper()
-	b, err := os.ReadFile(filepath.Join("testdata", name))
-	must.OK(tb, err)
-	return string(b)
-}
-
 // doc is the fixture with changes in its compute, and with these interfaces where there are any.
 func doc(tb testing.TB, compute map[string]any, nics ...any) string {
 	tb.Helper()
 	var fields map[string]any
-	must.OK(tb, json.Unmarshal([]byte(fixture(tb, "instance.json")), &fields))
+	must.OK(tb, json.Unmarshal([]byte(metadatatest.Fixture(tb, "instance.json")), &fields))
 	c := fields["compute"].(map[string]any)
 	for k, v := range compute {
 		if v == nil {
@@ -82,13 +73,6 @@ func iface(addresses ...string) map[string]any {
 	return map[string]any{"macAddress": "000D3A112233", "ipv4": map[string]any{"ipAddress": v4}, "ipv6": map[string]any{"ipAddress": v6}}
 }
 
-// sends is a machine that sends from these addresses.
-func sends(v4, v6 string) func(*cloud.Options) {
-	return func(o *cloud.Options) {
-		o.Local = func() (netip.Addr, netip.Addr) { return parseAddress(v4), parseAddress(v6) }
-	}
-}
-
 func want(change ...func(*cloud.Instance)) cloud.Instance {
 	inst := cloud.Instance{
 		Provider: "azure", ID: "5c08b38e-4d1b-4f0a-9e6c-3b2a1c0d0003", IDSource: "vmId of the instance metadata", Name: "edge_3",
@@ -113,7 +97,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 		i.AddressSource = "private address of the network interface with the default route"
 	})
 	return []metadatatest.Machine{
-		{Name: "uniform_set", Bodies: map[string]string{pathInstance: fixture(tb, "instance.json")}, Want: want()},
+		{Name: "uniform_set", Bodies: map[string]string{pathInstance: metadatatest.Fixture(tb, "instance.json")}, Want: want()},
 		{
 			Name: "public_address", Bodies: with(nil, iface("10.1.0.4/20.61.7.77")),
 			Want: want(func(i *cloud.Instance) { i.PublicAddress = netip.MustParseAddr("20.61.7.77") }),
@@ -129,14 +113,14 @@ func machines(tb testing.TB) []metadatatest.Machine {
 				i.AddressSource = "IPv6 address of the only network interface, since it has no IPv4 address"
 			}),
 		},
-		{Name: "second_interface_has_the_route", Bodies: with(nil, two...), Options: sends("10.9.0.4", ""), Want: second},
-		{Name: "second_interface_has_the_route_of_ipv6", Bodies: with(nil, two...), Options: sends("", "2603:1020::4"), Want: second},
+		{Name: "second_interface_has_the_route", Bodies: with(nil, two...), Options: metadatatest.Sends("10.9.0.4", ""), Want: second},
+		{Name: "second_interface_has_the_route_of_ipv6", Bodies: with(nil, two...), Options: metadatatest.Sends("", "2603:1020::4"), Want: second},
 		{
-			Name: "several_interfaces_and_none_has_the_route", Bodies: with(nil, two...), Options: sends("172.17.0.1", ""),
+			Name: "several_interfaces_and_none_has_the_route", Bodies: with(nil, two...), Options: metadatatest.Sends("172.17.0.1", ""),
 			Want: want(func(i *cloud.Instance) { i.AddressSource = "private address of the first of 2 network interfaces" }),
 		},
 		{
-			Name: "several_interfaces_and_no_route", Bodies: with(nil, iface(), iface("10.9.0.4")), Options: sends("", ""),
+			Name: "several_interfaces_and_no_route", Bodies: with(nil, iface(), iface("10.9.0.4")), Options: metadatatest.Sends("", ""),
 			Want: want(func(i *cloud.Instance) { i.Address, i.AddressSource = netip.Addr{}, "" }),
 		},
 		{
@@ -183,7 +167,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 		},
 		{
 			Name: "parts_of_unknown_form", Bodies: with(map[string]any{"name": 3, "zone": []any{}, "osProfile": "edge"}, "eth0", iface("10.1.0.4")),
-			Options: sends("10.1.0.4", ""),
+			Options: metadatatest.Sends("10.1.0.4", ""),
 			Want: want(func(i *cloud.Instance) {
 				i.Name, i.Zone, i.Hostname, i.AddressSource = "", "", "", "private address of the network interface with the default route"
 			}),
@@ -218,7 +202,7 @@ func TestInstanceFacts(t *testing.T) {
 		"name": "", "tagsList": []any{map[string]any{"name": "line", "value": "one\ntwo"}}, "zone": 1,
 	}, iface("10.1.0.4"), iface("10.9.0.4"))})
 	o := cloud.Options{Endpoints: map[string]string{"azure": f.URL()}}
-	sends("", "")(&o)
+	metadatatest.Sends("", "")(&o)
 	inst, err := open(t, o).Instance(t.Context())
 	must.OK(t, err)
 	text := strings.Join(inst.Notes, "\n")
@@ -265,7 +249,7 @@ func TestFieldReport09_Gone(t *testing.T) {
 
 // TestFieldReport10_FirstCalls: the service refuses, drops and forgets the first calls after a boot.
 func TestFieldReport10_FirstCalls(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: fixture(t, "instance.json")})
+	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
 	for _, fault := range []metadatatest.Fault{
 		metadatatest.Closed(), metadatatest.Status(http.StatusNotFound), metadatatest.Closed(), metadatatest.Status(http.StatusGone),
 		metadatatest.Status(http.StatusTooManyRequests), metadatatest.Status(http.StatusInternalServerError), metadatatest.Truncated(),
@@ -281,7 +265,7 @@ func TestFieldReport10_FirstCalls(t *testing.T) {
 // TestFieldReport15_BeforeDHCP: the agent ran before the network was up, and another address of Azure's was closed to it by a
 // firewall. One address is asked, until it answers.
 func TestFieldReport15_BeforeDHCP(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: fixture(t, "instance.json")})
+	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
 	var dials atomic.Int32
 	inst, err := open(t, cloud.Options{
 		RetryWait: 10 * time.Millisecond,

@@ -46,7 +46,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{instance: fixture(t, "instance.json"), events: list(), asked: map[string]int{}}
+	return &world{instance: metadatatest.Fixture(t, "instance.json"), events: list(), asked: map[string]int{}}
 }
 
 // list is the answer about these events.
@@ -104,7 +104,7 @@ func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 	if slow > 0 && !sleep.For(req.Context(), slow) {
 		return nil, req.Context().Err()
 	}
-	return &http.Response{StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: req}, nil
+	return metadatatest.Answer(req, status, body), nil
 }
 
 // bubble runs test beside Watch.
@@ -204,7 +204,7 @@ func TestNotices(t *testing.T) {
 }
 
 func TestParseEvents(t *testing.T) {
-	events, err := parseEvents([]byte(fixture(t, "scheduledevents.json")))
+	events, err := parseEvents([]byte(metadatatest.Fixture(t, "scheduledevents.json")))
 	if err != nil || len(events) != 2 || !eventTime(events[0].NotBefore).Equal(time.Date(2026, 11, 20, 8, 5, 0, 0, time.UTC)) || events[0].started() || !events[1].started() {
 		t.Errorf("%+v, %v", events, err)
 	}
@@ -392,8 +392,8 @@ func TestCheck(t *testing.T) {
 }
 
 func seeds(f *testing.F) {
-	f.Add([]byte(fixture(f, "instance.json")))
-	f.Add([]byte(fixture(f, "scheduledevents.json")))
+	f.Add([]byte(metadatatest.Fixture(f, "instance.json")))
+	f.Add([]byte(metadatatest.Fixture(f, "scheduledevents.json")))
 	f.Add([]byte(list(with("Reboot", map[string]any{"EventId": "\x1b", "EventSource": "a\nb", "EventType": "\u0085", "DurationInSeconds": 1e300}))))
 	for _, s := range []string{``, `null`, `{}`, `[]`, `{"compute":null,"network":null}`, `{"Events":null}`, `{"Events":[null]}`, "\xff"} {
 		f.Add([]byte(s))

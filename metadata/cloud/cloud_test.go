@@ -23,6 +23,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
+	mdtest "github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 // status makes a try of fn look as if the service had answered so.
@@ -30,7 +31,7 @@ type status int
 
 // RoundTrip implements http.RoundTripper.
 func (s status) RoundTrip(req *http.Request) (*http.Response, error) {
-	return &http.Response{StatusCode: int(s), Body: io.NopCloser(strings.NewReader("x")), Header: http.Header{}, Request: req}, nil
+	return mdtest.Answer(req, int(s), "x"), nil
 }
 
 type failing struct{ err error }
@@ -55,12 +56,6 @@ func opened(rt http.RoundTripper, o cloud.Options) *cloud.Client {
 func read(ctx context.Context, c *cloud.Client, required bool) (string, error) {
 	return cloud.Read(ctx, c, cloud.Item{Name: "thing", Path: "x", Required: required}, func(b []byte) (string, error) { return string(b), nil })
 }
-
-// roundTripper answers as the function does.
-type roundTripper func(*http.Request) (*http.Response, error)
-
-// RoundTrip implements http.RoundTripper.
-func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 func TestVerdicts(t *testing.T) {
 	for _, tt := range []struct {
@@ -88,7 +83,7 @@ func TestVerdicts(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := 0
-				c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
+				c := opened(mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 					n++
 					return tt.rt.RoundTrip(req)
 				}), cloud.Options{})
@@ -113,7 +108,7 @@ func TestBackoff(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		var at []time.Time
-		c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
+		c := opened(mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 			at = append(at, time.Now())
 			return status(500).RoundTrip(req)
 		}), cloud.Options{})
@@ -144,7 +139,7 @@ func TestEachTryHasItsDeadline(t *testing.T) {
 		defer cancel()
 		begin := time.Now()
 		n := 0
-		c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
+		c := opened(mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 			n++
 			if d, ok := req.Context().Deadline(); !ok || time.Until(d) > cloud.DefaultAttemptTimeout {
 				t.Errorf("try %d: deadline %v, %v", n, time.Until(d), ok)
@@ -167,7 +162,7 @@ func TestCauseOfATryThatIsCut(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		n := 0
-		c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
+		c := opened(mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 			if n++; n > 1 {
 				return silent{}.RoundTrip(req)
 			}
@@ -205,7 +200,7 @@ func TestCancelDuringWait(t *testing.T) {
 func TestBadAnswersAfterOtherFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := 0
-		c := opened(roundTripper(func(req *http.Request) (*http.Response, error) {
+		c := opened(mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 			if n++; n <= 4 {
 				return status(500).RoundTrip(req)
 			}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -35,7 +34,7 @@ const (
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: gcp.Endpoint,
+		Origin: "http://169.254.169.254",
 		Header: [2]string{"Metadata-Flavor", "Google"}, Answer: [2]string{"Metadata-Flavor", "Google"},
 		Required: pathInstance, Optional: pathProject, Field: "account_id",
 		WrongTypes: []string{
@@ -51,13 +50,6 @@ func service() metadatatest.Service {
 			`[]`, `null`, `{}`, `"4567"`, `4567`,
 		},
 	}
-}
-
-func fixture(tb testing.TB, name string) string {
-	tb.Helper()
-	b, err := os.ReadFile(filepath.Join("testdata", name))
-	must.OK(tb, err)
-	return string(b)
 }
 
 // with changes fields of a document; a nil takes the field away.
@@ -80,7 +72,7 @@ func with(tb testing.TB, doc string, change map[string]any) string {
 }
 
 func bodies(tb testing.TB, instance map[string]any) map[string]string {
-	return map[string]string{pathInstance: with(tb, fixture(tb, "instance.json"), instance), pathProject: fixture(tb, "project.json")}
+	return map[string]string{pathInstance: with(tb, metadatatest.Fixture(tb, "instance.json"), instance), pathProject: metadatatest.Fixture(tb, "project.json")}
 }
 
 func instance(change ...func(*cloud.Instance)) cloud.Instance {
@@ -106,17 +98,6 @@ func instance(change ...func(*cloud.Instance)) cloud.Instance {
 // nic is one network interface as the metadata has it.
 func nic(ip string, ipv6s ...any) map[string]any {
 	return map[string]any{"ip": ip, "ipv6s": ipv6s, "network": "projects/123456789012/networks/default", "mtu": 1460}
-}
-
-// sends is a machine that sends from these addresses.
-func sends(v4, v6 string) func(*cloud.Options) {
-	return func(o *cloud.Options) {
-		o.Local = func() (netip.Addr, netip.Addr) {
-			a, _ := netip.ParseAddr(v4)
-			b, _ := netip.ParseAddr(v6)
-			return a, b
-		}
-	}
 }
 
 func machines(tb testing.TB) []metadatatest.Machine {
@@ -183,23 +164,23 @@ func machines(tb testing.TB) []metadatatest.Machine {
 			}),
 		},
 		{
-			Name: "second_interface_has_the_route", Options: sends("10.140.0.7", ""), Bodies: bodies(tb, map[string]any{"networkInterfaces": two}),
+			Name: "second_interface_has_the_route", Options: metadatatest.Sends("10.140.0.7", ""), Bodies: bodies(tb, map[string]any{"networkInterfaces": two}),
 			Want: instance(none, second),
 		},
 		{
-			Name: "second_interface_has_the_route_of_ipv6", Options: sends("", "2001:db8:1900:4000::7"), Bodies: bodies(tb, map[string]any{"networkInterfaces": two}),
+			Name: "second_interface_has_the_route_of_ipv6", Options: metadatatest.Sends("", "2001:db8:1900:4000::7"), Bodies: bodies(tb, map[string]any{"networkInterfaces": two}),
 			Want: instance(none, second),
 		},
 		{
-			Name: "no_interface_of_the_route", Options: sends("172.17.0.1", ""), Bodies: bodies(tb, map[string]any{"networkInterfaces": two}),
+			Name: "no_interface_of_the_route", Options: metadatatest.Sends("172.17.0.1", ""), Bodies: bodies(tb, map[string]any{"networkInterfaces": two}),
 			Want: instance(none),
 		},
 		{
-			Name: "interfaces_and_no_route", Options: sends("", ""), Bodies: bodies(tb, map[string]any{"networkInterfaces": []any{nic("10.132.0.5"), nic("")}}),
+			Name: "interfaces_and_no_route", Options: metadatatest.Sends("", ""), Bodies: bodies(tb, map[string]any{"networkInterfaces": []any{nic("10.132.0.5"), nic("")}}),
 			Want: instance(none),
 		},
 		{
-			Name: "no_project", Bodies: map[string]string{pathInstance: fixture(tb, "instance.json")},
+			Name: "no_project", Bodies: map[string]string{pathInstance: metadatatest.Fixture(tb, "instance.json")},
 			Want: instance(func(i *cloud.Instance) { i.AccountID = ""; delete(i.Tags, "amsagent-mongo") }),
 		},
 		{
@@ -225,7 +206,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 		},
 		{
 			Name: "no_attributes_at_all", Bodies: map[string]string{
-				pathInstance: with(tb, fixture(tb, "instance.json"), map[string]any{"attributes": nil}),
+				pathInstance: with(tb, metadatatest.Fixture(tb, "instance.json"), map[string]any{"attributes": nil}),
 				pathProject:  `{"attributes":{"created-by":"projects/1/zones/z/instanceGroupManagers/other","count":7},"projectId":"acme-video"}`,
 			},
 			Want: instance(func(i *cloud.Instance) { i.Tags, i.Group = cloud.Tags{}, "" }),
@@ -313,17 +294,16 @@ func TestFieldReport14_vanishes(t *testing.T) {
 	all := bodies(t, nil)
 	synctest.Test(t, func(t *testing.T) {
 		var gone time.Time // until when it is away
-		p := open(t, cloud.Options{Transport: transport(func(req *http.Request) (*http.Response, error) {
+		p := open(t, cloud.Options{Transport: metadatatest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 			if time.Now().Before(gone) {
 				return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ENETUNREACH}
 			}
 			if req.URL.Path == pathInstance {
 				gone = time.Now().Add(500 * time.Millisecond) // between the first request and the second
 			}
-			return &http.Response{
-				StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{"Metadata-Flavor": {"Google"}},
-				Body: io.NopCloser(strings.NewReader(all[req.URL.Path])), Request: req,
-			}, nil
+			resp := metadatatest.Answer(req, http.StatusOK, all[req.URL.Path])
+			resp.Header.Set("Metadata-Flavor", "Google")
+			return resp, nil
 		})})
 		for range 2 {
 			inst, err := p.Instance(t.Context())
@@ -335,12 +315,6 @@ func TestFieldReport14_vanishes(t *testing.T) {
 		}
 	})
 }
-
-// transport is an http.RoundTripper.
-type transport func(*http.Request) (*http.Response, error)
-
-// RoundTrip implements http.RoundTripper.
-func (rt transport) RoundTrip(req *http.Request) (*http.Response, error) { return rt(req) }
 
 func TestNoHooks(t *testing.T) {
 	p := open(t, cloud.Options{})

@@ -5,7 +5,6 @@ package gcp
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -124,10 +123,10 @@ func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 			w.fault(&a)
 		}
 		if !a.hold {
-			return &http.Response{
-				StatusCode: a.status, ProtoMajor: 1, ProtoMinor: 1, ContentLength: -1, Request: req, Body: io.NopCloser(strings.NewReader(a.body)),
-				Header: http.Header{"Metadata-Flavor": {a.flavor}, "Etag": {a.tag}},
-			}, nil
+			resp := metadatatest.Answer(req, a.status, a.body)
+			resp.Header.Set("Metadata-Flavor", a.flavor)
+			resp.Header.Set("Etag", a.tag)
+			return resp, nil
 		}
 		changed := w.changed
 		w.mu.Unlock()

@@ -28,17 +28,6 @@ const (
 
 const hintTags = "without a cloud's metadata no tags are known: give role and group by flag, environment or configuration file"
 
-// sendsFrom is a machine that sends from these addresses; "" is none.
-func sendsFrom(v4, v6 string) func(*cloud.Options) {
-	return func(o *cloud.Options) {
-		o.Local = func() (a, b netip.Addr) {
-			a, _ = netip.ParseAddr(v4)
-			b, _ = netip.ParseAddr(v6)
-			return a, b
-		}
-	}
-}
-
 func base(hostname string) cloud.Instance {
 	return cloud.Instance{Provider: "generic", ID: "m-" + derivedID, IDSource: "derived from the machine id", Hostname: hostname, TagsHint: hintTags}
 }
@@ -49,7 +38,7 @@ func with(i cloud.Instance, change func(*cloud.Instance)) cloud.Instance {
 }
 
 func machines() []metadatatest.Machine {
-	eth0 := sendsFrom("10.0.1.23", "")
+	eth0 := metadatatest.Sends("10.0.1.23", "")
 	onEth0 := func(i cloud.Instance) cloud.Instance {
 		i.Address, i.AddressSource = netip.MustParseAddr("10.0.1.23"), "address that the default route sends from"
 		return i
@@ -57,19 +46,19 @@ func machines() []metadatatest.Machine {
 	return []metadatatest.Machine{
 		{Name: "bare_metal", Root: "testdata/bare-metal", Options: eth0, Want: onEth0(base("edge-1"))},
 		{
-			Name: "multi_homed", Root: "testdata/bare-metal", Options: sendsFrom("10.0.1.23", "2001:db8::64"),
+			Name: "multi_homed", Root: "testdata/bare-metal", Options: metadatatest.Sends("10.0.1.23", "2001:db8::64"),
 			Want: onEth0(with(base("edge-1"), func(i *cloud.Instance) { i.IPv6 = netip.MustParseAddr("2001:db8::64") })),
 		},
 		{
-			Name: "ipv6_only", Root: "testdata/bare-metal", Options: sendsFrom("", "2001:db8::a1"),
+			Name: "ipv6_only", Root: "testdata/bare-metal", Options: metadatatest.Sends("", "2001:db8::a1"),
 			Want: with(base("edge-1"), func(i *cloud.Instance) {
 				i.Address, i.IPv6 = netip.MustParseAddr("2001:db8::a1"), netip.MustParseAddr("2001:db8::a1")
 				i.AddressSource = "address that the IPv6 default route sends from, since there is no IPv4 route"
 			}),
 		},
-		{Name: "no_route", Root: "testdata/bare-metal", Options: sendsFrom("", ""), Want: base("edge-1")},
+		{Name: "no_route", Root: "testdata/bare-metal", Options: metadatatest.Sends("", ""), Want: base("edge-1")},
 		{
-			Name: "public_address_on_the_default_route", Root: "testdata/bare-metal", Options: sendsFrom("203.0.113.7", ""),
+			Name: "public_address_on_the_default_route", Root: "testdata/bare-metal", Options: metadatatest.Sends("203.0.113.7", ""),
 			Want: with(base("edge-1"), func(i *cloud.Instance) {
 				i.Address, i.AddressSource = netip.MustParseAddr("203.0.113.7"), "address that the default route sends from"
 				i.PublicAddress = i.Address

@@ -1,0 +1,77 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package metadatatest
+
+import (
+	"encoding/json"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// Fixture is a file of testdata.
+func Fixture(tb testing.TB, name string) string {
+	tb.Helper()
+	b, err := os.ReadFile("testdata/" + name)
+	must.OK(tb, err)
+	return string(b)
+}
+
+// Sends are the Options of a machine that sends from these addresses; "" is none.
+func Sends(v4, v6 string) func(*cloud.Options) {
+	return func(o *cloud.Options) {
+		o.Local = func() (a, b netip.Addr) {
+			a, _ = netip.ParseAddr(v4)
+			b, _ = netip.ParseAddr(v6)
+			return a, b
+		}
+	}
+}
+
+// RoundTrip is a transport in memory.
+type RoundTrip func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (f RoundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// Answer is an answer of a service in memory.
+func Answer(req *http.Request, status int, body string) *http.Response {
+	return &http.Response{
+		StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, ContentLength: -1, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: req,
+	}
+}
+
+// Load reads the recorded answers of one machine, one file each, as a [Fake] serves them: the good ones by path.
+func Load(t *testing.T, fsys fs.FS) map[string]string {
+	t.Helper()
+	names, err := fs.Glob(fsys, "*.json")
+	must.OK(t, err)
+	bodies := map[string]string{}
+	for _, name := range names {
+		b, err := fs.ReadFile(fsys, name)
+		must.OK(t, err)
+		var ex struct {
+			Request  struct{ Method, Path string }
+			Response struct {
+				Status int
+				Body   string
+			}
+		}
+		must.OK(t, json.Unmarshal(b, &ex))
+		if ex.Request.Method == http.MethodGet && ex.Response.Status == http.StatusOK {
+			bodies[ex.Request.Path] = ex.Response.Body
+		}
+	}
+	if len(bodies) == 0 {
+		t.Fatal("no exchanges")
+	}
+	return bodies
+}
