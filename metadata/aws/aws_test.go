@@ -269,37 +269,29 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// A response to the token request is sent with a hop limit, which in a container eats it: the connection comes about and
-// nothing follows.
+// A response to the token request is sent with a hop limit, which in a container eats it: the connection is made and no answer
+// follows. Without a connection the hop limit is not the reason.
 func TestHopLimitHint(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies())
 	f.Break("/latest/api/token", -1, metadatatest.Slow())
-	p, err := aws.New(cloud.Options{
-		Endpoints: map[string]string{"aws": f.URL()}, AttemptTimeout: time.Second, Timeout: 2 * time.Second, RetryWait: time.Millisecond,
-	})
-	must.OK(t, err)
-	_, err = p.Instance(t.Context())
-	if hint := cloud.HintOf(err); !strings.Contains(hint, "--http-put-response-hop-limit 2") {
-		t.Errorf("hint = %q, want the hop limit; error: %v", hint, err)
-	}
-	if want := "connected, and no answer in time"; err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("error = %v, want %q in it", err, want)
-	}
-}
-
-// Where nobody takes the connection the hop limit is not the reason.
-func TestNoHopLimitHintWithoutConnection(t *testing.T) {
-	p, err := aws.New(cloud.Options{
-		AttemptTimeout: 50 * time.Millisecond, Timeout: 200 * time.Millisecond, RetryWait: time.Millisecond,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			<-ctx.Done()
-			return nil, ctx.Err()
+	for _, tt := range []struct {
+		dial       func(context.Context, string, string) (net.Conn, error)
+		hint, text string
+	}{
+		{
+			func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
+			},
+			"--http-put-response-hop-limit 2", "connected, and no answer in time",
 		},
-	})
-	must.OK(t, err)
-	_, err = p.Instance(t.Context())
-	if hint := cloud.HintOf(err); strings.Contains(hint, "hop") || !strings.Contains(hint, "no metadata service") {
-		t.Errorf("hint = %q; error: %v", hint, err)
+		{func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }, "no metadata service", "no connection in time"},
+	} {
+		p, err := aws.New(cloud.Options{AttemptTimeout: time.Second, Timeout: 2 * time.Second, RetryWait: time.Millisecond, DialContext: tt.dial})
+		must.OK(t, err)
+		_, err = p.Instance(t.Context())
+		if hint := cloud.HintOf(err); !strings.Contains(hint, tt.hint) || err == nil || !strings.Contains(err.Error(), tt.text) {
+			t.Errorf("hint = %q, error = %v; want %q and %q", hint, err, tt.hint, tt.text)
+		}
 	}
 }
 

@@ -59,22 +59,18 @@ type Fake struct {
 	bodies map[string]string
 
 	mu     sync.Mutex
-	faults map[string][]planned
+	faults map[string][]Fault // of the next answers by path
+	always map[string]Fault   // of all answers after those
 	seen   []Seen
 	issued int
 	valid  map[string]bool
 	told   func(Seen)
 }
 
-type planned struct {
-	fault Fault
-	left  int // how often it still happens; negative: for good
-}
-
 // NewFake starts a fake that serves the bodies, until the test ends.
 func NewFake(tb testing.TB, svc Service, bodies map[string]string) *Fake {
 	tb.Helper()
-	f := &Fake{tb: tb, svc: svc, bodies: bodies, faults: map[string][]planned{}, valid: map[string]bool{}}
+	f := &Fake{tb: tb, svc: svc, bodies: bodies, faults: map[string][]Fault{}, always: map[string]Fault{}, valid: map[string]bool{}}
 	f.server = httptest.NewServer(f)
 	tb.Cleanup(func() {
 		// Whoever still waits for a slow answer is let go first, else Close waits for it.
@@ -95,7 +91,12 @@ func (f *Fake) Addr() string { return strings.TrimPrefix(f.server.URL, "http://"
 func (f *Fake) Break(path string, n int, fault Fault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.faults[path] = append(f.faults[path], planned{fault, n})
+	if n < 0 {
+		f.always[path] = fault
+	}
+	for range n {
+		f.faults[path] = append(f.faults[path], fault)
+	}
 }
 
 // Expire makes all session tokens given out so far invalid.
@@ -176,16 +177,12 @@ func (f *Fake) nextFault(path string) Fault {
 		keys = append(keys, "*")
 	}
 	for _, key := range keys {
-		for len(f.faults[key]) > 0 {
-			p := &f.faults[key][0]
-			if p.left == 0 {
-				f.faults[key] = f.faults[key][1:]
-				continue
-			}
-			if p.left > 0 {
-				p.left--
-			}
-			return p.fault
+		if next := f.faults[key]; len(next) > 0 {
+			f.faults[key] = next[1:]
+			return next[0]
+		}
+		if fault := f.always[key]; fault != nil {
+			return fault
 		}
 	}
 	return nil

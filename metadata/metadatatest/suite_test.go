@@ -57,7 +57,7 @@ func newToy(faults map[string]bool) func(cloud.Options) (cloud.Provider, error) 
 				e.Kind = cloud.ErrNotReady
 			}
 			if !faults["no hint"] {
-				(&cloud.TokenHints{Unreachable: "1", Silent: "2", Off: "3", Refused: "4", NoTokens: "5"}).Judge(e)
+				(&cloud.TokenHints{Unreachable: "1", Silent: "2", Off: "3", Refused: "4", NoTokens: "no session tokens"}).Judge(e)
 			}
 		}}, wired)
 		if faults["asks when it is opened"] {
@@ -90,7 +90,7 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp, err = &http.Response{StatusCode: http.StatusForbidden, Body: http.NoBody, Request: req}, nil
 	}
 	if err == nil && resp.StatusCode == http.StatusUnauthorized && w.faults["keeps a refused token"] {
-		resp.StatusCode = http.StatusServiceUnavailable
+		resp.StatusCode = http.StatusBadRequest
 	}
 	return resp, err
 }
