@@ -391,17 +391,6 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 	must.OK(t, err)
 }
 
-// The SDK pays for its own retries out of a bucket of 500 tokens that timeouts empty by ten each; ours must not run dry.
-func TestNoRetryQuota(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
-	f.Break("/latest/dynamic/instance-identity/document", 150, metadatatest.Status(http.StatusInternalServerError))
-	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, Timeout: 30 * time.Second, RetryWait: time.Nanosecond})
-	must.OK(t, err)
-	if _, err := p.Instance(t.Context()); err != nil {
-		t.Fatalf("after 150 failures: %v", err)
-	}
-}
-
 // The error of an answer that is not the document, as an operator reads it.
 func TestErrorText(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies())

@@ -184,7 +184,7 @@ func TestConformance(t *testing.T) {
 	metadatatest.Run(t, metadatatest.Suite{
 		Name: "azure", Service: &svc, Machines: machines(t), Open: func(o cloud.Options) (cloud.Provider, error) { return New(o) },
 		Lacks: map[string]string{
-			"http_404_of_an_optional_item": "one item has everything", "optional_item_broken_is_missing_not_absent": "one item has everything",
+			"optional_item_broken_is_missing_not_absent": "one item has everything",
 		},
 	})
 }

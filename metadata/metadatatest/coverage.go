@@ -13,7 +13,7 @@ import (
 // topic is something that operators' machines differ in, and that a provider's Machines must therefore show.
 type topic struct {
 	name string
-	// shown says whether a machine shows it; by what is wanted of it, or where that cannot tell, by its name.
+	// shown says whether a machine shows it; by what is wanted of it, or by its name.
 	shown func(Machine) bool
 }
 

@@ -4,7 +4,8 @@
 // Package metadatatest is what every metadata provider must pass, and the fake service it is tried against.
 //
 // A provider's test describes its cloud once, as a Service and some Machines, and calls Run. Each rule is a subtest with a
-// name; a rule for all clouds is added here, and holds for all of them the same day.
+// name; a rule for all clouds is added here. Faults of the service are tested on the client of package cloud, which
+// reads all of them.
 //
 // It is for tests only. Nothing in it talks beyond loopback.
 //

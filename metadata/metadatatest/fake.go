@@ -49,8 +49,8 @@ type Seen struct {
 // Fault is one way for an answer to go wrong.
 type Fault func(f *Fake, w http.ResponseWriter, r *http.Request)
 
-// Fake is a metadata service on loopback that serves bodies by path and can be told to misbehave. A request that does not say
-// that it is ours fails the test.
+// Fake is a metadata service on loopback that serves bodies by path and misbehaves on demand. A request without our
+// User-Agent fails the test.
 type Fake struct {
 	tb     testing.TB
 	svc    Service
@@ -58,13 +58,13 @@ type Fake struct {
 
 	bodies map[string]string
 
-	mu     sync.Mutex
-	faults map[string][]Fault // of the next answers by path
-	always map[string]Fault   // of all answers after those
-	seen   []Seen
-	issued int
-	valid  map[string]bool
-	told   func(Seen)
+	mu        sync.Mutex
+	faults    map[string][]Fault // of the next answers by path
+	always    map[string]Fault   // of all answers after those
+	seen      []Seen
+	issued    int
+	valid     map[string]bool
+	onRequest func(Seen)
 }
 
 // NewFake starts a fake that serves the bodies, until the test ends.
@@ -73,7 +73,7 @@ func NewFake(tb testing.TB, svc Service, bodies map[string]string) *Fake {
 	f := &Fake{tb: tb, svc: svc, bodies: bodies, faults: map[string][]Fault{}, always: map[string]Fault{}, valid: map[string]bool{}}
 	f.server = httptest.NewServer(f)
 	tb.Cleanup(func() {
-		// Whoever still waits for a slow answer is let go first, else Close waits for it.
+		// Close waits for requests whose answer is slow.
 		f.server.CloseClientConnections()
 		f.server.Close()
 	})
@@ -110,7 +110,7 @@ func (f *Fake) Expire() {
 func (f *Fake) OnRequest(fn func(Seen)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.told = fn
+	f.onRequest = fn
 }
 
 // Seen returns the requests so far.
@@ -150,7 +150,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	f.mu.Lock()
 	if !strings.HasPrefix(r.UserAgent(), cloud.UserAgent) {
-		f.tb.Errorf("%s %s: the request says that it is %q", r.Method, r.URL.Path, r.UserAgent())
+		f.tb.Errorf("%s %s: its User-Agent is %q", r.Method, r.URL.Path, r.UserAgent())
 	}
 	for _, h := range []string{"X-Forwarded-For", "Forwarded", "Via", "Authorization", "Cookie"} {
 		if r.Header.Get(h) != "" {
@@ -159,10 +159,10 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	seen := Seen{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone()}
 	f.seen = append(f.seen, seen)
-	fault, told := f.nextFault(r.URL.Path), f.told
+	fault, hook := f.nextFault(r.URL.Path), f.onRequest
 	f.mu.Unlock()
-	if told != nil {
-		told(seen)
+	if hook != nil {
+		hook(seen)
 	}
 	if fault != nil {
 		fault(f, w, r)
@@ -218,7 +218,7 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 		return
 	}
-	// With its query first, where one path has several answers.
+	// With its query first: one path may have several answers.
 	body, ok := f.bodies[r.URL.RequestURI()]
 	if !ok {
 		body, ok = f.bodies[r.URL.Path]
@@ -234,7 +234,7 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 	say(w, body)
 }
 
-// say sends a text. Whoever asked may have gone, which is its own affair.
+// say sends a text. The client may have closed the connection, which is no failure.
 func say(w io.Writer, s string) { _, _ = io.WriteString(w, s) }
 
 // Status answers with a status and an HTML page.

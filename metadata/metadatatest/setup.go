@@ -25,7 +25,7 @@ func Fixture(tb testing.TB, name string) string {
 	return string(b)
 }
 
-// Sends are the Options of a machine that sends from these addresses; "" is none.
+// Sends are the Options of a machine that sends from these addresses; "" is no address.
 func Sends(v4, v6 string) func(*cloud.Options) {
 	return func(o *cloud.Options) {
 		o.Local = func() (a, b netip.Addr) {

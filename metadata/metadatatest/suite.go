@@ -306,9 +306,11 @@ func (s Suite) tokenRefused(t *testing.T) {
 	tok := s.needToken(t)
 	f, p := s.start(t)
 	f.Break("*", -1, Status(http.StatusUnauthorized))
-	s.fails(t, p, cloud.ErrForbidden)
+	if err := s.fails(t, p, cloud.ErrForbidden); cloud.HintOf(err) == "" {
+		t.Error("no hint")
+	}
 	if n, tokens := f.Count(s.Service.Required), f.Count(tok.Path); n != 2 || tokens != 2 {
-		t.Errorf("%d refused requests and %d tokens, want 2: once more with a new token", n, tokens)
+		t.Errorf("%d refused requests and %d tokens, want 2: again with a new token", n, tokens)
 	}
 }
 

@@ -29,7 +29,8 @@ type Watched struct {
 // Watch runs Watch until the test ends. It is called in a bubble.
 func Watch(t *testing.T, p interface {
 	Watch(context.Context, cloud.Report)
-}) *Watched {
+},
+) *Watched {
 	w, ended := &Watched{t: t, last: map[string][]cloud.Notice{}}, make(chan struct{})
 	w.Reports()
 	go func() {
