@@ -378,7 +378,9 @@ func (s Suite) forbidden(t *testing.T) {
 func (s Suite) requiredNotFound(t *testing.T) {
 	f, p := s.start(t)
 	f.Break(s.Service.Required, -1, Status(http.StatusNotFound))
-	s.fails(t, p, cloud.ErrNotThisCloud)
+	if err := s.fails(t, p, cloud.ErrNotThisCloud); cloud.HintOf(err) == "" {
+		t.Error("no hint")
+	}
 	if n := f.Count(s.Service.Required); n < 2 {
 		t.Errorf("the required item was asked for %d times: at boot it may come late", n)
 	}

@@ -58,6 +58,7 @@ func newToy(faults map[string]bool) func(cloud.Options) (cloud.Provider, error) 
 			}
 			if !faults["no hint"] {
 				(&cloud.TokenHints{Unreachable: "1", Silent: "2", Off: "3", Refused: "4", NoTokens: "no session tokens"}).Judge(e)
+				e.Hint = cmp.Or(e.Hint, "look at the firewall")
 			}
 		}}, wired)
 		if faults["asks when it is opened"] {
@@ -200,7 +201,7 @@ func TestRulesFindFaults(t *testing.T) {
 		"says not why":                    "machine/v6",
 		"absent is the same as missing":   "optional_item_broken_is_missing_not_absent",
 		"asks who refuses again":          "http_403_is_final",
-		"no hint":                         "http_403_is_final token_never_answered",
+		"no hint":                         "http_403_is_final http_404_of_the_required_item token_never_answered token_of_nonsense token_refused_for_good",
 		"gives up at once":                "not_up_yet_in_all_ways http_404_of_the_required_item",
 		"keeps a refused token":           "token_expired_is_refreshed token_refused_for_good",
 		"asks for a token each time":      "token_asked_once",
