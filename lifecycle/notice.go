@@ -23,10 +23,8 @@ const (
 	Interrupt = cloud.Interrupt
 	Reboot    = cloud.Reboot
 	Park      = cloud.Park
-	// Resume: the group has a parked machine in service again.
-	Resume Kind = "resume"
-	// Launch: a hook waits until this machine serves.
-	Launch Kind = "launch"
+	Resume    = cloud.Resume
+	Launch    = cloud.Launch
 	// Ask: the operator, or a program of theirs, drains this node.
 	Ask Kind = "ask"
 	// Shutdown: the service manager stops the daemon because the machine shuts down.
@@ -52,6 +50,12 @@ type Notice struct {
 	Deadline time.Time `json:"deadline,omitzero"`
 	// Hook waits for our completion; nil if none does or none is known yet.
 	Hook *Hook `json:"hook,omitempty"`
+}
+
+// EventNotice is the notice of an event of a hook.
+func EventNotice(e cloud.Event, now time.Time) Notice {
+	n, at := e.Notice(now)
+	return Notice{ID: n.ID, Source: "event", Kind: n.Kind, Reason: n.Reason, Who: n.Who, Received: at, Deadline: n.At, Hook: n.Hook}
 }
 
 // notice is a notice in force, as drain.json keeps it.

@@ -804,8 +804,8 @@ func TestParkEventComesLate(t *testing.T) {
 				}
 				tick(20 * time.Minute)
 				w.set(func(w *world) { w.viewers = p(0) })
-				e := Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-tt.age)}
-				l.Notice(e.Notice(time.Now()))
+				e := cloud.Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-tt.age)}
+				l.Notice(EventNotice(e, time.Now()))
 				tick(24 * time.Hour)
 				if v := l.View(); v.State != tt.want || w.running != (tt.want == StateActive) {
 					t.Errorf("state %s, row %s, server runs %t", v.State, w.row, w.running)
@@ -817,7 +817,7 @@ func TestParkEventComesLate(t *testing.T) {
 
 // A queue delivers again that the machine came out of the pool, when it is to go since, or has gone into the pool again.
 func TestResumeEventComesLate(t *testing.T) {
-	late := Event{InstanceID: "i-1", Kind: Resume, Hook: Hook{Provider: "aws"}}
+	late := cloud.Event{InstanceID: "i-1", Kind: Resume, Hook: Hook{Provider: "aws"}}
 	for name, goes := range map[string]Notice{
 		"it ends": {ID: cloud.GroupNotice("aws", Terminate), Source: "event", Kind: Terminate}, "it is parked": park(),
 	} {
@@ -827,7 +827,7 @@ func TestResumeEventComesLate(t *testing.T) {
 				tick(time.Minute)
 				l.Notice(goes)
 				tick(time.Minute)
-				l.Notice(late.Notice(time.Now()))
+				l.Notice(EventNotice(late, time.Now()))
 				tick(time.Minute)
 				if v := l.View(); v.State != StateDraining || v.Start != "" {
 					t.Errorf("%+v", v)
@@ -839,10 +839,10 @@ func TestResumeEventComesLate(t *testing.T) {
 	living(t, 0, func(t *testing.T, w *world, l *life) {
 		late.Time = time.Now()
 		tick(time.Minute)
-		parks := Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now()}
+		parks := cloud.Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now()}
 		tick(time.Second)
-		l.Notice(late.Notice(time.Now()))
-		l.Notice(parks.Notice(time.Now()))
+		l.Notice(EventNotice(late, time.Now()))
+		l.Notice(EventNotice(parks, time.Now()))
 		l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
 	})
 }

@@ -104,8 +104,8 @@ func TestReport(t *testing.T) {
 	none := look(topicSpot)
 	undrain := func(l *life) { l.t.Helper(); must.OK(l.t, l.Undrain("root", "")) }
 	event := func(kind Kind) func(*life) {
-		e := Event{InstanceID: "i-1", Kind: kind, Hook: Hook{Provider: "aws"}}
-		return func(l *life) { l.Notice(e.Notice(time.Now())) }
+		e := cloud.Event{InstanceID: "i-1", Kind: kind, Hook: Hook{Provider: "aws"}}
+		return func(l *life) { l.Notice(EventNotice(e, time.Now())) }
 	}
 	ends, parks, inService := look(topicGroup, ofGroup(Terminate)), look(topicGroup, ofGroup(Park)), look(topicGroup)
 	odd := look(topicGroup, cloud.Notice{ID: topicGroup + "/unknown/Frozen", Kind: cloud.Unknown, Reason: "target state Frozen"})
@@ -360,8 +360,8 @@ func TestParkEventBeforeTheLastLook(t *testing.T) {
 			tick(time.Hour)
 			l.report(topicGroup, nil)
 			tick(time.Minute)
-			e := Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-age)}
-			l.Notice(e.Notice(time.Now()))
+			e := cloud.Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-age)}
+			l.Notice(EventNotice(e, time.Now()))
 			tick(time.Minute)
 			if v := l.View(); v.State != want {
 				t.Errorf("an event of %s ago: state %s", age, v.State)
@@ -391,8 +391,8 @@ func TestLaunchHookIsLookedForOnce(t *testing.T) {
 		// An event names the same hook with its token.
 		h := *launchHook()
 		h.Token = "t-1"
-		e := Event{InstanceID: "i-1", Kind: Launch, Hook: h}
-		l.Notice(e.Notice(time.Now()))
+		e := cloud.Event{InstanceID: "i-1", Kind: Launch, Hook: h}
+		l.Notice(EventNotice(e, time.Now()))
 		tick(time.Second)
 		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Token != "t-1" {
 			t.Errorf("hooks %+v", v.Hooks)
@@ -435,17 +435,20 @@ func TestHookNamedByItsID(t *testing.T) {
 		}
 		l := w.live()
 		defer l.kill()
-		e := Event{InstanceID: "i-1", Kind: Terminate, Hook: Hook{Provider: "alibaba", Name: "ash-1", Token: "t-1", Others: []string{"i-2"}}}
-		l.Runner.Notice(e.Notice(time.Now()))
+		e := cloud.Event{
+			InstanceID: "i-1", Kind: Terminate, HookWait: 6 * time.Hour,
+			Hook: Hook{Provider: "alibaba", Name: "ash-1", ID: "ash-1", Token: "t-1", Others: []string{"i-2"}},
+		}
+		l.Runner.Notice(EventNotice(e, time.Now()))
 		tick(time.Second)
 		v := l.View()
 		if len(v.Hooks) != 1 || v.Hooks[0].Name != "amsagent-drain" || v.Hooks[0].Group != "asg-1" || v.Hooks[0].Beats != 1 || len(v.Hooks[0].Others) != 1 || asked != 1 {
 			t.Errorf("hooks %+v, asked %d times", v.Hooks, asked)
 		}
 		// The same event again, and one of the other program's hook.
-		l.Runner.Notice(e.Notice(time.Now()))
-		e.Hook.Name = "ash-2"
-		l.Runner.Notice(e.Notice(time.Now()))
+		l.Runner.Notice(EventNotice(e, time.Now()))
+		e.Hook.Name, e.Hook.ID = "ash-2", "ash-2"
+		l.Runner.Notice(EventNotice(e, time.Now()))
 		tick(time.Minute)
 		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Beats != 1 {
 			t.Errorf("hooks %+v", v.Hooks)
@@ -467,8 +470,8 @@ func TestHookMadeLater(t *testing.T) {
 			t.Fatalf("hooks %+v", v.Hooks)
 		}
 		w.set(func(w *world) { w.foreign = &Hook{Provider: "aws", Group: "g", Name: "logs"} })
-		e := Event{InstanceID: "i-1", Group: "g", Kind: Terminate, Hook: *w.foreign}
-		l.Notice(e.Notice(time.Now()))
+		e := cloud.Event{InstanceID: "i-1", Group: "g", Kind: Terminate, Hook: *w.foreign}
+		l.Notice(EventNotice(e, time.Now()))
 		tick(10 * time.Second)
 		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != "amsagent-end" || len(v.Trouble) != 0 {
 			t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // moment is one line of the timeline: when sessions are waited for no longer, and what says so.
@@ -140,7 +142,7 @@ func (a *hook) limit() instant {
 	if a.Limit != 0 || a.Hook.Timeout <= 0 {
 		return a.Limit
 	}
-	return a.Since.Add(min(LongestWait, maxExtends*min(a.Hook.Timeout, LongestWait)))
+	return a.Since.Add(min(cloud.LongestWait, maxExtends*min(a.Hook.Timeout, cloud.LongestWait)))
 }
 
 // lapse is when the hook ends without another heartbeat; 0 is not known.

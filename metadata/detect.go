@@ -16,9 +16,9 @@ import (
 // Detection is which cloud this machine is in.
 type Detection struct {
 	Provider string `json:"provider"`
-	// Platform is a finer word where the provider is generic: hetzner, oci, openstack, ...; "" where nothing names a cloud.
+	// Platform is a finer word where the provider is generic: hetzner, oci, openstack, ...; "" if nothing names a cloud.
 	Platform string `json:"platform,omitempty"`
-	// Because is what decided: a path and what it holds, or a setting. It is "" where nothing names a cloud.
+	// Because is what decided: a path and what it holds, or a setting. It is "" if nothing names a cloud.
 	Because string `json:"because,omitempty"`
 	// Remembered reports that Provider is Options.Known: nothing names a cloud now.
 	Remembered bool `json:"remembered,omitempty"`
@@ -61,7 +61,7 @@ func rules() []rule {
 
 // Detect finds out which cloud this machine is in: by the firmware's strings, then by cloud-init's data (in a container, where
 // the firmware is the host's, the other way round), then by the one endpoint that the settings name. Nothing is asked over
-// the network. Where nothing names a cloud, it is the one where the machine was before, else [Generic].
+// the network. If nothing names a cloud, it is the last known one, else [Generic].
 func Detect(opts Options) (Detection, error) {
 	opts = opts.WithDefaults()
 	given := map[string]string{}
@@ -94,7 +94,7 @@ func Detect(opts Options) (Detection, error) {
 	return Detection{Provider: Generic}, nil
 }
 
-// Given is the Detection of a provider that somebody named.
+// Given is the Detection of a provider that a setting names.
 func Given(provider, by string) Detection { return Detection{Provider: provider, Because: by} }
 
 func byFirmware(opts Options) Detection {
@@ -113,19 +113,19 @@ func byFirmware(opts Options) Detection {
 	return Detection{}
 }
 
-// firmware reads one string of the firmware; "" where it is not there or not readable.
+// firmware reads one string of the firmware; "" if it is missing or unreadable.
 func firmware(opts Options, path string) string {
 	f, err := os.Open(opts.Path(path))
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	// The kernel gives one line; below a root that somebody made it may be anything.
+	// The kernel gives one line; below another root it may be anything.
 	b, _ := io.ReadAll(io.LimitReader(f, 4<<10))
 	return strings.TrimSpace(strings.ToValidUTF8(string(b), "?"))
 }
 
-// byCloudInit believes cloud-init where it names a cloud. Its platform is not read: that is ec2 for each imitation of EC2.
+// byCloudInit believes cloud-init if it names a cloud. Its platform is not read: that is ec2 for each imitation of EC2.
 func byCloudInit(opts Options) Detection {
 	ci, err := generic.ReadCloudInit(opts.Root)
 	if err != nil {

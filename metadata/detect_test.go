@@ -81,7 +81,7 @@ func detectCases() []detectCase {
 		{"hypervisor uuid by chance", and(dmi("sys_vendor=QEMU"), "sys/hypervisor/uuid", xenUUID), "generic", "", ""},
 
 		{"hyper-v that is not azure", dmi("sys_vendor=Microsoft Corporation", "product_name=Virtual Machine", "chassis_asset_tag=1234-5678"), "generic", "", ""},
-		{"board tag of somebody else", dmi("sys_vendor=Dell Inc.", "board_asset_tag=inventory-42"), "generic", "", ""},
+		{"board tag of another firm", dmi("sys_vendor=Dell Inc.", "board_asset_tag=inventory-42"), "generic", "", ""},
 		{"board tag of alibaba's form", dmi("board_asset_tag=i-bp13znx0m0me8cq0001"), "generic", "", ""},
 		{"chromebook", dmi("sys_vendor=Google", "product_name=Eve"), "generic", "", ""},
 		{"case matters", dmi("sys_vendor=amazon ec2", "product_name=google compute engine"), "generic", "", ""},

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package metadata says which cloud this machine is in and what that cloud says about it.
+// Package metadata detects the cloud of this machine and reads what it reports about the machine.
 //
 //	d, err := metadata.Detect(ctx, opts)          // which cloud, and by what evidence
 //	p, err := metadata.Open(d.Provider, opts)     // no request yet

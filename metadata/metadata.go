@@ -41,7 +41,7 @@ var (
 	ErrUnknownProvider = cloud.ErrUnknownProvider
 )
 
-// The names of the providers, as --provider takes them. Auto is none: Detect finds which.
+// The names of the providers, as --provider takes them. Auto is not one of them: Detect finds the provider.
 const (
 	AWS     = aws.Name
 	Azure   = azure.Name
@@ -67,7 +67,7 @@ func Open(provider string, opts Options) (Provider, error) {
 	case Generic:
 		return open(generic.New(opts))
 	default:
-		return nil, fmt.Errorf("%w: %q is none of %s", ErrUnknownProvider, provider, strings.Join(Names(), ", "))
+		return nil, fmt.Errorf("%w: %q is not one of %s", ErrUnknownProvider, provider, strings.Join(Names(), ", "))
 	}
 }
 

@@ -329,7 +329,7 @@ func TestHintOf(t *testing.T) {
 	}
 }
 
-// asked keeps who a request says that it is.
+// asked keeps the User-Agent of each request.
 type asked struct{ agents []string }
 
 // RoundTrip implements http.RoundTripper.

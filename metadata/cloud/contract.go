@@ -26,6 +26,10 @@ const (
 	Reboot Kind = "reboot"
 	// Park: the machine leaves service and stays as it is, to come back later (warm pool, standby, detached).
 	Park Kind = "park"
+	// Resume: a parked machine returns to service.
+	Resume Kind = "resume"
+	// Launch: a hook waits until this machine serves.
+	Launch Kind = "launch"
 	// Unknown: the cloud signals something that this version does not know; nothing is done about it.
 	Unknown Kind = "unknown"
 )

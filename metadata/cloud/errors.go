@@ -13,7 +13,7 @@ import (
 
 // What a caller may branch on. An error of this package is an *Error that matches one of them.
 var (
-	// ErrNotThisCloud: something answers, and it is not this cloud's metadata service.
+	// ErrNotThisCloud: something answers, and it is not this cloud's metadata service; or an event is another cloud's.
 	ErrNotThisCloud = errors.New("not this cloud")
 	// ErrNotReady: no usable answer within the bound; later there may be one.
 	ErrNotReady = errors.New("the metadata service is not ready")

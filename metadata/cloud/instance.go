@@ -86,7 +86,7 @@ func (i *Instance) Reached(private netip.Addr, source string, public, v6 []netip
 	case i.IPv6.IsValid():
 		i.Address, i.AddressSource = i.IPv6, "first IPv6 address of the first interface, since the instance has no IPv4 address"
 	default:
-		i.Notes = append(i.Notes, "the metadata tells no private address of this instance")
+		i.Notes = append(i.Notes, "the metadata has no private address of this instance")
 	}
 }
 

@@ -43,8 +43,8 @@ type Options struct {
 	Endpoints map[string]string
 	// Disabled names providers whose service must not be asked (the AWS SDK's AWS_EC2_METADATA_DISABLED, for one).
 	Disabled []string
-	// Known is the cloud that this machine is known to be in, as of an earlier time; "" if none is known. Detect stays
-	// with it where nothing names a cloud now: a service that does not answer is no proof that there is none.
+	// Known is the cloud that this machine is known to be in, as of an earlier time; "" if unknown. Detect stays
+	// with it if nothing names a cloud now: a service that does not answer is no proof that there is none.
 	Known string
 	// APIProxy finds the proxy for a provider's calls to its cloud's API, if it makes any; without it there is no proxy. The metadata
 	// are never asked by one.
@@ -58,7 +58,7 @@ type Options struct {
 	RetryWait time.Duration
 
 	// Local returns the addresses that this machine sends from, the zero Addr if it has none; by default the kernel is asked, which
-	// below a Root is not the machine asked about: then there are none.
+	// below a Root is not the machine asked about: then there is no address.
 	Local func() (v4, v6 netip.Addr)
 	// DialContext replaces the dialer, Transport the whole HTTP transport: for tests.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)

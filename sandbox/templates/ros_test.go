@@ -15,8 +15,9 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/alibaba"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 const alibabaROS = "../../packaging/cloud/alibaba/ros.yaml"
@@ -305,12 +306,12 @@ func TestROSHookTellsAgent(t *testing.T) {
 		if strings.HasPrefix(agent, "echo") {
 			continue
 		}
-		e, err := lifecycle.ParseEvent(out)
+		e, err := metadata.ParseEvent(out)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		mine, ok := e.For(machines[0])
-		if !ok || mine.Kind != lifecycle.Terminate || mine.Hook.Name != "ash-1" || mine.Hook.Token != "T0K3N" || !slices.Equal(mine.Hook.Others, machines[1:]) {
+		if !ok || mine.Kind != cloud.Terminate || mine.Hook.Name != "ash-1" || mine.Hook.Token != "T0K3N" || !slices.Equal(mine.Hook.Others, machines[1:]) {
 			t.Errorf("the agent reads %+v", mine)
 		}
 	}

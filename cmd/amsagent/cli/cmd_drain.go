@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 type drainOptions struct {
@@ -114,7 +115,7 @@ type drainData struct {
 	// Result is one word: left, parked, draining, launching, active, not-draining, not-this-instance, test, stale.
 	Result string `json:"result"`
 	// Event is what was read, of `event`.
-	Event *lifecycle.Event `json:"event,omitempty"`
+	Event *cloud.Event `json:"event,omitempty"`
 	// Instance is this machine's id, where it was asked for.
 	Instance string          `json:"instance_id,omitempty"`
 	Drain    *lifecycle.View `json:"drain,omitempty"`

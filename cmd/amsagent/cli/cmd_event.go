@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 type eventOptions struct {
@@ -76,7 +78,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	if err != nil {
 		return err
 	}
-	e, err := lifecycle.ParseEvent(data)
+	e, err := metadata.ParseEvent(data)
 	if err != nil {
 		return &userError{Msg: "cannot read the event", Cause: &eventError{err}}
 	}
@@ -105,7 +107,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 		return stale(e.Time, "no hook waits that long")
 	}
 	e = mine
-	n := e.Notice(now)
+	n := lifecycle.EventNotice(e, now)
 	g.progress(fmt.Sprintf("%s (%s)", n.Reason, e.Shape))
 	c := g.controlClient()
 	began := time.Now()
@@ -151,7 +153,7 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 		}
 		return b, nil
 	}
-	b, err := g.readStdin(lifecycle.MaxEvent, patience)
+	b, err := g.readStdin(cloud.MaxEvent, patience)
 	switch {
 	case errors.Is(err, errTerminal):
 		return nil, usageError(how, "the event is missing: standard input is a terminal")

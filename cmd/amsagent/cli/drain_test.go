@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // left ends a drain as one should end.
@@ -468,7 +469,7 @@ func TestEventUsage(t *testing.T) {
 		{"blank stdin", " \n", nil, "standard input is empty"},
 		{"no json", "i-0abc", nil, "[AMS-EVENT]"},
 		{"other json", `{"a":1}`, nil, `it has "a"`},
-		{"too much", strings.Repeat(" ", lifecycle.MaxEvent) + bridge, nil, "larger than 256 KiB"},
+		{"too much", strings.Repeat(" ", cloud.MaxEvent) + bridge, nil, "larger than 256 KiB"},
 		{"no file", "", []string{"--file", "/nowhere"}, "no such file"},
 		{"folder", "", []string{"--file", "/run"}, "not a regular file"},
 	} {

@@ -1,0 +1,59 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package alibaba
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// ParseEvent reads what a template of OOS hands over, an object of the placeholders of a lifecycle hook:
+//
+//	{"regionId":"cn-hangzhou","instanceIds":["i-1","i-2"],"lifecycleHookId":"ash-1","lifecycleActionToken":"..."}
+//
+// They do not say what happens; the author of the template can add lifecycleTransition, which is SCALE_IN if it is missing.
+// [cloud.ErrNotThisCloud] is that the event has no such placeholders.
+func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
+	if !o.Has("lifecycleHookId", "lifecycleActionToken") {
+		return cloud.Event{}, cloud.ErrNotThisCloud
+	}
+	e := cloud.Event{Kind: cloud.Terminate, HookWait: LongestWait, Time: o.Time("time"), Shape: "OOS placeholders"}
+	var transition string
+	err := o.Texts(map[string]*string{
+		"lifecycleHookId": &e.Hook.ID, "lifecycleActionToken": &e.Hook.Token,
+		"scalingGroupId": &e.Group, "lifecycleTransition": &transition,
+	})
+	var ids []string
+	if o.Has("instanceIds") {
+		// Their placeholder becomes a list, the text of a list, or a text with commas between the ids.
+		ids = strings.FieldsFunc(fmt.Sprint(o["instanceIds"]), func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`[],"`, r) })
+	}
+	unfit := slices.IndexFunc(ids, func(id string) bool { return len(id) > cloud.MaxText || strings.ContainsFunc(id, notInID) })
+	switch {
+	case err != nil:
+		return cloud.Event{}, err
+	case len(ids) == 0:
+		return cloud.Event{}, errors.New("the event names no instance: instanceIds is missing or empty")
+	case unfit >= 0:
+		return cloud.Event{}, fmt.Errorf("the event's instanceIds has what is no instance id: %s", cloud.Quote(ids[unfit]))
+	case e.Hook.ID == "" || e.Hook.Token == "" || strings.Contains(e.Hook.ID+e.Hook.Token, "${"):
+		return cloud.Event{}, errors.New("the event names no lifecycle action: lifecycleHookId or lifecycleActionToken is missing, or still a placeholder")
+	case transition == "SCALE_OUT":
+		e.Kind, e.Hook.Launching = cloud.Launch, true
+	case transition != "" && transition != "SCALE_IN":
+		return cloud.Event{}, fmt.Errorf("the event's lifecycleTransition is neither SCALE_IN nor SCALE_OUT: %s", cloud.Quote(transition))
+	}
+	e.Hook.Provider, e.Hook.Group, e.Hook.Name = Name, e.Group, e.Hook.ID
+	slices.Sort(ids)
+	if ids = slices.Compact(ids); len(ids) > 1 {
+		e.Instances = ids
+	}
+	e.InstanceID = ids[0]
+	return e, nil
+}

@@ -1,0 +1,60 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package alibaba_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// What an OOS template hands over.
+func TestParseEventOOS(t *testing.T) {
+	t.Parallel()
+	hook := cloud.Hook{Provider: "alibaba", Name: "ash-1", ID: "ash-1", Token: "F324B880"}
+	e := func(change func(*cloud.Event)) cloud.Event {
+		e := cloud.Event{InstanceID: "i-1", Kind: cloud.Terminate, Hook: hook, HookWait: 6 * time.Hour, Shape: "OOS placeholders"}
+		if change != nil {
+			change(&e)
+		}
+		return e
+	}
+	several := e(func(e *cloud.Event) { e.Instances = []string{"i-1", "i-2"} })
+	const rest = `,"lifecycleHookId":"ash-1","lifecycleActionToken":"F324B880"}`
+	for _, tt := range []struct {
+		name, body string
+		want       cloud.Event
+		bad        string
+	}{
+		{"one", `{"regionId":"cn-hangzhou","instanceIds":["i-1"]` + rest, e(nil), ""},
+		{"several", `{"instanceIds":["i-2","i-1","i-2"]` + rest, several, ""},
+		{"a list as text", `{"instanceIds":"[\"i-2\",\"i-1\"]"` + rest, several, ""},
+		{"commas", `{"instanceIds":"i-2, i-1"` + rest, several, ""},
+		{"all as text", `"{\"instanceIds\":[\"i-1\"],\"lifecycleHookId\":\"ash-1\",\"lifecycleActionToken\":\"F324B880\"}"`, e(nil), ""},
+		{"scale-out", `{"instanceIds":["i-1"],"lifecycleTransition":"SCALE_OUT"` + rest, e(func(e *cloud.Event) { e.Kind, e.Hook.Launching = cloud.Launch, true }), ""},
+		{"with the group", `{"scalingGroupId":"asg-1","instanceIds":["i-1"]` + rest, e(func(e *cloud.Event) { e.Group, e.Hook.Group = "asg-1", "asg-1" }), ""},
+		{"no instances", `{"instanceIds":[]` + rest, cloud.Event{}, "names no instance"},
+		{"no token", `{"instanceIds":["i-1"],"lifecycleHookId":"ash-1"}`, cloud.Event{}, "names no lifecycle action"},
+		{"a placeholder", `{"instanceIds":["i-1"],"lifecycleHookId":"${lifecycleHookId}","lifecycleActionToken":"x"}`, cloud.Event{}, "placeholder"},
+		{"no ids", `{"instanceIds":["rm -rf /"]` + rest, cloud.Event{}, "no instance id"},
+		{"no list", `{"instanceIds":{"a":1}` + rest, cloud.Event{}, "no instance id"},
+		{"another transition", `{"instanceIds":["i-1"],"lifecycleTransition":"PARTY"` + rest, cloud.Event{}, "neither SCALE_IN nor SCALE_OUT"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := metadata.ParseEvent([]byte(tt.body))
+			if (err != nil) != (tt.bad != "") || err != nil && !strings.Contains(err.Error(), tt.bad) {
+				t.Errorf("error %v, want %q", err, tt.bad)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}

@@ -1,0 +1,83 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package aws
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// ParseEvent reads an event of a lifecycle hook: EventBridge's, whole or its detail alone, or the flat message that SNS and
+// SQS deliver. [cloud.ErrNotThisCloud] is that it is not one of Auto Scaling.
+func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
+	detail, e := o, cloud.Event{Shape: "detail of an EventBridge event"}
+	switch {
+	case o.Has("detail"):
+		fields, ok := o["detail"].(map[string]any)
+		if !ok {
+			return cloud.Event{}, errors.New("the event's detail cannot be read: it is no JSON object")
+		}
+		detail, e.Shape = fields, "EventBridge event"
+	case !o.Has("LifecycleTransition", "EC2InstanceId", "Event"):
+		return cloud.Event{}, envelope(o)
+	case o.Has("Service"):
+		e.Shape = "Auto Scaling notification"
+	}
+	var detailType, event, transition, origin, destination string
+	err := errors.Join(o.Texts(map[string]*string{"detail-type": &detailType}), detail.Texts(map[string]*string{
+		"Event": &event, "EC2InstanceId": &e.InstanceID, "AutoScalingGroupName": &e.Group,
+		"LifecycleHookName": &e.Hook.Name, "LifecycleActionToken": &e.Hook.Token, "LifecycleTransition": &transition,
+		"Origin": &origin, "Destination": &destination,
+	}))
+	if err != nil {
+		return cloud.Event{}, err
+	}
+	if event == "autoscaling:TEST_NOTIFICATION" {
+		return cloud.Event{Test: true, Shape: "test notification"}, nil
+	}
+	const pool = "WarmPool"
+	// An input transformer may have dropped the transition.
+	switch what := cmp.Or(transition, detailType, event); what {
+	case "autoscaling:EC2_INSTANCE_TERMINATING", "EC2 Instance-terminate Lifecycle Action":
+		if e.Kind = cloud.Terminate; destination == pool {
+			e.Kind = cloud.Park
+		}
+	case "autoscaling:EC2_INSTANCE_LAUNCHING", "EC2 Instance-launch Lifecycle Action":
+		// A machine that starts into the pool is made ready like any other: another event says what follows.
+		if e.Kind = cloud.Launch; origin == pool {
+			e.Kind = cloud.Resume
+		}
+		e.Hook.Launching = true
+	case "":
+		return cloud.Event{}, errors.New("the event does not say what happens: LifecycleTransition is missing")
+	default:
+		return cloud.Event{}, fmt.Errorf("the event is not about a lifecycle hook: %s", cloud.Quote(what))
+	}
+	if e.InstanceID == "" || strings.ContainsFunc(e.InstanceID, notInID) {
+		return cloud.Event{}, fmt.Errorf("the event's EC2InstanceId is missing or no instance id: %s", cloud.Quote(e.InstanceID))
+	}
+	e.Hook.Provider, e.Hook.Group = Name, e.Group
+	e.Time = cmp.Or(o.Time("time"), o.Time("Time"))
+	return e, nil
+}
+
+// envelope returns an error with the command that unwraps what SNS or SQS wrap an event in.
+func envelope(o cloud.EventFields) error {
+	for _, e := range []struct{ field, filter string }{
+		{"Message", ".Message"},
+		{"Messages", "'.Messages[0].Body'"},
+		{"Records", "'.Records[0] | .Sns.Message // .body'"},
+		{"Body", ".Body"},
+		{"body", ".body"},
+	} {
+		if o.Has(e.field) {
+			return fmt.Errorf("this is an envelope of SNS or SQS: pass the event in it (`jq -r %s`)", e.filter)
+		}
+	}
+	return cloud.ErrNotThisCloud
+}
