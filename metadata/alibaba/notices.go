@@ -141,7 +141,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 			if refused == nil || *refused != *denied {
 				refused = denied
 				// It is what a machine looks like that is drained by OOS, or is in no group at all.
-				p.opts.Log.Info("scale-in cannot be seen from here; an OOS template that runs `amsagent drain` needs no permission", "err", denied, "policy", denied.Policy)
+				p.opts.Log.Info("scale-in cannot be seen from here; an OOS template that runs `amsagent drain` needs no permission", "error", denied, "policy", denied.Policy)
 			}
 			pause = deniedEvery
 		case err != nil:

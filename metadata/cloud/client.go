@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/sleep"
@@ -53,11 +54,13 @@ type Client struct {
 
 	opts Options
 	http *http.Client
+	// failing: a try has failed since the last good answer, and was logged.
+	failing *atomic.Bool
 }
 
 // New prepares a client with the options of its provider. It makes no request.
 func New(c Client, o Options) *Client {
-	c.opts = o.WithDefaults()
+	c.opts, c.failing = o.WithDefaults(), new(atomic.Bool)
 	rt := c.opts.Transport
 	if rt == nil {
 		dial := c.opts.DialContext
@@ -144,6 +147,9 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 		}
 		e := c.try(ctx, i, parse)
 		if e == nil {
+			if c.failing.Swap(false) {
+				c.opts.Log.Info("metadata service answers again", "provider", c.Provider)
+			}
 			return nil
 		}
 		e.Attempts = n
@@ -180,8 +186,10 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 			e.Context = context.DeadlineExceeded
 			return e
 		}
-		c.opts.Log.Warn("metadata service gave no usable answer, trying again",
-			"provider", c.Provider, "item", i.Name, "attempt", n, "wait", pause.Round(time.Millisecond), "error", e, "hint", e.Hint)
+		if !c.failing.Swap(true) {
+			c.opts.Log.Warn("metadata service gave no usable answer, trying again",
+				"provider", c.Provider, "item", i.Name, "error", e, "hint", e.Hint)
+		}
 		if pause == 0 {
 			continue
 		}

@@ -34,7 +34,7 @@ func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duratio
 		switch {
 		case err != nil && !denied:
 			if failures++; failures == 1 {
-				log.Warn("cloud signal cannot be read, notices may come late", "item", item, "err", err, "hint", HintOf(err))
+				log.Warn("cloud signal cannot be read, notices may come late", "item", item, "error", err, "hint", HintOf(err))
 			}
 			pause = max(pause, BackOff(every, failures, err))
 		case err == nil && bad:

@@ -192,7 +192,7 @@ func (p *Provider) shutdown(ctx context.Context, word string, _ bool) *cloud.Not
 	n := &cloud.Notice{ID: TopicShutdown + "/terminate", Kind: cloud.Terminate, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown)}
 	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
-		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "err", err)
+		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)
 		return n
 	}
 	target, ends := parseShutdown(body, time.Now())

@@ -6,7 +6,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"maps"
 	"os"
 	"runtime/debug"
@@ -157,10 +156,10 @@ type daemonAdapter struct {
 	given      stamp // of what was given to join, when the settings were read
 	inst       metadata.Instance
 	identified time.Time
-	lookedAt   time.Time // when the machine's own facts were read last
-	tagErr     error     // what is malformed of the tags of inst
-	tagsRead   bool      // what the tags say was read since the settings were
-	unanswered bool      // the last question to the metadata: its tries have been told
+	lookedAt   time.Time                    // when the machine's own facts were read last
+	tagErr     error                        // what is malformed of the tags of inst
+	tagsRead   bool                         // what the tags say was read since the settings were
+	opened     map[string]metadata.Provider // by name
 	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
 	known atomic.Pointer[metadata.Instance]
 	// notes are those of the machine as it was read last.
@@ -289,23 +288,16 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance, error) {
 	a.mu.Lock()
 	q := a.g.instanceQuestion()
-	told := a.unanswered
 	a.mu.Unlock()
+	q.open = a.open
 	if local {
 		q.provider, q.origin = metadata.Generic, "looked for before"
-	}
-	if local || told {
-		q.opts.Log = slog.New(slog.DiscardHandler) // it has said what there is to say
 	}
 	m, err := a.g.askInstance(ctx, q)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.unanswered = err != nil
 	if err != nil {
 		return metadata.Instance{}, err
-	}
-	if told {
-		a.g.log().Info("the metadata of this machine can be read again")
 	}
 	if a.over {
 		return metadata.Instance{}, daemon.ErrOutdated

@@ -67,10 +67,13 @@ type instanceQuestion struct {
 	opts metadata.Options
 	// provider and its origin are those of the setting.
 	provider, origin string
+	open             func(provider string, opts metadata.Options) (metadata.Provider, error)
 }
 
 func (g *globals) instanceQuestion() instanceQuestion {
-	return instanceQuestion{opts: g.metadataOptions(), provider: g.settings.Provider, origin: g.settings.origin(keyProvider).String()}
+	return instanceQuestion{
+		opts: g.metadataOptions(), provider: g.settings.Provider, origin: g.settings.origin(keyProvider).String(), open: metadata.Open,
+	}
 }
 
 // askInstance finds the cloud and reads the instance. It does not look at the settings: while it waits for the metadata,
@@ -90,7 +93,7 @@ func (g *globals) askInstance(ctx context.Context, q instanceQuestion) (machine,
 		// The network is that of the machine we run on.
 		return machine{}, unknownForNow(p, errors.New("not asked: below a root only services whose address is set are asked"))
 	}
-	p, err := metadata.Open(m.Detection.Provider, q.opts)
+	p, err := q.open(m.Detection.Provider, q.opts)
 	if err != nil {
 		return machine{}, err
 	}

@@ -172,7 +172,25 @@ func (a *daemonAdapter) openCloud() (metadata.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return metadata.Open(name, opts)
+	return a.open(name, opts)
+}
+
+// open opens each provider once: it remembers its session token and what it has warned of.
+func (a *daemonAdapter) open(name string, opts metadata.Options) (metadata.Provider, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.opened[name]; p != nil {
+		return p, nil
+	}
+	p, err := metadata.Open(name, opts)
+	if err != nil {
+		return nil, err
+	}
+	if a.opened == nil {
+		a.opened = map[string]metadata.Provider{}
+	}
+	a.opened[name] = p
+	return p, nil
 }
 
 // provider is the name of the cloud that was named, or that shows.
