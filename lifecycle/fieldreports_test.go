@@ -289,7 +289,7 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 
 		// Out of it: no user data, only the daemon of a new boot.
 		w.set(func(w *world) { w.boot, w.born, w.running = "boot-2", time.Now(), true }) // a boot starts the server, not we
-		g.set(func(g *asg) { g.state, g.accepts = "Pending:Wait", time.Now() })
+		g.set(func(g *asg) { g.state, g.target, g.accepts = "Pending:Wait", "InService", time.Now() })
 		l = w.live(g.through)
 		defer l.kill()
 		signal(l, g, "InService")
