@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 	"sync"
@@ -62,6 +63,59 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 			t.Errorf("events: %+v", w.events)
 		}
 	})
+}
+
+// Sessions are counted when the load balancers that confirm what they do send no new ones here, or after a bounded time.
+func TestDrainWaitsForBalancers(t *testing.T) {
+	away := errors.New("no primary")
+	for name, tt := range map[string]struct {
+		acts    time.Duration // when the load balancer takes the node out
+		request DrainRequest
+		mongo   error
+		least   time.Duration
+		most    time.Duration
+		late    bool
+	}{
+		"acts in time":                 {acts: 3 * time.Second, least: 3 * time.Second, most: 4 * time.Second},
+		"has acted before":             {most: 100 * time.Millisecond},
+		"has acted, MongoDB away":      {mongo: away, least: 2 * time.Second, most: 2100 * time.Millisecond},
+		"acts in time, MongoDB away":   {mongo: away, acts: 3 * time.Second, least: 3 * time.Second, most: 4 * time.Second},
+		"does not act":                 {acts: time.Hour, least: 10 * time.Second, most: 10100 * time.Millisecond, late: true},
+		"does not act, no time at all": {acts: time.Hour, request: DrainRequest{Now: true}, most: 100 * time.Millisecond},
+		"does not act, little time":    {acts: time.Hour, request: DrainRequest{Deadline: 4 * time.Second}, least: 4 * time.Second, most: 4100 * time.Millisecond, late: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers, w.mongoErr = p(0), tt.mongo
+				began := time.Now()
+				l := w.live(func(o *Options) {
+					o.Balancers = func(context.Context) []string {
+						if time.Since(began) < tt.acts {
+							return []string{"lb-1", "lb-2"}
+						}
+						return nil
+					}
+				})
+				defer l.kill()
+				must.OK(t, l.Drain(tt.request))
+				synctest.Wait()
+				if tt.least > 2*time.Second {
+					if v := l.View(); v.Ready || v.Step != StepAnnouncing || v.Progress != "waiting for load balancers: lb-1, lb-2" {
+						t.Errorf("ready %v, step %s, %q", v.Ready, v.Step, v.Progress)
+					}
+				}
+				took := l.until("counted", time.Minute, func(v View) bool { return v.Step != StepAnnouncing })
+				if took < tt.least || took > tt.most {
+					t.Errorf("counted after %s, want %s to %s", took, tt.least, tt.most)
+				}
+				l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft })
+				if noted := strings.Contains(fmt.Sprint(l.View().Notes), "load balancers still send sessions to this node: lb-1, lb-2"); noted != tt.late {
+					t.Errorf("noted %v: %v", noted, l.View().Notes)
+				}
+			})
+		})
+	}
 }
 
 // A player of HLS has no connection at some moments: where viewers are counted by

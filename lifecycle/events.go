@@ -65,7 +65,8 @@ type (
 	// joinSeen: the state file of the join has changed.
 	joinSeen struct{ joining bool }
 
-	counted struct {
+	balancersSeen struct{ using []string }
+	counted       struct {
 		sessions cluster.Sessions
 		err      error
 	}
@@ -347,6 +348,13 @@ func (e joinSeen) apply(s *state, now instant, c *config) error {
 	}
 	forgetDrain(s, now, c)
 	s.Phase, s.Entered = phaseServing, now
+	return nil
+}
+
+func (e balancersSeen) apply(s *state, _ instant, _ *config) error {
+	if s.Phase == phaseAnnouncing {
+		s.balancers, s.balancersAsked = e.using, true
+	}
 	return nil
 }
 

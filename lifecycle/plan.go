@@ -7,6 +7,7 @@ import "time"
 
 // plan is the work that a state asks for. It is derived, never queued: a daemon that was killed derives the same from drain.json.
 type plan struct {
+	Balancers bool // ask which load balancers send sessions here
 	Count     bool // sessions
 	LastCount bool // once, at the deadline
 	Stop      bool // the server
@@ -29,7 +30,7 @@ type hookWork struct {
 // plan derives the work.
 func (s *state) plan(now instant, c *config) plan {
 	p := plan{
-		Count: s.Phase == phaseDraining, LastCount: s.lastCount != 0, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,
+		Balancers: s.Phase == phaseAnnouncing && c.Balancers, Count: s.Phase == phaseDraining, LastCount: s.lastCount != 0, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,
 		Prove: s.Start != nil && s.Start.Proved == 0 && !s.leaving(), FindHooks: map[bool]bool{},
 	}
 	p.Start = p.Prove && s.Start.Server
@@ -64,7 +65,7 @@ func (s *state) wakeAt(now instant, c *config) (next instant) {
 	poll := len(s.due(now, c)) > 0 && !s.leaving() // for the join
 	switch s.Phase {
 	case phaseAnnouncing:
-		at(s.Entered.Add(announceNobodyTime), s.Entered.Add(announceTime), s.deadline(c))
+		at(s.Entered.Add(announceNobodyTime), s.Entered.Add(announceTime), s.Entered.Add(balancerTime), s.deadline(c))
 	case phaseDraining:
 		at(s.deadline(c), s.lastCount.Add(lastCountTime))
 		if n := s.has(Shutdown); n != nil && s.uncountableSince != 0 {

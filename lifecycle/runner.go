@@ -41,6 +41,9 @@ type Options struct {
 	StopTime func() time.Duration
 	// SampleInterval is the time from one count of the sessions to the next; 0 is a second.
 	SampleInterval time.Duration
+	// Balancers returns the names of the load balancers that send new sessions to this node, as far as they confirm what they do;
+	// nil is none. Its answer is no longer than ctx.
+	Balancers func(ctx context.Context) []string
 	// Before returns the last count before a drain; nil is none.
 	Before func() (s cluster.Sessions, at time.Time)
 	// Prove returns when this machine is seen in the cluster. With nil launch hooks are ignored.
@@ -64,7 +67,8 @@ const (
 	// sampleTime bounds one count of the sessions.
 	sampleTime = 5 * time.Second
 	// countReserve is what a count ends before the deadline.
-	countReserve = 50 * time.Millisecond
+	countReserve   = 50 * time.Millisecond
+	balancersEvery = 500 * time.Millisecond
 	// beforeTime is how old the last count before a shutdown may be.
 	beforeTime = 15 * time.Second
 	// troubleEvery is from one warning about a kind of trouble to the next.
@@ -178,6 +182,7 @@ func (r *Runner) config(now instant) config {
 	c := config{
 		Joined: r.o.Node.Joined, JoinedAt: r.o.Node.JoinedAt, Role: r.o.Role(),
 		Hooks: r.o.Hooks != nil, Proves: r.o.Prove != nil, Sample: r.o.SampleInterval, Wall: r.clock,
+		Balancers: r.o.Balancers != nil,
 		NoneBefore: func(left func(cluster.Sessions) (int, bool)) bool {
 			s, at := r.o.Before()
 			n, known := left(s)
@@ -302,6 +307,9 @@ func (r *Runner) follow(p plan, now instant) {
 		return
 	}
 	wanted := map[string]func(context.Context){}
+	if p.Balancers {
+		wanted["balancers"] = r.askBalancers
+	}
 	if p.Count {
 		wanted[map[bool]string{false: "count", true: "last count"}[p.LastCount]] = func(ctx context.Context) { r.count(ctx, p.LastCount) }
 	}
@@ -459,6 +467,22 @@ func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 	call = a.Hook
 	call.Limit, call.Parking = c.Wall.time(a.Limit), r.state.leaving() && r.state.goal(now, &c) == goalPark
 	return call, true
+}
+
+// askBalancers asks which load balancers send sessions here, at once and then in intervals.
+func (r *Runner) askBalancers(ctx context.Context) {
+	for {
+		bound, cancel := context.WithTimeout(ctx, announceTime)
+		using := r.o.Balancers(bound)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		_ = r.observe(balancersSeen{using})
+		if !sleep(ctx, balancersEvery, nil) {
+			return
+		}
+	}
 }
 
 // count counts the sessions, at once and then in intervals; the last count is made once.

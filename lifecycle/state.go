@@ -97,6 +97,8 @@ type state struct {
 
 // observed is what a restart of the agent observes again.
 type observed struct {
+	balancers        []string // that send new sessions here
+	balancersAsked   bool
 	sessions         *cluster.Sessions
 	countedAt        instant
 	uncountableSince instant

@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -25,6 +26,8 @@ type config struct {
 	Hooks, Proves bool
 	Sample        time.Duration // from one count to the next
 	Wall          wallClock
+	// Balancers: the load balancers that send sessions here can be asked for.
+	Balancers bool
 	// NoneBefore: the last count before the drain, a moment ago, found no session.
 	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
 	taken      func(transition int) // for tests; nil is none
@@ -40,6 +43,8 @@ const (
 	// shuts down without sessions.
 	announceTime       = 2 * time.Second
 	announceNobodyTime = 500 * time.Millisecond
+	// balancerTime bounds the wait for load balancers that confirm what they do: they look at the registry each second.
+	balancerTime = 10 * time.Second
 	// deregisterTime bounds the wait for the node record after the stop.
 	deregisterTime = 10 * time.Second
 	// uncountableTime is how long a machine that shuts down waits for sessions that cannot be counted.
@@ -102,7 +107,7 @@ var transitions = []transition{
 	{phaseServing, phaseAnnouncing, "a notice is due", joinedAndDue, begin},
 	{phaseServing, phaseCompleting, "a machine that has not joined leaves", neverJoined, begin},
 	{phaseAnnouncing, phaseServing, "no notice is due any more", nothingDue, serveAgain},
-	{phaseAnnouncing, phaseDraining, "the record says draining, or 2 s have passed, or the deadline", announced, nil},
+	{phaseAnnouncing, phaseDraining, "the record says draining (2 s at most) and no known load balancer sends sessions here (10 s at most), or the deadline", announced, noteBalancers},
 	{phaseDraining, phaseServing, "no notice is due any more", nothingDue, serveAgain},
 	{phaseDraining, phaseDown, "no session is left, or the deadline; the machine shuts down", drainedForShutdown, recordDeparture},
 	{phaseDraining, phaseDone, "no session is left, or the deadline; the machine reboots", drainedForReboot, drainedBeforeReboot},
@@ -181,10 +186,21 @@ func nothingDue(s *state, now instant, c *config) bool { return s.goal(now, c) =
 
 func announced(s *state, now instant, c *config) bool {
 	limit := announceTime
-	if s.noneBefore(c) {
+	switch {
+	case s.isLate(now, c):
+		return true
+	case len(s.balancers) > 0:
+		return s.Entered.Add(balancerTime).reached(now)
+	case s.noneBefore(c):
 		limit = announceNobodyTime
 	}
-	return s.Have == cluster.StateDraining || s.Entered.Add(limit).reached(now) || s.isLate(now, c)
+	return s.Have == cluster.StateDraining && (s.balancersAsked || !c.Balancers) || s.Entered.Add(limit).reached(now)
+}
+
+func noteBalancers(s *state, _ instant, _ *config) {
+	if len(s.balancers) > 0 {
+		s.note("load balancers still send sessions to this node", "balancers", strings.Join(s.balancers, ", "))
+	}
 }
 
 // noneBefore reports whether a machine that shuts down had no session before, either.
@@ -286,6 +302,7 @@ func begin(s *state, now instant, c *config) {
 
 func (o *observed) reset() {
 	o.sessions, o.countedAt, o.uncountableSince, o.zeros, o.lastCount, o.stopOverdue = nil, 0, 0, 0, 0, false
+	o.balancers, o.balancersAsked = nil, false
 	for _, about := range []string{troubleStop, troubleStart, troubleDiscover, troubleHeartbeat, troubleComplete} {
 		delete(o.trouble, about)
 	}

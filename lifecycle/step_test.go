@@ -43,7 +43,7 @@ func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
 		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), joined: rng.IntN(5) > 0, sources: map[string][]cloud.Notice{},
 		c: config{
 			Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
-			Hooks: rng.IntN(4) > 0, Proves: rng.IntN(4) > 0, Sample: time.Second,
+			Hooks: rng.IntN(4) > 0, Proves: rng.IntN(4) > 0, Sample: time.Second, Balancers: rng.IntN(2) > 0,
 			Wall: wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)), taken: taken,
 		},
 	}
@@ -82,6 +82,9 @@ func (h *history) invariants(before state, e event, err error) {
 	}
 	if _, ok := e.(drainCancelled); ok && err == nil && !before.reversible(before.goal(now, c)) {
 		fail("a drain was cancelled after the stop had begun")
+	}
+	if s.Phase == phaseAnnouncing && s.Entered.Add(balancerTime).reached(now) {
+		fail("load balancers are waited for without a bound")
 	}
 	if p := s.plan(now, c); p.Count != (s.Phase == phaseDraining) || p.Stop && s.StoppedAt != 0 || p.WakeAt != 0 && p.WakeAt <= now {
 		fail(fmt.Sprintf("plan %+v", p))
@@ -128,7 +131,7 @@ func (h *history) random() event {
 		hooks = append(hooks, Hook{Provider: "p", Group: "g", Name: fmt.Sprint("drain", i), Timeout: time.Hour, Launching: launching})
 	}
 	written := []error{nil, nil, errors.New("no primary"), &cluster.TransitionError{From: cluster.StateLeft, To: h.s.Want}}
-	switch rng.IntN(22) {
+	switch rng.IntN(23) {
 	case 0:
 		return look("aws-lifecycle", []Kind{Terminate, Park, cloud.Unknown}[rng.IntN(3)])
 	case 1, 2:
@@ -163,6 +166,8 @@ func (h *history) random() event {
 		return h.pick(joinSeen{true}, joinSeen{false}, settingsRead{}, recordUnknown{}, recordSettled{})
 	case 20:
 		return h.pick(startProved{}, startProved{errors.New("no document")}, noticed{Notice{ID: "launch", Kind: Launch}})
+	case 22:
+		return h.pick(balancersSeen{}, balancersSeen{[]string{"lb-1"}})
 	case 21:
 		if rng.IntN(20) == 0 {
 			return noticed{Notice{ID: "shutdown", Kind: Shutdown, Source: "systemd"}}

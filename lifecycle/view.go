@@ -77,6 +77,8 @@ type View struct {
 	// Dismissed are the ids of the notices that a person overruled.
 	Dismissed []string `json:"dismissed,omitempty"`
 
+	// Balancers are the load balancers that still sent new sessions here when the counting began, or send them now.
+	Balancers []string `json:"balancers,omitempty"`
 	// Sessions are those of the last count; nil before the first one.
 	Sessions *cluster.Sessions `json:"sessions,omitempty"`
 	Counted  time.Time         `json:"counted,omitzero"`
@@ -202,7 +204,7 @@ func (r *Runner) viewOf(now instant, c *config, p plan) View {
 		State: s.viewState(s.goal(now, c)), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == phaseStopFailed,
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: p.Exit, Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), Notes: slices.Clone(r.notes), NeverJoined: s.NeverJoined,
-		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(),
+		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
 	}
 	v.Ready = v.State == StateActive
 	if s.othersHooks != "" {
@@ -268,6 +270,9 @@ func (st *start) view() string {
 func (v View) Line(now time.Time) string {
 	switch v.Step {
 	case StepAnnouncing:
+		if len(v.Balancers) > 0 {
+			return "waiting for load balancers: " + strings.Join(v.Balancers, ", ")
+		}
 		return "telling the registry that this node drains"
 	case StepDraining:
 		text := "counting the sessions"

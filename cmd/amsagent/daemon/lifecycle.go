@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,6 +68,7 @@ func newLife(d *Daemon, o Lifecycle) (*life, error) {
 	opts := o.Options
 	opts.Peers = l
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
+	opts.Balancers = l.balancers
 	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.counted, v.countedAt }
 	// Until the first session says it, the node has the role that it joined with.
 	joined := ""
@@ -292,6 +294,26 @@ func (l *life) Serving(ctx context.Context, machines []string) (serving []string
 		return err
 	})
 	return serving, err
+}
+
+// balancers names the load balancers that send new sessions here: those that the record names, and those whose agent checks do.
+func (l *life) balancers(ctx context.Context) (using []string) {
+	var n cluster.Node
+	if id, _, err := l.who(); err == nil {
+		// A registry that cannot be read names none, and its readers do not know of the drain, either.
+		_ = l.with(ctx, func(c *cluster.Client) error {
+			n, err = c.Node(ctx, id)
+			return err
+		})
+	}
+	n.Checks = l.d.check.Balancers()
+	for name, b := range n.BalancersAt(n.UpdatedAt) {
+		if b.Uses {
+			using = append(using, name)
+		}
+	}
+	slices.Sort(using)
+	return using
 }
 
 // Sessions implements lifecycle.Node.
