@@ -22,7 +22,7 @@ const (
 	AMSStale   Health = "ams-stale"   // only the agent's is fresh
 	AgentStale Health = "agent-stale" // only AMS's is fresh
 	NoAgent    Health = "no-agent"    // AMS's is fresh, and the registry has no record
-	Unknown    Health = "unknown"     // neither is fresh, nor is any other node's: MongoDB may have been away
+	Unknown    Health = "unknown"     // neither is fresh, and MongoDB may have been away
 	Gone       Health = "gone"        // neither is fresh
 	Left       Health = "left"        // the state of the record
 )
@@ -52,7 +52,8 @@ type Signal struct {
 	// Estimated is true if Age is by a clock that may be wrong: that of AMS's machine.
 	Estimated bool `json:"guess,omitempty"`
 
-	silent time.Duration
+	silent   time.Duration
+	doubtful bool // see lastSeen
 }
 
 // Member is a machine of the cluster, with its record and its AMS documents.
@@ -64,6 +65,8 @@ type Member struct {
 	Agent  Signal    `json:"agent_heard"`
 	Server Signal    `json:"ams_heard"`
 	Health Health    `json:"verdict"`
+	// Reimaging: the node has left because its root volume is replaced, and is expected back.
+	Reimaging bool `json:"reimaging,omitempty"`
 }
 
 // Address returns the address at which the other nodes call this one.
@@ -96,9 +99,9 @@ func (m Member) State() State {
 	return m.Node.State
 }
 
-// Silent reports whether the machine sends no signals: it is gone, or has left.
+// Silent reports whether the machine sends no signals: it is gone, or has left for good.
 func (m Member) Silent() bool {
-	return m.Health == Gone || m.Health == Left && !m.Agent.Fresh && !m.Server.Fresh
+	return m.Health == Gone || m.Health == Left && !m.Reimaging && !m.Agent.Fresh && !m.Server.Fresh
 }
 
 // Look is a snapshot of the cluster.
@@ -147,6 +150,8 @@ type lastSeen struct {
 	doc    string    // version of an AMS document
 	at     time.Time // when it was written, by the observer's clock; zero if unknown
 	silent time.Duration
+	// doubtful: it was old at a first look after an outage, and has not changed since.
+	doubtful bool
 	// before is silent at the last look without an outage.
 	before    time.Duration
 	estimated bool
@@ -174,7 +179,7 @@ func (o *Observer) Observe(l Look) []Member {
 	anyFresh := false
 	for i := range l.Nodes {
 		n := l.Nodes[i]
-		members = append(members, Member{Node: &l.Nodes[i], AMS: []AMSNode{}})
+		members = append(members, Member{Node: &l.Nodes[i], AMS: []AMSNode{}, Reimaging: n.reimaging(l.ServerTime)})
 		age, known := n.Age(l.ServerTime)
 		anyFresh = anyFresh || known && n.Heartbeats() && n.State != StateLeft && age < goneLimit(n.interval())-n.interval()
 		if n.IP == "" || n.State == StateLeft {
@@ -263,7 +268,7 @@ func (o *Observer) update(was lastSeen, again, changed bool, at time.Time, age, 
 	case !again:
 		is = lastSeen{at: at.Add(-max(0, age)), silent: max(0, age)}
 		if o.patient || o.outage {
-			is.silent = 0
+			is.silent, is.doubtful = 0, is.silent > limit
 		}
 	case changed:
 		age = min(max(0, age), at.Sub(o.last)) // it was written after the previous look
@@ -285,7 +290,7 @@ func (s lastSeen) signal(at time.Time, limit time.Duration) Signal {
 	if s.at.IsZero() {
 		return Signal{}
 	}
-	return Signal{Known: true, Age: max(1, at.Sub(s.at)), Fresh: s.silent <= limit, Estimated: s.estimated, silent: s.silent}
+	return Signal{Known: true, Age: max(1, at.Sub(s.at)), Fresh: s.silent <= limit, Estimated: s.estimated, silent: s.silent, doubtful: s.doubtful}
 }
 
 // health finds the health from both signals. anyFresh means that MongoDB accepts heartbeats of some node at this moment.
@@ -295,6 +300,8 @@ func (m *Member) health(anyFresh bool) Health {
 	switch {
 	case m.State() == StateLeft:
 		return Left
+	case m.Agent.Fresh && m.Agent.doubtful && (!m.Server.Fresh || m.Server.doubtful), m.Server.Fresh && m.Server.doubtful && !m.Agent.Fresh:
+		return Unknown // it may have ended before the outage
 	case m.Agent.Fresh && m.Server.Fresh && m.State() == StateActive && m.Node.Serving != nil && !m.Node.Serving.Up:
 		return NotServing // in other states, no viewers are sent there
 	case m.Agent.Fresh && m.Server.Fresh:

@@ -327,6 +327,36 @@ func TestFirstLookAfterAnOutage(t *testing.T) {
 	}
 }
 
+// An observer whose first looks fail does not know since when MongoDB was away. A node with old signals is unknown until it is heard,
+// or gone, also when other nodes are heard.
+func TestFirstLookThatSucceeds(t *testing.T) {
+	s := newStage(t)
+	s.heartbeat("dead", "10.0.0.1")
+	s.write("dead", "10.0.0.1", 0)
+	s.pass(time.Hour)
+	s.heartbeat("late", "10.0.0.2")
+	s.write("late", "10.0.0.2", 0)
+	s.pass(25 * time.Second)
+	s.o.Failed()
+	s.heartbeat("quick", "10.0.0.3")
+	s.write("quick", "10.0.0.3", 0)
+	s.want("dead 10.0.0.1 unknown; late 10.0.0.2 unknown; quick 10.0.0.3 healthy")
+	s.pass(time.Second)
+	s.write("late", "10.0.0.2", 0)
+	s.want("dead 10.0.0.1 unknown; late 10.0.0.2 healthy; quick 10.0.0.3 healthy")
+	s.heartbeat("late", "10.0.0.2")
+	s.want("dead 10.0.0.1 unknown; late 10.0.0.2 healthy; quick 10.0.0.3 healthy")
+	for range 6 {
+		s.pass(4 * time.Second)
+		for id, ip := range map[string]string{"late": "10.0.0.2", "quick": "10.0.0.3"} {
+			s.heartbeat(id, ip)
+			s.write(id, ip, 0)
+		}
+		s.look()
+	}
+	s.want("dead 10.0.0.1 gone; late 10.0.0.2 healthy; quick 10.0.0.3 healthy")
+}
+
 // A heartbeat that an election rolled back is no liveness signal. A restarted daemon counts from 1 again.
 func TestLowerSeq(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -382,6 +412,19 @@ func TestMembersByAddress(t *testing.T) {
 		s.pass(time.Second)
 		s.heartbeat("old", "10.0.0.1")
 		s.want("new 10.0.0.1 healthy; old 10.0.0.1 left")
+	})
+	t.Run("a root volume is replaced", func(t *testing.T) {
+		s := newStage(t)
+		s.heartbeat("root", "10.0.0.1", func(n *Node) { n.State, n.LeftBy, n.StateSince = StateLeft, LeftByReimage, s.server() })
+		s.heartbeat("gone", "10.0.0.2", func(n *Node) { n.State, n.LeftBy, n.StateSince = StateLeft, LeftByDrain, s.server() })
+		s.pass(29 * time.Minute)
+		if m := s.look(); !m[0].Reimaging || m[0].Silent() || m[1].Reimaging || !m[1].Silent() || m[0].Health != Left {
+			t.Errorf("after 29 minutes: %+v", m)
+		}
+		s.pass(2 * time.Minute)
+		if m := s.look(); m[0].Reimaging || !m[0].Silent() {
+			t.Errorf("after its limit: %+v", m[0])
+		}
 	})
 	t.Run("AMS without records", func(t *testing.T) {
 		s := newStage(t)

@@ -40,7 +40,7 @@ type Node struct {
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
-	// LeftBy is why the node leaves or has left: leave (the command), drain, stop (of the server's unit).
+	// LeftBy is why the node leaves or has left: leave (the command), drain, stop (of the server's unit), reimage.
 	LeftBy string `bson:"left_by,omitempty" json:"left_by,omitempty"`
 	// StopFailed: the node drains, and its server does not stop.
 	StopFailed bool `bson:"stop_failed,omitempty" json:"stop_failed,omitempty"`
@@ -158,4 +158,12 @@ func (e *OtherMachineError) Error() string {
 // Free returns the time until the record is free if the other machine does not write it again.
 func (e *OtherMachineError) Free() time.Duration {
 	return max(0, silentIntervals*e.Node.interval()-e.Age)
+}
+
+// reimageLimit is how long a machine whose root volume is replaced is expected back. A replacement that fails ends the machine.
+const reimageLimit = 30 * time.Minute
+
+// reimaging reports whether the node has left because its root volume is replaced, and is expected back.
+func (n Node) reimaging(serverNow time.Time) bool {
+	return n.State == StateLeft && n.LeftBy == LeftByReimage && serverNow.Sub(n.StateSince) < reimageLimit
 }

@@ -376,6 +376,8 @@ const (
 	LeftByLeave = "leave"
 	LeftByDrain = "drain"
 	LeftByStop  = "stop"
+	// LeftByReimage: the cloud replaces the root volume, and the machine comes back with the same id.
+	LeftByReimage = "reimage"
 )
 
 // SetOwnState sets the state of this machine's record and updated_at. state_since changes only with the state. If

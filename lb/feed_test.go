@@ -28,6 +28,8 @@ type world struct {
 	nodes []cluster.Node
 	err   error
 	seq   int64
+	// silent is how long a node has sent nothing, by id.
+	silent map[string]time.Duration
 }
 
 // local puts a member at 127.0.0.N.
@@ -64,8 +66,9 @@ func (w *world) Look(context.Context) (cluster.Look, error) {
 	l := cluster.Look{ServerTime: at, At: at, Nodes: slices.Clone(w.nodes)}
 	for i := range l.Nodes {
 		n := &l.Nodes[i]
-		n.Seq, n.UpdatedAt, n.IntervalMS = w.seq, at, 5000
-		l.AMS = append(l.AMS, cluster.AMSNode{ID: n.IP, IP: n.IP, LastUpdate: at})
+		last := at.Add(-w.silent[n.ID])
+		n.Seq, n.UpdatedAt, n.IntervalMS = w.seq, last, 5000
+		l.AMS = append(l.AMS, cluster.AMSNode{ID: n.IP, IP: n.IP, LastUpdate: last})
 	}
 	return l, nil
 }
@@ -102,6 +105,22 @@ func newFeed(t *testing.T, w *world, s *stored, change ...func(*lb.Options)) *lb
 func servers(f *lb.Feed) []string {
 	list, _ := f.List()
 	return ids(list.Servers)
+}
+
+// A balance that starts while MongoDB is away adds no node that ended before that, and keeps the others of its list.
+func TestFeedStartsWithoutMongoDB(t *testing.T) {
+	w, s := &world{}, &stored{}
+	w.set(member("e1", "edge", 0), member("e2", "edge", 0))
+	must.OK(t, newFeed(t, w, s).Look(t.Context()))
+	w.fail(errors.New("away"))
+	f := newFeed(t, w, s)
+	_ = f.Look(t.Context())
+	w.set(member("e1", "edge", 0), member("e2", "edge", 0), member("e3", "edge", 0))
+	w.silent = map[string]time.Duration{"e2": 20 * time.Second, "e3": 10 * time.Minute}
+	must.OK(t, f.Look(t.Context()))
+	if got := servers(f); !slices.Equal(got, []string{"e1", "e2"}) {
+		t.Errorf("%v", got)
+	}
 }
 
 // MongoDB that is away, and a registry that is empty, take no server out, also over a restart.

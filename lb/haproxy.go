@@ -146,8 +146,8 @@ func (h *HAProxy) Apply(ctx context.Context, list List) error {
 			return err
 		}
 		left, _ := plan(slots, list)
-		// HAProxy ends sessions a moment later.
-		if left = slices.DeleteFunc(left, func(c string) bool { return strings.HasPrefix(c, shutdown) }); len(left) > 0 {
+		// HAProxy ends sessions a moment later, and a second balance may set another weight.
+		if left = slices.DeleteFunc(left, func(c string) bool { return strings.HasPrefix(c, shutdown) || strings.Contains(c, " weight ") }); len(left) > 0 {
 			return fmt.Errorf("%w: it has not done %q", ErrHAProxy, left[0])
 		}
 		if h.SaveState != nil {

@@ -6,6 +6,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509/pkix"
 	"fmt"
@@ -245,6 +246,7 @@ func (w *balanceWorld) serves(ways ...string) {
 type lasting struct {
 	way   string
 	after time.Duration
+	node  string
 }
 
 // TestBalance lets nodes join, drain, return and die before load balancers that are fed in each way, under load, and then lets
@@ -342,7 +344,7 @@ func (w *balanceWorld) events(ctx context.Context, drains int) (latencies []last
 					if way == byAgentCheck {
 						since = began
 					}
-					latencies = append(latencies, lasting{way, n.taken(way, since)})
+					latencies = append(latencies, lasting{way, n.taken(way, since), n.ID})
 				}
 			}
 			mu.Unlock()
@@ -379,6 +381,10 @@ func (w *balanceWorld) judge(what string, begin time.Time, all bool, latencies [
 			}
 		}
 		slices.Sort(after)
+		slices.SortFunc(latencies, func(a, b lasting) int { return cmp.Compare(b.after, a.after) })
+		for _, l := range slices.DeleteFunc(slices.Clone(latencies), func(l lasting) bool { return l.way != way })[:3] {
+			w.t.Logf("%s: last new session on %s %s after its drain", way, l.node, l.after.Round(time.Millisecond))
+		}
 		p99 := after[(len(after)*99+99)/100-1]
 		cut := 0
 		w.mu.Lock()
