@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ var ErrServing = errors.New("Ant Media Server still runs") //nolint:staticcheck 
 type DeregisterRequest struct {
 	Mongo  cluster.Target
 	Reason string
+	// LeftBy is that of [cluster.Node]; "" is the stop of the server.
+	LeftBy string
 	// Cut is how many sessions the stop of AMS has cut; nil is not known.
 	Cut *int
 	// RepairStreams ends the streams that this address leaves "broadcasting".
@@ -62,7 +65,7 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 	// Nobody on this machine writes AMS's document any more, so all that is there
 	// of this address is from before.
 	done, err := m.Depart(ctx, c, Departure{
-		ID: s.InstanceID, Address: s.Address, StoppedAt: time.Now(), Reason: req.Reason, LeftBy: cluster.LeftByStop, Cut: req.Cut, RepairStreams: req.RepairStreams,
+		ID: s.InstanceID, Address: s.Address, StoppedAt: time.Now(), Reason: req.Reason, LeftBy: cmp.Or(req.LeftBy, cluster.LeftByStop), Cut: req.Cut, RepairStreams: req.RepairStreams,
 	})
 	if err == nil {
 		err = c.AddEvent(ctx, cluster.Event{Node: s.InstanceID, Kind: "leave", Who: "amsagent", Why: req.Reason})

@@ -40,6 +40,8 @@ type Node interface {
 type Departure struct {
 	Reason string `json:"reason,omitempty"`
 	Who    string `json:"who,omitempty"`
+	// LeftBy is that of [cluster.Node].
+	LeftBy string `json:"left_by,omitempty"`
 	// Sessions are those that were there when AMS was stopped, Cut how many of
 	// them were cut by that; nil where nobody could count.
 	Sessions *cluster.Sessions `json:"sessions,omitempty"`

@@ -65,6 +65,51 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 	})
 }
 
+// The machine whose root volume is replaced leaves as any other, and its record says that it comes back. If the group ends it after
+// all, the hook of the end is completed once more.
+func TestReimage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.ID, n.Kind, n.Reason = "aws-lifecycle/reimage", Reimage, "root volume replaced"
+		l.Notice(n)
+		tick(time.Minute)
+		if w.stops != 0 {
+			t.Fatal("the server was stopped with a viewer on it")
+		}
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.until("done", time.Minute, isDone)
+		if len(w.completed) != 1 || len(w.tombs) != 1 || w.tombs[0].LeftBy != cluster.LeftByReimage || w.tombs[0].Reason != "root volume replaced" {
+			t.Errorf("completed %v, departures %+v", w.completed, w.tombs)
+		}
+		l.Notice(terminate())
+		l.until("tried again", time.Minute, func(v View) bool { return isDone(v) && len(w.times("complete?")) == 2 })
+	})
+}
+
+// A signal that this version does not know is one event, and is counted.
+func TestUnknownSignal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := w.live()
+		defer l.kill()
+		for range 3 {
+			l.report("aws-lifecycle", []cloud.Notice{{ID: "aws-lifecycle/unknown/Frozen", Kind: cloud.Unknown, Reason: "target state Frozen"}})
+			tick(time.Second)
+		}
+		synctest.Wait()
+		if len(w.events) != 1 || w.events[0].Kind != "unknown-signal" || w.events[0].Who != "aws-lifecycle" || w.events[0].Why != "target state Frozen" {
+			t.Errorf("%+v", w.events)
+		}
+		if v := l.View(); v.UnknownSignals != 1 || v.State != StateActive || len(v.Notes) != 1 {
+			t.Errorf("%+v", v)
+		}
+	})
+}
+
 // Sessions are counted when the load balancers that confirm what they do send no new ones here, or after a bounded time.
 func TestDrainWaitsForBalancers(t *testing.T) {
 	away := errors.New("no primary")

@@ -96,6 +96,7 @@ func (e reported) apply(s *state, now instant, c *config) error {
 		listed = append(listed, n.ID)
 		if n.Kind == cloud.Unknown {
 			unknown = true
+			s.unknownSignal(n, e.topic)
 			continue
 		}
 		s.report(n, e.topic, now, c)
@@ -113,6 +114,16 @@ func (e reported) apply(s *state, now instant, c *config) error {
 		return s.launch(Notice{ID: e.topic + "/launch", Kind: Launch}, now, c)
 	}
 	return nil
+}
+
+// unknownSignal records a signal, once, that this version does not know.
+func (s *state) unknownSignal(n cloud.Notice, topic string) {
+	if slices.Contains(s.unknown, n.ID) || len(s.unknown) >= 2*maxNotices {
+		return
+	}
+	s.unknown = append(s.unknown, n.ID)
+	s.note("unknown cloud signal ignored", "signal", boundedWord(n.Reason), "topic", topic)
+	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
 }
 
 // report adds or updates a notice that is in force.
@@ -187,7 +198,7 @@ func (s *state) add(n notice, h *Hook, now instant, c *config) {
 	if s.boundNotices(); s.notice(n.ID) == nil {
 		return
 	}
-	if n.Kind == Terminate || n.Kind == Park {
+	if n.Kind == Terminate || n.Kind == Park || n.Kind == Reimage {
 		// That no hook waited before says nothing about this.
 		s.NoHook, s.askNotBefore = false, 0
 		delete(s.askDenied, false)
@@ -236,7 +247,7 @@ func (e noticed) apply(s *state, now instant, c *config) error {
 		if in.Deadline == 0 {
 			in.Deadline = now.Add(usualStopTime)
 		}
-	case Terminate, Interrupt, Reboot, Park:
+	case Terminate, Interrupt, Reboot, Park, Reimage:
 	default:
 		return fmt.Errorf("unknown kind of notice %q", n.Kind)
 	}

@@ -23,6 +23,7 @@ const (
 	Interrupt = cloud.Interrupt
 	Reboot    = cloud.Reboot
 	Park      = cloud.Park
+	Reimage   = cloud.Reimage
 	Resume    = cloud.Resume
 	Launch    = cloud.Launch
 	// Ask: the operator, or a program of theirs, drains this node.

@@ -394,24 +394,7 @@ func (r *Runner) Run(ctx context.Context) error {
 
 // report takes everything that is in force for a topic.
 func (r *Runner) report(topic string, current []cloud.Notice) {
-	r.unknownSignals(topic, current)
 	r.logIgnored(r.observe(reported{topic, current}), topic)
-}
-
-// unknownSignals logs each signal once that this version does not know.
-func (r *Runner) unknownSignals(topic string, current []cloud.Notice) {
-	for _, n := range current {
-		if n.Kind != cloud.Unknown {
-			continue
-		}
-		id := boundedID(n.ID)
-		r.mu.Lock()
-		if _, logged := r.warned[id]; !logged && len(r.warned) < 2*maxNotices {
-			r.warned[id] = warned{}
-			r.log.Warn("unknown cloud signal ignored", "topic", topic, "signal", n.Reason)
-		}
-		r.mu.Unlock()
-	}
 }
 
 func (r *Runner) logIgnored(err error, id string) {

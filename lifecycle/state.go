@@ -46,7 +46,7 @@ const (
 
 func goalOf(k Kind) goal {
 	switch k {
-	case Terminate, Interrupt, Ask:
+	case Terminate, Interrupt, Reimage, Ask:
 		return goalLeave
 	case Park:
 		return goalPark
@@ -111,8 +111,9 @@ type observed struct {
 	launchHooks      string // the same at a launch
 	settings         int    // how often the settings were read again
 	settingsAt       instant
-	inService        instant // when the group last had the machine in service
-	launched         bool    // the launch hook was looked for
+	inService        instant  // when the group last had the machine in service
+	launched         bool     // the launch hook was looked for
+	unknown          []string // ids of the signals that this version does not know
 	handled          []string
 	cancelledBy      string
 	trouble          map[string]string
@@ -357,7 +358,7 @@ func (s *state) anyHook(match func(*hook) bool) bool {
 }
 
 // asks reports whether the cloud may have a hook that no notice names.
-func (s *state) asks() bool { return s.has(Terminate, Park) != nil }
+func (s *state) asks() bool { return s.has(Terminate, Reimage, Park) != nil }
 
 // learn adds a hook, or what is new about one that is known.
 func (s *state) learn(h Hook, limit instant, notice string, since instant) {
@@ -409,7 +410,11 @@ func (s *state) dropUnnamedHooks() {
 
 // departure is recorded for the notice, before the sessions are known.
 func (n notice) departure(repair bool) *Departure {
-	return &Departure{Reason: cmp.Or(n.Reason, string(n.Kind)), Who: cmp.Or(n.Who, n.Source), RepairStreams: repair}
+	d := &Departure{Reason: cmp.Or(n.Reason, string(n.Kind)), Who: cmp.Or(n.Who, n.Source), LeftBy: cluster.LeftByDrain, RepairStreams: repair}
+	if n.Kind == Reimage {
+		d.LeftBy = cluster.LeftByReimage
+	}
+	return d
 }
 
 // event is an event of the cluster's history about the notice.

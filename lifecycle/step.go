@@ -454,7 +454,7 @@ func (s *state) outlasting(now instant, c *config) func(notice) bool {
 	never, joined := s.NeverJoined && s.goal(now, c) > goalNone, c.Joined()
 	return func(n notice) bool {
 		ends := n.Kind == Shutdown ||
-			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot) && s.dueAt(n, c) > s.Began
+			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot || n.Kind == Reimage) && s.dueAt(n, c) > s.Began
 		return never || joined && (ends || !s.isDue(n, now, c))
 	}
 }

@@ -133,7 +133,7 @@ func (h *history) random() event {
 	written := []error{nil, nil, errors.New("no primary"), &cluster.TransitionError{From: cluster.StateLeft, To: h.s.Want}}
 	switch rng.IntN(23) {
 	case 0:
-		return look("aws-lifecycle", []Kind{Terminate, Park, cloud.Unknown}[rng.IntN(3)])
+		return look("aws-lifecycle", []Kind{Terminate, Park, Reimage, cloud.Unknown}[rng.IntN(4)])
 	case 1, 2:
 		return look("aws-lifecycle")
 	case 3:

@@ -106,6 +106,8 @@ type View struct {
 	NeverJoined bool `json:"never_joined,omitempty"`
 	// Over: the machine goes down, and nothing more is done before that.
 	Over bool `json:"over,omitempty"`
+	// UnknownSignals is how many signals of the cloud came that this version does not know.
+	UnknownSignals int `json:"unknown_signals,omitempty"`
 	// Trouble is what does not go well now, by what it is about.
 	Trouble map[string]string `json:"trouble,omitempty"`
 	Notes   []Note            `json:"notes,omitempty"`
@@ -205,6 +207,7 @@ func (r *Runner) viewOf(now instant, c *config, p plan) View {
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: p.Exit, Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), Notes: slices.Clone(r.notes), NeverJoined: s.NeverJoined,
 		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
+		UnknownSignals: len(s.unknown),
 	}
 	v.Ready = v.State == StateActive
 	if s.othersHooks != "" {

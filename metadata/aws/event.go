@@ -28,11 +28,11 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	case o.Has("Service"):
 		e.Shape = "Auto Scaling notification"
 	}
-	var detailType, event, transition, origin, destination string
+	var detailType, event, transition, origin, destination, action string
 	err := errors.Join(o.Texts(map[string]*string{"detail-type": &detailType}), detail.Texts(map[string]*string{
 		"Event": &event, "EC2InstanceId": &e.InstanceID, "AutoScalingGroupName": &e.Group,
 		"LifecycleHookName": &e.Hook.Name, "LifecycleActionToken": &e.Hook.Token, "LifecycleTransition": &transition,
-		"Origin": &origin, "Destination": &destination,
+		"Origin": &origin, "Destination": &destination, "Action": &action,
 	}))
 	if err != nil {
 		return cloud.Event{}, err
@@ -44,8 +44,13 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	// An input transformer may have dropped the transition.
 	switch what := cmp.Or(transition, detailType, event); what {
 	case "autoscaling:EC2_INSTANCE_TERMINATING", "EC2 Instance-terminate Lifecycle Action":
-		if e.Kind = cloud.Terminate; destination == pool {
+		switch {
+		case destination == pool:
 			e.Kind = cloud.Park
+		case action == "ReplaceRootVolume":
+			e.Kind = cloud.Reimage
+		default:
+			e.Kind = cloud.Terminate
 		}
 	case "autoscaling:EC2_INSTANCE_LAUNCHING", "EC2 Instance-launch Lifecycle Action":
 		// A machine that starts into the pool is made ready like any other: another event says what follows.

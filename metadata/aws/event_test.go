@@ -34,6 +34,7 @@ func TestParseEventShapes(t *testing.T) {
 		"eventbridge-terminate-bare":      event(cloud.Terminate, bridge),
 		"eventbridge-terminate-from-pool": event(cloud.Terminate, bridge),
 		"eventbridge-park":                event(cloud.Park, bridge),
+		"eventbridge-replace-root":        event(cloud.Reimage, bridge),
 		"eventbridge-launch":              event(cloud.Launch, bridge),
 		"eventbridge-launch-into-pool":    event(cloud.Launch, bridge),
 		"eventbridge-resume":              event(cloud.Resume, bridge),

@@ -36,7 +36,7 @@ const (
 
 // Watch implements cloud.Watcher.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
-	spotEnd := cloud.SpotEnd{Lead: spotLead}
+	spotEnd, target := cloud.SpotEnd{Lead: spotLead}, targetState{membership: p.hooks.membership}
 	var wg sync.WaitGroup
 	for _, item := range []struct {
 		cloud.Item
@@ -44,12 +44,12 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 		every time.Duration
 		// none reports that a missing item says that nothing is in force.
 		none  bool
-		parse func([]byte) ([]cloud.Notice, error)
+		parse func(context.Context, []byte) ([]cloud.Notice, error)
 	}{
 		// The target state is missing before the first transition, outside of a group, and after leaving one.
-		{meta("target lifecycle state", "autoscaling/target-lifecycle-state"), cloud.GroupTopic(Name), stateEvery, false, parseTarget},
-		{meta("spot interruption", "spot/instance-action"), TopicSpot, spotEvery, true, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
-		{meta("scheduled events", "events/maintenance/scheduled"), TopicScheduled, scheduledEvery, true, parseScheduled},
+		{meta("target lifecycle state", "autoscaling/target-lifecycle-state"), cloud.GroupTopic(Name), stateEvery, false, target.parse},
+		{meta("spot interruption", "spot/instance-action"), TopicSpot, spotEvery, true, func(_ context.Context, body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
+		{meta("scheduled events", "events/maintenance/scheduled"), TopicScheduled, scheduledEvery, true, func(_ context.Context, body []byte) ([]cloud.Notice, error) { return parseScheduled(body) }},
 	} {
 		wg.Go(func() {
 			cloud.Poll(ctx, p.opts.Log, item.Name, item.every, func(ctx context.Context) (time.Duration, error) {
@@ -63,7 +63,7 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 				if err != nil {
 					return 0, err
 				}
-				current, err := item.parse(body)
+				current, err := item.parse(ctx, body)
 				if err == nil {
 					report(item.topic, current)
 				}
@@ -72,6 +72,56 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 		})
 	}
 	wg.Wait()
+}
+
+// targetState reads the target lifecycle state. What it means that a root volume is to be replaced, or was, is not documented, and
+// other states may come: then the API says the state of this machine.
+type targetState struct {
+	membership func(context.Context) (group, state string, err error)
+
+	id      string // of the unknown target
+	current []cloud.Notice
+	asked   time.Time
+	final   bool
+}
+
+// askEvery is the time from one question about the same target to the next, until the answer is final.
+const askEvery = 10 * time.Second
+
+func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, error) {
+	current, err := parseTarget(body)
+	if len(current) == 0 || current[0].Kind != cloud.Unknown {
+		t.id = ""
+		return current, err
+	}
+	n := current[0]
+	if t.id == n.ID && (t.final || time.Since(t.asked) < askEvery) {
+		return t.current, nil
+	}
+	_, state, err := t.membership(ctx)
+	_, denied := errors.AsType[*cloud.DeniedError](err)
+	t.id, t.current, t.asked, t.final = n.ID, current, time.Now(), denied
+	switch {
+	case err != nil:
+	case strings.HasPrefix(state, replacingRoot):
+		t.current, t.final = []cloud.Notice{reimage()}, true
+	case strings.HasSuffix(n.ID, "/"+rootReplaced):
+		t.current = nil // not yet, or not any more
+	default:
+		t.current[0].Reason += ", state " + cloud.Printable(state)
+		t.final = true
+	}
+	return t.current, nil
+}
+
+// The states of the replacement of a root volume, without :Wait and :Proceed.
+const (
+	replacingRoot = "ReplacingRootVolume"
+	rootReplaced  = "RootVolumeReplaced"
+)
+
+func reimage() cloud.Notice {
+	return cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Reimage), Kind: cloud.Reimage, Who: "Auto Scaling", Reason: "root volume replaced"}
 }
 
 // parseTarget reads the target lifecycle state, where the group wants the instance to be.
@@ -92,6 +142,8 @@ func parseTarget(body []byte) ([]cloud.Notice, error) {
 		n.Reason = "detached from the group"
 	case state == "Standby":
 		n.Reason = "standby"
+	case strings.HasPrefix(state, replacingRoot):
+		n = reimage()
 	case warmed:
 		n.Reason = "return to the warm pool (" + pool + ")"
 	default:

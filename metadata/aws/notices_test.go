@@ -223,6 +223,46 @@ func TestNotices(t *testing.T) {
 	}
 }
 
+// TestUnknownTarget: of a target state that this version does not know, the API says what it means. It is asked until the answer is
+// final.
+func TestUnknownTarget(t *testing.T) {
+	t.Parallel()
+	reimage := cloud.Notice{ID: "aws-lifecycle/reimage", Kind: cloud.Reimage, Who: "Auto Scaling", Reason: "root volume replaced"}
+	unknown := func(id, reason string) cloud.Notice {
+		return cloud.Notice{ID: "aws-lifecycle/unknown/" + id, Kind: cloud.Unknown, Who: "Auto Scaling", Reason: reason}
+	}
+	denied := xmlError(403, "AccessDenied", "no")
+	for name, tt := range map[string]struct {
+		target      string
+		answers     []answer
+		first, last []cloud.Notice // at once, and after a minute
+		calls       int            // within a minute
+	}{
+		"a root is being replaced":   {"RootVolumeReplaced", list(member("edge-asg", "ReplacingRootVolume:Wait")), list(reimage), list(reimage), 1},
+		"it begins in a moment":      {"RootVolumeReplaced", list(member("edge-asg", "InService"), member("edge-asg", "ReplacingRootVolume")), nil, list(reimage), 2},
+		"it was replaced":            {"RootVolumeReplaced", list(member("edge-asg", "Pending:Wait")), nil, nil, 7},
+		"the target says it":         {"ReplacingRootVolume:Wait", list(denied), list(reimage), list(reimage), 0},
+		"another state":              {"Quarantined", list(member("edge-asg", "Quarantining:Wait")), list(unknown("Quarantined", "target state Quarantined, state Quarantining:Wait")), list(unknown("Quarantined", "target state Quarantined, state Quarantining:Wait")), 1},
+		"a denied question":          {"RootVolumeReplaced", list(denied), list(unknown("RootVolumeReplaced", "target state RootVolumeReplaced")), list(unknown("RootVolumeReplaced", "target state RootVolumeReplaced")), 1},
+		"the API answers some later": {"RootVolumeReplaced", list(xmlError(400, "Odd", "no"), member("edge-asg", "ReplacingRootVolume")), list(unknown("RootVolumeReplaced", "target state RootVolumeReplaced")), list(reimage), 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				imds := instanceWithRole()
+				imds.set(target, tt.target)
+				p, api, _ := openAPI(t, imds, "", tt.answers...)
+				w := metadatatest.Watch(t, p)
+				w.Look(state, time.Second, metadatatest.Any, tt.first...)
+				time.Sleep(57 * time.Second)
+				w.Look(state, 3*time.Second, metadatatest.Any, tt.last...)
+				if n := len(api.calls); n != tt.calls {
+					t.Errorf("%d calls, want %d", n, tt.calls)
+				}
+			})
+		})
+	}
+}
+
 // TestWatchTarget: a change is seen within one interval, and a missing item withdraws nothing.
 func TestWatchTarget(t *testing.T) {
 	t.Parallel()

@@ -26,6 +26,9 @@ const (
 	Reboot Kind = "reboot"
 	// Park: the machine leaves service and stays as it is, to come back later (warm pool, standby, detached).
 	Park Kind = "park"
+	// Reimage: the root volume is replaced; the machine comes back with its id and without anything that this one knows. A hook may
+	// wait for our completion.
+	Reimage Kind = "reimage"
 	// Resume: a parked machine returns to service.
 	Resume Kind = "resume"
 	// Launch: a hook waits until this machine serves.

@@ -90,7 +90,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 		g.log().Warn("what the drain came to cannot be read", "error", err)
 	}
 	if last != nil {
-		req.Reason, req.Cut, req.RepairStreams = last.Reason, last.Cut, last.RepairStreams
+		req.Reason, req.LeftBy, req.Cut, req.RepairStreams = last.Reason, last.LeftBy, last.Cut, last.RepairStreams
 	}
 	done, err := m.Deregister(ctx, req)
 	if opts.onShutdown && !errors.Is(err, bootstrap.ErrServing) {

@@ -356,7 +356,7 @@ func nodeColumns() []nodeColumn {
 		{title: "GROUP", text: of(func(n *cluster.Node) string { return n.Group }), spare: true, most: 24},
 		{title: "ZONE", text: of(func(n *cluster.Node) string { return cmp.Or(n.Zone, n.Region) }), spare: true},
 		{title: "ADDRESS", text: func(v nodeView) string { return dash(printable(v.Address())) }},
-		{title: "STATE", text: of(func(n *cluster.Node) string { return string(n.State) }), paint: paintState},
+		{title: "STATE", text: stateText, paint: paintState},
 		{title: "HEALTH", text: func(v nodeView) string { return string(v.Health) }, paint: paintHealth},
 		{
 			title: "AGENT", right: true, text: func(v nodeView) string { return ageText(v.Agent) },
@@ -396,6 +396,13 @@ func dash(s string) string {
 		return "-"
 	}
 	return s
+}
+
+func stateText(v nodeView) string {
+	if v.Reimaging {
+		return "reimaging"
+	}
+	return dash(printable(string(v.State())))
 }
 
 func paintState(p palette, v nodeView, s string) string {

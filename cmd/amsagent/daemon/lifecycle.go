@@ -399,7 +399,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 	l.mu.Lock()
 	d := bootstrap.Departure{
 		ID: id, Address: address, Documents: l.documents, StoppedAt: l.stoppedAt,
-		Reason: t.Reason, LeftBy: cluster.LeftByDrain, Cut: t.Cut, RepairStreams: t.RepairStreams,
+		Reason: t.Reason, LeftBy: cmp.Or(t.LeftBy, cluster.LeftByDrain), Cut: t.Cut, RepairStreams: t.RepairStreams,
 	}
 	l.mu.Unlock()
 	if d.Reason == "" {

@@ -148,6 +148,9 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 		e.gauge("amsagent_server_up", "1 if every application of Ant Media Server that must serve answers.", known(v.Server.Up))
 	}
 	e.gauge("amsagent_trouble", "1 if the agent is degraded; amsagent status shows the reason.", known(v.Trouble != ""))
+	if v.Lifecycle != nil {
+		e.gauge("amsagent_unknown_signals", "Signals of the cloud, since the agent started, that this version does not know.", ptr(&v.Lifecycle.UnknownSignals, 1))
+	}
 	e.gauge("amsagent_restart_pending", "1 if Ant Media Server needs a restart to apply its files: they differ from those of the join, or are newer than the server.", known(v.RestartPending))
 	e.counters("amsagent_beats_total", "Heartbeats by result; dropped means that MongoDB was unreachable and the write was not tried.",
 		"result", counter{"sent", &m.sent}, counter{"failed", &m.failed}, counter{"dropped", &m.dropped})
