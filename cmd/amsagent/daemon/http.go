@@ -19,6 +19,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/sleep"
+	"github.com/amsagent/amsagent/metadata/azure"
 )
 
 const (
@@ -208,6 +209,11 @@ func (d *Daemon) metricsHandler() http.Handler {
 		// For what replaces machines.
 		h := d.health(time.Now())
 		answerJSON(w, h.Healthy, h)
+	})
+	mux.HandleFunc("GET /application-health", func(w http.ResponseWriter, _ *http.Request) {
+		now := time.Now()
+		v := d.view.get()
+		writeJSON(w, azure.HealthOf(d.health(now).Healthy, v.idle(now)))
 	})
 	return mux
 }

@@ -150,6 +150,15 @@ func (d *Daemon) health(now time.Time) Health {
 	return Health{Healthy: true}
 }
 
+// idle reports whether an upgrade of this machine would cut no session: it is no node, or has left, or has lately none.
+func (v *View) idle(now time.Time) bool {
+	n, known := v.counted.Total()
+	return v.Phase != bootstrap.PhaseJoined || v.State == cluster.StateLeft || known && n == 0 && now.Sub(v.countedAt) < idleTime
+}
+
+// idleTime is how old the last count of an idle node is at most.
+const idleTime = time.Minute
+
 // broken reports whether this machine ought to serve, does not, and nothing that
 // other nodes share is known to be the cause.
 func (v *View) broken(now time.Time, interval time.Duration) bool {

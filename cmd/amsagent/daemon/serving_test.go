@@ -747,6 +747,43 @@ func TestHealthOfServer(t *testing.T) {
 	}
 }
 
+// Azure may upgrade a machine that is known to have no session. Whatever its health is, the answer is 200.
+func TestApplicationHealth(t *testing.T) {
+	p := func(n int) *int { return &n }
+	for name, tt := range map[string]struct {
+		sessions cluster.Sessions
+		age      time.Duration
+		change   func(*View)
+		idle     bool
+	}{
+		"no sessions":              {cluster.Sessions{Publishers: p(0), Viewers: p(0)}, time.Second, nil, true},
+		"a viewer":                 {cluster.Sessions{Publishers: p(0), Viewers: p(1)}, time.Second, nil, false},
+		"unknown viewers":          {cluster.Sessions{Publishers: p(0)}, time.Second, nil, false},
+		"a count of long ago":      {cluster.Sessions{Publishers: p(0), Viewers: p(0)}, time.Hour, nil, false},
+		"has left":                 {cluster.Sessions{}, 0, func(v *View) { v.State = cluster.StateLeft }, true},
+		"no node":                  {cluster.Sessions{}, 0, func(v *View) { v.Phase = "" }, true},
+		"dead, and a viewer is on": {cluster.Sessions{Publishers: p(0), Viewers: p(1)}, time.Second, func(v *View) { v.Started, v.Beat.Round = time.Time{}.Add(1), time.Time{} }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			watchServer(t, func(w *watched) {
+				w.d.view.change(func(v *View) {
+					v.counted, v.countedAt = tt.sessions, time.Now().Add(-tt.age)
+					if tt.change != nil {
+						tt.change(v)
+					}
+				})
+				rec := httptest.NewRecorder()
+				w.d.metricsHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/application-health", nil))
+				skips := strings.Contains(rec.Body.String(), `\"SkipUpgrade\":true`)
+				healthy := strings.Contains(rec.Body.String(), `"ApplicationHealthState":"Healthy"`)
+				if rec.Code != http.StatusOK || skips == tt.idle || healthy == strings.HasPrefix(name, "dead") {
+					t.Errorf("%d %s", rec.Code, rec.Body)
+				}
+			})
+		})
+	}
+}
+
 // A server that is silent says nothing of this machine before MongoDB has taken a beat since: what takes the one away takes
 // the other.
 func TestBrokenSinceABeat(t *testing.T) {

@@ -1,0 +1,29 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package azure
+
+import "fmt"
+
+// ApplicationHealth is what the Application Health extension 2.0 reads from this machine. The answer is 200 in each state: any other
+// one is Unknown to Azure, which repairs such machines. Source:
+// https://learn.microsoft.com/azure/virtual-machine-scale-sets/virtual-machine-scale-sets-rolling-upgrade-custom-metrics
+type ApplicationHealth struct {
+	State string `json:"ApplicationHealthState"` // Healthy or Unhealthy
+	// CustomMetrics is JSON in a text.
+	CustomMetrics string `json:"customMetrics"`
+}
+
+// HealthOf returns the health of a machine: whether it needs no replacement, and whether it may be upgraded now, because it is known to
+// have no sessions.
+func HealthOf(healthy, idle bool) ApplicationHealth {
+	h, phase := ApplicationHealth{State: "Unhealthy"}, 1
+	if healthy {
+		h.State = "Healthy"
+	}
+	if idle {
+		phase = 0 // upgraded first
+	}
+	h.CustomMetrics = fmt.Sprintf(`{"rollingUpgrade":{"SkipUpgrade":%t,"PhaseOrderingNumber":%d}}`, !idle, phase)
+	return h
+}
