@@ -327,8 +327,8 @@ func TestFirstLookAfterAnOutage(t *testing.T) {
 	}
 }
 
-// An observer whose first looks fail does not know since when MongoDB was away. A node with old signals is unknown until it is heard,
-// or gone, also when other nodes are heard.
+// An observer whose first looks fail does not know since when MongoDB was away. A node with old signals is unknown until it sends
+// one, or is gone, also if other nodes send theirs.
 func TestFirstLookThatSucceeds(t *testing.T) {
 	s := newStage(t)
 	s.heartbeat("dead", "10.0.0.1")

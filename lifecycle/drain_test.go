@@ -65,8 +65,8 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 	})
 }
 
-// The machine whose root volume is replaced leaves as any other, and its record says that it comes back. If the group ends it after
-// all, the hook of the end is completed once more.
+// The machine whose root volume is replaced leaves as any other, and its record has the reason. If the group ends it after all, the
+// hook of the end is completed again.
 func TestReimage(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -42,7 +42,7 @@ type Options struct {
 	// SampleInterval is the time from one count of the sessions to the next; 0 is a second.
 	SampleInterval time.Duration
 	// Balancers returns the names of the load balancers that send new sessions to this node, as far as they confirm what they do;
-	// nil is none. Its answer is no longer than ctx.
+	// with nil, a drain does not wait for them. It returns when ctx ends.
 	Balancers func(ctx context.Context) []string
 	// Before returns the last count before a drain; nil is none.
 	Before func() (s cluster.Sessions, at time.Time)

@@ -56,10 +56,10 @@ type Note struct {
 	Text string    `json:"text"`
 }
 
-// View is what can be told of the node's going, for people and programs.
+// View is the drain of this node, for people and programs.
 type View struct {
 	State State `json:"state"`
-	// Ready is false as soon as nobody new is to be sent here.
+	// Ready is false as soon as new sessions must not come here.
 	Ready bool `json:"ready"`
 	Step  Step `json:"step,omitempty"`
 	// Kind, Reason and Who are those of the weightiest notice.

@@ -435,8 +435,11 @@ func goingCases() []aCase {
 	short, quick := good, good
 	short.Limit = 20 * time.Minute
 	quick.Timeout = 40 * time.Second
+	retains := good
+	retains.Abandons = "drain"
 	return []aCase{
 		{IDHook, "there", hooked(good, nil), Good, "", "drain of group edges; may keep it waiting"},
+		{IDHook, "default result", hooked(retains, nil), Good, "", "drain ends with ABANDON"},
 		{IDHook, "no hook", hooked(HookView{Group: "edges"}, nil), Warning, "", "a scale-in cuts"},
 		{IDHook, "hooks of others", hooked(HookView{Group: "edges", Others: []string{"drain", "logs"}}, nil), Warning, "", "none is this agent's: drain, logs"},
 		{IDHook, "no group", hooked(HookView{}, nil), Good, "", "in no scaling group"},

@@ -35,6 +35,8 @@ type HookView struct {
 	// Denied is the permission that this machine's role lacks, Policy what has to be
 	// granted, and Answer what the cloud said.
 	Denied, Policy, Answer string
+	// Abandons names the hook whose default result abandons the end of the machine; "" if none does.
+	Abandons string
 	// Unproved says which permission could not be tried.
 	Unproved string
 	// Untold is what this cloud tells nobody on the machine, "" where it tells all,
@@ -86,6 +88,9 @@ func checkHook(ctx context.Context, p *patient) []Result {
 	text := fmt.Sprintf("%s of group %s", v.Name, v.Group)
 	if v.Unproved != "" {
 		text += "; " + v.Unproved
+	}
+	if v.Abandons != "" {
+		text += "; if this machine crashes, " + v.Abandons + " ends with ABANDON: a group with TerminateHookAbandon=retain keeps the dead machine"
 	}
 	return one(good("%s", text))
 }

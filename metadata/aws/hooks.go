@@ -265,6 +265,7 @@ func (h *hooks) list(ctx context.Context, group string, launching bool) ([]cloud
 				continue
 			}
 			hook := cloud.Hook{Provider: Name, Group: group, Name: sdk.ToString(l.LifecycleHookName), Launching: launching, Timeout: seconds(l.HeartbeatTimeout)}
+			hook.Abandons = sdk.ToString(l.DefaultResult) == "ABANDON"
 			if limit := seconds(l.GlobalTimeout); limit > 0 {
 				// From now on at the latest: the wait has not begun, or just now.
 				hook.Limit = time.Now().Add(limit)

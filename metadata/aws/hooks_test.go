@@ -142,7 +142,7 @@ func noMember() answer {
 // twoHooks are those of a group: one for each transition that we know, and one of another.
 func twoHooks() answer {
 	return xmlAnswer(200, `<?xml version="1.0"?><DescribeLifecycleHooksResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><DescribeLifecycleHooksResult><LifecycleHooks>
-		<member><LifecycleHookName>z</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_TERMINATING</LifecycleTransition><HeartbeatTimeout>300</HeartbeatTimeout><GlobalTimeout>30000</GlobalTimeout></member>
+		<member><LifecycleHookName>z</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_TERMINATING</LifecycleTransition><DefaultResult>ABANDON</DefaultResult><HeartbeatTimeout>300</HeartbeatTimeout><GlobalTimeout>30000</GlobalTimeout></member>
 		<member><LifecycleHookName>up</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_LAUNCHING</LifecycleTransition></member>
 		<member><LifecycleHookName>other</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_DREAMING</LifecycleTransition></member>
 		</LifecycleHooks></DescribeLifecycleHooksResult></DescribeLifecycleHooksResponse>`)
@@ -170,7 +170,7 @@ func TestHooksWire(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	ending := hook("z", false)
-	ending.Timeout = 5 * time.Minute
+	ending.Timeout, ending.Abandons = 5*time.Minute, true
 	got[0].Limit = time.Time{}
 	if diff := cmp.Diff([]cloud.Hook{ending}, got); diff != "" {
 		t.Error(diff)

@@ -74,8 +74,8 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	wg.Wait()
 }
 
-// targetState reads the target lifecycle state. What it means that a root volume is to be replaced, or was, is not documented, and
-// other states may come: then the API says the state of this machine.
+// targetState reads the target lifecycle state. The documentation does not say which one a machine has while its
+// root volume is replaced, and other states may come: then the API reports the state of this machine.
 type targetState struct {
 	membership func(context.Context) (group, state string, err error)
 

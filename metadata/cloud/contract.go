@@ -88,6 +88,8 @@ type Hook struct {
 	// zero is not known.
 	Timeout time.Duration `json:"timeout_ns,omitempty"`
 	Limit   time.Time     `json:"limit,omitzero"`
+	// Abandons reports that the transition is abandoned if the hook is left to its timeout, for example by a machine that crashed.
+	Abandons bool `json:"-"`
 	// Parking reports that the machine is on its way out of service to come back.
 	Parking bool `json:"-"`
 }

@@ -54,6 +54,9 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 	for _, hook := range c.Ours {
 		names = append(names, hook.Name)
 		least(&v.Timeout, hook.Timeout)
+		if hook.Abandons {
+			v.Abandons = hook.Name
+		}
 		if !hook.Limit.IsZero() {
 			least(&v.Limit, time.Until(hook.Limit).Round(time.Second))
 		}
