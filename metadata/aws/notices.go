@@ -94,13 +94,17 @@ func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, e
 		t.id = ""
 		return current, err
 	}
-	n := current[0]
-	if t.id == n.ID && (t.final || time.Since(t.asked) < askEvery) {
-		return t.current, nil
+	if t.id != current[0].ID || !t.final && time.Since(t.asked) >= askEvery {
+		t.ask(ctx, current[0])
 	}
+	return t.current, nil
+}
+
+// ask asks the API what a target means. Without an answer the signal stays unknown.
+func (t *targetState) ask(ctx context.Context, n cloud.Notice) {
 	_, state, err := t.membership(ctx)
 	_, denied := errors.AsType[*cloud.DeniedError](err)
-	t.id, t.current, t.asked, t.final = n.ID, current, time.Now(), denied
+	t.id, t.current, t.asked, t.final = n.ID, []cloud.Notice{n}, time.Now(), denied
 	switch {
 	case err != nil:
 	case strings.HasPrefix(state, replacingRoot):
@@ -111,7 +115,6 @@ func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, e
 		t.current[0].Reason += ", state " + cloud.Printable(state)
 		t.final = true
 	}
-	return t.current, nil
 }
 
 // The states of the replacement of a root volume, without :Wait and :Proceed.

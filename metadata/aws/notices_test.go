@@ -253,7 +253,7 @@ func TestUnknownTarget(t *testing.T) {
 				p, api, _ := openAPI(t, imds, "", tt.answers...)
 				w := metadatatest.Watch(t, p)
 				w.Look(state, time.Second, metadatatest.Any, tt.first...)
-				time.Sleep(57 * time.Second)
+				<-time.After(57 * time.Second)
 				w.Look(state, 3*time.Second, metadatatest.Any, tt.last...)
 				if n := len(api.calls); n != tt.calls {
 					t.Errorf("%d calls, want %d", n, tt.calls)
