@@ -159,11 +159,14 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	seen := Seen{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone()}
 	f.seen = append(f.seen, seen)
-	fault, hook := f.nextFault(r.URL.Path), f.onRequest
+	hook := f.onRequest
 	f.mu.Unlock()
 	if hook != nil {
-		hook(seen)
+		hook(seen) // it may break the answer
 	}
+	f.mu.Lock()
+	fault := f.nextFault(r.URL.Path)
+	f.mu.Unlock()
 	if fault != nil {
 		fault(f, w, r)
 		return
