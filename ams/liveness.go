@@ -9,11 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -67,62 +64,10 @@ func (l Liveness) String() string {
 // new connection for each call, so that none is left over from before a restart. It fails with [ErrNotThisMachine] for
 // other machines.
 func NewHTTPClient() *http.Client {
-	return newHTTPClient(&http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true})
-}
-
-// ConnCount counts the connections of a client.
-type ConnCount struct{ open, lost atomic.Int64 }
-
-// Open returns the number of open connections.
-func (c *ConnCount) Open() int { return int(c.open.Load()) }
-
-// Lost returns how often the last connection closed: if it has not changed, the server was not restarted in between.
-func (c *ConnCount) Lost() int { return int(c.lost.Load()) }
-
-func (c *ConnCount) close() {
-	if c.open.Add(-1) == 0 {
-		c.lost.Add(1)
-	}
-}
-
-// pollingConns is the number of connections a polling client keeps: one for each application of a usual server, as all
-// are polled at the same time.
-const pollingConns = 16
-
-// NewPollingClient is [NewHTTPClient] for calls every second: it keeps its connections, as connecting is most of the
-// cost of a call.
-func NewPollingClient(conns *ConnCount) *http.Client {
-	return newHTTPClient(&http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialThisMachine(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			conns.open.Add(1)
-			return &countedConn{Conn: conn, closed: sync.OnceFunc(conns.close)}, nil
-		},
-		MaxIdleConnsPerHost: pollingConns,
-		IdleConnTimeout:     10 * time.Second,
-	})
-}
-
-func newHTTPClient(t *http.Transport) *http.Client {
-	t.MaxResponseHeaderBytes = maxHeader
 	return &http.Client{
-		Transport:     t,
+		Transport:     &http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-}
-
-// countedConn calls closed when it is closed.
-type countedConn struct {
-	net.Conn
-	closed func()
-}
-
-func (c *countedConn) Close() error {
-	c.closed()
-	return c.Conn.Close()
 }
 
 // Refused reports whether no process listens at the server's port. base is [Installation.BaseURL]. It sends no request,

@@ -9,10 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -95,80 +92,3 @@ func TestCheckLivenessNoAnswer(t *testing.T) {
 
 // ownPort is on a loopback address that no other test listens on: a test's server reuses its port after a restart.
 const ownPort = "127.0.93.1:0"
-
-// A polling client reuses one connection and counts its connections. It reaches a restarted server by a new one.
-func TestPollingClient(t *testing.T) {
-	var made atomic.Int64
-	serve := func(l net.Listener) *http.Server {
-		srv := &http.Server{
-			Handler: http.HandlerFunc(http.NotFound),
-			ConnState: func(_ net.Conn, s http.ConnState) {
-				if s == http.StateNew {
-					made.Add(1)
-				}
-			},
-			ReadHeaderTimeout: time.Minute,
-		}
-		go func() { _ = srv.Serve(l) }()
-		return srv
-	}
-	l, err := net.Listen("tcp", ownPort)
-	must.OK(t, err)
-	address := l.Addr().String()
-	srv := serve(l)
-	var conns ConnCount
-	client := NewPollingClient(&conns)
-	ask := func(want AppServing) {
-		t.Helper()
-		if a := CheckServing(t.Context(), client, "http://"+address, "LiveApp"); a.State != want {
-			t.Errorf("%+v, want %s", a, want)
-		}
-	}
-	// Go drops a connection if the end of a write is reported 50 ms late, as on a busy machine.
-	const calls = 20
-	for range calls {
-		ask(AppServes)
-	}
-	if made.Load() > calls/2 {
-		t.Errorf("%d calls made %d connections", calls, made.Load())
-	}
-	// All applications are polled at the same time, repeatedly.
-	const applications, rounds = 8, 10
-	made.Store(0)
-	for range rounds {
-		var asks sync.WaitGroup
-		for range applications {
-			asks.Go(func() { ask(AppServes) })
-		}
-		asks.Wait()
-	}
-	if made.Load() > applications*rounds/2 {
-		t.Errorf("%d applications asked %d times made %d connections", applications, rounds, made.Load())
-	}
-	client.CloseIdleConnections()
-	ask(AppServes)
-	opens := func(n int) {
-		t.Helper()
-		for tries := 0; conns.Open() != n; tries++ { // they are closed in the background
-			if tries == 6000 {
-				t.Fatalf("%d connections are open, want %d", conns.Open(), n)
-			}
-			<-time.After(10 * time.Millisecond)
-		}
-	}
-	opens(1)
-	lost := conns.Lost()
-	must.OK(t, srv.Close())
-	ask(AppRefused)
-	opens(0)
-	if now := conns.Lost(); now != lost+1 {
-		t.Errorf("left without a connection %d times, %d before the server closed", now, lost)
-	}
-	if l, err = net.Listen("tcp", address); err != nil {
-		t.Fatal(err)
-	}
-	srv = serve(l)
-	defer func() { _ = srv.Close() }()
-	ask(AppServes)
-	opens(1)
-}

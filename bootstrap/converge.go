@@ -120,10 +120,10 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 			return nil, &FailedError{Step: "asking who this machine is", Err: context.Cause(ctx), State: untouched}
 		}
 	}
-	c, err := m.convergeOnce(ctx, store, req, pass{found: untouched, asks: m.server(m.http())})
+	c, err := m.convergeOnce(ctx, store, req, pass{found: untouched, asks: m.Server()})
 	if starting, ok := errors.AsType[*startingError](err); ok {
 		// Without the lock: a drain that comes meanwhile stops the server at its time.
-		m.awaitStarted(ctx, starting.facts, starting.asks)
+		m.awaitStarted(ctx, starting.asks)
 		if ctx.Err() == nil {
 			c, err = m.convergeOnce(ctx, store, req, starting.pass)
 		}
@@ -140,10 +140,7 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 
 // startingError is that the server's files are not to be written now: an application saves
 // its settings in the middle of its start, from what it read at the beginning.
-type startingError struct {
-	facts *facts
-	pass
-}
+type startingError struct{ pass }
 
 // pass is what a pass of a convergence knows of the one before it.
 type pass struct {
@@ -409,8 +406,8 @@ func (k *converger) mend(ctx context.Context) error {
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
 	// After ctx ended no application was asked.
-	if changed && k.req.Mode == ConvergeByCommand && k.up() && (k.starting(ctx, f, k.asks) || ctx.Err() != nil) {
-		return &startingError{f, k.pass}
+	if changed && k.req.Mode == ConvergeByCommand && k.up() && (k.asks.starts(ctx, k.asks.look(ctx)) || ctx.Err() != nil) {
+		return &startingError{k.pass}
 	}
 	k.noteWritten(changed)
 	if changed || k.state != *f.state {
@@ -603,24 +600,19 @@ const startingTime = 2 * time.Minute
 
 // awaitStarted waits while the server starts. A join and a leave need not wait, because they
 // restart it.
-func (m *Machine) awaitStarted(ctx context.Context, f *facts, server *Server) {
+func (m *Machine) awaitStarted(ctx context.Context, server *Server) {
 	ctx, cancel := context.WithTimeout(ctx, startingTime)
 	defer cancel()
 	m.say("waiting for Ant Media Server, which is starting")
-	for m.starting(ctx, f, server) {
-		if !sleep.For(ctx, servingPoll) {
-			return
-		}
-	}
+	Watch(ctx, server, func(is Served) bool { return server.starts(ctx, is.Answers) })
 }
 
-// starting reports whether an application is starting. In the middle of its start it answers
-// 500, as one that is broken does: only a server that is young is given the benefit. Where its
-// age is not known, it is taken to have been started when this convergence began.
-func (m *Machine) starting(ctx context.Context, f *facts, server *Server) bool {
-	young := time.Since(server.askService(ctx).or(server.first).at) < startingTime
-	return slices.ContainsFunc(server.askAll(ctx, m.servingApps(f.install)), func(a ams.AppAnswer) bool {
-		return a.State == ams.AppStarting || young && !a.Serves()
+// starts reports whether an application may be starting. In the middle of its start it answers 500, as a broken one does:
+// it is broken only in a server that is not young. Without a known age, the server started when this was first asked.
+func (s *Server) starts(ctx context.Context, answers []ams.AppAnswer) bool {
+	young := time.Since(s.askService(ctx).or(s.first).at) < startingTime
+	return len(answers) == 0 || slices.ContainsFunc(answers, func(a ams.AppAnswer) bool {
+		return a.State == "" || a.State == ams.AppStarting || young && !a.Serves()
 	})
 }
 

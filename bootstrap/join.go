@@ -436,7 +436,7 @@ func (j *joiner) provedAtOnce(ctx context.Context) (*Evidence, bool) {
 	if _, seen := j.alreadySeen(); !seen {
 		return nil, false
 	}
-	ctx, cancel := context.WithTimeout(ctx, servingPoll)
+	ctx, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
 	defer cancel()
 	ev, err := j.verify(ctx)
 	return ev, err == nil

@@ -4,21 +4,22 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
 )
 
 const (
-	// servingPoll is how often a convergence asks the applications of a server that starts.
-	servingPoll = 250 * time.Millisecond
 	// servingLimit bounds asking all applications once.
 	servingLimit = 2 * time.Second
 	// serviceEvery is how often the service manager is asked for the server's start while an application does not serve, and
@@ -27,9 +28,9 @@ const (
 	serviceLimit = 500 * time.Millisecond
 	// dialLimit bounds the check whether a process listens.
 	dialLimit = 500 * time.Millisecond
-	// servedFor is how long an application that served is known not to be starting if no connection was lost. After a pause of
-	// the whole machine, the loss is noticed a moment later.
-	servedFor = 3 * time.Second
+	// servedFor is how long an application that served is known not to be starting: a restart takes longer, and without a
+	// pause of the agent at least one call fails meanwhile.
+	servedFor = 2 * time.Second
 	// seenPath is the file of seen.
 	seenPath = StateDir + "/seen.json"
 )
@@ -62,7 +63,7 @@ func (j *joiner) serve(ctx context.Context) error {
 	watched, died := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
 	watcher.Go(func() { j.watch(watched, died, false) })
-	server := j.server(j.http())
+	server := j.Server()
 	server.install = j.facts.install // as long as it is not outdated
 	if j.result.Restarted {
 		server.down = j.startedAt
@@ -88,7 +89,7 @@ func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 	}
 	var last Served
 	served := map[string]bool{}
-	NewServerWatch(server, nil).Run(ctx, func(is Served) bool {
+	Watch(ctx, server, func(is Served) bool {
 		last = is
 		for _, a := range is.Answers {
 			if !a.Serves() || served[a.Name] {
@@ -112,17 +113,6 @@ func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 		return nil
 	}
 	return &NotServingError{Apps: notServing(last.Answers), Err: ctx.Err()}
-}
-
-// servingApps are the applications of an installation that must serve.
-func (m *Machine) servingApps(in *ams.Installation) []string {
-	names := make([]string, 0, len(in.Apps))
-	for _, a := range in.Apps {
-		if !a.Console() {
-			names = append(names, a.Name)
-		}
-	}
-	return ams.ServingApps(names, m.Serving)
 }
 
 func (e *NotServingError) list() string {
@@ -179,16 +169,17 @@ func check(ctx context.Context, client *http.Client, in *ams.Installation, start
 // Server calls the applications of the server on this machine. It detects a restart of the server, and another release. Its
 // methods are safe for concurrent use.
 type Server struct {
-	m      *Machine
+	m *Machine
+	// client makes a connection for each call: none is left from before a restart.
 	client *http.Client
-	conns  ams.ConnCount // of client
 	// refuses reports whether no process listens at the server's port.
 	refuses func(context.Context, *ams.Installation) bool
-	first   time.Time // the time of the first look
+	first   time.Time    // the time of the first look
+	calls   atomic.Int64 // in progress
 
 	mu      sync.Mutex
 	install *ams.Installation
-	served  map[string]lastServed
+	served  map[string]time.Time // when an application last served
 
 	// Held while the service manager is asked: many applications may be called at the same time.
 	startMu sync.Mutex
@@ -197,23 +188,9 @@ type Server struct {
 	down    time.Time // when no process listened: the server starts later
 }
 
-// lastServed is when an application served, and [ams.ConnCount.Lost] before that call.
-type lastServed struct {
-	at   time.Time
-	lost int
-}
-
 // Server returns the server for repeated calls.
 func (m *Machine) Server() *Server {
-	s := m.server(m.HTTP)
-	if s.client == nil {
-		s.client = ams.NewPollingClient(&s.conns)
-	}
-	return s
-}
-
-func (m *Machine) server(client *http.Client) *Server {
-	s := &Server{m: m, client: client, first: time.Now(), served: map[string]lastServed{}}
+	s := &Server{m: m, client: m.http(), first: time.Now(), served: map[string]time.Time{}}
 	s.refuses = func(ctx context.Context, in *ams.Installation) bool {
 		return m.HTTP == nil && ams.Refused(ctx, in.BaseURL()) // else something answers in the place of the server
 	}
@@ -229,73 +206,69 @@ func (s *Server) Applications() ([]string, error) {
 	return ams.ServingApps(apps, s.m.Serving), nil
 }
 
-// askAll is Ask for several applications, within servingLimit.
-func (s *Server) askAll(ctx context.Context, apps []string) []ams.AppAnswer {
+// look returns the first answer of each application. One that gives none within servingLimit is silent.
+func (s *Server) look(ctx context.Context) (answers []ams.AppAnswer) {
 	ctx, cancel := context.WithTimeout(ctx, servingLimit)
 	defer cancel()
-	answers := make([]ams.AppAnswer, len(apps))
-	slots := make(chan struct{}, maxAsks)
-	var asks sync.WaitGroup
-	for i, app := range apps {
-		slots <- struct{}{}
-		asks.Go(func() {
-			answers[i] = s.Ask(ctx, app)
-			<-slots
-		})
+	Watch(ctx, s, func(is Served) bool {
+		answers = is.Answers
+		return slices.ContainsFunc(answers, func(a ams.AppAnswer) bool { return a.State == "" })
+	})
+	for i := range answers {
+		answers[i].State = cmp.Or(answers[i].State, ams.AppSilent)
 	}
-	asks.Wait()
 	return answers
 }
 
 // Ask calls one application. ctx bounds the call.
 func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
-	a, lost, at := s.ask(ctx, app)
+	s.calls.Add(1)
+	defer s.calls.Add(-1)
+	began := time.Now()
+	a := s.ask(ctx, app)
 	s.mu.Lock()
 	delete(s.served, app)
 	if a.State == ams.AppServes { // not AppWaits: it will be initialized, and must not be called before
-		s.served[app] = lastServed{time.Now(), lost}
+		s.served[app] = time.Now()
 	}
 	s.mu.Unlock()
 	if a.State == ams.AppRefused {
 		s.startMu.Lock()
-		if at.After(s.down) {
-			s.down = at // not the time now: since then it may have started
+		if began.After(s.down) {
+			s.down = began // not the time now: since then it may have started
 		}
 		s.startMu.Unlock()
 	}
 	return a
 }
 
-// ask also returns [ams.ConnCount.Lost] before the call, and the time of the call.
-func (s *Server) ask(ctx context.Context, app string) (_ ams.AppAnswer, lost int, at time.Time) {
+func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
 	serves := s.servesYet(app)
-	lost, at = s.conns.Lost(), time.Now()
 	in, err := s.installation(serves)
 	if err != nil {
-		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost, at
+		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
 	if serves {
-		return check(ctx, s.client, in, start{}, app), lost, at
+		return check(ctx, s.client, in, start{}, app)
 	}
 	dialed, stop := context.WithTimeout(ctx, dialLimit)
 	refused := s.refuses(dialed, in)
 	if stop(); refused {
-		return ams.AppAnswer{Name: app, State: ams.AppRefused}, lost, at
+		return ams.AppAnswer{Name: app, State: ams.AppRefused}
 	}
 	started := s.serverStarted(ctx)
 	// Open it last: the server may have been replaced until then.
 	if in, err = s.installation(false); err != nil {
-		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}, lost, at
+		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
-	return ask(ctx, s.client, in, started, app), lost, at
+	return ask(ctx, s.client, in, started, app)
 }
 
 // servesYet reports whether the server was not restarted since an application served.
 func (s *Server) servesYet(app string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	last, ok := s.served[app]
-	return ok && last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
+	return time.Since(s.served[app]) < servedFor
 }
 
 // serverStarted is when the server was started according to [Machine.serverStarted], but not before the last time when no
@@ -325,15 +298,15 @@ func (s *Server) askService(ctx context.Context) start {
 	return s.started
 }
 
-// Connections is the number of open connections of [Server.Ask], which are not viewers.
-func (s *Server) Connections() int { return s.conns.Open() }
+// Connections is the number of calls in progress: their connections are not viewers'.
+func (s *Server) Connections() int { return int(s.calls.Load()) }
 
 // Port is the port at which an application served a moment ago, or 0.
 func (s *Server) Port() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, last := range s.served {
-		if s.install != nil && time.Since(last.at) < servedFor {
+	for _, at := range s.served {
+		if s.install != nil && time.Since(at) < servedFor {
 			return s.install.HTTPPort
 		}
 	}
@@ -386,8 +359,12 @@ func (m *Machine) seen() (s seen) {
 	return s
 }
 
-// see changes the file. It is not safe for concurrent use.
+// seenMu serializes changes of the file.
+var seenMu sync.Mutex
+
 func (m *Machine) see(change func(*seen)) error {
+	seenMu.Lock()
+	defer seenMu.Unlock()
 	s := m.seen()
 	was := s
 	if change(&s); s == was {

@@ -10,7 +10,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -97,12 +96,16 @@ func TestAskAllBounds(t *testing.T) {
 		began := time.Now()
 		m := ownTree(t, "3.0", "2.10.0")
 		m.HTTP = client
-		answers := m.Server().askAll(t.Context(), apps)
-		if d := time.Since(began); d != servingLimit || most != maxAsks {
-			t.Errorf("%s, %d at a time", d, most)
+		for _, app := range apps {
+			put(t, m, filepath.Join(ams.DefaultDir, "webapps", app, "WEB-INF/red5-web.properties"), "")
 		}
-		for i, a := range answers {
-			if a.Name != apps[i] || a.State != ams.AppSilent {
+		m.Serving = []string{"hangs-*"}
+		answers := m.Server().look(t.Context())
+		if d := time.Since(began); d != servingLimit || most != maxAsks || len(answers) != len(apps) {
+			t.Errorf("%d answers after %s, %d at a time", len(answers), d, most)
+		}
+		for _, a := range answers {
+			if a.State != ams.AppSilent {
 				t.Errorf("%+v", a)
 			}
 		}
@@ -587,38 +590,6 @@ func TestPortOfAServerThatServes(t *testing.T) {
 	})
 }
 
-// A server that is started anew between two questions lost the connection between them.
-func TestNotAskedAfterALostConnection(t *testing.T) {
-	m := joinedTree(t)
-	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
-	app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
-	put(t, m, filepath.Join(app, ams.InitializedName), "")
-	var asked atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		asked.Add(1)
-		w.WriteHeader(http.StatusNotFound)
-	}))
-	defer server.Close()
-	_, port, _ := strings.Cut(strings.TrimPrefix(server.URL, "http://"), ":")
-	edit(t, m, "conf/red5.properties", "http.port=5080", "http.port="+port)
-	s := m.Server()
-	if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() {
-		t.Fatalf("%+v", a)
-	}
-	put(t, m, filepath.Join(app, ams.ClosedName), "")
-	server.CloseClientConnections()
-	for tries := 0; s.Connections() > 0; tries++ { // it is seen in the background
-		if tries == 6000 {
-			t.Fatalf("%d connections are open", s.Connections())
-		}
-		<-time.After(10 * time.Millisecond)
-	}
-	before := asked.Load()
-	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked.Load() != before {
-		t.Errorf("asked %d times more: %+v", asked.Load()-before, a)
-	}
-}
-
 // An application that leaves no marks is asked when a start must be over, also where nobody but the port tells of one.
 func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
 	m := joinedTree(t)
@@ -775,15 +746,15 @@ func TestAwaitStarted(t *testing.T) {
 		times   int // that it answers so; then it serves
 		want    time.Duration
 	}{
-		"it serves":                           {systemd, time.Second, serves, 0, 0},
-		"starting":                            {systemd, time.Hour, initializes, 4, 4 * servingPoll},
-		"no port yet":                         {systemd, time.Second, refuses, 4, 4 * servingPoll},
-		"its context is made":                 {systemd, time.Second, fails, 4, 4 * servingPoll},
-		"its context is made, on a slow one":  {systemd, 100 * time.Second, fails, 4, 4 * servingPoll},
-		"its context is made, by a command":   {byProcess, time.Second, fails, 4, 4 * servingPoll},
-		"its context is made, of unknown age": {unknown, 0, fails, 4, 4 * servingPoll},
-		"it is broken":                        {systemd, time.Hour, refuses, 1 << 30, 0},
-		"it is broken, by a command":          {byProcess, time.Hour, fails, 1 << 30, 0},
+		"it serves":                           {systemd, time.Second, serves, 0, judgePause},
+		"starting":                            {systemd, time.Hour, initializes, 4, 4*askAgain + judgePause},
+		"no port yet":                         {systemd, time.Second, refuses, 4, 4*askAgain + judgePause},
+		"its context is made":                 {systemd, time.Second, fails, 4, 4*askAgain + judgePause},
+		"its context is made, on a slow one":  {systemd, 100 * time.Second, fails, 4, 4*askAgain + judgePause},
+		"its context is made, by a command":   {byProcess, time.Second, fails, 4, 4*askAgain + judgePause},
+		"its context is made, of unknown age": {unknown, 0, fails, 4, 4*askAgain + judgePause},
+		"it is broken":                        {systemd, time.Hour, refuses, 1 << 30, judgePause},
+		"it is broken, by a command":          {byProcess, time.Hour, fails, 1 << 30, judgePause},
 		"it is broken, of unknown age":        {unknown, 0, fails, 1 << 30, startingTime},
 		"for ever":                            {systemd, time.Hour, initializes, 1 << 30, startingTime},
 	} {
@@ -796,8 +767,9 @@ func TestAwaitStarted(t *testing.T) {
 					}
 					return tt.answers()
 				})}}
+				m.AMSDir = "/ams"
 				put(t, m, "ams/webapps/LiveApp/.initialized", "")
-				f := facts{install: &ams.Installation{Root: m.Root, Dir: "/ams", HTTPPort: 5080, Apps: []ams.App{{Name: "LiveApp"}}}}
+				put(t, m, "ams/webapps/LiveApp/WEB-INF/red5-web.properties", "")
 				state := ams.State{Activity: ams.ActivityActive}
 				switch tt.started {
 				case systemd:
@@ -807,13 +779,13 @@ func TestAwaitStarted(t *testing.T) {
 				}
 				m.Service = serviceThat{state: state}
 				server := m.Server()
-				server.install = f.install
+				server.install = &ams.Installation{Root: m.Root, Dir: "/ams", HTTPPort: 5080}
 				began := time.Now()
-				m.awaitStarted(t.Context(), &f, server)
+				m.awaitStarted(t.Context(), server)
 				if d := time.Since(began); d != tt.want {
 					t.Errorf("it waited for %s, want %s", d, tt.want)
 				}
-				if tt.started == unknown && tt.times > 4 && m.starting(t.Context(), &f, server) {
+				if tt.started == unknown && tt.times > 4 && server.starts(t.Context(), server.look(t.Context())) {
 					t.Error("one that was waited for in vain is taken to start")
 				}
 			})

@@ -235,7 +235,7 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	started := m.serverStarted(v.State)
 	v.Liveness = ams.CheckLiveness(ctx, m.http(), in.BaseURL())
 	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
-		v.Applications = m.server(m.http()).askAll(ctx, m.servingApps(in))
+		v.Applications = m.Server().look(ctx)
 	}
 	if !started.known || !v.State.Running() {
 		return

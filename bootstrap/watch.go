@@ -51,24 +51,16 @@ type Served struct {
 	Answers []ams.AppAnswer
 }
 
-// ServerWatch decides whether a server serves viewers, from repeated calls to its applications. An application is down
-// at once if the server refuses the connection or does not answer within silence, and after two error answers in a row.
-// It is up after one good answer, and after silence of one that had served, after goodAfterSilence in a row.
-type ServerWatch struct {
-	asker Asker
-	wake  <-chan struct{}
-
-	mu     sync.Mutex
+// watch decides whether a server serves viewers, from repeated calls to its applications. An application is down at once
+// if the server refuses the connection or does not answer within silence, and after two error answers in a row. It is up
+// after one good answer, and after silence of one that had served, after goodAfterSilence in a row.
+type watch struct {
+	asker  Asker
 	apps   map[string]*application
 	asks   int       // in progress, also of applications that are gone
 	listed time.Time // when the applications were listed
 	up     bool
 	sure   bool // up, and no application has answered with an error
-}
-
-// NewServerWatch returns a watch that also looks when it receives from wake, which may be nil.
-func NewServerWatch(a Asker, wake <-chan struct{}) *ServerWatch {
-	return &ServerWatch{asker: a, wake: wake}
 }
 
 // application is the state of one application.
@@ -113,90 +105,68 @@ func (a *application) waited(now time.Time) {
 	}
 }
 
-// Reset forgets the answers: they came from a server that was stopped since.
-func (w *ServerWatch) Reset() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.up, w.sure = false, false
-	for name, a := range w.apps {
-		w.apps[name] = &application{answer: ams.AppAnswer{Name: name}, served: a.served, added: a.added}
-	}
-}
-
 // answered is an answer with its application, which may have been forgotten since.
 type answered struct {
 	of     *application
 	answer ams.AppAnswer
 }
 
-// Run calls report with each judgement, until it returns false or ctx ends. report must not call the watch.
-func (w *ServerWatch) Run(ctx context.Context, report func(Served) (more bool)) {
-	w.mu.Lock()
-	w.apps, w.asks, w.up, w.sure = map[string]*application{}, 0, false, false
-	w.mu.Unlock()
+// Watch calls the applications of a server, and report with each judgement, until report returns false or ctx ends.
+func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
+	w := &watch{asker: asker, apps: map[string]*application{}}
 	answers := make(chan answered, maxAsks)
 	var asks sync.WaitGroup
 	defer asks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ask := func(a *application) {
-		name := a.answer.Name
-		asks.Go(func() {
-			bound, end := context.WithTimeout(ctx, askLimit)
-			defer end()
-			answers <- answered{a, w.asker.Ask(bound, name)}
-		})
-	}
 	for {
-		next, more := w.round(time.Now(), ask, report)
-		if !more {
+		now := time.Now()
+		w.list(now)
+		for _, a := range w.due(now) {
+			name := a.answer.Name
+			asks.Go(func() {
+				bound, end := context.WithTimeout(ctx, askLimit)
+				defer end()
+				answers <- answered{a, asker.Ask(bound, name)}
+			})
+		}
+		is, next := w.judge(now)
+		if !report(is) {
 			return
 		}
-		timer := time.NewTimer(next)
-		var together <-chan time.Time
-		for waiting := true; waiting; {
-			select {
-			case <-ctx.Done():
-				timer.Stop()
-				return
-			case <-timer.C:
-				waiting = false
-			case <-w.wake:
-				waiting = false
-			case <-together:
-				waiting = false
-			case r := <-answers:
-				w.mu.Lock()
-				w.asks--
-				r.of.take(r.answer, time.Now())
-				w.mu.Unlock()
-				if together == nil {
-					together = time.After(judgePause)
-				}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(next):
+		case r := <-answers:
+			w.take(r)
+			_ = pause(ctx, judgePause)
+			for len(answers) > 0 {
+				w.take(<-answers)
 			}
 		}
-		timer.Stop()
 	}
 }
 
-// round calls the applications that are due, judges, and returns the time to the next round.
-func (w *ServerWatch) round(now time.Time, ask func(*application), report func(Served) bool) (time.Duration, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.list(now)
+func (w *watch) take(r answered) {
+	w.asks--
+	r.of.take(r.answer, time.Now())
+}
+
+// due marks the applications to call now, those first that wait longest.
+func (w *watch) due(now time.Time) (due []*application) {
 	for _, a := range slices.SortedFunc(maps.Values(w.apps), func(a, b *application) int { return a.sent.Compare(b.sent) }) {
 		if w.asks < maxAsks && !a.asking && !now.Before(a.next) {
 			a.asking, a.sent = true, now
 			w.asks++
-			ask(a)
+			due = append(due, a)
 		}
 	}
-	is, next := w.judge(now)
-	return next, report(is)
+	return due
 }
 
 // list follows the applications on disk, more often while one does not serve: it may have been removed.
-func (w *ServerWatch) list(now time.Time) {
+func (w *watch) list(now time.Time) {
 	every := askAgain
 	if w.sure {
 		every = listEvery
@@ -219,7 +189,7 @@ func (w *ServerWatch) list(now time.Time) {
 }
 
 // judge also returns the time until a call is due or an answer is late.
-func (w *ServerWatch) judge(now time.Time) (is Served, next time.Duration) {
+func (w *watch) judge(now time.Time) (is Served, next time.Duration) {
 	next = askPeriod
 	counted, unknown, errs := 0, 0, 0
 	for _, name := range slices.Sorted(maps.Keys(w.apps)) {

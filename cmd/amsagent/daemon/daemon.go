@@ -212,9 +212,7 @@ type Daemon struct {
 	// beatNow asks for a beat before the next one is due. It has room for one.
 	beatNow chan struct{}
 	// check answers the agent checks of HAProxy.
-	check *lb.AgentCheck
-	// seenMu guards the file of what Entered and Served note.
-	seenMu  sync.Mutex
+	check   *lb.AgentCheck
 	sampler Sampler
 	life    *life    // nil: see Options.Lifecycle
 	serving *serving // nil: see Options.Server

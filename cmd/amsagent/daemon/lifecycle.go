@@ -335,7 +335,6 @@ func (l *life) StopServer(ctx context.Context) error {
 	var beside sync.WaitGroup
 	beside.Go(func() { l.remember(ctx) })
 	defer beside.Wait()
-	defer l.d.serving.hold()()
 	var at time.Time
 	err := l.d.step(keepsJoined, func() error {
 		var err error

@@ -266,11 +266,6 @@ func TestRowFollowsServer(t *testing.T) {
 			n.becomes(true, 2*time.Second)
 			says("true", "")
 		}
-		release := n.d.serving.hold()
-		says("false", "the agent stops or restarts the server")
-		release()
-		n.becomes(true, time.Second)
-		says("true", "")
 		// What no other node has to know is no reason for a beat.
 		before, _ := r.row("node")
 		sleep.For(t.Context(), time.Minute)

@@ -6,10 +6,7 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"slices"
-	"sort"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -59,63 +56,47 @@ type serving struct {
 	d     *Daemon
 	probe ServerProbe
 	wake  chan struct{} // has room for one
-	watch *bootstrap.ServerWatch
-
-	mu sync.Mutex
-	// held counts the stops of the agent's own that are in progress.
-	held int
-
-	// For the goroutine of run: noted reports whether it was noted that this release serves, and noteTried when that was
-	// tried last.
-	noted     bool
-	noteTried time.Time
 }
 
 func newServing(d *Daemon, p ServerProbe) *serving {
-	wake := make(chan struct{}, 1)
-	return &serving{d: d, probe: p, wake: wake, watch: bootstrap.NewServerWatch(p, wake)}
+	return &serving{d: d, probe: p, wake: make(chan struct{}, 1)}
 }
 
 // run calls the applications until ctx ends, while this machine is a node.
 func (s *serving) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if s.joined() {
-			s.watch.Run(ctx, s.report)
+			bootstrap.Watch(ctx, s.probe, s.report)
 			s.change(func(v *View) { v.Server, v.brokenSince = ServerView{}, time.Time{} })
 		}
-		timer := time.NewTimer(s.d.o.Periods.State)
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+		case <-time.After(s.d.o.Periods.State):
 		case <-s.wake:
 		}
-		timer.Stop()
 	}
 }
 
 func (s *serving) joined() bool { return s.d.view.get().Phase == bootstrap.PhaseJoined }
 
-// words has a word for as many applications as maxWords lets in.
+// words returns a word for each application that answered, those that do not serve first, as far as maxWords goes.
 func words(answers []ams.AppAnswer) (word map[string]string, omitted int) {
-	said := slices.DeleteFunc(slices.Clone(answers), func(a ams.AppAnswer) bool { return a.State == "" })
-	sort.SliceStable(said, func(i, j int) bool { return serves(said[i]) < serves(said[j]) })
-	word = make(map[string]string)
+	word = map[string]string{}
 	size := 0
-	for i, a := range said {
-		is := strings.TrimPrefix(a.String(), a.Name+" ")
-		if size += len(a.Name) + len(is); size > maxWords {
-			return word, len(said) - i
+	for _, serves := range []bool{false, true} {
+		for _, a := range answers {
+			if a.State == "" || a.Serves() != serves {
+				continue
+			}
+			is := strings.TrimPrefix(a.String(), a.Name+" ")
+			if size += len(a.Name) + len(is); size > maxWords {
+				omitted++
+				continue
+			}
+			word[a.Name] = is
 		}
-		word[a.Name] = is
 	}
-	return word, 0
-}
-
-func serves(a ams.AppAnswer) int {
-	if a.Serves() {
-		return 1
-	}
-	return 0
+	return word, omitted
 }
 
 // change changes the view, and has the row written at once where other nodes have to
@@ -137,75 +118,58 @@ func (s *serving) change(f func(*View)) {
 	}
 }
 
-// view is the judgement as the view shows it.
-func (s *serving) view(is bootstrap.Served) ServerView {
+// viewOf returns what the view shows of a judgement.
+func viewOf(is bootstrap.Served) ServerView {
 	why := is.Why
-	switch {
-	case s.held > 0:
-		why = []string{stopped}
-	case !is.Known:
+	if !is.Known {
 		why = []string{NotAsked}
 	}
 	if n := len(why) - maxNamed; n > 0 {
 		why = append(why[:maxNamed:maxNamed], fmt.Sprintf("and %d more", n))
 	}
-	v := ServerView{Up: is.Up && s.held == 0, Why: strings.Join(why, "; ")}
+	v := ServerView{Up: is.Up, Why: strings.Join(why, "; ")}
 	v.Applications, v.Omitted = words(is.Answers)
 	return v
 }
 
-// stopped is why a node is not ready while the agent stops or restarts its server.
-const stopped = "the agent stops or restarts the server"
-
-// report puts a judgement into the view.
+// report puts a judgement into the view, and returns false if this machine is no node any more.
 func (s *serving) report(served bootstrap.Served) bool {
 	if !s.joined() {
 		return false
 	}
-	now, interval := time.Now(), time.Duration(s.d.interval.Load())
-	was := s.d.view.get().Server
-	back := served.Up && !was.Up
-	// It may have been started as another server: nobody is sent there until the files are compared the next time.
+	now, was, is := time.Now(), s.d.view.get().Server, viewOf(served)
+	if is.Since = was.Since; was.Up != is.Up || was.Since.IsZero() && served.Known {
+		is.Since = now
+	}
+	// It may be back as a standalone server, which must get no viewers before the files are compared the next time.
+	back := is.Up && !was.Up
 	var byHand bool
 	var unread error
 	if back {
 		byHand, unread = s.probe.Standalone()
 	}
-	s.mu.Lock()
-	is := s.view(served)
-	if is.Since = was.Since; was.Up != is.Up || was.Since.IsZero() && served.Known {
-		is.Since = now
-	}
 	s.change(func(v *View) {
 		v.Server = is
-		if back && unread == nil { // what was known holds otherwise
+		if back && unread == nil {
 			v.Standalone = byHand
 		}
-		switch broken := v.broken(now, interval); {
+		switch broken := v.broken(now, time.Duration(s.d.interval.Load())); {
 		case !broken:
 			v.brokenSince = time.Time{}
 		case v.brokenSince.IsZero():
 			v.brokenSince = now
 		}
 	})
-	s.mu.Unlock()
-	if is.Up && !s.noted && now.Sub(s.noteTried) >= time.Minute {
-		s.noteTried = now
-		s.d.seenMu.Lock()
-		err := s.probe.Served()
-		s.d.seenMu.Unlock()
-		if s.noted = err == nil; err != nil {
+	switch {
+	case back:
+		s.d.log.Info("Ant Media Server serves viewers")
+		if err := s.probe.Served(); err != nil {
 			s.d.log.Warn("the release that serves could not be noted", "error", err)
 		}
-	}
-	if was.Up == is.Up {
-		return true
-	}
-	if is.Up {
-		s.d.log.Info("Ant Media Server serves viewers")
-	} else {
-		s.noted = false // another release may be installed while it is down
+	case was.Up && !is.Up:
 		s.d.log.Warn("Ant Media Server does not serve viewers", "why", is.Why)
+	default:
+		return true
 	}
 	s.d.status()
 	return true
@@ -219,29 +183,6 @@ func (s *serving) look() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
-	}
-}
-
-// hold makes the node not ready at once, for as long as the agent itself stops or restarts the server.
-func (s *serving) hold() (release func()) {
-	if s == nil {
-		return func() {}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.held++
-	s.change(func(v *View) {
-		if v.Server.Up {
-			v.Server.Up, v.Server.Since = false, time.Now()
-		}
-		v.Server.Why = stopped
-	})
-	return func() {
-		s.watch.Reset()
-		s.mu.Lock()
-		s.held--
-		s.mu.Unlock()
-		s.look()
 	}
 }
 

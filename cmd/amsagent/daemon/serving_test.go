@@ -415,26 +415,6 @@ func TestAnswerOfManyApplications(t *testing.T) {
 	})
 }
 
-// No hysteresis where the agent itself stops the server.
-func TestNotReadyAtOwnStop(t *testing.T) {
-	watchServer(t, func(w *watched) {
-		w.becomes(true, time.Second)
-		release := w.d.serving.hold()
-		w.becomes(false, 0)
-		w.stays(false, 10*time.Second)
-		release()
-		w.becomes(true, time.Second)
-
-		// What was answered before a restart says nothing of the server after it.
-		release = w.d.serving.hold()
-		w.f.set(ams.AppStarting, "LiveApp", "live")
-		release()
-		w.stays(false, 5*time.Second)
-		w.f.set(ams.AppServes)
-		w.becomes(true, 2*time.Second)
-	})
-}
-
 // A server that starts is silent for long. That is no sign of a slow MongoDB: its first answer counts.
 func TestSilentInItsStart(t *testing.T) {
 	f := &fakeServer{apps: []string{"LiveApp", "live"}}

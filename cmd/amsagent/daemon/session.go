@@ -529,10 +529,7 @@ func (m *member) enter(ctx context.Context) {
 			return
 		}
 	}
-	m.d.seenMu.Lock()
-	err := m.d.o.Machine.Entered(m.node.Instance())
-	m.d.seenMu.Unlock()
-	if err != nil {
+	if err := m.d.o.Machine.Entered(m.node.Instance()); err != nil {
 		m.d.log.Warn("a restart of the agent while MongoDB is away will make this node not ready", "error", err)
 	}
 	m.indexes(ctx)
