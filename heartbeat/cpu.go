@@ -32,7 +32,7 @@ func (m *cpuMeter) read(ctx context.Context) (*float64, error) {
 	last := m.last
 	m.last = &times[0]
 	if last == nil {
-		return nil, ErrFirst
+		return nil, errFirst
 	}
 	work := func(t *cpu.TimesStat) float64 { return t.User + t.Nice + t.System + t.Irq + t.Softirq }
 	// Steal and iowait may decrease a little.

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
@@ -73,25 +74,22 @@ func NewGPUWatcher(o GPUOptions) *GPUWatcher {
 
 // Run reads until ctx ends. nvidia-smi has ended then, unless the driver blocks it in the kernel.
 func (w *GPUWatcher) Run(ctx context.Context) {
-	for ctx.Err() == nil {
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
 			w.is(w.read(ctx))
-		}()
-		select {
-		case <-ended:
 			select {
 			case <-ctx.Done():
 			case <-time.After(w.retry):
 			}
-		case <-ctx.Done():
-			select {
-			case <-ended:
-			case <-time.After(2 * time.Second):
-				w.o.Log.Warn("nvidia-smi does not end although it was killed: the driver holds it")
-			}
 		}
+	}()
+	<-ctx.Done()
+	select {
+	case <-ended:
+	case <-time.After(2 * time.Second):
+		w.o.Log.Warn("nvidia-smi does not end although it was killed: the driver holds it")
 	}
 }
 
@@ -159,7 +157,7 @@ func (w *GPUWatcher) line(text string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !ok || !g.hasValues() {
-		w.lastLine = plain.Truncate(strings.Join(strings.Fields(plain.Text(text)), " "), gpuText)
+		w.lastLine = gpuLine(text)
 	}
 	if !ok {
 		return false
@@ -202,6 +200,11 @@ func (g GPU) hasValues() bool {
 	return g.Util != nil || g.Enc != nil || g.Dec != nil || g.MemUsed != nil
 }
 
+// gpuLine returns the tool's text in one short line.
+func gpuLine(text string) string {
+	return plain.Truncate(strings.Join(strings.Fields(plain.Text(text)), " "), gpuText)
+}
+
 // parseGPU parses a line of gpuFields. Unknown and invalid values are nil.
 func parseGPU(line string) (g GPU, ok bool) {
 	cells := strings.Split(line, ",")
@@ -209,7 +212,7 @@ func parseGPU(line string) (g GPU, ok bool) {
 		return GPU{}, false
 	}
 	for i := range cells {
-		cells[i] = plain.Truncate(strings.Join(strings.Fields(plain.Text(cells[i])), " "), gpuText)
+		cells[i] = gpuLine(cells[i])
 	}
 	number := func(i int, most float64) *float64 {
 		value, _, _ := strings.Cut(cells[i], " ") // a unit, which some drivers print all the same
@@ -239,4 +242,24 @@ func parseGPU(line string) (g GPU, ok bool) {
 		g.MemUsed = nil
 	}
 	return g, true
+}
+
+// gpuLoads returns the devices for the heartbeat.
+func gpuLoads(r GPUReading) []cluster.GPULoad {
+	if r.State != GPUReady || len(r.Devices) == 0 {
+		return nil
+	}
+	loads := make([]cluster.GPULoad, 0, len(r.Devices))
+	for _, d := range r.Devices {
+		loads = append(loads, cluster.GPULoad{Name: d.Name, Util: whole(d.Util), Enc: whole(d.Enc), Dec: whole(d.Dec), Mem: whole(d.memory())})
+	}
+	return loads
+}
+
+// memory returns the used share of a device's memory.
+func (g GPU) memory() *float64 {
+	if g.MemUsed == nil || g.MemTotal == nil {
+		return nil
+	}
+	return share(*g.MemUsed, *g.MemTotal)
 }

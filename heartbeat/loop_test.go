@@ -101,6 +101,7 @@ func start(t *testing.T, f *fakeRegistry, change func(*Loop)) (stop func()) {
 	l := &Loop{
 		ID: "i-1", Interval: 5 * time.Second, Sender: f,
 		Sample: func(context.Context) Sample { return Sample{At: time.Now()} },
+		Report: func(Report) {}, Log: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
 		change(l)
@@ -455,7 +456,7 @@ func TestWakeBeforeTheFirstHeartbeat(t *testing.T) {
 		f := &fakeRegistry{}
 		wake := make(chan struct{}, 1)
 		stop := start(t, f, func(l *Loop) {
-			l.Wake, l.Rand = wake, func() float64 { return 0.9 }
+			l.Wake, l.random = wake, func() float64 { return 0.9 }
 			l.Serving = func() *cluster.Serving { return &cluster.Serving{Up: true} }
 		})
 		defer stop()

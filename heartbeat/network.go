@@ -15,11 +15,9 @@ import (
 	"github.com/shirou/gopsutil/v4/net"
 )
 
-// networkMeter measures the traffic with other machines between two samples.
-//
-// Traffic of a container's veth, a bridge, a VLAN or a tunnel also passes a network card. So only cards count:
-// interfaces with a device in sysfs. A card that is part of another one (the SR-IOV function behind Azure's netvsc) does
-// not count. If there are no cards, as in a container, all interfaces but the loopback count.
+// networkMeter measures the traffic with other machines between two samples. Traffic of a container's veth, a bridge, a
+// VLAN or a tunnel also passes a network card. So only cards count: interfaces with a device in sysfs that are not part
+// of another one (the SR-IOV function behind Azure's netvsc). Without cards, as in a container, all but the loopback count.
 type networkMeter struct {
 	at   time.Time
 	last map[string]net.IOCountersStat
@@ -28,6 +26,7 @@ type networkMeter struct {
 var (
 	errNoInterface = errors.New("no interface to other machines")
 	errReset       = errors.New("the counters of an interface started again")
+	errNoTime      = errors.New("no time has passed since the look before")
 )
 
 // read returns bytes per second. A new interface counts from the next sample on.
@@ -54,7 +53,7 @@ func (m *networkMeter) read(ctx context.Context, sys string, clock func() time.T
 	case len(now) == 0:
 		return nil, nil, errNoInterface
 	case last == nil:
-		return nil, nil, ErrFirst
+		return nil, nil, errFirst
 	case elapsed <= 0:
 		return nil, nil, errNoTime
 	}
@@ -71,25 +70,17 @@ func (m *networkMeter) read(ctx context.Context, sys string, clock func() time.T
 		in, out, known = in+c.BytesRecv-was.BytesRecv, out+c.BytesSent-was.BytesSent, true
 	}
 	if !known {
-		return nil, nil, ErrFirst
+		return nil, nil, errFirst
 	}
-	return perSecond(in, elapsed), perSecond(out, elapsed), nil
-}
-
-func perSecond(n uint64, elapsed float64) *int64 {
-	rate := math.Round(float64(n) / elapsed)
-	if rate >= math.MaxInt64 {
-		return nil
+	perSecond := func(n uint64) *int64 {
+		rate := int64(math.Round(min(float64(n)/elapsed, 1<<62)))
+		return &rate
 	}
-	v := int64(rate)
-	return &v
+	return perSecond(in), perSecond(out), nil
 }
 
 // isCard reports whether an interface is a network card, and not part of one.
 func isCard(dir, name string) bool {
-	if filepath.Base(name) != name || !exists(filepath.Join(dir, name, "device")) {
-		return false
-	}
 	master, err := os.Readlink(filepath.Join(dir, name, "master"))
-	return err != nil || !exists(filepath.Join(dir, filepath.Base(master), "device"))
+	return exists(filepath.Join(dir, name, "device")) && (err != nil || !exists(filepath.Join(dir, filepath.Base(master), "device")))
 }

@@ -13,7 +13,7 @@ func TestNetworkAfterReset(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/network-counter-reset.txtar")
 	s := m.sampler()
-	for i, want := range []error{ErrFirst, errReset, nil} {
+	for i, want := range []error{errFirst, errReset, nil} {
 		if i > 0 {
 			m.look(t, 2)
 			m.now = m.now.Add(5 * time.Second)

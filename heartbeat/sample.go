@@ -15,23 +15,15 @@ type Sample struct {
 	// Load is for the heartbeat.
 	Load cluster.Load
 
-	CPU *float64 // percent of all cores busy since the sample before
-
-	MemTotal, MemUsed   *uint64 // bytes, as AMS's own limit counts them
-	DiskTotal, DiskUsed *uint64 // bytes of the volume that AMS is on
+	cpu    *float64   // percent of all cores busy since the sample before
+	memory *memoryUse // as AMS's own limit counts it
 
 	GPUs    GPUReading
 	Session cluster.Sessions
 
-	// Missing lists the missing readings.
-	Missing []Missing
-}
-
-// Missing is a missing reading and the reason.
-type Missing struct {
-	// What names it: "cpu", "memory", "network", "disk", "gpu", "publishers", "viewers", or "sessions" for both.
-	What string
-	Err  error
+	// Missing holds the reason for each missing reading: "cpu", "memory", "network", "disk", "gpu", "publishers",
+	// "viewers", or "sessions" for both.
+	Missing map[string]error
 }
 
 // GPUState is the state of the GPU readings.

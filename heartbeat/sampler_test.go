@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 	"github.com/shirou/gopsutil/v4/common"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -80,24 +82,23 @@ func (m *machine) look(t testing.TB, n int) {
 func (m *machine) sampler() *Sampler {
 	o := SamplerOptions{Root: filepath.Join(m.dir, "root"), Now: func() time.Time { return m.now }}
 	if m.pid != 0 {
-		o.AMSPID = func(context.Context) (int, error) { return m.pid, nil }
+		o.State = m.state
 	}
 	s := NewSampler(o)
 	s.ask()
 	return s
 }
 
+func (m *machine) state(context.Context) (ams.State, error) { return ams.State{MainPID: m.pid}, nil }
+
 // ask does what the goroutines of Run do, once.
 func (s *Sampler) ask() {
-	if s.opts.AMSPID != nil {
-		s.limits.set(s.readLimits(context.Background()), s.opts.Now())
-	}
+	s.limits.set(s.readLimits(context.Background()))
 	if s.opts.AMSDir != "" {
-		s.volume.set(s.readVolume(), s.opts.Now())
+		s.disk.set(s.readDisk(context.Background()))
 	}
 	if s.opts.Sessions != nil {
-		n, missing := s.opts.Sessions(context.Background())
-		s.sessions.set(sessionCount{n, missing}, s.opts.Now())
+		s.sessions.set(s.countSessions(context.Background()))
 	}
 }
 
@@ -112,27 +113,25 @@ func describe(s Sample, want string) string {
 		return strconv.FormatFloat(*p, 'f', 2, 64)
 	}
 	missing := func(what string) bool {
-		for _, m := range s.Missing {
-			if m.What == what {
-				text := m.Err.Error()
-				for line := range strings.Lines(want) {
-					expected, ok := strings.CutPrefix(strings.TrimSpace(line), what+" unknown: ")
-					if ok && strings.Contains(text, expected) {
-						text = expected
-					}
+		err := s.Missing[what]
+		if err != nil {
+			text := err.Error()
+			for line := range strings.Lines(want) {
+				expected, ok := strings.CutPrefix(strings.TrimSpace(line), what+" unknown: ")
+				if ok && strings.Contains(text, expected) {
+					text = expected
 				}
-				fmt.Fprintf(&b, "%s unknown: %s", what, text)
-				return true
 			}
+			fmt.Fprintf(&b, "%s unknown: %s", what, text)
 		}
-		return false
+		return err != nil
 	}
 	if !missing("cpu") {
-		fmt.Fprintf(&b, "cpu %s", number(s.CPU))
+		fmt.Fprintf(&b, "cpu %s", number(s.cpu))
 	}
 	b.WriteByte('\n')
 	if !missing("memory") {
-		fmt.Fprintf(&b, "memory %s of %d MiB", number(share(*s.MemUsed, *s.MemTotal)), *s.MemTotal>>20)
+		fmt.Fprintf(&b, "memory %s of %d MiB", number(s.memory.percent()), s.memory.total>>20)
 	}
 	b.WriteByte('\n')
 	if !missing("network") {
@@ -159,7 +158,7 @@ func TestMachines(t *testing.T) {
 			m := openMachine(t, file)
 			s := m.sampler()
 			first := s.Sample(t.Context())
-			if first.CPU != nil || first.Load.CPU != nil || first.Load.NetRx != nil {
+			if first.cpu != nil || first.Load.CPU != nil || first.Load.NetRx != nil {
 				t.Errorf("the first sample knows a change: %v", first)
 			}
 			m.now = m.now.Add(5 * time.Second)
@@ -181,11 +180,11 @@ func checkConsistent(t *testing.T, s Sample) {
 		what  string
 		known bool
 	}{
-		{whatCPU, s.CPU != nil && s.Load.CPU != nil},
-		{whatMemory, s.MemTotal != nil && s.MemUsed != nil && s.Load.Mem != nil},
+		{whatCPU, s.cpu != nil && s.Load.CPU != nil},
+		{whatMemory, s.memory != nil && s.Load.Mem != nil},
 		{whatNetwork, s.Load.NetRx != nil && s.Load.NetTx != nil},
 	} {
-		missing := slices.ContainsFunc(s.Missing, func(m Missing) bool { return m.What == r.what && m.Err != nil })
+		missing := s.Missing[r.what] != nil
 		if missing == r.known {
 			t.Errorf("%s: known is %v and missing is %v", r.what, r.known, missing)
 		}
@@ -195,11 +194,8 @@ func checkConsistent(t *testing.T, s Sample) {
 			t.Errorf("%d %%", *p)
 		}
 	}
-	if s.MemUsed != nil && *s.MemUsed > *s.MemTotal {
-		t.Errorf("%d of %d bytes in use", *s.MemUsed, *s.MemTotal)
-	}
-	if s.Load.Disk != nil && *s.DiskUsed > *s.DiskTotal {
-		t.Errorf("%d of %d bytes on disk", *s.DiskUsed, *s.DiskTotal)
+	if s.memory != nil && s.memory.used > s.memory.total {
+		t.Errorf("%d of %d bytes in use", s.memory.used, s.memory.total)
 	}
 }
 
@@ -209,11 +205,11 @@ func TestLimitsOfARestartedServer(t *testing.T) {
 	m := openMachine(t, "testdata/machines/cgroup2-memorymax.txtar")
 	gone := false
 	s := m.sampler()
-	s.opts.AMSPID = func(context.Context) (int, error) {
+	s.opts.State = func(ctx context.Context) (ams.State, error) {
 		if gone {
-			return 0, errors.New("the bus is gone")
+			return ams.State{}, errors.New("the bus is gone")
 		}
-		return m.pid, nil
+		return m.state(ctx)
 	}
 	s.ask()
 	if got := s.Sample(t.Context()); got.Load.Mem != nil || got.Load.Score != nil || !missing(got, whatMemory, errMemoryLimit) {
@@ -249,11 +245,7 @@ func TestUnreadable(t *testing.T) {
 	}
 	got := s.Sample(t.Context())
 	checkConsistent(t, got)
-	var what []string
-	for _, m := range got.Missing {
-		what = append(what, m.What)
-	}
-	if diff := cmp.Diff([]string{"cpu", "network", "memory"}, what); diff != "" {
+	if diff := cmp.Diff([]string{"cpu", "memory", "network"}, slices.Sorted(maps.Keys(got.Missing))); diff != "" {
 		t.Errorf("missing -want +got:\n%s", diff)
 	}
 	if got.Load.Score != nil {
@@ -261,33 +253,18 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// A pipe in the place of a file must not stop the heartbeats.
-func TestPipesDoNotHang(t *testing.T) {
-	t.Parallel()
-	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
-	for _, name := range []string{"812/cgroup"} {
-		name = filepath.Join(m.dir, "1/proc", name)
-		must.OK(t, errors.Join(os.Remove(name), syscall.Mkfifo(name, 0o644)))
-	}
-	done := make(chan Sample, 1)
-	go func() { done <- m.sampler().Sample(context.Background()) }()
-	select {
-	case <-done:
-	case <-time.After(time.Minute):
-		t.Fatal("the sample hangs")
-	}
-}
+func thisProcess(context.Context) (ams.State, error) { return ams.State{MainPID: os.Getpid()}, nil }
 
 // The readings of this machine are plausible, and the third sample knows all.
 func TestThisMachine(t *testing.T) {
 	t.Parallel()
 	s := NewSampler(SamplerOptions{
 		AMSDir: "/",
-		AMSPID: func(context.Context) (int, error) { return os.Getpid(), nil },
+		State:  thisProcess,
 		GPUs:   func() GPUReading { return GPUReading{State: GPUAbsent} },
-		Sessions: func(context.Context) (cluster.Sessions, []Missing) {
+		Sessions: func(context.Context) (cluster.Sessions, map[string]error) {
 			n := 3
-			return cluster.Sessions{Publishers: &n}, []Missing{{What: "viewers", Err: errors.New("no counter")}}
+			return cluster.Sessions{Publishers: &n}, map[string]error{"viewers": errors.New("no counter")}
 		},
 	})
 	s.ask()
@@ -302,9 +279,9 @@ func TestThisMachine(t *testing.T) {
 		name string
 		ok   bool
 	}{
-		{"cpu", got.CPU != nil && *got.CPU > 0 && *got.CPU <= 100},
-		{"memory", got.MemTotal != nil && *got.MemTotal > 64<<20 && *got.MemUsed > 1<<20},
-		{"disk", got.DiskTotal != nil && *got.DiskTotal > 1<<20 && got.Load.Disk != nil},
+		{"cpu", got.cpu != nil && *got.cpu > 0 && *got.cpu <= 100},
+		{"memory", got.memory != nil && got.memory.total > 64<<20 && got.memory.used > 1<<20},
+		{"disk", got.Load.Disk != nil},
 		{"sessions", *got.Session.Publishers == 3 && got.Session.Viewers == nil},
 		{"gpus", got.GPUs.State == GPUAbsent && got.Load.GPUs == nil},
 		{"score", got.Load.Score != nil},
@@ -313,10 +290,10 @@ func TestThisMachine(t *testing.T) {
 			t.Errorf("%s is not plausible: %s", check.name, describe(got, ""))
 		}
 	}
-	for _, m := range got.Missing {
+	for what, err := range got.Missing {
 		// A sandbox may have no card.
-		if m.What != "viewers" && m.What != whatNetwork {
-			t.Errorf("missing %s: %v", m.What, m.Err)
+		if what != "viewers" && what != whatNetwork {
+			t.Errorf("missing %s: %v", what, err)
 		}
 	}
 	t.Logf("disk %d %% score %d\n%s", *got.Load.Disk, *got.Load.Score, describe(got, ""))
@@ -332,14 +309,13 @@ func burn(t *testing.T, d time.Duration) {
 
 // A volume that hangs is read once and delays no sample; other results are used for three of their intervals.
 func TestSlowAnswers(t *testing.T) {
-	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int32
 		hang := make(chan struct{})
 		var silent atomic.Bool
 		s := NewSampler(SamplerOptions{
 			Root: t.TempDir(), AMSDir: "/usr/local/antmedia",
-			Sessions: func(ctx context.Context) (cluster.Sessions, []Missing) {
+			Sessions: func(ctx context.Context) (cluster.Sessions, map[string]error) {
 				if silent.Load() {
 					<-ctx.Done()
 				}
@@ -347,7 +323,8 @@ func TestSlowAnswers(t *testing.T) {
 				return cluster.Sessions{Viewers: &n}, nil
 			},
 		})
-		s.statfs = func(_ string, st *syscall.Statfs_t) error {
+		defer func(f func(string, *syscall.Statfs_t) error) { statfs = f }(statfs)
+		statfs = func(_ string, st *syscall.Statfs_t) error {
 			asked.Add(1)
 			<-hang
 			*st = syscall.Statfs_t{Frsize: 4096, Blocks: 1000, Bfree: 500, Bavail: 400}
@@ -360,7 +337,7 @@ func TestSlowAnswers(t *testing.T) {
 			synctest.Wait()
 			start := time.Now()
 			got := s.Sample(t.Context())
-			if took := time.Since(start); took != 0 || got.Load.Disk != nil || !missing(got, whatDisk, ErrFirst) {
+			if took := time.Since(start); took != 0 || got.Load.Disk != nil || !missing(got, whatDisk, errFirst) {
 				t.Errorf("sample %d took %v: disk %v, missing %v", i, took, got.Load.Disk, got.Missing)
 			}
 			if got.Session.Viewers == nil {
@@ -385,7 +362,7 @@ func TestSlowAnswers(t *testing.T) {
 }
 
 func missing(s Sample, what string, err error) bool {
-	return slices.ContainsFunc(s.Missing, func(m Missing) bool { return m.What == what && errors.Is(m.Err, err) })
+	return errors.Is(s.Missing[what], err)
 }
 
 // The log has one line for a reading that is missing for long, and one for its return.
@@ -395,7 +372,7 @@ func TestLog(t *testing.T) {
 	var out bytes.Buffer
 	s := m.sampler()
 	begin := m.now
-	s.log = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	s.opts.Log = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		switch a.Key {
 		case slog.TimeKey:
 			return slog.String("at", m.now.Sub(begin).String())
@@ -474,8 +451,7 @@ func TestGPULoads(t *testing.T) {
 			if diff := cmp.Diff(tt.reading, got.GPUs); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
-			has := slices.ContainsFunc(got.Missing, func(m Missing) bool { return m.What == whatGPU && m.Err.Error() == tt.reading.Reason })
-			if has != tt.missing {
+			if err := got.Missing[whatGPU]; (err != nil) != tt.missing || err != nil && err.Error() != tt.reading.Reason {
 				t.Errorf("missing %v", got.Missing)
 			}
 		})
@@ -485,13 +461,17 @@ func TestGPULoads(t *testing.T) {
 // For the race detector: commands share the sampler with the heartbeats.
 func TestConcurrent(t *testing.T) {
 	t.Parallel()
-	s := NewSampler(SamplerOptions{AMSDir: "/", AMSPID: func(context.Context) (int, error) { return os.Getpid(), nil }})
+	s := NewSampler(SamplerOptions{AMSDir: "/", State: thisProcess})
 	var wg sync.WaitGroup
-	for i := range 8 {
+	wg.Go(func() {
+		for range 5 {
+			s.ask()
+		}
+	})
+	for range 8 {
 		wg.Go(func() {
 			for range 5 {
 				checkConsistent(t, s.Sample(t.Context()))
-				s.SetLimits(Limits{CPU: 50 + i})
 			}
 		})
 	}
@@ -501,9 +481,9 @@ func TestConcurrent(t *testing.T) {
 func BenchmarkSample(b *testing.B) {
 	s := NewSampler(SamplerOptions{
 		AMSDir:   "/",
-		AMSPID:   func(context.Context) (int, error) { return os.Getpid(), nil },
+		State:    thisProcess,
 		GPUs:     func() GPUReading { return GPUReading{State: GPUAbsent} },
-		Sessions: func(context.Context) (cluster.Sessions, []Missing) { return cluster.Sessions{}, nil },
+		Sessions: func(context.Context) (cluster.Sessions, map[string]error) { return cluster.Sessions{}, nil },
 	})
 	b.ReportAllocs()
 	before := cpuTime(b)
@@ -563,21 +543,21 @@ func FuzzReadings(f *testing.F) {
 			if (err == nil) != (cpu != nil) {
 				t.Errorf("cpu %v and %v", cpu, err)
 			}
-			s.CPU = cpu
+			s.cpu = cpu
 			if rx, tx, err := network.read(look.ctx, look.sys, clock); err == nil && (rx == nil || tx == nil || *rx < 0 || *tx < 0) {
 				t.Errorf("network %v %v", rx, tx)
 			}
-			_ = (&Sampler{proc: look.proc, sys: look.sys, opts: whole.opts}).readLimits(t.Context())
-			if mem, err := readMemory(look.ctx, look.proc); err == nil {
+			_, _ = (&Sampler{proc: look.proc, sys: look.sys}).readGroupLimits(812)
+			if mem, err := readMemory(look.ctx); err == nil {
 				if mem.used > mem.total || mem.total == 0 {
 					t.Errorf("memory %d of %d", mem.used, mem.total)
 				}
-				s.MemTotal, s.MemUsed = &mem.total, &mem.used
+				s.memory = &mem
 			}
-			if s.CPU != nil && !(*s.CPU >= 0 && *s.CPU <= 100.01) {
-				t.Errorf("cpu %v", *s.CPU)
+			if s.cpu != nil && !(*s.cpu >= 0 && *s.cpu <= 100.01) {
+				t.Errorf("cpu %v", *s.cpu)
 			}
-			if sc := score(&s, Limits{}); sc != nil && (*sc < 0 || *sc > 100) {
+			if sc := score(&s, limits{}); sc != nil && (*sc < 0 || *sc > 100) {
 				t.Errorf("score %d", *sc)
 			}
 		}
@@ -589,7 +569,7 @@ func TestEnvironmentDecidesNothing(t *testing.T) {
 	t.Setenv("HOST_PROC", t.TempDir())
 	t.Setenv("HOST_SYS", t.TempDir())
 	got := NewSampler(SamplerOptions{}).Sample(t.Context())
-	if got.MemTotal == nil || !slices.ContainsFunc(got.Missing, func(m Missing) bool { return m.What == whatCPU && errors.Is(m.Err, ErrFirst) }) {
+	if got.memory == nil || !missing(got, whatCPU, errFirst) {
 		t.Errorf("missing %v", got.Missing)
 	}
 }

@@ -18,16 +18,11 @@ const (
 	whatPublishers = "publishers"
 	whatViewers    = "viewers"
 
-	// installEvery is the interval of listing the applications, drainInstall the same during a drain.
-	installEvery = 2 * time.Minute
-	drainInstall = 10 * time.Second
-	// streamsEvery is the interval of queries to MongoDB: one scans a collection of each application, another reads all
-	// nodes. drainStreams is the same during a drain.
-	streamsEvery = 30 * time.Second
-	drainStreams = 5 * time.Second
-	// rtmpEvery is the interval of counting connections while the server reports all viewers but RTMP's: the kernel
-	// walks its connection table.
-	rtmpEvery = time.Minute
+	// askEvery is the interval of listing the applications, of queries to MongoDB (one scans a collection of each
+	// application, another reads all nodes), and of counting connections while the server reports all viewers but RTMP's
+	// (the kernel walks its table). drainEvery is the same during a drain.
+	askEvery   = 30 * time.Second
+	drainEvery = 5 * time.Second
 	// mongoTime bounds the queries to MongoDB of one count, besideTime if another source can replace their answer.
 	mongoTime  = 2 * time.Second
 	besideTime = time.Second
@@ -58,15 +53,16 @@ type SessionCounter struct {
 	Streams func() (Streams, string)
 	// Connections counts those to the given ports ([ams.CountConnections]); nil if they cannot be counted.
 	Connections func(ports []int, exclude func(netip.Addr) bool) (ams.Connections, error)
-	// Own, if not nil, returns how many of them are the agent's.
+	// Own returns how many of them are the agent's.
 	Own func() int
-	// State queries the service manager, if not nil: a server that does not run has no sessions.
+	// State queries the service manager: a server that does not run has no sessions.
 	State func(ctx context.Context) (ams.State, error)
-	// Edge reports that nothing is published to this node, so that RTMP clients are viewers; nil means false.
+	// Edge reports that nothing is published to this node, so that RTMP clients are viewers.
 	Edge func() bool
 	Now  func() time.Time // nil is time.Now
 
 	mu        sync.Mutex
+	every     time.Duration // askEvery or drainEvery, for the current count
 	install   *ams.Installation
 	looked    time.Time // at the installation
 	published streamCount
@@ -90,24 +86,25 @@ type connected struct {
 }
 
 // Count counts. Unknown counts are nil, with a reason.
-func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, []Missing) {
-	return c.count(ctx, false)
+func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, map[string]error) {
+	return c.count(ctx, askEvery)
 }
 
 // CountNow is Count for a draining node, with less caching.
-func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, []Missing) {
-	return c.count(ctx, true)
+func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, map[string]error) {
+	return c.count(ctx, drainEvery)
 }
 
-func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessions, []Missing) {
+func (c *SessionCounter) count(ctx context.Context, every time.Duration) (cluster.Sessions, map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.every = every
 	now := time.Now()
 	if c.Now != nil {
 		now = c.Now()
 	}
-	if err := c.open(now, drains); err != nil {
-		return cluster.Sessions{}, []Missing{{whatPublishers, err}, {whatViewers, err}}
+	if err := c.open(now); err != nil {
+		return cluster.Sessions{}, map[string]error{whatPublishers: err, whatViewers: err}
 	}
 	stats, statsErr := c.askServer(ctx, now)
 	viewers, complete := stats.Viewers()
@@ -117,15 +114,15 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 		limit = besideTime
 	}
 	bound, cancel := context.WithTimeout(ctx, limit)
-	found, connErr := c.connections(bound, now, reports, drains)
-	published, mongoErr := c.streams(bound, now, drains)
+	found, connErr := c.connections(bound, now, reports)
+	published, mongoErr := c.streams(bound, now)
 	cancel()
 	if statsErr != nil && (connErr != nil || found.viewers == 0) {
 		// A server whose port was edited still uses the old one until its restart: its viewers are there.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
 		defer cancel()
 		if ams.Refused(bound, c.install.BaseURL()) {
-			if found.rtmp == 0 && c.dead(bound) {
+			if st, err := c.State(bound); found.rtmp == 0 && err == nil && st.Dead() {
 				zero := 0
 				return cluster.Sessions{Publishers: &zero, Viewers: &zero, By: cluster.CountedByService, PublishersBy: cluster.CountedByService}, nil
 			}
@@ -145,7 +142,7 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 	if mongoErr == nil {
 		larger(published, cluster.CountedByMongoDB)
 	}
-	edge := c.Edge != nil && c.Edge()
+	edge := c.Edge()
 	if stats.LocalStreams == nil && connErr == nil {
 		encoders := found.rtmp
 		if edge {
@@ -168,42 +165,29 @@ func (c *SessionCounter) count(ctx context.Context, drains bool) (cluster.Sessio
 		n := *s.Viewers + max(0, found.rtmp-publishers)
 		s.Viewers = &n
 	}
-	var missing []Missing
+	missing := map[string]error{}
 	if s.Publishers == nil {
-		missing = append(missing, Missing{whatPublishers, errors.Join(mongoErr, statsErr, connErr)})
+		missing[whatPublishers] = errors.Join(mongoErr, statsErr, connErr)
 	}
 	if s.Viewers == nil {
-		missing = append(missing, Missing{whatViewers, errors.Join(statsErr, connErr)})
+		missing[whatViewers] = errors.Join(statsErr, connErr)
 	}
 	return s, missing
 }
 
 // open reads the installation, if that is due.
-func (c *SessionCounter) open(now time.Time, drains bool) (err error) {
-	every := installEvery
-	if drains {
-		every = drainInstall
-	}
-	if c.install == nil || !within(every, c.looked, now) || c.install.Outdated() {
+func (c *SessionCounter) open(now time.Time) (err error) {
+	if c.install == nil || !c.isRecent(c.looked, now) || c.install.Outdated() {
 		c.install, err = c.Open()
 		c.looked = now
 	}
 	return err
 }
 
-// within reports whether done is less than d ago; false if it is zero or in the future, as after the clock was set back.
-func within(d time.Duration, done, now time.Time) bool {
+// isRecent reports whether done is less than an interval ago.
+func (c *SessionCounter) isRecent(done, now time.Time) bool {
 	age := now.Sub(done)
-	return !done.IsZero() && age >= 0 && age < d
-}
-
-// dead reports whether the server does not run, according to the service manager.
-func (c *SessionCounter) dead(ctx context.Context) bool {
-	if c.State == nil {
-		return false
-	}
-	st, err := c.State(ctx)
-	return err == nil && st.Dead()
+	return age >= 0 && age < c.every
 }
 
 // askServer reads the server's statistics, if its settings allow that.
@@ -216,22 +200,18 @@ func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Stat
 }
 
 // connections counts the server's clients. reports means that the server reports all viewers but RTMP's.
-func (c *SessionCounter) connections(ctx context.Context, now time.Time, reports, drains bool) (connected, error) {
+func (c *SessionCounter) connections(ctx context.Context, now time.Time, reports bool) (connected, error) {
 	if c.Connections == nil {
 		return connected{}, errNoConnections
 	}
-	if reports && !drains && within(rtmpEvery, c.connected.at, now) {
+	if reports && c.every == askEvery && c.isRecent(c.connected.at, now) {
 		return c.connected, nil
 	}
 	ports, err := c.install.Ports()
 	if err != nil {
 		return connected{}, err
 	}
-	c.readPeers(ctx, now, drains)
-	own := 0
-	if c.Own != nil {
-		own = c.Own()
-	}
+	c.readPeers(ctx, now)
 	rtmp := []int{ports.RTMP, ports.RTMPS}
 	found, err := c.Connections(append(ports.Viewers(), rtmp...), func(a netip.Addr) bool { return c.peers[a] })
 	if err != nil {
@@ -243,7 +223,7 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time, reports
 		local += found.LocalByPort[p]
 	}
 	if n.viewers == 0 {
-		n.viewers = max(0, local-own) // all viewers come through a proxy on this machine
+		n.viewers = max(0, local-c.Own()) // all viewers come through a proxy on this machine
 	}
 	for _, p := range rtmp {
 		n.rtmp += found.ByPort[p] + found.LocalByPort[p] // an encoder may run on this machine
@@ -252,18 +232,10 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time, reports
 	return n, nil
 }
 
-// queryEvery is the interval of queries to MongoDB.
-func queryEvery(drains bool) time.Duration {
-	if drains {
-		return drainStreams
-	}
-	return streamsEvery
-}
-
 // readPeers reads the addresses of the other nodes. On failure it keeps the known ones.
-func (c *SessionCounter) readPeers(ctx context.Context, now time.Time, drains bool) {
+func (c *SessionCounter) readPeers(ctx context.Context, now time.Time) {
 	from, _ := c.Streams()
-	if from == nil || within(queryEvery(drains), c.peersAt, now) {
+	if from == nil || c.isRecent(c.peersAt, now) {
 		return
 	}
 	nodes, err := from.AMSNodes(ctx)
@@ -279,13 +251,13 @@ func (c *SessionCounter) readPeers(ctx context.Context, now time.Time, drains bo
 }
 
 // streams returns MongoDB's count of this node's streams.
-func (c *SessionCounter) streams(ctx context.Context, now time.Time, drains bool) (int, error) {
+func (c *SessionCounter) streams(ctx context.Context, now time.Time) (int, error) {
 	from, address := c.Streams()
 	if from == nil || address == "" {
 		c.published = streamCount{}
 		return 0, errNotMember
 	}
-	if p := c.published; p.of == address && p.from == from && within(queryEvery(drains), p.at, now) {
+	if p := c.published; p.of == address && p.from == from && c.isRecent(p.at, now) {
 		return p.publishers, nil
 	}
 	c.published = streamCount{}

@@ -120,7 +120,8 @@ func newCounted(t *testing.T, settings string) *counted {
 			}
 			return c.streams, c.address
 		},
-		Connections: c.count, Now: func() time.Time { return c.now },
+		Connections: c.count, Own: func() int { return 0 }, Edge: func() bool { return false },
+		State: func(context.Context) (ams.State, error) { return ams.State{}, errors.New("the bus is away") }, Now: func() time.Time { return c.now },
 	}
 	return c
 }
@@ -146,7 +147,7 @@ func (c *counted) established(from map[int][]string) {
 }
 
 // is counts, and compares the counts; -1 is unknown.
-func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy) []Missing {
+func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy) map[string]error {
 	c.t.Helper()
 	c.connected.at = time.Time{} // another test covers the caching of connections
 	s, missing := c.Count(c.t.Context())
@@ -160,10 +161,7 @@ func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy)
 		c.t.Errorf("%s: %d publishers, %d viewers by %q, want %d, %d, %q; missing %v", when, p, v, s.By, publishers, viewers, by, missing)
 	}
 	for what, unknown := range map[string]bool{whatPublishers: publishers < 0, whatViewers: viewers < 0} {
-		named := false
-		for _, m := range missing {
-			named = named || m.What == what
-		}
+		named := missing[what] != nil
 		if named != unknown {
 			c.t.Errorf("%s: %s is named as missing: %v", when, what, named)
 		}
@@ -197,16 +195,16 @@ func TestPublishers(t *testing.T) {
 	}
 	database := c.streams.databases[0]
 	c.streams.live = map[string][]string{database: {"a", "b"}}
-	c.later(streamsEvery)
+	c.later(askEvery)
 	c.is("two", 2, 0, cluster.CountedByConnections)
 	c.streams.live = nil
-	c.later(streamsEvery)
+	c.later(askEvery)
 	c.is("none", 0, 0, cluster.CountedByConnections)
 
 	// A failure is no count.
 	c.streams.err = errors.New("away")
 	c.from = nil
-	c.later(streamsEvery)
+	c.later(askEvery)
 	c.is("MongoDB is away, and connections are not known", -1, -1, "")
 	c.streams.err = nil
 	c.is("MongoDB is back", 0, -1, "")
@@ -221,10 +219,8 @@ func TestPublishers(t *testing.T) {
 	c.streams = nil
 	c.is("no node: by the RTMP port", 0, 0, cluster.CountedByConnections)
 	c.from = nil
-	for _, m := range c.is("no node, and connections are not known", -1, -1, "") {
-		if m.What == whatPublishers && !errors.Is(m.Err, errNotMember) {
-			t.Errorf("%v", m)
-		}
+	if missing := c.is("no node, and connections are not known", -1, -1, ""); !errors.Is(missing[whatPublishers], errNotMember) {
+		t.Errorf("%v", missing)
 	}
 }
 
@@ -256,12 +252,12 @@ func TestViewers(t *testing.T) {
 	c.answer = nil
 	c.from = nil
 	missing := c.is("no source", 0, -1, "")
-	if len(missing) != 1 || !errors.Is(missing[0].Err, ams.ErrForbidden) {
+	if len(missing) != 1 || !errors.Is(missing[whatViewers], ams.ErrForbidden) {
 		t.Errorf("the reasons: %v", missing)
 	}
-	for _, m := range missing {
-		if strings.Contains(m.Err.Error(), "a-secret-of-the-server") {
-			t.Errorf("the secret is in %v", m.Err)
+	for _, err := range missing {
+		if strings.Contains(err.Error(), "a-secret-of-the-server") {
+			t.Errorf("the secret is in %v", err)
 		}
 	}
 }
@@ -332,16 +328,16 @@ func TestLargerCount(t *testing.T) {
 	c.answer = statistics(1, 0, 3, 0)
 	c.is("the server knows of more", 1, 3, cluster.CountedByAMS)
 	c.streams.live = map[string][]string{c.streams.databases[0]: {"a", "b"}}
-	c.later(streamsEvery)
+	c.later(askEvery)
 	c.is("MongoDB knows of more", 2, 3, cluster.CountedByAMS)
 	c.streams.live = map[string][]string{c.streams.databases[0]: {"a"}}
-	c.later(streamsEvery)
+	c.later(askEvery)
 	c.is("both agree", 1, 3, cluster.CountedByAMS)
 }
 
 // The query scans a collection of each application: it is rare, and more frequent during a drain.
 func TestMongoIsAskedRarely(t *testing.T) {
-	asked := func(settings string, count func(*counted) func(context.Context) (cluster.Sessions, []Missing)) int {
+	asked := func(settings string, count func(*counted) func(context.Context) (cluster.Sessions, map[string]error)) int {
 		c := newCounted(t, settings)
 		c.answer = figures(0, 0, 0)
 		for range 60 {
@@ -350,8 +346,8 @@ func TestMongoIsAskedRarely(t *testing.T) {
 		}
 		return c.streams.asked
 	}
-	often := func(c *counted) func(context.Context) (cluster.Sessions, []Missing) { return c.Count }
-	drain := func(c *counted) func(context.Context) (cluster.Sessions, []Missing) { return c.CountNow }
+	often := func(c *counted) func(context.Context) (cluster.Sessions, map[string]error) { return c.Count }
+	drain := func(c *counted) func(context.Context) (cluster.Sessions, map[string]error) { return c.CountNow }
 	for name, got := range map[string][2]int{
 		"the server reports": {asked(serverKey, often), 2}, "it reports, and the node drains": {asked(serverKey, drain), 12},
 		"connections": {asked("", often), 2},
@@ -391,7 +387,7 @@ func TestDeadServerHasNoSessions(t *testing.T) {
 	c.connections()
 	state, err = ams.State{Activity: ams.ActivityInactive}, errors.New("no bus")
 	c.streams.err = errors.New("MongoDB is away")
-	c.later(streamsEvery)
+	c.later(askEvery)
 	c.is("the manager does not answer", -1, -1, "")
 	c.connections("10.0.0.50")
 	c.is("a connection", 0, 1, cluster.CountedByConnections)
@@ -466,7 +462,7 @@ func TestRTMPViewers(t *testing.T) {
 	// The kernel walks its whole table for it: rarely, except when a drain waits for it.
 	c := newCounted(t, "rtmp.port=1935\n"+serverKey)
 	c.answer = statistics(0, 0, 0, 0)
-	viewers := func(when string, count func(context.Context) (cluster.Sessions, []Missing), want int) {
+	viewers := func(when string, count func(context.Context) (cluster.Sessions, map[string]error), want int) {
 		t.Helper()
 		if s, missing := count(t.Context()); s.Viewers == nil || *s.Viewers != want {
 			t.Errorf("%s: %v, %v; want %d", when, s.Viewers, missing, want)
@@ -474,10 +470,10 @@ func TestRTMPViewers(t *testing.T) {
 	}
 	viewers("before", c.Count, 0)
 	c.established(map[int][]string{1935: {"192.0.2.7"}})
-	c.later(rtmpEvery - time.Second)
+	c.later(askEvery - time.Second)
 	viewers("a minute is not over", c.Count, 0)
 	viewers("a node that drains", c.CountNow, 1)
 	c.established(nil)
-	c.later(rtmpEvery)
+	c.later(askEvery)
 	viewers("a minute later", c.Count, 0)
 }

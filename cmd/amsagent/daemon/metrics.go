@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -174,12 +175,8 @@ func machine(e exposition, s heartbeat.Sample) {
 	if len(s.Missing) > 0 {
 		const name = "amsagent_reading_missing"
 		e.family(name, "gauge", "1 for each reading that is missing; amsagent status shows the reason.")
-		var told []string // a line that comes twice spoils the whole page
-		for _, m := range s.Missing {
-			if !slices.Contains(told, m.What) {
-				told = append(told, m.What)
-				e.labelled(name, 1, "what", m.What)
-			}
+		for _, what := range slices.Sorted(maps.Keys(s.Missing)) {
+			e.labelled(name, 1, "what", what)
 		}
 	}
 }

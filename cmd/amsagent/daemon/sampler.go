@@ -20,13 +20,12 @@ import (
 // MachineOptions are what looks at a real machine.
 type MachineOptions struct {
 	Root, AMSDir string
-	// Service tells which process AMS is.
-	Service interface {
+	Service      interface {
 		State(context.Context) (ams.State, error)
 	}
 	// Open looks at the installation.
 	Open func() (*ams.Installation, error)
-	// Own is how many connections to the server are the agent's; nil: none.
+	// Own is how many connections to the server are the agent's.
 	Own      func() int
 	Interval time.Duration
 	Log      *slog.Logger
@@ -48,13 +47,10 @@ func NewMachineSampler(o MachineOptions, client func() *cluster.Client, node fun
 	if o.Root == "" || o.Root == "/" {
 		sessions.Connections = ams.CountConnections
 	}
-	pid := func(ctx context.Context) (int, error) {
-		st, err := o.Service.State(ctx)
-		return st.MainPID, err
-	}
-	s := &machineSampler{gpus: gpus, sessions: sessions, open: o.Open, root: o.Root}
+	s := &machineSampler{gpus: gpus, sessions: sessions}
 	s.Sampler = heartbeat.NewSampler(heartbeat.SamplerOptions{
-		Root: o.Root, AMSDir: o.AMSDir, AMSPID: pid, GPUs: gpus.Latest, Sessions: sessions.Count, Interval: o.Interval, Log: o.Log,
+		Root: o.Root, AMSDir: o.AMSDir, Open: o.Open, State: o.Service.State, GPUs: gpus.Latest, Sessions: sessions.Count,
+		Interval: o.Interval, Log: o.Log,
 	})
 	return s
 }
@@ -63,25 +59,13 @@ type machineSampler struct {
 	*heartbeat.Sampler
 	gpus     *heartbeat.GPUWatcher
 	sessions *heartbeat.SessionCounter
-	open     func() (*ams.Installation, error)
-	root     string
 }
 
-// Run reads what may be slow, and keeps the limits up to date.
+// Run reads what may be slow.
 func (s *machineSampler) Run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { s.gpus.Run(ctx) })
 	work.Go(func() { s.Sampler.Run(ctx) })
-	for {
-		if in, err := s.open(); err == nil {
-			if p, err := in.ServerSettings(); err == nil {
-				s.SetLimits(heartbeat.ReadLimits(p.Get))
-			}
-		}
-		if !sleep.For(ctx, limitsEvery) {
-			break
-		}
-	}
 	work.Wait()
 }
 
@@ -89,15 +73,8 @@ func (s *machineSampler) Run(ctx context.Context) {
 // the error says why.
 func (s *machineSampler) Sessions(ctx context.Context) (cluster.Sessions, error) {
 	n, missing := s.sessions.CountNow(ctx)
-	var errs []error
-	for _, m := range missing {
-		errs = append(errs, fmt.Errorf("%s: %w", m.What, m.Err))
-	}
-	if len(errs) == 2 {
-		return n, errors.Join(errs...)
+	if n.Publishers == nil && n.Viewers == nil {
+		return n, errors.Join(fmt.Errorf("publishers: %w", missing["publishers"]), fmt.Errorf("viewers: %w", missing["viewers"]))
 	}
 	return n, nil
 }
-
-// limitsEvery is how often AMS's own limits are read again.
-const limitsEvery = 10 * time.Minute

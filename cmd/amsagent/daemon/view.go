@@ -234,8 +234,8 @@ func findings(list []bootstrap.Finding) []bootstrap.Finding {
 func (w *view) beat(r heartbeat.Report) {
 	now := time.Now()
 	missing := make(map[string]string, len(r.Sample.Missing))
-	for _, m := range r.Sample.Missing {
-		missing[m.What] = m.Err.Error()
+	for what, err := range r.Sample.Missing {
+		missing[what] = err.Error()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
