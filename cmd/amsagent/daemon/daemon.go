@@ -74,8 +74,7 @@ type Options struct {
 	// Sampler makes what looks at the machine. client is that of the session, nil between sessions; node
 	// has the address and the role, as known last.
 	Sampler func(client func() *cluster.Client, node func() cluster.Node) Sampler
-	// Server asks the server on this machine whether viewers are served; nil asks
-	// nothing, and readiness does not depend on it.
+	// Server asks the server on this machine whether viewers are served.
 	Server ServerProbe
 	// Lifecycle is how this node goes; nil is a node that nobody can drain.
 	Lifecycle *Lifecycle
@@ -214,8 +213,9 @@ type Daemon struct {
 	// check answers the agent checks of HAProxy.
 	check   *lb.AgentCheck
 	sampler Sampler
-	life    *life    // nil: see Options.Lifecycle
-	serving *serving // nil: see Options.Server
+	life    *life // nil: see Options.Lifecycle
+	// phaseChanged has the server looked at now.
+	phaseChanged chan struct{}
 
 	// What follows is for the goroutine of follow alone.
 	phase  bootstrap.Phase // of the last convergence
@@ -234,7 +234,7 @@ func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
 		o: o, log: o.Log, view: newView(o.Version), metrics: new(metrics), mine: map[int]maker{},
-		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1),
+		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1), phaseChanged: make(chan struct{}, 1),
 	}
 	d.check = &lb.AgentCheck{State: d.nodeState, Started: time.Now(), Now: time.Now}
 	if d.log == nil {
@@ -242,10 +242,6 @@ func New(o Options) *Daemon {
 	}
 	d.view.notes = o.Notes
 	d.interval.Store(int64(o.Settings().Interval))
-	if o.Server != nil {
-		d.serving = newServing(d, o.Server)
-		d.view.change(func(v *View) { v.probed = true })
-	}
 	d.sampler = o.Sampler(d.sessionClient, func() cluster.Node {
 		v := d.view.get()
 		return cluster.Node{IP: v.Address, Role: v.Role}
@@ -280,9 +276,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		work.Go(func() { d.life.run(ctx) })
 	}
 	work.Go(func() { d.sampler.Run(ctx) })
-	if d.serving != nil {
-		work.Go(func() { d.serving.run(ctx) })
-	}
+	work.Go(func() { d.followServer(ctx) })
 	outdated := make(chan struct{})
 	work.Go(func() {
 		if d.follow(ctx) {

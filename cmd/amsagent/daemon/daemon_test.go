@@ -173,7 +173,13 @@ func newPretended(p *pretended, l *told, change func(*Options)) *Daemon {
 	if change != nil {
 		change(&o)
 	}
-	return New(o)
+	serves := o.Server == nil
+	if serves {
+		o.Server = &fakeServer{apps: []string{"LiveApp"}}
+	}
+	d := New(o)
+	d.view.change(func(v *View) { v.Server.Up = serves })
+	return d
 }
 
 // A join that fails restarts AMS twice: it is tried again once, and then every hour. Whatever

@@ -458,7 +458,7 @@ const lateTime = 2 * time.Second
 func (l *life) prove(ctx context.Context) error {
 	for {
 		v := l.d.view.get()
-		if v.State == cluster.StateActive && v.Proved && (!v.probed || v.Server.Up) {
+		if v.State == cluster.StateActive && v.Proved && v.Server.Up {
 			return nil
 		}
 		if !sleep.For(ctx, min(l.d.o.Periods.State, proveTime)) {

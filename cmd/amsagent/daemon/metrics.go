@@ -145,7 +145,7 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 		e.labelled("amsagent_node_state", *known(v.State == state), "state", string(state))
 	}
 	e.gauge("amsagent_ready", "1 if /readyz answers 200: new sessions may come.", known(v.Ready))
-	if v.probed && !v.Server.Since.IsZero() {
+	if !v.Server.Since.IsZero() {
 		e.gauge("amsagent_server_up", "1 if every application of Ant Media Server that must serve answers.", known(v.Server.Up))
 	}
 	e.gauge("amsagent_trouble", "1 if the agent is degraded; amsagent status shows the reason.", known(v.Trouble != ""))

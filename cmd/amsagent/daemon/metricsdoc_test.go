@@ -40,7 +40,7 @@ func TestMetricsDoc(t *testing.T) {
 	var s heartbeat.Sample
 	fill(reflect.ValueOf(&v).Elem())
 	fill(reflect.ValueOf(&s).Elem())
-	v.probed, s.Missing = true, map[string]error{"x": errors.New("x")}
+	s.Missing = map[string]error{"x": errors.New("x")}
 	var page bytes.Buffer
 	new(metrics).write(&page, v, s)
 

@@ -94,7 +94,7 @@ func startNode(t *testing.T, id string, r *sharedRegistry, f *fakeServer, active
 	n.cancel = cancel
 	loop := n.d.loop(nil)
 	loop.ID, loop.Sender = id, sender{r, id}
-	n.work.Go(func() { n.d.serving.run(ctx) })
+	n.work.Go(func() { n.d.followServer(ctx) })
 	n.work.Go(func() { loop.Run(ctx) })
 	return n
 }

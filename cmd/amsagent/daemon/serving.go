@@ -51,33 +51,22 @@ type ServerView struct {
 	Omitted      int               `json:"omitted,omitempty"`
 }
 
-// serving follows the server on this machine, for as long as the daemon runs.
-type serving struct {
-	d     *Daemon
-	probe ServerProbe
-	wake  chan struct{} // has room for one
-}
-
-func newServing(d *Daemon, p ServerProbe) *serving {
-	return &serving{d: d, probe: p, wake: make(chan struct{}, 1)}
-}
-
-// run calls the applications until ctx ends, while this machine is a node.
-func (s *serving) run(ctx context.Context) {
+// followServer calls the applications until ctx ends, while this machine is a node.
+func (d *Daemon) followServer(ctx context.Context) {
 	for ctx.Err() == nil {
-		if s.joined() {
-			bootstrap.Watch(ctx, s.probe, s.report)
-			s.change(func(v *View) { v.Server, v.brokenSince = ServerView{}, time.Time{} })
+		if d.isJoined() {
+			bootstrap.Watch(ctx, d.o.Server, d.reportServer)
+			d.changeServing(func(v *View) { v.Server, v.brokenSince = ServerView{}, time.Time{} })
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(s.d.o.Periods.State):
-		case <-s.wake:
+		case <-time.After(d.o.Periods.State):
+		case <-d.phaseChanged:
 		}
 	}
 }
 
-func (s *serving) joined() bool { return s.d.view.get().Phase == bootstrap.PhaseJoined }
+func (d *Daemon) isJoined() bool { return d.view.get().Phase == bootstrap.PhaseJoined }
 
 // words returns a word for each application that answered, those that do not serve first, as far as maxWords goes.
 func words(answers []ams.AppAnswer) (word map[string]string, omitted int) {
@@ -99,22 +88,20 @@ func words(answers []ams.AppAnswer) (word map[string]string, omitted int) {
 	return word, omitted
 }
 
-// change changes the view, and has the row written at once where other nodes have to
-// know.
-func (s *serving) change(f func(*View)) {
+// changeServing changes the view, and has the row written at once if other nodes have to know. A different reason while
+// viewers are not served can wait for the next heartbeat.
+func (d *Daemon) changeServing(f func(*View)) {
 	var before, after *cluster.Serving
-	s.d.view.change(func(v *View) {
+	d.view.change(func(v *View) {
 		before = v.serving()
 		f(v)
 		after = v.serving()
 	})
-	// A different reason while viewers are not served can wait for the next beat.
-	if (before == nil) == (after == nil) && (before == nil || before.Up == after.Up) {
-		return
-	}
-	select {
-	case s.d.beatNow <- struct{}{}:
-	default:
+	if (before == nil) != (after == nil) || before != nil && before.Up != after.Up {
+		select {
+		case d.beatNow <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -132,12 +119,12 @@ func viewOf(is bootstrap.Served) ServerView {
 	return v
 }
 
-// report puts a judgement into the view, and returns false if this machine is no node any more.
-func (s *serving) report(served bootstrap.Served) bool {
-	if !s.joined() {
+// reportServer puts a judgement into the view, and returns false if this machine is no node any more.
+func (d *Daemon) reportServer(served bootstrap.Served) bool {
+	if !d.isJoined() {
 		return false
 	}
-	now, was, is := time.Now(), s.d.view.get().Server, viewOf(served)
+	now, was, is := time.Now(), d.view.get().Server, viewOf(served)
 	if is.Since = was.Since; was.Up != is.Up || was.Since.IsZero() && served.Known {
 		is.Since = now
 	}
@@ -146,14 +133,14 @@ func (s *serving) report(served bootstrap.Served) bool {
 	var byHand bool
 	var unread error
 	if back {
-		byHand, unread = s.probe.Standalone()
+		byHand, unread = d.o.Server.Standalone()
 	}
-	s.change(func(v *View) {
+	d.changeServing(func(v *View) {
 		v.Server = is
 		if back && unread == nil {
 			v.Standalone = byHand
 		}
-		switch broken := v.broken(now, time.Duration(s.d.interval.Load())); {
+		switch broken := v.broken(now, time.Duration(d.interval.Load())); {
 		case !broken:
 			v.brokenSince = time.Time{}
 		case v.brokenSince.IsZero():
@@ -162,29 +149,15 @@ func (s *serving) report(served bootstrap.Served) bool {
 	})
 	switch {
 	case back:
-		s.d.log.Info("Ant Media Server serves viewers")
-		if err := s.probe.Served(); err != nil {
-			s.d.log.Warn("the release that serves could not be noted", "error", err)
+		d.log.Info("Ant Media Server serves viewers")
+		if err := d.o.Server.Served(); err != nil {
+			d.log.Warn("the release that serves could not be noted", "error", err)
 		}
 	case was.Up && !is.Up:
-		s.d.log.Warn("Ant Media Server does not serve viewers", "why", is.Why)
+		d.log.Warn("Ant Media Server does not serve viewers", "why", is.Why)
 	default:
 		return true
 	}
-	s.d.status()
+	d.status()
 	return true
 }
-
-// look has the server looked at now.
-func (s *serving) look() {
-	if s == nil {
-		return
-	}
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
-// servedBefore reports whether the release that is installed has ever served here.
-func (s *serving) servedBefore() bool { return s != nil && s.probe.ServedBefore() }

@@ -186,7 +186,7 @@ func watchFake(t *testing.T, f *fakeServer, do func(w *watched)) {
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
-		work.Go(func() { w.d.serving.run(ctx) })
+		work.Go(func() { w.d.followServer(ctx) })
 		defer work.Wait()
 		defer cancel()
 		do(w)
@@ -770,7 +770,7 @@ func TestBrokenSinceABeat(t *testing.T) {
 	down := time.Date(2026, 11, 26, 2, 0, 0, 0, time.UTC)
 	for beat, want := range map[time.Duration]bool{-time.Second: false, time.Second: true} {
 		v := View{
-			Phase: bootstrap.PhaseJoined, State: cluster.StateActive, Lifecycle: &lifecycle.View{Ready: true}, probed: true,
+			Phase: bootstrap.PhaseJoined, State: cluster.StateActive, Lifecycle: &lifecycle.View{Ready: true},
 			Server: ServerView{Since: down}, Beat: BeatView{Last: down.Add(beat)},
 		}
 		if got := v.broken(down.Add(4*time.Second), 5*time.Second); got != want {

@@ -95,7 +95,10 @@ func (d *Daemon) follows(p bootstrap.Phase) {
 	d.phase = p
 	d.view.setPhase(p)
 	if news {
-		d.serving.look() // viewers are served already when a join succeeds
+		select { // viewers are served already when a join succeeds
+		case d.phaseChanged <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -612,9 +615,9 @@ func (m *member) readRow(ctx context.Context) {
 func (m *member) spare(ctx context.Context) {
 	v := m.d.view.get()
 	why := ""
-	switch s := m.d.o.Server; {
+	switch {
 	case v.brokenSince.IsZero():
-	case s != nil && s.Stopped(ctx):
+	case m.d.o.Server.Stopped(ctx):
 		why = serverStopped
 	case !m.asksOthers(v, time.Now()):
 		return
@@ -836,8 +839,5 @@ func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
 // portOf is where the server of a node serves, which may be another port than its files name by
 // now, or else where they say.
 func (d *Daemon) portOf(n cluster.Node) int {
-	if d.o.Server == nil {
-		return n.Port
-	}
 	return cmp.Or(d.o.Server.Port(), n.Port)
 }

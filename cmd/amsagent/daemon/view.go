@@ -76,9 +76,6 @@ type View struct {
 	// program may answer there. It is tried again until it is free.
 	MetricsError string `json:"metrics_error,omitempty"`
 
-	// probed tells that the server is asked; where it is not, Ready does not depend
-	// on it.
-	probed bool
 	// entered tells that this node was active, and its server seen in the cluster, in this boot
 	// and under this address. That holds for an agent that was started again while MongoDB, or the server's
 	// word, cannot be had.
@@ -286,7 +283,7 @@ func (w *view) line() string {
 	case !v.Beat.Last.IsZero():
 		parts = append(parts, "last beat at "+v.Beat.Last.Format(time.TimeOnly))
 	}
-	if v.probed && v.State == cluster.StateActive && !v.Server.Up {
+	if v.State == cluster.StateActive && !v.Server.Up {
 		parts = append(parts, "not ready: "+v.Server.whyDown())
 	}
 	if l := v.Lifecycle; l != nil && l.Progress != "" {
