@@ -26,27 +26,27 @@ const (
 	maxHeader = 64 << 10
 )
 
-// LivenessState is the result of one liveness call.
-type LivenessState string
+// livenessState is the result of one liveness call.
+type livenessState string
 
 // The states.
 const (
-	Live LivenessState = "live"
+	Live livenessState = "live"
 	// LiveStarting: no process listens yet, or the server answers 403 or 503, for example while its console starts or
 	// its database is away. It does not depend on credentials.
-	LiveStarting LivenessState = "starting"
+	LiveStarting livenessState = "starting"
 	// LiveBroken: the server answers 500, because its own hostname does not resolve.
-	LiveBroken LivenessState = "broken"
-	// LiveNoEndpoint: the server responds and does not know the call (before 2.5.1; later releases only until their
+	LiveBroken livenessState = "broken"
+	// liveNoEndpoint: the server responds and does not know the call (before 2.5.1; later releases only until their
 	// console starts).
-	LiveNoEndpoint LivenessState = "no-endpoint"
+	liveNoEndpoint livenessState = "no-endpoint"
 	// LiveUnknown: no response in time, or one that is not Ant Media Server's.
-	LiveUnknown LivenessState = "unknown"
+	LiveUnknown livenessState = "unknown"
 )
 
 // Liveness is the response to one liveness call.
 type Liveness struct {
-	State  LivenessState `json:"state"`
+	State  livenessState `json:"state"`
 	Code   int           `json:"code,omitempty"` // of HTTP; 0 = no response
 	Host   string        `json:"host,omitempty"` // the server's name of itself
 	Status string        `json:"status,omitempty"`
@@ -129,7 +129,7 @@ func answer(r reply) Liveness {
 	case http.StatusInternalServerError:
 		l.State, l.Detail = LiveBroken, "it answers "+r.status+": its own hostname does not resolve"
 	case http.StatusNotFound:
-		l.State, l.Detail = LiveNoEndpoint, "it answers, without a liveness call"
+		l.State, l.Detail = liveNoEndpoint, "it answers, without a liveness call"
 	default:
 		l.State, l.Detail = LiveUnknown, "it answers "+r.status
 		if r.location != "" {

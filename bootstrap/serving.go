@@ -49,11 +49,15 @@ type NotServingError struct {
 }
 
 func (e *NotServingError) Error() string {
-	parts := make([]string, 0, len(e.Apps))
-	for _, a := range e.Apps {
+	return "Ant Media Server is in the cluster, but does not serve: " + answerList(e.Apps)
+}
+
+func answerList(answers []ams.AppAnswer) string {
+	parts := make([]string, 0, len(answers))
+	for _, a := range answers {
 		parts = append(parts, a.String())
 	}
-	return "Ant Media Server is in the cluster, but does not serve: " + strings.Join(parts, "; ")
+	return strings.Join(parts, "; ")
 }
 
 func (e *NotServingError) Unwrap() error { return e.Err }
@@ -83,10 +87,7 @@ func (j *joiner) serve(ctx context.Context) error {
 // awaitServing waits until viewers are served, and reports progress. It ends with ctx, and then returns a
 // [NotServingError].
 func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
-	began, reported := time.Now(), time.Now()
-	if j.result.Restarted {
-		began = j.startedAt
-	}
+	reported := time.Now()
 	var last Served
 	served := map[string]bool{}
 	Watch(ctx, server, func(is Served) bool {
@@ -98,14 +99,14 @@ func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 			served[a.Name] = true
 			s := AppServed{Name: a.Name}
 			if j.result.Restarted {
-				s.After = time.Since(began).Round(time.Millisecond)
-				j.say("%s serves after %s", a.Name, time.Since(began).Round(100*time.Millisecond))
+				s.After = time.Since(j.startedAt).Round(time.Millisecond)
+				j.say("%s serves after %s", a.Name, s.After.Round(100*time.Millisecond))
 			}
 			j.result.Applications = append(j.result.Applications, s)
 		}
 		if !is.Up && time.Since(reported) >= progressEvery {
 			reported = time.Now()
-			j.say("waiting for the applications: %s", (&NotServingError{Apps: notServing(is.Answers)}).list())
+			j.say("waiting for the applications: %s", answerList(notServing(is.Answers)))
 		}
 		return !is.Up
 	})
@@ -113,11 +114,6 @@ func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 		return nil
 	}
 	return &NotServingError{Apps: notServing(last.Answers), Err: ctx.Err()}
-}
-
-func (e *NotServingError) list() string {
-	_, list, _ := strings.Cut(e.Error(), "serve: ")
-	return list
 }
 
 // notServing are the answers of applications that do not serve.

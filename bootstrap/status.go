@@ -374,7 +374,7 @@ func (s *Status) compare(state *State) {
 		add("STATUS-STOPPED", serverLog+" tells why; start it: "+start, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
 	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && (row.Looked || s.Unprivileged) {
-		add("STATUS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", (&NotServingError{Apps: dumb}).list())
+		add("STATUS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", answerList(dumb))
 	}
 	if proc.Liveness.State == ams.LiveBroken && files.Mode == conf.ModeCluster {
 		add("STATUS-LIVENESS", "getent ahosts \"$(hostname)\" shows whether this machine's own name resolves; amsagent join adds it to /etc/hosts",

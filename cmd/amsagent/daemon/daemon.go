@@ -75,7 +75,7 @@ type Options struct {
 	// has the address and the role, as known last.
 	Sampler func(client func() *cluster.Client, node func() cluster.Node) Sampler
 	// Server asks the server on this machine whether viewers are served.
-	Server ServerProbe
+	Server serverProbe
 	// Lifecycle is how this node goes; nil is a node that nobody can drain.
 	Lifecycle *Lifecycle
 	// Notes are what an operator needs to know of this machine's cloud and tags; nil is none.

@@ -21,8 +21,8 @@ const (
 	maxWords = 8 << 10
 )
 
-// ServerProbe asks the server on this machine whether viewers are served.
-type ServerProbe interface {
+// serverProbe asks the server on this machine whether viewers are served.
+type serverProbe interface {
 	bootstrap.Asker
 	// Port is where it served a moment ago; 0 where it did not.
 	Port() int
