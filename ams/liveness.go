@@ -21,7 +21,6 @@ const (
 	livenessPath = "/rest/v2/liveness"
 	// livenessLimit bounds one call. The server is on this machine; a longer call is stuck, and the next one will show.
 	livenessLimit = 3 * time.Second
-	livenessBody  = 64 << 10
 	// maxHeader bounds the response header, for which Go allows 10 MB: the server's has 500 bytes.
 	maxHeader = 64 << 10
 )
@@ -85,12 +84,7 @@ func Refused(ctx context.Context, base string) bool {
 func CheckLiveness(ctx context.Context, client *http.Client, base string) Liveness {
 	ctx, cancel := context.WithTimeout(ctx, livenessLimit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+livenessPath, nil)
-	if err != nil {
-		return Liveness{State: LiveUnknown, Detail: err.Error()}
-	}
-	req.Header.Set("Accept", "application/json")
-	r, err := call(client, req, livenessBody)
+	r, err := get(ctx, client, strings.TrimSuffix(base, "/")+livenessPath)
 	if err != nil {
 		return noAnswer(err)
 	}

@@ -36,8 +36,8 @@ const (
 	// initialized: until then its JWT filter, active even without JWT settings, refuses servingPath. From 2.16.2 on it
 	// fails if an application was not deployed, for example because its web.xml is broken.
 	playingPath = "/streams/" + noStream + ".m3u8"
-	// servingBody bounds the part of a response that is read: a page of Tomcat's is 700 bytes.
-	servingBody = 8 << 10
+	// maxBody bounds the part of a response that is read: a page of Tomcat's is 700 bytes.
+	maxBody = 64 << 10
 )
 
 // AppServing is the result of one call to an application.
@@ -166,7 +166,7 @@ func get(ctx context.Context, client *http.Client, url string) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return call(client, req, servingBody)
+	return call(client, req, maxBody)
 }
 
 // namesStream recognizes Tomcat's own page, which contains the path: no application handled the request. An

@@ -68,11 +68,8 @@ func (j *joiner) serve(ctx context.Context) error {
 	var watcher sync.WaitGroup
 	watcher.Go(func() { j.watch(watched, died, false) })
 	server := j.Server()
-	server.install = j.facts.install // as long as it is not outdated
 	if j.result.Restarted {
 		server.down = j.startedAt
-	} else {
-		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
 	}
 	err := j.awaitServing(watched, server)
 	died(nil)
