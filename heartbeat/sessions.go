@@ -23,9 +23,8 @@ const (
 	// (the kernel walks its table). drainEvery is the same during a drain.
 	askEvery   = 30 * time.Second
 	drainEvery = 5 * time.Second
-	// mongoTime bounds the queries to MongoDB of one count, besideTime if another source can replace their answer.
-	mongoTime  = 2 * time.Second
-	besideTime = time.Second
+	// mongoTime bounds the queries to MongoDB of one count: a node that shuts down cannot wait longer.
+	mongoTime = time.Second
 	// serverTime bounds a query to the service manager, and a connection to the server's port.
 	serverTime = time.Second
 )
@@ -68,7 +67,6 @@ type SessionCounter struct {
 	published streamCount
 	connected connected
 	peers     map[netip.Addr]bool // the other nodes, which fetch streams as viewers do
-	peersAt   time.Time
 }
 
 // streamCount is MongoDB's count of a node's streams.
@@ -109,14 +107,10 @@ func (c *SessionCounter) count(ctx context.Context, every time.Duration) (cluste
 	stats, statsErr := c.askServer(ctx, now)
 	viewers, complete := stats.Viewers()
 	reports := complete && stats.LocalStreams != nil
-	limit := mongoTime
-	if stats.LocalStreams != nil || c.Connections != nil {
-		limit = besideTime
-	}
-	bound, cancel := context.WithTimeout(ctx, limit)
-	found, connErr := c.connections(bound, now, reports)
-	published, mongoErr := c.streams(bound, now)
+	bound, cancel := context.WithTimeout(ctx, mongoTime)
+	published, mongoErr := c.askMongo(bound, now)
 	cancel()
+	found, connErr := c.connections(now, reports)
 	if statsErr != nil && (connErr != nil || found.viewers == 0) {
 		// A server whose port was edited still uses the old one until its restart: its viewers are there.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
@@ -200,7 +194,7 @@ func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Stat
 }
 
 // connections counts the server's clients. reports means that the server reports all viewers but RTMP's.
-func (c *SessionCounter) connections(ctx context.Context, now time.Time, reports bool) (connected, error) {
+func (c *SessionCounter) connections(now time.Time, reports bool) (connected, error) {
 	if c.Connections == nil {
 		return connected{}, errNoConnections
 	}
@@ -211,7 +205,6 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time, reports
 	if err != nil {
 		return connected{}, err
 	}
-	c.readPeers(ctx, now)
 	rtmp := []int{ports.RTMP, ports.RTMPS}
 	found, err := c.Connections(append(ports.Viewers(), rtmp...), func(a netip.Addr) bool { return c.peers[a] })
 	if err != nil {
@@ -232,26 +225,9 @@ func (c *SessionCounter) connections(ctx context.Context, now time.Time, reports
 	return n, nil
 }
 
-// readPeers reads the addresses of the other nodes. On failure it keeps the known ones.
-func (c *SessionCounter) readPeers(ctx context.Context, now time.Time) {
-	from, _ := c.Streams()
-	if from == nil || c.isRecent(c.peersAt, now) {
-		return
-	}
-	nodes, err := from.AMSNodes(ctx)
-	if err != nil {
-		return
-	}
-	c.peers, c.peersAt = make(map[netip.Addr]bool, len(nodes)), now
-	for _, n := range nodes {
-		if a, err := netip.ParseAddr(n.IP); err == nil {
-			c.peers[a.Unmap()] = true
-		}
-	}
-}
-
-// streams returns MongoDB's count of this node's streams.
-func (c *SessionCounter) streams(ctx context.Context, now time.Time) (int, error) {
+// askMongo returns MongoDB's count of this node's streams, and reads the addresses of the other nodes. On failure it keeps
+// the known addresses.
+func (c *SessionCounter) askMongo(ctx context.Context, now time.Time) (int, error) {
 	from, address := c.Streams()
 	if from == nil || address == "" {
 		c.published = streamCount{}
@@ -261,6 +237,14 @@ func (c *SessionCounter) streams(ctx context.Context, now time.Time) (int, error
 		return p.publishers, nil
 	}
 	c.published = streamCount{}
+	if nodes, err := from.AMSNodes(ctx); err == nil {
+		c.peers = make(map[netip.Addr]bool, len(nodes))
+		for _, n := range nodes {
+			if a, err := netip.ParseAddr(n.IP); err == nil {
+				c.peers[a.Unmap()] = true
+			}
+		}
+	}
 	databases, err := c.install.Databases()
 	if err != nil {
 		return 0, err

@@ -46,7 +46,7 @@ func (f *fakeStreams) LocalStreams(_ context.Context, databases []string, _ stri
 
 func (f *fakeStreams) AMSNodes(ctx context.Context) ([]cluster.AMSNode, error) {
 	f.askedPeer++
-	if end, ok := ctx.Deadline(); !ok || time.Until(end) > besideTime {
+	if end, ok := ctx.Deadline(); !ok || time.Until(end) > mongoTime {
 		return nil, errors.New("asked for longer than a node that shuts down can wait")
 	}
 	var out []cluster.AMSNode
