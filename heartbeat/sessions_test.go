@@ -30,7 +30,6 @@ type fakeStreams struct {
 	nodes     []string            // addresses
 	err       error
 	asked     int
-	askedPeer int
 	databases []string
 }
 
@@ -45,7 +44,6 @@ func (f *fakeStreams) LocalStreams(_ context.Context, databases []string, _ stri
 }
 
 func (f *fakeStreams) AMSNodes(ctx context.Context) ([]cluster.AMSNode, error) {
-	f.askedPeer++
 	if end, ok := ctx.Deadline(); !ok || time.Until(end) > mongoTime {
 		return nil, errors.New("asked for longer than a node that shuts down can wait")
 	}
