@@ -211,19 +211,13 @@ func Applications(root, dir string) ([]string, error) {
 	}
 	var apps []string
 	for _, e := range entries {
-		if e.Name() == consoleApp || !e.IsDir() && e.Type()&fs.ModeSymlink == 0 {
+		// Java finds no folder whose name is not valid UTF-8.
+		isFolder := e.IsDir() || e.Type()&fs.ModeSymlink != 0
+		if e.Name() == consoleApp || !isFolder || !utf8.ValidString(e.Name()) {
 			continue
 		}
-		p, err := files.Root{Path: root}.Locate(filepath.Join(folder, e.Name(), appFileName))
-		valid := utf8.ValidString(e.Name())
-		if err == nil {
-			valid = valid && utf8.ValidString(p.Path())
-			if err = fs.ErrNotExist; len(p.Missing) == 0 {
-				_, err = p.Folder.Stat(p.Name)
-			}
-			p.Close()
-		}
-		if valid && (err == nil || errors.Is(err, fs.ErrPermission)) {
+		_, err := statBelow(root, filepath.Join(folder, e.Name(), appFileName))
+		if err == nil || errors.Is(err, fs.ErrPermission) {
 			apps = append(apps, e.Name())
 		}
 	}
