@@ -746,15 +746,15 @@ func TestAwaitStarted(t *testing.T) {
 		times   int // that it answers so; then it serves
 		want    time.Duration
 	}{
-		"it serves":                           {systemd, time.Second, serves, 0, judgePause},
-		"starting":                            {systemd, time.Hour, initializes, 4, 4*askAgain + judgePause},
-		"no port yet":                         {systemd, time.Second, refuses, 4, 4*askAgain + judgePause},
-		"its context is made":                 {systemd, time.Second, fails, 4, 4*askAgain + judgePause},
-		"its context is made, on a slow one":  {systemd, 100 * time.Second, fails, 4, 4*askAgain + judgePause},
-		"its context is made, by a command":   {byProcess, time.Second, fails, 4, 4*askAgain + judgePause},
-		"its context is made, of unknown age": {unknown, 0, fails, 4, 4*askAgain + judgePause},
-		"it is broken":                        {systemd, time.Hour, refuses, 1 << 30, judgePause},
-		"it is broken, by a command":          {byProcess, time.Hour, fails, 1 << 30, judgePause},
+		"it serves":                           {systemd, time.Second, serves, 0, 0},
+		"starting":                            {systemd, time.Hour, initializes, 4, 4 * askAgain},
+		"no port yet":                         {systemd, time.Second, refuses, 4, 4 * askAgain},
+		"its context is made":                 {systemd, time.Second, fails, 4, 4 * askAgain},
+		"its context is made, on a slow one":  {systemd, 100 * time.Second, fails, 4, 4 * askAgain},
+		"its context is made, by a command":   {byProcess, time.Second, fails, 4, 4 * askAgain},
+		"its context is made, of unknown age": {unknown, 0, fails, 4, 4 * askAgain},
+		"it is broken":                        {systemd, time.Hour, refuses, 1 << 30, 0},
+		"it is broken, by a command":          {byProcess, time.Hour, fails, 1 << 30, 0},
 		"it is broken, of unknown age":        {unknown, 0, fails, 1 << 30, startingTime},
 		"for ever":                            {systemd, time.Hour, initializes, 1 << 30, startingTime},
 	} {
@@ -784,6 +784,9 @@ func TestAwaitStarted(t *testing.T) {
 				m.awaitStarted(t.Context(), server)
 				if d := time.Since(began); d != tt.want {
 					t.Errorf("it waited for %s, want %s", d, tt.want)
+				}
+				if !server.starts(t.Context(), nil) {
+					t.Error("a server of unknown applications is taken to have started")
 				}
 				if tt.started == unknown && tt.times > 4 && server.starts(t.Context(), server.look(t.Context())) {
 					t.Error("one that was waited for in vain is taken to start")

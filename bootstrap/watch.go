@@ -29,8 +29,6 @@ const (
 	listEvery = 30 * time.Second
 	// maxAsks bounds the calls in progress: the server's user decides how many applications there are.
 	maxAsks = 64
-	// judgePause collects answers that come together.
-	judgePause = 20 * time.Millisecond
 )
 
 // Asker calls the applications of a server. *[Server] is one.
@@ -140,7 +138,6 @@ func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
 		case <-time.After(next):
 		case r := <-answers:
 			w.take(r)
-			_ = pause(ctx, judgePause)
 			for len(answers) > 0 {
 				w.take(<-answers)
 			}
