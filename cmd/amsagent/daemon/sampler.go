@@ -14,7 +14,6 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
-	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // MachineOptions are what looks at a real machine.
