@@ -338,7 +338,7 @@ func (j *joiner) mustRestart() bool {
 		j.say("Ant Media Server runs as %s and not as %s: only a restart changes that", at, f.address.Addr)
 		return true
 	}
-	if home, other := f.install.ProcessOfOther(j.Root, f.service.MainPID); other {
+	if home, other := f.install.ProcessOfOther(f.service.MainPID); other {
 		// The service was given this tree since, and what is seen in the cluster is the other one.
 		j.say("Ant Media Server runs from %s and not from %s: only a restart changes that", home.Dir, f.install.Dir)
 		return true
@@ -588,10 +588,10 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 }
 
 // writtenOver lists files of a plan just committed that are something else again a
-// moment later. Into an image nobody else writes.
-func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan, offline bool, in *ams.Installation) []string {
+// moment later.
+func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan) []string {
 	changed := plan.Changed()
-	if len(changed) == 0 || offline && in != nil && !in.MayRun(m.Root) || !sleep.For(ctx, saveTime) {
+	if len(changed) == 0 || !sleep.For(ctx, saveTime) {
 		return nil
 	}
 	var paths []string
@@ -628,7 +628,7 @@ func (j *joiner) commit(ctx context.Context) error {
 		err := f.plan.Commit("join")
 		if err == nil {
 			j.done = append(j.done, f.plan)
-			paths := j.writtenOver(ctx, f.plan, j.req.Offline, f.install)
+			paths := j.writtenOver(ctx, f.plan)
 			if len(paths) == 0 || try == replans {
 				return nil
 			}

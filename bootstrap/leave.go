@@ -622,7 +622,7 @@ func (l *leaver) give(plan *conf.Plan) error {
 func (l *leaver) onceMore(ctx context.Context) {
 	plan, paths := l.plan, []string(nil)
 	for range replans {
-		if paths = l.writtenOver(ctx, plan, l.req.Offline, l.install); len(paths) == 0 {
+		if paths = l.writtenOver(ctx, plan); len(paths) == 0 {
 			return
 		}
 		again, err := l.planAgain()

@@ -18,7 +18,6 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -600,28 +599,6 @@ func TestJoinIsOverwritten(t *testing.T) {
 		if got := strings.Join(service.did, " "); got != tt.want {
 			t.Errorf("%+v: %s", tt, got)
 		}
-	}
-}
-
-// An offline join looks again at what it wrote only where a server may run: nobody else writes into an image.
-func TestOfflineJoinLooksAgain(t *testing.T) {
-	for _, runs := range []bool{false, true} {
-		if !runs && os.Geteuid() != 0 {
-			continue // who may not look at every process takes it that one runs
-		}
-		synctest.Test(t, func(t *testing.T) {
-			m := ownTree(t, "3.0", "3.0.3")
-			process := filepath.Join(m.Root, "proc/12")
-			must.OK(t, os.MkdirAll(process, 0o755))
-			if runs {
-				must.OK(t, os.Symlink(ams.DefaultDir, filepath.Join(process, "cwd")))
-			}
-			began := time.Now()
-			joinOffline(t, m, testMongo, "10.0.1.7")
-			if took := time.Since(began); (took >= saveTime) != runs {
-				t.Errorf("a server runs: %v; the join took %s", runs, took)
-			}
-		})
 	}
 }
 
