@@ -235,21 +235,21 @@ func (in *Installation) readServer(b []byte) {
 		in.warn(WarnServerSyntax, "%s: %v; the server's defaults are assumed", shown(in.Root, in.Server.Path), err)
 		return
 	}
-	in.HTTPHost = springValue(p, "http.host").text
+	in.HTTPHost, _ = springValue(p, "http.host")
 	in.checkHTTPHost()
-	port := springValue(p, "http.port")
-	n, isPort := port.port()
+	text, name := springValue(p, "http.port")
+	n, isPort := portNumber(text)
 	if isPort {
 		in.HTTPPort = n
 	}
 	given, _ := p.Get("http.port")
 	given = fmt.Sprintf("%s: http.port=%q", shown(in.Root, in.Server.Path), strings.TrimSpace(given))
 	switch {
-	case port.unknown != "" && isPort:
-		in.warn(WarnHTTPPort, "%s: the default %d is used; if the server's environment sets %s, the server listens on another port", given, n, port.unknown)
-	case port.unknown != "":
-		in.warn(WarnHTTPPort, "%s: the server's environment sets the port by %s, which is not known here; %d is assumed", given, port.unknown, DefaultHTTPPort)
-	case port.text != "" && !isPort:
+	case name != "" && isPort:
+		in.warn(WarnHTTPPort, "%s: the default %d is used; if the server's environment sets %s, the server listens on another port", given, n, name)
+	case name != "":
+		in.warn(WarnHTTPPort, "%s: the server's environment sets the port by %s, which is not known here; %d is assumed", given, name, DefaultHTTPPort)
+	case text != "" && !isPort:
 		in.warn(WarnHTTPPort, "%s is no port; %d is assumed", given, DefaultHTTPPort)
 	}
 }

@@ -41,7 +41,7 @@ func TestPorts(t *testing.T) {
 			Ports{HTTP: 80, HTTPS: 443, RTMP: 1936, RTMPS: 8444, SRT: 4201, Origin: 5001},
 		},
 		"java spelling": {"http.port : 8\\\n  080 \nrtmps.enabled: ON\nhttps.port=1\nhttps.port=2\n", Ports{HTTP: 8080, HTTPS: 2, RTMP: 1935, RTMPS: 8443, SRT: 4200, Origin: 5000}},
-		"placeholders":  {"http.port=${PORT:80}\nhttps.port=${tls}\ntls=443\nrtmps.enabled=${R:true}\nrtmps.port=${P}\n", Ports{HTTP: 80, HTTPS: 443, RTMP: 1935, RTMPS: 8443, SRT: 4200, Origin: 5000}},
+		"placeholders":  {"http.port=${PORT:80}\nhttps.port=${tls}\ntls=443\nrtmps.enabled=${R:true}\nrtmps.port=${P}\n", Ports{HTTP: 80, HTTPS: 5443, RTMP: 1935, RTMPS: 8443, SRT: 4200, Origin: 5000}},
 		"no ports":      {"http.port=${port}\nhttps.port=0\nrtmp.port=65536\nserver.srt_port=-1\nserver.origin_port=\nrtmps.enabled=false\nrtmps.port=8443\n", shipped},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -70,7 +70,7 @@ func TestPorts(t *testing.T) {
 		if got, err := in.Ports(); !errors.Is(err, ErrUnreadable) || got != shipped {
 			t.Errorf("gone: %+v, %v", got, err)
 		}
-		if _, err := in.ServerKey(); !errors.Is(err, ErrUnreadable) || errors.Is(err, ErrNoServerToken) {
+		if _, err := in.ServerKey(); !errors.Is(err, ErrUnreadable) || errors.Is(err, errNoServerToken) {
 			t.Errorf("gone: %v", err)
 		}
 	})
@@ -99,7 +99,7 @@ func TestSessionsCorpus(t *testing.T) {
 			if got, err := in.Ports(); err != nil || got != shipped {
 				t.Errorf("ports %+v, %v", got, err)
 			}
-			if _, err := in.ServerKey(); !errors.Is(err, ErrNoServerToken) {
+			if _, err := in.ServerKey(); !errors.Is(err, errNoServerToken) {
 				t.Errorf("key: %v", err)
 			}
 			if names, err := in.Databases(); err != nil || len(names) == 0 {
@@ -203,7 +203,7 @@ func TestServerKeyNotPossible(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := opened(t, map[string]string{serverName: c.properties})
 			_, err := in.ServerKey()
-			if !errors.Is(err, ErrNoServerToken) || !strings.Contains(err.Error(), c.why) || !strings.Contains(err.Error(), "red5.properties") {
+			if !errors.Is(err, errNoServerToken) || !strings.Contains(err.Error(), c.why) || !strings.Contains(err.Error(), "red5.properties") {
 				t.Errorf("%v", err)
 			}
 			if strings.Contains(err.Error(), secret) {

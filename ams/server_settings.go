@@ -9,12 +9,14 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 )
 
 // Ports are the server's configured ports; 0 is off.
@@ -36,18 +38,31 @@ func defaultPorts() Ports {
 	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}
 }
 
-const defaultRTMPSPort = 8443
+// ServerSettings reads the current red5.properties: Open keeps no secret, and the panel may have changed the file since.
+// A running server uses the file's content of its start. The result holds secrets: keep only the needed keys.
+func (in *Installation) ServerSettings() (*conf.Properties, error) {
+	b, _, err := files.Root{Path: in.Root}.Read(in.Server.Path, conf.MaxSettings)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", shown(in.Root, in.Server.Path), unreadable(err))
+	}
+	p, err := conf.ParseProperties(b)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", shown(in.Root, in.Server.Path), err)
+	}
+	return p, nil
+}
 
-// Ports reads the ports from the current red5.properties. A running server uses those of its start. Missing and invalid
-// ports have AMS's defaults; with an error all have.
+// Ports reads the ports from the current red5.properties. Missing and invalid ports have AMS's defaults; with an error
+// all have.
 func (in *Installation) Ports() (Ports, error) {
 	ports := defaultPorts()
-	p, err := in.serverProperties()
+	p, err := in.ServerSettings()
 	if err != nil {
 		return ports, err
 	}
 	set := func(key string, to *int) {
-		if n, ok := springValue(p, key).port(); ok {
+		text, _ := springValue(p, key)
+		if n, ok := portNumber(text); ok {
 			*to = n
 		}
 	}
@@ -56,11 +71,40 @@ func (in *Installation) Ports() (Ports, error) {
 	set("rtmp.port", &ports.RTMP)
 	set("server.srt_port", &ports.SRT)
 	set("server.origin_port", &ports.Origin)
-	if springTrue(springValue(p, "rtmps.enabled").text) {
-		ports.RTMPS = defaultRTMPSPort
+	if enabled, _ := springValue(p, "rtmps.enabled"); springTrue(enabled) {
+		ports.RTMPS = 8443
 		set("rtmps.port", &ports.RTMPS)
 	}
 	return ports, nil
+}
+
+// placeholder is ${NAME} or ${NAME:DEFAULT} of Spring.
+var placeholder = regexp.MustCompile(`^\$\{([^:{}]+):?([^{}]*)\}$`)
+
+// springValue returns the value of a key, or the default of the placeholder in its place. name is then what decides
+// instead of the default: mostly a variable of the server's environment, which is not known here.
+func springValue(p *conf.Properties, key string) (text, name string) {
+	text, _ = p.Get(key)
+	text = strings.TrimSpace(text)
+	if m := placeholder.FindStringSubmatch(text); m != nil {
+		return strings.TrimSpace(m[2]), m[1]
+	}
+	return text, ""
+}
+
+// springTrue reports whether Spring treats s as true.
+func springTrue(s string) bool {
+	switch strings.ToLower(strings.TrimSpace(s)) {
+	case "true", "on", "yes", "1":
+		return true
+	}
+	return false
+}
+
+// portNumber parses the number of a TCP or UDP port.
+func portNumber(text string) (n int, ok bool) {
+	n, err := strconv.Atoi(text)
+	return n, err == nil && n > 0 && n < 1<<16
 }
 
 // Databases returns the databases of the applications, sorted, without the console's, which has no streams. The error
@@ -83,8 +127,8 @@ func (in *Installation) Databases() ([]string, error) {
 	return slices.Compact(names), errors.Join(errs...)
 }
 
-// ErrNoServerToken says that this server accepts no token that the agent could make. The wrapping error has the reason.
-var ErrNoServerToken = errors.New("no token for the server's statistics can be made")
+// errNoServerToken says that this server accepts no token that the agent could make. The wrapping error has the reason.
+var errNoServerToken = errors.New("no token for the server's statistics can be made")
 
 // ServerKey makes tokens for the server's REST calls. fmt, logs and JSON cannot show the secret.
 type ServerKey struct {
@@ -98,17 +142,16 @@ func (ServerKey) String() string { return "***" }
 // whole management interface for ever. Both clocks are one machine's, and a token is for one call.
 const tokenLife = time.Minute
 
-// ServerKey reads the key for tokens from the current red5.properties. It fails with ErrNoServerToken if the server
-// accepts none of the agent's. A running server uses the file's content of its start.
-//
-// The server prefers a JWKS URL to the secret: then only the holder of a private key can make tokens.
+// ServerKey reads the key for tokens from the current red5.properties. It fails with errNoServerToken if the server
+// accepts none of the agent's. The server prefers a JWKS URL to the secret: then only the holder of a private key can make
+// tokens.
 func (in *Installation) ServerKey() (ServerKey, error) {
-	p, err := in.serverProperties()
+	p, err := in.ServerSettings()
 	if err != nil {
 		return ServerKey{}, err
 	}
 	no := func(why string) (ServerKey, error) {
-		return ServerKey{}, fmt.Errorf("%w: %s: %s", ErrNoServerToken, shown(in.Root, in.Server.Path), why)
+		return ServerKey{}, fmt.Errorf("%w: %s: %s", errNoServerToken, shown(in.Root, in.Server.Path), why)
 	}
 	// White space belongs to a value in this format, and so to the secret.
 	enabled, _ := p.Get("server.jwtServerControlEnabled")
@@ -146,26 +189,4 @@ func (k ServerKey) token(claims string) string {
 	b64 := base64.RawURLEncoding
 	text := b64.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + b64.EncodeToString([]byte(claims))
 	return text + "." + b64.EncodeToString(k.sign(text))
-}
-
-// springTrue reports whether Spring treats s as true.
-func springTrue(s string) bool {
-	switch strings.ToLower(strings.TrimSpace(s)) {
-	case "true", "on", "yes", "1":
-		return true
-	}
-	return false
-}
-
-// serverProperties reads red5.properties again: Open keeps no secret, and the panel may have changed the file since.
-func (in *Installation) serverProperties() (*conf.Properties, error) {
-	b, _, err := readBelow(in.Root, in.Server.Path, conf.MaxSettings)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", shown(in.Root, in.Server.Path), unreadable(err))
-	}
-	p, err := conf.ParseProperties(b)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", shown(in.Root, in.Server.Path), err)
-	}
-	return p, nil
 }
