@@ -4,11 +4,20 @@
 package ams
 
 import (
+	"archive/zip"
+	"bufio"
 	"cmp"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"net/textproto"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Release is a release of Ant Media Server; the zero value is unknown. It comes only from the jar's manifest or the
@@ -19,52 +28,31 @@ type Release struct {
 	Note    string `json:"note,omitempty"`    // why it is not known
 }
 
+// versionPattern is up to four numbers and a suffix. No release has a number of five digits; a date or a hash has.
+var versionPattern = regexp.MustCompile(`^\d{1,5}(\.\d{1,5}){0,3}([-_]+[0-9A-Za-z][0-9A-Za-z._-]*)?$`)
+
+// preReleasePattern is the suffix of a build before its release; any other names a build of the release itself.
+var preReleasePattern = regexp.MustCompile(`(?i)[-_](snapshot|alpha|beta|rc)`)
+
 // ParseRelease parses a release as an operator or a manifest writes it: 2.4.2.1, 3.0.3-SNAPSHOT, v2.13.2, ams-v2.8.0.
 func ParseRelease(s string) (Release, error) {
-	v := strings.TrimSpace(s)
-	v = strings.TrimPrefix(v, "ams-")
+	v := strings.TrimPrefix(strings.TrimSpace(s), "ams-")
 	if len(v) > 1 && (v[0] == 'v' || v[0] == 'V') {
 		v = v[1:]
 	}
-	if _, _, err := splitVersion(v); err != nil {
-		return Release{}, fmt.Errorf("reading release %q: %w", s, err)
+	if !versionPattern.MatchString(v) {
+		return Release{}, fmt.Errorf("reading release %q: want up to four numbers with dots, as in 2.4.2.1 or 3.0.3-SNAPSHOT", s)
 	}
 	return Release{Version: v}, nil
 }
 
-// splitVersion splits a version: up to four numbers, and whether a suffix marks a pre-release.
-func splitVersion(v string) (numbers [4]int, before bool, err error) {
-	digits, suffix := v, ""
-	if i := strings.IndexFunc(v, func(r rune) bool { return r != '.' && (r < '0' || r > '9') }); i >= 0 {
-		digits, suffix = v[:i], v[i:]
+// numbers returns the numbers of a known version, and whether it comes before its release.
+func (r Release) numbers() (n [4]int, before bool) {
+	digits, _, _ := strings.Cut(strings.ReplaceAll(r.Version, "_", "-"), "-")
+	for i, part := range strings.SplitN(digits, ".", len(n)) {
+		n[i], _ = strconv.Atoi(part)
 	}
-	parts := strings.Split(digits, ".")
-	if len(parts) > len(numbers) {
-		return numbers, false, fmt.Errorf("%q has more than %d numbers", digits, len(numbers))
-	}
-	for i, p := range parts {
-		// No release has five digits; a date or a hash has more.
-		if p == "" || len(p) > 5 {
-			return numbers, false, fmt.Errorf("want numbers with dots, as in 2.4.2.1 or 3.0.3-SNAPSHOT")
-		}
-		numbers[i], _ = strconv.Atoi(p)
-	}
-	if suffix == "" {
-		return numbers, false, nil
-	}
-	word := strings.ToLower(strings.TrimLeft(suffix, "-_"))
-	if word == "" || len(word) == len(suffix) || strings.ContainsFunc(word, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '.' && r != '-' && r != '_'
-	}) {
-		return numbers, false, fmt.Errorf("%q after the numbers is no suffix such as -SNAPSHOT", suffix)
-	}
-	for _, pre := range []string{"snapshot", "alpha", "beta", "rc"} {
-		if strings.HasPrefix(word, pre) {
-			return numbers, true, nil
-		}
-	}
-	// Any other word names a build of the release itself.
-	return numbers, false, nil
+	return n, preReleasePattern.MatchString(r.Version)
 }
 
 // Known reports whether the release is known.
@@ -84,44 +72,139 @@ func (r Release) String() string {
 // Compare orders releases. Missing numbers count as 0, a SNAPSHOT comes before its release, an unknown release before
 // every known one.
 func (r Release) Compare(other Release) int {
-	if !r.Known() || !other.Known() {
-		return cmp.Compare(boolInt(r.Known()), boolInt(other.Known()))
-	}
-	a, preA, _ := splitVersion(r.Version)
-	b, preB, _ := splitVersion(other.Version)
-	if c := slices.Compare(a[:], b[:]); c != 0 {
-		return c
-	}
-	return cmp.Compare(boolInt(preB), boolInt(preA))
+	a, beforeA := r.numbers()
+	b, beforeB := other.numbers()
+	return cmp.Or(compareBool(r.Known(), other.Known()), slices.Compare(a[:], b[:]), compareBool(beforeB, beforeA))
 }
 
-func boolInt(b bool) int {
-	if b {
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
 		return 1
 	}
-	return 0
+	return -1
 }
 
 // AtLeast reports whether the release is known and not older than the numbers, as in AtLeast(2, 5). A SNAPSHOT of 2.5
 // may lack features of 2.5: not at least.
 func (r Release) AtLeast(numbers ...int) bool {
-	if !r.Known() {
-		return false
-	}
-	have, before, _ := splitVersion(r.Version)
+	have, before := r.numbers()
 	var want [4]int
 	copy(want[:], numbers)
 	c := slices.Compare(have[:], want[:])
-	return c > 0 || c == 0 && !before
+	return r.Known() && (c > 0 || c == 0 && !before)
 }
 
-// current reports whether to treat the release like one from the numbers on. An unknown release counts as current: most
-// machines run these, and their settings harm no older one.
-func (r Release) current(numbers ...int) bool { return !r.Known() || r.AtLeast(numbers...) }
-
 // HonoursHostAddress reports whether the release uses the environment variable AMS_HOST_ADDRESS (2.5 and later). An
-// unknown release counts as current: check Known first if that matters.
-func (r Release) HonoursHostAddress() bool { return r.current(2, 5) }
+// unknown release counts as current: most machines run these.
+func (r Release) HonoursHostAddress() bool { return !r.Known() || r.AtLeast(2, 5) }
 
 // HasLiveness reports whether the release has /rest/v2/liveness (2.5.1 and later). An unknown release counts as current.
-func (r Release) HasLiveness() bool { return r.current(2, 5, 1) }
+func (r Release) HasLiveness() bool { return !r.Known() || r.AtLeast(2, 5, 1) }
+
+const (
+	// maxJarSize bounds a jar: the server's has 2 MB. archive/zip trusts a directory that announces one member for each
+	// 30 bytes of the file, and allocates them before it reads the first one.
+	maxJarSize = 64 << 20
+	// maxJarRead bounds the bytes read of a jar, and so the memory for its directory: the server's has 100 kB.
+	maxJarRead = 2 << 20
+	// maxManifestSize bounds the manifest, which has a few kilobytes. Its size in the archive is not trusted.
+	maxManifestSize = 64 << 10
+	// maxVersion bounds version and build number, which go into the registry. The longest known have 20 bytes.
+	maxVersion = 64
+)
+
+// boundedReader fails after left bytes, at any offsets.
+type boundedReader struct {
+	r    io.ReaderAt
+	left int64
+}
+
+func (b *boundedReader) ReadAt(p []byte, off int64) (int, error) {
+	if b.left -= int64(len(p)); b.left < 0 {
+		return 0, fmt.Errorf("more than %d bytes of it would have to be read", maxJarRead)
+	}
+	return b.r.ReadAt(p, off)
+}
+
+// jarRelease reads the release from the manifest of the server's jar. Any failure makes it an unknown release with a
+// note.
+func jarRelease(root, path string) Release {
+	var r Release
+	f, info, _, err := files.Root{Path: root}.Open(path)
+	if err == nil {
+		defer f.Close()
+		var manifest []byte
+		if manifest, err = manifestOf(f, info.Size); err == nil {
+			r, err = manifestRelease(manifest)
+		}
+	}
+	// The note has the name already, under the caller's root.
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		err = pe.Err
+	}
+	switch {
+	case err == nil:
+		return r
+	case errors.Is(err, fs.ErrNotExist):
+		err = errors.New("not there")
+	}
+	return Release{Note: shown(root, path) + ": " + err.Error()}
+}
+
+// manifestOf reads META-INF/MANIFEST.MF of the jar in r. It reads only the directory at the end of the archive and this
+// one member.
+func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
+	if size > maxJarSize {
+		return nil, fmt.Errorf("not the server's jar: larger than %d bytes", maxJarSize)
+	}
+	z, err := zip.NewReader(&boundedReader{r, maxJarRead}, size)
+	if err != nil {
+		return nil, fmt.Errorf("not a whole jar: %w", err)
+	}
+	for _, member := range z.File {
+		// Java ignores case, too.
+		if !strings.EqualFold(member.Name, "META-INF/MANIFEST.MF") {
+			continue
+		}
+		r, err := member.Open()
+		if err != nil {
+			return nil, fmt.Errorf("opening its manifest: %w", err)
+		}
+		defer r.Close()
+		b, err := io.ReadAll(io.LimitReader(r, maxManifestSize+1))
+		if err != nil {
+			return nil, fmt.Errorf("reading its manifest: %w", err)
+		}
+		if len(b) > maxManifestSize {
+			return nil, fmt.Errorf("its manifest is larger than %d bytes", maxManifestSize)
+		}
+		return b, nil
+	}
+	return nil, errors.New("it has no META-INF/MANIFEST.MF")
+}
+
+// manifestLines joins lines that a space continues, between which textproto would leave a space, and unifies their ends.
+var manifestLines = strings.NewReplacer("\r\n ", "", "\n ", "", "\r ", "", "\r\n", "\n", "\r", "\n")
+
+// manifestRelease parses the release in the main section of a manifest, which an empty line ends.
+func manifestRelease(manifest []byte) (Release, error) {
+	lines := strings.NewReader(manifestLines.Replace(string(manifest)))
+	// It returns the attributes before the error, which the missing empty line is, too.
+	attrs, _ := textproto.NewReader(bufio.NewReader(lines)).ReadMIMEHeader()
+	version, build := attrs.Get("Implementation-Version"), attrs.Get("Build-Number")
+	switch {
+	case version == "":
+		return Release{}, errors.New("its manifest has no Implementation-Version")
+	case max(len(version), len(build)) > maxVersion:
+		return Release{}, fmt.Errorf("its manifest has an Implementation-Version or a Build-Number that is longer than %d bytes", maxVersion)
+	}
+	r, err := ParseRelease(version)
+	if err != nil {
+		return Release{}, fmt.Errorf("its manifest: %w", err)
+	}
+	r.Build = build
+	return r, nil
+}

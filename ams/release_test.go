@@ -233,14 +233,6 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// A value on many lines is not copied for each of them.
-func TestManifestAttributesMemory(t *testing.T) {
-	b := append([]byte("X: y\n"), bytes.Repeat([]byte(" z\n"), maxManifestSize/3)...)
-	if n := allocated(func() { manifestAttributes(b) }); n > 16*maxManifestSize {
-		t.Errorf("%d kB were taken for a manifest of %d kB", n>>10, len(b)>>10)
-	}
-}
-
 // FuzzJar reads a jar that the server's user controls.
 func FuzzJar(f *testing.F) {
 	z := func(method uint16, content string) []byte {
@@ -278,14 +270,18 @@ func FuzzManifest(f *testing.F) {
 	f.Add([]byte("A: b\n c\nImplementation-Version: 2\r 5\n"))
 	f.Add([]byte(" x\n:\n\r"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for name, value := range manifestAttributes(b) {
-			if strings.ContainsAny(name+value, "\r\n") {
-				t.Errorf("attribute %q: %q spans lines", name, value)
-			}
-			// Line endings do not matter.
-			other := manifestAttributes(bytes.ReplaceAll(bytes.ReplaceAll(bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n")), []byte("\r"), []byte("\n")), []byte("\n"), []byte("\r\n")))
-			if other[name] != value {
-				t.Errorf("with CR LF %q is %q, not %q", name, other[name], value)
+		r, err := manifestRelease(b)
+		if err != nil {
+			return
+		}
+		if strings.ContainsAny(r.Version+r.Build, "\r\n") {
+			t.Errorf("%+v spans lines", r)
+		}
+		// Line endings do not matter.
+		lf := bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n"))
+		for _, other := range [][]byte{lf, bytes.ReplaceAll(lf, []byte("\n"), []byte("\r\n"))} {
+			if got, err := manifestRelease(other); err != nil || got != r {
+				t.Errorf("%q is %+v, not %+v; %v", other, got, r, err)
 			}
 		}
 	})
