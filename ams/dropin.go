@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // HostAddressVariable is the environment variable with the server's node address (2.5 and later). It precedes any
@@ -105,7 +107,7 @@ type DropInValues struct {
 
 // ReadDropIn reads the agent's drop-in below root. A missing file is no error.
 func ReadDropIn(root string) (DropInValues, error) {
-	b, _, err := readBelow(root, DropInPath, maxConfigSize)
+	b, _, err := files.Root{Path: root}.Read(DropInPath, maxSystemFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return DropInValues{}, nil

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // hostnameLimit bounds the lookup of the own hostname: a resolver without a server tries for half a minute, while a
@@ -91,7 +93,7 @@ func LookupHostname(ctx context.Context, o HostnameOptions) (Hostname, error) {
 func rootHostname(root string) (Hostname, error) {
 	const hostnameFile, hostsFile = "/etc/hostname", "/etc/hosts"
 	var h Hostname
-	b, _, err := readBelow(root, hostnameFile, maxConfigSize)
+	b, _, err := files.Root{Path: root}.Read(hostnameFile, maxSystemFile)
 	if err != nil {
 		return h, fmt.Errorf("reading the hostname from %s: %w", shown(root, hostnameFile), err)
 	}
@@ -104,7 +106,7 @@ func rootHostname(root string) (Hostname, error) {
 	if h.Name == "" {
 		return h, fmt.Errorf("reading the hostname from %s: it has none", shown(root, hostnameFile))
 	}
-	b, _, err = readBelow(root, hostsFile, maxConfigSize)
+	b, _, err = files.Root{Path: root}.Read(hostsFile, maxSystemFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return h, fmt.Errorf("reading %s: %w", shown(root, hostsFile), err)
 	}

@@ -46,7 +46,7 @@ const (
 	WarnAppBrokenLink = "AMS-APP-BROKEN-LINK"
 	WarnAppShared     = "AMS-APP-SHARED"   // two applications with one file
 	WarnAppEncoding   = "AMS-APP-ENCODING" // a name that the undo record cannot hold
-	WarnAppLink       = "AMS-FILE-LINK"    // the folder is a link that is not followed
+	warnAppLink       = "AMS-FILE-LINK"    // the folder is a link that is not followed
 	WarnHTTPPort      = "AMS-HTTP-PORT"
 	WarnHTTPHost      = "AMS-HTTP-HOST"
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
@@ -54,24 +54,23 @@ const (
 
 // Installation is the result of [Open], a snapshot.
 type Installation struct {
-	Root string `json:"root"` // every path is below it; "/" is the real root
-	Dir  string `json:"dir"`  // the installation directory, below Root
-	Real string `json:"real"` // Dir on this machine, links resolved
+	Root string // every path is below it; "/" is the real root
+	Dir  string // the installation directory, below Root
 
-	Container File `json:"container"` // conf/jee-container.xml
-	Server    File `json:"server"`    // conf/red5.properties
+	Container File // conf/jee-container.xml
+	Server    File // conf/red5.properties
 
-	Release Release `json:"release"`
+	Release Release
 
-	HTTPHost string `json:"http_host"` // the bind address; empty or 0.0.0.0 is all
-	HTTPPort int    `json:"http_port"`
+	HTTPHost string // the bind address; empty or 0.0.0.0 is all
+	HTTPPort int
 
-	Apps     []App     `json:"apps"` // by name
-	Warnings []Warning `json:"warnings,omitempty"`
+	Apps     []App // by name
+	Warnings []Warning
 
 	// Unmarked reports whether jee-container.xml is of a release before 1.9.1, which chooses its mode by copying one of
 	// two siblings over it.
-	Unmarked bool `json:"-"`
+	Unmarked bool
 
 	mode    conf.Mode
 	modeErr error
@@ -95,12 +94,12 @@ func (in *Installation) Outdated() bool { return in.stampNow() != in.stamp }
 
 // App is an application of the server, or its console.
 type App struct {
-	Name   string `json:"name"`    // the folder below webapps
-	File   File   `json:"file"`    // its WEB-INF/red5-web.properties
-	DBName string `json:"db_name"` // db.name; "" if not set
+	Name   string // the folder below webapps
+	File   File   // its WEB-INF/red5-web.properties
+	DBName string // db.name; "" if not set
 	// Err is the reason why the file could not be read: ErrUnreadable or the parser's error. The application still
 	// counts: a switch of mode without it would break it.
-	Err error `json:"-"`
+	Err error
 }
 
 // Console reports whether this is the web console.
@@ -127,29 +126,44 @@ func Open(root, dir string) (*Installation, error) {
 	in := &Installation{Root: root, Dir: dir, HTTPPort: DefaultHTTPPort}
 	in.stamp = in.stampNow() // before anything is read
 
-	if in.Real, err = below(root, dir); err == nil {
-		var st files.Info
-		if st, err = statBelow(root, dir); err == nil && !st.Mode.IsDir() {
-			return nil, fmt.Errorf("opening Ant Media Server in %s: %w: it is not a directory", shown(root, dir), ErrNoInstallation)
-		}
-	}
+	folder, err := files.Root{Path: root}.Folder(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), ErrNoInstallation)
+	case errors.Is(err, unix.ENOTDIR):
+		return nil, fmt.Errorf("opening Ant Media Server in %s: %w: it is not a directory", shown(root, dir), ErrNoInstallation)
 	case err != nil:
 		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), unreadable(err))
 	}
+	folder.Close()
 
-	notAMS := &NotAMSError{Dir: shown(root, dir)}
-	var broken []error
-	container := in.required(containerName, &in.Container, notAMS, &broken)
-	server := in.required(serverName, &in.Server, notAMS, &broken)
-	entries := in.webapps(notAMS, &broken)
-	if len(notAMS.Missing) > 0 {
-		broken = append(broken, notAMS)
+	// All problems are reported together.
+	not := &NotAMSError{Dir: shown(root, dir)}
+	var problems []error
+	need := func(name string, err error) {
+		switch {
+		case err == nil:
+		case errors.Is(err, fs.ErrNotExist):
+			not.Missing = append(not.Missing, name)
+		case errors.Is(err, files.ErrNotRegular):
+			not.Missing = append(not.Missing, name+" (it is there, but not a regular file)")
+		case errors.Is(err, unix.ENOTDIR):
+			not.Missing = append(not.Missing, name+" (it is there, but not a directory)")
+		default:
+			problems = append(problems, fmt.Errorf("reading %s: %w", shown(root, filepath.Join(dir, name)), unreadable(err)))
+		}
 	}
-	if len(broken) > 0 {
-		return nil, errors.Join(broken...)
+	container, err := in.read(containerName, &in.Container)
+	need(containerName, err)
+	server, err := in.read(serverName, &in.Server)
+	need(serverName, err)
+	entries, err := in.webapps()
+	need(webappsName, err)
+	if len(not.Missing) > 0 {
+		problems = append(problems, not)
+	}
+	if len(problems) > 0 {
+		return nil, errors.Join(problems...)
 	}
 
 	if c, err := conf.ParseContainer(container); err != nil {
@@ -158,7 +172,7 @@ func Open(root, dir string) (*Installation, error) {
 		in.mode, in.Unmarked = c.Mode(), !c.Marked()
 	}
 	in.readServer(server)
-	in.Release = in.readRelease()
+	in.Release = jarRelease(root, filepath.Join(dir, jarName))
 	in.readApps(entries)
 	return in, nil
 }
@@ -183,45 +197,23 @@ var hostName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
 // unreadable wraps err in ErrUnreadable.
 func unreadable(err error) error { return fmt.Errorf("%w: %w", ErrUnreadable, err) }
 
-// required reads a file that every installation has. Problems go to one of the two lists, so that all are reported
-// together.
-func (in *Installation) required(name string, f *File, notAMS *NotAMSError, broken *[]error) []byte {
+// read reads a file of the installation.
+func (in *Installation) read(name string, f *File) ([]byte, error) {
 	f.Path = filepath.Join(in.Dir, name)
-	b, real, err := readBelow(in.Root, f.Path, conf.MaxSettings)
-	f.Real = real
-	switch {
-	case err == nil:
-		return b
-	case errors.Is(err, fs.ErrNotExist):
-		notAMS.Missing = append(notAMS.Missing, name)
-	case errors.Is(err, files.ErrNotRegular):
-		notAMS.Missing = append(notAMS.Missing, name+" (it is there, but not a regular file)")
-	default:
-		*broken = append(*broken, fmt.Errorf("reading %s: %w", shown(in.Root, f.Path), unreadable(err)))
+	b, at, err := files.Root{Path: in.Root}.Read(f.Path, conf.MaxSettings)
+	if at != "" {
+		f.Real = filepath.Join(in.Root, at)
 	}
-	return nil
+	return b, err
 }
 
-func (in *Installation) webapps(notAMS *NotAMSError, broken *[]error) []fs.DirEntry {
-	path := filepath.Join(in.Dir, webappsName)
-	d, err := files.Root{Path: in.Root}.Folder(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		notAMS.Missing = append(notAMS.Missing, webappsName)
-		return nil
-	case errors.Is(err, unix.ENOTDIR):
-		notAMS.Missing = append(notAMS.Missing, webappsName+" (it is there, but not a directory)")
-		return nil
-	}
-	var entries []fs.DirEntry
-	if err == nil {
-		defer d.Close()
-		entries, err = d.Entries(maxApps)
-	}
+func (in *Installation) webapps() ([]fs.DirEntry, error) {
+	d, err := files.Root{Path: in.Root}.Folder(filepath.Join(in.Dir, webappsName))
 	if err != nil {
-		*broken = append(*broken, fmt.Errorf("reading %s: %w", shown(in.Root, path), unreadable(err)))
+		return nil, err
 	}
-	return entries
+	defer d.Close()
+	return d.Entries(maxApps)
 }
 
 func (in *Installation) warn(id, format string, args ...any) {
@@ -254,11 +246,6 @@ func (in *Installation) readServer(b []byte) {
 	}
 }
 
-func (in *Installation) readRelease() Release {
-	path := filepath.Join(in.Dir, jarName)
-	return jarRelease(in.Root, path)
-}
-
 // readApps makes an App of every folder, or link to a folder, that has an application's file. Other files, such as war
 // archives, are ignored.
 func (in *Installation) readApps(entries []fs.DirEntry) {
@@ -277,14 +264,13 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 			case err == nil && !st.Mode.IsDir():
 				continue
 			case errors.Is(err, files.ErrLink):
-				in.warn(WarnAppLink, "%v; it is no application", err)
+				in.warn(warnAppLink, "%v; it is no application", err)
 				continue
 			case err != nil && !errors.Is(err, fs.ErrPermission):
 				in.warn(WarnAppBrokenLink, "%q leads nowhere; it is no application", shown(in.Root, folder))
 				continue
 			}
 		}
-		app.File.Path = filepath.Join(folder, appFileName)
 		if in.readApp(&app) {
 			if other, ok := seen[app.File.Real]; ok && app.Err == nil {
 				in.warn(WarnAppShared, "applications %q and %q have one and the same %s", other, app.Name, appFileName)
@@ -297,8 +283,8 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 
 // readApp reads an application's file and reports whether the folder is one.
 func (in *Installation) readApp(app *App) bool {
-	b, real, err := readBelow(in.Root, app.File.Path, conf.MaxSettings)
-	app.File.Real = real
+	b, err := in.read(filepath.Join(webappsName, app.Name, appFileName), &app.File)
+	real := app.File.Real
 	folder := shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

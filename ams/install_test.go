@@ -62,8 +62,8 @@ func TestOpen(t *testing.T) {
 	if len(in.Warnings) != 0 {
 		t.Errorf("warnings: %v", in.Warnings)
 	}
-	if in.Root != root || in.Dir != DefaultDir || in.Real != filepath.Join(root, DefaultDir) {
-		t.Errorf("Root %q, Dir %q, Real %q", in.Root, in.Dir, in.Real)
+	if in.Root != root || in.Dir != DefaultDir {
+		t.Errorf("Root %q, Dir %q", in.Root, in.Dir)
 	}
 }
 
@@ -201,7 +201,7 @@ func TestOpenLinkedTree(t *testing.T) {
 	if want := filepath.Join(root, "etc-antmedia/red5.properties"); in.Server.Real != want {
 		t.Errorf("server file at %s, want %s", in.Server.Real, want)
 	}
-	if len(in.Apps) != 4 || in.Real != filepath.Join(root, DefaultDir) || in.Dir != "/usr/local/antmedia-link" {
+	if len(in.Apps) != 4 || in.Dir != "/usr/local/antmedia-link" {
 		t.Errorf("%+v", in)
 	}
 }
@@ -288,7 +288,7 @@ func TestOpenErrors(t *testing.T) {
 	})
 	t.Run("too large", func(t *testing.T) {
 		root := tree(t, nil)
-		must.OK(t, os.Truncate(filepath.Join(root, DefaultDir, serverName), maxConfigSize+1))
+		must.OK(t, os.Truncate(filepath.Join(root, DefaultDir, serverName), conf.MaxSettings+1))
 		if _, err := Open(root, ""); !errors.Is(err, ErrUnreadable) {
 			t.Errorf("%v", err)
 		}

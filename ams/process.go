@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // userHz is the unit of start times below /proc, part of the kernel's ABI and 100 on every supported architecture.
@@ -74,7 +76,7 @@ func ReadProcess(root string, pid int) (Process, error) {
 
 // readProc reads a file of /proc, which has no size or type to check.
 func readProc(root, path string) ([]byte, error) {
-	b, _, err := readBelow(root, path, maxConfigSize)
+	b, _, err := files.Root{Path: root}.Read(path, maxSystemFile)
 	return b, err
 }
 

@@ -21,7 +21,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
-	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 )
 
 // systemdRunning exists only if systemd is process 1: sd_booted(3).
@@ -340,7 +340,7 @@ func fileAddress(p map[string]any) (address, file string) {
 			continue
 		}
 		path, _ := entry[0].(string)
-		b, _, err := readBelow("", path, conf.MaxSettings)
+		b, _, err := files.Root{}.Read(path, maxSystemFile)
 		if err != nil {
 			continue
 		}
