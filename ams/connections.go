@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ const silentAfter = 2 * time.Minute
 
 // From linux/inet_diag.h.
 const (
-	// diagTCP is TCPDIAG_GETSOCK, the oldest request: one response has IPv4 and IPv6, newer requests take a family.
+	// diagTCP is TCPDIAG_GETSOCK, the oldest request: one response has IPv4 and IPv6.
 	diagTCP         = 18
 	diagRequestSize = 60
 	diagMessageSize = 72
@@ -50,15 +51,10 @@ var errCutMessage = errors.New("a message of the kernel is cut")
 // CountConnections counts the established TCP connections to local ports in the agent's network namespace, without those
 // from addresses for which exclude, if not nil, returns true.
 //
-// It estimates the viewers, well enough for "are there any left" and for a trend:
-//
-//   - A player of HLS or DASH keeps one to a few connections, which is too high. A WebRTC client holds one websocket, and a
-//     publisher counts as a viewer. Users of the panel and health checks count while they are connected.
-//   - Connections through a load balancer are the balancer's, which may use one for many viewers or keep unused ones. Those
-//     silent for two minutes do not count. No viewer is that silent: a player sends a request every few seconds, and the
-//     server's own WebRTC client sends something every three.
-//
-// [ReadStatistics] is better.
+// It estimates the viewers, well enough for "are there any left" and for a trend; [ReadStatistics] is better. A player
+// keeps one to a few connections, publishers and users of the panel count, and a load balancer may use one connection for
+// many viewers or keep unused ones. Those silent for two minutes do not count: a player sends a request every few seconds,
+// and the server's own WebRTC client sends something every three.
 func CountConnections(ports []int, exclude func(netip.Addr) bool) (Connections, error) {
 	c := counter{ports: ports, exclude: exclude}
 	if err := c.ask(); err != nil {
@@ -111,30 +107,25 @@ func (c *counter) ask() error {
 
 // messages parses one response. done reports whether it was the last.
 func (c *counter) messages(b []byte) (done bool, err error) {
-	for len(b) > 0 {
-		if len(b) < unix.NLMSG_HDRLEN {
-			return false, errCutMessage
-		}
-		size := int(binary.NativeEndian.Uint32(b))
-		if size < unix.NLMSG_HDRLEN || size > len(b) {
-			return false, errCutMessage
-		}
-		body := b[unix.NLMSG_HDRLEN:size]
-		switch binary.NativeEndian.Uint16(b[4:]) {
+	list, err := syscall.ParseNetlinkMessage(b)
+	if err != nil {
+		return false, errCutMessage
+	}
+	for _, m := range list {
+		switch m.Header.Type {
 		case unix.NLMSG_DONE:
 			return true, nil
 		case unix.NLMSG_ERROR:
-			if len(body) < 4 {
+			if len(m.Data) < 4 {
 				return false, errCutMessage
 			}
-			return false, os.NewSyscallError("sock_diag", unix.Errno(-int32(binary.NativeEndian.Uint32(body))))
+			return false, os.NewSyscallError("sock_diag", unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data))))
 		case diagTCP:
-			if len(body) < diagMessageSize {
+			if len(m.Data) < diagMessageSize {
 				return false, errCutMessage
 			}
-			c.message(body)
+			c.message(m.Data)
 		}
-		b = b[min((size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(b)):]
 	}
 	return false, nil
 }
@@ -151,22 +142,21 @@ func (c *counter) message(b []byte) {
 	if b[0] == unix.AF_INET {
 		own, other = netip.AddrFrom4([4]byte(b[source:])), netip.AddrFrom4([4]byte(b[destination:]))
 	}
-	add := func(by *map[int]int) {
-		if *by == nil {
-			*by = make(map[int]int)
-		}
-		(*by)[port]++
-	}
+	by := &c.ByPort
 	switch {
 	case silence(b[diagMessageSize:]) >= cmp.Or(c.silence, silentAfter):
 		c.Silent++
+		return
 	case other.IsLoopback() || other == own:
-		add(&c.LocalByPort)
+		by = &c.LocalByPort
 	case c.exclude != nil && c.exclude(other):
 		c.Excluded++
-	default:
-		add(&c.ByPort)
+		return
 	}
+	if *by == nil {
+		*by = make(map[int]int)
+	}
+	(*by)[port]++
 }
 
 // silence returns the time since the last send or receive; 0 if the kernel does not report it.

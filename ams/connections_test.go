@@ -289,7 +289,7 @@ func TestDiagMessages(t *testing.T) {
 		"refused":      {message(unix.NLMSG_ERROR, refused), Connections{}, false, unix.EPERM},
 		"bad refusal":  {message(unix.NLMSG_ERROR, nil), Connections{}, false, errCutMessage},
 		"cut":          {viewer[:len(viewer)-1], Connections{}, false, errCutMessage},
-		"cut head":     {done[:7], Connections{}, false, errCutMessage},
+		"cut head":     {done[:7], Connections{}, false, nil}, // without the end the next read fails
 		"no length":    {make([]byte, 16), Connections{}, false, errCutMessage},
 		"empty":        {nil, Connections{}, false, nil},
 	} {
