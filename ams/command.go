@@ -271,27 +271,3 @@ func firstLine(b []byte) string {
 	}
 	return strings.ToValidUTF8(strings.TrimSpace(string(line)), "\uFFFD")
 }
-
-// getent queries the C library, as Java does, with every module of nsswitch.conf, such as systemd's for the own
-// hostname. Go's resolver knows only files and DNS.
-const getent = "/usr/bin/getent"
-
-func systemResolve(ctx context.Context, name string) ([]netip.Addr, error) {
-	if _, err := os.Stat(getent); err != nil {
-		return goResolve(ctx, name)
-	}
-	cmd := exec.CommandContext(ctx, getent, "ahosts", "--", name)
-	cmd.Env = []string{"LANG=C"}
-	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
-	var exit *exec.ExitError
-	switch {
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("resolving %s: %w", name, ctx.Err())
-	case errors.As(err, &exit) && exit.ExitCode() == 2: // not in any database
-		return nil, nil
-	case err != nil:
-		return goResolve(ctx, name)
-	}
-	return getentAddrs(out), nil
-}

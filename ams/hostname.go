@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -18,9 +19,8 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// hostnameLimit bounds the lookup of the own hostname: a resolver without a server tries for half a minute, while a
-// working one responds within milliseconds. With the second for detecting the cloud, a join without both begins within
-// two.
+// hostnameLimit bounds the lookup of the own hostname: a resolver without a server tries for half a minute, a working one
+// responds within milliseconds.
 const hostnameLimit = 800 * time.Millisecond
 
 // Hostname is the machine's name and its addresses. A server whose own name does not resolve answers 500 to its liveness
@@ -45,39 +45,29 @@ func (h Hostname) Addr() netip.Addr {
 	return h.Addrs[0]
 }
 
-// HostnameOptions replace the sources of [LookupHostname], for tests. The zero value uses the running system.
-type HostnameOptions struct {
-	// Root, if not the real one, limits the lookup to its etc/hostname and etc/hosts.
-	Root string
-	// Name returns the machine's name; nil means the kernel's.
-	Name func() (string, error)
-	// Resolve returns the addresses of a name, and no error for an unknown name; nil means the system's resolver.
-	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+// LookupHostname reports whether the machine's own hostname resolves; below another root, by its etc/hostname and
+// etc/hosts. It fails only if the machine has no name.
+func LookupHostname(ctx context.Context, root string) (Hostname, error) {
+	if realRoot(root) {
+		return lookupHostname(ctx, os.Hostname, systemResolve)
+	}
+	name := func() (string, error) { return etcHostname(root) }
+	return lookupHostname(ctx, name, func(_ context.Context, name string) ([]netip.Addr, error) { return etcHosts(root, name) })
 }
 
-// LookupHostname reports whether the machine's own hostname resolves. It fails only if the machine has no name.
-func LookupHostname(ctx context.Context, o HostnameOptions) (Hostname, error) {
-	if !realRoot(o.Root) {
-		return rootHostname(o.Root)
+// lookupHostname uses resolve, which returns no error for an unknown name.
+func lookupHostname(ctx context.Context, hostname func() (string, error), resolve func(context.Context, string) ([]netip.Addr, error)) (Hostname, error) {
+	name, err := hostname()
+	if err == nil && name == "" {
+		err = errors.New("it is empty")
 	}
-	name, resolve := o.Name, o.Resolve
-	if name == nil {
-		name = os.Hostname
+	if err != nil {
+		return Hostname{}, fmt.Errorf("reading the hostname: %w", err)
 	}
-	if resolve == nil {
-		resolve = systemResolve
-	}
-	var h Hostname
-	var err error
-	if h.Name, err = name(); err != nil {
-		return h, fmt.Errorf("reading the hostname: %w", err)
-	}
-	if h.Name == "" {
-		return h, errors.New("reading the hostname: it is empty")
-	}
+	h := Hostname{Name: name}
 	ctx, cancel := context.WithTimeout(ctx, hostnameLimit)
 	defer cancel()
-	addrs, err := resolve(ctx, h.Name)
+	addrs, err := resolve(ctx, name)
 	switch {
 	case err != nil:
 		h.Problem, h.TimedOut = err.Error(), ctx.Err() != nil
@@ -89,35 +79,23 @@ func LookupHostname(ctx context.Context, o HostnameOptions) (Hostname, error) {
 	return h, nil
 }
 
-// rootHostname does the same for a tree that does not run, from its files.
-func rootHostname(root string) (Hostname, error) {
-	const hostnameFile, hostsFile = "/etc/hostname", "/etc/hosts"
-	var h Hostname
-	b, _, err := files.Root{Path: root}.Read(hostnameFile, maxSystemFile)
-	if err != nil {
-		return h, fmt.Errorf("reading the hostname from %s: %w", shown(root, hostnameFile), err)
-	}
+// etcHostname returns the hostname of a tree that does not run.
+func etcHostname(root string) (string, error) {
+	b, _, err := files.Root{Path: root}.Read("/etc/hostname", maxSystemFile)
 	for line := range strings.Lines(string(b)) {
 		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-			h.Name = line
-			break
+			return line, nil
 		}
 	}
-	if h.Name == "" {
-		return h, fmt.Errorf("reading the hostname from %s: it has none", shown(root, hostnameFile))
-	}
-	b, _, err = files.Root{Path: root}.Read(hostsFile, maxSystemFile)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return h, fmt.Errorf("reading %s: %w", shown(root, hostsFile), err)
-	}
-	if h.Addrs = javaOrder(hostsAddrs(b, h.Name)); len(h.Addrs) == 0 {
-		h.Problem = shown(root, hostsFile) + " does not know it"
-	}
-	return h, nil
+	return "", err
 }
 
-// hostsAddrs looks up a name in a hosts file.
-func hostsAddrs(b []byte, name string) []netip.Addr {
+// etcHosts looks up a name in the hosts file of a tree that does not run.
+func etcHosts(root, name string) ([]netip.Addr, error) {
+	b, _, err := files.Root{Path: root}.Read("/etc/hosts", maxSystemFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	var addrs []netip.Addr
 	for line := range strings.Lines(string(b)) {
 		line, _, _ = strings.Cut(line, "#")
@@ -126,23 +104,25 @@ func hostsAddrs(b []byte, name string) []netip.Addr {
 			continue
 		}
 		if a, err := netip.ParseAddr(fields[0]); err == nil {
-			addrs = append(addrs, a.Unmap())
+			addrs = append(addrs, a)
 		}
 	}
-	return addrs
+	return addrs, nil
 }
 
 // javaOrder sorts IPv4 first, as Java does by default, and drops duplicates.
 func javaOrder(addrs []netip.Addr) []netip.Addr {
-	var list []netip.Addr
-	for _, four := range []bool{true, false} {
-		for _, a := range addrs {
-			if a = a.Unmap(); a.Is4() == four && !slices.Contains(list, a) {
-				list = append(list, a)
-			}
+	var four, six []netip.Addr
+	for _, a := range addrs {
+		list := &six
+		if a = a.Unmap(); a.Is4() {
+			list = &four
+		}
+		if !slices.Contains(*list, a) {
+			*list = append(*list, a)
 		}
 	}
-	return list
+	return append(four, six...)
 }
 
 // getentAddrs parses the first column of getent's output.
@@ -157,10 +137,27 @@ func getentAddrs(out []byte) []netip.Addr {
 	return addrs
 }
 
-func goResolve(ctx context.Context, name string) ([]netip.Addr, error) {
+// getent queries the C library, as Java does, with every module of nsswitch.conf, such as systemd's for the own
+// hostname. Go's resolver knows only files and DNS.
+const getent = "/usr/bin/getent"
+
+func systemResolve(ctx context.Context, name string) ([]netip.Addr, error) {
+	cmd := exec.CommandContext(ctx, getent, "ahosts", "--", name)
+	cmd.Env = []string{"LANG=C"}
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	exit, _ := errors.AsType[*exec.ExitError](err)
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("resolving %s: %w", name, ctx.Err())
+	case err == nil:
+		return getentAddrs(out), nil
+	case exit != nil && exit.ExitCode() == 2: // not in any database
+		return nil, nil
+	}
+	// There is no getent.
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
-	var dns *net.DNSError
-	if errors.As(err, &dns) && dns.IsNotFound {
+	if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound {
 		return nil, nil
 	}
 	return addrs, err

@@ -25,30 +25,30 @@ func TestLookupHostname(t *testing.T) {
 			return addrs(list...), nil
 		}
 	}
-	h, err := LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: gives("fe80::5%eth0", "::ffff:10.0.0.5", "10.0.0.5", "127.0.1.1")})
+	h, err := lookupHostname(t.Context(), name, gives("fe80::5%eth0", "::ffff:10.0.0.5", "10.0.0.5", "127.0.1.1"))
 	if err != nil || !h.Resolvable() || h.Addr().String() != "10.0.0.5" || len(h.Addrs) != 3 {
 		t.Errorf("%+v, %v", h, err)
 	}
-	h, err = LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: gives()})
+	h, err = lookupHostname(t.Context(), name, gives())
 	if err != nil || h.Resolvable() || h.Addr().IsValid() || h.Problem == "" {
 		t.Errorf("%+v, %v", h, err)
 	}
-	h, err = LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no answer") }})
+	h, err = lookupHostname(t.Context(), name, func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no answer") })
 	if err != nil || h.Resolvable() || h.Problem != "no answer" {
 		t.Errorf("%+v, %v", h, err)
 	}
 	for _, name := range []func() (string, error){func() (string, error) { return "", nil }, func() (string, error) { return "", errors.New("uname") }} {
-		if _, err := LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: gives()}); err == nil {
+		if _, err := lookupHostname(t.Context(), name, gives()); err == nil {
 			t.Error("no name, no error")
 		}
 	}
 	t.Run("a resolver that hangs", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			begin := time.Now()
-			h, err := LookupHostname(t.Context(), HostnameOptions{Name: name, Resolve: func(ctx context.Context, _ string) ([]netip.Addr, error) {
+			h, err := lookupHostname(t.Context(), name, func(ctx context.Context, _ string) ([]netip.Addr, error) {
 				<-ctx.Done()
 				return nil, ctx.Err()
-			}})
+			})
 			if err != nil || h.Resolvable() || !h.TimedOut || !strings.Contains(h.Problem, "deadline") || time.Since(begin) != hostnameLimit {
 				t.Errorf("%+v, %v after %s", h, err, time.Since(begin))
 			}
@@ -59,17 +59,12 @@ func TestLookupHostname(t *testing.T) {
 		t.Errorf("a dead resolver costs %s", hostnameLimit)
 	}
 	// The test machine has a name; it may not resolve.
-	if h, err := LookupHostname(t.Context(), HostnameOptions{}); err != nil || h.Name == "" || h.Resolvable() == (h.Problem != "") {
+	if h, err := LookupHostname(t.Context(), ""); err != nil || h.Name == "" || h.Resolvable() == (h.Problem != "") {
 		t.Errorf("%+v, %v", h, err)
 	}
 }
 
 func TestLookupHostnameBelowRoot(t *testing.T) {
-	// From the files, not from this machine.
-	never := HostnameOptions{
-		Name:    func() (string, error) { t.Error("asked the kernel"); return "", nil },
-		Resolve: func(context.Context, string) ([]netip.Addr, error) { t.Error("asked a resolver"); return nil, nil },
-	}
 	for name, c := range map[string]struct {
 		files map[string]string
 		want  []netip.Addr
@@ -83,9 +78,7 @@ func TestLookupHostnameBelowRoot(t *testing.T) {
 		"absolute links": {map[string]string{"etc/hostname": "-> /run/hostname", "run/hostname": "node-1", "etc/hosts": "-> /srv/hosts", "srv/hosts": "10.0.0.5 node-1\n"}, addrs("10.0.0.5")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := never
-			o.Root = plant(t, c.files)
-			h, err := LookupHostname(t.Context(), o)
+			h, err := LookupHostname(t.Context(), plant(t, c.files))
 			if err != nil || h.Name != "node-1" || h.Resolvable() != (c.want != nil) || h.Resolvable() == (h.Problem != "") {
 				t.Errorf("%+v, %v", h, err)
 			}
@@ -97,13 +90,17 @@ func TestLookupHostnameBelowRoot(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"no hostname":    {"etc/hosts": "127.0.0.1 x"},
 		"empty hostname": {"etc/hostname": "\n#x\n"},
-		"hosts a folder": {"etc/hostname": "x", "etc/hosts/": ""},
 	} {
-		o := never
-		o.Root = plant(t, files)
-		if h, err := LookupHostname(t.Context(), o); err == nil {
+		if h, err := LookupHostname(t.Context(), plant(t, files)); err == nil {
 			t.Errorf("%s: %+v", name, h)
 		}
+	}
+}
+
+func TestLookupHostnameWithoutHosts(t *testing.T) {
+	h, err := LookupHostname(t.Context(), plant(t, map[string]string{"etc/hostname": "x", "etc/hosts/": ""}))
+	if err != nil || h.Resolvable() || !strings.Contains(h.Problem, "not a regular file") {
+		t.Errorf("%+v, %v", h, err)
 	}
 }
 

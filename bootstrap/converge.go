@@ -315,7 +315,7 @@ func (k *converger) identify(ctx context.Context) {
 		return
 	}
 	k.compareIdentity(ctx, inst, known)
-	if f.hostname, err = ams.LookupHostname(ctx, ams.HostnameOptions{Root: k.Root}); err != nil {
+	if f.hostname, err = ams.LookupHostname(ctx, k.Root); err != nil {
 		k.warn(IDHostname, "this machine's own name could not be looked up: %v", err)
 	}
 }

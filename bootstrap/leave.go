@@ -262,7 +262,7 @@ func (l *leaver) run(ctx context.Context) error {
 
 // checkName warns of a server that is as broken as before the join, which had mended that.
 func (l *leaver) checkName(ctx context.Context) {
-	if h, err := ams.LookupHostname(ctx, ams.HostnameOptions{Root: l.Root}); err == nil && !h.Resolvable() {
+	if h, err := ams.LookupHostname(ctx, l.Root); err == nil && !h.Resolvable() {
 		l.warn(IDHostname, "give it an address in /etc/hosts",
 			"this machine's own name %s does not resolve, as before the join: Ant Media Server may answer 500", h.Name)
 	}

@@ -268,7 +268,7 @@ func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) 
 		f.fail(IDAddress, fmt.Errorf("%s sets %s=%s, which overrides the agent's drop-in: the server would not register as %s",
 			s.HostAddressFile, ams.HostAddressVariable, s.HostAddress, f.address.Addr), "remove that line from "+s.HostAddressFile+", or give that address with --address")
 	}
-	if f.hostname, err = ams.LookupHostname(ctx, ams.HostnameOptions{Root: m.Root}); err != nil {
+	if f.hostname, err = ams.LookupHostname(ctx, m.Root); err != nil {
 		f.warn(IDHostname, "", "this machine's own name could not be looked up: %v", err)
 		return
 	}

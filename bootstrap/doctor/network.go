@@ -70,7 +70,7 @@ func checkHostname(ctx context.Context, p *patient) []Result {
 			var err error
 			ctx, cancel := context.WithTimeout(ctx, p.askTime())
 			defer cancel()
-			if h, err = ams.LookupHostname(ctx, ams.HostnameOptions{Root: p.root}); err != nil {
+			if h, err = ams.LookupHostname(ctx, p.root); err != nil {
 				return one(notKnown(err))
 			}
 		}
@@ -110,7 +110,7 @@ func checkHosts(ctx context.Context, p *patient) []Result {
 		}
 		name, here := in.Hostname.Name, p.interfaces()
 		if name == "" {
-			if h, err := ams.LookupHostname(ctx, ams.HostnameOptions{Root: p.root}); err == nil {
+			if h, err := ams.LookupHostname(ctx, p.root); err == nil {
 				name = h.Name
 			}
 		}
