@@ -100,11 +100,11 @@ func (c *Command) Reload(context.Context) error { return nil }
 func (c *Command) do(ctx context.Context, verb string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandLimit)
 	defer cancel()
-	out, err := c.run(ctx, verb)
+	stdout, stderr, err := c.run(ctx, verb)
 	if err == nil {
 		return nil
 	}
-	e := &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(out.both()), Err: err}
+	e := &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(append(stderr, stdout...)), Err: err}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		e.Result = "timeout"
@@ -121,20 +121,23 @@ func (c *Command) SetHostAddress(a netip.Addr) { c.hostAddress.Store(&a) }
 func (c *Command) State(ctx context.Context) (State, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandStatusLimit)
 	defer cancel()
-	out, err := c.run(ctx, "status")
+	stdout, stderr, err := c.run(ctx, "status")
 	code := 0
-	var exit *exec.ExitError
-	switch {
-	case !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) && errors.As(err, &exit) && exit.Exited():
-		code = exit.ExitCode()
-	case err != nil:
-		return State{Activity: ActivityUnknown}, fmt.Errorf("asking %s for its status: %w", c.Name(), err)
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() && ctx.Err() == nil {
+		code, err = exit.ExitCode(), nil
 	}
-	st, err := commandState(code, out.stdout)
-	if err != nil {
-		return st, fmt.Errorf("asking %s for its status: %w", c.Name(), withOutput(err, out.both()))
+	st := State{Activity: ActivityUnknown}
+	if err == nil {
+		st, err = commandState(code, stdout)
 	}
-	return st, nil
+	if err == nil {
+		return st, nil
+	}
+	err = fmt.Errorf("asking %s for its status: %w", c.Name(), err)
+	if said := tail(append(stderr, stdout...)); said != "" {
+		err = fmt.Errorf("%w: it said %q", err, said)
+	}
+	return st, err
 }
 
 // commandState interprets the result of status. The exit status decides, the word refines it; a contradiction is an
@@ -142,14 +145,15 @@ func (c *Command) State(ctx context.Context) (State, error) {
 func commandState(code int, stdout []byte) (State, error) {
 	unknown := State{Activity: ActivityUnknown}
 	allowed := map[int][]Activity{
-		0: {ActivityActive, ActivityReloading},
+		0: {ActivityActive, activityReloading},
 		3: {ActivityInactive, ActivityFailed, ActivityActivating, ActivityDeactivating},
 	}
 	plausible := allowed[code]
 	if plausible == nil {
 		return unknown, fmt.Errorf("exit status %d; 0 means running, 3 not running", code)
 	}
-	st := State{Activity: plausible[0], Detail: firstLine(stdout)}
+	line, _, _ := strings.Cut(strings.TrimSpace(string(stdout)), "\n")
+	st := State{Activity: plausible[0], Detail: strings.ToValidUTF8(line[:min(len(line), 200)], "\uFFFD")}
 	words := strings.Fields(st.Detail)
 	if len(words) == 0 {
 		return st, nil
@@ -160,48 +164,37 @@ func commandState(code int, stdout []byte) (State, error) {
 	} else if slices.Contains(allowed[3-code], word) {
 		return unknown, fmt.Errorf("it said %q with exit status %d", word, code)
 	}
-	if len(words) > 1 {
-		if pid, err := strconv.Atoi(words[1]); err == nil && pid > 0 && st.Running() {
+	if len(words) > 1 && st.Running() {
+		if pid, err := strconv.Atoi(words[1]); err == nil && pid > 0 {
 			st.MainPID = pid
 		}
 	}
 	return st, nil
 }
 
-type commandOutput struct{ stdout, stderr []byte }
-
-func (o commandOutput) both() []byte { return slices.Concat(o.stderr, o.stdout) }
-
 // run executes the program and returns its output.
-func (c *Command) run(ctx context.Context, verb string) (commandOutput, error) {
-	var out commandOutput
-	stdout, err := newSink("stdout")
-	if err != nil {
-		return out, err
-	}
-	defer stdout.close()
-	stderr, err := newSink("stderr")
-	if err != nil {
-		return out, err
-	}
-	defer stderr.close()
-
+func (c *Command) run(ctx context.Context, verb string) (stdout, stderr []byte, _ error) {
 	cmd := exec.CommandContext(ctx, c.argv[0], append(slices.Clone(c.argv[1:]), verb)...)
+	out, err := newSink()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer out.Close()
+	errs, err := newSink()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer errs.Close()
+	cmd.Stdout, cmd.Stderr = out, errs // Stdin nil is /dev/null
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + commandPath, "LANG=C.UTF-8"}
 	if a := c.hostAddress.Load(); a != nil && a.IsValid() {
 		cmd.Env = append(cmd.Env, HostAddressVariable+"="+a.String())
 	}
-	cmd.Stdout, cmd.Stderr = stdout.f, stderr.f // Stdin nil is /dev/null
 	// Its own process group: Ctrl-C for the agent does not interrupt a start, and a hanging program ends with its
 	// children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error {
-		if err := unix.Kill(-cmd.Process.Pid, unix.SIGTERM); err != nil {
-			return os.ErrProcessDone
-		}
-		return nil
-	}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGTERM) }
 	cmd.WaitDelay = commandGrace
 
 	err = cmd.Run()
@@ -211,42 +204,31 @@ func (c *Command) run(ctx context.Context, verb string) (commandOutput, error) {
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		err = errors.Join(ctx.Err(), err)
 	}
-	out.stdout, out.stderr = stdout.take(), stderr.take()
-	return out, err
+	return drain(out), drain(errs), err
 }
 
-// sink collects output in anonymous memory. A start command leaves the server behind with its output open: with a pipe
+// newSink returns a file in memory for output. A start command leaves the server behind with its output open: with a pipe
 // the agent would wait for the server's end, or the server would die of SIGPIPE once the agent is gone.
-type sink struct{ f *os.File }
-
-func newSink(name string) (*sink, error) {
-	fd, err := unix.MemfdCreate("amsagent-"+name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+func newSink() (*os.File, error) {
+	fd, err := unix.MemfdCreate("amsagent-output", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("making room for the output of the service command: %w", err)
 	}
-	return &sink{f: os.NewFile(uintptr(fd), name)}, nil
+	return os.NewFile(uintptr(fd), "output"), nil
 }
 
-func (s *sink) size() int64 {
-	st, err := s.f.Stat()
+// drain reads the beginning and the end of the output and seals it: later writes fail instead of filling the memory. A
+// script that opens /dev/stderr by name starts at offset 0, which leaves zero bytes; they are dropped.
+func drain(sink *os.File) []byte {
+	_, _ = unix.FcntlInt(sink.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE)
+	st, err := sink.Stat()
 	if err != nil {
-		return 0
+		return nil
 	}
-	return st.Size()
+	rest := max(commandKeep, st.Size()-commandKeep)
+	b, _ := io.ReadAll(io.MultiReader(io.NewSectionReader(sink, 0, commandKeep), io.NewSectionReader(sink, rest, commandKeep)))
+	return bytes.ReplaceAll(b, []byte{0}, nil)
 }
-
-// take reads the beginning and the end of the output and seals the sink: later writes fail instead of filling the
-// memory. A script that opens /dev/stderr by name starts at offset 0, which leaves zero bytes; they are dropped.
-func (s *sink) take() []byte {
-	_, _ = unix.FcntlInt(s.f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE)
-	size := s.size()
-	head, _ := io.ReadAll(io.NewSectionReader(s.f, 0, min(size, commandKeep)))
-	rest := max(int64(len(head)), size-commandKeep)
-	end, _ := io.ReadAll(io.NewSectionReader(s.f, rest, size-rest))
-	return bytes.ReplaceAll(slices.Concat(head, end), []byte{0}, nil)
-}
-
-func (s *sink) close() { _ = s.f.Close() }
 
 // tail returns the end of a text, for an error message.
 func tail(b []byte) string {
@@ -255,19 +237,4 @@ func tail(b []byte) string {
 		b = append([]byte("…"), b[len(b)-commandKeep:]...)
 	}
 	return strings.ToValidUTF8(string(b), "\uFFFD")
-}
-
-func withOutput(err error, out []byte) error {
-	if t := tail(out); t != "" {
-		return fmt.Errorf("%w: it said %q", err, t)
-	}
-	return err
-}
-
-func firstLine(b []byte) string {
-	line, _, _ := bytes.Cut(bytes.TrimSpace(b), []byte("\n"))
-	if len(line) > 200 {
-		line = line[:200]
-	}
-	return strings.ToValidUTF8(strings.TrimSpace(string(line)), "\uFFFD")
 }

@@ -230,7 +230,7 @@ func TestCommandState(t *testing.T) {
 		{0, "", State{Activity: ActivityActive}, ""},
 		{0, "active\n", State{Activity: ActivityActive, Detail: "active"}, ""},
 		{0, "ACTIVE: 4242 since noon\nmore\n", State{Activity: ActivityActive, MainPID: 4242, Detail: "ACTIVE: 4242 since noon"}, ""},
-		{0, "reloading", State{Activity: ActivityReloading, Detail: "reloading"}, ""},
+		{0, "reloading", State{Activity: activityReloading, Detail: "reloading"}, ""},
 		{0, "Ant Media Server is running", State{Activity: ActivityActive, Detail: "Ant Media Server is running"}, ""},
 		{0, "active -1", State{Activity: ActivityActive, Detail: "active -1"}, ""},
 		{3, "", State{Activity: ActivityInactive}, ""},

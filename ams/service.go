@@ -18,7 +18,7 @@ type Activity string
 const (
 	ActivityUnknown      Activity = "unknown"
 	ActivityActive       Activity = "active"
-	ActivityReloading    Activity = "reloading"
+	activityReloading    Activity = "reloading"
 	ActivityInactive     Activity = "inactive"
 	ActivityFailed       Activity = "failed"
 	ActivityActivating   Activity = "activating"
@@ -63,7 +63,7 @@ func (s State) Known() bool { return s.Activity != ActivityUnknown && s.Activity
 
 // Running reports whether the service is up, according to its manager.
 func (s State) Running() bool {
-	return s.Activity == ActivityActive || s.Activity == ActivityReloading
+	return s.Activity == ActivityActive || s.Activity == activityReloading
 }
 
 // Dead reports whether the service manager knows that the server does not run, and neither starts nor stops it.
