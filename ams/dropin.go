@@ -38,9 +38,6 @@ func StopTimeout(apps int) time.Duration {
 	return time.Duration(60+20*max(apps, 0)) * time.Second
 }
 
-// BeforeStart is the agent's command just before each start of the server.
-const BeforeStart = "converge --before-start"
-
 // DropIn returns the drop-in's text. An invalid address, a timeout of 0 and an empty program omit their line; without
 // any line the result is nil. program is the agent's path.
 func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byte {
@@ -65,44 +62,30 @@ func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byt
 	if program != "" {
 		// "-": its failure does not prevent the server's start. "+": as root, regardless of User=; systemd before 231
 		// ignores the line.
-		fmt.Fprintf(&b, "ExecStartPre=-+%s %s\n", quoteUnit(strings.ReplaceAll(program, "$", "$$")), BeforeStart)
+		fmt.Fprintf(&b, "ExecStartPre=-+%s converge --before-start\n", quoteUnit(strings.ReplaceAll(program, "$", "$$")))
 	}
 	return b.Bytes()
 }
 
-// quoteUnit quotes a word of a unit file: a percent sign begins a specifier, and other special characters need quotes
-// with C escapes.
+// plainWord needs no quotes in a unit file.
+var plainWord = regexp.MustCompile(`^[0-9A-Za-z_=.:%/-]*$`)
+
+// quoteUnit quotes a word of a unit file: a percent sign begins a specifier, other special characters need quotes, with
+// escapes that Go has, too.
 func quoteUnit(s string) string {
 	s = strings.ReplaceAll(s, "%", "%%")
-	plain := !strings.ContainsFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("_=.:%-/", r)
-	})
-	if plain {
+	if plainWord.MatchString(s) {
 		return s
 	}
-	var b strings.Builder
-	b.WriteByte('"')
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '"' || c == '\\':
-			b.WriteByte('\\')
-			b.WriteByte(c)
-		case c < ' ' || c == 0x7f:
-			fmt.Fprintf(&b, `\x%02x`, c)
-		default:
-			b.WriteByte(c)
-		}
-	}
-	b.WriteByte('"')
-	return b.String()
+	return strconv.Quote(s)
 }
 
-// DropInValues are the agent's settings in a drop-in.
+// DropInValues are the agent's settings in a drop-in. One that is not in the form of [DropIn] is zero.
 type DropInValues struct {
-	Exists      bool          `json:"exists"`
-	Ours        bool          `json:"ours"`                      // it has the agent's mark
-	HostAddress string        `json:"host_address,omitempty"`    // AMS_HOST_ADDRESS; "" = not in the form of [DropIn]
-	StopTimeout time.Duration `json:"stop_timeout_ns,omitempty"` // 0 = not in the form of [DropIn]
+	Exists      bool
+	Ours        bool   // it has the agent's mark
+	HostAddress string // AMS_HOST_ADDRESS
+	StopTimeout time.Duration
 }
 
 // ReadDropIn reads the agent's drop-in below root. A missing file is no error.

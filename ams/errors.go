@@ -46,8 +46,8 @@ var (
 	// ErrInterfacesUnknown: the root is not the running system's.
 	ErrInterfacesUnknown = errors.New("the interfaces of that machine are not known here")
 
-	// ErrNoProcess: no process has that id.
-	ErrNoProcess = errors.New("no such process")
+	// errNoProcess: no process has that id.
+	errNoProcess = errors.New("no such process")
 )
 
 // NotAMSError lists what an Ant Media Server tree needs and the directory lacks.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,58 +27,49 @@ const editSlack = 2 * time.Second
 
 // Process is a running process, from /proc.
 type Process struct {
-	PID     int       `json:"pid"`
-	Name    string    `json:"name"`
-	Started time.Time `json:"started"`
+	Name    string
+	Started time.Time
 	// HostAddress is AMS_HOST_ADDRESS in the process's initial environment, which counts even if the files have changed.
 	// HostAddressKnown is false without permission to read it.
-	HostAddress      string `json:"host_address,omitempty"`
-	HostAddressKnown bool   `json:"host_address_known"`
+	HostAddress      string
+	HostAddressKnown bool
 }
 
 // Java reports whether it is a JVM, as the server's process is.
 func (p Process) Java() bool { return p.Name == "java" || p.Name == "jsvc" }
 
-// ReadProcess reads a process below root, or fails with ErrNoProcess.
-func ReadProcess(root string, pid int) (Process, error) {
-	p := Process{PID: pid}
-	if pid <= 0 {
-		return p, fmt.Errorf("reading process %d: %w", pid, ErrNoProcess)
-	}
+// ReadProcess reads a process below root, or fails with errNoProcess.
+func ReadProcess(root string, pid int) (p Process, _ error) {
+	fail := func(err error) (Process, error) { return p, fmt.Errorf("reading process %d: %w", pid, err) }
+	proc := files.Root{Path: root}
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	stat, err := readProc(root, filepath.Join(dir, "stat"))
+	stat, _, err := proc.Read(filepath.Join(dir, "stat"), maxSystemFile)
 	switch {
 	// ESRCH: the process ended during the read.
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESRCH):
-		return p, fmt.Errorf("reading process %d: %w", pid, ErrNoProcess)
+	case pid <= 0, errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESRCH):
+		return fail(errNoProcess)
 	case err != nil:
-		return p, fmt.Errorf("reading process %d: %w", pid, err)
+		return fail(err)
 	}
-	boot, err := bootTime(root)
+	name, ticks, err := parseStat(stat)
 	if err != nil {
-		return p, err
+		return fail(err)
 	}
-	var ticks uint64
-	if p.Name, ticks, err = parseStat(stat); err != nil {
-		return p, fmt.Errorf("reading process %d: %w", pid, err)
+	boot, err := bootTime(proc)
+	if err != nil {
+		return fail(err)
 	}
-	p.Started = boot.Add(time.Duration(ticks) * (time.Second / userHz))
-	if env, err := readProc(root, filepath.Join(dir, "environ")); err == nil {
+	p = Process{Name: name, Started: boot.Add(time.Duration(ticks) * (time.Second / userHz))}
+	if env, _, err := proc.Read(filepath.Join(dir, "environ"), maxSystemFile); err == nil {
 		p.HostAddressKnown = true
 		for v := range bytes.SplitSeq(env, []byte{0}) {
-			if value, ok := strings.CutPrefix(string(v), HostAddressVariable+"="); ok {
-				p.HostAddress = value
+			if value, ok := bytes.CutPrefix(v, []byte(HostAddressVariable+"=")); ok {
+				p.HostAddress = string(value)
 				break // getenv returns the first one
 			}
 		}
 	}
 	return p, nil
-}
-
-// readProc reads a file of /proc, which has no size or type to check.
-func readProc(root, path string) ([]byte, error) {
-	b, _, err := files.Root{Path: root}.Read(path, maxSystemFile)
-	return b, err
 }
 
 // parseStat returns the name and the start time, in ticks since boot, of a /proc/PID/stat. The name may contain any
@@ -98,44 +90,25 @@ func parseStat(b []byte) (name string, ticks uint64, err error) {
 	return string(b[open+1 : end]), ticks, nil
 }
 
-func bootTime(root string) (time.Time, error) {
-	b, err := readProc(root, "/proc/stat")
+// btime is the boot time in /proc/stat, in seconds.
+var btime = regexp.MustCompile(`(?m)^btime (\d{1,18})$`)
+
+func bootTime(proc files.Root) (time.Time, error) {
+	b, _, err := proc.Read("/proc/stat", maxSystemFile)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("reading the boot time: %w", err)
+		return time.Time{}, err
 	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "btime "); ok {
-			if s, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64); err == nil {
-				return time.Unix(s, 0), nil
-			}
-		}
+	m := btime.FindSubmatch(b)
+	if m == nil {
+		return time.Time{}, errors.New("/proc/stat has no boot time")
 	}
-	return time.Time{}, fmt.Errorf("reading the boot time: %s has none", shown(root, "/proc/stat"))
+	s, _ := strconv.ParseInt(string(m[1]), 10, 64)
+	return time.Unix(s, 0), nil
 }
 
-// Edited is a file that was written after a process had started.
-type Edited struct {
-	Path string    `json:"path"`
-	At   time.Time `json:"at"`
-}
-
-// EditedAfter returns the paths below root that were written after started: a server started earlier runs with their old
-// content. Missing paths were not edited. The error has the unreadable paths, the result the others.
-//
-// The server itself writes its .properties when a user saves settings in its panel, so a newer .properties file alone
-// does not mean that a restart is missing.
-func EditedAfter(root string, started time.Time, paths ...string) ([]Edited, error) {
-	var list []Edited
-	var errs []error
-	for _, path := range paths {
-		st, err := statBelow(root, path)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-		case err != nil:
-			errs = append(errs, fmt.Errorf("looking at %s: %w", shown(root, path), err))
-		case st.Modified.After(started.Add(editSlack)):
-			list = append(list, Edited{Path: path, At: st.Modified})
-		}
-	}
-	return list, errors.Join(errs...)
+// EditedAfter reports whether a file below root was written after a process had started: a server started earlier runs
+// with its old content. It is false if the file cannot be read.
+func EditedAfter(root, path string, started time.Time) bool {
+	st, err := statBelow(root, path)
+	return err == nil && st.Modified.After(started.Add(editSlack))
 }

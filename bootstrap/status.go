@@ -242,11 +242,8 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	}
 	// The container alone decides the mode, and nobody but us writes it while
 	// AMS runs.
-	edited, err := ams.EditedAfter(m.Root, started.at, in.Container.Path)
-	if err == nil {
-		for _, e := range edited {
-			v.EditedSince = append(v.EditedSince, e.Path)
-		}
+	if ams.EditedAfter(m.Root, in.Container.Path, started.at) {
+		v.EditedSince = append(v.EditedSince, in.Container.Path)
 	}
 }
 
