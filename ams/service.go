@@ -139,10 +139,7 @@ type JobError struct {
 // Pending reports whether the outcome is still open.
 func (e *JobError) Pending() bool { return e.Result == resultPending }
 
-const (
-	resultDone    = "done"
-	resultPending = "pending"
-)
+const resultPending = "pending"
 
 func (e *JobError) Error() string {
 	var b strings.Builder

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -69,26 +68,21 @@ func dialSystemd(ctx context.Context) (bus, error) {
 		conn *dbus.Conn
 		err  error
 	}
-	// The library connects without watching the context.
-	ch := make(chan dialled, 1)
+	// The library connects without watching the context. A connection that comes late ends with it.
+	done := make(chan dialled, 1)
 	go func() {
 		conn, err := dbus.NewWithContext(ctx)
-		ch <- dialled{conn, err}
+		done <- dialled{conn, err}
 	}()
 	var err error
 	select {
-	case d := <-ch:
+	case d := <-done:
 		if d.err == nil {
 			return d.conn, nil
 		}
 		err = d.err
 	case <-ctx.Done():
 		err = ctx.Err()
-		go func() {
-			if d := <-ch; d.conn != nil {
-				d.conn.Close()
-			}
-		}()
 	}
 	return nil, fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err)
 }
@@ -113,23 +107,22 @@ func (dial dialer) with(ctx context.Context, limit time.Duration, what string, a
 	return fmt.Errorf("%s: %w", what, cmp.Or(ctx.Err(), busError(err)))
 }
 
-// busError wraps systemd's error names in the errors of this package.
+// busErrors are the errors that callers know, by the names of D-Bus.
+var busErrors = map[string]error{
+	"org.freedesktop.systemd1.NoSuchUnit":                         ErrNoUnit,
+	"org.freedesktop.systemd1.UnitMasked":                         ErrUnitMasked,
+	"org.freedesktop.DBus.Error.AccessDenied":                     fs.ErrPermission,
+	"org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": fs.ErrPermission,
+	"org.freedesktop.DBus.Error.AuthFailed":                       fs.ErrPermission,
+	"org.freedesktop.DBus.Error.ServiceUnknown":                   ErrNoSystemd,
+	"org.freedesktop.DBus.Error.NoReply":                          ErrNoSystemd,
+	"org.freedesktop.DBus.Error.Disconnected":                     ErrNoSystemd,
+	"org.freedesktop.DBus.Error.NoServer":                         ErrNoSystemd,
+}
+
 func busError(err error) error {
-	var e godbus.Error
-	if !errors.As(err, &e) {
-		return err
-	}
-	switch e.Name {
-	case "org.freedesktop.systemd1.NoSuchUnit":
-		return fmt.Errorf("%w: %w", ErrNoUnit, err)
-	case "org.freedesktop.systemd1.UnitMasked":
-		return fmt.Errorf("%w: %w", ErrUnitMasked, err)
-	case "org.freedesktop.DBus.Error.AccessDenied", "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
-		"org.freedesktop.DBus.Error.AuthFailed":
-		return fmt.Errorf("%w: %w", fs.ErrPermission, err)
-	case "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NoReply",
-		"org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.NoServer":
-		return fmt.Errorf("%w: %w", ErrNoSystemd, err)
+	if e, ok := errors.AsType[godbus.Error](err); ok && busErrors[e.Name] != nil {
+		return fmt.Errorf("%w: %w", busErrors[e.Name], err)
 	}
 	return err
 }
@@ -207,7 +200,7 @@ func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 		case "starting", "initializing":
 			// systemd before 246 reports this to the end if a boot never finished, for example because user data hangs.
 			target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
-			job, _ := target["Job"].([]any) // its number, or 0, and its object
+			job := property[[]any](target, "Job") // its number, or 0, and its object
 			down = len(job) > 0 && job[0] != uint32(0) || text(target, "ActiveState") == string(ActivityActive)
 			return err
 		}
@@ -232,45 +225,34 @@ func job(ctx context.Context, b bus, verb, unit string, done chan<- string) (err
 }
 
 func (s *Systemd) do(ctx context.Context, verb string) error {
-	ctx, cancel := context.WithTimeout(ctx, systemdJobLimit)
-	defer cancel()
-	b, err := s.dial(ctx)
-	if err != nil {
-		return fmt.Errorf("%s of %s: %w", verb, s.unit, err)
-	}
-	defer b.Close()
-	if verb != "stop" {
-		// Repeated crashes use up systemd's start limit. If this fails, the job reports why.
-		_ = b.ResetFailedUnitContext(ctx, s.unit)
-	}
-	done := make(chan string, 1)
-	if err := job(ctx, b, verb, s.unit, done); err != nil {
-		switch {
-		case ctx.Err() != nil:
-			return s.jobError(ctx, verb, resultPending, ctx.Err())
-		case !b.Connected():
-			// systemd may have accepted the request before the connection was lost.
-			return s.jobError(ctx, verb, resultPending, errLostSystemd)
+	return s.dial.with(ctx, systemdJobLimit, verb+" of "+s.unit, func(ctx context.Context, b bus) error {
+		if verb != "stop" {
+			// Repeated crashes use up systemd's start limit. If this fails, the job reports why.
+			_ = b.ResetFailedUnitContext(ctx, s.unit)
 		}
-		return fmt.Errorf("%s of %s: %w", verb, s.unit, busError(err))
-	}
-	tick := time.NewTicker(systemdAlivePoll)
-	defer tick.Stop()
-	for {
-		select {
-		case result := <-done:
-			if result == resultDone {
-				return nil
-			}
-			return s.jobError(ctx, verb, result, nil)
-		case <-ctx.Done():
-			return s.jobError(ctx, verb, resultPending, ctx.Err())
-		case <-tick.C:
-			if !b.Connected() {
-				return s.jobError(ctx, verb, resultPending, errLostSystemd)
+		done := make(chan string, 1)
+		if err := job(ctx, b, verb, s.unit, done); err != nil && ctx.Err() == nil && b.Connected() {
+			return err
+		}
+		// Even after an error systemd may have accepted the request before the connection was lost.
+		tick := time.NewTicker(systemdAlivePoll)
+		defer tick.Stop()
+		for {
+			select {
+			case result := <-done:
+				if result == "done" {
+					return nil
+				}
+				return s.jobError(ctx, verb, result, nil)
+			case <-ctx.Done():
+				return s.jobError(ctx, verb, resultPending, ctx.Err())
+			case <-tick.C:
+				if !b.Connected() {
+					return s.jobError(ctx, verb, resultPending, errLostSystemd)
+				}
 			}
 		}
-	}
+	})
 }
 
 // jobError adds the unit's current state, on a new connection: the old one ends with the caller's context.
@@ -288,7 +270,7 @@ func (s *Systemd) jobError(ctx context.Context, verb, result string, cause error
 // unitState converts systemd's properties. An absent or invalid one leaves its field empty: older systemd lacks some.
 func unitState(p map[string]any) State {
 	st := State{
-		Activity:    Activity(text(p, "ActiveState")),
+		Activity:    cmp.Or(Activity(text(p, "ActiveState")), ActivityUnknown),
 		Sub:         text(p, "SubState"),
 		Load:        text(p, "LoadState"),
 		UnitFile:    text(p, "UnitFileState"),
@@ -296,36 +278,25 @@ func unitState(p map[string]any) State {
 		Fragment:    text(p, "FragmentPath"),
 		Since:       clock(p, "ActiveEnterTimestamp"),
 		Started:     clock(p, "ExecMainStartTimestamp"),
-		MainPID:     int(number(p, "MainPID")),
-		Restarts:    int(number(p, "NRestarts")),
+		Exit:        exitText(property[int32](p, "ExecMainCode"), property[int32](p, "ExecMainStatus")),
+		MainPID:     int(property[uint32](p, "MainPID")),
+		Restarts:    int(property[uint32](p, "NRestarts")),
+		Invocation:  fmt.Sprintf("%x", property[[]byte](p, "InvocationID")),
+		NeedReload:  property[bool](p, "NeedDaemonReload"),
+		DropIns:     property[[]string](p, "DropInPaths"),
 		StopTimeout: span(p, "TimeoutStopUSec"),
+		Homes:       unitHomes(p),
 	}
-	if st.Activity == "" {
-		st.Activity = ActivityUnknown
+	// The last assignment counts.
+	for _, text := range property[[]string](p, "Environment") {
+		if v, ok := strings.CutPrefix(text, HostAddressVariable+"="); ok {
+			st.HostAddress = v
+		}
 	}
-	st.NeedReload, _ = p["NeedDaemonReload"].(bool)
-	st.DropIns, _ = p["DropInPaths"].([]string)
-	if id, _ := p["InvocationID"].([]byte); len(id) > 0 {
-		st.Invocation = fmt.Sprintf("%x", id)
-	}
-	st.HostAddress = unitVariable(p, HostAddressVariable)
 	if address, file := fileAddress(p); file != "" {
 		st.HostAddress, st.HostAddressFile = address, file
 	}
-	st.Homes = unitHomes(p)
-	st.Exit = exitText(number(p, "ExecMainCode"), number(p, "ExecMainStatus"))
 	return st
-}
-
-// unitVariable returns a variable of Environment=; the last assignment counts.
-func unitVariable(p map[string]any, name string) string {
-	own, _ := p["Environment"].([]string)
-	for _, text := range slices.Backward(own) {
-		if v, ok := strings.CutPrefix(text, name+"="); ok {
-			return v
-		}
-	}
-	return ""
 }
 
 // addressAssignment is a line of an EnvironmentFile= that sets the server's address.
@@ -334,16 +305,12 @@ var addressAssignment = regexp.MustCompile(`(?m)^[ \t]*` + HostAddressVariable +
 // fileAddress returns the address that the EnvironmentFile= files set, which override every drop-in, and the file, or
 // "". It skips patterns and unreadable files: join verifies the result.
 func fileAddress(p map[string]any) (address, file string) {
-	entries, _ := p["EnvironmentFiles"].([][]any)
-	for _, entry := range entries {
+	for _, entry := range property[[][]any](p, "EnvironmentFiles") {
 		if len(entry) == 0 {
 			continue
 		}
 		path, _ := entry[0].(string)
-		b, _, err := files.Root{}.Read(path, maxSystemFile)
-		if err != nil {
-			continue
-		}
+		b, _, _ := files.Root{}.Read(path, maxSystemFile)
 		for _, m := range addressAssignment.FindAllSubmatch(b, -1) {
 			address, file = string(m[1]), path
 		}
@@ -352,38 +319,28 @@ func fileAddress(p map[string]any) (address, file string) {
 }
 
 // exitText describes the end of the main process, from its si_code and si_status; "" if it runs or succeeded.
-func exitText(code, status int64) string {
+func exitText(code, status int32) string {
 	const exited, killed, dumped = 1, 2, 3 // CLD_EXITED, CLD_KILLED, CLD_DUMPED
 	switch {
 	case code == exited && status != 0:
 		return fmt.Sprintf("exit status %d", status)
 	case code == killed, code == dumped:
-		if name := unix.SignalName(unix.Signal(status)); name != "" {
-			return name
-		}
-		return fmt.Sprintf("signal %d", status)
+		return cmp.Or(unix.SignalName(unix.Signal(status)), fmt.Sprintf("signal %d", status))
 	}
 	return ""
 }
 
-func text(p map[string]any, key string) string {
-	s, _ := p[key].(string)
-	return s
+// property returns a property of this type, or its zero value.
+func property[T any](p map[string]any, key string) T {
+	v, _ := p[key].(T)
+	return v
 }
 
-func number(p map[string]any, key string) int64 {
-	switch n := p[key].(type) {
-	case uint32:
-		return int64(n)
-	case int32:
-		return int64(n)
-	}
-	return 0
-}
+func text(p map[string]any, key string) string { return property[string](p, key) }
 
 // clock reads a timestamp: microseconds of the real-time clock, 0 = never.
 func clock(p map[string]any, key string) time.Time {
-	us, _ := p[key].(uint64)
+	us := property[uint64](p, key)
 	if us == 0 || us > math.MaxInt64 {
 		return time.Time{}
 	}
@@ -392,7 +349,7 @@ func clock(p map[string]any, key string) time.Time {
 
 // span reads a duration in microseconds; infinity is 0.
 func span(p map[string]any, key string) time.Duration {
-	us, _ := p[key].(uint64)
+	us := property[uint64](p, key)
 	if us > math.MaxInt64/1000 {
 		return 0
 	}
