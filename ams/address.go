@@ -127,7 +127,7 @@ type Address struct {
 // ChooseAddress chooses the address under which this node registers: the operator's, else the cloud's, else that of the
 // default route. The other nodes must reach it, so the reason is part of the result.
 //
-// It fails with ErrBadAddress, ErrAddressUnreachable, ErrAddressNotHere or ErrNoAddress.
+// It fails with errBadAddress, errAddressUnreachable, ErrAddressNotHere or ErrNoAddress.
 func ChooseAddress(o AddressOptions) (Address, error) {
 	var a Address
 	switch {
@@ -183,7 +183,7 @@ func ParseAddress(s string) (netip.Addr, error) {
 		// The server hands this text to its peers; a name may resolve to another machine there.
 		why = "a host name; give the IP address itself"
 	}
-	return netip.Addr{}, fmt.Errorf("%q: %w: it is %s", s, ErrBadAddress, why)
+	return netip.Addr{}, fmt.Errorf("%q: %w: it is %s", s, errBadAddress, why)
 }
 
 // usable rejects addresses that no node can have.
@@ -192,11 +192,11 @@ func usable(a netip.Addr) error {
 	case !a.IsValid():
 		return ErrNoAddress
 	case a.IsUnspecified():
-		return fmt.Errorf("%s: %w: it means every address", a, ErrBadAddress)
+		return fmt.Errorf("%s: %w: it means every address", a, errBadAddress)
 	case a.IsMulticast():
-		return fmt.Errorf("%s: %w: it is a multicast address", a, ErrBadAddress)
+		return fmt.Errorf("%s: %w: it is a multicast address", a, errBadAddress)
 	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("%s: %w: it is the broadcast address", a, ErrBadAddress)
+		return fmt.Errorf("%s: %w: it is the broadcast address", a, errBadAddress)
 	}
 	return nil
 }
@@ -229,7 +229,7 @@ func (a *Address) check(o AddressOptions) error {
 		if !a.Addr.IsLoopback() {
 			kind = "a link-local"
 		}
-		return fmt.Errorf("%s: %w: it is %s address; this machine has %s", a.Addr, ErrAddressUnreachable, kind, addressList(ifaces))
+		return fmt.Errorf("%s: %w: it is %s address; this machine has %s", a.Addr, errAddressUnreachable, kind, addressList(ifaces))
 	}
 	in, ok := interfaceOf(ifaces, a.Addr)
 	if !ok {

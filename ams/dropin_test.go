@@ -89,7 +89,7 @@ func TestReadDropIn(t *testing.T) {
 	pipe := plant(t, nil)
 	must.OK(t, os.MkdirAll(filepath.Dir(filepath.Join(pipe, DropInPath)), 0o755))
 	must.OK(t, syscall.Mkfifo(filepath.Join(pipe, DropInPath), 0o600))
-	if _, err := ReadDropIn(pipe); !errors.Is(err, ErrUnreadable) {
+	if _, err := ReadDropIn(pipe); !errors.Is(err, errUnreadable) {
 		t.Errorf("%v", err)
 	}
 }

@@ -97,7 +97,7 @@ type App struct {
 	Name   string // the folder below webapps
 	File   File   // its WEB-INF/red5-web.properties
 	DBName string // db.name; "" if not set
-	// Err is the reason why the file could not be read: ErrUnreadable or the parser's error. The application still
+	// Err is the reason why the file could not be read: errUnreadable or the parser's error. The application still
 	// counts: a switch of mode without it would break it.
 	Err error
 }
@@ -107,7 +107,7 @@ func (a App) Console() bool { return a.Name == consoleApp }
 
 // Open reads the installation in dir, below root. An empty dir means DefaultDir, an empty root the real one.
 //
-// It fails with ErrNoInstallation, ErrNotAMS (all missing parts listed) or ErrUnreadable. It does not fail for a file
+// It fails with errNoInstallation, errNotAMS (all missing parts listed) or errUnreadable. It does not fail for a file
 // with broken content: [Installation.Mode] and [App.Err] report it, and status can still show the rest.
 func Open(root, dir string) (*Installation, error) {
 	root, err := cleanRoot(root)
@@ -129,16 +129,16 @@ func Open(root, dir string) (*Installation, error) {
 	folder, err := files.Root{Path: root}.Folder(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), ErrNoInstallation)
+		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), errNoInstallation)
 	case errors.Is(err, unix.ENOTDIR):
-		return nil, fmt.Errorf("opening Ant Media Server in %s: %w: it is not a directory", shown(root, dir), ErrNoInstallation)
+		return nil, fmt.Errorf("opening Ant Media Server in %s: %w: it is not a directory", shown(root, dir), errNoInstallation)
 	case err != nil:
 		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), unreadable(err))
 	}
 	folder.Close()
 
 	// All problems are reported together.
-	not := &NotAMSError{Dir: shown(root, dir)}
+	not := &notAMSError{Dir: shown(root, dir)}
 	var problems []error
 	need := func(name string, err error) {
 		switch {
@@ -194,8 +194,8 @@ func (in *Installation) BaseURL() string {
 
 var hostName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
 
-// unreadable wraps err in ErrUnreadable.
-func unreadable(err error) error { return fmt.Errorf("%w: %w", ErrUnreadable, err) }
+// unreadable wraps err in errUnreadable.
+func unreadable(err error) error { return fmt.Errorf("%w: %w", errUnreadable, err) }
 
 // read reads a file of the installation.
 func (in *Installation) read(name string, f *File) ([]byte, error) {

@@ -176,10 +176,10 @@ func TestOpenApps(t *testing.T) {
 		t.Errorf("again: %+v", apps["again"])
 	}
 	var syntax *conf.SyntaxError
-	if a := apps["malformed"]; !errors.As(a.Err, &syntax) || errors.Is(a.Err, ErrUnreadable) {
+	if a := apps["malformed"]; !errors.As(a.Err, &syntax) || errors.Is(a.Err, errUnreadable) {
 		t.Errorf("malformed: %v", a.Err)
 	}
-	if a := apps["folder"]; !errors.Is(a.Err, ErrUnreadable) {
+	if a := apps["folder"]; !errors.Is(a.Err, errUnreadable) {
 		t.Errorf("folder: %v", a.Err)
 	}
 	if a := apps["no-db"]; a.Err != nil || a.DBName != "" {
@@ -224,7 +224,7 @@ func TestOpenErrors(t *testing.T) {
 	t.Run("no directory", func(t *testing.T) {
 		root := t.TempDir()
 		_, err := Open(root, "")
-		if !errors.Is(err, ErrNoInstallation) || errors.Is(err, ErrNotAMS) || !strings.Contains(err.Error(), filepath.Join(root, DefaultDir)) {
+		if !errors.Is(err, errNoInstallation) || errors.Is(err, errNotAMS) || !strings.Contains(err.Error(), filepath.Join(root, DefaultDir)) {
 			t.Errorf("%v", err)
 		}
 		if Hint(err) == "" {
@@ -233,13 +233,13 @@ func TestOpenErrors(t *testing.T) {
 	})
 	t.Run("a file in its place", func(t *testing.T) {
 		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "x"}), "")
-		if !errors.Is(err, ErrNoInstallation) || !strings.Contains(err.Error(), "not a directory") {
+		if !errors.Is(err, errNoInstallation) || !strings.Contains(err.Error(), "not a directory") {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("link loop", func(t *testing.T) {
 		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "-> antmedia"}), "")
-		if !errors.Is(err, ErrUnreadable) {
+		if !errors.Is(err, errUnreadable) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -270,8 +270,8 @@ func TestOpenErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Open(tree(t, c.changes), "")
-			var not *NotAMSError
-			if !errors.As(err, &not) || !errors.Is(err, ErrNotAMS) {
+			var not *notAMSError
+			if !errors.As(err, &not) || !errors.Is(err, errNotAMS) {
 				t.Fatalf("%v", err)
 			}
 			if diff := cmp.Diff(c.missing, not.Missing); diff != "" {
@@ -282,14 +282,14 @@ func TestOpenErrors(t *testing.T) {
 	t.Run("a pipe does not hold us", func(t *testing.T) {
 		root := tree(t, map[string]string{containerName: "-"})
 		must.OK(t, syscall.Mkfifo(filepath.Join(root, DefaultDir, containerName), 0o600))
-		if _, err := Open(root, ""); !errors.Is(err, ErrNotAMS) {
+		if _, err := Open(root, ""); !errors.Is(err, errNotAMS) {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("too large", func(t *testing.T) {
 		root := tree(t, nil)
 		must.OK(t, os.Truncate(filepath.Join(root, DefaultDir, serverName), conf.MaxSettings+1))
-		if _, err := Open(root, ""); !errors.Is(err, ErrUnreadable) {
+		if _, err := Open(root, ""); !errors.Is(err, errUnreadable) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -300,7 +300,7 @@ func TestOpenErrors(t *testing.T) {
 		root := tree(t, nil)
 		must.OK(t, os.Chmod(filepath.Join(root, DefaultDir, containerName), 0))
 		_, err := Open(root, "")
-		if !errors.Is(err, ErrUnreadable) || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
+		if !errors.Is(err, errUnreadable) || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
 			t.Errorf("%v, hint %q", err, Hint(err))
 		}
 	})

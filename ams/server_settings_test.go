@@ -67,10 +67,10 @@ func TestPorts(t *testing.T) {
 			t.Errorf("malformed: %+v, %v", got, err)
 		}
 		must.OK(t, os.Remove(in.Server.Real))
-		if got, err := in.Ports(); !errors.Is(err, ErrUnreadable) || got != shipped {
+		if got, err := in.Ports(); !errors.Is(err, errUnreadable) || got != shipped {
 			t.Errorf("gone: %+v, %v", got, err)
 		}
-		if _, err := in.ServerKey(); !errors.Is(err, ErrUnreadable) || errors.Is(err, errNoServerToken) {
+		if _, err := in.ServerKey(); !errors.Is(err, errUnreadable) || errors.Is(err, errNoServerToken) {
 			t.Errorf("gone: %v", err)
 		}
 	})

@@ -111,12 +111,10 @@ func (s State) String() string {
 	if s.Exit != "" && !s.Running() {
 		notes = append(notes, s.Exit)
 	}
-	if s.Restarts > 0 {
-		times := "times"
-		if s.Restarts == 1 {
-			times = "time"
-		}
-		notes = append(notes, fmt.Sprintf("restarted %d %s by itself", s.Restarts, times))
+	if s.Restarts == 1 {
+		notes = append(notes, "restarted 1 time by itself")
+	} else if s.Restarts > 1 {
+		notes = append(notes, fmt.Sprintf("restarted %d times by itself", s.Restarts))
 	}
 	if len(notes) == 0 {
 		return string(s.Activity)
@@ -165,7 +163,7 @@ func (e *JobError) Unwrap() error { return e.Err }
 func (e *JobError) hint() string {
 	switch {
 	case e.Pending():
-		return "it may still come: look with 'amsagent status', or give more time with --timeout"
+		return laterHint
 	case e.Result == "canceled":
 		return "another client started or stopped the service at the same time; try again"
 	case strings.HasSuffix(e.Service, ".service"):

@@ -32,10 +32,10 @@ var (
 	// ErrForbidden: the server did not accept the token. It sends the same response for some seconds while it starts,
 	// and while its database is away.
 	ErrForbidden = errors.New("the server refused the call: a wrong token, or it is still starting")
-	// ErrNoStatistics: the server does not know the call, as an older release.
-	ErrNoStatistics = errors.New("the server has no statistics to ask for")
-	// ErrNotStatistics: the response is not Ant Media Server's statistics.
-	ErrNotStatistics = errors.New("the answer is not the server's statistics")
+	// errNoStatistics: the server does not know the call, as an older release.
+	errNoStatistics = errors.New("the server has no statistics to ask for")
+	// errNotStatistics: the response is not Ant Media Server's statistics.
+	errNotStatistics = errors.New("the answer is not the server's statistics")
 )
 
 // Statistics are the figures of one server, not of its cluster. A field is nil if the server does not report it:
@@ -96,7 +96,7 @@ func ReadStatistics(ctx context.Context, client *http.Client, base, token string
 	switch r.code {
 	case http.StatusOK:
 		if len(r.body) > statisticsBody {
-			return Statistics{}, fmt.Errorf("asking for statistics: %s: %w: it is longer than %d bytes", url, ErrNotStatistics, statisticsBody)
+			return Statistics{}, fmt.Errorf("asking for statistics: %s: %w: it is longer than %d bytes", url, errNotStatistics, statisticsBody)
 		}
 		s, err := parseStatistics(r.body)
 		if err != nil {
@@ -106,9 +106,9 @@ func ReadStatistics(ctx context.Context, client *http.Client, base, token string
 	case http.StatusForbidden, http.StatusUnauthorized:
 		err = ErrForbidden
 	case http.StatusNotFound:
-		err = ErrNoStatistics
+		err = errNoStatistics
 	default:
-		err = ErrNotStatistics
+		err = errNotStatistics
 	}
 	return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status, err)
 }
@@ -126,7 +126,7 @@ func inTime(ctx context.Context, err error) error {
 func parseStatistics(body []byte) (Statistics, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil {
-		return Statistics{}, fmt.Errorf("%w: no JSON object", ErrNotStatistics)
+		return Statistics{}, fmt.Errorf("%w: no JSON object", errNotStatistics)
 	}
 	s := Statistics{
 		LocalStreams:  figure(fields["localLiveStreams"]),
@@ -140,7 +140,7 @@ func parseStatistics(body []byte) (Statistics, error) {
 		s.CPU = figure(cpu["systemCPULoad"])
 	}
 	if s == (Statistics{}) {
-		return s, fmt.Errorf("%w: no figure in it is known", ErrNotStatistics)
+		return s, fmt.Errorf("%w: no figure in it is known", errNotStatistics)
 	}
 	return s, nil
 }
