@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"syscall"
 )
 
 // Interface is a network interface of the machine.
@@ -54,12 +53,10 @@ func HostDefaultRoute(root string) (netip.Addr, error) {
 	if !realRoot(root) {
 		return netip.Addr{}, ErrInterfacesUnknown
 	}
-	var errs []error
 	// Addresses reserved for documentation.
 	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
 		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(to), Port: 9})
 		if err != nil {
-			errs = append(errs, err)
 			continue
 		}
 		local, ok := c.LocalAddr().(*net.UDPAddr)
@@ -68,23 +65,17 @@ func HostDefaultRoute(root string) (netip.Addr, error) {
 			return local.AddrPort().Addr().Unmap(), nil
 		}
 	}
-	if !slices.ContainsFunc(errs, func(err error) bool {
-		// The latter two: a machine without IPv6.
-		return !errors.Is(err, syscall.ENETUNREACH) && !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EAFNOSUPPORT)
-	}) {
-		return netip.Addr{}, errors.New("this machine has no default route")
-	}
-	return netip.Addr{}, fmt.Errorf("looking for the default route: %w", errors.Join(errs...))
+	return netip.Addr{}, errors.New("this machine has no default route")
 }
 
-// AddressSource is the source of the node address.
+// AddressSource is the source of a node address.
 type AddressSource string
 
 // The sources, the strongest first.
 const (
-	AddressFromFlag     AddressSource = "flag"
-	AddressFromMetadata AddressSource = "metadata"
-	AddressFromRoute    AddressSource = "default-route"
+	addressFromFlag     AddressSource = "flag"
+	addressFromMetadata AddressSource = "metadata"
+	addressFromRoute    AddressSource = "default-route"
 )
 
 // Warnings about a node address.
@@ -110,7 +101,6 @@ type AddressOptions struct {
 	// Known are all addresses that the cloud gave this machine, also translated ones. An explicit address among them
 	// needs no interface.
 	Known []netip.Addr
-	// Interfaces and DefaultRoute are called only if needed; nil means not known.
 	Interfaces   func() ([]Interface, error)
 	DefaultRoute func() (netip.Addr, error)
 }
@@ -130,47 +120,46 @@ type Address struct {
 // It fails with errBadAddress, errAddressUnreachable, ErrAddressNotHere or ErrNoAddress.
 func ChooseAddress(o AddressOptions) (Address, error) {
 	var a Address
+	ifaces, ifacesErr := o.Interfaces()
 	switch {
 	case o.Explicit != "":
-		addr, err := ParseAddress(o.Explicit)
+		addr, err := parseAddress(o.Explicit)
 		if err != nil {
 			return Address{}, err
 		}
-		a = Address{Addr: addr, Source: AddressFromFlag, Reason: "given by you"}
+		a = Address{Addr: addr, Source: addressFromFlag, Reason: "given by you"}
 	case o.Metadata.IsValid():
-		a = Address{Addr: o.Metadata.Unmap(), Source: AddressFromMetadata, Reason: cmp.Or(o.MetadataSource, "instance metadata")}
+		a = Address{Addr: o.Metadata.Unmap(), Source: addressFromMetadata, Reason: cmp.Or(o.MetadataSource, "instance metadata")}
 	default:
-		if o.DefaultRoute == nil {
-			return Address{}, ErrNoAddress
-		}
 		addr, err := o.DefaultRoute()
-		if err != nil {
-			err = fmt.Errorf("%w: %w", ErrNoAddress, err)
-			if o.Interfaces != nil {
-				if ifaces, ierr := o.Interfaces(); ierr == nil {
-					err = fmt.Errorf("%w; it has %s", err, addressList(ifaces))
-				}
-			}
-			return Address{}, err
+		if err != nil && ifacesErr == nil {
+			err = fmt.Errorf("%w; it has %s", err, addressList(ifaces))
 		}
-		a = Address{Addr: addr.Unmap(), Source: AddressFromRoute, Reason: "address of the default route"}
+		if err != nil {
+			return Address{}, fmt.Errorf("%w: %w", ErrNoAddress, err)
+		}
+		a = Address{Addr: addr.Unmap(), Source: addressFromRoute, Reason: "address of the default route"}
 	}
 	if err := usable(a.Addr); err != nil {
 		return Address{}, err
 	}
-	if err := a.check(o); err != nil {
+	a.warnOfKind()
+	if ifacesErr != nil {
+		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, ifacesErr)
+		return a, nil
+	}
+	if err := a.check(o, ifaces); err != nil {
 		return Address{}, err
 	}
 	return a, nil
 }
 
-// ParseAddress parses an operator's node address. Its errors describe the invalid text.
-func ParseAddress(s string) (netip.Addr, error) {
+// parseAddress parses an operator's node address. Its errors describe the invalid text.
+func parseAddress(s string) (netip.Addr, error) {
 	s = strings.TrimSpace(s)
 	addr, err := netip.ParseAddr(s)
 	if err == nil {
-		addr = addr.Unmap()
-		return addr, usable(addr)
+		return addr.Unmap(), nil
 	}
 	why := "not an IP address"
 	if _, e := netip.ParsePrefix(s); e == nil {
@@ -205,8 +194,8 @@ func (a *Address) warn(id, format string, args ...any) {
 	a.Warnings = append(a.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
 }
 
-// check compares the address with the machine's interfaces and warns of addresses that fail in clusters.
-func (a *Address) check(o AddressOptions) error {
+// warnOfKind warns of addresses that fail in clusters.
+func (a *Address) warnOfKind() {
 	switch {
 	case a.Addr.IsLoopback():
 		a.warn(WarnAddressLoopback, "%s is a loopback address: no other node can reach it", a.Addr)
@@ -215,25 +204,20 @@ func (a *Address) check(o AddressOptions) error {
 	case isPublic(a.Addr):
 		a.warn(WarnAddressPublic, "%s is a public address: the nodes would talk to each other over the public network", a.Addr)
 	}
-	var ifaces []Interface
-	err := ErrInterfacesUnknown
-	if o.Interfaces != nil {
-		ifaces, err = o.Interfaces()
-	}
-	if err != nil {
-		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, err)
-		return nil
-	}
-	if a.Source == AddressFromFlag && !o.Force && (a.Addr.IsLoopback() || a.Addr.IsLinkLocalUnicast()) {
-		kind := "a loopback"
-		if !a.Addr.IsLoopback() {
-			kind = "a link-local"
-		}
-		return fmt.Errorf("%s: %w: it is %s address; this machine has %s", a.Addr, errAddressUnreachable, kind, addressList(ifaces))
+}
+
+// check compares the address with the machine's interfaces.
+func (a *Address) check(o AddressOptions, ifaces []Interface) error {
+	explicit := a.Source == addressFromFlag && !o.Force
+	switch {
+	case explicit && a.Addr.IsLoopback():
+		return fmt.Errorf("%s: %w: it is a loopback address; this machine has %s", a.Addr, errAddressUnreachable, addressList(ifaces))
+	case explicit && a.Addr.IsLinkLocalUnicast():
+		return fmt.Errorf("%s: %w: it is a link-local address; this machine has %s", a.Addr, errAddressUnreachable, addressList(ifaces))
 	}
 	in, ok := interfaceOf(ifaces, a.Addr)
 	if !ok {
-		if a.Source == AddressFromFlag && !o.Force && !slices.Contains(o.Known, a.Addr) {
+		if explicit && !slices.Contains(o.Known, a.Addr) {
 			return fmt.Errorf("%s: %w; it has %s", a.Addr, ErrAddressNotHere, addressList(ifaces))
 		}
 		a.warn(WarnAddressNotHere, "no interface of this machine has %s; it has %s", a.Addr, addressList(ifaces))

@@ -51,91 +51,91 @@ func TestChooseAddress(t *testing.T) {
 		{
 			"a person's word",
 			AddressOptions{Explicit: " 10.0.0.5 ", Metadata: netip.MustParseAddr("192.168.7.7"), DefaultRoute: route("203.0.113.9")},
-			Address{Addr: cloud, Source: AddressFromFlag, Reason: "given by you", Interface: "eth0"},
+			Address{Addr: cloud, Source: addressFromFlag, Reason: "given by you", Interface: "eth0"},
 			nil,
 		},
 		{
 			"the cloud's word",
 			AddressOptions{Metadata: cloud, MetadataSource: "instance metadata of aws: private address", DefaultRoute: route("203.0.113.9")},
-			Address{Addr: cloud, Source: AddressFromMetadata, Reason: "instance metadata of aws: private address", Interface: "eth0"},
+			Address{Addr: cloud, Source: addressFromMetadata, Reason: "instance metadata of aws: private address", Interface: "eth0"},
 			nil,
 		},
 		{
 			"the route",
 			AddressOptions{DefaultRoute: route("10.0.0.5")},
-			Address{Addr: cloud, Source: AddressFromRoute, Reason: "address of the default route", Interface: "eth0"},
+			Address{Addr: cloud, Source: addressFromRoute, Reason: "address of the default route", Interface: "eth0"},
 			nil,
 		},
 		{
 			"IPv4 in IPv6 spelling",
 			AddressOptions{Explicit: "::ffff:10.0.0.5"},
-			Address{Addr: cloud, Source: AddressFromFlag, Reason: "given by you", Interface: "eth0"},
+			Address{Addr: cloud, Source: addressFromFlag, Reason: "given by you", Interface: "eth0"},
 			nil,
 		},
 		{
 			"private IPv6",
 			AddressOptions{Explicit: "fd00::5"},
-			Address{Addr: netip.MustParseAddr("fd00::5"), Source: AddressFromFlag, Reason: "given by you", Interface: "eth0"},
+			Address{Addr: netip.MustParseAddr("fd00::5"), Source: addressFromFlag, Reason: "given by you", Interface: "eth0"},
 			nil,
 		},
 		{
 			"a carrier's shared space",
 			AddressOptions{Explicit: "100.64.3.2"},
-			Address{Addr: netip.MustParseAddr("100.64.3.2"), Source: AddressFromFlag, Reason: "given by you", Interface: "ens6"},
+			Address{Addr: netip.MustParseAddr("100.64.3.2"), Source: addressFromFlag, Reason: "given by you", Interface: "ens6"},
 			nil,
 		},
 		{
 			"public, by the route",
 			AddressOptions{DefaultRoute: route("203.0.113.9")},
-			Address{Addr: netip.MustParseAddr("203.0.113.9"), Source: AddressFromRoute, Reason: "address of the default route", Interface: "eth1"},
+			Address{Addr: netip.MustParseAddr("203.0.113.9"), Source: addressFromRoute, Reason: "address of the default route", Interface: "eth1"},
 			[]string{WarnAddressPublic},
 		},
 		{
 			"a bridge",
 			AddressOptions{Explicit: "172.17.0.1"},
-			Address{Addr: netip.MustParseAddr("172.17.0.1"), Source: AddressFromFlag, Reason: "given by you", Interface: "docker0"},
+			Address{Addr: netip.MustParseAddr("172.17.0.1"), Source: addressFromFlag, Reason: "given by you", Interface: "docker0"},
 			[]string{WarnAddressBridge},
 		},
 		{
 			"translated on the way, by the cloud's word",
 			AddressOptions{Explicit: "198.51.100.7", Interfaces: machine, Known: []netip.Addr{netip.MustParseAddr("198.51.100.7")}},
-			Address{Addr: netip.MustParseAddr("198.51.100.7"), Source: AddressFromFlag, Reason: "given by you"},
+			Address{Addr: netip.MustParseAddr("198.51.100.7"), Source: addressFromFlag, Reason: "given by you"},
 			[]string{WarnAddressPublic, WarnAddressNotHere},
 		},
 		{
 			"loopback",
 			AddressOptions{Explicit: "127.0.0.1", Force: true},
-			Address{Addr: netip.MustParseAddr("127.0.0.1"), Source: AddressFromFlag, Reason: "given by you", Interface: "lo"},
+			Address{Addr: netip.MustParseAddr("127.0.0.1"), Source: addressFromFlag, Reason: "given by you", Interface: "lo"},
 			[]string{WarnAddressLoopback},
 		},
 		{
 			"link-local with its zone",
 			AddressOptions{Explicit: "fe80::5%eth0", Force: true},
-			Address{Addr: netip.MustParseAddr("fe80::5%eth0"), Source: AddressFromFlag, Reason: "given by you", Interface: "eth0"},
+			Address{Addr: netip.MustParseAddr("fe80::5%eth0"), Source: addressFromFlag, Reason: "given by you", Interface: "eth0"},
 			[]string{WarnAddressLinkLocal},
 		},
 		{
 			"IPv4 link-local",
 			AddressOptions{Explicit: "169.254.10.1", Force: true},
-			Address{Addr: netip.MustParseAddr("169.254.10.1"), Source: AddressFromFlag, Reason: "given by you", Interface: "ens6"},
+			Address{Addr: netip.MustParseAddr("169.254.10.1"), Source: addressFromFlag, Reason: "given by you", Interface: "ens6"},
 			[]string{WarnAddressLinkLocal},
 		},
 		{
 			"interface down",
 			AddressOptions{Explicit: "192.168.7.7"},
-			Address{Addr: netip.MustParseAddr("192.168.7.7"), Source: AddressFromFlag, Reason: "given by you", Interface: "eth2"},
+			Address{Addr: netip.MustParseAddr("192.168.7.7"), Source: addressFromFlag, Reason: "given by you", Interface: "eth2"},
 			[]string{WarnAddressDown},
 		},
 		{
 			"the cloud's, not here",
 			AddressOptions{Metadata: netip.MustParseAddr("10.1.1.1")},
-			Address{Addr: netip.MustParseAddr("10.1.1.1"), Source: AddressFromMetadata, Reason: "instance metadata"},
+			Address{Addr: netip.MustParseAddr("10.1.1.1"), Source: addressFromMetadata, Reason: "instance metadata"},
 			[]string{WarnAddressNotHere},
 		},
 		{
 			"forced",
 			AddressOptions{Explicit: "198.51.100.7", Force: true},
-			Address{Addr: netip.MustParseAddr("198.51.100.7"), Source: AddressFromFlag, Reason: "given by you"},
+			Address{Addr: netip.MustParseAddr("198.51.100.7"), Source: addressFromFlag, Reason: "given by you"},
 			[]string{WarnAddressPublic, WarnAddressNotHere},
 		},
 	} {
@@ -160,9 +160,8 @@ func TestChooseAddressErrors(t *testing.T) {
 		want error
 		text string
 	}{
-		{AddressOptions{}, ErrNoAddress, ""},
 		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, noRoute }}, ErrNoAddress, "network is unreachable"},
-		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, noRoute }, Interfaces: machine}, ErrNoAddress, "it has 172.17.0.1 (docker0), 10.0.0.5 (eth0)"},
+		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, noRoute }}, ErrNoAddress, "it has 172.17.0.1 (docker0), 10.0.0.5 (eth0)"},
 		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, nil }}, ErrNoAddress, ""},
 		{AddressOptions{Metadata: netip.MustParseAddr("0.0.0.0")}, errBadAddress, "every address"},
 		{AddressOptions{Explicit: "10.0.0.6", Interfaces: machine}, ErrAddressNotHere, "10.0.0.5 (eth0)"},
@@ -184,6 +183,9 @@ func TestChooseAddressErrors(t *testing.T) {
 		{AddressOptions{Explicit: "224.0.0.1", Force: true}, errBadAddress, "multicast"},
 		{AddressOptions{Explicit: "255.255.255.255", Force: true}, errBadAddress, "broadcast"},
 	} {
+		if c.o.Interfaces == nil {
+			c.o.Interfaces = machine
+		}
 		a, err := ChooseAddress(c.o)
 		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) || Hint(err) == "" {
 			t.Errorf("%+v: %v, hint %q", c.o, err, Hint(err))
@@ -197,7 +199,6 @@ func TestChooseAddressErrors(t *testing.T) {
 // Unknown interfaces are not ErrAddressNotHere.
 func TestChooseAddressUnchecked(t *testing.T) {
 	for name, ifaces := range map[string]func() ([]Interface, error){
-		"no source":    nil,
 		"another root": func() ([]Interface, error) { return HostInterfaces("/srv/image") },
 		"an error":     func() ([]Interface, error) { return nil, errors.New("netlink: permission denied") },
 	} {
