@@ -100,7 +100,7 @@ type AddressOptions struct {
 	MetadataSource string
 	// Known are all addresses that the cloud gave this machine, also translated ones. An explicit address among them
 	// needs no interface.
-	Known []netip.Addr
+	Known        []netip.Addr
 	Interfaces   func() ([]Interface, error)
 	DefaultRoute func() (netip.Addr, error)
 }

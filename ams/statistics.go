@@ -4,13 +4,11 @@
 package ams
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -20,8 +18,7 @@ import (
 const (
 	statisticsPath = "/rest/v2/system-resources"
 	tokenHeader    = "ProxyAuthorization" // sic: the server's own name
-	// statisticsLimit bounds the call. The server collects the figures during it; a longer call is stuck, and the next
-	// heartbeat tries again.
+	// statisticsLimit bounds the call. The server collects the figures during it; a longer call is stuck.
 	statisticsLimit = 3 * time.Second
 	// statisticsBody is many times the size for a server with eight GPUs.
 	statisticsBody = 256 << 10
@@ -32,9 +29,7 @@ var (
 	// ErrForbidden: the server did not accept the token. It sends the same response for some seconds while it starts,
 	// and while its database is away.
 	ErrForbidden = errors.New("the server refused the call: a wrong token, or it is still starting")
-	// errNoStatistics: the server does not know the call, as an older release.
-	errNoStatistics = errors.New("the server has no statistics to ask for")
-	// errNotStatistics: the response is not Ant Media Server's statistics.
+	// errNotStatistics: the response is not Ant Media Server's statistics, or the release has none.
 	errNotStatistics = errors.New("the answer is not the server's statistics")
 )
 
@@ -42,13 +37,9 @@ var (
 // releases differ.
 type Statistics struct {
 	// LocalStreams counts the incoming streams.
-	LocalStreams *int `json:"local_streams,omitempty"`
+	LocalStreams *int
 
-	WebRTCViewers *int `json:"webrtc_viewers,omitempty"`
-	HLSViewers    *int `json:"hls_viewers,omitempty"`
-	DASHViewers   *int `json:"dash_viewers,omitempty"`
-
-	CPU *int `json:"cpu,omitempty"` // percent of the machine
+	WebRTCViewers, HLSViewers, DASHViewers *int
 }
 
 // Viewers returns the sum of the known viewers; nil if there are no figures. complete reports whether every kind is
@@ -91,35 +82,21 @@ func ReadStatistics(ctx context.Context, client *http.Client, base, token string
 	}
 	r, err := call(&stay, req, statisticsBody+1)
 	if err != nil {
-		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, inTime(ctx, err))
+		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, err)
 	}
-	switch r.code {
-	case http.StatusOK:
-		if len(r.body) > statisticsBody {
-			return Statistics{}, fmt.Errorf("asking for statistics: %s: %w: it is longer than %d bytes", url, errNotStatistics, statisticsBody)
-		}
-		s, err := parseStatistics(r.body)
-		if err != nil {
-			return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, err)
-		}
-		return s, nil
-	case http.StatusForbidden, http.StatusUnauthorized:
-		err = ErrForbidden
-	case http.StatusNotFound:
-		err = errNoStatistics
-	default:
-		err = errNotStatistics
+	switch {
+	case r.code == http.StatusForbidden, r.code == http.StatusUnauthorized:
+		return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status, ErrForbidden)
+	case r.code != http.StatusOK:
+		return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status, errNotStatistics)
+	case len(r.body) > statisticsBody:
+		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w: it is longer than %d bytes", url, errNotStatistics, statisticsBody)
 	}
-	return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status, err)
-}
-
-// inTime maps all kinds of timeout to one error.
-func inTime(ctx context.Context, err error) error {
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%w: %w", cmp.Or(ctx.Err(), context.DeadlineExceeded), err)
+	s, err := parseStatistics(r.body)
+	if err != nil {
+		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, err)
 	}
-	return err
+	return s, nil
 }
 
 // parseStatistics parses a response. A figure of unexpected form is unknown, but does not affect the others.
@@ -133,11 +110,6 @@ func parseStatistics(body []byte) (Statistics, error) {
 		WebRTCViewers: figure(fields["localWebRTCViewers"]),
 		HLSViewers:    figure(fields["localHLSViewers"]),
 		DASHViewers:   figure(fields["localDASHViewers"]),
-		CPU:           figure(fields["cpuUsage"]),
-	}
-	var cpu map[string]json.RawMessage
-	if json.Unmarshal(fields["cpuUsage"], &cpu) == nil {
-		s.CPU = figure(cpu["systemCPULoad"])
 	}
 	if s == (Statistics{}) {
 		return s, fmt.Errorf("%w: no figure in it is known", errNotStatistics)
@@ -145,7 +117,7 @@ func parseStatistics(body []byte) (Statistics, error) {
 	return s, nil
 }
 
-// figure parses a count or a percentage, with or without quotes. The server sends -1 for unknown values.
+// figure parses a count, with or without quotes. The server sends -1 for unknown values.
 func figure(raw json.RawMessage) *int {
 	f, err := strconv.ParseFloat(strings.Trim(string(raw), `" `), 64)
 	if err != nil || !(f >= 0 && f <= math.MaxInt32) { // not NaN
