@@ -6,6 +6,7 @@ package ams
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -244,7 +245,8 @@ func TestCommandState(t *testing.T) {
 		{4, "", State{Activity: ActivityUnknown}, "exit status 4"},
 		{127, "", State{Activity: ActivityUnknown}, "exit status 127"},
 	} {
-		got, err := commandState(c.code, []byte(c.out))
+		ctl, _ := program(t, fmt.Sprintf("printf '%s'; exit %d", c.out, c.code))
+		got, err := ctl.State(t.Context())
 		if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
 			t.Errorf("%d %q: %v", c.code, c.out, err)
 		}

@@ -8,20 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
-
-func TestUnitHomes(t *testing.T) {
-	for dir, want := range map[any][]Home{
-		"-/opt/b/": {{"/opt/b", "WorkingDirectory="}}, "/opt/b": {{"/opt/b", "WorkingDirectory="}}, "!": nil, "~": nil, 7: nil,
-	} {
-		if diff := cmp.Diff(want, unitHomes(map[string]any{"WorkingDirectory": dir})); diff != "" {
-			t.Errorf("%v (-want +got):\n%s", dir, diff)
-		}
-	}
-}
 
 // Verification applies to the tree that the service runs.
 func TestOtherTree(t *testing.T) {

@@ -212,13 +212,14 @@ func TestJarReleaseMemory(t *testing.T) {
 		"a directory of all that": forgedJar(t, maxJarSize, bytes.Repeat(record, maxJarSize/2/len(record))),
 	} {
 		t.Run(name, func(t *testing.T) {
-			var r Release
-			n := allocated(func() { r = jarRelease(root, filepath.Join(DefaultDir, jarName)) })
-			if r.Known() || r.Note == "" {
-				t.Errorf("%+v", r)
+			var in *Installation
+			var err error
+			n := allocated(func() { in, err = Open(root, "") })
+			if err != nil || in.Release.Known() || in.Release.Note == "" {
+				t.Fatalf("%+v, %v", in, err)
 			}
 			if n > most {
-				t.Errorf("%d MB were taken to find that %s", n>>20, r.Note)
+				t.Errorf("%d MB were taken to find that %s", n>>20, in.Release.Note)
 			}
 		})
 	}

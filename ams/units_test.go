@@ -201,8 +201,8 @@ func TestAddressInAnEnvironmentFile(t *testing.T) {
 		"none":      {two, "10.0.0.9", ""},
 		"not there": {filepath.Join(dir, "gone"), "10.0.0.9", ""},
 	} {
-		st := unitState(map[string]any{"Environment": []string{"AMS_HOST_ADDRESS=10.0.0.9"}, "EnvironmentFiles": [][]any{{tt.path, true}}})
-		if st.HostAddress != tt.address || st.HostAddressFile != tt.file {
+		s, _ := fakeSystemd(&fakeBus{props: map[string]any{"Environment": []string{"AMS_HOST_ADDRESS=10.0.0.9"}, "EnvironmentFiles": [][]any{{tt.path, true}}}})
+		if st, err := s.State(t.Context()); err != nil || st.HostAddress != tt.address || st.HostAddressFile != tt.file {
 			t.Errorf("%s: %s by %q, want %s by %q", name, st.HostAddress, st.HostAddressFile, tt.address, tt.file)
 		}
 	}
