@@ -24,17 +24,18 @@ func dialThisMachine(ctx context.Context, network, address string) (net.Conn, er
 	}
 	addrs := []netip.Addr{}
 	if a, err := netip.ParseAddr(host); err == nil {
-		addrs = append(addrs, a)
+		addrs = append(addrs, a) // the resolver would drop a zone
 	} else if addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host); err != nil {
 		return nil, err
 	}
 	dialer := net.Dialer{Timeout: livenessLimit}
 	for _, a := range addrs {
-		// Dial the checked address: a name may resolve to another one the next time.
-		if own, err := thisMachine(a); err != nil || own {
-			if err != nil {
-				return nil, err
-			}
+		own, err := thisMachine(a)
+		switch {
+		case err != nil:
+			return nil, err
+		case own:
+			// Dial the checked address: a name may resolve to another one the next time.
 			return dialer.DialContext(ctx, network, net.JoinHostPort(a.Unmap().String(), port))
 		}
 	}
@@ -47,30 +48,18 @@ func thisMachine(a netip.Addr) (bool, error) {
 	if a.Zone() != "" {
 		return false, nil
 	}
-	a = a.Unmap()
-	if a.IsLoopback() {
+	if a = a.Unmap(); a.IsLoopback() {
 		return true, nil
 	}
 	list, err := HostInterfaces("")
-	if err != nil {
-		return false, err
-	}
-	for _, in := range list {
-		if slices.Contains(in.Addrs, a) {
-			return true, nil
-		}
-	}
-	return false, nil
+	return slices.ContainsFunc(list, func(in Interface) bool { return slices.Contains(in.Addrs, a) }), err
 }
 
 // checkHTTPHost warns of an http.host that the agent does not connect to. Names are checked when dialling; below another
 // root the addresses are not known.
 func (in *Installation) checkHTTPHost() {
 	a, err := netip.ParseAddr(in.HTTPHost)
-	if err != nil || a.IsUnspecified() {
-		return
-	}
-	if a.Zone() == "" && !realRoot(in.Root) {
+	if err != nil || a.IsUnspecified() || a.Zone() == "" && !realRoot(in.Root) {
 		return
 	}
 	if own, err := thisMachine(a); err == nil && !own {
