@@ -6,63 +6,35 @@ package ams
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
-	"strings"
 
 	"github.com/amsagent/amsagent/files"
 )
 
-// Errors a caller branches on with errors.Is. All are wrapped with the file, unit or address.
+// Errors are wrapped with the file, unit or address.
 var (
-	// errNoInstallation: the installation directory does not exist.
 	errNoInstallation = errors.New("no such installation directory")
-	// errNotAMS: the directory exists and is not an Ant Media Server tree. The error is a *notAMSError.
-	errNotAMS = errors.New("not an Ant Media Server tree")
-	// errUnreadable: a part of the installation exists and cannot be read.
-	errUnreadable = errors.New("unreadable")
+	errNotAMS         = errors.New("not an Ant Media Server tree")
+	errUnreadable     = errors.New("unreadable")
+	errNoProcess      = errors.New("no such process")
 
 	// ErrNotManaged: the service is [None].
 	ErrNotManaged = errors.New("no service is managed here")
-	// ErrNoSystemd: this machine does not run systemd, or systemd does not respond.
-	ErrNoSystemd = errors.New("systemd is not available")
-	// ErrNoUnit: systemd does not know the unit.
-	ErrNoUnit = errors.New("no such unit")
-	// ErrUnitMasked: the operator masked the unit, so it cannot start.
+	// ErrNoSystemd also means that systemd does not respond.
+	ErrNoSystemd  = errors.New("systemd is not available")
+	ErrNoUnit     = errors.New("no such unit")
 	ErrUnitMasked = errors.New("the unit is masked")
-	// ErrUnitBroken: systemd has no usable file of the unit.
 	ErrUnitBroken = errors.New("systemd cannot use the unit's file")
-	// ErrUnstable: the service did not stay up. The error is an *UnstableError.
+	// ErrUnstable: the error is an *UnstableError.
 	ErrUnstable = errors.New("the service did not stay up")
 
-	// errBadAddress: not usable as a node address.
-	errBadAddress = errors.New("not a usable node address")
-	// ErrAddressNotHere: a valid address that no interface of this machine has.
-	ErrAddressNotHere = errors.New("no interface of this machine has the address")
-	// errAddressUnreachable: an address that by its kind other machines cannot reach.
-	errAddressUnreachable = errors.New("other nodes cannot reach this address")
-	// ErrNoAddress: no source has the address of this node.
-	ErrNoAddress = errors.New("no node address found")
+	errBadAddress         = errors.New("not a usable node address")
+	errAddressUnreachable = errors.New("other nodes cannot reach this address") // by its kind
+	ErrAddressNotHere     = errors.New("no interface of this machine has the address")
+	ErrNoAddress          = errors.New("no node address found")
 	// ErrInterfacesUnknown: the root is not the running system's.
 	ErrInterfacesUnknown = errors.New("the interfaces of that machine are not known here")
-
-	// errNoProcess: no process has that id.
-	errNoProcess = errors.New("no such process")
 )
-
-// notAMSError lists what an Ant Media Server tree needs and the directory lacks.
-type notAMSError struct {
-	Dir     string   // the directory as the caller named it
-	Missing []string // parts below Dir, with the reason if not simply absent
-}
-
-// Error lists all missing parts, so that the operator can fix them together.
-func (e *notAMSError) Error() string {
-	return fmt.Sprintf("%s is not an Ant Media Server tree: missing %s", e.Dir, strings.Join(e.Missing, ", "))
-}
-
-// Is makes errors.Is(err, errNotAMS) true.
-func (e *notAMSError) Is(target error) bool { return target == errNotAMS }
 
 // Warning is information for the operator that does not stop the agent. ID is stable and searchable.
 type Warning struct {

@@ -138,17 +138,17 @@ func Open(root, dir string) (*Installation, error) {
 	folder.Close()
 
 	// All problems are reported together.
-	not := &notAMSError{Dir: shown(root, dir)}
+	var missing []string
 	var problems []error
 	need := func(name string, err error) {
 		switch {
 		case err == nil:
 		case errors.Is(err, fs.ErrNotExist):
-			not.Missing = append(not.Missing, name)
+			missing = append(missing, name)
 		case errors.Is(err, files.ErrNotRegular):
-			not.Missing = append(not.Missing, name+" (it is there, but not a regular file)")
+			missing = append(missing, name+" (it is there, but not a regular file)")
 		case errors.Is(err, unix.ENOTDIR):
-			not.Missing = append(not.Missing, name+" (it is there, but not a directory)")
+			missing = append(missing, name+" (it is there, but not a directory)")
 		default:
 			problems = append(problems, fmt.Errorf("reading %s: %w", shown(root, filepath.Join(dir, name)), unreadable(err)))
 		}
@@ -159,8 +159,8 @@ func Open(root, dir string) (*Installation, error) {
 	need(serverName, err)
 	entries, err := in.webapps()
 	need(webappsName, err)
-	if len(not.Missing) > 0 {
-		problems = append(problems, not)
+	if len(missing) > 0 {
+		problems = append(problems, fmt.Errorf("%s is %w: missing %s", shown(root, dir), errNotAMS, strings.Join(missing, ", ")))
 	}
 	if len(problems) > 0 {
 		return nil, errors.Join(problems...)

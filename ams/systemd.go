@@ -26,11 +26,10 @@ import (
 // systemdRunning exists only if systemd is process 1: sd_booted(3).
 const systemdRunning = "/run/systemd/system"
 
-// Bounds for a systemd that does not respond. The caller's context bounds a job, which may take as long as the unit's
-// own timeouts; systemdJobLimit is for a caller without one.
+// Bounds for a systemd that does not respond. A job may take as long as the unit's own timeouts.
 const (
 	systemdCallLimit = 10 * time.Second
-	systemdJobLimit  = 15 * time.Minute
+	systemdJobLimit  = 15 * time.Minute // for a caller without a limit
 	// systemdAlivePoll: a job ends with a signal, which never arrives on a lost connection.
 	systemdAlivePoll = time.Second
 )
@@ -168,8 +167,7 @@ func look(ctx context.Context, b bus, unit string) (State, error) {
 	return st, nil
 }
 
-// Start starts the unit and waits for the end of the job: the process exists, but the server may not be healthy yet, see
-// [WaitStable].
+// Start starts the unit and waits until the process exists; the server may not be healthy yet, see [WaitStable].
 func (s *Systemd) Start(ctx context.Context) error { return s.do(ctx, "start") }
 
 // Stop stops the unit and waits for its end; after TimeoutStopSec systemd kills it. It succeeds if the unit does not
@@ -209,8 +207,7 @@ func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 	return down, err
 }
 
-// job queues a job; its result comes on done. As with systemctl, "replace" drops a waiting job that contradicts this
-// one; another client may drop this one in the same way, with the result "canceled".
+// job queues a job; its result comes on done. As with systemctl, "replace" drops a waiting job that contradicts it.
 func job(ctx context.Context, b bus, verb, unit string, done chan<- string) (err error) {
 	const mode = "replace"
 	switch verb {
@@ -302,8 +299,8 @@ func unitState(p map[string]any) State {
 // addressAssignment is a line of an EnvironmentFile= that sets the server's address.
 var addressAssignment = regexp.MustCompile(`(?m)^[ \t]*` + HostAddressVariable + `=["']?([^"'\s]*)`)
 
-// fileAddress returns the address that the EnvironmentFile= files set, which override every drop-in, and the file, or
-// "". It skips patterns and unreadable files: join verifies the result.
+// fileAddress returns the address that an EnvironmentFile= sets, which overrides every drop-in, and the file. It skips
+// patterns and unreadable files: join verifies the result.
 func fileAddress(p map[string]any) (address, file string) {
 	for _, entry := range property[[][]any](p, "EnvironmentFiles") {
 		if len(entry) == 0 {

@@ -84,8 +84,8 @@ func (u *Units) look(ctx context.Context, b bus) ([]installed, error) {
 	return all, nil
 }
 
-// Enable makes the units start at every boot, starts those that do not run, and waits for the last one. It changes
-// nothing if all do already. A start that is not over when ctx ends continues: a pending [JobError].
+// Enable makes the units start at every boot, starts those that do not run, and waits for the last one. A start that is
+// not over when ctx ends continues: a pending [JobError].
 func (u *Units) Enable(ctx context.Context) error {
 	return u.dial.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus) error {
 		all, err := u.look(ctx, b)
