@@ -67,8 +67,7 @@ func FuzzServerSettings(f *testing.F) {
 		if p.HTTP == 0 || p.RTMP == 0 {
 			t.Errorf("%+v", p)
 		}
-		key, err := in.ServerKey()
-		token := key.Token(time.Unix(1, 0))
+		token, err := in.ServerToken(time.Unix(1, 0))
 		if (err == nil) != (token != "") {
 			t.Errorf("%q, %v", token, err)
 		}
@@ -77,8 +76,8 @@ func FuzzServerSettings(f *testing.F) {
 			return
 		}
 		secret, _ := props.Get("server.jwtServerSecretKey")
-		if len(secret) >= 16 && strings.Contains(fmt.Sprintf("%v %+v %#v %s %v", key, key, key, token, err), secret) {
-			t.Errorf("the secret %q is shown: %v, %s, %v", secret, key, token, err)
+		if len(secret) >= 16 && strings.Contains(fmt.Sprint(token, err), secret) {
+			t.Errorf("the secret %q is shown: %s, %v", secret, token, err)
 		}
 	})
 }

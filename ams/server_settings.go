@@ -130,63 +130,44 @@ func (in *Installation) Databases() ([]string, error) {
 // errNoServerToken says that this server accepts no token that the agent could make. The wrapping error has the reason.
 var errNoServerToken = errors.New("no token for the server's statistics can be made")
 
-// ServerKey makes tokens for the server's REST calls. fmt, logs and JSON cannot show the secret.
-type ServerKey struct {
-	sign func(text string) []byte
-}
-
-// String hides the key.
-func (ServerKey) String() string { return "***" }
-
 // tokenLife is the validity of a token. The server requires no claim, and a leaked token without expiry would open its
-// whole management interface for ever. Both clocks are one machine's, and a token is for one call.
+// whole management interface for ever.
 const tokenLife = time.Minute
 
-// ServerKey reads the key for tokens from the current red5.properties. It fails with errNoServerToken if the server
-// accepts none of the agent's. The server prefers a JWKS URL to the secret: then only the holder of a private key can make
-// tokens.
-func (in *Installation) ServerKey() (ServerKey, error) {
+// ServerToken makes a token for one of the server's REST calls, valid for a minute from now, with the secret in the
+// current red5.properties. It fails if the server accepts no such token: it prefers a JWKS URL to the secret, and then
+// only the holder of a private key can make tokens.
+func (in *Installation) ServerToken(now time.Time) (string, error) {
 	p, err := in.ServerSettings()
 	if err != nil {
-		return ServerKey{}, err
-	}
-	no := func(why string) (ServerKey, error) {
-		return ServerKey{}, fmt.Errorf("%w: %s: %s", errNoServerToken, shown(in.Root, in.Server.Path), why)
+		return "", err
 	}
 	// White space belongs to a value in this format, and so to the secret.
 	enabled, _ := p.Get("server.jwtServerControlEnabled")
 	secret, _ := p.Get("server.jwtServerSecretKey")
-	url, _ := p.Get("server.jwksURL")
+	jwks, _ := p.Get("server.jwksURL")
+	why := ""
 	switch {
 	case !springTrue(enabled):
-		return no("server.jwtServerControlEnabled is not true")
-	case url != "":
-		return no("server.jwksURL is set, so the server takes only tokens that are signed with its private key")
+		why = "server.jwtServerControlEnabled is not true"
+	case jwks != "":
+		why = "server.jwksURL is set, so the server takes only tokens that are signed with its private key"
 	case secret == "":
-		return no("server.jwtServerSecretKey is empty")
+		why = "server.jwtServerSecretKey is empty"
 	case strings.Contains(secret, "${"):
-		return no("server.jwtServerSecretKey is a placeholder, and its value is known to the server only")
+		why = "server.jwtServerSecretKey is a placeholder, and its value is known to the server only"
+	default:
+		// Only "exp": the server refuses an "iat" in its future.
+		return token(secret, fmt.Sprintf(`{"exp":%d}`, now.Add(tokenLife).Unix())), nil
 	}
-	return ServerKey{sign: func(text string) []byte {
-		mac := hmac.New(sha256.New, []byte(secret))
-		mac.Write([]byte(text)) // never fails
-		return mac.Sum(nil)
-	}}, nil
+	return "", fmt.Errorf("%w: %s: %s", errNoServerToken, shown(in.Root, in.Server.Path), why)
 }
 
-// Token returns a token that the server accepts until a minute after now (HS256, only with "exp": the server refuses an
-// "iat" in its future). Without a key it returns "".
-//
-// A library for these five lines would add 100 KB to the binary.
-func (k ServerKey) Token(now time.Time) string {
-	return k.token(`{"exp":` + strconv.FormatInt(now.Add(tokenLife).Unix(), 10) + `}`)
-}
-
-func (k ServerKey) token(claims string) string {
-	if k.sign == nil {
-		return ""
-	}
+// token signs claims with HS256. A library for these lines would add 100 KB to the binary.
+func token(secret, claims string) string {
 	b64 := base64.RawURLEncoding
 	text := b64.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + b64.EncodeToString([]byte(claims))
-	return text + "." + b64.EncodeToString(k.sign(text))
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(text)) // never fails
+	return text + "." + b64.EncodeToString(mac.Sum(nil))
 }

@@ -70,7 +70,7 @@ func TestPorts(t *testing.T) {
 		if got, err := in.Ports(); !errors.Is(err, errUnreadable) || got != shipped {
 			t.Errorf("gone: %+v, %v", got, err)
 		}
-		if _, err := in.ServerKey(); !errors.Is(err, errUnreadable) || errors.Is(err, errNoServerToken) {
+		if _, err := in.ServerToken(time.Now()); !errors.Is(err, errUnreadable) || errors.Is(err, errNoServerToken) {
 			t.Errorf("gone: %v", err)
 		}
 	})
@@ -99,7 +99,7 @@ func TestSessionsCorpus(t *testing.T) {
 			if got, err := in.Ports(); err != nil || got != shipped {
 				t.Errorf("ports %+v, %v", got, err)
 			}
-			if _, err := in.ServerKey(); !errors.Is(err, errNoServerToken) {
+			if _, err := in.ServerToken(time.Now()); !errors.Is(err, errNoServerToken) {
 				t.Errorf("key: %v", err)
 			}
 			if names, err := in.Databases(); err != nil || len(names) == 0 {
@@ -140,16 +140,14 @@ func TestDatabases(t *testing.T) {
 const jwt = "server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey="
 
 // The secret and the token are from the vendor's documentation.
-func TestServerKeyMakesTheTokenOfTheDocumentation(t *testing.T) {
-	key, err := opened(t, map[string]string{serverName: jwt + "cizvvh7f6ys0w3x0s1gzg6c2qzpk0gb9\n"}).ServerKey()
-	must.OK(t, err)
+func TestTokenOfTheDocumentation(t *testing.T) {
 	want := "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.tA6sZwz_MvD9Nocf3Xv_DXhJaeTNgfsHPlg3RHEoZRk"
-	if got := key.token("{}"); got != want {
+	if got := token("cizvvh7f6ys0w3x0s1gzg6c2qzpk0gb9", "{}"); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-func TestServerKeyToken(t *testing.T) {
+func TestServerToken(t *testing.T) {
 	for name, c := range map[string]struct{ spelled, secret string }{
 		"plain":          {"s3cret", "s3cret"},
 		"escaped":        {`a\\b\=c\u00e9 `, `a\b=cé `}, // the space belongs to it
@@ -157,10 +155,9 @@ func TestServerKeyToken(t *testing.T) {
 		"dollar":         {"a$b{c}", "a$b{c}"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			key, err := opened(t, map[string]string{serverName: jwt + c.spelled + "\n"}).ServerKey()
+			token, err := opened(t, map[string]string{serverName: jwt + c.spelled + "\n"}).ServerToken(time.Unix(1_800_000_000, 0))
 			must.OK(t, err)
-			now := time.Unix(1_800_000_000, 0)
-			parts := strings.Split(key.Token(now), ".")
+			parts := strings.Split(token, ".")
 			if len(parts) != 3 {
 				t.Fatalf("%q", parts)
 			}
@@ -183,12 +180,9 @@ func TestServerKeyToken(t *testing.T) {
 			}
 		})
 	}
-	if got := (ServerKey{}).Token(time.Now()); got != "" {
-		t.Errorf("a key that is not set makes %q", got)
-	}
 }
 
-func TestServerKeyNotPossible(t *testing.T) {
+func TestServerTokenNotPossible(t *testing.T) {
 	const secret = "0123456789abcdef0123456789abcdef"
 	for name, c := range map[string]struct{ properties, why string }{
 		"missing":        {"", "server.jwtServerControlEnabled is not true"},
@@ -202,7 +196,7 @@ func TestServerKeyNotPossible(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := opened(t, map[string]string{serverName: c.properties})
-			_, err := in.ServerKey()
+			_, err := in.ServerToken(time.Now())
 			if !errors.Is(err, errNoServerToken) || !strings.Contains(err.Error(), c.why) || !strings.Contains(err.Error(), "red5.properties") {
 				t.Errorf("%v", err)
 			}
@@ -213,28 +207,19 @@ func TestServerKeyNotPossible(t *testing.T) {
 	}
 	for _, yes := range []string{"true", "TRUE", " true ", "on", "yes", "1"} {
 		in := opened(t, map[string]string{serverName: "server.jwtServerControlEnabled=" + yes + "\nserver.jwtServerSecretKey=" + secret + "\n"})
-		if _, err := in.ServerKey(); err != nil {
+		if _, err := in.ServerToken(time.Now()); err != nil {
 			t.Errorf("%q: %v", yes, err)
 		}
 	}
 }
 
-func TestServerKeyKeepsItsSecret(t *testing.T) {
+func TestServerTokenKeepsTheSecret(t *testing.T) {
 	const secret = "0123456789abcdef0123456789abcdef"
 	in := opened(t, map[string]string{serverName: jwt + secret + "\n"})
-	key, err := in.ServerKey()
+	shown, err := in.ServerToken(time.Now())
 	must.OK(t, err)
-	type holder struct{ key ServerKey }
-	shown := key.Token(time.Now())
-	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
-		for _, v := range []any{key, &key, holder{key}, in} {
-			shown += fmt.Sprintf(verb, v)
-		}
-	}
-	for _, v := range []any{key, in} {
-		b, err := json.Marshal(v)
-		must.OK(t, err)
-		shown += string(b)
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+		shown += fmt.Sprintf(verb, in)
 	}
 	if strings.Contains(shown, secret) || strings.Contains(shown, fmt.Sprintf("%x", secret)) {
 		t.Errorf("the secret is shown: %s", shown)

@@ -60,7 +60,7 @@ func (s Statistics) Viewers() (n *int, complete bool) {
 }
 
 // ReadStatistics requests the figures of the server at base, an [Installation.BaseURL], with a token of
-// [ServerKey.Token]. A nil client means [NewHTTPClient]. No error contains the token.
+// [Installation.ServerToken]. A nil client means [NewHTTPClient]. No error contains the token.
 func ReadStatistics(ctx context.Context, client *http.Client, base, token string) (Statistics, error) {
 	if client == nil {
 		client = NewHTTPClient()

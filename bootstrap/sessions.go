@@ -30,14 +30,14 @@ func (m *Machine) sessions(ctx context.Context, install *ams.Installation, clien
 	if client != nil {
 		found.streams, err = liveStreams(ctx, install, client, address)
 	}
-	key, kerr := install.ServerKey()
-	if kerr != nil {
+	token, terr := install.ServerToken(time.Now())
+	if terr != nil {
 		return found, err
 	}
 	var s ams.Statistics
 	var serr error
 	m.whileSlow("asking Ant Media Server who is on it", func() {
-		s, serr = ams.ReadStatistics(ctx, m.http(), install.BaseURL(), key.Token(time.Now()))
+		s, serr = ams.ReadStatistics(ctx, m.http(), install.BaseURL(), token)
 	})
 	if serr != nil {
 		return found, err

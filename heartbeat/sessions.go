@@ -186,11 +186,11 @@ func (c *SessionCounter) isRecent(done, now time.Time) bool {
 
 // askServer reads the server's statistics, if its settings allow that.
 func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Statistics, error) {
-	key, err := c.install.ServerKey()
+	token, err := c.install.ServerToken(now)
 	if err != nil {
 		return ams.Statistics{}, err
 	}
-	return ams.ReadStatistics(ctx, nil, c.install.BaseURL(), key.Token(now))
+	return ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
 }
 
 // connections counts the server's clients. reports means that the server reports all viewers but RTMP's.
