@@ -23,8 +23,8 @@ type Connections struct {
 	ByPort map[int]int
 	// LocalByPort counts those from this machine: health checks, the agent, a proxy in front of the server.
 	LocalByPort map[int]int
-	// Excluded counts those from addresses that the caller excludes, Silent those without a byte for two minutes.
-	Excluded, Silent int
+	// Silent counts those without a byte for two minutes.
+	Silent int
 }
 
 // silentAfter is twice the usual idle timeout.
@@ -150,7 +150,6 @@ func (c *counter) message(b []byte) {
 	case other.IsLoopback() || other == own:
 		by = &c.LocalByPort
 	case c.exclude != nil && c.exclude(other):
-		c.Excluded++
 		return
 	}
 	if *by == nil {

@@ -6,7 +6,6 @@ package ams
 import (
 	"archive/zip"
 	"bufio"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -46,15 +45,6 @@ func ParseRelease(s string) (Release, error) {
 	return Release{Version: v}, nil
 }
 
-// numbers returns the numbers of a known version, and whether it comes before its release.
-func (r Release) numbers() (n [4]int, before bool) {
-	digits, _, _ := strings.Cut(strings.ReplaceAll(r.Version, "_", "-"), "-")
-	for i, part := range strings.SplitN(digits, ".", len(n)) {
-		n[i], _ = strconv.Atoi(part)
-	}
-	return n, preReleasePattern.MatchString(r.Version)
-}
-
 // Known reports whether the release is known.
 func (r Release) Known() bool { return r.Version != "" }
 
@@ -69,32 +59,20 @@ func (r Release) String() string {
 	return r.Version
 }
 
-// Compare orders releases. Missing numbers count as 0, a SNAPSHOT comes before its release, an unknown release before
-// every known one.
-func (r Release) Compare(other Release) int {
-	a, beforeA := r.numbers()
-	b, beforeB := other.numbers()
-	return cmp.Or(compareBool(r.Known(), other.Known()), slices.Compare(a[:], b[:]), compareBool(beforeB, beforeA))
-}
-
-func compareBool(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case a:
-		return 1
-	}
-	return -1
-}
-
 // AtLeast reports whether the release is known and not older than the numbers, as in AtLeast(2, 5). A SNAPSHOT of 2.5
 // may lack features of 2.5: not at least.
 func (r Release) AtLeast(numbers ...int) bool {
-	have, before := r.numbers()
-	var want [4]int
+	if !r.Known() {
+		return false
+	}
+	digits, _, _ := strings.Cut(strings.ReplaceAll(r.Version, "_", "-"), "-")
+	var have, want [4]int
+	for i, part := range strings.SplitN(digits, ".", len(have)) {
+		have[i], _ = strconv.Atoi(part)
+	}
 	copy(want[:], numbers)
 	c := slices.Compare(have[:], want[:])
-	return r.Known() && (c > 0 || c == 0 && !before)
+	return c > 0 || c == 0 && !preReleasePattern.MatchString(r.Version)
 }
 
 // HonoursHostAddress reports whether the release uses the environment variable AMS_HOST_ADDRESS (2.5 and later). An

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,18 +48,19 @@ func release(t *testing.T, s string) Release {
 	return r
 }
 
-func TestReleaseOrder(t *testing.T) {
-	order := []string{"unknown", "1.9.1", "2.4.1", "2.4.2", "2.4.2.1", "2.5-SNAPSHOT", "2.5.0", "2.5.1", "2.9.9", "2.10.0", "2.13.2", "3.0.3-SNAPSHOT", "3.0.3", "3.1"}
-	for i, a := range order {
-		for j, b := range order {
-			got := release(t, a).Compare(release(t, b))
-			if want := slices.Compare([]int{i}, []int{j}); got != want {
-				t.Errorf("%s compared to %s = %d, want %d", a, b, got, want)
-			}
+// A missing number counts as 0, and a SNAPSHOT comes before its release.
+func TestReleaseAtLeast(t *testing.T) {
+	want := []int{2, 5, 0, 1}
+	for version, at := range map[string]bool{
+		"unknown": false, "1.9.1": false, "2.4.9": false, "2.5": false, "2.5.0.1-SNAPSHOT": false, "2.5.0.1_rc1": false, "2.5.0.1": true, "2.5.0.1_hotfix1": true,
+		"2.5.1-SNAPSHOT": true, "2.5.1": true, "2.10.0": true, "3": true, "3.0.3-beta": true,
+	} {
+		if got := release(t, version).AtLeast(want...); got != at {
+			t.Errorf("%s at least %v: %v", version, want, got)
 		}
 	}
-	if release(t, "2.5").Compare(release(t, "v2.5.0")) != 0 || release(t, "2.5.0-SNAPSHOT").Compare(release(t, "2.5-beta")) != 0 {
-		t.Error("equal releases differ")
+	if !release(t, "2.5").AtLeast(2, 5, 0) || release(t, "2.5-SNAPSHOT").AtLeast(2, 5) || !release(t, "2.5-SNAPSHOT").AtLeast(2, 4, 3) {
+		t.Error("2.5 and its SNAPSHOT")
 	}
 }
 
@@ -298,7 +298,7 @@ func FuzzParseRelease(f *testing.F) {
 			return
 		}
 		again, err := ParseRelease(r.Version)
-		if err != nil || again != r || r.Compare(again) != 0 {
+		if err != nil || again != r {
 			t.Errorf("%q became %+v, then %+v, %v", s, r, again, err)
 		}
 		if fmt.Sprint(r) != r.Version {

@@ -80,7 +80,6 @@ func (c *counted) count(ports []int, exclude func(netip.Addr) bool) (found ams.C
 			case a.IsLoopback():
 				found.LocalByPort[port]++
 			case exclude(a):
-				found.Excluded++
 			default:
 				found.ByPort[port]++
 			}
