@@ -27,26 +27,20 @@ type UnitsState struct {
 	Any bool
 }
 
-// installed is the state of one installed unit.
-type installed struct {
-	name  string
-	state State
+// unit is an installed one.
+type unit struct {
+	*Systemd
+	is State
 }
 
 // enabled reports whether it starts at boot, as far as the operator decides: another unit starts one without an
 // [Install] section.
-func (i installed) enabled() bool {
-	switch i.state.UnitFile {
-	case "enabled", "static", "generated", "transient", "alias":
-		return true
-	}
-	return false
+func (u unit) enabled() bool {
+	return slices.Contains([]string{"enabled", "static", "generated", "transient", "alias"}, u.is.UnitFile)
 }
 
 // up reports whether there is something to stop.
-func (i installed) up() bool {
-	return i.state.Activity != ActivityInactive && i.state.Activity != ActivityFailed
-}
+func (u unit) up() bool { return u.is.Activity != ActivityInactive && u.is.Activity != ActivityFailed }
 
 // State returns their state, or ErrNoUnit if none is installed.
 func (u *Units) State(ctx context.Context) (UnitsState, error) {
@@ -55,8 +49,8 @@ func (u *Units) State(ctx context.Context) (UnitsState, error) {
 		all, err := u.look(ctx, b)
 		for _, i := range all {
 			s.Enabled = s.Enabled && i.enabled()
-			s.Active = s.Active && i.state.Running()
-			s.Any = s.Any || i.state.UnitFile == "enabled" || i.up()
+			s.Active = s.Active && i.is.Running()
+			s.Any = s.Any || i.is.UnitFile == "enabled" || i.up()
 		}
 		return err
 	})
@@ -66,8 +60,7 @@ func (u *Units) State(ctx context.Context) (UnitsState, error) {
 	return s, nil
 }
 
-func (u *Units) look(ctx context.Context, b bus) ([]installed, error) {
-	var all []installed
+func (u *Units) look(ctx context.Context, b bus) (all []unit, _ error) {
 	for _, name := range u.names {
 		st, err := look(ctx, b, name)
 		switch {
@@ -75,7 +68,7 @@ func (u *Units) look(ctx context.Context, b bus) ([]installed, error) {
 		case err != nil:
 			return nil, fmt.Errorf("%s: %w", name, err)
 		default:
-			all = append(all, installed{name, st})
+			all = append(all, unit{&Systemd{unit: name, dial: u.dial}, st})
 		}
 	}
 	if len(all) == 0 {
@@ -94,11 +87,11 @@ func (u *Units) Enable(ctx context.Context) error {
 		}
 		var enable []string
 		for _, i := range all {
-			if err := i.state.Startable(); err != nil {
-				return fmt.Errorf("%s: %w", i.name, err)
+			if err := i.is.Startable(); err != nil {
+				return fmt.Errorf("%s: %w", i.Name(), err)
 			}
 			if !i.enabled() {
-				enable = append(enable, i.name)
+				enable = append(enable, i.Name())
 			}
 		}
 		if len(enable) > 0 {
@@ -113,13 +106,13 @@ func (u *Units) Enable(ctx context.Context) error {
 		var errs []error
 		for k, i := range all {
 			switch {
-			case i.state.Running():
+			case i.is.Running():
 			case k == len(all)-1:
-				errs = append(errs, u.unit(i.name).Start(ctx))
+				errs = append(errs, i.Start(ctx))
 			default:
 				// Start all before waiting for one: a slow first one must not keep the others from starting.
-				_ = b.ResetFailedUnitContext(ctx, i.name)
-				errs = append(errs, job(ctx, b, "start", i.name, make(chan string, 1)))
+				_ = b.ResetFailedUnitContext(ctx, i.Name())
+				errs = append(errs, job(ctx, b, "start", i.Name(), make(chan string, 1)))
 			}
 		}
 		return errors.Join(errs...)
@@ -138,8 +131,8 @@ func (u *Units) Disable(ctx context.Context) error {
 		var errs []error
 		var disable []string
 		for _, i := range all {
-			if i.state.UnitFile == "enabled" || i.state.UnitFile == "enabled-runtime" {
-				disable = append(disable, i.name)
+			if i.is.UnitFile == "enabled" || i.is.UnitFile == "enabled-runtime" {
+				disable = append(disable, i.Name())
 			}
 		}
 		// Disable first: they must not start after a crash of the machine in between.
@@ -149,11 +142,9 @@ func (u *Units) Disable(ctx context.Context) error {
 		}
 		for _, i := range all {
 			if i.up() {
-				errs = append(errs, u.unit(i.name).Stop(ctx))
+				errs = append(errs, i.Stop(ctx))
 			}
 		}
 		return errors.Join(errs...)
 	})
 }
-
-func (u *Units) unit(name string) *Systemd { return &Systemd{unit: name, dial: u.dial} }
