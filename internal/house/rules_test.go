@@ -77,8 +77,8 @@ var rules = []rule{
 		refused: [2]string{"metadata/x.go", "github.com/aws/aws-sdk-go-v2/feature/ec2/imds"},
 	},
 	{
-		imports: regexp.MustCompile(`^os/exec$`), except: "ams/command.go heartbeat/gpu.go cmd/amsagent/cli/cmd_support.go" + notTheAgent,
-		why:     "the agent starts a child for --service-command, the GPU sampler and support only",
+		imports: regexp.MustCompile(`^os/exec$`), except: "ams/command.go ams/hostname.go heartbeat/gpu.go cmd/amsagent/cli/cmd_support.go" + notTheAgent,
+		why:     "the agent starts a child for --service-command, getent, the GPU sampler and support only",
 		refused: [2]string{"conf/x.go", "os/exec"},
 	},
 	{imports: regexp.MustCompile(`^gopkg\.in/yaml`), tests: true, why: "unmaintained: go.yaml.in/yaml/v3", refused: [2]string{"conf/x_test.go", "gopkg.in/yaml.v3"}},
