@@ -151,16 +151,6 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	return opts, opts.Validate()
 }
 
-// NamesSet reports whether the target names a replica set, or several hosts.
-func (t Target) NamesSet() bool {
-	return t.SRV() || len(t.Addresses()) > 1 || t.Option("replicaSet") != ""
-}
-
-// namesOne reports whether the connection string names one host, which may be a member of a replica set.
-func (t Target) namesOne() bool {
-	return !t.NamesSet() && len(t.Addresses()) == 1 && t.Option("directConnection") == "" && t.Option("loadBalanced") != "true"
-}
-
 // applyURI parses the URI with the driver. For mongodb+srv the driver ignores the context: the goroutine ends when the
 // resolver gives up.
 func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.ClientOptions, error) {
@@ -195,7 +185,7 @@ func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.Cl
 
 // allowsAnyName reports whether an option that only the Java driver knows disables the check of the host name.
 func allowsAnyName(t Target) bool {
-	return t.Option("tlsAllowInvalidHostnames") == "true" || t.Option("sslInvalidHostNameAllowed") == "true"
+	return t.option("tlsAllowInvalidHostnames") == "true" || t.option("sslInvalidHostNameAllowed") == "true"
 }
 
 // verifyChainOnly checks the certificate, but not the host name.
@@ -384,6 +374,3 @@ func (c *Client) CheckRead(ctx context.Context, databases []string) error {
 	}
 	return errors.Join(errs...)
 }
-
-// hostList returns the hosts for a message.
-func (t Target) hostList() string { return strings.Join(hostsOf(t), ", ") }

@@ -144,7 +144,7 @@ func (e *redactedError) Is(target error) bool { return e.is(target) }
 func newError(op string, err error, t Target, w *watch) *Error {
 	f := diagnose(err, t, w)
 	return &Error{
-		Kind: f.kind, Op: op, Host: f.host, NoLogin: f.kind == KindForbidden && !t.HasCredentials() && t.Option("authMechanism") == "",
+		Kind: f.kind, Op: op, Host: f.host, NoLogin: f.kind == KindForbidden && !t.HasCredentials() && t.option("authMechanism") == "",
 		Err: &redactedError{
 			text: message(redact.Text(plain.Truncate(f.text, mostText), t.Secrets()...)),
 			is:   func(target error) bool { return errors.Is(err, target) },
@@ -201,28 +201,6 @@ func hintTLS(t Target) string {
 		return "a server without TLS does this to a client that starts it"
 	}
 	return "a server that requires TLS does this when tls=true is missing"
-}
-
-// UsesTLS reports whether the drivers use TLS, which mongodb+srv and several options imply.
-func (t Target) UsesTLS() bool {
-	on := t.SRV()
-	for _, o := range t.get().options {
-		switch name := strings.ToLower(o.name); {
-		case name == "tls" || name == "ssl":
-			on = o.value == "true"
-		case strings.HasPrefix(name, "tls") && strings.HasSuffix(name, "file"):
-			on = true
-		}
-	}
-	return on
-}
-
-// hostsOf returns the hosts of a connection string with their ports.
-func hostsOf(t Target) []string {
-	if t.SRV() {
-		return t.Hosts()
-	}
-	return t.Addresses()
 }
 
 // kindOfCode classifies by the codes in the server's error_codes.yml.

@@ -6,7 +6,6 @@ package cluster
 import (
 	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -96,17 +95,4 @@ func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 	default:
 		return false, e
 	}
-}
-
-// HostNames returns the hosts without their ports.
-func (t Target) HostNames() []string {
-	var names []string
-	for _, h := range hostsOf(t) {
-		name := h
-		if i := strings.LastIndexByte(h, ':'); i >= 0 && !strings.HasSuffix(h, "]") {
-			name = h[:i]
-		}
-		names = append(names, strings.Trim(name, "[]"))
-	}
-	return names
 }

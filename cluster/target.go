@@ -5,7 +5,6 @@ package cluster
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -19,7 +18,6 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
-	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
@@ -41,39 +39,30 @@ type Target struct {
 }
 
 type target struct {
-	raw         string
-	bare, srv   bool
-	user        string // decoded
-	hasUser     bool
-	password    string // decoded
-	hasPassword bool
-	rawUser     string // as in raw
-	rawPassword string
-	hosts       []string
-	rawPath     string // with its slash, or empty
-	options     []option
-	warnings    []string
+	raw       string
+	bare, srv bool
+	user      string // this and the password are percent-encoded
+	password  string
+	hosts     []string
+	path      string // percent-encoded, with its slash, or empty
+	options   []option
+	warnings  []string
 }
 
-type option struct {
-	name, rawValue, value string
-}
+// option has its value percent-encoded and decoded.
+type option struct{ name, raw, value string }
 
 // ParseTarget parses MongoDB's address: an IP address, host or host:port, several of these with commas, or a full mongodb:// or
 // mongodb+srv:// URI. IPv6 addresses are written in brackets.
 //
-// It is stricter than the drivers, because two drivers may read a string differently. An unambiguous string is normalised in
-// [Target.Raw], so that AMS's Java driver, the Go driver and Spring, which reads AMS's files, agree:
-//   - in the user name, the password, the database and the options, characters that are not allowed in a URI ({ } \ ^ | < > "
-//     [ ] ` and all beyond ASCII) are percent-encoded. This also disables Spring's ${…}.
+// Two drivers may read a string differently. An ambiguous string is refused, with the position and a hint. Otherwise
+// [Target.Raw] is normalised, so that AMS's Java driver, the Go driver and Spring, which reads AMS's files, agree:
+//   - characters that are not allowed in a URI are percent-encoded. This also disables Spring's ${…}.
 //   - + in the user name or the password becomes %2B: old Java drivers read it as a space.
 //   - / and ? in options become %2F and %3F: Java drivers before 3.7 expect the database after the last slash.
 //   - a missing / before ? is added, empty options are dropped, ; between options becomes &, the scheme becomes lower case.
 //
-// Refused, with the position and a hint: spaces and control characters, a raw # (and so Spring's #{…}), raw @ : / ? or a stray
-// % in the user name or the password, bytes that are not UTF-8, a placeholder such as <password> or asterisks, a missing host,
-// an invalid port, several hosts or a port with mongodb+srv, & or = in the name of the database. An error holds at most single
-// characters of the string. The driver checks names and values of options.
+// An error holds at most single characters of the string. The driver checks names and values of options.
 func ParseTarget(s string) (Target, error) {
 	p, err := parseTarget(s)
 	if err != nil {
@@ -200,11 +189,11 @@ func (r reader) parseURI(scheme, rest string, off int) (*target, error) {
 		return nil, err
 	}
 	mechanism := strings.ToUpper(t.option("authMechanism"))
-	if t.hasUser && t.password == "" && !slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
+	if t.user != "" && t.password == "" && !slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
 		// AMS's driver refuses it, so AMS would not start.
 		return nil, &TargetError{Part: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
 	}
-	t.raw = t.render(scheme, t.rawPassword, func(o option) string { return o.rawValue })
+	t.raw = t.render(t.password, func(o option) string { return o.raw })
 	return t, checkByDriver(t)
 }
 
@@ -222,34 +211,27 @@ func checkByDriver(t *target) error {
 // parseUserinfo parses the text before the last @. If a reserved character is not encoded, the drivers would treat a part of
 // the password as a host.
 func (r reader) parseUserinfo(t *target, s string, off int) (err error) {
-	user, password, hasPassword := strings.Cut(s, ":")
-	t.hasUser, t.hasPassword = true, hasPassword
-	for _, part := range []struct {
-		name, text   string
-		off          int
-		raw, decoded *string
-	}{
-		{partUser, user, off, &t.rawUser, &t.user},
-		{partPassword, password, off + len(user) + 1, &t.rawPassword, &t.password},
-	} {
-		if i := strings.IndexAny(part.text, "@/?#:"); i >= 0 {
-			c := part.text[i]
-			return r.at(part.off+i, part.name, fmt.Sprintf("there is a raw %c", c), fmt.Sprintf("percent-encode it: %c is %%%02X (and an @ in an option is %%40)", c, c))
-		}
-		if *part.raw, *part.decoded, err = r.normalise(part.text, part.off, part.name, keepUserinfo); err != nil {
-			return err
-		}
-		switch {
-		case part.name == partUser && *part.decoded == "":
-			return r.at(part.off, part.name, "it is missing", "write mongodb://USER:PASSWORD@HOST/")
-		case notFilled.MatchString(part.text):
-			return r.at(part.off, part.name, "it is a placeholder", "put the real one in")
-		case strings.IndexFunc(*part.decoded, unicode.IsControl) >= 0:
-			// As from "echo secret | encode".
-			t.warnings = append(t.warnings, "the "+part.name+" holds an encoded line end or another control character")
-		}
+	user, password, _ := strings.Cut(s, ":")
+	if t.user, err = r.parseLogin(partUser, user, off); err != nil {
+		return err
 	}
-	return nil
+	if user == "" {
+		return r.at(off, partUser, "it is missing", "write mongodb://USER:PASSWORD@HOST/")
+	}
+	t.password, err = r.parseLogin(partPassword, password, off+len(user)+1)
+	return err
+}
+
+func (r reader) parseLogin(part, s string, off int) (raw string, err error) {
+	if i := strings.IndexAny(s, "@/?#:"); i >= 0 {
+		return "", r.at(off+i, part, fmt.Sprintf("there is a raw %c", s[i]),
+			fmt.Sprintf("percent-encode it: %c is %%%02X (and an @ in an option is %%40)", s[i], s[i]))
+	}
+	if notFilled.MatchString(s) {
+		return "", r.at(off, part, "it is a placeholder", "put the real one in")
+	}
+	raw, _, err = r.normalise(s, off, part, keepUserinfo)
+	return raw, err
 }
 
 // notFilled matches placeholders: Atlas's <password> and <db_password>, and asterisks. A real password of asterisks can be
@@ -301,48 +283,42 @@ func isAlnum(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
-var hostName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+// hostSyntax is [ADDRESS] or NAME, and a colon with a port.
+var hostSyntax = regexp.MustCompile(`^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(:[^:]*)?$`)
 
 func (r reader) parseHosts(s string, off int, srv bool) ([]string, error) {
 	hosts := strings.Split(s, ",")
 	for _, h := range hosts {
-		if problem, hint := checkHost(h, srv); problem != "" {
+		problem, hint := checkHost(h, srv, len(hosts))
+		if problem != "" {
 			return nil, r.at(off, partHost, problem, hint)
 		}
 		off += len(h) + 1
 	}
-	if srv && len(hosts) > 1 {
-		return nil, r.at(off-len(s)+len(hosts[0])-1, partHost, "mongodb+srv:// takes one host name, DNS knows the others", "remove the others, or write mongodb://")
-	}
 	return hosts, nil
 }
 
-// checkHost checks HOST, HOST:PORT or [ADDRESS]:PORT.
-func checkHost(s string, srv bool) (problem, hint string) {
-	host, port, err := net.SplitHostPort(s)
-	hasPort := err == nil
-	if !hasPort {
-		host = s
-		if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
-			host = s[1 : len(s)-1]
-		}
+func checkHost(s string, srv bool, of int) (problem, hint string) {
+	if s == "" || s[0] == ':' {
+		return "it is missing", "write HOST or HOST:PORT"
 	}
-	n, portErr := strconv.ParseUint(port, 10, 16)
-	addr, err := netip.ParseAddr(host)
-	switch bracket := strings.HasPrefix(s, "["); {
-	case host == "":
-		return "it is missing", ""
-	case err == nil && addr.Is6() != bracket:
-		return "an IPv6 address needs brackets, and nothing else has them", "write [ADDRESS]:PORT"
-	case err == nil && (addr.IsUnspecified() || addr.Zone() != ""):
-		return "it is no address that other machines can connect to", "give the server's own address"
-	case err == nil && srv:
-		return "mongodb+srv:// takes a host name, not an address", "write mongodb:// before an address"
-	case err != nil && (bracket || !hostName.MatchString(host) || strings.Trim(host, "0123456789.") == ""):
-		return "it is neither a host name nor an IP address", "write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"
-	case hasPort && srv:
-		return "mongodb+srv:// takes no port, DNS knows it", "remove it, or write mongodb://"
-	case hasPort && (portErr != nil || n == 0):
+	const invalid, write = "it is neither a host name nor an IP address", "write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"
+	m := hostSyntax.FindStringSubmatch(s)
+	if m == nil {
+		return invalid, write
+	}
+	address, name, port := m[1], m[2], m[3]
+	addr, err := netip.ParseAddr(address + name)
+	isName := strings.Trim(name, "0123456789.") != ""
+	number, portErr := strconv.ParseUint(strings.TrimPrefix(port, ":"), 10, 16)
+	switch {
+	case !isName && (err != nil || addr.Is6() != (address != "")):
+		return invalid, write
+	case addr.IsUnspecified():
+		return "other machines cannot connect to this address", "give the server's own address"
+	case srv && (of > 1 || !isName || port != ""):
+		return "mongodb+srv:// takes one host name without a port, DNS knows the servers", "write mongodb:// before a list, an address or a port"
+	case port != "" && (portErr != nil || number == 0):
 		return "the port is not a number from 1 to 65535", "if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"
 	}
 	return "", ""
@@ -364,7 +340,7 @@ func (r reader) parseDatabase(t *target, path string, off int) error {
 	if strings.ContainsAny(decoded, "/\\. \"$*<>:|?\x00") || len(decoded) > 63 {
 		return r.at(off+1, partDatabase, "it is not a name that MongoDB allows for a database", "percent-encode a / that belongs to the password: / is %2F")
 	}
-	t.rawPath = "/" + raw
+	t.path = "/" + raw
 	return nil
 }
 
@@ -385,13 +361,12 @@ func (r reader) parseOptions(t *target, query string, off int) error {
 		case !optionName.MatchString(name) || decoded == "" && !strings.EqualFold(name, "readPreferenceTags"):
 			return r.at(at, partOptions, "there is an option without a name or a value", "write OPTION=VALUE")
 		case isFile(name):
-			t.warnings = append(t.warnings, fmt.Sprintf("option %s: AMS's Java driver ignores it and uses the trust and key stores of its JVM",
-				plain.Truncate(name, 43)))
+			t.warnings = append(t.warnings, "option "+name+": AMS's Java driver ignores it and uses the trust and key stores of its JVM")
 		}
-		t.options = append(t.options, option{name: name, rawValue: raw, value: decoded})
+		t.options = append(t.options, option{name, raw, decoded})
 	}
-	if len(t.options) > 0 && t.rawPath == "" {
-		t.rawPath = "/"
+	if len(t.options) > 0 && t.path == "" {
+		t.path = "/"
 	}
 	return nil
 }
@@ -406,18 +381,24 @@ func (t *target) option(name string) string {
 	return ""
 }
 
-func (t *target) render(scheme, password string, value func(option) string) string {
+func (t *target) scheme() string {
+	if t.srv {
+		return schemeSRV
+	}
+	return schemePlain
+}
+
+func (t *target) render(password string, value func(option) string) string {
 	var b strings.Builder
-	b.WriteString(scheme)
-	if t.hasUser {
-		b.WriteString(t.rawUser)
-		if t.hasPassword {
+	b.WriteString(t.scheme())
+	if t.user != "" {
+		b.WriteString(t.user)
+		if t.password != "" {
 			b.WriteString(":" + password)
 		}
 		b.WriteString("@")
 	}
-	b.WriteString(strings.Join(t.hosts, ","))
-	b.WriteString(t.rawPath)
+	b.WriteString(strings.Join(t.hosts, ",") + t.path)
 	for i, o := range t.options {
 		b.WriteByte("?&"[min(i, 1)])
 		b.WriteString(o.name + "=" + value(o))
@@ -470,15 +451,11 @@ func (t Target) Schemeless() redact.Secret {
 // Hosts returns the hosts as given, with the port if there is one.
 func (t Target) Hosts() []string { return slices.Clone(t.get().hosts) }
 
-// Addresses returns host:port of every host. It is empty for mongodb+srv, whose hosts are in DNS.
-func (t Target) Addresses() []string {
-	p := t.get()
-	if p.srv {
-		return nil
-	}
+// addresses returns host:port of every host, and for mongodb+srv the name that DNS resolves.
+func (t Target) addresses() []string {
 	var addrs []string
-	for _, h := range p.hosts {
-		if strings.HasSuffix(h, "]") || !strings.Contains(h, ":") {
+	for _, h := range t.get().hosts {
+		if !t.SRV() && (strings.HasSuffix(h, "]") || !strings.Contains(h, ":")) {
 			h = net.JoinHostPort(strings.Trim(h, "[]"), defaultPort)
 		}
 		addrs = append(addrs, h)
@@ -486,34 +463,65 @@ func (t Target) Addresses() []string {
 	return addrs
 }
 
+// hostList returns the hosts for a message.
+func (t Target) hostList() string { return strings.Join(t.addresses(), ", ") }
+
+// HostNames returns the hosts without their ports.
+func (t Target) HostNames() []string {
+	var names []string
+	for _, h := range t.get().hosts {
+		m := hostSyntax.FindStringSubmatch(h)
+		names = append(names, m[1]+m[2])
+	}
+	return names
+}
+
+// NamesSet reports whether the target names a replica set, or several hosts.
+func (t Target) NamesSet() bool {
+	return t.SRV() || len(t.get().hosts) > 1 || t.option("replicaSet") != ""
+}
+
+// namesOne reports whether the connection string names one host, which may be a member of a replica set.
+func (t Target) namesOne() bool {
+	return !t.IsZero() && !t.NamesSet() && t.option("directConnection") == "" && t.option("loadBalanced") != "true"
+}
+
+// UsesTLS reports whether the drivers use TLS, which mongodb+srv and several options imply.
+func (t Target) UsesTLS() bool {
+	on := t.SRV()
+	for _, o := range t.get().options {
+		if name := strings.ToLower(o.name); name == "tls" || name == "ssl" {
+			on = o.value == "true"
+		} else if isFile(name) {
+			on = true
+		}
+	}
+	return on
+}
+
 // Loopback reports whether every host is a loopback address, which the other nodes of a cluster cannot use.
 func (t Target) Loopback() bool {
-	addrs := t.Addresses()
-	for _, a := range addrs {
-		host, _, _ := net.SplitHostPort(a)
-		if addr, err := netip.ParseAddr(host); err == nil && addr.Unmap().IsLoopback() {
+	for _, name := range t.HostNames() {
+		if addr, err := netip.ParseAddr(name); err == nil && addr.Unmap().IsLoopback() {
 			continue
 		}
-		if h := strings.ToLower(strings.TrimSuffix(host, ".")); h != "localhost" && !strings.HasSuffix(h, ".localhost") {
+		if h := strings.ToLower(strings.TrimSuffix(name, ".")); h != "localhost" && !strings.HasSuffix(h, ".localhost") {
 			return false
 		}
 	}
-	return len(addrs) > 0
+	return !t.IsZero()
 }
 
 // Username returns the decoded user name, or "".
-func (t Target) Username() string { return t.get().user }
-
-// Option returns the last value of an option, whatever the case of its name, or "" if the value may be secret.
-func (t Target) Option(name string) string {
-	if !isShown(name) {
-		return ""
-	}
-	return t.get().option(name)
+func (t Target) Username() string {
+	name, _ := url.PathUnescape(t.get().user)
+	return name
 }
 
+func (t Target) option(name string) string { return t.get().option(name) }
+
 // HasCredentials reports whether the string has a user or a secret option, so that other users of the machine must not read it.
-func (t Target) HasCredentials() bool { return t.get().hasUser || len(t.Secrets()) > 0 }
+func (t Target) HasCredentials() bool { return t.get().user != "" || len(t.Secrets()) > 0 }
 
 // Secrets returns the values that must not be shown, for [redact.Text].
 func (t Target) Secrets() []redact.Secret {
@@ -526,14 +534,14 @@ func (t Target) Secrets() []redact.Secret {
 			}
 		}
 	}
-	add(p.password, p.rawPassword)
+	add(p.password)
 	after := false // a secret: if it has a raw &, its rest looks like an unknown option
 	for _, o := range p.options {
 		secret := !isShown(o.name) && !isFile(o.name) && (after || redact.Name(o.name))
 		if after = secret; !secret {
 			continue
 		}
-		add(o.value, o.rawValue)
+		add(o.value, o.raw)
 		// authMechanismProperties=AWS_SESSION_TOKEN:x,OTHER:y
 		for prop := range strings.SplitSeq(o.value, ",") {
 			if _, v, found := strings.Cut(prop, ":"); found {
@@ -571,34 +579,20 @@ func (t Target) Redacted() string {
 	if p.bare || t.IsZero() {
 		return p.raw
 	}
-	scheme := schemePlain
-	if p.srv {
-		scheme = schemeSRV
-	}
-	return p.render(scheme, redact.Placeholder, func(o option) string {
+	return p.render(redact.Placeholder, func(o option) string {
 		if !isShown(o.name) && !isFile(o.name) {
 			return redact.Placeholder
 		}
-		return o.rawValue
+		return o.raw
 	})
 }
 
 // String returns the redacted form.
 func (t Target) String() string { return t.Redacted() }
 
-// GoString returns the redacted form.
-func (t Target) GoString() string { return fmt.Sprintf("cluster.Target(%q)", t.Redacted()) }
-
 // Format formats the redacted form for every verb.
 func (t Target) Format(f fmt.State, verb rune) {
-	out := t.Redacted()
-	switch {
-	case verb == 'v' && f.Flag('#'):
-		out = t.GoString()
-	case verb == 'q':
-		out = strconv.Quote(out)
-	}
-	_, _ = io.WriteString(f, out)
+	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), t.Redacted())
 }
 
 // LogValue returns the redacted form.

@@ -91,7 +91,7 @@ type finding struct {
 func (w *watch) finding(t Target) (finding, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if set := t.Option("replicaSet"); set != "" && len(w.failed) == 0 && len(w.seen) > 0 {
+	if set := t.option("replicaSet"); set != "" && len(w.failed) == 0 && len(w.seen) > 0 {
 		// The driver drops servers of other sets.
 		if !slices.ContainsFunc(slices.Collect(maps.Values(w.seen)), func(d event.ServerDescription) bool { return d.SetName == set }) {
 			return finding{KindConfig, t.hostList(), "no server belongs to replica set " + set}, true
