@@ -593,8 +593,8 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 			f.warn(IDMongoAuth, ReadHint, "%v", err)
 		}
 	}
-	if set, hosts, one := c.OneNamed(); one {
-		f.warn(IDMongoMember, MongoMemberHint(set, hosts), "%s", MongoMemberText(set, len(hosts)))
+	if set := c.ReplicaSet(); set.OneNamed {
+		f.warn(IDMongoMember, MongoMemberHint(set.Name, set.Hosts), "%s", MongoMemberText(set.Name, len(set.Hosts)))
 	}
 	if !req.Replace {
 		m.checkOwner(ctx, req, f)

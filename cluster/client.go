@@ -272,18 +272,11 @@ func (c *Client) notPrimary() error {
 	if !c.target.namesOne() {
 		return nil
 	}
-	d := c.watch.only()
+	d := c.watch.member()
 	if len(d.Hosts) < 2 || d.Kind == kindPrimary {
 		return nil
 	}
 	return &notPrimaryError{set: d.SetName, primary: d.Primary.String(), hosts: strings.Join(d.Hosts, ",")}
-}
-
-// OneNamed returns the replica set and its hosts, and whether the connection string names only one of several members. They
-// are known after the first call.
-func (c *Client) OneNamed() (set string, hosts []string, one bool) {
-	d := c.watch.only()
-	return d.SetName, d.Hosts, c.target.namesOne() && len(d.Hosts) > 1
 }
 
 func (c *Client) db(name string) *mongo.Database { return c.mongo.Database(name) }

@@ -12,47 +12,20 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
-// ServerFacts is a server's description of itself.
-type ServerFacts struct {
-	// ReplicaSet is the name of its replica set, "" for a standalone server; Members is the number of hosts.
-	ReplicaSet string `json:"replica_set,omitempty"`
-	Members    int    `json:"members,omitempty"`
+// ReplicaSet is what the servers report about their replica set. It is zero for a single server.
+type ReplicaSet struct {
+	Name string
 	// Hosts are the data-bearing members that are not hidden or passive.
-	Hosts []string `json:"hosts,omitempty"`
+	Hosts []string
 	// OneNamed is true if the connection string names one of several members instead of the set: AMS's driver uses only that
 	// one, even when it is not the primary.
-	OneNamed bool `json:"one_named,omitempty"`
-	// Writable is true if the server takes writes now.
-	Writable bool `json:"writable"`
+	OneNamed bool
 }
 
-const maxMembers = 50 // of a replica set, a limit of MongoDB
-
-// ServerFacts asks the server about itself.
-func (c *Client) ServerFacts(ctx context.Context) (ServerFacts, error) {
-	const op = "asking MongoDB about itself"
-	var f ServerFacts
-	var hello bson.Raw
-	err := c.callTwice(ctx, op, func(ctx context.Context) error {
-		var err error
-		hello, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
-		return err
-	})
-	if err != nil {
-		return f, err
-	}
-	f.ReplicaSet = textField(hello, "setName")
-	f.Writable, _ = field(hello, "isWritablePrimary").BooleanOK()
-	if hosts, ok := field(hello, "hosts").ArrayOK(); ok {
-		values, _ := hosts.Values()
-		f.Members = len(values)
-		for _, v := range values[:min(len(values), maxMembers)] {
-			host, _ := v.StringValueOK()
-			f.Hosts = append(f.Hosts, host)
-		}
-	}
-	f.OneNamed = f.ReplicaSet != "" && f.Members > 1 && c.target.namesOne()
-	return f, nil
+// ReplicaSet returns what is known since the first call that was answered.
+func (c *Client) ReplicaSet() ReplicaSet {
+	d := c.watch.member()
+	return ReplicaSet{d.SetName, d.Hosts, c.target.namesOne() && len(d.Hosts) > 1}
 }
 
 // Latency returns the median of n round trips of a ping, after one that opens the connection.

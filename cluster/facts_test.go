@@ -14,14 +14,14 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-func TestServerFacts(t *testing.T) {
+func TestReplicaSet(t *testing.T) {
 	s := startFake(t, nil)
 	s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "setName", Value: "rs0"},
 		bson.E{Key: "hosts", Value: bson.A{"a:1", "b:1", "c:1"}}, bson.E{Key: "me", Value: s.listener.Addr().String()})
 	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(), nil }
-	f, err := connect(t, "mongodb://"+s.listener.Addr().String()+"/?directConnection=true", Options{}).ServerFacts(t.Context())
-	must.OK(t, err)
-	if d := cmp.Diff(ServerFacts{ReplicaSet: "rs0", Members: 3, Hosts: []string{"a:1", "b:1", "c:1"}, Writable: true}, f); d != "" {
+	c := connect(t, "mongodb://"+s.listener.Addr().String()+"/?directConnection=true", Options{})
+	must.OK(t, c.Ping(t.Context()))
+	if d := cmp.Diff(ReplicaSet{Name: "rs0", Hosts: []string{"a:1", "b:1", "c:1"}}, c.ReplicaSet()); d != "" {
 		t.Error(d)
 	}
 }

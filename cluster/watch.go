@@ -72,14 +72,16 @@ func (w *watch) fails(host string, err error) {
 	w.failed[host] = err
 }
 
-// only describes the server if there is a single one.
-func (w *watch) only() event.ServerDescription {
+// member describes a server, one of a replica set if there is any.
+func (w *watch) member() (d event.ServerDescription) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, d := range w.seen {
-		return d
+	for _, d = range w.seen {
+		if d.SetName != "" {
+			break
+		}
 	}
-	return event.ServerDescription{}
+	return d
 }
 
 type finding struct {

@@ -133,18 +133,16 @@ func checkMongoWrites(ctx context.Context, p *patient) []Result {
 	if len(r.failed) > 0 {
 		return one(failedBy(r.failed, notPrimary))
 	}
-	f, err := r.client.ServerFacts(ctx)
+	set := r.client.ReplicaSet()
 	switch {
-	case err != nil:
-		return one(notKnown(err))
-	case f.ReplicaSet == "":
+	case set.Name == "":
 		return one(good("taken; a single server: while it is away nothing is written"))
-	case f.OneNamed:
-		return one(warning(bootstrap.MongoMemberHint(f.ReplicaSet, f.Hosts), "%s", bootstrap.MongoMemberText(f.ReplicaSet, f.Members)).as(bootstrap.IDMongoMember))
-	case f.Members < 3:
-		return one(good("taken; replica set %s of %d: it takes none while one of them is away", f.ReplicaSet, f.Members))
+	case set.OneNamed:
+		return one(warning(bootstrap.MongoMemberHint(set.Name, set.Hosts), "%s", bootstrap.MongoMemberText(set.Name, len(set.Hosts))).as(bootstrap.IDMongoMember))
+	case len(set.Hosts) < 3:
+		return one(good("taken; replica set %s of %d: it takes none while one of them is away", set.Name, len(set.Hosts)))
 	}
-	return one(good("taken; replica set %s of %d", f.ReplicaSet, f.Members))
+	return one(good("taken; replica set %s of %d", set.Name, len(set.Hosts)))
 }
 
 // checkMongoOpen asks as a stranger would, and only at the address that is configured.

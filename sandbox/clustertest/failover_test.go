@@ -508,12 +508,8 @@ func TestRealOneMemberNamed(t *testing.T) {
 	must.OK(t, err)
 	a := newAgentAt(t, "mongodb://"+first.Addr()+"/", s.URI())
 	a.start()
-	f, err := a.client.ServerFacts(t.Context())
-	if err != nil || !f.OneNamed || f.Members != 3 {
-		t.Errorf("%+v, %v", f, err)
-	}
-	if set, hosts, one := a.client.OneNamed(); !one || set != realmongo.SetName || len(hosts) != 3 {
-		t.Errorf("%s, %v, %v", set, hosts, one)
+	if set := a.client.ReplicaSet(); !set.OneNamed || set.Name != realmongo.SetName || len(set.Hosts) != 3 {
+		t.Errorf("%+v", set)
 	}
 	res, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify})
 	if err != nil || !slices.ContainsFunc(res.Warnings, func(f bootstrap.Finding) bool {
@@ -528,8 +524,9 @@ func TestRealOneMemberNamed(t *testing.T) {
 		t.Errorf("doctor does not warn: %+v", checks)
 	}
 	all := connect(t, s.URI(), cluster.Options{})
-	if f, err := all.ServerFacts(t.Context()); err != nil || f.OneNamed {
-		t.Errorf("with all members named: %+v, %v", f, err)
+	must.OK(t, all.Ping(t.Context()))
+	if set := all.ReplicaSet(); set.OneNamed || set.Name != realmongo.SetName {
+		t.Errorf("with all members named: %+v", set)
 	}
 	must.OK(t, s.StepDown(t.Context()))
 	second, _ := newPrimary(t, s, first)
@@ -547,7 +544,8 @@ func TestRealOneMemberNamed(t *testing.T) {
 	must.Until(t, "the daemon logs it", func() bool { return strings.Contains(a.text(), "name the set: mongodb://") })
 	// directConnection selects one member.
 	third := connect(t, "mongodb://"+second.Addr()+"/?directConnection=true", cluster.Options{})
-	if f, err := third.ServerFacts(t.Context()); err != nil || f.OneNamed {
-		t.Errorf("%+v, %v", f, err)
+	must.OK(t, third.Ping(t.Context()))
+	if set := third.ReplicaSet(); set.OneNamed || set.Name != realmongo.SetName {
+		t.Errorf("%+v", set)
 	}
 }
