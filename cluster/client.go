@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -33,13 +34,15 @@ type Options struct {
 	// Timeout bounds every call, including the driver's retries. Default 10 s.
 	Timeout time.Duration
 	// MaxPool is the number of connections for calls, per server; the driver keeps two more to monitor the server. Default 2.
-	MaxPool int
+	MaxPool uint64
 	// Log gets a line for every failed call. Default: none.
 	Log *slog.Logger
 	// Dialer replaces the network. Default: *net.Dialer.
 	Dialer Dialer
 	// Now is the local clock. Default: time.Now.
 	Now func() time.Time
+
+	noLogin bool // connect without the user and password of the connection string
 }
 
 const (
@@ -74,18 +77,11 @@ type Client struct {
 // A single host without a replica set is used directly, as AMS's Java driver does, so that AMS and the agent use the same
 // server. If that host is a member of a set but not the primary, each call fails with [KindNotPrimary].
 func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
-	return connectWith(ctx, t, o, func(*options.ClientOptions) {})
-}
-
-func connectWith(ctx context.Context, t Target, o Options, change func(*options.ClientOptions)) (*Client, error) {
 	const op = "preparing the connection to MongoDB"
 	if t.IsZero() {
 		return nil, &Error{Kind: KindConfig, Op: op, Err: errors.New("no address is given")}
 	}
-	c := &Client{target: t, timeout: o.Timeout, log: o.Log, now: o.Now, watch: newWatch()}
-	if c.timeout <= 0 {
-		c.timeout = defaultTimeout
-	}
+	c := &Client{target: t, timeout: cmp.Or(o.Timeout, defaultTimeout), log: o.Log, now: o.Now, watch: newWatch()}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -94,7 +90,6 @@ func connectWith(ctx context.Context, t Target, o Options, change func(*options.
 	}
 	opts, err := c.driverOptions(ctx, o)
 	if err == nil {
-		change(opts)
 		c.mongo, err = mongo.Connect(opts)
 	}
 	if err != nil {
@@ -114,10 +109,7 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	}
 	opts.SetAppName(o.AppName)
 	opts.SetMinPoolSize(0)
-	opts.SetMaxPoolSize(defaultPool)
-	if o.MaxPool > 0 {
-		opts.SetMaxPoolSize(uint64(o.MaxPool))
-	}
+	opts.SetMaxPoolSize(cmp.Or(o.MaxPool, defaultPool))
 	opts.SetMaxConnIdleTime(idleLimit)
 	opts.SetServerSelectionTimeout(c.timeout)
 	if opts.ConnectTimeout == nil {
@@ -139,14 +131,18 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 		// times out.
 		opts.SetRetryWrites(false)
 	}
-	if cfg := opts.TLSConfig; cfg != nil {
-		if allowsAnyName(c.target) && !cfg.InsecureSkipVerify {
-			verifyChainOnly(cfg)
-		}
+	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify {
 		// As in AMS's driver. In a subnet without internet access, the OCSP request would hang.
-		if opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil && !cfg.InsecureSkipVerify {
+		if opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil {
 			opts.SetDisableOCSPEndpointCheck(true)
 		}
+		// Only the Java driver knows these options.
+		if c.target.option("tlsAllowInvalidHostnames") == "true" || c.target.option("sslInvalidHostNameAllowed") == "true" {
+			verifyChainOnly(cfg)
+		}
+	}
+	if o.noLogin {
+		opts.Auth = nil
 	}
 	return opts, opts.Validate()
 }
@@ -181,11 +177,6 @@ func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.Cl
 		}
 		return nil, &net.DNSError{Err: "no answer in time", Name: "_mongodb._tcp." + t.Hosts()[0], IsTimeout: true}
 	}
-}
-
-// allowsAnyName reports whether an option that only the Java driver knows disables the check of the host name.
-func allowsAnyName(t Target) bool {
-	return t.option("tlsAllowInvalidHostnames") == "true" || t.option("sslInvalidHostNameAllowed") == "true"
 }
 
 // verifyChainOnly checks the certificate, but not the host name.
@@ -327,22 +318,16 @@ func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Du
 	return server, trip, nil
 }
 
+// nothing matches no document: AMS's ids and cloud ids are never empty objects.
+var nothing = bson.D{{Key: "_id", Value: bson.D{}}}
+
 // CheckAccess checks, without changing anything, the rights that join and leave need: to read and delete AMS documents and to
 // write the registry. It also detects a server that takes no writes.
 func (c *Client) CheckAccess(ctx context.Context) error {
-	// Matches no document: AMS's ids and cloud ids are never empty objects.
-	nothing := bson.D{{Key: "_id", Value: bson.D{}}}
-	err := c.call(ctx, "checking the right to read "+amsDatabase+"."+amsCollection, func(ctx context.Context) error {
-		err := c.amsNodes().FindOne(ctx, nothing).Err()
-		if errors.Is(err, mongo.ErrNoDocuments) {
-			return nil
-		}
-		return err
-	})
-	if err != nil {
+	if err := c.canRead(ctx, c.amsNodes()); err != nil {
 		return err
 	}
-	err = c.call(ctx, "checking the right to write "+registryDatabase+"."+nodesCollection, func(ctx context.Context) error {
+	err := c.call(ctx, "checking the right to write "+registryDatabase+"."+nodesCollection, func(ctx context.Context) error {
 		_, err := c.nodes().UpdateOne(ctx, nothing, bson.D{{Key: "$set", Value: bson.D{{Key: "x", Value: 1}}}})
 		return err
 	})
@@ -358,12 +343,19 @@ func (c *Client) CheckAccess(ctx context.Context) error {
 // CheckRead checks the right to read the streams of the applications with these databases. Without it, publishers cannot be
 // counted.
 func (c *Client) CheckRead(ctx context.Context, databases []string) error {
-	nothing := bson.D{{Key: "_id", Value: bson.D{}}}
 	var errs []error
 	for _, name := range databases {
-		_, err := find(ctx, c, "checking the right to read "+name+"."+broadcastCollection, c.db(name).Collection(broadcastCollection), nothing,
-			func(bson.Raw) struct{} { return struct{}{} }, options.Find())
-		errs = append(errs, err)
+		errs = append(errs, c.canRead(ctx, c.db(name).Collection(broadcastCollection)))
 	}
 	return errors.Join(errs...)
+}
+
+func (c *Client) canRead(ctx context.Context, coll *mongo.Collection) error {
+	return c.call(ctx, "checking the right to read "+coll.Database().Name()+"."+coll.Name(), func(ctx context.Context) error {
+		err := coll.FindOne(ctx, nothing).Err()
+		if errors.Is(err, mongo.ErrNoDocuments) {
+			return nil
+		}
+		return err
+	})
 }

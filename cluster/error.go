@@ -43,20 +43,12 @@ const (
 
 // Refusal reports whether the failure persists until an operator changes something.
 func (k Kind) Refusal() bool {
-	switch k {
-	case KindAuth, KindForbidden, KindConfig, KindUnsupported:
-		return true
-	}
-	return false
+	return slices.Contains([]Kind{KindAuth, KindForbidden, KindConfig, KindUnsupported}, k)
 }
 
-// Passes reports whether the failure ends by itself, for example after an election or a restart. A write may have been done.
-func (k Kind) Passes() bool {
-	switch k {
-	case KindNotPrimary, KindRefused, KindUnreachable, KindLost, KindTimeout, KindDNS:
-		return true
-	}
-	return false
+// passes reports whether the failure ends by itself, for example after an election or a restart. A write may have been done.
+func (k Kind) passes() bool {
+	return slices.Contains([]Kind{KindNotPrimary, KindRefused, KindUnreachable, KindLost, KindTimeout, KindDNS}, k)
 }
 
 // Error is a failure of a call to MongoDB. It holds no secret of the connection string.
@@ -83,43 +75,33 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
+// summaries have the host in place of %s.
+var summaries = map[Kind]string{
+	KindDNS:         "DNS does not find %s",
+	KindRefused:     "%s refused the connection",
+	KindUnreachable: "%s cannot be reached",
+	KindTimeout:     "%s did not answer in time",
+	KindLost:        "the connection to %s was cut",
+	KindTLS:         "no TLS connection to %s",
+	KindAuth:        "%s refused the user name or the password",
+	KindForbidden:   "%s does not allow it to this user",
+	KindNotPrimary:  "%s takes no writes: it is not the primary of its replica set",
+	KindUnsupported: "%s does not implement it",
+	KindConfig:      "the connection string cannot be used",
+	KindCanceled:    "interrupted",
+	KindOther:       "%s answered with an error",
+}
+
 // Summary returns what is wrong and with which host, without the cause.
 func (e *Error) Summary() string {
 	at := "MongoDB"
 	if e.Host != "" {
 		at += " at " + e.Host
 	}
-	switch e.Kind {
-	case KindDNS:
-		return "DNS does not find " + at
-	case KindRefused:
-		return at + " refused the connection"
-	case KindUnreachable:
-		return at + " cannot be reached"
-	case KindTimeout:
-		return at + " did not answer in time"
-	case KindLost:
-		return "the connection to " + at + " was cut"
-	case KindTLS:
-		return "no TLS connection to " + at
-	case KindAuth:
-		return at + " refused the user name or the password"
-	case KindForbidden:
-		if e.NoLogin {
-			return at + " asks for a login, and the address has none"
-		}
-		return at + " does not allow it to this user"
-	case KindNotPrimary:
-		return at + " takes no writes: it is not the primary of its replica set"
-	case KindUnsupported:
-		return at + " does not implement it"
-	case KindConfig:
-		return "the connection string cannot be used"
-	case KindCanceled:
-		return "interrupted"
-	case KindOther:
+	if e.Kind == KindForbidden && e.NoLogin {
+		return at + " asks for a login, and the address has none"
 	}
-	return at + " answered with an error"
+	return strings.Replace(summaries[e.Kind], "%s", at, 1)
 }
 
 // KindOf returns the kind of the first [Error] in err's chain, or "".
@@ -146,7 +128,7 @@ func newError(op string, err error, t Target, w *watch) *Error {
 	return &Error{
 		Kind: f.kind, Op: op, Host: f.host, NoLogin: f.kind == KindForbidden && !t.HasCredentials() && t.option("authMechanism") == "",
 		Err: &redactedError{
-			text: message(redact.Text(plain.Truncate(f.text, mostText), t.Secrets()...)),
+			text: message(redact.Text(f.text, t.Secrets()...)),
 			is:   func(target error) bool { return errors.Is(err, target) },
 		},
 	}
@@ -181,17 +163,9 @@ func hostOf(connectionID string) string {
 	return host
 }
 
-// rank orders kinds by importance, if several servers failed in different ways: a wrong password explains more than two
-// timeouts.
-func rank(k Kind) int {
-	order := []Kind{
-		KindAuth, KindForbidden, KindTLS, KindUnsupported, KindNotPrimary, KindLost,
-		KindRefused, KindDNS, KindUnreachable, KindTimeout,
-	}
-	if i := slices.Index(order, k); i >= 0 {
-		return i
-	}
-	return len(order)
+// importance orders kinds for when several servers failed in different ways: a wrong password explains more than a timeout.
+var importance = []Kind{
+	KindOther, KindTimeout, KindUnreachable, KindDNS, KindRefused, KindLost, KindNotPrimary, KindUnsupported, KindTLS, KindForbidden, KindAuth,
 }
 
 // hintTLS returns why a server may close the connection before its first answer. If only one side uses TLS, neither side
@@ -297,19 +271,6 @@ func message(text string) string {
 	return plain.Truncate(text, maxMessage)
 }
 
-// mostText bounds the text that is searched for secrets before it is cut: a server's error may have megabytes.
-const mostText = 64 << 10
-
-// named prefixes a server's error with its name, if it has one.
-func named(name, text string) string {
-	if name == "" {
-		return message(text)
-	}
-	return plain.Truncate(name, mostName) + ": " + message(text)
-}
-
-const mostName = 64
-
 // innermost returns the message of the most specific error: the driver wraps "connection refused" in three sentences about its
 // topology.
 func innermost(err error) string {
@@ -323,11 +284,11 @@ func innermost(err error) string {
 		return cert.Error()
 	}
 	if ce, ok := errors.AsType[mongo.CommandError](err); ok && ce.Message != "" && ce.Code != 0 {
-		return named(ce.Name, ce.Message)
+		return strings.TrimPrefix(ce.Name+": "+ce.Message, ": ")
 	}
 	if we, ok := errors.AsType[mongo.WriteException](err); ok && len(we.WriteErrors) > 0 {
 		// Error() would include the details, for example a collection's validator.
-		return "write error " + strconv.Itoa(we.WriteErrors[0].Code) + ": " + message(we.WriteErrors[0].Message)
+		return "write error " + strconv.Itoa(we.WriteErrors[0].Code) + ": " + we.WriteErrors[0].Message
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return context.DeadlineExceeded.Error()

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
-	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
 // ReplicaSet is what the servers report about their replica set. It is zero for a single server.
@@ -28,29 +27,26 @@ func (c *Client) ReplicaSet() ReplicaSet {
 	return ReplicaSet{d.SetName, d.Hosts, c.target.namesOne() && len(d.Hosts) > 1}
 }
 
-// Latency returns the median of n round trips of a ping, after one that opens the connection.
+// Latency returns the median of n round trips of a ping, n > 0, after one that opens the connection.
 func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
 	var trips []time.Duration
-	for i := range n + 1 {
+	for range n + 1 {
 		start := time.Now()
 		if err := c.Ping(ctx); err != nil {
 			return 0, err
 		}
-		if i > 0 {
-			trips = append(trips, time.Since(start))
-		}
+		trips = append(trips, time.Since(start))
 	}
+	trips = trips[1:]
 	slices.Sort(trips)
-	if len(trips) == 0 {
-		return 0, nil
-	}
-	return trips[len(trips)/2], nil
+	return trips[n/2], nil
 }
 
 // OpenToAll reports whether the server lists its databases to a client without a login. An error means that it is unknown.
 func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 	const op = "asking MongoDB without a password"
-	c, err := connectWith(ctx, t, o, func(opts *options.ClientOptions) { opts.Auth = nil })
+	o.noLogin = true
+	c, err := Connect(ctx, t, o)
 	if err != nil {
 		return false, err
 	}

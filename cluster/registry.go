@@ -149,7 +149,7 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 			return stored, nil
 		case err != nil && was == nil && failed == nil && KindOf(err) == KindOther:
 			failed = err // DocumentDB's engine answers so if another insert was first
-		case err != nil && !KindOf(err).Passes():
+		case err != nil && !KindOf(err).passes():
 			return nil, err
 		case err != nil:
 			failed = err
@@ -507,7 +507,7 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 		_, err := c.nodes().DeleteOne(ctx, filter)
 		return err
 	})
-	if failed != nil && !KindOf(failed).Passes() {
+	if failed != nil && !KindOf(failed).passes() {
 		return false, failed
 	}
 	switch _, err := c.Node(ctx, n.ID); {

@@ -120,7 +120,7 @@ func (w *watch) finding(t Target) (finding, bool) {
 	}
 	slices.SortFunc(all, func(a, b finding) int {
 		if a.kind != b.kind {
-			return rank(a.kind) - rank(b.kind)
+			return slices.Index(importance, b.kind) - slices.Index(importance, a.kind)
 		}
 		return strings.Compare(a.host, b.host)
 	})

@@ -25,7 +25,7 @@ func connect(b *testing.B, pool int) (*cluster.Client, *mongo.Client) {
 	addr := startMongo(b, buildSandbox(b))
 	target, err := cluster.ParseTarget(addr)
 	must.OK(b, err)
-	c, err := cluster.Connect(b.Context(), target, cluster.Options{MaxPool: pool})
+	c, err := cluster.Connect(b.Context(), target, cluster.Options{MaxPool: uint64(pool)})
 	must.OK(b, err)
 	raw, err := mongo.Connect(options.Client().ApplyURI("mongodb://" + addr + "/?directConnection=true").SetMaxPoolSize(uint64(pool)))
 	must.OK(b, err)
