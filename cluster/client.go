@@ -272,6 +272,42 @@ func (c *Client) notPrimary() error {
 
 func (c *Client) db(name string) *mongo.Database { return c.mongo.Database(name) }
 
+const (
+	// findBatch is the number of documents in one reply.
+	findBatch = 1000
+	// maxFound bounds the documents of one collection. A cluster has at most some thousand nodes, and a node some thousand
+	// streams.
+	maxFound = 100_000
+)
+
+// ErrTooMany means that a collection has more documents than expected: another program fills it.
+var ErrTooMany = errors.New("too many documents")
+
+// find reads all matching documents. It fails with [ErrTooMany] beyond maxFound.
+func find[T any](
+	ctx context.Context, c *Client, op string, coll *mongo.Collection, filter bson.D, read func(bson.Raw) T, o *options.FindOptionsBuilder,
+) ([]T, error) {
+	found := []T{}
+	err := c.call(ctx, op, func(ctx context.Context) error {
+		cur, err := coll.Find(ctx, filter, options.Find().SetBatchSize(findBatch).SetLimit(maxFound+1), o)
+		if err != nil {
+			return err
+		}
+		var docs []bson.Raw
+		if err := cur.All(ctx, &docs); err != nil {
+			return err
+		}
+		if len(docs) > maxFound {
+			return fmt.Errorf("%s.%s: %w, more than %d match", coll.Database().Name(), coll.Name(), ErrTooMany, maxFound)
+		}
+		for _, doc := range docs {
+			found = append(found, read(doc))
+		}
+		return nil
+	})
+	return found, err
+}
+
 // Ping checks that the server answers and accepts the credentials, if there are any. [Client.CheckAccess] checks the rights.
 func (c *Client) Ping(ctx context.Context) error {
 	return c.callTwice(ctx, "asking MongoDB whether it is there", func(ctx context.Context) error {

@@ -97,22 +97,19 @@ func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) 
 
 func readEvent(doc bson.Raw) PastEvent {
 	e := PastEvent{At: timeField(doc, "at"), Event: Event{
-		Node: textField(doc, "node"), Kind: textField(doc, "kind"), Who: textField(doc, "who"), Why: boundedText(field(doc, "why"), maxMessage),
+		Node: textField(doc, "node"), Kind: textField(doc, "kind"), Who: textField(doc, "who"), Why: text(field(doc, "why"), maxMessage),
 	}}
-	if n, ok := int64Field(doc, "cut"); ok {
+	if n, ok := field(doc, "cut").AsInt64OK(); ok {
 		e.Cut = &n
 	}
-	details, _ := field(doc, "details").DocumentOK()
-	for i := range uint(maxDetails) {
-		d, err := details.IndexErr(i) // not Elements: there may be millions
-		if err != nil || d.Validate() != nil {
-			break
-		}
-		if text := boundedText(d.Value(), maxText); text != "" && len(d.Key()) <= maxText {
+	document, _ := field(doc, "details").DocumentOK()
+	details, _ := document.Elements()
+	for _, d := range details[:min(len(details), maxDetails)] {
+		if value := text(d.Value(), maxText); value != "" && len(d.Key()) <= maxText {
 			if e.Details == nil {
 				e.Details = map[string]string{}
 			}
-			e.Details[d.Key()] = text
+			e.Details[d.Key()] = value
 		}
 	}
 	return e

@@ -4,11 +4,8 @@
 package cluster
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +47,7 @@ func TestFindIsBounded(t *testing.T) {
 		if len(sent) != 1 {
 			t.Fatalf("%s: %d finds", name, len(sent))
 		}
-		if n, _ := int64Field(sent[0], "batchSize"); n != findBatch {
+		if n, _ := field(sent[0], "batchSize").AsInt64OK(); n != findBatch {
 			t.Errorf("%s: %d documents in one answer", name, n)
 		}
 		if fields, ok := field(sent[0], "projection").DocumentOK(); name != "nodes" && (!ok || len(fields) < 10) {
@@ -63,8 +60,8 @@ func TestTextsAreBounded(t *testing.T) {
 	t.Parallel()
 	huge := strings.Repeat("ä", 1<<20)
 	a := readAMSNode(raw(t, bson.D{{Key: "_id", Value: huge}, {Key: "memory", Value: huge}, {Key: "lastUpdateTime", Value: huge}}))
-	if len(a.ID) > maxText || len(a.Memory) > maxText || a.id.Type != 0 || a.written.Type != 0 {
-		t.Errorf("%d bytes of id, %d of memory, kept %d and %d", len(a.ID), len(a.Memory), len(a.id.Value), len(a.written.Value))
+	if len(a.ID) > maxText || len(a.Memory) > maxText {
+		t.Errorf("%d bytes of id, %d of memory", len(a.ID), len(a.Memory))
 	}
 	// Short texts are not changed; long ones are cut between characters.
 	for s, want := range map[string]string{
@@ -73,34 +70,6 @@ func TestTextsAreBounded(t *testing.T) {
 	} {
 		if got := textField(raw(t, bson.D{{Key: "k", Value: s}}), "k"); got != want {
 			t.Errorf("%d bytes became %d: %q", len(s), len(got), got[max(0, len(got)-9):])
-		}
-	}
-}
-
-// A document may have millions of values where some are read: the others use no memory.
-func TestManyValuesTakeNoMemory(t *testing.T) {
-	many := func(key string, list byte) bson.Raw {
-		inner := append(binary.LittleEndian.AppendUint32(nil, 4+3<<20+1), bytes.Repeat([]byte{byte(bson.TypeNull), 'x', 0}, 1<<20)...)
-		doc := append([]byte{0, 0, 0, 0, list}, key...)
-		doc = append(append(append(doc, 0), inner...), 0, 0)
-		binary.LittleEndian.PutUint32(doc, uint32(len(doc)))
-		must.OK(t, bson.Raw(doc).Validate())
-		return doc
-	}
-	event := many("details", byte(bson.TypeEmbeddedDocument))
-	for name, read := range map[string]func(){
-		"an event": func() {
-			if e := readEvent(event); e.Details != nil {
-				t.Errorf("%d details", len(e.Details))
-			}
-		},
-	} {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		read()
-		runtime.ReadMemStats(&after)
-		if took := after.TotalAlloc - before.TotalAlloc; took > 1<<20 {
-			t.Errorf("%s takes %d bytes", name, took)
 		}
 	}
 }
@@ -171,12 +140,20 @@ func TestTooMany(t *testing.T) {
 		batch = append(batch, bson.D{{Key: "_id", Value: "x"}})
 	}
 	s := startFake(t, nil)
-	s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+	limit := int64(0)
+	s.answer = func(name string, cmd bson.Raw) (bson.D, error) {
 		key := map[string]string{"find": "firstBatch", "getMore": "nextBatch"}[name]
 		if key == "" {
 			return okReply(), nil
 		}
-		return okReply(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: int64(7)}, {Key: "ns", Value: "clusterdb.clusternode"}, {Key: key, Value: batch}}}), nil
+		if name == "find" {
+			limit = cmd.Lookup("limit").AsInt64()
+		}
+		docs, id := batch[:min(limit, findBatch)], int64(7)
+		if limit -= findBatch; limit <= 0 {
+			id = 0
+		}
+		return okReply(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: id}, {Key: "ns", Value: "clusterdb.clusternode"}, {Key: key, Value: docs}}}), nil
 	}
 	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: time.Minute})
 	got, err := c.AMSNodes(t.Context())
