@@ -45,13 +45,7 @@ type AMSNode struct {
 }
 
 // amsFields is the projection of an AMS document.
-func amsFields() bson.D {
-	d := bson.D{}
-	for _, key := range []string{"ip", "lastUpdateTime", "memory", "cpu"} {
-		d = append(d, bson.E{Key: key, Value: 1})
-	}
-	return d
-}
+var amsFields = bson.D{{Key: "ip", Value: 1}, {Key: "lastUpdateTime", Value: 1}, {Key: "memory", Value: 1}, {Key: "cpu", Value: 1}}
 
 func readAMSNode(doc bson.Raw) AMSNode {
 	n := AMSNode{
@@ -74,14 +68,6 @@ func (n AMSNode) Fresh(now time.Time) bool {
 	return !n.LastUpdate.IsZero() && now.Sub(n.LastUpdate) <= amsFresh
 }
 
-// sameDocument reports whether both have the same id.
-func (n AMSNode) sameDocument(m AMSNode) bool { return n.id.Equal(m.id) }
-
-// sameVersion reports whether the document was not written between both reads.
-func (n AMSNode) sameVersion(m AMSNode) bool {
-	return n.sameDocument(m) && n.IP == m.IP && n.written.Equal(m.written)
-}
-
 // AMSNodes reads all AMS documents, ordered by address and id. It never returns nil without an error.
 func (c *Client) AMSNodes(ctx context.Context) ([]AMSNode, error) {
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes", bson.D{})
@@ -93,7 +79,7 @@ func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNo
 }
 
 func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]AMSNode, error) {
-	nodes, err := find(ctx, c, op, c.amsNodes(), filter, readAMSNode, options.Find().SetProjection(amsFields()))
+	nodes, err := find(ctx, c, op, c.amsNodes(), filter, readAMSNode, options.Find().SetProjection(amsFields))
 	if err != nil {
 		return nil, err
 	}
@@ -129,18 +115,12 @@ func oneSpelling(address string) string {
 
 // addressFilter matches a field that holds the address in a spelling that AMS uses.
 func addressFilter(key, address string) bson.D {
-	forms := bson.A{address}
+	forms := []string{address}
 	if addr, err := netip.ParseAddr(address); err == nil {
-		for _, form := range []string{addr.String(), javaAddress(addr)} {
-			if !slices.Contains(forms, any(form)) {
-				forms = append(forms, form)
-			}
-		}
+		forms = append(forms, addr.String(), javaAddress(addr))
 	}
-	if len(forms) == 1 {
-		return bson.D{{Key: key, Value: address}}
-	}
-	return bson.D{{Key: key, Value: bson.D{{Key: "$in", Value: forms}}}}
+	slices.Sort(forms)
+	return bson.D{{Key: key, Value: bson.D{{Key: "$in", Value: slices.Compact(forms)}}}}
 }
 
 // javaAddress spells an address as Java's getHostAddress: eight groups without
@@ -208,24 +188,21 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, 
 		return done, err
 	}
 	var candidates []AMSNode
+	versions := bson.A{}
 	for _, n := range before {
 		known := slices.Contains(r.IDs, n.ID)
-		old := !r.OlderThan.IsZero() && !n.LastUpdate.IsZero() && n.LastUpdate.Before(r.OlderThan)
+		old := !n.LastUpdate.IsZero() && n.LastUpdate.Before(r.OlderThan)
 		switch {
 		case !r.StoppedAt.IsZero() && n.LastUpdate.After(r.StoppedAt):
 			done.Kept = append(done.Kept, AMSKept{n, KeptRewritten})
 		case !known && !old:
 			done.Kept = append(done.Kept, AMSKept{n, KeptUnknown})
 		default:
-			candidates = append(candidates, n)
+			candidates, versions = append(candidates, n), append(versions, n.version())
 		}
 	}
 	if len(candidates) == 0 {
 		return done, nil
-	}
-	versions := bson.A{}
-	for _, n := range candidates {
-		versions = append(versions, n.version())
 	}
 	failed := c.call(ctx, "removing AMS's node documents of "+r.Address, func(ctx context.Context) error {
 		_, err := c.amsNodes().DeleteMany(ctx, bson.D{{Key: "$or", Value: versions}})
@@ -237,16 +214,14 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, 
 		return done, errors.Join(failed, err)
 	}
 	for _, n := range candidates {
-		i := slices.IndexFunc(after, n.sameDocument)
+		i := slices.IndexFunc(after, func(m AMSNode) bool { return m.id.Equal(n.id) })
 		switch {
 		case i < 0:
 			done.Deleted = append(done.Deleted, n)
-		case !after[i].sameVersion(n):
-			done.Kept = append(done.Kept, AMSKept{after[i], KeptRewritten})
 		case failed != nil:
 			return done, failed
 		default:
-			return done, fmt.Errorf("removing AMS's node documents: %s is still there", n.ID)
+			done.Kept = append(done.Kept, AMSKept{after[i], KeptRewritten})
 		}
 	}
 	return done, nil

@@ -173,9 +173,9 @@ func TestAddresses(t *testing.T) {
 		}
 	}
 	for address, want := range map[string]string{
-		"10.0.0.3":           `{"ip": "10.0.0.3"}`,
-		"node-1":             `{"ip": "node-1"}`,
-		"fd00::1":            `{"ip": {"$in": ["fd00::1","fd00:0:0:0:0:0:0:1"]}}`,
+		"10.0.0.3":           `{"ip": {"$in": ["10.0.0.3"]}}`,
+		"node-1":             `{"ip": {"$in": ["node-1"]}}`,
+		"fd00::1":            `{"ip": {"$in": ["fd00:0:0:0:0:0:0:1","fd00::1"]}}`,
 		"fd00:0:0:0:0:0:0:1": `{"ip": {"$in": ["fd00:0:0:0:0:0:0:1","fd00::1"]}}`,
 	} {
 		if got := raw(t, addressFilter("ip", address)).String(); got != want {

@@ -422,23 +422,18 @@ func transition(was *record, self Node, s State, reason string, d Details) (*rec
 
 // CheckOwner returns an [OtherMachineError] if another machine, with another boot and address, writes the record of self's id.
 func (c *Client) CheckOwner(ctx context.Context, self Node) error {
-	n, err := c.Node(ctx, self.ID)
-	switch {
-	case errors.Is(err, ErrNoNode):
-		return nil
-	case err != nil:
-		return err
-	case !n.UsedByOther(self, 0):
-		return nil
-	}
 	now, err := c.ServerTime(ctx)
 	if err != nil {
 		return err
 	}
-	if age, known := n.Age(now); known && n.UsedByOther(self, age) {
+	n, err := c.Node(ctx, self.ID)
+	if errors.Is(err, ErrNoNode) {
+		return nil
+	}
+	if age, known := n.Age(now); err == nil && known && n.UsedByOther(self, age) {
 		return &OtherMachineError{Node: n, Age: age}
 	}
-	return nil
+	return err
 }
 
 // DrainRequest is a request from another machine to drain a node. It is in the node's record until the node's agent accepts it
@@ -502,21 +497,18 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if !n.UpdatedAt.IsZero() {
 		filter[1].Value = n.UpdatedAt
 	}
-	failed := c.call(ctx, op, func(ctx context.Context) error {
+	err := c.callTwice(ctx, op, func(ctx context.Context) error {
 		// The driver may have repeated the command, and the count is that of the last attempt: read again below.
 		_, err := c.nodes().DeleteOne(ctx, filter)
 		return err
 	})
-	if failed != nil && !KindOf(failed).passes() {
-		return false, failed
+	if err != nil {
+		return false, err
 	}
-	switch _, err := c.Node(ctx, n.ID); {
-	case errors.Is(err, ErrNoNode):
+	if _, err = c.Node(ctx, n.ID); errors.Is(err, ErrNoNode) {
 		return true, nil
-	case err != nil && failed == nil:
-		return false, fmt.Errorf("%s: looking again: %w", op, err)
 	}
-	return false, failed
+	return false, err
 }
 
 // Node reads the record of a node. The error is [ErrNoNode] if it does not exist, and a [BadRecordError] if it is invalid.

@@ -13,14 +13,9 @@ import (
 	"time"
 )
 
-const (
-	// defaultPoll is the time between two reads of the AMS documents. A node serves no viewers before; 200 nodes may start
-	// together.
-	defaultPoll = 500 * time.Millisecond
-	// The pause is readingShare times as long as the last read if that is longer, up to mostPoll.
-	readingShare = 10
-	mostPoll     = 2 * time.Second
-)
+// defaultPoll is the pause between two reads of the AMS documents. A node serves no viewers before; 200 nodes may start
+// together.
+const defaultPoll = 500 * time.Millisecond
 
 // ErrElsewhere means that the server writes under another address of this machine.
 var ErrElsewhere = errors.New("it runs under another address of this machine")
@@ -59,12 +54,12 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	before := w.Before
 	local := map[string]firstSeen{}
 	for {
-		began := time.Now()
+		// A read that the end of ctx cuts short is no failure of MongoDB. The driver times out shortly before the deadline.
+		deadline, bounded := ctx.Deadline()
+		short := bounded && time.Until(deadline) < c.timeout
 		all, err := c.AMSNodes(ctx)
 		now := c.now()
-		// A read that the end of ctx cut short is no failure of MongoDB. The driver times out shortly before the deadline.
-		deadline, bounded := ctx.Deadline()
-		ended := err != nil && (ctx.Err() != nil || bounded && deadline.Before(began.Add(c.timeout)) && KindOf(err) == KindTimeout)
+		ended := err != nil && (ctx.Err() != nil || short && KindOf(err) == KindTimeout)
 		switch {
 		case err == nil:
 			seen.take(all, w, now)
@@ -83,21 +78,13 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 			if before == nil {
 				before = append([]AMSNode{}, seen.Ours...)
 			}
-			for _, n := range seen.Local {
-				if w.Elsewhere <= 0 || !w.counts(n) {
-					continue
-				}
-				first, known := local[n.ID+n.IP]
-				if !known {
-					local[n.ID+n.IP] = firstSeen{n.LastUpdate, now}
-				} else if n.LastUpdate.After(first.written) && now.Sub(first.at) >= w.Elsewhere {
-					// Only this one: the others may belong to another node.
-					seen.Local, seen.Verdict, seen.Waited, seen.Cause = []AMSNode{n}, AMSElsewhere, now.Sub(begin), ErrElsewhere
-					return AMSNode{}, seen
-				}
+			if n, ok := w.elsewhere(seen.Local, local, now); ok {
+				// Only this one: the others may belong to another node.
+				seen.Local, seen.Verdict, seen.Waited, seen.Cause = []AMSNode{n}, AMSElsewhere, now.Sub(begin), ErrElsewhere
+				return AMSNode{}, seen
 			}
 		}
-		pause := time.NewTimer(max(cmp.Or(w.Poll, defaultPoll), min(readingShare*time.Since(began), mostPoll)))
+		pause := time.NewTimer(cmp.Or(w.Poll, defaultPoll))
 		select {
 		case <-ctx.Done():
 			pause.Stop()
@@ -112,9 +99,20 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 // firstSeen is when a document of another address of this machine was first read.
 type firstSeen struct{ written, at time.Time }
 
-// counts reports whether a fresh document may be the current server's.
-func (w AMSWait) counts(n AMSNode) bool {
-	return !n.LastUpdate.Before(w.Started) && !(w.NewOnly && n.sameAs(w.Before))
+// elsewhere returns a document of another address of this machine that the current server has written for long enough.
+func (w AMSWait) elsewhere(fresh []AMSNode, known map[string]firstSeen, now time.Time) (AMSNode, bool) {
+	for _, n := range fresh {
+		if w.Elsewhere <= 0 || n.LastUpdate.Before(w.Started) || w.NewOnly && n.sameAs(w.Before) {
+			continue
+		}
+		first, again := known[n.ID+n.IP]
+		if !again {
+			known[n.ID+n.IP] = firstSeen{n.LastUpdate, now}
+		} else if n.LastUpdate.After(first.written) && now.Sub(first.at) >= w.Elsewhere {
+			return n, true
+		}
+	}
+	return AMSNode{}, false
 }
 
 func (n AMSNode) sameAs(nodes []AMSNode) bool {
@@ -188,29 +186,32 @@ type AMSNotSeenError struct {
 	Last     error // of the last read
 	Cause    error // why the wait ended
 
-	age      time.Duration // of the newest of Ours
-	timeless bool          // the newest of Ours has no readable time
+	found string
 }
 
+// judge finds the verdict and its text.
 func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
-	switch {
+	var newest AMSNode
+	if len(e.Ours) > 0 {
+		newest = slices.MaxFunc(e.Ours, func(a, b AMSNode) int { return a.LastUpdate.Compare(b.LastUpdate) })
+	}
+	none, old := len(e.Ours) == 0, !newest.since(before)
+	switch age := byLocalClock(now.Sub(newest.LastUpdate)); {
 	case e.Reads == 0:
-		e.Verdict = AMSUnread
-	case len(e.Ours) == 0 && len(e.Local) > 0:
-		e.Verdict = AMSElsewhere
-	case len(e.Ours) == 0 && len(e.Appeared) > 0:
+		e.Verdict, e.found = AMSUnread, "MongoDB could not be read"
+	case len(e.Local) > 0 && (none || old): // an old document is of an earlier process
+		e.Verdict, e.found = AMSElsewhere, "it registered as "+addresses(e.Local)+", which is another address of this machine"
+	case none && len(e.Appeared) > 0:
 		e.Verdict = AMSMaybeElsewhere
-	case len(e.Ours) == 0:
-		e.Verdict = AMSNothing
+		e.found = "no document of this address; these appeared meanwhile and may be it under a wrong address: " + addresses(e.Appeared)
+	case none:
+		e.Verdict, e.found = AMSNothing, "no document of this address appeared"
+	case newest.LastUpdate.IsZero():
+		e.Verdict, e.found = AMSStopped, "its document has no readable lastUpdateTime"
+	case old:
+		e.Verdict, e.found = AMSNotAdvancing, "its document was not written since, the last time was "+age
 	default:
-		newest := slices.MaxFunc(e.Ours, func(a, b AMSNode) int { return a.LastUpdate.Compare(b.LastUpdate) })
-		e.age, e.timeless = now.Sub(newest.LastUpdate), newest.LastUpdate.IsZero()
-		e.Verdict = AMSNotAdvancing
-		if newest.since(before) {
-			e.Verdict = AMSStopped
-		} else if len(e.Local) > 0 {
-			e.Verdict = AMSElsewhere // the old document is of an earlier process
-		}
+		e.Verdict, e.found = AMSStopped, "it wrote its document and stopped, the last time was "+age
 	}
 }
 
@@ -228,24 +229,7 @@ func (e *AMSNotSeenError) Error() string {
 		// Callers log this repeatedly: the text must not change with the time waited.
 		return fmt.Sprintf("AMS registered as %s, which is another address of this machine, and not as %s", addresses(e.Local), e.Address)
 	}
-	waited := e.Waited.Round(100 * time.Millisecond)
-	s := fmt.Sprintf("waited %s for AMS to register as %s: ", waited, e.Address)
-	switch {
-	case e.Verdict == AMSUnread:
-		s += "MongoDB could not be read"
-	case e.Verdict == AMSElsewhere:
-		s += "it registered as " + addresses(e.Local) + ", which is another address of this machine"
-	case e.Verdict == AMSMaybeElsewhere:
-		s += "no document of this address; these appeared meanwhile and may be it under a wrong address: " + addresses(e.Appeared)
-	case e.Verdict == AMSNothing:
-		s += "no document of this address appeared"
-	case e.timeless:
-		s += "its document has no readable lastUpdateTime"
-	case e.Verdict == AMSNotAdvancing:
-		s += fmt.Sprintf("its document was not written since, the last time was %s", byLocalClock(e.age))
-	default:
-		s += fmt.Sprintf("it wrote its document and stopped, the last time was %s", byLocalClock(e.age))
-	}
+	s := fmt.Sprintf("waited %s for AMS to register as %s: %s", e.Waited.Round(100*time.Millisecond), e.Address, e.found)
 	if e.Last != nil {
 		s += "; the last reading failed: " + e.Last.Error()
 	}
@@ -254,13 +238,7 @@ func (e *AMSNotSeenError) Error() string {
 
 // Unwrap returns why the wait ended and the last read error.
 func (e *AMSNotSeenError) Unwrap() []error {
-	var errs []error
-	for _, err := range []error{e.Cause, e.Last} {
-		if err != nil {
-			errs = append(errs, err)
-		}
-	}
-	return errs
+	return slices.DeleteFunc([]error{e.Cause, e.Last}, func(err error) bool { return err == nil })
 }
 
 func addresses(nodes []AMSNode) string {
