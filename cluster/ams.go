@@ -62,13 +62,12 @@ func readAMSNode(doc bson.Raw) AMSNode {
 	return n
 }
 
-// Fresh reports whether AMS would treat this node as alive: written at most 20 s ago by the reader's clock. A time in the
-// future is fresh, as it is for AMS.
+// Fresh reports whether AMS would treat this node as alive by the reader's clock. A time in the future is fresh, as it is for AMS.
 func (n AMSNode) Fresh(now time.Time) bool {
 	return !n.LastUpdate.IsZero() && now.Sub(n.LastUpdate) <= amsFresh
 }
 
-// AMSNodes reads all AMS documents, ordered by address and id. It never returns nil without an error.
+// AMSNodes reads all AMS documents, ordered by address and id.
 func (c *Client) AMSNodes(ctx context.Context) ([]AMSNode, error) {
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes", bson.D{})
 }
@@ -123,8 +122,7 @@ func addressFilter(key, address string) bson.D {
 	return bson.D{{Key: key, Value: bson.D{{Key: "$in", Value: slices.Compact(forms)}}}}
 }
 
-// javaAddress spells an address as Java's getHostAddress: eight groups without
-// leading zeros and without ::.
+// javaAddress spells an address as Java's getHostAddress does, without ::.
 func javaAddress(addr netip.Addr) string {
 	if !addr.Is6() || addr.Is4In6() {
 		return addr.Unmap().String()
@@ -140,15 +138,11 @@ func javaAddress(addr netip.Addr) string {
 // AMSRemoval selects the AMS documents that [Client.DeleteAMSNodes] may delete. AMS must have stopped: while it runs, it
 // writes its document again within 5 s.
 type AMSRemoval struct {
-	// Address is required: documents with another address are kept.
-	Address string
-	// IDs are the documents seen while this machine's AMS was running. They are deleted whatever their age.
-	IDs []string
-	// StoppedAt is when AMS stopped, by the local clock. A document written later belongs to another AMS and is kept. Zero
-	// disables the check.
+	Address string   // required: documents with another address are kept
+	IDs     []string // are deleted whatever their age
+	// StoppedAt is when AMS stopped, by the local clock, or zero. A document written later belongs to another AMS and is kept.
 	StoppedAt time.Time
-	// OlderThan selects documents that are not in IDs and were last written before it, by earlier processes. Zero selects none.
-	OlderThan time.Time
+	OlderThan time.Time // other documents last written before it are deleted, too
 }
 
 // AMSRemoved is the result of a removal.
@@ -168,16 +162,12 @@ type KeptWhy string
 
 // The reasons.
 const (
-	// KeptRewritten: an AMS with this address is running and writes it.
-	KeptRewritten KeptWhy = "rewritten"
-	// KeptUnknown: neither in IDs nor old enough.
-	KeptUnknown KeptWhy = "unknown"
+	KeptRewritten KeptWhy = "rewritten" // an AMS with this address is running and writes it
+	KeptUnknown   KeptWhy = "unknown"   // neither in IDs nor old enough
 )
 
-// DeleteAMSNodes deletes the AMS documents of an address that has left the cluster. A document that AMS writes in the
-// meantime is kept and reported as [KeptRewritten].
-//
-// An error is returned together with the result up to that point.
+// DeleteAMSNodes deletes the AMS documents of an address that has left the cluster. An error is returned together with the
+// result up to that point.
 func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, error) {
 	var done AMSRemoved
 	if r.Address == "" {
@@ -243,10 +233,8 @@ type DatabaseStreams struct {
 }
 
 // LocalStreams reads the streams that are live on the node with this address, by AMS's own rule: published there,
-// broadcasting, and written at most 20 s ago. now is the time of that node's clock. databases are the db.name of the
-// applications; a database that does not exist has no streams.
-//
-// If a database cannot be read, the error is returned together with the streams of the others.
+// broadcasting, and written at most 20 s ago by that node's clock. databases are the db.name of the applications. An error is
+// returned together with the streams of the databases that could be read.
 func (c *Client) LocalStreams(ctx context.Context, databases []string, address string, now time.Time) ([]DatabaseStreams, error) {
 	switch {
 	case address == "":

@@ -13,10 +13,8 @@ import (
 
 // Balancer is what a load balancer last did with a node.
 type Balancer struct {
-	// Uses is false if it sends no new sessions to the node.
-	Uses bool `bson:"uses" json:"uses"`
-	// At is when it last confirmed that, by MongoDB's clock.
-	At time.Time `bson:"at" json:"at"`
+	Uses bool      `bson:"uses" json:"uses"` // false if it sends no new sessions to the node
+	At   time.Time `bson:"at" json:"at"`     // when it last confirmed that, by MongoDB's clock
 }
 
 const (

@@ -22,25 +22,14 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
 )
 
-// Dialer opens connections. *net.Dialer is one.
-type Dialer interface {
-	DialContext(ctx context.Context, network, address string) (net.Conn, error)
-}
-
 // Options are the settings of [Connect]. The zero value is usable.
 type Options struct {
-	// AppName is the client's name in the server's log.
-	AppName string
-	// Timeout bounds every call, including the driver's retries. Default 10 s.
-	Timeout time.Duration
-	// MaxPool is the number of connections for calls, per server; the driver keeps two more to monitor the server. Default 2.
-	MaxPool uint64
-	// Log gets a line for every failed call. Default: none.
-	Log *slog.Logger
-	// Dialer replaces the network. Default: *net.Dialer.
-	Dialer Dialer
-	// Now is the local clock. Default: time.Now.
-	Now func() time.Time
+	AppName string        // in the server's log
+	Timeout time.Duration // of every call, including the driver's retries; default 10 s
+	MaxPool uint64        // connections for calls, per server, beside two that monitor it; default 2
+	Log     *slog.Logger  // gets a line for every failed call
+	Dialer  options.ContextDialer
+	Now     func() time.Time // the local clock
 
 	noLogin bool // connect without the user and password of the connection string
 }
@@ -49,8 +38,7 @@ const (
 	defaultTimeout = 10 * time.Second
 	defaultPool    = 2
 
-	// connectTimeout is how long a server may take to accept a connection, unless the connection string sets it. After
-	// that, a server that drops packets is known as the cause.
+	// connectTimeout applies unless the connection string sets it. After that, a server that drops packets is known as the cause.
 	connectTimeout = 3 * time.Second
 	// idleLimit drops connections before the clouds' NAT gateways and load balancers drop them silently (from 240 s on).
 	idleLimit = 60 * time.Second
@@ -59,8 +47,7 @@ const (
 )
 
 // Client is a connection to the MongoDB of one cluster. Its methods are safe for concurrent use, and each is bounded by
-// [Options.Timeout] and by its context, whichever ends first. The driver repeats failed reads, and failed writes to a replica
-// set.
+// [Options.Timeout]. The driver repeats failed reads, and failed writes to a replica set.
 type Client struct {
 	target  Target
 	timeout time.Duration
@@ -71,11 +58,10 @@ type Client struct {
 	watch *watch
 }
 
-// Connect prepares a client. It looks up a mongodb+srv URI in DNS, and otherwise opens no connection before the first call,
-// for example [Client.Ping]. The caller must close the client.
+// Connect prepares a client. It looks up a mongodb+srv URI in DNS, and otherwise opens no connection before the first call.
 //
-// A single host without a replica set is used directly, as AMS's Java driver does, so that AMS and the agent use the same
-// server. If that host is a member of a set but not the primary, each call fails with [KindNotPrimary].
+// A single host without a replica set is used directly, as AMS's Java driver does. If that host is a member of a set but not the
+// primary, each call fails with [KindNotPrimary].
 func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	const op = "preparing the connection to MongoDB"
 	if t.IsZero() {
@@ -120,9 +106,7 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	opts.SetWriteConcern(writeconcern.Majority())
 	opts.SetServerMonitor(c.watch.servers())
 	opts.SetPoolMonitor(c.watch.pools())
-	if o.Dialer != nil {
-		opts.SetDialer(o.Dialer)
-	}
+	opts.Dialer = o.Dialer
 	if c.target.namesOne() {
 		opts.SetDirect(true)
 	}
@@ -196,7 +180,7 @@ func verifyChainOnly(cfg *tls.Config) {
 	}
 }
 
-// Target returns the client's target.
+// Target returns the connection string.
 func (c *Client) Target() Target { return c.target }
 
 // Close closes all connections within a second. The driver ignores the context while it waits for a monitor of a server; that
@@ -223,7 +207,7 @@ func (c *Client) Close(ctx context.Context) error {
 func (c *Client) call(ctx context.Context, op string, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	err := c.notPrimary()
+	err := c.notPrimary() // write nothing there
 	if err == nil {
 		err = do(ctx)
 	}
@@ -275,8 +259,7 @@ func (c *Client) db(name string) *mongo.Database { return c.mongo.Database(name)
 const (
 	// findBatch is the number of documents in one reply.
 	findBatch = 1000
-	// maxFound bounds the documents of one collection. A cluster has at most some thousand nodes, and a node some thousand
-	// streams.
+	// maxFound is far above the nodes of a cluster, or the streams of a node.
 	maxFound = 100_000
 )
 
@@ -308,7 +291,7 @@ func find[T any](
 	return found, err
 }
 
-// Ping checks that the server answers and accepts the credentials, if there are any. [Client.CheckAccess] checks the rights.
+// Ping checks that the server answers and accepts the credentials.
 func (c *Client) Ping(ctx context.Context) error {
 	return c.callTwice(ctx, "asking MongoDB whether it is there", func(ctx context.Context) error {
 		return c.db("admin").RunCommand(ctx, bson.D{{Key: "ping", Value: 1}}).Err()
@@ -357,8 +340,7 @@ func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Du
 // nothing matches no document: AMS's ids and cloud ids are never empty objects.
 var nothing = bson.D{{Key: "_id", Value: bson.D{}}}
 
-// CheckAccess checks, without changing anything, the rights that join and leave need: to read and delete AMS documents and to
-// write the registry. It also detects a server that takes no writes.
+// CheckAccess checks, without changing anything, the rights that join and leave need, and that the server takes writes.
 func (c *Client) CheckAccess(ctx context.Context) error {
 	if err := c.canRead(ctx, c.amsNodes()); err != nil {
 		return err
@@ -376,8 +358,7 @@ func (c *Client) CheckAccess(ctx context.Context) error {
 	})
 }
 
-// CheckRead checks the right to read the streams of the applications with these databases. Without it, publishers cannot be
-// counted.
+// CheckRead checks the right to read the streams of the applications with these databases.
 func (c *Client) CheckRead(ctx context.Context, databases []string) error {
 	var errs []error
 	for _, name := range databases {

@@ -29,6 +29,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -111,7 +112,7 @@ func TestNetworkErrors(t *testing.T) {
 	t.Parallel()
 	closed := closedPort(t)
 
-	dialError := func(err error) Dialer {
+	dialError := func(err error) options.ContextDialer {
 		return dialFunc(func(_ context.Context, network, address string) (net.Conn, error) {
 			// A dialer may put its arguments into the error.
 			return nil, &net.OpError{Op: "dial", Net: network, Err: fmt.Errorf("%w (using %s)", err, secretMark)}
@@ -119,7 +120,7 @@ func TestNetworkErrors(t *testing.T) {
 	}
 	tests := []struct {
 		name, uri string
-		dialer    Dialer
+		dialer    options.ContextDialer
 		kind      Kind
 		host      string
 		text      string

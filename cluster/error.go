@@ -56,11 +56,10 @@ type Error struct {
 	Kind Kind
 	Op   string // the operation: "reading the nodes"
 	Host string // host:port; several with commas
-	// NoLogin means that the server requires a login, and the connection string has no user.
-	NoLogin bool
-	// Err is the driver's or the server's message without secrets. errors.Is finds the original (context errors, errno), which
-	// cannot be printed.
+	// Err is the driver's or the server's message without secrets. errors.Is finds the original.
 	Err error
+
+	noLogin bool // the server requires a login, and the connection string has no user
 }
 
 // Error returns the operation, the summary and the cause.
@@ -98,7 +97,7 @@ func (e *Error) Summary() string {
 	if e.Host != "" {
 		at += " at " + e.Host
 	}
-	if e.Kind == KindForbidden && e.NoLogin {
+	if e.Kind == KindForbidden && e.noLogin {
 		return at + " asks for a login, and the address has none"
 	}
 	return strings.Replace(summaries[e.Kind], "%s", at, 1)
@@ -112,8 +111,7 @@ func KindOf(err error) Kind {
 	return ""
 }
 
-// redactedError prints a redacted message, and errors.Is finds the original. A function hides the original, because fmt would
-// print a field.
+// redactedError prints a redacted message, and errors.Is finds the original. It is in a function, because fmt would print a field.
 type redactedError struct {
 	text string
 	is   func(target error) bool
@@ -126,7 +124,7 @@ func (e *redactedError) Is(target error) bool { return e.is(target) }
 func newError(op string, err error, t Target, w *watch) *Error {
 	f := diagnose(err, t, w)
 	return &Error{
-		Kind: f.kind, Op: op, Host: f.host, NoLogin: f.kind == KindForbidden && !t.HasCredentials() && t.option("authMechanism") == "",
+		Kind: f.kind, Op: op, Host: f.host, noLogin: f.kind == KindForbidden && !t.HasCredentials() && t.option("authMechanism") == "",
 		Err: &redactedError{
 			text: message(redact.Text(f.text, t.Secrets()...)),
 			is:   func(target error) bool { return errors.Is(err, target) },

@@ -17,14 +17,12 @@ import (
 
 // Event is an entry of the cluster's event log. MongoDB's clock sets its time.
 type Event struct {
-	Node string `bson:"node" json:"node"` // id of the node
-	Kind string `bson:"kind" json:"kind"` // "join", "drain", "leave", "notice"…
-	Who  string `bson:"who,omitempty" json:"who,omitempty"`
-	Why  string `bson:"why,omitempty" json:"why,omitempty"`
-	// Cut is the number of sessions that were cut; nil if unknown.
-	Cut *int64 `bson:"cut,omitempty" json:"cut,omitempty"`
-	// Details are further facts for the reader.
-	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"`
+	Node    string            `bson:"node" json:"node"` // id of the node
+	Kind    string            `bson:"kind" json:"kind"` // "join", "drain", "leave", "notice"…
+	Who     string            `bson:"who,omitempty" json:"who,omitempty"`
+	Why     string            `bson:"why,omitempty" json:"why,omitempty"`
+	Cut     *int64            `bson:"cut,omitempty" json:"cut,omitempty"`         // the number of sessions that were cut; nil if unknown
+	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"` // further facts for the reader
 }
 
 // AddEvent writes an event once, even if the driver repeats the command.
@@ -56,24 +54,20 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 
 // PastEvent is an event that was read from the registry.
 type PastEvent struct {
-	// At is by the server's clock; zero if the event has no time.
-	At time.Time `json:"at"`
+	At time.Time `json:"at"` // by the server's clock; zero if the event has no time
 	Event
 }
 
 // EventQuery selects events.
 type EventQuery struct {
-	// Nodes are ids; empty selects all.
-	Nodes []string
-	// Since is by the server's clock; zero selects all.
-	Since time.Time
-	// Limit is the number of the latest events to read, at least 1.
-	Limit int
+	Nodes []string  // ids; empty selects all
+	Since time.Time // by the server's clock; zero selects all
+	Limit int       // the latest events, at least 1
 }
 
 const maxDetails = 32 // of an event that is read
 
-// Events reads the latest events, the oldest of them first. A server with TTL indexes keeps them for 90 days.
+// Events reads the latest events, the oldest of them first.
 func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) {
 	filter := bson.D{}
 	if len(q.Nodes) > 0 {

@@ -13,11 +13,9 @@ import (
 
 // ReplicaSet is what the servers report about their replica set. It is zero for a single server.
 type ReplicaSet struct {
-	Name string
-	// Hosts are the data-bearing members that are not hidden or passive.
-	Hosts []string
-	// OneNamed is true if the connection string names one of several members instead of the set: AMS's driver uses only that
-	// one, even when it is not the primary.
+	Name  string
+	Hosts []string // the data-bearing members that are not hidden or passive
+	// OneNamed is true if the connection string names one of several members instead of the set: AMS's driver stays with that.
 	OneNamed bool
 }
 

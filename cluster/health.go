@@ -44,8 +44,7 @@ func goneLimit(interval time.Duration) time.Duration { return 2*interval + laten
 
 // Signal is the state of one of the two liveness signals of a node.
 type Signal struct {
-	// Known is false if there is no such signal.
-	Known bool `json:"known"`
+	Known bool `json:"known"` // false if there is no such signal
 	// Age is at least 1 if it is known: 0 is left out.
 	Age   time.Duration `json:"age_ns,omitempty"`
 	Fresh bool          `json:"fresh"`
@@ -58,8 +57,7 @@ type Signal struct {
 
 // Member is a machine of the cluster, with its record and its AMS documents.
 type Member struct {
-	// Node is the record of the registry; nil if only AMS is known there.
-	Node *Node `json:"node,omitempty"`
+	Node *Node `json:"node,omitempty"` // the record of the registry; nil if only AMS is known there
 	// AMS are AMS's documents of this address, newest first. Earlier processes may have left some.
 	AMS    []AMSNode `json:"ams"`
 	Agent  Signal    `json:"agent_heard"`
@@ -69,7 +67,7 @@ type Member struct {
 	Reimaging bool `json:"reimaging,omitempty"`
 }
 
-// Address returns the address at which the other nodes call this one.
+// Address returns the node's address in the cluster.
 func (m Member) Address() string {
 	if m.Node != nil && m.Node.IP != "" {
 		return m.Node.IP
@@ -106,13 +104,11 @@ func (m Member) Silent() bool {
 
 // Look is a snapshot of the cluster.
 type Look struct {
-	Nodes []Node // of the registry
-	// Bad are the invalid records of the registry.
-	Bad []BadRecordError
-	AMS []AMSNode
-	// ServerTime is the time of MongoDB's clock when the look began, and At of the local clock.
-	ServerTime time.Time
-	At         time.Time
+	Nodes      []Node           // of the registry
+	Bad        []BadRecordError // its invalid records
+	AMS        []AMSNode
+	ServerTime time.Time // by MongoDB's clock when the look began
+	At         time.Time // by the local clock
 }
 
 // Look reads MongoDB's clock, the registry and AMS's documents.
@@ -133,11 +129,10 @@ func (c *Client) Look(ctx context.Context) (Look, error) {
 // Observer finds the health of the members of a cluster from successive looks. On the first look, the silence of a signal is
 // its age by MongoDB's clock; for AMS's, corrected by the clock difference that the agent reported. Later, silence is the time
 // between looks without a change of the signal, at most one interval for each look: MongoDB may have been away between them.
-//
-// The zero value is ready. It is not safe for concurrent use.
+// It is not safe for concurrent use.
 type Observer struct {
-	records, docs map[string]lastSeen
-	last          time.Time // the previous look; zero before the first
+	seen map[string]lastSeen // by "node " and the id of a record, or "doc " and that of an AMS document
+	last time.Time           // the previous look; zero before the first
 	// outage means that since the last look with a fresh heartbeat, looks failed or found no fresh heartbeat of any node.
 	outage bool
 	// patient observers ignore timestamps: silence begins with their first look.
@@ -146,25 +141,16 @@ type Observer struct {
 
 // lastSeen is the last state of a signal.
 type lastSeen struct {
-	record recordVersion
-	doc    string    // version of an AMS document
-	at     time.Time // when it was written, by the observer's clock; zero if unknown
-	silent time.Duration
+	seq     int64 // this and updated are the version of a record, doc that of an AMS document
+	updated time.Time
+	doc     string
+	at      time.Time // when it was written, by the observer's clock; zero if unknown
+	silent  time.Duration
 	// doubtful: it was old at a first look after an outage, and has not changed since.
 	doubtful bool
 	// before is silent at the last look without an outage.
 	before    time.Duration
 	estimated bool
-}
-
-type recordVersion struct {
-	seq     int64
-	updated time.Time
-}
-
-// newer reports whether v was written after w. An election may roll a heartbeat back.
-func (v recordVersion) newer(w recordVersion) bool {
-	return v.seq > w.seq || v.updated.After(w.updated)
 }
 
 // Failed notes that a look failed.
@@ -204,10 +190,7 @@ func (o *Observer) Observe(l Look) []Member {
 		}
 		members[i].AMS = append(members[i].AMS, doc)
 	}
-	next := Observer{
-		records: make(map[string]lastSeen, len(l.Nodes)), docs: make(map[string]lastSeen, len(l.AMS)),
-		last: l.At, outage: !anyFresh, patient: o.patient,
-	}
+	next := Observer{seen: map[string]lastSeen{}, last: l.At, outage: !anyFresh, patient: o.patient}
 	for i := range members {
 		m := &members[i]
 		o.signals(m, l, &next)
@@ -229,20 +212,21 @@ func (o *Observer) signals(m *Member, l Look, next *Observer) {
 			clock, known = l.ServerTime.Add(n.ClockMS.Duration()), true
 		}
 		if !n.UpdatedAt.IsZero() {
-			version := recordVersion{n.Seq, n.UpdatedAt}
-			was, again := o.records[n.ID]
+			key := "node " + n.ID
+			was, again := o.seen[key]
+			changed := n.Seq > was.seq || n.UpdatedAt.After(was.updated) // an election may roll a heartbeat back
 			age, limit := l.ServerTime.Sub(n.UpdatedAt), goneLimit(n.interval())
-			is := o.update(was, again, version.newer(was.record), l.At, age, n.interval(), limit, next.outage)
-			is.record = version
-			next.records[n.ID] = is
+			is := o.update(was, again, changed, l.At, age, n.interval(), limit, next.outage)
+			is.seq, is.updated = n.Seq, n.UpdatedAt
+			next.seen[key] = is
 			m.Agent = is.signal(l.At, limit)
 		}
 	}
 	for _, doc := range m.AMS {
-		version := doc.IP + rawText(doc.written)
-		was, again := o.docs[doc.key()]
+		key, version := "doc "+doc.key(), doc.IP+rawText(doc.written)
+		was, again := o.seen[key]
 		if !again && doc.LastUpdate.IsZero() {
-			next.docs[doc.key()] = lastSeen{doc: version} // unknown until it changes
+			next.seen[key] = lastSeen{doc: version} // unknown until it changes
 			continue
 		}
 		age := clock.Sub(doc.LastUpdate)
@@ -254,7 +238,7 @@ func (o *Observer) signals(m *Member, l Look, next *Observer) {
 		if !again {
 			is.estimated = !known
 		}
-		next.docs[doc.key()] = is
+		next.seen[key] = is
 		if s := is.signal(l.At, amsFresh); s.Known && (!m.Server.Known || s.silent < m.Server.silent) {
 			m.Server = s
 		}

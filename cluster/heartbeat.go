@@ -22,8 +22,7 @@ type Heartbeat struct {
 	// Load and Sessions are nil before the first heartbeat.
 	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
-	// Serving is nil if unknown.
-	Serving *Serving `bson:"serving,omitempty" json:"serving,omitempty"`
+	Serving  *Serving  `bson:"serving,omitempty" json:"serving,omitempty"` // nil if unknown
 	// ClockMS is how far the machine's clock is ahead of MongoDB's; nil if unknown. AMS stamps its document by it.
 	ClockMS *Millis `bson:"clock_ms,omitempty" json:"clock_ns,omitempty"`
 	// Checks are the load balancers that name themselves in their agent checks, and whether the last answer let them send
@@ -42,8 +41,7 @@ type Load struct {
 	// NetRx and NetTx are bytes per second since the previous heartbeat, over the interfaces to other machines.
 	NetRx *int64 `bson:"net_rx,omitempty" json:"net_rx,omitempty"`
 	NetTx *int64 `bson:"net_tx,omitempty" json:"net_tx,omitempty"`
-	// Disk is the used share of AMS's volume, in percent.
-	Disk *int `bson:"disk,omitempty" json:"disk,omitempty"`
+	Disk  *int   `bson:"disk,omitempty" json:"disk,omitempty"` // the used share of AMS's volume, in percent
 	// GPUs are the devices by their index; nil if there is no device or they are unknown.
 	GPUs []GPULoad `bson:"gpus,omitempty" json:"gpus,omitempty"`
 	// Score is the highest use of a resource that limits AMS, in percent; unknown if a control group limits the server.
@@ -61,10 +59,9 @@ type GPULoad struct {
 
 // Sessions are the publishers and viewers that a node itself serves; nil if they could not be counted.
 type Sessions struct {
-	Publishers *int `bson:"publishers,omitempty" json:"publishers,omitempty"`
-	Viewers    *int `bson:"viewers,omitempty" json:"viewers,omitempty"`
-	// By is how the viewers were counted.
-	By CountedBy `bson:"by,omitempty" json:"by,omitempty"`
+	Publishers *int      `bson:"publishers,omitempty" json:"publishers,omitempty"`
+	Viewers    *int      `bson:"viewers,omitempty" json:"viewers,omitempty"`
+	By         CountedBy `bson:"by,omitempty" json:"by,omitempty"` // how the viewers were counted
 	// PublishersBy is the same for the publishers. It is not in the record.
 	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
 }
@@ -116,16 +113,14 @@ func (s Sessions) Left() string {
 
 // Serving is whether the server of a node serves viewers, as its agent sees it.
 type Serving struct {
-	// Up is true if all required applications serve.
-	Up bool `bson:"up" json:"up"`
-	// Why names the applications that do not serve; "" while Up.
-	Why string `bson:"why,omitempty" json:"why,omitempty"`
+	Up  bool   `bson:"up" json:"up"`                       // true if all required applications serve
+	Why string `bson:"why,omitempty" json:"why,omitempty"` // Why names the applications that do not serve; "" while Up
 }
 
 // maxWhy bounds Serving.Why in a record: a server may have hundreds of applications.
 const maxWhy = 200
 
-// Equal reports whether both are the same; nil is unknown.
+// Equal reports whether both are the same.
 func (s *Serving) Equal(t *Serving) bool {
 	if s == nil || t == nil {
 		return s == t
@@ -133,8 +128,7 @@ func (s *Serving) Equal(t *Serving) bool {
 	return *s == *t
 }
 
-// Heartbeat replaces the heartbeat in the record of self's instance. Only the primary acknowledges it: if an election rolls it
-// back, the next one replaces it.
+// Heartbeat replaces the heartbeat in the record of self's instance. Only the primary acknowledges it.
 //
 // The error is [ErrNoNode] if there is no record: the node must register again. It is an [OtherMachineError] if another machine
 // has registered under this id.

@@ -32,20 +32,16 @@ type Node struct {
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
 	// Drift names the values in the server's files that differ from those of the join, by application, with secrets masked;
 	// the server runs with them until it restarts.
-	Drift string `bson:"drift,omitempty" json:"drift,omitempty"`
-	// Port is AMS's HTTP port; 0 if unknown.
-	Port int `bson:"port,omitempty" json:"port,omitempty"`
-	// IntervalMS is the time between heartbeats; 0 if no daemon runs.
-	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"`
+	Drift      string `bson:"drift,omitempty" json:"drift,omitempty"`
+	Port       int    `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
+	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"` // the time between heartbeats; 0 if no daemon runs
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
 	// LeftBy is why the node leaves or has left: leave (the command), drain, stop (of the server's unit), reimage.
-	LeftBy string `bson:"left_by,omitempty" json:"left_by,omitempty"`
-	// StopFailed: the node drains, and its server does not stop.
-	StopFailed bool `bson:"stop_failed,omitempty" json:"stop_failed,omitempty"`
-	// Cut is the number of sessions that were cut when the node left; nil if unknown.
-	Cut *int `bson:"cut,omitempty" json:"cut,omitempty"`
+	LeftBy     string `bson:"left_by,omitempty" json:"left_by,omitempty"`
+	StopFailed bool   `bson:"stop_failed,omitempty" json:"stop_failed,omitempty"` // the node drains, and its server does not stop
+	Cut        *int   `bson:"cut,omitempty" json:"cut,omitempty"`                 // the number of sessions that were cut when the node left; nil if unknown
 	// DrainRequest is a request from another machine, until this node's agent accepts it.
 	DrainRequest *DrainRequest `bson:"drain_request,omitempty" json:"drain_request,omitempty"`
 
@@ -76,11 +72,10 @@ func (n Node) SameInstance(m Node) bool {
 	return n.ID == m.ID && n.BootID == m.BootID && n.IP == m.IP
 }
 
-// Heartbeats reports whether a daemon writes this record. If only a join wrote it, its age is no liveness signal.
+// Heartbeats reports whether a daemon writes this record: only then is its age a liveness signal.
 func (n Node) Heartbeats() bool { return n.Seq > 0 || n.IntervalMS > 0 }
 
-// WithCloudFactsOf returns n with the cloud's facts of an earlier record where n has none: the cloud may not answer at the
-// moment. The public address changes with a boot.
+// WithCloudFactsOf returns n with the cloud's facts of an earlier record if n has none. The public address changes with a boot.
 func (n Node) WithCloudFactsOf(earlier Node) Node {
 	for _, f := range []struct{ mine, theirs *string }{
 		{&n.Name, &earlier.Name},
@@ -112,7 +107,7 @@ func (n Node) interval() time.Duration {
 	return min(n.IntervalMS.Duration(), maxInterval)
 }
 
-// silentIntervals is the number of intervals without a heartbeat after which another machine may use the record.
+// silentIntervals without a heartbeat allow another machine to use the record.
 const silentIntervals = 3
 
 // inUse reports whether only the record's machine may write it: the last heartbeat is recent, and the node has not left.
@@ -120,8 +115,7 @@ func (n Node) inUse(age time.Duration) bool {
 	return n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < silentIntervals*n.interval()
 }
 
-// otherMachine reports whether the record belongs to another machine: both boot and address differ. After a reset only the
-// boot differs, and after a move only the address.
+// otherMachine reports whether both boot and address differ. After a reset only the boot differs, after a move only the address.
 func (n Node) otherMachine(self Node) bool {
 	return n.ID == self.ID && n.BootID != self.BootID && !SameAddress(n.IP, self.IP) && n.BootID+n.IP != ""
 }
@@ -133,10 +127,8 @@ func (n Node) UsedByOther(self Node, age time.Duration) bool {
 
 // OtherMachineError means that another machine with the same id uses the record. The record was not changed.
 type OtherMachineError struct {
-	// Node is the other machine's record.
-	Node Node
-	// Age is its age by MongoDB's clock; zero if unknown.
-	Age time.Duration
+	Node Node          // the other machine's record
+	Age  time.Duration // by MongoDB's clock; zero if unknown
 }
 
 // Error names the other machine.

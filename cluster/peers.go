@@ -25,9 +25,8 @@ type Peers struct {
 	observer Observer
 }
 
-// Serving returns those of the machines that may still have sessions: they have sent heartbeats, have not left, and are not
-// gone. machines are ids or [Node.Name]s, in any case. A machine without a record runs no agent and is left out. A single look
-// finds no machine gone: after a failover all records are old.
+// Serving returns those of the machines, ids or [Node.Name]s, that may still have sessions: they have sent heartbeats, have not
+// left, and are not gone. A single look finds no machine gone: after a failover all records are old.
 func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

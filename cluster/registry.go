@@ -25,7 +25,7 @@ const (
 	nodesCollection  = "nodes"
 	eventsCollection = "events"
 
-	// A server with TTL indexes removes records of nodes that have left, and events, after this time.
+	// For TTL indexes, if the server has them.
 	keepLeft   = 30 * 24 * time.Hour
 	keepEvents = 90 * 24 * time.Hour
 
@@ -40,20 +40,16 @@ type record struct {
 	// Rev is a new random text with each write except heartbeats. After an election, a counter could repeat a value.
 	Rev  string     `bson:"rev,omitempty"`
 	Beat *Heartbeat `bson:"heartbeat,omitempty"`
-	// Taken is the last accepted drain request: a taker that got no answer finds itself here.
+	// Taken is the last accepted drain request: a taker that lost the answer finds itself here.
 	Taken *takenRequest `bson:"drain_taken,omitempty"`
 
-	// entered means that the state begins with this write, even if it has the same name as before.
-	entered bool
-	// dropBeat removes the heartbeat, also one that a read with read concern majority did not return, and the balancers.
+	entered bool // the state begins with this write, even if it has the same name as before
+	// dropBeat removes the balancers and the heartbeat, even one that a read with read concern majority did not return.
 	dropBeat bool
-	// bad is why the document could not be decoded; then only ID and Rev are known.
-	bad *BadRecordError
-	// keys are those of the document.
-	keys []string
+	bad      *BadRecordError // then only ID and Rev are known
+	doc      bson.Raw
 }
 
-// readable reports whether there is a record that could be decoded.
 func (r *record) readable() bool { return r != nil && r.bad == nil }
 
 type takenRequest struct {
@@ -87,8 +83,9 @@ func decode(doc bson.Raw) record {
 	}
 	if err != nil {
 		id := idText(field(doc, "_id"))
-		return record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}}
+		return record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}, doc: doc}
 	}
+	r.doc = doc
 	if r.Beat != nil {
 		r.Heartbeat = *r.Beat
 	}
@@ -113,8 +110,7 @@ func (r *record) check() error {
 }
 
 // update changes the record of a node by compare-and-swap. next computes the new record from the current one (nil if there is
-// no record) and the time of MongoDB's clock, or returns nil to write nothing. It may be called several times. own is true if
-// the node writes its own record, which sets updated_at.
+// no record) and the time of MongoDB's clock, or returns nil to write nothing. own sets updated_at: the node writes its own record.
 //
 // If the answer to a write is lost, the record is read again: it has the rev of that write, or next is called again.
 func (c *Client) update(ctx context.Context, op, id string, own bool, next func(was *record, now time.Time) (*record, error)) (*record, error) {
@@ -182,10 +178,6 @@ func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error)
 		}
 		if err == nil {
 			r := decode(doc)
-			elements, _ := doc.Elements()
-			for _, e := range elements {
-				r.keys = append(r.keys, e.Key())
-			}
 			found = &r
 		}
 		return err
@@ -199,12 +191,9 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	filter := bson.D{{Key: "_id", Value: id}}
-	switch {
-	case was == nil:
-		filter = append(filter, bson.E{Key: "rev", Value: bson.D{{Key: "$exists", Value: false}}})
-	default:
-		filter = append(filter, bson.E{Key: "rev", Value: orNull(was.Rev)})
+	filter := bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: nil}}
+	if was != nil {
+		filter[1].Value = orNull(was.Rev)
 	}
 	err = c.call(ctx, op, func(ctx context.Context) error {
 		doc, err := c.nodes().FindOneAndUpdate(ctx, filter, update,
@@ -233,20 +222,16 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 		return nil, err
 	}
 	var set, unset, now bson.D
-	elements, err := bson.Raw(data).Elements()
-	if err != nil {
+	if err := bson.Unmarshal(data, &set); err != nil {
 		return nil, err
 	}
-	for _, e := range elements {
-		if e.Key() != "_id" {
-			set = append(set, bson.E{Key: e.Key(), Value: e.Value()})
-		}
-	}
+	set = set[1:] // without the id
 	entered := r.entered || !was.readable() || was.State != r.State
 	if was != nil {
-		for _, key := range was.keys {
-			_, err := bson.Raw(data).LookupErr(key)
-			gone := err != nil && !slices.Contains(notWritten, key)
+		stored, _ := was.doc.Elements()
+		for _, e := range stored {
+			key := e.Key()
+			gone := field(data, key).IsZero() && !slices.Contains(notWritten, key)
 			if gone || key == "left_at" && r.State != StateLeft {
 				unset = append(unset, bson.E{Key: key, Value: ""})
 			}
@@ -277,31 +262,23 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 
 // Registration is the result of [Client.Register].
 type Registration struct {
-	Node Node // the stored record
-	// Before is the previous record, nil if there was no record.
-	Before *Node
-	// Rejoined is true if Before was of another instance (boot or address). Its state and heartbeat were dropped.
-	Rejoined bool
+	Node     Node  // the stored record
+	Before   *Node // the previous record, nil if it did not exist
+	Rejoined bool  // Before was of another instance: its state and heartbeat were dropped
 }
 
 // RegisterOptions select which records of other instances a registration replaces.
 type RegisterOptions struct {
-	// Replace replaces a record that another machine seems to use.
-	Replace bool
-	// GiveWay keeps a record that any other instance uses, even one of the same boot or address: for a node whose record
-	// another machine has taken.
+	Replace bool // a record that another machine seems to use, too
+	// GiveWay keeps a record that any other instance uses: for a node whose record another machine has taken.
 	GiveWay bool
 }
 
-// Register writes the record of this machine: all facts, and n.State.
+// Register writes the record of this machine: all facts, and n.State. It replaces a record of another instance (boot or
+// address). In a record of this instance, joining and active replace only joining, left and failed; other states replace the
+// states that [State.CanTransition] allows. Registration.Node has the resulting state.
 //
-// An id has one record. A record of another instance (boot or address) is replaced. In a record of this instance, joining and
-// active replace only joining, left and failed; other states replace the states that [State.CanTransition] allows.
-// Registration.Node has the resulting state.
-//
-// A record that another machine uses is not changed: the error is an [OtherMachineError].
-//
-// It is safe to repeat after any error, and safe for concurrent use.
+// A record that another machine uses is not changed: the error is an [OtherMachineError]. It is safe to repeat.
 func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Registration, error) {
 	op := "registering node " + n.ID
 	switch {
@@ -380,9 +357,8 @@ const (
 	LeftByReimage = "reimage"
 )
 
-// SetOwnState sets the state of this machine's record and updated_at. state_since changes only with the state. If
-// [State.CanTransition] does not allow the change, the error is a [TransitionError]; if another machine has registered under
-// this id, an [OtherMachineError]; if there is no record, [ErrNoNode]. Then the record is not changed.
+// SetOwnState sets the state of this machine's record. The error is a [TransitionError] if the state does not allow it, an
+// [OtherMachineError] if another machine has registered under this id, or [ErrNoNode]. Then nothing is changed.
 func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string, d Details) error {
 	op := fmt.Sprintf("setting node %s to %s", self.ID, s)
 	if !s.Valid() {
@@ -394,7 +370,7 @@ func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason str
 	return err
 }
 
-// transition computes the record of a node in another state. If self has no boot and address, the machine is not compared.
+// transition computes the record of a node in another state. A self without boot or address is not compared.
 func transition(was *record, self Node, s State, reason string, d Details) (*record, error) {
 	switch {
 	case was == nil:
@@ -436,26 +412,24 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 	return err
 }
 
-// DrainRequest is a request from another machine to drain a node. It is in the node's record until the node's agent accepts it
-// or it is withdrawn.
+// DrainRequest is a request from another machine, until the node's agent accepts it or it is withdrawn.
 type DrainRequest struct {
 	ID string `bson:"id" json:"id"`
 	// DeadlineMS is how long to wait for sessions; 0 is the node's setting. Now does not wait.
 	DeadlineMS Millis `bson:"deadline_ms,omitempty" json:"deadline_ns,omitempty"`
 	Now        bool   `bson:"now,omitempty" json:"now,omitempty"`
 	// RepairStreams ends the streams that the node leaves "broadcasting".
-	RepairStreams bool   `bson:"repair_streams,omitempty" json:"repair_streams,omitempty"`
-	Reason        string `bson:"reason,omitempty" json:"reason,omitempty"`
-	Who           string `bson:"who,omitempty" json:"who,omitempty"`
-	// At is the time of the request, by MongoDB's clock.
-	At time.Time `bson:"at" json:"at,omitzero"`
+	RepairStreams bool      `bson:"repair_streams,omitempty" json:"repair_streams,omitempty"`
+	Reason        string    `bson:"reason,omitempty" json:"reason,omitempty"`
+	Who           string    `bson:"who,omitempty" json:"who,omitempty"`
+	At            time.Time `bson:"at" json:"at,omitzero"` // the time of the request, by MongoDB's clock
 }
 
 // ErrNotAskable means that a node cannot accept a request: it has no record any more, is another instance, or has left.
 var ErrNotAskable = errors.New("the record of this node is another one now, or it has left")
 
-// AskDrain writes a request into the record of a node, replacing an earlier one, and returns its id. n is the record as it was
-// read. The error is [ErrNotAskable] if the record is of another instance now, or the node has left.
+// AskDrain writes a request into the record of a node, replacing an earlier one, and returns its id. The error is
+// [ErrNotAskable] if the record is of another instance than n, or the node has left.
 func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id string, err error) {
 	op := "asking node " + n.ID + " to drain"
 	r.ID = crand.Text()
@@ -471,8 +445,8 @@ func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id strin
 	return r.ID, err
 }
 
-// TakeDrainRequest removes a request from a record, and reports whether it did so for this taker. Each caller has its own
-// taker: if the node's agent accepts a request while an operator withdraws it, only one of them gets true.
+// TakeDrainRequest removes a request from a record. Of several takers, the node's agent and an operator who withdraws it,
+// exactly one gets true.
 func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (taken bool, err error) {
 	mine := takenRequest{ID: id, By: taker}
 	_, err = c.update(ctx, "taking the request to drain node "+node, node, false, func(was *record, _ time.Time) (*record, error) {
@@ -546,8 +520,7 @@ func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordErro
 	return nodes, bad, err
 }
 
-// EnsureIndexes creates the TTL indexes that remove old events and nodes that have left. They are optional: a caller may
-// ignore [KindUnsupported] and [KindForbidden].
+// EnsureIndexes creates the TTL indexes that remove old events and nodes that have left. Nothing relies on them.
 func (c *Client) EnsureIndexes(ctx context.Context) error {
 	var errs []error
 	for _, ix := range []struct {

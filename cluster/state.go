@@ -28,8 +28,6 @@ func States() []State {
 // Valid reports whether s is one of the states.
 func (s State) Valid() bool { return slices.Contains(States(), s) }
 
-// successors returns the next states: joining → active → draining → left, draining → active when a drain is canceled, joining
-// → failed. A node may leave in any state, and join again after left or failed.
 func (s State) successors() []State {
 	switch s {
 	case StateJoining:

@@ -31,8 +31,7 @@ const (
 	maxTargetLen = 8 << 10
 )
 
-// Target is a connection string from [ParseTarget]. The zero Target is empty. Every way of printing it gives
-// [Target.Redacted].
+// Target is a connection string from [ParseTarget]. Every way of printing it gives [Target.Redacted].
 type Target struct {
 	// Two pointers: fmt prints unexported fields without calling their methods, but follows only one pointer.
 	p **target
@@ -193,7 +192,7 @@ func (r reader) parseURI(scheme, rest string, off int) (*target, error) {
 		// AMS's driver refuses it, so AMS would not start.
 		return nil, &TargetError{Part: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
 	}
-	t.raw = t.render(t.password, func(o option) string { return o.raw })
+	t.raw = t.render(false)
 	return t, checkByDriver(t)
 }
 
@@ -234,8 +233,7 @@ func (r reader) parseLogin(part, s string, off int) (raw string, err error) {
 	return raw, err
 }
 
-// notFilled matches placeholders: Atlas's <password> and <db_password>, and asterisks. A real password of asterisks can be
-// written as %2A.
+// notFilled matches Atlas's <password> and <db_password>, and asterisks. A real password of asterisks can be written as %2A.
 var notFilled = regexp.MustCompile(`^(?:\*+|<[A-Za-z0-9_ -]+>)$`)
 
 // Characters that are not encoded, besides letters and digits.
@@ -381,27 +379,30 @@ func (t *target) option(name string) string {
 	return ""
 }
 
-func (t *target) scheme() string {
-	if t.srv {
-		return schemeSRV
-	}
-	return schemePlain
-}
-
-func (t *target) render(password string, value func(option) string) string {
+func (t *target) render(redacted bool) string {
 	var b strings.Builder
-	b.WriteString(t.scheme())
+	if t.srv {
+		b.WriteString(schemeSRV)
+	} else {
+		b.WriteString(schemePlain)
+	}
 	if t.user != "" {
 		b.WriteString(t.user)
-		if t.password != "" {
-			b.WriteString(":" + password)
+		if t.password != "" && redacted {
+			b.WriteString(":" + redact.Placeholder)
+		} else if t.password != "" {
+			b.WriteString(":" + t.password)
 		}
 		b.WriteString("@")
 	}
 	b.WriteString(strings.Join(t.hosts, ",") + t.path)
 	for i, o := range t.options {
+		value := o.raw
+		if redacted && !isShown(o.name) && !isFile(o.name) {
+			value = redact.Placeholder
+		}
 		b.WriteByte("?&"[min(i, 1)])
-		b.WriteString(o.name + "=" + value(o))
+		b.WriteString(o.name + "=" + value)
 	}
 	return b.String()
 }
@@ -438,8 +439,7 @@ func (t Target) URI() redact.Secret {
 	return redact.Secret(p.raw)
 }
 
-// Schemeless returns the URI without mongodb://, as AMS up to 2.4.1 needs it. It is empty for mongodb+srv, which has no such
-// form.
+// Schemeless returns the URI without mongodb://, as AMS up to 2.4.1 needs it. It is empty for mongodb+srv.
 func (t Target) Schemeless() redact.Secret {
 	p := t.get()
 	if p.srv {
@@ -520,7 +520,7 @@ func (t Target) Username() string {
 
 func (t Target) option(name string) string { return t.get().option(name) }
 
-// HasCredentials reports whether the string has a user or a secret option, so that other users of the machine must not read it.
+// HasCredentials reports whether the string has a user or a secret option.
 func (t Target) HasCredentials() bool { return t.get().user != "" || len(t.Secrets()) > 0 }
 
 // Secrets returns the values that must not be shown, for [redact.Text].
@@ -579,12 +579,7 @@ func (t Target) Redacted() string {
 	if p.bare || t.IsZero() {
 		return p.raw
 	}
-	return p.render(redact.Placeholder, func(o option) string {
-		if !isShown(o.name) && !isFile(o.name) {
-			return redact.Placeholder
-		}
-		return o.raw
-	})
+	return p.render(true)
 }
 
 // String returns the redacted form.

@@ -22,13 +22,11 @@ var ErrElsewhere = errors.New("it runs under another address of this machine")
 
 // AMSWait selects the document that [Client.WaitAMSNode] waits for.
 type AMSWait struct {
-	// Address is what AMS on this machine writes as its ip.
-	Address string
-	// Before is the result of [Client.AMSNodes] before AMS was started: an earlier process may have left a document. If it is
-	// nil, the first read takes its place.
+	Address string // what AMS on this machine writes as its ip
+	// Before are the documents before AMS was started: an earlier process may have left one. If it is nil, the first read takes
+	// its place.
 	Before []AMSNode
-	// LocalAddresses are all addresses of this machine, which distinguish a wrong address of this machine from other nodes.
-	// Optional.
+	// LocalAddresses are all addresses of this machine. Optional.
 	LocalAddresses []string
 	// Elsewhere is how long a document of another address of this machine must be written until the wait ends with
 	// ErrElsewhere; 0 disables this. Documents older than Started are ignored, and with NewOnly those in Before.
@@ -36,7 +34,7 @@ type AMSWait struct {
 	Started   time.Time
 	NewOnly   bool
 	Poll      time.Duration // 0 is 500 ms
-	// Progress, if set, is called after each read with the documents of the address, or the error.
+	// Progress is called after each read with the documents of the address, or the error.
 	Progress func(ours []AMSNode, err error)
 }
 
@@ -78,7 +76,7 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 			if before == nil {
 				before = append([]AMSNode{}, seen.Ours...)
 			}
-			if n, ok := w.elsewhere(seen.Local, local, now); ok {
+			if n, ok := w.findElsewhere(seen.Local, local, now); ok {
 				// Only this one: the others may belong to another node.
 				seen.Local, seen.Verdict, seen.Waited, seen.Cause = []AMSNode{n}, AMSElsewhere, now.Sub(begin), ErrElsewhere
 				return AMSNode{}, seen
@@ -99,8 +97,8 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 // firstSeen is when a document of another address of this machine was first read.
 type firstSeen struct{ written, at time.Time }
 
-// elsewhere returns a document of another address of this machine that the current server has written for long enough.
-func (w AMSWait) elsewhere(fresh []AMSNode, known map[string]firstSeen, now time.Time) (AMSNode, bool) {
+// findElsewhere returns a document of another address of this machine that the current server has written for long enough.
+func (w AMSWait) findElsewhere(fresh []AMSNode, known map[string]firstSeen, now time.Time) (AMSNode, bool) {
 	for _, n := range fresh {
 		if w.Elsewhere <= 0 || n.LastUpdate.Before(w.Started) || w.NewOnly && n.sameAs(w.Before) {
 			continue
@@ -158,38 +156,30 @@ type AMSVerdict string
 
 // The values of AMSVerdict.
 const (
-	// AMSUnread: MongoDB could not be read.
-	AMSUnread AMSVerdict = "unread"
-	// AMSNothing: no document of the address, and no other new one.
-	AMSNothing AMSVerdict = "nothing"
-	// AMSElsewhere: AMS writes under another address of this machine.
-	AMSElsewhere AMSVerdict = "elsewhere"
-	// AMSMaybeElsewhere: no document of the address, but new ones of other addresses; one may be this machine's.
-	AMSMaybeElsewhere AMSVerdict = "maybe-elsewhere"
-	// AMSNotAdvancing: the document is as it was before the wait.
-	AMSNotAdvancing AMSVerdict = "not-advancing"
-	// AMSStopped: the document was written during the wait, but is not fresh by the local clock.
-	AMSStopped AMSVerdict = "stale"
+	AMSUnread         AMSVerdict = "unread"          // MongoDB could not be read
+	AMSNothing        AMSVerdict = "nothing"         // no document of the address, and no other new one
+	AMSElsewhere      AMSVerdict = "elsewhere"       // AMS writes under another address of this machine
+	AMSMaybeElsewhere AMSVerdict = "maybe-elsewhere" // new documents of other addresses; one may be this machine's
+	AMSNotAdvancing   AMSVerdict = "not-advancing"   // the document is as it was before the wait
+	AMSStopped        AMSVerdict = "stale"           // written during the wait, but not fresh by the local clock
 )
 
-// AMSNotSeenError reports what was found instead of a fresh document of the address. errors.Is finds the end of the context
-// and the last read error.
+// AMSNotSeenError reports what was found instead of a fresh document of the address.
 type AMSNotSeenError struct {
-	Address string
-	Waited  time.Duration
-	Verdict AMSVerdict
-	Reads   int       // how often MongoDB answered
-	Ours    []AMSNode // documents of the address, at the last read
-	Local   []AMSNode // fresh documents of other addresses of this machine
-	// Appeared are documents of addresses that are not in AMSWait.Before.
-	Appeared []AMSNode
-	Last     error // of the last read
-	Cause    error // why the wait ended
+	Address  string
+	Waited   time.Duration
+	Verdict  AMSVerdict
+	Reads    int       // how often MongoDB answered
+	Ours     []AMSNode // documents of the address, at the last read
+	Local    []AMSNode // fresh documents of other addresses of this machine
+	Appeared []AMSNode // with other addresses, not in AMSWait.Before
+	Last     error     // of the last read
+	Cause    error     // why the wait ended
 
 	found string
 }
 
-// judge finds the verdict and its text.
+// judge explains what the last read found.
 func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	var newest AMSNode
 	if len(e.Ours) > 0 {
