@@ -9,8 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,31 +24,32 @@ const (
 	livenessPath = "/rest/v2/liveness"
 	// livenessLimit bounds one call. The server is on this machine; a longer call is stuck, and the next one will show.
 	livenessLimit = 3 * time.Second
+	livenessBody  = 64 << 10
 	// maxHeader bounds the response header, for which Go allows 10 MB: the server's has 500 bytes.
 	maxHeader = 64 << 10
 )
 
-// livenessState is the result of one liveness call.
-type livenessState string
+// LivenessState is the result of one liveness call.
+type LivenessState string
 
 // The states.
 const (
-	Live livenessState = "live"
+	Live LivenessState = "live"
 	// LiveStarting: no process listens yet, or the server answers 403 or 503, for example while its console starts or
 	// its database is away. It does not depend on credentials.
-	LiveStarting livenessState = "starting"
+	LiveStarting LivenessState = "starting"
 	// LiveBroken: the server answers 500, because its own hostname does not resolve.
-	LiveBroken livenessState = "broken"
-	// liveNoEndpoint: the server responds and does not know the call (before 2.5.1; later releases only until their
+	LiveBroken LivenessState = "broken"
+	// LiveNoEndpoint: the server responds and does not know the call (before 2.5.1; later releases only until their
 	// console starts).
-	liveNoEndpoint livenessState = "no-endpoint"
+	LiveNoEndpoint LivenessState = "no-endpoint"
 	// LiveUnknown: no response in time, or one that is not Ant Media Server's.
-	LiveUnknown livenessState = "unknown"
+	LiveUnknown LivenessState = "unknown"
 )
 
 // Liveness is the response to one liveness call.
 type Liveness struct {
-	State  livenessState `json:"state"`
+	State  LivenessState `json:"state"`
 	Code   int           `json:"code,omitempty"` // of HTTP; 0 = no response
 	Host   string        `json:"host,omitempty"` // the server's name of itself
 	Status string        `json:"status,omitempty"`
@@ -63,10 +67,62 @@ func (l Liveness) String() string {
 // new connection for each call, so that none is left over from before a restart. It fails with [ErrNotThisMachine] for
 // other machines.
 func NewHTTPClient() *http.Client {
+	return newHTTPClient(&http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true})
+}
+
+// ConnCount counts the connections of a client.
+type ConnCount struct{ open, lost atomic.Int64 }
+
+// Open returns the number of open connections.
+func (c *ConnCount) Open() int { return int(c.open.Load()) }
+
+// Lost returns how often the last connection closed: if it has not changed, the server was not restarted in between.
+func (c *ConnCount) Lost() int { return int(c.lost.Load()) }
+
+func (c *ConnCount) close() {
+	if c.open.Add(-1) == 0 {
+		c.lost.Add(1)
+	}
+}
+
+// pollingConns is the number of connections a polling client keeps: one for each application of a usual server, as all
+// are polled at the same time.
+const pollingConns = 16
+
+// NewPollingClient is [NewHTTPClient] for calls every second: it keeps its connections, as connecting is most of the
+// cost of a call.
+func NewPollingClient(conns *ConnCount) *http.Client {
+	return newHTTPClient(&http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialThisMachine(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			conns.open.Add(1)
+			return &countedConn{Conn: conn, closed: sync.OnceFunc(conns.close)}, nil
+		},
+		MaxIdleConnsPerHost: pollingConns,
+		IdleConnTimeout:     10 * time.Second,
+	})
+}
+
+func newHTTPClient(t *http.Transport) *http.Client {
+	t.MaxResponseHeaderBytes = maxHeader
 	return &http.Client{
-		Transport:     &http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader},
+		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+}
+
+// countedConn calls closed when it is closed.
+type countedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *countedConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 // Refused reports whether no process listens at the server's port. base is [Installation.BaseURL]. It sends no request,
@@ -84,7 +140,12 @@ func Refused(ctx context.Context, base string) bool {
 func CheckLiveness(ctx context.Context, client *http.Client, base string) Liveness {
 	ctx, cancel := context.WithTimeout(ctx, livenessLimit)
 	defer cancel()
-	r, err := get(ctx, client, strings.TrimSuffix(base, "/")+livenessPath)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+livenessPath, nil)
+	if err != nil {
+		return Liveness{State: LiveUnknown, Detail: err.Error()}
+	}
+	req.Header.Set("Accept", "application/json")
+	r, err := call(client, req, livenessBody)
 	if err != nil {
 		return noAnswer(err)
 	}
@@ -123,7 +184,7 @@ func answer(r reply) Liveness {
 	case http.StatusInternalServerError:
 		l.State, l.Detail = LiveBroken, "it answers "+r.status+": its own hostname does not resolve"
 	case http.StatusNotFound:
-		l.State, l.Detail = liveNoEndpoint, "it answers, without a liveness call"
+		l.State, l.Detail = LiveNoEndpoint, "it answers, without a liveness call"
 	default:
 		l.State, l.Detail = LiveUnknown, "it answers "+r.status
 		if r.location != "" {

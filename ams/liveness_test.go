@@ -9,7 +9,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -25,11 +28,11 @@ func TestCheckLiveness(t *testing.T) {
 		"live":            {200, `{"host":"node-1","status":"ok"}`, Liveness{State: Live, Code: 200, Host: "node-1", Status: "ok"}},
 		"other fields":    {200, `{"host":7,"x":[]}`, Liveness{State: Live, Code: 200}},
 		"another server":  {200, "<html>welcome to nginx</html>", Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
-		"endless":         {200, `{"host":"` + strings.Repeat("x", maxBody) + `"}`, Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
+		"endless":         {200, `{"host":"` + strings.Repeat("x", livenessBody) + `"}`, Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
 		"console not up":  {403, "", Liveness{State: LiveStarting, Code: 403, Detail: "it answers 403 Forbidden"}},
 		"unavailable":     {503, "", Liveness{State: LiveStarting, Code: 503, Detail: "it answers 503 Service Unavailable"}},
 		"no own hostname": {500, "", Liveness{State: LiveBroken, Code: 500, Detail: "it answers 500 Internal Server Error: its own hostname does not resolve"}},
-		"old release":     {404, "", Liveness{State: liveNoEndpoint, Code: 404, Detail: "it answers, without a liveness call"}},
+		"old release":     {404, "", Liveness{State: LiveNoEndpoint, Code: 404, Detail: "it answers, without a liveness call"}},
 		"redirect":        {302, "", Liveness{State: LiveUnknown, Code: 302, Detail: "it answers 302 Found, leading to https://elsewhere/"}},
 		"login":           {401, "", Liveness{State: LiveUnknown, Code: 401, Detail: "it answers 401 Unauthorized"}},
 	} {
@@ -92,3 +95,80 @@ func TestCheckLivenessNoAnswer(t *testing.T) {
 
 // ownPort is on a loopback address that no other test listens on: a test's server reuses its port after a restart.
 const ownPort = "127.0.93.1:0"
+
+// A polling client reuses one connection and counts its connections. It reaches a restarted server by a new one.
+func TestPollingClient(t *testing.T) {
+	var made atomic.Int64
+	serve := func(l net.Listener) *http.Server {
+		srv := &http.Server{
+			Handler: http.HandlerFunc(http.NotFound),
+			ConnState: func(_ net.Conn, s http.ConnState) {
+				if s == http.StateNew {
+					made.Add(1)
+				}
+			},
+			ReadHeaderTimeout: time.Minute,
+		}
+		go func() { _ = srv.Serve(l) }()
+		return srv
+	}
+	l, err := net.Listen("tcp", ownPort)
+	must.OK(t, err)
+	address := l.Addr().String()
+	srv := serve(l)
+	var conns ConnCount
+	client := NewPollingClient(&conns)
+	ask := func(want AppServing) {
+		t.Helper()
+		if a := CheckServing(t.Context(), client, "http://"+address, "LiveApp"); a.State != want {
+			t.Errorf("%+v, want %s", a, want)
+		}
+	}
+	// Go drops a connection if the end of a write is reported 50 ms late, as on a busy machine.
+	const calls = 20
+	for range calls {
+		ask(AppServes)
+	}
+	if made.Load() > calls/2 {
+		t.Errorf("%d calls made %d connections", calls, made.Load())
+	}
+	// All applications are polled at the same time, repeatedly.
+	const applications, rounds = 8, 10
+	made.Store(0)
+	for range rounds {
+		var asks sync.WaitGroup
+		for range applications {
+			asks.Go(func() { ask(AppServes) })
+		}
+		asks.Wait()
+	}
+	if made.Load() > applications*rounds/2 {
+		t.Errorf("%d applications asked %d times made %d connections", applications, rounds, made.Load())
+	}
+	client.CloseIdleConnections()
+	ask(AppServes)
+	opens := func(n int) {
+		t.Helper()
+		for tries := 0; conns.Open() != n; tries++ { // they are closed in the background
+			if tries == 6000 {
+				t.Fatalf("%d connections are open, want %d", conns.Open(), n)
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+	}
+	opens(1)
+	lost := conns.Lost()
+	must.OK(t, srv.Close())
+	ask(AppRefused)
+	opens(0)
+	if now := conns.Lost(); now != lost+1 {
+		t.Errorf("left without a connection %d times, %d before the server closed", now, lost)
+	}
+	if l, err = net.Listen("tcp", address); err != nil {
+		t.Fatal(err)
+	}
+	srv = serve(l)
+	defer func() { _ = srv.Close() }()
+	ask(AppServes)
+	opens(1)
+}

@@ -168,6 +168,7 @@ func TestCheckServingNoAnswer(t *testing.T) {
 // Any program on the server's port controls the length of a response.
 func TestAnswerBound(t *testing.T) {
 	long := strings.Repeat("\x01", 60_000)
+	var conns ConnCount
 	for what, said := range map[string]string{
 		"a header":      "HTTP/1.1 200 OK\r\nX-Long: " + strings.Repeat("x", 2*maxHeader) + "\r\n\r\n",
 		"no status":     long + "\r\n\r\n",
@@ -178,15 +179,17 @@ func TestAnswerBound(t *testing.T) {
 		"a chunked one": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + strings.Repeat("x", 4000) + "\r\n\r\n",
 	} {
 		base := answering(t, said)
-		if a := CheckServing(t.Context(), nil, base, "LiveApp"); len(a.Detail) > maxText || what == "no status" && a.State != AppFailing {
-			t.Errorf("%s: %.300q of %d bytes", what, a, len(a.Detail))
-		}
-		l := CheckLiveness(t.Context(), nil, base)
-		if len(l.Detail) > 3*maxText || len(l.Host) > maxText || len(l.Status) > maxText || what == "a body" && l.State != Live {
-			t.Errorf("%s: %.300q of %d bytes", what, l, len(l.Detail)+len(l.Host)+len(l.Status))
-		}
-		if _, err := ReadStatistics(t.Context(), nil, base, ""); err == nil || len(err.Error()) > 2*maxText {
-			t.Errorf("%s: %.300q", what, err)
+		for name, client := range map[string]*http.Client{"one call": NewHTTPClient(), "polling": NewPollingClient(&conns)} {
+			if a := CheckServing(t.Context(), client, base, "LiveApp"); len(a.Detail) > maxText || what == "no status" && a.State != AppFailing {
+				t.Errorf("%s, %s: %.300q of %d bytes", what, name, a, len(a.Detail))
+			}
+			l := CheckLiveness(t.Context(), client, base)
+			if len(l.Detail) > 3*maxText || len(l.Host) > maxText || len(l.Status) > maxText || what == "a body" && l.State != Live {
+				t.Errorf("%s, %s: %.300q of %d bytes", what, name, l, len(l.Detail)+len(l.Host)+len(l.Status))
+			}
+			if _, err := ReadStatistics(t.Context(), client, base, ""); err == nil || len(err.Error()) > 2*maxText {
+				t.Errorf("%s, %s: %.300q", what, name, err)
+			}
 		}
 	}
 }

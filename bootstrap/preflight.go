@@ -29,19 +29,21 @@ import (
 
 // facts is what preflight found out, and the plan it led to.
 type facts struct {
-	install  *ams.Installation
-	mode     conf.Mode
-	inst     metadata.Instance
-	address  ams.Address
-	service  ams.State
-	hostname ams.Hostname
-	record   *conf.Record
-	state    *State
-	given    *Given // what an earlier join was given
-	client   *cluster.Client
-	plan     *conf.Plan
-	planned  bool       // that plan is complete
-	former   *conf.Plan // that this command committed last
+	install *ams.Installation
+	mode    conf.Mode
+	inst    metadata.Instance
+	address ams.Address
+	service ams.State
+	// serviceAt is when service was asked for.
+	serviceAt time.Time
+	hostname  ams.Hostname
+	record    *conf.Record
+	state     *State
+	given     *Given // what an earlier join was given
+	client    *cluster.Client
+	plan      *conf.Plan
+	planned   bool       // that plan is complete
+	former    *conf.Plan // that this command committed last
 
 	// skipApps leaves out an application whose file its owner, a crash or a full disk
 	// spoiled, instead of refusing: who runs without an operator must not be kept from the
@@ -210,6 +212,7 @@ func (m *Machine) checkInstall(f *facts) {
 
 // askService asks the service manager for the server's state.
 func (m *Machine) askService(ctx context.Context, f *facts) (err error) {
+	f.serviceAt = time.Now()
 	f.service, err = m.Service.State(ctx)
 	return err
 }

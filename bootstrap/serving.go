@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -28,9 +27,9 @@ const (
 	serviceLimit = 500 * time.Millisecond
 	// dialLimit bounds the check whether a process listens.
 	dialLimit = 500 * time.Millisecond
-	// servedFor is how long an application that served is known not to be starting: a restart takes longer, and without a
-	// pause of the agent at least one call fails meanwhile.
-	servedFor = 2 * time.Second
+	// servedFor is how long an application that served is known not to be starting if no connection was lost. After a pause of
+	// the whole machine, the loss is noticed a moment later.
+	servedFor = 3 * time.Second
 	// seenPath is the file of seen.
 	seenPath = StateDir + "/seen.json"
 )
@@ -70,6 +69,8 @@ func (j *joiner) serve(ctx context.Context) error {
 	server := j.Server()
 	if j.result.Restarted {
 		server.down = j.startedAt
+	} else {
+		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
 	}
 	err := j.awaitServing(watched, server)
 	died(nil)
@@ -162,17 +163,16 @@ func check(ctx context.Context, client *http.Client, in *ams.Installation, start
 // Server calls the applications of the server on this machine. It detects a restart of the server, and another release. Its
 // methods are safe for concurrent use.
 type Server struct {
-	m *Machine
-	// client makes a connection for each call: none is left from before a restart.
+	m      *Machine
 	client *http.Client
+	conns  ams.ConnCount // of client
 	// refuses reports whether no process listens at the server's port.
 	refuses func(context.Context, *ams.Installation) bool
-	first   time.Time    // the time of the first look
-	calls   atomic.Int64 // in progress
+	first   time.Time // the time of the first look
 
 	mu      sync.Mutex
 	install *ams.Installation
-	served  map[string]time.Time // when an application last served
+	served  map[string]lastServed
 
 	// Held while the service manager is asked: many applications may be called at the same time.
 	startMu sync.Mutex
@@ -181,9 +181,18 @@ type Server struct {
 	down    time.Time // when no process listened: the server starts later
 }
 
+// lastServed is when an application served, and [ams.ConnCount.Lost] before that call.
+type lastServed struct {
+	at   time.Time
+	lost int
+}
+
 // Server returns the server for repeated calls.
 func (m *Machine) Server() *Server {
-	s := &Server{m: m, client: m.http(), first: time.Now(), served: map[string]time.Time{}}
+	s := &Server{m: m, client: m.HTTP, first: time.Now(), served: map[string]lastServed{}}
+	if s.client == nil {
+		s.client = ams.NewPollingClient(&s.conns)
+	}
 	s.refuses = func(ctx context.Context, in *ams.Installation) bool {
 		return m.HTTP == nil && ams.Refused(ctx, in.BaseURL()) // else something answers in the place of the server
 	}
@@ -215,14 +224,12 @@ func (s *Server) look(ctx context.Context) (answers []ams.AppAnswer) {
 
 // Ask calls one application. ctx bounds the call.
 func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
-	s.calls.Add(1)
-	defer s.calls.Add(-1)
-	began := time.Now()
+	began, lost := time.Now(), s.conns.Lost()
 	a := s.ask(ctx, app)
 	s.mu.Lock()
 	delete(s.served, app)
 	if a.State == ams.AppServes { // not AppWaits: it will be initialized, and must not be called before
-		s.served[app] = time.Now()
+		s.served[app] = lastServed{time.Now(), lost}
 	}
 	s.mu.Unlock()
 	if a.State == ams.AppRefused {
@@ -261,7 +268,8 @@ func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
 func (s *Server) servesYet(app string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return time.Since(s.served[app]) < servedFor
+	last, ok := s.served[app]
+	return ok && last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
 }
 
 // serverStarted is when the server was started according to [Machine.serverStarted], but not before the last time when no
@@ -291,15 +299,15 @@ func (s *Server) askService(ctx context.Context) start {
 	return s.started
 }
 
-// Connections is the number of calls in progress: their connections are not viewers'.
-func (s *Server) Connections() int { return int(s.calls.Load()) }
+// Connections is the number of open connections of [Server.Ask], which are not viewers.
+func (s *Server) Connections() int { return s.conns.Open() }
 
 // Port is the port at which an application served a moment ago, or 0.
 func (s *Server) Port() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, at := range s.served {
-		if s.install != nil && time.Since(at) < servedFor {
+	for _, last := range s.served {
+		if s.install != nil && time.Since(last.at) < servedFor {
 			return s.install.HTTPPort
 		}
 	}

@@ -52,7 +52,8 @@ type world struct {
 	fault   func(a *answer)   // changes the answer; nil is a healthy server
 	changed chan struct{}
 	asked   map[string]int
-	waited  int // requests that ask to wait
+	waited  int             // requests that ask to wait
+	holding map[string]bool // the items for which a request waits now
 
 	log locked.Buffer
 	*metadatatest.Watched
@@ -63,7 +64,7 @@ func watch(t *testing.T, root string, items map[string]string, test func(t *test
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{
 			items: map[string]string{pathPreempted: "FALSE", pathMaintenance: "NONE", pathStop: ""}, changed: make(chan struct{}),
-			asked: map[string]int{},
+			asked: map[string]int{}, holding: map[string]bool{},
 		}
 		for path, word := range items {
 			w.items[path] = word
@@ -84,6 +85,19 @@ func (w *world) set(change func()) {
 	w.asked, w.waited = map[string]int{}, 0
 	close(w.changed)
 	w.changed = make(chan struct{})
+}
+
+// hold lets time pass until a request for an item waits: one that ends by itself comes again a moment later.
+func (w *world) hold(path string) {
+	for {
+		w.mu.Lock()
+		held := w.holding[path]
+		w.mu.Unlock()
+		if held {
+			return
+		}
+		<-time.After(50 * time.Millisecond)
+	}
 }
 
 func (w *world) say(path, word string) { w.set(func() { w.items[path] = word }) }
@@ -129,6 +143,7 @@ func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 			return resp, nil
 		}
 		changed := w.changed
+		w.holding[path] = true
 		w.mu.Unlock()
 		select {
 		case <-changed:
@@ -136,6 +151,7 @@ func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 		case <-req.Context().Done():
 		}
 		w.mu.Lock()
+		delete(w.holding, path)
 		if err := req.Context().Err(); err != nil {
 			return nil, err
 		}
@@ -239,20 +255,25 @@ func TestWatch(t *testing.T) {
 				t.Errorf("%d requests in ten minutes, %d of them wait: %v", all, w.waited, w.asked)
 			}
 		})
+		w.hold(pathPreempted)
 		soon := preemption(time.Since(start) + 30*time.Second)
 		w.say(pathPreempted, "TRUE")
 		w.after(t, 5*time.Second, TopicPreempted, []int{0}, soon)
 		<-time.After(2*time.Minute + 200*time.Millisecond)
 		w.say(pathMaintenance, "NONE") // the other items wait on
 		w.after(t, 100*time.Millisecond, TopicPreempted, nil, soon)
+		w.hold(pathPreempted)
 		w.say(pathPreempted, "FALSE")
 		w.after(t, 10*time.Second, TopicPreempted, []int{0, 1, 2, 3})
 
+		w.hold(pathMaintenance)
 		known := reboot(time.Since(start) + time.Minute)
 		w.say(pathMaintenance, maintenanceStop)
 		w.after(t, 5*time.Second, TopicMaintenance, []int{0}, known)
+		w.hold(pathMaintenance)
 		w.say(pathMaintenance, "SOMETHING_NEW") // takes nothing back
 		w.after(t, 5*time.Second, TopicMaintenance, []int{0}, known, unknown("gcp-maintenance/SOMETHING_NEW", "instance/maintenance-event is SOMETHING_NEW"))
+		w.hold(pathMaintenance)
 		w.say(pathMaintenance, "NONE")
 		w.after(t, 10*time.Second, TopicMaintenance, []int{0, 1, 2, 3})
 		if w.log.String() != "" {
