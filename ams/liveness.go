@@ -24,7 +24,6 @@ const (
 	livenessPath = "/rest/v2/liveness"
 	// livenessLimit bounds one call. The server is on this machine; a longer call is stuck, and the next one will show.
 	livenessLimit = 3 * time.Second
-	livenessBody  = 64 << 10
 	// maxHeader bounds the response header, for which Go allows 10 MB: the server's has 500 bytes.
 	maxHeader = 64 << 10
 )
@@ -145,7 +144,7 @@ func CheckLiveness(ctx context.Context, client *http.Client, base string) Livene
 		return Liveness{State: LiveUnknown, Detail: err.Error()}
 	}
 	req.Header.Set("Accept", "application/json")
-	r, err := call(client, req, livenessBody)
+	r, err := call(client, req, maxBody)
 	if err != nil {
 		return noAnswer(err)
 	}
