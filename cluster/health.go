@@ -55,6 +55,9 @@ type Signal struct {
 	doubtful bool // see lastSeen
 }
 
+// provesLife reports whether the machine has sent the signal since the last outage.
+func (s Signal) provesLife() bool { return s.Fresh && !s.doubtful }
+
 // Member is a machine of the cluster, with its record and its AMS documents.
 type Member struct {
 	Node *Node `json:"node,omitempty"` // the record of the registry; nil if only AMS is known there
@@ -284,7 +287,7 @@ func (m *Member) health(anyFresh bool) Health {
 	switch {
 	case m.State() == StateLeft:
 		return Left
-	case m.Agent.Fresh && m.Agent.doubtful && (!m.Server.Fresh || m.Server.doubtful), m.Server.Fresh && m.Server.doubtful && !m.Agent.Fresh:
+	case (m.Agent.Fresh || m.Server.Fresh) && !m.Agent.provesLife() && !m.Server.provesLife():
 		return Unknown // it may have ended before the outage
 	case m.Agent.Fresh && m.Server.Fresh && m.State() == StateActive && m.Node.Serving != nil && !m.Node.Serving.Up:
 		return NotServing // in other states, no viewers are sent there
