@@ -198,7 +198,7 @@ func (s *state) add(n notice, h *Hook, now instant, c *config) {
 	if s.boundNotices(); s.notice(n.ID) == nil {
 		return
 	}
-	if n.Kind == Terminate || n.Kind == Park || n.Kind == Reimage {
+	if slices.Contains(hookKinds(), n.Kind) {
 		// That no hook waited before says nothing about this.
 		s.NoHook, s.askNotBefore = false, 0
 		delete(s.askDenied, false)

@@ -173,7 +173,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 		s.noHooks(e.launching)
 	default:
 		since := now
-		if n := s.has(Terminate, Reimage, Park); n != nil && !e.launching {
+		if n := s.has(hookKinds()...); n != nil && !e.launching {
 			since = n.Received
 		}
 		for _, h := range e.hooks {

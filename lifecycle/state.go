@@ -357,8 +357,11 @@ func (s *state) anyHook(match func(*hook) bool) bool {
 	return false
 }
 
+// hookKinds are the kinds of notices for which the cloud may have a hook that they do not name.
+func hookKinds() []Kind { return []Kind{Terminate, Reimage, Park} }
+
 // asks reports whether the cloud may have a hook that no notice names.
-func (s *state) asks() bool { return s.has(Terminate, Reimage, Park) != nil }
+func (s *state) asks() bool { return s.has(hookKinds()...) != nil }
 
 // learn adds a hook, or what is new about one that is known.
 func (s *state) learn(h Hook, limit instant, notice string, since instant) {
