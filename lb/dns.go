@@ -4,9 +4,11 @@
 package lb
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -45,8 +47,12 @@ type DNS struct {
 	Domain string
 	// Roles are known also without a server: the answer is SERVFAIL then.
 	Roles []string
-	// List returns the servers, or false if the list is empty.
+	// List returns the servers, or false if the list is empty. It returns the same slice until the list changes.
 	List func() ([]Server, bool)
+
+	mu     sync.Mutex
+	of     []Server
+	recent map[string][]byte // large answers from the list of, by the query without its id
 }
 
 // Serve answers by UDP and TCP on addr until ctx ends. It calls bound with the address in use.
@@ -56,7 +62,7 @@ func (d *DNS) Serve(ctx context.Context, addr string, bound func(net.Addr)) erro
 	if err != nil {
 		return err
 	}
-	udp, err := listen.ListenPacket(ctx, "udp", tcp.Addr().String())
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(tcp.Addr().String())))
 	if err != nil {
 		return errors.Join(err, tcp.Close())
 	}
@@ -70,10 +76,10 @@ func (d *DNS) Serve(ctx context.Context, addr string, bound func(net.Addr)) erro
 	return ctx.Err()
 }
 
-func (d *DNS) serveUDP(conn net.PacketConn) {
+func (d *DNS) serveUDP(conn *net.UDPConn) {
 	buf := make([]byte, 4096)
 	for {
-		n, from, err := conn.ReadFrom(buf)
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -81,15 +87,15 @@ func (d *DNS) serveUDP(conn net.PacketConn) {
 			continue // an ICMP error of an earlier answer
 		}
 		if answer := d.Answer(buf[:n], largest(from)); answer != nil {
-			_, _ = conn.WriteTo(answer, from)
+			_, _ = conn.WriteToUDPAddrPort(answer, from)
 		}
 	}
 }
 
 // largest returns the size of the largest answer to a client. Another machine may have sent a false address: it gets no answer
 // that is much larger than a query.
-func largest(client net.Addr) int {
-	if addr, err := netip.ParseAddrPort(client.String()); err == nil && addr.Addr().Unmap().IsLoopback() {
+func largest(client netip.AddrPort) int {
+	if client.Addr().Unmap().IsLoopback() {
 		return maxMessage
 	}
 	return remoteUDP
@@ -143,8 +149,29 @@ func (d *DNS) serveConn(conn net.Conn) {
 	}
 }
 
+// maxRecent bounds the large answers that are kept: a load balancer repeats its few queries many times a second.
+const maxRecent = 16
+
 // Answer returns the answer to a query, or nil if it is no query. udp is the size of the largest answer by UDP, 0 means TCP.
 func (d *DNS) Answer(query []byte, udp int) []byte {
+	list, known := d.List()
+	key := fmt.Sprint(udp) + string(query[min(2, len(query)):])
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(list) != len(d.of) || len(list) > 0 && &list[0] != &d.of[0] {
+		d.of, d.recent = list, map[string][]byte{}
+	}
+	if answer := d.recent[key]; answer != nil {
+		return append(bytes.Clone(query[:2]), answer[2:]...)
+	}
+	answer := d.answer(query, udp, list, known)
+	if len(answer) > remoteUDP && len(d.recent) < maxRecent {
+		d.recent[key] = answer
+	}
+	return answer
+}
+
+func (d *DNS) answer(query []byte, udp int, list []Server, known bool) []byte {
 	var p dnsmessage.Parser
 	header, err := p.Start(query)
 	if err != nil || header.Response {
@@ -166,7 +193,7 @@ func (d *DNS) Answer(query []byte, udp int) []byte {
 	if size = min(size, udp); udp == 0 {
 		size = maxMessage
 	}
-	answers, additional, code := d.resolve(questions[0])
+	answers, additional, code := d.resolve(questions[0], list, known)
 	reply.RCode = code
 	return pack(reply, questions, answers, additional, size, edns)
 }
@@ -260,7 +287,7 @@ func writeAll(b *dnsmessage.Builder, records []record) error {
 }
 
 // resolve answers a question.
-func (d *DNS) resolve(q dnsmessage.Question) (answers, additional []record, code dnsmessage.RCode) {
+func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers, additional []record, code dnsmessage.RCode) {
 	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
 	if q.Class != dnsmessage.ClassINET {
 		return nil, nil, dnsmessage.RCodeRefused
@@ -272,7 +299,6 @@ func (d *DNS) resolve(q dnsmessage.Question) (answers, additional []record, code
 	if !ok {
 		return nil, nil, dnsmessage.RCodeRefused
 	}
-	list, known := d.List()
 	if !known {
 		return nil, nil, dnsmessage.RCodeServerFailure
 	}

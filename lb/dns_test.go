@@ -160,6 +160,29 @@ func TestDNSSizes(t *testing.T) {
 	}
 }
 
+// A repeated query gets the answer of the current list, with its own id.
+func TestDNSRepeated(t *testing.T) {
+	servers := func(port int) (list []lb.Server) {
+		for i := range 100 {
+			list = append(list, lb.Server{Role: "edge", Addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), Port: port, Weight: 50})
+		}
+		return list
+	}
+	list := servers(5080)
+	d := &lb.DNS{Domain: "ams.test", List: func() ([]lb.Server, bool) { return list, true }}
+	for i, port := range []uint16{5080, 5080, 6080, 6080} {
+		if i == 2 {
+			list = servers(6080)
+		}
+		q := query(t, "_http._tcp.edge.ams.test.", dnsmessage.TypeSRV, 0)
+		q[1] = byte(i)
+		m := ask(t, d, q, true)
+		if srv, ok := m.Answers[99].Body.(*dnsmessage.SRVResource); m.ID != uint16(i) || !ok || srv.Port != port {
+			t.Errorf("query %d: id %d, %v", i, m.ID, m.Answers[99])
+		}
+	}
+}
+
 func TestDNSHostile(t *testing.T) {
 	d := &lb.DNS{Domain: "ams.test", List: func() ([]lb.Server, bool) { return nil, true }}
 	good := query(t, "edge.ams.test.", dnsmessage.TypeA, 0)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -187,6 +188,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 	signals := ctx
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	debug.SetGCPercent(50) // as the daemon
 	var work sync.WaitGroup
 	work.Go(func() { feed.Run(ctx) })
 	if opts.haproxy != "" {
