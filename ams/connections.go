@@ -144,13 +144,13 @@ func (c *counter) message(b []byte) {
 	}
 	by := &c.ByPort
 	switch {
+	case c.exclude != nil && c.exclude(other):
+		return
 	case silence(b[diagMessageSize:]) >= cmp.Or(c.silence, silentAfter):
 		c.Silent++
 		return
 	case other.IsLoopback() || other == own:
 		by = &c.LocalByPort
-	case c.exclude != nil && c.exclude(other):
-		return
 	}
 	if *by == nil {
 		*by = make(map[int]int)

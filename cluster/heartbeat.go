@@ -64,6 +64,9 @@ type Sessions struct {
 	By         CountedBy `bson:"by,omitempty" json:"by,omitempty"` // how the viewers were counted
 	// PublishersBy is the same for the publishers. It is not in the record.
 	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
+	// Idle is how many connections nothing was sent on for two minutes, which do not count as sessions; nil if no count is by
+	// connections.
+	Idle *int `bson:"idle,omitempty" json:"idle,omitempty"`
 }
 
 // CountedBy is a way to count sessions.
@@ -85,8 +88,21 @@ func (s Sessions) Total() (n int, known bool) {
 	return *s.Publishers + *s.Viewers, true
 }
 
-// Left returns a text such as "2 publishers, about 31 viewers left".
-func (s Sessions) Left() string {
+// Left returns a text such as "2 publishers, about 31 viewers left, 4 idle connections not counted".
+func (s Sessions) Left() string { return s.left() + s.NotCounted() }
+
+// NotCounted returns a text about idle connections to append to the sessions; "" without any.
+func (s Sessions) NotCounted() string {
+	switch {
+	case s.Idle == nil || *s.Idle <= 0:
+		return ""
+	case *s.Idle == 1:
+		return ", 1 idle connection not counted"
+	}
+	return fmt.Sprintf(", %d idle connections not counted", *s.Idle)
+}
+
+func (s Sessions) left() string {
 	if n, known := s.Total(); known && n == 0 {
 		return "no publishers and no viewers left"
 	}

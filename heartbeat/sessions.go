@@ -79,8 +79,8 @@ type streamCount struct {
 
 // connected are the clients of the server by port.
 type connected struct {
-	viewers, rtmp int
-	at            time.Time
+	viewers, rtmp, idle int
+	at                  time.Time
 }
 
 // Count counts. Unknown counts are nil, with a reason.
@@ -159,6 +159,9 @@ func (c *SessionCounter) count(ctx context.Context, every time.Duration) (cluste
 		n := *s.Viewers + max(0, found.rtmp-publishers)
 		s.Viewers = &n
 	}
+	if connErr == nil && (s.By == cluster.CountedByConnections || s.PublishersBy == cluster.CountedByConnections) {
+		s.Idle = &found.idle
+	}
 	missing := map[string]error{}
 	if s.Publishers == nil {
 		missing[whatPublishers] = errors.Join(mongoErr, statsErr, connErr)
@@ -210,7 +213,7 @@ func (c *SessionCounter) connections(now time.Time, reports bool) (connected, er
 	if err != nil {
 		return connected{}, err
 	}
-	n, local := connected{at: now}, 0
+	n, local := connected{at: now, idle: found.Silent}, 0
 	for _, p := range ports.Viewers() {
 		n.viewers += found.ByPort[p]
 		local += found.LocalByPort[p]

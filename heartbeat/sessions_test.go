@@ -65,6 +65,7 @@ type counted struct {
 	asked   int // AMS's statistics
 	port    int
 	from    map[int][]string // connections by local port; nil: they cannot be counted
+	idle    int              // connections without traffic
 	server  *httptest.Server
 	*SessionCounter
 }
@@ -73,7 +74,7 @@ func (c *counted) count(ports []int, exclude func(netip.Addr) bool) (found ams.C
 	if c.from == nil {
 		return found, errNoConnections
 	}
-	found.ByPort, found.LocalByPort = map[int]int{}, map[int]int{}
+	found.ByPort, found.LocalByPort, found.Silent = map[int]int{}, map[int]int{}, c.idle
 	for _, port := range ports {
 		for _, from := range c.from[port] {
 			switch a := netip.MustParseAddr(from); {
@@ -416,6 +417,25 @@ func TestViewersBehindAProxyOfTheMachine(t *testing.T) {
 	c.is("two of them are the agent", 0, 1, cluster.CountedByConnections)
 	c.connections("127.0.0.1", "127.0.0.1")
 	c.is("all of them are the agent", 0, 0, cluster.CountedByConnections)
+}
+
+// Idle connections are said where they are left out of a count.
+func TestIdleConnections(t *testing.T) {
+	c := newCounted(t, serverKey)
+	c.idle = 4
+	for name, tt := range map[string]struct {
+		answer func(http.ResponseWriter, *http.Request)
+		text   string
+	}{
+		"connections": {nil, "no publishers and no viewers left, 4 idle connections not counted"},
+		"AMS":         {figures(0, 0, 0), "no publishers and no viewers left"},
+	} {
+		c.answer = tt.answer
+		if s, _ := c.Count(t.Context()); s.Left() != tt.text {
+			t.Errorf("counted by %s: %q, want %q", name, s.Left(), tt.text)
+		}
+		c.later(askEvery)
+	}
 }
 
 // The server's figures do not include RTMP viewers.

@@ -311,7 +311,7 @@ func statusSessions(r bootstrap.RowView) string {
 	if s.Viewers != nil && s.By == cluster.CountedByConnections {
 		text += " (counted by connections)"
 	}
-	return text
+	return text + s.NotCounted()
 }
 
 // loadLines shows what the agent beat last.
