@@ -74,6 +74,21 @@ var azureFacts = facts{
 			], withTls ? [
 			] : [])`,
 		"drainSeconds": `param drainSeconds int = 3600`,
+		"upgradeMode":  `param upgradeMode string = 'Manual'`,
+		"upgrades": `
+			mode: upgradeMode
+			automaticOSUpgradePolicy: { enableAutomaticOSUpgrade: false }
+			rollingUpgradePolicy: { maxSurge: true }`,
+		"health": `
+			publisher: 'Microsoft.ManagedServices'
+			type: 'ApplicationHealthLinux'
+			typeHandlerVersion: '2.0'
+			protocol: 'http'
+			port: 9771
+			requestPath: '/application-health'
+			intervalInSeconds: 10
+			numberOfProbes: 6
+			gracePeriod: 600`,
 		"rtmp": `
 			sku: { name: 'Standard' }
 			properties: { protocol: 'Http', port: 9771, requestPath: '/readyz', intervalInSeconds: 10, probeThreshold: 2 }
@@ -112,10 +127,11 @@ var azureFacts = facts{
 			identity: { type: 'UserAssigned', userAssignedIdentities: { '${{role}Identity.id}': {} } }
 			orchestrationMode: 'Uniform'
 			overprovision: false
-			upgradePolicy: { mode: 'Manual', automaticOSUpgradePolicy: { enableAutomaticOSUpgrade: false } }
+			upgradePolicy: upgrades
 			automaticRepairsPolicy: { enabled: false }
 			priority: 'Regular'
 			scheduledEventsProfile: { terminateNotificationProfile: { enable: true, notBeforeTimeout: 'PT15M' } }
+			extensionProfile: { extensions: [health] }
 			imageReference: { id: nodeImage }
 			disablePasswordAuthentication: true
 			subnet: { id: '${network.id}/subnets/{role}' }

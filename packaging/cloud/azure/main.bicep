@@ -90,6 +90,10 @@ param mongoRelease string = '8.0'
 @description('db.name of each application of Ant Media Server')
 param mongoDatabases string = 'live,liveapp,webrtcappee'
 
+@description('Manual: a new model is for new machines, and when the others go is for somebody to say. Rolling: Azure replaces them, those without sessions first')
+@allowed(['Manual', 'Rolling'])
+param upgradeMode string = 'Manual'
+
 @description('How long the load balancer keeps connections to a node that leaves, in seconds')
 @minValue(1)
 @maxValue(3600)
@@ -103,6 +107,33 @@ var vaultResource = substring(environment().suffixes.keyvaultDns, 1)
 var gatewayId = resourceId('Microsoft.Network/applicationGateways', name)
 var rtmpId = resourceId('Microsoft.Network/loadBalancers', '${name}-rtmp')
 var mongoIp = '10.42.1.10'
+
+// With surge, a new machine is there before an old one goes.
+var upgrades = {
+  mode: upgradeMode
+  automaticOSUpgradePolicy: { enableAutomaticOSUpgrade: false }
+  rollingUpgradePolicy: { maxSurge: true }
+}
+
+// The agent says whether its server is healthy, and not to upgrade it while it has sessions. Azure repairs nothing by it: that was
+// never tried there (docs/clouds/azure.md).
+var health = {
+  name: 'health'
+  properties: {
+    publisher: 'Microsoft.ManagedServices'
+    type: 'ApplicationHealthLinux'
+    typeHandlerVersion: '2.0'
+    autoUpgradeMinorVersion: true
+    settings: {
+      protocol: 'http'
+      port: 9771
+      requestPath: '/application-health'
+      intervalInSeconds: 10
+      numberOfProbes: 6
+      gracePeriod: 600
+    }
+  }
+}
 
 // ------------------------------------------------------------------------------------------------- who may talk to whom
 
@@ -667,8 +698,7 @@ resource originSet 'Microsoft.Compute/virtualMachineScaleSets@2024-03-01' = {
     overprovision: false
     singlePlacementGroup: false
     platformFaultDomainCount: 1
-    // A new model is for new machines. When the others go is for somebody to say, who lets them drain.
-    upgradePolicy: { mode: 'Manual', automaticOSUpgradePolicy: { enableAutomaticOSUpgrade: false } }
+    upgradePolicy: upgrades
     // A node that drains is not ready on purpose, and would be replaced in the middle of it.
     automaticRepairsPolicy: { enabled: false }
     virtualMachineProfile: {
@@ -677,6 +707,7 @@ resource originSet 'Microsoft.Compute/virtualMachineScaleSets@2024-03-01' = {
       // The most that Azure gives. The agent drains in it, and says when it is done.
       scheduledEventsProfile: { terminateNotificationProfile: { enable: true, notBeforeTimeout: 'PT15M' } }
       securityProfile: { encryptionAtHost: encryptionAtHost }
+      extensionProfile: { extensions: [health] }
       diagnosticsProfile: { bootDiagnostics: { enabled: true } }
       storageProfile: {
         imageReference: { id: nodeImage }
@@ -737,12 +768,13 @@ resource edgeSet 'Microsoft.Compute/virtualMachineScaleSets@2024-03-01' = {
     overprovision: false
     singlePlacementGroup: false
     platformFaultDomainCount: 1
-    upgradePolicy: { mode: 'Manual', automaticOSUpgradePolicy: { enableAutomaticOSUpgrade: false } }
+    upgradePolicy: upgrades
     automaticRepairsPolicy: { enabled: false }
     virtualMachineProfile: {
       priority: 'Regular'
       scheduledEventsProfile: { terminateNotificationProfile: { enable: true, notBeforeTimeout: 'PT15M' } }
       securityProfile: { encryptionAtHost: encryptionAtHost }
+      extensionProfile: { extensions: [health] }
       diagnosticsProfile: { bootDiagnostics: { enabled: true } }
       storageProfile: {
         imageReference: { id: nodeImage }
