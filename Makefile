@@ -119,7 +119,7 @@ fuzz: ## every fuzz target for FUZZTIME each
 
 # Proofs: each takes longer than three minutes, so the heavy tier has a sample of it. They run before a release and after a
 # change of what they prove.
-.PHONY: prove-attack prove-balance prove-crash prove-fuzz prove-surroundings
+.PHONY: prove-attack prove-balance prove-crash prove-drains prove-fuzz prove-surroundings
 prove-attack: ## 160 drains of nodes whose files the server's user exchanges meanwhile (about 10 minutes, as root)
 	@AMSAGENT_ATTACKS=160 $(MAKE) --no-print-directory e2e RUN='^TestAttackDrain$$'
 
@@ -128,6 +128,9 @@ prove-balance: ## 100 drains before each kind of load balancer at 1,000 requests
 
 prove-crash: ## joins and leaves are killed, and fail, at every system call in every way (about an hour, as root)
 	@$(MAKE) --no-print-directory e2e RUN='$(or $(RUN),^TestCrash)'
+
+prove-drains: ## 500 drains on each cloud, in which the daemon is killed at random moments (about half an hour, as root)
+	@CLOUD_DRAINS=500 $(MAKE) --no-print-directory e2e RUN='^TestCrashKillClouds$$'
 
 prove-fuzz: ## every fuzz target for five minutes each (about five hours)
 	@tools/scripts/fuzz.sh 5m

@@ -119,8 +119,8 @@ func newOnCloud(t *testing.T, db *mongod.Server, c cloudStory, n int, o fakeclou
 	must.OK(t, err)
 	t.Cleanup(func() { _ = cloud.Close() })
 	m := fakecloud.Machine{
-		Name: fmt.Sprintf("edge-%d", n), ID: fakecloud.ID(c.name, n), Address: fmt.Sprintf("10.0.10.%d", n),
-		Role: "edge", MAC: fmt.Sprintf("0e:49:61:0f:c3:%02x", n),
+		Name: fmt.Sprintf("edge-%d", n), ID: fakecloud.ID(c.name, n), Address: fmt.Sprintf("10.0.%d.%d", 10+n/200, 1+n%200),
+		Role: "edge", MAC: fmt.Sprintf("0e:49:61:0f:%02x:%02x", n>>8, n&0xff),
 	}
 	h := &onCloud{cloud: cloud, scaled: &scaled{host: newHostIn(t, db, c.name, m.ID, m.Address)}}
 	if h.meta, err = cloud.Machine(context.Background(), m); err != nil {
@@ -203,8 +203,8 @@ func (c cloudStory) taken(t *testing.T, h *onCloud, p *process) lifecycle.View {
 
 // leaves waits for the end of the story and holds its order: the server has ended,
 // then the row says so, then the cloud is told, then the machine is gone and not
-// because the time was over.
-func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut int) {
+// because the time was over. A daemon that is killed may ask for the stop again.
+func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut, stops int) {
 	t.Helper()
 	n := h.hasLeft()
 	stopped, err := os.Stat(h.svc.StatsFile())
@@ -235,8 +235,8 @@ func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut int) {
 	if n.StateSince.After(told) || told.After(gone.Time) || gone.Late {
 		t.Errorf("the row said left at %s, the cloud was told at %s, and: %+v", n.StateSince, told, gone)
 	}
-	if n := h.touches() - h.touched; n != 1 {
-		t.Errorf("the service was asked for something %d times, and a stop is one", n)
+	if n := h.touches() - h.touched; n < 1 || n > stops {
+		t.Errorf("the service was asked for something %d times, at most %d is right", n, stops)
 	}
 	if n := h.written(fakecloud.Answer); n > 1 || (n == 1) != c.told {
 		t.Errorf("the cloud was told %d times", n)
@@ -265,7 +265,7 @@ func (c cloudStory) hangsUp(t *testing.T, h *onCloud) {
 	h.serves(time.Now().Add(2 * time.Second))
 	h.viewersGo()
 	gone := time.Now()
-	c.leaves(t, h, p, 0)
+	c.leaves(t, h, p, 0, 1)
 	t.Logf("the machine was gone %s after its last viewer", h.noted(fakecloud.Gone).Time.Sub(gone).Round(10*time.Millisecond))
 }
 
@@ -294,7 +294,7 @@ func (c cloudStory) neverGoes(t *testing.T, h *onCloud) {
 		t.Fatalf("of %s it keeps %s for the last steps: %+v", span, left, v.Timeline)
 	}
 	h.serves(v.Deadline.Add(-200 * time.Millisecond))
-	c.leaves(t, h, p, 1)
+	c.leaves(t, h, p, 1, 1)
 	if since := h.row().StateSince; !since.Before(ends) {
 		t.Errorf("it had left at %s, and the cloud took it at %s", since, ends)
 	}
@@ -335,7 +335,7 @@ func (c cloudStory) bursts(t *testing.T, h *onCloud) {
 	c.taken(t, h, p)
 	h.serves(time.Now().Add(4 * time.Second))
 	h.viewersGo()
-	c.leaves(t, h, p, 0)
+	c.leaves(t, h, p, 0, 1)
 }
 
 // killed: who is started after a daemon that was killed goes on with its drain.
@@ -356,5 +356,5 @@ func (c cloudStory) killed(t *testing.T, h *onCloud) {
 		t.Errorf("it serves again: %+v", h.row())
 	}
 	h.viewersGo()
-	c.leaves(t, h, p, 0)
+	c.leaves(t, h, p, 0, 1)
 }
