@@ -142,7 +142,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 		if s.believe(e.launching, func(a *hook) bool { return len(e.filter) == 0 || e.filter.Match(a.Hook) }) {
 			return nil
 		}
-		if s.askDenied[e.launching] != denied.Permission {
+		if s.askDenied[false] != denied.Permission && s.askDenied[true] != denied.Permission {
 			s.noteDenied(denied)
 		}
 		s.askDenied[e.launching] = denied.Permission

@@ -1,0 +1,115 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/fakealibaba"
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
+)
+
+// rightsCase is a drain on a cloud whose API refuses one action.
+type rightsCase struct {
+	denied string // "": none
+	// told: the log and status name the permission. Otherwise the drain does not need it.
+	told bool
+	// completes: the hook is completed all the same.
+	completes bool
+	// blind: the scale-in cannot be seen without this right, so that only the hook's event begins a drain.
+	blind bool
+}
+
+// TestDrainRights takes each right of the documented policies away, one at a time: that is told once, the node drains and leaves
+// all the same, and no viewer is cut. With all of them, the agent calls nothing that the policy does not name.
+func TestDrainRights(t *testing.T) {
+	t.Run("aws", func(t *testing.T) {
+		t.Parallel()
+		db := newDatabase(t)
+		var all together
+		defer all.Wait()
+		for i, c := range []rightsCase{
+			{completes: true},
+			{denied: "DescribeAutoScalingInstances", completes: true}, // a tag has the group
+			{denied: "DescribeLifecycleHooks", told: true},
+			{denied: "RecordLifecycleActionHeartbeat", told: true, completes: true},
+			{denied: "CompleteLifecycleAction", told: true},
+		} {
+			all.run(t, "without "+c.denied, func(t *testing.T) {
+				h := newScaled(t, db, "10.0.13."+string(rune('1'+i)), fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
+				h.asg.Deny(c.denied)
+				p := h.serving()
+				h.viewers(1)
+				h.terminate()
+				c.drains(t, h, p, "autoscaling:")
+				if c.completes {
+					h.completed("drain")
+				}
+				for _, call := range h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Call }) {
+					if !strings.Contains("DescribeAutoScalingInstances DescribeLifecycleHooks RecordLifecycleActionHeartbeat CompleteLifecycleAction", call.Text) {
+						t.Errorf("it calls %s", call.Text)
+					}
+				}
+			})
+		}
+	})
+	t.Run("alibaba", func(t *testing.T) {
+		t.Parallel()
+		db := newDatabase(t)
+		var all together
+		defer all.Wait()
+		for i, c := range []rightsCase{
+			{completes: true},
+			{denied: "DescribeScalingInstances", blind: true},
+			{denied: "DescribeScalingActivities", told: true},
+			{denied: "DescribeLifecycleActions", told: true},
+			{denied: "DescribeLifecycleHooks", completes: true}, // only for names
+			{denied: "RecordLifecycleActionHeartbeat", told: true, completes: true},
+			{denied: "CompleteLifecycleAction", told: true},
+		} {
+			all.run(t, "without "+c.denied, func(t *testing.T) {
+				ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-drain", Timeout: 30 * time.Second})
+				ess.Deny(c.denied)
+				h := newOnAlibaba(t, db, ess, 20+i, nil)
+				p := h.serving()
+				h.viewers(1)
+				must.OK(t, ess.ScaleIn(h.id))
+				if c.blind {
+					p.says("cannot be seen from here")
+					return
+				}
+				c.drains(t, h.scaled, p, "ess:")
+				if c.completes {
+					h.noted(fakealibaba.Completed)
+				}
+			})
+		}
+	})
+}
+
+func (c rightsCase) drains(t *testing.T, h *scaled, p *process, service string) {
+	t.Helper()
+	p.counted(1)
+	h.viewersGo()
+	h.hasLeft()
+	if c.completes {
+		p.step(lifecycle.StepDone)
+	}
+	if st := h.sessions(); st.Cut.Viewers != 0 {
+		t.Errorf("the sessions: %+v", st)
+	}
+	missing := "permission=" + service + c.denied + " "
+	if c.told {
+		p.says(missing)
+	}
+	if n := p.said(missing); n > 1 || n == 1 && !c.told {
+		t.Errorf("the permission is said to be missing %d times:\n%s", n, p.text())
+	}
+}
