@@ -44,8 +44,8 @@ func state(s cluster.State) func(*cluster.Member) {
 	return func(m *cluster.Member) { m.Node.State = s }
 }
 
-// heard sets the address of a member and when its record was written.
-func heard(at time.Time, ip string) func(*cluster.Member) {
+// written sets the address of a member and when its record was written.
+func written(at time.Time, ip string) func(*cluster.Member) {
 	return func(m *cluster.Member) { m.Node.UpdatedAt, m.Node.IP = at, ip }
 }
 
@@ -98,10 +98,10 @@ func TestMembers(t *testing.T) {
 		},
 		"of several machines with one address, the newest": {
 			[]cluster.Member{
-				member("e1", "edge", 0), member("e2", "edge", 0, heard(now, "10.0.0.1")),
-				member("e3", "edge", 0), member("e4", "edge", 0, heard(now, "10.0.0.3"), state(cluster.StateDraining)),
-				member("e5", "edge", 0), member("o6", "origin", 0, heard(now, "10.0.0.5")),
-				member("e7", "edge", 0), member("e8", "edge", 0, heard(now, "10.0.0.7"), state(cluster.StateLeft), health(cluster.Left)),
+				member("e1", "edge", 0), member("e2", "edge", 0, written(now, "10.0.0.1")),
+				member("e3", "edge", 0), member("e4", "edge", 0, written(now, "10.0.0.3"), state(cluster.StateDraining)),
+				member("e5", "edge", 0), member("o6", "origin", 0, written(now, "10.0.0.5")),
+				member("e7", "edge", 0), member("e8", "edge", 0, written(now, "10.0.0.7"), state(cluster.StateLeft), health(cluster.Left)),
 			}, lb.Filter{}, map[string]int{"e2": 100, "o6": 100, "e7": 100},
 		},
 	} {

@@ -17,8 +17,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// TestCrashKillClouds kills the daemon up to three times at random moments of drains on each cloud: no viewer is cut, the cloud is
-// told after the stop and once, and the record is right in the end. CLOUD_DRAINS is the number of drains on each cloud
+// TestCrashKillClouds kills the daemon up to three times at random moments of drains on each cloud: no viewer is cut, the answer
+// of the agent comes after the stop and has its effect once, and the record is right in the end. CLOUD_DRAINS is the number of drains on each cloud
 // (`make prove-drains`: 500), CLOUD_SEED repeats the moments of a run.
 func TestCrashKillClouds(t *testing.T) {
 	drains := envInt("CLOUD_DRAINS", 8)

@@ -19,15 +19,15 @@ import (
 // rightsCase is a drain on a cloud whose API refuses one action.
 type rightsCase struct {
 	denied string // "": none
-	// told: the log and status name the permission. Otherwise the drain does not need it.
-	told bool
+	// reported: the log names the permission. Otherwise the drain does not need it.
+	reported bool
 	// completes: the hook is completed all the same.
 	completes bool
 	// blind: the scale-in cannot be seen without this right, so that only the hook's event begins a drain.
 	blind bool
 }
 
-// TestDrainRights takes each right of the documented policies away, one at a time: that is told once, the node drains and leaves
+// TestDrainRights takes each right of the documented policies away, one at a time: the log names it once, the node drains and leaves
 // all the same, and no viewer is cut. With all of them, the agent calls nothing that the policy does not name.
 func TestDrainRights(t *testing.T) {
 	t.Run("aws", func(t *testing.T) {
@@ -38,9 +38,9 @@ func TestDrainRights(t *testing.T) {
 		for i, c := range []rightsCase{
 			{completes: true},
 			{denied: "DescribeAutoScalingInstances", completes: true}, // a tag has the group
-			{denied: "DescribeLifecycleHooks", told: true},
-			{denied: "RecordLifecycleActionHeartbeat", told: true, completes: true},
-			{denied: "CompleteLifecycleAction", told: true},
+			{denied: "DescribeLifecycleHooks", reported: true},
+			{denied: "RecordLifecycleActionHeartbeat", reported: true, completes: true},
+			{denied: "CompleteLifecycleAction", reported: true},
 		} {
 			all.run(t, "without "+c.denied, func(t *testing.T) {
 				h := newScaled(t, db, "10.0.13."+string(rune('1'+i)), fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
@@ -68,11 +68,11 @@ func TestDrainRights(t *testing.T) {
 		for i, c := range []rightsCase{
 			{completes: true},
 			{denied: "DescribeScalingInstances", blind: true},
-			{denied: "DescribeScalingActivities", told: true},
-			{denied: "DescribeLifecycleActions", told: true},
+			{denied: "DescribeScalingActivities", reported: true},
+			{denied: "DescribeLifecycleActions", reported: true},
 			{denied: "DescribeLifecycleHooks", completes: true}, // only for names
-			{denied: "RecordLifecycleActionHeartbeat", told: true, completes: true},
-			{denied: "CompleteLifecycleAction", told: true},
+			{denied: "RecordLifecycleActionHeartbeat", reported: true, completes: true},
+			{denied: "CompleteLifecycleAction", reported: true},
 		} {
 			all.run(t, "without "+c.denied, func(t *testing.T) {
 				ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-drain", Timeout: 30 * time.Second})
@@ -106,10 +106,10 @@ func (c rightsCase) drains(t *testing.T, h *scaled, p *process, service string) 
 		t.Errorf("the sessions: %+v", st)
 	}
 	missing := "permission=" + service + c.denied + " "
-	if c.told {
+	if c.reported {
 		p.says(missing)
 	}
-	if n := p.said(missing); n > 1 || n == 1 && !c.told {
+	if n := p.said(missing); n > 1 || n == 1 && !c.reported {
 		t.Errorf("the permission is said to be missing %d times:\n%s", n, p.text())
 	}
 }
