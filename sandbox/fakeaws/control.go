@@ -4,141 +4,55 @@
 package fakeaws
 
 import (
-	"cmp"
-	"errors"
-	"fmt"
-	"io"
-	"net/http"
-	"net/url"
-	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
-	"github.com/amsagent/amsagent/sandbox/internal/faults"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// controlHandler is the control port:
+// Verbs are those of the metadata service:
 //
-//	GET    /instance       what is told
-//	PATCH  /instance       JSON: the fields in it are replaced
-//	PUT    /item?path=P    the body becomes meta-data/P, 404 when it is empty
-//	PUT    /tag?key=K      the body becomes the tag's value
-//	DELETE /tag?key=K
-//	GET    /fault
-//	POST   /fault          ?path=P and one of status=N (body=S), truncate=true, hang=true, reset=true; ms=N times=N method=M
-//	DELETE /fault          all of them
-//	POST   /expire-tokens
-//	POST   /rotate-credentials
-//	PUT    /target         the body becomes the target lifecycle state, not there when it is empty
-//	POST   /spot           ?action=terminate&in=120s; action=termination-time: the older item alone
+//	GET, PATCH /instance       what is served; JSON: the fields in it are replaced
+//	PUT    /item?path=P        the body becomes meta-data/P, 404 when it is empty
+//	PUT    /tag?key=K          the body becomes the tag's value; DELETE /tag?key=K
+//	POST   /expire-tokens, /rotate-credentials
+//	PUT    /target             the body becomes the target lifecycle state, absent when it is empty
+//	POST   /spot               ?action=terminate&in=120s; action=termination-time: the older item alone
 //	POST   /rebalance
-//	POST   /scheduled      JSON: one maintenance event
-//	DELETE /signals        all of them but the target
+//	POST   /scheduled          JSON: one maintenance event
+//	DELETE /signals            all of them but the target
+//	POST   /fault              see [cloud.Fault]; GET, DELETE /fault
 //	GET    /requests
 //
-// With an Auto Scaling API also what [AutoScaling.Handler] has, below /asg/.
-func (s *Server) controlHandler(asg *AutoScaling) http.Handler {
-	mux := http.NewServeMux()
-	instance := func(w http.ResponseWriter) { control.JSON(w, s.Instance()) }
-	mux.HandleFunc("GET /instance", func(w http.ResponseWriter, _ *http.Request) { instance(w) })
-	mux.HandleFunc("PATCH /instance", control.Patch("the instance", s.Instance, s.Update))
-	body := func(w http.ResponseWriter, r *http.Request, key string, use func(i *Instance, key, value string)) {
-		name := r.URL.Query().Get(key)
-		b, err := io.ReadAll(r.Body)
-		if err == nil && name == "" {
-			err = fmt.Errorf("parameter %s is needed", key)
-		}
-		if err != nil {
-			control.Fail(w, http.StatusBadRequest, err)
-			return
-		}
-		s.Update(func(i *Instance) { use(i, name, string(b)) })
-		instance(w)
-	}
-	mux.HandleFunc("PUT /item", func(w http.ResponseWriter, r *http.Request) {
-		body(w, r, "path", func(i *Instance, key, value string) {
-			if i.Extra == nil {
-				i.Extra = map[string]string{}
+// With an Auto Scaling API also those of [AutoScaling.Verbs], below /asg/.
+func (s *Server) Verbs() cloud.Verbs {
+	key := cloud.Params{"key": "", cloud.Text: ""}
+	return s.WithFaults(s.Told.Verbs("/instance",
+		cloud.Item(func(path, text string) { s.Update(func(i *Instance) { cloud.Set(&i.Extra, path, text) }) }),
+		cloud.Do("PUT /tag", key, func(a cloud.Args) {
+			s.Update(func(i *Instance) { cloud.Set(&i.Tags, a.String("key"), a.String(cloud.Text)) })
+		}),
+		cloud.Do("DELETE /tag", key, func(a cloud.Args) {
+			s.Update(func(i *Instance) { delete(i.Tags, a.String("key")) })
+		}),
+		cloud.Do("POST /expire-tokens", nil, func(cloud.Args) { s.ExpireTokens() }),
+		cloud.Do("POST /rotate-credentials", nil, func(cloud.Args) { s.RotateCredentials() }),
+		cloud.Do("PUT /target", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.SetTarget(a.String(cloud.Text)) }),
+		cloud.Do("POST /spot", cloud.Params{"action": "terminate", "in": 2 * time.Minute}, func(a cloud.Args) {
+			action := a.String("action")
+			if action == "termination-time" {
+				action = ""
 			}
-			i.Extra[key] = value
-		})
-	})
-	mux.HandleFunc("PUT /tag", func(w http.ResponseWriter, r *http.Request) {
-		body(w, r, "key", func(i *Instance, key, value string) {
-			if i.Tags == nil {
-				i.Tags = map[string]string{}
+			s.Interrupt(action, time.Now().Add(a.Duration("in")))
+		}),
+		cloud.Do("POST /rebalance", nil, func(cloud.Args) { s.Recommend(time.Now()) }),
+		cloud.Try("POST /scheduled", cloud.Params{cloud.Text: ""}, func(a cloud.Args) error {
+			e := Scheduled{ID: "instance-event-0d59937288b749b32", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(time.Hour)}
+			err := cloud.Decode(a.String(cloud.Text), &e)
+			if err == nil {
+				s.Schedule(e)
 			}
-			i.Tags[key] = value
-		})
-	})
-	mux.HandleFunc("DELETE /tag", func(w http.ResponseWriter, r *http.Request) {
-		body(w, r, "key", func(i *Instance, key, _ string) { delete(i.Tags, key) })
-	})
-	faults.Handle(mux, s, parseFault)
-	mux.HandleFunc("POST /expire-tokens", func(w http.ResponseWriter, _ *http.Request) {
-		s.ExpireTokens()
-		instance(w)
-	})
-	mux.HandleFunc("POST /rotate-credentials", func(w http.ResponseWriter, _ *http.Request) {
-		s.RotateCredentials()
-		instance(w)
-	})
-	s.signalHandlers(mux, instance)
-	if asg != nil {
-		mux.Handle("/asg/", http.StripPrefix("/asg", asg.Handler()))
-	}
-	mux.HandleFunc("GET /requests", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Requests()) })
-	return mux
-}
-
-func (s *Server) signalHandlers(mux *http.ServeMux, instance func(http.ResponseWriter)) {
-	mux.HandleFunc("PUT /target", func(w http.ResponseWriter, r *http.Request) {
-		b, err := io.ReadAll(r.Body)
-		if err != nil {
-			control.Fail(w, http.StatusBadRequest, err)
-			return
-		}
-		s.SetTarget(strings.TrimSpace(string(b)))
-		instance(w)
-	})
-	mux.HandleFunc("POST /spot", func(w http.ResponseWriter, r *http.Request) {
-		in, err := time.ParseDuration(cmp.Or(r.URL.Query().Get("in"), "120s"))
-		if err != nil {
-			control.Fail(w, http.StatusBadRequest, err)
-			return
-		}
-		action := cmp.Or(r.URL.Query().Get("action"), "terminate")
-		if action == "termination-time" {
-			action = ""
-		}
-		s.Interrupt(action, time.Now().Add(in))
-		instance(w)
-	})
-	mux.HandleFunc("POST /rebalance", func(w http.ResponseWriter, _ *http.Request) {
-		s.Recommend(time.Now())
-		instance(w)
-	})
-	mux.HandleFunc("POST /scheduled", func(w http.ResponseWriter, r *http.Request) {
-		e := Scheduled{ID: "instance-event-0d59937288b749b32", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(time.Hour)}
-		if err := control.Read(r, &e); err != nil && !errors.Is(err, io.EOF) {
-			control.Fail(w, http.StatusBadRequest, fmt.Errorf("reading the event: %w", err))
-			return
-		}
-		s.Schedule(e)
-		instance(w)
-	})
-	mux.HandleFunc("DELETE /signals", func(w http.ResponseWriter, _ *http.Request) {
-		s.ClearSignals()
-		instance(w)
-	})
-}
-
-func parseFault(q url.Values) (Fault, error) {
-	var f Fault
-	err := control.Decode(q, map[string]any{
-		"path": &f.Path, "method": &f.Method, "body": &f.Body,
-		"status": &f.Status, "times": &f.Times, "ms": &f.Delay,
-		"truncate": &f.Truncate, "hang": &f.Hang, "reset": &f.Reset,
-	})
-	return f, err
+			return err
+		}),
+		cloud.Do("DELETE /signals", nil, func(cloud.Args) { s.ClearSignals() }),
+	))
 }

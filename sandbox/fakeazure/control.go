@@ -4,93 +4,38 @@
 package fakeazure
 
 import (
-	"errors"
-	"net/http"
-	"net/url"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
-	"github.com/amsagent/amsagent/sandbox/internal/faults"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// controlHandler is the control port:
+// Verbs are those of the metadata service, and of the set:
 //
-//	GET    /vm             what is told
-//	PATCH  /vm             JSON: the fields in it are replaced
-//	GET    /events         those that are listed
+//	GET, PATCH /vm         what is served; JSON: the fields in it are replaced
 //	POST   /event          ?type=Terminate&lead=60000 (ms), vms=a,b (default: this machine), id, source, description, duration (ms)
-//	POST   /begin          ?id=ID: it begins at once
 //	DELETE /event          ?id=ID: it is cancelled
-//	POST   /worst-day      ?step=1000 (ms), others=a,b: returns when it has begun
+//	POST   /begin          ?id=ID: it begins at once
+//	GET    /events         those that are listed
 //	GET    /books
-//	GET    /fault
-//	POST   /fault          ?path=P and one of status=N (body=S), truncate=true, huge=true, hang=true, reset=true; ms=N times=N method=M
-//	DELETE /fault          all of them
+//	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
 //	GET    /requests
-func (s *Server) controlHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /vm", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.VM()) })
-	mux.HandleFunc("PATCH /vm", control.Patch("the machine", s.VM, s.Update))
-	mux.HandleFunc("GET /events", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.set.Events()) })
-	mux.HandleFunc("GET /books", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.set.Books()) })
-	mux.HandleFunc("GET /requests", func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, s.Requests()) })
-	does := func(pattern string, do func(url.Values) error) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			if err := do(r.URL.Query()); err != nil {
-				control.Fail(w, http.StatusBadRequest, err)
-				return
-			}
-			control.JSON(w, s.set.Events())
-		})
-	}
-	does("POST /event", func(q url.Values) error {
-		e := Event{Type: Terminate, Lead: time.Minute, VMs: []string{s.VM().Name}, Duration: -1}
-		err := control.Decode(q, map[string]any{
-			"type": &e.Type, "lead": &e.Lead, "vms": &e.VMs, "id": &e.ID, "source": &e.Source, "description": &e.Description, "duration": &e.Duration,
-		})
-		if err == nil {
-			_, err = s.set.Announce(e)
-		}
-		return err
-	})
-	byID := func(do func(string) error) func(url.Values) error {
-		return func(q url.Values) error {
-			var id string
-			err := control.Decode(q, map[string]any{"id": &id})
-			if err == nil && id == "" {
-				err = errors.New("parameter id is needed")
-			}
-			if err != nil {
-				return err
-			}
-			return do(id)
-		}
-	}
-	does("POST /begin", byID(s.set.Begin))
-	does("DELETE /event", byID(s.set.Cancel))
-	mux.HandleFunc("POST /worst-day", func(w http.ResponseWriter, r *http.Request) {
-		step, others := time.Second, []string(nil)
-		if err := control.Decode(r.URL.Query(), map[string]any{"step": &step, "others": &others}); err != nil {
-			control.Fail(w, http.StatusBadRequest, err)
-			return
-		}
-		go func() {
-			// It ends with the set.
-			if err := s.set.WorstDay(s.life, s.VM().Name, step, others...); err != nil {
-				s.log.Warn("the worst day was cut short", "err", err)
-			}
-		}()
-		control.JSON(w, s.set.Events())
-	})
-	faults.Handle(mux, s, parseFault)
-	return mux
-}
-
-func parseFault(q url.Values) (Fault, error) {
-	var f Fault
-	err := control.Decode(q, map[string]any{
-		"path": &f.Path, "method": &f.Method, "body": &f.Body, "status": &f.Status, "times": &f.Times, "ms": &f.Delay,
-		"truncate": &f.Truncate, "huge": &f.Huge, "hang": &f.Hang, "reset": &f.Reset,
-	})
-	return f, err
+func (s *Server) Verbs() cloud.Verbs {
+	id := cloud.Params{"id": ""}
+	v := s.WithFaults(s.Told.Verbs("/vm",
+		cloud.Try("POST /event", cloud.Params{
+			"type": Terminate, "lead": time.Minute, "vms": []string{s.VM().Name}, "id": "", "source": "", "description": "", "duration": -time.Millisecond,
+		}, func(a cloud.Args) error {
+			_, err := s.set.Announce(Event{
+				Type: a.String("type"), Lead: a.Duration("lead"), VMs: a.Strings("vms"), ID: a.String("id"), Source: a.String("source"),
+				Description: a.String("description"), Duration: a.Duration("duration"),
+			})
+			return err
+		}),
+		cloud.Try("DELETE /event", id, func(a cloud.Args) error { return s.set.Cancel(a.String("id")) }),
+		cloud.Try("POST /begin", id, func(a cloud.Args) error { return s.set.Begin(a.String("id")) }),
+	))
+	v.Shown = "/events"
+	v.Views["/events"] = func() any { return s.set.Events() }
+	v.Views["/books"] = func() any { return s.set.Books() }
+	return v
 }

@@ -29,8 +29,6 @@ type VM struct {
 	// Balancer is the load balancer's public address by private ones; none: 404.
 	Balancer map[string]string `json:"balancer"`
 	UserData string            `json:"user_data"`
-	// Extra are fields of compute that win over all others.
-	Extra map[string]any `json:"extra"`
 }
 
 // NIC is one network interface.
@@ -50,11 +48,6 @@ func Sample() VM {
 		NICs: []NIC{{MAC: "00:0d:3a:11:22:33", IPv4s: []string{"10.1.0.4"}}},
 		Tags: map[string]string{"amsagent-role": "edge"},
 	}
-}
-
-func (v VM) clone() VM {
-	v.NICs, v.Tags, v.Balancer, v.Extra = slices.Clone(v.NICs), maps.Clone(v.Tags), maps.Clone(v.Balancer), maps.Clone(v.Extra)
-	return v
 }
 
 // The versions from which on something is told.
@@ -98,7 +91,6 @@ func (v VM) instance(version string) map[string]any {
 	if version >= sinceFlexible {
 		compute["virtualMachineScaleSet"] = map[string]any{"id": flexible}
 	}
-	maps.Copy(compute, v.Extra)
 	nics := []any{}
 	for _, n := range v.NICs {
 		v4, v6 := []any{}, []any{}
