@@ -365,12 +365,9 @@ func (w *world) scaling(ts *testscript.TestScript, _ bool, args []string) error 
 		w.asg.Group(scalingGroup, hooks...)
 		return w.asg.Attach(scalingGroup, w.aws)
 	case "deny":
-		w.asg.Deny(args[1:]...)
-		return nil
-	case "terminate":
-		return w.asg.Terminate(id)
-	case "launch":
-		return w.asg.Launch(id)
+		return w.asg.Verbs().Run("POST /deny", url.Values{"action": args[1:]})
+	case "terminate", "launch":
+		return w.asg.Verbs().Run("POST /"+args[0], nil)
 	case "completed":
 		ctx, cancel := context.WithTimeout(w.ctx, patience)
 		defer cancel()

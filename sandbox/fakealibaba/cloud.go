@@ -123,23 +123,13 @@ func (c *Cloud) Move(id, state string) error { return c.Scaling.Move(id, "", sta
 
 // Verbs of the groups:
 //
-//	POST   /scale-in       ?instance=I, which may be repeated: by one activity; /scale-out the same
-//	POST   /move           ?instance=I&state=Standby
-//	POST   /complete       ?hook=H&token=T&result=CONTINUE, as OOS does
-//	POST   /wrap           ?wrapped=true: lists as those of the API of 2014
+//	POST   /scale-in       ?instance=I, which may be repeated: by one activity
 //	POST   /skew           ?by=1h: the API's clock
 func (c *Cloud) Verbs() cloud.Verbs {
-	instances := cloud.Params{"instance": []string(nil)}
 	return c.Scaling.Verbs(
-		cloud.Try("POST /scale-in", instances, func(a cloud.Args) error { return c.ScaleIn(a.Strings("instance")...) }),
-		cloud.Try("POST /scale-out", instances, func(a cloud.Args) error { return c.ScaleOut(a.Strings("instance")...) }),
-		cloud.Try("POST /move", cloud.Params{"instance": "", "state": ""}, func(a cloud.Args) error {
-			return c.Move(a.String("instance"), a.String("state"))
+		cloud.Try("POST /scale-in", cloud.Params{"instance": []string(nil)}, func(a cloud.Args) error {
+			return c.ScaleIn(a.Strings("instance")...)
 		}),
-		cloud.Try("POST /complete", cloud.Params{"hook": "", "token": "", "result": "CONTINUE"}, func(a cloud.Args) error {
-			return c.Complete(a.String("hook"), a.String("token"), a.String("result"))
-		}),
-		cloud.Do("POST /wrap", cloud.Params{"wrapped": true}, func(a cloud.Args) { c.Wrap(a.Bool("wrapped")) }),
 		cloud.Do("POST /skew", cloud.Params{"by": time.Duration(0)}, func(a cloud.Args) { c.SetSkew(a.Duration("by")) }),
 	)
 }

@@ -29,7 +29,7 @@ type Options struct {
 // Server is the metadata service of one instance.
 type Server struct {
 	cloud.Service
-	cloud.Told[Instance]
+	cloud.Served[Instance]
 	cloud.Tokens
 	plain bool
 

@@ -44,10 +44,16 @@ const (
 	Call      = cloud.Call
 )
 
-// StartAutoScaling serves until Close or until ctx is done.
-func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, error) {
+// NewAutoScaling makes an account that does not listen.
+func NewAutoScaling(o AutoScalingOptions) *AutoScaling {
 	a := &AutoScaling{region: cmp.Or(o.Region, "eu-west-1"), owners: map[string]*Server{}}
 	a.Init("Auto Scaling", o.ScalingOptions)
+	return a
+}
+
+// StartAutoScaling serves until Close or until ctx is done.
+func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, error) {
+	a := NewAutoScaling(o)
 	return a, a.Start(ctx, a)
 }
 

@@ -13,10 +13,10 @@ import (
 //
 //	GET, PATCH /instance       what is served; JSON: the fields in it are replaced
 //	PUT    /item?path=P        the body becomes meta-data/P, 404 when it is empty
-//	PUT    /tag?key=K          the body becomes the tag's value; DELETE /tag?key=K
+//	PUT    /tag?key=K          the body becomes the tag's value
 //	POST   /expire-tokens, /rotate-credentials
 //	PUT    /target             the body becomes the target lifecycle state, absent when it is empty
-//	POST   /spot               ?action=terminate&in=120s; action=termination-time: the older item alone
+//	POST   /spot               ?action=terminate&in=120s
 //	POST   /rebalance
 //	POST   /scheduled          JSON: one maintenance event
 //	DELETE /signals            all of them but the target
@@ -25,24 +25,16 @@ import (
 //
 // With an Auto Scaling API also those of [AutoScaling.Verbs], below /asg/.
 func (s *Server) Verbs() cloud.Verbs {
-	key := cloud.Params{"key": "", cloud.Text: ""}
-	return s.WithFaults(s.Told.Verbs("/instance",
+	return s.WithFaults(s.Served.Verbs("/instance",
 		cloud.Item(func(path, text string) { s.Update(func(i *Instance) { cloud.Set(&i.Extra, path, text) }) }),
-		cloud.Do("PUT /tag", key, func(a cloud.Args) {
+		cloud.Do("PUT /tag", cloud.Params{"key": "", cloud.Text: ""}, func(a cloud.Args) {
 			s.Update(func(i *Instance) { cloud.Set(&i.Tags, a.String("key"), a.String(cloud.Text)) })
-		}),
-		cloud.Do("DELETE /tag", key, func(a cloud.Args) {
-			s.Update(func(i *Instance) { delete(i.Tags, a.String("key")) })
 		}),
 		cloud.Do("POST /expire-tokens", nil, func(cloud.Args) { s.ExpireTokens() }),
 		cloud.Do("POST /rotate-credentials", nil, func(cloud.Args) { s.RotateCredentials() }),
 		cloud.Do("PUT /target", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.SetTarget(a.String(cloud.Text)) }),
 		cloud.Do("POST /spot", cloud.Params{"action": "terminate", "in": 2 * time.Minute}, func(a cloud.Args) {
-			action := a.String("action")
-			if action == "termination-time" {
-				action = ""
-			}
-			s.Interrupt(action, time.Now().Add(a.Duration("in")))
+			s.Interrupt(a.String("action"), time.Now().Add(a.Duration("in")))
 		}),
 		cloud.Do("POST /rebalance", nil, func(cloud.Args) { s.Recommend(time.Now()) }),
 		cloud.Try("POST /scheduled", cloud.Params{cloud.Text: ""}, func(a cloud.Args) error {

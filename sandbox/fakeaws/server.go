@@ -29,10 +29,10 @@ type Options struct {
 // Server is the metadata service of one instance.
 type Server struct {
 	cloud.Service
-	cloud.Told[Instance]
+	cloud.Served[Instance]
 	cloud.Tokens
 	allowV1 bool
-	former  []string // keys that were in force, guarded by Told
+	former  []string // keys that were in force, guarded by Served
 }
 
 // Fault spoils answers of the metadata service, or of the API.
@@ -85,9 +85,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // dated is a version of the service that is a date.
 var dated = regexp.MustCompile(`^(1\.0|20\d\d-\d\d-\d\d)$`)
 
-// versions are listed at the root.
-const versions = "1.0\n2021-03-23\n2022-09-24\n2024-04-11\nlatest"
-
 func (s *Server) answer(w http.ResponseWriter, r *http.Request) (status int, body string) {
 	version, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	switch {
@@ -101,8 +98,6 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) (status int, bod
 		return http.StatusMethodNotAllowed, ""
 	case !s.Admits(r, s.allowV1):
 		return http.StatusUnauthorized, ""
-	case version == "":
-		return http.StatusOK, versions
 	case version != "latest" && !dated.MatchString(version):
 		return http.StatusNotFound, ""
 	}

@@ -26,7 +26,7 @@ type Signals struct {
 
 // Interruption is the notice of a Spot instance.
 type Interruption struct {
-	Action string    `json:"action,omitempty"` // empty: the older item spot/termination-time alone
+	Action string    `json:"action,omitempty"`
 	Time   time.Time `json:"time"`
 }
 
@@ -46,9 +46,7 @@ func (s Signals) items(meta func(path, value string)) {
 	if s.Spot != nil {
 		at := s.Spot.Time.UTC().Format(time.RFC3339)
 		meta("spot/termination-time", at)
-		if s.Spot.Action != "" {
-			meta("spot/instance-action", fmt.Sprintf(`{"action": %q, "time": %q}`, s.Spot.Action, at))
-		}
+		meta("spot/instance-action", fmt.Sprintf(`{"action": %q, "time": %q}`, s.Spot.Action, at))
 	}
 	if s.Rebalance != nil {
 		meta("events/recommendations/rebalance", fmt.Sprintf(`{"noticeTime": %q}`, s.Rebalance.UTC().Format(time.RFC3339)))
@@ -75,7 +73,7 @@ func (s Signals) items(meta func(path, value string)) {
 func (s *Server) SetTarget(state string) { s.Update(func(i *Instance) { i.Signals.Target = state }) }
 
 // Interrupt gives the notice of a Spot instance: action (terminate, stop,
-// hibernate) happens at the time. An empty action tells it in the older form alone.
+// hibernate) happens at the time.
 func (s *Server) Interrupt(action string, at time.Time) {
 	s.Update(func(i *Instance) { i.Signals.Spot = &Interruption{Action: action, Time: at} })
 }

@@ -21,7 +21,7 @@ import (
 //	GET    /requests
 func (s *Server) Verbs() cloud.Verbs {
 	id := cloud.Params{"id": ""}
-	v := s.WithFaults(s.Told.Verbs("/vm",
+	v := s.WithFaults(s.Served.Verbs("/vm",
 		cloud.Try("POST /event", cloud.Params{
 			"type": Terminate, "lead": time.Minute, "vms": []string{s.VM().Name}, "id": "", "source": "", "description": "", "duration": -time.Millisecond,
 		}, func(a cloud.Args) error {

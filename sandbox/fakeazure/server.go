@@ -38,7 +38,7 @@ type Options struct {
 // Server is the metadata service of one machine.
 type Server struct {
 	cloud.Service
-	cloud.Told[VM]
+	cloud.Served[VM]
 	o       Options
 	set     *Set
 	started time.Time
@@ -175,16 +175,9 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	case events:
 		return s.tell(r)
 	case path == "/metadata/loadbalancer":
-		vm := s.VM()
-		if len(vm.Balancer) == 0 {
-			return http.StatusNotFound, problem("No load balancer metadata is found. Please check if your VM is using any non-basic SKU load balancer and retry later.")
-		}
-		return http.StatusOK, cloud.JSON(vm.balancer())
+		return http.StatusNotFound, problem("No load balancer metadata is found. Please check if your VM is using any non-basic SKU load balancer and retry later.")
 	}
-	if r.URL.Query().Get("extended") != "" && version < sinceExtended {
-		return http.StatusBadRequest, problem("Bad request. Query parameter extended is not known")
-	}
-	return http.StatusOK, cloud.JSON(s.VM().instance(version))
+	return http.StatusOK, cloud.JSON(s.VM().instance())
 }
 
 // tell returns the document of events.

@@ -5,7 +5,6 @@ package fakeazure
 
 import (
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -55,9 +54,8 @@ type Set struct {
 
 type event struct {
 	Event
-	acked, started, over bool
-	late                 bool // it began because its time was over
-	timers               []*time.Timer
+	over, late bool // late: it began because its time was over
+	timers     []*time.Timer
 }
 
 // Event is one scheduled event.
@@ -147,7 +145,7 @@ func (s *Set) Announce(in Event) (string, error) {
 		return "", errors.New("announcing an event: the set is closed")
 	}
 	if in.ID == "" {
-		in.ID = newID()
+		in.ID = cloud.GUID()
 	}
 	if in.Source == "" {
 		in.Source = "Platform"
@@ -181,13 +179,6 @@ func (s *Set) due(e *event) {
 	s.after(e, time.Until(e.NotBefore), func() { s.begin(e, true) })
 }
 
-// newID is an event's, as a GUID.
-func newID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // it never fails
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-}
-
 // after runs something about an event later, under the lock.
 func (s *Set) after(e *event, d time.Duration, do func()) {
 	e.timers = append(e.timers, time.AfterFunc(max(d, 0), func() {
@@ -201,10 +192,10 @@ func (s *Set) after(e *event, d time.Duration, do func()) {
 
 // begin begins an event. The lock is held.
 func (s *Set) begin(e *event, late bool) {
-	if e.started {
+	if e.Started {
 		return
 	}
-	e.started, e.late = true, late
+	e.Started, e.late = true, late
 	s.incarnation++
 	s.write(Entry{What: Started, Event: e.ID, Type: e.Type, VMs: e.VMs, Late: late})
 	s.after(e, s.o.StartedTime, func() { s.finish(e) })
@@ -258,7 +249,7 @@ func (s *Set) Move(id string, to time.Time) (time.Time, error) {
 	switch {
 	case e == nil:
 		return time.Time{}, fmt.Errorf("moving event %q: there is none", id)
-	case e.acked || e.started:
+	case e.Acked || e.Started:
 		return time.Time{}, fmt.Errorf("moving event %q: it is acknowledged, or has begun", id)
 	}
 	e.stop()
@@ -293,15 +284,15 @@ func (s *Set) ack(vm, id string) bool {
 		return false
 	}
 	s.write(Entry{What: Acked, VM: vm, Event: e.ID, Type: e.Type})
-	e.acked = true
+	e.Acked = true
 	together := []*event{e}
 	if e.Type == Terminate {
 		// Of several deletes at one time none goes before all may.
 		for _, o := range s.events {
-			if o == e || o.Type != Terminate || o.started || !o.NotBefore.Equal(e.NotBefore) {
+			if o == e || o.Type != Terminate || o.Started || !o.NotBefore.Equal(e.NotBefore) {
 				continue
 			}
-			if !o.acked {
+			if !o.Acked {
 				return true
 			}
 			together = append(together, o)
@@ -319,9 +310,7 @@ func (s *Set) Events() []Event {
 	defer s.mu.Unlock()
 	var out []Event
 	for _, e := range s.events {
-		in := e.Event
-		in.Acked, in.Started = e.acked, e.started
-		out = append(out, in)
+		out = append(out, e.Event)
 	}
 	return out
 }
@@ -348,7 +337,7 @@ func (s *Set) document(vm, zone string) map[string]any {
 
 func (e *event) document() map[string]any {
 	status, notBefore := "Scheduled", e.NotBefore.UTC().Format(http.TimeFormat)
-	if e.started {
+	if e.Started {
 		status, notBefore = "Started", ""
 	}
 	seconds := -1

@@ -15,23 +15,19 @@ import (
 //	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
 //	POST   /vanish?ms=N    the service is away for so long
 //	POST   /preempt        ?ms=N: preempted, the power button, and off after so long (default: the machine's own time)
-//	POST   /announce       ?preempted=true|false: the value alone
 //	POST   /scale-in       ?ms=N: the power button without a notice
 //	PUT    /maintenance    the body becomes maintenance-event
-//	PUT    /upcoming       the body becomes upcoming-maintenance, 404 when it is empty
 //	POST   /stop           ?ms=N&target=DELETED: a graceful shutdown of so long at most; DELETE /stop cancels it
 //	POST   /off            the machine has switched itself off
 //	GET    /books
 //	GET    /requests
 func (s *Server) Verbs() cloud.Verbs {
-	ms, text := cloud.Params{"ms": time.Duration(0)}, cloud.Params{cloud.Text: ""}
-	v := s.WithFaults(s.Told.Verbs("/instance",
+	ms := cloud.Params{"ms": time.Duration(0)}
+	v := s.WithFaults(s.Served.Verbs("/instance",
 		cloud.Try("POST /vanish", ms, func(a cloud.Args) error { return s.Vanish(a.Duration("ms")) }),
 		cloud.Do("POST /preempt", ms, func(a cloud.Args) { s.Preempt(a.Duration("ms")) }),
-		cloud.Do("POST /announce", cloud.Params{"preempted": true}, func(a cloud.Args) { s.Announce(a.Bool("preempted")) }),
 		cloud.Do("POST /scale-in", ms, func(a cloud.Args) { s.ScaleIn(a.Duration("ms")) }),
-		cloud.Do("PUT /maintenance", text, func(a cloud.Args) { s.Maintain(a.String(cloud.Text)) }),
-		cloud.Do("PUT /upcoming", text, func(a cloud.Args) { s.Plan(a.String(cloud.Text)) }),
+		cloud.Do("PUT /maintenance", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.Maintain(a.String(cloud.Text)) }),
 		cloud.Do("POST /stop", cloud.Params{"ms": 10 * time.Minute, "target": "STOPPED"}, func(a cloud.Args) {
 			s.Stop(a.Duration("ms"), a.String("target"))
 		}),

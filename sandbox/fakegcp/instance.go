@@ -52,9 +52,6 @@ type Signals struct {
 	StopTarget    string        `json:"stop_target,omitempty"`
 	StopRequested time.Time     `json:"stop_requested,omitzero"`
 	StopMax       time.Duration `json:"stop_max_ns,omitempty"`
-	// Upcoming is upcoming-maintenance as it is sent; empty: a 404, as most machines
-	// have it.
-	Upcoming string `json:"upcoming,omitempty"`
 }
 
 // Sample is a Spot VM of a managed instance group.
@@ -161,9 +158,6 @@ func (i Instance) items() map[string]string {
 	out["instance/shutdown-details/target-state"] = signals.StopTarget
 	out["instance/shutdown-details/request-timestamp"] = requested
 	out["instance/shutdown-details/max-duration"] = fmt.Sprint(int(signals.StopMax.Seconds()))
-	if i.Signals.Upcoming != "" {
-		out["instance/upcoming-maintenance"] = i.Signals.Upcoming
-	}
 	docs["instance/"] = doc
 	for path, v := range docs {
 		out[path] = cloud.JSON(v)

@@ -27,7 +27,7 @@ type Options struct {
 // Server is the metadata server of one machine.
 type Server struct {
 	cloud.Service
-	cloud.Told[Instance]
+	cloud.Served[Instance]
 	*cloud.EventLog[Entry]
 	log    *slog.Logger
 	closed chan struct{}
@@ -83,7 +83,7 @@ func (s *Server) Instance() Instance { return s.Get() }
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.Serve(w, r, func(f Fault) (int, string) {
 		status, body := s.answer(r, f.Instant)
-		if status == http.StatusOK && !f.NoTag {
+		if status == http.StatusOK {
 			w.Header().Set("ETag", tagOf(body))
 		}
 		w.Header().Set("Content-Type", "application/text")

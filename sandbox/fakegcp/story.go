@@ -68,11 +68,6 @@ func (s *Server) Maintain(event string) {
 	s.signal(what, "is told of maintenance: "+event, func(g *Signals) { g.Maintenance = event })
 }
 
-// Plan sets upcoming-maintenance, as it is sent.
-func (s *Server) Plan(upcoming string) {
-	s.signal(Notice, "is told of upcoming maintenance: "+upcoming, func(g *Signals) { g.Upcoming = upcoming })
-}
-
 // Stop begins a graceful shutdown: the guest has up to that long until the power
 // button is pressed, and may be off before. target is what it becomes: STOPPED,
 // DELETED.

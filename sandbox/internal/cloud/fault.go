@@ -20,9 +20,8 @@ import (
 type Fault struct {
 	// Path selects requests: the path of a request, the same below the service's root (meta-data/instance-id), or the
 	// action of an API. A * at its end matches anything, an empty path everything.
-	Path   string `json:"path"`
-	Method string `json:"method,omitempty"` // empty: any
-	Held   bool   `json:"held,omitempty"`   // long polls only
+	Path string `json:"path"`
+	Held bool   `json:"held,omitempty"` // long polls only
 	// Delay holds the answer back.
 	Delay time.Duration `json:"delay_ns,omitempty"`
 	// Status is answered, with Body, instead of everything.
@@ -32,7 +31,7 @@ type Fault struct {
 	Code    string `json:"code,omitempty"`
 	Message string `json:"message,omitempty"`
 	Empty   bool   `json:"empty,omitempty"`
-	// Truncate announces the whole answer and sends half of it, Huge appends two mebibytes of blanks.
+	// Truncate announces the whole answer and sends half of it, Huge appends two mebibytes of spaces.
 	Truncate bool `json:"truncate,omitempty"`
 	Huge     bool `json:"huge,omitempty"`
 	// Hang never answers. On the path of a token that is a hop limit of 1, seen from inside a container. Reset resets the
@@ -40,9 +39,8 @@ type Fault struct {
 	Hang  bool `json:"hang,omitempty"`
 	Reset bool `json:"reset,omitempty"`
 	Deaf  bool `json:"deaf,omitempty"`
-	// Instant answers a long poll at once. NoTag omits the ETag, NoFlavor the header of Google's answers.
+	// Instant answers a long poll at once, NoFlavor omits the header of Google's answers.
 	Instant  bool `json:"instant,omitempty"`
-	NoTag    bool `json:"no_tag,omitempty"`
 	NoFlavor bool `json:"no_flavor,omitempty"`
 	// Times ends it after so many requests; 0: never.
 	Times int `json:"times,omitempty"`
@@ -62,7 +60,7 @@ func (l *FaultList) validate(f Fault) error {
 	kinds := 0
 	for _, set := range []bool{
 		f.Code != "" || f.Status != 0, f.Body != "" && f.Status == 0, f.Empty, f.Truncate, f.Huge, f.Hang, f.Reset, f.Deaf,
-		f.Instant, f.NoTag, f.NoFlavor,
+		f.Instant, f.NoFlavor,
 	} {
 		if set {
 			kinds++
@@ -70,7 +68,7 @@ func (l *FaultList) validate(f Fault) error {
 	}
 	onlyAPI := f.Code != "" || f.Message != "" || f.Empty || f.Deaf || f.Body != "" && f.Status == 0
 	switch {
-	case onlyAPI && !l.api, l.api && (f.Truncate || f.Huge || f.Method != ""), !l.polls && (f.Held || f.Instant || f.NoTag || f.NoFlavor):
+	case onlyAPI && !l.api, l.api && (f.Truncate || f.Huge), !l.polls && (f.Held || f.Instant || f.NoFlavor):
 		return errors.New("the service has no such fault")
 	case kinds > 1:
 		return errors.New("a fault is of one kind")
@@ -80,8 +78,6 @@ func (l *FaultList) validate(f Fault) error {
 		return errors.New("negative number in a fault")
 	case f.Status != 0 && (f.Status < 200 || f.Status > 599):
 		return fmt.Errorf("status %d is invalid", f.Status)
-	case !slices.Contains([]string{"", http.MethodGet, http.MethodPut, http.MethodPost}, f.Method):
-		return fmt.Errorf("method %q is invalid", f.Method)
 	}
 	return nil
 }
@@ -123,7 +119,7 @@ func (l *FaultList) strike(r *http.Request, names ...string) (Fault, <-chan stru
 		l.healed = make(chan struct{})
 	}
 	for i, f := range l.armed {
-		if f.Method != "" && f.Method != r.Method || f.Held && !held(r) || !slices.ContainsFunc(names, f.covers) {
+		if f.Held && !held(r) || !slices.ContainsFunc(names, f.covers) {
 			continue
 		}
 		switch f.Times {

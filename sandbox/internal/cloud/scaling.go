@@ -40,7 +40,7 @@ type Hook struct {
 	Launching bool
 	// Timeout is how long it waits for the first heartbeat, Limit how long in all.
 	Timeout, Limit time.Duration
-	// Default is what is done when it has waited in vain: CONTINUE, ABANDON or ROLLBACK.
+	// Default is what is done at the timeout: CONTINUE, ABANDON or ROLLBACK.
 	Default string
 }
 
@@ -87,7 +87,7 @@ const (
 	Wait      What = "wait"      // a hook began to wait, one line for each instance
 	Heartbeat What = "heartbeat" // a hook was made to wait longer
 	Completed What = "completed" // a hook was completed, Text is the result
-	TimedOut  What = "timed out" // a hook waited in vain, Text is which timeout
+	TimedOut  What = "timed out" // a hook has expired, Text is which timeout
 	Gone      What = "gone"      // an instance was released, Text is the cause
 	Call      What = "call"      // the API was called
 )
@@ -182,7 +182,7 @@ func (s *Scaling) Close() error {
 func (s *Scaling) Group(name string, hooks ...Hook) {
 	s.Mu.Lock()
 	defer s.Mu.Unlock()
-	s.Groups[name] = append([]Hook{}, hooks...) // never nil: an API tells a group without hooks from no group
+	s.Groups[name] = append([]Hook{}, hooks...) // never nil: nil is a group that does not exist
 }
 
 // Join makes an instance a member of a group without running a hook.
@@ -382,7 +382,7 @@ func (s *Scaling) Waiting(fits func(*Action) bool) *Action {
 // Note writes an entry. The lock is held.
 func (s *Scaling) Note(e Entry) {
 	e.Time = time.Now()
-	s.log.Info("scaling", "what", e.What, "instance", e.Instance, "group", e.Group, "hook", e.Hook, "text", e.Text, "by", e.By, "code", e.Code)
+	s.log.Info("scaling", "event", e.What, "instance", e.Instance, "group", e.Group, "hook", e.Hook, "text", e.Text, "by", e.By, "code", e.Code)
 	s.Write(e)
 }
 

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package cloud is what the emulated clouds have in common: a service with its ports, faults, record of requests and control
-// port ([Service], [Verbs]), the state that it serves ([Told]), an event log ([EventLog]), and scaling groups with hooks ([Scaling]).
+// port ([Service], [Verbs]), the state that it serves ([Served]), an event log ([EventLog]), and scaling groups with hooks ([Scaling]).
 //
 // A personality (fakeaws, fakeazure, fakealibaba, fakegcp) is an [http.Handler] that answers for one cloud. It starts no
 // goroutines and reads no clock but time.Now, so it works in memory and in a bubble of testing/synctest as well as on a port.
@@ -62,7 +62,6 @@ type Request struct {
 	Path   string    `json:"path"`
 	Query  string    `json:"query,omitempty"`
 	Token  string    `json:"token,omitempty"` // good, bad, none
-	TTL    string    `json:"ttl,omitempty"`   // asked for
 	Status int       `json:"status"`          // 0: no answer
 }
 
@@ -151,7 +150,7 @@ func (s *Service) Requests() []Request {
 func (s *Service) record(r *http.Request) (seq int) {
 	one := Request{Time: time.Now(), Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery}
 	if s.tokens != nil {
-		one.Token, one.TTL = s.tokens.worth(r), r.Header.Get(s.tokens.TTLHeader)
+		one.Token = s.tokens.worth(r)
 	}
 	s.log.Info("request", "method", r.Method, "path", r.URL.Path, "query", r.URL.RawQuery, "token", one.Token)
 	s.mu.Lock()
@@ -210,21 +209,21 @@ const Flavor = "Metadata-Flavor"
 // held reports whether a request is one of Google's long polls.
 func held(r *http.Request) bool { return r.URL.Query().Get("wait_for_change") == "true" }
 
-// Told is the state that a service serves, and that tests change. Values are copied on the way in and out.
-type Told[T any] struct {
+// Served is the state that a service serves, and that tests change. Values are copied on the way in and out.
+type Served[T any] struct {
 	mu      sync.Mutex
 	value   T
 	changed chan struct{} // closed and replaced at each change
 }
 
 // Get returns a copy.
-func (t *Told[T]) Get() T {
+func (t *Served[T]) Get() T {
 	value, _ := t.Follow()
 	return value
 }
 
 // Follow returns a copy, and a channel that is closed at the next change.
-func (t *Told[T]) Follow() (T, <-chan struct{}) {
+func (t *Served[T]) Follow() (T, <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.changed == nil {
@@ -234,7 +233,7 @@ func (t *Told[T]) Follow() (T, <-chan struct{}) {
 }
 
 // Update changes the state. Long polls see it at once.
-func (t *Told[T]) Update(change func(*T)) {
+func (t *Served[T]) Update(change func(*T)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	change(&t.value)

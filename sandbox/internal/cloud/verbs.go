@@ -140,23 +140,23 @@ func (l *FaultList) with(v Verbs) Verbs {
 			status, times := a["status"].(*int), a["times"].(*int)
 			path := a.String("path") + a.String("action")
 			return l.AddFault(Fault{
-				Path: path, Method: a.String("method"), Held: a.Bool("held"), Delay: a.Duration("ms"),
+				Path: path, Held: a.Bool("held"), Delay: a.Duration("ms"),
 				Status: *status, Body: a.String("body"), Code: a.String("code"), Message: a.String("message"), Empty: a.Bool("empty"),
 				Truncate: a.Bool("truncate"), Huge: a.Bool("huge"), Hang: a.Bool("hang"), Reset: a.Bool("reset"), Deaf: a.Bool("deaf"),
-				Instant: a.Bool("instant"), NoTag: a.Bool("no-tag"), NoFlavor: a.Bool("no-flavor"), Times: *times,
+				Instant: a.Bool("instant"), NoFlavor: a.Bool("no-flavor"), Times: *times,
 			})
 		}})
 	return v
 }
 
 var faultParams = Params{
-	"path": "", "action": "", "method": "", "held": false, "ms": time.Duration(0), "status": 0, "body": "", "code": "", "message": "",
-	"empty": false, "truncate": false, "huge": false, "hang": false, "reset": false, "deaf": false, "instant": false, "no-tag": false,
+	"path": "", "action": "", "held": false, "ms": time.Duration(0), "status": 0, "body": "", "code": "", "message": "",
+	"empty": false, "truncate": false, "huge": false, "hang": false, "reset": false, "deaf": false, "instant": false,
 	"no-flavor": false, "times": 0,
 }
 
 // Verbs are GET and PATCH of the state below a path: the fields in the body are replaced.
-func (t *Told[T]) Verbs(path string, more ...Verb) Verbs {
+func (t *Served[T]) Verbs(path string, more ...Verb) Verbs {
 	patch := Try("PATCH "+path, Params{Text: ""}, func(a Args) error {
 		value := t.Get()
 		if err := Decode(a.String(Text), &value); err != nil {
