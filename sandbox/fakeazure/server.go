@@ -1,6 +1,29 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package fakeazure is a fake of the metadata service that a virtual machine of
+// Azure sees at 169.254.169.254, and of the Scheduled Events behind it.
+//
+// A [Server] is the service of one machine: instance and load balancer metadata
+// with the rules of their versions, and faults that can be switched on and off
+// while it runs. A [Set] is what machines share: one document of events, which any
+// of them may acknowledge for all. It moves its events through time, and keeps
+// books on who said what, and when.
+//
+// Documented are: the header, the versions and the 400 with the newest of them, the
+// 404 of a machine without a load balancer, 410 for a while after a boot, five
+// requests in a second and the 429 beyond, the shape of all documents, the slow
+// first call and the delay of the events after it, one acknowledgement for all
+// machines of an event, an empty NotBefore and the state Started once an event has
+// begun, its absence when it is over, and that of deletes with one NotBefore none
+// goes before all were acknowledged or their time is over.
+//
+// Guessed are: the texts of errors, a 400 for X-Forwarded-For, that the document's
+// incarnation grows by one, the time from an acknowledgement to the begin of the
+// event and from there to its end, and that a reading which is not extended is
+// whole. Azure's least notice of five minutes is not kept to: tests are told theirs.
+//
+// All of it answers on loopback unless told otherwise. The API is not stable.
 package fakeazure
 
 import (
@@ -214,4 +237,35 @@ func (s *Server) approve(r *http.Request) (int, string) {
 		}
 	}
 	return http.StatusOK, ""
+}
+
+// Verbs are those of the metadata service, and of the set:
+//
+//	GET, PATCH /vm         what is served; JSON: the fields in it are replaced
+//	POST   /event          ?type=Terminate&lead=60000 (ms), vms=a,b (default: this machine), id, source, description, duration (ms)
+//	DELETE /event          ?id=ID: it is cancelled
+//	POST   /begin          ?id=ID: it begins at once
+//	GET    /events         those that are listed
+//	GET    /books
+//	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
+//	GET    /requests
+func (s *Server) Verbs() cloud.Verbs {
+	id := cloud.Params{"id": ""}
+	v := s.WithFaults(s.Served.Verbs("/vm",
+		cloud.Try("POST /event", cloud.Params{
+			"type": Terminate, "lead": time.Minute, "vms": []string{s.VM().Name}, "id": "", "source": "", "description": "", "duration": -time.Millisecond,
+		}, func(a cloud.Args) error {
+			_, err := s.set.Announce(Event{
+				Type: a.String("type"), Lead: a.Duration("lead"), VMs: a.Strings("vms"), ID: a.String("id"), Source: a.String("source"),
+				Description: a.String("description"), Duration: a.Duration("duration"),
+			})
+			return err
+		}),
+		cloud.Try("DELETE /event", id, func(a cloud.Args) error { return s.set.Cancel(a.String("id")) }),
+		cloud.Try("POST /begin", id, func(a cloud.Args) error { return s.set.Begin(a.String("id")) }),
+	))
+	v.Shown = "/events"
+	v.Views["/events"] = func() any { return s.set.Events() }
+	v.Views["/books"] = func() any { return s.set.Books() }
+	return v
 }

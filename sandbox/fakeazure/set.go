@@ -22,7 +22,6 @@ const (
 	Terminate = "Terminate"
 	Preempt   = "Preempt"
 	Reboot    = "Reboot"
-	Redeploy  = "Redeploy"
 	Freeze    = "Freeze"
 )
 

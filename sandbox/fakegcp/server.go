@@ -1,6 +1,22 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package fakegcp is a fake of the metadata server that a machine on Google Cloud
+// sees at 169.254.169.254, with what a cloud does to a machine behind it: it is
+// preempted, its host is looked after, it is stopped, and then it is off. It keeps
+// books of that and of who asked for what.
+//
+// Documented, and done here: the header Metadata-Flavor on each request and each
+// answer; folders that end with a slash; recursive=true with JSON; the long poll by
+// wait_for_change, last_etag and timeout_sec; 503 for a moment while the host is
+// worked on; TRUE and FALSE of preempted; the words of maintenance-event; the 30 and
+// the 120 seconds from the soft power-off to the hard one.
+//
+// Guessed, since no document says so: the form of an ETag (16 hexadecimal digits);
+// that a poll without last_etag waits for the next change; that max-duration is a
+// number of seconds; 403 for a request with X-Forwarded-For or without the header.
+//
+// It answers on loopback unless told otherwise. The API is not stable.
 package fakegcp
 
 import (
@@ -150,4 +166,33 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 			return 0, ""
 		}
 	}
+}
+
+// Verbs are those of the metadata server:
+//
+//	GET, PATCH /instance   what is served; JSON: the fields in it are replaced
+//	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
+//	POST   /vanish?ms=N    the service is away for so long
+//	POST   /preempt        ?ms=N: preempted, the power button, and off after so long (default: the machine's own time)
+//	POST   /scale-in       ?ms=N: the power button without a notice
+//	PUT    /maintenance    the body becomes maintenance-event
+//	POST   /stop           ?ms=N&target=DELETED: a graceful shutdown of so long at most; DELETE /stop cancels it
+//	POST   /off            the machine has switched itself off
+//	GET    /books
+//	GET    /requests
+func (s *Server) Verbs() cloud.Verbs {
+	ms := cloud.Params{"ms": time.Duration(0)}
+	v := s.WithFaults(s.Served.Verbs("/instance",
+		cloud.Try("POST /vanish", ms, func(a cloud.Args) error { return s.Vanish(a.Duration("ms")) }),
+		cloud.Do("POST /preempt", ms, func(a cloud.Args) { s.Preempt(a.Duration("ms")) }),
+		cloud.Do("POST /scale-in", ms, func(a cloud.Args) { s.ScaleIn(a.Duration("ms")) }),
+		cloud.Do("PUT /maintenance", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.Maintain(a.String(cloud.Text)) }),
+		cloud.Do("POST /stop", cloud.Params{"ms": 10 * time.Minute, "target": "STOPPED"}, func(a cloud.Args) {
+			s.Stop(a.Duration("ms"), a.String("target"))
+		}),
+		cloud.Do("DELETE /stop", nil, func(cloud.Args) { s.Unstop() }),
+		cloud.Do("POST /off", nil, func(cloud.Args) { s.Off() }),
+	))
+	v.Views["/books"] = func() any { return s.Books() }
+	return v
 }
