@@ -73,10 +73,10 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		status, v := http.StatusOK, map[string]any{}
 		if ae != nil {
 			status, v = ae.Status, map[string]any{"Code": ae.Code, "Message": ae.Message, "HostId": r.Host}
-		} else {
-			maps.Copy(v, result.(map[string]any))
+		} else if answer, ok := result.(map[string]any); ok {
+			maps.Copy(v, answer)
 		}
-		v["RequestId"] = cloud.GUID()
+		v["RequestId"] = strings.ToUpper(cloud.GUID())
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
 		_ = json.NewEncoder(w).Encode(v) // an error is a client that left

@@ -36,11 +36,14 @@ type Cloud struct {
 	skew    time.Duration
 }
 
-// The words of the books.
 type (
+	// Entry is one line of the books.
 	Entry = cloud.Entry
-	Hook  = cloud.Hook
-	What  = cloud.What
+	// What says what happened.
+	What = cloud.What
+	// Hook is one lifecycle hook of a group.
+	Hook = cloud.Hook
+	// Fault spoils answers of the metadata service, or of the API.
 	Fault = cloud.Fault
 )
 

@@ -28,10 +28,11 @@ type AutoScaling struct {
 	owners map[string]*Server // whose role's keys are good, in a group or not; guarded by Mu
 }
 
-// The words of the books.
 type (
+	// Entry is one line of the books.
 	Entry = cloud.Entry
-	Hook  = cloud.Hook
+	// Hook is one lifecycle hook of a group.
+	Hook = cloud.Hook
 )
 
 // What can be in the books.

@@ -71,7 +71,7 @@ func (a *AutoScaling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func reply(w http.ResponseWriter, call string, result any, ae *apiError) {
-	id := strings.ToLower(cloud.GUID())
+	id := cloud.GUID()
 	w.Header().Set("X-Amzn-Requestid", id)
 	w.Header().Set("Content-Type", "text/xml")
 	// An error of Encode is a client that left.

@@ -511,8 +511,9 @@ func (s *Scaling) Serve(w http.ResponseWriter, r *http.Request, e Entry, do func
 	}
 }
 
-// GUID is a random id in the form of clouds: five groups.
+// GUID is a random id.
 func GUID() string {
-	t := rand.Text() + rand.Text()
-	return t[:8] + "-" + t[8:12] + "-" + t[12:16] + "-" + t[16:20] + "-" + t[20:32]
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }

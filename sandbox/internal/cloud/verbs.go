@@ -25,10 +25,25 @@ type Args map[string]any
 // Text is the parameter that holds the body of a request.
 const Text = "text"
 
-func (a Args) String(name string) string          { return *a[name].(*string) }
-func (a Args) Bool(name string) bool              { return *a[name].(*bool) }
-func (a Args) Duration(name string) time.Duration { return *a[name].(*time.Duration) }
-func (a Args) Strings(name string) []string       { return *a[name].(*[]string) }
+// String returns a parameter whose default is a string.
+func (a Args) String(name string) string { return arg[string](a, name) }
+
+// Bool returns a parameter whose default is a bool.
+func (a Args) Bool(name string) bool { return arg[bool](a, name) }
+
+// Duration returns a parameter whose default is a time.Duration.
+func (a Args) Duration(name string) time.Duration { return arg[time.Duration](a, name) }
+
+// Strings returns a parameter whose default is a []string.
+func (a Args) Strings(name string) []string { return arg[[]string](a, name) }
+
+func arg[T any](a Args, name string) T {
+	v, ok := a[name].(*T)
+	if !ok {
+		panic("a verb has no parameter " + name + " of this type")
+	}
+	return *v
+}
 
 // Verb is one thing that a test, a story or a user at the control port can do to a service.
 type Verb struct {
@@ -137,13 +152,11 @@ func (l *FaultList) with(v Verbs) Verbs {
 	v.Verbs = append(v.Verbs,
 		Do("DELETE /fault", nil, func(Args) { l.ClearFaults() }),
 		Verb{"POST /fault", faultParams, func(a Args) error {
-			status, times := a["status"].(*int), a["times"].(*int)
-			path := a.String("path") + a.String("action")
 			return l.AddFault(Fault{
-				Path: path, Held: a.Bool("held"), Delay: a.Duration("ms"),
-				Status: *status, Body: a.String("body"), Code: a.String("code"), Message: a.String("message"), Empty: a.Bool("empty"),
+				Path: a.String("path") + a.String("action"), Held: a.Bool("held"), Delay: a.Duration("ms"),
+				Status: arg[int](a, "status"), Body: a.String("body"), Code: a.String("code"), Message: a.String("message"), Empty: a.Bool("empty"),
 				Truncate: a.Bool("truncate"), Huge: a.Bool("huge"), Hang: a.Bool("hang"), Reset: a.Bool("reset"), Deaf: a.Bool("deaf"),
-				Instant: a.Bool("instant"), NoFlavor: a.Bool("no-flavor"), Times: *times,
+				Instant: a.Bool("instant"), NoFlavor: a.Bool("no-flavor"), Times: arg[int](a, "times"),
 			})
 		}})
 	return v
