@@ -35,6 +35,8 @@ type Instance struct {
 	Role string `json:"role"`
 	// Credentials are the role's; those of Sample where they are empty.
 	Credentials Credentials `json:"credentials"`
+	// FormerKeys are access keys that were in force.
+	FormerKeys []string `json:"former_keys,omitempty"`
 	// Signals are what is to come.
 	Signals Signals `json:"signals"`
 	// UserData is served raw; empty: none.

@@ -42,7 +42,6 @@ type Server struct {
 	cloud.Served[Instance]
 	cloud.Tokens
 	allowV1 bool
-	former  []string // keys that were in force, guarded by Served
 }
 
 // Fault spoils answers of the metadata service, or of the API.

@@ -120,10 +120,10 @@ func sampleCredentials() Credentials {
 // RotateCredentials gives the role new credentials. To an Auto Scaling API the former ones are expired from now on.
 func (s *Server) RotateCredentials() {
 	s.Update(func(i *Instance) {
-		s.former = append(s.former, i.Credentials.AccessKeyID)
+		i.FormerKeys = append(i.FormerKeys, i.Credentials.AccessKeyID)
 		c := sampleCredentials()
-		c.AccessKeyID = fmt.Sprintf("ASIAFAKE%012d", len(s.former))
-		c.Token = fmt.Sprintf("%s-%d", c.Token, len(s.former))
+		c.AccessKeyID = fmt.Sprintf("ASIAFAKE%012d", len(i.FormerKeys))
+		c.Token = fmt.Sprintf("%s-%d", c.Token, len(i.FormerKeys))
 		c.Valid = i.Credentials.Valid
 		i.Credentials = c
 	})
@@ -131,14 +131,13 @@ func (s *Server) RotateCredentials() {
 
 // owns reports whether a key is this instance's, and whether it is in force.
 func (s *Server) owns(key, token string) (owns, inForce bool) {
-	s.Update(func(i *Instance) {
-		switch {
-		case i.Role == "":
-		case key == i.Credentials.AccessKeyID:
-			owns, inForce = true, token == i.Credentials.Token
-		default:
-			owns = slices.Contains(s.former, key)
-		}
-	})
-	return owns, inForce
+	i := s.Get()
+	switch {
+	case i.Role == "":
+		return false, false
+	case key == i.Credentials.AccessKeyID:
+		return true, token == i.Credentials.Token
+	default:
+		return slices.Contains(i.FormerKeys, key), false
+	}
 }
