@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakealibaba"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -99,8 +100,10 @@ func written(c *fakealibaba.Cloud, what fakealibaba.What) (n int) {
 // credentials that end in the middle. Nobody is cut, and the cloud is told last.
 func TestCloudAlibabaWorstDay(t *testing.T) {
 	t.Parallel()
-	ess := newESS(t, fakealibaba.CloudOptions{WaitDelay: time.Second, ActionDelay: 2 * time.Second, Skew: -time.Hour},
-		fakealibaba.Hook{ID: "ash-one", Timeout: 20 * time.Second}, fakealibaba.Hook{ID: "ash-two", Timeout: 25 * time.Second})
+	ess := newESS(t, fakealibaba.CloudOptions{
+		ScalingOptions: cloud.ScalingOptions{WaitDelay: time.Second, ActionDelay: 2 * time.Second}, Skew: -time.Hour,
+	},
+		fakealibaba.Hook{Name: "ash-one", Timeout: 20 * time.Second}, fakealibaba.Hook{Name: "ash-two", Timeout: 25 * time.Second})
 	ess.Wrap(true)
 	h := newOnAlibaba(t, newDatabase(t), ess, 1, nil)
 	h.env = append(h.env, "AMSAGENT_HOOKS=ash-*") // of two, none is known by its name
@@ -163,7 +166,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 // agent and is waited for by nobody.
 func TestCloudAlibabaOneToken(t *testing.T) {
 	t.Parallel()
-	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-drain", Timeout: 25 * time.Second})
+	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{Name: "ash-drain", Timeout: 25 * time.Second})
 	db := newDatabase(t)
 	a, b := newOnAlibaba(t, db, ess, 2, nil), newOnAlibaba(t, db, ess, 3, nil)
 	must.OK(t, ess.Attach(alibabaGroup, "i-bp13znx0m0me8cq9999", nil))
@@ -216,7 +219,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 		6: {"every permission", nil, false},
 	} {
 		all.run(t, tt.name, func(t *testing.T) {
-			ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-oos", Timeout: time.Minute, Default: "ABANDON"})
+			ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{Name: "ash-oos", Timeout: time.Minute, Default: "ABANDON"})
 			if tt.deny {
 				ess.Deny("*")
 			}
@@ -225,7 +228,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			h.viewers(1)
 			must.OK(t, ess.ScaleIn(h.id))
 			h.noted(fakealibaba.Wait)
-			token := ess.Members()[0].Tokens[0]
+			waiting := ess.Members()[0].Waiting[0]
 			// A command that has no time says so: the template then says ABANDON, or waits.
 			if out, code := h.run("drain", "--timeout", "1s"); code == 0 || code == 2 {
 				t.Errorf("a drain that is not over: exit %d\n%s", code, out)
@@ -247,7 +250,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			if h.hasLeft(); h.sessions().Cut.Viewers != 0 {
 				t.Errorf("the sessions: %+v", h.sessions())
 			}
-			err := ess.Complete(token, "CONTINUE")
+			err := ess.Complete(waiting.Hook, waiting.Token, "CONTINUE")
 			if tt.name == "every permission" {
 				// Both say it, and whoever comes second is told that it is over.
 				if n := written(ess, fakealibaba.Completed); n != 1 {
@@ -274,13 +277,13 @@ func TestCloudAlibabaOOS(t *testing.T) {
 	// What the template hands over names the machines and the token; then the agent
 	// makes the hook wait and says the word.
 	all.run(t, "event", func(t *testing.T) {
-		ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-oos", Timeout: 30 * time.Second})
+		ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{Name: "ash-oos", Timeout: 30 * time.Second})
 		h := newOnAlibaba(t, db, ess, 7, nil)
 		p := h.serving()
 		must.OK(t, ess.ScaleIn(h.id))
 		h.noted(fakealibaba.Wait)
-		hook, token, _ := strings.Cut(ess.Members()[0].Tokens[0], "=")
-		body := `{"regionId":"cn-hangzhou","instanceIds":"[\"` + h.id + `\"]","lifecycleHookId":"` + hook + `","lifecycleActionToken":"` + token + `"}`
+		waiting := ess.Members()[0].Waiting[0]
+		body := `{"regionId":"cn-hangzhou","instanceIds":"[\"` + h.id + `\"]","lifecycleHookId":"` + waiting.Hook + `","lifecycleActionToken":"` + waiting.Token + `"}`
 		if out, code := h.event(strings.Replace(body, h.id, "i-bp13znx0m0me8cq7777", 1)); code != 0 || !strings.Contains(out, "not this instance") {
 			t.Errorf("another machine's: exit %d\n%s", code, out)
 		}
@@ -333,7 +336,7 @@ func TestCloudAlibabaSpot(t *testing.T) {
 // the node itself.
 func TestCloudAlibabaLaunch(t *testing.T) {
 	t.Parallel()
-	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-ready", Launching: true, Timeout: 30 * time.Second, Default: "ABANDON"})
+	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{Name: "ash-ready", Launching: true, Timeout: 30 * time.Second, Default: "ABANDON"})
 	h := newOnAlibaba(t, newDatabase(t), ess, 9, nil)
 	must.OK(t, ess.ScaleOut(h.id))
 	h.noted(fakealibaba.Wait)

@@ -35,7 +35,7 @@ func (h *host) doctored() []doctor.Result {
 // waits is neither told nor prolonged.
 func TestCloudAlibabaDoctor(t *testing.T) {
 	t.Parallel()
-	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-end", Timeout: 10 * time.Minute}, fakealibaba.Hook{ID: "ash-ready", Launching: true, Timeout: time.Minute})
+	ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{Name: "ash-end", Timeout: 10 * time.Minute}, fakealibaba.Hook{Name: "ash-ready", Launching: true, Timeout: time.Minute})
 	h := newOnAlibaba(t, newDatabase(t), ess, 21, nil)
 	all := h.doctored()
 	finds(t, all, "AMS-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; this machine may keep it waiting; whether it may complete it shows only then")

@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -56,7 +57,7 @@ func TestCrashKillDrain(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s %s", c.step, c.how), func(t *testing.T) {
 			t.Parallel()
-			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 50+i), fakeaws.AutoScalingOptions{WaitDelay: c.delay}, endHook(time.Minute))
+			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 50+i), fakeaws.AutoScalingOptions{ScalingOptions: cloud.ScalingOptions{WaitDelay: c.delay}}, endHook(time.Minute))
 			p := h.serving()
 			h.viewers(1)
 			if c.step != lifecycle.StepAnnouncing {
@@ -142,7 +143,7 @@ func TestDrain100(t *testing.T) {
 	}
 	var all sync.WaitGroup
 	for m := range machines {
-		h := newScaled(t, db, fmt.Sprintf("10.0.9.%d", m+1), fakeaws.AutoScalingOptions{ActionDelay: 300 * time.Millisecond}, endHook(20*time.Second))
+		h := newScaled(t, db, fmt.Sprintf("10.0.9.%d", m+1), fakeaws.AutoScalingOptions{ScalingOptions: cloud.ScalingOptions{ActionDelay: 300 * time.Millisecond}}, endHook(20*time.Second))
 		all.Go(func() {
 			for {
 				n, ok := next()
@@ -220,7 +221,7 @@ func (r *scaleIn) play() bool {
 		}
 		h.id = id
 		h.aws.Update(func(i *fakeaws.Instance) { i.ID = id })
-		if err := h.asg.Attach(scalingGroup, "", h.aws); err != nil {
+		if err := h.asg.Attach(scalingGroup, h.aws); err != nil {
 			t.Error(err)
 			return false
 		}
@@ -334,18 +335,18 @@ func (r *scaleIn) trouble(when string, p *process) *process {
 			h.t.Error(err)
 		}
 	}
-	api := func(f fakeaws.APIFault) error { return h.asg.AddFault(f) }
+	api := func(f fakeaws.Fault) error { return h.asg.AddFault(f) }
 	switch r.rand.IntN(20) {
 	case 0:
-		note("throttled", api(fakeaws.APIFault{Code: "Throttling", Message: "Rate exceeded", Times: 1 + r.rand.IntN(3)}))
+		note("throttled", api(fakeaws.Fault{Code: "Throttling", Message: "Rate exceeded", Times: 1 + r.rand.IntN(3)}))
 	case 1:
-		note("500", api(fakeaws.APIFault{Code: "InternalFailure", Status: 500, Times: 1 + r.rand.IntN(2)}))
+		note("500", api(fakeaws.Fault{Code: "InternalFailure", Status: 500, Times: 1 + r.rand.IntN(2)}))
 	case 2:
-		note("nothing", api(fakeaws.APIFault{Empty: true, Times: 1}), api(fakeaws.APIFault{Reset: true, Times: 1}))
+		note("nothing", api(fakeaws.Fault{Empty: true, Times: 1}), api(fakeaws.Fault{Reset: true, Times: 1}))
 	case 3:
-		note("deaf", api(fakeaws.APIFault{Action: "CompleteLifecycleAction", Deaf: true, Times: 1}))
+		note("deaf", api(fakeaws.Fault{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}))
 	case 4:
-		note("slow API", api(fakeaws.APIFault{Delay: time.Second, Times: 4}))
+		note("slow API", api(fakeaws.Fault{Delay: time.Second, Times: 4}))
 	case 5:
 		h.aws.ExpireTokens()
 		note("401", h.aws.AddFault(fakeaws.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 1}))
@@ -384,7 +385,7 @@ func (r *scaleIn) reborn(id string) bool {
 	err := errors.Join(os.RemoveAll(filepath.Join(h.root, "run/amsagent")), h.forgetDrain())
 	if err == nil {
 		h.aws.SetTarget("InService")
-		err = h.asg.Attach(scalingGroup, "", h.aws)
+		err = h.asg.Attach(scalingGroup, h.aws)
 	}
 	if err != nil {
 		h.t.Error(err)

@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -32,7 +33,7 @@ import (
 // the end, and then everybody is told, the cloud last.
 func TestDrainScaleIn(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}, endHook(20*time.Second))
+	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{ScalingOptions: cloud.ScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}}, endHook(20*time.Second))
 	p := h.serving()
 	h.viewers(2)
 	p.untilReady()
@@ -225,7 +226,7 @@ func TestDrainWords(t *testing.T) {
 func TestDrainPark(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.4", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
-		fakeaws.Hook{Name: "serve", Launching: true, HeartbeatTimeout: 30 * time.Second})
+		fakeaws.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
 	p := h.serving()
 	must := func(err error) {
 		t.Helper()
@@ -300,7 +301,7 @@ func TestDrainNeverJoined(t *testing.T) {
 	for i, why := range []string{"without MongoDB", "without evidence"} {
 		all.run(t, why, func(t *testing.T) {
 			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 40+i), fakeaws.AutoScalingOptions{}, endHook(time.Minute),
-				fakeaws.Hook{Name: "serve", Launching: true, HeartbeatTimeout: time.Minute})
+				fakeaws.Hook{Name: "serve", Launching: true, Timeout: time.Minute})
 			if i == 0 {
 				if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
 					t.Fatal(err)
@@ -449,7 +450,7 @@ func TestDrainAPI(t *testing.T) {
 		h := newScaled(t, db, "10.0.8.9", fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
 		p := h.serving()
 		h.viewers(1)
-		for _, f := range []fakeaws.APIFault{
+		for _, f := range []fakeaws.Fault{
 			{Code: "Throttling", Message: "Rate exceeded", Times: 2},
 			{Code: "InternalFailure", Status: 500, Times: 2},
 			{Empty: true, Times: 1},
@@ -471,10 +472,10 @@ func TestDrainAPI(t *testing.T) {
 		if st := h.live(); st.Live.Viewers != 1 {
 			t.Errorf("those who watch: %+v", st)
 		}
-		for _, f := range []fakeaws.APIFault{
-			{Action: "CompleteLifecycleAction", Code: "Throttling", Times: 1},
-			{Action: "CompleteLifecycleAction", Code: "ServiceUnavailable", Status: 503, Times: 1},
-			{Action: "CompleteLifecycleAction", Deaf: true, Times: 1}, // it is done, and nobody hears it
+		for _, f := range []fakeaws.Fault{
+			{Path: "CompleteLifecycleAction", Code: "Throttling", Times: 1},
+			{Path: "CompleteLifecycleAction", Code: "ServiceUnavailable", Status: 503, Times: 1},
+			{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}, // it is done, and nobody hears it
 		} {
 			if err := h.asg.AddFault(f); err != nil {
 				t.Fatal(err)
@@ -487,9 +488,9 @@ func TestDrainAPI(t *testing.T) {
 	})
 	all.run(t, "timed out meanwhile", func(t *testing.T) {
 		hook := endHook(4 * time.Second)
-		hook.GlobalTimeout = 6 * time.Second
+		hook.Limit = 6 * time.Second
 		h := newScaled(t, db, "10.0.8.10", fakeaws.AutoScalingOptions{}, hook)
-		if err := h.asg.AddFault(fakeaws.APIFault{Action: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
+		if err := h.asg.AddFault(fakeaws.Fault{Path: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
 			t.Fatal(err)
 		}
 		p := h.serving()
@@ -498,7 +499,7 @@ func TestDrainAPI(t *testing.T) {
 		h.hasLeft() // by its deadline
 		p.step(lifecycle.StepDone)
 		until(t, "the machine is gone", func() string {
-			if h.asg.Gone(h.id) != nil {
+			if len(h.asg.Members()) > 0 {
 				return h.story()
 			}
 			return ""

@@ -28,6 +28,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -57,7 +58,7 @@ func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingO
 	t.Cleanup(func() { _ = asg.Close() })
 	h := &scaled{host: newHost(t, m, ip), asg: asg}
 	asg.Group(scalingGroup, hooks...)
-	must.OK(t, asg.Attach(scalingGroup, "", h.aws))
+	must.OK(t, asg.Attach(scalingGroup, h.aws))
 	h.env = []string{"AMSAGENT_MONGO=" + mongoURI(m, daemonPassword), "AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + asg.Endpoint()}
 	h.config("")
 	return h
@@ -65,7 +66,7 @@ func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingO
 
 // endHook is a hook for the end of a machine, as people set it.
 func endHook(timeout time.Duration) fakeaws.Hook {
-	return fakeaws.Hook{Name: "drain", HeartbeatTimeout: timeout}
+	return fakeaws.Hook{Name: "drain", Timeout: timeout}
 }
 
 // serving starts the daemon and waits until the node serves and nothing is under
@@ -349,7 +350,7 @@ func (w *world) scaling(ts *testscript.TestScript, _ bool, args []string) error 
 	case "start":
 		var hooks []fakeaws.Hook
 		for _, a := range args[1:] {
-			h, err := fakeaws.ParseHook(a)
+			h, err := cloud.ParseHook(a, "terminating", "launching")
 			if err != nil {
 				return err
 			}
@@ -362,14 +363,11 @@ func (w *world) scaling(ts *testscript.TestScript, _ bool, args []string) error 
 		ts.Defer(func() { _ = w.asg.Close() })
 		ts.Setenv("AMSAGENT_AWS_AUTOSCALING_ENDPOINT", w.asg.Endpoint())
 		w.asg.Group(scalingGroup, hooks...)
-		return w.asg.Attach(scalingGroup, "", w.aws)
+		return w.asg.Attach(scalingGroup, w.aws)
 	case "deny":
-		w.asg.Deny(args[1:]...)
-		return nil
-	case "terminate":
-		return w.asg.Terminate(id)
-	case "launch":
-		return w.asg.Launch(id)
+		return w.asg.Verbs().Run("POST /deny", url.Values{"action": args[1:]})
+	case "terminate", "launch":
+		return w.asg.Verbs().Run("POST /"+args[0], nil)
 	case "completed":
 		ctx, cancel := context.WithTimeout(w.ctx, patience)
 		defer cancel()

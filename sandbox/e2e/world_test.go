@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -68,33 +69,18 @@ func (w *world) imds(ts *testscript.TestScript, _ bool, args []string) error {
 		}
 		ts.Setenv("AMSAGENT_AWS_ENDPOINT", w.aws.Endpoint())
 	case "fault":
-		f := fakeaws.Fault{Path: args[1]}
-		switch args[2] {
-		case "hang":
-			f.Hang = true
-		case "truncate":
-			f.Truncate = true
-		case "reset":
-			f.Reset = true
-		default:
-			n, err := strconv.Atoi(args[2])
-			if err != nil {
-				return err
-			}
-			f.Status = n
+		q := url.Values{"path": {args[1]}, args[2]: {"true"}}
+		if _, err := strconv.Atoi(args[2]); err == nil {
+			q = url.Values{"path": {args[1]}, "status": {args[2]}}
 		}
 		if len(args) > 3 {
-			n, err := strconv.Atoi(args[3])
-			if err != nil {
-				return err
-			}
-			f.Times = n
+			q.Set("times", args[3])
 		}
-		return w.aws.AddFault(f)
+		return w.aws.Verbs().Run("POST /fault", q)
 	case "clear":
-		w.aws.ClearFaults()
+		return w.aws.Verbs().Run("DELETE /fault", nil)
 	case "expire":
-		w.aws.ExpireTokens()
+		return w.aws.Verbs().Run("POST /expire-tokens", nil)
 	case "notags":
 		w.aws.Update(func(i *fakeaws.Instance) { i.TagsEnabled = false })
 	case "tag":

@@ -20,16 +20,18 @@ import (
 	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/faults"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// apiError is an error as the API answers it.
-type apiError struct {
-	status        int
-	code, message string
+type apiError = cloud.APIError
+
+func refuse(code, message string) *apiError {
+	return cloud.Refuse(http.StatusBadRequest, code, message)
 }
 
-func refuse(code, message string) *apiError { return &apiError{http.StatusBadRequest, code, message} }
+func notFound(code, message string) *apiError {
+	return cloud.Refuse(http.StatusNotFound, code, message)
+}
 
 // The versions of the APIs.
 const (
@@ -38,89 +40,52 @@ const (
 	ecsVersion    = "2014-05-26"
 )
 
-func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP answers a call.
+func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 	if err != nil {
 		return
 	}
-	call := r.Header.Get("X-Acs-Action")
-	fault, healed := c.Strike(func(f Fault) bool { return f.matches(call) })
-	if !fault.HTTP().Wait(r, healed) {
-		return
-	}
-	c.mu.Lock()
+	c.Mu.Lock()
 	clock := time.Now().Add(c.skew)
-	c.mu.Unlock()
+	c.Mu.Unlock()
 	w.Header().Set("Date", clock.UTC().Format(http.TimeFormat))
-	q := r.URL.Query()
-	note := Entry{
-		What: Call, Instance: cmp.Or(q.Get("InstanceIds.1"), q.Get("ResourceId.1")), Text: call,
+	call, q := r.Header.Get("X-Acs-Action"), r.URL.Query()
+	e := Entry{
+		Instance: cmp.Or(q.Get("InstanceIds.1"), q.Get("ResourceId.1")), Text: call,
 		Group: q.Get("ScalingGroupId"), Hook: cmp.Or(q.Get("LifecycleHookId"), q.Get("lifecycleHookId")),
 	}
-	switch {
-	case fault.Hang:
-		c.note(note, "(hangs)")
-		faults.Hang(r, healed)
-	case fault.Reset:
-		c.note(note, "(reset)")
-		faults.Reset(w)
-		return
-	case fault.Code != "":
-		c.note(note, fault.Code)
-		c.answer(w, cmp.Or(fault.Status, http.StatusBadRequest), map[string]any{"Code": fault.Code, "Message": "fault of the sandbox", "HostId": r.Host})
-		return
-	case fault.Status != 0:
-		c.note(note, strconv.Itoa(fault.Status))
-		w.WriteHeader(fault.Status)
-		_, _ = io.WriteString(w, fault.Body)
-		return
-	}
-	by, ae := c.authorise(r, call, body, clock)
-	note.By = by
-	if r.Header.Get("Content-Type") == "application/x-www-form-urlencoded" {
-		form, err := url.ParseQuery(string(body))
-		if err != nil {
-			return
+	c.Serve(w, r, e, func() (string, any, *apiError) {
+		by, ae := c.authorise(r, call, body, clock)
+		if ae != nil {
+			return by, nil, ae
 		}
-		maps.Copy(q, form)
-	}
-	var result map[string]any
-	if ae == nil {
-		result, ae = c.do(call, r.Header.Get("X-Acs-Version"), q, by)
-	}
-	if ae != nil {
-		c.note(note, ae.code)
-		c.answer(w, ae.status, map[string]any{"Code": ae.code, "Message": ae.message, "HostId": r.Host})
-		return
-	}
-	c.note(note, "")
-	if fault.Deaf {
-		faults.Reset(w)
-		return
-	}
-	c.answer(w, http.StatusOK, result)
-}
-
-func (c *Cloud) note(e Entry, code string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	e.Code = code
-	c.write(e)
-}
-
-func (c *Cloud) answer(w http.ResponseWriter, status int, v map[string]any) {
-	if v == nil {
-		v = map[string]any{}
-	}
-	v["RequestId"] = requestID()
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the reader went away: nothing to be done
+		if r.Header.Get("Content-Type") == "application/x-www-form-urlencoded" {
+			form, err := url.ParseQuery(string(body))
+			if err != nil {
+				return by, nil, refuse("InvalidParameter", "The form cannot be read.")
+			}
+			maps.Copy(q, form)
+		}
+		result, ae := c.do(call, r.Header.Get("X-Acs-Version"), q, by)
+		return by, result, ae
+	}, func(result any, ae *apiError) {
+		status, v := http.StatusOK, map[string]any{}
+		if ae != nil {
+			status, v = ae.Status, map[string]any{"Code": ae.Code, "Message": ae.Message, "HostId": r.Host}
+		} else if answer, ok := result.(map[string]any); ok {
+			maps.Copy(v, answer)
+		}
+		v["RequestId"] = strings.ToUpper(cloud.GUID())
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_ = json.NewEncoder(w).Encode(v) // an error is a client that left
+	})
 }
 
 var authorization = regexp.MustCompile(`^ACS3-HMAC-SHA256 Credential=([^,]+),SignedHeaders=([a-z0-9;-]+),Signature=([0-9a-f]{64})$`)
 
-// authorise tells whose key has signed. The signature is computed again, by the
+// authorise returns the instance whose key has signed. The signature is computed again, by the
 // description of V3 and not by the code that is tested with this.
 func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.Time) (string, *apiError) {
 	m := authorization.FindStringSubmatch(r.Header.Get("Authorization"))
@@ -136,9 +101,9 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 	if !slices.Contains(signed, "host") || !slices.IsSorted(signed) {
 		return "", refuse("IncompleteSignature", "The host is not signed, or the headers are in no order.")
 	}
-	c.mu.Lock()
+	c.Mu.Lock()
 	owners := slices.Clone(c.owners)
-	c.mu.Unlock()
+	c.Mu.Unlock()
 	var k credentials
 	by, found := "", false
 	for _, o := range owners {
@@ -147,7 +112,7 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 		}
 	}
 	if !found {
-		return "", &apiError{http.StatusNotFound, "InvalidAccessKeyId.NotFound", "Specified access key is not found."}
+		return "", notFound("InvalidAccessKeyId.NotFound", "Specified access key is not found.")
 	}
 	sum := sha256.Sum256(body)
 	hash := hex.EncodeToString(sum[:])
@@ -169,20 +134,17 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 	case sign(k.secret, canonical(r, signed, hash)) != m[3]:
 		return by, refuse("SignatureDoesNotMatch", "Specified signature is not matched with our calculation.")
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.denied[call] || c.denied["*"] {
-		return by, &apiError{
-			http.StatusForbidden, "Forbidden.RAM",
-			"User not authorized to operate on the specified resource, or this API doesn't support RAM.",
-		}
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
+	if c.Denied(call) {
+		return by, cloud.Refuse(http.StatusForbidden, "Forbidden.RAM", "User not authorized to operate on the specified resource, or this API doesn't support RAM.")
 	}
 	return by, nil
 }
 
 func (c *Cloud) fresh(nonce string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
 	if c.nonces[nonce] {
 		return false
 	}
@@ -244,8 +206,8 @@ func (c *Cloud) listed(name string, items any) any {
 }
 
 func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]any, *apiError) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
 	if call == "ListTagResources" {
 		if version != ecsVersion {
 			return nil, refuse("InvalidVersion", "Specified parameter Version is not valid.")
@@ -265,10 +227,10 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 	case "DescribeScalingInstances":
 		ids := many(q, "InstanceIds")
 		items := []map[string]any{}
-		for _, id := range slices.Sorted(maps.Keys(c.members)) {
-			if m := c.members[id]; slices.Contains(ids, id) {
+		for _, id := range slices.Sorted(maps.Keys(c.Instances)) {
+			if i := c.Instances[id]; slices.Contains(ids, id) {
 				items = append(items, map[string]any{
-					"InstanceId": id, "ScalingGroupId": m.group.id, "LifecycleState": m.state, "HealthStatus": "Healthy",
+					"InstanceId": id, "ScalingGroupId": i.Group, "LifecycleState": i.State, "HealthStatus": "Healthy",
 					"CreationType": "AutoCreated", "WarmupState": "NoNeedWarmup",
 				})
 			}
@@ -279,15 +241,16 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 	case "DescribeLifecycleActions":
 		return c.listActions(q)
 	case "DescribeLifecycleHooks":
-		g := c.groups[q.Get("ScalingGroupId")]
-		if g == nil {
-			return nil, &apiError{http.StatusNotFound, "InvalidScalingGroupId.NotFound", "The specified scaling group does not exist."}
+		group := q.Get("ScalingGroupId")
+		hooks, ok := c.Groups[group]
+		if !ok {
+			return nil, noGroup()
 		}
 		items := []map[string]any{}
-		for _, h := range g.hooks {
+		for _, h := range hooks {
 			items = append(items, map[string]any{
-				"LifecycleHookId": h.ID, "ScalingGroupId": g.id, "DefaultResult": cmp.Or(h.Default, "CONTINUE"),
-				"HeartbeatTimeout":    int((cmp.Or(h.Timeout, 10*time.Minute) + time.Second - 1) / time.Second),
+				"LifecycleHookId": h.Name, "ScalingGroupId": group, "DefaultResult": h.Default,
+				"HeartbeatTimeout":    int((h.Timeout + time.Second - 1) / time.Second),
 				"LifecycleTransition": map[bool]string{false: "SCALE_IN", true: "SCALE_OUT"}[h.Launching],
 			})
 		}
@@ -295,9 +258,13 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 	case "RecordLifecycleActionHeartbeat":
 		return nil, c.beat(q, by)
 	case "CompleteLifecycleAction":
-		return nil, c.complete(q, by)
+		return nil, c.complete(q.Get("LifecycleHookId"), q.Get("LifecycleActionToken"), q.Get("LifecycleActionResult"), by)
 	}
-	return nil, &apiError{http.StatusNotFound, "InvalidAction.NotFound", "Specified api is not found, please check your url and method."}
+	return nil, notFound("InvalidAction.NotFound", "Specified api is not found, please check your url and method.")
+}
+
+func noGroup() *apiError {
+	return notFound("InvalidScalingGroupId.NotFound", "The specified scaling group does not exist.")
 }
 
 // many are the parameters NAME.1, NAME.2, ...
@@ -311,24 +278,22 @@ func many(q url.Values, name string) []string {
 
 func (c *Cloud) listActivities(q url.Values) (map[string]any, *apiError) {
 	id := q.Get("ScalingGroupId")
-	if c.groups[id] == nil {
-		return nil, &apiError{http.StatusNotFound, "InvalidScalingGroupId.NotFound", "The specified scaling group does not exist."}
+	if _, ok := c.Groups[id]; !ok {
+		return nil, noGroup()
 	}
 	page, size := number(q, "PageNumber", 1), number(q, "PageSize", 10)
 	if page < 1 || size < 1 || size > 50 {
 		return nil, refuse("InvalidParameter", "The specified value of parameter is not valid.")
 	}
 	items := []map[string]any{}
-	for _, name := range slices.Sorted(maps.Keys(c.activities)) {
-		a := c.activities[name]
+	for _, a := range c.Activities {
 		status := "InProgress"
-		if a.over {
+		if a.Over {
 			status = "Successful"
 		}
-		if a.group.id != id || q.Get("StatusCode") != "" && q.Get("StatusCode") != status {
-			continue
+		if a.Group == id && (q.Get("StatusCode") == "" || q.Get("StatusCode") == status) {
+			items = append(items, map[string]any{"ScalingActivityId": a.ID, "ScalingGroupId": id, "StatusCode": status, "Progress": 50})
 		}
-		items = append(items, map[string]any{"ScalingActivityId": a.id, "ScalingGroupId": id, "StatusCode": status, "Progress": 50})
 	}
 	total := len(items)
 	items = items[min((page-1)*size, total):min(page*size, total)]
@@ -347,31 +312,32 @@ func number(q url.Values, name string, usual int) int {
 }
 
 func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
-	a := c.activities[q.Get("ScalingActivityId")]
-	if a == nil {
-		return nil, &apiError{http.StatusNotFound, "InvalidScalingActivityId.NotFound", "The specified scaling activity does not exist."}
+	at := slices.IndexFunc(c.Activities, func(a *cloud.Activity) bool { return a.ID == q.Get("ScalingActivityId") })
+	if at < 0 {
+		return nil, notFound("InvalidScalingActivityId.NotFound", "The specified scaling activity does not exist.")
 	}
+	a := c.Activities[at]
 	size, from := number(q, "MaxResults", 10), number(q, "NextToken", 0)
 	if size < 1 || size > 50 || from < 0 {
 		return nil, refuse("InvalidParameter", "The specified value of parameter is not valid.")
 	}
 	items := []map[string]any{}
 	now := time.Now() // once: the actions of an activity become visible together
-	for _, act := range a.actions {
+	for _, act := range a.Actions {
 		status := "Pending"
-		if act.done {
+		if act.Done {
 			status = "Completed"
 		}
-		if now.Before(act.visible) || q.Get("LifecycleActionStatus") != "" && q.Get("LifecycleActionStatus") != status {
+		if now.Before(act.Visible) || q.Get("LifecycleActionStatus") != "" && q.Get("LifecycleActionStatus") != status {
 			continue
 		}
 		var ids []string
-		for _, m := range a.members {
-			ids = append(ids, m.id)
+		for _, m := range a.Instances {
+			ids = append(ids, m.ID)
 		}
 		items = append(items, map[string]any{
-			"LifecycleHookId": act.hook.ID, "LifecycleActionToken": act.token, "LifecycleActionStatus": status,
-			"LifecycleActionResult": cmp.Or(act.hook.Default, "CONTINUE"), "InstanceIds": c.listed("InstanceId", ids),
+			"LifecycleHookId": act.Hook.Name, "LifecycleActionToken": act.Token, "LifecycleActionStatus": status,
+			"LifecycleActionResult": act.Hook.Default, "InstanceIds": c.listed("InstanceId", ids),
 		})
 	}
 	total := len(items)
@@ -384,16 +350,13 @@ func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
 }
 
 // waiting finds the action of a hook and a token.
-func (c *Cloud) waiting(hook, token string) (*action, *apiError) {
-	for _, a := range c.activities {
-		for _, act := range a.actions {
-			if act.hook.ID == hook && act.token == token && !act.done {
-				return act, nil
-			}
-		}
+func (c *Cloud) waiting(hook, token string) (*cloud.Action, *apiError) {
+	act := c.Waiting(func(act *cloud.Action) bool { return act.Hook.Name == hook && act.Token == token })
+	if act == nil {
+		return nil, refuse("LifecycleHookIdAndLifecycleActionToken.Invalid",
+			"The specified lifecycleActionToken and lifecycleHookId you provided does not match any in process lifecycle action.")
 	}
-	return nil, refuse("LifecycleHookIdAndLifecycleActionToken.Invalid",
-		"The specified lifecycleActionToken and lifecycleHookId you provided does not match any in process lifecycle action.")
+	return act, nil
 }
 
 func (c *Cloud) beat(q url.Values, by string) *apiError {
@@ -407,39 +370,34 @@ func (c *Cloud) beat(q url.Values, by string) *apiError {
 	switch {
 	case n < 30 || n > 21600:
 		return refuse("InvalidParamter", "The specified value of parameter is not valid.")
-	case act.beats >= c.o.Beats:
+	case act.Beats >= maxBeats:
 		return refuse("LifecycleAction.RecordTimesExceeded", "The specified lifecycleAction exceed lifecycleAction max record times.")
-	case time.Now().Add(d).After(act.began.Add(c.o.Longest + 2*time.Second)):
+	case time.Now().Add(d).After(act.Began.Add(c.o.Longest + 2*time.Second)):
 		return refuse("LifecycleAction.TimeExceeded", "The specified parameter heartbeatTime exceed lifecycleAction max suspend time.")
 	}
-	act.beats++
-	c.arm(act, d)
-	c.write(Entry{What: Heartbeat, Instance: by, Group: act.activity.group.id, Hook: act.hook.ID, Token: act.token, Text: d.String(), By: by})
+	c.Beat(act, d, by, by, d.String())
 	return nil
 }
 
-func (c *Cloud) complete(q url.Values, by string) *apiError {
-	act, ae := c.waiting(q.Get("LifecycleHookId"), q.Get("LifecycleActionToken"))
+func (c *Cloud) complete(hook, token, result, by string) *apiError {
+	act, ae := c.waiting(hook, token)
 	if ae != nil {
 		return ae
 	}
-	result := cmp.Or(q.Get("LifecycleActionResult"), act.hook.Default, "CONTINUE")
+	result = cmp.Or(result, act.Hook.Default)
 	if result != "CONTINUE" && result != "ABANDON" && result != "ROLLBACK" {
 		return refuse("InvalidParamter", "The specified value of parameter is invalid.")
 	}
-	c.write(Entry{What: Completed, Instance: by, Group: act.activity.group.id, Hook: act.hook.ID, Token: act.token, Text: result, By: by})
-	c.finish(act, result, ByHook)
+	c.Scaling.Complete(act, result, by, by)
 	return nil
 }
 
-// Complete says for somebody who has the right, such as OOS, that a token's wait is
-// over. The token is one that [Cloud.Members] gives, HOOK=TOKEN.
-func (c *Cloud) Complete(token, result string) error {
-	hook, token, _ := strings.Cut(token, "=")
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if ae := c.complete(url.Values{"LifecycleHookId": {hook}, "LifecycleActionToken": {token}, "LifecycleActionResult": {result}}, "OOS"); ae != nil {
-		return fmt.Errorf("%s: %s", ae.code, ae.message)
+// Complete ends the wait of a token as another program with the permission does, such as OOS.
+func (c *Cloud) Complete(hook, token, result string) error {
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
+	if ae := c.complete(hook, token, result, "OOS"); ae != nil {
+		return fmt.Errorf("%s: %s", ae.Code, ae.Message)
 	}
 	return nil
 }
@@ -461,4 +419,50 @@ func (c *Cloud) tags(q url.Values) (map[string]any, *apiError) {
 	}
 	// That of ECS is wrapped in all versions.
 	return map[string]any{"TagResources": map[string]any{"TagResource": items}, "NextToken": ""}, nil
+}
+
+const kmsVersion = "2016-01-20"
+
+// SetSecret makes a secret of KMS, as a template does.
+func (c *Cloud) SetSecret(name, value string) {
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
+	c.secrets[name] = secret{value: value, versions: map[string]bool{}}
+}
+
+// Secret is the value of a secret; "" is none.
+func (c *Cloud) Secret(name string) string {
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
+	return c.secrets[name].value
+}
+
+type secret struct {
+	value    string
+	versions map[string]bool
+}
+
+// kms answers the calls about secrets. The lock is held.
+func (c *Cloud) kms(call string, q url.Values) (map[string]any, *apiError) {
+	name := q.Get("SecretName")
+	s, ok := c.secrets[name]
+	if !ok {
+		return nil, notFound("Forbidden.ResourceNotFound", "Resource not found.")
+	}
+	switch call {
+	case "GetSecretValue":
+		return map[string]any{"SecretName": name, "SecretData": s.value, "SecretDataType": "text"}, nil
+	case "PutSecretValue":
+		version, value := q.Get("VersionId"), q.Get("SecretData")
+		switch {
+		case version == "" || value == "":
+			return nil, refuse("MissingParameter", "The parameter VersionId or SecretData is needed but not provided.")
+		case s.versions[version] && s.value != value:
+			return nil, cloud.Refuse(http.StatusConflict, "Rejected.ResourceExist", "The version exists already.")
+		}
+		s.versions[version], s.value = true, value
+		c.secrets[name] = s
+		return map[string]any{"SecretName": name, "VersionId": version}, nil
+	}
+	return nil, notFound("InvalidAction.NotFound", "Specified api is not found, please check your url and method.")
 }

@@ -4,11 +4,10 @@
 package fakealibaba
 
 import (
-	"encoding/json"
-	"maps"
-	"slices"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 // Instance is the virtual machine that the service speaks of.
@@ -58,18 +57,9 @@ func Sample() Instance {
 	}
 }
 
-func (i Instance) clone() Instance {
-	i.NICs = slices.Clone(i.NICs)
-	for n := range i.NICs {
-		i.NICs[n].IPv4s = slices.Clone(i.NICs[n].IPv4s)
-	}
-	i.Tags, i.Extra = maps.Clone(i.Tags), maps.Clone(i.Extra)
-	return i
-}
-
 // items are all answers by their path below the version, but the credentials. An
 // item without a value is not there, and its path answers 404.
-func (i Instance) items() (map[string]string, error) {
+func (i Instance) items() map[string]string {
 	m := map[string]string{}
 	set := func(path, value string) {
 		if value != "" {
@@ -103,11 +93,7 @@ func (i Instance) items() (map[string]string, error) {
 		meta(dir+"ipv6s", n.IPv6s)
 		if len(n.IPv4s) > 0 {
 			meta(dir+"primary-ip-address", n.IPv4s[0])
-			b, err := json.Marshal(n.IPv4s)
-			if err != nil {
-				return nil, err
-			}
-			meta(dir+"private-ipv4s", string(b))
+			meta(dir+"private-ipv4s", cloud.JSON(n.IPv4s))
 		}
 	}
 	meta("network/interfaces/macs/", macs.String())
@@ -119,18 +105,14 @@ func (i Instance) items() (map[string]string, error) {
 	}
 	set("maintenance/active-system-events", i.Events)
 	set("user-data", i.UserData)
-	b, err := json.Marshal(map[string]string{
+	set("dynamic/instance-identity/document", cloud.JSON(map[string]string{
 		"zone-id": i.Zone, "serial-number": "4acd2b47-b328-4762-852f-998f2dfb0001", "instance-id": i.ID, "region-id": i.Region,
 		"private-ipv4": ip, "owner-account-id": i.AccountID, "mac": nic.MAC, "image-id": i.ImageID, "instance-type": i.Type,
-	})
-	if err != nil {
-		return nil, err
-	}
-	set("dynamic/instance-identity/document", string(b))
+	}))
 	for path, v := range i.Extra {
 		if m[path] = v; v == "" {
 			delete(m, path)
 		}
 	}
-	return m, nil
+	return m
 }

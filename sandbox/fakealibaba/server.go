@@ -1,55 +1,61 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package fakealibaba is a fake of what an ECS instance of Alibaba Cloud sees: the
+// metadata service with the session tokens of hardened mode, the credentials of its
+// RAM role, and, see [Cloud], the APIs of Auto Scaling (ESS) and ECS with the groups
+// behind them, and of KMS with its secrets. Faults can be switched on and off while
+// it runs, and books are kept of who said what when.
+//
+// The API computes signature V3 again and refuses a wrong one, an old one, a nonce
+// that it has seen, credentials that have ended and permissions that are not there.
+//
+// Documented, and so here: the paths and headers of the metadata, 401 for a token
+// that has ended, 403 for a service that is switched off, 404 for what is not set;
+// the names of the API's actions, parameters and errors; a hook's own time, the 20
+// heartbeats and the 6 hours of a wait; that one token may be that of several
+// instances; both shapes of lists (of the API of 2014, wrapped, and of 2022, plain).
+//
+// Guessed: the form of the list of IPv6 addresses and that of active system events
+// (both can be given as text), that a heartbeat begins a new time instead of adding
+// to the old one, that one scale-in of several instances gives them one action for
+// each hook, the texts of errors, and how soon the states follow each other.
+//
+// All answer on loopback unless told otherwise. The API is not stable.
 package fakealibaba
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/json"
-	"errors"
-	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
-	"github.com/amsagent/amsagent/sandbox/internal/faults"
-	"github.com/amsagent/amsagent/sandbox/internal/imds"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// Options says how to start. The zero value serves [Sample] on a free port of
-// loopback.
+// Options configure a metadata service. The zero value serves [Sample] on a free port of loopback.
 type Options struct {
-	// Listen is the address to serve; default 127.0.0.1:0.
-	Listen string
-	// Control is the address of the HTTP control port; empty: none.
-	Control string
-	// Instance is what is told; nil means Sample.
+	cloud.Listen
+	// Instance is what is served; nil means Sample.
 	Instance *Instance
 	// Cloud is driven by this control port too, below /cloud/, and knows the
 	// credentials of this instance; nil: none. It is not closed by this.
 	Cloud *Cloud
 	// Plain answers without a token too (HttpTokens=optional).
 	Plain bool
-	// CredentialsLife is how long credentials are good for; default 6h.
-	CredentialsLife time.Duration
-	// Log gets a line for each request; default none.
-	Log *slog.Logger
 }
 
-// Server is a running metadata service.
+// Server is the metadata service of one instance.
 type Server struct {
-	o Options
-	control.Ports
-	faults.List[Fault]
-	imds.Sessions
+	cloud.Service
+	cloud.Served[Instance]
+	cloud.Tokens
+	plain bool
 
-	mu       sync.Mutex
-	instance Instance
-	keys     []credentials // all that were given out, the last is the one in force
+	mu   sync.Mutex
+	keys []credentials // all that were handed out, the last is the one in force
 }
 
 // credentials are those of the role for a while.
@@ -58,62 +64,43 @@ type credentials struct {
 	since, until      time.Time
 }
 
-// Request is one line of the record.
-type Request = imds.Request
+const (
+	rolesDir        = "meta-data/ram/security-credentials/"
+	credentialsLife = 6 * time.Hour
+)
 
-const rolesDir = "meta-data/ram/security-credentials/"
+// New makes a service that does not listen.
+func New(o Options) *Server {
+	s := &Server{plain: o.Plain, Tokens: cloud.Tokens{
+		Header: "X-Aliyun-Ecs-Metadata-Token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds",
+	}}
+	s.Metadata(o.Logger(), "", map[string]string{"Content-Type": "text/plain"}, &s.Tokens)
+	i := Sample()
+	if o.Instance != nil {
+		i = *o.Instance
+	}
+	s.Update(func(to *Instance) { *to = i })
+	if c := o.Cloud; c != nil {
+		c.Mu.Lock()
+		defer c.Mu.Unlock()
+		c.owners = append(c.owners, s)
+	}
+	return s
+}
 
 // Start serves until Close or until ctx is done.
 func Start(ctx context.Context, o Options) (*Server, error) {
-	o.CredentialsLife = cmp.Or(o.CredentialsLife, 6*time.Hour)
-	s := &Server{o: o, Sessions: imds.Sessions{
-		Log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), Header: "X-Aliyun-Ecs-Metadata-Token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds",
-	}}
-	if o.Instance != nil {
-		s.instance = o.Instance.clone()
-	} else {
-		s.instance = Sample()
-	}
-	var err error
-	s.Ports, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(s.serve), o.Control, s.controlHandler())
-	if err != nil {
-		return nil, err
-	}
-	if o.Cloud != nil {
-		o.Cloud.know(s)
-	}
-	context.AfterFunc(ctx, func() { _ = s.Close() })
-	return s, nil
+	s := New(o)
+	return s, s.Service.Start(ctx, o.Listen, s, func() http.Handler {
+		if o.Cloud != nil {
+			return s.Verbs().Sub("/cloud", o.Cloud.Verbs())
+		}
+		return s.Verbs().Handler()
+	})
 }
 
-// Close ends the service.
-func (s *Server) Close() error {
-	s.ClearFaults() // lets go of what hangs
-	return s.Ports.Close()
-}
-
-// Instance returns a copy of what is told now.
-func (s *Server) Instance() Instance {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.instance.clone()
-}
-
-// Update changes what is told, from the next request on.
-func (s *Server) Update(change func(*Instance)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change(&s.instance)
-}
-
-// AddFault puts a fault in force beside those that are; the first that matches a
-// request counts.
-func (s *Server) AddFault(f Fault) error {
-	if f.Code != "" || f.Deaf {
-		return errors.New("code and deaf are faults of the API")
-	}
-	return s.List.AddFault(f)
-}
+// Instance returns a copy of what is served now.
+func (s *Server) Instance() Instance { return s.Get() }
 
 // ExpireCredentials makes those in force invalid for the API; the next who asks gets
 // new ones.
@@ -131,76 +118,55 @@ func (s *Server) Interrupt(at time.Time) { s.Update(func(i *Instance) { i.Termin
 // Announce tells of active system events, as text; "" takes them back.
 func (s *Server) Announce(events string) { s.Update(func(i *Instance) { i.Events = events }) }
 
-func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	seq := s.Record(r)
-	_, below, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	struck, healed := s.Strike(func(f Fault) bool { return f.matches(r.URL.Path, below) })
-	fault := struck.HTTP()
-	reply := func(status int, body string) { s.reply(w, seq, status, body) }
-	if fault.Instead(w, r, healed, reply) {
-		return
-	}
-	status, body := s.answer(r)
-	fault.Answer(w, status, body, reply)
-}
-
-func (s *Server) reply(w http.ResponseWriter, seq, status int, body string) {
-	s.Answered(seq, status)
-	w.Header().Set("Content-Type", "text/plain")
-	faults.Write(w, status, body)
+// ServeHTTP answers a request for metadata.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.Serve(w, r, func(Fault) (int, string) {
+		status, body := s.answer(r)
+		if status != http.StatusOK && body == "" {
+			body = strings.ToLower(http.StatusText(status))
+		}
+		return status, body
+	})
 }
 
 func (s *Server) answer(r *http.Request) (status int, body string) {
 	version, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	if path == "api/token" {
+	switch {
+	case path == "api/token":
 		token, status := s.Give(r)
-		return status, cmp.Or(token, strings.ToLower(http.StatusText(status)))
+		return status, token
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return http.StatusMethodNotAllowed, ""
+	case !s.Admits(r, s.plain):
+		return http.StatusUnauthorized, ""
+	case version != "latest" && version != "2016-01-01":
+		return http.StatusNotFound, ""
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return http.StatusMethodNotAllowed, "method not allowed"
-	}
-	if !s.Admits(r, s.o.Plain) {
-		return http.StatusUnauthorized, "unauthorized"
-	}
-	if version != "latest" && version != "2016-01-01" {
-		return http.StatusNotFound, "not found"
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if role, ok := strings.CutPrefix(path, rolesDir); ok && role != "" {
-		if role != s.instance.Role {
-			return http.StatusNotFound, "not found"
-		}
+	i := s.Get()
+	if role, ok := strings.CutPrefix(path, rolesDir); ok && role != "" && role == i.Role {
 		return http.StatusOK, s.credentials(time.Now())
 	}
-	items, err := s.instance.items()
-	if err != nil {
-		return http.StatusInternalServerError, err.Error()
-	}
-	if v, ok := items[path]; ok {
+	if v, ok := i.items()[path]; ok {
 		return http.StatusOK, v
 	}
-	return http.StatusNotFound, "not found"
+	return http.StatusNotFound, ""
 }
 
-// credentials are those in force; new ones where those have less than half of their
-// life left, or none. The lock is held.
+// credentials are those in force; new ones if less than half of their life is left.
 func (s *Server) credentials(now time.Time) string {
-	if n := len(s.keys); n == 0 || s.keys[n-1].until.Sub(now) < s.o.CredentialsLife/2 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.keys); n == 0 || s.keys[n-1].until.Sub(now) < credentialsLife/2 {
 		s.keys = append(s.keys, credentials{
 			id: "STS." + rand.Text()[:16], secret: rand.Text() + rand.Text(), token: "CAIS" + rand.Text() + rand.Text(),
-			since: now, until: now.Add(s.o.CredentialsLife),
+			since: now, until: now.Add(credentialsLife),
 		})
 	}
 	k := s.keys[len(s.keys)-1]
-	b, err := json.Marshal(map[string]string{
+	return cloud.JSON(map[string]string{
 		"Code": "Success", "AccessKeyId": k.id, "AccessKeySecret": k.secret, "SecurityToken": k.token,
 		"LastUpdated": k.since.UTC().Format(time.RFC3339), "Expiration": k.until.UTC().Format(time.RFC3339),
 	})
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
 }
 
 // key finds the credentials with an id that this instance was given.
@@ -213,4 +179,29 @@ func (s *Server) key(id string) (credentials, bool) {
 		}
 	}
 	return credentials{}, false
+}
+
+// Verbs are those of the metadata service:
+//
+//	GET, PATCH /instance       what is served; JSON: the fields in it are replaced
+//	PUT    /item?path=P        the body becomes the item below the version, 404 when it is empty
+//	POST   /expire-tokens
+//	POST   /spot               ?in=5m
+//	PUT    /events             the body becomes the list of active system events
+//	DELETE /signals            both
+//	POST   /fault              see [cloud.Fault]; GET, DELETE /fault
+//	GET    /requests
+//
+// With a cloud also those of [Cloud.Verbs], below /cloud/.
+func (s *Server) Verbs() cloud.Verbs {
+	return s.WithFaults(s.Served.Verbs("/instance",
+		cloud.Item(func(path, text string) { s.Update(func(i *Instance) { cloud.Set(&i.Extra, path, text) }) }),
+		cloud.Do("POST /expire-tokens", nil, func(cloud.Args) { s.ExpireTokens() }),
+		cloud.Do("POST /spot", cloud.Params{"in": 5 * time.Minute}, func(a cloud.Args) { s.Interrupt(time.Now().Add(a.Duration("in"))) }),
+		cloud.Do("PUT /events", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.Announce(a.String(cloud.Text)) }),
+		cloud.Do("DELETE /signals", nil, func(cloud.Args) {
+			s.Interrupt(time.Time{})
+			s.Announce("")
+		}),
+	))
 }

@@ -4,13 +4,13 @@
 package fakeaws
 
 import (
-	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 // Instance is the virtual machine that the service speaks of.
@@ -35,6 +35,8 @@ type Instance struct {
 	Role string `json:"role"`
 	// Credentials are the role's; those of Sample where they are empty.
 	Credentials Credentials `json:"credentials"`
+	// FormerKeys are access keys that were in force.
+	FormerKeys []string `json:"former_keys,omitempty"`
 	// Signals are what is to come.
 	Signals Signals `json:"signals"`
 	// UserData is served raw; empty: none.
@@ -77,27 +79,9 @@ func Sample() Instance {
 	}
 }
 
-func (i Instance) clone() Instance {
-	i.NICs = slices.Clone(i.NICs)
-	i.Tags = maps.Clone(i.Tags)
-	i.Extra = maps.Clone(i.Extra)
-	i.Signals = i.Signals.clone()
-	if i.Credentials.AccessKeyID == "" {
-		i.Credentials = sampleCredentials()
-	}
-	return i
-}
-
-func (i Instance) primary() NIC {
-	if len(i.NICs) == 0 {
-		return NIC{}
-	}
-	return i.NICs[0]
-}
-
 // items are all answers by their path below the version. An item without a value
 // is not there, and its path answers 404.
-func (i Instance) items(now time.Time) (map[string]string, error) {
+func (i Instance) items(now time.Time) map[string]string {
 	m := map[string]string{}
 	set := func(path, value string) {
 		if value != "" {
@@ -105,7 +89,10 @@ func (i Instance) items(now time.Time) (map[string]string, error) {
 		}
 	}
 	meta := func(path, value string) { set("meta-data/"+path, value) }
-	nic := i.primary()
+	var nic NIC
+	if len(i.NICs) > 0 {
+		nic = i.NICs[0]
+	}
 	ip := first(nic.IPv4s)
 
 	meta("instance-id", i.ID)
@@ -153,35 +140,21 @@ func (i Instance) items(now time.Time) (map[string]string, error) {
 	if ip != "" {
 		document["privateIp"] = ip
 	}
-	b, err := json.MarshalIndent(document, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("making the identity document: %w", err)
-	}
-	set("dynamic/instance-identity/document", string(b))
+	set("dynamic/instance-identity/document", cloud.JSON(document))
 
 	if i.Role != "" {
-		arn := "arn:" + i.Partition + ":iam::" + i.AccountID + ":instance-profile/" + i.Role
 		stamp := now.UTC().Format(time.RFC3339)
-		info, err := json.Marshal(map[string]string{
-			"Code": "Success", "LastUpdated": stamp, "InstanceProfileArn": arn, "InstanceProfileId": "AIPAFAKE",
-		})
-		if err != nil {
-			return nil, fmt.Errorf("making the profile: %w", err)
-		}
-		meta("iam/info", string(info))
-		creds, err := json.Marshal(map[string]string{
+		meta("iam/info", cloud.JSON(map[string]string{
+			"Code": "Success", "LastUpdated": stamp, "InstanceProfileId": "AIPAFAKE",
+			"InstanceProfileArn": "arn:" + i.Partition + ":iam::" + i.AccountID + ":instance-profile/" + i.Role,
+		}))
+		meta("iam/security-credentials/"+i.Role, cloud.JSON(map[string]string{
 			"Code": "Success", "LastUpdated": stamp, "Type": "AWS-HMAC",
 			"AccessKeyId": i.Credentials.AccessKeyID, "SecretAccessKey": i.Credentials.Secret,
 			"Token": i.Credentials.Token, "Expiration": now.Add(i.Credentials.Valid).UTC().Format(time.RFC3339),
-		})
-		if err != nil {
-			return nil, fmt.Errorf("making credentials: %w", err)
-		}
-		meta("iam/security-credentials/"+i.Role, string(creds))
+		}))
 	}
-	if err := i.Signals.items(meta); err != nil {
-		return nil, err
-	}
+	i.Signals.items(meta)
 	set("user-data", i.UserData)
 	for path, value := range i.Extra {
 		if value == "" {
@@ -190,7 +163,7 @@ func (i Instance) items(now time.Time) (map[string]string, error) {
 			m["meta-data/"+path] = value
 		}
 	}
-	return m, nil
+	return m
 }
 
 func first(s []string) string {

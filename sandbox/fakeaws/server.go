@@ -1,162 +1,119 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package fakeaws is a fake of the metadata service that an EC2 instance sees at
+// 169.254.169.254: session tokens with the semantics of IMDSv2, the items an agent
+// asks for, tags that the operator may not have switched on, and faults that can
+// be switched on and off while it runs.
+//
+// Beside it stands a fake of the Auto Scaling API with its groups and hooks, see
+// [AutoScaling]: it moves instances through their states in time, tells their
+// metadata services, and keeps books. It knows nothing of AWS's other services.
+//
+// Both answer on loopback unless told otherwise. The API is not stable.
 package fakeaws
 
 import (
-	"cmp"
 	"context"
-	"log/slog"
-	"maps"
 	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
-	"github.com/amsagent/amsagent/sandbox/internal/faults"
-	"github.com/amsagent/amsagent/sandbox/internal/imds"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// Options says how to start. The zero value serves [Sample] on a free port of
-// loopback.
+// Options configure a metadata service. The zero value serves [Sample] on a free port of loopback.
 type Options struct {
-	// Listen is the address to serve; default 127.0.0.1:0.
-	Listen string
-	// Control is the address of the HTTP control port; empty: none.
-	Control string
-	// Instance is what is told; nil means Sample.
+	cloud.Listen
+	// Instance is what is served; nil means Sample.
 	Instance *Instance
 	// AutoScaling is driven by this control port too, below /asg/; nil: none. It is
 	// not attached and not closed by this.
 	AutoScaling *AutoScaling
 	// AllowV1 answers without a token too (HttpTokens=optional).
 	AllowV1 bool
-	// Log gets a line for each request; default none.
-	Log *slog.Logger
 }
 
-// Server is a running metadata service.
+// Server is the metadata service of one instance.
 type Server struct {
-	control.Ports
-	faults.List[Fault]
-	imds.Sessions
+	cloud.Service
+	cloud.Served[Instance]
+	cloud.Tokens
 	allowV1 bool
-
-	mu       sync.Mutex
-	instance Instance
-	rotated  int      // how often the credentials were
-	former   []string // keys that were in force
 }
 
-// Request is one line of the record.
-type Request = imds.Request
+// Fault spoils answers of the metadata service, or of the API.
+type Fault = cloud.Fault
+
+// New makes a service that does not listen.
+func New(o Options) *Server {
+	s := &Server{allowV1: o.AllowV1, Tokens: cloud.Tokens{Header: "X-Aws-Ec2-Metadata-Token", TTLHeader: ttlHeader}}
+	s.Metadata(o.Logger(), "", map[string]string{"Content-Type": "text/plain", "Server": "EC2ws"}, &s.Tokens)
+	i := Sample()
+	if o.Instance != nil {
+		i = *o.Instance
+	}
+	if i.Credentials.AccessKeyID == "" || i.Credentials == sampleCredentials() {
+		// Each instance of a group has its own, so that the books can say which one called.
+		i.Credentials = sampleCredentials()
+		i.Credentials.Token += "-" + i.ID
+	}
+	s.Update(func(to *Instance) { *to = i })
+	return s
+}
 
 // Start serves until Close or until ctx is done.
 func Start(ctx context.Context, o Options) (*Server, error) {
-	s := &Server{
-		allowV1:  o.AllowV1,
-		Sessions: imds.Sessions{Log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), Header: "X-Aws-Ec2-Metadata-Token", TTLHeader: ttlHeader},
-	}
-	if o.Instance != nil {
-		s.instance = o.Instance.clone()
-	} else {
-		s.instance = Sample()
-	}
-	if s.instance.Credentials == sampleCredentials() {
-		// Each instance of a group has its own, so that the books can tell who spoke.
-		s.instance.Credentials.Token += "-" + s.instance.ID
-	}
-	var err error
-	s.Ports, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(s.serve), o.Control, s.controlHandler(o.AutoScaling))
-	if err != nil {
-		return nil, err
-	}
-	context.AfterFunc(ctx, func() { _ = s.Close() })
-	return s, nil
+	s := New(o)
+	return s, s.Service.Start(ctx, o.Listen, s, func() http.Handler {
+		if o.AutoScaling != nil {
+			return s.Verbs().Sub("/asg", o.AutoScaling.Verbs())
+		}
+		return s.Verbs().Handler()
+	})
 }
 
-// Close ends the service.
-func (s *Server) Close() error {
-	s.ClearFaults() // lets go of what hangs
-	return s.Ports.Close()
-}
-
-// Instance returns a copy of what is told now.
-func (s *Server) Instance() Instance {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.instance.clone()
-}
-
-// Update changes what is told, from the next request on.
-func (s *Server) Update(change func(*Instance)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change(&s.instance)
-}
+// Instance returns a copy of what is served now.
+func (s *Server) Instance() Instance { return s.Get() }
 
 const ttlHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 
-func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	seq := s.Record(r)
-	struck, healed := s.Strike(func(f Fault) bool { return f.matches(r) })
-	fault := struck.HTTP()
-	reply := func(status int, body string) { s.reply(w, seq, status, body) }
-	if fault.Instead(w, r, healed, reply) {
-		return
-	}
-	status, body, header := s.answer(r)
-	maps.Copy(w.Header(), header)
-	fault.Answer(w, status, body, reply)
-}
-
-func (s *Server) reply(w http.ResponseWriter, seq, status int, body string) {
-	s.Answered(seq, status)
-	w.Header().Set("Content-Type", "text/plain")
-	w.Header().Set("Server", "EC2ws")
-	faults.Write(w, status, body)
+// ServeHTTP answers a request for metadata.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.Serve(w, r, func(Fault) (int, string) {
+		status, body := s.answer(w, r)
+		if status != http.StatusOK && body == "" {
+			body = page(status)
+		}
+		return status, body
+	})
 }
 
 // dated is a version of the service that is a date.
 var dated = regexp.MustCompile(`^(1\.0|20\d\d-\d\d-\d\d)$`)
 
-// versions are listed at the root.
-const versions = "1.0\n2021-03-23\n2022-09-24\n2024-04-11\nlatest"
-
-func (s *Server) answer(r *http.Request) (status int, body string, header http.Header) {
+func (s *Server) answer(w http.ResponseWriter, r *http.Request) (status int, body string) {
 	version, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	if path == "api/token" {
+	switch {
+	case path == "api/token":
 		token, status := s.Give(r)
-		if status != http.StatusOK {
-			return status, page(status), nil
+		if status == http.StatusOK {
+			w.Header().Set(ttlHeader, r.Header.Get(ttlHeader))
 		}
-		return status, token, http.Header{ttlHeader: {r.Header.Get(ttlHeader)}}
+		return status, token
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return http.StatusMethodNotAllowed, ""
+	case !s.Admits(r, s.allowV1):
+		return http.StatusUnauthorized, ""
+	case version != "latest" && !dated.MatchString(version):
+		return http.StatusNotFound, ""
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return http.StatusMethodNotAllowed, page(http.StatusMethodNotAllowed), nil
+	if v, ok := lookup(s.Get().items(time.Now()), path); ok {
+		return http.StatusOK, v
 	}
-	if !s.Admits(r, s.allowV1) {
-		return http.StatusUnauthorized, page(http.StatusUnauthorized), nil
-	}
-	if version == "" {
-		return http.StatusOK, versions, nil
-	}
-	if version != "latest" && !dated.MatchString(version) {
-		return http.StatusNotFound, page(http.StatusNotFound), nil
-	}
-	s.mu.Lock()
-	items, err := s.instance.items(time.Now())
-	s.mu.Unlock()
-	if err != nil {
-		return http.StatusInternalServerError, err.Error(), nil
-	}
-	if v, ok := lookup(items, path); ok {
-		return http.StatusOK, v, nil
-	}
-	return http.StatusNotFound, page(http.StatusNotFound), nil
+	return http.StatusNotFound, ""
 }
 
 // page is the body of an error: the service sends HTML.
@@ -173,4 +130,44 @@ func page(status int) string {
  </body>
 </html>
 `
+}
+
+// Verbs are those of the metadata service:
+//
+//	GET, PATCH /instance       what is served; JSON: the fields in it are replaced
+//	PUT    /item?path=P        the body becomes meta-data/P, 404 when it is empty
+//	PUT    /tag?key=K          the body becomes the tag's value
+//	POST   /expire-tokens, /rotate-credentials
+//	PUT    /target             the body becomes the target lifecycle state, absent when it is empty
+//	POST   /spot               ?action=terminate&in=120s
+//	POST   /rebalance
+//	POST   /scheduled          JSON: one maintenance event
+//	DELETE /signals            all of them but the target
+//	POST   /fault              see [cloud.Fault]; GET, DELETE /fault
+//	GET    /requests
+//
+// With an Auto Scaling API also those of [AutoScaling.Verbs], below /asg/.
+func (s *Server) Verbs() cloud.Verbs {
+	return s.WithFaults(s.Served.Verbs("/instance",
+		cloud.Item(func(path, text string) { s.Update(func(i *Instance) { cloud.Set(&i.Extra, path, text) }) }),
+		cloud.Do("PUT /tag", cloud.Params{"key": "", cloud.Text: ""}, func(a cloud.Args) {
+			s.Update(func(i *Instance) { cloud.Set(&i.Tags, a.String("key"), a.String(cloud.Text)) })
+		}),
+		cloud.Do("POST /expire-tokens", nil, func(cloud.Args) { s.ExpireTokens() }),
+		cloud.Do("POST /rotate-credentials", nil, func(cloud.Args) { s.RotateCredentials() }),
+		cloud.Do("PUT /target", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.SetTarget(a.String(cloud.Text)) }),
+		cloud.Do("POST /spot", cloud.Params{"action": "terminate", "in": 2 * time.Minute}, func(a cloud.Args) {
+			s.Interrupt(a.String("action"), time.Now().Add(a.Duration("in")))
+		}),
+		cloud.Do("POST /rebalance", nil, func(cloud.Args) { s.Recommend(time.Now()) }),
+		cloud.Try("POST /scheduled", cloud.Params{cloud.Text: ""}, func(a cloud.Args) error {
+			e := Scheduled{ID: "instance-event-0d59937288b749b32", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(time.Hour)}
+			err := cloud.Decode(a.String(cloud.Text), &e)
+			if err == nil {
+				s.Schedule(e)
+			}
+			return err
+		}),
+		cloud.Do("DELETE /signals", nil, func(cloud.Args) { s.ClearSignals() }),
+	))
 }

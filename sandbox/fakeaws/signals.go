@@ -4,9 +4,11 @@
 package fakeaws
 
 import (
-	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 // Signals are what the metadata says about the future of the instance. Its zero
@@ -24,7 +26,7 @@ type Signals struct {
 
 // Interruption is the notice of a Spot instance.
 type Interruption struct {
-	Action string    `json:"action,omitempty"` // empty: the older item spot/termination-time alone
+	Action string    `json:"action,omitempty"`
 	Time   time.Time `json:"time"`
 }
 
@@ -38,34 +40,19 @@ type Scheduled struct {
 	Description string    `json:"description"`
 }
 
-func (s Signals) clone() Signals {
-	if s.Spot != nil {
-		spot := *s.Spot
-		s.Spot = &spot
-	}
-	if s.Rebalance != nil {
-		at := *s.Rebalance
-		s.Rebalance = &at
-	}
-	s.Scheduled = append([]Scheduled(nil), s.Scheduled...)
-	return s
-}
-
 // items calls meta with each item that is set.
-func (s Signals) items(meta func(path, value string)) error {
+func (s Signals) items(meta func(path, value string)) {
 	meta("autoscaling/target-lifecycle-state", s.Target)
 	if s.Spot != nil {
 		at := s.Spot.Time.UTC().Format(time.RFC3339)
 		meta("spot/termination-time", at)
-		if s.Spot.Action != "" {
-			meta("spot/instance-action", fmt.Sprintf(`{"action": %q, "time": %q}`, s.Spot.Action, at))
-		}
+		meta("spot/instance-action", fmt.Sprintf(`{"action": %q, "time": %q}`, s.Spot.Action, at))
 	}
 	if s.Rebalance != nil {
 		meta("events/recommendations/rebalance", fmt.Sprintf(`{"noticeTime": %q}`, s.Rebalance.UTC().Format(time.RFC3339)))
 	}
 	if s.Scheduled == nil {
-		return nil
+		return
 	}
 	const date = "2 Jan 2006 15:04:05 GMT"
 	list := []map[string]string{}
@@ -79,19 +66,14 @@ func (s Signals) items(meta func(path, value string)) error {
 		}
 		list = append(list, m)
 	}
-	b, err := json.MarshalIndent(list, "", "  ")
-	if err != nil {
-		return fmt.Errorf("making the scheduled events: %w", err)
-	}
-	meta("events/maintenance/scheduled", string(b))
-	return nil
+	meta("events/maintenance/scheduled", cloud.JSON(list))
 }
 
 // SetTarget changes the target lifecycle state; empty: the item is not there.
 func (s *Server) SetTarget(state string) { s.Update(func(i *Instance) { i.Signals.Target = state }) }
 
 // Interrupt gives the notice of a Spot instance: action (terminate, stop,
-// hibernate) happens at the time. An empty action tells it in the older form alone.
+// hibernate) happens at the time.
 func (s *Server) Interrupt(action string, at time.Time) {
 	s.Update(func(i *Instance) { i.Signals.Spot = &Interruption{Action: action, Time: at} })
 }
@@ -135,35 +117,27 @@ func sampleCredentials() Credentials {
 	}
 }
 
-// RotateCredentials gives the role new credentials. An Auto Scaling API that this
-// server is attached to takes the former ones for expired from now on.
+// RotateCredentials gives the role new credentials. To an Auto Scaling API the former ones are expired from now on.
 func (s *Server) RotateCredentials() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.rotated++
-	c := sampleCredentials()
-	c.AccessKeyID = fmt.Sprintf("ASIAFAKE%012d", s.rotated)
-	c.Token = fmt.Sprintf("%s-%d", c.Token, s.rotated)
-	c.Valid = s.instance.Credentials.Valid
-	s.former = append(s.former, s.instance.Credentials.AccessKeyID)
-	s.instance.Credentials = c
+	s.Update(func(i *Instance) {
+		i.FormerKeys = append(i.FormerKeys, i.Credentials.AccessKeyID)
+		c := sampleCredentials()
+		c.AccessKeyID = fmt.Sprintf("ASIAFAKE%012d", len(i.FormerKeys))
+		c.Token = fmt.Sprintf("%s-%d", c.Token, len(i.FormerKeys))
+		c.Valid = i.Credentials.Valid
+		i.Credentials = c
+	})
 }
 
-// owns tells whether a key is this instance's, and whether it is in force.
+// owns reports whether a key is this instance's, and whether it is in force.
 func (s *Server) owns(key, token string) (owns, inForce bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.instance.Credentials
-	if s.instance.Role == "" {
+	i := s.Get()
+	switch {
+	case i.Role == "":
 		return false, false
+	case key == i.Credentials.AccessKeyID:
+		return true, token == i.Credentials.Token
+	default:
+		return slices.Contains(i.FormerKeys, key), false
 	}
-	if key == c.AccessKeyID {
-		return true, token == c.Token
-	}
-	for _, f := range s.former {
-		if f == key {
-			return true, false
-		}
-	}
-	return false, false
 }

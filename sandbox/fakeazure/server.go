@@ -1,35 +1,51 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package fakeazure is a fake of the metadata service that a virtual machine of
+// Azure sees at 169.254.169.254, and of the Scheduled Events behind it.
+//
+// A [Server] is the service of one machine: instance and load balancer metadata
+// with the rules of their versions, and faults that can be switched on and off
+// while it runs. A [Set] is what machines share: one document of events, which any
+// of them may acknowledge for all. It moves its events through time, and keeps
+// books on who said what, and when.
+//
+// Documented are: the header, the versions and the 400 with the newest of them, the
+// 404 of a machine without a load balancer, 410 for a while after a boot, five
+// requests in a second and the 429 beyond, the shape of all documents, the slow
+// first call and the delay of the events after it, one acknowledgement for all
+// machines of an event, an empty NotBefore and the state Started once an event has
+// begun, its absence when it is over, and that of deletes with one NotBefore none
+// goes before all were acknowledged or their time is over.
+//
+// Guessed are: the texts of errors, a 400 for X-Forwarded-For, that the document's
+// incarnation grows by one, the time from an acknowledgement to the begin of the
+// event and from there to its end, and that a reading which is not extended is
+// whole. Azure's least notice of five minutes is not kept to: tests are told theirs.
+//
+// All of it answers on loopback unless told otherwise. The API is not stable.
 package fakeazure
 
 import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/books"
-	"github.com/amsagent/amsagent/sandbox/internal/control"
-	"github.com/amsagent/amsagent/sandbox/internal/faults"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// Options says how to start. The zero value serves [Sample] in a set of its own on a
-// free port of loopback.
+// Options configure a metadata service. The zero value serves [Sample] in a set of its own on a free port of loopback.
 type Options struct {
-	// Listen is the address to serve; default 127.0.0.1:0.
-	Listen string
-	// Control is the address of the HTTP control port; empty: none.
-	Control string
-	// VM is what is told; nil means Sample.
+	cloud.Listen
+	// VM is what is served; nil means Sample.
 	VM *VM
 	// Set is what the machine shares with others; nil: a set of its own. It is not
-	// closed by this where it was given.
+	// closed by this if it was given.
 	Set *Set
 	// Versions are those of the instance metadata that are served; nil: those that
 	// Azure documented in 2026.
@@ -40,48 +56,27 @@ type Options struct {
 	DropCalls int
 	// FirstCall is how long the first call for events takes.
 	FirstCall time.Duration
-	// Unlimited lets a machine ask more than five times in a second.
-	Unlimited bool
-	// Log gets a line for each request; default none.
-	Log *slog.Logger
 }
 
 // Server is the metadata service of one machine.
 type Server struct {
-	o Options
-	control.Ports
-	faults.List[Fault]
-	log      *slog.Logger
-	set      *Set
-	own      bool            // the set is ours
-	life     context.Context // until Close
-	end      context.CancelFunc
-	started  time.Time
-	requests books.Record[Request]
+	cloud.Service
+	cloud.Served[VM]
+	o       Options
+	set     *Set
+	started time.Time
 
 	mu      sync.Mutex
-	vm      VM
 	dropped int
 	asked   bool // for events
 	recent  []time.Time
 }
 
-// Request is one line of the record.
-type Request struct {
-	Seq    int       `json:"seq"`
-	Time   time.Time `json:"time"`
-	Method string    `json:"method"`
-	Path   string    `json:"path"`
-	Query  string    `json:"query"`
-	Status int       `json:"status"` // 0: no answer
-}
-
 // limit is how many requests a machine may make in a second.
 const limit = 5
 
-// Versions are those of the instance metadata that are served where nothing else is
-// said, the oldest first.
-func Versions() []string {
+// versions are those of the instance metadata, the oldest first.
+func versions() []string {
 	return []string{
 		"2017-04-02", "2017-08-01", "2017-12-01", "2018-02-01", "2018-04-02", "2018-10-01", "2019-02-01", "2019-03-11", "2019-04-30",
 		"2019-06-01", "2019-06-04", "2019-08-01", "2019-08-15", "2019-11-01", "2020-06-01", "2020-07-15", "2020-09-01", "2020-10-01",
@@ -95,26 +90,28 @@ func eventVersions() []string {
 	return []string{"2017-08-01", "2017-11-01", "2019-01-01", "2019-04-01", "2019-08-01", "2020-07-01"}
 }
 
-// Start serves until Close or until ctx is done.
-func Start(ctx context.Context, o Options) (*Server, error) {
-	s := &Server{o: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), set: o.Set, vm: Sample(), started: time.Now()}
+// New makes a service that does not listen.
+func New(o Options) *Server {
+	vm := Sample()
 	if o.VM != nil {
-		s.vm = o.VM.clone()
+		vm = *o.VM
 	}
+	s := &Server{o: o, set: o.Set, started: time.Now()}
 	if s.set == nil {
-		s.set, s.own = NewSet(cmp.Or(s.vm.ScaleSet, s.vm.Name), SetOptions{Log: o.Log}), true
+		s.set = NewSet(cmp.Or(vm.ScaleSet, vm.Name), SetOptions{Log: o.Log})
 	}
 	if s.o.Versions == nil {
-		s.o.Versions = Versions()
+		s.o.Versions = versions()
 	}
-	s.life, s.end = context.WithCancel(ctx)
-	var err error
-	s.Ports, err = control.ServeBoth(ctx, o.Listen, http.HandlerFunc(s.serve), o.Control, s.controlHandler())
-	if err != nil {
-		return nil, err
-	}
-	context.AfterFunc(ctx, func() { _ = s.Close() })
-	return s, nil
+	s.Update(func(to *VM) { *to = vm })
+	s.Metadata(o.Logger(), "/metadata/", map[string]string{"Content-Type": "application/json; charset=utf-8", "Server": "IMDS/150.870.65.1854"}, nil)
+	return s
+}
+
+// Start serves until Close or until ctx is done.
+func Start(ctx context.Context, o Options) (*Server, error) {
+	s := New(o)
+	return s, s.Service.Start(ctx, o.Listen, s, func() http.Handler { return s.Verbs().Handler() })
 }
 
 // Set is what the machine shares with others.
@@ -122,95 +119,49 @@ func (s *Server) Set() *Set { return s.set }
 
 // Close ends the service.
 func (s *Server) Close() error {
-	s.end()
-	s.ClearFaults() // lets go of what hangs
-	if s.own {
+	if s.o.Set == nil {
 		_ = s.set.Close() // it never fails
 	}
-	return s.Ports.Close()
+	return s.Service.Close()
 }
 
-// VM returns a copy of what is told now.
-func (s *Server) VM() VM {
+// VM returns a copy of what is served now.
+func (s *Server) VM() VM { return s.Get() }
+
+// arrives reports whether a call is dropped, or is one too many in this second.
+func (s *Server) arrives() (drop, tooMany bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.vm.clone()
-}
-
-// Update changes what is told, from the next request on.
-func (s *Server) Update(change func(*VM)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change(&s.vm)
-}
-
-// Requests is the record of the last few thousand requests, oldest first.
-func (s *Server) Requests() []Request {
-	if all := s.requests.All(); len(all) > 0 {
-		return all
+	if s.dropped < s.o.DropCalls {
+		s.dropped++
+		drop = true
 	}
-	return nil // null on the control port
-}
-
-// record notes a request, and tells whether it is one too many in this second.
-func (s *Server) record(r *http.Request) (seq int, tooMany, drop bool) {
-	s.log.Info("request", "method", r.Method, "path", r.URL.Path, "query", r.URL.RawQuery)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	now := time.Now()
 	s.recent = slices.DeleteFunc(s.recent, func(t time.Time) bool { return now.Sub(t) >= time.Second })
-	if tooMany = len(s.recent) >= limit && !s.o.Unlimited; !tooMany {
+	if tooMany = len(s.recent) >= limit; !tooMany {
 		s.recent = append(s.recent, now)
 	}
-	if drop = s.dropped < s.o.DropCalls; drop {
-		s.dropped++
-	}
-	seq = s.requests.Add(func(seq int) Request {
-		return Request{Seq: seq, Time: now, Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery}
+	return drop, tooMany
+}
+
+// ServeHTTP answers a request for metadata.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	drop, tooMany := s.arrives()
+	s.Serve(w, r, func(cloud.Fault) (int, string) {
+		switch {
+		case drop:
+			cloud.Reset(w)
+			return 0, ""
+		case tooMany:
+			s.set.throttled(s.VM().Name)
+			return http.StatusTooManyRequests, problem("Too many requests")
+		}
+		return s.answer(r)
 	})
-	return seq, tooMany, drop
-}
-
-func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	seq, tooMany, drop := s.record(r)
-	if drop {
-		faults.Reset(w)
-		return
-	}
-	struck, healed := s.Strike(func(f Fault) bool { return f.matches(r) })
-	fault := struck.HTTP()
-	reply := func(status int, body string) { s.reply(w, seq, status, body) }
-	if fault.Instead(w, r, healed, reply) {
-		return
-	}
-	if tooMany {
-		s.set.mu.Lock()
-		s.set.write(Entry{What: Throttled, VM: s.VM().Name})
-		s.set.mu.Unlock()
-		reply(http.StatusTooManyRequests, problem("Too many requests"))
-		return
-	}
-	status, body := s.answer(r)
-	fault.Answer(w, status, body, reply)
-}
-
-func (s *Server) reply(w http.ResponseWriter, seq, status int, body string) {
-	s.requests.Change(seq, func(r *Request) { r.Status = status })
-	w.Header().Set("Content-Type", "application/json; charset=utf-8")
-	w.Header().Set("Server", "IMDS/150.870.65.1854")
-	faults.Write(w, status, body)
 }
 
 // problem is the body of an error.
-func problem(text string) string { return asJSON(map[string]any{"error": text}) }
-
-func asJSON(v any) string {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
-}
+func problem(text string) string { return cloud.JSON(map[string]any{"error": text}) }
 
 func (s *Server) answer(r *http.Request) (status int, body string) {
 	path := strings.TrimSuffix(r.URL.Path, "/")
@@ -223,7 +174,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	case r.Header.Get("X-Forwarded-For") != "":
 		return http.StatusBadRequest, problem("Bad request. Requests that were forwarded are not answered")
 	case path == "/metadata/versions":
-		return http.StatusOK, asJSON(map[string]any{"apiVersions": s.o.Versions})
+		return http.StatusOK, cloud.JSON(map[string]any{"apiVersions": s.o.Versions})
 	case !events && path != "/metadata/instance" && path != "/metadata/loadbalancer":
 		return http.StatusNotFound, problem("Not found")
 	case r.Method != http.MethodGet && (!events || r.Method != http.MethodPost):
@@ -236,7 +187,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	if !slices.Contains(known, version) || path == "/metadata/loadbalancer" && version < "2020-10-01" {
 		newest := slices.Clone(known[max(0, len(known)-3):])
 		slices.Reverse(newest)
-		return http.StatusBadRequest, asJSON(map[string]any{
+		return http.StatusBadRequest, cloud.JSON(map[string]any{
 			"error":           "Bad request. api-version is invalid or was not specified in the request. For more information refer to aka.ms/azureimds",
 			"newest-versions": newest,
 		})
@@ -247,24 +198,16 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	case events:
 		return s.tell(r)
 	case path == "/metadata/loadbalancer":
-		vm := s.VM()
-		if len(vm.Balancer) == 0 {
-			return http.StatusNotFound, problem("No load balancer metadata is found. Please check if your VM is using any non-basic SKU load balancer and retry later.")
-		}
-		return http.StatusOK, asJSON(vm.balancer())
+		return http.StatusNotFound, problem("No load balancer metadata is found. Please check if your VM is using any non-basic SKU load balancer and retry later.")
 	}
-	if r.URL.Query().Get("extended") != "" && version < sinceExtended {
-		return http.StatusBadRequest, problem("Bad request. Query parameter extended is not known")
-	}
-	return http.StatusOK, asJSON(s.VM().instance(version))
+	return http.StatusOK, cloud.JSON(s.VM().instance())
 }
 
-// tell gives the document of events.
+// tell returns the document of events.
 func (s *Server) tell(r *http.Request) (int, string) {
 	s.mu.Lock()
 	first := !s.asked
 	s.asked = true
-	vm := s.vm
 	s.mu.Unlock()
 	if first && s.o.FirstCall > 0 {
 		select {
@@ -273,10 +216,11 @@ func (s *Server) tell(r *http.Request) (int, string) {
 			return http.StatusGone, problem("nobody waits")
 		}
 	}
-	return http.StatusOK, asJSON(s.set.document(vm.Name, vm.Zone))
+	vm := s.VM()
+	return http.StatusOK, cloud.JSON(s.set.document(vm.Name, vm.Zone))
 }
 
-// approve takes the word that events may begin.
+// approve acknowledges events.
 func (s *Server) approve(r *http.Request) (int, string) {
 	var in struct {
 		StartRequests []struct {
@@ -293,4 +237,35 @@ func (s *Server) approve(r *http.Request) (int, string) {
 		}
 	}
 	return http.StatusOK, ""
+}
+
+// Verbs are those of the metadata service, and of the set:
+//
+//	GET, PATCH /vm         what is served; JSON: the fields in it are replaced
+//	POST   /event          ?type=Terminate&lead=60000 (ms), vms=a,b (default: this machine), id, source, description, duration (ms)
+//	DELETE /event          ?id=ID: it is cancelled
+//	POST   /begin          ?id=ID: it begins at once
+//	GET    /events         those that are listed
+//	GET    /books
+//	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
+//	GET    /requests
+func (s *Server) Verbs() cloud.Verbs {
+	id := cloud.Params{"id": ""}
+	v := s.WithFaults(s.Served.Verbs("/vm",
+		cloud.Try("POST /event", cloud.Params{
+			"type": Terminate, "lead": time.Minute, "vms": []string{s.VM().Name}, "id": "", "source": "", "description": "", "duration": -time.Millisecond,
+		}, func(a cloud.Args) error {
+			_, err := s.set.Announce(Event{
+				Type: a.String("type"), Lead: a.Duration("lead"), VMs: a.Strings("vms"), ID: a.String("id"), Source: a.String("source"),
+				Description: a.String("description"), Duration: a.Duration("duration"),
+			})
+			return err
+		}),
+		cloud.Try("DELETE /event", id, func(a cloud.Args) error { return s.set.Cancel(a.String("id")) }),
+		cloud.Try("POST /begin", id, func(a cloud.Args) error { return s.set.Begin(a.String("id")) }),
+	))
+	v.Shown = "/events"
+	v.Views["/events"] = func() any { return s.set.Events() }
+	v.Views["/books"] = func() any { return s.set.Books() }
+	return v
 }

@@ -5,8 +5,6 @@ package fakeazure
 
 import (
 	"cmp"
-	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,7 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/books"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 // The types of events that Azure documents.
@@ -24,7 +22,6 @@ const (
 	Terminate = "Terminate"
 	Preempt   = "Preempt"
 	Reboot    = "Reboot"
-	Redeploy  = "Redeploy"
 	Freeze    = "Freeze"
 )
 
@@ -43,25 +40,21 @@ type SetOptions struct {
 
 // Set is what machines of one placement group share: the document of their events.
 type Set struct {
+	*cloud.EventLog[Entry]
 	name string
 	o    SetOptions
 
 	mu          sync.Mutex
 	incarnation int
 	events      []*event
-	twice       bool
-	newFields   bool
-	raw         []any
 	enabled     map[string]time.Time // zones, and since when
-	books       *books.Books[Entry]
 	closed      bool
 }
 
 type event struct {
 	Event
-	acked, started, over bool
-	late                 bool // it began because its time was over
-	timers               []*time.Timer
+	over, late bool // late: it began because its time was over
+	timers     []*time.Timer
 }
 
 // Event is one scheduled event.
@@ -77,8 +70,6 @@ type Event struct {
 	Description string        `json:"description"`
 	// Duration is for how long the machines are away; negative: not known.
 	Duration time.Duration `json:"duration_ns"`
-	// ResourceType is VirtualMachine where it is empty.
-	ResourceType string `json:"resource_type"`
 	// Acked tells that it was acknowledged, Started that it has begun.
 	Acked   bool `json:"acked"`
 	Started bool `json:"started"`
@@ -106,7 +97,7 @@ type Entry struct {
 	VM    string `json:"vm,omitempty"`
 	Event string `json:"event,omitempty"` // its id
 	Type  string `json:"type,omitempty"`
-	// VMs are the machines of an event that is announced.
+	// VMs are the machines of an event that is announced, begins or is cancelled.
 	VMs []string `json:"vms,omitempty"`
 	// Late tells of an event that began because its time was over.
 	Late bool `json:"late,omitempty"`
@@ -118,7 +109,7 @@ func NewSet(name string, o SetOptions) *Set {
 	o.StartedTime = cmp.Or(o.StartedTime, 500*time.Millisecond)
 	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	s := &Set{name: name, o: o, incarnation: 1, enabled: map[string]time.Time{}}
-	s.books = books.New[Entry](&s.mu)
+	s.EventLog = cloud.NewEventLog[Entry]("set "+name, &s.mu)
 	return s
 }
 
@@ -153,7 +144,7 @@ func (s *Set) Announce(in Event) (string, error) {
 		return "", errors.New("announcing an event: the set is closed")
 	}
 	if in.ID == "" {
-		in.ID = newID()
+		in.ID = cloud.GUID()
 	}
 	if in.Source == "" {
 		in.Source = "Platform"
@@ -187,13 +178,6 @@ func (s *Set) due(e *event) {
 	s.after(e, time.Until(e.NotBefore), func() { s.begin(e, true) })
 }
 
-// newID is an event's, as a GUID.
-func newID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // it never fails
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-}
-
 // after runs something about an event later, under the lock.
 func (s *Set) after(e *event, d time.Duration, do func()) {
 	e.timers = append(e.timers, time.AfterFunc(max(d, 0), func() {
@@ -207,12 +191,12 @@ func (s *Set) after(e *event, d time.Duration, do func()) {
 
 // begin begins an event. The lock is held.
 func (s *Set) begin(e *event, late bool) {
-	if e.started {
+	if e.Started {
 		return
 	}
-	e.started, e.late = true, late
+	e.Started, e.late = true, late
 	s.incarnation++
-	s.write(Entry{What: Started, Event: e.ID, Type: e.Type, Late: late})
+	s.write(Entry{What: Started, Event: e.ID, Type: e.Type, VMs: e.VMs, Late: late})
 	s.after(e, s.o.StartedTime, func() { s.finish(e) })
 }
 
@@ -264,7 +248,7 @@ func (s *Set) Move(id string, to time.Time) (time.Time, error) {
 	switch {
 	case e == nil:
 		return time.Time{}, fmt.Errorf("moving event %q: there is none", id)
-	case e.acked || e.started:
+	case e.Acked || e.Started:
 		return time.Time{}, fmt.Errorf("moving event %q: it is acknowledged, or has begun", id)
 	}
 	e.stop()
@@ -284,7 +268,7 @@ func (s *Set) Cancel(id string) error {
 		return fmt.Errorf("cancelling event %q: there is none", id)
 	}
 	s.drop(e)
-	s.write(Entry{What: Cancelled, Event: e.ID, Type: e.Type})
+	s.write(Entry{What: Cancelled, Event: e.ID, Type: e.Type, VMs: e.VMs})
 	return nil
 }
 
@@ -299,15 +283,15 @@ func (s *Set) ack(vm, id string) bool {
 		return false
 	}
 	s.write(Entry{What: Acked, VM: vm, Event: e.ID, Type: e.Type})
-	e.acked = true
+	e.Acked = true
 	together := []*event{e}
 	if e.Type == Terminate {
 		// Of several deletes at one time none goes before all may.
 		for _, o := range s.events {
-			if o == e || o.Type != Terminate || o.started || !o.NotBefore.Equal(e.NotBefore) {
+			if o == e || o.Type != Terminate || o.Started || !o.NotBefore.Equal(e.NotBefore) {
 				continue
 			}
-			if !o.acked {
+			if !o.Acked {
 				return true
 			}
 			together = append(together, o)
@@ -319,37 +303,13 @@ func (s *Set) ack(vm, id string) bool {
 	return true
 }
 
-// Twice makes every event be listed twice, or not any more.
-func (s *Set) Twice(on bool) {
-	s.change(func() { s.twice = on })
-}
-
-// NewFields makes the document hold fields that nobody has documented.
-func (s *Set) NewFields(on bool) {
-	s.change(func() { s.newFields = on })
-}
-
-// Raw puts elements into the list of events as they are.
-func (s *Set) Raw(elements ...any) {
-	s.change(func() { s.raw = elements })
-}
-
-func (s *Set) change(do func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	do()
-	s.incarnation++
-}
-
 // Events are those that are listed.
 func (s *Set) Events() []Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []Event
 	for _, e := range s.events {
-		in := e.Event
-		in.Acked, in.Started = e.acked, e.started
-		out = append(out, in)
+		out = append(out, e.Event)
 	}
 	return out
 }
@@ -369,25 +329,14 @@ func (s *Set) document(vm, zone string) map[string]any {
 	}
 	list := []any{}
 	for _, e := range s.events {
-		one := e.document()
-		if s.newFields {
-			one["Urgency"], one["Related"] = 3, []any{map[string]any{"EventId": e.ID}}
-		}
-		list = append(list, one)
-		if s.twice {
-			list = append(list, one)
-		}
+		list = append(list, e.document())
 	}
-	doc := map[string]any{"DocumentIncarnation": s.incarnation, "Events": append(list, s.raw...)}
-	if s.newFields {
-		doc["Schema"] = map[string]any{"name": "tomorrow"}
-	}
-	return doc
+	return map[string]any{"DocumentIncarnation": s.incarnation, "Events": list}
 }
 
 func (e *event) document() map[string]any {
 	status, notBefore := "Scheduled", e.NotBefore.UTC().Format(http.TimeFormat)
-	if e.started {
+	if e.Started {
 		status, notBefore = "Started", ""
 	}
 	seconds := -1
@@ -395,111 +344,21 @@ func (e *event) document() map[string]any {
 		seconds = int(e.Duration / time.Second)
 	}
 	return map[string]any{
-		"EventId": e.ID, "EventType": e.Type, "ResourceType": cmp.Or(e.ResourceType, "VirtualMachine"), "Resources": e.VMs,
+		"EventId": e.ID, "EventType": e.Type, "ResourceType": "VirtualMachine", "Resources": e.VMs,
 		"EventStatus": status, "NotBefore": notBefore, "Description": e.Description, "EventSource": e.Source, "DurationInSeconds": seconds,
 	}
+}
+
+// throttled notes that a machine asked too often.
+func (s *Set) throttled(vm string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.write(Entry{What: Throttled, VM: vm})
 }
 
 // write puts a line into the books. The lock is held.
 func (s *Set) write(e Entry) {
 	e.Time = time.Now()
 	s.o.Log.Info("books", "set", s.name, "what", e.What, "vm", e.VM, "event", e.Event, "type", e.Type, "late", e.Late)
-	s.books.Write(e)
-}
-
-// Books is what has happened, oldest first.
-func (s *Set) Books() []Entry {
-	books, _ := s.Follow()
-	return books
-}
-
-// Follow returns the books and a channel that is closed at the next change of them.
-func (s *Set) Follow() ([]Entry, <-chan struct{}) { return s.books.Follow() }
-
-// WaitFor waits until the books hold an entry that fits, and returns the first.
-func (s *Set) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	return s.books.WaitFor(ctx, "set "+s.name, fits)
-}
-
-// WorstDay plays everything that takes no machine away, one after the other, each for
-// as long as step: freezes in a storm, an event of an unheard-of type, one about
-// something that is no machine, entries that are no events, fields of tomorrow, each
-// event twice, a reboot and a deletion that are cancelled again, and events about
-// machines other than vm. What is left afterwards is a document without events.
-func (s *Set) WorstDay(ctx context.Context, vm string, step time.Duration, others ...string) error {
-	all := append([]string{vm}, others...)
-	if len(others) == 0 {
-		others = []string{vm + "x"}
-	}
-	long := time.Hour
-	announce := func(in ...Event) (ids []string, err error) {
-		for _, e := range in {
-			e.Lead = cmp.Or(e.Lead, long)
-			id, err := s.Announce(e)
-			if err != nil {
-				return ids, err
-			}
-			ids = append(ids, id)
-		}
-		return ids, nil
-	}
-	for _, scene := range []func() ([]string, error){
-		func() (ids []string, err error) {
-			for range 20 {
-				more, err := announce(Event{Type: Freeze, VMs: all, Duration: 5 * time.Second})
-				if err != nil {
-					return ids, err
-				}
-				ids = append(ids, more...)
-				if err := pause(ctx, step/20); err != nil {
-					return ids, err
-				}
-			}
-			return ids, nil
-		},
-		func() ([]string, error) {
-			s.NewFields(true)
-			s.Raw(map[string]any{"EventId": 17}, "nonsense", nil, map[string]any{"EventId": "x", "EventType": Terminate, "Resources": "all"})
-			return announce(Event{Type: "Defragment", VMs: all}, Event{Type: "Defragment", VMs: all}, Event{Type: Terminate, ResourceType: "Disk", VMs: all})
-		},
-		func() ([]string, error) {
-			return announce(Event{Type: Terminate, VMs: all, Lead: 15 * time.Minute})
-		},
-		func() ([]string, error) {
-			s.Twice(true)
-			return announce(Event{Type: Reboot, VMs: others}, Event{Type: Terminate, VMs: others}, Event{Type: Preempt, VMs: others, Lead: 30 * time.Second})
-		},
-		func() ([]string, error) {
-			s.Twice(false)
-			s.NewFields(false)
-			return announce(Event{Type: Reboot, VMs: []string{strings.ToUpper(vm)}, Lead: 15 * time.Minute})
-		},
-	} {
-		ids, err := scene()
-		if err == nil {
-			err = pause(ctx, step)
-		}
-		for _, id := range ids {
-			_ = s.Cancel(id) // one that is over is no loss
-		}
-		s.Raw() // alone they would make a document that cannot be read, and readers ask less often for one
-		if err == nil {
-			err = pause(ctx, step)
-		}
-		if err != nil {
-			return fmt.Errorf("playing the worst day: %w", err)
-		}
-	}
-	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	s.Write(e)
 }

@@ -15,7 +15,6 @@ type VM struct {
 	ID            string `json:"id"`
 	Name          string `json:"name"`
 	ScaleSet      string `json:"scale_set"` // empty: in none
-	Flexible      bool   `json:"flexible"`  // the set's orchestration
 	Subscription  string `json:"subscription"`
 	ResourceGroup string `json:"resource_group"`
 	Location      string `json:"location"`
@@ -24,13 +23,9 @@ type VM struct {
 	Priority      string `json:"priority"` // Regular, Spot, Low
 	Hostname      string `json:"hostname"`
 	// NICs are the network interfaces, in whatever order.
-	NICs []NIC             `json:"nics"`
-	Tags map[string]string `json:"tags"`
-	// Balancer is the load balancer's public address by private ones; none: 404.
-	Balancer map[string]string `json:"balancer"`
+	NICs     []NIC             `json:"nics"`
+	Tags     map[string]string `json:"tags"`
 	UserData string            `json:"user_data"`
-	// Extra are fields of compute that win over all others.
-	Extra map[string]any `json:"extra"`
 }
 
 // NIC is one network interface.
@@ -52,21 +47,8 @@ func Sample() VM {
 	}
 }
 
-func (v VM) clone() VM {
-	v.NICs, v.Tags, v.Balancer, v.Extra = slices.Clone(v.NICs), maps.Clone(v.Tags), maps.Clone(v.Balancer), maps.Clone(v.Extra)
-	return v
-}
-
-// The versions from which on something is told.
-const (
-	sinceTagsList = "2019-06-04"
-	sinceUserData = "2021-01-01"
-	sinceFlexible = "2021-03-01"
-	sinceExtended = "2021-01-01"
-)
-
-// instance is the document of a version. Every primitive is a string.
-func (v VM) instance(version string) map[string]any {
+// instance is the document of the newest versions. Every primitive is a string.
+func (v VM) instance() map[string]any {
 	var flat []string
 	list := []any{}
 	for _, name := range slices.Sorted(maps.Keys(v.Tags)) {
@@ -74,11 +56,8 @@ func (v VM) instance(version string) map[string]any {
 		list = append(list, map[string]any{"name": name, "value": v.Tags[name]})
 	}
 	path := "/subscriptions/" + v.Subscription + "/resourceGroups/" + v.ResourceGroup + "/providers/Microsoft.Compute"
-	resource, flexible, uniform := path+"/virtualMachines/"+v.Name, "", v.ScaleSet
-	switch {
-	case v.ScaleSet != "" && v.Flexible:
-		flexible, uniform = path+"/virtualMachineScaleSets/"+v.ScaleSet, ""
-	case v.ScaleSet != "":
+	resource := path + "/virtualMachines/" + v.Name
+	if v.ScaleSet != "" {
 		resource = path + "/virtualMachineScaleSets/" + v.ScaleSet + "/virtualMachines/" + strings.TrimPrefix(v.Name, v.ScaleSet+"_")
 	}
 	compute := map[string]any{
@@ -86,19 +65,11 @@ func (v VM) instance(version string) map[string]any {
 		"offer": "ubuntu-24_04-lts", "osType": "Linux", "placementGroupId": "", "platformFaultDomain": "0", "platformUpdateDomain": "0",
 		"priority": v.Priority, "provider": "Microsoft.Compute", "publisher": "canonical", "resourceGroupName": v.ResourceGroup,
 		"resourceId": resource, "sku": "server", "subscriptionId": v.Subscription, "tags": strings.Join(flat, ";"), "version": "24.04.202611010",
-		"vmId": v.ID, "vmScaleSetName": uniform, "vmSize": v.Size, "zone": v.Zone,
-		"osProfile": map[string]any{"adminUsername": "operator", "computerName": v.Hostname, "disablePasswordAuthentication": "true"},
+		"vmId": v.ID, "vmScaleSetName": v.ScaleSet, "vmSize": v.Size, "zone": v.Zone,
+		"tagsList": list, "userData": base64.StdEncoding.EncodeToString([]byte(v.UserData)),
+		"virtualMachineScaleSet": map[string]any{"id": ""}, // of a flexible set alone
+		"osProfile":              map[string]any{"adminUsername": "operator", "computerName": v.Hostname, "disablePasswordAuthentication": "true"},
 	}
-	if version >= sinceTagsList {
-		compute["tagsList"] = list
-	}
-	if version >= sinceUserData {
-		compute["userData"] = base64.StdEncoding.EncodeToString([]byte(v.UserData))
-	}
-	if version >= sinceFlexible {
-		compute["virtualMachineScaleSet"] = map[string]any{"id": flexible}
-	}
-	maps.Copy(compute, v.Extra)
 	nics := []any{}
 	for _, n := range v.NICs {
 		v4, v6 := []any{}, []any{}
@@ -119,13 +90,4 @@ func (v VM) instance(version string) map[string]any {
 		})
 	}
 	return map[string]any{"compute": compute, "network": map[string]any{"interface": nics}}
-}
-
-// balancer is the document of the load balancer.
-func (v VM) balancer() map[string]any {
-	list := []any{}
-	for _, private := range slices.Sorted(maps.Keys(v.Balancer)) {
-		list = append(list, map[string]any{"frontendIpAddress": v.Balancer[private], "privateIpAddress": private})
-	}
-	return map[string]any{"loadbalancer": map[string]any{"publicIpAddresses": list, "inboundRules": []any{}, "outboundRules": []any{}}}
 }

@@ -16,6 +16,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 // Cloud is one pretended cloud with two scaling groups, origins and edges.
@@ -90,13 +92,8 @@ type Metadata interface {
 	Close() error
 }
 
-// Fault is one way in which every metadata service fails. One field is to be set.
-type Fault struct {
-	// Status is answered in place of everything.
-	Status int
-	// Hang never answers, Reset resets the connection, Truncate sends half.
-	Hang, Reset, Truncate bool
-}
+// Fault is one way in which a metadata service fails.
+type Fault = cloud.Fault
 
 // What is in the books.
 const (
@@ -150,12 +147,12 @@ func Open(ctx context.Context, name string, o Options) (Cloud, error) {
 	}
 	switch name {
 	case "azure":
-		return NewAzure(ctx, o)
+		return newAzure(ctx, o)
 	case "alibaba":
-		return NewAlibaba(ctx, o)
+		return newAlibaba(ctx, o)
 	case "gcp":
-		return NewGCP(ctx, o)
+		return newGCP(ctx, o)
 	default:
-		return NewAWS(ctx, o)
+		return newAWS(ctx, o)
 	}
 }

@@ -6,9 +6,9 @@ package fakegcp
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
+
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 // Instance is what the service tells.
@@ -31,9 +31,6 @@ type Instance struct {
 	ProjectAttributes map[string]string `json:"project_attributes"`
 	// Tags are the network's.
 	Tags []string `json:"tags"`
-	// Extra are further items below computeMetadata/v1/, by their path; an empty one
-	// takes an item away.
-	Extra map[string]string `json:"extra,omitempty"`
 
 	Signals Signals `json:"signals"`
 }
@@ -50,16 +47,11 @@ type NIC struct {
 type Signals struct {
 	Preempted bool `json:"preempted,omitempty"`
 	// Maintenance is maintenance-event; empty: NONE.
-	Maintenance string `json:"maintenance,omitempty"`
-	// NoShutdownDetails is a machine that knows no graceful shutdown: a 404.
-	NoShutdownDetails bool          `json:"no_shutdown_details,omitempty"`
-	StopState         string        `json:"stop_state,omitempty"`
-	StopTarget        string        `json:"stop_target,omitempty"`
-	StopRequested     time.Time     `json:"stop_requested,omitzero"`
-	StopMax           time.Duration `json:"stop_max_ns,omitempty"`
-	// Upcoming is upcoming-maintenance as it is sent; empty: a 404, as most machines
-	// have it.
-	Upcoming string `json:"upcoming,omitempty"`
+	Maintenance   string        `json:"maintenance,omitempty"`
+	StopState     string        `json:"stop_state,omitempty"`
+	StopTarget    string        `json:"stop_target,omitempty"`
+	StopRequested time.Time     `json:"stop_requested,omitzero"`
+	StopMax       time.Duration `json:"stop_max_ns,omitempty"`
 }
 
 // Sample is a Spot VM of a managed instance group.
@@ -78,15 +70,6 @@ func GroupOf(number, zone, group string) string {
 	return fmt.Sprintf("projects/%s/zones/%s/instanceGroupManagers/%s", number, zone, group)
 }
 
-func (i Instance) clone() Instance {
-	i.NICs, i.Tags = slices.Clone(i.NICs), slices.Clone(i.Tags)
-	for n := range i.NICs {
-		i.NICs[n].IPv6s = slices.Clone(i.NICs[n].IPv6s)
-	}
-	i.Attributes, i.ProjectAttributes, i.Extra = maps.Clone(i.Attributes), maps.Clone(i.ProjectAttributes), maps.Clone(i.Extra)
-	return i
-}
-
 // Window is how long the machine has from the soft power-off to the hard one.
 func (i Instance) Window() time.Duration {
 	if i.Spot {
@@ -97,7 +80,7 @@ func (i Instance) Window() time.Duration {
 
 // items are the answers by their path below computeMetadata/v1/. Folders are there
 // in their recursive form alone.
-func (i Instance) items() (map[string]string, error) {
+func (i Instance) items() map[string]string {
 	yes := func(b bool) string {
 		if b {
 			return "TRUE"
@@ -162,37 +145,24 @@ func (i Instance) items() (map[string]string, error) {
 		"instance/attributes/": orEmpty(i.Attributes), "project/attributes/": orEmpty(i.ProjectAttributes),
 		"project/": map[string]any{"projectId": i.Project, "numericProjectId": json.Number(i.Number), "attributes": orEmpty(i.ProjectAttributes)},
 	}
-	if s := i.Signals; !s.NoShutdownDetails {
-		requested := ""
-		if !s.StopRequested.IsZero() {
-			requested = s.StopRequested.UTC().Format(time.RFC3339)
-		}
-		details := map[string]any{
-			"stopState": s.StopState, "targetState": s.StopTarget, "requestTimestamp": requested, "maxDuration": int(s.StopMax.Seconds()),
-		}
-		doc["shutdownDetails"], docs["instance/shutdown-details/"] = details, details
-		out["instance/shutdown-details/stop-state"] = s.StopState
-		out["instance/shutdown-details/target-state"] = s.StopTarget
-		out["instance/shutdown-details/request-timestamp"] = requested
-		out["instance/shutdown-details/max-duration"] = fmt.Sprint(int(s.StopMax.Seconds()))
+	signals := i.Signals
+	requested := ""
+	if !signals.StopRequested.IsZero() {
+		requested = signals.StopRequested.UTC().Format(time.RFC3339)
 	}
-	if i.Signals.Upcoming != "" {
-		out["instance/upcoming-maintenance"] = i.Signals.Upcoming
+	details := map[string]any{
+		"stopState": signals.StopState, "targetState": signals.StopTarget, "requestTimestamp": requested, "maxDuration": int(signals.StopMax.Seconds()),
 	}
+	doc["shutdownDetails"], docs["instance/shutdown-details/"] = details, details
+	out["instance/shutdown-details/stop-state"] = signals.StopState
+	out["instance/shutdown-details/target-state"] = signals.StopTarget
+	out["instance/shutdown-details/request-timestamp"] = requested
+	out["instance/shutdown-details/max-duration"] = fmt.Sprint(int(signals.StopMax.Seconds()))
 	docs["instance/"] = doc
 	for path, v := range docs {
-		b, err := json.Marshal(v)
-		if err != nil {
-			return nil, fmt.Errorf("making %s: %w", path, err)
-		}
-		out[path] = string(b)
+		out[path] = cloud.JSON(v)
 	}
-	for path, v := range i.Extra {
-		if out[path] = v; v == "" {
-			delete(out, path)
-		}
-	}
-	return out, nil
+	return out
 }
 
 func (i Instance) hostname() string {

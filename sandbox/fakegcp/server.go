@@ -1,15 +1,28 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package fakegcp is a fake of the metadata server that a machine on Google Cloud
+// sees at 169.254.169.254, with what a cloud does to a machine behind it: it is
+// preempted, its host is looked after, it is stopped, and then it is off. It keeps
+// books of that and of who asked for what.
+//
+// Documented, and done here: the header Metadata-Flavor on each request and each
+// answer; folders that end with a slash; recursive=true with JSON; the long poll by
+// wait_for_change, last_etag and timeout_sec; 503 for a moment while the host is
+// worked on; TRUE and FALSE of preempted; the words of maintenance-event; the 30 and
+// the 120 seconds from the soft power-off to the hard one.
+//
+// Guessed, since no document says so: the form of an ETag (16 hexadecimal digits);
+// that a poll without last_etag waits for the next change; that max-duration is a
+// number of seconds; 403 for a request with X-Forwarded-For or without the header.
+//
+// It answers on loopback unless told otherwise. The API is not stable.
 package fakegcp
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -17,207 +30,83 @@ import (
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/books"
-	"github.com/amsagent/amsagent/sandbox/internal/control"
-	"github.com/amsagent/amsagent/sandbox/internal/faults"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// Options says how to start. The zero value serves [Sample] on a free port of
-// loopback.
+// Options configure a metadata server. The zero value serves [Sample] on a free port of loopback.
 type Options struct {
-	// Listen is the address to serve; default 127.0.0.1:0.
-	Listen string
-	// Control is the address of the HTTP control port; empty: none.
-	Control string
-	// Instance is what is told; nil means Sample.
+	cloud.Listen
+	// Instance is what is served; nil means Sample.
 	Instance *Instance
-	// SoftOff is called when the power button is pressed, HardOff when the power is
-	// taken from a machine that has not switched itself off.
-	SoftOff, HardOff func()
-	// Log gets a line for each request and each line of the books; default none.
-	Log *slog.Logger
 }
 
-// Server is a running metadata server.
+// Server is the metadata server of one machine.
 type Server struct {
-	faults.List[Fault]
-	log              *slog.Logger
-	softOff, hardOff func()
-	control          *control.Server
-	addr             string
-	requests         books.Record[Request]
+	cloud.Service
+	cloud.Served[Instance]
+	*cloud.EventLog[Entry]
+	log    *slog.Logger
+	closed chan struct{}
 
-	mu       sync.Mutex
-	http     *control.Server // nil while it has vanished
-	instance Instance
-	changed  chan struct{} // closed and replaced when what is told changes
-	books    *books.Books[Entry]
-	under    *time.Timer // what is under way with the machine
-	back     *time.Timer // when the service comes back
-	closed   bool
+	mu    sync.Mutex
+	under *time.Timer // what is under way with the machine
 }
 
-// Request is one line of the record.
-type Request struct {
-	Seq  int       `json:"seq"`
-	Time time.Time `json:"time"`
-	// Path is with its query.
-	Path string `json:"path"`
-	// Held is a poll that waits for a change.
-	Held   bool          `json:"held,omitempty"`
-	Status int           `json:"status"` // 0: no answer
-	Took   time.Duration `json:"took_ns,omitempty"`
-}
+// Fault spoils some answers.
+type Fault = cloud.Fault
 
 const (
-	base         = "/computeMetadata/v1/"
-	flavorHeader = "Metadata-Flavor"
-	flavor       = "Google"
+	base   = "/computeMetadata/v1/"
+	flavor = "Google"
 )
+
+// New makes a service that does not listen.
+func New(o Options) *Server {
+	i := Sample()
+	if o.Instance != nil {
+		i = *o.Instance
+	}
+	s := &Server{log: o.Logger(), closed: make(chan struct{})}
+	s.EventLog = cloud.NewEventLog[Entry](i.Name, &s.mu)
+	s.Update(func(to *Instance) { *to = i })
+	s.Metadata(s.log, base, map[string]string{cloud.Flavor: flavor, "Server": "Metadata Server for VM"}, nil)
+	return s
+}
 
 // Start serves until Close or until ctx is done.
 func Start(ctx context.Context, o Options) (*Server, error) {
-	s := &Server{
-		log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), softOff: o.SoftOff, hardOff: o.HardOff,
-		changed: make(chan struct{}),
-	}
-	s.books = books.New[Entry](&s.mu)
-	if o.Instance != nil {
-		s.instance = o.Instance.clone()
-	} else {
-		s.instance = Sample()
-	}
-	var err error
-	if s.http, err = control.Serve(ctx, cmp.Or(o.Listen, "127.0.0.1:0"), http.HandlerFunc(s.serve)); err != nil {
-		return nil, err
-	}
-	s.addr = s.http.Addr()
-	if o.Control != "" {
-		if s.control, err = control.Serve(ctx, o.Control, s.controlHandler()); err != nil {
-			_ = s.http.Close()
-			return nil, err
-		}
-	}
-	context.AfterFunc(ctx, func() { _ = s.Close() })
-	return s, nil
+	s := New(o)
+	return s, s.Service.Start(ctx, o.Listen, s, func() http.Handler { return s.Verbs().Handler() })
 }
-
-// Addr is host:port of the service.
-func (s *Server) Addr() string { return s.addr }
-
-// Endpoint is the origin of the service, without a path.
-func (s *Server) Endpoint() string { return "http://" + s.addr }
-
-// ControlAddr is host:port of the control port, or empty.
-func (s *Server) ControlAddr() string { return s.control.Addr() }
 
 // Close ends the service, and what was under way with the machine.
 func (s *Server) Close() error {
-	s.ClearFaults() // lets go of what hangs
 	s.mu.Lock()
-	s.closed = true
 	s.arm(0, nil)
-	if s.back != nil {
-		s.back.Stop()
+	select {
+	case <-s.closed:
+	default:
+		close(s.closed)
 	}
-	h := s.http
-	s.http = nil
-	s.touch()
 	s.mu.Unlock()
-	if err := errors.Join(h.Close(), s.control.Close()); err != nil {
-		return fmt.Errorf("closing the metadata server: %w", err)
-	}
-	return nil
+	return s.Service.Close()
 }
 
-// Vanish takes the service away for a while, as a network interface does that is
-// set up once more: connections are cut, and new ones refused.
-func (s *Server) Vanish(d time.Duration) error {
-	s.mu.Lock()
-	h := s.http
-	if h == nil || s.closed {
-		s.mu.Unlock()
-		return errors.New("it is away already")
-	}
-	s.http = nil
-	s.back = time.AfterFunc(d, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.closed {
-			return
+// Instance returns a copy of what is served now.
+func (s *Server) Instance() Instance { return s.Get() }
+
+// ServeHTTP answers a request for metadata.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.Serve(w, r, func(f Fault) (int, string) {
+		status, body := s.answer(r, f.Instant)
+		if status == http.StatusOK {
+			w.Header().Set("ETag", tagOf(body))
 		}
-		h, err := control.Serve(context.Background(), s.addr, http.HandlerFunc(s.serve))
-		if err != nil {
-			s.log.Error("the metadata server does not come back", "err", err)
-			return
-		}
-		s.http = h
-	})
-	s.mu.Unlock()
-	return h.Close()
-}
-
-// Instance returns a copy of what is told now.
-func (s *Server) Instance() Instance {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.instance.clone()
-}
-
-// Update changes what is told. Polls that wait for it are answered.
-func (s *Server) Update(change func(*Instance)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change(&s.instance)
-	s.touch()
-}
-
-// touch wakes the polls. The lock is held.
-func (s *Server) touch() {
-	close(s.changed)
-	s.changed = make(chan struct{})
-}
-
-// Requests is the record of the last few thousand requests, oldest first.
-func (s *Server) Requests() []Request { return s.requests.All() }
-
-func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	began := time.Now()
-	seq := s.record(r)
-	struck, healed := s.Strike(func(f Fault) bool { return f.matches(r) })
-	fault := struck.HTTP()
-	reply := func(status int, body string) { s.reply(w, seq, began, status, body) }
-	if !struck.NoFlavor {
-		w.Header().Set(flavorHeader, flavor)
-	}
-	if fault.Instead(w, r, healed, reply) {
-		return
-	}
-	status, body := s.answer(r, struck.Instant)
-	if status == 0 {
-		return // whoever asked has gone
-	}
-	if status == http.StatusOK && !struck.NoTag {
-		w.Header().Set("ETag", tagOf(body))
-	}
-	if r.URL.Query().Get("alt") == "json" {
-		w.Header().Set("Content-Type", "application/json")
-	} else {
 		w.Header().Set("Content-Type", "application/text")
-	}
-	fault.Answer(w, status, body, reply)
-}
-
-func (s *Server) reply(w http.ResponseWriter, seq int, began time.Time, status int, body string) {
-	s.requests.Change(seq, func(r *Request) { r.Status, r.Took = status, time.Since(began) })
-	w.Header().Set("Server", "Metadata Server for VM")
-	faults.Write(w, status, body)
-}
-
-func (s *Server) record(r *http.Request) int {
-	s.log.Info("request", "path", r.URL.RequestURI())
-	return s.requests.Add(func(seq int) Request {
-		return Request{Seq: seq, Time: time.Now(), Path: r.URL.RequestURI(), Held: r.URL.Query().Get("wait_for_change") == "true"}
+		if r.URL.Query().Get("alt") == "json" {
+			w.Header().Set("Content-Type", "application/json")
+		}
+		return status, body
 	})
 }
 
@@ -227,15 +116,14 @@ func tagOf(body string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// answer waits, where it is asked to, and gives the answer; 0 is that nobody
-// listens any more.
+// answer waits for a change if the request says so. Status 0: the client has left.
 func (s *Server) answer(r *http.Request, instant bool) (status int, body string) {
 	q := r.URL.Query()
 	path, ok := strings.CutPrefix(r.URL.Path, base)
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return http.StatusMethodNotAllowed, "method not allowed"
-	case r.Header.Get("X-Forwarded-For") != "", r.Header.Get(flavorHeader) != flavor:
+	case r.Header.Get("X-Forwarded-For") != "", r.Header.Get(cloud.Flavor) != flavor:
 		return http.StatusForbidden, "<title>403 Forbidden</title>"
 	case !ok:
 		return http.StatusNotFound, "<title>404 Not Found</title>"
@@ -251,22 +139,14 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 	defer timer.Stop()
 	last, asked := q.Get("last_etag"), q.Has("last_etag")
 	for first := true; ; first = false {
-		s.mu.Lock()
-		items, err := s.instance.items()
-		changed, closed := s.changed, s.closed
-		s.mu.Unlock()
-		switch {
-		case closed:
-			return 0, ""
-		case err != nil:
-			return http.StatusInternalServerError, err.Error()
-		}
+		instance, changed := s.Follow()
+		items := instance.items()
 		body, ok := items[path]
 		switch {
 		case ok && strings.HasSuffix(path, "/") && (q.Get("recursive") != "true" || q.Get("alt") != "json"):
 			return http.StatusNotImplemented, "this fake lists folders in their recursive form alone"
 		case !ok && items[path+"/"] != "":
-			return http.StatusMovedPermanently, "" // without a Location nobody follows it
+			return http.StatusMovedPermanently, "" // clients do not follow one without a Location
 		case !ok:
 			return http.StatusNotFound, "<title>404 Not Found</title>"
 		}
@@ -282,6 +162,37 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 			return http.StatusOK, body
 		case <-r.Context().Done():
 			return 0, ""
+		case <-s.closed:
+			return 0, ""
 		}
 	}
+}
+
+// Verbs are those of the metadata server:
+//
+//	GET, PATCH /instance   what is served; JSON: the fields in it are replaced
+//	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
+//	POST   /vanish?ms=N    the service is away for so long
+//	POST   /preempt        ?ms=N: preempted, the power button, and off after so long (default: the machine's own time)
+//	POST   /scale-in       ?ms=N: the power button without a notice
+//	PUT    /maintenance    the body becomes maintenance-event
+//	POST   /stop           ?ms=N&target=DELETED: a graceful shutdown of so long at most; DELETE /stop cancels it
+//	POST   /off            the machine has switched itself off
+//	GET    /books
+//	GET    /requests
+func (s *Server) Verbs() cloud.Verbs {
+	ms := cloud.Params{"ms": time.Duration(0)}
+	v := s.WithFaults(s.Served.Verbs("/instance",
+		cloud.Try("POST /vanish", ms, func(a cloud.Args) error { return s.Vanish(a.Duration("ms")) }),
+		cloud.Do("POST /preempt", ms, func(a cloud.Args) { s.Preempt(a.Duration("ms")) }),
+		cloud.Do("POST /scale-in", ms, func(a cloud.Args) { s.ScaleIn(a.Duration("ms")) }),
+		cloud.Do("PUT /maintenance", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.Maintain(a.String(cloud.Text)) }),
+		cloud.Do("POST /stop", cloud.Params{"ms": 10 * time.Minute, "target": "STOPPED"}, func(a cloud.Args) {
+			s.Stop(a.Duration("ms"), a.String("target"))
+		}),
+		cloud.Do("DELETE /stop", nil, func(cloud.Args) { s.Unstop() }),
+		cloud.Do("POST /off", nil, func(cloud.Args) { s.Off() }),
+	))
+	v.Views["/books"] = func() any { return s.Books() }
+	return v
 }

@@ -3,10 +3,7 @@
 
 package fakegcp
 
-import (
-	"context"
-	"time"
-)
+import "time"
 
 // What is in the books of what happened to the machine.
 const (
@@ -28,33 +25,18 @@ type Entry struct {
 	Late bool      `json:"late,omitempty"`
 }
 
-// Books are what has happened, oldest first.
-func (s *Server) Books() []Entry {
-	books, _ := s.Follow()
-	return books
-}
-
-// Follow gives the books, and a channel that is closed when there is more in them.
-func (s *Server) Follow() ([]Entry, <-chan struct{}) { return s.books.Follow() }
-
-// WaitFor waits until the books hold an entry that fits, and returns the first.
-func (s *Server) WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error) {
-	return s.books.WaitFor(ctx, s.Instance().Name, fits)
-}
-
 // note adds a line. The lock is held.
 func (s *Server) note(what, text string, late bool) {
 	s.log.Info("books", "what", what, "text", text, "late", late)
-	s.books.Write(Entry{Time: time.Now(), What: what, Text: text, Late: late})
+	s.Write(Entry{Time: time.Now(), What: what, Text: text, Late: late})
 }
 
 // signal changes what is told, and says so in the books.
 func (s *Server) signal(what, text string, change func(*Signals)) {
+	s.Update(func(i *Instance) { change(&i.Signals) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	change(&s.instance.Signals)
 	s.note(what, text, false)
-	s.touch()
 }
 
 // Preempt takes a Spot VM: it is told, the power button is pressed at the same
@@ -86,11 +68,6 @@ func (s *Server) Maintain(event string) {
 	s.signal(what, "is told of maintenance: "+event, func(g *Signals) { g.Maintenance = event })
 }
 
-// Plan sets upcoming-maintenance, as it is sent.
-func (s *Server) Plan(upcoming string) {
-	s.signal(Notice, "is told of upcoming maintenance: "+upcoming, func(g *Signals) { g.Upcoming = upcoming })
-}
-
 // Stop begins a graceful shutdown: the guest has up to that long until the power
 // button is pressed, and may be off before. target is what it becomes: STOPPED,
 // DELETED.
@@ -116,16 +93,12 @@ func (s *Server) Unstop() {
 // powerDown presses the button and waits for the window.
 func (s *Server) powerDown(window time.Duration) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if window <= 0 {
-		window = s.instance.Window()
+		window = s.Instance().Window()
 	}
 	s.note(SoftOff, "gets the signal of the power button, and has "+window.String(), false)
 	s.arm(window, func() { s.off(true) })
-	press := s.softOff
-	s.mu.Unlock()
-	if press != nil {
-		press()
-	}
 }
 
 // Off tells that the machine has switched itself off, as a shutdown ends. It is
@@ -134,8 +107,8 @@ func (s *Server) Off() { s.off(false) }
 
 func (s *Server) off(late bool) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.under == nil {
-		s.mu.Unlock()
 		return
 	}
 	s.arm(0, nil)
@@ -144,11 +117,6 @@ func (s *Server) off(late bool) {
 		text = "is switched off: its time was over"
 	}
 	s.note(Gone, text, late)
-	pulled := s.hardOff
-	s.mu.Unlock()
-	if late && pulled != nil {
-		pulled()
-	}
 }
 
 // arm does something after a while, in place of what was to be done. The lock is
@@ -158,7 +126,12 @@ func (s *Server) arm(after time.Duration, do func()) {
 		s.under.Stop()
 		s.under = nil
 	}
-	if do == nil || s.closed {
+	select {
+	case <-s.closed:
+		return
+	default:
+	}
+	if do == nil {
 		return
 	}
 	var timer *time.Timer

@@ -7,7 +7,6 @@
 package control
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -47,40 +46,6 @@ func Serve(ctx context.Context, addr string, h http.Handler) (*Server, error) {
 	return s, nil
 }
 
-// Ports are those of a service, and of what controls it.
-type Ports struct{ service, control *Server }
-
-// ServeBoth answers service on listen, a free port of loopback where that is empty, and
-// beside it control on addr, where that is not empty.
-func ServeBoth(ctx context.Context, listen string, service http.Handler, addr string, control http.Handler) (Ports, error) {
-	s, err := Serve(ctx, cmp.Or(listen, "127.0.0.1:0"), service)
-	if err != nil || addr == "" {
-		return Ports{service: s}, err
-	}
-	c, err := Serve(ctx, addr, control)
-	if err != nil {
-		_ = s.Close()
-	}
-	return Ports{s, c}, err
-}
-
-// Addr is host:port of the service.
-func (p Ports) Addr() string { return p.service.Addr() }
-
-// Endpoint is the origin of the service, without a path.
-func (p Ports) Endpoint() string { return "http://" + p.Addr() }
-
-// ControlAddr is host:port of the control port, or empty.
-func (p Ports) ControlAddr() string { return p.control.Addr() }
-
-// Close ends both.
-func (p Ports) Close() error {
-	if err := errors.Join(p.service.Close(), p.control.Close()); err != nil {
-		return fmt.Errorf("closing the service: %w", err)
-	}
-	return nil
-}
-
 // Addr is host:port of the listener. A nil server has none.
 func (s *Server) Addr() string {
 	if s == nil {
@@ -115,31 +80,10 @@ func Fail(w http.ResponseWriter, status int, err error) {
 	http.Error(w, err.Error(), status)
 }
 
-// Patch answers with a thing after the fields of it that the body has, as JSON, have
-// been replaced. what is what people call it.
-func Patch[T any](what string, get func() T, update func(func(*T))) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		v := get()
-		if err := Read(r, &v); err != nil {
-			Fail(w, http.StatusBadRequest, fmt.Errorf("reading %s: %w", what, err))
-			return
-		}
-		update(func(to *T) { *to = v })
-		JSON(w, get())
-	}
-}
-
-// Read takes the body as JSON. It refuses fields that it does not know.
-func Read(r *http.Request, v any) error {
-	d := json.NewDecoder(r.Body)
-	d.DisallowUnknownFields()
-	return d.Decode(v)
-}
-
 // Decode sets fields from parameters of the same names: *string, *bool, *int,
-// *int32, *[]string, which is given with commas, or *time.Duration, which is given
-// in milliseconds. It refuses what it does not know: a test with a misspelt parameter would otherwise pass against a healthy
-// service.
+// *int32, *[]string, which is given with commas or repeated, or *time.Duration, which is
+// given in milliseconds or with a unit. It refuses unknown parameters: a test with a misspelt
+// one would otherwise pass against a healthy service.
 func Decode(q url.Values, fields map[string]any) error {
 	var errs []error
 	for key := range q {
@@ -157,11 +101,12 @@ func Decode(q url.Values, fields map[string]any) error {
 			n, err = strconv.ParseInt(v, 10, 32)
 			*to = int32(n)
 		case *[]string:
-			*to = strings.Split(v, ",")
+			*to = strings.Split(strings.Join(q[key], ","), ",")
 		case *time.Duration:
-			var n int
-			n, err = strconv.Atoi(v)
-			*to = time.Duration(n) * time.Millisecond
+			if _, e := strconv.Atoi(v); e == nil {
+				v += "ms"
+			}
+			*to, err = time.ParseDuration(v)
 		default:
 			err = errors.New("unknown")
 		}
