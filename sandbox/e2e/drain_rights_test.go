@@ -75,7 +75,7 @@ func TestDrainRights(t *testing.T) {
 			{denied: "CompleteLifecycleAction", reported: true},
 		} {
 			all.run(t, "without "+c.denied, func(t *testing.T) {
-				ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{ID: "ash-drain", Timeout: 30 * time.Second})
+				ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{Name: "ash-drain", Timeout: 30 * time.Second})
 				ess.Deny(c.denied)
 				h := newOnAlibaba(t, db, ess, 20+i, nil)
 				p := h.serving()
