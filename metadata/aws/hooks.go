@@ -352,35 +352,23 @@ func over(state string, launching bool) bool {
 	return false
 }
 
-// Check implements cloud.Provider. Where the group says that the machine is in service no hook waits for it, so that a heartbeat
-// for an action that never was is refused, either for want of an action or for want of the right. To complete is not tried:
-// if a termination began at that very moment, that could not be taken back.
+// Check implements cloud.Provider. Where the group says that the machine is in service no hook waits for it.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
 	h := p.hooks
 	group, state, err := h.membership(ctx)
 	if err != nil || group == "" {
 		return cloud.Check{Group: group}, err
 	}
-	c := cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}
 	all, err := h.list(ctx, group, false)
 	if err != nil {
-		return c, err
+		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
-	ours, others := f.Select(all)
-	c.Ours = ours
-	for _, o := range others {
-		c.Others = append(c.Others, o.Name)
-	}
-	if len(ours) == 0 || state != "InService" {
-		return c, nil
-	}
-	err = h.extend(ctx, ours[0], sdk.String("00000000-0000-0000-0000-000000000000")) // the token of no action
-	if errors.Is(err, cloud.ErrNotWaiting) {
-		c.Unproved, err = cloud.UnprovedComplete, nil
-	} else if _, denied := errors.AsType[*cloud.DeniedError](err); !denied {
-		err = nil // that no more is known is said
-	}
-	return c, err
+	return f.Check(group, all, func(hook cloud.Hook) error {
+		if state != "InService" {
+			return nil
+		}
+		return h.extend(ctx, hook, sdk.String("00000000-0000-0000-0000-000000000000")) // the token of no action
+	})
 }
 
 // Policy is the smallest policy with which everything works for a group, as JSON for the role; "" is all of them.
