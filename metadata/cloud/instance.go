@@ -90,6 +90,39 @@ func (i *Instance) Reached(private netip.Addr, source string, public, v6 []netip
 	}
 }
 
+// NIC is one network interface in the metadata: the addresses of it that others can reach, and the public one of the first of IPv4.
+type NIC struct {
+	Addresses []netip.Addr
+	Public    netip.Addr
+}
+
+// Choose sets the addresses to those of the interface that this machine sends from: the order in the metadata means nothing.
+func (i *Instance) Choose(nics []NIC, local func() (v4, v6 netip.Addr)) {
+	chosen, which := NIC{}, "the only network interface"
+	if len(nics) > 0 {
+		chosen = nics[0]
+	}
+	if len(nics) > 1 {
+		v4, v6 := local()
+		at := slices.IndexFunc(nics, func(n NIC) bool { return slices.Contains(n.Addresses, v4) || slices.Contains(n.Addresses, v6) })
+		if at >= 0 {
+			chosen, which = nics[at], "the network interface with the default route"
+		} else {
+			which = fmt.Sprintf("the first of %d network interfaces", len(nics))
+			i.Notes = append(i.Notes, fmt.Sprintf("of the %d network interfaces in the metadata the first was taken, since none has the address that this machine sends from; "+
+				"say --address where that is the wrong one", len(nics)))
+		}
+	}
+	var private netip.Addr
+	if at := slices.IndexFunc(chosen.Addresses, netip.Addr.Is4); at >= 0 {
+		private = chosen.Addresses[at]
+	}
+	i.Reached(private, "private address of "+which, []netip.Addr{chosen.Public}, chosen.Addresses)
+	if !private.IsValid() && i.Address.IsValid() {
+		i.AddressSource = "IPv6 address of " + which + ", since it has no IPv4 address"
+	}
+}
+
 // Left returns an error for a caller that has gone, to whom half an instance is of no use.
 func Left(ctx context.Context, provider string) error {
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {

@@ -71,6 +71,19 @@ func ParseAddresses(body []byte) ([]netip.Addr, error) {
 	return out, nil
 }
 
+// ReachableAddresses reads addresses, with or without the length of their network, and leaves out what others cannot reach.
+func ReachableAddresses(texts ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, text := range texts {
+		host, _, _ := strings.Cut(strings.TrimSpace(text), "/")
+		a, err := netip.ParseAddr(host)
+		if err == nil && a.Zone() == "" && a.IsGlobalUnicast() {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
 // Decode reads JSON. A field of another type than expected is left out and returned as odd: it costs no node the rest.
 func Decode[T any](body []byte) (v T, odd *json.UnmarshalTypeError, err error) {
 	err = json.Unmarshal(body, &v)

@@ -11,9 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/netip"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -195,8 +193,11 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 			inst.TagsHint = "the attributes of this instance are of no form that is known here"
 		}
 	}
-	p.addresses(&inst, m.Interfaces)
-
+	var nics []cloud.NIC
+	for _, n := range m.Interfaces {
+		nics = append(nics, n.reached())
+	}
+	inst.Choose(nics, p.opts.Local)
 	proj, err := cloud.Read(ctx, p.items, cloud.Item{Name: "project", Path: "project/" + recursive}, parseProject)
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
 		// An attribute that is there and unread could say where MongoDB is: the caller must not think that it is not there.
@@ -249,51 +250,13 @@ func ours(attributes map[string]any) map[string]string {
 	return out
 }
 
-// addresses chooses the interface that others reach this machine by: of several the one that it sends from.
-func (p *Provider) addresses(inst *cloud.Instance, nics []nic) {
-	if len(nics) == 0 {
-		inst.Notes = append(inst.Notes, "the metadata tells no network interface of this instance")
-		return
-	}
-	chosen, which := nics[0], "the first network interface"
-	if len(nics) > 1 {
-		v4, v6 := p.opts.Local()
-		i := slices.IndexFunc(nics, func(n nic) bool {
-			return v4.IsValid() && address(n.IP) == v4 || v6.IsValid() && slices.ContainsFunc(n.IPv6s, func(s string) bool { return address(s) == v6 })
-		})
-		if i < 0 {
-			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since none has the address that this machine sends from", len(nics)))
-		} else {
-			chosen, which = nics[i], "the network interface with the default route"
+// reached is what others can reach of an interface.
+func (n nic) reached() cloud.NIC {
+	out := cloud.NIC{Addresses: cloud.ReachableAddresses(append([]string{n.IP}, n.IPv6s...)...)}
+	for _, c := range n.AccessConfigs {
+		if public := cloud.ReachableAddresses(c.ExternalIP); len(public) > 0 && !out.Public.IsValid() {
+			out.Public = public[0]
 		}
 	}
-	for _, s := range chosen.IPv6s {
-		if a := address(s); a.Is6() && !inst.IPv6.IsValid() {
-			inst.IPv6 = a
-		}
-	}
-	for _, c := range chosen.AccessConfigs {
-		if a := address(c.ExternalIP); !inst.PublicAddress.IsValid() {
-			inst.PublicAddress = a
-		}
-	}
-	v4 := address(chosen.IP)
-	switch {
-	case v4.Is4():
-		inst.Address, inst.AddressSource = v4, "private address of "+which
-	case inst.IPv6.IsValid():
-		inst.Address, inst.AddressSource = inst.IPv6, "IPv6 address of "+which+", since it has no IPv4 address"
-	default:
-		inst.Notes = append(inst.Notes, "the metadata tells no address of "+which)
-	}
-}
-
-// address reads an address, with or without the length of its network; the zero Addr is none that others can reach.
-func address(s string) netip.Addr {
-	host, _, _ := strings.Cut(s, "/")
-	a, err := netip.ParseAddr(host)
-	if a = a.Unmap().WithZone(""); err != nil || !a.IsGlobalUnicast() {
-		return netip.Addr{}
-	}
-	return a
+	return out
 }

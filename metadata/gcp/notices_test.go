@@ -414,7 +414,7 @@ func FuzzParseMachine(f *testing.F) {
 		}
 		for _, n := range m.Interfaces {
 			var inst cloud.Instance
-			(&Provider{}).addresses(&inst, []nic{n})
+			inst.Choose([]cloud.NIC{n.reached()}, nil)
 			if inst.IPv6.IsValid() && !inst.IPv6.Is6() || inst.Address.IsValid() != (inst.AddressSource != "") {
 				t.Errorf("%+v", inst)
 			}
