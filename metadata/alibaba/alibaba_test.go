@@ -175,7 +175,6 @@ func TestConformance(t *testing.T) {
 		Name:     "alibaba",
 		Open:     func(o cloud.Options) (cloud.Provider, error) { return New(o) },
 		Machines: machines(t), Service: &svc,
-		Lacks: map[string]string{"group_present": "the metadata name no group: the API does, see TestTagsOfTheAPI"},
 	})
 }
 

@@ -27,7 +27,8 @@ type Service struct {
 	Answer [2]string
 	// Required is the path without whose answer there is no Instance.
 	Required string
-	// Optional is the path of an item that many machines do not have, and Field its name in Instance's JSON.
+	// Optional is the path of an item that many machines do not have, and Field its name in Instance's JSON. Empty where one item
+	// has everything.
 	Optional, Field string
 	// WrongTypes are answers to Required that are well-formed and not what the cloud documents.
 	WrongTypes []string
@@ -264,40 +265,17 @@ func Slow() Fault {
 	return func(_ *Fake, _ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 }
 
-// SlowBody sends the head and the first byte, and then nothing.
-func SlowBody() Fault {
-	return func(_ *Fake, w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Length", "100")
-		say(w, "{")
-		_ = http.NewResponseController(w).Flush()
-		<-r.Context().Done()
-	}
-}
-
 // Closed takes the connection and closes it without an answer.
 func Closed() Fault {
 	return func(*Fake, http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // net/http's own way to abort an answer
 }
 
-// Truncated promises the whole body, sends half of it and closes the connection.
+// Truncated promises a body, sends a part of it and closes the connection.
 func Truncated() Fault {
-	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
-		body := f.bodies[r.URL.Path]
-		w.Header().Set("Content-Length", fmt.Sprint(len(body)+1))
-		say(w, body[:len(body)/2])
+	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		say(w, "{")
 		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	}
-}
-
-// Huge answers the right body with spaces after it, beyond a mebibyte.
-func Huge() Fault {
-	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
-		say(w, f.bodies[r.URL.Path]+strings.Repeat(" ", 9<<17))
-	}
-}
-
-// Redirect sends the client elsewhere.
-func Redirect(to string) Fault {
-	return func(_ *Fake, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to, http.StatusFound) }
 }

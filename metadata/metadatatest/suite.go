@@ -6,16 +6,13 @@ package metadatatest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -26,7 +23,8 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Suite describes a provider to the rules. Faults of the service are tested on [cloud.Client], which all providers use.
+// Suite describes a provider to the rules. Faults of the service and of session tokens are tested on [cloud.Client], which all
+// providers use.
 type Suite struct {
 	// Name of the provider.
 	Name string
@@ -36,8 +34,6 @@ type Suite struct {
 	Machines []Machine
 	// Service is nil for a provider that makes no requests.
 	Service *Service
-	// Lacks names the rules and topics (coverage.go) that do not apply to this cloud, with the reason. They are skipped.
-	Lacks map[string]string
 }
 
 // Machine is one machine and the instance that must be read from it.
@@ -65,7 +61,6 @@ func Run(t *testing.T, s Suite) {
 	for _, m := range s.Machines {
 		t.Run("machine/"+m.Name, func(t *testing.T) { s.machine(t, m) })
 	}
-	t.Run("covers", s.covers)
 	t.Run("cancelled", s.cancelled)
 	if s.Service == nil {
 		t.Run("asks_no_network", s.noNetwork)
@@ -78,27 +73,14 @@ func Run(t *testing.T, s Suite) {
 		{"opening_asks_nothing", s.openingAsksNothing},
 		{"nothing_asked_twice", s.nothingAskedTwice},
 		{"reads_again_on_each_call", s.readsAgain},
-		{"token_asked_once", s.tokenOnce},
-		{"token_expired_is_refreshed", s.tokenExpired},
-		{"token_refused_for_good", s.tokenRefused},
-		{"token_never_answered", s.tokenUnanswered},
-		{"token_lost_once", s.tokenLost},
-		{"token_of_nonsense", s.tokenNonsense},
 		{"http_403_is_final", s.forbidden},
 		{"http_404_of_the_required_item", s.requiredNotFound},
 		{"wrong_types", s.wrongTypes},
 		{"optional_item_broken_is_missing_not_absent", s.optionalBroken},
-		{"not_up_yet_in_all_ways", s.coldBoot},
 		{"bad_endpoint_is_refused", s.endpoint},
-		{"concurrent_readers", s.concurrent},
 		{"cancelled_in_the_middle", s.cancelledInTheMiddle},
 	} {
-		t.Run(rule.name, func(t *testing.T) {
-			if why, ok := s.Lacks[rule.name]; ok {
-				t.Skip(why)
-			}
-			rule.run(t)
-		})
+		t.Run(rule.name, rule.run)
 	}
 }
 
@@ -255,111 +237,6 @@ func (s Suite) readsAgain(t *testing.T) {
 	}
 }
 
-func (s Suite) needToken(t *testing.T) *Token {
-	t.Helper()
-	if s.Service.Token == nil {
-		t.Skip("this cloud has no session tokens")
-	}
-	return s.Service.Token
-}
-
-func (s Suite) tokenOnce(t *testing.T) {
-	tok := s.needToken(t)
-	f, p := s.start(t)
-	for range 3 {
-		s.reads(t, p)
-	}
-	if n := f.Count(tok.Path); n != 1 {
-		t.Errorf("%d session tokens asked for, want 1", n)
-	}
-	for _, r := range f.Seen() {
-		if r.Path != tok.Path && len(r.Header.Values(tok.Header)) != 1 {
-			t.Errorf("%s %s carries %d tokens, want 1", r.Method, r.Path, len(r.Header.Values(tok.Header)))
-		}
-	}
-}
-
-// tokenExpired: aws-node-termination-handler issues 229 and 668, where a refused token was used for ever.
-func (s Suite) tokenExpired(t *testing.T) {
-	tok := s.needToken(t)
-	f, p := s.start(t)
-	s.reads(t, p)
-	f.Expire()
-	s.reads(t, p)
-	if n := f.Count(tok.Path); n != 2 {
-		t.Errorf("%d session tokens asked for, want 2", n)
-	}
-	// And in the middle of a reading.
-	var once sync.Once
-	f.OnRequest(func(seen Seen) {
-		if seen.Path == s.Service.Optional {
-			once.Do(f.Expire)
-		}
-	})
-	s.reads(t, p)
-	if n := f.Count(tok.Path); n != 3 {
-		t.Errorf("%d session tokens asked for, want 3", n)
-	}
-}
-
-func (s Suite) tokenRefused(t *testing.T) {
-	tok := s.needToken(t)
-	f, p := s.start(t)
-	f.Break("*", -1, Status(http.StatusUnauthorized))
-	if err := s.fails(t, p, cloud.ErrForbidden); cloud.HintOf(err) == "" {
-		t.Error("no hint")
-	}
-	if n, tokens := f.Count(s.Service.Required), f.Count(tok.Path); n != 2 || tokens != 2 {
-		t.Errorf("%d refused requests and %d tokens, want 2: again with a new token", n, tokens)
-	}
-}
-
-func (s Suite) tokenUnanswered(t *testing.T) {
-	tok := s.needToken(t)
-	f, p := s.start(t, 250*time.Millisecond, 900*time.Millisecond)
-	f.Break(tok.Path, -1, Slow())
-	if err := s.fails(t, p, cloud.ErrNotReady); cloud.HintOf(err) == "" {
-		t.Error("no hint; the usual reason is a hop limit that keeps the answer from a container")
-	}
-	if n := f.Count(s.Service.Required); n != 0 {
-		t.Errorf("%d requests without a token", n)
-	}
-}
-
-// tokenLost: the answer with the token gets lost on its way.
-func (s Suite) tokenLost(t *testing.T) {
-	tok := s.needToken(t)
-	for _, fault := range []Fault{Closed(), Status(http.StatusServiceUnavailable), Status(http.StatusTooManyRequests), Slow()} {
-		f, p := s.start(t)
-		f.Break(tok.Path, 1, fault)
-		s.reads(t, p)
-	}
-}
-
-// tokenNonsense: without a token nothing is asked, whatever answers in its place.
-func (s Suite) tokenNonsense(t *testing.T) {
-	tok := s.needToken(t)
-	for name, tt := range map[string]struct {
-		fault Fault
-		kind  error
-	}{
-		"page": {HTML(), cloud.ErrBadAnswer}, "empty": {Body(""), cloud.ErrBadAnswer}, "two lines": {Body("a\nb"), cloud.ErrBadAnswer},
-		"400": {Status(http.StatusBadRequest), cloud.ErrBadAnswer}, "404": {Status(http.StatusNotFound), cloud.ErrNotThisCloud},
-		"405": {Status(http.StatusMethodNotAllowed), cloud.ErrNotThisCloud}, "501": {Status(http.StatusNotImplemented), cloud.ErrNotThisCloud},
-	} {
-		f, p := s.start(t)
-		f.Break(tok.Path, -1, tt.fault)
-		err := s.fails(t, p, tt.kind)
-		tokens := f.Count(tok.Path)
-		if other := len(f.Seen()) - tokens; other != 0 {
-			t.Errorf("%s: %d requests without a token", name, other)
-		}
-		if errors.Is(tt.kind, cloud.ErrNotThisCloud) && (!strings.Contains(cloud.HintOf(err), "session token") || tokens != 1) {
-			t.Errorf("%s: %d requests for a token, hint %q", name, tokens, cloud.HintOf(err))
-		}
-	}
-}
-
 func (s Suite) forbidden(t *testing.T) {
 	paths := []string{"*"}
 	if s.Service.Token != nil {
@@ -398,6 +275,9 @@ func (s Suite) wrongTypes(t *testing.T) {
 }
 
 func (s Suite) optionalBroken(t *testing.T) {
+	if s.Service.Optional == "" {
+		t.Skip("one item has everything")
+	}
 	for name, fault := range map[string]Fault{"500": Status(http.StatusInternalServerError), "html": HTML()} {
 		f, p := s.start(t)
 		f.Break(s.Service.Optional, -1, fault)
@@ -409,35 +289,6 @@ func (s Suite) optionalBroken(t *testing.T) {
 		if n := f.Count(s.Service.Optional); n > 3 {
 			t.Errorf("%s: an optional item was asked for %d times", name, n)
 		}
-	}
-}
-
-// coldBoot is a whole bad boot: no network, then no listener, then one bad answer after the other.
-func (s Suite) coldBoot(t *testing.T) {
-	f := s.fake(t, s.Machines[0])
-	faults := []Fault{
-		Status(http.StatusServiceUnavailable), Status(http.StatusGone), Closed(), Status(http.StatusTooManyRequests), Truncated(),
-		Status(http.StatusInternalServerError), HTML(), Status(http.StatusNotFound), Status(http.StatusUnauthorized),
-	}
-	for _, fault := range faults {
-		f.Break(s.Service.Required, 1, fault)
-	}
-	o := s.at(t, f, s.Machines[0])
-	var mu sync.Mutex
-	reasons := []error{syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ECONNREFUSED, syscall.ECONNRESET}
-	o.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if len(reasons) > 0 {
-			why := reasons[0]
-			reasons = reasons[1:]
-			return nil, &net.OpError{Op: "dial", Net: network, Err: why}
-		}
-		return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
-	}
-	s.reads(t, s.open(t, o))
-	if n := f.Count(s.Service.Required); n < len(faults)+1 {
-		t.Errorf("the required item was asked for %d times after %d faults", n, len(faults))
 	}
 }
 
@@ -484,24 +335,5 @@ func (s Suite) endpoint(t *testing.T) {
 	s.reads(t, s.open(t, cloud.Options{Endpoints: map[string]string{s.Name: f.URL()}}))
 	if _, err := s.Open(cloud.Options{Endpoints: map[string]string{s.Name: "http://u:secret@127.0.0.1"}}); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("endpoint with a password: %v", err)
-	}
-}
-
-func (s Suite) concurrent(t *testing.T) {
-	_, p := s.start(t)
-	errs := make(chan error, 8)
-	for i := range cap(errs) {
-		go func() {
-			got, err := p.Instance(t.Context())
-			if err == nil && got.ID != s.Machines[0].Want.ID {
-				err = fmt.Errorf("reader %d got id %q", i, got.ID)
-			}
-			errs <- err
-		}()
-	}
-	for range cap(errs) {
-		if err := <-errs; err != nil {
-			t.Error(err)
-		}
 	}
 }
