@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -56,6 +57,8 @@ type Provider struct {
 	items    *cloud.Client
 	ecs, ess *api
 	keys     roleKeys
+	mu       sync.Mutex
+	self     identity // the zero value is not known yet
 	// skew is how far the clock of the cloud is ahead of this machine's, as an API said it; a time.Duration.
 	skew atomic.Int64
 }
@@ -71,7 +74,7 @@ func New(opts cloud.Options) (*Provider, error) {
 	p := &Provider{opts: opts.WithDefaults()}
 	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintSilent, Off: hintOff, Refused: hintToken, NoTokens: hintNoToken}
 	p.items = cloud.New(cloud.Client{
-		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: hints.Judge,
+		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: hints.Judge, Foreign: hintNoDocument,
 		// The service answers the request for a token whether or not hardened mode is enforced.
 		Token: &cloud.Token{
 			Path: "api/token", TTL: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Header: "X-Aliyun-Ecs-Metadata-Token", Lifetime: 6 * time.Hour,
@@ -127,12 +130,12 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
 	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
-	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotThisCloud) {
-		e.Hint = cmp.Or(e.Hint, hintNoDocument)
-	}
 	if err != nil {
 		return cloud.Instance{}, err
 	}
+	p.mu.Lock()
+	p.self = id
+	p.mu.Unlock()
 	inst := cloud.Instance{
 		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
 		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
@@ -214,9 +217,6 @@ func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Inst
 
 // instanceTags asks the ECS API. An instance has 20 tags at most, so they are on one page.
 func (p *Provider) instanceTags(ctx context.Context, self identity) (cloud.Tags, error) {
-	p.ecs.mu.Lock()
-	p.ecs.self = self // so that the document is not read once more
-	p.ecs.mu.Unlock()
 	var out struct {
 		Tags list[struct {
 			Key   string `json:"TagKey"`

@@ -44,8 +44,7 @@ type api struct {
 	product, version, name string
 	cloud.APIClient
 
-	mu   sync.Mutex
-	self identity // the zero value is not known yet
+	mu sync.Mutex
 	// host is the index of the one in use; it moves on until one has connected.
 	host      int
 	connected bool
@@ -57,15 +56,15 @@ func newAPI(p *Provider, product, version, name string) (*api, error) {
 }
 
 // where finds out who and where this instance is, once.
-func (a *api) where(ctx context.Context) (identity, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.self.InstanceID != "" {
-		return a.self, nil
+func (p *Provider) where(ctx context.Context) (identity, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.self.InstanceID != "" {
+		return p.self, nil
 	}
-	self, err := cloud.Read(ctx, a.p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
+	self, err := cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
 	if err == nil {
-		a.self = self
+		p.self = self
 	}
 	return self, err
 }
@@ -134,7 +133,7 @@ type verdict struct {
 
 // try makes one request and reads the answer.
 func (a *api) try(ctx context.Context, action string, params url.Values, out any) verdict {
-	self, err := a.where(ctx)
+	self, err := a.p.where(ctx)
 	if err != nil {
 		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
 	}

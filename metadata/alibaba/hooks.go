@@ -47,7 +47,7 @@ func (p *Provider) Hooks() cloud.Hooks { return hooks{p.ess} }
 // membership is how the group sees this instance: its id, "" where the instance is in none (any more), and the lifecycle
 // state, such as InService or Removing:Wait.
 func (a *api) membership(ctx context.Context, tries int) (group, state string, err error) {
-	self, err := a.where(ctx)
+	self, err := a.p.where(ctx)
 	if err != nil {
 		return "", "", err
 	}
@@ -85,7 +85,7 @@ type action struct {
 
 // actions lists what waits for this instance in the activities of its group.
 func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
-	self, err := h.api.where(ctx)
+	self, err := h.api.p.where(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ package aws
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -86,7 +85,7 @@ func New(opts cloud.Options) (*Provider, error) {
 	}
 	p := &Provider{opts: opts}
 	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintHopLimit, Off: hintOff, Refused: hintToken, NoTokens: hintNoV2}
-	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: hints.Judge}, opts)
+	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: hints.Judge, Foreign: hintNoDocument}, opts)
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
 			HTTPClient: wire{p.items}, Endpoint: e,
@@ -212,9 +211,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
 	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
-	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotThisCloud) {
-		e.Hint = cmp.Or(e.Hint, hintNoDocument)
-	}
 	if err != nil {
 		return cloud.Instance{}, err
 	}

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -379,26 +378,12 @@ func Policy(region, account, group string) string {
 			partition = name
 		}
 	}
-	type statement struct {
-		Effect   string
-		Action   []string
-		Resource string
-	}
-	b, err := json.Marshal(struct {
-		Version   string
-		Statement []statement
-	}{"2012-10-17", []statement{
-		{
-			"Allow",
-			[]string{"autoscaling:CompleteLifecycleAction", "autoscaling:RecordLifecycleActionHeartbeat"},
-			fmt.Sprintf("arn:%s:autoscaling:%s:%s:autoScalingGroup:*:autoScalingGroupName/%s",
-				partition, cmp.Or(region, "*"), cmp.Or(account, "*"), cmp.Or(group, "*")),
-		},
-		// AWS knows no narrower resource for these.
-		{"Allow", []string{"autoscaling:DescribeAutoScalingInstances", "autoscaling:DescribeLifecycleHooks"}, "*"},
-	}})
-	if err != nil {
-		return ""
-	}
-	return string(b)
+	// AWS knows no narrower resource for what is described.
+	return fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["autoscaling:CompleteLifecycleAction","autoscaling:RecordLifecycleActionHeartbeat"],`+
+		`"Resource":"arn:%s:autoscaling:%s:%s:autoScalingGroup:*:autoScalingGroupName/%s"},`+
+		`{"Effect":"Allow","Action":["autoscaling:DescribeAutoScalingInstances","autoscaling:DescribeLifecycleHooks"],"Resource":"*"}]}`,
+		partition, cmp.Or(region, "*"), cmp.Or(account, "*"), quoted.Replace(cmp.Or(group, "*")))
 }
+
+// quoted makes a name part of a text in JSON.
+var quoted = strings.NewReplacer(`\`, `\\`, `"`, `\"`)

@@ -44,9 +44,8 @@ const (
 
 // Provider reads the metadata of this virtual machine. It is safe for use by several goroutines.
 type Provider struct {
-	opts cloud.Options
-	// events is for Scheduled Events, whose first answer may take minutes.
-	items, events *cloud.Client
+	opts  cloud.Options
+	items *cloud.Client
 	// bounded reports that the caller has set a bound of its own.
 	bounded bool
 }
@@ -59,10 +58,8 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := cloud.Client{Provider: Name, Base: cmp.Or(origin, Endpoint), Header: map[string]string{"Metadata": "true"}, Judge: judge}
-	events := opts
-	events.AttemptTimeout = firstTimeout
-	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts), events: cloud.New(c, events), bounded: opts.Timeout > 0}, nil
+	c := cloud.Client{Provider: Name, Base: cmp.Or(origin, Endpoint), Header: map[string]string{"Metadata": "true"}, Judge: judge, Foreign: hintNotAzure}
+	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts), bounded: opts.Timeout > 0}, nil
 }
 
 // Name implements cloud.Provider.
@@ -175,13 +172,10 @@ func (p *Provider) read(ctx context.Context) (machine, error) {
 		m, err := cloud.Read(bound, p.items, instance, parseMachine)
 		cancel()
 		e, ok := errors.AsType[*cloud.Error](err)
-		switch {
-		case ok && e.Status == http.StatusGone && !p.bounded && ctx.Err() == nil && time.Since(began) < goneTime:
-			continue // it says itself that it comes back
-		case ok && errors.Is(e.Kind, cloud.ErrNotThisCloud):
-			e.Hint = hintNotAzure
+		if !ok || e.Status != http.StatusGone || p.bounded || ctx.Err() != nil || time.Since(began) >= goneTime {
+			return m, err
 		}
-		return m, err
+		// It says itself that it comes back.
 	}
 }
 

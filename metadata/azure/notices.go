@@ -204,9 +204,9 @@ func eventTime(s string) time.Time {
 }
 
 func (p *Provider) readEvents(ctx context.Context, timeout time.Duration) ([]event, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	_, body, err := p.events.Once(ctx, eventsItem)
+	item := eventsItem
+	item.Timeout = timeout
+	_, body, err := p.items.Once(ctx, item)
 	if err != nil {
 		return nil, err
 	}
@@ -243,12 +243,12 @@ func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
 	}
 	bound, cancel := context.WithTimeout(ctx, eventTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(bound, http.MethodPost, a.p.events.Base+eventsItem.Path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(bound, http.MethodPost, a.p.items.Base+eventsItem.Path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	_, _, err = a.p.events.Do(req)
+	_, _, err = a.p.items.Do(req)
 	e, ok := errors.AsType[*cloud.Error](err)
 	if !ok {
 		return err

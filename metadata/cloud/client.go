@@ -49,6 +49,8 @@ type Client struct {
 	Check func(http.Header) error
 	// Judge may change kind and hint of the error of one failed request; it may be nil.
 	Judge func(*Error)
+	// Foreign is the hint where what every machine of this cloud has is not found.
+	Foreign string
 	// Ask takes the place of the request for one path; nil is GET below Base. It returns an *Error.
 	Ask func(ctx context.Context, path string) (http.Header, []byte, error)
 
@@ -109,6 +111,8 @@ type Item struct {
 	Name, Path string
 	// Required: every machine of this cloud has it, so it is asked for until the context ends.
 	Required bool
+	// Timeout bounds one request; 0 is that of the options.
+	Timeout time.Duration
 }
 
 // Read asks for an item until parse takes the answer, the error is final, or the context ends. Each try has its own deadline;
@@ -140,11 +144,6 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 	doubtful, renewed := 0, false
 	var last *Error // of kind ErrNotReady
 	for n := 1; ; n++ {
-		if err := ctx.Err(); err != nil {
-			last = cmp.Or(last, &Error{Provider: c.Provider, Item: i.Name, Kind: ErrNotReady, Attempts: n - 1, Cause: err})
-			last.Context = err
-			return last
-		}
 		e := c.try(ctx, i, parse)
 		if e == nil {
 			if c.failing.Swap(false) {
@@ -169,21 +168,16 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 			last, renewed = e, false
 		case errors.Is(e.Kind, ErrBadAnswer) && e.Status == http.StatusOK, errors.Is(e.Kind, ErrNotFound) && i.Required:
 			if doubtful++; doubtful >= doubtfulAttempts {
-				return i.final(e)
+				return c.final(i, e)
 			}
 		default:
-			return i.final(e)
+			return c.final(i, e)
 		}
 		most := optionalAttempts
 		if !e.Connected {
 			most = unreachableAttempts
 		}
 		if !i.Required && n >= most {
-			return e
-		}
-		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= pause {
-			// Sleeping into the deadline would change nothing.
-			e.Context = context.DeadlineExceeded
 			return e
 		}
 		if !c.failing.Swap(true) {
@@ -202,9 +196,9 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 }
 
 // final is the error of an item that is not asked for again.
-func (i Item) final(e *Error) *Error {
+func (c *Client) final(i Item, e *Error) *Error {
 	if i.Required && errors.Is(e.Kind, ErrNotFound) {
-		e.Kind = ErrNotThisCloud
+		e.Kind, e.Hint = ErrNotThisCloud, cmp.Or(e.Hint, c.Foreign)
 	}
 	return e
 }
@@ -223,7 +217,7 @@ func (c *Client) Once(ctx context.Context, i Item) (http.Header, []byte, error) 
 }
 
 func (c *Client) once(ctx context.Context, i Item) (h http.Header, body []byte, e *Error) {
-	bound, cancel := context.WithTimeout(ctx, c.opts.AttemptTimeout)
+	bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, c.opts.AttemptTimeout))
 	defer cancel()
 	h, body, err := c.Ask(bound, i.Path)
 	return h, body, c.judge(i, err)

@@ -56,9 +56,8 @@ const (
 
 // Provider reads the metadata of this machine. It is safe for use by several goroutines.
 type Provider struct {
-	opts cloud.Options
-	// held is for requests whose answer the service holds back.
-	items, held *cloud.Client
+	opts  cloud.Options
+	items *cloud.Client
 }
 
 var _ cloud.Provider = (*Provider)(nil)
@@ -70,11 +69,9 @@ func New(opts cloud.Options) (*Provider, error) {
 		return nil, err
 	}
 	c := cloud.Client{
-		Provider: Name, Base: cmp.Or(origin, Endpoint) + base, Header: map[string]string{flavorHeader: flavor}, Check: check, Judge: judge,
+		Provider: Name, Base: cmp.Or(origin, Endpoint) + base, Header: map[string]string{flavorHeader: flavor}, Check: check, Judge: judge, Foreign: hintForeign,
 	}
-	held := opts
-	held.AttemptTimeout = holdTime + holdMargin
-	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts), held: cloud.New(c, held)}, nil
+	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts)}, nil
 }
 
 // Name implements cloud.Provider.
@@ -167,9 +164,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
 	m, err := cloud.Read(ctx, p.items, cloud.Item{Name: "instance", Path: "instance/" + recursive, Required: true}, parseMachine)
-	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotThisCloud) {
-		e.Hint = hintForeign
-	}
 	if err != nil {
 		return cloud.Instance{}, err
 	}

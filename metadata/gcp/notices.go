@@ -66,7 +66,7 @@ type item struct {
 //
 // A scale-in of a managed instance group is not among them: nothing tells of it before the machine is switched off.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
-	defer p.held.CloseIdleConnections()
+	defer p.items.CloseIdleConnections()
 	var wg sync.WaitGroup
 	for _, it := range []*item{
 		{topic: TopicPreempted, path: "instance/preempted", idle: []string{"FALSE", "NONE"}, read: preempted},
@@ -86,12 +86,12 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 	etag, confirm := "", confirmations
 	cloud.Poll(ctx, p.opts.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) {
-		client, query, held := p.items, "", etag != ""
+		asked, held := cloud.Item{Name: it.path, Path: it.path}, etag != ""
 		if held {
-			client = p.held
-			query = fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", etag, int(jitter(holdTime).Seconds()))
+			asked.Path += fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", etag, int(jitter(holdTime).Seconds()))
+			asked.Timeout = holdTime + holdMargin
 		}
-		head, body, err := client.Once(ctx, cloud.Item{Name: it.path, Path: it.path + query})
+		head, body, err := p.items.Once(ctx, asked)
 		word := strings.ToUpper(strings.TrimSpace(string(body)))
 		if err == nil && !oneWord.MatchString(word) {
 			err = fmt.Errorf("%s is %s", it.path, cloud.Quote(word))
