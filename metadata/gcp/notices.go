@@ -69,7 +69,7 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	defer p.items.CloseIdleConnections()
 	var wg sync.WaitGroup
 	for _, it := range []*item{
-		{topic: TopicPreempted, path: "instance/preempted", idle: []string{"FALSE", "NONE"}, read: preempted},
+		{topic: TopicPreempted, path: "instance/preempted", idle: []string{"FALSE", "NONE"}, read: preempted()},
 		{topic: TopicMaintenance, path: "instance/maintenance-event", idle: []string{"NONE", "MIGRATE_ON_HOST_MAINTENANCE"}, read: p.maintenance},
 		{
 			topic: TopicShutdown, path: "instance/shutdown-details/stop-state", read: p.shutdown,
@@ -162,11 +162,18 @@ func (it *item) current() (all []cloud.Notice) {
 	return all
 }
 
-func preempted(_ context.Context, word string, _ bool) *cloud.Notice {
-	if word != "TRUE" {
-		return nil
+// preempted counts the window once, also where the word comes, goes and comes.
+func preempted() func(context.Context, string, bool) *cloud.Notice {
+	var end time.Time
+	return func(_ context.Context, word string, _ bool) *cloud.Notice {
+		if word != "TRUE" {
+			return nil
+		}
+		if now := time.Now(); !end.After(now) {
+			end = now.Add(StopWindowSpot)
+		}
+		return &cloud.Notice{ID: TopicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: end}
 	}
-	return &cloud.Notice{ID: TopicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: time.Now().Add(StopWindowSpot)}
 }
 
 func (p *Provider) maintenance(ctx context.Context, word string, began bool) *cloud.Notice {
