@@ -40,8 +40,6 @@ const (
 		"100.100.100.200 that swallows PUT requests; or use --provider generic"
 	hintOff = "the metadata service is switched off for this instance or closed to this process: set HttpEndpoint=enabled in the " +
 		"instance's metadata options (aliyun ecs ModifyInstanceMetadataOptions), or use --provider generic"
-	hintToken = "the service refuses session tokens that it has just given out: something between this process and the service " +
-		"changes the requests"
 	hintNoToken    = "what answers gives no session token (hardened mode), so it is not the metadata service of Alibaba Cloud, or a stand-in for it"
 	hintNoDocument = "every ECS instance has an identity document, and what answers here has none: use the --provider of the cloud this " +
 		"machine is in, or generic"
@@ -72,7 +70,7 @@ func New(opts cloud.Options) (*Provider, error) {
 		return nil, err
 	}
 	p := &Provider{opts: opts.WithDefaults()}
-	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintSilent, Off: hintOff, Refused: hintToken, NoTokens: hintNoToken}
+	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintSilent, Off: hintOff, NoTokens: hintNoToken}
 	p.items = cloud.New(cloud.Client{
 		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: hints.Judge, Foreign: hintNoDocument,
 		// The service answers the request for a token whether or not hardened mode is enforced.

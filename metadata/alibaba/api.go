@@ -43,11 +43,7 @@ type api struct {
 	p                      *Provider
 	product, version, name string
 	cloud.APIClient
-
-	mu sync.Mutex
-	// host is the index of the one in use; it moves on until one has connected.
-	host      int
-	connected bool
+	hosts cloud.Hosts
 }
 
 func newAPI(p *Provider, product, version, name string) (*api, error) {
@@ -69,27 +65,15 @@ func (p *Provider) where(ctx context.Context) (identity, error) {
 	return self, err
 }
 
-// origin is where the next request goes, and the index of that host: the region's own, the one that needs no way into the
+// origin is where the next request goes, and the number of that host: the region's own, the one that needs no way into the
 // internet, and the one that knows all the older regions.
-func (a *api) origin(region string) (string, int) {
+func (a *api) origin(region string) (string, int32) {
+	at := a.hosts.Current()
 	if a.Endpoint != "" {
-		return a.Endpoint, 0
+		return a.Endpoint, at
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	hosts := []string{a.product + "." + region, a.product + "-vpc." + region, a.product}
-	return "https://" + hosts[a.host%len(hosts)] + ".aliyuncs.com", a.host
-}
-
-// reached notes whether the host took a connection. Another call may have moved on meanwhile.
-func (a *api) reached(host int, ok bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if ok {
-		a.connected, a.host = true, host
-	} else if !a.connected && a.host == host {
-		a.host++
-	}
+	return "https://" + hosts[int(at)%len(hosts)] + ".aliyuncs.com", at
 }
 
 // call makes one call with so many tries. params are those of the call; the region is added. The answer is read into out.
@@ -155,7 +139,7 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	now := time.Now().Add(time.Duration(a.p.skew.Load()))
 	sign(req, keys, call{action: action, version: a.version, nonce: rand.Text(), at: now})
 	resp, err := a.HTTP.Do(req)
-	a.reached(host, err == nil)
+	a.hosts.Note(host, err == nil)
 	if err != nil {
 		return verdict{retry: true, err: &cloud.UnreachableError{
 			Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err), Advice: a.hint(),

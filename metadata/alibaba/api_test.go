@@ -208,9 +208,9 @@ func TestHosts(t *testing.T) {
 	// Two calls begin at one host, and the connection of one fails: what the other one reaches is kept.
 	a := &api{product: "ess"}
 	_, first := a.origin("r")
-	a.reached(first, false)
-	a.reached(first, true)
-	a.reached(1, false)
+	a.hosts.Note(first, false)
+	a.hosts.Note(first, true)
+	a.hosts.Note(1, false)
 	if at, _ := a.origin("r"); at != "https://ess.r.aliyuncs.com" {
 		t.Error(at)
 	}

@@ -15,7 +15,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
@@ -41,8 +40,6 @@ const (
 		"or run on the host, or use --provider generic"
 	hintOff = "the metadata service is switched off for this instance or closed to this process: set HttpEndpoint=enabled in the " +
 		"instance's metadata options, or use --provider generic"
-	hintToken = "the service refuses session tokens that it has just given out: something between this process and the service " +
-		"changes the requests"
 	hintNoV2       = "what answers knows no session tokens (IMDSv2), so it is not the EC2 metadata service, or a very old stand-in for it"
 	hintNoDocument = "every EC2 instance has an identity document, and what answers here has none: use the --provider of the cloud this " +
 		"machine is in, or generic"
@@ -57,10 +54,8 @@ type Provider struct {
 	opts    cloud.Options
 	items   *cloud.Client
 	clients []*imds.Client
-	// current is the index of the client to try; it moves on until one has connected.
-	current   atomic.Int32
-	connected atomic.Bool
-	hooks     *hooks
+	hosts   cloud.Hosts // which of the clients is in use
+	hooks   *hooks
 }
 
 var _ cloud.Provider = (*Provider)(nil)
@@ -84,7 +79,7 @@ func New(opts cloud.Options) (*Provider, error) {
 		endpoints = []string{given}
 	}
 	p := &Provider{opts: opts}
-	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintHopLimit, Off: hintOff, Refused: hintToken, NoTokens: hintNoV2}
+	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintHopLimit, Off: hintOff, NoTokens: hintNoV2}
 	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: hints.Judge, Foreign: hintNoDocument}, opts)
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
@@ -132,31 +127,21 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 // ask reads one path below /latest/.
 func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, error) {
 	// An IPv6-only machine may have no route to the IPv4 address, and the other way round.
-	used := p.current.Load()
+	used := p.hosts.Current()
 	client := p.clients[int(used)%len(p.clients)]
 	var f failure
 	content, err := read(context.WithValue(ctx, failureKey{}, &f), client, path)
 	switch {
 	case err == nil:
-		p.reached(used)
+		p.hosts.Note(used, true)
 		body, err := io.ReadAll(content)
 		return nil, body, err
 	case f.err == nil:
 		// The SDK takes no such token, or a head without its lifetime.
 		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}
-	case f.err.Connected:
-		p.reached(used)
-	case !p.connected.Load():
-		p.current.CompareAndSwap(used, used+1)
 	}
+	p.hosts.Note(used, f.err.Connected)
 	return nil, nil, f.err
-}
-
-// reached keeps the client that has connected. Another call may have moved on meanwhile.
-func (p *Provider) reached(used int32) {
-	if !p.connected.Swap(true) {
-		p.current.Store(used)
-	}
 }
 
 func read(ctx context.Context, client *imds.Client, path string) (io.Reader, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -64,6 +65,24 @@ func (n naming) RoundTrip(req *http.Request) (*http.Response, error) {
 	req = req.Clone(req.Context())
 	nameRequest(req.Header)
 	return n.next.RoundTrip(req)
+}
+
+// Hosts counts through the addresses of one service until one has taken a connection, which is kept.
+type Hosts struct {
+	current   atomic.Int32
+	connected atomic.Bool
+}
+
+// Current is the number of the address in use, beginning at 0; it may be any number of times beyond the last.
+func (h *Hosts) Current() int32 { return h.current.Load() }
+
+// Note notes whether an address took a connection. Another call may have moved on meanwhile.
+func (h *Hosts) Note(used int32, connected bool) {
+	if connected && !h.connected.Swap(true) {
+		h.current.Store(used)
+	} else if !connected && !h.connected.Load() {
+		h.current.CompareAndSwap(used, used+1)
+	}
 }
 
 // UnreachableError is that an API does not answer.

@@ -93,8 +93,8 @@ func HintOf(err error) string {
 }
 
 // TokenHints are the remedies of a service with session tokens: it is not there, it does not answer the token request, it is
-// switched off, it refuses a new token, it has no tokens.
-type TokenHints struct{ Unreachable, Silent, Off, Refused, NoTokens string }
+// switched off, it has no tokens.
+type TokenHints struct{ Unreachable, Silent, Off, NoTokens string }
 
 // Judge is a Judge of [Client].
 func (h *TokenHints) Judge(e *Error) {
@@ -106,7 +106,7 @@ func (h *TokenHints) Judge(e *Error) {
 	case e.Status == http.StatusForbidden:
 		e.Hint = h.Off
 	case e.Status == http.StatusUnauthorized:
-		e.Hint = h.Refused
+		e.Hint = "the service refuses session tokens that it has just given out: something between this process and the service changes the requests"
 	case e.Token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
 		e.Kind, e.Hint = ErrNotThisCloud, h.NoTokens
 	}
