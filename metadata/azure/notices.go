@@ -255,20 +255,8 @@ func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
 	}
 	e.Provider, e.Item = Name, "acknowledgement of a scheduled event"
 	judge(e)
-	if e.Status != http.StatusBadRequest {
-		return e
-	}
-	// Malformed or not known, says the documentation of this answer.
-	events, rerr := a.p.readEvents(ctx, eventTimeout)
-	if rerr != nil {
-		return fmt.Errorf("%w; and whether the event is over is not known: %w", e, rerr)
-	}
-	i := slices.IndexFunc(events, func(e event) bool { return strings.EqualFold(e.ID, h.Token) })
-	switch {
-	case i < 0:
-		return fmt.Errorf("%w: the event is not scheduled any more", cloud.ErrGone)
-	case events[i].started():
-		return fmt.Errorf("%w: the event has begun", cloud.ErrGone)
+	if e.Status == http.StatusBadRequest { // not known, says the documentation: it has begun, or is not scheduled any more
+		return fmt.Errorf("%w: %w", cloud.ErrGone, e)
 	}
 	return e
 }
