@@ -145,8 +145,11 @@ type Provider interface {
 	Check(ctx context.Context, f Filter) (Check, error)
 }
 
-// Silent is the part of a Provider of a cloud that announces nothing and has no hooks.
-type Silent struct{}
+// Silent is the part of a Provider of a cloud that has no hooks, and announces nothing if it does not say how.
+type Silent struct {
+	// Without says why there are no hooks.
+	Without string
+}
 
 // Watch implements Watcher.
 func (Silent) Watch(ctx context.Context, _ Report) { <-ctx.Done() }
@@ -155,9 +158,7 @@ func (Silent) Watch(ctx context.Context, _ Report) { <-ctx.Done() }
 func (Silent) Hooks() Hooks { return nil }
 
 // Check implements Provider.
-func (Silent) Check(context.Context, Filter) (Check, error) {
-	return Check{Without: "no cloud that this agent knows ends this machine"}, nil
-}
+func (s Silent) Check(context.Context, Filter) (Check, error) { return Check{Without: s.Without}, nil }
 
 // TagSet is the part of Instance that may come later than the rest.
 type TagSet struct {
@@ -190,23 +191,25 @@ func (t Tags) Redacted() map[string]string {
 
 func redactValue(v string) string {
 	const hidden = "***"
-	scheme := ""
-	if i := strings.Index(v, "://"); i >= 0 {
-		scheme, v = v[:i+len("://")], v[i+len("://"):]
-		// Options of a URI can hold tokens and key passwords.
-		if q := strings.IndexByte(v, '?'); q >= 0 && strings.LastIndexByte(v, '@') < q {
-			v = v[:q] + "?" + hidden
-		}
+	scheme, rest, isURI := strings.Cut(v, "://")
+	if isURI {
+		scheme += "://"
+	} else {
+		scheme, rest = "", v
 	}
 	// The last @, since a password may hold one that is not escaped: better to hide too much than too little.
-	if at := strings.LastIndexByte(v, '@'); at >= 0 {
-		rest := v[at+1:]
-		if q := strings.IndexByte(rest, '?'); q >= 0 {
-			rest = rest[:q] + "?" + hidden
-		}
-		v = hidden + "@" + rest
+	at := strings.LastIndexByte(rest, '@')
+	if !isURI && at < 0 {
+		return v
 	}
-	return scheme + v
+	shown, _, options := strings.Cut(rest[at+1:], "?")
+	if at >= 0 {
+		shown = hidden + "@" + shown
+	}
+	if options { // they can hold tokens and key passwords
+		shown += "?" + hidden
+	}
+	return scheme + shown
 }
 
 // String implements fmt.Stringer with the redacted values in a fixed order.

@@ -56,6 +56,7 @@ const (
 
 // Provider reads the metadata of this machine. It is safe for use by several goroutines.
 type Provider struct {
+	cloud.Silent
 	opts  cloud.Options
 	items *cloud.Client
 }
@@ -71,7 +72,7 @@ func New(opts cloud.Options) (*Provider, error) {
 	c := cloud.Client{
 		Provider: Name, Base: cmp.Or(origin, Endpoint) + base, Header: map[string]string{flavorHeader: flavor}, Check: check, Judge: judge, Foreign: hintForeign,
 	}
-	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts)}, nil
+	return &Provider{Silent: cloud.Silent{Without: "Google Cloud asks nothing before it ends a machine"}, opts: opts.WithDefaults(), items: cloud.New(c, opts)}, nil
 }
 
 // Name implements cloud.Provider.

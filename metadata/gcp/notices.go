@@ -4,6 +4,7 @@
 package gcp
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -121,14 +122,6 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 	})
 }
 
-// Hooks implements cloud.Provider: Google Cloud waits for nothing before it ends a machine.
-func (p *Provider) Hooks() cloud.Hooks { return nil }
-
-// Check implements cloud.Provider.
-func (p *Provider) Check(context.Context, cloud.Filter) (cloud.Check, error) {
-	return cloud.Check{Without: "Google Cloud asks nothing before it ends a machine"}, nil
-}
-
 // oneWord is every answer that can be read.
 var oneWord = regexp.MustCompile(`^[A-Z0-9_]{0,64}$`)
 
@@ -212,33 +205,28 @@ func (p *Provider) shutdown(ctx context.Context, word string, _ bool) *cloud.Not
 	return n
 }
 
-// fields decodes an object; max-duration, max_duration and maxDuration become one key.
-func fields(body []byte) map[string]json.RawMessage {
-	var raw, out map[string]json.RawMessage
-	if json.Unmarshal(body, &raw) != nil {
-		return nil
+// fields are the texts and numbers of an object and of those in it; max-duration, max_duration and maxDuration become one name.
+func fields(body []byte) map[string]string {
+	var doc any
+	_ = json.Unmarshal(body, &doc) // what is no JSON has no fields
+	out := map[string]string{}
+	var read func(name string, value any)
+	read = func(name string, value any) {
+		switch v := value.(type) {
+		case map[string]any:
+			for k, inner := range v {
+				read(strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(k)), inner)
+			}
+		case string, float64:
+			out[name] = fmt.Sprint(v)
+		}
 	}
-	out = map[string]json.RawMessage{}
-	for k, v := range raw {
-		out[strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(k))] = v
-	}
+	read("", doc)
 	return out
 }
 
-// text is a string, or the text of a number; "" for anything else.
-func text(raw json.RawMessage) string {
-	var s string
-	if json.Unmarshal(raw, &s) == nil {
-		return s
-	}
-	if _, err := strconv.ParseFloat(string(raw), 64); err == nil {
-		return string(raw)
-	}
-	return ""
-}
-
-func moment(raw json.RawMessage) time.Time {
-	t, _ := time.Parse(time.RFC3339, text(raw))
+func moment(text string) time.Time {
+	t, _ := time.Parse(time.RFC3339, text)
 	return t
 }
 
@@ -247,11 +235,8 @@ func moment(raw json.RawMessage) time.Time {
 // API's object are all read.
 func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
 	f := fields(body)
-	target = strings.ToLower(cloud.Printable(text(f["targetstate"])))
-	seconds := text(f["maxduration"])
-	if seconds == "" {
-		seconds = text(fields(f["maxduration"])["seconds"])
-	}
+	target = strings.ToLower(cloud.Printable(f["targetstate"]))
+	seconds := cmp.Or(f["maxduration"], f["seconds"])
 	n, err := strconv.ParseFloat(strings.TrimSuffix(seconds, "s"), 64)
 	if err != nil || !(n > 0 && n <= maxShutdown.Seconds()) { // NaN is a number to strconv
 		return target, time.Time{}
@@ -269,17 +254,7 @@ func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
 // with an error, and the fields with and without an object around them, in two spellings.
 func parseUpcoming(body []byte) time.Time {
 	f := fields(body)
-	if len(f) == 1 {
-		for _, raw := range f {
-			if inner := fields(raw); inner != nil {
-				f = inner
-			}
-		}
-	}
-	if at := moment(f["windowstarttime"]); !at.IsZero() {
-		return at
-	}
-	return moment(f["starttime"])
+	return cmp.Or(moment(f["windowstarttime"]), moment(f["starttime"]))
 }
 
 // plainTag reports whether a tag can be asked with: it is a few letters and digits.
