@@ -168,15 +168,11 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 
 // parseTime reads the times of Alibaba Cloud, which some of its interfaces write without seconds.
 func parseTime(body []byte) (time.Time, error) {
-	s := strings.TrimSpace(string(body))
-	t, err := time.Parse(time.RFC3339, s)
-	if err != nil {
-		t, err = time.Parse("2006-01-02T15:04Z", s)
+	at := cloud.ParseTime(string(body), "2006-01-02T15:04Z")
+	if at.IsZero() {
+		return at, fmt.Errorf("%s is no time", cloud.Quote(string(body)))
 	}
-	if err != nil {
-		return time.Time{}, fmt.Errorf("%s is no time", cloud.Quote(s))
-	}
-	return t.UTC(), nil
+	return at, nil
 }
 
 // readTags reads the two places that the agent's tags can be in: the user data, and the tags of the instance by the API, which

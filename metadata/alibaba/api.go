@@ -137,7 +137,7 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	}
 	req.Header.Set("Accept", "application/json")
 	now := time.Now().Add(time.Duration(a.p.skew.Load()))
-	sign(req, keys, call{action: action, version: a.version, nonce: rand.Text(), at: now})
+	sign(req, keys, action, a.version, rand.Text(), now)
 	resp, err := a.HTTP.Do(req)
 	a.hosts.Note(host, err == nil)
 	if err != nil {
@@ -322,21 +322,14 @@ const algorithm = "ACS3-HMAC-SHA256"
 // emptyHash is the SHA-256 of nothing: our requests have no body.
 const emptyHash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// call is what the headers of a request say besides the credentials.
-type call struct {
-	action, version string
-	// nonce is good for one request.
-	nonce string
-	at    time.Time
-}
-
-// sign puts the headers of signature V3 on a request without a body whose parameters are in its query.
-func sign(req *http.Request, k credentials, c call) {
+// sign puts the headers of signature V3 on a request without a body whose parameters are in its query. The nonce is good for one
+// request.
+func sign(req *http.Request, k credentials, action, version, nonce string, at time.Time) {
 	h := req.Header
-	h.Set("X-Acs-Action", c.action)
-	h.Set("X-Acs-Version", c.version)
-	h.Set("X-Acs-Date", c.at.UTC().Format("2006-01-02T15:04:05Z"))
-	h.Set("X-Acs-Signature-Nonce", c.nonce)
+	h.Set("X-Acs-Action", action)
+	h.Set("X-Acs-Version", version)
+	h.Set("X-Acs-Date", at.UTC().Format("2006-01-02T15:04:05Z"))
+	h.Set("X-Acs-Signature-Nonce", nonce)
 	h.Set("X-Acs-Content-Sha256", emptyHash)
 	if k.token != "" {
 		h.Set("X-Acs-Security-Token", k.token)

@@ -33,8 +33,7 @@ func TestSignPublishedExample(t *testing.T) {
 	// What is not of the signature is not signed.
 	req.Header.Set("Accept", "application/json")
 	at := time.Date(2023, 10, 26, 10, 22, 32, 0, time.UTC)
-	sign(req, credentials{id: "YourAccessKeyId", secret: "YourAccessKeySecret"},
-		call{action: "RunInstances", version: "2014-05-26", nonce: "3156853299f313e23d1673dc12e1703d", at: at})
+	sign(req, credentials{id: "YourAccessKeyId", secret: "YourAccessKeySecret"}, "RunInstances", "2014-05-26", "3156853299f313e23d1673dc12e1703d", at)
 	text, _ := canonicalRequest(req)
 	if sum := sha256.Sum256([]byte(text)); hex.EncodeToString(sum[:]) != wantHash {
 		t.Errorf("the canonical request is another one:\n%s", text)

@@ -63,7 +63,7 @@ var _ cloud.Provider = (*Provider)(nil)
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
 	opts = opts.WithDefaults()
-	if opts.IsDisabled(Name) {
+	if slices.Contains(opts.Disabled, Name) {
 		return nil, &cloud.Error{
 			Provider: Name, Item: "instance", Kind: cloud.ErrForbidden,
 			Cause: errors.New("the EC2 metadata service is disabled by the settings of this process"),

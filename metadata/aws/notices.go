@@ -188,7 +188,7 @@ func parseScheduled(body []byte) ([]cloud.Notice, error) {
 			n.Reason += ": " + cloud.Printable(d.Description)
 		}
 		// Without a date it could be in two weeks: no session is sent away for that.
-		if n.At = eventTime(d.NotBefore); !n.At.IsZero() {
+		if n.At = cloud.ParseTime(d.NotBefore, "2 Jan 2006 15:04:05 GMT"); !n.At.IsZero() {
 			switch code {
 			case "instance-stop", "instance-retirement":
 				// No group and no hook is behind it, only a date.
@@ -201,13 +201,4 @@ func parseScheduled(body []byte) ([]cloud.Notice, error) {
 		current = append(current, n)
 	}
 	return current, nil
-}
-
-// eventTime reads a time of a scheduled event: 21 Jan 2019 09:00:43 GMT. It is zero for what is no time.
-func eventTime(s string) time.Time {
-	at, err := time.Parse("2 Jan 2006 15:04:05 GMT", strings.TrimSpace(s))
-	if err != nil {
-		at, _ = time.Parse(time.RFC3339, s)
-	}
-	return at.UTC()
 }

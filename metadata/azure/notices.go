@@ -151,7 +151,7 @@ func (w *watch) notice(e event) *cloud.Notice {
 	case "reboot", "redeploy":
 		kind = cloud.Reboot
 	}
-	at := eventTime(e.NotBefore)
+	at := cloud.ParseTime(e.NotBefore, http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT")
 	switch {
 	case e.started():
 		// It happens now, and no completion of ours is waited for. For how long the machine still is there is not known: the
@@ -191,16 +191,6 @@ func reason(e event) string {
 		text += ": " + cloud.Printable(e.Description)
 	}
 	return text
-}
-
-// eventTime reads a time of an event: Fri, 20 Nov 2026 08:05:00 GMT. It is zero for what is no time.
-func eventTime(s string) time.Time {
-	for _, layout := range []string{http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT", time.RFC3339} {
-		if at, err := time.Parse(layout, strings.TrimSpace(s)); err == nil {
-			return at.UTC()
-		}
-	}
-	return time.Time{}
 }
 
 func (p *Provider) readEvents(ctx context.Context, timeout time.Duration) ([]event, error) {

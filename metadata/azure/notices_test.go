@@ -204,7 +204,7 @@ func TestNotices(t *testing.T) {
 
 func TestParseEvents(t *testing.T) {
 	events, err := parseEvents([]byte(metadatatest.Fixture(t, "scheduledevents.json")))
-	if err != nil || len(events) != 2 || !eventTime(events[0].NotBefore).Equal(time.Date(2026, 11, 20, 8, 5, 0, 0, time.UTC)) || events[0].started() || !events[1].started() {
+	if err != nil || len(events) != 2 || !cloud.ParseTime(events[0].NotBefore, http.TimeFormat).Equal(time.Date(2026, 11, 20, 8, 5, 0, 0, time.UTC)) || events[0].started() || !events[1].started() {
 		t.Errorf("%+v, %v", events, err)
 	}
 	for _, body := range []string{`{"DocumentIncarnation":1}`, `null`, `{"Events":{}}`, `{"Events":null}`, `<html>`, ``} {

@@ -359,9 +359,6 @@ func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
 	return resp.Header, nil, e
 }
 
-// CloseIdleConnections ends the connections that wait for the next request.
-func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
-
 // nameRequest puts our name in front of that of a library.
 func nameRequest(h http.Header) {
 	if was := h.Get("User-Agent"); !strings.HasPrefix(was, UserAgent) {

@@ -79,11 +79,6 @@ func (e *Error) Unwrap() []error {
 	return out
 }
 
-// Unanswered reports whether the connection was made and no answer came.
-func (e *Error) Unanswered() bool {
-	return e.Connected && e.Status == 0 && errors.Is(e.Cause, context.DeadlineExceeded)
-}
-
 // HintOf returns the hint carried by err or by an error it wraps, or "".
 func HintOf(err error) string {
 	if e, ok := errors.AsType[*Error](err); ok {
@@ -101,7 +96,7 @@ func (h *TokenHints) Judge(e *Error) {
 	switch {
 	case e.Status == 0 && !e.Connected:
 		e.Hint = h.Unreachable
-	case e.Token && e.Unanswered():
+	case e.Token && e.Status == 0 && errors.Is(e.Cause, context.DeadlineExceeded):
 		e.Hint = h.Silent
 	case e.Status == http.StatusForbidden:
 		e.Hint = h.Off

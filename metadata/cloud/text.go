@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -82,6 +83,16 @@ func ReachableAddresses(texts ...string) []netip.Addr {
 		}
 	}
 	return out
+}
+
+// ParseTime reads a time in one of the forms, or as RFC 3339 has it; zero for what is no time.
+func ParseTime(text string, forms ...string) time.Time {
+	for _, form := range append(forms, time.RFC3339) {
+		if at, err := time.Parse(form, strings.TrimSpace(text)); err == nil {
+			return at.UTC()
+		}
+	}
+	return time.Time{}
 }
 
 // Decode reads JSON. A field of another type than expected is left out and returned as odd: it costs no node the rest.

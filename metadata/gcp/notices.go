@@ -67,7 +67,6 @@ type item struct {
 //
 // A scale-in of a managed instance group is not among them: nothing tells of it before the machine is switched off.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
-	defer p.items.CloseIdleConnections()
 	var wg sync.WaitGroup
 	for _, it := range []*item{
 		{topic: TopicPreempted, path: "instance/preempted", idle: []string{"FALSE", "NONE"}, read: preempted()},
@@ -225,11 +224,6 @@ func fields(body []byte) map[string]string {
 	return out
 }
 
-func moment(text string) time.Time {
-	t, _ := time.Parse(time.RFC3339, text)
-	return t
-}
-
 // parseShutdown reads instance/shutdown-details/: what the machine becomes and when it goes, zero for not told. The fields have
 // the API's names; how a duration is written in the metadata is not documented, so a number of seconds, one with an s and the
 // API's object are all read.
@@ -242,7 +236,7 @@ func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
 		return target, time.Time{}
 	}
 	span := time.Duration(n * float64(time.Second))
-	from := moment(f["requesttimestamp"])
+	from := cloud.ParseTime(f["requesttimestamp"])
 	// The cloud's clock against ours: what began later than now, or would be over by now, began now.
 	if from.IsZero() || from.After(now) || !from.Add(span).After(now) {
 		from = now
@@ -254,7 +248,7 @@ func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
 // with an error, and the fields with and without an object around them, in two spellings.
 func parseUpcoming(body []byte) time.Time {
 	f := fields(body)
-	return cmp.Or(moment(f["windowstarttime"]), moment(f["starttime"]))
+	return cmp.Or(cloud.ParseTime(f["windowstarttime"]), cloud.ParseTime(f["starttime"]))
 }
 
 // plainTag reports whether a tag can be asked with: it is a few letters and digits.
