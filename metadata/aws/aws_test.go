@@ -27,8 +27,8 @@ import (
 func service() metadatatest.Service {
 	return metadatatest.Service{
 		Origin: "http://169.254.169.254",
-		Token: &metadatatest.Token{
-			Path: "/latest/api/token", TTLHeader: "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", Header: "X-Aws-Ec2-Metadata-Token",
+		Token: &cloud.Token{
+			Path: "/latest/api/token", TTL: "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", Header: "X-Aws-Ec2-Metadata-Token",
 		},
 		Required: "/latest/dynamic/instance-identity/document",
 		Optional: "/latest/meta-data/public-ipv4", Field: "public_address",
@@ -440,19 +440,6 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 	must.OK(t, err)
 	_, err = p.Instance(t.Context())
 	must.OK(t, err)
-}
-
-// The error of an answer that is not the document, as an operator reads it.
-func TestErrorText(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
-	f.Break("/latest/dynamic/instance-identity/document", -1, metadatatest.HTML())
-	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
-	must.OK(t, err)
-	const want = "reading the identity document from the aws metadata: unusable answer from the metadata service: the identity document " +
-		"is not the JSON expected: invalid character '<' looking for beginning of value (tried 3 times)"
-	if _, err = p.Instance(t.Context()); err == nil || err.Error() != want {
-		t.Errorf("error:\n got %v\nwant %s", err, want)
-	}
 }
 
 // A tag that exists and cannot be read might be the role: it must not look as if there were none.

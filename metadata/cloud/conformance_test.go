@@ -35,7 +35,7 @@ const wellBody = "a body that is well"
 // served is a service on loopback, and a client of it.
 func served(t *testing.T, o cloud.Options) (*mdtest.Fake, *cloud.Client) {
 	f := mdtest.NewFake(t, mdtest.Service{
-		Token: &mdtest.Token{Path: "/token", TTLHeader: "X-Ttl", Header: "X-Token"}, Header: [2]string{"X-Mark", "yes"},
+		Token: &cloud.Token{Path: "/token", TTL: "X-Ttl", Header: "X-Token"}, Header: [2]string{"X-Mark", "yes"},
 	}, map[string]string{"/item": wellBody})
 	return f, client(f.URL(), o)
 }
@@ -76,7 +76,7 @@ func item(ctx context.Context, t *testing.T, c *cloud.Client, kind error) error 
 func TestConformance(t *testing.T) {
 	status, many := mdtest.Status, 0 // many: as often as the bound allows
 	huge := mdtest.Body(wellBody + strings.Repeat(" ", 9<<17))
-	slowBody := func(_ *mdtest.Fake, w http.ResponseWriter, r *http.Request) {
+	slowBody := func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "100")
 		_, _ = io.WriteString(w, "{")
 		_ = http.NewResponseController(w).Flush()
@@ -137,7 +137,7 @@ func TestConformance(t *testing.T) {
 		for _, path := range []string{"/item", "/token"} {
 			elsewhere, _ := served(t, cloud.Options{})
 			f, c := served(t, cloud.Options{})
-			f.Break(path, -1, func(_ *mdtest.Fake, w http.ResponseWriter, r *http.Request) {
+			f.Break(path, -1, func(w http.ResponseWriter, r *http.Request) {
 				http.Redirect(w, r, elsewhere.URL()+path, http.StatusFound)
 			})
 			_ = item(t.Context(), t, c, cloud.ErrBadAnswer)

@@ -19,8 +19,8 @@ import (
 type Service struct {
 	// Origin is the address that is used where none is set: http://169.254.169.254.
 	Origin string
-	// Token describes the session token, nil for clouds without.
-	Token *Token
+	// Token says how the service gives out session tokens, nil for clouds without.
+	Token *cloud.Token
 	// Header must be in every request but the one for the token: its name and value. Empty for clouds without.
 	Header [2]string
 	// Answer is a header that every answer of the service carries, whatever else is wrong with it. Empty for clouds without.
@@ -34,13 +34,6 @@ type Service struct {
 	WrongTypes []string
 }
 
-// Token describes a session token.
-type Token struct {
-	Path      string
-	TTLHeader string
-	Header    string
-}
-
 // Seen is one request that reached the fake.
 type Seen struct {
 	Method, Path, Query string
@@ -48,7 +41,7 @@ type Seen struct {
 }
 
 // Fault is one way for an answer to go wrong.
-type Fault func(f *Fake, w http.ResponseWriter, r *http.Request)
+type Fault = http.HandlerFunc
 
 // Fake is a metadata service on loopback that serves bodies by path and misbehaves on demand. A request without our
 // User-Agent fails the test.
@@ -169,7 +162,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := f.nextFault(r.URL.Path)
 	f.mu.Unlock()
 	if fault != nil {
-		fault(f, w, r)
+		fault(w, r)
 		return
 	}
 	f.serve(w, r)
@@ -198,14 +191,14 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 	defer f.mu.Unlock()
 	if t := f.svc.Token; t != nil {
 		if r.URL.Path == t.Path {
-			if r.Method != http.MethodPut || r.Header.Get(t.TTLHeader) == "" {
+			if r.Method != http.MethodPut || r.Header.Get(t.TTL) == "" {
 				http.Error(w, "bad token request", http.StatusBadRequest)
 				return
 			}
 			f.issued++
 			token := fmt.Sprintf("token-%d", f.issued)
 			f.valid[token] = true
-			w.Header().Set(t.TTLHeader, r.Header.Get(t.TTLHeader))
+			w.Header().Set(t.TTL, r.Header.Get(t.TTL))
 			say(w, token)
 			return
 		}
@@ -243,7 +236,7 @@ func say(w io.Writer, s string) { _, _ = io.WriteString(w, s) }
 
 // Status answers with a status and an HTML page.
 func Status(code int) Fault {
-	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) {
+	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(code)
 		say(w, fmt.Sprintf("<html><body><h1>%d</h1></body></html>", code))
@@ -252,7 +245,7 @@ func Status(code int) Fault {
 
 // Body answers 200 with a body.
 func Body(body string) Fault {
-	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) { say(w, body) }
+	return func(w http.ResponseWriter, _ *http.Request) { say(w, body) }
 }
 
 const page = "<!DOCTYPE html>\n<html><body>Please log in</body></html>\n"
@@ -262,17 +255,17 @@ func HTML() Fault { return Body(page) }
 
 // Slow never answers.
 func Slow() Fault {
-	return func(_ *Fake, _ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	return func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 }
 
 // Closed takes the connection and closes it without an answer.
 func Closed() Fault {
-	return func(*Fake, http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // net/http's own way to abort an answer
+	return func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // net/http's own way to abort an answer
 }
 
 // Truncated promises a body, sends a part of it and closes the connection.
 func Truncated() Fault {
-	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) {
+	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", "100")
 		say(w, "{")
 		_ = http.NewResponseController(w).Flush()
