@@ -160,7 +160,7 @@ const (
 
 // Check divides the hooks of a termination, and finds out by beat whether this machine may keep the first of ours waiting. beat sends
 // a heartbeat for an action that never was, which is refused either for want of the action, [ErrNotWaiting], or for want of the
-// right. To complete is not tried: if a termination began at that very moment, that could not be taken back.
+// right. To complete is not tried: if a termination began at that very moment, that could not be undone.
 func (f Filter) Check(group string, all []Hook, beat func(Hook) error) (Check, error) {
 	ours, others := f.Select(all)
 	c := Check{Group: group, Ours: ours, Unproved: UnprovedBoth}

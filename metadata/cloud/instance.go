@@ -110,7 +110,7 @@ func (i *Instance) Choose(nics []NIC, local func() (v4, v6 netip.Addr)) {
 		} else {
 			which = fmt.Sprintf("the first of %d network interfaces", len(nics))
 			i.Notes = append(i.Notes, fmt.Sprintf("of the %d network interfaces in the metadata the first was taken, since none has the address that this machine sends from; "+
-				"say --address where that is the wrong one", len(nics)))
+				"say --address if that is the wrong one", len(nics)))
 		}
 	}
 	var private netip.Addr

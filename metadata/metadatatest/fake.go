@@ -27,7 +27,7 @@ type Service struct {
 	Answer [2]string
 	// Required is the path without whose answer there is no Instance.
 	Required string
-	// Optional is the path of an item that many machines do not have, and Field its name in Instance's JSON. Empty where one item
+	// Optional is the path of an item that many machines do not have, and Field its name in Instance's JSON. Empty if one item
 	// has everything.
 	Optional, Field string
 	// WrongTypes are answers to Required that are well-formed and not what the cloud documents.
