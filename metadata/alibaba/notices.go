@@ -65,9 +65,6 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	return []cloud.Notice{{ID: TopicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is taken back", At: at}}, nil
 }
 
-// named is a code with a name.
-type named struct{ Name string }
-
 // parseEvents reads the list of active system events. The list is documented, and what is in it is not: the fields are taken
 // from the API that tells of the same events (DescribeInstancesFullStatus).
 func parseEvents(body []byte) ([]cloud.Notice, error) {
@@ -77,7 +74,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 	// An event with a field of another type costs none of the others.
 	events, _, err := cloud.Decode[[]struct {
 		EventID, NotBefore, Reason  string
-		EventType, EventCycleStatus named
+		EventType, EventCycleStatus struct{ Name string }
 	}](body)
 	if err != nil {
 		return nil, fmt.Errorf("the system events are not the JSON expected: %w", err)

@@ -10,9 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -102,10 +102,8 @@ func (p *Provider) Name() string { return Name }
 // wire lets the SDK make its requests by our client.
 type wire struct{ c *cloud.Client }
 
-// failure is what went wrong on the wire in the requests of one call. It is kept beside the SDK's error, which has no way back
-// to the cause.
-type failure struct{ err *cloud.Error }
-
+// failureKey is for what went wrong on the wire in the requests of one call, a **cloud.Error: the SDK's error has no way back to
+// the cause.
 type failureKey struct{}
 
 // Do implements the SDK's HTTP client.
@@ -113,8 +111,8 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 	head, body, err := w.c.Do(req)
 	status := http.StatusOK
 	if e, ok := errors.AsType[*cloud.Error](err); ok {
-		if f, ok := req.Context().Value(failureKey{}).(*failure); ok {
-			f.err = e
+		if failed, ok := req.Context().Value(failureKey{}).(**cloud.Error); ok {
+			*failed = e
 		}
 		if e.Status != http.StatusUnauthorized {
 			return nil, err
@@ -129,19 +127,19 @@ func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, e
 	// An IPv6-only machine may have no route to the IPv4 address, and the other way round.
 	used := p.hosts.Current()
 	client := p.clients[int(used)%len(p.clients)]
-	var f failure
-	content, err := read(context.WithValue(ctx, failureKey{}, &f), client, path)
+	var failed *cloud.Error
+	content, err := read(context.WithValue(ctx, failureKey{}, &failed), client, path)
 	switch {
 	case err == nil:
 		p.hosts.Note(used, true)
 		body, err := io.ReadAll(content)
 		return nil, body, err
-	case f.err == nil:
+	case failed == nil:
 		// The SDK takes no such token, or a head without its lifetime.
 		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}
 	}
-	p.hosts.Note(used, f.err.Connected)
-	return nil, nil, f.err
+	p.hosts.Note(used, failed.Connected)
+	return nil, nil, failed
 }
 
 func read(ctx context.Context, client *imds.Client, path string) (io.Reader, error) {
@@ -210,8 +208,8 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "public-ipv4"), cloud.ParseAddresses)
 	var v6 []netip.Addr
 	// Of the first interface by the cloud's count, whatever order the list of interfaces has.
-	if mac := cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), parseMAC); mac != "" {
-		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+mac+"/ipv6s"), cloud.ParseAddresses)
+	if mac := cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine); mac != "" {
+		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
 	}
 	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)
 	p.readTags(ctx, &inst)
@@ -219,14 +217,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 }
 
 func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
-
-func parseMAC(body []byte) (string, error) {
-	mac, err := net.ParseMAC(strings.TrimSpace(string(body)))
-	if err != nil {
-		return "", fmt.Errorf("%s is no MAC address", cloud.Quote(string(body)))
-	}
-	return mac.String(), nil
-}
 
 // readTags reads the tags. That EC2 does not show them is no error: see the hint.
 func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
