@@ -141,9 +141,7 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	resp, err := a.HTTP.Do(req)
 	a.hosts.Note(host, err == nil)
 	if err != nil {
-		return verdict{retry: true, err: &cloud.UnreachableError{
-			Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err), Advice: a.hint(),
-		}}
+		return verdict{retry: true, err: &cloud.UnreachableError{Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err)}}
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
@@ -199,12 +197,6 @@ func (a *api) judge(action string, resp *http.Response, code, message string) ve
 		return verdict{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: code + ": " + message}}
 	}
 	return verdict{retry: resp.StatusCode >= 500 || has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "SystemBusy"), err: plain}
-}
-
-func (a *api) hint() string {
-	name := strings.ToUpper(a.product)
-	return "the " + name + " API has to be reachable from this subnet: by a NAT gateway, by its address in the VPC (" +
-		"AMSAGENT_ALIBABA_" + name + "_ENDPOINT=https://" + a.product + "-vpc.REGION.aliyuncs.com), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
 }
 
 // list reads a list in both shapes that the APIs have: [...], and {"InstanceId":[...]} around it.

@@ -189,8 +189,7 @@ func TestHosts(t *testing.T) {
 		p := w.open()
 		w.on(complete, answer{err: syscall.EHOSTUNREACH})
 		err := w.say(p)
-		far, ok := errors.AsType[*cloud.UnreachableError](err)
-		if !ok || !strings.Contains(far.Hint(), "AMSAGENT_ALIBABA_ESS_ENDPOINT") || !errors.Is(err, syscall.EHOSTUNREACH) {
+		if _, far := errors.AsType[*cloud.UnreachableError](err); !far || !errors.Is(err, syscall.EHOSTUNREACH) {
 			t.Errorf("%v", err)
 		}
 		w.on(complete, answer{err: syscall.EHOSTUNREACH}, done(), answer{err: syscall.ECONNRESET}, done())

@@ -31,11 +31,7 @@ import (
 // EndpointAutoScaling is the key of [cloud.Options.Endpoints] under which another address of the Auto Scaling API is given.
 const EndpointAutoScaling = "aws-autoscaling"
 
-const (
-	hintAPIUnreachable = "the Auto Scaling API has to be reachable from this subnet: by a NAT gateway, by an interface VPC endpoint for autoscaling, " +
-		"by IPv6 (AMSAGENT_AWS_AUTOSCALING_ENDPOINT=https://autoscaling.REGION.api.aws), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
-	noRole = "the instance has no IAM role (instance profile)"
-)
+const noRole = "the instance has no IAM role (instance profile)"
 
 // hooks are the lifecycle hooks of this instance's group, by the Auto Scaling API with the credentials of the instance's role.
 type hooks struct {
@@ -188,7 +184,7 @@ func explain(err error, action, group string, self identity) error {
 	}
 	api, ok := errors.AsType[smithy.APIError](err)
 	if _, sent := errors.AsType[*smithyhttp.RequestSendError](err); sent || !ok && errors.Is(err, context.DeadlineExceeded) {
-		return &cloud.UnreachableError{Action: action, API: "the Auto Scaling API", Cause: cloud.WireCause(err), Advice: hintAPIUnreachable}
+		return &cloud.UnreachableError{Action: action, API: "the Auto Scaling API", Cause: cloud.WireCause(err)}
 	}
 	if !ok {
 		return fmt.Errorf("%s: the answer is not one of the Auto Scaling API: %w", doing, cloud.WireCause(err))

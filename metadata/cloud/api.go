@@ -89,8 +89,6 @@ func (h *Hosts) Note(used int32, connected bool) {
 type UnreachableError struct {
 	Action, API string
 	Cause       error
-	// Advice says what an operator can do.
-	Advice string
 }
 
 // Error implements error.
@@ -100,6 +98,3 @@ func (e *UnreachableError) Error() string {
 
 // Unwrap gives errors.Is and errors.As the cause.
 func (e *UnreachableError) Unwrap() error { return e.Cause }
-
-// Hint says what an operator can do.
-func (e *UnreachableError) Hint() string { return e.Advice }
