@@ -52,9 +52,11 @@ const (
 // item is one item that is followed. It belongs to one goroutine.
 type item struct {
 	topic, path string
-	idle        []string
-	// read makes the notice of a word that is not idle. began reports that nothing was signalled right before.
-	read func(ctx context.Context, word string, began bool) *cloud.Notice
+	// signal is the word that announces something, idle are those that do not.
+	signal string
+	idle   []string
+	// read makes the notice of the signal. began reports that nothing was signalled right before.
+	read func(ctx context.Context, began bool) *cloud.Notice
 
 	word   string // the word of the last answer
 	looked bool
@@ -69,10 +71,10 @@ type item struct {
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	var wg sync.WaitGroup
 	for _, it := range []*item{
-		{topic: TopicPreempted, path: "instance/preempted", idle: []string{"FALSE", "NONE"}, read: preempted()},
-		{topic: TopicMaintenance, path: "instance/maintenance-event", idle: []string{"NONE", "MIGRATE_ON_HOST_MAINTENANCE"}, read: p.maintenance},
+		{topic: TopicPreempted, path: "instance/preempted", signal: "TRUE", idle: []string{"FALSE", "NONE"}, read: preempted()},
+		{topic: TopicMaintenance, path: "instance/maintenance-event", signal: "TERMINATE_ON_HOST_MAINTENANCE", idle: []string{"NONE", "MIGRATE_ON_HOST_MAINTENANCE"}, read: p.maintenance},
 		{
-			topic: TopicShutdown, path: "instance/shutdown-details/stop-state", read: p.shutdown,
+			topic: TopicShutdown, path: "instance/shutdown-details/stop-state", signal: "PENDING_STOP", read: p.shutdown,
 			idle: []string{"NONE", "UNSPECIFIED", "STOP_STATE_UNSPECIFIED", "UNKNOWN_STOP_STATE"},
 		},
 	} {
@@ -132,16 +134,15 @@ func (it *item) take(ctx context.Context, word string) (ended bool) {
 		return false
 	}
 	it.word, it.strange = word, nil
-	if word == "" || slices.Contains(it.idle, word) {
+	switch {
+	case word == it.signal:
+		it.notice = it.read(ctx, began)
+	case word == "" || slices.Contains(it.idle, word):
 		ended, it.notice = it.notice != nil, nil
-		return ended
-	}
-	if n := it.read(ctx, word, began); n != nil {
-		it.notice = n
-	} else {
+	default:
 		it.strange = &cloud.Notice{ID: it.topic + "/" + word, Kind: cloud.Unknown, Reason: it.path + " is " + word}
 	}
-	return false
+	return ended
 }
 
 func (it *item) current() (all []cloud.Notice) {
@@ -155,12 +156,9 @@ func (it *item) current() (all []cloud.Notice) {
 }
 
 // preempted counts the window once, also where the word comes, goes and comes.
-func preempted() func(context.Context, string, bool) *cloud.Notice {
+func preempted() func(context.Context, bool) *cloud.Notice {
 	var end time.Time
-	return func(_ context.Context, word string, _ bool) *cloud.Notice {
-		if word != "TRUE" {
-			return nil
-		}
+	return func(context.Context, bool) *cloud.Notice {
 		if now := time.Now(); !end.After(now) {
 			end = now.Add(StopWindowSpot)
 		}
@@ -168,10 +166,7 @@ func preempted() func(context.Context, string, bool) *cloud.Notice {
 	}
 }
 
-func (p *Provider) maintenance(ctx context.Context, word string, began bool) *cloud.Notice {
-	if word != "TERMINATE_ON_HOST_MAINTENANCE" {
-		return nil
-	}
+func (p *Provider) maintenance(ctx context.Context, began bool) *cloud.Notice {
 	now := time.Now()
 	n := &cloud.Notice{ID: TopicMaintenance + "/reboot", Kind: cloud.Reboot, Reason: "host maintenance", At: now.Add(maintenanceNotice)}
 	if drivers, _ := pci.NVIDIADrivers(p.opts.Path("/")); began && len(drivers) > 0 {
@@ -184,10 +179,7 @@ func (p *Provider) maintenance(ctx context.Context, word string, began bool) *cl
 	return n
 }
 
-func (p *Provider) shutdown(ctx context.Context, word string, _ bool) *cloud.Notice {
-	if word != "PENDING_STOP" {
-		return nil
-	}
+func (p *Provider) shutdown(ctx context.Context, _ bool) *cloud.Notice {
 	n := &cloud.Notice{ID: TopicShutdown + "/terminate", Kind: cloud.Terminate, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown)}
 	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
