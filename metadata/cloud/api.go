@@ -48,23 +48,7 @@ func (o Options) API(name string) (APIClient, error) {
 			MaxResponseHeaderBytes: 64 << 10,
 		}
 	}
-	return APIClient{Endpoint: endpoint, HTTP: &http.Client{
-		Transport: naming{rt}, Timeout: callAttemptTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error {
-			// A redirect would carry the signature to the host that the answer names.
-			return http.ErrUseLastResponse
-		},
-	}}, nil
-}
-
-// naming makes each request say who asks.
-type naming struct{ next http.RoundTripper }
-
-// RoundTrip implements http.RoundTripper.
-func (n naming) RoundTrip(req *http.Request) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	nameRequest(req.Header)
-	return n.next.RoundTrip(req)
+	return APIClient{Endpoint: endpoint, HTTP: &http.Client{Transport: naming{rt}, Timeout: callAttemptTimeout, CheckRedirect: noRedirect}}, nil
 }
 
 // Hosts counts through the addresses of one service until one has taken a connection, which is kept.

@@ -78,13 +78,7 @@ func New(c Client, o Options) *Client {
 			TLSHandshakeTimeout: time.Second, MaxResponseHeaderBytes: 64 << 10,
 		}
 	}
-	c.http = &http.Client{
-		Transport: rt,
-		CheckRedirect: func(*http.Request, []*http.Request) error {
-			// A redirect would carry the session token to the host that the answer names.
-			return http.ErrUseLastResponse
-		},
-	}
+	c.http = &http.Client{Transport: naming{rt}, CheckRedirect: noRedirect}
 	if c.Ask == nil {
 		c.Ask = c.get
 	}
@@ -327,7 +321,6 @@ func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
 	for name, v := range c.Header {
 		req.Header.Set(name, v)
 	}
-	nameRequest(req.Header)
 	log := c.opts.Log.With("method", req.Method, "host", req.URL.Host, "path", req.URL.Path)
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -359,11 +352,17 @@ func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
 	return resp.Header, nil, e
 }
 
-// nameRequest puts our name in front of that of a library.
-func nameRequest(h http.Header) {
-	if was := h.Get("User-Agent"); !strings.HasPrefix(was, UserAgent) {
-		h.Set("User-Agent", strings.TrimSpace(UserAgent+" "+was))
-	}
+// noRedirect: a redirect would carry the session token, or the signature, to the host that the answer names.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// naming makes each request say who asks, in front of the name of a library.
+type naming struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (n naming) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Header.Set("User-Agent", strings.TrimSpace(UserAgent+" "+req.UserAgent()))
+	return n.next.RoundTrip(req)
 }
 
 // shortCause replaces the nested texts of the libraries by what an operator needs.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -90,7 +91,7 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 	cloud.Poll(ctx, p.opts.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) {
 		asked, held := cloud.Item{Name: it.path, Path: it.path}, etag != ""
 		if held {
-			asked.Path += fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", etag, int(jitter(holdTime).Seconds()))
+			asked.Path += fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", url.QueryEscape(etag), int(jitter(holdTime).Seconds()))
 			asked.Timeout = holdTime + holdMargin
 		}
 		head, body, err := p.items.Once(ctx, asked)
@@ -111,13 +112,13 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 			confirm = confirmations
 		}
 		report(it.topic, it.current())
-		switch tag := head.Get("ETag"); {
+		switch {
 		case confirm > 0:
 			confirm--
 		case absent:
 			return jitter(absentPause), nil
-		case plainTag(tag):
-			etag = tag // without one, the service holds nothing back
+		default:
+			etag = head.Get("ETag") // without one, the service holds nothing back
 		}
 		return pace, nil
 	})
@@ -241,13 +242,6 @@ func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
 func parseUpcoming(body []byte) time.Time {
 	f := fields(body)
 	return cmp.Or(cloud.ParseTime(f["windowstarttime"]), cloud.ParseTime(f["starttime"]))
-}
-
-// plainTag reports whether a tag can be asked with: it is a few letters and digits.
-func plainTag(s string) bool {
-	return s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool {
-		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && r != '-' && r != '_'
-	})
 }
 
 // jitter shortens a time at random, so that a fleet that boots together does not ask together.
