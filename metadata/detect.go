@@ -4,8 +4,6 @@
 package metadata
 
 import (
-	"io"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -115,13 +113,7 @@ func byFirmware(opts Options) Detection {
 
 // firmware reads one string of the firmware; "" if it is missing or unreadable.
 func firmware(opts Options, path string) string {
-	f, err := os.Open(opts.Path(path))
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	// The kernel gives one line; below another root it may be anything.
-	b, _ := io.ReadAll(io.LimitReader(f, 4<<10))
+	b, _ := generic.ReadSmall(opts.Path(path))
 	return strings.TrimSpace(strings.ToValidUTF8(string(b), "?"))
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
@@ -58,7 +59,7 @@ func TestLookup(t *testing.T) {
 // The whole story on a machine that says by its firmware that it is EC2.
 func TestDetectOpenInstance(t *testing.T) {
 	f := metadatatest.NewFake(t, metadatatest.Service{
-		Token: &metadatatest.Token{Path: "/latest/api/token", TTLHeader: "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", Header: "X-Aws-Ec2-Metadata-Token"},
+		Token: &cloud.Token{Path: "/latest/api/token", TTL: "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", Header: "X-Aws-Ec2-Metadata-Token"},
 	}, map[string]string{
 		"/latest/dynamic/instance-identity/document":    `{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","privateIp":"10.0.1.23"}`,
 		"/latest/meta-data/tags/instance":               "amsagent:role",

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -39,8 +40,6 @@ const (
 		"100.100.100.200 that swallows PUT requests; or use --provider generic"
 	hintOff = "the metadata service is switched off for this instance or closed to this process: set HttpEndpoint=enabled in the " +
 		"instance's metadata options (aliyun ecs ModifyInstanceMetadataOptions), or use --provider generic"
-	hintToken = "the service refuses session tokens that it has just given out: something between this process and the service " +
-		"changes the requests"
 	hintNoToken    = "what answers gives no session token (hardened mode), so it is not the metadata service of Alibaba Cloud, or a stand-in for it"
 	hintNoDocument = "every ECS instance has an identity document, and what answers here has none: use the --provider of the cloud this " +
 		"machine is in, or generic"
@@ -56,6 +55,8 @@ type Provider struct {
 	items    *cloud.Client
 	ecs, ess *api
 	keys     roleKeys
+	mu       sync.Mutex
+	self     identity // the zero value is not known yet
 	// skew is how far the clock of the cloud is ahead of this machine's, as an API said it; a time.Duration.
 	skew atomic.Int64
 }
@@ -69,9 +70,9 @@ func New(opts cloud.Options) (*Provider, error) {
 		return nil, err
 	}
 	p := &Provider{opts: opts.WithDefaults()}
-	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintSilent, Off: hintOff, Refused: hintToken, NoTokens: hintNoToken}
+	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintSilent, Off: hintOff, NoTokens: hintNoToken}
 	p.items = cloud.New(cloud.Client{
-		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: hints.Judge,
+		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: hints.Judge, Foreign: hintNoDocument,
 		// The service answers the request for a token whether or not hardened mode is enforced.
 		Token: &cloud.Token{
 			Path: "api/token", TTL: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Header: "X-Aliyun-Ecs-Metadata-Token", Lifetime: 6 * time.Hour,
@@ -127,12 +128,12 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
 	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
-	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotThisCloud) {
-		e.Hint = cmp.Or(e.Hint, hintNoDocument)
-	}
 	if err != nil {
 		return cloud.Instance{}, err
 	}
+	p.mu.Lock()
+	p.self = id
+	p.mu.Unlock()
 	inst := cloud.Instance{
 		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
 		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
@@ -167,15 +168,11 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 
 // parseTime reads the times of Alibaba Cloud, which some of its interfaces write without seconds.
 func parseTime(body []byte) (time.Time, error) {
-	s := strings.TrimSpace(string(body))
-	t, err := time.Parse(time.RFC3339, s)
-	if err != nil {
-		t, err = time.Parse("2006-01-02T15:04Z", s)
+	at := cloud.ParseTime(string(body), "2006-01-02T15:04Z")
+	if at.IsZero() {
+		return at, fmt.Errorf("%s is no time", cloud.Quote(string(body)))
 	}
-	if err != nil {
-		return time.Time{}, fmt.Errorf("%s is no time", cloud.Quote(s))
-	}
-	return t.UTC(), nil
+	return at, nil
 }
 
 // readTags reads the two places that the agent's tags can be in: the user data, and the tags of the instance by the API, which
@@ -214,9 +211,6 @@ func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Inst
 
 // instanceTags asks the ECS API. An instance has 20 tags at most, so they are on one page.
 func (p *Provider) instanceTags(ctx context.Context, self identity) (cloud.Tags, error) {
-	p.ecs.mu.Lock()
-	p.ecs.self = self // so that the document is not read once more
-	p.ecs.mu.Unlock()
 	var out struct {
 		Tags list[struct {
 			Key   string `json:"TagKey"`

@@ -37,8 +37,8 @@ const (
 func service() metadatatest.Service {
 	return metadatatest.Service{
 		Origin: "http://100.100.100.200",
-		Token: &metadatatest.Token{
-			Path: tokenPath, TTLHeader: ttlHeader, Header: tokenHeader,
+		Token: &cloud.Token{
+			Path: tokenPath, TTL: ttlHeader, Header: tokenHeader,
 		},
 		Required: docPath, Optional: metaData + "eipv4", Field: "public_address",
 		WrongTypes: []string{
@@ -175,7 +175,6 @@ func TestConformance(t *testing.T) {
 		Name:     "alibaba",
 		Open:     func(o cloud.Options) (cloud.Provider, error) { return New(o) },
 		Machines: machines(t), Service: &svc,
-		Lacks: map[string]string{"group_present": "the metadata name no group: the API does, see TestTagsOfTheAPI"},
 	})
 }
 

@@ -43,12 +43,7 @@ type api struct {
 	p                      *Provider
 	product, version, name string
 	cloud.APIClient
-
-	mu   sync.Mutex
-	self identity // the zero value is not known yet
-	// host is the index of the one in use; it moves on until one has connected.
-	host      int
-	connected bool
+	hosts cloud.Hosts
 }
 
 func newAPI(p *Provider, product, version, name string) (*api, error) {
@@ -57,40 +52,28 @@ func newAPI(p *Provider, product, version, name string) (*api, error) {
 }
 
 // where finds out who and where this instance is, once.
-func (a *api) where(ctx context.Context) (identity, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.self.InstanceID != "" {
-		return a.self, nil
+func (p *Provider) where(ctx context.Context) (identity, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.self.InstanceID != "" {
+		return p.self, nil
 	}
-	self, err := cloud.Read(ctx, a.p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
+	self, err := cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
 	if err == nil {
-		a.self = self
+		p.self = self
 	}
 	return self, err
 }
 
-// origin is where the next request goes, and the index of that host: the region's own, the one that needs no way into the
+// origin is where the next request goes, and the number of that host: the region's own, the one that needs no way into the
 // internet, and the one that knows all the older regions.
-func (a *api) origin(region string) (string, int) {
+func (a *api) origin(region string) (string, int32) {
+	at := a.hosts.Current()
 	if a.Endpoint != "" {
-		return a.Endpoint, 0
+		return a.Endpoint, at
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	hosts := []string{a.product + "." + region, a.product + "-vpc." + region, a.product}
-	return "https://" + hosts[a.host%len(hosts)] + ".aliyuncs.com", a.host
-}
-
-// reached notes whether the host took a connection. Another call may have moved on meanwhile.
-func (a *api) reached(host int, ok bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if ok {
-		a.connected, a.host = true, host
-	} else if !a.connected && a.host == host {
-		a.host++
-	}
+	return "https://" + hosts[int(at)%len(hosts)] + ".aliyuncs.com", at
 }
 
 // call makes one call with so many tries. params are those of the call; the region is added. The answer is read into out.
@@ -134,7 +117,7 @@ type verdict struct {
 
 // try makes one request and reads the answer.
 func (a *api) try(ctx context.Context, action string, params url.Values, out any) verdict {
-	self, err := a.where(ctx)
+	self, err := a.p.where(ctx)
 	if err != nil {
 		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
 	}
@@ -154,13 +137,11 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	}
 	req.Header.Set("Accept", "application/json")
 	now := time.Now().Add(time.Duration(a.p.skew.Load()))
-	sign(req, keys, call{action: action, version: a.version, nonce: rand.Text(), at: now})
+	sign(req, keys, action, a.version, rand.Text(), now)
 	resp, err := a.HTTP.Do(req)
-	a.reached(host, err == nil)
+	a.hosts.Note(host, err == nil)
 	if err != nil {
-		return verdict{retry: true, err: &cloud.UnreachableError{
-			Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err), Advice: a.hint(),
-		}}
+		return verdict{retry: true, err: &cloud.UnreachableError{Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err)}}
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
@@ -216,12 +197,6 @@ func (a *api) judge(action string, resp *http.Response, code, message string) ve
 		return verdict{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: code + ": " + message}}
 	}
 	return verdict{retry: resp.StatusCode >= 500 || has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "SystemBusy"), err: plain}
-}
-
-func (a *api) hint() string {
-	name := strings.ToUpper(a.product)
-	return "the " + name + " API has to be reachable from this subnet: by a NAT gateway, by its address in the VPC (" +
-		"AMSAGENT_ALIBABA_" + name + "_ENDPOINT=https://" + a.product + "-vpc.REGION.aliyuncs.com), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
 }
 
 // list reads a list in both shapes that the APIs have: [...], and {"InstanceId":[...]} around it.
@@ -339,21 +314,14 @@ const algorithm = "ACS3-HMAC-SHA256"
 // emptyHash is the SHA-256 of nothing: our requests have no body.
 const emptyHash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// call is what the headers of a request say besides the credentials.
-type call struct {
-	action, version string
-	// nonce is good for one request.
-	nonce string
-	at    time.Time
-}
-
-// sign puts the headers of signature V3 on a request without a body whose parameters are in its query.
-func sign(req *http.Request, k credentials, c call) {
+// sign puts the headers of signature V3 on a request without a body whose parameters are in its query. The nonce is good for one
+// request.
+func sign(req *http.Request, k credentials, action, version, nonce string, at time.Time) {
 	h := req.Header
-	h.Set("X-Acs-Action", c.action)
-	h.Set("X-Acs-Version", c.version)
-	h.Set("X-Acs-Date", c.at.UTC().Format("2006-01-02T15:04:05Z"))
-	h.Set("X-Acs-Signature-Nonce", c.nonce)
+	h.Set("X-Acs-Action", action)
+	h.Set("X-Acs-Version", version)
+	h.Set("X-Acs-Date", at.UTC().Format("2006-01-02T15:04:05Z"))
+	h.Set("X-Acs-Signature-Nonce", nonce)
 	h.Set("X-Acs-Content-Sha256", emptyHash)
 	if k.token != "" {
 		h.Set("X-Acs-Security-Token", k.token)

@@ -47,7 +47,7 @@ func (p *Provider) Hooks() cloud.Hooks { return hooks{p.ess} }
 // membership is how the group sees this instance: its id, "" where the instance is in none (any more), and the lifecycle
 // state, such as InService or Removing:Wait.
 func (a *api) membership(ctx context.Context, tries int) (group, state string, err error) {
-	self, err := a.where(ctx)
+	self, err := a.p.where(ctx)
 	if err != nil {
 		return "", "", err
 	}
@@ -85,7 +85,7 @@ type action struct {
 
 // actions lists what waits for this instance in the activities of its group.
 func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
-	self, err := h.api.where(ctx)
+	self, err := h.api.p.where(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -288,37 +288,22 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 	if err != nil || group == "" {
 		return cloud.Check{}, err
 	}
-	c := cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}
 	all, err := h.list(ctx, group, false)
 	if err != nil {
-		return c, err
+		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
-	ours, others := f.Select(all)
-	for _, o := range others {
-		c.Others = append(c.Others, o.Name)
+	for i := range all {
+		all[i].Limit = time.Now().Add(LongestWait)
 	}
-	for i := range ours {
-		ours[i].Limit = time.Now().Add(LongestWait)
-	}
-	if c.Ours = ours; len(ours) == 0 {
-		return c, nil
-	}
-	// In a drain the token is found among what waits: two more rights.
-	_, err = h.actions(ctx, group)
-	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
-		return c, err
-	}
-	if err != nil || step(state) != "InService" {
-		return c, nil //nolint:nilerr // that no more is known is said
-	}
-	// The token is that of no action, so that this is refused in any case: for want of an action or for want of the right.
-	_, err = h.Extend(ctx, cloud.Hook{ID: ours[0].ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true})
-	_, denied := errors.AsType[*cloud.DeniedError](err)
-	switch {
-	case errors.Is(err, errOver):
-		c.Unproved, err = cloud.UnprovedComplete, nil
-	case !denied:
-		err = nil // that no more is known is said
-	}
-	return c, err
+	return f.Check(group, all, func(hook cloud.Hook) error {
+		// In a drain the token is found among what waits: two more rights.
+		if _, err := h.actions(ctx, group); err != nil || step(state) != "InService" {
+			return err
+		}
+		_, err := h.Extend(ctx, cloud.Hook{ID: hook.ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true}) // the token of no action
+		if errors.Is(err, errOver) {
+			return cloud.ErrNotWaiting
+		}
+		return err
+	})
 }

@@ -5,7 +5,6 @@ package alibaba
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -42,29 +41,11 @@ const (
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	var wg sync.WaitGroup
 	spotEnd := cloud.SpotEnd{Lead: spotLead}
-	for _, item := range []struct {
-		cloud.Item
-		topic string
-		every time.Duration
-		parse func([]byte) ([]cloud.Notice, error)
-	}{
-		{spotItem, TopicSpot, spotEvery, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
-		{cloud.Item{Name: "system events", Path: "maintenance/active-system-events"}, TopicEvents, eventsEvery, parseEvents},
-	} {
-		wg.Go(func() {
-			cloud.Poll(ctx, p.opts.Log, item.Name, item.every, func(ctx context.Context) (time.Duration, error) {
-				_, body, err := p.items.Once(ctx, item.Item)
-				if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-					return 0, err
-				}
-				current, err := item.parse(body)
-				if err == nil {
-					report(item.topic, current)
-				}
-				return 0, err
-			})
-		})
-	}
+	wg.Go(func() {
+		p.items.Watch(ctx, spotItem, TopicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
+	})
+	events := cloud.Item{Name: "system events", Path: "maintenance/active-system-events"}
+	wg.Go(func() { p.items.Watch(ctx, events, TopicEvents, eventsEvery, report, parseEvents) })
 	wg.Go(func() { p.watchScaling(ctx, report) })
 	wg.Wait()
 }
@@ -84,20 +65,18 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	return []cloud.Notice{{ID: TopicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is taken back", At: at}}, nil
 }
 
-// named is a code with a name.
-type named struct{ Name string }
-
 // parseEvents reads the list of active system events. The list is documented, and what is in it is not: the fields are taken
 // from the API that tells of the same events (DescribeInstancesFullStatus).
 func parseEvents(body []byte) ([]cloud.Notice, error) {
 	if text := strings.TrimSpace(string(body)); text == "" || strings.EqualFold(text, "none") {
 		return nil, nil // the documentation gives "None" for its example
 	}
-	var events []struct {
+	// An event with a field of another type costs none of the others.
+	events, _, err := cloud.Decode[[]struct {
 		EventID, NotBefore, Reason  string
-		EventType, EventCycleStatus named
-	}
-	if err := json.Unmarshal(body, &events); err != nil {
+		EventType, EventCycleStatus struct{ Name string }
+	}](body)
+	if err != nil {
 		return nil, fmt.Errorf("the system events are not the JSON expected: %w", err)
 	}
 	var current []cloud.Notice

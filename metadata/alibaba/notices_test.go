@@ -60,6 +60,10 @@ func TestParseEvents(t *testing.T) {
 		{"executed", event("SystemMaintenance.Stop", "Executed", date), ""},
 		{"canceled", event("SystemMaintenance.Stop", "Canceled", date), ""},
 		{"failed", event("SystemMaintenance.Stop", "Failed", date), ""},
+		{
+			"beside an odd one", `[{"EventId":"e-1","EventType":"X","NotBefore":7},` + event("SystemMaintenance.Stop", "Scheduled", date)[1:],
+			"unknown  0001-01-01 00:00 falseinterrupt SystemMaintenance.Stop 2026-11-22 08:00 false",
+		},
 		{"a page", "<html>", "error"},
 		{"a word", `"x"`, "error"},
 	} {

@@ -5,18 +5,16 @@ package aws
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
@@ -42,8 +40,6 @@ const (
 		"or run on the host, or use --provider generic"
 	hintOff = "the metadata service is switched off for this instance or closed to this process: set HttpEndpoint=enabled in the " +
 		"instance's metadata options, or use --provider generic"
-	hintToken = "the service refuses session tokens that it has just given out: something between this process and the service " +
-		"changes the requests"
 	hintNoV2       = "what answers knows no session tokens (IMDSv2), so it is not the EC2 metadata service, or a very old stand-in for it"
 	hintNoDocument = "every EC2 instance has an identity document, and what answers here has none: use the --provider of the cloud this " +
 		"machine is in, or generic"
@@ -58,10 +54,8 @@ type Provider struct {
 	opts    cloud.Options
 	items   *cloud.Client
 	clients []*imds.Client
-	// current is the index of the client to try; it moves on until one has connected.
-	current   atomic.Int32
-	connected atomic.Bool
-	hooks     *hooks
+	hosts   cloud.Hosts // which of the clients is in use
+	hooks   *hooks
 }
 
 var _ cloud.Provider = (*Provider)(nil)
@@ -69,7 +63,7 @@ var _ cloud.Provider = (*Provider)(nil)
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
 	opts = opts.WithDefaults()
-	if opts.IsDisabled(Name) {
+	if slices.Contains(opts.Disabled, Name) {
 		return nil, &cloud.Error{
 			Provider: Name, Item: "instance", Kind: cloud.ErrForbidden,
 			Cause: errors.New("the EC2 metadata service is disabled by the settings of this process"),
@@ -85,8 +79,8 @@ func New(opts cloud.Options) (*Provider, error) {
 		endpoints = []string{given}
 	}
 	p := &Provider{opts: opts}
-	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintHopLimit, Off: hintOff, Refused: hintToken, NoTokens: hintNoV2}
-	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: hints.Judge}, opts)
+	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintHopLimit, Off: hintOff, NoTokens: hintNoV2}
+	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: hints.Judge, Foreign: hintNoDocument}, opts)
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
 			HTTPClient: wire{p.items}, Endpoint: e,
@@ -108,10 +102,8 @@ func (p *Provider) Name() string { return Name }
 // wire lets the SDK make its requests by our client.
 type wire struct{ c *cloud.Client }
 
-// failure is what went wrong on the wire in the requests of one call. It is kept beside the SDK's error, which has no way back
-// to the cause.
-type failure struct{ err *cloud.Error }
-
+// failureKey is for what went wrong on the wire in the requests of one call, a **cloud.Error: the SDK's error has no way back to
+// the cause.
 type failureKey struct{}
 
 // Do implements the SDK's HTTP client.
@@ -119,8 +111,8 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 	head, body, err := w.c.Do(req)
 	status := http.StatusOK
 	if e, ok := errors.AsType[*cloud.Error](err); ok {
-		if f, ok := req.Context().Value(failureKey{}).(*failure); ok {
-			f.err = e
+		if failed, ok := req.Context().Value(failureKey{}).(**cloud.Error); ok {
+			*failed = e
 		}
 		if e.Status != http.StatusUnauthorized {
 			return nil, err
@@ -133,31 +125,21 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 // ask reads one path below /latest/.
 func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, error) {
 	// An IPv6-only machine may have no route to the IPv4 address, and the other way round.
-	used := p.current.Load()
+	used := p.hosts.Current()
 	client := p.clients[int(used)%len(p.clients)]
-	var f failure
-	content, err := read(context.WithValue(ctx, failureKey{}, &f), client, path)
+	var failed *cloud.Error
+	content, err := read(context.WithValue(ctx, failureKey{}, &failed), client, path)
 	switch {
 	case err == nil:
-		p.reached(used)
+		p.hosts.Note(used, true)
 		body, err := io.ReadAll(content)
 		return nil, body, err
-	case f.err == nil:
+	case failed == nil:
 		// The SDK takes no such token, or a head without its lifetime.
 		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}
-	case f.err.Connected:
-		p.reached(used)
-	case !p.connected.Load():
-		p.current.CompareAndSwap(used, used+1)
 	}
-	return nil, nil, f.err
-}
-
-// reached keeps the client that has connected. Another call may have moved on meanwhile.
-func (p *Provider) reached(used int32) {
-	if !p.connected.Swap(true) {
-		p.current.Store(used)
-	}
+	p.hosts.Note(used, failed.Connected)
+	return nil, nil, failed
 }
 
 func read(ctx context.Context, client *imds.Client, path string) (io.Reader, error) {
@@ -212,9 +194,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
 	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
-	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotThisCloud) {
-		e.Hint = cmp.Or(e.Hint, hintNoDocument)
-	}
 	if err != nil {
 		return cloud.Instance{}, err
 	}
@@ -229,8 +208,8 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "public-ipv4"), cloud.ParseAddresses)
 	var v6 []netip.Addr
 	// Of the first interface by the cloud's count, whatever order the list of interfaces has.
-	if mac := cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), parseMAC); mac != "" {
-		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+mac+"/ipv6s"), cloud.ParseAddresses)
+	if mac := cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine); mac != "" {
+		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
 	}
 	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)
 	p.readTags(ctx, &inst)
@@ -238,14 +217,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 }
 
 func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
-
-func parseMAC(body []byte) (string, error) {
-	mac, err := net.ParseMAC(strings.TrimSpace(string(body)))
-	if err != nil {
-		return "", fmt.Errorf("%s is no MAC address", cloud.Quote(string(body)))
-	}
-	return mac.String(), nil
-}
 
 // readTags reads the tags. That EC2 does not show them is no error: see the hint.
 func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,11 +31,7 @@ import (
 // EndpointAutoScaling is the key of [cloud.Options.Endpoints] under which another address of the Auto Scaling API is given.
 const EndpointAutoScaling = "aws-autoscaling"
 
-const (
-	hintAPIUnreachable = "the Auto Scaling API has to be reachable from this subnet: by a NAT gateway, by an interface VPC endpoint for autoscaling, " +
-		"by IPv6 (AMSAGENT_AWS_AUTOSCALING_ENDPOINT=https://autoscaling.REGION.api.aws), or by a proxy (HTTPS_PROXY in the environment of the daemon)"
-	noRole = "the instance has no IAM role (instance profile)"
-)
+const noRole = "the instance has no IAM role (instance profile)"
 
 // hooks are the lifecycle hooks of this instance's group, by the Auto Scaling API with the credentials of the instance's role.
 type hooks struct {
@@ -189,7 +184,7 @@ func explain(err error, action, group string, self identity) error {
 	}
 	api, ok := errors.AsType[smithy.APIError](err)
 	if _, sent := errors.AsType[*smithyhttp.RequestSendError](err); sent || !ok && errors.Is(err, context.DeadlineExceeded) {
-		return &cloud.UnreachableError{Action: action, API: "the Auto Scaling API", Cause: cloud.WireCause(err), Advice: hintAPIUnreachable}
+		return &cloud.UnreachableError{Action: action, API: "the Auto Scaling API", Cause: cloud.WireCause(err)}
 	}
 	if !ok {
 		return fmt.Errorf("%s: the answer is not one of the Auto Scaling API: %w", doing, cloud.WireCause(err))
@@ -352,35 +347,23 @@ func over(state string, launching bool) bool {
 	return false
 }
 
-// Check implements cloud.Provider. Where the group says that the machine is in service no hook waits for it, so that a heartbeat
-// for an action that never was is refused, either for want of an action or for want of the right. To complete is not tried:
-// if a termination began at that very moment, that could not be taken back.
+// Check implements cloud.Provider. Where the group says that the machine is in service no hook waits for it.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
 	h := p.hooks
 	group, state, err := h.membership(ctx)
 	if err != nil || group == "" {
 		return cloud.Check{Group: group}, err
 	}
-	c := cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}
 	all, err := h.list(ctx, group, false)
 	if err != nil {
-		return c, err
+		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
-	ours, others := f.Select(all)
-	c.Ours = ours
-	for _, o := range others {
-		c.Others = append(c.Others, o.Name)
-	}
-	if len(ours) == 0 || state != "InService" {
-		return c, nil
-	}
-	err = h.extend(ctx, ours[0], sdk.String("00000000-0000-0000-0000-000000000000")) // the token of no action
-	if errors.Is(err, cloud.ErrNotWaiting) {
-		c.Unproved, err = cloud.UnprovedComplete, nil
-	} else if _, denied := errors.AsType[*cloud.DeniedError](err); !denied {
-		err = nil // that no more is known is said
-	}
-	return c, err
+	return f.Check(group, all, func(hook cloud.Hook) error {
+		if state != "InService" {
+			return nil
+		}
+		return h.extend(ctx, hook, sdk.String("00000000-0000-0000-0000-000000000000")) // the token of no action
+	})
 }
 
 // Policy is the smallest policy with which everything works for a group, as JSON for the role; "" is all of them.
@@ -391,26 +374,12 @@ func Policy(region, account, group string) string {
 			partition = name
 		}
 	}
-	type statement struct {
-		Effect   string
-		Action   []string
-		Resource string
-	}
-	b, err := json.Marshal(struct {
-		Version   string
-		Statement []statement
-	}{"2012-10-17", []statement{
-		{
-			"Allow",
-			[]string{"autoscaling:CompleteLifecycleAction", "autoscaling:RecordLifecycleActionHeartbeat"},
-			fmt.Sprintf("arn:%s:autoscaling:%s:%s:autoScalingGroup:*:autoScalingGroupName/%s",
-				partition, cmp.Or(region, "*"), cmp.Or(account, "*"), cmp.Or(group, "*")),
-		},
-		// AWS knows no narrower resource for these.
-		{"Allow", []string{"autoscaling:DescribeAutoScalingInstances", "autoscaling:DescribeLifecycleHooks"}, "*"},
-	}})
-	if err != nil {
-		return ""
-	}
-	return string(b)
+	// AWS knows no narrower resource for what is described.
+	return fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["autoscaling:CompleteLifecycleAction","autoscaling:RecordLifecycleActionHeartbeat"],`+
+		`"Resource":"arn:%s:autoscaling:%s:%s:autoScalingGroup:*:autoScalingGroupName/%s"},`+
+		`{"Effect":"Allow","Action":["autoscaling:DescribeAutoScalingInstances","autoscaling:DescribeLifecycleHooks"],"Resource":"*"}]}`,
+		partition, cmp.Or(region, "*"), cmp.Or(account, "*"), quoted.Replace(cmp.Or(group, "*")))
 }
+
+// quoted makes a name part of a text in JSON.
+var quoted = strings.NewReplacer(`\`, `\\`, `"`, `\"`)

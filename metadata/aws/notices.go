@@ -42,34 +42,13 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 		cloud.Item
 		topic string
 		every time.Duration
-		// none reports that a missing item says that nothing is in force.
-		none  bool
-		parse func(context.Context, []byte) ([]cloud.Notice, error)
+		parse func([]byte) ([]cloud.Notice, error)
 	}{
-		// The target state is missing before the first transition, outside of a group, and after leaving one.
-		{meta("target lifecycle state", "autoscaling/target-lifecycle-state"), cloud.GroupTopic(Name), stateEvery, false, target.parse},
-		{meta("spot interruption", "spot/instance-action"), TopicSpot, spotEvery, true, func(_ context.Context, body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
-		{meta("scheduled events", "events/maintenance/scheduled"), TopicScheduled, scheduledEvery, true, func(_ context.Context, body []byte) ([]cloud.Notice, error) { return parseScheduled(body) }},
+		{meta("target lifecycle state", "autoscaling/target-lifecycle-state"), cloud.GroupTopic(Name), stateEvery, func(body []byte) ([]cloud.Notice, error) { return target.parse(ctx, body) }},
+		{meta("spot interruption", "spot/instance-action"), TopicSpot, spotEvery, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
+		{meta("scheduled events", "events/maintenance/scheduled"), TopicScheduled, scheduledEvery, parseScheduled},
 	} {
-		wg.Go(func() {
-			cloud.Poll(ctx, p.opts.Log, item.Name, item.every, func(ctx context.Context) (time.Duration, error) {
-				_, body, err := p.items.Once(ctx, item.Item)
-				if errors.Is(err, cloud.ErrNotFound) {
-					if !item.none {
-						return 0, nil
-					}
-					body, err = nil, nil
-				}
-				if err != nil {
-					return 0, err
-				}
-				current, err := item.parse(ctx, body)
-				if err == nil {
-					report(item.topic, current)
-				}
-				return 0, err
-			})
-		})
+		wg.Go(func() { p.items.Watch(ctx, item.Item, item.topic, item.every, report, item.parse) })
 	}
 	wg.Wait()
 }
@@ -89,6 +68,9 @@ type targetState struct {
 const askEvery = 10 * time.Second
 
 func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, error) {
+	if body == nil {
+		return nil, cloud.ErrNotFound // before the first transition, outside of a group, and after leaving one
+	}
 	current, err := parseTarget(body)
 	if len(current) == 0 || current[0].Kind != cloud.Unknown {
 		t.id = ""
@@ -206,7 +188,7 @@ func parseScheduled(body []byte) ([]cloud.Notice, error) {
 			n.Reason += ": " + cloud.Printable(d.Description)
 		}
 		// Without a date it could be in two weeks: no session is sent away for that.
-		if n.At = eventTime(d.NotBefore); !n.At.IsZero() {
+		if n.At = cloud.ParseTime(d.NotBefore, "2 Jan 2006 15:04:05 GMT"); !n.At.IsZero() {
 			switch code {
 			case "instance-stop", "instance-retirement":
 				// No group and no hook is behind it, only a date.
@@ -219,13 +201,4 @@ func parseScheduled(body []byte) ([]cloud.Notice, error) {
 		current = append(current, n)
 	}
 	return current, nil
-}
-
-// eventTime reads a time of a scheduled event: 21 Jan 2019 09:00:43 GMT. It is zero for what is no time.
-func eventTime(s string) time.Time {
-	at, err := time.Parse("2 Jan 2006 15:04:05 GMT", strings.TrimSpace(s))
-	if err != nil {
-		at, _ = time.Parse(time.RFC3339, s)
-	}
-	return at.UTC()
 }

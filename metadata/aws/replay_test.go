@@ -5,6 +5,8 @@ package aws_test
 
 import (
 	"encoding/json"
+	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -27,7 +29,7 @@ func TestReplay(t *testing.T) {
 	}
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			f := metadatatest.NewFake(t, service(), metadatatest.Load(t, os.DirFS(dir)))
+			f := metadatatest.NewFake(t, service(), recorded(t, os.DirFS(dir)))
 			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
 			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
@@ -72,4 +74,31 @@ func jsonText(t *testing.T, v any) string {
 	b, err := json.MarshalIndent(v, "", "  ")
 	must.OK(t, err)
 	return string(b)
+}
+
+// recorded reads the recorded answers of one machine, one file each, as a Fake serves them: the good ones by path.
+func recorded(t *testing.T, fsys fs.FS) map[string]string {
+	t.Helper()
+	names, err := fs.Glob(fsys, "*.json")
+	must.OK(t, err)
+	bodies := map[string]string{}
+	for _, name := range names {
+		b, err := fs.ReadFile(fsys, name)
+		must.OK(t, err)
+		var ex struct {
+			Request  struct{ Method, Path string }
+			Response struct {
+				Status int
+				Body   string
+			}
+		}
+		must.OK(t, json.Unmarshal(b, &ex))
+		if ex.Request.Method == http.MethodGet && ex.Response.Status == http.StatusOK {
+			bodies[ex.Request.Path] = ex.Response.Body
+		}
+	}
+	if len(bodies) == 0 {
+		t.Fatal("no exchanges")
+	}
+	return bodies
 }

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -45,9 +44,8 @@ const (
 
 // Provider reads the metadata of this virtual machine. It is safe for use by several goroutines.
 type Provider struct {
-	opts cloud.Options
-	// events is for Scheduled Events, whose first answer may take minutes.
-	items, events *cloud.Client
+	opts  cloud.Options
+	items *cloud.Client
 	// bounded reports that the caller has set a bound of its own.
 	bounded bool
 }
@@ -60,10 +58,8 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := cloud.Client{Provider: Name, Base: cmp.Or(origin, Endpoint), Header: map[string]string{"Metadata": "true"}, Judge: judge}
-	events := opts
-	events.AttemptTimeout = firstTimeout
-	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts), events: cloud.New(c, events), bounded: opts.Timeout > 0}, nil
+	c := cloud.Client{Provider: Name, Base: cmp.Or(origin, Endpoint), Header: map[string]string{"Metadata": "true"}, Judge: judge, Foreign: hintNotAzure}
+	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts), bounded: opts.Timeout > 0}, nil
 }
 
 // Name implements cloud.Provider.
@@ -118,29 +114,27 @@ type machine struct {
 
 // nic is one network interface.
 type nic struct {
-	IPv4 struct {
-		IPAddress []address `json:"ipAddress"`
-	} `json:"ipv4"`
-	IPv6 struct {
-		IPAddress []address `json:"ipAddress"`
-	} `json:"ipv6"`
-}
-
-// address is a private address, and the public one that belongs to it, if any shows.
-type address struct {
-	Private string `json:"privateIpAddress"`
-	Public  string `json:"publicIpAddress"`
-}
-
-func (a address) private() netip.Addr { return parseAddress(a.Private) }
-
-// parseAddress reads an address; the zero Addr is none that others can reach.
-func parseAddress(s string) netip.Addr {
-	a, err := netip.ParseAddr(strings.TrimSpace(s))
-	if a = a.Unmap(); err != nil || a.Zone() != "" || !a.IsGlobalUnicast() {
-		return netip.Addr{}
+	IPv4, IPv6 struct {
+		IPAddress []struct {
+			Private string `json:"privateIpAddress"`
+			Public  string `json:"publicIpAddress"` // that belongs to the private one, if any shows
+		} `json:"ipAddress"`
 	}
-	return a
+}
+
+// reached is what others can reach of an interface.
+func (n nic) reached() cloud.NIC {
+	var out cloud.NIC
+	for i, a := range slices.Concat(n.IPv4.IPAddress, n.IPv6.IPAddress) {
+		private := cloud.ReachableAddresses(a.Private)
+		if len(out.Addresses) == 0 && len(private) > 0 && i < len(n.IPv4.IPAddress) {
+			if public := cloud.ReachableAddresses(a.Public); len(public) > 0 {
+				out.Public = public[0]
+			}
+		}
+		out.Addresses = append(out.Addresses, private...)
+	}
+	return out
 }
 
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
@@ -178,13 +172,10 @@ func (p *Provider) read(ctx context.Context) (machine, error) {
 		m, err := cloud.Read(bound, p.items, instance, parseMachine)
 		cancel()
 		e, ok := errors.AsType[*cloud.Error](err)
-		switch {
-		case ok && e.Status == http.StatusGone && !p.bounded && ctx.Err() == nil && time.Since(began) < goneTime:
-			continue // it says itself that it comes back
-		case ok && errors.Is(e.Kind, cloud.ErrNotThisCloud):
-			e.Hint = hintNotAzure
+		if !ok || e.Status != http.StatusGone || p.bounded || ctx.Err() != nil || time.Since(began) >= goneTime {
+			return m, err
 		}
-		return m, err
+		// It says itself that it comes back.
 	}
 }
 
@@ -218,45 +209,10 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if c.Name == "" {
 		note("the metadata tell no name of this machine, so scheduled events cannot be known to be about it")
 	}
-	nic, source := p.pick(m.Network.Interface, note)
-	for _, a := range nic.IPv6.IPAddress {
-		if v6 := a.private(); v6.Is6() && !inst.IPv6.IsValid() {
-			inst.IPv6 = v6
-		}
+	var nics []cloud.NIC
+	for _, n := range m.Network.Interface {
+		nics = append(nics, n.reached())
 	}
-	for _, a := range nic.IPv4.IPAddress {
-		if v4 := a.private(); v4.Is4() && !inst.Address.IsValid() {
-			inst.Address, inst.PublicAddress, inst.AddressSource = v4, parseAddress(a.Public), "private address of "+source
-		}
-	}
-	switch {
-	case inst.Address.IsValid():
-	case inst.IPv6.IsValid():
-		inst.Address, inst.AddressSource = inst.IPv6, "IPv6 address of "+source+", since it has no IPv4 address"
-	default:
-		note("the metadata tell no private address of this machine")
-	}
+	inst.Choose(nics, p.opts.Local)
 	return inst, nil
-}
-
-// pick takes the interface that this machine sends from: the order in the metadata means nothing.
-func (p *Provider) pick(nics []nic, note func(string, ...any)) (nic, string) {
-	switch len(nics) {
-	case 0:
-		return nic{}, ""
-	case 1:
-		return nics[0], "the only network interface"
-	}
-	v4, v6 := p.opts.Local()
-	for _, n := range nics {
-		if slices.ContainsFunc(slices.Concat(n.IPv4.IPAddress, n.IPv6.IPAddress), func(a address) bool {
-			got := a.private()
-			return got.IsValid() && (got == v4 || got == v6)
-		}) {
-			return n, "the network interface with the default route"
-		}
-	}
-	note("of the %d network interfaces in the metadata the first was taken, since none has the address that this machine sends from; "+
-		"say --address where that is the wrong one", len(nics))
-	return nics[0], fmt.Sprintf("the first of %d network interfaces", len(nics))
 }

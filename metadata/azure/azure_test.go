@@ -183,9 +183,6 @@ func TestConformance(t *testing.T) {
 	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
 		Name: "azure", Service: &svc, Machines: machines(t), Open: func(o cloud.Options) (cloud.Provider, error) { return New(o) },
-		Lacks: map[string]string{
-			"optional_item_broken_is_missing_not_absent": "one item has everything",
-		},
 	})
 }
 

@@ -151,7 +151,7 @@ func (w *watch) notice(e event) *cloud.Notice {
 	case "reboot", "redeploy":
 		kind = cloud.Reboot
 	}
-	at := eventTime(e.NotBefore)
+	at := cloud.ParseTime(e.NotBefore, http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT")
 	switch {
 	case e.started():
 		// It happens now, and no completion of ours is waited for. For how long the machine still is there is not known: the
@@ -193,20 +193,10 @@ func reason(e event) string {
 	return text
 }
 
-// eventTime reads a time of an event: Fri, 20 Nov 2026 08:05:00 GMT. It is zero for what is no time.
-func eventTime(s string) time.Time {
-	for _, layout := range []string{http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT", time.RFC3339} {
-		if at, err := time.Parse(layout, strings.TrimSpace(s)); err == nil {
-			return at.UTC()
-		}
-	}
-	return time.Time{}
-}
-
 func (p *Provider) readEvents(ctx context.Context, timeout time.Duration) ([]event, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	_, body, err := p.events.Once(ctx, eventsItem)
+	item := eventsItem
+	item.Timeout = timeout
+	_, body, err := p.items.Once(ctx, item)
 	if err != nil {
 		return nil, err
 	}
@@ -243,32 +233,20 @@ func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
 	}
 	bound, cancel := context.WithTimeout(ctx, eventTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(bound, http.MethodPost, a.p.events.Base+eventsItem.Path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(bound, http.MethodPost, a.p.items.Base+eventsItem.Path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	_, _, err = a.p.events.Do(req)
+	_, _, err = a.p.items.Do(req)
 	e, ok := errors.AsType[*cloud.Error](err)
 	if !ok {
 		return err
 	}
 	e.Provider, e.Item = Name, "acknowledgement of a scheduled event"
 	judge(e)
-	if e.Status != http.StatusBadRequest {
-		return e
-	}
-	// Malformed or not known, says the documentation of this answer.
-	events, rerr := a.p.readEvents(ctx, eventTimeout)
-	if rerr != nil {
-		return fmt.Errorf("%w; and whether the event is over is not known: %w", e, rerr)
-	}
-	i := slices.IndexFunc(events, func(e event) bool { return strings.EqualFold(e.ID, h.Token) })
-	switch {
-	case i < 0:
-		return fmt.Errorf("%w: the event is not scheduled any more", cloud.ErrGone)
-	case events[i].started():
-		return fmt.Errorf("%w: the event has begun", cloud.ErrGone)
+	if e.Status == http.StatusBadRequest { // not known, says the documentation: it has begun, or is not scheduled any more
+		return fmt.Errorf("%w: %w", cloud.ErrGone, e)
 	}
 	return e
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,31 +48,31 @@ func (o Options) API(name string) (APIClient, error) {
 			MaxResponseHeaderBytes: 64 << 10,
 		}
 	}
-	return APIClient{Endpoint: endpoint, HTTP: &http.Client{
-		Transport: naming{rt}, Timeout: callAttemptTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error {
-			// A redirect would carry the signature to the host that the answer names.
-			return http.ErrUseLastResponse
-		},
-	}}, nil
+	return APIClient{Endpoint: endpoint, HTTP: &http.Client{Transport: naming{rt}, Timeout: callAttemptTimeout, CheckRedirect: noRedirect}}, nil
 }
 
-// naming makes each request say who asks.
-type naming struct{ next http.RoundTripper }
+// Hosts counts through the addresses of one service until one has taken a connection, which is kept.
+type Hosts struct {
+	current   atomic.Int32
+	connected atomic.Bool
+}
 
-// RoundTrip implements http.RoundTripper.
-func (n naming) RoundTrip(req *http.Request) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	nameRequest(req.Header)
-	return n.next.RoundTrip(req)
+// Current is the number of the address in use, beginning at 0; it may be any number of times beyond the last.
+func (h *Hosts) Current() int32 { return h.current.Load() }
+
+// Note notes whether an address took a connection. Another call may have moved on meanwhile.
+func (h *Hosts) Note(used int32, connected bool) {
+	if connected && !h.connected.Swap(true) {
+		h.current.Store(used)
+	} else if !connected && !h.connected.Load() {
+		h.current.CompareAndSwap(used, used+1)
+	}
 }
 
 // UnreachableError is that an API does not answer.
 type UnreachableError struct {
 	Action, API string
 	Cause       error
-	// Advice says what an operator can do.
-	Advice string
 }
 
 // Error implements error.
@@ -81,6 +82,3 @@ func (e *UnreachableError) Error() string {
 
 // Unwrap gives errors.Is and errors.As the cause.
 func (e *UnreachableError) Unwrap() error { return e.Cause }
-
-// Hint says what an operator can do.
-func (e *UnreachableError) Hint() string { return e.Advice }

@@ -45,36 +45,19 @@ func (i *Instance) Bound() error {
 			i.Notes = append(i.Notes, fmt.Sprintf("%s is left out: %v", f.name, tooLong(n, MaxText)))
 		}
 	}
-	tags, notes := i.Tags.bounded()
-	i.Tags, i.Notes = tags, append(i.Notes, notes...)
-	return nil
-}
-
-func (t Tags) bounded() (_ Tags, notes []string) {
-	long, many := 0, 0
-	kept := 0
-	out := make(Tags, min(len(t), MaxTags))
-	for _, k := range slices.Sorted(maps.Keys(t)) {
-		switch {
-		case len(k) > MaxText || len(t[k]) > MaxTag:
-			long++
-		case kept == MaxTags:
-			many++
-		default:
-			kept++
-			out[k] = t[k]
+	kept, left := Tags{}, 0
+	for _, k := range slices.Sorted(maps.Keys(i.Tags)) {
+		if len(k) > MaxText || len(i.Tags[k]) > MaxTag || len(kept) == MaxTags {
+			left++
+			continue
 		}
+		kept[k] = i.Tags[k]
 	}
-	if long == 0 && many == 0 {
-		return t, nil
+	if left > 0 {
+		i.Tags = kept
+		i.Notes = append(i.Notes, fmt.Sprintf("%d tags are left out: there are at most %d, a key has at most %d bytes, a value %d", left, MaxTags, MaxText, MaxTag))
 	}
-	if long > 0 {
-		notes = append(notes, fmt.Sprintf("%d tags are left out: a key has at most %d bytes, a value %d", long, MaxText, MaxTag))
-	}
-	if many > 0 {
-		notes = append(notes, fmt.Sprintf("%d tags are left out: more than %d", many, MaxTags))
-	}
-	return out, notes
+	return nil
 }
 
 func tooLong(n, limit int) error { return fmt.Errorf("it has %d bytes, more than %d", n, limit) }

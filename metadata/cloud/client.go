@@ -49,6 +49,8 @@ type Client struct {
 	Check func(http.Header) error
 	// Judge may change kind and hint of the error of one failed request; it may be nil.
 	Judge func(*Error)
+	// Foreign is the hint where what every machine of this cloud has is not found.
+	Foreign string
 	// Ask takes the place of the request for one path; nil is GET below Base. It returns an *Error.
 	Ask func(ctx context.Context, path string) (http.Header, []byte, error)
 
@@ -76,13 +78,7 @@ func New(c Client, o Options) *Client {
 			TLSHandshakeTimeout: time.Second, MaxResponseHeaderBytes: 64 << 10,
 		}
 	}
-	c.http = &http.Client{
-		Transport: rt,
-		CheckRedirect: func(*http.Request, []*http.Request) error {
-			// A redirect would carry the session token to the host that the answer names.
-			return http.ErrUseLastResponse
-		},
-	}
+	c.http = &http.Client{Transport: naming{rt}, CheckRedirect: noRedirect}
 	if c.Ask == nil {
 		c.Ask = c.get
 	}
@@ -109,6 +105,8 @@ type Item struct {
 	Name, Path string
 	// Required: every machine of this cloud has it, so it is asked for until the context ends.
 	Required bool
+	// Timeout bounds one request; 0 is that of the options.
+	Timeout time.Duration
 }
 
 // Read asks for an item until parse takes the answer, the error is final, or the context ends. Each try has its own deadline;
@@ -140,11 +138,6 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 	doubtful, renewed := 0, false
 	var last *Error // of kind ErrNotReady
 	for n := 1; ; n++ {
-		if err := ctx.Err(); err != nil {
-			last = cmp.Or(last, &Error{Provider: c.Provider, Item: i.Name, Kind: ErrNotReady, Attempts: n - 1, Cause: err})
-			last.Context = err
-			return last
-		}
 		e := c.try(ctx, i, parse)
 		if e == nil {
 			if c.failing.Swap(false) {
@@ -169,21 +162,16 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 			last, renewed = e, false
 		case errors.Is(e.Kind, ErrBadAnswer) && e.Status == http.StatusOK, errors.Is(e.Kind, ErrNotFound) && i.Required:
 			if doubtful++; doubtful >= doubtfulAttempts {
-				return i.final(e)
+				return c.final(i, e)
 			}
 		default:
-			return i.final(e)
+			return c.final(i, e)
 		}
 		most := optionalAttempts
 		if !e.Connected {
 			most = unreachableAttempts
 		}
 		if !i.Required && n >= most {
-			return e
-		}
-		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= pause {
-			// Sleeping into the deadline would change nothing.
-			e.Context = context.DeadlineExceeded
 			return e
 		}
 		if !c.failing.Swap(true) {
@@ -202,9 +190,9 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 }
 
 // final is the error of an item that is not asked for again.
-func (i Item) final(e *Error) *Error {
+func (c *Client) final(i Item, e *Error) *Error {
 	if i.Required && errors.Is(e.Kind, ErrNotFound) {
-		e.Kind = ErrNotThisCloud
+		e.Kind, e.Hint = ErrNotThisCloud, cmp.Or(e.Hint, c.Foreign)
 	}
 	return e
 }
@@ -223,7 +211,7 @@ func (c *Client) Once(ctx context.Context, i Item) (http.Header, []byte, error) 
 }
 
 func (c *Client) once(ctx context.Context, i Item) (h http.Header, body []byte, e *Error) {
-	bound, cancel := context.WithTimeout(ctx, c.opts.AttemptTimeout)
+	bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, c.opts.AttemptTimeout))
 	defer cancel()
 	h, body, err := c.Ask(bound, i.Path)
 	return h, body, c.judge(i, err)
@@ -333,7 +321,6 @@ func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
 	for name, v := range c.Header {
 		req.Header.Set(name, v)
 	}
-	nameRequest(req.Header)
 	log := c.opts.Log.With("method", req.Method, "host", req.URL.Host, "path", req.URL.Path)
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -365,14 +352,17 @@ func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
 	return resp.Header, nil, e
 }
 
-// CloseIdleConnections ends the connections that wait for the next request.
-func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
+// noRedirect: a redirect would carry the session token, or the signature, to the host that the answer names.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// nameRequest puts our name in front of that of a library.
-func nameRequest(h http.Header) {
-	if was := h.Get("User-Agent"); !strings.HasPrefix(was, UserAgent) {
-		h.Set("User-Agent", strings.TrimSpace(UserAgent+" "+was))
-	}
+// naming makes each request say who asks, in front of the name of a library.
+type naming struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (n naming) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Header.Set("User-Agent", strings.TrimSpace(UserAgent+" "+req.UserAgent()))
+	return n.next.RoundTrip(req)
 }
 
 // shortCause replaces the nested texts of the libraries by what an operator needs.

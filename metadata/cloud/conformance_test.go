@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -33,7 +35,7 @@ const wellBody = "a body that is well"
 // served is a service on loopback, and a client of it.
 func served(t *testing.T, o cloud.Options) (*mdtest.Fake, *cloud.Client) {
 	f := mdtest.NewFake(t, mdtest.Service{
-		Token: &mdtest.Token{Path: "/token", TTLHeader: "X-Ttl", Header: "X-Token"}, Header: [2]string{"X-Mark", "yes"},
+		Token: &cloud.Token{Path: "/token", TTL: "X-Ttl", Header: "X-Token"}, Header: [2]string{"X-Mark", "yes"},
 	}, map[string]string{"/item": wellBody})
 	return f, client(f.URL(), o)
 }
@@ -45,6 +47,7 @@ func client(base string, o cloud.Options) *cloud.Client {
 	return cloud.New(cloud.Client{
 		Provider: "test", Base: base, Header: map[string]string{"X-Mark": "yes"},
 		Token: &cloud.Token{Path: "/token", TTL: "X-Ttl", Header: "X-Token", Lifetime: time.Hour},
+		Judge: (&cloud.TokenHints{Unreachable: "unreachable", Silent: "silent", Off: "off", NoTokens: "no tokens"}).Judge,
 	}, o)
 }
 
@@ -72,6 +75,13 @@ func item(ctx context.Context, t *testing.T, c *cloud.Client, kind error) error 
 // the rules of metadatatest for each cloud.
 func TestConformance(t *testing.T) {
 	status, many := mdtest.Status, 0 // many: as often as the bound allows
+	huge := mdtest.Body(wellBody + strings.Repeat(" ", 9<<17))
+	slowBody := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		_, _ = io.WriteString(w, "{")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}
 	for _, tt := range []struct {
 		name  string
 		fault mdtest.Fault
@@ -93,7 +103,7 @@ func TestConformance(t *testing.T) {
 		{"http_503_then_well", status(503), 2, nil, 3},
 		{"slow_then_well", mdtest.Slow(), 1, nil, 2},
 		{"slow_for_good", mdtest.Slow(), -1, cloud.ErrNotReady, many},
-		{"slow_body_for_good", mdtest.SlowBody(), -1, cloud.ErrNotReady, many},
+		{"slow_body_for_good", slowBody, -1, cloud.ErrNotReady, many},
 		{"closed_then_well", mdtest.Closed(), 2, nil, 3},
 		{"closed_for_good", mdtest.Closed(), -1, cloud.ErrNotReady, many},
 		{"truncated_then_well", mdtest.Truncated(), 1, nil, 2},
@@ -101,7 +111,7 @@ func TestConformance(t *testing.T) {
 		{"html_then_well", mdtest.HTML(), 1, nil, 2},
 		{"html_for_good", mdtest.HTML(), -1, cloud.ErrBadAnswer, 3},
 		{"empty_for_good", mdtest.Body(""), -1, cloud.ErrBadAnswer, 3},
-		{"huge_body", mdtest.Huge(), -1, cloud.ErrBadAnswer, 3},
+		{"huge_body", huge, -1, cloud.ErrBadAnswer, 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -127,11 +137,89 @@ func TestConformance(t *testing.T) {
 		for _, path := range []string{"/item", "/token"} {
 			elsewhere, _ := served(t, cloud.Options{})
 			f, c := served(t, cloud.Options{})
-			f.Break(path, -1, mdtest.Redirect(elsewhere.URL()+path))
+			f.Break(path, -1, func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, elsewhere.URL()+path, http.StatusFound)
+			})
 			_ = item(t.Context(), t, c, cloud.ErrBadAnswer)
 			if n := len(elsewhere.Seen()); n != 0 {
 				t.Errorf("redirect of %s: followed %d times", path, n)
 			}
+		}
+	})
+
+	for name, rows := range map[string][]tokenFault{
+		"token_refused_for_good": {{"/item", status(401), -1, cloud.ErrForbidden, "the service refuses session tokens that it has just given out: something between this process and the service changes the requests", 2, 2}},
+		"token_never_answered":   {{"/token", mdtest.Slow(), -1, cloud.ErrNotReady, "silent", many, 0}},
+		"token_lost_once": {
+			{"/token", mdtest.Closed(), 1, nil, "", 2, 1},
+			{"/token", status(503), 1, nil, "", 2, 1},
+			{"/token", status(429), 1, nil, "", 2, 1},
+			{"/token", mdtest.Slow(), 1, nil, "", 2, 1},
+		},
+		"token_of_nonsense": { // without a token nothing is asked, whatever answers in its place
+			{"/token", mdtest.HTML(), -1, cloud.ErrBadAnswer, "", 3, 0},
+			{"/token", mdtest.Body(""), -1, cloud.ErrBadAnswer, "", 3, 0},
+			{"/token", mdtest.Body("a\nb"), -1, cloud.ErrBadAnswer, "", 3, 0},
+			{"/token", status(400), -1, cloud.ErrBadAnswer, "", 1, 0},
+			{"/token", status(403), -1, cloud.ErrForbidden, "off", 1, 0},
+			{"/token", status(404), -1, cloud.ErrNotThisCloud, "no tokens", 1, 0},
+			{"/token", status(405), -1, cloud.ErrNotThisCloud, "no tokens", 1, 0},
+			{"/token", status(501), -1, cloud.ErrNotThisCloud, "no tokens", 1, 0},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for i, tt := range rows {
+				f, c := served(t, cloud.Options{AttemptTimeout: 250 * time.Millisecond})
+				f.Break(tt.path, tt.n, tt.fault)
+				limit := 20 * time.Second
+				if tt.tokens == many {
+					limit = 900 * time.Millisecond
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), limit)
+				defer cancel()
+				hint := cloud.HintOf(item(ctx, t, c, tt.kind))
+				tokens, items := f.Count("/token"), f.Count("/item")
+				if hint != tt.hint || items != tt.items || tokens != tt.tokens && (tt.tokens != many || tokens < 2) {
+					t.Errorf("row %d: hint %q, %d tokens and %d items asked for", i, hint, tokens, items)
+				}
+			}
+		})
+	}
+	t.Run("token_asked_once", func(t *testing.T) {
+		f, c := served(t, cloud.Options{})
+		for range 3 {
+			_ = item(t.Context(), t, c, nil)
+		}
+		if n := f.Count("/token"); n != 1 {
+			t.Errorf("%d session tokens asked for", n)
+		}
+	})
+	// aws-node-termination-handler issues 229 and 668, where a refused token was used for ever.
+	t.Run("token_expired_is_refreshed", func(t *testing.T) {
+		f, c := served(t, cloud.Options{})
+		for range 3 {
+			_ = item(t.Context(), t, c, nil)
+			f.Expire()
+		}
+		if n := f.Count("/token"); n != 3 {
+			t.Errorf("%d session tokens asked for", n)
+		}
+	})
+	// Who comes while a token is being fetched waits for that one.
+	t.Run("concurrent_readers", func(t *testing.T) {
+		f, c := served(t, cloud.Options{})
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				if got, err := cloud.Read(t.Context(), c, cloud.Item{Name: "thing", Path: "/item"}, wellOnly); err != nil || got != wellBody {
+					t.Errorf("%q, %v", got, err)
+				}
+			})
+		}
+		all.Wait()
+		if n := f.Count("/token"); n != 1 {
+			t.Errorf("%d session tokens asked for", n)
 		}
 	})
 
@@ -173,7 +261,7 @@ func TestConformance(t *testing.T) {
 		}
 	})
 	t.Run("optional_item_broken_is_missing_not_absent", func(t *testing.T) {
-		for name, fault := range map[string]mdtest.Fault{"500": status(500), "html": mdtest.HTML(), "closed": mdtest.Closed(), "huge": mdtest.Huge()} {
+		for name, fault := range map[string]mdtest.Fault{"500": status(500), "html": mdtest.HTML(), "closed": mdtest.Closed(), "huge": huge} {
 			inst, n := optional(t, fault)
 			if !slices.Equal(inst.Missing, []string{"field"}) || len(inst.Notes) != 1 {
 				t.Errorf("%s: Missing = %v, notes %q", name, inst.Missing, inst.Notes)
@@ -245,6 +333,17 @@ func TestConformance(t *testing.T) {
 			}
 		}
 	})
+}
+
+// tokenFault is a fault of the first n answers of a path, -1 of all, and what comes of it: the kind of the error, the hint, and how
+// many tokens and items were asked for.
+type tokenFault struct {
+	path          string
+	fault         mdtest.Fault
+	n             int
+	kind          error
+	hint          string
+	tokens, items int
 }
 
 func proxyIgnored(t *testing.T) {

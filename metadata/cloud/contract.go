@@ -158,6 +158,28 @@ const (
 	UnprovedComplete = "this machine may keep it waiting; whether it may complete it shows only then"
 )
 
+// Check divides the hooks of a termination, and finds out by beat whether this machine may keep the first of ours waiting. beat sends
+// a heartbeat for an action that never was, which is refused either for want of the action, [ErrNotWaiting], or for want of the
+// right. To complete is not tried: if a termination began at that very moment, that could not be undone.
+func (f Filter) Check(group string, all []Hook, beat func(Hook) error) (Check, error) {
+	ours, others := f.Select(all)
+	c := Check{Group: group, Ours: ours, Unproved: UnprovedBoth}
+	for _, o := range others {
+		c.Others = append(c.Others, o.Name)
+	}
+	if len(ours) == 0 {
+		return c, nil
+	}
+	err := beat(ours[0])
+	if errors.Is(err, ErrNotWaiting) {
+		c.Unproved = UnprovedComplete
+	}
+	if _, denied := errors.AsType[*DeniedError](err); denied {
+		return c, err
+	}
+	return c, nil // that no more is known is said
+}
+
 // Filter says which hooks of a group are ours: names, or patterns as of path.Match, in which a / is a character like any other.
 // Without any it is the only hook of a transition, and of several those whose name contains "amsagent": other programs have
 // hooks of their own, and complete them when they are ready.

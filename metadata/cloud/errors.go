@@ -79,11 +79,6 @@ func (e *Error) Unwrap() []error {
 	return out
 }
 
-// Unanswered reports whether the connection was made and no answer came.
-func (e *Error) Unanswered() bool {
-	return e.Connected && e.Status == 0 && errors.Is(e.Cause, context.DeadlineExceeded)
-}
-
 // HintOf returns the hint carried by err or by an error it wraps, or "".
 func HintOf(err error) string {
 	if e, ok := errors.AsType[*Error](err); ok {
@@ -93,20 +88,20 @@ func HintOf(err error) string {
 }
 
 // TokenHints are the remedies of a service with session tokens: it is not there, it does not answer the token request, it is
-// switched off, it refuses a new token, it has no tokens.
-type TokenHints struct{ Unreachable, Silent, Off, Refused, NoTokens string }
+// switched off, it has no tokens.
+type TokenHints struct{ Unreachable, Silent, Off, NoTokens string }
 
 // Judge is a Judge of [Client].
 func (h *TokenHints) Judge(e *Error) {
 	switch {
 	case e.Status == 0 && !e.Connected:
 		e.Hint = h.Unreachable
-	case e.Token && e.Unanswered():
+	case e.Token && e.Status == 0 && errors.Is(e.Cause, context.DeadlineExceeded):
 		e.Hint = h.Silent
 	case e.Status == http.StatusForbidden:
 		e.Hint = h.Off
 	case e.Status == http.StatusUnauthorized:
-		e.Hint = h.Refused
+		e.Hint = "the service refuses session tokens that it has just given out: something between this process and the service changes the requests"
 	case e.Token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
 		e.Kind, e.Hint = ErrNotThisCloud, h.NoTokens
 	}

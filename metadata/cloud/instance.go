@@ -90,6 +90,39 @@ func (i *Instance) Reached(private netip.Addr, source string, public, v6 []netip
 	}
 }
 
+// NIC is one network interface in the metadata: the addresses of it that others can reach, and the public one of the first of IPv4.
+type NIC struct {
+	Addresses []netip.Addr
+	Public    netip.Addr
+}
+
+// Choose sets the addresses to those of the interface that this machine sends from: the order in the metadata means nothing.
+func (i *Instance) Choose(nics []NIC, local func() (v4, v6 netip.Addr)) {
+	chosen, which := NIC{}, "the only network interface"
+	if len(nics) > 0 {
+		chosen = nics[0]
+	}
+	if len(nics) > 1 {
+		v4, v6 := local()
+		at := slices.IndexFunc(nics, func(n NIC) bool { return slices.Contains(n.Addresses, v4) || slices.Contains(n.Addresses, v6) })
+		if at >= 0 {
+			chosen, which = nics[at], "the network interface with the default route"
+		} else {
+			which = fmt.Sprintf("the first of %d network interfaces", len(nics))
+			i.Notes = append(i.Notes, fmt.Sprintf("of the %d network interfaces in the metadata the first was taken, since none has the address that this machine sends from; "+
+				"say --address if that is the wrong one", len(nics)))
+		}
+	}
+	var private netip.Addr
+	if at := slices.IndexFunc(chosen.Addresses, netip.Addr.Is4); at >= 0 {
+		private = chosen.Addresses[at]
+	}
+	i.Reached(private, "private address of "+which, []netip.Addr{chosen.Public}, chosen.Addresses)
+	if !private.IsValid() && i.Address.IsValid() {
+		i.AddressSource = "IPv6 address of " + which + ", since it has no IPv4 address"
+	}
+}
+
 // Left returns an error for a caller that has gone, to whom half an instance is of no use.
 func Left(ctx context.Context, provider string) error {
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
@@ -112,8 +145,11 @@ type Provider interface {
 	Check(ctx context.Context, f Filter) (Check, error)
 }
 
-// Silent is the part of a Provider of a cloud that announces nothing and has no hooks.
-type Silent struct{}
+// Silent is the part of a Provider of a cloud that has no hooks, and announces nothing if it does not say how.
+type Silent struct {
+	// Without says why there are no hooks.
+	Without string
+}
 
 // Watch implements Watcher.
 func (Silent) Watch(ctx context.Context, _ Report) { <-ctx.Done() }
@@ -122,9 +158,7 @@ func (Silent) Watch(ctx context.Context, _ Report) { <-ctx.Done() }
 func (Silent) Hooks() Hooks { return nil }
 
 // Check implements Provider.
-func (Silent) Check(context.Context, Filter) (Check, error) {
-	return Check{Without: "no cloud that this agent knows ends this machine"}, nil
-}
+func (s Silent) Check(context.Context, Filter) (Check, error) { return Check{Without: s.Without}, nil }
 
 // TagSet is the part of Instance that may come later than the rest.
 type TagSet struct {
@@ -157,23 +191,25 @@ func (t Tags) Redacted() map[string]string {
 
 func redactValue(v string) string {
 	const hidden = "***"
-	scheme := ""
-	if i := strings.Index(v, "://"); i >= 0 {
-		scheme, v = v[:i+len("://")], v[i+len("://"):]
-		// Options of a URI can hold tokens and key passwords.
-		if q := strings.IndexByte(v, '?'); q >= 0 && strings.LastIndexByte(v, '@') < q {
-			v = v[:q] + "?" + hidden
-		}
+	scheme, rest, isURI := strings.Cut(v, "://")
+	if isURI {
+		scheme += "://"
+	} else {
+		scheme, rest = "", v
 	}
 	// The last @, since a password may hold one that is not escaped: better to hide too much than too little.
-	if at := strings.LastIndexByte(v, '@'); at >= 0 {
-		rest := v[at+1:]
-		if q := strings.IndexByte(rest, '?'); q >= 0 {
-			rest = rest[:q] + "?" + hidden
-		}
-		v = hidden + "@" + rest
+	at := strings.LastIndexByte(rest, '@')
+	if !isURI && at < 0 {
+		return v
 	}
-	return scheme + v
+	shown, _, options := strings.Cut(rest[at+1:], "?")
+	if at >= 0 {
+		shown = hidden + "@" + shown
+	}
+	if options { // they can hold tokens and key passwords
+		shown += "?" + hidden
+	}
+	return scheme + shown
 }
 
 // String implements fmt.Stringer with the redacted values in a fixed order.

@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -92,9 +91,6 @@ func (o Options) WithDefaults() Options {
 
 // Path puts the root before an absolute path.
 func (o Options) Path(abs string) string { return filepath.Join(o.Root, abs) }
-
-// IsDisabled says whether the service of a provider must not be asked.
-func (o Options) IsDisabled(provider string) bool { return slices.Contains(o.Disabled, provider) }
 
 // Endpoint returns the origin set for a provider, "" where none is set.
 func (o Options) Endpoint(provider string) (string, error) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -69,6 +70,29 @@ func ParseAddresses(body []byte) ([]netip.Addr, error) {
 		out = append(out, a.Unmap())
 	}
 	return out, nil
+}
+
+// ReachableAddresses reads addresses, with or without the length of their network, and leaves out what others cannot reach.
+func ReachableAddresses(texts ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, text := range texts {
+		host, _, _ := strings.Cut(strings.TrimSpace(text), "/")
+		a, err := netip.ParseAddr(host)
+		if err == nil && a.Zone() == "" && a.IsGlobalUnicast() {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// ParseTime reads a time in one of the forms, or as RFC 3339 has it; zero for what is no time.
+func ParseTime(text string, forms ...string) time.Time {
+	for _, form := range append(forms, time.RFC3339) {
+		if at, err := time.Parse(form, strings.TrimSpace(text)); err == nil {
+			return at.UTC()
+		}
+	}
+	return time.Time{}
 }
 
 // Decode reads JSON. A field of another type than expected is left out and returned as odd: it costs no node the rest.

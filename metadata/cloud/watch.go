@@ -50,6 +50,24 @@ func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duratio
 	}
 }
 
+// Watch polls an item and reports what parse makes of it; of an item that is not set it gets nil. An answer that parse cannot read
+// is not reported, nor is [ErrNotFound]: an absence that says nothing.
+func (c *Client) Watch(ctx context.Context, i Item, topic string, every time.Duration, report Report, parse func([]byte) ([]Notice, error)) {
+	Poll(ctx, c.opts.Log, i.Name, every, func(ctx context.Context) (time.Duration, error) {
+		_, body, err := c.Once(ctx, i)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return 0, err
+		}
+		current, err := parse(body)
+		if err == nil {
+			report(topic, current)
+		} else if errors.Is(err, ErrNotFound) {
+			err = nil
+		}
+		return 0, err
+	})
+}
+
 // UntilTick is the time to the next of the moments that are an interval apart by the clock. So all that is looked at wakes
 // the process together, which costs more than a look does. A moment that is nearly here is the one that was waited for.
 func UntilTick(every time.Duration) time.Duration {

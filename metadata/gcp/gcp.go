@@ -11,9 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/netip"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -58,9 +56,9 @@ const (
 
 // Provider reads the metadata of this machine. It is safe for use by several goroutines.
 type Provider struct {
-	opts cloud.Options
-	// held is for requests whose answer the service holds back.
-	items, held *cloud.Client
+	cloud.Silent
+	opts  cloud.Options
+	items *cloud.Client
 }
 
 var _ cloud.Provider = (*Provider)(nil)
@@ -72,11 +70,9 @@ func New(opts cloud.Options) (*Provider, error) {
 		return nil, err
 	}
 	c := cloud.Client{
-		Provider: Name, Base: cmp.Or(origin, Endpoint) + base, Header: map[string]string{flavorHeader: flavor}, Check: check, Judge: judge,
+		Provider: Name, Base: cmp.Or(origin, Endpoint) + base, Header: map[string]string{flavorHeader: flavor}, Check: check, Judge: judge, Foreign: hintForeign,
 	}
-	held := opts
-	held.AttemptTimeout = holdTime + holdMargin
-	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts), held: cloud.New(c, held)}, nil
+	return &Provider{Silent: cloud.Silent{Without: "Google Cloud asks nothing before it ends a machine"}, opts: opts.WithDefaults(), items: cloud.New(c, opts)}, nil
 }
 
 // Name implements cloud.Provider.
@@ -169,9 +165,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
 	defer cancel()
 	m, err := cloud.Read(ctx, p.items, cloud.Item{Name: "instance", Path: "instance/" + recursive, Required: true}, parseMachine)
-	if e, ok := errors.AsType[*cloud.Error](err); ok && errors.Is(err, cloud.ErrNotThisCloud) {
-		e.Hint = hintForeign
-	}
 	if err != nil {
 		return cloud.Instance{}, err
 	}
@@ -195,8 +188,11 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 			inst.TagsHint = "the attributes of this instance are of no form that is known here"
 		}
 	}
-	p.addresses(&inst, m.Interfaces)
-
+	var nics []cloud.NIC
+	for _, n := range m.Interfaces {
+		nics = append(nics, n.reached())
+	}
+	inst.Choose(nics, p.opts.Local)
 	proj, err := cloud.Read(ctx, p.items, cloud.Item{Name: "project", Path: "project/" + recursive}, parseProject)
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
 		// An attribute that is there and unread could say where MongoDB is: the caller must not think that it is not there.
@@ -249,51 +245,13 @@ func ours(attributes map[string]any) map[string]string {
 	return out
 }
 
-// addresses chooses the interface that others reach this machine by: of several the one that it sends from.
-func (p *Provider) addresses(inst *cloud.Instance, nics []nic) {
-	if len(nics) == 0 {
-		inst.Notes = append(inst.Notes, "the metadata tells no network interface of this instance")
-		return
-	}
-	chosen, which := nics[0], "the first network interface"
-	if len(nics) > 1 {
-		v4, v6 := p.opts.Local()
-		i := slices.IndexFunc(nics, func(n nic) bool {
-			return v4.IsValid() && address(n.IP) == v4 || v6.IsValid() && slices.ContainsFunc(n.IPv6s, func(s string) bool { return address(s) == v6 })
-		})
-		if i < 0 {
-			inst.Notes = append(inst.Notes, fmt.Sprintf("of %d network interfaces the first is taken, since none has the address that this machine sends from", len(nics)))
-		} else {
-			chosen, which = nics[i], "the network interface with the default route"
+// reached is what others can reach of an interface.
+func (n nic) reached() cloud.NIC {
+	out := cloud.NIC{Addresses: cloud.ReachableAddresses(append([]string{n.IP}, n.IPv6s...)...)}
+	for _, c := range n.AccessConfigs {
+		if public := cloud.ReachableAddresses(c.ExternalIP); len(public) > 0 && !out.Public.IsValid() {
+			out.Public = public[0]
 		}
 	}
-	for _, s := range chosen.IPv6s {
-		if a := address(s); a.Is6() && !inst.IPv6.IsValid() {
-			inst.IPv6 = a
-		}
-	}
-	for _, c := range chosen.AccessConfigs {
-		if a := address(c.ExternalIP); !inst.PublicAddress.IsValid() {
-			inst.PublicAddress = a
-		}
-	}
-	v4 := address(chosen.IP)
-	switch {
-	case v4.Is4():
-		inst.Address, inst.AddressSource = v4, "private address of "+which
-	case inst.IPv6.IsValid():
-		inst.Address, inst.AddressSource = inst.IPv6, "IPv6 address of "+which+", since it has no IPv4 address"
-	default:
-		inst.Notes = append(inst.Notes, "the metadata tells no address of "+which)
-	}
-}
-
-// address reads an address, with or without the length of its network; the zero Addr is none that others can reach.
-func address(s string) netip.Addr {
-	host, _, _ := strings.Cut(s, "/")
-	a, err := netip.ParseAddr(host)
-	if a = a.Unmap().WithZone(""); err != nil || !a.IsGlobalUnicast() {
-		return netip.Addr{}
-	}
-	return a
+	return out
 }

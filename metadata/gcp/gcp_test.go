@@ -80,7 +80,7 @@ func instance(change ...func(*cloud.Instance)) cloud.Instance {
 		Provider: "gcp", ID: "4567890123456789012", IDSource: "id of the instance metadata", Name: "edge-mig-x7k2",
 		AccountID: "acme-video", Region: "europe-west1", Zone: "europe-west1-b", Type: "n2-standard-4",
 		LifeCycle: "spot", StopWindow: 30 * time.Second, Hostname: "edge-mig-x7k2.europe-west1-b.c.acme-video.internal",
-		Address: netip.MustParseAddr("10.132.0.5"), AddressSource: "private address of the first network interface",
+		Address: netip.MustParseAddr("10.132.0.5"), AddressSource: "private address of the only network interface",
 		PublicAddress: netip.MustParseAddr("203.0.113.7"),
 		Tags: cloud.Tags{
 			"amsagent-role": "edge", "amsagent-mongo": "mongodb://ams:hunter2@10.132.0.9/?authSource=admin",
@@ -160,7 +160,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 			Name: "ipv6_only", Bodies: bodies(tb, map[string]any{"networkInterfaces": []any{nic("", "2001:db8:1900:4000::7")}}),
 			Want: instance(none, func(i *cloud.Instance) {
 				i.IPv6, i.Address = v6, v6
-				i.AddressSource = "IPv6 address of the first network interface, since it has no IPv4 address"
+				i.AddressSource = "IPv6 address of the only network interface, since it has no IPv4 address"
 			}),
 		},
 		{
@@ -173,11 +173,11 @@ func machines(tb testing.TB) []metadatatest.Machine {
 		},
 		{
 			Name: "no_interface_of_the_route", Options: metadatatest.Sends("172.17.0.1", ""), Bodies: bodies(tb, map[string]any{"networkInterfaces": two}),
-			Want: instance(none),
+			Want: instance(none, func(i *cloud.Instance) { i.AddressSource = "private address of the first of 2 network interfaces" }),
 		},
 		{
 			Name: "interfaces_and_no_route", Options: metadatatest.Sends("", ""), Bodies: bodies(tb, map[string]any{"networkInterfaces": []any{nic("10.132.0.5"), nic("")}}),
-			Want: instance(none),
+			Want: instance(none, func(i *cloud.Instance) { i.AddressSource = "private address of the first of 2 network interfaces" }),
 		},
 		{
 			Name: "no_project", Bodies: map[string]string{pathInstance: metadatatest.Fixture(tb, "instance.json")},

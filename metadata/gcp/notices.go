@@ -4,11 +4,13 @@
 package gcp
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -51,9 +53,11 @@ const (
 // item is one item that is followed. It belongs to one goroutine.
 type item struct {
 	topic, path string
-	idle        []string
-	// read makes the notice of a word that is not idle. began reports that nothing was signalled right before.
-	read func(ctx context.Context, word string, began bool) *cloud.Notice
+	// signal is the word that announces something, idle are those that do not.
+	signal string
+	idle   []string
+	// read makes the notice of the signal. began reports that nothing was signalled right before.
+	read func(ctx context.Context, began bool) *cloud.Notice
 
 	word   string // the word of the last answer
 	looked bool
@@ -66,13 +70,12 @@ type item struct {
 //
 // A scale-in of a managed instance group is not among them: nothing tells of it before the machine is switched off.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
-	defer p.held.CloseIdleConnections()
 	var wg sync.WaitGroup
 	for _, it := range []*item{
-		{topic: TopicPreempted, path: "instance/preempted", idle: []string{"FALSE", "NONE"}, read: preempted},
-		{topic: TopicMaintenance, path: "instance/maintenance-event", idle: []string{"NONE", "MIGRATE_ON_HOST_MAINTENANCE"}, read: p.maintenance},
+		{topic: TopicPreempted, path: "instance/preempted", signal: "TRUE", idle: []string{"FALSE", "NONE"}, read: preempted()},
+		{topic: TopicMaintenance, path: "instance/maintenance-event", signal: "TERMINATE_ON_HOST_MAINTENANCE", idle: []string{"NONE", "MIGRATE_ON_HOST_MAINTENANCE"}, read: p.maintenance},
 		{
-			topic: TopicShutdown, path: "instance/shutdown-details/stop-state", read: p.shutdown,
+			topic: TopicShutdown, path: "instance/shutdown-details/stop-state", signal: "PENDING_STOP", read: p.shutdown,
 			idle: []string{"NONE", "UNSPECIFIED", "STOP_STATE_UNSPECIFIED", "UNKNOWN_STOP_STATE"},
 		},
 	} {
@@ -86,12 +89,12 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 	etag, confirm := "", confirmations
 	cloud.Poll(ctx, p.opts.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) {
-		client, query, held := p.items, "", etag != ""
+		asked, held := cloud.Item{Name: it.path, Path: it.path}, etag != ""
 		if held {
-			client = p.held
-			query = fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", etag, int(jitter(holdTime).Seconds()))
+			asked.Path += fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", url.QueryEscape(etag), int(jitter(holdTime).Seconds()))
+			asked.Timeout = holdTime + holdMargin
 		}
-		head, body, err := client.Once(ctx, cloud.Item{Name: it.path, Path: it.path + query})
+		head, body, err := p.items.Once(ctx, asked)
 		word := strings.ToUpper(strings.TrimSpace(string(body)))
 		if err == nil && !oneWord.MatchString(word) {
 			err = fmt.Errorf("%s is %s", it.path, cloud.Quote(word))
@@ -109,24 +112,16 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 			confirm = confirmations
 		}
 		report(it.topic, it.current())
-		switch tag := head.Get("ETag"); {
+		switch {
 		case confirm > 0:
 			confirm--
 		case absent:
 			return jitter(absentPause), nil
-		case plainTag(tag):
-			etag = tag // without one, the service holds nothing back
+		default:
+			etag = head.Get("ETag") // without one, the service holds nothing back
 		}
 		return pace, nil
 	})
-}
-
-// Hooks implements cloud.Provider: Google Cloud waits for nothing before it ends a machine.
-func (p *Provider) Hooks() cloud.Hooks { return nil }
-
-// Check implements cloud.Provider.
-func (p *Provider) Check(context.Context, cloud.Filter) (cloud.Check, error) {
-	return cloud.Check{Without: "Google Cloud asks nothing before it ends a machine"}, nil
 }
 
 // oneWord is every answer that can be read.
@@ -140,16 +135,15 @@ func (it *item) take(ctx context.Context, word string) (ended bool) {
 		return false
 	}
 	it.word, it.strange = word, nil
-	if word == "" || slices.Contains(it.idle, word) {
+	switch {
+	case word == it.signal:
+		it.notice = it.read(ctx, began)
+	case word == "" || slices.Contains(it.idle, word):
 		ended, it.notice = it.notice != nil, nil
-		return ended
-	}
-	if n := it.read(ctx, word, began); n != nil {
-		it.notice = n
-	} else {
+	default:
 		it.strange = &cloud.Notice{ID: it.topic + "/" + word, Kind: cloud.Unknown, Reason: it.path + " is " + word}
 	}
-	return false
+	return ended
 }
 
 func (it *item) current() (all []cloud.Notice) {
@@ -162,17 +156,18 @@ func (it *item) current() (all []cloud.Notice) {
 	return all
 }
 
-func preempted(_ context.Context, word string, _ bool) *cloud.Notice {
-	if word != "TRUE" {
-		return nil
+// preempted counts the window once, also where the word comes, goes and comes.
+func preempted() func(context.Context, bool) *cloud.Notice {
+	var end time.Time
+	return func(context.Context, bool) *cloud.Notice {
+		if now := time.Now(); !end.After(now) {
+			end = now.Add(StopWindowSpot)
+		}
+		return &cloud.Notice{ID: TopicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: end}
 	}
-	return &cloud.Notice{ID: TopicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: time.Now().Add(StopWindowSpot)}
 }
 
-func (p *Provider) maintenance(ctx context.Context, word string, began bool) *cloud.Notice {
-	if word != "TERMINATE_ON_HOST_MAINTENANCE" {
-		return nil
-	}
+func (p *Provider) maintenance(ctx context.Context, began bool) *cloud.Notice {
 	now := time.Now()
 	n := &cloud.Notice{ID: TopicMaintenance + "/reboot", Kind: cloud.Reboot, Reason: "host maintenance", At: now.Add(maintenanceNotice)}
 	if drivers, _ := pci.NVIDIADrivers(p.opts.Path("/")); began && len(drivers) > 0 {
@@ -185,10 +180,7 @@ func (p *Provider) maintenance(ctx context.Context, word string, began bool) *cl
 	return n
 }
 
-func (p *Provider) shutdown(ctx context.Context, word string, _ bool) *cloud.Notice {
-	if word != "PENDING_STOP" {
-		return nil
-	}
+func (p *Provider) shutdown(ctx context.Context, _ bool) *cloud.Notice {
 	n := &cloud.Notice{ID: TopicShutdown + "/terminate", Kind: cloud.Terminate, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown)}
 	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
@@ -205,34 +197,24 @@ func (p *Provider) shutdown(ctx context.Context, word string, _ bool) *cloud.Not
 	return n
 }
 
-// fields decodes an object; max-duration, max_duration and maxDuration become one key.
-func fields(body []byte) map[string]json.RawMessage {
-	var raw, out map[string]json.RawMessage
-	if json.Unmarshal(body, &raw) != nil {
-		return nil
+// fields are the texts and numbers of an object and of those in it; max-duration, max_duration and maxDuration become one name.
+func fields(body []byte) map[string]string {
+	var doc any
+	_ = json.Unmarshal(body, &doc) // what is no JSON has no fields
+	out := map[string]string{}
+	var read func(name string, value any)
+	read = func(name string, value any) {
+		switch v := value.(type) {
+		case map[string]any:
+			for k, inner := range v {
+				read(strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(k)), inner)
+			}
+		case string, float64:
+			out[name] = fmt.Sprint(v)
+		}
 	}
-	out = map[string]json.RawMessage{}
-	for k, v := range raw {
-		out[strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(k))] = v
-	}
+	read("", doc)
 	return out
-}
-
-// text is a string, or the text of a number; "" for anything else.
-func text(raw json.RawMessage) string {
-	var s string
-	if json.Unmarshal(raw, &s) == nil {
-		return s
-	}
-	if _, err := strconv.ParseFloat(string(raw), 64); err == nil {
-		return string(raw)
-	}
-	return ""
-}
-
-func moment(raw json.RawMessage) time.Time {
-	t, _ := time.Parse(time.RFC3339, text(raw))
-	return t
 }
 
 // parseShutdown reads instance/shutdown-details/: what the machine becomes and when it goes, zero for not told. The fields have
@@ -240,17 +222,14 @@ func moment(raw json.RawMessage) time.Time {
 // API's object are all read.
 func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
 	f := fields(body)
-	target = strings.ToLower(cloud.Printable(text(f["targetstate"])))
-	seconds := text(f["maxduration"])
-	if seconds == "" {
-		seconds = text(fields(f["maxduration"])["seconds"])
-	}
+	target = strings.ToLower(cloud.Printable(f["targetstate"]))
+	seconds := cmp.Or(f["maxduration"], f["seconds"])
 	n, err := strconv.ParseFloat(strings.TrimSuffix(seconds, "s"), 64)
 	if err != nil || !(n > 0 && n <= maxShutdown.Seconds()) { // NaN is a number to strconv
 		return target, time.Time{}
 	}
 	span := time.Duration(n * float64(time.Second))
-	from := moment(f["requesttimestamp"])
+	from := cloud.ParseTime(f["requesttimestamp"])
 	// The cloud's clock against ours: what began later than now, or would be over by now, began now.
 	if from.IsZero() || from.After(now) || !from.Add(span).After(now) {
 		from = now
@@ -262,24 +241,7 @@ func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
 // with an error, and the fields with and without an object around them, in two spellings.
 func parseUpcoming(body []byte) time.Time {
 	f := fields(body)
-	if len(f) == 1 {
-		for _, raw := range f {
-			if inner := fields(raw); inner != nil {
-				f = inner
-			}
-		}
-	}
-	if at := moment(f["windowstarttime"]); !at.IsZero() {
-		return at
-	}
-	return moment(f["starttime"])
-}
-
-// plainTag reports whether a tag can be asked with: it is a few letters and digits.
-func plainTag(s string) bool {
-	return s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool {
-		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && r != '-' && r != '_'
-	})
+	return cmp.Or(cloud.ParseTime(f["windowstarttime"]), cloud.ParseTime(f["starttime"]))
 }
 
 // jitter shortens a time at random, so that a fleet that boots together does not ask together.

@@ -266,6 +266,18 @@ func TestWatch(t *testing.T) {
 		w.say(pathPreempted, "FALSE")
 		w.after(t, 10*time.Second, TopicPreempted, []int{0, 1, 2, 3})
 
+		// A word that comes, goes and comes does not move the end.
+		w.hold(pathPreempted)
+		soon = preemption(time.Since(start) + 30*time.Second)
+		w.say(pathPreempted, "TRUE")
+		w.after(t, 5*time.Second, TopicPreempted, []int{0}, soon)
+		w.hold(pathPreempted)
+		w.say(pathPreempted, "FALSE")
+		w.after(t, 5*time.Second, TopicPreempted, []int{0, 1, 2, 3})
+		w.hold(pathPreempted)
+		w.say(pathPreempted, "TRUE")
+		w.after(t, 5*time.Second, TopicPreempted, []int{0}, soon)
+
 		w.hold(pathMaintenance)
 		known := reboot(time.Since(start) + time.Minute)
 		w.say(pathMaintenance, maintenanceStop)
@@ -414,7 +426,7 @@ func FuzzParseMachine(f *testing.F) {
 		}
 		for _, n := range m.Interfaces {
 			var inst cloud.Instance
-			(&Provider{}).addresses(&inst, []nic{n})
+			inst.Choose([]cloud.NIC{n.reached()}, nil)
 			if inst.IPv6.IsValid() && !inst.IPv6.Is6() || inst.Address.IsValid() != (inst.AddressSource != "") {
 				t.Errorf("%+v", inst)
 			}

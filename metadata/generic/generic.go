@@ -37,7 +37,7 @@ var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider.
 func New(opts cloud.Options) (*Provider, error) {
-	return &Provider{opts: opts.WithDefaults()}, nil
+	return &Provider{Silent: cloud.Silent{Without: "no cloud that this agent knows ends this machine"}, opts: opts.WithDefaults()}, nil
 }
 
 // Name implements cloud.Provider.

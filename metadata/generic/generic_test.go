@@ -93,12 +93,7 @@ func open(o cloud.Options) (cloud.Provider, error) {
 }
 
 func TestConformance(t *testing.T) {
-	metadatatest.Run(t, metadatatest.Suite{Name: generic.Name, Open: open, Machines: machines(), Lacks: map[string]string{
-		"role_present":   "no tags are read here",
-		"role_absent":    "no tags are read here",
-		"tags_malformed": "no tags are read here",
-		"group_present":  "no group is read here",
-	}})
+	metadatatest.Run(t, metadatatest.Suite{Name: generic.Name, Open: open, Machines: machines()})
 }
 
 // What went wrong or was chosen is told in words, since the address a node registers is what clusters break by.

@@ -24,7 +24,7 @@ func MachineID(root string) (string, error) {
 	var errs []error
 	// The second is where D-Bus kept it before systemd did.
 	for _, path := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id"} {
-		b, err := readSmall(filepath.Join(root, path))
+		b, err := ReadSmall(filepath.Join(root, path))
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -71,7 +71,7 @@ func isZero(b []byte) bool {
 // neither names anything but the local host.
 func Hostname(root string) string {
 	for _, path := range []string{"/etc/hostname", "/proc/sys/kernel/hostname"} {
-		b, err := readSmall(filepath.Join(root, path))
+		b, err := ReadSmall(filepath.Join(root, path))
 		if err != nil {
 			continue
 		}
@@ -103,8 +103,8 @@ func usableHostname(s string) bool {
 	})
 }
 
-// readSmall reads the start of a file that should hold one line.
-func readSmall(path string) ([]byte, error) {
+// ReadSmall reads the start of a file that should hold one line.
+func ReadSmall(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

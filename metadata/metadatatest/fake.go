@@ -19,25 +19,19 @@ import (
 type Service struct {
 	// Origin is the address that is used where none is set: http://169.254.169.254.
 	Origin string
-	// Token describes the session token, nil for clouds without.
-	Token *Token
+	// Token says how the service gives out session tokens, nil for clouds without.
+	Token *cloud.Token
 	// Header must be in every request but the one for the token: its name and value. Empty for clouds without.
 	Header [2]string
 	// Answer is a header that every answer of the service carries, whatever else is wrong with it. Empty for clouds without.
 	Answer [2]string
 	// Required is the path without whose answer there is no Instance.
 	Required string
-	// Optional is the path of an item that many machines do not have, and Field its name in Instance's JSON.
+	// Optional is the path of an item that many machines do not have, and Field its name in Instance's JSON. Empty if one item
+	// has everything.
 	Optional, Field string
 	// WrongTypes are answers to Required that are well-formed and not what the cloud documents.
 	WrongTypes []string
-}
-
-// Token describes a session token.
-type Token struct {
-	Path      string
-	TTLHeader string
-	Header    string
 }
 
 // Seen is one request that reached the fake.
@@ -47,7 +41,7 @@ type Seen struct {
 }
 
 // Fault is one way for an answer to go wrong.
-type Fault func(f *Fake, w http.ResponseWriter, r *http.Request)
+type Fault = http.HandlerFunc
 
 // Fake is a metadata service on loopback that serves bodies by path and misbehaves on demand. A request without our
 // User-Agent fails the test.
@@ -168,7 +162,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := f.nextFault(r.URL.Path)
 	f.mu.Unlock()
 	if fault != nil {
-		fault(f, w, r)
+		fault(w, r)
 		return
 	}
 	f.serve(w, r)
@@ -197,14 +191,14 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 	defer f.mu.Unlock()
 	if t := f.svc.Token; t != nil {
 		if r.URL.Path == t.Path {
-			if r.Method != http.MethodPut || r.Header.Get(t.TTLHeader) == "" {
+			if r.Method != http.MethodPut || r.Header.Get(t.TTL) == "" {
 				http.Error(w, "bad token request", http.StatusBadRequest)
 				return
 			}
 			f.issued++
 			token := fmt.Sprintf("token-%d", f.issued)
 			f.valid[token] = true
-			w.Header().Set(t.TTLHeader, r.Header.Get(t.TTLHeader))
+			w.Header().Set(t.TTL, r.Header.Get(t.TTL))
 			say(w, token)
 			return
 		}
@@ -242,7 +236,7 @@ func say(w io.Writer, s string) { _, _ = io.WriteString(w, s) }
 
 // Status answers with a status and an HTML page.
 func Status(code int) Fault {
-	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) {
+	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(code)
 		say(w, fmt.Sprintf("<html><body><h1>%d</h1></body></html>", code))
@@ -251,7 +245,7 @@ func Status(code int) Fault {
 
 // Body answers 200 with a body.
 func Body(body string) Fault {
-	return func(_ *Fake, w http.ResponseWriter, _ *http.Request) { say(w, body) }
+	return func(w http.ResponseWriter, _ *http.Request) { say(w, body) }
 }
 
 const page = "<!DOCTYPE html>\n<html><body>Please log in</body></html>\n"
@@ -261,43 +255,20 @@ func HTML() Fault { return Body(page) }
 
 // Slow never answers.
 func Slow() Fault {
-	return func(_ *Fake, _ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
-}
-
-// SlowBody sends the head and the first byte, and then nothing.
-func SlowBody() Fault {
-	return func(_ *Fake, w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Length", "100")
-		say(w, "{")
-		_ = http.NewResponseController(w).Flush()
-		<-r.Context().Done()
-	}
+	return func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 }
 
 // Closed takes the connection and closes it without an answer.
 func Closed() Fault {
-	return func(*Fake, http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // net/http's own way to abort an answer
+	return func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // net/http's own way to abort an answer
 }
 
-// Truncated promises the whole body, sends half of it and closes the connection.
+// Truncated promises a body, sends a part of it and closes the connection.
 func Truncated() Fault {
-	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
-		body := f.bodies[r.URL.Path]
-		w.Header().Set("Content-Length", fmt.Sprint(len(body)+1))
-		say(w, body[:len(body)/2])
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		say(w, "{")
 		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	}
-}
-
-// Huge answers the right body with spaces after it, beyond a mebibyte.
-func Huge() Fault {
-	return func(f *Fake, w http.ResponseWriter, r *http.Request) {
-		say(w, f.bodies[r.URL.Path]+strings.Repeat(" ", 9<<17))
-	}
-}
-
-// Redirect sends the client elsewhere.
-func Redirect(to string) Fault {
-	return func(_ *Fake, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to, http.StatusFound) }
 }

@@ -4,9 +4,7 @@
 package metadatatest
 
 import (
-	"encoding/json"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/netip"
 	"os"
@@ -47,31 +45,4 @@ func Answer(req *http.Request, status int, body string) *http.Response {
 	return &http.Response{
 		StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, ContentLength: -1, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: req,
 	}
-}
-
-// Load reads the recorded answers of one machine, one file each, as a [Fake] serves them: the good ones by path.
-func Load(t *testing.T, fsys fs.FS) map[string]string {
-	t.Helper()
-	names, err := fs.Glob(fsys, "*.json")
-	must.OK(t, err)
-	bodies := map[string]string{}
-	for _, name := range names {
-		b, err := fs.ReadFile(fsys, name)
-		must.OK(t, err)
-		var ex struct {
-			Request  struct{ Method, Path string }
-			Response struct {
-				Status int
-				Body   string
-			}
-		}
-		must.OK(t, json.Unmarshal(b, &ex))
-		if ex.Request.Method == http.MethodGet && ex.Response.Status == http.StatusOK {
-			bodies[ex.Request.Path] = ex.Response.Body
-		}
-	}
-	if len(bodies) == 0 {
-		t.Fatal("no exchanges")
-	}
-	return bodies
 }

@@ -8,7 +8,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"net/netip"
 	"os"
@@ -22,7 +21,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
-// toy is the provider of an invented cloud with a token, one required and one optional item. Each of its faults is one that a
+// toy is the provider of an invented cloud with one required and one optional item. Each of its faults is one that a
 // provider could have; without any it passes all rules.
 type toy struct {
 	cloud.Silent
@@ -33,7 +32,6 @@ type toy struct {
 
 const (
 	toyOrigin = "http://169.254.169.254"
-	toyToken  = "/token"
 	toyItem   = "/instance"
 	toyPublic = "/public"
 )
@@ -45,20 +43,15 @@ func newToy(faults map[string]bool) func(cloud.Options) (cloud.Provider, error) 
 		if err != nil && !faults["takes any endpoint"] {
 			return nil, err
 		}
-		token := &cloud.Token{Path: toyToken, TTL: "X-Toy-Ttl", Header: "X-Toy-Token", Lifetime: time.Hour}
-		if faults["asks for a token each time"] {
-			token.Lifetime = 0
-		}
 		p := &toy{opts: o, faults: faults}
 		wired := o
 		wired.Transport = &wire{faults, &http.Transport{DialContext: o.DialContext}}
-		p.items = cloud.New(cloud.Client{Provider: "toy", Base: cmp.Or(origin, toyOrigin), Token: token, Judge: func(e *cloud.Error) {
+		p.items = cloud.New(cloud.Client{Provider: "toy", Base: cmp.Or(origin, toyOrigin), Judge: func(e *cloud.Error) {
 			if e.Status == http.StatusForbidden && faults["asks who refuses again"] {
 				e.Kind = cloud.ErrNotReady
 			}
 			if !faults["no hint"] {
-				(&cloud.TokenHints{Unreachable: "1", Silent: "2", Off: "3", Refused: "4", NoTokens: "no session tokens"}).Judge(e)
-				e.Hint = cmp.Or(e.Hint, "look at the firewall")
+				e.Hint = "look at the firewall"
 			}
 		}}, wired)
 		if faults["asks when it is opened"] {
@@ -76,24 +69,10 @@ type wire struct {
 
 // RoundTrip implements http.RoundTripper.
 func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
-	const invented = "invented"
-	if req.Header.Get("X-Toy-Token") == invented && w.faults["takes anything for a token"] {
-		req.Header.Set("X-Toy-Token", "<html>")
-	}
 	if w.faults["says who it is"] {
 		req.Header.Set("Authorization", "Bearer me")
 	}
-	resp, err := w.next.RoundTrip(req)
-	if req.Method == http.MethodPut && (err != nil && w.faults["goes on without a token"] || err == nil && resp.Header.Get("X-Toy-Ttl") == "" && w.faults["takes anything for a token"]) {
-		resp, err = &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(invented)), Request: req}, nil
-	}
-	if err != nil && req.Method == http.MethodPut && w.faults["asks for a token once"] {
-		resp, err = &http.Response{StatusCode: http.StatusForbidden, Body: http.NoBody, Request: req}, nil
-	}
-	if err == nil && resp.StatusCode == http.StatusUnauthorized && w.faults["keeps a refused token"] {
-		resp.StatusCode = http.StatusBadRequest
-	}
-	return resp, err
+	return w.next.RoundTrip(req)
 }
 
 func (p *toy) Name() string { return "toy" }
@@ -159,9 +138,9 @@ func toySuite(faults map[string]bool) metadatatest.Suite {
 		return map[string]string{toyItem: `{"id":"i-0abc1234567890def",` + more + `}`, toyPublic: "52.1.2.3"}
 	}
 	s := metadatatest.Suite{
-		Name: "toy", Open: newToy(faults), Lacks: map[string]string{"addresses_several_nics": "a toy has one", "tags_malformed": "a toy's are well"},
+		Name: "toy", Open: newToy(faults),
 		Service: &metadatatest.Service{
-			Origin: toyOrigin, Token: &metadatatest.Token{Path: toyToken, TTLHeader: "X-Toy-Ttl", Header: "X-Toy-Token"},
+			Origin:   toyOrigin,
 			Required: toyItem, Optional: toyPublic, Field: "public_address", WrongTypes: []string{`{}`, `[]`, `{"id":7}`},
 		},
 		Machines: []metadatatest.Machine{
@@ -169,9 +148,6 @@ func toySuite(faults map[string]bool) metadatatest.Suite {
 			{Name: "dual", Bodies: doc(`"address":"10.0.1.23","ipv6":"2600:1f18::a1","tags":{}`), Want: dual},
 			{Name: "v6", Bodies: map[string]string{toyItem: `{"id":"i-0abc1234567890def","ipv6":"2600:1f18::a1","tagless":true}`}, Want: only},
 		},
-	}
-	if faults["leaves a topic out"] {
-		s.Lacks = nil
 	}
 	if faults["asks although it has no service"] {
 		s.Service = nil
@@ -193,24 +169,18 @@ func TestRulesFindFaults(t *testing.T) {
 	}
 	for fault, rules := range map[string]string{
 		"takes any endpoint":              "bad_endpoint_is_refused",
-		"asks when it is opened":          "opening_asks_nothing",
+		"asks when it is opened":          "reads_again_on_each_call",
 		"ignores the context":             "cancelled cancelled_in_the_middle",
 		"believes anything":               "wrong_types",
-		"asks twice":                      "nothing_asked_twice reads_again_on_each_call",
-		"errors without a name":           "http_404_of_the_required_item token_refused_for_good token_never_answered",
+		"asks twice":                      "machine/plain reads_again_on_each_call",
+		"errors without a name":           "http_404_of_the_required_item",
 		"says not why":                    "machine/v6",
 		"absent is the same as missing":   "optional_item_broken_is_missing_not_absent",
 		"asks who refuses again":          "http_403_is_final",
-		"no hint":                         "http_403_is_final http_404_of_the_required_item token_never_answered token_of_nonsense token_refused_for_good",
-		"gives up at once":                "not_up_yet_in_all_ways http_404_of_the_required_item",
-		"keeps a refused token":           "token_expired_is_refreshed token_refused_for_good",
-		"asks for a token each time":      "token_asked_once",
-		"goes on without a token":         "token_never_answered",
-		"asks for a token once":           "token_lost_once",
-		"takes anything for a token":      "token_of_nonsense",
-		"says who it is":                  "concurrent_readers",
-		"leaves a topic out":              "covers/addresses_several_nics covers/tags_malformed",
-		"asks although it has no service": "asks_no_network",
+		"no hint":                         "http_403_is_final http_404_of_the_required_item",
+		"gives up at once":                "http_404_of_the_required_item",
+		"says who it is":                  "machine/plain",
+		"asks although it has no service": "machine/plain",
 	} {
 		t.Run(strings.ReplaceAll(fault, " ", "_"), func(t *testing.T) {
 			t.Parallel()
