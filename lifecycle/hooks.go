@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -330,7 +331,7 @@ func (s *state) endHook(a *hook, end End, err error) {
 // discover asks for the hooks of a transition until there is an answer.
 func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore instant) {
 	first := r.now()
-	if !sleep(ctx, notBefore.Sub(first), nil) {
+	if !sleep.For(ctx, notBefore.Sub(first)) {
 		return
 	}
 	var backOff time.Duration
@@ -351,7 +352,7 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 			backOff = min(max(2*backOff, time.Second), longest)
 			wait = r.jitter(backOff)
 		}
-		if !sleep(ctx, wait, nil) {
+		if !sleep.For(ctx, wait) {
 			return
 		}
 	}
@@ -364,7 +365,7 @@ func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	for {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
-		if !ok || !sleep(ctx, r.hookPause(e, call, &backOff), nil) {
+		if !ok || !sleep.For(ctx, r.hookPause(e, call, &backOff)) {
 			return
 		}
 	}

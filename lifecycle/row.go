@@ -10,6 +10,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -77,7 +78,11 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			wait = max(time.Until(written.Add(progressEvery)), time.Until(notBefore))
 		}
 		if wait > 0 {
-			sleep(ctx, wait, w.changed)
+			select {
+			case <-ctx.Done():
+			case <-w.changed:
+			case <-time.After(wait):
+			}
 			continue
 		}
 		current, err := r.writeOnce(ctx, w)
@@ -155,7 +160,7 @@ func (r *Runner) flush(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
 	for r.unwritten.Load() > 0 && r.View().RegistryTold {
-		if !sleep(ctx, flushTime/100, nil) {
+		if !sleep.For(ctx, flushTime/100) {
 			return
 		}
 	}

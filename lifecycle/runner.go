@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -370,7 +371,6 @@ func (r *Runner) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
-	r.workers.Go(func() { r.logProgress(ctx) })
 	r.mu.Lock()
 	r.ctx, r.end = ctx, cancel
 	_ = r.step(passed{}) //nolint:contextcheck // it starts the workers with r.ctx
@@ -462,7 +462,7 @@ func (r *Runner) askBalancers(ctx context.Context) {
 			return
 		}
 		_ = r.observe(balancersSeen{using})
-		if !sleep(ctx, balancersEvery, nil) {
+		if !sleep.For(ctx, balancersEvery) {
 			return
 		}
 	}
@@ -470,6 +470,7 @@ func (r *Runner) askBalancers(ctx context.Context) {
 
 // count counts the sessions, at once and then in intervals; the last count is made once.
 func (r *Runner) count(ctx context.Context, last bool) {
+	var logged time.Time
 	for {
 		limit := max(sampleTime, r.o.SampleInterval)
 		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
@@ -486,7 +487,11 @@ func (r *Runner) count(ctx context.Context, last bool) {
 			return
 		}
 		_ = r.observe(counted{sessions, err})
-		if last || !sleep(ctx, time.Until(next), nil) {
+		if v := r.View(); v.Step == StepDraining && time.Since(logged) >= progressEvery {
+			r.log.Info("draining", "progress", v.Progress)
+			logged = time.Now()
+		}
+		if last || !sleep.For(ctx, time.Until(next)) {
 			return
 		}
 	}
@@ -510,57 +515,35 @@ func (r *Runner) stop(ctx context.Context) {
 	limit := r.state.stepTime(r.stopTime(), 2*time.Second, now, &c)
 	failed := r.state.Phase == phaseStopFailed
 	r.mu.Unlock()
+	end := time.Now().Add(limit)
 	for pause := time.Second; ; {
 		bound, cancel := context.WithTimeout(ctx, limit)
-		err := r.tryStop(bound, &pause, failed)
+		err := r.o.Node.StopServer(bound)
 		cancel()
 		switch {
-		case ctx.Err() != nil:
-			return
 		case err == nil, errors.Is(err, ErrNotManaged):
 			_ = r.observe(serverStopped{unmanaged: err != nil})
 			return
+		case ctx.Err() != nil:
+			return
 		}
-		_ = r.observe(stopFailed{err, true})
-		failed, limit = true, r.stopTime()
-	}
-}
-
-// tryStop stops the server until bound ends.
-func (r *Runner) tryStop(bound context.Context, pause *time.Duration, failed bool) error {
-	for {
-		err := r.o.Node.StopServer(bound)
-		if err == nil || errors.Is(err, ErrNotManaged) {
-			return err
+		failed = failed || !time.Now().Before(end)
+		_ = r.observe(stopFailed{err, failed})
+		if !sleep.For(ctx, pause) {
+			return
 		}
-		_ = r.observe(stopFailed{err, false})
-		if !sleep(bound, *pause, nil) {
-			return err
-		}
+		limit = max(time.Until(end), time.Second)
 		if failed {
-			*pause = min(2**pause, maxStopPause)
+			limit, pause = r.stopTime(), min(2*pause, maxStopPause)
 		}
 	}
 }
 
 // pause waits, with some jitter.
 func (r *Runner) pause(ctx context.Context, d time.Duration) bool {
-	return sleep(ctx, time.Duration((0.8+0.4*r.o.Rand())*float64(d)), nil)
+	return sleep.For(ctx, time.Duration((0.8+0.4*r.o.Rand())*float64(d)))
 }
 
 func (r *Runner) jitter(d time.Duration) time.Duration {
 	return time.Duration((0.5 + r.o.Rand()/2) * float64(d))
-}
-
-// sleep waits for d, ctx or wake; false is that ctx ended.
-func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-wake:
-	case <-timer.C:
-	}
-	return ctx.Err() == nil
 }

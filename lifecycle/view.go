@@ -336,34 +336,3 @@ func shortTime(d time.Duration) string {
 	}
 	return text
 }
-
-// logProgress logs how a drain goes: at changes, and each half minute without one.
-func (r *Runner) logProgress(ctx context.Context) {
-	var logged time.Time
-	last := ""
-	for {
-		changed := r.record.Load().changed
-		v, left := r.View(), ""
-		if v.Step == StepDraining && v.Sessions != nil {
-			left = v.Sessions.Left()
-		}
-		wait := time.Hour
-		if left != "" {
-			every := progressEvery
-			if left != last {
-				every = quietTime
-			}
-			if wait = every - time.Since(logged); wait <= 0 {
-				r.log.Info("draining", "progress", v.Progress)
-				logged, last = time.Now(), left
-				wait = progressEvery
-			}
-		}
-		if !sleep(ctx, wait, changed) {
-			return
-		}
-	}
-}
-
-// quietTime is how long a change of the sessions is not logged after another.
-const quietTime = 5 * time.Second

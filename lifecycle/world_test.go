@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -140,7 +141,7 @@ func hold(ctx context.Context, d time.Duration, forever bool) error {
 	if d <= 0 {
 		return ctx.Err()
 	}
-	if !sleep(ctx, d, nil) {
+	if !sleep.For(ctx, d) {
 		return ctx.Err()
 	}
 	return nil
