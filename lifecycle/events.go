@@ -65,13 +65,12 @@ type (
 	// joinSeen: the state file of the join has changed.
 	joinSeen struct{ joining bool }
 
-	balancersSeen struct{ using []string }
-	counted       struct {
+	counted struct {
 		sessions cluster.Sessions
 		err      error
 	}
-	serverStopped struct{ unmanaged bool }
-	stopFailed    struct {
+	// stopTried: err is nil if the server has ended.
+	stopTried struct {
 		err   error
 		final bool // its time is over
 	}
@@ -80,12 +79,8 @@ type (
 		state cluster.State
 		err   error
 	}
-	// recordUnknown: the node record may not have the state any more that was written.
-	recordUnknown struct{}
-	// recordSettled: the node record has the state that this node has.
-	recordSettled struct{}
-
-	passed struct{}
+	// change is a fact that depends on nothing.
+	change func(*state)
 )
 
 func (e reported) apply(s *state, now instant, c *config) error {
@@ -222,7 +217,7 @@ const manyNotices = 8
 func (s *state) waitAgain(since instant) {
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == phaseDone) {
-			*a = hook{Hook: a.Hook, Notice: a.Notice, Since: since, verified: a.verified}
+			*a = hook{Hook: a.Hook, Notice: a.Notice, Since: since, Ours: a.Ours}
 		}
 	}
 }
@@ -362,13 +357,6 @@ func (e joinSeen) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-func (e balancersSeen) apply(s *state, _ instant, _ *config) error {
-	if s.Phase == phaseAnnouncing {
-		s.balancers, s.balancersAsked = e.using, true
-	}
-	return nil
-}
-
 func (e counted) apply(s *state, now instant, c *config) error {
 	if s.Phase != phaseDraining {
 		return nil
@@ -420,25 +408,18 @@ func anySession(s cluster.Sessions) bool {
 	return s.Publishers != nil && *s.Publishers > 0 || s.Viewers != nil && *s.Viewers > 0
 }
 
-func (e serverStopped) apply(s *state, now instant, _ *config) error {
-	if s.Phase != phaseStopping && s.Phase != phaseStopFailed {
-		return nil
-	}
-	s.StoppedAt = now
-	if e.unmanaged {
+func (e stopTried) apply(s *state, now instant, _ *config) error {
+	switch {
+	case s.Phase != phaseStopping && s.Phase != phaseStopFailed:
+	case e.err == nil:
+		s.StoppedAt = now
+	case errors.Is(e.err, ErrNotManaged):
+		s.StoppedAt = now
 		s.note("the server is not managed here: stop it by hand")
-	}
-	return nil
-}
-
-func (e stopFailed) apply(s *state, _ instant, _ *config) error {
-	if s.Phase != phaseStopping && s.Phase != phaseStopFailed {
-		return nil
-	}
-	if e.err != nil {
+	default:
 		s.setTrouble(troubleStop, "Ant Media Server cannot be stopped: "+e.err.Error())
+		s.stopOverdue = s.stopOverdue || e.final
 	}
-	s.stopOverdue = s.stopOverdue || e.final
 	return nil
 }
 
@@ -465,14 +446,10 @@ func refused(err error) bool {
 	return ok && te.From != cluster.StateJoining
 }
 
-func (recordUnknown) apply(s *state, _ instant, _ *config) error {
-	s.Have = ""
+func (e change) apply(s *state, _ instant, _ *config) error {
+	e(s)
 	return nil
 }
 
-func (recordSettled) apply(s *state, _ instant, _ *config) error {
-	s.Forgotten = false
-	return nil
-}
-
-func (passed) apply(*state, instant, *config) error { return nil }
+// passed: only time has passed.
+var passed = change(func(*state) {})

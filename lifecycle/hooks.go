@@ -52,7 +52,7 @@ func (s *state) pooled(now instant, c *config) bool {
 }
 
 // isOurs reports whether a hook is known to be ours. A hook that cannot be extended came with its notice.
-func (a *hook) isOurs() bool { return a.Hook.Fixed || a.verified }
+func (a *hook) isOurs() bool { return a.Hook.Fixed || a.Ours }
 
 // wantsHooks reports whether the cloud must be asked for the hooks of a transition.
 func (s *state) wantsHooks(launching bool, now instant, c *config) bool {
@@ -67,7 +67,7 @@ func (s *state) wantsHooks(launching bool, now instant, c *config) bool {
 	case s.anyHook(of):
 		return false
 	case !launching:
-		return s.leaving() && s.Phase != phaseDown && s.asks() && !s.NoHook
+		return s.leaving() && s.asks() && !s.NoHook
 	case s.parking(now, c):
 		return !s.NoLaunchHook
 	}
@@ -137,22 +137,25 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
 	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
+	if isDenied || onlyOthers {
+		for i := range s.Hooks {
+			// One that an event named is ours by its name, or else because the operator sends the events here.
+			if a := &s.Hooks[i]; isDenied && a.Hook.Launching == e.launching && (len(e.filter) == 0 || e.filter.Match(a.Hook)) {
+				a.Ours = true
+			}
+		}
+		if s.dropUnverified(e.launching); s.waits(e.launching) {
+			return nil // one that was confirmed before stays ours, although there are others by now
+		}
+	}
 	switch {
 	case isDenied:
-		// A hook that an event named is ours by its name, or else because the operator sends the events here.
-		if s.believe(e.launching, func(a *hook) bool { return len(e.filter) == 0 || e.filter.Match(a.Hook) }) {
-			return nil
-		}
 		if s.askDenied[e.launching] != denied.Permission {
 			s.noteDenied(denied)
 		}
 		s.askDenied[e.launching] = denied.Permission
 		s.setTrouble(troubleDiscover, denied.Error())
 	case onlyOthers:
-		// A hook that this agent has extended stays its own by default, although there are others by now.
-		if s.believe(e.launching, func(a *hook) bool { return !others.Named && a.Extended > s.settingsAt }) {
-			return nil
-		}
 		s.noHooks(e.launching)
 		// At a launch that is no trouble: the node serves, and the other program completes its hook.
 		switch {
@@ -181,7 +184,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 			h.Launching = e.launching
 			s.learn(h, c.Wall.instant(h.Limit), "", since)
 			if a := s.hook(h); a != nil {
-				a.verified = true
+				a.Ours = true
 			}
 			s.note("hook waits for this machine", "hook", h.Name, "group", h.Group)
 		}
@@ -190,14 +193,16 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-// believe takes hooks of a transition as ours although the cloud did not confirm it, and reports whether any of them waits.
-func (s *state) believe(launching bool, ours func(*hook) bool) bool {
+// confirm keeps as ours only the hooks that the names of the settings match.
+func (s *state) confirm(f cloud.Filter) {
 	for i := range s.Hooks {
-		if a := &s.Hooks[i]; a.Hook.Launching == launching && ours(a) {
-			a.verified = true
-		}
+		a := &s.Hooks[i]
+		a.Ours = a.Ours && (len(f) == 0 || f.Match(a.Hook))
 	}
-	s.dropUnverified(launching)
+}
+
+// waits reports whether a hook of a transition waits.
+func (s *state) waits(launching bool) bool {
 	return s.anyHook(func(a *hook) bool { return a.Hook.Launching == launching && a.End == "" })
 }
 
@@ -226,9 +231,9 @@ func (s *state) noteDenied(e *cloud.DeniedError) {
 type settingsRead struct{}
 
 func (settingsRead) apply(s *state, now instant, c *config) error {
-	s.settings, s.settingsAt = s.settings+1, now
+	s.settings++
 	for i := range s.Hooks {
-		s.Hooks[i].verified = false
+		s.Hooks[i].Ours = false
 	}
 	if s.othersHooks == "" && s.launchHooks == "" {
 		return nil

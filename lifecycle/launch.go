@@ -68,7 +68,7 @@ func (s *state) startSettled(now instant, c *config) bool {
 	if !c.Hooks || !c.Proves || s.Start.Proved.Add(longestTimeout).reached(now) {
 		return true
 	}
-	return !s.wantsHooks(true, now, c) && !s.anyHook(func(a *hook) bool { return a.Hook.Launching && a.End == "" })
+	return !s.wantsHooks(true, now, c) && !s.waits(true)
 }
 
 // startProved is the result of a try to start the server and to see the node in the cluster.

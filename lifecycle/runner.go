@@ -166,9 +166,10 @@ func NewRunner(o Options) (*Runner, error) {
 		now := r.now()
 		c := r.config(now)
 		r.state, r.saved = d.restore(r.boot, o.Hardware, now, &c), []byte{}
+		r.state.confirm(o.Filter())
 	}
 	r.tell()
-	_ = r.step(passed{})
+	_ = r.step(passed)
 	return r, nil
 }
 
@@ -351,7 +352,7 @@ func (r *Runner) follow(p plan, now instant) {
 		r.timer = nil
 	}
 	if wake != 0 {
-		r.timer = time.AfterFunc(wake.Sub(now), func() { _ = r.observe(passed{}) })
+		r.timer = time.AfterFunc(wake.Sub(now), func() { _ = r.observe(passed) })
 	}
 	if p.Exit {
 		r.end()
@@ -373,7 +374,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
 	r.mu.Lock()
 	r.ctx, r.end = ctx, cancel
-	_ = r.step(passed{}) //nolint:contextcheck // it starts the workers with r.ctx
+	_ = r.step(passed) //nolint:contextcheck // it starts the workers with r.ctx
 	r.mu.Unlock()
 	if r.o.Watcher != nil {
 		r.workers.Go(func() { r.o.Watcher.Watch(ctx, r.report) })
@@ -427,12 +428,12 @@ func (r *Runner) Forgotten() bool { return r.forgotten.Load() }
 // Settled reports that the node record shows what this node does. It does not wait for a disk.
 func (r *Runner) Settled() {
 	if r.forgotten.Swap(false) {
-		go func() { _ = r.observe(recordSettled{}) }()
+		go func() { _ = r.observe(change(func(s *state) { s.Forgotten = false })) }()
 	}
 }
 
 // Unsaid reports that the node record may have lost what was written, for example if it was removed. It does not wait for a disk.
-func (r *Runner) Unsaid() { go func() { _ = r.observe(recordUnknown{}) }() }
+func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s *state) { s.Have = "" })) }() }
 
 // Reconsider asks again for the hooks: the settings were read again.
 func (r *Runner) Reconsider() { _ = r.observe(settingsRead{}) }
@@ -461,7 +462,7 @@ func (r *Runner) askBalancers(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(balancersSeen{using})
+		_ = r.observe(change(func(s *state) { s.balancers, s.balancersAsked = using, true }))
 		if !sleep.For(ctx, balancersEvery) {
 			return
 		}
@@ -520,16 +521,12 @@ func (r *Runner) stop(ctx context.Context) {
 		bound, cancel := context.WithTimeout(ctx, limit)
 		err := r.o.Node.StopServer(bound)
 		cancel()
-		switch {
-		case err == nil, errors.Is(err, ErrNotManaged):
-			_ = r.observe(serverStopped{unmanaged: err != nil})
-			return
-		case ctx.Err() != nil:
+		if err != nil && ctx.Err() != nil {
 			return
 		}
 		failed = failed || !time.Now().Before(end)
-		_ = r.observe(stopFailed{err, failed})
-		if !sleep.For(ctx, pause) {
+		_ = r.observe(stopTried{err, failed})
+		if err == nil || errors.Is(err, ErrNotManaged) || !sleep.For(ctx, pause) {
 			return
 		}
 		limit = max(time.Until(end), time.Second)

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -107,10 +108,9 @@ type observed struct {
 	stopOverdue      bool    // the time for the stop is over
 	askDenied        map[bool]string
 	askNotBefore     instant
-	othersHooks      string // hooks of other programs alone wait for this machine
-	launchHooks      string // the same at a launch
-	settings         int    // how often the settings were read again
-	settingsAt       instant
+	othersHooks      string   // hooks of other programs alone wait for this machine
+	launchHooks      string   // the same at a launch
+	settings         int      // how often the settings were read again
 	inService        instant  // when the group last had the machine in service
 	launched         bool     // the launch hook was looked for
 	unknown          []string // ids of the signals that this version does not know
@@ -150,8 +150,9 @@ type hook struct {
 	Failing bool   `json:"failing,omitempty"`
 	Denied  string `json:"denied,omitempty"`
 	End     End    `json:"end,omitempty"`
+	// Ours: the cloud confirmed that it is, until the settings are read again.
+	Ours bool `json:"ours,omitempty"`
 
-	verified         bool // it is known to be ours
 	completionDenied string
 	capNoted         bool
 }
@@ -303,30 +304,23 @@ func heaviest(list []notice) (best notice) {
 	return best
 }
 
-// boundNotices drops the notices that are too many: those of the lowest goal, and of these the ones whose deadline is last.
+// boundNotices drops the notices that are too many, those whose deadline is last. The operator's and the shutdown stay.
 func (s *state) boundNotices() {
-	weight := func(n notice) int {
-		if n.Kind == Ask || n.Kind == Shutdown {
-			return int(goalLeave) + 1
+	rank := func(n notice) instant {
+		switch {
+		case n.Kind == Ask || n.Kind == Shutdown:
+			return 0
+		case n.Deadline == 0:
+			return math.MaxInt64
 		}
-		return int(goalOf(n.Kind))
+		return n.Deadline
 	}
-	for len(s.Notices) > maxNotices {
-		worst := slices.MinFunc(s.Notices, func(a, b notice) int {
-			none := cmp.Compare(boolInt(b.Deadline == 0), boolInt(a.Deadline == 0))
-			return cmp.Or(cmp.Compare(weight(a), weight(b)), none, cmp.Compare(b.Deadline, a.Deadline))
-		})
-		s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.ID == worst.ID })
+	if len(s.Notices) > maxNotices {
+		slices.SortStableFunc(s.Notices, func(a, b notice) int { return cmp.Compare(rank(a), rank(b)) })
+		s.Notices = s.Notices[:maxNotices]
 		s.dropUnnamedHooks()
 		s.setTrouble(troubleNotices, fmt.Sprintf("more than %d notices are in force; those whose deadlines come last are ignored", maxNotices))
 	}
-}
-
-func boolInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 func hookKey(h Hook) string {
