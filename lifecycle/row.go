@@ -148,7 +148,7 @@ func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
 		if err == nil {
 			return
 		}
-		if !r.pause(ctx, retry) {
+		if !sleep.For(ctx, r.jitter(retry)) {
 			r.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
 			return
 		}

@@ -21,12 +21,12 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Options make a Runner. Node and Files are needed.
+// Options make a Runner. Node, Files, Role, Before and Log are needed.
 type Options struct {
 	Node  Node
 	Files Files
-	// Role returns the node's role, which may change when it joins; nil is "". Like Filter, Deadline, StopTime and Before, it
-	// must neither block nor call the runner.
+	// Role returns the node's role, which may change when it joins. Like Filter, Deadline, StopTime and Before, it must
+	// neither block nor call the runner.
 	Role func() string
 	// Hooks are nil if the cloud has none. Filter says which of them are ours; nil is no names.
 	Hooks  cloud.Hooks
@@ -45,7 +45,7 @@ type Options struct {
 	// Balancers returns the names of the load balancers that send new sessions to this node, as far as they confirm what they do;
 	// with nil, a drain does not wait for them. It returns when ctx ends.
 	Balancers func(ctx context.Context) []string
-	// Before returns the last count before a drain; nil is none.
+	// Before returns the last count before a drain.
 	Before func() (s cluster.Sessions, at time.Time)
 	// Prove returns when this machine is seen in the cluster. With nil launch hooks are ignored.
 	Prove func(ctx context.Context) error
@@ -110,11 +110,10 @@ type Runner struct {
 	unwritten atomic.Int32
 }
 
-// warned is what the log has of one kind of trouble.
+// warned is the last warning about one kind of trouble; its text is "" if its end is logged.
 type warned struct {
 	text string
 	at   time.Time
-	open bool // its end is not logged
 }
 
 // NewRunner makes a runner that continues with the drain of a former run of the daemon. A record that cannot be read is noted, and
@@ -128,17 +127,8 @@ func NewRunner(o Options) (*Runner, error) {
 	if o.Deadline == nil {
 		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
 	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	if o.Rand == nil {
 		o.Rand = rand.Float64
-	}
-	if o.Role == nil {
-		o.Role = func() string { return "" }
-	}
-	if o.Before == nil {
-		o.Before = func() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
 	}
 	if o.Filter == nil {
 		o.Filter = func() cloud.Filter { return nil }
@@ -252,18 +242,14 @@ func (r *Runner) tell() {
 // tellTrouble logs what does not go well, once a minute for each kind, and the end of that.
 func (r *Runner) tellTrouble() {
 	for about, text := range r.state.trouble {
-		w := r.warned[about]
-		if (!w.open || w.text != text) && (w.at.IsZero() || time.Since(w.at) >= troubleEvery) {
-			w = warned{at: time.Now(), open: true}
+		if w := r.warned[about]; w.text != text && time.Since(w.at) >= troubleEvery {
+			r.warned[about] = warned{text, time.Now()}
 			r.log.Warn("drain step failed, retrying", "step", about, "error", text)
 		}
-		w.text = text
-		r.warned[about] = w
 	}
 	for about, w := range r.warned {
-		if w.open && r.state.trouble[about] == "" {
-			w.open = false
-			r.warned[about] = w
+		if w.text != "" && r.state.trouble[about] == "" {
+			r.warned[about] = warned{at: w.at}
 			r.log.Info("drain step works again", "step", about)
 		}
 	}
@@ -534,11 +520,6 @@ func (r *Runner) stop(ctx context.Context) {
 			limit, pause = r.stopTime(), min(2*pause, maxStopPause)
 		}
 	}
-}
-
-// pause waits, with some jitter.
-func (r *Runner) pause(ctx context.Context, d time.Duration) bool {
-	return sleep.For(ctx, time.Duration((0.8+0.4*r.o.Rand())*float64(d)))
 }
 
 func (r *Runner) jitter(d time.Duration) time.Duration {

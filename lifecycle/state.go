@@ -114,7 +114,6 @@ type observed struct {
 	inService        instant  // when the group last had the machine in service
 	launched         bool     // the launch hook was looked for
 	unknown          []string // ids of the signals that this version does not know
-	handled          []string
 	cancelledBy      string
 	trouble          map[string]string
 	notes            []note
@@ -201,7 +200,7 @@ func (s *state) setTrouble(about, text string) {
 // clone copies what a step may change.
 func (s state) clone() state {
 	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
-	s.handled, s.notes, s.history = slices.Clone(s.handled), nil, nil
+	s.notes, s.history = nil, nil
 	s.trouble, s.askDenied = maps.Clone(s.trouble), maps.Clone(s.askDenied)
 	if s.trouble == nil {
 		s.trouble = map[string]string{}

@@ -283,7 +283,7 @@ func begin(s *state, now instant, c *config) {
 		}
 	}
 	s.observed.reset()
-	s.handled, s.cancelledBy, s.othersHooks = nil, "", ""
+	s.cancelledBy, s.othersHooks = "", ""
 	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, now, 0, c.Role, 0
 	s.Departure, s.NeverJoined = nil, !c.Joined()
 	s.update(now, c)

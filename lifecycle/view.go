@@ -118,10 +118,8 @@ type HookView struct {
 	Hook
 	Beats  int       `json:"beats"`
 	Beaten time.Time `json:"beaten,omitzero"`
-	// Ends is when the cloud waits no longer, Lapses when it does so unless it
-	// hears of us; zero is not known.
-	Ends   time.Time `json:"ends,omitzero"`
-	Lapses time.Time `json:"lapses,omitzero"`
+	// Ends is when the cloud waits no longer; zero is not known.
+	Ends time.Time `json:"ends,omitzero"`
 	// Denied is the permission that is missing.
 	Denied string `json:"denied,omitempty"`
 	End    End    `json:"end,omitempty"`
@@ -229,7 +227,7 @@ func (r *Runner) viewOf(now instant, c *config, p plan) View {
 		h := HookView{Hook: a.Hook, Beats: a.Extends, Beaten: wall(a.Extended), Denied: cmp.Or(a.Denied, a.completionDenied), End: a.End}
 		h.Limit = wall(a.Limit)
 		if a.End == "" {
-			h.Ends, h.Lapses = wall(a.limit()), wall(a.lapse())
+			h.Ends = wall(a.limit())
 		}
 		v.Hooks = append(v.Hooks, h)
 	}

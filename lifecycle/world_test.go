@@ -404,6 +404,8 @@ func (w *world) RemoveFile(string) error {
 func (w *world) options() Options {
 	return Options{
 		Node: w, Files: w, Hooks: w, Log: slog.New(slog.DiscardHandler),
+		Role:   func() string { return "" },
+		Before: noCount,
 		Event: func(_ context.Context, e cluster.Event) error {
 			touch()
 			w.mu.Lock()
@@ -585,3 +587,6 @@ func spot(in time.Duration) Notice {
 var errMongo = errors.New("server selection timed out")
 
 func p(n int) *int { return &n }
+
+// noCount: nothing was counted before the drain.
+func noCount() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
