@@ -144,11 +144,6 @@ func (s *state) report(n cloud.Notice, topic string, now instant, c *config) {
 	if at != 0 && known.Deadline.Sub(at).Abs() > time.Second {
 		known.Deadline = at
 		s.note("deadline of a notice changed", "notice", known, "deadline", c.Wall.time(at).Format(time.RFC3339))
-		for i := range s.Hooks {
-			if a := &s.Hooks[i]; n.Hook != nil && a.End == "" && sameHook(a.Hook, *n.Hook) {
-				a.Limit = c.Wall.instant(n.Hook.Limit)
-			}
-		}
 	}
 	if n.Hook != nil {
 		s.learn(*n.Hook, c.Wall.instant(n.Hook.Limit), n.ID, known.Received)

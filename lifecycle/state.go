@@ -377,7 +377,7 @@ func (s *state) learn(h Hook, limit instant, notice string, since instant) {
 		if a.Hook.Name == a.Hook.ID {
 			a.Hook.Name = h.Name
 		}
-		if a.Limit == 0 || limit != 0 && a.Limit.Sub(limit) > time.Second {
+		if limit != 0 && a.Limit.Sub(limit).Abs() > time.Second {
 			a.Limit = limit
 		}
 		if len(h.Others) > 0 {
