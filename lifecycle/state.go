@@ -367,12 +367,7 @@ func (s *state) learn(h Hook, limit instant, notice string, since instant) {
 		if !sameHook(a.Hook, h) {
 			continue
 		}
-		// A second action of the same hook: a parked machine is terminated.
-		if a.End != "" && h.Token != "" && a.Hook.Token != "" && h.Token != a.Hook.Token {
-			*a = hook{Hook: h, Limit: limit, Notice: notice, Since: since}
-			return
-		}
-		a.Hook.Group, a.Hook.Token, a.Notice = cmp.Or(a.Hook.Group, h.Group), cmp.Or(a.Hook.Token, h.Token), cmp.Or(a.Notice, notice)
+		a.Hook.Group, a.Hook.Token, a.Notice = cmp.Or(a.Hook.Group, h.Group), cmp.Or(h.Token, a.Hook.Token), cmp.Or(a.Notice, notice)
 		a.Hook.Timeout = cmp.Or(a.Hook.Timeout, h.Timeout)
 		if a.Hook.Name == a.Hook.ID {
 			a.Hook.Name = h.Name

@@ -282,7 +282,7 @@ func begin(s *state, now instant, c *config) {
 			s.dropHooks(true)
 		}
 	}
-	s.observed.reset()
+	s.resetCounts()
 	s.cancelledBy, s.othersHooks = "", ""
 	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, now, 0, c.Role, 0
 	s.Departure, s.NeverJoined = nil, !c.Joined()
@@ -300,20 +300,11 @@ func begin(s *state, now instant, c *config) {
 	s.history = append(s.history, cause.event("drain", details))
 }
 
-func (o *observed) reset() {
-	o.sessions, o.countedAt, o.uncountableSince, o.zeros, o.lastCount, o.stopOverdue = nil, 0, 0, 0, 0, false
-	o.balancers, o.balancersAsked = nil, false
-	for _, about := range []string{troubleStop, troubleStart, troubleDiscover, troubleHeartbeat, troubleComplete} {
-		delete(o.trouble, about)
-	}
-}
-
 func serveAgain(s *state, _ instant, _ *config) {
 	who := cmp.Or(s.cancelledBy, "the cloud")
 	s.note("node serves again", "cancelled by", who)
 	s.history = append(s.history, cluster.Event{Kind: "undrain", Who: who, Why: map[bool]string{true: "cancelled", false: "withdrawn"}[s.cancelledBy != ""]})
-	s.observed.reset()
-	s.Goal, s.Began, s.Departure, s.Repair, s.NoHook, s.othersHooks = goalNone, 0, nil, false, false, ""
+	s.reset()
 	s.Want, s.Have = cluster.StateActive, ""
 	s.dropHooks(false)
 }
@@ -411,18 +402,29 @@ func resume(s *state, now instant, c *config) {
 	s.history = append(s.history, cluster.Event{Kind: "resume", Who: s.cause(now, c).Who, Why: "in service again"})
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == goalReboot })
 	s.reset()
+	s.leaveRecord()
 	// What waited has been completed, or waits no more; the hook of the start is asked for again.
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return !a.Hook.Launching || a.End != "" })
 	s.Start = &start{ID: "resume", Since: now, Server: true}
 }
 
-// reset forgets a drain that is over; the session writes the node record.
+// reset forgets a drain.
 func (s *state) reset() {
-	s.observed.reset()
+	s.resetCounts()
 	s.Goal, s.Began, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = goalNone, 0, 0, time.Time{}, nil, false
 	s.NeverJoined, s.NoHook, s.NoLaunchHook, s.othersHooks = false, false, false, ""
-	s.Want, s.Have, s.Forgotten = "", "", true
 }
+
+func (s *state) resetCounts() {
+	s.sessions, s.countedAt, s.uncountableSince, s.zeros, s.lastCount, s.stopOverdue = nil, 0, 0, 0, 0, false
+	s.balancers, s.balancersAsked = nil, false
+	for _, about := range []string{troubleStop, troubleStart, troubleDiscover, troubleHeartbeat, troubleComplete} {
+		delete(s.trouble, about)
+	}
+}
+
+// leaveRecord lets the session of the daemon write the node record, after a drain that is over.
+func (s *state) leaveRecord() { s.Want, s.Have, s.Forgotten = "", "", true }
 
 // forgetDrain ends a drain because the machine was joined again. Notices stay that came since it began, or are announced for
 // later: who joined knew only what the drain was for.
@@ -443,6 +445,7 @@ func forgetDrain(s *state, now instant, c *config) {
 	s.note("machine was joined again")
 	hooks, none := s.Hooks, s.NoHook
 	s.reset()
+	s.leaveRecord()
 	s.Hooks = nil
 	if s.asks() || slices.ContainsFunc(hooks, func(a hook) bool { return s.notice(a.Notice) != nil }) {
 		s.Hooks, s.NoHook = hooks, none // the cloud has been answered
