@@ -121,7 +121,6 @@ func (s *state) unknownSignal(n cloud.Notice, topic string) {
 	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
 }
 
-// report adds or updates a notice that is in force.
 func (s *state) report(n cloud.Notice, topic string, now instant, c *config) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
 		s.Overruled[i].Missing = 0
@@ -150,7 +149,6 @@ func (s *state) report(n cloud.Notice, topic string, now instant, c *config) {
 	}
 }
 
-// missing counts the notices of a topic that are not listed.
 func (s *state) missing(topic string, listed []string, now instant, c *config) {
 	gone := func(id string, missing *int) bool {
 		if topicOf(id) != topic || slices.Contains(listed, id) {
@@ -181,7 +179,6 @@ func (s *state) dropWithdrawn(now instant, c *config) {
 	s.dropUnnamedHooks()
 }
 
-// add adds a notice.
 func (s *state) add(n notice, h *Hook, now instant, c *config) {
 	before := s.goal(now, c)
 	s.Notices = append(s.Notices, n)
@@ -259,7 +256,6 @@ func (e noticed) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-// resumed handles an event that the group has the machine in service.
 func (s *state) resumed(n Notice, received, now instant, c *config) error {
 	if s.leaving() && received < s.Began {
 		return errors.New("the event is late: the machine leaves since")

@@ -16,7 +16,6 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// hookOp is what must be done about a hook.
 type hookOp string
 
 const (
@@ -74,7 +73,6 @@ func (s *state) wantsHooks(launching bool, now instant, c *config) bool {
 	return s.Start != nil && !s.leaving() && !s.NoLaunchHook && c.Proves
 }
 
-// hookOp is what must be done about a hook now.
 func (s *state) hookOp(a *hook, now instant, c *config) hookOp {
 	parking := s.parking(now, c)
 	switch {
@@ -213,7 +211,6 @@ func (s *state) dropUnverified(launching bool) {
 	delete(s.askDenied, launching)
 }
 
-// noHooks notes that the cloud has no hook of ours.
 func (s *state) noHooks(launching bool) {
 	s.dropUnverified(launching)
 	if launching {
@@ -245,7 +242,6 @@ func (settingsRead) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-// hookAnswered is the cloud's answer about a hook.
 type hookAnswered struct {
 	hook    Hook
 	op      hookOp
@@ -333,7 +329,6 @@ func (s *state) endHook(a *hook, end End, err error) {
 	s.note(text, "hook", a.Hook.Name, "error", err)
 }
 
-// discover asks for the hooks of a transition until there is an answer.
 func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore instant) {
 	first := r.now()
 	if !sleep.For(ctx, notBefore.Sub(first)) {
@@ -363,7 +358,6 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 	}
 }
 
-// callHook extends or completes a hook until it is cancelled.
 func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	first := r.now()
 	var backOff time.Duration
@@ -400,10 +394,12 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	return call, true
 }
 
-// hookPause is the time to the next call about a hook.
 func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.Duration {
 	tried := r.now().Sub(e.since)
-	idle := h.Launching && !h.Parking && tried > idleHookTime
+	every, longest := deniedEvery, callTime
+	if h.Launching && !h.Parking && tried > idleHookTime {
+		every, longest = launchEvery, launchEvery
+	}
 	timeout := cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout)
 	_, denied := errors.AsType[*cloud.DeniedError](e.err)
 	switch {
@@ -422,14 +418,8 @@ func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.
 			return max(0, left)
 		}
 		return notWaitingEvery
-	case denied && idle:
-		return launchEvery
 	case denied:
-		return deniedEvery
-	}
-	longest := callTime
-	if idle {
-		longest = launchEvery
+		return every
 	}
 	if e.op == opExtend && h.Timeout > 0 {
 		longest = min(longest, max(h.Timeout/16, time.Second))

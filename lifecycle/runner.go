@@ -185,7 +185,6 @@ func (r *Runner) config(now instant) config {
 	return c
 }
 
-// observe applies an event.
 func (r *Runner) observe(e event) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -255,7 +254,6 @@ func (r *Runner) tellTrouble() {
 	}
 }
 
-// publish shows the state to readers.
 func (r *Runner) publish(now instant, c *config, p plan) {
 	changed := r.changed
 	r.changed = make(chan struct{})
@@ -267,7 +265,6 @@ func (r *Runner) publish(now instant, c *config, p plan) {
 	close(changed)
 }
 
-// save writes the record if it has changed.
 func (r *Runner) save() {
 	d := document{Boot: r.boot, Start: time.Time(r.clock), Hardware: r.o.Hardware, state: r.state}
 	data, err := d.encode()
@@ -379,7 +376,6 @@ func (r *Runner) Run(ctx context.Context) error {
 	return nil
 }
 
-// report takes everything that is in force for a topic.
 func (r *Runner) report(topic string, current []cloud.Notice) {
 	r.logIgnored(r.observe(reported{topic, current}), topic)
 }

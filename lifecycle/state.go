@@ -17,7 +17,6 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// phase is how far a drain is.
 type phase string
 
 // The phases. See transitions for how they follow each other.
@@ -37,7 +36,6 @@ const (
 // goal is what a drain is for: the highest of the notices that are due.
 type goal int
 
-// The goals.
 const (
 	goalNone   goal = iota
 	goalReboot      // the machine comes back by itself: drain only
@@ -159,7 +157,6 @@ type hook struct {
 // End is the result of a hook; "" while it waits.
 type End string
 
-// The results.
 const (
 	EndCompleted End = "completed"
 	EndGone      End = "gone" // the cloud did not wait for our completion
@@ -197,7 +194,6 @@ func (s *state) setTrouble(about, text string) {
 	s.trouble[about] = text
 }
 
-// clone copies what a step may change.
 func (s state) clone() state {
 	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
 	s.notes, s.history = nil, nil
@@ -215,7 +211,6 @@ func (s state) clone() state {
 	return s
 }
 
-// empty reports whether there is nothing to keep.
 func (s *state) empty() bool {
 	return s.Phase == phaseServing && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
 }
@@ -235,7 +230,6 @@ func (s *state) reversible(goal goal) bool {
 	return false
 }
 
-// has returns the first notice in force of one of the kinds.
 func (s *state) has(kinds ...Kind) *notice {
 	for i := range s.Notices {
 		if n := &s.Notices[i]; n.inForce() && slices.Contains(kinds, n.Kind) {
@@ -254,7 +248,6 @@ func (s *state) notice(id string) *notice {
 	return nil
 }
 
-// due returns the notices in force whose time has come.
 func (s *state) due(now instant, c *config) (due []notice) {
 	for _, n := range s.Notices {
 		if n.inForce() && s.isDue(n, now, c) {
@@ -331,7 +324,6 @@ func sameHook(h, o Hook) bool {
 	return h.Provider == o.Provider && h.Launching == o.Launching && (h.Group == o.Group || h.ID != "") && cmp.Or(h.ID, h.Name) == cmp.Or(o.ID, o.Name)
 }
 
-// hook finds a hook that waits.
 func (s *state) hook(h Hook) *hook {
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; a.End == "" && sameHook(a.Hook, h) {
@@ -353,7 +345,6 @@ func (s *state) anyHook(match func(*hook) bool) bool {
 // hookKinds are the kinds of notices for which the cloud may have a hook that they do not name.
 func hookKinds() []Kind { return []Kind{Terminate, Reimage, Park} }
 
-// asks reports whether the cloud may have a hook that no notice names.
 func (s *state) asks() bool { return s.has(hookKinds()...) != nil }
 
 // learn adds a hook, or what is new about one that is known.
@@ -399,7 +390,6 @@ func (s *state) dropUnnamedHooks() {
 	})
 }
 
-// departure is recorded for the notice, before the sessions are known.
 func (n notice) departure(repair bool) *Departure {
 	d := &Departure{Reason: cmp.Or(n.Reason, string(n.Kind)), Who: cmp.Or(n.Who, n.Source), LeftBy: cluster.LeftByDrain, RepairStreams: repair}
 	if n.Kind == Reimage {
@@ -408,7 +398,6 @@ func (n notice) departure(repair bool) *Departure {
 	return d
 }
 
-// event is an event of the cluster's history about the notice.
 func (n notice) event(kind string, details map[string]string) cluster.Event {
 	return cluster.Event{Kind: kind, Who: cmp.Or(n.Who, n.Source), Why: n.Reason, Details: details}
 }
@@ -436,5 +425,4 @@ const errNoPublishers = "nothing is connected to the RTMP port, but streams that
 // role is the role at the begin of the drain, if it was known.
 func (s *state) role(c *config) string { return cmp.Or(s.Role, c.Role) }
 
-// groupNotice reports whether the scaling group sends the notice.
 func groupNotice(id string) bool { return strings.HasSuffix(topicOf(id), cloud.GroupTopic("")) }

@@ -128,7 +128,6 @@ var transitions = []transition{
 	{phaseResuming, phaseServing, "the node is seen in the cluster", proved, nil},
 }
 
-// update derives facts from others.
 func (s *state) update(now instant, c *config) {
 	for i := range s.Notices {
 		if n := &s.Notices[i]; s.leaving() && n.inForce() && s.dueAt(*n, c) <= now {
@@ -161,7 +160,6 @@ func (s *state) counted(now instant, c *config) bool {
 
 func (s *state) isLate(now instant, c *config) bool { return s.deadline(c).reached(now) }
 
-// none reports whether enough counts found no session.
 func (s *state) none() bool {
 	if s.sessions != nil && s.sessions.By == cluster.CountedByConnections {
 		return s.zeros >= zerosByConnections
@@ -273,7 +271,6 @@ func backInService(s *state, now instant, c *config) bool { return s.returning(n
 
 func proved(s *state, _ instant, _ *config) bool { return s.Start == nil || s.Start.Proved != 0 }
 
-// begin begins a drain.
 func begin(s *state, now instant, c *config) {
 	if s.Start != nil {
 		s.note("start given up: the machine leaves")
@@ -309,7 +306,6 @@ func serveAgain(s *state, _ instant, _ *config) {
 	s.dropHooks(false)
 }
 
-// recordDeparture records which sessions the stop cuts.
 func recordDeparture(s *state, now instant, c *config) {
 	s.Goal, s.Deadline = max(s.Goal, s.goal(now, c)), s.deadline(c)
 	why := "no session is left"
@@ -350,7 +346,6 @@ func drainedBeforeReboot(s *state, now instant, c *config) {
 	s.recordEnd("drained", now, c)
 }
 
-// recordEnd writes the end of the drain into the cluster's history.
 func (s *state) recordEnd(result string, now instant, c *config) {
 	e := s.cause(now, c).event("drained", map[string]string{"result": result})
 	if s.Departure != nil && s.Departure.Cut != nil {
@@ -365,7 +360,6 @@ func deregister(s *state, _ instant, c *config) {
 	s.setTrouble(troubleStop, "")
 }
 
-// finish ends a drain.
 func finish(s *state, now instant, c *config) {
 	s.Goal = max(s.Goal, s.goal(now, c))
 	// A hook of the end that does not answer, or does not wait yet, is asked further. The launch hook waits for the way back.

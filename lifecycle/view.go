@@ -17,7 +17,6 @@ import (
 // State is where the node stands for whoever asks this machine.
 type State string
 
-// The states.
 const (
 	StateActive   State = "active"
 	StateDraining State = "draining"
@@ -197,7 +196,7 @@ func (s *state) viewState(goal goal) State {
 	return StateLeft
 }
 
-// viewOf makes the view. The lock is held.
+// viewOf needs the lock.
 func (r *Runner) viewOf(now instant, c *config, p plan) View {
 	s, wall := &r.state, c.Wall.time
 	v := View{
@@ -254,7 +253,6 @@ func (r *Runner) viewOf(now instant, c *config, p plan) View {
 	return v
 }
 
-// view is how the start goes that a cloud waits for.
 func (st *start) view() string {
 	switch {
 	case st == nil:
