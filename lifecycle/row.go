@@ -31,13 +31,14 @@ type record struct {
 	refresh    bool // its reason changes while the node drains
 	reason     string
 	stopFailed bool
+	forgotten  bool // see state.Forgotten
 	departure  *Departure
 	changed    <-chan struct{} // closed at the next change
 }
 
 func (s *state) record(now instant, c *config) record {
 	w := record{
-		state: s.Want, pending: s.Want != s.Have, stopFailed: s.Phase == phaseStopFailed, departure: s.Departure,
+		state: s.Want, pending: s.Want != s.Have, stopFailed: s.Phase == phaseStopFailed, departure: s.Departure, forgotten: s.Forgotten,
 		refresh: s.Phase == phaseAnnouncing || s.Phase == phaseDraining || s.Phase == phaseStopFailed, reason: "serving again",
 	}
 	if s.leaving() {

@@ -105,7 +105,6 @@ type Runner struct {
 
 	view      atomic.Pointer[View]
 	record    atomic.Pointer[record]
-	forgotten atomic.Bool
 	events    chan cluster.Event
 	unwritten atomic.Int32
 }
@@ -203,7 +202,6 @@ func (r *Runner) step(e event) error {
 		return err // as nearly all looks
 	}
 	r.tell()
-	r.forgotten.Store(next.Forgotten)
 	plan := next.plan(now, &c)
 	// Readiness and the node record do not wait for a disk: each step may be begun again.
 	r.publish(now, &c, plan)
@@ -405,13 +403,11 @@ func (r *Runner) Undrain(who string, row cluster.State) error {
 func (r *Runner) Forget(joining bool) error { return r.observe(joinSeen{joining}) }
 
 // Forgotten reports whether a drain was forgotten whose end the node record may not show, until Settled.
-func (r *Runner) Forgotten() bool { return r.forgotten.Load() }
+func (r *Runner) Forgotten() bool { return r.record.Load().forgotten }
 
 // Settled reports that the node record shows what this node does. It does not wait for a disk.
 func (r *Runner) Settled() {
-	if r.forgotten.Swap(false) {
-		go func() { _ = r.observe(change(func(s *state) { s.Forgotten = false })) }()
-	}
+	go func() { _ = r.observe(change(func(s *state) { s.Forgotten = false })) }()
 }
 
 // Unsaid reports that the node record may have lost what was written, for example if it was removed. It does not wait for a disk.
