@@ -44,7 +44,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 	if now := cfg.Wall.instant(time.Now()); s.wantsHooks(false, now, &cfg) {
 		found, err := f.Find(ctx, c, false)
 		_ = hooksFound{filter: f, hooks: found, err: err}.apply(&s, now, &cfg)
-		if err != nil && !s.anyHook((*hook).isOurs) {
+		if err != nil && (s.wantsHooks(false, now, &cfg) || !s.waits(false)) {
 			errs = append(errs, fmt.Errorf("asking for the hook that waits: %w", err))
 		}
 	}

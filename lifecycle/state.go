@@ -157,6 +157,7 @@ type hook struct {
 // End is the result of a hook; "" while it waits.
 type End string
 
+// The results.
 const (
 	EndCompleted End = "completed"
 	EndGone      End = "gone" // the cloud did not wait for our completion

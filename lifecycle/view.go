@@ -17,6 +17,7 @@ import (
 // State is where the node stands for whoever asks this machine.
 type State string
 
+// The states.
 const (
 	StateActive   State = "active"
 	StateDraining State = "draining"
