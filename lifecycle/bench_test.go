@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"testing"
 	"time"
@@ -71,6 +72,7 @@ func BenchmarkNotice(b *testing.B) {
 		}
 		m, err := NewRunner(Options{
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
+			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
 			Uptime: BootClock("/"),
 		})
 		must.OK(b, err)
@@ -111,6 +113,7 @@ func BenchmarkLastSession(b *testing.B) {
 		}
 		m, err := NewRunner(Options{
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
+			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
 			SampleInterval: interval,
 		})
 		must.OK(b, err)

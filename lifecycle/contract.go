@@ -11,28 +11,22 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// Node is this machine as a node of the cluster. Its methods return when their
-// context ends, and may be called again after any outcome: a step that was
-// interrupted is done once more.
+// Node is this machine as a node of the cluster. Its methods return when their context ends, and may be called again after any
+// outcome.
 type Node interface {
 	// SetState writes the state of our row, by majority. stopFailed reports that the server
 	// does not end.
 	SetState(ctx context.Context, s cluster.State, reason string, stopFailed bool) error
-	// Sessions counts the sessions of this node now. Two calls are two counts: an
-	// answer that is kept from the call before would prove nothing.
+	// Sessions counts the sessions of this node now. An answer kept from the call before would prove nothing.
 	Sessions(ctx context.Context) (cluster.Sessions, error)
 	// StopServer stops Ant Media Server and returns when it has ended.
 	StopServer(ctx context.Context) error
-	// StartServer starts it.
 	StartServer(ctx context.Context) error
-	// Deregister removes AMS's own document of our address and makes our row say
-	// that this machine has left.
+	// Deregister removes AMS's own document of our address and makes our row say left.
 	Deregister(ctx context.Context, d Departure) error
-	// Joined reports whether this machine ever was proved to be in the cluster. It
-	// must not block.
+	// Joined reports whether this machine ever was proved to be in the cluster. It must not block.
 	Joined() bool
-	// JoinedAt returns when the last join ended well; zero where none did, or one is
-	// under way. It must not block.
+	// JoinedAt returns when the last join ended; zero if none did, or one is under way. It must not block.
 	JoinedAt() time.Time
 }
 
@@ -55,9 +49,8 @@ var ErrNotManaged = errors.New("the server is not managed here")
 
 // Peers knows the other nodes of the cluster.
 type Peers interface {
-	// Serving returns those of the machines, named by id or as their cloud's
-	// signals call them, that run the agent and have neither left nor gone: who
-	// waits for them. An error is that nobody knows.
+	// Serving returns those of the machines, named by id or as their cloud's signals call them, that run the agent and have
+	// neither left nor gone.
 	Serving(ctx context.Context, machines []string) ([]string, error)
 }
 

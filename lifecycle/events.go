@@ -65,13 +65,12 @@ type (
 	// joinSeen: the state file of the join has changed.
 	joinSeen struct{ joining bool }
 
-	balancersSeen struct{ using []string }
-	counted       struct {
+	counted struct {
 		sessions cluster.Sessions
 		err      error
 	}
-	serverStopped struct{ unmanaged bool }
-	stopFailed    struct {
+	// stopTried: err is nil if the server has ended.
+	stopTried struct {
 		err   error
 		final bool // its time is over
 	}
@@ -80,12 +79,8 @@ type (
 		state cluster.State
 		err   error
 	}
-	// recordUnknown: the node record may not have the state any more that was written.
-	recordUnknown struct{}
-	// recordSettled: the node record has the state that this node has.
-	recordSettled struct{}
-
-	passed struct{}
+	// change is a fact that depends on nothing.
+	change func(*state)
 )
 
 func (e reported) apply(s *state, now instant, c *config) error {
@@ -126,7 +121,6 @@ func (s *state) unknownSignal(n cloud.Notice, topic string) {
 	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
 }
 
-// report adds or updates a notice that is in force.
 func (s *state) report(n cloud.Notice, topic string, now instant, c *config) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
 		s.Overruled[i].Missing = 0
@@ -149,18 +143,12 @@ func (s *state) report(n cloud.Notice, topic string, now instant, c *config) {
 	if at != 0 && known.Deadline.Sub(at).Abs() > time.Second {
 		known.Deadline = at
 		s.note("deadline of a notice changed", "notice", known, "deadline", c.Wall.time(at).Format(time.RFC3339))
-		for i := range s.Hooks {
-			if a := &s.Hooks[i]; n.Hook != nil && a.End == "" && sameHook(a.Hook, *n.Hook) {
-				a.Limit = c.Wall.instant(n.Hook.Limit)
-			}
-		}
 	}
 	if n.Hook != nil {
 		s.learn(*n.Hook, c.Wall.instant(n.Hook.Limit), n.ID, known.Received)
 	}
 }
 
-// missing counts the notices of a topic that are not listed.
 func (s *state) missing(topic string, listed []string, now instant, c *config) {
 	gone := func(id string, missing *int) bool {
 		if topicOf(id) != topic || slices.Contains(listed, id) {
@@ -191,7 +179,6 @@ func (s *state) dropWithdrawn(now instant, c *config) {
 	s.dropUnnamedHooks()
 }
 
-// add adds a notice.
 func (s *state) add(n notice, h *Hook, now instant, c *config) {
 	before := s.goal(now, c)
 	s.Notices = append(s.Notices, n)
@@ -222,7 +209,7 @@ const manyNotices = 8
 func (s *state) waitAgain(since instant) {
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == phaseDone) {
-			*a = hook{Hook: a.Hook, Notice: a.Notice, Since: since, verified: a.verified}
+			*a = hook{Hook: a.Hook, Notice: a.Notice, Since: since, Ours: a.Ours}
 		}
 	}
 }
@@ -269,7 +256,6 @@ func (e noticed) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-// resumed handles an event that the group has the machine in service.
 func (s *state) resumed(n Notice, received, now instant, c *config) error {
 	if s.leaving() && received < s.Began {
 		return errors.New("the event is late: the machine leaves since")
@@ -362,13 +348,6 @@ func (e joinSeen) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-func (e balancersSeen) apply(s *state, _ instant, _ *config) error {
-	if s.Phase == phaseAnnouncing {
-		s.balancers, s.balancersAsked = e.using, true
-	}
-	return nil
-}
-
 func (e counted) apply(s *state, now instant, c *config) error {
 	if s.Phase != phaseDraining {
 		return nil
@@ -420,25 +399,18 @@ func anySession(s cluster.Sessions) bool {
 	return s.Publishers != nil && *s.Publishers > 0 || s.Viewers != nil && *s.Viewers > 0
 }
 
-func (e serverStopped) apply(s *state, now instant, _ *config) error {
-	if s.Phase != phaseStopping && s.Phase != phaseStopFailed {
-		return nil
-	}
-	s.StoppedAt = now
-	if e.unmanaged {
+func (e stopTried) apply(s *state, now instant, _ *config) error {
+	switch {
+	case s.Phase != phaseStopping && s.Phase != phaseStopFailed:
+	case e.err == nil:
+		s.StoppedAt = now
+	case errors.Is(e.err, ErrNotManaged):
+		s.StoppedAt = now
 		s.note("the server is not managed here: stop it by hand")
-	}
-	return nil
-}
-
-func (e stopFailed) apply(s *state, _ instant, _ *config) error {
-	if s.Phase != phaseStopping && s.Phase != phaseStopFailed {
-		return nil
-	}
-	if e.err != nil {
+	default:
 		s.setTrouble(troubleStop, "Ant Media Server cannot be stopped: "+e.err.Error())
+		s.stopOverdue = s.stopOverdue || e.final
 	}
-	s.stopOverdue = s.stopOverdue || e.final
 	return nil
 }
 
@@ -465,14 +437,10 @@ func refused(err error) bool {
 	return ok && te.From != cluster.StateJoining
 }
 
-func (recordUnknown) apply(s *state, _ instant, _ *config) error {
-	s.Have = ""
+func (e change) apply(s *state, _ instant, _ *config) error {
+	e(s)
 	return nil
 }
 
-func (recordSettled) apply(s *state, _ instant, _ *config) error {
-	s.Forgotten = false
-	return nil
-}
-
-func (passed) apply(*state, instant, *config) error { return nil }
+// passed: only time has passed.
+var passed = change(func(*state) {})

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -73,7 +74,7 @@ func (g *asg) Complete(_ context.Context, h Hook) error { return g.call("complet
 func (g *asg) Watch(ctx context.Context, report cloud.Report) {
 	for {
 		g.look(report)
-		if !sleep(ctx, 2*time.Second, nil) {
+		if !sleep.For(ctx, 2*time.Second) {
 			return
 		}
 	}

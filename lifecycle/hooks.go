@@ -12,10 +12,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// hookOp is what must be done about a hook.
 type hookOp string
 
 const (
@@ -51,7 +51,7 @@ func (s *state) pooled(now instant, c *config) bool {
 }
 
 // isOurs reports whether a hook is known to be ours. A hook that cannot be extended came with its notice.
-func (a *hook) isOurs() bool { return a.Hook.Fixed || a.verified }
+func (a *hook) isOurs() bool { return a.Hook.Fixed || a.Ours }
 
 // wantsHooks reports whether the cloud must be asked for the hooks of a transition.
 func (s *state) wantsHooks(launching bool, now instant, c *config) bool {
@@ -66,14 +66,13 @@ func (s *state) wantsHooks(launching bool, now instant, c *config) bool {
 	case s.anyHook(of):
 		return false
 	case !launching:
-		return s.leaving() && s.Phase != phaseDown && s.asks() && !s.NoHook
+		return s.leaving() && s.asks() && !s.NoHook
 	case s.parking(now, c):
 		return !s.NoLaunchHook
 	}
 	return s.Start != nil && !s.leaving() && !s.NoLaunchHook && c.Proves
 }
 
-// hookOp is what must be done about a hook now.
 func (s *state) hookOp(a *hook, now instant, c *config) hookOp {
 	parking := s.parking(now, c)
 	switch {
@@ -136,22 +135,25 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
 	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
+	if isDenied || onlyOthers {
+		for i := range s.Hooks {
+			// One that an event named is ours by its name, or else because the operator sends the events here.
+			if a := &s.Hooks[i]; isDenied && a.Hook.Launching == e.launching && (len(e.filter) == 0 || e.filter.Match(a.Hook)) {
+				a.Ours = true
+			}
+		}
+		if s.dropUnverified(e.launching); s.waits(e.launching) {
+			return nil // one that was confirmed before stays ours, although there are others by now
+		}
+	}
 	switch {
 	case isDenied:
-		// A hook that an event named is ours by its name, or else because the operator sends the events here.
-		if s.believe(e.launching, func(a *hook) bool { return len(e.filter) == 0 || e.filter.Match(a.Hook) }) {
-			return nil
-		}
 		if s.askDenied[false] != denied.Permission && s.askDenied[true] != denied.Permission {
 			s.noteDenied(denied)
 		}
 		s.askDenied[e.launching] = denied.Permission
 		s.setTrouble(troubleDiscover, denied.Error())
 	case onlyOthers:
-		// A hook that this agent has extended stays its own by default, although there are others by now.
-		if s.believe(e.launching, func(a *hook) bool { return !others.Named && a.Extended > s.settingsAt }) {
-			return nil
-		}
 		s.noHooks(e.launching)
 		// At a launch that is no trouble: the node serves, and the other program completes its hook.
 		switch {
@@ -180,7 +182,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 			h.Launching = e.launching
 			s.learn(h, c.Wall.instant(h.Limit), "", since)
 			if a := s.hook(h); a != nil {
-				a.verified = true
+				a.Ours = true
 			}
 			s.note("hook waits for this machine", "hook", h.Name, "group", h.Group)
 		}
@@ -189,14 +191,16 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-// believe takes hooks of a transition as ours although the cloud did not confirm it, and reports whether any of them waits.
-func (s *state) believe(launching bool, ours func(*hook) bool) bool {
+// confirm keeps as ours only the hooks that the names of the settings match.
+func (s *state) confirm(f cloud.Filter) {
 	for i := range s.Hooks {
-		if a := &s.Hooks[i]; a.Hook.Launching == launching && ours(a) {
-			a.verified = true
-		}
+		a := &s.Hooks[i]
+		a.Ours = a.Ours && (len(f) == 0 || f.Match(a.Hook))
 	}
-	s.dropUnverified(launching)
+}
+
+// waits reports whether a hook of a transition waits.
+func (s *state) waits(launching bool) bool {
 	return s.anyHook(func(a *hook) bool { return a.Hook.Launching == launching && a.End == "" })
 }
 
@@ -207,7 +211,6 @@ func (s *state) dropUnverified(launching bool) {
 	delete(s.askDenied, launching)
 }
 
-// noHooks notes that the cloud has no hook of ours.
 func (s *state) noHooks(launching bool) {
 	s.dropUnverified(launching)
 	if launching {
@@ -225,9 +228,9 @@ func (s *state) noteDenied(e *cloud.DeniedError) {
 type settingsRead struct{}
 
 func (settingsRead) apply(s *state, now instant, c *config) error {
-	s.settings, s.settingsAt = s.settings+1, now
+	s.settings++
 	for i := range s.Hooks {
-		s.Hooks[i].verified = false
+		s.Hooks[i].Ours = false
 	}
 	if s.othersHooks == "" && s.launchHooks == "" {
 		return nil
@@ -239,7 +242,6 @@ func (settingsRead) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-// hookAnswered is the cloud's answer about a hook.
 type hookAnswered struct {
 	hook    Hook
 	op      hookOp
@@ -327,10 +329,9 @@ func (s *state) endHook(a *hook, end End, err error) {
 	s.note(text, "hook", a.Hook.Name, "error", err)
 }
 
-// discover asks for the hooks of a transition until there is an answer.
 func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore instant) {
 	first := r.now()
-	if !sleep(ctx, notBefore.Sub(first), nil) {
+	if !sleep.For(ctx, notBefore.Sub(first)) {
 		return
 	}
 	var backOff time.Duration
@@ -351,20 +352,19 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 			backOff = min(max(2*backOff, time.Second), longest)
 			wait = r.jitter(backOff)
 		}
-		if !sleep(ctx, wait, nil) {
+		if !sleep.For(ctx, wait) {
 			return
 		}
 	}
 }
 
-// callHook extends or completes a hook until it is cancelled.
 func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	first := r.now()
 	var backOff time.Duration
 	for {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
-		if !ok || !sleep(ctx, r.hookPause(e, call, &backOff), nil) {
+		if !ok || !sleep.For(ctx, r.hookPause(e, call, &backOff)) {
 			return
 		}
 	}
@@ -394,10 +394,12 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	return call, true
 }
 
-// hookPause is the time to the next call about a hook.
 func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.Duration {
 	tried := r.now().Sub(e.since)
-	idle := h.Launching && !h.Parking && tried > idleHookTime
+	every, longest := deniedEvery, callTime
+	if h.Launching && !h.Parking && tried > idleHookTime {
+		every, longest = launchEvery, launchEvery
+	}
 	timeout := cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout)
 	_, denied := errors.AsType[*cloud.DeniedError](e.err)
 	switch {
@@ -416,14 +418,8 @@ func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.
 			return max(0, left)
 		}
 		return notWaitingEvery
-	case denied && idle:
-		return launchEvery
 	case denied:
-		return deniedEvery
-	}
-	longest := callTime
-	if idle {
-		longest = launchEvery
+		return every
 	}
 	if e.op == opExtend && h.Timeout > 0 {
 		longest = min(longest, max(h.Timeout/16, time.Second))

@@ -7,8 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // learnLaunch adds the launch hook that a notice names, if it names one.
@@ -28,17 +29,12 @@ func (s *state) launch(n Notice, now instant, c *config) error {
 		return nil
 	}
 	switch goal := s.goal(now, c); {
-	case slices.Contains(s.handled, n.ID):
-		return nil
 	case s.leaving() && goal == goalLeave:
 		return errors.New("ignored: a termination takes precedence")
 	case s.leaving():
 		return errors.New("ignored: the machine leaves service")
 	case !c.Proves || !c.Hooks:
 		return nil
-	}
-	if len(s.handled) < maxNotices {
-		s.handled = append(s.handled, n.ID)
 	}
 	s.learnLaunch(n, now, c)
 	s.Start = &start{ID: n.ID, Since: now}
@@ -68,7 +64,7 @@ func (s *state) startSettled(now instant, c *config) bool {
 	if !c.Hooks || !c.Proves || s.Start.Proved.Add(longestTimeout).reached(now) {
 		return true
 	}
-	return !s.wantsHooks(true, now, c) && !s.anyHook(func(a *hook) bool { return a.Hook.Launching && a.End == "" })
+	return !s.wantsHooks(true, now, c) && !s.waits(true)
 }
 
 // startProved is the result of a try to start the server and to see the node in the cluster.
@@ -94,7 +90,7 @@ func (r *Runner) prove(ctx context.Context, server bool) {
 		if ctx.Err() != nil {
 			return
 		}
-		if _ = r.observe(startProved{err}); err == nil || !r.pause(ctx, retry) {
+		if _ = r.observe(startProved{err}); err == nil || !sleep.For(ctx, r.jitter(retry)) {
 			return
 		}
 	}

@@ -21,13 +21,11 @@ type plan struct {
 	WakeAt instant
 }
 
-// hookWork is what must be done about a hook.
 type hookWork struct {
 	Hook Hook
 	op   hookOp
 }
 
-// plan derives the work.
 func (s *state) plan(now instant, c *config) plan {
 	p := plan{
 		Balancers: s.Phase == phaseAnnouncing && c.Balancers, Count: s.Phase == phaseDraining, LastCount: s.lastCount != 0, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,

@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -36,7 +37,7 @@ func (s *sky) Watch(ctx context.Context, report cloud.Report) {
 			report(topic, slices.Clone(current))
 		}
 		s.mu.Unlock()
-		if !sleep(ctx, time.Second, nil) {
+		if !sleep.For(ctx, time.Second) {
 			s.mu.Lock()
 			s.ended = true
 			s.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -30,13 +31,14 @@ type record struct {
 	refresh    bool // its reason changes while the node drains
 	reason     string
 	stopFailed bool
+	forgotten  bool // see state.Forgotten
 	departure  *Departure
 	changed    <-chan struct{} // closed at the next change
 }
 
 func (s *state) record(now instant, c *config) record {
 	w := record{
-		state: s.Want, pending: s.Want != s.Have, stopFailed: s.Phase == phaseStopFailed, departure: s.Departure,
+		state: s.Want, pending: s.Want != s.Have, stopFailed: s.Phase == phaseStopFailed, departure: s.Departure, forgotten: s.Forgotten,
 		refresh: s.Phase == phaseAnnouncing || s.Phase == phaseDraining || s.Phase == phaseStopFailed, reason: "serving again",
 	}
 	if s.leaving() {
@@ -77,7 +79,11 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			wait = max(time.Until(written.Add(progressEvery)), time.Until(notBefore))
 		}
 		if wait > 0 {
-			sleep(ctx, wait, w.changed)
+			select {
+			case <-ctx.Done():
+			case <-w.changed:
+			case <-time.After(wait):
+			}
 			continue
 		}
 		current, err := r.writeOnce(ctx, w)
@@ -143,7 +149,7 @@ func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
 		if err == nil {
 			return
 		}
-		if !r.pause(ctx, retry) {
+		if !sleep.For(ctx, r.jitter(retry)) {
 			r.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
 			return
 		}
@@ -155,7 +161,7 @@ func (r *Runner) flush(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
 	for r.unwritten.Load() > 0 && r.View().RegistryTold {
-		if !sleep(ctx, flushTime/100, nil) {
+		if !sleep.For(ctx, flushTime/100) {
 			return
 		}
 	}

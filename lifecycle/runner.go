@@ -17,15 +17,16 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Options make a Runner. Node and Files are needed.
+// Options make a Runner. Node, Files, Role, Before and Log are needed.
 type Options struct {
 	Node  Node
 	Files Files
-	// Role returns the node's role, which may change when it joins; nil is "". Like Filter, Deadline, StopTime and Before, it
-	// must neither block nor call the runner.
+	// Role returns the node's role, which may change when it joins. Like Filter, Deadline, StopTime and Before, it must
+	// neither block nor call the runner.
 	Role func() string
 	// Hooks are nil if the cloud has none. Filter says which of them are ours; nil is no names.
 	Hooks  cloud.Hooks
@@ -44,7 +45,7 @@ type Options struct {
 	// Balancers returns the names of the load balancers that send new sessions to this node, as far as they confirm what they do;
 	// with nil, a drain does not wait for them. It returns when ctx ends.
 	Balancers func(ctx context.Context) []string
-	// Before returns the last count before a drain; nil is none.
+	// Before returns the last count before a drain.
 	Before func() (s cluster.Sessions, at time.Time)
 	// Prove returns when this machine is seen in the cluster. With nil launch hooks are ignored.
 	Prove func(ctx context.Context) error
@@ -104,16 +105,14 @@ type Runner struct {
 
 	view      atomic.Pointer[View]
 	record    atomic.Pointer[record]
-	forgotten atomic.Bool
 	events    chan cluster.Event
 	unwritten atomic.Int32
 }
 
-// warned is what the log has of one kind of trouble.
+// warned is the last warning about one kind of trouble; its text is "" if its end is logged.
 type warned struct {
 	text string
 	at   time.Time
-	open bool // its end is not logged
 }
 
 // NewRunner makes a runner that continues with the drain of a former run of the daemon. A record that cannot be read is noted, and
@@ -127,17 +126,8 @@ func NewRunner(o Options) (*Runner, error) {
 	if o.Deadline == nil {
 		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
 	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	if o.Rand == nil {
 		o.Rand = rand.Float64
-	}
-	if o.Role == nil {
-		o.Role = func() string { return "" }
-	}
-	if o.Before == nil {
-		o.Before = func() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
 	}
 	if o.Filter == nil {
 		o.Filter = func() cloud.Filter { return nil }
@@ -165,9 +155,10 @@ func NewRunner(o Options) (*Runner, error) {
 		now := r.now()
 		c := r.config(now)
 		r.state, r.saved = d.restore(r.boot, o.Hardware, now, &c), []byte{}
+		r.state.confirm(o.Filter())
 	}
 	r.tell()
-	_ = r.step(passed{})
+	_ = r.step(passed)
 	return r, nil
 }
 
@@ -193,7 +184,6 @@ func (r *Runner) config(now instant) config {
 	return c
 }
 
-// observe applies an event.
 func (r *Runner) observe(e event) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -212,7 +202,6 @@ func (r *Runner) step(e event) error {
 		return err // as nearly all looks
 	}
 	r.tell()
-	r.forgotten.Store(next.Forgotten)
 	plan := next.plan(now, &c)
 	// Readiness and the node record do not wait for a disk: each step may be begun again.
 	r.publish(now, &c, plan)
@@ -250,24 +239,19 @@ func (r *Runner) tell() {
 // tellTrouble logs what does not go well, once a minute for each kind, and the end of that.
 func (r *Runner) tellTrouble() {
 	for about, text := range r.state.trouble {
-		w := r.warned[about]
-		if (!w.open || w.text != text) && (w.at.IsZero() || time.Since(w.at) >= troubleEvery) {
-			w = warned{at: time.Now(), open: true}
+		if w := r.warned[about]; w.text != text && time.Since(w.at) >= troubleEvery {
+			r.warned[about] = warned{text, time.Now()}
 			r.log.Warn("drain step failed, retrying", "step", about, "error", text)
 		}
-		w.text = text
-		r.warned[about] = w
 	}
 	for about, w := range r.warned {
-		if w.open && r.state.trouble[about] == "" {
-			w.open = false
-			r.warned[about] = w
+		if w.text != "" && r.state.trouble[about] == "" {
+			r.warned[about] = warned{at: w.at}
 			r.log.Info("drain step works again", "step", about)
 		}
 	}
 }
 
-// publish shows the state to readers.
 func (r *Runner) publish(now instant, c *config, p plan) {
 	changed := r.changed
 	r.changed = make(chan struct{})
@@ -279,7 +263,6 @@ func (r *Runner) publish(now instant, c *config, p plan) {
 	close(changed)
 }
 
-// save writes the record if it has changed.
 func (r *Runner) save() {
 	d := document{Boot: r.boot, Start: time.Time(r.clock), Hardware: r.o.Hardware, state: r.state}
 	data, err := d.encode()
@@ -350,7 +333,7 @@ func (r *Runner) follow(p plan, now instant) {
 		r.timer = nil
 	}
 	if wake != 0 {
-		r.timer = time.AfterFunc(wake.Sub(now), func() { _ = r.observe(passed{}) })
+		r.timer = time.AfterFunc(wake.Sub(now), func() { _ = r.observe(passed) })
 	}
 	if p.Exit {
 		r.end()
@@ -370,10 +353,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
-	r.workers.Go(func() { r.logProgress(ctx) })
 	r.mu.Lock()
 	r.ctx, r.end = ctx, cancel
-	_ = r.step(passed{}) //nolint:contextcheck // it starts the workers with r.ctx
+	_ = r.step(passed) //nolint:contextcheck // it starts the workers with r.ctx
 	r.mu.Unlock()
 	if r.o.Watcher != nil {
 		r.workers.Go(func() { r.o.Watcher.Watch(ctx, r.report) })
@@ -392,7 +374,6 @@ func (r *Runner) Run(ctx context.Context) error {
 	return nil
 }
 
-// report takes everything that is in force for a topic.
 func (r *Runner) report(topic string, current []cloud.Notice) {
 	r.logIgnored(r.observe(reported{topic, current}), topic)
 }
@@ -422,17 +403,15 @@ func (r *Runner) Undrain(who string, row cluster.State) error {
 func (r *Runner) Forget(joining bool) error { return r.observe(joinSeen{joining}) }
 
 // Forgotten reports whether a drain was forgotten whose end the node record may not show, until Settled.
-func (r *Runner) Forgotten() bool { return r.forgotten.Load() }
+func (r *Runner) Forgotten() bool { return r.record.Load().forgotten }
 
 // Settled reports that the node record shows what this node does. It does not wait for a disk.
 func (r *Runner) Settled() {
-	if r.forgotten.Swap(false) {
-		go func() { _ = r.observe(recordSettled{}) }()
-	}
+	go func() { _ = r.observe(change(func(s *state) { s.Forgotten = false })) }()
 }
 
 // Unsaid reports that the node record may have lost what was written, for example if it was removed. It does not wait for a disk.
-func (r *Runner) Unsaid() { go func() { _ = r.observe(recordUnknown{}) }() }
+func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s *state) { s.Have = "" })) }() }
 
 // Reconsider asks again for the hooks: the settings were read again.
 func (r *Runner) Reconsider() { _ = r.observe(settingsRead{}) }
@@ -461,8 +440,8 @@ func (r *Runner) askBalancers(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(balancersSeen{using})
-		if !sleep(ctx, balancersEvery, nil) {
+		_ = r.observe(change(func(s *state) { s.balancers, s.balancersAsked = using, true }))
+		if !sleep.For(ctx, balancersEvery) {
 			return
 		}
 	}
@@ -470,6 +449,7 @@ func (r *Runner) askBalancers(ctx context.Context) {
 
 // count counts the sessions, at once and then in intervals; the last count is made once.
 func (r *Runner) count(ctx context.Context, last bool) {
+	var logged time.Time
 	for {
 		limit := max(sampleTime, r.o.SampleInterval)
 		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
@@ -486,7 +466,11 @@ func (r *Runner) count(ctx context.Context, last bool) {
 			return
 		}
 		_ = r.observe(counted{sessions, err})
-		if last || !sleep(ctx, time.Until(next), nil) {
+		if v := r.View(); v.Step == StepDraining && time.Since(logged) >= progressEvery {
+			r.log.Info("draining", "progress", v.Progress)
+			logged = time.Now()
+		}
+		if last || !sleep.For(ctx, time.Until(next)) {
 			return
 		}
 	}
@@ -510,57 +494,26 @@ func (r *Runner) stop(ctx context.Context) {
 	limit := r.state.stepTime(r.stopTime(), 2*time.Second, now, &c)
 	failed := r.state.Phase == phaseStopFailed
 	r.mu.Unlock()
+	end := time.Now().Add(limit)
 	for pause := time.Second; ; {
 		bound, cancel := context.WithTimeout(ctx, limit)
-		err := r.tryStop(bound, &pause, failed)
-		cancel()
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err == nil, errors.Is(err, ErrNotManaged):
-			_ = r.observe(serverStopped{unmanaged: err != nil})
-			return
-		}
-		_ = r.observe(stopFailed{err, true})
-		failed, limit = true, r.stopTime()
-	}
-}
-
-// tryStop stops the server until bound ends.
-func (r *Runner) tryStop(bound context.Context, pause *time.Duration, failed bool) error {
-	for {
 		err := r.o.Node.StopServer(bound)
-		if err == nil || errors.Is(err, ErrNotManaged) {
-			return err
+		cancel()
+		if err != nil && ctx.Err() != nil {
+			return
 		}
-		_ = r.observe(stopFailed{err, false})
-		if !sleep(bound, *pause, nil) {
-			return err
+		failed = failed || !time.Now().Before(end)
+		_ = r.observe(stopTried{err, failed})
+		if err == nil || errors.Is(err, ErrNotManaged) || !sleep.For(ctx, pause) {
+			return
 		}
+		limit = max(time.Until(end), time.Second)
 		if failed {
-			*pause = min(2**pause, maxStopPause)
+			limit, pause = r.stopTime(), min(2*pause, maxStopPause)
 		}
 	}
-}
-
-// pause waits, with some jitter.
-func (r *Runner) pause(ctx context.Context, d time.Duration) bool {
-	return sleep(ctx, time.Duration((0.8+0.4*r.o.Rand())*float64(d)), nil)
 }
 
 func (r *Runner) jitter(d time.Duration) time.Duration {
 	return time.Duration((0.5 + r.o.Rand()/2) * float64(d))
-}
-
-// sleep waits for d, ctx or wake; false is that ctx ended.
-func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-wake:
-	case <-timer.C:
-	}
-	return ctx.Err() == nil
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -33,13 +34,19 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 	if err != nil || d == nil || c == nil {
 		return err
 	}
-	s := &d.state
+	s := d.clone()
 	if goalOf(heaviest(s.Notices).Kind) < goalPark || !s.leaving() {
 		return nil
 	}
 	var errs []error
-	if err := s.verify(ctx, c, f, d.wall()); err != nil {
-		errs = append(errs, fmt.Errorf("asking for the hook that waits: %w", err))
+	s.confirm(f)
+	cfg := config{Hooks: true, Wall: d.wall()}
+	if now := cfg.Wall.instant(time.Now()); s.wantsHooks(false, now, &cfg) {
+		found, err := f.Find(ctx, c, false)
+		_ = hooksFound{filter: f, hooks: found, err: err}.apply(&s, now, &cfg)
+		if err != nil && (s.wantsHooks(false, now, &cfg) || !s.waits(false)) {
+			errs = append(errs, fmt.Errorf("asking for the hook that waits: %w", err))
+		}
 	}
 	for i := range s.Hooks {
 		a := &s.Hooks[i]
@@ -47,7 +54,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 			continue
 		}
 		h := a.Hook
-		h.Limit = d.wall().time(a.Limit)
+		h.Limit = cfg.Wall.time(a.Limit)
 		err := alone(ctx, p, h)
 		if err == nil {
 			err = c.Complete(ctx, h)
@@ -64,32 +71,4 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// verify finds out which hooks of the end of the machine are ours. It asks the cloud if drain.json does not say it.
-func (s *state) verify(ctx context.Context, c cloud.Hooks, f cloud.Filter, wall wallClock) error {
-	ask := len(s.Hooks) == 0 && s.asks() && !s.NoHook
-	for i := range s.Hooks {
-		a := &s.Hooks[i]
-		a.verified = len(f) == 0 && a.Extended != 0
-		ask = ask || !a.Hook.Launching && a.End == "" && !a.isOurs()
-	}
-	if !ask {
-		return nil
-	}
-	found, err := f.Find(ctx, c, false)
-	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
-		if len(s.Hooks) == 0 {
-			return err
-		}
-		s.believe(false, func(a *hook) bool { return a.verified || len(f) == 0 || f.Match(a.Hook) })
-		return nil
-	}
-	for _, h := range found {
-		s.learn(h, wall.instant(h.Limit), "", 0)
-		if a := s.hook(h); a != nil {
-			a.verified = true
-		}
-	}
-	return err
 }

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,7 +17,6 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// phase is how far a drain is.
 type phase string
 
 // The phases. See transitions for how they follow each other.
@@ -36,7 +36,6 @@ const (
 // goal is what a drain is for: the highest of the notices that are due.
 type goal int
 
-// The goals.
 const (
 	goalNone   goal = iota
 	goalReboot      // the machine comes back by itself: drain only
@@ -107,14 +106,12 @@ type observed struct {
 	stopOverdue      bool    // the time for the stop is over
 	askDenied        map[bool]string
 	askNotBefore     instant
-	othersHooks      string // hooks of other programs alone wait for this machine
-	launchHooks      string // the same at a launch
-	settings         int    // how often the settings were read again
-	settingsAt       instant
+	othersHooks      string   // hooks of other programs alone wait for this machine
+	launchHooks      string   // the same at a launch
+	settings         int      // how often the settings were read again
 	inService        instant  // when the group last had the machine in service
 	launched         bool     // the launch hook was looked for
 	unknown          []string // ids of the signals that this version does not know
-	handled          []string
 	cancelledBy      string
 	trouble          map[string]string
 	notes            []note
@@ -150,8 +147,9 @@ type hook struct {
 	Failing bool   `json:"failing,omitempty"`
 	Denied  string `json:"denied,omitempty"`
 	End     End    `json:"end,omitempty"`
+	// Ours: the cloud confirmed that it is, until the settings are read again.
+	Ours bool `json:"ours,omitempty"`
 
-	verified         bool // it is known to be ours
 	completionDenied string
 	capNoted         bool
 }
@@ -197,10 +195,9 @@ func (s *state) setTrouble(about, text string) {
 	s.trouble[about] = text
 }
 
-// clone copies what a step may change.
 func (s state) clone() state {
 	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
-	s.handled, s.notes, s.history = slices.Clone(s.handled), nil, nil
+	s.notes, s.history = nil, nil
 	s.trouble, s.askDenied = maps.Clone(s.trouble), maps.Clone(s.askDenied)
 	if s.trouble == nil {
 		s.trouble = map[string]string{}
@@ -215,7 +212,6 @@ func (s state) clone() state {
 	return s
 }
 
-// empty reports whether there is nothing to keep.
 func (s *state) empty() bool {
 	return s.Phase == phaseServing && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
 }
@@ -235,7 +231,6 @@ func (s *state) reversible(goal goal) bool {
 	return false
 }
 
-// has returns the first notice in force of one of the kinds.
 func (s *state) has(kinds ...Kind) *notice {
 	for i := range s.Notices {
 		if n := &s.Notices[i]; n.inForce() && slices.Contains(kinds, n.Kind) {
@@ -254,7 +249,6 @@ func (s *state) notice(id string) *notice {
 	return nil
 }
 
-// due returns the notices in force whose time has come.
 func (s *state) due(now instant, c *config) (due []notice) {
 	for _, n := range s.Notices {
 		if n.inForce() && s.isDue(n, now, c) {
@@ -303,30 +297,23 @@ func heaviest(list []notice) (best notice) {
 	return best
 }
 
-// boundNotices drops the notices that are too many: those of the lowest goal, and of these the ones whose deadline is last.
+// boundNotices drops the notices that are too many, those whose deadline is last. The operator's and the shutdown stay.
 func (s *state) boundNotices() {
-	weight := func(n notice) int {
-		if n.Kind == Ask || n.Kind == Shutdown {
-			return int(goalLeave) + 1
+	rank := func(n notice) instant {
+		switch {
+		case n.Kind == Ask || n.Kind == Shutdown:
+			return 0
+		case n.Deadline == 0:
+			return math.MaxInt64
 		}
-		return int(goalOf(n.Kind))
+		return n.Deadline
 	}
-	for len(s.Notices) > maxNotices {
-		worst := slices.MinFunc(s.Notices, func(a, b notice) int {
-			none := cmp.Compare(boolInt(b.Deadline == 0), boolInt(a.Deadline == 0))
-			return cmp.Or(cmp.Compare(weight(a), weight(b)), none, cmp.Compare(b.Deadline, a.Deadline))
-		})
-		s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.ID == worst.ID })
+	if len(s.Notices) > maxNotices {
+		slices.SortStableFunc(s.Notices, func(a, b notice) int { return cmp.Compare(rank(a), rank(b)) })
+		s.Notices = s.Notices[:maxNotices]
 		s.dropUnnamedHooks()
 		s.setTrouble(troubleNotices, fmt.Sprintf("more than %d notices are in force; those whose deadlines come last are ignored", maxNotices))
 	}
-}
-
-func boolInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 func hookKey(h Hook) string {
@@ -338,7 +325,6 @@ func sameHook(h, o Hook) bool {
 	return h.Provider == o.Provider && h.Launching == o.Launching && (h.Group == o.Group || h.ID != "") && cmp.Or(h.ID, h.Name) == cmp.Or(o.ID, o.Name)
 }
 
-// hook finds a hook that waits.
 func (s *state) hook(h Hook) *hook {
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; a.End == "" && sameHook(a.Hook, h) {
@@ -360,7 +346,6 @@ func (s *state) anyHook(match func(*hook) bool) bool {
 // hookKinds are the kinds of notices for which the cloud may have a hook that they do not name.
 func hookKinds() []Kind { return []Kind{Terminate, Reimage, Park} }
 
-// asks reports whether the cloud may have a hook that no notice names.
 func (s *state) asks() bool { return s.has(hookKinds()...) != nil }
 
 // learn adds a hook, or what is new about one that is known.
@@ -374,17 +359,12 @@ func (s *state) learn(h Hook, limit instant, notice string, since instant) {
 		if !sameHook(a.Hook, h) {
 			continue
 		}
-		// A second action of the same hook: a parked machine is terminated.
-		if a.End != "" && h.Token != "" && a.Hook.Token != "" && h.Token != a.Hook.Token {
-			*a = hook{Hook: h, Limit: limit, Notice: notice, Since: since}
-			return
-		}
-		a.Hook.Group, a.Hook.Token, a.Notice = cmp.Or(a.Hook.Group, h.Group), cmp.Or(a.Hook.Token, h.Token), cmp.Or(a.Notice, notice)
+		a.Hook.Group, a.Hook.Token, a.Notice = cmp.Or(a.Hook.Group, h.Group), cmp.Or(h.Token, a.Hook.Token), cmp.Or(a.Notice, notice)
 		a.Hook.Timeout = cmp.Or(a.Hook.Timeout, h.Timeout)
 		if a.Hook.Name == a.Hook.ID {
 			a.Hook.Name = h.Name
 		}
-		if a.Limit == 0 || limit != 0 && a.Limit.Sub(limit) > time.Second {
+		if limit != 0 && a.Limit.Sub(limit).Abs() > time.Second {
 			a.Limit = limit
 		}
 		if len(h.Others) > 0 {
@@ -411,7 +391,6 @@ func (s *state) dropUnnamedHooks() {
 	})
 }
 
-// departure is recorded for the notice, before the sessions are known.
 func (n notice) departure(repair bool) *Departure {
 	d := &Departure{Reason: cmp.Or(n.Reason, string(n.Kind)), Who: cmp.Or(n.Who, n.Source), LeftBy: cluster.LeftByDrain, RepairStreams: repair}
 	if n.Kind == Reimage {
@@ -420,7 +399,6 @@ func (n notice) departure(repair bool) *Departure {
 	return d
 }
 
-// event is an event of the cluster's history about the notice.
 func (n notice) event(kind string, details map[string]string) cluster.Event {
 	return cluster.Event{Kind: kind, Who: cmp.Or(n.Who, n.Source), Why: n.Reason, Details: details}
 }
@@ -448,5 +426,4 @@ const errNoPublishers = "nothing is connected to the RTMP port, but streams that
 // role is the role at the begin of the drain, if it was known.
 func (s *state) role(c *config) string { return cmp.Or(s.Role, c.Role) }
 
-// groupNotice reports whether the scaling group sends the notice.
 func groupNotice(id string) bool { return strings.HasSuffix(topicOf(id), cloud.GroupTopic("")) }

@@ -128,7 +128,6 @@ var transitions = []transition{
 	{phaseResuming, phaseServing, "the node is seen in the cluster", proved, nil},
 }
 
-// update derives facts from others.
 func (s *state) update(now instant, c *config) {
 	for i := range s.Notices {
 		if n := &s.Notices[i]; s.leaving() && n.inForce() && s.dueAt(*n, c) <= now {
@@ -161,7 +160,6 @@ func (s *state) counted(now instant, c *config) bool {
 
 func (s *state) isLate(now instant, c *config) bool { return s.deadline(c).reached(now) }
 
-// none reports whether enough counts found no session.
 func (s *state) none() bool {
 	if s.sessions != nil && s.sessions.By == cluster.CountedByConnections {
 		return s.zeros >= zerosByConnections
@@ -273,7 +271,6 @@ func backInService(s *state, now instant, c *config) bool { return s.returning(n
 
 func proved(s *state, _ instant, _ *config) bool { return s.Start == nil || s.Start.Proved != 0 }
 
-// begin begins a drain.
 func begin(s *state, now instant, c *config) {
 	if s.Start != nil {
 		s.note("start given up: the machine leaves")
@@ -282,8 +279,8 @@ func begin(s *state, now instant, c *config) {
 			s.dropHooks(true)
 		}
 	}
-	s.observed.reset()
-	s.handled, s.cancelledBy, s.othersHooks = nil, "", ""
+	s.resetCounts()
+	s.cancelledBy, s.othersHooks = "", ""
 	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, now, 0, c.Role, 0
 	s.Departure, s.NeverJoined = nil, !c.Joined()
 	s.update(now, c)
@@ -300,25 +297,15 @@ func begin(s *state, now instant, c *config) {
 	s.history = append(s.history, cause.event("drain", details))
 }
 
-func (o *observed) reset() {
-	o.sessions, o.countedAt, o.uncountableSince, o.zeros, o.lastCount, o.stopOverdue = nil, 0, 0, 0, 0, false
-	o.balancers, o.balancersAsked = nil, false
-	for _, about := range []string{troubleStop, troubleStart, troubleDiscover, troubleHeartbeat, troubleComplete} {
-		delete(o.trouble, about)
-	}
-}
-
 func serveAgain(s *state, _ instant, _ *config) {
 	who := cmp.Or(s.cancelledBy, "the cloud")
 	s.note("node serves again", "cancelled by", who)
 	s.history = append(s.history, cluster.Event{Kind: "undrain", Who: who, Why: map[bool]string{true: "cancelled", false: "withdrawn"}[s.cancelledBy != ""]})
-	s.observed.reset()
-	s.Goal, s.Began, s.Departure, s.Repair, s.NoHook, s.othersHooks = goalNone, 0, nil, false, false, ""
+	s.reset()
 	s.Want, s.Have = cluster.StateActive, ""
 	s.dropHooks(false)
 }
 
-// recordDeparture records which sessions the stop cuts.
 func recordDeparture(s *state, now instant, c *config) {
 	s.Goal, s.Deadline = max(s.Goal, s.goal(now, c)), s.deadline(c)
 	why := "no session is left"
@@ -359,7 +346,6 @@ func drainedBeforeReboot(s *state, now instant, c *config) {
 	s.recordEnd("drained", now, c)
 }
 
-// recordEnd writes the end of the drain into the cluster's history.
 func (s *state) recordEnd(result string, now instant, c *config) {
 	e := s.cause(now, c).event("drained", map[string]string{"result": result})
 	if s.Departure != nil && s.Departure.Cut != nil {
@@ -374,7 +360,6 @@ func deregister(s *state, _ instant, c *config) {
 	s.setTrouble(troubleStop, "")
 }
 
-// finish ends a drain.
 func finish(s *state, now instant, c *config) {
 	s.Goal = max(s.Goal, s.goal(now, c))
 	// A hook of the end that does not answer, or does not wait yet, is asked further. The launch hook waits for the way back.
@@ -411,18 +396,29 @@ func resume(s *state, now instant, c *config) {
 	s.history = append(s.history, cluster.Event{Kind: "resume", Who: s.cause(now, c).Who, Why: "in service again"})
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == goalReboot })
 	s.reset()
+	s.leaveRecord()
 	// What waited has been completed, or waits no more; the hook of the start is asked for again.
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return !a.Hook.Launching || a.End != "" })
 	s.Start = &start{ID: "resume", Since: now, Server: true}
 }
 
-// reset forgets a drain that is over; the session writes the node record.
+// reset forgets a drain.
 func (s *state) reset() {
-	s.observed.reset()
+	s.resetCounts()
 	s.Goal, s.Began, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = goalNone, 0, 0, time.Time{}, nil, false
 	s.NeverJoined, s.NoHook, s.NoLaunchHook, s.othersHooks = false, false, false, ""
-	s.Want, s.Have, s.Forgotten = "", "", true
 }
+
+func (s *state) resetCounts() {
+	s.sessions, s.countedAt, s.uncountableSince, s.zeros, s.lastCount, s.stopOverdue = nil, 0, 0, 0, 0, false
+	s.balancers, s.balancersAsked = nil, false
+	for _, about := range []string{troubleStop, troubleStart, troubleDiscover, troubleHeartbeat, troubleComplete} {
+		delete(s.trouble, about)
+	}
+}
+
+// leaveRecord lets the session of the daemon write the node record, after a drain that is over.
+func (s *state) leaveRecord() { s.Want, s.Have, s.Forgotten = "", "", true }
 
 // forgetDrain ends a drain because the machine was joined again. Notices stay that came since it began, or are announced for
 // later: who joined knew only what the drain was for.
@@ -443,6 +439,7 @@ func forgetDrain(s *state, now instant, c *config) {
 	s.note("machine was joined again")
 	hooks, none := s.Hooks, s.NoHook
 	s.reset()
+	s.leaveRecord()
 	s.Hooks = nil
 	if s.asks() || slices.ContainsFunc(hooks, func(a hook) bool { return s.notice(a.Notice) != nil }) {
 		s.Hooks, s.NoHook = hooks, none // the cloud has been answered

@@ -157,24 +157,28 @@ func (h *history) random() event {
 	case 13, 14:
 		return recordWritten{h.s.Want, written[rng.IntN(len(written))]}
 	case 15:
-		return h.pick(serverStopped{}, serverStopped{unmanaged: true}, stopFailed{errors.New("hangs"), true})
+		return h.pick(stopTried{}, stopTried{err: ErrNotManaged}, stopTried{errors.New("hangs"), true})
 	case 16:
 		return hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}
 	case 17, 18:
 		return hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}
 	case 19:
-		return h.pick(joinSeen{true}, joinSeen{false}, settingsRead{}, recordUnknown{}, recordSettled{})
+		return h.pick(joinSeen{true}, joinSeen{false}, settingsRead{}, change(func(s *state) { s.Have = "" }), change(func(s *state) { s.Forgotten = false }))
 	case 20:
 		return h.pick(startProved{}, startProved{errors.New("no document")}, noticed{Notice{ID: "launch", Kind: Launch}})
 	case 22:
-		return h.pick(balancersSeen{}, balancersSeen{[]string{"lb-1"}})
+		return h.pick(balancersSeen(), balancersSeen("lb-1"))
 	case 21:
 		if rng.IntN(20) == 0 {
 			return noticed{Notice{ID: "shutdown", Kind: Shutdown, Source: "systemd"}}
 		}
 		return noticed{Notice{ID: "aws-lifecycle/resume", Kind: Resume, Source: "event"}}
 	}
-	return passed{}
+	return passed
+}
+
+func balancersSeen(using ...string) event {
+	return change(func(s *state) { s.balancers, s.balancersAsked = using, true })
 }
 
 // drift changes what the steps depend on.
@@ -245,9 +249,9 @@ func (h *history) ends() {
 			h.now = h.now.Add(time.Second)
 		}
 		if p.Stop {
-			_ = h.do(serverStopped{})
+			_ = h.do(stopTried{})
 		} else {
-			_ = h.do(passed{})
+			_ = h.do(passed)
 		}
 		if h.now.Sub(began) > 50*time.Hour {
 			break

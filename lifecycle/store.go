@@ -81,7 +81,7 @@ func load(files Files) (*document, error) {
 	return d, nil
 }
 
-// encode is the file's content, nil if there is nothing to keep.
+// encode returns nil if there is nothing to keep.
 func (d *document) encode() ([]byte, error) {
 	if d.empty() {
 		return nil, nil

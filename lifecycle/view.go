@@ -118,10 +118,8 @@ type HookView struct {
 	Hook
 	Beats  int       `json:"beats"`
 	Beaten time.Time `json:"beaten,omitzero"`
-	// Ends is when the cloud waits no longer, Lapses when it does so unless it
-	// hears of us; zero is not known.
-	Ends   time.Time `json:"ends,omitzero"`
-	Lapses time.Time `json:"lapses,omitzero"`
+	// Ends is when the cloud waits no longer; zero is not known.
+	Ends time.Time `json:"ends,omitzero"`
 	// Denied is the permission that is missing.
 	Denied string `json:"denied,omitempty"`
 	End    End    `json:"end,omitempty"`
@@ -199,7 +197,7 @@ func (s *state) viewState(goal goal) State {
 	return StateLeft
 }
 
-// viewOf makes the view. The lock is held.
+// viewOf needs the lock.
 func (r *Runner) viewOf(now instant, c *config, p plan) View {
 	s, wall := &r.state, c.Wall.time
 	v := View{
@@ -229,7 +227,7 @@ func (r *Runner) viewOf(now instant, c *config, p plan) View {
 		h := HookView{Hook: a.Hook, Beats: a.Extends, Beaten: wall(a.Extended), Denied: cmp.Or(a.Denied, a.completionDenied), End: a.End}
 		h.Limit = wall(a.Limit)
 		if a.End == "" {
-			h.Ends, h.Lapses = wall(a.limit()), wall(a.lapse())
+			h.Ends = wall(a.limit())
 		}
 		v.Hooks = append(v.Hooks, h)
 	}
@@ -256,7 +254,6 @@ func (r *Runner) viewOf(now instant, c *config, p plan) View {
 	return v
 }
 
-// view is how the start goes that a cloud waits for.
 func (st *start) view() string {
 	switch {
 	case st == nil:
@@ -336,34 +333,3 @@ func shortTime(d time.Duration) string {
 	}
 	return text
 }
-
-// logProgress logs how a drain goes: at changes, and each half minute without one.
-func (r *Runner) logProgress(ctx context.Context) {
-	var logged time.Time
-	last := ""
-	for {
-		changed := r.record.Load().changed
-		v, left := r.View(), ""
-		if v.Step == StepDraining && v.Sessions != nil {
-			left = v.Sessions.Left()
-		}
-		wait := time.Hour
-		if left != "" {
-			every := progressEvery
-			if left != last {
-				every = quietTime
-			}
-			if wait = every - time.Since(logged); wait <= 0 {
-				r.log.Info("draining", "progress", v.Progress)
-				logged, last = time.Now(), left
-				wait = progressEvery
-			}
-		}
-		if !sleep(ctx, wait, changed) {
-			return
-		}
-	}
-}
-
-// quietTime is how long a change of the sessions is not logged after another.
-const quietTime = 5 * time.Second

@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -140,7 +141,7 @@ func hold(ctx context.Context, d time.Duration, forever bool) error {
 	if d <= 0 {
 		return ctx.Err()
 	}
-	if !sleep(ctx, d, nil) {
+	if !sleep.For(ctx, d) {
 		return ctx.Err()
 	}
 	return nil
@@ -403,6 +404,8 @@ func (w *world) RemoveFile(string) error {
 func (w *world) options() Options {
 	return Options{
 		Node: w, Files: w, Hooks: w, Log: slog.New(slog.DiscardHandler),
+		Role:   func() string { return "" },
+		Before: noCount,
 		Event: func(_ context.Context, e cluster.Event) error {
 			touch()
 			w.mu.Lock()
@@ -584,3 +587,6 @@ func spot(in time.Duration) Notice {
 var errMongo = errors.New("server selection timed out")
 
 func p(n int) *int { return &n }
+
+// noCount: nothing was counted before the drain.
+func noCount() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
