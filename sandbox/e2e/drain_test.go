@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
@@ -290,6 +291,41 @@ func TestDrainPark(t *testing.T) {
 		return ""
 	})
 	h.hasLeft()
+}
+
+// TestDrainReimage: an instance refresh replaces the root volume. The node drains, leaves and is expected back. The new root has no
+// state of the agent: it joins under the same id, and its launch hook is completed after that.
+func TestDrainReimage(t *testing.T) {
+	t.Parallel()
+	db := newDatabase(t)
+	h := newScaled(t, db, "10.0.8.60", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
+		fakeaws.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
+	p := h.serving()
+	h.viewers(1)
+	must.OK(t, h.asg.ReplaceRoot(h.id))
+	p.counted(1)
+	h.viewersGo()
+	h.completed("drain")
+	if n := h.hasLeft(); n.LeftBy != cluster.LeftByReimage || n.Cut == nil || *n.Cut != 0 {
+		t.Errorf("the record: %+v", n)
+	}
+	p.step(lifecycle.StepDone)
+	if out, code := h.run("nodes"); code != 0 || !strings.Contains(out, "reimaging") {
+		t.Errorf("nodes: exit %d\n%s", code, out)
+	}
+	p.end(syscall.SIGKILL)
+
+	root := &scaled{host: newHostIn(t, db, "aws", h.id, h.ip), asg: h.asg}
+	root.aws, root.env = h.aws, h.env
+	root.config("")
+	must.OK(t, h.asg.Launch(h.id))
+	p = root.daemon()
+	e := root.completed("serve")
+	n := root.row()
+	if n.State != cluster.StateActive || n.LeftBy != "" || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(root.documents()) != 1 {
+		t.Errorf("the launch hook was completed at %s, and the record is %+v\n%s", e.Time, n, root.story())
+	}
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
 }
 
 // TestDrainNeverJoined: a machine that has not finished joining holds nobody up, and

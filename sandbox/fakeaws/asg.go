@@ -126,6 +126,14 @@ func (a *AutoScaling) Launch(id string) error {
 	})
 }
 
+// ReplaceRoot plays an instance refresh that replaces the root volume: the termination hooks wait. When all are completed or have
+// timed out, the volume is new, and the caller starts the machine and calls Launch. AWS does not document the target state.
+func (a *AutoScaling) ReplaceRoot(id string) error {
+	return a.one(id, func(i *cloud.Instance) {
+		a.through(i, "RootVolumeReplaced", "ReplacingRootVolume", false, func(_, _ string) { a.Enter(i, "RootVolumeReplaced") })
+	})
+}
+
 // Pool plays the way into the warm pool, to be kept there as Stopped, Running or Hibernated. From service the termination
 // hooks wait, as with an instance reuse policy; for an instance that has just started the launch hooks.
 func (a *AutoScaling) Pool(id, kept string, started bool) error {
@@ -174,6 +182,7 @@ func (a *AutoScaling) Verbs() cloud.Verbs {
 	}
 	for path, do := range map[string]func(string) error{
 		"/terminate": a.Terminate, "/launch": a.Launch, "/standby": a.Standby, "/detach": a.Detach, "/restore": a.Restore,
+		"/replace-root": a.ReplaceRoot,
 	} {
 		verb(path, cloud.Params{}, func(id string, _ cloud.Args) error { return do(id) })
 	}
