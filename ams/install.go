@@ -318,3 +318,16 @@ func (in *Installation) readApp(app *App) bool {
 	app.DBName = strings.Clone(name) // do not keep the whole file
 	return true
 }
+
+// checkHTTPHost warns of an http.host that the agent does not connect to. Names are checked when dialling; below another
+// root the addresses are not known.
+func (in *Installation) checkHTTPHost() {
+	a, err := netip.ParseAddr(in.HTTPHost)
+	if err != nil || a.IsUnspecified() || a.Zone() == "" && !realRoot(in.Root) {
+		return
+	}
+	if own, err := thisMachine(a); err == nil && !own {
+		in.warn(WarnHTTPHost, "%s: http.host=%q is no address of this machine: whether the server is live and who is on it is not asked there",
+			shown(in.Root, in.Server.Path), in.HTTPHost)
+	}
+}
