@@ -16,7 +16,6 @@ import (
 // Interface is a network interface of the machine.
 type Interface struct {
 	Name     string
-	Up       bool
 	Loopback bool
 	Addrs    []netip.Addr
 }
@@ -32,7 +31,7 @@ func HostInterfaces(root string) ([]Interface, error) {
 	}
 	ifaces := make([]Interface, 0, len(list))
 	for _, l := range list {
-		in := Interface{Name: l.Name, Up: l.Flags&net.FlagUp != 0, Loopback: l.Flags&net.FlagLoopback != 0}
+		in := Interface{Name: l.Name, Loopback: l.Flags&net.FlagLoopback != 0}
 		addrs, err := l.Addrs()
 		if err != nil {
 			return nil, fmt.Errorf("listing the addresses of interface %s: %w", l.Name, err)
@@ -80,11 +79,9 @@ const (
 
 // Warnings about a node address.
 const (
-	WarnAddressLoopback  = "AMS-ADDRESS-LOOPBACK"
-	WarnAddressLinkLocal = "AMS-ADDRESS-LINK-LOCAL"
+	WarnAddressLoopback  = "AMS-ADDRESS-LOOPBACK" // or link-local
 	WarnAddressPublic    = "AMS-ADDRESS-PUBLIC"
 	WarnAddressBridge    = "AMS-ADDRESS-BRIDGE"
-	WarnAddressDown      = "AMS-ADDRESS-DOWN"
 	WarnAddressNotHere   = "AMS-ADDRESS-NOT-HERE"
 	WarnAddressUnchecked = "AMS-ADDRESS-UNCHECKED"
 )
@@ -123,11 +120,12 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 	ifaces, ifacesErr := o.Interfaces()
 	switch {
 	case o.Explicit != "":
-		addr, err := parseAddress(o.Explicit)
+		// The server hands this text to its peers; a host name may resolve to another machine there.
+		addr, err := netip.ParseAddr(strings.TrimSpace(o.Explicit))
 		if err != nil {
-			return Address{}, err
+			return Address{}, fmt.Errorf("%q: %w: it is not an IP address", o.Explicit, errBadAddress)
 		}
-		a = Address{Addr: addr, Source: addressFromFlag, Reason: "given by you"}
+		a = Address{Addr: addr.Unmap(), Source: addressFromFlag, Reason: "given by you"}
 	case o.Metadata.IsValid():
 		a = Address{Addr: o.Metadata.Unmap(), Source: addressFromMetadata, Reason: cmp.Or(o.MetadataSource, "instance metadata")}
 	default:
@@ -154,41 +152,19 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 	return a, nil
 }
 
-// parseAddress parses an operator's node address. Its errors describe the invalid text.
-func parseAddress(s string) (netip.Addr, error) {
-	s = strings.TrimSpace(s)
-	addr, err := netip.ParseAddr(s)
-	if err == nil {
-		return addr.Unmap(), nil
-	}
-	why := "not an IP address"
-	if _, e := netip.ParsePrefix(s); e == nil {
-		why = "a network, not an address"
-	} else if _, e := netip.ParseAddrPort(s); e == nil {
-		why = "an address with a port; give the address alone"
-	} else if _, e := netip.ParseAddr(strings.Trim(s, "[]")); e == nil {
-		why = "an address in brackets; give it without them"
-	} else if strings.ContainsFunc(s, func(r rune) bool { return r != '.' && (r < '0' || r > '9') }) && !strings.ContainsAny(s, ":/@ ") {
-		// The server hands this text to its peers; a name may resolve to another machine there.
-		why = "a host name; give the IP address itself"
-	}
-	return netip.Addr{}, fmt.Errorf("%q: %w: it is %s", s, errBadAddress, why)
-}
-
 // usable rejects addresses that no node can have.
 func usable(a netip.Addr) error {
 	switch {
 	case !a.IsValid():
 		return ErrNoAddress
-	case a.IsUnspecified():
-		return fmt.Errorf("%s: %w: it means every address", a, errBadAddress)
-	case a.IsMulticast():
-		return fmt.Errorf("%s: %w: it is a multicast address", a, errBadAddress)
-	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("%s: %w: it is the broadcast address", a, errBadAddress)
+	case a.IsGlobalUnicast(), isLocal(a):
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%s: %w: it is no single machine's", a, errBadAddress)
 }
+
+// isLocal reports whether other nodes, or those of other networks, cannot reach an address of this kind.
+func isLocal(a netip.Addr) bool { return a.IsLoopback() || a.IsLinkLocalUnicast() }
 
 func (a *Address) warn(id, format string, args ...any) {
 	a.Warnings = append(a.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
@@ -197,10 +173,8 @@ func (a *Address) warn(id, format string, args ...any) {
 // warnOfKind warns of addresses that fail in clusters.
 func (a *Address) warnOfKind() {
 	switch {
-	case a.Addr.IsLoopback():
-		a.warn(WarnAddressLoopback, "%s is a loopback address: no other node can reach it", a.Addr)
-	case a.Addr.IsLinkLocalUnicast():
-		a.warn(WarnAddressLinkLocal, "%s is a link-local address: nodes of other networks cannot reach it", a.Addr)
+	case isLocal(a.Addr):
+		a.warn(WarnAddressLoopback, "%s is a loopback or link-local address: nodes of other networks cannot reach it", a.Addr)
 	case isPublic(a.Addr):
 		a.warn(WarnAddressPublic, "%s is a public address: the nodes would talk to each other over the public network", a.Addr)
 	}
@@ -209,11 +183,8 @@ func (a *Address) warnOfKind() {
 // check compares the address with the machine's interfaces.
 func (a *Address) check(o AddressOptions, ifaces []Interface) error {
 	explicit := a.Source == addressFromFlag && !o.Force
-	switch {
-	case explicit && a.Addr.IsLoopback():
-		return fmt.Errorf("%s: %w: it is a loopback address; this machine has %s", a.Addr, errAddressUnreachable, addressList(ifaces))
-	case explicit && a.Addr.IsLinkLocalUnicast():
-		return fmt.Errorf("%s: %w: it is a link-local address; this machine has %s", a.Addr, errAddressUnreachable, addressList(ifaces))
+	if explicit && isLocal(a.Addr) {
+		return fmt.Errorf("%s: %w: it is a loopback or link-local address; this machine has %s", a.Addr, errAddressUnreachable, addressList(ifaces))
 	}
 	in, ok := interfaceOf(ifaces, a.Addr)
 	if !ok {
@@ -226,9 +197,6 @@ func (a *Address) check(o AddressOptions, ifaces []Interface) error {
 	a.Interface = in.Name
 	if bridgeLike(in.Name) {
 		a.warn(WarnAddressBridge, "%s is the address of %s, a network inside this machine: other nodes cannot reach it", a.Addr, in.Name)
-	}
-	if !in.Up {
-		a.warn(WarnAddressDown, "interface %s, which has %s, is down", in.Name, a.Addr)
 	}
 	return nil
 }

@@ -27,12 +27,12 @@ func addrs(list ...string) []netip.Addr {
 // machine has interfaces of many kinds.
 func machine() ([]Interface, error) {
 	return []Interface{
-		{Name: "lo", Up: true, Loopback: true, Addrs: addrs("127.0.0.1", "::1")},
-		{Name: "docker0", Up: true, Addrs: addrs("172.17.0.1")},
-		{Name: "eth0", Up: true, Addrs: addrs("10.0.0.5", "fd00::5", "fe80::5%eth0")},
-		{Name: "eth1", Up: true, Addrs: addrs("203.0.113.9", "2001:db8::9")},
+		{Name: "lo", Loopback: true, Addrs: addrs("127.0.0.1", "::1")},
+		{Name: "docker0", Addrs: addrs("172.17.0.1")},
+		{Name: "eth0", Addrs: addrs("10.0.0.5", "fd00::5", "fe80::5%eth0")},
+		{Name: "eth1", Addrs: addrs("203.0.113.9", "2001:db8::9")},
 		{Name: "eth2", Addrs: addrs("192.168.7.7")},
-		{Name: "ens6", Up: true, Addrs: addrs("100.64.3.2", "169.254.10.1")},
+		{Name: "ens6", Addrs: addrs("100.64.3.2", "169.254.10.1")},
 	}, nil
 }
 
@@ -112,19 +112,13 @@ func TestChooseAddress(t *testing.T) {
 			"link-local with its zone",
 			AddressOptions{Explicit: "fe80::5%eth0", Force: true},
 			Address{Addr: netip.MustParseAddr("fe80::5%eth0"), Source: addressFromFlag, Reason: "given by you", Interface: "eth0"},
-			[]string{WarnAddressLinkLocal},
+			[]string{WarnAddressLoopback},
 		},
 		{
 			"IPv4 link-local",
 			AddressOptions{Explicit: "169.254.10.1", Force: true},
 			Address{Addr: netip.MustParseAddr("169.254.10.1"), Source: addressFromFlag, Reason: "given by you", Interface: "ens6"},
-			[]string{WarnAddressLinkLocal},
-		},
-		{
-			"interface down",
-			AddressOptions{Explicit: "192.168.7.7"},
-			Address{Addr: netip.MustParseAddr("192.168.7.7"), Source: addressFromFlag, Reason: "given by you", Interface: "eth2"},
-			[]string{WarnAddressDown},
+			[]string{WarnAddressLoopback},
 		},
 		{
 			"the cloud's, not here",
@@ -163,25 +157,25 @@ func TestChooseAddressErrors(t *testing.T) {
 		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, noRoute }}, ErrNoAddress, "network is unreachable"},
 		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, noRoute }}, ErrNoAddress, "it has 172.17.0.1 (docker0), 10.0.0.5 (eth0)"},
 		{AddressOptions{DefaultRoute: func() (netip.Addr, error) { return netip.Addr{}, nil }}, ErrNoAddress, ""},
-		{AddressOptions{Metadata: netip.MustParseAddr("0.0.0.0")}, errBadAddress, "every address"},
+		{AddressOptions{Metadata: netip.MustParseAddr("0.0.0.0")}, errBadAddress, "no single machine"},
 		{AddressOptions{Explicit: "10.0.0.6", Interfaces: machine}, ErrAddressNotHere, "10.0.0.5 (eth0)"},
 		{AddressOptions{Explicit: "10.0.0.6", Interfaces: func() ([]Interface, error) { return nil, nil }}, ErrAddressNotHere, "no address but the loopback"},
-		{AddressOptions{Explicit: "127.0.0.1", Interfaces: machine}, errAddressUnreachable, "a loopback address; this machine has 172.17.0.1"},
-		{AddressOptions{Explicit: "::1", Interfaces: machine}, errAddressUnreachable, "a loopback address"},
-		{AddressOptions{Explicit: "169.254.10.1", Interfaces: machine}, errAddressUnreachable, "a link-local address"},
-		{AddressOptions{Explicit: "10.0.0.5:5080"}, errBadAddress, "with a port"},
-		{AddressOptions{Explicit: "10.0.0.0/24"}, errBadAddress, "a network"},
-		{AddressOptions{Explicit: "node-1.internal"}, errBadAddress, "a host name"},
-		{AddressOptions{Explicit: "[::1]"}, errBadAddress, "brackets"},
+		{AddressOptions{Explicit: "127.0.0.1", Interfaces: machine}, errAddressUnreachable, "a loopback or link-local address; this machine has 172.17.0.1"},
+		{AddressOptions{Explicit: "::1", Interfaces: machine}, errAddressUnreachable, "a loopback or link-local address"},
+		{AddressOptions{Explicit: "169.254.10.1", Interfaces: machine}, errAddressUnreachable, "a loopback or link-local address"},
+		{AddressOptions{Explicit: "10.0.0.5:5080"}, errBadAddress, "not an IP address"},
+		{AddressOptions{Explicit: "10.0.0.0/24"}, errBadAddress, "not an IP address"},
+		{AddressOptions{Explicit: "node-1.internal"}, errBadAddress, "not an IP address"},
+		{AddressOptions{Explicit: "[::1]"}, errBadAddress, "not an IP address"},
 		{AddressOptions{Explicit: "10.0.0"}, errBadAddress, "not an IP address"},
 		{AddressOptions{Explicit: "010.0.0.1"}, errBadAddress, "not an IP address"},
 		{AddressOptions{Explicit: "10.0.0.256"}, errBadAddress, "not an IP address"},
 		{AddressOptions{Explicit: "mongodb://10.0.0.5"}, errBadAddress, "not an IP address"},
 		{AddressOptions{Explicit: " "}, errBadAddress, ""},
-		{AddressOptions{Explicit: "0.0.0.0", Force: true}, errBadAddress, "every address"},
-		{AddressOptions{Explicit: "::", Force: true}, errBadAddress, "every address"},
-		{AddressOptions{Explicit: "224.0.0.1", Force: true}, errBadAddress, "multicast"},
-		{AddressOptions{Explicit: "255.255.255.255", Force: true}, errBadAddress, "broadcast"},
+		{AddressOptions{Explicit: "0.0.0.0", Force: true}, errBadAddress, "no single machine"},
+		{AddressOptions{Explicit: "::", Force: true}, errBadAddress, "no single machine"},
+		{AddressOptions{Explicit: "224.0.0.1", Force: true}, errBadAddress, "no single machine"},
+		{AddressOptions{Explicit: "255.255.255.255", Force: true}, errBadAddress, "no single machine"},
 	} {
 		if c.o.Interfaces == nil {
 			c.o.Interfaces = machine
@@ -216,7 +210,7 @@ func TestHostInterfaces(t *testing.T) {
 	ifaces, err := HostInterfaces("")
 	must.OK(t, err)
 	in, ok := interfaceOf(ifaces, netip.MustParseAddr("127.0.0.1"))
-	if !ok || !in.Loopback || !in.Up {
+	if !ok || !in.Loopback {
 		t.Errorf("no loopback among %+v", ifaces)
 	}
 	// A machine may have no route, but not an invented address.

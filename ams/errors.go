@@ -73,7 +73,10 @@ const (
 // Hint returns the operator's next step for an error of this package, or "". A job that timed out is also a context error.
 func Hint(err error) string {
 	if job, ok := errors.AsType[*JobError](err); ok {
-		return job.hint()
+		if job.Pending() {
+			return laterHint
+		}
+		return LogHint(job.Service)
 	}
 	if unstable, ok := errors.AsType[*UnstableError](err); ok {
 		return LogHint(unstable.Service)

@@ -44,11 +44,9 @@ const (
 const (
 	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without an application's file
 	WarnAppBrokenLink = "AMS-APP-BROKEN-LINK"
-	WarnAppShared     = "AMS-APP-SHARED"   // two applications with one file
 	WarnAppEncoding   = "AMS-APP-ENCODING" // a name that the undo record cannot hold
 	warnAppLink       = "AMS-FILE-LINK"    // the folder is a link that is not followed
 	WarnHTTPPort      = "AMS-HTTP-PORT"
-	WarnHTTPHost      = "AMS-HTTP-HOST"
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
 )
 
@@ -228,21 +226,14 @@ func (in *Installation) readServer(b []byte) {
 		return
 	}
 	in.HTTPHost, _ = springValue(p, "http.host")
-	in.checkHTTPHost()
 	text, name := springValue(p, "http.port")
 	n, isPort := portNumber(text)
 	if isPort {
 		in.HTTPPort = n
 	}
-	given, _ := p.Get("http.port")
-	given = fmt.Sprintf("%s: http.port=%q", shown(in.Root, in.Server.Path), strings.TrimSpace(given))
-	switch {
-	case name != "" && isPort:
-		in.warn(WarnHTTPPort, "%s: the default %d is used; if the server's environment sets %s, the server listens on another port", given, n, name)
-	case name != "":
-		in.warn(WarnHTTPPort, "%s: the server's environment sets the port by %s, which is not known here; %d is assumed", given, name, DefaultHTTPPort)
-	case text != "" && !isPort:
-		in.warn(WarnHTTPPort, "%s is no port; %d is assumed", given, DefaultHTTPPort)
+	if given, _ := p.Get("http.port"); name != "" || text != "" && !isPort {
+		in.warn(WarnHTTPPort, "%s: http.port=%q is not a plain port, and the server's environment is not known here; %d is assumed",
+			shown(in.Root, in.Server.Path), strings.TrimSpace(given), in.HTTPPort)
 	}
 }
 
@@ -250,7 +241,6 @@ func (in *Installation) readServer(b []byte) {
 // archives, are ignored.
 func (in *Installation) readApps(entries []fs.DirEntry) {
 	in.Apps = []App{}
-	seen := make(map[string]string)
 	for _, e := range entries {
 		link := e.Type()&fs.ModeSymlink != 0
 		if !e.IsDir() && !link {
@@ -272,10 +262,6 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 			}
 		}
 		if in.readApp(&app) {
-			if other, ok := seen[app.File.Real]; ok && app.Err == nil {
-				in.warn(WarnAppShared, "applications %q and %q have one and the same %s", other, app.Name, appFileName)
-			}
-			seen[app.File.Real] = app.Name
 			in.Apps = append(in.Apps, app)
 		}
 	}

@@ -8,25 +8,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
-	"time"
 
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
-const (
-	livenessPath = "/rest/v2/liveness"
-	// livenessLimit bounds one call. The server is on this machine; a longer call is stuck, and the next one will show.
-	livenessLimit = 3 * time.Second
-	// maxHeader bounds the response header, for which Go allows 10 MB: the server's has 500 bytes.
-	maxHeader = 64 << 10
-)
+const livenessPath = "/rest/v2/liveness"
 
 // LivenessState is the result of one liveness call.
 type LivenessState string
@@ -39,9 +28,9 @@ const (
 	LiveStarting LivenessState = "starting"
 	// LiveBroken: the server answers 500, because its own hostname does not resolve.
 	LiveBroken LivenessState = "broken"
-	// LiveNoEndpoint: the server responds and does not know the call (before 2.5.1; later releases only until their
+	// liveNoEndpoint: the server responds and does not know the call (before 2.5.1; later releases only until their
 	// console starts).
-	LiveNoEndpoint LivenessState = "no-endpoint"
+	liveNoEndpoint LivenessState = "no-endpoint"
 	// LiveUnknown: no response in time, or one that is not Ant Media Server's.
 	LiveUnknown LivenessState = "unknown"
 )
@@ -62,133 +51,42 @@ func (l Liveness) String() string {
 	return string(l.State) + ": " + l.Detail
 }
 
-// NewHTTPClient returns a client for the server on this machine: no proxy, whatever the environment, no redirects, and a
-// new connection for each call, so that none is left over from before a restart. It fails with [ErrNotThisMachine] for
-// other machines.
-func NewHTTPClient() *http.Client {
-	return newHTTPClient(&http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true})
-}
-
-// ConnCount counts the connections of a client.
-type ConnCount struct{ open, lost atomic.Int64 }
-
-// Open returns the number of open connections.
-func (c *ConnCount) Open() int { return int(c.open.Load()) }
-
-// Lost returns how often the last connection closed: if it has not changed, the server was not restarted in between.
-func (c *ConnCount) Lost() int { return int(c.lost.Load()) }
-
-func (c *ConnCount) close() {
-	if c.open.Add(-1) == 0 {
-		c.lost.Add(1)
-	}
-}
-
-// pollingConns is the number of connections a polling client keeps: one for each application of a usual server, as all
-// are polled at the same time.
-const pollingConns = 16
-
-// NewPollingClient is [NewHTTPClient] for calls every second: it keeps its connections, as connecting is most of the
-// cost of a call.
-func NewPollingClient(conns *ConnCount) *http.Client {
-	return newHTTPClient(&http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialThisMachine(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			conns.open.Add(1)
-			return &countedConn{Conn: conn, closed: sync.OnceFunc(conns.close)}, nil
-		},
-		MaxIdleConnsPerHost: pollingConns,
-		IdleConnTimeout:     10 * time.Second,
-	})
-}
-
-func newHTTPClient(t *http.Transport) *http.Client {
-	t.MaxResponseHeaderBytes = maxHeader
-	return &http.Client{
-		Transport:     t,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-}
-
-// countedConn calls closed when it is closed.
-type countedConn struct {
-	net.Conn
-	closed func()
-}
-
-func (c *countedConn) Close() error {
-	c.closed()
-	return c.Conn.Close()
-}
-
-// Refused reports whether no process listens at the server's port. base is [Installation.BaseURL]. It sends no request,
-// so applications do not notice it.
-func Refused(ctx context.Context, base string) bool {
-	conn, err := dialThisMachine(ctx, "tcp", strings.TrimPrefix(base, "http://"))
-	if err == nil {
-		_ = conn.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED)
-}
-
-// CheckLiveness makes one liveness call to base, an [Installation.BaseURL]. A nil client means [NewHTTPClient]. The
-// request has no X-Forwarded-For: with one, the server's address filters would check that address.
+// CheckLiveness makes one liveness call to base, an [Installation.BaseURL]. A nil client means [NewHTTPClient].
 func CheckLiveness(ctx context.Context, client *http.Client, base string) Liveness {
-	ctx, cancel := context.WithTimeout(ctx, livenessLimit)
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+livenessPath, nil)
-	if err != nil {
-		return Liveness{State: LiveUnknown, Detail: err.Error()}
-	}
-	req.Header.Set("Accept", "application/json")
-	r, err := call(client, req, maxBody)
-	if err != nil {
-		return noAnswer(err)
-	}
-	return answer(r)
-}
-
-func noAnswer(err error) Liveness {
+	r, err := get(ctx, client, strings.TrimSuffix(base, "/")+livenessPath, "")
 	switch {
+	case err == nil:
+		return answer(r)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return Liveness{State: LiveStarting, Detail: "no process listens yet"}
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	case hungUp(err):
 		return Liveness{State: LiveStarting, Detail: "it hung up"}
-	case errors.Is(err, ErrNotThisMachine):
-		return Liveness{State: LiveUnknown, Detail: ErrNotThisMachine.Error()}
 	case errors.Is(err, context.DeadlineExceeded):
-		return Liveness{State: LiveUnknown, Detail: fmt.Sprintf("no answer within %s", livenessLimit)}
+		return Liveness{State: LiveUnknown, Detail: fmt.Sprintf("no answer within %s", callLimit)}
 	}
 	return Liveness{State: LiveUnknown, Detail: err.Error()}
 }
 
 func answer(r reply) Liveness {
-	l := Liveness{Code: r.code}
+	l := Liveness{State: LiveUnknown, Code: r.code, Detail: "it answers " + r.status()}
 	switch l.Code {
 	case http.StatusOK:
 		var fields map[string]any
 		if err := json.Unmarshal(r.body, &fields); err != nil {
-			l.State, l.Detail = LiveUnknown, "it answers 200, but not as Ant Media Server does"
+			l.Detail = "it answers 200, but not as Ant Media Server does"
 			return l
 		}
-		l.State = Live
 		host, _ := fields["host"].(string)
 		status, _ := fields["status"].(string)
-		l.Host, l.Status = plain.Truncate(host, maxText), plain.Truncate(status, maxText)
+		l.State, l.Host, l.Status, l.Detail = Live, plain.Truncate(host, maxText), plain.Truncate(status, maxText), ""
 	case http.StatusForbidden, http.StatusServiceUnavailable:
-		l.State, l.Detail = LiveStarting, "it answers "+r.status
+		l.State = LiveStarting
 	case http.StatusInternalServerError:
-		l.State, l.Detail = LiveBroken, "it answers "+r.status+": its own hostname does not resolve"
+		l.State, l.Detail = LiveBroken, l.Detail+": its own hostname does not resolve"
 	case http.StatusNotFound:
-		l.State, l.Detail = LiveNoEndpoint, "it answers, without a liveness call"
-	default:
-		l.State, l.Detail = LiveUnknown, "it answers "+r.status
-		if r.location != "" {
-			l.Detail += ", leading to " + r.location
-		}
+		l.State, l.Detail = liveNoEndpoint, "it answers, without a liveness call"
 	}
 	return l
 }

@@ -8,11 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -24,7 +21,7 @@ func TestDialThisMachine(t *testing.T) {
 	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
 	must.OK(t, err)
 	for _, host := range []string{"127.0.0.1", "localhost", "::ffff:127.0.0.1"} {
-		if l := CheckLiveness(t.Context(), nil, "http://"+net.JoinHostPort(host, port)); l.State != LiveNoEndpoint {
+		if l := CheckLiveness(t.Context(), nil, "http://"+net.JoinHostPort(host, port)); l.State != liveNoEndpoint {
 			t.Errorf("%s: %s", host, l)
 		}
 	}
@@ -40,17 +37,5 @@ func TestDialThisMachine(t *testing.T) {
 	}
 	if l := CheckLiveness(t.Context(), nil, "http://"+net.JoinHostPort("127.0.0.9", port)); l.State != LiveStarting {
 		t.Errorf("another address of the loopback: %s", l)
-	}
-}
-
-func TestHTTPHostWarning(t *testing.T) {
-	for host, want := range map[string][]string{
-		"192.0.2.1": {WarnHTTPHost}, "fe80::1%lo": {WarnHTTPHost}, "127.0.0.1": nil, "0.0.0.0": nil, "media.example.org": nil,
-	} {
-		in, err := Open("", filepath.Join(tree(t, map[string]string{serverName: "http.host=" + host + "\n"}), DefaultDir))
-		must.OK(t, err)
-		if d := cmp.Diff(want, warnings(in.Warnings)); d != "" {
-			t.Errorf("%s (-want +got):\n%s", host, d)
-		}
 	}
 }

@@ -160,43 +160,27 @@ func (e *JobError) Error() string {
 
 func (e *JobError) Unwrap() error { return e.Err }
 
-func (e *JobError) hint() string {
-	switch {
-	case e.Pending():
-		return laterHint
-	case e.Result == "canceled":
-		return "another client started or stopped the service at the same time; try again"
-	case strings.HasSuffix(e.Service, ".service"):
-		return "read what it said: journalctl -u " + e.Service + " -n 50"
-	}
-	return "run it by hand to see what it says: " + e.Service + " " + e.Verb
-}
-
 // UnstableError reports that a service started and did not stay up.
 type UnstableError struct {
 	Service string
 	After   time.Duration // since the watch began
-	Before  State         // when last seen up, or zero
 	State   State
 }
 
 func (e *UnstableError) Error() string {
-	if e.Before.MainPID != 0 && e.State.Running() && e.Before.MainPID != e.State.MainPID {
-		return fmt.Sprintf("%s did not stay up: process %d ended within %s and %d took its place",
-			e.Service, e.Before.MainPID, e.After.Round(100*time.Millisecond), e.State.MainPID)
-	}
 	return fmt.Sprintf("%s did not stay up: %s after %s", e.Service, e.State, e.After.Round(100*time.Millisecond))
 }
 
 // Is makes errors.Is(err, ErrUnstable) true.
 func (e *UnstableError) Is(target error) bool { return target == ErrUnstable }
 
-// LogHint returns where to read why a service ended. name is a unit, or a [Command], which has no journal.
+// LogHint returns where to read why a service ended or did not start. name is a unit, or a [Command], which has no
+// journal.
 func LogHint(name string) string {
 	if strings.HasSuffix(name, ".service") {
-		return "read why it ended: journalctl -u " + name + " -n 50"
+		return "read why: journalctl -u " + name + " -n 50"
 	}
-	return "read the server's own log to see why it ended"
+	return "read the server's own log, or run it by hand to see why: " + name + " start"
 }
 
 // StartCommand returns the operator's command to start a unit or a [Command].
@@ -251,7 +235,7 @@ func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error
 				first, upSince = now, time.Now()
 			}
 			if now.MainPID != first.MainPID || now.Invocation != first.Invocation || now.Restarts > first.Restarts {
-				return now, &UnstableError{Service: s.Name(), After: time.Since(begin), Before: first, State: now}
+				return now, &UnstableError{Service: s.Name(), After: time.Since(begin), State: now}
 			}
 			if time.Since(upSince) >= hold {
 				return now, nil
@@ -260,7 +244,7 @@ func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error
 			// Still starting, for the first time.
 			faults = 0
 		default:
-			return now, &UnstableError{Service: s.Name(), After: time.Since(begin), Before: first, State: now}
+			return now, &UnstableError{Service: s.Name(), After: time.Since(begin), State: now}
 		}
 		select {
 		case <-ctx.Done():

@@ -84,7 +84,7 @@ func TestWaitStable(t *testing.T) {
 		{"died after three seconds", []scripted{{0, up, nil}, {3 * time.Second, failed, nil}}, time.Minute, 3 * time.Second, ErrUnstable, "failed (exit-code, exit status 1) after 3s"},
 		{"waits for its restart", []scripted{{0, up, nil}, {3 * time.Second, crashing, nil}}, time.Minute, 3 * time.Second, ErrUnstable, "activating (auto-restart, signal, SIGKILL)"},
 		{"crashed before the first look", []scripted{{0, crashing, nil}}, time.Minute, 0, ErrUnstable, "auto-restart"},
-		{"restarted between two looks", []scripted{{0, up, nil}, {3 * time.Second, replaced, nil}}, time.Minute, 3 * time.Second, ErrUnstable, "process 100 ended within 3s and 200 took its place"},
+		{"restarted between two looks", []scripted{{0, up, nil}, {3 * time.Second, replaced, nil}}, time.Minute, 3 * time.Second, ErrUnstable, "did not stay up: active (running) after 3s"},
 		{"restarted with the same number", []scripted{{0, up, nil}, {3 * time.Second, counted, nil}}, time.Minute, 3 * time.Second, ErrUnstable, "restarted 1 time by itself"},
 		{"started again by its unit", []scripted{{0, up, nil}, {time.Second, starting, nil}}, time.Minute, time.Second, ErrUnstable, "activating (start)"},
 		{"stopped by an operator", []scripted{{0, up, nil}, {time.Second, State{Activity: ActivityInactive, Sub: "dead"}, nil}}, time.Minute, time.Second, ErrUnstable, "inactive (dead)"},

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
@@ -36,8 +35,6 @@ const (
 	// initialized: until then its JWT filter, active even without JWT settings, refuses servingPath. From 2.16.2 on it
 	// fails if an application was not deployed, for example because its web.xml is broken.
 	playingPath = "/streams/" + noStream + ".m3u8"
-	// maxBody bounds the part of a response that is read: a page of Tomcat's is 700 bytes.
-	maxBody = 64 << 10
 )
 
 // AppServing is the result of one call to an application.
@@ -89,11 +86,11 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 	if app == consoleApp {
 		asked = strings.TrimSuffix(base, "/") + livenessPath
 	}
-	r, err := get(ctx, client, asked)
+	r, err := get(ctx, client, asked, "")
 	refused := r.code == http.StatusForbidden && !initializing(r.body)
 	unclaimed := r.code == http.StatusNotFound && namesStream(r.body)
 	if err == nil && app != consoleApp && (refused || unclaimed) {
-		played, perr := get(ctx, client, folder+playingPath)
+		played, perr := get(ctx, client, folder+playingPath, "")
 		if perr != nil || initializing(played.body) || unclaimed && played.code >= http.StatusInternalServerError {
 			r, err = played, perr
 		}
@@ -106,7 +103,7 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 	case unclaimed && r.code >= http.StatusInternalServerError:
 		a.State = AppMissing
 	case r.code >= http.StatusInternalServerError:
-		a.State, a.Detail = AppFailing, fmt.Sprintf("it answers %d %s", r.code, http.StatusText(r.code))
+		a.State, a.Detail = AppFailing, "it answers "+r.status()
 	case r.code == http.StatusForbidden && (app == consoleApp || initializing(r.body)):
 		a.State = AppStarting
 	}
@@ -160,15 +157,6 @@ func (in *Installation) MadeSince(app string, t time.Time) bool {
 	return err == nil && info.Changed.After(t)
 }
 
-// get reads the beginning of a response.
-func get(ctx context.Context, client *http.Client, url string) (reply, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return reply{}, err
-	}
-	return call(client, req, maxBody)
-}
-
 // namesStream recognizes Tomcat's own page, which contains the path: no application handled the request. An
 // application's own page does not.
 func namesStream(body []byte) bool { return bytes.Contains(body, []byte(noStream)) }
@@ -183,7 +171,7 @@ func noAppAnswer(app string, err error) AppAnswer {
 		a.State, a.Detail = AppRefused, ""
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		a.State, a.Detail = AppSilent, ""
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	case hungUp(err):
 		a.Detail = "it hung up"
 	}
 	return a

@@ -12,17 +12,9 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 )
 
-const (
-	statisticsPath = "/rest/v2/system-resources"
-	tokenHeader    = "ProxyAuthorization" // sic: the server's own name
-	// statisticsLimit bounds the call. The server collects the figures during it; a longer call is stuck.
-	statisticsLimit = 3 * time.Second
-	// statisticsBody is many times the size for a server with eight GPUs.
-	statisticsBody = 256 << 10
-)
+const statisticsPath = "/rest/v2/system-resources"
 
 // Outcomes of [ReadStatistics]. A timeout is context.DeadlineExceeded, a closed port syscall.ECONNREFUSED.
 var (
@@ -62,35 +54,20 @@ func (s Statistics) Viewers() (n *int, complete bool) {
 // ReadStatistics requests the figures of the server at base, an [Installation.BaseURL], with a token of
 // [Installation.ServerToken]. A nil client means [NewHTTPClient]. No error contains the token.
 func ReadStatistics(ctx context.Context, client *http.Client, base, token string) (Statistics, error) {
-	if client == nil {
-		client = NewHTTPClient()
-	}
-	// Go removes the credential headers it knows from a redirected request. It does not know this one, which opens the
-	// server's management.
-	stay := *client
-	stay.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	ctx, cancel := context.WithTimeout(ctx, statisticsLimit)
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	url := strings.TrimSuffix(base, "/") + statisticsPath
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return Statistics{}, fmt.Errorf("asking for statistics: %w", err)
-	}
-	req.Header.Set("Accept", "application/json")
-	if token != "" {
-		req.Header.Set(tokenHeader, token)
-	}
-	r, err := call(&stay, req, statisticsBody+1)
+	r, err := get(ctx, client, url, token)
 	if err != nil {
 		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, err)
 	}
 	switch {
 	case r.code == http.StatusForbidden, r.code == http.StatusUnauthorized:
-		return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status, ErrForbidden)
+		return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status(), ErrForbidden)
 	case r.code != http.StatusOK:
-		return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status, errNotStatistics)
-	case len(r.body) > statisticsBody:
-		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w: it is longer than %d bytes", url, errNotStatistics, statisticsBody)
+		return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status(), errNotStatistics)
+	case len(r.body) == maxBody:
+		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w: it is longer than %d bytes", url, errNotStatistics, maxBody)
 	}
 	s, err := parseStatistics(r.body)
 	if err != nil {

@@ -54,7 +54,7 @@ func TestReadStatistics(t *testing.T) {
 		"a list":          {200, "[]", Statistics{}, errNotStatistics, ""},
 		"other JSON":      {200, `{"status":"ok"}`, Statistics{}, errNotStatistics, ""},
 		"nothing":         {200, "null", Statistics{}, errNotStatistics, ""},
-		"endless":         {200, `{"localLiveStreams":3}` + strings.Repeat(" ", statisticsBody), Statistics{}, errNotStatistics, "longer"},
+		"endless":         {200, `{"localLiveStreams":3}` + strings.Repeat(" ", maxBody), Statistics{}, errNotStatistics, "longer"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -71,8 +71,8 @@ func TestReadStatistics(t *testing.T) {
 				_, _ = io.WriteString(w, c.body)
 			}))
 			defer srv.Close()
-			// A client that follows redirects: the token must not go with it.
-			got, err := ReadStatistics(t.Context(), &http.Client{Transport: NewHTTPClient().Transport}, srv.URL+"/", "to.k.en")
+			// A redirect is not followed: the token must not go with it.
+			got, err := ReadStatistics(t.Context(), nil, srv.URL+"/", "to.k.en")
 			if !errors.Is(err, c.err) {
 				t.Fatalf("%v", err)
 			}
@@ -124,7 +124,7 @@ func TestReadStatisticsInTime(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				begin := time.Now()
 				_, err := ReadStatistics(t.Context(), &http.Client{Transport: rt}, "http://127.0.0.1:5080", "")
-				if !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) > statisticsLimit {
+				if !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) > callLimit {
 					t.Errorf("%v after %s", err, time.Since(begin))
 				}
 			})

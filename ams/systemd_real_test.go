@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,7 +95,7 @@ func TestRealSystemd(t *testing.T) {
 		s := unit(t, "ExecStart=/bin/sleep infinity\nEnvironment=AMS_HOST_ADDRESS=10.9.9.9 SECRET=hush\nTimeoutStopSec=10\n")
 		must.OK(t, s.Start(ctx))
 		// The zone contains a specifier and quotes.
-		address, err := parseAddress(`fe80::1%e"t\h%n0`)
+		address, err := netip.ParseAddr(`fe80::1%e"t\h%n0`)
 		must.OK(t, err)
 		dir := filepath.Join("/run/systemd/system", s.Name()+".d")
 		must.OK(t, os.Mkdir(dir, 0o755))

@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"log/slog"
 	"maps"
 	"math"
 	"os"
@@ -63,21 +62,20 @@ type SamplerOptions struct {
 	Sessions func(context.Context) (cluster.Sessions, map[string]error)
 	Interval time.Duration
 	Now      func() time.Time
-	Log      *slog.Logger
 }
 
 // Sampler measures the machine. Many readings are changes since the sample before, so each series of heartbeats needs
 // its own. Its methods are safe for concurrent use.
 type Sampler struct {
-	opts SamplerOptions
-	sys  string // of the root
-	proc string
-	env  common.EnvMap
+	opts    SamplerOptions
+	sys     string // of the root
+	proc    string
+	env     common.EnvMap
+	install *ams.Installation // of the limits
 
 	mu      sync.Mutex
 	cpu     cpuMeter
 	network networkMeter
-	gone    map[string]goneReading
 	// Slow sources have their own goroutines.
 	disk     latest[diskUse]
 	limits   latest[serverLimits]
@@ -145,12 +143,9 @@ func NewSampler(o SamplerOptions) *Sampler {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	root := cmp.Or(o.Root, "/")
 	s := &Sampler{
-		opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys"), gone: map[string]goneReading{},
+		opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys"),
 		disk:     latest[diskUse]{every: diskEvery, now: o.Now},
 		limits:   latest[serverLimits]{every: limitsEvery, now: o.Now},
 		sessions: latest[sessionCount]{every: sessionsEvery * o.Interval, now: o.Now},
@@ -184,9 +179,11 @@ func (s *Sampler) countSessions(ctx context.Context) sessionCount {
 // readLimits reads the limits of the server. Those that cannot be read stay, as while it does not run.
 func (s *Sampler) readLimits(ctx context.Context) serverLimits {
 	l := s.limits.value // only this goroutine writes it
-	if s.opts.Open != nil {
-		if in, err := s.opts.Open(); err == nil {
-			if p, err := in.ServerSettings(); err == nil {
+	// Reading the installation costs memory: only when its settings changed.
+	if s.opts.Open != nil && (s.install == nil || s.install.Outdated()) {
+		s.install, _ = s.opts.Open()
+		if s.install != nil {
+			if p, err := s.install.ServerSettings(); err == nil {
 				l.streams = readLimits(p.Get)
 			}
 		}
@@ -254,43 +251,7 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	if !limits.cpu && !limited {
 		out.Load.Score = score(&out, limits.streams)
 	}
-	s.report(ctx, out.At, out.Missing)
 	return out
-}
-
-// goneReading is a missing one.
-type goneReading struct {
-	since  time.Time
-	logged bool
-}
-
-// goneFor is the time until a missing reading is logged: a restart of the server and an election of MongoDB take less.
-const goneFor = 30 * time.Second
-
-// report logs readings that are missing for long, and their return.
-func (s *Sampler) report(ctx context.Context, now time.Time, missing map[string]error) {
-	for what, r := range s.gone {
-		if missing[what] == nil {
-			if r.logged {
-				s.opts.Log.InfoContext(ctx, "a reading is back", "reading", what)
-			}
-			delete(s.gone, what)
-		}
-	}
-	for what, err := range missing {
-		if errors.Is(err, errFirst) || errors.Is(err, errNoTime) || errors.Is(err, errNotMember) {
-			continue // the operator cannot fix these
-		}
-		r, known := s.gone[what]
-		if !known {
-			r.since = now
-		}
-		if !r.logged && now.Sub(r.since) >= goneFor {
-			r.logged = true
-			s.opts.Log.WarnContext(ctx, "a reading is missing", "reading", what, "since", r.since, "error", err)
-		}
-		s.gone[what] = r
-	}
 }
 
 // whole rounds a percentage for the heartbeat: 0 to 100.

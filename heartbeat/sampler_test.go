@@ -4,11 +4,9 @@
 package heartbeat
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -363,63 +361,6 @@ func TestSlowAnswers(t *testing.T) {
 
 func missing(s Sample, what string, err error) bool {
 	return errors.Is(s.Missing[what], err)
-}
-
-// The log has one line for a reading that is missing for long, and one for its return.
-func TestLog(t *testing.T) {
-	t.Parallel()
-	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
-	var out bytes.Buffer
-	s := m.sampler()
-	begin := m.now
-	s.opts.Log = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		switch a.Key {
-		case slog.TimeKey:
-			return slog.String("at", m.now.Sub(begin).String())
-		case "error", "since", slog.LevelKey:
-			return slog.Attr{}
-		}
-		return a
-	}}))
-	file := filepath.Join(m.dir, "1/proc/meminfo")
-	there := true
-	// is adds or removes the reading, for so long.
-	is := func(now bool, d time.Duration) {
-		t.Helper()
-		var err error
-		switch {
-		case now && !there:
-			err = os.Rename(file+".away", file)
-		case !now && there:
-			err = os.Rename(file, file+".away")
-		}
-		if there = now; err != nil {
-			t.Fatal(err)
-		}
-		for end := m.now.Add(d); m.now.Before(end); m.now = m.now.Add(time.Second) {
-			s.Sample(t.Context())
-		}
-	}
-	is(true, 10*time.Second)
-	is(false, 25*time.Second) // a restart of the server
-	is(true, 60*time.Second)
-	for range 30 { // it comes and goes
-		is(false, 8*time.Second)
-		is(true, 2*time.Second)
-	}
-	is(false, 5*time.Minute)
-	is(true, time.Minute)
-
-	var got []string
-	for line := range strings.Lines(out.String()) {
-		if strings.Contains(line, "reading=memory") { // the processors of this machine stand still
-			got = append(got, strings.TrimSpace(line))
-		}
-	}
-	want := []string{`at=7m5s msg="a reading is missing" reading=memory`, `at=11m35s msg="a reading is back" reading=memory`}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
 }
 
 // The heartbeat has exactly what was read of the devices.

@@ -18,10 +18,10 @@ const (
 	whatPublishers = "publishers"
 	whatViewers    = "viewers"
 
-	// askEvery is the interval of listing the applications, of queries to MongoDB (one scans a collection of each
-	// application, another reads all nodes), and of counting connections while the server reports all viewers but RTMP's
-	// (the kernel walks its table). drainEvery is the same during a drain.
+	// askEvery is the interval of queries to MongoDB: one scans a collection of each application, another reads all
+	// nodes. openEvery is that of listing the applications, which reads many files. drainEvery is both during a drain.
 	askEvery   = 30 * time.Second
+	openEvery  = 2 * time.Minute
 	drainEvery = 5 * time.Second
 	// mongoTime bounds the queries to MongoDB of one count: a node that shuts down cannot wait longer.
 	mongoTime = time.Second
@@ -61,11 +61,9 @@ type SessionCounter struct {
 	Now  func() time.Time // nil is time.Now
 
 	mu        sync.Mutex
-	every     time.Duration // askEvery or drainEvery, for the current count
 	install   *ams.Installation
 	looked    time.Time // at the installation
 	published streamCount
-	connected connected
 	peers     map[netip.Addr]bool // the other nodes, which fetch streams as viewers do
 }
 
@@ -80,37 +78,35 @@ type streamCount struct {
 // connected are the clients of the server by port.
 type connected struct {
 	viewers, rtmp, idle int
-	at                  time.Time
 }
 
 // Count counts. Unknown counts are nil, with a reason.
 func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, map[string]error) {
-	return c.count(ctx, askEvery)
+	return c.count(ctx, openEvery, askEvery)
 }
 
 // CountNow is Count for a draining node, with less caching.
 func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, map[string]error) {
-	return c.count(ctx, drainEvery)
+	return c.count(ctx, drainEvery, drainEvery)
 }
 
-func (c *SessionCounter) count(ctx context.Context, every time.Duration) (cluster.Sessions, map[string]error) {
+// count lists the applications and queries MongoDB if the last time is so long ago.
+func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Duration) (cluster.Sessions, map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.every = every
 	now := time.Now()
 	if c.Now != nil {
 		now = c.Now()
 	}
-	if err := c.open(now); err != nil {
+	if err := c.open(now, openEvery); err != nil {
 		return cluster.Sessions{}, map[string]error{whatPublishers: err, whatViewers: err}
 	}
 	stats, statsErr := c.askServer(ctx, now)
 	viewers, complete := stats.Viewers()
-	reports := complete && stats.LocalStreams != nil
 	bound, cancel := context.WithTimeout(ctx, mongoTime)
-	published, mongoErr := c.askMongo(bound, now)
+	published, mongoErr := c.askMongo(bound, now, askEvery)
 	cancel()
-	found, connErr := c.connections(now, reports)
+	found, connErr := c.connections()
 	if statsErr != nil && (connErr != nil || found.viewers == 0) {
 		// A server whose port was edited still uses the old one until its restart: its viewers are there.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
@@ -173,8 +169,8 @@ func (c *SessionCounter) count(ctx context.Context, every time.Duration) (cluste
 }
 
 // open reads the installation, if that is due.
-func (c *SessionCounter) open(now time.Time) (err error) {
-	if c.install == nil || !c.isRecent(c.looked, now) || c.install.Outdated() {
+func (c *SessionCounter) open(now time.Time, every time.Duration) (err error) {
+	if c.install == nil || !isRecent(c.looked, now, every) || c.install.Outdated() {
 		c.install, err = c.Open()
 		c.looked = now
 	}
@@ -182,9 +178,9 @@ func (c *SessionCounter) open(now time.Time) (err error) {
 }
 
 // isRecent reports whether done is less than an interval ago.
-func (c *SessionCounter) isRecent(done, now time.Time) bool {
+func isRecent(done, now time.Time, every time.Duration) bool {
 	age := now.Sub(done)
-	return age >= 0 && age < c.every
+	return age >= 0 && age < every
 }
 
 // askServer reads the server's statistics, if its settings allow that.
@@ -196,13 +192,10 @@ func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Stat
 	return ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
 }
 
-// connections counts the server's clients. reports means that the server reports all viewers but RTMP's.
-func (c *SessionCounter) connections(now time.Time, reports bool) (connected, error) {
+// connections counts the server's clients.
+func (c *SessionCounter) connections() (connected, error) {
 	if c.Connections == nil {
 		return connected{}, errNoConnections
-	}
-	if reports && c.every == askEvery && c.isRecent(c.connected.at, now) {
-		return c.connected, nil
 	}
 	ports, err := c.install.Ports()
 	if err != nil {
@@ -213,7 +206,7 @@ func (c *SessionCounter) connections(now time.Time, reports bool) (connected, er
 	if err != nil {
 		return connected{}, err
 	}
-	n, local := connected{at: now, idle: found.Silent}, 0
+	n, local := connected{idle: found.Silent}, 0
 	for _, p := range ports.Viewers() {
 		n.viewers += found.ByPort[p]
 		local += found.LocalByPort[p]
@@ -224,19 +217,18 @@ func (c *SessionCounter) connections(now time.Time, reports bool) (connected, er
 	for _, p := range rtmp {
 		n.rtmp += found.ByPort[p] + found.LocalByPort[p] // an encoder may run on this machine
 	}
-	c.connected = n
 	return n, nil
 }
 
 // askMongo returns MongoDB's count of this node's streams, and reads the addresses of the other nodes. On failure it keeps
 // the known addresses.
-func (c *SessionCounter) askMongo(ctx context.Context, now time.Time) (int, error) {
+func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, every time.Duration) (int, error) {
 	from, address := c.Streams()
 	if from == nil || address == "" {
 		c.published = streamCount{}
 		return 0, errNotMember
 	}
-	if p := c.published; p.of == address && p.from == from && c.isRecent(p.at, now) {
+	if p := c.published; p.of == address && p.from == from && isRecent(p.at, now, every) {
 		return p.publishers, nil
 	}
 	c.published = streamCount{}

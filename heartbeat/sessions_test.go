@@ -147,7 +147,6 @@ func (c *counted) established(from map[int][]string) {
 // is counts, and compares the counts; -1 is unknown.
 func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy) map[string]error {
 	c.t.Helper()
-	c.connected.at = time.Time{} // another test covers the caching of connections
 	s, missing := c.Count(c.t.Context())
 	value := func(n *int) int {
 		if n == nil {
@@ -476,21 +475,4 @@ func TestRTMPViewers(t *testing.T) {
 			c.is("counted", tt.publishers, tt.viewers, tt.by)
 		})
 	}
-	// The kernel walks its whole table for it: rarely, except when a drain waits for it.
-	c := newCounted(t, "rtmp.port=1935\n"+serverKey)
-	c.answer = statistics(0, 0, 0, 0)
-	viewers := func(when string, count func(context.Context) (cluster.Sessions, map[string]error), want int) {
-		t.Helper()
-		if s, missing := count(t.Context()); s.Viewers == nil || *s.Viewers != want {
-			t.Errorf("%s: %v, %v; want %d", when, s.Viewers, missing, want)
-		}
-	}
-	viewers("before", c.Count, 0)
-	c.established(map[int][]string{1935: {"192.0.2.7"}})
-	c.later(askEvery - time.Second)
-	viewers("a minute is not over", c.Count, 0)
-	viewers("a node that drains", c.CountNow, 1)
-	c.established(nil)
-	c.later(askEvery)
-	viewers("a minute later", c.Count, 0)
 }

@@ -69,8 +69,8 @@ func serverCases() []aCase {
 		{bootstrap.IDFile, "malformed escape", func(c *clinic) { c.put(liveApp, "db.host=\\u12\n") }, Bad, "", "line 1"},
 		{bootstrap.IDFile, "empty", func(c *clinic) { c.put(server, "") }, Bad, "", "empty"},
 		{bootstrap.IDFile, "zeros", func(c *clinic) { c.put(server, strings.Repeat("\x00", 4096)) }, Bad, "", "there are zeros in /usr/local/antmedia/conf/red5.properties"},
-		{bootstrap.IDFile, "a port with a default", func(c *clinic) { c.put(server, "http.port=${PORT:5080}\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "the default 5080 is used; if the server's environment sets PORT,"},
-		{bootstrap.IDFile, "a port that is none", func(c *clinic) { c.put(server, "http.port=many\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "no port"},
+		{bootstrap.IDFile, "a port with a default", func(c *clinic) { c.put(server, "http.port=${PORT:5080}\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "is not a plain port, and the server's environment is not known here; 5080 is assumed"},
+		{bootstrap.IDFile, "a port that is none", func(c *clinic) { c.put(server, "http.port=many\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "is not a plain port"},
 		{bootstrap.IDFile, "a second name", func(c *clinic) {
 			must.OK(c.t, os.Link(filepath.Join(c.root, server), filepath.Join(c.root, "usr/local/antmedia/conf/copy")))
 			c.target("10.0.2.4")
@@ -322,7 +322,7 @@ func networkCases(open, closed int) []aCase {
 
 		{bootstrap.IDAddress, "from the cloud", nil, Unknown, ams.WarnAddressUnchecked, "10.0.0.5"},
 		{bootstrap.IDAddress, "public", identity(metadata.Instance{ID: "i-1", Address: netip.MustParseAddr("8.8.8.8")}, nil), Warning, ams.WarnAddressPublic, "8.8.8.8"},
-		{bootstrap.IDAddress, "no address", func(c *clinic) { c.o.Join.Address = "10.0.0.0/8" }, Bad, "", "a network"},
+		{bootstrap.IDAddress, "no address", func(c *clinic) { c.o.Join.Address = "10.0.0.0/8" }, Bad, "", "not an IP address"},
 		{bootstrap.IDAddress, "a tree's interfaces", identity(metadata.Instance{ID: "i-1"}, nil), Unknown, "", "interfaces of that machine are not known"},
 		{bootstrap.IDAddress, "nobody knows", identity(metadata.Instance{}, errors.New("no answer")), Unknown, "", "without an identity"},
 

@@ -49,8 +49,8 @@ func checks() []check {
 		{bootstrap.IDRelease, GroupServer, "release", checkRelease},
 		{bootstrap.IDSections, GroupServer, "sections of jee-container.xml", preflight(seeSections, bootstrap.IDSections)},
 		{bootstrap.IDFile, GroupServer, "settings files", preflight(seeFiles, bootstrap.IDFile, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink,
-			bootstrap.IDConflict, ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost)},
-		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared, ams.WarnAppEncoding)},
+			bootstrap.IDConflict, ams.WarnServerSyntax, ams.WarnHTTPPort)},
+		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppEncoding)},
 		{IDAppName, GroupServer, "names of the applications", checkAppNames},
 		{bootstrap.IDFileOwner, GroupServer, "owners of the files", checkOwners},
 		{IDSettings, GroupServer, "agreement of the settings", checkSettings},
@@ -69,7 +69,7 @@ func checks() []check {
 
 		{bootstrap.IDIdentity, GroupNetwork, "identity of this machine", preflight(seeIdentity, bootstrap.IDIdentity)},
 		{bootstrap.IDAddress, GroupNetwork, "node address", preflight(seeAddress, bootstrap.IDAddress, ams.WarnAddressLoopback,
-			ams.WarnAddressLinkLocal, ams.WarnAddressPublic, ams.WarnAddressBridge, ams.WarnAddressDown, ams.WarnAddressNotHere,
+			ams.WarnAddressPublic, ams.WarnAddressBridge, ams.WarnAddressNotHere,
 			ams.WarnAddressUnchecked)},
 		{bootstrap.IDHostname, GroupNetwork, "host name", checkHostname},
 		{IDHosts, GroupNetwork, "lines of /etc/hosts", checkHosts},
@@ -101,9 +101,9 @@ func checks() []check {
 func IDs() []string {
 	ids := []string{
 		bootstrap.IDRoot, bootstrap.IDMongoOption, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
-		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnHTTPHost, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppShared, ams.WarnAppEncoding,
-		ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressPublic, ams.WarnAddressBridge,
-		ams.WarnAddressDown, ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
+		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppEncoding,
+		ams.WarnAddressLoopback, ams.WarnAddressPublic, ams.WarnAddressBridge,
+		ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
 		bootstrap.IDCloned, bootstrap.IDNotEnabled, bootstrap.IDDuplicate, bootstrap.IDMongoMember, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDGPUDriver,
 	}
 	for _, c := range checks() {
@@ -120,8 +120,6 @@ func advice(id string) string {
 	switch id {
 	case ams.WarnHTTPPort:
 		return "write the port on which the server listens as a number into http.port of red5.properties"
-	case ams.WarnHTTPHost:
-		return "correct http.host in red5.properties: an address of this machine, or 0.0.0.0"
 	case ams.WarnServerSyntax:
 		return "mend that line of red5.properties"
 	case bootstrap.IDFileLink:
@@ -136,9 +134,7 @@ func advice(id string) string {
 		return "give the folder another name, as the server needs it, too"
 	case ams.WarnAppBrokenLink:
 		return "remove the link, or put back what it led to"
-	case ams.WarnAppShared:
-		return "give each application a file of its own, unless this is meant"
-	case ams.WarnAddressPublic, ams.WarnAddressLoopback, ams.WarnAddressLinkLocal, ams.WarnAddressBridge, ams.WarnAddressDown, ams.WarnAddressNotHere:
+	case ams.WarnAddressPublic, ams.WarnAddressLoopback, ams.WarnAddressBridge, ams.WarnAddressNotHere:
 		return "give this node's private address, by which the other nodes reach it, with --address"
 	case bootstrap.IDHostname:
 		return "give the machine a name: hostnamectl set-hostname NAME"

@@ -49,7 +49,7 @@ func NewMachineSampler(o MachineOptions, client func() *cluster.Client, node fun
 	s := &machineSampler{gpus: gpus, sessions: sessions}
 	s.Sampler = heartbeat.NewSampler(heartbeat.SamplerOptions{
 		Root: o.Root, AMSDir: o.AMSDir, Open: o.Open, State: o.Service.State, GPUs: gpus.Latest, Sessions: sessions.Count,
-		Interval: o.Interval, Log: o.Log,
+		Interval: o.Interval,
 	})
 	return s
 }
