@@ -220,74 +220,31 @@ func udpSize(p *dnsmessage.Parser) (size int, edns bool) {
 	}
 }
 
-// record is a resource record of an answer. Package dnsmessage's own takes more than 500 bytes.
-type record struct {
-	name         string
-	kind         dnsmessage.Type
-	addr         netip.Addr // of A and AAAA
-	weight, port uint16     // of SRV, as target
-	target       string
-}
-
 // pack leaves out the additional records if they do not fit, and all answers if these do not fit either: a client would take a
 // part of the list for the whole. It returns nil if the question has an invalid name.
-func pack(h dnsmessage.Header, question []dnsmessage.Question, answers, additional []record, size int, edns bool) []byte {
-	for _, extra := range [][]record{additional, nil} {
-		if b, err := write(h, question, answers, extra, edns); err == nil && len(b) <= size {
+func pack(h dnsmessage.Header, question []dnsmessage.Question, answers, additional []dnsmessage.Resource, size int, edns bool) []byte {
+	var end []dnsmessage.Resource
+	var opt dnsmessage.ResourceHeader
+	if edns && opt.SetEDNS0(maxMessage, dnsmessage.RCodeSuccess, false) == nil {
+		end = append(end, dnsmessage.Resource{Header: opt, Body: &dnsmessage.OPTResource{}})
+	}
+	m := dnsmessage.Message{Header: h, Questions: question, Answers: answers}
+	for _, extra := range [][]dnsmessage.Resource{additional, nil} {
+		m.Additionals = slices.Concat(extra, end)
+		if b, err := m.Pack(); err == nil && len(b) <= size {
 			return b
 		}
 	}
-	h.Truncated = true
-	b, err := write(h, question, nil, nil, edns)
+	m.Truncated, m.Answers = true, nil
+	b, err := m.Pack()
 	if err != nil {
 		return nil
 	}
 	return b
 }
 
-func write(h dnsmessage.Header, question []dnsmessage.Question, answers, additional []record, edns bool) ([]byte, error) {
-	b := dnsmessage.NewBuilder(make([]byte, 0, plainUDP+64*(len(answers)+len(additional))), h)
-	b.EnableCompression()
-	err := b.StartQuestions()
-	for _, q := range question {
-		err = errors.Join(err, b.Question(q))
-	}
-	err = errors.Join(err, b.StartAnswers(), writeAll(&b, answers), b.StartAdditionals(), writeAll(&b, additional))
-	var opt dnsmessage.ResourceHeader
-	if edns && opt.SetEDNS0(maxMessage, dnsmessage.RCodeSuccess, false) == nil {
-		err = errors.Join(err, b.OPTResource(opt, dnsmessage.OPTResource{}))
-	}
-	packed, packErr := b.Finish()
-	return packed, errors.Join(err, packErr)
-}
-
-func writeAll(b *dnsmessage.Builder, records []record) error {
-	for _, r := range records {
-		name, err := dnsmessage.NewName(r.name)
-		if err != nil {
-			return err
-		}
-		h := dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: ttl}
-		switch r.kind {
-		case dnsmessage.TypeA:
-			err = b.AResource(h, dnsmessage.AResource{A: r.addr.As4()})
-		case dnsmessage.TypeAAAA:
-			err = b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: r.addr.As16()})
-		default:
-			srv := dnsmessage.SRVResource{Weight: r.weight, Port: r.port}
-			if srv.Target, err = dnsmessage.NewName(r.target); err == nil {
-				err = b.SRVResource(h, srv)
-			}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // resolve answers a question.
-func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers, additional []record, code dnsmessage.RCode) {
+func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers, additional []dnsmessage.Resource, code dnsmessage.RCode) {
 	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
 	if q.Class != dnsmessage.ClassINET {
 		return nil, nil, dnsmessage.RCodeRefused
@@ -319,25 +276,28 @@ func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers
 		return nil, nil, dnsmessage.RCodeNameError
 	}
 	if service == "" {
-		return addresses(servers, q.Name.String(), q.Type), nil, dnsmessage.RCodeSuccess
+		return addresses(servers, q), nil, dnsmessage.RCodeSuccess
 	}
 	if q.Type != dnsmessage.TypeSRV && q.Type != dnsmessage.TypeALL {
 		return nil, nil, dnsmessage.RCodeSuccess
 	}
 	for _, s := range servers {
-		target := addressLabel(s.Addr) + ".node." + d.Domain + "."
+		target, err := dnsmessage.NewName(addressLabel(s.Addr) + ".node." + d.Domain + ".")
+		if err != nil {
+			return nil, nil, dnsmessage.RCodeServerFailure
+		}
 		port := s.Port
 		if service == "_rtmp._tcp." {
 			port = rtmpPort
 		}
-		answers = append(answers, record{name: q.Name.String(), kind: dnsmessage.TypeSRV, weight: uint16(s.Weight * weightUnit), port: uint16(port), target: target})
+		answers = append(answers, resource(q.Name, dnsmessage.TypeSRV, &dnsmessage.SRVResource{Weight: uint16(s.Weight * weightUnit), Port: uint16(port), Target: target}))
 		additional = append(additional, address(target, s.Addr))
 	}
 	return answers, additional, dnsmessage.RCodeSuccess
 }
 
 // node answers for one server by its address.
-func node(list []Server, label string, q dnsmessage.Question) (answers, additional []record, code dnsmessage.RCode) {
+func node(list []Server, label string, q dnsmessage.Question) (answers, additional []dnsmessage.Resource, code dnsmessage.RCode) {
 	addr, err := netip.ParseAddr(strings.ReplaceAll(label, "-", "."))
 	if err != nil {
 		addr, err = netip.ParseAddr(strings.ReplaceAll(label, "-", ":"))
@@ -346,23 +306,27 @@ func node(list []Server, label string, q dnsmessage.Question) (answers, addition
 	if err != nil || i < 0 {
 		return nil, nil, dnsmessage.RCodeNameError
 	}
-	return addresses(list[i:i+1], q.Name.String(), q.Type), nil, dnsmessage.RCodeSuccess
+	return addresses(list[i:i+1], q), nil, dnsmessage.RCodeSuccess
 }
 
-func addresses(servers []Server, name string, want dnsmessage.Type) (answers []record) {
+func addresses(servers []Server, q dnsmessage.Question) (answers []dnsmessage.Resource) {
 	for _, s := range servers {
-		if r := address(name, s.Addr); want == dnsmessage.TypeALL || r.kind == want {
+		if r := address(q.Name, s.Addr); q.Type == dnsmessage.TypeALL || r.Header.Type == q.Type {
 			answers = append(answers, r)
 		}
 	}
 	return answers
 }
 
-func address(name string, a netip.Addr) record {
+func address(name dnsmessage.Name, a netip.Addr) dnsmessage.Resource {
 	if a.Is4() {
-		return record{name: name, kind: dnsmessage.TypeA, addr: a}
+		return resource(name, dnsmessage.TypeA, &dnsmessage.AResource{A: a.As4()})
 	}
-	return record{name: name, kind: dnsmessage.TypeAAAA, addr: a}
+	return resource(name, dnsmessage.TypeAAAA, &dnsmessage.AAAAResource{AAAA: a.As16()})
+}
+
+func resource(name dnsmessage.Name, kind dnsmessage.Type, body dnsmessage.ResourceBody) dnsmessage.Resource {
+	return dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: name, Type: kind, Class: dnsmessage.ClassINET, TTL: ttl}, Body: body}
 }
 
 // addressLabel is an address as one label: 10-0-1-11, fd00--1.

@@ -55,6 +55,9 @@ var slowest = map[string]time.Duration{
 	bySocket:     1200 * time.Millisecond,
 }
 
+// slowestSeen is the same after both balance have taken the node from their lists.
+var slowestSeen = map[string]time.Duration{byDNS: 1500 * time.Millisecond, bySocket: 100 * time.Millisecond}
+
 // balancers are load balancers with the examples of packaging, and a balance that feeds them.
 type balancers struct {
 	t      *testing.T
@@ -148,7 +151,7 @@ func (b *balancers) nginx(way string, change func(string) string) {
 // balance runs the agent's command for DNS and for HAProxy's socket.
 func (b *balancers) balance(name, dns string) (kill func()) {
 	b.t.Helper()
-	return b.command(bins.agent, "balance", "--mongo", b.mongo, "--state-dir", filepath.Join(b.dir, name), "--dns", dns+":5353", "--domain", "ams.internal",
+	return b.command(bins.agent, "balance", "--mongo", b.mongo, "--state-dir", filepath.Join(b.dir, name), "--dns", dns+":5353", "--domain", "ams.internal", "--listen", dns+":8080",
 		"--haproxy", b.socket(bySocket), "--haproxy-state", b.state(), "--name", name)
 }
 
@@ -242,11 +245,29 @@ func (w *balanceWorld) serves(ways ...string) {
 	}
 }
 
-// lasting are the figures of one drain.
+// lasting are the figures of one drain: how long after its write, and after both lists were without the node, the last new session
+// came.
 type lasting struct {
-	way   string
-	after time.Duration
-	node  string
+	way         string
+	after, seen time.Duration
+	node        string
+}
+
+// seen waits until no list has a node.
+func (w *balanceWorld) seen(ctx context.Context, n *fleetNode) time.Time {
+	client := &http.Client{Timeout: time.Second}
+	for _, at := range []string{fronts[byDNS], otherDNS} {
+		for listed := true; listed && ctx.Err() == nil; sleep(ctx, 10*time.Millisecond) {
+			resp, err := client.Get("http://" + at + ":8080/nodes")
+			if err != nil {
+				continue
+			}
+			body, err := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			listed = err != nil || strings.Contains(string(body), strconv.Quote(n.ID))
+		}
+	}
+	return time.Now()
 }
 
 // TestBalance lets nodes join, drain, return and die before load balancers that are fed in each way, under load, and then lets
@@ -336,7 +357,8 @@ func (w *balanceWorld) events(ctx context.Context, drains int) (latencies []last
 		must.OK(w.t, err)
 		longest = max(longest, wrote.Sub(began))
 		work.Go(func() {
-			sleep(ctx, 9*time.Second)
+			seen := w.seen(ctx, n)
+			sleep(ctx, time.Until(wrote.Add(9*time.Second)))
 			mu.Lock()
 			for way := range fronts {
 				if role == "edge" || way != byScript {
@@ -344,7 +366,7 @@ func (w *balanceWorld) events(ctx context.Context, drains int) (latencies []last
 					if way == byAgentCheck {
 						since = began
 					}
-					latencies = append(latencies, lasting{way, n.taken(way, since), n.ID})
+					latencies = append(latencies, lasting{way, n.taken(way, since), n.taken(way, seen), n.ID})
 				}
 			}
 			mu.Unlock()
@@ -374,18 +396,19 @@ func (w *balanceWorld) events(ctx context.Context, drains int) (latencies []last
 func (w *balanceWorld) judge(what string, begin time.Time, all bool, latencies []lasting) {
 	w.t.Helper()
 	for _, way := range []string{byAgentCheck, byDNS, bySocket, byNginx, byScript} {
-		var after []time.Duration
+		var after, seen []time.Duration
 		for _, l := range latencies {
 			if l.way == way {
-				after = append(after, l.after)
+				after, seen = append(after, l.after), append(seen, l.seen)
 			}
 		}
 		slices.Sort(after)
+		slices.Sort(seen)
 		slices.SortFunc(latencies, func(a, b lasting) int { return cmp.Compare(b.after, a.after) })
 		for _, l := range slices.DeleteFunc(slices.Clone(latencies), func(l lasting) bool { return l.way != way })[:3] {
 			w.t.Logf("%s: last new session on %s %s after its drain", way, l.node, l.after.Round(time.Millisecond))
 		}
-		p99 := after[(len(after)*99+99)/100-1]
+		p99, p99Seen := after[(len(after)*99+99)/100-1], seen[(len(seen)*99+99)/100-1]
 		cut := 0
 		w.mu.Lock()
 		for _, n := range w.all {
@@ -404,6 +427,12 @@ func (w *balanceWorld) judge(what string, begin time.Time, all bool, latencies [
 		}
 		if len(left) > 0 || cut > 0 {
 			w.t.Errorf("%s, %s: %d failures such as %v, %d sessions cut", what, way, len(left), left[:min(3, len(left))], cut)
+		}
+		if most := slowestSeen[way]; most > 0 {
+			figure(w.t, "%s, %s: last new session %s after both balance had seen the drain (p99)", what, way, p99Seen.Round(time.Millisecond))
+			if all && p99Seen > most {
+				w.t.Errorf("%s: the last new session %s after the lists, want at most %s", way, p99Seen, most)
+			}
 		}
 		if all && p99 > slowest[way] {
 			w.t.Errorf("%s: the last new session %s after the drain, want at most %s", way, p99, slowest[way])
