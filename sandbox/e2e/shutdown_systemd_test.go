@@ -531,7 +531,7 @@ func (s *goingDown) hook(t *testing.T) {
 		}
 	}
 	t.Logf("after the server had stopped:\n%s", strings.Join(told, "\n"))
-	if n := strings.Count(string(out), "CompleteLifecycleAction"); n != 1 || !strings.Contains(end, "CompleteLifecycleAction") || !strings.Contains(end, "the hook is completed") {
+	if n := strings.Count(string(out), "CompleteLifecycleAction"); n != 1 || !strings.Contains(end, "CompleteLifecycleAction") || !strings.Contains(end, "hook completed") {
 		t.Errorf("the hook was completed %d times:\n%s", n, end)
 	}
 	// Booted again it is to go all the same; a cloud that cannot be reached then holds
@@ -620,7 +620,7 @@ func (s *goingDown) noMongo(t *testing.T) {
 	if st := s.sessions(t); st.Cut.Viewers != 0 || st.Left.Viewers != 1 {
 		t.Errorf("sessions %+v", st)
 	}
-	if said := s.lines(t, "-o", "cat"); !strings.Contains(said, "cannot deregister") || !strings.Contains(said, "the registry cannot be told draining yet") {
+	if said := s.lines(t, "-o", "cat"); !strings.Contains(said, "cannot deregister") || !strings.Contains(said, "step=registry") {
 		t.Errorf("nobody says what could not be written:\n%s", said)
 	}
 	if row, documents, _ := s.remains(t); row["state"] != "active" || documents != 1 || row["boot_id"] != was["boot_id"] {
