@@ -68,6 +68,8 @@ type Member struct {
 	Health Health    `json:"verdict"`
 	// Reimaging: the node has left because its root volume is replaced, and is expected back.
 	Reimaging bool `json:"reimaging,omitempty"`
+	// Replaced: another machine, with a newer record, has this node's address by now.
+	Replaced bool `json:"-"`
 }
 
 // Address returns the node's address in the cluster.
@@ -179,6 +181,10 @@ func (o *Observer) Observe(l Look) []Member {
 		if j, taken := owner[key]; !taken || n.UpdatedAt.After(l.Nodes[j].UpdatedAt) {
 			owner[key] = i
 		}
+	}
+	for i, m := range members {
+		current, owned := owner[oneSpelling(m.Node.IP)]
+		members[i].Replaced = owned && current != i && m.State() != StateLeft
 	}
 	for _, doc := range l.AMS {
 		key := oneSpelling(doc.IP)

@@ -396,8 +396,8 @@ func TestMembersByAddress(t *testing.T) {
 		if m := s.look()[0]; len(m.AMS) != 2 || m.AMS[0].ID != "new10.0.0.1" || m.Server.Age > time.Millisecond {
 			t.Errorf("the newest of several documents counts: %+v", m)
 		}
-		if m := s.look()[1]; m.Server.Known {
-			t.Errorf("the old record has an AMS document: %+v", m)
+		if m := s.look(); m[1].Server.Known || m[0].Replaced || !m[1].Replaced {
+			t.Errorf("the old record is the current one: %+v", m)
 		}
 	})
 	t.Run("a record that left has no documents", func(t *testing.T) {
@@ -408,6 +408,9 @@ func TestMembersByAddress(t *testing.T) {
 		s.want("old 10.0.0.1 left; x10.0.0.1 10.0.0.1 no-agent")
 		s.heartbeat("new", "10.0.0.1")
 		s.want("new 10.0.0.1 healthy; old 10.0.0.1 left")
+		if m := s.look(); m[0].Replaced || m[1].Replaced {
+			t.Errorf("replaced: %+v", m)
+		}
 		// Even if its record is newer than the other's.
 		s.pass(time.Second)
 		s.heartbeat("old", "10.0.0.1")

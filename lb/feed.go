@@ -199,17 +199,11 @@ func leaves(members []cluster.Member, id string) bool {
 	return i >= 0 && (members[i].State() == cluster.StateDraining || members[i].State() == cluster.StateLeft)
 }
 
-// gone leaves out an address that another member has by now.
+// listGone returns the addresses of machines that are gone, and that no other machine has by now.
 func listGone(members []cluster.Member) []netip.Addr {
 	var addrs []netip.Addr
 	for _, m := range members {
-		addr, ok := cluster.Dialable(m.Address())
-		if !ok || m.Health != cluster.Gone {
-			continue
-		}
-		if !slices.ContainsFunc(members, func(n cluster.Member) bool {
-			return n.Health != cluster.Gone && cluster.SameAddress(n.Address(), m.Address())
-		}) {
+		if addr, ok := cluster.Dialable(m.Address()); ok && m.Health == cluster.Gone && !m.Replaced {
 			addrs = append(addrs, addr.Unmap())
 		}
 	}

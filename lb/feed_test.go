@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -120,6 +121,17 @@ func TestFeedStartsWithoutMongoDB(t *testing.T) {
 	must.OK(t, f.Look(t.Context()))
 	if got := servers(f); !slices.Equal(got, []string{"e1", "e2"}) {
 		t.Errorf("%v", got)
+	}
+}
+
+// The sessions on an address end only while no other machine has it.
+func TestFeedGone(t *testing.T) {
+	w := &world{silent: map[string]time.Duration{"e1": time.Hour, "e2": time.Hour}}
+	w.set(member("e1", "edge", 0), member("e2", "edge", 0), member("e3", "edge", 0, func(m *cluster.Member) { m.Node.IP = "10.0.0.1" }))
+	f := newFeed(t, w, nil)
+	must.OK(t, f.Look(t.Context()))
+	if list, _ := f.List(); !slices.Equal(list.Gone, []netip.Addr{address("e2")}) {
+		t.Errorf("%v", list.Gone)
 	}
 }
 

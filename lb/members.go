@@ -58,12 +58,11 @@ func Selects(list []string, name string) bool {
 func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []Server {
 	list := []Server{}
 	before := index(was)
-	newest := newestRecords(members)
 	scores := map[string][]int{}
 	score := map[string]int{}
 	for _, m := range members {
 		addr, ok := cluster.Dialable(m.Address())
-		if !ok || !serves(m) || m.Node != newest[addr.Unmap()] || !f.selects(m.Node.Role, m.Node.Group) {
+		if !ok || !serves(m) || m.Replaced || !f.selects(m.Node.Role, m.Node.Group) {
 			continue
 		}
 		n := m.Node
@@ -109,22 +108,6 @@ func serves(m cluster.Member) bool {
 	case cluster.Healthy, cluster.AMSStale, cluster.AgentStale, cluster.Unknown:
 	}
 	return true
-}
-
-// newestRecords returns the current machine of each address. A new one may have the address of one that died, whose record has
-// not been silent for long enough to be gone.
-func newestRecords(members []cluster.Member) map[netip.Addr]*cluster.Node {
-	newest := map[netip.Addr]*cluster.Node{}
-	for _, m := range members {
-		addr, ok := cluster.Dialable(m.Address())
-		if !ok || m.Node == nil || m.State() == cluster.StateLeft {
-			continue
-		}
-		if n := newest[addr.Unmap()]; n == nil || m.Node.UpdatedAt.After(n.UpdatedAt) {
-			newest[addr.Unmap()] = m.Node
-		}
-	}
-	return newest
 }
 
 // ramp returns the part of a weight that a server has after some time in the list.

@@ -6,7 +6,7 @@
 package e2e
 
 import (
-	"strings"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,6 +35,7 @@ func TestDrainRights(t *testing.T) {
 		db := newDatabase(t)
 		var all together
 		defer all.Wait()
+		rights := []string{"DescribeAutoScalingInstances", "DescribeLifecycleHooks", "RecordLifecycleActionHeartbeat", "CompleteLifecycleAction"}
 		for i, c := range []rightsCase{
 			{completes: true},
 			{denied: "DescribeAutoScalingInstances", completes: true}, // a tag has the group
@@ -53,7 +54,7 @@ func TestDrainRights(t *testing.T) {
 					h.completed("drain")
 				}
 				for _, call := range h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Call }) {
-					if !strings.Contains("DescribeAutoScalingInstances DescribeLifecycleHooks RecordLifecycleActionHeartbeat CompleteLifecycleAction", call.Text) {
+					if !slices.Contains(rights, call.Text) {
 						t.Errorf("it calls %s", call.Text)
 					}
 				}
