@@ -19,9 +19,6 @@ import (
 type Departure struct {
 	// ID is the row's, Address the node's.
 	ID, Address string
-	// Documents are the ids of AMS's documents that were seen while it ran; they
-	// go whatever their age.
-	Documents []string
 	// StoppedAt is when AMS had stopped, by this machine's clock.
 	StoppedAt time.Time
 	Reason    string
@@ -30,11 +27,6 @@ type Departure struct {
 	Cut *int
 	// RepairStreams ends the streams that this address leaves "broadcasting".
 	RepairStreams bool
-}
-
-// Removal says which of AMS's documents go.
-func (d Departure) Removal() cluster.AMSRemoval {
-	return cluster.AMSRemoval{Address: d.Address, IDs: d.Documents, StoppedAt: d.StoppedAt, OlderThan: d.StoppedAt}
 }
 
 // Departed is what was done of it.
@@ -48,13 +40,12 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 	var done Departed
 	var errs []error
 	if d.Address != "" {
-		removed, err := client.DeleteAMSNodes(ctx, d.Removal())
-		for _, n := range removed.Deleted {
+		gone, stay, err := client.DeleteAMSNodes(ctx, d.Address, "", d.StoppedAt)
+		for _, n := range gone {
 			done.Documents = append(done.Documents, n.ID)
 		}
-		for _, k := range removed.Kept {
-			m.log().Warn("a document of Ant Media Server stays: somebody still writes it, or it does not say when it was written",
-				"document", k.Node.ID, "address", k.Node.IP, "why", string(k.Why))
+		for _, n := range stay {
+			m.log().Warn("a document of Ant Media Server stays: another server with this address writes it", "document", n.ID, "address", n.IP)
 		}
 		errs = append(errs, err)
 	}

@@ -30,9 +30,7 @@ func (j *joiner) dropDocuments(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
-	stopped := time.Now()
-	r := cluster.AMSRemoval{Address: j.facts.address.Addr.String(), StoppedAt: stopped, OlderThan: stopped}
-	if _, err := j.facts.client.DeleteAMSNodes(ctx, r); err != nil {
+	if _, _, err := j.facts.client.DeleteAMSNodes(ctx, j.facts.address.Addr.String(), "", time.Now()); err != nil {
 		j.log().Warn("the document of Ant Media Server in the cluster could not be removed", "error", err)
 	}
 }
@@ -51,8 +49,7 @@ func (j *joiner) dropFormer(ctx context.Context) {
 		return
 	}
 	// What is written from now on is another machine's: a copy of this one, perhaps.
-	r := cluster.AMSRemoval{Address: former, IDs: []string{machine + former}, StoppedAt: j.result.Evidence.Updated}
-	if _, err := f.client.DeleteAMSNodes(ctx, r); err != nil {
+	if _, _, err := f.client.DeleteAMSNodes(ctx, former, machine+former, j.result.Evidence.Updated); err != nil {
 		j.log().Warn("the document of Ant Media Server's former address could not be removed", "address", former, "error", err)
 	}
 }

@@ -1034,21 +1034,14 @@ func (l *leaver) departed(ctx context.Context) error {
 // removeDocuments removes what AMS left in clusternode. A document that is
 // still written belongs to an AMS that runs.
 func (l *leaver) removeDocuments(ctx context.Context) error {
-	r := cluster.AMSRemoval{Address: l.address, StoppedAt: l.stoppedAt, OlderThan: l.stoppedAt}
-	for _, n := range l.seen {
-		r.IDs = append(r.IDs, n.ID)
-	}
-	done, err := l.client.DeleteAMSNodes(ctx, r)
-	for _, n := range done.Deleted {
+	// Without a time, an earlier run of this command has stopped it.
+	gone, stay, err := l.client.DeleteAMSNodes(ctx, l.address, "", cmp.Or(l.stoppedAt, time.Now()))
+	for _, n := range gone {
 		l.result.Deregistered = append(l.result.Deregistered, n.ID)
 	}
-	for _, k := range done.Kept {
-		if k.Why != cluster.KeptRewritten {
-			l.warn(IDDeregister, "", "AMS's document %s of %s stays: it does not say when it was written", k.Node.ID, k.Node.IP)
-			continue
-		}
+	for _, n := range stay {
 		l.warn(IDDeregister, "restart Ant Media Server, then run the same command again",
-			"AMS's document %s of %s stays: an Ant Media Server with this address still writes it", k.Node.ID, k.Node.IP)
+			"AMS's document %s of %s stays: an Ant Media Server with this address still writes it", n.ID, n.IP)
 	}
 	return err
 }

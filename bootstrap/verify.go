@@ -284,7 +284,7 @@ func (j *joiner) mayBeElsewhere() bool {
 func (j *joiner) elsewhereHint(err error) string {
 	var seen *cluster.AMSNotSeenError
 	var started *StartedElsewhereError
-	if !errors.As(err, &started) && (!errors.As(err, &seen) || seen.Verdict != cluster.AMSElsewhere) {
+	if !errors.As(err, &started) && (!errors.As(err, &seen) || !seen.Elsewhere) {
 		return ""
 	}
 	at := j.facts.address.Addr.String()

@@ -135,86 +135,45 @@ func javaAddress(addr netip.Addr) string {
 	return strings.Join(groups, ":")
 }
 
-// AMSRemoval selects the AMS documents that [Client.DeleteAMSNodes] may delete. AMS must have stopped: while it runs, it
-// writes its document again within 5 s.
-type AMSRemoval struct {
-	Address string   // required: documents with another address are kept
-	IDs     []string // are deleted whatever their age
-	// StoppedAt is when AMS stopped, by the local clock, or zero. A document written later belongs to another AMS and is kept.
-	StoppedAt time.Time
-	OlderThan time.Time // other documents last written before it are deleted, too
-}
-
-// AMSRemoved is the result of a removal.
-type AMSRemoved struct {
-	Deleted []AMSNode `json:"deleted"`
-	Kept    []AMSKept `json:"kept"`
-}
-
-// AMSKept is a document that was not deleted.
-type AMSKept struct {
-	Node AMSNode `json:"node"`
-	Why  KeptWhy `json:"why"`
-}
-
-// KeptWhy is the reason why a document was not deleted.
-type KeptWhy string
-
-// The reasons.
-const (
-	KeptRewritten KeptWhy = "rewritten" // an AMS with this address is running and writes it
-	KeptUnknown   KeptWhy = "unknown"   // neither in IDs nor old enough
-)
-
-// DeleteAMSNodes deletes the AMS documents of an address that has left the cluster. An error is returned together with the
-// result up to that point.
-func (c *Client) DeleteAMSNodes(ctx context.Context, r AMSRemoval) (AMSRemoved, error) {
-	var done AMSRemoved
-	if r.Address == "" {
-		return done, errors.New("removing AMS's node documents: no address is given")
+// DeleteAMSNodes deletes the AMS documents of an address, or only the one with an id, that were last written before a time, by
+// the clock of AMS's machine. AMS must have stopped: while it runs, it writes its document again within 5 s.
+//
+// It returns the documents that are gone, and those of the address that stay, for example because another AMS writes them. If
+// the error is not nil, some of them may stay although they are old enough.
+func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before time.Time) (gone, stay []AMSNode, err error) {
+	if address == "" || before.IsZero() {
+		return nil, nil, errors.New("removing AMS's node documents: no address or no time is given")
 	}
-	before, err := c.AMSNodesByAddress(ctx, r.Address)
+	were, err := c.AMSNodesByAddress(ctx, address)
 	if err != nil {
-		return done, err
+		return nil, nil, err
 	}
-	var candidates []AMSNode
 	versions := bson.A{}
-	for _, n := range before {
-		known := slices.Contains(r.IDs, n.ID)
-		old := !n.LastUpdate.IsZero() && n.LastUpdate.Before(r.OlderThan)
-		switch {
-		case !r.StoppedAt.IsZero() && n.LastUpdate.After(r.StoppedAt):
-			done.Kept = append(done.Kept, AMSKept{n, KeptRewritten})
-		case !known && !old:
-			done.Kept = append(done.Kept, AMSKept{n, KeptUnknown})
-		default:
-			candidates, versions = append(candidates, n), append(versions, n.version())
+	for _, n := range were {
+		if (id == "" || n.ID == id) && !n.LastUpdate.IsZero() && !n.LastUpdate.After(before) {
+			versions = append(versions, n.version())
 		}
 	}
-	if len(candidates) == 0 {
-		return done, nil
+	if len(versions) == 0 {
+		return nil, were, nil
 	}
-	failed := c.call(ctx, "removing AMS's node documents of "+r.Address, func(ctx context.Context) error {
+	failed := c.call(ctx, "removing AMS's node documents of "+address, func(ctx context.Context) error {
 		_, err := c.amsNodes().DeleteMany(ctx, bson.D{{Key: "$or", Value: versions}})
 		return err
 	})
 	// The answer may be lost: what is left decides.
-	after, err := c.AMSNodesByAddress(ctx, r.Address)
-	if err != nil {
-		return done, errors.Join(failed, err)
+	if stay, err = c.AMSNodesByAddress(ctx, address); err != nil {
+		return nil, nil, errors.Join(failed, err)
 	}
-	for _, n := range candidates {
-		i := slices.IndexFunc(after, func(m AMSNode) bool { return m.id.Equal(n.id) })
-		switch {
-		case i < 0:
-			done.Deleted = append(done.Deleted, n)
-		case failed != nil:
-			return done, failed
-		default:
-			done.Kept = append(done.Kept, AMSKept{after[i], KeptRewritten})
+	for _, n := range were {
+		if !slices.ContainsFunc(stay, func(m AMSNode) bool { return m.id.Equal(n.id) }) {
+			gone = append(gone, n)
 		}
 	}
-	return done, nil
+	if len(gone) == len(versions) {
+		failed = nil
+	}
+	return gone, stay, failed
 }
 
 // version is a filter that matches the document as it was read.

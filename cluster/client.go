@@ -222,15 +222,6 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 	return e
 }
 
-// callTwice repeats a call whose connection was lost. The driver repeats neither commands nor writes to a single server.
-func (c *Client) callTwice(ctx context.Context, op string, do func(context.Context) error) error {
-	err := c.call(ctx, op, do)
-	if KindOf(err) == KindLost {
-		err = c.call(ctx, op, do)
-	}
-	return err
-}
-
 // notPrimaryError means that the only named host is a member of a replica set, but not its primary.
 type notPrimaryError struct{ set, primary, hosts string }
 
@@ -293,7 +284,7 @@ func find[T any](
 
 // Ping checks that the server answers and accepts the credentials.
 func (c *Client) Ping(ctx context.Context) error {
-	return c.callTwice(ctx, "asking MongoDB whether it is there", func(ctx context.Context) error {
+	return c.call(ctx, "asking MongoDB whether it is there", func(ctx context.Context) error {
 		return c.db("admin").RunCommand(ctx, bson.D{{Key: "ping", Value: 1}}).Err()
 	})
 }
@@ -317,7 +308,7 @@ func (c *Client) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, e
 func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Duration, err error) {
 	const op = "reading MongoDB's clock"
 	var reply bson.Raw
-	err = c.callTwice(ctx, op, func(ctx context.Context) error {
+	err = c.call(ctx, op, func(ctx context.Context) error {
 		start := time.Now() // not c.now: a duration needs the monotonic clock
 		var err error
 		reply, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()

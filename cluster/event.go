@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
-	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
@@ -25,7 +24,7 @@ type Event struct {
 	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"` // further facts for the reader
 }
 
-// AddEvent writes an event once, even if the driver repeats the command.
+// AddEvent writes an event. After an error it may have been written.
 func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	if e.Node == "" || e.Kind == "" {
 		return errors.New("writing an event: it has no node or no kind")
@@ -34,22 +33,15 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	if err != nil {
 		return fmt.Errorf("writing an event: %w", err)
 	}
-	// Unlike an insert, an upsert can use the server's clock. Every attempt has the same id.
-	id := bson.NewObjectID()
-	write := func(ctx context.Context) error {
-		// A second attempt must not change the time.
-		filter := bson.D{{Key: "_id", Value: id}, {Key: "at", Value: bson.D{{Key: "$exists", Value: false}}}}
+	return c.call(ctx, "writing an event", func(ctx context.Context) error {
+		// Unlike an insert, an upsert can use the server's clock.
 		update := bson.D{
 			{Key: "$set", Value: bson.Raw(data)},
 			{Key: "$currentDate", Value: bson.D{{Key: "at", Value: true}}},
 		}
-		_, err := c.events().UpdateOne(ctx, filter, update, options.UpdateOne().SetUpsert(true))
-		if mongo.IsDuplicateKeyError(err) {
-			return nil
-		}
+		_, err := c.events().UpdateByID(ctx, bson.NewObjectID(), update, options.UpdateOne().SetUpsert(true))
 		return err
-	}
-	return c.callTwice(ctx, "writing an event", write)
+	})
 }
 
 // PastEvent is an event that was read from the registry.

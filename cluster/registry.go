@@ -18,6 +18,8 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.mongodb.org/mongo-driver/v2/mongo/readconcern"
+
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -112,52 +114,60 @@ func (r *record) check() error {
 // update changes the record of a node by compare-and-swap. next computes the new record from the current one (nil if there is
 // no record) and the time of MongoDB's clock, or returns nil to write nothing. own sets updated_at: the node writes its own record.
 //
-// If the answer to a write is lost, the record is read again: it has the rev of that write, or next is called again.
+// After a failure that passes, and after another write, the record is read again: it has the rev of a write whose answer was
+// lost, or next is called again.
 func (c *Client) update(ctx context.Context, op, id string, own bool, next func(was *record, now time.Time) (*record, error)) (*record, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	var revs []string
+	var revs []string // of our writes
 	var failed error
 	for pause := firstConflictPause; ; pause = min(2*pause, mostConflictPause) {
-		now, err := c.ServerTime(ctx)
-		if err != nil {
-			return nil, cmp.Or(failed, err)
-		}
-		was, err := c.readRecord(ctx, op, id)
+		stored, err := c.tryUpdate(ctx, op, id, own, &revs, next)
 		switch {
-		case err != nil:
-			return nil, cmp.Or(failed, err)
-		case was != nil && slices.Contains(revs, was.Rev):
-			return was, nil
-		}
-		is, err := next(was, now)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", op, err)
-		}
-		if is == nil {
-			return was, nil
-		}
-		is.Rev = crand.Text()
-		revs = append(revs, is.Rev)
-		stored, err := c.swap(ctx, op, id, was, is, own)
-		switch {
-		case stored != nil:
+		case err == nil:
 			return stored, nil
-		case err != nil && was == nil && failed == nil && KindOf(err) == KindOther:
-			failed = err // DocumentDB's engine answers so if another insert was first
-		case err != nil && !KindOf(err).passes():
-			return nil, err
-		case err != nil:
+		case KindOf(err).passes() && c.notPrimary() == nil:
 			failed = err
+		case !errors.Is(err, errConflict):
+			return nil, err
 		}
-		timer := time.NewTimer(pause/2 + rand.N(pause))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep.For(ctx, pause/2+rand.N(pause)) {
 			return nil, cmp.Or[error](failed, newError(op, context.Cause(ctx), c.target, nil))
-		case <-timer.C:
 		}
 	}
+}
+
+// errConflict means that the record was written by another client meanwhile.
+var errConflict = errors.New("the record has changed")
+
+func (c *Client) tryUpdate(
+	ctx context.Context, op, id string, own bool, revs *[]string, next func(was *record, now time.Time) (*record, error),
+) (*record, error) {
+	now, err := c.ServerTime(ctx)
+	if err != nil {
+		return nil, err
+	}
+	was, err := c.readRecord(ctx, op, id)
+	if err != nil || was != nil && slices.Contains(*revs, was.Rev) {
+		return was, err
+	}
+	is, err := next(was, now)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	if is == nil {
+		return was, nil
+	}
+	is.Rev = crand.Text()
+	*revs = append(*revs, is.Rev)
+	stored, err := c.swap(ctx, op, id, was, is, own)
+	if was == nil && KindOf(err) == KindOther {
+		// DocumentDB's engine answers so if another insert was first.
+		if first, _ := c.readRecord(ctx, op, id); first != nil {
+			return nil, errConflict
+		}
+	}
+	return stored, err
 }
 
 // Pauses, with jitter, before the record is read again after a conflict.
@@ -185,7 +195,7 @@ func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error)
 	return found, err
 }
 
-// swap replaces was by is. The result is nil if the record is not was any more.
+// swap replaces was by is. It fails with errConflict if the record is not was any more.
 func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own bool) (stored *record, err error) {
 	update, err := is.update(was, own)
 	if err != nil {
@@ -207,6 +217,9 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 		}
 		return err
 	})
+	if err == nil && stored == nil {
+		err = errConflict
+	}
 	return stored, err
 }
 
@@ -471,18 +484,16 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if !n.UpdatedAt.IsZero() {
 		filter[1].Value = n.UpdatedAt
 	}
-	err := c.callTwice(ctx, op, func(ctx context.Context) error {
-		// The driver may have repeated the command, and the count is that of the last attempt: read again below.
+	failed := c.call(ctx, op, func(ctx context.Context) error {
 		_, err := c.nodes().DeleteOne(ctx, filter)
 		return err
 	})
-	if err != nil {
-		return false, err
-	}
-	if _, err = c.Node(ctx, n.ID); errors.Is(err, ErrNoNode) {
+	// The answer may be lost: what is left decides.
+	_, err := c.Node(ctx, n.ID)
+	if errors.Is(err, ErrNoNode) {
 		return true, nil
 	}
-	return false, err
+	return false, cmp.Or(failed, err)
 }
 
 // Node reads the record of a node. The error is [ErrNoNode] if it does not exist, and a [BadRecordError] if it is invalid.

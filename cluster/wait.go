@@ -78,7 +78,7 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 			}
 			if n, ok := w.findElsewhere(seen.Local, local, now); ok {
 				// Only this one: the others may belong to another node.
-				seen.Local, seen.Verdict, seen.Waited, seen.Cause = []AMSNode{n}, AMSElsewhere, now.Sub(begin), ErrElsewhere
+				seen.Local, seen.Elsewhere, seen.Waited, seen.Cause = []AMSNode{n}, true, now.Sub(begin), ErrElsewhere
 				return AMSNode{}, seen
 			}
 		}
@@ -151,30 +151,18 @@ func (n AMSNode) since(before []AMSNode) bool {
 	})
 }
 
-// AMSVerdict is why no fresh document was found.
-type AMSVerdict string
-
-// The values of AMSVerdict.
-const (
-	AMSUnread         AMSVerdict = "unread"          // MongoDB could not be read
-	AMSNothing        AMSVerdict = "nothing"         // no document of the address, and no other new one
-	AMSElsewhere      AMSVerdict = "elsewhere"       // AMS writes under another address of this machine
-	AMSMaybeElsewhere AMSVerdict = "maybe-elsewhere" // new documents of other addresses; one may be this machine's
-	AMSNotAdvancing   AMSVerdict = "not-advancing"   // the document is as it was before the wait
-	AMSStopped        AMSVerdict = "stale"           // written during the wait, but not fresh by the local clock
-)
-
 // AMSNotSeenError reports what was found instead of a fresh document of the address.
 type AMSNotSeenError struct {
-	Address  string
-	Waited   time.Duration
-	Verdict  AMSVerdict
-	Reads    int       // how often MongoDB answered
-	Ours     []AMSNode // documents of the address, at the last read
-	Local    []AMSNode // fresh documents of other addresses of this machine
-	Appeared []AMSNode // with other addresses, not in AMSWait.Before
-	Last     error     // of the last read
-	Cause    error     // why the wait ended
+	Address string
+	Waited  time.Duration
+	// Elsewhere: AMS writes under another address of this machine.
+	Elsewhere bool
+	Reads     int       // how often MongoDB answered
+	Ours      []AMSNode // documents of the address, at the last read
+	Local     []AMSNode // fresh documents of other addresses of this machine
+	Appeared  []AMSNode // with other addresses, not in AMSWait.Before
+	Last      error     // of the last read
+	Cause     error     // why the wait ended
 
 	found string
 }
@@ -188,20 +176,19 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	none, old := len(e.Ours) == 0, !newest.since(before)
 	switch age := byLocalClock(now.Sub(newest.LastUpdate)); {
 	case e.Reads == 0:
-		e.Verdict, e.found = AMSUnread, "MongoDB could not be read"
+		e.found = "MongoDB could not be read"
 	case len(e.Local) > 0 && (none || old): // an old document is of an earlier process
-		e.Verdict, e.found = AMSElsewhere, "it registered as "+addresses(e.Local)+", which is another address of this machine"
+		e.Elsewhere, e.found = true, "it registered as "+addresses(e.Local)+", which is another address of this machine"
 	case none && len(e.Appeared) > 0:
-		e.Verdict = AMSMaybeElsewhere
 		e.found = "no document of this address; these appeared meanwhile and may be it under a wrong address: " + addresses(e.Appeared)
 	case none:
-		e.Verdict, e.found = AMSNothing, "no document of this address appeared"
+		e.found = "no document of this address appeared"
 	case newest.LastUpdate.IsZero():
-		e.Verdict, e.found = AMSStopped, "its document has no readable lastUpdateTime"
+		e.found = "its document has no readable lastUpdateTime"
 	case old:
-		e.Verdict, e.found = AMSNotAdvancing, "its document was not written since, the last time was "+age
+		e.found = "its document was not written since, the last time was " + age
 	default:
-		e.Verdict, e.found = AMSStopped, "it wrote its document and stopped, the last time was "+age
+		e.found = "it wrote its document and stopped, the last time was " + age
 	}
 }
 

@@ -95,47 +95,24 @@ func TestAMSNodesOfABigCluster(t *testing.T) {
 	}
 }
 
-func why(kept []cluster.AMSKept) map[string]cluster.KeptWhy {
-	m := make(map[string]cluster.KeptWhy)
-	for _, k := range kept {
-		m[k.Node.ID] = k.Why
-	}
-	return m
-}
-
 func TestDeleteAMSNodes(t *testing.T) {
 	t.Parallel()
 	stopped := time.Now().Truncate(time.Millisecond)
 	before, after := stopped.Add(-3*time.Second), stopped.Add(3*time.Second)
 	long := stopped.Add(-time.Hour)
-	tests := []struct {
-		name    string
-		removal cluster.AMSRemoval
-		deleted string
-		kept    map[string]cluster.KeptWhy
+	for name, tt := range map[string]struct {
+		address, id string
+		before      time.Time
+		gone, stay  string
 	}{
-		{"nothing is said", cluster.AMSRemoval{Address: own}, "", map[string]cluster.KeptWhy{
-			"": cluster.KeptUnknown, "mine": cluster.KeptUnknown, "later": cluster.KeptUnknown, "earlier-life": cluster.KeptUnknown, "timeless": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
-		}},
-		{"ids", cluster.AMSRemoval{Address: own, IDs: []string{"mine", "theirs", "timeless", "", "missing"}}, " mine timeless", map[string]cluster.KeptWhy{
-			"later": cluster.KeptUnknown, "earlier-life": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
-		}},
-		{"ids, and it still runs", cluster.AMSRemoval{Address: own, IDs: []string{"mine", "later"}, StoppedAt: stopped}, "mine", map[string]cluster.KeptWhy{
-			"": cluster.KeptUnknown, "later": cluster.KeptRewritten, "earlier-life": cluster.KeptUnknown, "timeless": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
-		}},
-		{"age", cluster.AMSRemoval{Address: own, OlderThan: stopped.Add(-20 * time.Second)}, " earlier-life", map[string]cluster.KeptWhy{
-			"mine": cluster.KeptUnknown, "later": cluster.KeptUnknown, "timeless": cluster.KeptUnknown, "hex": cluster.KeptUnknown,
-		}},
-		{"ids and age", cluster.AMSRemoval{
-			Address: own, IDs: []string{"mine", "hex"}, StoppedAt: stopped, OlderThan: stopped.Add(-20 * time.Second),
-		}, " earlier-life hex mine", map[string]cluster.KeptWhy{"later": cluster.KeptRewritten, "timeless": cluster.KeptUnknown}},
-		{"all up to the stop", cluster.AMSRemoval{Address: own, StoppedAt: stopped, OlderThan: stopped}, " earlier-life hex mine", map[string]cluster.KeptWhy{
-			"later": cluster.KeptRewritten, "timeless": cluster.KeptUnknown,
-		}},
-		{"nothing of that address", cluster.AMSRemoval{Address: "10.0.0.4", IDs: []string{"mine"}, OlderThan: after}, "", map[string]cluster.KeptWhy{}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
+		"all up to the stop":     {own, "", stopped, " earlier-life hex mine", "later timeless"},
+		"of long ago":            {own, "", stopped.Add(-20 * time.Second), " earlier-life", "hex later mine timeless"},
+		"of one id":              {own, "mine", stopped, "mine", " earlier-life hex later timeless"},
+		"of one that still runs": {own, "later", stopped, "", " earlier-life hex later mine timeless"},
+		"of another address":     {own, "theirs", stopped, "", " earlier-life hex later mine timeless"},
+		"nothing of the address": {"10.0.0.4", "", after, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := startServer(t, mongod.Options{})
 			b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
@@ -151,37 +128,24 @@ func TestDeleteAMSNodes(t *testing.T) {
 				bson.M{"_id": "theirs", "ip": "10.0.0.30", "lastUpdateTime": long.UnixMilli()},
 				bson.M{"_id": "mine10.0.0.3", "ip": "10.0.0.31", "lastUpdateTime": long.UnixMilli()},
 			)
-			named := func(id string) string { // the table cannot know it
-				if id == hex.Hex() {
-					return "hex"
-				}
-				return id
-			}
-			if i := slices.Index(tt.removal.IDs, "hex"); i >= 0 {
-				tt.removal.IDs[i] = hex.Hex()
-			}
 			all := b.count(b.ams(), bson.M{})
-			got, err := c.DeleteAMSNodes(t.Context(), tt.removal)
+			gone, stay, err := c.DeleteAMSNodes(t.Context(), tt.address, tt.id, tt.before)
 			must.OK(t, err)
-			var deleted []string
-			for _, n := range got.Deleted {
-				deleted = append(deleted, named(n.ID))
+			named := func(nodes []cluster.AMSNode) string {
+				ids := strings.Split(idsOf(nodes), " ")
+				if i := slices.Index(ids, hex.Hex()); i >= 0 {
+					ids[i] = "hex"
+				}
+				slices.Sort(ids)
+				return strings.Join(ids, " ")
 			}
-			slices.Sort(deleted)
-			if have := strings.Join(deleted, " "); have != tt.deleted {
-				t.Errorf("deleted %q, want %q", have, tt.deleted)
+			if named(gone) != tt.gone || named(stay) != tt.stay {
+				t.Errorf("gone %q, stay %q, want %q and %q", named(gone), named(stay), tt.gone, tt.stay)
 			}
-			kept := make(map[string]cluster.KeptWhy)
-			for id, w := range why(got.Kept) {
-				kept[named(id)] = w
+			if left := b.count(b.ams(), bson.M{}); left != all-len(gone) {
+				t.Errorf("%d documents left of %d after deleting %d", left, all, len(gone))
 			}
-			if diff := cmp.Diff(tt.kept, kept); diff != "" {
-				t.Errorf("kept (-want +got):\n%s", diff)
-			}
-			if left := b.count(b.ams(), bson.M{}); left != all-len(deleted) {
-				t.Errorf("%d documents left of %d after deleting %d", left, all, len(deleted))
-			}
-			for _, n := range got.Deleted {
+			for _, n := range gone {
 				if b.count(b.ams(), bson.M{"_id": n.ID}) != 0 {
 					t.Errorf("%q was reported as deleted and is there", n.ID)
 				}
@@ -189,8 +153,11 @@ func TestDeleteAMSNodes(t *testing.T) {
 		})
 	}
 	c := connect(t, startServer(t, mongod.Options{}).URI(), cluster.Options{})
-	if _, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{IDs: []string{"mine"}}); err == nil {
+	if _, _, err := c.DeleteAMSNodes(t.Context(), "", "mine", stopped); err == nil {
 		t.Error("a removal without an address was carried out")
+	}
+	if _, _, err := c.DeleteAMSNodes(t.Context(), own, "mine", time.Time{}); err == nil {
+		t.Error("a removal without a time was carried out")
 	}
 }
 
@@ -205,13 +172,13 @@ func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 
 	fault(t, s, mongod.Fault{Mode: mongod.Delay, Delay: time.Hour, Commands: []string{"delete"}})
 	type result struct {
-		removed cluster.AMSRemoved
-		err     error
+		gone, stay []cluster.AMSNode
+		err        error
 	}
 	done := make(chan result, 1)
 	go func() {
-		r, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine", "other"}})
-		done <- result{r, err}
+		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", at.Add(time.Hour))
+		done <- result{gone, stay, err}
 	}()
 	must.Until(t, "the delete is on its way", func() bool { return s.Stats().Struck > 0 })
 	b.write("mine", own, at.Add(5*time.Second))
@@ -220,10 +187,10 @@ func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 	if r.err != nil {
 		t.Fatal(r.err)
 	}
-	if idsOf(r.removed.Deleted) != "other" || why(r.removed.Kept)["mine"] != cluster.KeptRewritten || len(r.removed.Kept) != 1 {
-		t.Errorf("deleted %q, kept %v", idsOf(r.removed.Deleted), r.removed.Kept)
+	if idsOf(r.gone) != "other" || idsOf(r.stay) != "mine" {
+		t.Fatalf("gone %q, stay %q", idsOf(r.gone), idsOf(r.stay))
 	}
-	if got := r.removed.Kept[0].Node.LastUpdate.UnixMilli(); got != at.Add(5*time.Second).UnixMilli() {
+	if got := r.stay[0].LastUpdate.UnixMilli(); got != at.Add(5*time.Second).UnixMilli() {
 		t.Errorf("the version reported is of %d", got)
 	}
 	if n := b.count(b.ams(), bson.M{"_id": "mine", "lastUpdateTime": at.Add(5 * time.Second).UnixMilli()}); n != 1 {
@@ -255,20 +222,20 @@ func TestDeleteAMSNodesWhileAMSWrites(t *testing.T) {
 				last = stamp
 			}
 		})
-		got, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{id}})
+		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", time.Now())
 		stop.Store(true)
 		writer.Wait()
 		must.OK(t, err)
 		there := b.count(b.ams(), bson.M{"_id": id})
 		switch {
-		case len(got.Deleted)+len(got.Kept) != 1:
-			t.Errorf("round %d: deleted %v, kept %v", round, got.Deleted, got.Kept)
-		case len(got.Kept) == 1 && there == 0:
-			t.Errorf("round %d: kept, and it is gone", round)
-		case len(got.Deleted) == 1 && there == 1:
-			t.Errorf("round %d: deleted, and it is there", round)
-		case len(got.Deleted) == 1 && got.Deleted[0].LastUpdate.UnixMilli() != last:
-			t.Errorf("round %d: version %d was deleted, version %d was written", round, got.Deleted[0].LastUpdate.UnixMilli(), last)
+		case len(gone)+len(stay) != 1:
+			t.Errorf("round %d: gone %v, stay %v", round, gone, stay)
+		case len(stay) == 1 && there == 0:
+			t.Errorf("round %d: it should stay, and is gone", round)
+		case len(gone) == 1 && there == 1:
+			t.Errorf("round %d: it should be gone, and is there", round)
+		case len(gone) == 1 && gone[0].LastUpdate.UnixMilli() != last:
+			t.Errorf("round %d: version %d was deleted, version %d was written", round, gone[0].LastUpdate.UnixMilli(), last)
 		}
 		if _, err := b.ams().DeleteMany(t.Context(), bson.M{}); err != nil {
 			t.Fatal(err)
@@ -283,24 +250,23 @@ func TestDeleteAMSNodesAnswerLost(t *testing.T) {
 	c := connect(t, s.URI(), cluster.Options{Timeout: 2 * time.Second})
 	b.write("mine", own, time.Now())
 	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"delete"}, Times: 1})
-	got, err := c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine"}})
-	if err != nil || idsOf(got.Deleted) != "mine" || len(got.Kept) != 0 {
-		t.Errorf("deleted %q, kept %v, %v", idsOf(got.Deleted), got.Kept, err)
+	gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", time.Now())
+	if err != nil || idsOf(gone) != "mine" || len(stay) != 0 {
+		t.Errorf("gone %q, stay %v, %v", idsOf(gone), stay, err)
 	}
 
-	// If the delete fails, the document is neither Deleted nor Kept.
 	b.write("mine", own, time.Now())
 	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"delete"}, Code: 13, Name: "Unauthorized", Message: "not authorized"})
-	got, err = c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine"}})
-	if cluster.KindOf(err) != cluster.KindForbidden || len(got.Deleted)+len(got.Kept) != 0 {
-		t.Errorf("deleted %v, kept %v, %v", got.Deleted, got.Kept, err)
+	gone, stay, err = c.DeleteAMSNodes(t.Context(), own, "", time.Now())
+	if cluster.KindOf(err) != cluster.KindForbidden || len(gone) > 0 || idsOf(stay) != "mine" {
+		t.Errorf("gone %v, stay %v, %v", gone, stay, err)
 	}
 
 	// If the second read fails, the document is not reported as deleted.
 	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, After: 1, Code: 13, Name: "Unauthorized", Message: "not authorized"})
-	got, err = c.DeleteAMSNodes(t.Context(), cluster.AMSRemoval{Address: own, IDs: []string{"mine"}})
-	if cluster.KindOf(err) != cluster.KindForbidden || len(got.Deleted)+len(got.Kept) != 0 {
-		t.Errorf("deleted %v, kept %v, %v", got.Deleted, got.Kept, err)
+	gone, stay, err = c.DeleteAMSNodes(t.Context(), own, "", time.Now())
+	if cluster.KindOf(err) != cluster.KindForbidden || len(gone)+len(stay) != 0 {
+		t.Errorf("gone %v, stay %v, %v", gone, stay, err)
 	}
 }
 
@@ -453,7 +419,7 @@ func TestWaitAMSNodeWithoutBefore(t *testing.T) {
 	b.write("mine", own, time.Now())
 	w := cluster.AMSWait{Address: own, Poll: 20 * time.Millisecond}
 	err := waitFor(t, c, w, func(reads int, _ error) bool { return reads == 3 })
-	if e, ok := errors.AsType[*cluster.AMSNotSeenError](err); !ok || e.Verdict != cluster.AMSNotAdvancing {
+	if e, ok := errors.AsType[*cluster.AMSNotSeenError](err); !ok || e.Elsewhere {
 		t.Errorf("a document that does not change: %v", err)
 	}
 	stop := amsWriter(t, b, "mine", own, time.Now)
@@ -469,29 +435,29 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 	t.Parallel()
 	const known = "172.17.0.1" // also an address of this machine
 	tests := []struct {
-		name    string
-		prepare func(b backdoor) // before AMS is started
-		then    func(b backdoor) // during the wait
-		verdict cluster.AMSVerdict
-		text    string
+		name      string
+		prepare   func(b backdoor) // before AMS is started
+		then      func(b backdoor) // during the wait
+		elsewhere bool
+		text      string
 	}{
-		{"nothing", nil, nil, cluster.AMSNothing, "no document of this address appeared"},
+		{"nothing", nil, nil, false, "no document of this address appeared"},
 		{
 			"docker0", nil, func(b backdoor) { b.write("x", known, time.Now()) },
-			cluster.AMSElsewhere, "it registered as 172.17.0.1, which is another address of this machine",
+			true, "it registered as 172.17.0.1, which is another address of this machine",
 		},
 		{
 			"wrong address", func(b backdoor) { b.write("neighbour", "10.0.0.30", time.Now()) },
 			func(b backdoor) { b.write("x", "203.0.113.9", time.Now()) },
-			cluster.AMSMaybeElsewhere, "may be it under a wrong address: 203.0.113.9",
+			false, "may be it under a wrong address: 203.0.113.9",
 		},
 		{
 			"not advancing", func(b backdoor) { b.write("mine", own, time.Now()) }, nil,
-			cluster.AMSNotAdvancing, "its document was not written since",
+			false, "its document was not written since",
 		},
 		{
 			"stale", nil, func(b backdoor) { b.write("mine", own, time.Now().Add(-10*time.Minute)) },
-			cluster.AMSStopped, "the last time was 10m",
+			false, "the last time was 10m",
 		},
 	}
 	for _, tt := range tests {
@@ -514,8 +480,8 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 			if !ok {
 				t.Fatalf("got %v", err)
 			}
-			if e.Verdict != tt.verdict || !strings.Contains(e.Error(), tt.text) || e.Last != nil || e.Reads != 3 {
-				t.Errorf("%s, %d reads: %v", e.Verdict, e.Reads, e)
+			if e.Elsewhere != tt.elsewhere || !strings.Contains(e.Error(), tt.text) || e.Last != nil || e.Reads != 3 {
+				t.Errorf("elsewhere is %v, %d reads: %v", e.Elsewhere, e.Reads, e)
 			}
 			if !errors.Is(err, errEnough) {
 				t.Error("the error does not wrap the end of the context")
@@ -575,7 +541,7 @@ func TestWaitAMSNodeElsewhere(t *testing.T) {
 	defer cancel()
 	_, err = c.WaitAMSNode(ctx, wait)
 	e, ok := errors.AsType[*cluster.AMSNotSeenError](err)
-	if !ok || !errors.Is(err, cluster.ErrElsewhere) || e.Verdict != cluster.AMSElsewhere || ctx.Err() != nil {
+	if !ok || !errors.Is(err, cluster.ErrElsewhere) || !e.Elsewhere || ctx.Err() != nil {
 		t.Fatalf("%v", err)
 	}
 	if e.Error() != "AMS registered as "+another+", which is another address of this machine, and not as "+own {
@@ -615,7 +581,7 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 		return cluster.KindOf(err) == cluster.KindRefused
 	})
 	e, ok := errors.AsType[*cluster.AMSNotSeenError](err)
-	if !ok || e.Verdict != cluster.AMSUnread || cluster.KindOf(e.Last) != cluster.KindRefused {
+	if !ok || e.Reads > 0 || cluster.KindOf(e.Last) != cluster.KindRefused {
 		t.Errorf("an outage until the end: %v", err)
 	}
 	// Cancellation ends the wait at once, even if MongoDB does not answer.
@@ -634,7 +600,7 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	start = time.Now()
 	_, err = patient.WaitAMSNode(ctx, cluster.AMSWait{Address: own, Before: before, Poll: 20 * time.Millisecond})
 	e, ok = errors.AsType[*cluster.AMSNotSeenError](err)
-	if took := time.Since(start); !ok || e.Verdict != cluster.AMSUnread || e.Last != nil || !errors.Is(err, context.DeadlineExceeded) || took > time.Minute {
+	if took := time.Since(start); !ok || e.Reads > 0 || e.Last != nil || !errors.Is(err, context.DeadlineExceeded) || took > time.Minute {
 		t.Errorf("cut short: %v after %s", err, took)
 	}
 	s.Faults().Clear()

@@ -415,7 +415,6 @@ func answerLost(t *testing.T, o mongod.Options) {
 		Node: "i-0abc", Kind: "leave", Who: "root", Why: "scale-in", Cut: &cut,
 		Details: map[string]string{"hook": "terminating"},
 	}
-	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Times: 1})
 	must.OK(t, c.AddEvent(t.Context(), event))
 	var events []struct {
 		cluster.Event `bson:",inline"`

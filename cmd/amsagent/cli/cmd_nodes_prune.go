@@ -69,7 +69,7 @@ const (
 type pruner interface {
 	looker
 	RemoveNode(ctx context.Context, n cluster.Node) (bool, error)
-	DeleteAMSNodes(ctx context.Context, r cluster.AMSRemoval) (cluster.AMSRemoved, error)
+	DeleteAMSNodes(ctx context.Context, address, id string, before time.Time) (gone, stay []cluster.AMSNode, err error)
 	AddEvent(ctx context.Context, e cluster.Event) error
 }
 
@@ -370,9 +370,9 @@ func removeDocuments(ctx context.Context, c pruner, m cluster.Member) ([]string,
 			continue
 		}
 		addresses = append(addresses, doc.IP)
-		r, err := c.DeleteAMSNodes(ctx, cluster.AMSRemoval{Address: doc.IP, OlderThan: newest.Add(time.Millisecond)})
+		gone, _, err := c.DeleteAMSNodes(ctx, doc.IP, "", newest)
 		errs = append(errs, err)
-		for _, n := range r.Deleted {
+		for _, n := range gone {
 			if !slices.Contains(removed, n.ID) {
 				removed = append(removed, n.ID)
 			}

@@ -35,7 +35,6 @@ type play struct {
 	// What prune did.
 	removed []string
 	events  []cluster.Event
-	deleted []cluster.AMSRemoval
 	docs    []cluster.AMSNode
 	fail    error
 
@@ -535,21 +534,18 @@ func (p *play) RemoveNode(_ context.Context, n cluster.Node) (bool, error) {
 	return true, nil
 }
 
-func (p *play) DeleteAMSNodes(_ context.Context, r cluster.AMSRemoval) (cluster.AMSRemoved, error) {
+func (p *play) DeleteAMSNodes(_ context.Context, address, _ string, before time.Time) (gone, stay []cluster.AMSNode, _ error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.deleted = append(p.deleted, r)
-	var done cluster.AMSRemoved
-	var rest []cluster.AMSNode
 	for _, d := range p.docs {
-		if d.IP == r.Address && d.LastUpdate.Before(r.OlderThan) {
-			done.Deleted = append(done.Deleted, d)
+		if d.IP == address && !d.LastUpdate.After(before) {
+			gone = append(gone, d)
 		} else {
-			rest = append(rest, d)
+			stay = append(stay, d)
 		}
 	}
-	p.docs = rest
-	return done, nil
+	p.docs = stay
+	return gone, stay, nil
 }
 
 func (p *play) AddEvent(_ context.Context, e cluster.Event) error {
@@ -605,7 +601,7 @@ func TestPrune(t *testing.T) {
 			if diff := cmp.Diff(want, p.out.String()); diff != "" || code != 0 {
 				t.Errorf("exit %d, -want +got:\n%s", code, diff)
 			}
-			if len(p.removed)+len(p.events)+len(p.deleted) > 0 || len(p.nodes) != 4 {
+			if len(p.removed)+len(p.events) > 0 || len(p.docs) != 1 || len(p.nodes) != 4 {
 				t.Error("it did something")
 			}
 			if took := time.Since(begin); took != pruneWait {
@@ -645,8 +641,8 @@ func TestPrune(t *testing.T) {
 				passes(3 * time.Second)
 				p.node("i-1", "10.0.0.1")
 			}()
-			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || len(p.removed)+len(p.deleted) > 0 {
-				t.Errorf("exit %d, removed %v, %v\n%s", code, p.removed, p.deleted, p.out.String())
+			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || len(p.removed) > 0 || len(p.docs) != 1 {
+				t.Errorf("exit %d, removed %v, documents %v\n%s", code, p.removed, p.docs, p.out.String())
 			}
 		})
 	})
@@ -683,7 +679,7 @@ func TestPrune(t *testing.T) {
 			code := p.prune(t, pruneOptions{yes: true})
 			stderr := p.env.stderr.String()
 			if code != exitFailed || !strings.Contains(stderr, "amsagent: 0 of 1 were removed") || !strings.Contains(stderr, "AMS-MONGO-FORBIDDEN") ||
-				!strings.HasPrefix(p.out.String(), "nothing was removed") || len(p.deleted) > 0 {
+				!strings.HasPrefix(p.out.String(), "nothing was removed") || len(p.docs) != 1 {
 				t.Errorf("exit %d:\n%s%s", code, p.out.String(), stderr)
 			}
 		})

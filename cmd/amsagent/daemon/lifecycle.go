@@ -55,16 +55,15 @@ type life struct {
 
 	mu        sync.Mutex
 	stoppedAt time.Time
-	documents []string // of AMS, seen before it had stopped
 
-	late chan cluster.AMSRemoval // for removeLate
+	late chan bootstrap.Departure // for removeLate
 
 	lending sync.Mutex // for own; it may wait for the instance's tags
 	own     *lent      // our own connection; nil: none
 }
 
 func newLife(d *Daemon, o Lifecycle) (*life, error) {
-	l := &life{d: d, leaver: o.Leaver, late: make(chan cluster.AMSRemoval, 1)}
+	l := &life{d: d, leaver: o.Leaver, late: make(chan bootstrap.Departure, 1)}
 	opts := o.Options
 	opts.Peers = l
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
@@ -331,10 +330,6 @@ func (d *Daemon) sessionsNow(ctx context.Context) (cluster.Sessions, error) {
 // StopServer implements lifecycle.Node.
 func (l *life) StopServer(ctx context.Context) error {
 	l.departures.Add(1)
-	// A document outlives its server, so that nobody waits for this.
-	var beside sync.WaitGroup
-	beside.Go(func() { l.remember(ctx) })
-	defer beside.Wait()
 	var at time.Time
 	err := l.d.step(keepsJoined, func() error {
 		var err error
@@ -353,34 +348,6 @@ func (l *life) StopServer(ctx context.Context) error {
 	return nil
 }
 
-// remember notes which documents AMS writes.
-func (l *life) remember(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, rememberTime)
-	defer cancel()
-	_, address, err := l.who()
-	if err != nil {
-		return
-	}
-	var docs []cluster.AMSNode
-	err = l.with(ctx, func(c *cluster.Client) error {
-		var err error
-		docs, err = c.AMSNodesByAddress(ctx, address)
-		return err
-	})
-	if err != nil {
-		return // those that are old enough are found all the same
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.documents = nil
-	for _, n := range docs {
-		l.documents = append(l.documents, n.ID)
-	}
-}
-
-// rememberTime bounds that: a MongoDB that is away must not hold the stop.
-const rememberTime = 2 * time.Second
-
 // StartServer implements lifecycle.Node.
 func (l *life) StartServer(ctx context.Context) error {
 	return l.d.step(keepsJoined, func() error { return l.leaver.StartServer(ctx) })
@@ -397,7 +364,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 	}
 	l.mu.Lock()
 	d := bootstrap.Departure{
-		ID: id, Address: address, Documents: l.documents, StoppedAt: l.stoppedAt,
+		ID: id, Address: address, StoppedAt: l.stoppedAt,
 		Reason: t.Reason, LeftBy: cmp.Or(t.LeftBy, cluster.LeftByDrain), Cut: t.Cut, RepairStreams: t.RepairStreams,
 	}
 	l.mu.Unlock()
@@ -419,7 +386,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 		return nil // no document is known to be this node's
 	}
 	select {
-	case l.late <- d.Removal():
+	case l.late <- d:
 	default: // since the departure before, within lateTime, AMS has not come up to write anything
 	}
 	return nil
@@ -429,18 +396,18 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 // ended may come to MongoDB after they were removed.
 func (l *life) removeLate(ctx context.Context) {
 	for {
-		var r cluster.AMSRemoval
+		var d bootstrap.Departure
 		select {
 		case <-ctx.Done():
 			return
-		case r = <-l.late:
+		case d = <-l.late:
 		}
 		if !sleep.For(ctx, lateTime) {
 			return
 		}
 		err := l.with(ctx, func(c *cluster.Client) error {
-			done, err := c.DeleteAMSNodes(ctx, r)
-			for _, n := range done.Deleted {
+			gone, _, err := c.DeleteAMSNodes(ctx, d.Address, "", d.StoppedAt)
+			for _, n := range gone {
 				l.d.log.Info("removed what Ant Media Server wrote as it ended", "document", n.ID)
 			}
 			return err
