@@ -310,6 +310,33 @@ func TestTimeWithoutMongoDB(t *testing.T) {
 	}
 }
 
+// A machine that was gone before an outage of MongoDB stays gone after it.
+func TestGoneBeforeAnOutage(t *testing.T) {
+	s := newStage(t)
+	s.heartbeat("dead", "10.0.0.1")
+	s.want("dead 10.0.0.1 ams-stale")
+	s.watch(12 * time.Second)
+	s.want("dead 10.0.0.1 gone")
+	for range 30 {
+		s.pass(time.Second)
+		s.o.Failed()
+	}
+	s.want("dead 10.0.0.1 gone")
+}
+
+// A signal that has changed since the previous look is no older than that look, although MongoDB's clock jumped.
+func TestAgeOfAChange(t *testing.T) {
+	s := newStage(t)
+	s.heartbeat("a", "10.0.0.1")
+	s.look()
+	s.pass(2 * time.Second)
+	s.heartbeat("a", "10.0.0.1")
+	s.skew = 10 * time.Minute
+	if got := s.look()[0].Agent.Age; got != 2*time.Second {
+		t.Errorf("the age is %s", got)
+	}
+}
+
 // On a first look after an outage of MongoDB, no node is gone.
 func TestFirstLookAfterAnOutage(t *testing.T) {
 	for _, away := range []time.Duration{5 * time.Second, 6 * time.Second, 11 * time.Second, 12 * time.Second, 20 * time.Second, time.Hour} {
