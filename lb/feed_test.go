@@ -235,8 +235,18 @@ func TestHandler(t *testing.T) {
 			t.Errorf("%s: no 304 for %s", path, tag)
 		}
 	}
+	tag := get("/nodes", "").Header().Get("ETag")
+	must.OK(t, f.Look(t.Context()))
+	if rec := get("/nodes", tag); tag == "" || rec.Code != http.StatusNotModified {
+		t.Errorf("a look without a change: %d for %s, %s", rec.Code, tag, rec.Body)
+	}
+	w.set(member("e1", "edge", 40), member("o3", "origin", 100))
+	must.OK(t, f.Look(t.Context()))
+	if rec := get("/nodes", tag); rec.Code != http.StatusOK {
+		t.Errorf("a node less: %d", rec.Code)
+	}
 	page := get("/metrics", "").Body.String()
-	for _, line := range []string{`amsagent_balance_servers{role="edge"} 2`, `amsagent_balance_servers{role="origin"} 1`, "# TYPE amsagent_balance_held_servers gauge"} {
+	for _, line := range []string{`amsagent_balance_servers{role="edge"} 1`, `amsagent_balance_servers{role="origin"} 1`, "# TYPE amsagent_balance_held_servers gauge"} {
 		if !strings.Contains(page, "\n"+line+"\n") {
 			t.Errorf("%s is not in\n%s", line, page)
 		}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"time"
 )
 
 // Handler serves the list of a feed:
@@ -22,7 +23,7 @@ import (
 //	/metrics     figures of the feed
 //	/healthz     200 while the process runs
 //
-// A response has an ETag. metricsPort is the port of the agents' /metrics, for /prometheus.
+// A response has an ETag, which changes with the list. metricsPort is the port of the agents' /metrics, for /prometheus.
 func Handler(f *Feed, metricsPort int) http.Handler {
 	mux := http.NewServeMux()
 	get := func(path string, body func(List) any) {
@@ -41,8 +42,10 @@ func Handler(f *Feed, metricsPort int) http.Handler {
 				http.Error(w, err.Error(), http.StatusInternalServerError)
 				return
 			}
+			list.Read = time.Time{} // it changes with each look
+			same, _ := json.Marshal(body(list))
 			w.Header().Set("Content-Type", "application/json")
-			respond(w, r, append(b, '\n'))
+			respond(w, r, same, append(b, '\n'))
 		})
 	}
 	get("/nodes", func(l List) any { return l })
@@ -57,10 +60,10 @@ func Handler(f *Feed, metricsPort int) http.Handler {
 	return mux
 }
 
-// respond sends the body, or 304 to a client that has it.
-func respond(w http.ResponseWriter, r *http.Request, body []byte) {
-	sum := sha256.Sum256(body)
-	tag := `"` + hex.EncodeToString(sum[:8]) + `"`
+// respond sends the body, or 304 to a client that has one with the same content.
+func respond(w http.ResponseWriter, r *http.Request, content, body []byte) {
+	sum := sha256.Sum256(content)
+	tag := `W/"` + hex.EncodeToString(sum[:8]) + `"`
 	w.Header().Set("ETag", tag)
 	if r.Header.Get("If-None-Match") == tag {
 		w.WriteHeader(http.StatusNotModified)
