@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -54,8 +55,14 @@ type AgentCheck struct {
 	Now     func() time.Time
 
 	mu     sync.Mutex
-	askers map[asker]int // answers with "ready" that are due
+	askers map[asker]takenOut
 	named  map[string]asked
+}
+
+// takenOut is the last answer that took the server out, and the number of answers with "ready" that are due.
+type takenOut struct {
+	due int
+	at  time.Time
 }
 
 // asked is the last answer to the load balancer of a name.
@@ -123,7 +130,7 @@ func (a *AgentCheck) answer(from asker) string {
 	defer a.mu.Unlock()
 	now := a.Now()
 	if a.askers == nil {
-		a.askers, a.named = map[asker]int{}, map[string]asked{}
+		a.askers, a.named = map[asker]takenOut{}, map[string]asked{}
 	}
 	state := a.State()
 	out, role := "maint", ""
@@ -143,16 +150,16 @@ func (a *AgentCheck) answer(from asker) string {
 	}
 	switch {
 	case role != "" && !strings.EqualFold(role, state.Role):
-		return a.takesOut(from, "maint")
+		return a.takesOut(from, "maint", now)
 	case state.Leaves:
-		return a.takesOut(from, out)
+		return a.takesOut(from, out, now)
 	case state.Down != "":
 		return "down #" + strings.Join(strings.Fields(state.Down), " ")
 	}
 	line := "up " + percent(state.Score)
-	due := a.askers[from]
+	due := a.askers[from].due
 	if due > 1 {
-		a.askers[from] = due - 1
+		a.askers[from] = takenOut{due - 1, now}
 	} else {
 		delete(a.askers, from)
 	}
@@ -162,9 +169,12 @@ func (a *AgentCheck) answer(from asker) string {
 	return line
 }
 
-func (a *AgentCheck) takesOut(from asker, word string) string {
+func (a *AgentCheck) takesOut(from asker, word string, now time.Time) string {
+	if len(a.askers) >= maxAskers {
+		maps.DeleteFunc(a.askers, func(_ asker, last takenOut) bool { return now.Sub(last.at) >= namedFor })
+	}
 	if _, known := a.askers[from]; known || len(a.askers) < maxAskers {
-		a.askers[from] = readyAnswers
+		a.askers[from] = takenOut{readyAnswers, now}
 	}
 	return word
 }

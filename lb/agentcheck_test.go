@@ -112,6 +112,23 @@ func TestAgentCheckCrowd(t *testing.T) {
 	}
 }
 
+// TestAgentCheckForgets: clients that no longer ask take no room from one that must read "ready" later.
+func TestAgentCheckForgets(t *testing.T) {
+	now := time.Date(2026, 11, 28, 8, 0, 0, 0, time.UTC)
+	state := NodeState{Role: "edge", Leaves: true}
+	a := &AgentCheck{State: func() NodeState { return state }, Now: func() time.Time { return now }}
+	for n := range maxAskers {
+		a.answer(asker{addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(n)})})
+	}
+	now = now.Add(namedFor)
+	late := asker{addr: netip.AddrFrom4([4]byte{10, 0, 1, 0})}
+	a.answer(late)
+	state.Leaves = false
+	if got := a.answer(late); got != "ready up 100%" {
+		t.Error(got)
+	}
+}
+
 // TestAgentCheckServe: one line for each connection, with and without agent-send.
 func TestAgentCheckServe(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
