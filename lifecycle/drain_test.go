@@ -65,8 +65,8 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 	})
 }
 
-// The machine whose root volume is replaced leaves as any other, and its record has the reason. If the group ends it after all, the
-// hook of the end is completed again.
+// A machine whose root volume is replaced leaves like any other, and its record has the reason. If the group terminates it
+// after all, the termination hook is completed again.
 func TestReimage(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -110,7 +110,7 @@ func TestUnknownSignal(t *testing.T) {
 	})
 }
 
-// Sessions are counted when the load balancers that confirm what they do send no new ones here, or after a bounded time.
+// The count begins when the load balancers that confirm their state send no new sessions to this node, or after a bounded time.
 func TestDrainWaitsForBalancers(t *testing.T) {
 	away := errors.New("no primary")
 	for name, tt := range map[string]struct {
@@ -163,8 +163,7 @@ func TestDrainWaitsForBalancers(t *testing.T) {
 	}
 }
 
-// A player of HLS has no connection at some moments: where viewers are counted by
-// connections, two counts of none prove nothing.
+// An HLS player has no connection at some moments: if viewers are counted by connections, two counts of zero prove nothing.
 func TestConnectionsHaveToStayAway(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -189,7 +188,7 @@ func TestConnectionsHaveToStayAway(t *testing.T) {
 	})
 }
 
-// sameOrder compares the last part, from the stop on.
+// sameOrder compares the last part, from the stop of the server on.
 func sameOrder(got, want string) bool {
 	i, j := indexOf(got, "stop"), indexOf(want, "stop")
 	return i >= 0 && j >= 0 && got[i:] == want[j:]
@@ -266,7 +265,7 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-// A drain that begins before the deadline is final takes the final one up, and keeps it.
+// A drain that begins before the deadline is final accepts the final one, and keeps it.
 func TestDeadlineOfALateTag(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -330,7 +329,7 @@ func TestUnknownIsNotZero(t *testing.T) {
 					t.Errorf("late by %s", took)
 				}
 				if w.tombs[0].Cut != nil {
-					t.Errorf("cut %d of sessions that nobody counted", *w.tombs[0].Cut)
+					t.Errorf("cut %d of sessions that were not counted", *w.tombs[0].Cut)
 				}
 			})
 		})
@@ -405,14 +404,14 @@ func TestMongoAwayHoldsNothing(t *testing.T) {
 					t.Errorf("order %s", got)
 				}
 				l.kill()
-				// A restart of the agent does what is owed when MongoDB is back.
+				// After a restart of the agent, the pending writes follow when MongoDB is back.
 				l = w.live()
 				tick(time.Minute)
 				if w.row == cluster.StateLeft {
-					t.Fatal("told a dead registry")
+					t.Fatal("the record is up to date without MongoDB")
 				}
 				w.set(func(w *world) { w.mongoErr, w.mongoHang = nil, false })
-				l.until("told", 30*time.Second, func(v View) bool { return v.RegistryTold })
+				l.until("record written", 30*time.Second, func(v View) bool { return v.RegistryTold })
 				if w.row != cluster.StateLeft || w.stops != 1 || len(w.completed) != 1 {
 					t.Errorf("row %s, %d stops, completed %v", w.row, w.stops, w.completed)
 				}
@@ -435,8 +434,7 @@ func (d *hungDisk) WriteFile(path string, data []byte, mode, dirMode fs.FileMode
 	return d.Files.WriteFile(path, data, mode, dirMode)
 }
 
-// TestDiskHangs: the manager's lock waits for the disk. What other programs see of a drain does not: the view, those who
-// subscribed to it, and the row.
+// TestDiskHangs: the runner's lock waits for the disk. The view, its subscribers and the node record do not.
 func TestDiskHangs(t *testing.T) {
 	w := newWorld(t)
 	disk := &hungDisk{Files: w, begun: make(chan struct{}), end: make(chan struct{})}
@@ -492,7 +490,7 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		if took < defaultStopTime || len(w.completed) != 1 || w.row != cluster.StateDraining {
 			t.Errorf("after %s: completed %v, row %s", took, w.completed, w.row)
 		}
-		// A daemon that is killed meanwhile goes on.
+		// After a kill the daemon continues.
 		l.kill()
 		l = w.live()
 		tries := len(w.times("stop"))
@@ -514,7 +512,7 @@ func TestServerThatDoesNotStop(t *testing.T) {
 	})
 }
 
-// A machine that goes down does not wait for a server that does not end: systemd ends it.
+// A machine that shuts down does not wait for a server that does not end: systemd kills it.
 func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -532,7 +530,7 @@ func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
 	})
 }
 
-// Where nobody here can stop the server, a drain comes to its end all the same, and says so.
+// If nothing on this machine can stop the server, the drain ends all the same, and reports that.
 func TestServerThatIsNotManaged(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -577,7 +575,7 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 				}
 				l.ended <- nil
 				if !l.View().Finished() {
-					t.Error("who waits for the end is not told of it")
+					t.Error("the view does not report the end")
 				}
 				if took := time.Since(began); took < c.least || took > c.most {
 					t.Errorf("returned after %s", took)
@@ -585,7 +583,7 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 				if w.stops != 0 || len(w.tombs) != 0 || w.row != cluster.StateDraining {
 					t.Errorf("%d stops, %d tombstones, row %s", w.stops, len(w.tombs), w.row)
 				}
-				// The machine does not go down after all.
+				// The shutdown is cancelled.
 				l = w.live()
 				l.until("active", time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.RegistryTold })
 				if w.row != cluster.StateActive || w.file != nil {
@@ -608,7 +606,7 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 			t.Errorf("step %s", l.View().Step)
 		}
 		if err := l.Undrain("root", ""); err == nil {
-			t.Error("an undrain of a machine that goes down")
+			t.Error("an undrain of a machine that shuts down")
 		}
 		began := time.Now()
 		<-l.ended
@@ -618,11 +616,11 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 		if w.stops != 0 || len(w.completed) != 0 {
 			t.Errorf("%d stops, completed %v", w.stops, w.completed)
 		}
-		// Who deregisters after AMS has stopped completes the hook.
+		// The process that deregisters after AMS has stopped completes the hook.
 		if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 			t.Errorf("completed %v, %v", w.completed, err)
 		}
-		// A new boot that is to go all the same drains again.
+		// A new boot drains again if the machine is still terminated.
 		w.boot, w.gone, w.row = "boot-2", false, cluster.StateActive
 		l = w.live()
 		defer l.kill()
@@ -676,12 +674,12 @@ func TestReboot(t *testing.T) {
 			t.Errorf("at %s: %d stops, row %s", time.Until(at), w.stops, w.row)
 		}
 		l.kill()
-		// Still the same boot: the drain stays as it is.
+		// The boot is the same, so the drain is the same.
 		l = w.live()
 		if v := l.View(); v.Ready || v.Step != StepDone {
 			t.Errorf("%+v", v)
 		}
-		// The cloud thinks better of it.
+		// The cloud withdraws the notice.
 		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: withdrawn})
 		l.until("active", time.Second, func(v View) bool { return v.Ready && v.RegistryTold })
 		l.Notice(Notice{ID: "event-2", Source: "aws-events", Kind: Reboot, Deadline: time.Now().Add(time.Minute)})
@@ -696,8 +694,8 @@ func TestReboot(t *testing.T) {
 	})
 }
 
-// What is announced for weeks ahead makes no reboot and no standby of today the last one,
-// and is not remembered for a cloud that does not say it any more.
+// A notice that is announced for weeks ahead does not change the goal of a reboot or standby of today, and is forgotten if the
+// cloud withdraws it.
 func TestAnnouncedForLater(t *testing.T) {
 	retirement := func() Notice {
 		return Notice{ID: "event-1", Source: "aws-scheduled", Kind: Interrupt, Reason: "instance-retirement", Deadline: time.Now().Add(14 * 24 * time.Hour)}
@@ -784,7 +782,7 @@ func TestAnnouncedForLater(t *testing.T) {
 	})
 }
 
-// Nor does a cloud that cannot be reached keep who follows the end of a machine that never joined.
+// A client that follows the termination of a machine that never joined does not wait for a cloud that does not answer.
 func TestCloudAwayAndNeverJoined(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -803,7 +801,7 @@ func TestCloudAwayAndNeverJoined(t *testing.T) {
 	})
 }
 
-// A cloud that says for ever that its hook does not wait keeps nobody who follows the drain.
+// A client that follows the drain does not wait for a hook that never waits.
 func TestHookThatNeverWaits(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
