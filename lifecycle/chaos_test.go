@@ -59,8 +59,8 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.row == cluster.StateLeft && w.running {
-			t.Errorf("the row says left, and AMS runs; trouble %v, %+v", v.Trouble, v.Notes)
+		if w.record == cluster.StateLeft && w.running {
+			t.Errorf("the record is left, and AMS runs; trouble %v, %+v", v.Trouble, v.Notes)
 		}
 		if w.cut > 0 && !now && w.cutAt.Before(v.Deadline) && v.Step != StepNone {
 			t.Errorf("%d sessions were cut %s before the deadline", w.cut, v.Deadline.Sub(w.cutAt))
@@ -159,8 +159,8 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 	l.until("done", 10*time.Minute, func(v View) bool { return isDone(v) && v.RegistryTold && hooksEnded(v) })
 	check()
 	v := l.View()
-	if w.row != cluster.StateLeft || v.State != StateLeft || w.running {
-		t.Errorf("row %s, state %s, AMS runs: %t", w.row, v.State, w.running)
+	if w.record != cluster.StateLeft || v.State != StateLeft || w.running {
+		t.Errorf("record %s, state %s, AMS runs: %t", w.record, v.State, w.running)
 	}
 	if len(w.completed) > 1 || len(w.completed) == 0 && !w.gone {
 		t.Errorf("completed %v, gone %v", w.completed, w.gone)

@@ -33,8 +33,8 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 			t.Fatalf("right after the notice: %s, ready %v", v.State, v.Ready)
 		}
 		synctest.Wait()
-		if w.row != cluster.StateDraining {
-			t.Errorf("the row says %s", w.row)
+		if w.record != cluster.StateDraining {
+			t.Errorf("the record is %s", w.record)
 		}
 		tick(20 * time.Minute)
 		if w.stops != 0 {
@@ -49,14 +49,14 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 			t.Errorf("from the last session to the completed hook: %s, at most %s", took, most)
 		}
 		t.Logf("last session gone to hook completed: %s with a stop of %s", took, w.stopTime)
-		if got, want := w.order(), "row:draining beat row:draining beat stop deregister? row:left complete? complete"; !sameOrder(got, want) {
+		if got, want := w.order(), "record:draining beat record:draining beat stop deregister? record:left complete? complete"; !sameOrder(got, want) {
 			t.Errorf("order: %s", got)
 		}
 		if v := l.View(); v.State != StateLeft || v.Ready || !v.Finished() || v.Cut == nil || *v.Cut != 0 {
 			t.Errorf("after: %+v", v)
 		}
-		if len(w.completed) != 1 || w.completed[0] != "drain CONTINUE" || w.row != cluster.StateLeft {
-			t.Errorf("completed %v, row %s", w.completed, w.row)
+		if len(w.completed) != 1 || w.completed[0] != "drain CONTINUE" || w.record != cluster.StateLeft {
+			t.Errorf("completed %v, record %s", w.completed, w.record)
 		}
 		synctest.Wait()
 		if len(w.events) != 2 || w.events[0].Kind != "drain" || w.events[1].Kind != "drained" {
@@ -407,13 +407,13 @@ func TestMongoAwayHoldsNothing(t *testing.T) {
 				// After a restart of the agent, the pending writes follow when MongoDB is back.
 				l = w.live()
 				tick(time.Minute)
-				if w.row == cluster.StateLeft {
+				if w.record == cluster.StateLeft {
 					t.Fatal("the record is up to date without MongoDB")
 				}
 				w.set(func(w *world) { w.mongoErr, w.mongoHang = nil, false })
 				l.until("record written", 30*time.Second, func(v View) bool { return v.RegistryTold })
-				if w.row != cluster.StateLeft || w.stops != 1 || len(w.completed) != 1 {
-					t.Errorf("row %s, %d stops, completed %v", w.row, w.stops, w.completed)
+				if w.record != cluster.StateLeft || w.stops != 1 || len(w.completed) != 1 {
+					t.Errorf("record %s, %d stops, completed %v", w.record, w.stops, w.completed)
 				}
 				l.kill()
 			})
@@ -466,14 +466,14 @@ func TestDiskHangs(t *testing.T) {
 	}
 	for {
 		w.mu.Lock()
-		row := w.row
+		record := w.record
 		w.mu.Unlock()
-		if row == cluster.StateDraining {
+		if record == cluster.StateDraining {
 			break
 		}
 		select {
 		case <-limit:
-			t.Fatalf("the row says %s", row)
+			t.Fatalf("the record is %s", record)
 		case <-time.After(time.Millisecond):
 		}
 	}
@@ -487,27 +487,27 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		defer func() { l.kill() }()
 		l.Notice(terminate())
 		took := l.until("the cloud may go on", 3*time.Minute, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
-		if took < defaultStopTime || len(w.completed) != 1 || w.row != cluster.StateDraining {
-			t.Errorf("after %s: completed %v, row %s", took, w.completed, w.row)
+		if took < defaultStopTime || len(w.completed) != 1 || w.record != cluster.StateDraining {
+			t.Errorf("after %s: completed %v, record %s", took, w.completed, w.record)
 		}
 		// After a kill the daemon continues.
 		l.kill()
 		l = w.live()
 		tries := len(w.times("stop"))
 		tick(10 * time.Minute)
-		if v := l.View(); v.State != StateDraining || v.Ready || !v.StopFailed || w.row != cluster.StateDraining {
-			t.Errorf("%+v, row %s", v, w.row)
+		if v := l.View(); v.State != StateDraining || v.Ready || !v.StopFailed || w.record != cluster.StateDraining {
+			t.Errorf("%+v, record %s", v, w.record)
 		}
 		if !w.stopFailed {
-			t.Error("the row does not say that the stop failed")
+			t.Error("the record does not have the failed stop")
 		}
 		if n := len(w.times("stop")) - tries; n < 5 || n > 60 {
 			t.Errorf("%d tries in 10 minutes", n)
 		}
 		w.set(func(w *world) { w.stopErr = nil })
 		l.until("left", 2*time.Minute, isDone)
-		if len(w.completed) != 1 || w.row != cluster.StateLeft || l.View().StopFailed {
-			t.Errorf("completed %v, row %s, %+v", w.completed, w.row, l.View())
+		if len(w.completed) != 1 || w.record != cluster.StateLeft || l.View().StopFailed {
+			t.Errorf("completed %v, record %s, %+v", w.completed, w.record, l.View())
 		}
 	})
 }
@@ -524,8 +524,8 @@ func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
 		began := time.Now()
 		l.Notice(Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Deadline: began.Add(15 * time.Minute)})
 		l.until("the daemon may end", time.Minute, View.Finished)
-		if took := time.Since(began); took > 40*time.Second || w.row != cluster.StateDraining {
-			t.Errorf("after %s, row %s", took, w.row)
+		if took := time.Since(began); took > 40*time.Second || w.record != cluster.StateDraining {
+			t.Errorf("after %s, record %s", took, w.record)
 		}
 	})
 }
@@ -543,8 +543,8 @@ func TestServerThatIsNotManaged(t *testing.T) {
 		for _, n := range l.View().Notes {
 			said = said || strings.Contains(n.Text, "stop it by hand")
 		}
-		if !said || len(w.completed) != 1 || w.row != cluster.StateLeft {
-			t.Errorf("completed %v, row %s, %+v", w.completed, w.row, l.View().Notes)
+		if !said || len(w.completed) != 1 || w.record != cluster.StateLeft {
+			t.Errorf("completed %v, record %s, %+v", w.completed, w.record, l.View().Notes)
 		}
 	})
 }
@@ -580,14 +580,14 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 				if took := time.Since(began); took < c.least || took > c.most {
 					t.Errorf("returned after %s", took)
 				}
-				if w.stops != 0 || len(w.tombs) != 0 || w.row != cluster.StateDraining {
-					t.Errorf("%d stops, %d tombstones, row %s", w.stops, len(w.tombs), w.row)
+				if w.stops != 0 || len(w.tombs) != 0 || w.record != cluster.StateDraining {
+					t.Errorf("%d stops, %d tombstones, record %s", w.stops, len(w.tombs), w.record)
 				}
 				// The shutdown is cancelled.
 				l = w.live()
 				l.until("active", time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.RegistryTold })
-				if w.row != cluster.StateActive || w.file != nil {
-					t.Errorf("row %s, file %q", w.row, w.file)
+				if w.record != cluster.StateActive || w.file != nil {
+					t.Errorf("record %s, file %q", w.record, w.file)
 				}
 				l.kill()
 			})
@@ -621,7 +621,7 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 			t.Errorf("completed %v, %v", w.completed, err)
 		}
 		// A new boot drains again if the machine is still terminated.
-		w.boot, w.gone, w.row = "boot-2", false, cluster.StateActive
+		w.boot, w.gone, w.record = "boot-2", false, cluster.StateActive
 		l = w.live()
 		defer l.kill()
 		if v := l.View(); v.Ready || v.Kind != Terminate {
@@ -648,7 +648,7 @@ func TestShutdownOfOneThatNeverJoinedOrHasLeft(t *testing.T) {
 		l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)})
 		began = time.Now()
 		<-l.ended
-		if time.Since(began) > 0 || w.row != cluster.StateLeft {
+		if time.Since(began) > 0 || w.record != cluster.StateLeft {
 			t.Error("it waited")
 		}
 	})
@@ -670,8 +670,8 @@ func TestReboot(t *testing.T) {
 			t.Fatalf("does not drain: %+v", v)
 		}
 		l.until("done", 2*time.Hour, isDone)
-		if !time.Now().Before(at) || w.stops != 0 || len(w.tombs) != 0 || w.row != cluster.StateDraining {
-			t.Errorf("at %s: %d stops, row %s", time.Until(at), w.stops, w.row)
+		if !time.Now().Before(at) || w.stops != 0 || len(w.tombs) != 0 || w.record != cluster.StateDraining {
+			t.Errorf("at %s: %d stops, record %s", time.Until(at), w.stops, w.record)
 		}
 		l.kill()
 		// The boot is the same, so the drain is the same.
@@ -726,7 +726,7 @@ func TestAnnouncedForLater(t *testing.T) {
 			l.Notice(goesDown(time.Minute))
 			tick(5 * time.Second)
 			l.kill()
-			w.boot, w.row = "boot-2", cluster.StateActive
+			w.boot, w.record = "boot-2", cluster.StateActive
 			l = w.live()
 			l.Notice(retirement())
 			serves(t, w, l)
@@ -747,7 +747,7 @@ func TestAnnouncedForLater(t *testing.T) {
 				t.Fatal("it does not drain in time")
 			}
 			l.kill()
-			w.boot, w.row = "boot-2", cluster.StateActive
+			w.boot, w.record = "boot-2", cluster.StateActive
 			serves(t, w, w.live()) // on another host: the cloud has stopped and started it
 		})
 	})
@@ -764,8 +764,8 @@ func TestAnnouncedForLater(t *testing.T) {
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.Notice(Notice{ID: "reboot", Source: "aws-scheduled", Kind: Reboot, Deadline: time.Now().Add(time.Minute)})
 			l.until("done", time.Minute, isDone)
-			if w.stops != 0 || w.row != cluster.StateDraining {
-				t.Errorf("%d stops, row %s", w.stops, w.row)
+			if w.stops != 0 || w.record != cluster.StateDraining {
+				t.Errorf("%d stops, record %s", w.stops, w.record)
 			}
 			l.kill()
 		})

@@ -248,7 +248,7 @@ func (e noticed) apply(s *state, now instant, c *config) error {
 		}
 		return nil
 	}
-	// A queue may deliver the event again after the machine has returned to service, or if EC2 stopped the machine before it
+	// A queue may deliver the event again after the machine has returned to service: EC2 may have stopped the machine before it
 	// deleted the message.
 	if n.Kind == Park && (received < 0 || received < s.inService) {
 		return errors.New("the event is late: the machine has come back since")

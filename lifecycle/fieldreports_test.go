@@ -184,8 +184,8 @@ func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 			t.Error("ready after the word")
 		}
 		tick(time.Second)
-		if v := l.View(); v.Step != StepDraining || w.row != cluster.StateDraining {
-			t.Errorf("step %s, row %s: draining does not wait for the group", v.Step, w.row)
+		if v := l.View(); v.Step != StepDraining || w.record != cluster.StateDraining {
+			t.Errorf("step %s, record %s: draining does not wait for the group", v.Step, w.record)
 		}
 		deadline := l.View().Deadline
 		tick(90 * time.Second)
@@ -237,7 +237,7 @@ func TestFieldReport04_MetadataAloneCompletesToo(t *testing.T) {
 		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg drain " {
 			t.Errorf("completed %q, want the hook that was found, without a token", got)
 		}
-		if order := w.order(); !strings.HasSuffix(order, "stop deregister? row:left") {
+		if order := w.order(); !strings.HasSuffix(order, "stop deregister? record:left") {
 			t.Errorf("order: %s", order)
 		}
 	})
@@ -282,8 +282,8 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 		g.set(func(g *asg) { g.state, g.accepts = "Warmed:Stopped", time.Now().Add(100*time.Hour) })
 		signal(l, g, "Warmed:Stopped")
 		l.until("parked", 5*time.Minute, func(v View) bool { return v.State == StateParked })
-		if w.running || w.row != cluster.StateLeft {
-			t.Errorf("in the pool: running %v, row %s", w.running, w.row)
+		if w.running || w.record != cluster.StateLeft {
+			t.Errorf("in the pool: running %v, record %s", w.running, w.record)
 		}
 		l.kill()
 		tick(48 * time.Hour)

@@ -137,13 +137,14 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
 	if isDenied || onlyOthers {
 		for i := range s.Hooks {
-			// A hook that an event named is ours if its name matches, or if no names are set: the operator sends the events here.
+			// A hook that an event named is this agent's if its name matches, or if no names are set: the operator sends the
+			// events here.
 			if a := &s.Hooks[i]; isDenied && a.Hook.Launching == e.launching && (len(e.filter) == 0 || e.filter.Match(a.Hook)) {
 				a.Ours = true
 			}
 		}
 		if s.dropUnverified(e.launching); s.waits(e.launching) {
-			return nil // a hook that was confirmed before stays ours, even if there are others now
+			return nil // a hook that was confirmed before stays this agent's, even if there are others now
 		}
 	}
 	switch {
@@ -155,7 +156,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 		s.setTrouble(troubleDiscover, denied.Error())
 	case onlyOthers:
 		s.noHooks(e.launching)
-		// At a launch that is no trouble: the node serves, and the other program completes its hook.
+		// At a launch this is not reported as trouble: the node serves, and the other program completes its hook.
 		switch {
 		case !e.launching || s.parking(now, c):
 			s.othersHooks = others.Error()

@@ -122,7 +122,7 @@ func TestSecondHookInTheDrain(t *testing.T) {
 	}
 }
 
-// A launch hook of another program is no trouble of a node that serves.
+// A launch hook of another program is not reported as trouble while the node serves.
 func TestLaunchHookOfOthers(t *testing.T) {
 	others := &cloud.OthersHooksError{Group: "edge", Hooks: []string{"install-codedeploy"}}
 	bubble(t, func(t *testing.T) {
@@ -221,13 +221,13 @@ func TestHookNamedWhileParked(t *testing.T) {
 	})
 }
 
-// The launch hook of another program that an event names is no trouble of a node that serves.
+// The launch hook of another program that an event names is not reported as trouble while the node serves.
 func TestLaunchEventOfOthers(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.foreign = launchHook()
 		w.foreign.Name = "CodeDeploy-managed-automatic-launch-deployment-hook"
-		w.proveErr = errMongo // so that a hook of ours is extended
+		w.proveErr = errMongo // so that a hook of this agent is extended
 		l := w.live()
 		defer l.kill()
 		l.Notice(Notice{ID: "launch", Source: "event", Kind: Launch, Hook: w.foreign})
@@ -345,8 +345,8 @@ func TestHookThatTimedOutMeanwhile(t *testing.T) {
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", 4*time.Second, isDone)
-		if len(w.completed) != 0 || w.row != cluster.StateLeft {
-			t.Errorf("completed %v, row %s", w.completed, w.row)
+		if len(w.completed) != 0 || w.record != cluster.StateLeft {
+			t.Errorf("completed %v, record %s", w.completed, w.record)
 		}
 	})
 }
@@ -373,8 +373,8 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 		}
 		l.until("done", 2*time.Minute, isDone)
 		v = l.View()
-		if w.row != cluster.StateLeft || v.State != StateLeft || !v.Finished() {
-			t.Errorf("row %s", w.row)
+		if w.record != cluster.StateLeft || v.State != StateLeft || !v.Finished() {
+			t.Errorf("record %s", w.record)
 		}
 		warnings := 0
 		for _, n := range v.Notes {
@@ -549,7 +549,7 @@ func hooked(t *testing.T, hooks ...string) *world {
 	return w
 }
 
-// Each of several hooks of ours is kept waiting and completed by itself.
+// Each of several hooks of this agent is extended and completed by itself.
 func TestSeveralHooksOfOurs(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := hooked(t, "amsagent-a", "amsagent-b", "ship-logs")
@@ -639,8 +639,8 @@ func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 	})
 }
 
-// If the role may not list the hooks of the group, a hook that an event named is ours by its name, or without names because the
-// operator sent the event here. A hook that is not ours delays nothing.
+// If the role may not list the hooks of the group, a hook that an event named is this agent's by its name, or without names
+// because the operator sent the event here. A hook of another program delays nothing.
 func TestNamedHookThatCannotBeVerified(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

@@ -50,7 +50,7 @@ func TestNothingLiesBetweenNoticeAndRegistry(t *testing.T) {
 		began := time.Now()
 		l.Notice(terminate())
 		synctest.Wait()
-		if at := w.times("row:draining"); len(at) != 1 || at[0] != began {
+		if at := w.times("record:draining"); len(at) != 1 || at[0] != began {
 			t.Errorf("written at %v, notice at %v", at, began)
 		}
 		if !bytes.Contains(w.snapshots[0], []byte(`"announcing"`)) {
@@ -66,7 +66,7 @@ func TestRegistryThatRefuses(t *testing.T) {
 	}{{cluster.StateLeft, true}, {cluster.StateFailed, true}, {cluster.StateJoining, false}} {
 		bubble(t, func(t *testing.T) {
 			w := newWorld(t)
-			w.viewers, w.row = p(1), c.from
+			w.viewers, w.record = p(1), c.from
 			l := w.live()
 			defer l.kill()
 			l.Notice(terminate())
@@ -74,10 +74,10 @@ func TestRegistryThatRefuses(t *testing.T) {
 			if v := l.View(); v.RegistryTold != c.refused || (v.Trouble["registry"] == "") != c.refused {
 				t.Errorf("from %s: written %v, trouble %v", c.from, v.RegistryTold, v.Trouble)
 			}
-			w.set(func(w *world) { w.row = cluster.StateActive })
+			w.set(func(w *world) { w.record = cluster.StateActive })
 			tick(20 * time.Second)
-			if !c.refused && w.row != cluster.StateDraining {
-				t.Errorf("from %s: row %s", c.from, w.row)
+			if !c.refused && w.record != cluster.StateDraining {
+				t.Errorf("from %s: record %s", c.from, w.record)
 			}
 		})
 	}
@@ -121,9 +121,9 @@ func TestProgressForPeopleAndInTheRegistry(t *testing.T) {
 			t.Errorf("%d lines", n)
 		}
 		if w.reason != "scale-in: 2 publishers, 30 viewers left" {
-			t.Errorf("the row says %q", w.reason)
+			t.Errorf("the reason in the record is %q", w.reason)
 		}
-		if n := len(w.times("row:draining")); n > 5 {
+		if n := len(w.times("record:draining")); n > 5 {
 			t.Errorf("%d writes", n)
 		}
 	})

@@ -67,8 +67,8 @@ func TestWithdrawnThenLate(t *testing.T) {
 		}
 		l.Notice(Notice{ID: "r", Source: "aws-spot", Kind: withdrawn})
 		tick(time.Second)
-		if v := l.View(); v.State != StateActive || w.row != cluster.StateActive {
-			t.Errorf("%s, row %s", v.State, w.row)
+		if v := l.View(); v.State != StateActive || w.record != cluster.StateActive {
+			t.Errorf("%s, record %s", v.State, w.record)
 		}
 	})
 }
@@ -211,13 +211,13 @@ func TestOverruledStaysSo(t *testing.T) {
 func TestUndrainOfARowThatDrains(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		tick(time.Second)
-		w.row = cluster.StateDraining // by another process
-		if err := l.Undrain("root", w.row); err != nil {
+		w.record = cluster.StateDraining // by another process
+		if err := l.Undrain("root", w.record); err != nil {
 			t.Error(err)
 		}
 		tick(time.Second)
-		if w.row != cluster.StateActive || l.View().State != StateActive {
-			t.Errorf("the row says %s; %s", w.row, l.View().State)
+		if w.record != cluster.StateActive || l.View().State != StateActive {
+			t.Errorf("the record says %s; %s", w.record, l.View().State)
 		}
 		// A drain that began after the record was read is cancelled like any other.
 		l.Notice(terminate())
@@ -348,7 +348,7 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 func TestNeverJoinedCompletesAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.joined, w.viewers, w.row = false, p(3), cluster.StateJoining
+		w.joined, w.viewers, w.record = false, p(3), cluster.StateJoining
 		l := w.live()
 		defer l.kill()
 		if err := l.Drain(DrainRequest{}); !errors.Is(err, ErrNotJoined) {
@@ -360,8 +360,8 @@ func TestNeverJoinedCompletesAtOnce(t *testing.T) {
 			t.Errorf("completed %v", w.completed)
 		}
 		l.until("done", time.Second, isDone)
-		if w.stops != 0 || w.row != cluster.StateLeft {
-			t.Errorf("%d stops, row %s", w.stops, w.row)
+		if w.stops != 0 || w.record != cluster.StateLeft {
+			t.Errorf("%d stops, record %s", w.stops, w.record)
 		}
 	})
 }
@@ -381,8 +381,8 @@ func TestNoticeDuringTheJoin(t *testing.T) {
 		w.set(func(w *world) { w.joined = true }) // the join has ended
 		l.until("draining", 2*time.Second, func(v View) bool { return v.Step == StepDraining })
 		tick(40 * time.Second)
-		if len(w.completed) != 0 || w.row != cluster.StateDraining {
-			t.Errorf("completed %v with viewers there, row %s", w.completed, w.row)
+		if len(w.completed) != 0 || w.record != cluster.StateDraining {
+			t.Errorf("completed %v with viewers there, record %s", w.completed, w.record)
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
@@ -435,8 +435,8 @@ func TestTakenWhileItJoins(t *testing.T) {
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
-		if len(w.completed) != 1 || w.stops != 1 || w.row != cluster.StateLeft {
-			t.Errorf("completed %v, %d stops, row %s", w.completed, w.stops, w.row)
+		if len(w.completed) != 1 || w.stops != 1 || w.record != cluster.StateLeft {
+			t.Errorf("completed %v, %d stops, record %s", w.completed, w.stops, w.record)
 		}
 	})
 }
@@ -608,8 +608,8 @@ func TestJoinedByAClockThatIsAhead(t *testing.T) {
 		defer l.kill()
 		l.Notice(terminate())
 		tick(time.Minute)
-		if v := l.View(); !isDone(v) || v.Ready || w.row != cluster.StateLeft {
-			t.Errorf("row %s, %+v", w.row, v)
+		if v := l.View(); !isDone(v) || v.Ready || w.record != cluster.StateLeft {
+			t.Errorf("record %s, %+v", w.record, v)
 		}
 	})
 }
@@ -722,12 +722,12 @@ func TestUndrainRaces(t *testing.T) {
 			tick(time.Minute)
 			v := l.View()
 			switch {
-			case undone == 1 && v.State == StateActive && w.stops == 0 && w.row == cluster.StateActive && len(w.completed) == 0:
+			case undone == 1 && v.State == StateActive && w.stops == 0 && w.record == cluster.StateActive && len(w.completed) == 0:
 				won++
 			case undone == 0 && v.State == StateLeft && w.stops == 1 && len(w.completed) == 1:
 				lost++
 			default:
-				t.Errorf("%d undrains succeeded; state %s, %d stops, row %s, completed %v", undone, v.State, w.stops, w.row, w.completed)
+				t.Errorf("%d undrains succeeded; state %s, %d stops, record %s, completed %v", undone, v.State, w.stops, w.record, w.completed)
 			}
 		})
 	}
@@ -809,7 +809,7 @@ func TestParkEventComesLate(t *testing.T) {
 				l.Notice(EventNotice(e, time.Now()))
 				tick(24 * time.Hour)
 				if v := l.View(); v.State != tt.want || w.running != (tt.want == StateActive) {
-					t.Errorf("state %s, row %s, server runs %t", v.State, w.row, w.running)
+					t.Errorf("state %s, record %s, server runs %t", v.State, w.record, w.running)
 				}
 			})
 		})

@@ -182,8 +182,8 @@ func TestReportedKindChanges(t *testing.T) {
 					tick(time.Second)
 				}
 			}
-			if n := len(w.times("row:active")); n != 0 {
-				t.Errorf("the row was active %d times", n)
+			if n := len(w.times("record:active")); n != 0 {
+				t.Errorf("the record was active %d times", n)
 			}
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.until("done", time.Minute, isDone)
@@ -212,8 +212,8 @@ func TestReportedKindChanges(t *testing.T) {
 			}
 			l.report(topicAzure, []cloud.Notice{first(Interrupt, nil)})
 			l.until("left", time.Minute, func(v View) bool { return isDone(v) && v.State == StateLeft })
-			if w.stops != 1 || w.row != cluster.StateLeft {
-				t.Errorf("%d stops, row %s", w.stops, w.row)
+			if w.stops != 1 || w.record != cluster.StateLeft {
+				t.Errorf("%d stops, record %s", w.stops, w.record)
 			}
 		})
 	})
@@ -286,8 +286,8 @@ func TestReportOfANodeThatLeaves(t *testing.T) {
 	})
 }
 
-// A machine of a pool serves again when the group reports it in service three times in a row, each time, even if it was parked
-// before this process began.
+// A machine of a pool serves again when three consecutive reports show it in service, each time, even if it was parked before
+// this process began.
 func TestParkedMachineIsInServiceAgain(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, s := newWorld(t), &sky{}
@@ -297,8 +297,8 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 		for round := range 4 {
 			s.say(topicGroup, ofGroup(Park))
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
-			if w.running || w.row != cluster.StateLeft {
-				t.Fatalf("round %d: running %v, row %s", round, w.running, w.row)
+			if w.running || w.record != cluster.StateLeft {
+				t.Fatalf("round %d: running %v, record %s", round, w.running, w.record)
 			}
 			if round%2 == 1 {
 				l.kill()
@@ -317,7 +317,7 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 			if v := l.View(); v.State != StateParked || v.Start != "" {
 				t.Fatalf("round %d: %s, start %q", round, v.State, v.Start)
 			}
-			w.set(func(w *world) { w.row = cluster.StateActive })
+			w.set(func(w *world) { w.record = cluster.StateActive })
 			s.say(topicGroup)
 			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
 			if n := len(w.times("start")); n != round+1 || !w.running {
@@ -336,7 +336,7 @@ func TestRejoinedUntilItIsInService(t *testing.T) {
 		l := w.live(s.under)
 		s.say(topicGroup, ofGroup(Park))
 		l.until("parked", time.Minute, isDone)
-		w.set(func(w *world) { w.row, w.running = cluster.StateActive, true })
+		w.set(func(w *world) { w.record, w.running = cluster.StateActive, true })
 		must.OK(t, l.Forget(false))
 		for _, boot := range []string{"boot-1", "boot-2", "boot-3"} {
 			l.kill()
@@ -458,7 +458,7 @@ func TestHookNamedByItsID(t *testing.T) {
 	})
 }
 
-// A hook of another program that was created after the hooks were read is not treated as ours.
+// A hook of another program that was created after the hooks were read is not treated as this agent's.
 func TestHookMadeLater(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -631,13 +631,13 @@ func TestAWSSpotHibernates(t *testing.T) {
 				}
 				s.say(topicSpot, hibernate())
 				tick(5 * time.Minute)
-				if v := l.View(); v.State != StateParked || w.row != cluster.StateLeft || w.running {
-					t.Errorf("asleep: state %s, row %s, server runs %t", v.State, w.row, w.running)
+				if v := l.View(); v.State != StateParked || w.record != cluster.StateLeft || w.running {
+					t.Errorf("asleep: state %s, record %s, server runs %t", v.State, w.record, w.running)
 				}
 				s.say(topicSpot)
 				tick(time.Minute)
 				if v := l.View(); v.State != StateActive || !w.running || len(v.Trouble) != 0 {
-					t.Errorf("back: state %s, step %s, row %s, server runs %t, trouble %v", v.State, v.Step, w.row, w.running, v.Trouble)
+					t.Errorf("back: state %s, step %s, record %s, server runs %t, trouble %v", v.State, v.Step, w.record, w.running, v.Trouble)
 				}
 				// The same again.
 				s.say(topicSpot, hibernate())
@@ -715,8 +715,8 @@ func TestAzureRestart(t *testing.T) {
 			l.until("it serves", 10*time.Second, func(v View) bool { return v.Step == StepNone })
 			tick(10 * time.Second)
 			w.set(func(w *world) {
-				if w.row != cluster.StateActive || w.stops != 0 {
-					t.Errorf("row %s, stopped %d times", w.row, w.stops)
+				if w.record != cluster.StateActive || w.stops != 0 {
+					t.Errorf("record %s, stopped %d times", w.record, w.stops)
 				}
 			})
 		})
@@ -850,8 +850,8 @@ func TestAzureStarted(t *testing.T) {
 		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
 		tick(10 * time.Minute)
 		w.set(func(w *world) {
-			if w.row != cluster.StateDraining || w.stops != 0 || len(w.completed) != 0 {
-				t.Errorf("row %s, stopped %d times, completed %v", w.row, w.stops, w.completed)
+			if w.record != cluster.StateDraining || w.stops != 0 || len(w.completed) != 0 {
+				t.Errorf("record %s, stopped %d times, completed %v", w.record, w.stops, w.completed)
 			}
 		})
 	})
@@ -885,8 +885,8 @@ func TestGCPPreemption(t *testing.T) {
 		}
 		s.say(topic)
 		tick(3 * time.Second)
-		if v := l.View(); v.Step != StepNone || w.row != cluster.StateActive {
-			t.Fatalf("withdrawn: step %s, record %s", v.Step, w.row)
+		if v := l.View(); v.Step != StepNone || w.record != cluster.StateActive {
+			t.Fatalf("withdrawn: step %s, record %s", v.Step, w.record)
 		}
 		begun := time.Now()
 		s.say(topic, preempted())

@@ -393,9 +393,9 @@ func (r *Runner) Notice(n Notice) { r.logIgnored(r.observe(noticed{n}), n.ID) }
 // It fails with [ErrNotJoined] or [ErrLeft].
 func (r *Runner) Drain(req DrainRequest) error { return r.observe(drainRequested{req}) }
 
-// Undrain cancels a drain. It fails with [ErrTooLate] from the stop of the server on, with [ErrNotJoined] or with
-// [ErrNotDraining]. It overrules the cloud's notices until the cloud withdraws them. If only the node record is draining, it
-// corrects the record.
+// Undrain cancels a drain. It overrules the cloud's notices until the cloud withdraws them. If only the node record is
+// draining, it corrects the record. It fails with [ErrTooLate] if the server is being stopped already, and with [ErrNotJoined]
+// or [ErrNotDraining].
 func (r *Runner) Undrain(who string, recorded cluster.State) error {
 	return r.observe(drainCancelled{who, recorded})
 }

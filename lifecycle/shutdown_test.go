@@ -224,8 +224,8 @@ func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 				l.Notice(terminate())
 				if before {
 					tick(time.Hour)
-					if v := l.View(); v.Step != StepCompleting || w.row != cluster.StateLeft {
-						t.Fatalf("step %s, row %s", v.Step, w.row)
+					if v := l.View(); v.Step != StepCompleting || w.record != cluster.StateLeft {
+						t.Fatalf("step %s, record %s", v.Step, w.record)
 					}
 				}
 				began := time.Now()

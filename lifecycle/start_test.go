@@ -35,8 +35,8 @@ func TestParkAndResume(t *testing.T) {
 			}
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
-			if w.running || w.row != cluster.StateLeft || len(w.completed) != round*2+1 {
-				t.Fatalf("round %d: running %v, row %s, completed %v", round, w.running, w.row, w.completed)
+			if w.running || w.record != cluster.StateLeft || len(w.completed) != round*2+1 {
+				t.Fatalf("round %d: running %v, record %s, completed %v", round, w.running, w.record, w.completed)
 			}
 			l.Notice(park()) // the source still reports it
 			l.kill()
@@ -54,7 +54,7 @@ func TestParkAndResume(t *testing.T) {
 			if v := l.View(); v.State != StateResuming || v.Ready || !w.running || len(w.beats) == 0 {
 				t.Fatalf("round %d: resuming: %s running %v, %d heartbeats", round, v.State, w.running, len(w.beats))
 			}
-			w.set(func(w *world) { w.proveErr = nil; w.row = cluster.StateActive })
+			w.set(func(w *world) { w.proveErr = nil; w.record = cluster.StateActive })
 			l.until("active", 20*time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
 			if last := w.completed[len(w.completed)-1]; last != "up CONTINUE" {
 				t.Errorf("round %d: completed %v", round, w.completed)
@@ -65,8 +65,8 @@ func TestParkAndResume(t *testing.T) {
 			}
 			w.set(func(w *world) { w.gone, w.hook = false, nil })
 			tick(time.Minute)
-			if w.row != cluster.StateActive {
-				t.Errorf("round %d: row %s", round, w.row)
+			if w.record != cluster.StateActive {
+				t.Errorf("round %d: record %s", round, w.record)
 			}
 		}
 		l.kill()
@@ -81,7 +81,7 @@ func TestRejoined(t *testing.T) {
 		l := w.live()
 		l.Notice(park())
 		l.until("parked", time.Minute, isDone)
-		w.set(func(w *world) { w.row, w.running = cluster.StateActive, true })
+		w.set(func(w *world) { w.record, w.running = cluster.StateActive, true })
 		must.OK(t, l.Forget(false))
 		for _, boot := range []string{"boot-1", "boot-2", "boot-3"} {
 			l.kill()
@@ -172,7 +172,7 @@ func TestAnnouncedOverAParking(t *testing.T) {
 		if v := l.View(); next.IsZero() || !v.NextDrain.Equal(next) {
 			t.Errorf("the next drain is at %s, want %s", v.NextDrain, next)
 		}
-		w.set(func(w *world) { w.row, w.viewers = cluster.StateActive, p(1) })
+		w.set(func(w *world) { w.record, w.viewers = cluster.StateActive, p(1) })
 		tick(time.Until(next) + time.Minute)
 		if v := l.View(); v.State != StateDraining {
 			t.Errorf("at the time of the reboot it is %s", v.State)
@@ -519,7 +519,7 @@ func TestParkedAgainUnderTheSameID(t *testing.T) {
 			if n := len(w.times("start")); n != round+1 {
 				t.Fatalf("round %d: %d starts", round, n)
 			}
-			w.set(func(w *world) { w.row = cluster.StateActive })
+			w.set(func(w *world) { w.record = cluster.StateActive })
 		}
 		// Overruled by the operator, and in force again after it was in service.
 		l.Notice(Notice{ID: "aws-lifecycle/park", Source: "aws-lifecycle", Kind: Park})

@@ -88,10 +88,10 @@ func TestKilledAtEveryWrite(t *testing.T) {
 					if name == "deadline" && killAt > 4 && w.cutAt.Sub(began) > 2*time.Minute+7*time.Second {
 						t.Errorf("killed at write %d (before %v): cut only after %s", killAt, before, w.cutAt.Sub(began))
 					}
-					if got := w.order(); name != "unjoined" && strings.Index(got, "row:left") > strings.Index(got, "complete?") {
+					if got := w.order(); name != "unjoined" && strings.Index(got, "record:left") > strings.Index(got, "complete?") {
 						t.Errorf("killed at write %d (before %v): the hook was completed first: %s", killAt, before, got)
 					}
-					end = fmt.Sprintf("state %s, row %s, cut %d, completed %v, record written %v", v.State, w.row, w.cut, w.completed, v.RegistryTold)
+					end = fmt.Sprintf("state %s, record %s, cut %d, completed %v, record written %v", v.State, w.record, w.cut, w.completed, v.RegistryTold)
 					l.kill()
 					if killAt == 0 {
 						writes = len(w.snapshots)
@@ -308,15 +308,15 @@ func TestAnotherBoot(t *testing.T) {
 				}
 				l.until("there", time.Minute, c.until)
 				l.kill()
-				w.boot, w.row = "boot-2", cluster.StateActive
+				w.boot, w.record = "boot-2", cluster.StateActive
 				l = w.live()
 				defer l.kill()
 				tick(time.Second)
 				if v := l.View(); v.State != c.state || v.Ready != (c.state == StateActive) {
 					t.Errorf("%s, ready %v, notes %v", v.State, v.Ready, v.Notes)
 				}
-				if want := cluster.State(c.state); w.row != want {
-					t.Errorf("row %s", w.row)
+				if want := cluster.State(c.state); w.record != want {
+					t.Errorf("record %s", w.record)
 				}
 			})
 		})

@@ -56,7 +56,7 @@ type world struct {
 	born                time.Time
 
 	// The registry.
-	row         cluster.State
+	record      cluster.State
 	reason      string
 	stopFailed  bool
 	mongoErr    error
@@ -96,7 +96,7 @@ type entry struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, publishers: p(0), viewers: p(0), running: true, joined: true, row: cluster.StateActive, boot: "boot-1", born: time.Now(), current: map[string][]cloud.Notice{}}
+	return &world{t: t, publishers: p(0), viewers: p(0), running: true, joined: true, record: cluster.StateActive, boot: "boot-1", born: time.Now(), current: map[string][]cloud.Notice{}}
 }
 
 func (w *world) set(change func(*world)) {
@@ -164,11 +164,11 @@ func (w *world) SetState(ctx context.Context, s cluster.State, reason string, st
 			return err
 		}
 	}
-	if !w.row.CanTransition(s) {
-		return &cluster.TransitionError{ID: "i-1", From: w.row, To: s}
+	if !w.record.CanTransition(s) {
+		return &cluster.TransitionError{ID: "i-1", From: w.record, To: s}
 	}
-	w.row, w.reason, w.stopFailed = s, reason, stopFailed
-	w.did("row:" + string(s))
+	w.record, w.reason, w.stopFailed = s, reason, stopFailed
+	w.did("record:" + string(s))
 	return nil
 }
 
@@ -252,9 +252,9 @@ func (w *world) Deregister(ctx context.Context, tomb Departure) error {
 	if w.mongoErr != nil {
 		return w.mongoErr
 	}
-	w.row = cluster.StateLeft
+	w.record = cluster.StateLeft
 	w.tombs = append(w.tombs, tomb)
-	w.did("row:left")
+	w.did("record:left")
 	return nil
 }
 
