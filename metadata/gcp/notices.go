@@ -238,7 +238,7 @@ func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
 	return target, from.Add(span)
 }
 
-// parseUpcoming decodes the earliest begin of maintenance, zero without maintenance. Known answers are NONE, an object with an
+// parseUpcoming decodes the earliest begin of maintenance, zero without maintenance. Known answers: NONE, an object with an
 // error, and the fields with and without an object around them, in two spellings.
 func parseUpcoming(body []byte) time.Time {
 	f := fields(body)
