@@ -46,7 +46,7 @@ type Moment struct {
 	// Ends is when the machine ends, or the cloud stops waiting; zero if neither does.
 	Ends time.Time `json:"ends,omitzero"`
 	By   string    `json:"by"`
-	// Decides marks the one that sets the deadline.
+	// Decides: this moment sets the deadline.
 	Decides bool `json:"decides,omitempty"`
 }
 
@@ -97,8 +97,8 @@ type View struct {
 	Hooks        []HookView    `json:"hooks,omitempty"`
 	// Start is the progress of a start that a hook may wait for: "", "starting", "proved", "failed".
 	Start string `json:"start,omitempty"`
-	// LaunchHooks names the launch hooks if none of them is this agent's, and the setting to name one. This is not reported as
-	// trouble: all of them may belong to other programs.
+	// LaunchHooks: the launch hooks, if none of them is this agent's, and the setting to name one. This is not reported as trouble: all
+	// of them may belong to other programs.
 	LaunchHooks string `json:"launch_hooks,omitempty"`
 	// NeverJoined: the machine leaves before it has joined, so the agent only completes the cloud's hook.
 	NeverJoined bool `json:"never_joined,omitempty"`
@@ -106,7 +106,7 @@ type View struct {
 	Over bool `json:"over,omitempty"`
 	// UnknownSignals is the number of the cloud's signals that this version does not know.
 	UnknownSignals int `json:"unknown_signals,omitempty"`
-	// Trouble has the current failures, by step.
+	// Trouble: current failures, by step.
 	Trouble map[string]string `json:"trouble,omitempty"`
 	Notes   []Note            `json:"notes,omitempty"`
 }
