@@ -97,8 +97,8 @@ type View struct {
 	Hooks        []HookView    `json:"hooks,omitempty"`
 	// Start is the progress of a start that a hook may wait for: "", "starting", "proved", "failed".
 	Start string `json:"start,omitempty"`
-	// LaunchHooks: the launch hooks, if none of them is this agent's, and the setting to name one. This is not reported as trouble: all
-	// of them may belong to other programs.
+	// LaunchHooks: the launch hooks, if none of them is this agent's, and the setting to name one. This is not reported as
+	// trouble: all of them may belong to other programs.
 	LaunchHooks string `json:"launch_hooks,omitempty"`
 	// NeverJoined: the machine leaves before it has joined, so the agent only completes the cloud's hook.
 	NeverJoined bool `json:"never_joined,omitempty"`
