@@ -17,11 +17,11 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// fastNode is a node whose answers take no time.
+// fastNode is a node that answers at once.
 type fastNode struct {
-	told, done chan time.Time
-	ready      func() bool
-	sessions   func() cluster.Sessions
+	written, done chan time.Time
+	ready         func() bool
+	sessions      func() cluster.Sessions
 }
 
 func (n *fastNode) SetState(_ context.Context, s cluster.State, _ string, _ bool) error {
@@ -30,7 +30,7 @@ func (n *fastNode) SetState(_ context.Context, s cluster.State, _ string, _ bool
 	}
 	if s == cluster.StateDraining {
 		select {
-		case n.told <- time.Now():
+		case n.written <- time.Now():
 		default:
 		}
 	}
@@ -60,14 +60,13 @@ func (n *fastNode) Complete(context.Context, Hook) error {
 	return nil
 }
 
-// BenchmarkNotice measures from a notice to readiness off and the word in the
-// registry, and to the record being on a real disk.
+// BenchmarkNotice measures from a notice to readiness off, to the state in the registry, and to the record on a real disk.
 func BenchmarkNotice(b *testing.B) {
-	var kept, told []time.Duration
+	var kept, written []time.Duration
 	for b.Loop() {
 		b.StopTimer()
 		n := &fastNode{
-			told: make(chan time.Time, 1), done: make(chan time.Time, 1),
+			written: make(chan time.Time, 1), done: make(chan time.Time, 1),
 			sessions: func() cluster.Sessions { return cluster.Sessions{Publishers: p(1), Viewers: p(1)} },
 		}
 		m, err := NewRunner(Options{
@@ -87,14 +86,14 @@ func BenchmarkNotice(b *testing.B) {
 			b.Fatal("ready")
 		}
 		kept = append(kept, time.Since(began))
-		told = append(told, (<-n.told).Sub(began))
+		written = append(written, (<-n.written).Sub(began))
 		b.StopTimer()
 		cancel()
 		<-ended
 		b.StartTimer()
 	}
 	report(b, "on-disk", kept)
-	report(b, "ready-off-and-registry", told)
+	report(b, "ready-off-and-registry", written)
 }
 
 // BenchmarkLastSession measures from the end of the last session to the completed
@@ -103,7 +102,7 @@ func BenchmarkLastSession(b *testing.B) {
 	const interval = 50 * time.Millisecond
 	var took []time.Duration
 	for b.Loop() {
-		n := &fastNode{told: make(chan time.Time, 1), done: make(chan time.Time, 1)}
+		n := &fastNode{written: make(chan time.Time, 1), done: make(chan time.Time, 1)}
 		gone := time.Now().Add(4 * interval)
 		n.sessions = func() cluster.Sessions {
 			if time.Now().Before(gone) {

@@ -13,9 +13,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// A metadata service that invents a new event at each poll, each with a text that
-// is as long as it likes, makes no record that the next start cannot read, and
-// hides no deadline (review security D: beyond 4 MB the drain was forgotten).
+// A metadata service that reports a new event with a text of any length at each poll produces a record that the next start can
+// read, and hides no deadline.
 func TestHostileNotices(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -78,7 +77,7 @@ func TestHostileNotices(t *testing.T) {
 	})
 }
 
-// Ids that are cut stay different, and one that is not is left as it is.
+// Shortened ids stay different; a short id does not change.
 func TestBoundedIDs(t *testing.T) {
 	long := strings.Repeat("x", maxIDText)
 	a, b := boundedID(long+"a"), boundedID(long+"b")
@@ -87,7 +86,7 @@ func TestBoundedIDs(t *testing.T) {
 	}
 }
 
-// Applications come and go while the daemon runs, and with them the time of a stop.
+// The stop time follows the applications, which come and go while the daemon runs.
 func TestStopTimeFollows(t *testing.T) {
 	var says time.Duration
 	m := &Runner{o: Options{StopTime: func() time.Duration { return says }}}

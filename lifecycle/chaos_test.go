@@ -15,8 +15,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// TestRandomFaults lets a hundred machines go while everything around them fails
-// at random, and holds to what must be so whatever happens.
+// TestRandomFaults drains a hundred machines while everything around them fails at random, and checks the invariants.
 func TestRandomFaults(t *testing.T) {
 	sum := map[string]int{}
 	for seed := range uint64(100) {
@@ -52,16 +51,16 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 
 	l := w.live(options)
 	now, undrains := false, 0
-	told := false // a notice was given and not taken back
+	noticed := false // a notice is in force
 	check := func() {
 		v := l.View()
-		if told && v.Ready {
+		if noticed && v.Ready {
 			t.Errorf("ready while it drains: %+v", v)
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.row == cluster.StateLeft && w.running {
-			t.Errorf("the row says left, and AMS runs; trouble %v, %+v", v.Trouble, v.Notes)
+		if w.record == cluster.StateLeft && w.running {
+			t.Errorf("the record is left, and AMS runs; trouble %v, %+v", v.Trouble, v.Notes)
 		}
 		if w.cut > 0 && !now && w.cutAt.Before(v.Deadline) && v.Step != StepNone {
 			t.Errorf("%d sessions were cut %s before the deadline", w.cut, v.Deadline.Sub(w.cutAt))
@@ -81,31 +80,31 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 		switch rng.IntN(24) {
 		case 0, 1:
 			l.Notice(n)
-			told = told || !slices.Contains(l.View().Dismissed, n.ID)
+			noticed = noticed || !slices.Contains(l.View().Dismissed, n.ID)
 		case 2:
 			if chance(20) {
 				n := spot(between(time.Minute, 10*time.Minute))
 				l.Notice(n)
-				told = told || !slices.Contains(l.View().Dismissed, n.ID)
+				noticed = noticed || !slices.Contains(l.View().Dismissed, n.ID)
 			}
 		case 3:
 			if l.Drain(DrainRequest{Deadline: between(time.Minute, time.Hour), Who: "root"}) == nil {
-				told = true
+				noticed = true
 			}
 		case 4:
 			if chance(5) && l.Drain(DrainRequest{Now: true}) == nil {
-				now, told = true, true
+				now, noticed = true, true
 			}
 		case 5:
 			if chance(30) && l.Undrain("root", "") == nil {
 				undrains++
-				told = false
+				noticed = false
 				sum["undrained"]++
 			}
 		case 6:
 			if chance(30) && !l.View().Finished() {
 				l.Notice(Notice{ID: n.ID, Kind: withdrawn})
-				told = !l.View().Ready
+				noticed = !l.View().Ready
 			}
 		case 7, 8:
 			w.set(func(w *world) { w.mongoErr = errMongo })
@@ -130,7 +129,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 		case 20:
 			w.set(func(w *world) { w.diskErr = nil })
 		case 21, 22:
-			// What is not on the disk is lost by a kill, that is not the point here.
+			// A kill loses what is not on the disk; this test does not cover that.
 			if l.View().Trouble["record"] == "" {
 				l.kill()
 				tick(between(0, 10*time.Second))
@@ -148,7 +147,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 			})
 		}
 	}
-	// All is mended, everybody goes home, and the cloud takes the machine for good.
+	// All faults end, all viewers leave, and the cloud terminates the machine.
 	w.set(func(w *world) {
 		w.mongoErr, w.mongoHang, w.cloudErr, w.cloudHang, w.countErr, w.diskErr = nil, false, nil, false, nil, nil
 		w.publishers, w.viewers = p(0), p(0)
@@ -156,12 +155,12 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 	last := terminate()
 	last.ID = "the end"
 	l.Notice(last)
-	told = true
+	noticed = true
 	l.until("done", 10*time.Minute, func(v View) bool { return isDone(v) && v.RegistryTold && hooksEnded(v) })
 	check()
 	v := l.View()
-	if w.row != cluster.StateLeft || v.State != StateLeft || w.running {
-		t.Errorf("row %s, state %s, AMS runs: %t", w.row, v.State, w.running)
+	if w.record != cluster.StateLeft || v.State != StateLeft || w.running {
+		t.Errorf("record %s, state %s, AMS runs: %t", w.record, v.State, w.running)
 	}
 	if len(w.completed) > 1 || len(w.completed) == 0 && !w.gone {
 		t.Errorf("completed %v, gone %v", w.completed, w.gone)
@@ -169,7 +168,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 	if len(w.completed) == 1 {
 		sum["completed"]++
 		if at, stop := w.times("complete"), w.times("deregister?"); len(stop) == 0 || at[0].Before(stop[0]) {
-			t.Error("the cloud was told before the registry was tried")
+			t.Error("the hook was completed before the attempt to deregister")
 		}
 	} else {
 		sum["gone"]++
@@ -177,7 +176,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 	if w.cut > 0 {
 		sum["cut"]++
 	}
-	// Everything that came of it is known after one more restart.
+	// The results are the same after another restart.
 	l.kill()
 	l = w.live(options)
 	defer l.kill()

@@ -14,7 +14,7 @@ import (
 )
 
 // instant is a moment of CLOCK_BOOTTIME, in nanoseconds since the machine started, sleep included. No program can set that
-// clock. 0 is none.
+// clock. 0 means unset.
 type instant time.Duration
 
 // Add returns the moment d later.

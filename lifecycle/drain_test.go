@@ -33,8 +33,8 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 			t.Fatalf("right after the notice: %s, ready %v", v.State, v.Ready)
 		}
 		synctest.Wait()
-		if w.row != cluster.StateDraining {
-			t.Errorf("the row says %s", w.row)
+		if w.record != cluster.StateDraining {
+			t.Errorf("the record is %s", w.record)
 		}
 		tick(20 * time.Minute)
 		if w.stops != 0 {
@@ -49,14 +49,14 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 			t.Errorf("from the last session to the completed hook: %s, at most %s", took, most)
 		}
 		t.Logf("last session gone to hook completed: %s with a stop of %s", took, w.stopTime)
-		if got, want := w.order(), "row:draining beat row:draining beat stop deregister? row:left complete? complete"; !sameOrder(got, want) {
+		if got, want := w.order(), "record:draining beat record:draining beat stop deregister? record:left complete? complete"; !sameOrder(got, want) {
 			t.Errorf("order: %s", got)
 		}
 		if v := l.View(); v.State != StateLeft || v.Ready || !v.Finished() || v.Cut == nil || *v.Cut != 0 {
 			t.Errorf("after: %+v", v)
 		}
-		if len(w.completed) != 1 || w.completed[0] != "drain CONTINUE" || w.row != cluster.StateLeft {
-			t.Errorf("completed %v, row %s", w.completed, w.row)
+		if len(w.completed) != 1 || w.completed[0] != "drain CONTINUE" || w.record != cluster.StateLeft {
+			t.Errorf("completed %v, record %s", w.completed, w.record)
 		}
 		synctest.Wait()
 		if len(w.events) != 2 || w.events[0].Kind != "drain" || w.events[1].Kind != "drained" {
@@ -65,8 +65,8 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 	})
 }
 
-// The machine whose root volume is replaced leaves as any other, and its record has the reason. If the group ends it after all, the
-// hook of the end is completed again.
+// A machine whose root volume is replaced leaves like any other, and its record has the reason. If the group terminates it
+// after all, the termination hook is completed again.
 func TestReimage(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -110,7 +110,7 @@ func TestUnknownSignal(t *testing.T) {
 	})
 }
 
-// Sessions are counted when the load balancers that confirm what they do send no new ones here, or after a bounded time.
+// The count begins when the load balancers that confirm their state send no new sessions to this node, or after a bounded time.
 func TestDrainWaitsForBalancers(t *testing.T) {
 	away := errors.New("no primary")
 	for name, tt := range map[string]struct {
@@ -163,8 +163,7 @@ func TestDrainWaitsForBalancers(t *testing.T) {
 	}
 }
 
-// A player of HLS has no connection at some moments: where viewers are counted by
-// connections, two counts of none prove nothing.
+// An HLS player has no connection at some moments: if viewers are counted by connections, two counts of zero prove nothing.
 func TestConnectionsHaveToStayAway(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -189,7 +188,7 @@ func TestConnectionsHaveToStayAway(t *testing.T) {
 	})
 }
 
-// sameOrder compares the last part, from the stop on.
+// sameOrder compares the last part, from the stop of the server on.
 func sameOrder(got, want string) bool {
 	i, j := indexOf(got, "stop"), indexOf(want, "stop")
 	return i >= 0 && j >= 0 && got[i:] == want[j:]
@@ -266,7 +265,7 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-// A drain that begins before the deadline is final takes the final one up, and keeps it.
+// A drain that begins before the deadline is final accepts the final one, and keeps it.
 func TestDeadlineOfALateTag(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -330,7 +329,7 @@ func TestUnknownIsNotZero(t *testing.T) {
 					t.Errorf("late by %s", took)
 				}
 				if w.tombs[0].Cut != nil {
-					t.Errorf("cut %d of sessions that nobody counted", *w.tombs[0].Cut)
+					t.Errorf("cut %d of sessions that were not counted", *w.tombs[0].Cut)
 				}
 			})
 		})
@@ -405,16 +404,16 @@ func TestMongoAwayHoldsNothing(t *testing.T) {
 					t.Errorf("order %s", got)
 				}
 				l.kill()
-				// A restart of the agent does what is owed when MongoDB is back.
+				// After a restart of the agent, the pending writes follow when MongoDB is back.
 				l = w.live()
 				tick(time.Minute)
-				if w.row == cluster.StateLeft {
-					t.Fatal("told a dead registry")
+				if w.record == cluster.StateLeft {
+					t.Fatal("the record is up to date without MongoDB")
 				}
 				w.set(func(w *world) { w.mongoErr, w.mongoHang = nil, false })
-				l.until("told", 30*time.Second, func(v View) bool { return v.RegistryTold })
-				if w.row != cluster.StateLeft || w.stops != 1 || len(w.completed) != 1 {
-					t.Errorf("row %s, %d stops, completed %v", w.row, w.stops, w.completed)
+				l.until("record written", 30*time.Second, func(v View) bool { return v.RegistryTold })
+				if w.record != cluster.StateLeft || w.stops != 1 || len(w.completed) != 1 {
+					t.Errorf("record %s, %d stops, completed %v", w.record, w.stops, w.completed)
 				}
 				l.kill()
 			})
@@ -435,8 +434,7 @@ func (d *hungDisk) WriteFile(path string, data []byte, mode, dirMode fs.FileMode
 	return d.Files.WriteFile(path, data, mode, dirMode)
 }
 
-// TestDiskHangs: the manager's lock waits for the disk. What other programs see of a drain does not: the view, those who
-// subscribed to it, and the row.
+// TestDiskHangs: the runner's lock waits for the disk. The view, its subscribers and the node record do not.
 func TestDiskHangs(t *testing.T) {
 	w := newWorld(t)
 	disk := &hungDisk{Files: w, begun: make(chan struct{}), end: make(chan struct{})}
@@ -468,14 +466,14 @@ func TestDiskHangs(t *testing.T) {
 	}
 	for {
 		w.mu.Lock()
-		row := w.row
+		record := w.record
 		w.mu.Unlock()
-		if row == cluster.StateDraining {
+		if record == cluster.StateDraining {
 			break
 		}
 		select {
 		case <-limit:
-			t.Fatalf("the row says %s", row)
+			t.Fatalf("the record is %s", record)
 		case <-time.After(time.Millisecond):
 		}
 	}
@@ -489,32 +487,32 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		defer func() { l.kill() }()
 		l.Notice(terminate())
 		took := l.until("the cloud may go on", 3*time.Minute, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
-		if took < defaultStopTime || len(w.completed) != 1 || w.row != cluster.StateDraining {
-			t.Errorf("after %s: completed %v, row %s", took, w.completed, w.row)
+		if took < defaultStopTime || len(w.completed) != 1 || w.record != cluster.StateDraining {
+			t.Errorf("after %s: completed %v, record %s", took, w.completed, w.record)
 		}
-		// A daemon that is killed meanwhile goes on.
+		// After a kill the daemon continues.
 		l.kill()
 		l = w.live()
 		tries := len(w.times("stop"))
 		tick(10 * time.Minute)
-		if v := l.View(); v.State != StateDraining || v.Ready || !v.StopFailed || w.row != cluster.StateDraining {
-			t.Errorf("%+v, row %s", v, w.row)
+		if v := l.View(); v.State != StateDraining || v.Ready || !v.StopFailed || w.record != cluster.StateDraining {
+			t.Errorf("%+v, record %s", v, w.record)
 		}
 		if !w.stopFailed {
-			t.Error("the row does not say that the stop failed")
+			t.Error("the record does not have the failed stop")
 		}
 		if n := len(w.times("stop")) - tries; n < 5 || n > 60 {
 			t.Errorf("%d tries in 10 minutes", n)
 		}
 		w.set(func(w *world) { w.stopErr = nil })
 		l.until("left", 2*time.Minute, isDone)
-		if len(w.completed) != 1 || w.row != cluster.StateLeft || l.View().StopFailed {
-			t.Errorf("completed %v, row %s, %+v", w.completed, w.row, l.View())
+		if len(w.completed) != 1 || w.record != cluster.StateLeft || l.View().StopFailed {
+			t.Errorf("completed %v, record %s, %+v", w.completed, w.record, l.View())
 		}
 	})
 }
 
-// A machine that goes down does not wait for a server that does not end: systemd ends it.
+// A machine that shuts down does not wait for a server that does not end: systemd kills it.
 func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -526,13 +524,13 @@ func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
 		began := time.Now()
 		l.Notice(Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Deadline: began.Add(15 * time.Minute)})
 		l.until("the daemon may end", time.Minute, View.Finished)
-		if took := time.Since(began); took > 40*time.Second || w.row != cluster.StateDraining {
-			t.Errorf("after %s, row %s", took, w.row)
+		if took := time.Since(began); took > 40*time.Second || w.record != cluster.StateDraining {
+			t.Errorf("after %s, record %s", took, w.record)
 		}
 	})
 }
 
-// Where nobody here can stop the server, a drain comes to its end all the same, and says so.
+// If nothing on this machine can stop the server, the drain ends all the same, and reports that.
 func TestServerThatIsNotManaged(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -545,8 +543,8 @@ func TestServerThatIsNotManaged(t *testing.T) {
 		for _, n := range l.View().Notes {
 			said = said || strings.Contains(n.Text, "stop it by hand")
 		}
-		if !said || len(w.completed) != 1 || w.row != cluster.StateLeft {
-			t.Errorf("completed %v, row %s, %+v", w.completed, w.row, l.View().Notes)
+		if !said || len(w.completed) != 1 || w.record != cluster.StateLeft {
+			t.Errorf("completed %v, record %s, %+v", w.completed, w.record, l.View().Notes)
 		}
 	})
 }
@@ -577,19 +575,19 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 				}
 				l.ended <- nil
 				if !l.View().Finished() {
-					t.Error("who waits for the end is not told of it")
+					t.Error("the view does not report the end")
 				}
 				if took := time.Since(began); took < c.least || took > c.most {
 					t.Errorf("returned after %s", took)
 				}
-				if w.stops != 0 || len(w.tombs) != 0 || w.row != cluster.StateDraining {
-					t.Errorf("%d stops, %d tombstones, row %s", w.stops, len(w.tombs), w.row)
+				if w.stops != 0 || len(w.tombs) != 0 || w.record != cluster.StateDraining {
+					t.Errorf("%d stops, %d tombstones, record %s", w.stops, len(w.tombs), w.record)
 				}
-				// The machine does not go down after all.
+				// The shutdown is cancelled.
 				l = w.live()
 				l.until("active", time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.RegistryTold })
-				if w.row != cluster.StateActive || w.file != nil {
-					t.Errorf("row %s, file %q", w.row, w.file)
+				if w.record != cluster.StateActive || w.file != nil {
+					t.Errorf("record %s, file %q", w.record, w.file)
 				}
 				l.kill()
 			})
@@ -608,7 +606,7 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 			t.Errorf("step %s", l.View().Step)
 		}
 		if err := l.Undrain("root", ""); err == nil {
-			t.Error("an undrain of a machine that goes down")
+			t.Error("an undrain of a machine that shuts down")
 		}
 		began := time.Now()
 		<-l.ended
@@ -618,12 +616,12 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 		if w.stops != 0 || len(w.completed) != 0 {
 			t.Errorf("%d stops, completed %v", w.stops, w.completed)
 		}
-		// Who deregisters after AMS has stopped completes the hook.
+		// The process that deregisters after AMS has stopped completes the hook.
 		if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 			t.Errorf("completed %v, %v", w.completed, err)
 		}
-		// A new boot that is to go all the same drains again.
-		w.boot, w.gone, w.row = "boot-2", false, cluster.StateActive
+		// A new boot drains again if the machine is still terminated.
+		w.boot, w.gone, w.record = "boot-2", false, cluster.StateActive
 		l = w.live()
 		defer l.kill()
 		if v := l.View(); v.Ready || v.Kind != Terminate {
@@ -650,7 +648,7 @@ func TestShutdownOfOneThatNeverJoinedOrHasLeft(t *testing.T) {
 		l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)})
 		began = time.Now()
 		<-l.ended
-		if time.Since(began) > 0 || w.row != cluster.StateLeft {
+		if time.Since(began) > 0 || w.record != cluster.StateLeft {
 			t.Error("it waited")
 		}
 	})
@@ -672,16 +670,16 @@ func TestReboot(t *testing.T) {
 			t.Fatalf("does not drain: %+v", v)
 		}
 		l.until("done", 2*time.Hour, isDone)
-		if !time.Now().Before(at) || w.stops != 0 || len(w.tombs) != 0 || w.row != cluster.StateDraining {
-			t.Errorf("at %s: %d stops, row %s", time.Until(at), w.stops, w.row)
+		if !time.Now().Before(at) || w.stops != 0 || len(w.tombs) != 0 || w.record != cluster.StateDraining {
+			t.Errorf("at %s: %d stops, record %s", time.Until(at), w.stops, w.record)
 		}
 		l.kill()
-		// Still the same boot: the drain stays as it is.
+		// The boot is the same, so the drain is the same.
 		l = w.live()
 		if v := l.View(); v.Ready || v.Step != StepDone {
 			t.Errorf("%+v", v)
 		}
-		// The cloud thinks better of it.
+		// The cloud withdraws the notice.
 		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: withdrawn})
 		l.until("active", time.Second, func(v View) bool { return v.Ready && v.RegistryTold })
 		l.Notice(Notice{ID: "event-2", Source: "aws-events", Kind: Reboot, Deadline: time.Now().Add(time.Minute)})
@@ -696,8 +694,8 @@ func TestReboot(t *testing.T) {
 	})
 }
 
-// What is announced for weeks ahead makes no reboot and no standby of today the last one,
-// and is not remembered for a cloud that does not say it any more.
+// A notice that is announced for weeks ahead does not change the goal of a reboot or standby of today, and is forgotten if the
+// cloud withdraws it.
 func TestAnnouncedForLater(t *testing.T) {
 	retirement := func() Notice {
 		return Notice{ID: "event-1", Source: "aws-scheduled", Kind: Interrupt, Reason: "instance-retirement", Deadline: time.Now().Add(14 * 24 * time.Hour)}
@@ -728,7 +726,7 @@ func TestAnnouncedForLater(t *testing.T) {
 			l.Notice(goesDown(time.Minute))
 			tick(5 * time.Second)
 			l.kill()
-			w.boot, w.row = "boot-2", cluster.StateActive
+			w.boot, w.record = "boot-2", cluster.StateActive
 			l = w.live()
 			l.Notice(retirement())
 			serves(t, w, l)
@@ -749,7 +747,7 @@ func TestAnnouncedForLater(t *testing.T) {
 				t.Fatal("it does not drain in time")
 			}
 			l.kill()
-			w.boot, w.row = "boot-2", cluster.StateActive
+			w.boot, w.record = "boot-2", cluster.StateActive
 			serves(t, w, w.live()) // on another host: the cloud has stopped and started it
 		})
 	})
@@ -766,8 +764,8 @@ func TestAnnouncedForLater(t *testing.T) {
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.Notice(Notice{ID: "reboot", Source: "aws-scheduled", Kind: Reboot, Deadline: time.Now().Add(time.Minute)})
 			l.until("done", time.Minute, isDone)
-			if w.stops != 0 || w.row != cluster.StateDraining {
-				t.Errorf("%d stops, row %s", w.stops, w.row)
+			if w.stops != 0 || w.record != cluster.StateDraining {
+				t.Errorf("%d stops, record %s", w.stops, w.record)
 			}
 			l.kill()
 		})
@@ -784,7 +782,7 @@ func TestAnnouncedForLater(t *testing.T) {
 	})
 }
 
-// Nor does a cloud that cannot be reached keep who follows the end of a machine that never joined.
+// A client that follows the termination of a machine that never joined does not wait for a cloud that does not answer.
 func TestCloudAwayAndNeverJoined(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -803,7 +801,7 @@ func TestCloudAwayAndNeverJoined(t *testing.T) {
 	})
 }
 
-// A cloud that says for ever that its hook does not wait keeps nobody who follows the drain.
+// A client that follows the drain does not wait for a hook that never waits.
 func TestHookThatNeverWaits(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// What the operator's requests fail with.
+// Errors of the operator's requests.
 var (
 	// ErrNotJoined: this machine has not joined, so there is nothing to drain.
 	ErrNotJoined = errors.New("this machine is not a cluster node")
@@ -28,7 +28,7 @@ var (
 	ErrBusy = errors.New("a drain is under way")
 )
 
-// What does not go well now, by what it concerns.
+// Keys of [View.Trouble].
 const (
 	troubleRecord    = "record"
 	troubleRegistry  = "registry"
@@ -45,22 +45,22 @@ const (
 // requestID is the same for all requests of the operator, so that the last one counts.
 const requestID = "drain"
 
-// usualStopTime is systemd's, for a shutdown of which nothing is known.
+// usualStopTime is systemd's default timeout, for a shutdown without a known deadline.
 const usualStopTime = 90 * time.Second
 
 type (
-	// reported is everything that is in force for a topic.
+	// reported has all notices in force for a topic.
 	reported struct {
 		topic   string
 		current []cloud.Notice
 	}
-	// noticed is an event of a hook, or a shutdown.
+	// noticed is the notice of a hook event or of a shutdown.
 	noticed struct{ n Notice }
 
 	drainRequested struct{ DrainRequest }
 	drainCancelled struct {
-		who string
-		row cluster.State
+		who      string
+		recorded cluster.State // of the node record
 	}
 	// joinSeen: the state file of the join has changed.
 	joinSeen struct{ joining bool }
@@ -72,14 +72,14 @@ type (
 	// stopTried: err is nil if the server has ended.
 	stopTried struct {
 		err   error
-		final bool // its time is over
+		final bool // the time for the stop is over
 	}
 
 	recordWritten struct {
 		state cluster.State
 		err   error
 	}
-	// change is a fact that depends on nothing.
+	// change sets facts unconditionally.
 	change func(*state)
 )
 
@@ -97,21 +97,21 @@ func (e reported) apply(s *state, now instant, c *config) error {
 		s.report(n, e.topic, now, c)
 	}
 	if group && unknown {
-		return nil // what was announced before may be meant still
+		return nil // the unknown signal may be a new form of an earlier notice
 	}
 	if group && len(e.current) == 0 {
 		s.inService = now
 	}
 	s.missing(e.topic, listed, now, c)
 	if group && len(e.current) == 0 && !s.launched {
-		// A launch hook may wait for this machine, and nothing announces that.
+		// A launch hook may wait for this machine; the cloud does not announce that.
 		s.launched = true
 		return s.launch(Notice{ID: e.topic + "/launch", Kind: Launch}, now, c)
 	}
 	return nil
 }
 
-// unknownSignal records a signal, once, that this version does not know.
+// unknownSignal records a signal that this version does not know, once.
 func (s *state) unknownSignal(n cloud.Notice, topic string) {
 	if slices.Contains(s.unknown, n.ID) || len(s.unknown) >= 2*maxNotices {
 		return
@@ -170,7 +170,7 @@ func (s *state) missing(topic string, listed []string, now instant, c *config) {
 	s.dropWithdrawn(now, c)
 }
 
-// dropWithdrawn forgets withdrawn notices. A drain that cannot be cancelled keeps them for people.
+// dropWithdrawn deletes withdrawn notices. A drain that cannot be cancelled keeps them for display.
 func (s *state) dropWithdrawn(now instant, c *config) {
 	if !s.reversible(s.goal(now, c)) {
 		return
@@ -186,7 +186,7 @@ func (s *state) add(n notice, h *Hook, now instant, c *config) {
 		return
 	}
 	if slices.Contains(hookKinds(), n.Kind) {
-		// That no hook waited before says nothing about this.
+		// A hook may wait for this notice even if no hook waited before.
 		s.NoHook, s.askNotBefore = false, 0
 		delete(s.askDenied, false)
 		if before == goalPark && n.Kind == Terminate || s.Phase == phaseDone && before >= goalPark {
@@ -202,10 +202,10 @@ func (s *state) add(n notice, h *Hook, now instant, c *config) {
 	}
 }
 
-// manyNotices is from how many notices in force on a new one is not noted.
+// manyNotices bounds the log: if more notices are in force, a new one is not logged.
 const manyNotices = 8
 
-// waitAgain resets the hooks of the end, which were completed for a parking.
+// waitAgain resets the termination hooks that were completed when the machine was parked.
 func (s *state) waitAgain(since instant) {
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == phaseDone) {
@@ -248,7 +248,8 @@ func (e noticed) apply(s *state, now instant, c *config) error {
 		}
 		return nil
 	}
-	// A queue may deliver the event again when the machine has come back, or EC2 stops it before the message is deleted.
+	// A queue may deliver the event again after the machine has returned to service: EC2 may have stopped the machine before it
+	// deleted the message.
 	if n.Kind == Park && (received < 0 || received < s.inService) {
 		return errors.New("the event is late: the machine has come back since")
 	}
@@ -310,7 +311,7 @@ func (e drainCancelled) apply(s *state, now instant, c *config) error {
 	switch {
 	case !s.leaving() && !c.Joined():
 		return ErrNotJoined
-	case !s.leaving() && e.row != cluster.StateDraining:
+	case !s.leaving() && e.recorded != cluster.StateDraining:
 		return ErrNotDraining
 	case !s.leaving():
 		s.cancelledBy = who
@@ -380,7 +381,7 @@ func (e counted) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-// uncountable says why sessions cannot be counted, and how long they are waited for.
+// uncountable returns why sessions cannot be counted and how long the drain waits for them.
 func (s *state) uncountable(e counted) string {
 	why := "not all of them are known"
 	switch {
@@ -430,8 +431,8 @@ func (e recordWritten) apply(s *state, _ instant, _ *config) error {
 	return nil
 }
 
-// refused reports whether another try cannot succeed: the record has its last state already. One that says joining is about
-// to be active.
+// refused reports whether another attempt cannot succeed because the record has a final state. A record that is joining becomes
+// active soon.
 func refused(err error) bool {
 	te, ok := errors.AsType[*cluster.TransitionError](err)
 	return ok && te.From != cluster.StateJoining
@@ -442,5 +443,5 @@ func (e change) apply(s *state, _ instant, _ *config) error {
 	return nil
 }
 
-// passed: only time has passed.
+// passed is the event of a timer.
 var passed = change(func(*state) {})

@@ -17,19 +17,19 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// The reports of the field that are about how a machine goes, each played as it was told. The others stand beside the
-// metadata of their cloud; internal/house counts them all.
+// Field reports about the termination of a machine, each replayed as reported. The others are beside the metadata of their
+// cloud; internal/house counts all of them.
 
-// errNoActive is what the API of EC2 Auto Scaling answers while, or because, nothing waits.
+// errNoActive is the answer of the EC2 Auto Scaling API while, or because, no hook waits.
 var errNoActive = fmt.Errorf("ValidationError: No active Lifecycle Action found with instance ID i-1: %w", cloud.ErrNotWaiting)
 
-// asg is a scaling group as the hooks and the metadata of a real machine show it, with a hook that waits from a moment on that
-// may come later than the state says.
+// asg is a scaling group as the hooks and the metadata of a real machine show it. Its hook may begin to wait later than the
+// target state.
 type asg struct {
 	mu       sync.Mutex
 	state    string
-	target   string    // the target state in the metadata; "" is that the item is missing
-	accepts  time.Time // from when on a call about the hook is taken
+	target   string    // the target state in the metadata; "" if the item is missing
+	accepts  time.Time // from when on a call about the hook is accepted
 	said     []string
 	saidWhen []time.Time
 	done     []string
@@ -80,7 +80,7 @@ func (g *asg) Watch(ctx context.Context, report cloud.Report) {
 	}
 }
 
-// look reports what the target state says, if there is one.
+// look reports the target state, if there is one.
 func (g *asg) look(report cloud.Report) {
 	g.mu.Lock()
 	target := g.target
@@ -113,7 +113,7 @@ func (g *asg) completed() []string {
 	return slices.Clone(g.done)
 }
 
-// completes is when, and how often, completing was tried.
+// completes returns when completing was attempted.
 func (g *asg) completes() []time.Time {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -128,17 +128,17 @@ func (g *asg) completes() []time.Time {
 
 func newASG() *asg { return &asg{state: "InService"} }
 
-// through makes the manager speak to the group, and hear of it.
+// through connects the runner to the group and its metadata.
 func (g *asg) through(o *Options) { o.Hooks, o.Watcher = g, g }
 
-// signal makes the metadata tell a target state, and the agent look at them.
+// signal sets the target state in the metadata, and makes the agent read it.
 func signal(l *life, g *asg, target string) {
 	g.set(func(g *asg) { g.target = target })
 	g.look(l.report)
 }
 
-// PrairieLearn/PrairieLearn#15586: right after Terminating:Wait the API still said that there was no active lifecycle
-// action. The process took that for the end and exited, and the machine was stuck until its hook timed out.
+// PrairieLearn/PrairieLearn#15586: right after Terminating:Wait the API still reported no active lifecycle action. The process
+// took that for the end and exited, and the machine was stuck until its hook timed out.
 func TestFieldReport01_NoActiveActionRightAfterTheWaitBegan(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, g := newWorld(t), newASG()
@@ -169,9 +169,9 @@ func TestFieldReport01_NoActiveActionRightAfterTheWaitBegan(t *testing.T) {
 	})
 }
 
-// PrairieLearn/PrairieLearn#15522: the metadata say Terminated before the group comes to Terminating:Wait, since the load
-// balancer goes first. Draining begins at once, completing waits; and a SIGTERM in between, a restart of the agent, is no end
-// of the drain.
+// PrairieLearn/PrairieLearn#15522: the metadata report Terminated before the group reaches Terminating:Wait, because the load
+// balancer releases the machine first. Draining begins at once, completing waits; a SIGTERM in between, a restart of the agent,
+// does not end the drain.
 func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, g := newWorld(t), newASG()
@@ -184,8 +184,8 @@ func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 			t.Error("ready after the word")
 		}
 		tick(time.Second)
-		if v := l.View(); v.Step != StepDraining || w.row != cluster.StateDraining {
-			t.Errorf("step %s, row %s: draining does not wait for the group", v.Step, w.row)
+		if v := l.View(); v.Step != StepDraining || w.record != cluster.StateDraining {
+			t.Errorf("step %s, record %s: draining does not wait for the group", v.Step, w.record)
 		}
 		deadline := l.View().Deadline
 		tick(90 * time.Second)
@@ -216,8 +216,8 @@ func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 	})
 }
 
-// aws/aws-node-termination-handler#1075, #1112: who learns of its end from the metadata has no token of the hook, drained and
-// never completed, and the machine stayed until the hook's timeout. The names are found by the API, and are enough.
+// aws/aws-node-termination-handler#1075, #1112: a program that reads the notice from the metadata has no token of the hook. It
+// drained and never completed, and the machine stayed until the hook's timeout. The names are found by the API, and are enough.
 func TestFieldReport04_MetadataAloneCompletesToo(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, g := newWorld(t), newASG()
@@ -226,7 +226,7 @@ func TestFieldReport04_MetadataAloneCompletesToo(t *testing.T) {
 		l := w.live(g.through)
 		defer l.kill()
 		signal(l, g, "Terminated")
-		tick(20 * time.Minute) // two timeouts of the hook: it must hear of us
+		tick(20 * time.Minute) // two timeouts of the hook: it needs heartbeats
 		if beats := strings.Count(strings.Join(g.said, " "), "beat"); beats < 4 {
 			t.Errorf("%d heartbeats in two of the hook's timeouts", beats)
 		}
@@ -237,14 +237,14 @@ func TestFieldReport04_MetadataAloneCompletesToo(t *testing.T) {
 		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg drain " {
 			t.Errorf("completed %q, want the hook that was found, without a token", got)
 		}
-		if order := w.order(); !strings.HasSuffix(order, "stop deregister? row:left") {
+		if order := w.order(); !strings.HasSuffix(order, "stop deregister? record:left") {
 			t.Errorf("order: %s", order)
 		}
 	})
 }
 
-// aws-samples/amazon-ec2-auto-scaling-group-examples#5: a launch was completed from user data before its hook was active.
-// The call failed, nobody made it again, and the group gave the machine up.
+// aws-samples/amazon-ec2-auto-scaling-group-examples#5: a launch was completed from user data before its hook was active. The
+// call failed, was not repeated, and the group gave the machine up.
 func TestFieldReport05_LaunchCompletedBeforeItsHookWaits(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, g := newWorld(t), newASG()
@@ -278,18 +278,18 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 		l.Notice(Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch})
 		l.until("first", time.Minute, func(v View) bool { return v.Start == "" && len(g.completed()) == 1 })
 
-		// Into the pool: the target says so, and the machine is stopped there.
+		// Into the pool: the target state reports it, and the machine is stopped there.
 		g.set(func(g *asg) { g.state, g.accepts = "Warmed:Stopped", time.Now().Add(100*time.Hour) })
 		signal(l, g, "Warmed:Stopped")
 		l.until("parked", 5*time.Minute, func(v View) bool { return v.State == StateParked })
-		if w.running || w.row != cluster.StateLeft {
-			t.Errorf("in the pool: running %v, row %s", w.running, w.row)
+		if w.running || w.record != cluster.StateLeft {
+			t.Errorf("in the pool: running %v, record %s", w.running, w.record)
 		}
 		l.kill()
 		tick(48 * time.Hour)
 
 		// Out of it: no user data, only the daemon of a new boot.
-		w.set(func(w *world) { w.boot, w.born, w.running = "boot-2", time.Now(), true }) // a boot starts the server, not we
+		w.set(func(w *world) { w.boot, w.born, w.running = "boot-2", time.Now(), true }) // a boot starts the server, not the agent
 		g.set(func(g *asg) { g.state, g.target, g.accepts = "Pending:Wait", "InService", time.Now() })
 		l = w.live(g.through)
 		defer l.kill()
@@ -304,7 +304,7 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 	})
 }
 
-// A pool may hibernate its machines: the same process goes on an hour later, and the launch hook waits from then on.
+// A pool may hibernate its machines: the same process continues an hour later, and the launch hook waits from then on.
 func TestHibernatedInThePool(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, g := newWorld(t), newASG()
@@ -316,7 +316,7 @@ func TestHibernatedInThePool(t *testing.T) {
 		l.until("parked", 5*time.Minute, func(v View) bool { return v.State == StateParked })
 		tick(time.Hour)
 
-		// The hook waits a moment after the machine is told.
+		// The hook begins to wait a moment after the target state changes.
 		g.set(func(g *asg) { g.state, g.accepts = "Pending:Wait", time.Now().Add(time.Minute) })
 		signal(l, g, "InService")
 		l.until("active", 10*time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })

@@ -27,30 +27,30 @@ const (
 const (
 	// callTime bounds one call to the cloud or to the registry.
 	callTime = 10 * time.Second
-	// notWaitingEvery is how often a hook that does not wait yet is asked again, notWaitingTime after what that is trouble.
+	// notWaitingEvery is the interval of calls for a hook that does not wait yet. After notWaitingTime, that is trouble.
 	notWaitingEvery = 5 * time.Second
 	notWaitingTime  = 30 * time.Second
-	// deniedEvery is how often a denied call is tried again: the permission may be granted.
+	// deniedEvery is the interval of retries of a denied call: the operator may grant the permission.
 	deniedEvery = time.Minute
-	// launchEvery is how often the hook of a launch is asked for after idleHookTime: most groups have none.
+	// launchEvery is the interval of calls for a launch hook after idleHookTime: most groups have no such hook.
 	launchEvery = 5 * time.Minute
 	// unknownTimeout is the shortest timeout that a cloud allows.
 	unknownTimeout = 30 * time.Second
 )
 
-// parking reports whether the machine leaves service to come back. A pool lets either hook wait for that: the launch hook if
-// the machine has never served.
+// parking reports whether the machine moves into a pool, from which it returns later. Either hook may wait for the move: the
+// launch hook if the machine has never served.
 func (s *state) parking(now instant, c *config) bool {
 	return s.leaving() && s.Phase != phaseDone && s.goal(now, c) == goalPark
 }
 
-// pooled reports whether the hook of the way into a pool is completed. Only one waits for that, and the other one's next wait
-// is for the way back.
+// pooled reports whether the hook of the move into a pool is completed. Only one hook waits for the move; the other one waits
+// for the return.
 func (s *state) pooled(now instant, c *config) bool {
 	return s.parking(now, c) && s.anyHook(func(a *hook) bool { return a.End == EndCompleted })
 }
 
-// isOurs reports whether a hook is known to be ours. A hook that cannot be extended came with its notice.
+// isOurs reports whether this agent must complete the hook. A hook that cannot be extended came with its notice.
 func (a *hook) isOurs() bool { return a.Hook.Fixed || a.Ours }
 
 // wantsHooks reports whether the cloud must be asked for the hooks of a transition.
@@ -100,9 +100,9 @@ func (s *state) hookOp(a *hook, now instant, c *config) hookOp {
 	return opNone
 }
 
-// settled reports whether nothing more can be completed for the end of this machine. A missing permission settles it, although
-// the call is tried again.
-func (s *state) settled(now instant, c *config) bool {
+// hasNoPendingHook reports whether this agent can complete nothing more for the termination of this machine. A hook whose
+// permission is missing does not count, although the agent retries the call.
+func (s *state) hasNoPendingHook(now instant, c *config) bool {
 	if !c.Hooks {
 		return true
 	}
@@ -117,7 +117,7 @@ func (s *state) settled(now instant, c *config) bool {
 	})
 }
 
-// hooksFound is the answer to the question for the hooks of a transition.
+// hooksFound is the result of a query for the hooks of a transition.
 type hooksFound struct {
 	launching bool
 	filter    cloud.Filter
@@ -137,13 +137,14 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
 	if isDenied || onlyOthers {
 		for i := range s.Hooks {
-			// One that an event named is ours by its name, or else because the operator sends the events here.
+			// A hook that an event named is this agent's if its name matches, or if no names are set: the operator sends the
+			// events here.
 			if a := &s.Hooks[i]; isDenied && a.Hook.Launching == e.launching && (len(e.filter) == 0 || e.filter.Match(a.Hook)) {
 				a.Ours = true
 			}
 		}
 		if s.dropUnverified(e.launching); s.waits(e.launching) {
-			return nil // one that was confirmed before stays ours, although there are others by now
+			return nil // a hook that was confirmed before stays this agent's, even if there are others now
 		}
 	}
 	switch {
@@ -155,7 +156,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 		s.setTrouble(troubleDiscover, denied.Error())
 	case onlyOthers:
 		s.noHooks(e.launching)
-		// At a launch that is no trouble: the node serves, and the other program completes its hook.
+		// At a launch this is not reported as trouble: the node serves, and the other program completes its hook.
 		switch {
 		case !e.launching || s.parking(now, c):
 			s.othersHooks = others.Error()
@@ -164,7 +165,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 		}
 		s.note(others.Error())
 	case e.err != nil && !errors.Is(e.err, cloud.ErrGone):
-		// Hooks that an event named get no heartbeat meanwhile.
+		// Hooks that an event named get no heartbeat until a query succeeds.
 		for i := range s.Hooks {
 			if a := &s.Hooks[i]; a.Hook.Launching == e.launching && a.End == "" && !a.isOurs() {
 				a.Failing = !errors.Is(e.err, cloud.ErrNotWaiting)
@@ -191,7 +192,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-// confirm keeps as ours only the hooks that the names of the settings match.
+// confirm sets Ours to false for hooks whose names the settings do not match.
 func (s *state) confirm(f cloud.Filter) {
 	for i := range s.Hooks {
 		a := &s.Hooks[i]
@@ -204,7 +205,7 @@ func (s *state) waits(launching bool) bool {
 	return s.anyHook(func(a *hook) bool { return a.Hook.Launching == launching && a.End == "" })
 }
 
-// dropUnverified forgets the hooks of a transition that are not ours, or not there.
+// dropUnverified deletes the hooks of a transition that the cloud has not confirmed.
 func (s *state) dropUnverified(launching bool) {
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == launching && a.End == "" && !a.isOurs() })
 	s.setTrouble(troubleDiscover, "")
@@ -224,7 +225,7 @@ func (s *state) noteDenied(e *cloud.DeniedError) {
 	s.note("permission missing", "permission", e.Permission, "policy", cmp.Or(e.Policy, "unknown"))
 }
 
-// settingsRead asks again for hooks of which none was ours: there may be other settings.
+// settingsRead repeats the query for hooks: the settings may name other hooks now.
 type settingsRead struct{}
 
 func (settingsRead) apply(s *state, now instant, c *config) error {
@@ -245,9 +246,9 @@ func (settingsRead) apply(s *state, now instant, c *config) error {
 type hookAnswered struct {
 	hook    Hook
 	op      hookOp
-	timeout time.Duration // that a heartbeat was granted
+	timeout time.Duration // granted by a heartbeat
 	err     error
-	since   instant // of the first try
+	since   instant // of the first attempt
 }
 
 func (e hookAnswered) apply(s *state, now instant, c *config) error {
@@ -297,11 +298,11 @@ func (e hookAnswered) apply(s *state, now instant, c *config) error {
 	return nil
 }
 
-// notWaiting handles the answer that a hook does not wait: not yet, or never.
+// notWaiting handles a hook that does not wait: not yet, or never.
 func (s *state) notWaiting(a *hook, e hookAnswered, now instant, c *config) (trouble string) {
 	if e.op == opExtend {
 		if a.Denied, a.Failing = "", false; a.Extends == 0 {
-			a.Since = now // its time has not begun
+			a.Since = now // its timeout has not begun
 		}
 		return ""
 	}
@@ -370,8 +371,8 @@ func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	}
 }
 
-// callOnce makes one call, if it is still wanted. Completions are sent one after the other: on the way into a pool the first that
-// succeeds is the last.
+// callOnce makes one call if the plan still contains it. Completions are sent one at a time: after the first success for a move
+// into a pool, no other is sent.
 func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok bool) {
 	if e.op == opComplete {
 		r.completing.Lock()
@@ -384,7 +385,7 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	defer cancel()
 	if e.op == opExtend {
 		e.timeout, e.err = r.o.Hooks.Extend(bound, call)
-	} else if e.err = alone(bound, r.o.Peers, call); e.err == nil {
+	} else if e.err = checkOthers(bound, r.o.Peers, call); e.err == nil {
 		e.err = r.o.Hooks.Complete(bound, call)
 	}
 	if ctx.Err() != nil && e.err != nil {
@@ -428,12 +429,12 @@ func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.
 	return r.jitter(*backOff)
 }
 
-// errOthers: other machines behind the same completion have not left yet.
+// errOthers: other machines that the same completion releases have not left yet.
 var errOthers = errors.New("other machines wait for the same completion")
 
-// alone reports, as an error, that a completion would cut sessions of other machines: it releases all machines of the hook.
-// When the cloud waits no longer it does no harm.
-func alone(ctx context.Context, p Peers, h Hook) error {
+// checkOthers returns an error if a completion would cut sessions of other machines: it releases all machines of the hook.
+// After the limit of the hook it does no harm.
+func checkOthers(ctx context.Context, p Peers, h Hook) error {
 	if len(h.Others) == 0 || !h.Limit.IsZero() && !time.Now().Before(h.Limit) {
 		return nil
 	}

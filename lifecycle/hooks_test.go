@@ -48,11 +48,11 @@ func TestHookIsDiscovered(t *testing.T) {
 	})
 }
 
-// Hooks of other programs are neither kept waiting nor completed, whoever names them;
-// the drain goes on without, and says so.
+// The agent neither extends nor completes the hooks of other programs, even if an event names them; the drain continues without
+// them, and reports that.
 func TestHooksOfOthers(t *testing.T) {
 	others := &cloud.OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
-	for name, told := range map[string]*Hook{"found": nil, "named by an event": terminate().Hook} {
+	for name, named := range map[string]*Hook{"found": nil, "named by an event": terminate().Hook} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				w := newWorld(t)
@@ -61,7 +61,7 @@ func TestHooksOfOthers(t *testing.T) {
 				l := w.live()
 				defer l.kill()
 				n := terminate()
-				n.Hook = told
+				n.Hook = named
 				l.Notice(n)
 				tick(10 * time.Minute)
 				if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] != others.Error() || v.Step != StepDraining {
@@ -77,13 +77,13 @@ func TestHooksOfOthers(t *testing.T) {
 	}
 }
 
-// noneOurs is the answer of a cloud where none of the hooks that wait is this agent's.
+// noneOurs is the answer of a cloud where all waiting hooks belong to other programs.
 func noneOurs(op) error {
 	return &cloud.OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
 }
 
-// A hook that was the only one stays this agent's for the drain that it holds, also after a restart, when another program's
-// is made beside it; until the settings are read again.
+// A hook that was the only one stays this agent's for the whole drain, also after a restart, if a hook of another program is
+// added; until the settings are read again.
 func TestSecondHookInTheDrain(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
@@ -122,7 +122,7 @@ func TestSecondHookInTheDrain(t *testing.T) {
 	}
 }
 
-// A launch hook of another program is no trouble of a node that serves.
+// A launch hook of another program is not reported as trouble while the node serves.
 func TestLaunchHookOfOthers(t *testing.T) {
 	others := &cloud.OthersHooksError{Group: "edge", Hooks: []string{"install-codedeploy"}}
 	bubble(t, func(t *testing.T) {
@@ -137,12 +137,12 @@ func TestLaunchHookOfOthers(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 		if !slices.ContainsFunc(v.Notes, func(n Note) bool { return strings.Contains(n.Text, "install-codedeploy") }) {
-			t.Errorf("nobody said whose hook waits: %+v", v.Notes)
+			t.Errorf("no note about the hook of another program: %+v", v.Notes)
 		}
 		if v.LaunchHooks != others.Error() {
 			t.Errorf("launch hooks: %q", v.LaunchHooks)
 		}
-		// One is named, and still keeps the machine waiting.
+		// The setting names a hook that still keeps the machine waiting.
 		w.set(func(w *world) {
 			w.cloudErr, w.hook = nil, &Hook{Provider: "aws", Group: "edge", Name: "install-codedeploy", Launching: true, Timeout: time.Hour}
 		})
@@ -151,7 +151,7 @@ func TestLaunchHookOfOthers(t *testing.T) {
 		if v := l.View(); v.LaunchHooks != "" || len(v.Trouble) != 0 || !slices.Equal(w.completed, []string{"install-codedeploy CONTINUE"}) {
 			t.Errorf("after one was named, completed %v: %+v", w.completed, v)
 		}
-		// None waits any more: nothing is begun anew.
+		// No hook waits any more, so no start begins.
 		l.Reconsider()
 		tick(10 * time.Second)
 		if v := l.View(); v.Start != "" || len(w.completed) != 1 {
@@ -160,7 +160,7 @@ func TestLaunchHookOfOthers(t *testing.T) {
 	})
 }
 
-// Who names the hook and restarts the agent, in place of a reload, has it completed, too.
+// If the operator names the hook and restarts the agent instead of a reload, the hook is completed, too.
 func TestHooksNamedBeforeARestart(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -180,7 +180,7 @@ func TestHooksNamedBeforeARestart(t *testing.T) {
 	})
 }
 
-// An answer to a question that was asked by the former settings says nothing of the new ones.
+// An answer to a query with the former settings does not count for the new ones.
 func TestHooksNamedDuringTheQuestion(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -191,7 +191,7 @@ func TestHooksNamedDuringTheQuestion(t *testing.T) {
 		l.Notice(unhooked(terminate()))
 		tick(4 * time.Second)
 		l.Reconsider()
-		tick(1500 * time.Millisecond) // the answer has come
+		tick(1500 * time.Millisecond) // the query has ended
 		w.set(func(w *world) { w.cloudErr = nil })
 		tick(30 * time.Second)
 		if len(w.completed) != 1 {
@@ -200,7 +200,7 @@ func TestHooksNamedDuringTheQuestion(t *testing.T) {
 	})
 }
 
-// A hook that is named when the machine is parked already does not wait for that: it is not asked about for ever.
+// A hook that is named when the machine is parked already does not wait for that: the agent stops asking for it.
 func TestHookNamedWhileParked(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -221,13 +221,13 @@ func TestHookNamedWhileParked(t *testing.T) {
 	})
 }
 
-// The launch hook of another program that an event names is no trouble of a node that serves.
+// The launch hook of another program that an event names is not reported as trouble while the node serves.
 func TestLaunchEventOfOthers(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.foreign = launchHook()
 		w.foreign.Name = "CodeDeploy-managed-automatic-launch-deployment-hook"
-		w.proveErr = errMongo // so that a hook of ours is extended
+		w.proveErr = errMongo // so that a hook of this agent is extended
 		l := w.live()
 		defer l.kill()
 		l.Notice(Notice{ID: "launch", Source: "event", Kind: Launch, Hook: w.foreign})
@@ -248,7 +248,7 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		l.until("others' hooks", time.Minute, func(v View) bool { return v.Trouble["hooks"] != "" })
-		must.OK(t, l.Undrain("somebody", ""))
+		must.OK(t, l.Undrain("operator", ""))
 		tick(time.Hour)
 		if v := l.View(); !v.Ready || len(v.Trouble) != 0 {
 			t.Errorf("%+v", v)
@@ -256,7 +256,7 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 	})
 }
 
-// Who names the hook when it already keeps the machine waiting has it completed.
+// A hook that the operator names while it keeps the machine waiting is completed.
 func TestHooksNamedLater(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -279,7 +279,7 @@ func TestHooksNamedLater(t *testing.T) {
 	})
 }
 
-// After an event of another program's hook, ours is still found.
+// After an event of another program's hook, the hook of this agent is still found.
 func TestOwnHookBesideOthers(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -345,8 +345,8 @@ func TestHookThatTimedOutMeanwhile(t *testing.T) {
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", 4*time.Second, isDone)
-		if len(w.completed) != 0 || w.row != cluster.StateLeft {
-			t.Errorf("completed %v, row %s", w.completed, w.row)
+		if len(w.completed) != 0 || w.record != cluster.StateLeft {
+			t.Errorf("completed %v, record %s", w.completed, w.record)
 		}
 	})
 }
@@ -373,19 +373,19 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 		}
 		l.until("done", 2*time.Minute, isDone)
 		v = l.View()
-		if w.row != cluster.StateLeft || v.State != StateLeft || !v.Finished() {
-			t.Errorf("row %s", w.row)
+		if w.record != cluster.StateLeft || v.State != StateLeft || !v.Finished() {
+			t.Errorf("record %s", w.record)
 		}
-		told := 0
+		warnings := 0
 		for _, n := range v.Notes {
 			if strings.Contains(n.Text, "2012-10-17") {
-				told++
+				warnings++
 			}
 		}
-		if told != 2 { // once for heartbeats, once for the completion
-			t.Errorf("told %d times: %v", told, v.Notes)
+		if warnings != 2 { // once for heartbeats, once for the completion
+			t.Errorf("noted %d times: %v", warnings, v.Notes)
 		}
-		// Somebody grants it.
+		// The operator grants it.
 		w.set(func(*world) { denied = false })
 		tick(61 * time.Second)
 		if len(w.completed) != 1 || l.View().Hooks[0].End != EndCompleted {
@@ -433,8 +433,8 @@ func TestHeartbeats(t *testing.T) {
 	}
 }
 
-// TestHeartbeatsThatFail: one that fails is tried again before the hook lapses,
-// and when none gets through the node leaves in order before the cloud takes it.
+// TestHeartbeatsThatFail: a failed heartbeat is retried before the hook lapses; if all fail, the node leaves in order before
+// the cloud terminates it.
 func TestHeartbeatsThatFail(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
@@ -475,20 +475,20 @@ func TestCapIsAnnounced(t *testing.T) {
 		n.Hook.Timeout = 30 * time.Second // at most 50 minutes
 		l.Notice(n)
 		tick(44 * time.Minute)
-		near := func() (told int) {
+		near := func() (noted int) {
 			for _, n := range l.View().Notes {
 				if strings.Contains(n.Text, "can be kept waiting for") {
-					told++
+					noted++
 				}
 			}
-			return told
+			return noted
 		}
 		if near() != 0 {
-			t.Error("told too early")
+			t.Error("noted too early")
 		}
 		tick(4 * time.Minute)
 		if near() != 1 {
-			t.Errorf("told %d times: %v", near(), l.View().Notes)
+			t.Errorf("noted %d times: %v", near(), l.View().Notes)
 		}
 		began := l.View().Begun
 		l.until("done", 3*time.Minute, isDone)
@@ -525,7 +525,7 @@ func TestCloudThatFailsAtTheEnd(t *testing.T) {
 	}
 }
 
-// TestAHeartbeatThatHangsDelaysNoCompletion: the call is cut short.
+// TestAHeartbeatThatHangsDelaysNoCompletion: the call is cancelled.
 func TestAHeartbeatThatHangsDelaysNoCompletion(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
@@ -539,7 +539,7 @@ func TestAHeartbeatThatHangsDelaysNoCompletion(t *testing.T) {
 	})
 }
 
-// hooked is a machine with a viewer in a group with these hooks of its end.
+// hooked is a machine with a viewer in a group with these termination hooks.
 func hooked(t *testing.T, hooks ...string) *world {
 	w := newWorld(t)
 	w.viewers = p(1)
@@ -549,7 +549,7 @@ func hooked(t *testing.T, hooks ...string) *world {
 	return w
 }
 
-// Each of several hooks of ours is kept waiting and completed by itself.
+// Each of several hooks of this agent is extended and completed by itself.
 func TestSeveralHooksOfOurs(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := hooked(t, "amsagent-a", "amsagent-b", "ship-logs")
@@ -581,8 +581,8 @@ func TestSeveralHooksOfOurs(t *testing.T) {
 	})
 }
 
-// A hook that an event named is kept waiting only when the cloud has said that it is ours. As long as the cloud cannot be asked
-// the node leaves in order before the hook lapses.
+// A hook that an event named gets heartbeats only after the cloud has confirmed it. As long as the cloud does not answer, the
+// node leaves in order before the hook lapses.
 func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 	for trouble, restart := range map[string]bool{troubleDiscover: false, troubleHeartbeat: true} {
 		t.Run(trouble, func(t *testing.T) {
@@ -619,7 +619,7 @@ func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 			})
 		})
 	}
-	// One that does not wait yet has all its time.
+	// A hook that does not wait yet has its whole timeout.
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.viewers = p(1)
@@ -639,8 +639,8 @@ func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 	})
 }
 
-// Where the role may not list the hooks of the group, one that an event named is ours by its name, or, without names, because
-// the operator led the event here. One that is not ours holds nothing.
+// If the role may not list the hooks of the group, a hook that an event named is this agent's by its name, or without names
+// because the operator sent the event here. A hook of another program delays nothing.
 func TestNamedHookThatCannotBeVerified(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -681,7 +681,7 @@ func TestNamedHookThatCannotBeVerified(t *testing.T) {
 	}
 }
 
-// With names in the settings the names say it, also of a hook that was kept waiting before a restart.
+// If the settings have names, the names decide, also for a hook that was extended before a restart.
 func TestHookKeptBeforeOtherSettings(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := hooked(t, "drain", "amsagent-drain")
@@ -713,7 +713,7 @@ func TestHookKeptBeforeOtherSettings(t *testing.T) {
 	})
 }
 
-// A heartbeat says how long the hook waits from then on, which need not be what was known before.
+// A heartbeat returns how long the hook waits from then on, which may differ from the known timeout.
 func TestHeartbeatsByWhatTheCloudGrants(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -727,7 +727,7 @@ func TestHeartbeatsByWhatTheCloudGrants(t *testing.T) {
 		if v := l.View(); len(w.beats) != 4 || v.Hooks[0].Timeout != 40*time.Minute {
 			t.Errorf("%d heartbeats, hooks %+v", len(w.beats), v.Hooks)
 		}
-		// Less is left.
+		// Less time remains.
 		w.set(func(w *world) { w.extends = 4 * time.Minute })
 		tick(30 * time.Minute)
 		if n := len(w.beats); n != 10 {
@@ -736,7 +736,7 @@ func TestHeartbeatsByWhatTheCloudGrants(t *testing.T) {
 	})
 }
 
-// Who finishes the stop of a machine completes no hook of another program, whatever an event named before the drain was killed.
+// CompletePending completes no hook of another program, even if an event named one before the drain was killed.
 func TestFinishStopCompletesOursAlone(t *testing.T) {
 	denied := &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}
 	for _, tt := range []struct {

@@ -22,7 +22,7 @@ func (s *state) learnLaunch(n Notice, since instant, c *config) {
 	s.learn(h, c.Wall.instant(h.Limit), "", since)
 }
 
-// launch begins to prove that this machine serves, for a hook that may wait for that.
+// launch starts to check that this machine serves: a launch hook may wait for that.
 func (s *state) launch(n Notice, now instant, c *config) error {
 	if s.Start != nil && s.Start.ID == n.ID || s.Phase == phaseResuming {
 		s.learnLaunch(n, now, c)
@@ -42,7 +42,7 @@ func (s *state) launch(n Notice, now instant, c *config) error {
 	return nil
 }
 
-// updateStart ends a start that took too long, or whose hook is settled.
+// updateStart ends a start that took too long or has no pending hook.
 func (s *state) updateStart(now instant, c *config) {
 	st := s.Start
 	if st == nil || s.leaving() {
@@ -52,22 +52,22 @@ func (s *state) updateStart(now instant, c *config) {
 		st.Failed = true
 		s.note("node not seen in the cluster in time; its hook is left to its timeout unless the node serves before that", "limit", proveTime)
 	}
-	if s.Phase == phaseServing && st.Proved != 0 && s.startSettled(now, c) {
+	if s.Phase == phaseServing && st.Proved != 0 && s.isStartDone(now, c) {
 		s.Start, s.NoLaunchHook = nil, false
 		s.dropHooks(true)
 	}
 }
 
-// startSettled reports whether the cloud knows that the machine serves, or does not want to know. A missing permission may be
-// granted, and an API may answer again, for as long as a hook can wait.
-func (s *state) startSettled(now instant, c *config) bool {
+// isStartDone reports whether no launch hook is pending. As long as a hook can wait, the operator may grant a missing
+// permission, and an API may answer again.
+func (s *state) isStartDone(now instant, c *config) bool {
 	if !c.Hooks || !c.Proves || s.Start.Proved.Add(longestTimeout).reached(now) {
 		return true
 	}
 	return !s.wantsHooks(true, now, c) && !s.waits(true)
 }
 
-// startProved is the result of a try to start the server and to see the node in the cluster.
+// startProved is the result of an attempt to start the server and to see the node in the cluster.
 type startProved struct{ err error }
 
 func (e startProved) apply(s *state, now instant, _ *config) error {

@@ -43,15 +43,15 @@ func TestRunsOnce(t *testing.T) {
 	})
 }
 
-// TestNothingLiesBetweenNoticeAndRegistry: no timer, only the disk.
+// TestNothingLiesBetweenNoticeAndRegistry: the state is written without a timer in between.
 func TestNothingLiesBetweenNoticeAndRegistry(t *testing.T) {
 	living(t, 0, func(t *testing.T, w *world, l *life) {
 		tick(time.Hour)
 		began := time.Now()
 		l.Notice(terminate())
 		synctest.Wait()
-		if at := w.times("row:draining"); len(at) != 1 || at[0] != began {
-			t.Errorf("told at %v, notice at %v", at, began)
+		if at := w.times("record:draining"); len(at) != 1 || at[0] != began {
+			t.Errorf("written at %v, notice at %v", at, began)
 		}
 		if !bytes.Contains(w.snapshots[0], []byte(`"announcing"`)) {
 			t.Errorf("%s", w.snapshots[0])
@@ -66,18 +66,18 @@ func TestRegistryThatRefuses(t *testing.T) {
 	}{{cluster.StateLeft, true}, {cluster.StateFailed, true}, {cluster.StateJoining, false}} {
 		bubble(t, func(t *testing.T) {
 			w := newWorld(t)
-			w.viewers, w.row = p(1), c.from
+			w.viewers, w.record = p(1), c.from
 			l := w.live()
 			defer l.kill()
 			l.Notice(terminate())
 			tick(time.Minute)
 			if v := l.View(); v.RegistryTold != c.refused || (v.Trouble["registry"] == "") != c.refused {
-				t.Errorf("from %s: told %v, trouble %v", c.from, v.RegistryTold, v.Trouble)
+				t.Errorf("from %s: written %v, trouble %v", c.from, v.RegistryTold, v.Trouble)
 			}
-			w.set(func(w *world) { w.row = cluster.StateActive })
+			w.set(func(w *world) { w.record = cluster.StateActive })
 			tick(20 * time.Second)
-			if !c.refused && w.row != cluster.StateDraining {
-				t.Errorf("from %s: row %s", c.from, w.row)
+			if !c.refused && w.record != cluster.StateDraining {
+				t.Errorf("from %s: record %s", c.from, w.record)
 			}
 		})
 	}
@@ -121,9 +121,9 @@ func TestProgressForPeopleAndInTheRegistry(t *testing.T) {
 			t.Errorf("%d lines", n)
 		}
 		if w.reason != "scale-in: 2 publishers, 30 viewers left" {
-			t.Errorf("the row says %q", w.reason)
+			t.Errorf("the reason in the record is %q", w.reason)
 		}
-		if n := len(w.times("row:draining")); n > 5 {
+		if n := len(w.times("record:draining")); n > 5 {
 			t.Errorf("%d writes", n)
 		}
 	})
@@ -178,8 +178,7 @@ func TestViewIsOneDocument(t *testing.T) {
 	})
 }
 
-// A MongoDB that is away answers each try in other words: the log hears of it once
-// a minute at most, the view always.
+// A MongoDB that is away fails with a different text each time: the log gets it at most once a minute, the view always.
 func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -196,7 +195,7 @@ func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
 		defer l.kill()
 		must.OK(t, l.Drain(DrainRequest{Deadline: 20 * time.Minute}))
 		changing := func(w *world) { n := *w.viewers%2 + 1; w.viewers = &n }
-		for range 100 { // the reason of the row changes, so that it is written
+		for range 100 { // the reason of the record changes, so that it is written
 			tick(6 * time.Second)
 			w.set(changing)
 		}
@@ -210,8 +209,7 @@ func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
 	})
 }
 
-// counting counts what is said of trouble, and what else. Several parts of a manager
-// log at one time.
+// counting counts the log lines about trouble, and all others. Several goroutines log at one time.
 type counting struct {
 	slog.Handler
 

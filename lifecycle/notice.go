@@ -14,7 +14,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Kind says what a notice means for this machine: one of the cloud's, or one of these.
+// Kind is the meaning of a notice for this machine: a kind of the cloud, or one of these.
 type Kind = cloud.Kind
 
 // The kinds.
@@ -26,34 +26,34 @@ const (
 	Reimage   = cloud.Reimage
 	Resume    = cloud.Resume
 	Launch    = cloud.Launch
-	// Ask: the operator, or a program of theirs, drains this node.
+	// Ask: the operator, or a program of the operator, drains this node.
 	Ask Kind = "ask"
 	// Shutdown: the service manager stops the daemon because the machine shuts down.
 	Shutdown Kind = "shutdown"
 )
 
-// Hook is a hook of the cloud that waits for our completion.
+// Hook is a hook of the cloud that waits for a completion by this agent.
 type Hook = cloud.Hook
 
-// Notice says that this machine leaves the cluster, for a while or for good, or serves again.
+// Notice announces that this machine leaves the cluster, temporarily or permanently, or that it serves again.
 type Notice struct {
-	// ID is made of the cloud's own facts, so that a notice that two sources report has one. It begins with its topic and a /.
+	// ID is derived from the cloud's facts, so that a notice from two sources has one ID. It begins with its topic and a /.
 	ID     string `json:"id"`
 	Source string `json:"source"` // "aws-lifecycle", "aws-spot", "event", "drain"...
 	Kind   Kind   `json:"kind"`
-	// Reason is for people, Who the person or program behind it if it is known.
+	// Reason is a text for people, Who the person or program that caused the notice, if known.
 	Reason string `json:"reason,omitempty"`
 	Who    string `json:"who,omitempty"`
-	// By says what sets the deadline, if several could have.
+	// By is the source of the deadline if there are several.
 	By       string    `json:"by,omitempty"`
 	Received time.Time `json:"received"`
-	// Deadline is when the machine ends, whatever the agent does; zero is not known.
+	// Deadline is when the machine ends, whatever the agent does; zero if unknown.
 	Deadline time.Time `json:"deadline,omitzero"`
-	// Hook waits for our completion; nil if none does or none is known yet.
+	// Hook waits for a completion by this agent; nil if no such hook is known.
 	Hook *Hook `json:"hook,omitempty"`
 }
 
-// EventNotice is the notice of an event of a hook.
+// EventNotice returns the notice of a hook event.
 func EventNotice(e cloud.Event, now time.Time) Notice {
 	n, at := e.Notice(now)
 	return Notice{ID: n.ID, Source: "event", Kind: n.Kind, Reason: n.Reason, Who: n.Who, Received: at, Deadline: n.At, Hook: n.Hook}
@@ -69,19 +69,19 @@ type notice struct {
 	By       string  `json:"by,omitempty"`
 	Received instant `json:"received"`
 	Deadline instant `json:"deadline,omitempty"`
-	// Begun: the node drains for it. A drain that has begun continues if its notice is moved by less than putOffTime.
+	// Begun: the node drains for it. A drain that has begun continues if its notice is postponed by less than putOffTime.
 	Begun bool `json:"begun,omitempty"`
-	// Missing counts the reports in a row in which it was not in force.
+	// Missing counts the consecutive reports without this notice.
 	Missing int `json:"missing,omitempty"`
 }
 
-// goneAfter is how many reports in a row must miss a notice until it counts as withdrawn: one wrong answer must not put a node
-// back into service that ends in two minutes.
+// goneAfter is the number of consecutive reports without a notice after which it counts as withdrawn: one wrong answer must not
+// return a node to service that ends in two minutes.
 const goneAfter = 3
 
 func (n notice) inForce() bool { return n.Missing < goneAfter }
 
-// topicOf is the topic of the cloud that reports the notice.
+// topicOf returns the topic that reports the notice.
 func topicOf(id string) string {
 	topic, _, _ := strings.Cut(id, "/")
 	return topic
@@ -121,7 +121,8 @@ func oneLine(s string) string {
 	}, strings.ToValidUTF8(s, "?"))
 }
 
-// hookBounded reports whether a cloud can have sent the hook. A part of a longer name would be another hook's.
+// hookBounded reports whether the names of a hook are within the bounds. They are not truncated: another hook may have the
+// shorter name.
 func hookBounded(h Hook) bool {
 	others := 0
 	for _, o := range h.Others {

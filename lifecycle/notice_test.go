@@ -67,8 +67,8 @@ func TestWithdrawnThenLate(t *testing.T) {
 		}
 		l.Notice(Notice{ID: "r", Source: "aws-spot", Kind: withdrawn})
 		tick(time.Second)
-		if v := l.View(); v.State != StateActive || w.row != cluster.StateActive {
-			t.Errorf("%s, row %s", v.State, w.row)
+		if v := l.View(); v.State != StateActive || w.record != cluster.StateActive {
+			t.Errorf("%s, record %s", v.State, w.record)
 		}
 	})
 }
@@ -106,7 +106,7 @@ func TestWithdrawn(t *testing.T) {
 	})
 }
 
-// TestBackInService: the source says something else after it was started again.
+// TestBackInService: the source reports another state after the machine was started again.
 func TestBackInService(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -145,7 +145,7 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 		tick(time.Second)
 		must.OK(t, l.Undrain("root", ""))
 		for range 5 {
-			l.Notice(terminate()) // the source sees it still
+			l.Notice(terminate()) // the source still reports it
 			tick(2 * time.Second)
 		}
 		if v := l.View(); v.State != StateActive || len(v.Dismissed) != 1 {
@@ -172,7 +172,7 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 	})
 }
 
-// That the machine is in service says nothing of an interruption that a person overruled.
+// A machine in service does not restore a notice of an interruption that the operator overruled.
 func TestOverruledStaysSo(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -207,19 +207,19 @@ func TestOverruledStaysSo(t *testing.T) {
 	})
 }
 
-// TestUndrainOfARowThatDrains: the registry says draining, and nothing here drains.
+// TestUndrainOfARowThatDrains: the record is draining, and this node is not.
 func TestUndrainOfARowThatDrains(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		tick(time.Second)
-		w.row = cluster.StateDraining // by another hand
-		if err := l.Undrain("root", w.row); err != nil {
+		w.record = cluster.StateDraining // by another process
+		if err := l.Undrain("root", w.record); err != nil {
 			t.Error(err)
 		}
 		tick(time.Second)
-		if w.row != cluster.StateActive || l.View().State != StateActive {
-			t.Errorf("the row says %s; %s", w.row, l.View().State)
+		if w.record != cluster.StateActive || l.View().State != StateActive {
+			t.Errorf("the record says %s; %s", w.record, l.View().State)
 		}
-		// A drain that began after the row was read is taken back as any other.
+		// A drain that began after the record was read is cancelled like any other.
 		l.Notice(terminate())
 		if err := l.Undrain("root", cluster.StateDraining); err != nil {
 			t.Error(err)
@@ -322,7 +322,7 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 		}
 		l.Drain(DrainRequest{Deadline: time.Minute, Who: "a"})
 		tick(time.Second)
-		l.Drain(DrainRequest{}) // says none
+		l.Drain(DrainRequest{}) // without a deadline
 		if got := time.Until(l.View().Deadline); got != 59*time.Second {
 			t.Errorf("%s", got)
 		}
@@ -330,7 +330,7 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 		if got := time.Until(l.View().Deadline); got != 2*time.Minute {
 			t.Errorf("a person's second word: %s", got)
 		}
-		// A hook that is told of later, by another source.
+		// Another source reports a hook later.
 		l.Notice(unhooked(terminate()))
 		tick(time.Second)
 		if hooks := l.View().Hooks; len(hooks) != 0 {
@@ -348,7 +348,7 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 func TestNeverJoinedCompletesAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.joined, w.viewers, w.row = false, p(3), cluster.StateJoining
+		w.joined, w.viewers, w.record = false, p(3), cluster.StateJoining
 		l := w.live()
 		defer l.kill()
 		if err := l.Drain(DrainRequest{}); !errors.Is(err, ErrNotJoined) {
@@ -360,8 +360,8 @@ func TestNeverJoinedCompletesAtOnce(t *testing.T) {
 			t.Errorf("completed %v", w.completed)
 		}
 		l.until("done", time.Second, isDone)
-		if w.stops != 0 || w.row != cluster.StateLeft {
-			t.Errorf("%d stops, row %s", w.stops, w.row)
+		if w.stops != 0 || w.record != cluster.StateLeft {
+			t.Errorf("%d stops, record %s", w.stops, w.record)
 		}
 	})
 }
@@ -378,11 +378,11 @@ func TestNoticeDuringTheJoin(t *testing.T) {
 		if len(w.completed) != 0 || l.View().Ready {
 			t.Errorf("completed %v", w.completed)
 		}
-		w.set(func(w *world) { w.joined = true }) // the join won
+		w.set(func(w *world) { w.joined = true }) // the join has ended
 		l.until("draining", 2*time.Second, func(v View) bool { return v.Step == StepDraining })
 		tick(40 * time.Second)
-		if len(w.completed) != 0 || w.row != cluster.StateDraining {
-			t.Errorf("completed %v with viewers there, row %s", w.completed, w.row)
+		if len(w.completed) != 0 || w.record != cluster.StateDraining {
+			t.Errorf("completed %v with viewers there, record %s", w.completed, w.record)
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
@@ -411,8 +411,8 @@ func TestRebootDuringTheJoinWaitsForIt(t *testing.T) {
 	})
 }
 
-// The group takes the machine while a person lets it join: the cloud is told at once,
-// for nobody is on it; the join ends well, and the node drains.
+// The group terminates the machine while it joins: its hook is completed at once, because it has no sessions; the join
+// succeeds, and the node drains.
 func TestTakenWhileItJoins(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -435,8 +435,8 @@ func TestTakenWhileItJoins(t *testing.T) {
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
-		if len(w.completed) != 1 || w.stops != 1 || w.row != cluster.StateLeft {
-			t.Errorf("completed %v, %d stops, row %s", w.completed, w.stops, w.row)
+		if len(w.completed) != 1 || w.stops != 1 || w.record != cluster.StateLeft {
+			t.Errorf("completed %v, %d stops, record %s", w.completed, w.stops, w.record)
 		}
 	})
 }
@@ -451,7 +451,7 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 		if err := l.Undrain("root", ""); !errors.Is(err, ErrTooLate) {
 			t.Error(err)
 		}
-		// The cloud takes the machine that a person drained.
+		// The cloud terminates the machine that the operator drained.
 		for range 3 {
 			l.Notice(terminate())
 			tick(10 * time.Second)
@@ -459,7 +459,7 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 		if !isDone(l.View()) || len(w.completed) != 1 || w.stops != 1 {
 			t.Errorf("%s, completed %v, %d stops", l.View().Step, w.completed, w.stops)
 		}
-		// A join does not change that, but one after the drain for it does.
+		// A join does not change that, but a join after the drain for it does.
 		w.set(func(w *world) { w.running = true })
 		for _, joining := range []bool{true, false} {
 			if err := l.Forget(joining); err != nil || l.View().Ready || isDone(l.View()) != joining {
@@ -478,8 +478,8 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 	})
 }
 
-// A person joins a drained node while the cloud does not answer: it serves again when the
-// cloud has been told, also after the agent was killed in between.
+// The operator joins a drained node while the cloud does not answer: it serves again when the hook is completed, also after a
+// kill of the agent in between.
 func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 	for _, kill := range []bool{false, true} {
 		t.Run(map[bool]string{false: "alive", true: "killed"}[kill], func(t *testing.T) {
@@ -519,13 +519,13 @@ func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 	}
 }
 
-// What else may happen to a join that comes while the cloud is told: the drain is forgotten
-// only where one has ended well, and what ends the machine since stays in force.
+// Other joins while the hook is being completed: the drain is forgotten only if a join has succeeded, and notices of a
+// termination that came since stay in force.
 func TestJoinWhileTheCloudIsTold(t *testing.T) {
 	shutdown := Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown}
 	for _, tt := range []struct {
 		name  string
-		join  func(*world, *life) // while the cloud is told
+		join  func(*world, *life) // while the hook is being completed
 		end   func(*world, *life) // after that
 		ready bool
 		step  Step
@@ -599,7 +599,7 @@ func TestJoinWhileTheCloudIsTold(t *testing.T) {
 	}
 }
 
-// A machine that joined while its clock was ahead, and drains before the clock has come there.
+// A machine that joined while its clock was ahead, and drains before the clock reaches that time.
 func TestJoinedByAClockThatIsAhead(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -608,20 +608,21 @@ func TestJoinedByAClockThatIsAhead(t *testing.T) {
 		defer l.kill()
 		l.Notice(terminate())
 		tick(time.Minute)
-		if v := l.View(); !isDone(v) || v.Ready || w.row != cluster.StateLeft {
-			t.Errorf("row %s, %+v", w.row, v)
+		if v := l.View(); !isDone(v) || v.Ready || w.record != cluster.StateLeft {
+			t.Errorf("record %s, %+v", w.record, v)
 		}
 	})
 }
 
-// What is announced for later outlasts a drain by hand and the join after that, whenever its time comes.
+// A notice that is announced for later stays in force after a drain by the operator and a join, even if it becomes due in
+// between.
 func TestJoinedAfterTheTimeOfAStopToCome(t *testing.T) {
 	living(t, 0, func(t *testing.T, w *world, l *life) {
 		l.Notice(Notice{ID: "stop", Source: "cloud", Kind: Interrupt, Deadline: time.Now().Add(2 * time.Hour)})
 		tick(time.Minute)
 		l.Drain(DrainRequest{})
 		l.until("done", time.Minute, isDone)
-		tick(time.Hour) // it is due meanwhile
+		tick(time.Hour) // it has become due
 		w.rejoin()
 		if err := l.Forget(false); err != nil {
 			t.Error(err)
@@ -633,7 +634,7 @@ func TestJoinedAfterTheTimeOfAStopToCome(t *testing.T) {
 	})
 }
 
-// What a join after a drain by hand leaves in force of what the cloud says.
+// The notices of the cloud that stay in force after a drain by the operator and a join.
 func TestJoinedAfterADrain(t *testing.T) {
 	later := Notice{ID: "stop", Kind: Interrupt, Deadline: time.Date(2000, 1, 4, 0, 0, 0, 0, time.UTC)} // a bubble begins in 2000
 	for _, tt := range []struct {
@@ -690,14 +691,14 @@ func TestHookToldAfterTheEnd(t *testing.T) {
 	})
 }
 
-// TestUndrainRaces lets undrains and the verdict meet: whoever is told that it
-// won has won.
+// TestUndrainRaces runs undrains at the moment at which the drain stops the server: an undrain that reports success has
+// succeeded.
 func TestUndrainRaces(t *testing.T) {
 	won, lost := 0, 0
 	for round := range 200 {
 		living(t, 0, func(t *testing.T, w *world, l *life) {
 			l.Notice(terminate())
-			// The verdict falls at the second count, one second after the first.
+			// The drain stops the server after the second count, one second after the first.
 			tick(999*time.Millisecond + time.Duration(round%3)*time.Millisecond/2)
 			var wg sync.WaitGroup
 			var mu sync.Mutex
@@ -721,16 +722,16 @@ func TestUndrainRaces(t *testing.T) {
 			tick(time.Minute)
 			v := l.View()
 			switch {
-			case undone == 1 && v.State == StateActive && w.stops == 0 && w.row == cluster.StateActive && len(w.completed) == 0:
+			case undone == 1 && v.State == StateActive && w.stops == 0 && w.record == cluster.StateActive && len(w.completed) == 0:
 				won++
 			case undone == 0 && v.State == StateLeft && w.stops == 1 && len(w.completed) == 1:
 				lost++
 			default:
-				t.Errorf("%d undrains were told that they won; state %s, %d stops, row %s, completed %v", undone, v.State, w.stops, w.row, w.completed)
+				t.Errorf("%d undrains succeeded; state %s, %d stops, record %s, completed %v", undone, v.State, w.stops, w.record, w.completed)
 			}
 		})
 	}
-	t.Logf("undrain won %d times, the verdict %d times", won, lost)
+	t.Logf("undrain won %d times, the stop %d times", won, lost)
 	if won == 0 || lost == 0 {
 		t.Errorf("no race: undrain won %d, lost %d", won, lost)
 	}
@@ -784,8 +785,8 @@ func TestNoticeWord(t *testing.T) {
 	}
 }
 
-// SQS delivers the event of a return to the pool again: EC2 stopped, or hibernated, the
-// machine before the consumer deleted the message.
+// SQS delivers the event of a return to the pool again: EC2 stopped, or hibernated, the machine before the consumer deleted the
+// message.
 func TestParkEventComesLate(t *testing.T) {
 	for name, tt := range map[string]struct {
 		age       time.Duration // the machine was started an hour ago
@@ -808,14 +809,14 @@ func TestParkEventComesLate(t *testing.T) {
 				l.Notice(EventNotice(e, time.Now()))
 				tick(24 * time.Hour)
 				if v := l.View(); v.State != tt.want || w.running != (tt.want == StateActive) {
-					t.Errorf("state %s, row %s, server runs %t", v.State, w.row, w.running)
+					t.Errorf("state %s, record %s, server runs %t", v.State, w.record, w.running)
 				}
 			})
 		})
 	}
 }
 
-// A queue delivers again that the machine came out of the pool, when it is to go since, or has gone into the pool again.
+// A queue delivers the event of a return from the pool again, after the machine was terminated or went into the pool again.
 func TestResumeEventComesLate(t *testing.T) {
 	late := cloud.Event{InstanceID: "i-1", Kind: Resume, Hook: Hook{Provider: "aws"}}
 	for name, goes := range map[string]Notice{
@@ -835,7 +836,7 @@ func TestResumeEventComesLate(t *testing.T) {
 			})
 		})
 	}
-	// It takes nothing from what comes after it.
+	// It does not affect later notices.
 	living(t, 0, func(t *testing.T, w *world, l *life) {
 		late.Time = time.Now()
 		tick(time.Minute)
@@ -847,7 +848,7 @@ func TestResumeEventComesLate(t *testing.T) {
 	})
 }
 
-// A spot machine gets no new sessions in its last minutes, however short the deadline is.
+// A spot machine gets no new sessions in its last minutes, even with a short deadline.
 func TestSpotIsDueAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -860,7 +861,7 @@ func TestSpotIsDueAtOnce(t *testing.T) {
 	})
 }
 
-// A cloud lists a reboot for a while after it, and knows which of them a boot of the machine ends.
+// A cloud lists a reboot for a while after it, and reports which reboots a boot of the machine completes.
 func TestRebootIsOver(t *testing.T) {
 	for name, tt := range map[string]struct {
 		at   time.Duration
@@ -869,7 +870,7 @@ func TestRebootIsOver(t *testing.T) {
 		want State
 	}{
 		"before this boot": {-2 * time.Hour, true, nil, StateActive},
-		// Neither is done by a boot of the machine.
+		// A boot of the machine completes neither.
 		"of the host, before this boot": {-2 * time.Hour, false, nil, StateDraining},
 		"in this boot":                  {-30 * time.Minute, false, nil, StateDraining},
 		"to come":                       {30 * time.Minute, false, nil, StateDraining},

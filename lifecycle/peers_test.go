@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// peers are the other machines, as the registry would tell of them.
+// peers are the other machines according to the registry.
 type peers struct {
 	mu      sync.Mutex
 	serving []string
@@ -44,8 +44,7 @@ func (p *peers) set(serving []string, err error) {
 	p.serving, p.err = serving, err
 }
 
-// sharedEvent is a notice whose word lets other machines go, too: no heartbeat
-// prolongs it.
+// sharedEvent is a notice whose completion releases other machines, too. It cannot be extended.
 func sharedEvent(kind Kind, in time.Duration, others ...string) Notice {
 	at := time.Now().Add(in)
 	return Notice{
@@ -54,7 +53,7 @@ func sharedEvent(kind Kind, in time.Duration, others ...string) Notice {
 	}
 }
 
-// empty is a machine with nobody on it.
+// empty is a machine without sessions.
 func empty(t *testing.T) *world {
 	w := newWorld(t)
 	w.viewers = p(0)
@@ -129,7 +128,7 @@ func TestLastOneOut(t *testing.T) {
 				t.Fatal("it was said while others serve")
 			}
 			if v := l.View(); !strings.Contains(v.Trouble[string(opContinue)], "edge_2, edge_3") {
-				t.Errorf("nobody is told whom it waits for: %v", v.Trouble)
+				t.Errorf("the trouble does not name the machines that it waits for: %v", v.Trouble)
 			}
 			others.set([]string{"edge_3"}, nil)
 			tick(time.Minute)
@@ -153,7 +152,7 @@ func TestLastOneOut(t *testing.T) {
 			defer l.kill()
 			tick(5 * time.Minute)
 			if completed(w) != 0 {
-				t.Fatal("it was said although nobody knows of the others")
+				t.Fatal("completed although the state of the others is unknown")
 			}
 			others.set(nil, nil)
 			l.until("done", 10*time.Second, isDone)
@@ -163,7 +162,7 @@ func TestLastOneOut(t *testing.T) {
 		})
 	})
 	t.Run("when the cloud waits no longer it is said all the same", func(t *testing.T) {
-		for name, p := range map[string]Peers{"others serve": &peers{serving: []string{"edge_2"}}, "nobody can be asked": nil} {
+		for name, p := range map[string]Peers{"others serve": &peers{serving: []string{"edge_2"}}, "no registry": nil} {
 			bubble(t, func(t *testing.T) {
 				at := time.Now().Add(5 * time.Minute)
 				w, l := start(t, 5*time.Minute, p)

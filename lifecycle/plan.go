@@ -5,7 +5,8 @@ package lifecycle
 
 import "time"
 
-// plan is the work that a state asks for. It is derived, never queued: a daemon that was killed derives the same from drain.json.
+// plan is the work that a state requires. It is derived, never queued: after a kill, the daemon derives the same plan from
+// drain.json.
 type plan struct {
 	Balancers bool // ask which load balancers send sessions here
 	Count     bool // sessions
@@ -13,11 +14,11 @@ type plan struct {
 	Stop      bool // the server
 	Start     bool // the server of a parked machine
 	Prove     bool // that the node is seen in the cluster
-	// FindHooks are the transitions whose hooks are asked for: false is the end of the machine.
+	// FindHooks are the transitions whose hooks the agent asks for: false is the termination.
 	FindHooks map[bool]bool
 	Hooks     []hookWork
-	Exit      bool // nothing more is done before the machine is down
-	// WakeAt is when the state changes without an event; 0 is never.
+	Exit      bool // the agent has no more work before the machine is off
+	// WakeAt is when the state changes without an event; 0 means never.
 	WakeAt instant
 }
 
@@ -47,7 +48,7 @@ func (s *state) plan(now instant, c *config) plan {
 	return p
 }
 
-// wakeAt is the next moment at which a guard changes by itself.
+// wakeAt returns the next moment at which a guard changes without an event.
 func (s *state) wakeAt(now instant, c *config) (next instant) {
 	at := func(times ...instant) {
 		for _, t := range times {

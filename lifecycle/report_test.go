@@ -21,7 +21,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// sky is a cloud whose metadata are looked at once a second, as most are.
+// sky is a cloud whose metadata is read once a second.
 type sky struct {
 	mu      sync.Mutex
 	current map[string][]cloud.Notice // by topic
@@ -46,7 +46,7 @@ func (s *sky) Watch(ctx context.Context, report cloud.Report) {
 	}
 }
 
-// say makes notices the ones that are in force for a topic.
+// say sets the notices that are in force for a topic.
 func (s *sky) say(topic string, current ...cloud.Notice) {
 	touch()
 	s.mu.Lock()
@@ -57,10 +57,10 @@ func (s *sky) say(topic string, current ...cloud.Notice) {
 	s.current[topic] = current
 }
 
-// under makes the manager watch it.
+// under makes the runner watch the cloud.
 func (s *sky) under(o *Options) { o.Watcher = s }
 
-// The topics of the tests, which are those of the clouds.
+// The topics of the tests are those of the clouds.
 const (
 	topicGroup = "aws-lifecycle"
 	topicSpot  = "aws-spot"
@@ -78,7 +78,7 @@ func interruption(in time.Duration) cloud.Notice {
 	return cloud.Notice{ID: topicSpot + "/interrupt", Kind: Interrupt, Reason: "spot", At: time.Now().Add(in)}
 }
 
-// What a row of snapshots makes of a machine with viewers. A look is a second after the one before it.
+// The result of consecutive reports on a machine with viewers, one a second.
 func TestReport(t *testing.T) {
 	type looks = []func(*life)
 	look := func(topic string, current ...cloud.Notice) func(*life) {
@@ -162,7 +162,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// The node never serves between two looks whose notices are the same one.
+// The node does not serve between two reports of the same notice.
 func TestReportedKindChanges(t *testing.T) {
 	first := func(kind Kind, h *Hook) cloud.Notice {
 		return cloud.Notice{ID: topicAzure + "/1", Kind: kind, Reason: "first", Hook: h}
@@ -182,8 +182,8 @@ func TestReportedKindChanges(t *testing.T) {
 					tick(time.Second)
 				}
 			}
-			if n := len(w.times("row:active")); n != 0 {
-				t.Errorf("the row was active %d times", n)
+			if n := len(w.times("record:active")); n != 0 {
+				t.Errorf("the record was active %d times", n)
 			}
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.until("done", time.Minute, isDone)
@@ -212,8 +212,8 @@ func TestReportedKindChanges(t *testing.T) {
 			}
 			l.report(topicAzure, []cloud.Notice{first(Interrupt, nil)})
 			l.until("left", time.Minute, func(v View) bool { return isDone(v) && v.State == StateLeft })
-			if w.stops != 1 || w.row != cluster.StateLeft {
-				t.Errorf("%d stops, row %s", w.stops, w.row)
+			if w.stops != 1 || w.record != cluster.StateLeft {
+				t.Errorf("%d stops, record %s", w.stops, w.record)
 			}
 		})
 	})
@@ -236,7 +236,7 @@ func TestReportedKindChanges(t *testing.T) {
 	})
 }
 
-// The log hears once of what this version does not know, however often it is looked at.
+// The log gets an unknown signal once, however often it is reported.
 func TestUnknownIsLoggedOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -263,7 +263,7 @@ func TestUnknownIsLoggedOnce(t *testing.T) {
 	})
 }
 
-// What is refused at each look is logged once.
+// A notice that is refused at each report is logged once.
 func TestReportOfANodeThatLeaves(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -286,8 +286,8 @@ func TestReportOfANodeThatLeaves(t *testing.T) {
 	})
 }
 
-// A machine of a pool serves again when the group reports that it is in service, three times in a row, also where it was
-// parked before this process began; as often as that happens.
+// A machine of a pool serves again when three consecutive reports show it in service, each time, even if it was parked before
+// this process began.
 func TestParkedMachineIsInServiceAgain(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, s := newWorld(t), &sky{}
@@ -297,8 +297,8 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 		for round := range 4 {
 			s.say(topicGroup, ofGroup(Park))
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
-			if w.running || w.row != cluster.StateLeft {
-				t.Fatalf("round %d: running %v, row %s", round, w.running, w.row)
+			if w.running || w.record != cluster.StateLeft {
+				t.Fatalf("round %d: running %v, record %s", round, w.running, w.record)
 			}
 			if round%2 == 1 {
 				l.kill()
@@ -309,7 +309,7 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 					t.Fatalf("round %d: after a restart of the agent it is %s", round, v.State)
 				}
 			}
-			// One look that is wrong starts nothing.
+			// One wrong report starts nothing.
 			s.say(topicGroup)
 			tick(1500 * time.Millisecond)
 			s.say(topicGroup, ofGroup(Park))
@@ -317,7 +317,7 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 			if v := l.View(); v.State != StateParked || v.Start != "" {
 				t.Fatalf("round %d: %s, start %q", round, v.State, v.Start)
 			}
-			w.set(func(w *world) { w.row = cluster.StateActive })
+			w.set(func(w *world) { w.record = cluster.StateActive })
 			s.say(topicGroup)
 			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
 			if n := len(w.times("start")); n != round+1 || !w.running {
@@ -327,7 +327,8 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 	})
 }
 
-// A parking that a person ended by a join stays overruled, over restarts and boots, until the group has the machine in service.
+// A parking that the operator ended by a join stays overruled, over restarts and boots, until the group has the machine in
+// service.
 func TestRejoinedUntilItIsInService(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, s := newWorld(t), &sky{}
@@ -335,7 +336,7 @@ func TestRejoinedUntilItIsInService(t *testing.T) {
 		l := w.live(s.under)
 		s.say(topicGroup, ofGroup(Park))
 		l.until("parked", time.Minute, isDone)
-		w.set(func(w *world) { w.row, w.running = cluster.StateActive, true })
+		w.set(func(w *world) { w.record, w.running = cluster.StateActive, true })
 		must.OK(t, l.Forget(false))
 		for _, boot := range []string{"boot-1", "boot-2", "boot-3"} {
 			l.kill()
@@ -371,7 +372,7 @@ func TestParkEventBeforeTheLastLook(t *testing.T) {
 	}
 }
 
-// That the group has the machine in service starts the search for a launch hook, once.
+// A report that the machine is in service starts the search for a launch hook, once.
 func TestLaunchHookIsLookedForOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, s := newWorld(t), &sky{}
@@ -407,7 +408,7 @@ func TestLaunchHookIsLookedForOnce(t *testing.T) {
 	})
 }
 
-// Run waits for the end of the watching.
+// Run waits for the end of the watcher.
 func TestRunWaitsForTheWatcher(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, s := newWorld(t), &sky{}
@@ -420,7 +421,7 @@ func TestRunWaitsForTheWatcher(t *testing.T) {
 	})
 }
 
-// An event may name an ESS hook by its id alone; it is the one that the API calls by its name.
+// An event may name an ESS hook by its id alone; it is the hook that the API lists by name.
 func TestHookNamedByItsID(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -446,7 +447,7 @@ func TestHookNamedByItsID(t *testing.T) {
 		if len(v.Hooks) != 1 || v.Hooks[0].Name != "amsagent-drain" || v.Hooks[0].Group != "asg-1" || v.Hooks[0].Beats != 1 || len(v.Hooks[0].Others) != 1 || asked != 1 {
 			t.Errorf("hooks %+v, asked %d times", v.Hooks, asked)
 		}
-		// The same event again, and one of the other program's hook.
+		// The same event again, and an event of the other program's hook.
 		l.Runner.Notice(EventNotice(e, time.Now()))
 		e.Hook.Name, e.Hook.ID = "ash-2", "ash-2"
 		l.Runner.Notice(EventNotice(e, time.Now()))
@@ -457,7 +458,7 @@ func TestHookNamedByItsID(t *testing.T) {
 	})
 }
 
-// A hook of another program that was made after the hooks were read is not taken for ours.
+// A hook of another program that was created after the hooks were read is not treated as this agent's.
 func TestHookMadeLater(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -485,8 +486,8 @@ func TestHookMadeLater(t *testing.T) {
 	})
 }
 
-// A hook that is made after the daemon's start, when it looked for a launch hook, counts at the next scale-in. Where the API
-// fails then, it is asked again.
+// A hook that is created after the daemon looked for a launch hook at its start counts at the next scale-in. If the API fails
+// then, the query is repeated.
 func TestAWSHookMadeAfterStart(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, s := newWorld(t), &sky{}
@@ -509,10 +510,10 @@ func TestAWSHookMadeAfterStart(t *testing.T) {
 	})
 }
 
-// movedHooks are those of two groups. The machine is in the group that it is moved to, and waits there.
+// movedHooks are the hooks of two groups. The machine is in the group that it is moved to, and waits there.
 type movedHooks struct {
 	mu    sync.Mutex
-	group string // "" is that the API does not answer where it is
+	group string // "" if the API does not return the group
 	said  []string
 }
 
@@ -553,7 +554,7 @@ func (f *movedHooks) to(group string) {
 	f.group = group
 }
 
-// The hook of the group that a machine is in is completed, whatever a late event names.
+// The hook of the current group of the machine is completed, whatever a late event names.
 func TestAWSMovedGroup(t *testing.T) {
 	for name, event := range map[string]*Hook{
 		"found":                           nil,
@@ -588,7 +589,7 @@ func TestAWSMovedGroup(t *testing.T) {
 	}
 }
 
-// A machine that is moved to another group while it drains has the hook of that group completed.
+// The completed hook of a machine that is moved to another group while it drains is that of the new group.
 func TestMovedWhileItDrains(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, f := newWorld(t), &movedHooks{group: "a"}
@@ -613,7 +614,7 @@ func TestMovedWhileItDrains(t *testing.T) {
 	})
 }
 
-// EC2 resumes a hibernated Spot machine in the same boot, and the process goes on.
+// EC2 resumes a hibernated Spot machine in the same boot, and the process continues.
 func TestAWSSpotHibernates(t *testing.T) {
 	for name, withHook := range map[string]bool{"alone": false, "in a group with a hook": true} {
 		t.Run(name, func(t *testing.T) {
@@ -630,13 +631,13 @@ func TestAWSSpotHibernates(t *testing.T) {
 				}
 				s.say(topicSpot, hibernate())
 				tick(5 * time.Minute)
-				if v := l.View(); v.State != StateParked || w.row != cluster.StateLeft || w.running {
-					t.Errorf("asleep: state %s, row %s, server runs %t", v.State, w.row, w.running)
+				if v := l.View(); v.State != StateParked || w.record != cluster.StateLeft || w.running {
+					t.Errorf("asleep: state %s, record %s, server runs %t", v.State, w.record, w.running)
 				}
 				s.say(topicSpot)
 				tick(time.Minute)
 				if v := l.View(); v.State != StateActive || !w.running || len(v.Trouble) != 0 {
-					t.Errorf("back: state %s, step %s, row %s, server runs %t, trouble %v", v.State, v.Step, w.row, w.running, v.Trouble)
+					t.Errorf("back: state %s, step %s, record %s, server runs %t, trouble %v", v.State, v.Step, w.record, w.running, v.Trouble)
 				}
 				// The same again.
 				s.say(topicSpot, hibernate())
@@ -649,7 +650,7 @@ func TestAWSSpotHibernates(t *testing.T) {
 	}
 }
 
-// azureEvent is a scheduled event of this machine's, for whose beginning no more than our completion is waited.
+// azureEvent is a scheduled event of this machine that waits for a completion.
 func azureEvent(kind Kind, at time.Time) cloud.Notice {
 	return cloud.Notice{
 		ID: topicAzure + "/602d", Kind: kind, Who: "Azure (User)", Reason: "scheduled event", At: at,
@@ -660,7 +661,7 @@ func azureEvent(kind Kind, at time.Time) cloud.Notice {
 // azureMoved is the same event at another time.
 func azureMoved(n cloud.Notice, at time.Time) cloud.Notice { return azureEvent(n.Kind, at) }
 
-// azureBegun is the same event once it has begun: an end is an interruption then, and nothing waits.
+// azureBegun is the same event once it has begun: a termination is an interruption then, and nothing waits.
 func azureBegun(n cloud.Notice) cloud.Notice {
 	if n.Kind == Terminate {
 		n.Kind = Interrupt
@@ -669,7 +670,7 @@ func azureBegun(n cloud.Notice) cloud.Notice {
 	return n
 }
 
-// TestAzureRestart: a daemon that comes back sees the same document once more.
+// TestAzureRestart: a restarted daemon reads the same document again.
 func TestAzureRestart(t *testing.T) {
 	t.Run("after it is done, whatever the time", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
@@ -714,8 +715,8 @@ func TestAzureRestart(t *testing.T) {
 			l.until("it serves", 10*time.Second, func(v View) bool { return v.Step == StepNone })
 			tick(10 * time.Second)
 			w.set(func(w *world) {
-				if w.row != cluster.StateActive || w.stops != 0 {
-					t.Errorf("row %s, stopped %d times", w.row, w.stops)
+				if w.record != cluster.StateActive || w.stops != 0 {
+					t.Errorf("record %s, stopped %d times", w.record, w.stops)
 				}
 			})
 		})
@@ -777,10 +778,7 @@ func TestAzurePutOff(t *testing.T) {
 	})
 }
 
-// TestAzureMoves: an event whose time moves, either way and to the nanosecond at
-// which it was seen, keeps the node draining (clouds C4: in 11 of 17 tries it
-// served again, since a withdrawal and the notice after it were distinguished by two
-// readings of the clock).
+// TestAzureMoves: an event whose time is changed, to either side, keeps the node draining.
 func TestAzureMoves(t *testing.T) {
 	for _, by := range []time.Duration{10 * time.Minute, -2 * time.Minute} {
 		bubble(t, func(t *testing.T) {
@@ -802,7 +800,7 @@ func TestAzureMoves(t *testing.T) {
 			if v := l.View(); v.Deadline.After(moved.At) || v.Deadline.Before(moved.At.Add(-time.Minute)) {
 				t.Errorf("moved by %s: the deadline is %s, of an event at %s", by, v.Deadline, moved.At)
 			}
-			// A move that happens while no daemon runs is seen by the next one.
+			// The next daemon notices a change while no daemon runs.
 			l.kill()
 			moved = azureMoved(moved, moved.At.Add(by))
 			s.say(topicAzure, moved)
@@ -816,8 +814,8 @@ func TestAzureMoves(t *testing.T) {
 	}
 }
 
-// TestAzurePutOffFar: a restart that is moved by hours is no reason to send no viewers here until
-// then; a termination is.
+// TestAzurePutOffFar: a node whose reboot is postponed by hours serves until then; a node whose termination is postponed does
+// not.
 func TestAzurePutOffFar(t *testing.T) {
 	for kind, serves := range map[Kind]bool{Reboot: true, Terminate: false} {
 		bubble(t, func(t *testing.T) {
@@ -841,7 +839,7 @@ func TestAzurePutOffFar(t *testing.T) {
 	}
 }
 
-// TestAzureStarted: the machine goes now, for all we know. No viewers are sent here, and none is cut by us.
+// TestAzureStarted: the machine may leave at any moment. It gets no new viewers, and the agent cuts no session.
 func TestAzureStarted(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, s := newWorld(t), &sky{}
@@ -852,24 +850,24 @@ func TestAzureStarted(t *testing.T) {
 		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
 		tick(10 * time.Minute)
 		w.set(func(w *world) {
-			if w.row != cluster.StateDraining || w.stops != 0 || len(w.completed) != 0 {
-				t.Errorf("row %s, stopped %d times, completed %v", w.row, w.stops, w.completed)
+			if w.record != cluster.StateDraining || w.stops != 0 || len(w.completed) != 0 {
+				t.Errorf("record %s, stopped %d times, completed %v", w.record, w.stops, w.completed)
 			}
 		})
 	})
 }
 
-// alone makes the manager watch a cloud without hooks.
-func (s *sky) alone(o *Options) { o.Hooks, o.Watcher = nil, s }
+// withoutHooks makes the runner watch a cloud without hooks.
+func (s *sky) withoutHooks(o *Options) { o.Hooks, o.Watcher = nil, s }
 
-// What a machine on Google Cloud goes through: preempted, and informed of that by its power
-// button, too; the 30 s are shared, and the viewers are cut before the end.
+// A machine on Google Cloud is preempted, and its power button reports that, too; both notices share the 30 s, and the viewers
+// are cut before the end.
 func TestGCPPreemption(t *testing.T) {
 	const topic = "gcp-preempted"
 	bubble(t, func(t *testing.T) {
 		w, s := newWorld(t), &sky{}
 		w.viewers = p(1)
-		l := w.live(s.alone)
+		l := w.live(s.withoutHooks)
 		defer l.kill()
 		preempted := func() cloud.Notice {
 			return cloud.Notice{ID: topic + "/interrupt", Kind: Interrupt, Who: "Google Cloud", Reason: "preemption of a Spot VM", At: time.Now().Add(30 * time.Second)}
@@ -879,7 +877,7 @@ func TestGCPPreemption(t *testing.T) {
 		if v := l.View(); v.Step != StepNone {
 			t.Fatalf("of a quiet machine: %+v", v)
 		}
-		// Taken back in time.
+		// Withdrawn in time.
 		s.say(topic, preempted())
 		tick(3 * time.Second)
 		if v := l.View(); v.Step != StepDraining {
@@ -887,8 +885,8 @@ func TestGCPPreemption(t *testing.T) {
 		}
 		s.say(topic)
 		tick(3 * time.Second)
-		if v := l.View(); v.Step != StepNone || w.row != cluster.StateActive {
-			t.Fatalf("taken back: step %s, row %s", v.Step, w.row)
+		if v := l.View(); v.Step != StepNone || w.record != cluster.StateActive {
+			t.Fatalf("withdrawn: step %s, record %s", v.Step, w.record)
 		}
 		begun := time.Now()
 		s.say(topic, preempted())
@@ -913,13 +911,13 @@ func TestGCPPreemption(t *testing.T) {
 	})
 }
 
-// maintenance is a notice of a host that is maintained.
+// maintenance is a notice of host maintenance.
 func maintenance(at time.Time) cloud.Notice {
 	return cloud.Notice{ID: topicGCP + "/reboot", Kind: Reboot, Who: "Google Cloud", Reason: "host maintenance", At: at}
 }
 
-// A maintenance that is moved far ahead while the node drains for it lets it serve again;
-// one that is moved by minutes does not.
+// A node that drains for a maintenance serves again if the maintenance is postponed by a long time, but not if it is postponed
+// by minutes.
 func TestGCPMaintenancePutOff(t *testing.T) {
 	for by, again := range map[time.Duration]bool{7 * 24 * time.Hour: true, 10 * time.Minute: false} {
 		for sessions, step := range map[int]Step{1: StepDraining, 0: StepDone} {
@@ -927,7 +925,7 @@ func TestGCPMaintenancePutOff(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					w, s := newWorld(t), &sky{}
 					w.publishers, w.viewers = &sessions, &sessions
-					l := w.live(s.alone)
+					l := w.live(s.withoutHooks)
 					defer l.kill()
 					at := time.Now().Add(2 * time.Minute)
 					s.say(topicGCP, maintenance(at))
@@ -948,15 +946,14 @@ func TestGCPMaintenancePutOff(t *testing.T) {
 	}
 }
 
-// A maintenance whose date is moved, to either side, is awaited at the new date, also by an
-// agent that was not there when it was moved.
+// A maintenance whose date changes, to either side, begins at the new date, even if no agent ran at the change.
 func TestGCPMaintenanceMoves(t *testing.T) {
 	for name, restarted := range map[string]bool{"at once": false, "while the agent was away": true} {
 		for _, by := range []time.Duration{time.Hour, -time.Hour} {
 			t.Run(name+", by "+by.String(), func(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					w, s := newWorld(t), &sky{}
-					l := w.live(s.alone)
+					l := w.live(s.withoutHooks)
 					at := time.Now().Add(5 * time.Hour)
 					s.say(topicGCP, maintenance(at))
 					tick(time.Second)
@@ -967,7 +964,7 @@ func TestGCPMaintenanceMoves(t *testing.T) {
 					if restarted {
 						l.kill()
 						s.say(topicGCP, maintenance(at.Add(by)))
-						l = w.live(s.alone)
+						l = w.live(s.withoutHooks)
 					}
 					defer func() { l.kill() }()
 					s.say(topicGCP, maintenance(at.Add(by)))
@@ -978,7 +975,7 @@ func TestGCPMaintenanceMoves(t *testing.T) {
 					s.say(topicGCP)
 					tick(3 * time.Second)
 					if v := l.View(); !v.NextDrain.IsZero() || v.Step != StepNone {
-						t.Errorf("taken back: %+v", v)
+						t.Errorf("withdrawn: %+v", v)
 					}
 				})
 			})

@@ -28,60 +28,61 @@ type Options struct {
 	// Role returns the node's role, which may change when it joins. Like Filter, Deadline, StopTime and Before, it must
 	// neither block nor call the runner.
 	Role func() string
-	// Hooks are nil if the cloud has none. Filter says which of them are ours; nil is no names.
+	// Hooks is nil if the cloud has no hooks. Filter returns the names of this agent's hooks; nil means no names.
 	Hooks  cloud.Hooks
 	Filter func() cloud.Filter
-	// Peers reports the other machines of a completion. With nil such a completion is sent only when the cloud waits no longer.
+	// Peers reports which other machines of a completion still serve. If it is nil, such a completion is sent only after the
+	// limit of the hook.
 	Peers Peers
 	// Watcher is nil if the cloud announces nothing.
 	Watcher cloud.Watcher
 
-	// Deadline is how long sessions are waited for; a drain keeps the first that is final. Nil is DefaultDeadline.
+	// Deadline returns how long a drain waits for sessions; a drain keeps the first final value. Nil means DefaultDeadline.
 	Deadline func() (d time.Duration, final bool)
-	// StopTime bounds a stop, or a start, of the server; nil or 0 is the usual time.
+	// StopTime bounds a stop, or a start, of the server; nil or 0 means the default.
 	StopTime func() time.Duration
-	// SampleInterval is the time from one count of the sessions to the next; 0 is a second.
+	// SampleInterval is the time from one count of the sessions to the next; 0 means one second.
 	SampleInterval time.Duration
-	// Balancers returns the names of the load balancers that send new sessions to this node, as far as they confirm what they do;
-	// with nil, a drain does not wait for them. It returns when ctx ends.
+	// Balancers returns the names of the load balancers that confirm their state and still send new sessions to this node. It
+	// returns when ctx ends. If it is nil, a drain does not wait for load balancers.
 	Balancers func(ctx context.Context) []string
 	// Before returns the last count before a drain.
 	Before func() (s cluster.Sessions, at time.Time)
-	// Prove returns when this machine is seen in the cluster. With nil launch hooks are ignored.
+	// Prove returns when this machine is seen in the cluster. If it is nil, launch hooks are ignored.
 	Prove func(ctx context.Context) error
 
-	// Event writes an event of the cluster's history; it knows the node.
+	// Event writes an event of this node to the cluster's history.
 	Event func(ctx context.Context, e cluster.Event) error
-	// Uptime is [BootClock]; nil is a clock of this process, by which no drain outlasts it.
+	// Uptime is [BootClock]. Nil means a clock of this process; then a drain does not survive a restart.
 	Uptime func() (boot string, up time.Duration)
 	// Hardware is [Hardware], or "".
 	Hardware string
 	Log      *slog.Logger
-	// Rand is a number from 0 to 1; nil is a random one.
+	// Rand returns a number from 0 to 1; nil means a random one.
 	Rand func() float64
 }
 
 const (
-	// DefaultDeadline is how long sessions are waited for.
+	// DefaultDeadline is how long a drain waits for sessions.
 	DefaultDeadline = time.Hour
 	defaultStopTime = 90 * time.Second
 	// sampleTime bounds one count of the sessions.
 	sampleTime = 5 * time.Second
-	// countReserve is what a count ends before the deadline.
+	// countReserve is the time between the end of a count and the deadline.
 	countReserve   = 50 * time.Millisecond
 	balancersEvery = 500 * time.Millisecond
-	// beforeTime is how old the last count before a shutdown may be.
+	// beforeTime is the maximum age of the last count before a shutdown.
 	beforeTime = 15 * time.Second
-	// troubleEvery is from one warning about a kind of trouble to the next.
+	// troubleEvery is the minimum time between two warnings about one kind of trouble.
 	troubleEvery = time.Minute
-	// unsavedEvery is how often a record is written again that could not be.
+	// unsavedEvery is the interval of retries if drain.json cannot be written.
 	unsavedEvery = 5 * time.Second
 	maxNotes     = 20
 	maxEvents    = 32
 )
 
-// Runner drains this node, and completes its lifecycle hooks. It owns the state: each event is applied, written to the disk, and
-// then the work under way is made that of the plan.
+// Runner drains this node and completes its lifecycle hooks. It owns the state: it applies each event, saves the state, and
+// then starts and cancels work according to the plan.
 type Runner struct {
 	o   Options
 	log *slog.Logger
@@ -91,12 +92,12 @@ type Runner struct {
 	state      state
 	clock      wallClock
 	boot       string
-	saved      []byte // what the file holds
+	saved      []byte // the content of the file
 	unsaved    bool
 	changed    chan struct{} // closed, and replaced, at each change
 	notes      []Note
 	warned     map[string]warned
-	ctx        context.Context // of Run; nil: it does not run
+	ctx        context.Context // of Run; nil if it does not run
 	end        context.CancelFunc
 	work       map[string]context.CancelFunc
 	workers    sync.WaitGroup
@@ -109,14 +110,14 @@ type Runner struct {
 	unwritten atomic.Int32
 }
 
-// warned is the last warning about one kind of trouble; its text is "" if its end is logged.
+// warned is the last warning about one kind of trouble; its text is "" after the end of the trouble was logged.
 type warned struct {
 	text string
 	at   time.Time
 }
 
-// NewRunner makes a runner that continues with the drain of a former run of the daemon. A record that cannot be read is noted, and
-// is no drain.
+// NewRunner makes a runner that continues the drain of an earlier run of the daemon. A record that cannot be read is logged and
+// ignored.
 func NewRunner(o Options) (*Runner, error) {
 	if o.Node == nil || o.Files == nil {
 		return nil, errors.New("making a lifecycle runner: no node, or no place for its record")
@@ -157,7 +158,7 @@ func NewRunner(o Options) (*Runner, error) {
 		r.state, r.saved = d.restore(r.boot, o.Hardware, now, &c), []byte{}
 		r.state.confirm(o.Filter())
 	}
-	r.tell()
+	r.logNotes()
 	_ = r.step(passed)
 	return r, nil
 }
@@ -167,7 +168,7 @@ func (r *Runner) now() instant {
 	return max(1, instant(up))
 }
 
-// config is what the next step depends on. The lock is held.
+// config returns the inputs of the next step. The caller holds the lock.
 func (r *Runner) config(now instant) config {
 	r.clock = r.clock.updated(now, time.Now())
 	c := config{
@@ -190,7 +191,8 @@ func (r *Runner) observe(e event) error {
 	return r.step(e)
 }
 
-// step applies an event, tells of the result, keeps it, and makes the work that of the plan. The lock is held.
+// step applies an event, publishes and saves the result, and starts and cancels work according to the plan. The caller holds
+// the lock.
 func (r *Runner) step(e event) error {
 	now := r.now()
 	c := r.config(now)
@@ -199,23 +201,23 @@ func (r *Runner) step(e event) error {
 	same.inService = next.inService
 	r.state = next
 	if _, look := e.(reported); look && reflect.DeepEqual(same, next) {
-		return err // as nearly all looks
+		return err // most reports change nothing
 	}
-	r.tell()
+	r.logNotes()
 	plan := next.plan(now, &c)
-	// Readiness and the node record do not wait for a disk: each step may be begun again.
+	// Readiness and the node record do not wait for a disk: every step can be repeated.
 	r.publish(now, &c, plan)
 	was := r.unsaved
 	if r.save(); r.unsaved != was {
 		r.publish(now, &c, plan)
 	}
-	r.tellTrouble()
+	r.logTrouble()
 	r.follow(plan, now)
 	return err
 }
 
-// tell logs what a step noted, and queues its events.
-func (r *Runner) tell() {
+// logNotes logs the notes of a step and queues its events.
+func (r *Runner) logNotes() {
 	for _, n := range r.state.notes {
 		text := n.String()
 		r.log.Info(n.text, n.attrs...) //nolint:sloglint // a constant at each call of state.note
@@ -236,8 +238,8 @@ func (r *Runner) tell() {
 	r.state.notes, r.state.history = nil, nil
 }
 
-// tellTrouble logs what does not go well, once a minute for each kind, and the end of that.
-func (r *Runner) tellTrouble() {
+// logTrouble logs each kind of trouble, at most once a minute, and its end.
+func (r *Runner) logTrouble() {
 	for about, text := range r.state.trouble {
 		if w := r.warned[about]; w.text != text && time.Since(w.at) >= troubleEvery {
 			r.warned[about] = warned{text, time.Now()}
@@ -284,7 +286,7 @@ func (r *Runner) save() {
 	r.state.setTrouble(troubleRecord, text)
 }
 
-// follow starts the work of the plan, and ends all other. The lock is held.
+// follow starts the work of the plan and cancels all other work. The caller holds the lock.
 func (r *Runner) follow(p plan, now instant) {
 	if r.ctx == nil {
 		return
@@ -340,8 +342,8 @@ func (r *Runner) follow(p plan, now instant) {
 	}
 }
 
-// Run does what notices ask for until ctx ends, or until the node is drained for a shutdown: then it returns nil while the
-// machine shuts down. It runs once.
+// Run acts on notices until ctx ends, or until the node is drained for a shutdown: then it returns nil while the machine shuts
+// down. It can run only once.
 func (r *Runner) Run(ctx context.Context) error {
 	if r.ran.Swap(true) {
 		return errors.New("this lifecycle runner has run already")
@@ -384,39 +386,39 @@ func (r *Runner) logIgnored(err error, id string) {
 	}
 }
 
-// Notice takes the notice of an event, or of a shutdown. It may come twice, late, or contradict another.
+// Notice accepts the notice of an event or of a shutdown. A notice may come twice, come late, or contradict another.
 func (r *Runner) Notice(n Notice) { r.logIgnored(r.observe(noticed{n}), n.ID) }
 
-// Drain drains this node for the operator. A second request is the same drain; its deadline, if it has one, replaces the first. It
-// fails with [ErrNotJoined] or [ErrLeft].
+// Drain drains this node for the operator. A second request continues the same drain; its deadline, if set, replaces the first.
+// It fails with [ErrNotJoined] or [ErrLeft].
 func (r *Runner) Drain(req DrainRequest) error { return r.observe(drainRequested{req}) }
 
-// Undrain cancels a drain, until the server is being stopped: then it is [ErrTooLate]. It overrules the cloud's notices until the
-// cloud withdraws them. If the node record drains and this node does not, the record is corrected. It fails with [ErrNotJoined] or
-// [ErrNotDraining], too.
-func (r *Runner) Undrain(who string, row cluster.State) error {
-	return r.observe(drainCancelled{who, row})
+// Undrain cancels a drain. It overrules the cloud's notices until the cloud withdraws them. If only the node record is
+// draining, it corrects the record. It fails with [ErrTooLate] if the server is being stopped already, and with [ErrNotJoined]
+// or [ErrNotDraining].
+func (r *Runner) Undrain(who string, recorded cluster.State) error {
+	return r.observe(drainCancelled{who, recorded})
 }
 
-// Forget ends a drain that is over, because this machine joins, or has joined, again. While a drain is under way it is [ErrBusy];
-// its end finds out whether the machine was joined after the stop.
+// Forget deletes a drain that is over, because this machine joins, or has joined, again. It fails with [ErrBusy] while a drain
+// is under way; the end of that drain detects a join after the stop.
 func (r *Runner) Forget(joining bool) error { return r.observe(joinSeen{joining}) }
 
-// Forgotten reports whether a drain was forgotten whose end the node record may not show, until Settled.
+// Forgotten reports whether the node record may still show a forgotten drain. Settled resets it.
 func (r *Runner) Forgotten() bool { return r.record.Load().forgotten }
 
-// Settled reports that the node record shows what this node does. It does not wait for a disk.
+// Settled records that the node record shows the state of this node. It does not wait for a disk.
 func (r *Runner) Settled() {
 	go func() { _ = r.observe(change(func(s *state) { s.Forgotten = false })) }()
 }
 
-// Unsaid reports that the node record may have lost what was written, for example if it was removed. It does not wait for a disk.
+// Unsaid records that the node record may have lost its content, for example if it was removed. It does not wait for a disk.
 func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s *state) { s.Have = "" })) }() }
 
-// Reconsider asks again for the hooks: the settings were read again.
+// Reconsider repeats the query for hooks after the settings were read again.
 func (r *Runner) Reconsider() { _ = r.observe(settingsRead{}) }
 
-// pendingHook returns a hook as it is called now; false if the call is not wanted any more.
+// pendingHook returns a hook with its current data for a call; false if the plan does not contain the call any more.
 func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -453,7 +455,7 @@ func (r *Runner) count(ctx context.Context, last bool) {
 	for {
 		limit := max(sampleTime, r.o.SampleInterval)
 		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
-			limit = min(limit, left) // what it has found by then counts
+			limit = min(limit, left) // a count that is cut off returns what it has found
 		}
 		if last {
 			limit = lastCountTime
@@ -483,10 +485,10 @@ func (r *Runner) stopTime() time.Duration {
 	return cmp.Or(max(0, r.o.StopTime()), defaultStopTime)
 }
 
-// maxStopPause is the longest pause between two tries to stop a server that does not end.
+// maxStopPause is the longest pause between two attempts to stop a server that does not end.
 const maxStopPause = time.Minute
 
-// stop stops the server, and retries that for ever. After its time the cloud is not kept waiting.
+// stop stops the server and retries until it ends. After its time limit the agent completes the hooks all the same.
 func (r *Runner) stop(ctx context.Context) {
 	r.mu.Lock()
 	now := r.now()

@@ -13,22 +13,22 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// LoadDeparture returns what a drain of this boot recorded, for the process that deregisters after the server has stopped; nil if
-// there is no such drain.
+// LoadDeparture returns the departure that a drain of this boot recorded, or nil. It is for the process that deregisters after
+// the server has stopped.
 func LoadDeparture(files Files, boot string) (*Departure, error) {
 	d, err := load(files)
 	if err != nil || d == nil || !d.leaving() || d.Boot != "" && boot != "" && d.Boot != boot {
 		return nil, err
 	}
-	if d.Departure == nil { // the drain was killed, so the sessions were not counted
+	if d.Departure == nil { // the daemon was killed before it counted the sessions
 		return heaviest(d.Notices).departure(d.Repair), nil
 	}
 	return d.Departure, nil
 }
 
-// CompletePending completes the hooks of a drain that the shutdown of the machine interrupted: one attempt, and only if a hook
-// waits. It is for the process that deregisters after the server has stopped. A hook that other machines wait behind is left to
-// the last of them.
+// CompletePending completes the hooks of a drain that the shutdown of the machine interrupted. It makes one attempt, and only
+// if a hook waits. It is for the process that deregisters after the server has stopped. A hook that other machines share is
+// left to the last of them.
 func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Filter, p Peers, log *slog.Logger) error {
 	d, err := load(files)
 	if err != nil || d == nil || c == nil {
@@ -55,7 +55,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 		}
 		h := a.Hook
 		h.Limit = cfg.Wall.time(a.Limit)
-		err := alone(ctx, p, h)
+		err := checkOthers(ctx, p, h)
 		if err == nil {
 			err = c.Complete(ctx, h)
 		}

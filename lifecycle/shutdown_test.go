@@ -14,10 +14,10 @@ import (
 )
 
 func goesDown(in time.Duration) Notice {
-	return Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Reason: "the machine goes down", Deadline: time.Now().Add(in)}
+	return Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Reason: "the machine shuts down", Deadline: time.Now().Add(in)}
 }
 
-// A machine that goes down with nobody on it has been counted a moment ago.
+// For a machine that shuts down without sessions, the last count before the shutdown is enough.
 func TestShutdownBelievesTheCountBefore(t *testing.T) {
 	for _, c := range []struct {
 		name        string
@@ -54,8 +54,7 @@ func TestShutdownBelievesTheCountBefore(t *testing.T) {
 	}
 }
 
-// Whoever pulls the plug in the end waits no quarter of an hour for sessions that
-// nobody can count.
+// A shutdown does not wait long for sessions that cannot be counted.
 func TestShutdownThatCannotCount(t *testing.T) {
 	begin := func(t *testing.T, do func(*world)) (*world, *life) {
 		w := newWorld(t)
@@ -77,9 +76,9 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		}
 	}
 	bubble(t, func(t *testing.T) {
-		_, l := begin(t, func(w *world) { w.countErr = errors.New("nobody answers") })
+		_, l := begin(t, func(w *world) { w.countErr = errors.New("connection refused") })
 		tick(3 * time.Second)
-		if text := l.View().Trouble["sessions"]; !strings.Contains(text, "2m0s at most: nobody answers") {
+		if text := l.View().Trouble["sessions"]; !strings.Contains(text, "2m0s at most: connection refused") {
 			t.Errorf("trouble: %s", text)
 		}
 		between(t, took(l), 115*time.Second, 2*time.Minute)
@@ -87,13 +86,12 @@ func TestShutdownThatCannotCount(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	})
-	// A count that hangs is none.
+	// A count that hangs counts as a failed one.
 	bubble(t, func(t *testing.T) {
 		_, l := begin(t, func(w *world) { w.countHang = true })
 		between(t, took(l), 2*time.Minute, 2*time.Minute+10*time.Second)
 	})
-	// MongoDB is away, so publishers are unknown; but there are viewers, until there
-	// are none.
+	// MongoDB is away, so the publishers are unknown; there are viewers until they all leave.
 	bubble(t, func(t *testing.T) {
 		_, l := begin(t, func(w *world) {
 			w.publishers, w.viewers, w.mongoHang = nil, p(3), true
@@ -101,31 +99,31 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		})
 		between(t, took(l), 7*time.Minute, 7*time.Minute+5*time.Second)
 	})
-	// The deadline comes first all the same.
+	// The deadline is earlier.
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.countErr = errors.New("nobody answers")
+		w.countErr = errors.New("connection refused")
 		l := w.live()
 		l.Notice(goesDown(30 * time.Second))
 		between(t, took(l), 28*time.Second, 30*time.Second)
 	})
-	// It is none of a drain: that one waits for its deadline.
+	// This does not apply to a drain: it waits for its deadline.
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.countErr = errors.New("nobody answers")
+		w.countErr = errors.New("connection refused")
 		l := w.live()
 		must.OK(t, l.Drain(DrainRequest{Deadline: time.Hour}))
 		tick(10 * time.Minute)
 		if v := l.View(); v.Step != StepDraining {
 			t.Fatalf("step %s", v.Step)
 		}
-		// What was unknown for long before counts from now on.
+		// The time during which sessions were unknown before the shutdown does not count.
 		l.Notice(goesDown(15 * time.Minute))
 		between(t, took(l), 2*time.Minute-time.Second, 2*time.Minute+2*time.Second)
 	})
-	// It comes back in time.
+	// The count works again in time.
 	bubble(t, func(t *testing.T) {
-		w, l := begin(t, func(w *world) { w.countErr = errors.New("nobody answers") })
+		w, l := begin(t, func(w *world) { w.countErr = errors.New("connection refused") })
 		tick(time.Minute)
 		w.set(func(w *world) { w.countErr, w.viewers = nil, p(2) })
 		tick(5 * time.Minute)
@@ -137,9 +135,8 @@ func TestShutdownThatCannotCount(t *testing.T) {
 	})
 }
 
-// With MongoDB away and nobody on the node a shutdown takes no longer than the
-// registry is waited for where nobody is sent (review real-server S6: 126 s).
-// Connections are enough for that, and not for a drain: streams by SRT have none.
+// With MongoDB away and no session on the node, a shutdown takes no longer than the wait for the registry. A count of
+// connections is enough for that, and not for a drain: streams by SRT have no connections.
 func TestShutdownWithoutMongo(t *testing.T) {
 	without := func(t *testing.T) *world {
 		w := newWorld(t)
@@ -174,14 +171,14 @@ func TestShutdownWithoutMongo(t *testing.T) {
 		if v := l.View(); v.Step != StepDraining || !strings.Contains(v.Trouble["sessions"], "RTMP port") {
 			t.Errorf("step %s, trouble %s", v.Step, v.Trouble["sessions"])
 		}
-		// MongoDB is back, and has none either.
+		// MongoDB is back, and has no sessions either.
 		w.set(func(w *world) { w.mongoHang, w.publishersBy = false, cluster.CountedByMongoDB })
 		l.until("left", time.Minute, isDone)
 	})
 }
 
-// Who never joined is not drained for a shutdown, and who was killed is told of
-// none: the hook is completed all the same.
+// A machine that never joined is not drained for a shutdown, and a killed daemon receives no notice of it: the hook is
+// completed all the same.
 func TestFinishStopWithoutShutdown(t *testing.T) {
 	for name, joined := range map[string]bool{"killed": true, "never joined": false} {
 		t.Run(name, func(t *testing.T) {
@@ -202,10 +199,10 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 			})
 		})
 	}
-	// A person's drain has no hook, and nobody is asked for one.
+	// The operator's drain has no hook, and the cloud is not asked for one.
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.cloudErr = func(op) error { return errors.New("somebody asked") }
+		w.cloudErr = func(op) error { return errors.New("the cloud was asked") }
 		l := w.live()
 		must.OK(t, l.Drain(DrainRequest{}))
 		tick(500 * time.Millisecond)
@@ -216,7 +213,7 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 	})
 }
 
-// A cloud that does not answer holds a machine no longer that has left already.
+// A cloud that does not answer does not delay a machine that has left already.
 func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 	for name, before := range map[string]bool{"long before": true, "in the drain": false} {
 		t.Run(name, func(t *testing.T) {
@@ -227,8 +224,8 @@ func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 				l.Notice(terminate())
 				if before {
 					tick(time.Hour)
-					if v := l.View(); v.Step != StepCompleting || w.row != cluster.StateLeft {
-						t.Fatalf("step %s, row %s", v.Step, w.row)
+					if v := l.View(); v.Step != StepCompleting || w.record != cluster.StateLeft {
+						t.Fatalf("step %s, record %s", v.Step, w.record)
 					}
 				}
 				began := time.Now()
@@ -238,7 +235,7 @@ func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 					t.Errorf("the machine waited for %s", took)
 				}
 				if !l.View().Finished() {
-					t.Error("who waits for the end is not told of it")
+					t.Error("the view does not report the end")
 				}
 				w.cloudErr = nil
 				if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
@@ -266,7 +263,7 @@ func TestLastWord(t *testing.T) {
 		must.OK(t, l.Drain(DrainRequest{Deadline: time.Hour, Reason: "maintenance", Who: "root", RepairStreams: true}))
 		l.Notice(goesDown(30 * time.Second))
 		tick(5 * time.Second)
-		// Killed now, nobody has counted who is cut.
+		// After a kill now, the cut sessions were not counted.
 		if tomb := word(); tomb == nil || tomb.Cut != nil || tomb.Reason != "maintenance" || tomb.Who != "root" || !tomb.RepairStreams {
 			t.Errorf("in the middle: %+v", tomb)
 		}
@@ -277,8 +274,7 @@ func TestLastWord(t *testing.T) {
 		if tomb, err := LoadDeparture(w, "boot-2"); err != nil || tomb != nil {
 			t.Errorf("of another boot: %+v, %v", tomb, err)
 		}
-		// The machine did not go down: the drain that was asked for goes on, and counts
-		// anew.
+		// The machine did not shut down: the requested drain continues, and counts again.
 		l = w.live()
 		defer l.kill()
 		if v := l.View(); v.Step != StepDraining || v.Cut != nil {

@@ -35,10 +35,10 @@ func TestParkAndResume(t *testing.T) {
 			}
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
-			if w.running || w.row != cluster.StateLeft || len(w.completed) != round*2+1 {
-				t.Fatalf("round %d: running %v, row %s, completed %v", round, w.running, w.row, w.completed)
+			if w.running || w.record != cluster.StateLeft || len(w.completed) != round*2+1 {
+				t.Fatalf("round %d: running %v, record %s, completed %v", round, w.running, w.record, w.completed)
 			}
-			l.Notice(park()) // the source sees it still
+			l.Notice(park()) // the source still reports it
 			l.kill()
 			tick(time.Minute)
 			l = w.live()
@@ -54,7 +54,7 @@ func TestParkAndResume(t *testing.T) {
 			if v := l.View(); v.State != StateResuming || v.Ready || !w.running || len(w.beats) == 0 {
 				t.Fatalf("round %d: resuming: %s running %v, %d heartbeats", round, v.State, w.running, len(w.beats))
 			}
-			w.set(func(w *world) { w.proveErr = nil; w.row = cluster.StateActive })
+			w.set(func(w *world) { w.proveErr = nil; w.record = cluster.StateActive })
 			l.until("active", 20*time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
 			if last := w.completed[len(w.completed)-1]; last != "up CONTINUE" {
 				t.Errorf("round %d: completed %v", round, w.completed)
@@ -65,23 +65,23 @@ func TestParkAndResume(t *testing.T) {
 			}
 			w.set(func(w *world) { w.gone, w.hook = false, nil })
 			tick(time.Minute)
-			if w.row != cluster.StateActive {
-				t.Errorf("round %d: row %s", round, w.row)
+			if w.record != cluster.StateActive {
+				t.Errorf("round %d: record %s", round, w.record)
 			}
 		}
 		l.kill()
 	})
 }
 
-// A machine that was parked and that a person joined again stays, whatever the next life of
-// the daemon is told, until the cloud has had it serve.
+// A machine that was parked and that the operator joined again stays, whatever notices the next daemon reads, until the cloud
+// has returned it to service.
 func TestRejoined(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		l := w.live()
 		l.Notice(park())
 		l.until("parked", time.Minute, isDone)
-		w.set(func(w *world) { w.row, w.running = cluster.StateActive, true })
+		w.set(func(w *world) { w.record, w.running = cluster.StateActive, true })
 		must.OK(t, l.Forget(false))
 		for _, boot := range []string{"boot-1", "boot-2", "boot-3"} {
 			l.kill()
@@ -100,7 +100,7 @@ func TestRejoined(t *testing.T) {
 	})
 }
 
-// That nothing waited for a parking says nothing about the end that comes after it.
+// A termination after a parking may have a hook even if the parking had none.
 func TestHookOfTheEndAfterAParking(t *testing.T) {
 	living(t, 0, func(t *testing.T, w *world, l *life) {
 		for _, n := range []Notice{park(), terminate()} {
@@ -129,8 +129,8 @@ func TestParkWithoutAHook(t *testing.T) {
 	})
 }
 
-// The wait on the way into a pool begins when the load balancer has let the machine go, or
-// the cloud cannot be reached until then.
+// The wait of the move into a pool begins when the load balancer has released the machine, or the cloud does not answer until
+// then.
 func TestPoolThatWaitsLate(t *testing.T) {
 	for _, away := range []bool{false, true} {
 		bubble(t, func(t *testing.T) {
@@ -159,7 +159,7 @@ func TestPoolThatWaitsLate(t *testing.T) {
 	}
 }
 
-// A reboot that is announced for another day is meant still when the machine is back.
+// A reboot that is announced for another day stays in force when the machine is back.
 func TestAnnouncedOverAParking(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: Reboot, Deadline: time.Now().Add(72 * time.Hour)})
@@ -172,7 +172,7 @@ func TestAnnouncedOverAParking(t *testing.T) {
 		if v := l.View(); next.IsZero() || !v.NextDrain.Equal(next) {
 			t.Errorf("the next drain is at %s, want %s", v.NextDrain, next)
 		}
-		w.set(func(w *world) { w.row, w.viewers = cluster.StateActive, p(1) })
+		w.set(func(w *world) { w.record, w.viewers = cluster.StateActive, p(1) })
 		tick(time.Until(next) + time.Minute)
 		if v := l.View(); v.State != StateDraining {
 			t.Errorf("at the time of the reboot it is %s", v.State)
@@ -180,7 +180,7 @@ func TestAnnouncedOverAParking(t *testing.T) {
 	})
 }
 
-// A hook that waits for the launch is told by the boot that serves.
+// A launch hook is completed by the boot that serves.
 func TestProvedBeforeAReboot(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -211,21 +211,21 @@ func TestProvedBeforeAReboot(t *testing.T) {
 	})
 }
 
-// A machine of a pool may come to its end before its parking is done.
+// A machine of a pool may be terminated before its parking is done.
 func TestTerminateBeforeItIsParked(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.stopTime = 100 * time.Hour // so that the hook is told while the stop goes on
+		w.stopTime = 100 * time.Hour // so that the hook is completed while the stop continues
 		l := w.live()
 		defer l.kill()
 		l.Notice(park())
-		l.until("told", time.Hour, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
+		l.until("hook completed", time.Hour, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
 		if v := l.View(); v.Step != StepStopping {
 			t.Fatalf("step %s", v.Step)
 		}
 		w.set(func(w *world) { w.gone = false })
 		l.Notice(unhooked(terminate()))
-		l.until("told of the end", time.Hour, func(View) bool { return len(w.completed) == 2 })
+		l.until("termination hook completed", time.Hour, func(View) bool { return len(w.completed) == 2 })
 	})
 }
 
@@ -359,7 +359,7 @@ func TestLaunchHook(t *testing.T) {
 			}
 		})
 	})
-	// A permission comes minutes after the machine, as while a role is new: the node serves by then.
+	// The permission is granted minutes after the start, as with a new role: the node serves by then.
 	for _, denied := range []op{opDiscover, opContinue} {
 		t.Run("denied at first: "+string(denied), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -386,7 +386,7 @@ func TestLaunchHook(t *testing.T) {
 			})
 		})
 	}
-	// What never answers is asked rarely, and not for ever.
+	// The agent asks an API that never answers less often, and not for ever.
 	for _, err := range []error{errThrottled, &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}} {
 		t.Run(fmt.Sprintf("never: %v", err), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -420,8 +420,8 @@ func TestLaunchHook(t *testing.T) {
 	})
 }
 
-// TestForgottenOverARestart: a drain that is forgotten before the registry knows of its end is so after a restart of the
-// daemon, too: else the row would say for ever that the node drains.
+// TestForgottenOverARestart: a drain that is forgotten before the registry has its end stays forgotten after a restart of the
+// daemon: otherwise the record would be draining for ever.
 func TestForgottenOverARestart(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -449,8 +449,7 @@ func TestForgottenOverARestart(t *testing.T) {
 	})
 }
 
-// TestIntoThePool: a machine that never served goes into the pool by its launch
-// hook, one that served by the hook of its end.
+// TestIntoThePool: a machine that never served moves into the pool by its launch hook, one that served by its termination hook.
 func TestIntoThePool(t *testing.T) {
 	for _, joined := range []bool{false, true} {
 		bubble(t, func(t *testing.T) {
@@ -467,7 +466,7 @@ func TestIntoThePool(t *testing.T) {
 	}
 }
 
-// twoHooks is a cloud that may know a hook for either way.
+// twoHooks is a cloud that may have a hook for either transition.
 type twoHooks struct {
 	*world
 	asked []string
@@ -490,8 +489,7 @@ func (c *twoHooks) Complete(_ context.Context, h Hook) error {
 	return nil
 }
 
-// Once a machine is in the pool it may be taken out at once, and its launch hook
-// waits for a node that serves.
+// A machine may be taken out of the pool as soon as it is in it, and its launch hook waits for a node that serves.
 func TestNoWordForTheLaunchHookFromThePool(t *testing.T) {
 	for range 20 {
 		bubble(t, func(t *testing.T) {
@@ -504,7 +502,7 @@ func TestNoWordForTheLaunchHookFromThePool(t *testing.T) {
 			tick(20 * time.Minute)
 			c.set(func(*world) {
 				if i := slices.Index(c.asked, "drain"); i < 0 || len(c.asked) != i+1 {
-					t.Errorf("the cloud was told of %v, want drain at last", c.asked)
+					t.Errorf("the completed hooks are %v, want drain at last", c.asked)
 				}
 			})
 		})
@@ -521,9 +519,9 @@ func TestParkedAgainUnderTheSameID(t *testing.T) {
 			if n := len(w.times("start")); n != round+1 {
 				t.Fatalf("round %d: %d starts", round, n)
 			}
-			w.set(func(w *world) { w.row = cluster.StateActive })
+			w.set(func(w *world) { w.record = cluster.StateActive })
 		}
-		// Overruled by a person, and meant anew after it was in service.
+		// Overruled by the operator, and in force again after it was in service.
 		l.Notice(Notice{ID: "aws-lifecycle/park", Source: "aws-lifecycle", Kind: Park})
 		l.Undrain("root", "")
 		tick(time.Second)

@@ -25,21 +25,21 @@ const (
 	phaseAnnouncing    phase = "announcing"    // the node record is being set to draining
 	phaseDraining      phase = "draining"      // sessions are counted
 	phaseDown          phase = "down"          // drained, and the machine shuts down: systemd stops the server
-	phaseStopping      phase = "stopping"      // the server is being stopped: no way back
-	phaseStopFailed    phase = "stop-failed"   // it did not end in time: hooks are completed, the stop is retried
+	phaseStopping      phase = "stopping"      // the server is being stopped; this cannot be cancelled
+	phaseStopFailed    phase = "stop-failed"   // the server did not end in time: hooks are completed, the stop is retried
 	phaseDeregistering phase = "deregistering" // the node record is being set to left
 	phaseCompleting    phase = "completing"    // hooks are being completed
 	phaseDone          phase = "done"          // left, parked, or drained before a reboot
 	phaseResuming      phase = "resuming"      // a parked machine starts its server again
 )
 
-// goal is what a drain is for: the highest of the notices that are due.
+// goal is the purpose of a drain: the highest of the notices that are due.
 type goal int
 
 const (
 	goalNone   goal = iota
 	goalReboot      // the machine comes back by itself: drain only
-	goalPark        // it stays, out of service, until the cloud takes it back
+	goalPark        // the machine stays, out of service, until the cloud returns it to service
 	goalLeave
 )
 
@@ -55,7 +55,7 @@ func goalOf(k Kind) goal {
 	return goalNone
 }
 
-// state is a drain: what drain.json holds, and what the agent has observed since it started.
+// state is a drain: the content of drain.json, and what the agent has observed since it started.
 type state struct {
 	Phase   phase   `json:"step,omitempty"`
 	Entered instant `json:"entered,omitempty"` // this phase
@@ -65,17 +65,17 @@ type state struct {
 	// Overruled are notices that the operator overruled, until the cloud withdraws them.
 	Overruled []overruled `json:"overruled,omitempty"`
 	Began     instant     `json:"began,omitempty"`
-	// Role and Budget are the settings at the begin of the drain: a restart with other settings moves no deadline. Budget is 0
-	// until it is final.
+	// Role and Budget are the settings at the start of the drain, so that a restart with other settings moves no deadline.
+	// Budget is 0 until it is final.
 	Role   string        `json:"role,omitempty"`
 	Budget time.Duration `json:"budget_ns,omitempty"`
-	// Deadline is the one at which the drain ended.
+	// Deadline is the deadline in force when the drain ended.
 	Deadline instant `json:"deadline,omitempty"`
-	// Want is the state that the node record must have, Have the one that it has.
+	// Want is the state that the node record must have, Have the state that it has.
 	Want  cluster.State `json:"want,omitempty"`
 	Have  cluster.State `json:"have,omitempty"`
 	Hooks []hook        `json:"hooks,omitempty"`
-	// NoHook and NoLaunchHook: the cloud has none of ours.
+	// NoHook and NoLaunchHook: the cloud has no hook for this agent.
 	NoHook       bool `json:"no_hook,omitempty"`
 	NoLaunchHook bool `json:"no_launch_hook,omitempty"`
 	// NeverJoined: the machine leaves before it has joined, so there are no sessions to wait for.
@@ -84,17 +84,17 @@ type state struct {
 	// Departure is recorded when the drain ends.
 	Departure *Departure `json:"departure,omitempty"`
 	StoppedAt instant    `json:"stopped,omitempty"`
-	// JoinedAt is when the machine had joined by then. Another value later is a join after the stop: an earlier one, too, for
-	// clocks are set.
+	// JoinedAt is the end of the last join before the stop. A different value, even an earlier one, is a join after the stop:
+	// the clock may have been set.
 	JoinedAt time.Time `json:"joined_at,omitzero"`
-	// Forgotten: a drain was forgotten, and the node record may still show its begin.
+	// Forgotten: a drain was forgotten, and the node record may still show it.
 	Forgotten bool   `json:"forgotten,omitempty"`
 	Start     *start `json:"start,omitempty"`
 
 	observed
 }
 
-// observed is what a restart of the agent observes again.
+// observed has the facts that the agent observes again after a restart.
 type observed struct {
 	balancers        []string // that send new sessions here
 	balancersAsked   bool
@@ -102,15 +102,15 @@ type observed struct {
 	countedAt        instant
 	uncountableSince instant
 	zeros            int
-	lastCount        instant // when the count after the deadline began
+	lastCount        instant // start of the count after the deadline
 	stopOverdue      bool    // the time for the stop is over
 	askDenied        map[bool]string
 	askNotBefore     instant
-	othersHooks      string   // hooks of other programs alone wait for this machine
+	othersHooks      string   // only hooks of other programs wait for this machine
 	launchHooks      string   // the same at a launch
 	settings         int      // how often the settings were read again
 	inService        instant  // when the group last had the machine in service
-	launched         bool     // the launch hook was looked for
+	launched         bool     // the agent has looked for the launch hook
 	unknown          []string // ids of the signals that this version does not know
 	cancelledBy      string
 	trouble          map[string]string
@@ -121,7 +121,7 @@ type observed struct {
 type overruled struct {
 	ID      string `json:"id"`
 	Missing int    `json:"missing,omitempty"`
-	// Rejoined: the operator joined the machine again after it had been parked. That outlasts a boot.
+	// Rejoined: the operator joined the machine again after it had been parked. It stays after a boot.
 	Rejoined bool `json:"rejoined,omitempty"`
 }
 
@@ -129,16 +129,16 @@ type overruled struct {
 type start struct {
 	ID     string  `json:"id"`
 	Since  instant `json:"since"`
-	Server bool    `json:"server,omitempty"` // is to be started first
+	Server bool    `json:"server,omitempty"` // the server must be started first
 	Proved instant `json:"proved,omitempty"`
 	Failed bool    `json:"failed,omitempty"`
 }
 
-// hook is a hook of ours that waits, or waited.
+// hook is a hook that waits, or waited, for this agent.
 type hook struct {
-	Hook   Hook    `json:"hook"` // its Limit is below
+	Hook   Hook    `json:"hook"` // without its Limit
 	Limit  instant `json:"limit,omitempty"`
-	Notice string  `json:"notice,omitempty"` // that named it
+	Notice string  `json:"notice,omitempty"` // that named the hook
 	// Since is when its timeout began.
 	Since    instant `json:"since"`
 	Extended instant `json:"extended,omitempty"`
@@ -147,7 +147,7 @@ type hook struct {
 	Failing bool   `json:"failing,omitempty"`
 	Denied  string `json:"denied,omitempty"`
 	End     End    `json:"end,omitempty"`
-	// Ours: the cloud confirmed that it is, until the settings are read again.
+	// Ours: the cloud confirmed that the hook is for this agent. It is checked again when the settings are read again.
 	Ours bool `json:"ours,omitempty"`
 
 	completionDenied string
@@ -160,7 +160,7 @@ type End string
 // The results.
 const (
 	EndCompleted End = "completed"
-	EndGone      End = "gone" // the cloud did not wait for our completion
+	EndGone      End = "gone" // the cloud did not wait for the completion
 	EndLeft      End = "left to its timeout"
 )
 
@@ -264,10 +264,10 @@ func (s *state) isDue(n notice, now instant, c *config) bool {
 	return at <= now || n.Begun && at <= now.Add(putOffTime)
 }
 
-// putOffTime is the time for which a node that drains does not serve in between.
+// putOffTime: a node that drains does not serve again if its notice is postponed by less.
 const putOffTime = time.Hour
 
-// goal is what the notices come to. A stop is not undone by their withdrawal.
+// goal returns the highest goal of the notices. After the stop of the server their withdrawal does not lower it.
 func (s *state) goal(now instant, c *config) goal {
 	goal := goalNone
 	if !s.reversible(s.Goal) {
@@ -279,7 +279,7 @@ func (s *state) goal(now instant, c *config) goal {
 	return goal
 }
 
-// cause is the notice that people see: the highest goal, and of several the first.
+// cause returns the notice to display: the first one with the highest goal.
 func (s *state) cause(now instant, c *config) (cause notice) {
 	list := s.due(now, c)
 	if len(list) == 0 {
@@ -297,7 +297,7 @@ func heaviest(list []notice) (best notice) {
 	return best
 }
 
-// boundNotices drops the notices that are too many, those whose deadline is last. The operator's and the shutdown stay.
+// boundNotices drops excess notices, those with the latest deadlines. The operator's request and the shutdown stay.
 func (s *state) boundNotices() {
 	rank := func(n notice) instant {
 		switch {
@@ -348,7 +348,7 @@ func hookKinds() []Kind { return []Kind{Terminate, Reimage, Park} }
 
 func (s *state) asks() bool { return s.has(hookKinds()...) != nil }
 
-// learn adds a hook, or what is new about one that is known.
+// learn adds a hook or updates a known one.
 func (s *state) learn(h Hook, limit instant, notice string, since instant) {
 	if !hookBounded(h) {
 		return
@@ -384,7 +384,7 @@ func (s *state) dropHooks(launching bool) {
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == launching })
 }
 
-// dropUnnamedHooks forgets the hooks of notices that are withdrawn.
+// dropUnnamedHooks deletes the hooks of withdrawn notices.
 func (s *state) dropUnnamedHooks() {
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool {
 		return !a.Hook.Launching && !s.asks() && (a.Notice == "" || s.notice(a.Notice) == nil)
@@ -403,7 +403,7 @@ func (n notice) event(kind string, details map[string]string) cluster.Event {
 	return cluster.Event{Kind: kind, Who: cmp.Or(n.Who, n.Source), Why: n.Reason, Details: details}
 }
 
-// left is how many sessions are waited for: an edge waits for its viewers, any other node for its publishers, too.
+// left returns the number of sessions to wait for: an edge waits for its viewers, any other node for its publishers, too.
 // Unknown is not zero.
 func (s *state) left(sessions cluster.Sessions, c *config) (n int, known bool) {
 	if s.role(c) == "edge" {
@@ -419,11 +419,11 @@ func (s *state) left(sessions cluster.Sessions, c *config) (n int, known bool) {
 	return n, known
 }
 
-// errNoPublishers: SRT and pulled streams use no connection to the RTMP port, so that no connection is no proof. It is enough
-// for a machine that shuts down anyway.
+// errNoPublishers: SRT and pulled streams do not use the RTMP port, so zero connections do not prove zero publishers. For a
+// machine that shuts down anyway they are enough.
 const errNoPublishers = "nothing is connected to the RTMP port, but streams that come another way are not known without MongoDB or the server's statistics"
 
-// role is the role at the begin of the drain, if it was known.
+// role returns the role at the start of the drain, if it was known.
 func (s *state) role(c *config) string { return cmp.Or(s.Role, c.Role) }
 
 func groupNotice(id string) bool { return strings.HasSuffix(topicOf(id), cloud.GroupTopic("")) }

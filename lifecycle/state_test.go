@@ -21,8 +21,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// TestKilledAtEveryWrite lets a drain be killed after each write of its record,
-// and right before each, and goes on from there.
+// TestKilledAtEveryWrite kills a drain after each write of its record, and right before each, and continues.
 func TestKilledAtEveryWrite(t *testing.T) {
 	const viewerLeaves = 3 * time.Minute
 	scenes := map[string]func(*world, *life){
@@ -56,9 +55,9 @@ func TestKilledAtEveryWrite(t *testing.T) {
 					w.onWrite = func(data []byte) { // the lock is held
 						if n++; n == killAt {
 							if before {
-								w.file = kept // the rename did not come to be
+								w.file = kept // the rename did not happen
 							}
-							w.diskErr = errors.New("killed") // nothing of this life is written any more
+							w.diskErr = errors.New("killed") // this process writes nothing any more
 							close(killed)
 						}
 						kept = data
@@ -73,8 +72,7 @@ func TestKilledAtEveryWrite(t *testing.T) {
 						l = w.live()
 						asked := slices.ContainsFunc(l.View().Notices, func(n Notice) bool { return n.Kind == Ask })
 						if l.View().Step == StepNone || name == "deadline" && !asked {
-							// Killed before the very first write: nobody was promised anything, and
-							// the source sees the notice still.
+							// Killed before the first write: no drain was confirmed, and the source still reports the notice.
 							begin(w, l)
 						}
 					}
@@ -90,10 +88,10 @@ func TestKilledAtEveryWrite(t *testing.T) {
 					if name == "deadline" && killAt > 4 && w.cutAt.Sub(began) > 2*time.Minute+7*time.Second {
 						t.Errorf("killed at write %d (before %v): cut only after %s", killAt, before, w.cutAt.Sub(began))
 					}
-					if got := w.order(); name != "unjoined" && strings.Index(got, "row:left") > strings.Index(got, "complete?") {
-						t.Errorf("killed at write %d (before %v): the cloud was told first: %s", killAt, before, got)
+					if got := w.order(); name != "unjoined" && strings.Index(got, "record:left") > strings.Index(got, "complete?") {
+						t.Errorf("killed at write %d (before %v): the hook was completed first: %s", killAt, before, got)
 					}
-					end = fmt.Sprintf("state %s, row %s, cut %d, completed %v, registry told %v", v.State, w.row, w.cut, w.completed, v.RegistryTold)
+					end = fmt.Sprintf("state %s, record %s, cut %d, completed %v, record written %v", v.State, w.record, w.cut, w.completed, v.RegistryTold)
 					l.kill()
 					if killAt == 0 {
 						writes = len(w.snapshots)
@@ -143,7 +141,8 @@ func TestSameDeadlineAfterARestart(t *testing.T) {
 	})
 }
 
-// TestClockJumps sets the wall clock while the agent is down: no deadline moves, and people see the same one by the new clock.
+// TestClockJumps sets the wall clock while the agent is down: no deadline moves, and the view shows the same one by the new
+// clock.
 func TestClockJumps(t *testing.T) {
 	for name, jump := range map[string]time.Duration{"forward": 5 * time.Hour, "back": -5 * time.Hour, "a little": 300 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
@@ -153,7 +152,7 @@ func TestClockJumps(t *testing.T) {
 				l := w.live()
 				must.OK(t, l.Drain(DrainRequest{Deadline: 30 * time.Minute}))
 				l.kill()
-				// As if all was written by another clock.
+				// As if another clock had written everything.
 				var d document
 				must.OK(t, json.Unmarshal(w.file, &d))
 				d.Start = d.Start.Add(-jump)
@@ -309,15 +308,15 @@ func TestAnotherBoot(t *testing.T) {
 				}
 				l.until("there", time.Minute, c.until)
 				l.kill()
-				w.boot, w.row = "boot-2", cluster.StateActive
+				w.boot, w.record = "boot-2", cluster.StateActive
 				l = w.live()
 				defer l.kill()
 				tick(time.Second)
 				if v := l.View(); v.State != c.state || v.Ready != (c.state == StateActive) {
 					t.Errorf("%s, ready %v, notes %v", v.State, v.Ready, v.Notes)
 				}
-				if want := cluster.State(c.state); w.row != want {
-					t.Errorf("row %s", w.row)
+				if want := cluster.State(c.state); w.record != want {
+					t.Errorf("record %s", w.record)
 				}
 			})
 		})
@@ -350,7 +349,7 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// A disk that was copied while its machine drained for its own end: the copy serves.
+// A machine with a copy of the disk of a terminated machine serves.
 func TestDrainOfAnotherMachine(t *testing.T) {
 	for hardware, ready := range map[string]bool{"copy": true, "old": false, "": false} {
 		bubble(t, func(t *testing.T) {

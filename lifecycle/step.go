@@ -12,30 +12,29 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// config is what a step depends on besides the state.
+// config has the inputs of a step besides the state.
 type config struct {
-	// Joined reports whether the machine is a node, JoinedAt when the last join ended.
-	// Each reads a file.
+	// Joined reports whether the machine is a node, JoinedAt returns the end of the last join. Each reads a file.
 	Joined   func() bool
 	JoinedAt func() time.Time
 	Role     string
-	// Budget is how long sessions are waited for. It is not Final while an instance tag may still change it.
+	// Budget is how long a drain waits for sessions. It is not Final while an instance tag may still change it.
 	Budget time.Duration
 	Final  bool
 	// Hooks: the cloud has hooks. Proves: a launch can be proved.
 	Hooks, Proves bool
 	Sample        time.Duration // from one count to the next
 	Wall          wallClock
-	// Balancers: the load balancers that send sessions here can be asked for.
+	// Balancers: the agent can ask which load balancers send sessions here.
 	Balancers bool
-	// NoneBefore: the last count before the drain, a moment ago, found no session.
+	// NoneBefore: the last count, shortly before the drain, found no session.
 	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
-	taken      func(transition int) // for tests; nil is none
+	taken      func(transition int) // for tests; may be nil
 }
 
 const (
-	// reserveTime is kept of the cloud's time for stopping, deregistering and completing: the server takes some 17 s to end
-	// with streams on it, the rest a second each.
+	// reserveTime is the part of the cloud's time for stopping, deregistering and completing: with streams the server takes
+	// about 17 s to end, each other step about a second.
 	reserveTime = 30 * time.Second
 	// shutdownReserve is the same if systemd stops the server.
 	shutdownReserve = time.Second
@@ -43,7 +42,7 @@ const (
 	// shuts down without sessions.
 	announceTime       = 2 * time.Second
 	announceNobodyTime = 500 * time.Millisecond
-	// balancerTime bounds the wait for load balancers that confirm what they do: they look at the registry each second.
+	// balancerTime bounds the wait for load balancers that confirm their state: they read the registry each second.
 	balancerTime = 10 * time.Second
 	// deregisterTime bounds the wait for the node record after the stop.
 	deregisterTime = 10 * time.Second
@@ -51,9 +50,9 @@ const (
 	uncountableTime = 2 * time.Minute
 	// lastCountTime is how long a stop at the deadline waits for a count.
 	lastCountTime = time.Second
-	// proveTime is after what a start has failed.
+	// proveTime is the time after which a start has failed.
 	proveTime = 10 * time.Minute
-	// idleHookTime is how long a hook is asked for that may not exist for what happens: detach, standby, most launches.
+	// idleHookTime is how long the agent tries a hook that may not exist for this transition: detach, standby, most launches.
 	idleHookTime = 10 * time.Minute
 	// parkedHookTime is longer than a load balancer takes to release a machine, which precedes the wait of a pool's hook.
 	parkedHookTime = 2 * time.Hour
@@ -63,13 +62,13 @@ const (
 	spotTime = 5 * time.Minute
 )
 
-// How many counts in a row must find no session. An HLS player may be between two connections at one moment.
+// Consecutive counts that must find no session. An HLS player may be between two connections at one moment.
 const (
 	zerosNeeded        = 2
 	zerosByConnections = 10
 )
 
-// event is something that was observed. It changes facts; the transitions follow from these.
+// event is an observation. It changes facts; the transitions follow from these.
 type event interface {
 	apply(s *state, now instant, c *config) error
 }
@@ -89,7 +88,7 @@ func step(s state, ev event, now instant, c *config) (state, error) {
 				t.do(&s, now, c)
 			}
 			s.update(now, c)
-			i = -1 // the first that applies now
+			i = -1 // search from the first transition again
 		}
 	}
 	return s, err
@@ -102,7 +101,7 @@ type transition struct {
 	do       func(*state, instant, *config)
 }
 
-// transitions is the whole machine: the first that applies is taken.
+// transitions is the whole state machine: the first transition that applies is taken.
 var transitions = []transition{
 	{phaseServing, phaseAnnouncing, "a notice is due", joinedAndDue, begin},
 	{phaseServing, phaseCompleting, "a machine that has not joined leaves", neverJoined, begin},
@@ -117,7 +116,7 @@ var transitions = []transition{
 	{phaseStopFailed, phaseDeregistering, "the server has ended", stopped, deregister},
 	{phaseDeregistering, phaseCompleting, "the record says left, or 10 s have passed", deregistered, nil},
 	{phaseCompleting, phaseAnnouncing, "the machine has joined after all", joinedAfterAll, begin},
-	{phaseCompleting, phaseDone, "no hook waits, or none can be completed", hooksSettled, finish},
+	{phaseCompleting, phaseDone, "no hook waits, or none can be completed", hooksDone, finish},
 	{phaseDone, phaseServing, "the machine was joined again", rejoined, forgetDrain},
 	{phaseDone, phaseAnnouncing, "a notice above the reboot is due", aboveReboot, begin},
 	{phaseDone, phaseServing, "no reboot is due any more", rebootWithdrawn, serveAgain},
@@ -153,7 +152,7 @@ func (s *state) update(now instant, c *config) {
 	s.updateStart(now, c)
 }
 
-// counted reports whether the last count shows which sessions there are now.
+// counted reports whether the last count is recent.
 func (s *state) counted(now instant, c *config) bool {
 	return s.sessions != nil && now.Sub(s.countedAt) <= 2*c.Sample+time.Second
 }
@@ -201,7 +200,7 @@ func noteBalancers(s *state, _ instant, _ *config) {
 	}
 }
 
-// noneBefore reports whether a machine that shuts down had no session before, either.
+// noneBefore reports whether a machine that shuts down had no session at the last count before the drain.
 func (s *state) noneBefore(c *config) bool {
 	return s.has(Shutdown) != nil && c.NoneBefore != nil && c.NoneBefore(func(n cluster.Sessions) (int, bool) { return s.left(n, c) })
 }
@@ -240,12 +239,12 @@ func (s *state) returning(now instant, c *config) bool {
 	return s.Goal == goalPark && len(s.due(now, c)) == 0
 }
 
-func hooksSettled(s *state, now instant, c *config) bool {
-	return s.settled(now, c) || s.goal(now, c) == goalPark && (s.Entered.Add(idleHookTime).reached(now) || s.returning(now, c))
+func hooksDone(s *state, now instant, c *config) bool {
+	return s.hasNoPendingHook(now, c) || s.goal(now, c) == goalPark && (s.Entered.Add(idleHookTime).reached(now) || s.returning(now, c))
 }
 
 func hookWaits(s *state, now instant, c *config) bool {
-	return s.goal(now, c) == goalLeave && !s.settled(now, c)
+	return s.goal(now, c) == goalLeave && !s.hasNoPendingHook(now, c)
 }
 
 func rejoined(s *state, _ instant, c *config) bool {
@@ -253,7 +252,7 @@ func rejoined(s *state, _ instant, c *config) bool {
 		return false
 	}
 	at := c.JoinedAt()
-	if at.IsZero() || s.JoinedAt.IsZero() { // at the stop it could not be read
+	if at.IsZero() || s.JoinedAt.IsZero() { // JoinedAt could not be read at the stop
 		return c.Wall.instant(at) > s.StoppedAt
 	}
 	return !at.Equal(s.JoinedAt)
@@ -362,7 +361,8 @@ func deregister(s *state, _ instant, c *config) {
 
 func finish(s *state, now instant, c *config) {
 	s.Goal = max(s.Goal, s.goal(now, c))
-	// A hook of the end that does not answer, or does not wait yet, is asked further. The launch hook waits for the way back.
+	// The agent continues with a termination hook that does not answer or does not wait yet. The launch hook waits for the
+	// return.
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; a.End == "" && s.Goal == goalPark && a.Hook.Launching && a.completionDenied == "" {
 			s.leaveHook(a)
@@ -397,7 +397,7 @@ func resume(s *state, now instant, c *config) {
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == goalReboot })
 	s.reset()
 	s.leaveRecord()
-	// What waited has been completed, or waits no more; the hook of the start is asked for again.
+	// The hooks of the parking have ended. The agent asks for the launch hook again.
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return !a.Hook.Launching || a.End != "" })
 	s.Start = &start{ID: "resume", Since: now, Server: true}
 }
@@ -417,11 +417,11 @@ func (s *state) resetCounts() {
 	}
 }
 
-// leaveRecord lets the session of the daemon write the node record, after a drain that is over.
+// leaveRecord returns the node record to the daemon after a drain that is over.
 func (s *state) leaveRecord() { s.Want, s.Have, s.Forgotten = "", "", true }
 
-// forgetDrain ends a drain because the machine was joined again. Notices stay that came since it began, or are announced for
-// later: who joined knew only what the drain was for.
+// forgetDrain deletes a drain because the machine was joined again. It keeps notices that came after the start of the drain, or
+// are announced for later: the join answers only the notices that caused the drain.
 func forgetDrain(s *state, now instant, c *config) {
 	stays := s.outlasting(now, c)
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool {
@@ -442,11 +442,11 @@ func forgetDrain(s *state, now instant, c *config) {
 	s.leaveRecord()
 	s.Hooks = nil
 	if s.asks() || slices.ContainsFunc(hooks, func(a hook) bool { return s.notice(a.Notice) != nil }) {
-		s.Hooks, s.NoHook = hooks, none // the cloud has been answered
+		s.Hooks, s.NoHook = hooks, none // the hooks have been completed
 	}
 }
 
-// outlasting reports of a notice whether it stays in force over a join.
+// outlasting returns a function that reports whether a notice stays in force after a join.
 func (s *state) outlasting(now instant, c *config) func(notice) bool {
 	never, joined := s.NeverJoined && s.goal(now, c) > goalNone, c.Joined()
 	return func(n notice) bool {

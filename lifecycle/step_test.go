@@ -28,11 +28,11 @@ type history struct {
 	rng *rand.Rand
 	s   state
 	c   config
-	// joined and joinedAt are what the state file says.
+	// joined and joinedAt are the content of the state file.
 	joined   bool
 	joinedAt time.Time
 	now      instant
-	// sources are what the cloud reports, by topic.
+	// sources are the reports of the cloud, by topic.
 	sources map[string][]cloud.Notice
 	steps   int
 }
@@ -51,7 +51,7 @@ func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
 	return h
 }
 
-// do applies an event and holds to what must be so whatever happens.
+// do applies an event and checks the invariants.
 func (h *history) do(e event) error {
 	before := h.s
 	next, err := step(h.s, e, h.now, &h.c)
@@ -93,7 +93,7 @@ func (h *history) invariants(before state, e event, err error) {
 
 func (h *history) pick(of ...event) event { return of[h.rng.IntN(len(of))] }
 
-// random is one of the events that can come now.
+// random returns one of the events that can come now.
 func (h *history) random() event {
 	rng := h.rng
 	count := func() *int {
@@ -142,7 +142,7 @@ func (h *history) random() event {
 		return look("aws-scheduled", Reboot)
 	case 5:
 		return h.pick(look("aws-spot"), look("aws-scheduled"))
-	case 6: // the same look again
+	case 6: // the same report again
 		for topic, current := range h.sources {
 			return reported{topic, current}
 		}
@@ -181,7 +181,7 @@ func balancersSeen(using ...string) event {
 	return change(func(s *state) { s.balancers, s.balancersAsked = using, true })
 }
 
-// drift changes what the steps depend on.
+// drift changes the inputs of the steps.
 func (h *history) drift() {
 	switch h.rng.IntN(12) {
 	case 0:
@@ -200,8 +200,8 @@ func (h *history) drift() {
 	}
 }
 
-// A million random steps keep the invariants, and take every transition. From where each history ends, the drain ends by itself:
-// sessions stay uncountable, MongoDB and the cloud stay away, and only the server stops as it is told.
+// A million random steps keep the invariants and take every transition. After each history the drain ends by itself: sessions
+// stay uncountable, MongoDB and the cloud stay away, and only the server stops when asked to.
 func TestRandomSteps(t *testing.T) {
 	fired := make([]atomic.Int64, len(transitions))
 	var steps atomic.Int64
@@ -230,7 +230,7 @@ func TestRandomSteps(t *testing.T) {
 	}
 }
 
-// ends plays on without help until the drain is over, or waits for the cloud alone.
+// ends continues without outside help until the drain is over, or waits only for the cloud.
 func (h *history) ends() {
 	h.c.Final = true
 	began := h.now
@@ -241,7 +241,7 @@ func (h *history) ends() {
 		case !s.leaving() && (len(s.due(h.now, &h.c)) == 0 || !h.joined), s.Phase == phaseDone, p.Exit:
 			return
 		case s.Phase == phaseCompleting && (len(p.Hooks) > 0 || p.FindHooks[false] || p.FindHooks[true]):
-			return // the cloud is asked, for ever
+			return // the agent asks the cloud for ever
 		}
 		if p.WakeAt != 0 {
 			h.now = p.WakeAt
@@ -260,7 +260,7 @@ func (h *history) ends() {
 	h.t.Errorf("the drain does not end in %s: %+v", h.now.Sub(began), h.s)
 }
 
-// The table of docs/drain.md is the table of the code.
+// The table in docs/drain.md matches the code.
 func TestDrainTable(t *testing.T) {
 	const file, begin, end = "../docs/drain.md", "<!-- transitions -->\n", "<!-- end -->"
 	name := func(p phase) string {

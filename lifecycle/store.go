@@ -21,7 +21,7 @@ const RecordPath = "/var/lib/amsagent/drain.json"
 
 const recordVersion = 2
 
-// Files keeps the file of a drain. [conf.Store] does.
+// Files stores the file of a drain. [conf.Store] implements it.
 type Files interface {
 	Read(path string) (conf.File, error)
 	WriteFile(path string, data []byte, mode, dirMode fs.FileMode) error
@@ -33,17 +33,17 @@ var _ Files = (*conf.Store)(nil)
 // document is drain.json. It holds no secret.
 type document struct {
 	Version int `json:"version"`
-	// Boot is the boot whose clock the moments are of, Start the wall time of its 0.
+	// Boot is the boot whose clock the instants belong to, Start the wall time of instant 0.
 	Boot  string    `json:"boot,omitempty"`
 	Start time.Time `json:"boot_time,omitzero"`
-	// Hardware is the machine that wrote this, see [Hardware]: a copy of its disk ignores it.
+	// Hardware is the [Hardware] of the machine that wrote the file: a machine with a copy of its disk ignores the file.
 	Hardware string `json:"hardware,omitempty"`
 	state
 }
 
 func (d *document) wall() wallClock { return wallClock(d.Start) }
 
-// load reads the drain of a former run of the daemon; nil if there is none.
+// load returns the drain of an earlier run of the daemon, or nil.
 func load(files Files) (*document, error) {
 	f, err := files.Read(RecordPath)
 	if err != nil || !f.Exists() {
@@ -95,7 +95,7 @@ func (d *document) encode() ([]byte, error) {
 	return data.Bytes(), err
 }
 
-// restore continues with what was read, at the start of the daemon.
+// restore returns the state with which the daemon continues after its start.
 func (d *document) restore(boot, hardware string, now instant, c *config) state {
 	s := d.clone()
 	if d.Hardware != "" && hardware != "" && d.Hardware != hardware {
@@ -106,9 +106,9 @@ func (d *document) restore(boot, hardware string, now instant, c *config) state 
 	if boot == "" || d.Boot != boot {
 		return s.restoreAfterBoot(now)
 	}
-	// There may be other settings now, by which a hook is ours.
+	// The settings may name other hooks now.
 	s.NoHook, s.NoLaunchHook = false, false
-	// The machine did not shut down. What is not due yet is reported again if it still holds.
+	// The machine did not shut down. The cloud reports notices that are not due yet again if they are still in force.
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n, now, c) && n.inForce() })
 	if s.Phase == phaseDown {
 		s.Phase, s.Entered = phaseDraining, now
@@ -126,8 +126,8 @@ func (d *document) restore(boot, hardware string, now instant, c *config) state 
 	return s
 }
 
-// restoreAfterBoot keeps that the cloud terminates the machine, and nothing else: a machine that was drained, parked or rebooted
-// serves again by being started.
+// restoreAfterBoot keeps a termination by the cloud, and otherwise no notice: a machine that was drained, parked or rebooted
+// serves again after its start.
 func (s state) restoreAfterBoot(now instant) state {
 	next := state{}.clone()
 	for _, o := range s.Overruled {

@@ -11,15 +11,15 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// moment is one line of the timeline: when sessions are waited for no longer, and what says so.
+// moment is one line of the timeline: when the wait for sessions ends, and its source.
 type moment struct {
 	at   instant
-	ends instant // the cloud, or the machine, ends then; 0: nothing does
+	ends instant // when the machine ends, or the cloud stops waiting; 0 if neither does
 	by   string
 }
 
-// timeline is everything that ends the wait for sessions, the first first. The operator's --deadline replaces the configured one,
-// later or earlier; the cloud can only shorten that.
+// timeline returns everything that ends the wait for sessions, the earliest first. The operator's --deadline replaces the
+// configured one, later or earlier; the cloud can only shorten it.
 func (s *state) timeline(c *config) []moment {
 	var list []moment
 	if m, ok := s.askedFor(c); ok {
@@ -45,7 +45,7 @@ func (s *state) timeline(c *config) []moment {
 		if limit := a.limit(); limit != 0 {
 			list = append(list, moment{at: limit.Add(-min(reserveTime, limit.Sub(a.Since)/4)), ends: limit, by: name + ", which waits no longer than that"})
 		}
-		// While heartbeats succeed, its timeout says nothing.
+		// The timeout matters only if heartbeats fail.
 		if lapse := a.lapse(); lapse != 0 && (a.Failing || a.Denied != "" || !c.Hooks) {
 			why := ", unless a heartbeat gets through"
 			if a.Denied != "" {
@@ -58,7 +58,7 @@ func (s *state) timeline(c *config) []moment {
 	return list
 }
 
-// askedFor is the operator's last deadline, else the configured one.
+// askedFor returns the operator's last deadline, or else the configured one.
 func (s *state) askedFor(c *config) (m moment, ok bool) {
 	for _, n := range s.Notices {
 		if n.Kind == Ask && n.Deadline != 0 {
@@ -72,7 +72,7 @@ func (s *state) askedFor(c *config) (m moment, ok bool) {
 	return moment{at: s.Began.Add(s.budget(c)), by: "the configured deadline"}, s.Began != 0
 }
 
-// budget is how long this drain waits for sessions unless the operator says a time.
+// budget returns how long this drain waits for sessions unless the operator sets a deadline.
 func (s *state) budget(c *config) time.Duration {
 	if s.leaving() && s.Budget > 0 {
 		return s.Budget
@@ -80,7 +80,7 @@ func (s *state) budget(c *config) time.Duration {
 	return c.Budget
 }
 
-// deadline is when sessions are waited for no longer; 0 is none.
+// deadline returns when the wait for sessions ends; 0 if it has no limit.
 func (s *state) deadline(c *config) instant {
 	if list := s.timeline(c); len(list) > 0 {
 		return list[0].at
@@ -88,7 +88,7 @@ func (s *state) deadline(c *config) instant {
 	return 0
 }
 
-// ends is when the machine ends, or a hook waits no longer; 0 if nothing ends.
+// ends returns when the machine ends, or a hook stops waiting; 0 if nothing ends.
 func (s *state) ends(c *config) instant {
 	var first instant
 	for _, m := range s.timeline(c) {
@@ -102,8 +102,8 @@ func (s *state) ends(c *config) instant {
 // endGrace is the time after which an announced end that did not come is ignored.
 const endGrace = 10 * time.Second
 
-// stepTime is how long a step may take that began at a moment: its own time, less if the machine ends before, and a second at
-// least.
+// stepTime returns how long a step may take that began at a moment: its own time, less if the machine ends before, but at least
+// a second.
 func (s *state) stepTime(own, keep time.Duration, began instant, c *config) time.Duration {
 	ends := s.ends(c)
 	left := ends.Sub(began)
@@ -113,8 +113,8 @@ func (s *state) stepTime(own, keep time.Duration, began instant, c *config) time
 	return min(own, max(left-keep, time.Second))
 }
 
-// shutdownEnds is until when a machine that shuts down waits for the drain; 0 if it does not shut down. It does not wait for a
-// cloud that does not answer, nor for a server that does not end.
+// shutdownEnds returns when a machine that shuts down stops waiting for the drain; 0 if it does not shut down. It waits neither
+// for a cloud that does not answer nor for a server that does not end.
 func (s *state) shutdownEnds() instant {
 	n := s.has(Shutdown)
 	switch {
@@ -126,7 +126,8 @@ func (s *state) shutdownEnds() instant {
 	return n.Deadline
 }
 
-// dueAt is when the drain for a notice begins. What is announced for days ahead begins in time for the budget.
+// dueAt returns when the drain for a notice begins. For an event that is announced days ahead, it begins early enough for the
+// budget.
 func (s *state) dueAt(n notice, c *config) instant {
 	if (n.Kind == Reboot || n.Kind == Interrupt) && n.Deadline.Sub(n.Received) > spotTime {
 		return max(n.Received, n.Deadline.Add(-s.budget(c)-reserveTime))
@@ -134,10 +135,10 @@ func (s *state) dueAt(n notice, c *config) instant {
 	return n.Received
 }
 
-// maxExtends is by how often its timeout a hook can be kept waiting.
+// maxExtends is the number of timeouts for which a hook can be kept waiting.
 const maxExtends = 100
 
-// limit is when the cloud waits no longer, whatever heartbeats it gets; 0 is not known.
+// limit returns when the cloud stops waiting in spite of heartbeats; 0 if unknown.
 func (a *hook) limit() instant {
 	if a.Limit != 0 || a.Hook.Timeout <= 0 {
 		return a.Limit
@@ -145,7 +146,7 @@ func (a *hook) limit() instant {
 	return a.Since.Add(min(cloud.LongestWait, maxExtends*min(a.Hook.Timeout, cloud.LongestWait)))
 }
 
-// lapse is when the hook ends without another heartbeat; 0 is not known.
+// lapse returns when the hook ends without another heartbeat; 0 if unknown.
 func (a *hook) lapse() instant {
 	if a.Hook.Timeout <= 0 {
 		return 0
@@ -153,14 +154,14 @@ func (a *hook) lapse() instant {
 	return max(a.Since, a.Extended).Add(a.Hook.Timeout)
 }
 
-// String names the notice for people.
+// String describes the notice for people.
 func (n notice) String() string {
 	reason := n.Reason
 	text := n.Source
 	switch n.Kind {
 	case Ask:
 		text = "drain requested"
-		if who, _, _ := strings.Cut(n.Who, ", amsagent "); who != "" { // the command says nothing more
+		if who, _, _ := strings.Cut(n.Who, ", amsagent "); who != "" { // the name of the command adds nothing
 			text += " by " + who
 		}
 	case Shutdown:

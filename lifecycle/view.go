@@ -14,7 +14,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// State is where the node stands for whoever asks this machine.
+// State is the state of the node for programs on this machine.
 type State string
 
 // The states.
@@ -22,11 +22,11 @@ const (
 	StateActive   State = "active"
 	StateDraining State = "draining"
 	StateLeft     State = "left"
-	StateParked   State = "parked"   // left, and to come back
-	StateResuming State = "resuming" // coming back
+	StateParked   State = "parked"   // left, and will return
+	StateResuming State = "resuming" // returning
 )
 
-// Step is how far a drain is, for people and programs.
+// Step is the progress of a drain, for people and programs.
 type Step string
 
 // The steps, in their order.
@@ -40,17 +40,17 @@ const (
 	StepDone          Step = "done"
 )
 
-// Moment is one line of the timeline: when sessions are waited for no longer, and what says so.
+// Moment is one line of the timeline: when the wait for sessions ends, and its source.
 type Moment struct {
 	At time.Time `json:"at"`
-	// Ends is when the cloud, or the machine, ends; zero if nothing does.
+	// Ends is when the machine ends, or the cloud stops waiting; zero if neither does.
 	Ends time.Time `json:"ends,omitzero"`
 	By   string    `json:"by"`
-	// Decides marks the one that counts.
+	// Decides: this moment sets the deadline.
 	Decides bool `json:"decides,omitempty"`
 }
 
-// Note is one line of what happened.
+// Note is one line of the log of a drain.
 type Note struct {
 	At   time.Time `json:"at"`
 	Text string    `json:"text"`
@@ -62,71 +62,69 @@ type View struct {
 	// Ready is false as soon as new sessions must not come here.
 	Ready bool `json:"ready"`
 	Step  Step `json:"step,omitempty"`
-	// Kind, Reason and Who are those of the weightiest notice.
+	// Kind, Reason and Who are those of the notice with the highest goal.
 	Kind     Kind      `json:"kind,omitempty"`
 	Reason   string    `json:"reason,omitempty"`
 	Who      string    `json:"who,omitempty"`
 	Begun    time.Time `json:"begun,omitzero"`
 	Deadline time.Time `json:"deadline,omitzero"`
-	// DeadlineBy is whose word the deadline is; Timeline all that end something.
+	// DeadlineBy is the source of the deadline, Timeline everything that ends the wait for sessions.
 	DeadlineBy string   `json:"deadline_by,omitempty"`
 	Timeline   []Moment `json:"timeline,omitempty"`
 	Notices    []Notice `json:"notices,omitempty"`
-	// NextDrain is when a drain begins that is announced.
+	// NextDrain is when an announced drain begins.
 	NextDrain time.Time `json:"next_drain,omitzero"`
-	// Dismissed are the ids of the notices that a person overruled.
+	// Dismissed are the ids of the notices that the operator overruled.
 	Dismissed []string `json:"dismissed,omitempty"`
 
 	// Balancers are the load balancers that still sent new sessions here when the counting began, or send them now.
 	Balancers []string `json:"balancers,omitempty"`
-	// Sessions are those of the last count; nil before the first one.
+	// Sessions is the last count; nil before the first one.
 	Sessions *cluster.Sessions `json:"sessions,omitempty"`
 	Counted  time.Time         `json:"counted,omitzero"`
 	// Progress is one line for a person.
 	Progress string `json:"progress,omitempty"`
-	// StopFailed: Ant Media Server did not end in its time; its stop is tried again, and
-	// the registry keeps the node as draining.
+	// StopFailed: Ant Media Server did not end in time; the agent retries the stop, and the registry keeps the node as draining.
 	StopFailed bool `json:"stop_failed,omitempty"`
 	// CancelledBy is the person or program that cancelled the last drain.
 	CancelledBy string `json:"cancelled_by,omitempty"`
-	// Cut is how many sessions the stop of AMS cut; nil where nobody could count.
+	// Cut is how many sessions the stop of AMS cut; nil if they could not be counted.
 	Cut *int `json:"cut,omitempty"`
 
-	// Registry is the state that our row is to have, RegistryTold whether it has.
+	// Registry is the state that the node record must have, RegistryTold whether it has that state.
 	Registry     cluster.State `json:"registry,omitempty"`
 	RegistryTold bool          `json:"registry_told"`
 	Hooks        []HookView    `json:"hooks,omitempty"`
-	// Start is how the start is going that a cloud waits for: "", "starting",
-	// "proved", "failed".
+	// Start is the progress of a start that a hook may wait for: "", "starting", "proved", "failed".
 	Start string `json:"start,omitempty"`
-	// LaunchHooks: none of these launch hooks is this agent's, and the setting to name one.
-	// It is no trouble, for all of them may be other programs'.
+	// LaunchHooks: the launch hooks, if none of them is this agent's, and the setting to name one. This is not reported as
+	// trouble: all of them may belong to other programs.
 	LaunchHooks string `json:"launch_hooks,omitempty"`
-	// NeverJoined: it goes without ever having joined, so only the cloud is told.
+	// NeverJoined: the machine leaves before it has joined, so the agent only completes the cloud's hook.
 	NeverJoined bool `json:"never_joined,omitempty"`
-	// Over: the machine goes down, and nothing more is done before that.
+	// Over: the machine shuts down, and the agent has no more work before that.
 	Over bool `json:"over,omitempty"`
-	// UnknownSignals is how many signals of the cloud came that this version does not know.
+	// UnknownSignals is the number of the cloud's signals that this version does not know.
 	UnknownSignals int `json:"unknown_signals,omitempty"`
-	// Trouble is what does not go well now, by what it is about.
+	// Trouble: current failures, by step.
 	Trouble map[string]string `json:"trouble,omitempty"`
 	Notes   []Note            `json:"notes,omitempty"`
 }
 
-// HookView is one hook and what was done about it.
+// HookView is one hook and the calls of the agent for it.
 type HookView struct {
 	Hook
 	Beats  int       `json:"beats"`
 	Beaten time.Time `json:"beaten,omitzero"`
-	// Ends is when the cloud waits no longer; zero is not known.
+	// Ends is when the cloud stops waiting; zero if unknown.
 	Ends time.Time `json:"ends,omitzero"`
 	// Denied is the permission that is missing.
 	Denied string `json:"denied,omitempty"`
 	End    End    `json:"end,omitempty"`
 }
 
-// Finished tells that a drain has come to its end as far as this node goes:
-// whatever the cloud still has to be told, nobody needs to wait for it.
+// Finished reports whether the drain has ended on this node. No client needs to wait for calls to the cloud that are still
+// pending.
 func (v View) Finished() bool {
 	switch v.State {
 	case StateLeft, StateParked, StateDraining: // drained, and the machine is about to be restarted
@@ -136,14 +134,14 @@ func (v View) Finished() bool {
 	return true
 }
 
-// OnlyCloud reports whether all is done but to tell the cloud, which cannot be told at
-// the moment. It is tried on, however long that takes.
+// OnlyCloud reports whether the completion of the cloud's hook is the only work left, and fails now. The agent retries it
+// without a limit.
 func (v View) OnlyCloud() bool {
 	gone := v.State == StateLeft || v.State == StateParked || v.NeverJoined
 	return gone && v.Step == StepCompleting && (v.Trouble[troubleDiscover] != "" || v.Trouble[troubleComplete] != "")
 }
 
-// View returns what is known now. It never waits.
+// View returns the current view. It never blocks.
 func (r *Runner) View() View { return *r.view.Load() }
 
 // Subscribe sends the view at once and after each change, until ctx ends; then it closes the channel. A slow reader misses views.
@@ -197,7 +195,7 @@ func (s *state) viewState(goal goal) State {
 	return StateLeft
 }
 
-// viewOf needs the lock.
+// viewOf requires that the caller holds the lock.
 func (r *Runner) viewOf(now instant, c *config, p plan) View {
 	s, wall := &r.state, c.Wall.time
 	v := View{
@@ -266,7 +264,7 @@ func (st *start) view() string {
 	return "starting"
 }
 
-// Line is how a drain is going, as of now: "2 publishers, 31 viewers left, 11m of the hook's budget".
+// Line returns the progress of a drain at a time: "2 publishers, 31 viewers left, 11m of the hook's budget".
 func (v View) Line(now time.Time) string {
 	switch v.Step {
 	case StepAnnouncing:
@@ -306,7 +304,7 @@ func (v View) Line(now time.Time) string {
 	return ""
 }
 
-// timeLeft names the time that is running, and how much of it is left; "" where none runs.
+// timeLeft returns the current time limit and how much of it is left; "" if there is no limit.
 func (v View) timeLeft(now time.Time) string {
 	left := v.Deadline.Sub(now)
 	switch {
@@ -322,7 +320,7 @@ func (v View) timeLeft(now time.Time) string {
 	return shortTime(left) + " to the deadline"
 }
 
-// shortTime is a time in whole minutes, below one in whole seconds: 11m, 1h5m, 40s.
+// shortTime formats a time in whole minutes, or below one minute in whole seconds: 11m, 1h5m, 40s.
 func shortTime(d time.Duration) string {
 	if d < time.Minute {
 		return d.Truncate(time.Second).String()

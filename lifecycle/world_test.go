@@ -32,8 +32,7 @@ const (
 	opContinue op = troubleComplete
 )
 
-// world is a machine, its cluster and its cloud, all of them fakes that fail as
-// the test says.
+// world is a machine, its cluster and its cloud: fakes that fail as the test sets them.
 type world struct {
 	t   *testing.T
 	mu  sync.Mutex
@@ -41,7 +40,7 @@ type world struct {
 
 	// The machine.
 	publishers, viewers *int
-	countedBy           cluster.CountedBy // "" is by AMS
+	countedBy           cluster.CountedBy // "" means by AMS
 	publishersBy        cluster.CountedBy
 	countErr            error
 	countHang           bool
@@ -57,7 +56,7 @@ type world struct {
 	born                time.Time
 
 	// The registry.
-	row         cluster.State
+	record      cluster.State
 	reason      string
 	stopFailed  bool
 	mongoErr    error
@@ -68,10 +67,10 @@ type world struct {
 	events      []cluster.Event
 
 	// The cloud.
-	hook      *Hook         // of the group, and ours unless there are others
-	foreign   *Hook         // of the group, and another program's
-	named     []Hook        // those that notices have named: the group has them, too
-	extends   time.Duration // how long a hook waits from a heartbeat on; 0 is its own timeout
+	hook      *Hook         // of the group, and of this agent unless there are others
+	foreign   *Hook         // of the group, and of another program
+	named     []Hook        // the hooks that notices have named: the group has them, too
+	extends   time.Duration // how long a hook waits after a heartbeat; 0 means its own timeout
 	waitsFrom time.Time
 	gone      bool
 	cloudErr  func(op) error
@@ -82,7 +81,7 @@ type world struct {
 	proveErr  error
 	proveHang bool
 
-	current map[string][]cloud.Notice // that the metadata report, by topic
+	current map[string][]cloud.Notice // in the metadata, by topic
 
 	// The disk.
 	file      []byte
@@ -97,7 +96,7 @@ type entry struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, publishers: p(0), viewers: p(0), running: true, joined: true, row: cluster.StateActive, boot: "boot-1", born: time.Now(), current: map[string][]cloud.Notice{}}
+	return &world{t: t, publishers: p(0), viewers: p(0), running: true, joined: true, record: cluster.StateActive, boot: "boot-1", born: time.Now(), current: map[string][]cloud.Notice{}}
 }
 
 func (w *world) set(change func(*world)) {
@@ -120,7 +119,7 @@ func (w *world) times(what string) []time.Time {
 	return times
 }
 
-// order is what was done, without repetitions in a row.
+// order returns the calls, without consecutive repetitions.
 func (w *world) order() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -165,11 +164,11 @@ func (w *world) SetState(ctx context.Context, s cluster.State, reason string, st
 			return err
 		}
 	}
-	if !w.row.CanTransition(s) {
-		return &cluster.TransitionError{ID: "i-1", From: w.row, To: s}
+	if !w.record.CanTransition(s) {
+		return &cluster.TransitionError{ID: "i-1", From: w.record, To: s}
 	}
-	w.row, w.reason, w.stopFailed = s, reason, stopFailed
-	w.did("row:" + string(s))
+	w.record, w.reason, w.stopFailed = s, reason, stopFailed
+	w.did("record:" + string(s))
 	return nil
 }
 
@@ -207,8 +206,8 @@ func (w *world) StopServer(ctx context.Context) error {
 	if w.running {
 		if n, _ := (cluster.Sessions{Publishers: w.publishers, Viewers: w.viewers}).Total(); n > 0 {
 			w.cut, w.cutAt = w.cut+n, time.Now()
-			zero, nought := 0, 0
-			w.publishers, w.viewers = &zero, &nought
+			noPublishers, noViewers := 0, 0
+			w.publishers, w.viewers = &noPublishers, &noViewers
 		}
 	}
 	d := w.stopTime
@@ -253,9 +252,9 @@ func (w *world) Deregister(ctx context.Context, tomb Departure) error {
 	if w.mongoErr != nil {
 		return w.mongoErr
 	}
-	w.row = cluster.StateLeft
+	w.record = cluster.StateLeft
 	w.tombs = append(w.tombs, tomb)
-	w.did("row:left")
+	w.did("record:left")
 	return nil
 }
 
@@ -273,7 +272,7 @@ func (w *world) JoinedAt() time.Time {
 	return w.joinedAt
 }
 
-// rejoin is a join by hand that ends well, of a server that is stopped.
+// rejoin is a join by the operator that succeeds, with a stopped server.
 func (w *world) rejoin() {
 	w.set(func(w *world) { w.running, w.joinedAt = true, time.Now().Truncate(time.Second) })
 }
@@ -294,7 +293,7 @@ func (w *world) cloud(ctx context.Context, o op) error {
 	return nil
 }
 
-// Pending lists what the group has, whether or not it waits, as AWS does.
+// Pending lists all hooks of the group, whether or not they wait, as AWS does.
 func (w *world) Pending(ctx context.Context, launching bool) ([]Hook, error) {
 	touch()
 	if err := w.cloud(ctx, opDiscover); err != nil {
@@ -337,12 +336,12 @@ func (w *world) Extend(ctx context.Context, h Hook) (time.Duration, error) {
 	return cmp.Or(w.extends, h.Timeout), nil
 }
 
-// mine fails the test where the hook is another program's.
+// mine fails the test if the hook belongs to another program.
 func (w *world) mine(h Hook) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.foreign != nil && sameHook(*w.foreign, h) {
-		w.t.Errorf("hook %s of another program is taken for ours", h.Name)
+		w.t.Errorf("the agent calls hook %s of another program", h.Name)
 	}
 }
 
@@ -437,7 +436,7 @@ func (w *world) options() Options {
 	}
 }
 
-// life is one run of a manager.
+// life is one run of a runner.
 type life struct {
 	*Runner
 	t      *testing.T
@@ -460,8 +459,8 @@ func (w *world) live(change ...func(*Options)) *life {
 	return l
 }
 
-// Notice takes a notice as its source reports it: the metadata report all of a topic that is in force at each look, an event comes
-// once. A hook that it names is one that the group has, but for those that cannot be extended.
+// Notice reports a notice as its source does: the metadata reports all notices in force each time, an event comes once. The
+// group also gets a hook that the notice names, unless the hook cannot be extended.
 func (l *life) Notice(n Notice) {
 	if h := n.Hook; h != nil && !h.Fixed {
 		l.w.set(func(w *world) {
@@ -490,7 +489,7 @@ func (l *life) Notice(n Notice) {
 	}
 }
 
-// reports changes what the metadata report for a topic.
+// reports changes the notices in the metadata for a topic.
 func (w *world) reports(topic string, keep func(cloud.Notice) bool, more ...cloud.Notice) []cloud.Notice {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -503,16 +502,16 @@ func (w *world) reports(topic string, keep func(cloud.Notice) bool, more ...clou
 	return slices.Clone(more)
 }
 
-// withdrawn takes back what the metadata reported.
+// withdrawn removes a notice from the metadata.
 const withdrawn Kind = "withdrawn"
 
-// kill ends a life as kill -9 would: nothing is said to anybody.
+// kill ends a life like kill -9, without a notice to the agent.
 func (l *life) kill() {
 	l.cancel()
 	<-l.ended
 }
 
-// until waits, by the bubble's clock, and tells how long it took.
+// until waits for a condition, by the clock of the bubble, and returns how long it took.
 func (l *life) until(what string, most time.Duration, cond func(View) bool) time.Duration {
 	l.t.Helper()
 	began := time.Now()
@@ -528,8 +527,7 @@ func (l *life) until(what string, most time.Duration, cond func(View) bool) time
 	return time.Since(began)
 }
 
-// edge tells the race detector what the bubble's clock sees to: that tests read a
-// world only while nobody writes it.
+// edge shows the race detector that tests read a world only while no goroutine writes it. The clock of the bubble ensures that.
 var edge sync.Mutex
 
 func touch() {
@@ -555,7 +553,7 @@ func bubble(t *testing.T, f func(*testing.T)) {
 	synctest.Test(t, f)
 }
 
-// living is a bubble with a machine that serves viewers, and its daemon.
+// living runs a bubble with a machine that serves viewers, and its daemon.
 func living(t *testing.T, viewers int, f func(t *testing.T, w *world, l *life)) {
 	t.Helper()
 	bubble(t, func(t *testing.T) {
@@ -574,7 +572,7 @@ func terminate() Notice {
 	}
 }
 
-// unhooked is a notice that names no hook: one is to be asked for.
+// unhooked returns a notice without its hook, which the agent must ask for.
 func unhooked(n Notice) Notice {
 	n.Hook = nil
 	return n
@@ -588,5 +586,5 @@ var errMongo = errors.New("server selection timed out")
 
 func p(n int) *int { return &n }
 
-// noCount: nothing was counted before the drain.
+// noCount: there was no count before the drain.
 func noCount() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }

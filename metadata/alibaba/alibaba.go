@@ -23,16 +23,16 @@ import (
 // Name of this provider.
 const Name = "alibaba"
 
-// Endpoint is the address of the service. It is not link-local, and answers in a VPC only.
+// Endpoint is the address of the service. It is not link-local, and answers only in a VPC.
 const Endpoint = "http://100.100.100.200"
 
-// The keys of [cloud.Options.Endpoints] under which other addresses of the APIs are given.
+// The keys of [cloud.Options.Endpoints] for other addresses of the APIs.
 const (
 	EndpointECS = "alibaba-ecs"
 	EndpointESS = "alibaba-ess"
 )
 
-// tagGroup is put on each instance by its scaling group.
+// tagGroup is the tag with which the scaling group marks its instances.
 const tagGroup = "acs:autoscaling:scalingGroupId"
 
 const (
@@ -56,8 +56,8 @@ type Provider struct {
 	ecs, ess *api
 	keys     roleKeys
 	mu       sync.Mutex
-	self     identity // the zero value is not known yet
-	// skew is how far the clock of the cloud is ahead of this machine's, as an API said it; a time.Duration.
+	self     identity // zero if not known yet
+	// skew is how far the cloud's clock is ahead of this machine's, according to an API; a time.Duration.
 	skew atomic.Int64
 }
 
@@ -141,7 +141,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	inst.Name = cloud.Optional(ctx, p.items, &inst, "name", meta("instance name", "instance/instance-name"), cloud.ParseLine)
 	inst.Hostname = cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "hostname"), cloud.ParseLine)
 	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "eipv4"), cloud.ParseAddresses)
-	// The metadata name no life cycle; only what is about to be taken back is known to be a spot instance.
+	// The metadata has no life cycle; only an instance that is about to be reclaimed is known to be a spot instance.
 	if end := cloud.Optional(ctx, p.items, &inst, "life_cycle", spotItem, parseTime); !end.IsZero() {
 		inst.LifeCycle = "spot"
 	}
@@ -153,7 +153,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		}
 	}
 	var v6 []netip.Addr
-	// Of the first interface by the cloud's count, whatever order the list of interfaces has.
+	// Of the first interface in the order of the cloud; the list of interfaces has any order.
 	mac := id.MAC
 	if mac == "" {
 		mac = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine)
@@ -166,7 +166,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	return inst, cloud.Left(ctx, Name)
 }
 
-// parseTime reads the times of Alibaba Cloud, which some of its interfaces write without seconds.
+// parseTime reads the times of Alibaba Cloud; some interfaces omit the seconds.
 func parseTime(body []byte) (time.Time, error) {
 	at := cloud.ParseTime(string(body), "2006-01-02T15:04Z")
 	if at.IsZero() {
@@ -175,8 +175,7 @@ func parseTime(body []byte) (time.Time, error) {
 	return at, nil
 }
 
-// readTags reads the two places that the agent's tags can be in: the user data, and the tags of the instance by the API, which
-// win.
+// readTags reads the agent's tags from the user data and, by the API, from the instance. The instance wins.
 func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Instance) {
 	user, err := cloud.Read(ctx, p.items, cloud.Item{Name: "user data", Path: "user-data"}, func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
@@ -196,20 +195,20 @@ func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Inst
 		maps.Copy(inst.Tags, tags)
 		inst.TagsKnown, inst.Group = true, inst.Tags[tagGroup]
 	case isDenied && denied.NoRole:
-		// With what stands in the user data no role is needed.
+		// With settings in the user data no role is needed.
 		if inst.TagsKnown = len(user) > 0; !inst.TagsKnown {
 			inst.TagsHint = hintTags
 		}
 	case isDenied, far:
 		inst.TagsHint = fmt.Sprintf("%s (asking the ECS API: %v)", hintTags, err)
 	default:
-		// A tag that is there and unread could be the role: the caller must not think that it is not there.
+		// An existing tag that cannot be read may be the role: the caller must not treat it as absent.
 		inst.Miss(p.opts.Log, "tags", err)
 		inst.TagsHint = cloud.Unread("tags", err)
 	}
 }
 
-// instanceTags asks the ECS API. An instance has 20 tags at most, so they are on one page.
+// instanceTags asks the ECS API. An instance has at most 20 tags, so they fit on one page.
 func (p *Provider) instanceTags(ctx context.Context, self identity) (cloud.Tags, error) {
 	var out struct {
 		Tags list[struct {

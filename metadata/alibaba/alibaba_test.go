@@ -137,7 +137,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 			Want:   instance(dual),
 		},
 		{
-			// The list is in no order, and the other interface has an address, too.
+			// The list has no order, and the other interface has an address, too.
 			Name: "several_nics",
 			Bodies: bodies(tb, map[string]string{
 				metaData + "network/interfaces/macs/":                               mac2 + "/\n" + mac + "/\n",
@@ -178,7 +178,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// With a role the tags of the instance count, and the group that ESS put on it; the user data fill in.
+// With a role the tags of the instance count, and the group that ESS set on it; the user data adds the missing tags.
 func TestTagsOfTheAPI(t *testing.T) {
 	t.Parallel()
 	const role = `{"ResourceId":"` + self + `","TagKey":"amsagent-role","TagValue":"edge"}`
@@ -221,7 +221,7 @@ func TestTagsOfTheAPI(t *testing.T) {
 	}
 }
 
-// TestFieldReport07_Tags: a group tags its instances after they have started, so tags are read again.
+// TestFieldReport07_Tags: a group tags its instances after their start, so the agent reads the tags again.
 func TestFieldReport07_Tags(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.on(listTags, good(`{"TagResources":[]}`), good(`{"TagResources":[{"TagKey":"amsagent-group","TagValue":"eu"}]}`))

@@ -30,15 +30,15 @@ import (
 var (
 	// errOver: no lifecycle action waits with this hook and this token any more.
 	errOver = fmt.Errorf("%w: the lifecycle action is completed, or its time was over", cloud.ErrGone)
-	// errLimit: the action waits, and cannot be made to wait longer than it does. errOften: it was prolonged as often as it can
-	// be, so that no shorter time mends it.
+	// errLimit: the action waits, and cannot be extended by that time. errOften: it cannot be extended again, not even by a
+	// shorter time.
 	errLimit = errors.New("the lifecycle action cannot be made to wait longer")
 	errOften = fmt.Errorf("%w: it was prolonged as often as it can be", errLimit)
-	// errThrottled: too many calls of this account. It is among what is tried again.
+	// errThrottled: too many calls of this account. It is retried.
 	errThrottled = errors.New("the API takes no more calls for the moment")
 )
 
-// api calls one product for this one instance, with the credentials of its RAM role. Nothing is asked before the first call.
+// api calls one product for this instance, with the credentials of its RAM role. It makes no request before the first call.
 type api struct {
 	p                      *Provider
 	product, version, name string
@@ -51,7 +51,7 @@ func newAPI(p *Provider, product, version, name string) (*api, error) {
 	return &api{p: p, product: product, version: version, name: name, APIClient: client}, err
 }
 
-// where finds out who and where this instance is, once.
+// where reads the region and the id of this instance, once.
 func (p *Provider) where(ctx context.Context) (identity, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -65,8 +65,8 @@ func (p *Provider) where(ctx context.Context) (identity, error) {
 	return self, err
 }
 
-// origin is where the next request goes, and the number of that host: the region's own, the one that needs no way into the
-// internet, and the one that knows all the older regions.
+// origin returns the origin of the next request and the index of its host: the host of the region, the host that needs no route
+// to the internet, and the host that knows all older regions.
 func (a *api) origin(region string) (string, int32) {
 	at := a.hosts.Current()
 	if a.Endpoint != "" {
@@ -76,7 +76,8 @@ func (a *api) origin(region string) (string, int32) {
 	return "https://" + hosts[int(at)%len(hosts)] + ".aliyuncs.com", at
 }
 
-// call makes one call with so many tries. params are those of the call; the region is added. The answer is read into out.
+// call makes one call, with a bounded number of tries. params are those of the call; the region is added. The answer is decoded
+// into out.
 func (a *api) call(ctx context.Context, tries int, action string, params url.Values, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
@@ -88,13 +89,13 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 		case v.err == nil:
 			return nil
 		case v.expired && !renewed:
-			// Once: credentials that are new and refused are refused for another reason.
+			// Once: new credentials that are refused are refused for another reason.
 			renewed = true
 			a.p.keys.drop(v.used)
 			continue
 		case v.clock != 0 && !clocked:
 			clocked = true
-			// A call to the other API, or a second call, may have found out meanwhile.
+			// A concurrent call may have found a working host in the meantime.
 			if was := time.Duration(a.p.skew.Swap(int64(v.clock))); (was - v.clock).Abs() > time.Second {
 				a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -v.clock)
 			}
@@ -106,34 +107,34 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 	}
 }
 
-// verdict is what one try came to.
-type verdict struct {
+// outcome is the result of one try.
+type outcome struct {
 	err            error
 	retry, expired bool
-	// clock is how far the API's clock is ahead of ours, where it refused because of that.
+	// clock is how far the API's clock is ahead of this machine's, if the API refused the request for that reason.
 	clock time.Duration
 	used  credentials
 }
 
-// try makes one request and reads the answer.
-func (a *api) try(ctx context.Context, action string, params url.Values, out any) verdict {
+// try makes one request and decodes the answer.
+func (a *api) try(ctx context.Context, action string, params url.Values, out any) outcome {
 	self, err := a.p.where(ctx)
 	if err != nil {
-		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
+		return outcome{err: fmt.Errorf("calling %s: %w", action, err)}
 	}
 	keys, err := a.p.keys.get(ctx, a.p)
 	if errors.Is(err, errNoRole) {
-		return verdict{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: errNoRole.Error(), NoRole: true}}
+		return outcome{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: errNoRole.Error(), NoRole: true}}
 	}
 	if err != nil {
-		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
+		return outcome{err: fmt.Errorf("calling %s: %w", action, err)}
 	}
 	q := url.Values{"RegionId": {self.Region}}
 	maps.Copy(q, params)
 	origin, host := a.origin(self.Region)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, origin+"/?"+canonicalQuery(q), http.NoBody)
 	if err != nil {
-		return verdict{err: fmt.Errorf("calling %s: %w", action, err)}
+		return outcome{err: fmt.Errorf("calling %s: %w", action, err)}
 	}
 	req.Header.Set("Accept", "application/json")
 	now := time.Now().Add(time.Duration(a.p.skew.Load()))
@@ -141,36 +142,36 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	resp, err := a.HTTP.Do(req)
 	a.hosts.Note(host, err == nil)
 	if err != nil {
-		return verdict{retry: true, err: &cloud.UnreachableError{Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err)}}
+		return outcome{retry: true, err: &cloud.UnreachableError{Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err)}}
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
 	if err != nil {
-		return verdict{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, cloud.WireCause(err))}
+		return outcome{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, cloud.WireCause(err))}
 	}
 	var answer struct {
 		RequestID     string `json:"RequestId"`
 		Code, Message string
 	}
-	// The page of some proxy is no answer: a success that the API did not give would leave a hook waiting.
+	// The page of a proxy is no answer: a success that is not from the API would leave a hook waiting.
 	if json.Unmarshal(body, &answer) != nil || answer.RequestID == "" && answer.Code == "" {
-		return verdict{
+		return outcome{
 			retry: resp.StatusCode < 400 || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests,
 			err:   fmt.Errorf("calling %s: the answer is not one of the API (HTTP %d, %d bytes)", action, resp.StatusCode, len(body)),
 		}
 	}
 	if resp.StatusCode == http.StatusOK && answer.Code == "" {
 		if err := json.Unmarshal(body, out); err != nil {
-			return verdict{err: fmt.Errorf("calling %s: the answer is not the JSON expected: %w", action, err)}
+			return outcome{err: fmt.Errorf("calling %s: the answer is not the JSON expected: %w", action, err)}
 		}
-		return verdict{}
+		return outcome{}
 	}
 	v := a.judge(action, resp, cloud.Printable(answer.Code), cloud.Printable(answer.Message))
 	v.used = keys
 	return v
 }
 
-func (a *api) judge(action string, resp *http.Response, code, message string) verdict {
+func (a *api) judge(action string, resp *http.Response, code, message string) outcome {
 	doing := "calling " + action
 	plain := fmt.Errorf("%s: %s: %s (HTTP %d)", doing, code, message, resp.StatusCode)
 	has := func(prefixes ...string) bool {
@@ -178,28 +179,28 @@ func (a *api) judge(action string, resp *http.Response, code, message string) ve
 	}
 	switch {
 	case has("Throttling"), resp.StatusCode == http.StatusTooManyRequests:
-		return verdict{retry: true, err: fmt.Errorf("%s: %w: %s: %s", doing, errThrottled, code, message)}
+		return outcome{retry: true, err: fmt.Errorf("%s: %w: %s: %s", doing, errThrottled, code, message)}
 	case has("InvalidTimeStamp", "InvalidTimestamp", "RequestTimeTooSkewed"):
-		v := verdict{err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
+		v := outcome{err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
 		if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
 			v.clock = time.Until(at).Round(time.Second)
 		}
 		return v
 	case has("InvalidSecurityToken", "InvalidAccessKeyId", "MissingSecurityToken", "SecurityTokenExpired"):
-		return verdict{expired: true, err: plain}
+		return outcome{expired: true, err: plain}
 	case has("LifecycleHookIdAndLifecycleActionToken"):
-		return verdict{err: fmt.Errorf("%s: %w: %s", doing, errOver, message)}
+		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errOver, message)}
 	case has("LifecycleAction.TimeExceeded"):
-		return verdict{err: fmt.Errorf("%s: %w: %s", doing, errLimit, code)}
+		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errLimit, code)}
 	case has("LifecycleAction.RecordTimesExceeded"):
-		return verdict{err: fmt.Errorf("%s: %w: %s", doing, errOften, code)}
+		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errOften, code)}
 	case has("Forbidden", "NoPermission", "AccessDenied", "NotAuthorized", "Unauthorized"):
-		return verdict{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: code + ": " + message}}
+		return outcome{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: code + ": " + message}}
 	}
-	return verdict{retry: resp.StatusCode >= 500 || has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "SystemBusy"), err: plain}
+	return outcome{retry: resp.StatusCode >= 500 || has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "SystemBusy"), err: plain}
 }
 
-// list reads a list in both shapes that the APIs have: [...], and {"InstanceId":[...]} around it.
+// list decodes a list in both forms of the APIs: [...], and {"InstanceId":[...]} around it.
 type list[T any] []T
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -218,18 +219,18 @@ func (l *list[T]) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Policy is the smallest policy with which everything works. ESS knows resources for some of these actions only, and one
-// denial looks like another, so that they stand together.
+// Policy is the smallest policy that suffices for everything. ESS supports resources for only some of these actions, and all
+// denials look alike, so they are in one statement.
 const Policy = `{"Version":"1","Statement":[{"Effect":"Allow","Action":["ess:DescribeScalingInstances","ess:DescribeScalingActivities",` +
 	`"ess:DescribeLifecycleActions","ess:DescribeLifecycleHooks","ess:RecordLifecycleActionHeartbeat","ess:CompleteLifecycleAction","ecs:ListTagResources"],"Resource":"*"}]}`
 
-// credentials are those of the instance's RAM role, for a few hours.
+// credentials are the temporary credentials of the instance's RAM role.
 type credentials struct {
 	id, secret, token string
 	until             time.Time
 }
 
-// parseCredentials reads the answer about one role. The error shows nothing of it.
+// parseCredentials decodes the answer about one role. The error contains no part of it.
 func parseCredentials(body []byte) (credentials, error) {
 	var doc struct {
 		Code            string `json:"Code"`
@@ -250,14 +251,14 @@ func parseCredentials(body []byte) (credentials, error) {
 
 var errNoRole = errors.New("the instance has no RAM role")
 
-// roleKeys keeps the credentials until shortly before their end.
+// roleKeys caches the credentials until shortly before they expire.
 type roleKeys struct {
 	mu    sync.Mutex
 	now   credentials
 	renew time.Time
 }
 
-// credentialsEarly: they are renewed so long before their end, in which the service already gives out the next ones.
+// credentialsEarly: they are renewed this long before they expire, when the service already returns the next ones.
 const credentialsEarly = 5 * time.Minute
 
 func (k *roleKeys) get(ctx context.Context, p *Provider) (credentials, error) {
@@ -270,18 +271,18 @@ func (k *roleKeys) get(ctx context.Context, p *Provider) (credentials, error) {
 	fresh, err := p.roleCredentials(ctx)
 	switch {
 	case err == nil:
-		// Those that say that they have ended are tried all the same, for a minute: which clock is wrong is not known here.
+		// Credentials that seem expired are used for another minute: it is unknown which clock is wrong.
 		k.now, k.renew = fresh, fresh.until.Add(-credentialsEarly)
 		if soon := now.Add(time.Minute); k.renew.Before(soon) {
 			k.renew = soon
 		}
 	case k.now.id != "" && now.Before(k.now.until) && !errors.Is(err, errNoRole):
-		return k.now, nil // good for some minutes still
+		return k.now, nil // valid for some minutes
 	}
 	return fresh, err
 }
 
-// drop forgets credentials that the API refused.
+// drop discards credentials that the API refused.
 func (k *roleKeys) drop(c credentials) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -292,7 +293,7 @@ func (k *roleKeys) drop(c credentials) {
 
 func (p *Provider) roleCredentials(ctx context.Context) (credentials, error) {
 	dir := meta("name of the RAM role", "ram/security-credentials/")
-	// An instance has one role at most.
+	// An instance has at most one role.
 	roles, err := cloud.Read(ctx, p.items, dir, func(b []byte) ([]string, error) { return strings.Fields(string(b)), nil })
 	if errors.Is(err, cloud.ErrNotFound) || err == nil && len(roles) == 0 {
 		return credentials{}, errNoRole
@@ -311,11 +312,11 @@ func (p *Provider) roleCredentials(ctx context.Context) (credentials, error) {
 // algorithm is the name of signature V3 (help/en/sdk/product-overview/v3-request-structure-and-signature).
 const algorithm = "ACS3-HMAC-SHA256"
 
-// emptyHash is the SHA-256 of nothing: our requests have no body.
+// emptyHash is the SHA-256 of an empty body: the requests have no body.
 const emptyHash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// sign puts the headers of signature V3 on a request without a body whose parameters are in its query. The nonce is good for one
-// request.
+// sign sets the headers of signature V3 on a request without a body and with its parameters in the query. The nonce is valid
+// for one request.
 func sign(req *http.Request, k credentials, action, version, nonce string, at time.Time) {
 	h := req.Header
 	h.Set("X-Acs-Action", action)
@@ -333,7 +334,7 @@ func sign(req *http.Request, k credentials, action, version, nonce string, at ti
 	h.Set("Authorization", algorithm+" Credential="+k.id+",SignedHeaders="+names+",Signature="+hex.EncodeToString(mac.Sum(nil)))
 }
 
-// canonicalRequest is the text that is signed, and the names of the headers in it: all x-acs headers, and the host.
+// canonicalRequest returns the text to sign and the names of the signed headers: all x-acs headers, and the host.
 func canonicalRequest(req *http.Request) (text, names string) {
 	lines := map[string]string{"host": req.URL.Host}
 	for name, values := range req.Header {
@@ -354,5 +355,5 @@ func canonicalRequest(req *http.Request) (text, names string) {
 	return strings.Join([]string{req.Method, path, canonicalQuery(req.URL.Query()), headers.String(), names, emptyHash}, "\n"), names
 }
 
-// canonicalQuery is a query in the order of its names, escaped by RFC 3986: a blank is %20, and a tilde stays.
+// canonicalQuery returns a query sorted by name, escaped by RFC 3986: a space is %20, and a tilde is not escaped.
 func canonicalQuery(q url.Values) string { return strings.ReplaceAll(q.Encode(), "+", "%20") }

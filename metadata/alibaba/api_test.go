@@ -30,7 +30,7 @@ func TestSignPublishedExample(t *testing.T) {
 	q := url.Values{"ImageId": {"win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd"}, "RegionId": {"cn-shanghai"}}
 	req, err := http.NewRequest(http.MethodPost, "https://ecs.cn-shanghai.aliyuncs.com/?"+canonicalQuery(q), http.NoBody)
 	must.OK(t, err)
-	// What is not of the signature is not signed.
+	// Headers that do not belong to the signature are not signed.
 	req.Header.Set("Accept", "application/json")
 	at := time.Date(2023, 10, 26, 10, 22, 32, 0, time.UTC)
 	sign(req, credentials{id: "YourAccessKeyId", secret: "YourAccessKeySecret"}, "RunInstances", "2014-05-26", "3156853299f313e23d1673dc12e1703d", at)
@@ -51,7 +51,7 @@ func (w *world) say(p *Provider) error {
 	return p.Hooks().Complete(w.t.Context(), cloud.Hook{ID: "ash-1", Token: "T-1"})
 }
 
-// What the API answers, and what it means.
+// Answers of the API and their errors.
 func TestAPIErrors(t *testing.T) {
 	t.Parallel()
 	page := func(status int, body string) answer { return answer{status: status, body: body} }
@@ -59,7 +59,7 @@ func TestAPIErrors(t *testing.T) {
 		name    string
 		answers []answer
 		is      error
-		text    string // of the error; "" is none
+		text    string // of the error; "" without an error
 		calls   int
 	}{
 		{"over", []answer{bad(400, over)}, cloud.ErrGone, "what it says", 1},
@@ -95,7 +95,7 @@ func TestAPIErrors(t *testing.T) {
 	}
 }
 
-// Without a role the API is not asked.
+// Without a role the agent does not call the API.
 func TestNoRole(t *testing.T) {
 	t.Parallel()
 	for name, set := range map[string]func(items map[string]answer){
@@ -113,7 +113,7 @@ func TestNoRole(t *testing.T) {
 	}
 }
 
-// Credentials are fetched once, anew before they end, and once where the API refuses them.
+// Credentials are fetched once, again before they expire, and once if the API refuses them.
 func TestCredentials(t *testing.T) {
 	const path = rolePath + "ams-node"
 	bubble(t, func(t *testing.T, w *world) {
@@ -148,7 +148,7 @@ func TestCredentials(t *testing.T) {
 		w.items[path] = credentialsFor("3", 2*time.Minute)
 		must.OK(t, errors.Join(w.say(p), w.say(p)))
 		want("the service gives out nothing better", 1, "33")
-		// An error shows nothing of them.
+		// An error contains no part of them.
 		<-time.After(2 * time.Minute)
 		for _, body := range []string{"", "[]", "<html>EXAMPLE", `{"Code":"Failed","AccessKeyId":"EXAMPLE"}`, strings.Replace(metadatatest.Fixture(t, "credentials.json"), "Expir", "X", 1)} {
 			w.items[path] = ok(body)
@@ -161,7 +161,7 @@ func TestCredentials(t *testing.T) {
 	})
 }
 
-// A machine whose clock is wrong by an hour logs that once, and signs by the API's clock from then on.
+// A machine whose clock is wrong by an hour logs that once, and signs with the time of the API from then on.
 func TestClockSkew(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		wrong := bad(400, "InvalidTimeStamp.Expired")
@@ -175,7 +175,7 @@ func TestClockSkew(t *testing.T) {
 			}
 		}
 		w.logged("clock of this machine", 1)
-		// One that refuses whatever the time is no loop.
+		// An API that refuses every time causes no loop.
 		w.on(complete, wrong)
 		if err := w.say(w.open()); err == nil || !strings.Contains(err.Error(), "clock") || len(w.calls) != 5 {
 			t.Errorf("%d calls: %v", len(w.calls), err)
@@ -183,7 +183,7 @@ func TestClockSkew(t *testing.T) {
 	})
 }
 
-// The hosts of the API are tried until one takes a connection, which is kept.
+// The hosts of the API are tried until one accepts a connection, which is kept.
 func TestHosts(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		p := w.open()
@@ -203,7 +203,7 @@ func TestHosts(t *testing.T) {
 			t.Errorf("asked %s, want %s", asked, want)
 		}
 	})
-	// Two calls begin at one host, and the connection of one fails: what the other one reaches is kept.
+	// Two calls begin at one host, and the connection of one fails: the host that the other one reaches is kept.
 	a := &api{product: "ess"}
 	_, first := a.origin("r")
 	a.hosts.Note(first, false)

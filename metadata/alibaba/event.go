@@ -13,12 +13,12 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// ParseEvent reads what a template of OOS hands over, an object of the placeholders of a lifecycle hook:
+// ParseEvent decodes the event of an OOS template, an object with the placeholders of a lifecycle hook:
 //
 //	{"regionId":"cn-hangzhou","instanceIds":["i-1","i-2"],"lifecycleHookId":"ash-1","lifecycleActionToken":"..."}
 //
-// They do not say what happens; the author of the template can add lifecycleTransition, which is SCALE_IN if it is missing.
-// [cloud.ErrNotThisCloud] is that the event has no such placeholders.
+// The placeholders do not include the transition. The author of the template can add lifecycleTransition; SCALE_IN if it is
+// missing. The error is [cloud.ErrNotThisCloud] if the event has no such placeholders.
 func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	if !o.Has("lifecycleHookId", "lifecycleActionToken") {
 		return cloud.Event{}, cloud.ErrNotThisCloud
@@ -31,7 +31,7 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	})
 	var ids []string
 	if o.Has("instanceIds") {
-		// Their placeholder becomes a list, the text of a list, or a text with commas between the ids.
+		// The placeholder becomes a list, the text of a list, or a comma-separated text.
 		ids = strings.FieldsFunc(fmt.Sprint(o["instanceIds"]), func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`[],"`, r) })
 	}
 	unfit := slices.IndexFunc(ids, func(id string) bool { return len(id) > cloud.MaxText || strings.ContainsFunc(id, notInID) })

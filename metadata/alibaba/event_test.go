@@ -14,7 +14,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// What an OOS template hands over.
+// Events of an OOS template.
 func TestParseEventOOS(t *testing.T) {
 	t.Parallel()
 	hook := cloud.Hook{Provider: "alibaba", Name: "ash-1", ID: "ash-1", Token: "F324B880"}

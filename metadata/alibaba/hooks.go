@@ -18,16 +18,15 @@ import (
 )
 
 const (
-	// LongestWait is the longest time that a hook waits, with all its heartbeats.
+	// LongestWait is the longest time for which a hook waits, with all its heartbeats.
 	LongestWait = 6 * time.Hour
-	// leastWait is the shortest time that one heartbeat asks for.
+	// leastWait is the shortest time of one heartbeat.
 	leastWait = 30 * time.Second
-	// defaultWait is how long a hook waits for which no other time was chosen.
+	// defaultWait is the timeout of a hook without another setting.
 	defaultWait = 10 * time.Minute
-	// unseen is how long a machine may have waited before it was seen: it is looked at each scalingEvery.
+	// unseen is how long a machine may have waited before the agent noticed: the agent checks each scalingEvery.
 	unseen = scalingEvery + 2*time.Second
-	// beats is how many heartbeats are planned for the whole of a wait, of the twenty that a token is allowed: for all its
-	// machines together.
+	// beats is the number of heartbeats that are planned for a whole wait. A token allows twenty, for all its machines together.
 	beats = 18
 	// pageSize: a group has one scaling activity at a time, few hooks, and an activity a few actions.
 	pageSize = "50"
@@ -35,8 +34,8 @@ const (
 
 // hooks are the lifecycle hooks of this instance's scaling group, by ESS.
 //
-// A hook is one wait of many: each has a token, which is found by asking. One token may be that of several machines. Then all
-// send heartbeats, and each of them as much less often as they are many: the cloud counts the heartbeats of a token.
+// Each wait of a hook has its own token, which the API returns. Several machines may share one token. Then all of them send
+// heartbeats, each less often in proportion: the cloud counts the heartbeats of a token.
 type hooks struct{ api *api }
 
 var _ cloud.Hooks = hooks{}
@@ -44,8 +43,8 @@ var _ cloud.Hooks = hooks{}
 // Hooks returns the lifecycle hooks of the instance's group.
 func (p *Provider) Hooks() cloud.Hooks { return hooks{p.ess} }
 
-// membership is how the group sees this instance: its id, "" where the instance is in none (any more), and the lifecycle
-// state, such as InService or Removing:Wait.
+// membership returns the group of this instance, "" if it is in none, and its lifecycle state, such as InService or
+// Removing:Wait.
 func (a *api) membership(ctx context.Context, tries int) (group, state string, err error) {
 	self, err := a.p.where(ctx)
 	if err != nil {
@@ -67,8 +66,8 @@ func (a *api) membership(ctx context.Context, tries int) (group, state string, e
 	return "", "", err
 }
 
-// step is the part of a lifecycle state that says what is done: Removing of Removing:Wait. An instance that is protected from
-// scale-in is in service.
+// step returns the part of a lifecycle state that names the transition: Removing of Removing:Wait. An instance that is
+// protected from scale-in is in service.
 func step(state string) string {
 	s, _, _ := strings.Cut(state, ":")
 	if s == "Protected" {
@@ -83,7 +82,7 @@ type action struct {
 	others      []string
 }
 
-// actions lists what waits for this instance in the activities of its group.
+// actions lists the waiting actions in the activities of the group.
 func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 	self, err := h.api.p.where(ctx)
 	if err != nil {
@@ -127,7 +126,7 @@ func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 	return found, nil
 }
 
-// list returns the hooks of a group for one transition, none of them waiting.
+// list returns the hooks of a group for one transition, without tokens.
 func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
 	var out struct {
 		List list[struct {
@@ -162,9 +161,9 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 	}
 	switch s := step(state); {
 	case launching && s != "Pending", !launching && s != "Removing" && s != "InService":
-		return nil, nil // no hook waits in this state, nor in one that follows on it
+		return nil, nil // no hook waits in this state, nor in the one that follows
 	case !launching && s == "InService":
-		// Something else saw the end first, or it was taken back, which is another notice.
+		// Another source reported the end first, or the transition was cancelled, which is another notice.
 		return nil, fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
 	}
 	waiting, err := h.actions(ctx, group)
@@ -189,8 +188,8 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 		}
 		all[i].Token, all[i].Limit = a.token, time.Now().Add(LongestWait)
 		if !launching {
-			// The other machines of a start have only come: the first that serves completes it for all. No sessions are sent to
-			// the others before their health is known to the load balancer.
+			// The other machines of a scale-out have just started: the first that serves completes it for all. The load balancer
+			// sends them no sessions before it knows their health.
 			all[i].Others = a.others
 			all[i].Timeout -= min(unseen, all[i].Timeout/2)
 		}
@@ -198,7 +197,7 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 	return all, nil
 }
 
-// token looks up the token of a hook that came without one.
+// token finds the token of a hook that came without a token.
 func (h hooks) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	if hook.Token != "" {
 		return hook.Token, nil
@@ -221,8 +220,8 @@ func (h hooks) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	return waiting[i].token, nil
 }
 
-// wait is what a heartbeat asks for. Heartbeats are sent at half of that: so each machine's share lasts for the longest wait. A
-// start is given the time that the hook has by itself: one that fails is to be replaced.
+// wait is the time that a heartbeat asks for. Heartbeats are sent at half of it, so that each machine's share lasts for the
+// longest wait. A start gets the timeout of the hook: a failed one must be replaced.
 func wait(hook cloud.Hook) time.Duration {
 	if hook.Launching {
 		return max(hook.Timeout, leastWait)
@@ -231,8 +230,8 @@ func wait(hook cloud.Hook) time.Duration {
 	return min(2*LongestWait/time.Duration(share), LongestWait)
 }
 
-// Extend implements cloud.Hooks. A hook that waits until its limit needs no more heartbeats, so the time is the usual one then:
-// at half of what is left the heartbeats would become ever more frequent, and more than a token is allowed.
+// Extend implements cloud.Hooks. A hook that waits until its limit needs no more heartbeats, so Extend returns the usual time
+// then: half of the remaining time would make the heartbeats ever more frequent, beyond the limit of a token.
 func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
 	token, err := h.token(ctx, hook)
 	if err != nil {
@@ -242,12 +241,12 @@ func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, erro
 	most := usual
 	if left := time.Until(hook.Limit).Truncate(time.Second); !hook.Limit.IsZero() && left < usual {
 		if left < leastWait {
-			return usual, nil // it cannot be made to wait longer
+			return usual, nil // it cannot be extended
 		}
 		most = left
 	}
 	for ask := most; ; ask = max(ask/2, leastWait) {
-		// The first letters are lower-case in this call alone.
+		// Only this call has lower-case first letters.
 		err := h.api.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
 			"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
 		}, &struct{}{})
@@ -257,16 +256,16 @@ func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, erro
 		case err == nil:
 			return ask, nil
 		case errors.Is(err, errOften) && usual >= LongestWait:
-			// More machines than heartbeats: others have asked for as long as there is.
+			// More machines than heartbeats: the others have used all of them.
 			return usual, nil
 		case !errors.Is(err, errLimit), errors.Is(err, errOften), ask <= leastWait:
 			return 0, err
 		}
-		// How the six hours are counted is not documented: less may be had.
+		// The start of the six hours is not documented: a shorter time may be possible.
 	}
 }
 
-// Complete implements cloud.Hooks: all instances of the action go on.
+// Complete implements cloud.Hooks: all instances of the action continue.
 func (h hooks) Complete(ctx context.Context, hook cloud.Hook) error {
 	token, err := h.token(ctx, hook)
 	if err != nil {
@@ -281,7 +280,7 @@ func (h hooks) complete(ctx context.Context, id, token string) error {
 	}, &struct{}{})
 }
 
-// Check implements cloud.Provider. It looks at the group, and not at what waits: a heartbeat is counted.
+// Check implements cloud.Provider. It reads the group and sends no heartbeat, because heartbeats are counted.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
 	h := hooks{p.ess}
 	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
@@ -296,7 +295,7 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		all[i].Limit = time.Now().Add(LongestWait)
 	}
 	return f.Check(group, all, func(hook cloud.Hook) error {
-		// In a drain the token is found among what waits: two more rights.
+		// In a drain the agent looks up the token among the waiting actions: two more permissions.
 		if _, err := h.actions(ctx, group); err != nil || step(state) != "InService" {
 			return err
 		}

@@ -19,7 +19,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// wants compares an error with the one that is wanted: of a *cloud.DeniedError the permission counts.
+// wants compares an error with the wanted one; for a *cloud.DeniedError it compares the permission.
 func wants(t *testing.T, err, want error) {
 	t.Helper()
 	if d, ok := errors.AsType[*cloud.DeniedError](want); ok {
@@ -91,7 +91,7 @@ func TestPending(t *testing.T) {
 	}
 }
 
-// What is asked, and with which parameters.
+// The calls and their parameters.
 func TestQueries(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.in("Removing:Wait", "ash-1", "t-1")
@@ -142,9 +142,9 @@ func TestExtend(t *testing.T) {
 		{"until the limit", machines(1, 10*time.Minute), []answer{done()}, 40 * time.Minute, "600", nil},
 		{"at the limit", machines(1, 29*time.Second), nil, 40 * time.Minute, "", nil},
 		{"past the limit", machines(1, -time.Hour), nil, 40 * time.Minute, "", nil},
-		{"less is to be had", machines(1, LongestWait), []answer{refused(tooLong), refused(tooLong), done()}, 10 * time.Minute, "2400 1200 600", nil},
+		{"a shorter time is accepted", machines(1, LongestWait), []answer{refused(tooLong), refused(tooLong), done()}, 10 * time.Minute, "2400 1200 600", nil},
 		{"less until the limit", machines(1, 10*time.Minute), []answer{refused(tooLong), done()}, 5 * time.Minute, "600 300", nil},
-		{"nothing is to be had", machines(1, LongestWait), []answer{refused(tooLong)}, 0, "2400 1200 600 300 150 75 37 30", errLimit},
+		{"no time is accepted", machines(1, LongestWait), []answer{refused(tooLong)}, 0, "2400 1200 600 300 150 75 37 30", errLimit},
 		{"too often", machines(1, LongestWait), []answer{refused(tooOften)}, 0, "2400", errOften},
 		{"more machines than heartbeats", machines(40, 6*time.Hour-time.Second), []answer{refused(tooOften)}, LongestWait, "21599", nil},
 		{"over", machines(1, LongestWait), []answer{refused(over)}, 0, "2400", cloud.ErrGone},
@@ -171,7 +171,8 @@ func TestExtend(t *testing.T) {
 	}
 }
 
-// A drain of six hours: a token takes no more than twenty heartbeats, for all its machines together, and the hook never lapses.
+// A drain of six hours: a token allows no more than twenty heartbeats, for all its machines together, and the hook never
+// lapses.
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
 	for _, machines := range []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 40} {
@@ -202,7 +203,7 @@ func TestHeartbeats(t *testing.T) {
 							t.Error(err)
 							return
 						}
-						<-time.After(waits / 2) // as the manager does
+						<-time.After(waits / 2) // like the runner
 					}
 				})
 			}

@@ -17,16 +17,16 @@ import (
 
 // The intervals of Watch.
 const (
-	// spotEvery is for the end of a spot instance, of which the metadata tell some five minutes (spotLead) ahead.
+	// spotEvery is for the end of a spot instance, which the metadata announces about five minutes (spotLead) ahead.
 	spotEvery = 5 * time.Second
 	spotLead  = 5 * time.Minute
 	// eventsEvery: system events are announced a day or more ahead.
 	eventsEvery = time.Minute
-	// scalingEvery bounds how long a scale-in goes unseen. It costs a call of an API whose calls are counted for the whole
-	// account, so it grows up to scalingSlow while that takes no more calls.
+	// scalingEvery bounds how long a scale-in goes unnoticed. Each check is a call that counts for the whole account, so the
+	// interval grows up to scalingSlow while the API throttles.
 	scalingEvery = 10 * time.Second
 	scalingSlow  = time.Minute
-	// idleEvery is for an instance that is in no scaling group, deniedEvery for one that may not ask.
+	// idleEvery is for an instance outside of a scaling group, deniedEvery for an instance without permission.
 	idleEvery   = 5 * time.Minute
 	deniedEvery = 10 * time.Minute
 )
@@ -62,16 +62,16 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	if at.IsZero() {
 		return nil, nil
 	}
-	return []cloud.Notice{{ID: TopicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is taken back", At: at}}, nil
+	return []cloud.Notice{{ID: TopicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is reclaimed", At: at}}, nil
 }
 
-// parseEvents reads the list of active system events. The list is documented, and what is in it is not: the fields are taken
-// from the API that tells of the same events (DescribeInstancesFullStatus).
+// parseEvents decodes the list of active system events. The documentation describes the list, not its elements: the fields are
+// those of the API that returns the same events (DescribeInstancesFullStatus).
 func parseEvents(body []byte) ([]cloud.Notice, error) {
 	if text := strings.TrimSpace(string(body)); text == "" || strings.EqualFold(text, "none") {
-		return nil, nil // the documentation gives "None" for its example
+		return nil, nil // the example in the documentation is "None"
 	}
-	// An event with a field of another type costs none of the others.
+	// An event with a field of another type does not affect the others.
 	events, _, err := cloud.Decode[[]struct {
 		EventID, NotBefore, Reason  string
 		EventType, EventCycleStatus struct{ Name string }
@@ -82,7 +82,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 	var current []cloud.Notice
 	for _, e := range events {
 		switch e.EventCycleStatus.Name {
-		case "Avoided", "Executed", "Canceled", "Failed", "Inquiring": // over, or nothing comes of it before somebody has agreed
+		case "Avoided", "Executed", "Canceled", "Failed", "Inquiring": // over, or waiting for the consent of the owner
 			continue
 		}
 		name := cloud.Printable(e.EventType.Name)
@@ -95,7 +95,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 		_, does, _ := strings.Cut(name, ".")
 		switch {
 		case err != nil && !executing:
-			// Without a date it could be in two weeks: no session is sent away for that.
+			// Without a date it may be in two weeks, so the node does not drain for it.
 		case strings.HasPrefix(does, "Reboot"), does == "Redeploy":
 			n.Kind, n.At = cloud.Reboot, at
 			n.Past = executing && err == nil && at.Before(cloud.Booted())
@@ -107,7 +107,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 	return current, nil
 }
 
-// watchScaling looks at the state in the scaling group: nothing in the metadata tells of an ordinary scale-in.
+// watchScaling checks the state in the scaling group: the metadata does not announce an ordinary scale-in.
 func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 	every, member := scalingEvery, false
 	var refused *cloud.DeniedError
@@ -119,8 +119,9 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 		case isDenied:
 			if refused == nil || *refused != *denied {
 				refused = denied
-				// It is what a machine looks like that is drained by OOS, or is in no group at all.
-				p.opts.Log.Info("scale-in cannot be seen from here; an OOS template that runs `amsagent drain` needs no permission", "error", denied, "policy", denied.Policy)
+				// A machine that OOS drains, or that is in no group, is in the same situation.
+				p.opts.Log.Info("scale-in cannot be seen from here", "error", denied, "policy", denied.Policy,
+					"hint", "an OOS template that runs `amsagent drain` needs no permission")
 			}
 			pause = deniedEvery
 		case err != nil:
@@ -135,7 +136,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 			if group != "" {
 				report(cloud.GroupTopic(Name), scaling(state))
 			} else if !member {
-				// Released, or removed by somebody who keeps it: what was announced before stands. One answer may be wrong.
+				// The instance was released, or removed and kept: an earlier notice stays in force. A single answer may be wrong.
 				pause = idleEvery
 			}
 			member = group != ""
@@ -144,7 +145,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 	})
 }
 
-// scaling makes the notices of a state in the scaling group.
+// scaling returns the notices for a state in the scaling group.
 func scaling(state string) []cloud.Notice {
 	n := cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Park), Kind: cloud.Park, Who: "Auto Scaling"}
 	switch step(state) {

@@ -99,7 +99,7 @@ func TestWatchMetadata(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.watch()
 		spot := cloud.Notice{
-			ID: "alibaba-spot/interrupt", Kind: cloud.Interrupt, Reason: "spot instance is taken back", Who: "ECS spot",
+			ID: "alibaba-spot/interrupt", Kind: cloud.Interrupt, Reason: "spot instance is reclaimed", Who: "ECS spot",
 			At: midnight().Add(5 * time.Minute),
 		}
 		w.Look(TopicSpot, 11*time.Second, 3)
@@ -125,7 +125,7 @@ func TestWatchMetadata(t *testing.T) {
 	})
 }
 
-// TestFieldReport03_Token: a session token that ended early is replaced, each time and not once.
+// TestFieldReport03_Token: a session token that expires early is replaced every time.
 func TestFieldReport03_Token(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.watch()
@@ -157,7 +157,7 @@ func TestWatchScaling(t *testing.T) {
 		look("in service", 10*time.Minute, 54, 67, metadatatest.Some)
 		w.in("Standby", "", "")
 		look("parked", 12*time.Second, 1, 2, metadatatest.Some, parked)
-		// A call that is refused counts for the whole account: fewer follow, and more again once they are taken.
+		// A refused call counts for the whole account: fewer calls follow, and more again after a success.
 		w.on(describeMembers, bad(400, "Throttling.User"))
 		look("throttled", 10*time.Minute, 9, 14, 0, parked)
 		w.on(describeMembers, bad(503, "ServiceUnavailable"))
@@ -169,7 +169,7 @@ func TestWatchScaling(t *testing.T) {
 		w.logged(`can be read again" item="state`, 1)
 		w.in("Removing:Wait", "", "")
 		look("it ends", 12*time.Second, 1, 2, metadatatest.Some, ends)
-		// One answer that does not name this instance may be wrong. In no group there is little to look for.
+		// One answer without this instance may be wrong. Outside of a group there are few calls.
 		w.in("", "", "")
 		look("in no group", 2*time.Minute, 2, 2, 0, ends)
 		look("in no group for long", time.Hour, 10, 14, 0, ends)
@@ -178,7 +178,7 @@ func TestWatchScaling(t *testing.T) {
 	})
 }
 
-// Without the right to ask, it is asked for every ten minutes, and logged once.
+// Without the permission the agent asks every ten minutes, and logs that once.
 func TestWatchScalingDenied(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		topic := cloud.GroupTopic(Name)

@@ -12,24 +12,24 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// The bounds of ParseUserData. ECS takes 32 KB of user data.
+// The bounds of ParseUserData. ECS accepts 32 KB of user data.
 const (
 	maxUserData  = 64 << 10
 	maxUserTags  = 16
 	maxUserValue = 1024
 )
 
-// userTag is a line that sets a tag, as a comment or not.
+// userTag matches a line that sets a tag, also in a comment.
 var userTag = regexp.MustCompile(`^[#;/*-]{0,3}\s*(amsagent[-:][a-z_-]{1,31})[ \t]*[=:]\s*(\S+)`)
 
-// ParseUserData finds the agent's settings in user data, which is whatever its author wants it to be: a script, a
-// cloud-config, several of them. A setting is one line
+// ParseUserData finds the agent's settings in user data of any form: a script, a cloud-config, or several of them. A setting is
+// one line
 //
 //	amsagent-role=edge
 //	# amsagent:role: edge
 //
-// with the name of a tag, a colon or an equals sign, and one word, quoted or not; it may be a comment (#, ;, //) and
-// indented. The first line about a name counts. Everything else is skipped, and what is not text is no user data of ours.
+// with the name of a tag, a colon or an equals sign, and a value without spaces, optionally quoted. The line may be indented,
+// and a comment (#, ; or //). The first line for a name counts. Other lines are ignored, and so is user data that is not text.
 func ParseUserData(body []byte) cloud.Tags {
 	if len(body) > maxUserData || !utf8.Valid(body) {
 		return nil

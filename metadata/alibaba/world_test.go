@@ -31,12 +31,12 @@ const (
 	over, tooLong, tooOften = "LifecycleHookIdAndLifecycleActionToken.Invalid", "LifecycleAction.TimeExceeded", "LifecycleAction.RecordTimesExceeded"
 )
 
-// answer is what a service does with one request.
+// answer is the answer of a service to one request.
 type answer struct {
 	status int
 	body   string
-	date   time.Time // of the answer; zero: none
-	err    error     // in place of an answer
+	date   time.Time // of the answer; zero if it has no date
+	err    error     // instead of an answer
 }
 
 func ok(body string) answer { return answer{status: http.StatusOK, body: body} }
@@ -79,7 +79,7 @@ type world struct {
 	token   int               // the session token in force
 	plan    map[string][]answer
 	calls   []apiCall
-	beat    func(url.Values) answer // answers the heartbeats where it is set
+	beat    func(url.Values) answer // answers the heartbeats if set
 	wrapped bool                    // lists come in two shapes: plain, and wrapped in an object
 
 	*metadatatest.Watched
@@ -102,7 +102,7 @@ func bubble(t *testing.T, test func(t *testing.T, w *world)) {
 	})
 }
 
-// row is bubble as a subtest.
+// row is a bubble as a subtest.
 func row(t *testing.T, name string, test func(t *testing.T, w *world)) {
 	t.Helper()
 	t.Run(name, func(t *testing.T) { bubble(t, test) })
@@ -169,7 +169,7 @@ func (w *world) api(r *http.Request) (*http.Response, error) {
 	if len(planned) == 0 {
 		return bad(http.StatusBadRequest, "NoAnswerPlanned").respond(r)
 	}
-	if len(planned) > 1 { // the last is for good
+	if len(planned) > 1 { // the last one repeats
 		w.plan[c.action] = planned[1:]
 	}
 	a := planned[0]
@@ -179,7 +179,7 @@ func (w *world) api(r *http.Request) (*http.Response, error) {
 	return a.respond(r)
 }
 
-// on plans the answers to an action.
+// on sets the answers to an action.
 func (w *world) on(action string, answers ...answer) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -198,8 +198,8 @@ func (w *world) called(action string) (found []apiCall) {
 	return found
 }
 
-// in plans the answers of ESS about the group: the state of the instance ("" is in no group), the ids of the hooks, and the
-// tokens of what waits, t-1 of ash-1 and so on.
+// in sets the answers of ESS about the group: the state of the instance ("" if it is in no group), the ids of the hooks, and
+// the tokens of the waiting actions, t-1 of ash-1 and so on.
 func (w *world) in(state, hooks, tokens string) {
 	var all, waits []string
 	for _, id := range strings.Fields(hooks) {

@@ -25,13 +25,13 @@ import (
 // Name of this provider.
 const Name = "aws"
 
-// The addresses of the service. The second exists on Nitro machines where it was switched on.
+// The addresses of the service. The second exists on Nitro machines if it is enabled.
 const (
 	Endpoint     = "http://169.254.169.254"
 	EndpointIPv6 = "http://[fd00:ec2::254]"
 )
 
-// tagGroup is put on each instance by its Auto Scaling group.
+// tagGroup is the tag with which the Auto Scaling group marks its instances.
 const tagGroup = "aws:autoscaling:groupName"
 
 const (
@@ -54,7 +54,7 @@ type Provider struct {
 	opts    cloud.Options
 	items   *cloud.Client
 	clients []*imds.Client
-	hosts   cloud.Hosts // which of the clients is in use
+	hosts   cloud.Hosts // the index of the client in use
 	hooks   *hooks
 }
 
@@ -84,9 +84,9 @@ func New(opts cloud.Options) (*Provider, error) {
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
 			HTTPClient: wire{p.items}, Endpoint: e,
-			// Said outright so that the SDK does not look into the environment.
+			// Set explicitly so that the SDK does not look into the environment.
 			ClientEnableState: imds.ClientEnabled,
-			// Without a token nothing is asked: what answers so can be read by anyone that can be made to fetch a URL.
+			// No request without a token: any program that can be made to fetch a URL could read such an answer.
 			EnableFallback:        sdk.FalseTernary,
 			Retryer:               sdk.NopRetryer{},
 			DisableDefaultTimeout: true,
@@ -99,11 +99,10 @@ func New(opts cloud.Options) (*Provider, error) {
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// wire lets the SDK make its requests by our client.
+// wire makes the SDK send its requests with the agent's client.
 type wire struct{ c *cloud.Client }
 
-// failureKey is for what went wrong on the wire in the requests of one call, a **cloud.Error: the SDK's error has no way back to
-// the cause.
+// failureKey is the key of the error on the wire during one call, a **cloud.Error: the SDK's error does not contain the cause.
 type failureKey struct{}
 
 // Do implements the SDK's HTTP client.
@@ -117,14 +116,14 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 		if e.Status != http.StatusUnauthorized {
 			return nil, err
 		}
-		status = e.Status // by this answer the SDK learns that its session token has ended
+		status = e.Status // with this answer the SDK detects that its session token has expired
 	}
 	return &http.Response{StatusCode: status, Header: head, Body: io.NopCloser(bytes.NewReader(body)), Request: req}, nil
 }
 
 // ask reads one path below /latest/.
 func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, error) {
-	// An IPv6-only machine may have no route to the IPv4 address, and the other way round.
+	// An IPv6-only machine may have no route to the IPv4 address, and vice versa.
 	used := p.hosts.Current()
 	client := p.clients[int(used)%len(p.clients)]
 	var failed *cloud.Error
@@ -135,7 +134,7 @@ func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, e
 		body, err := io.ReadAll(content)
 		return nil, body, err
 	case failed == nil:
-		// The SDK takes no such token, or a head without its lifetime.
+		// The SDK does not accept such a token, or a header without its lifetime.
 		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}
 	}
 	p.hosts.Note(used, failed.Connected)
@@ -177,7 +176,7 @@ func parseIdentity(body []byte) (identity, error) {
 		return id, fmt.Errorf("the identity document names instance %s in region %s", cloud.Quote(id.InstanceID), cloud.Quote(id.Region))
 	}
 	if !id.PrivateIP.IsGlobalUnicast() {
-		// Without IPv4 a machine still has a link-local address, for the metadata service alone.
+		// Without IPv4 a machine still has a link-local address, only for the metadata service.
 		id.PrivateIP = netip.Addr{}
 	}
 	return id, nil
@@ -203,11 +202,11 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	}
 	inst.LifeCycle = cloud.Optional(ctx, p.items, &inst, "life_cycle", meta("instance life cycle", "instance-life-cycle"), cloud.ParseLine)
 	hostname := cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "local-hostname"), cloud.ParseLine)
-	// With several domains in the DHCP options these follow the name.
+	// With several domains in the DHCP options, they follow the name.
 	inst.Hostname, _, _ = strings.Cut(hostname, " ")
 	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "public-ipv4"), cloud.ParseAddresses)
 	var v6 []netip.Addr
-	// Of the first interface by the cloud's count, whatever order the list of interfaces has.
+	// Of the first interface in the order of the cloud; the list of interfaces has any order.
 	if mac := cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine); mac != "" {
 		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
 	}
@@ -218,7 +217,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 
 func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
 
-// readTags reads the tags. That EC2 does not show them is no error: see the hint.
+// readTags reads the tags. It is no error if EC2 does not show them: see the hint.
 func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 	keys, err := cloud.Read(ctx, p.items, meta("list of tags", "tags/instance"), parseTagKeys)
 	switch {
@@ -231,7 +230,7 @@ func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 		return
 	}
 	if !slices.Contains(keys, tagGroup) {
-		// Whether AWS's own tags are in the list is not documented; asking for it costs one request.
+		// It is not documented whether AWS's own tags are in the list; asking for the tag costs one request.
 		keys = append(keys, tagGroup)
 	}
 	inst.Tags, inst.TagsKnown = cloud.Tags{}, true
@@ -241,7 +240,7 @@ func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 		case err == nil:
 			inst.Tags[key] = v
 		case !errors.Is(err, cloud.ErrNotFound):
-			// A tag that is there and unread could be the role: the caller must not think that it is not there.
+			// An existing tag that cannot be read may be the role: the caller must not treat it as absent.
 			inst.Miss(p.opts.Log, "tags", err)
 			inst.TagsKnown, inst.TagsHint = false, cloud.Unread("tags", err)
 		}
@@ -249,12 +248,12 @@ func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 	inst.Group = inst.Tags[tagGroup]
 }
 
-// parseTagKeys reads the list of tag keys, one on each line.
+// parseTagKeys decodes the list of tag keys, one on each line.
 func parseTagKeys(body []byte) ([]string, error) {
 	var keys []string
 	for line := range strings.Lines(string(body)) {
 		key := strings.TrimRight(line, "\r\n")
-		// EC2 shows no tag whose key could leave the folder of the tags.
+		// EC2 shows no tag whose key contains a path separator or is a path of its own.
 		if strings.ContainsAny(key, "/<> \t") || len(key) > cloud.MaxText || len(keys) == cloud.MaxTags {
 			return nil, fmt.Errorf("the list of tags holds %s, which is no tag key", cloud.Quote(key))
 		}

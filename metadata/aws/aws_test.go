@@ -129,7 +129,7 @@ func machines() []metadatatest.Machine {
 			Want: instance(func(i *cloud.Instance) { i.IPv6 = netip.MustParseAddr("2001:db8:1f18::a1") }),
 		},
 		{
-			// The document's privateIp is null in an IPv6-only subnet, and the host name is the resource's.
+			// privateIp in the document is null in an IPv6-only subnet, and the host name is based on the resource.
 			Name: "ipv6_only",
 			Bodies: bodies(map[string]string{
 				"/latest/dynamic/instance-identity/document": document("null"),
@@ -157,7 +157,7 @@ func machines() []metadatatest.Machine {
 			}),
 		},
 		{
-			// The list of interfaces has no order; the first by the cloud's count is the one of meta-data/mac.
+			// The list of interfaces has no order; the first one of the cloud is that of meta-data/mac.
 			Name: "several_nics_in_any_order",
 			Bodies: bodies(map[string]string{
 				meta + "network/interfaces/macs/":                         mac2 + "/\n" + mac + "/\n",
@@ -269,8 +269,8 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// TestToken: the SDK keeps the session token, and its failures are those of the client of the other clouds. An endless silence is
-// TestHopLimitHint's.
+// TestToken: the SDK keeps the session token, and its failures are those of the client of the other clouds. TestHopLimitHint
+// covers a service that never answers.
 func TestToken(t *testing.T) {
 	const token, item = "/latest/api/token", "/latest/dynamic/instance-identity/document"
 	status := metadatatest.Status
@@ -320,8 +320,8 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// A response to the token request is sent with a hop limit, which in a container eats it: the connection is made and no answer
-// follows. Without a connection the hop limit is not the reason.
+// The hop limit drops the response to a token request in a container: the connection is made and no answer follows. Without a
+// connection the hop limit is not the reason.
 func TestHopLimitHint(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies())
 	f.Break("/latest/api/token", -1, metadatatest.Slow())
@@ -346,7 +346,7 @@ func TestHopLimitHint(t *testing.T) {
 	}
 }
 
-// An instance that has lost its way to the IPv4 address reaches the service by IPv6, and stays with what worked.
+// An instance without a route to the IPv4 address reaches the service by IPv6, and keeps the address that worked.
 func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies())
 	var (
@@ -376,8 +376,8 @@ func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 	}
 }
 
-// Two reads begin over IPv4, and the first packet of one is lost. What the other one reaches is kept, although the first one
-// has moved on to an address that this machine cannot reach.
+// Two reads begin over IPv4, and the first packet of one is lost. The address that the other one reaches is kept, although the
+// first one has switched to an address that this machine cannot reach.
 func TestLostPacketOfTwoReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first := make(chan error, 2)
@@ -442,7 +442,7 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 	must.OK(t, err)
 }
 
-// A tag that exists and cannot be read might be the role: it must not look as if there were none.
+// An existing tag that cannot be read may be the role: it must not look absent.
 func TestUnreadableTagMeansUnknownTags(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies())
 	f.Break(meta+"tags/instance/amsagent:role", -1, metadatatest.Status(http.StatusInternalServerError))

@@ -12,8 +12,8 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// ParseEvent reads an event of a lifecycle hook: EventBridge's, whole or its detail alone, or the flat message that SNS and
-// SQS deliver. [cloud.ErrNotThisCloud] is that it is not one of Auto Scaling.
+// ParseEvent decodes the event of a lifecycle hook: the EventBridge event or only its detail, or the flat message that SNS and
+// SQS deliver. The error is [cloud.ErrNotThisCloud] if it is not an event of Auto Scaling.
 func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	detail, e := o, cloud.Event{Shape: "detail of an EventBridge event"}
 	switch {
@@ -53,7 +53,7 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 			e.Kind = cloud.Terminate
 		}
 	case "autoscaling:EC2_INSTANCE_LAUNCHING", "EC2 Instance-launch Lifecycle Action":
-		// A machine that starts into the pool is made ready like any other: another event says what follows.
+		// A machine that starts into the pool is prepared like any other: another event reports what follows.
 		if e.Kind = cloud.Launch; origin == pool {
 			e.Kind = cloud.Resume
 		}
@@ -71,7 +71,7 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	return e, nil
 }
 
-// envelope returns an error with the command that unwraps what SNS or SQS wrap an event in.
+// envelope returns an error with the command that unwraps an event in a message of SNS or SQS.
 func envelope(o cloud.EventFields) error {
 	for _, e := range []struct{ field, filter string }{
 		{"Message", ".Message"},

@@ -53,7 +53,7 @@ func TestParseEventShapes(t *testing.T) {
 		name := strings.TrimSuffix(filepath.Base(f), ".json")
 		data, err := os.ReadFile(f)
 		must.OK(t, err)
-		// What editors and shells do to a file on its way here.
+		// Changes by editors and shells.
 		for how, data := range map[string][]byte{
 			"as it is": data,
 			"bom":      append([]byte("\ufeff"), data...),
@@ -71,7 +71,7 @@ func TestParseEventShapes(t *testing.T) {
 	}
 }
 
-// Other spellings of our names are other fields.
+// Other spellings of the agent's names are other fields.
 func TestParseEventNamesAreExact(t *testing.T) {
 	e, err := metadata.ParseEvent([]byte(`{"EC2InstanceId":"i-1","ec2instanceid":"i-2","LifecycleTransition":"autoscaling:EC2_INSTANCE_TERMINATING"}`))
 	if err != nil || e.InstanceID != "i-1" {
@@ -79,7 +79,7 @@ func TestParseEventNamesAreExact(t *testing.T) {
 	}
 }
 
-// EventBridge's own kind stands in where a transformer dropped the transition.
+// The detail-type of EventBridge is used if a transformer dropped the transition.
 func TestParseEventKindByDetailType(t *testing.T) {
 	for in, want := range map[string]cloud.Kind{
 		`{"detail-type":"EC2 Instance-terminate Lifecycle Action","detail":{"EC2InstanceId":"i-1"}}`:                          cloud.Terminate,

@@ -16,8 +16,8 @@ import (
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
-// aws/aws-node-termination-handler#229, #668: the session token expired, every poll was refused from then on, and the notice
-// was missed. Here it expires every minute for an hour; then the notice comes, in the very moment of an expiry.
+// aws/aws-node-termination-handler#229, #668: the session token expired, every later poll was refused, and the notice was
+// missed. Here the token expires every minute for an hour; then the notice comes at the moment of an expiry.
 func TestFieldReport03_TokenExpiresUnderThePolling(t *testing.T) {
 	t.Parallel()
 	imds := newIMDS()
@@ -35,13 +35,13 @@ func TestFieldReport03_TokenExpiresUnderThePolling(t *testing.T) {
 			t.Errorf("%d tokens for one at first and 61 expiries", tokens)
 		}
 		if n := w.lines("WARN"); n != 0 {
-			t.Errorf("%d warnings about what mends itself:\n%s", n, w.log.String())
+			t.Errorf("%d warnings about a temporary failure:\n%s", n, w.log.String())
 		}
 	})
 }
 
-// buildkite/agent#491: at boot the tags of the group were not on the instance yet, and it went on without its role. They are
-// read again for about a minute.
+// buildkite/agent#491: at boot the tags of the group were not on the instance yet, and the program continued without its role.
+// The agent reads them again for about a minute.
 func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
 	t.Parallel()
 	imds := newIMDS()
@@ -84,9 +84,9 @@ func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
 }
 
 // github-aws-runners/terraform-aws-github-runner#2592, seek-oss/aec#411: a tag key with a space forbids tags in the metadata
-// (or, once they are on, the launch). So on such machines there are none, and the role has to come by another way: the
-// instance must be readable without, and say which ways there are. Should a service list such a key all the same, it must
-// not be asked for by a broken path, nor the role taken for absent.
+// (or, if they are on, the launch). Such machines have no tags there, and the role must come in another way: the instance must
+// be readable without tags, and name the other ways. If a service lists such a key all the same, the agent must neither request
+// a broken path for it nor treat the role as absent.
 func TestFieldReport08_TagKeysWithSpaces(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {

@@ -13,7 +13,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// FuzzParse: no parser may fail in another way than by an error, and what it lets through must be what its users rely on.
+// FuzzParse: a parser fails only by an error, and the values that it returns satisfy their users.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		`{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","privateIp":"10.0.1.23"}`,

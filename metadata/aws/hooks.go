@@ -28,7 +28,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// EndpointAutoScaling is the key of [cloud.Options.Endpoints] under which another address of the Auto Scaling API is given.
+// EndpointAutoScaling is the key of [cloud.Options.Endpoints] for another address of the Auto Scaling API.
 const EndpointAutoScaling = "aws-autoscaling"
 
 const noRole = "the instance has no IAM role (instance profile)"
@@ -37,7 +37,7 @@ const noRole = "the instance has no IAM role (instance profile)"
 type hooks struct {
 	p    *Provider
 	http cloud.APIClient
-	// credentials are kept and renewed here; the metadata service is asked for them, never a file or the environment.
+	// credentials caches and renews the credentials. They come from the metadata service, never from a file or the environment.
 	credentials *sdk.CredentialsCache
 
 	mu   sync.Mutex
@@ -47,7 +47,7 @@ type hooks struct {
 
 var _ cloud.Hooks = (*hooks)(nil)
 
-// credentialsWindow: credentials are renewed so long before they end, as AWS advises.
+// credentialsWindow: credentials are renewed this long before they expire, as AWS advises.
 const credentialsWindow = 5 * time.Minute
 
 func newHooks(p *Provider) (*hooks, error) {
@@ -67,8 +67,8 @@ func newHooks(p *Provider) (*hooks, error) {
 // Hooks returns the lifecycle hooks of the instance's group.
 func (p *Provider) Hooks() cloud.Hooks { return p.hooks }
 
-// roleMetadata lets the SDK read the role's credentials through our way to the metadata, with its bounds and its choice
-// between the two addresses.
+// roleMetadata makes the SDK read the role's credentials with the agent's metadata client, its bounds and its choice between
+// the two addresses.
 type roleMetadata struct{ p *Provider }
 
 // GetMetadata implements ec2rolecreds.GetMetadataAPIClient.
@@ -76,7 +76,7 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	const dir = "iam/security-credentials"
 	path := strings.Trim(in.Path, "/")
 	if path == dir {
-		path += "/" // the list is at the folder's own name
+		path += "/" // the list is at the name of the folder
 	}
 	body, err := cloud.Read(ctx, r.p.items, meta("credentials of the role", path), func(b []byte) ([]byte, error) {
 		if len(bytes.TrimSpace(b)) == 0 {
@@ -90,7 +90,7 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	return &imds.GetMetadataOutput{Content: io.NopCloser(bytes.NewReader(body))}, nil
 }
 
-// open finds out where the API is, once.
+// open finds the API and the identity of this instance, once.
 func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -105,7 +105,7 @@ func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error)
 		Region: self.Region, Credentials: h.credentials, HTTPClient: answers{h.http.HTTP},
 		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
 			o.MaxAttempts, o.MaxBackoff, o.RateLimiter = cloud.CallAttempts, time.Second, ratelimit.None
-			// The SDK corrects the clock after each answer, and takes this one of its names for final.
+			// The SDK corrects the clock after each answer, but does not retry this error by itself.
 			o.Retryables = append(o.Retryables, retry.RetryableErrorCode{Codes: map[string]struct{}{"RequestExpired": {}}})
 		}),
 	}
@@ -113,15 +113,15 @@ func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error)
 	case h.http.Endpoint != "":
 		o.BaseEndpoint = &h.http.Endpoint
 	case !self.PrivateIP.IsValid():
-		// The usual name has an IPv6 address by NAT64 or a VPC endpoint alone.
+		// The usual name has an IPv6 address only by NAT64 or a VPC endpoint.
 		o.EndpointOptions.UseDualStackEndpoint = sdk.DualStackEndpointStateEnabled
 	}
 	h.api, h.self = autoscaling.New(o), self
 	return h.api, self, nil
 }
 
-// answers turns a success without an answer of the API in it into an error: the SDK takes an empty body, or the page of a
-// proxy, for one, and a hook would wait that we believe to be completed.
+// answers returns an error for a success without an answer of the API: the SDK accepts an empty body, or the page of a proxy,
+// and a hook would wait that the agent believes to be completed.
 type answers struct{ c *http.Client }
 
 // Do implements the SDK's HTTP client.
@@ -142,7 +142,7 @@ func (a answers) Do(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// call makes one call, once more with new credentials where those were refused.
+// call makes one call, and repeats it with new credentials if the credentials were refused.
 func (h *hooks) call(ctx context.Context, action, group string, fn func(context.Context, *autoscaling.Client, identity) error) error {
 	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
@@ -175,7 +175,7 @@ func explain(err error, action, group string, self identity) error {
 			Permission: "autoscaling:" + action, Policy: Policy(self.Region, self.AccountID, group), Reason: reason, NoRole: reason == noRole, Provider: Name, Group: group,
 		}
 	}
-	// Of the metadata: the credentials could not be had.
+	// From the metadata service: there were no credentials.
 	if e, ok := errors.AsType[*cloud.Error](err); ok {
 		if errors.Is(e.Kind, cloud.ErrNotFound) {
 			return denied(noRole)
@@ -208,8 +208,8 @@ func explain(err error, action, group string, self identity) error {
 	return fmt.Errorf("%s: %s: %s", doing, cloud.Printable(api.ErrorCode()), message)
 }
 
-// membership is how the group sees this instance: its name, "" where the instance is in none (any more), and the lifecycle
-// state, such as InService or Terminating:Wait.
+// membership returns the group of this instance, "" if it is in none, and its lifecycle state, such as InService or
+// Terminating:Wait.
 func (h *hooks) membership(ctx context.Context) (group, state string, err error) {
 	err = h.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context, api *autoscaling.Client, self identity) error {
 		out, err := api.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{self.InstanceID}})
@@ -230,7 +230,7 @@ func (h *hooks) membership(ctx context.Context) (group, state string, err error)
 func (h *hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
 	group, _, err := h.membership(ctx)
 	if denied, ok := errors.AsType[*cloud.DeniedError](err); ok {
-		// The tag says it, too.
+		// The tag has the group, too.
 		group, _ = cloud.Read(ctx, h.p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
 		denied.Group = group
 	}
@@ -262,7 +262,7 @@ func (h *hooks) list(ctx context.Context, group string, launching bool) ([]cloud
 			hook := cloud.Hook{Provider: Name, Group: group, Name: sdk.ToString(l.LifecycleHookName), Launching: launching, Timeout: seconds(l.HeartbeatTimeout)}
 			hook.Abandons = sdk.ToString(l.DefaultResult) == "ABANDON"
 			if limit := seconds(l.GlobalTimeout); limit > 0 {
-				// From now on at the latest: the wait has not begun, or just now.
+				// From now on at the latest: the wait has not begun, or has just begun.
 				hook.Limit = time.Now().Add(limit)
 			}
 			found = append(found, hook)
@@ -280,8 +280,8 @@ func (h *hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, err
 	return hook.Timeout, h.why(ctx, hook, h.extend(ctx, hook, nil))
 }
 
-// extend needs no token: the instance's id is good for whichever action waits, while the token of an event that came late is
-// another action's.
+// extend sends no token: the id of the instance selects the action that waits, while the token of a late event may be that of
+// another action.
 func (h *hooks) extend(ctx context.Context, hook cloud.Hook, token *string) error {
 	return h.call(ctx, "RecordLifecycleActionHeartbeat", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
 		_, err := api.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
@@ -302,7 +302,7 @@ func (h *hooks) Complete(ctx context.Context, hook cloud.Hook) error {
 	}))
 }
 
-// why finds out whether a hook that does not wait will wait yet.
+// why checks whether a hook that does not wait will still wait.
 func (h *hooks) why(ctx context.Context, hook cloud.Hook, err error) error {
 	if !errors.Is(err, cloud.ErrNotWaiting) {
 		return err
@@ -315,14 +315,14 @@ func (h *hooks) why(ctx context.Context, hook cloud.Hook, err error) error {
 		return fmt.Errorf("%w: the instance is in no group any more", cloud.ErrGone)
 	case group != hook.Group:
 		return fmt.Errorf("%w: the instance is in group %s now, not in %s", cloud.ErrMoved, group, hook.Group)
-	case over(state, hook.Launching), hook.Parking && parked(state):
+	case isOver(state, hook.Launching), hook.Parking && isParked(state):
 		return fmt.Errorf("%w: the instance is %s", cloud.ErrGone, state)
 	}
 	return fmt.Errorf("%w (the instance is %s)", err, state)
 }
 
-// parked reports whether a machine in this lifecycle state is where a parking leads.
-func parked(state string) bool {
+// isParked reports whether a machine in this lifecycle state is parked.
+func isParked(state string) bool {
 	switch state {
 	case "Standby", "Warmed:Running", "Warmed:Stopped", "Warmed:Hibernated":
 		return true
@@ -330,9 +330,9 @@ func parked(state string) bool {
 	return false
 }
 
-// over reports whether in this lifecycle state no hook will wait for the transition any more. The API may lag behind the
-// metadata that told of the transition, so a state that can come before it says nothing.
-func over(state string, launching bool) bool {
+// isOver reports whether in this lifecycle state no hook will wait for the transition any more. The API may lag behind the
+// metadata, so a state that can precede the transition does not count.
+func isOver(state string, launching bool) bool {
 	main, step, _ := strings.Cut(strings.TrimPrefix(state, "Warmed:"), ":")
 	switch main {
 	case "Terminated", "Detached", "Detaching":
@@ -347,7 +347,7 @@ func over(state string, launching bool) bool {
 	return false
 }
 
-// Check implements cloud.Provider. Where the group says that the machine is in service no hook waits for it.
+// Check implements cloud.Provider. No hook waits for a machine that the group has in service.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
 	h := p.hooks
 	group, state, err := h.membership(ctx)
@@ -366,7 +366,7 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 	})
 }
 
-// Policy is the smallest policy with which everything works for a group, as JSON for the role; "" is all of them.
+// Policy is the smallest policy that suffices for a group, as JSON for the role; "" means all groups.
 func Policy(region, account, group string) string {
 	partition := "aws"
 	for prefix, name := range map[string]string{"cn-": "aws-cn", "us-gov-": "aws-us-gov", "eusc-": "aws-eusc"} {
@@ -374,12 +374,12 @@ func Policy(region, account, group string) string {
 			partition = name
 		}
 	}
-	// AWS knows no narrower resource for what is described.
+	// AWS supports no narrower resource for the Describe calls.
 	return fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["autoscaling:CompleteLifecycleAction","autoscaling:RecordLifecycleActionHeartbeat"],`+
 		`"Resource":"arn:%s:autoscaling:%s:%s:autoScalingGroup:*:autoScalingGroupName/%s"},`+
 		`{"Effect":"Allow","Action":["autoscaling:DescribeAutoScalingInstances","autoscaling:DescribeLifecycleHooks"],"Resource":"*"}]}`,
 		partition, cmp.Or(region, "*"), cmp.Or(account, "*"), quoted.Replace(cmp.Or(group, "*")))
 }
 
-// quoted makes a name part of a text in JSON.
+// quoted escapes a name for a text in JSON.
 var quoted = strings.NewReplacer(`\`, `\\`, `"`, `\"`)

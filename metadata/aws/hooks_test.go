@@ -30,10 +30,10 @@ import (
 type apiInMemory struct {
 	mu      sync.Mutex
 	calls   []apiCall
-	answers []answer // one after the other, the last for good
+	answers []answer // in this order; the last one repeats
 }
 
-// answer is what the API does with one call.
+// answer is the answer of the API to one call.
 type answer struct {
 	status int
 	body   string
@@ -46,10 +46,10 @@ type apiCall struct {
 	form             url.Values
 }
 
-// named is an error for a request that does not say that it is ours.
+// named is an error for a request without the User-Agent of the agent.
 func named(req *http.Request) error {
 	if !strings.HasPrefix(req.UserAgent(), cloud.UserAgent) {
-		return fmt.Errorf("the request says that it is %q", req.UserAgent())
+		return fmt.Errorf("the User-Agent of the request is %q", req.UserAgent())
 	}
 	return nil
 }
@@ -100,7 +100,7 @@ func xmlDone(action string) answer {
 
 const credentials = `{"Code":"Success","LastUpdated":"2026-11-20T08:00:00Z","Type":"AWS-HMAC","AccessKeyId":"ASIAEXAMPLE%d","SecretAccessKey":"s","Token":"t%d","Expiration":"2099-01-01T00:00:00Z"}`
 
-// instanceWithRole is the metadata of an instance whose role gives other credentials with every reading.
+// instanceWithRole is the metadata of an instance whose role returns other credentials at each reading.
 func instanceWithRole() *imdsInMemory {
 	m := newIMDS()
 	m.set("dynamic/instance-identity/document", document(`"10.0.1.23"`))
@@ -128,7 +128,7 @@ func openAPI(t *testing.T, imds *imdsInMemory, endpoint string, answers ...answe
 	return p, api, log
 }
 
-// member is how the group sees this instance.
+// member is the answer about this instance in a group.
 func member(group, state string) answer {
 	return xmlAnswer(200, `<DescribeAutoScalingInstancesResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><DescribeAutoScalingInstancesResult>
 		<AutoScalingInstances><member><AutoScalingGroupName>`+group+`</AutoScalingGroupName><InstanceId>i-0abc1234567890def</InstanceId>
@@ -139,7 +139,7 @@ func noMember() answer {
 	return xmlAnswer(200, `<DescribeAutoScalingInstancesResponse><DescribeAutoScalingInstancesResult><AutoScalingInstances/></DescribeAutoScalingInstancesResult></DescribeAutoScalingInstancesResponse>`)
 }
 
-// twoHooks are those of a group: one for each transition that we know, and one of another.
+// twoHooks are the hooks of a group: one for each known transition, and one for another.
 func twoHooks() answer {
 	return xmlAnswer(200, `<?xml version="1.0"?><DescribeLifecycleHooksResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><DescribeLifecycleHooksResult><LifecycleHooks>
 		<member><LifecycleHookName>z</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_TERMINATING</LifecycleTransition><DefaultResult>ABANDON</DefaultResult><HeartbeatTimeout>300</HeartbeatTimeout><GlobalTimeout>30000</GlobalTimeout></member>
@@ -207,7 +207,7 @@ func TestHooksWire(t *testing.T) {
 	}
 }
 
-// TestHooksPlace holds where the API is looked for.
+// TestHooksPlace checks the address of the API.
 func TestHooksPlace(t *testing.T) {
 	t.Parallel()
 	in := func(region, ip string) string { return strings.ReplaceAll(document(ip), "eu-west-1", region) }
@@ -298,7 +298,7 @@ func TestHooksErrors(t *testing.T) {
 
 func list[T any](v ...T) []T { return v }
 
-// A parking that is reached waits for no completion, and the launch hook of a machine in service is over.
+// A parked machine waits for no completion, and the launch hook of a machine in service is over.
 func TestHooksOver(t *testing.T) {
 	t.Parallel()
 	parking := hook("z", false)
@@ -325,7 +325,8 @@ func TestHooksOver(t *testing.T) {
 	}
 }
 
-// Where the state may not be asked, the group's own tag names the group; where the hooks may not be listed, the error does.
+// If the permission for the state is missing, the tag of the group names the group; if the permission for the hooks is missing,
+// the error names it.
 func TestHooksDenied(t *testing.T) {
 	t.Parallel()
 	no := xmlError(403, "AccessDenied", "no")
@@ -351,7 +352,7 @@ func TestHooksDenied(t *testing.T) {
 	}
 }
 
-// TestHooksClock holds that a machine whose clock is wrong is heard: the API says what time it is.
+// TestHooksClock checks that calls of a machine whose clock is wrong succeed: the API returns its time.
 func TestHooksClock(t *testing.T) {
 	t.Parallel()
 	ahead := time.Now().Add(3 * time.Hour)
@@ -378,7 +379,7 @@ func TestHooksClock(t *testing.T) {
 	}
 }
 
-// TestHooksNoRole holds that a machine without a role is told what is missing as one without permissions is.
+// TestHooksNoRole checks that a machine without a role gets the same error about permissions as one whose role lacks them.
 func TestHooksNoRole(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*imdsInMemory){
@@ -405,7 +406,7 @@ func TestHooksNoRole(t *testing.T) {
 	}
 }
 
-// TestHooksBound holds that a call ends when its caller goes, whoever is silent.
+// TestHooksBound checks that a call ends with its context, even if a service does not answer.
 func TestHooksBound(t *testing.T) {
 	t.Parallel()
 	for name, imdsHangs := range map[string]bool{"the API": false, "the metadata": true} {
@@ -426,7 +427,7 @@ func TestHooksBound(t *testing.T) {
 	}
 }
 
-// TestCheck is the doctor's look at the hooks: it changes nothing.
+// TestCheck: the doctor's check of the hooks changes nothing.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

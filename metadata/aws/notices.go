@@ -15,16 +15,16 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// The intervals of Watch. Together they are less than one request in a second, on a service that shares its packets with DNS
+// The intervals of Watch. Together they are less than one request a second, to a service that shares its packet limit with DNS
 // and NTP.
 const (
-	// stateEvery bounds how long a scale-in goes unseen.
+	// stateEvery bounds how long a scale-in goes unnoticed.
 	stateEvery = 2 * time.Second
-	// spotEvery is what AWS advises for the two minutes that a Spot instance is given.
+	// spotEvery is the interval that AWS advises for the two minutes of notice of a Spot instance.
 	spotEvery = 5 * time.Second
 	// scheduledEvery: scheduled events are announced days ahead.
 	scheduledEvery = time.Minute
-	// spotLead is from the notice of an interruption to the interruption. One that hibernates has none.
+	// spotLead is the time from the notice of an interruption to the interruption. A hibernation has none.
 	spotLead = 2 * time.Minute
 )
 
@@ -53,8 +53,8 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	wg.Wait()
 }
 
-// targetState reads the target lifecycle state. The documentation does not say which one a machine has while its
-// root volume is replaced, and other states may come: then the API reports the state of this machine.
+// targetState reads the target lifecycle state. The state during the replacement of the root volume is not documented, and
+// other states may come: then the API reports the state of this machine.
 type targetState struct {
 	membership func(context.Context) (group, state string, err error)
 
@@ -64,7 +64,7 @@ type targetState struct {
 	final   bool
 }
 
-// askEvery is the time from one question about the same target to the next, until the answer is final.
+// askEvery is the interval of queries about the same target until the answer is final.
 const askEvery = 10 * time.Second
 
 func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, error) {
@@ -82,7 +82,7 @@ func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, e
 	return t.current, nil
 }
 
-// ask asks the API what a target means. Without an answer the signal stays unknown.
+// ask gets the meaning of a target from the API. Without an answer the signal stays unknown.
 func (t *targetState) ask(ctx context.Context, n cloud.Notice) {
 	_, state, err := t.membership(ctx)
 	_, denied := errors.AsType[*cloud.DeniedError](err)
@@ -109,7 +109,7 @@ func reimage() cloud.Notice {
 	return cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Reimage), Kind: cloud.Reimage, Who: "Auto Scaling", Reason: "root volume replaced"}
 }
 
-// parseTarget reads the target lifecycle state, where the group wants the instance to be.
+// parseTarget decodes the target lifecycle state of the instance.
 func parseTarget(body []byte) ([]cloud.Notice, error) {
 	state, err := cloud.ParseLine(body)
 	if err != nil {
@@ -123,7 +123,7 @@ func parseTarget(body []byte) ([]cloud.Notice, error) {
 	case state == "Terminated", state == "Warmed:Terminated":
 		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Terminate), cloud.Terminate, "scale-in"
 	case state == "Detached":
-		// It may be attached again, and until then no viewers are sent to it.
+		// It may be attached again; until then it gets no viewers.
 		n.Reason = "detached from the group"
 	case state == "Standby":
 		n.Reason = "standby"
@@ -137,7 +137,7 @@ func parseTarget(body []byte) ([]cloud.Notice, error) {
 	return []cloud.Notice{n}, nil
 }
 
-// parseSpot reads spot/instance-action, which is empty where nothing is announced.
+// parseSpot decodes spot/instance-action, which is empty if no action is announced.
 func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	var doc struct {
 		Action string    `json:"action"` // terminate, stop, hibernate
@@ -157,13 +157,13 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 		Reason: "spot interruption (" + cloud.Printable(doc.Action) + ")",
 	}
 	if doc.Action == "hibernate" {
-		// EC2 resumes the machine with its memory, so in the same boot.
+		// EC2 resumes the machine with its memory, in the same boot.
 		n.Kind = cloud.Park
 	}
 	return []cloud.Notice{n}, nil
 }
 
-// parseScheduled reads events/maintenance/scheduled, which is empty where nothing is scheduled.
+// parseScheduled decodes events/maintenance/scheduled, which is empty if no event is scheduled.
 func parseScheduled(body []byte) ([]cloud.Notice, error) {
 	var docs []struct {
 		EventID     string `json:"EventId"`
@@ -187,14 +187,14 @@ func parseScheduled(body []byte) ([]cloud.Notice, error) {
 		if d.Description != "" {
 			n.Reason += ": " + cloud.Printable(d.Description)
 		}
-		// Without a date it could be in two weeks: no session is sent away for that.
+		// Without a date it may be in two weeks, so the node does not drain for it.
 		if n.At = cloud.ParseTime(d.NotBefore, "2 Jan 2006 15:04:05 GMT"); !n.At.IsZero() {
 			switch code {
 			case "instance-stop", "instance-retirement":
-				// No group and no hook is behind it, only a date.
+				// It has a date, but neither a group nor a hook.
 				n.Kind = cloud.Interrupt
 			case "instance-reboot", "system-reboot", "system-maintenance":
-				// Maintenance of network or power takes the machine away for a while, too.
+				// Maintenance of network or power also interrupts the machine for a while.
 				n.Kind, n.Past = cloud.Reboot, code == "instance-reboot" && n.At.Before(cloud.Booted())
 			}
 		}

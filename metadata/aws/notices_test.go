@@ -38,7 +38,7 @@ type imdsInMemory struct {
 	bodies map[string]string
 	fault  func(path string) (status int, body string, hang bool) // status 0: none
 	valid  string
-	ttl    string // of the tokens; empty: as asked for
+	ttl    string // of the tokens; empty: as requested
 	tokens int
 	seen   []string
 }
@@ -67,7 +67,7 @@ func (m *imdsInMemory) expire() {
 	m.valid = ""
 }
 
-// count of the requests so far, those for tokens apart.
+// count returns the number of requests so far, those for tokens separately.
 func (m *imdsInMemory) count() (requests, tokens int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -130,7 +130,7 @@ func watch(t *testing.T, imds *imdsInMemory, body func(w *watching)) {
 	})
 }
 
-// pass lets time pass and returns the reports meanwhile.
+// pass advances the time and returns the reports in between.
 func (w *watching) pass(d time.Duration) map[string][]int {
 	<-time.After(d)
 	synctest.Wait()
@@ -147,12 +147,12 @@ func parked(reason string) cloud.Notice {
 	return cloud.Notice{ID: "aws-lifecycle/park", Kind: cloud.Park, Who: "Auto Scaling", Reason: reason}
 }
 
-// TestNotices: each answer of an item and what it says is in force; bad is that it reports nothing.
+// TestNotices: each answer of an item and the notices in force; bad means that there is no report.
 func TestNotices(t *testing.T) {
 	t.Parallel()
 	file, err := os.ReadFile(filepath.Join("testdata", "signals", "scheduled.json"))
 	must.OK(t, err)
-	now := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // where synctest begins
+	now := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // the time at which synctest begins
 	in := now.Add(2 * time.Minute)
 	day := func(d int) time.Time { return time.Date(2000, 1, d, 0, 0, 0, 0, time.UTC) }
 	event := func(kind cloud.Kind, id, reason string, at time.Time) cloud.Notice {
@@ -223,8 +223,7 @@ func TestNotices(t *testing.T) {
 	}
 }
 
-// TestUnknownTarget: of a target state that this version does not know, the API says what it means. It is asked until the answer is
-// final.
+// TestUnknownTarget: the API resolves a target state that this version does not know. The agent asks until the answer is final.
 func TestUnknownTarget(t *testing.T) {
 	t.Parallel()
 	reimage := cloud.Notice{ID: "aws-lifecycle/reimage", Kind: cloud.Reimage, Who: "Auto Scaling", Reason: "root volume replaced"}
@@ -284,8 +283,8 @@ func TestWatchTarget(t *testing.T) {
 	})
 }
 
-// TestWatchSurvives holds that no failure of the service ends the watching, floods the log or the service, or hides a
-// signal that can be read; and that all is well when the failure is over, however long it took.
+// TestWatchSurvives checks that no failure of the service ends Watch, floods the log or the service, or hides a signal that can
+// be read; and that Watch recovers after the failure, however long it took.
 func TestWatchSurvives(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(path string) (int, string, bool){
@@ -312,7 +311,7 @@ func TestWatchSurvives(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			imds := newIMDS()
-			// With a token that outlasts the failure: synctest does not see through the lock behind which the SDK fetches one.
+			// With a token that outlasts the failure: the lock around the SDK's token request blocks synctest.
 			imds.ttl = "21600"
 			imds.set(target, "InService")
 			watch(t, imds, func(w *watching) {
@@ -360,8 +359,8 @@ func at(hit bool, status int) int {
 	return 0
 }
 
-// TestWatchTokenHangs is what a hop limit of 1 looks like from inside a container, in real time: it is one line for each item,
-// and the next good answer counts.
+// TestWatchTokenHangs is a hop limit of 1 as seen from a container, in real time: it logs one line for each item, and the next
+// good answer counts.
 func TestWatchTokenHangs(t *testing.T) {
 	t.Parallel()
 	imds := newIMDS()
@@ -395,7 +394,7 @@ func TestWatchTokenHangs(t *testing.T) {
 	<-done
 }
 
-// TestWatchOneItem holds that the failure of one item has no influence on the others.
+// TestWatchOneItem checks that the failure of one item does not affect the others.
 func TestWatchOneItem(t *testing.T) {
 	t.Parallel()
 	imds := newIMDS()
@@ -422,7 +421,7 @@ func TestWatchOneItem(t *testing.T) {
 	})
 }
 
-// TestWatchRate holds the polling to less than one request in a second, tokens among them, also where these end each minute.
+// TestWatchRate checks that polling makes less than one request a second, including tokens, even if tokens expire each minute.
 func TestWatchRate(t *testing.T) {
 	t.Parallel()
 	imds := newIMDS()

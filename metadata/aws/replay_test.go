@@ -21,7 +21,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
-// The answers in testdata are read as they were read when they were recorded, and each item is asked for once.
+// The recorded answers in testdata decode as at the time of their recording, and each item is requested once.
 func TestReplay(t *testing.T) {
 	dirs, err := filepath.Glob("../../testdata/metadata/aws/*")
 	if err != nil || len(dirs) < 5 {

@@ -25,7 +25,7 @@ const Name = "azure"
 // Endpoint is the address of the service.
 const Endpoint = "http://169.254.169.254"
 
-// goneTime is for how long a 410 is believed to end by itself, where the caller has set no bound: Azure says 70 s at most.
+// goneTime is how long a 410 is treated as temporary if the caller has set no bound: Azure documents at most 70 s.
 const goneTime = 75 * time.Second
 
 const (
@@ -46,7 +46,7 @@ const (
 type Provider struct {
 	opts  cloud.Options
 	items *cloud.Client
-	// bounded reports that the caller has set a bound of its own.
+	// bounded reports that the caller has set a bound.
 	bounded bool
 }
 
@@ -65,7 +65,7 @@ func New(opts cloud.Options) (*Provider, error) {
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// judge adds what is known of Azure to the error of one failed request.
+// judge adds knowledge about Azure to the error of one failed request.
 func judge(e *cloud.Error) {
 	switch {
 	case e.Status == 0 && !e.Connected:
@@ -84,9 +84,9 @@ func judge(e *cloud.Error) {
 // machine is the part of the instance metadata that is used.
 type machine struct {
 	Compute struct {
-		// VMID is the machine's own, for its whole life.
+		// VMID does not change for the whole life of the machine.
 		VMID string `json:"vmId"`
-		// Name is what Scheduled Events call it: the VM's, of an instance of a uniform scale set SET_NUMBER.
+		// Name is the name in Scheduled Events: that of the VM, or SET_NUMBER for an instance of a uniform scale set.
 		Name                   string `json:"name"`
 		VMScaleSetName         string `json:"vmScaleSetName"`
 		VirtualMachineScaleSet struct {
@@ -109,7 +109,7 @@ type machine struct {
 		Interface []nic `json:"interface"`
 	} `json:"network"`
 
-	odd *json.UnmarshalTypeError // what has another form than expected
+	odd *json.UnmarshalTypeError // a field of an unexpected form
 }
 
 // nic is one network interface.
@@ -117,12 +117,12 @@ type nic struct {
 	IPv4, IPv6 struct {
 		IPAddress []struct {
 			Private string `json:"privateIpAddress"`
-			Public  string `json:"publicIpAddress"` // that belongs to the private one, if any shows
+			Public  string `json:"publicIpAddress"` // of the private one, if the metadata shows it
 		} `json:"ipAddress"`
 	}
 }
 
-// reached is what others can reach of an interface.
+// reached has the addresses of an interface that others can reach.
 func (n nic) reached() cloud.NIC {
 	var out cloud.NIC
 	for i, a := range slices.Concat(n.IPv4.IPAddress, n.IPv6.IPAddress) {
@@ -139,7 +139,7 @@ func (n nic) reached() cloud.NIC {
 
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 
-// parseMachine reads /metadata/instance. A document without the machine's id is not one.
+// parseMachine decodes /metadata/instance. A document without the machine's id is invalid.
 func parseMachine(body []byte) (machine, error) {
 	m, odd, err := cloud.Decode[machine](body)
 	if err != nil {
@@ -152,19 +152,19 @@ func parseMachine(body []byte) (machine, error) {
 	return m, nil
 }
 
-// scaleSet is the name of its set, uniform or flexible; "" is that it is in none.
+// scaleSet returns the name of the scale set, uniform or flexible; "" if the machine is in none.
 func (m *machine) scaleSet() string {
 	if m.Compute.VMScaleSetName != "" || m.Compute.VirtualMachineScaleSet.ID == "" {
 		return m.Compute.VMScaleSetName
 	}
-	// A path of Azure's resource manager, of which the last element is the name.
+	// A path of Azure's resource manager; its last element is the name.
 	return path.Base(m.Compute.VirtualMachineScaleSet.ID)
 }
 
-// instance asks for a complete answer: without extended a machine that is still being made gets a part, unmarked.
+// instance requests a complete answer: without extended, a machine that is still being created gets an unmarked part.
 var instance = cloud.Item{Name: "instance", Path: "/metadata/instance?api-version=2021-12-13&extended=true", Required: true}
 
-// read reads what the metadata say about this machine, in one request.
+// read reads the metadata of this machine, in one request.
 func (p *Provider) read(ctx context.Context) (machine, error) {
 	began := time.Now()
 	for {
@@ -175,7 +175,7 @@ func (p *Provider) read(ctx context.Context) (machine, error) {
 		if !ok || e.Status != http.StatusGone || p.bounded || ctx.Err() != nil || time.Since(began) >= goneTime {
 			return m, err
 		}
-		// It says itself that it comes back.
+		// The service documents that it comes back.
 	}
 }
 
@@ -207,7 +207,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		note("the metadata's %s is of no form that is known here", m.odd.Field)
 	}
 	if c.Name == "" {
-		note("the metadata tell no name of this machine, so scheduled events cannot be known to be about it")
+		note("the metadata has no name of this machine, so no scheduled event can be matched to it")
 	}
 	var nics []cloud.NIC
 	for _, n := range m.Network.Interface {

@@ -38,7 +38,7 @@ func service() metadatatest.Service {
 	}
 }
 
-// doc is the fixture with changes in its compute, and with these interfaces where there are any.
+// doc is the fixture with changes in its compute, and with these interfaces if any are given.
 func doc(tb testing.TB, compute map[string]any, nics ...any) string {
 	tb.Helper()
 	var fields map[string]any
@@ -59,7 +59,7 @@ func doc(tb testing.TB, compute map[string]any, nics ...any) string {
 	return string(b)
 }
 
-// iface is one interface as the metadata has it; an address with a slash is private/public.
+// iface is one interface in the metadata; an address with a slash is private/public.
 func iface(addresses ...string) map[string]any {
 	v4, v6 := []any{}, []any{}
 	for _, a := range addresses {
@@ -145,7 +145,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 			Want: want(func(i *cloud.Instance) { i.Tags, i.TagsKnown, i.TagsHint = cloud.Tags{}, false, hintTags }),
 		},
 		{
-			// The other form of the same tags cannot be taken apart for sure.
+			// The other form of the same tags cannot be split reliably.
 			Name: "odd_but_legal_tags", Bodies: with(map[string]any{
 				"tags": "amsagent:role:edge;odd:a;b:c", "tagsList": []any{
 					map[string]any{"name": "amsagent:role", "value": "edge"}, map[string]any{"name": "odd", "value": "aaaa;b:cccc"}, map[string]any{"name": "Größe", "value": ""},
@@ -193,7 +193,7 @@ func open(t testing.TB, o cloud.Options) *Provider {
 	return p
 }
 
-// TestInstanceFacts: what the suite does not compare.
+// TestInstanceFacts: fields that the suite does not compare.
 func TestInstanceFacts(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: doc(t, map[string]any{
 		"name": "", "tagsList": []any{map[string]any{"name": "line", "value": "one\ntwo"}}, "zone": 1,
@@ -213,8 +213,8 @@ func TestInstanceFacts(t *testing.T) {
 	}
 }
 
-// TestFieldReport09_Gone: a 410 was taken for the end, and a machine came up without its metadata. Azure asks for 70 s of
-// patience.
+// TestFieldReport09_Gone: a program treated a 410 as final, and the machine started without its metadata. Azure asks clients to
+// retry for 70 s.
 func TestFieldReport09_Gone(t *testing.T) {
 	for _, tt := range []struct {
 		status     int
@@ -224,7 +224,7 @@ func TestFieldReport09_Gone(t *testing.T) {
 		{http.StatusGone, time.Second, 4 * time.Second, true},
 		{http.StatusGone, 69 * time.Second, 72 * time.Second, true},
 		{http.StatusGone, 10 * time.Minute, 100 * time.Second, false},
-		{http.StatusInternalServerError, 10 * time.Minute, cloud.DefaultTimeout, false}, // does not say that it comes back
+		{http.StatusInternalServerError, 10 * time.Minute, cloud.DefaultTimeout, false}, // does not document that it comes back
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			begin := time.Now()
@@ -244,7 +244,7 @@ func TestFieldReport09_Gone(t *testing.T) {
 	}
 }
 
-// TestFieldReport10_FirstCalls: the service refuses, drops and forgets the first calls after a boot.
+// TestFieldReport10_FirstCalls: the service refuses, drops or ignores the first calls after a boot.
 func TestFieldReport10_FirstCalls(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
 	for _, fault := range []metadatatest.Fault{
@@ -259,8 +259,8 @@ func TestFieldReport10_FirstCalls(t *testing.T) {
 	}
 }
 
-// TestFieldReport15_BeforeDHCP: the agent ran before the network was up, and another address of Azure's was closed to it by a
-// firewall. One address is asked, until it answers.
+// TestFieldReport15_BeforeDHCP: the agent ran before the network was up, and a firewall blocked another address of Azure. The
+// agent retries one address until it answers.
 func TestFieldReport15_BeforeDHCP(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
 	var dials atomic.Int32

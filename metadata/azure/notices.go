@@ -18,12 +18,12 @@ import (
 )
 
 const (
-	// pollEvery is what Azure advises.
+	// pollEvery is the interval that Azure advises.
 	pollEvery = time.Second
-	// firstTimeout: the first call switches the events on, and may take two minutes. So does one after a day without.
+	// firstTimeout: the first call switches the events on, and may take two minutes; so may a call after a day without calls.
 	firstTimeout = 150 * time.Second
 	switchedOff  = 23 * time.Hour
-	// eventTimeout bounds all others. One second is known to be too short.
+	// eventTimeout bounds all other calls. One second is known to be too short.
 	eventTimeout = 5 * time.Second
 )
 
@@ -61,19 +61,19 @@ func (e *event) started() bool { return strings.EqualFold(e.Status, "Started") }
 type watch struct {
 	p       *Provider
 	report  cloud.Report
-	good    time.Time       // when the events could be read
+	good    time.Time       // the last time at which the events could be read
 	machine *machine        // nil until its metadata can be read
-	past    map[string]bool // what had started at the first look; nil before that
+	past    map[string]bool // the events that had started at the first poll; nil before that
 }
 
-// Watch implements cloud.Watcher. The events are asked for from the first moment on, since that is what switches them on, for
-// all machines of the set in this zone; which of them are about this machine is known when its metadata can be read.
+// Watch implements cloud.Watcher. It requests the events from the start on, because that switches them on for all machines of
+// the set in this zone. The name in the metadata shows which of them concern this machine.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	w := &watch{p: p, report: report}
 	cloud.Poll(ctx, p.opts.Log, eventsItem.Name, pollEvery, func(ctx context.Context) (time.Duration, error) { return 0, w.look(ctx) })
 }
 
-// look reports what of the events is about this machine.
+// look reports the events that concern this machine.
 func (w *watch) look(ctx context.Context) error {
 	timeout := eventTimeout
 	if time.Since(w.good) > switchedOff {
@@ -113,7 +113,7 @@ func (w *watch) look(ctx context.Context) error {
 	return nil
 }
 
-// name finds out how the events call this machine.
+// name finds the name of this machine in the events.
 func (w *watch) name(ctx context.Context) error {
 	_, body, err := w.p.items.Once(ctx, instance)
 	if err != nil {
@@ -130,8 +130,8 @@ func (w *watch) name(ctx context.Context) error {
 	return nil
 }
 
-// notice makes the notice of an event about this machine. It is nil for a machine that stands still for a moment: viewers
-// have buffers for that, and to send them away would cost more.
+// notice returns the notice of an event about this machine. It is nil if the machine only stands still for a moment: viewers
+// have buffers for that, and a drain would cost more.
 func (w *watch) notice(e event) *cloud.Notice {
 	n := &cloud.Notice{ID: TopicEvents + "/" + cloud.Printable(e.ID), Kind: cloud.Unknown, Who: "Azure", Reason: reason(e)}
 	if e.Source != "" {
@@ -154,12 +154,12 @@ func (w *watch) notice(e event) *cloud.Notice {
 	at := cloud.ParseTime(e.NotBefore, http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT")
 	switch {
 	case e.started():
-		// It happens now, and no completion of ours is waited for. For how long the machine still is there is not known: the
-		// viewers get what there is, and no new ones come.
+		// The event has begun, and waits for no completion. It is unknown how long the machine remains: viewers stay until its
+		// end, and no new ones come.
 		if n.Kind = kind; kind == cloud.Terminate {
 			n.Kind = cloud.Interrupt
 		}
-		// It stays in the document until Azure has seen the machine back.
+		// It stays in the document until Azure has detected that the machine is back.
 		n.Past = kind == cloud.Reboot && w.past[e.ID]
 	case strings.EqualFold(e.Status, "Scheduled"), at.After(time.Now()):
 		n.Kind, n.At = kind, at
@@ -175,12 +175,12 @@ func (w *watch) notice(e event) *cloud.Notice {
 	return n
 }
 
-// reason is what people read: why, and for how long where the machine comes back.
+// reason returns the text for people: the cause, and the duration if the machine comes back.
 func reason(e event) string {
 	text := "scheduled event " + cloud.Printable(e.Type)
 	switch strings.ToLower(e.Type) {
 	case "terminate":
-		text = "scale-in" // of a set, by its rules or by a person
+		text = "scale-in" // of a set, by its rules or by the operator
 	case "preempt":
 		text = "spot eviction"
 	}
@@ -203,18 +203,18 @@ func (p *Provider) readEvents(ctx context.Context, timeout time.Duration) ([]eve
 	return parseEvents(body)
 }
 
-// acknowledger completes the hooks of this cloud: each is a scheduled event, and came with its notice.
+// acknowledger completes the hooks of this cloud: each hook is a scheduled event, and came with its notice.
 type acknowledger struct{ p *Provider }
 
 var _ cloud.Hooks = acknowledger{}
 
-// Hooks returns what acknowledges scheduled events.
+// Hooks returns the acknowledger of scheduled events.
 func (p *Provider) Hooks() cloud.Hooks { return acknowledger{p} }
 
-// Pending implements cloud.Hooks: none is found by asking.
+// Pending implements cloud.Hooks: no hook is found by a query.
 func (acknowledger) Pending(context.Context, bool) ([]cloud.Hook, error) { return nil, nil }
 
-// Extend implements cloud.Hooks. Nothing prolongs an event.
+// Extend implements cloud.Hooks. An event cannot be extended.
 func (acknowledger) Extend(context.Context, cloud.Hook) (time.Duration, error) {
 	return 0, cloud.ErrNotWaiting
 }
@@ -245,23 +245,23 @@ func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
 	}
 	e.Provider, e.Item = Name, "acknowledgement of a scheduled event"
 	judge(e)
-	if e.Status == http.StatusBadRequest { // not known, says the documentation: it has begun, or is not scheduled any more
+	if e.Status == http.StatusBadRequest { // according to the documentation, the event has begun or is not scheduled any more
 		return fmt.Errorf("%w: %w", cloud.ErrGone, e)
 	}
 	return e
 }
 
-// Check implements cloud.Provider: what Azure calls terminate notification stands in the model of the scale set. No machine
-// reads that without an identity of its own, which the agent does without.
+// Check implements cloud.Provider. The setting "terminate notification" is in the model of the scale set. Only a machine with
+// an identity can read it, and the agent works without one.
 func (p *Provider) Check(ctx context.Context, _ cloud.Filter) (cloud.Check, error) {
 	m, err := p.read(ctx)
 	c := cloud.Check{Group: m.scaleSet()}
 	switch {
 	case err != nil || c.Group == "":
 	case strings.EqualFold(m.Compute.Priority, "spot"):
-		c.Without = "Azure tells a Spot machine when it takes it away, 30 s ahead, and of a scale-in it tells it nothing"
+		c.Without = "Azure announces the eviction of a Spot machine 30 s ahead, but no scale-in"
 	default:
-		c.Untold = "a machine of scale set " + c.Group + " is told of its end only where terminate notification is on, and Azure tells no machine whether it is"
+		c.Untold = "a machine of scale set " + c.Group + " gets a notice of its end only if terminate notification is on, and Azure does not show this setting to machines"
 		c.Ask = "az vmss show -g RESOURCE-GROUP -n " + c.Group + " --query virtualMachineProfile.scheduledEventsProfile.terminateNotificationProfile"
 	}
 	return c, err

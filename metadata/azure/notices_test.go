@@ -25,12 +25,12 @@ import (
 
 const pathEvents = "/metadata/scheduledevents"
 
-// start is when the time of a bubble begins, soon what Azure calls five minutes later.
+// start is the begin of the time in a bubble, soon is five minutes later in the format of Azure.
 var start = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
 const soon = "Sat, 01 Jan 2000 00:05:00 GMT"
 
-// world is Watch in a bubble of its own time, and the metadata service that it asks, in memory.
+// world is Watch in a bubble with its own clock, and its metadata service, in memory.
 type world struct {
 	mu       sync.Mutex
 	instance string
@@ -48,7 +48,7 @@ func newWorld(t *testing.T) *world {
 	return &world{instance: metadatatest.Fixture(t, "instance.json"), events: list(), asked: map[string]int{}}
 }
 
-// list is the answer about these events.
+// list is the answer with these events.
 func list(events ...map[string]any) string {
 	b, err := json.Marshal(map[string]any{"DocumentIncarnation": 1, "Events": append([]map[string]any{}, events...)})
 	if err != nil {
@@ -67,7 +67,7 @@ func with(kind string, change map[string]any) map[string]any {
 	return e
 }
 
-// set changes the service, and counts from zero.
+// set changes the service, and resets the counts.
 func (w *world) set(change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -121,14 +121,14 @@ func bubble(t *testing.T, w *world, test func(t *testing.T)) {
 	})
 }
 
-// count is how often there was a request since the last change.
+// count returns the number of requests since the last change.
 func (w *world) count(what string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.asked[what]
 }
 
-// logged fails unless the log has so many warnings, and so many lines of an end of trouble.
+// logged fails the test unless the log has this number of warnings and of recoveries.
 func (w *world) logged(t *testing.T, bad, good int) {
 	t.Helper()
 	log := w.log.String()
@@ -153,7 +153,7 @@ func TestNotices(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		event map[string]any
-		late  bool // it is not there at the first look
+		late  bool // it is missing at the first poll
 		want  []cloud.Notice
 	}{
 		{"terminate", with("Terminate", nil), false, []cloud.Notice{notice(cloud.Terminate, "scale-in", at, hook("Terminate", at))}},
@@ -240,7 +240,7 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// What cannot be read is not reported. An outage is two lines in the log.
+// An event that cannot be decoded is not reported. An outage is two lines in the log.
 func TestWatchTrouble(t *testing.T) {
 	for status, least := range map[int]int{400: 100, 403: 9, 404: 100, 410: 100, 429: 100, 500: 100, http.StatusOK: 100} {
 		w := newWorld(t)
@@ -259,7 +259,7 @@ func TestWatchTrouble(t *testing.T) {
 			w.logged(t, 1, 1)
 		})
 	}
-	// Without a name no event is about this machine.
+	// Without a name no event concerns this machine.
 	w := newWorld(t)
 	w.instance = doc(t, map[string]any{"name": ""})
 	w.say(with("Preempt", map[string]any{"Resources": []string{""}}))
@@ -272,7 +272,7 @@ func TestWatchTrouble(t *testing.T) {
 	})
 }
 
-// TestFieldReport11_FirstCall: the first call takes up to two minutes. A bound of a second never got an answer.
+// TestFieldReport11_FirstCall: the first call may take two minutes. With a timeout of one second it never got an answer.
 func TestFieldReport11_FirstCall(t *testing.T) {
 	w := newWorld(t)
 	w.slow = 2 * time.Minute
@@ -297,8 +297,8 @@ func TestFieldReport11_FirstCall(t *testing.T) {
 	})
 }
 
-// TestFieldReport12_PerZone: events are off in a zone until a machine there asks. Every machine does, from the first moment on,
-// and whether its own metadata can be read or not.
+// TestFieldReport12_PerZone: events are off in a zone until a machine there requests them. Every machine does so from the
+// start, even if it cannot read its own metadata.
 func TestFieldReport12_PerZone(t *testing.T) {
 	w := newWorld(t)
 	w.status = func(req *http.Request) int {

@@ -17,20 +17,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The bounds that apply where Options leaves them zero.
+// The defaults of the bounds in Options.
 const (
-	// DefaultTimeout bounds one Instance call. A link-local service that has not answered for so long at boot is broken
-	// rather than late; the longest wait a cloud documents for its own start is of this order.
+	// DefaultTimeout bounds one Instance call. A link-local service that has not answered for this time at boot is broken rather
+	// than slow; the longest start that a cloud documents is of this order.
 	DefaultTimeout = 20 * time.Second
 	// DefaultAttemptTimeout bounds one request. The service answers in milliseconds, but one-second limits are
 	// known to fail on busy hosts.
 	DefaultAttemptTimeout = 2 * time.Second
-	// DefaultRetryWait is the wait after the first failure; it doubles up to MaxRetryWait, each time shortened at random
-	// by up to a half so that a fleet that boots together does not ask together. Azure answers five requests in a second.
+	// DefaultRetryWait is the wait after the first failure. It doubles up to MaxRetryWait, each time shortened at random by up
+	// to a half, so that the machines of a fleet do not retry together. Azure answers five requests a second.
 	DefaultRetryWait = 250 * time.Millisecond
-	// MaxRetryWait keeps a machine whose service comes up late from sleeping through the rest of its bound.
+	// MaxRetryWait limits the wait, so that a service that starts late is found within the bound.
 	MaxRetryWait = 2 * time.Second
-	// MaxBody is the largest answer that is read. The largest real one (user data) is 16 KiB.
+	// MaxBody is the size of the largest accepted answer. The largest real one (user data) is 16 KiB.
 	MaxBody = 1 << 20
 )
 
@@ -40,15 +40,15 @@ type Options struct {
 	Root string
 	// Endpoints replaces the address of a provider's metadata service, as an origin: "aws" → "http://127.0.0.1:1338".
 	Endpoints map[string]string
-	// Disabled names providers whose service must not be asked (the AWS SDK's AWS_EC2_METADATA_DISABLED, for one).
+	// Disabled names providers whose service must not be asked, for example because of the AWS SDK's AWS_EC2_METADATA_DISABLED.
 	Disabled []string
-	// Known is the cloud that this machine is known to be in, as of an earlier time; "" if unknown. Detect stays
-	// with it if nothing names a cloud now: a service that does not answer is no proof that there is none.
+	// Known is the cloud that was detected earlier on this machine; "" if unknown. Detect keeps it if no cloud is detected now:
+	// a service may fail to answer.
 	Known string
-	// APIProxy finds the proxy for a provider's calls to its cloud's API, if it makes any; without it there is no proxy. The metadata
-	// are never asked by one.
+	// APIProxy returns the proxy for a provider's calls to the API of its cloud; nil means no proxy. The metadata service is
+	// never called by a proxy.
 	APIProxy func(*http.Request) (*url.URL, error)
-	// Log gets one line per retry and per oddity; nil logs nothing.
+	// Log gets one line per retry and per unexpected value; nil logs nothing.
 	Log *slog.Logger
 
 	// Timeout bounds one Instance call, AttemptTimeout one request.
@@ -56,8 +56,8 @@ type Options struct {
 	// RetryWait is the first wait between two tries.
 	RetryWait time.Duration
 
-	// Local returns the addresses that this machine sends from, the zero Addr if it has none; by default the kernel is asked, which
-	// below a Root is not the machine asked about: then there is no address.
+	// Local returns the addresses that this machine sends from, the zero Addr if it has none. The default asks the kernel; with
+	// a Root there is no address, because the kernel is that of another machine.
 	Local func() (v4, v6 netip.Addr)
 	// DialContext replaces the dialer, Transport the whole HTTP transport: for tests.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
@@ -66,7 +66,7 @@ type Options struct {
 	APITransport http.RoundTripper
 }
 
-// WithDefaults returns o with every bound and the logger set.
+// WithDefaults returns o with all bounds and the logger set.
 func (o Options) WithDefaults() Options {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -89,10 +89,10 @@ func (o Options) WithDefaults() Options {
 	return o
 }
 
-// Path puts the root before an absolute path.
+// Path prepends the root to an absolute path.
 func (o Options) Path(abs string) string { return filepath.Join(o.Root, abs) }
 
-// Endpoint returns the origin set for a provider, "" where none is set.
+// Endpoint returns the configured origin of a provider, "" if it is not set.
 func (o Options) Endpoint(provider string) (string, error) {
 	v := o.Endpoints[provider]
 	if v == "" {
@@ -109,7 +109,7 @@ func (o Options) Endpoint(provider string) (string, error) {
 	return u.Scheme + "://" + u.Host, nil
 }
 
-// source returns the address that the kernel sends from to another one, the zero Addr if there is no route or only a
+// source returns the address from which the kernel sends to another one, the zero Addr if there is no route or only a
 // link-local address. Connecting a UDP socket sends nothing.
 func source(network, to string) netip.Addr {
 	c, err := new(net.Dialer).DialContext(context.Background(), network, to)

@@ -24,14 +24,14 @@ const Name = "gcp"
 // Endpoint is the address of the service. Its name, metadata.google.internal, is not used: at boot DNS may come later.
 const Endpoint = "http://169.254.169.254"
 
-// How long a machine has from the soft power-off to the hard one, by the API's reference (Scheduling.skipGuestOsShutdown).
-// Older pages say 90 seconds for a standard VM.
+// The time from the soft to the hard power-off, by the API's reference (Scheduling.skipGuestOsShutdown). Older pages document
+// 90 seconds for a standard VM.
 const (
 	StopWindowSpot     = 30 * time.Second
 	StopWindowStandard = 120 * time.Second
 )
 
-// What LifeCycle says of a machine.
+// The values of LifeCycle.
 const (
 	Spot     = "spot"
 	Standard = "standard"
@@ -40,8 +40,8 @@ const (
 const (
 	base      = "/computeMetadata/v1/"
 	recursive = "?recursive=true&alt=json"
-	// Every request carries this header, so that no web page can make a browser ask, and every answer too: by that the
-	// service is known.
+	// Every request has this header, so that no web page can make a browser send one, and so does every answer of the service:
+	// it identifies the service.
 	flavorHeader = "Metadata-Flavor"
 	flavor       = "Google"
 )
@@ -78,7 +78,7 @@ func New(opts cloud.Options) (*Provider, error) {
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// check believes nothing that does not say that it is Google's service.
+// check rejects an answer without the header of Google's service.
 func check(h http.Header) error {
 	if h.Get(flavorHeader) == flavor {
 		return nil
@@ -89,7 +89,7 @@ func check(h http.Header) error {
 	}
 }
 
-// judge adds what is known of Google's service to the error of one failed request.
+// judge adds knowledge about Google's service to the error of one failed request.
 func judge(e *cloud.Error) {
 	switch {
 	case errors.Is(e.Kind, cloud.ErrNotThisCloud):
@@ -101,7 +101,7 @@ func judge(e *cloud.Error) {
 	}
 }
 
-// machine is what the metadata says about this instance.
+// machine is the metadata of this instance.
 type machine struct {
 	ID          json.Number `json:"id"`
 	Name        string      `json:"name"`
@@ -109,13 +109,13 @@ type machine struct {
 	Zone        string      `json:"zone"`
 	MachineType string      `json:"machineType"`
 	Scheduling  struct {
-		// In the metadata the truth value is a text in capitals.
+		// The metadata has the truth value as a text in capitals.
 		Preemptible       any    `json:"preemptible"`
 		ProvisioningModel string `json:"provisioningModel"`
 	} `json:"scheduling"`
 	Interfaces []nic          `json:"networkInterfaces"`
 	Attributes map[string]any `json:"attributes"`
-	// odd is what has another form than expected, as a note for people.
+	// odd describes a value of an unexpected form, as a note for people.
 	odd *json.UnmarshalTypeError
 }
 
@@ -179,7 +179,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		inst.StopWindow = StopWindowSpot
 	}
 	if inst.LifeCycle == "" {
-		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata does not tell whether this is a Spot VM: %s are planned with", StopWindowSpot))
+		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata does not show whether this is a Spot VM: %s are planned with", StopWindowSpot))
 	}
 	if m.odd != nil {
 		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata's %s is of no form that is known here", m.odd.Field))
@@ -195,23 +195,23 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	inst.Choose(nics, p.opts.Local)
 	proj, err := cloud.Read(ctx, p.items, cloud.Item{Name: "project", Path: "project/" + recursive}, parseProject)
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-		// An attribute that is there and unread could say where MongoDB is: the caller must not think that it is not there.
+		// An existing attribute that cannot be read may name MongoDB: the caller must not treat it as absent.
 		inst.Miss(p.opts.Log, "account_id", err)
 		inst.TagsKnown, inst.TagsHint = false, cloud.Unread("attributes", err)
 	}
 	inst.AccountID = proj.ID
-	// Attributes of the machine count more. A group made no project.
-	maps.Copy(inst.Tags, ours(proj.Attributes))
+	// Attributes of the machine override those of the project. A group creates no project.
+	maps.Copy(inst.Tags, agentAttributes(proj.Attributes))
 	delete(inst.Tags, attributeCreatedBy)
 	delete(inst.Tags, attributeTemplate)
-	maps.Copy(inst.Tags, ours(m.Attributes))
+	maps.Copy(inst.Tags, agentAttributes(m.Attributes))
 	if by := groupOf.FindStringSubmatch(inst.Tags[attributeCreatedBy]); by != nil {
 		inst.Group = by[1]
 	}
 	return inst, cloud.Left(ctx, Name)
 }
 
-// lifeCycle is spot, standard or another word of Google's; "" is not told.
+// lifeCycle returns spot, standard or another name that Google uses; "" if unknown.
 func (m *machine) lifeCycle() string {
 	model, preemptible := strings.ToLower(m.Scheduling.ProvisioningModel), strings.ToLower(fmt.Sprint(m.Scheduling.Preemptible))
 	switch {
@@ -229,23 +229,23 @@ const (
 	attributeTemplate  = "instance-template"
 )
 
-// groupOf: other tools write into created-by too, so only a group counts. Zonal and regional ones are the same to us.
+// groupOf: other tools also write created-by, so only a group counts. The agent does not distinguish zonal and regional groups.
 var groupOf = regexp.MustCompile(`^(?:https://[a-z.]+/compute/[a-z0-9]+/)?projects/[^/\s]+/(?:zones|regions)/[^/\s]+/instanceGroupManagers/([a-z0-9][a-z0-9-]{0,62})$`)
 
-// ours keeps the attributes that are meant for us. All others are somebody else's, and may be secret.
-func ours(attributes map[string]any) map[string]string {
+// agentAttributes returns the attributes that are meant for the agent. All others belong to other programs and may be secret.
+func agentAttributes(attributes map[string]any) map[string]string {
 	out := map[string]string{}
 	for k, v := range attributes {
 		text, ok := v.(string)
 		if ok && (strings.HasPrefix(k, "amsagent") || k == attributeCreatedBy || k == attributeTemplate) {
-			// A value that came out of a file ends with its line.
+			// A value that came from a file ends with a newline.
 			out[k] = strings.TrimRight(text, "\r\n")
 		}
 	}
 	return out
 }
 
-// reached is what others can reach of an interface.
+// reached has the addresses of an interface that others can reach.
 func (n nic) reached() cloud.NIC {
 	out := cloud.NIC{Addresses: cloud.ReachableAddresses(append([]string{n.IP}, n.IPv6s...)...)}
 	for _, c := range n.AccessConfigs {

@@ -52,7 +52,7 @@ func service() metadatatest.Service {
 	}
 }
 
-// with changes fields of a document; a nil takes the field away.
+// with changes fields of a document; nil removes the field.
 func with(tb testing.TB, doc string, change map[string]any) string {
 	tb.Helper()
 	d := json.NewDecoder(strings.NewReader(doc))
@@ -95,7 +95,7 @@ func instance(change ...func(*cloud.Instance)) cloud.Instance {
 	return inst
 }
 
-// nic is one network interface as the metadata has it.
+// nic is one network interface in the metadata.
 func nic(ip string, ipv6s ...any) map[string]any {
 	return map[string]any{"ip": ip, "ipv6s": ipv6s, "network": "projects/123456789012/networks/default", "mtu": 1460}
 }
@@ -121,7 +121,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 			}),
 		},
 		{
-			// UNCONFIRMED in the metadata, and what the API calls it.
+			// UNCONFIRMED in the metadata, and the names in the API.
 			Name: "provisioning_model", Bodies: bodies(tb, map[string]any{"scheduling": map[string]any{"provisioningModel": "SPOT", "preemptible": false}}),
 			Want: instance(),
 		},
@@ -237,7 +237,7 @@ func open(t *testing.T, o cloud.Options) *gcp.Provider {
 	return p
 }
 
-// An answer without Google's header is not of its service, however well it looks.
+// An answer without Google's header is not from its service.
 func TestMarkIsNeeded(t *testing.T) {
 	for _, h := range [][2]string{{}, {"Metadata-Flavor", "Amazon"}} {
 		svc := service()
@@ -250,7 +250,7 @@ func TestMarkIsNeeded(t *testing.T) {
 	}
 }
 
-// A project that cannot be read may be where the attributes name MongoDB: the tags are not known then.
+// The attributes of a project that cannot be read may name MongoDB: the tags are unknown then.
 func TestProjectUnread(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies(t, nil))
 	f.Break(pathProject, -1, metadatatest.Status(http.StatusServiceUnavailable))
@@ -265,8 +265,8 @@ func TestProjectUnread(t *testing.T) {
 	}
 }
 
-// TestFieldReport13_probe: Google Cloud is known by its firmware and not by a probe of the network, whose time limit can make it
-// something else now and then (googleapis/google-cloud-go#194: a probe with 750 ms).
+// TestFieldReport13_probe: Google Cloud is detected by its firmware, not by a probe of the network, whose timeout can sometimes
+// cause a wrong result (googleapis/google-cloud-go#194: a probe with 750 ms).
 func TestFieldReport13_probe(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "sys/class/dmi/id")
@@ -279,7 +279,7 @@ func TestFieldReport13_probe(t *testing.T) {
 	if err != nil || d.Provider != "gcp" {
 		t.Errorf("%+v, %v", d, err)
 	}
-	// And a service that takes 900 ms to answer is no other cloud's, and is waited for.
+	// A service that takes 900 ms to answer is still accepted.
 	f := metadatatest.NewFake(t, service(), bodies(t, nil))
 	f.OnRequest(func(metadatatest.Seen) { <-time.After(900 * time.Millisecond) })
 	inst, err := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}}).Instance(t.Context())
@@ -288,12 +288,12 @@ func TestFieldReport13_probe(t *testing.T) {
 	}
 }
 
-// TestFieldReport14_vanishes: the interface is set up once more at the first boot, and takes the service away for some 300 ms
-// after it has worked (GoogleCloudPlatform/guest-agent#610).
+// TestFieldReport14_vanishes: the first boot sets up the interface again, and the service disappears for about 300 ms after it
+// has worked (GoogleCloudPlatform/guest-agent#610).
 func TestFieldReport14_vanishes(t *testing.T) {
 	all := bodies(t, nil)
 	synctest.Test(t, func(t *testing.T) {
-		var gone time.Time // until when it is away
+		var gone time.Time // the end of the outage
 		p := open(t, cloud.Options{Transport: metadatatest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 			if time.Now().Before(gone) {
 				return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ENETUNREACH}

@@ -23,22 +23,22 @@ import (
 )
 
 const (
-	// holdTime is for how long the service is asked to hold back an answer that says nothing new, holdMargin after what a
-	// request that was to be answered is given up.
+	// holdTime is how long the service holds back an answer without news. holdMargin is the additional time after which the
+	// agent abandons the request.
 	holdTime   = time.Minute
 	holdMargin = 10 * time.Second
-	// pace is the least time between two requests for one item.
+	// pace is the minimum time between two requests for one item.
 	pace = time.Second
-	// absentPause is when an item that is not there is looked for again.
+	// absentPause is the interval of requests for an item that does not exist.
 	absentPause = time.Minute
-	// confirmations is how often in a row an item is asked for without delay after what it said has ended.
+	// confirmations is the number of immediate requests for an item after its signal has ended.
 	confirmations = 3
 
-	// maintenanceNotice is the time that a machine is told of maintenance before it is stopped for that, and
-	// maintenanceNoticeGPU of one with a graphics processor (docs: Handle GPU host maintenance events).
+	// maintenanceNotice is the time between the notice of maintenance and the stop of the machine, and maintenanceNoticeGPU that
+	// of a machine with a graphics processor (docs: Handle GPU host maintenance events).
 	maintenanceNotice    = time.Minute
 	maintenanceNoticeGPU = time.Hour
-	// usualShutdown is how long a graceful shutdown waits where it does not say.
+	// usualShutdown is the duration of a graceful shutdown if the metadata has none.
 	usualShutdown = 10 * time.Minute
 	maxShutdown   = 24 * time.Hour
 )
@@ -50,25 +50,26 @@ const (
 	TopicShutdown    = "gcp-shutdown"
 )
 
-// item is one item that is followed. It belongs to one goroutine.
+// item is one watched item. It belongs to one goroutine.
 type item struct {
 	topic, path string
-	// signal is the word that announces something, idle are those that do not.
+	// signal is the value that announces something; the idle values do not.
 	signal string
 	idle   []string
-	// read makes the notice of the signal. began reports that nothing was signalled right before.
+	// read returns the notice of the signal. began reports that there was no signal right before.
 	read func(ctx context.Context, began bool) *cloud.Notice
 
-	word   string // the word of the last answer
+	word   string // the value of the last answer
 	looked bool
-	// notice is what is in force, strange what this version does not know: that takes nothing back.
+	// notice is the notice in force. strange is a value that this version does not know; it withdraws nothing.
 	notice, strange *cloud.Notice
 }
 
-// Watch implements cloud.Watcher. Each item is one request that the service holds for a minute, over connections that stay;
-// so a machine of which nothing is wanted costs three small requests a minute.
+// Watch implements cloud.Watcher. Each item is one request that the service holds for a minute, over persistent connections, so
+// an idle machine costs three small requests a minute.
 //
-// A scale-in of a managed instance group is not among them: nothing tells of it before the machine is switched off.
+// A scale-in of a managed instance group is not among them: the metadata does not announce it before the machine is switched
+// off.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	var wg sync.WaitGroup
 	for _, it := range []*item{
@@ -84,8 +85,7 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	wg.Wait()
 }
 
-// follow asks for one item: at once, or with the tag of what is known already, so that the service answers when there is
-// something else.
+// follow requests one item: at once, or with the tag of the known value, so that the service answers when the value changes.
 func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 	etag, confirm := "", confirmations
 	cloud.Poll(ctx, p.opts.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) {
@@ -103,7 +103,7 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 		absent := errors.Is(err, cloud.ErrNotFound)
 		switch {
 		case err != nil && !absent && held:
-			// What has changed meanwhile is asked for outright; only when that fails as well is it a failure.
+			// A changed value is requested directly; only a failure of this request counts.
 			return pace, nil
 		case err != nil && !absent:
 			return 0, err
@@ -118,16 +118,16 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 		case absent:
 			return jitter(absentPause), nil
 		default:
-			etag = head.Get("ETag") // without one, the service holds nothing back
+			etag = head.Get("ETag") // without one the service holds nothing back
 		}
 		return pace, nil
 	})
 }
 
-// oneWord is every answer that can be read.
+// oneWord matches every answer that can be decoded.
 var oneWord = regexp.MustCompile(`^[A-Z0-9_]{0,64}$`)
 
-// take takes the word of an answer, and reports whether what was signalled has ended.
+// take stores the value of an answer, and reports whether a signal has ended.
 func (it *item) take(ctx context.Context, word string) (ended bool) {
 	began := it.looked && it.notice == nil
 	it.looked = true
@@ -156,7 +156,7 @@ func (it *item) current() (all []cloud.Notice) {
 	return all
 }
 
-// preempted counts the window once, also where the word comes, goes and comes.
+// preempted counts the window once, even if the signal ends and returns.
 func preempted() func(context.Context, bool) *cloud.Notice {
 	var end time.Time
 	return func(context.Context, bool) *cloud.Notice {
@@ -197,10 +197,11 @@ func (p *Provider) shutdown(ctx context.Context, _ bool) *cloud.Notice {
 	return n
 }
 
-// fields are the texts and numbers of an object and of those in it; max-duration, max_duration and maxDuration become one name.
+// fields returns the texts and numbers of an object and its members; max-duration, max_duration and maxDuration become one
+// name.
 func fields(body []byte) map[string]string {
 	var doc any
-	_ = json.Unmarshal(body, &doc) // what is no JSON has no fields
+	_ = json.Unmarshal(body, &doc) // an answer that is not JSON has no fields
 	out := map[string]string{}
 	var read func(name string, value any)
 	read = func(name string, value any) {
@@ -217,32 +218,32 @@ func fields(body []byte) map[string]string {
 	return out
 }
 
-// parseShutdown reads instance/shutdown-details/: what the machine becomes and when it goes, zero for not told. The fields have
-// the API's names; how a duration is written in the metadata is not documented, so a number of seconds, one with an s and the
-// API's object are all read.
+// parseShutdown decodes instance/shutdown-details/: the target state of the machine and the time of its end, zero if unknown.
+// The fields have the names of the API. The format of a duration in the metadata is not documented, so a number of seconds, a
+// number with an s and the API's object are all accepted.
 func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
 	f := fields(body)
 	target = strings.ToLower(cloud.Printable(f["targetstate"]))
 	seconds := cmp.Or(f["maxduration"], f["seconds"])
 	n, err := strconv.ParseFloat(strings.TrimSuffix(seconds, "s"), 64)
-	if err != nil || !(n > 0 && n <= maxShutdown.Seconds()) { // NaN is a number to strconv
+	if err != nil || !(n > 0 && n <= maxShutdown.Seconds()) { // strconv parses NaN
 		return target, time.Time{}
 	}
 	span := time.Duration(n * float64(time.Second))
 	from := cloud.ParseTime(f["requesttimestamp"])
-	// The cloud's clock against ours: what began later than now, or would be over by now, began now.
+	// The clocks differ: a window that seems to begin later, or to be over, begins now.
 	if from.IsZero() || from.After(now) || !from.Add(span).After(now) {
 		from = now
 	}
 	return target, from.Add(span)
 }
 
-// parseUpcoming reads when maintenance begins at the earliest, zero for none. Seen in the field are the word NONE, an object
-// with an error, and the fields with and without an object around them, in two spellings.
+// parseUpcoming decodes the earliest begin of maintenance, zero without maintenance. Known answers: NONE, an object with an
+// error, and the fields with and without an object around them, in two spellings.
 func parseUpcoming(body []byte) time.Time {
 	f := fields(body)
 	return cmp.Or(cloud.ParseTime(f["windowstarttime"]), cloud.ParseTime(f["starttime"]))
 }
 
-// jitter shortens a time at random, so that a fleet that boots together does not ask together.
+// jitter shortens a time at random, so that the machines of a fleet do not ask together.
 func jitter(d time.Duration) time.Duration { return d - rand.N(d/10+1) }

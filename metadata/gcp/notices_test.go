@@ -34,18 +34,17 @@ const (
 	maintenanceStop = "TERMINATE_ON_HOST_MAINTENANCE"
 )
 
-// start is when the time of a bubble begins.
+// start is the begin of the time in a bubble.
 var start = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// answer is one answer before it is sent. held reports that the request asks to wait for a change, hold that it waits.
+// answer is one answer before it is sent. held reports that the request waits for a change, hold that the server makes it wait.
 type answer struct {
 	held, hold        bool
 	status            int
 	body, tag, flavor string
 }
 
-// world is Watch in a bubble of its own time, and the metadata server that it asks, in memory. It holds answers back as the
-// real one does.
+// world is Watch in a bubble with its own clock, and its metadata server, in memory. It holds back answers like the real one.
 type world struct {
 	mu      sync.Mutex
 	items   map[string]string // by the path below base; any other is a 404
@@ -76,7 +75,7 @@ func watch(t *testing.T, root string, items map[string]string, test func(t *test
 	})
 }
 
-// set changes the server. Requests that wait look again.
+// set changes the server. Waiting requests read the new values.
 func (w *world) set(change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -87,7 +86,7 @@ func (w *world) set(change func()) {
 	w.changed = make(chan struct{})
 }
 
-// hold lets time pass until a request for an item waits: one that ends by itself comes again a moment later.
+// hold advances the time until a request for an item waits: a request that ends is repeated a moment later.
 func (w *world) hold(path string) {
 	for {
 		w.mu.Lock()
@@ -102,7 +101,7 @@ func (w *world) hold(path string) {
 
 func (w *world) say(path, word string) { w.set(func() { w.items[path] = word }) }
 
-// after lets time pass, and compares the seconds of the reports since the last change, and the last report.
+// after advances the time, and compares the seconds of the reports since the last change, and the last report.
 func (w *world) after(t *testing.T, d time.Duration, topic string, seconds []int, want ...cloud.Notice) {
 	t.Helper()
 	<-time.After(d)
@@ -158,7 +157,7 @@ func (w *world) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// of is a notice for a time after the start of the bubble.
+// of is a notice at a time after the start of the bubble.
 func of(id string, kind cloud.Kind, reason string, at time.Duration) cloud.Notice {
 	return cloud.Notice{ID: id, Kind: kind, Reason: reason, Who: "Google Cloud", At: start.Add(at)}
 }
@@ -189,9 +188,9 @@ func TestNotices(t *testing.T) {
 	const pending, ago = "PENDING_STOP", `"requestTimestamp": "1999-12-31T23:59:56Z"`
 	for _, tt := range []struct {
 		name, path, word string
-		more             string // what pathUpcoming and pathDetails say; "" is a 404
+		more             string // the answers for pathUpcoming and pathDetails; "" is a 404
 		root             string
-		late             time.Duration // for how long nothing is announced
+		late             time.Duration // the time until the announcement
 		want             []cloud.Notice
 	}{
 		{"quiet", pathPreempted, "FALSE", "", "", 0, nil},
@@ -245,7 +244,7 @@ func TestNotices(t *testing.T) {
 
 func TestWatch(t *testing.T) {
 	watch(t, "", nil, func(t *testing.T, w *world) {
-		// The moments of this test are none at which a request that waits may end.
+		// At the moments of this test no waiting request ends.
 		w.after(t, 5500*time.Millisecond, TopicPreempted, []int{0, 1, 2, 3})
 		w.set(func() {})
 		<-time.After(10 * time.Minute)
@@ -266,7 +265,7 @@ func TestWatch(t *testing.T) {
 		w.say(pathPreempted, "FALSE")
 		w.after(t, 10*time.Second, TopicPreempted, []int{0, 1, 2, 3})
 
-		// A word that comes, goes and comes does not move the end.
+		// A signal that ends and returns does not move the end.
 		w.hold(pathPreempted)
 		soon = preemption(time.Since(start) + 30*time.Second)
 		w.say(pathPreempted, "TRUE")
@@ -283,7 +282,7 @@ func TestWatch(t *testing.T) {
 		w.say(pathMaintenance, maintenanceStop)
 		w.after(t, 5*time.Second, TopicMaintenance, []int{0}, known)
 		w.hold(pathMaintenance)
-		w.say(pathMaintenance, "SOMETHING_NEW") // takes nothing back
+		w.say(pathMaintenance, "SOMETHING_NEW") // withdraws nothing
 		w.after(t, 5*time.Second, TopicMaintenance, []int{0}, known, unknown("gcp-maintenance/SOMETHING_NEW", "instance/maintenance-event is SOMETHING_NEW"))
 		w.hold(pathMaintenance)
 		w.say(pathMaintenance, "NONE")
@@ -294,7 +293,7 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// An item that is not there says nothing. It is looked for each minute.
+// An item that does not exist has no notice. It is requested each minute.
 func TestWatchAbsent(t *testing.T) {
 	watch(t, "", nil, func(t *testing.T, w *world) {
 		w.set(func() { delete(w.items, pathStop) })
@@ -313,14 +312,14 @@ func TestWatchAbsent(t *testing.T) {
 	})
 }
 
-// Whatever the server does, an item is asked for each second at most, and its end is seen. What cannot be read is not reported,
-// and such an outage is two lines in the log for each item.
+// An item is requested at most once a second, whatever the server does, and its end is noticed. An answer that cannot be
+// decoded is not reported, and such an outage is two lines in the log for each item.
 func TestWatchTrouble(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
 		fault       func(a *answer)
 		least, most int           // requests for an item in ten minutes
-		sees        time.Duration // until the end is seen, for an outage after that is over
+		sees        time.Duration // the time until the end is noticed, for an outage that ended before
 		outage      bool
 	}{
 		{"503", func(a *answer) { a.status, a.hold = http.StatusServiceUnavailable, false }, 100, 170, 6 * time.Second, true},
@@ -419,7 +418,7 @@ func FuzzParseMachine(f *testing.F) {
 		if id := m.ID.String(); id == "" || strings.Trim(id, "0123456789") != "" || m.Zone == "" || strings.Contains(m.Zone+m.MachineType, "/") {
 			t.Errorf("%+v", m)
 		}
-		for k := range ours(m.Attributes) {
+		for k := range agentAttributes(m.Attributes) {
 			if !strings.HasPrefix(k, "amsagent") && k != "created-by" && k != "instance-template" {
 				t.Errorf("attribute %q is not ours", k)
 			}

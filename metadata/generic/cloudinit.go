@@ -14,10 +14,10 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// CloudInitPath is where cloud-init writes what it found, readable for every user.
+// CloudInitPath is the file of instance data that cloud-init writes, readable for every user.
 const CloudInitPath = "/run/cloud-init/instance-data.json"
 
-// maxInstanceData bounds the reading: user data of 16 KiB, vendor data and keys are far below.
+// maxInstanceData bounds the size: user data of 16 KiB, vendor data and keys are far below.
 const maxInstanceData = 8 << 20
 
 // CloudInit is the part of cloud-init's instance data that is used, its v1 keys. An empty field is absent.
@@ -25,7 +25,7 @@ type CloudInit struct {
 	CloudName, Region, Zone string
 }
 
-// ReadCloudInit reads cloud-init's instance data below a root. Where there is none, the error matches fs.ErrNotExist.
+// ReadCloudInit reads the instance data of cloud-init below a root. If there is no such file, the error matches fs.ErrNotExist.
 func ReadCloudInit(root string) (CloudInit, error) {
 	f, err := os.Open(filepath.Join(root, CloudInitPath))
 	if err != nil {
@@ -39,8 +39,8 @@ func ReadCloudInit(root string) (CloudInit, error) {
 	return ParseCloudInit(b)
 }
 
-// ParseCloudInit reads instance data. Releases of cloud-init spell keys with an underscore, older ones also with a hyphen.
-// A value that is no short text counts as absent.
+// ParseCloudInit decodes instance data. Releases of cloud-init spell keys with an underscore, older ones also with a hyphen. A
+// value that is not a short text counts as absent.
 func ParseCloudInit(b []byte) (CloudInit, error) {
 	var doc struct {
 		V1 map[string]json.RawMessage `json:"v1"`
@@ -51,7 +51,7 @@ func ParseCloudInit(b []byte) (CloudInit, error) {
 	get := func(key string) string {
 		for _, k := range []string{key, strings.ReplaceAll(key, "_", "-")} {
 			var s string
-			// n/a is cloud-init's word for "not known".
+			// n/a means unknown in cloud-init.
 			if json.Unmarshal(doc.V1[k], &s) == nil && s != "" && s != "n/a" && len(s) <= cloud.MaxText {
 				return cloud.Printable(s)
 			}

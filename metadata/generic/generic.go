@@ -27,7 +27,7 @@ const (
 	hintID     = "run systemd-machine-id-setup (and seal golden images, so that clones do not share the id), or give the machine a host name"
 )
 
-// Provider reads what this machine knows about itself.
+// Provider reads the identity of this machine from its files.
 type Provider struct {
 	cloud.Silent
 	opts cloud.Options
@@ -43,8 +43,8 @@ func New(opts cloud.Options) (*Provider, error) {
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// Instance implements cloud.Provider. The id comes from the machine id alone: cloud-init may write its own only after the
-// first look, and a daemon would then be another node than the join was.
+// Instance implements cloud.Provider. The id depends only on the machine id: cloud-init may write its id after the first
+// reading, and the daemon would then be another node than the join was.
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if err := ctx.Err(); err != nil {
 		return cloud.Instance{}, fmt.Errorf("reading this machine's own facts: %w", err)
@@ -72,18 +72,18 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	}
 	if v4.IsValid() && !v4.IsPrivate() && !carrierGrade(v4) {
 		inst.PublicAddress = v4
-		// Nodes that register a public address talk across the Internet, or not at all: AMS issues 2384, 7791.
+		// Nodes with registered public addresses communicate over the Internet, or not at all: AMS issues 2384, 7791.
 		inst.Notes = append(inst.Notes, fmt.Sprintf("%s, the address of the default route, is public: if the nodes have a private network, give this node's address there by --address", v4))
 	}
 	return inst, nil
 }
 
-// carrierGrade reports whether an address is of 100.64.0.0/10, which is no more public than the private ranges.
+// carrierGrade reports whether an address is in 100.64.0.0/10, which is not public either.
 func carrierGrade(a netip.Addr) bool {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64}), 10).Contains(a)
 }
 
-// Identify names a machine by its derived machine id, else by its host name.
+// Identify returns the derived machine id as the name of a machine, or else its host name.
 func Identify(root, hostname string) (id, source string, err error) {
 	id, err = MachineID(root)
 	if err == nil {
@@ -98,13 +98,13 @@ func Identify(root, hostname string) (id, source string, err error) {
 	}
 	return "", "", &cloud.Error{
 		Provider: Name, Item: "machine id", Kind: cloud.ErrNotFound, Hint: hint,
-		Cause: errors.Join(err, errors.New("and the host name tells nothing either")),
+		Cause: errors.Join(err, errors.New("and the host name does not identify the machine either")),
 	}
 }
 
-// Container returns which file says that a tree is that of a container, "" where none does.
+// Container returns the file that shows that the root is a container, "" if no such file exists.
 func Container(root string) string {
-	// systemd's own, Docker's, Podman's.
+	// The files of systemd, Docker and Podman.
 	for _, path := range []string{"/run/systemd/container", "/.dockerenv", "/run/.containerenv"} {
 		if _, err := os.Lstat(filepath.Join(root, path)); err == nil {
 			return path

@@ -20,7 +20,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
-// The machine id of the trees, and what systemd-id128 makes of it (worked out apart from this code).
+// The machine id of the trees, and the output of systemd-id128 for it.
 const (
 	machineID = "0123456789abcdef0123456789abcdef"
 	derivedID = "9de891b3bea241469e3d059c8ef2862b"
@@ -71,7 +71,7 @@ func machines() []metadatatest.Machine {
 		{Name: "golden_image_without_a_name", Root: "testdata/nameless", WantErr: cloud.ErrNotFound},
 		{Name: "machine_id_of_dbus", Root: "testdata/dbus-only", Want: base("old")},
 		{
-			// The id is the machine's own, whatever cloud-init calls it.
+			// The id is that of the machine, whatever cloud-init calls it.
 			Name: "cloud_init_hetzner", Root: "testdata/hetzner", Options: eth0,
 			Want: onEth0(with(base("edge-1"), func(i *cloud.Instance) { i.Region, i.Zone = "eu-central", "fsn1-dc14" })),
 		},
@@ -96,7 +96,7 @@ func TestConformance(t *testing.T) {
 	metadatatest.Run(t, metadatatest.Suite{Name: generic.Name, Open: open, Machines: machines()})
 }
 
-// What went wrong or was chosen is told in words, since the address a node registers is what clusters break by.
+// The notes describe errors and choices, because a wrong address breaks clusters.
 func TestNotes(t *testing.T) {
 	for name, want := range map[string]string{
 		"no_route":                            "no default route with a usable address was found: give the address of this node by --address",
@@ -133,7 +133,7 @@ func TestNoIdentityHint(t *testing.T) {
 	}
 }
 
-// Below another root the addresses of the machine we run on say nothing; on this machine they do.
+// With another root the addresses of this machine do not count; without one they do.
 func TestForeignRootAsksNoInterface(t *testing.T) {
 	p, err := generic.New(cloud.Options{Root: "testdata/bare-metal"})
 	must.OK(t, err)
@@ -164,7 +164,7 @@ func TestMachineID(t *testing.T) {
 	}
 }
 
-// The same derivation by systemd itself, where there is one.
+// The same derivation by systemd itself, if it is installed.
 func TestMachineIDAgreesWithSystemd(t *testing.T) {
 	tool, err := exec.LookPath("systemd-id128")
 	if err != nil {
@@ -181,7 +181,7 @@ func TestMachineIDAgreesWithSystemd(t *testing.T) {
 	}
 }
 
-// The id itself must not get out by any way of looking at an instance.
+// No representation of an instance may contain the machine id itself.
 func TestMachineIDStaysInside(t *testing.T) {
 	for _, m := range machines() {
 		o := cloud.Options{Root: m.Root}

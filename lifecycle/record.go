@@ -16,15 +16,15 @@ import (
 const (
 	minRetry = 500 * time.Millisecond
 	maxRetry = 15 * time.Second
-	// progressEvery is how often people read of a drain in which nothing changes.
+	// progressEvery is the interval at which a drain logs its progress and updates the reason in the node record.
 	progressEvery = 30 * time.Second
-	// flushTime is how long the end of the daemon waits for events.
+	// flushTime bounds the wait for pending events at the end of the daemon.
 	flushTime = time.Second
 	// maxReason keeps records short: every agent reads all of them.
 	maxReason = 160
 )
 
-// record is what the node record must have. It is read without the lock, which may wait for a disk.
+// record is the wanted content of the node record. Readers do not take the lock, whose holder may wait for a disk.
 type record struct {
 	state      cluster.State
 	pending    bool
@@ -55,13 +55,12 @@ func (s *state) record(now instant, c *config) record {
 	return w
 }
 
-// writeRecord makes the node record what it must be, one call after the other, until MongoDB has taken it. Nothing else waits for
-// it.
+// writeRecord writes the node record, one call at a time, until MongoDB has accepted it. Nothing else waits for that.
 func (r *Runner) writeRecord(ctx context.Context) {
 	var (
 		retry     time.Duration
 		notBefore time.Time
-		state     cluster.State // of the last try
+		state     cluster.State // of the last attempt
 		reason    string        // that the record has
 		written   time.Time
 	)
@@ -98,7 +97,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 	}
 }
 
-// writeOnce writes the record. It is not current if another state is wanted meanwhile.
+// writeOnce writes the record. current is false if another state is wanted by then.
 func (r *Runner) writeOnce(ctx context.Context, w *record) (current bool, err error) {
 	bound, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -128,7 +127,7 @@ func (r *Runner) writeOnce(ctx context.Context, w *record) (current bool, err er
 	return true, err
 }
 
-// writeEvents writes the events of the cluster's history, each until it is written.
+// writeEvents writes events to the cluster's history and retries each until it succeeds.
 func (r *Runner) writeEvents(ctx context.Context) {
 	for {
 		select {
@@ -156,7 +155,7 @@ func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
 	}
 }
 
-// flush waits a moment for the events, unless MongoDB does not answer.
+// flush waits up to flushTime for pending events, unless MongoDB does not answer.
 func (r *Runner) flush(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
