@@ -556,7 +556,7 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 		least time.Duration
 		most  time.Duration
 	}{
-		{"nobody there", 0, 0, 1200 * time.Millisecond},
+		{"no session", 0, 0, 1200 * time.Millisecond},
 		{"viewer leaves", 20 * time.Second, 20 * time.Second, 23 * time.Second},
 		{"deadline", time.Hour, 58 * time.Second, 60 * time.Second},
 	} {

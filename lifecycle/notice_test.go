@@ -532,7 +532,7 @@ func TestJoinWhileTheCloudIsTold(t *testing.T) {
 		stops int
 	}{
 		{name: "nothing", step: StepDone, stops: 1},
-		{name: "a join that is taken back", step: StepDone, stops: 1, join: func(_ *world, l *life) {
+		{name: "a join that is rolled back", step: StepDone, stops: 1, join: func(_ *world, l *life) {
 			_ = l.Forget(true)
 			tick(time.Second)
 			_ = l.Forget(false) // the state file is as before
@@ -646,7 +646,7 @@ func TestJoinedAfterADrain(t *testing.T) {
 		{"nothing", nil, nil, "", true},
 		{"the drain was for its end", []Notice{terminate()}, nil, "", true},
 		{"its end", nil, []Notice{terminate()}, Terminate, false},
-		{"its end that was taken back", nil, []Notice{terminate(), {ID: terminate().ID, Kind: withdrawn}}, "", true},
+		{"its end that was withdrawn", nil, []Notice{terminate(), {ID: terminate().ID, Kind: withdrawn}}, "", true},
 		{"a spot machine's end", nil, []Notice{{ID: "spot", Kind: Interrupt}}, Interrupt, false},
 		{"a stop to come", []Notice{later}, nil, Interrupt, true},
 		{"a parking", nil, []Notice{park()}, "", true},

@@ -61,7 +61,7 @@ func empty(t *testing.T) *world {
 }
 
 func TestFixedHook(t *testing.T) {
-	t.Run("our own word is said when the drain is done, and no heartbeat before", func(t *testing.T) {
+	t.Run("the agent approves when the drain is done, and sends no heartbeat before", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			w := empty(t)
 			l := w.live()
@@ -75,7 +75,7 @@ func TestFixedHook(t *testing.T) {
 			})
 		})
 	})
-	t.Run("a reboot is let begin as soon as nobody is there, and AMS is not stopped for it", func(t *testing.T) {
+	t.Run("a reboot may begin as soon as there is no session, and AMS is not stopped for it", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			w := empty(t)
 			l := w.live(func(o *Options) { o.Deadline = fixed(time.Hour) })

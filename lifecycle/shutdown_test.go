@@ -28,10 +28,10 @@ func TestShutdownBelievesTheCountBefore(t *testing.T) {
 		least, most time.Duration
 	}{
 		{"none before", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, 4 * time.Second, p(0), Shutdown, 0, 50 * time.Millisecond},
-		{"somebody before", cluster.Sessions{Publishers: p(0), Viewers: p(1)}, 4 * time.Second, p(0), Shutdown, time.Second, 1100 * time.Millisecond},
+		{"a session before", cluster.Sessions{Publishers: p(0), Viewers: p(1)}, 4 * time.Second, p(0), Shutdown, time.Second, 1100 * time.Millisecond},
 		{"unknown before", cluster.Sessions{Publishers: p(0)}, 4 * time.Second, p(0), Shutdown, time.Second, 1100 * time.Millisecond},
 		{"long before", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, time.Minute, p(0), Shutdown, time.Second, 1100 * time.Millisecond},
-		{"somebody now", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, 4 * time.Second, p(1), Shutdown, 11 * time.Second, 13 * time.Second},
+		{"a session now", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, 4 * time.Second, p(1), Shutdown, 11 * time.Second, 13 * time.Second},
 		{"a person's drain", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, 4 * time.Second, p(0), Ask, time.Second, 1100 * time.Millisecond},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -58,7 +58,7 @@ func TestParseEventShapes(t *testing.T) {
 			"as it is": data,
 			"bom":      append([]byte("\ufeff"), data...),
 			"crlf":     bytes.ReplaceAll(data, []byte("\n"), []byte("\r\n")),
-			"blanks":   append([]byte(" \t\n\n"), append(bytes.TrimSpace(data), "\n\n\x20"...)...),
+			"spaces":   append([]byte(" \t\n\n"), append(bytes.TrimSpace(data), "\n\n\x20"...)...),
 		} {
 			t.Run(name+"/"+how, func(t *testing.T) {
 				got, err := metadata.ParseEvent(data)
