@@ -137,14 +137,14 @@ func (a *AgentCheck) answer(from asker) string {
 	for _, word := range strings.Fields(from.send) {
 		name, named := strings.CutPrefix(word, "name=")
 		switch {
-		case named:
+		case named && name != "":
 			name = cluster.BalancerName(name)
 			if _, known := a.named[name]; known || len(a.named) < maxAskers {
 				a.named[name] = asked{!state.Leaves, now}
 			}
 		case word == "drain":
 			out = word
-		default:
+		case !strings.Contains(word, "="): // else of a later version, or a mistake
 			role = word
 		}
 	}

@@ -74,6 +74,9 @@ func TestAgentCheckNames(t *testing.T) {
 	a.answer(asker{send: "edge name=LB1"})
 	a.answer(asker{send: "origin name=LB1"})
 	a.answer(asker{send: "edge"})
+	if got := a.answer(asker{send: "edge nam=lb3 name="}); got == "maint" {
+		t.Error("an unknown word is a role")
+	}
 	is(map[string]bool{"lb1": true})
 	state.Leaves = true
 	a.answer(asker{send: "name=lb2 edge"})

@@ -101,8 +101,9 @@ func largest(client netip.AddrPort) int {
 	return remoteUDP
 }
 
+// serveTCP closes the oldest of dnsConns connections for a new one.
 func (d *DNS) serveTCP(ctx context.Context, l net.Listener) {
-	slots := make(chan struct{}, dnsConns)
+	conns := make(chan net.Conn, dnsConns)
 	for {
 		conn, err := l.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -111,14 +112,11 @@ func (d *DNS) serveTCP(ctx context.Context, l net.Listener) {
 		if err != nil {
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			_ = conn.Close()
-			continue
+		if len(conns) == dnsConns {
+			_ = (<-conns).Close() // often it has ended already
 		}
+		conns <- conn
 		go func() {
-			defer func() { <-slots }()
 			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 			defer stop()
 			d.serveConn(conn)

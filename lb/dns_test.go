@@ -233,6 +233,13 @@ func TestDNSServe(t *testing.T) {
 	case err := <-ended:
 		t.Fatal(err)
 	}
+	// Connections that send nothing keep no others out.
+	for range 100 {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "tcp", at)
+		must.OK(t, err)
+		defer conn.Close()
+	}
 	for _, network := range []string{"udp", "tcp"} {
 		r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var dialer net.Dialer

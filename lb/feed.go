@@ -50,7 +50,8 @@ const (
 type Feed struct {
 	o        Options
 	observer cluster.Observer
-	saved    []byte
+	saved    []Server
+	unsaved  bool // the list could not be stored, and that was logged
 
 	mu      sync.Mutex
 	list    List
@@ -68,24 +69,35 @@ type Options struct {
 	Now   func() time.Time
 }
 
-// NewFeed returns a feed that begins with the stored list, if there is one.
-func NewFeed(o Options) (*Feed, error) {
+// NewFeed returns a feed that begins with the stored list, if it can be read.
+func NewFeed(o Options) *Feed {
 	f := &Feed{o: o, changed: make(chan struct{})}
-	b, err := o.Store.Load()
+	mine, _, err := f.stored()
+	if err != nil {
+		o.Log.Warn("the stored list cannot be read", "error", err)
+	}
+	f.list.Servers, f.saved = mine, mine
+	return f
+}
+
+// stored reads the stored list: the servers that the filter selects, and those of runs with other filters.
+func (f *Feed) stored() (mine, others []Server, err error) {
+	b, err := f.o.Store.Load()
 	if err != nil || b == nil {
-		return f, err
+		return nil, nil, err
 	}
-	var last []Server
-	if err := json.Unmarshal(b, &last); err != nil {
-		return f, fmt.Errorf("reading the last list: %w", err)
+	var all []Server
+	if err := json.Unmarshal(b, &all); err != nil {
+		return nil, nil, err
 	}
-	for _, s := range last {
-		if o.Filter.selects(s.Role, s.Group) { // an earlier run may have had another filter
-			f.list.Servers = append(f.list.Servers, s)
+	for _, s := range all {
+		if f.o.Filter.selects(s.Role, s.Group) {
+			mine = append(mine, s)
+		} else {
+			others = append(others, s)
 		}
 	}
-	f.saved = b
-	return f, nil
+	return mine, others, nil
 }
 
 // List returns the current list, and a channel that is closed when it changes.
@@ -173,6 +185,11 @@ func (f *Feed) log(was, is List) {
 			f.o.Log.Warn("servers stay in the list", "role", h.Role, "nodes", h.IDs, "reason", h.Why)
 		}
 	}
+	for _, w := range was.Held {
+		if !slices.ContainsFunc(is.Held, func(h Held) bool { return h.Role == w.Role }) {
+			f.o.Log.Info("the list follows the cluster again", "role", w.Role)
+		}
+	}
 }
 
 // save stores the list without its weights, which change with each look.
@@ -181,15 +198,22 @@ func (f *Feed) save(servers []Server) error {
 	for i := range kept {
 		kept[i].Weight, kept[i].Full = 1, false
 	}
-	b, err := json.Marshal(kept)
-	if err != nil || slices.Equal(b, f.saved) {
-		return err
+	if slices.Equal(kept, f.saved) {
+		return nil
 	}
-	if err := f.o.Store.Save(b); err != nil {
-		f.o.Log.Warn("the list could not be stored", "error", err)
+	_, others, _ := f.stored() // one that cannot be read is replaced
+	b, err := json.Marshal(append(others, kept...))
+	if err == nil {
+		err = f.o.Store.Save(b)
+	}
+	if err != nil {
+		if !f.unsaved {
+			f.o.Log.Warn("the list could not be stored", "error", err)
+		}
+		f.unsaved = true
 		return fmt.Errorf("storing the list: %w", err)
 	}
-	f.saved = b
+	f.saved, f.unsaved = kept, false
 	return nil
 }
 

@@ -98,9 +98,7 @@ func newFeed(t *testing.T, w *world, s *stored, change ...func(*lb.Options)) *lb
 	for _, c := range change {
 		c(&o)
 	}
-	f, err := lb.NewFeed(o)
-	must.OK(t, err)
-	return f
+	return lb.NewFeed(o)
 }
 
 func servers(f *lb.Feed) []string {
@@ -179,9 +177,44 @@ func TestFeedIsStatic(t *testing.T) {
 	if len(servers(forced)) != 0 {
 		t.Errorf("with force: %v", servers(forced))
 	}
-	s.err = errors.New("read-only")
-	if _, err := lb.NewFeed(lb.Options{Looker: w, Store: s, Log: slog.New(slog.DiscardHandler)}); err == nil {
-		t.Error("a state that cannot be read is no error")
+}
+
+// Runs with different filters may share a state directory.
+func TestFeedsShareState(t *testing.T) {
+	w, s := &world{}, &stored{}
+	w.set(member("e1", "edge", 0), member("e2", "edge", 0), member("o3", "origin", 0))
+	must.OK(t, newFeed(t, w, s).Look(t.Context()))
+	for _, role := range []string{"origin", "another"} {
+		must.OK(t, newFeed(t, w, s, func(o *lb.Options) { o.Filter.Roles = []string{role} }).Look(t.Context()))
+	}
+	w.fail(errors.New("away"))
+	f := newFeed(t, w, s)
+	if err := f.Look(t.Context()); err == nil || len(servers(f)) != 3 {
+		t.Errorf("after runs for one role: %v, %v", servers(f), err)
+	}
+}
+
+// A stored list that cannot be read is as none, and one that cannot be written is an error that is logged once.
+func TestFeedWithoutState(t *testing.T) {
+	for _, text := range []string{"", "[", "garbage", "{}", `[{"address":"x"}]`} {
+		w, s := &world{}, &stored{b: []byte(text)}
+		w.set(member("e1", "edge", 0))
+		f := newFeed(t, w, s)
+		if err := f.Look(t.Context()); err != nil || len(servers(f)) != 1 || !strings.Contains(string(s.b), "e1") {
+			t.Errorf("%q: %v, %v, stored %s", text, servers(f), err, s.b)
+		}
+	}
+	var log locked.Buffer
+	w, s := &world{}, &stored{err: errors.New("no permission")}
+	w.set(member("e1", "edge", 0))
+	f := newFeed(t, w, s, func(o *lb.Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	for range 3 {
+		if err := f.Look(t.Context()); err == nil || len(servers(f)) != 1 {
+			t.Errorf("%v, %v", servers(f), err)
+		}
+	}
+	if n := strings.Count(log.String(), "no permission"); n != 2 { // one for reading
+		t.Errorf("%d lines:\n%s", n, log.String())
 	}
 }
 

@@ -28,7 +28,9 @@ import (
 //
 //	server-template edge 1-64 unused.invalid:5080 init-addr last,0.0.0.0 disabled check weight 100
 //
-// in any backend. HAProxy takes an address from its server-state-file only in place of a name. The port stays as configured. A slot keeps its node as long as it has sessions.
+// in any backend. The name below .invalid (RFC 2606) marks it: other servers are not touched. HAProxy also takes an address
+// from its server-state-file only in place of a name. The port stays as configured. A slot keeps its node as long as it has
+// sessions.
 type HAProxy struct {
 	// Socket is the path of a stats socket of level admin.
 	Socket string
@@ -123,7 +125,7 @@ func (h *HAProxy) confirm(ctx context.Context, servers []Server) error {
 // ErrHAProxy means that HAProxy's socket does not answer, or not as expected.
 var ErrHAProxy = errors.New("HAProxy cannot be set")
 
-// ErrSlotsFull means that a backend has fewer slots than the list has servers of a role.
+// ErrSlotsFull means that a backend has fewer slots than the list has servers of a role, or HAProxy has none for any role.
 var ErrSlotsFull = errors.New("not enough slots")
 
 // Apply makes the slots equal to the list, and reads them back.
@@ -172,6 +174,10 @@ func (h *HAProxy) Commands(ctx context.Context, list List) ([]string, error) {
 func plan(slots []slot, list List) (commands []string, full error) {
 	do := func(s slot, format string, args ...any) {
 		commands = append(commands, "set server "+s.String()+" "+fmt.Sprintf(format, args...))
+	}
+	roles := Roles(list.Servers)
+	if !slices.ContainsFunc(slots, func(s slot) bool { return slices.Contains(roles, s.role) }) {
+		full = fmt.Errorf("%w: HAProxy has no server-template with a name below .invalid that is named after a role: %s", ErrSlotsFull, strings.Join(roles, ", "))
 	}
 	slices.SortFunc(slots, func(a, b slot) int {
 		return cmp.Or(strings.Compare(a.backend, b.backend), strings.Compare(a.role, b.role), a.number-b.number)
@@ -267,7 +273,7 @@ func parseState(text string) ([]slot, error) {
 	for i, name := range strings.Fields(strings.TrimPrefix(lines[1], "#")) {
 		column[name] = i
 	}
-	for _, name := range []string{"be_name", "srv_name", "srv_addr", "srv_admin_state", "srv_uweight"} {
+	for _, name := range []string{"be_name", "srv_name", "srv_addr", "srv_admin_state", "srv_uweight", "srv_fqdn"} {
 		if _, ok := column[name]; !ok {
 			return nil, fmt.Errorf("%w: its list of servers has no column %s", ErrHAProxy, name)
 		}
@@ -280,7 +286,7 @@ func parseState(text string) ([]slot, error) {
 		}
 		s := slot{backend: fields[column["be_name"]], name: fields[column["srv_name"]]}
 		m := slotName.FindStringSubmatch(s.name)
-		if m == nil {
+		if m == nil || !strings.HasSuffix(fields[column["srv_fqdn"]], ".invalid") {
 			continue
 		}
 		s.role = strings.ToLower(strings.Trim(m[1], "-_."))
@@ -331,12 +337,13 @@ func (h *HAProxy) command(ctx context.Context, command string) (string, error) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	if _, err := io.WriteString(conn, command+"\n"); err != nil {
-		return "", fmt.Errorf("%w: %w", ErrHAProxy, cmp.Or(ctx.Err(), err))
+	_, err = io.WriteString(conn, command+"\n")
+	var b []byte
+	if err == nil {
+		b, err = io.ReadAll(io.LimitReader(conn, maxReply))
 	}
-	b, err := io.ReadAll(io.LimitReader(conn, maxReply))
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrHAProxy, cmp.Or(ctx.Err(), err))
+		return "", fmt.Errorf("%w: no answer at %s: %w", ErrHAProxy, h.Socket, cmp.Or(ctx.Err(), err))
 	}
 	return string(b), nil
 }

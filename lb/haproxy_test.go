@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -246,6 +247,25 @@ func TestHAProxyHangs(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// Servers that are no slots are not touched, whatever their names.
+func TestHAProxyOtherServers(t *testing.T) {
+	b := startHAProxy(t, slots+`
+backend api
+  server-template edge 2 127.0.0.9:1
+  server web1 127.0.0.9:1
+  server-template loc 2 localhost:1 init-addr libc,none
+  server-template dn 2 edge.example.com:1 init-addr none`)
+	list := lb.List{Servers: []lb.Server{edge(1, 25)}}
+	want := []string{"set server edges/edge1 addr 127.0.0.1", "set server edges/edge1 weight 25", "set server edges/edge1 state ready"}
+	if c, err := b.Commands(t.Context(), list); err != nil || !slices.Equal(c, want) {
+		t.Errorf("it sends %q, %v", c, err)
+	}
+	list.Servers[0].Role = "origin"
+	if c, err := b.Commands(t.Context(), list); !errors.Is(err, lb.ErrSlotsFull) || len(c) > 0 {
+		t.Errorf("without a slot for any role it sends %q, %v", c, err)
+	}
 }
 
 // A feed's changes reach HAProxy, and a socket that is away is tried again.

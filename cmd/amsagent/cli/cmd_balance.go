@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -61,7 +62,8 @@ func newBalanceCommand(g *globals) *cobra.Command {
 			"DNS for nginx, HAProxy and Caddy, by HTTP for Prometheus and Traefik, or into a running\n" +
 			"HAProxy. A drain takes a node out; sessions on it go on. Weights follow the load.\n\n" +
 			"If MongoDB is away, or a role loses more than half of its nodes at once, the last list\n" +
-			"stays. It is also kept over a restart. Several of these may run at the same time.\n\n" +
+			"stays, and --once exits with 3. The list is also kept over a restart. Several of these may\n" +
+			"run at the same time.\n\n" +
 			"Only MongoDB is needed: no root, no AMS, no node.",
 		Example: "  amsagent balance --mongo 10.0.2.4 --dns 127.0.0.1:5353 --domain ams.internal\n" +
 			"  amsagent balance --haproxy /run/haproxy/admin.sock\n" +
@@ -86,35 +88,42 @@ func (o *balanceOptions) check() error {
 	case !o.once && !o.dryRun && o.dns == "" && o.listen == "" && o.haproxy == "":
 		return usageError([]string{"amsagent balance --once shows what would be published"}, "no load balancer is given: add --dns, --listen or --haproxy")
 	}
-	for flag, value := range map[string]string{"--dns": o.dns, "--listen": o.listen} {
-		if value == "" {
+	for _, f := range []struct{ flag, value, example string }{{"--dns", o.dns, "127.0.0.1:5353"}, {"--listen", o.listen, "127.0.0.1:9773"}} {
+		if f.value == "" {
 			continue
 		}
-		if _, err := checkListen(value); err != nil || value == "off" {
-			return usageError([]string{"such as 127.0.0.1:5353"}, "%s: %q is no address to listen on", flag, value)
+		if _, err := checkListen(f.value); err != nil || f.value == "off" {
+			return usageError([]string{"such as " + f.example}, "%s: %q is no address to listen on", f.flag, f.value)
 		}
+	}
+	if o.domain != "" && (len(o.domain) > maxDomain || !domainName.MatchString(o.domain)) {
+		return usageError([]string{"such as ams.internal"}, "--domain: %q is no domain", o.domain)
+	}
+	if o.metricsPort < 1 || o.metricsPort > 65535 {
+		return usageError(nil, "--metrics-port: %d is no port", o.metricsPort)
 	}
 	return nil
 }
+
+// maxDomain leaves room for the longest name below a domain, that of a service of a role.
+const maxDomain = 150
+
+var domainName = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?)+$`)
 
 func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	const msg = "cannot feed load balancers"
 	c, err := g.connectCluster(ctx, "amsagent balance")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.Close(ctx) }()
 	opts.domain = strings.Trim(opts.domain, ".")
-	feed, err := lb.NewFeed(lb.Options{
+	feed := lb.NewFeed(lb.Options{
 		Filter: lb.Filter{Roles: opts.roles, Groups: opts.groups}, Looker: c, Force: opts.force, Log: g.log(), Now: g.env.Now,
 		Store: stateFile{filepath.Join(opts.state(g.env), "servers.json"), opts.dryRun},
 	})
-	if err != nil {
-		return &userError{Msg: msg, Cause: err}
-	}
 	h := &lb.HAProxy{Socket: opts.haproxy, Log: g.log()}
 	host, _ := os.Hostname() // "" is another name
 	name := cluster.BalancerName(cmp.Or(opts.name, host, "haproxy"))
@@ -163,7 +172,10 @@ func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.
 }
 
 func balanceText(w *textWriter, data balanceData) {
-	if len(data.Servers) == 0 {
+	switch {
+	case data.List.Servers == nil:
+		w.line("no list is known")
+	case len(data.Servers) == 0:
 		w.line("no node serves")
 	}
 	for _, s := range data.Servers {

@@ -211,7 +211,7 @@ func errorTable() []errorClass {
 			id: idBalanceSlots, exit: exitFailed,
 			match: is(lb.ErrSlotsFull),
 			hint: func(error, *globals) []string {
-				return []string{"raise the number of its server-template, and reload HAProxy"}
+				return []string{"give HAProxy a server-template for each role, with a larger number, as in docs/balancers.md, and reload it"}
 			},
 		},
 		{

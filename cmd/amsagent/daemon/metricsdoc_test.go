@@ -83,8 +83,7 @@ func metricsTable(doc *strings.Builder, page string) {
 // balanceMetrics are those of a list whose only server is lost.
 func balanceMetrics(t *testing.T) string {
 	t.Helper()
-	feed, err := lb.NewFeed(lb.Options{Looker: emptyCluster{}, Store: lastList{}, Log: slog.New(slog.DiscardHandler), Now: time.Now})
-	must.OK(t, err)
+	feed := lb.NewFeed(lb.Options{Looker: emptyCluster{}, Store: lastList{}, Log: slog.New(slog.DiscardHandler), Now: time.Now})
 	must.OK(t, feed.Look(t.Context()))
 	w := httptest.NewRecorder()
 	lb.Handler(feed, 9771).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
