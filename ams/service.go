@@ -52,8 +52,7 @@ type State struct {
 	HostAddressFile string        `json:"host_address_file,omitempty"`
 	StopTimeout     time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or infinite
 
-	// Homes are the folders that the unit names.
-	Homes []Home `json:"homes,omitempty"`
+	WorkingDirectory string `json:"working_directory,omitempty"` // of the unit
 
 	Detail string `json:"detail,omitempty"` // output of a command
 }

@@ -366,7 +366,7 @@ func TestSystemdState(t *testing.T) {
 		Activity: ActivityActive, Sub: "running", Load: "loaded", UnitFile: "enabled", Result: "success", Fragment: "/etc/systemd/system/antmedia.service",
 		Since: time.UnixMicro(1700000000123456), Started: time.UnixMicro(1700000000000001), MainPID: 4242, Restarts: 2, StopTimeout: 3 * time.Minute,
 		NeedReload: true, DropIns: []string{DropInPath}, Invocation: "ab01", HostAddress: "10.0.0.5",
-		Homes: []Home{{"/opt/b", "WorkingDirectory="}},
+		WorkingDirectory: "/opt/b",
 	}
 	s, _ := fakeSystemd(&fakeBus{props: full})
 	got, err := s.State(t.Context())
@@ -391,7 +391,7 @@ func TestSystemdState(t *testing.T) {
 		"killed":         {map[string]any{"ExecMainCode": int32(2), "ExecMainStatus": int32(9)}, func(s State, _ error) bool { return s.Exit == "SIGKILL" }},
 		"strange signal": {map[string]any{"ExecMainCode": int32(3), "ExecMainStatus": int32(99)}, func(s State, _ error) bool { return s.Exit == "signal 99" }},
 		"ended well":     {map[string]any{"ExecMainCode": int32(1), "ExecMainStatus": int32(0)}, func(s State, _ error) bool { return s.Exit == "" }},
-		"no folder":      {map[string]any{"WorkingDirectory": "~"}, func(s State, _ error) bool { return s.Homes == nil }},
+		"no folder":      {map[string]any{"WorkingDirectory": "~"}, func(s State, _ error) bool { return s.WorkingDirectory == "" }},
 		"endless":        {map[string]any{"TimeoutStopUSec": ^uint64(0)}, func(s State, _ error) bool { return s.StopTimeout == 0 }},
 		"never active":   {map[string]any{"ActiveEnterTimestamp": uint64(0)}, func(s State, _ error) bool { return s.Since.IsZero() }},
 		"crashing":       {map[string]any{"ActiveState": "activating", "SubState": "auto-restart"}, func(s State, _ error) bool { return s.Crashing() && !s.Running() }},

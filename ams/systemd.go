@@ -282,7 +282,10 @@ func unitState(p map[string]any) State {
 		NeedReload:  property[bool](p, "NeedDaemonReload"),
 		DropIns:     property[[]string](p, "DropInPaths"),
 		StopTimeout: span(p, "TimeoutStopUSec"),
-		Homes:       unitHomes(p),
+	}
+	// "-" makes a missing folder no error.
+	if dir := strings.TrimPrefix(text(p, "WorkingDirectory"), "-"); filepath.IsAbs(dir) {
+		st.WorkingDirectory = filepath.Clean(dir)
 	}
 	// The last assignment counts.
 	for _, text := range property[[]string](p, "Environment") {
