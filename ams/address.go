@@ -81,7 +81,6 @@ const (
 const (
 	WarnAddressLoopback  = "AMS-ADDRESS-LOOPBACK" // or link-local
 	WarnAddressPublic    = "AMS-ADDRESS-PUBLIC"
-	WarnAddressBridge    = "AMS-ADDRESS-BRIDGE"
 	WarnAddressNotHere   = "AMS-ADDRESS-NOT-HERE"
 	WarnAddressUnchecked = "AMS-ADDRESS-UNCHECKED"
 )
@@ -141,13 +140,24 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 	if err := usable(a.Addr); err != nil {
 		return Address{}, err
 	}
-	a.warnOfKind()
-	if ifacesErr != nil {
-		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, ifacesErr)
-		return a, nil
+	switch {
+	case isLocal(a.Addr):
+		a.warn(WarnAddressLoopback, "%s is a loopback or link-local address: nodes of other networks cannot reach it", a.Addr)
+	case isPublic(a.Addr):
+		a.warn(WarnAddressPublic, "%s is a public address: the nodes would talk to each other over the public network", a.Addr)
 	}
-	if err := a.check(o, ifaces); err != nil {
-		return Address{}, err
+	explicit := a.Source == addressFromFlag && !o.Force
+	a.Interface = interfaceOf(ifaces, a.Addr)
+	switch {
+	case ifacesErr != nil:
+		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, ifacesErr)
+	case explicit && isLocal(a.Addr):
+		return Address{}, fmt.Errorf("%s: %w: it is a loopback or link-local address; this machine has %s", a.Addr, errAddressUnreachable, addressList(ifaces))
+	case a.Interface != "":
+	case explicit && !slices.Contains(o.Known, a.Addr):
+		return Address{}, fmt.Errorf("%s: %w; it has %s", a.Addr, ErrAddressNotHere, addressList(ifaces))
+	default:
+		a.warn(WarnAddressNotHere, "no interface of this machine has %s; it has %s", a.Addr, addressList(ifaces))
 	}
 	return a, nil
 }
@@ -170,47 +180,17 @@ func (a *Address) warn(id, format string, args ...any) {
 	a.Warnings = append(a.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
 }
 
-// warnOfKind warns of addresses that fail in clusters.
-func (a *Address) warnOfKind() {
-	switch {
-	case isLocal(a.Addr):
-		a.warn(WarnAddressLoopback, "%s is a loopback or link-local address: nodes of other networks cannot reach it", a.Addr)
-	case isPublic(a.Addr):
-		a.warn(WarnAddressPublic, "%s is a public address: the nodes would talk to each other over the public network", a.Addr)
-	}
-}
-
-// check compares the address with the machine's interfaces.
-func (a *Address) check(o AddressOptions, ifaces []Interface) error {
-	explicit := a.Source == addressFromFlag && !o.Force
-	if explicit && isLocal(a.Addr) {
-		return fmt.Errorf("%s: %w: it is a loopback or link-local address; this machine has %s", a.Addr, errAddressUnreachable, addressList(ifaces))
-	}
-	in, ok := interfaceOf(ifaces, a.Addr)
-	if !ok {
-		if explicit && !slices.Contains(o.Known, a.Addr) {
-			return fmt.Errorf("%s: %w; it has %s", a.Addr, ErrAddressNotHere, addressList(ifaces))
-		}
-		a.warn(WarnAddressNotHere, "no interface of this machine has %s; it has %s", a.Addr, addressList(ifaces))
-		return nil
-	}
-	a.Interface = in.Name
-	if bridgeLike(in.Name) {
-		a.warn(WarnAddressBridge, "%s is the address of %s, a network inside this machine: other nodes cannot reach it", a.Addr, in.Name)
-	}
-	return nil
-}
-
-func interfaceOf(ifaces []Interface, a netip.Addr) (Interface, bool) {
+// interfaceOf returns the name of the interface with an address, or "".
+func interfaceOf(ifaces []Interface, a netip.Addr) string {
 	for _, in := range ifaces {
 		for _, have := range in.Addrs {
 			// An interface's link-local address has a zone, the operator's has not.
 			if have.WithZone("") == a.WithZone("") {
-				return in, true
+				return in.Name
 			}
 		}
 	}
-	return Interface{}, false
+	return ""
 }
 
 // addressList lists the addresses the operator can choose from.
@@ -233,11 +213,4 @@ func addressList(ifaces []Interface) string {
 func isPublic(a netip.Addr) bool {
 	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
 	return a.IsGlobalUnicast() && !a.IsPrivate() && !shared.Contains(a)
-}
-
-// bridgeLike recognizes interfaces of containers and virtual machines by name.
-func bridgeLike(name string) bool {
-	return slices.ContainsFunc([]string{
-		"docker", "br-", "virbr", "veth", "cni", "flannel", "cali", "cilium", "podman", "lxcbr", "lxdbr", "vnet", "kube-", "weave", "vmnet", "vboxnet",
-	}, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,12 +90,6 @@ func TestChooseAddress(t *testing.T) {
 			AddressOptions{DefaultRoute: route("203.0.113.9")},
 			Address{Addr: netip.MustParseAddr("203.0.113.9"), Source: addressFromRoute, Reason: "address of the default route", Interface: "eth1"},
 			[]string{WarnAddressPublic},
-		},
-		{
-			"a bridge",
-			AddressOptions{Explicit: "172.17.0.1"},
-			Address{Addr: netip.MustParseAddr("172.17.0.1"), Source: addressFromFlag, Reason: "given by you", Interface: "docker0"},
-			[]string{WarnAddressBridge},
 		},
 		{
 			"translated on the way, by the cloud's word",
@@ -209,13 +204,14 @@ func TestChooseAddressUnchecked(t *testing.T) {
 func TestHostInterfaces(t *testing.T) {
 	ifaces, err := HostInterfaces("")
 	must.OK(t, err)
-	in, ok := interfaceOf(ifaces, netip.MustParseAddr("127.0.0.1"))
-	if !ok || !in.Loopback {
+	if !slices.ContainsFunc(ifaces, func(in Interface) bool {
+		return in.Loopback && slices.Contains(in.Addrs, netip.MustParseAddr("127.0.0.1"))
+	}) {
 		t.Errorf("no loopback among %+v", ifaces)
 	}
 	// A machine may have no route, but not an invented address.
 	if a, err := HostDefaultRoute("/"); err == nil {
-		if _, ok := interfaceOf(ifaces, a); !ok {
+		if interfaceOf(ifaces, a) == "" {
 			t.Errorf("the default route has %s, which no interface has", a)
 		}
 	}

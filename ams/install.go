@@ -42,10 +42,9 @@ const (
 
 // Warnings of [Open].
 const (
-	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without an application's file
-	WarnAppBrokenLink = "AMS-APP-BROKEN-LINK"
-	WarnAppEncoding   = "AMS-APP-ENCODING" // a name that the undo record cannot hold
-	warnAppLink       = "AMS-FILE-LINK"    // the folder is a link that is not followed
+	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without an application's file, or a link to none
+	WarnAppEncoding   = "AMS-APP-ENCODING"   // a name that the undo record cannot hold
+	warnAppLink       = "AMS-FILE-LINK"      // the folder is a link that is not followed
 	WarnHTTPPort      = "AMS-HTTP-PORT"
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
 )
@@ -257,7 +256,7 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 				in.warn(warnAppLink, "%v; it is no application", err)
 				continue
 			case err != nil && !errors.Is(err, fs.ErrPermission):
-				in.warn(WarnAppBrokenLink, "%q leads nowhere; it is no application", shown(in.Root, folder))
+				in.warn(WarnAppIncomplete, "%q leads nowhere; it is no application", shown(in.Root, folder))
 				continue
 			}
 		}

@@ -150,7 +150,7 @@ func TestOpenApps(t *testing.T) {
 	if diff := cmp.Diff(want, appNames(in)); diff != "" {
 		t.Errorf("apps (-want +got):\n%s", diff)
 	}
-	wantWarnings := []string{WarnAppEncoding, WarnAppIncomplete, WarnAppEncoding, WarnAppBrokenLink, WarnAppIncomplete, WarnAppBrokenLink}
+	wantWarnings := []string{WarnAppEncoding, WarnAppIncomplete, WarnAppEncoding, WarnAppIncomplete, WarnAppIncomplete, WarnAppIncomplete}
 	if diff := cmp.Diff(wantWarnings, warnings(in.Warnings)); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s\n%v", diff, in.Warnings)
 	}

@@ -89,7 +89,7 @@ func serverCases() []aCase {
 
 		{IDApps, "some", nil, Good, "", `"LiveApp"`},
 		{IDApps, "incomplete", func(c *clinic) { c.put("usr/local/antmedia/webapps/Half/index.html", "") }, Warning, ams.WarnAppIncomplete, "Half"},
-		{IDApps, "a link to nowhere", func(c *clinic) { c.link("usr/local/antmedia/webapps/Gone", "/nowhere") }, Warning, ams.WarnAppBrokenLink, "Gone"},
+		{IDApps, "a link to nowhere", func(c *clinic) { c.link("usr/local/antmedia/webapps/Gone", "/nowhere") }, Warning, ams.WarnAppIncomplete, "Gone"},
 		{IDApps, "a name that is not UTF-8", func(c *clinic) {
 			c.put("usr/local/antmedia/webapps/caf\xe9/WEB-INF/red5-web.properties", "db.type=mapdb\n")
 		}, Warning, ams.WarnAppEncoding, `caf\xe9`},
