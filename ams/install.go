@@ -154,7 +154,7 @@ func Open(root, dir string) (*Installation, error) {
 	need(containerName, err)
 	server, err := in.read(serverName, &in.Server)
 	need(serverName, err)
-	entries, err := in.webapps()
+	entries, err := webapps(root, dir)
 	need(webappsName, err)
 	if len(missing) > 0 {
 		problems = append(problems, fmt.Errorf("%s is %w: missing %s", shown(root, dir), errNotAMS, strings.Join(missing, ", ")))
@@ -204,8 +204,9 @@ func (in *Installation) read(name string, f *File) ([]byte, error) {
 	return b, err
 }
 
-func (in *Installation) webapps() ([]fs.DirEntry, error) {
-	d, err := files.Root{Path: in.Root}.Folder(filepath.Join(in.Dir, webappsName))
+// webapps lists the folder of the applications.
+func webapps(root, dir string) ([]fs.DirEntry, error) {
+	d, err := files.Root{Path: root}.Folder(filepath.Join(dir, webappsName))
 	if err != nil {
 		return nil, err
 	}
