@@ -67,12 +67,8 @@ func NewCommand(line string) (*Command, error) {
 			return nil, errors.New("the service command has a connection string as an argument: every user of the machine could read it")
 		}
 	}
-	st, err := os.Stat(argv[0])
-	switch {
-	case err != nil:
+	if _, err := exec.LookPath(argv[0]); err != nil {
 		return nil, fmt.Errorf("the service command: %w", err)
-	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
-		return nil, fmt.Errorf("the service command %s is not a program", argv[0])
 	}
 	if os.Geteuid() == 0 {
 		if err := (files.Root{}).RootsAlone(argv[0]); err != nil {
