@@ -13,10 +13,9 @@ import (
 
 // Errors are wrapped with the file, unit or address.
 var (
-	errNoInstallation = errors.New("no such installation directory")
-	errNotAMS         = errors.New("not an Ant Media Server tree")
-	errUnreadable     = errors.New("unreadable")
-	errNoProcess      = errors.New("no such process")
+	errNotAMS     = errors.New("not an Ant Media Server tree")
+	errUnreadable = errors.New("unreadable")
+	errNoProcess  = errors.New("no such process")
 
 	// ErrNotManaged: the service is [None].
 	ErrNotManaged = errors.New("no service is managed here")
@@ -49,7 +48,6 @@ var hints = []struct {
 	err  error
 	hint string
 }{
-	{errNoInstallation, "give the directory of Ant Media Server with --ams-dir"},
 	{errNotAMS, "give the directory that holds conf and webapps with --ams-dir"},
 	{ErrUnitMasked, "the unit is masked; unmask it: systemctl unmask " + DefaultUnit},
 	{ErrUnitBroken, "see what systemd says of it: systemctl status " + DefaultUnit},

@@ -104,7 +104,7 @@ func (a App) Console() bool { return a.Name == consoleApp }
 
 // Open reads the installation in dir, below root. An empty dir means DefaultDir, an empty root the real one.
 //
-// It fails with errNoInstallation, errNotAMS (all missing parts listed) or errUnreadable. It does not fail for a file
+// It fails with errNotAMS (all missing parts listed) or errUnreadable. It does not fail for a file
 // with broken content: [Installation.Mode] and [App.Err] report it, and status can still show the rest.
 func Open(root, dir string) (*Installation, error) {
 	root, err := cleanRoot(root)
@@ -123,30 +123,14 @@ func Open(root, dir string) (*Installation, error) {
 	in := &Installation{Root: root, Dir: dir, HTTPPort: DefaultHTTPPort}
 	in.stamp = in.stampNow() // before anything is read
 
-	folder, err := files.Root{Path: root}.Folder(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), errNoInstallation)
-	case errors.Is(err, unix.ENOTDIR):
-		return nil, fmt.Errorf("opening Ant Media Server in %s: %w: it is not a directory", shown(root, dir), errNoInstallation)
-	case err != nil:
-		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), unreadable(err))
-	}
-	folder.Close()
-
 	// All problems are reported together.
 	var missing []string
 	var problems []error
 	need := func(name string, err error) {
 		switch {
-		case err == nil:
-		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 			missing = append(missing, name)
-		case errors.Is(err, files.ErrNotRegular):
-			missing = append(missing, name+" (it is there, but not a regular file)")
-		case errors.Is(err, unix.ENOTDIR):
-			missing = append(missing, name+" (it is there, but not a directory)")
-		default:
+		case err != nil:
 			problems = append(problems, fmt.Errorf("reading %s: %w", shown(root, filepath.Join(dir, name)), unreadable(err)))
 		}
 	}

@@ -38,7 +38,7 @@ func release(version string) func(c *clinic) {
 func serverCases() []aCase {
 	return []aCase{
 		{bootstrap.IDInstall, "there", nil, Good, "", "/usr/local/antmedia, standalone"},
-		{bootstrap.IDInstall, "missing", noServer, Bad, "", "no such installation"},
+		{bootstrap.IDInstall, "missing", noServer, Bad, "", "not an Ant Media Server tree"},
 		{bootstrap.IDInstall, "half", func(c *clinic) { c.remove("usr/local/antmedia/webapps") }, Bad, "", "missing webapps"},
 		{bootstrap.IDInstall, "cannot be looked at", func(c *clinic) { c.put("var/lib/amsagent/undo.json/x", "") }, Unknown, "", "undo.json"},
 
