@@ -29,10 +29,9 @@ const editSlack = 2 * time.Second
 type Process struct {
 	Name    string
 	Started time.Time
-	// HostAddress is AMS_HOST_ADDRESS in the process's initial environment, which counts even if the files have changed.
-	// HostAddressKnown is false without permission to read it.
-	HostAddress      string
-	HostAddressKnown bool
+	// HostAddress is AMS_HOST_ADDRESS in the process's initial environment, which counts even if the files have changed;
+	// "" if it is not set, or without permission to read it.
+	HostAddress string
 }
 
 // Java reports whether it is a JVM, as the server's process is.
@@ -61,7 +60,6 @@ func ReadProcess(root string, pid int) (p Process, _ error) {
 	}
 	p = Process{Name: name, Started: boot.Add(time.Duration(ticks) * (time.Second / userHz))}
 	if env, _, err := proc.Read(filepath.Join(dir, "environ"), maxSystemFile); err == nil {
-		p.HostAddressKnown = true
 		for v := range bytes.SplitSeq(env, []byte{0}) {
 			if value, ok := bytes.CutPrefix(v, []byte(HostAddressVariable+"=")); ok {
 				p.HostAddress = string(value)

@@ -276,7 +276,7 @@ func (j *joiner) runsElsewhere() (string, bool) {
 // this join is about: not where its environment says this one.
 func (j *joiner) mayBeElsewhere() bool {
 	p, err := ams.ReadProcess(j.Root, j.facts.service.MainPID)
-	return err != nil || !p.HostAddressKnown || !j.isAddress(p.HostAddress)
+	return err != nil || !j.isAddress(p.HostAddress)
 }
 
 // elsewhereHint is the way out for a server that runs under another address; ""
