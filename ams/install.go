@@ -254,7 +254,6 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 // readApp reads an application's file and reports whether the folder is one.
 func (in *Installation) readApp(app *App) bool {
 	b, err := in.read(filepath.Join(webappsName, app.Name, appFileName), &app.File)
-	real := app.File.Real
 	folder := shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -263,13 +262,9 @@ func (in *Installation) readApp(app *App) bool {
 			in.warn(WarnAppIncomplete, "%q has no %s; it is no application", folder, appFileName)
 		}
 		return false
-	case !utf8.ValidString(app.Name), !utf8.ValidString(strings.TrimPrefix(real, in.Root)):
+	case !utf8.ValidString(app.Name), !utf8.ValidString(strings.TrimPrefix(app.File.Real, in.Root)):
 		// Java does not find such a folder either, in a UTF-8 locale or none.
-		name := app.Name
-		if utf8.ValidString(name) {
-			name = real
-		}
-		in.warn(WarnAppEncoding, "%q is left as it is, and is no application: the name %q is not valid UTF-8", folder, name)
+		in.warn(WarnAppEncoding, "%q, or the folder that it leads to, has a name that is not valid UTF-8: it is left as it is, and is no application", folder)
 		return false
 	case err != nil:
 		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), unreadable(err))
