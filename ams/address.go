@@ -15,9 +15,8 @@ import (
 
 // Interface is a network interface of the machine.
 type Interface struct {
-	Name     string
-	Loopback bool
-	Addrs    []netip.Addr
+	Name  string
+	Addrs []netip.Addr
 }
 
 // HostInterfaces lists the interfaces of the running system. Below any other root it fails with ErrInterfacesUnknown.
@@ -31,7 +30,7 @@ func HostInterfaces(root string) ([]Interface, error) {
 	}
 	ifaces := make([]Interface, 0, len(list))
 	for _, l := range list {
-		in := Interface{Name: l.Name, Loopback: l.Flags&net.FlagLoopback != 0}
+		in := Interface{Name: l.Name}
 		addrs, err := l.Addrs()
 		if err != nil {
 			return nil, fmt.Errorf("listing the addresses of interface %s: %w", l.Name, err)
@@ -198,7 +197,7 @@ func addressList(ifaces []Interface) string {
 	var list []string
 	for _, in := range ifaces {
 		for _, a := range in.Addrs {
-			if !in.Loopback && !a.IsLinkLocalUnicast() {
+			if !isLocal(a) {
 				list = append(list, a.String()+" ("+in.Name+")")
 			}
 		}

@@ -24,8 +24,6 @@ var (
 	ErrNoUnit     = errors.New("no such unit")
 	ErrUnitMasked = errors.New("the unit is masked")
 	ErrUnitBroken = errors.New("systemd cannot use the unit's file")
-	// ErrUnstable: the error is an *UnstableError.
-	ErrUnstable = errors.New("the service did not stay up")
 
 	errBadAddress         = errors.New("not a usable node address")
 	errAddressUnreachable = errors.New("other nodes cannot reach this address") // by its kind

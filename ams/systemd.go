@@ -112,11 +112,8 @@ var busErrors = map[string]error{
 	"org.freedesktop.systemd1.UnitMasked":                         ErrUnitMasked,
 	"org.freedesktop.DBus.Error.AccessDenied":                     fs.ErrPermission,
 	"org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": fs.ErrPermission,
-	"org.freedesktop.DBus.Error.AuthFailed":                       fs.ErrPermission,
 	"org.freedesktop.DBus.Error.ServiceUnknown":                   ErrNoSystemd,
 	"org.freedesktop.DBus.Error.NoReply":                          ErrNoSystemd,
-	"org.freedesktop.DBus.Error.Disconnected":                     ErrNoSystemd,
-	"org.freedesktop.DBus.Error.NoServer":                         ErrNoSystemd,
 }
 
 func busError(err error) error {
