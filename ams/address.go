@@ -5,7 +5,6 @@ package ams
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -45,27 +44,6 @@ func HostInterfaces(root string) ([]Interface, error) {
 	return ifaces, nil
 }
 
-// HostDefaultRoute returns the source address of the default route, IPv4 before IPv6. It sends nothing: connecting a UDP
-// socket only makes the kernel choose the route. Below any other root it fails with ErrInterfacesUnknown.
-func HostDefaultRoute(root string) (netip.Addr, error) {
-	if !realRoot(root) {
-		return netip.Addr{}, ErrInterfacesUnknown
-	}
-	// Addresses reserved for documentation.
-	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
-		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(to), Port: 9})
-		if err != nil {
-			continue
-		}
-		local, ok := c.LocalAddr().(*net.UDPAddr)
-		_ = c.Close()
-		if ok {
-			return local.AddrPort().Addr().Unmap(), nil
-		}
-	}
-	return netip.Addr{}, errors.New("this machine has no default route")
-}
-
 // AddressSource is the source of a node address.
 type AddressSource string
 
@@ -95,9 +73,10 @@ type AddressOptions struct {
 	MetadataSource string
 	// Known are all addresses that the cloud gave this machine, also translated ones. An explicit address among them
 	// needs no interface.
-	Known        []netip.Addr
-	Interfaces   func() ([]Interface, error)
-	DefaultRoute func() (netip.Addr, error)
+	Known      []netip.Addr
+	Interfaces func() ([]Interface, error)
+	// DefaultRoute is the address that the default route sends from; not valid if there is none.
+	DefaultRoute netip.Addr
 }
 
 // Address is the chosen node address and the reason.
@@ -126,15 +105,12 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 		a = Address{Addr: addr.Unmap(), Source: addressFromFlag, Reason: "given by you"}
 	case o.Metadata.IsValid():
 		a = Address{Addr: o.Metadata.Unmap(), Source: addressFromMetadata, Reason: cmp.Or(o.MetadataSource, "instance metadata")}
+	case o.DefaultRoute.IsValid():
+		a = Address{Addr: o.DefaultRoute, Source: addressFromRoute, Reason: "address of the default route"}
+	case ifacesErr != nil:
+		return Address{}, fmt.Errorf("%w: %w", ErrNoAddress, ifacesErr)
 	default:
-		addr, err := o.DefaultRoute()
-		if err != nil && ifacesErr == nil {
-			err = fmt.Errorf("%w; it has %s", err, addressList(ifaces))
-		}
-		if err != nil {
-			return Address{}, fmt.Errorf("%w: %w", ErrNoAddress, err)
-		}
-		a = Address{Addr: addr.Unmap(), Source: addressFromRoute, Reason: "address of the default route"}
+		return Address{}, fmt.Errorf("%w: this machine has no default route; it has %s", ErrNoAddress, addressList(ifaces))
 	}
 	if err := usable(a.Addr); err != nil {
 		return Address{}, err
@@ -163,10 +139,7 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 
 // usable rejects addresses that no node can have.
 func usable(a netip.Addr) error {
-	switch {
-	case !a.IsValid():
-		return ErrNoAddress
-	case a.IsGlobalUnicast(), isLocal(a):
+	if a.IsGlobalUnicast() || isLocal(a) {
 		return nil
 	}
 	return fmt.Errorf("%s: %w: it is no single machine's", a, errBadAddress)
