@@ -15,7 +15,6 @@ import (
 var (
 	errNotAMS     = errors.New("not an Ant Media Server tree")
 	errUnreadable = errors.New("unreadable")
-	errNoProcess  = errors.New("no such process")
 
 	// ErrNotManaged: the service is [None].
 	ErrNotManaged = errors.New("no service is managed here")

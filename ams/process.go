@@ -7,12 +7,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/amsagent/amsagent/files"
@@ -37,17 +35,13 @@ type Process struct {
 // Java reports whether it is a JVM, as the server's process is.
 func (p Process) Java() bool { return p.Name == "java" || p.Name == "jsvc" }
 
-// ReadProcess reads a process below root, or fails with errNoProcess.
+// ReadProcess reads a process below root.
 func ReadProcess(root string, pid int) (p Process, _ error) {
 	fail := func(err error) (Process, error) { return p, fmt.Errorf("reading process %d: %w", pid, err) }
 	proc := files.Root{Path: root}
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	stat, _, err := proc.Read(filepath.Join(dir, "stat"), maxSystemFile)
-	switch {
-	// ESRCH: the process ended during the read.
-	case pid <= 0, errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESRCH):
-		return fail(errNoProcess)
-	case err != nil:
+	if err != nil {
 		return fail(err)
 	}
 	name, ticks, err := parseStat(stat)
