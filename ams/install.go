@@ -226,26 +226,16 @@ func (in *Installation) readServer(b []byte) {
 func (in *Installation) readApps(entries []fs.DirEntry) {
 	in.Apps = []App{}
 	for _, e := range entries {
-		link := e.Type()&fs.ModeSymlink != 0
-		if !e.IsDir() && !link {
-			continue
-		}
 		app := App{Name: e.Name()}
 		folder := filepath.Join(in.Dir, webappsName, app.Name)
-		if link {
-			st, err := statBelow(in.Root, folder)
-			switch {
-			case err == nil && !st.Mode.IsDir():
-				continue
-			case errors.Is(err, files.ErrLink):
-				in.warn(warnAppLink, "%v; it is no application", err)
-				continue
-			case err != nil && !errors.Is(err, fs.ErrPermission):
-				in.warn(WarnAppIncomplete, "%q leads nowhere; it is no application", shown(in.Root, folder))
-				continue
-			}
-		}
-		if in.readApp(&app) {
+		st, err := statBelow(in.Root, folder)
+		switch {
+		case err == nil && !st.Mode.IsDir():
+		case errors.Is(err, files.ErrLink):
+			in.warn(warnAppLink, "%v; it is no application", err)
+		case err != nil && !errors.Is(err, fs.ErrPermission):
+			in.warn(WarnAppIncomplete, "%q leads nowhere; it is no application", shown(in.Root, folder))
+		case in.readApp(&app):
 			in.Apps = append(in.Apps, app)
 		}
 	}
