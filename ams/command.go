@@ -100,14 +100,7 @@ func (c *Command) do(ctx context.Context, verb string) error {
 	if err == nil {
 		return nil
 	}
-	e := &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(append(stderr, stdout...)), Err: err}
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		e.Result = "timeout"
-	case errors.Is(err, context.Canceled):
-		e.Result = "interrupted"
-	}
-	return e
+	return &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(append(stderr, stdout...)), Err: err}
 }
 
 // SetHostAddress sets AMS_HOST_ADDRESS for the next runs, if a is valid.
