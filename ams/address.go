@@ -75,7 +75,7 @@ type AddressOptions struct {
 	// needs no interface.
 	Known      []netip.Addr
 	Interfaces func() ([]Interface, error)
-	// DefaultRoute is the address that the default route sends from; not valid if there is none.
+	// DefaultRoute is the address that the default route sends from; not valid without one.
 	DefaultRoute netip.Addr
 }
 

@@ -4,6 +4,7 @@
 package ams
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -107,13 +108,11 @@ func (a App) Console() bool { return a.Name == consoleApp }
 // It fails with errNotAMS (all missing parts listed) or errUnreadable. It does not fail for a file
 // with broken content: [Installation.Mode] and [App.Err] report it, and status can still show the rest.
 func Open(root, dir string) (*Installation, error) {
-	root, err := cleanRoot(root)
+	root, err := filepath.Abs(cmp.Or(root, "/"))
 	if err != nil {
 		return nil, err
 	}
-	if dir == "" {
-		dir = DefaultDir
-	}
+	dir = cmp.Or(dir, DefaultDir)
 	if !filepath.IsAbs(dir) && realRoot(root) {
 		if dir, err = filepath.Abs(dir); err != nil {
 			return nil, err

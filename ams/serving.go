@@ -177,7 +177,7 @@ func noAppAnswer(app string, err error) AppAnswer {
 }
 
 // Applications lists the applications of the installation in dir, below root, that are on disk now and must serve: those
-// that match one of the path.Match patterns, or all without patterns. If there is none, it is the console. It reads no
+// that match one of the path.Match patterns, or all without patterns. Without any, it returns the console. It reads no
 // file, so that it can be called every second.
 func Applications(root, dir string, patterns []string) ([]string, error) {
 	dir = cmp.Or(dir, DefaultDir)
