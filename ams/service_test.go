@@ -100,7 +100,7 @@ func TestWaitStable(t *testing.T) {
 				begin := time.Now()
 				_, err := WaitStable(ctx, &script{begin, c.states}, 5*time.Second)
 				unstable, is := errors.AsType[*UnstableError](err)
-				if is != (c.want == died) || !is && !errors.Is(err, c.want) || err != nil && !strings.Contains(err.Error(), c.text) {
+				if is != errors.Is(c.want, died) || !is && !errors.Is(err, c.want) || err != nil && !strings.Contains(err.Error(), c.text) {
 					t.Errorf("got %v", err)
 				}
 				if took := time.Since(begin); took != c.after {
