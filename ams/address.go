@@ -5,7 +5,6 @@ package ams
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,9 +14,8 @@ import (
 
 // Interface is a network interface of the machine.
 type Interface struct {
-	Name     string
-	Loopback bool
-	Addrs    []netip.Addr
+	Name  string
+	Addrs []netip.Addr
 }
 
 // HostInterfaces lists the interfaces of the running system. Below any other root it fails with ErrInterfacesUnknown.
@@ -31,7 +29,7 @@ func HostInterfaces(root string) ([]Interface, error) {
 	}
 	ifaces := make([]Interface, 0, len(list))
 	for _, l := range list {
-		in := Interface{Name: l.Name, Loopback: l.Flags&net.FlagLoopback != 0}
+		in := Interface{Name: l.Name}
 		addrs, err := l.Addrs()
 		if err != nil {
 			return nil, fmt.Errorf("listing the addresses of interface %s: %w", l.Name, err)
@@ -44,27 +42,6 @@ func HostInterfaces(root string) ([]Interface, error) {
 		ifaces = append(ifaces, in)
 	}
 	return ifaces, nil
-}
-
-// HostDefaultRoute returns the source address of the default route, IPv4 before IPv6. It sends nothing: connecting a UDP
-// socket only makes the kernel choose the route. Below any other root it fails with ErrInterfacesUnknown.
-func HostDefaultRoute(root string) (netip.Addr, error) {
-	if !realRoot(root) {
-		return netip.Addr{}, ErrInterfacesUnknown
-	}
-	// Addresses reserved for documentation.
-	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
-		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(to), Port: 9})
-		if err != nil {
-			continue
-		}
-		local, ok := c.LocalAddr().(*net.UDPAddr)
-		_ = c.Close()
-		if ok {
-			return local.AddrPort().Addr().Unmap(), nil
-		}
-	}
-	return netip.Addr{}, errors.New("this machine has no default route")
 }
 
 // AddressSource is the source of a node address.
@@ -81,7 +58,6 @@ const (
 const (
 	WarnAddressLoopback  = "AMS-ADDRESS-LOOPBACK" // or link-local
 	WarnAddressPublic    = "AMS-ADDRESS-PUBLIC"
-	WarnAddressBridge    = "AMS-ADDRESS-BRIDGE"
 	WarnAddressNotHere   = "AMS-ADDRESS-NOT-HERE"
 	WarnAddressUnchecked = "AMS-ADDRESS-UNCHECKED"
 )
@@ -97,9 +73,10 @@ type AddressOptions struct {
 	MetadataSource string
 	// Known are all addresses that the cloud gave this machine, also translated ones. An explicit address among them
 	// needs no interface.
-	Known        []netip.Addr
-	Interfaces   func() ([]Interface, error)
-	DefaultRoute func() (netip.Addr, error)
+	Known      []netip.Addr
+	Interfaces func() ([]Interface, error)
+	// DefaultRoute is the address that the default route sends from; not valid without one.
+	DefaultRoute netip.Addr
 }
 
 // Address is the chosen node address and the reason.
@@ -128,36 +105,41 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 		a = Address{Addr: addr.Unmap(), Source: addressFromFlag, Reason: "given by you"}
 	case o.Metadata.IsValid():
 		a = Address{Addr: o.Metadata.Unmap(), Source: addressFromMetadata, Reason: cmp.Or(o.MetadataSource, "instance metadata")}
+	case o.DefaultRoute.IsValid():
+		a = Address{Addr: o.DefaultRoute, Source: addressFromRoute, Reason: "address of the default route"}
+	case ifacesErr != nil:
+		return Address{}, fmt.Errorf("%w: %w", ErrNoAddress, ifacesErr)
 	default:
-		addr, err := o.DefaultRoute()
-		if err != nil && ifacesErr == nil {
-			err = fmt.Errorf("%w; it has %s", err, addressList(ifaces))
-		}
-		if err != nil {
-			return Address{}, fmt.Errorf("%w: %w", ErrNoAddress, err)
-		}
-		a = Address{Addr: addr.Unmap(), Source: addressFromRoute, Reason: "address of the default route"}
+		return Address{}, fmt.Errorf("%w: this machine has no default route; it has %s", ErrNoAddress, addressList(ifaces))
 	}
 	if err := usable(a.Addr); err != nil {
 		return Address{}, err
 	}
-	a.warnOfKind()
-	if ifacesErr != nil {
-		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, ifacesErr)
-		return a, nil
+	switch {
+	case isLocal(a.Addr):
+		a.warn(WarnAddressLoopback, "%s is a loopback or link-local address: nodes of other networks cannot reach it", a.Addr)
+	case isPublic(a.Addr):
+		a.warn(WarnAddressPublic, "%s is a public address: the nodes would talk to each other over the public network", a.Addr)
 	}
-	if err := a.check(o, ifaces); err != nil {
-		return Address{}, err
+	explicit := a.Source == addressFromFlag && !o.Force
+	a.Interface = interfaceOf(ifaces, a.Addr)
+	switch {
+	case ifacesErr != nil:
+		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, ifacesErr)
+	case explicit && isLocal(a.Addr):
+		return Address{}, fmt.Errorf("%s: %w: it is a loopback or link-local address; this machine has %s", a.Addr, errAddressUnreachable, addressList(ifaces))
+	case a.Interface != "":
+	case explicit && !slices.Contains(o.Known, a.Addr):
+		return Address{}, fmt.Errorf("%s: %w; it has %s", a.Addr, ErrAddressNotHere, addressList(ifaces))
+	default:
+		a.warn(WarnAddressNotHere, "no interface of this machine has %s; it has %s", a.Addr, addressList(ifaces))
 	}
 	return a, nil
 }
 
 // usable rejects addresses that no node can have.
 func usable(a netip.Addr) error {
-	switch {
-	case !a.IsValid():
-		return ErrNoAddress
-	case a.IsGlobalUnicast(), isLocal(a):
+	if a.IsGlobalUnicast() || isLocal(a) {
 		return nil
 	}
 	return fmt.Errorf("%s: %w: it is no single machine's", a, errBadAddress)
@@ -170,47 +152,17 @@ func (a *Address) warn(id, format string, args ...any) {
 	a.Warnings = append(a.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
 }
 
-// warnOfKind warns of addresses that fail in clusters.
-func (a *Address) warnOfKind() {
-	switch {
-	case isLocal(a.Addr):
-		a.warn(WarnAddressLoopback, "%s is a loopback or link-local address: nodes of other networks cannot reach it", a.Addr)
-	case isPublic(a.Addr):
-		a.warn(WarnAddressPublic, "%s is a public address: the nodes would talk to each other over the public network", a.Addr)
-	}
-}
-
-// check compares the address with the machine's interfaces.
-func (a *Address) check(o AddressOptions, ifaces []Interface) error {
-	explicit := a.Source == addressFromFlag && !o.Force
-	if explicit && isLocal(a.Addr) {
-		return fmt.Errorf("%s: %w: it is a loopback or link-local address; this machine has %s", a.Addr, errAddressUnreachable, addressList(ifaces))
-	}
-	in, ok := interfaceOf(ifaces, a.Addr)
-	if !ok {
-		if explicit && !slices.Contains(o.Known, a.Addr) {
-			return fmt.Errorf("%s: %w; it has %s", a.Addr, ErrAddressNotHere, addressList(ifaces))
-		}
-		a.warn(WarnAddressNotHere, "no interface of this machine has %s; it has %s", a.Addr, addressList(ifaces))
-		return nil
-	}
-	a.Interface = in.Name
-	if bridgeLike(in.Name) {
-		a.warn(WarnAddressBridge, "%s is the address of %s, a network inside this machine: other nodes cannot reach it", a.Addr, in.Name)
-	}
-	return nil
-}
-
-func interfaceOf(ifaces []Interface, a netip.Addr) (Interface, bool) {
+// interfaceOf returns the name of the interface with an address, or "".
+func interfaceOf(ifaces []Interface, a netip.Addr) string {
 	for _, in := range ifaces {
 		for _, have := range in.Addrs {
 			// An interface's link-local address has a zone, the operator's has not.
 			if have.WithZone("") == a.WithZone("") {
-				return in, true
+				return in.Name
 			}
 		}
 	}
-	return Interface{}, false
+	return ""
 }
 
 // addressList lists the addresses the operator can choose from.
@@ -218,7 +170,7 @@ func addressList(ifaces []Interface) string {
 	var list []string
 	for _, in := range ifaces {
 		for _, a := range in.Addrs {
-			if !in.Loopback && !a.IsLinkLocalUnicast() {
+			if !isLocal(a) {
 				list = append(list, a.String()+" ("+in.Name+")")
 			}
 		}
@@ -233,11 +185,4 @@ func addressList(ifaces []Interface) string {
 func isPublic(a netip.Addr) bool {
 	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
 	return a.IsGlobalUnicast() && !a.IsPrivate() && !shared.Contains(a)
-}
-
-// bridgeLike recognizes interfaces of containers and virtual machines by name.
-func bridgeLike(name string) bool {
-	return slices.ContainsFunc([]string{
-		"docker", "br-", "virbr", "veth", "cni", "flannel", "cali", "cilium", "podman", "lxcbr", "lxdbr", "vnet", "kube-", "weave", "vmnet", "vboxnet",
-	}, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
 }

@@ -67,12 +67,8 @@ func NewCommand(line string) (*Command, error) {
 			return nil, errors.New("the service command has a connection string as an argument: every user of the machine could read it")
 		}
 	}
-	st, err := os.Stat(argv[0])
-	switch {
-	case err != nil:
+	if _, err := exec.LookPath(argv[0]); err != nil {
 		return nil, fmt.Errorf("the service command: %w", err)
-	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
-		return nil, fmt.Errorf("the service command %s is not a program", argv[0])
 	}
 	if os.Geteuid() == 0 {
 		if err := (files.Root{}).RootsAlone(argv[0]); err != nil {
@@ -104,14 +100,7 @@ func (c *Command) do(ctx context.Context, verb string) error {
 	if err == nil {
 		return nil
 	}
-	e := &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(append(stderr, stdout...)), Err: err}
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		e.Result = "timeout"
-	case errors.Is(err, context.Canceled):
-		e.Result = "interrupted"
-	}
-	return e
+	return &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(append(stderr, stdout...)), Err: err}
 }
 
 // SetHostAddress sets AMS_HOST_ADDRESS for the next runs, if a is valid.

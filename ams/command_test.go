@@ -190,7 +190,7 @@ func TestCommandHangs(t *testing.T) {
 	}()
 	err := c.Start(ctx)
 	var job *JobError
-	if !errors.As(err, &job) || job.Result != "interrupted" || !errors.Is(err, context.Canceled) {
+	if !errors.As(err, &job) || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "asked")); err != nil {
@@ -204,7 +204,7 @@ func TestCommandHangs(t *testing.T) {
 	c, _ = program(t, `exec sleep 60`)
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := c.Stop(ctx); !errors.As(err, &job) || job.Result != "timeout" || !errors.Is(err, context.DeadlineExceeded) {
+	if err := c.Stop(ctx); !errors.As(err, &job) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	if st, err := c.State(ctx); err == nil || st.Known() {

@@ -13,10 +13,8 @@ import (
 
 // Errors are wrapped with the file, unit or address.
 var (
-	errNoInstallation = errors.New("no such installation directory")
-	errNotAMS         = errors.New("not an Ant Media Server tree")
-	errUnreadable     = errors.New("unreadable")
-	errNoProcess      = errors.New("no such process")
+	errNotAMS     = errors.New("not an Ant Media Server tree")
+	errUnreadable = errors.New("unreadable")
 
 	// ErrNotManaged: the service is [None].
 	ErrNotManaged = errors.New("no service is managed here")
@@ -25,8 +23,6 @@ var (
 	ErrNoUnit     = errors.New("no such unit")
 	ErrUnitMasked = errors.New("the unit is masked")
 	ErrUnitBroken = errors.New("systemd cannot use the unit's file")
-	// ErrUnstable: the error is an *UnstableError.
-	ErrUnstable = errors.New("the service did not stay up")
 
 	errBadAddress         = errors.New("not a usable node address")
 	errAddressUnreachable = errors.New("other nodes cannot reach this address") // by its kind
@@ -49,7 +45,6 @@ var hints = []struct {
 	err  error
 	hint string
 }{
-	{errNoInstallation, "give the directory of Ant Media Server with --ams-dir"},
 	{errNotAMS, "give the directory that holds conf and webapps with --ams-dir"},
 	{ErrUnitMasked, "the unit is masked; unmask it: systemctl unmask " + DefaultUnit},
 	{ErrUnitBroken, "see what systemd says of it: systemctl status " + DefaultUnit},

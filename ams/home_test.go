@@ -35,24 +35,18 @@ func TestOtherTree(t *testing.T) {
 		want string // "" if not another tree
 	}{
 		{"nothing is known", State{}, ""},
-		{"its own folder", State{Homes: []Home{{Dir: "/opt/a", Source: "WorkingDirectory="}}}, ""},
-		{"its own folder by a link", State{Homes: []Home{{Dir: "/opt/current", Source: "WorkingDirectory="}}}, ""},
-		{"a folder without a server", State{Homes: []Home{{Dir: "/", Source: "WorkingDirectory="}}}, ""},
-		{"a folder without a server, and the process works in another one", State{MainPID: 12, Homes: []Home{{Dir: "/"}}}, "/opt/b"},
-		{"another one", State{Homes: []Home{{Dir: "/opt/b", Source: "WorkingDirectory="}}}, "/opt/b"},
+		{"its own folder", State{WorkingDirectory: "/opt/a"}, ""},
+		{"its own folder by a link", State{WorkingDirectory: "/opt/current"}, ""},
+		{"a folder without a server", State{WorkingDirectory: "/"}, ""},
+		{"a folder without a server, and the process works in another one", State{MainPID: 12, WorkingDirectory: "/"}, "/opt/b"},
+		{"another one", State{WorkingDirectory: "/opt/b"}, "/opt/b"},
 		{"the process works in another one", State{MainPID: 12}, "/opt/b"},
 		{"the process works elsewhere", State{MainPID: 13}, ""},
-		{"the next start is of this one", State{MainPID: 12, Homes: []Home{{Dir: "/opt/a"}}}, ""},
+		{"the next start is of this one", State{MainPID: 12, WorkingDirectory: "/opt/a"}, ""},
 		{"no such process", State{MainPID: 14}, ""},
 	} {
-		home, other := in.OtherTree(tt.st)
-		if other != (tt.want != "") || home.Dir != tt.want {
-			t.Errorf("%s: %v, %v; want %q", tt.name, home, other, tt.want)
-		}
-	}
-	for pid, want := range map[int]string{0: "", 12: "/opt/b", 13: "", 14: ""} {
-		if home, other := in.ProcessOfOther(pid); other != (want != "") || home.Dir != want {
-			t.Errorf("process %d: %v, %v; want %q", pid, home, other, want)
+		if got := in.OtherTree(tt.st); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
 }

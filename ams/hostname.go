@@ -47,22 +47,23 @@ func (h Hostname) Addr() netip.Addr {
 // LookupHostname reports whether the machine's own hostname resolves; below another root, by its etc/hostname and
 // etc/hosts. It fails only if the machine has no name.
 func LookupHostname(ctx context.Context, root string) (Hostname, error) {
-	if realRoot(root) {
-		return lookupHostname(ctx, os.Hostname, systemResolve)
+	name, err := os.Hostname()
+	resolve := systemResolve
+	if !realRoot(root) {
+		name, err = etcHostname(root)
+		resolve = func(_ context.Context, name string) ([]netip.Addr, error) { return etcHosts(root, name) }
 	}
-	name := func() (string, error) { return etcHostname(root) }
-	return lookupHostname(ctx, name, func(_ context.Context, name string) ([]netip.Addr, error) { return etcHosts(root, name) })
-}
-
-// lookupHostname uses resolve, which returns no error for an unknown name.
-func lookupHostname(ctx context.Context, hostname func() (string, error), resolve func(context.Context, string) ([]netip.Addr, error)) (Hostname, error) {
-	name, err := hostname()
 	if err == nil && name == "" {
 		err = errors.New("it is empty")
 	}
 	if err != nil {
 		return Hostname{}, fmt.Errorf("reading the hostname: %w", err)
 	}
+	return resolved(ctx, name, resolve), nil
+}
+
+// resolved uses resolve, which returns no error for an unknown name.
+func resolved(ctx context.Context, name string, resolve func(context.Context, string) ([]netip.Addr, error)) Hostname {
 	h := Hostname{Name: name}
 	ctx, cancel := context.WithTimeout(ctx, hostnameLimit)
 	defer cancel()
@@ -75,7 +76,7 @@ func lookupHostname(ctx context.Context, hostname func() (string, error), resolv
 	default:
 		h.Addrs = javaOrder(addrs)
 	}
-	return h, nil
+	return h
 }
 
 // etcHostname returns the hostname of a tree that does not run.

@@ -4,6 +4,7 @@
 package ams
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,10 +43,9 @@ const (
 
 // Warnings of [Open].
 const (
-	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without an application's file
-	WarnAppBrokenLink = "AMS-APP-BROKEN-LINK"
-	WarnAppEncoding   = "AMS-APP-ENCODING" // a name that the undo record cannot hold
-	warnAppLink       = "AMS-FILE-LINK"    // the folder is a link that is not followed
+	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without an application's file, or a link to none
+	WarnAppEncoding   = "AMS-APP-ENCODING"   // a name that the undo record cannot hold
+	warnAppLink       = "AMS-FILE-LINK"      // the folder is a link that is not followed
 	WarnHTTPPort      = "AMS-HTTP-PORT"
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
 )
@@ -105,16 +105,14 @@ func (a App) Console() bool { return a.Name == consoleApp }
 
 // Open reads the installation in dir, below root. An empty dir means DefaultDir, an empty root the real one.
 //
-// It fails with errNoInstallation, errNotAMS (all missing parts listed) or errUnreadable. It does not fail for a file
+// It fails with errNotAMS (all missing parts listed) or errUnreadable. It does not fail for a file
 // with broken content: [Installation.Mode] and [App.Err] report it, and status can still show the rest.
 func Open(root, dir string) (*Installation, error) {
-	root, err := cleanRoot(root)
+	root, err := filepath.Abs(cmp.Or(root, "/"))
 	if err != nil {
 		return nil, err
 	}
-	if dir == "" {
-		dir = DefaultDir
-	}
+	dir = cmp.Or(dir, DefaultDir)
 	if !filepath.IsAbs(dir) && realRoot(root) {
 		if dir, err = filepath.Abs(dir); err != nil {
 			return nil, err
@@ -124,30 +122,14 @@ func Open(root, dir string) (*Installation, error) {
 	in := &Installation{Root: root, Dir: dir, HTTPPort: DefaultHTTPPort}
 	in.stamp = in.stampNow() // before anything is read
 
-	folder, err := files.Root{Path: root}.Folder(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), errNoInstallation)
-	case errors.Is(err, unix.ENOTDIR):
-		return nil, fmt.Errorf("opening Ant Media Server in %s: %w: it is not a directory", shown(root, dir), errNoInstallation)
-	case err != nil:
-		return nil, fmt.Errorf("opening Ant Media Server in %s: %w", shown(root, dir), unreadable(err))
-	}
-	folder.Close()
-
 	// All problems are reported together.
 	var missing []string
 	var problems []error
 	need := func(name string, err error) {
 		switch {
-		case err == nil:
-		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 			missing = append(missing, name)
-		case errors.Is(err, files.ErrNotRegular):
-			missing = append(missing, name+" (it is there, but not a regular file)")
-		case errors.Is(err, unix.ENOTDIR):
-			missing = append(missing, name+" (it is there, but not a directory)")
-		default:
+		case err != nil:
 			problems = append(problems, fmt.Errorf("reading %s: %w", shown(root, filepath.Join(dir, name)), unreadable(err)))
 		}
 	}
@@ -155,7 +137,7 @@ func Open(root, dir string) (*Installation, error) {
 	need(containerName, err)
 	server, err := in.read(serverName, &in.Server)
 	need(serverName, err)
-	entries, err := in.webapps()
+	entries, err := webapps(root, dir)
 	need(webappsName, err)
 	if len(missing) > 0 {
 		problems = append(problems, fmt.Errorf("%s is %w: missing %s", shown(root, dir), errNotAMS, strings.Join(missing, ", ")))
@@ -205,8 +187,9 @@ func (in *Installation) read(name string, f *File) ([]byte, error) {
 	return b, err
 }
 
-func (in *Installation) webapps() ([]fs.DirEntry, error) {
-	d, err := files.Root{Path: in.Root}.Folder(filepath.Join(in.Dir, webappsName))
+// webapps lists the folder of the applications.
+func webapps(root, dir string) ([]fs.DirEntry, error) {
+	d, err := files.Root{Path: root}.Folder(filepath.Join(dir, webappsName))
 	if err != nil {
 		return nil, err
 	}
@@ -242,26 +225,16 @@ func (in *Installation) readServer(b []byte) {
 func (in *Installation) readApps(entries []fs.DirEntry) {
 	in.Apps = []App{}
 	for _, e := range entries {
-		link := e.Type()&fs.ModeSymlink != 0
-		if !e.IsDir() && !link {
-			continue
-		}
 		app := App{Name: e.Name()}
 		folder := filepath.Join(in.Dir, webappsName, app.Name)
-		if link {
-			st, err := statBelow(in.Root, folder)
-			switch {
-			case err == nil && !st.Mode.IsDir():
-				continue
-			case errors.Is(err, files.ErrLink):
-				in.warn(warnAppLink, "%v; it is no application", err)
-				continue
-			case err != nil && !errors.Is(err, fs.ErrPermission):
-				in.warn(WarnAppBrokenLink, "%q leads nowhere; it is no application", shown(in.Root, folder))
-				continue
-			}
-		}
-		if in.readApp(&app) {
+		st, err := statBelow(in.Root, folder)
+		switch {
+		case err == nil && !st.Mode.IsDir():
+		case errors.Is(err, files.ErrLink):
+			in.warn(warnAppLink, "%v; it is no application", err)
+		case err != nil && !errors.Is(err, fs.ErrPermission):
+			in.warn(WarnAppIncomplete, "%q leads nowhere; it is no application", shown(in.Root, folder))
+		case in.readApp(&app):
 			in.Apps = append(in.Apps, app)
 		}
 	}
@@ -270,7 +243,6 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 // readApp reads an application's file and reports whether the folder is one.
 func (in *Installation) readApp(app *App) bool {
 	b, err := in.read(filepath.Join(webappsName, app.Name, appFileName), &app.File)
-	real := app.File.Real
 	folder := shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -279,13 +251,9 @@ func (in *Installation) readApp(app *App) bool {
 			in.warn(WarnAppIncomplete, "%q has no %s; it is no application", folder, appFileName)
 		}
 		return false
-	case !utf8.ValidString(app.Name), !utf8.ValidString(strings.TrimPrefix(real, in.Root)):
+	case !utf8.ValidString(app.Name), !utf8.ValidString(strings.TrimPrefix(app.File.Real, in.Root)):
 		// Java does not find such a folder either, in a UTF-8 locale or none.
-		name := app.Name
-		if utf8.ValidString(name) {
-			name = real
-		}
-		in.warn(WarnAppEncoding, "%q is left as it is, and is no application: the name %q is not valid UTF-8", folder, name)
+		in.warn(WarnAppEncoding, "%q, or the folder that it leads to, has a name that is not valid UTF-8: it is left as it is, and is no application", folder)
 		return false
 	case err != nil:
 		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), unreadable(err))

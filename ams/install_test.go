@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -150,7 +151,7 @@ func TestOpenApps(t *testing.T) {
 	if diff := cmp.Diff(want, appNames(in)); diff != "" {
 		t.Errorf("apps (-want +got):\n%s", diff)
 	}
-	wantWarnings := []string{WarnAppEncoding, WarnAppIncomplete, WarnAppEncoding, WarnAppBrokenLink, WarnAppIncomplete, WarnAppBrokenLink}
+	wantWarnings := []string{WarnAppEncoding, WarnAppIncomplete, WarnAppEncoding, WarnAppIncomplete, WarnAppIncomplete, WarnAppIncomplete}
 	if diff := cmp.Diff(wantWarnings, warnings(in.Warnings)); diff != "" {
 		t.Errorf("warnings (-want +got):\n%s\n%v", diff, in.Warnings)
 	}
@@ -224,7 +225,7 @@ func TestOpenErrors(t *testing.T) {
 	t.Run("no directory", func(t *testing.T) {
 		root := t.TempDir()
 		_, err := Open(root, "")
-		if !errors.Is(err, errNoInstallation) || errors.Is(err, errNotAMS) || !strings.Contains(err.Error(), filepath.Join(root, DefaultDir)) {
+		if !errors.Is(err, errNotAMS) || !strings.Contains(err.Error(), filepath.Join(root, DefaultDir)) {
 			t.Errorf("%v", err)
 		}
 		if Hint(err) == "" {
@@ -233,7 +234,7 @@ func TestOpenErrors(t *testing.T) {
 	})
 	t.Run("a file in its place", func(t *testing.T) {
 		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "x"}), "")
-		if !errors.Is(err, errNoInstallation) || !strings.Contains(err.Error(), "not a directory") {
+		if !errors.Is(err, errNotAMS) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -249,10 +250,6 @@ func TestOpenErrors(t *testing.T) {
 	}{
 		"no container": {map[string]string{containerName: "-"}, []string{containerName}},
 		"no server":    {map[string]string{serverName: "-"}, []string{serverName}},
-		"a folder for a file": {
-			map[string]string{serverName: "-", serverName + "/": ""},
-			[]string{serverName + " (it is there, but not a regular file)"},
-		},
 		"nothing": {
 			map[string]string{
 				containerName: "-", serverName: "-", "webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-",
@@ -265,7 +262,7 @@ func TestOpenErrors(t *testing.T) {
 				"webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-", "webapps/LiveApp.war": "-",
 				"webapps/My App/WEB-INF/red5-web.properties": "-", "webapps/canlı-yayın/WEB-INF/red5-web.properties": "-", "webapps": "x",
 			},
-			[]string{webappsName + " (it is there, but not a directory)"},
+			[]string{webappsName},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -278,7 +275,13 @@ func TestOpenErrors(t *testing.T) {
 	t.Run("a pipe does not hold us", func(t *testing.T) {
 		root := tree(t, map[string]string{containerName: "-"})
 		must.OK(t, syscall.Mkfifo(filepath.Join(root, DefaultDir, containerName), 0o600))
-		if _, err := Open(root, ""); !errors.Is(err, errNotAMS) {
+		if _, err := Open(root, ""); !errors.Is(err, errUnreadable) || !errors.Is(err, files.ErrNotRegular) {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("a folder for a file", func(t *testing.T) {
+		root := tree(t, map[string]string{serverName: "-", serverName + "/": ""})
+		if _, err := Open(root, ""); !errors.Is(err, errUnreadable) || !errors.Is(err, files.ErrNotRegular) {
 			t.Errorf("%v", err)
 		}
 	})

@@ -26,14 +26,6 @@ type File struct {
 	Real string `json:"real"`
 }
 
-// cleanRoot makes a root absolute and clean; "" is the real root.
-func cleanRoot(root string) (string, error) {
-	if root == "" {
-		return "/", nil
-	}
-	return filepath.Abs(root)
-}
-
 // realRoot reports whether root is the running system's own.
 func realRoot(root string) bool { return root == "" || filepath.Clean(root) == "/" }
 

@@ -7,12 +7,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/amsagent/amsagent/files"
@@ -29,26 +27,21 @@ const editSlack = 2 * time.Second
 type Process struct {
 	Name    string
 	Started time.Time
-	// HostAddress is AMS_HOST_ADDRESS in the process's initial environment, which counts even if the files have changed.
-	// HostAddressKnown is false without permission to read it.
-	HostAddress      string
-	HostAddressKnown bool
+	// HostAddress is AMS_HOST_ADDRESS in the process's initial environment, which counts even if the files have changed;
+	// "" if it is not set, or without permission to read it.
+	HostAddress string
 }
 
 // Java reports whether it is a JVM, as the server's process is.
 func (p Process) Java() bool { return p.Name == "java" || p.Name == "jsvc" }
 
-// ReadProcess reads a process below root, or fails with errNoProcess.
+// ReadProcess reads a process below root.
 func ReadProcess(root string, pid int) (p Process, _ error) {
 	fail := func(err error) (Process, error) { return p, fmt.Errorf("reading process %d: %w", pid, err) }
 	proc := files.Root{Path: root}
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	stat, _, err := proc.Read(filepath.Join(dir, "stat"), maxSystemFile)
-	switch {
-	// ESRCH: the process ended during the read.
-	case pid <= 0, errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESRCH):
-		return fail(errNoProcess)
-	case err != nil:
+	if err != nil {
 		return fail(err)
 	}
 	name, ticks, err := parseStat(stat)
@@ -61,7 +54,6 @@ func ReadProcess(root string, pid int) (p Process, _ error) {
 	}
 	p = Process{Name: name, Started: boot.Add(time.Duration(ticks) * (time.Second / userHz))}
 	if env, _, err := proc.Read(filepath.Join(dir, "environ"), maxSystemFile); err == nil {
-		p.HostAddressKnown = true
 		for v := range bytes.SplitSeq(env, []byte{0}) {
 			if value, ok := bytes.CutPrefix(v, []byte(HostAddressVariable+"=")); ok {
 				p.HostAddress = string(value)

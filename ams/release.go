@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/textproto"
 	"regexp"
 	"slices"
@@ -88,7 +87,7 @@ const (
 	maxJarSize = 64 << 20
 	// maxJarRead bounds the bytes read of a jar, and so the memory for its directory: the server's has 100 kB.
 	maxJarRead = 2 << 20
-	// maxManifestSize bounds the manifest, which has a few kilobytes. Its size in the archive is not trusted.
+	// maxManifestSize bounds what is read of the manifest, which has a few kilobytes. Its size in the archive is not trusted.
 	maxManifestSize = 64 << 10
 	// maxVersion bounds version and build number, which go into the registry. The longest known have 20 bytes.
 	maxVersion = 64
@@ -109,27 +108,20 @@ func (b *boundedReader) ReadAt(p []byte, off int64) (int, error) {
 
 // jarRelease reads the release from the manifest of the server's jar. Any failure makes it an unknown release with a
 // note.
-func jarRelease(root, path string) Release {
-	var r Release
+func jarRelease(root, path string) (r Release) {
 	f, info, _, err := files.Root{Path: root}.Open(path)
+	if err != nil {
+		return Release{Note: err.Error()}
+	}
+	defer f.Close()
+	manifest, err := manifestOf(f, info.Size)
 	if err == nil {
-		defer f.Close()
-		var manifest []byte
-		if manifest, err = manifestOf(f, info.Size); err == nil {
-			r, err = manifestRelease(manifest)
-		}
+		r, err = manifestRelease(manifest)
 	}
-	// The note has the name already, under the caller's root.
-	if pe, ok := errors.AsType[*fs.PathError](err); ok {
-		err = pe.Err
+	if err != nil {
+		return Release{Note: shown(root, path) + ": " + err.Error()}
 	}
-	switch {
-	case err == nil:
-		return r
-	case errors.Is(err, fs.ErrNotExist):
-		err = errors.New("not there")
-	}
-	return Release{Note: shown(root, path) + ": " + err.Error()}
+	return r
 }
 
 // manifestOf reads META-INF/MANIFEST.MF of the jar in r. It reads only the directory at the end of the archive and this
@@ -152,14 +144,7 @@ func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
 			return nil, fmt.Errorf("opening its manifest: %w", err)
 		}
 		defer r.Close()
-		b, err := io.ReadAll(io.LimitReader(r, maxManifestSize+1))
-		if err != nil {
-			return nil, fmt.Errorf("reading its manifest: %w", err)
-		}
-		if len(b) > maxManifestSize {
-			return nil, fmt.Errorf("its manifest is larger than %d bytes", maxManifestSize)
-		}
-		return b, nil
+		return io.ReadAll(io.LimitReader(r, maxManifestSize))
 	}
 	return nil, errors.New("it has no META-INF/MANIFEST.MF")
 }

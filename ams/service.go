@@ -52,8 +52,7 @@ type State struct {
 	HostAddressFile string        `json:"host_address_file,omitempty"`
 	StopTimeout     time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or infinite
 
-	// Homes are the folders that the unit names.
-	Homes []Home `json:"homes,omitempty"`
+	WorkingDirectory string `json:"working_directory,omitempty"` // of the unit
 
 	Detail string `json:"detail,omitempty"` // output of a command
 }
@@ -171,16 +170,13 @@ func (e *UnstableError) Error() string {
 	return fmt.Sprintf("%s did not stay up: %s after %s", e.Service, e.State, e.After.Round(100*time.Millisecond))
 }
 
-// Is makes errors.Is(err, ErrUnstable) true.
-func (e *UnstableError) Is(target error) bool { return target == ErrUnstable }
-
 // LogHint returns where to read why a service ended or did not start. name is a unit, or a [Command], which has no
 // journal.
 func LogHint(name string) string {
 	if strings.HasSuffix(name, ".service") {
 		return "read why: journalctl -u " + name + " -n 50"
 	}
-	return "read the server's own log, or run it by hand to see why: " + name + " start"
+	return "read the server's own log, or run it by hand to see why: " + StartCommand(name)
 }
 
 // StartCommand returns the operator's command to start a unit or a [Command].

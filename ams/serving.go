@@ -5,6 +5,7 @@ package ams
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,8 +19,6 @@ import (
 	"syscall"
 	"time"
 	"unicode/utf8"
-
-	"github.com/amsagent/amsagent/files"
 )
 
 // noStream is the stream in readiness calls. No stream has that name.
@@ -177,52 +176,33 @@ func noAppAnswer(app string, err error) AppAnswer {
 	return a
 }
 
-// Applications lists the applications of the installation in dir, below root, that are on disk now, without the console.
-// It reads no file, so that it can be called every second.
-func Applications(root, dir string) ([]string, error) {
-	root, err := cleanRoot(root)
-	if err != nil {
-		return nil, err
-	}
-	if dir == "" {
-		dir = DefaultDir
-	}
-	folder := filepath.Join(dir, webappsName)
-	d, err := files.Root{Path: root}.Folder(folder)
-	if err != nil {
-		return nil, fmt.Errorf("listing applications: %w", err)
-	}
-	defer d.Close()
-	entries, err := d.Entries(maxApps)
+// Applications lists the applications of the installation in dir, below root, that are on disk now and must serve: those
+// that match one of the path.Match patterns, or all without patterns. Without any, it returns the console. It reads no
+// file, so that it can be called every second.
+func Applications(root, dir string, patterns []string) ([]string, error) {
+	dir = cmp.Or(dir, DefaultDir)
+	entries, err := webapps(root, dir)
 	if err != nil {
 		return nil, fmt.Errorf("listing applications: %w", err)
 	}
 	var apps []string
 	for _, e := range entries {
+		matches := func(pattern string) bool {
+			ok, err := path.Match(pattern, e.Name())
+			return ok && err == nil
+		}
 		// Java finds no folder whose name is not valid UTF-8.
 		isFolder := e.IsDir() || e.Type()&fs.ModeSymlink != 0
-		if e.Name() == consoleApp || !isFolder || !utf8.ValidString(e.Name()) {
+		if e.Name() == consoleApp || !isFolder || !utf8.ValidString(e.Name()) || len(patterns) > 0 && !slices.ContainsFunc(patterns, matches) {
 			continue
 		}
-		_, err := statBelow(root, filepath.Join(folder, e.Name(), appFileName))
+		_, err := statBelow(root, filepath.Join(dir, webappsName, e.Name(), appFileName))
 		if err == nil || errors.Is(err, fs.ErrPermission) {
 			apps = append(apps, e.Name())
 		}
 	}
-	return apps, nil
-}
-
-// ServingApps returns the applications that must serve: those that match one of the path.Match patterns, or all without
-// patterns. Without any, it returns the console.
-func ServingApps(apps, patterns []string) []string {
-	out := slices.DeleteFunc(slices.Clone(apps), func(app string) bool {
-		return len(patterns) > 0 && !slices.ContainsFunc(patterns, func(p string) bool {
-			ok, err := path.Match(p, app)
-			return ok && err == nil
-		})
-	})
-	if len(out) == 0 {
-		return []string{consoleApp}
+	if len(apps) == 0 {
+		apps = []string{consoleApp}
 	}
-	return out
+	return apps, nil
 }

@@ -16,14 +16,9 @@ import (
 
 const statisticsPath = "/rest/v2/system-resources"
 
-// Outcomes of [ReadStatistics]. A timeout is context.DeadlineExceeded, a closed port syscall.ECONNREFUSED.
-var (
-	// ErrForbidden: the server did not accept the token. It sends the same response for some seconds while it starts,
-	// and while its database is away.
-	ErrForbidden = errors.New("the server refused the call: a wrong token, or it is still starting")
-	// errNotStatistics: the response is not Ant Media Server's statistics, or the release has none.
-	errNotStatistics = errors.New("the answer is not the server's statistics")
-)
+// errNotStatistics: the response is not Ant Media Server's statistics, the release has none, or it refused the token, as it
+// does for some seconds while it starts, and while its database is away.
+var errNotStatistics = errors.New("the answer is not the server's statistics")
 
 // Statistics are the figures of one server, not of its cluster. A field is nil if the server does not report it:
 // releases differ.
@@ -53,23 +48,20 @@ func (s Statistics) Viewers() (n *int, complete bool) {
 
 // ReadStatistics requests the figures of the server at base, an [Installation.BaseURL], with a token of
 // [Installation.ServerToken]. A nil client means [NewHTTPClient]. No error contains the token.
-func ReadStatistics(ctx context.Context, client *http.Client, base, token string) (Statistics, error) {
+func ReadStatistics(ctx context.Context, client *http.Client, base, token string) (s Statistics, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	url := strings.TrimSuffix(base, "/") + statisticsPath
 	r, err := get(ctx, client, url, token)
-	if err != nil {
-		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, err)
-	}
 	switch {
-	case r.code == http.StatusForbidden, r.code == http.StatusUnauthorized:
-		return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status(), ErrForbidden)
+	case err != nil:
 	case r.code != http.StatusOK:
-		return Statistics{}, fmt.Errorf("asking for statistics: %s answers %s: %w", url, r.status(), errNotStatistics)
+		err = fmt.Errorf("%w: %s", errNotStatistics, r.status())
 	case len(r.body) == maxBody:
-		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w: it is longer than %d bytes", url, errNotStatistics, maxBody)
+		err = fmt.Errorf("%w: it is longer than %d bytes", errNotStatistics, maxBody)
+	default:
+		s, err = parseStatistics(r.body)
 	}
-	s, err := parseStatistics(r.body)
 	if err != nil {
 		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, err)
 	}

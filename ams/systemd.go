@@ -112,11 +112,8 @@ var busErrors = map[string]error{
 	"org.freedesktop.systemd1.UnitMasked":                         ErrUnitMasked,
 	"org.freedesktop.DBus.Error.AccessDenied":                     fs.ErrPermission,
 	"org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": fs.ErrPermission,
-	"org.freedesktop.DBus.Error.AuthFailed":                       fs.ErrPermission,
 	"org.freedesktop.DBus.Error.ServiceUnknown":                   ErrNoSystemd,
 	"org.freedesktop.DBus.Error.NoReply":                          ErrNoSystemd,
-	"org.freedesktop.DBus.Error.Disconnected":                     ErrNoSystemd,
-	"org.freedesktop.DBus.Error.NoServer":                         ErrNoSystemd,
 }
 
 func busError(err error) error {
@@ -168,14 +165,16 @@ func look(ctx context.Context, b bus, unit string) (State, error) {
 }
 
 // Start starts the unit and waits until the process exists; the server may not be healthy yet, see [WaitStable].
-func (s *Systemd) Start(ctx context.Context) error { return s.do(ctx, "start") }
+func (s *Systemd) Start(ctx context.Context) error { return s.do(ctx, "start", bus.StartUnitContext) }
 
 // Stop stops the unit and waits for its end; after TimeoutStopSec systemd kills it. It succeeds if the unit does not
 // run.
-func (s *Systemd) Stop(ctx context.Context) error { return s.do(ctx, "stop") }
+func (s *Systemd) Stop(ctx context.Context) error { return s.do(ctx, "stop", bus.StopUnitContext) }
 
 // Restart stops the unit if it runs and starts it.
-func (s *Systemd) Restart(ctx context.Context) error { return s.do(ctx, "restart") }
+func (s *Systemd) Restart(ctx context.Context) error {
+	return s.do(ctx, "restart", bus.RestartUnitContext)
+}
 
 // Reload makes systemd read its unit files and drop-ins again. It touches no running service.
 func (s *Systemd) Reload(ctx context.Context) error {
@@ -207,28 +206,20 @@ func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 	return down, err
 }
 
-// job queues a job; its result comes on done. As with systemctl, "replace" drops a waiting job that contradicts it.
-func job(ctx context.Context, b bus, verb, unit string, done chan<- string) (err error) {
-	const mode = "replace"
-	switch verb {
-	case "start":
-		_, err = b.StartUnitContext(ctx, unit, mode, done)
-	case "stop":
-		_, err = b.StopUnitContext(ctx, unit, mode, done)
-	case "restart":
-		_, err = b.RestartUnitContext(ctx, unit, mode, done)
-	}
-	return err
-}
+// jobMode drops a waiting job that contradicts the new one, as systemctl does.
+const jobMode = "replace"
 
-func (s *Systemd) do(ctx context.Context, verb string) error {
+// job queues a job; its result comes on done.
+type job func(b bus, ctx context.Context, unit, mode string, done chan<- string) (int, error)
+
+func (s *Systemd) do(ctx context.Context, verb string, queue job) error {
 	return s.dial.with(ctx, systemdJobLimit, verb+" of "+s.unit, func(ctx context.Context, b bus) error {
 		if verb != "stop" {
 			// Repeated crashes use up systemd's start limit. If this fails, the job reports why.
 			_ = b.ResetFailedUnitContext(ctx, s.unit)
 		}
 		done := make(chan string, 1)
-		if err := job(ctx, b, verb, s.unit, done); err != nil && ctx.Err() == nil && b.Connected() {
+		if _, err := queue(b, ctx, s.unit, jobMode, done); err != nil && ctx.Err() == nil && b.Connected() {
 			return err
 		}
 		// Even after an error systemd may have accepted the request before the connection was lost.
@@ -282,7 +273,10 @@ func unitState(p map[string]any) State {
 		NeedReload:  property[bool](p, "NeedDaemonReload"),
 		DropIns:     property[[]string](p, "DropInPaths"),
 		StopTimeout: span(p, "TimeoutStopUSec"),
-		Homes:       unitHomes(p),
+	}
+	// "-" makes a missing folder no error.
+	if dir := strings.TrimPrefix(text(p, "WorkingDirectory"), "-"); filepath.IsAbs(dir) {
+		st.WorkingDirectory = filepath.Clean(dir)
 	}
 	// The last assignment counts.
 	for _, text := range property[[]string](p, "Environment") {

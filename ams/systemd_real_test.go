@@ -238,7 +238,7 @@ func TestRealSystemd(t *testing.T) {
 		must.OK(t, s.Start(ctx))
 		_, err := WaitStable(ctx, s, 5*time.Second)
 		t.Log(err)
-		if !errors.Is(err, ErrUnstable) {
+		if _, ok := errors.AsType[*UnstableError](err); !ok {
 			t.Errorf("WaitStable = %v", err)
 		}
 	})

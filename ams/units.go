@@ -112,7 +112,8 @@ func (u *Units) Enable(ctx context.Context) error {
 			default:
 				// Start all before waiting for one: a slow first one must not keep the others from starting.
 				_ = b.ResetFailedUnitContext(ctx, i.Name())
-				errs = append(errs, job(ctx, b, "start", i.Name(), make(chan string, 1)))
+				_, err := b.StartUnitContext(ctx, i.Name(), jobMode, make(chan string, 1))
+				errs = append(errs, err)
 			}
 		}
 		return errors.Join(errs...)

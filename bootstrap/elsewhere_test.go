@@ -57,7 +57,7 @@ func TestRunsElsewhere(t *testing.T) {
 			}
 			m := &Machine{Root: root, Interfaces: func() ([]ams.Interface, error) {
 				return []ams.Interface{
-					{Name: "lo", Loopback: true, Addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
+					{Name: "lo", Addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
 					{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr(own)}},
 					{Name: "docker0", Addrs: []netip.Addr{netip.MustParseAddr(docker)}},
 				}, nil

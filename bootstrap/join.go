@@ -338,9 +338,9 @@ func (j *joiner) mustRestart() bool {
 		j.say("Ant Media Server runs as %s and not as %s: only a restart changes that", at, f.address.Addr)
 		return true
 	}
-	if home, other := f.install.ProcessOfOther(f.service.MainPID); other {
+	if dir := f.install.OtherTree(ams.State{MainPID: f.service.MainPID}); dir != "" {
 		// The service was given this tree since, and what is seen in the cluster is the other one.
-		j.say("Ant Media Server runs from %s and not from %s: only a restart changes that", home.Dir, f.install.Dir)
+		j.say("Ant Media Server runs from %s and not from %s: only a restart changes that", dir, f.install.Dir)
 		return true
 	}
 	return false

@@ -221,11 +221,14 @@ func (m *Machine) address(explicit string, force bool, inst metadata.Instance) (
 	default:
 		source = "instance metadata of " + inst.Provider + ": " + source
 	}
+	v4, v6 := metadata.Options{Root: m.Root}.WithDefaults().Local()
+	if !v4.IsValid() {
+		v4 = v6
+	}
 	return ams.ChooseAddress(ams.AddressOptions{
 		Explicit: explicit, Force: force,
 		Metadata: inst.Address, MetadataSource: source, Known: []netip.Addr{inst.Address, inst.IPv6, inst.PublicAddress},
-		Interfaces:   m.interfaces,
-		DefaultRoute: func() (netip.Addr, error) { return ams.HostDefaultRoute(m.Root) },
+		Interfaces: m.interfaces, DefaultRoute: v4,
 	})
 }
 

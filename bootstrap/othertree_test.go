@@ -25,7 +25,7 @@ func TestOtherTreeIsRefused(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
 	must.OK(t, os.CopyFS(filepath.Join(m.Root, "opt/ams2"), os.DirFS(filepath.Join(treesDir, "3.0"))))
 	running := func(dir string) serviceThat {
-		return serviceThat{state: ams.State{Activity: ams.ActivityActive, Homes: []ams.Home{{Dir: dir, Source: "WorkingDirectory="}}}}
+		return serviceThat{state: ams.State{Activity: ams.ActivityActive, WorkingDirectory: dir}}
 	}
 	for _, tt := range []struct {
 		name, runs string
@@ -59,7 +59,7 @@ func TestJoinOfATreeThatRunsLater(t *testing.T) {
 		cwd := filepath.Join(m.Root, fmt.Sprintf("proc/%d/cwd", pid))
 		must.OK(t, errors.Join(os.RemoveAll(cwd), os.Symlink(dir, cwd)))
 		now := time.Now()
-		st := ams.State{Activity: ams.ActivityActive, MainPID: pid, Homes: []ams.Home{{Dir: ams.DefaultDir, Source: "WorkingDirectory="}}}
+		st := ams.State{Activity: ams.ActivityActive, MainPID: pid, WorkingDirectory: ams.DefaultDir}
 		j := &joiner{
 			Machine: m, result: &JoinResult{},
 			seen:  []cluster.AMSNode{{ID: "x", IP: "10.0.1.7", LastUpdate: now}},

@@ -234,9 +234,9 @@ func (m *Machine) checkService(f *facts, err error) {
 	if f.install == nil {
 		return
 	}
-	if home, other := f.install.OtherTree(st); other {
-		f.fail(IDInstall, fmt.Errorf("%s runs the server in %s (%s), not the one in %s: its files would be changed, and nothing be proved",
-			m.Service.Name(), home.Dir, home.Source, f.install.Dir), "name the server that runs: --ams-dir "+home.Dir)
+	if dir := f.install.OtherTree(st); dir != "" {
+		f.fail(IDInstall, fmt.Errorf("%s runs the server in %s, not the one in %s: its files would be changed, and nothing be proved",
+			m.Service.Name(), dir, f.install.Dir), "name the server that runs: --ams-dir "+dir)
 	}
 }
 

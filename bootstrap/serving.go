@@ -201,11 +201,7 @@ func (m *Machine) Server() *Server {
 
 // Applications lists those that must serve, as they are on disk now.
 func (s *Server) Applications() ([]string, error) {
-	apps, err := ams.Applications(s.m.Root, s.m.AMSDir)
-	if err != nil {
-		return nil, err
-	}
-	return ams.ServingApps(apps, s.m.Serving), nil
+	return ams.Applications(s.m.Root, s.m.AMSDir, s.m.Serving)
 }
 
 // look returns the first answer of each application. One that gives none within servingLimit is silent.

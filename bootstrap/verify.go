@@ -129,7 +129,7 @@ var errUp = errors.New("the server is up")
 // awaitUp ends the watching as soon as the server says that it is up and has been for as long as a new one is watched: most
 // need longer than that for their start.
 func (j *joiner) awaitUp(ctx context.Context, settled context.CancelCauseFunc) {
-	if r := j.facts.install.Release; !r.HasLiveness() && r.Known() {
+	if r := j.facts.install.Release; !r.HasLiveness() {
 		return
 	}
 	st, err := j.Service.State(ctx)
@@ -276,7 +276,7 @@ func (j *joiner) runsElsewhere() (string, bool) {
 // this join is about: not where its environment says this one.
 func (j *joiner) mayBeElsewhere() bool {
 	p, err := ams.ReadProcess(j.Root, j.facts.service.MainPID)
-	return err != nil || !p.HostAddressKnown || !j.isAddress(p.HostAddress)
+	return err != nil || !j.isAddress(p.HostAddress)
 }
 
 // elsewhereHint is the way out for a server that runs under another address; ""
@@ -357,7 +357,7 @@ func (j *joiner) look(ctx context.Context) string {
 	} else if st.Known() {
 		saw = append(saw, "the service is "+st.String())
 	}
-	if r := j.facts.install.Release; r.HasLiveness() || !r.Known() {
+	if r := j.facts.install.Release; r.HasLiveness() {
 		saw = append(saw, "liveness: "+ams.CheckLiveness(ctx, j.http(), j.facts.install.BaseURL()).String())
 	}
 	return strings.Join(saw, "; ")

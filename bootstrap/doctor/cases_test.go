@@ -38,7 +38,7 @@ func release(version string) func(c *clinic) {
 func serverCases() []aCase {
 	return []aCase{
 		{bootstrap.IDInstall, "there", nil, Good, "", "/usr/local/antmedia, standalone"},
-		{bootstrap.IDInstall, "missing", noServer, Bad, "", "no such installation"},
+		{bootstrap.IDInstall, "missing", noServer, Bad, "", "not an Ant Media Server tree"},
 		{bootstrap.IDInstall, "half", func(c *clinic) { c.remove("usr/local/antmedia/webapps") }, Bad, "", "missing webapps"},
 		{bootstrap.IDInstall, "cannot be looked at", func(c *clinic) { c.put("var/lib/amsagent/undo.json/x", "") }, Unknown, "", "undo.json"},
 
@@ -89,7 +89,7 @@ func serverCases() []aCase {
 
 		{IDApps, "some", nil, Good, "", `"LiveApp"`},
 		{IDApps, "incomplete", func(c *clinic) { c.put("usr/local/antmedia/webapps/Half/index.html", "") }, Warning, ams.WarnAppIncomplete, "Half"},
-		{IDApps, "a link to nowhere", func(c *clinic) { c.link("usr/local/antmedia/webapps/Gone", "/nowhere") }, Warning, ams.WarnAppBrokenLink, "Gone"},
+		{IDApps, "a link to nowhere", func(c *clinic) { c.link("usr/local/antmedia/webapps/Gone", "/nowhere") }, Warning, ams.WarnAppIncomplete, "Gone"},
 		{IDApps, "a name that is not UTF-8", func(c *clinic) {
 			c.put("usr/local/antmedia/webapps/caf\xe9/WEB-INF/red5-web.properties", "db.type=mapdb\n")
 		}, Warning, ams.WarnAppEncoding, `caf\xe9`},

@@ -50,7 +50,7 @@ func checks() []check {
 		{bootstrap.IDSections, GroupServer, "sections of jee-container.xml", preflight(seeSections, bootstrap.IDSections)},
 		{bootstrap.IDFile, GroupServer, "settings files", preflight(seeFiles, bootstrap.IDFile, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink,
 			bootstrap.IDConflict, ams.WarnServerSyntax, ams.WarnHTTPPort)},
-		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppEncoding)},
+		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppEncoding)},
 		{IDAppName, GroupServer, "names of the applications", checkAppNames},
 		{bootstrap.IDFileOwner, GroupServer, "owners of the files", checkOwners},
 		{IDSettings, GroupServer, "agreement of the settings", checkSettings},
@@ -69,8 +69,7 @@ func checks() []check {
 
 		{bootstrap.IDIdentity, GroupNetwork, "identity of this machine", preflight(seeIdentity, bootstrap.IDIdentity)},
 		{bootstrap.IDAddress, GroupNetwork, "node address", preflight(seeAddress, bootstrap.IDAddress, ams.WarnAddressLoopback,
-			ams.WarnAddressPublic, ams.WarnAddressBridge, ams.WarnAddressNotHere,
-			ams.WarnAddressUnchecked)},
+			ams.WarnAddressPublic, ams.WarnAddressNotHere, ams.WarnAddressUnchecked)},
 		{bootstrap.IDHostname, GroupNetwork, "host name", checkHostname},
 		{IDHosts, GroupNetwork, "lines of /etc/hosts", checkHosts},
 		{IDPorts, GroupNetwork, "ports", checkPorts},
@@ -101,9 +100,8 @@ func checks() []check {
 func IDs() []string {
 	ids := []string{
 		bootstrap.IDRoot, bootstrap.IDMongoOption, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
-		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnAppIncomplete, ams.WarnAppBrokenLink, ams.WarnAppEncoding,
-		ams.WarnAddressLoopback, ams.WarnAddressPublic, ams.WarnAddressBridge,
-		ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
+		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnAppIncomplete, ams.WarnAppEncoding,
+		ams.WarnAddressLoopback, ams.WarnAddressPublic, ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
 		bootstrap.IDCloned, bootstrap.IDNotEnabled, bootstrap.IDDuplicate, bootstrap.IDMongoMember, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDGPUDriver,
 	}
 	for _, c := range checks() {
@@ -132,9 +130,7 @@ func advice(id string) string {
 		return "deploy the application again, or move the folder out of webapps"
 	case ams.WarnAppEncoding:
 		return "give the folder another name, as the server needs it, too"
-	case ams.WarnAppBrokenLink:
-		return "remove the link, or put back what it led to"
-	case ams.WarnAddressPublic, ams.WarnAddressLoopback, ams.WarnAddressBridge, ams.WarnAddressNotHere:
+	case ams.WarnAddressPublic, ams.WarnAddressLoopback, ams.WarnAddressNotHere:
 		return "give this node's private address, by which the other nodes reach it, with --address"
 	case bootstrap.IDHostname:
 		return "give the machine a name: hostnamectl set-hostname NAME"

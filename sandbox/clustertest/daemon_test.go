@@ -455,7 +455,8 @@ func TestStopWhileJoinLooks(t *testing.T) {
 	if took := time.Since(began); took > time.Minute {
 		t.Errorf("the stop took %s", took)
 	}
-	if err := <-joined; !errors.Is(err, ams.ErrUnstable) {
+	err := <-joined
+	if _, unstable := errors.AsType[*ams.UnstableError](err); !unstable {
 		t.Errorf("the join: %v", err)
 	}
 	if s, err := a.machine.StateFile(); err != nil || s == nil || s.Phase != bootstrap.PhaseJoined || a.svc.count() != starts {

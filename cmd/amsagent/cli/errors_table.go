@@ -250,7 +250,7 @@ func errorTable() []errorClass {
 		{
 			id: idService, exit: exitFailed,
 			match: func(err error) bool {
-				return as[*ams.JobError](err) || is(ams.ErrUnstable, ams.ErrNoSystemd, ams.ErrNoUnit, ams.ErrUnitMasked, ams.ErrUnitBroken)(err)
+				return as[*ams.JobError](err) || as[*ams.UnstableError](err) || is(ams.ErrNoSystemd, ams.ErrNoUnit, ams.ErrUnitMasked, ams.ErrUnitBroken)(err)
 			},
 			hint: func(err error, _ *globals) []string { return someHint(ams.Hint(err)) },
 		},
