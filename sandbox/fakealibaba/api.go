@@ -51,7 +51,7 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.Mu.Unlock()
 	w.Header().Set("Date", clock.UTC().Format(http.TimeFormat))
 	call, q := r.Header.Get("X-Acs-Action"), r.URL.Query()
-	e := Entry{
+	e := cloud.Entry{
 		Instance: cmp.Or(q.Get("InstanceIds.1"), q.Get("ResourceId.1")), Text: call,
 		Group: q.Get("ScalingGroupId"), Hook: cmp.Or(q.Get("LifecycleHookId"), q.Get("lifecycleHookId")),
 	}

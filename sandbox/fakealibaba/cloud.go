@@ -36,28 +36,6 @@ type Cloud struct {
 	skew    time.Duration
 }
 
-type (
-	// Entry is one line of the books.
-	Entry = cloud.Entry
-	// What says what happened.
-	What = cloud.What
-	// Hook is one lifecycle hook of a group.
-	Hook = cloud.Hook
-	// Fault spoils answers of the metadata service, or of the API.
-	Fault = cloud.Fault
-)
-
-// What can be in the books.
-const (
-	State     = cloud.State
-	Wait      = cloud.Wait
-	Heartbeat = cloud.Heartbeat
-	Completed = cloud.Completed
-	Gone      = cloud.Gone
-	Call      = cloud.Call
-	ByHook    = cloud.ByHook
-)
-
 // StartCloud serves until Close or until ctx is done.
 func StartCloud(ctx context.Context, o CloudOptions) (*Cloud, error) {
 	o.Longest = cmp.Or(o.Longest, 6*time.Hour)
@@ -82,8 +60,8 @@ func (c *Cloud) SetSkew(d time.Duration) {
 
 // Group adds a group, or changes its hooks. A hook waits 10m for the first heartbeat, and continues then, unless it says
 // otherwise.
-func (c *Cloud) Group(id string, hooks ...Hook) {
-	var all []Hook
+func (c *Cloud) Group(id string, hooks ...cloud.Hook) {
+	var all []cloud.Hook
 	for _, h := range hooks {
 		h.Timeout, h.Limit, h.Default = cmp.Or(h.Timeout, 10*time.Minute), c.o.Longest, cmp.Or(h.Default, "CONTINUE")
 		all = append(all, h)

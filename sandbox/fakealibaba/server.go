@@ -120,7 +120,7 @@ func (s *Server) Announce(events string) { s.Update(func(i *Instance) { i.Events
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.Serve(w, r, func(Fault) (int, string) {
+	s.Serve(w, r, func(cloud.Fault) (int, string) {
 		status, body := s.answer(r)
 		if status != http.StatusOK && body == "" {
 			body = strings.ToLower(http.StatusText(status))

@@ -28,23 +28,6 @@ type AutoScaling struct {
 	owners map[string]*Server // whose role's keys are good, in a group or not; guarded by Mu
 }
 
-type (
-	// Entry is one line of the books.
-	Entry = cloud.Entry
-	// Hook is one lifecycle hook of a group.
-	Hook = cloud.Hook
-)
-
-// What can be in the books.
-const (
-	Target    = cloud.Target
-	State     = cloud.State
-	Heartbeat = cloud.Heartbeat
-	Completed = cloud.Completed
-	TimedOut  = cloud.TimedOut
-	Call      = cloud.Call
-)
-
 // NewAutoScaling makes an account that does not listen.
 func NewAutoScaling(o AutoScalingOptions) *AutoScaling {
 	a := &AutoScaling{region: cmp.Or(o.Region, "eu-west-1"), owners: map[string]*Server{}}
@@ -60,8 +43,8 @@ func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, 
 
 // Group adds a group, or changes its hooks. A hook waits 1h from heartbeat to heartbeat, 48h or 100 times that in all, and is
 // abandoned then, unless it says otherwise.
-func (a *AutoScaling) Group(name string, hooks ...Hook) {
-	var all []Hook
+func (a *AutoScaling) Group(name string, hooks ...cloud.Hook) {
+	var all []cloud.Hook
 	for _, h := range hooks {
 		h.Timeout = cmp.Or(h.Timeout, time.Hour)
 		h.Limit = cmp.Or(h.Limit, min(48*time.Hour, 100*h.Timeout))

@@ -56,7 +56,7 @@ func (a *AutoScaling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	call := form.Get("Action")
-	e := Entry{
+	e := cloud.Entry{
 		Instance: cmp.Or(form.Get("InstanceId"), form.Get("InstanceIds.member.1")), Group: form.Get("AutoScalingGroupName"),
 		Hook: form.Get("LifecycleHookName"), Text: call,
 	}

@@ -44,9 +44,6 @@ type Server struct {
 	allowV1 bool
 }
 
-// Fault spoils answers of the metadata service, or of the API.
-type Fault = cloud.Fault
-
 // New makes a service that does not listen.
 func New(o Options) *Server {
 	s := &Server{allowV1: o.AllowV1, Tokens: cloud.Tokens{Header: "X-Aws-Ec2-Metadata-Token", TTLHeader: ttlHeader}}
@@ -82,7 +79,7 @@ const ttlHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.Serve(w, r, func(Fault) (int, string) {
+	s.Serve(w, r, func(cloud.Fault) (int, string) {
 		status, body := s.answer(w, r)
 		if status != http.StatusOK && body == "" {
 			body = page(status)

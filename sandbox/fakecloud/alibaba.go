@@ -39,7 +39,7 @@ func newAlibaba(ctx context.Context, o Options) (Cloud, error) {
 		}}, nil
 	}
 	for _, group := range []string{"asg-origins", "asg-edges"} {
-		ess.Group(group, fakealibaba.Hook{Name: "ash-drain", Timeout: c.lead})
+		ess.Group(group, cloud.Hook{Name: "ash-drain", Timeout: c.lead})
 	}
 	c.follow()
 	return c, nil

@@ -34,7 +34,7 @@ func newAWS(ctx context.Context, o Options) (Cloud, error) {
 		return metadata{s, []string{"AMSAGENT_AWS_ENDPOINT=" + s.Endpoint(), "AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + scaling.Endpoint()}}, nil
 	}
 	for _, group := range []string{"origins", "edges"} {
-		scaling.Group(group, fakeaws.Hook{Name: "drain", Timeout: c.lead, Limit: o.Limit})
+		scaling.Group(group, cloud.Hook{Name: "drain", Timeout: c.lead, Limit: o.Limit})
 	}
 	c.follow()
 	return c, nil

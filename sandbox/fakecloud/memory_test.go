@@ -40,7 +40,7 @@ func TestInMemory(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		a, s := fakeaws.NewAutoScaling(fakeaws.AutoScalingOptions{}), fakeaws.New(fakeaws.Options{})
-		a.Group("edges", fakeaws.Hook{Name: "drain", Timeout: time.Minute})
+		a.Group("edges", cloud.Hook{Name: "drain", Timeout: time.Minute})
 		must.OK(t, a.Attach("edges", s))
 		began := time.Now()
 		must.OK(t, a.Verbs().Run("POST /terminate", nil))

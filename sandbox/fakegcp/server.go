@@ -52,9 +52,6 @@ type Server struct {
 	under *time.Timer // what is under way with the machine
 }
 
-// Fault spoils some answers.
-type Fault = cloud.Fault
-
 const (
 	base   = "/computeMetadata/v1/"
 	flavor = "Google"
@@ -97,7 +94,7 @@ func (s *Server) Instance() Instance { return s.Get() }
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.Serve(w, r, func(f Fault) (int, string) {
+	s.Serve(w, r, func(f cloud.Fault) (int, string) {
 		status, body := s.answer(r, f.Instant)
 		if status == http.StatusOK {
 			w.Header().Set("ETag", tagOf(body))
