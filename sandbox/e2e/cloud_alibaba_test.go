@@ -132,7 +132,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 		t.Errorf("it waits until %s: %+v", v.Deadline, v.Timeline)
 	}
 	// From here on the API is ill, and comes back when the last viewer has gone.
-	h.meta.ExpireCredentials()
+	h.meta.ExpireKeys()
 	h.meta.ExpireTokens()
 	must.OK(t, ess.AddFault(cloud.Fault{Code: "Throttling.User"}))
 	wait(2 * time.Second)

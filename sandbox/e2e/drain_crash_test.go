@@ -353,7 +353,7 @@ func (r *scaleIn) trouble(when string, p *process) *process {
 	case 6:
 		note("metadata 503", h.aws.AddFault(cloud.Fault{Status: 503, Times: 2}))
 	case 7:
-		h.aws.RotateCredentials()
+		h.aws.ExpireKeys()
 		note("new credentials")
 	case 8:
 		note("MongoDB cut", h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Cut}))

@@ -138,7 +138,9 @@ func TestDrainWords(t *testing.T) {
 	if v.Notices[0].Kind != lifecycle.Reboot || v.NextDrain.Before(time.Now().Add(70*time.Hour)) || !v.Ready {
 		t.Errorf("a reboot in three days: %+v", v)
 	}
-	h.aws.Recommend(time.Now()) // a rebalance recommendation ends no machine
+	h.aws.Update(func(i *fakeaws.Instance) { // a rebalance recommendation ends no machine
+		cloud.Set(&i.Extra, "events/recommendations/rebalance", `{"noticeTime": "2026-11-20T08:00:00Z"}`)
+	})
 
 	say := func(want, exit int, text string, args ...string) {
 		t.Helper()
@@ -565,7 +567,7 @@ func TestDrainMetadata(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.aws.RotateCredentials()
+	h.aws.ExpireKeys()
 	wait(6 * time.Second)
 	if v := p.view(); v.State != cluster.StateDraining || h.live().Live.Viewers != 1 {
 		t.Errorf("the drain: %+v", v)

@@ -46,9 +46,7 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	c.Mu.Lock()
-	clock := time.Now().Add(c.skew)
-	c.Mu.Unlock()
+	clock := time.Now().Add(c.o.Skew)
 	w.Header().Set("Date", clock.UTC().Format(http.TimeFormat))
 	call, q := r.Header.Get("X-Acs-Action"), r.URL.Query()
 	e := cloud.Entry{
@@ -104,14 +102,14 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 	c.Mu.Lock()
 	owners := slices.Clone(c.owners)
 	c.Mu.Unlock()
-	var k credentials
-	by, found := "", false
+	var k cloud.Key
+	by := ""
 	for _, o := range owners {
-		if key, ok := o.key(m[1]); ok {
-			k, by, found = key, o.Instance().ID, true
+		if key, ok := o.Find(m[1]); ok {
+			k, by = key, o.Get().ID
 		}
 	}
-	if !found {
+	if by == "" {
 		return "", notFound("InvalidAccessKeyId.NotFound", "Specified access key is not found.")
 	}
 	sum := sha256.Sum256(body)
@@ -119,9 +117,9 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 	at, err := time.Parse("2006-01-02T15:04:05Z", r.Header.Get("X-Acs-Date"))
 	nonce := r.Header.Get("X-Acs-Signature-Nonce")
 	switch {
-	case r.Header.Get("X-Acs-Security-Token") != k.token:
+	case r.Header.Get("X-Acs-Security-Token") != k.Token:
 		return by, refuse("InvalidSecurityToken.MismatchWithAccessKey", "Specified SecurityToken mismatch with the AccessKey.")
-	case !time.Now().Before(k.until):
+	case !time.Now().Before(k.Until):
 		return by, refuse("InvalidSecurityToken.Expired", "Specified SecurityToken is expired.")
 	case err != nil:
 		return by, refuse("InvalidTimeStamp.Format", "Specified time stamp or date value is not well formatted.")
@@ -131,7 +129,7 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 		return by, refuse("InvalidSignature.ContentSha256", "The content hash is another one.")
 	case nonce == "" || !c.fresh(m[1]+nonce):
 		return by, refuse("SignatureNonceUsed", "Specified signature nonce was used already.")
-	case sign(k.secret, canonical(r, signed, hash)) != m[3]:
+	case sign(k.Secret, canonical(r, signed, hash)) != m[3]:
 		return by, refuse("SignatureDoesNotMatch", "Specified signature is not matched with our calculation.")
 	}
 	c.Mu.Lock()

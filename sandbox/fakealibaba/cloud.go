@@ -33,13 +33,12 @@ type Cloud struct {
 	nonces  map[string]bool
 	secrets map[string]secret // of KMS
 	wrapped bool
-	skew    time.Duration
 }
 
 // StartCloud serves until Close or until ctx is done.
 func StartCloud(ctx context.Context, o CloudOptions) (*Cloud, error) {
 	o.Longest = cmp.Or(o.Longest, 6*time.Hour)
-	c := &Cloud{o: o, skew: o.Skew, nonces: map[string]bool{}, secrets: map[string]secret{}}
+	c := &Cloud{o: o, nonces: map[string]bool{}, secrets: map[string]secret{}}
 	c.Init("ESS", o.ScalingOptions)
 	return c, c.Start(ctx, c)
 }
@@ -49,13 +48,6 @@ func (c *Cloud) Wrap(wrapped bool) {
 	c.Mu.Lock()
 	defer c.Mu.Unlock()
 	c.wrapped = wrapped
-}
-
-// SetSkew changes how far the API's clock is ahead.
-func (c *Cloud) SetSkew(d time.Duration) {
-	c.Mu.Lock()
-	defer c.Mu.Unlock()
-	c.skew = d
 }
 
 // Group adds a group, or changes its hooks. A hook waits 10m for the first heartbeat, and continues then, unless it says
@@ -102,15 +94,7 @@ func (c *Cloud) scale(state string, out bool, ids []string) error {
 // Move puts an instance into a state (Standby, Protected, InService, Stopped), and runs no hook.
 func (c *Cloud) Move(id, state string) error { return c.Scaling.Move(id, "", state) }
 
-// Verbs of the groups:
-//
-//	POST   /scale-in       ?instance=I, which may be repeated: by one activity
-//	POST   /skew           ?by=1h: the API's clock
+// Verbs of the groups: POST /scale-in?instance=I, which may be repeated: by one activity.
 func (c *Cloud) Verbs() cloud.Verbs {
-	return c.Scaling.Verbs(
-		cloud.Try("POST /scale-in", cloud.Params{"instance": []string(nil)}, func(a cloud.Args) error {
-			return c.ScaleIn(a.Strings("instance")...)
-		}),
-		cloud.Do("POST /skew", cloud.Params{"by": time.Duration(0)}, func(a cloud.Args) { c.SetSkew(a.Duration("by")) }),
-	)
+	return c.Scaling.Verbs(cloud.With("POST /scale-in", "instance", []string(nil), func(ids []string) error { return c.ScaleIn(ids...) }))
 }

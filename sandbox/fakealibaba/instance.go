@@ -4,7 +4,6 @@
 package fakealibaba
 
 import (
-	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
@@ -77,26 +76,15 @@ func (i Instance) items() map[string]string {
 	}
 	meta("instance-id", i.ID)
 	meta("instance/instance-name", i.Name)
-	meta("instance/instance-type", i.Type)
 	meta("hostname", i.Hostname)
 	meta("region-id", i.Region)
 	meta("zone-id", i.Zone)
-	meta("owner-account-id", i.AccountID)
-	meta("image-id", i.ImageID)
 	meta("private-ipv4", ip)
 	meta("eipv4", nic.Public)
 	meta("mac", nic.MAC)
-	var macs strings.Builder
 	for _, n := range i.NICs {
-		macs.WriteString(n.MAC + "/\n")
-		dir := "network/interfaces/macs/" + n.MAC + "/"
-		meta(dir+"ipv6s", n.IPv6s)
-		if len(n.IPv4s) > 0 {
-			meta(dir+"primary-ip-address", n.IPv4s[0])
-			meta(dir+"private-ipv4s", cloud.JSON(n.IPv4s))
-		}
+		meta("network/interfaces/macs/"+n.MAC+"/ipv6s", n.IPv6s)
 	}
-	meta("network/interfaces/macs/", macs.String())
 	if !i.TerminationTime.IsZero() {
 		meta("instance/spot/termination-time", i.TerminationTime.UTC().Format(time.RFC3339))
 	}

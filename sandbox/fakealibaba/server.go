@@ -26,10 +26,8 @@ package fakealibaba
 
 import (
 	"context"
-	"crypto/rand"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
@@ -52,27 +50,15 @@ type Server struct {
 	cloud.Service
 	cloud.Served[Instance]
 	cloud.Tokens
-	plain bool
-
-	mu   sync.Mutex
-	keys []credentials // all that were handed out, the last is the one in force
+	cloud.Keys
 }
 
-// credentials are those of the role for a while.
-type credentials struct {
-	id, secret, token string
-	since, until      time.Time
-}
-
-const (
-	rolesDir        = "meta-data/ram/security-credentials/"
-	credentialsLife = 6 * time.Hour
-)
+const rolesDir = "meta-data/ram/security-credentials/"
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	s := &Server{plain: o.Plain, Tokens: cloud.Tokens{
-		Header: "X-Aliyun-Ecs-Metadata-Token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds",
+	s := &Server{Keys: cloud.Keys{Prefix: "STS."}, Tokens: cloud.Tokens{
+		Header: "X-Aliyun-Ecs-Metadata-Token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Optional: o.Plain,
 	}}
 	s.Metadata(o.Logger(), "", map[string]string{"Content-Type": "text/plain"}, &s.Tokens)
 	i := Sample()
@@ -102,16 +88,6 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 // Instance returns a copy of what is served now.
 func (s *Server) Instance() Instance { return s.Get() }
 
-// ExpireCredentials makes those in force invalid for the API; the next who asks gets
-// new ones.
-func (s *Server) ExpireCredentials() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range s.keys {
-		s.keys[i].until = time.Time{}
-	}
-}
-
 // Interrupt tells that the spot instance is taken back; a zero time takes that back.
 func (s *Server) Interrupt(at time.Time) { s.Update(func(i *Instance) { i.TerminationTime = at }) }
 
@@ -121,7 +97,7 @@ func (s *Server) Announce(events string) { s.Update(func(i *Instance) { i.Events
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.Serve(w, r, func(cloud.Fault) (int, string) {
-		status, body := s.answer(r)
+		status, body := s.Answer(r, s.item)
 		if status != http.StatusOK && body == "" {
 			body = strings.ToLower(http.StatusText(status))
 		}
@@ -129,79 +105,37 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func (s *Server) answer(r *http.Request) (status int, body string) {
-	version, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	switch {
-	case path == "api/token":
-		token, status := s.Give(r)
-		return status, token
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return http.StatusMethodNotAllowed, ""
-	case !s.Admits(r, s.plain):
-		return http.StatusUnauthorized, ""
-	case version != "latest" && version != "2016-01-01":
-		return http.StatusNotFound, ""
+func (s *Server) item(version, path string) (string, bool) {
+	if version != "latest" && version != "2016-01-01" {
+		return "", false
 	}
 	i := s.Get()
 	if role, ok := strings.CutPrefix(path, rolesDir); ok && role != "" && role == i.Role {
-		return http.StatusOK, s.credentials(time.Now())
+		k := s.Key()
+		return cloud.JSON(map[string]string{
+			"Code": "Success", "AccessKeyId": k.ID, "AccessKeySecret": k.Secret, "SecurityToken": k.Token,
+			"LastUpdated": k.Since.UTC().Format(time.RFC3339), "Expiration": k.Until.UTC().Format(time.RFC3339),
+		}), true
 	}
-	if v, ok := i.items()[path]; ok {
-		return http.StatusOK, v
-	}
-	return http.StatusNotFound, ""
-}
-
-// credentials are those in force; new ones if less than half of their life is left.
-func (s *Server) credentials(now time.Time) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n := len(s.keys); n == 0 || s.keys[n-1].until.Sub(now) < credentialsLife/2 {
-		s.keys = append(s.keys, credentials{
-			id: "STS." + rand.Text()[:16], secret: rand.Text() + rand.Text(), token: "CAIS" + rand.Text() + rand.Text(),
-			since: now, until: now.Add(credentialsLife),
-		})
-	}
-	k := s.keys[len(s.keys)-1]
-	return cloud.JSON(map[string]string{
-		"Code": "Success", "AccessKeyId": k.id, "AccessKeySecret": k.secret, "SecurityToken": k.token,
-		"LastUpdated": k.since.UTC().Format(time.RFC3339), "Expiration": k.until.UTC().Format(time.RFC3339),
-	})
-}
-
-// key finds the credentials with an id that this instance was given.
-func (s *Server) key(id string) (credentials, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, k := range s.keys {
-		if k.id == id {
-			return k, true
-		}
-	}
-	return credentials{}, false
+	v, ok := i.items()[path]
+	return v, ok
 }
 
 // Verbs are those of the metadata service:
 //
-//	GET, PATCH /instance       what is served; JSON: the fields in it are replaced
-//	PUT    /item?path=P        the body becomes the item below the version, 404 when it is empty
+//	GET, PATCH /instance       what is served, signals among them; JSON: the fields in it are replaced
 //	POST   /expire-tokens
 //	POST   /spot               ?in=5m
-//	PUT    /events             the body becomes the list of active system events
-//	DELETE /signals            both
 //	POST   /fault              see [cloud.Fault]; GET, DELETE /fault
 //	GET    /requests
 //
 // With a cloud also those of [Cloud.Verbs], below /cloud/.
 func (s *Server) Verbs() cloud.Verbs {
 	return s.WithFaults(s.Served.Verbs("/instance",
-		cloud.Item(func(path, text string) { s.Update(func(i *Instance) { cloud.Set(&i.Extra, path, text) }) }),
-		cloud.Do("POST /expire-tokens", nil, func(cloud.Args) { s.ExpireTokens() }),
-		cloud.Do("POST /spot", cloud.Params{"in": 5 * time.Minute}, func(a cloud.Args) { s.Interrupt(time.Now().Add(a.Duration("in"))) }),
-		cloud.Do("PUT /events", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.Announce(a.String(cloud.Text)) }),
-		cloud.Do("DELETE /signals", nil, func(cloud.Args) {
-			s.Interrupt(time.Time{})
-			s.Announce("")
+		cloud.Do("POST /expire-tokens", s.ExpireTokens),
+		cloud.With("POST /spot", "in", 5*time.Minute, func(in time.Duration) error {
+			s.Interrupt(time.Now().Add(in))
+			return nil
 		}),
 	))
 }

@@ -152,25 +152,21 @@ func (a *AutoScaling) Detach(id string) error {
 
 // Verbs of the groups. The instance is not needed if there is only one.
 func (a *AutoScaling) Verbs() cloud.Verbs {
-	var verbs []cloud.Verb
-	verb := func(path string, params cloud.Params, do func(id string, args cloud.Args) error) {
-		params["instance"] = ""
-		verbs = append(verbs, cloud.Try("POST "+path, params, func(args cloud.Args) error {
-			id := args.String("instance")
-			if all := a.Members(); id == "" && len(all) == 1 {
-				id = all[0].Instance
-			}
-			return do(id, args)
-		}))
+	only := func(id string) string {
+		if all := a.Members(); id == "" && len(all) == 1 {
+			return all[0].Instance
+		}
+		return id
 	}
+	verbs := []cloud.Verb{{Name: "POST /pool", Bind: func() (cloud.Params, func() error) {
+		id, state, started := "", "", false
+		return cloud.Params{"instance": &id, "state": &state, "started": &started}, func() error { return a.Pool(only(id), state, started) }
+	}}}
 	for path, do := range map[string]func(string) error{
 		"/terminate": a.Terminate, "/launch": a.Launch, "/standby": a.Standby, "/detach": a.Detach, "/restore": a.Restore,
 		"/replace-root": a.ReplaceRoot,
 	} {
-		verb(path, cloud.Params{}, func(id string, _ cloud.Args) error { return do(id) })
+		verbs = append(verbs, cloud.With("POST "+path, "instance", "", func(id string) error { return do(only(id)) }))
 	}
-	verb("/pool", cloud.Params{"state": "", "started": false}, func(id string, args cloud.Args) error {
-		return a.Pool(id, args.String("state"), args.Bool("started"))
-	})
 	return a.Scaling.Verbs(verbs...)
 }

@@ -125,16 +125,17 @@ func (a *AutoScaling) authorise(r *http.Request, call string) (string, *apiError
 	token := r.Header.Get("X-Amz-Security-Token")
 	a.Mu.Lock()
 	defer a.Mu.Unlock()
-	by, found, inForce := "", false, false
+	var key cloud.Key
+	by := ""
 	for id, owner := range a.owners {
-		if owns, ok := owner.owns(m[1], token); owns && (!inForce || ok) {
-			by, found, inForce = id, true, ok
+		if k, ok := owner.Find(m[1]); ok {
+			key, by = k, id
 		}
 	}
 	switch {
-	case !found:
+	case by == "":
 		return "", forbidden("InvalidClientTokenId", "The security token included in the request is invalid")
-	case !inForce:
+	case token != key.Token || !time.Now().Before(key.Until):
 		return by, forbidden("ExpiredToken", "The security token included in the request is expired")
 	case a.Denied(call):
 		return by, forbidden("AccessDenied", "User: arn:aws:sts::123456789012:assumed-role/ams-node/"+by+" is not authorized to perform: autoscaling:"+

@@ -19,13 +19,9 @@ type Instance struct {
 	AccountID string `json:"account_id"`
 	Region    string `json:"region"`
 	Zone      string `json:"zone"`
-	ZoneID    string `json:"zone_id"`
 	Type      string `json:"type"`
 	LifeCycle string `json:"life_cycle"` // spot, on-demand
-	ImageID   string `json:"image_id"`
 	Hostname  string `json:"hostname"`
-	Domain    string `json:"domain"`    // of the service's endpoints
-	Partition string `json:"partition"` // aws, aws-cn, ...
 	// NICs are the network interfaces; the first is the primary one.
 	NICs []NIC `json:"nics"`
 	// Tags are shown only with TagsEnabled (InstanceMetadataTags=enabled).
@@ -33,10 +29,6 @@ type Instance struct {
 	TagsEnabled bool              `json:"tags_enabled"`
 	// Role is the name of the instance profile's role; empty: none.
 	Role string `json:"role"`
-	// Credentials are the role's; those of Sample where they are empty.
-	Credentials Credentials `json:"credentials"`
-	// FormerKeys are access keys that were in force.
-	FormerKeys []string `json:"former_keys,omitempty"`
 	// Signals are what is to come.
 	Signals Signals `json:"signals"`
 	// UserData is served raw; empty: none.
@@ -48,40 +40,31 @@ type Instance struct {
 
 // NIC is one network interface.
 type NIC struct {
-	MAC     string   `json:"mac"`
-	IPv4s   []string `json:"ipv4s"` // the first is the primary one; none: IPv6-only
-	IPv6s   []string `json:"ipv6s"`
-	Public  string   `json:"public"` // IPv4; empty: none
-	ID      string   `json:"id"`
-	Subnet  string   `json:"subnet"`
-	VPC     string   `json:"vpc"`
-	IPv4Net string   `json:"ipv4_net"`
+	MAC    string   `json:"mac"`
+	IPv4s  []string `json:"ipv4s"` // the first is the primary one; none: IPv6-only
+	IPv6s  []string `json:"ipv6s"`
+	Public string   `json:"public"` // IPv4; empty: none
 }
 
 // Sample is an instance of a scaling group, with tags that say what it shall do.
 func Sample() Instance {
 	return Instance{
 		ID: "i-0abc1234567890def", AccountID: "123456789012",
-		Region: "eu-west-1", Zone: "eu-west-1a", ZoneID: "euw1-az1",
-		Type: "c7i.2xlarge", LifeCycle: "on-demand", ImageID: "ami-0abc1234567890def",
+		Region: "eu-west-1", Zone: "eu-west-1a",
+		Type: "c7i.2xlarge", LifeCycle: "on-demand",
 		Hostname: "ip-10-0-1-23.eu-west-1.compute.internal",
-		Domain:   "amazonaws.com", Partition: "aws",
-		NICs: []NIC{{
-			MAC: "0e:49:61:0f:c3:11", IPv4s: []string{"10.0.1.23"}, Public: "203.0.113.7",
-			ID: "eni-0abc1234567890def", Subnet: "subnet-0abc1234567890def", VPC: "vpc-0abc1234567890def",
-			IPv4Net: "10.0.1.0/24",
-		}},
+		NICs:     []NIC{{MAC: "0e:49:61:0f:c3:11", IPv4s: []string{"10.0.1.23"}, Public: "203.0.113.7"}},
 		Tags: map[string]string{
 			"Name": "ams-edge", "aws:autoscaling:groupName": "edge-asg", "amsagent:role": "edge",
 		},
 		TagsEnabled: true,
-		Role:        "ams-node", Credentials: sampleCredentials(),
+		Role:        "ams-node",
 	}
 }
 
 // items are all answers by their path below the version. An item without a value
 // is not there, and its path answers 404.
-func (i Instance) items(now time.Time) map[string]string {
+func (i Instance) items(k cloud.Key) map[string]string {
 	m := map[string]string{}
 	set := func(path, value string) {
 		if value != "" {
@@ -96,10 +79,8 @@ func (i Instance) items(now time.Time) map[string]string {
 	ip := first(nic.IPv4s)
 
 	meta("instance-id", i.ID)
-	meta("ami-id", i.ImageID)
 	meta("instance-type", i.Type)
 	meta("instance-life-cycle", i.LifeCycle)
-	meta("instance-action", "none")
 	meta("local-ipv4", ip)
 	meta("public-ipv4", nic.Public)
 	meta("ipv6", first(nic.IPv6s))
@@ -107,22 +88,14 @@ func (i Instance) items(now time.Time) map[string]string {
 	meta("hostname", i.Hostname)
 	meta("local-hostname", i.Hostname)
 	meta("placement/availability-zone", i.Zone)
-	meta("placement/availability-zone-id", i.ZoneID)
 	meta("placement/region", i.Region)
-	meta("services/domain", i.Domain)
-	meta("services/partition", i.Partition)
 	for n, nic := range i.NICs {
 		base := "network/interfaces/macs/" + nic.MAC + "/"
 		meta(base+"mac", nic.MAC)
 		meta(base+"device-number", strconv.Itoa(n))
-		meta(base+"interface-id", nic.ID)
-		meta(base+"owner-id", i.AccountID)
 		meta(base+"local-ipv4s", strings.Join(nic.IPv4s, "\n"))
 		meta(base+"public-ipv4s", nic.Public)
 		meta(base+"ipv6s", strings.Join(nic.IPv6s, "\n"))
-		meta(base+"subnet-id", nic.Subnet)
-		meta(base+"subnet-ipv4-cidr-block", nic.IPv4Net)
-		meta(base+"vpc-id", nic.VPC)
 	}
 	if i.TagsEnabled {
 		for key, value := range i.Tags {
@@ -132,10 +105,8 @@ func (i Instance) items(now time.Time) map[string]string {
 
 	document := map[string]any{
 		"accountId": i.AccountID, "architecture": "x86_64", "availabilityZone": i.Zone,
-		"billingProducts": nil, "devpayProductCodes": nil, "marketplaceProductCodes": nil,
-		"imageId": i.ImageID, "instanceId": i.ID, "instanceType": i.Type,
-		"kernelId": nil, "pendingTime": "2026-11-20T08:00:00Z", "privateIp": nil,
-		"ramdiskId": nil, "region": i.Region, "version": "2017-09-30",
+		"billingProducts": nil, "instanceId": i.ID, "instanceType": i.Type, "pendingTime": "2026-11-20T08:00:00Z",
+		"privateIp": nil, "region": i.Region, "version": "2017-09-30",
 	}
 	if ip != "" {
 		document["privateIp"] = ip
@@ -143,15 +114,9 @@ func (i Instance) items(now time.Time) map[string]string {
 	set("dynamic/instance-identity/document", cloud.JSON(document))
 
 	if i.Role != "" {
-		stamp := now.UTC().Format(time.RFC3339)
-		meta("iam/info", cloud.JSON(map[string]string{
-			"Code": "Success", "LastUpdated": stamp, "InstanceProfileId": "AIPAFAKE",
-			"InstanceProfileArn": "arn:" + i.Partition + ":iam::" + i.AccountID + ":instance-profile/" + i.Role,
-		}))
 		meta("iam/security-credentials/"+i.Role, cloud.JSON(map[string]string{
-			"Code": "Success", "LastUpdated": stamp, "Type": "AWS-HMAC",
-			"AccessKeyId": i.Credentials.AccessKeyID, "SecretAccessKey": i.Credentials.Secret,
-			"Token": i.Credentials.Token, "Expiration": now.Add(i.Credentials.Valid).UTC().Format(time.RFC3339),
+			"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": k.ID, "SecretAccessKey": k.Secret, "Token": k.Token,
+			"LastUpdated": k.Since.UTC().Format(time.RFC3339), "Expiration": k.Until.UTC().Format(time.RFC3339),
 		}))
 	}
 	i.Signals.items(meta)

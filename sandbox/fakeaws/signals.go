@@ -5,7 +5,6 @@ package fakeaws
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
@@ -18,8 +17,6 @@ type Signals struct {
 	Target string `json:"target,omitempty"`
 	// Spot is spot/instance-action; nil: not there.
 	Spot *Interruption `json:"spot,omitempty"`
-	// Rebalance is when events/recommendations/rebalance was made; nil: not there.
-	Rebalance *time.Time `json:"rebalance,omitempty"`
 	// Scheduled is events/maintenance/scheduled; nil: not there.
 	Scheduled []Scheduled `json:"scheduled,omitempty"`
 }
@@ -48,9 +45,6 @@ func (s Signals) items(meta func(path, value string)) {
 		meta("spot/termination-time", at)
 		meta("spot/instance-action", fmt.Sprintf(`{"action": %q, "time": %q}`, s.Spot.Action, at))
 	}
-	if s.Rebalance != nil {
-		meta("events/recommendations/rebalance", fmt.Sprintf(`{"noticeTime": %q}`, s.Rebalance.UTC().Format(time.RFC3339)))
-	}
 	if s.Scheduled == nil {
 		return
 	}
@@ -78,11 +72,6 @@ func (s *Server) Interrupt(action string, at time.Time) {
 	s.Update(func(i *Instance) { i.Signals.Spot = &Interruption{Action: action, Time: at} })
 }
 
-// Recommend recommends to rebalance.
-func (s *Server) Recommend(at time.Time) {
-	s.Update(func(i *Instance) { i.Signals.Rebalance = &at })
-}
-
 // Schedule adds a maintenance event, or replaces the one of the same id.
 func (s *Server) Schedule(e Scheduled) {
 	s.Update(func(i *Instance) {
@@ -99,45 +88,4 @@ func (s *Server) Schedule(e Scheduled) {
 // ClearSignals takes everything back but the target state.
 func (s *Server) ClearSignals() {
 	s.Update(func(i *Instance) { i.Signals = Signals{Target: i.Signals.Target} })
-}
-
-// Credentials are what the instance's role gives.
-type Credentials struct {
-	AccessKeyID string `json:"access_key_id"`
-	Secret      string `json:"secret"`
-	Token       string `json:"token"`
-	// Valid is how long they are, from each reading on.
-	Valid time.Duration `json:"valid_ns"`
-}
-
-func sampleCredentials() Credentials {
-	return Credentials{
-		AccessKeyID: "ASIAFAKEFAKEFAKEFAKE", Secret: "fake-secret-of-the-sandbox",
-		Token: "fake-session-token-of-the-sandbox", Valid: 6 * time.Hour,
-	}
-}
-
-// RotateCredentials gives the role new credentials. To an Auto Scaling API the former ones are expired from now on.
-func (s *Server) RotateCredentials() {
-	s.Update(func(i *Instance) {
-		i.FormerKeys = append(i.FormerKeys, i.Credentials.AccessKeyID)
-		c := sampleCredentials()
-		c.AccessKeyID = fmt.Sprintf("ASIAFAKE%012d", len(i.FormerKeys))
-		c.Token = fmt.Sprintf("%s-%d", c.Token, len(i.FormerKeys))
-		c.Valid = i.Credentials.Valid
-		i.Credentials = c
-	})
-}
-
-// owns reports whether a key is this instance's, and whether it is in force.
-func (s *Server) owns(key, token string) (owns, inForce bool) {
-	i := s.Get()
-	switch {
-	case i.Role == "":
-		return false, false
-	case key == i.Credentials.AccessKeyID:
-		return true, token == i.Credentials.Token
-	default:
-		return slices.Contains(i.FormerKeys, key), false
-	}
 }

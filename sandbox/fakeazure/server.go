@@ -250,19 +250,18 @@ func (s *Server) approve(r *http.Request) (int, string) {
 //	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
 //	GET    /requests
 func (s *Server) Verbs() cloud.Verbs {
-	id := cloud.Params{"id": ""}
 	v := s.WithFaults(s.Served.Verbs("/vm",
-		cloud.Try("POST /event", cloud.Params{
-			"type": Terminate, "lead": time.Minute, "vms": []string{s.VM().Name}, "id": "", "source": "", "description": "", "duration": -time.Millisecond,
-		}, func(a cloud.Args) error {
-			_, err := s.set.Announce(Event{
-				Type: a.String("type"), Lead: a.Duration("lead"), VMs: a.Strings("vms"), ID: a.String("id"), Source: a.String("source"),
-				Description: a.String("description"), Duration: a.Duration("duration"),
-			})
-			return err
-		}),
-		cloud.Try("DELETE /event", id, func(a cloud.Args) error { return s.set.Cancel(a.String("id")) }),
-		cloud.Try("POST /begin", id, func(a cloud.Args) error { return s.set.Begin(a.String("id")) }),
+		cloud.Verb{Name: "POST /event", Bind: func() (cloud.Params, func() error) {
+			e := Event{Type: Terminate, Lead: time.Minute, VMs: []string{s.Get().Name}, Duration: -time.Millisecond}
+			return cloud.Params{
+					"type": &e.Type, "lead": &e.Lead, "vms": &e.VMs, "id": &e.ID, "source": &e.Source, "description": &e.Description, "duration": &e.Duration,
+				}, func() error {
+					_, err := s.set.Announce(e)
+					return err
+				}
+		}},
+		cloud.With("DELETE /event", "id", "", s.set.Cancel),
+		cloud.With("POST /begin", "id", "", s.set.Begin),
 	))
 	v.Shown = "/events"
 	v.Views["/events"] = func() any { return s.set.Events() }

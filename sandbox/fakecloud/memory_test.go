@@ -70,7 +70,7 @@ func TestFaultsAreRefused(t *testing.T) {
 	}
 	aws := fakeaws.New(fakeaws.Options{})
 	for verb, q := range map[string]url.Values{
-		"POST /fault": {"sttus": {"500"}}, "POST /spot": {"in": {"soon"}}, "PUT /nothing": nil, "PUT /tag": {"name": {"x"}},
+		"POST /fault": {"sttus": {"500"}}, "POST /spot": {"in": {"soon"}}, "PUT /nothing": nil, "POST /expire-tokens": {"name": {"x"}},
 	} {
 		if aws.Verbs().Run(verb, q) == nil {
 			t.Errorf("%s %v is accepted", verb, q)

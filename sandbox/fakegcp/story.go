@@ -55,19 +55,6 @@ func (s *Server) Announce(preempted bool) {
 	s.signal(what, text, func(g *Signals) { g.Preempted = preempted })
 }
 
-// ScaleIn takes the machine as a managed instance group does: nobody is told
-// anything, the power button is pressed.
-func (s *Server) ScaleIn(window time.Duration) { s.powerDown(window) }
-
-// Maintain sets maintenance-event; "" or NONE is that there is none.
-func (s *Server) Maintain(event string) {
-	what := Notice
-	if event == "" || event == "NONE" {
-		what = TakenBack
-	}
-	s.signal(what, "is told of maintenance: "+event, func(g *Signals) { g.Maintenance = event })
-}
-
 // Stop begins a graceful shutdown: the guest has up to that long until the power
 // button is pressed, and may be off before. target is what it becomes: STOPPED,
 // DELETED.

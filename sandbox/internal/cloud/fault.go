@@ -4,12 +4,10 @@
 package cloud
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -31,9 +29,8 @@ type Fault struct {
 	Code    string `json:"code,omitempty"`
 	Message string `json:"message,omitempty"`
 	Empty   bool   `json:"empty,omitempty"`
-	// Truncate announces the whole answer and sends half of it, Huge appends two mebibytes of spaces.
+	// Truncate announces the whole answer and sends half of it.
 	Truncate bool `json:"truncate,omitempty"`
-	Huge     bool `json:"huge,omitempty"`
 	// Hang never answers. On the path of a token that is a hop limit of 1, seen from inside a container. Reset resets the
 	// connection. Deaf does what the API is asked, and then resets it.
 	Hang  bool `json:"hang,omitempty"`
@@ -59,7 +56,7 @@ type FaultList struct {
 func (l *FaultList) validate(f Fault) error {
 	kinds := 0
 	for _, set := range []bool{
-		f.Code != "" || f.Status != 0, f.Body != "" && f.Status == 0, f.Empty, f.Truncate, f.Huge, f.Hang, f.Reset, f.Deaf,
+		f.Code != "" || f.Status != 0, f.Body != "" && f.Status == 0, f.Empty, f.Truncate, f.Hang, f.Reset, f.Deaf,
 		f.Instant, f.NoFlavor,
 	} {
 		if set {
@@ -68,7 +65,7 @@ func (l *FaultList) validate(f Fault) error {
 	}
 	onlyAPI := f.Code != "" || f.Message != "" || f.Empty || f.Deaf || f.Body != "" && f.Status == 0
 	switch {
-	case onlyAPI && !l.api, l.api && (f.Truncate || f.Huge), !l.polls && (f.Held || f.Instant || f.NoFlavor):
+	case onlyAPI && !l.api, l.api && f.Truncate, !l.polls && (f.Held || f.Instant || f.NoFlavor):
 		return errors.New("the service has no such fault")
 	case kinds > 1:
 		return errors.New("a fault is of one kind")
@@ -155,19 +152,6 @@ func (f Fault) wait(r *http.Request, healed <-chan struct{}) bool {
 	return true
 }
 
-// answer replies with an answer, which is cut or made huge if the fault says so.
-func (f Fault) answer(w http.ResponseWriter, status int, body string, reply func(status int, body string)) {
-	switch {
-	case f.Truncate && len(body) > 1:
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		reply(status, body[:len(body)/2])
-		panic(http.ErrAbortHandler)
-	case f.Huge:
-		body += strings.Repeat(" ", 2<<20)
-	}
-	reply(status, body)
-}
-
 // hang lasts until the service is healed or the client leaves. The connection is closed then.
 func hang(r *http.Request, healed <-chan struct{}) {
 	select {
@@ -197,6 +181,3 @@ func write(w http.ResponseWriter, status int, body string) {
 		f.Flush()
 	}
 }
-
-// statusText is the body of a fault without one.
-func (f Fault) statusText() string { return cmp.Or(f.Body, http.StatusText(f.Status)) }

@@ -450,8 +450,11 @@ func (s *Scaling) Verbs(more ...Verb) Verbs {
 			"/members": func() any { return s.Members() }, "/books": func() any { return s.Books() },
 		},
 		Verbs: append(more,
-			Do("POST /deny", Params{"action": []string(nil)}, func(a Args) { s.Deny(a.Strings("action")...) }),
-			Do("DELETE /deny", nil, func(Args) { s.Allow() }),
+			With("POST /deny", "action", []string(nil), func(actions []string) error {
+				s.Deny(actions...)
+				return nil
+			}),
+			Do("DELETE /deny", s.Allow),
 		),
 	})
 }
