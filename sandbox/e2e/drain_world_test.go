@@ -345,7 +345,7 @@ func (w *world) viewers(ts *testscript.TestScript, _ bool, args []string) error 
 // NAME:terminating or NAME:launching; $AMSAGENT_AWS_AUTOSCALING_ENDPOINT leads to its
 // API. asg deny ACTION…; asg terminate; asg launch; asg completed HOOK waits for it.
 func (w *world) scaling(ts *testscript.TestScript, _ bool, args []string) error {
-	id := w.aws.Instance().ID
+	id := w.aws.Get().ID
 	switch args[0] {
 	case "start":
 		var hooks []cloud.Hook

@@ -99,12 +99,9 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 	if !slices.Contains(signed, "host") || !slices.IsSorted(signed) {
 		return "", refuse("IncompleteSignature", "The host is not signed, or the headers are in no order.")
 	}
-	c.Mu.Lock()
-	owners := slices.Clone(c.owners)
-	c.Mu.Unlock()
 	var k cloud.Key
 	by := ""
-	for _, o := range owners {
+	for _, o := range c.owners {
 		if key, ok := o.Find(m[1]); ok {
 			k, by = key, o.Get().ID
 		}
@@ -127,43 +124,23 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 		return by, refuse("InvalidTimeStamp.Expired", "Specified time stamp or date value is expired.")
 	case r.Header.Get("X-Acs-Content-Sha256") != hash:
 		return by, refuse("InvalidSignature.ContentSha256", "The content hash is another one.")
-	case nonce == "" || !c.fresh(m[1]+nonce):
+	case nonce == "" || c.nonces[m[1]+nonce]:
 		return by, refuse("SignatureNonceUsed", "Specified signature nonce was used already.")
 	case sign(k.Secret, canonical(r, signed, hash)) != m[3]:
 		return by, refuse("SignatureDoesNotMatch", "Specified signature is not matched with our calculation.")
 	}
-	c.Mu.Lock()
-	defer c.Mu.Unlock()
+	c.nonces[m[1]+nonce] = true
 	if c.Denied(call) {
 		return by, cloud.Refuse(http.StatusForbidden, "Forbidden.RAM", "User not authorized to operate on the specified resource, or this API doesn't support RAM.")
 	}
 	return by, nil
 }
 
-func (c *Cloud) fresh(nonce string) bool {
-	c.Mu.Lock()
-	defer c.Mu.Unlock()
-	if c.nonces[nonce] {
-		return false
-	}
-	c.nonces[nonce] = true
-	return true
-}
-
 // canonical is the text that is signed.
 func canonical(r *http.Request, signed []string, hash string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n%s\n", r.Method, r.URL.EscapedPath())
-	q := r.URL.Query()
-	for i, name := range slices.Sorted(maps.Keys(q)) {
-		for _, v := range q[name] {
-			if i > 0 {
-				b.WriteString("&")
-			}
-			b.WriteString(percent(name) + "=" + percent(v))
-		}
-	}
-	b.WriteString("\n")
+	// By RFC 3986 a space is %20.
+	fmt.Fprintf(&b, "%s\n%s\n%s\n", r.Method, r.URL.EscapedPath(), strings.ReplaceAll(r.URL.Query().Encode(), "+", "%20"))
 	for _, name := range signed {
 		v := r.Header.Get(name)
 		if name == "host" {
@@ -172,19 +149,6 @@ func canonical(r *http.Request, signed []string, hash string) string {
 		fmt.Fprintf(&b, "%s:%s\n", name, strings.TrimSpace(v))
 	}
 	fmt.Fprintf(&b, "\n%s\n%s", strings.Join(signed, ";"), hash)
-	return b.String()
-}
-
-// percent escapes by RFC 3986: all but letters, digits and -_.~
-func percent(s string) string {
-	var b strings.Builder
-	for _, c := range []byte(s) {
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-_.~", c) >= 0 {
-			b.WriteByte(c)
-		} else {
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
-	}
 	return b.String()
 }
 
@@ -204,8 +168,6 @@ func (c *Cloud) listed(name string, items any) any {
 }
 
 func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]any, *apiError) {
-	c.Mu.Lock()
-	defer c.Mu.Unlock()
 	if call == "ListTagResources" {
 		if version != ecsVersion {
 			return nil, refuse("InvalidVersion", "Specified parameter Version is not valid.")
@@ -223,7 +185,7 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 	}
 	switch call {
 	case "DescribeScalingInstances":
-		ids := many(q, "InstanceIds")
+		ids := cloud.List(q, "InstanceIds.")
 		items := []map[string]any{}
 		for _, id := range slices.Sorted(maps.Keys(c.Instances)) {
 			if i := c.Instances[id]; slices.Contains(ids, id) {
@@ -248,7 +210,7 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 		for _, h := range hooks {
 			items = append(items, map[string]any{
 				"LifecycleHookId": h.Name, "ScalingGroupId": group, "DefaultResult": h.Default,
-				"HeartbeatTimeout":    int((h.Timeout + time.Second - 1) / time.Second),
+				"HeartbeatTimeout":    cloud.WholeSeconds(h.Timeout),
 				"LifecycleTransition": map[bool]string{false: "SCALE_IN", true: "SCALE_OUT"}[h.Launching],
 			})
 		}
@@ -263,15 +225,6 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 
 func noGroup() *apiError {
 	return notFound("InvalidScalingGroupId.NotFound", "The specified scaling group does not exist.")
-}
-
-// many are the parameters NAME.1, NAME.2, ...
-func many(q url.Values, name string) []string {
-	var out []string
-	for i := 1; q.Has(name + "." + strconv.Itoa(i)); i++ {
-		out = append(out, q.Get(name+"."+strconv.Itoa(i)))
-	}
-	return out
 }
 
 func (c *Cloud) listActivities(q url.Values) (map[string]any, *apiError) {
@@ -405,9 +358,9 @@ func (c *Cloud) tags(q url.Values) (map[string]any, *apiError) {
 		return nil, refuse("InvalidResourceType.NotFound", "The ResourceType provided does not exist in our records.")
 	}
 	items := []map[string]any{}
-	ids := many(q, "ResourceId")
+	ids := cloud.List(q, "ResourceId.")
 	for _, o := range c.owners {
-		i := o.Instance()
+		i := o.Get()
 		if !slices.Contains(ids, i.ID) {
 			continue
 		}

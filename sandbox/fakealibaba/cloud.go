@@ -39,7 +39,10 @@ type Cloud struct {
 func StartCloud(ctx context.Context, o CloudOptions) (*Cloud, error) {
 	o.Longest = cmp.Or(o.Longest, 6*time.Hour)
 	c := &Cloud{o: o, nonces: map[string]bool{}, secrets: map[string]secret{}}
-	c.Init("ESS", o.ScalingOptions)
+	c.Init("ESS", o.ScalingOptions, func(h cloud.Hook) cloud.Hook {
+		h.Timeout, h.Limit, h.Default = cmp.Or(h.Timeout, 10*time.Minute), o.Longest, cmp.Or(h.Default, "CONTINUE")
+		return h
+	})
 	return c, c.Start(ctx, c)
 }
 
@@ -50,22 +53,11 @@ func (c *Cloud) Wrap(wrapped bool) {
 	c.wrapped = wrapped
 }
 
-// Group adds a group, or changes its hooks. A hook waits 10m for the first heartbeat, and continues then, unless it says
-// otherwise.
-func (c *Cloud) Group(id string, hooks ...cloud.Hook) {
-	var all []cloud.Hook
-	for _, h := range hooks {
-		h.Timeout, h.Limit, h.Default = cmp.Or(h.Timeout, 10*time.Minute), c.o.Longest, cmp.Or(h.Default, "CONTINUE")
-		all = append(all, h)
-	}
-	c.Scaling.Group(id, all...)
-}
-
 // Attach makes an instance a member of a group, InService and without running any hook. meta is its metadata service; nil:
 // none, and the id is needed.
 func (c *Cloud) Attach(group, id string, meta *Server) error {
 	if meta != nil {
-		id = meta.Instance().ID
+		id = meta.Get().ID
 		meta.Update(func(i *Instance) { cloud.Set(&i.Tags, "acs:autoscaling:scalingGroupId", group) })
 	}
 	return c.Join(&cloud.Instance{ID: id, Group: group})

@@ -31,8 +31,6 @@ type Instance struct {
 	Events string `json:"events"`
 	// UserData is served raw; empty: none.
 	UserData string `json:"user_data"`
-	// Extra are items by their path below the version; they win over all others.
-	Extra map[string]string `json:"extra"`
 }
 
 // NIC is one network interface.
@@ -97,10 +95,5 @@ func (i Instance) items() map[string]string {
 		"zone-id": i.Zone, "serial-number": "4acd2b47-b328-4762-852f-998f2dfb0001", "instance-id": i.ID, "region-id": i.Region,
 		"private-ipv4": ip, "owner-account-id": i.AccountID, "mac": nic.MAC, "image-id": i.ImageID, "instance-type": i.Type,
 	}))
-	for path, v := range i.Extra {
-		if m[path] = v; v == "" {
-			delete(m, path)
-		}
-	}
 	return m
 }

@@ -61,11 +61,7 @@ func New(o Options) *Server {
 		Header: "X-Aliyun-Ecs-Metadata-Token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Optional: o.Plain,
 	}}
 	s.Metadata(o.Logger(), "", map[string]string{"Content-Type": "text/plain"}, &s.Tokens)
-	i := Sample()
-	if o.Instance != nil {
-		i = *o.Instance
-	}
-	s.Update(func(to *Instance) { *to = i })
+	s.Serving(o.Instance, Sample())
 	if c := o.Cloud; c != nil {
 		c.Mu.Lock()
 		defer c.Mu.Unlock()
@@ -84,9 +80,6 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return s.Verbs().Handler()
 	})
 }
-
-// Instance returns a copy of what is served now.
-func (s *Server) Instance() Instance { return s.Get() }
 
 // Interrupt tells that the spot instance is taken back; a zero time takes that back.
 func (s *Server) Interrupt(at time.Time) { s.Update(func(i *Instance) { i.TerminationTime = at }) }

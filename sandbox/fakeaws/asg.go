@@ -31,7 +31,12 @@ type AutoScaling struct {
 // NewAutoScaling makes an account that does not listen.
 func NewAutoScaling(o AutoScalingOptions) *AutoScaling {
 	a := &AutoScaling{region: cmp.Or(o.Region, "eu-west-1"), owners: map[string]*Server{}}
-	a.Init("Auto Scaling", o.ScalingOptions)
+	a.Init("Auto Scaling", o.ScalingOptions, func(h cloud.Hook) cloud.Hook {
+		h.Timeout = cmp.Or(h.Timeout, time.Hour)
+		h.Limit = cmp.Or(h.Limit, min(48*time.Hour, 100*h.Timeout))
+		h.Default = cmp.Or(h.Default, "ABANDON")
+		return h
+	})
 	return a
 }
 
@@ -41,22 +46,9 @@ func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, 
 	return a, a.Start(ctx, a)
 }
 
-// Group adds a group, or changes its hooks. A hook waits 1h from heartbeat to heartbeat, 48h or 100 times that in all, and is
-// abandoned then, unless it says otherwise.
-func (a *AutoScaling) Group(name string, hooks ...cloud.Hook) {
-	var all []cloud.Hook
-	for _, h := range hooks {
-		h.Timeout = cmp.Or(h.Timeout, time.Hour)
-		h.Limit = cmp.Or(h.Limit, min(48*time.Hour, 100*h.Timeout))
-		h.Default = cmp.Or(h.Default, "ABANDON")
-		all = append(all, h)
-	}
-	a.Scaling.Group(name, all...)
-}
-
 // Attach makes the instance of a metadata service a member of a group, InService and without running any hook.
 func (a *AutoScaling) Attach(group string, meta *Server) error {
-	id := meta.Instance().ID
+	id := meta.Get().ID
 	if err := a.Join(&cloud.Instance{ID: id, Group: group, Aimed: meta.SetTarget}); err != nil {
 		return err
 	}

@@ -123,8 +123,6 @@ func (a *AutoScaling) authorise(r *http.Request, call string) (string, *apiError
 		return "", forbidden("RequestExpired", "Request has expired")
 	}
 	token := r.Header.Get("X-Amz-Security-Token")
-	a.Mu.Lock()
-	defer a.Mu.Unlock()
 	var key cloud.Key
 	by := ""
 	for id, owner := range a.owners {
@@ -166,8 +164,6 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 	if v := form.Get("Version"); v != apiVersion {
 		return nil, cloud.Refuse(http.StatusBadRequest, "InvalidAction", "Could not find operation "+call+" for version "+v)
 	}
-	a.Mu.Lock()
-	defer a.Mu.Unlock()
 	switch call {
 	case describeInstances:
 		type result struct {
@@ -175,7 +171,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 			Instances []instanceXML `xml:"AutoScalingInstances>member"`
 		}
 		out := result{XMLName: xml.Name{Local: call + "Result"}}
-		ids := list(form, "InstanceIds")
+		ids := cloud.List(form, "InstanceIds.member.")
 		for _, id := range slices.Sorted(maps.Keys(a.Instances)) {
 			if i := a.Instances[id]; len(ids) == 0 || slices.Contains(ids, id) {
 				out.Instances = append(out.Instances, instanceXML{Group: i.Group, Zone: a.region + "a", Health: "HEALTHY", InstanceID: id, State: i.State})
@@ -193,7 +189,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 		if !ok {
 			return nil, notFound(group)
 		}
-		names := list(form, "LifecycleHookNames")
+		names := cloud.List(form, "LifecycleHookNames.member.")
 		for _, h := range hooks {
 			when := "autoscaling:EC2_INSTANCE_TERMINATING"
 			if h.Launching {
@@ -201,7 +197,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 			}
 			if len(names) == 0 || slices.Contains(names, h.Name) {
 				out.Hooks = append(out.Hooks, hookXML{
-					Group: group, Default: h.Default, Global: wholeSeconds(h.Limit), Heartbeat: wholeSeconds(h.Timeout), Name: h.Name, When: when,
+					Group: group, Default: h.Default, Global: cloud.WholeSeconds(h.Limit), Heartbeat: cloud.WholeSeconds(h.Timeout), Name: h.Name, When: when,
 				})
 			}
 		}
@@ -247,14 +243,4 @@ func (a *AutoScaling) action(call string, form url.Values, by string) *apiError 
 
 func notFound(group string) *apiError {
 	return invalid("AutoScalingGroup name not found - AutoScalingGroup '%s' not found", group)
-}
-
-func wholeSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
-
-func list(form url.Values, name string) []string {
-	var out []string
-	for i := 1; form.Has(name + ".member." + strconv.Itoa(i)); i++ {
-		out = append(out, form.Get(name+".member."+strconv.Itoa(i)))
-	}
-	return out
 }

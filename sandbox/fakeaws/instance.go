@@ -63,7 +63,7 @@ func Sample() Instance {
 }
 
 // items are all answers by their path below the version. An item without a value
-// is not there, and its path answers 404.
+// is not there, and its path answers 404. Of lists there are those that an agent asks for.
 func (i Instance) items(k cloud.Key) map[string]string {
 	m := map[string]string{}
 	set := func(path, value string) {
@@ -101,6 +101,7 @@ func (i Instance) items(k cloud.Key) map[string]string {
 		for key, value := range i.Tags {
 			m["meta-data/tags/instance/"+key] = value // an empty value is a value
 		}
+		meta("tags/instance", strings.Join(slices.Sorted(maps.Keys(i.Tags)), "\n"))
 	}
 
 	document := map[string]any{
@@ -114,6 +115,7 @@ func (i Instance) items(k cloud.Key) map[string]string {
 	set("dynamic/instance-identity/document", cloud.JSON(document))
 
 	if i.Role != "" {
+		meta("iam/security-credentials/", i.Role)
 		meta("iam/security-credentials/"+i.Role, cloud.JSON(map[string]string{
 			"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": k.ID, "SecretAccessKey": k.Secret, "Token": k.Token,
 			"LastUpdated": k.Since.UTC().Format(time.RFC3339), "Expiration": k.Until.UTC().Format(time.RFC3339),
@@ -136,34 +138,4 @@ func first(s []string) string {
 		return ""
 	}
 	return s[0]
-}
-
-// lookup answers a path: an item, or the list of what is below it, where an entry
-// that has something below it ends with a slash.
-func lookup(items map[string]string, path string) (string, bool) {
-	trimmed := strings.TrimSuffix(path, "/")
-	if v, ok := items[trimmed]; ok && trimmed == path {
-		return v, true
-	}
-	prefix := ""
-	if trimmed != "" {
-		prefix = trimmed + "/"
-	}
-	children := map[string]bool{}
-	for p := range items {
-		rest, ok := strings.CutPrefix(p, prefix)
-		if !ok {
-			continue
-		}
-		// A tag's name is one entry, whatever is in it.
-		if name, _, deeper := strings.Cut(rest, "/"); deeper {
-			children[name+"/"] = true
-		} else {
-			children[name] = true
-		}
-	}
-	if len(children) == 0 {
-		return "", false
-	}
-	return strings.Join(slices.Sorted(maps.Keys(children)), "\n"), true
 }

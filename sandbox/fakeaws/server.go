@@ -47,11 +47,7 @@ type Server struct {
 func New(o Options) *Server {
 	s := &Server{Keys: cloud.Keys{Prefix: "ASIA"}, Tokens: cloud.Tokens{Header: "X-Aws-Ec2-Metadata-Token", TTLHeader: ttlHeader, Optional: o.AllowV1}}
 	s.Metadata(o.Logger(), "", map[string]string{"Content-Type": "text/plain", "Server": "EC2ws"}, &s.Tokens)
-	i := Sample()
-	if o.Instance != nil {
-		i = *o.Instance
-	}
-	s.Update(func(to *Instance) { *to = i })
+	s.Serving(o.Instance, Sample())
 	return s
 }
 
@@ -65,9 +61,6 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return s.Verbs().Handler()
 	})
 }
-
-// Instance returns a copy of what is served now.
-func (s *Server) Instance() Instance { return s.Get() }
 
 const ttlHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 
@@ -92,7 +85,8 @@ func (s *Server) item(version, path string) (string, bool) {
 	if version != "latest" && !dated.MatchString(version) {
 		return "", false
 	}
-	return lookup(s.Get().items(s.Key()), path)
+	v, ok := s.Get().items(s.Key())[path]
+	return v, ok
 }
 
 // page is the body of an error: the service sends HTML.

@@ -92,18 +92,15 @@ func eventVersions() []string {
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	vm := Sample()
-	if o.VM != nil {
-		vm = *o.VM
-	}
 	s := &Server{o: o, set: o.Set, started: time.Now()}
+	s.Serving(o.VM, Sample())
 	if s.set == nil {
+		vm := s.Get()
 		s.set = NewSet(cmp.Or(vm.ScaleSet, vm.Name), SetOptions{Log: o.Log})
 	}
 	if s.o.Versions == nil {
 		s.o.Versions = versions()
 	}
-	s.Update(func(to *VM) { *to = vm })
 	s.Metadata(o.Logger(), "/metadata/", map[string]string{"Content-Type": "application/json; charset=utf-8", "Server": "IMDS/150.870.65.1854"}, nil)
 	return s
 }
@@ -124,9 +121,6 @@ func (s *Server) Close() error {
 	}
 	return s.Service.Close()
 }
-
-// VM returns a copy of what is served now.
-func (s *Server) VM() VM { return s.Get() }
 
 // arrives reports whether a call is dropped, or is one too many in this second.
 func (s *Server) arrives() (drop, tooMany bool) {
@@ -153,7 +147,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			cloud.Reset(w)
 			return 0, ""
 		case tooMany:
-			s.set.throttled(s.VM().Name)
+			s.set.throttled(s.Get().Name)
 			return http.StatusTooManyRequests, problem("Too many requests")
 		}
 		return s.answer(r)
@@ -200,7 +194,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	case path == "/metadata/loadbalancer":
 		return http.StatusNotFound, problem("No load balancer metadata is found. Please check if your VM is using any non-basic SKU load balancer and retry later.")
 	}
-	return http.StatusOK, cloud.JSON(s.VM().instance())
+	return http.StatusOK, cloud.JSON(s.Get().instance())
 }
 
 // tell returns the document of events.
@@ -216,7 +210,7 @@ func (s *Server) tell(r *http.Request) (int, string) {
 			return http.StatusGone, problem("nobody waits")
 		}
 	}
-	vm := s.VM()
+	vm := s.Get()
 	return http.StatusOK, cloud.JSON(s.set.document(vm.Name, vm.Zone))
 }
 
@@ -230,7 +224,7 @@ func (s *Server) approve(r *http.Request) (int, string) {
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil || len(in.StartRequests) == 0 {
 		return http.StatusBadRequest, problem("Bad request. The body is malformed")
 	}
-	name := s.VM().Name
+	name := s.Get().Name
 	for _, e := range in.StartRequests {
 		if !s.set.ack(name, e.EventID) {
 			return http.StatusBadRequest, problem("Bad request. The event is not known")

@@ -25,7 +25,7 @@ type face[M any] struct {
 
 func newFace[M any](name, title string, o Options) *face[M] {
 	f := &face[M]{name: name, title: title, lead: cmp.Or(o.Lead, DefaultLead), machines: map[string]M{}}
-	f.EventLog = cloud.NewEventLog[Entry](title, &f.mu)
+	f.EventLog = cloud.NewEventLog[Entry](title, &f.mu, nil)
 	return f
 }
 

@@ -44,7 +44,7 @@ func TestInMemory(t *testing.T) {
 		must.OK(t, a.Attach("edges", s))
 		began := time.Now()
 		must.OK(t, a.Verbs().Run("POST /terminate", nil))
-		if got := s.Instance().Signals.Target; got != "Terminated" {
+		if got := s.Get().Signals.Target; got != "Terminated" {
 			t.Errorf("the metadata says %q", got)
 		}
 		_, err := a.WaitFor(t.Context(), func(e cloud.Entry) bool { return e.What == cloud.Gone && e.Text == cloud.ByTime })

@@ -23,7 +23,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -45,7 +44,6 @@ type Server struct {
 	cloud.Service
 	cloud.Served[Instance]
 	*cloud.EventLog[Entry]
-	log    *slog.Logger
 	closed chan struct{}
 
 	mu    sync.Mutex
@@ -59,14 +57,10 @@ const (
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	i := Sample()
-	if o.Instance != nil {
-		i = *o.Instance
-	}
-	s := &Server{log: o.Logger(), closed: make(chan struct{})}
-	s.EventLog = cloud.NewEventLog[Entry](i.Name, &s.mu)
-	s.Update(func(to *Instance) { *to = i })
-	s.Metadata(s.log, base, map[string]string{cloud.Flavor: flavor, "Server": "Metadata Server for VM"}, nil)
+	s := &Server{closed: make(chan struct{})}
+	s.Serving(o.Instance, Sample())
+	s.EventLog = cloud.NewEventLog[Entry](s.Get().Name, &s.mu, o.Log)
+	s.Metadata(o.Logger(), base, map[string]string{cloud.Flavor: flavor, "Server": "Metadata Server for VM"}, nil)
 	return s
 }
 
@@ -88,9 +82,6 @@ func (s *Server) Close() error {
 	s.mu.Unlock()
 	return s.Service.Close()
 }
-
-// Instance returns a copy of what is served now.
-func (s *Server) Instance() Instance { return s.Get() }
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {

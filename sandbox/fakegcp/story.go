@@ -27,7 +27,6 @@ type Entry struct {
 
 // note adds a line. The lock is held.
 func (s *Server) note(what, text string, late bool) {
-	s.log.Info("books", "what", what, "text", text, "late", late)
 	s.Write(Entry{Time: time.Now(), What: what, Text: text, Late: late})
 }
 
@@ -82,7 +81,7 @@ func (s *Server) powerDown(window time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if window <= 0 {
-		window = s.Instance().Window()
+		window = s.Get().Window()
 	}
 	s.note(SoftOff, "gets the signal of the power button, and has "+window.String(), false)
 	s.arm(window, func() { s.off(true) })

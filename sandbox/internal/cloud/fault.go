@@ -108,8 +108,37 @@ func (l *FaultList) Faults() []Fault {
 	return append([]Fault{}, l.armed...)
 }
 
-// strike returns the first fault that matches one of the names, or the zero fault. The channel is closed when the service is healed.
-func (l *FaultList) strike(r *http.Request, names ...string) (Fault, <-chan struct{}) {
+// strike returns the first fault that matches one of the names, or the zero fault. If it is one without an answer, it is done:
+// note is called before that with what happens.
+func (l *FaultList) strike(w http.ResponseWriter, r *http.Request, note func(string), names ...string) (f Fault, done bool) {
+	f, healed := l.match(r, names)
+	if f.Delay > 0 {
+		timer := time.NewTimer(f.Delay)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-healed:
+		case <-r.Context().Done():
+			return f, true
+		}
+	}
+	switch {
+	case f.Hang: // until the service is healed or the client leaves; the connection is closed then
+		note("(hangs)")
+		select {
+		case <-healed:
+		case <-r.Context().Done():
+		}
+		panic(http.ErrAbortHandler)
+	case f.Reset:
+		note("(reset)")
+		Reset(w)
+	}
+	return f, f.Reset
+}
+
+// match finds a fault, and counts. The channel is closed when the service is healed.
+func (l *FaultList) match(r *http.Request, names []string) (Fault, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.healed == nil {
@@ -134,31 +163,6 @@ func (l *FaultList) strike(r *http.Request, names ...string) (Fault, <-chan stru
 func (f Fault) covers(name string) bool {
 	prefix, ok := strings.CutSuffix(f.Path, "*")
 	return f.Path == "" || name == f.Path || ok && strings.HasPrefix(name, prefix)
-}
-
-// wait holds an answer back, and reports whether the client still waits for it.
-func (f Fault) wait(r *http.Request, healed <-chan struct{}) bool {
-	if f.Delay <= 0 {
-		return true
-	}
-	timer := time.NewTimer(f.Delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-healed:
-	case <-r.Context().Done():
-		return false
-	}
-	return true
-}
-
-// hang lasts until the service is healed or the client leaves. The connection is closed then.
-func hang(r *http.Request, healed <-chan struct{}) {
-	select {
-	case <-healed:
-	case <-r.Context().Done():
-	}
-	panic(http.ErrAbortHandler)
 }
 
 // Reset resets the connection.

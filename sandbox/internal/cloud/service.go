@@ -170,7 +170,7 @@ func (s *Service) Serve(w http.ResponseWriter, r *http.Request, answer func(Faul
 	if s.root == "" {
 		_, below, _ = strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	}
-	fault, healed := s.strike(r, r.URL.Path, below)
+	fault, done := s.strike(w, r, func(string) {}, r.URL.Path, below)
 	for key, value := range s.header {
 		w.Header().Set(key, value)
 	}
@@ -184,11 +184,7 @@ func (s *Service) Serve(w http.ResponseWriter, r *http.Request, answer func(Faul
 		write(w, status, body)
 	}
 	switch {
-	case !fault.wait(r, healed):
-	case fault.Hang:
-		hang(r, healed)
-	case fault.Reset:
-		Reset(w)
+	case done:
 	case fault.Status != 0:
 		reply(fault.Status, cmp.Or(fault.Body, http.StatusText(fault.Status)))
 	default:
@@ -233,6 +229,9 @@ func (t *Served[T]) Follow() (T, <-chan struct{}) {
 	}
 	return clone(t.value), t.changed
 }
+
+// Serving sets what is served from the start: given, or else the sample.
+func (t *Served[T]) Serving(given *T, sample T) { t.value = clone(*cmp.Or(given, &sample)) }
 
 // Update changes the state. Long polls see it at once.
 func (t *Served[T]) Update(change func(*T)) {
