@@ -232,10 +232,6 @@ func (c *Cloud) listActivities(q url.Values) (map[string]any, *apiError) {
 	if _, ok := c.Groups[id]; !ok {
 		return nil, noGroup()
 	}
-	page, size := number(q, "PageNumber", 1), number(q, "PageSize", 10)
-	if page < 1 || size < 1 || size > 50 {
-		return nil, refuse("InvalidParameter", "The specified value of parameter is not valid.")
-	}
 	items := []map[string]any{}
 	for _, a := range c.Activities {
 		status := "InProgress"
@@ -246,20 +242,7 @@ func (c *Cloud) listActivities(q url.Values) (map[string]any, *apiError) {
 			items = append(items, map[string]any{"ScalingActivityId": a.ID, "ScalingGroupId": id, "StatusCode": status, "Progress": 50})
 		}
 	}
-	total := len(items)
-	items = items[min((page-1)*size, total):min(page*size, total)]
-	return map[string]any{"ScalingActivities": c.listed("ScalingActivity", items), "TotalCount": total, "PageNumber": page, "PageSize": size}, nil
-}
-
-func number(q url.Values, name string, usual int) int {
-	if !q.Has(name) {
-		return usual
-	}
-	n, err := strconv.Atoi(q.Get(name))
-	if err != nil {
-		return -1
-	}
-	return n
+	return map[string]any{"ScalingActivities": c.listed("ScalingActivity", items), "TotalCount": len(items), "PageNumber": 1, "PageSize": 50}, nil
 }
 
 func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
@@ -268,10 +251,6 @@ func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
 		return nil, notFound("InvalidScalingActivityId.NotFound", "The specified scaling activity does not exist.")
 	}
 	a := c.Activities[at]
-	size, from := number(q, "MaxResults", 10), number(q, "NextToken", 0)
-	if size < 1 || size > 50 || from < 0 {
-		return nil, refuse("InvalidParameter", "The specified value of parameter is not valid.")
-	}
 	items := []map[string]any{}
 	now := time.Now() // once: the actions of an activity become visible together
 	for _, act := range a.Actions {
@@ -291,13 +270,7 @@ func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
 			"LifecycleActionResult": act.Hook.Default, "InstanceIds": c.listed("InstanceId", ids),
 		})
 	}
-	total := len(items)
-	out := map[string]any{"TotalCount": total, "MaxResults": size}
-	if next := min(from, total) + size; next < total {
-		out["NextToken"] = strconv.Itoa(next)
-	}
-	out["LifecycleActions"] = c.listed("LifecycleAction", items[min(from, total):min(from+size, total)])
-	return out, nil
+	return map[string]any{"LifecycleActions": c.listed("LifecycleAction", items), "TotalCount": len(items), "MaxResults": 50}, nil
 }
 
 // waiting finds the action of a hook and a token.
@@ -316,10 +289,10 @@ func (c *Cloud) beat(q url.Values, by string) *apiError {
 	if ae != nil {
 		return ae
 	}
-	n := number(q, "heartbeatTimeout", 600)
+	n, err := strconv.Atoi(cmp.Or(q.Get("heartbeatTimeout"), "600"))
 	d := time.Duration(n) * time.Second
 	switch {
-	case n < 30 || n > 21600:
+	case err != nil || n < 30 || n > 21600:
 		return refuse("InvalidParamter", "The specified value of parameter is not valid.")
 	case act.Beats >= maxBeats:
 		return refuse("LifecycleAction.RecordTimesExceeded", "The specified lifecycleAction exceed lifecycleAction max record times.")

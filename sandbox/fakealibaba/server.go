@@ -53,8 +53,6 @@ type Server struct {
 	cloud.Keys
 }
 
-const rolesDir = "meta-data/ram/security-credentials/"
-
 // New makes a service that does not listen.
 func New(o Options) *Server {
 	s := &Server{Keys: cloud.Keys{Prefix: "STS."}, Tokens: cloud.Tokens{
@@ -99,19 +97,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) item(version, path string) (string, bool) {
-	if version != "latest" && version != "2016-01-01" {
-		return "", false
-	}
-	i := s.Get()
-	if role, ok := strings.CutPrefix(path, rolesDir); ok && role != "" && role == i.Role {
-		k := s.Key()
-		return cloud.JSON(map[string]string{
-			"Code": "Success", "AccessKeyId": k.ID, "AccessKeySecret": k.Secret, "SecurityToken": k.Token,
-			"LastUpdated": k.Since.UTC().Format(time.RFC3339), "Expiration": k.Until.UTC().Format(time.RFC3339),
-		}), true
-	}
-	v, ok := i.items()[path]
-	return v, ok
+	v, ok := s.Get().items(s.Key())[path]
+	return v, ok && version == "latest"
 }
 
 // Verbs are those of the metadata service:

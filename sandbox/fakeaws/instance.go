@@ -64,44 +64,38 @@ func Sample() Instance {
 
 // items are all answers by their path below the version. An item without a value
 // is not there, and its path answers 404. Of lists there are those that an agent asks for.
-func (i Instance) items(k cloud.Key) map[string]string {
-	m := map[string]string{}
-	set := func(path, value string) {
-		if value != "" {
-			m[path] = value
-		}
-	}
-	meta := func(path, value string) { set("meta-data/"+path, value) }
+func (i Instance) items(k cloud.Key) cloud.Items {
+	m := cloud.Items{}
 	var nic NIC
 	if len(i.NICs) > 0 {
 		nic = i.NICs[0]
 	}
 	ip := first(nic.IPv4s)
 
-	meta("instance-id", i.ID)
-	meta("instance-type", i.Type)
-	meta("instance-life-cycle", i.LifeCycle)
-	meta("local-ipv4", ip)
-	meta("public-ipv4", nic.Public)
-	meta("ipv6", first(nic.IPv6s))
-	meta("mac", nic.MAC)
-	meta("hostname", i.Hostname)
-	meta("local-hostname", i.Hostname)
-	meta("placement/availability-zone", i.Zone)
-	meta("placement/region", i.Region)
+	m.Meta("instance-id", i.ID)
+	m.Meta("instance-type", i.Type)
+	m.Meta("instance-life-cycle", i.LifeCycle)
+	m.Meta("local-ipv4", ip)
+	m.Meta("public-ipv4", nic.Public)
+	m.Meta("ipv6", first(nic.IPv6s))
+	m.Meta("mac", nic.MAC)
+	m.Meta("hostname", i.Hostname)
+	m.Meta("local-hostname", i.Hostname)
+	m.Meta("placement/availability-zone", i.Zone)
+	m.Meta("placement/region", i.Region)
 	for n, nic := range i.NICs {
 		base := "network/interfaces/macs/" + nic.MAC + "/"
-		meta(base+"mac", nic.MAC)
-		meta(base+"device-number", strconv.Itoa(n))
-		meta(base+"local-ipv4s", strings.Join(nic.IPv4s, "\n"))
-		meta(base+"public-ipv4s", nic.Public)
-		meta(base+"ipv6s", strings.Join(nic.IPv6s, "\n"))
+		m.Meta(base+"mac", nic.MAC)
+		m.Meta(base+"device-number", strconv.Itoa(n))
+		m.Meta(base+"local-ipv4s", strings.Join(nic.IPv4s, "\n"))
+		m.Meta(base+"public-ipv4s", nic.Public)
+		m.Meta(base+"ipv6s", strings.Join(nic.IPv6s, "\n"))
 	}
 	if i.TagsEnabled {
 		for key, value := range i.Tags {
 			m["meta-data/tags/instance/"+key] = value // an empty value is a value
 		}
-		meta("tags/instance", strings.Join(slices.Sorted(maps.Keys(i.Tags)), "\n"))
+		m.Meta("tags/instance", strings.Join(slices.Sorted(maps.Keys(i.Tags)), "\n"))
 	}
 
 	document := map[string]any{
@@ -112,17 +106,17 @@ func (i Instance) items(k cloud.Key) map[string]string {
 	if ip != "" {
 		document["privateIp"] = ip
 	}
-	set("dynamic/instance-identity/document", cloud.JSON(document))
+	m.Set("dynamic/instance-identity/document", cloud.JSON(document))
 
 	if i.Role != "" {
-		meta("iam/security-credentials/", i.Role)
-		meta("iam/security-credentials/"+i.Role, cloud.JSON(map[string]string{
+		m.Meta("iam/security-credentials/", i.Role)
+		m.Meta("iam/security-credentials/"+i.Role, cloud.JSON(map[string]string{
 			"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": k.ID, "SecretAccessKey": k.Secret, "Token": k.Token,
 			"LastUpdated": k.Since.UTC().Format(time.RFC3339), "Expiration": k.Until.UTC().Format(time.RFC3339),
 		}))
 	}
-	i.Signals.items(meta)
-	set("user-data", i.UserData)
+	i.Signals.items(m.Meta)
+	m.Set("user-data", i.UserData)
 	for path, value := range i.Extra {
 		if value == "" {
 			delete(m, "meta-data/"+path)

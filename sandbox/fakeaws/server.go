@@ -16,7 +16,6 @@ package fakeaws
 import (
 	"context"
 	"net/http"
-	"regexp"
 	"strconv"
 	"time"
 
@@ -78,15 +77,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// dated is a version of the service that is a date.
-var dated = regexp.MustCompile(`^(1\.0|20\d\d-\d\d-\d\d)$`)
-
 func (s *Server) item(version, path string) (string, bool) {
-	if version != "latest" && !dated.MatchString(version) {
-		return "", false
-	}
 	v, ok := s.Get().items(s.Key())[path]
-	return v, ok
+	return v, ok && version == "latest"
 }
 
 // page is the body of an error: the service sends HTML.

@@ -72,17 +72,9 @@ func (s *Server) Interrupt(action string, at time.Time) {
 	s.Update(func(i *Instance) { i.Signals.Spot = &Interruption{Action: action, Time: at} })
 }
 
-// Schedule adds a maintenance event, or replaces the one of the same id.
+// Schedule adds a maintenance event.
 func (s *Server) Schedule(e Scheduled) {
-	s.Update(func(i *Instance) {
-		for n := range i.Signals.Scheduled {
-			if i.Signals.Scheduled[n].ID == e.ID {
-				i.Signals.Scheduled[n] = e
-				return
-			}
-		}
-		i.Signals.Scheduled = append(i.Signals.Scheduled, e)
-	})
+	s.Update(func(i *Instance) { i.Signals.Scheduled = append(i.Signals.Scheduled, e) })
 }
 
 // ClearSignals takes everything back but the target state.

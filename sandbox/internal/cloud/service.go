@@ -257,6 +257,19 @@ func clone[T any](v T) (out T) {
 	return out
 }
 
+// Items are the answers of a metadata service by their path. An item without a value is not there.
+type Items map[string]string
+
+// Set adds an item if it has a value.
+func (i Items) Set(path, value string) {
+	if value != "" {
+		i[path] = value
+	}
+}
+
+// Meta is Set below meta-data.
+func (i Items) Meta(path, value string) { i.Set("meta-data/"+path, value) }
+
 // JSON is a document of a service.
 func JSON(v any) string {
 	b, err := json.Marshal(v)
