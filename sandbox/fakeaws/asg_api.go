@@ -20,12 +20,10 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// The calls that the API knows.
+// The calls about a hook that waits.
 const (
-	describeInstances = "DescribeAutoScalingInstances"
-	describeHooks     = "DescribeLifecycleHooks"
-	recordHeartbeat   = "RecordLifecycleActionHeartbeat"
-	complete          = "CompleteLifecycleAction"
+	recordHeartbeat = "RecordLifecycleActionHeartbeat"
+	complete        = "CompleteLifecycleAction"
 )
 
 // Version of the API, and the namespace of its answers.
@@ -165,7 +163,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 		return nil, cloud.Refuse(http.StatusBadRequest, "InvalidAction", "Could not find operation "+call+" for version "+v)
 	}
 	switch call {
-	case describeInstances:
+	case "DescribeAutoScalingInstances":
 		type result struct {
 			XMLName   xml.Name
 			Instances []instanceXML `xml:"AutoScalingInstances>member"`
@@ -178,7 +176,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 			}
 		}
 		return out, nil
-	case describeHooks:
+	case "DescribeLifecycleHooks":
 		type result struct {
 			XMLName xml.Name
 			Hooks   []hookXML `xml:"LifecycleHooks>member"`
