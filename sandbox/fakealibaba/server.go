@@ -76,17 +76,12 @@ func (s *Server) Announce(events string) { s.Update(func(i *Instance) { i.Events
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.Serve(w, r, func(cloud.Fault) (int, string) {
-		status, body := s.Answer(r, s.item)
+		status, body := s.Answer(r, func() cloud.Items { return s.Get().items(s.Key()) })
 		if status != http.StatusOK && body == "" {
 			body = strings.ToLower(http.StatusText(status))
 		}
 		return status, body
 	})
-}
-
-func (s *Server) item(version, path string) (string, bool) {
-	v, ok := s.Get().items(s.Key())[path]
-	return v, ok && version == "latest"
 }
 
 // Verbs are those of the metadata service:

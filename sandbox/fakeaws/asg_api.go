@@ -98,8 +98,7 @@ type envelope struct {
 	RequestID string `xml:"ResponseMetadata>RequestId"`
 }
 
-// signed is an Authorization header of signature version 4. The signature itself
-// is not computed again.
+// signed is an Authorization header of signature version 4. The signature itself is not computed again.
 var signed = regexp.MustCompile(
 	`^AWS4-HMAC-SHA256 Credential=([A-Z0-9]{16,128})/(\d{8})/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request, SignedHeaders=([a-z0-9;-]+), Signature=[0-9a-f]{64}$`)
 

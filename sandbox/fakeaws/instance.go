@@ -33,8 +33,7 @@ type Instance struct {
 	Signals Signals `json:"signals"`
 	// UserData is served raw; empty: none.
 	UserData string `json:"user_data"`
-	// Extra are items by their path below meta-data, such as
-	// autoscaling/target-lifecycle-state; they win over all others.
+	// Extra are items by their path below meta-data, such as autoscaling/target-lifecycle-state; they win over all others.
 	Extra map[string]string `json:"extra"`
 }
 

@@ -20,8 +20,7 @@ type Options struct {
 	cloud.Listen
 	// Instance is what is served; nil means Sample.
 	Instance *Instance
-	// AutoScaling is driven by this control port too, below /asg/; nil: none. It is
-	// not attached and not closed by this.
+	// AutoScaling is driven by this control port too, below /asg/; nil: none. It is not attached and not closed by this.
 	AutoScaling *AutoScaling
 	// AllowV1 answers without a token too (HttpTokens=optional).
 	AllowV1 bool
@@ -59,7 +58,7 @@ const ttlHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.Serve(w, r, func(cloud.Fault) (int, string) {
-		status, body := s.Answer(r, s.item)
+		status, body := s.Answer(r, func() cloud.Items { return s.Get().items(s.Key()) })
 		if status == http.StatusOK && r.Method == http.MethodPut {
 			w.Header().Set(ttlHeader, r.Header.Get(ttlHeader))
 		}
@@ -68,11 +67,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		return status, body
 	})
-}
-
-func (s *Server) item(version, path string) (string, bool) {
-	v, ok := s.Get().items(s.Key())[path]
-	return v, ok && version == "latest"
 }
 
 // page is the body of an error: the service sends HTML.

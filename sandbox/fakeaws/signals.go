@@ -33,7 +33,6 @@ type Scheduled struct {
 	Code        string    `json:"code"`  // instance-reboot, instance-retirement, ...
 	State       string    `json:"state"` // active, canceled, completed
 	NotBefore   time.Time `json:"not_before"`
-	NotAfter    time.Time `json:"not_after,omitzero"`
 	Description string    `json:"description"`
 }
 
@@ -51,14 +50,10 @@ func (s Signals) items(meta func(path, value string)) {
 	const date = "2 Jan 2006 15:04:05 GMT"
 	list := []map[string]string{}
 	for _, e := range s.Scheduled {
-		m := map[string]string{
+		list = append(list, map[string]string{
 			"EventId": e.ID, "Code": e.Code, "State": e.State,
 			"NotBefore": e.NotBefore.UTC().Format(date), "Description": e.Description,
-		}
-		if !e.NotAfter.IsZero() {
-			m["NotAfter"] = e.NotAfter.UTC().Format(date)
-		}
-		list = append(list, m)
+		})
 	}
 	meta("events/maintenance/scheduled", cloud.JSON(list))
 }
@@ -66,8 +61,7 @@ func (s Signals) items(meta func(path, value string)) {
 // SetTarget changes the target lifecycle state; empty: the item is not there.
 func (s *Server) SetTarget(state string) { s.Update(func(i *Instance) { i.Signals.Target = state }) }
 
-// Interrupt gives the notice of a Spot instance: action (terminate, stop,
-// hibernate) happens at the time.
+// Interrupt gives the notice of a Spot instance: action (terminate, stop, hibernate) happens at the time.
 func (s *Server) Interrupt(action string, at time.Time) {
 	s.Update(func(i *Instance) { i.Signals.Spot = &Interruption{Action: action, Time: at} })
 }

@@ -31,14 +31,11 @@ type Options struct {
 	cloud.Listen
 	// VM is what is served; nil means Sample.
 	VM *VM
-	// Set is what the machine shares with others; nil: a set of its own. It is not
-	// closed by this if it was given.
+	// Set is what the machine shares with others; nil: a set of its own. It is not closed by this if it was given.
 	Set *Set
-	// Versions are those of the instance metadata that are served; nil: those that
-	// Azure documented in 2026.
+	// Versions are those of the instance metadata that are served; nil: those that Azure documented in 2026.
 	Versions []string
-	// BootTime is for how long everything is 410 after the start, DropCalls how many
-	// calls are dropped before anything else.
+	// BootTime is for how long everything is 410 after the start, DropCalls how many calls are dropped before anything else.
 	BootTime  time.Duration
 	DropCalls int
 	// FirstCall is how long the first call for events takes.
@@ -234,12 +231,13 @@ func (s *Server) Verbs() cloud.Verbs {
 	v := s.WithFaults(s.Served.Verbs("/vm",
 		cloud.Verb{Name: "POST /event", Bind: func() (cloud.Params, func() error) {
 			e := Event{Type: Terminate, Lead: time.Minute, VMs: []string{s.Get().Name}, Duration: -time.Millisecond}
-			return cloud.Params{
-					"type": &e.Type, "lead": &e.Lead, "vms": &e.VMs, "id": &e.ID, "source": &e.Source, "description": &e.Description, "duration": &e.Duration,
-				}, func() error {
-					_, err := s.set.Announce(e)
-					return err
-				}
+			params := cloud.Params{
+				"type": &e.Type, "lead": &e.Lead, "vms": &e.VMs, "id": &e.ID, "source": &e.Source, "description": &e.Description, "duration": &e.Duration,
+			}
+			return params, func() error {
+				_, err := s.set.Announce(e)
+				return err
+			}
 		}},
 		cloud.With("DELETE /event", "id", "", s.set.Cancel),
 		cloud.With("POST /begin", "id", "", s.set.Begin),

@@ -27,8 +27,7 @@ const (
 
 // SetOptions says how a set behaves; the zero value works.
 type SetOptions struct {
-	// EnableDelay is from the first call of a machine in a zone until the machines
-	// there see events. Zero: at once.
+	// EnableDelay is from the first call of a machine in a zone until the machines there see events. Zero: at once.
 	EnableDelay time.Duration
 	// ApproveDelay is from an acknowledgement until the event begins; default 200 ms.
 	ApproveDelay time.Duration

@@ -111,8 +111,7 @@ const (
 	Heartbeat = "heartbeat"
 	// Answer: it told the cloud that it may go, or completed the hook.
 	Answer = "answer"
-	// Gone: the cloud has taken it. Text says whether by the machine's answer or
-	// because the time was over.
+	// Gone: the cloud has taken it. Text says whether by the machine's answer or because the time was over.
 	Gone = "gone"
 	// Other is whatever else people may want to read of this cloud.
 	Other = "other"

@@ -21,13 +21,11 @@ type Instance struct {
 	Project     string `json:"project"`
 	// Number is the project's.
 	Number string `json:"number"`
-	// Spot is a machine that may be preempted, Migrates one that moves to another
-	// host when its own is looked after.
+	// Spot is a machine that may be preempted, Migrates one that moves to another host when its own is looked after.
 	Spot     bool  `json:"spot"`
 	Migrates bool  `json:"migrates"`
 	NICs     []NIC `json:"nics"`
-	// Attributes are the instance's custom metadata, ProjectAttributes those of all
-	// instances of the project.
+	// Attributes are the instance's custom metadata, ProjectAttributes those of all instances of the project.
 	Attributes        map[string]string `json:"attributes"`
 	ProjectAttributes map[string]string `json:"project_attributes"`
 	// Tags are the network's.

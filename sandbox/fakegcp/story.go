@@ -54,9 +54,8 @@ func (s *Server) Announce(preempted bool) {
 	s.signal(what, text, func(g *Signals) { g.Preempted = preempted })
 }
 
-// Stop begins a graceful shutdown: the guest has up to that long until the power
-// button is pressed, and may be off before. target is what it becomes: STOPPED,
-// DELETED.
+// Stop begins a graceful shutdown: the guest has up to that long until the power button is pressed, and may be off before.
+// target is what it becomes: STOPPED, DELETED.
 func (s *Server) Stop(longest time.Duration, target string) {
 	s.signal(Notice, "is to shut down gracefully, to be "+target, func(g *Signals) {
 		g.StopState, g.StopTarget, g.StopRequested, g.StopMax = "PENDING_STOP", target, time.Now(), longest
@@ -105,8 +104,7 @@ func (s *Server) off(late bool) {
 	s.note(Gone, text, late)
 }
 
-// arm does something after a while, in place of what was to be done. The lock is
-// held.
+// arm does something after a while, in place of what was to be done. The lock is held.
 func (s *Server) arm(after time.Duration, do func()) {
 	if s.under != nil {
 		s.under.Stop()

@@ -32,9 +32,8 @@ func (t *Tokens) ExpireTokens() {
 	clear(t.until)
 }
 
-// Answer answers a request for a token, or for the item at a path below a version of the service. A status without a body is
-// an error, whose page is the cloud's own.
-func (t *Tokens) Answer(r *http.Request, item func(version, path string) (string, bool)) (status int, body string) {
+// Answer answers a request for a token, or for an item. A status without a body is an error, whose page is the cloud's own.
+func (t *Tokens) Answer(r *http.Request, items func() Items) (status int, body string) {
 	version, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	if path == "api/token" {
 		return t.give(r, version)
@@ -46,7 +45,7 @@ func (t *Tokens) Answer(r *http.Request, item func(version, path string) (string
 	case worth != "good" && (worth != "none" || !t.Optional):
 		return http.StatusUnauthorized, ""
 	}
-	if v, ok := item(version, path); ok {
+	if v, ok := items()[path]; ok && version == "latest" {
 		return http.StatusOK, v
 	}
 	return http.StatusNotFound, ""
