@@ -5,7 +5,7 @@
 // Events. A [Server] is the service of one machine. A [Set] is what machines share: one document of events, which any of them
 // may acknowledge for all.
 //
-// Documented: the header, the versions, 404 without a load balancer, 410 after a boot, five requests in a second and 429, the
+// Documented: the header, the versions, 410 after a boot, five requests in a second and 429, the
 // documents, the slow first call and the delay of the events after it, an empty NotBefore once an event has begun, and that of
 // deletes with one NotBefore none goes before all were acknowledged or their time is over.
 //
@@ -50,10 +50,9 @@ type Server struct {
 	set     *Set
 	started time.Time
 
-	mu      sync.Mutex
-	dropped int
-	asked   bool // for events
-	recent  []time.Time
+	mu     sync.Mutex
+	asked  bool // for events
+	recent []time.Time
 }
 
 // limit is how many requests a machine may make in a second.
@@ -86,6 +85,9 @@ func New(o Options) *Server {
 		s.o.Versions = versions()
 	}
 	s.Metadata(o.Logger(), "/metadata/", map[string]string{"Content-Type": "application/json; charset=utf-8", "Server": "IMDS/150.870.65.1854"}, nil)
+	if o.DropCalls > 0 {
+		_ = s.AddFault(cloud.Fault{Reset: true, Times: o.DropCalls}) // it is valid
+	}
 	return s
 }
 
@@ -106,31 +108,24 @@ func (s *Server) Close() error {
 	return s.Service.Close()
 }
 
-// arrives reports whether a call is dropped, or is one too many in this second.
-func (s *Server) arrives() (drop, tooMany bool) {
+// tooMany reports whether a call is one too many in this second.
+func (s *Server) tooMany() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dropped < s.o.DropCalls {
-		s.dropped++
-		drop = true
-	}
 	now := time.Now()
 	s.recent = slices.DeleteFunc(s.recent, func(t time.Time) bool { return now.Sub(t) >= time.Second })
-	if tooMany = len(s.recent) >= limit; !tooMany {
-		s.recent = append(s.recent, now)
+	if len(s.recent) >= limit {
+		return true
 	}
-	return drop, tooMany
+	s.recent = append(s.recent, now)
+	return false
 }
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	drop, tooMany := s.arrives()
+	tooMany := s.tooMany()
 	s.Serve(w, r, func(cloud.Fault) (int, string) {
-		switch {
-		case drop:
-			cloud.Reset(w)
-			return 0, ""
-		case tooMany:
+		if tooMany {
 			s.set.throttled(s.Get().Name)
 			return http.StatusTooManyRequests, problem("Too many requests")
 		}
@@ -153,7 +148,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 		return http.StatusBadRequest, problem("Bad request. Requests that were forwarded are not answered")
 	case path == "/metadata/versions":
 		return http.StatusOK, cloud.JSON(map[string]any{"apiVersions": s.o.Versions})
-	case !events && path != "/metadata/instance" && path != "/metadata/loadbalancer":
+	case !events && path != "/metadata/instance":
 		return http.StatusNotFound, problem("Not found")
 	case r.Method != http.MethodGet && (!events || r.Method != http.MethodPost):
 		return http.StatusMethodNotAllowed, problem("Method not allowed")
@@ -162,7 +157,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	if events {
 		known = eventVersions()
 	}
-	if !slices.Contains(known, version) || path == "/metadata/loadbalancer" && version < "2020-10-01" {
+	if !slices.Contains(known, version) {
 		newest := slices.Clone(known[max(0, len(known)-3):])
 		slices.Reverse(newest)
 		return http.StatusBadRequest, cloud.JSON(map[string]any{
@@ -175,8 +170,6 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 		return s.approve(r)
 	case events:
 		return s.tell(r)
-	case path == "/metadata/loadbalancer":
-		return http.StatusNotFound, problem("No load balancer metadata is found. Please check if your VM is using any non-basic SKU load balancer and retry later.")
 	}
 	return http.StatusOK, cloud.JSON(s.Get().instance())
 }

@@ -132,7 +132,7 @@ func (l *FaultList) strike(w http.ResponseWriter, r *http.Request, note func(str
 		panic(http.ErrAbortHandler)
 	case f.Reset:
 		note("(reset)")
-		Reset(w)
+		reset(w)
 	}
 	return f, f.Reset
 }
@@ -165,8 +165,8 @@ func (f Fault) covers(name string) bool {
 	return f.Path == "" || name == f.Path || ok && strings.HasPrefix(name, prefix)
 }
 
-// Reset resets the connection.
-func Reset(w http.ResponseWriter) {
+// reset resets the connection.
+func reset(w http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		panic(http.ErrAbortHandler)

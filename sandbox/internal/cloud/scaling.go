@@ -506,7 +506,7 @@ func (s *Scaling) Serve(w http.ResponseWriter, r *http.Request, e Entry, do func
 	s.Note(e)
 	s.Mu.Unlock()
 	if f.Deaf && err == nil {
-		Reset(w)
+		reset(w)
 		return
 	}
 	reply(result, err)
