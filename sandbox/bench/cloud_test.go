@@ -117,7 +117,7 @@ func onCloud(b *testing.B, name string, wait time.Duration) (opts metadata.Optio
 	must.OK(b, err)
 	b.Cleanup(func() { _ = meta.Close() })
 	opts.Endpoints = map[string]string{}
-	for _, e := range meta.Environ() {
+	for _, e := range meta.Environ {
 		key, origin, _ := strings.Cut(e, "=")
 		c := count(b, origin, wait)
 		counters, environ = append(counters, c), append(environ, key+"="+c.URL)
@@ -129,7 +129,7 @@ func onCloud(b *testing.B, name string, wait time.Duration) (opts metadata.Optio
 		}
 	}
 	if opts.Endpoints[name] == "" {
-		b.Fatalf("%s tells no address of its metadata: %q", name, meta.Environ())
+		b.Fatalf("%s tells no address of its metadata: %q", name, meta.Environ)
 	}
 	root := b.TempDir()
 	file, value := firmware(name)

@@ -90,7 +90,7 @@ type demo struct {
 	words  words
 	place  place
 	client *cluster.Client
-	cloud  fakecloud.Cloud
+	cloud  *fakecloud.Cloud
 	nodes  []*node // the origin, the edge
 	viewer viewer
 	// balancer is nil without HAProxy.

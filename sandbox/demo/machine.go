@@ -41,7 +41,7 @@ type place interface {
 	// addresses are those of the two machines.
 	addresses() [2]string
 	// machine makes a machine with a standalone AMS that runs.
-	machine(ctx context.Context, m fakecloud.Machine, meta fakecloud.Metadata) (machine, error)
+	machine(ctx context.Context, m fakecloud.Machine, meta *fakecloud.Metadata) (machine, error)
 	// fed reports whether an edge gets its streams from a publisher of its own.
 	fed() bool
 	// restored says how exactly a leave restores files here.
@@ -99,7 +99,7 @@ type node struct {
 	// cannot be reached from here.
 	serves, check string
 
-	meta    fakecloud.Metadata
+	meta    *fakecloud.Metadata
 	control *http.Client
 	agent   daemon // nil where none was started
 	last    string // what the agent logged before it ended

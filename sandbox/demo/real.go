@@ -110,7 +110,7 @@ type realMachine struct {
 // agentPath is where the agent lies on a real machine.
 const agentPath = "/usr/local/bin/amsagent"
 
-func (w *realWorld) machine(ctx context.Context, m fakecloud.Machine, meta fakecloud.Metadata) (machine, error) {
+func (w *realWorld) machine(ctx context.Context, m fakecloud.Machine, meta *fakecloud.Metadata) (machine, error) {
 	n := &realMachine{w: w, stream: stream + "-at-" + m.Name, settings: map[string]string{}}
 	if err := w.h.do(func() { n.Node = w.world.Node(w.h, realams.Newest) }); err != nil {
 		return nil, err
@@ -119,7 +119,7 @@ func (w *realWorld) machine(ctx context.Context, m fakecloud.Machine, meta fakec
 		return nil, fmt.Errorf("the machine %s has the address %s, not %s", m.Name, n.Address, m.Address)
 	}
 	// The cloud listens here, on loopback, which is another one there.
-	environ, err := w.reachable(ctx, meta.Environ())
+	environ, err := w.reachable(ctx, meta.Environ)
 	if err != nil {
 		return nil, err
 	}

@@ -114,7 +114,7 @@ func (d *demo) places() error {
 		}
 		d.print("     %s", b)
 		n := d.nodes[i]
-		if err := d.check(m.Node.ID == n.id && m.Node.Provider == d.cloud.Name() && m.Node.Group == n.role+"s", "%s is listed as %s", n.name, b); err != nil {
+		if err := d.check(m.Node.ID == n.id && m.Node.Provider == d.cloud.Name && m.Node.Group == n.role+"s", "%s is listed as %s", n.name, b); err != nil {
 			return err
 		}
 	}

@@ -138,7 +138,7 @@ func (p *standIns) startMongo(context.Context) error {
 type standIn struct {
 	agent string
 	tree  tree.Tree
-	meta  fakecloud.Metadata
+	meta  *fakecloud.Metadata
 	svc   amsctl.Config
 
 	wrapper string
@@ -147,7 +147,7 @@ type standIn struct {
 	logFile string // of the daemon
 }
 
-func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta fakecloud.Metadata) (machine, error) {
+func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta *fakecloud.Metadata) (machine, error) {
 	r, err := rig.New(rig.Options{
 		Dir: filepath.Join(p.dir, m.Name+".d"), Root: filepath.Join(p.dir, m.Name), Command: "ams-service", Sandbox: p.sandbox,
 		Tree: tree.Options{Host: m.Name, HostResolves: true, DMI: p.cloud},
@@ -288,7 +288,7 @@ func (n *standIn) environ() []string {
 		"AMSAGENT_SERVICE_COMMAND=" + n.wrapper,
 		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0",
 		"AMSAGENT_AGENT_CHECK_ADDRESS=" + n.check,
-	}, n.meta.Environ()...)
+	}, n.meta.Environ...)
 }
 
 func (n *standIn) command(args ...string) *exec.Cmd {

@@ -367,7 +367,7 @@ func TestCloudAzureBoot(t *testing.T) {
 	set := fakeazure.NewSet("edge", fakeazure.SetOptions{EnableDelay: 2 * time.Second})
 	t.Cleanup(func() { _ = set.Close() })
 	h := newOnAzure(t, db, set, 14, "10.0.62.10")
-	vm := h.azure.VM()
+	vm := h.azure.Get()
 	late, err := fakeazure.Start(context.Background(), fakeazure.Options{
 		VM: &vm, Set: set, DropCalls: 3, BootTime: 4 * time.Second, FirstCall: 6 * time.Second,
 	})

@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakegcp"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -162,7 +163,7 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	must.OK(t, h.gcp.Vanish(400*time.Millisecond))
 	p := h.serving()
 	h.viewers(1)
-	fault := func(f fakegcp.Fault) {
+	fault := func(f cloud.Fault) {
 		t.Helper()
 		must.OK(t, h.gcp.AddFault(f))
 	}
@@ -173,7 +174,7 @@ func TestCloudGCPWorstDay(t *testing.T) {
 		}
 	}
 	before := len(h.gcp.Requests())
-	fault(fakegcp.Fault{Held: true, Instant: true})
+	fault(cloud.Fault{Held: true, Instant: true})
 	h.gcp.Update(func(*fakegcp.Instance) {})
 	wait(4 * time.Second)
 	if n := len(h.gcp.Requests()) - before; n > 25 {
@@ -181,10 +182,10 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	}
 	quiet("polls that are answered at once")
 	h.gcp.ClearFaults()
-	fault(fakegcp.Fault{Status: 503, Times: 4})
-	fault(fakegcp.Fault{Truncate: true, Times: 2})
-	fault(fakegcp.Fault{Status: 200, Body: "<html>log in</html>", Times: 2})
-	fault(fakegcp.Fault{NoFlavor: true, Times: 2})
+	fault(cloud.Fault{Status: 503, Times: 4})
+	fault(cloud.Fault{Truncate: true, Times: 2})
+	fault(cloud.Fault{Status: 200, Body: "<html>log in</html>", Times: 2})
+	fault(cloud.Fault{NoFlavor: true, Times: 2})
 	must.OK(t, h.gcp.Vanish(300*time.Millisecond))
 	wait(3 * time.Second)
 	quiet("answers that are none")

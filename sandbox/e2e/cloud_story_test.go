@@ -107,8 +107,8 @@ func TestCloudStoryOfAll(t *testing.T) {
 // onCloud is a host on a pretended cloud.
 type onCloud struct {
 	*scaled
-	cloud fakecloud.Cloud
-	meta  fakecloud.Metadata
+	cloud *fakecloud.Cloud
+	meta  *fakecloud.Metadata
 	// touched is what the service had been asked for when the cloud began to take it.
 	touched int
 }
@@ -129,10 +129,10 @@ func newOnCloud(t *testing.T, db *mongod.Server, c cloudStory, n int, o fakeclou
 	t.Cleanup(func() {
 		_ = h.meta.Close()
 		if t.Failed() {
-			t.Logf("the books of %s:\n%s", cloud.Title(), h.story())
+			t.Logf("the books of %s:\n%s", cloud.Title, h.story())
 		}
 	})
-	h.env = append(h.meta.Environ(), "AMSAGENT_MONGO="+mongoURI(db, daemonPassword))
+	h.env = append(h.meta.Environ, "AMSAGENT_MONGO="+mongoURI(db, daemonPassword))
 	h.config("")
 	return h
 }
@@ -276,7 +276,7 @@ func (c cloudStory) neverGoes(t *testing.T, h *onCloud) {
 	p := h.serving()
 	h.viewers(1)
 	c.taken(t, h, p)
-	ends := h.noted(fakecloud.Notice).Time.Add(max(h.cloud.Lead(), c.short.Limit))
+	ends := h.noted(fakecloud.Notice).Time.Add(max(h.cloud.Lead, c.short.Limit))
 	var decides lifecycle.Moment
 	// Some clouds have to be asked for it, which takes a moment.
 	v := p.life("the cloud's deadline decides", func(v lifecycle.View) bool {

@@ -292,7 +292,7 @@ func (r *scaleIn) play() bool {
 	if n := h.row(); n.Cut == nil || *n.Cut != st.Cut.Viewers {
 		t.Errorf("%d: the row: %+v, AMS: %+v", r.number, n, st)
 	}
-	if timedOut := h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.TimedOut }); len(timedOut) > 0 {
+	if timedOut := h.entries(func(e cloud.Entry) bool { return e.What == cloud.TimedOut }); len(timedOut) > 0 {
 		t.Errorf("%d: a hook waited in vain: %+v", r.number, timedOut)
 	}
 	p.step(lifecycle.StepDone)
@@ -335,25 +335,25 @@ func (r *scaleIn) trouble(when string, p *process) *process {
 			h.t.Error(err)
 		}
 	}
-	api := func(f fakeaws.Fault) error { return h.asg.AddFault(f) }
+	api := func(f cloud.Fault) error { return h.asg.AddFault(f) }
 	switch r.rand.IntN(20) {
 	case 0:
-		note("throttled", api(fakeaws.Fault{Code: "Throttling", Message: "Rate exceeded", Times: 1 + r.rand.IntN(3)}))
+		note("throttled", api(cloud.Fault{Code: "Throttling", Message: "Rate exceeded", Times: 1 + r.rand.IntN(3)}))
 	case 1:
-		note("500", api(fakeaws.Fault{Code: "InternalFailure", Status: 500, Times: 1 + r.rand.IntN(2)}))
+		note("500", api(cloud.Fault{Code: "InternalFailure", Status: 500, Times: 1 + r.rand.IntN(2)}))
 	case 2:
-		note("nothing", api(fakeaws.Fault{Empty: true, Times: 1}), api(fakeaws.Fault{Reset: true, Times: 1}))
+		note("nothing", api(cloud.Fault{Empty: true, Times: 1}), api(cloud.Fault{Reset: true, Times: 1}))
 	case 3:
-		note("deaf", api(fakeaws.Fault{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}))
+		note("deaf", api(cloud.Fault{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}))
 	case 4:
-		note("slow API", api(fakeaws.Fault{Delay: time.Second, Times: 4}))
+		note("slow API", api(cloud.Fault{Delay: time.Second, Times: 4}))
 	case 5:
 		h.aws.ExpireTokens()
-		note("401", h.aws.AddFault(fakeaws.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 1}))
+		note("401", h.aws.AddFault(cloud.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 1}))
 	case 6:
-		note("metadata 503", h.aws.AddFault(fakeaws.Fault{Status: 503, Times: 2}))
+		note("metadata 503", h.aws.AddFault(cloud.Fault{Status: 503, Times: 2}))
 	case 7:
-		h.aws.RotateCredentials()
+		h.aws.ExpireKeys()
 		note("new credentials")
 	case 8:
 		note("MongoDB cut", h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Cut}))

@@ -14,6 +14,7 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakealibaba"
 	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 // rightsCase is a drain on a cloud whose API refuses one action.
@@ -53,7 +54,7 @@ func TestDrainRights(t *testing.T) {
 				if c.completes {
 					h.completed("drain")
 				}
-				for _, call := range h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Call }) {
+				for _, call := range h.entries(func(e cloud.Entry) bool { return e.What == cloud.Call }) {
 					if !slices.Contains(rights, call.Text) {
 						t.Errorf("it calls %s", call.Text)
 					}
@@ -76,7 +77,7 @@ func TestDrainRights(t *testing.T) {
 			{denied: "CompleteLifecycleAction", reported: true},
 		} {
 			all.run(t, "without "+c.denied, func(t *testing.T) {
-				ess := newESS(t, fakealibaba.CloudOptions{}, fakealibaba.Hook{Name: "ash-drain", Timeout: 30 * time.Second})
+				ess := newESS(t, fakealibaba.CloudOptions{}, cloud.Hook{Name: "ash-drain", Timeout: 30 * time.Second})
 				ess.Deny(c.denied)
 				h := newOnAlibaba(t, db, ess, 20+i, nil)
 				p := h.serving()
@@ -88,7 +89,7 @@ func TestDrainRights(t *testing.T) {
 				}
 				c.drains(t, h.scaled, p, "ess:")
 				if c.completes {
-					h.noted(fakealibaba.Completed)
+					h.noted(cloud.Completed)
 				}
 			})
 		}

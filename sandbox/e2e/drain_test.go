@@ -49,7 +49,7 @@ func TestDrainScaleIn(t *testing.T) {
 	}
 	// The hook hears of it while they watch, and more than once.
 	until(t, "two heartbeats", func() string {
-		if n := len(h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Heartbeat })); n < 2 {
+		if n := len(h.entries(func(e cloud.Entry) bool { return e.What == cloud.Heartbeat })); n < 2 {
 			return h.story()
 		}
 		return ""
@@ -138,7 +138,9 @@ func TestDrainWords(t *testing.T) {
 	if v.Notices[0].Kind != lifecycle.Reboot || v.NextDrain.Before(time.Now().Add(70*time.Hour)) || !v.Ready {
 		t.Errorf("a reboot in three days: %+v", v)
 	}
-	h.aws.Recommend(time.Now()) // a rebalance recommendation ends no machine
+	h.aws.Update(func(i *fakeaws.Instance) { // a rebalance recommendation ends no machine
+		cloud.Set(&i.Extra, "events/recommendations/rebalance", `{"noticeTime": "2026-11-20T08:00:00Z"}`)
+	})
 
 	say := func(want, exit int, text string, args ...string) {
 		t.Helper()
@@ -227,7 +229,7 @@ func TestDrainWords(t *testing.T) {
 func TestDrainPark(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.4", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
-		fakeaws.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
+		cloud.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
 	p := h.serving()
 	must := func(err error) {
 		t.Helper()
@@ -258,7 +260,7 @@ func TestDrainPark(t *testing.T) {
 	if !h.serverRuns() || len(h.documents()) != 1 || v.Lifecycle.Step != "" {
 		t.Errorf("back in service: %+v", v)
 	}
-	if n := len(h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Completed })); n != 0 {
+	if n := len(h.entries(func(e cloud.Entry) bool { return e.What == cloud.Completed })); n != 0 {
 		t.Errorf("hooks were completed for a standby:\n%s", h.story())
 	}
 	// Into the pool: the hook waits for us.
@@ -285,7 +287,7 @@ func TestDrainPark(t *testing.T) {
 	p.step(lifecycle.StepDone)
 	h.terminate()
 	until(t, "the end of the machine", func() string {
-		if n := h.entries(func(e fakeaws.Entry) bool { return e.Text == "Warmed:Terminated" && e.What == fakeaws.State }); len(n) == 0 {
+		if n := h.entries(func(e cloud.Entry) bool { return e.Text == "Warmed:Terminated" && e.What == cloud.State }); len(n) == 0 {
 			return h.story()
 		}
 		return ""
@@ -299,7 +301,7 @@ func TestDrainReimage(t *testing.T) {
 	t.Parallel()
 	db := newDatabase(t)
 	h := newScaled(t, db, "10.0.8.60", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
-		fakeaws.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
+		cloud.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
 	p := h.serving()
 	h.viewers(1)
 	must.OK(t, h.asg.ReplaceRoot(h.id))
@@ -337,7 +339,7 @@ func TestDrainNeverJoined(t *testing.T) {
 	for i, why := range []string{"without MongoDB", "without evidence"} {
 		all.run(t, why, func(t *testing.T) {
 			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 40+i), fakeaws.AutoScalingOptions{}, endHook(time.Minute),
-				fakeaws.Hook{Name: "serve", Launching: true, Timeout: time.Minute})
+				cloud.Hook{Name: "serve", Launching: true, Timeout: time.Minute})
 			if i == 0 {
 				if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
 					t.Fatal(err)
@@ -365,7 +367,7 @@ func TestDrainNeverJoined(t *testing.T) {
 			took := e.Time.Sub(asked)
 			t.Logf("completed %s after the notice", took.Round(time.Millisecond))
 			p.step(lifecycle.StepDone)
-			if e := h.entries(func(e fakeaws.Entry) bool { return e.What == fakeaws.Completed && e.Hook == "serve" }); len(e) > 0 {
+			if e := h.entries(func(e cloud.Entry) bool { return e.What == cloud.Completed && e.Hook == "serve" }); len(e) > 0 {
 				t.Errorf("the launch hook was completed: %+v", e)
 			}
 			h.mongo.Faults().Clear()
@@ -486,7 +488,7 @@ func TestDrainAPI(t *testing.T) {
 		h := newScaled(t, db, "10.0.8.9", fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
 		p := h.serving()
 		h.viewers(1)
-		for _, f := range []fakeaws.Fault{
+		for _, f := range []cloud.Fault{
 			{Code: "Throttling", Message: "Rate exceeded", Times: 2},
 			{Code: "InternalFailure", Status: 500, Times: 2},
 			{Empty: true, Times: 1},
@@ -508,7 +510,7 @@ func TestDrainAPI(t *testing.T) {
 		if st := h.live(); st.Live.Viewers != 1 {
 			t.Errorf("those who watch: %+v", st)
 		}
-		for _, f := range []fakeaws.Fault{
+		for _, f := range []cloud.Fault{
 			{Path: "CompleteLifecycleAction", Code: "Throttling", Times: 1},
 			{Path: "CompleteLifecycleAction", Code: "ServiceUnavailable", Status: 503, Times: 1},
 			{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}, // it is done, and nobody hears it
@@ -526,7 +528,7 @@ func TestDrainAPI(t *testing.T) {
 		hook := endHook(4 * time.Second)
 		hook.Limit = 6 * time.Second
 		h := newScaled(t, db, "10.0.8.10", fakeaws.AutoScalingOptions{}, hook)
-		if err := h.asg.AddFault(fakeaws.Fault{Path: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
+		if err := h.asg.AddFault(cloud.Fault{Path: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
 			t.Fatal(err)
 		}
 		p := h.serving()
@@ -550,13 +552,13 @@ func TestDrainMetadata(t *testing.T) {
 	p := h.serving()
 	h.viewers(1)
 	h.aws.ExpireTokens()
-	if err := h.aws.AddFault(fakeaws.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 3}); err != nil {
+	if err := h.aws.AddFault(cloud.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 3}); err != nil {
 		t.Fatal(err)
 	}
 	h.terminate()
 	p.counted(1)
 	// In the middle: 404 for what said Terminated, then 503, then silence.
-	for _, f := range []fakeaws.Fault{
+	for _, f := range []cloud.Fault{
 		{Path: "meta-data/autoscaling/*", Status: 404, Times: 2},
 		{Path: "meta-data/autoscaling/*", Status: 503, Times: 1},
 		{Path: "/latest/api/token", Status: 403, Times: 1},
@@ -565,7 +567,7 @@ func TestDrainMetadata(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.aws.RotateCredentials()
+	h.aws.ExpireKeys()
 	wait(6 * time.Second)
 	if v := p.view(); v.State != cluster.StateDraining || h.live().Live.Viewers != 1 {
 		t.Errorf("the drain: %+v", v)
@@ -582,7 +584,7 @@ func TestDrainHungMetadata(t *testing.T) {
 	h := newScaled(t, newDatabase(t), "10.0.8.12", fakeaws.AutoScalingOptions{})
 	h.serving().end(syscall.SIGTERM)
 	h.viewers(1)
-	if err := h.aws.AddFault(fakeaws.Fault{Hang: true}); err != nil {
+	if err := h.aws.AddFault(cloud.Fault{Hang: true}); err != nil {
 		t.Fatal(err)
 	}
 	asked, begun := len(h.aws.Requests()), time.Now()

@@ -46,12 +46,10 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	c.Mu.Lock()
-	clock := time.Now().Add(c.skew)
-	c.Mu.Unlock()
+	clock := time.Now().Add(c.o.Skew)
 	w.Header().Set("Date", clock.UTC().Format(http.TimeFormat))
 	call, q := r.Header.Get("X-Acs-Action"), r.URL.Query()
-	e := Entry{
+	e := cloud.Entry{
 		Instance: cmp.Or(q.Get("InstanceIds.1"), q.Get("ResourceId.1")), Text: call,
 		Group: q.Get("ScalingGroupId"), Hook: cmp.Or(q.Get("LifecycleHookId"), q.Get("lifecycleHookId")),
 	}
@@ -101,17 +99,14 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 	if !slices.Contains(signed, "host") || !slices.IsSorted(signed) {
 		return "", refuse("IncompleteSignature", "The host is not signed, or the headers are in no order.")
 	}
-	c.Mu.Lock()
-	owners := slices.Clone(c.owners)
-	c.Mu.Unlock()
-	var k credentials
-	by, found := "", false
-	for _, o := range owners {
-		if key, ok := o.key(m[1]); ok {
-			k, by, found = key, o.Instance().ID, true
+	var k cloud.Key
+	by := ""
+	for _, o := range c.owners {
+		if key, ok := o.Find(m[1]); ok {
+			k, by = key, o.Get().ID
 		}
 	}
-	if !found {
+	if by == "" {
 		return "", notFound("InvalidAccessKeyId.NotFound", "Specified access key is not found.")
 	}
 	sum := sha256.Sum256(body)
@@ -119,9 +114,9 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 	at, err := time.Parse("2006-01-02T15:04:05Z", r.Header.Get("X-Acs-Date"))
 	nonce := r.Header.Get("X-Acs-Signature-Nonce")
 	switch {
-	case r.Header.Get("X-Acs-Security-Token") != k.token:
+	case r.Header.Get("X-Acs-Security-Token") != k.Token:
 		return by, refuse("InvalidSecurityToken.MismatchWithAccessKey", "Specified SecurityToken mismatch with the AccessKey.")
-	case !time.Now().Before(k.until):
+	case !time.Now().Before(k.Until):
 		return by, refuse("InvalidSecurityToken.Expired", "Specified SecurityToken is expired.")
 	case err != nil:
 		return by, refuse("InvalidTimeStamp.Format", "Specified time stamp or date value is not well formatted.")
@@ -129,43 +124,23 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 		return by, refuse("InvalidTimeStamp.Expired", "Specified time stamp or date value is expired.")
 	case r.Header.Get("X-Acs-Content-Sha256") != hash:
 		return by, refuse("InvalidSignature.ContentSha256", "The content hash is another one.")
-	case nonce == "" || !c.fresh(m[1]+nonce):
+	case nonce == "" || c.nonces[m[1]+nonce]:
 		return by, refuse("SignatureNonceUsed", "Specified signature nonce was used already.")
-	case sign(k.secret, canonical(r, signed, hash)) != m[3]:
+	case sign(k.Secret, canonical(r, signed, hash)) != m[3]:
 		return by, refuse("SignatureDoesNotMatch", "Specified signature is not matched with our calculation.")
 	}
-	c.Mu.Lock()
-	defer c.Mu.Unlock()
+	c.nonces[m[1]+nonce] = true
 	if c.Denied(call) {
 		return by, cloud.Refuse(http.StatusForbidden, "Forbidden.RAM", "User not authorized to operate on the specified resource, or this API doesn't support RAM.")
 	}
 	return by, nil
 }
 
-func (c *Cloud) fresh(nonce string) bool {
-	c.Mu.Lock()
-	defer c.Mu.Unlock()
-	if c.nonces[nonce] {
-		return false
-	}
-	c.nonces[nonce] = true
-	return true
-}
-
 // canonical is the text that is signed.
 func canonical(r *http.Request, signed []string, hash string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n%s\n", r.Method, r.URL.EscapedPath())
-	q := r.URL.Query()
-	for i, name := range slices.Sorted(maps.Keys(q)) {
-		for _, v := range q[name] {
-			if i > 0 {
-				b.WriteString("&")
-			}
-			b.WriteString(percent(name) + "=" + percent(v))
-		}
-	}
-	b.WriteString("\n")
+	// By RFC 3986 a space is %20.
+	fmt.Fprintf(&b, "%s\n%s\n%s\n", r.Method, r.URL.EscapedPath(), strings.ReplaceAll(r.URL.Query().Encode(), "+", "%20"))
 	for _, name := range signed {
 		v := r.Header.Get(name)
 		if name == "host" {
@@ -174,19 +149,6 @@ func canonical(r *http.Request, signed []string, hash string) string {
 		fmt.Fprintf(&b, "%s:%s\n", name, strings.TrimSpace(v))
 	}
 	fmt.Fprintf(&b, "\n%s\n%s", strings.Join(signed, ";"), hash)
-	return b.String()
-}
-
-// percent escapes by RFC 3986: all but letters, digits and -_.~
-func percent(s string) string {
-	var b strings.Builder
-	for _, c := range []byte(s) {
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-_.~", c) >= 0 {
-			b.WriteByte(c)
-		} else {
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
-	}
 	return b.String()
 }
 
@@ -206,8 +168,6 @@ func (c *Cloud) listed(name string, items any) any {
 }
 
 func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]any, *apiError) {
-	c.Mu.Lock()
-	defer c.Mu.Unlock()
 	if call == "ListTagResources" {
 		if version != ecsVersion {
 			return nil, refuse("InvalidVersion", "Specified parameter Version is not valid.")
@@ -225,7 +185,7 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 	}
 	switch call {
 	case "DescribeScalingInstances":
-		ids := many(q, "InstanceIds")
+		ids := cloud.List(q, "InstanceIds.")
 		items := []map[string]any{}
 		for _, id := range slices.Sorted(maps.Keys(c.Instances)) {
 			if i := c.Instances[id]; slices.Contains(ids, id) {
@@ -250,7 +210,7 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 		for _, h := range hooks {
 			items = append(items, map[string]any{
 				"LifecycleHookId": h.Name, "ScalingGroupId": group, "DefaultResult": h.Default,
-				"HeartbeatTimeout":    int((h.Timeout + time.Second - 1) / time.Second),
+				"HeartbeatTimeout":    cloud.WholeSeconds(h.Timeout),
 				"LifecycleTransition": map[bool]string{false: "SCALE_IN", true: "SCALE_OUT"}[h.Launching],
 			})
 		}
@@ -267,23 +227,10 @@ func noGroup() *apiError {
 	return notFound("InvalidScalingGroupId.NotFound", "The specified scaling group does not exist.")
 }
 
-// many are the parameters NAME.1, NAME.2, ...
-func many(q url.Values, name string) []string {
-	var out []string
-	for i := 1; q.Has(name + "." + strconv.Itoa(i)); i++ {
-		out = append(out, q.Get(name+"."+strconv.Itoa(i)))
-	}
-	return out
-}
-
 func (c *Cloud) listActivities(q url.Values) (map[string]any, *apiError) {
 	id := q.Get("ScalingGroupId")
 	if _, ok := c.Groups[id]; !ok {
 		return nil, noGroup()
-	}
-	page, size := number(q, "PageNumber", 1), number(q, "PageSize", 10)
-	if page < 1 || size < 1 || size > 50 {
-		return nil, refuse("InvalidParameter", "The specified value of parameter is not valid.")
 	}
 	items := []map[string]any{}
 	for _, a := range c.Activities {
@@ -295,20 +242,7 @@ func (c *Cloud) listActivities(q url.Values) (map[string]any, *apiError) {
 			items = append(items, map[string]any{"ScalingActivityId": a.ID, "ScalingGroupId": id, "StatusCode": status, "Progress": 50})
 		}
 	}
-	total := len(items)
-	items = items[min((page-1)*size, total):min(page*size, total)]
-	return map[string]any{"ScalingActivities": c.listed("ScalingActivity", items), "TotalCount": total, "PageNumber": page, "PageSize": size}, nil
-}
-
-func number(q url.Values, name string, usual int) int {
-	if !q.Has(name) {
-		return usual
-	}
-	n, err := strconv.Atoi(q.Get(name))
-	if err != nil {
-		return -1
-	}
-	return n
+	return map[string]any{"ScalingActivities": c.listed("ScalingActivity", items), "TotalCount": len(items), "PageNumber": 1, "PageSize": 50}, nil
 }
 
 func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
@@ -317,10 +251,6 @@ func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
 		return nil, notFound("InvalidScalingActivityId.NotFound", "The specified scaling activity does not exist.")
 	}
 	a := c.Activities[at]
-	size, from := number(q, "MaxResults", 10), number(q, "NextToken", 0)
-	if size < 1 || size > 50 || from < 0 {
-		return nil, refuse("InvalidParameter", "The specified value of parameter is not valid.")
-	}
 	items := []map[string]any{}
 	now := time.Now() // once: the actions of an activity become visible together
 	for _, act := range a.Actions {
@@ -340,13 +270,7 @@ func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
 			"LifecycleActionResult": act.Hook.Default, "InstanceIds": c.listed("InstanceId", ids),
 		})
 	}
-	total := len(items)
-	out := map[string]any{"TotalCount": total, "MaxResults": size}
-	if next := min(from, total) + size; next < total {
-		out["NextToken"] = strconv.Itoa(next)
-	}
-	out["LifecycleActions"] = c.listed("LifecycleAction", items[min(from, total):min(from+size, total)])
-	return out, nil
+	return map[string]any{"LifecycleActions": c.listed("LifecycleAction", items), "TotalCount": len(items), "MaxResults": 50}, nil
 }
 
 // waiting finds the action of a hook and a token.
@@ -365,10 +289,10 @@ func (c *Cloud) beat(q url.Values, by string) *apiError {
 	if ae != nil {
 		return ae
 	}
-	n := number(q, "heartbeatTimeout", 600)
+	n, err := strconv.Atoi(cmp.Or(q.Get("heartbeatTimeout"), "600"))
 	d := time.Duration(n) * time.Second
 	switch {
-	case n < 30 || n > 21600:
+	case err != nil || n < 30 || n > 21600:
 		return refuse("InvalidParamter", "The specified value of parameter is not valid.")
 	case act.Beats >= maxBeats:
 		return refuse("LifecycleAction.RecordTimesExceeded", "The specified lifecycleAction exceed lifecycleAction max record times.")
@@ -407,9 +331,9 @@ func (c *Cloud) tags(q url.Values) (map[string]any, *apiError) {
 		return nil, refuse("InvalidResourceType.NotFound", "The ResourceType provided does not exist in our records.")
 	}
 	items := []map[string]any{}
-	ids := many(q, "ResourceId")
+	ids := cloud.List(q, "ResourceId.")
 	for _, o := range c.owners {
-		i := o.Instance()
+		i := o.Get()
 		if !slices.Contains(ids, i.ID) {
 			continue
 		}

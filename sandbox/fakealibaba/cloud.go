@@ -33,36 +33,16 @@ type Cloud struct {
 	nonces  map[string]bool
 	secrets map[string]secret // of KMS
 	wrapped bool
-	skew    time.Duration
 }
-
-type (
-	// Entry is one line of the books.
-	Entry = cloud.Entry
-	// What says what happened.
-	What = cloud.What
-	// Hook is one lifecycle hook of a group.
-	Hook = cloud.Hook
-	// Fault spoils answers of the metadata service, or of the API.
-	Fault = cloud.Fault
-)
-
-// What can be in the books.
-const (
-	State     = cloud.State
-	Wait      = cloud.Wait
-	Heartbeat = cloud.Heartbeat
-	Completed = cloud.Completed
-	Gone      = cloud.Gone
-	Call      = cloud.Call
-	ByHook    = cloud.ByHook
-)
 
 // StartCloud serves until Close or until ctx is done.
 func StartCloud(ctx context.Context, o CloudOptions) (*Cloud, error) {
 	o.Longest = cmp.Or(o.Longest, 6*time.Hour)
-	c := &Cloud{o: o, skew: o.Skew, nonces: map[string]bool{}, secrets: map[string]secret{}}
-	c.Init("ESS", o.ScalingOptions)
+	c := &Cloud{o: o, nonces: map[string]bool{}, secrets: map[string]secret{}}
+	c.Init("ESS", o.ScalingOptions, func(h cloud.Hook) cloud.Hook {
+		h.Timeout, h.Limit, h.Default = cmp.Or(h.Timeout, 10*time.Minute), o.Longest, cmp.Or(h.Default, "CONTINUE")
+		return h
+	})
 	return c, c.Start(ctx, c)
 }
 
@@ -73,29 +53,11 @@ func (c *Cloud) Wrap(wrapped bool) {
 	c.wrapped = wrapped
 }
 
-// SetSkew changes how far the API's clock is ahead.
-func (c *Cloud) SetSkew(d time.Duration) {
-	c.Mu.Lock()
-	defer c.Mu.Unlock()
-	c.skew = d
-}
-
-// Group adds a group, or changes its hooks. A hook waits 10m for the first heartbeat, and continues then, unless it says
-// otherwise.
-func (c *Cloud) Group(id string, hooks ...Hook) {
-	var all []Hook
-	for _, h := range hooks {
-		h.Timeout, h.Limit, h.Default = cmp.Or(h.Timeout, 10*time.Minute), c.o.Longest, cmp.Or(h.Default, "CONTINUE")
-		all = append(all, h)
-	}
-	c.Scaling.Group(id, all...)
-}
-
 // Attach makes an instance a member of a group, InService and without running any hook. meta is its metadata service; nil:
 // none, and the id is needed.
 func (c *Cloud) Attach(group, id string, meta *Server) error {
 	if meta != nil {
-		id = meta.Instance().ID
+		id = meta.Get().ID
 		meta.Update(func(i *Instance) { cloud.Set(&i.Tags, "acs:autoscaling:scalingGroupId", group) })
 	}
 	return c.Join(&cloud.Instance{ID: id, Group: group})
@@ -124,15 +86,7 @@ func (c *Cloud) scale(state string, out bool, ids []string) error {
 // Move puts an instance into a state (Standby, Protected, InService, Stopped), and runs no hook.
 func (c *Cloud) Move(id, state string) error { return c.Scaling.Move(id, "", state) }
 
-// Verbs of the groups:
-//
-//	POST   /scale-in       ?instance=I, which may be repeated: by one activity
-//	POST   /skew           ?by=1h: the API's clock
+// Verbs of the groups: POST /scale-in?instance=I, which may be repeated: by one activity.
 func (c *Cloud) Verbs() cloud.Verbs {
-	return c.Scaling.Verbs(
-		cloud.Try("POST /scale-in", cloud.Params{"instance": []string(nil)}, func(a cloud.Args) error {
-			return c.ScaleIn(a.Strings("instance")...)
-		}),
-		cloud.Do("POST /skew", cloud.Params{"by": time.Duration(0)}, func(a cloud.Args) { c.SetSkew(a.Duration("by")) }),
-	)
+	return c.Scaling.Verbs(cloud.With("POST /scale-in", "instance", []string(nil), func(ids []string) error { return c.ScaleIn(ids...) }))
 }

@@ -4,7 +4,6 @@
 package fakealibaba
 
 import (
-	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
@@ -32,8 +31,6 @@ type Instance struct {
 	Events string `json:"events"`
 	// UserData is served raw; empty: none.
 	UserData string `json:"user_data"`
-	// Extra are items by their path below the version; they win over all others.
-	Extra map[string]string `json:"extra"`
 }
 
 // NIC is one network interface.
@@ -59,14 +56,8 @@ func Sample() Instance {
 
 // items are all answers by their path below the version, but the credentials. An
 // item without a value is not there, and its path answers 404.
-func (i Instance) items() map[string]string {
-	m := map[string]string{}
-	set := func(path, value string) {
-		if value != "" {
-			m[path] = value
-		}
-	}
-	meta := func(path, value string) { set("meta-data/"+path, value) }
+func (i Instance) items(k cloud.Key) cloud.Items {
+	m := cloud.Items{}
 	var nic NIC
 	if len(i.NICs) > 0 {
 		nic = i.NICs[0]
@@ -75,44 +66,32 @@ func (i Instance) items() map[string]string {
 	if len(nic.IPv4s) > 0 {
 		ip = nic.IPv4s[0]
 	}
-	meta("instance-id", i.ID)
-	meta("instance/instance-name", i.Name)
-	meta("instance/instance-type", i.Type)
-	meta("hostname", i.Hostname)
-	meta("region-id", i.Region)
-	meta("zone-id", i.Zone)
-	meta("owner-account-id", i.AccountID)
-	meta("image-id", i.ImageID)
-	meta("private-ipv4", ip)
-	meta("eipv4", nic.Public)
-	meta("mac", nic.MAC)
-	var macs strings.Builder
+	m.Meta("instance-id", i.ID)
+	m.Meta("instance/instance-name", i.Name)
+	m.Meta("hostname", i.Hostname)
+	m.Meta("region-id", i.Region)
+	m.Meta("zone-id", i.Zone)
+	m.Meta("private-ipv4", ip)
+	m.Meta("eipv4", nic.Public)
+	m.Meta("mac", nic.MAC)
 	for _, n := range i.NICs {
-		macs.WriteString(n.MAC + "/\n")
-		dir := "network/interfaces/macs/" + n.MAC + "/"
-		meta(dir+"ipv6s", n.IPv6s)
-		if len(n.IPv4s) > 0 {
-			meta(dir+"primary-ip-address", n.IPv4s[0])
-			meta(dir+"private-ipv4s", cloud.JSON(n.IPv4s))
-		}
+		m.Meta("network/interfaces/macs/"+n.MAC+"/ipv6s", n.IPv6s)
 	}
-	meta("network/interfaces/macs/", macs.String())
 	if !i.TerminationTime.IsZero() {
-		meta("instance/spot/termination-time", i.TerminationTime.UTC().Format(time.RFC3339))
+		m.Meta("instance/spot/termination-time", i.TerminationTime.UTC().Format(time.RFC3339))
 	}
 	if i.Role != "" {
-		meta("ram/security-credentials/", i.Role)
+		m.Meta("ram/security-credentials/", i.Role)
+		m.Meta("ram/security-credentials/"+i.Role, cloud.JSON(map[string]string{
+			"Code": "Success", "AccessKeyId": k.ID, "AccessKeySecret": k.Secret, "SecurityToken": k.Token,
+			"LastUpdated": k.Since.UTC().Format(time.RFC3339), "Expiration": k.Until.UTC().Format(time.RFC3339),
+		}))
 	}
-	set("maintenance/active-system-events", i.Events)
-	set("user-data", i.UserData)
-	set("dynamic/instance-identity/document", cloud.JSON(map[string]string{
+	m.Set("maintenance/active-system-events", i.Events)
+	m.Set("user-data", i.UserData)
+	m.Set("dynamic/instance-identity/document", cloud.JSON(map[string]string{
 		"zone-id": i.Zone, "serial-number": "4acd2b47-b328-4762-852f-998f2dfb0001", "instance-id": i.ID, "region-id": i.Region,
 		"private-ipv4": ip, "owner-account-id": i.AccountID, "mac": nic.MAC, "image-id": i.ImageID, "instance-type": i.Type,
 	}))
-	for path, v := range i.Extra {
-		if m[path] = v; v == "" {
-			delete(m, path)
-		}
-	}
 	return m
 }

@@ -1,35 +1,21 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fakealibaba is a fake of what an ECS instance of Alibaba Cloud sees: the
-// metadata service with the session tokens of hardened mode, the credentials of its
-// RAM role, and, see [Cloud], the APIs of Auto Scaling (ESS) and ECS with the groups
-// behind them, and of KMS with its secrets. Faults can be switched on and off while
-// it runs, and books are kept of who said what when.
+// Package fakealibaba is a fake of what an ECS instance of Alibaba Cloud sees: the metadata service with the session tokens of
+// hardened mode and the credentials of its RAM role, and, see [Cloud], the APIs of Auto Scaling (ESS), ECS and KMS. The API
+// computes signature V3 again.
 //
-// The API computes signature V3 again and refuses a wrong one, an old one, a nonce
-// that it has seen, credentials that have ended and permissions that are not there.
+// Documented: paths, headers and statuses of the metadata; actions, parameters and errors of the API; a hook's own time, the 20
+// heartbeats and the 6 hours of a wait; one token for several instances; lists wrapped as in 2014 or plain as in 2022.
 //
-// Documented, and so here: the paths and headers of the metadata, 401 for a token
-// that has ended, 403 for a service that is switched off, 404 for what is not set;
-// the names of the API's actions, parameters and errors; a hook's own time, the 20
-// heartbeats and the 6 hours of a wait; that one token may be that of several
-// instances; both shapes of lists (of the API of 2014, wrapped, and of 2022, plain).
-//
-// Guessed: the form of the list of IPv6 addresses and that of active system events
-// (both can be given as text), that a heartbeat begins a new time instead of adding
-// to the old one, that one scale-in of several instances gives them one action for
-// each hook, the texts of errors, and how soon the states follow each other.
-//
-// All answer on loopback unless told otherwise. The API is not stable.
+// Guessed: the form of the lists of IPv6 addresses and of active system events (both are given as text), that a heartbeat
+// begins a new time instead of adding to the old one, one action for each hook of a scale-in of several instances.
 package fakealibaba
 
 import (
 	"context"
-	"crypto/rand"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
@@ -52,34 +38,16 @@ type Server struct {
 	cloud.Service
 	cloud.Served[Instance]
 	cloud.Tokens
-	plain bool
-
-	mu   sync.Mutex
-	keys []credentials // all that were handed out, the last is the one in force
+	cloud.Keys
 }
-
-// credentials are those of the role for a while.
-type credentials struct {
-	id, secret, token string
-	since, until      time.Time
-}
-
-const (
-	rolesDir        = "meta-data/ram/security-credentials/"
-	credentialsLife = 6 * time.Hour
-)
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	s := &Server{plain: o.Plain, Tokens: cloud.Tokens{
-		Header: "X-Aliyun-Ecs-Metadata-Token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds",
+	s := &Server{Keys: cloud.Keys{Prefix: "STS."}, Tokens: cloud.Tokens{
+		Header: "X-Aliyun-Ecs-Metadata-Token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Optional: o.Plain,
 	}}
 	s.Metadata(o.Logger(), "", map[string]string{"Content-Type": "text/plain"}, &s.Tokens)
-	i := Sample()
-	if o.Instance != nil {
-		i = *o.Instance
-	}
-	s.Update(func(to *Instance) { *to = i })
+	s.Serving(o.Instance, Sample())
 	if c := o.Cloud; c != nil {
 		c.Mu.Lock()
 		defer c.Mu.Unlock()
@@ -99,19 +67,6 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	})
 }
 
-// Instance returns a copy of what is served now.
-func (s *Server) Instance() Instance { return s.Get() }
-
-// ExpireCredentials makes those in force invalid for the API; the next who asks gets
-// new ones.
-func (s *Server) ExpireCredentials() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range s.keys {
-		s.keys[i].until = time.Time{}
-	}
-}
-
 // Interrupt tells that the spot instance is taken back; a zero time takes that back.
 func (s *Server) Interrupt(at time.Time) { s.Update(func(i *Instance) { i.TerminationTime = at }) }
 
@@ -120,8 +75,8 @@ func (s *Server) Announce(events string) { s.Update(func(i *Instance) { i.Events
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.Serve(w, r, func(Fault) (int, string) {
-		status, body := s.answer(r)
+	s.Serve(w, r, func(cloud.Fault) (int, string) {
+		status, body := s.Answer(r, func() cloud.Items { return s.Get().items(s.Key()) })
 		if status != http.StatusOK && body == "" {
 			body = strings.ToLower(http.StatusText(status))
 		}
@@ -129,79 +84,21 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func (s *Server) answer(r *http.Request) (status int, body string) {
-	version, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	switch {
-	case path == "api/token":
-		token, status := s.Give(r)
-		return status, token
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return http.StatusMethodNotAllowed, ""
-	case !s.Admits(r, s.plain):
-		return http.StatusUnauthorized, ""
-	case version != "latest" && version != "2016-01-01":
-		return http.StatusNotFound, ""
-	}
-	i := s.Get()
-	if role, ok := strings.CutPrefix(path, rolesDir); ok && role != "" && role == i.Role {
-		return http.StatusOK, s.credentials(time.Now())
-	}
-	if v, ok := i.items()[path]; ok {
-		return http.StatusOK, v
-	}
-	return http.StatusNotFound, ""
-}
-
-// credentials are those in force; new ones if less than half of their life is left.
-func (s *Server) credentials(now time.Time) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n := len(s.keys); n == 0 || s.keys[n-1].until.Sub(now) < credentialsLife/2 {
-		s.keys = append(s.keys, credentials{
-			id: "STS." + rand.Text()[:16], secret: rand.Text() + rand.Text(), token: "CAIS" + rand.Text() + rand.Text(),
-			since: now, until: now.Add(credentialsLife),
-		})
-	}
-	k := s.keys[len(s.keys)-1]
-	return cloud.JSON(map[string]string{
-		"Code": "Success", "AccessKeyId": k.id, "AccessKeySecret": k.secret, "SecurityToken": k.token,
-		"LastUpdated": k.since.UTC().Format(time.RFC3339), "Expiration": k.until.UTC().Format(time.RFC3339),
-	})
-}
-
-// key finds the credentials with an id that this instance was given.
-func (s *Server) key(id string) (credentials, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, k := range s.keys {
-		if k.id == id {
-			return k, true
-		}
-	}
-	return credentials{}, false
-}
-
 // Verbs are those of the metadata service:
 //
-//	GET, PATCH /instance       what is served; JSON: the fields in it are replaced
-//	PUT    /item?path=P        the body becomes the item below the version, 404 when it is empty
+//	GET, PATCH /instance       what is served, signals among them; JSON: the fields in it are replaced
 //	POST   /expire-tokens
 //	POST   /spot               ?in=5m
-//	PUT    /events             the body becomes the list of active system events
-//	DELETE /signals            both
 //	POST   /fault              see [cloud.Fault]; GET, DELETE /fault
 //	GET    /requests
 //
 // With a cloud also those of [Cloud.Verbs], below /cloud/.
 func (s *Server) Verbs() cloud.Verbs {
 	return s.WithFaults(s.Served.Verbs("/instance",
-		cloud.Item(func(path, text string) { s.Update(func(i *Instance) { cloud.Set(&i.Extra, path, text) }) }),
-		cloud.Do("POST /expire-tokens", nil, func(cloud.Args) { s.ExpireTokens() }),
-		cloud.Do("POST /spot", cloud.Params{"in": 5 * time.Minute}, func(a cloud.Args) { s.Interrupt(time.Now().Add(a.Duration("in"))) }),
-		cloud.Do("PUT /events", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.Announce(a.String(cloud.Text)) }),
-		cloud.Do("DELETE /signals", nil, func(cloud.Args) {
-			s.Interrupt(time.Time{})
-			s.Announce("")
+		cloud.Do("POST /expire-tokens", s.ExpireTokens),
+		cloud.With("POST /spot", "in", 5*time.Minute, func(in time.Duration) error {
+			s.Interrupt(time.Now().Add(in))
+			return nil
 		}),
 	))
 }

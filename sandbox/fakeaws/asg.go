@@ -28,27 +28,15 @@ type AutoScaling struct {
 	owners map[string]*Server // whose role's keys are good, in a group or not; guarded by Mu
 }
 
-type (
-	// Entry is one line of the books.
-	Entry = cloud.Entry
-	// Hook is one lifecycle hook of a group.
-	Hook = cloud.Hook
-)
-
-// What can be in the books.
-const (
-	Target    = cloud.Target
-	State     = cloud.State
-	Heartbeat = cloud.Heartbeat
-	Completed = cloud.Completed
-	TimedOut  = cloud.TimedOut
-	Call      = cloud.Call
-)
-
 // NewAutoScaling makes an account that does not listen.
 func NewAutoScaling(o AutoScalingOptions) *AutoScaling {
 	a := &AutoScaling{region: cmp.Or(o.Region, "eu-west-1"), owners: map[string]*Server{}}
-	a.Init("Auto Scaling", o.ScalingOptions)
+	a.Init("Auto Scaling", o.ScalingOptions, func(h cloud.Hook) cloud.Hook {
+		h.Timeout = cmp.Or(h.Timeout, time.Hour)
+		h.Limit = cmp.Or(h.Limit, min(48*time.Hour, 100*h.Timeout))
+		h.Default = cmp.Or(h.Default, "ABANDON")
+		return h
+	})
 	return a
 }
 
@@ -58,22 +46,9 @@ func StartAutoScaling(ctx context.Context, o AutoScalingOptions) (*AutoScaling, 
 	return a, a.Start(ctx, a)
 }
 
-// Group adds a group, or changes its hooks. A hook waits 1h from heartbeat to heartbeat, 48h or 100 times that in all, and is
-// abandoned then, unless it says otherwise.
-func (a *AutoScaling) Group(name string, hooks ...Hook) {
-	var all []Hook
-	for _, h := range hooks {
-		h.Timeout = cmp.Or(h.Timeout, time.Hour)
-		h.Limit = cmp.Or(h.Limit, min(48*time.Hour, 100*h.Timeout))
-		h.Default = cmp.Or(h.Default, "ABANDON")
-		all = append(all, h)
-	}
-	a.Scaling.Group(name, all...)
-}
-
 // Attach makes the instance of a metadata service a member of a group, InService and without running any hook.
 func (a *AutoScaling) Attach(group string, meta *Server) error {
-	id := meta.Instance().ID
+	id := meta.Get().ID
 	if err := a.Join(&cloud.Instance{ID: id, Group: group, Aimed: meta.SetTarget}); err != nil {
 		return err
 	}
@@ -169,25 +144,21 @@ func (a *AutoScaling) Detach(id string) error {
 
 // Verbs of the groups. The instance is not needed if there is only one.
 func (a *AutoScaling) Verbs() cloud.Verbs {
-	var verbs []cloud.Verb
-	verb := func(path string, params cloud.Params, do func(id string, args cloud.Args) error) {
-		params["instance"] = ""
-		verbs = append(verbs, cloud.Try("POST "+path, params, func(args cloud.Args) error {
-			id := args.String("instance")
-			if all := a.Members(); id == "" && len(all) == 1 {
-				id = all[0].Instance
-			}
-			return do(id, args)
-		}))
+	only := func(id string) string {
+		if all := a.Members(); id == "" && len(all) == 1 {
+			return all[0].Instance
+		}
+		return id
 	}
+	verbs := []cloud.Verb{{Name: "POST /pool", Bind: func() (cloud.Params, func() error) {
+		id, state, started := "", "", false
+		return cloud.Params{"instance": &id, "state": &state, "started": &started}, func() error { return a.Pool(only(id), state, started) }
+	}}}
 	for path, do := range map[string]func(string) error{
 		"/terminate": a.Terminate, "/launch": a.Launch, "/standby": a.Standby, "/detach": a.Detach, "/restore": a.Restore,
 		"/replace-root": a.ReplaceRoot,
 	} {
-		verb(path, cloud.Params{}, func(id string, _ cloud.Args) error { return do(id) })
+		verbs = append(verbs, cloud.With("POST "+path, "instance", "", func(id string) error { return do(only(id)) }))
 	}
-	verb("/pool", cloud.Params{"state": "", "started": false}, func(id string, args cloud.Args) error {
-		return a.Pool(id, args.String("state"), args.Bool("started"))
-	})
 	return a.Scaling.Verbs(verbs...)
 }

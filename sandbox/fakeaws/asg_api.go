@@ -20,12 +20,10 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// The calls that the API knows.
+// The calls about a hook that waits.
 const (
-	describeInstances = "DescribeAutoScalingInstances"
-	describeHooks     = "DescribeLifecycleHooks"
-	recordHeartbeat   = "RecordLifecycleActionHeartbeat"
-	complete          = "CompleteLifecycleAction"
+	recordHeartbeat = "RecordLifecycleActionHeartbeat"
+	complete        = "CompleteLifecycleAction"
 )
 
 // Version of the API, and the namespace of its answers.
@@ -56,7 +54,7 @@ func (a *AutoScaling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	call := form.Get("Action")
-	e := Entry{
+	e := cloud.Entry{
 		Instance: cmp.Or(form.Get("InstanceId"), form.Get("InstanceIds.member.1")), Group: form.Get("AutoScalingGroupName"),
 		Hook: form.Get("LifecycleHookName"), Text: call,
 	}
@@ -100,8 +98,7 @@ type envelope struct {
 	RequestID string `xml:"ResponseMetadata>RequestId"`
 }
 
-// signed is an Authorization header of signature version 4. The signature itself
-// is not computed again.
+// signed is an Authorization header of signature version 4. The signature itself is not computed again.
 var signed = regexp.MustCompile(
 	`^AWS4-HMAC-SHA256 Credential=([A-Z0-9]{16,128})/(\d{8})/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request, SignedHeaders=([a-z0-9;-]+), Signature=[0-9a-f]{64}$`)
 
@@ -123,18 +120,17 @@ func (a *AutoScaling) authorise(r *http.Request, call string) (string, *apiError
 		return "", forbidden("RequestExpired", "Request has expired")
 	}
 	token := r.Header.Get("X-Amz-Security-Token")
-	a.Mu.Lock()
-	defer a.Mu.Unlock()
-	by, found, inForce := "", false, false
+	var key cloud.Key
+	by := ""
 	for id, owner := range a.owners {
-		if owns, ok := owner.owns(m[1], token); owns && (!inForce || ok) {
-			by, found, inForce = id, true, ok
+		if k, ok := owner.Find(m[1]); ok {
+			key, by = k, id
 		}
 	}
 	switch {
-	case !found:
+	case by == "":
 		return "", forbidden("InvalidClientTokenId", "The security token included in the request is invalid")
-	case !inForce:
+	case token != key.Token || !time.Now().Before(key.Until):
 		return by, forbidden("ExpiredToken", "The security token included in the request is expired")
 	case a.Denied(call):
 		return by, forbidden("AccessDenied", "User: arn:aws:sts::123456789012:assumed-role/ams-node/"+by+" is not authorized to perform: autoscaling:"+
@@ -165,23 +161,21 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 	if v := form.Get("Version"); v != apiVersion {
 		return nil, cloud.Refuse(http.StatusBadRequest, "InvalidAction", "Could not find operation "+call+" for version "+v)
 	}
-	a.Mu.Lock()
-	defer a.Mu.Unlock()
 	switch call {
-	case describeInstances:
+	case "DescribeAutoScalingInstances":
 		type result struct {
 			XMLName   xml.Name
 			Instances []instanceXML `xml:"AutoScalingInstances>member"`
 		}
 		out := result{XMLName: xml.Name{Local: call + "Result"}}
-		ids := list(form, "InstanceIds")
+		ids := cloud.List(form, "InstanceIds.member.")
 		for _, id := range slices.Sorted(maps.Keys(a.Instances)) {
 			if i := a.Instances[id]; len(ids) == 0 || slices.Contains(ids, id) {
 				out.Instances = append(out.Instances, instanceXML{Group: i.Group, Zone: a.region + "a", Health: "HEALTHY", InstanceID: id, State: i.State})
 			}
 		}
 		return out, nil
-	case describeHooks:
+	case "DescribeLifecycleHooks":
 		type result struct {
 			XMLName xml.Name
 			Hooks   []hookXML `xml:"LifecycleHooks>member"`
@@ -192,7 +186,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 		if !ok {
 			return nil, notFound(group)
 		}
-		names := list(form, "LifecycleHookNames")
+		names := cloud.List(form, "LifecycleHookNames.member.")
 		for _, h := range hooks {
 			when := "autoscaling:EC2_INSTANCE_TERMINATING"
 			if h.Launching {
@@ -200,7 +194,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 			}
 			if len(names) == 0 || slices.Contains(names, h.Name) {
 				out.Hooks = append(out.Hooks, hookXML{
-					Group: group, Default: h.Default, Global: wholeSeconds(h.Limit), Heartbeat: wholeSeconds(h.Timeout), Name: h.Name, When: when,
+					Group: group, Default: h.Default, Global: cloud.WholeSeconds(h.Limit), Heartbeat: cloud.WholeSeconds(h.Timeout), Name: h.Name, When: when,
 				})
 			}
 		}
@@ -246,14 +240,4 @@ func (a *AutoScaling) action(call string, form url.Values, by string) *apiError 
 
 func notFound(group string) *apiError {
 	return invalid("AutoScalingGroup name not found - AutoScalingGroup '%s' not found", group)
-}
-
-func wholeSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
-
-func list(form url.Values, name string) []string {
-	var out []string
-	for i := 1; form.Has(name + ".member." + strconv.Itoa(i)); i++ {
-		out = append(out, form.Get(name+".member."+strconv.Itoa(i)))
-	}
-	return out
 }

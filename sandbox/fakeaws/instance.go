@@ -19,13 +19,9 @@ type Instance struct {
 	AccountID string `json:"account_id"`
 	Region    string `json:"region"`
 	Zone      string `json:"zone"`
-	ZoneID    string `json:"zone_id"`
 	Type      string `json:"type"`
 	LifeCycle string `json:"life_cycle"` // spot, on-demand
-	ImageID   string `json:"image_id"`
 	Hostname  string `json:"hostname"`
-	Domain    string `json:"domain"`    // of the service's endpoints
-	Partition string `json:"partition"` // aws, aws-cn, ...
 	// NICs are the network interfaces; the first is the primary one.
 	NICs []NIC `json:"nics"`
 	// Tags are shown only with TagsEnabled (InstanceMetadataTags=enabled).
@@ -33,129 +29,93 @@ type Instance struct {
 	TagsEnabled bool              `json:"tags_enabled"`
 	// Role is the name of the instance profile's role; empty: none.
 	Role string `json:"role"`
-	// Credentials are the role's; those of Sample where they are empty.
-	Credentials Credentials `json:"credentials"`
-	// FormerKeys are access keys that were in force.
-	FormerKeys []string `json:"former_keys,omitempty"`
 	// Signals are what is to come.
 	Signals Signals `json:"signals"`
 	// UserData is served raw; empty: none.
 	UserData string `json:"user_data"`
-	// Extra are items by their path below meta-data, such as
-	// autoscaling/target-lifecycle-state; they win over all others.
+	// Extra are items by their path below meta-data, such as autoscaling/target-lifecycle-state; they win over all others.
 	Extra map[string]string `json:"extra"`
 }
 
 // NIC is one network interface.
 type NIC struct {
-	MAC     string   `json:"mac"`
-	IPv4s   []string `json:"ipv4s"` // the first is the primary one; none: IPv6-only
-	IPv6s   []string `json:"ipv6s"`
-	Public  string   `json:"public"` // IPv4; empty: none
-	ID      string   `json:"id"`
-	Subnet  string   `json:"subnet"`
-	VPC     string   `json:"vpc"`
-	IPv4Net string   `json:"ipv4_net"`
+	MAC    string   `json:"mac"`
+	IPv4s  []string `json:"ipv4s"` // the first is the primary one; none: IPv6-only
+	IPv6s  []string `json:"ipv6s"`
+	Public string   `json:"public"` // IPv4; empty: none
 }
 
 // Sample is an instance of a scaling group, with tags that say what it shall do.
 func Sample() Instance {
 	return Instance{
 		ID: "i-0abc1234567890def", AccountID: "123456789012",
-		Region: "eu-west-1", Zone: "eu-west-1a", ZoneID: "euw1-az1",
-		Type: "c7i.2xlarge", LifeCycle: "on-demand", ImageID: "ami-0abc1234567890def",
+		Region: "eu-west-1", Zone: "eu-west-1a",
+		Type: "c7i.2xlarge", LifeCycle: "on-demand",
 		Hostname: "ip-10-0-1-23.eu-west-1.compute.internal",
-		Domain:   "amazonaws.com", Partition: "aws",
-		NICs: []NIC{{
-			MAC: "0e:49:61:0f:c3:11", IPv4s: []string{"10.0.1.23"}, Public: "203.0.113.7",
-			ID: "eni-0abc1234567890def", Subnet: "subnet-0abc1234567890def", VPC: "vpc-0abc1234567890def",
-			IPv4Net: "10.0.1.0/24",
-		}},
+		NICs:     []NIC{{MAC: "0e:49:61:0f:c3:11", IPv4s: []string{"10.0.1.23"}, Public: "203.0.113.7"}},
 		Tags: map[string]string{
 			"Name": "ams-edge", "aws:autoscaling:groupName": "edge-asg", "amsagent:role": "edge",
 		},
 		TagsEnabled: true,
-		Role:        "ams-node", Credentials: sampleCredentials(),
+		Role:        "ams-node",
 	}
 }
 
 // items are all answers by their path below the version. An item without a value
-// is not there, and its path answers 404.
-func (i Instance) items(now time.Time) map[string]string {
-	m := map[string]string{}
-	set := func(path, value string) {
-		if value != "" {
-			m[path] = value
-		}
-	}
-	meta := func(path, value string) { set("meta-data/"+path, value) }
+// is not there, and its path answers 404. Of lists there are those that an agent asks for.
+func (i Instance) items(k cloud.Key) cloud.Items {
+	m := cloud.Items{}
 	var nic NIC
 	if len(i.NICs) > 0 {
 		nic = i.NICs[0]
 	}
 	ip := first(nic.IPv4s)
 
-	meta("instance-id", i.ID)
-	meta("ami-id", i.ImageID)
-	meta("instance-type", i.Type)
-	meta("instance-life-cycle", i.LifeCycle)
-	meta("instance-action", "none")
-	meta("local-ipv4", ip)
-	meta("public-ipv4", nic.Public)
-	meta("ipv6", first(nic.IPv6s))
-	meta("mac", nic.MAC)
-	meta("hostname", i.Hostname)
-	meta("local-hostname", i.Hostname)
-	meta("placement/availability-zone", i.Zone)
-	meta("placement/availability-zone-id", i.ZoneID)
-	meta("placement/region", i.Region)
-	meta("services/domain", i.Domain)
-	meta("services/partition", i.Partition)
+	m.Meta("instance-id", i.ID)
+	m.Meta("instance-type", i.Type)
+	m.Meta("instance-life-cycle", i.LifeCycle)
+	m.Meta("local-ipv4", ip)
+	m.Meta("public-ipv4", nic.Public)
+	m.Meta("ipv6", first(nic.IPv6s))
+	m.Meta("mac", nic.MAC)
+	m.Meta("hostname", i.Hostname)
+	m.Meta("local-hostname", i.Hostname)
+	m.Meta("placement/availability-zone", i.Zone)
+	m.Meta("placement/region", i.Region)
 	for n, nic := range i.NICs {
 		base := "network/interfaces/macs/" + nic.MAC + "/"
-		meta(base+"mac", nic.MAC)
-		meta(base+"device-number", strconv.Itoa(n))
-		meta(base+"interface-id", nic.ID)
-		meta(base+"owner-id", i.AccountID)
-		meta(base+"local-ipv4s", strings.Join(nic.IPv4s, "\n"))
-		meta(base+"public-ipv4s", nic.Public)
-		meta(base+"ipv6s", strings.Join(nic.IPv6s, "\n"))
-		meta(base+"subnet-id", nic.Subnet)
-		meta(base+"subnet-ipv4-cidr-block", nic.IPv4Net)
-		meta(base+"vpc-id", nic.VPC)
+		m.Meta(base+"mac", nic.MAC)
+		m.Meta(base+"device-number", strconv.Itoa(n))
+		m.Meta(base+"local-ipv4s", strings.Join(nic.IPv4s, "\n"))
+		m.Meta(base+"public-ipv4s", nic.Public)
+		m.Meta(base+"ipv6s", strings.Join(nic.IPv6s, "\n"))
 	}
 	if i.TagsEnabled {
 		for key, value := range i.Tags {
 			m["meta-data/tags/instance/"+key] = value // an empty value is a value
 		}
+		m.Meta("tags/instance", strings.Join(slices.Sorted(maps.Keys(i.Tags)), "\n"))
 	}
 
 	document := map[string]any{
 		"accountId": i.AccountID, "architecture": "x86_64", "availabilityZone": i.Zone,
-		"billingProducts": nil, "devpayProductCodes": nil, "marketplaceProductCodes": nil,
-		"imageId": i.ImageID, "instanceId": i.ID, "instanceType": i.Type,
-		"kernelId": nil, "pendingTime": "2026-11-20T08:00:00Z", "privateIp": nil,
-		"ramdiskId": nil, "region": i.Region, "version": "2017-09-30",
+		"billingProducts": nil, "instanceId": i.ID, "instanceType": i.Type, "pendingTime": "2026-11-20T08:00:00Z",
+		"privateIp": nil, "region": i.Region, "version": "2017-09-30",
 	}
 	if ip != "" {
 		document["privateIp"] = ip
 	}
-	set("dynamic/instance-identity/document", cloud.JSON(document))
+	m.Set("dynamic/instance-identity/document", cloud.JSON(document))
 
 	if i.Role != "" {
-		stamp := now.UTC().Format(time.RFC3339)
-		meta("iam/info", cloud.JSON(map[string]string{
-			"Code": "Success", "LastUpdated": stamp, "InstanceProfileId": "AIPAFAKE",
-			"InstanceProfileArn": "arn:" + i.Partition + ":iam::" + i.AccountID + ":instance-profile/" + i.Role,
-		}))
-		meta("iam/security-credentials/"+i.Role, cloud.JSON(map[string]string{
-			"Code": "Success", "LastUpdated": stamp, "Type": "AWS-HMAC",
-			"AccessKeyId": i.Credentials.AccessKeyID, "SecretAccessKey": i.Credentials.Secret,
-			"Token": i.Credentials.Token, "Expiration": now.Add(i.Credentials.Valid).UTC().Format(time.RFC3339),
+		m.Meta("iam/security-credentials/", i.Role)
+		m.Meta("iam/security-credentials/"+i.Role, cloud.JSON(map[string]string{
+			"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": k.ID, "SecretAccessKey": k.Secret, "Token": k.Token,
+			"LastUpdated": k.Since.UTC().Format(time.RFC3339), "Expiration": k.Until.UTC().Format(time.RFC3339),
 		}))
 	}
-	i.Signals.items(meta)
-	set("user-data", i.UserData)
+	i.Signals.items(m.Meta)
+	m.Set("user-data", i.UserData)
 	for path, value := range i.Extra {
 		if value == "" {
 			delete(m, "meta-data/"+path)
@@ -171,34 +131,4 @@ func first(s []string) string {
 		return ""
 	}
 	return s[0]
-}
-
-// lookup answers a path: an item, or the list of what is below it, where an entry
-// that has something below it ends with a slash.
-func lookup(items map[string]string, path string) (string, bool) {
-	trimmed := strings.TrimSuffix(path, "/")
-	if v, ok := items[trimmed]; ok && trimmed == path {
-		return v, true
-	}
-	prefix := ""
-	if trimmed != "" {
-		prefix = trimmed + "/"
-	}
-	children := map[string]bool{}
-	for p := range items {
-		rest, ok := strings.CutPrefix(p, prefix)
-		if !ok {
-			continue
-		}
-		// A tag's name is one entry, whatever is in it.
-		if name, _, deeper := strings.Cut(rest, "/"); deeper {
-			children[name+"/"] = true
-		} else {
-			children[name] = true
-		}
-	}
-	if len(children) == 0 {
-		return "", false
-	}
-	return strings.Join(slices.Sorted(maps.Keys(children)), "\n"), true
 }

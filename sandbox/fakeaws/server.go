@@ -1,24 +1,15 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fakeaws is a fake of the metadata service that an EC2 instance sees at
-// 169.254.169.254: session tokens with the semantics of IMDSv2, the items an agent
-// asks for, tags that the operator may not have switched on, and faults that can
-// be switched on and off while it runs.
-//
-// Beside it stands a fake of the Auto Scaling API with its groups and hooks, see
-// [AutoScaling]: it moves instances through their states in time, tells their
-// metadata services, and keeps books. It knows nothing of AWS's other services.
-//
-// Both answer on loopback unless told otherwise. The API is not stable.
+// Package fakeaws is a fake of the metadata service that an EC2 instance sees at 169.254.169.254: session tokens with the
+// semantics of IMDSv2, the items that an agent asks for, tags, and faults. [AutoScaling] is a fake of the Auto Scaling API with
+// its groups and hooks, which sets the target states in the metadata of its instances.
 package fakeaws
 
 import (
 	"context"
 	"net/http"
-	"regexp"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
@@ -29,8 +20,7 @@ type Options struct {
 	cloud.Listen
 	// Instance is what is served; nil means Sample.
 	Instance *Instance
-	// AutoScaling is driven by this control port too, below /asg/; nil: none. It is
-	// not attached and not closed by this.
+	// AutoScaling is driven by this control port too, below /asg/; nil: none. It is not attached and not closed by this.
 	AutoScaling *AutoScaling
 	// AllowV1 answers without a token too (HttpTokens=optional).
 	AllowV1 bool
@@ -41,26 +31,14 @@ type Server struct {
 	cloud.Service
 	cloud.Served[Instance]
 	cloud.Tokens
-	allowV1 bool
+	cloud.Keys
 }
-
-// Fault spoils answers of the metadata service, or of the API.
-type Fault = cloud.Fault
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	s := &Server{allowV1: o.AllowV1, Tokens: cloud.Tokens{Header: "X-Aws-Ec2-Metadata-Token", TTLHeader: ttlHeader}}
+	s := &Server{Keys: cloud.Keys{Prefix: "ASIA"}, Tokens: cloud.Tokens{Header: "X-Aws-Ec2-Metadata-Token", TTLHeader: ttlHeader, Optional: o.AllowV1}}
 	s.Metadata(o.Logger(), "", map[string]string{"Content-Type": "text/plain", "Server": "EC2ws"}, &s.Tokens)
-	i := Sample()
-	if o.Instance != nil {
-		i = *o.Instance
-	}
-	if i.Credentials.AccessKeyID == "" || i.Credentials == sampleCredentials() {
-		// Each instance of a group has its own, so that the books can say which one called.
-		i.Credentials = sampleCredentials()
-		i.Credentials.Token += "-" + i.ID
-	}
-	s.Update(func(to *Instance) { *to = i })
+	s.Serving(o.Instance, Sample())
 	return s
 }
 
@@ -75,45 +53,20 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	})
 }
 
-// Instance returns a copy of what is served now.
-func (s *Server) Instance() Instance { return s.Get() }
-
 const ttlHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.Serve(w, r, func(Fault) (int, string) {
-		status, body := s.answer(w, r)
+	s.Serve(w, r, func(cloud.Fault) (int, string) {
+		status, body := s.Answer(r, func() cloud.Items { return s.Get().items(s.Key()) })
+		if status == http.StatusOK && r.Method == http.MethodPut {
+			w.Header().Set(ttlHeader, r.Header.Get(ttlHeader))
+		}
 		if status != http.StatusOK && body == "" {
 			body = page(status)
 		}
 		return status, body
 	})
-}
-
-// dated is a version of the service that is a date.
-var dated = regexp.MustCompile(`^(1\.0|20\d\d-\d\d-\d\d)$`)
-
-func (s *Server) answer(w http.ResponseWriter, r *http.Request) (status int, body string) {
-	version, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	switch {
-	case path == "api/token":
-		token, status := s.Give(r)
-		if status == http.StatusOK {
-			w.Header().Set(ttlHeader, r.Header.Get(ttlHeader))
-		}
-		return status, token
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return http.StatusMethodNotAllowed, ""
-	case !s.Admits(r, s.allowV1):
-		return http.StatusUnauthorized, ""
-	case version != "latest" && !dated.MatchString(version):
-		return http.StatusNotFound, ""
-	}
-	if v, ok := lookup(s.Get().items(time.Now()), path); ok {
-		return http.StatusOK, v
-	}
-	return http.StatusNotFound, ""
 }
 
 // page is the body of an error: the service sends HTML.
@@ -134,40 +87,23 @@ func page(status int) string {
 
 // Verbs are those of the metadata service:
 //
-//	GET, PATCH /instance       what is served; JSON: the fields in it are replaced
-//	PUT    /item?path=P        the body becomes meta-data/P, 404 when it is empty
-//	PUT    /tag?key=K          the body becomes the tag's value
+//	GET, PATCH /instance       what is served, signals among them; JSON: the fields in it are replaced
 //	POST   /expire-tokens, /rotate-credentials
-//	PUT    /target             the body becomes the target lifecycle state, absent when it is empty
 //	POST   /spot               ?action=terminate&in=120s
-//	POST   /rebalance
-//	POST   /scheduled          JSON: one maintenance event
-//	DELETE /signals            all of them but the target
 //	POST   /fault              see [cloud.Fault]; GET, DELETE /fault
 //	GET    /requests
 //
 // With an Auto Scaling API also those of [AutoScaling.Verbs], below /asg/.
 func (s *Server) Verbs() cloud.Verbs {
 	return s.WithFaults(s.Served.Verbs("/instance",
-		cloud.Item(func(path, text string) { s.Update(func(i *Instance) { cloud.Set(&i.Extra, path, text) }) }),
-		cloud.Do("PUT /tag", cloud.Params{"key": "", cloud.Text: ""}, func(a cloud.Args) {
-			s.Update(func(i *Instance) { cloud.Set(&i.Tags, a.String("key"), a.String(cloud.Text)) })
-		}),
-		cloud.Do("POST /expire-tokens", nil, func(cloud.Args) { s.ExpireTokens() }),
-		cloud.Do("POST /rotate-credentials", nil, func(cloud.Args) { s.RotateCredentials() }),
-		cloud.Do("PUT /target", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.SetTarget(a.String(cloud.Text)) }),
-		cloud.Do("POST /spot", cloud.Params{"action": "terminate", "in": 2 * time.Minute}, func(a cloud.Args) {
-			s.Interrupt(a.String("action"), time.Now().Add(a.Duration("in")))
-		}),
-		cloud.Do("POST /rebalance", nil, func(cloud.Args) { s.Recommend(time.Now()) }),
-		cloud.Try("POST /scheduled", cloud.Params{cloud.Text: ""}, func(a cloud.Args) error {
-			e := Scheduled{ID: "instance-event-0d59937288b749b32", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(time.Hour)}
-			err := cloud.Decode(a.String(cloud.Text), &e)
-			if err == nil {
-				s.Schedule(e)
+		cloud.Do("POST /expire-tokens", s.ExpireTokens),
+		cloud.Do("POST /rotate-credentials", s.ExpireKeys),
+		cloud.Verb{Name: "POST /spot", Bind: func() (cloud.Params, func() error) {
+			action, in := "terminate", 2*time.Minute
+			return cloud.Params{"action": &action, "in": &in}, func() error {
+				s.Interrupt(action, time.Now().Add(in))
+				return nil
 			}
-			return err
-		}),
-		cloud.Do("DELETE /signals", nil, func(cloud.Args) { s.ClearSignals() }),
+		}},
 	))
 }

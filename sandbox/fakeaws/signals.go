@@ -5,7 +5,6 @@ package fakeaws
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
@@ -18,8 +17,6 @@ type Signals struct {
 	Target string `json:"target,omitempty"`
 	// Spot is spot/instance-action; nil: not there.
 	Spot *Interruption `json:"spot,omitempty"`
-	// Rebalance is when events/recommendations/rebalance was made; nil: not there.
-	Rebalance *time.Time `json:"rebalance,omitempty"`
 	// Scheduled is events/maintenance/scheduled; nil: not there.
 	Scheduled []Scheduled `json:"scheduled,omitempty"`
 }
@@ -36,7 +33,6 @@ type Scheduled struct {
 	Code        string    `json:"code"`  // instance-reboot, instance-retirement, ...
 	State       string    `json:"state"` // active, canceled, completed
 	NotBefore   time.Time `json:"not_before"`
-	NotAfter    time.Time `json:"not_after,omitzero"`
 	Description string    `json:"description"`
 }
 
@@ -48,23 +44,16 @@ func (s Signals) items(meta func(path, value string)) {
 		meta("spot/termination-time", at)
 		meta("spot/instance-action", fmt.Sprintf(`{"action": %q, "time": %q}`, s.Spot.Action, at))
 	}
-	if s.Rebalance != nil {
-		meta("events/recommendations/rebalance", fmt.Sprintf(`{"noticeTime": %q}`, s.Rebalance.UTC().Format(time.RFC3339)))
-	}
 	if s.Scheduled == nil {
 		return
 	}
 	const date = "2 Jan 2006 15:04:05 GMT"
 	list := []map[string]string{}
 	for _, e := range s.Scheduled {
-		m := map[string]string{
+		list = append(list, map[string]string{
 			"EventId": e.ID, "Code": e.Code, "State": e.State,
 			"NotBefore": e.NotBefore.UTC().Format(date), "Description": e.Description,
-		}
-		if !e.NotAfter.IsZero() {
-			m["NotAfter"] = e.NotAfter.UTC().Format(date)
-		}
-		list = append(list, m)
+		})
 	}
 	meta("events/maintenance/scheduled", cloud.JSON(list))
 }
@@ -72,72 +61,17 @@ func (s Signals) items(meta func(path, value string)) {
 // SetTarget changes the target lifecycle state; empty: the item is not there.
 func (s *Server) SetTarget(state string) { s.Update(func(i *Instance) { i.Signals.Target = state }) }
 
-// Interrupt gives the notice of a Spot instance: action (terminate, stop,
-// hibernate) happens at the time.
+// Interrupt gives the notice of a Spot instance: action (terminate, stop, hibernate) happens at the time.
 func (s *Server) Interrupt(action string, at time.Time) {
 	s.Update(func(i *Instance) { i.Signals.Spot = &Interruption{Action: action, Time: at} })
 }
 
-// Recommend recommends to rebalance.
-func (s *Server) Recommend(at time.Time) {
-	s.Update(func(i *Instance) { i.Signals.Rebalance = &at })
-}
-
-// Schedule adds a maintenance event, or replaces the one of the same id.
+// Schedule adds a maintenance event.
 func (s *Server) Schedule(e Scheduled) {
-	s.Update(func(i *Instance) {
-		for n := range i.Signals.Scheduled {
-			if i.Signals.Scheduled[n].ID == e.ID {
-				i.Signals.Scheduled[n] = e
-				return
-			}
-		}
-		i.Signals.Scheduled = append(i.Signals.Scheduled, e)
-	})
+	s.Update(func(i *Instance) { i.Signals.Scheduled = append(i.Signals.Scheduled, e) })
 }
 
 // ClearSignals takes everything back but the target state.
 func (s *Server) ClearSignals() {
 	s.Update(func(i *Instance) { i.Signals = Signals{Target: i.Signals.Target} })
-}
-
-// Credentials are what the instance's role gives.
-type Credentials struct {
-	AccessKeyID string `json:"access_key_id"`
-	Secret      string `json:"secret"`
-	Token       string `json:"token"`
-	// Valid is how long they are, from each reading on.
-	Valid time.Duration `json:"valid_ns"`
-}
-
-func sampleCredentials() Credentials {
-	return Credentials{
-		AccessKeyID: "ASIAFAKEFAKEFAKEFAKE", Secret: "fake-secret-of-the-sandbox",
-		Token: "fake-session-token-of-the-sandbox", Valid: 6 * time.Hour,
-	}
-}
-
-// RotateCredentials gives the role new credentials. To an Auto Scaling API the former ones are expired from now on.
-func (s *Server) RotateCredentials() {
-	s.Update(func(i *Instance) {
-		i.FormerKeys = append(i.FormerKeys, i.Credentials.AccessKeyID)
-		c := sampleCredentials()
-		c.AccessKeyID = fmt.Sprintf("ASIAFAKE%012d", len(i.FormerKeys))
-		c.Token = fmt.Sprintf("%s-%d", c.Token, len(i.FormerKeys))
-		c.Valid = i.Credentials.Valid
-		i.Credentials = c
-	})
-}
-
-// owns reports whether a key is this instance's, and whether it is in force.
-func (s *Server) owns(key, token string) (owns, inForce bool) {
-	i := s.Get()
-	switch {
-	case i.Role == "":
-		return false, false
-	case key == i.Credentials.AccessKeyID:
-		return true, token == i.Credentials.Token
-	default:
-		return slices.Contains(i.FormerKeys, key), false
-	}
 }

@@ -1,29 +1,16 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fakeazure is a fake of the metadata service that a virtual machine of
-// Azure sees at 169.254.169.254, and of the Scheduled Events behind it.
+// Package fakeazure is a fake of the metadata service that a virtual machine of Azure sees at 169.254.169.254, and of Scheduled
+// Events. A [Server] is the service of one machine. A [Set] is what machines share: one document of events, which any of them
+// may acknowledge for all.
 //
-// A [Server] is the service of one machine: instance and load balancer metadata
-// with the rules of their versions, and faults that can be switched on and off
-// while it runs. A [Set] is what machines share: one document of events, which any
-// of them may acknowledge for all. It moves its events through time, and keeps
-// books on who said what, and when.
+// Documented: the header, the versions, 410 after a boot, five requests in a second and 429, the
+// documents, the slow first call and the delay of the events after it, an empty NotBefore once an event has begun, and that of
+// deletes with one NotBefore none goes before all were acknowledged or their time is over.
 //
-// Documented are: the header, the versions and the 400 with the newest of them, the
-// 404 of a machine without a load balancer, 410 for a while after a boot, five
-// requests in a second and the 429 beyond, the shape of all documents, the slow
-// first call and the delay of the events after it, one acknowledgement for all
-// machines of an event, an empty NotBefore and the state Started once an event has
-// begun, its absence when it is over, and that of deletes with one NotBefore none
-// goes before all were acknowledged or their time is over.
-//
-// Guessed are: the texts of errors, a 400 for X-Forwarded-For, that the document's
-// incarnation grows by one, the time from an acknowledgement to the begin of the
-// event and from there to its end, and that a reading which is not extended is
-// whole. Azure's least notice of five minutes is not kept to: tests are told theirs.
-//
-// All of it answers on loopback unless told otherwise. The API is not stable.
+// Guessed: a 400 for X-Forwarded-For, that the incarnation grows by one, and the times from an acknowledgement to the begin of
+// the event and to its end. Azure's shortest notice of five minutes is not kept to.
 package fakeazure
 
 import (
@@ -44,14 +31,11 @@ type Options struct {
 	cloud.Listen
 	// VM is what is served; nil means Sample.
 	VM *VM
-	// Set is what the machine shares with others; nil: a set of its own. It is not
-	// closed by this if it was given.
+	// Set is what the machine shares with others; nil: a set of its own. It is not closed by this if it was given.
 	Set *Set
-	// Versions are those of the instance metadata that are served; nil: those that
-	// Azure documented in 2026.
+	// Versions are those of the instance metadata that are served; nil: those that Azure documented in 2026.
 	Versions []string
-	// BootTime is for how long everything is 410 after the start, DropCalls how many
-	// calls are dropped before anything else.
+	// BootTime is for how long everything is 410 after the start, DropCalls how many calls are dropped before anything else.
 	BootTime  time.Duration
 	DropCalls int
 	// FirstCall is how long the first call for events takes.
@@ -66,10 +50,9 @@ type Server struct {
 	set     *Set
 	started time.Time
 
-	mu      sync.Mutex
-	dropped int
-	asked   bool // for events
-	recent  []time.Time
+	mu     sync.Mutex
+	asked  bool // for events
+	recent []time.Time
 }
 
 // limit is how many requests a machine may make in a second.
@@ -92,19 +75,19 @@ func eventVersions() []string {
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	vm := Sample()
-	if o.VM != nil {
-		vm = *o.VM
-	}
 	s := &Server{o: o, set: o.Set, started: time.Now()}
+	s.Serving(o.VM, Sample())
 	if s.set == nil {
+		vm := s.Get()
 		s.set = NewSet(cmp.Or(vm.ScaleSet, vm.Name), SetOptions{Log: o.Log})
 	}
 	if s.o.Versions == nil {
 		s.o.Versions = versions()
 	}
-	s.Update(func(to *VM) { *to = vm })
 	s.Metadata(o.Logger(), "/metadata/", map[string]string{"Content-Type": "application/json; charset=utf-8", "Server": "IMDS/150.870.65.1854"}, nil)
+	if o.DropCalls > 0 {
+		_ = s.AddFault(cloud.Fault{Reset: true, Times: o.DropCalls}) // it is valid
+	}
 	return s
 }
 
@@ -125,35 +108,25 @@ func (s *Server) Close() error {
 	return s.Service.Close()
 }
 
-// VM returns a copy of what is served now.
-func (s *Server) VM() VM { return s.Get() }
-
-// arrives reports whether a call is dropped, or is one too many in this second.
-func (s *Server) arrives() (drop, tooMany bool) {
+// tooMany reports whether a call is one too many in this second.
+func (s *Server) tooMany() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dropped < s.o.DropCalls {
-		s.dropped++
-		drop = true
-	}
 	now := time.Now()
 	s.recent = slices.DeleteFunc(s.recent, func(t time.Time) bool { return now.Sub(t) >= time.Second })
-	if tooMany = len(s.recent) >= limit; !tooMany {
-		s.recent = append(s.recent, now)
+	if len(s.recent) >= limit {
+		return true
 	}
-	return drop, tooMany
+	s.recent = append(s.recent, now)
+	return false
 }
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	drop, tooMany := s.arrives()
+	tooMany := s.tooMany()
 	s.Serve(w, r, func(cloud.Fault) (int, string) {
-		switch {
-		case drop:
-			cloud.Reset(w)
-			return 0, ""
-		case tooMany:
-			s.set.throttled(s.VM().Name)
+		if tooMany {
+			s.set.throttled(s.Get().Name)
 			return http.StatusTooManyRequests, problem("Too many requests")
 		}
 		return s.answer(r)
@@ -175,7 +148,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 		return http.StatusBadRequest, problem("Bad request. Requests that were forwarded are not answered")
 	case path == "/metadata/versions":
 		return http.StatusOK, cloud.JSON(map[string]any{"apiVersions": s.o.Versions})
-	case !events && path != "/metadata/instance" && path != "/metadata/loadbalancer":
+	case !events && path != "/metadata/instance":
 		return http.StatusNotFound, problem("Not found")
 	case r.Method != http.MethodGet && (!events || r.Method != http.MethodPost):
 		return http.StatusMethodNotAllowed, problem("Method not allowed")
@@ -184,7 +157,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	if events {
 		known = eventVersions()
 	}
-	if !slices.Contains(known, version) || path == "/metadata/loadbalancer" && version < "2020-10-01" {
+	if !slices.Contains(known, version) {
 		newest := slices.Clone(known[max(0, len(known)-3):])
 		slices.Reverse(newest)
 		return http.StatusBadRequest, cloud.JSON(map[string]any{
@@ -197,10 +170,8 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 		return s.approve(r)
 	case events:
 		return s.tell(r)
-	case path == "/metadata/loadbalancer":
-		return http.StatusNotFound, problem("No load balancer metadata is found. Please check if your VM is using any non-basic SKU load balancer and retry later.")
 	}
-	return http.StatusOK, cloud.JSON(s.VM().instance())
+	return http.StatusOK, cloud.JSON(s.Get().instance())
 }
 
 // tell returns the document of events.
@@ -216,7 +187,7 @@ func (s *Server) tell(r *http.Request) (int, string) {
 			return http.StatusGone, problem("nobody waits")
 		}
 	}
-	vm := s.VM()
+	vm := s.Get()
 	return http.StatusOK, cloud.JSON(s.set.document(vm.Name, vm.Zone))
 }
 
@@ -230,7 +201,7 @@ func (s *Server) approve(r *http.Request) (int, string) {
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil || len(in.StartRequests) == 0 {
 		return http.StatusBadRequest, problem("Bad request. The body is malformed")
 	}
-	name := s.VM().Name
+	name := s.Get().Name
 	for _, e := range in.StartRequests {
 		if !s.set.ack(name, e.EventID) {
 			return http.StatusBadRequest, problem("Bad request. The event is not known")
@@ -250,19 +221,19 @@ func (s *Server) approve(r *http.Request) (int, string) {
 //	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
 //	GET    /requests
 func (s *Server) Verbs() cloud.Verbs {
-	id := cloud.Params{"id": ""}
 	v := s.WithFaults(s.Served.Verbs("/vm",
-		cloud.Try("POST /event", cloud.Params{
-			"type": Terminate, "lead": time.Minute, "vms": []string{s.VM().Name}, "id": "", "source": "", "description": "", "duration": -time.Millisecond,
-		}, func(a cloud.Args) error {
-			_, err := s.set.Announce(Event{
-				Type: a.String("type"), Lead: a.Duration("lead"), VMs: a.Strings("vms"), ID: a.String("id"), Source: a.String("source"),
-				Description: a.String("description"), Duration: a.Duration("duration"),
-			})
-			return err
-		}),
-		cloud.Try("DELETE /event", id, func(a cloud.Args) error { return s.set.Cancel(a.String("id")) }),
-		cloud.Try("POST /begin", id, func(a cloud.Args) error { return s.set.Begin(a.String("id")) }),
+		cloud.Verb{Name: "POST /event", Bind: func() (cloud.Params, func() error) {
+			e := Event{Type: Terminate, Lead: time.Minute, VMs: []string{s.Get().Name}, Duration: -time.Millisecond}
+			params := cloud.Params{
+				"type": &e.Type, "lead": &e.Lead, "vms": &e.VMs, "id": &e.ID, "source": &e.Source, "description": &e.Description, "duration": &e.Duration,
+			}
+			return params, func() error {
+				_, err := s.set.Announce(e)
+				return err
+			}
+		}},
+		cloud.With("DELETE /event", "id", "", s.set.Cancel),
+		cloud.With("POST /begin", "id", "", s.set.Begin),
 	))
 	v.Shown = "/events"
 	v.Views["/events"] = func() any { return s.set.Events() }

@@ -27,8 +27,7 @@ const (
 
 // SetOptions says how a set behaves; the zero value works.
 type SetOptions struct {
-	// EnableDelay is from the first call of a machine in a zone until the machines
-	// there see events. Zero: at once.
+	// EnableDelay is from the first call of a machine in a zone until the machines there see events. Zero: at once.
 	EnableDelay time.Duration
 	// ApproveDelay is from an acknowledgement until the event begins; default 200 ms.
 	ApproveDelay time.Duration
@@ -41,8 +40,7 @@ type SetOptions struct {
 // Set is what machines of one placement group share: the document of their events.
 type Set struct {
 	*cloud.EventLog[Entry]
-	name string
-	o    SetOptions
+	o SetOptions
 
 	mu          sync.Mutex
 	incarnation int
@@ -107,9 +105,8 @@ type Entry struct {
 func NewSet(name string, o SetOptions) *Set {
 	o.ApproveDelay = cmp.Or(o.ApproveDelay, 200*time.Millisecond)
 	o.StartedTime = cmp.Or(o.StartedTime, 500*time.Millisecond)
-	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
-	s := &Set{name: name, o: o, incarnation: 1, enabled: map[string]time.Time{}}
-	s.EventLog = cloud.NewEventLog[Entry]("set "+name, &s.mu)
+	s := &Set{o: o, incarnation: 1, enabled: map[string]time.Time{}}
+	s.EventLog = cloud.NewEventLog[Entry]("set "+name, &s.mu, o.Log)
 	return s
 }
 
@@ -228,48 +225,48 @@ func (s *Set) find(id string) *event {
 	return nil
 }
 
-// Begin lets an event begin at once, as a failure of hardware does.
-func (s *Set) Begin(id string) error {
+// on changes an event that is listed. do is its word in errors.
+func (s *Set) on(id, do string, change func(*event) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.find(id)
 	if e == nil {
-		return fmt.Errorf("beginning event %q: there is none", id)
+		return fmt.Errorf("%s event %q: there is none", do, id)
 	}
-	s.begin(e, true)
-	return nil
+	return change(e)
 }
 
-// Move gives an event that nobody has acknowledged another time, and returns it.
-func (s *Set) Move(id string, to time.Time) (time.Time, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.find(id)
-	switch {
-	case e == nil:
-		return time.Time{}, fmt.Errorf("moving event %q: there is none", id)
-	case e.Acked || e.Started:
-		return time.Time{}, fmt.Errorf("moving event %q: it is acknowledged, or has begun", id)
-	}
-	e.stop()
-	e.NotBefore = wholeSecond(to)
-	s.incarnation++
-	s.write(Entry{What: Moved, Event: e.ID, Type: e.Type})
-	s.due(e)
-	return e.NotBefore, nil
+// Begin lets an event begin at once, as a failure of hardware does.
+func (s *Set) Begin(id string) error {
+	return s.on(id, "beginning", func(e *event) error {
+		s.begin(e, true)
+		return nil
+	})
+}
+
+// Move gives an event that was not acknowledged another time, and returns it.
+func (s *Set) Move(id string, to time.Time) (at time.Time, err error) {
+	at = wholeSecond(to)
+	return at, s.on(id, "moving", func(e *event) error {
+		if e.Acked || e.Started {
+			return fmt.Errorf("moving event %q: it is acknowledged, or has begun", id)
+		}
+		e.stop()
+		e.NotBefore = at
+		s.incarnation++
+		s.write(Entry{What: Moved, Event: e.ID, Type: e.Type})
+		s.due(e)
+		return nil
+	})
 }
 
 // Cancel takes an event back.
 func (s *Set) Cancel(id string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.find(id)
-	if e == nil {
-		return fmt.Errorf("cancelling event %q: there is none", id)
-	}
-	s.drop(e)
-	s.write(Entry{What: Cancelled, Event: e.ID, Type: e.Type, VMs: e.VMs})
-	return nil
+	return s.on(id, "cancelling", func(e *event) error {
+		s.drop(e)
+		s.write(Entry{What: Cancelled, Event: e.ID, Type: e.Type, VMs: e.VMs})
+		return nil
+	})
 }
 
 // ack is the word of a machine that an event may begin. It reports whether there is
@@ -359,6 +356,5 @@ func (s *Set) throttled(vm string) {
 // write puts a line into the books. The lock is held.
 func (s *Set) write(e Entry) {
 	e.Time = time.Now()
-	s.o.Log.Info("books", "set", s.name, "what", e.What, "vm", e.VM, "event", e.Event, "type", e.Type, "late", e.Late)
 	s.Write(e)
 }

@@ -5,6 +5,7 @@ package fakecloud
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,69 +14,41 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-type azureCloud struct {
-	*face[azureMachine]
-	o    Options
-	sets map[string]*fakeazure.Set // by role
-}
-
-type azureMachine struct {
-	Machine
-	vm string // as the events call it
-}
-
-// newAzure starts two uniform scale sets with termination notices. A set waits for the lead of the notice, and no longer.
-func newAzure(_ context.Context, o Options) (Cloud, error) {
-	c := &azureCloud{face: newFace[azureMachine]("azure", "Azure", o), o: o, sets: map[string]*fakeazure.Set{}}
+// azure has two uniform scale sets with termination notices. A set waits for the lead of the notice, and no longer.
+func (c *Cloud) azure(o Options) {
+	sets := map[string]*fakeazure.Set{}
 	for _, role := range []string{"origin", "edge"} {
-		c.sets[role] = fakeazure.NewSet(role+"s", fakeazure.SetOptions{Log: o.Log})
-		c.sets[role].Each(c.translate)
+		sets[role] = fakeazure.NewSet(role+"s", fakeazure.SetOptions{Log: o.Log})
+		sets[role].Each(c.ofSet)
 	}
-	return c, nil
-}
-
-func (c *azureCloud) Close() error {
-	for _, s := range c.sets {
-		_ = s.Close() // it never fails
-	}
-	return nil
-}
-
-func (c *azureCloud) Machine(ctx context.Context, m Machine) (Metadata, error) {
-	set := c.sets[m.Role]
-	if set == nil {
-		return nil, fmt.Errorf("no set of machines with role %q in this cloud", m.Role)
-	}
-	c.mu.Lock()
-	in := azureMachine{m, fmt.Sprintf("%ss_%d", m.Role, len(c.machines))}
-	c.machines[m.ID] = in
-	c.mu.Unlock()
-	vm := fakeazure.Sample()
-	vm.ID, vm.Name, vm.ScaleSet, vm.Hostname = m.ID, in.vm, m.Role+"s", m.Name
-	vm.NICs = []fakeazure.NIC{{MAC: m.MAC, IPv4s: []string{m.Address}}}
-	vm.Tags = map[string]string{"Name": m.Name, "amsagent-role": m.Role}
-	s, err := fakeazure.Start(ctx, fakeazure.Options{VM: &vm, Set: set, Listen: cloud.Listen{Log: c.o.Log}})
-	if err != nil {
-		return nil, err
-	}
-	return metadata{s, []string{"AMSAGENT_AZURE_ENDPOINT=" + s.Endpoint()}}, nil
-}
-
-func (c *azureCloud) ScaleIn(id string) error {
-	m, err := c.find(id)
-	if err != nil {
+	c.Title = "Azure"
+	c.close = func() error { return errors.Join(sets["origin"].Close(), sets["edge"].Close()) }
+	c.scaleIn = func(m *machine) error {
+		_, err := sets[m.Role].Announce(fakeazure.Event{Type: fakeazure.Terminate, VMs: []string{m.vm}, Lead: c.Lead})
 		return err
 	}
-	_, err = c.sets[m.Role].Announce(fakeazure.Event{Type: fakeazure.Terminate, VMs: []string{m.vm}, Lead: c.lead})
-	return err
+	c.start = func(ctx context.Context, m *machine) (service, []string, error) {
+		if sets[m.Role] == nil {
+			return nil, nil, fmt.Errorf("no set of machines with role %q in this cloud", m.Role)
+		}
+		vm := fakeazure.Sample()
+		vm.ID, vm.Name, vm.ScaleSet, vm.Hostname = m.ID, m.vm, m.Role+"s", m.Name
+		vm.NICs = []fakeazure.NIC{{MAC: m.MAC, IPv4s: []string{m.Address}}}
+		vm.Tags = map[string]string{"Name": m.Name, "amsagent-role": m.Role}
+		s, err := fakeazure.Start(ctx, fakeazure.Options{VM: &vm, Set: sets[m.Role], Listen: cloud.Listen{Log: o.Log}})
+		if err != nil {
+			return nil, nil, err
+		}
+		return s, []string{"AMSAGENT_AZURE_ENDPOINT=" + s.Endpoint()}, nil
+	}
 }
 
-// translate puts an entry of a set into the words of every cloud. One about an event is about each of its machines.
-func (c *azureCloud) translate(b fakeazure.Entry) {
+// ofSet puts an entry of a set into the words of every cloud. One about an event is about each of its machines.
+func (c *Cloud) ofSet(b fakeazure.Entry) {
 	event, _, _ := strings.Cut(b.Event, "-")
 	event = b.Type + " event " + event
 	for _, vm := range slices.Concat(b.VMs, []string{b.VM}) {
-		m, ok := c.called(vm)
+		m, ok := c.find(func(m *machine) bool { return m.vm == vm })
 		if !ok {
 			continue
 		}
@@ -105,16 +78,4 @@ func (c *azureCloud) translate(b fakeazure.Entry) {
 		}
 		c.write(e)
 	}
-}
-
-// called finds the machine that events call so.
-func (c *azureCloud) called(vm string) (azureMachine, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, m := range c.machines {
-		if m.vm == vm {
-			return m, true
-		}
-	}
-	return azureMachine{}, false
 }

@@ -1,58 +1,54 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fakecloud puts the fake clouds behind one face, for those who tell the
-// same story on each of them: the demo and the end-to-end tests. What is a cloud's
-// own is in fakeaws, fakeazure, fakealibaba and fakegcp.
+// Package fakecloud puts the fake clouds behind one face, for those who tell the same story on each of them: the demo and the
+// end-to-end tests. What is a cloud's own is in fakeaws, fakeazure, fakealibaba and fakegcp.
 //
 // The API is not stable.
 package fakecloud
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/sandbox/fakegcp"
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// Cloud is one pretended cloud with two scaling groups, origins and edges.
-type Cloud interface {
+// Cloud is one emulated cloud with two scaling groups, origins and edges. Its books say what happened, oldest first.
+type Cloud struct {
+	*cloud.EventLog[Entry]
 	// Name is the provider's, as --provider takes it, and Title what people call it.
-	Name() string
-	Title() string
-	// Machine starts the metadata service of one machine in the group of its role.
-	// With [Metadata.Environ] the agent learns the id, the address, the role and the
-	// group (the role with an s) from it.
-	Machine(ctx context.Context, m Machine) (Metadata, error)
-	// ScaleIn begins to take a machine away in the way that this cloud is worst at
-	// waiting for, and returns at once. Of what follows it keeps books.
-	ScaleIn(id string) error
-	// Off tells that the machine has switched itself off, as a shutdown ends. A cloud
-	// that takes no other word goes by it: what it was about to take is Gone, and not
-	// Late. Where the cloud has nothing under way with the machine, nothing follows.
-	Off(id string) error
-	// Lead is how long after ScaleIn the machine is gone when it says nothing.
-	Lead() time.Duration
-	// Books are what has happened, oldest first.
-	Books() []Entry
-	// WaitFor waits until the books hold an entry that fits, and returns the first.
-	WaitFor(ctx context.Context, fits func(Entry) bool) (Entry, error)
-	Close() error
+	Name, Title string
+	// Lead is how long after ScaleIn a machine is gone that says nothing.
+	Lead time.Duration
+
+	start   func(context.Context, *machine) (s service, environ []string, err error)
+	scaleIn func(*machine) error
+	close   func() error
+
+	mu       sync.Mutex
+	machines map[string]*machine // by id
+}
+
+// machine is what a cloud knows of a machine.
+type machine struct {
+	Machine
+	vm  string          // as Azure's events call it
+	gcp *fakegcp.Server // on Google Cloud
 }
 
 // Options says how to start. The zero value is a cloud that waits a minute.
 type Options struct {
-	// Lead is how long the cloud waits for a machine that says nothing; 0: 60 s, or
-	// what the cloud has where that is less. Stories are told in seconds, whatever
-	// the cloud's own least time is.
+	// Lead is how long the cloud waits for a machine that says nothing; 0: 60 s, or what the cloud has if that is less.
 	Lead time.Duration
-	// Limit is how long it waits at most, from ScaleIn on, for a machine that asks it
-	// to wait; 0: the cloud's own. Where no word makes a cloud wait it says nothing.
+	// Limit is how long it waits at most, from ScaleIn on, for a machine that asks it to wait; 0: the cloud's own.
 	Limit time.Duration
 	// Log gets what the fakes log; default nothing.
 	Log *slog.Logger
@@ -81,16 +77,28 @@ func ID(cloud string, n int) string {
 }
 
 // Metadata is the metadata service of one machine.
-type Metadata interface {
-	// Environ are the settings, as KEY=value, by which the agent finds this cloud's
-	// metadata and API.
-	Environ() []string
-	// Fail spoils every answer, signals among them, until Heal. A second fault takes
-	// the place of the first. What hangs is let go by Heal.
-	Fail(f Fault) error
-	Heal()
-	Close() error
+type Metadata struct {
+	service
+	// Environ are the settings, as KEY=value, by which the agent finds this cloud's metadata and API.
+	Environ []string
 }
+
+// service is the metadata service of one machine in any of the clouds.
+type service interface {
+	Endpoint() string
+	Close() error
+	AddFault(f Fault) error
+	ClearFaults()
+}
+
+// Fail spoils every answer, signals among them, until Heal. A second fault replaces the first.
+func (m *Metadata) Fail(f Fault) error {
+	m.ClearFaults()
+	return m.AddFault(f)
+}
+
+// Heal releases requests that hang, too.
+func (m *Metadata) Heal() { m.ClearFaults() }
 
 // Fault is one way in which a metadata service fails.
 type Fault = cloud.Fault
@@ -103,8 +111,7 @@ const (
 	Heartbeat = "heartbeat"
 	// Answer: it told the cloud that it may go, or completed the hook.
 	Answer = "answer"
-	// Gone: the cloud has taken it. Text says whether by the machine's answer or
-	// because the time was over.
+	// Gone: the cloud has taken it. Text says whether by the machine's answer or because the time was over.
 	Gone = "gone"
 	// Other is whatever else people may want to read of this cloud.
 	Other = "other"
@@ -129,30 +136,86 @@ func Of(books []Entry, id string) []Entry {
 // Names are the clouds that Open knows.
 func Names() []string { return []string{"aws", "azure", "alibaba", "gcp"} }
 
-// ErrUnknown is that Open knows no such cloud.
-var ErrUnknown = errors.New("no such cloud")
-
-// Check tells whether Open knows a cloud of this name, before anything is begun.
+// Check reports whether Open knows a cloud of this name, before anything is begun.
 func Check(name string) error {
 	if !slices.Contains(Names(), name) {
-		return fmt.Errorf("%w: %q (known: %s)", ErrUnknown, name, strings.Join(Names(), ", "))
+		return fmt.Errorf("no such cloud: %q (known: %s)", name, strings.Join(Names(), ", "))
 	}
 	return nil
 }
 
 // Open starts the cloud of this name.
-func Open(ctx context.Context, name string, o Options) (Cloud, error) {
+func Open(ctx context.Context, name string, o Options) (*Cloud, error) {
 	if err := Check(name); err != nil {
 		return nil, err
 	}
+	c := &Cloud{Name: name, Lead: cmp.Or(o.Lead, DefaultLead), machines: map[string]*machine{}}
+	c.EventLog = cloud.NewEventLog[Entry](name, &c.mu, nil)
 	switch name {
 	case "azure":
-		return newAzure(ctx, o)
+		c.azure(o)
 	case "alibaba":
-		return newAlibaba(ctx, o)
+		return c, c.alibaba(ctx, o)
 	case "gcp":
-		return newGCP(ctx, o)
+		c.gcp(o)
 	default:
-		return newAWS(ctx, o)
+		return c, c.aws(ctx, o)
 	}
+	return c, nil
+}
+
+// Machine starts the metadata service of one machine in the group of its role. With its environment the agent learns the id,
+// the address, the role and the group (the role with an s) from it.
+func (c *Cloud) Machine(ctx context.Context, in Machine) (*Metadata, error) {
+	c.mu.Lock()
+	m := &machine{Machine: in, vm: fmt.Sprintf("%ss_%d", in.Role, len(c.machines))}
+	c.machines[in.ID] = m
+	c.mu.Unlock()
+	s, environ, err := c.start(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	return &Metadata{s, environ}, nil
+}
+
+// ScaleIn begins to take a machine away in the way that this cloud is worst at waiting for, and returns at once.
+func (c *Cloud) ScaleIn(id string) error {
+	m, ok := c.find(func(m *machine) bool { return m.ID == id })
+	if !ok {
+		return fmt.Errorf("no machine %q in this cloud", id)
+	}
+	return c.scaleIn(m)
+}
+
+// Off reports that the machine has switched itself off, as a shutdown ends. It changes nothing in a cloud that waits for an
+// answer or for its time; on Google Cloud a machine that was about to be taken is Gone, and not Late.
+func (c *Cloud) Off(id string) error {
+	m, ok := c.find(func(m *machine) bool { return m.ID == id })
+	if !ok {
+		return fmt.Errorf("no machine %q in this cloud", id)
+	}
+	if m.gcp != nil {
+		m.gcp.Off()
+	}
+	return nil
+}
+
+// Close ends the cloud. The metadata services of its machines are closed by their owners.
+func (c *Cloud) Close() error { return c.close() }
+
+func (c *Cloud) find(fits func(*machine) bool) (*machine, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range c.machines {
+		if fits(m) {
+			return m, true
+		}
+	}
+	return &machine{}, false
+}
+
+func (c *Cloud) write(e Entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Write(e)
 }

@@ -6,73 +6,57 @@ package fakecloud
 import (
 	"context"
 	"errors"
-	"maps"
 
 	"github.com/amsagent/amsagent/sandbox/fakegcp"
 	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
-// gcpCloud is a project on Google Cloud with Spot VMs in two managed instance groups. It has no API: each machine has its
-// metadata server, and no call of a machine changes what becomes of it.
-type gcpCloud struct {
-	*face[*fakegcp.Server]
-	o Options
-}
-
-// newGCP starts a project. A machine that is preempted is switched off after 30 s, or after the lead if that is less.
-func newGCP(_ context.Context, o Options) (Cloud, error) {
-	c := &gcpCloud{newFace[*fakegcp.Server]("gcp", "GCP", o), o}
-	c.lead = min(c.lead, fakegcp.Sample().Window())
-	return c, nil
-}
-
-func (c *gcpCloud) Close() error {
-	c.mu.Lock()
-	machines := maps.Clone(c.machines) // a machine that writes into the books has its own lock first
-	c.mu.Unlock()
-	var errs []error
-	for _, s := range machines {
-		errs = append(errs, s.Close())
-	}
-	return errors.Join(errs...)
-}
-
-func (c *gcpCloud) Machine(ctx context.Context, m Machine) (Metadata, error) {
-	i := fakegcp.Sample()
-	i.ID, i.Name = m.ID, m.Name
-	i.NICs[0].MAC, i.NICs[0].IPv4, i.NICs[0].Public = m.MAC, m.Address, ""
-	i.Attributes = map[string]string{"amsagent-role": m.Role, "created-by": fakegcp.GroupOf(i.Number, i.Zone, m.Role+"s")}
-	s, err := fakegcp.Start(ctx, fakegcp.Options{Instance: &i, Listen: cloud.Listen{Log: c.o.Log}})
-	if err != nil {
-		return nil, err
-	}
-	s.Each(func(b fakegcp.Entry) {
-		e := Entry{Time: b.Time, What: Other, ID: m.ID, Text: m.Name + " " + b.Text, Late: b.Late}
-		switch b.What {
-		case fakegcp.Notice:
-			e.What = Notice
-		case fakegcp.Gone:
-			e.What = Gone
+// gcp is a project with Spot VMs in two managed instance groups. It has no API, and no call of a machine changes what becomes
+// of it: a machine that is preempted is switched off after 30 s, or after the lead if that is less. A scale-in of its group
+// gives no notice before the power button, so ScaleIn preempts.
+func (c *Cloud) gcp(o Options) {
+	c.Title, c.Lead = "GCP", min(c.Lead, fakegcp.Sample().Window())
+	c.close = func() error {
+		var servers []*fakegcp.Server // closed outside of the lock: one that writes into the books has its own lock first
+		c.mu.Lock()
+		for _, m := range c.machines {
+			if m.gcp != nil {
+				servers = append(servers, m.gcp)
+			}
 		}
-		c.write(e)
-	})
-	c.add(m.ID, s)
-	return metadata{s, []string{"AMSAGENT_GCP_ENDPOINT=" + s.Endpoint()}}, nil
-}
-
-// ScaleIn preempts the machine: a scale-in of its group gives no notice before the power button.
-func (c *gcpCloud) ScaleIn(id string) error {
-	s, err := c.find(id)
-	if err == nil {
-		s.Preempt(c.lead)
+		c.mu.Unlock()
+		var errs []error
+		for _, s := range servers {
+			errs = append(errs, s.Close())
+		}
+		return errors.Join(errs...)
 	}
-	return err
-}
-
-func (c *gcpCloud) Off(id string) error {
-	s, err := c.find(id)
-	if err == nil {
-		s.Off()
+	c.scaleIn = func(m *machine) error {
+		m.gcp.Preempt(c.Lead)
+		return nil
 	}
-	return err
+	c.start = func(ctx context.Context, m *machine) (service, []string, error) {
+		i := fakegcp.Sample()
+		i.ID, i.Name = m.ID, m.Name
+		i.NICs[0].MAC, i.NICs[0].IPv4, i.NICs[0].Public = m.MAC, m.Address, ""
+		i.Attributes = map[string]string{"amsagent-role": m.Role, "created-by": fakegcp.GroupOf(i.Number, i.Zone, m.Role+"s")}
+		s, err := fakegcp.Start(ctx, fakegcp.Options{Instance: &i, Listen: cloud.Listen{Log: o.Log}})
+		if err != nil {
+			return nil, nil, err
+		}
+		s.Each(func(b fakegcp.Entry) {
+			e := Entry{Time: b.Time, What: Other, ID: m.ID, Text: m.Name + " " + b.Text, Late: b.Late}
+			switch b.What {
+			case fakegcp.Notice:
+				e.What = Notice
+			case fakegcp.Gone:
+				e.What = Gone
+			}
+			c.write(e)
+		})
+		c.mu.Lock()
+		m.gcp = s
+		c.mu.Unlock()
+		return s, []string{"AMSAGENT_GCP_ENDPOINT=" + s.Endpoint()}, nil
+	}
 }

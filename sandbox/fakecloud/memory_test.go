@@ -40,11 +40,11 @@ func TestInMemory(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		a, s := fakeaws.NewAutoScaling(fakeaws.AutoScalingOptions{}), fakeaws.New(fakeaws.Options{})
-		a.Group("edges", fakeaws.Hook{Name: "drain", Timeout: time.Minute})
+		a.Group("edges", cloud.Hook{Name: "drain", Timeout: time.Minute})
 		must.OK(t, a.Attach("edges", s))
 		began := time.Now()
 		must.OK(t, a.Verbs().Run("POST /terminate", nil))
-		if got := s.Instance().Signals.Target; got != "Terminated" {
+		if got := s.Get().Signals.Target; got != "Terminated" {
 			t.Errorf("the metadata says %q", got)
 		}
 		_, err := a.WaitFor(t.Context(), func(e cloud.Entry) bool { return e.What == cloud.Gone && e.Text == cloud.ByTime })
@@ -70,7 +70,7 @@ func TestFaultsAreRefused(t *testing.T) {
 	}
 	aws := fakeaws.New(fakeaws.Options{})
 	for verb, q := range map[string]url.Values{
-		"POST /fault": {"sttus": {"500"}}, "POST /spot": {"in": {"soon"}}, "PUT /nothing": nil, "PUT /tag": {"name": {"x"}},
+		"POST /fault": {"sttus": {"500"}}, "POST /spot": {"in": {"soon"}}, "PUT /nothing": nil, "POST /expire-tokens": {"name": {"x"}},
 	} {
 		if aws.Verbs().Run(verb, q) == nil {
 			t.Errorf("%s %v is accepted", verb, q)

@@ -1,29 +1,20 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fakegcp is a fake of the metadata server that a machine on Google Cloud
-// sees at 169.254.169.254, with what a cloud does to a machine behind it: it is
-// preempted, its host is looked after, it is stopped, and then it is off. It keeps
-// books of that and of who asked for what.
+// Package fakegcp is a fake of the metadata server that a machine on Google Cloud sees at 169.254.169.254, with what a cloud
+// does to the machine behind it: it is preempted, stopped, and then it is off.
 //
-// Documented, and done here: the header Metadata-Flavor on each request and each
-// answer; folders that end with a slash; recursive=true with JSON; the long poll by
-// wait_for_change, last_etag and timeout_sec; 503 for a moment while the host is
-// worked on; TRUE and FALSE of preempted; the words of maintenance-event; the 30 and
-// the 120 seconds from the soft power-off to the hard one.
+// Documented: Metadata-Flavor on each request and answer, recursive=true with JSON, the long poll by wait_for_change, last_etag
+// and timeout_sec, 503 while the host is worked on, the 30 and the 120 seconds from the soft power-off to the hard one.
 //
-// Guessed, since no document says so: the form of an ETag (16 hexadecimal digits);
-// that a poll without last_etag waits for the next change; that max-duration is a
-// number of seconds; 403 for a request with X-Forwarded-For or without the header.
-//
-// It answers on loopback unless told otherwise. The API is not stable.
+// Guessed: the form of an ETag, that a poll without last_etag waits for the next change, that max-duration is a number of
+// seconds, 403 for a request with X-Forwarded-For or without the header.
 package fakegcp
 
 import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -45,15 +36,11 @@ type Server struct {
 	cloud.Service
 	cloud.Served[Instance]
 	*cloud.EventLog[Entry]
-	log    *slog.Logger
 	closed chan struct{}
 
 	mu    sync.Mutex
 	under *time.Timer // what is under way with the machine
 }
-
-// Fault spoils some answers.
-type Fault = cloud.Fault
 
 const (
 	base   = "/computeMetadata/v1/"
@@ -62,14 +49,10 @@ const (
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	i := Sample()
-	if o.Instance != nil {
-		i = *o.Instance
-	}
-	s := &Server{log: o.Logger(), closed: make(chan struct{})}
-	s.EventLog = cloud.NewEventLog[Entry](i.Name, &s.mu)
-	s.Update(func(to *Instance) { *to = i })
-	s.Metadata(s.log, base, map[string]string{cloud.Flavor: flavor, "Server": "Metadata Server for VM"}, nil)
+	s := &Server{closed: make(chan struct{})}
+	s.Serving(o.Instance, Sample())
+	s.EventLog = cloud.NewEventLog[Entry](s.Get().Name, &s.mu, o.Log)
+	s.Metadata(o.Logger(), base, map[string]string{cloud.Flavor: flavor, "Server": "Metadata Server for VM"}, nil)
 	return s
 }
 
@@ -92,12 +75,9 @@ func (s *Server) Close() error {
 	return s.Service.Close()
 }
 
-// Instance returns a copy of what is served now.
-func (s *Server) Instance() Instance { return s.Get() }
-
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.Serve(w, r, func(f Fault) (int, string) {
+	s.Serve(w, r, func(f cloud.Fault) (int, string) {
 		status, body := s.answer(r, f.Instant)
 		if status == http.StatusOK {
 			w.Header().Set("ETag", tagOf(body))
@@ -170,28 +150,35 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 
 // Verbs are those of the metadata server:
 //
-//	GET, PATCH /instance   what is served; JSON: the fields in it are replaced
+//	GET, PATCH /instance   what is served, signals among them; JSON: the fields in it are replaced
 //	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
 //	POST   /vanish?ms=N    the service is away for so long
 //	POST   /preempt        ?ms=N: preempted, the power button, and off after so long (default: the machine's own time)
-//	POST   /scale-in       ?ms=N: the power button without a notice
-//	PUT    /maintenance    the body becomes maintenance-event
+//	POST   /scale-in       ?ms=N: the power button without a notice, as a managed instance group does
 //	POST   /stop           ?ms=N&target=DELETED: a graceful shutdown of so long at most; DELETE /stop cancels it
 //	POST   /off            the machine has switched itself off
 //	GET    /books
 //	GET    /requests
 func (s *Server) Verbs() cloud.Verbs {
-	ms := cloud.Params{"ms": time.Duration(0)}
+	window := func(do func(time.Duration)) func(time.Duration) error {
+		return func(d time.Duration) error {
+			do(d)
+			return nil
+		}
+	}
 	v := s.WithFaults(s.Served.Verbs("/instance",
-		cloud.Try("POST /vanish", ms, func(a cloud.Args) error { return s.Vanish(a.Duration("ms")) }),
-		cloud.Do("POST /preempt", ms, func(a cloud.Args) { s.Preempt(a.Duration("ms")) }),
-		cloud.Do("POST /scale-in", ms, func(a cloud.Args) { s.ScaleIn(a.Duration("ms")) }),
-		cloud.Do("PUT /maintenance", cloud.Params{cloud.Text: ""}, func(a cloud.Args) { s.Maintain(a.String(cloud.Text)) }),
-		cloud.Do("POST /stop", cloud.Params{"ms": 10 * time.Minute, "target": "STOPPED"}, func(a cloud.Args) {
-			s.Stop(a.Duration("ms"), a.String("target"))
-		}),
-		cloud.Do("DELETE /stop", nil, func(cloud.Args) { s.Unstop() }),
-		cloud.Do("POST /off", nil, func(cloud.Args) { s.Off() }),
+		cloud.With("POST /vanish", "ms", 0, s.Vanish),
+		cloud.With("POST /preempt", "ms", 0, window(s.Preempt)),
+		cloud.With("POST /scale-in", "ms", 0, window(s.powerDown)),
+		cloud.Verb{Name: "POST /stop", Bind: func() (cloud.Params, func() error) {
+			longest, target := 10*time.Minute, "STOPPED"
+			return cloud.Params{"ms": &longest, "target": &target}, func() error {
+				s.Stop(longest, target)
+				return nil
+			}
+		}},
+		cloud.Do("DELETE /stop", s.Unstop),
+		cloud.Do("POST /off", s.Off),
 	))
 	v.Views["/books"] = func() any { return s.Books() }
 	return v

@@ -27,7 +27,6 @@ type Entry struct {
 
 // note adds a line. The lock is held.
 func (s *Server) note(what, text string, late bool) {
-	s.log.Info("books", "what", what, "text", text, "late", late)
 	s.Write(Entry{Time: time.Now(), What: what, Text: text, Late: late})
 }
 
@@ -55,22 +54,8 @@ func (s *Server) Announce(preempted bool) {
 	s.signal(what, text, func(g *Signals) { g.Preempted = preempted })
 }
 
-// ScaleIn takes the machine as a managed instance group does: nobody is told
-// anything, the power button is pressed.
-func (s *Server) ScaleIn(window time.Duration) { s.powerDown(window) }
-
-// Maintain sets maintenance-event; "" or NONE is that there is none.
-func (s *Server) Maintain(event string) {
-	what := Notice
-	if event == "" || event == "NONE" {
-		what = TakenBack
-	}
-	s.signal(what, "is told of maintenance: "+event, func(g *Signals) { g.Maintenance = event })
-}
-
-// Stop begins a graceful shutdown: the guest has up to that long until the power
-// button is pressed, and may be off before. target is what it becomes: STOPPED,
-// DELETED.
+// Stop begins a graceful shutdown: the guest has up to that long until the power button is pressed, and may be off before.
+// target is what it becomes: STOPPED, DELETED.
 func (s *Server) Stop(longest time.Duration, target string) {
 	s.signal(Notice, "is to shut down gracefully, to be "+target, func(g *Signals) {
 		g.StopState, g.StopTarget, g.StopRequested, g.StopMax = "PENDING_STOP", target, time.Now(), longest
@@ -95,7 +80,7 @@ func (s *Server) powerDown(window time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if window <= 0 {
-		window = s.Instance().Window()
+		window = s.Get().Window()
 	}
 	s.note(SoftOff, "gets the signal of the power button, and has "+window.String(), false)
 	s.arm(window, func() { s.off(true) })
@@ -119,8 +104,7 @@ func (s *Server) off(late bool) {
 	s.note(Gone, text, late)
 }
 
-// arm does something after a while, in place of what was to be done. The lock is
-// held.
+// arm does something after a while, in place of what was to be done. The lock is held.
 func (s *Server) arm(after time.Duration, do func()) {
 	if s.under != nil {
 		s.under.Stop()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/fakealibaba"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 const alibabaSecretProgram = "../../packaging/image/alibaba-secret.py"
@@ -22,20 +23,20 @@ func kms(t *testing.T) (*fakealibaba.Cloud, *fakealibaba.Server) {
 	if _, err := exec.LookPath("python3"); err != nil {
 		t.Skip("python3 is not installed, which cloud-init brings")
 	}
-	cloud, err := fakealibaba.StartCloud(t.Context(), fakealibaba.CloudOptions{})
+	api, err := fakealibaba.StartCloud(t.Context(), fakealibaba.CloudOptions{})
 	must.OK(t, err)
-	t.Cleanup(func() { _ = cloud.Close() })
-	meta, err := fakealibaba.Start(t.Context(), fakealibaba.Options{Cloud: cloud})
+	t.Cleanup(func() { _ = api.Close() })
+	meta, err := fakealibaba.Start(t.Context(), fakealibaba.Options{Cloud: api})
 	must.OK(t, err)
 	t.Cleanup(func() { _ = meta.Close() })
-	return cloud, meta
+	return api, meta
 }
 
 // kmsEnviron is what leads the program to them. A proxy is for nobody: the API of the test is on this machine as well.
-func kmsEnviron(cloud *fakealibaba.Cloud, meta *fakealibaba.Server) []string {
+func kmsEnviron(api *fakealibaba.Cloud, meta *fakealibaba.Server) []string {
 	return []string{
-		"AMSAGENT_ALIBABA_ENDPOINT=" + meta.Endpoint(), "AMSAGENT_ALIBABA_KMS_ENDPOINT=" + cloud.Endpoint(),
-		"http_proxy=http://127.0.0.1:9", "no_proxy=" + strings.TrimPrefix(cloud.Endpoint(), "http://"),
+		"AMSAGENT_ALIBABA_ENDPOINT=" + meta.Endpoint(), "AMSAGENT_ALIBABA_KMS_ENDPOINT=" + api.Endpoint(),
+		"http_proxy=http://127.0.0.1:9", "no_proxy=" + strings.TrimPrefix(api.Endpoint(), "http://"),
 	}
 }
 
@@ -43,10 +44,10 @@ func kmsEnviron(cloud *fakealibaba.Cloud, meta *fakealibaba.Server) []string {
 // the signature again.
 func TestAlibabaSecret(t *testing.T) {
 	t.Parallel()
-	cloud, meta := kms(t)
+	api, meta := kms(t)
 	run := func(args ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), "python3", append([]string{alibabaSecretProgram}, args...)...)
-		cmd.Env = append(os.Environ(), kmsEnviron(cloud, meta)...)
+		cmd.Env = append(os.Environ(), kmsEnviron(api, meta)...)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
@@ -60,7 +61,7 @@ func TestAlibabaSecret(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "uri")
 	must.OK(t, os.WriteFile(file, []byte(uri+"\n"), 0o600))
 	fails("ResourceNotFound", "get", "ams-mongo")
-	cloud.SetSecret("ams-mongo", "none yet")
+	api.SetSecret("ams-mongo", "none yet")
 	// What the template puts there is no connection string, and no join is tried with it.
 	fails("no connection string yet", "get", "ams-mongo")
 	for range 2 { // a second run of the machine's script is another version
@@ -68,23 +69,23 @@ func TestAlibabaSecret(t *testing.T) {
 			t.Errorf("%v: %s", err, out)
 		}
 	}
-	if got := cloud.Secret("ams-mongo"); got != uri {
+	if got := api.Secret("ams-mongo"); got != uri {
 		t.Errorf("the secret is %q, want %q", got, uri)
 	}
 	if out, err := run("get", "ams-mongo"); err != nil || out != uri+"\n" {
 		t.Errorf("%v: %q", err, out)
 	}
-	for _, e := range cloud.Books() {
-		if strings.Contains(e.Text, "mongodb") || e.By != meta.Instance().ID && e.Code == "" {
+	for _, e := range api.Books() {
+		if strings.Contains(e.Text, "mongodb") || e.By != meta.Get().ID && e.Code == "" {
 			t.Errorf("in the books: %+v", e)
 		}
 	}
-	cloud.Deny("GetSecretValue")
+	api.Deny("GetSecretValue")
 	fails("Forbidden.RAM", "get", "ams-mongo")
-	cloud.Allow()
+	api.Allow()
 	meta.Update(func(i *fakealibaba.Instance) { i.Role = "" })
 	fails("ams-mongo: ", "get", "ams-mongo")
 	meta.Update(func(i *fakealibaba.Instance) { i.Role = "ams-node" })
-	must.OK(t, meta.AddFault(fakealibaba.Fault{Status: 403}))
+	must.OK(t, meta.AddFault(cloud.Fault{Status: 403}))
 	fails("403", "get", "ams-mongo")
 }

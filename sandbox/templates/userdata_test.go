@@ -289,7 +289,7 @@ cat "$HERE/secret"`,
 	cmd := exec.CommandContext(ctx, "sh", filepath.Join(dir, "userdata"))
 	cmd.Env = append(os.Environ(), "HERE="+dir, "PATH="+dir+":"+bin+":"+os.Getenv("PATH"), "NO_COLOR=1", "AMSAGENT_ROOT="+root,
 		"AMSAGENT_PROVIDER="+j.cloud, "AMSAGENT_SERVICE_COMMAND="+m.Command, "AMSAGENT_TIMEOUT=120s")
-	cmd.Env = append(cmd.Env, machine.Environ()...)
+	cmd.Env = append(cmd.Env, machine.Environ...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,11 @@ type machine struct {
 	cloud.Listen
 	file, id, ip, userData string
 	tags                   map[string]string
+
+	// Of a scaling group.
+	scaling cloud.ScalingOptions
+	group   string
+	hooks   []cloud.Hook
 }
 
 func newMachine(env Env, name, file, id, tag, tagUsage string) *machine {
@@ -42,39 +48,36 @@ func newMachine(env Env, name, file, id, tag, tagUsage string) *machine {
 	return m
 }
 
-// over reads the file over the sample of the machine.
-func (m *machine) over(sample any) error {
-	if m.file == "" {
-		return nil
+// read parses the arguments and applies the file, then the flags to the sample of a machine.
+func (m *machine) read(args []string, sample any, id, userData *string, tags *map[string]string) error {
+	if err := parse(m.FlagSet, args, 0); err != nil {
+		return err
 	}
-	b, err := os.ReadFile(m.file)
-	if err == nil {
-		err = json.Unmarshal(b, sample)
+	if m.group == "" && len(m.hooks) > 0 {
+		return errors.New("--hook needs --group")
 	}
-	if err != nil {
-		return fmt.Errorf("reading the machine from %s: %w", m.file, err)
-	}
-	return nil
-}
-
-// change sets the id, the user data and the tags that the flags give.
-func (m *machine) change(id, userData *string, tags map[string]string) error {
-	if m.id != "" {
-		*id = m.id
-	}
-	for key, value := range m.tags {
-		if tags[key] = value; value == "" {
-			delete(tags, key)
+	if m.file != "" {
+		b, err := os.ReadFile(m.file)
+		if err == nil {
+			err = json.Unmarshal(b, sample)
+		}
+		if err != nil {
+			return fmt.Errorf("reading the machine from %s: %w", m.file, err)
 		}
 	}
-	if m.userData == "" {
-		return nil
+	*id = cmp.Or(m.id, *id)
+	for key, value := range m.tags {
+		if cloud.Set(tags, key, value); value == "" {
+			delete(*tags, key)
+		}
 	}
-	b, err := os.ReadFile(m.userData)
-	if err != nil {
-		return fmt.Errorf("reading the user data: %w", err)
+	if m.userData != "" {
+		b, err := os.ReadFile(m.userData)
+		if err != nil {
+			return fmt.Errorf("reading the user data: %w", err)
+		}
+		*userData = string(b)
 	}
-	*userData = string(b)
 	return nil
 }
 
@@ -94,6 +97,7 @@ func (m *machine) run(ctx context.Context, start func(context.Context) (metadata
 	}
 	defer stop()
 	m.Log = m.life.log(m.env)
+	m.scaling.Log = m.Log
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel() // ends everything that was started
 	s, more, err := start(own)
@@ -121,49 +125,29 @@ func pairs(to map[string]string) func(string) error {
 	}
 }
 
-// groupFlags are those of a scaling group.
-type groupFlags struct {
-	cloud.ScalingOptions
-	group string
-	hooks []cloud.Hook
-}
-
-func (g *groupFlags) add(fs *flag.FlagSet, in, out string) {
-	fs.DurationVar(&g.WaitDelay, "wait-delay", 0, "`time` from the begin of a scale-in to the wait of the hooks")
-	fs.DurationVar(&g.ActionDelay, "action-delay", 0, "`time` for which the API lists no lifecycle action although the wait is on")
-	fs.Func("hook", "a `hook` of the group, NAME:"+in+"|"+out+"[:TIMEOUT[:LIMIT]] (may be repeated)", func(s string) error {
+// addGroup adds the flags of a cloud whose scaling groups have hooks: in and out are their transitions.
+func (m *machine) addGroup(api, group, in, out string) {
+	m.StringVar(&m.userData, "user-data", "", "serve this `file` as user data")
+	m.StringVar(&m.group, "group", "", group)
+	m.StringVar(&m.scaling.Listen, api, "127.0.0.1:0", "`address` of the API of the groups")
+	m.DurationVar(&m.scaling.WaitDelay, "wait-delay", 0, "`time` from the begin of a scale-in to the wait of the hooks")
+	m.DurationVar(&m.scaling.ActionDelay, "action-delay", 0, "`time` for which the API lists no lifecycle action although the wait is on")
+	m.Func("hook", "a `hook` of the group, NAME:"+in+"|"+out+"[:TIMEOUT[:LIMIT]] (may be repeated)", func(s string) error {
 		h, err := cloud.ParseHook(s, in, out)
-		g.hooks = append(g.hooks, h)
+		m.hooks = append(m.hooks, h)
 		return err
 	})
-}
-
-func (g *groupFlags) check() error {
-	if g.group == "" && len(g.hooks) > 0 {
-		return fmt.Errorf("--hook needs --group")
-	}
-	return nil
 }
 
 func runAWS(ctx context.Context, env Env, args []string) error {
 	m := newMachine(env, "aws", "instance", "the instance's `id`", "tag", "a tag")
 	var o fakeaws.Options
-	var g groupFlags
 	var noTags bool
 	m.BoolVar(&o.AllowV1, "allow-v1", false, "answer without a token too")
-	m.StringVar(&m.userData, "user-data", "", "serve this `file` as user data")
 	m.BoolVar(&noTags, "no-tags", false, "show no tags (InstanceMetadataTags=disabled)")
-	m.StringVar(&g.group, "group", "", "serve an Auto Scaling API too, in which the instance belongs to the group of this `name`")
-	m.StringVar(&g.Listen, "autoscaling", "127.0.0.1:0", "`address` of that API")
-	g.add(m.FlagSet, "terminating", "launching")
-	if err := parse(m.FlagSet, args, 0); err != nil {
-		return err
-	}
+	m.addGroup("autoscaling", "serve an Auto Scaling API too, in which the instance belongs to the group of this `name`", "terminating", "launching")
 	i := fakeaws.Sample()
-	if err := m.over(&i); err != nil {
-		return err
-	}
-	if err := errors.Join(g.check(), m.change(&i.ID, &i.UserData, i.Tags)); err != nil {
+	if err := m.read(args, &i, &i.ID, &i.UserData, &i.Tags); err != nil {
 		return err
 	}
 	if m.ip != "" && len(i.NICs) > 0 {
@@ -174,19 +158,18 @@ func runAWS(ctx context.Context, env Env, args []string) error {
 	o.Instance = &i
 	return m.run(ctx, func(ctx context.Context) (metadataService, map[string]string, error) {
 		o.Listen = m.Listen
-		if g.group == "" {
+		if m.group == "" {
 			s, err := fakeaws.Start(ctx, o)
 			return s, nil, err
 		}
 		var err error
-		g.Log = m.Log
-		if o.AutoScaling, err = fakeaws.StartAutoScaling(ctx, fakeaws.AutoScalingOptions{ScalingOptions: g.ScalingOptions, Region: i.Region}); err != nil {
+		if o.AutoScaling, err = fakeaws.StartAutoScaling(ctx, fakeaws.AutoScalingOptions{ScalingOptions: m.scaling, Region: i.Region}); err != nil {
 			return nil, nil, err
 		}
-		o.AutoScaling.Group(g.group, g.hooks...)
+		o.AutoScaling.Group(m.group, m.hooks...)
 		s, err := fakeaws.Start(ctx, o)
 		if err == nil {
-			err = o.AutoScaling.Attach(g.group, s)
+			err = o.AutoScaling.Attach(m.group, s)
 		}
 		return s, map[string]string{"autoscaling": o.AutoScaling.Endpoint()}, err
 	})
@@ -196,24 +179,14 @@ func runAlibaba(ctx context.Context, env Env, args []string) error {
 	m := newMachine(env, "alibaba", "instance", "the instance's `id`", "tag", "a tag, which the API has,")
 	var o fakealibaba.Options
 	var co fakealibaba.CloudOptions
-	var g groupFlags
 	var noRole, wrapped bool
 	m.BoolVar(&o.Plain, "plain", false, "answer without a token too")
-	m.StringVar(&m.userData, "user-data", "", "serve this `file` as user data")
 	m.BoolVar(&noRole, "no-role", false, "give the instance no RAM role")
-	m.StringVar(&g.Listen, "api", "127.0.0.1:0", "`address` of the APIs of Auto Scaling and ECS")
-	m.StringVar(&g.group, "group", "", "the instance belongs to the scaling group of this `id`")
 	m.BoolVar(&wrapped, "wrapped", false, "wrap the lists of the API as that of 2014 does")
 	m.DurationVar(&co.Skew, "skew", 0, "`time` by which the API's clock is ahead")
-	g.add(m.FlagSet, "in", "out")
-	if err := parse(m.FlagSet, args, 0); err != nil {
-		return err
-	}
+	m.addGroup("api", "the instance belongs to the scaling group of this `id`", "in", "out")
 	i := fakealibaba.Sample()
-	if err := m.over(&i); err != nil {
-		return err
-	}
-	if err := errors.Join(g.check(), m.change(&i.ID, &i.UserData, i.Tags)); err != nil {
+	if err := m.read(args, &i, &i.ID, &i.UserData, &i.Tags); err != nil {
 		return err
 	}
 	if m.ip != "" && len(i.NICs) > 0 {
@@ -224,16 +197,15 @@ func runAlibaba(ctx context.Context, env Env, args []string) error {
 	}
 	o.Instance = &i
 	return m.run(ctx, func(ctx context.Context) (_ metadataService, _ map[string]string, err error) {
-		g.Log, o.Listen = m.Log, m.Listen
-		co.ScalingOptions = g.ScalingOptions
+		o.Listen, co.ScalingOptions = m.Listen, m.scaling
 		if o.Cloud, err = fakealibaba.StartCloud(ctx, co); err != nil {
 			return nil, nil, err
 		}
 		o.Cloud.Wrap(wrapped)
 		s, err := fakealibaba.Start(ctx, o)
-		if err == nil && g.group != "" {
-			o.Cloud.Group(g.group, g.hooks...)
-			err = o.Cloud.Attach(g.group, "", s)
+		if err == nil && m.group != "" {
+			o.Cloud.Group(m.group, m.hooks...)
+			err = o.Cloud.Attach(m.group, "", s)
 		}
 		return s, map[string]string{"api": o.Cloud.Endpoint()}, err
 	})
@@ -250,19 +222,11 @@ func runAzure(ctx context.Context, env Env, args []string) error {
 	m.IntVar(&o.DropCalls, "drop-calls", 0, "`number` of calls that are dropped at first")
 	m.DurationVar(&o.FirstCall, "first-call", 0, "`time` that the first call for events takes")
 	m.DurationVar(&set.EnableDelay, "enable-delay", 0, "`time` from that call until events are seen")
-	if err := parse(m.FlagSet, args, 0); err != nil {
-		return err
-	}
 	vm := fakeazure.Sample()
-	if err := m.over(&vm); err != nil {
+	if err := m.read(args, &vm, &vm.ID, &vm.UserData, &vm.Tags); err != nil {
 		return err
 	}
-	if err := m.change(&vm.ID, nil, vm.Tags); err != nil {
-		return err
-	}
-	if name != "" {
-		vm.Name = name
-	}
+	vm.Name = cmp.Or(name, vm.Name)
 	if m.ip != "" && len(vm.NICs) > 0 {
 		vm.NICs[0].IPv4s = []string{m.ip}
 	}
@@ -285,14 +249,8 @@ func runGCP(ctx context.Context, env Env, args []string) error {
 	project := map[string]string{}
 	m.BoolVar(&standard, "standard", false, "a standard VM instead of a Spot VM")
 	m.Func("project-attribute", "custom metadata of the project as `key=value` (may be repeated)", pairs(project))
-	if err := parse(m.FlagSet, args, 0); err != nil {
-		return err
-	}
 	i := fakegcp.Sample()
-	if err := m.over(&i); err != nil {
-		return err
-	}
-	if err := m.change(&i.ID, nil, i.Attributes); err != nil {
+	if err := m.read(args, &i, &i.ID, nil, &i.Attributes); err != nil {
 		return err
 	}
 	if m.ip != "" && len(i.NICs) > 0 {

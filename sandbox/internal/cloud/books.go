@@ -4,8 +4,10 @@
 package cloud
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 )
@@ -26,18 +28,20 @@ func keepSome[E any](all []E, one E) []E {
 type EventLog[E any] struct {
 	whose   string
 	lock    sync.Locker
+	log     *slog.Logger
 	entries []E
 	changed chan struct{} // closed and replaced with every entry
 	each    []func(E)
 }
 
-// NewEventLog makes empty books. whose is the owner's name in errors.
-func NewEventLog[E any](whose string, lock sync.Locker) *EventLog[E] {
-	return &EventLog[E]{whose: whose, lock: lock, changed: make(chan struct{})}
+// NewEventLog makes empty books. whose is the owner's name in errors and in the log (nil: none).
+func NewEventLog[E any](whose string, lock sync.Locker, log *slog.Logger) *EventLog[E] {
+	return &EventLog[E]{whose: whose, lock: lock, log: cmp.Or(log, slog.New(slog.DiscardHandler)), changed: make(chan struct{})}
 }
 
 // Write adds an entry. The lock is held.
 func (b *EventLog[E]) Write(e E) {
+	b.log.Info("books", "of", b.whose, "entry", e)
 	b.entries = keepSome(b.entries, e)
 	close(b.changed)
 	b.changed = make(chan struct{})

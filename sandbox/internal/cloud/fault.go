@@ -4,12 +4,10 @@
 package cloud
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -31,9 +29,8 @@ type Fault struct {
 	Code    string `json:"code,omitempty"`
 	Message string `json:"message,omitempty"`
 	Empty   bool   `json:"empty,omitempty"`
-	// Truncate announces the whole answer and sends half of it, Huge appends two mebibytes of spaces.
+	// Truncate announces the whole answer and sends half of it.
 	Truncate bool `json:"truncate,omitempty"`
-	Huge     bool `json:"huge,omitempty"`
 	// Hang never answers. On the path of a token that is a hop limit of 1, seen from inside a container. Reset resets the
 	// connection. Deaf does what the API is asked, and then resets it.
 	Hang  bool `json:"hang,omitempty"`
@@ -59,7 +56,7 @@ type FaultList struct {
 func (l *FaultList) validate(f Fault) error {
 	kinds := 0
 	for _, set := range []bool{
-		f.Code != "" || f.Status != 0, f.Body != "" && f.Status == 0, f.Empty, f.Truncate, f.Huge, f.Hang, f.Reset, f.Deaf,
+		f.Code != "" || f.Status != 0, f.Body != "" && f.Status == 0, f.Empty, f.Truncate, f.Hang, f.Reset, f.Deaf,
 		f.Instant, f.NoFlavor,
 	} {
 		if set {
@@ -68,7 +65,7 @@ func (l *FaultList) validate(f Fault) error {
 	}
 	onlyAPI := f.Code != "" || f.Message != "" || f.Empty || f.Deaf || f.Body != "" && f.Status == 0
 	switch {
-	case onlyAPI && !l.api, l.api && (f.Truncate || f.Huge), !l.polls && (f.Held || f.Instant || f.NoFlavor):
+	case onlyAPI && !l.api, l.api && f.Truncate, !l.polls && (f.Held || f.Instant || f.NoFlavor):
 		return errors.New("the service has no such fault")
 	case kinds > 1:
 		return errors.New("a fault is of one kind")
@@ -111,8 +108,37 @@ func (l *FaultList) Faults() []Fault {
 	return append([]Fault{}, l.armed...)
 }
 
-// strike returns the first fault that matches one of the names, or the zero fault. The channel is closed when the service is healed.
-func (l *FaultList) strike(r *http.Request, names ...string) (Fault, <-chan struct{}) {
+// strike returns the first fault that matches one of the names, or the zero fault. If it is one without an answer, it is done:
+// note is called before that with what happens.
+func (l *FaultList) strike(w http.ResponseWriter, r *http.Request, note func(string), names ...string) (f Fault, done bool) {
+	f, healed := l.match(r, names)
+	if f.Delay > 0 {
+		timer := time.NewTimer(f.Delay)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-healed:
+		case <-r.Context().Done():
+			return f, true
+		}
+	}
+	switch {
+	case f.Hang: // until the service is healed or the client leaves; the connection is closed then
+		note("(hangs)")
+		select {
+		case <-healed:
+		case <-r.Context().Done():
+		}
+		panic(http.ErrAbortHandler)
+	case f.Reset:
+		note("(reset)")
+		reset(w)
+	}
+	return f, f.Reset
+}
+
+// match finds a fault, and counts. The channel is closed when the service is healed.
+func (l *FaultList) match(r *http.Request, names []string) (Fault, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.healed == nil {
@@ -139,46 +165,8 @@ func (f Fault) covers(name string) bool {
 	return f.Path == "" || name == f.Path || ok && strings.HasPrefix(name, prefix)
 }
 
-// wait holds an answer back, and reports whether the client still waits for it.
-func (f Fault) wait(r *http.Request, healed <-chan struct{}) bool {
-	if f.Delay <= 0 {
-		return true
-	}
-	timer := time.NewTimer(f.Delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-healed:
-	case <-r.Context().Done():
-		return false
-	}
-	return true
-}
-
-// answer replies with an answer, which is cut or made huge if the fault says so.
-func (f Fault) answer(w http.ResponseWriter, status int, body string, reply func(status int, body string)) {
-	switch {
-	case f.Truncate && len(body) > 1:
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		reply(status, body[:len(body)/2])
-		panic(http.ErrAbortHandler)
-	case f.Huge:
-		body += strings.Repeat(" ", 2<<20)
-	}
-	reply(status, body)
-}
-
-// hang lasts until the service is healed or the client leaves. The connection is closed then.
-func hang(r *http.Request, healed <-chan struct{}) {
-	select {
-	case <-healed:
-	case <-r.Context().Done():
-	}
-	panic(http.ErrAbortHandler)
-}
-
-// Reset resets the connection.
-func Reset(w http.ResponseWriter) {
+// reset resets the connection.
+func reset(w http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -197,6 +185,3 @@ func write(w http.ResponseWriter, status int, body string) {
 		f.Flush()
 	}
 }
-
-// statusText is the body of a fault without one.
-func (f Fault) statusText() string { return cmp.Or(f.Body, http.StatusText(f.Status)) }

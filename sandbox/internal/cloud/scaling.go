@@ -13,7 +13,9 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -106,9 +108,9 @@ var ErrUnknown = errors.New("not known here")
 type Scaling struct {
 	FaultList
 	*EventLog[Entry]
-	o    ScalingOptions
-	log  *slog.Logger
-	http *control.Server
+	o     ScalingOptions
+	usual func(Hook) Hook
+	http  *control.Server
 
 	Mu         sync.Mutex
 	Groups     map[string][]Hook
@@ -148,10 +150,10 @@ type Action struct {
 	timer    *time.Timer
 }
 
-// Init sets up an account. whose is its name in errors.
-func (s *Scaling) Init(whose string, o ScalingOptions) {
-	s.api, s.o, s.log = true, o, cmp.Or(o.Log, slog.New(slog.DiscardHandler))
-	s.EventLog = NewEventLog[Entry](whose, &s.Mu)
+// Init sets up an account. whose is its name in errors, usual returns a hook with what it leaves open.
+func (s *Scaling) Init(whose string, o ScalingOptions, usual func(Hook) Hook) {
+	s.api, s.o, s.usual = true, o, usual
+	s.EventLog = NewEventLog[Entry](whose, &s.Mu, o.Log)
 	s.Groups, s.Instances, s.denied = map[string][]Hook{}, map[string]*Instance{}, map[string]bool{}
 }
 
@@ -182,7 +184,11 @@ func (s *Scaling) Close() error {
 func (s *Scaling) Group(name string, hooks ...Hook) {
 	s.Mu.Lock()
 	defer s.Mu.Unlock()
-	s.Groups[name] = append([]Hook{}, hooks...) // never nil: nil is a group that does not exist
+	all := []Hook{} // never nil: nil is a group that does not exist
+	for _, h := range hooks {
+		all = append(all, s.usual(h))
+	}
+	s.Groups[name] = all
 }
 
 // Join makes an instance a member of a group without running a hook.
@@ -382,7 +388,6 @@ func (s *Scaling) Waiting(fits func(*Action) bool) *Action {
 // Note writes an entry. The lock is held.
 func (s *Scaling) Note(e Entry) {
 	e.Time = time.Now()
-	s.log.Info("scaling", "event", e.What, "instance", e.Instance, "group", e.Group, "hook", e.Hook, "text", e.Text, "by", e.By, "code", e.Code)
 	s.Write(e)
 }
 
@@ -450,8 +455,11 @@ func (s *Scaling) Verbs(more ...Verb) Verbs {
 			"/members": func() any { return s.Members() }, "/books": func() any { return s.Books() },
 		},
 		Verbs: append(more,
-			Do("POST /deny", Params{"action": []string(nil)}, func(a Args) { s.Deny(a.Strings("action")...) }),
-			Do("DELETE /deny", nil, func(Args) { s.Allow() }),
+			With("POST /deny", "action", []string(nil), func(actions []string) error {
+				s.Deny(actions...)
+				return nil
+			}),
+			Do("DELETE /deny", s.Allow),
 		),
 	})
 }
@@ -465,26 +473,19 @@ type APIError struct {
 // Refuse makes an error.
 func Refuse(status int, code, message string) *APIError { return &APIError{status, code, message} }
 
-// Serve answers one call of the API: what the fault in force says, or else what do returns. The call is in the books.
+// Serve answers one call of the API: what the fault in force says, or else what do returns, under the lock. The call is in
+// the books.
 func (s *Scaling) Serve(w http.ResponseWriter, r *http.Request, e Entry, do func() (by string, result any, err *APIError), reply func(any, *APIError)) {
 	e.What = Call
-	f, healed := s.strike(r, e.Text)
-	if !f.wait(r, healed) {
-		return
-	}
 	note := func(code string) {
 		s.Mu.Lock()
 		defer s.Mu.Unlock()
 		e.Code = code
 		s.Note(e)
 	}
+	f, done := s.strike(w, r, note, e.Text)
 	switch {
-	case f.Hang:
-		note("(hangs)")
-		hang(r, healed)
-	case f.Reset:
-		note("(reset)")
-		Reset(w)
+	case done:
 		return
 	case f.Code != "":
 		note(f.Code)
@@ -496,20 +497,32 @@ func (s *Scaling) Serve(w http.ResponseWriter, r *http.Request, e Entry, do func
 		_, _ = io.WriteString(w, f.Body)
 		return
 	}
+	s.Mu.Lock()
 	by, result, err := do()
 	e.By = by
-	switch {
-	case err != nil:
-		note(err.Code)
-		reply(nil, err)
-	case f.Deaf:
-		note("")
-		Reset(w)
-	default:
-		note("")
-		reply(result, nil)
+	if err != nil {
+		e.Code = err.Code
 	}
+	s.Note(e)
+	s.Mu.Unlock()
+	if f.Deaf && err == nil {
+		reset(w)
+		return
+	}
+	reply(result, err)
 }
+
+// List are the parameters PREFIX1, PREFIX2, ... of a call.
+func List(q url.Values, prefix string) []string {
+	var out []string
+	for i := 1; q.Has(prefix + strconv.Itoa(i)); i++ {
+		out = append(out, q.Get(prefix+strconv.Itoa(i)))
+	}
+	return out
+}
+
+// WholeSeconds rounds up.
+func WholeSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // GUID is a random id.
 func GUID() string {

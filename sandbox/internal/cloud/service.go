@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -50,13 +51,11 @@ type Service struct {
 	addr          string
 	back          *time.Timer // ends Vanish
 	closed        bool
-	seen          int
-	last          []Request
+	last          []*Request
 }
 
 // Request is one line of the record.
 type Request struct {
-	Seq    int       `json:"seq"`
 	Time   time.Time `json:"time"`
 	Method string    `json:"method"`
 	Path   string    `json:"path"`
@@ -144,40 +143,34 @@ func (s *Service) Vanish(d time.Duration) error {
 func (s *Service) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]Request{}, s.last...)
+	out := make([]Request, len(s.last))
+	for i, r := range s.last {
+		out[i] = *r
+	}
+	return out
 }
 
-func (s *Service) record(r *http.Request) (seq int) {
-	one := Request{Time: time.Now(), Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery}
+func (s *Service) record(r *http.Request) *Request {
+	one := &Request{Time: time.Now(), Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery}
 	if s.tokens != nil {
 		one.Token = s.tokens.worth(r)
 	}
 	s.log.Info("request", "method", r.Method, "path", r.URL.Path, "query", r.URL.RawQuery, "token", one.Token)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seen++
-	one.Seq = s.seen
 	s.last = keepSome(s.last, one)
-	return one.Seq
-}
-
-func (s *Service) answered(seq, status int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if i := len(s.last) - 1 - (s.seen - seq); i >= 0 {
-		s.last[i].Status = status
-	}
+	return one
 }
 
 // Serve answers one request of a metadata service: what the fault in force says, or else what answer returns. Status 0 is
 // no answer.
 func (s *Service) Serve(w http.ResponseWriter, r *http.Request, answer func(Fault) (status int, body string)) {
-	seq := s.record(r)
+	record := s.record(r)
 	below := strings.TrimPrefix(r.URL.Path, s.root)
 	if s.root == "" {
 		_, below, _ = strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	}
-	fault, healed := s.strike(r, r.URL.Path, below)
+	fault, done := s.strike(w, r, func(string) {}, r.URL.Path, below)
 	for key, value := range s.header {
 		w.Header().Set(key, value)
 	}
@@ -185,20 +178,25 @@ func (s *Service) Serve(w http.ResponseWriter, r *http.Request, answer func(Faul
 		w.Header().Del(Flavor)
 	}
 	reply := func(status int, body string) {
-		s.answered(seq, status)
+		s.mu.Lock()
+		record.Status = status
+		s.mu.Unlock()
 		write(w, status, body)
 	}
 	switch {
-	case !fault.wait(r, healed):
-	case fault.Hang:
-		hang(r, healed)
-	case fault.Reset:
-		Reset(w)
+	case done:
 	case fault.Status != 0:
-		reply(fault.Status, fault.statusText())
+		reply(fault.Status, cmp.Or(fault.Body, http.StatusText(fault.Status)))
 	default:
-		if status, body := answer(fault); status != 0 {
-			fault.answer(w, status, body, reply)
+		status, body := answer(fault)
+		switch {
+		case status == 0:
+		case fault.Truncate && len(body) > 1:
+			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+			reply(status, body[:len(body)/2])
+			panic(http.ErrAbortHandler)
+		default:
+			reply(status, body)
 		}
 	}
 }
@@ -232,6 +230,9 @@ func (t *Served[T]) Follow() (T, <-chan struct{}) {
 	return clone(t.value), t.changed
 }
 
+// Serving sets what is served from the start: given, or else the sample.
+func (t *Served[T]) Serving(given *T, sample T) { t.value = clone(*cmp.Or(given, &sample)) }
+
 // Update changes the state. Long polls see it at once.
 func (t *Served[T]) Update(change func(*T)) {
 	t.mu.Lock()
@@ -255,6 +256,19 @@ func clone[T any](v T) (out T) {
 	}
 	return out
 }
+
+// Items are the answers of a metadata service by their path. An item without a value is not there.
+type Items map[string]string
+
+// Set adds an item if it has a value.
+func (i Items) Set(path, value string) {
+	if value != "" {
+		i[path] = value
+	}
+}
+
+// Meta is Set below meta-data.
+func (i Items) Meta(path, value string) { i.Set("meta-data/"+path, value) }
 
 // JSON is a document of a service.
 func JSON(v any) string {

@@ -11,55 +11,35 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/control"
 )
 
-// Params are the parameters of a verb with their defaults: string, bool, int, []string or time.Duration.
+// Params are the parameters of a call, as pointers to their defaults; see [control.Decode].
 type Params map[string]any
-
-// Args are the arguments of one call, as pointers to the types of the parameters.
-type Args map[string]any
-
-// Text is the parameter that holds the body of a request.
-const Text = "text"
-
-// String returns a parameter whose default is a string.
-func (a Args) String(name string) string { return arg[string](a, name) }
-
-// Bool returns a parameter whose default is a bool.
-func (a Args) Bool(name string) bool { return arg[bool](a, name) }
-
-// Duration returns a parameter whose default is a time.Duration.
-func (a Args) Duration(name string) time.Duration { return arg[time.Duration](a, name) }
-
-// Strings returns a parameter whose default is a []string.
-func (a Args) Strings(name string) []string { return arg[[]string](a, name) }
-
-func arg[T any](a Args, name string) T {
-	v, ok := a[name].(*T)
-	if !ok {
-		panic("a verb has no parameter " + name + " of this type")
-	}
-	return *v
-}
 
 // Verb is one thing that a test, a story or a user at the control port can do to a service.
 type Verb struct {
-	name   string // method and path: POST /preempt
-	params Params
-	do     func(Args) error
+	Name string // method and path: POST /preempt
+	// Bind returns the parameters of one call, and what is done when they are set.
+	Bind func() (Params, func() error)
 }
 
-// Try is a verb that can fail.
-func Try(name string, params Params, do func(Args) error) Verb { return Verb{name, params, do} }
+// Do is a verb without parameters.
+func Do(name string, do func()) Verb {
+	return Verb{name, func() (Params, func() error) {
+		return nil, func() error {
+			do()
+			return nil
+		}
+	}}
+}
 
-// Do is a verb that cannot.
-func Do(name string, params Params, do func(Args)) Verb {
-	return Verb{name, params, func(a Args) error {
-		do(a)
-		return nil
+// With is a verb with one parameter.
+func With[T any](name, param string, usual T, do func(T) error) Verb {
+	return Verb{name, func() (Params, func() error) {
+		value := usual
+		return Params{param: &value}, func() error { return do(value) }
 	}}
 }
 
@@ -74,7 +54,7 @@ type Verbs struct {
 // Run runs a verb. It refuses parameters that the verb does not have: a story with a misspelt one would test nothing.
 func (v Verbs) Run(name string, q url.Values) error {
 	for _, verb := range v.Verbs {
-		if verb.name == name {
+		if verb.Name == name {
 			return verb.run(q)
 		}
 	}
@@ -82,25 +62,11 @@ func (v Verbs) Run(name string, q url.Values) error {
 }
 
 func (v Verb) run(q url.Values) error {
-	args := Args{}
-	for name, usual := range v.params {
-		switch usual := usual.(type) {
-		case string:
-			args[name] = &usual
-		case bool:
-			args[name] = &usual
-		case int:
-			args[name] = &usual
-		case time.Duration:
-			args[name] = &usual
-		case []string:
-			args[name] = &usual
-		}
-	}
-	if err := control.Decode(q, args); err != nil {
+	params, do := v.Bind()
+	if err := control.Decode(q, params); err != nil {
 		return err
 	}
-	return v.do(args)
+	return do()
 }
 
 // Handler is the control port.
@@ -110,11 +76,11 @@ func (v Verbs) Handler() http.Handler {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { control.JSON(w, view()) })
 	}
 	for _, verb := range v.Verbs {
-		mux.HandleFunc(verb.name, func(w http.ResponseWriter, r *http.Request) {
+		mux.HandleFunc(verb.Name, func(w http.ResponseWriter, r *http.Request) {
 			q := r.URL.Query()
 			body, err := io.ReadAll(r.Body)
-			if _, has := verb.params[Text]; err == nil && has {
-				q.Set(Text, strings.TrimSpace(string(body)))
+			if r.Method == http.MethodPatch {
+				q.Set("body", string(body))
 			}
 			if err == nil {
 				err = verb.run(q)
@@ -150,29 +116,23 @@ func (s *Service) WithFaults(v Verbs) Verbs {
 func (l *FaultList) with(v Verbs) Verbs {
 	v.Views["/fault"] = func() any { return l.Faults() }
 	v.Verbs = append(v.Verbs,
-		Do("DELETE /fault", nil, func(Args) { l.ClearFaults() }),
-		Verb{"POST /fault", faultParams, func(a Args) error {
-			return l.AddFault(Fault{
-				Path: a.String("path") + a.String("action"), Held: a.Bool("held"), Delay: a.Duration("ms"),
-				Status: arg[int](a, "status"), Body: a.String("body"), Code: a.String("code"), Message: a.String("message"), Empty: a.Bool("empty"),
-				Truncate: a.Bool("truncate"), Huge: a.Bool("huge"), Hang: a.Bool("hang"), Reset: a.Bool("reset"), Deaf: a.Bool("deaf"),
-				Instant: a.Bool("instant"), NoFlavor: a.Bool("no-flavor"), Times: arg[int](a, "times"),
-			})
+		Do("DELETE /fault", l.ClearFaults),
+		Verb{"POST /fault", func() (Params, func() error) {
+			var f Fault
+			return Params{
+				"path": &f.Path, "action": &f.Path, "held": &f.Held, "ms": &f.Delay, "status": &f.Status, "body": &f.Body, "code": &f.Code,
+				"message": &f.Message, "empty": &f.Empty, "truncate": &f.Truncate, "hang": &f.Hang, "reset": &f.Reset, "deaf": &f.Deaf,
+				"instant": &f.Instant, "no-flavor": &f.NoFlavor, "times": &f.Times,
+			}, func() error { return l.AddFault(f) }
 		}})
 	return v
 }
 
-var faultParams = Params{
-	"path": "", "action": "", "held": false, "ms": time.Duration(0), "status": 0, "body": "", "code": "", "message": "",
-	"empty": false, "truncate": false, "huge": false, "hang": false, "reset": false, "deaf": false, "instant": false,
-	"no-flavor": false, "times": 0,
-}
-
 // Verbs are GET and PATCH of the state below a path: the fields in the body are replaced.
 func (t *Served[T]) Verbs(path string, more ...Verb) Verbs {
-	patch := Try("PATCH "+path, Params{Text: ""}, func(a Args) error {
+	patch := With("PATCH "+path, "body", "", func(body string) error {
 		value := t.Get()
-		if err := Decode(a.String(Text), &value); err != nil {
+		if err := decode(body, &value); err != nil {
 			return err
 		}
 		t.Update(func(to *T) { *to = value })
@@ -181,8 +141,8 @@ func (t *Served[T]) Verbs(path string, more ...Verb) Verbs {
 	return Verbs{Shown: path, Views: map[string]func() any{path: func() any { return t.Get() }}, Verbs: append(more, patch)}
 }
 
-// Decode reads JSON and refuses unknown fields. An empty text changes nothing.
-func Decode(text string, v any) error {
+// decode reads JSON and refuses unknown fields. An empty text changes nothing.
+func decode(text string, v any) error {
 	d := json.NewDecoder(strings.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil && !errors.Is(err, io.EOF) {
@@ -197,15 +157,4 @@ func Set(m *map[string]string, key, value string) {
 		*m = map[string]string{}
 	}
 	(*m)[key] = value
-}
-
-// Item is PUT /item: the body becomes the item at a path, which wins over what the service makes up; empty: a 404.
-func Item(update func(path, text string)) Verb {
-	return Try("PUT /item", Params{"path": "", Text: ""}, func(a Args) error {
-		if a.String("path") == "" {
-			return errors.New("parameter path is needed")
-		}
-		update(a.String("path"), a.String(Text))
-		return nil
-	})
 }

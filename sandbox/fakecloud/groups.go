@@ -1,0 +1,106 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fakecloud
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/amsagent/amsagent/sandbox/fakealibaba"
+	"github.com/amsagent/amsagent/sandbox/fakeaws"
+	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+)
+
+// aws has Auto Scaling with a hook for the end of each machine. Without a heartbeat it waits for the heartbeat timeout.
+func (c *Cloud) aws(ctx context.Context, o Options) error {
+	scaling, err := fakeaws.StartAutoScaling(ctx, fakeaws.AutoScalingOptions{ScalingOptions: cloud.ScalingOptions{Log: o.Log}})
+	if err != nil {
+		return err
+	}
+	c.Title, c.close = "AWS", scaling.Close
+	c.scaleIn = func(m *machine) error { return scaling.Terminate(m.ID) }
+	c.start = func(ctx context.Context, m *machine) (service, []string, error) {
+		i := fakeaws.Sample()
+		i.ID, i.Hostname = m.ID, m.Name+".internal"
+		i.NICs[0].MAC, i.NICs[0].IPv4s, i.NICs[0].Public = m.MAC, []string{m.Address}, ""
+		i.Tags = map[string]string{"Name": m.Name, "amsagent:role": m.Role}
+		s, err := fakeaws.Start(ctx, fakeaws.Options{Instance: &i, Listen: cloud.Listen{Log: o.Log}})
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := scaling.Attach(m.Role+"s", s); err != nil {
+			return nil, nil, errors.Join(err, s.Close())
+		}
+		return s, []string{"AMSAGENT_AWS_ENDPOINT=" + s.Endpoint(), "AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + scaling.Endpoint()}, nil
+	}
+	for _, group := range []string{"origins", "edges"} {
+		scaling.Group(group, cloud.Hook{Name: "drain", Timeout: c.Lead, Limit: o.Limit})
+	}
+	scaling.Each(c.ofGroup(cloud.Target, "Terminated"))
+	return nil
+}
+
+// alibaba has Auto Scaling with a hook for the end of each machine. Without a heartbeat it waits for its own time; the
+// metadata does not show it.
+func (c *Cloud) alibaba(ctx context.Context, o Options) error {
+	ess, err := fakealibaba.StartCloud(ctx, fakealibaba.CloudOptions{Longest: o.Limit, ScalingOptions: cloud.ScalingOptions{Log: o.Log}})
+	if err != nil {
+		return err
+	}
+	c.Title, c.close = "Alibaba Cloud", ess.Close
+	c.scaleIn = func(m *machine) error { return ess.ScaleIn(m.ID) }
+	c.start = func(ctx context.Context, m *machine) (service, []string, error) {
+		i := fakealibaba.Sample()
+		i.ID, i.Name, i.Hostname = m.ID, m.Name, m.Name
+		i.NICs = []fakealibaba.NIC{{MAC: m.MAC, IPv4s: []string{m.Address}}}
+		i.Tags = map[string]string{"Name": m.Name, "amsagent-role": m.Role, "amsagent-group": m.Role + "s"}
+		s, err := fakealibaba.Start(ctx, fakealibaba.Options{Instance: &i, Cloud: ess, Listen: cloud.Listen{Log: o.Log}})
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := ess.Attach("asg-"+m.Role+"s", "", s); err != nil {
+			return nil, nil, errors.Join(err, s.Close())
+		}
+		return s, []string{
+			"AMSAGENT_ALIBABA_ENDPOINT=" + s.Endpoint(),
+			"AMSAGENT_ALIBABA_ESS_ENDPOINT=" + ess.Endpoint(), "AMSAGENT_ALIBABA_ECS_ENDPOINT=" + ess.Endpoint(),
+		}, nil
+	}
+	for _, group := range []string{"asg-origins", "asg-edges"} {
+		ess.Group(group, cloud.Hook{Name: "ash-drain", Timeout: c.Lead})
+	}
+	ess.Each(c.ofGroup(cloud.State, "Removing"))
+	return nil
+}
+
+// ofGroup translates the books of scaling groups. An entry of this what and text is the first sign that the machine must leave.
+func (c *Cloud) ofGroup(what cloud.What, text string) func(cloud.Entry) {
+	return func(b cloud.Entry) {
+		m, ok := c.find(func(m *machine) bool { return m.ID == b.Instance })
+		if !ok {
+			return // an instance without an agent
+		}
+		e := Entry{Time: b.Time, What: Other, ID: b.Instance}
+		hook := fmt.Sprintf("hook %q", b.Hook)
+		by, _ := c.find(func(m *machine) bool { return m.ID == b.By })
+		switch {
+		case b.What == what && b.Text == text:
+			e.What, e.Text = Notice, m.Name+": "+string(b.What)+" "+b.Text
+		case b.What == cloud.Wait:
+			e.Text = hook + " begins to wait for " + m.Name
+		case b.What == cloud.Heartbeat:
+			e.What, e.Text = Heartbeat, hook+" gets a heartbeat from "+by.Name
+		case b.What == cloud.Completed:
+			e.What, e.Text = Answer, hook+" is completed by "+by.Name+": "+b.Text
+		case b.What == cloud.TimedOut:
+			e.Text = hook + " has expired (" + b.Text + ")"
+		case b.What == cloud.Gone:
+			e.What, e.Text, e.Late = Gone, m.Name+" is released: "+b.Text, b.Text == cloud.ByTime
+		default:
+			return
+		}
+		c.write(e)
+	}
+}
