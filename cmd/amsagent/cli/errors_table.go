@@ -211,7 +211,7 @@ func errorTable() []errorClass {
 			id: idBalanceSlots, exit: exitFailed,
 			match: is(lb.ErrSlotsFull),
 			hint: func(error, *globals) []string {
-				return []string{"give HAProxy a server-template for each role, with a larger number, as in docs/balancers.md, and reload it"}
+				return []string{"write a server-template for each role, with a number above that of its nodes, and reload HAProxy"}
 			},
 		},
 		{
