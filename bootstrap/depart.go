@@ -45,7 +45,7 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 			done.Documents = append(done.Documents, n.ID)
 		}
 		for _, n := range stay {
-			m.log().Warn("a document of Ant Media Server stays: another server with this address writes it", "document", n.ID, "address", n.IP)
+			m.log().Warn("a document of Ant Media Server stays: another server with this address writes it, or it has no readable time", "document", n.ID, "address", n.IP)
 		}
 		errs = append(errs, err)
 	}

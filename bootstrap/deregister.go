@@ -12,6 +12,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // ErrServing says that AMS still runs: it would write its document again at once.
@@ -86,5 +87,10 @@ func firstAnswer(ctx context.Context, c *cluster.Client, wait time.Duration) err
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	return c.Ping(ctx)
+	for {
+		err := c.Ping(ctx)
+		if cluster.KindOf(err) != cluster.KindLost || !sleep.For(ctx, watchPoll) {
+			return err
+		}
+	}
 }

@@ -1034,14 +1034,13 @@ func (l *leaver) departed(ctx context.Context) error {
 // removeDocuments removes what AMS left in clusternode. A document that is
 // still written belongs to an AMS that runs.
 func (l *leaver) removeDocuments(ctx context.Context) error {
-	// Without a time, an earlier run of this command has stopped it.
-	gone, stay, err := l.client.DeleteAMSNodes(ctx, l.address, "", cmp.Or(l.stoppedAt, time.Now()))
+	gone, stay, err := l.client.DeleteAMSNodes(ctx, l.address, "", l.stoppedAt)
 	for _, n := range gone {
 		l.result.Deregistered = append(l.result.Deregistered, n.ID)
 	}
 	for _, n := range stay {
 		l.warn(IDDeregister, "restart Ant Media Server, then run the same command again",
-			"AMS's document %s of %s stays: an Ant Media Server with this address still writes it", n.ID, n.IP)
+			"AMS's document %s of %s stays: an Ant Media Server with this address still writes it, or it has no readable time", n.ID, n.IP)
 	}
 	return err
 }

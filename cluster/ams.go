@@ -138,8 +138,8 @@ func javaAddress(addr netip.Addr) string {
 // DeleteAMSNodes deletes the AMS documents of an address, or only the one with an id, that were last written before a time, by
 // the clock of AMS's machine. AMS must have stopped: while it runs, it writes its document again within 5 s.
 //
-// It returns the documents that are gone, and those of the address that stay, for example because another AMS writes them. If
-// the error is not nil, some of them may stay although they are old enough.
+// It returns the documents that are gone, and, without an error, those of the address that stay: another AMS writes them, or
+// they have no readable time.
 func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before time.Time) (gone, stay []AMSNode, err error) {
 	if address == "" || before.IsZero() {
 		return nil, nil, errors.New("removing AMS's node documents: no address or no time is given")
@@ -170,10 +170,10 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before 
 			gone = append(gone, n)
 		}
 	}
-	if len(gone) == len(versions) {
-		failed = nil
+	if failed != nil && len(gone) < len(versions) {
+		return gone, nil, failed
 	}
-	return gone, stay, failed
+	return gone, stay, nil
 }
 
 // version is a filter that matches the document as it was read.

@@ -35,7 +35,7 @@ type Looker interface {
 	Look(ctx context.Context) (cluster.Look, error)
 }
 
-// Store keeps the last good list over a restart. A missing one is nil, without an error.
+// Store keeps the last good list of a filter over a restart. A missing one is nil, without an error.
 type Store interface {
 	Load() ([]byte, error)
 	Save(b []byte) error
@@ -72,32 +72,23 @@ type Options struct {
 // NewFeed returns a feed that begins with the stored list, if it can be read.
 func NewFeed(o Options) *Feed {
 	f := &Feed{o: o, changed: make(chan struct{})}
-	mine, _, err := f.stored()
+	last, err := stored(o.Store)
 	if err != nil {
 		o.Log.Warn("the stored list cannot be read", "error", err)
 	}
-	f.list.Servers, f.saved = mine, mine
+	f.list.Servers, f.saved = last, last
 	return f
 }
 
-// stored reads the stored list: the servers that the filter selects, and those of runs with other filters.
-func (f *Feed) stored() (mine, others []Server, err error) {
-	b, err := f.o.Store.Load()
+func stored(s Store) (last []Server, err error) {
+	b, err := s.Load()
 	if err != nil || b == nil {
-		return nil, nil, err
+		return nil, err
 	}
-	var all []Server
-	if err := json.Unmarshal(b, &all); err != nil {
-		return nil, nil, err
+	if err := json.Unmarshal(b, &last); err != nil {
+		return nil, err
 	}
-	for _, s := range all {
-		if f.o.Filter.selects(s.Role, s.Group) {
-			mine = append(mine, s)
-		} else {
-			others = append(others, s)
-		}
-	}
-	return mine, others, nil
+	return last, nil
 }
 
 // List returns the current list, and a channel that is closed when it changes.
@@ -201,8 +192,7 @@ func (f *Feed) save(servers []Server) error {
 	if slices.Equal(kept, f.saved) {
 		return nil
 	}
-	_, others, _ := f.stored() // one that cannot be read is replaced
-	b, err := json.Marshal(append(others, kept...))
+	b, err := json.Marshal(kept)
 	if err == nil {
 		err = f.o.Store.Save(b)
 	}

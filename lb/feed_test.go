@@ -161,36 +161,11 @@ func TestFeedIsStatic(t *testing.T) {
 		t.Error("the list was reported as changed")
 	default:
 	}
-	// The roles of another filter are not lost.
-	w.set(member("e1", "edge", 0), member("o4", "origin", 0))
-	other := newFeed(t, w, s, func(o *lb.Options) { o.Filter.Roles = []string{"origin"} })
-	if list, _ := other.List(); list.Servers != nil {
-		t.Errorf("another filter, before the first look: %+v", list)
-	}
-	must.OK(t, other.Look(t.Context()))
-	if list, _ := other.List(); len(list.Held) > 0 || len(list.Servers) != 1 {
-		t.Errorf("another filter: %+v", list)
-	}
 	w.set()
 	forced := newFeed(t, w, s, func(o *lb.Options) { o.Force = true })
 	must.OK(t, forced.Look(t.Context()))
 	if len(servers(forced)) != 0 {
 		t.Errorf("with force: %v", servers(forced))
-	}
-}
-
-// Runs with different filters may share a state directory.
-func TestFeedsShareState(t *testing.T) {
-	w, s := &world{}, &stored{}
-	w.set(member("e1", "edge", 0), member("e2", "edge", 0), member("o3", "origin", 0))
-	must.OK(t, newFeed(t, w, s).Look(t.Context()))
-	for _, role := range []string{"origin", "another"} {
-		must.OK(t, newFeed(t, w, s, func(o *lb.Options) { o.Filter.Roles = []string{role} }).Look(t.Context()))
-	}
-	w.fail(errors.New("away"))
-	f := newFeed(t, w, s)
-	if err := f.Look(t.Context()); err == nil || len(servers(f)) != 3 {
-		t.Errorf("after runs for one role: %v, %v", servers(f), err)
 	}
 }
 

@@ -127,7 +127,7 @@ func advice(id string) string {
 	case bootstrap.IDConflict:
 		return "look at that place: a leave cannot give it back as it was"
 	case ams.WarnAppIncomplete:
-		return "deploy the application again, or move the folder out of webapps"
+		return "deploy the application again, mount the volume that a link leads to, or move the folder out of webapps"
 	case ams.WarnAppEncoding:
 		return "give the folder another name, as the server needs it, too"
 	case ams.WarnAddressPublic, ams.WarnAddressLoopback, ams.WarnAddressNotHere:

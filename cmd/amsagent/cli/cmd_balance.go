@@ -6,7 +6,9 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/http"
@@ -62,7 +64,7 @@ func newBalanceCommand(g *globals) *cobra.Command {
 			"DNS for nginx, HAProxy and Caddy, by HTTP for Prometheus and Traefik, or into a running\n" +
 			"HAProxy. A drain takes a node out; sessions on it go on. Weights follow the load.\n\n" +
 			"If MongoDB is away, or a role loses more than half of its nodes at once, the last list\n" +
-			"stays, and --once exits with 3. The list is also kept over a restart. Several of these may\n" +
+			"stays; --once then exits with 1 or 3. It is also kept over a restart. Several of these may\n" +
 			"run at the same time.\n\n" +
 			"Only MongoDB is needed: no root, no AMS, no node.",
 		Example: "  amsagent balance --mongo 10.0.2.4 --dns 127.0.0.1:5353 --domain ams.internal\n" +
@@ -80,6 +82,7 @@ func newBalanceCommand(g *globals) *cobra.Command {
 }
 
 func (o *balanceOptions) check() error {
+	o.domain = strings.Trim(o.domain, ".")
 	switch {
 	case (o.dns == "") != (o.domain == ""):
 		return usageError(nil, "--dns and --domain belong together")
@@ -108,7 +111,7 @@ func (o *balanceOptions) check() error {
 // maxDomain leaves room for the longest name below a domain, that of a service of a role.
 const maxDomain = 150
 
-var domainName = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?)+$`)
+var domainName = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.|$))+$`)
 
 func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
 	if err := opts.check(); err != nil {
@@ -119,10 +122,9 @@ func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
 		return err
 	}
 	defer func() { _ = c.Close(ctx) }()
-	opts.domain = strings.Trim(opts.domain, ".")
 	feed := lb.NewFeed(lb.Options{
 		Filter: lb.Filter{Roles: opts.roles, Groups: opts.groups}, Looker: c, Force: opts.force, Log: g.log(), Now: g.env.Now,
-		Store: stateFile{filepath.Join(opts.state(g.env), "servers.json"), opts.dryRun},
+		Store: stateFile{filepath.Join(opts.state(g.env), opts.stateName()), opts.dryRun},
 	})
 	h := &lb.HAProxy{Socket: opts.haproxy, Log: g.log()}
 	host, _ := os.Hostname() // "" is another name
@@ -244,6 +246,15 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 func (o *balanceOptions) state(env Env) string {
 	xdg := cmp.Or(env.getenv("XDG_STATE_HOME"), filepath.Join(env.getenv("HOME"), ".local/state"))
 	return cmp.Or(o.stateDir, env.getenv("STATE_DIRECTORY"), filepath.Join(xdg, "amsagent"))
+}
+
+// stateName is the file of the last list. Runs for other nodes may share the folder.
+func (o *balanceOptions) stateName() string {
+	if len(o.roles)+len(o.groups) == 0 {
+		return "servers.json"
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q", o.roles, o.groups))
+	return fmt.Sprintf("servers-%x.json", sum[:6])
 }
 
 // stateFile is a file of this command's own user.
