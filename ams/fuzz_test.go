@@ -60,7 +60,7 @@ func FuzzServerSettings(f *testing.F) {
 		must.OK(t, os.WriteFile(in.Root+in.Server.Path, b, 0o600))
 		p, err := in.Ports()
 		for _, n := range []int{p.HTTP, p.HTTPS, p.RTMP, p.RTMPS, p.SRT, p.Origin} {
-			if n < 0 || n > 65535 || err != nil && p != defaultPorts {
+			if n < 0 || n > 65535 || err != nil && p != defaultPorts() {
 				t.Errorf("%+v, %v", p, err)
 			}
 		}

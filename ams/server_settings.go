@@ -33,7 +33,10 @@ type Ports struct {
 // publishers, and AMS's statistics do not count RTMP viewers either.
 func (p Ports) Viewers() []int { return []int{p.HTTP, p.HTTPS} }
 
-var defaultPorts = Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}
+// defaultPorts returns AMS's defaults.
+func defaultPorts() Ports {
+	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}
+}
 
 // ServerSettings reads the current red5.properties: Open keeps no secret, and the panel may have changed the file since.
 // A running server uses the file's content of its start. The result holds secrets: keep only the needed keys.
@@ -52,7 +55,7 @@ func (in *Installation) ServerSettings() (*conf.Properties, error) {
 // Ports reads the ports from the current red5.properties. Missing and invalid ports have AMS's defaults; with an error
 // all have.
 func (in *Installation) Ports() (Ports, error) {
-	ports := defaultPorts
+	ports := defaultPorts()
 	p, err := in.ServerSettings()
 	if err != nil {
 		return ports, err

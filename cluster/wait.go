@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // defaultPoll is the pause between two reads of the AMS documents. A node serves no viewers before; 200 nodes may start
@@ -82,14 +84,10 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 				return AMSNode{}, seen
 			}
 		}
-		pause := time.NewTimer(cmp.Or(w.Poll, defaultPoll))
-		select {
-		case <-ctx.Done():
-			pause.Stop()
+		if !sleep.For(ctx, cmp.Or(w.Poll, defaultPoll)) {
 			seen.Waited, seen.Cause = c.now().Sub(begin), context.Cause(ctx)
 			seen.judge(before, c.now())
 			return AMSNode{}, seen
-		case <-pause.C:
 		}
 	}
 }
