@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 type pruneOptions struct {
@@ -126,12 +127,8 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 	data.judge(opts, members)
 	if len(data.Remove) > 0 {
 		g.progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", count(len(data.Remove), "machine"), rounded(pruneWait)))
-		timer := time.NewTimer(pruneWait)
-		defer timer.Stop()
-		select {
-		case <-ctx.Done():
+		if !sleep.For(ctx, pruneWait) {
 			return fail(ctx.Err())
-		case <-timer.C:
 		}
 		if l, err = c.Look(ctx); err != nil {
 			return fail(err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // waitPoll is the time between two looks of status --wait. A look reads a few files and three documents.
@@ -52,12 +53,8 @@ func waitStatus(ctx context.Context, want cluster.State, g *globals, look func(c
 				g.progress(fmt.Sprintf("waiting for %s: %s", want, missing))
 			}
 		}
-		timer := time.NewTimer(waitPoll)
-		select {
-		case <-timer.C:
+		if sleep.For(ctx, waitPoll) {
 			continue
-		case <-ctx.Done():
-			timer.Stop()
 		}
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return last, &userError{
