@@ -577,7 +577,7 @@ func (p *play) prune(t *testing.T, opts pruneOptions) (code int) {
 	if opts.olderThan == 0 {
 		opts.olderThan = 10 * time.Minute
 	}
-	p.out = locked.Buffer{}
+	p.out.Reset()
 	g := p.globals()
 	if err := prune(t.Context(), opts, g, p); err != nil {
 		return g.report(t.Context(), err)

@@ -348,6 +348,7 @@ func testInterrupt(t *testing.T) {
 
 	sig.ch <- syscall.SIGTERM
 	<-ctx.Done()
+	synctest.Wait()
 	if code := g.report(ctx, ctx.Err()); code != exitInterrupted {
 		t.Errorf("exit %d, want %d", code, exitInterrupted)
 	}
@@ -366,7 +367,7 @@ func testInterrupt(t *testing.T) {
 	}
 
 	// What a check said that was cut short is no finding (B1): neither its number nor its cause.
-	e.stderr = locked.Buffer{}
+	e.stderr.Reset()
 	pre := g.failure("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
 		{ID: bootstrap.IDService, Text: "systemd is not available: connecting: context canceled", Hint: "say it with --service-command"},
 		{ID: bootstrap.IDMongo, Text: "server selection error"},
@@ -378,7 +379,7 @@ func testInterrupt(t *testing.T) {
 		t.Errorf("in the preflight:\n%s", got)
 	}
 	// What failed beside the interruption is told, the end of the context is not.
-	e.stderr = locked.Buffer{}
+	e.stderr.Reset()
 	both := &userError{Msg: "cannot join", State: "half done", Cause: errors.Join(fmt.Errorf("asking the bus: %w", context.Canceled), errors.New("undo: no space left on device"))}
 	if code := g.report(ctx, both); code != exitInterrupted {
 		t.Errorf("exit %d", code)
