@@ -50,13 +50,18 @@ type rule struct {
 	refused [2]string // a file, and what it must not import or call
 }
 
-const notTheAgent = " packaging/ sandbox/ tools/ internal/readback/ metadata/metadatatest/"
+const notTheAgent = " packaging/ sandbox/ tools/ internal/readback/ internal/fakes/ metadata/metadatatest/"
 
 var rules = []rule{
 	{
 		imports: regexp.MustCompile(`^` + module + `/internal/readback`), except: "internal/readback/",
 		why:     "it starts Java to read our output back: for tests, never in the agent",
 		refused: [2]string{"bootstrap/java.go", module + "/internal/readback"},
+	},
+	{
+		imports: regexp.MustCompile(`^` + module + `/internal/fakes`), except: "internal/fakes/ sandbox/",
+		why:     "emulated clouds are for tests, never in the agent",
+		refused: [2]string{"metadata/aws/x.go", module + "/internal/fakes/fakeaws"},
 	},
 	{
 		imports: regexp.MustCompile(`^go\.mongodb\.org/mongo-driver`), except: "cluster/ sandbox/", tests: true,

@@ -14,11 +14,11 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
-	"github.com/amsagent/amsagent/sandbox/fakealibaba"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -32,7 +32,7 @@ type onAlibaba struct {
 const alibabaGroup = "asg-bp1ffogfdauy0jw0****"
 
 // newESS starts Auto Scaling with one group.
-func newESS(t *testing.T, o fakealibaba.CloudOptions, hooks ...cloud.Hook) *fakealibaba.Cloud {
+func newESS(t *testing.T, o fakealibaba.CloudOptions, hooks ...fakes.Hook) *fakealibaba.Cloud {
 	t.Helper()
 	ess, err := fakealibaba.StartCloud(context.Background(), o)
 	must.OK(t, err)
@@ -74,11 +74,11 @@ func newOnAlibaba(t *testing.T, db *mongod.Server, ess *fakealibaba.Cloud, n int
 }
 
 // noted waits for a line of the books.
-func (h *onAlibaba) noted(what cloud.What) cloud.Entry {
+func (h *onAlibaba) noted(what fakes.What) fakes.Entry {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	e, err := h.ess.WaitFor(ctx, func(e cloud.Entry) bool { return e.What == what && e.Instance == h.id })
+	e, err := h.ess.WaitFor(ctx, func(e fakes.Entry) bool { return e.What == what && e.Instance == h.id })
 	if err != nil {
 		h.t.Fatalf("%s: %v", what, err)
 	}
@@ -86,7 +86,7 @@ func (h *onAlibaba) noted(what cloud.What) cloud.Entry {
 }
 
 // written counts the lines of the books about all machines.
-func written(c *fakealibaba.Cloud, what cloud.What) (n int) {
+func written(c *fakealibaba.Cloud, what fakes.What) (n int) {
 	for _, e := range c.Books() {
 		if e.What == what {
 			n++
@@ -101,9 +101,9 @@ func written(c *fakealibaba.Cloud, what cloud.What) (n int) {
 func TestCloudAlibabaWorstDay(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{
-		ScalingOptions: cloud.ScalingOptions{WaitDelay: time.Second, ActionDelay: 2 * time.Second}, Skew: -time.Hour,
+		ScalingOptions: fakes.ScalingOptions{WaitDelay: time.Second, ActionDelay: 2 * time.Second}, Skew: -time.Hour,
 	},
-		cloud.Hook{Name: "ash-one", Timeout: 20 * time.Second}, cloud.Hook{Name: "ash-two", Timeout: 25 * time.Second})
+		fakes.Hook{Name: "ash-one", Timeout: 20 * time.Second}, fakes.Hook{Name: "ash-two", Timeout: 25 * time.Second})
 	ess.Wrap(true)
 	h := newOnAlibaba(t, newDatabase(t), ess, 1, nil)
 	h.env = append(h.env, "AMSAGENT_HOOKS=ash-*") // of two, none is known by its name
@@ -134,21 +134,21 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	// From here on the API is ill, and comes back when the last viewer has gone.
 	h.meta.ExpireKeys()
 	h.meta.ExpireTokens()
-	must.OK(t, ess.AddFault(cloud.Fault{Code: "Throttling.User"}))
+	must.OK(t, ess.AddFault(fakes.Fault{Code: "Throttling.User"}))
 	wait(2 * time.Second)
 	if st := h.live(); st.Live.Viewers != 2 || !h.serverRuns() {
 		t.Errorf("those who watch: %+v", st)
 	}
 	h.viewersGo()
 	n := h.hasLeft()
-	if written(ess, cloud.Completed) > 0 {
+	if written(ess, fakes.Completed) > 0 {
 		t.Error("an API that takes no calls took one")
 	}
 	ess.ClearFaults()
-	gone := h.noted(cloud.Gone)
+	gone := h.noted(fakes.Gone)
 	p.step(lifecycle.StepDone)
-	if gone.Text != cloud.ByHook || written(ess, cloud.Completed) != 2 || n.StateSince.After(gone.Time) {
-		t.Errorf("%+v, told %d times, row %s", gone, written(ess, cloud.Completed), n.StateSince)
+	if gone.Text != fakes.ByHook || written(ess, fakes.Completed) != 2 || n.StateSince.After(gone.Time) {
+		t.Errorf("%+v, told %d times, row %s", gone, written(ess, fakes.Completed), n.StateSince)
 	}
 	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || n.Cut == nil || *n.Cut != 0 {
 		t.Errorf("the sessions: %+v, the row: %+v", st, n)
@@ -166,7 +166,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 // agent and is waited for by nobody.
 func TestCloudAlibabaOneToken(t *testing.T) {
 	t.Parallel()
-	ess := newESS(t, fakealibaba.CloudOptions{}, cloud.Hook{Name: "ash-drain", Timeout: 25 * time.Second})
+	ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-drain", Timeout: 25 * time.Second})
 	db := newDatabase(t)
 	a, b := newOnAlibaba(t, db, ess, 2, nil), newOnAlibaba(t, db, ess, 3, nil)
 	must.OK(t, ess.Attach(alibabaGroup, "i-bp13znx0m0me8cq9999", nil))
@@ -182,13 +182,13 @@ func TestCloudAlibabaOneToken(t *testing.T) {
 		return v.Step == lifecycle.StepCompleting && strings.Contains(v.Trouble["continue"], a.id)
 	})
 	wait(2 * time.Second)
-	if st := a.live(); st.Live.Viewers != 1 || !a.serverRuns() || written(ess, cloud.Completed)+written(ess, cloud.Gone) > 0 {
+	if st := a.live(); st.Live.Viewers != 1 || !a.serverRuns() || written(ess, fakes.Completed)+written(ess, fakes.Gone) > 0 {
 		t.Errorf("the other was let go with a viewer on it: %+v", st)
 	}
 	a.viewersGo()
 	na := a.hasLeft()
 	for _, h := range []*onAlibaba{a, b} {
-		if e := h.noted(cloud.Gone); e.Text != cloud.ByHook || na.StateSince.After(e.Time) {
+		if e := h.noted(fakes.Gone); e.Text != fakes.ByHook || na.StateSince.After(e.Time) {
 			t.Errorf("%+v, and the last had left at %s", e, na.StateSince)
 		}
 		if st := h.sessions(); st.Cut.Viewers != 0 {
@@ -197,7 +197,7 @@ func TestCloudAlibabaOneToken(t *testing.T) {
 	}
 	pa.step(lifecycle.StepDone)
 	pb.step(lifecycle.StepDone)
-	if n := written(ess, cloud.Completed); n != 1 {
+	if n := written(ess, fakes.Completed); n != 1 {
 		t.Errorf("the word was said %d times", n)
 	}
 }
@@ -219,7 +219,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 		6: {"every permission", nil, false},
 	} {
 		all.run(t, tt.name, func(t *testing.T) {
-			ess := newESS(t, fakealibaba.CloudOptions{}, cloud.Hook{Name: "ash-oos", Timeout: time.Minute, Default: "ABANDON"})
+			ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-oos", Timeout: time.Minute, Default: "ABANDON"})
 			if tt.deny {
 				ess.Deny("*")
 			}
@@ -227,7 +227,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			p := h.serving()
 			h.viewers(1)
 			must.OK(t, ess.ScaleIn(h.id))
-			h.noted(cloud.Wait)
+			h.noted(fakes.Wait)
 			waiting := ess.Members()[0].Waiting[0]
 			// A command that has no time says so: the template then says ABANDON, or waits.
 			if out, code := h.run("drain", "--timeout", "1s"); code == 0 || code == 2 {
@@ -253,13 +253,13 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			err := ess.Complete(waiting.Hook, waiting.Token, "CONTINUE")
 			if tt.name == "every permission" {
 				// Both say it, and whoever comes second is told that it is over.
-				if n := written(ess, cloud.Completed); n != 1 {
+				if n := written(ess, fakes.Completed); n != 1 {
 					t.Errorf("the word was said %d times: %v", n, err)
 				}
-			} else if err != nil || written(ess, cloud.Completed) != 1 || written(ess, cloud.Heartbeat) != 0 {
-				t.Errorf("%v, said %d times, %d heartbeats", err, written(ess, cloud.Completed), written(ess, cloud.Heartbeat))
+			} else if err != nil || written(ess, fakes.Completed) != 1 || written(ess, fakes.Heartbeat) != 0 {
+				t.Errorf("%v, said %d times, %d heartbeats", err, written(ess, fakes.Completed), written(ess, fakes.Heartbeat))
 			}
-			h.noted(cloud.Gone)
+			h.noted(fakes.Gone)
 			p.step(lifecycle.StepDone)
 			// Whoever may not is told once, and the drain is none the worse for it.
 			if n := p.said("cannot be seen from here"); tt.name == "every permission" && n != 0 || tt.name != "every permission" && n != 1 {
@@ -277,11 +277,11 @@ func TestCloudAlibabaOOS(t *testing.T) {
 	// What the template hands over names the machines and the token; then the agent
 	// makes the hook wait and says the word.
 	all.run(t, "event", func(t *testing.T) {
-		ess := newESS(t, fakealibaba.CloudOptions{}, cloud.Hook{Name: "ash-oos", Timeout: 30 * time.Second})
+		ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-oos", Timeout: 30 * time.Second})
 		h := newOnAlibaba(t, db, ess, 7, nil)
 		p := h.serving()
 		must.OK(t, ess.ScaleIn(h.id))
-		h.noted(cloud.Wait)
+		h.noted(fakes.Wait)
 		waiting := ess.Members()[0].Waiting[0]
 		body := `{"regionId":"cn-hangzhou","instanceIds":"[\"` + h.id + `\"]","lifecycleHookId":"` + waiting.Hook + `","lifecycleActionToken":"` + waiting.Token + `"}`
 		if out, code := h.event(strings.Replace(body, h.id, "i-bp13znx0m0me8cq7777", 1)); code != 0 || !strings.Contains(out, "not this instance") {
@@ -290,7 +290,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 		if out, code := h.event(body); code != 0 || !strings.Contains(out, "out of the cluster") {
 			t.Errorf("exit %d\n%s", code, out)
 		}
-		if e := h.noted(cloud.Gone); e.Text != cloud.ByHook {
+		if e := h.noted(fakes.Gone); e.Text != fakes.ByHook {
 			t.Errorf("%+v", e)
 		}
 		p.step(lifecycle.StepDone)
@@ -327,7 +327,7 @@ func TestCloudAlibabaSpot(t *testing.T) {
 		t.Errorf("taken at %s, and the row: %+v", at, n)
 	}
 	p.step(lifecycle.StepDone)
-	if written(ess, cloud.Call) > 0 {
+	if written(ess, fakes.Call) > 0 {
 		t.Errorf("the API was called without a role: %+v", ess.Books())
 	}
 }
@@ -336,12 +336,12 @@ func TestCloudAlibabaSpot(t *testing.T) {
 // the node itself.
 func TestCloudAlibabaLaunch(t *testing.T) {
 	t.Parallel()
-	ess := newESS(t, fakealibaba.CloudOptions{}, cloud.Hook{Name: "ash-ready", Launching: true, Timeout: 30 * time.Second, Default: "ABANDON"})
+	ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-ready", Launching: true, Timeout: 30 * time.Second, Default: "ABANDON"})
 	h := newOnAlibaba(t, newDatabase(t), ess, 9, nil)
 	must.OK(t, ess.ScaleOut(h.id))
-	h.noted(cloud.Wait)
+	h.noted(fakes.Wait)
 	p := h.daemon()
-	told := h.noted(cloud.Completed)
+	told := h.noted(fakes.Completed)
 	if told.Text != "CONTINUE" || h.row().State != cluster.StateActive || told.Time.Before(h.row().StateSince.Add(-clockGrain)) {
 		t.Errorf("told %+v, the row: %+v", told, h.row())
 	}

@@ -17,9 +17,9 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
 	"github.com/amsagent/amsagent/lifecycle"
-	"github.com/amsagent/amsagent/sandbox/fakeazure"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -387,7 +387,7 @@ func TestCloudAzureBoot(t *testing.T) {
 		t.Errorf("%d requests were too many", n)
 	}
 	// Events were asked for while the machine did not know itself yet.
-	if !slices.ContainsFunc(late.Requests(), func(r cloud.Request) bool { return r.Path == "/metadata/scheduledevents" && r.Status == 410 }) {
+	if !slices.ContainsFunc(late.Requests(), func(r fakes.Request) bool { return r.Path == "/metadata/scheduledevents" && r.Status == 410 }) {
 		t.Errorf("nobody asked for events at first: %+v", late.Requests())
 	}
 }

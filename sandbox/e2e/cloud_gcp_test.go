@@ -16,10 +16,10 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
-	"github.com/amsagent/amsagent/sandbox/fakegcp"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -163,7 +163,7 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	must.OK(t, h.gcp.Vanish(400*time.Millisecond))
 	p := h.serving()
 	h.viewers(1)
-	fault := func(f cloud.Fault) {
+	fault := func(f fakes.Fault) {
 		t.Helper()
 		must.OK(t, h.gcp.AddFault(f))
 	}
@@ -174,7 +174,7 @@ func TestCloudGCPWorstDay(t *testing.T) {
 		}
 	}
 	before := len(h.gcp.Requests())
-	fault(cloud.Fault{Held: true, Instant: true})
+	fault(fakes.Fault{Held: true, Instant: true})
 	h.gcp.Update(func(*fakegcp.Instance) {})
 	wait(4 * time.Second)
 	if n := len(h.gcp.Requests()) - before; n > 25 {
@@ -182,10 +182,10 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	}
 	quiet("polls that are answered at once")
 	h.gcp.ClearFaults()
-	fault(cloud.Fault{Status: 503, Times: 4})
-	fault(cloud.Fault{Truncate: true, Times: 2})
-	fault(cloud.Fault{Status: 200, Body: "<html>log in</html>", Times: 2})
-	fault(cloud.Fault{NoFlavor: true, Times: 2})
+	fault(fakes.Fault{Status: 503, Times: 4})
+	fault(fakes.Fault{Truncate: true, Times: 2})
+	fault(fakes.Fault{Status: 200, Body: "<html>log in</html>", Times: 2})
+	fault(fakes.Fault{NoFlavor: true, Times: 2})
 	must.OK(t, h.gcp.Vanish(300*time.Millisecond))
 	wait(3 * time.Second)
 	quiet("answers that are none")

@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/fakealibaba"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 // doctored lets the doctor look at a machine of a cloud.
@@ -36,7 +36,7 @@ func (h *host) doctored() []doctor.Result {
 // waits is neither told nor prolonged.
 func TestCloudAlibabaDoctor(t *testing.T) {
 	t.Parallel()
-	ess := newESS(t, fakealibaba.CloudOptions{}, cloud.Hook{Name: "ash-end", Timeout: 10 * time.Minute}, cloud.Hook{Name: "ash-ready", Launching: true, Timeout: time.Minute})
+	ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-end", Timeout: 10 * time.Minute}, fakes.Hook{Name: "ash-ready", Launching: true, Timeout: time.Minute})
 	h := newOnAlibaba(t, newDatabase(t), ess, 21, nil)
 	all := h.doctored()
 	finds(t, all, "AMS-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; this machine may keep it waiting; whether it may complete it shows only then")
@@ -45,14 +45,14 @@ func TestCloudAlibabaDoctor(t *testing.T) {
 		"RecordLifecycleActionHeartbeat": "ess:RecordLifecycleActionHeartbeat", "DescribeLifecycleHooks": "ess:DescribeLifecycleHooks",
 		"DescribeScalingInstances": "ess:DescribeScalingInstances", "DescribeScalingActivities": "ess:DescribeScalingActivities",
 	} {
-		must.OK(t, ess.AddFault(cloud.Fault{Path: call, Code: "Forbidden.RAM", Status: 403}))
+		must.OK(t, ess.AddFault(fakes.Fault{Path: call, Code: "Forbidden.RAM", Status: 403}))
 		finds(t, h.doctored(), "AMS-HOOK-DENIED", doctor.Bad, "permission "+permission+" is missing")
 		ess.ClearFaults()
 	}
 	must.OK(t, ess.ScaleIn(h.id))
-	h.noted(cloud.Wait)
+	h.noted(fakes.Wait)
 	finds(t, h.doctored(), "AMS-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; whether this machine may keep it waiting and complete it shows only when it waits")
-	if n := written(ess, cloud.Heartbeat) + written(ess, cloud.Completed); n > 0 {
+	if n := written(ess, fakes.Heartbeat) + written(ess, fakes.Completed); n > 0 {
 		t.Errorf("what waits was told %d times", n)
 	}
 }

@@ -22,10 +22,10 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -57,7 +57,7 @@ func TestCrashKillDrain(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s %s", c.step, c.how), func(t *testing.T) {
 			t.Parallel()
-			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 50+i), fakeaws.AutoScalingOptions{ScalingOptions: cloud.ScalingOptions{WaitDelay: c.delay}}, endHook(time.Minute))
+			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 50+i), fakeaws.AutoScalingOptions{ScalingOptions: fakes.ScalingOptions{WaitDelay: c.delay}}, endHook(time.Minute))
 			p := h.serving()
 			h.viewers(1)
 			if c.step != lifecycle.StepAnnouncing {
@@ -143,7 +143,7 @@ func TestDrain100(t *testing.T) {
 	}
 	var all sync.WaitGroup
 	for m := range machines {
-		h := newScaled(t, db, fmt.Sprintf("10.0.9.%d", m+1), fakeaws.AutoScalingOptions{ScalingOptions: cloud.ScalingOptions{ActionDelay: 300 * time.Millisecond}}, endHook(20*time.Second))
+		h := newScaled(t, db, fmt.Sprintf("10.0.9.%d", m+1), fakeaws.AutoScalingOptions{ScalingOptions: fakes.ScalingOptions{ActionDelay: 300 * time.Millisecond}}, endHook(20*time.Second))
 		all.Go(func() {
 			for {
 				n, ok := next()
@@ -292,7 +292,7 @@ func (r *scaleIn) play() bool {
 	if n := h.row(); n.Cut == nil || *n.Cut != st.Cut.Viewers {
 		t.Errorf("%d: the row: %+v, AMS: %+v", r.number, n, st)
 	}
-	if timedOut := h.entries(func(e cloud.Entry) bool { return e.What == cloud.TimedOut }); len(timedOut) > 0 {
+	if timedOut := h.entries(func(e fakes.Entry) bool { return e.What == fakes.TimedOut }); len(timedOut) > 0 {
 		t.Errorf("%d: a hook waited in vain: %+v", r.number, timedOut)
 	}
 	p.step(lifecycle.StepDone)
@@ -335,23 +335,23 @@ func (r *scaleIn) trouble(when string, p *process) *process {
 			h.t.Error(err)
 		}
 	}
-	api := func(f cloud.Fault) error { return h.asg.AddFault(f) }
+	api := func(f fakes.Fault) error { return h.asg.AddFault(f) }
 	switch r.rand.IntN(20) {
 	case 0:
-		note("throttled", api(cloud.Fault{Code: "Throttling", Message: "Rate exceeded", Times: 1 + r.rand.IntN(3)}))
+		note("throttled", api(fakes.Fault{Code: "Throttling", Message: "Rate exceeded", Times: 1 + r.rand.IntN(3)}))
 	case 1:
-		note("500", api(cloud.Fault{Code: "InternalFailure", Status: 500, Times: 1 + r.rand.IntN(2)}))
+		note("500", api(fakes.Fault{Code: "InternalFailure", Status: 500, Times: 1 + r.rand.IntN(2)}))
 	case 2:
-		note("nothing", api(cloud.Fault{Empty: true, Times: 1}), api(cloud.Fault{Reset: true, Times: 1}))
+		note("nothing", api(fakes.Fault{Empty: true, Times: 1}), api(fakes.Fault{Reset: true, Times: 1}))
 	case 3:
-		note("deaf", api(cloud.Fault{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}))
+		note("deaf", api(fakes.Fault{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}))
 	case 4:
-		note("slow API", api(cloud.Fault{Delay: time.Second, Times: 4}))
+		note("slow API", api(fakes.Fault{Delay: time.Second, Times: 4}))
 	case 5:
 		h.aws.ExpireTokens()
-		note("401", h.aws.AddFault(cloud.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 1}))
+		note("401", h.aws.AddFault(fakes.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 1}))
 	case 6:
-		note("metadata 503", h.aws.AddFault(cloud.Fault{Status: 503, Times: 2}))
+		note("metadata 503", h.aws.AddFault(fakes.Fault{Status: 503, Times: 2}))
 	case 7:
 		h.aws.ExpireKeys()
 		note("new credentials")

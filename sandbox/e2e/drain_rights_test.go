@@ -10,11 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
-	"github.com/amsagent/amsagent/sandbox/fakealibaba"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 // rightsCase is a drain on a cloud whose API refuses one action.
@@ -54,7 +54,7 @@ func TestDrainRights(t *testing.T) {
 				if c.completes {
 					h.completed("drain")
 				}
-				for _, call := range h.entries(func(e cloud.Entry) bool { return e.What == cloud.Call }) {
+				for _, call := range h.entries(func(e fakes.Entry) bool { return e.What == fakes.Call }) {
 					if !slices.Contains(rights, call.Text) {
 						t.Errorf("it calls %s", call.Text)
 					}
@@ -77,7 +77,7 @@ func TestDrainRights(t *testing.T) {
 			{denied: "CompleteLifecycleAction", reported: true},
 		} {
 			all.run(t, "without "+c.denied, func(t *testing.T) {
-				ess := newESS(t, fakealibaba.CloudOptions{}, cloud.Hook{Name: "ash-drain", Timeout: 30 * time.Second})
+				ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-drain", Timeout: 30 * time.Second})
 				ess.Deny(c.denied)
 				h := newOnAlibaba(t, db, ess, 20+i, nil)
 				p := h.serving()
@@ -89,7 +89,7 @@ func TestDrainRights(t *testing.T) {
 				}
 				c.drains(t, h.scaled, p, "ess:")
 				if c.completes {
-					h.noted(cloud.Completed)
+					h.noted(fakes.Completed)
 				}
 			})
 		}

@@ -23,10 +23,10 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -34,7 +34,7 @@ import (
 // the end, and then everybody is told, the cloud last.
 func TestDrainScaleIn(t *testing.T) {
 	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{ScalingOptions: cloud.ScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}}, endHook(20*time.Second))
+	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{ScalingOptions: fakes.ScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}}, endHook(20*time.Second))
 	p := h.serving()
 	h.viewers(2)
 	p.untilReady()
@@ -49,7 +49,7 @@ func TestDrainScaleIn(t *testing.T) {
 	}
 	// The hook hears of it while they watch, and more than once.
 	until(t, "two heartbeats", func() string {
-		if n := len(h.entries(func(e cloud.Entry) bool { return e.What == cloud.Heartbeat })); n < 2 {
+		if n := len(h.entries(func(e fakes.Entry) bool { return e.What == fakes.Heartbeat })); n < 2 {
 			return h.story()
 		}
 		return ""
@@ -139,7 +139,7 @@ func TestDrainWords(t *testing.T) {
 		t.Errorf("a reboot in three days: %+v", v)
 	}
 	h.aws.Update(func(i *fakeaws.Instance) { // a rebalance recommendation ends no machine
-		cloud.Set(&i.Extra, "events/recommendations/rebalance", `{"noticeTime": "2026-11-20T08:00:00Z"}`)
+		fakes.Set(&i.Extra, "events/recommendations/rebalance", `{"noticeTime": "2026-11-20T08:00:00Z"}`)
 	})
 
 	say := func(want, exit int, text string, args ...string) {
@@ -229,7 +229,7 @@ func TestDrainWords(t *testing.T) {
 func TestDrainPark(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.4", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
-		cloud.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
+		fakes.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
 	p := h.serving()
 	must := func(err error) {
 		t.Helper()
@@ -260,7 +260,7 @@ func TestDrainPark(t *testing.T) {
 	if !h.serverRuns() || len(h.documents()) != 1 || v.Lifecycle.Step != "" {
 		t.Errorf("back in service: %+v", v)
 	}
-	if n := len(h.entries(func(e cloud.Entry) bool { return e.What == cloud.Completed })); n != 0 {
+	if n := len(h.entries(func(e fakes.Entry) bool { return e.What == fakes.Completed })); n != 0 {
 		t.Errorf("hooks were completed for a standby:\n%s", h.story())
 	}
 	// Into the pool: the hook waits for us.
@@ -287,7 +287,7 @@ func TestDrainPark(t *testing.T) {
 	p.step(lifecycle.StepDone)
 	h.terminate()
 	until(t, "the end of the machine", func() string {
-		if n := h.entries(func(e cloud.Entry) bool { return e.Text == "Warmed:Terminated" && e.What == cloud.State }); len(n) == 0 {
+		if n := h.entries(func(e fakes.Entry) bool { return e.Text == "Warmed:Terminated" && e.What == fakes.State }); len(n) == 0 {
 			return h.story()
 		}
 		return ""
@@ -301,7 +301,7 @@ func TestDrainReimage(t *testing.T) {
 	t.Parallel()
 	db := newDatabase(t)
 	h := newScaled(t, db, "10.0.8.60", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
-		cloud.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
+		fakes.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
 	p := h.serving()
 	h.viewers(1)
 	must.OK(t, h.asg.ReplaceRoot(h.id))
@@ -339,7 +339,7 @@ func TestDrainNeverJoined(t *testing.T) {
 	for i, why := range []string{"without MongoDB", "without evidence"} {
 		all.run(t, why, func(t *testing.T) {
 			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 40+i), fakeaws.AutoScalingOptions{}, endHook(time.Minute),
-				cloud.Hook{Name: "serve", Launching: true, Timeout: time.Minute})
+				fakes.Hook{Name: "serve", Launching: true, Timeout: time.Minute})
 			if i == 0 {
 				if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
 					t.Fatal(err)
@@ -367,7 +367,7 @@ func TestDrainNeverJoined(t *testing.T) {
 			took := e.Time.Sub(asked)
 			t.Logf("completed %s after the notice", took.Round(time.Millisecond))
 			p.step(lifecycle.StepDone)
-			if e := h.entries(func(e cloud.Entry) bool { return e.What == cloud.Completed && e.Hook == "serve" }); len(e) > 0 {
+			if e := h.entries(func(e fakes.Entry) bool { return e.What == fakes.Completed && e.Hook == "serve" }); len(e) > 0 {
 				t.Errorf("the launch hook was completed: %+v", e)
 			}
 			h.mongo.Faults().Clear()
@@ -488,7 +488,7 @@ func TestDrainAPI(t *testing.T) {
 		h := newScaled(t, db, "10.0.8.9", fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
 		p := h.serving()
 		h.viewers(1)
-		for _, f := range []cloud.Fault{
+		for _, f := range []fakes.Fault{
 			{Code: "Throttling", Message: "Rate exceeded", Times: 2},
 			{Code: "InternalFailure", Status: 500, Times: 2},
 			{Empty: true, Times: 1},
@@ -510,7 +510,7 @@ func TestDrainAPI(t *testing.T) {
 		if st := h.live(); st.Live.Viewers != 1 {
 			t.Errorf("those who watch: %+v", st)
 		}
-		for _, f := range []cloud.Fault{
+		for _, f := range []fakes.Fault{
 			{Path: "CompleteLifecycleAction", Code: "Throttling", Times: 1},
 			{Path: "CompleteLifecycleAction", Code: "ServiceUnavailable", Status: 503, Times: 1},
 			{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}, // it is done, and nobody hears it
@@ -528,7 +528,7 @@ func TestDrainAPI(t *testing.T) {
 		hook := endHook(4 * time.Second)
 		hook.Limit = 6 * time.Second
 		h := newScaled(t, db, "10.0.8.10", fakeaws.AutoScalingOptions{}, hook)
-		if err := h.asg.AddFault(cloud.Fault{Path: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
+		if err := h.asg.AddFault(fakes.Fault{Path: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
 			t.Fatal(err)
 		}
 		p := h.serving()
@@ -552,13 +552,13 @@ func TestDrainMetadata(t *testing.T) {
 	p := h.serving()
 	h.viewers(1)
 	h.aws.ExpireTokens()
-	if err := h.aws.AddFault(cloud.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 3}); err != nil {
+	if err := h.aws.AddFault(fakes.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 3}); err != nil {
 		t.Fatal(err)
 	}
 	h.terminate()
 	p.counted(1)
 	// In the middle: 404 for what said Terminated, then 503, then silence.
-	for _, f := range []cloud.Fault{
+	for _, f := range []fakes.Fault{
 		{Path: "meta-data/autoscaling/*", Status: 404, Times: 2},
 		{Path: "meta-data/autoscaling/*", Status: 503, Times: 1},
 		{Path: "/latest/api/token", Status: 403, Times: 1},
@@ -584,7 +584,7 @@ func TestDrainHungMetadata(t *testing.T) {
 	h := newScaled(t, newDatabase(t), "10.0.8.12", fakeaws.AutoScalingOptions{})
 	h.serving().end(syscall.SIGTERM)
 	h.viewers(1)
-	if err := h.aws.AddFault(cloud.Fault{Hang: true}); err != nil {
+	if err := h.aws.AddFault(fakes.Fault{Hang: true}); err != nil {
 		t.Fatal(err)
 	}
 	asked, begun := len(h.aws.Requests()), time.Now()

@@ -23,12 +23,12 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -51,7 +51,7 @@ type scaled struct {
 
 // newScaled starts a host with a scaling group of its own around it. The settings
 // tell where MongoDB is, so that its daemon joins by itself.
-func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingOptions, hooks ...cloud.Hook) *scaled {
+func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingOptions, hooks ...fakes.Hook) *scaled {
 	t.Helper()
 	asg, err := fakeaws.StartAutoScaling(context.Background(), o)
 	must.OK(t, err)
@@ -65,8 +65,8 @@ func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingO
 }
 
 // endHook is a hook for the end of a machine, as people set it.
-func endHook(timeout time.Duration) cloud.Hook {
-	return cloud.Hook{Name: "drain", Timeout: timeout}
+func endHook(timeout time.Duration) fakes.Hook {
+	return fakes.Hook{Name: "drain", Timeout: timeout}
 }
 
 // serving starts the daemon and waits until the node serves and nothing is under
@@ -222,26 +222,26 @@ func (h *scaled) hasLeft() cluster.Node {
 }
 
 // entries are the lines of the books that fit.
-func (h *scaled) entries(fits func(cloud.Entry) bool) []cloud.Entry {
-	return slices.DeleteFunc(h.asg.Books(), func(e cloud.Entry) bool { return e.Instance != h.id || !fits(e) })
+func (h *scaled) entries(fits func(fakes.Entry) bool) []fakes.Entry {
+	return slices.DeleteFunc(h.asg.Books(), func(e fakes.Entry) bool { return e.Instance != h.id || !fits(e) })
 }
 
-func (h *scaled) calls(action string) []cloud.Entry {
-	return h.entries(func(e cloud.Entry) bool { return e.What == cloud.Call && e.Text == action })
+func (h *scaled) calls(action string) []fakes.Entry {
+	return h.entries(func(e fakes.Entry) bool { return e.What == fakes.Call && e.Text == action })
 }
 
 // completed waits until a hook was told, and gives the line about it.
-func (h *scaled) completed(hook string) cloud.Entry {
+func (h *scaled) completed(hook string) fakes.Entry {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	e, err := h.asg.WaitFor(ctx, func(e cloud.Entry) bool {
-		return e.Instance == h.id && e.Hook == hook && (e.What == cloud.Completed || e.What == cloud.TimedOut)
+	e, err := h.asg.WaitFor(ctx, func(e fakes.Entry) bool {
+		return e.Instance == h.id && e.Hook == hook && (e.What == fakes.Completed || e.What == fakes.TimedOut)
 	})
 	switch {
 	case err != nil:
 		h.t.Fatalf("hook %s waits: %v\n%s", hook, err, h.story())
-	case e.What != cloud.Completed || e.Text != "CONTINUE":
+	case e.What != fakes.Completed || e.Text != "CONTINUE":
 		h.t.Fatalf("hook %s: %+v\n%s", hook, e, h.story())
 	}
 	return e
@@ -348,9 +348,9 @@ func (w *world) scaling(ts *testscript.TestScript, _ bool, args []string) error 
 	id := w.aws.Get().ID
 	switch args[0] {
 	case "start":
-		var hooks []cloud.Hook
+		var hooks []fakes.Hook
 		for _, a := range args[1:] {
-			h, err := cloud.ParseHook(a, "terminating", "launching")
+			h, err := fakes.ParseHook(a, "terminating", "launching")
 			if err != nil {
 				return err
 			}
@@ -371,8 +371,8 @@ func (w *world) scaling(ts *testscript.TestScript, _ bool, args []string) error 
 	case "completed":
 		ctx, cancel := context.WithTimeout(w.ctx, patience)
 		defer cancel()
-		_, err := w.asg.WaitFor(ctx, func(e cloud.Entry) bool {
-			return e.What == cloud.Completed && e.Instance == id && e.Hook == args[1] && e.Text == "CONTINUE"
+		_, err := w.asg.WaitFor(ctx, func(e fakes.Entry) bool {
+			return e.What == fakes.Completed && e.Instance == id && e.Hook == args[1] && e.Text == "CONTINUE"
 		})
 		return err
 	}

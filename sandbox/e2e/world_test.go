@@ -15,8 +15,8 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
-	"github.com/amsagent/amsagent/sandbox/fakeazure"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
+	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
 )
 
 // broadcast DB STREAM ADDRESS: a stream is published to the node, as AMS

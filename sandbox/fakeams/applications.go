@@ -19,7 +19,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/internal/fakes/control"
 )
 
 // AppState is where an application is in its start.

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/internal/fakes/control"
 )
 
 // panel answers the calls that need a login. The stand-in has no users, so a

@@ -10,8 +10,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/amsagent/amsagent/sandbox/fakeazure"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
 )
 
 // azure has two uniform scale sets with termination notices. A set waits for the lead of the notice, and no longer.
@@ -35,7 +35,7 @@ func (c *Cloud) azure(o Options) {
 		vm.ID, vm.Name, vm.ScaleSet, vm.Hostname = m.ID, m.vm, m.Role+"s", m.Name
 		vm.NICs = []fakeazure.NIC{{MAC: m.MAC, IPv4s: []string{m.Address}}}
 		vm.Tags = map[string]string{"Name": m.Name, "amsagent-role": m.Role}
-		s, err := fakeazure.Start(ctx, fakeazure.Options{VM: &vm, Set: sets[m.Role], Listen: cloud.Listen{Log: o.Log}})
+		s, err := fakeazure.Start(ctx, fakeazure.Options{VM: &vm, Set: sets[m.Role], Listen: fakes.Listen{Log: o.Log}})
 		if err != nil {
 			return nil, nil, err
 		}

@@ -17,13 +17,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/fakegcp"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
 )
 
 // Cloud is one emulated cloud with two scaling groups, origins and edges. Its books say what happened, oldest first.
 type Cloud struct {
-	*cloud.EventLog[Entry]
+	*fakes.EventLog[Entry]
 	// Name is the provider's, as --provider takes it, and Title what people call it.
 	Name, Title string
 	// Lead is how long after ScaleIn a machine is gone that says nothing.
@@ -101,7 +101,7 @@ func (m *Metadata) Fail(f Fault) error {
 func (m *Metadata) Heal() { m.ClearFaults() }
 
 // Fault is one way in which a metadata service fails.
-type Fault = cloud.Fault
+type Fault = fakes.Fault
 
 // What is in the books.
 const (
@@ -150,7 +150,7 @@ func Open(ctx context.Context, name string, o Options) (*Cloud, error) {
 		return nil, err
 	}
 	c := &Cloud{Name: name, Lead: cmp.Or(o.Lead, DefaultLead), machines: map[string]*machine{}}
-	c.EventLog = cloud.NewEventLog[Entry](name, &c.mu, nil)
+	c.EventLog = fakes.NewEventLog[Entry](name, &c.mu, nil)
 	switch name {
 	case "azure":
 		c.azure(o)

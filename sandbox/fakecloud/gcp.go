@@ -7,8 +7,8 @@ import (
 	"context"
 	"errors"
 
-	"github.com/amsagent/amsagent/sandbox/fakegcp"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
 )
 
 // gcp is a project with Spot VMs in two managed instance groups. It has no API, and no call of a machine changes what becomes
@@ -40,7 +40,7 @@ func (c *Cloud) gcp(o Options) {
 		i.ID, i.Name = m.ID, m.Name
 		i.NICs[0].MAC, i.NICs[0].IPv4, i.NICs[0].Public = m.MAC, m.Address, ""
 		i.Attributes = map[string]string{"amsagent-role": m.Role, "created-by": fakegcp.GroupOf(i.Number, i.Zone, m.Role+"s")}
-		s, err := fakegcp.Start(ctx, fakegcp.Options{Instance: &i, Listen: cloud.Listen{Log: o.Log}})
+		s, err := fakegcp.Start(ctx, fakegcp.Options{Instance: &i, Listen: fakes.Listen{Log: o.Log}})
 		if err != nil {
 			return nil, nil, err
 		}

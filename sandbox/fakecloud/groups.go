@@ -8,14 +8,14 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/amsagent/amsagent/sandbox/fakealibaba"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 )
 
 // aws has Auto Scaling with a hook for the end of each machine. Without a heartbeat it waits for the heartbeat timeout.
 func (c *Cloud) aws(ctx context.Context, o Options) error {
-	scaling, err := fakeaws.StartAutoScaling(ctx, fakeaws.AutoScalingOptions{ScalingOptions: cloud.ScalingOptions{Log: o.Log}})
+	scaling, err := fakeaws.StartAutoScaling(ctx, fakeaws.AutoScalingOptions{ScalingOptions: fakes.ScalingOptions{Log: o.Log}})
 	if err != nil {
 		return err
 	}
@@ -26,7 +26,7 @@ func (c *Cloud) aws(ctx context.Context, o Options) error {
 		i.ID, i.Hostname = m.ID, m.Name+".internal"
 		i.NICs[0].MAC, i.NICs[0].IPv4s, i.NICs[0].Public = m.MAC, []string{m.Address}, ""
 		i.Tags = map[string]string{"Name": m.Name, "amsagent:role": m.Role}
-		s, err := fakeaws.Start(ctx, fakeaws.Options{Instance: &i, Listen: cloud.Listen{Log: o.Log}})
+		s, err := fakeaws.Start(ctx, fakeaws.Options{Instance: &i, Listen: fakes.Listen{Log: o.Log}})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -36,16 +36,16 @@ func (c *Cloud) aws(ctx context.Context, o Options) error {
 		return s, []string{"AMSAGENT_AWS_ENDPOINT=" + s.Endpoint(), "AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + scaling.Endpoint()}, nil
 	}
 	for _, group := range []string{"origins", "edges"} {
-		scaling.Group(group, cloud.Hook{Name: "drain", Timeout: c.Lead, Limit: o.Limit})
+		scaling.Group(group, fakes.Hook{Name: "drain", Timeout: c.Lead, Limit: o.Limit})
 	}
-	scaling.Each(c.ofGroup(cloud.Target, "Terminated"))
+	scaling.Each(c.ofGroup(fakes.Target, "Terminated"))
 	return nil
 }
 
 // alibaba has Auto Scaling with a hook for the end of each machine. Without a heartbeat it waits for its own time; the
 // metadata does not show it.
 func (c *Cloud) alibaba(ctx context.Context, o Options) error {
-	ess, err := fakealibaba.StartCloud(ctx, fakealibaba.CloudOptions{Longest: o.Limit, ScalingOptions: cloud.ScalingOptions{Log: o.Log}})
+	ess, err := fakealibaba.StartCloud(ctx, fakealibaba.CloudOptions{Longest: o.Limit, ScalingOptions: fakes.ScalingOptions{Log: o.Log}})
 	if err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (c *Cloud) alibaba(ctx context.Context, o Options) error {
 		i.ID, i.Name, i.Hostname = m.ID, m.Name, m.Name
 		i.NICs = []fakealibaba.NIC{{MAC: m.MAC, IPv4s: []string{m.Address}}}
 		i.Tags = map[string]string{"Name": m.Name, "amsagent-role": m.Role, "amsagent-group": m.Role + "s"}
-		s, err := fakealibaba.Start(ctx, fakealibaba.Options{Instance: &i, Cloud: ess, Listen: cloud.Listen{Log: o.Log}})
+		s, err := fakealibaba.Start(ctx, fakealibaba.Options{Instance: &i, Cloud: ess, Listen: fakes.Listen{Log: o.Log}})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -69,15 +69,15 @@ func (c *Cloud) alibaba(ctx context.Context, o Options) error {
 		}, nil
 	}
 	for _, group := range []string{"asg-origins", "asg-edges"} {
-		ess.Group(group, cloud.Hook{Name: "ash-drain", Timeout: c.Lead})
+		ess.Group(group, fakes.Hook{Name: "ash-drain", Timeout: c.Lead})
 	}
-	ess.Each(c.ofGroup(cloud.State, "Removing"))
+	ess.Each(c.ofGroup(fakes.State, "Removing"))
 	return nil
 }
 
 // ofGroup translates the books of scaling groups. An entry of this what and text is the first sign that the machine must leave.
-func (c *Cloud) ofGroup(what cloud.What, text string) func(cloud.Entry) {
-	return func(b cloud.Entry) {
+func (c *Cloud) ofGroup(what fakes.What, text string) func(fakes.Entry) {
+	return func(b fakes.Entry) {
 		m, ok := c.find(func(m *machine) bool { return m.ID == b.Instance })
 		if !ok {
 			return // an instance without an agent
@@ -88,16 +88,16 @@ func (c *Cloud) ofGroup(what cloud.What, text string) func(cloud.Entry) {
 		switch {
 		case b.What == what && b.Text == text:
 			e.What, e.Text = Notice, m.Name+": "+string(b.What)+" "+b.Text
-		case b.What == cloud.Wait:
+		case b.What == fakes.Wait:
 			e.Text = hook + " begins to wait for " + m.Name
-		case b.What == cloud.Heartbeat:
+		case b.What == fakes.Heartbeat:
 			e.What, e.Text = Heartbeat, hook+" gets a heartbeat from "+by.Name
-		case b.What == cloud.Completed:
+		case b.What == fakes.Completed:
 			e.What, e.Text = Answer, hook+" is completed by "+by.Name+": "+b.Text
-		case b.What == cloud.TimedOut:
+		case b.What == fakes.TimedOut:
 			e.Text = hook + " has expired (" + b.Text + ")"
-		case b.What == cloud.Gone:
-			e.What, e.Text, e.Late = Gone, m.Name+" is released: "+b.Text, b.Text == cloud.ByTime
+		case b.What == fakes.Gone:
+			e.What, e.Text, e.Late = Gone, m.Name+" is released: "+b.Text, b.Text == fakes.ByTime
 		default:
 			return
 		}

@@ -22,7 +22,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/x/bsonx/bsoncore"
 	"golang.org/x/sys/unix"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/internal/fakes/control"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 

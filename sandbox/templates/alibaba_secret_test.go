@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/fakealibaba"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
 )
 
 const alibabaSecretProgram = "../../packaging/image/alibaba-secret.py"
@@ -86,6 +86,6 @@ func TestAlibabaSecret(t *testing.T) {
 	meta.Update(func(i *fakealibaba.Instance) { i.Role = "" })
 	fails("ams-mongo: ", "get", "ams-mongo")
 	meta.Update(func(i *fakealibaba.Instance) { i.Role = "ams-node" })
-	must.OK(t, meta.AddFault(cloud.Fault{Status: 403}))
+	must.OK(t, meta.AddFault(fakes.Fault{Status: 403}))
 	fails("403", "get", "ams-mongo")
 }

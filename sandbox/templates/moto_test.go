@@ -25,10 +25,10 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
 )
 
 // motoVersion is the one that tools/scripts/real.sh fetches.

@@ -96,7 +96,7 @@ func run(top string) error {
 		s := source{path: rel, text: text, lines: bytes.Count(text, []byte("\n")), tree: tree}
 		all = append(all, s)
 		switch {
-		case below(rel, "sandbox"), below(rel, "test"):
+		case below(rel, "sandbox", "test", "internal/fakes"):
 			sandbox += s.lines
 		case strings.HasSuffix(rel, "_test.go"), below(rel, testSide...):
 			unit += s.lines

@@ -14,11 +14,11 @@ import (
 	"os"
 	"strings"
 
-	"github.com/amsagent/amsagent/sandbox/fakealibaba"
-	"github.com/amsagent/amsagent/sandbox/fakeaws"
-	"github.com/amsagent/amsagent/sandbox/fakeazure"
-	"github.com/amsagent/amsagent/sandbox/fakegcp"
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
+	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
+	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
 )
 
 // machine is what the commands of the four clouds have in common: their flags, and how they run.
@@ -26,14 +26,14 @@ type machine struct {
 	*flag.FlagSet
 	env  Env
 	life life
-	cloud.Listen
+	fakes.Listen
 	file, id, ip, userData string
 	tags                   map[string]string
 
 	// Of a scaling group.
-	scaling cloud.ScalingOptions
+	scaling fakes.ScalingOptions
 	group   string
-	hooks   []cloud.Hook
+	hooks   []fakes.Hook
 }
 
 func newMachine(env Env, name, file, id, tag, tagUsage string) *machine {
@@ -67,7 +67,7 @@ func (m *machine) read(args []string, sample any, id, userData *string, tags *ma
 	}
 	*id = cmp.Or(m.id, *id)
 	for key, value := range m.tags {
-		if cloud.Set(tags, key, value); value == "" {
+		if fakes.Set(tags, key, value); value == "" {
 			delete(*tags, key)
 		}
 	}
@@ -133,7 +133,7 @@ func (m *machine) addGroup(api, group, in, out string) {
 	m.DurationVar(&m.scaling.WaitDelay, "wait-delay", 0, "`time` from the begin of a scale-in to the wait of the hooks")
 	m.DurationVar(&m.scaling.ActionDelay, "action-delay", 0, "`time` for which the API lists no lifecycle action although the wait is on")
 	m.Func("hook", "a `hook` of the group, NAME:"+in+"|"+out+"[:TIMEOUT[:LIMIT]] (may be repeated)", func(s string) error {
-		h, err := cloud.ParseHook(s, in, out)
+		h, err := fakes.ParseHook(s, in, out)
 		m.hooks = append(m.hooks, h)
 		return err
 	})
@@ -260,7 +260,7 @@ func runGCP(ctx context.Context, env Env, args []string) error {
 		i.Spot, i.Migrates = false, true
 	}
 	for key, value := range project {
-		cloud.Set(&i.ProjectAttributes, key, value)
+		fakes.Set(&i.ProjectAttributes, key, value)
 	}
 	o.Instance = &i
 	return m.run(ctx, func(ctx context.Context) (metadataService, map[string]string, error) {

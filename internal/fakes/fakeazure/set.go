@@ -14,7 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // The types of events that Azure documents.
@@ -39,7 +39,7 @@ type SetOptions struct {
 
 // Set is what machines of one placement group share: the document of their events.
 type Set struct {
-	*cloud.EventLog[Entry]
+	*fakes.EventLog[Entry]
 	o SetOptions
 
 	mu          sync.Mutex
@@ -106,7 +106,7 @@ func NewSet(name string, o SetOptions) *Set {
 	o.ApproveDelay = cmp.Or(o.ApproveDelay, 200*time.Millisecond)
 	o.StartedTime = cmp.Or(o.StartedTime, 500*time.Millisecond)
 	s := &Set{o: o, incarnation: 1, enabled: map[string]time.Time{}}
-	s.EventLog = cloud.NewEventLog[Entry]("set "+name, &s.mu, o.Log)
+	s.EventLog = fakes.NewEventLog[Entry]("set "+name, &s.mu, o.Log)
 	return s
 }
 
@@ -141,7 +141,7 @@ func (s *Set) Announce(in Event) (string, error) {
 		return "", errors.New("announcing an event: the set is closed")
 	}
 	if in.ID == "" {
-		in.ID = cloud.GUID()
+		in.ID = fakes.GUID()
 	}
 	if in.Source == "" {
 		in.Source = "Platform"

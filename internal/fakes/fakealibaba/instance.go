@@ -6,7 +6,7 @@ package fakealibaba
 import (
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // Instance is the virtual machine that the service speaks of.
@@ -56,8 +56,8 @@ func Sample() Instance {
 
 // items are all answers by their path below the version, but the credentials. An
 // item without a value is not there, and its path answers 404.
-func (i Instance) items(k cloud.Key) cloud.Items {
-	m := cloud.Items{}
+func (i Instance) items(k fakes.Key) fakes.Items {
+	m := fakes.Items{}
 	var nic NIC
 	if len(i.NICs) > 0 {
 		nic = i.NICs[0]
@@ -82,14 +82,14 @@ func (i Instance) items(k cloud.Key) cloud.Items {
 	}
 	if i.Role != "" {
 		m.Meta("ram/security-credentials/", i.Role)
-		m.Meta("ram/security-credentials/"+i.Role, cloud.JSON(map[string]string{
+		m.Meta("ram/security-credentials/"+i.Role, fakes.JSON(map[string]string{
 			"Code": "Success", "AccessKeyId": k.ID, "AccessKeySecret": k.Secret, "SecurityToken": k.Token,
 			"LastUpdated": k.Since.UTC().Format(time.RFC3339), "Expiration": k.Until.UTC().Format(time.RFC3339),
 		}))
 	}
 	m.Set("maintenance/active-system-events", i.Events)
 	m.Set("user-data", i.UserData)
-	m.Set("dynamic/instance-identity/document", cloud.JSON(map[string]string{
+	m.Set("dynamic/instance-identity/document", fakes.JSON(map[string]string{
 		"zone-id": i.Zone, "serial-number": "4acd2b47-b328-4762-852f-998f2dfb0001", "instance-id": i.ID, "region-id": i.Region,
 		"private-ipv4": ip, "owner-account-id": i.AccountID, "mac": nic.MAC, "image-id": i.ImageID, "instance-type": i.Type,
 	}))

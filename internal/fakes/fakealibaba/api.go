@@ -20,17 +20,17 @@ import (
 	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
-type apiError = cloud.APIError
+type apiError = fakes.APIError
 
 func refuse(code, message string) *apiError {
-	return cloud.Refuse(http.StatusBadRequest, code, message)
+	return fakes.Refuse(http.StatusBadRequest, code, message)
 }
 
 func notFound(code, message string) *apiError {
-	return cloud.Refuse(http.StatusNotFound, code, message)
+	return fakes.Refuse(http.StatusNotFound, code, message)
 }
 
 // The versions of the APIs.
@@ -49,7 +49,7 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	clock := time.Now().Add(c.o.Skew)
 	w.Header().Set("Date", clock.UTC().Format(http.TimeFormat))
 	call, q := r.Header.Get("X-Acs-Action"), r.URL.Query()
-	e := cloud.Entry{
+	e := fakes.Entry{
 		Instance: cmp.Or(q.Get("InstanceIds.1"), q.Get("ResourceId.1")), Text: call,
 		Group: q.Get("ScalingGroupId"), Hook: cmp.Or(q.Get("LifecycleHookId"), q.Get("lifecycleHookId")),
 	}
@@ -74,7 +74,7 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		} else if answer, ok := result.(map[string]any); ok {
 			maps.Copy(v, answer)
 		}
-		v["RequestId"] = strings.ToUpper(cloud.GUID())
+		v["RequestId"] = strings.ToUpper(fakes.GUID())
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
 		_ = json.NewEncoder(w).Encode(v) // an error is a client that left
@@ -99,7 +99,7 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 	if !slices.Contains(signed, "host") || !slices.IsSorted(signed) {
 		return "", refuse("IncompleteSignature", "The host is not signed, or the headers are in no order.")
 	}
-	var k cloud.Key
+	var k fakes.Key
 	by := ""
 	for _, o := range c.owners {
 		if key, ok := o.Find(m[1]); ok {
@@ -131,7 +131,7 @@ func (c *Cloud) authorise(r *http.Request, call string, body []byte, clock time.
 	}
 	c.nonces[m[1]+nonce] = true
 	if c.Denied(call) {
-		return by, cloud.Refuse(http.StatusForbidden, "Forbidden.RAM", "User not authorized to operate on the specified resource, or this API doesn't support RAM.")
+		return by, fakes.Refuse(http.StatusForbidden, "Forbidden.RAM", "User not authorized to operate on the specified resource, or this API doesn't support RAM.")
 	}
 	return by, nil
 }
@@ -185,7 +185,7 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 	}
 	switch call {
 	case "DescribeScalingInstances":
-		ids := cloud.List(q, "InstanceIds.")
+		ids := fakes.List(q, "InstanceIds.")
 		items := []map[string]any{}
 		for _, id := range slices.Sorted(maps.Keys(c.Instances)) {
 			if i := c.Instances[id]; slices.Contains(ids, id) {
@@ -210,7 +210,7 @@ func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]an
 		for _, h := range hooks {
 			items = append(items, map[string]any{
 				"LifecycleHookId": h.Name, "ScalingGroupId": group, "DefaultResult": h.Default,
-				"HeartbeatTimeout":    cloud.WholeSeconds(h.Timeout),
+				"HeartbeatTimeout":    fakes.WholeSeconds(h.Timeout),
 				"LifecycleTransition": map[bool]string{false: "SCALE_IN", true: "SCALE_OUT"}[h.Launching],
 			})
 		}
@@ -246,7 +246,7 @@ func (c *Cloud) listActivities(q url.Values) (map[string]any, *apiError) {
 }
 
 func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
-	at := slices.IndexFunc(c.Activities, func(a *cloud.Activity) bool { return a.ID == q.Get("ScalingActivityId") })
+	at := slices.IndexFunc(c.Activities, func(a *fakes.Activity) bool { return a.ID == q.Get("ScalingActivityId") })
 	if at < 0 {
 		return nil, notFound("InvalidScalingActivityId.NotFound", "The specified scaling activity does not exist.")
 	}
@@ -274,8 +274,8 @@ func (c *Cloud) listActions(q url.Values) (map[string]any, *apiError) {
 }
 
 // waiting finds the action of a hook and a token.
-func (c *Cloud) waiting(hook, token string) (*cloud.Action, *apiError) {
-	act := c.Waiting(func(act *cloud.Action) bool { return act.Hook.Name == hook && act.Token == token })
+func (c *Cloud) waiting(hook, token string) (*fakes.Action, *apiError) {
+	act := c.Waiting(func(act *fakes.Action) bool { return act.Hook.Name == hook && act.Token == token })
 	if act == nil {
 		return nil, refuse("LifecycleHookIdAndLifecycleActionToken.Invalid",
 			"The specified lifecycleActionToken and lifecycleHookId you provided does not match any in process lifecycle action.")
@@ -331,7 +331,7 @@ func (c *Cloud) tags(q url.Values) (map[string]any, *apiError) {
 		return nil, refuse("InvalidResourceType.NotFound", "The ResourceType provided does not exist in our records.")
 	}
 	items := []map[string]any{}
-	ids := cloud.List(q, "ResourceId.")
+	ids := fakes.List(q, "ResourceId.")
 	for _, o := range c.owners {
 		i := o.Get()
 		if !slices.Contains(ids, i.ID) {
@@ -382,7 +382,7 @@ func (c *Cloud) kms(call string, q url.Values) (map[string]any, *apiError) {
 		case version == "" || value == "":
 			return nil, refuse("MissingParameter", "The parameter VersionId or SecretData is needed but not provided.")
 		case s.versions[version] && s.value != value:
-			return nil, cloud.Refuse(http.StatusConflict, "Rejected.ResourceExist", "The version exists already.")
+			return nil, fakes.Refuse(http.StatusConflict, "Rejected.ResourceExist", "The version exists already.")
 		}
 		s.versions[version], s.value = true, value
 		c.secrets[name] = s

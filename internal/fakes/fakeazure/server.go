@@ -23,12 +23,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // Options configure a metadata service. The zero value serves [Sample] in a set of its own on a free port of loopback.
 type Options struct {
-	cloud.Listen
+	fakes.Listen
 	// VM is what is served; nil means Sample.
 	VM *VM
 	// Set is what the machine shares with others; nil: a set of its own. It is not closed by this if it was given.
@@ -44,8 +44,8 @@ type Options struct {
 
 // Server is the metadata service of one machine.
 type Server struct {
-	cloud.Service
-	cloud.Served[VM]
+	fakes.Service
+	fakes.Served[VM]
 	o       Options
 	set     *Set
 	started time.Time
@@ -86,7 +86,7 @@ func New(o Options) *Server {
 	}
 	s.Metadata(o.Logger(), "/metadata/", map[string]string{"Content-Type": "application/json; charset=utf-8", "Server": "IMDS/150.870.65.1854"}, nil)
 	if o.DropCalls > 0 {
-		_ = s.AddFault(cloud.Fault{Reset: true, Times: o.DropCalls}) // it is valid
+		_ = s.AddFault(fakes.Fault{Reset: true, Times: o.DropCalls}) // it is valid
 	}
 	return s
 }
@@ -124,7 +124,7 @@ func (s *Server) tooMany() bool {
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	tooMany := s.tooMany()
-	s.Serve(w, r, func(cloud.Fault) (int, string) {
+	s.Serve(w, r, func(fakes.Fault) (int, string) {
 		if tooMany {
 			s.set.throttled(s.Get().Name)
 			return http.StatusTooManyRequests, problem("Too many requests")
@@ -134,7 +134,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // problem is the body of an error.
-func problem(text string) string { return cloud.JSON(map[string]any{"error": text}) }
+func problem(text string) string { return fakes.JSON(map[string]any{"error": text}) }
 
 func (s *Server) answer(r *http.Request) (status int, body string) {
 	path := strings.TrimSuffix(r.URL.Path, "/")
@@ -147,7 +147,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	case r.Header.Get("X-Forwarded-For") != "":
 		return http.StatusBadRequest, problem("Bad request. Requests that were forwarded are not answered")
 	case path == "/metadata/versions":
-		return http.StatusOK, cloud.JSON(map[string]any{"apiVersions": s.o.Versions})
+		return http.StatusOK, fakes.JSON(map[string]any{"apiVersions": s.o.Versions})
 	case !events && path != "/metadata/instance":
 		return http.StatusNotFound, problem("Not found")
 	case r.Method != http.MethodGet && (!events || r.Method != http.MethodPost):
@@ -160,7 +160,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	if !slices.Contains(known, version) {
 		newest := slices.Clone(known[max(0, len(known)-3):])
 		slices.Reverse(newest)
-		return http.StatusBadRequest, cloud.JSON(map[string]any{
+		return http.StatusBadRequest, fakes.JSON(map[string]any{
 			"error":           "Bad request. api-version is invalid or was not specified in the request. For more information refer to aka.ms/azureimds",
 			"newest-versions": newest,
 		})
@@ -171,7 +171,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	case events:
 		return s.tell(r)
 	}
-	return http.StatusOK, cloud.JSON(s.Get().instance())
+	return http.StatusOK, fakes.JSON(s.Get().instance())
 }
 
 // tell returns the document of events.
@@ -188,7 +188,7 @@ func (s *Server) tell(r *http.Request) (int, string) {
 		}
 	}
 	vm := s.Get()
-	return http.StatusOK, cloud.JSON(s.set.document(vm.Name, vm.Zone))
+	return http.StatusOK, fakes.JSON(s.set.document(vm.Name, vm.Zone))
 }
 
 // approve acknowledges events.
@@ -218,13 +218,13 @@ func (s *Server) approve(r *http.Request) (int, string) {
 //	POST   /begin          ?id=ID: it begins at once
 //	GET    /events         those that are listed
 //	GET    /books
-//	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
+//	POST   /fault          see [fakes.Fault]; GET, DELETE /fault
 //	GET    /requests
-func (s *Server) Verbs() cloud.Verbs {
+func (s *Server) Verbs() fakes.Verbs {
 	v := s.WithFaults(s.Served.Verbs("/vm",
-		cloud.Verb{Name: "POST /event", Bind: func() (cloud.Params, func() error) {
+		fakes.Verb{Name: "POST /event", Bind: func() (fakes.Params, func() error) {
 			e := Event{Type: Terminate, Lead: time.Minute, VMs: []string{s.Get().Name}, Duration: -time.Millisecond}
-			params := cloud.Params{
+			params := fakes.Params{
 				"type": &e.Type, "lead": &e.Lead, "vms": &e.VMs, "id": &e.ID, "source": &e.Source, "description": &e.Description, "duration": &e.Duration,
 			}
 			return params, func() error {
@@ -232,8 +232,8 @@ func (s *Server) Verbs() cloud.Verbs {
 				return err
 			}
 		}},
-		cloud.With("DELETE /event", "id", "", s.set.Cancel),
-		cloud.With("POST /begin", "id", "", s.set.Begin),
+		fakes.With("DELETE /event", "id", "", s.set.Cancel),
+		fakes.With("POST /begin", "id", "", s.set.Begin),
 	))
 	v.Shown = "/events"
 	v.Views["/events"] = func() any { return s.set.Events() }

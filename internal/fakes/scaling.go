@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cloud
+package fakes
 
 import (
 	"cmp"
@@ -20,7 +20,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/internal/fakes/control"
 )
 
 // ScalingOptions are the address of the API and the times of the groups.

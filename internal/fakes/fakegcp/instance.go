@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // Instance is what the service tells.
@@ -126,10 +126,10 @@ func (i Instance) items() map[string]string {
 		"virtualClock": map[string]any{"driftToken": "0"}, "shutdownDetails": shutdown,
 	}
 	return map[string]string{
-		"instance/": cloud.JSON(instance), "instance/shutdown-details/": cloud.JSON(shutdown),
+		"instance/": fakes.JSON(instance), "instance/shutdown-details/": fakes.JSON(shutdown),
 		"instance/preempted": yes(signals.Preempted), "instance/maintenance-event": maintenance,
 		"instance/shutdown-details/stop-state": signals.StopState,
-		"project/": cloud.JSON(map[string]any{
+		"project/": fakes.JSON(map[string]any{
 			"projectId": i.Project, "numericProjectId": json.Number(i.Number), "attributes": orEmpty(i.ProjectAttributes),
 		}),
 	}

@@ -17,7 +17,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // The calls about a hook that waits.
@@ -32,14 +32,14 @@ const (
 	apiNamespace = "http://autoscaling.amazonaws.com/doc/2011-01-01/"
 )
 
-type apiError = cloud.APIError
+type apiError = fakes.APIError
 
 func invalid(format string, args ...any) *apiError {
-	return cloud.Refuse(http.StatusBadRequest, "ValidationError", fmt.Sprintf(format, args...))
+	return fakes.Refuse(http.StatusBadRequest, "ValidationError", fmt.Sprintf(format, args...))
 }
 
 func forbidden(code, message string) *apiError {
-	return cloud.Refuse(http.StatusForbidden, code, message)
+	return fakes.Refuse(http.StatusForbidden, code, message)
 }
 
 // ServeHTTP answers a call.
@@ -50,11 +50,11 @@ func (a *AutoScaling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	form, err := url.ParseQuery(string(body))
 	if err != nil || r.Method != http.MethodPost || r.URL.Path != "/" {
-		reply(w, "", nil, cloud.Refuse(http.StatusBadRequest, "MalformedQueryString", "a form is expected, posted to /"))
+		reply(w, "", nil, fakes.Refuse(http.StatusBadRequest, "MalformedQueryString", "a form is expected, posted to /"))
 		return
 	}
 	call := form.Get("Action")
-	e := cloud.Entry{
+	e := fakes.Entry{
 		Instance: cmp.Or(form.Get("InstanceId"), form.Get("InstanceIds.member.1")), Group: form.Get("AutoScalingGroupName"),
 		Hook: form.Get("LifecycleHookName"), Text: call,
 	}
@@ -69,7 +69,7 @@ func (a *AutoScaling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func reply(w http.ResponseWriter, call string, result any, ae *apiError) {
-	id := cloud.GUID()
+	id := fakes.GUID()
 	w.Header().Set("X-Amzn-Requestid", id)
 	w.Header().Set("Content-Type", "text/xml")
 	// An error of Encode is a client that left.
@@ -120,7 +120,7 @@ func (a *AutoScaling) authorise(r *http.Request, call string) (string, *apiError
 		return "", forbidden("RequestExpired", "Request has expired")
 	}
 	token := r.Header.Get("X-Amz-Security-Token")
-	var key cloud.Key
+	var key fakes.Key
 	by := ""
 	for id, owner := range a.owners {
 		if k, ok := owner.Find(m[1]); ok {
@@ -159,7 +159,7 @@ type hookXML struct {
 
 func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *apiError) {
 	if v := form.Get("Version"); v != apiVersion {
-		return nil, cloud.Refuse(http.StatusBadRequest, "InvalidAction", "Could not find operation "+call+" for version "+v)
+		return nil, fakes.Refuse(http.StatusBadRequest, "InvalidAction", "Could not find operation "+call+" for version "+v)
 	}
 	switch call {
 	case "DescribeAutoScalingInstances":
@@ -168,7 +168,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 			Instances []instanceXML `xml:"AutoScalingInstances>member"`
 		}
 		out := result{XMLName: xml.Name{Local: call + "Result"}}
-		ids := cloud.List(form, "InstanceIds.member.")
+		ids := fakes.List(form, "InstanceIds.member.")
 		for _, id := range slices.Sorted(maps.Keys(a.Instances)) {
 			if i := a.Instances[id]; len(ids) == 0 || slices.Contains(ids, id) {
 				out.Instances = append(out.Instances, instanceXML{Group: i.Group, Zone: a.region + "a", Health: "HEALTHY", InstanceID: id, State: i.State})
@@ -186,7 +186,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 		if !ok {
 			return nil, notFound(group)
 		}
-		names := cloud.List(form, "LifecycleHookNames.member.")
+		names := fakes.List(form, "LifecycleHookNames.member.")
 		for _, h := range hooks {
 			when := "autoscaling:EC2_INSTANCE_TERMINATING"
 			if h.Launching {
@@ -194,7 +194,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 			}
 			if len(names) == 0 || slices.Contains(names, h.Name) {
 				out.Hooks = append(out.Hooks, hookXML{
-					Group: group, Default: h.Default, Global: cloud.WholeSeconds(h.Limit), Heartbeat: cloud.WholeSeconds(h.Timeout), Name: h.Name, When: when,
+					Group: group, Default: h.Default, Global: fakes.WholeSeconds(h.Limit), Heartbeat: fakes.WholeSeconds(h.Timeout), Name: h.Name, When: when,
 				})
 			}
 		}
@@ -202,7 +202,7 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 	case recordHeartbeat, complete:
 		return struct{ XMLName xml.Name }{xml.Name{Local: call + "Result"}}, a.action(call, form, by)
 	default:
-		return nil, cloud.Refuse(http.StatusBadRequest, "InvalidAction", "Could not find operation "+call+" for version "+apiVersion)
+		return nil, fakes.Refuse(http.StatusBadRequest, "InvalidAction", "Could not find operation "+call+" for version "+apiVersion)
 	}
 }
 
@@ -221,7 +221,7 @@ func (a *AutoScaling) action(call string, form url.Values, by string) *apiError 
 	case call == complete && result != "CONTINUE" && result != "ABANDON":
 		return invalid("Lifecycle action result must be CONTINUE or ABANDON")
 	}
-	act := a.Waiting(func(act *cloud.Action) bool {
+	act := a.Waiting(func(act *fakes.Action) bool {
 		return act.Activity.Group == group && act.Hook.Name == hook && !time.Now().Before(act.Visible) &&
 			(id == "" || id == act.Activity.Instances[0].ID) && (token == "" || token == act.Token)
 	})

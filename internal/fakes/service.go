@@ -1,12 +1,12 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cloud is what the emulated clouds have in common: a service with its ports, faults, record of requests and control
+// Package fakes is what the emulated clouds have in common: a service with its ports, faults, record of requests and control
 // port ([Service], [Verbs]), the state that it serves ([Served]), an event log ([EventLog]), and scaling groups with hooks ([Scaling]).
 //
 // A personality (fakeaws, fakeazure, fakealibaba, fakegcp) is an [http.Handler] that answers for one cloud. It starts no
 // goroutines and reads no clock but time.Now, so it works in memory and in a bubble of testing/synctest as well as on a port.
-package cloud
+package fakes
 
 import (
 	"cmp"
@@ -21,7 +21,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/internal/fakes/control"
 )
 
 // Listen are the addresses of a service. The zero value is a free port of loopback without a control port.

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // Signals are what the metadata says about the future of the instance. Its zero
@@ -55,7 +55,7 @@ func (s Signals) items(meta func(path, value string)) {
 			"NotBefore": e.NotBefore.UTC().Format(date), "Description": e.Description,
 		})
 	}
-	meta("events/maintenance/scheduled", cloud.JSON(list))
+	meta("events/maintenance/scheduled", fakes.JSON(list))
 }
 
 // SetTarget changes the target lifecycle state; empty: the item is not there.

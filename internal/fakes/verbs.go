@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cloud
+package fakes
 
 import (
 	"encoding/json"
@@ -12,7 +12,7 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/amsagent/amsagent/sandbox/internal/control"
+	"github.com/amsagent/amsagent/internal/fakes/control"
 )
 
 // Params are the parameters of a call, as pointers to their defaults; see [control.Decode].

@@ -21,21 +21,21 @@ import (
 	"sync"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // Options configure a metadata server. The zero value serves [Sample] on a free port of loopback.
 type Options struct {
-	cloud.Listen
+	fakes.Listen
 	// Instance is what is served; nil means Sample.
 	Instance *Instance
 }
 
 // Server is the metadata server of one machine.
 type Server struct {
-	cloud.Service
-	cloud.Served[Instance]
-	*cloud.EventLog[Entry]
+	fakes.Service
+	fakes.Served[Instance]
+	*fakes.EventLog[Entry]
 	closed chan struct{}
 
 	mu    sync.Mutex
@@ -51,8 +51,8 @@ const (
 func New(o Options) *Server {
 	s := &Server{closed: make(chan struct{})}
 	s.Serving(o.Instance, Sample())
-	s.EventLog = cloud.NewEventLog[Entry](s.Get().Name, &s.mu, o.Log)
-	s.Metadata(o.Logger(), base, map[string]string{cloud.Flavor: flavor, "Server": "Metadata Server for VM"}, nil)
+	s.EventLog = fakes.NewEventLog[Entry](s.Get().Name, &s.mu, o.Log)
+	s.Metadata(o.Logger(), base, map[string]string{fakes.Flavor: flavor, "Server": "Metadata Server for VM"}, nil)
 	return s
 }
 
@@ -77,7 +77,7 @@ func (s *Server) Close() error {
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.Serve(w, r, func(f cloud.Fault) (int, string) {
+	s.Serve(w, r, func(f fakes.Fault) (int, string) {
 		status, body := s.answer(r, f.Instant)
 		if status == http.StatusOK {
 			w.Header().Set("ETag", tagOf(body))
@@ -103,7 +103,7 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return http.StatusMethodNotAllowed, "method not allowed"
-	case r.Header.Get("X-Forwarded-For") != "", r.Header.Get(cloud.Flavor) != flavor:
+	case r.Header.Get("X-Forwarded-For") != "", r.Header.Get(fakes.Flavor) != flavor:
 		return http.StatusForbidden, "<title>403 Forbidden</title>"
 	case !ok:
 		return http.StatusNotFound, "<title>404 Not Found</title>"
@@ -151,7 +151,7 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 // Verbs are those of the metadata server:
 //
 //	GET, PATCH /instance   what is served, signals among them; JSON: the fields in it are replaced
-//	POST   /fault          see [cloud.Fault]; GET, DELETE /fault
+//	POST   /fault          see [fakes.Fault]; GET, DELETE /fault
 //	POST   /vanish?ms=N    the service is away for so long
 //	POST   /preempt        ?ms=N: preempted, the power button, and off after so long (default: the machine's own time)
 //	POST   /scale-in       ?ms=N: the power button without a notice, as a managed instance group does
@@ -159,7 +159,7 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 //	POST   /off            the machine has switched itself off
 //	GET    /books
 //	GET    /requests
-func (s *Server) Verbs() cloud.Verbs {
+func (s *Server) Verbs() fakes.Verbs {
 	window := func(do func(time.Duration)) func(time.Duration) error {
 		return func(d time.Duration) error {
 			do(d)
@@ -167,18 +167,18 @@ func (s *Server) Verbs() cloud.Verbs {
 		}
 	}
 	v := s.WithFaults(s.Served.Verbs("/instance",
-		cloud.With("POST /vanish", "ms", 0, s.Vanish),
-		cloud.With("POST /preempt", "ms", 0, window(s.Preempt)),
-		cloud.With("POST /scale-in", "ms", 0, window(s.powerDown)),
-		cloud.Verb{Name: "POST /stop", Bind: func() (cloud.Params, func() error) {
+		fakes.With("POST /vanish", "ms", 0, s.Vanish),
+		fakes.With("POST /preempt", "ms", 0, window(s.Preempt)),
+		fakes.With("POST /scale-in", "ms", 0, window(s.powerDown)),
+		fakes.Verb{Name: "POST /stop", Bind: func() (fakes.Params, func() error) {
 			longest, target := 10*time.Minute, "STOPPED"
-			return cloud.Params{"ms": &longest, "target": &target}, func() error {
+			return fakes.Params{"ms": &longest, "target": &target}, func() error {
 				s.Stop(longest, target)
 				return nil
 			}
 		}},
-		cloud.Do("DELETE /stop", s.Unstop),
-		cloud.Do("POST /off", s.Off),
+		fakes.Do("DELETE /stop", s.Unstop),
+		fakes.Do("POST /off", s.Off),
 	))
 	v.Views["/books"] = func() any { return s.Books() }
 	return v

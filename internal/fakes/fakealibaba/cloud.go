@@ -8,12 +8,12 @@ import (
 	"context"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // CloudOptions configure an account without a group.
 type CloudOptions struct {
-	cloud.ScalingOptions
+	fakes.ScalingOptions
 	// Longest is how long a wait can last; default 6h.
 	Longest time.Duration
 	// Skew is how far the API's clock is ahead of this machine's.
@@ -25,7 +25,7 @@ const maxBeats = 20
 
 // Cloud is a fake of the APIs of Auto Scaling (ESS), ECS and KMS, on one port, with the groups behind them.
 type Cloud struct {
-	cloud.Scaling
+	fakes.Scaling
 	o CloudOptions
 
 	// Guarded by Mu.
@@ -39,7 +39,7 @@ type Cloud struct {
 func StartCloud(ctx context.Context, o CloudOptions) (*Cloud, error) {
 	o.Longest = cmp.Or(o.Longest, 6*time.Hour)
 	c := &Cloud{o: o, nonces: map[string]bool{}, secrets: map[string]secret{}}
-	c.Init("ESS", o.ScalingOptions, func(h cloud.Hook) cloud.Hook {
+	c.Init("ESS", o.ScalingOptions, func(h fakes.Hook) fakes.Hook {
 		h.Timeout, h.Limit, h.Default = cmp.Or(h.Timeout, 10*time.Minute), o.Longest, cmp.Or(h.Default, "CONTINUE")
 		return h
 	})
@@ -58,9 +58,9 @@ func (c *Cloud) Wrap(wrapped bool) {
 func (c *Cloud) Attach(group, id string, meta *Server) error {
 	if meta != nil {
 		id = meta.Get().ID
-		meta.Update(func(i *Instance) { cloud.Set(&i.Tags, "acs:autoscaling:scalingGroupId", group) })
+		meta.Update(func(i *Instance) { fakes.Set(&i.Tags, "acs:autoscaling:scalingGroupId", group) })
 	}
-	return c.Join(&cloud.Instance{ID: id, Group: group})
+	return c.Join(&fakes.Instance{ID: id, Group: group})
 }
 
 // ScaleIn plays the scale-in of some instances of one group by one activity. It returns at once.
@@ -70,7 +70,7 @@ func (c *Cloud) ScaleIn(ids ...string) error { return c.scale("Removing", false,
 func (c *Cloud) ScaleOut(ids ...string) error { return c.scale("Pending", true, ids) }
 
 func (c *Cloud) scale(state string, out bool, ids []string) error {
-	return c.With(ids, func(all []*cloud.Instance) {
+	return c.With(ids, func(all []*fakes.Instance) {
 		c.Through(all, state, out, func(result, by string) {
 			for _, i := range all {
 				if !out && result == "ROLLBACK" || out && result == "CONTINUE" {
@@ -87,6 +87,6 @@ func (c *Cloud) scale(state string, out bool, ids []string) error {
 func (c *Cloud) Move(id, state string) error { return c.Scaling.Move(id, "", state) }
 
 // Verbs of the groups: POST /scale-in?instance=I, which may be repeated: by one activity.
-func (c *Cloud) Verbs() cloud.Verbs {
-	return c.Scaling.Verbs(cloud.With("POST /scale-in", "instance", []string(nil), func(ids []string) error { return c.ScaleIn(ids...) }))
+func (c *Cloud) Verbs() fakes.Verbs {
+	return c.Scaling.Verbs(fakes.With("POST /scale-in", "instance", []string(nil), func(ids []string) error { return c.ScaleIn(ids...) }))
 }

@@ -12,12 +12,12 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // Options configure a metadata service. The zero value serves [Sample] on a free port of loopback.
 type Options struct {
-	cloud.Listen
+	fakes.Listen
 	// Instance is what is served; nil means Sample.
 	Instance *Instance
 	// AutoScaling is driven by this control port too, below /asg/; nil: none. It is not attached and not closed by this.
@@ -28,15 +28,15 @@ type Options struct {
 
 // Server is the metadata service of one instance.
 type Server struct {
-	cloud.Service
-	cloud.Served[Instance]
-	cloud.Tokens
-	cloud.Keys
+	fakes.Service
+	fakes.Served[Instance]
+	fakes.Tokens
+	fakes.Keys
 }
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	s := &Server{Keys: cloud.Keys{Prefix: "ASIA"}, Tokens: cloud.Tokens{Header: "X-Aws-Ec2-Metadata-Token", TTLHeader: ttlHeader, Optional: o.AllowV1}}
+	s := &Server{Keys: fakes.Keys{Prefix: "ASIA"}, Tokens: fakes.Tokens{Header: "X-Aws-Ec2-Metadata-Token", TTLHeader: ttlHeader, Optional: o.AllowV1}}
 	s.Metadata(o.Logger(), "", map[string]string{"Content-Type": "text/plain", "Server": "EC2ws"}, &s.Tokens)
 	s.Serving(o.Instance, Sample())
 	return s
@@ -57,8 +57,8 @@ const ttlHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.Serve(w, r, func(cloud.Fault) (int, string) {
-		status, body := s.Answer(r, func() cloud.Items { return s.Get().items(s.Key()) })
+	s.Serve(w, r, func(fakes.Fault) (int, string) {
+		status, body := s.Answer(r, func() fakes.Items { return s.Get().items(s.Key()) })
 		if status == http.StatusOK && r.Method == http.MethodPut {
 			w.Header().Set(ttlHeader, r.Header.Get(ttlHeader))
 		}
@@ -90,17 +90,17 @@ func page(status int) string {
 //	GET, PATCH /instance       what is served, signals among them; JSON: the fields in it are replaced
 //	POST   /expire-tokens, /rotate-credentials
 //	POST   /spot               ?action=terminate&in=120s
-//	POST   /fault              see [cloud.Fault]; GET, DELETE /fault
+//	POST   /fault              see [fakes.Fault]; GET, DELETE /fault
 //	GET    /requests
 //
 // With an Auto Scaling API also those of [AutoScaling.Verbs], below /asg/.
-func (s *Server) Verbs() cloud.Verbs {
+func (s *Server) Verbs() fakes.Verbs {
 	return s.WithFaults(s.Served.Verbs("/instance",
-		cloud.Do("POST /expire-tokens", s.ExpireTokens),
-		cloud.Do("POST /rotate-credentials", s.ExpireKeys),
-		cloud.Verb{Name: "POST /spot", Bind: func() (cloud.Params, func() error) {
+		fakes.Do("POST /expire-tokens", s.ExpireTokens),
+		fakes.Do("POST /rotate-credentials", s.ExpireKeys),
+		fakes.Verb{Name: "POST /spot", Bind: func() (fakes.Params, func() error) {
 			action, in := "terminate", 2*time.Minute
-			return cloud.Params{"action": &action, "in": &in}, func() error {
+			return fakes.Params{"action": &action, "in": &in}, func() error {
 				s.Interrupt(action, time.Now().Add(in))
 				return nil
 			}

@@ -18,12 +18,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // Options configure a metadata service. The zero value serves [Sample] on a free port of loopback.
 type Options struct {
-	cloud.Listen
+	fakes.Listen
 	// Instance is what is served; nil means Sample.
 	Instance *Instance
 	// Cloud is driven by this control port too, below /cloud/, and knows the
@@ -35,15 +35,15 @@ type Options struct {
 
 // Server is the metadata service of one instance.
 type Server struct {
-	cloud.Service
-	cloud.Served[Instance]
-	cloud.Tokens
-	cloud.Keys
+	fakes.Service
+	fakes.Served[Instance]
+	fakes.Tokens
+	fakes.Keys
 }
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	s := &Server{Keys: cloud.Keys{Prefix: "STS."}, Tokens: cloud.Tokens{
+	s := &Server{Keys: fakes.Keys{Prefix: "STS."}, Tokens: fakes.Tokens{
 		Header: "X-Aliyun-Ecs-Metadata-Token", TTLHeader: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Optional: o.Plain,
 	}}
 	s.Metadata(o.Logger(), "", map[string]string{"Content-Type": "text/plain"}, &s.Tokens)
@@ -75,8 +75,8 @@ func (s *Server) Announce(events string) { s.Update(func(i *Instance) { i.Events
 
 // ServeHTTP answers a request for metadata.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.Serve(w, r, func(cloud.Fault) (int, string) {
-		status, body := s.Answer(r, func() cloud.Items { return s.Get().items(s.Key()) })
+	s.Serve(w, r, func(fakes.Fault) (int, string) {
+		status, body := s.Answer(r, func() fakes.Items { return s.Get().items(s.Key()) })
 		if status != http.StatusOK && body == "" {
 			body = strings.ToLower(http.StatusText(status))
 		}
@@ -89,14 +89,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 //	GET, PATCH /instance       what is served, signals among them; JSON: the fields in it are replaced
 //	POST   /expire-tokens
 //	POST   /spot               ?in=5m
-//	POST   /fault              see [cloud.Fault]; GET, DELETE /fault
+//	POST   /fault              see [fakes.Fault]; GET, DELETE /fault
 //	GET    /requests
 //
 // With a cloud also those of [Cloud.Verbs], below /cloud/.
-func (s *Server) Verbs() cloud.Verbs {
+func (s *Server) Verbs() fakes.Verbs {
 	return s.WithFaults(s.Served.Verbs("/instance",
-		cloud.Do("POST /expire-tokens", s.ExpireTokens),
-		cloud.With("POST /spot", "in", 5*time.Minute, func(in time.Duration) error {
+		fakes.Do("POST /expire-tokens", s.ExpireTokens),
+		fakes.With("POST /spot", "in", 5*time.Minute, func(in time.Duration) error {
 			s.Interrupt(time.Now().Add(in))
 			return nil
 		}),

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/cloud"
+	"github.com/amsagent/amsagent/internal/fakes"
 )
 
 // Instance is the virtual machine that the service speaks of.
@@ -63,8 +63,8 @@ func Sample() Instance {
 
 // items are all answers by their path below the version. An item without a value
 // is not there, and its path answers 404. Of lists there are those that an agent asks for.
-func (i Instance) items(k cloud.Key) cloud.Items {
-	m := cloud.Items{}
+func (i Instance) items(k fakes.Key) fakes.Items {
+	m := fakes.Items{}
 	var nic NIC
 	if len(i.NICs) > 0 {
 		nic = i.NICs[0]
@@ -105,11 +105,11 @@ func (i Instance) items(k cloud.Key) cloud.Items {
 	if ip != "" {
 		document["privateIp"] = ip
 	}
-	m.Set("dynamic/instance-identity/document", cloud.JSON(document))
+	m.Set("dynamic/instance-identity/document", fakes.JSON(document))
 
 	if i.Role != "" {
 		m.Meta("iam/security-credentials/", i.Role)
-		m.Meta("iam/security-credentials/"+i.Role, cloud.JSON(map[string]string{
+		m.Meta("iam/security-credentials/"+i.Role, fakes.JSON(map[string]string{
 			"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": k.ID, "SecretAccessKey": k.Secret, "Token": k.Token,
 			"LastUpdated": k.Since.UTC().Format(time.RFC3339), "Expiration": k.Until.UTC().Format(time.RFC3339),
 		}))
