@@ -83,7 +83,7 @@ type (
 	change func(*state)
 )
 
-func (e reported) apply(s *state, now instant, c *config) error {
+func (e reported) apply(s situation) error {
 	group, unknown := groupNotice(e.topic+"/"), false
 	var listed []string
 	for _, n := range e.current {
@@ -94,19 +94,19 @@ func (e reported) apply(s *state, now instant, c *config) error {
 			s.unknownSignal(n, e.topic)
 			continue
 		}
-		s.report(n, e.topic, now, c)
+		s.report(n, e.topic)
 	}
 	if group && unknown {
 		return nil // the unknown signal may be a new form of an earlier notice
 	}
 	if group && len(e.current) == 0 {
-		s.inService = now
+		s.inService = s.now
 	}
-	s.missing(e.topic, listed, now, c)
+	s.missing(e.topic, listed)
 	if group && len(e.current) == 0 && !s.launched {
 		// A launch hook may wait for this machine; the cloud does not announce that.
 		s.launched = true
-		return s.launch(Notice{ID: e.topic + "/launch", Kind: Launch}, now, c)
+		return s.launch(Notice{ID: e.topic + "/launch", Kind: Launch})
 	}
 	return nil
 }
@@ -121,17 +121,17 @@ func (s *state) unknownSignal(n cloud.Notice, topic string) {
 	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
 }
 
-func (s *state) report(n cloud.Notice, topic string, now instant, c *config) {
+func (s situation) report(n cloud.Notice, topic string) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
 		s.Overruled[i].Missing = 0
 		return
 	}
-	known, at := s.notice(n.ID), c.Wall.instant(n.At)
+	known, at := s.notice(n.ID), s.c.Wall.instant(n.At)
 	if known == nil {
 		if !n.Past {
 			s.add(notice{
-				ID: n.ID, Source: topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), Received: now, Deadline: at,
-			}, n.Hook, now, c)
+				ID: n.ID, Source: topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), Received: s.now, Deadline: at,
+			}, n.Hook)
 		}
 		return
 	}
@@ -142,14 +142,14 @@ func (s *state) report(n cloud.Notice, topic string, now instant, c *config) {
 	}
 	if at != 0 && known.Deadline.Sub(at).Abs() > time.Second {
 		known.Deadline = at
-		s.note("deadline of a notice changed", "notice", known, "deadline", c.Wall.time(at).Format(time.RFC3339))
+		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(at).Format(time.RFC3339))
 	}
 	if n.Hook != nil {
-		s.learn(*n.Hook, c.Wall.instant(n.Hook.Limit), n.ID, known.Received)
+		s.learn(*n.Hook, s.c.Wall.instant(n.Hook.Limit), n.ID, known.Received)
 	}
 }
 
-func (s *state) missing(topic string, listed []string, now instant, c *config) {
+func (s situation) missing(topic string, listed []string) {
 	gone := func(id string, missing *int) bool {
 		if topicOf(id) != topic || slices.Contains(listed, id) {
 			return false
@@ -167,20 +167,20 @@ func (s *state) missing(topic string, listed []string, now instant, c *config) {
 			s.note("notice withdrawn", "notice", n)
 		}
 	}
-	s.dropWithdrawn(now, c)
+	s.dropWithdrawn()
 }
 
 // dropWithdrawn deletes withdrawn notices. A drain that cannot be cancelled keeps them for display.
-func (s *state) dropWithdrawn(now instant, c *config) {
-	if !s.reversible(s.goal(now, c)) {
+func (s situation) dropWithdrawn() {
+	if !s.reversible(s.goal()) {
 		return
 	}
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() })
 	s.dropUnnamedHooks()
 }
 
-func (s *state) add(n notice, h *Hook, now instant, c *config) {
-	before := s.goal(now, c)
+func (s situation) add(n notice, h *Hook) {
+	before := s.goal()
 	s.Notices = append(s.Notices, n)
 	if s.boundNotices(); s.notice(n.ID) == nil {
 		return
@@ -195,7 +195,7 @@ func (s *state) add(n notice, h *Hook, now instant, c *config) {
 		}
 	}
 	if h != nil {
-		s.learn(*h, c.Wall.instant(h.Limit), n.ID, n.Received)
+		s.learn(*h, s.c.Wall.instant(h.Limit), n.ID, n.Received)
 	}
 	if len(s.Notices) <= manyNotices {
 		s.note("notice received", "notice", n)
@@ -214,25 +214,25 @@ func (s *state) waitAgain(since instant) {
 	}
 }
 
-func (e noticed) apply(s *state, now instant, c *config) error {
+func (e noticed) apply(s situation) error {
 	n := e.n
 	n.ID = boundedID(cmp.Or(n.ID, n.Source+"/"+string(n.Kind)))
-	received := c.Wall.instant(n.Received)
-	if received == 0 || received > now {
-		received = now
+	received := s.c.Wall.instant(n.Received)
+	if received == 0 || received > s.now {
+		received = s.now
 	}
 	in := notice{
 		ID: n.ID, Source: boundedWord(n.Source), Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), By: boundedWord(n.By),
-		Received: received, Deadline: c.Wall.instant(n.Deadline),
+		Received: received, Deadline: s.c.Wall.instant(n.Deadline),
 	}
 	switch n.Kind {
 	case Launch:
-		return s.launch(n, now, c)
+		return s.launch(n)
 	case Resume:
-		return s.resumed(n, received, now, c)
+		return s.resumed(n, received)
 	case Shutdown:
 		if in.Deadline == 0 {
-			in.Deadline = now.Add(usualStopTime)
+			in.Deadline = s.now.Add(usualStopTime)
 		}
 	case Terminate, Interrupt, Reboot, Park, Reimage:
 	default:
@@ -244,7 +244,7 @@ func (e noticed) apply(s *state, now instant, c *config) error {
 	if known := s.notice(n.ID); known != nil {
 		known.Missing = 0
 		if n.Hook != nil {
-			s.learn(*n.Hook, c.Wall.instant(n.Hook.Limit), n.ID, known.Received)
+			s.learn(*n.Hook, s.c.Wall.instant(n.Hook.Limit), n.ID, known.Received)
 		}
 		return nil
 	}
@@ -253,103 +253,103 @@ func (e noticed) apply(s *state, now instant, c *config) error {
 	if n.Kind == Park && (received < 0 || received < s.inService) {
 		return errors.New("the event is late: the machine has come back since")
 	}
-	s.add(in, n.Hook, now, c)
+	s.add(in, n.Hook)
 	return nil
 }
 
-func (s *state) resumed(n Notice, received, now instant, c *config) error {
+func (s situation) resumed(n Notice, received instant) error {
 	if s.leaving() && received < s.Began {
 		return errors.New("the event is late: the machine leaves since")
 	}
 	s.inService = max(s.inService, received)
 	s.Overruled = slices.DeleteFunc(s.Overruled, func(o overruled) bool { return groupNotice(o.ID) })
 	if !s.leaving() {
-		return s.launch(n, now, c)
+		return s.launch(n)
 	}
 	for i := range s.Notices {
 		if in := &s.Notices[i]; in.Kind == Park || groupNotice(in.ID) {
 			in.Missing = goneAfter
 		}
 	}
-	s.learnLaunch(n, received, c)
-	s.dropWithdrawn(now, c)
-	if goal := s.goal(now, c); goal == goalLeave {
+	s.learnLaunch(n, received)
+	s.dropWithdrawn()
+	if goal := s.goal(); goal == goalLeave {
 		return errors.New("the machine leaves for another reason")
 	}
 	return nil
 }
 
-func (e drainRequested) apply(s *state, now instant, c *config) error {
-	n := notice{ID: requestID, Source: requestID, Kind: Ask, Reason: boundedWord(e.Reason), Who: boundedWord(e.Who), Received: now}
+func (e drainRequested) apply(s situation) error {
+	n := notice{ID: requestID, Source: requestID, Kind: Ask, Reason: boundedWord(e.Reason), Who: boundedWord(e.Who), Received: s.now}
 	switch {
 	case e.Deadline < 0:
 		return fmt.Errorf("invalid deadline %s: must not be negative", e.Deadline)
-	case s.Phase == phaseDone && s.goal(now, c) >= goalPark:
+	case s.Phase == phaseDone && s.goal() >= goalPark:
 		return ErrLeft
-	case !s.leaving() && !c.Joined():
+	case !s.leaving() && !s.c.Joined():
 		return ErrNotJoined
 	case e.Now:
-		n.Deadline = now
+		n.Deadline = s.now
 	case e.Deadline > 0:
-		n.Deadline = now.Add(e.Deadline)
+		n.Deadline = s.now.Add(e.Deadline)
 	}
 	s.Repair = s.Repair || e.RepairStreams && s.Departure == nil
 	known := s.notice(requestID)
 	if known == nil {
-		s.add(n, nil, now, c)
+		s.add(n, nil)
 		return nil
 	}
 	if n.Deadline != 0 {
-		known.Deadline, known.Received, known.Who = n.Deadline, now, n.Who
-		s.note("deadline changed", "deadline", c.Wall.time(n.Deadline).Format(time.RFC3339), "by", n.Who)
+		known.Deadline, known.Received, known.Who = n.Deadline, s.now, n.Who
+		s.note("deadline changed", "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339), "by", n.Who)
 	}
 	return nil
 }
 
-func (e drainCancelled) apply(s *state, now instant, c *config) error {
+func (e drainCancelled) apply(s situation) error {
 	who := cmp.Or(e.who, "an unnamed user")
 	switch {
-	case !s.leaving() && !c.Joined():
+	case !s.leaving() && !s.c.Joined():
 		return ErrNotJoined
 	case !s.leaving() && e.recorded != cluster.StateDraining:
 		return ErrNotDraining
 	case !s.leaving():
 		s.cancelledBy = who
-		serveAgain(s, now, c)
+		serveAgain(s)
 		return nil
-	case !s.reversible(s.goal(now, c)):
+	case !s.reversible(s.goal()):
 		return fmt.Errorf("%w (step %s)", ErrTooLate, s.viewStep())
 	case s.has(Shutdown) != nil:
 		return fmt.Errorf("%w: the machine is shutting down", ErrTooLate)
 	}
-	for _, n := range s.due(now, c) {
+	for _, n := range s.due() {
 		if n.Kind != Ask {
 			s.overrule(n.ID, false)
 			s.note("notice overruled; the cloud may still terminate the machine", "notice", n, "by", who)
 		}
 	}
-	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return s.isDue(n, now, c) })
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return s.isDue(n) })
 	s.cancelledBy = who
 	return nil
 }
 
-func (e joinSeen) apply(s *state, now instant, c *config) error {
+func (e joinSeen) apply(s situation) error {
 	switch {
 	case !s.leaving():
 		return nil
 	case s.Phase != phaseDone:
 		return ErrBusy
 	}
-	stays := s.outlasting(now, c)
-	if slices.ContainsFunc(s.due(now, c), stays) && (e.joining || !c.Joined()) {
+	stays := s.outlasting()
+	if slices.ContainsFunc(s.due(), stays) && (e.joining || !s.c.Joined()) {
 		return nil
 	}
-	forgetDrain(s, now, c)
-	s.Phase, s.Entered = phaseServing, now
+	forgetDrain(s)
+	s.Phase, s.Entered = phaseServing, s.now
 	return nil
 }
 
-func (e counted) apply(s *state, now instant, c *config) error {
+func (e counted) apply(s situation) error {
 	if s.Phase != phaseDraining {
 		return nil
 	}
@@ -357,13 +357,13 @@ func (e counted) apply(s *state, now instant, c *config) error {
 		e.sessions = cluster.Sessions{}
 	}
 	first := s.sessions == nil
-	s.sessions, s.countedAt = &e.sessions, now
-	n, known := s.left(e.sessions, c)
+	s.sessions, s.countedAt = &e.sessions, s.now
+	n, known := s.left(e.sessions)
 	switch {
 	case known || anySession(e.sessions):
 		s.uncountableSince = 0
 	case s.uncountableSince == 0:
-		s.uncountableSince = now
+		s.uncountableSince = s.now
 	}
 	switch {
 	case !known:
@@ -372,7 +372,7 @@ func (e counted) apply(s *state, now instant, c *config) error {
 		return nil
 	case n > 0:
 		s.zeros = 0
-	case first && s.noneBefore(c):
+	case first && s.noneBefore():
 		s.zeros = zerosByConnections
 	default:
 		s.zeros++
@@ -400,13 +400,13 @@ func anySession(s cluster.Sessions) bool {
 	return s.Publishers != nil && *s.Publishers > 0 || s.Viewers != nil && *s.Viewers > 0
 }
 
-func (e stopTried) apply(s *state, now instant, _ *config) error {
+func (e stopTried) apply(s situation) error {
 	switch {
 	case s.Phase != phaseStopping && s.Phase != phaseStopFailed:
 	case e.err == nil:
-		s.StoppedAt = now
+		s.StoppedAt = s.now
 	case errors.Is(e.err, ErrNotManaged):
-		s.StoppedAt = now
+		s.StoppedAt = s.now
 		s.note("the server is not managed here: stop it by hand")
 	default:
 		s.setTrouble(troubleStop, "Ant Media Server cannot be stopped: "+e.err.Error())
@@ -415,7 +415,7 @@ func (e stopTried) apply(s *state, now instant, _ *config) error {
 	return nil
 }
 
-func (e recordWritten) apply(s *state, _ instant, _ *config) error {
+func (e recordWritten) apply(s situation) error {
 	switch {
 	case e.state != s.Want:
 	case e.err == nil:
@@ -438,8 +438,8 @@ func refused(err error) bool {
 	return ok && te.From != cluster.StateJoining
 }
 
-func (e change) apply(s *state, _ instant, _ *config) error {
-	e(s)
+func (e change) apply(s situation) error {
+	e(s.state)
 	return nil
 }
 

@@ -40,22 +40,22 @@ const (
 
 // parking reports whether the machine moves into a pool, from which it returns later. Either hook may wait for the move: the
 // launch hook if the machine has never served.
-func (s *state) parking(now instant, c *config) bool {
-	return s.leaving() && s.Phase != phaseDone && s.goal(now, c) == goalPark
+func (s situation) parking() bool {
+	return s.leaving() && s.Phase != phaseDone && s.goal() == goalPark
 }
 
 // pooled reports whether the hook of the move into a pool is completed. Only one hook waits for the move; the other one waits
 // for the return.
-func (s *state) pooled(now instant, c *config) bool {
-	return s.parking(now, c) && s.anyHook(func(a *hook) bool { return a.End == EndCompleted })
+func (s situation) pooled() bool {
+	return s.parking() && s.anyHook(func(a *hook) bool { return a.End == EndCompleted })
 }
 
 // isOurs reports whether this agent must complete the hook. A hook that cannot be extended came with its notice.
 func (a *hook) isOurs() bool { return a.Hook.Fixed || a.Ours }
 
 // wantsHooks reports whether the cloud must be asked for the hooks of a transition.
-func (s *state) wantsHooks(launching bool, now instant, c *config) bool {
-	if !c.Hooks {
+func (s situation) wantsHooks(launching bool) bool {
+	if !s.c.Hooks {
 		return false
 	}
 	of := func(a *hook) bool { return a.Hook.Launching == launching }
@@ -67,20 +67,20 @@ func (s *state) wantsHooks(launching bool, now instant, c *config) bool {
 		return false
 	case !launching:
 		return s.leaving() && s.asks() && !s.NoHook
-	case s.parking(now, c):
+	case s.parking():
 		return !s.NoLaunchHook
 	}
-	return s.Start != nil && !s.leaving() && !s.NoLaunchHook && c.Proves
+	return s.Start != nil && !s.leaving() && !s.NoLaunchHook && s.c.Proves
 }
 
-func (s *state) hookOp(a *hook, now instant, c *config) hookOp {
-	parking := s.parking(now, c)
+func (s situation) hookOp(a *hook) hookOp {
+	parking := s.parking()
 	switch {
-	case a.End != "", !a.isOurs(), s.pooled(now, c), a.Hook.Launching && parking && s.returning(now, c):
+	case a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && s.returning():
 		return opNone
 	case a.Hook.Launching && !parking:
 		switch {
-		case s.Start == nil || s.leaving() || !c.Proves:
+		case s.Start == nil || s.leaving() || !s.c.Proves:
 		case s.Start.Proved != 0:
 			return opComplete
 		case !s.Start.Failed:
@@ -102,17 +102,17 @@ func (s *state) hookOp(a *hook, now instant, c *config) hookOp {
 
 // hasNoPendingHook reports whether this agent can complete nothing more for the termination of this machine. A hook whose
 // permission is missing does not count, although the agent retries the call.
-func (s *state) hasNoPendingHook(now instant, c *config) bool {
-	if !c.Hooks {
+func (s situation) hasNoPendingHook() bool {
+	if !s.c.Hooks {
 		return true
 	}
-	parking := s.parking(now, c)
+	parking := s.parking()
 	for _, launching := range []bool{false, true} {
-		if (!launching || parking) && s.wantsHooks(launching, now, c) && s.askDenied[launching] == "" {
+		if (!launching || parking) && s.wantsHooks(launching) && s.askDenied[launching] == "" {
 			return false
 		}
 	}
-	return s.pooled(now, c) || !s.anyHook(func(a *hook) bool {
+	return s.pooled() || !s.anyHook(func(a *hook) bool {
 		return (!a.Hook.Launching || parking) && a.End == "" && a.completionDenied == ""
 	})
 }
@@ -126,8 +126,8 @@ type hooksFound struct {
 	err       error
 }
 
-func (e hooksFound) apply(s *state, now instant, c *config) error {
-	if !s.wantsHooks(e.launching, now, c) || e.settings != s.settings {
+func (e hooksFound) apply(s situation) error {
+	if !s.wantsHooks(e.launching) || e.settings != s.settings {
 		return nil
 	}
 	if e.launching && e.err == nil {
@@ -144,7 +144,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 			}
 		}
 		if s.dropUnverified(e.launching); s.waits(e.launching) {
-			return nil // a hook that was confirmed before stays this agent's, even if there are others now
+			return nil // a hook that was confirmed before stays this agent's, even if there are others s.now
 		}
 	}
 	switch {
@@ -158,7 +158,7 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 		s.noHooks(e.launching)
 		// At a launch this is not reported as trouble: the node serves, and the other program completes its hook.
 		switch {
-		case !e.launching || s.parking(now, c):
+		case !e.launching || s.parking():
 			s.othersHooks = others.Error()
 		case !others.Named:
 			s.launchHooks = others.Error()
@@ -175,13 +175,13 @@ func (e hooksFound) apply(s *state, now instant, c *config) error {
 	case e.err != nil || len(e.hooks) == 0:
 		s.noHooks(e.launching)
 	default:
-		since := now
+		since := s.now
 		if n := s.has(hookKinds()...); n != nil && !e.launching {
 			since = n.Received
 		}
 		for _, h := range e.hooks {
 			h.Launching = e.launching
-			s.learn(h, c.Wall.instant(h.Limit), "", since)
+			s.learn(h, s.c.Wall.instant(h.Limit), "", since)
 			if a := s.hook(h); a != nil {
 				a.Ours = true
 			}
@@ -228,7 +228,7 @@ func (s *state) noteDenied(e *cloud.DeniedError) {
 // settingsRead repeats the query for hooks: the settings may name other hooks now.
 type settingsRead struct{}
 
-func (settingsRead) apply(s *state, now instant, c *config) error {
+func (settingsRead) apply(s situation) error {
 	s.settings++
 	for i := range s.Hooks {
 		s.Hooks[i].Ours = false
@@ -236,8 +236,8 @@ func (settingsRead) apply(s *state, now instant, c *config) error {
 	if s.othersHooks == "" && s.launchHooks == "" {
 		return nil
 	}
-	if s.launchHooks != "" && s.Start == nil && s.Phase == phaseServing && c.Proves {
-		s.Start = &start{ID: "reload", Since: now}
+	if s.launchHooks != "" && s.Start == nil && s.Phase == phaseServing && s.c.Proves {
+		s.Start = &start{ID: "reload", Since: s.now}
 	}
 	s.othersHooks, s.launchHooks, s.NoHook, s.NoLaunchHook = "", "", false, false
 	return nil
@@ -251,7 +251,7 @@ type hookAnswered struct {
 	since   instant // of the first attempt
 }
 
-func (e hookAnswered) apply(s *state, now instant, c *config) error {
+func (e hookAnswered) apply(s situation) error {
 	a := s.hook(e.hook)
 	if a == nil {
 		return nil
@@ -265,20 +265,20 @@ func (e hookAnswered) apply(s *state, now instant, c *config) error {
 	case errors.Is(e.err, cloud.ErrMoved):
 		s.note("machine is in another group", "hook", a.Hook.Name, "error", e.err)
 		s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return sameHook(a.Hook, e.hook) })
-		s.askNotBefore = now.Add(notWaitingEvery)
+		s.askNotBefore = s.now.Add(notWaitingEvery)
 	case e.err == nil && e.op == opExtend:
-		a.Extends, a.Extended, a.Denied, a.Failing = a.Extends+1, now, "", false
+		a.Extends, a.Extended, a.Denied, a.Failing = a.Extends+1, s.now, "", false
 		a.Hook.Timeout = cmp.Or(max(0, e.timeout), a.Hook.Timeout)
-		if limit := a.limit(); !a.capNoted && limit != 0 && limit.Sub(now) <= limit.Sub(a.Since)/10 {
+		if limit := a.limit(); !a.capNoted && limit != 0 && limit.Sub(s.now) <= limit.Sub(a.Since)/10 {
 			a.capNoted = true
-			s.note("hook can be kept waiting for little longer", "hook", a.Hook.Name, "time left", limit.Sub(now).Round(time.Second), "heartbeats", a.Extends)
+			s.note("hook can be kept waiting for little longer", "hook", a.Hook.Name, "time left", limit.Sub(s.now).Round(time.Second), "heartbeats", a.Extends)
 		}
 	case e.err == nil:
 		s.endHook(a, EndCompleted, nil)
 	case errors.Is(e.err, cloud.ErrGone):
 		s.endHook(a, EndGone, e.err)
 	case errors.Is(e.err, cloud.ErrNotWaiting):
-		trouble = s.notWaiting(a, e, now, c)
+		trouble = s.notWaiting(a, e)
 	case errors.Is(e.err, errOthers):
 		trouble = e.err.Error()
 	case isDenied:
@@ -299,14 +299,14 @@ func (e hookAnswered) apply(s *state, now instant, c *config) error {
 }
 
 // notWaiting handles a hook that does not wait: not yet, or never.
-func (s *state) notWaiting(a *hook, e hookAnswered, now instant, c *config) (trouble string) {
+func (s situation) notWaiting(a *hook, e hookAnswered) (trouble string) {
 	if e.op == opExtend {
 		if a.Denied, a.Failing = "", false; a.Extends == 0 {
-			a.Since = now // its timeout has not begun
+			a.Since = s.now // its timeout has not begun
 		}
 		return ""
 	}
-	parked, tried := s.Phase == phaseDone && s.goal(now, c) == goalPark, now.Sub(e.since)
+	parked, tried := s.Phase == phaseDone && s.goal() == goalPark, s.now.Sub(e.since)
 	limit := idleHookTime
 	if parked {
 		limit = parkedHookTime

@@ -13,46 +13,46 @@ import (
 )
 
 // learnLaunch adds the launch hook that a notice names, if it names one.
-func (s *state) learnLaunch(n Notice, since instant, c *config) {
+func (s situation) learnLaunch(n Notice, since instant) {
 	if n.Hook == nil {
 		return
 	}
 	h := *n.Hook
 	h.Launching = true
-	s.learn(h, c.Wall.instant(h.Limit), "", since)
+	s.learn(h, s.c.Wall.instant(h.Limit), "", since)
 }
 
 // launch starts to check that this machine serves: a launch hook may wait for that.
-func (s *state) launch(n Notice, now instant, c *config) error {
+func (s situation) launch(n Notice) error {
 	if s.Start != nil && s.Start.ID == n.ID || s.Phase == phaseResuming {
-		s.learnLaunch(n, now, c)
+		s.learnLaunch(n, s.now)
 		return nil
 	}
-	switch goal := s.goal(now, c); {
+	switch goal := s.goal(); {
 	case s.leaving() && goal == goalLeave:
 		return errors.New("ignored: a termination takes precedence")
 	case s.leaving():
 		return errors.New("ignored: the machine leaves service")
-	case !c.Proves || !c.Hooks:
+	case !s.c.Proves || !s.c.Hooks:
 		return nil
 	}
-	s.learnLaunch(n, now, c)
-	s.Start = &start{ID: n.ID, Since: now}
+	s.learnLaunch(n, s.now)
+	s.Start = &start{ID: n.ID, Since: s.now}
 	s.note("looking for a launch hook", "notice", n.ID)
 	return nil
 }
 
 // updateStart ends a start that took too long or has no pending hook.
-func (s *state) updateStart(now instant, c *config) {
+func (s situation) updateStart() {
 	st := s.Start
 	if st == nil || s.leaving() {
 		return
 	}
-	if st.Proved == 0 && !st.Failed && st.Since.Add(proveTime).reached(now) {
+	if st.Proved == 0 && !st.Failed && st.Since.Add(proveTime).reached(s.now) {
 		st.Failed = true
 		s.note("node not seen in the cluster in time; its hook is left to its timeout unless the node serves before that", "limit", proveTime)
 	}
-	if s.Phase == phaseServing && st.Proved != 0 && s.isStartDone(now, c) {
+	if s.Phase == phaseServing && st.Proved != 0 && s.isStartDone() {
 		s.Start, s.NoLaunchHook = nil, false
 		s.dropHooks(true)
 	}
@@ -60,24 +60,24 @@ func (s *state) updateStart(now instant, c *config) {
 
 // isStartDone reports whether no launch hook is pending. As long as a hook can wait, the operator may grant a missing
 // permission, and an API may answer again.
-func (s *state) isStartDone(now instant, c *config) bool {
-	if !c.Hooks || !c.Proves || s.Start.Proved.Add(longestTimeout).reached(now) {
+func (s situation) isStartDone() bool {
+	if !s.c.Hooks || !s.c.Proves || s.Start.Proved.Add(longestTimeout).reached(s.now) {
 		return true
 	}
-	return !s.wantsHooks(true, now, c) && !s.waits(true)
+	return !s.wantsHooks(true) && !s.waits(true)
 }
 
 // startProved is the result of an attempt to start the server and to see the node in the cluster.
 type startProved struct{ err error }
 
-func (e startProved) apply(s *state, now instant, _ *config) error {
+func (e startProved) apply(s situation) error {
 	switch {
 	case s.Start == nil || s.leaving():
 	case e.err != nil:
 		s.setTrouble(troubleStart, "this machine does not serve yet: "+e.err.Error())
 	default:
 		s.setTrouble(troubleStart, "")
-		s.Start.Proved, s.Start.Failed = now, false
+		s.Start.Proved, s.Start.Failed = s.now, false
 		s.note("node seen in the cluster")
 	}
 	return nil

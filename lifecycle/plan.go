@@ -27,58 +27,58 @@ type hookWork struct {
 	op   hookOp
 }
 
-func (s *state) plan(now instant, c *config) plan {
+func (s situation) plan() plan {
 	p := plan{
-		Balancers: s.Phase == phaseAnnouncing && c.Balancers, Count: s.Phase == phaseDraining, LastCount: s.lastCount != 0, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,
+		Balancers: s.Phase == phaseAnnouncing && s.c.Balancers, Count: s.Phase == phaseDraining, LastCount: s.lastCount != 0, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,
 		Prove: s.Start != nil && s.Start.Proved == 0 && !s.leaving(), FindHooks: map[bool]bool{},
 	}
 	p.Start = p.Prove && s.Start.Server
 	for _, launching := range []bool{false, true} {
-		p.FindHooks[launching] = s.wantsHooks(launching, now, c)
+		p.FindHooks[launching] = s.wantsHooks(launching)
 	}
 	for i := range s.Hooks {
-		if op := s.hookOp(&s.Hooks[i], now, c); op != opNone && c.Hooks {
+		if op := s.hookOp(&s.Hooks[i]); op != opNone && s.c.Hooks {
 			p.Hooks = append(p.Hooks, hookWork{s.Hooks[i].Hook, op})
 		}
 	}
 	if ends := s.shutdownEnds(); ends != 0 {
-		p.Exit = s.Phase == phaseServing || s.Phase == phaseResuming || s.Phase == phaseDone || s.Phase == phaseDown || ends.reached(now)
+		p.Exit = s.Phase == phaseServing || s.Phase == phaseResuming || s.Phase == phaseDone || s.Phase == phaseDown || ends.reached(s.now)
 	}
-	p.WakeAt = s.wakeAt(now, c)
+	p.WakeAt = s.wakeAt()
 	return p
 }
 
 // wakeAt returns the next moment at which a guard changes without an event.
-func (s *state) wakeAt(now instant, c *config) (next instant) {
+func (s situation) wakeAt() (next instant) {
 	at := func(times ...instant) {
 		for _, t := range times {
-			if t > now && (next == 0 || t < next) {
+			if t > s.now && (next == 0 || t < next) {
 				next = t
 			}
 		}
 	}
 	at(s.shutdownEnds())
 	for _, n := range s.Notices {
-		at(s.dueAt(n, c))
+		at(s.dueAt(n))
 	}
-	poll := len(s.due(now, c)) > 0 && !s.leaving() // for the join
+	poll := len(s.due()) > 0 && !s.leaving() // for the join
 	switch s.Phase {
 	case phaseAnnouncing:
-		at(s.Entered.Add(announceNobodyTime), s.Entered.Add(announceTime), s.Entered.Add(balancerTime), s.deadline(c))
+		at(s.Entered.Add(announceNobodyTime), s.Entered.Add(announceTime), s.Entered.Add(balancerTime), s.deadline())
 	case phaseDraining:
-		at(s.deadline(c), s.lastCount.Add(lastCountTime))
+		at(s.deadline(), s.lastCount.Add(lastCountTime))
 		if n := s.has(Shutdown); n != nil && s.uncountableSince != 0 {
 			at(max(s.uncountableSince, n.Received).Add(uncountableTime))
 		}
 	case phaseDeregistering:
-		at(s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered, c)))
+		at(s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered)))
 	case phaseCompleting:
 		at(s.Entered.Add(idleHookTime))
 		poll = s.NeverJoined
 	case phaseServing, phaseResuming, phaseStopping, phaseStopFailed, phaseDown, phaseDone:
 	}
 	if poll {
-		at(now.Add(c.Sample))
+		at(s.now.Add(s.c.Sample))
 	}
 	if st := s.Start; st != nil {
 		at(st.Since.Add(proveTime))

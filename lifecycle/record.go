@@ -36,13 +36,13 @@ type record struct {
 	changed    <-chan struct{} // closed at the next change
 }
 
-func (s *state) record(now instant, c *config) record {
+func (s situation) record() record {
 	w := record{
 		state: s.Want, pending: s.Want != s.Have, stopFailed: s.Phase == phaseStopFailed, departure: s.Departure, forgotten: s.Forgotten,
 		refresh: s.Phase == phaseAnnouncing || s.Phase == phaseDraining || s.Phase == phaseStopFailed, reason: "serving again",
 	}
 	if s.leaving() {
-		cause := s.cause(now, c)
+		cause := s.cause()
 		w.reason = cmp.Or(cause.Reason, string(cause.Kind))
 		if w.stopFailed {
 			w.reason = "Ant Media Server does not end: " + w.reason

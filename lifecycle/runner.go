@@ -153,9 +153,7 @@ func NewRunner(o Options) (*Runner, error) {
 		if d.Boot != r.boot {
 			r.clock = wallClock{}
 		}
-		now := r.now()
-		c := r.config(now)
-		r.state, r.saved = d.restore(r.boot, o.Hardware, now, &c), []byte{}
+		r.state, r.saved = d.restore(r.boot, o.Hardware, r.situation()), []byte{}
 		r.state.confirm(o.Filter())
 	}
 	r.logNotes()
@@ -168,10 +166,11 @@ func (r *Runner) now() instant {
 	return max(1, instant(up))
 }
 
-// config returns the inputs of the next step. The caller holds the lock.
-func (r *Runner) config(now instant) config {
+// situation returns the inputs of the next step. The caller holds the lock.
+func (r *Runner) situation() situation {
+	now := r.now()
 	r.clock = r.clock.updated(now, time.Now())
-	c := config{
+	c := &config{
 		Joined: r.o.Node.Joined, JoinedAt: r.o.Node.JoinedAt, Role: r.o.Role(),
 		Hooks: r.o.Hooks != nil, Proves: r.o.Prove != nil, Sample: r.o.SampleInterval, Wall: r.clock,
 		Balancers: r.o.Balancers != nil,
@@ -182,7 +181,7 @@ func (r *Runner) config(now instant) config {
 		},
 	}
 	c.Budget, c.Final = r.o.Deadline()
-	return c
+	return situation{&r.state, now, c}
 }
 
 func (r *Runner) observe(e event) error {
@@ -194,9 +193,8 @@ func (r *Runner) observe(e event) error {
 // step applies an event, publishes and saves the result, and starts and cancels work according to the plan. The caller holds
 // the lock.
 func (r *Runner) step(e event) error {
-	now := r.now()
-	c := r.config(now)
-	next, err := step(r.state, e, now, &c)
+	s := r.situation()
+	next, err := step(s, e)
 	same := r.state
 	same.inService = next.inService
 	r.state = next
@@ -204,15 +202,15 @@ func (r *Runner) step(e event) error {
 		return err // most reports change nothing
 	}
 	r.logNotes()
-	plan := next.plan(now, &c)
+	plan := s.plan()
 	// Readiness and the node record do not wait for a disk: every step can be repeated.
-	r.publish(now, &c, plan)
+	r.publish(s, plan)
 	was := r.unsaved
 	if r.save(); r.unsaved != was {
-		r.publish(now, &c, plan)
+		r.publish(s, plan)
 	}
 	r.logTrouble()
-	r.follow(plan, now)
+	r.follow(plan, s.now)
 	return err
 }
 
@@ -254,12 +252,12 @@ func (r *Runner) logTrouble() {
 	}
 }
 
-func (r *Runner) publish(now instant, c *config, p plan) {
+func (r *Runner) publish(s situation, p plan) {
 	changed := r.changed
 	r.changed = make(chan struct{})
-	v := r.viewOf(now, c, p)
+	v := r.viewOf(s, p)
 	r.view.Store(&v)
-	w := r.state.record(now, c)
+	w := s.record()
 	w.changed = r.changed
 	r.record.Store(&w)
 	close(changed)
@@ -422,14 +420,13 @@ func (r *Runner) Reconsider() { _ = r.observe(settingsRead{}) }
 func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := r.now()
-	c := r.config(now)
-	a := r.state.hook(h)
-	if a == nil || r.state.hookOp(a, now, &c) != op {
+	s := r.situation()
+	a := s.hook(h)
+	if a == nil || s.hookOp(a) != op {
 		return Hook{}, false
 	}
 	call = a.Hook
-	call.Limit, call.Parking = c.Wall.time(a.Limit), r.state.leaving() && r.state.goal(now, &c) == goalPark
+	call.Limit, call.Parking = s.c.Wall.time(a.Limit), s.leaving() && s.goal() == goalPark
 	return call, true
 }
 
@@ -491,10 +488,9 @@ const maxStopPause = time.Minute
 // stop stops the server and retries until it ends. After its time limit the agent completes the hooks all the same.
 func (r *Runner) stop(ctx context.Context) {
 	r.mu.Lock()
-	now := r.now()
-	c := r.config(now)
-	limit := r.state.stepTime(r.stopTime(), 2*time.Second, now, &c)
-	failed := r.state.Phase == phaseStopFailed
+	s := r.situation()
+	limit := s.stepTime(r.stopTime(), 2*time.Second, s.now)
+	failed := s.Phase == phaseStopFailed
 	r.mu.Unlock()
 	end := time.Now().Add(limit)
 	for pause := time.Second; ; {

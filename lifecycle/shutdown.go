@@ -34,17 +34,18 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 	if err != nil || d == nil || c == nil {
 		return err
 	}
-	s := d.clone()
+	restored := d.clone()
+	s := situation{state: &restored, c: &config{Hooks: true, Wall: d.wall()}}
+	s.now = s.c.Wall.instant(time.Now())
 	if goalOf(heaviest(s.Notices).Kind) < goalPark || !s.leaving() {
 		return nil
 	}
 	var errs []error
 	s.confirm(f)
-	cfg := config{Hooks: true, Wall: d.wall()}
-	if now := cfg.Wall.instant(time.Now()); s.wantsHooks(false, now, &cfg) {
+	if s.wantsHooks(false) {
 		found, err := f.Find(ctx, c, false)
-		_ = hooksFound{filter: f, hooks: found, err: err}.apply(&s, now, &cfg)
-		if err != nil && (s.wantsHooks(false, now, &cfg) || !s.waits(false)) {
+		_ = hooksFound{filter: f, hooks: found, err: err}.apply(s)
+		if err != nil && (s.wantsHooks(false) || !s.waits(false)) {
 			errs = append(errs, fmt.Errorf("asking for the hook that waits: %w", err))
 		}
 	}
@@ -54,7 +55,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 			continue
 		}
 		h := a.Hook
-		h.Limit = cfg.Wall.time(a.Limit)
+		h.Limit = s.c.Wall.time(a.Limit)
 		err := checkOthers(ctx, p, h)
 		if err == nil {
 			err = c.Complete(ctx, h)

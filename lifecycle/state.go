@@ -249,9 +249,9 @@ func (s *state) notice(id string) *notice {
 	return nil
 }
 
-func (s *state) due(now instant, c *config) (due []notice) {
+func (s situation) due() (due []notice) {
 	for _, n := range s.Notices {
-		if n.inForce() && s.isDue(n, now, c) {
+		if n.inForce() && s.isDue(n) {
 			due = append(due, n)
 		}
 	}
@@ -259,29 +259,29 @@ func (s *state) due(now instant, c *config) (due []notice) {
 }
 
 // isDue reports whether the drain for a notice begins, or continues.
-func (s *state) isDue(n notice, now instant, c *config) bool {
-	at := s.dueAt(n, c)
-	return at <= now || n.Begun && at <= now.Add(putOffTime)
+func (s situation) isDue(n notice) bool {
+	at := s.dueAt(n)
+	return at <= s.now || n.Begun && at <= s.now.Add(putOffTime)
 }
 
 // putOffTime: a node that drains does not serve again if its notice is postponed by less.
 const putOffTime = time.Hour
 
 // goal returns the highest goal of the notices. After the stop of the server their withdrawal does not lower it.
-func (s *state) goal(now instant, c *config) goal {
+func (s situation) goal() goal {
 	goal := goalNone
 	if !s.reversible(s.Goal) {
 		goal = s.Goal
 	}
-	for _, n := range s.due(now, c) {
+	for _, n := range s.due() {
 		goal = max(goal, goalOf(n.Kind))
 	}
 	return goal
 }
 
 // cause returns the notice to display: the first one with the highest goal.
-func (s *state) cause(now instant, c *config) (cause notice) {
-	list := s.due(now, c)
+func (s situation) cause() (cause notice) {
+	list := s.due()
 	if len(list) == 0 {
 		list = s.Notices
 	}
@@ -405,8 +405,8 @@ func (n notice) event(kind string, details map[string]string) cluster.Event {
 
 // left returns the number of sessions to wait for: an edge waits for its viewers, any other node for its publishers, too.
 // Unknown is not zero.
-func (s *state) left(sessions cluster.Sessions, c *config) (n int, known bool) {
-	if s.role(c) == "edge" {
+func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
+	if s.role() == "edge" {
 		if sessions.Viewers == nil {
 			return 0, false
 		}
@@ -424,6 +424,6 @@ func (s *state) left(sessions cluster.Sessions, c *config) (n int, known bool) {
 const errNoPublishers = "nothing is connected to the RTMP port, but streams that come another way are not known without MongoDB or the server's statistics"
 
 // role returns the role at the start of the drain, if it was known.
-func (s *state) role(c *config) string { return cmp.Or(s.Role, c.Role) }
+func (s situation) role() string { return cmp.Or(s.Role, s.c.Role) }
 
 func groupNotice(id string) bool { return strings.HasSuffix(topicOf(id), cloud.GroupTopic("")) }

@@ -68,37 +68,45 @@ const (
 	zerosByConnections = 10
 )
 
+// situation is a state at a moment, with the other inputs of a step: all that follows from facts, time and settings.
+type situation struct {
+	*state
+	now instant
+	c   *config
+}
+
 // event is an observation. It changes facts; the transitions follow from these.
 type event interface {
-	apply(s *state, now instant, c *config) error
+	apply(s situation) error
 }
 
 // step applies an event and every transition that follows from it. It reads no clock and does no I/O.
-func step(s state, ev event, now instant, c *config) (state, error) {
-	s = s.clone()
-	err := ev.apply(&s, now, c)
-	s.update(now, c)
+func step(s situation, ev event) (state, error) {
+	next := s.clone()
+	s.state = &next
+	err := ev.apply(s)
+	s.update()
 	for i := 0; i < len(transitions); i++ {
-		if t := transitions[i]; t.from == s.Phase && t.when(&s, now, c) {
-			s.Phase, s.Entered = t.to, now
-			if c.taken != nil {
-				c.taken(i)
+		if t := transitions[i]; t.from == s.Phase && t.when(s) {
+			s.Phase, s.Entered = t.to, s.now
+			if s.c.taken != nil {
+				s.c.taken(i)
 			}
 			if t.do != nil {
-				t.do(&s, now, c)
+				t.do(s)
 			}
-			s.update(now, c)
+			s.update()
 			i = -1 // search from the first transition again
 		}
 	}
-	return s, err
+	return next, err
 }
 
 type transition struct {
 	from, to phase
 	why      string // for docs/drain.md
-	when     func(*state, instant, *config) bool
-	do       func(*state, instant, *config)
+	when     func(situation) bool
+	do       func(situation)
 }
 
 // transitions is the whole state machine: the first transition that applies is taken.
@@ -127,37 +135,37 @@ var transitions = []transition{
 	{phaseResuming, phaseServing, "the node is seen in the cluster", proved, nil},
 }
 
-func (s *state) update(now instant, c *config) {
+func (s situation) update() {
 	for i := range s.Notices {
-		if n := &s.Notices[i]; s.leaving() && n.inForce() && s.dueAt(*n, c) <= now {
+		if n := &s.Notices[i]; s.leaving() && n.inForce() && s.dueAt(*n) <= s.now {
 			n.Begun = true
 		}
 	}
-	if s.leaving() && s.Budget == 0 && c.Final {
-		s.Budget = c.Budget
+	if s.leaving() && s.Budget == 0 && s.c.Final {
+		s.Budget = s.c.Budget
 	}
 	switch {
 	case s.Phase != phaseDraining:
 		s.lastCount = 0
 		delete(s.trouble, troubleSessions)
-	case !s.isLate(now, c):
+	case !s.isLate():
 		s.lastCount = 0
-	case s.lastCount == 0 && !s.counted(now, c):
+	case s.lastCount == 0 && !s.counted():
 		// The departure record needs the number of sessions that the stop cuts.
-		s.lastCount = now
+		s.lastCount = s.now
 	}
 	if len(s.Notices) < maxNotices {
 		s.setTrouble(troubleNotices, "")
 	}
-	s.updateStart(now, c)
+	s.updateStart()
 }
 
 // counted reports whether the last count is recent.
-func (s *state) counted(now instant, c *config) bool {
-	return s.sessions != nil && now.Sub(s.countedAt) <= 2*c.Sample+time.Second
+func (s situation) counted() bool {
+	return s.sessions != nil && s.now.Sub(s.countedAt) <= 2*s.c.Sample+time.Second
 }
 
-func (s *state) isLate(now instant, c *config) bool { return s.deadline(c).reached(now) }
+func (s situation) isLate() bool { return s.deadline().reached(s.now) }
 
 func (s *state) none() bool {
 	if s.sessions != nil && s.sessions.By == cluster.CountedByConnections {
@@ -166,137 +174,137 @@ func (s *state) none() bool {
 	return s.zeros >= zerosNeeded
 }
 
-func (s *state) uncountableTooLong(now instant) bool {
+func (s situation) uncountableTooLong() bool {
 	n := s.has(Shutdown)
-	return n != nil && s.uncountableSince != 0 && max(s.uncountableSince, n.Received).Add(uncountableTime).reached(now)
+	return n != nil && s.uncountableSince != 0 && max(s.uncountableSince, n.Received).Add(uncountableTime).reached(s.now)
 }
 
-func joinedAndDue(s *state, now instant, c *config) bool {
-	return s.goal(now, c) > goalNone && c.Joined()
+func joinedAndDue(s situation) bool {
+	return s.goal() > goalNone && s.c.Joined()
 }
 
-func neverJoined(s *state, now instant, c *config) bool {
-	return s.goal(now, c) >= goalPark && !c.Joined()
+func neverJoined(s situation) bool {
+	return s.goal() >= goalPark && !s.c.Joined()
 }
 
-func nothingDue(s *state, now instant, c *config) bool { return s.goal(now, c) == goalNone }
+func nothingDue(s situation) bool { return s.goal() == goalNone }
 
-func announced(s *state, now instant, c *config) bool {
+func announced(s situation) bool {
 	limit := announceTime
 	switch {
-	case s.isLate(now, c):
+	case s.isLate():
 		return true
 	case len(s.balancers) > 0:
-		return s.Entered.Add(balancerTime).reached(now)
-	case s.noneBefore(c):
+		return s.Entered.Add(balancerTime).reached(s.now)
+	case s.noneBefore():
 		limit = announceNobodyTime
 	}
-	return s.Have == cluster.StateDraining && (s.balancersAsked || !c.Balancers) || s.Entered.Add(limit).reached(now)
+	return s.Have == cluster.StateDraining && (s.balancersAsked || !s.c.Balancers) || s.Entered.Add(limit).reached(s.now)
 }
 
-func noteBalancers(s *state, _ instant, _ *config) {
+func noteBalancers(s situation) {
 	if len(s.balancers) > 0 {
 		s.note("load balancers still send sessions to this node", "balancers", strings.Join(s.balancers, ", "))
 	}
 }
 
 // noneBefore reports whether a machine that shuts down had no session at the last count before the drain.
-func (s *state) noneBefore(c *config) bool {
-	return s.has(Shutdown) != nil && c.NoneBefore != nil && c.NoneBefore(func(n cluster.Sessions) (int, bool) { return s.left(n, c) })
+func (s situation) noneBefore() bool {
+	return s.has(Shutdown) != nil && s.c.NoneBefore != nil && s.c.NoneBefore(func(n cluster.Sessions) (int, bool) { return s.left(n) })
 }
 
-func drained(s *state, now instant, c *config) bool {
-	if s.isLate(now, c) && !s.none() {
-		return s.counted(now, c) || s.lastCount.Add(lastCountTime).reached(now)
+func drained(s situation) bool {
+	if s.isLate() && !s.none() {
+		return s.counted() || s.lastCount.Add(lastCountTime).reached(s.now)
 	}
-	return s.none() || s.uncountableTooLong(now)
+	return s.none() || s.uncountableTooLong()
 }
 
-func drainedForShutdown(s *state, now instant, c *config) bool {
-	return drained(s, now, c) && s.has(Shutdown) != nil
+func drainedForShutdown(s situation) bool {
+	return drained(s) && s.has(Shutdown) != nil
 }
 
-func drainedForReboot(s *state, now instant, c *config) bool {
-	return drained(s, now, c) && s.goal(now, c) == goalReboot
+func drainedForReboot(s situation) bool {
+	return drained(s) && s.goal() == goalReboot
 }
 
-func stopped(s *state, _ instant, _ *config) bool { return s.StoppedAt != 0 }
+func stopped(s situation) bool { return s.StoppedAt != 0 }
 
-func stopOverdue(s *state, _ instant, _ *config) bool { return s.stopOverdue }
+func stopOverdue(s situation) bool { return s.stopOverdue }
 
-func failStop(s *state, _ instant, _ *config) {
+func failStop(s situation) {
 	s.note("the server did not end in time; hooks are completed, the node record stays, and the stop is retried")
 }
 
-func deregistered(s *state, now instant, c *config) bool {
-	return s.Have == cluster.StateLeft || s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered, c)).reached(now)
+func deregistered(s situation) bool {
+	return s.Have == cluster.StateLeft || s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered)).reached(s.now)
 }
 
-func joinedAfterAll(s *state, _ instant, c *config) bool { return s.NeverJoined && c.Joined() }
+func joinedAfterAll(s situation) bool { return s.NeverJoined && s.c.Joined() }
 
 // returning reports whether a machine that is being parked is in service again.
-func (s *state) returning(now instant, c *config) bool {
-	return s.Goal == goalPark && len(s.due(now, c)) == 0
+func (s situation) returning() bool {
+	return s.Goal == goalPark && len(s.due()) == 0
 }
 
-func hooksDone(s *state, now instant, c *config) bool {
-	return s.hasNoPendingHook(now, c) || s.goal(now, c) == goalPark && (s.Entered.Add(idleHookTime).reached(now) || s.returning(now, c))
+func hooksDone(s situation) bool {
+	return s.hasNoPendingHook() || s.goal() == goalPark && (s.Entered.Add(idleHookTime).reached(s.now) || s.returning())
 }
 
-func hookWaits(s *state, now instant, c *config) bool {
-	return s.goal(now, c) == goalLeave && !s.hasNoPendingHook(now, c)
+func hookWaits(s situation) bool {
+	return s.goal() == goalLeave && !s.hasNoPendingHook()
 }
 
-func rejoined(s *state, _ instant, c *config) bool {
+func rejoined(s situation) bool {
 	if s.StoppedAt == 0 {
 		return false
 	}
-	at := c.JoinedAt()
+	at := s.c.JoinedAt()
 	if at.IsZero() || s.JoinedAt.IsZero() { // JoinedAt could not be read at the stop
-		return c.Wall.instant(at) > s.StoppedAt
+		return s.c.Wall.instant(at) > s.StoppedAt
 	}
 	return !at.Equal(s.JoinedAt)
 }
 
-func aboveReboot(s *state, now instant, c *config) bool {
-	return s.Goal == goalReboot && s.goal(now, c) > goalReboot
+func aboveReboot(s situation) bool {
+	return s.Goal == goalReboot && s.goal() > goalReboot
 }
 
-func rebootWithdrawn(s *state, now instant, c *config) bool {
-	return s.Goal == goalReboot && s.goal(now, c) == goalNone
+func rebootWithdrawn(s situation) bool {
+	return s.Goal == goalReboot && s.goal() == goalNone
 }
 
-func backInService(s *state, now instant, c *config) bool { return s.returning(now, c) }
+func backInService(s situation) bool { return s.returning() }
 
-func proved(s *state, _ instant, _ *config) bool { return s.Start == nil || s.Start.Proved != 0 }
+func proved(s situation) bool { return s.Start == nil || s.Start.Proved != 0 }
 
-func begin(s *state, now instant, c *config) {
+func begin(s situation) {
 	if s.Start != nil {
 		s.note("start given up: the machine leaves")
-		if s.Start = nil; s.goal(now, c) != goalPark { // its hook may be the one that waits for the parking
+		if s.Start = nil; s.goal() != goalPark { // its hook may be the one that waits for the parking
 			s.NoLaunchHook = false
 			s.dropHooks(true)
 		}
 	}
 	s.resetCounts()
 	s.cancelledBy, s.othersHooks = "", ""
-	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, now, 0, c.Role, 0
-	s.Departure, s.NeverJoined = nil, !c.Joined()
-	s.update(now, c)
-	cause := s.cause(now, c)
+	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, s.now, 0, s.c.Role, 0
+	s.Departure, s.NeverJoined = nil, !s.c.Joined()
+	s.update()
+	cause := s.cause()
 	details := map[string]string{"kind": string(cause.Kind)}
 	if s.NeverJoined {
-		s.Goal = s.goal(now, c)
+		s.Goal = s.goal()
 		s.note("node never joined: completing its hook without draining")
 		details["joined"] = "never"
 	} else {
 		s.Want, s.Have = cluster.StateDraining, ""
-		details["deadline"] = c.Wall.time(s.deadline(c)).UTC().Format(time.RFC3339)
+		details["deadline"] = s.c.Wall.time(s.deadline()).UTC().Format(time.RFC3339)
 	}
 	s.history = append(s.history, cause.event("drain", details))
 }
 
-func serveAgain(s *state, _ instant, _ *config) {
+func serveAgain(s situation) {
 	who := cmp.Or(s.cancelledBy, "the cloud")
 	s.note("node serves again", "cancelled by", who)
 	s.history = append(s.history, cluster.Event{Kind: "undrain", Who: who, Why: map[bool]string{true: "cancelled", false: "withdrawn"}[s.cancelledBy != ""]})
@@ -305,12 +313,12 @@ func serveAgain(s *state, _ instant, _ *config) {
 	s.dropHooks(false)
 }
 
-func recordDeparture(s *state, now instant, c *config) {
-	s.Goal, s.Deadline = max(s.Goal, s.goal(now, c)), s.deadline(c)
+func recordDeparture(s situation) {
+	s.Goal, s.Deadline = max(s.Goal, s.goal()), s.deadline()
 	why := "no session is left"
 	switch {
 	case s.none():
-	case s.isLate(now, c):
+	case s.isLate():
 		why = "deadline reached"
 	default:
 		why = "sessions could not be counted for " + uncountableTime.String() + ", and the machine shuts down"
@@ -319,34 +327,34 @@ func recordDeparture(s *state, now instant, c *config) {
 	if s.sessions != nil && !s.none() {
 		left = s.sessions.Left()
 	}
-	if list := s.timeline(c); len(list) > 0 && s.isLate(now, c) {
+	if list := s.timeline(); len(list) > 0 && s.isLate() {
 		by = list[0].by
 	}
 	s.note(why, "sessions", left, "deadline of", by)
-	s.Departure = s.cause(now, c).departure(s.Repair)
-	if s.sessions != nil && s.counted(now, c) {
+	s.Departure = s.cause().departure(s.Repair)
+	if s.sessions != nil && s.counted() {
 		sessions := *s.sessions
 		s.Departure.Sessions = &sessions
-		if n, known := s.left(sessions, c); known {
-			if s.role(c) == "edge" && sessions.Publishers != nil {
+		if n, known := s.left(sessions); known {
+			if s.role() == "edge" && sessions.Publishers != nil {
 				n += *sessions.Publishers
 			}
 			s.Departure.Cut = &n
 		}
 	}
 	if s.Phase == phaseDown {
-		s.recordEnd("the machine shuts down", now, c)
+		s.recordEnd("the machine shuts down")
 	}
 }
 
-func drainedBeforeReboot(s *state, now instant, c *config) {
-	recordDeparture(s, now, c)
+func drainedBeforeReboot(s situation) {
+	recordDeparture(s)
 	s.Departure = nil
-	s.recordEnd("drained", now, c)
+	s.recordEnd("drained")
 }
 
-func (s *state) recordEnd(result string, now instant, c *config) {
-	e := s.cause(now, c).event("drained", map[string]string{"result": result})
+func (s situation) recordEnd(result string) {
+	e := s.cause().event("drained", map[string]string{"result": result})
 	if s.Departure != nil && s.Departure.Cut != nil {
 		n := int64(*s.Departure.Cut)
 		e.Cut = &n
@@ -354,13 +362,13 @@ func (s *state) recordEnd(result string, now instant, c *config) {
 	s.history = append(s.history, e)
 }
 
-func deregister(s *state, _ instant, c *config) {
-	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", c.JoinedAt()
+func deregister(s situation) {
+	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", s.c.JoinedAt()
 	s.setTrouble(troubleStop, "")
 }
 
-func finish(s *state, now instant, c *config) {
-	s.Goal = max(s.Goal, s.goal(now, c))
+func finish(s situation) {
+	s.Goal = max(s.Goal, s.goal())
 	// The agent continues with a termination hook that does not answer or does not wait yet. The launch hook waits for the
 	// return.
 	for i := range s.Hooks {
@@ -373,7 +381,7 @@ func finish(s *state, now instant, c *config) {
 		result = "parked"
 	}
 	if s.NeverJoined {
-		s.Departure = s.cause(now, c).departure(false)
+		s.Departure = s.cause().departure(false)
 	}
 	if s.Want != cluster.StateLeft {
 		s.Want, s.Have = cluster.StateLeft, ""
@@ -382,7 +390,7 @@ func finish(s *state, now instant, c *config) {
 		s.note("node record could not be updated; it is when MongoDB is back")
 	}
 	s.note("drain done", "result", result)
-	s.recordEnd(result, now, c)
+	s.recordEnd(result)
 }
 
 func (s *state) leaveHook(a *hook) {
@@ -391,15 +399,15 @@ func (s *state) leaveHook(a *hook) {
 	s.note("hook does not wait for this machine", "hook", a.Hook.Name)
 }
 
-func resume(s *state, now instant, c *config) {
+func resume(s situation) {
 	s.note("parked machine serves again")
-	s.history = append(s.history, cluster.Event{Kind: "resume", Who: s.cause(now, c).Who, Why: "in service again"})
+	s.history = append(s.history, cluster.Event{Kind: "resume", Who: s.cause().Who, Why: "in service again"})
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == goalReboot })
 	s.reset()
 	s.leaveRecord()
 	// The hooks of the parking have ended. The agent asks for the launch hook again.
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return !a.Hook.Launching || a.End != "" })
-	s.Start = &start{ID: "resume", Since: now, Server: true}
+	s.Start = &start{ID: "resume", Since: s.now, Server: true}
 }
 
 // reset forgets a drain.
@@ -422,8 +430,8 @@ func (s *state) leaveRecord() { s.Want, s.Have, s.Forgotten = "", "", true }
 
 // forgetDrain deletes a drain because the machine was joined again. It keeps notices that came after the start of the drain, or
 // are announced for later: the join answers only the notices that caused the drain.
-func forgetDrain(s *state, now instant, c *config) {
-	stays := s.outlasting(now, c)
+func forgetDrain(s situation) {
+	stays := s.outlasting()
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool {
 		switch {
 		case !n.inForce():
@@ -447,12 +455,12 @@ func forgetDrain(s *state, now instant, c *config) {
 }
 
 // outlasting returns a function that reports whether a notice stays in force after a join.
-func (s *state) outlasting(now instant, c *config) func(notice) bool {
-	never, joined := s.NeverJoined && s.goal(now, c) > goalNone, c.Joined()
+func (s situation) outlasting() func(notice) bool {
+	never, joined := s.NeverJoined && s.goal() > goalNone, s.c.Joined()
 	return func(n notice) bool {
 		ends := n.Kind == Shutdown ||
-			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot || n.Kind == Reimage) && s.dueAt(n, c) > s.Began
-		return never || joined && (ends || !s.isDue(n, now, c))
+			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot || n.Kind == Reimage) && s.dueAt(n) > s.Began
+		return never || joined && (ends || !s.isDue(n))
 	}
 }
 

@@ -51,10 +51,12 @@ func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
 	return h
 }
 
+func (h *history) situation() situation { return situation{&h.s, h.now, &h.c} }
+
 // do applies an event and checks the invariants.
 func (h *history) do(e event) error {
 	before := h.s
-	next, err := step(h.s, e, h.now, &h.c)
+	next, err := step(h.situation(), e)
 	h.s = next
 	h.steps++
 	h.invariants(before, e, err)
@@ -62,12 +64,12 @@ func (h *history) do(e event) error {
 }
 
 func (h *history) invariants(before state, e event, err error) {
-	s, now, c := &h.s, h.now, &h.c
+	s := h.situation()
 	fail := func(what string) {
 		h.t.Helper()
-		h.t.Errorf("%s\nafter %T %+v\nbefore %+v\nnow %+v", what, e, e, before, *s)
+		h.t.Errorf("%s\nafter %T %+v\nbefore %+v\nnow %+v", what, e, e, before, h.s)
 	}
-	if s.Phase == phaseServing && c.Joined() && s.goal(now, c) > goalNone {
+	if s.Phase == phaseServing && h.joined && s.goal() > goalNone {
 		fail("ready although a notice is due")
 	}
 	if s.Want == cluster.StateLeft && s.StoppedAt == 0 && !s.NeverJoined {
@@ -76,17 +78,17 @@ func (h *history) invariants(before state, e event, err error) {
 	for i := range s.Hooks {
 		a := &s.Hooks[i]
 		reboot := s.Phase == phaseDone && s.Goal == goalReboot
-		if s.hookOp(a, now, c) == opComplete && !a.Hook.Launching && s.StoppedAt == 0 && !s.NeverJoined && !reboot && s.Phase != phaseStopFailed {
+		if s.hookOp(a) == opComplete && !a.Hook.Launching && s.StoppedAt == 0 && !s.NeverJoined && !reboot && s.Phase != phaseStopFailed {
 			fail("a hook is completed before the server has ended")
 		}
 	}
-	if _, ok := e.(drainCancelled); ok && err == nil && !before.reversible(before.goal(now, c)) {
+	if _, ok := e.(drainCancelled); ok && err == nil && !before.reversible(situation{&before, h.now, &h.c}.goal()) {
 		fail("a drain was cancelled after the stop had begun")
 	}
-	if s.Phase == phaseAnnouncing && s.Entered.Add(balancerTime).reached(now) {
+	if s.Phase == phaseAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
 		fail("load balancers are waited for without a bound")
 	}
-	if p := s.plan(now, c); p.Count != (s.Phase == phaseDraining) || p.Stop && s.StoppedAt != 0 || p.WakeAt != 0 && p.WakeAt <= now {
+	if p := s.plan(); p.Count != (s.Phase == phaseDraining) || p.Stop && s.StoppedAt != 0 || p.WakeAt != 0 && p.WakeAt <= h.now {
 		fail(fmt.Sprintf("plan %+v", p))
 	}
 }
@@ -121,7 +123,7 @@ func (h *history) random() event {
 	op := opNone
 	if n := len(h.s.Hooks); n > 0 {
 		a := &h.s.Hooks[rng.IntN(n)]
-		known, op = a.Hook, h.s.hookOp(a, h.now, &h.c)
+		known, op = a.Hook, h.situation().hookOp(a)
 	}
 	answers := []error{nil, nil, cloud.ErrGone, cloud.ErrNotWaiting, cloud.ErrMoved, errOthers, errors.New("503"), &cloud.DeniedError{Permission: "complete"}}
 	finds := []error{nil, nil, nil, cloud.ErrGone, errors.New("503"), &cloud.DeniedError{Permission: "describe"}, &cloud.OthersHooksError{Group: "g"}}
@@ -193,7 +195,7 @@ func (h *history) drift() {
 	case 3:
 		h.c.Final = true
 	}
-	if wake := h.s.plan(h.now, &h.c).WakeAt; wake != 0 && h.rng.IntN(2) == 0 {
+	if wake := h.situation().plan().WakeAt; wake != 0 && h.rng.IntN(2) == 0 {
 		h.now = wake
 	} else {
 		h.now = h.now.Add(time.Duration(h.rng.IntN(int(5 * time.Minute))))
@@ -235,10 +237,10 @@ func (h *history) ends() {
 	h.c.Final = true
 	began := h.now
 	for range 300 {
-		s := &h.s
-		p := s.plan(h.now, &h.c)
+		s := h.situation()
+		p := s.plan()
 		switch {
-		case !s.leaving() && (len(s.due(h.now, &h.c)) == 0 || !h.joined), s.Phase == phaseDone, p.Exit:
+		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == phaseDone, p.Exit:
 			return
 		case s.Phase == phaseCompleting && (len(p.Hooks) > 0 || p.FindHooks[false] || p.FindHooks[true]):
 			return // the agent asks the cloud for ever

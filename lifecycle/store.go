@@ -96,34 +96,35 @@ func (d *document) encode() ([]byte, error) {
 }
 
 // restore returns the state with which the daemon continues after its start.
-func (d *document) restore(boot, hardware string, now instant, c *config) state {
-	s := d.clone()
+func (d *document) restore(boot, hardware string, s situation) state {
+	next := d.clone()
 	if d.Hardware != "" && hardware != "" && d.Hardware != hardware {
-		s = state{}.clone()
-		s.note("the recorded drain is that of another machine, of whose disk this is a copy; ignored")
-		return s
+		next = state{}.clone()
+		next.note("the recorded drain is that of another machine, of whose disk this is a copy; ignored")
+		return next
 	}
 	if boot == "" || d.Boot != boot {
-		return s.restoreAfterBoot(now)
+		return next.restoreAfterBoot(s.now)
 	}
+	s.state = &next
 	// The settings may name other hooks now.
 	s.NoHook, s.NoLaunchHook = false, false
 	// The machine did not shut down. The cloud reports notices that are not due yet again if they are still in force.
-	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n, now, c) && n.inForce() })
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n) && n.inForce() })
 	if s.Phase == phaseDown {
-		s.Phase, s.Entered = phaseDraining, now
+		s.Phase, s.Entered = phaseDraining, s.now
 	}
 	if s.Phase == phaseAnnouncing || s.Phase == phaseDraining {
 		s.Departure = nil
 	}
 	switch {
 	case s.leaving() && len(s.Notices) == 0:
-		serveAgain(&s, now, c)
+		serveAgain(s)
 		s.Phase = phaseServing
 	case s.leaving() && s.Phase != phaseDone:
-		s.note("continuing the drain", "began", c.Wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
+		s.note("continuing the drain", "began", s.c.Wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
 	}
-	return s
+	return next
 }
 
 // restoreAfterBoot keeps a termination by the cloud, and otherwise no notice: a machine that was drained, parked or rebooted

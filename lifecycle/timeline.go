@@ -20,9 +20,9 @@ type moment struct {
 
 // timeline returns everything that ends the wait for sessions, the earliest first. The operator's --deadline replaces the
 // configured one, later or earlier; the cloud can only shorten it.
-func (s *state) timeline(c *config) []moment {
+func (s situation) timeline() []moment {
 	var list []moment
-	if m, ok := s.askedFor(c); ok {
+	if m, ok := s.askedFor(); ok {
 		list = append(list, m)
 	}
 	for _, n := range s.Notices {
@@ -46,7 +46,7 @@ func (s *state) timeline(c *config) []moment {
 			list = append(list, moment{at: limit.Add(-min(reserveTime, limit.Sub(a.Since)/4)), ends: limit, by: name + ", which waits no longer than that"})
 		}
 		// The timeout matters only if heartbeats fail.
-		if lapse := a.lapse(); lapse != 0 && (a.Failing || a.Denied != "" || !c.Hooks) {
+		if lapse := a.lapse(); lapse != 0 && (a.Failing || a.Denied != "" || !s.c.Hooks) {
 			why := ", unless a heartbeat gets through"
 			if a.Denied != "" {
 				why = ", which cannot be kept waiting: permission " + a.Denied + " is missing"
@@ -59,7 +59,7 @@ func (s *state) timeline(c *config) []moment {
 }
 
 // askedFor returns the operator's last deadline, or else the configured one.
-func (s *state) askedFor(c *config) (m moment, ok bool) {
+func (s situation) askedFor() (m moment, ok bool) {
 	for _, n := range s.Notices {
 		if n.Kind == Ask && n.Deadline != 0 {
 			m = moment{at: n.Deadline, by: "--deadline"}
@@ -69,29 +69,29 @@ func (s *state) askedFor(c *config) (m moment, ok bool) {
 			return m, true
 		}
 	}
-	return moment{at: s.Began.Add(s.budget(c)), by: "the configured deadline"}, s.Began != 0
+	return moment{at: s.Began.Add(s.budget()), by: "the configured deadline"}, s.Began != 0
 }
 
 // budget returns how long this drain waits for sessions unless the operator sets a deadline.
-func (s *state) budget(c *config) time.Duration {
+func (s situation) budget() time.Duration {
 	if s.leaving() && s.Budget > 0 {
 		return s.Budget
 	}
-	return c.Budget
+	return s.c.Budget
 }
 
 // deadline returns when the wait for sessions ends; 0 if it has no limit.
-func (s *state) deadline(c *config) instant {
-	if list := s.timeline(c); len(list) > 0 {
+func (s situation) deadline() instant {
+	if list := s.timeline(); len(list) > 0 {
 		return list[0].at
 	}
 	return 0
 }
 
 // ends returns when the machine ends, or a hook stops waiting; 0 if nothing ends.
-func (s *state) ends(c *config) instant {
+func (s situation) ends() instant {
 	var first instant
-	for _, m := range s.timeline(c) {
+	for _, m := range s.timeline() {
 		if m.ends != 0 && (first == 0 || m.ends < first) {
 			first = m.ends
 		}
@@ -104,8 +104,8 @@ const endGrace = 10 * time.Second
 
 // stepTime returns how long a step may take that began at a moment: its own time, less if the machine ends before, but at least
 // a second.
-func (s *state) stepTime(own, keep time.Duration, began instant, c *config) time.Duration {
-	ends := s.ends(c)
+func (s situation) stepTime(own, keep time.Duration, began instant) time.Duration {
+	ends := s.ends()
 	left := ends.Sub(began)
 	if ends == 0 || left < -endGrace {
 		return own
@@ -128,9 +128,9 @@ func (s *state) shutdownEnds() instant {
 
 // dueAt returns when the drain for a notice begins. For an event that is announced days ahead, it begins early enough for the
 // budget.
-func (s *state) dueAt(n notice, c *config) instant {
+func (s situation) dueAt(n notice) instant {
 	if (n.Kind == Reboot || n.Kind == Interrupt) && n.Deadline.Sub(n.Received) > spotTime {
-		return max(n.Received, n.Deadline.Add(-s.budget(c)-reserveTime))
+		return max(n.Received, n.Deadline.Add(-s.budget()-reserveTime))
 	}
 	return n.Received
 }

@@ -196,10 +196,10 @@ func (s *state) viewState(goal goal) State {
 }
 
 // viewOf requires that the caller holds the lock.
-func (r *Runner) viewOf(now instant, c *config, p plan) View {
-	s, wall := &r.state, c.Wall.time
+func (r *Runner) viewOf(s situation, p plan) View {
+	wall := s.c.Wall.time
 	v := View{
-		State: s.viewState(s.goal(now, c)), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == phaseStopFailed,
+		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == phaseStopFailed,
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: p.Exit, Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), Notes: slices.Clone(r.notes), NeverJoined: s.NeverJoined,
 		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
@@ -231,17 +231,17 @@ func (r *Runner) viewOf(now instant, c *config, p plan) View {
 	}
 	if !s.leaving() {
 		for _, n := range s.Notices {
-			if at := wall(max(s.dueAt(n, c), now)); v.NextDrain.IsZero() || at.Before(v.NextDrain) {
+			if at := wall(max(s.dueAt(n), s.now)); v.NextDrain.IsZero() || at.Before(v.NextDrain) {
 				v.NextDrain = at
 			}
 		}
 		return v
 	}
-	cause := s.cause(now, c)
+	cause := s.cause()
 	v.Kind, v.Reason, v.Who = cause.Kind, cause.Reason, cause.Who
-	v.Deadline = wall(cmp.Or(s.Deadline, s.deadline(c)))
+	v.Deadline = wall(cmp.Or(s.Deadline, s.deadline()))
 	if s.Phase != phaseDone {
-		for i, m := range s.timeline(c) {
+		for i, m := range s.timeline() {
 			v.Timeline = append(v.Timeline, Moment{At: wall(m.at), Ends: wall(m.ends), By: m.by, Decides: i == 0})
 		}
 	}
