@@ -94,7 +94,7 @@ func (e reported) apply(s situation) error {
 			s.unknownSignal(n, e.topic)
 			continue
 		}
-		s.report(n, e.topic)
+		e.report(s, n)
 	}
 	if group && unknown {
 		return nil // the unknown signal may be a new form of an earlier notice
@@ -102,7 +102,7 @@ func (e reported) apply(s situation) error {
 	if group && len(e.current) == 0 {
 		s.inService = s.now
 	}
-	s.missing(e.topic, listed)
+	e.missing(s, listed)
 	if group && len(e.current) == 0 && !s.launched {
 		// A launch hook may wait for this machine; the cloud does not announce that.
 		s.launched = true
@@ -121,7 +121,7 @@ func (s *state) unknownSignal(n cloud.Notice, topic string) {
 	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
 }
 
-func (s situation) report(n cloud.Notice, topic string) {
+func (e reported) report(s situation, n cloud.Notice) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
 		s.Overruled[i].Missing = 0
 		return
@@ -130,7 +130,7 @@ func (s situation) report(n cloud.Notice, topic string) {
 	if known == nil {
 		if !n.Past {
 			s.add(notice{
-				ID: n.ID, Source: topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), Received: s.now, Deadline: at,
+				ID: n.ID, Source: e.topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), Received: s.now, Deadline: at,
 			}, n.Hook)
 		}
 		return
@@ -145,13 +145,13 @@ func (s situation) report(n cloud.Notice, topic string) {
 		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(at).Format(time.RFC3339))
 	}
 	if n.Hook != nil {
-		s.learn(*n.Hook, s.c.Wall.instant(n.Hook.Limit), n.ID, known.Received)
+		s.Hooks.learn(s.c.Wall, *n.Hook, n.ID, known.Received)
 	}
 }
 
-func (s situation) missing(topic string, listed []string) {
+func (e reported) missing(s situation, listed []string) {
 	gone := func(id string, missing *int) bool {
-		if topicOf(id) != topic || slices.Contains(listed, id) {
+		if topicOf(id) != e.topic || slices.Contains(listed, id) {
 			return false
 		}
 		*missing = min(*missing+1, goneAfter)
@@ -195,7 +195,7 @@ func (s situation) add(n notice, h *Hook) {
 		}
 	}
 	if h != nil {
-		s.learn(*h, s.c.Wall.instant(h.Limit), n.ID, n.Received)
+		s.Hooks.learn(s.c.Wall, *h, n.ID, n.Received)
 	}
 	if len(s.Notices) <= manyNotices {
 		s.note("notice received", "notice", n)
@@ -229,7 +229,7 @@ func (e noticed) apply(s situation) error {
 	case Launch:
 		return s.launch(n)
 	case Resume:
-		return s.resumed(n, received)
+		return e.resume(s, received)
 	case Shutdown:
 		if in.Deadline == 0 {
 			in.Deadline = s.now.Add(usualStopTime)
@@ -244,7 +244,7 @@ func (e noticed) apply(s situation) error {
 	if known := s.notice(n.ID); known != nil {
 		known.Missing = 0
 		if n.Hook != nil {
-			s.learn(*n.Hook, s.c.Wall.instant(n.Hook.Limit), n.ID, known.Received)
+			s.Hooks.learn(s.c.Wall, *n.Hook, n.ID, known.Received)
 		}
 		return nil
 	}
@@ -257,21 +257,21 @@ func (e noticed) apply(s situation) error {
 	return nil
 }
 
-func (s situation) resumed(n Notice, received instant) error {
+func (e noticed) resume(s situation, received instant) error {
 	if s.leaving() && received < s.Began {
 		return errors.New("the event is late: the machine leaves since")
 	}
 	s.inService = max(s.inService, received)
 	s.Overruled = slices.DeleteFunc(s.Overruled, func(o overruled) bool { return groupNotice(o.ID) })
 	if !s.leaving() {
-		return s.launch(n)
+		return s.launch(e.n)
 	}
 	for i := range s.Notices {
 		if in := &s.Notices[i]; in.Kind == Park || groupNotice(in.ID) {
 			in.Missing = goneAfter
 		}
 	}
-	s.learnLaunch(n, received)
+	s.learnLaunch(e.n, received)
 	s.dropWithdrawn()
 	if goal := s.goal(); goal == goalLeave {
 		return errors.New("the machine leaves for another reason")

@@ -47,11 +47,8 @@ func (s situation) parking() bool {
 // pooled reports whether the hook of the move into a pool is completed. Only one hook waits for the move; the other one waits
 // for the return.
 func (s situation) pooled() bool {
-	return s.parking() && s.anyHook(func(a *hook) bool { return a.End == EndCompleted })
+	return s.parking() && s.Hooks.any(func(a *hook) bool { return a.End == EndCompleted })
 }
-
-// isOurs reports whether this agent must complete the hook. A hook that cannot be extended came with its notice.
-func (a *hook) isOurs() bool { return a.Hook.Fixed || a.Ours }
 
 // wantsHooks reports whether the cloud must be asked for the hooks of a transition.
 func (s situation) wantsHooks(launching bool) bool {
@@ -59,11 +56,11 @@ func (s situation) wantsHooks(launching bool) bool {
 		return false
 	}
 	of := func(a *hook) bool { return a.Hook.Launching == launching }
-	if s.anyHook(func(a *hook) bool { return of(a) && a.End == "" && !a.isOurs() }) {
+	if s.Hooks.any(func(a *hook) bool { return of(a) && a.End == "" && !a.isOurs() }) {
 		return true
 	}
 	switch {
-	case s.anyHook(of):
+	case s.Hooks.any(of):
 		return false
 	case !launching:
 		return s.leaving() && s.asks() && !s.NoHook
@@ -76,7 +73,7 @@ func (s situation) wantsHooks(launching bool) bool {
 func (s situation) hookOp(a *hook) hookOp {
 	parking := s.parking()
 	switch {
-	case a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && s.returning():
+	case a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
 		return opNone
 	case a.Hook.Launching && !parking:
 		switch {
@@ -112,7 +109,7 @@ func (s situation) hasNoPendingHook() bool {
 			return false
 		}
 	}
-	return s.pooled() || !s.anyHook(func(a *hook) bool {
+	return s.pooled() || !s.Hooks.any(func(a *hook) bool {
 		return (!a.Hook.Launching || parking) && a.End == "" && a.completionDenied == ""
 	})
 }
@@ -143,7 +140,7 @@ func (e hooksFound) apply(s situation) error {
 				a.Ours = true
 			}
 		}
-		if s.dropUnverified(e.launching); s.waits(e.launching) {
+		if s.dropUnverified(e.launching); s.Hooks.wait(e.launching) {
 			return nil // a hook that was confirmed before stays this agent's, even if there are others s.now
 		}
 	}
@@ -181,8 +178,8 @@ func (e hooksFound) apply(s situation) error {
 		}
 		for _, h := range e.hooks {
 			h.Launching = e.launching
-			s.learn(h, s.c.Wall.instant(h.Limit), "", since)
-			if a := s.hook(h); a != nil {
+			s.Hooks.learn(s.c.Wall, h, "", since)
+			if a := s.Hooks.find(h); a != nil {
 				a.Ours = true
 			}
 			s.note("hook waits for this machine", "hook", h.Name, "group", h.Group)
@@ -190,19 +187,6 @@ func (e hooksFound) apply(s situation) error {
 		s.dropUnverified(e.launching)
 	}
 	return nil
-}
-
-// confirm sets Ours to false for hooks whose names the settings do not match.
-func (s *state) confirm(f cloud.Filter) {
-	for i := range s.Hooks {
-		a := &s.Hooks[i]
-		a.Ours = a.Ours && (len(f) == 0 || f.Match(a.Hook))
-	}
-}
-
-// waits reports whether a hook of a transition waits.
-func (s *state) waits(launching bool) bool {
-	return s.anyHook(func(a *hook) bool { return a.Hook.Launching == launching && a.End == "" })
 }
 
 // dropUnverified deletes the hooks of a transition that the cloud has not confirmed.
@@ -252,7 +236,7 @@ type hookAnswered struct {
 }
 
 func (e hookAnswered) apply(s situation) error {
-	a := s.hook(e.hook)
+	a := s.Hooks.find(e.hook)
 	if a == nil {
 		return nil
 	}
@@ -278,7 +262,7 @@ func (e hookAnswered) apply(s situation) error {
 	case errors.Is(e.err, cloud.ErrGone):
 		s.endHook(a, EndGone, e.err)
 	case errors.Is(e.err, cloud.ErrNotWaiting):
-		trouble = s.notWaiting(a, e)
+		trouble = e.notWaiting(s, a)
 	case errors.Is(e.err, errOthers):
 		trouble = e.err.Error()
 	case isDenied:
@@ -299,7 +283,7 @@ func (e hookAnswered) apply(s situation) error {
 }
 
 // notWaiting handles a hook that does not wait: not yet, or never.
-func (s situation) notWaiting(a *hook, e hookAnswered) (trouble string) {
+func (e hookAnswered) notWaiting(s situation, a *hook) (trouble string) {
 	if e.op == opExtend {
 		if a.Denied, a.Failing = "", false; a.Extends == 0 {
 			a.Since = s.now // its timeout has not begun

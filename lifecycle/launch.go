@@ -19,7 +19,7 @@ func (s situation) learnLaunch(n Notice, since instant) {
 	}
 	h := *n.Hook
 	h.Launching = true
-	s.learn(h, s.c.Wall.instant(h.Limit), "", since)
+	s.Hooks.learn(s.c.Wall, h, "", since)
 }
 
 // launch starts to check that this machine serves: a launch hook may wait for that.
@@ -52,7 +52,7 @@ func (s situation) updateStart() {
 		st.Failed = true
 		s.note("node not seen in the cluster in time; its hook is left to its timeout unless the node serves before that", "limit", proveTime)
 	}
-	if s.Phase == phaseServing && st.Proved != 0 && s.isStartDone() {
+	if s.Phase == phaseServing && st.Proved != 0 && isStartDone(s) {
 		s.Start, s.NoLaunchHook = nil, false
 		s.dropHooks(true)
 	}
@@ -60,11 +60,11 @@ func (s situation) updateStart() {
 
 // isStartDone reports whether no launch hook is pending. As long as a hook can wait, the operator may grant a missing
 // permission, and an API may answer again.
-func (s situation) isStartDone() bool {
+func isStartDone(s situation) bool {
 	if !s.c.Hooks || !s.c.Proves || s.Start.Proved.Add(longestTimeout).reached(s.now) {
 		return true
 	}
-	return !s.wantsHooks(true) && !s.waits(true)
+	return !s.wantsHooks(true) && !s.Hooks.wait(true)
 }
 
 // startProved is the result of an attempt to start the server and to see the node in the cluster.

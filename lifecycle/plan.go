@@ -44,12 +44,12 @@ func (s situation) plan() plan {
 	if ends := s.shutdownEnds(); ends != 0 {
 		p.Exit = s.Phase == phaseServing || s.Phase == phaseResuming || s.Phase == phaseDone || s.Phase == phaseDown || ends.reached(s.now)
 	}
-	p.WakeAt = s.wakeAt()
+	p.WakeAt = wakeAt(s)
 	return p
 }
 
 // wakeAt returns the next moment at which a guard changes without an event.
-func (s situation) wakeAt() (next instant) {
+func wakeAt(s situation) (next instant) {
 	at := func(times ...instant) {
 		for _, t := range times {
 			if t > s.now && (next == 0 || t < next) {
@@ -66,10 +66,7 @@ func (s situation) wakeAt() (next instant) {
 	case phaseAnnouncing:
 		at(s.Entered.Add(announceNobodyTime), s.Entered.Add(announceTime), s.Entered.Add(balancerTime), s.deadline())
 	case phaseDraining:
-		at(s.deadline(), s.lastCount.Add(lastCountTime))
-		if n := s.has(Shutdown); n != nil && s.uncountableSince != 0 {
-			at(max(s.uncountableSince, n.Received).Add(uncountableTime))
-		}
+		at(s.deadline(), s.lastCount.Add(lastCountTime), s.uncountableEnds())
 	case phaseDeregistering:
 		at(s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered)))
 	case phaseCompleting:

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -154,7 +155,7 @@ func NewRunner(o Options) (*Runner, error) {
 			r.clock = wallClock{}
 		}
 		r.state, r.saved = d.restore(r.boot, o.Hardware, r.situation()), []byte{}
-		r.state.confirm(o.Filter())
+		r.state.Hooks.confirm(o.Filter())
 	}
 	r.logNotes()
 	_ = r.step(passed)
@@ -255,7 +256,8 @@ func (r *Runner) logTrouble() {
 func (r *Runner) publish(s situation, p plan) {
 	changed := r.changed
 	r.changed = make(chan struct{})
-	v := r.viewOf(s, p)
+	v := s.view(p)
+	v.Notes = slices.Clone(r.notes)
 	r.view.Store(&v)
 	w := s.record()
 	w.changed = r.changed
@@ -421,7 +423,7 @@ func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.situation()
-	a := s.hook(h)
+	a := s.Hooks.find(h)
 	if a == nil || s.hookOp(a) != op {
 		return Hook{}, false
 	}

@@ -41,11 +41,11 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 		return nil
 	}
 	var errs []error
-	s.confirm(f)
+	s.Hooks.confirm(f)
 	if s.wantsHooks(false) {
 		found, err := f.Find(ctx, c, false)
 		_ = hooksFound{filter: f, hooks: found, err: err}.apply(s)
-		if err != nil && (s.wantsHooks(false) || !s.waits(false)) {
+		if err != nil && (s.wantsHooks(false) || !s.Hooks.wait(false)) {
 			errs = append(errs, fmt.Errorf("asking for the hook that waits: %w", err))
 		}
 	}

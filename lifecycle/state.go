@@ -9,7 +9,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -74,7 +73,7 @@ type state struct {
 	// Want is the state that the node record must have, Have the state that it has.
 	Want  cluster.State `json:"want,omitempty"`
 	Have  cluster.State `json:"have,omitempty"`
-	Hooks []hook        `json:"hooks,omitempty"`
+	Hooks hooks         `json:"hooks,omitempty"`
 	// NoHook and NoLaunchHook: the cloud has no hook for this agent.
 	NoHook       bool `json:"no_hook,omitempty"`
 	NoLaunchHook bool `json:"no_launch_hook,omitempty"`
@@ -133,36 +132,6 @@ type start struct {
 	Proved instant `json:"proved,omitempty"`
 	Failed bool    `json:"failed,omitempty"`
 }
-
-// hook is a hook that waits, or waited, for this agent.
-type hook struct {
-	Hook   Hook    `json:"hook"` // without its Limit
-	Limit  instant `json:"limit,omitempty"`
-	Notice string  `json:"notice,omitempty"` // that named the hook
-	// Since is when its timeout began.
-	Since    instant `json:"since"`
-	Extended instant `json:"extended,omitempty"`
-	Extends  int     `json:"extends,omitempty"`
-	// Failing: the last heartbeat failed. Denied is the permission that it lacks.
-	Failing bool   `json:"failing,omitempty"`
-	Denied  string `json:"denied,omitempty"`
-	End     End    `json:"end,omitempty"`
-	// Ours: the cloud confirmed that the hook is for this agent. It is checked again when the settings are read again.
-	Ours bool `json:"ours,omitempty"`
-
-	completionDenied string
-	capNoted         bool
-}
-
-// End is the result of a hook; "" while it waits.
-type End string
-
-// The results.
-const (
-	EndCompleted End = "completed"
-	EndGone      End = "gone" // the cloud did not wait for the completion
-	EndLeft      End = "left to its timeout"
-)
 
 // note is a line of the log and of the view.
 type note struct {
@@ -316,69 +285,10 @@ func (s *state) boundNotices() {
 	}
 }
 
-func hookKey(h Hook) string {
-	return h.Provider + "/" + h.Group + "/" + cmp.Or(h.ID, h.Name) + "/" + strconv.FormatBool(h.Launching)
-}
-
-// sameHook reports whether both are one hook of the cloud. An event may name a hook by its id alone.
-func sameHook(h, o Hook) bool {
-	return h.Provider == o.Provider && h.Launching == o.Launching && (h.Group == o.Group || h.ID != "") && cmp.Or(h.ID, h.Name) == cmp.Or(o.ID, o.Name)
-}
-
-func (s *state) hook(h Hook) *hook {
-	for i := range s.Hooks {
-		if a := &s.Hooks[i]; a.End == "" && sameHook(a.Hook, h) {
-			return a
-		}
-	}
-	return nil
-}
-
-func (s *state) anyHook(match func(*hook) bool) bool {
-	for i := range s.Hooks {
-		if match(&s.Hooks[i]) {
-			return true
-		}
-	}
-	return false
-}
-
 // hookKinds are the kinds of notices for which the cloud may have a hook that they do not name.
 func hookKinds() []Kind { return []Kind{Terminate, Reimage, Park} }
 
 func (s *state) asks() bool { return s.has(hookKinds()...) != nil }
-
-// learn adds a hook or updates a known one.
-func (s *state) learn(h Hook, limit instant, notice string, since instant) {
-	if !hookBounded(h) {
-		return
-	}
-	h.Limit = time.Time{}
-	for i := range s.Hooks {
-		a := &s.Hooks[i]
-		if !sameHook(a.Hook, h) {
-			continue
-		}
-		a.Hook.Group, a.Hook.Token, a.Notice = cmp.Or(a.Hook.Group, h.Group), cmp.Or(h.Token, a.Hook.Token), cmp.Or(a.Notice, notice)
-		a.Hook.Timeout = cmp.Or(a.Hook.Timeout, h.Timeout)
-		if a.Hook.Name == a.Hook.ID {
-			a.Hook.Name = h.Name
-		}
-		if limit != 0 && a.Limit.Sub(limit).Abs() > time.Second {
-			a.Limit = limit
-		}
-		if len(h.Others) > 0 {
-			a.Hook.Others = h.Others
-		}
-		return
-	}
-	if len(s.Hooks) >= maxHooks {
-		s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.End != "" })
-	}
-	if len(s.Hooks) < maxHooks {
-		s.Hooks = append(s.Hooks, hook{Hook: h, Limit: limit, Notice: notice, Since: since})
-	}
-}
 
 func (s *state) dropHooks(launching bool) {
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == launching })

@@ -174,9 +174,13 @@ func (s *state) none() bool {
 	return s.zeros >= zerosNeeded
 }
 
-func (s situation) uncountableTooLong() bool {
+// uncountableEnds returns when a shutdown stops waiting for sessions that cannot be counted; 0 if it does not wait for that.
+func (s *state) uncountableEnds() instant {
 	n := s.has(Shutdown)
-	return n != nil && s.uncountableSince != 0 && max(s.uncountableSince, n.Received).Add(uncountableTime).reached(s.now)
+	if n == nil || s.uncountableSince == 0 {
+		return 0
+	}
+	return max(s.uncountableSince, n.Received).Add(uncountableTime)
 }
 
 func joinedAndDue(s situation) bool {
@@ -217,7 +221,7 @@ func drained(s situation) bool {
 	if s.isLate() && !s.none() {
 		return s.counted() || s.lastCount.Add(lastCountTime).reached(s.now)
 	}
-	return s.none() || s.uncountableTooLong()
+	return s.none() || s.uncountableEnds().reached(s.now)
 }
 
 func drainedForShutdown(s situation) bool {
@@ -242,13 +246,8 @@ func deregistered(s situation) bool {
 
 func joinedAfterAll(s situation) bool { return s.NeverJoined && s.c.Joined() }
 
-// returning reports whether a machine that is being parked is in service again.
-func (s situation) returning() bool {
-	return s.Goal == goalPark && len(s.due()) == 0
-}
-
 func hooksDone(s situation) bool {
-	return s.hasNoPendingHook() || s.goal() == goalPark && (s.Entered.Add(idleHookTime).reached(s.now) || s.returning())
+	return s.hasNoPendingHook() || s.goal() == goalPark && (s.Entered.Add(idleHookTime).reached(s.now) || backInService(s))
 }
 
 func hookWaits(s situation) bool {
@@ -274,7 +273,8 @@ func rebootWithdrawn(s situation) bool {
 	return s.Goal == goalReboot && s.goal() == goalNone
 }
 
-func backInService(s situation) bool { return s.returning() }
+// backInService reports whether a machine that is parked, or is being parked, is in service again.
+func backInService(s situation) bool { return s.Goal == goalPark && len(s.due()) == 0 }
 
 func proved(s situation) bool { return s.Start == nil || s.Start.Proved != 0 }
 
@@ -343,17 +343,17 @@ func recordDeparture(s situation) {
 		}
 	}
 	if s.Phase == phaseDown {
-		s.recordEnd("the machine shuts down")
+		recordEnd(s, "the machine shuts down")
 	}
 }
 
 func drainedBeforeReboot(s situation) {
 	recordDeparture(s)
 	s.Departure = nil
-	s.recordEnd("drained")
+	recordEnd(s, "drained")
 }
 
-func (s situation) recordEnd(result string) {
+func recordEnd(s situation, result string) {
 	e := s.cause().event("drained", map[string]string{"result": result})
 	if s.Departure != nil && s.Departure.Cut != nil {
 		n := int64(*s.Departure.Cut)
@@ -390,7 +390,7 @@ func finish(s situation) {
 		s.note("node record could not be updated; it is when MongoDB is back")
 	}
 	s.note("drain done", "result", result)
-	s.recordEnd(result)
+	recordEnd(s, result)
 }
 
 func (s *state) leaveHook(a *hook) {

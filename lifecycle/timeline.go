@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // moment is one line of the timeline: when the wait for sessions ends, and its source.
@@ -22,7 +20,7 @@ type moment struct {
 // configured one, later or earlier; the cloud can only shorten it.
 func (s situation) timeline() []moment {
 	var list []moment
-	if m, ok := s.askedFor(); ok {
+	if m, ok := askedFor(s); ok {
 		list = append(list, m)
 	}
 	for _, n := range s.Notices {
@@ -59,7 +57,7 @@ func (s situation) timeline() []moment {
 }
 
 // askedFor returns the operator's last deadline, or else the configured one.
-func (s situation) askedFor() (m moment, ok bool) {
+func askedFor(s situation) (m moment, ok bool) {
 	for _, n := range s.Notices {
 		if n.Kind == Ask && n.Deadline != 0 {
 			m = moment{at: n.Deadline, by: "--deadline"}
@@ -133,25 +131,6 @@ func (s situation) dueAt(n notice) instant {
 		return max(n.Received, n.Deadline.Add(-s.budget()-reserveTime))
 	}
 	return n.Received
-}
-
-// maxExtends is the number of timeouts for which a hook can be kept waiting.
-const maxExtends = 100
-
-// limit returns when the cloud stops waiting in spite of heartbeats; 0 if unknown.
-func (a *hook) limit() instant {
-	if a.Limit != 0 || a.Hook.Timeout <= 0 {
-		return a.Limit
-	}
-	return a.Since.Add(min(cloud.LongestWait, maxExtends*min(a.Hook.Timeout, cloud.LongestWait)))
-}
-
-// lapse returns when the hook ends without another heartbeat; 0 if unknown.
-func (a *hook) lapse() instant {
-	if a.Hook.Timeout <= 0 {
-		return 0
-	}
-	return max(a.Since, a.Extended).Add(a.Hook.Timeout)
 }
 
 // String describes the notice for people.

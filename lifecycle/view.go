@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -195,13 +194,13 @@ func (s *state) viewState(goal goal) State {
 	return StateLeft
 }
 
-// viewOf requires that the caller holds the lock.
-func (r *Runner) viewOf(s situation, p plan) View {
+// view returns the view without its notes.
+func (s situation) view(p plan) View {
 	wall := s.c.Wall.time
 	v := View{
 		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == phaseStopFailed,
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: p.Exit, Counted: wall(s.countedAt), Sessions: s.sessions,
-		Trouble: maps.Clone(s.trouble), Notes: slices.Clone(r.notes), NeverJoined: s.NeverJoined,
+		Trouble: maps.Clone(s.trouble), NeverJoined: s.NeverJoined,
 		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
 		UnknownSignals: len(s.unknown),
 	}

@@ -1,0 +1,142 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
+)
+
+// hook is a hook that waits, or waited, for this agent.
+type hook struct {
+	Hook   Hook    `json:"hook"` // without its Limit
+	Limit  instant `json:"limit,omitempty"`
+	Notice string  `json:"notice,omitempty"` // that named the hook
+	// Since is when its timeout began.
+	Since    instant `json:"since"`
+	Extended instant `json:"extended,omitempty"`
+	Extends  int     `json:"extends,omitempty"`
+	// Failing: the last heartbeat failed. Denied is the permission that it lacks.
+	Failing bool   `json:"failing,omitempty"`
+	Denied  string `json:"denied,omitempty"`
+	End     End    `json:"end,omitempty"`
+	// Ours: the cloud confirmed that the hook is for this agent. It is checked again when the settings are read again.
+	Ours bool `json:"ours,omitempty"`
+
+	completionDenied string
+	capNoted         bool
+}
+
+// End is the result of a hook; "" while it waits.
+type End string
+
+// The results.
+const (
+	EndCompleted End = "completed"
+	EndGone      End = "gone" // the cloud did not wait for the completion
+	EndLeft      End = "left to its timeout"
+)
+
+// isOurs reports whether this agent must complete the hook. A hook that cannot be extended came with its notice.
+func (a *hook) isOurs() bool { return a.Hook.Fixed || a.Ours }
+
+// maxExtends is the number of timeouts for which a hook can be kept waiting.
+const maxExtends = 100
+
+// limit returns when the cloud stops waiting in spite of heartbeats; 0 if unknown.
+func (a *hook) limit() instant {
+	if a.Limit != 0 || a.Hook.Timeout <= 0 {
+		return a.Limit
+	}
+	return a.Since.Add(min(cloud.LongestWait, maxExtends*min(a.Hook.Timeout, cloud.LongestWait)))
+}
+
+// lapse returns when the hook ends without another heartbeat; 0 if unknown.
+func (a *hook) lapse() instant {
+	if a.Hook.Timeout <= 0 {
+		return 0
+	}
+	return max(a.Since, a.Extended).Add(a.Hook.Timeout)
+}
+
+func hookKey(h Hook) string {
+	return h.Provider + "/" + h.Group + "/" + cmp.Or(h.ID, h.Name) + "/" + strconv.FormatBool(h.Launching)
+}
+
+// sameHook reports whether both are one hook of the cloud. An event may name a hook by its id alone.
+func sameHook(h, o Hook) bool {
+	return h.Provider == o.Provider && h.Launching == o.Launching && (h.Group == o.Group || h.ID != "") && cmp.Or(h.ID, h.Name) == cmp.Or(o.ID, o.Name)
+}
+
+// hooks are the hooks of this machine, those that have ended too.
+type hooks []hook
+
+// find returns the hook that waits and is this hook of the cloud, or nil.
+func (all hooks) find(h Hook) *hook {
+	for i := range all {
+		if a := &all[i]; a.End == "" && sameHook(a.Hook, h) {
+			return a
+		}
+	}
+	return nil
+}
+
+func (all hooks) any(match func(*hook) bool) bool {
+	for i := range all {
+		if match(&all[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+// learn adds a hook or updates a known one.
+func (all *hooks) learn(wall wallClock, h Hook, notice string, since instant) {
+	if !hookBounded(h) {
+		return
+	}
+	limit := wall.instant(h.Limit)
+	h.Limit = time.Time{}
+	for i := range *all {
+		a := &(*all)[i]
+		if !sameHook(a.Hook, h) {
+			continue
+		}
+		a.Hook.Group, a.Hook.Token, a.Notice = cmp.Or(a.Hook.Group, h.Group), cmp.Or(h.Token, a.Hook.Token), cmp.Or(a.Notice, notice)
+		a.Hook.Timeout = cmp.Or(a.Hook.Timeout, h.Timeout)
+		if a.Hook.Name == a.Hook.ID {
+			a.Hook.Name = h.Name
+		}
+		if limit != 0 && a.Limit.Sub(limit).Abs() > time.Second {
+			a.Limit = limit
+		}
+		if len(h.Others) > 0 {
+			a.Hook.Others = h.Others
+		}
+		return
+	}
+	if len(*all) >= maxHooks {
+		*all = slices.DeleteFunc(*all, func(a hook) bool { return a.End != "" })
+	}
+	if len(*all) < maxHooks {
+		*all = append(*all, hook{Hook: h, Limit: limit, Notice: notice, Since: since})
+	}
+}
+
+// confirm sets Ours to false for hooks whose names the settings do not match.
+func (all hooks) confirm(f cloud.Filter) {
+	for i := range all {
+		a := &all[i]
+		a.Ours = a.Ours && (len(f) == 0 || f.Match(a.Hook))
+	}
+}
+
+// wait reports whether a hook of a transition waits.
+func (all hooks) wait(launching bool) bool {
+	return all.any(func(a *hook) bool { return a.Hook.Launching == launching && a.End == "" })
+}
