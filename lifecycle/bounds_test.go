@@ -89,15 +89,15 @@ func TestBoundedIDs(t *testing.T) {
 // The stop time follows the applications, which come and go while the daemon runs.
 func TestStopTimeFollows(t *testing.T) {
 	var says time.Duration
-	m := &Runner{o: Options{StopTime: func() time.Duration { return says }}}
+	o := Options{StopTime: func() time.Duration { return says }}
 	for _, tt := range []struct{ says, want time.Duration }{
 		{3 * time.Minute, 3 * time.Minute}, {0, defaultStopTime}, {-time.Second, defaultStopTime}, {5 * time.Minute, 5 * time.Minute},
 	} {
-		if says = tt.says; m.stopTime() != tt.want {
-			t.Errorf("%s: %s, want %s", tt.says, m.stopTime(), tt.want)
+		if says = tt.says; o.stopTime() != tt.want {
+			t.Errorf("%s: %s, want %s", tt.says, o.stopTime(), tt.want)
 		}
 	}
-	if m.o.StopTime = nil; m.stopTime() != defaultStopTime {
-		t.Errorf("nil: %s", m.stopTime())
+	if o.StopTime = nil; o.stopTime() != defaultStopTime {
+		t.Errorf("nil: %s", o.stopTime())
 	}
 }

@@ -335,7 +335,7 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 		}
 		if _, denied := errors.AsType[*cloud.DeniedError](err); !denied {
 			backOff = min(max(2*backOff, time.Second), longest)
-			wait = r.jitter(backOff)
+			wait = jitter(r.o.Rand, backOff)
 		}
 		if !sleep.For(ctx, wait) {
 			return
@@ -349,7 +349,7 @@ func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	for {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
-		if !ok || !sleep.For(ctx, r.hookPause(e, call, &backOff)) {
+		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first), &backOff, r.o.Rand)) {
 			return
 		}
 	}
@@ -379,8 +379,8 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	return call, true
 }
 
-func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.Duration {
-	tried := r.now().Sub(e.since)
+// pause returns the time until the next call for a hook that has been tried for some time.
+func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration, random func() float64) time.Duration {
 	every, longest := deniedEvery, callTime
 	if h.Launching && !h.Parking && tried > idleHookTime {
 		every, longest = launchEvery, launchEvery
@@ -410,7 +410,7 @@ func (r *Runner) hookPause(e hookAnswered, h Hook, backOff *time.Duration) time.
 		longest = min(longest, max(h.Timeout/16, time.Second))
 	}
 	*backOff = min(max(2**backOff, time.Second), longest)
-	return r.jitter(*backOff)
+	return jitter(random, *backOff)
 }
 
 // errOthers: other machines that the same completion releases have not left yet.

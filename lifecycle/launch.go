@@ -90,7 +90,7 @@ func (r *Runner) prove(ctx context.Context, server bool) {
 		if ctx.Err() != nil {
 			return
 		}
-		if _ = r.observe(startProved{err}); err == nil || !sleep.For(ctx, r.jitter(retry)) {
+		if _ = r.observe(startProved{err}); err == nil || !sleep.For(ctx, jitter(r.o.Rand, retry)) {
 			return
 		}
 	}
@@ -98,7 +98,7 @@ func (r *Runner) prove(ctx context.Context, server bool) {
 
 func (r *Runner) startOnce(ctx context.Context, server bool) error {
 	if server {
-		bound, cancel := context.WithTimeout(ctx, r.stopTime())
+		bound, cancel := context.WithTimeout(ctx, r.o.stopTime())
 		err := r.o.Node.StartServer(bound)
 		cancel()
 		if err != nil {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/plain"
-	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -18,8 +17,6 @@ const (
 	maxRetry = 15 * time.Second
 	// progressEvery is the interval at which a drain logs its progress and updates the reason in the node record.
 	progressEvery = 30 * time.Second
-	// flushTime bounds the wait for pending events at the end of the daemon.
-	flushTime = time.Second
 	// maxReason keeps records short: every agent reads all of them.
 	maxReason = 160
 )
@@ -92,7 +89,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			retry, notBefore, reason, written = 0, time.Time{}, w.reason, time.Now()
 		default:
 			retry = min(max(2*retry, minRetry), maxRetry)
-			notBefore = time.Now().Add(r.jitter(retry))
+			notBefore = time.Now().Add(jitter(r.o.Rand, retry))
 		}
 	}
 }
@@ -125,43 +122,4 @@ func (r *Runner) writeOnce(ctx context.Context, w *record) (current bool, err er
 	}
 	_ = r.observe(recordWritten{w.state, err})
 	return true, err
-}
-
-// writeEvents writes events to the cluster's history and retries each until it succeeds.
-func (r *Runner) writeEvents(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case e := <-r.events:
-			r.writeEvent(ctx, e)
-			r.unwritten.Add(-1)
-		}
-	}
-}
-
-func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
-	for retry := minRetry; ; retry = min(2*retry, maxRetry) {
-		bound, cancel := context.WithTimeout(ctx, callTime)
-		err := r.o.Event(bound, e)
-		cancel()
-		if err == nil {
-			return
-		}
-		if !sleep.For(ctx, r.jitter(retry)) {
-			r.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
-			return
-		}
-	}
-}
-
-// flush waits up to flushTime for pending events, unless MongoDB does not answer.
-func (r *Runner) flush(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
-	defer cancel()
-	for r.unwritten.Load() > 0 && r.View().RegistryTold {
-		if !sleep.For(ctx, flushTime/100) {
-			return
-		}
-	}
 }

@@ -74,12 +74,8 @@ const (
 	balancersEvery = 500 * time.Millisecond
 	// beforeTime is the maximum age of the last count before a shutdown.
 	beforeTime = 15 * time.Second
-	// troubleEvery is the minimum time between two warnings about one kind of trouble.
-	troubleEvery = time.Minute
 	// unsavedEvery is the interval of retries if drain.json cannot be written.
 	unsavedEvery = 5 * time.Second
-	maxNotes     = 20
-	maxEvents    = 32
 )
 
 // Runner drains this node and completes its lifecycle hooks. It owns the state: it applies each event, saves the state, and
@@ -96,8 +92,7 @@ type Runner struct {
 	saved      []byte // the content of the file
 	unsaved    bool
 	changed    chan struct{} // closed, and replaced, at each change
-	notes      []Note
-	warned     map[string]warned
+	journal    journal
 	ctx        context.Context // of Run; nil if it does not run
 	end        context.CancelFunc
 	work       map[string]context.CancelFunc
@@ -105,16 +100,9 @@ type Runner struct {
 	completing sync.Mutex // one completion at a time
 	timer      *time.Timer
 
-	view      atomic.Pointer[View]
-	record    atomic.Pointer[record]
-	events    chan cluster.Event
-	unwritten atomic.Int32
-}
-
-// warned is the last warning about one kind of trouble; its text is "" after the end of the trouble was logged.
-type warned struct {
-	text string
-	at   time.Time
+	view   atomic.Pointer[View]
+	record atomic.Pointer[record]
+	events eventQueue
 }
 
 // NewRunner makes a runner that continues the drain of an earlier run of the daemon. A record that cannot be read is logged and
@@ -138,8 +126,9 @@ func NewRunner(o Options) (*Runner, error) {
 		o.Uptime = func() (string, time.Duration) { return "", time.Since(began) + 1 }
 	}
 	r := &Runner{
-		o: o, log: o.Log, state: state{}.clone(), changed: make(chan struct{}), warned: map[string]warned{},
-		work: map[string]context.CancelFunc{}, events: make(chan cluster.Event, maxEvents),
+		o: o, log: o.Log, state: state{}.clone(), changed: make(chan struct{}), work: map[string]context.CancelFunc{},
+		journal: journal{log: o.Log, warned: map[string]warned{}},
+		events:  eventQueue{write: o.Event, log: o.Log, random: o.Rand, pending: make(chan cluster.Event, maxEvents)},
 	}
 	r.boot, _ = o.Uptime()
 	r.mu.Lock()
@@ -157,7 +146,8 @@ func NewRunner(o Options) (*Runner, error) {
 		r.state, r.saved = d.restore(r.boot, o.Hardware, r.situation()), []byte{}
 		r.state.Hooks.confirm(o.Filter())
 	}
-	r.logNotes()
+	r.journal.add(r.state.notes)
+	r.events.add(r.state.history)
 	_ = r.step(passed)
 	return r, nil
 }
@@ -202,7 +192,9 @@ func (r *Runner) step(e event) error {
 	if _, look := e.(reported); look && reflect.DeepEqual(same, next) {
 		return err // most reports change nothing
 	}
-	r.logNotes()
+	r.journal.add(next.notes)
+	r.events.add(next.history)
+	r.state.notes, r.state.history = nil, nil
 	plan := s.plan()
 	// Readiness and the node record do not wait for a disk: every step can be repeated.
 	r.publish(s, plan)
@@ -210,54 +202,16 @@ func (r *Runner) step(e event) error {
 	if r.save(); r.unsaved != was {
 		r.publish(s, plan)
 	}
-	r.logTrouble()
+	r.journal.trouble(r.state.trouble)
 	r.follow(plan, s.now)
 	return err
-}
-
-// logNotes logs the notes of a step and queues its events.
-func (r *Runner) logNotes() {
-	for _, n := range r.state.notes {
-		text := n.String()
-		r.log.Info(n.text, n.attrs...) //nolint:sloglint // a constant at each call of state.note
-		r.notes = append(r.notes, Note{At: time.Now().Round(0), Text: text})
-	}
-	r.notes = r.notes[max(0, len(r.notes)-maxNotes):]
-	for _, e := range r.state.history {
-		if r.o.Event == nil {
-			continue
-		}
-		select {
-		case r.events <- e:
-			r.unwritten.Add(1)
-		default:
-			r.log.Warn("event dropped: too many are pending", "kind", e.Kind)
-		}
-	}
-	r.state.notes, r.state.history = nil, nil
-}
-
-// logTrouble logs each kind of trouble, at most once a minute, and its end.
-func (r *Runner) logTrouble() {
-	for about, text := range r.state.trouble {
-		if w := r.warned[about]; w.text != text && time.Since(w.at) >= troubleEvery {
-			r.warned[about] = warned{text, time.Now()}
-			r.log.Warn("drain step failed, retrying", "step", about, "error", text)
-		}
-	}
-	for about, w := range r.warned {
-		if w.text != "" && r.state.trouble[about] == "" {
-			r.warned[about] = warned{at: w.at}
-			r.log.Info("drain step works again", "step", about)
-		}
-	}
 }
 
 func (r *Runner) publish(s situation, p plan) {
 	changed := r.changed
 	r.changed = make(chan struct{})
 	v := s.view(p)
-	v.Notes = slices.Clone(r.notes)
+	v.Notes = slices.Clone(r.journal.notes)
 	r.view.Store(&v)
 	w := s.record()
 	w.changed = r.changed
@@ -350,7 +304,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	}
 	events, stopEvents := context.WithCancel(context.WithoutCancel(ctx))
 	var last sync.WaitGroup
-	last.Go(func() { r.writeEvents(events) })
+	last.Go(func() { r.events.run(events) })
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -360,7 +314,11 @@ func (r *Runner) Run(ctx context.Context) error {
 	_ = r.step(passed) //nolint:contextcheck // it starts the workers with r.ctx
 	r.mu.Unlock()
 	if r.o.Watcher != nil {
-		r.workers.Go(func() { r.o.Watcher.Watch(ctx, r.report) })
+		r.workers.Go(func() {
+			r.o.Watcher.Watch(ctx, func(topic string, current []cloud.Notice) {
+				r.logIgnored(r.observe(reported{topic, current}), topic)
+			})
+		})
 	}
 	<-ctx.Done()
 	r.mu.Lock()
@@ -370,14 +328,10 @@ func (r *Runner) Run(ctx context.Context) error {
 	}
 	r.mu.Unlock()
 	r.workers.Wait()
-	r.flush(ctx)
+	r.events.flush(ctx, func() bool { return r.View().RegistryTold })
 	stopEvents()
 	last.Wait()
 	return nil
-}
-
-func (r *Runner) report(topic string, current []cloud.Notice) {
-	r.logIgnored(r.observe(reported{topic, current}), topic)
 }
 
 func (r *Runner) logIgnored(err error, id string) {
@@ -477,11 +431,11 @@ func (r *Runner) count(ctx context.Context, last bool) {
 	}
 }
 
-func (r *Runner) stopTime() time.Duration {
-	if r.o.StopTime == nil {
+func (o *Options) stopTime() time.Duration {
+	if o.StopTime == nil {
 		return defaultStopTime
 	}
-	return cmp.Or(max(0, r.o.StopTime()), defaultStopTime)
+	return cmp.Or(max(0, o.StopTime()), defaultStopTime)
 }
 
 // maxStopPause is the longest pause between two attempts to stop a server that does not end.
@@ -491,7 +445,7 @@ const maxStopPause = time.Minute
 func (r *Runner) stop(ctx context.Context) {
 	r.mu.Lock()
 	s := r.situation()
-	limit := s.stepTime(r.stopTime(), 2*time.Second, s.now)
+	limit := s.stepTime(r.o.stopTime(), 2*time.Second, s.now)
 	failed := s.Phase == phaseStopFailed
 	r.mu.Unlock()
 	end := time.Now().Add(limit)
@@ -509,11 +463,7 @@ func (r *Runner) stop(ctx context.Context) {
 		}
 		limit = max(time.Until(end), time.Second)
 		if failed {
-			limit, pause = r.stopTime(), min(2*pause, maxStopPause)
+			limit, pause = r.o.stopTime(), min(2*pause, maxStopPause)
 		}
 	}
-}
-
-func (r *Runner) jitter(d time.Duration) time.Duration {
-	return time.Duration((0.5 + r.o.Rand()/2) * float64(d))
 }

@@ -244,7 +244,7 @@ func TestRecordOnARealDisk(t *testing.T) {
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("a record of nothing: %v", err)
 	}
-	m.report("aws-lifecycle", []cloud.Notice{ofGroup(Terminate)})
+	must.OK(t, m.observe(reported{"aws-lifecycle", []cloud.Notice{ofGroup(Terminate)}}))
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("%v %v", info, err)
@@ -260,7 +260,7 @@ func TestRecordOnARealDisk(t *testing.T) {
 	must.OK(t, again.Undrain("root", ""))
 	must.OK(t, again.observe(recordWritten{state: cluster.StateActive}))
 	for range goneAfter {
-		again.report("aws-lifecycle", nil)
+		must.OK(t, again.observe(reported{"aws-lifecycle", nil}))
 	}
 	again.Settled()
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
@@ -342,7 +342,7 @@ func FuzzRecord(f *testing.F) {
 		if _, err := json.Marshal(v); err != nil && !strings.Contains(err.Error(), "year outside") {
 			t.Errorf("%v", err)
 		}
-		m.report("aws-lifecycle", []cloud.Notice{ofGroup(Terminate)})
+		must.OK(t, m.observe(reported{"aws-lifecycle", []cloud.Notice{ofGroup(Terminate)}}))
 		if m.View().Ready && len(m.View().Dismissed) == 0 {
 			t.Errorf("ready after a notice; before: %+v", v)
 		}

@@ -588,3 +588,6 @@ func p(n int) *int { return &n }
 
 // noCount: there was no count before the drain.
 func noCount() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
+
+// report is what Watch reports of a topic.
+func (l *life) report(topic string, current []cloud.Notice) { _ = l.observe(reported{topic, current}) }
