@@ -20,6 +20,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -252,17 +254,14 @@ func TestMarkIsNeeded(t *testing.T) {
 
 // The attributes of a project that cannot be read may name MongoDB: the tags are unknown then.
 func TestProjectUnread(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies(t, nil))
-	f.Break(pathProject, -1, metadatatest.Status(http.StatusServiceUnavailable))
-	inst, err := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}, RetryWait: time.Millisecond}).Instance(t.Context())
-	if err != nil || inst.TagsKnown || inst.TagsHint == "" || inst.Tags["amsagent-role"] != "edge" || inst.AccountID != "" {
-		t.Errorf("%+v, %v", inst, err)
-	}
-	for _, r := range f.Seen() {
-		if r.Query != "recursive=true&alt=json" {
-			t.Errorf("asked for %s?%s", r.Path, r.Query)
+	synctest.Test(t, func(t *testing.T) {
+		s := fakegcp.New(fakegcp.Options{})
+		must.OK(t, s.AddFault(fakes.Fault{Path: "project/", Status: http.StatusServiceUnavailable}))
+		inst, err := open(t, cloud.Options{Transport: fakes.Transport{Handler: s}}).Instance(t.Context())
+		if err != nil || inst.TagsKnown || inst.TagsHint == "" || inst.Tags["amsagent-role"] != "edge" || inst.AccountID != "" {
+			t.Errorf("%+v, %v", inst, err)
 		}
-	}
+	})
 }
 
 // TestFieldReport13_probe: Google Cloud is detected by its firmware, not by a probe of the network, whose timeout can sometimes
@@ -280,19 +279,21 @@ func TestFieldReport13_probe(t *testing.T) {
 		t.Errorf("%+v, %v", d, err)
 	}
 	// A service that takes 900 ms to answer is still accepted.
-	f := metadatatest.NewFake(t, service(), bodies(t, nil))
-	f.OnRequest(func(metadatatest.Seen) { <-time.After(900 * time.Millisecond) })
-	inst, err := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}}).Instance(t.Context())
-	if err != nil || inst.AccountID == "" {
-		t.Errorf("%+v, %v", inst, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := fakegcp.New(fakegcp.Options{})
+		must.OK(t, s.AddFault(fakes.Fault{Delay: 900 * time.Millisecond}))
+		inst, err := open(t, cloud.Options{Transport: fakes.Transport{Handler: s}}).Instance(t.Context())
+		if err != nil || inst.AccountID == "" || len(s.Requests()) != 2 {
+			t.Errorf("%+v, %v", inst, err)
+		}
+	})
 }
 
 // TestFieldReport14_vanishes: the first boot sets up the interface again, and the service disappears for about 300 ms after it
 // has worked (GoogleCloudPlatform/guest-agent#610).
 func TestFieldReport14_vanishes(t *testing.T) {
-	all := bodies(t, nil)
 	synctest.Test(t, func(t *testing.T) {
+		service := fakes.Transport{Handler: fakegcp.New(fakegcp.Options{})}
 		var gone time.Time // the end of the outage
 		p := open(t, cloud.Options{Transport: metadatatest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 			if time.Now().Before(gone) {
@@ -301,14 +302,14 @@ func TestFieldReport14_vanishes(t *testing.T) {
 			if req.URL.Path == pathInstance {
 				gone = time.Now().Add(500 * time.Millisecond) // between the first request and the second
 			}
-			resp := metadatatest.Answer(req, http.StatusOK, all[req.URL.Path])
-			resp.Header.Set("Metadata-Flavor", "Google")
-			return resp, nil
+			return service.RoundTrip(req)
 		})})
+		want, err := open(t, cloud.Options{Transport: service}).Instance(t.Context())
+		must.OK(t, err)
 		for range 2 {
 			inst, err := p.Instance(t.Context())
 			must.OK(t, err)
-			if d := cmp.Diff(instance(), inst, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+			if d := cmp.Diff(want, inst, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
 			gone = time.Now().Add(400 * time.Millisecond) // before the next reading
