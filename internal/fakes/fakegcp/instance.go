@@ -7,12 +7,14 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 )
 
-// Instance is what the service tells.
+// Instance is one machine as the service describes it.
 type Instance struct {
 	ID          string `json:"id"` // decimal
 	Name        string `json:"name"`
@@ -28,8 +30,6 @@ type Instance struct {
 	// Attributes are the instance's custom metadata, ProjectAttributes those of all instances of the project.
 	Attributes        map[string]string `json:"attributes"`
 	ProjectAttributes map[string]string `json:"project_attributes"`
-	// Tags are the network's.
-	Tags []string `json:"tags"`
 
 	Signals Signals `json:"signals"`
 }
@@ -42,7 +42,7 @@ type NIC struct {
 	Public string   `json:"public,omitempty"`
 }
 
-// Signals are what the metadata says about the future of the machine.
+// Signals announce the end of the machine.
 type Signals struct {
 	Preempted bool `json:"preempted,omitempty"`
 	// Maintenance is maintenance-event; empty: NONE.
@@ -58,9 +58,9 @@ func Sample() Instance {
 	return Instance{
 		ID: "4567890123456789012", Name: "edge-mig-x7k2", Zone: "europe-west1-b", MachineType: "n2-standard-4",
 		Project: "acme-video", Number: "123456789012", Spot: true,
-		NICs:       []NIC{{MAC: "42:01:0a:84:00:05", IPv4: "10.132.0.5", Public: "203.0.113.7"}},
-		Attributes: map[string]string{"amsagent-role": "edge", "ssh-keys": "operator:ssh-ed25519 AAAA operator@example.com", "created-by": GroupOf("123456789012", "europe-west1-b", "edge-mig")},
-		Tags:       []string{"edge"},
+		NICs:              []NIC{{MAC: "42:01:0a:84:00:05", IPv4: "10.132.0.5", Public: "203.0.113.7"}},
+		Attributes:        map[string]string{"amsagent-role": "edge", "ssh-keys": "operator:ssh-ed25519 AAAA operator@example.com", "created-by": GroupOf("123456789012", "europe-west1-b", "edge-mig")},
+		ProjectAttributes: map[string]string{},
 	}
 }
 
@@ -80,12 +80,7 @@ func (i Instance) Window() time.Duration {
 // items are the answers by their path below computeMetadata/v1/, as far as an agent asks for them. Folders are there in their
 // recursive form alone.
 func (i Instance) items() map[string]string {
-	yes := func(b bool) string {
-		if b {
-			return "TRUE"
-		}
-		return "FALSE"
-	}
+	yes := func(b bool) string { return strings.ToUpper(strconv.FormatBool(b)) }
 	policy := "TERMINATE"
 	if i.Migrates {
 		policy = "MIGRATE"
@@ -99,12 +94,11 @@ func (i Instance) items() map[string]string {
 	nics := []any{}
 	for _, nic := range i.NICs {
 		m := map[string]any{
-			"mac": nic.MAC, "mtu": 1460, "network": project + "/networks/default", "dnsServers": []string{"169.254.169.254"},
-			"forwardedIps": []string{}, "ipAliases": []string{}, "targetInstanceIps": []string{},
+			"mac": nic.MAC, "network": project + "/networks/default",
 			"accessConfigs": []any{map[string]any{"externalIp": nic.Public, "type": "ONE_TO_ONE_NAT"}},
 		}
 		if nic.IPv4 != "" {
-			m["ip"], m["subnetmask"] = nic.IPv4, "255.255.240.0"
+			m["ip"] = nic.IPv4
 		}
 		if len(nic.IPv6s) > 0 {
 			m["ipv6s"] = nic.IPv6s
@@ -115,29 +109,18 @@ func (i Instance) items() map[string]string {
 		"stopState": signals.StopState, "targetState": signals.StopTarget, "requestTimestamp": requested, "maxDuration": int(signals.StopMax.Seconds()),
 	}
 	instance := map[string]any{
-		"id": json.Number(i.ID), "name": i.Name, "hostname": i.Name + "." + i.Zone + ".c." + i.Project + ".internal", "description": "",
+		"id": json.Number(i.ID), "name": i.Name, "hostname": i.Name + "." + i.Zone + ".c." + i.Project + ".internal",
 		"zone": project + "/zones/" + i.Zone, "machineType": project + "/machineTypes/" + i.MachineType,
-		"attributes": orEmpty(i.Attributes), "networkInterfaces": nics, "tags": i.Tags,
-		"cpuPlatform": "Intel Cascade Lake", "image": "projects/debian-cloud/global/images/debian-12-bookworm-v20260901",
-		"disks": []any{map[string]any{"deviceName": "boot", "index": 0, "mode": "READ_WRITE"}}, "licenses": []any{map[string]any{"id": "1"}},
-		"serviceAccounts": map[string]any{}, "guestAttributes": map[string]any{}, "partnerAttributes": map[string]any{},
-		"preempted": yes(signals.Preempted), "maintenanceEvent": maintenance, "remainingCpuTime": -1,
-		"scheduling":   map[string]any{"preemptible": yes(i.Spot), "onHostMaintenance": policy, "automaticRestart": yes(!i.Spot)},
-		"virtualClock": map[string]any{"driftToken": "0"}, "shutdownDetails": shutdown,
+		"attributes": i.Attributes, "networkInterfaces": nics,
+		"preempted": yes(signals.Preempted), "maintenanceEvent": maintenance, "shutdownDetails": shutdown,
+		"scheduling": map[string]any{"preemptible": yes(i.Spot), "onHostMaintenance": policy, "automaticRestart": yes(!i.Spot)},
 	}
 	return map[string]string{
 		"instance/": fakes.JSON(instance), "instance/shutdown-details/": fakes.JSON(shutdown),
 		"instance/preempted": yes(signals.Preempted), "instance/maintenance-event": maintenance,
 		"instance/shutdown-details/stop-state": signals.StopState,
 		"project/": fakes.JSON(map[string]any{
-			"projectId": i.Project, "numericProjectId": json.Number(i.Number), "attributes": orEmpty(i.ProjectAttributes),
+			"projectId": i.Project, "numericProjectId": json.Number(i.Number), "attributes": i.ProjectAttributes,
 		}),
 	}
-}
-
-func orEmpty(m map[string]string) map[string]string {
-	if m == nil {
-		return map[string]string{}
-	}
-	return m
 }

@@ -1,8 +1,8 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fakegcp is a fake of the metadata server that a machine on Google Cloud sees at 169.254.169.254, with what a cloud
-// does to the machine behind it: it is preempted, stopped, and then it is off.
+// Package fakegcp is a fake of the metadata server of a machine on Google Cloud, and of the end of that machine: it is
+// preempted, stopped, and then it is off.
 //
 // Documented: Metadata-Flavor on each request and answer, recursive=true with JSON, the long poll by wait_for_change, last_etag
 // and timeout_sec, 503 while the host is worked on, the 30 and the 120 seconds from the soft power-off to the hard one.
@@ -36,10 +36,9 @@ type Server struct {
 	fakes.Service
 	fakes.Served[Instance]
 	*fakes.EventLog[Entry]
-	closed chan struct{}
 
-	mu    sync.Mutex
-	under *time.Timer // what is under way with the machine
+	mu   sync.Mutex
+	next *time.Timer // the next step to the end of the machine; nil: none
 }
 
 const (
@@ -49,7 +48,7 @@ const (
 
 // New makes a service that does not listen.
 func New(o Options) *Server {
-	s := &Server{closed: make(chan struct{})}
+	s := &Server{}
 	s.Serving(o.Instance, Sample())
 	s.EventLog = fakes.NewEventLog[Entry](s.Get().Name, &s.mu, o.Log)
 	s.Metadata(o.Logger(), base, map[string]string{fakes.Flavor: flavor, "Server": "Metadata Server for VM"}, nil)
@@ -62,15 +61,10 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	return s, s.Service.Start(ctx, o.Listen, s, func() http.Handler { return s.Verbs().Handler() })
 }
 
-// Close ends the service, and what was under way with the machine.
+// Close ends the service. The machine has no further steps.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.arm(0, nil)
-	select {
-	case <-s.closed:
-	default:
-		close(s.closed)
-	}
 	s.mu.Unlock()
 	return s.Service.Close()
 }
@@ -81,10 +75,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		status, body := s.answer(r, f.Instant)
 		if status == http.StatusOK {
 			w.Header().Set("ETag", tagOf(body))
-		}
-		w.Header().Set("Content-Type", "application/text")
-		if r.URL.Query().Get("alt") == "json" {
-			w.Header().Set("Content-Type", "application/json")
 		}
 		return status, body
 	})
@@ -101,7 +91,7 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 	q := r.URL.Query()
 	path, ok := strings.CutPrefix(r.URL.Path, base)
 	switch {
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+	case r.Method != http.MethodGet:
 		return http.StatusMethodNotAllowed, "method not allowed"
 	case r.Header.Get("X-Forwarded-For") != "", r.Header.Get(fakes.Flavor) != flavor:
 		return http.StatusForbidden, "<title>403 Forbidden</title>"
@@ -117,20 +107,18 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 	}
 	timer := time.NewTimer(hold)
 	defer timer.Stop()
-	last, asked := q.Get("last_etag"), q.Has("last_etag")
-	for first := true; ; first = false {
+	last := q.Get("last_etag")
+	for {
 		instance, changed := s.Follow()
 		items := instance.items()
 		body, ok := items[path]
 		switch {
 		case ok && strings.HasSuffix(path, "/") && (q.Get("recursive") != "true" || q.Get("alt") != "json"):
 			return http.StatusNotImplemented, "this fake lists folders in their recursive form alone"
-		case !ok && items[path+"/"] != "":
-			return http.StatusMovedPermanently, "" // clients do not follow one without a Location
 		case !ok:
 			return http.StatusNotFound, "<title>404 Not Found</title>"
 		}
-		if first && !asked {
+		if last == "" {
 			last = tagOf(body)
 		}
 		if hold == 0 || last != tagOf(body) {
@@ -142,15 +130,13 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 			return http.StatusOK, body
 		case <-r.Context().Done():
 			return 0, ""
-		case <-s.closed:
-			return 0, ""
 		}
 	}
 }
 
 // Verbs are those of the metadata server:
 //
-//	GET, PATCH /instance   what is served, signals among them; JSON: the fields in it are replaced
+//	GET, PATCH /instance   the machine with its signals; the fields of the JSON are replaced
 //	POST   /fault          see [fakes.Fault]; GET, DELETE /fault
 //	POST   /vanish?ms=N    the service is away for so long
 //	POST   /preempt        ?ms=N: preempted, the power button, and off after so long (default: the machine's own time)

@@ -5,11 +5,11 @@ package fakegcp
 
 import "time"
 
-// What is in the books of what happened to the machine.
+// The kinds of entries in the books.
 const (
-	// Notice: the metadata tells that something will be.
+	// Notice: the metadata announces something.
 	Notice = "notice"
-	// TakenBack: it tells that it will not.
+	// TakenBack: the metadata withdraws the announcement.
 	TakenBack = "taken-back"
 	// SoftOff: the power button was pressed, and the guest has its window.
 	SoftOff = "soft-off"
@@ -30,7 +30,7 @@ func (s *Server) note(what, text string, late bool) {
 	s.Write(Entry{Time: time.Now(), What: what, Text: text, Late: late})
 }
 
-// signal changes what is told, and says so in the books.
+// signal changes the metadata, and adds a line.
 func (s *Server) signal(what, text string, change func(*Signals)) {
 	s.Update(func(i *Instance) { change(&i.Signals) })
 	s.mu.Lock()
@@ -38,14 +38,14 @@ func (s *Server) signal(what, text string, change func(*Signals)) {
 	s.note(what, text, false)
 }
 
-// Preempt takes a Spot VM: it is told, the power button is pressed at the same
-// moment, and after the window (0: the machine's own) it is off.
+// Preempt takes a Spot VM: the metadata announces it, the power button is pressed at the same moment, and after the window
+// (0: the machine's own) it is off.
 func (s *Server) Preempt(window time.Duration) {
 	s.signal(Notice, "is preempted", func(g *Signals) { g.Preempted = true })
 	s.powerDown(window)
 }
 
-// Announce tells of a preemption, or that there is none, and does nothing else.
+// Announce shows a preemption in the metadata or withdraws it, and does nothing else.
 func (s *Server) Announce(preempted bool) {
 	what, text := Notice, "is preempted"
 	if !preempted {
@@ -57,7 +57,7 @@ func (s *Server) Announce(preempted bool) {
 // Stop begins a graceful shutdown: the guest has up to that long until the power button is pressed, and may be off before.
 // target is what it becomes: STOPPED, DELETED.
 func (s *Server) Stop(longest time.Duration, target string) {
-	s.signal(Notice, "is to shut down gracefully, to be "+target, func(g *Signals) {
+	s.signal(Notice, "shuts down gracefully and becomes "+target, func(g *Signals) {
 		g.StopState, g.StopTarget, g.StopRequested, g.StopMax = "PENDING_STOP", target, time.Now(), longest
 	})
 	s.mu.Lock()
@@ -65,9 +65,9 @@ func (s *Server) Stop(longest time.Duration, target string) {
 	s.arm(longest, func() { s.powerDown(0) })
 }
 
-// Unstop takes a graceful shutdown back.
+// Unstop cancels a graceful shutdown.
 func (s *Server) Unstop() {
-	s.signal(TakenBack, "is to go on after all", func(g *Signals) {
+	s.signal(TakenBack, "continues", func(g *Signals) {
 		g.StopState, g.StopTarget, g.StopRequested, g.StopMax = "", "", time.Time{}, 0
 	})
 	s.mu.Lock()
@@ -86,14 +86,13 @@ func (s *Server) powerDown(window time.Duration) {
 	s.arm(window, func() { s.off(true) })
 }
 
-// Off tells that the machine has switched itself off, as a shutdown ends. It is
-// gone, and not late; where nothing is under way with it, nothing follows.
+// Off is the end of a shutdown by the machine itself. Without a step before it, nothing happens.
 func (s *Server) Off() { s.off(false) }
 
 func (s *Server) off(late bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.under == nil {
+	if s.next == nil {
 		return
 	}
 	s.arm(0, nil)
@@ -104,28 +103,13 @@ func (s *Server) off(late bool) {
 	s.note(Gone, text, late)
 }
 
-// arm does something after a while, in place of what was to be done. The lock is held.
+// arm replaces the next step; nil: none. The lock is held.
 func (s *Server) arm(after time.Duration, do func()) {
-	if s.under != nil {
-		s.under.Stop()
-		s.under = nil
+	if s.next != nil {
+		s.next.Stop()
+		s.next = nil
 	}
-	select {
-	case <-s.closed:
-		return
-	default:
+	if do != nil {
+		s.next = time.AfterFunc(after, do)
 	}
-	if do == nil {
-		return
-	}
-	var timer *time.Timer
-	timer = time.AfterFunc(after, func() {
-		s.mu.Lock()
-		current := s.under == timer
-		s.mu.Unlock()
-		if current {
-			do()
-		}
-	})
-	s.under = timer
 }
