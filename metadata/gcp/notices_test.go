@@ -172,7 +172,8 @@ func TestWatchPreempted(t *testing.T) {
 		w.Preempt(0)
 		w.Look(TopicPreempted, 5*time.Second, 1, preemption(35*time.Second))
 		w.Announce(false)
-		w.Look(TopicPreempted, 5*time.Second, 4)
+		w.Look(TopicPreempted, 0, 1)
+		w.Look(TopicPreempted, 5*time.Second, 3)
 		// A signal that ends and returns does not move the end.
 		w.Announce(true)
 		w.Look(TopicPreempted, 15*time.Second, 1, preemption(35*time.Second))
@@ -191,7 +192,8 @@ func TestWatch(t *testing.T) {
 		w.maintenance("SOMETHING_NEW") // withdraws nothing
 		w.Look(TopicMaintenance, 5*time.Second, 1, reboot(65*time.Second), unknown("gcp-maintenance/SOMETHING_NEW", "instance/maintenance-event is SOMETHING_NEW"))
 		w.maintenance("NONE")
-		w.Look(TopicMaintenance, 5*time.Second, 4)
+		w.Look(TopicMaintenance, 0, 1)
+		w.Look(TopicMaintenance, 5*time.Second, 3)
 
 		w.Stop(5*time.Minute, "DELETED")
 		w.Look(TopicShutdown, 5*time.Second, 1, shutdown(" (to be deleted)", 320*time.Second))
