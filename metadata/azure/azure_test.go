@@ -14,9 +14,10 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -226,16 +227,11 @@ func TestFieldReport09_Gone(t *testing.T) {
 		{http.StatusGone, 10 * time.Minute, 100 * time.Second, false},
 		{http.StatusInternalServerError, 10 * time.Minute, cloud.DefaultTimeout, false}, // does not document that it comes back
 	} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble(t, fakeazure.Options{}, func(t *testing.T, w *world) {
 			begin := time.Now()
-			w := newWorld(t)
-			w.status = func(*http.Request) int {
-				if time.Since(begin) < tt.away {
-					return tt.status
-				}
-				return http.StatusOK
-			}
-			inst, err := open(t, cloud.Options{Transport: w}).Instance(t.Context())
+			w.fault(fakes.Fault{Status: tt.status})
+			time.AfterFunc(tt.away, w.ClearFaults)
+			inst, err := w.provider().Instance(t.Context())
 			took := time.Since(begin)
 			if tt.ok != (err == nil) || tt.ok != (inst.Name == "edge_3") || !tt.ok && !errors.Is(err, cloud.ErrNotReady) || took > tt.most {
 				t.Errorf("HTTP %d for %s: %+v, %v after %s", tt.status, tt.away, inst, err, took)
@@ -246,17 +242,19 @@ func TestFieldReport09_Gone(t *testing.T) {
 
 // TestFieldReport10_FirstCalls: the service refuses, drops or ignores the first calls after a boot.
 func TestFieldReport10_FirstCalls(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
-	for _, fault := range []metadatatest.Fault{
-		metadatatest.Closed(), metadatatest.Status(http.StatusNotFound), metadatatest.Closed(), metadatatest.Status(http.StatusGone),
-		metadatatest.Status(http.StatusTooManyRequests), metadatatest.Status(http.StatusInternalServerError), metadatatest.Truncated(),
-	} {
-		f.Break(pathInstance, 1, fault)
-	}
-	inst, err := open(t, cloud.Options{Endpoints: map[string]string{"azure": f.URL()}, RetryWait: time.Millisecond}).Instance(t.Context())
-	if err != nil || inst.Name != "edge_3" {
-		t.Errorf("%+v, %v", inst, err)
-	}
+	bubble(t, fakeazure.Options{DropCalls: 1}, func(t *testing.T, w *world) {
+		for _, f := range []fakes.Fault{
+			{Status: http.StatusNotFound}, {Reset: true}, {Status: http.StatusGone}, {Status: http.StatusTooManyRequests},
+			{Status: http.StatusInternalServerError}, {Truncate: true},
+		} {
+			f.Times = 1
+			w.fault(f)
+		}
+		inst, err := w.provider().Instance(t.Context())
+		if err != nil || inst.Name != "edge_3" {
+			t.Errorf("%+v, %v", inst, err)
+		}
+	})
 }
 
 // TestFieldReport15_BeforeDHCP: the agent ran before the network was up, and a firewall blocked another address of Azure. The

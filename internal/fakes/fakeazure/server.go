@@ -223,7 +223,7 @@ func (s *Server) approve(r *http.Request) (int, string) {
 func (s *Server) Verbs() fakes.Verbs {
 	v := s.WithFaults(s.Served.Verbs("/vm",
 		fakes.Verb{Name: "POST /event", Bind: func() (fakes.Params, func() error) {
-			e := Event{Type: Terminate, Lead: time.Minute, VMs: []string{s.Get().Name}, Duration: -time.Millisecond}
+			e := Event{Type: Terminate, Lead: time.Minute, VMs: []string{s.Get().Name}}
 			params := fakes.Params{
 				"type": &e.Type, "lead": &e.Lead, "vms": &e.VMs, "id": &e.ID, "source": &e.Source, "description": &e.Description, "duration": &e.Duration,
 			}

@@ -22,15 +22,15 @@ const (
 	Terminate = "Terminate"
 	Preempt   = "Preempt"
 	Reboot    = "Reboot"
-	Freeze    = "Freeze"
 )
+
+// approveDelay is from an acknowledgement until the event begins.
+const approveDelay = 200 * time.Millisecond
 
 // SetOptions says how a set behaves; the zero value works.
 type SetOptions struct {
 	// EnableDelay is from the first call of a machine in a zone until the machines there see events. Zero: at once.
 	EnableDelay time.Duration
-	// ApproveDelay is from an acknowledgement until the event begins; default 200 ms.
-	ApproveDelay time.Duration
 	// StartedTime is for how long an event that has begun is listed; default 500 ms.
 	StartedTime time.Duration
 	// Log gets a line for each entry of the books; default none.
@@ -66,7 +66,7 @@ type Event struct {
 	NotBefore   time.Time     `json:"not_before"`
 	Source      string        `json:"source"` // default User for deletes, Platform for others
 	Description string        `json:"description"`
-	// Duration is for how long the machines are away; negative: not known.
+	// Duration is for how long the machines are away; 0: not known.
 	Duration time.Duration `json:"duration_ns"`
 	// Acked tells that it was acknowledged, Started that it has begun.
 	Acked   bool `json:"acked"`
@@ -103,7 +103,6 @@ type Entry struct {
 
 // NewSet makes a set of machines.
 func NewSet(name string, o SetOptions) *Set {
-	o.ApproveDelay = cmp.Or(o.ApproveDelay, 200*time.Millisecond)
 	o.StartedTime = cmp.Or(o.StartedTime, 500*time.Millisecond)
 	s := &Set{o: o, incarnation: 1, enabled: map[string]time.Time{}}
 	s.EventLog = fakes.NewEventLog[Entry]("set "+name, &s.mu, o.Log)
@@ -295,7 +294,7 @@ func (s *Set) ack(vm, id string) bool {
 		}
 	}
 	for _, o := range together {
-		s.after(o, s.o.ApproveDelay, func() { s.begin(o, false) })
+		s.after(o, approveDelay, func() { s.begin(o, false) })
 	}
 	return true
 }
@@ -337,7 +336,7 @@ func (e *event) document() map[string]any {
 		status, notBefore = "Started", ""
 	}
 	seconds := -1
-	if e.Duration >= 0 && e.Type != Terminate && e.Type != Preempt {
+	if e.Duration > 0 && e.Type != Terminate && e.Type != Preempt {
 		seconds = int(e.Duration / time.Second)
 	}
 	return map[string]any{
