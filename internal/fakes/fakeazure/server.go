@@ -146,8 +146,6 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 		return http.StatusBadRequest, problem("Bad request. Required metadata header not specified")
 	case r.Header.Get("X-Forwarded-For") != "":
 		return http.StatusBadRequest, problem("Bad request. Requests that were forwarded are not answered")
-	case path == "/metadata/versions":
-		return http.StatusOK, fakes.JSON(map[string]any{"apiVersions": s.o.Versions})
 	case !events && path != "/metadata/instance":
 		return http.StatusNotFound, problem("Not found")
 	case r.Method != http.MethodGet && (!events || r.Method != http.MethodPost):
@@ -158,12 +156,7 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 		known = eventVersions()
 	}
 	if !slices.Contains(known, version) {
-		newest := slices.Clone(known[max(0, len(known)-3):])
-		slices.Reverse(newest)
-		return http.StatusBadRequest, fakes.JSON(map[string]any{
-			"error":           "Bad request. api-version is invalid or was not specified in the request. For more information refer to aka.ms/azureimds",
-			"newest-versions": newest,
-		})
+		return http.StatusBadRequest, problem("Bad request. api-version is invalid or was not specified in the request")
 	}
 	switch {
 	case events && r.Method == http.MethodPost:

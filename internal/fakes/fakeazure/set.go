@@ -46,13 +46,12 @@ type Set struct {
 	incarnation int
 	events      []*event
 	enabled     map[string]time.Time // zones, and since when
-	closed      bool
 }
 
 type event struct {
 	Event
-	over, late bool // late: it began because its time was over
-	timers     []*time.Timer
+	over, late bool        // late: it began because its time was over
+	due        *time.Timer // begins it when its time has come
 }
 
 // Event is one scheduled event.
@@ -113,18 +112,10 @@ func NewSet(name string, o SetOptions) *Set {
 func (s *Set) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed = true
 	for _, e := range s.events {
-		e.stop()
+		e.over = true
 	}
 	return nil
-}
-
-func (e *event) stop() {
-	for _, t := range e.timers {
-		t.Stop()
-	}
-	e.timers = nil
 }
 
 // Announce schedules an event and returns its id.
@@ -136,8 +127,6 @@ func (s *Set) Announce(in Event) (string, error) {
 		return "", errors.New("announcing an event: it needs a type and a machine")
 	case in.Lead < 0:
 		return "", errors.New("announcing an event: a negative lead")
-	case s.closed:
-		return "", errors.New("announcing an event: the set is closed")
 	}
 	if in.ID == "" {
 		in.ID = fakes.GUID()
@@ -148,41 +137,33 @@ func (s *Set) Announce(in Event) (string, error) {
 			in.Source = "User"
 		}
 	}
-	if in.NotBefore.IsZero() {
-		in.NotBefore = time.Now().Add(in.Lead)
-	}
-	in.NotBefore = wholeSecond(in.NotBefore)
+	in.NotBefore = wholeSecond(time.Now().Add(in.Lead))
 	in.VMs = slices.Clone(in.VMs)
 	e := &event{Event: in}
 	s.events = append(s.events, e)
 	s.incarnation++
 	s.write(Entry{What: Announced, Event: e.ID, Type: e.Type, VMs: e.VMs})
-	s.due(e)
+	s.wait(e)
 	return e.ID, nil
 }
 
 // wholeSecond rounds up, which keeps a lead: the document has seconds.
-func wholeSecond(t time.Time) time.Time {
-	if whole := t.Truncate(time.Second); !whole.Equal(t) {
-		return whole.Add(time.Second)
-	}
-	return t
-}
+func wholeSecond(t time.Time) time.Time { return t.Add(time.Second - 1).Truncate(time.Second) }
 
-// due lets an event begin when its time has come. The lock is held.
-func (s *Set) due(e *event) {
-	s.after(e, time.Until(e.NotBefore), func() { s.begin(e, true) })
+// wait lets an event begin when its time has come. The lock is held.
+func (s *Set) wait(e *event) {
+	e.due = s.after(e, time.Until(e.NotBefore), func() { s.begin(e, true) })
 }
 
 // after runs something about an event later, under the lock.
-func (s *Set) after(e *event, d time.Duration, do func()) {
-	e.timers = append(e.timers, time.AfterFunc(max(d, 0), func() {
+func (s *Set) after(e *event, d time.Duration, do func()) *time.Timer {
+	return time.AfterFunc(d, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if !s.closed && !e.over {
+		if !e.over {
 			do()
 		}
-	}))
+	})
 }
 
 // begin begins an event. The lock is held.
@@ -210,7 +191,6 @@ func (s *Set) finish(e *event) {
 
 func (s *Set) drop(e *event) {
 	e.over = true
-	e.stop()
 	s.events = slices.DeleteFunc(s.events, func(o *event) bool { return o == e })
 	s.incarnation++
 }
@@ -250,11 +230,11 @@ func (s *Set) Move(id string, to time.Time) (at time.Time, err error) {
 		if e.Acked || e.Started {
 			return fmt.Errorf("moving event %q: it is acknowledged, or has begun", id)
 		}
-		e.stop()
+		e.due.Stop()
 		e.NotBefore = at
 		s.incarnation++
 		s.write(Entry{What: Moved, Event: e.ID, Type: e.Type})
-		s.due(e)
+		s.wait(e)
 		return nil
 	})
 }

@@ -30,10 +30,8 @@ type VM struct {
 
 // NIC is one network interface.
 type NIC struct {
-	MAC    string   `json:"mac"` // in any form
-	IPv4s  []string `json:"ipv4s"`
-	IPv6s  []string `json:"ipv6s"`
-	Public string   `json:"public"` // of the first IPv4, of the Basic kind
+	MAC   string   `json:"mac"` // in any form
+	IPv4s []string `json:"ipv4s"`
 }
 
 // Sample is a machine of a uniform scale set, with tags that say what it shall do.
@@ -72,20 +70,13 @@ func (v VM) instance() map[string]any {
 	}
 	nics := []any{}
 	for _, n := range v.NICs {
-		v4, v6 := []any{}, []any{}
-		for i, a := range n.IPv4s {
-			public := ""
-			if i == 0 {
-				public = n.Public
-			}
-			v4 = append(v4, map[string]any{"privateIpAddress": a, "publicIpAddress": public})
-		}
-		for _, a := range n.IPv6s {
-			v6 = append(v6, map[string]any{"privateIpAddress": a})
+		v4 := []any{}
+		for _, a := range n.IPv4s {
+			v4 = append(v4, map[string]any{"privateIpAddress": a, "publicIpAddress": ""})
 		}
 		nics = append(nics, map[string]any{
 			"ipv4":       map[string]any{"ipAddress": v4, "subnet": []any{map[string]any{"address": "10.1.0.0", "prefix": "24"}}},
-			"ipv6":       map[string]any{"ipAddress": v6},
+			"ipv6":       map[string]any{"ipAddress": []any{}},
 			"macAddress": strings.ToUpper(strings.NewReplacer(":", "", "-", "").Replace(n.MAC)),
 		})
 	}
