@@ -242,14 +242,11 @@ func TestFieldReport09_Gone(t *testing.T) {
 
 // TestFieldReport10_FirstCalls: the service refuses, drops or ignores the first calls after a boot.
 func TestFieldReport10_FirstCalls(t *testing.T) {
-	bubble(t, fakeazure.Options{DropCalls: 1}, func(t *testing.T, w *world) {
-		for _, f := range []fakes.Fault{
-			{Status: http.StatusNotFound}, {Reset: true}, {Status: http.StatusGone}, {Status: http.StatusTooManyRequests},
-			{Status: http.StatusInternalServerError}, {Truncate: true},
-		} {
-			f.Times = 1
-			w.fault(f)
+	bubble(t, fakeazure.Options{DropCalls: 2}, func(t *testing.T, w *world) {
+		for _, status := range []int{http.StatusNotFound, http.StatusGone, http.StatusTooManyRequests, http.StatusInternalServerError} {
+			w.fault(fakes.Fault{Status: status, Times: 1})
 		}
+		w.fault(fakes.Fault{Truncate: true, Times: 1})
 		inst, err := w.provider().Instance(t.Context())
 		if err != nil || inst.Name != "edge_3" {
 			t.Errorf("%+v, %v", inst, err)

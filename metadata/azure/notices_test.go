@@ -112,7 +112,8 @@ func scheduled(n cloud.Notice, event string, at time.Time, others ...string) clo
 
 func TestNotices(t *testing.T) {
 	terminate, preempt := notice(cloud.Terminate, "User", "scale-in"), notice(cloud.Interrupt, "Platform", "spot eviction")
-	reboot, party := notice(cloud.Reboot, "Platform", "scheduled event Reboot"), notice(cloud.Unknown, "Platform", "scheduled event Party")
+	reboot, redeploy := notice(cloud.Reboot, "Platform", "scheduled event Reboot"), notice(cloud.Reboot, "Platform", "scheduled event Redeploy")
+	caused, party := notice(cloud.Reboot, "Platform", "scheduled event Reboot, for 9s: be cause"), notice(cloud.Unknown, "Platform", "scheduled event Party")
 	past := reboot
 	past.Past, party.At = true, soon
 	for _, tt := range []struct {
@@ -122,16 +123,10 @@ func TestNotices(t *testing.T) {
 		want   []cloud.Notice
 	}{
 		{"terminate", fakeazure.Event{Type: "Terminate"}, 0, []cloud.Notice{scheduled(terminate, "Terminate", soon)}},
-		{
-			"of several machines", fakeazure.Event{Type: "Terminate", VMs: []string{"edge_4", "edge_3", "edge_5"}}, 0,
-			[]cloud.Notice{scheduled(terminate, "Terminate", soon, "edge_4", "edge_5")},
-		},
+		{"of several machines", fakeazure.Event{Type: "Terminate", VMs: []string{"edge_4", "edge_3", "edge_5"}}, 0, []cloud.Notice{scheduled(terminate, "Terminate", soon, "edge_4", "edge_5")}},
 		{"preempt", fakeazure.Event{Type: "Preempt"}, 0, []cloud.Notice{scheduled(preempt, "Preempt", soon)}},
-		{
-			"reboot", fakeazure.Event{Type: "Reboot", Source: "User", Duration: 9 * time.Second, Description: "be\ncause\x1b"}, 0,
-			[]cloud.Notice{scheduled(notice(cloud.Reboot, "User", "scheduled event Reboot, for 9s: be cause"), "Reboot", soon)},
-		},
-		{"redeploy", fakeazure.Event{Type: "Redeploy"}, 0, []cloud.Notice{scheduled(notice(cloud.Reboot, "Platform", "scheduled event Redeploy"), "Redeploy", soon)}},
+		{"reboot", fakeazure.Event{Type: "Reboot", Duration: 9 * time.Second, Description: "be\ncause\x1b"}, 0, []cloud.Notice{scheduled(caused, "Reboot", soon)}},
+		{"redeploy", fakeazure.Event{Type: "Redeploy"}, 0, []cloud.Notice{scheduled(redeploy, "Redeploy", soon)}},
 		{"freeze", fakeazure.Event{Type: "Freeze"}, 0, nil},
 		{"unknown type", fakeazure.Event{Type: "Party"}, 0, []cloud.Notice{party}},
 		{"of another machine", fakeazure.Event{Type: "Terminate", VMs: []string{"edge_33"}}, 0, nil},
