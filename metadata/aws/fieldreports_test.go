@@ -6,9 +6,9 @@ package aws_test
 import (
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -20,18 +20,17 @@ import (
 // missed. Here the token expires every minute for an hour; then the notice comes at the moment of an expiry.
 func TestFieldReport03_TokenExpiresUnderThePolling(t *testing.T) {
 	t.Parallel()
-	imds := newIMDS()
-	imds.set(target, "InService")
-	watch(t, imds, func(w *watching) {
+	emulate(t, func(t *testing.T, e *emulated) {
+		w := e.watch(t)
 		w.Look(state, time.Minute, metadatatest.Any)
 		for range 60 {
-			imds.expire()
+			w.ExpireTokens()
 			w.Look(state, time.Minute, metadatatest.Any)
 		}
-		imds.expire()
-		imds.set(target, "Terminated")
+		w.ExpireTokens()
+		must.OK(t, w.asg.Terminate(self))
 		w.Look(state, 4*time.Second, metadatatest.Any, scaleIn())
-		if _, tokens := imds.count(); tokens != 62 {
+		if _, tokens := w.requests(); tokens != 62 {
 			t.Errorf("%d tokens for one at first and 61 expiries", tokens)
 		}
 		if n := w.lines("WARN"); n != 0 {
@@ -44,37 +43,25 @@ func TestFieldReport03_TokenExpiresUnderThePolling(t *testing.T) {
 // The agent reads them again for about a minute.
 func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
 	t.Parallel()
-	imds := newIMDS()
-	for path, body := range map[string]string{
-		"dynamic/instance-identity/document": document(`"10.0.1.23"`), "instance-life-cycle": "on-demand", "tags/instance": "Name", "tags/instance/Name": "edge",
-	} {
-		imds.set(path, body)
-	}
-	synctest.Test(t, func(t *testing.T) {
-		p, err := aws.New(cloud.Options{Transport: imds})
-		must.OK(t, err)
-		inst, err := p.Instance(t.Context())
+	emulate(t, func(t *testing.T, e *emulated) {
+		tags := e.Get().Tags
+		e.Update(func(i *fakeaws.Instance) { i.Tags = map[string]string{"Name": "edge"} })
+		inst, err := e.p.Instance(t.Context())
 		must.OK(t, err)
 		if _, ok := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role"); ok || !inst.TagsKnown {
 			t.Fatalf("tags %v, known %v: there is nothing to wait for", inst.Tags, inst.TagsKnown)
 		}
-		go func() {
-			timer := time.NewTimer(41 * time.Second)
-			<-timer.C
-			imds.set("tags/instance/amsagent:role", "edge")
-			imds.set("tags/instance/aws:autoscaling:groupName", "edge-asg")
-			imds.set("tags/instance", "Name\namsagent:role\naws:autoscaling:groupName")
-		}()
+		time.AfterFunc(41*time.Second, func() { e.Update(func(i *fakeaws.Instance) { i.Tags = tags }) })
 		begin := time.Now()
 		role := ""
 		for role == "" && time.Since(begin) < time.Minute {
 			<-time.After(2 * time.Second)
-			if inst, err = p.Instance(t.Context()); err != nil {
+			if inst, err = e.p.Instance(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			role, _ = metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role")
 		}
-		if role != "edge" || inst.Group != "edge-asg" {
+		if role != "edge" || inst.Group != group {
 			t.Errorf("role %q, group %q", role, inst.Group)
 		}
 		if took := time.Since(begin); took < 41*time.Second || took > 45*time.Second {

@@ -6,230 +6,100 @@ package aws_test
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"log/slog"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
-// apiInMemory is the Auto Scaling API without a network.
-type apiInMemory struct {
-	mu      sync.Mutex
-	calls   []apiCall
-	answers []answer // in this order; the last one repeats
-}
-
-// answer is the answer of the API to one call.
-type answer struct {
-	status int
-	body   string
-	err    error
-	hang   bool
-}
-
-type apiCall struct {
-	url, auth, token string
-	form             url.Values
-}
-
-// named is an error for a request without the User-Agent of the agent.
-func named(req *http.Request) error {
-	if !strings.HasPrefix(req.UserAgent(), cloud.UserAgent) {
-		return fmt.Errorf("the User-Agent of the request is %q", req.UserAgent())
-	}
-	return nil
-}
-
-// RoundTrip implements http.RoundTripper.
-func (a *apiInMemory) RoundTrip(req *http.Request) (*http.Response, error) {
-	if err := named(req); err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(req.Body)
-	if err != nil {
-		return nil, err
-	}
-	form, err := url.ParseQuery(string(body))
-	if err != nil {
-		return nil, err
-	}
-	a.mu.Lock()
-	a.calls = append(a.calls, apiCall{
-		req.Method + " " + req.URL.String(), req.Header.Get("Authorization"), req.Header.Get("X-Amz-Security-Token"), form,
-	})
-	next := a.answers[0]
-	if len(a.answers) > 1 {
-		a.answers = a.answers[1:]
-	}
-	a.mu.Unlock()
-	switch {
-	case next.hang:
-		<-req.Context().Done()
-		return nil, req.Context().Err()
-	case next.err != nil:
-		return nil, next.err
-	}
-	return metadatatest.Answer(req, next.status, next.body), nil
-}
-
-func xmlAnswer(status int, body string) answer { return answer{status: status, body: body} }
-
-func xmlError(status int, code, message string) answer {
-	return xmlAnswer(status, `<ErrorResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><Error><Type>Sender</Type><Code>`+code+
-		`</Code><Message>`+message+`</Message></Error><RequestId>7c6e177f-f082-11e1-ac58-3714bEXAMPLE</RequestId></ErrorResponse>`)
-}
-
-func xmlDone(action string) answer {
-	return xmlAnswer(http.StatusOK, `<`+action+`Response xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><`+action+
-		`Result/><ResponseMetadata><RequestId>7c6e177f-f082-11e1-ac58-3714bEXAMPLE</RequestId></ResponseMetadata></`+action+`Response>`)
-}
-
-const credentials = `{"Code":"Success","LastUpdated":"2026-11-20T08:00:00Z","Type":"AWS-HMAC","AccessKeyId":"ASIAEXAMPLE%d","SecretAccessKey":"s","Token":"t%d","Expiration":"2099-01-01T00:00:00Z"}`
-
-// instanceWithRole is the metadata of an instance whose role returns other credentials at each reading.
-func instanceWithRole() *imdsInMemory {
-	m := newIMDS()
-	m.set("dynamic/instance-identity/document", document(`"10.0.1.23"`))
-	m.set("iam/security-credentials/", "ams-node")
-	n := 0
-	m.breakWith(func(path string) (int, string, bool) {
-		if path != "iam/security-credentials/ams-node" {
-			return 0, "", false
-		}
-		n++
-		return http.StatusOK, fmt.Sprintf(credentials, n, n), false
-	})
-	return m
-}
-
-func openAPI(t *testing.T, imds *imdsInMemory, endpoint string, answers ...answer) (*aws.Provider, *apiInMemory, *locked.Buffer) {
-	t.Helper()
-	log := &locked.Buffer{}
-	api := &apiInMemory{answers: answers}
-	p, err := aws.New(cloud.Options{
-		Transport: imds, APITransport: api, RetryWait: time.Millisecond, Endpoints: map[string]string{aws.EndpointAutoScaling: endpoint},
-		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
-	must.OK(t, err)
-	return p, api, log
-}
-
-// member is the answer about this instance in a group.
-func member(group, state string) answer {
-	return xmlAnswer(200, `<DescribeAutoScalingInstancesResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><DescribeAutoScalingInstancesResult>
-		<AutoScalingInstances><member><AutoScalingGroupName>`+group+`</AutoScalingGroupName><InstanceId>i-0abc1234567890def</InstanceId>
-		<LifecycleState>`+state+`</LifecycleState></member></AutoScalingInstances></DescribeAutoScalingInstancesResult></DescribeAutoScalingInstancesResponse>`)
-}
-
-func noMember() answer {
-	return xmlAnswer(200, `<DescribeAutoScalingInstancesResponse><DescribeAutoScalingInstancesResult><AutoScalingInstances/></DescribeAutoScalingInstancesResult></DescribeAutoScalingInstancesResponse>`)
-}
-
-// twoHooks are the hooks of a group: one for each known transition, and one for another.
-func twoHooks() answer {
-	return xmlAnswer(200, `<?xml version="1.0"?><DescribeLifecycleHooksResponse xmlns="http://autoscaling.amazonaws.com/doc/2011-01-01/"><DescribeLifecycleHooksResult><LifecycleHooks>
-		<member><LifecycleHookName>z</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_TERMINATING</LifecycleTransition><DefaultResult>ABANDON</DefaultResult><HeartbeatTimeout>300</HeartbeatTimeout><GlobalTimeout>30000</GlobalTimeout></member>
-		<member><LifecycleHookName>up</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_LAUNCHING</LifecycleTransition></member>
-		<member><LifecycleHookName>other</LifecycleHookName><LifecycleTransition>autoscaling:EC2_INSTANCE_DREAMING</LifecycleTransition></member>
-		</LifecycleHooks></DescribeLifecycleHooksResult></DescribeLifecycleHooksResponse>`)
-}
-
-func notWaiting() answer {
-	return xmlError(400, "ValidationError", "No active Lifecycle Action found with instance ID i-0abc1234567890def")
-}
+const completing = "CompleteLifecycleAction"
 
 func hook(name string, launching bool) cloud.Hook {
-	return cloud.Hook{Provider: "aws", Group: "edge-asg", Name: name, Launching: launching}
+	return cloud.Hook{Provider: "aws", Group: group, Name: name, Launching: launching}
 }
 
+// TestHooksWire: both transitions as the group plays them. The emulated API accepts a call only if it is signed for its service
+// and region, with the key of the instance's role.
 func TestHooksWire(t *testing.T) {
 	t.Parallel()
-	p, api, log := openAPI(
-		t, instanceWithRole(), "",
-		member("edge-asg", "Terminating:Wait"), twoHooks(), member("edge-asg", "Pending:Wait"), twoHooks(),
-		xmlDone("RecordLifecycleActionHeartbeat"), xmlDone("CompleteLifecycleAction"),
-	)
-	ctx, hooks := t.Context(), p.Hooks()
-	got, err := hooks.Pending(ctx, false)
-	must.OK(t, err)
-	if len(got) != 1 || time.Until(got[0].Limit).Round(time.Minute) != 500*time.Minute {
-		t.Errorf("%+v", got)
-	}
-	ending := hook("z", false)
-	ending.Timeout, ending.Abandons = 5*time.Minute, true
-	got[0].Limit = time.Time{}
-	if diff := cmp.Diff([]cloud.Hook{ending}, got); diff != "" {
-		t.Error(diff)
-	}
-	got, err = hooks.Pending(ctx, true)
-	if diff := cmp.Diff([]cloud.Hook{hook("up", true)}, got); diff != "" || err != nil {
-		t.Error(diff, err)
-	}
-	if waits, err := hooks.Extend(ctx, ending); err != nil || waits != 5*time.Minute {
-		t.Error(waits, err)
-	}
-	ending.Token = "of another action, which came late"
-	must.OK(t, hooks.Complete(ctx, ending))
-	var forms []string
-	for _, c := range api.calls {
-		forms = append(forms, c.form.Encode())
-		if c.url != "POST https://autoscaling.eu-west-1.amazonaws.com/" || c.token != "t1" ||
-			!strings.HasPrefix(c.auth, "AWS4-HMAC-SHA256 Credential=ASIAEXAMPLE1/") || !strings.Contains(c.auth, "/eu-west-1/autoscaling/aws4_request") {
-			t.Errorf("%+v", c)
+	emulate(t, func(t *testing.T, e *emulated) {
+		ctx, hooks := t.Context(), e.p.Hooks()
+		ending, starting := hook("z", false), hook("up", true)
+		ending.Timeout, ending.Abandons, ending.Limit = 5*time.Minute, true, time.Now().Add(500*time.Minute)
+		starting.Timeout, starting.Limit = time.Hour, time.Now().Add(48*time.Hour)
+		for launching, want := range map[bool]cloud.Hook{false: ending, true: starting} {
+			got, err := hooks.Pending(ctx, launching)
+			if diff := cmp.Diff(list(want), got); diff != "" || err != nil {
+				t.Error(diff, err)
+			}
 		}
-	}
-	membership := "Action=DescribeAutoScalingInstances&InstanceIds.member.1=i-0abc1234567890def&Version=2011-01-01"
-	list := "Action=DescribeLifecycleHooks&AutoScalingGroupName=edge-asg&Version=2011-01-01"
-	want := []string{
-		membership, list, membership, list,
-		"Action=RecordLifecycleActionHeartbeat&AutoScalingGroupName=edge-asg&InstanceId=i-0abc1234567890def&LifecycleHookName=z&Version=2011-01-01",
-		"Action=CompleteLifecycleAction&AutoScalingGroupName=edge-asg&InstanceId=i-0abc1234567890def&LifecycleActionResult=CONTINUE&LifecycleHookName=z&Version=2011-01-01",
-	}
-	if diff := cmp.Diff(want, forms); diff != "" {
-		t.Error(diff)
-	}
-	if strings.Contains(log.String(), "again") {
-		t.Errorf("log:\n%s", log)
-	}
+		ending.Token, starting.Token = "of another action, which came late", "of another action, which came late"
+		must.OK(t, e.asg.Launch(self))
+		<-time.After(time.Second)
+		must.OK(t, hooks.Complete(ctx, starting))
+		e.terminate(t)
+		<-time.After(4 * time.Minute)
+		if waits, err := hooks.Extend(ctx, ending); err != nil || waits != 5*time.Minute {
+			t.Error(waits, err)
+		}
+		<-time.After(4 * time.Minute)
+		must.OK(t, hooks.Complete(ctx, ending))
+		var done []string
+		for _, entry := range e.entries(fakes.Completed) {
+			done = append(done, entry.Hook+" "+entry.Text+" by "+entry.By)
+		}
+		if diff := cmp.Diff([]string{"up CONTINUE by " + self, "z CONTINUE by " + self}, done); diff != "" || len(e.entries(fakes.Heartbeat)) != 1 {
+			t.Errorf("%s\n%+v", diff, e.asg.Books())
+		}
+		if e.log.String() != "" {
+			t.Errorf("log:\n%s", e.log.String())
+		}
+	})
 }
 
 // TestHooksPlace checks the address of the API.
 func TestHooksPlace(t *testing.T) {
 	t.Parallel()
-	in := func(region, ip string) string { return strings.ReplaceAll(document(ip), "eu-west-1", region) }
-	for _, tt := range []struct{ name, document, given, url, arn string }{
-		{"Europe", document(`"10.0.1.23"`), "", "POST https://autoscaling.eu-west-1.amazonaws.com/", "arn:aws:autoscaling:eu-west-1:111122223333:autoScalingGroup:*:autoScalingGroupName/edge-asg"},
-		{"China", in("cn-north-1", `"10.0.1.23"`), "", "POST https://autoscaling.cn-north-1.amazonaws.com.cn/", "arn:aws-cn:autoscaling:cn-north-1:"},
-		{"GovCloud", in("us-gov-west-1", `"10.0.1.23"`), "", "POST https://autoscaling.us-gov-west-1.amazonaws.com/", "arn:aws-us-gov:autoscaling:us-gov-west-1:"},
-		{"IPv6 alone", document("null"), "", "POST https://autoscaling.eu-west-1.api.aws/", "arn:aws:autoscaling:eu-west-1:"},
-		{"given", document("null"), "http://127.0.0.1:9/", "POST http://127.0.0.1:9/", "arn:aws:autoscaling:eu-west-1:"},
+	for _, tt := range []struct {
+		name, region string
+		ipv4         bool
+		given        string
+		url, arn     string
+	}{
+		{"Europe", "eu-west-1", true, "", "https://autoscaling.eu-west-1.amazonaws.com/", "arn:aws:autoscaling:eu-west-1:123456789012:autoScalingGroup:*:autoScalingGroupName/edge-asg"},
+		{"China", "cn-north-1", true, "", "https://autoscaling.cn-north-1.amazonaws.com.cn/", "arn:aws-cn:autoscaling:cn-north-1:"},
+		{"GovCloud", "us-gov-west-1", true, "", "https://autoscaling.us-gov-west-1.amazonaws.com/", "arn:aws-us-gov:autoscaling:us-gov-west-1:"},
+		{"IPv6 alone", "eu-west-1", false, "", "https://autoscaling.eu-west-1.api.aws/", "arn:aws:autoscaling:eu-west-1:"},
+		{"given", "eu-west-1", false, "http://127.0.0.1:9/", "http://127.0.0.1:9/", "arn:aws:autoscaling:eu-west-1:"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			imds := instanceWithRole()
-			imds.set("dynamic/instance-identity/document", tt.document)
-			p, api, _ := openAPI(t, imds, tt.given, xmlError(403, "AccessDenied", "no"))
-			denied, ok := errors.AsType[*cloud.DeniedError](p.Hooks().Complete(t.Context(), hook("h", false)))
-			if !ok || !strings.Contains(denied.Policy, tt.arn) {
-				t.Errorf("%+v", denied)
-			}
-			if api.calls[0].url != tt.url {
-				t.Error(api.calls[0].url)
-			}
+			emulate(t, func(t *testing.T, e *emulated) {
+				e.asg = fakeaws.NewAutoScaling(fakeaws.AutoScalingOptions{Region: tt.region})
+				e.asg.Group(group)
+				must.OK(t, e.asg.Attach(group, e.Server))
+				e.Update(func(i *fakeaws.Instance) {
+					if i.Region = tt.region; !tt.ipv4 {
+						i.NICs[0].IPv4s = nil
+					}
+				})
+				e.open(t, tt.given)
+				e.asg.Deny(completing)
+				denied, ok := errors.AsType[*cloud.DeniedError](e.p.Hooks().Complete(t.Context(), hook("h", false)))
+				if !ok || !strings.Contains(denied.Policy, tt.arn) || e.url != tt.url {
+					t.Errorf("%s: %+v", e.url, denied)
+				}
+			})
 		})
 	}
 	if _, err := aws.New(cloud.Options{Endpoints: map[string]string{aws.EndpointAutoScaling: "http://user:secret@x/path"}}); err == nil || strings.Contains(err.Error(), "secret") {
@@ -239,64 +109,95 @@ func TestHooksPlace(t *testing.T) {
 
 func TestHooksErrors(t *testing.T) {
 	t.Parallel()
-	done := xmlDone("CompleteLifecycleAction")
 	policy := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["autoscaling:CompleteLifecycleAction","autoscaling:RecordLifecycleActionHeartbeat"],` +
-		`"Resource":"arn:aws:autoscaling:eu-west-1:111122223333:autoScalingGroup:*:autoScalingGroupName/edge-asg"},` +
+		`"Resource":"arn:aws:autoscaling:eu-west-1:123456789012:autoScalingGroup:*:autoScalingGroupName/edge-asg"},` +
 		`{"Effect":"Allow","Action":["autoscaling:DescribeAutoScalingInstances","autoscaling:DescribeLifecycleHooks"],"Resource":"*"}]}`
-	denied := &cloud.DeniedError{Permission: "autoscaling:CompleteLifecycleAction", Policy: policy, Reason: "User: x is not authorized", Provider: "aws", Group: "edge-asg"}
+	denied := &cloud.DeniedError{Permission: "autoscaling:CompleteLifecycleAction", Policy: policy, Reason: "User: x is not authorized", Provider: "aws", Group: group}
+	move := func(state string) func(*emulated) error {
+		return func(e *emulated) error { return e.asg.Move(self, "Terminated", state) }
+	}
 	for _, tt := range []struct {
 		name    string
-		answers []answer
+		history func(*emulated) error // nil: the hook waits
+		fault   fakes.Fault
 		want    error // matched, or compared with a *DeniedError
 		text    string
 		calls   int
 	}{
-		{"not waiting yet", list(notWaiting(), member("edge-asg", "Terminating:Wait")), cloud.ErrNotWaiting, "the instance is Terminating:Wait", 2},
-		{"the API lags behind", list(notWaiting(), member("edge-asg", "InService")), cloud.ErrNotWaiting, "", 2},
-		{"completed by another program", list(notWaiting(), member("edge-asg", "Terminating:Proceed")), cloud.ErrGone, "", 2},
-		{"retained", list(notWaiting(), member("edge-asg", "Terminating:Retained")), cloud.ErrGone, "", 2},
-		{"detached", list(notWaiting(), member("edge-asg", "Detached")), cloud.ErrGone, "", 2},
-		{"in no group any more", list(notWaiting(), noMember()), cloud.ErrGone, "in no group", 2},
-		{"in another group", list(notWaiting(), member("new-asg", "Terminating:Wait")), cloud.ErrMoved, "in group new-asg now", 2},
-		{"not waiting, and the state is denied", list(notWaiting(), xmlError(403, "AccessDenied", "no")), cloud.ErrNotWaiting, "", 2},
-		{"no group", list(xmlError(400, "ValidationError", "AutoScalingGroup name not found - null")), cloud.ErrGone, "", 1},
-		{"invalid", list(xmlError(400, "ValidationError", "1 validation error detected")), nil, "ValidationError: 1 validation error", 1},
-		{"denied", list(xmlError(403, "AccessDenied", "User: x is not authorized")), denied, "", 1},
-		{"throttled once", list(xmlError(400, "Throttling", "Rate exceeded"), done), nil, "", 2},
-		{"throttled", list(xmlError(400, "Throttling", "Rate exceeded")), nil, "Throttling: Rate exceeded", 3},
-		{"contention", list(xmlError(500, "ResourceContention", "pending update"), done), nil, "", 2},
-		{"500", list(xmlError(500, "InternalFailure", "x"), done), nil, "", 2},
-		{"a page", list(xmlAnswer(502, "<html>Bad Gateway</html>")), nil, "calling CompleteLifecycleAction", 3},
-		{"nothing as a success", list(xmlAnswer(200, ""), done), nil, "", 2},
-		{"a page as a success", list(xmlAnswer(200, "<html><p>login"), done), nil, "", 2},
-		{"unreachable", list(answer{err: errors.New("connection refused")}), nil, "the Auto Scaling API cannot be reached: connection refused", 3},
-		{"expired", list(xmlError(403, "ExpiredToken", "expired"), done), nil, "", 2},
-		{"expired for ever", list(xmlError(403, "ExpiredToken", "expired")), nil, "ExpiredToken", 2},
+		{"not waiting yet", move("Terminating:Wait"), fakes.Fault{}, cloud.ErrNotWaiting, "the instance is Terminating:Wait", 2},
+		{"the API lags behind", move("InService"), fakes.Fault{}, cloud.ErrNotWaiting, "", 2},
+		{"completed by another program", move("Terminating:Proceed"), fakes.Fault{}, cloud.ErrGone, "", 2},
+		{"retained", move("Terminating:Retained"), fakes.Fault{}, cloud.ErrGone, "", 2},
+		{"detached", move("Detached"), fakes.Fault{}, cloud.ErrGone, "", 2},
+		{"in no group any more", func(e *emulated) error { return e.asg.Detach(self) }, fakes.Fault{}, cloud.ErrGone, "in no group", 2},
+		{"in another group", func(e *emulated) error {
+			e.asg.Group("new-asg")
+			return e.asg.Attach("new-asg", e.Server)
+		}, fakes.Fault{}, cloud.ErrMoved, "in group new-asg now", 2},
+		{"not waiting, and the state is denied", func(e *emulated) error {
+			e.asg.Deny("DescribeAutoScalingInstances")
+			return nil
+		}, fakes.Fault{}, cloud.ErrNotWaiting, "", 2},
+		{"no group", nil, fakes.Fault{Code: "ValidationError", Message: "AutoScalingGroup name not found - null"}, cloud.ErrGone, "", 1},
+		{"invalid", nil, fakes.Fault{Code: "ValidationError", Message: "1 validation error detected"}, nil, "ValidationError: 1 validation error", 1},
+		{"denied", nil, fakes.Fault{Status: 403, Code: "AccessDenied", Message: "User: x is not authorized"}, denied, "", 1},
+		{"throttled once", nil, fakes.Fault{Code: "Throttling", Times: 1}, nil, "", 2},
+		{"throttled", nil, fakes.Fault{Code: "Throttling", Message: "Rate exceeded"}, nil, "Throttling: Rate exceeded", 3},
+		{"contention", nil, fakes.Fault{Status: 500, Code: "ResourceContention", Times: 1}, nil, "", 2},
+		{"500", nil, fakes.Fault{Status: 500, Code: "InternalFailure", Times: 1}, nil, "", 2},
+		{"a page", nil, fakes.Fault{Status: 502, Body: "<html>Bad Gateway</html>"}, nil, "calling CompleteLifecycleAction", 3},
+		{"nothing as a success", nil, fakes.Fault{Empty: true, Times: 1}, nil, "", 2},
+		{"a page as a success", nil, fakes.Fault{Body: "<html><p>login", Times: 1}, nil, "", 2},
+		{"unreachable", nil, fakes.Fault{Reset: true}, nil, "the Auto Scaling API cannot be reached: connection reset by peer", 3},
+		{"the answer is lost", nil, fakes.Fault{Deaf: true, Times: 1}, cloud.ErrGone, "in no group", 3},
+		{"expired for ever", nil, fakes.Fault{Status: 403, Code: "ExpiredToken"}, nil, "ExpiredToken", 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			p, api, log := openAPI(t, instanceWithRole(), "", tt.answers...)
-			err := p.Hooks().Complete(t.Context(), hook("z", false))
-			if want, ok := errors.AsType[*cloud.DeniedError](tt.want); ok {
-				got, _ := errors.AsType[*cloud.DeniedError](err)
-				if diff := cmp.Diff(want, got); diff != "" {
-					t.Error(diff)
+			emulate(t, func(t *testing.T, e *emulated) {
+				if tt.history == nil {
+					e.terminate(t)
+				} else {
+					must.OK(t, tt.history(e))
 				}
-			} else if tt.want != nil && !errors.Is(err, tt.want) || tt.want == nil && tt.text == "" && err != nil ||
-				tt.text != "" && (err == nil || !strings.Contains(err.Error(), tt.text)) {
-				t.Error(err)
-			}
-			if len(api.calls) != tt.calls {
-				t.Errorf("%d calls, want %d:\n%s", len(api.calls), tt.calls, log)
-			}
-			if tt.name == "expired" && api.calls[0].token == api.calls[1].token {
-				t.Error("the credentials were not fetched again")
-			}
+				if tt.fault != (fakes.Fault{}) {
+					tt.fault.Path = completing
+					must.OK(t, e.asg.AddFault(tt.fault))
+				}
+				err := e.p.Hooks().Complete(t.Context(), hook("z", false))
+				if want, ok := errors.AsType[*cloud.DeniedError](tt.want); ok {
+					got, _ := errors.AsType[*cloud.DeniedError](err)
+					if diff := cmp.Diff(want, got); diff != "" {
+						t.Error(diff)
+					}
+				} else if tt.want != nil && !errors.Is(err, tt.want) || tt.want == nil && tt.text == "" && err != nil ||
+					tt.text != "" && (err == nil || !strings.Contains(err.Error(), tt.text)) {
+					t.Error(err)
+				}
+				if done := len(e.entries(fakes.Completed)) == 1; e.calls() != tt.calls || err == nil && !done {
+					t.Errorf("%d calls, want %d; completed: %v\n%+v", e.calls(), tt.calls, done, e.asg.Books())
+				}
+			})
 		})
 	}
 }
 
 func list[T any](v ...T) []T { return v }
+
+// TestHooksExpiredKey: keys that the API takes no longer are read again.
+func TestHooksExpiredKey(t *testing.T) {
+	t.Parallel()
+	emulate(t, func(t *testing.T, e *emulated) {
+		for range 2 {
+			_, err := e.p.Hooks().Pending(t.Context(), false)
+			must.OK(t, err)
+			e.ExpireKeys()
+		}
+		if n := e.calls(); n != 5 {
+			t.Errorf("%d calls, want 5", n)
+		}
+	})
+}
 
 // A parked machine waits for no completion, and the launch hook of a machine in service is over.
 func TestHooksOver(t *testing.T) {
@@ -318,10 +219,12 @@ func TestHooksOver(t *testing.T) {
 		{"Pending:Proceed", hook("up", true), cloud.ErrGone},
 		{"Terminating:Wait", hook("up", true), cloud.ErrGone},
 	} {
-		p, _, _ := openAPI(t, instanceWithRole(), "", notWaiting(), member("edge-asg", tt.state))
-		if _, err := p.Hooks().Extend(t.Context(), tt.hook); !errors.Is(err, tt.want) {
-			t.Errorf("%s, %+v: %v, want %v", tt.state, tt.hook, err, tt.want)
-		}
+		emulate(t, func(t *testing.T, e *emulated) {
+			must.OK(t, e.asg.Move(self, "Terminated", tt.state))
+			if _, err := e.p.Hooks().Extend(t.Context(), tt.hook); !errors.Is(err, tt.want) {
+				t.Errorf("%s, %+v: %v, want %v", tt.state, tt.hook, err, tt.want)
+			}
+		})
 	}
 }
 
@@ -329,139 +232,156 @@ func TestHooksOver(t *testing.T) {
 // the error names it.
 func TestHooksDenied(t *testing.T) {
 	t.Parallel()
-	no := xmlError(403, "AccessDenied", "no")
-	tagged := instanceWithRole()
-	tagged.set("tags/instance/aws:autoscaling:groupName", "edge-asg")
-	p, _, _ := openAPI(t, tagged, "", no, twoHooks())
-	if got, err := p.Hooks().Pending(t.Context(), true); err != nil || len(got) != 1 || got[0].Group != "edge-asg" {
-		t.Errorf("%+v, %v", got, err)
-	}
-	p, _, _ = openAPI(t, tagged, "", no)
-	_, err := p.Hooks().Pending(t.Context(), true)
-	if denied, ok := errors.AsType[*cloud.DeniedError](err); !ok || denied.Group != "edge-asg" || denied.Permission != "autoscaling:DescribeLifecycleHooks" {
-		t.Errorf("%+v", err)
-	}
-	p, _, _ = openAPI(t, instanceWithRole(), "", no)
-	_, err = p.Hooks().Pending(t.Context(), true)
-	if denied, ok := errors.AsType[*cloud.DeniedError](err); !ok || denied.Permission != "autoscaling:DescribeAutoScalingInstances" {
-		t.Errorf("%+v", err)
-	}
-	p, api, _ := openAPI(t, instanceWithRole(), "", noMember())
-	if got, err := p.Hooks().Pending(t.Context(), false); got != nil || err != nil || len(api.calls) != 1 {
-		t.Errorf("in no group: %+v, %v, %d calls", got, err, len(api.calls))
-	}
+	emulate(t, func(t *testing.T, e *emulated) {
+		hooks := e.p.Hooks()
+		e.asg.Deny("DescribeAutoScalingInstances")
+		if got, err := hooks.Pending(t.Context(), true); err != nil || len(got) != 1 || got[0].Group != group {
+			t.Errorf("%+v, %v", got, err)
+		}
+		e.asg.Deny("DescribeLifecycleHooks")
+		_, err := hooks.Pending(t.Context(), true)
+		if denied, ok := errors.AsType[*cloud.DeniedError](err); !ok || denied.Group != group || denied.Permission != "autoscaling:DescribeLifecycleHooks" {
+			t.Errorf("%+v", err)
+		}
+		e.Update(func(i *fakeaws.Instance) { i.TagsEnabled = false })
+		_, err = hooks.Pending(t.Context(), true)
+		if denied, ok := errors.AsType[*cloud.DeniedError](err); !ok || denied.Permission != "autoscaling:DescribeAutoScalingInstances" {
+			t.Errorf("%+v", err)
+		}
+		e.asg.Allow()
+		must.OK(t, e.asg.Detach(self))
+		asked := e.calls()
+		if got, err := hooks.Pending(t.Context(), false); got != nil || err != nil || e.calls() != asked+1 {
+			t.Errorf("in no group: %+v, %v, %d calls", got, err, e.calls()-asked)
+		}
+	})
 }
 
-// TestHooksClock checks that calls of a machine whose clock is wrong succeed: the API returns its time.
+// TestHooksClock checks that calls of a machine whose clock is three hours late succeed: the API returns its time.
 func TestHooksClock(t *testing.T) {
 	t.Parallel()
-	ahead := time.Now().Add(3 * time.Hour)
-	var signed []time.Time
-	clock := metadatatest.RoundTrip(func(req *http.Request) (*http.Response, error) {
-		at, err := time.Parse("20060102T150405Z", req.Header.Get("X-Amz-Date"))
-		if err != nil {
-			return nil, err
+	emulate(t, func(t *testing.T, e *emulated) {
+		const late, layout = 3 * time.Hour, "20060102T150405Z"
+		<-time.After(12 * time.Hour) // one day for both clocks
+		clock := metadatatest.RoundTrip(func(req *http.Request) (*http.Response, error) {
+			at, err := time.Parse(layout, req.Header.Get("X-Amz-Date"))
+			must.OK(t, err)
+			req.Header.Set("X-Amz-Date", at.Add(-late).Format(layout))
+			resp, err := fakes.Transport{Handler: e.asg}.RoundTrip(req)
+			must.OK(t, err)
+			resp.Header.Set("Date", time.Now().Add(late).UTC().Format(http.TimeFormat))
+			return resp, nil
+		})
+		p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: e.Server}, APITransport: clock})
+		must.OK(t, err)
+		e.terminate(t)
+		must.OK(t, p.Hooks().Complete(t.Context(), hook("z", false)))
+		if calls := e.entries(fakes.Call); len(calls) != 2 || calls[0].Code != "RequestExpired" {
+			t.Errorf("%+v", calls)
 		}
-		signed = append(signed, at)
-		next := xmlDone("CompleteLifecycleAction")
-		if at.Before(ahead.Add(-5 * time.Minute)) {
-			next = xmlError(http.StatusForbidden, "RequestExpired", "Request has expired")
-		}
-		resp := metadatatest.Answer(req, next.status, next.body)
-		resp.Header = http.Header{"Date": {ahead.UTC().Format(http.TimeFormat)}}
-		return resp, nil
 	})
-	p, err := aws.New(cloud.Options{Transport: instanceWithRole(), APITransport: clock, RetryWait: time.Millisecond})
-	must.OK(t, err)
-	must.OK(t, p.Hooks().Complete(t.Context(), hook("h", false)))
-	if len(signed) != 2 || signed[1].Sub(ahead).Abs() > time.Minute {
-		t.Errorf("signed at %v, and it is %v", signed, ahead)
-	}
 }
 
 // TestHooksNoRole checks that a machine without a role gets the same error about permissions as one whose role lacks them.
 func TestHooksNoRole(t *testing.T) {
 	t.Parallel()
-	for name, change := range map[string]func(*imdsInMemory){
-		"no role": func(m *imdsInMemory) { m.set("iam/security-credentials/", "") },
-		"role that cannot be taken on": func(m *imdsInMemory) {
-			m.breakWith(func(path string) (int, string, bool) {
-				return at(path == "iam/security-credentials/ams-node", 200), `{"Code":"AssumeRoleUnauthorizedAccess","Message":"EC2 cannot assume the role ams-node"}`, false
-			})
+	for name, change := range map[string]func(*emulated) error{
+		"no role": func(e *emulated) error {
+			e.Update(func(i *fakeaws.Instance) { i.Role = "" })
+			return nil
+		},
+		"role that cannot be taken on": func(e *emulated) error {
+			const body = `{"Code":"AssumeRoleUnauthorizedAccess","Message":"EC2 cannot assume the role ams-node"}`
+			return e.AddFault(fakes.Fault{Path: "meta-data/iam/security-credentials/ams-node", Status: 200, Body: body})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			imds := instanceWithRole()
-			change(imds)
-			p, api, _ := openAPI(t, imds, "", xmlDone("x"))
-			d, ok := errors.AsType[*cloud.DeniedError](p.Hooks().Complete(t.Context(), hook("h", false)))
-			if !ok || d.Permission != "autoscaling:CompleteLifecycleAction" || !strings.Contains(d.Reason, "role") || !strings.Contains(d.Policy, "autoScalingGroupName/edge-asg") {
-				t.Errorf("%+v", d)
-			}
-			if len(api.calls) != 0 {
-				t.Error("the API was called without credentials")
-			}
+			emulate(t, func(t *testing.T, e *emulated) {
+				must.OK(t, change(e))
+				d, ok := errors.AsType[*cloud.DeniedError](e.p.Hooks().Complete(t.Context(), hook("h", false)))
+				if !ok || d.Permission != "autoscaling:CompleteLifecycleAction" || !strings.Contains(d.Reason, "role") || !strings.Contains(d.Policy, "autoScalingGroupName/edge-asg") {
+					t.Errorf("%+v", d)
+				}
+				if e.calls() != 0 {
+					t.Error("the API was called without credentials")
+				}
+			})
 		})
 	}
 }
 
-// TestHooksBound checks that a call ends with its context, even if a service does not answer.
+// TestHooksBound checks that a call ends with its context or after its own limit, even if a service does not answer.
 func TestHooksBound(t *testing.T) {
 	t.Parallel()
-	for name, imdsHangs := range map[string]bool{"the API": false, "the metadata": true} {
+	for name, hang := range map[string]func(*emulated, fakes.Fault) error{
+		"the API":      func(e *emulated, f fakes.Fault) error { return e.asg.AddFault(f) },
+		"the metadata": func(e *emulated, f fakes.Fault) error { return e.AddFault(f) },
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			imds := instanceWithRole()
-			if imdsHangs {
-				imds.breakWith(func(string) (int, string, bool) { return 0, "", true })
-			}
-			p, _, _ := openAPI(t, imds, "", answer{hang: true})
-			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-			defer cancel()
-			began := time.Now()
-			if err := p.Hooks().Complete(ctx, hook("h", false)); err == nil || time.Since(began) > time.Minute {
-				t.Errorf("%v after %v", err, time.Since(began))
-			}
+			emulate(t, func(t *testing.T, e *emulated) {
+				must.OK(t, hang(e, fakes.Fault{Hang: true}))
+				for timeout, limit := range map[time.Duration]time.Duration{200 * time.Millisecond: 200 * time.Millisecond, time.Hour: cloud.CallTimeout} {
+					ctx, cancel := context.WithTimeout(t.Context(), timeout)
+					defer cancel()
+					began := time.Now()
+					if err := e.p.Hooks().Complete(ctx, hook("h", false)); err == nil || time.Since(began) > limit {
+						t.Errorf("%v after %v, want %v", err, time.Since(began), limit)
+					}
+				}
+			})
 		})
 	}
 }
 
-// TestCheck: the doctor's check of the hooks changes nothing.
+// TestCheck: the doctor's check of the hooks changes nothing, not even a wait that begins during it.
 func TestCheck(t *testing.T) {
 	t.Parallel()
+	deny := func(action string) func(*emulated) error {
+		return func(e *emulated) error {
+			e.asg.Deny(action)
+			return nil
+		}
+	}
 	for _, tt := range []struct {
 		name     string
 		filter   cloud.Filter
-		answers  []answer
+		history  func(*emulated) error
 		ours     int
 		others   []string
 		unproved string
 		denied   string
 	}{
-		{"in no group", nil, list(noMember()), 0, nil, "", ""},
-		{"in service", nil, list(member("edge-asg", "InService"), twoHooks(), notWaiting()), 1, nil, cloud.UnprovedComplete, ""},
-		{"on its way out", nil, list(member("edge-asg", "Terminating:Wait"), twoHooks()), 1, nil, cloud.UnprovedBoth, ""},
-		{"no heartbeat is allowed", nil, list(member("edge-asg", "InService"), twoHooks(), xmlError(403, "AccessDenied", "no")), 1, nil, cloud.UnprovedBoth, "autoscaling:RecordLifecycleActionHeartbeat"},
-		{"another name is ours", cloud.Filter{"drain"}, list(member("edge-asg", "InService"), twoHooks()), 0, []string{"z"}, cloud.UnprovedBoth, ""},
-		{"denied", nil, list(xmlError(403, "AccessDenied", "no")), 0, nil, "", "autoscaling:DescribeAutoScalingInstances"},
+		{"in no group", nil, func(e *emulated) error { return e.asg.Detach(self) }, 0, nil, "", ""},
+		{"in service", nil, nil, 1, nil, cloud.UnprovedComplete, ""},
+		{"on its way out", nil, func(e *emulated) error { return e.asg.Terminate(self) }, 1, nil, cloud.UnprovedBoth, ""},
+		{"a scale-in begins", nil, func(e *emulated) error {
+			time.AfterFunc(time.Second, func() { _ = e.asg.Terminate(self) })
+			return e.asg.AddFault(fakes.Fault{Path: "RecordLifecycleActionHeartbeat", Delay: 2 * time.Second})
+		}, 1, nil, cloud.UnprovedComplete, ""},
+		{"no heartbeat is allowed", nil, deny("RecordLifecycleActionHeartbeat"), 1, nil, cloud.UnprovedBoth, "autoscaling:RecordLifecycleActionHeartbeat"},
+		{"another name is ours", cloud.Filter{"drain"}, nil, 0, []string{"z"}, cloud.UnprovedBoth, ""},
+		{"denied", nil, deny("DescribeAutoScalingInstances"), 0, nil, "", "autoscaling:DescribeAutoScalingInstances"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			p, api, _ := openAPI(t, instanceWithRole(), "", tt.answers...)
-			c, err := p.Check(t.Context(), tt.filter)
-			denied, _ := errors.AsType[*cloud.DeniedError](err)
-			if (denied != nil) != (tt.denied != "") || denied != nil && denied.Permission != tt.denied || denied == nil && err != nil {
-				t.Errorf("%v", err)
-			}
-			if len(c.Ours) != tt.ours || !slices.Equal(c.Others, tt.others) || c.Unproved != tt.unproved {
-				t.Errorf("%+v", c)
-			}
-			for _, call := range api.calls {
-				if call.form.Get("Action") == "CompleteLifecycleAction" || call.form.Get("Action") == "RecordLifecycleActionHeartbeat" && call.form.Get("LifecycleActionToken") == "" {
-					t.Errorf("%s", call.form.Encode())
+			emulate(t, func(t *testing.T, e *emulated) {
+				if tt.history != nil {
+					must.OK(t, tt.history(e))
 				}
-			}
+				c, err := e.p.Check(t.Context(), tt.filter)
+				denied, _ := errors.AsType[*cloud.DeniedError](err)
+				if (denied != nil) != (tt.denied != "") || denied != nil && denied.Permission != tt.denied || denied == nil && err != nil {
+					t.Errorf("%v", err)
+				}
+				if len(c.Ours) != tt.ours || !slices.Equal(c.Others, tt.others) || c.Unproved != tt.unproved {
+					t.Errorf("%+v", c)
+				}
+				if changed := append(e.entries(fakes.Heartbeat), e.entries(fakes.Completed)...); len(changed) > 0 {
+					t.Errorf("%+v", changed)
+				}
+			})
 		})
 	}
 }

@@ -4,19 +4,17 @@
 package aws_test
 
 import (
-	stdcmp "cmp"
 	"context"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -31,113 +29,6 @@ const (
 	scheduled = "events/maintenance/scheduled"
 	state     = "aws-lifecycle"
 )
-
-// imdsInMemory is a metadata service without a network, so that hours of polling take no time.
-type imdsInMemory struct {
-	mu     sync.Mutex
-	bodies map[string]string
-	fault  func(path string) (status int, body string, hang bool) // status 0: none
-	valid  string
-	ttl    string // of the tokens; empty: as requested
-	tokens int
-	seen   []string
-}
-
-func newIMDS() *imdsInMemory { return &imdsInMemory{bodies: map[string]string{}} }
-
-func (m *imdsInMemory) set(path, body string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if body == "" {
-		delete(m.bodies, path)
-		return
-	}
-	m.bodies[path] = body
-}
-
-func (m *imdsInMemory) breakWith(f func(path string) (int, string, bool)) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.fault = f
-}
-
-func (m *imdsInMemory) expire() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.valid = ""
-}
-
-// count returns the number of requests so far, those for tokens separately.
-func (m *imdsInMemory) count() (requests, tokens int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.seen), m.tokens
-}
-
-// RoundTrip implements http.RoundTripper.
-func (m *imdsInMemory) RoundTrip(req *http.Request) (*http.Response, error) {
-	path := strings.TrimPrefix(strings.TrimPrefix(req.URL.Path, "/latest/"), "meta-data/")
-	m.mu.Lock()
-	fault := m.fault
-	if req.Method == http.MethodPut {
-		m.tokens++
-	} else {
-		m.seen = append(m.seen, path)
-	}
-	m.mu.Unlock()
-	if fault != nil {
-		status, body, hang := fault(path)
-		if hang {
-			<-req.Context().Done()
-			return nil, req.Context().Err()
-		}
-		if status != 0 {
-			return metadatatest.Answer(req, status, body), nil
-		}
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if req.Method == http.MethodPut {
-		m.valid = "token-" + strconv.Itoa(m.tokens)
-		resp := metadatatest.Answer(req, http.StatusOK, m.valid)
-		resp.Header.Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", stdcmp.Or(m.ttl, req.Header.Get("X-Aws-Ec2-Metadata-Token-Ttl-Seconds")))
-		return resp, nil
-	}
-	if m.valid == "" || req.Header.Get("X-Aws-Ec2-Metadata-Token") != m.valid {
-		return metadatatest.Answer(req, http.StatusUnauthorized, ""), nil
-	}
-	if body, ok := m.bodies[path]; ok {
-		return metadatatest.Answer(req, http.StatusOK, body), nil
-	}
-	return metadatatest.Answer(req, http.StatusNotFound, "<html>404</html>"), nil
-}
-
-// watching is a run of Watch and its log.
-type watching struct {
-	*metadatatest.Watched
-	log locked.Buffer
-}
-
-// watch runs Watch in a bubble of synctest.
-func watch(t *testing.T, imds *imdsInMemory, body func(w *watching)) {
-	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		w := &watching{}
-		p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
-		must.OK(t, err)
-		w.Watched = metadatatest.Watch(t, p)
-		body(w)
-	})
-}
-
-// pass advances the time and returns the reports in between.
-func (w *watching) pass(d time.Duration) map[string][]int {
-	<-time.After(d)
-	synctest.Wait()
-	return w.Reports()
-}
-
-func (w *watching) lines(level string) int { return strings.Count(w.log.String(), "level="+level) }
 
 func scaleIn() cloud.Notice {
 	return cloud.Notice{ID: "aws-lifecycle/terminate", Kind: cloud.Terminate, Who: "Auto Scaling", Reason: "scale-in"}
@@ -161,7 +52,7 @@ func TestNotices(t *testing.T) {
 	interrupt := cloud.Notice{ID: "aws-spot/interrupt", Kind: cloud.Interrupt, Who: "EC2 Spot", Reason: "spot interruption (terminate)", At: in}
 	hibernate := interrupt
 	hibernate.Kind, hibernate.Reason = cloud.Park, "spot interruption (hibernate)"
-	frozen := cloud.Notice{ID: "aws-lifecycle/unknown/Frozen:Deep", Kind: cloud.Unknown, Who: "Auto Scaling", Reason: "target state Frozen:Deep"}
+	frozen := cloud.Notice{ID: "aws-lifecycle/unknown/Frozen:Deep", Kind: cloud.Unknown, Who: "Auto Scaling", Reason: "target state Frozen:Deep, state InService"}
 	for _, tt := range []struct {
 		name, item, body string
 		want             []cloud.Notice
@@ -209,10 +100,10 @@ func TestNotices(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			imds := newIMDS()
-			imds.set(tt.item, tt.body)
 			topic := map[string]string{target: state, spot: aws.TopicSpot, scheduled: aws.TopicScheduled}[tt.item]
-			watch(t, imds, func(w *watching) {
+			emulate(t, func(t *testing.T, e *emulated) {
+				e.item(tt.item, tt.body)
+				w := e.watch(t)
 				reported := len(w.pass(50 * time.Millisecond)[topic]) > 0
 				if reported == tt.bad {
 					t.Errorf("reported: %v", reported)
@@ -230,31 +121,38 @@ func TestUnknownTarget(t *testing.T) {
 	unknown := func(id, reason string) cloud.Notice {
 		return cloud.Notice{ID: "aws-lifecycle/unknown/" + id, Kind: cloud.Unknown, Who: "Auto Scaling", Reason: reason}
 	}
-	denied := xmlError(403, "AccessDenied", "no")
+	const replaced = "RootVolumeReplaced"
+	quarantined, notKnown := unknown("Quarantined", "target state Quarantined, state Quarantining:Wait"), unknown(replaced, "target state "+replaced)
+	deny := func(e *emulated) { e.asg.Deny("DescribeAutoScalingInstances") }
 	for name, tt := range map[string]struct {
-		target      string
-		answers     []answer
-		first, last []cloud.Notice // at once, and after a minute
-		calls       int            // within a minute
+		target, state string
+		change        func(e *emulated)
+		first, last   []cloud.Notice // at once, and after a minute
+		calls         int            // within a minute
 	}{
-		"a root is being replaced":   {"RootVolumeReplaced", list(member("edge-asg", "ReplacingRootVolume:Wait")), list(reimage), list(reimage), 1},
-		"it begins in a moment":      {"RootVolumeReplaced", list(member("edge-asg", "InService"), member("edge-asg", "ReplacingRootVolume")), nil, list(reimage), 2},
-		"it was replaced":            {"RootVolumeReplaced", list(member("edge-asg", "Pending:Wait")), nil, nil, 7},
-		"the target says it":         {"ReplacingRootVolume:Wait", list(denied), list(reimage), list(reimage), 0},
-		"another state":              {"Quarantined", list(member("edge-asg", "Quarantining:Wait")), list(unknown("Quarantined", "target state Quarantined, state Quarantining:Wait")), list(unknown("Quarantined", "target state Quarantined, state Quarantining:Wait")), 1},
-		"a denied question":          {"RootVolumeReplaced", list(denied), list(unknown("RootVolumeReplaced", "target state RootVolumeReplaced")), list(unknown("RootVolumeReplaced", "target state RootVolumeReplaced")), 1},
-		"the API answers some later": {"RootVolumeReplaced", list(xmlError(400, "Odd", "no"), member("edge-asg", "ReplacingRootVolume")), list(unknown("RootVolumeReplaced", "target state RootVolumeReplaced")), list(reimage), 2},
+		"a root is being replaced": {replaced, "ReplacingRootVolume:Wait", nil, list(reimage), list(reimage), 1},
+		"it begins in a moment": {replaced, "InService", func(e *emulated) {
+			time.AfterFunc(5*time.Second, func() { _ = e.asg.ReplaceRoot(self) })
+		}, nil, list(reimage), 2},
+		"it was replaced":    {replaced, "Pending:Wait", nil, nil, nil, 7},
+		"the target says it": {"ReplacingRootVolume:Wait", "InService", deny, list(reimage), list(reimage), 0},
+		"another state":      {"Quarantined", "Quarantining:Wait", nil, list(quarantined), list(quarantined), 1},
+		"a denied question":  {replaced, "ReplacingRootVolume", deny, list(notKnown), list(notKnown), 1},
+		"the API answers some later": {replaced, "ReplacingRootVolume", func(e *emulated) {
+			_ = e.asg.AddFault(fakes.Fault{Code: "Odd", Times: 1})
+		}, list(notKnown), list(reimage), 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				imds := instanceWithRole()
-				imds.set(target, tt.target)
-				p, api, _ := openAPI(t, imds, "", tt.answers...)
-				w := metadatatest.Watch(t, p)
+			emulate(t, func(t *testing.T, e *emulated) {
+				must.OK(t, e.asg.Move(self, tt.target, tt.state))
+				if tt.change != nil {
+					tt.change(e)
+				}
+				w := e.watch(t)
 				w.Look(state, time.Second, metadatatest.Any, tt.first...)
 				<-time.After(57 * time.Second)
 				w.Look(state, 3*time.Second, metadatatest.Any, tt.last...)
-				if n := len(api.calls); n != tt.calls {
+				if n := e.calls(); n != tt.calls {
 					t.Errorf("%d calls, want %d", n, tt.calls)
 				}
 			})
@@ -265,17 +163,16 @@ func TestUnknownTarget(t *testing.T) {
 // TestWatchTarget: a change is seen within one interval, and a missing item withdraws nothing.
 func TestWatchTarget(t *testing.T) {
 	t.Parallel()
-	imds := newIMDS()
-	watch(t, imds, func(w *watching) {
-		imds.set(target, "InService")
+	emulate(t, func(t *testing.T, e *emulated) {
+		w := e.watch(t)
 		w.Look(state, 2*time.Second, metadatatest.Any)
-		imds.set(target, "Terminated")
+		must.OK(t, w.asg.Terminate(self))
 		w.Look(state, 2*time.Second, metadatatest.Any, scaleIn())
-		imds.set(target, "")
+		w.SetTarget("")
 		if n := len(w.pass(time.Hour)[state]); n > 0 {
 			t.Errorf("%d reports of a missing item", n)
 		}
-		imds.set(target, "InService")
+		w.SetTarget("InService")
 		w.Look(state, 2*time.Second, metadatatest.Any)
 		if w.log.String() != "" {
 			t.Errorf("log:\n%s", w.log.String())
@@ -287,47 +184,36 @@ func TestWatchTarget(t *testing.T) {
 // be read; and that Watch recovers after the failure, however long it took.
 func TestWatchSurvives(t *testing.T) {
 	t.Parallel()
-	for name, fault := range map[string]func(path string) (int, string, bool){
-		"hang": func(string) (int, string, bool) { return 0, "", true },
-		"429":  func(string) (int, string, bool) { return http.StatusTooManyRequests, "slow down", false },
-		"500":  func(string) (int, string, bool) { return http.StatusInternalServerError, "", false },
-		"503 of the token": func(path string) (int, string, bool) {
-			return at(path == "api/token", http.StatusServiceUnavailable), "", false
-		},
-		"401 for ever": func(path string) (int, string, bool) {
-			return at(path != "api/token", http.StatusUnauthorized), "", false
-		},
-		"403":              func(string) (int, string, bool) { return http.StatusForbidden, "", false },
-		"404 of the token": func(path string) (int, string, bool) { return at(path == "api/token", http.StatusNotFound), "", false },
-		"garbage": func(path string) (int, string, bool) {
-			return at(path != "api/token", http.StatusOK), "<html>\x00", false
-		},
-		"redirect":           func(string) (int, string, bool) { return http.StatusFound, "", false },
-		"garbage as a token": func(path string) (int, string, bool) { return at(path == "api/token", http.StatusOK), "\x00\n", false },
-		"too large": func(path string) (int, string, bool) {
-			return at(path != "api/token", http.StatusOK), strings.Repeat("x", cloud.MaxBody+1), false
-		},
+	const items, token = "meta-data/*", "api/token"
+	for name, fault := range map[string]fakes.Fault{
+		// Of the items alone: the lock around the SDK's token request blocks synctest.
+		"hang":               {Path: items, Hang: true},
+		"429":                {Status: http.StatusTooManyRequests},
+		"500":                {Status: http.StatusInternalServerError},
+		"503 of the token":   {Path: token, Status: http.StatusServiceUnavailable},
+		"401 for ever":       {Path: items, Status: http.StatusUnauthorized},
+		"403":                {Status: http.StatusForbidden},
+		"404 of the token":   {Path: token, Status: http.StatusNotFound},
+		"garbage":            {Path: items, Status: http.StatusOK, Body: "<html>\x00"},
+		"redirect":           {Status: http.StatusFound},
+		"garbage as a token": {Path: token, Status: http.StatusOK, Body: "\x00\n"},
+		"too large":          {Path: items, Status: http.StatusOK, Body: strings.Repeat("x", cloud.MaxBody+1)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			imds := newIMDS()
-			// With a token that outlasts the failure: the lock around the SDK's token request blocks synctest.
-			imds.ttl = "21600"
-			imds.set(target, "InService")
-			watch(t, imds, func(w *watching) {
+			emulate(t, func(t *testing.T, e *emulated) {
+				w := e.watch(t)
 				w.Look(state, time.Minute, metadatatest.Any)
-				imds.breakWith(fault)
-				if name != "hang" {
-					imds.expire()
-				}
-				before, tokens := imds.count()
-				long := 3 * time.Hour
+				must.OK(t, w.AddFault(fault))
+				w.ExpireTokens()
+				before, _ := w.requests()
+				long := time.Hour
 				if name == "too large" {
 					long = time.Minute // a megabyte each
 				}
 				w.pass(long)
-				after, tokensAfter := imds.count()
-				if perSecond := float64(after-before+tokensAfter-tokens) / long.Seconds(); perSecond > 1 {
+				after, _ := w.requests()
+				if perSecond := float64(after-before) / long.Seconds(); perSecond > 1 {
 					t.Errorf("%.2f requests in a second while it fails", perSecond)
 				}
 				if n := w.lines("WARN"); n == 0 || n > 3 {
@@ -336,8 +222,8 @@ func TestWatchSurvives(t *testing.T) {
 				if strings.Contains(w.log.String(), "rate limit") || strings.Contains(w.log.String(), "quota") {
 					t.Errorf("the SDK's bucket ran dry:\n%s", w.log.String())
 				}
-				imds.set(target, "Terminated")
-				imds.breakWith(nil)
+				must.OK(t, w.asg.Terminate(self))
+				w.ClearFaults()
 				wait := 20 * time.Second
 				if name == "403" || name == "404 of the token" || name == "401 for ever" {
 					wait = time.Minute + 5*time.Second
@@ -352,22 +238,15 @@ func TestWatchSurvives(t *testing.T) {
 	}
 }
 
-func at(hit bool, status int) int {
-	if hit {
-		return status
-	}
-	return 0
-}
-
 // TestWatchTokenHangs is a hop limit of 1 as seen from a container, in real time: it logs one line for each item, and the next
 // good answer counts.
 func TestWatchTokenHangs(t *testing.T) {
 	t.Parallel()
-	imds := newIMDS()
-	imds.set(target, "Terminated")
-	imds.breakWith(func(path string) (int, string, bool) { return 0, "", path == "api/token" })
+	imds := fakeaws.New(fakeaws.Options{})
+	imds.SetTarget("Terminated")
+	must.OK(t, imds.AddFault(fakes.Fault{Path: "api/token", Hang: true}))
 	log := &locked.Buffer{}
-	p, err := aws.New(cloud.Options{Transport: imds, Log: slog.New(slog.NewTextHandler(log, nil)), AttemptTimeout: 5 * time.Millisecond})
+	p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: imds}, Log: slog.New(slog.NewTextHandler(log, nil)), AttemptTimeout: 5 * time.Millisecond})
 	must.OK(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	seen, done := make(chan []cloud.Notice, 100), make(chan struct{})
@@ -386,7 +265,7 @@ func TestWatchTokenHangs(t *testing.T) {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	imds.breakWith(nil)
+	imds.ClearFaults()
 	if got := <-seen; len(got) != 1 || got[0].Kind != cloud.Terminate {
 		t.Error(got)
 	}
@@ -397,25 +276,18 @@ func TestWatchTokenHangs(t *testing.T) {
 // TestWatchOneItem checks that the failure of one item does not affect the others.
 func TestWatchOneItem(t *testing.T) {
 	t.Parallel()
-	imds := newIMDS()
-	imds.breakWith(func(path string) (int, string, bool) {
-		switch path {
-		case scheduled:
-			return http.StatusOK, `{"no":"list"}`, false
-		case spot:
-			return 0, "", true
-		}
-		return 0, "", false
-	})
-	watch(t, imds, func(w *watching) {
+	emulate(t, func(t *testing.T, e *emulated) {
+		e.item(scheduled, `{"no":"list"}`)
+		must.OK(t, e.AddFault(fakes.Fault{Path: "meta-data/" + spot, Hang: true}))
+		w := e.watch(t)
 		w.pass(time.Hour)
 		if w.lines("WARN") != 2 {
 			t.Errorf("log:\n%s", w.log.String())
 		}
 		for range 20 {
-			imds.set(target, "Terminated")
+			must.OK(t, w.asg.Terminate(self))
 			w.Look(state, 2*time.Second, metadatatest.Any, scaleIn())
-			imds.set(target, "InService")
+			must.OK(t, w.asg.Restore(self))
 			w.Look(state, 2*time.Second, metadatatest.Any)
 		}
 	})
@@ -424,17 +296,14 @@ func TestWatchOneItem(t *testing.T) {
 // TestWatchRate checks that polling makes less than one request a second, including tokens, even if tokens expire each minute.
 func TestWatchRate(t *testing.T) {
 	t.Parallel()
-	imds := newIMDS()
-	imds.set(target, "InService")
-	watch(t, imds, func(w *watching) {
-		w.pass(time.Second)
-		requests, tokens := imds.count()
+	emulate(t, func(t *testing.T, e *emulated) {
+		w := e.watch(t)
 		for range 60 {
-			imds.expire()
 			w.pass(time.Minute)
+			w.ExpireTokens()
 		}
-		r, k := imds.count()
-		if perSecond := float64(r-requests+k-tokens) / 3600; perSecond > 1 || perSecond < 0.7 {
+		n, _ := w.requests()
+		if perSecond := float64(n) / 3600; perSecond > 1 || perSecond < 0.7 {
 			t.Errorf("%.3f requests in a second", perSecond)
 		}
 		if w.log.String() != "" {
