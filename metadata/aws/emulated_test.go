@@ -29,6 +29,8 @@ const (
 // of synctest.
 type emulated struct {
 	*fakeaws.Server
+	*metadatatest.Watched // nil before watch
+
 	asg *fakeaws.AutoScaling
 	p   *aws.Provider
 	url string // of the last call of the API
@@ -100,19 +102,17 @@ func (e *emulated) item(path, body string) {
 	e.Update(func(i *fakeaws.Instance) { fakes.Set(&i.Extra, path, body) })
 }
 
-// watching is a run of Watch.
-type watching struct {
-	*emulated
-	*metadatatest.Watched
+// watch runs Watch.
+func (e *emulated) watch(t *testing.T) {
+	t.Helper()
+	e.Watched = metadatatest.Watch(t, e.p)
 }
-
-func (e *emulated) watch(t *testing.T) *watching { return &watching{e, metadatatest.Watch(t, e.p)} }
 
 // pass advances the time and returns the reports in between.
-func (w *watching) pass(d time.Duration) map[string][]int {
+func (e *emulated) pass(d time.Duration) map[string][]int {
 	<-time.After(d)
 	synctest.Wait()
-	return w.Reports()
+	return e.Reports()
 }
 
-func (w *watching) lines(level string) int { return strings.Count(w.log.String(), "level="+level) }
+func (e *emulated) lines(level string) int { return strings.Count(e.log.String(), "level="+level) }

@@ -21,20 +21,20 @@ import (
 func TestFieldReport03_TokenExpiresUnderThePolling(t *testing.T) {
 	t.Parallel()
 	emulate(t, func(t *testing.T, e *emulated) {
-		w := e.watch(t)
-		w.Look(state, time.Minute, metadatatest.Any)
+		e.watch(t)
+		e.Look(state, time.Minute, metadatatest.Any)
 		for range 60 {
-			w.ExpireTokens()
-			w.Look(state, time.Minute, metadatatest.Any)
+			e.ExpireTokens()
+			e.Look(state, time.Minute, metadatatest.Any)
 		}
-		w.ExpireTokens()
-		must.OK(t, w.asg.Terminate(self))
-		w.Look(state, 4*time.Second, metadatatest.Any, scaleIn())
-		if _, tokens := w.requests(); tokens != 62 {
+		e.ExpireTokens()
+		must.OK(t, e.asg.Terminate(self))
+		e.Look(state, 4*time.Second, metadatatest.Any, scaleIn())
+		if _, tokens := e.requests(); tokens != 62 {
 			t.Errorf("%d tokens for one at first and 61 expiries", tokens)
 		}
-		if n := w.lines("WARN"); n != 0 {
-			t.Errorf("%d warnings about a temporary failure:\n%s", n, w.log.String())
+		if n := e.lines("WARN"); n != 0 {
+			t.Errorf("%d warnings about a temporary failure:\n%s", n, e.log.String())
 		}
 	})
 }

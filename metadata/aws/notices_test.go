@@ -103,12 +103,12 @@ func TestNotices(t *testing.T) {
 			topic := map[string]string{target: state, spot: aws.TopicSpot, scheduled: aws.TopicScheduled}[tt.item]
 			emulate(t, func(t *testing.T, e *emulated) {
 				e.item(tt.item, tt.body)
-				w := e.watch(t)
-				reported := len(w.pass(50 * time.Millisecond)[topic]) > 0
+				e.watch(t)
+				reported := len(e.pass(50 * time.Millisecond)[topic]) > 0
 				if reported == tt.bad {
 					t.Errorf("reported: %v", reported)
 				}
-				w.Look(topic, 0, metadatatest.Any, tt.want...)
+				e.Look(topic, 0, metadatatest.Any, tt.want...)
 			})
 		})
 	}
@@ -148,10 +148,10 @@ func TestUnknownTarget(t *testing.T) {
 				if tt.change != nil {
 					tt.change(e)
 				}
-				w := e.watch(t)
-				w.Look(state, time.Second, metadatatest.Any, tt.first...)
+				e.watch(t)
+				e.Look(state, time.Second, metadatatest.Any, tt.first...)
 				<-time.After(57 * time.Second)
-				w.Look(state, 3*time.Second, metadatatest.Any, tt.last...)
+				e.Look(state, 3*time.Second, metadatatest.Any, tt.last...)
 				if n := e.calls(); n != tt.calls {
 					t.Errorf("%d calls, want %d", n, tt.calls)
 				}
@@ -164,18 +164,18 @@ func TestUnknownTarget(t *testing.T) {
 func TestWatchTarget(t *testing.T) {
 	t.Parallel()
 	emulate(t, func(t *testing.T, e *emulated) {
-		w := e.watch(t)
-		w.Look(state, 2*time.Second, metadatatest.Any)
-		must.OK(t, w.asg.Terminate(self))
-		w.Look(state, 2*time.Second, metadatatest.Any, scaleIn())
-		w.SetTarget("")
-		if n := len(w.pass(time.Hour)[state]); n > 0 {
+		e.watch(t)
+		e.Look(state, 2*time.Second, metadatatest.Any)
+		must.OK(t, e.asg.Terminate(self))
+		e.Look(state, 2*time.Second, metadatatest.Any, scaleIn())
+		e.SetTarget("")
+		if n := len(e.pass(time.Hour)[state]); n > 0 {
 			t.Errorf("%d reports of a missing item", n)
 		}
-		w.SetTarget("InService")
-		w.Look(state, 2*time.Second, metadatatest.Any)
-		if w.log.String() != "" {
-			t.Errorf("log:\n%s", w.log.String())
+		e.SetTarget("InService")
+		e.Look(state, 2*time.Second, metadatatest.Any)
+		if e.log.String() != "" {
+			t.Errorf("log:\n%s", e.log.String())
 		}
 	})
 }
@@ -202,36 +202,36 @@ func TestWatchSurvives(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			emulate(t, func(t *testing.T, e *emulated) {
-				w := e.watch(t)
-				w.Look(state, time.Minute, metadatatest.Any)
-				must.OK(t, w.AddFault(fault))
-				w.ExpireTokens()
-				before, _ := w.requests()
+				e.watch(t)
+				e.Look(state, time.Minute, metadatatest.Any)
+				must.OK(t, e.AddFault(fault))
+				e.ExpireTokens()
+				before, _ := e.requests()
 				long := time.Hour
 				if name == "too large" {
 					long = time.Minute // a megabyte each
 				}
-				w.pass(long)
-				after, _ := w.requests()
+				e.pass(long)
+				after, _ := e.requests()
 				if perSecond := float64(after-before) / long.Seconds(); perSecond > 1 {
 					t.Errorf("%.2f requests in a second while it fails", perSecond)
 				}
-				if n := w.lines("WARN"); n == 0 || n > 3 {
-					t.Errorf("%d warnings:\n%s", n, w.log.String())
+				if n := e.lines("WARN"); n == 0 || n > 3 {
+					t.Errorf("%d warnings:\n%s", n, e.log.String())
 				}
-				if strings.Contains(w.log.String(), "rate limit") || strings.Contains(w.log.String(), "quota") {
-					t.Errorf("the SDK's bucket ran dry:\n%s", w.log.String())
+				if strings.Contains(e.log.String(), "rate limit") || strings.Contains(e.log.String(), "quota") {
+					t.Errorf("the SDK's bucket ran dry:\n%s", e.log.String())
 				}
-				must.OK(t, w.asg.Terminate(self))
-				w.ClearFaults()
+				must.OK(t, e.asg.Terminate(self))
+				e.ClearFaults()
 				wait := 20 * time.Second
 				if name == "403" || name == "404 of the token" || name == "401 for ever" {
 					wait = time.Minute + 5*time.Second
 				}
-				w.Look(state, wait, metadatatest.Any, scaleIn())
-				w.pass(3 * time.Minute)
-				if w.lines("INFO") != w.lines("WARN") {
-					t.Errorf("the end of the failure is not logged:\n%s", w.log.String())
+				e.Look(state, wait, metadatatest.Any, scaleIn())
+				e.pass(3 * time.Minute)
+				if e.lines("INFO") != e.lines("WARN") {
+					t.Errorf("the end of the failure is not logged:\n%s", e.log.String())
 				}
 			})
 		})
@@ -279,16 +279,16 @@ func TestWatchOneItem(t *testing.T) {
 	emulate(t, func(t *testing.T, e *emulated) {
 		e.item(scheduled, `{"no":"list"}`)
 		must.OK(t, e.AddFault(fakes.Fault{Path: "meta-data/" + spot, Hang: true}))
-		w := e.watch(t)
-		w.pass(time.Hour)
-		if w.lines("WARN") != 2 {
-			t.Errorf("log:\n%s", w.log.String())
+		e.watch(t)
+		e.pass(time.Hour)
+		if e.lines("WARN") != 2 {
+			t.Errorf("log:\n%s", e.log.String())
 		}
 		for range 20 {
-			must.OK(t, w.asg.Terminate(self))
-			w.Look(state, 2*time.Second, metadatatest.Any, scaleIn())
-			must.OK(t, w.asg.Restore(self))
-			w.Look(state, 2*time.Second, metadatatest.Any)
+			must.OK(t, e.asg.Terminate(self))
+			e.Look(state, 2*time.Second, metadatatest.Any, scaleIn())
+			must.OK(t, e.asg.Restore(self))
+			e.Look(state, 2*time.Second, metadatatest.Any)
 		}
 	})
 }
@@ -297,17 +297,17 @@ func TestWatchOneItem(t *testing.T) {
 func TestWatchRate(t *testing.T) {
 	t.Parallel()
 	emulate(t, func(t *testing.T, e *emulated) {
-		w := e.watch(t)
+		e.watch(t)
 		for range 60 {
-			w.pass(time.Minute)
-			w.ExpireTokens()
+			e.pass(time.Minute)
+			e.ExpireTokens()
 		}
-		n, _ := w.requests()
+		n, _ := e.requests()
 		if perSecond := float64(n) / 3600; perSecond > 1 || perSecond < 0.7 {
 			t.Errorf("%.3f requests in a second", perSecond)
 		}
-		if w.log.String() != "" {
-			t.Errorf("log:\n%s", w.log.String())
+		if e.log.String() != "" {
+			t.Errorf("log:\n%s", e.log.String())
 		}
 	})
 }
