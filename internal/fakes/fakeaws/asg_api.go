@@ -186,17 +186,14 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 		if !ok {
 			return nil, notFound(group)
 		}
-		names := fakes.List(form, "LifecycleHookNames.member.")
 		for _, h := range hooks {
 			when := "autoscaling:EC2_INSTANCE_TERMINATING"
 			if h.Launching {
 				when = "autoscaling:EC2_INSTANCE_LAUNCHING"
 			}
-			if len(names) == 0 || slices.Contains(names, h.Name) {
-				out.Hooks = append(out.Hooks, hookXML{
-					Group: group, Default: h.Default, Global: fakes.WholeSeconds(h.Limit), Heartbeat: fakes.WholeSeconds(h.Timeout), Name: h.Name, When: when,
-				})
-			}
+			out.Hooks = append(out.Hooks, hookXML{
+				Group: group, Default: h.Default, Global: fakes.WholeSeconds(h.Limit), Heartbeat: fakes.WholeSeconds(h.Timeout), Name: h.Name, When: when,
+			})
 		}
 		return out, nil
 	case recordHeartbeat, complete:

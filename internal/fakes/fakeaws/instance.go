@@ -6,7 +6,6 @@ package fakeaws
 import (
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -61,34 +60,22 @@ func Sample() Instance {
 	}
 }
 
-// items are all answers by their path below the version. An item without a value
-// is not there, and its path answers 404. Of lists there are those that an agent asks for.
+// items are all answers by their path below the version: those that an agent or an operator asks for. An item without a value
+// is not there, and its path answers 404.
 func (i Instance) items(k fakes.Key) fakes.Items {
 	m := fakes.Items{}
-	var nic NIC
-	if len(i.NICs) > 0 {
-		nic = i.NICs[0]
-	}
+	nic := first(i.NICs)
 	ip := first(nic.IPv4s)
 
 	m.Meta("instance-id", i.ID)
-	m.Meta("instance-type", i.Type)
 	m.Meta("instance-life-cycle", i.LifeCycle)
 	m.Meta("local-ipv4", ip)
 	m.Meta("public-ipv4", nic.Public)
-	m.Meta("ipv6", first(nic.IPv6s))
 	m.Meta("mac", nic.MAC)
-	m.Meta("hostname", i.Hostname)
 	m.Meta("local-hostname", i.Hostname)
 	m.Meta("placement/availability-zone", i.Zone)
-	m.Meta("placement/region", i.Region)
-	for n, nic := range i.NICs {
-		base := "network/interfaces/macs/" + nic.MAC + "/"
-		m.Meta(base+"mac", nic.MAC)
-		m.Meta(base+"device-number", strconv.Itoa(n))
-		m.Meta(base+"local-ipv4s", strings.Join(nic.IPv4s, "\n"))
-		m.Meta(base+"public-ipv4s", nic.Public)
-		m.Meta(base+"ipv6s", strings.Join(nic.IPv6s, "\n"))
+	for _, nic := range i.NICs {
+		m.Meta("network/interfaces/macs/"+nic.MAC+"/ipv6s", strings.Join(nic.IPv6s, "\n"))
 	}
 	if i.TagsEnabled {
 		for key, value := range i.Tags {
@@ -126,9 +113,9 @@ func (i Instance) items(k fakes.Key) fakes.Items {
 	return m
 }
 
-func first(s []string) string {
-	if len(s) == 0 {
-		return ""
+func first[T any](s []T) (one T) {
+	if len(s) > 0 {
+		one = s[0]
 	}
-	return s[0]
+	return one
 }

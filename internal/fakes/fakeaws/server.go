@@ -72,17 +72,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // page is the body of an error: the service sends HTML.
 func page(status int) string {
 	text := strconv.Itoa(status) + " - " + http.StatusText(status)
-	return `<?xml version="1.0" encoding="iso-8859-1"?>
-<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN" "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
-<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
- <head>
-  <title>` + text + `</title>
- </head>
- <body>
-  <h1>` + text + `</h1>
- </body>
-</html>
-`
+	return "<html><head><title>" + text + "</title></head><body><h1>" + text + "</h1></body></html>\n"
 }
 
 // Verbs are those of the metadata service:

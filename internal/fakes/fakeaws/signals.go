@@ -41,7 +41,6 @@ func (s Signals) items(meta func(path, value string)) {
 	meta("autoscaling/target-lifecycle-state", s.Target)
 	if s.Spot != nil {
 		at := s.Spot.Time.UTC().Format(time.RFC3339)
-		meta("spot/termination-time", at)
 		meta("spot/instance-action", fmt.Sprintf(`{"action": %q, "time": %q}`, s.Spot.Action, at))
 	}
 	if s.Scheduled == nil {
