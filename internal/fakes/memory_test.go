@@ -88,6 +88,7 @@ func ask(t *testing.T, s http.Handler, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	return string(body), err
 }

@@ -229,10 +229,9 @@ func (h *hooks) membership(ctx context.Context) (group, state string, err error)
 // Pending implements cloud.Hooks: all hooks of the group wait at their transition.
 func (h *hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
 	group, _, err := h.membership(ctx)
-	if denied, ok := errors.AsType[*cloud.DeniedError](err); ok {
+	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
 		// The tag has the group, too.
 		group, _ = cloud.Read(ctx, h.p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
-		denied.Group = group
 	}
 	if err != nil && group == "" {
 		return nil, err
