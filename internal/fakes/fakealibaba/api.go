@@ -35,9 +35,8 @@ func notFound(code, message string) *apiError {
 
 // The versions of the APIs.
 const (
-	essVersion    = "2022-02-22"
-	essVersionOld = "2014-08-28"
-	ecsVersion    = "2014-05-26"
+	essVersion = "2022-02-22"
+	ecsVersion = "2014-05-26"
 )
 
 // ServeHTTP answers a call.
@@ -168,20 +167,15 @@ func (c *Cloud) listed(name string, items any) any {
 }
 
 func (c *Cloud) do(call, version string, q url.Values, by string) (map[string]any, *apiError) {
-	if call == "ListTagResources" {
-		if version != ecsVersion {
-			return nil, refuse("InvalidVersion", "Specified parameter Version is not valid.")
-		}
-		return c.tags(q)
-	}
-	if version == kmsVersion {
+	switch {
+	case version == kmsVersion:
 		return c.kms(call, q)
-	}
-	if version != essVersion && version != essVersionOld {
-		return nil, refuse("InvalidVersion", "Specified parameter Version is not valid.")
-	}
-	if q.Get("RegionId") == "" {
+	case q.Get("RegionId") == "":
 		return nil, refuse("MissingRegionId", "RegionId is mandatory for this action.")
+	case version == ecsVersion && call == "ListTagResources":
+		return c.tags(q)
+	case version != essVersion:
+		return nil, refuse("InvalidVersion", "Specified parameter Version is not valid.")
 	}
 	switch call {
 	case "DescribeScalingInstances":

@@ -35,14 +35,20 @@ type Cloud struct {
 	wrapped bool
 }
 
-// StartCloud serves until Close or until ctx is done.
-func StartCloud(ctx context.Context, o CloudOptions) (*Cloud, error) {
+// NewCloud makes an account that does not listen.
+func NewCloud(o CloudOptions) *Cloud {
 	o.Longest = cmp.Or(o.Longest, 6*time.Hour)
 	c := &Cloud{o: o, nonces: map[string]bool{}, secrets: map[string]secret{}}
 	c.Init("ESS", o.ScalingOptions, func(h fakes.Hook) fakes.Hook {
 		h.Timeout, h.Limit, h.Default = cmp.Or(h.Timeout, 10*time.Minute), o.Longest, cmp.Or(h.Default, "CONTINUE")
 		return h
 	})
+	return c
+}
+
+// StartCloud serves until Close or until ctx is done.
+func StartCloud(ctx context.Context, o CloudOptions) (*Cloud, error) {
+	c := NewCloud(o)
 	return c, c.Start(ctx, c)
 }
 
