@@ -4,14 +4,16 @@
 package alibaba
 
 import (
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -181,30 +183,28 @@ func TestConformance(t *testing.T) {
 // With a role the tags of the instance count, and the group that ESS set on it; the user data adds the missing tags.
 func TestTagsOfTheAPI(t *testing.T) {
 	t.Parallel()
-	const role = `{"ResourceId":"` + self + `","TagKey":"amsagent-role","TagValue":"edge"}`
+	edge, origin := cloud.Tags{"amsagent-role": "edge"}, cloud.Tags{"amsagent-role": "origin"}
+	both := cloud.Tags{"amsagent-role": "edge", "amsagent-mongo": "10.0.0.9", tagGroup: group}
+	plain := fakes.Fault{Status: http.StatusOK, Body: `{"RequestId":"1","TagResources":[{"TagKey":"amsagent-role","TagValue":"edge"}]}`}
 	for _, tt := range []struct {
 		name, userData string
-		answer         answer
+		tags           cloud.Tags
+		history        history
 		want           cloud.TagSet
 		missing        bool
 		hint           string
 	}{
-		{
-			"of both", "# amsagent-role=origin\n# amsagent-mongo=10.0.0.9\n",
-			good(`{"TagResources":{"TagResource":[` + role + `,{"TagKey":"` + tagGroup + `","TagValue":"asg-1"}]},"NextToken":""}`),
-			cloud.TagSet{Tags: cloud.Tags{"amsagent-role": "edge", "amsagent-mongo": "10.0.0.9", tagGroup: "asg-1"}, Known: true, Group: "asg-1"},
-			false, "",
-		},
-		{"none", "", good(`{"TagResources":{"TagResource":[]}}`), cloud.TagSet{Tags: cloud.Tags{}, Known: true}, false, ""},
-		{"a plain list", "", good(`{"TagResources":[` + role + `]}`), cloud.TagSet{Tags: cloud.Tags{"amsagent-role": "edge"}, Known: true}, false, ""},
-		{"denied", "amsagent-role=up", denied(), cloud.TagSet{Tags: cloud.Tags{"amsagent-role": "up"}}, false, "ecs:ListTagResources"},
-		{"unreachable", "", answer{err: syscall.EHOSTUNREACH}, cloud.TagSet{}, false, "the ECS API cannot be reached"},
-		{"ill", "amsagent-role=up", bad(500, "InternalError"), cloud.TagSet{Tags: cloud.Tags{"amsagent-role": "up"}}, true, "could not be read"},
+		{"of both", "# amsagent-role=origin\n# amsagent-mongo=10.0.0.9\n", edge, history{joins()}, cloud.TagSet{Tags: both, Known: true, Group: group}, false, ""},
+		{"none", "", nil, nil, cloud.TagSet{Tags: cloud.Tags{}, Known: true}, false, ""},
+		{"a plain list", "", nil, history{fails(plain)}, cloud.TagSet{Tags: edge, Known: true}, false, ""},
+		{"denied", "amsagent-role=origin", edge, history{denies(listTags)}, cloud.TagSet{Tags: origin}, false, "ecs:ListTagResources"},
+		{"unreachable", "", edge, history{fails(fakes.Fault{Reset: true})}, cloud.TagSet{}, false, "the ECS API cannot be reached"},
+		{"ill", "amsagent-role=origin", edge, history{fails(fakes.Fault{Code: "InternalError"})}, cloud.TagSet{Tags: origin}, true, "could not be read"},
 	} {
-		row(t, tt.name, func(t *testing.T, w *world) {
-			w.items[latest+"user-data"] = ok(tt.userData)
-			w.on(listTags, tt.answer)
-			inst, err := w.open().Instance(t.Context())
+		row(t, tt.name, func(t *testing.T, a *account) {
+			a.meta.Update(func(i *fakealibaba.Instance) { i.UserData, i.Tags = tt.userData, tt.tags })
+			a.plays(tt.history...)
+			inst, err := a.open().Instance(t.Context())
 			must.OK(t, err)
 			if !strings.Contains(inst.TagsHint, tt.hint) || (inst.TagsHint == "") != tt.want.Known || slices.Contains(inst.Missing, "tags") != tt.missing {
 				t.Errorf("hint %q, missing %v", inst.TagsHint, inst.Missing)
@@ -213,9 +213,8 @@ func TestTagsOfTheAPI(t *testing.T) {
 			if diff := cmp.Diff(tt.want, inst.TagSet()); diff != "" {
 				t.Error(diff)
 			}
-			const query = "RegionId=cn-hangzhou&ResourceId.1=" + self + "&ResourceType=instance"
-			if calls := w.called(listTags); len(calls) != 1 || calls[0].query.Encode() != query {
-				t.Errorf("%+v", calls)
+			if n := len(a.called(listTags)); n != 1 {
+				t.Errorf("%d calls", n)
 			}
 		})
 	}
@@ -223,10 +222,10 @@ func TestTagsOfTheAPI(t *testing.T) {
 
 // TestFieldReport07_Tags: a group tags its instances after their start, so the agent reads the tags again.
 func TestFieldReport07_Tags(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		w.on(listTags, good(`{"TagResources":[]}`), good(`{"TagResources":[{"TagKey":"amsagent-group","TagValue":"eu"}]}`))
-		p := w.open()
+	bubble(t, func(t *testing.T, a *account) {
+		p := a.open()
 		for _, want := range []string{"", "eu"} {
+			a.meta.Update(func(i *fakealibaba.Instance) { fakes.Set(&i.Tags, "amsagent-group", want) })
 			inst, err := p.Instance(t.Context())
 			if err != nil || !inst.TagsKnown || inst.Tags["amsagent-group"] != want {
 				t.Errorf("%+v, %v, want %q", inst, err, want)

@@ -9,11 +9,15 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -47,48 +51,55 @@ func TestSignPublishedExample(t *testing.T) {
 	}
 }
 
-func (w *world) say(p *Provider) error {
-	return p.Hooks().Complete(w.t.Context(), cloud.Hook{ID: "ash-1", Token: "T-1"})
+// call makes one call of the API: a machine in no group asks for nothing else.
+func (a *account) call(p *Provider) error {
+	_, err := p.Check(a.t.Context(), nil)
+	return err
 }
 
 // Answers of the API and their errors.
 func TestAPIErrors(t *testing.T) {
 	t.Parallel()
-	page := func(status int, body string) answer { return answer{status: status, body: body} }
+	bad := func(status int, code string, times int) event {
+		return fails(fakes.Fault{Status: status, Code: code, Message: "what it says", Times: times})
+	}
+	page := func(status int, body string, times int) event {
+		return fails(fakes.Fault{Status: status, Body: body, Times: times})
+	}
 	for _, tt := range []struct {
 		name    string
-		answers []answer
+		history history
 		is      error
 		text    string // of the error; "" without an error
 		calls   int
 	}{
-		{"over", []answer{bad(400, over)}, cloud.ErrGone, "what it says", 1},
-		{"wrong parameter", []answer{bad(400, "InvalidParamter")}, nil, "InvalidParamter", 1},
-		{"wrong signature", []answer{bad(400, "SignatureDoesNotMatch")}, nil, "SignatureDoesNotMatch", 1},
-		{"denied", []answer{denied()}, lacks(complete), "Forbidden.RAM: what it says", 1},
-		{"denied by RAM", []answer{bad(403, "NoPermission")}, lacks(complete), "NoPermission", 1},
-		{"too many calls", []answer{bad(400, "Throttling.User"), bad(429, "Throttling"), done()}, nil, "", 3},
-		{"too many calls for good", []answer{bad(400, "Throttling.User")}, errThrottled, "Throttling.User", 3},
-		{"ill", []answer{bad(503, "ServiceUnavailable"), page(502, "<html>"), done()}, nil, "", 3},
-		{"a nonce that was used", []answer{bad(400, "SignatureNonceUsed"), done()}, nil, "", 2},
-		{"cut off", []answer{{err: syscall.ECONNRESET}, done()}, nil, "", 2},
-		{"a page of a proxy", []answer{ok("<html>log in</html>")}, nil, "not one of the API", 3},
-		{"a page that refuses", []answer{page(403, "<html>")}, nil, "not one of the API", 1},
-		{"nothing", []answer{ok("")}, nil, "not one of the API", 3},
-		{"JSON of something else", []answer{ok(`{"ok":true}`)}, nil, "not one of the API", 3},
-		{"a redirect", []answer{page(302, "")}, nil, "not one of the API", 3},
-		{"an error with a good status", []answer{ok(`{"RequestId":"1","Code":"InternalError","Message":"x"}`), done()}, nil, "", 2},
+		{"over", history{bad(400, "LifecycleHookIdAndLifecycleActionToken.Invalid", 0)}, cloud.ErrGone, "what it says", 1},
+		{"wrong parameter", history{bad(400, "InvalidParamter", 0)}, nil, "InvalidParamter", 1},
+		{"wrong signature", history{bad(400, "SignatureDoesNotMatch", 0)}, nil, "SignatureDoesNotMatch", 1},
+		{"denied", history{bad(403, "Forbidden.RAM", 0)}, lacks(describeMembers), "Forbidden.RAM: what it says", 1},
+		{"denied by RAM", history{bad(403, "NoPermission", 0)}, lacks(describeMembers), "NoPermission", 1},
+		{"too many calls", history{bad(400, "Throttling.User", 1), bad(429, "Throttling", 1)}, nil, "", 3},
+		{"too many calls for good", history{bad(400, "Throttling.User", 0)}, errThrottled, "Throttling.User", 3},
+		{"ill", history{bad(503, "ServiceUnavailable", 1), page(502, "<html>", 1)}, nil, "", 3},
+		{"a nonce that was used", history{bad(400, "SignatureNonceUsed", 1)}, nil, "", 2},
+		{"cut off", history{fails(fakes.Fault{Reset: true, Times: 1})}, nil, "", 2},
+		{"a page of a proxy", history{page(200, "<html>log in</html>", 0)}, nil, "not one of the API", 3},
+		{"a page that refuses", history{page(403, "<html>", 0)}, nil, "not one of the API", 1},
+		{"nothing", history{page(200, "", 0)}, nil, "not one of the API", 3},
+		{"JSON of something else", history{page(200, `{"ok":true}`, 0)}, nil, "not one of the API", 3},
+		{"a redirect", history{page(302, "", 0)}, nil, "not one of the API", 3},
+		{"an error with a good status", history{page(200, `{"RequestId":"1","Code":"InternalError","Message":"x"}`, 1)}, nil, "", 2},
 	} {
-		row(t, tt.name, func(t *testing.T, w *world) {
-			w.on(complete, tt.answers...)
-			err := w.say(w.open())
+		row(t, tt.name, func(t *testing.T, a *account) {
+			a.plays(tt.history...)
+			err := a.call(a.open())
 			if tt.is != nil {
 				wants(t, err, tt.is)
 			}
 			if (err != nil) != (tt.text != "") || err != nil && !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("%v, want %q", err, tt.text)
 			}
-			if n := len(w.called(complete)); n != tt.calls {
+			if n := len(a.called(describeMembers)); n != tt.calls {
 				t.Errorf("%d calls, want %d", n, tt.calls)
 			}
 		})
@@ -98,16 +109,16 @@ func TestAPIErrors(t *testing.T) {
 // Without a role the agent does not call the API.
 func TestNoRole(t *testing.T) {
 	t.Parallel()
-	for name, set := range map[string]func(items map[string]answer){
-		"not set":        func(i map[string]answer) { delete(i, rolePath) },
-		"an empty list":  func(i map[string]answer) { i[rolePath] = ok("\n") },
-		"it was removed": func(i map[string]answer) { delete(i, rolePath+"ams-node") },
+	for name, lost := range map[string]event{
+		"not set":        serves(rolePath, http.StatusNotFound, ""),
+		"an empty list":  serves(rolePath, http.StatusOK, "\n"),
+		"it was removed": serves(rolePath+"ams-node", http.StatusNotFound, ""),
 	} {
-		row(t, name, func(t *testing.T, w *world) {
-			set(w.items)
-			wants(t, w.say(w.open()), &cloud.DeniedError{Permission: "ess:" + complete, NoRole: true})
-			if len(w.calls) > 0 {
-				t.Errorf("%+v", w.calls)
+		row(t, name, func(t *testing.T, a *account) {
+			a.plays(lost)
+			wants(t, a.call(a.open()), &cloud.DeniedError{Permission: "ess:" + describeMembers, NoRole: true})
+			if len(a.sent) > 0 {
+				t.Errorf("%d calls", len(a.sent))
 			}
 		})
 	}
@@ -116,87 +127,96 @@ func TestNoRole(t *testing.T) {
 // Credentials are fetched once, again before they expire, and once if the API refuses them.
 func TestCredentials(t *testing.T) {
 	const path = rolePath + "ams-node"
-	bubble(t, func(t *testing.T, w *world) {
-		p := w.open()
-		want := func(what string, fetched int, keys string) {
+	bubble(t, func(t *testing.T, a *account) {
+		p := a.open()
+		requests, calls := 0, 0
+		want := func(what string, fetched int, answers ...string) {
 			t.Helper()
-			got := ""
-			for _, c := range w.calls {
-				got += strings.TrimPrefix(c.key, "STS.key")
+			all, n := a.meta.Requests(), 0
+			for _, r := range all[requests:] {
+				if r.Path == path {
+					n++
+				}
 			}
-			if w.asked[path] != fetched || got != keys {
-				t.Errorf("%s: fetched %d times, keys %s; want %d and %s", what, w.asked[path], got, fetched, keys)
+			got := a.answers()
+			if n != fetched || !slices.Equal(got[calls:], answers) {
+				t.Errorf("%s: fetched %d times, answers %q; want %d and %q", what, n, got[calls:], fetched, answers)
 			}
-			w.calls, w.asked[path] = nil, 0
+			requests, calls = len(all), len(got)
 		}
-		w.on(complete, done(), done(), bad(400, "InvalidSecurityToken.Expired"), done())
-		must.OK(t, errors.Join(w.say(p), w.say(p)))
-		want("two calls", 1, "11")
-		w.items[path] = credentialsFor("2", time.Hour)
-		must.OK(t, w.say(p))
-		want("refused", 1, "12")
-		w.on(complete, bad(404, "InvalidAccessKeyId.NotFound"))
-		if err := w.say(p); err == nil || !strings.Contains(err.Error(), "InvalidAccessKeyId") {
+		must.OK(t, errors.Join(a.call(p), a.call(p)))
+		want("two calls", 1, "", "")
+		a.meta.ExpireKeys()
+		must.OK(t, a.call(p))
+		want("refused", 1, "InvalidSecurityToken.Expired", "")
+		const unknown = "InvalidAccessKeyId.NotFound"
+		a.plays(fails(fakes.Fault{Code: unknown}))
+		if err := a.call(p); err == nil || !strings.Contains(err.Error(), unknown) {
 			t.Errorf("%v", err)
 		}
-		want("refused although they are new", 1, "22")
-		w.on(complete, done())
-		<-time.After(56 * time.Minute)
-		w.items[path] = answer{status: http.StatusInternalServerError}
-		must.OK(t, w.say(p))
-		want("the metadata do not answer, and they are good for some minutes", 3, "2")
-		w.items[path] = credentialsFor("3", 2*time.Minute)
-		must.OK(t, errors.Join(w.say(p), w.say(p)))
-		want("the service gives out nothing better", 1, "33")
+		want("refused although they are new", 1, unknown, unknown)
+		a.ClearFaults()
+		k := a.meta.Key()
+		<-time.After(time.Until(k.Until) - 4*time.Minute)
+		a.plays(serves(path, http.StatusInternalServerError, ""))
+		must.OK(t, a.call(p))
+		want("the metadata do not answer, and they are good for some minutes", 3, "")
+		old := map[string]any{"AccessKeyId": k.ID, "AccessKeySecret": k.Secret, "SecurityToken": k.Token, "Expiration": k.Until}
+		a.plays(serves(path, http.StatusOK, fakes.JSON(old)))
+		must.OK(t, errors.Join(a.call(p), a.call(p)))
+		want("the service gives out nothing better", 1, "", "")
 		// An error contains no part of them.
-		<-time.After(2 * time.Minute)
-		for _, body := range []string{"", "[]", "<html>EXAMPLE", `{"Code":"Failed","AccessKeyId":"EXAMPLE"}`, strings.Replace(metadatatest.Fixture(t, "credentials.json"), "Expir", "X", 1)} {
-			w.items[path] = ok(body)
-			if err := w.say(p); err == nil || strings.Contains(err.Error(), "EXAMPLE") {
+		<-time.After(4 * time.Minute)
+		documented := metadatatest.Fixture(t, "credentials.json")
+		for _, body := range []string{"\n", "[]", "<html>EXAMPLE", `{"Code":"Failed","AccessKeyId":"EXAMPLE"}`, strings.Replace(documented, "Expir", "X", 1)} {
+			a.plays(serves(path, http.StatusOK, body))
+			if err := a.call(p); err == nil || strings.Contains(err.Error(), "EXAMPLE") {
 				t.Errorf("%s: %v", body, err)
 			}
+			want(body, 3)
 		}
-		w.items[path] = ok(strings.Replace(metadatatest.Fixture(t, "credentials.json"), "2026-11-20T14", "2000-01-01T09", 1))
-		must.OK(t, w.say(p))
+		a.plays(serves(path, http.StatusOK, documented))
+		if err := a.call(p); err == nil || !strings.Contains(err.Error(), unknown) {
+			t.Errorf("the credentials of another account: %v", err)
+		}
 	})
 }
 
 // A machine whose clock is wrong by an hour logs that once, and signs with the time of the API from then on.
 func TestClockSkew(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		wrong := bad(400, "InvalidTimeStamp.Expired")
-		wrong.date = midnight().Add(time.Hour)
-		w.on(complete, wrong, done())
-		p := w.open()
-		must.OK(t, errors.Join(w.say(p), w.say(p)))
-		for i, want := range []string{"00", "01", "01"} {
-			if at := w.calls[i].date; at != "2000-01-01T"+want+":00:00Z" {
-				t.Errorf("call %d is of %s", i, at)
-			}
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const wrong = "InvalidTimeStamp.Expired"
+		a := newAccount(t, fakealibaba.CloudOptions{Skew: time.Hour})
+		p := a.open()
+		must.OK(t, errors.Join(a.call(p), a.call(p)))
+		if got := a.answers(); !slices.Equal(got, []string{wrong, "", ""}) {
+			t.Errorf("answers %q", got)
 		}
-		w.logged("clock of this machine", 1)
+		a.logged("clock of this machine", 1)
 		// An API that refuses every time causes no loop.
-		w.on(complete, wrong)
-		if err := w.say(w.open()); err == nil || !strings.Contains(err.Error(), "clock") || len(w.calls) != 5 {
-			t.Errorf("%d calls: %v", len(w.calls), err)
+		a.plays(fails(fakes.Fault{Code: wrong}))
+		if err := a.call(a.open()); err == nil || !strings.Contains(err.Error(), "clock") || len(a.answers()) != 5 {
+			t.Errorf("answers %q: %v", a.answers(), err)
 		}
 	})
 }
 
 // The hosts of the API are tried until one accepts a connection, which is kept.
 func TestHosts(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		p := w.open()
-		w.on(complete, answer{err: syscall.EHOSTUNREACH})
-		err := w.say(p)
-		if _, far := errors.AsType[*cloud.UnreachableError](err); !far || !errors.Is(err, syscall.EHOSTUNREACH) {
+	bubble(t, func(t *testing.T, a *account) {
+		p := a.open()
+		a.plays(fails(fakes.Fault{Reset: true, Times: 4}))
+		err := a.call(p)
+		if _, far := errors.AsType[*cloud.UnreachableError](err); !far || !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("%v", err)
 		}
-		w.on(complete, answer{err: syscall.EHOSTUNREACH}, done(), answer{err: syscall.ECONNRESET}, done())
-		must.OK(t, errors.Join(w.say(p), w.say(p)))
+		must.OK(t, a.call(p))
+		a.plays(fails(fakes.Fault{Reset: true, Times: 1}))
+		must.OK(t, a.call(p))
 		asked := ""
-		for _, c := range w.calls {
-			asked += strings.ReplaceAll(c.host, ".aliyuncs.com", " ")
+		for _, r := range a.called(describeMembers) {
+			asked += strings.ReplaceAll(r.URL.Host, ".aliyuncs.com", " ")
 		}
 		const region, vpc = "ess.cn-hangzhou ", "ess-vpc.cn-hangzhou "
 		if want := region + vpc + "ess " + region + vpc + vpc + vpc; asked != want {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -36,50 +36,60 @@ func lacks(action string) error { return &cloud.DeniedError{Permission: "ess:" +
 
 func TestPending(t *testing.T) {
 	t.Parallel()
-	const ours, logs = "amsagent t-1 14m48s [];", "logs t-2 9m48s [i-b i-c];"
+	answers := func(action, list string) event {
+		return fails(fakes.Fault{Path: action, Status: http.StatusOK, Body: `{"RequestId":"1","` + strings.TrimPrefix(action, "Describe") + `":[` + list + `]}`})
+	}
+	const (
+		ours, others = "amsagent true 14m48s [];", "logs true 9m48s [];"
+		named        = `{"LifecycleHookId":"amsagent","LifecycleHookName":"name","LifecycleTransition":"SCALE_IN","HeartbeatTimeout":-1}`
+		other        = `{"InstanceId":"i-b","ScalingGroupId":"asg-1","LifecycleState":"Removing:Wait"}`
+	)
+	changes := func(a *account) error {
+		a.Group(group, logs)
+		return nil
+	}
 	for _, tt := range []struct {
-		name, state, hooks, waits string
-		launching                 bool
-		failing                   string // the call that fails
-		by                        answer
-		want                      string // name, token, timeout and the other machines of each hook
-		err                       error
+		name      string
+		history   history
+		launching bool
+		want      string // name, whether it waits, timeout and the other machines of each hook
+		err       error
 	}{
-		{"waits", "Removing:Wait", "ash-1 ash-3", "t-1 t-9", false, "", answer{}, ours, nil},
-		{"one token for three machines", "Removing:Wait", "ash-2", "t-2", false, "", answer{}, logs, nil},
-		{"one of two waits", "Removing:Wait", "ash-1 ash-2", "t-2", false, "", answer{}, "amsagent  15m0s [];" + logs, nil},
-		{"both wait", "Removing:Wait", "ash-1 ash-2", "t-2 t-1", false, "", answer{}, ours + logs, nil},
-		{"the one that waits is not listed", "Removing:Wait", "ash-2", "t-1", false, "", answer{}, "logs  10m0s [];ash-1 t-1 9m48s [];", nil},
-		{"no right to list the hooks", "Removing:Wait", "", "t-1", false, describeHooks, denied(), "ash-1 t-1 9m48s [];", nil},
-		{"nor does one wait", "Removing", "", "", false, describeHooks, denied(), "", cloud.ErrNotWaiting},
-		{"waits soon", "Removing", "ash-1", "", false, "", answer{}, "", cloud.ErrNotWaiting},
-		{"in service still", "InService", "ash-1", "t-1", false, "", answer{}, "", cloud.ErrNotWaiting},
-		{"protected", "Protected", "ash-1", "", false, "", answer{}, "", cloud.ErrNotWaiting},
-		{"a group without hooks", "Removing", "", "", false, "", answer{}, "", nil},
-		{"a group with the other hook", "Removing", "ash-3", "", false, "", answer{}, "", nil},
-		{"in no group", "", "ash-1", "t-1", false, "", answer{}, "", nil},
-		{"standby", "Standby", "ash-1", "t-1", false, "", answer{}, "", nil},
-		{"the end of one that starts", "Pending:Wait", "ash-1", "t-1", false, "", answer{}, "", nil},
-		{"the start of one that serves", "InService", "ash-3", "", true, "", answer{}, "", nil},
-		{"the start of one that ends", "Removing:Wait", "ash-3", "t-1", true, "", answer{}, "", nil},
-		{"a start, with others", "Pending:Wait", "ash-1 ash-3", "t-3", true, "", answer{}, "up t-3 5m0s [];", nil},
-		{"no right to list what waits", "Removing:Wait", "ash-1", "t-1", false, describeActions, denied(), "", lacks(describeActions)},
-		{"no list of the hooks", "Removing:Wait", "ash-1", "t-1", false, describeHooks, bad(400, "Throttling"), "", errThrottled},
-		{"no answer about the group", "", "", "", false, describeMembers, bad(400, "Throttling"), "", errThrottled},
+		{"waits", history{joins(drain, up), ends("i-b"), ends(self), waits}, false, ours, nil},
+		{"one token for three machines", history{joins(logs), ends("i-c", self, "i-b"), waits}, false, "logs true 9m48s [i-b i-c];", nil},
+		{"one of two waits", history{joins(drain, logs), ends(self), waits, completes(drain)}, false, "amsagent false 15m0s [];" + others, nil},
+		{"both wait", history{joins(drain, logs), ends(self), waits}, false, ours + others, nil},
+		{"the one that waits is not listed", append(waiting, changes), false, "logs false 10m0s [];amsagent true 9m48s [];", nil},
+		{"a name, and no timeout", append(waiting, answers(describeHooks, named)), false, "name true 9m48s [];", nil},
+		{"no right to list the hooks", append(waiting, denies(describeHooks)), false, "amsagent true 9m48s [];", nil},
+		{"nor does one wait", history{joins(drain), ends(self), denies(describeHooks)}, false, "", cloud.ErrNotWaiting},
+		{"waits soon", history{joins(drain), ends(self)}, false, "", cloud.ErrNotWaiting},
+		{"in service still", history{joins()}, false, "", cloud.ErrNotWaiting},
+		{"protected", history{joins(), moves("Protected")}, false, "", cloud.ErrNotWaiting},
+		{"a group without hooks", history{joins(), ends(self)}, false, "", nil},
+		{"a group with the other hook", history{joins(up), ends(self)}, false, "", nil},
+		{"in no group", nil, false, "", nil},
+		{"another instance", append(waiting, answers(describeMembers, other)), false, "", nil},
+		{"standby", history{joins(drain), moves("Standby")}, false, "", nil},
+		{"the end of one that starts", history{joins(drain, up), begins(self), waits}, false, "", nil},
+		{"the start of one that serves", history{joins(up)}, true, "", nil},
+		{"the start of one that ends", history{joins(drain, up), ends(self), waits}, true, "", nil},
+		{"a start, with others", history{joins(drain, up), begins("i-b", self), waits}, true, "up true 5m0s [];", nil},
+		{"no right to list what waits", append(waiting, denies(describeActions)), false, "", lacks(describeActions)},
+		{"no list of the hooks", append(waiting, fails(fakes.Fault{Path: describeHooks, Code: "Throttling"})), false, "", errThrottled},
+		{"no answer about the group", history{fails(fakes.Fault{Path: describeMembers, Code: "Throttling"})}, false, "", errThrottled},
 	} {
 		for _, wrapped := range []bool{false, true} {
-			row(t, fmt.Sprintf("%s/wrapped=%t", tt.name, wrapped), func(t *testing.T, w *world) {
-				w.wrapped = wrapped
-				w.in(tt.state, tt.hooks, tt.waits)
-				if tt.failing != "" {
-					w.on(tt.failing, tt.by)
-				}
-				all, err := w.open().Hooks().Pending(t.Context(), tt.launching)
+			row(t, fmt.Sprintf("%s/wrapped=%t", tt.name, wrapped), func(t *testing.T, a *account) {
+				a.Wrap(wrapped)
+				a.plays(tt.history...)
+				all, err := a.open().Hooks().Pending(t.Context(), tt.launching)
 				wants(t, err, tt.err)
 				got := ""
 				for _, h := range all {
-					got += fmt.Sprintf("%s %s %s %v;", h.Name, h.Token, h.Timeout, h.Others)
-					if h.Provider != Name || h.Group != "asg-1" || h.Launching != tt.launching || h.Token != "" && !h.Limit.Equal(midnight().Add(LongestWait)) {
+					got += fmt.Sprintf("%s %t %s %v;", h.Name, h.Token != "", h.Timeout, h.Others)
+					limit := h.Token == "" || h.Limit.Equal(time.Now().Add(LongestWait))
+					if h.Provider != Name || h.Group != group || h.Launching != tt.launching || h.Token != a.token(h.ID) || !limit {
 						t.Errorf("%+v", h)
 					}
 				}
@@ -91,26 +101,18 @@ func TestPending(t *testing.T) {
 	}
 }
 
-// The calls and their parameters.
-func TestQueries(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		w.in("Removing:Wait", "ash-1", "t-1")
-		w.on(heartbeat, done())
-		w.on(complete, done())
-		h := w.open().Hooks()
-		all, err := h.Pending(t.Context(), false)
+// The API refuses or ignores a call with a wrong parameter, but for those of pages: without them there are ten entries.
+func TestPages(t *testing.T) {
+	bubble(t, func(t *testing.T, a *account) {
+		a.plays(waiting...)
+		_, err := a.open().Hooks().Pending(t.Context(), false)
 		must.OK(t, err)
-		_, err = h.Extend(t.Context(), all[0])
-		must.OK(t, errors.Join(err, h.Complete(t.Context(), all[0])))
 		for action, want := range map[string]string{
-			describeMembers: "InstanceIds.1=" + self + "&RegionId=cn-hangzhou",
 			describeScaling: "PageNumber=1&PageSize=50&RegionId=cn-hangzhou&ScalingGroupId=asg-1&StatusCode=InProgress",
-			describeActions: "LifecycleActionStatus=Pending&MaxResults=50&RegionId=cn-hangzhou&ScalingActivityId=asa-1",
+			describeActions: "LifecycleActionStatus=Pending&MaxResults=50&RegionId=cn-hangzhou&ScalingActivityId=" + a.Activities[0].ID,
 			describeHooks:   "PageNumber=1&PageSize=50&RegionId=cn-hangzhou&ScalingGroupId=asg-1",
-			heartbeat:       "RegionId=cn-hangzhou&heartbeatTimeout=2400&lifecycleActionToken=t-1&lifecycleHookId=ash-1",
-			complete:        "LifecycleActionResult=CONTINUE&LifecycleActionToken=t-1&LifecycleHookId=ash-1&RegionId=cn-hangzhou",
 		} {
-			if got := w.called(action)[0].query.Encode(); got != want {
+			if got := a.called(action)[0].URL.Query().Encode(); got != want {
 				t.Errorf("%s: %s, want %s", action, got, want)
 			}
 		}
@@ -119,50 +121,58 @@ func TestQueries(t *testing.T) {
 
 func TestExtend(t *testing.T) {
 	t.Parallel()
-	machines := func(n int, left time.Duration) cloud.Hook {
-		return cloud.Hook{ID: "ash-1", Token: "t-1", Others: make([]string, n-1), Limit: midnight().Add(left)}
-	}
+	machines := func(n int) cloud.Hook { return cloud.Hook{ID: drain.Name, Token: "its", Others: make([]string, n-1)} }
 	start := func(timeout time.Duration) cloud.Hook {
-		return cloud.Hook{ID: "ash-1", Token: "t-1", Launching: true, Timeout: timeout}
+		return cloud.Hook{ID: drain.Name, Token: "its", Launching: true, Timeout: timeout}
 	}
-	refused := func(code string) answer { return bad(http.StatusBadRequest, code) }
+	refused := func(code string, times int) event {
+		return fails(fakes.Fault{Path: heartbeat, Code: code, Times: times})
+	}
+	const tooLong, tooOften = "LifecycleAction.TimeExceeded", "LifecycleAction.RecordTimesExceeded"
 	for _, tt := range []struct {
-		name    string
-		hook    cloud.Hook
-		answers []answer
-		want    time.Duration
-		asked   string // for how many seconds
-		err     error
+		name  string
+		hook  cloud.Hook
+		left  time.Duration // until the limit; 0: not known
+		then  history
+		want  time.Duration
+		asked string // for how many seconds
+		err   error
 	}{
-		{"one machine", machines(1, LongestWait), []answer{done()}, 40 * time.Minute, "2400", nil},
-		{"three machines", machines(3, LongestWait), []answer{done()}, 2 * time.Hour, "7200", nil},
-		{"forty machines", machines(40, LongestWait), []answer{done()}, LongestWait, "21600", nil},
-		{"a start", start(5 * time.Minute), []answer{done()}, 5 * time.Minute, "300", nil},
-		{"a start whose time is not known", start(0), []answer{done()}, leastWait, "30", nil},
-		{"until the limit", machines(1, 10*time.Minute), []answer{done()}, 40 * time.Minute, "600", nil},
-		{"at the limit", machines(1, 29*time.Second), nil, 40 * time.Minute, "", nil},
-		{"past the limit", machines(1, -time.Hour), nil, 40 * time.Minute, "", nil},
-		{"a shorter time is accepted", machines(1, LongestWait), []answer{refused(tooLong), refused(tooLong), done()}, 10 * time.Minute, "2400 1200 600", nil},
-		{"less until the limit", machines(1, 10*time.Minute), []answer{refused(tooLong), done()}, 5 * time.Minute, "600 300", nil},
-		{"no time is accepted", machines(1, LongestWait), []answer{refused(tooLong)}, 0, "2400 1200 600 300 150 75 37 30", errLimit},
-		{"too often", machines(1, LongestWait), []answer{refused(tooOften)}, 0, "2400", errOften},
-		{"more machines than heartbeats", machines(40, 6*time.Hour-time.Second), []answer{refused(tooOften)}, LongestWait, "21599", nil},
-		{"over", machines(1, LongestWait), []answer{refused(over)}, 0, "2400", cloud.ErrGone},
-		{"denied", machines(1, LongestWait), []answer{denied()}, 0, "2400", lacks(heartbeat)},
-		{"without a token", cloud.Hook{ID: "ash-1"}, []answer{done()}, 40 * time.Minute, "2400", nil},
-		{"without a token, not waiting", cloud.Hook{ID: "ash-2"}, nil, 0, "", cloud.ErrNotWaiting},
+		{"one machine", machines(1), LongestWait, nil, 40 * time.Minute, "2400", nil},
+		{"three machines", machines(3), LongestWait, nil, 2 * time.Hour, "7200", nil},
+		{"forty machines", machines(40), LongestWait, nil, LongestWait, "21600", nil},
+		{"a start", start(5 * time.Minute), 0, nil, 5 * time.Minute, "300", nil},
+		{"a start whose time is not known", start(0), 0, nil, leastWait, "30", nil},
+		{"until the limit", machines(1), 10 * time.Minute, nil, 40 * time.Minute, "600", nil},
+		{"at the limit", machines(1), 29 * time.Second, nil, 40 * time.Minute, "", nil},
+		{"past the limit", machines(1), -time.Hour, nil, 40 * time.Minute, "", nil},
+		{"a shorter time is accepted", machines(1), LongestWait, history{refused(tooLong, 2)}, 10 * time.Minute, "2400 1200 600", nil},
+		{"less until the limit", machines(1), 10 * time.Minute, history{refused(tooLong, 1)}, 5 * time.Minute, "600 300", nil},
+		{"no time is accepted", machines(1), LongestWait, history{refused(tooLong, 0)}, 0, "2400 1200 600 300 150 75 37 30", errLimit},
+		{"too often", machines(1), LongestWait, history{refused(tooOften, 0)}, 0, "2400", errOften},
+		{"more machines than heartbeats", machines(40), LongestWait - time.Second, history{refused(tooOften, 0)}, LongestWait, "21599", nil},
+		{"over", cloud.Hook{ID: drain.Name, Token: "of another wait"}, LongestWait, nil, 0, "2400", cloud.ErrGone},
+		{"denied", machines(1), LongestWait, history{denies(heartbeat)}, 0, "2400", lacks(heartbeat)},
+		{"without a token", cloud.Hook{ID: drain.Name}, 0, nil, 40 * time.Minute, "2400", nil},
+		{"without a token, not waiting", cloud.Hook{ID: logs.Name}, 0, nil, 0, "", cloud.ErrNotWaiting},
 	} {
-		row(t, tt.name, func(t *testing.T, w *world) {
-			w.in("Removing:Wait", "", "t-1")
-			w.on(heartbeat, tt.answers...)
-			got, err := w.open().Hooks().Extend(t.Context(), tt.hook)
+		row(t, tt.name, func(t *testing.T, a *account) {
+			a.plays(waiting...)
+			a.plays(tt.then...)
+			if tt.hook.Token == "its" {
+				tt.hook.Token = a.token(drain.Name)
+			}
+			if tt.left != 0 {
+				tt.hook.Limit = time.Now().Add(tt.left)
+			}
+			got, err := a.open().Hooks().Extend(t.Context(), tt.hook)
 			wants(t, err, tt.err)
 			if errors.Is(err, errLimit) && errors.Is(err, cloud.ErrGone) {
 				t.Errorf("a hook that waits is over: %v", err)
 			}
 			var asked []string
-			for _, c := range w.called(heartbeat) {
-				asked = append(asked, c.query.Get("heartbeatTimeout"))
+			for _, r := range a.called(heartbeat) {
+				asked = append(asked, r.URL.Query().Get("heartbeatTimeout"))
 			}
 			if got != tt.want || strings.Join(asked, " ") != tt.asked {
 				t.Errorf("it waits %s, asked for %v; want %s and %v", got, asked, tt.want, tt.asked)
@@ -176,29 +186,23 @@ func TestExtend(t *testing.T) {
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
 	for _, machines := range []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 40} {
-		row(t, strconv.Itoa(machines), func(t *testing.T, w *world) {
-			end, until, sent := midnight().Add(LongestWait), midnight().Add(defaultWait), 0
-			w.beat = func(q url.Values) answer {
-				n, err := strconv.Atoi(q.Get("heartbeatTimeout"))
-				must.OK(t, err)
-				asked := time.Now().Add(time.Duration(n) * time.Second)
-				switch sent++; {
-				case time.Now().After(until):
-					return bad(http.StatusBadRequest, over)
-				case sent > 20:
-					return bad(http.StatusBadRequest, tooOften)
-				case asked.After(end) || n < 30:
-					return bad(http.StatusBadRequest, tooLong)
-				}
-				until = asked
-				return done()
+		row(t, strconv.Itoa(machines), func(t *testing.T, a *account) {
+			a.plays(joins(logs))
+			all := []string{self}
+			for n := range machines - 1 {
+				all = append(all, fmt.Sprintf("i-%d", n))
+				must.OK(t, a.Attach(group, all[n+1], nil))
 			}
-			h := w.open().Hooks()
-			var all sync.WaitGroup
+			a.plays(ends(all...), waits)
+			h := a.open().Hooks()
+			hooks, err := h.Pending(t.Context(), false)
+			must.OK(t, err)
+			end := hooks[0].Limit
+			var wg sync.WaitGroup
 			for range machines {
-				all.Go(func() {
+				wg.Go(func() {
 					for time.Now().Before(end) {
-						waits, err := h.Extend(t.Context(), cloud.Hook{ID: "ash-1", Token: "t-1", Others: make([]string, machines-1), Limit: end})
+						waits, err := h.Extend(t.Context(), hooks[0])
 						if err != nil {
 							t.Error(err)
 							return
@@ -207,9 +211,11 @@ func TestHeartbeats(t *testing.T) {
 					}
 				})
 			}
-			all.Wait()
-			if machines <= 10 && sent > 20 || end.Sub(until) > leastWait {
-				t.Errorf("%d heartbeats; it waited until %s before the end", sent, end.Sub(until))
+			wg.Wait()
+			lapsed, err := a.WaitFor(t.Context(), func(e fakes.Entry) bool { return e.What == fakes.TimedOut })
+			must.OK(t, err)
+			if sent := len(a.called(heartbeat)); machines <= 10 && sent > 20 || end.Sub(lapsed.Time) > leastWait {
+				t.Errorf("%d heartbeats; it waited until %s before the end", sent, end.Sub(lapsed.Time))
 			}
 		})
 	}
@@ -218,25 +224,28 @@ func TestHeartbeats(t *testing.T) {
 func TestComplete(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		name, state, id, token string
-		answer                 answer
-		calls                  int
-		err                    error
+		name      string
+		history   history
+		id, token string
+		completed bool
+		err       error
 	}{
-		{"with a token", "", "ash-1", "t-1", done(), 1, nil},
-		{"over", "", "ash-1", "t-1", bad(http.StatusBadRequest, over), 1, cloud.ErrGone},
-		{"denied", "", "ash-1", "t-1", denied(), 1, lacks(complete)},
-		{"without a token", "Removing:Wait", "ash-1", "", done(), 1, nil},
-		{"without a token, not waiting", "Removing:Wait", "ash-2", "", done(), 0, cloud.ErrNotWaiting},
-		{"without a token, in no group", "", "ash-1", "", done(), 0, cloud.ErrGone},
+		{"with a token", waiting, drain.Name, "its", true, nil},
+		{"over", waiting, drain.Name, "of another wait", false, cloud.ErrGone},
+		{"denied", append(waiting, denies(complete)), drain.Name, "its", false, lacks(complete)},
+		{"without a token", waiting, drain.Name, "", true, nil},
+		{"without a token, not waiting", waiting, logs.Name, "", false, cloud.ErrNotWaiting},
+		{"without a token, in no group", nil, drain.Name, "", false, cloud.ErrGone},
 	} {
-		row(t, tt.name, func(t *testing.T, w *world) {
-			w.in(tt.state, "", "t-1")
-			w.on(complete, tt.answer)
-			wants(t, w.open().Hooks().Complete(t.Context(), cloud.Hook{ID: tt.id, Token: tt.token}), tt.err)
-			calls := w.called(complete)
-			if len(calls) != tt.calls || tt.calls > 0 && calls[0].query.Get("LifecycleActionToken") != "t-1" {
-				t.Errorf("%+v", calls)
+		row(t, tt.name, func(t *testing.T, a *account) {
+			a.plays(tt.history...)
+			if tt.token == "its" {
+				tt.token = a.token(drain.Name)
+			}
+			wants(t, a.open().Hooks().Complete(t.Context(), cloud.Hook{ID: tt.id, Token: tt.token}), tt.err)
+			completed := slices.ContainsFunc(a.Books(), func(e fakes.Entry) bool { return e.What == fakes.Completed && e.By == self && e.Text == "CONTINUE" })
+			if completed != tt.completed || tt.token == "" && !tt.completed && len(a.called(complete)) > 0 {
+				t.Errorf("completed %t by %d calls", completed, len(a.called(complete)))
 			}
 		})
 	}
@@ -244,36 +253,33 @@ func TestComplete(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	t.Parallel()
+	otherEnds := history{joins(drain), ends("i-b"), waits}
+	refuses := func(action string) event { return fails(fakes.Fault{Path: action, Code: "X"}) }
 	for _, tt := range []struct {
-		name, state, hooks string
-		failing            string // the call that fails
-		by                 answer
-		group              string
-		ours, others       []string
-		unproved           string
-		beats              int
-		err                error
+		name         string
+		history      history
+		group        string
+		ours, others []string
+		unproved     string
+		beats        int
+		err          error
 	}{
-		{"may do all", "InService", "ash-1 ash-3", "", answer{}, "asg-1", []string{"amsagent"}, nil, cloud.UnprovedComplete, 1, nil},
-		{"beside another's", "Protected", "ash-1 ash-2", "", answer{}, "asg-1", []string{"amsagent"}, []string{"logs"}, cloud.UnprovedComplete, 1, nil},
-		{"others only", "InService", "ash-2 ash-2", "", answer{}, "asg-1", nil, []string{"logs", "logs"}, cloud.UnprovedBoth, 0, nil},
-		{"a group without hooks", "InService", "", "", answer{}, "asg-1", nil, nil, cloud.UnprovedBoth, 0, nil},
-		{"in no group", "", "ash-1", "", answer{}, "", nil, nil, "", 0, nil},
-		{"on its way out", "Removing:Wait", "ash-1", "", answer{}, "asg-1", []string{"amsagent"}, nil, cloud.UnprovedBoth, 0, nil},
-		{"no right to see the group", "InService", "ash-1", describeMembers, denied(), "", nil, nil, "", 0, lacks(describeMembers)},
-		{"no right to list the hooks", "InService", "ash-1", describeHooks, denied(), "asg-1", nil, nil, cloud.UnprovedBoth, 0, lacks(describeHooks)},
-		{"no right to list what waits", "InService", "ash-1", describeActions, denied(), "asg-1", []string{"amsagent"}, nil, cloud.UnprovedBoth, 0, lacks(describeActions)},
-		{"no list of what waits", "InService", "ash-1", describeActions, bad(400, "X"), "asg-1", []string{"amsagent"}, nil, cloud.UnprovedBoth, 0, nil},
-		{"no right to keep it waiting", "InService", "ash-1", heartbeat, denied(), "asg-1", []string{"amsagent"}, nil, cloud.UnprovedBoth, 1, lacks(heartbeat)},
-		{"another refusal", "InService", "ash-1", heartbeat, bad(400, "X"), "asg-1", []string{"amsagent"}, nil, cloud.UnprovedBoth, 1, nil},
+		{"may do all", history{joins(drain, up)}, group, []string{"amsagent"}, nil, cloud.UnprovedComplete, 1, nil},
+		{"beside another's", history{joins(drain, logs), moves("Protected")}, group, []string{"amsagent"}, []string{"logs"}, cloud.UnprovedComplete, 1, nil},
+		{"others only", history{joins(logs, fakes.Hook{Name: "dns"})}, group, nil, []string{"logs", "dns"}, cloud.UnprovedBoth, 0, nil},
+		{"a group without hooks", history{joins()}, group, nil, nil, cloud.UnprovedBoth, 0, nil},
+		{"in no group", nil, "", nil, nil, "", 0, nil},
+		{"on its way out", waiting, group, []string{"amsagent"}, nil, cloud.UnprovedBoth, 0, nil},
+		{"no right to see the group", history{joins(drain), denies(describeMembers)}, "", nil, nil, "", 0, lacks(describeMembers)},
+		{"no right to list the hooks", history{joins(drain), denies(describeHooks)}, group, nil, nil, cloud.UnprovedBoth, 0, lacks(describeHooks)},
+		{"no right to list what waits", append(otherEnds, denies(describeActions)), group, []string{"amsagent"}, nil, cloud.UnprovedBoth, 0, lacks(describeActions)},
+		{"no list of what waits", append(otherEnds, refuses(describeActions)), group, []string{"amsagent"}, nil, cloud.UnprovedBoth, 0, nil},
+		{"no right to keep it waiting", history{joins(drain), denies(heartbeat)}, group, []string{"amsagent"}, nil, cloud.UnprovedBoth, 1, lacks(heartbeat)},
+		{"another refusal", history{joins(drain), refuses(heartbeat)}, group, []string{"amsagent"}, nil, cloud.UnprovedBoth, 1, nil},
 	} {
-		row(t, tt.name, func(t *testing.T, w *world) {
-			w.in(tt.state, tt.hooks, "")
-			w.on(heartbeat, bad(http.StatusBadRequest, over))
-			if tt.failing != "" {
-				w.on(tt.failing, tt.by)
-			}
-			c, err := w.open().Check(t.Context(), nil)
+		row(t, tt.name, func(t *testing.T, a *account) {
+			a.plays(tt.history...)
+			c, err := a.open().Check(t.Context(), nil)
 			wants(t, err, tt.err)
 			var ours []string
 			for _, h := range c.Ours {
@@ -282,8 +288,8 @@ func TestCheck(t *testing.T) {
 			if c.Group != tt.group || !slices.Equal(ours, tt.ours) || !slices.Equal(c.Others, tt.others) || c.Unproved != tt.unproved || c.Without+c.Untold != "" {
 				t.Errorf("%+v", c)
 			}
-			if beats := len(w.called(heartbeat)); beats != tt.beats || len(w.called(complete)) > 0 {
-				t.Errorf("%d heartbeats, completed %v", beats, w.called(complete))
+			if beats := len(a.called(heartbeat)); beats != tt.beats || len(a.called(complete)) > 0 {
+				t.Errorf("%d heartbeats, completed %d times", beats, len(a.called(complete)))
 			}
 		})
 	}

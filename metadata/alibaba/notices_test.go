@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -85,117 +87,120 @@ func TestParseEvents(t *testing.T) {
 }
 
 // watch runs Watch until the test ends.
-func (w *world) watch() { w.Watched = metadatatest.Watch(w.t, w.open()) }
+func (a *account) watch() { a.Watched = metadatatest.Watch(a.t, a.open()) }
 
 // logged counts a text in the log.
-func (w *world) logged(text string, times int) {
-	w.t.Helper()
-	if n := strings.Count(w.log.String(), text); n != times {
-		w.t.Errorf("%q is logged %d times:\n%s", text, n, w.log.String())
+func (a *account) logged(text string, times int) {
+	a.t.Helper()
+	if n := strings.Count(a.log.String(), text); n != times {
+		a.t.Errorf("%q is logged %d times:\n%s", text, n, a.log.String())
 	}
 }
 
 func TestWatchMetadata(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		w.watch()
+	bubble(t, func(t *testing.T, a *account) {
+		a.watch()
 		spot := cloud.Notice{
 			ID: "alibaba-spot/interrupt", Kind: cloud.Interrupt, Reason: "spot instance is reclaimed", Who: "ECS spot",
-			At: midnight().Add(5 * time.Minute),
+			At: time.Now().Add(5 * time.Minute).UTC(),
 		}
-		w.Look(TopicSpot, 11*time.Second, 3)
-		w.set(spotPath, ok("2000-01-01T00:05Z"))
-		w.Look(TopicSpot, 5*time.Second, 1, spot)
-		w.set(spotPath, ok("<html>"))
-		w.Look(TopicSpot, time.Minute, 0, spot)
-		w.set(spotPath, answer{status: http.StatusInternalServerError})
-		w.Look(TopicSpot, time.Minute, 0, spot)
-		w.logged(`cannot be read, notices may come late" item="spot`, 1)
-		w.set(spotPath, answer{status: http.StatusNotFound})
-		w.Look(TopicSpot, 10*time.Second, metadatatest.Some)
+		a.Look(TopicSpot, 11*time.Second, 3)
+		a.meta.Interrupt(spot.At)
+		a.Look(TopicSpot, 5*time.Second, 1, spot)
+		a.plays(serves(spotPath, http.StatusOK, "<html>"))
+		a.Look(TopicSpot, time.Minute, 0, spot)
+		a.plays(serves(spotPath, http.StatusInternalServerError, ""))
+		a.Look(TopicSpot, time.Minute, 0, spot)
+		a.logged(`cannot be read, notices may come late" item="spot`, 1)
+		a.meta.ClearFaults()
+		a.meta.Interrupt(time.Time{})
+		a.Look(TopicSpot, 10*time.Second, metadatatest.Some)
 
-		event, err := parseEvents([]byte(metadatatest.Fixture(t, "events_api.json")))
+		events := metadatatest.Fixture(t, "events_api.json")
+		event, err := parseEvents([]byte(events))
 		must.OK(t, err)
-		w.Look(TopicEvents, time.Minute, 1)
-		w.set(eventsPath, ok(metadatatest.Fixture(t, "events_api.json")))
-		w.Look(TopicEvents, time.Minute, 1, event...)
-		w.set(eventsPath, ok("[{"))
-		w.Look(TopicEvents, 5*time.Minute, 0, event...)
-		w.set(eventsPath, ok("[]"))
-		w.Look(TopicEvents, time.Minute, metadatatest.Some)
+		a.Look(TopicEvents, time.Minute, 1)
+		a.meta.Announce(events)
+		a.Look(TopicEvents, time.Minute, 1, event...)
+		a.plays(serves(eventsPath, http.StatusOK, "[{"))
+		a.Look(TopicEvents, 5*time.Minute, 0, event...)
+		a.meta.ClearFaults()
+		a.meta.Announce("[]")
+		a.Look(TopicEvents, time.Minute, metadatatest.Some)
 	})
 }
 
 // TestFieldReport03_Token: a session token that expires early is replaced every time.
 func TestFieldReport03_Token(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		w.watch()
-		w.Look(TopicSpot, time.Second, 1)
+	bubble(t, func(t *testing.T, a *account) {
+		a.watch()
+		a.Look(TopicSpot, time.Second, 1)
 		for range 5 {
-			w.Look(TopicSpot, spotEvery, 1)
-			w.mu.Lock()
-			w.token++
-			w.mu.Unlock()
+			a.Look(TopicSpot, spotEvery, 1)
+			a.meta.ExpireTokens()
 		}
-		w.logged(`item="spot`, 0)
+		a.logged(`item="spot`, 0)
 	})
 }
 
 func TestWatchScaling(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
+	bubble(t, func(t *testing.T, a *account) {
 		topic := cloud.GroupTopic(Name)
-		w.in("InService", "", "")
-		w.watch()
+		a.plays(joins(drain))
+		a.watch()
 		look := func(what string, d time.Duration, least, most, reports int, want ...cloud.Notice) {
 			t.Helper()
-			before := len(w.called(describeMembers))
-			w.Look(topic, d, reports, want...)
-			if calls := len(w.called(describeMembers)) - before; calls < least || calls > most {
+			before := len(a.called(describeMembers))
+			a.Look(topic, d, reports, want...)
+			if calls := len(a.called(describeMembers)) - before; calls < least || calls > most {
 				t.Errorf("%s: %d calls, want %d to %d", what, calls, least, most)
 			}
 		}
-		parked, ends := scaling("Standby")[0], scaling("Removing:Wait")[0]
+		parked, ending := scaling("Standby")[0], scaling("Removing:Wait")[0]
 		look("in service", 10*time.Minute, 54, 67, metadatatest.Some)
-		w.in("Standby", "", "")
+		a.plays(moves("Standby"))
 		look("parked", 12*time.Second, 1, 2, metadatatest.Some, parked)
 		// A refused call counts for the whole account: fewer calls follow, and more again after a success.
-		w.on(describeMembers, bad(400, "Throttling.User"))
+		a.plays(fails(fakes.Fault{Code: "Throttling.User"}))
 		look("throttled", 10*time.Minute, 9, 14, 0, parked)
-		w.on(describeMembers, bad(503, "ServiceUnavailable"))
+		a.ClearFaults()
+		a.plays(fails(fakes.Fault{Code: "ServiceUnavailable", Status: http.StatusServiceUnavailable}))
 		look("ill", 10*time.Minute, 9, 12, 0, parked)
-		w.in("InService", "", "")
+		a.ClearFaults()
+		a.plays(moves("InService"))
 		look("well", 10*time.Minute, 18, 40, metadatatest.Some)
 		look("well for long", 10*time.Minute, 54, 67, metadatatest.Some)
-		w.logged(`cannot be read, notices may come late" item="state`, 1)
-		w.logged(`can be read again" item="state`, 1)
-		w.in("Removing:Wait", "", "")
-		look("it ends", 12*time.Second, 1, 2, metadatatest.Some, ends)
+		a.logged(`cannot be read, notices may come late" item="state`, 1)
+		a.logged(`can be read again" item="state`, 1)
+		a.plays(ends(self))
+		look("it ends", 12*time.Second, 1, 2, metadatatest.Some, ending)
 		// One answer without this instance may be wrong. Outside of a group there are few calls.
-		w.in("", "", "")
-		look("in no group", 2*time.Minute, 2, 2, 0, ends)
-		look("in no group for long", time.Hour, 10, 14, 0, ends)
-		w.in("InService", "", "")
-		look("in a group again", 6*time.Minute, 5, 40, metadatatest.Some)
+		a.plays(completes(drain))
+		look("in no group", 2*time.Minute, 2, 2, 0, ending)
+		look("in no group for long", time.Hour, 10, 14, 0, ending)
+		a.plays(joins(drain))
+		look("in a group again", 7*time.Minute, 8, 50, metadatatest.Some)
 	})
 }
 
 // Without the permission the agent asks every ten minutes, and logs that once.
 func TestWatchScalingDenied(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
+	bubble(t, func(t *testing.T, a *account) {
 		topic := cloud.GroupTopic(Name)
-		delete(w.items, rolePath)
-		w.on(describeMembers, denied())
-		w.watch()
-		w.Look(topic, time.Hour, 0)
-		w.logged("cannot be seen", 1)
-		w.set(rolePath, ok("ams-node"))
-		w.Look(topic, time.Hour, 0)
-		w.logged("cannot be seen", 2)
-		if n := len(w.called(describeMembers)); n < 5 || n > 7 {
+		a.plays(joins(), moves("Protected"), denies(describeMembers))
+		a.meta.Update(func(i *fakealibaba.Instance) { i.Role = "" })
+		a.watch()
+		a.Look(topic, time.Hour, 0)
+		a.logged("cannot be seen", 1)
+		a.meta.Update(func(i *fakealibaba.Instance) { i.Role = "ams-node" })
+		a.Look(topic, time.Hour, 0)
+		a.logged("cannot be seen", 2)
+		if n := len(a.called(describeMembers)); n < 5 || n > 7 {
 			t.Errorf("%d calls in an hour", n)
 		}
-		w.in("Protected", "", "")
-		w.Look(topic, 11*time.Minute, metadatatest.Some)
-		w.logged("can be read again", 1)
+		a.ClearFaults()
+		a.Look(topic, 11*time.Minute, metadatatest.Some)
+		a.logged("can be read again", 1)
 	})
 }
 
