@@ -273,7 +273,7 @@ func (e noticed) resume(s situation, received instant) error {
 	}
 	s.learnLaunch(e.n, received)
 	s.dropWithdrawn()
-	if goal := s.goal(); goal == goalLeave {
+	if s.goal() == goalLeave {
 		return errors.New("the machine leaves for another reason")
 	}
 	return nil
@@ -328,7 +328,7 @@ func (e drainCancelled) apply(s situation) error {
 			s.note("notice overruled; the cloud may still terminate the machine", "notice", n, "by", who)
 		}
 	}
-	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return s.isDue(n) })
+	s.Notices = slices.DeleteFunc(s.Notices, s.isDue)
 	s.cancelledBy = who
 	return nil
 }

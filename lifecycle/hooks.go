@@ -141,7 +141,7 @@ func (e hooksFound) apply(s situation) error {
 			}
 		}
 		if s.dropUnverified(e.launching); s.Hooks.wait(e.launching) {
-			return nil // a hook that was confirmed before stays this agent's, even if there are others s.now
+			return nil // a hook that was confirmed before stays this agent's, even if there are others now
 		}
 	}
 	switch {

@@ -214,7 +214,7 @@ func noteBalancers(s situation) {
 
 // noneBefore reports whether a machine that shuts down had no session at the last count before the drain.
 func (s situation) noneBefore() bool {
-	return s.has(Shutdown) != nil && s.c.NoneBefore != nil && s.c.NoneBefore(func(n cluster.Sessions) (int, bool) { return s.left(n) })
+	return s.has(Shutdown) != nil && s.c.NoneBefore != nil && s.c.NoneBefore(s.left)
 }
 
 func drained(s situation) bool {
