@@ -132,35 +132,11 @@ func (e hooksFound) apply(s situation) error {
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
 	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
-	if isDenied || onlyOthers {
-		for i := range s.Hooks {
-			// A hook that an event named is this agent's if its name matches, or if no names are set: the operator sends the
-			// events here.
-			if a := &s.Hooks[i]; isDenied && a.Hook.Launching == e.launching && (len(e.filter) == 0 || e.filter.Match(a.Hook)) {
-				a.Ours = true
-			}
-		}
-		if s.dropUnverified(e.launching); s.Hooks.wait(e.launching) {
-			return nil // a hook that was confirmed before stays this agent's, even if there are others now
-		}
-	}
 	switch {
 	case isDenied:
-		if s.askDenied[false] != denied.Permission && s.askDenied[true] != denied.Permission {
-			s.noteDenied(denied)
-		}
-		s.askDenied[e.launching] = denied.Permission
-		s.setTrouble(troubleDiscover, denied.Error())
+		e.denied(s, denied)
 	case onlyOthers:
-		s.noHooks(e.launching)
-		// At a launch this is not reported as trouble: the node serves, and the other program completes its hook.
-		switch {
-		case !e.launching || s.parking():
-			s.othersHooks = others.Error()
-		case !others.Named:
-			s.launchHooks = others.Error()
-		}
-		s.note(others.Error())
+		e.others(s, others)
 	case e.err != nil && !errors.Is(e.err, cloud.ErrGone):
 		// Hooks that an event named get no heartbeat until a query succeeds.
 		for i := range s.Hooks {
@@ -172,21 +148,59 @@ func (e hooksFound) apply(s situation) error {
 	case e.err != nil || len(e.hooks) == 0:
 		s.noHooks(e.launching)
 	default:
-		since := s.now
-		if n := s.has(hookKinds()...); n != nil && !e.launching {
-			since = n.Received
-		}
-		for _, h := range e.hooks {
-			h.Launching = e.launching
-			s.Hooks.learn(s.c.Wall, h, "", since)
-			if a := s.Hooks.find(h); a != nil {
-				a.Ours = true
-			}
-			s.note("hook waits for this machine", "hook", h.Name, "group", h.Group)
-		}
-		s.dropUnverified(e.launching)
+		e.found(s)
 	}
 	return nil
+}
+
+func (e hooksFound) denied(s situation, err *cloud.DeniedError) {
+	for i := range s.Hooks {
+		// A hook that an event named is this agent's if its name matches, or if no names are set: the operator sends the
+		// events here.
+		if a := &s.Hooks[i]; a.Hook.Launching == e.launching && (len(e.filter) == 0 || e.filter.Match(a.Hook)) {
+			a.Ours = true
+		}
+	}
+	if s.dropUnverified(e.launching); s.Hooks.wait(e.launching) {
+		return
+	}
+	if s.askDenied[false] != err.Permission && s.askDenied[true] != err.Permission {
+		s.noteDenied(err)
+	}
+	s.askDenied[e.launching] = err.Permission
+	s.setTrouble(troubleDiscover, err.Error())
+}
+
+// others handles hooks of other programs only. A hook that was confirmed before stays this agent's.
+func (e hooksFound) others(s situation, err *cloud.OthersHooksError) {
+	if s.dropUnverified(e.launching); s.Hooks.wait(e.launching) {
+		return
+	}
+	s.noHooks(e.launching)
+	// At a launch this is not reported as trouble: the node serves, and the other program completes its hook.
+	switch {
+	case !e.launching || s.parking():
+		s.othersHooks = err.Error()
+	case !err.Named:
+		s.launchHooks = err.Error()
+	}
+	s.note(err.Error())
+}
+
+func (e hooksFound) found(s situation) {
+	since := s.now
+	if n := s.has(hookKinds()...); n != nil && !e.launching {
+		since = n.Received
+	}
+	for _, h := range e.hooks {
+		h.Launching = e.launching
+		s.Hooks.learn(s.c.Wall, h, "", since)
+		if a := s.Hooks.find(h); a != nil {
+			a.Ours = true
+		}
+		s.note("hook waits for this machine", "hook", h.Name, "group", h.Group)
+	}
+	s.dropUnverified(e.launching)
 }
 
 // dropUnverified deletes the hooks of a transition that the cloud has not confirmed.

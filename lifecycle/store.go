@@ -53,32 +53,38 @@ func load(files Files) (*document, error) {
 	if err := json.Unmarshal(f.Bytes, d); err != nil {
 		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
 	}
+	if d.Version != recordVersion && d.Version != 0 {
+		return nil, &conf.VersionError{Path: RecordPath, Version: d.Version}
+	}
+	if err := d.check(); err != nil {
+		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
+	}
+	return d, nil
+}
+
+// check reports what no run of the daemon can have written.
+func (d *document) check() error {
 	switch {
 	case d.Version == 0:
-		err = errors.New("no version")
-	case d.Version != recordVersion:
-		return nil, &conf.VersionError{Path: RecordPath, Version: d.Version}
+		return errors.New("no version")
 	case !slices.ContainsFunc(transitions, func(t transition) bool { return t.from == d.Phase || t.to == d.Phase }):
-		err = fmt.Errorf("unknown phase %q", d.Phase)
+		return fmt.Errorf("unknown phase %q", d.Phase)
 	case d.leaving() && (len(d.Notices) == 0 || d.Began == 0):
-		err = errors.New("a drain without a reason")
+		return errors.New("a drain without a reason")
 	case d.Goal < goalNone || d.Goal > goalLeave:
-		err = fmt.Errorf("unknown goal %d", d.Goal)
+		return fmt.Errorf("unknown goal %d", d.Goal)
 	}
 	for _, n := range d.Notices {
 		if n.ID == "" || goalOf(n.Kind) == goalNone {
-			err = fmt.Errorf("invalid notice %q of kind %q", n.ID, n.Kind)
+			return fmt.Errorf("invalid notice %q of kind %q", n.ID, n.Kind)
 		}
 	}
 	for _, s := range []cluster.State{d.Want, d.Have} {
 		if s != "" && !s.Valid() {
-			err = fmt.Errorf("unknown state %q", s)
+			return fmt.Errorf("unknown state %q", s)
 		}
 	}
-	if err != nil {
-		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
-	}
-	return d, nil
+	return nil
 }
 
 // encode returns nil if there is nothing to keep.
