@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
@@ -30,8 +31,11 @@ import (
 type status int
 
 // RoundTrip implements http.RoundTripper.
-func (s status) RoundTrip(req *http.Request) (*http.Response, error) {
-	return mdtest.Answer(req, int(s), "x"), nil
+func (s status) RoundTrip(*http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	w.WriteHeader(int(s))
+	_, err := w.WriteString("x")
+	return w.Result(), err
 }
 
 type failing struct{ err error }

@@ -4,11 +4,9 @@
 package metadatatest
 
 import (
-	"io"
 	"net/http"
 	"net/netip"
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -39,10 +37,3 @@ type RoundTrip func(*http.Request) (*http.Response, error)
 
 // RoundTrip implements http.RoundTripper.
 func (f RoundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
-
-// Answer is an answer of a service in memory.
-func Answer(req *http.Request, status int, body string) *http.Response {
-	return &http.Response{
-		StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, ContentLength: -1, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: req,
-	}
-}
