@@ -13,7 +13,6 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
-	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -69,16 +68,18 @@ func BenchmarkNotice(b *testing.B) {
 			written: make(chan time.Time, 1), done: make(chan time.Time, 1),
 			sessions: func() cluster.Sessions { return cluster.Sessions{Publishers: p(1), Viewers: p(1)} },
 		}
-		m, err := NewRunner(Options{
+		m := NewRunner(Options{
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
 			Uptime: BootClock("/"),
 		})
-		must.OK(b, err)
 		n.ready = func() bool { return m.View().Ready }
 		ctx, cancel := context.WithCancel(b.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- m.Run(ctx) }()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			m.Run(ctx)
+		}()
 		b.StartTimer()
 		began := time.Now()
 		m.Notice(terminate())
@@ -110,15 +111,17 @@ func BenchmarkLastSession(b *testing.B) {
 			}
 			return cluster.Sessions{Publishers: p(0), Viewers: p(0)}
 		}
-		m, err := NewRunner(Options{
+		m := NewRunner(Options{
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
 			SampleInterval: interval,
 		})
-		must.OK(b, err)
 		ctx, cancel := context.WithCancel(b.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- m.Run(ctx) }()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			m.Run(ctx)
+		}()
 		m.Notice(terminate())
 		took = append(took, (<-n.done).Sub(gone)-2*interval)
 		cancel()

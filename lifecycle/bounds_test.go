@@ -77,6 +77,17 @@ func TestHostileNotices(t *testing.T) {
 	})
 }
 
+// A return to service is bounded as every notice, and has an id if its event has none.
+func TestHostileResume(t *testing.T) {
+	for id, want := range map[string]string{"": "event/resume", strings.Repeat("x", 1<<20): boundedID(strings.Repeat("x", 1<<20))} {
+		m := NewRunner(newWorld(t).options())
+		m.Notice(Notice{ID: id, Source: "event", Kind: Resume})
+		if got := m.state.Start.ID; got != want {
+			t.Errorf("%.40q: %q, want %q", id, got, want)
+		}
+	}
+}
+
 // Shortened ids stay different; a short id does not change.
 func TestBoundedIDs(t *testing.T) {
 	long := strings.Repeat("x", maxIDText)

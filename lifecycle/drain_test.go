@@ -440,18 +440,19 @@ func TestDiskHangs(t *testing.T) {
 	disk := &hungDisk{Files: w, begun: make(chan struct{}), end: make(chan struct{})}
 	o := w.options()
 	o.Files = disk
-	m, err := NewRunner(o)
-	must.OK(t, err)
+	m := NewRunner(o)
 	ctx, cancel := context.WithCancel(t.Context())
-	ran, asked := make(chan error, 1), make(chan error, 1)
-	go func() { ran <- m.Run(ctx) }()
+	ran, asked := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(ran)
+		m.Run(ctx)
+	}()
 	go func() { asked <- m.Drain(DrainRequest{Who: "a test"}) }()
 	defer func() {
 		cancel()
 		close(disk.end)
-		if err := errors.Join(<-asked, <-ran); err != nil {
-			t.Error(err)
-		}
+		must.OK(t, <-asked)
+		<-ran
 	}()
 	<-disk.begun
 	limit := time.After(time.Minute)
@@ -570,10 +571,7 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 				l := w.live()
 				began := time.Now()
 				l.Notice(Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Deadline: began.Add(time.Minute)})
-				if err := <-l.ended; err != nil {
-					t.Error(err)
-				}
-				l.ended <- nil
+				<-l.ended
 				if !l.View().Finished() {
 					t.Error("the view does not report the end")
 				}

@@ -94,7 +94,7 @@ func (e reported) apply(s situation) error {
 			s.unknownSignal(n, e.topic)
 			continue
 		}
-		e.report(s, n)
+		e.applyOne(s, n)
 	}
 	if group && unknown {
 		return nil // the unknown signal may be a new form of an earlier notice
@@ -102,7 +102,7 @@ func (e reported) apply(s situation) error {
 	if group && len(e.current) == 0 {
 		s.inService = s.now
 	}
-	e.missing(s, listed)
+	e.countMissing(s, listed)
 	if group && len(e.current) == 0 && !s.launched {
 		// A launch hook may wait for this machine; the cloud does not announce that.
 		s.launched = true
@@ -121,7 +121,7 @@ func (s *state) unknownSignal(n cloud.Notice, topic string) {
 	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
 }
 
-func (e reported) report(s situation, n cloud.Notice) {
+func (e reported) applyOne(s situation, n cloud.Notice) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
 		s.Overruled[i].Missing = 0
 		return
@@ -149,7 +149,7 @@ func (e reported) report(s situation, n cloud.Notice) {
 	}
 }
 
-func (e reported) missing(s situation, listed []string) {
+func (e reported) countMissing(s situation, listed []string) {
 	gone := func(id string, missing *int) bool {
 		if topicOf(id) != e.topic || slices.Contains(listed, id) {
 			return false
@@ -215,8 +215,8 @@ func (s *state) waitAgain(since instant) {
 }
 
 func (e noticed) apply(s situation) error {
+	e.n.ID = boundedID(cmp.Or(e.n.ID, e.n.Source+"/"+string(e.n.Kind)))
 	n := e.n
-	n.ID = boundedID(cmp.Or(n.ID, n.Source+"/"+string(n.Kind)))
 	received := s.c.Wall.instant(n.Received)
 	if received == 0 || received > s.now {
 		received = s.now

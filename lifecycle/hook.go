@@ -136,7 +136,7 @@ func (all hooks) confirm(f cloud.Filter) {
 	}
 }
 
-// wait reports whether a hook of a transition waits.
-func (all hooks) wait(launching bool) bool {
+// anyWaits reports whether a hook of a transition waits.
+func (all hooks) anyWaits(launching bool) bool {
 	return all.any(func(a *hook) bool { return a.Hook.Launching == launching && a.End == "" })
 }

@@ -67,7 +67,7 @@ func (s situation) wantsHooks(launching bool) bool {
 	case s.parking():
 		return !s.NoLaunchHook
 	}
-	return s.Start != nil && !s.leaving() && !s.NoLaunchHook && s.c.Proves
+	return s.Start != nil && !s.leaving() && !s.NoLaunchHook
 }
 
 func (s situation) hookOp(a *hook) hookOp {
@@ -77,7 +77,7 @@ func (s situation) hookOp(a *hook) hookOp {
 		return opNone
 	case a.Hook.Launching && !parking:
 		switch {
-		case s.Start == nil || s.leaving() || !s.c.Proves:
+		case s.Start == nil || s.leaving():
 		case s.Start.Proved != 0:
 			return opComplete
 		case !s.Start.Failed:
@@ -134,9 +134,9 @@ func (e hooksFound) apply(s situation) error {
 	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
 	switch {
 	case isDenied:
-		e.denied(s, denied)
+		e.applyDenied(s, denied)
 	case onlyOthers:
-		e.others(s, others)
+		e.applyOthers(s, others)
 	case e.err != nil && !errors.Is(e.err, cloud.ErrGone):
 		// Hooks that an event named get no heartbeat until a query succeeds.
 		for i := range s.Hooks {
@@ -148,12 +148,12 @@ func (e hooksFound) apply(s situation) error {
 	case e.err != nil || len(e.hooks) == 0:
 		s.noHooks(e.launching)
 	default:
-		e.found(s)
+		e.applyFound(s)
 	}
 	return nil
 }
 
-func (e hooksFound) denied(s situation, err *cloud.DeniedError) {
+func (e hooksFound) applyDenied(s situation, err *cloud.DeniedError) {
 	for i := range s.Hooks {
 		// A hook that an event named is this agent's if its name matches, or if no names are set: the operator sends the
 		// events here.
@@ -161,8 +161,8 @@ func (e hooksFound) denied(s situation, err *cloud.DeniedError) {
 			a.Ours = true
 		}
 	}
-	if s.dropUnverified(e.launching); s.Hooks.wait(e.launching) {
-		return
+	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
+		return // a hook that was confirmed before stays this agent's
 	}
 	if s.askDenied[false] != err.Permission && s.askDenied[true] != err.Permission {
 		s.noteDenied(err)
@@ -171,9 +171,9 @@ func (e hooksFound) denied(s situation, err *cloud.DeniedError) {
 	s.setTrouble(troubleDiscover, err.Error())
 }
 
-// others handles hooks of other programs only. A hook that was confirmed before stays this agent's.
-func (e hooksFound) others(s situation, err *cloud.OthersHooksError) {
-	if s.dropUnverified(e.launching); s.Hooks.wait(e.launching) {
+// applyOthers handles hooks of other programs only. A hook that was confirmed before stays this agent's.
+func (e hooksFound) applyOthers(s situation, err *cloud.OthersHooksError) {
+	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
 		return
 	}
 	s.noHooks(e.launching)
@@ -187,7 +187,7 @@ func (e hooksFound) others(s situation, err *cloud.OthersHooksError) {
 	s.note(err.Error())
 }
 
-func (e hooksFound) found(s situation) {
+func (e hooksFound) applyFound(s situation) {
 	since := s.now
 	if n := s.has(hookKinds()...); n != nil && !e.launching {
 		since = n.Received
@@ -234,7 +234,7 @@ func (settingsRead) apply(s situation) error {
 	if s.othersHooks == "" && s.launchHooks == "" {
 		return nil
 	}
-	if s.launchHooks != "" && s.Start == nil && s.Phase == phaseServing && s.c.Proves {
+	if s.launchHooks != "" && s.Start == nil && s.Phase == phaseServing {
 		s.Start = &start{ID: "reload", Since: s.now}
 	}
 	s.othersHooks, s.launchHooks, s.NoHook, s.NoLaunchHook = "", "", false, false
@@ -393,7 +393,7 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	return call, true
 }
 
-// pause returns the time until the next call for a hook that has been tried for some time.
+// pause returns the time until the next call. tried is the time since the first one.
 func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration, random func() float64) time.Duration {
 	every, longest := deniedEvery, callTime
 	if h.Launching && !h.Parking && tried > idleHookTime {

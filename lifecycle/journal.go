@@ -62,7 +62,7 @@ func (j *journal) trouble(current map[string]string) {
 
 // eventQueue writes events to the cluster's history, one after the other, and retries each until it succeeds.
 type eventQueue struct {
-	write     func(context.Context, cluster.Event) error // nil if there is no history
+	write     func(context.Context, cluster.Event) error
 	log       *slog.Logger
 	random    func() float64
 	pending   chan cluster.Event
@@ -71,9 +71,6 @@ type eventQueue struct {
 
 func (q *eventQueue) add(events []cluster.Event) {
 	for _, e := range events {
-		if q.write == nil {
-			continue
-		}
 		select {
 		case q.pending <- e:
 			q.unwritten.Add(1)

@@ -33,7 +33,7 @@ func (s situation) launch(n Notice) error {
 		return errors.New("ignored: a termination takes precedence")
 	case s.leaving():
 		return errors.New("ignored: the machine leaves service")
-	case !s.c.Proves || !s.c.Hooks:
+	case !s.c.Hooks:
 		return nil
 	}
 	s.learnLaunch(n, s.now)
@@ -61,10 +61,10 @@ func (s situation) updateStart() {
 // isStartDone reports whether no launch hook is pending. As long as a hook can wait, the operator may grant a missing
 // permission, and an API may answer again.
 func isStartDone(s situation) bool {
-	if !s.c.Hooks || !s.c.Proves || s.Start.Proved.Add(longestTimeout).reached(s.now) {
+	if !s.c.Hooks || s.Start.Proved.Add(longestTimeout).reached(s.now) {
 		return true
 	}
-	return !s.wantsHooks(true) && !s.Hooks.wait(true)
+	return !s.wantsHooks(true) && !s.Hooks.anyWaits(true)
 }
 
 // startProved is the result of an attempt to start the server and to see the node in the cluster.
@@ -104,9 +104,6 @@ func (r *Runner) startOnce(ctx context.Context, server bool) error {
 		if err != nil {
 			return fmt.Errorf("starting Ant Media Server: %w", err)
 		}
-	}
-	if r.o.Prove == nil {
-		return nil
 	}
 	bound, cancel := context.WithTimeout(ctx, proveTime)
 	defer cancel()

@@ -20,29 +20,6 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-func TestNewRunnerSaysAllThatIsMissing(t *testing.T) {
-	_, err := NewRunner(Options{})
-	if err == nil {
-		t.Fatal("made of nothing")
-	}
-	for _, want := range []string{"no node", "no place"} {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%v does not say %s", err, want)
-		}
-	}
-}
-
-func TestRunsOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		l := newWorld(t).live()
-		tick(time.Second)
-		if err := l.Run(t.Context()); err == nil {
-			t.Error("ran twice")
-		}
-		l.kill()
-	})
-}
-
 // TestNothingLiesBetweenNoticeAndRegistry: the state is written without a timer in between.
 func TestNothingLiesBetweenNoticeAndRegistry(t *testing.T) {
 	living(t, 0, func(t *testing.T, w *world, l *life) {

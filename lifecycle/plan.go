@@ -29,7 +29,7 @@ type hookWork struct {
 
 func (s situation) plan() plan {
 	p := plan{
-		Balancers: s.Phase == phaseAnnouncing && s.c.Balancers, Count: s.Phase == phaseDraining, LastCount: s.lastCount != 0, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,
+		Balancers: s.Phase == phaseAnnouncing, Count: s.Phase == phaseDraining, LastCount: s.lastCount != 0, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,
 		Prove: s.Start != nil && s.Start.Proved == 0 && !s.leaving(), FindHooks: map[bool]bool{},
 	}
 	p.Start = p.Prove && s.Start.Server

@@ -22,7 +22,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Options make a Runner. Node, Files, Role, Before and Log are needed.
+// Options make a Runner.
 type Options struct {
 	Node  Node
 	Files Files
@@ -45,11 +45,11 @@ type Options struct {
 	// SampleInterval is the time from one count of the sessions to the next; 0 means one second.
 	SampleInterval time.Duration
 	// Balancers returns the names of the load balancers that confirm their state and still send new sessions to this node. It
-	// returns when ctx ends. If it is nil, a drain does not wait for load balancers.
+	// returns when ctx ends.
 	Balancers func(ctx context.Context) []string
 	// Before returns the last count before a drain.
 	Before func() (s cluster.Sessions, at time.Time)
-	// Prove returns when this machine is seen in the cluster. If it is nil, launch hooks are ignored.
+	// Prove returns when this machine is seen in the cluster.
 	Prove func(ctx context.Context) error
 
 	// Event writes an event of this node to the cluster's history.
@@ -83,7 +83,6 @@ const (
 type Runner struct {
 	o   Options
 	log *slog.Logger
-	ran atomic.Bool
 
 	mu         sync.Mutex
 	state      state
@@ -107,10 +106,7 @@ type Runner struct {
 
 // NewRunner makes a runner that continues the drain of an earlier run of the daemon. A record that cannot be read is logged and
 // ignored.
-func NewRunner(o Options) (*Runner, error) {
-	if o.Node == nil || o.Files == nil {
-		return nil, errors.New("making a lifecycle runner: no node, or no place for its record")
-	}
+func NewRunner(o Options) *Runner {
 	began := time.Now()
 	o.SampleInterval = cmp.Or(max(0, o.SampleInterval), time.Second)
 	if o.Deadline == nil {
@@ -149,7 +145,7 @@ func NewRunner(o Options) (*Runner, error) {
 	r.journal.add(r.state.notes)
 	r.events.add(r.state.history)
 	_ = r.step(passed)
-	return r, nil
+	return r
 }
 
 func (r *Runner) now() instant {
@@ -157,14 +153,13 @@ func (r *Runner) now() instant {
 	return max(1, instant(up))
 }
 
-// situation returns the inputs of the next step. The caller holds the lock.
+// situation returns the state now, the input of the next step. The caller holds the lock.
 func (r *Runner) situation() situation {
 	now := r.now()
 	r.clock = r.clock.updated(now, time.Now())
 	c := &config{
 		Joined: r.o.Node.Joined, JoinedAt: r.o.Node.JoinedAt, Role: r.o.Role(),
-		Hooks: r.o.Hooks != nil, Proves: r.o.Prove != nil, Sample: r.o.SampleInterval, Wall: r.clock,
-		Balancers: r.o.Balancers != nil,
+		Hooks: r.o.Hooks != nil, Sample: r.o.SampleInterval, Wall: r.clock,
 		NoneBefore: func(left func(cluster.Sessions) (int, bool)) bool {
 			s, at := r.o.Before()
 			n, known := left(s)
@@ -296,12 +291,9 @@ func (r *Runner) follow(p plan, now instant) {
 	}
 }
 
-// Run acts on notices until ctx ends, or until the node is drained for a shutdown: then it returns nil while the machine shuts
-// down. It can run only once.
-func (r *Runner) Run(ctx context.Context) error {
-	if r.ran.Swap(true) {
-		return errors.New("this lifecycle runner has run already")
-	}
+// Run acts on notices until ctx ends, or until the node is drained for a shutdown: then it returns while the machine shuts down.
+// It is called once.
+func (r *Runner) Run(ctx context.Context) {
 	events, stopEvents := context.WithCancel(context.WithoutCancel(ctx))
 	var last sync.WaitGroup
 	last.Go(func() { r.events.run(events) })
@@ -331,7 +323,6 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.events.flush(ctx, func() bool { return r.View().RegistryTold })
 	stopEvents()
 	last.Wait()
-	return nil
 }
 
 func (r *Runner) logIgnored(err error, id string) {

@@ -21,12 +21,9 @@ type config struct {
 	// Budget is how long a drain waits for sessions. It is not Final while an instance tag may still change it.
 	Budget time.Duration
 	Final  bool
-	// Hooks: the cloud has hooks. Proves: a launch can be proved.
-	Hooks, Proves bool
-	Sample        time.Duration // from one count to the next
-	Wall          wallClock
-	// Balancers: the agent can ask which load balancers send sessions here.
-	Balancers bool
+	Hooks  bool          // the cloud has hooks
+	Sample time.Duration // from one count to the next
+	Wall   wallClock
 	// NoneBefore: the last count, shortly before the drain, found no session.
 	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
 	taken      func(transition int) // for tests; may be nil
@@ -68,7 +65,7 @@ const (
 	zerosByConnections = 10
 )
 
-// situation is a state at a moment, with the other inputs of a step: all that follows from facts, time and settings.
+// situation is a state with the time and the settings: the input of each guard and of each value that is derived.
 type situation struct {
 	*state
 	now instant
@@ -203,7 +200,7 @@ func announced(s situation) bool {
 	case s.noneBefore():
 		limit = announceNobodyTime
 	}
-	return s.Have == cluster.StateDraining && (s.balancersAsked || !s.c.Balancers) || s.Entered.Add(limit).reached(s.now)
+	return s.Have == cluster.StateDraining && s.balancersAsked || s.Entered.Add(limit).reached(s.now)
 }
 
 func noteBalancers(s situation) {

@@ -43,7 +43,7 @@ func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
 		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), joined: rng.IntN(5) > 0, sources: map[string][]cloud.Notice{},
 		c: config{
 			Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
-			Hooks: rng.IntN(4) > 0, Proves: rng.IntN(4) > 0, Sample: time.Second, Balancers: rng.IntN(2) > 0,
+			Hooks: rng.IntN(4) > 0, Sample: time.Second,
 			Wall: wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)), taken: taken,
 		},
 	}

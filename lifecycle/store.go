@@ -4,7 +4,6 @@
 package lifecycle
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,7 +61,7 @@ func load(files Files) (*document, error) {
 	return d, nil
 }
 
-// check reports what no run of the daemon can have written.
+// check returns an error if no run of the daemon can have written the document.
 func (d *document) check() error {
 	switch {
 	case d.Version == 0:
@@ -93,12 +92,8 @@ func (d *document) encode() ([]byte, error) {
 		return nil, nil
 	}
 	d.Version = recordVersion
-	var data bytes.Buffer
-	text := json.NewEncoder(&data)
-	text.SetEscapeHTML(false)
-	text.SetIndent("", "  ")
-	err := text.Encode(d)
-	return data.Bytes(), err
+	data, err := json.MarshalIndent(d, "", "  ")
+	return append(data, '\n'), err
 }
 
 // restore returns the state with which the daemon continues after its start.

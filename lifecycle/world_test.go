@@ -18,7 +18,6 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
-	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -403,8 +402,9 @@ func (w *world) RemoveFile(string) error {
 func (w *world) options() Options {
 	return Options{
 		Node: w, Files: w, Hooks: w, Log: slog.New(slog.DiscardHandler),
-		Role:   func() string { return "" },
-		Before: noCount,
+		Role:      func() string { return "" },
+		Before:    noCount,
+		Balancers: func(context.Context) []string { return nil },
 		Event: func(_ context.Context, e cluster.Event) error {
 			touch()
 			w.mu.Lock()
@@ -442,7 +442,7 @@ type life struct {
 	t      *testing.T
 	w      *world
 	cancel context.CancelFunc
-	ended  chan error
+	ended  chan struct{}
 }
 
 func (w *world) live(change ...func(*Options)) *life {
@@ -451,11 +451,13 @@ func (w *world) live(change ...func(*Options)) *life {
 	for _, c := range change {
 		c(&o)
 	}
-	m, err := NewRunner(o)
-	must.OK(w.t, err)
+	m := NewRunner(o)
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &life{Runner: m, t: w.t, w: w, cancel: cancel, ended: make(chan error, 1)}
-	go func() { l.ended <- m.Run(ctx) }()
+	l := &life{Runner: m, t: w.t, w: w, cancel: cancel, ended: make(chan struct{})}
+	go func() {
+		defer close(l.ended)
+		m.Run(ctx)
+	}()
 	return l
 }
 

@@ -100,8 +100,8 @@ const (
 	ByTime = "its time was over"
 )
 
-// ErrUnknown is an instance or a group that the account does not have.
-var ErrUnknown = errors.New("not known here")
+// errUnknown is an instance or a group that the account does not have.
+var errUnknown = errors.New("not known here")
 
 // Scaling is an account with scaling groups: it moves instances through their states, waits at hooks, and keeps books. The
 // names of the states and the format of the calls are those of a cloud, as are times and results that a hook leaves open.
@@ -196,7 +196,7 @@ func (s *Scaling) Join(i *Instance) error {
 	s.Mu.Lock()
 	defer s.Mu.Unlock()
 	if _, ok := s.Groups[i.Group]; !ok || i.ID == "" {
-		return fmt.Errorf("attaching %q to %q: %w", i.ID, i.Group, ErrUnknown)
+		return fmt.Errorf("attaching %q to %q: %w", i.ID, i.Group, errUnknown)
 	}
 	s.Instances[i.ID] = i
 	s.Aim(i, "InService")
@@ -212,12 +212,12 @@ func (s *Scaling) With(ids []string, f func([]*Instance)) error {
 	for _, id := range ids {
 		i := s.Instances[id]
 		if i == nil || s.closed || len(all) > 0 && all[0].Group != i.Group {
-			return fmt.Errorf("scaling %q: %w", id, ErrUnknown)
+			return fmt.Errorf("scaling %q: %w", id, errUnknown)
 		}
 		all = append(all, i)
 	}
 	if len(all) == 0 {
-		return fmt.Errorf("scaling nothing: %w", ErrUnknown)
+		return fmt.Errorf("scaling nothing: %w", errUnknown)
 	}
 	f(all)
 	return nil

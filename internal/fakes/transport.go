@@ -33,12 +33,16 @@ func (t Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			}
 			cut <- p != nil
 		}()
+		defer r.Body.Close()
 		t.ServeHTTP(w, r)
 	}()
 	select {
 	case <-req.Context().Done():
 		return nil, req.Context().Err()
 	case early := <-cut:
+		if err := req.Context().Err(); err != nil {
+			return nil, err
+		}
 		if early && w.Body.Len() == 0 {
 			return nil, syscall.ECONNRESET
 		}

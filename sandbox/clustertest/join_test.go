@@ -156,7 +156,7 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 	a := newAgent(t)
 	a.joinedAt(time.Now().Add(-time.Hour).Truncate(time.Second))
 	away, source := &cloudAway{}, make(notices)
-	a.o.Lifecycle = &daemon.Lifecycle{New: lifecycle.NewRunner, Leaver: a.machine, Options: lifecycle.Options{
+	a.o.Lifecycle = &daemon.Lifecycle{Leaver: a.machine, Options: lifecycle.Options{
 		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Hooks: away, Watcher: source,
 	}}
 	a.start()
@@ -204,7 +204,7 @@ func TestJoinAfterDrainWithoutDaemon(t *testing.T) {
 func (a *agent) lives() notices {
 	a.t.Helper()
 	source := make(notices)
-	a.o.Lifecycle = &daemon.Lifecycle{New: lifecycle.NewRunner, Leaver: a.machine, Options: lifecycle.Options{
+	a.o.Lifecycle = &daemon.Lifecycle{Leaver: a.machine, Options: lifecycle.Options{
 		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Watcher: source,
 	}}
 	a.start()

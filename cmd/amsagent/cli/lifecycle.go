@@ -30,7 +30,7 @@ const daemonUnit = "amsagent.service"
 func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 	s := a.g.settings
 	l := &daemon.Lifecycle{
-		New: lifecycle.NewRunner, Leaver: a.machine,
+		Leaver: a.machine,
 		Options: lifecycle.Options{
 			Files:    drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
 			Deadline: a.drainDeadline,

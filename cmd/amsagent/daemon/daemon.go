@@ -258,9 +258,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	defer release()
 	if o := d.o.Lifecycle; o != nil {
-		if d.life, err = newLife(d, *o); err != nil {
-			return err
-		}
+		d.life = newLife(d, *o)
 	}
 	servers := d.listen(ctx)
 	// From here on the machine may go on booting: what follows takes as long as

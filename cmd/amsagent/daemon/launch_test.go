@@ -14,7 +14,6 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
-	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -58,15 +57,14 @@ func TestLaunchHookWaitsForApplications(t *testing.T) {
 	watchFake(t, f, func(w *watched) {
 		hook := &hookCalls{}
 		w.d.o.Machine = &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
-		l, err := newLife(w.d, Lifecycle{New: lifecycle.NewRunner, Options: lifecycle.Options{
+		l := newLife(w.d, Lifecycle{Options: lifecycle.Options{
 			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir}, Hooks: hook,
 		}})
-		must.OK(w.t, err)
 		ctx, cancel := context.WithCancel(w.t.Context())
 		var work sync.WaitGroup
 		defer work.Wait()
 		defer cancel()
-		work.Go(func() { _ = l.manager.Run(ctx) })
+		work.Go(func() { l.manager.Run(ctx) })
 		l.manager.Notice(lifecycle.Notice{
 			ID: "launch", Source: "aws-lifecycle", Kind: lifecycle.Launch, Received: time.Now(),
 			Hook: &lifecycle.Hook{Provider: "aws", Group: "edge", Name: "up", Timeout: 2 * time.Minute},

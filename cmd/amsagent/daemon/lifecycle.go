@@ -34,8 +34,6 @@ type Counter interface {
 
 // Lifecycle is how this node goes, and comes back.
 type Lifecycle struct {
-	// New makes the manager of it.
-	New func(lifecycle.Options) (*lifecycle.Runner, error)
 	// Options are those that the daemon does not fill in: record, hooks, deadlines.
 	Options lifecycle.Options
 	Leaver  Leaver
@@ -62,7 +60,7 @@ type life struct {
 	own     *lent      // our own connection; nil: none
 }
 
-func newLife(d *Daemon, o Lifecycle) (*life, error) {
+func newLife(d *Daemon, o Lifecycle) *life {
 	l := &life{d: d, leaver: o.Leaver, late: make(chan bootstrap.Departure, 1)}
 	opts := o.Options
 	opts.Peers = l
@@ -75,19 +73,16 @@ func newLife(d *Daemon, o Lifecycle) (*life, error) {
 		joined = s.Role
 	}
 	opts.Role = func() string { return cmp.Or(d.view.get().Role, joined) }
-	var err error
-	if l.manager, err = o.New(opts); err != nil {
-		return nil, err
-	}
+	l.manager = lifecycle.NewRunner(opts)
 	// Before anything can ask: a drain that goes on after a restart must not look like none.
 	d.view.setLife(l.manager.View)
-	return l, nil
+	return l
 }
 
 // Run drains when it has to, until ctx ends.
 func (l *life) run(ctx context.Context) {
 	var work sync.WaitGroup
-	work.Go(func() { _ = l.manager.Run(ctx) }) // it ends with ctx alone
+	work.Go(func() { l.manager.Run(ctx) })
 	work.Go(func() { l.removeLate(ctx) })
 	work.Go(func() {
 		for sleep.For(ctx, unusedTime) {

@@ -572,12 +572,11 @@ func TestReadyAfterRestart(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
 		w.d.o.Machine = joinedMachine(w.t)
-		o := Lifecycle{New: lifecycle.NewRunner, Options: lifecycle.Options{
+		o := Lifecycle{Options: lifecycle.Options{
 			Files:  &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir},
 			Uptime: func() (string, time.Duration) { return "boot", time.Hour },
 		}}
-		l, err := newLife(w.d, o)
-		must.OK(w.t, err)
+		l := newLife(w.d, o)
 		w.becomes(true, 0)
 		l.manager.Notice(lifecycle.Notice{ID: "1", Source: "event", Kind: lifecycle.Terminate})
 		w.becomes(false, 0)
@@ -585,9 +584,7 @@ func TestReadyAfterRestart(t *testing.T) {
 		w.d.view.setLife(nil)
 		w.d.view.change(func(v *View) { v.Lifecycle = nil })
 		w.becomes(true, 0)
-		if _, err := newLife(w.d, o); err != nil {
-			w.t.Fatal(err)
-		}
+		newLife(w.d, o)
 		if r := w.becomes(false, 0); !strings.Contains(r.Why, "drains") {
 			w.t.Errorf("%+v", r)
 		}

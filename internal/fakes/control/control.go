@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package control is the small HTTP server through which another process drives
-// a sandbox server. It listens where it is told, which is loopback by default,
+// an emulated server. It listens where it is told, which is loopback by default,
 // and has no authentication: it must never be reachable from elsewhere.
 package control
 

@@ -186,6 +186,9 @@ func (a *AutoScaling) answer(call string, form url.Values, by string) (any, *api
 		if !ok {
 			return nil, notFound(group)
 		}
+		if form.Has("LifecycleHookNames.member.1") {
+			return nil, invalid("this fake lists all hooks of a group")
+		}
 		for _, h := range hooks {
 			when := "autoscaling:EC2_INSTANCE_TERMINATING"
 			if h.Launching {

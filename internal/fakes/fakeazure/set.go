@@ -75,7 +75,7 @@ type Event struct {
 // What is in the books.
 const (
 	Announced = "announced" // it is in the document
-	Moved     = "moved"     // it has another time
+	moved     = "moved"     // it has another time
 	Acked     = "acked"     // a machine said that it may begin
 	Refused   = "refused"   // a machine said so of what there is not
 	Started   = "started"
@@ -233,7 +233,7 @@ func (s *Set) Move(id string, to time.Time) (at time.Time, err error) {
 		e.due.Stop()
 		e.NotBefore = at
 		s.incarnation++
-		s.write(Entry{What: Moved, Event: e.ID, Type: e.Type})
+		s.write(Entry{What: moved, Event: e.ID, Type: e.Type})
 		s.wait(e)
 		return nil
 	})

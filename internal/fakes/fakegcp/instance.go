@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -111,7 +112,7 @@ func (i Instance) items() map[string]string {
 	instance := map[string]any{
 		"id": json.Number(i.ID), "name": i.Name, "hostname": i.Name + "." + i.Zone + ".c." + i.Project + ".internal",
 		"zone": project + "/zones/" + i.Zone, "machineType": project + "/machineTypes/" + i.MachineType,
-		"attributes": i.Attributes, "networkInterfaces": nics,
+		"attributes": maps.Collect(maps.All(i.Attributes)), "networkInterfaces": nics,
 		"preempted": yes(signals.Preempted), "maintenanceEvent": maintenance, "shutdownDetails": shutdown,
 		"scheduling": map[string]any{"preemptible": yes(i.Spot), "onHostMaintenance": policy, "automaticRestart": yes(!i.Spot)},
 	}
@@ -120,7 +121,7 @@ func (i Instance) items() map[string]string {
 		"instance/preempted": yes(signals.Preempted), "instance/maintenance-event": maintenance,
 		"instance/shutdown-details/stop-state": signals.StopState,
 		"project/": fakes.JSON(map[string]any{
-			"projectId": i.Project, "numericProjectId": json.Number(i.Number), "attributes": i.ProjectAttributes,
+			"projectId": i.Project, "numericProjectId": json.Number(i.Number), "attributes": maps.Collect(maps.All(i.ProjectAttributes)), // never null
 		}),
 	}
 }

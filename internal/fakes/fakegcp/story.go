@@ -9,10 +9,10 @@ import "time"
 const (
 	// Notice: the metadata announces something.
 	Notice = "notice"
-	// TakenBack: the metadata withdraws the announcement.
-	TakenBack = "taken-back"
-	// SoftOff: the power button was pressed, and the guest has its window.
-	SoftOff = "soft-off"
+	// takenBack: the metadata withdraws the announcement.
+	takenBack = "taken-back"
+	// softOff: the power button was pressed, and the guest has its window.
+	softOff = "soft-off"
 	// Gone: the machine is off. Late: not by itself.
 	Gone = "gone"
 )
@@ -49,7 +49,7 @@ func (s *Server) Preempt(window time.Duration) {
 func (s *Server) Announce(preempted bool) {
 	what, text := Notice, "is preempted"
 	if !preempted {
-		what, text = TakenBack, "is not preempted"
+		what, text = takenBack, "is not preempted"
 	}
 	s.signal(what, text, func(g *Signals) { g.Preempted = preempted })
 }
@@ -62,12 +62,12 @@ func (s *Server) Stop(longest time.Duration, target string) {
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.arm(longest, func() { s.powerDown(0) })
+	s.arm(longest, func() { s.press(0) })
 }
 
 // Unstop cancels a graceful shutdown.
 func (s *Server) Unstop() {
-	s.signal(TakenBack, "continues", func(g *Signals) {
+	s.signal(takenBack, "continues", func(g *Signals) {
 		g.StopState, g.StopTarget, g.StopRequested, g.StopMax = "", "", time.Time{}, 0
 	})
 	s.mu.Lock()
@@ -79,22 +79,27 @@ func (s *Server) Unstop() {
 func (s *Server) powerDown(window time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.press(window)
+}
+
+func (s *Server) press(window time.Duration) {
 	if window <= 0 {
 		window = s.Get().Window()
 	}
-	s.note(SoftOff, "gets the signal of the power button, and has "+window.String(), false)
+	s.note(softOff, "gets the signal of the power button, and has "+window.String(), false)
 	s.arm(window, func() { s.off(true) })
 }
 
 // Off is the end of a shutdown by the machine itself. Without a step before it, nothing happens.
-func (s *Server) Off() { s.off(false) }
-
-func (s *Server) off(late bool) {
+func (s *Server) Off() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.next == nil {
-		return
+	if s.next != nil {
+		s.off(false)
 	}
+}
+
+func (s *Server) off(late bool) {
 	s.arm(0, nil)
 	text := "has switched itself off"
 	if late {
@@ -103,13 +108,22 @@ func (s *Server) off(late bool) {
 	s.note(Gone, text, late)
 }
 
-// arm replaces the next step; nil: none. The lock is held.
+// arm replaces the next step; nil: none. The lock is held, and it is held while do runs.
 func (s *Server) arm(after time.Duration, do func()) {
 	if s.next != nil {
 		s.next.Stop()
 		s.next = nil
 	}
-	if do != nil {
-		s.next = time.AfterFunc(after, do)
+	if do == nil {
+		return
 	}
+	var timer *time.Timer
+	timer = time.AfterFunc(after, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.next == timer {
+			do()
+		}
+	})
+	s.next = timer
 }
