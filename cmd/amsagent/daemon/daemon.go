@@ -258,7 +258,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	defer release()
 	if o := d.o.Lifecycle; o != nil {
-		d.life = newLife(d, *o)
+		d.life = newLife(d, *o) //nolint:contextcheck // it starts nothing before Run
 	}
 	servers := d.listen(ctx)
 	// From here on the machine may go on booting: what follows takes as long as
