@@ -23,7 +23,7 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	if !o.Has("lifecycleHookId", "lifecycleActionToken") {
 		return cloud.Event{}, cloud.ErrNotThisCloud
 	}
-	e := cloud.Event{Kind: cloud.Terminate, HookWait: LongestWait, Time: o.Time("time"), Shape: "OOS placeholders"}
+	e := cloud.Event{Kind: cloud.Terminate, HookWait: longestWait, Time: o.Time("time"), Shape: "OOS placeholders"}
 	var transition string
 	err := o.Texts(map[string]*string{
 		"lifecycleHookId": &e.Hook.ID, "lifecycleActionToken": &e.Hook.Token,

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// LongestWait is the longest time for which a hook waits, with all its heartbeats.
-	LongestWait = 6 * time.Hour
+	// longestWait is the longest time for which a hook waits, with all its heartbeats.
+	longestWait = 6 * time.Hour
 	// leastWait is the shortest time of one heartbeat.
 	leastWait = 30 * time.Second
 	// defaultWait is the timeout of a hook without another setting.
@@ -145,7 +145,7 @@ func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.
 			continue
 		}
 		timeout := time.Duration(l.Timeout) * time.Second
-		if timeout <= 0 || timeout > LongestWait {
+		if timeout <= 0 || timeout > longestWait {
 			timeout = defaultWait
 		}
 		found = append(found, cloud.Hook{Provider: Name, Group: group, Name: cmp.Or(l.Name, l.ID), ID: l.ID, Launching: launching, Timeout: timeout})
@@ -186,7 +186,7 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 			i = len(all)
 			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.hook, ID: a.hook, Launching: launching, Timeout: defaultWait})
 		}
-		all[i].Token, all[i].Limit = a.token, time.Now().Add(LongestWait)
+		all[i].Token, all[i].Limit = a.token, time.Now().Add(longestWait)
 		if !launching {
 			// The other machines of a scale-out have just started: the first that serves completes it for all. The load balancer
 			// sends them no sessions before it knows their health.
@@ -227,7 +227,7 @@ func wait(hook cloud.Hook) time.Duration {
 		return max(hook.Timeout, leastWait)
 	}
 	share := max(1, beats/(1+len(hook.Others)))
-	return min(2*LongestWait/time.Duration(share), LongestWait)
+	return min(2*longestWait/time.Duration(share), longestWait)
 }
 
 // Extend implements cloud.Hooks. A hook that waits until its limit needs no more heartbeats, so Extend returns the usual time
@@ -255,7 +255,7 @@ func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, erro
 			return usual, nil
 		case err == nil:
 			return ask, nil
-		case errors.Is(err, errOften) && usual >= LongestWait:
+		case errors.Is(err, errOften) && usual >= longestWait:
 			// More machines than heartbeats: the others have used all of them.
 			return usual, nil
 		case !errors.Is(err, errLimit), errors.Is(err, errOften), ask <= leastWait:
@@ -292,7 +292,7 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
 	for i := range all {
-		all[i].Limit = time.Now().Add(LongestWait)
+		all[i].Limit = time.Now().Add(longestWait)
 	}
 	return f.Check(group, all, func(hook cloud.Hook) error {
 		// In a drain the agent looks up the token among the waiting actions: two more permissions.

@@ -33,8 +33,8 @@ const (
 
 // The topics of the notices, besides that of the group.
 const (
-	TopicSpot   = "alibaba-spot"
-	TopicEvents = "alibaba-events"
+	topicSpot   = "alibaba-spot"
+	topicEvents = "alibaba-events"
 )
 
 // Watch implements cloud.Watcher.
@@ -42,10 +42,10 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	var wg sync.WaitGroup
 	spotEnd := cloud.SpotEnd{Lead: spotLead}
 	wg.Go(func() {
-		p.items.Watch(ctx, spotItem, TopicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
+		p.items.Watch(ctx, spotItem, topicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
 	})
 	events := cloud.Item{Name: "system events", Path: "maintenance/active-system-events"}
-	wg.Go(func() { p.items.Watch(ctx, events, TopicEvents, eventsEvery, report, parseEvents) })
+	wg.Go(func() { p.items.Watch(ctx, events, topicEvents, eventsEvery, report, parseEvents) })
 	wg.Go(func() { p.watchScaling(ctx, report) })
 	wg.Wait()
 }
@@ -62,7 +62,7 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	if at.IsZero() {
 		return nil, nil
 	}
-	return []cloud.Notice{{ID: TopicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is reclaimed", At: at}}, nil
+	return []cloud.Notice{{ID: topicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is reclaimed", At: at}}, nil
 }
 
 // parseEvents decodes the list of active system events. The documentation describes the list, not its elements: the fields are
@@ -86,7 +86,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 			continue
 		}
 		name := cloud.Printable(e.EventType.Name)
-		n := cloud.Notice{ID: TopicEvents + "/" + name + "/" + cloud.Printable(e.EventID), Kind: cloud.Unknown, Who: "ECS", Reason: "system event " + name}
+		n := cloud.Notice{ID: topicEvents + "/" + name + "/" + cloud.Printable(e.EventID), Kind: cloud.Unknown, Who: "ECS", Reason: "system event " + name}
 		if e.Reason != "" {
 			n.Reason += ": " + cloud.Printable(e.Reason)
 		}

@@ -73,7 +73,7 @@ func TestParseEvents(t *testing.T) {
 		current, err := parseEvents([]byte(tt.body))
 		for _, n := range current {
 			got += fmt.Sprintf("%s %s %s %t", n.Kind, strings.TrimPrefix(n.Reason, "system event "), n.At.Format("2006-01-02 15:04"), n.Past)
-			if n.Who != "ECS" || !strings.HasPrefix(n.ID, TopicEvents+"/") || !strings.HasSuffix(n.ID, "/e-1") {
+			if n.Who != "ECS" || !strings.HasPrefix(n.ID, topicEvents+"/") || !strings.HasSuffix(n.ID, "/e-1") {
 				t.Errorf("%s: %+v", tt.name, n)
 			}
 		}
@@ -104,29 +104,29 @@ func TestWatchMetadata(t *testing.T) {
 			ID: "alibaba-spot/interrupt", Kind: cloud.Interrupt, Reason: "spot instance is reclaimed", Who: "ECS spot",
 			At: time.Now().Add(5 * time.Minute).UTC(),
 		}
-		a.Look(TopicSpot, 11*time.Second, 3)
+		a.Look(topicSpot, 11*time.Second, 3)
 		a.meta.Interrupt(spot.At)
-		a.Look(TopicSpot, 5*time.Second, 1, spot)
+		a.Look(topicSpot, 5*time.Second, 1, spot)
 		a.plays(serves(spotPath, http.StatusOK, "<html>"))
-		a.Look(TopicSpot, time.Minute, 0, spot)
+		a.Look(topicSpot, time.Minute, 0, spot)
 		a.plays(serves(spotPath, http.StatusInternalServerError, ""))
-		a.Look(TopicSpot, time.Minute, 0, spot)
+		a.Look(topicSpot, time.Minute, 0, spot)
 		a.logged(`cannot be read, notices may come late" item="spot`, 1)
 		a.meta.ClearFaults()
 		a.meta.Interrupt(time.Time{})
-		a.Look(TopicSpot, 10*time.Second, metadatatest.Some)
+		a.Look(topicSpot, 10*time.Second, metadatatest.Some)
 
 		events := metadatatest.Fixture(t, "events_api.json")
 		event, err := parseEvents([]byte(events))
 		must.OK(t, err)
-		a.Look(TopicEvents, time.Minute, 1)
+		a.Look(topicEvents, time.Minute, 1)
 		a.meta.Announce(events)
-		a.Look(TopicEvents, time.Minute, 1, event...)
+		a.Look(topicEvents, time.Minute, 1, event...)
 		a.plays(serves(eventsPath, http.StatusOK, "[{"))
-		a.Look(TopicEvents, 5*time.Minute, 0, event...)
+		a.Look(topicEvents, 5*time.Minute, 0, event...)
 		a.meta.ClearFaults()
 		a.meta.Announce("[]")
-		a.Look(TopicEvents, time.Minute, metadatatest.Some)
+		a.Look(topicEvents, time.Minute, metadatatest.Some)
 	})
 }
 
@@ -134,9 +134,9 @@ func TestWatchMetadata(t *testing.T) {
 func TestFieldReport03_Token(t *testing.T) {
 	bubble(t, func(t *testing.T, a *account) {
 		a.watch()
-		a.Look(TopicSpot, time.Second, 1)
+		a.Look(topicSpot, time.Second, 1)
 		for range 5 {
-			a.Look(TopicSpot, spotEvery, 1)
+			a.Look(topicSpot, spotEvery, 1)
 			a.meta.ExpireTokens()
 		}
 		a.logged(`item="spot`, 0)
@@ -210,7 +210,7 @@ func FuzzParseSystemEvents(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		notices, err := parseEvents(body)
 		for _, n := range notices {
-			if err != nil || !strings.HasPrefix(n.ID, TopicEvents+"/") || n.Kind == "" || strings.ContainsAny(n.ID+n.Reason, "\r\n\x00\x1b") {
+			if err != nil || !strings.HasPrefix(n.ID, topicEvents+"/") || n.Kind == "" || strings.ContainsAny(n.ID+n.Reason, "\r\n\x00\x1b") {
 				t.Errorf("%+v, %v", n, err)
 			}
 		}

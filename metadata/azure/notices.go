@@ -27,8 +27,8 @@ const (
 	eventTimeout = 5 * time.Second
 )
 
-// TopicEvents is the topic of all notices.
-const TopicEvents = "azure-events"
+// topicEvents is the topic of all notices.
+const topicEvents = "azure-events"
 
 var eventsItem = cloud.Item{Name: "scheduled events", Path: "/metadata/scheduledevents?api-version=2020-07-01"}
 
@@ -109,7 +109,7 @@ func (w *watch) look(ctx context.Context) error {
 			current = append(current, *n)
 		}
 	}
-	w.report(TopicEvents, current)
+	w.report(topicEvents, current)
 	return nil
 }
 
@@ -133,7 +133,7 @@ func (w *watch) name(ctx context.Context) error {
 // notice returns the notice of an event about this machine. It is nil if the machine only stands still for a moment: viewers
 // have buffers for that, and a drain would cost more.
 func (w *watch) notice(e event) *cloud.Notice {
-	n := &cloud.Notice{ID: TopicEvents + "/" + cloud.Printable(e.ID), Kind: cloud.Unknown, Who: "Azure", Reason: reason(e)}
+	n := &cloud.Notice{ID: topicEvents + "/" + cloud.Printable(e.ID), Kind: cloud.Unknown, Who: "Azure", Reason: reason(e)}
 	if e.Source != "" {
 		n.Who += " (" + cloud.Printable(e.Source) + ")"
 	}

@@ -145,7 +145,7 @@ func TestNotices(t *testing.T) {
 				if <-time.After(1500 * time.Millisecond); tt.begins > 0 {
 					must.OK(t, w.Set().Begin("602d"))
 				}
-				w.Look(TopicEvents, time.Second, metadatatest.Some, tt.want...)
+				w.Look(topicEvents, time.Second, metadatatest.Some, tt.want...)
 			})
 		})
 	}
@@ -186,7 +186,7 @@ func TestUnexpectedEvents(t *testing.T) {
 				events := `{"Events":[{"EventId":17,"EventType":[]},{"EventId":"602d","Resources":["edge_3"],` + tt.event + `}]}`
 				w.fault(fakes.Fault{Path: "scheduledevents", Status: http.StatusOK, Body: events})
 				w.watch()
-				w.Look(TopicEvents, time.Second, metadatatest.Some, tt.want)
+				w.Look(topicEvents, time.Second, metadatatest.Some, tt.want)
 			})
 		})
 	}
@@ -211,26 +211,26 @@ func TestWatch(t *testing.T) {
 		w.announce(fakeazure.Event{ID: "1", Type: "Reboot", VMs: []string{"edge_0"}})
 		w.watch()
 		terminate := notice(cloud.Terminate, "User", "scale-in")
-		w.Look(TopicEvents, 500*time.Millisecond, 1, scheduled(terminate, "Terminate", soon))
-		w.Look(TopicEvents, 10*time.Second, 10, scheduled(terminate, "Terminate", soon))
+		w.Look(topicEvents, 500*time.Millisecond, 1, scheduled(terminate, "Terminate", soon))
+		w.Look(topicEvents, 10*time.Second, 10, scheduled(terminate, "Terminate", soon))
 		if n := w.asked(pathInstance, time.Time{}); n != 1 {
 			t.Errorf("asked %d times for the name of this machine", n)
 		}
 		later, err := w.Set().Move("602d", soon.Add(10*time.Minute))
 		must.OK(t, err)
 		terminate = scheduled(terminate, "Terminate", later)
-		w.Look(TopicEvents, time.Second, 1, terminate)
+		w.Look(topicEvents, time.Second, 1, terminate)
 
 		w.announce(fakeazure.Event{ID: "2", Type: "Reboot"})
 		must.OK(t, w.Set().Begin("2"))
 		reboot := notice(cloud.Reboot, "Platform", "scheduled event Reboot")
 		reboot.ID = "azure-events/2"
-		w.Look(TopicEvents, time.Second, 1, terminate, reboot)
-		w.Look(TopicEvents, listed, 10, terminate)
+		w.Look(topicEvents, time.Second, 1, terminate, reboot)
+		w.Look(topicEvents, listed, 10, terminate)
 
 		must.OK(t, w.provider().Hooks().Complete(t.Context(), *terminate.Hook))
-		w.Look(TopicEvents, time.Second, 1, notice(cloud.Interrupt, "User", "scale-in"))
-		w.Look(TopicEvents, listed, 10)
+		w.Look(topicEvents, time.Second, 1, notice(cloud.Interrupt, "User", "scale-in"))
+		w.Look(topicEvents, listed, 10)
 		w.logged(0, 0)
 		if len(w.Last()) != 1 {
 			t.Errorf("topics: %v", w.Last())
@@ -245,15 +245,15 @@ func TestWatchTrouble(t *testing.T) {
 			w.announce(fakeazure.Event{Type: "Preempt"})
 			w.watch()
 			preempt := scheduled(notice(cloud.Interrupt, "Platform", "spot eviction"), "Preempt", soon)
-			w.Look(TopicEvents, 5500*time.Millisecond, 6, preempt)
+			w.Look(topicEvents, 5500*time.Millisecond, 6, preempt)
 			broken := time.Now()
 			w.fault(fakes.Fault{Path: "scheduledevents", Status: status, Body: "<html>"})
-			w.Look(TopicEvents, 10*time.Minute, 0, preempt)
+			w.Look(topicEvents, 10*time.Minute, 0, preempt)
 			if n := w.asked(pathEvents, broken); n < least || n > 170 {
 				t.Errorf("%d: %d polls in ten minutes", status, n)
 			}
 			w.ClearFaults()
-			w.Look(TopicEvents, time.Minute, metadatatest.Some) // the event is over
+			w.Look(topicEvents, time.Minute, metadatatest.Some) // the event is over
 			w.logged(1, 1)
 		})
 	}
@@ -261,7 +261,7 @@ func TestWatchTrouble(t *testing.T) {
 	bubble(t, fakeazure.Options{VM: &fakeazure.VM{ID: fakeazure.Sample().ID}}, func(t *testing.T, w *world) {
 		w.announce(fakeazure.Event{Type: "Preempt", VMs: []string{""}})
 		w.watch()
-		w.Look(TopicEvents, time.Minute, 0)
+		w.Look(topicEvents, time.Minute, 0)
 		if n := w.asked(pathInstance, time.Time{}); n != 1 {
 			t.Errorf("asked %d times for the name of this machine", n)
 		}
@@ -273,7 +273,7 @@ func TestWatchTrouble(t *testing.T) {
 func TestFieldReport11_FirstCall(t *testing.T) {
 	bubble(t, fakeazure.Options{FirstCall: 2 * time.Minute}, func(t *testing.T, w *world) {
 		w.watch()
-		w.Look(TopicEvents, 2*time.Minute, 1)
+		w.Look(topicEvents, 2*time.Minute, 1)
 		// From then on four seconds are slow, and ten are too long.
 		for bad, delay := range []time.Duration{4 * time.Second, 10 * time.Second} {
 			w.fault(fakes.Fault{Path: "scheduledevents", Delay: delay, Times: 1})
@@ -287,7 +287,7 @@ func TestFieldReport11_FirstCall(t *testing.T) {
 		w.Reports()
 		back := time.Now()
 		w.fault(fakes.Fault{Path: "scheduledevents", Delay: 2 * time.Minute, Times: 1})
-		w.Look(TopicEvents, 126*time.Second, metadatatest.Some)
+		w.Look(topicEvents, 126*time.Second, metadatatest.Some)
 		if n := w.asked(pathEvents, back); n > 10 {
 			t.Errorf("asked %d times while the events were switched on", n)
 		}
@@ -302,16 +302,16 @@ func TestFieldReport12_PerZone(t *testing.T) {
 		w.fault(fakes.Fault{Path: "instance", Status: http.StatusGone})
 		w.announce(fakeazure.Event{Type: "Preempt", Lead: time.Hour})
 		w.watch()
-		w.Look(TopicEvents, 0, 0)
+		w.Look(topicEvents, 0, 0)
 		if !w.wrote(fakeazure.Enabled) {
 			t.Error("the events are not switched on in the first moment")
 		}
-		w.Look(TopicEvents, 10*time.Minute, 0)
+		w.Look(topicEvents, 10*time.Minute, 0)
 		if n := w.asked(pathEvents, time.Time{}); n < 110 {
 			t.Errorf("%d polls in ten minutes", n)
 		}
 		w.ClearFaults()
-		w.Look(TopicEvents, 6*time.Second, metadatatest.Some, scheduled(notice(cloud.Interrupt, "Platform", "spot eviction"), "Preempt", soon.Add(55*time.Minute)))
+		w.Look(topicEvents, 6*time.Second, metadatatest.Some, scheduled(notice(cloud.Interrupt, "Platform", "spot eviction"), "Preempt", soon.Add(55*time.Minute)))
 		w.logged(1, 1)
 	})
 }

@@ -45,9 +45,9 @@ const (
 
 // The topics of the notices.
 const (
-	TopicPreempted   = "gcp-preempted"
-	TopicMaintenance = "gcp-maintenance"
-	TopicShutdown    = "gcp-shutdown"
+	topicPreempted   = "gcp-preempted"
+	topicMaintenance = "gcp-maintenance"
+	topicShutdown    = "gcp-shutdown"
 )
 
 // item is one watched item. It belongs to one goroutine.
@@ -73,10 +73,10 @@ type item struct {
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	var wg sync.WaitGroup
 	for _, it := range []*item{
-		{topic: TopicPreempted, path: "instance/preempted", signal: "TRUE", idle: []string{"FALSE", "NONE"}, read: preempted()},
-		{topic: TopicMaintenance, path: "instance/maintenance-event", signal: "TERMINATE_ON_HOST_MAINTENANCE", idle: []string{"NONE", "MIGRATE_ON_HOST_MAINTENANCE"}, read: p.maintenance},
+		{topic: topicPreempted, path: "instance/preempted", signal: "TRUE", idle: []string{"FALSE", "NONE"}, read: preempted()},
+		{topic: topicMaintenance, path: "instance/maintenance-event", signal: "TERMINATE_ON_HOST_MAINTENANCE", idle: []string{"NONE", "MIGRATE_ON_HOST_MAINTENANCE"}, read: p.maintenance},
 		{
-			topic: TopicShutdown, path: "instance/shutdown-details/stop-state", signal: "PENDING_STOP", read: p.shutdown,
+			topic: topicShutdown, path: "instance/shutdown-details/stop-state", signal: "PENDING_STOP", read: p.shutdown,
 			idle: []string{"NONE", "UNSPECIFIED", "STOP_STATE_UNSPECIFIED", "UNKNOWN_STOP_STATE"},
 		},
 	} {
@@ -163,13 +163,13 @@ func preempted() func(context.Context, bool) *cloud.Notice {
 		if now := time.Now(); !end.After(now) {
 			end = now.Add(StopWindowSpot)
 		}
-		return &cloud.Notice{ID: TopicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: end}
+		return &cloud.Notice{ID: topicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: end}
 	}
 }
 
 func (p *Provider) maintenance(ctx context.Context, began bool) *cloud.Notice {
 	now := time.Now()
-	n := &cloud.Notice{ID: TopicMaintenance + "/reboot", Kind: cloud.Reboot, Reason: "host maintenance", At: now.Add(maintenanceNotice)}
+	n := &cloud.Notice{ID: topicMaintenance + "/reboot", Kind: cloud.Reboot, Reason: "host maintenance", At: now.Add(maintenanceNotice)}
 	if drivers, _ := pci.NVIDIADrivers(p.opts.Path("/")); began && len(drivers) > 0 {
 		n.At = now.Add(maintenanceNoticeGPU)
 	}
@@ -181,7 +181,7 @@ func (p *Provider) maintenance(ctx context.Context, began bool) *cloud.Notice {
 }
 
 func (p *Provider) shutdown(ctx context.Context, _ bool) *cloud.Notice {
-	n := &cloud.Notice{ID: TopicShutdown + "/terminate", Kind: cloud.Terminate, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown)}
+	n := &cloud.Notice{ID: topicShutdown + "/terminate", Kind: cloud.Terminate, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown)}
 	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
 		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)

@@ -134,7 +134,7 @@ func TestNotices(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			watch(t, "", tt.answers, func(t *testing.T, w *watched) {
 				synctest.Wait()
-				want := map[string][]cloud.Notice{TopicPreempted: nil, TopicMaintenance: nil, TopicShutdown: nil}
+				want := map[string][]cloud.Notice{topicPreempted: nil, topicMaintenance: nil, topicShutdown: nil}
 				for _, n := range tt.want {
 					topic, _, _ := strings.Cut(n.ID, "/")
 					want[topic] = tt.want
@@ -156,49 +156,49 @@ func TestWatchGPU(t *testing.T) {
 		must.OK(t, os.WriteFile(path, []byte(text), 0o600))
 	}
 	watch(t, gpu, nil, func(_ *testing.T, w *watched) {
-		w.Look(TopicMaintenance, 10*time.Second, 4)
+		w.Look(topicMaintenance, 10*time.Second, 4)
 		w.maintenance(maintenanceStop)
-		w.Look(TopicMaintenance, 0, 1, reboot(time.Hour+10*time.Second))
+		w.Look(topicMaintenance, 0, 1, reboot(time.Hour+10*time.Second))
 	})
 	watch(t, gpu, map[string]string{pathMaintenance: maintenanceStop}, func(_ *testing.T, w *watched) {
-		w.Look(TopicMaintenance, 0, 1, reboot(time.Minute))
+		w.Look(topicMaintenance, 0, 1, reboot(time.Minute))
 	})
 }
 
 // A change is noticed at once: between the changes here no waiting request ends, which takes 54 seconds at least.
 func TestWatchPreempted(t *testing.T) {
 	watch(t, "", nil, func(_ *testing.T, w *watched) {
-		w.Look(TopicPreempted, 5*time.Second, 4)
+		w.Look(topicPreempted, 5*time.Second, 4)
 		w.Preempt(0)
-		w.Look(TopicPreempted, 5*time.Second, 1, preemption(35*time.Second))
+		w.Look(topicPreempted, 5*time.Second, 1, preemption(35*time.Second))
 		w.Announce(false)
-		w.Look(TopicPreempted, 0, 1)
-		w.Look(TopicPreempted, 5*time.Second, 3)
+		w.Look(topicPreempted, 0, 1)
+		w.Look(topicPreempted, 5*time.Second, 3)
 		// A signal that ends and returns does not move the end.
 		w.Announce(true)
-		w.Look(TopicPreempted, 15*time.Second, 1, preemption(35*time.Second))
+		w.Look(topicPreempted, 15*time.Second, 1, preemption(35*time.Second))
 		w.Announce(false)
-		w.Look(TopicPreempted, 10*time.Second, 4)
+		w.Look(topicPreempted, 10*time.Second, 4)
 		w.Announce(true)
-		w.Look(TopicPreempted, 5*time.Second, 1, preemption(70*time.Second))
+		w.Look(topicPreempted, 5*time.Second, 1, preemption(70*time.Second))
 	})
 }
 
 func TestWatch(t *testing.T) {
 	watch(t, "", nil, func(t *testing.T, w *watched) {
-		w.Look(TopicMaintenance, 5*time.Second, 4)
+		w.Look(topicMaintenance, 5*time.Second, 4)
 		w.maintenance(maintenanceStop)
-		w.Look(TopicMaintenance, 5*time.Second, 1, reboot(65*time.Second))
+		w.Look(topicMaintenance, 5*time.Second, 1, reboot(65*time.Second))
 		w.maintenance("SOMETHING_NEW") // withdraws nothing
-		w.Look(TopicMaintenance, 5*time.Second, 1, reboot(65*time.Second), unknown("gcp-maintenance/SOMETHING_NEW", "instance/maintenance-event is SOMETHING_NEW"))
+		w.Look(topicMaintenance, 5*time.Second, 1, reboot(65*time.Second), unknown("gcp-maintenance/SOMETHING_NEW", "instance/maintenance-event is SOMETHING_NEW"))
 		w.maintenance("NONE")
-		w.Look(TopicMaintenance, 0, 1)
-		w.Look(TopicMaintenance, 5*time.Second, 3)
+		w.Look(topicMaintenance, 0, 1)
+		w.Look(topicMaintenance, 5*time.Second, 3)
 
 		w.Stop(5*time.Minute, "DELETED")
-		w.Look(TopicShutdown, 5*time.Second, 1, shutdown(" (to be deleted)", 320*time.Second))
+		w.Look(topicShutdown, 5*time.Second, 1, shutdown(" (to be deleted)", 320*time.Second))
 		w.Unstop()
-		w.Look(TopicShutdown, 5*time.Second, 4)
+		w.Look(topicShutdown, 5*time.Second, 4)
 
 		// Without news each item is one waiting request a minute.
 		before, idle := len(w.Requests()), map[string]int{}
@@ -222,15 +222,15 @@ func TestWatch(t *testing.T) {
 // An item that does not exist has no notice. It is requested each minute.
 func TestWatchAbsent(t *testing.T) {
 	watch(t, "", nil, func(t *testing.T, w *watched) {
-		w.Look(TopicShutdown, 0, 1)
+		w.Look(topicShutdown, 0, 1)
 		w.fault(t, fakes.Fault{Path: pathDetails + "*", Status: http.StatusNotFound})
-		w.Look(TopicShutdown, time.Hour, metadatatest.Some)
+		w.Look(topicShutdown, time.Hour, metadatatest.Some)
 		if n := w.asked(pathStop); n < 55 || n > 75 {
 			t.Errorf("asked %d times in an hour", n)
 		}
 		w.Stop(10*time.Minute, "")
 		w.ClearFaults()
-		w.Look(TopicShutdown, 61*time.Second, metadatatest.Some, shutdown("", 70*time.Minute))
+		w.Look(topicShutdown, 61*time.Second, metadatatest.Some, shutdown("", 70*time.Minute))
 		if w.log.String() != "" {
 			t.Errorf("log: %s", w.log.String())
 		}
@@ -241,9 +241,9 @@ func TestWatchAbsent(t *testing.T) {
 func TestWatchNoDetails(t *testing.T) {
 	watch(t, "", nil, func(t *testing.T, w *watched) {
 		w.fault(t, fakes.Fault{Path: pathDetails, Status: http.StatusNotFound})
-		w.Look(TopicShutdown, 5*time.Second, 4)
+		w.Look(topicShutdown, 5*time.Second, 4)
 		w.Stop(time.Minute, "STOPPED")
-		w.Look(TopicShutdown, 5*time.Second, 1, shutdown("", 10*time.Minute+5*time.Second))
+		w.Look(topicShutdown, 5*time.Second, 1, shutdown("", 10*time.Minute+5*time.Second))
 		if n := strings.Count(w.log.String(), "shutdown details cannot be read"); n != 1 {
 			t.Errorf("log: %s", w.log.String())
 		}
@@ -273,16 +273,16 @@ func TestWatchTrouble(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			watch(t, "", nil, func(t *testing.T, w *watched) {
-				w.Look(TopicPreempted, 0, 1)
+				w.Look(topicPreempted, 0, 1)
 				w.Announce(true)
-				w.Look(TopicPreempted, 3500*time.Millisecond, 3, preemption(31*time.Second)) // no request waits yet
+				w.Look(topicPreempted, 3500*time.Millisecond, 3, preemption(31*time.Second)) // no request waits yet
 				w.fault(t, tt.fault)
 				before := w.asked(pathPreempted)
 				reports := metadatatest.Some
 				if tt.hasOutage {
 					reports = 0
 				}
-				w.Look(TopicPreempted, 10*time.Minute, reports, preemption(31*time.Second))
+				w.Look(topicPreempted, 10*time.Minute, reports, preemption(31*time.Second))
 				if n := w.asked(pathPreempted) - before; n < tt.min || n > tt.max {
 					t.Errorf("asked %d times in ten minutes", n)
 				}
@@ -290,7 +290,7 @@ func TestWatchTrouble(t *testing.T) {
 					w.ClearFaults()
 				}
 				w.Announce(false)
-				w.Look(TopicPreempted, tt.sees, metadatatest.Some)
+				w.Look(topicPreempted, tt.sees, metadatatest.Some)
 				log, lines := w.log.String(), 0
 				if tt.hasOutage {
 					lines = 3
