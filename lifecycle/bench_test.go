@@ -71,6 +71,7 @@ func BenchmarkNotice(b *testing.B) {
 		m := NewRunner(Options{
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
+			Balancers: func(context.Context) []string { return nil }, Event: func(context.Context, cluster.Event) error { return nil },
 			Uptime: BootClock("/"),
 		})
 		n.ready = func() bool { return m.View().Ready }
@@ -114,6 +115,7 @@ func BenchmarkLastSession(b *testing.B) {
 		m := NewRunner(Options{
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
+			Balancers: func(context.Context) []string { return nil }, Event: func(context.Context, cluster.Event) error { return nil },
 			SampleInterval: interval,
 		})
 		ctx, cancel := context.WithCancel(b.Context())
