@@ -73,9 +73,46 @@ func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) er
 	if err := write(bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: uses}}}}, true); err != nil {
 		return err
 	}
-	return write(bson.D{
+	err := write(bson.D{
 		{Key: "_id", Value: bson.D{{Key: "$nin", Value: uses}}},
 		{Key: "state", Value: bson.D{{Key: "$ne", Value: StateLeft}}},
 		{Key: field, Value: bson.D{{Key: "$exists", Value: true}}},
 	}, false)
+	if err != nil {
+		return err
+	}
+	return c.forgetBalancers(ctx)
+}
+
+// forgetBalancers removes old confirmations: a load balancer in a container has another name after each start, and a record is
+// bounded.
+func (c *Client) forgetBalancers(ctx context.Context) error {
+	now, err := c.ServerTime(ctx)
+	if err != nil {
+		return err
+	}
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	old := map[string]bool{}
+	for _, n := range nodes {
+		for name, b := range n.Balancers {
+			if name == BalancerName(name) && now.Sub(b.At) >= balancerLimit {
+				old[name] = true
+			}
+		}
+	}
+	for name := range old {
+		field := balancersKey + "." + name
+		filter := bson.D{{Key: field + ".at", Value: bson.D{{Key: "$lte", Value: now.Add(-balancerLimit)}}}}
+		err := c.call(ctx, "removing old confirmations of a load balancer", func(ctx context.Context) error {
+			_, err := c.nodes().UpdateMany(ctx, filter, bson.D{{Key: "$unset", Value: bson.D{{Key: field, Value: ""}}}})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

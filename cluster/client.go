@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -267,17 +268,14 @@ func find[T any](
 		if err != nil {
 			return err
 		}
-		var docs []bson.Raw
-		if err := cur.All(ctx, &docs); err != nil {
-			return err
+		defer cur.Close(ctx)
+		for cur.Next(ctx) {
+			if len(found) == maxFound {
+				return fmt.Errorf("%s.%s: %w, more than %d match", coll.Database().Name(), coll.Name(), ErrTooMany, maxFound)
+			}
+			found = append(found, read(slices.Clone(cur.Current)))
 		}
-		if len(docs) > maxFound {
-			return fmt.Errorf("%s.%s: %w, more than %d match", coll.Database().Name(), coll.Name(), ErrTooMany, maxFound)
-		}
-		for _, doc := range docs {
-			found = append(found, read(doc))
-		}
-		return nil
+		return cur.Err()
 	})
 	return found, err
 }

@@ -447,6 +447,9 @@ func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id strin
 	op := "asking node " + n.ID + " to drain"
 	r.ID = crand.Text()
 	_, err = c.update(ctx, op, n.ID, false, func(was *record, now time.Time) (*record, error) {
+		if was.readable() && was.Taken != nil && was.Taken.ID == r.ID {
+			return nil, nil //nolint:nilnil // the answer to our write was lost, and the agent was quick
+		}
 		if !was.readable() || !was.SameInstance(n) || !slices.Contains([]State{StateJoining, StateActive, StateDraining}, was.State) {
 			return nil, ErrNotAskable
 		}
@@ -474,7 +477,7 @@ func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (
 	return taken && err == nil, err
 }
 
-// RemoveNode deletes the record of a node unless it was written since it was read. It reports whether there is no record now.
+// RemoveNode deletes the record of a node unless its machine has written it since it was read. It reports whether there is no record now.
 func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if n.ID == "" {
 		return false, errors.New("removing a node: it has no id")

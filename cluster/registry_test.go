@@ -142,9 +142,10 @@ func TestTransitionRecord(t *testing.T) {
 type aRecord struct {
 	mu  sync.Mutex
 	doc bson.M
-	// lose loses the answer to the next write; undone does not do that write, and overwritten adds a write of another client.
-	lose, undone, overwritten bool
-	writes                    int
+	// lose loses the answer to the next write; undone does not do that write, and since is what another client writes then.
+	lose, undone bool
+	since        func(doc bson.M)
+	writes       int
 }
 
 func (a *aRecord) answer(name string, cmd bson.Raw) (bson.D, error) {
@@ -184,8 +185,9 @@ func (a *aRecord) answer(name string, cmd bson.Raw) (bson.D, error) {
 			delete(a.doc, k)
 		}
 		if lose {
-			if a.overwritten {
-				a.doc["rev"], a.doc["drift"] = "another's", "theirs"
+			if a.since != nil {
+				a.doc["rev"] = "another's"
+				a.since(a.doc)
 			}
 			return nil, nil
 		}
@@ -228,7 +230,7 @@ func TestLostReplies(t *testing.T) {
 			"nothing is lost":            func(*aRecord) {},
 			"done":                       func(a *aRecord) { a.lose = true },
 			"not done":                   func(a *aRecord) { a.lose, a.undone = true, true },
-			"done and overwritten since": func(a *aRecord) { a.lose, a.overwritten = true, true },
+			"done and overwritten since": func(a *aRecord) { a.lose, a.since = true, func(doc bson.M) { doc["drift"] = "theirs" } },
 		} {
 			t.Run(name+"/"+fate, func(t *testing.T) {
 				t.Parallel()
@@ -247,7 +249,7 @@ func TestLostReplies(t *testing.T) {
 						t.Errorf("%s is %v, want %v", k, a.doc[k], v)
 					}
 				}
-				if a.overwritten && a.writes == 1 && a.doc["drift"] != "theirs" {
+				if a.since != nil && a.writes == 1 && a.doc["drift"] != "theirs" {
 					t.Errorf("the other's write is lost: %v", a.doc)
 				}
 				if fate == "done" && a.writes != 1 {
@@ -255,6 +257,26 @@ func TestLostReplies(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestAskLostAndTaken: the answer to a request is lost, and the agent takes it before the record is read again: it is not made again.
+func TestAskLostAndTaken(t *testing.T) {
+	s := startFake(t, nil)
+	a := &aRecord{lose: true, doc: bson.M{"_id": "i-1", "rev": "r1", "ip": "10.0.0.3", "boot_id": "boot-1", "state": "active", "updated_at": noon}}
+	a.since = func(doc bson.M) {
+		b, err := bson.Marshal(doc)
+		must.OK(t, err)
+		doc["state"], doc["drain_taken"] = "left", bson.M{"id": bson.Raw(b).Lookup("drain_request", "id").StringValue(), "by": "boot-1"}
+		delete(doc, "drain_request")
+	}
+	s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: noon})
+	s.answer = a.answer
+	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 20 * time.Second})
+	id, err := c.AskDrain(t.Context(), stored(nil).Node, DrainRequest{Now: true})
+	must.OK(t, err)
+	if id == "" || a.writes != 1 || a.doc["drain_request"] != nil {
+		t.Errorf("%q, %d writes, %v", id, a.writes, a.doc)
 	}
 }
 

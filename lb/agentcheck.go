@@ -39,6 +39,8 @@ const (
 	sendWait = 100 * time.Millisecond
 	// maxSend bounds the agent-send string, and maxAskers the number of clients that are remembered.
 	maxSend, maxAskers = 64, 256
+	// maxNamed bounds the load balancers in a heartbeat: anyone may connect.
+	maxNamed = 8
 	// namedFor is how long a load balancer that no longer asks is remembered.
 	namedFor = time.Minute
 )
@@ -139,7 +141,7 @@ func (a *AgentCheck) answer(from asker) string {
 		switch {
 		case named && name != "":
 			name = cluster.BalancerName(name)
-			if _, known := a.named[name]; known || len(a.named) < maxAskers {
+			if _, known := a.named[name]; known || len(a.named) < maxNamed {
 				a.named[name] = asked{!state.Leaves, now}
 			}
 		case word == "drain":

@@ -85,10 +85,10 @@ func TestAgentCheckNames(t *testing.T) {
 	is(map[string]bool{"lb1": false, "lb2": false})
 	now = now.Add(namedFor)
 	is(map[string]bool{})
-	for i := range 2 * maxAskers {
+	for i := range 2 * maxNamed {
 		a.answer(asker{send: fmt.Sprintf("name=%d", i)})
 	}
-	if n := len(a.Balancers()); n != maxAskers {
+	if n := len(a.Balancers()); n != maxNamed {
 		t.Errorf("%d balancers", n)
 	}
 }
