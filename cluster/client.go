@@ -14,6 +14,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -57,6 +58,8 @@ type Client struct {
 
 	mongo *mongo.Client
 	watch *watch
+
+	badTold sync.Map // ids of the records that cannot be read, each of which is logged once
 }
 
 // Connect prepares a client. It looks up a mongodb+srv URI in DNS, and otherwise opens no connection before the first call.

@@ -49,7 +49,7 @@ type record struct {
 	// dropBeat removes the balancers and the heartbeat, even one that a read with read concern majority did not return.
 	dropBeat bool
 	bad      *BadRecordError // then only ID and Rev are known
-	doc      bson.Raw
+	doc      bson.Raw        // of readRecord
 }
 
 func (r *record) readable() bool { return r != nil && r.bad == nil }
@@ -85,9 +85,8 @@ func decode(doc bson.Raw) record {
 	}
 	if err != nil {
 		id := idText(field(doc, "_id"))
-		return record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}, doc: doc}
+		return record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}}
 	}
-	r.doc = doc
 	if r.Beat != nil {
 		r.Heartbeat = *r.Beat
 	}
@@ -188,6 +187,7 @@ func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error)
 		}
 		if err == nil {
 			r := decode(doc)
+			r.doc = doc
 			found = &r
 		}
 		return err
@@ -527,6 +527,9 @@ func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordErro
 	for _, r := range found {
 		if r.bad != nil {
 			bad = append(bad, *r.bad)
+			if _, told := c.badTold.LoadOrStore(r.ID, true); !told {
+				c.log.WarnContext(ctx, "record ignored: it cannot be read", "node", r.ID, "error", r.bad.Err)
+			}
 		} else {
 			nodes = append(nodes, r.Node)
 		}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"go.mongodb.org/mongo-driver/v2/bson"
+
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -16,7 +18,8 @@ import (
 // TestBalancers: what load balancers confirm stays over writes of the node, and ends with its boot.
 func TestBalancers(t *testing.T) {
 	t.Parallel()
-	c := connect(t, startServer(t, mongod.Options{}).URI(), cluster.Options{})
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
 	for _, id := range []string{"i-1", "i-2", "i-3"} {
 		n := node()
 		n.ID = id
@@ -52,6 +55,15 @@ func TestBalancers(t *testing.T) {
 	}
 	must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-2"}))
 	is("i-1 is taken out", uses("i-1"), map[string]bool{"lb-1": false, "lb-2": false})
+
+	// Old confirmations are removed.
+	_, err := b.nodes().UpdateMany(t.Context(), bson.M{"balancers.lb-2": bson.M{"$exists": true}},
+		bson.M{"$set": bson.M{"balancers.lb-2.at": time.Now().Add(-time.Hour)}})
+	must.OK(t, err)
+	must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-2"}))
+	if n, err := c.Node(t.Context(), "i-1"); err != nil || len(n.Balancers) != 1 {
+		t.Errorf("after an hour: %v, %v", n.Balancers, err)
+	}
 
 	again := node()
 	again.ID, again.BootID = "i-1", "another boot"

@@ -323,6 +323,8 @@ type member struct {
 	told         cluster.Node // the facts that the row has; zero where they are not known
 	// spareAsked is when it was last asked whether this machine is to be kept.
 	spareAsked time.Time
+	// taking is a drain request of which it is unknown whether it was taken; nil else.
+	taking *cluster.DrainRequest
 }
 
 // serve beats and follows AMS until the session ends. unmended is why the files
@@ -602,12 +604,16 @@ func (m *member) readRow(ctx context.Context) {
 		return
 	}
 	n, err := m.client.Node(ctx, m.node.ID)
+	if bad, ok := errors.AsType[*cluster.BadRecordError](err); ok {
+		m.d.log.Warn("this node's record cannot be read, and is registered again", "error", bad.Err)
+		m.enrolled.Store(false)
+	}
 	if err != nil || !n.SameInstance(m.node) {
 		return
 	}
 	m.d.view.setState(n.State, n.StateSince)
-	if n.DrainRequest != nil {
-		m.asked(ctx, *n.DrainRequest)
+	if r := cmp.Or(n.DrainRequest, m.taking); r != nil {
+		m.asked(ctx, *r)
 	}
 }
 
@@ -702,7 +708,9 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 		return // the next look has it
 	}
 	taken, err := m.client.TakeDrainRequest(ctx, m.node.ID, r.ID, m.node.Instance())
+	m.taking = nil
 	if err != nil {
+		m.taking = &r
 		m.d.log.Warn("a request to drain could not be taken up", "who", r.Who, "error", err)
 	}
 	if !taken {
