@@ -142,14 +142,16 @@ func (c *counter) message(b []byte) {
 	if b[0] == unix.AF_INET {
 		own, other = netip.AddrFrom4([4]byte(b[source:])), netip.AddrFrom4([4]byte(b[destination:]))
 	}
-	by := &c.ByPort
+	by, local := &c.ByPort, other.IsLoopback() || other == own
 	switch {
 	case c.exclude != nil && c.exclude(other):
 		return
 	case silence(b[diagMessageSize:]) >= cmp.Or(c.silence, silentAfter):
-		c.Silent++
+		if !local { // most local ones are kept open by a proxy or a check
+			c.Silent++
+		}
 		return
-	case other.IsLoopback() || other == own:
+	case local:
 		by = &c.LocalByPort
 	}
 	if *by == nil {

@@ -155,9 +155,9 @@ func (e hooksFound) apply(s situation) error {
 
 func (e hooksFound) applyDenied(s situation, err *cloud.DeniedError) {
 	for i := range s.Hooks {
-		// A hook that an event named is this agent's if its name matches, or if no names are set: the operator sends the
-		// events here.
-		if a := &s.Hooks[i]; a.Hook.Launching == e.launching && (len(e.filter) == 0 || e.filter.Match(a.Hook)) {
+		// A hook that an event named is judged as the only one: the operator sends the events here.
+		a := &s.Hooks[i]
+		if ours, _ := e.filter.Select([]Hook{a.Hook}); a.Hook.Launching == e.launching && len(ours) > 0 {
 			a.Ours = true
 		}
 	}

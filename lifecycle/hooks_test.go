@@ -238,6 +238,28 @@ func TestLaunchEventOfOthers(t *testing.T) {
 	})
 }
 
+// TestEventOfOthersDenied: an event names CodeDeploy's hook, and the cloud cannot be asked whose it is: it is not completed.
+func TestEventOfOthersDenied(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.cloudErr = func(o op) error {
+			if o == opDiscover {
+				return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}
+			}
+			return nil
+		}
+		l := w.live()
+		defer l.kill()
+		n := terminate()
+		n.Hook.Name = "CodeDeploy-managed-automatic-launch-deployment-hook-amsagent"
+		l.Notice(n)
+		l.until("done", time.Minute, isDone)
+		if len(w.completed) != 0 {
+			t.Errorf("completed %v", w.completed)
+		}
+	})
+}
+
 // Hooks of others are no trouble of a node that serves again.
 func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -127,8 +127,15 @@ type answers struct{ c *http.Client }
 // Do implements the SDK's HTTP client.
 func (a answers) Do(req *http.Request) (*http.Response, error) {
 	resp, err := a.c.Do(req)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		return resp, err
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, cloud.MaxBody), resp.Body}
+		return resp, nil
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))

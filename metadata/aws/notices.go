@@ -85,9 +85,11 @@ func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, e
 // ask gets the meaning of a target from the API. Without an answer the signal stays unknown.
 func (t *targetState) ask(ctx context.Context, n cloud.Notice) {
 	_, state, err := t.membership(ctx)
-	_, denied := errors.AsType[*cloud.DeniedError](err)
-	t.id, t.current, t.asked, t.final = n.ID, []cloud.Notice{n}, time.Now(), denied
+	denied, isDenied := errors.AsType[*cloud.DeniedError](err)
+	t.id, t.current, t.asked, t.final = n.ID, []cloud.Notice{n}, time.Now(), isDenied
 	switch {
+	case isDenied:
+		t.current[0].Reason += ", state not known without " + denied.Permission
 	case err != nil:
 	case strings.HasPrefix(state, replacingRoot):
 		t.current, t.final = []cloud.Notice{reimage()}, true

@@ -123,6 +123,7 @@ func TestUnknownTarget(t *testing.T) {
 	}
 	const replaced = "RootVolumeReplaced"
 	quarantined, notKnown := unknown("Quarantined", "target state Quarantined, state Quarantining:Wait"), unknown(replaced, "target state "+replaced)
+	notAllowed := unknown(replaced, "target state "+replaced+", state not known without autoscaling:DescribeAutoScalingInstances")
 	deny := func(e *emulated) { e.asg.Deny("DescribeAutoScalingInstances") }
 	for name, tt := range map[string]struct {
 		target, state string
@@ -137,7 +138,7 @@ func TestUnknownTarget(t *testing.T) {
 		"it was replaced":    {replaced, "Pending:Wait", nil, nil, nil, 7},
 		"the target says it": {"ReplacingRootVolume:Wait", "InService", deny, list(reimage), list(reimage), 0},
 		"another state":      {"Quarantined", "Quarantining:Wait", nil, list(quarantined), list(quarantined), 1},
-		"a denied question":  {replaced, "ReplacingRootVolume", deny, list(notKnown), list(notKnown), 1},
+		"a denied question":  {replaced, "ReplacingRootVolume", deny, list(notAllowed), list(notAllowed), 1},
 		"the API answers some later": {replaced, "ReplacingRootVolume", func(e *emulated) {
 			_ = e.asg.AddFault(fakes.Fault{Code: "Odd", Times: 1})
 		}, list(notKnown), list(reimage), 2},

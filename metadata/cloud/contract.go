@@ -46,6 +46,9 @@ type Notice struct {
 	Reason, Who string
 	// At is when the cloud acts; zero is not known.
 	At time.Time
+	// Counted reports that the cloud names no time, and At is counted from when this process saw the notice: where the notice is
+	// known, an earlier time holds.
+	Counted bool
 	// Past reports that it had happened before this process began, and the cloud still lists it: it keeps a notice that is
 	// known, and is no new one.
 	Past bool
@@ -216,7 +219,7 @@ func (f Filter) Find(ctx context.Context, h Hooks, launching bool) ([]Hook, erro
 // Select divides the hooks of one transition into ours and those of other programs.
 func (f Filter) Select(all []Hook) (ours, others []Hook) {
 	for _, h := range all {
-		if f.Match(h) || len(f) == 0 && len(all) == 1 && !strings.HasPrefix(h.Name, codeDeploy) {
+		if f.Match(h) || len(f) == 0 && len(all) == 1 && !ofCodeDeploy(h) {
 			ours = append(ours, h)
 		} else {
 			others = append(others, h)
@@ -230,8 +233,12 @@ func (f Filter) literal() bool {
 	return len(f) > 0 && !slices.ContainsFunc(f, func(name string) bool { return strings.ContainsAny(name, `*?[\`) })
 }
 
-// Match reports whether a hook is ours by its name or its id.
-func (f Filter) Match(h Hook) bool { return f.match(h.Name) || h.ID != "" && f.match(h.ID) }
+// Match reports whether a hook is ours by its name or its id. CodeDeploy's is never ours: its name ends in that of a group.
+func (f Filter) Match(h Hook) bool {
+	return !ofCodeDeploy(h) && (f.match(h.Name) || h.ID != "" && f.match(h.ID))
+}
+
+func ofCodeDeploy(h Hook) bool { return strings.HasPrefix(h.Name, codeDeploy) }
 
 func (f Filter) match(name string) bool {
 	if len(f) == 0 {

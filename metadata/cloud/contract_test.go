@@ -29,6 +29,8 @@ func TestOwnHooks(t *testing.T) {
 	}{
 		{"the only one", nil, []string{"drain"}, []string{"drain"}},
 		{"the only one, of CodeDeploy", nil, []string{"CodeDeploy-managed-automatic-launch-deployment-hook-live-1"}, nil},
+		{"CodeDeploy's for our group", nil, []string{"CodeDeploy-managed-automatic-launch-deployment-hook-amsagent-edges-1"}, nil},
+		{"CodeDeploy's by a pattern", cloud.Filter{"*"}, []string{"CodeDeploy-managed-automatic-launch-deployment-hook-live-1", "drain"}, []string{"drain"}},
 		{"none at all", nil, nil, nil},
 		{"one of several by its name", nil, []string{"ship-logs", "prod-AMSAgent-drain"}, []string{"prod-AMSAgent-drain"}},
 		{"several of several", nil, []string{"amsagent-a", "amsagent-b", "c"}, []string{"amsagent-a", "amsagent-b"}},

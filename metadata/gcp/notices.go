@@ -163,25 +163,25 @@ func preempted() func(context.Context, bool) *cloud.Notice {
 		if now := time.Now(); !end.After(now) {
 			end = now.Add(StopWindowSpot)
 		}
-		return &cloud.Notice{ID: topicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: end}
+		return &cloud.Notice{ID: topicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: end, Counted: true}
 	}
 }
 
 func (p *Provider) maintenance(ctx context.Context, began bool) *cloud.Notice {
 	now := time.Now()
-	n := &cloud.Notice{ID: topicMaintenance + "/reboot", Kind: cloud.Reboot, Reason: "host maintenance", At: now.Add(maintenanceNotice)}
+	n := &cloud.Notice{ID: topicMaintenance + "/reboot", Kind: cloud.Reboot, Reason: "host maintenance", At: now.Add(maintenanceNotice), Counted: true}
 	if drivers, _ := pci.NVIDIADrivers(p.opts.Path("/")); began && len(drivers) > 0 {
 		n.At = now.Add(maintenanceNoticeGPU)
 	}
 	_, body, err := p.items.Once(ctx, cloud.Item{Name: "upcoming maintenance", Path: "instance/upcoming-maintenance?alt=json"})
 	if start := parseUpcoming(body); err == nil && start.After(n.At) && start.Before(now.Add(maintenanceNoticeGPU+holdMargin)) {
-		n.At = start
+		n.At, n.Counted = start, false
 	}
 	return n
 }
 
 func (p *Provider) shutdown(ctx context.Context, _ bool) *cloud.Notice {
-	n := &cloud.Notice{ID: topicShutdown + "/terminate", Kind: cloud.Terminate, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown)}
+	n := &cloud.Notice{ID: topicShutdown + "/terminate", Kind: cloud.Terminate, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown), Counted: true}
 	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
 		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)

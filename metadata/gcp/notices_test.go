@@ -79,7 +79,13 @@ func (w *watched) asked(path string) (n int) {
 
 // of is a notice at a time after the start of the bubble.
 func of(id string, kind cloud.Kind, reason string, at time.Duration) cloud.Notice {
-	return cloud.Notice{ID: id, Kind: kind, Reason: reason, Who: "Google Cloud", At: start.Add(at)}
+	return cloud.Notice{ID: id, Kind: kind, Reason: reason, Who: "Google Cloud", At: start.Add(at), Counted: true}
+}
+
+func planned(at time.Duration) cloud.Notice {
+	n := reboot(at)
+	n.Counted = false
+	return n
 }
 
 func preemption(at time.Duration) cloud.Notice {
@@ -117,7 +123,7 @@ func TestNotices(t *testing.T) {
 		{"unknown word", map[string]string{pathPreempted: "SOON"}, []cloud.Notice{unknown("gcp-preempted/SOON", "instance/preempted is SOON")}},
 		{"moved while it runs", map[string]string{pathMaintenance: "MIGRATE_ON_HOST_MAINTENANCE"}, nil},
 		{"maintenance, no plan", maintained("NONE"), []cloud.Notice{reboot(time.Minute)}},
-		{"planned", maintained(`{"startTime": "2000-01-01T00:30:00Z"}`), []cloud.Notice{reboot(30 * time.Minute)}},
+		{"planned", maintained(`{"startTime": "2000-01-01T00:30:00Z"}`), []cloud.Notice{planned(30 * time.Minute)}},
 		{"plan for another", maintained(`{"startTime": "2000-01-01T05:00:00Z"}`), []cloud.Notice{reboot(time.Minute)}},
 		{"no state", map[string]string{pathStop: "STOP_STATE_UNSPECIFIED"}, nil},
 		{"unknown state", map[string]string{pathStop: "STOPPING"}, []cloud.Notice{unknown("gcp-shutdown/STOPPING", "instance/shutdown-details/stop-state is STOPPING")}},

@@ -27,7 +27,7 @@ import (
 // wherever the kernel has no pressure stall information. A test reads the result
 // with Prometheus' parser and linter.
 type metrics struct {
-	sent, failed, dropped, repairs atomic.Uint64
+	sent, failed, repairs atomic.Uint64
 }
 
 func (m *metrics) count(r heartbeat.Report) {
@@ -36,8 +36,6 @@ func (m *metrics) count(r heartbeat.Report) {
 		m.sent.Add(1)
 	case r.Tried:
 		m.failed.Add(1)
-	case r.Dropped > 0:
-		m.dropped.Add(1)
 	}
 }
 
@@ -153,8 +151,7 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 		e.gauge("amsagent_unknown_signals", "Signals of the cloud, since the agent started, that this version does not know.", ptr(&v.Lifecycle.UnknownSignals, 1))
 	}
 	e.gauge("amsagent_restart_pending", "1 if Ant Media Server needs a restart to apply its files: they differ from those of the join, or are newer than the server.", known(v.RestartPending))
-	e.counters("amsagent_beats_total", "Heartbeats by result; dropped means that MongoDB was unreachable and the write was not tried.",
-		"result", counter{"sent", &m.sent}, counter{"failed", &m.failed}, counter{"dropped", &m.dropped})
+	e.counters("amsagent_beats_total", "Heartbeats by result.", "result", counter{"sent", &m.sent}, counter{"failed", &m.failed})
 	e.gauge("amsagent_last_beat_time_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", stamp(v.Beat.Last))
 	e.gauge("amsagent_server_document_age_seconds", "Age of Ant Media Server's own document of this node; above 20 s, other nodes consider this node dead.", seconds(v.AMSAge))
 	e.counters("amsagent_repairs_total", "Differences from the settings of the join that the agent repaired.", "", counter{"", &m.repairs})
