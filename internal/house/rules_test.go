@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -254,5 +256,38 @@ func TestRulesRefuse(t *testing.T) {
 		"cmd/amsagent/daemon/y.go": "cmd/amsagent/cli", "new/x.go": "conf", "packaging/x.go": "conf",
 	} {
 		try(from, fmt.Sprintf("package p\n\nimport _ %q\n", module+"/"+to), "no arrow from this folder to that one")
+	}
+}
+
+// cloudFiles name a cloud outside of metadata: help texts, settings, endpoints, and what only one cloud needs.
+const cloudFiles = "bootstrap/preflight.go cmd/amsagent/cli/cmd_event.go cmd/amsagent/cli/cmd_metadata.go cmd/amsagent/cli/endpoints.go " +
+	"cmd/amsagent/cli/instance.go cmd/amsagent/cli/lifecycle.go cmd/amsagent/cli/notes.go cmd/amsagent/cli/removed.go " +
+	"cmd/amsagent/cli/settings_table.go cmd/amsagent/daemon/http.go"
+
+// TestCloudWords: what differs from cloud to cloud is in metadata.
+func TestCloudWords(t *testing.T) {
+	word := regexp.MustCompile(`(?i)aws|azure|alibaba|gcp([^e]|$)`) // not GCPercent
+	agent := rule{except: "metadata/" + notTheAgent}
+	var found []string
+	for _, f := range checkout(t) {
+		if f.tree == nil || !agent.covers(f.path) {
+			continue
+		}
+		names := false
+		ast.Inspect(f.tree, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.Ident:
+				names = names || word.MatchString(n.Name)
+			case *ast.BasicLit:
+				names = names || word.MatchString(n.Value)
+			}
+			return true
+		})
+		if names {
+			found = append(found, f.path)
+		}
+	}
+	if diff := cmp.Diff(strings.Fields(cloudFiles), found); diff != "" {
+		t.Errorf("files that name a cloud (-listed +found):\n%s", diff)
 	}
 }

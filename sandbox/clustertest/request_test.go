@@ -150,7 +150,7 @@ func TestDaemonTakeLost(t *testing.T) {
 	if _, err := a.door.nodes().UpdateByID(t.Context(), nodeID, bson.M{"$set": request}); err != nil {
 		t.Fatal(err)
 	}
-	must.Until(t, "the daemon gives up", func() bool { return strings.Contains(a.text(), "a request to drain could not be taken up") })
+	must.Until(t, "the daemon gives up", func() bool { return strings.Contains(a.text(), "a drain request could not be accepted") })
 	a.mongo.Faults().Clear()
 	must.Until(t, "the request is refused", func() bool {
 		events, err := a.client.Events(t.Context(), cluster.EventQuery{Nodes: []string{nodeID}, Limit: 10})

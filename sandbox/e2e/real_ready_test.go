@@ -33,7 +33,7 @@ const realSilentBound = 6 * time.Second
 // restarts of the daemon, also of one that MongoDB refuses, a restart, a kill, a hang and a stop of a real server, while
 // its MongoDB hangs or is dead, and while a setting is changed and an application made
 // and removed in the panel: the two never differ for longer than
-// the bound (R4, S1, S2). What becomes of those who watch already while MongoDB is away is told, not
+// the bound (R4, S1, S2). A leave gives no wrong answer at all. What becomes of those who watch already while MongoDB is away is told, not
 // judged. REAL_ROUNDS repeats all of it.
 func TestRealReady(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
@@ -148,6 +148,13 @@ func TestRealReady(t *testing.T) {
 	}
 	figure(t, "in %d rounds ready while refused for at most %s, not ready while served for at most %s",
 		realRounds(t), longest[0].Round(100*time.Millisecond), longest[1].Round(100*time.Millisecond))
+
+	from := time.Now()
+	n.MustRun(t, bins.agent, "leave", "--now")
+	v.quietFor(3 * time.Second)
+	if wrong, refused := v.wrongAnswers(from); wrong > 0 || refused == 0 {
+		t.Errorf("a leave: %d times ready after a viewer was refused, who was refused %d times:\n%s", wrong, refused, v.story(from))
+	}
 	d.end()
 }
 
@@ -385,6 +392,22 @@ func (v *viewer) servedAgain(from time.Time) time.Duration {
 		refused = refused || !s.served
 	}
 	return 0
+}
+
+// wrongAnswers counts who was refused, and the answers "ready" that were asked for after the first of these.
+func (v *viewer) wrongAnswers(from time.Time) (wrong, refused int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, s := range v.samples {
+		switch {
+		case s.at.Before(from):
+		case !s.balancer && !s.ok:
+			refused++
+		case s.balancer && s.ok && refused > 0:
+			wrong++
+		}
+	}
+	return wrong, refused
 }
 
 // differences are the longest time of "ready" while viewers are refused, and of "not

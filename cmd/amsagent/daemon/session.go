@@ -711,7 +711,7 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 	m.taking = nil
 	if err != nil {
 		m.taking = &r
-		m.d.log.Warn("a request to drain could not be taken up", "who", r.Who, "error", err)
+		m.d.log.Warn("a drain request could not be accepted", "who", r.Who, "error", err)
 	}
 	if !taken {
 		return
