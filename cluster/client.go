@@ -271,7 +271,7 @@ func find[T any](
 		if err != nil {
 			return err
 		}
-		defer cur.Close(ctx)
+		defer func() { _ = cur.Close(ctx) }()
 		for cur.Next(ctx) {
 			if len(found) == maxFound {
 				return fmt.Errorf("%s.%s: %w, more than %d match", coll.Database().Name(), coll.Name(), ErrTooMany, maxFound)
