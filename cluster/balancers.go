@@ -98,7 +98,7 @@ func (c *Client) forgetBalancers(ctx context.Context) error {
 	old := map[string]bool{}
 	for _, n := range nodes {
 		for name, b := range n.Balancers {
-			if name == BalancerName(name) && now.Sub(b.At) >= balancerLimit {
+			if name != "" && name == BalancerName(name) && now.Sub(b.At) >= balancerLimit {
 				old[name] = true
 			}
 		}
