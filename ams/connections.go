@@ -23,7 +23,7 @@ type Connections struct {
 	ByPort map[int]int
 	// LocalByPort counts those from this machine: health checks, the agent, a proxy in front of the server.
 	LocalByPort map[int]int
-	// Silent counts those without a byte for two minutes.
+	// Silent counts those from other machines without a byte for two minutes.
 	Silent int
 }
 

@@ -54,7 +54,7 @@ func BalancerName(host string) string {
 }
 
 // SetBalancer writes into the records that the load balancer sends new sessions to the nodes of these ids, and to no other
-// node. name is a [BalancerName]. It is written again within [BalancerInterval].
+// node. name is a [BalancerName]. It is written again within [BalancerInterval]. What balancers wrote that ended is removed.
 func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) error {
 	if uses == nil {
 		uses = []string{}
@@ -78,27 +78,32 @@ func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) er
 		{Key: "state", Value: bson.D{{Key: "$ne", Value: StateLeft}}},
 		{Key: field, Value: bson.D{{Key: "$exists", Value: true}}},
 	}, false)
-	if err != nil {
-		return err
+	if err == nil {
+		c.forgetBalancers(ctx)
 	}
-	return c.forgetBalancers(ctx)
+	return err
 }
 
+// mostForgotten bounds the names that one call removes.
+const mostForgotten = 8
+
 // forgetBalancers removes old confirmations: a load balancer in a container has another name after each start, and a record is
-// bounded.
-func (c *Client) forgetBalancers(ctx context.Context) error {
+// bounded. The next call retries after a failure.
+func (c *Client) forgetBalancers(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
 	now, err := c.ServerTime(ctx)
 	if err != nil {
-		return err
+		return
 	}
 	nodes, err := c.Nodes(ctx)
 	if err != nil {
-		return err
+		return
 	}
 	old := map[string]bool{}
 	for _, n := range nodes {
 		for name, b := range n.Balancers {
-			if name != "" && name == BalancerName(name) && now.Sub(b.At) >= balancerLimit {
+			if name != "" && name == BalancerName(name) && now.Sub(b.At) >= balancerLimit && len(old) < mostForgotten {
 				old[name] = true
 			}
 		}
@@ -106,13 +111,9 @@ func (c *Client) forgetBalancers(ctx context.Context) error {
 	for name := range old {
 		field := balancersKey + "." + name
 		filter := bson.D{{Key: field + ".at", Value: bson.D{{Key: "$lte", Value: now.Add(-balancerLimit)}}}}
-		err := c.call(ctx, "removing old confirmations of a load balancer", func(ctx context.Context) error {
+		_ = c.call(ctx, "removing old confirmations of a load balancer", func(ctx context.Context) error {
 			_, err := c.nodes().UpdateMany(ctx, filter, bson.D{{Key: "$unset", Value: bson.D{{Key: field, Value: ""}}}})
 			return err
 		})
-		if err != nil {
-			return err
-		}
 	}
-	return nil
 }

@@ -29,7 +29,7 @@ type Options struct {
 	AppName string        // in the server's log
 	Timeout time.Duration // of every call, including the driver's retries; default 10 s
 	MaxPool uint64        // connections for calls, per server, beside two that monitor it; default 2
-	Log     *slog.Logger  // gets a line for every failed call
+	Log     *slog.Logger  // gets a line for every failed call, and one for each record that cannot be read
 	Dialer  options.ContextDialer
 	Now     func() time.Time // the local clock
 
@@ -59,7 +59,7 @@ type Client struct {
 	mongo *mongo.Client
 	watch *watch
 
-	badTold sync.Map // ids of the records that cannot be read, each of which is logged once
+	loggedBad sync.Map // ids of the records that cannot be read, each of which is logged once
 }
 
 // Connect prepares a client. It looks up a mongodb+srv URI in DNS, and otherwise opens no connection before the first call.

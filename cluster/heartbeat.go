@@ -64,8 +64,8 @@ type Sessions struct {
 	By         CountedBy `bson:"by,omitempty" json:"by,omitempty"` // how the viewers were counted
 	// PublishersBy is the same for the publishers. It is not in the record.
 	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
-	// Idle is how many connections nothing was sent on for two minutes, which do not count as sessions; nil if no count is by
-	// connections.
+	// Idle is how many connections from other machines nothing was sent on for two minutes, which do not count as sessions; nil if
+	// no count is by connections.
 	Idle *int `bson:"idle,omitempty" json:"idle,omitempty"`
 }
 

@@ -12,6 +12,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -102,6 +103,9 @@ func (r *record) check() error {
 	if r.DrainRequest != nil {
 		times = append(times, r.DrainRequest.At)
 	}
+	for _, b := range r.Balancers {
+		times = append(times, b.At)
+	}
 	for _, t := range times {
 		if year := t.Year(); year < 1 || year > 9999 {
 			return fmt.Errorf("a time in the year %d", year)
@@ -156,6 +160,9 @@ func (c *Client) tryUpdate(
 	}
 	if is == nil {
 		return was, nil
+	}
+	if was != nil && was.bad != nil {
+		return nil, cmp.Or(c.removeBad(ctx, op, id, was), errConflict)
 	}
 	is.Rev = crand.Text()
 	*revs = append(*revs, is.Rev)
@@ -223,6 +230,18 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	return stored, err
 }
 
+// removeBad deletes a record that cannot be read: it may have fields that no update can name. The next try makes a new one.
+func (c *Client) removeBad(ctx context.Context, op, id string, was *record) error {
+	filter := bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: nil}}
+	if rev := field(was.doc, "rev"); !rev.IsZero() {
+		filter[1].Value = bson.D{{Key: "$eq", Value: rev}}
+	}
+	return c.call(ctx, op, func(ctx context.Context) error {
+		_, err := c.nodes().DeleteOne(ctx, filter)
+		return err
+	})
+}
+
 // notWritten are the keys that MongoDB's clock, a heartbeat or a load balancer sets, and the id.
 var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbeatKey, balancersKey}
 
@@ -244,7 +263,7 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 		stored, _ := was.doc.Elements()
 		for _, e := range stored {
 			key := e.Key()
-			gone := field(data, key).IsZero() && !slices.Contains(notWritten, key)
+			gone := field(data, key).IsZero() && !slices.Contains(notWritten, key) && key != "" && !strings.ContainsAny(key, ".$")
 			if gone || key == "left_at" && r.State != StateLeft {
 				unset = append(unset, bson.E{Key: key, Value: ""})
 			}
@@ -527,7 +546,7 @@ func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordErro
 	for _, r := range found {
 		if r.bad != nil {
 			bad = append(bad, *r.bad)
-			if _, told := c.badTold.LoadOrStore(r.ID, true); !told {
+			if _, logged := c.loggedBad.LoadOrStore(r.ID, true); !logged {
 				c.log.WarnContext(ctx, "record ignored: it cannot be read", "node", r.ID, "error", r.bad.Err)
 			}
 		} else {

@@ -140,8 +140,7 @@ func (e reported) applyOne(s situation, n cloud.Notice) {
 		known.Kind, known.Reason, known.Who = n.Kind, boundedWord(n.Reason), boundedWord(n.Who)
 		s.note("notice changed", "notice", known, "kind", known.Kind)
 	}
-	later := n.Counted && known.Deadline != 0 && at > known.Deadline // by a process that began later
-	if at != 0 && !later && known.Deadline.Sub(at).Abs() > time.Second {
+	if at != 0 && !(n.Counted && known.Deadline != 0) && known.Deadline.Sub(at).Abs() > time.Second {
 		known.Deadline = at
 		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(at).Format(time.RFC3339))
 	}

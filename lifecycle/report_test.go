@@ -982,7 +982,7 @@ func TestGCPMaintenanceMoves(t *testing.T) {
 	}
 }
 
-// TestCountedDeadline: a process that began later counts a window again, which ends no later for that.
+// TestCountedDeadline: a process that began later counts a window again, and the deadline stays.
 func TestCountedDeadline(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		begin := time.Now()
@@ -990,7 +990,7 @@ func TestCountedDeadline(t *testing.T) {
 			at      time.Duration // from the beginning
 			counted bool
 			want    time.Duration
-		}{{60 * time.Second, true, 60 * time.Second}, {75 * time.Second, true, 60 * time.Second}, {50 * time.Second, true, 50 * time.Second}, {90 * time.Second, false, 90 * time.Second}} {
+		}{{60 * time.Second, true, 60 * time.Second}, {75 * time.Second, true, 60 * time.Second}, {50 * time.Second, true, 60 * time.Second}, {90 * time.Second, false, 90 * time.Second}} {
 			n := interruption(0)
 			n.At, n.Counted = begin.Add(tt.at), tt.counted
 			l.report(topicSpot, []cloud.Notice{n})

@@ -266,7 +266,7 @@ const cloudFiles = "bootstrap/preflight.go cmd/amsagent/cli/cmd_event.go cmd/ams
 
 // TestCloudWords: what differs from cloud to cloud is in metadata.
 func TestCloudWords(t *testing.T) {
-	word := regexp.MustCompile(`(?i)aws|azure|alibaba|gcp([^e]|$)`) // not GCPercent
+	word := regexp.MustCompile(`(?i:\baws|azure|alibaba)|AWS|(?i:gcp)(?:[^e]|$)`) // neither "laws" nor GCPercent
 	agent := rule{except: "metadata/" + notTheAgent}
 	var found []string
 	for _, f := range checkout(t) {

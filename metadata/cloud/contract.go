@@ -46,8 +46,8 @@ type Notice struct {
 	Reason, Who string
 	// At is when the cloud acts; zero is not known.
 	At time.Time
-	// Counted reports that the cloud names no time, and At is counted from when this process saw the notice: where the notice is
-	// known, an earlier time holds.
+	// Counted reports that the cloud names no time, and At is counted from when this process saw the notice. It does not replace
+	// the time of a notice that an earlier process saw.
 	Counted bool
 	// Past reports that it had happened before this process began, and the cloud still lists it: it keeps a notice that is
 	// known, and is no new one.
@@ -198,7 +198,9 @@ func (f Filter) Find(ctx context.Context, h Hooks, launching bool) ([]Hook, erro
 	all, err := h.Pending(ctx, launching)
 	if denied, ok := errors.AsType[*DeniedError](err); ok && denied.Group != "" && f.literal() {
 		for _, name := range f {
-			all = append(all, Hook{Provider: denied.Provider, Group: denied.Group, Name: name, Launching: launching})
+			if h := (Hook{Provider: denied.Provider, Group: denied.Group, Name: name, Launching: launching}); f.Match(h) {
+				all = append(all, h)
+			}
 		}
 		return all, nil
 	}

@@ -82,6 +82,7 @@ func TestFind(t *testing.T) {
 		{"those of others, and ours is named", cloud.Filter{"c"}, listed{hooks: hooksNamed("a")}, nil, &cloud.OthersHooksError{Group: "edge", Hooks: []string{"a"}, Named: true}},
 		{"away", cloud.Filter{"drain"}, listed{err: away}, nil, away},
 		{"names need no right to list", cloud.Filter{"drain", "up"}, listed{err: denied}, hooksNamed("drain", "up"), nil},
+		{"CodeDeploy's name does not help", cloud.Filter{"CodeDeploy-managed-x", "up"}, listed{err: denied}, hooksNamed("up"), nil},
 		{"a pattern does", cloud.Filter{"drain*"}, listed{err: denied}, nil, denied},
 		{"no names do", nil, listed{err: denied}, nil, denied},
 		{"so does a group that is not known", cloud.Filter{"drain"}, listed{err: &cloud.DeniedError{}}, nil, &cloud.DeniedError{}},

@@ -187,12 +187,12 @@ func (p *Provider) shutdown(ctx context.Context, _ bool) *cloud.Notice {
 		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)
 		return n
 	}
-	target, ends := parseShutdown(body, time.Now())
+	target, ends, counted := parseShutdown(body, time.Now())
 	if target != "" {
 		n.Reason += " (to be " + target + ")"
 	}
 	if !ends.IsZero() {
-		n.At = ends
+		n.At, n.Counted = ends, counted
 	}
 	return n
 }
@@ -218,24 +218,25 @@ func fields(body []byte) map[string]string {
 	return out
 }
 
-// parseShutdown decodes instance/shutdown-details/: the target state of the machine and the time of its end, zero if unknown.
+// parseShutdown decodes instance/shutdown-details/: the target state of the machine and the time of its end, zero if unknown;
+// counted from now if the details do not say from when.
 // The fields have the names of the API. The format of a duration in the metadata is not documented, so a number of seconds, a
 // number with an s and the API's object are all accepted.
-func parseShutdown(body []byte, now time.Time) (target string, ends time.Time) {
+func parseShutdown(body []byte, now time.Time) (target string, ends time.Time, counted bool) {
 	f := fields(body)
 	target = strings.ToLower(cloud.Printable(f["targetstate"]))
 	seconds := cmp.Or(f["maxduration"], f["seconds"])
 	n, err := strconv.ParseFloat(strings.TrimSuffix(seconds, "s"), 64)
 	if err != nil || !(n > 0 && n <= maxShutdown.Seconds()) { // strconv parses NaN
-		return target, time.Time{}
+		return target, time.Time{}, false
 	}
 	span := time.Duration(n * float64(time.Second))
 	from := cloud.ParseTime(f["requesttimestamp"])
 	// The clocks differ: a window that seems to begin later, or to be over, begins now.
-	if from.IsZero() || from.After(now) || !from.Add(span).After(now) {
+	if counted = from.IsZero() || from.After(now) || !from.Add(span).After(now); counted {
 		from = now
 	}
-	return target, from.Add(span)
+	return target, from.Add(span), counted
 }
 
 // parseUpcoming decodes the earliest begin of maintenance, zero without maintenance. Known answers: NONE, an object with an

@@ -82,8 +82,8 @@ func of(id string, kind cloud.Kind, reason string, at time.Duration) cloud.Notic
 	return cloud.Notice{ID: id, Kind: kind, Reason: reason, Who: "Google Cloud", At: start.Add(at), Counted: true}
 }
 
-func planned(at time.Duration) cloud.Notice {
-	n := reboot(at)
+// exact is a notice with the cloud's own time.
+func exact(n cloud.Notice) cloud.Notice {
 	n.Counted = false
 	return n
 }
@@ -123,13 +123,13 @@ func TestNotices(t *testing.T) {
 		{"unknown word", map[string]string{pathPreempted: "SOON"}, []cloud.Notice{unknown("gcp-preempted/SOON", "instance/preempted is SOON")}},
 		{"moved while it runs", map[string]string{pathMaintenance: "MIGRATE_ON_HOST_MAINTENANCE"}, nil},
 		{"maintenance, no plan", maintained("NONE"), []cloud.Notice{reboot(time.Minute)}},
-		{"planned", maintained(`{"startTime": "2000-01-01T00:30:00Z"}`), []cloud.Notice{planned(30 * time.Minute)}},
+		{"planned", maintained(`{"startTime": "2000-01-01T00:30:00Z"}`), []cloud.Notice{exact(reboot(30 * time.Minute))}},
 		{"plan for another", maintained(`{"startTime": "2000-01-01T05:00:00Z"}`), []cloud.Notice{reboot(time.Minute)}},
 		{"no state", map[string]string{pathStop: "STOP_STATE_UNSPECIFIED"}, nil},
 		{"unknown state", map[string]string{pathStop: "STOPPING"}, []cloud.Notice{unknown("gcp-shutdown/STOPPING", "instance/shutdown-details/stop-state is STOPPING")}},
-		{"details", stopped(`{"maxDuration": 600, "targetState": "DELETED", ` + ago + `}`), []cloud.Notice{shutdown(" (to be deleted)", 596*time.Second)}},
-		{"seconds with an s", stopped(`{"max-duration": "90s", "request-timestamp": "1999-12-31T23:59:56Z"}`), []cloud.Notice{shutdown("", 86*time.Second)}},
-		{"duration of the API", stopped(`{"maxDuration": {"seconds": "300", "nanos": 0}, "new": 1, ` + ago + `}`), []cloud.Notice{shutdown("", 296*time.Second)}},
+		{"details", stopped(`{"maxDuration": 600, "targetState": "DELETED", ` + ago + `}`), []cloud.Notice{exact(shutdown(" (to be deleted)", 596*time.Second))}},
+		{"seconds with an s", stopped(`{"max-duration": "90s", "request-timestamp": "1999-12-31T23:59:56Z"}`), []cloud.Notice{exact(shutdown("", 86*time.Second))}},
+		{"duration of the API", stopped(`{"maxDuration": {"seconds": "300", "nanos": 0}, "new": 1, ` + ago + `}`), []cloud.Notice{exact(shutdown("", 296*time.Second))}},
 		{"no moment", stopped(`{"maxDuration": "300"}`), []cloud.Notice{shutdown("", 300*time.Second)}},
 		{"long ago", stopped(`{"maxDuration": "300", "requestTimestamp": "1989-01-01T00:00:00Z"}`), []cloud.Notice{shutdown("", 300*time.Second)}},
 		{"in the future", stopped(`{"maxDuration": "300", "requestTimestamp": "2099-01-01T00:00:00Z"}`), []cloud.Notice{shutdown("", 300*time.Second)}},
@@ -202,7 +202,7 @@ func TestWatch(t *testing.T) {
 		w.Look(topicMaintenance, 5*time.Second, 3)
 
 		w.Stop(5*time.Minute, "DELETED")
-		w.Look(topicShutdown, 5*time.Second, 1, shutdown(" (to be deleted)", 320*time.Second))
+		w.Look(topicShutdown, 5*time.Second, 1, exact(shutdown(" (to be deleted)", 320*time.Second)))
 		w.Unstop()
 		w.Look(topicShutdown, 5*time.Second, 4)
 
@@ -236,7 +236,7 @@ func TestWatchAbsent(t *testing.T) {
 		}
 		w.Stop(10*time.Minute, "")
 		w.ClearFaults()
-		w.Look(topicShutdown, 61*time.Second, metadatatest.Some, shutdown("", 70*time.Minute))
+		w.Look(topicShutdown, 61*time.Second, metadatatest.Some, exact(shutdown("", 70*time.Minute)))
 		if w.log.String() != "" {
 			t.Errorf("log: %s", w.log.String())
 		}
@@ -385,7 +385,7 @@ func FuzzParseSignals(f *testing.F) {
 		if oneWord.Match(body) && (len(body) > 64 || strings.ContainsAny(string(body), " \n<>")) {
 			t.Errorf("%q is no word", body)
 		}
-		if _, at := parseShutdown(body, start); !at.IsZero() && (at.Before(start) || at.Sub(start) > maxShutdown) {
+		if _, at, _ := parseShutdown(body, start); !at.IsZero() && (at.Before(start) || at.Sub(start) > maxShutdown) {
 			t.Errorf("it ends at %s", at)
 		}
 		parseUpcoming(body)

@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -569,4 +571,31 @@ func databases(b backdoor) map[string]int64 {
 		}
 	}
 	return all
+}
+
+// TestOddFields: another program wrote fields that no update can name. The record is registered again, also if it cannot be read.
+func TestOddFields(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	n := node()
+	for name, more := range map[string]bson.M{
+		"odd names":           {},
+		"and no agent's rev":  {"rev": 7, "port": -1},
+		"and a large text":    {"rev": "r", "a": strings.Repeat("x", 20<<10)},
+		"and a rev of no use": {"rev": bson.Regex{Pattern: ".*"}, "port": -1},
+	} {
+		doc := bson.M{"_id": n.ID, "boot_id": "old", "ip": n.IP, "state": "active", "": 1, "a.b": 1, "$x": 1, "state.x": 1}
+		maps.Copy(doc, more)
+		if _, err := b.nodes().DeleteMany(t.Context(), bson.M{}); err != nil {
+			t.Fatal(err)
+		}
+		b.insert(b.nodes(), doc)
+		r, err := c.Register(t.Context(), n, cluster.RegisterOptions{})
+		must.OK(t, err)
+		if diff := cmp.Diff(n, r.Node, byServer); diff != "" {
+			t.Errorf("%s (-written +stored):\n%s", name, diff)
+		}
+		must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateActive, "verified", cluster.Details{}))
+	}
 }

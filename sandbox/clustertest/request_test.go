@@ -158,9 +158,6 @@ func TestDaemonTakeLost(t *testing.T) {
 			return e.Kind == "refused" && e.Who == "ann" && strings.Contains(e.Why, "drains no node")
 		})
 	})
-	if taken := a.door.record(nodeID)["drain_taken"]; taken == nil {
-		t.Error("the request was not taken while its answer was lost")
-	}
 }
 
 // TestDaemonBadRecord: a record that cannot be read any more is registered again.

@@ -262,6 +262,7 @@ func realRounds(t *testing.T) int {
 // in vain, and served from when he got an answer.
 type sample struct {
 	at       time.Time
+	answered time.Time // of a viewer
 	balancer bool
 	ok       bool
 	text     string
@@ -325,7 +326,7 @@ func (n *realNode) playlists(client *http.Client) sample {
 		// There is no such stream: an application that serves says so.
 		s.ok = s.ok && code == http.StatusNotFound
 	}
-	s.text = fmt.Sprint("playlists ", codes)
+	s.text, s.answered = fmt.Sprint("playlists ", codes), time.Now()
 	if s.ok {
 		s.at = time.Now()
 	}
@@ -394,16 +395,20 @@ func (v *viewer) servedAgain(from time.Time) time.Duration {
 	return 0
 }
 
-// wrongAnswers counts who was refused, and the answers "ready" that were asked for after the first of these.
+// wrongAnswers counts the refused viewers, and the requests answered by "ready" that began after the first refusal.
 func (v *viewer) wrongAnswers(from time.Time) (wrong, refused int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	var first time.Time
 	for _, s := range v.samples {
-		switch {
-		case s.at.Before(from):
-		case !s.balancer && !s.ok:
-			refused++
-		case s.balancer && s.ok && refused > 0:
+		if !s.balancer && !s.ok && !s.at.Before(from) {
+			if refused++; first.IsZero() || s.answered.Before(first) {
+				first = s.answered
+			}
+		}
+	}
+	for _, s := range v.samples {
+		if s.balancer && s.ok && refused > 0 && s.at.After(first) {
 			wrong++
 		}
 	}

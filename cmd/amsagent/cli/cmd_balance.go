@@ -117,7 +117,7 @@ func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent balance")
+	c, err := g.connectCluster(ctx, "amsagent balance", g.log())
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ func runDrainNode(ctx context.Context, opts drainOptions, name string, g *global
 	if err := opts.check(opts.deadlineGiven); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent drain")
+	c, err := g.connectCluster(ctx, "amsagent drain", g.log())
 	if err != nil {
 		return err
 	}

@@ -84,7 +84,7 @@ func runEvents(ctx context.Context, opts eventsOptions, args []string, g *global
 	case opts.limit < 1 || opts.limit > mostEvents:
 		return usageError(nil, "--limit: %d is outside 1 to %d", opts.limit, mostEvents)
 	}
-	c, err := g.connectCluster(ctx, "amsagent events")
+	c, err := g.connectCluster(ctx, "amsagent events", g.log())
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -116,7 +117,7 @@ func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent nodes")
+	c, err := g.connectCluster(ctx, "amsagent nodes", slog.New(slog.DiscardHandler)) // nodes shows failures and bad records itself
 	if err != nil {
 		return err
 	}
@@ -138,13 +139,13 @@ func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) err
 }
 
 // connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.
-func (g *globals) connectCluster(ctx context.Context, app string) (*cluster.Client, error) {
+func (g *globals) connectCluster(ctx context.Context, app string, log *slog.Logger) (*cluster.Client, error) {
 	const msg = "cannot look at the cluster"
 	src, err := g.mongo()
 	if err != nil {
 		return nil, &userError{Msg: msg, Cause: err}
 	}
-	c, err := cluster.Connect(ctx, src.Target, cluster.Options{AppName: app, Timeout: mongoTimeout, Log: g.log()})
+	c, err := cluster.Connect(ctx, src.Target, cluster.Options{AppName: app, Timeout: mongoTimeout, Log: log})
 	if err != nil {
 		return nil, &userError{Msg: msg, Cause: err}
 	}

@@ -102,7 +102,7 @@ func runNodesPrune(ctx context.Context, opts pruneOptions, g *globals) error {
 	if opts.olderThan < pruneLeast {
 		return usageError(nil, "--older-than: %s is less than %s, for which a server that lives may be silent", opts.olderThan, shortDuration(pruneLeast))
 	}
-	c, err := g.connectCluster(ctx, "amsagent nodes prune")
+	c, err := g.connectCluster(ctx, "amsagent nodes prune", g.log())
 	if err != nil {
 		return err
 	}

@@ -168,7 +168,7 @@ func machine(e exposition, s heartbeat.Sample) {
 		e.family(name, "gauge", "Viewers of this node; the label names the way of counting.")
 		e.labelled(name, float64(*s.Session.Viewers), "counted_by", string(s.Session.By))
 	}
-	e.gauge("amsagent_idle_connections", "Connections to the server that nothing was sent on for two minutes: they do not count as viewers or publishers.", ptr(s.Session.Idle, 1))
+	e.gauge("amsagent_idle_connections", "Connections from other machines to the server that nothing was sent on for two minutes: they do not count as viewers or publishers.", ptr(s.Session.Idle, 1))
 	devices(e, s.GPUs)
 	if len(s.Missing) > 0 {
 		const name = "amsagent_reading_missing"

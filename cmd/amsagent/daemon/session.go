@@ -323,7 +323,7 @@ type member struct {
 	told         cluster.Node // the facts that the row has; zero where they are not known
 	// spareAsked is when it was last asked whether this machine is to be kept.
 	spareAsked time.Time
-	// taking is a drain request of which it is unknown whether it was taken; nil else.
+	// taking is a drain request whose acceptance is unknown, or nil. A restart forgets it: the requester gets an error.
 	taking *cluster.DrainRequest
 }
 
@@ -488,8 +488,10 @@ func (m *member) facts(ctx context.Context) (cluster.Node, error) {
 	if m.now.Load() != nil || !m.unidentified {
 		return m.latest(), nil
 	}
-	switch row, err := m.client.Node(ctx, m.node.ID); {
-	case errors.Is(err, cluster.ErrNoNode):
+	row, err := m.client.Node(ctx, m.node.ID)
+	_, bad := errors.AsType[*cluster.BadRecordError](err)
+	switch {
+	case bad, errors.Is(err, cluster.ErrNoNode):
 		return m.node, nil
 	case err != nil:
 		return cluster.Node{}, err
@@ -605,7 +607,7 @@ func (m *member) readRow(ctx context.Context) {
 	}
 	n, err := m.client.Node(ctx, m.node.ID)
 	if bad, ok := errors.AsType[*cluster.BadRecordError](err); ok {
-		m.d.log.Warn("this node's record cannot be read, and is registered again", "error", bad.Err)
+		m.d.log.Warn("unreadable record of this node is registered again", "error", bad.Err)
 		m.enrolled.Store(false)
 	}
 	if err != nil || !n.SameInstance(m.node) {
