@@ -139,27 +139,6 @@ func TestDaemonOldRequest(t *testing.T) {
 	}
 }
 
-// TestDaemonTakeLost: MongoDB hangs after the daemon took a request, and the answer is lost. The request is followed up after that
-// (this daemon drains no node, and says so).
-func TestDaemonTakeLost(t *testing.T) {
-	t.Parallel()
-	a := newAgent(t)
-	a.start()
-	fault(t, a.mongo, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"findAndModify"}, Times: 1, Then: mongod.BlackHole})
-	request := bson.M{"drain_request": bson.M{"id": "x", "who": "ann", "at": time.Now()}}
-	if _, err := a.door.nodes().UpdateByID(t.Context(), nodeID, bson.M{"$set": request}); err != nil {
-		t.Fatal(err)
-	}
-	must.Until(t, "the daemon gives up", func() bool { return strings.Contains(a.text(), "a drain request could not be accepted") })
-	a.mongo.Faults().Clear()
-	must.Until(t, "the request is refused", func() bool {
-		events, err := a.client.Events(t.Context(), cluster.EventQuery{Nodes: []string{nodeID}, Limit: 10})
-		return err == nil && slices.ContainsFunc(events, func(e cluster.PastEvent) bool {
-			return e.Kind == "refused" && e.Who == "ann" && strings.Contains(e.Why, "drains no node")
-		})
-	})
-}
-
 // TestDaemonBadRecord: a record that cannot be read any more is registered again.
 func TestDaemonBadRecord(t *testing.T) {
 	t.Parallel()
