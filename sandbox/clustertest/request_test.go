@@ -153,3 +153,31 @@ func TestDaemonBadRecord(t *testing.T) {
 		return err == nil && n.State == cluster.StateActive
 	})
 }
+
+// TestDaemonTakeLost: the daemon gets an error for accepting a request, but MongoDB has done it. The request is carried out after
+// that (this daemon drains no node, and reports it).
+func TestDaemonTakeLost(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	n, err := a.client.Node(t.Context(), nodeID)
+	must.OK(t, err)
+	fault(t, a.mongo, mongod.Fault{Mode: mongod.Error, Commands: []string{"findAndModify"}})
+	update := func(change bson.M) {
+		t.Helper()
+		_, err := a.door.nodes().UpdateByID(t.Context(), nodeID, change)
+		must.OK(t, err)
+	}
+	update(bson.M{"$set": bson.M{"drain_request": bson.M{"id": "x", "who": "ann", "at": time.Now()}}})
+	must.Until(t, "the daemon gets an error", func() bool { return strings.Contains(a.text(), "a drain request could not be accepted") })
+	fault(t, a.mongo, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}})
+	<-time.After(3 * time.Second) // a call that had begun before has ended
+	update(bson.M{"$unset": bson.M{"drain_request": ""}, "$set": bson.M{"drain_taken": bson.M{"id": "x", "by": n.Instance()}}})
+	a.mongo.Faults().Clear()
+	must.Until(t, "the request is refused", func() bool {
+		events, err := a.client.Events(t.Context(), cluster.EventQuery{Nodes: []string{nodeID}, Limit: 10})
+		return err == nil && slices.ContainsFunc(events, func(e cluster.PastEvent) bool {
+			return e.Kind == "refused" && e.Who == "ann" && strings.Contains(e.Why, "drains no node")
+		})
+	})
+}
