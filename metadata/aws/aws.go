@@ -254,7 +254,7 @@ func parseTagKeys(body []byte) ([]string, error) {
 	for line := range strings.Lines(string(body)) {
 		key := strings.TrimRight(line, "\r\n")
 		// EC2 shows no tag whose key contains a path separator or is a path of its own.
-		if strings.ContainsAny(key, "/<> \t") || len(key) > cloud.MaxText || len(keys) == cloud.MaxTags {
+		if strings.ContainsAny(key, "/<> \t\r") || len(key) > cloud.MaxText || len(keys) == cloud.MaxTags {
 			return nil, fmt.Errorf("the list of tags holds %s, which is no tag key", cloud.Quote(key))
 		}
 		if key != "" && key != "." && key != ".." && key != "_index" && !slices.Contains(keys, key) {
