@@ -130,19 +130,12 @@ func (a answers) Do(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		resp.Body = struct {
-			io.Reader
-			io.Closer
-		}{io.LimitReader(resp.Body, cloud.MaxBody), resp.Body}
-		return resp, nil
-	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Contains(body, []byte("Response>")) {
+	if resp.StatusCode == http.StatusOK && !bytes.Contains(body, []byte("Response>")) {
 		return nil, fmt.Errorf("the answer is not one of the Auto Scaling API (%d bytes)", len(body))
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
