@@ -101,71 +101,93 @@ func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Dur
 	if err := c.open(now, openEvery); err != nil {
 		return cluster.Sessions{}, map[string]error{whatPublishers: err, whatViewers: err}
 	}
-	stats, statsErr := c.askServer(ctx, now)
-	viewers, complete := stats.Viewers()
+	e := evidence{edge: c.Edge()}
+	e.stats, e.statsErr = c.askServer(ctx, now)
 	bound, cancel := context.WithTimeout(ctx, mongoTime)
-	published, mongoErr := c.askMongo(bound, now, askEvery)
+	e.published, e.mongoErr = c.askMongo(bound, now, askEvery)
 	cancel()
-	found, connErr := c.connections()
-	if statsErr != nil && (connErr != nil || found.viewers == 0) {
+	e.found, e.connErr = c.connections()
+	if e.statsErr != nil && (e.connErr != nil || e.found.viewers == 0) {
 		// A server whose port was edited still uses the old one until its restart: its viewers are there.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
 		defer cancel()
 		if ams.Refused(bound, c.install.BaseURL()) {
-			if st, err := c.State(bound); found.rtmp == 0 && err == nil && st.Dead() {
+			if st, err := c.State(bound); e.found.rtmp == 0 && err == nil && st.Dead() {
 				zero := 0
 				return cluster.Sessions{Publishers: &zero, Viewers: &zero, By: cluster.CountedByService, PublishersBy: cluster.CountedByService}, nil
 			}
-			connErr = errNotListening
+			e.connErr = errNotListening
 		}
 	}
+	return e.sessions()
+}
 
-	var s cluster.Sessions
-	larger := func(n int, by cluster.CountedBy) {
-		if s.Publishers == nil || n > *s.Publishers {
-			s.Publishers, s.PublishersBy = &n, by
-		}
+// evidence has the counts of one round, each with the reason why it is missing.
+type evidence struct {
+	stats     ams.Statistics
+	statsErr  error
+	published int // by MongoDB
+	mongoErr  error
+	found     connected
+	connErr   error
+	edge      bool
+}
+
+func (e evidence) sessions() (s cluster.Sessions, missing map[string]error) {
+	missing = map[string]error{}
+	if s.Publishers, s.PublishersBy = e.publishers(); s.Publishers == nil {
+		missing[whatPublishers] = errors.Join(e.mongoErr, e.statsErr, e.connErr)
 	}
-	if stats.LocalStreams != nil {
-		larger(*stats.LocalStreams, cluster.CountedByAMS)
-	}
-	if mongoErr == nil {
-		larger(published, cluster.CountedByMongoDB)
-	}
-	edge := c.Edge()
-	if stats.LocalStreams == nil && connErr == nil {
-		encoders := found.rtmp
-		if edge {
-			encoders = 0
-		}
-		larger(encoders, cluster.CountedByConnections)
-	}
-	switch {
-	case complete, connErr == nil && viewers != nil && *viewers > found.viewers:
-		s.Viewers, s.By = viewers, cluster.CountedByAMS
-	case connErr == nil:
-		s.Viewers, s.By = &found.viewers, cluster.CountedByConnections
-	}
-	if s.Viewers != nil && s.Publishers != nil && connErr == nil {
+	if s.Viewers, s.By = e.viewers(); s.Viewers == nil {
+		missing[whatViewers] = errors.Join(e.statsErr, e.connErr)
+	} else if s.Publishers != nil && e.connErr == nil {
 		// The server does not count RTMP viewers. Its count of streams includes those that an edge fetched.
-		publishers := published
-		if !edge {
+		publishers := e.published
+		if !e.edge {
 			publishers = *s.Publishers
 		}
-		n := *s.Viewers + max(0, found.rtmp-publishers)
+		n := *s.Viewers + max(0, e.found.rtmp-publishers)
 		s.Viewers = &n
 	}
-	if connErr == nil && (s.By == cluster.CountedByConnections || s.PublishersBy == cluster.CountedByConnections) {
-		s.Idle = &found.idle
-	}
-	missing := map[string]error{}
-	if s.Publishers == nil {
-		missing[whatPublishers] = errors.Join(mongoErr, statsErr, connErr)
-	}
-	if s.Viewers == nil {
-		missing[whatViewers] = errors.Join(statsErr, connErr)
+	if e.connErr == nil && (s.By == cluster.CountedByConnections || s.PublishersBy == cluster.CountedByConnections) {
+		s.Idle = &e.found.idle
 	}
 	return s, missing
+}
+
+// publishers returns the largest count, nil if none is known.
+func (e evidence) publishers() (most *int, by cluster.CountedBy) {
+	add := func(n int, source cluster.CountedBy) {
+		if most == nil || n > *most {
+			most, by = &n, source
+		}
+	}
+	if e.stats.LocalStreams != nil {
+		add(*e.stats.LocalStreams, cluster.CountedByAMS)
+	}
+	if e.mongoErr == nil {
+		add(e.published, cluster.CountedByMongoDB)
+	}
+	if e.stats.LocalStreams == nil && e.connErr == nil {
+		encoders := e.found.rtmp
+		if e.edge {
+			encoders = 0
+		}
+		add(encoders, cluster.CountedByConnections)
+	}
+	return most, by
+}
+
+// viewers returns the count without RTMP viewers, nil if it is unknown.
+func (e evidence) viewers() (n *int, by cluster.CountedBy) {
+	n, complete := e.stats.Viewers()
+	switch {
+	case complete, e.connErr == nil && n != nil && *n > e.found.viewers:
+		return n, cluster.CountedByAMS
+	case e.connErr == nil:
+		return &e.found.viewers, cluster.CountedByConnections
+	}
+	return nil, ""
 }
 
 // open reads the installation, if that is due.
