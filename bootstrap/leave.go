@@ -838,7 +838,8 @@ func (l *leaver) takeBack(ctx context.Context) {
 // giveBack puts the files back and restarts AMS with them.
 func (l *leaver) giveBack(ctx context.Context) error {
 	st, err := l.Service.State(ctx)
-	if err == nil && st.Running() {
+	up := st.Running() || st.Activity == ams.ActivityActivating // perhaps again after a crash
+	if err == nil && up {
 		// It is to be restarted, and could not be started again.
 		if err = st.Startable(); err != nil {
 			err = fmt.Errorf("%s: %w", l.Service.Name(), err)
@@ -851,7 +852,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 	changed := needsRestart(l.plan)
 	pending := l.restartPending()
 	// An interrupted run may have left it stopped, in the middle of a restart.
-	wasRunning := st.Running() || (l.state != nil && l.state.WasRunning)
+	wasRunning := up || (l.state != nil && l.state.WasRunning)
 	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, WasRunning: wasRunning, Standalone: l.standalone}); err != nil {
 		l.takeBack(ctx)
 		return &FailedError{Step: "writing " + statePath, Err: err, State: l.found}
@@ -872,10 +873,10 @@ func (l *leaver) giveBack(ctx context.Context) error {
 	// AMS may have written until the moment its successor is up.
 	l.stoppedAt = time.Now()
 	switch {
-	case !changed && !pending && (st.Running() || !wasRunning):
+	case !changed && !pending && (up || !wasRunning):
 	case !st.Known():
 		l.warn(IDService, "restart Ant Media Server now", "Ant Media Server is not managed here: until it is restarted it stays in the cluster")
-	case !st.Running() && !wasRunning:
+	case !wasRunning:
 		if err := l.Service.Reload(ctx); err != nil {
 			l.warn(IDService, "", "%v", err)
 		}
@@ -885,7 +886,8 @@ func (l *leaver) giveBack(ctx context.Context) error {
 			}
 		}
 	default:
-		if err := l.restart(ctx, st.Running()); err != nil {
+		// One that is being started may have read its files before.
+		if err := l.restart(ctx, st.Running() || st.Starting()); err != nil {
 			return err
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -284,9 +285,13 @@ type stopping struct {
 	ending  int
 	stopErr error
 	stopped bool
+	found   ams.State // before anything is done, unless unknown
 }
 
 func (s *stopping) State(context.Context) (ams.State, error) {
+	if len(s.did) == 0 && s.found.Known() {
+		return s.found, nil
+	}
 	if s.ending > 0 {
 		if s.ending--; s.ending == 0 {
 			s.save()
@@ -400,6 +405,25 @@ func TestLeaveIsOverwritten(t *testing.T) {
 			}
 			if b, err := os.ReadFile(real); err != nil || strings.Contains(string(b), "mongodb") {
 				t.Errorf("%v: after a leave:\n%s", err, b)
+			}
+		})
+	}
+}
+
+// A leave does not wait for the end of a server that is being started, or started again after a crash.
+func TestLeaveWhileStarting(t *testing.T) {
+	for sub, want := range map[string]string{"start-pre": "restart", "auto-restart": "start"} {
+		t.Run(sub, func(t *testing.T) {
+			t.Parallel() // each waits for a server that stays up
+			m := ownTree(t, "3.0", "3.0.3")
+			joinOffline(t, m, "10.0.9.9", "10.0.1.7")
+			service := &stopping{save: func() {}, found: ams.State{Activity: ams.ActivityActivating, Sub: sub}}
+			m.Service = service
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			res, err := m.Leave(ctx, LeaveRequest{Now: true})
+			if did := strings.Join(service.did, " "); err != nil || did != want || !res.Restarted {
+				t.Errorf("%q, %v: %+v", did, err, res)
 			}
 		})
 	}
