@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -92,11 +93,13 @@ func TestReadLimits(t *testing.T) {
 func TestLimitsAreReadAgain(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/iowait-is-idle.txtar") // a fifth of the memory is in use
-	s := m.sampler()
 	tree := t.TempDir()
 	must.OK(t, os.CopyFS(filepath.Join(tree, ams.DefaultDir), os.DirFS("../testdata/trees/3.0")))
 	settings := filepath.Join(tree, ams.DefaultDir, "conf/red5.properties")
-	s.opts.Open = func() (*ams.Installation, error) { return ams.Open(tree, "") }
+	s := NewSampler(SamplerOptions{
+		Root: filepath.Join(m.dir, "root"), Now: func() time.Time { return m.now },
+		Open: func() (*ams.Installation, error) { return ams.Open(tree, "") },
+	})
 	for _, tt := range []struct {
 		line string
 		want int
