@@ -11,14 +11,14 @@ import (
 	"github.com/amsagent/amsagent/metadata/generic"
 )
 
-// Detection is which cloud this machine is in.
+// Detection is the cloud of this machine.
 type Detection struct {
 	Provider string `json:"provider"`
-	// Platform is a finer word where the provider is generic: hetzner, oci, openstack, ...; "" if nothing names a cloud.
+	// Platform refines [Generic]: hetzner, oci, openstack, ...
 	Platform string `json:"platform,omitempty"`
-	// Because is what decided: a path and what it holds, or a setting. It is "" if nothing names a cloud.
+	// Because is the evidence: a path with its content, or a setting.
 	Because string `json:"because,omitempty"`
-	// Remembered reports that Provider is Options.Known: nothing names a cloud now.
+	// Remembered reports that Provider is Options.Known.
 	Remembered bool `json:"remembered,omitempty"`
 }
 
@@ -27,17 +27,16 @@ const (
 	pathHypervisor = "/sys/hypervisor/uuid"
 )
 
-// rule is one line of the table of facts: a file, what it must hold, and what follows.
 type rule struct {
 	path, pattern      string
 	provider, platform string
-	// xen limits the rule to Xen's firmware: one UUID in 4096 begins with ec2 by chance.
+	// xen rules need Xen: one UUID in 4096 begins with ec2 by chance.
 	xen bool
 }
 
 const openStackTags = `OpenStack (Nova|Compute)|OpenTelekomCloud|SAP CCloud VM|HUAWEICLOUD|Samsung Cloud Platform`
 
-// rules returns the strings that only one cloud's firmware has, after the clouds' documentation and cloud-init's ds-identify.
+// rules follows the clouds' documentation and cloud-init's ds-identify.
 func rules() []rule {
 	return []rule{
 		{path: dirDMI + "chassis_asset_tag", pattern: `7783-7084-3265-9085-8269-3286-77`, provider: Azure},
@@ -45,7 +44,7 @@ func rules() []rule {
 		{path: dirDMI + "sys_vendor", pattern: `Amazon EC2`, provider: AWS},
 		{path: dirDMI + "product_name", pattern: `Alibaba Cloud ECS`, provider: Alibaba},
 		{path: dirDMI + "product_name", pattern: `Google Compute Engine|Google`, provider: GCP},
-		// Google does not promise the product name; the serial number is for root only.
+		// Google does not guarantee the product name; the serial number needs root.
 		{path: dirDMI + "product_serial", pattern: `GoogleCloud-.*`, provider: GCP},
 		{path: dirDMI + "chassis_asset_tag", pattern: `OracleCloud\.com`, provider: Generic, platform: "oci"},
 		{path: dirDMI + "chassis_asset_tag", pattern: openStackTags, provider: Generic, platform: "openstack"},
@@ -57,9 +56,8 @@ func rules() []rule {
 	}
 }
 
-// Detect finds out which cloud this machine is in: by the firmware's strings, then by cloud-init's data (in a container, where
-// the firmware is the host's, the other way round), then by the one endpoint that the settings name. Nothing is asked over
-// the network. If nothing names a cloud, it is the last known one, else [Generic].
+// Detect finds the cloud without network access, by firmware, cloud-init, the only configured endpoint, then opts.Known;
+// else it is [Generic]. In a container cloud-init comes first, since the firmware is the host's.
 func Detect(opts Options) (Detection, error) {
 	opts = opts.WithDefaults()
 	given := map[string]string{}
@@ -92,7 +90,7 @@ func Detect(opts Options) (Detection, error) {
 	return Detection{Provider: Generic}, nil
 }
 
-// Given is the Detection of a provider that a setting names.
+// Given returns the Detection of a configured provider.
 func Given(provider, by string) Detection { return Detection{Provider: provider, Because: by} }
 
 func byFirmware(opts Options) Detection {
@@ -111,13 +109,12 @@ func byFirmware(opts Options) Detection {
 	return Detection{}
 }
 
-// firmware reads one string of the firmware; "" if it is missing or unreadable.
 func firmware(opts Options, path string) string {
 	b, _ := generic.ReadSmall(opts.Path(path))
 	return strings.TrimSpace(strings.ToValidUTF8(string(b), "?"))
 }
 
-// byCloudInit believes cloud-init if it names a cloud. Its platform is not read: that is ec2 for each imitation of EC2.
+// byCloudInit ignores the platform: every imitation of EC2 has ec2.
 func byCloudInit(opts Options) Detection {
 	ci, err := generic.ReadCloudInit(opts.Root)
 	if err != nil {
@@ -127,7 +124,7 @@ func byCloudInit(opts Options) Detection {
 	d := Detection{Because: generic.CloudInitPath + ": cloud_name " + ci.CloudName}
 	switch name {
 	case "", "none", "nocloud", "unknown", "ovf", "configdrive", "config-drive", "no-ec2-metadata":
-		return Detection{} // where its seed came from, and that is no cloud
+		return Detection{} // a source of the seed, not a cloud
 	case "aws":
 		d.Provider = AWS
 	case "azure":

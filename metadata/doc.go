@@ -1,8 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package metadata detects the cloud of this machine and opens what reads its metadata. One folder below holds one provider; adding
-// a cloud is a folder and a line in Open.
+// Package metadata detects the cloud of this machine and opens its provider. Each provider has a subfolder.
 //
-// The API is not stable yet.
+// The API, with that of the subpackages, is not stable yet.
 package metadata

@@ -15,7 +15,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// ParseEvent reads an event of a lifecycle hook, of any cloud whose hooks send one. Unknown fields are skipped.
+// ParseEvent parses a lifecycle event of any supported cloud.
 func ParseEvent(data []byte) (cloud.Event, error) {
 	o, err := cloud.ReadEvent(data)
 	if err != nil {

@@ -15,23 +15,23 @@ import (
 	"github.com/amsagent/amsagent/metadata/generic"
 )
 
-// The types that callers and providers share live in package cloud, which the providers can import.
+// The types are in package cloud, which providers can import.
 type (
-	// Instance is what a cloud, or the machine itself, says about this machine.
+	// Instance describes this machine.
 	Instance = cloud.Instance
 	// Provider reads one cloud's metadata.
 	Provider = cloud.Provider
-	// TagSet is the part of Instance that may come later than the rest.
+	// TagSet may arrive later than the rest.
 	TagSet = cloud.TagSet
-	// Tags are the tags of an instance; printed as a whole they hide what could be a password.
+	// Tags redact secrets when printed.
 	Tags = cloud.Tags
-	// Options are the settings of detection and of every provider.
+	// Options configure detection and providers.
 	Options = cloud.Options
-	// Error says what was asked of which service, what came back, and what to do.
+	// Error describes a failed metadata request.
 	Error = cloud.Error
 )
 
-// What a caller may branch on; see package cloud.
+// Errors that a caller can branch on.
 var (
 	ErrNotThisCloud    = cloud.ErrNotThisCloud
 	ErrNotReady        = cloud.ErrNotReady
@@ -41,7 +41,7 @@ var (
 	ErrUnknownProvider = cloud.ErrUnknownProvider
 )
 
-// The names of the providers, as --provider takes them. Auto is not one of them: Detect finds the provider.
+// Provider names, as in --provider, which also takes auto.
 const (
 	AWS     = aws.Name
 	Azure   = azure.Name
@@ -50,10 +50,10 @@ const (
 	Generic = generic.Name
 )
 
-// Names returns the names that Open knows, in the order of help texts.
+// Names returns the names in the order of help texts.
 func Names() []string { return []string{AWS, Azure, Alibaba, GCP, Generic} }
 
-// Open opens a provider by its name. It makes no request.
+// Open opens a provider without a request, or returns [ErrUnknownProvider].
 func Open(provider string, opts Options) (Provider, error) {
 	switch provider {
 	case AWS:
@@ -71,7 +71,7 @@ func Open(provider string, opts Options) (Provider, error) {
 	}
 }
 
-// open keeps a nil pointer of a provider from becoming a Provider that is not nil.
+// open keeps a typed nil pointer out of Provider.
 func open[P Provider](p P, err error) (Provider, error) {
 	if err != nil {
 		return nil, err
@@ -79,10 +79,10 @@ func open[P Provider](p P, err error) (Provider, error) {
 	return p, nil
 }
 
-// HintOf returns the hint that an error of this package carries, or "".
+// HintOf returns the hint in err's chain, or "".
 func HintOf(err error) string { return cloud.HintOf(err) }
 
-// Lookup returns the first of several tags that is set, for those who chose tag names of their own.
+// Lookup returns the first of keys that is set.
 func Lookup(tags map[string]string, keys ...string) (value string, ok bool) {
 	for _, k := range keys {
 		if v := strings.TrimSpace(tags[k]); v != "" {

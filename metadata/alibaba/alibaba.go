@@ -20,19 +20,19 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Name of this provider.
+// Name is this provider's name.
 const Name = "alibaba"
 
-// Endpoint is the address of the service. It is not link-local, and answers only in a VPC.
+// Endpoint is not link-local, and answers only in a VPC.
 const Endpoint = "http://100.100.100.200"
 
-// The keys of [cloud.Options.Endpoints] for other addresses of the APIs.
+// Keys of the APIs in [cloud.Options.Endpoints].
 const (
 	EndpointECS = "alibaba-ecs"
 	EndpointESS = "alibaba-ess"
 )
 
-// tagGroup is the tag with which the scaling group marks its instances.
+// tagGroup is set by the scaling group.
 const tagGroup = "acs:autoscaling:scalingGroupId"
 
 const (
@@ -49,15 +49,15 @@ const (
 		"such as amsagent-role=edge into the user data, or give role and group by flag, environment or configuration file"
 )
 
-// Provider reads the metadata of this ECS instance. It is safe for use by several goroutines.
+// Provider reads the metadata of this ECS instance. It is safe for concurrent use.
 type Provider struct {
 	opts     cloud.Options
 	items    *cloud.Client
 	ecs, ess *api
 	keys     roleKeys
 	mu       sync.Mutex
-	self     identity // zero if not known yet
-	// skew is how far the cloud's clock is ahead of this machine's, according to an API; a time.Duration.
+	self     identity // zero if unknown
+	// skew is how far the API's clock is ahead, a time.Duration.
 	skew atomic.Int64
 }
 
@@ -73,7 +73,7 @@ func New(opts cloud.Options) (*Provider, error) {
 	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintSilent, Off: hintOff, NoTokens: hintNoToken}
 	p.items = cloud.New(cloud.Client{
 		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: hints.Judge, Foreign: hintNoDocument,
-		// The service answers the request for a token whether or not hardened mode is enforced.
+		// The service issues tokens even if hardened mode is off.
 		Token: &cloud.Token{
 			Path: "api/token", TTL: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Header: "X-Aliyun-Ecs-Metadata-Token", Lifetime: 6 * time.Hour,
 		},
@@ -88,7 +88,6 @@ func New(opts cloud.Options) (*Provider, error) {
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// identity is the part of the instance identity document that is used.
 type identity struct {
 	AccountID  string     `json:"owner-account-id"`
 	InstanceID string     `json:"instance-id"`
@@ -141,7 +140,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	inst.Name = cloud.Optional(ctx, p.items, &inst, "name", meta("instance name", "instance/instance-name"), cloud.ParseLine)
 	inst.Hostname = cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "hostname"), cloud.ParseLine)
 	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "eipv4"), cloud.ParseAddresses)
-	// The metadata has no life cycle; only an instance that is about to be reclaimed is known to be a spot instance.
+	// Only the reclaim notice identifies a spot instance.
 	if end := cloud.Optional(ctx, p.items, &inst, "life_cycle", spotItem, parseTime); !end.IsZero() {
 		inst.LifeCycle = "spot"
 	}
@@ -153,7 +152,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		}
 	}
 	var v6 []netip.Addr
-	// Of the first interface in the order of the cloud; the list of interfaces has any order.
+	// The first interface: the list of interfaces is unordered.
 	mac := id.MAC
 	if mac == "" {
 		mac = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine)
@@ -166,7 +165,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	return inst, cloud.Left(ctx, Name)
 }
 
-// parseTime reads the times of Alibaba Cloud; some interfaces omit the seconds.
+// parseTime parses Alibaba's times; some interfaces omit the seconds.
 func parseTime(body []byte) (time.Time, error) {
 	at := cloud.ParseTime(string(body), "2006-01-02T15:04Z")
 	if at.IsZero() {
@@ -175,7 +174,7 @@ func parseTime(body []byte) (time.Time, error) {
 	return at, nil
 }
 
-// readTags reads the agent's tags from the user data and, by the API, from the instance. The instance wins.
+// readTags merges user data and tags; tags take precedence.
 func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Instance) {
 	user, err := cloud.Read(ctx, p.items, cloud.Item{Name: "user data", Path: "user-data"}, func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
@@ -202,13 +201,13 @@ func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Inst
 	case isDenied, far:
 		inst.TagsHint = fmt.Sprintf("%s (asking the ECS API: %v)", hintTags, err)
 	default:
-		// An existing tag that cannot be read may be the role: the caller must not treat it as absent.
+		// The unreadable tag may be the role: not absent.
 		inst.Miss(p.opts.Log, "tags", err)
 		inst.TagsHint = cloud.Unread("tags", err)
 	}
 }
 
-// instanceTags asks the ECS API. An instance has at most 20 tags, so they fit on one page.
+// An instance has at most 20 tags, which fit one page.
 func (p *Provider) instanceTags(ctx context.Context, self identity) (cloud.Tags, error) {
 	var out struct {
 		Tags list[struct {

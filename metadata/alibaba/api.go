@@ -28,17 +28,15 @@ import (
 )
 
 var (
-	// errOver: no lifecycle action waits with this hook and this token any more.
+	// errOver: no action waits with this hook and token.
 	errOver = fmt.Errorf("%w: the lifecycle action is completed, or its time was over", cloud.ErrGone)
-	// errLimit: the action waits, and cannot be extended by that time. errOften: it cannot be extended again, not even by a
-	// shorter time.
+	// errLimit: the action cannot wait that long. errOften: it cannot be extended again at all.
 	errLimit = errors.New("the lifecycle action cannot be made to wait longer")
 	errOften = fmt.Errorf("%w: it was prolonged as often as it can be", errLimit)
-	// errThrottled: too many calls of this account. It is retried.
+	// errThrottled counts per account. It is retried.
 	errThrottled = errors.New("the API takes no more calls for the moment")
 )
 
-// api calls one product for this instance, with the credentials of its RAM role. It makes no request before the first call.
 type api struct {
 	p                      *Provider
 	product, version, name string
@@ -51,7 +49,6 @@ func newAPI(p *Provider, product, version, name string) (*api, error) {
 	return &api{p: p, product: product, version: version, name: name, APIClient: client}, err
 }
 
-// where reads the region and the id of this instance, once.
 func (p *Provider) where(ctx context.Context) (identity, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -65,8 +62,7 @@ func (p *Provider) where(ctx context.Context) (identity, error) {
 	return self, err
 }
 
-// origin returns the origin of the next request and the index of its host: the host of the region, the host that needs no route
-// to the internet, and the host that knows all older regions.
+// origin's hosts: the region's, the one without an internet route, the global one for older regions.
 func (a *api) origin(region string) (string, int32) {
 	at := a.hosts.Current()
 	if a.Endpoint != "" {
@@ -76,8 +72,7 @@ func (a *api) origin(region string) (string, int32) {
 	return "https://" + hosts[int(at)%len(hosts)] + ".aliyuncs.com", at
 }
 
-// call makes one call, with a bounded number of tries. params are those of the call; the region is added. The answer is decoded
-// into out.
+// call adds the region to params and decodes the answer into out.
 func (a *api) call(ctx context.Context, tries int, action string, params url.Values, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
@@ -89,13 +84,13 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 		case v.err == nil:
 			return nil
 		case v.expired && !renewed:
-			// Once: new credentials that are refused are refused for another reason.
+			// A second refusal has another reason.
 			renewed = true
 			a.p.keys.drop(v.used)
 			continue
 		case v.clock != 0 && !clocked:
 			clocked = true
-			// A concurrent call may have found a working host in the meantime.
+			// A concurrent call may have corrected the skew.
 			if was := time.Duration(a.p.skew.Swap(int64(v.clock))); (was - v.clock).Abs() > time.Second {
 				a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -v.clock)
 			}
@@ -107,16 +102,14 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 	}
 }
 
-// outcome is the result of one try.
 type outcome struct {
 	err            error
 	retry, expired bool
-	// clock is how far the API's clock is ahead of this machine's, if the API refused the request for that reason.
+	// clock is the API's lead if it refused the request's time.
 	clock time.Duration
 	used  credentials
 }
 
-// try makes one request and decodes the answer.
 func (a *api) try(ctx context.Context, action string, params url.Values, out any) outcome {
 	self, err := a.p.where(ctx)
 	if err != nil {
@@ -153,7 +146,7 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 		RequestID     string `json:"RequestId"`
 		Code, Message string
 	}
-	// The page of a proxy is no answer: a success that is not from the API would leave a hook waiting.
+	// A proxy's page must not pass as success: the hook would keep waiting.
 	if json.Unmarshal(body, &answer) != nil || answer.RequestID == "" && answer.Code == "" {
 		return outcome{
 			retry: resp.StatusCode < 400 || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests,
@@ -200,7 +193,7 @@ func (a *api) judge(action string, resp *http.Response, code, message string) ou
 	return outcome{retry: resp.StatusCode >= 500 || has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "SystemBusy"), err: plain}
 }
 
-// list decodes a list in both forms of the APIs: [...], and {"InstanceId":[...]} around it.
+// list decodes both forms of a list: [...] and {"InstanceId":[...]}.
 type list[T any] []T
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -219,18 +212,17 @@ func (l *list[T]) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Policy is the smallest policy that suffices for everything. ESS supports resources for only some of these actions, and all
-// denials look alike, so they are in one statement.
+// Policy is the smallest sufficient policy. It has one statement: ESS supports resources for only some of these actions, and
+// all denials look alike.
 const Policy = `{"Version":"1","Statement":[{"Effect":"Allow","Action":["ess:DescribeScalingInstances","ess:DescribeScalingActivities",` +
 	`"ess:DescribeLifecycleActions","ess:DescribeLifecycleHooks","ess:RecordLifecycleActionHeartbeat","ess:CompleteLifecycleAction","ecs:ListTagResources"],"Resource":"*"}]}`
 
-// credentials are the temporary credentials of the instance's RAM role.
 type credentials struct {
 	id, secret, token string
 	until             time.Time
 }
 
-// parseCredentials decodes the answer about one role. The error contains no part of it.
+// parseCredentials returns errors without any part of body.
 func parseCredentials(body []byte) (credentials, error) {
 	var doc struct {
 		Code            string `json:"Code"`
@@ -251,14 +243,13 @@ func parseCredentials(body []byte) (credentials, error) {
 
 var errNoRole = errors.New("the instance has no RAM role")
 
-// roleKeys caches the credentials until shortly before they expire.
 type roleKeys struct {
 	mu    sync.Mutex
 	now   credentials
 	renew time.Time
 }
 
-// credentialsEarly: they are renewed this long before they expire, when the service already returns the next ones.
+// In this margin the service already returns the next credentials.
 const credentialsEarly = 5 * time.Minute
 
 func (k *roleKeys) get(ctx context.Context, p *Provider) (credentials, error) {
@@ -271,18 +262,17 @@ func (k *roleKeys) get(ctx context.Context, p *Provider) (credentials, error) {
 	fresh, err := p.roleCredentials(ctx)
 	switch {
 	case err == nil:
-		// Credentials that seem expired are used for another minute: it is unknown which clock is wrong.
+		// Credentials that look expired serve another minute: either clock may be wrong.
 		k.now, k.renew = fresh, fresh.until.Add(-credentialsEarly)
 		if soon := now.Add(time.Minute); k.renew.Before(soon) {
 			k.renew = soon
 		}
 	case k.now.id != "" && now.Before(k.now.until) && !errors.Is(err, errNoRole):
-		return k.now, nil // valid for some minutes
+		return k.now, nil // still valid for some minutes
 	}
 	return fresh, err
 }
 
-// drop discards credentials that the API refused.
 func (k *roleKeys) drop(c credentials) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -309,14 +299,13 @@ func (p *Provider) roleCredentials(ctx context.Context) (credentials, error) {
 	return c, err
 }
 
-// algorithm is the name of signature V3 (help/en/sdk/product-overview/v3-request-structure-and-signature).
+// algorithm is signature V3 (help/en/sdk/product-overview/v3-request-structure-and-signature).
 const algorithm = "ACS3-HMAC-SHA256"
 
-// emptyHash is the SHA-256 of an empty body: the requests have no body.
+// emptyHash is the SHA-256 of an empty body.
 const emptyHash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// sign sets the headers of signature V3 on a request without a body and with its parameters in the query. The nonce is valid
-// for one request.
+// sign adds signature V3 to a request without a body. The nonce is valid for one request.
 func sign(req *http.Request, k credentials, action, version, nonce string, at time.Time) {
 	h := req.Header
 	h.Set("X-Acs-Action", action)
@@ -334,7 +323,7 @@ func sign(req *http.Request, k credentials, action, version, nonce string, at ti
 	h.Set("Authorization", algorithm+" Credential="+k.id+",SignedHeaders="+names+",Signature="+hex.EncodeToString(mac.Sum(nil)))
 }
 
-// canonicalRequest returns the text to sign and the names of the signed headers: all x-acs headers, and the host.
+// canonicalRequest signs host and all x-acs headers.
 func canonicalRequest(req *http.Request) (text, names string) {
 	lines := map[string]string{"host": req.URL.Host}
 	for name, values := range req.Header {
@@ -355,5 +344,5 @@ func canonicalRequest(req *http.Request) (text, names string) {
 	return strings.Join([]string{req.Method, path, canonicalQuery(req.URL.Query()), headers.String(), names, emptyHash}, "\n"), names
 }
 
-// canonicalQuery returns a query sorted by name, escaped by RFC 3986: a space is %20, and a tilde is not escaped.
+// canonicalQuery escapes by RFC 3986: a space is %20, a tilde stays.
 func canonicalQuery(q url.Values) string { return strings.ReplaceAll(q.Encode(), "+", "%20") }

@@ -1,10 +1,8 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package alibaba reads the instance metadata of Alibaba Cloud, and calls two APIs for data that the metadata lacks: Auto
-// Scaling (ESS) for scale-ins and hooks, and ECS for tags.
+// Package alibaba reads the instance metadata of Alibaba Cloud. Scale-ins and hooks come from the Auto Scaling API (ESS),
+// tags from the ECS API.
 //
-// The package signs the calls itself, with signature V3: the maintained generic client costs 1.8 MB of binary for seven calls.
-//
-// The API is not stable yet.
+// It signs its calls itself: the maintained generic client costs 1.8 MB of binary for seven calls.
 package alibaba

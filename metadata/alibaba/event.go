@@ -13,12 +13,12 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// ParseEvent decodes the event of an OOS template, an object with the placeholders of a lifecycle hook:
+// ParseEvent parses the event of an OOS template, an object with the placeholders of a lifecycle hook:
 //
 //	{"regionId":"cn-hangzhou","instanceIds":["i-1","i-2"],"lifecycleHookId":"ash-1","lifecycleActionToken":"..."}
 //
-// The placeholders do not include the transition. The author of the template can add lifecycleTransition; SCALE_IN if it is
-// missing. The error is [cloud.ErrNotThisCloud] if the event has no such placeholders.
+// No placeholder has the transition. A template can add lifecycleTransition; the default is SCALE_IN. ParseEvent returns
+// [cloud.ErrNotThisCloud] for other events.
 func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	if !o.Has("lifecycleHookId", "lifecycleActionToken") {
 		return cloud.Event{}, cloud.ErrNotThisCloud
@@ -31,7 +31,7 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	})
 	var ids []string
 	if o.Has("instanceIds") {
-		// The placeholder becomes a list, the text of a list, or a comma-separated text.
+		// The placeholder expands to a list, a list's text, or comma-separated text.
 		ids = strings.FieldsFunc(fmt.Sprint(o["instanceIds"]), func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`[],"`, r) })
 	}
 	unfit := slices.IndexFunc(ids, func(id string) bool { return len(id) > cloud.MaxText || strings.ContainsFunc(id, notInID) })

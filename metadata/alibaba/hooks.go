@@ -18,33 +18,30 @@ import (
 )
 
 const (
-	// longestWait is the longest time for which a hook waits, with all its heartbeats.
+	// longestWait is a hook's longest wait with all heartbeats.
 	longestWait = 6 * time.Hour
-	// leastWait is the shortest time of one heartbeat.
-	leastWait = 30 * time.Second
-	// defaultWait is the timeout of a hook without another setting.
+	// leastWait is the shortest heartbeat timeout.
+	leastWait   = 30 * time.Second
 	defaultWait = 10 * time.Minute
-	// unseen is how long a machine may have waited before the agent noticed: the agent checks each scalingEvery.
+	// unseen bounds a wait that the agent has not noticed.
 	unseen = scalingEvery + 2*time.Second
-	// beats is the number of heartbeats that are planned for a whole wait. A token allows twenty, for all its machines together.
+	// beats is planned for a whole wait. A token allows twenty for all its machines.
 	beats = 18
-	// pageSize: a group has one scaling activity at a time, few hooks, and an activity a few actions.
+	// One page suffices: a group has one activity at a time and few hooks, an activity few actions.
 	pageSize = "50"
 )
 
-// hooks are the lifecycle hooks of this instance's scaling group, by ESS.
+// hooks are the ESS hooks of this instance's group.
 //
-// Each wait of a hook has its own token, which the API returns. Several machines may share one token. Then all of them send
-// heartbeats, each less often in proportion: the cloud counts the heartbeats of a token.
+// Each wait has a token. Machines may share it; the cloud counts heartbeats per token, so each machine sends fewer.
 type hooks struct{ api *api }
 
 var _ cloud.Hooks = hooks{}
 
-// Hooks returns the lifecycle hooks of the instance's group.
+// Hooks returns the hooks of the instance's group.
 func (p *Provider) Hooks() cloud.Hooks { return hooks{p.ess} }
 
-// membership returns the group of this instance, "" if it is in none, and its lifecycle state, such as InService or
-// Removing:Wait.
+// membership returns the group or "", and a lifecycle state such as InService or Removing:Wait.
 func (a *api) membership(ctx context.Context, tries int) (group, state string, err error) {
 	self, err := a.p.where(ctx)
 	if err != nil {
@@ -66,8 +63,7 @@ func (a *api) membership(ctx context.Context, tries int) (group, state string, e
 	return "", "", err
 }
 
-// step returns the part of a lifecycle state that names the transition: Removing of Removing:Wait. An instance that is
-// protected from scale-in is in service.
+// step returns the first part of a lifecycle state. An instance protected from scale-in is in service.
 func step(state string) string {
 	s, _, _ := strings.Cut(state, ":")
 	if s == "Protected" {
@@ -76,13 +72,12 @@ func step(state string) string {
 	return s
 }
 
-// action is one wait of a hook in one scaling activity, for this instance and others.
+// action is one wait of a hook.
 type action struct {
 	hook, token string
 	others      []string
 }
 
-// actions lists the waiting actions in the activities of the group.
 func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 	self, err := h.api.p.where(ctx)
 	if err != nil {
@@ -126,7 +121,6 @@ func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 	return found, nil
 }
 
-// list returns the hooks of a group for one transition, without tokens.
 func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
 	var out struct {
 		List list[struct {
@@ -161,9 +155,9 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 	}
 	switch s := step(state); {
 	case launching && s != "Pending", !launching && s != "Removing" && s != "InService":
-		return nil, nil // no hook waits in this state, nor in the one that follows
+		return nil, nil // no hook waits in this state or the next
 	case !launching && s == "InService":
-		// Another source reported the end first, or the transition was cancelled, which is another notice.
+		// Another source reported the end first, or the transition was canceled.
 		return nil, fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
 	}
 	waiting, err := h.actions(ctx, group)
@@ -188,8 +182,8 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 		}
 		all[i].Token, all[i].Limit = a.token, time.Now().Add(longestWait)
 		if !launching {
-			// The other machines of a scale-out have just started: the first that serves completes it for all. The load balancer
-			// sends them no sessions before it knows their health.
+			// In a scale-out the first machine that serves completes the action for all: the load balancer sends no sessions
+			// to machines of unknown health.
 			all[i].Others = a.others
 			all[i].Timeout -= min(unseen, all[i].Timeout/2)
 		}
@@ -197,7 +191,6 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 	return all, nil
 }
 
-// token finds the token of a hook that came without a token.
 func (h hooks) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	if hook.Token != "" {
 		return hook.Token, nil
@@ -220,8 +213,8 @@ func (h hooks) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	return waiting[i].token, nil
 }
 
-// wait is the time that a heartbeat asks for. Heartbeats are sent at half of it, so that each machine's share lasts for the
-// longest wait. A start gets the timeout of the hook: a failed one must be replaced.
+// wait returns the timeout to request. Heartbeats follow at half of it, so that each machine's share lasts for the longest
+// wait. A launch keeps the hook's timeout, so that a failed machine is replaced.
 func wait(hook cloud.Hook) time.Duration {
 	if hook.Launching {
 		return max(hook.Timeout, leastWait)
@@ -230,8 +223,8 @@ func wait(hook cloud.Hook) time.Duration {
 	return min(2*longestWait/time.Duration(share), longestWait)
 }
 
-// Extend implements cloud.Hooks. A hook that waits until its limit needs no more heartbeats, so Extend returns the usual time
-// then: half of the remaining time would make the heartbeats ever more frequent, beyond the limit of a token.
+// Extend implements cloud.Hooks. Near the limit it still returns the usual time: halving the rest would exceed the token's
+// heartbeats.
 func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
 	token, err := h.token(ctx, hook)
 	if err != nil {
@@ -246,7 +239,7 @@ func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, erro
 		most = left
 	}
 	for ask := most; ; ask = max(ask/2, leastWait) {
-		// Only this call has lower-case first letters.
+		// Only this call has lower-case parameter names.
 		err := h.api.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
 			"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
 		}, &struct{}{})
@@ -256,12 +249,12 @@ func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, erro
 		case err == nil:
 			return ask, nil
 		case errors.Is(err, errOften) && usual >= longestWait:
-			// More machines than heartbeats: the others have used all of them.
+			// The other machines have used up the heartbeats.
 			return usual, nil
 		case !errors.Is(err, errLimit), errors.Is(err, errOften), ask <= leastWait:
 			return 0, err
 		}
-		// The start of the six hours is not documented: a shorter time may be possible.
+		// The start of the six hours is undocumented: a shorter time may work.
 	}
 }
 
@@ -280,7 +273,7 @@ func (h hooks) complete(ctx context.Context, id, token string) error {
 	}, &struct{}{})
 }
 
-// Check implements cloud.Provider. It reads the group and sends no heartbeat, because heartbeats are counted.
+// Check implements cloud.Provider. It sends no real heartbeat: the cloud counts them.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
 	h := hooks{p.ess}
 	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
@@ -295,11 +288,11 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		all[i].Limit = time.Now().Add(longestWait)
 	}
 	return f.Check(group, all, func(hook cloud.Hook) error {
-		// In a drain the agent looks up the token among the waiting actions: two more permissions.
+		// A drain needs these two permissions to find the token.
 		if _, err := h.actions(ctx, group); err != nil || step(state) != "InService" {
 			return err
 		}
-		_, err := h.Extend(ctx, cloud.Hook{ID: hook.ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true}) // the token of no action
+		_, err := h.Extend(ctx, cloud.Hook{ID: hook.ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true}) // matches no action
 		if errors.Is(err, errOver) {
 			return cloud.ErrNotWaiting
 		}

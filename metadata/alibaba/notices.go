@@ -15,23 +15,21 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// The intervals of Watch.
+// Intervals of Watch.
 const (
-	// spotEvery is for the end of a spot instance, which the metadata announces about five minutes (spotLead) ahead.
 	spotEvery = 5 * time.Second
 	spotLead  = 5 * time.Minute
 	// eventsEvery: system events are announced a day or more ahead.
 	eventsEvery = time.Minute
-	// scalingEvery bounds how long a scale-in goes unnoticed. Each check is a call that counts for the whole account, so the
-	// interval grows up to scalingSlow while the API throttles.
+	// scalingEvery bounds a scale-in's delay. Calls count per account, so throttling raises it up to scalingSlow.
 	scalingEvery = 10 * time.Second
 	scalingSlow  = time.Minute
-	// idleEvery is for an instance outside of a scaling group, deniedEvery for an instance without permission.
+	// idleEvery applies outside a scaling group, deniedEvery without permission.
 	idleEvery   = 5 * time.Minute
 	deniedEvery = 10 * time.Minute
 )
 
-// The topics of the notices, besides that of the group.
+// Topics besides [cloud.GroupTopic].
 const (
 	topicSpot   = "alibaba-spot"
 	topicEvents = "alibaba-events"
@@ -65,13 +63,12 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	return []cloud.Notice{{ID: topicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is reclaimed", At: at}}, nil
 }
 
-// parseEvents decodes the list of active system events. The documentation describes the list, not its elements: the fields are
-// those of the API that returns the same events (DescribeInstancesFullStatus).
+// parseEvents uses the fields of the DescribeInstancesFullStatus API: the metadata documents only the list.
 func parseEvents(body []byte) ([]cloud.Notice, error) {
 	if text := strings.TrimSpace(string(body)); text == "" || strings.EqualFold(text, "none") {
-		return nil, nil // the example in the documentation is "None"
+		return nil, nil // the documented example is "None"
 	}
-	// An event with a field of another type does not affect the others.
+	// A field of the wrong type must not hide other events.
 	events, _, err := cloud.Decode[[]struct {
 		EventID, NotBefore, Reason  string
 		EventType, EventCycleStatus struct{ Name string }
@@ -82,7 +79,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 	var current []cloud.Notice
 	for _, e := range events {
 		switch e.EventCycleStatus.Name {
-		case "Avoided", "Executed", "Canceled", "Failed", "Inquiring": // over, or waiting for the consent of the owner
+		case "Avoided", "Executed", "Canceled", "Failed", "Inquiring": // over, or waiting for the owner's consent
 			continue
 		}
 		name := cloud.Printable(e.EventType.Name)
@@ -95,7 +92,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 		_, does, _ := strings.Cut(name, ".")
 		switch {
 		case err != nil && !executing:
-			// Without a date it may be in two weeks, so the node does not drain for it.
+			// Without a date the event may be two weeks ahead: no drain.
 		case strings.HasPrefix(does, "Reboot"), does == "Redeploy":
 			n.Kind, n.At = cloud.Reboot, at
 			n.Past = executing && err == nil && at.Before(cloud.Booted())
@@ -107,7 +104,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 	return current, nil
 }
 
-// watchScaling checks the state in the scaling group: the metadata does not announce an ordinary scale-in.
+// watchScaling uses the API: the metadata announces no ordinary scale-in.
 func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 	every, member := scalingEvery, false
 	var refused *cloud.DeniedError
@@ -119,7 +116,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 		case isDenied:
 			if refused == nil || *refused != *denied {
 				refused = denied
-				// A machine that OOS drains, or that is in no group, is in the same situation.
+				// Info only: a machine without a group, or one that OOS drains, needs no permission.
 				p.opts.Log.Info("scale-in cannot be seen from here", "error", denied, "policy", denied.Policy,
 					"hint", "an OOS template that runs `amsagent drain` needs no permission")
 			}
@@ -136,7 +133,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 			if group != "" {
 				report(cloud.GroupTopic(Name), scaling(state))
 			} else if !member {
-				// The instance was released, or removed and kept: an earlier notice stays in force. A single answer may be wrong.
+				// Released or removed: earlier notices stay. A single answer may be wrong.
 				pause = idleEvery
 			}
 			member = group != ""
@@ -145,7 +142,6 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 	})
 }
 
-// scaling returns the notices for a state in the scaling group.
 func scaling(state string) []cloud.Notice {
 	n := cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Park), Kind: cloud.Park, Who: "Auto Scaling"}
 	switch step(state) {

@@ -12,24 +12,21 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// The bounds of ParseUserData. ECS accepts 32 KB of user data.
+// Bounds of ParseUserData. ECS accepts 32 KB of user data.
 const (
 	maxUserData  = 64 << 10
 	maxUserTags  = 16
 	maxUserValue = 1024
 )
 
-// userTag matches a line that sets a tag, also in a comment.
 var userTag = regexp.MustCompile(`^[#;/*-]{0,3}\s*(amsagent[-:][a-z_-]{1,31})[ \t]*[=:]\s*(\S+)`)
 
-// ParseUserData finds the agent's settings in user data of any form: a script, a cloud-config, or several of them. A setting is
-// one line
+// ParseUserData finds the agent's tags in any text. A tag is one line, possibly indented or a comment (#, ; or //):
 //
 //	amsagent-role=edge
 //	# amsagent:role: edge
 //
-// with the name of a tag, a colon or an equals sign, and a value without spaces, optionally quoted. The line may be indented,
-// and a comment (#, ; or //). The first line for a name counts. Other lines are ignored, and so is user data that is not text.
+// The value has no spaces and may be quoted. The first line for a name wins.
 func ParseUserData(body []byte) cloud.Tags {
 	if len(body) > maxUserData || !utf8.Valid(body) {
 		return nil

@@ -22,16 +22,16 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Name of this provider.
+// Name is this provider's name.
 const Name = "aws"
 
-// The addresses of the service. The second exists on Nitro machines if it is enabled.
+// Addresses of the service. Nitro machines have the second one if it is enabled.
 const (
 	Endpoint     = "http://169.254.169.254"
 	EndpointIPv6 = "http://[fd00:ec2::254]"
 )
 
-// tagGroup is the tag with which the Auto Scaling group marks its instances.
+// tagGroup is set by the Auto Scaling group.
 const tagGroup = "aws:autoscaling:groupName"
 
 const (
@@ -49,7 +49,7 @@ const (
 		"rule or a missing route to 169.254.169.254"
 )
 
-// Provider reads the metadata of this EC2 instance. It is safe for use by several goroutines.
+// Provider reads the metadata of this EC2 instance. It is safe for concurrent use.
 type Provider struct {
 	opts    cloud.Options
 	items   *cloud.Client
@@ -60,7 +60,7 @@ type Provider struct {
 
 var _ cloud.Provider = (*Provider)(nil)
 
-// New opens the provider. It makes no request.
+// New opens the provider. It makes no request, and returns [cloud.ErrForbidden] if opts disables the provider.
 func New(opts cloud.Options) (*Provider, error) {
 	opts = opts.WithDefaults()
 	if slices.Contains(opts.Disabled, Name) {
@@ -84,9 +84,9 @@ func New(opts cloud.Options) (*Provider, error) {
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
 			HTTPClient: wire{p.items}, Endpoint: e,
-			// Set explicitly so that the SDK does not look into the environment.
+			// Explicit, so that the SDK ignores the environment.
 			ClientEnableState: imds.ClientEnabled,
-			// No request without a token: any program that can be made to fetch a URL could read such an answer.
+			// IMDSv1 is readable through any program that fetches URLs.
 			EnableFallback:        sdk.FalseTernary,
 			Retryer:               sdk.NopRetryer{},
 			DisableDefaultTimeout: true,
@@ -99,10 +99,10 @@ func New(opts cloud.Options) (*Provider, error) {
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// wire makes the SDK send its requests with the agent's client.
+// wire sends the SDK's requests with the agent's client.
 type wire struct{ c *cloud.Client }
 
-// failureKey is the key of the error on the wire during one call, a **cloud.Error: the SDK's error does not contain the cause.
+// failureKey holds the **cloud.Error of one call: the SDK's error lacks the cause.
 type failureKey struct{}
 
 // Do implements the SDK's HTTP client.
@@ -116,12 +116,11 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 		if e.Status != http.StatusUnauthorized {
 			return nil, err
 		}
-		status = e.Status // with this answer the SDK detects that its session token has expired
+		status = e.Status // the SDK renews its session token on this answer
 	}
 	return &http.Response{StatusCode: status, Header: head, Body: io.NopCloser(bytes.NewReader(body)), Request: req}, nil
 }
 
-// ask reads one path below /latest/.
 func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, error) {
 	// An IPv6-only machine may have no route to the IPv4 address, and vice versa.
 	used := p.hosts.Current()
@@ -134,7 +133,7 @@ func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, e
 		body, err := io.ReadAll(content)
 		return nil, body, err
 	case failed == nil:
-		// The SDK does not accept such a token, or a header without its lifetime.
+		// The SDK rejected the token or the missing lifetime.
 		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}
 	}
 	p.hosts.Note(used, failed.Connected)
@@ -156,14 +155,13 @@ func read(ctx context.Context, client *imds.Client, path string) (io.Reader, err
 	return out.Content, nil
 }
 
-// identity is the part of the instance identity document that is used.
 type identity struct {
 	AccountID        string `json:"accountId"`
 	InstanceID       string `json:"instanceId"`
 	Region           string `json:"region"`
 	AvailabilityZone string `json:"availabilityZone"`
 	InstanceType     string `json:"instanceType"`
-	// PrivateIP is null on a machine without IPv4.
+	// PrivateIP is null without IPv4.
 	PrivateIP netip.Addr `json:"privateIp"`
 }
 
@@ -176,7 +174,7 @@ func parseIdentity(body []byte) (identity, error) {
 		return id, fmt.Errorf("the identity document names instance %s in region %s", cloud.Quote(id.InstanceID), cloud.Quote(id.Region))
 	}
 	if !id.PrivateIP.IsGlobalUnicast() {
-		// Without IPv4 a machine still has a link-local address, only for the metadata service.
+		// Without IPv4 a link-local address serves the metadata only.
 		id.PrivateIP = netip.Addr{}
 	}
 	return id, nil
@@ -202,11 +200,11 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	}
 	inst.LifeCycle = cloud.Optional(ctx, p.items, &inst, "life_cycle", meta("instance life cycle", "instance-life-cycle"), cloud.ParseLine)
 	hostname := cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "local-hostname"), cloud.ParseLine)
-	// With several domains in the DHCP options, they follow the name.
+	// Several DHCP domains follow the name.
 	inst.Hostname, _, _ = strings.Cut(hostname, " ")
 	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "public-ipv4"), cloud.ParseAddresses)
 	var v6 []netip.Addr
-	// Of the first interface in the order of the cloud; the list of interfaces has any order.
+	// The first interface: the list of interfaces is unordered.
 	if mac := cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine); mac != "" {
 		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
 	}
@@ -217,7 +215,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 
 func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
 
-// readTags reads the tags. It is no error if EC2 does not show them: see the hint.
 func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 	keys, err := cloud.Read(ctx, p.items, meta("list of tags", "tags/instance"), parseTagKeys)
 	switch {
@@ -230,7 +227,7 @@ func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 		return
 	}
 	if !slices.Contains(keys, tagGroup) {
-		// It is not documented whether AWS's own tags are in the list; asking for the tag costs one request.
+		// AWS does not document whether the list contains its own tags.
 		keys = append(keys, tagGroup)
 	}
 	inst.Tags, inst.TagsKnown = cloud.Tags{}, true
@@ -240,7 +237,7 @@ func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 		case err == nil:
 			inst.Tags[key] = v
 		case !errors.Is(err, cloud.ErrNotFound):
-			// An existing tag that cannot be read may be the role: the caller must not treat it as absent.
+			// The unreadable tag may be the role: not absent.
 			inst.Miss(p.opts.Log, "tags", err)
 			inst.TagsKnown, inst.TagsHint = false, cloud.Unread("tags", err)
 		}
@@ -248,12 +245,11 @@ func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 	inst.Group = inst.Tags[tagGroup]
 }
 
-// parseTagKeys decodes the list of tag keys, one on each line.
 func parseTagKeys(body []byte) ([]string, error) {
 	var keys []string
 	for line := range strings.Lines(string(body)) {
 		key := strings.TrimRight(line, "\r\n")
-		// EC2 shows no tag whose key contains a path separator or is a path of its own.
+		// EC2 hides tags whose key contains a path separator or is a path.
 		if strings.ContainsAny(key, "/<> \t\r") || len(key) > cloud.MaxText || len(keys) == cloud.MaxTags {
 			return nil, fmt.Errorf("the list of tags holds %s, which is no tag key", cloud.Quote(key))
 		}

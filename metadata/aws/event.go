@@ -12,8 +12,8 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// ParseEvent decodes the event of a lifecycle hook: the EventBridge event or only its detail, or the flat message that SNS and
-// SQS deliver. The error is [cloud.ErrNotThisCloud] if it is not an event of Auto Scaling.
+// ParseEvent parses a lifecycle event: an EventBridge event, its detail, or the flat message of SNS and SQS. It returns
+// [cloud.ErrNotThisCloud] for other events.
 func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	detail, e := o, cloud.Event{Shape: "detail of an EventBridge event"}
 	switch {
@@ -53,7 +53,7 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 			e.Kind = cloud.Terminate
 		}
 	case "autoscaling:EC2_INSTANCE_LAUNCHING", "EC2 Instance-launch Lifecycle Action":
-		// A machine that starts into the pool is prepared like any other: another event reports what follows.
+		// A machine that starts into the pool is prepared like any other; another event follows.
 		if e.Kind = cloud.Launch; origin == pool {
 			e.Kind = cloud.Resume
 		}
@@ -71,7 +71,7 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	return e, nil
 }
 
-// envelope returns an error with the command that unwraps an event in a message of SNS or SQS.
+// envelope returns an error with the command that unwraps an SNS or SQS message.
 func envelope(o cloud.EventFields) error {
 	for _, e := range []struct{ field, filter string }{
 		{"Message", ".Message"},

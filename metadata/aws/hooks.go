@@ -28,16 +28,16 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// EndpointAutoScaling is the key of [cloud.Options.Endpoints] for another address of the Auto Scaling API.
+// EndpointAutoScaling is the key of the Auto Scaling API in [cloud.Options.Endpoints].
 const EndpointAutoScaling = "aws-autoscaling"
 
 const noRole = "the instance has no IAM role (instance profile)"
 
-// hooks are the lifecycle hooks of this instance's group, by the Auto Scaling API with the credentials of the instance's role.
+// hooks calls the Auto Scaling API with the role's credentials.
 type hooks struct {
 	p    *Provider
 	http cloud.APIClient
-	// credentials caches and renews the credentials. They come from the metadata service, never from a file or the environment.
+	// credentials come only from the metadata service, never from a file or the environment.
 	credentials *sdk.CredentialsCache
 
 	mu   sync.Mutex
@@ -47,7 +47,7 @@ type hooks struct {
 
 var _ cloud.Hooks = (*hooks)(nil)
 
-// credentialsWindow: credentials are renewed this long before they expire, as AWS advises.
+// credentialsWindow is the renewal margin that AWS advises.
 const credentialsWindow = 5 * time.Minute
 
 func newHooks(p *Provider) (*hooks, error) {
@@ -64,11 +64,10 @@ func newHooks(p *Provider) (*hooks, error) {
 	}, nil
 }
 
-// Hooks returns the lifecycle hooks of the instance's group.
+// Hooks returns the hooks of the instance's group.
 func (p *Provider) Hooks() cloud.Hooks { return p.hooks }
 
-// roleMetadata makes the SDK read the role's credentials with the agent's metadata client, its bounds and its choice between
-// the two addresses.
+// roleMetadata reads the role's credentials with the agent's client.
 type roleMetadata struct{ p *Provider }
 
 // GetMetadata implements ec2rolecreds.GetMetadataAPIClient.
@@ -76,7 +75,7 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	const dir = "iam/security-credentials"
 	path := strings.Trim(in.Path, "/")
 	if path == dir {
-		path += "/" // the list is at the name of the folder
+		path += "/" // the service lists the folder only with the slash
 	}
 	body, err := cloud.Read(ctx, r.p.items, meta("credentials of the role", path), func(b []byte) ([]byte, error) {
 		if len(bytes.TrimSpace(b)) == 0 {
@@ -90,7 +89,6 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	return &imds.GetMetadataOutput{Content: io.NopCloser(bytes.NewReader(body))}, nil
 }
 
-// open finds the API and the identity of this instance, once.
 func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -105,7 +103,7 @@ func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error)
 		Region: self.Region, Credentials: h.credentials, HTTPClient: answers{h.http.HTTP},
 		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
 			o.MaxAttempts, o.MaxBackoff, o.RateLimiter = cloud.CallAttempts, time.Second, ratelimit.None
-			// The SDK corrects the clock after each answer, but does not retry this error by itself.
+			// The SDK corrects its clock after this error, but does not retry.
 			o.Retryables = append(o.Retryables, retry.RetryableErrorCode{Codes: map[string]struct{}{"RequestExpired": {}}})
 		}),
 	}
@@ -113,15 +111,15 @@ func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error)
 	case h.http.Endpoint != "":
 		o.BaseEndpoint = &h.http.Endpoint
 	case !self.PrivateIP.IsValid():
-		// The usual name has an IPv6 address only by NAT64 or a VPC endpoint.
+		// The default name is reachable over IPv6 only by NAT64 or a VPC endpoint.
 		o.EndpointOptions.UseDualStackEndpoint = sdk.DualStackEndpointStateEnabled
 	}
 	h.api, h.self = autoscaling.New(o), self
 	return h.api, self, nil
 }
 
-// answers returns an error for a success without an answer of the API: the SDK accepts an empty body, or the page of a proxy,
-// and a hook would wait that the agent believes to be completed.
+// answers rejects a 200 that is not from the API: the SDK accepts an empty body or a proxy's page, and the hook would keep
+// waiting.
 type answers struct{ c *http.Client }
 
 // Do implements the SDK's HTTP client.
@@ -142,7 +140,7 @@ func (a answers) Do(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// call makes one call, and repeats it with new credentials if the credentials were refused.
+// call retries once with new credentials.
 func (h *hooks) call(ctx context.Context, action, group string, fn func(context.Context, *autoscaling.Client, identity) error) error {
 	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
@@ -167,7 +165,6 @@ func code(err error) string {
 	return ""
 }
 
-// explain returns what a failed call means.
 func explain(err error, action, group string, self identity) error {
 	doing := "calling " + action
 	denied := func(reason string) error {
@@ -175,7 +172,7 @@ func explain(err error, action, group string, self identity) error {
 			Permission: "autoscaling:" + action, Policy: Policy(self.Region, self.AccountID, group), Reason: reason, NoRole: reason == noRole, Provider: Name, Group: group,
 		}
 	}
-	// From the metadata service: there were no credentials.
+	// The metadata service returned no credentials.
 	if e, ok := errors.AsType[*cloud.Error](err); ok {
 		if errors.Is(e.Kind, cloud.ErrNotFound) {
 			return denied(noRole)
@@ -208,8 +205,7 @@ func explain(err error, action, group string, self identity) error {
 	return fmt.Errorf("%s: %s: %s", doing, cloud.Printable(api.ErrorCode()), message)
 }
 
-// membership returns the group of this instance, "" if it is in none, and its lifecycle state, such as InService or
-// Terminating:Wait.
+// membership returns the group or "", and a lifecycle state such as InService or Terminating:Wait.
 func (h *hooks) membership(ctx context.Context) (group, state string, err error) {
 	err = h.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context, api *autoscaling.Client, self identity) error {
 		out, err := api.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{self.InstanceID}})
@@ -230,7 +226,7 @@ func (h *hooks) membership(ctx context.Context) (group, state string, err error)
 func (h *hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
 	group, _, err := h.membership(ctx)
 	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
-		// The tag has the group, too.
+		// The tag also names the group.
 		group, _ = cloud.Read(ctx, h.p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
 	}
 	if err != nil && group == "" {
@@ -261,7 +257,7 @@ func (h *hooks) list(ctx context.Context, group string, launching bool) ([]cloud
 			hook := cloud.Hook{Provider: Name, Group: group, Name: sdk.ToString(l.LifecycleHookName), Launching: launching, Timeout: seconds(l.HeartbeatTimeout)}
 			hook.Abandons = sdk.ToString(l.DefaultResult) == "ABANDON"
 			if limit := seconds(l.GlobalTimeout); limit > 0 {
-				// From now on at the latest: the wait has not begun, or has just begun.
+				// An upper bound: the wait has not begun, or has just begun.
 				hook.Limit = time.Now().Add(limit)
 			}
 			found = append(found, hook)
@@ -279,8 +275,7 @@ func (h *hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, err
 	return hook.Timeout, h.why(ctx, hook, h.extend(ctx, hook, nil))
 }
 
-// extend sends no token: the id of the instance selects the action that waits, while the token of a late event may be that of
-// another action.
+// extend omits a real hook's token: the instance's id selects the waiting action, and a late event's token may be stale.
 func (h *hooks) extend(ctx context.Context, hook cloud.Hook, token *string) error {
 	return h.call(ctx, "RecordLifecycleActionHeartbeat", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
 		_, err := api.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
@@ -301,7 +296,6 @@ func (h *hooks) Complete(ctx context.Context, hook cloud.Hook) error {
 	}))
 }
 
-// why checks whether a hook that does not wait will still wait.
 func (h *hooks) why(ctx context.Context, hook cloud.Hook, err error) error {
 	if !errors.Is(err, cloud.ErrNotWaiting) {
 		return err
@@ -320,7 +314,6 @@ func (h *hooks) why(ctx context.Context, hook cloud.Hook, err error) error {
 	return fmt.Errorf("%w (the instance is %s)", err, state)
 }
 
-// isParked reports whether a machine in this lifecycle state is parked.
 func isParked(state string) bool {
 	switch state {
 	case "Standby", "Warmed:Running", "Warmed:Stopped", "Warmed:Hibernated":
@@ -329,8 +322,8 @@ func isParked(state string) bool {
 	return false
 }
 
-// isOver reports whether in this lifecycle state no hook will wait for the transition any more. The API may lag behind the
-// metadata, so a state that can precede the transition does not count.
+// isOver reports whether no hook will wait. The API may lag behind the metadata, so states before the transition do not
+// count.
 func isOver(state string, launching bool) bool {
 	main, step, _ := strings.Cut(strings.TrimPrefix(state, "Warmed:"), ":")
 	switch main {
@@ -346,7 +339,7 @@ func isOver(state string, launching bool) bool {
 	return false
 }
 
-// Check implements cloud.Provider. No hook waits for a machine that the group has in service.
+// Check implements cloud.Provider. While the group has the machine in service, no hook waits for it.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
 	h := p.hooks
 	group, state, err := h.membership(ctx)
@@ -361,11 +354,11 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		if state != "InService" {
 			return nil
 		}
-		return h.extend(ctx, hook, sdk.String("00000000-0000-0000-0000-000000000000")) // the token of no action
+		return h.extend(ctx, hook, sdk.String("00000000-0000-0000-0000-000000000000")) // matches no action
 	})
 }
 
-// Policy is the smallest policy that suffices for a group, as JSON for the role; "" means all groups.
+// Policy returns the smallest sufficient policy for a group as JSON; "" means all groups.
 func Policy(region, account, group string) string {
 	partition := "aws"
 	for prefix, name := range map[string]string{"cn-": "aws-cn", "us-gov-": "aws-us-gov", "eusc-": "aws-eusc"} {
@@ -380,5 +373,4 @@ func Policy(region, account, group string) string {
 		partition, cmp.Or(region, "*"), cmp.Or(account, "*"), quoted.Replace(cmp.Or(group, "*")))
 }
 
-// quoted escapes a name for a text in JSON.
 var quoted = strings.NewReplacer(`\`, `\\`, `"`, `\"`)

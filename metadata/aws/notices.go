@@ -15,20 +15,19 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// The intervals of Watch. Together they are less than one request a second, to a service that shares its packet limit with DNS
-// and NTP.
+// Intervals of Watch. Together they cost less than one request a second: DNS and NTP share the service's packet limit.
 const (
-	// stateEvery bounds how long a scale-in goes unnoticed.
+	// stateEvery bounds the delay of a scale-in.
 	stateEvery = 2 * time.Second
-	// spotEvery is the interval that AWS advises for the two minutes of notice of a Spot instance.
+	// spotEvery is AWS's advice for Spot's two minutes of notice.
 	spotEvery = 5 * time.Second
 	// scheduledEvery: scheduled events are announced days ahead.
 	scheduledEvery = time.Minute
-	// spotLead is the time from the notice of an interruption to the interruption. A hibernation has none.
+	// spotLead is the notice period of an interruption. A hibernation has none.
 	spotLead = 2 * time.Minute
 )
 
-// The topics of the notices, besides that of the group.
+// Topics besides [cloud.GroupTopic].
 const (
 	TopicSpot      = "aws-spot"
 	TopicScheduled = "aws-scheduled"
@@ -53,8 +52,8 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	wg.Wait()
 }
 
-// targetState reads the target lifecycle state. The state during the replacement of the root volume is not documented, and
-// other states may come: then the API reports the state of this machine.
+// targetState reads the target lifecycle state. Undocumented states, such as that of a root volume replacement, are looked
+// up by the API.
 type targetState struct {
 	membership func(context.Context) (group, state string, err error)
 
@@ -64,12 +63,11 @@ type targetState struct {
 	final   bool
 }
 
-// askEvery is the interval of queries about the same target until the answer is final.
 const askEvery = 10 * time.Second
 
 func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, error) {
 	if body == nil {
-		return nil, cloud.ErrNotFound // before the first transition, outside of a group, and after leaving one
+		return nil, cloud.ErrNotFound // before the first transition, and outside a group
 	}
 	current, err := parseTarget(body)
 	if len(current) == 0 || current[0].Kind != cloud.Unknown {
@@ -82,7 +80,6 @@ func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, e
 	return t.current, nil
 }
 
-// ask gets the meaning of a target from the API. Without an answer the signal stays unknown.
 func (t *targetState) ask(ctx context.Context, n cloud.Notice) {
 	_, state, err := t.membership(ctx)
 	denied, isDenied := errors.AsType[*cloud.DeniedError](err)
@@ -94,14 +91,14 @@ func (t *targetState) ask(ctx context.Context, n cloud.Notice) {
 	case strings.HasPrefix(state, replacingRoot):
 		t.current, t.final = []cloud.Notice{reimage()}, true
 	case strings.HasSuffix(n.ID, "/"+rootReplaced):
-		t.current = nil // not yet, or not any more
+		t.current = nil // not yet, or no longer
 	default:
 		t.current[0].Reason += ", state " + cloud.Printable(state)
 		t.final = true
 	}
 }
 
-// The states of the replacement of a root volume, without :Wait and :Proceed.
+// States of a root volume replacement, without :Wait and :Proceed.
 const (
 	replacingRoot = "ReplacingRootVolume"
 	rootReplaced  = "RootVolumeReplaced"
@@ -111,7 +108,6 @@ func reimage() cloud.Notice {
 	return cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Reimage), Kind: cloud.Reimage, Who: "Auto Scaling", Reason: "root volume replaced"}
 }
 
-// parseTarget decodes the target lifecycle state of the instance.
 func parseTarget(body []byte) ([]cloud.Notice, error) {
 	state, err := cloud.ParseLine(body)
 	if err != nil {
@@ -125,7 +121,7 @@ func parseTarget(body []byte) ([]cloud.Notice, error) {
 	case state == "Terminated", state == "Warmed:Terminated":
 		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Terminate), cloud.Terminate, "scale-in"
 	case state == "Detached":
-		// It may be attached again; until then it gets no viewers.
+		// The machine may be attached again.
 		n.Reason = "detached from the group"
 	case state == "Standby":
 		n.Reason = "standby"
@@ -139,7 +135,7 @@ func parseTarget(body []byte) ([]cloud.Notice, error) {
 	return []cloud.Notice{n}, nil
 }
 
-// parseSpot decodes spot/instance-action, which is empty if no action is announced.
+// parseSpot parses spot/instance-action; empty if no action is announced.
 func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	var doc struct {
 		Action string    `json:"action"` // terminate, stop, hibernate
@@ -165,7 +161,7 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	return []cloud.Notice{n}, nil
 }
 
-// parseScheduled decodes events/maintenance/scheduled, which is empty if no event is scheduled.
+// parseScheduled parses events/maintenance/scheduled; empty if none is scheduled.
 func parseScheduled(body []byte) ([]cloud.Notice, error) {
 	var docs []struct {
 		EventID     string `json:"EventId"`
@@ -189,14 +185,14 @@ func parseScheduled(body []byte) ([]cloud.Notice, error) {
 		if d.Description != "" {
 			n.Reason += ": " + cloud.Printable(d.Description)
 		}
-		// Without a date it may be in two weeks, so the node does not drain for it.
+		// Without a date the event may be two weeks ahead: no drain.
 		if n.At = cloud.ParseTime(d.NotBefore, "2 Jan 2006 15:04:05 GMT"); !n.At.IsZero() {
 			switch code {
 			case "instance-stop", "instance-retirement":
 				// It has a date, but neither a group nor a hook.
 				n.Kind = cloud.Interrupt
 			case "instance-reboot", "system-reboot", "system-maintenance":
-				// Maintenance of network or power also interrupts the machine for a while.
+				// Network or power maintenance interrupts the machine too.
 				n.Kind, n.Past = cloud.Reboot, code == "instance-reboot" && n.At.Before(cloud.Booted())
 			}
 		}

@@ -19,13 +19,13 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Name of this provider.
+// Name is this provider's name.
 const Name = "azure"
 
 // Endpoint is the address of the service.
 const Endpoint = "http://169.254.169.254"
 
-// goneTime is how long a 410 is treated as temporary if the caller has set no bound: Azure documents at most 70 s.
+// goneTime bounds a temporary 410 if the caller sets no bound: Azure documents at most 70 s.
 const goneTime = 75 * time.Second
 
 const (
@@ -42,11 +42,11 @@ const (
 		"rebooted, reimaged or gets another disk, not before"
 )
 
-// Provider reads the metadata of this virtual machine. It is safe for use by several goroutines.
+// Provider reads the metadata of this virtual machine. It is safe for concurrent use.
 type Provider struct {
 	opts  cloud.Options
 	items *cloud.Client
-	// bounded reports that the caller has set a bound.
+	// bounded reports that the caller has set a timeout.
 	bounded bool
 }
 
@@ -65,7 +65,6 @@ func New(opts cloud.Options) (*Provider, error) {
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// judge adds knowledge about Azure to the error of one failed request.
 func judge(e *cloud.Error) {
 	switch {
 	case e.Status == 0 && !e.Connected:
@@ -81,12 +80,11 @@ func judge(e *cloud.Error) {
 	}
 }
 
-// machine is the part of the instance metadata that is used.
 type machine struct {
 	Compute struct {
-		// VMID does not change for the whole life of the machine.
+		// VMID never changes.
 		VMID string `json:"vmId"`
-		// Name is the name in Scheduled Events: that of the VM, or SET_NUMBER for an instance of a uniform scale set.
+		// Name identifies the machine in Scheduled Events: the VM's name, or SET_NUMBER in a uniform scale set.
 		Name                   string `json:"name"`
 		VMScaleSetName         string `json:"vmScaleSetName"`
 		VirtualMachineScaleSet struct {
@@ -109,20 +107,18 @@ type machine struct {
 		Interface []nic `json:"interface"`
 	} `json:"network"`
 
-	odd *json.UnmarshalTypeError // a field of an unexpected form
+	odd *json.UnmarshalTypeError // a field of the wrong type
 }
 
-// nic is one network interface.
 type nic struct {
 	IPv4, IPv6 struct {
 		IPAddress []struct {
 			Private string `json:"privateIpAddress"`
-			Public  string `json:"publicIpAddress"` // of the private one, if the metadata shows it
+			Public  string `json:"publicIpAddress"` // if the metadata shows it
 		} `json:"ipAddress"`
 	}
 }
 
-// reached has the addresses of an interface that others can reach.
 func (n nic) reached() cloud.NIC {
 	var out cloud.NIC
 	for i, a := range slices.Concat(n.IPv4.IPAddress, n.IPv6.IPAddress) {
@@ -139,7 +135,7 @@ func (n nic) reached() cloud.NIC {
 
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 
-// parseMachine decodes /metadata/instance. A document without the machine's id is invalid.
+// parseMachine requires a valid vmId.
 func parseMachine(body []byte) (machine, error) {
 	m, odd, err := cloud.Decode[machine](body)
 	if err != nil {
@@ -152,19 +148,18 @@ func parseMachine(body []byte) (machine, error) {
 	return m, nil
 }
 
-// scaleSet returns the name of the scale set, uniform or flexible; "" if the machine is in none.
+// scaleSet returns the name of the uniform or flexible scale set, or "".
 func (m *machine) scaleSet() string {
 	if m.Compute.VMScaleSetName != "" || m.Compute.VirtualMachineScaleSet.ID == "" {
 		return m.Compute.VMScaleSetName
 	}
-	// A path of Azure's resource manager; its last element is the name.
+	// A Resource Manager path; its last element is the name.
 	return path.Base(m.Compute.VirtualMachineScaleSet.ID)
 }
 
-// instance requests a complete answer: without extended, a machine that is still being created gets an unmarked part.
+// Without extended=true a machine under creation gets an unmarked partial answer.
 var instance = cloud.Item{Name: "instance", Path: "/metadata/instance?api-version=2021-12-13&extended=true", Required: true}
 
-// read reads the metadata of this machine, in one request.
 func (p *Provider) read(ctx context.Context) (machine, error) {
 	began := time.Now()
 	for {
@@ -175,7 +170,7 @@ func (p *Provider) read(ctx context.Context) (machine, error) {
 		if !ok || e.Status != http.StatusGone || p.bounded || ctx.Err() != nil || time.Since(began) >= goneTime {
 			return m, err
 		}
-		// The service documents that it comes back.
+		// The 410 is temporary, as Azure documents.
 	}
 }
 

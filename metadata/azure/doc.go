@@ -1,9 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package azure reads the instance metadata service of Azure, reports its Scheduled Events about this machine, and acknowledges them.
+// Package azure reads Azure's instance metadata service, and reports and acknowledges Scheduled Events of this machine.
 //
-// The service answers five requests a second, for all programs on the machine together: Watch makes one a second.
-//
-// The API is not stable yet.
+// The service answers five requests a second for the whole machine. Watch sends one a second.
 package azure

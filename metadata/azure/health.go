@@ -5,17 +5,18 @@ package azure
 
 import "fmt"
 
-// ApplicationHealth is the answer to the Application Health extension 2.0. Its status is 200 in each state: to Azure any other
-// status means Unknown, and Azure repairs such machines. Source:
-// https://learn.microsoft.com/azure/virtual-machine-scale-sets/virtual-machine-scale-sets-rolling-upgrade-custom-metrics
+// ApplicationHealth is the body for the Application Health extension 2.0. Its HTTP status is always 200: any other means
+// Unknown, and Azure repairs such machines. Source:
+//
+//	https://learn.microsoft.com/azure/virtual-machine-scale-sets/virtual-machine-scale-sets-rolling-upgrade-custom-metrics
 type ApplicationHealth struct {
 	State string `json:"ApplicationHealthState"` // Healthy or Unhealthy
 	// CustomMetrics is JSON in a string.
 	CustomMetrics string `json:"customMetrics"`
 }
 
-// HealthOf returns the health of a machine: whether it needs a replacement, and whether it may be upgraded now because it is
-// known to have no sessions.
+// HealthOf returns the health for Azure. An unhealthy machine is replaced; an idle one, known to have no sessions, may be
+// upgraded.
 func HealthOf(healthy, idle bool) ApplicationHealth {
 	h, phase := ApplicationHealth{State: "Unhealthy"}, 1
 	if healthy {

@@ -20,26 +20,24 @@ import (
 const (
 	// pollEvery is the interval that Azure advises.
 	pollEvery = time.Second
-	// firstTimeout: the first call switches the events on, and may take two minutes; so may a call after a day without calls.
+	// firstTimeout: the first call, or one after a day without calls, enables the events and may take two minutes.
 	firstTimeout = 150 * time.Second
 	switchedOff  = 23 * time.Hour
 	// eventTimeout bounds all other calls. One second is known to be too short.
 	eventTimeout = 5 * time.Second
 )
 
-// topicEvents is the topic of all notices.
 const topicEvents = "azure-events"
 
 var eventsItem = cloud.Item{Name: "scheduled events", Path: "/metadata/scheduledevents?api-version=2020-07-01"}
 
-// event is one scheduled event.
 type event struct {
 	ID           string   `json:"EventId"`
 	Type         string   `json:"EventType"`
 	Status       string   `json:"EventStatus"` // Scheduled, Started
 	ResourceType string   `json:"ResourceType"`
 	Resources    []string `json:"Resources"`
-	NotBefore    string   `json:"NotBefore"` // "" once it has begun
+	NotBefore    string   `json:"NotBefore"` // "" once started
 	Description  string   `json:"Description"`
 	Source       string   `json:"EventSource"` // Platform, User
 	Seconds      float64  `json:"DurationInSeconds"`
@@ -57,23 +55,22 @@ func parseEvents(body []byte) ([]event, error) {
 
 func (e *event) started() bool { return strings.EqualFold(e.Status, "Started") }
 
-// watch is one run of Watch. It belongs to one goroutine.
+// watch belongs to one goroutine.
 type watch struct {
 	p       *Provider
 	report  cloud.Report
-	good    time.Time       // the last time at which the events could be read
-	machine *machine        // nil until its metadata can be read
-	past    map[string]bool // the events that had started at the first poll; nil before that
+	good    time.Time       // of the last successful poll
+	machine *machine        // nil until its metadata is read
+	past    map[string]bool // events already started at the first poll; nil before it
 }
 
-// Watch implements cloud.Watcher. It requests the events from the start on, because that switches them on for all machines of
-// the set in this zone. The name in the metadata shows which of them concern this machine.
+// Watch implements cloud.Watcher. Its first request enables the events for all machines of the scale set in this zone. The
+// metadata's name selects this machine's events.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	w := &watch{p: p, report: report}
 	cloud.Poll(ctx, p.opts.Log, eventsItem.Name, pollEvery, func(ctx context.Context) (time.Duration, error) { return 0, w.look(ctx) })
 }
 
-// look reports the events that concern this machine.
 func (w *watch) look(ctx context.Context) error {
 	timeout := eventTimeout
 	if time.Since(w.good) > switchedOff {
@@ -113,7 +110,6 @@ func (w *watch) look(ctx context.Context) error {
 	return nil
 }
 
-// name finds the name of this machine in the events.
 func (w *watch) name(ctx context.Context) error {
 	_, body, err := w.p.items.Once(ctx, instance)
 	if err != nil {
@@ -130,8 +126,7 @@ func (w *watch) name(ctx context.Context) error {
 	return nil
 }
 
-// notice returns the notice of an event about this machine. It is nil if the machine only stands still for a moment: viewers
-// have buffers for that, and a drain would cost more.
+// notice returns nil for a short freeze: viewers have buffers, and a drain would cost more.
 func (w *watch) notice(e event) *cloud.Notice {
 	n := &cloud.Notice{ID: topicEvents + "/" + cloud.Printable(e.ID), Kind: cloud.Unknown, Who: "Azure", Reason: reason(e)}
 	if e.Source != "" {
@@ -154,12 +149,12 @@ func (w *watch) notice(e event) *cloud.Notice {
 	at := cloud.ParseTime(e.NotBefore, http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT")
 	switch {
 	case e.started():
-		// The event has begun, and waits for no completion. It is unknown how long the machine remains: viewers stay until its
-		// end, and no new ones come.
+		// The event waits for no completion, and the remaining time is unknown: viewers stay until the end, without new
+		// ones.
 		if n.Kind = kind; kind == cloud.Terminate {
 			n.Kind = cloud.Interrupt
 		}
-		// It stays in the document until Azure has detected that the machine is back.
+		// The event stays listed until Azure detects that the machine is back.
 		n.Past = kind == cloud.Reboot && w.past[e.ID]
 	case strings.EqualFold(e.Status, "Scheduled"), at.After(time.Now()):
 		n.Kind, n.At = kind, at
@@ -175,12 +170,11 @@ func (w *watch) notice(e event) *cloud.Notice {
 	return n
 }
 
-// reason returns the text for people: the cause, and the duration if the machine comes back.
 func reason(e event) string {
 	text := "scheduled event " + cloud.Printable(e.Type)
 	switch strings.ToLower(e.Type) {
 	case "terminate":
-		text = "scale-in" // of a set, by its rules or by the operator
+		text = "scale-in" // by the set's rules or by the operator
 	case "preempt":
 		text = "spot eviction"
 	}
@@ -203,7 +197,7 @@ func (p *Provider) readEvents(ctx context.Context, timeout time.Duration) ([]eve
 	return parseEvents(body)
 }
 
-// acknowledger completes the hooks of this cloud: each hook is a scheduled event, and came with its notice.
+// acknowledger completes scheduled events.
 type acknowledger struct{ p *Provider }
 
 var _ cloud.Hooks = acknowledger{}
@@ -211,15 +205,15 @@ var _ cloud.Hooks = acknowledger{}
 // Hooks returns the acknowledger of scheduled events.
 func (p *Provider) Hooks() cloud.Hooks { return acknowledger{p} }
 
-// Pending implements cloud.Hooks: no hook is found by a query.
+// Pending implements cloud.Hooks: hooks come only with notices.
 func (acknowledger) Pending(context.Context, bool) ([]cloud.Hook, error) { return nil, nil }
 
-// Extend implements cloud.Hooks. An event cannot be extended.
+// Extend implements cloud.Hooks. Azure extends no event.
 func (acknowledger) Extend(context.Context, cloud.Hook) (time.Duration, error) {
 	return 0, cloud.ErrNotWaiting
 }
 
-// Complete implements cloud.Hooks: the event may begin, for all machines that it names.
+// Complete implements cloud.Hooks: the event may start, for all machines that it names.
 func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
 	if h.Provider != Name || h.Token == "" {
 		return fmt.Errorf("%w: it is no scheduled event of Azure's", cloud.ErrGone)
@@ -245,14 +239,13 @@ func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
 	}
 	e.Provider, e.Item = Name, "acknowledgement of a scheduled event"
 	judge(e)
-	if e.Status == http.StatusBadRequest { // according to the documentation, the event has begun or is not scheduled any more
+	if e.Status == http.StatusBadRequest { // documented: the event has started or is no longer scheduled
 		return fmt.Errorf("%w: %w", cloud.ErrGone, e)
 	}
 	return e
 }
 
-// Check implements cloud.Provider. The setting "terminate notification" is in the model of the scale set. Only a machine with
-// an identity can read it, and the agent works without one.
+// Check implements cloud.Provider. Reading the scale set's terminate notification would need an identity.
 func (p *Provider) Check(ctx context.Context, _ cloud.Filter) (cloud.Check, error) {
 	m, err := p.read(ctx)
 	c := cloud.Check{Group: m.scaleSet()}

@@ -11,26 +11,24 @@ import (
 	"time"
 )
 
-// The bounds of a call of a cloud's API.
+// Bounds of a call of a cloud's API.
 const (
-	// CallTimeout bounds one call with its retries: the caller is on its way out.
+	// CallTimeout bounds one call with its retries.
 	CallTimeout = 10 * time.Second
-	// callAttemptTimeout bounds one try, so that a connection that went silent leaves time for another.
+	// Leaves time for another attempt on a silent connection.
 	callAttemptTimeout = 4 * time.Second
-	// CallAttempts are made at most.
-	CallAttempts = 3
-	// dialTimeout bounds the making of a connection.
-	dialTimeout = 2 * time.Second
+	CallAttempts       = 3
+	dialTimeout        = 2 * time.Second
 )
 
-// APIClient is what is needed to call a cloud's API.
+// APIClient is a client for a cloud's API.
 type APIClient struct {
-	// Endpoint is the origin of the API as the settings say it; "" derives it from the metadata.
+	// Endpoint is the configured origin, or "".
 	Endpoint string
 	HTTP     *http.Client
 }
 
-// API opens the API whose endpoint has this name in the settings. It makes no request.
+// API returns a client for the named endpoint, without a request.
 func (o Options) API(name string) (APIClient, error) {
 	endpoint, err := o.Endpoint(name)
 	if err != nil {
@@ -51,16 +49,16 @@ func (o Options) API(name string) (APIClient, error) {
 	return APIClient{Endpoint: endpoint, HTTP: &http.Client{Transport: naming{rt}, Timeout: callAttemptTimeout, CheckRedirect: noRedirect}}, nil
 }
 
-// Hosts counts through the addresses of one service until one has taken a connection, which is kept.
+// Hosts rotates addresses until one accepts a connection.
 type Hosts struct {
 	current   atomic.Int32
 	connected atomic.Bool
 }
 
-// Current is the number of the address in use, beginning at 0; it may be any number of times beyond the last.
+// Current returns an index that grows without bound: take it modulo the number of addresses.
 func (h *Hosts) Current() int32 { return h.current.Load() }
 
-// Note notes whether an address took a connection. Another call may have moved on meanwhile.
+// Note records whether an address accepted a connection, unless another call has moved on.
 func (h *Hosts) Note(used int32, connected bool) {
 	if connected && !h.connected.Swap(true) {
 		h.current.Store(used)
@@ -69,7 +67,7 @@ func (h *Hosts) Note(used int32, connected bool) {
 	}
 }
 
-// UnreachableError is that an API does not answer.
+// UnreachableError reports an API that does not answer.
 type UnreachableError struct {
 	Action, API string
 	Cause       error
@@ -80,5 +78,5 @@ func (e *UnreachableError) Error() string {
 	return fmt.Sprintf("calling %s: %s cannot be reached: %v", e.Action, e.API, e.Cause)
 }
 
-// Unwrap gives errors.Is and errors.As the cause.
+// Unwrap returns the cause.
 func (e *UnreachableError) Unwrap() error { return e.Cause }

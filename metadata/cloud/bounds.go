@@ -9,20 +9,18 @@ import (
 	"slices"
 )
 
-// Bounds of what a metadata service says. Everything of it may end up in a row of the registry, in a log line and in
-// memory for as long as the daemon runs. Each is more than any cloud allows, but for GCP's attributes, which may be whole
-// scripts: what is longer is not a setting of the agent.
+// Bounds of values, in bytes, for the registry, logs and memory. Only GCP's attributes, which may be whole scripts, can
+// exceed them.
 const (
-	// MaxText bounds ids and names: of the instance, its group, zone, type and the like.
+	// MaxText bounds ids and names.
 	MaxText = 256
-	// MaxTag bounds the value of a tag.
-	MaxTag = 1024
-	// MaxTags bounds their number.
+	// MaxTag bounds a tag's value.
+	MaxTag  = 1024
 	MaxTags = 256
 )
 
-// Bound leaves out what is longer than the bounds, and says so in Notes: a part of a name or of a connection string
-// would be another one. An id that is too long is an error, because nothing works without it.
+// Bound drops long values with a note: a truncated name or connection string is wrong. It returns
+// [ErrBadAnswer] for an overlong id.
 func (i *Instance) Bound() error {
 	if len(i.ID) > MaxText {
 		return &Error{Provider: i.Provider, Item: "id", Kind: ErrBadAnswer, Cause: tooLong(len(i.ID), MaxText)}

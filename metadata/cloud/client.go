@@ -23,56 +23,51 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-// UserAgent is how every request begins to say who asks: an operator finds us by it in a log of the cloud.
+// UserAgent begins every User-Agent header, so that an operator finds the agent in a cloud's logs.
 const UserAgent = "amsagent"
 
 const (
-	// optionalAttempts bounds the tries for an item that a node can live without, unreachableAttempts those if the connection
-	// fails: a network interface that is set up a second time at boot takes the service away for some 300 ms.
+	// A failed connection allows more attempts: a network interface set up again at boot hides the service for some 300 ms.
 	optionalAttempts    = 3
 	unreachableAttempts = 5
-	// doubtfulAttempts bounds the tries where an answer cannot be right (a page of a half-started service, say), or where the
-	// item that every machine of the cloud has is not found.
+	// For answers that cannot be right, such as a page of a half-started service.
 	doubtfulAttempts = 3
 )
 
-// Client reads the metadata service of this machine. New opens it; then it is safe for use by several goroutines.
+// Client reads the metadata service of this machine. It is safe for concurrent use after [New].
 type Client struct {
 	Provider string
-	// Base is put before each path.
-	Base string
-	// Header goes with each request.
-	Header map[string]string
+	Base     string
+	Header   map[string]string
 	// Token is nil for a service without session tokens.
 	Token *Token
-	// Check looks at the head of each good answer; it may be nil.
+	// Check validates the header of a 200 answer, or is nil.
 	Check func(http.Header) error
-	// Judge may change kind and hint of the error of one failed request; it may be nil.
+	// Judge may change an error's kind and hint, or is nil.
 	Judge func(*Error)
-	// Foreign is the hint where what every machine of this cloud has is not found.
+	// Foreign is the hint if a required item is missing.
 	Foreign string
-	// Ask takes the place of the request for one path; nil is GET below Base. It returns an *Error.
+	// Ask replaces GET below Base, or is nil. It returns an *Error.
 	Ask func(ctx context.Context, path string) (http.Header, []byte, error)
 
 	opts Options
 	http *http.Client
-	// failing: a try has failed since the last good answer, and was logged.
+	// failing limits logs to the first failure in a row.
 	failing *atomic.Bool
 }
 
-// New prepares a client with the options of its provider. It makes no request.
+// New prepares a client without a request.
 func New(c Client, o Options) *Client {
 	c.opts, c.failing = o.WithDefaults(), new(atomic.Bool)
 	rt := c.opts.Transport
 	if rt == nil {
 		dial := c.opts.DialContext
 		if dial == nil {
-			// A link-local address that does not take a connection within a second is not there.
+			// A link-local address connects within a second or is absent.
 			dial = (&net.Dialer{Timeout: time.Second}).DialContext
 		}
 		rt = &http.Transport{
-			// Nil is the point: the usual ProxyFromEnvironment would send link-local requests, and the session token with
-			// them, to the proxy of a cron or cloud-init environment.
+			// Not ProxyFromEnvironment: a cron or cloud-init environment's proxy would get the session token.
 			Proxy: nil, DialContext: dial, DisableCompression: true,
 			MaxIdleConnsPerHost: 4, IdleConnTimeout: 10 * time.Second,
 			TLSHandshakeTimeout: time.Second, MaxResponseHeaderBytes: 64 << 10,
@@ -85,8 +80,7 @@ func New(c Client, o Options) *Client {
 	return &c
 }
 
-// Token says how a service gives out session tokens: by a PUT of Path, with the lifetime in seconds in the header TTL, to be
-// sent back in Header.
+// Token describes session tokens: a PUT of Path with the lifetime in header TTL; later requests use Header.
 type Token struct {
 	Path, TTL, Header string
 	Lifetime          time.Duration
@@ -96,21 +90,19 @@ type Token struct {
 	until time.Time
 }
 
-// tokenEarly: a token is renewed so long before its end, which is counted by the service's clock and not by ours.
+// tokenEarly is the renewal margin: the service's clock differs.
 const tokenEarly = 10 * time.Minute
 
-// Item is one item of a metadata service.
+// Item is a metadata item.
 type Item struct {
-	// Name says in words what is read.
 	Name, Path string
-	// Required: every machine of this cloud has it, so it is asked for until the context ends.
+	// Required items exist on every machine and are retried until the context ends.
 	Required bool
-	// Timeout bounds one request; 0 is that of the options.
+	// Timeout bounds one request; 0 means Options.AttemptTimeout.
 	Timeout time.Duration
 }
 
-// Read asks for an item until parse takes the answer, the error is final, or the context ends. Each try has its own deadline;
-// the waits double, up to [MaxRetryWait].
+// Read retries until parse succeeds, an error is final, or ctx ends. The wait doubles up to [MaxRetryWait].
 func Read[T any](ctx context.Context, c *Client, i Item, parse func([]byte) (T, error)) (T, error) {
 	var found, zero T
 	err := c.read(ctx, i, func(body []byte) (err error) {
@@ -123,8 +115,7 @@ func Read[T any](ctx context.Context, c *Client, i Item, parse func([]byte) (T, 
 	return found, nil
 }
 
-// Optional reads an item of an instance that many machines do not have; then it is the zero value. One that cannot be read is
-// named in inst.Missing by its field, with the reason in the notes.
+// Optional reads an item that may be absent; then the value is zero. Failures go to inst.Missing.
 func Optional[T any](ctx context.Context, c *Client, inst *Instance, field string, i Item, parse func([]byte) (T, error)) T {
 	v, err := Read(ctx, c, i, parse)
 	if err != nil && !errors.Is(err, ErrNotFound) {
@@ -148,7 +139,7 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 		e.Attempts = n
 		if err := ctx.Err(); err != nil {
 			if last != nil && e.Status == 0 {
-				last.Attempts, e = n, last // this try was cut short: the one before says what is wrong
+				last.Attempts, e = n, last // cut short; the previous error has the cause
 			}
 			e.Context = err
 			return e
@@ -156,7 +147,7 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 		pause := wait/2 + rand.N(wait/2+1)
 		switch {
 		case e.Status == http.StatusUnauthorized && !renewed:
-			// The session token ended or was lost, and has been dropped. A second refusal in a row is meant.
+			// The session token expired early. A second refusal is final.
 			renewed, pause = true, 0
 		case errors.Is(e.Kind, ErrNotReady):
 			last, renewed = e, false
@@ -189,7 +180,6 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 	}
 }
 
-// final is the error of an item that is not asked for again.
 func (c *Client) final(i Item, e *Error) *Error {
 	if i.Required && errors.Is(e.Kind, ErrNotFound) {
 		e.Kind, e.Hint = ErrNotThisCloud, cmp.Or(e.Hint, c.Foreign)
@@ -197,8 +187,8 @@ func (c *Client) final(i Item, e *Error) *Error {
 	return e
 }
 
-// Once asks for an item once, for a caller that looks again anyway: twice where the service refused the session token. The
-// error matches [ErrNotFound] for an item that is not set.
+// Once requests an item for a caller that polls, again only for a rejected session token. It returns [ErrNotFound] if the
+// item is not set.
 func (c *Client) Once(ctx context.Context, i Item) (http.Header, []byte, error) {
 	h, body, e := c.once(ctx, i)
 	if e != nil && e.Status == http.StatusUnauthorized {
@@ -228,7 +218,6 @@ func (c *Client) try(ctx context.Context, i Item, parse func([]byte) error) *Err
 	return nil
 }
 
-// judge names the item in the error of one request.
 func (c *Client) judge(i Item, err error) *Error {
 	if err == nil {
 		return nil
@@ -244,7 +233,6 @@ func (c *Client) judge(i Item, err error) *Error {
 	return e
 }
 
-// get asks for one path.
 func (c *Client) get(ctx context.Context, path string) (http.Header, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Base+path, http.NoBody)
 	if err != nil {
@@ -261,14 +249,14 @@ func (c *Client) get(ctx context.Context, path string) (http.Header, []byte, err
 	e, _ := errors.AsType[*Error](err)
 	switch {
 	case e != nil && e.Status == http.StatusUnauthorized && c.Token != nil:
-		c.Token.drop(token) // it ended early or was lost
+		c.Token.drop(token) // it expired early
 	case err == nil && c.Check != nil:
 		err = c.Check(h)
 	}
 	return h, body, err
 }
 
-// session gives the token in force, or a new one. A caller that comes while one is being fetched waits for that one.
+// session holds the lock while it requests a token, so that concurrent callers share it.
 func (c *Client) session(ctx context.Context) (string, error) {
 	t := c.Token
 	t.mu.Lock()
@@ -308,11 +296,10 @@ func (t *Token) drop(token string) {
 	}
 }
 
-// notInToken is what would break out of a header, or is a page of something else.
+// notInToken rejects what breaks a header, or is HTML.
 func notInToken(r rune) bool { return r <= ' ' || r > '~' || r == '<' || r == '>' }
 
-// Do makes one request and returns head and body of an answer of 200. Everything else is an *Error without an item; its Token
-// marks a PUT, which asks for a session token.
+// Do returns header and body of a 200 answer, or an *Error without an item.
 func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
 	e := &Error{Token: req.Method == http.MethodPut}
 	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
@@ -336,7 +323,7 @@ func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
 	case len(body) > MaxBody:
 		e.Kind, e.Cause = ErrBadAnswer, fmt.Errorf("the answer is larger than %d bytes", MaxBody)
 	case status == http.StatusOK && err != nil:
-		// The head came and the rest did not: the line's fault, not the answer's.
+		// The connection failed, not the service.
 		e.Kind, e.Cause = ErrNotReady, errors.New("the answer was cut short")
 	case status == http.StatusOK:
 		return resp.Header, body, nil
@@ -352,10 +339,9 @@ func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
 	return resp.Header, nil, e
 }
 
-// noRedirect: a redirect would carry the session token, or the signature, to the host that the answer names.
+// noRedirect keeps tokens and signatures from other hosts.
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// naming makes each request say who asks, in front of the name of a library.
 type naming struct{ next http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
@@ -365,7 +351,6 @@ func (n naming) RoundTrip(req *http.Request) (*http.Response, error) {
 	return n.next.RoundTrip(req)
 }
 
-// shortCause replaces the nested texts of the libraries by what an operator needs.
 func shortCause(err error, connected bool) error {
 	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() || errors.Is(err, context.DeadlineExceeded) {
 		if connected {
@@ -379,7 +364,7 @@ func shortCause(err error, connected bool) error {
 	return WireCause(err)
 }
 
-// WireCause takes the layers of net/http off what ended a call of a cloud's API.
+// WireCause removes net/http's layers from an error.
 func WireCause(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)

@@ -13,125 +13,118 @@ import (
 	"time"
 )
 
-// Kind says what the cloud does with this machine.
+// Kind is the kind of a notice.
 type Kind string
 
-// The kinds.
+// The kinds of notices.
 const (
-	// Terminate: the machine is taken out of its group and ends. A hook may wait for our completion.
+	// Terminate: the group terminates the machine; a hook may wait.
 	Terminate Kind = "terminate"
-	// Interrupt: the machine ends at the time; nothing prevents it.
+	// Interrupt: the machine ends at the given time; nothing prevents it.
 	Interrupt Kind = "interrupt"
-	// Reboot: the machine is started again at the time and comes back.
+	// Reboot: the machine restarts at the given time.
 	Reboot Kind = "reboot"
-	// Park: the machine leaves service and stays as it is, to come back later (warm pool, standby, detached).
+	// Park: the machine leaves service and may return (warm pool, standby, detached).
 	Park Kind = "park"
-	// Reimage: the root volume is replaced; the machine comes back with its id and without anything that this one knows. A hook may
-	// wait for our completion.
+	// Reimage: the machine gets a new root volume and keeps its id; a hook may wait.
 	Reimage Kind = "reimage"
 	// Resume: a parked machine returns to service.
 	Resume Kind = "resume"
 	// Launch: a hook waits until this machine serves.
 	Launch Kind = "launch"
-	// Unknown: the cloud signals something that this version does not know; nothing is done about it.
+	// Unknown signals are ignored.
 	Unknown Kind = "unknown"
 )
 
-// Notice is one thing that the cloud has announced for this machine and that is in force.
+// Notice is an announcement of the cloud that is in force.
 type Notice struct {
-	// ID begins with the topic and is the same at each look.
+	// ID begins with the topic and is stable.
 	ID   string
 	Kind Kind
-	// Reason is for people, Who the service or program behind it.
+	// Who names the service or program behind the notice.
 	Reason, Who string
-	// At is when the cloud acts; zero is not known.
+	// At is when the cloud acts; zero if unknown.
 	At time.Time
-	// Counted reports that the cloud names no time, and At is counted from when this process saw the notice. It does not replace
-	// the time of a notice that an earlier process saw.
+	// Counted marks an estimated At. It never replaces the time that an earlier process saw.
 	Counted bool
-	// Past reports that it had happened before this process began, and the cloud still lists it: it keeps a notice that is
-	// known, and is no new one.
+	// Past events precede this process: they keep a known notice alive but are not new.
 	Past bool
-	// Hook waits for our completion and came with the notice; nil where none did.
+	// Hook came with the notice, or is nil.
 	Hook *Hook
 }
 
-// Report says everything that is in force for one topic now; no notices say that nothing is. An answer that cannot be read is
-// not reported. It may be called by several goroutines, and again and again with the same notices.
+// Report sets all notices in force for a topic, but not for an unreadable answer. Calls may be concurrent and repeat
+// notices.
 type Report func(topic string, current []Notice)
 
-// GroupTopic is the topic of what the scaling group wants with this machine. Without a notice there the group
-// has the machine in service.
+// GroupTopic returns the topic of a scaling group. Without a notice there, the machine is in service.
 func GroupTopic(provider string) string { return provider + "-lifecycle" }
 
-// GroupNotice is the ID of such a notice. An event of a hook has the same, whichever of the two comes first.
+// GroupNotice returns the ID of a group notice, also for a hook's event.
 func GroupNotice(provider string, kind Kind) string { return GroupTopic(provider) + "/" + string(kind) }
 
-// Watcher watches for notices until ctx ends. It survives whatever the cloud's services do.
+// Watcher watches until ctx ends, through all failures of the cloud.
 type Watcher interface {
 	Watch(ctx context.Context, report Report)
 }
 
-// Hook is something of the cloud's that waits until we say that it may go on.
+// Hook is a lifecycle hook that waits for completion.
 type Hook struct {
 	Provider string `json:"provider"`
 	Group    string `json:"group"`
 	Name     string `json:"name"`
-	// ID is the cloud's own of the hook, if it has one besides the name.
+	// ID is the hook's id in the cloud, or "".
 	ID string `json:"id,omitempty"`
-	// Token is the cloud's for this one action, if it gave one.
+	// Token identifies this action, or is "".
 	Token string `json:"token,omitempty"`
-	// Others are the other machines that the same completion lets go, by id or by name: it is sent when they have left, too.
+	// Others are the ids or names of machines that the completion also releases. They must leave first.
 	Others []string `json:"others,omitempty"`
-	// Fixed reports that nothing makes the cloud wait longer than Limit.
-	Fixed bool `json:"fixed,omitempty"`
-	// Launching: the hook of a start, not of an end.
+	// Fixed hooks ignore heartbeats.
+	Fixed     bool `json:"fixed,omitempty"`
 	Launching bool `json:"launching,omitempty"`
-	// Timeout is how long the cloud waits from one heartbeat to the next; 0 is not known. Limit is when it waits no longer;
-	// zero is not known.
+	// Timeout is the heartbeat timeout, Limit the end of the wait; zero if unknown.
 	Timeout time.Duration `json:"timeout_ns,omitempty"`
 	Limit   time.Time     `json:"limit,omitzero"`
-	// Abandons reports that the transition is abandoned if the hook is left to its timeout, for example by a machine that crashed.
+	// Abandons reports that a timeout abandons the transition, for example after a crash.
 	Abandons bool `json:"-"`
-	// Parking reports that the machine is on its way out of service to come back.
+	// Parking machines return to service later.
 	Parking bool `json:"-"`
 }
 
 // Hooks are the lifecycle hooks of this machine's group.
 type Hooks interface {
-	// Pending returns the hooks of a transition, those of other programs among them: of the group, or only those that wait. None is no error. [ErrNotWaiting] is that one will wait soon.
+	// Pending returns the hooks of a transition, also those of other programs: all of the group, or those that wait.
+	// [ErrNotWaiting] means that a hook will wait soon.
 	Pending(ctx context.Context, launching bool) ([]Hook, error)
-	// Extend makes a hook wait again, and returns for how long.
+	// Extend restarts the heartbeat timeout and returns it.
 	Extend(ctx context.Context, h Hook) (time.Duration, error)
-	// Complete ends the wait: the transition goes on. The result is always CONTINUE: ABANDON would keep a machine that
-	// must end, or skip the hooks of others.
+	// Complete sends CONTINUE: ABANDON would keep a terminating machine, or skip others' hooks.
 	Complete(ctx context.Context, h Hook) error
 }
 
-// What a call of [Hooks] answers, where its caller decides by it. Everything else is tried again.
+// Errors of [Hooks]. All others are retried.
 var (
-	// ErrNotWaiting: the hook does not wait, not yet perhaps.
+	// ErrNotWaiting: the hook does not wait, perhaps not yet.
 	ErrNotWaiting = errors.New("the hook does not wait for this machine")
-	// ErrGone: it waits no longer and will not again; or the machine, its group or the hook is gone.
+	// ErrGone: the wait is over for good, or the machine, group or hook is gone.
 	ErrGone = errors.New("the hook is over")
-	// ErrMoved: the machine is in another group; ask for the hooks of that one.
+	// ErrMoved: the machine is in another group; list its hooks.
 	ErrMoved = errors.New("the hook is not of this machine's group")
 )
 
-// DeniedError says which permission this machine's role lacks.
+// DeniedError reports a missing permission of the machine's role.
 type DeniedError struct {
 	Permission string `json:"permission"` // "autoscaling:CompleteLifecycleAction"
-	// Policy is the smallest policy with which everything works, as JSON for the role.
+	// Policy is the smallest sufficient policy, as JSON.
 	Policy string `json:"policy,omitempty"`
-	// Reason is what the cloud says. NoRole reports that the machine has no role at all.
-	Reason string `json:"reason,omitempty"`
-	NoRole bool   `json:"no_role,omitempty"`
-	// Provider and Group are those of the group that was asked about, if it is known.
+	// Reason is the cloud's message.
+	Reason   string `json:"reason,omitempty"`
+	NoRole   bool   `json:"no_role,omitempty"`
 	Provider string `json:"-"`
 	Group    string `json:"-"`
 }
 
-// Error names the permission.
+// Error implements error.
 func (e *DeniedError) Error() string {
 	text := "permission " + e.Permission + " is missing"
 	if e.Reason != "" {
@@ -140,30 +133,28 @@ func (e *DeniedError) Error() string {
 	return text
 }
 
-// Check is what a look at the hooks of this machine's termination found.
+// Check is the result of Provider.Check.
 type Check struct {
-	// Without says why this cloud has no hook that concerns us; "" if it may have one.
+	// Without is why this cloud has no hook for the agent, or "".
 	Without string
-	// Untold is what this cloud does not show on the machine, Ask the command that asks it from outside.
+	// Untold is what the cloud hides from machines. Ask is the command that reads it.
 	Untold, Ask string
-	// Group is "" for a machine that is in none.
-	Group string
-	// Ours are the hooks that are ours, Others the names of those of other programs.
+	Group       string
+	// Others are the names of other programs' hooks.
 	Ours   []Hook
 	Others []string
-	// Unproved says which right shows only when a hook waits.
+	// Unproved permissions show only when a hook waits.
 	Unproved string
 }
 
-// What Unproved says.
+// Values of Unproved.
 const (
 	UnprovedBoth     = "whether this machine may keep it waiting and complete it shows only when it waits"
 	UnprovedComplete = "this machine may keep it waiting; whether it may complete it shows only then"
 )
 
-// Check divides the hooks of a termination, and finds out by beat whether this machine may keep the first of ours waiting. beat sends
-// a heartbeat for an action that never was, which is refused either for want of the action, [ErrNotWaiting], or for want of the
-// right. To complete is not tried: if a termination began at that very moment, that could not be undone.
+// Check selects this agent's hooks and tests the first with beat, a heartbeat for no real action: [ErrNotWaiting] proves the
+// permission. It tests no completion, which would be irreversible during a real termination.
 func (f Filter) Check(group string, all []Hook, beat func(Hook) error) (Check, error) {
 	ours, others := f.Select(all)
 	c := Check{Group: group, Ours: ours, Unproved: UnprovedBoth}
@@ -180,20 +171,18 @@ func (f Filter) Check(group string, all []Hook, beat func(Hook) error) (Check, e
 	if _, denied := errors.AsType[*DeniedError](err); denied {
 		return c, err
 	}
-	return c, nil // that no more is known is said
+	return c, nil // covered by Unproved
 }
 
-// Filter says which hooks of a group are ours: names, or patterns as of path.Match, in which a / is a character like any other.
-// Without any it is the only hook of a transition, and of several those whose name contains "amsagent": other programs have
-// hooks of their own, and complete them when they are ready.
+// Filter selects this agent's hooks by names or path.Match patterns, in which / is an ordinary character. Without patterns
+// it selects a transition's only hook, or those named like "amsagent".
 type Filter []string
 
-// codeDeploy begins the names that AWS CodeDeploy gives to the launch hooks that it makes in a group. To complete one would
-// let the machine serve before its deployment.
+// codeDeploy prefixes AWS CodeDeploy's launch hooks. Completing one would start service before the deployment.
 const codeDeploy = "CodeDeploy-managed-"
 
-// Find returns the hooks of a transition that are ours. It is an [OthersHooksError] if there are hooks and none is ours.
-// Names need no right to list the hooks of the group.
+// Find returns this agent's hooks, or [OthersHooksError] if all hooks are others'. Literal names need no permission to list
+// hooks.
 func (f Filter) Find(ctx context.Context, h Hooks, launching bool) ([]Hook, error) {
 	all, err := h.Pending(ctx, launching)
 	if denied, ok := errors.AsType[*DeniedError](err); ok && denied.Group != "" && f.literal() {
@@ -218,7 +207,7 @@ func (f Filter) Find(ctx context.Context, h Hooks, launching bool) ([]Hook, erro
 	return nil, e
 }
 
-// Select divides the hooks of one transition into ours and those of other programs.
+// Select separates this agent's hooks from others'.
 func (f Filter) Select(all []Hook) (ours, others []Hook) {
 	for _, h := range all {
 		if f.Match(h) || len(f) == 0 && len(all) == 1 && !ofCodeDeploy(h) {
@@ -230,12 +219,11 @@ func (f Filter) Select(all []Hook) (ours, others []Hook) {
 	return ours, others
 }
 
-// literal reports whether there are names, and no pattern among them.
 func (f Filter) literal() bool {
 	return len(f) > 0 && !slices.ContainsFunc(f, func(name string) bool { return strings.ContainsAny(name, `*?[\`) })
 }
 
-// Match reports whether a hook is ours by its name or its id. CodeDeploy's is never ours: its name ends in that of a group.
+// Match matches a hook by name or id, but never CodeDeploy's: those names end in a group's name.
 func (f Filter) Match(h Hook) bool {
 	return !ofCodeDeploy(h) && (f.match(h.Name) || h.ID != "" && f.match(h.ID))
 }
@@ -252,11 +240,11 @@ func (f Filter) match(name string) bool {
 	})
 }
 
-// OthersHooksError is that hooks wait for this machine, and none of them is ours.
+// OthersHooksError reports that only other programs' hooks wait.
 type OthersHooksError struct {
 	Group string
 	Hooks []string
-	// Named reports that the setting hooks says which are, so the operator knows.
+	// Named reports that hook names are configured.
 	Named bool
 }
 

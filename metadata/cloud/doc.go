@@ -1,10 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cloud holds what every metadata provider shares: the types, the errors a caller branches on, the HTTP client and the one
-// retry loop. Callers outside use package metadata, which names the types again.
+// Package cloud holds what the metadata providers share. Callers use package metadata, which aliases the types.
 //
-// It never reads the environment, and never asks a metadata service through a proxy or after a redirect.
-//
-// The API is not stable yet.
+// It never reads the environment, and sends metadata requests neither through a proxy nor after a redirect.
 package cloud

@@ -11,40 +11,35 @@ import (
 	"strings"
 )
 
-// What a caller may branch on. An error of this package is an *Error that matches one of them.
+// Errors that a caller can branch on. Each [Error] wraps one.
 var (
-	// ErrNotThisCloud: something answers, and it is not this cloud's metadata service; or an event is another cloud's.
+	// ErrNotThisCloud: the answer or event is another cloud's.
 	ErrNotThisCloud = errors.New("not this cloud")
-	// ErrNotReady: no usable answer within the bound; later there may be one.
+	// ErrNotReady: no usable answer in time; a retry may succeed.
 	ErrNotReady = errors.New("the metadata service is not ready")
 	// ErrNotFound: the item is not set.
 	ErrNotFound = errors.New("not set in the metadata")
-	// ErrForbidden: the service refuses us; asking again will not help.
-	ErrForbidden = errors.New("the metadata service refuses")
-	// ErrBadAnswer: the service answers something that cannot be what was asked for.
-	ErrBadAnswer = errors.New("unusable answer from the metadata service")
-	// ErrUnknownProvider: not the name of any cloud.
+	// ErrForbidden: the service refuses; a retry does not help.
+	ErrForbidden       = errors.New("the metadata service refuses")
+	ErrBadAnswer       = errors.New("unusable answer from the metadata service")
 	ErrUnknownProvider = errors.New("unknown metadata provider")
 )
 
-// Error says what was asked of which service, what came back and what an operator can do about it.
+// Error describes a failed metadata request.
 type Error struct {
 	Provider string
-	// Item is what was being read, in words.
-	Item string
-	// Kind is one of the sentinels of this package.
+	Item     string
+	// Kind is one of the errors above.
 	Kind error
-	// Status is the last HTTP status, 0 if there was no answer.
+	// Status is the last HTTP status; 0 without an answer.
 	Status int
-	// Connected reports that the connection was made, Token that the request was the one for a session token.
+	// Token marks a request for a session token.
 	Connected, Token bool
-	// Attempts counts the tries made.
-	Attempts int
-	// Hint is what to do; it may be empty.
-	Hint string
-	// Cause is the last error seen below, or nil.
+	Attempts         int
+	// Hint is the remedy, or "".
+	Hint  string
 	Cause error
-	// Context is the error of the context, if that is what ended the waiting.
+	// Context is the context's error if it ended the wait.
 	Context error
 }
 
@@ -68,7 +63,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap gives errors.Is and errors.As the kind, the cause and what ended the waiting.
+// Unwrap returns Kind, Cause and Context.
 func (e *Error) Unwrap() []error {
 	var out []error
 	for _, err := range []error{e.Kind, e.Cause, e.Context} {
@@ -79,7 +74,7 @@ func (e *Error) Unwrap() []error {
 	return out
 }
 
-// HintOf returns the hint carried by err or by an error it wraps, or "".
+// HintOf returns the hint in err's chain, or "".
 func HintOf(err error) string {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Hint
@@ -87,11 +82,10 @@ func HintOf(err error) string {
 	return ""
 }
 
-// TokenHints are the remedies of a service with session tokens: it is not there, it does not answer the token request, it is
-// switched off, it has no tokens.
+// TokenHints are hints for a service with session tokens. Silent: no answer to the token request.
 type TokenHints struct{ Unreachable, Silent, Off, NoTokens string }
 
-// Judge is a Judge of [Client].
+// Judge implements [Client].Judge.
 func (h *TokenHints) Judge(e *Error) {
 	switch {
 	case e.Status == 0 && !e.Connected:

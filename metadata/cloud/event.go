@@ -16,32 +16,32 @@ import (
 )
 
 const (
-	// MaxEvent is the size of the largest event that is read: EventBridge sends no larger one.
+	// MaxEvent is EventBridge's maximum size, in bytes.
 	MaxEvent = 256 << 10
-	// LongestWait is the longest time that a hook of any cloud waits, with all its heartbeats. An older event is over.
+	// LongestWait is any hook's longest wait, with all heartbeats.
 	LongestWait = 48 * time.Hour
 )
 
-// Event is the message of a lifecycle hook about one instance or several.
+// Event is the message of a lifecycle hook.
 type Event struct {
 	InstanceID string `json:"instance_id,omitempty"`
-	// Instances are all that the event is about, if they are several.
+	// Instances is set if there are several.
 	Instances []string `json:"instances,omitempty"`
 	Group     string   `json:"group,omitempty"`
 	Kind      Kind     `json:"kind,omitempty"`
-	// Hook waits for our completion. Its name is "" if the event does not have it.
+	// Hook.Name is "" if the event lacks it.
 	Hook Hook `json:"hook"`
-	// HookWait is how long the cloud's hooks wait at most; 0 is not known.
+	// HookWait is the cloud's longest wait; 0 if unknown.
 	HookWait time.Duration `json:"-"`
-	// Time is when the cloud made the event; zero is not known.
+	// Time is the creation time; zero if unknown.
 	Time time.Time `json:"time,omitzero"`
-	// Test: this is a test notification, which is about no instance.
+	// Test notifications concern no instance.
 	Test bool `json:"test,omitempty"`
-	// Shape is the form of the event, for people.
+	// Shape is the event's format, for logs.
 	Shape string `json:"shape"`
 }
 
-// For returns the event as it concerns one instance; false if it does not.
+// For returns the event for one instance; false if it concerns others.
 func (e Event) For(instance string) (Event, bool) {
 	if instance != e.InstanceID && !slices.Contains(e.Instances, instance) {
 		return e, false
@@ -53,7 +53,7 @@ func (e Event) For(instance string) (Event, bool) {
 	return e, true
 }
 
-// Notice returns what the event announces to its instance, and when that was announced.
+// Notice returns the event's notice and its time.
 func (e Event) Notice(now time.Time) (Notice, time.Time) {
 	n := Notice{ID: GroupNotice(e.Hook.Provider, e.Kind), Kind: e.Kind, Who: "Auto Scaling"}
 	n.Reason = map[Kind]string{
@@ -72,20 +72,20 @@ func (e Event) Notice(now time.Time) (Notice, time.Time) {
 		n.Hook = &e.Hook
 	}
 	if (e.Kind == Park || e.Kind == Resume) && !e.Time.IsZero() {
-		return n, e.Time // a queue may deliver it again after the machine has come back, or left
+		return n, e.Time // a redelivery may follow the machine's return or end
 	}
 	return n, now
 }
 
-// Stale reports whether the wait that the event is about is over.
+// Stale reports an event older than [LongestWait].
 func (e Event) Stale(now time.Time) bool {
 	return !e.Time.IsZero() && now.Sub(e.Time) > LongestWait
 }
 
-// EventFields are the fields of an event by their exact names, which encoding/json would not insist on.
+// EventFields keeps exact names: encoding/json ignores case.
 type EventFields map[string]any
 
-// ReadEvent reads the JSON object that an event is. A template of OOS may hand it over as a text.
+// ReadEvent parses an event, also from a JSON string, as an OOS template may send it.
 func ReadEvent(data []byte) (EventFields, error) {
 	if len(data) > MaxEvent {
 		return nil, fmt.Errorf("the event is larger than %d KiB, which no message of the cloud is", MaxEvent>>10)
@@ -105,12 +105,12 @@ func ReadEvent(data []byte) (EventFields, error) {
 	return o, nil
 }
 
-// Has reports whether one of the fields has a value.
+// Has reports whether any of the fields is set.
 func (o EventFields) Has(names ...string) bool {
 	return slices.ContainsFunc(names, func(name string) bool { return o[name] != nil })
 }
 
-// Texts reads fields that must be texts if they are there.
+// Texts reads optional string fields.
 func (o EventFields) Texts(fields map[string]*string) error {
 	for name, to := range fields {
 		text, ok := o[name].(string)
@@ -125,7 +125,7 @@ func (o EventFields) Texts(fields map[string]*string) error {
 	return nil
 }
 
-// Time reads a time; zero if it is missing or invalid.
+// Time parses RFC 3339; zero if invalid.
 func (o EventFields) Time(name string) time.Time {
 	text, _ := o[name].(string)
 	at, _ := time.Parse(time.RFC3339, text)

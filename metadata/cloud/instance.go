@@ -16,16 +16,13 @@ import (
 	"time"
 )
 
-// Instance is what a cloud, or the machine itself, says about this machine. An empty field means "not there" unless its
-// name is in Missing: then it could not be read, which is not the same.
+// Instance describes this machine. Empty fields are absent, unless Missing lists them.
 type Instance struct {
-	// Provider is the name of the provider that filled this in.
 	Provider string `json:"provider"`
-	// ID names this machine in the cluster's registry. It stays the same for the life of the machine.
-	ID string `json:"id"`
-	// IDSource says in words where ID comes from.
+	// ID names this machine in the registry. It never changes.
+	ID       string `json:"id"`
 	IDSource string `json:"id_source,omitempty"`
-	// Name is the cloud's own name of this machine, where its signals call it by that instead of by ID.
+	// Name is set if notices use it instead of ID.
 	Name      string `json:"name,omitempty"`
 	AccountID string `json:"account_id,omitempty"`
 	Region    string `json:"region,omitempty"`
@@ -34,30 +31,26 @@ type Instance struct {
 	// LifeCycle is the cloud's term: on-demand, spot, …
 	LifeCycle string `json:"life_cycle,omitempty"`
 	Hostname  string `json:"hostname,omitempty"`
-	// Address is the one the other nodes should use: the private IPv4 address, or IPv6 on a machine that has nothing else.
-	// It is the zero Addr where none is known.
+	// Address is for other nodes: the private IPv4 address, or else IPv6.
 	Address netip.Addr `json:"address,omitzero"`
-	// AddressSource says in words where Address comes from: the wrong one of several addresses is the commonest
-	// cluster fault there is, so the choice must be visible.
+	// AddressSource is shown because a wrong address is the most common cluster fault.
 	AddressSource string     `json:"address_source,omitempty"`
 	IPv6          netip.Addr `json:"ipv6,omitzero"`
 	PublicAddress netip.Addr `json:"public_address,omitzero"`
 	Tags          Tags       `json:"tags,omitempty"`
-	// TagsKnown is false where the cloud does not show us the tags; an empty Tags then says nothing, and TagsHint what
-	// to do about it.
+	// TagsKnown is false if the cloud hides the tags.
 	TagsKnown bool   `json:"tags_known"`
 	TagsHint  string `json:"tags_hint,omitempty"`
-	// Group is the scaling group this machine belongs to.
+	// Group is the scaling group.
 	Group string `json:"group,omitempty"`
-	// StopWindow is how long the cloud lets a machine go down by itself before it switches it off; 0 is not known.
+	// StopWindow is the time from shutdown to power-off; 0 if unknown.
 	StopWindow time.Duration `json:"stop_window_ns,omitempty"`
-	// Missing names the fields (as in JSON) that exist but could not be read this time.
+	// Missing lists unreadable fields by JSON name.
 	Missing []string `json:"missing,omitempty"`
-	// Notes are sentences for people about what was found and chosen.
-	Notes []string `json:"notes,omitempty"`
+	Notes   []string `json:"notes,omitempty"`
 }
 
-// Miss notes that a field, by its name in JSON, could not be read this time. It says nothing to a caller that has gone.
+// Miss records an unreadable field, unless the caller has canceled.
 func (i *Instance) Miss(log *slog.Logger, field string, err error) {
 	if errors.Is(err, context.Canceled) {
 		return // see Left
@@ -68,8 +61,7 @@ func (i *Instance) Miss(log *slog.Logger, field string, err error) {
 	i.Notes = append(i.Notes, err.Error())
 }
 
-// Reached sets the addresses: the private one, with its source, or the first of IPv6 that others can reach, and the first
-// public one.
+// Reached sets the addresses: private, the first public one and the first global IPv6 one.
 func (i *Instance) Reached(private netip.Addr, source string, public, v6 []netip.Addr) {
 	if len(public) > 0 {
 		i.PublicAddress = public[0]
@@ -90,13 +82,13 @@ func (i *Instance) Reached(private netip.Addr, source string, public, v6 []netip
 	}
 }
 
-// NIC is one network interface in the metadata: the addresses of it that others can reach, and the public one of the first of IPv4.
+// NIC is a network interface with its reachable addresses. Public belongs to the first IPv4 address.
 type NIC struct {
 	Addresses []netip.Addr
 	Public    netip.Addr
 }
 
-// Choose sets the addresses to those of the interface that this machine sends from: the order in the metadata means nothing.
+// Choose takes the interface that this machine sends from: the metadata's order means nothing.
 func (i *Instance) Choose(nics []NIC, local func() (v4, v6 netip.Addr)) {
 	chosen, which := NIC{}, "the only network interface"
 	if len(nics) > 0 {
@@ -123,7 +115,7 @@ func (i *Instance) Choose(nics []NIC, local func() (v4, v6 netip.Addr)) {
 	}
 }
 
-// Left returns an error for a caller that has gone, to whom half an instance is of no use.
+// Left fails after a cancellation: half an instance is of no use.
 func Left(ctx context.Context, provider string) error {
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("reading the %s metadata: %w", provider, err)
@@ -131,23 +123,20 @@ func Left(ctx context.Context, provider string) error {
 	return nil
 }
 
-// Provider reads one cloud's metadata. Opening one makes no request.
+// Provider reads one cloud's metadata.
 type Provider interface {
-	// Name is the word that opened this provider.
 	Name() string
-	// Instance reads everything. It is called at join, and again whenever the daemon wants to know whether something
-	// changed; nothing is cached between calls except the session token.
+	// Instance caches only the session token between calls.
 	Instance(ctx context.Context) (Instance, error)
 	Watcher
-	// Hooks are nil for a cloud without.
+	// Hooks is nil for a cloud without hooks.
 	Hooks() Hooks
-	// Check finds out what this machine may do with the hooks of its termination, and changes nothing.
+	// Check tests permissions for termination hooks without changes.
 	Check(ctx context.Context, f Filter) (Check, error)
 }
 
-// Silent is the part of a Provider of a cloud that has no hooks, and announces nothing if it does not say how.
+// Silent is the part of a Provider without hooks and notices.
 type Silent struct {
-	// Without says why there are no hooks.
 	Without string
 }
 
@@ -160,7 +149,7 @@ func (Silent) Hooks() Hooks { return nil }
 // Check implements Provider.
 func (s Silent) Check(context.Context, Filter) (Check, error) { return Check{Without: s.Without}, nil }
 
-// TagSet is the part of Instance that may come later than the rest.
+// TagSet is the part of Instance that may arrive late.
 type TagSet struct {
 	Tags  Tags
 	Known bool
@@ -168,16 +157,15 @@ type TagSet struct {
 	Group string
 }
 
-// TagSet is the tags of an instance with what belongs to them.
+// TagSet returns the tags and related fields.
 func (i Instance) TagSet() TagSet {
 	return TagSet{Tags: i.Tags, Known: i.TagsKnown, Hint: i.TagsHint, Group: i.Group}
 }
 
-// Tags are the tags of an instance. A tag may hold a connection string, so all ways of printing the whole map hide what
-// could be a password; a single value is read as from any map.
+// Tags are an instance's tags. They may hold a connection string, so every print of the map redacts it.
 type Tags map[string]string
 
-// Redacted returns a copy that may be shown: in a value with an @ all before it is hidden, and in a URI the query too.
+// Redacted hides all before an @, and a URI's query.
 func (t Tags) Redacted() map[string]string {
 	if t == nil {
 		return nil
@@ -197,7 +185,7 @@ func redactValue(v string) string {
 	} else {
 		scheme, rest = "", v
 	}
-	// The last @, since a password may hold one that is not escaped: better to hide too much than too little.
+	// An unescaped password may contain an @.
 	at := strings.LastIndexByte(rest, '@')
 	if !isURI && at < 0 {
 		return v
@@ -206,13 +194,13 @@ func redactValue(v string) string {
 	if at >= 0 {
 		shown = hidden + "@" + shown
 	}
-	if options { // they can hold tokens and key passwords
+	if options { // may hold tokens and key passwords
 		shown += "?" + hidden
 	}
 	return scheme + shown
 }
 
-// String implements fmt.Stringer with the redacted values in a fixed order.
+// String implements fmt.Stringer, redacted.
 func (t Tags) String() string {
 	red := t.Redacted()
 	var b strings.Builder
@@ -227,11 +215,11 @@ func (t Tags) String() string {
 	return b.String()
 }
 
-// GoString implements fmt.GoStringer, so that %#v hides what %v hides.
+// GoString implements fmt.GoStringer, redacted.
 func (t Tags) GoString() string { return "cloud.Tags" + t.String() }
 
-// LogValue implements slog.LogValuer.
+// LogValue implements slog.LogValuer, redacted.
 func (t Tags) LogValue() slog.Value { return slog.StringValue(t.String()) }
 
-// MarshalJSON implements json.Marshaler with the redacted values.
+// MarshalJSON implements json.Marshaler, redacted.
 func (t Tags) MarshalJSON() ([]byte, error) { return json.Marshal(t.Redacted()) }

@@ -17,56 +17,49 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The defaults of the bounds in Options.
+// Bounds of requests.
 const (
-	// DefaultTimeout bounds one Instance call. A link-local service that has not answered for this time at boot is broken rather
-	// than slow; the longest start that a cloud documents is of this order.
+	// DefaultTimeout bounds one Instance call. Clouds document starts of this order; a longer silence is a fault.
 	DefaultTimeout = 20 * time.Second
-	// DefaultAttemptTimeout bounds one request. The service answers in milliseconds, but one-second limits are
-	// known to fail on busy hosts.
+	// One second is known to fail on busy hosts.
 	DefaultAttemptTimeout = 2 * time.Second
-	// DefaultRetryWait is the wait after the first failure. It doubles up to MaxRetryWait, each time shortened at random by up
-	// to a half, so that the machines of a fleet do not retry together. Azure answers five requests a second.
+	// DefaultRetryWait doubles up to MaxRetryWait, minus up to half at random, so that a fleet does not retry together.
+	// Azure answers five requests a second.
 	DefaultRetryWait = 250 * time.Millisecond
-	// MaxRetryWait limits the wait, so that a service that starts late is found within the bound.
+	// MaxRetryWait finds a late service in time.
 	MaxRetryWait = 2 * time.Second
-	// MaxBody is the size of the largest accepted answer. The largest real one (user data) is 16 KiB.
+	// MaxBody bounds an answer in bytes. The largest real one, user data, has 16 KiB.
 	MaxBody = 1 << 20
 )
 
-// Options are the settings of detection and of every provider. The zero value works on a real machine.
+// Options configure detection and providers. The zero value works on a real machine.
 type Options struct {
-	// Root is put before every path that is read; "" is the real root.
+	// Root precedes every path; "" is the real root.
 	Root string
-	// Endpoints replaces the address of a provider's metadata service, as an origin: "aws" → "http://127.0.0.1:1338".
+	// Endpoints overrides origins: "aws" → "http://127.0.0.1:1338".
 	Endpoints map[string]string
-	// Disabled names providers whose service must not be asked, for example because of the AWS SDK's AWS_EC2_METADATA_DISABLED.
+	// Disabled providers are not called, for example by AWS_EC2_METADATA_DISABLED.
 	Disabled []string
-	// Known is the cloud that was detected earlier on this machine; "" if unknown. Detect keeps it if no cloud is detected now:
-	// a service may fail to answer.
+	// Known is the cloud of an earlier detection, the fallback of Detect.
 	Known string
-	// APIProxy returns the proxy for a provider's calls to the API of its cloud; nil means no proxy. The metadata service is
-	// never called by a proxy.
+	// APIProxy is the proxy for API calls only, or nil.
 	APIProxy func(*http.Request) (*url.URL, error)
-	// Log gets one line per retry and per unexpected value; nil logs nothing.
-	Log *slog.Logger
+	Log      *slog.Logger
 
 	// Timeout bounds one Instance call, AttemptTimeout one request.
 	Timeout, AttemptTimeout time.Duration
-	// RetryWait is the first wait between two tries.
-	RetryWait time.Duration
+	RetryWait               time.Duration
 
-	// Local returns the addresses that this machine sends from, the zero Addr if it has none. The default asks the kernel; with
-	// a Root there is no address, because the kernel is that of another machine.
+	// Local returns the addresses that this machine sends from. The default asks the kernel, but not with a Root, which is
+	// another machine's.
 	Local func() (v4, v6 netip.Addr)
-	// DialContext replaces the dialer, Transport the whole HTTP transport: for tests.
-	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
-	Transport   http.RoundTripper
-	// APITransport is the same for the calls of a cloud's API.
+	// For tests.
+	DialContext  func(ctx context.Context, network, address string) (net.Conn, error)
+	Transport    http.RoundTripper
 	APITransport http.RoundTripper
 }
 
-// WithDefaults returns o with all bounds and the logger set.
+// WithDefaults sets all bounds and the logger.
 func (o Options) WithDefaults() Options {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -89,10 +82,10 @@ func (o Options) WithDefaults() Options {
 	return o
 }
 
-// Path prepends the root to an absolute path.
+// Path prepends Root.
 func (o Options) Path(abs string) string { return filepath.Join(o.Root, abs) }
 
-// Endpoint returns the configured origin of a provider, "" if it is not set.
+// Endpoint returns the configured origin, or "".
 func (o Options) Endpoint(provider string) (string, error) {
 	v := o.Endpoints[provider]
 	if v == "" {
@@ -109,8 +102,7 @@ func (o Options) Endpoint(provider string) (string, error) {
 	return u.Scheme + "://" + u.Host, nil
 }
 
-// source returns the address from which the kernel sends to another one, the zero Addr if there is no route or only a
-// link-local address. Connecting a UDP socket sends nothing.
+// source returns the kernel's source address, without link-local ones. Connecting a UDP socket sends nothing.
 func source(network, to string) netip.Addr {
 	c, err := new(net.Dialer).DialContext(context.Background(), network, to)
 	if err != nil {
@@ -124,7 +116,7 @@ func source(network, to string) netip.Addr {
 	return netip.Addr{}
 }
 
-// Booted returns when this machine was started, by its own clock.
+// Booted returns the boot time by the local clock.
 func Booted() time.Time {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {

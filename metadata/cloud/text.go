@@ -14,7 +14,7 @@ import (
 	"unicode/utf8"
 )
 
-// Quote quotes text of a service, for an error: not all of a page, and no control characters.
+// Quote quotes an answer for an error, truncated.
 func Quote(s string) string {
 	const most = 40
 	if len(s) > most {
@@ -23,8 +23,7 @@ func Quote(s string) string {
 	return fmt.Sprintf("%q", s)
 }
 
-// Printable is what may go into a log line or onto a screen of text that a service sent: one line, with room for more than a
-// cloud says of an event or of a refusal.
+// Printable returns one bounded line for logs and terminals.
 func Printable(s string) string {
 	const most = 300
 	s = strings.Join(strings.Fields(strings.ToValidUTF8(s, "?")), " ")
@@ -40,7 +39,7 @@ func Printable(s string) string {
 	return s
 }
 
-// ParseLine reads an answer of one line that is no page.
+// ParseLine parses one line that is not HTML.
 func ParseLine(body []byte) (string, error) {
 	s := strings.TrimSpace(string(body))
 	if s == "" || len(s) > MaxTag || !utf8.ValidString(s) || strings.ContainsAny(s, "<>") || strings.ContainsFunc(s, unicode.IsControl) {
@@ -49,7 +48,7 @@ func ParseLine(body []byte) (string, error) {
 	return s, nil
 }
 
-// ParseValue reads the value of a tag: one line, which may be empty and hold any characters.
+// ParseValue parses a tag value: one line, possibly empty.
 func ParseValue(body []byte) (string, error) {
 	s := strings.TrimRight(string(body), "\r\n")
 	if len(s) > MaxTag || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
@@ -58,7 +57,7 @@ func ParseValue(body []byte) (string, error) {
 	return s, nil
 }
 
-// ParseAddresses reads a list of addresses: one on each line, or a JSON array.
+// ParseAddresses parses addresses: one a line, or JSON.
 func ParseAddresses(body []byte) ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, word := range strings.FieldsFunc(string(body), func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`[],"`, r) }) {
@@ -72,7 +71,7 @@ func ParseAddresses(body []byte) ([]netip.Addr, error) {
 	return out, nil
 }
 
-// ReachableAddresses reads addresses, with or without the length of their network, and leaves out what others cannot reach.
+// ReachableAddresses parses addresses or prefixes and skips unreachable ones.
 func ReachableAddresses(texts ...string) []netip.Addr {
 	var out []netip.Addr
 	for _, text := range texts {
@@ -85,7 +84,7 @@ func ReachableAddresses(texts ...string) []netip.Addr {
 	return out
 }
 
-// ParseTime reads a time in one of the forms, or as RFC 3339 has it; zero for what is no time.
+// ParseTime parses one of the forms or RFC 3339; zero if invalid.
 func ParseTime(text string, forms ...string) time.Time {
 	for _, form := range append(forms, time.RFC3339) {
 		if at, err := time.Parse(form, strings.TrimSpace(text)); err == nil {
@@ -95,7 +94,7 @@ func ParseTime(text string, forms ...string) time.Time {
 	return time.Time{}
 }
 
-// Decode reads JSON. A field of another type than expected is left out and returned as odd: it costs no node the rest.
+// Decode parses JSON. It returns a field of the wrong type as odd and keeps the rest.
 func Decode[T any](body []byte) (v T, odd *json.UnmarshalTypeError, err error) {
 	err = json.Unmarshal(body, &v)
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && e.Field != "" {
@@ -104,7 +103,7 @@ func Decode[T any](body []byte) (v T, odd *json.UnmarshalTypeError, err error) {
 	return v, nil, err
 }
 
-// Unread says in one sentence why something could not be read, with the hint if there is one.
+// Unread formats a read error with its hint.
 func Unread(what string, err error) string {
 	text := fmt.Sprintf("the %s could not be read: %v", what, err)
 	if hint := HintOf(err); hint != "" {

@@ -14,15 +14,14 @@ import (
 )
 
 const (
-	// maxPause bounds the back-off of an item that cannot be read: of a notice of minutes not much may be lost.
+	// maxPause is short: some notices give only minutes.
 	maxPause = 5 * time.Second
-	// maxRefusedPause is for a service that refuses us, which a person switches on again if at all.
+	// Only an operator can lift a refusal.
 	maxRefusedPause = time.Minute
 )
 
-// Poll looks at an item at once and then again and again, until ctx ends: at even moments of the clock while that works, less
-// often while it does not. A pause that look returns replaces the first, and is the minimum of the second. The first failure
-// in a row is logged, and its end. A [DeniedError] is logged by look, and only its end here.
+// Poll calls look at aligned times until ctx ends, less often while it fails. A pause from look replaces the interval and
+// bounds the back-off from below. Poll logs the first failure and the recovery; look logs a [DeniedError].
 func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duration, look func(context.Context) (time.Duration, error)) {
 	failures, bad := 0, false
 	for {
@@ -50,8 +49,8 @@ func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duratio
 	}
 }
 
-// Watch polls an item and reports what parse makes of it; of an item that is not set it gets nil. An answer that parse cannot read
-// is not reported, nor is [ErrNotFound]: an absence that says nothing.
+// Watch polls an item and reports what parse returns; parse gets nil if the item is not set. Errors of parse are not
+// reported, nor is [ErrNotFound], an absence without meaning.
 func (c *Client) Watch(ctx context.Context, i Item, topic string, every time.Duration, report Report, parse func([]byte) ([]Notice, error)) {
 	Poll(ctx, c.opts.Log, i.Name, every, func(ctx context.Context) (time.Duration, error) {
 		_, body, err := c.Once(ctx, i)
@@ -68,8 +67,8 @@ func (c *Client) Watch(ctx context.Context, i Item, topic string, every time.Dur
 	})
 }
 
-// UntilTick is the time to the next of the moments that are an interval apart by the clock. So all that is looked at wakes
-// the process together, which costs more than a look does. A moment that is nearly here is the one that was waited for.
+// UntilTick returns the time to the next multiple of an interval: a shared wakeup of all polls is cheaper. It skips a tick
+// closer than a tenth, which woke the caller.
 func UntilTick(every time.Duration) time.Duration {
 	left := every - time.Duration(time.Now().UnixNano())%every
 	if left < every/10 {
@@ -78,8 +77,7 @@ func UntilTick(every time.Duration) time.Duration {
 	return left
 }
 
-// BackOff doubles the interval with every failure after the first, which may have been one lost packet, and shortens it at
-// random so that a fleet whose service comes back does not ask at the same moment.
+// BackOff doubles with each failure after the first, which may be one lost packet. Jitter spreads a fleet.
 func BackOff(every time.Duration, failures int, err error) time.Duration {
 	most := maxPause
 	if errors.Is(err, ErrForbidden) || errors.Is(err, ErrNotThisCloud) {
@@ -89,21 +87,20 @@ func BackOff(every time.Duration, failures int, err error) time.Duration {
 	return pause - rand.N(pause/4+1)
 }
 
-// SpotEnd turns the end that the cloud announces for a spot machine into one by this machine's clock.
+// SpotEnd converts a spot machine's announced end to the local clock.
 type SpotEnd struct {
-	// Lead is how long before the end the cloud announces it.
+	// Lead is the notice period.
 	Lead time.Duration
 
 	looked        bool
 	announced, at time.Time
 }
 
-// staleAfter: clouds take a machine some minutes after the time they announced, if not then.
+// Clouds act within minutes of the announced time, if at all.
 const staleAfter = time.Hour
 
-// At takes the end announced at this look, zero for none, and returns when the machine ends: between the moment of the first
-// look at it and Lead after that, whatever the machine's clock says. Of several ends the earliest counts. It is zero for an
-// end that was long past at the first look, or has passed an hour ago: the machine was started again.
+// At returns when the machine ends: at most Lead after the first poll that saw the announcement, even with a wrong local
+// clock. The earliest end counts. An hour after it At returns zero: the machine was restarted.
 func (s *SpotEnd) At(announced time.Time) time.Time {
 	now, first := time.Now(), !s.looked
 	s.looked = true

@@ -1,9 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gcp reads the instance metadata of Google Cloud, and watches its signals about the end of this machine.
+// Package gcp reads Google Cloud's instance metadata and watches its termination signals.
 //
-// The package keeps only the agent's own attributes: keys, scripts and user data are attributes, too.
-//
-// The API is not stable yet.
+// It keeps only the agent's own attributes: others hold keys, scripts and user data.
 package gcp

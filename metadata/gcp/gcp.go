@@ -18,20 +18,20 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Name of this provider.
+// Name is this provider's name.
 const Name = "gcp"
 
-// Endpoint is the address of the service. Its name, metadata.google.internal, is not used: at boot DNS may come later.
+// Endpoint avoids metadata.google.internal: at boot DNS may be missing.
 const Endpoint = "http://169.254.169.254"
 
-// The time from the soft to the hard power-off, by the API's reference (Scheduling.skipGuestOsShutdown). Older pages document
-// 90 seconds for a standard VM.
+// Time from soft to hard power-off, by the API reference (Scheduling.skipGuestOsShutdown). Older pages document 90 s for
+// standard VMs.
 const (
 	StopWindowSpot     = 30 * time.Second
 	StopWindowStandard = 120 * time.Second
 )
 
-// The values of LifeCycle.
+// Values of LifeCycle.
 const (
 	Spot     = "spot"
 	Standard = "standard"
@@ -40,8 +40,7 @@ const (
 const (
 	base      = "/computeMetadata/v1/"
 	recursive = "?recursive=true&alt=json"
-	// Every request has this header, so that no web page can make a browser send one, and so does every answer of the service:
-	// it identifies the service.
+	// flavorHeader protects requests from web pages, and identifies the service.
 	flavorHeader = "Metadata-Flavor"
 	flavor       = "Google"
 )
@@ -54,7 +53,7 @@ const (
 		"firewall rule or a missing route to 169.254.169.254"
 )
 
-// Provider reads the metadata of this machine. It is safe for use by several goroutines.
+// Provider reads the metadata of this machine. It is safe for concurrent use.
 type Provider struct {
 	cloud.Silent
 	opts  cloud.Options
@@ -78,7 +77,6 @@ func New(opts cloud.Options) (*Provider, error) {
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// check rejects an answer without the header of Google's service.
 func check(h http.Header) error {
 	if h.Get(flavorHeader) == flavor {
 		return nil
@@ -89,7 +87,6 @@ func check(h http.Header) error {
 	}
 }
 
-// judge adds knowledge about Google's service to the error of one failed request.
 func judge(e *cloud.Error) {
 	switch {
 	case errors.Is(e.Kind, cloud.ErrNotThisCloud):
@@ -101,7 +98,6 @@ func judge(e *cloud.Error) {
 	}
 }
 
-// machine is the metadata of this instance.
 type machine struct {
 	ID          json.Number `json:"id"`
 	Name        string      `json:"name"`
@@ -109,17 +105,16 @@ type machine struct {
 	Zone        string      `json:"zone"`
 	MachineType string      `json:"machineType"`
 	Scheduling  struct {
-		// The metadata has the truth value as a text in capitals.
+		// The metadata has the strings TRUE and FALSE.
 		Preemptible       any    `json:"preemptible"`
 		ProvisioningModel string `json:"provisioningModel"`
 	} `json:"scheduling"`
 	Interfaces []nic          `json:"networkInterfaces"`
 	Attributes map[string]any `json:"attributes"`
-	// odd describes a value of an unexpected form, as a note for people.
+	// odd is a field of the wrong type.
 	odd *json.UnmarshalTypeError
 }
 
-// nic is one network interface.
 type nic struct {
 	IP            string   `json:"ip"`
 	IPv6s         []string `json:"ipv6s"`
@@ -141,10 +136,10 @@ func parseMachine(body []byte) (machine, error) {
 	return m, nil
 }
 
-// instanceID is a number of 64 bits.
+// A 64-bit number.
 var instanceID = regexp.MustCompile(`^[1-9][0-9]{0,19}$`)
 
-// last returns the last element of a resource's name: projects/123/zones/europe-west1-b.
+// last returns the last element of projects/123/zones/europe-west1-b.
 func last(s string) string { return s[strings.LastIndexByte(s, '/')+1:] }
 
 type project struct {
@@ -195,12 +190,12 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	inst.Choose(nics, p.opts.Local)
 	proj, err := cloud.Read(ctx, p.items, cloud.Item{Name: "project", Path: "project/" + recursive}, parseProject)
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-		// An existing attribute that cannot be read may name MongoDB: the caller must not treat it as absent.
+		// The unreadable attribute may name MongoDB, so it must not count as absent.
 		inst.Miss(p.opts.Log, "account_id", err)
 		inst.TagsKnown, inst.TagsHint = false, cloud.Unread("attributes", err)
 	}
 	inst.AccountID = proj.ID
-	// Attributes of the machine override those of the project. A group creates no project.
+	// Machine attributes override project attributes. A group creates no project.
 	maps.Copy(inst.Tags, agentAttributes(proj.Attributes))
 	delete(inst.Tags, attributeCreatedBy)
 	delete(inst.Tags, attributeTemplate)
@@ -211,7 +206,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	return inst, cloud.Left(ctx, Name)
 }
 
-// lifeCycle returns spot, standard or another name that Google uses; "" if unknown.
+// lifeCycle returns spot, standard or Google's other name; "" if unknown.
 func (m *machine) lifeCycle() string {
 	model, preemptible := strings.ToLower(m.Scheduling.ProvisioningModel), strings.ToLower(fmt.Sprint(m.Scheduling.Preemptible))
 	switch {
@@ -223,29 +218,28 @@ func (m *machine) lifeCycle() string {
 	return model
 }
 
-// The attributes that a managed instance group sets.
+// Set by a managed instance group.
 const (
 	attributeCreatedBy = "created-by"
 	attributeTemplate  = "instance-template"
 )
 
-// groupOf: other tools also write created-by, so only a group counts. The agent does not distinguish zonal and regional groups.
+// Other tools also write created-by.
 var groupOf = regexp.MustCompile(`^(?:https://[a-z.]+/compute/[a-z0-9]+/)?projects/[^/\s]+/(?:zones|regions)/[^/\s]+/instanceGroupManagers/([a-z0-9][a-z0-9-]{0,62})$`)
 
-// agentAttributes returns the attributes that are meant for the agent. All others belong to other programs and may be secret.
+// agentAttributes drops other programs' attributes, which may be secret.
 func agentAttributes(attributes map[string]any) map[string]string {
 	out := map[string]string{}
 	for k, v := range attributes {
 		text, ok := v.(string)
 		if ok && (strings.HasPrefix(k, "amsagent") || k == attributeCreatedBy || k == attributeTemplate) {
-			// A value that came from a file ends with a newline.
+			// A value from a file ends with a newline.
 			out[k] = strings.TrimRight(text, "\r\n")
 		}
 	}
 	return out
 }
 
-// reached has the addresses of an interface that others can reach.
 func (n nic) reached() cloud.NIC {
 	out := cloud.NIC{Addresses: cloud.ReachableAddresses(append([]string{n.IP}, n.IPv6s...)...)}
 	for _, c := range n.AccessConfigs {

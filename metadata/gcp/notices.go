@@ -23,53 +23,47 @@ import (
 )
 
 const (
-	// holdTime is how long the service holds back an answer without news. holdMargin is the additional time after which the
-	// agent abandons the request.
+	// holdTime is how long the service holds an answer without news.
 	holdTime   = time.Minute
 	holdMargin = 10 * time.Second
-	// pace is the minimum time between two requests for one item.
+	// pace is the minimum time between requests for an item.
 	pace = time.Second
-	// absentPause is the interval of requests for an item that does not exist.
+	// absentPause applies if the item does not exist.
 	absentPause = time.Minute
-	// confirmations is the number of immediate requests for an item after its signal has ended.
+	// confirmations are immediate requests after a signal ends.
 	confirmations = 3
 
-	// maintenanceNotice is the time between the notice of maintenance and the stop of the machine, and maintenanceNoticeGPU that
-	// of a machine with a graphics processor (docs: Handle GPU host maintenance events).
+	// Time from a maintenance notice to the stop, without and with a GPU (docs: Handle GPU host maintenance events).
 	maintenanceNotice    = time.Minute
 	maintenanceNoticeGPU = time.Hour
-	// usualShutdown is the duration of a graceful shutdown if the metadata has none.
+	// usualShutdown is the default of a graceful shutdown.
 	usualShutdown = 10 * time.Minute
 	maxShutdown   = 24 * time.Hour
 )
 
-// The topics of the notices.
 const (
 	topicPreempted   = "gcp-preempted"
 	topicMaintenance = "gcp-maintenance"
 	topicShutdown    = "gcp-shutdown"
 )
 
-// item is one watched item. It belongs to one goroutine.
 type item struct {
 	topic, path string
-	// signal is the value that announces something; the idle values do not.
+	// signal announces something; idle values do not.
 	signal string
 	idle   []string
-	// read returns the notice of the signal. began reports that there was no signal right before.
+	// began reports that the previous answer had no signal.
 	read func(ctx context.Context, began bool) *cloud.Notice
 
-	word   string // the value of the last answer
+	word   string // the last value
 	looked bool
-	// notice is the notice in force. strange is a value that this version does not know; it withdraws nothing.
+	// strange is an unknown value, which withdraws no notice.
 	notice, strange *cloud.Notice
 }
 
-// Watch implements cloud.Watcher. Each item is one request that the service holds for a minute, over persistent connections, so
-// an idle machine costs three small requests a minute.
+// Watch implements cloud.Watcher. Held requests cost an idle machine three requests a minute.
 //
-// A scale-in of a managed instance group is not among them: the metadata does not announce it before the machine is switched
-// off.
+// The metadata announces no scale-in of a managed instance group before power-off.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	var wg sync.WaitGroup
 	for _, it := range []*item{
@@ -85,7 +79,7 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	wg.Wait()
 }
 
-// follow requests one item: at once, or with the tag of the known value, so that the service answers when the value changes.
+// follow sends the last ETag, so that the service answers on a change.
 func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 	etag, confirm := "", confirmations
 	cloud.Poll(ctx, p.opts.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) {
@@ -103,7 +97,7 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 		absent := errors.Is(err, cloud.ErrNotFound)
 		switch {
 		case err != nil && !absent && held:
-			// A changed value is requested directly; only a failure of this request counts.
+			// Only a failure of the next, direct request counts.
 			return pace, nil
 		case err != nil && !absent:
 			return 0, err
@@ -118,16 +112,15 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 		case absent:
 			return jitter(absentPause), nil
 		default:
-			etag = head.Get("ETag") // without one the service holds nothing back
+			etag = head.Get("ETag") // without an ETag the service does not hold
 		}
 		return pace, nil
 	})
 }
 
-// oneWord matches every answer that can be decoded.
 var oneWord = regexp.MustCompile(`^[A-Z0-9_]{0,64}$`)
 
-// take stores the value of an answer, and reports whether a signal has ended.
+// take reports whether a signal has ended.
 func (it *item) take(ctx context.Context, word string) (ended bool) {
 	began := it.looked && it.notice == nil
 	it.looked = true
@@ -156,7 +149,7 @@ func (it *item) current() (all []cloud.Notice) {
 	return all
 }
 
-// preempted counts the window once, even if the signal ends and returns.
+// preempted counts the window once, even if the signal returns.
 func preempted() func(context.Context, bool) *cloud.Notice {
 	var end time.Time
 	return func(context.Context, bool) *cloud.Notice {
@@ -197,11 +190,10 @@ func (p *Provider) shutdown(ctx context.Context, _ bool) *cloud.Notice {
 	return n
 }
 
-// fields returns the texts and numbers of an object and its members; max-duration, max_duration and maxDuration become one
-// name.
+// fields flattens a JSON object; max-duration, max_duration and maxDuration become one name.
 func fields(body []byte) map[string]string {
 	var doc any
-	_ = json.Unmarshal(body, &doc) // an answer that is not JSON has no fields
+	_ = json.Unmarshal(body, &doc) // not JSON: no fields
 	out := map[string]string{}
 	var read func(name string, value any)
 	read = func(name string, value any) {
@@ -218,10 +210,9 @@ func fields(body []byte) map[string]string {
 	return out
 }
 
-// parseShutdown decodes instance/shutdown-details/: the target state of the machine and the time of its end, zero if unknown;
-// counted from now if the details do not say from when.
-// The fields have the names of the API. The format of a duration in the metadata is not documented, so a number of seconds, a
-// number with an s and the API's object are all accepted.
+// parseShutdown returns the target state and the end, counted from now if the start is unknown.
+//
+// The fields are the API's. The duration's format is undocumented: seconds with or without an s, or the API's object.
 func parseShutdown(body []byte, now time.Time) (target string, ends time.Time, counted bool) {
 	f := fields(body)
 	target = strings.ToLower(cloud.Printable(f["targetstate"]))
@@ -232,19 +223,19 @@ func parseShutdown(body []byte, now time.Time) (target string, ends time.Time, c
 	}
 	span := time.Duration(n * float64(time.Second))
 	from := cloud.ParseTime(f["requesttimestamp"])
-	// The clocks differ: a window that seems to begin later, or to be over, begins now.
+	// Clocks differ: a window in the future or past begins now.
 	if counted = from.IsZero() || from.After(now) || !from.Add(span).After(now); counted {
 		from = now
 	}
 	return target, from.Add(span), counted
 }
 
-// parseUpcoming decodes the earliest begin of maintenance, zero without maintenance. Known answers: NONE, an object with an
-// error, and the fields with and without an object around them, in two spellings.
+// parseUpcoming returns the earliest start. Observed: NONE, an error object, and the fields with and without an
+// enclosing object, in two spellings.
 func parseUpcoming(body []byte) time.Time {
 	f := fields(body)
 	return cmp.Or(cloud.ParseTime(f["windowstarttime"]), cloud.ParseTime(f["starttime"]))
 }
 
-// jitter shortens a time at random, so that the machines of a fleet do not ask together.
+// jitter keeps a fleet from polling together.
 func jitter(d time.Duration) time.Duration { return d - rand.N(d/10+1) }

@@ -14,18 +14,18 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// CloudInitPath is the file of instance data that cloud-init writes, readable for every user.
+// CloudInitPath is cloud-init's instance data, readable by every user.
 const CloudInitPath = "/run/cloud-init/instance-data.json"
 
-// maxInstanceData bounds the size: user data of 16 KiB, vendor data and keys are far below.
+// User data of 16 KiB, vendor data and keys are far below.
 const maxInstanceData = 8 << 20
 
-// CloudInit is the part of cloud-init's instance data that is used, its v1 keys. An empty field is absent.
+// CloudInit holds v1 keys of cloud-init's instance data.
 type CloudInit struct {
 	CloudName, Region, Zone string
 }
 
-// ReadCloudInit reads the instance data of cloud-init below a root. If there is no such file, the error matches fs.ErrNotExist.
+// ReadCloudInit returns fs.ErrNotExist without cloud-init.
 func ReadCloudInit(root string) (CloudInit, error) {
 	f, err := os.Open(filepath.Join(root, CloudInitPath))
 	if err != nil {
@@ -39,8 +39,7 @@ func ReadCloudInit(root string) (CloudInit, error) {
 	return ParseCloudInit(b)
 }
 
-// ParseCloudInit decodes instance data. Releases of cloud-init spell keys with an underscore, older ones also with a hyphen. A
-// value that is not a short text counts as absent.
+// ParseCloudInit parses instance data. Older releases spell keys with hyphens.
 func ParseCloudInit(b []byte) (CloudInit, error) {
 	var doc struct {
 		V1 map[string]json.RawMessage `json:"v1"`
@@ -51,7 +50,7 @@ func ParseCloudInit(b []byte) (CloudInit, error) {
 	get := func(key string) string {
 		for _, k := range []string{key, strings.ReplaceAll(key, "_", "-")} {
 			var s string
-			// n/a means unknown in cloud-init.
+			// cloud-init writes n/a for unknown.
 			if json.Unmarshal(doc.V1[k], &s) == nil && s != "" && s != "n/a" && len(s) <= cloud.MaxText {
 				return cloud.Printable(s)
 			}

@@ -15,10 +15,10 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Name of this provider.
+// Name is this provider's name.
 const Name = "generic"
 
-// IDPrefix begins an id that is derived from the machine id.
+// IDPrefix begins an id derived from the machine id.
 const IDPrefix = "m-"
 
 const (
@@ -27,7 +27,7 @@ const (
 	hintID     = "run systemd-machine-id-setup (and seal golden images, so that clones do not share the id), or give the machine a host name"
 )
 
-// Provider reads the identity of this machine from its files.
+// Provider identifies this machine by its files.
 type Provider struct {
 	cloud.Silent
 	opts cloud.Options
@@ -43,8 +43,8 @@ func New(opts cloud.Options) (*Provider, error) {
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
 
-// Instance implements cloud.Provider. The id depends only on the machine id: cloud-init may write its id after the first
-// reading, and the daemon would then be another node than the join was.
+// Instance implements cloud.Provider. It ignores cloud-init's id, which may appear after the join and would make another
+// node.
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if err := ctx.Err(); err != nil {
 		return cloud.Instance{}, fmt.Errorf("reading this machine's own facts: %w", err)
@@ -72,18 +72,18 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	}
 	if v4.IsValid() && !v4.IsPrivate() && !carrierGrade(v4) {
 		inst.PublicAddress = v4
-		// Nodes with registered public addresses communicate over the Internet, or not at all: AMS issues 2384, 7791.
+		// Registered public addresses use the Internet, or fail: AMS issues 2384, 7791.
 		inst.Notes = append(inst.Notes, fmt.Sprintf("%s, the address of the default route, is public: if the nodes have a private network, give this node's address there by --address", v4))
 	}
 	return inst, nil
 }
 
-// carrierGrade reports whether an address is in 100.64.0.0/10, which is not public either.
+// 100.64.0.0/10 is not public either.
 func carrierGrade(a netip.Addr) bool {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64}), 10).Contains(a)
 }
 
-// Identify returns the derived machine id as the name of a machine, or else its host name.
+// Identify returns an id from the machine id or host name, or [cloud.ErrNotFound].
 func Identify(root, hostname string) (id, source string, err error) {
 	id, err = MachineID(root)
 	if err == nil {
@@ -102,9 +102,9 @@ func Identify(root, hostname string) (id, source string, err error) {
 	}
 }
 
-// Container returns the file that shows that the root is a container, "" if no such file exists.
+// Container returns the file that marks a container, or "".
 func Container(root string) string {
-	// The files of systemd, Docker and Podman.
+	// Of systemd, Docker and Podman.
 	for _, path := range []string{"/run/systemd/container", "/.dockerenv", "/run/.containerenv"} {
 		if _, err := os.Lstat(filepath.Join(root, path)); err == nil {
 			return path

@@ -15,14 +15,14 @@ import (
 	"strings"
 )
 
-// appID is the 128-bit id of this program (systemd-id128 new). It must never change, because every derived id would change.
+// appID (systemd-id128 new) must never change: every derived id would change.
 const appID = "e3db9ca5a4ae4ac0aaf7e6b2eb021a95"
 
-// MachineID returns an id of this machine that is derived from /etc/machine-id and does not reveal it: the same id that
-// `systemd-id128 machine-id --app-specific=e3db9ca5a4ae4ac0aaf7e6b2eb021a95` prints.
+// MachineID derives an id that does not reveal the machine id, as does
+// `systemd-id128 machine-id --app-specific=e3db9ca5a4ae4ac0aaf7e6b2eb021a95`.
 func MachineID(root string) (string, error) {
 	var errs []error
-	// The second is the older path, of D-Bus.
+	// The second is D-Bus's older path.
 	for _, path := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id"} {
 		b, err := ReadSmall(filepath.Join(root, path))
 		if err != nil {
@@ -38,12 +38,12 @@ func MachineID(root string) (string, error) {
 	return "", fmt.Errorf("reading the machine id: %w", errors.Join(errs...))
 }
 
-// DeriveMachineID is sd_id128_get_machine_app_specific: HMAC-SHA256 of the application's id, with the machine's id as the key,
-// cut to 128 bits and marked as a random UUID.
+// DeriveMachineID is sd_id128_get_machine_app_specific: HMAC-SHA256 of appID keyed with the machine id, cut to 128 bits,
+// marked as a random UUID.
 func DeriveMachineID(machineID string) (string, error) {
 	key, err := hex.DecodeString(machineID)
 	if err != nil || len(key) != 16 || isZero(key) {
-		// A golden image has an empty file or "uninitialized" before its first boot. The error does not show the text.
+		// Before its first boot a golden image has an empty file or "uninitialized".
 		return "", fmt.Errorf("no machine id of 32 hexadecimal digits (%d bytes)", len(machineID))
 	}
 	app, err := hex.DecodeString(appID)
@@ -67,8 +67,7 @@ func isZero(b []byte) bool {
 	return true
 }
 
-// Hostname returns the host name from the files of this machine: /etc/hostname, else the kernel's. It is "" if both name only
-// the local host.
+// Hostname returns /etc/hostname or the kernel's name; "" if unusable.
 func Hostname(root string) string {
 	for _, path := range []string{"/etc/hostname", "/proc/sys/kernel/hostname"} {
 		b, err := ReadSmall(filepath.Join(root, path))
@@ -89,7 +88,6 @@ func Hostname(root string) string {
 	return ""
 }
 
-// usableHostname rejects the names of unconfigured machines and invalid names.
 func usableHostname(s string) bool {
 	switch strings.ToLower(s) {
 	case "localhost", "localhost.localdomain", "(none)", "-":
@@ -103,7 +101,7 @@ func usableHostname(s string) bool {
 	})
 }
 
-// ReadSmall reads the start of a file that should have one line.
+// ReadSmall reads up to 4 KiB.
 func ReadSmall(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -15,36 +15,33 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Service describes how a cloud's metadata service is spoken to.
+// Service describes the protocol of a metadata service.
 type Service struct {
-	// Origin is the address that is used where none is set: http://169.254.169.254.
+	// Origin is the cloud's own: http://169.254.169.254.
 	Origin string
-	// Token says how the service gives out session tokens, nil for clouds without.
+	// Token is nil without session tokens.
 	Token *cloud.Token
-	// Header must be in every request but the one for the token: its name and value. Empty for clouds without.
+	// Header is required in every request but the token's, or empty.
 	Header [2]string
-	// Answer is a header that every answer of the service carries, whatever else is wrong with it. Empty for clouds without.
-	Answer [2]string
-	// Required is the path without whose answer there is no Instance.
+	// Answer is in every answer, also of a fault, or empty.
+	Answer   [2]string
 	Required string
-	// Optional is the path of an item that many machines do not have, and Field its name in Instance's JSON. Empty if one item
-	// has everything.
+	// Optional is the path of an item that may be absent, Field its JSON name. Both may be empty.
 	Optional, Field string
-	// WrongTypes are answers to Required that are well-formed and not what the cloud documents.
+	// WrongTypes are well-formed, but undocumented answers to Required.
 	WrongTypes []string
 }
 
-// Seen is one request that reached the fake.
+// Seen is a request that reached the fake.
 type Seen struct {
 	Method, Path, Query string
 	Header              http.Header
 }
 
-// Fault is one way for an answer to go wrong.
+// Fault is a faulty answer.
 type Fault = http.HandlerFunc
 
-// Fake is a metadata service on loopback that serves bodies by path and misbehaves on demand. A request without our
-// User-Agent fails the test.
+// Fake is a metadata service with injectable faults. It fails the test if the User-Agent is wrong.
 type Fake struct {
 	tb     testing.TB
 	svc    Service
@@ -53,35 +50,35 @@ type Fake struct {
 	bodies map[string]string
 
 	mu        sync.Mutex
-	faults    map[string][]Fault // of the next answers by path
-	always    map[string]Fault   // of all answers after those
+	faults    map[string][]Fault // the next answers by path
+	always    map[string]Fault   // all answers after those
 	seen      []Seen
 	issued    int
 	valid     map[string]bool
 	onRequest func(Seen)
 }
 
-// NewFake starts a fake that serves the bodies, until the test ends.
+// NewFake starts a fake that serves bodies by path.
 func NewFake(tb testing.TB, svc Service, bodies map[string]string) *Fake {
 	tb.Helper()
 	f := &Fake{tb: tb, svc: svc, bodies: bodies, faults: map[string][]Fault{}, always: map[string]Fault{}, valid: map[string]bool{}}
 	f.server = httptest.NewServer(f)
 	tb.Cleanup(func() {
-		// Close waits for requests whose answer is slow.
+		// Close would wait for slow answers.
 		f.server.CloseClientConnections()
 		f.server.Close()
 	})
 	return f
 }
 
-// URL is the origin of the fake.
+// URL returns the origin of the fake.
 func (f *Fake) URL() string { return f.server.URL }
 
-// Addr is its host and port.
+// Addr returns host and port.
 func (f *Fake) Addr() string { return strings.TrimPrefix(f.server.URL, "http://") }
 
-// Break makes the next n answers of a path go wrong, all of them where n is negative. Several faults of one path come one
-// after the other. The path "*" stands for every path but the token's.
+// Break makes the next n answers of a path fail, or all if n is negative. Faults queue up. "*" matches all paths but the
+// token's.
 func (f *Fake) Break(path string, n int, fault Fault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -93,14 +90,14 @@ func (f *Fake) Break(path string, n int, fault Fault) {
 	}
 }
 
-// Expire makes all session tokens given out so far invalid.
+// Expire invalidates all session tokens.
 func (f *Fake) Expire() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.valid)
 }
 
-// OnRequest has fn called with every request, before it is answered.
+// OnRequest sets a callback before each answer.
 func (f *Fake) OnRequest(fn func(Seen)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -114,7 +111,7 @@ func (f *Fake) Seen() []Seen {
 	return append([]Seen(nil), f.seen...)
 }
 
-// Count returns how many requests there were for a path, of any method.
+// Count returns the number of requests for a path.
 func (f *Fake) Count(path string) int {
 	n := 0
 	for _, s := range f.Seen() {
@@ -125,7 +122,7 @@ func (f *Fake) Count(path string) int {
 	return n
 }
 
-// AskedOnce fails the test if a request was made more than once.
+// AskedOnce fails the test after a repeated request.
 func (f *Fake) AskedOnce(context string) {
 	f.tb.Helper()
 	asked := map[string]int{}
@@ -156,7 +153,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	hook := f.onRequest
 	f.mu.Unlock()
 	if hook != nil {
-		hook(seen) // it may break the answer
+		hook(seen) // it may call Break
 	}
 	f.mu.Lock()
 	fault := f.nextFault(r.URL.Path)
@@ -185,7 +182,6 @@ func (f *Fake) nextFault(path string) Fault {
 	return nil
 }
 
-// serve is the healthy service.
 func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -215,13 +211,13 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 		return
 	}
-	// With its query first: one path may have several answers.
+	// The full URI first: one path may have several answers.
 	body, ok := f.bodies[r.URL.RequestURI()]
 	if !ok {
 		body, ok = f.bodies[r.URL.Path]
 	}
 	if !ok {
-		// HTML, as EC2 answers.
+		// HTML, as on EC2.
 		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(http.StatusNotFound)
 		say(w, "<!DOCTYPE html><html><head><title>404 - Not Found</title></head><body><h1>404 - Not Found</h1></body></html>")
@@ -231,10 +227,10 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 	say(w, body)
 }
 
-// say sends a text. The client may have closed the connection, which is no failure.
+// say ignores closed connections.
 func say(w io.Writer, s string) { _, _ = io.WriteString(w, s) }
 
-// Status answers with a status and an HTML page.
+// Status answers with a status and HTML.
 func Status(code int) Fault {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
@@ -250,7 +246,7 @@ func Body(body string) Fault {
 
 const page = "<!DOCTYPE html>\n<html><body>Please log in</body></html>\n"
 
-// HTML answers 200 with a page, as a captive portal does.
+// HTML answers like a captive portal.
 func HTML() Fault { return Body(page) }
 
 // Slow never answers.
@@ -258,12 +254,12 @@ func Slow() Fault {
 	return func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 }
 
-// Closed takes the connection and closes it without an answer.
+// Closed closes the connection without an answer.
 func Closed() Fault {
-	return func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // net/http's own way to abort an answer
+	return func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // aborts the answer in net/http
 }
 
-// Truncated promises a body, sends a part of it and closes the connection.
+// Truncated sends part of a body and closes the connection.
 func Truncated() Fault {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", "100")

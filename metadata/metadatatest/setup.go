@@ -13,7 +13,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Fixture is a file of testdata.
+// Fixture returns a file of testdata.
 func Fixture(tb testing.TB, name string) string {
 	tb.Helper()
 	b, err := os.ReadFile("testdata/" + name)
@@ -21,7 +21,7 @@ func Fixture(tb testing.TB, name string) string {
 	return string(b)
 }
 
-// Sends are the Options of a machine that sends from these addresses; "" is no address.
+// Sends sets Options.Local; "" means none.
 func Sends(v4, v6 string) func(*cloud.Options) {
 	return func(o *cloud.Options) {
 		o.Local = func() (a, b netip.Addr) {
@@ -32,7 +32,7 @@ func Sends(v4, v6 string) func(*cloud.Options) {
 	}
 }
 
-// RoundTrip is a transport in memory.
+// RoundTrip is an in-memory transport.
 type RoundTrip func(*http.Request) (*http.Response, error)
 
 // RoundTrip implements http.RoundTripper.

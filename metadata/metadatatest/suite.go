@@ -23,42 +23,36 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Suite describes a provider to the rules. Faults of the service and of session tokens are tested on [cloud.Client], which all
-// providers use.
+// Suite describes a provider.
 type Suite struct {
-	// Name of the provider.
 	Name string
-	// Open opens it.
 	Open func(cloud.Options) (cloud.Provider, error)
-	// Machines are machines and the instances that must be read from them. The first is used if any machine will do.
+	// The first machine serves tests that need any.
 	Machines []Machine
-	// Service is nil for a provider that makes no requests.
+	// Service is nil for a provider without requests.
 	Service *Service
 }
 
-// Machine is one machine and the instance that must be read from it.
+// Machine is a machine and its expected Instance.
 type Machine struct {
 	Name string
-	// Root is the tree of a provider that reads files.
 	Root string
-	// Bodies are the answers of a provider's service by path.
-	Bodies map[string]string
-	// Options may add settings.
+	// Bodies are answers by path.
+	Bodies  map[string]string
 	Options func(*cloud.Options)
-	// Want is the instance. Want.Notes is not compared.
-	Want cloud.Instance
-	// WantErr, if it is not nil, is the error of Instance.
+	// Want is compared without Notes.
+	Want    cloud.Instance
 	WantErr error
 }
 
-// Run tries all rules.
+// Run runs all tests.
 func Run(t *testing.T, s Suite) {
 	for _, m := range s.Machines {
 		t.Run("machine/"+m.Name, func(t *testing.T) { s.machine(t, m) })
 	}
 	t.Run("cancelled", s.cancelled)
 	if s.Service == nil {
-		return // the other rules need one
+		return // the other tests need a service
 	}
 	for _, rule := range []struct {
 		name string
@@ -85,8 +79,7 @@ func (s Suite) open(t *testing.T, o cloud.Options) cloud.Provider {
 	return p
 }
 
-// at returns options for a machine whose service is the fake, with bounds that a loaded machine keeps. The provider must dial
-// the address of its cloud, and without a service none.
+// at allows only the cloud's address, with bounds for a loaded machine.
 func (s Suite) at(t *testing.T, f *Fake, m Machine) cloud.Options {
 	o := cloud.Options{Root: m.Root, AttemptTimeout: 500 * time.Millisecond, Timeout: 20 * time.Second, RetryWait: time.Millisecond}
 	o.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -113,8 +106,7 @@ func (s Suite) fake(t *testing.T, m Machine) *Fake {
 	return NewFake(t, *s.Service, m.Bodies)
 }
 
-// start returns the first machine's service and a provider that asks it, with other bounds of a request and of a reading if they
-// are given.
+// start takes AttemptTimeout and Timeout as bounds.
 func (s Suite) start(t *testing.T, bounds ...time.Duration) (*Fake, cloud.Provider) {
 	t.Helper()
 	f := s.fake(t, s.Machines[0])
@@ -125,7 +117,6 @@ func (s Suite) start(t *testing.T, bounds ...time.Duration) (*Fake, cloud.Provid
 	return f, s.open(t, o)
 }
 
-// reads fails unless the provider reads the first machine.
 func (s Suite) reads(t *testing.T, p cloud.Provider) {
 	t.Helper()
 	got, err := p.Instance(t.Context())
@@ -133,7 +124,6 @@ func (s Suite) reads(t *testing.T, p cloud.Provider) {
 	s.same(t, got, s.Machines[0].Want)
 }
 
-// fails fails unless Instance fails in this way.
 func (s Suite) fails(t *testing.T, p cloud.Provider, kind error) error {
 	t.Helper()
 	_, err := p.Instance(t.Context())
@@ -171,7 +161,7 @@ func (s Suite) machine(t *testing.T, m Machine) {
 	if !got.TagsKnown && got.TagsHint == "" {
 		t.Error("tags are not known and there is no hint")
 	}
-	if f != nil && len(m.Want.Missing) == 0 { // what is missing is asked for again
+	if f != nil && len(m.Want.Missing) == 0 { // missing items are retried
 		f.AskedOnce(m.Name)
 	}
 }
@@ -228,7 +218,6 @@ func (s Suite) requiredNotFound(t *testing.T) {
 	}
 }
 
-// wrongTypes: what is not the cloud's document is not read as one, a page or an empty body for example.
 func (s Suite) wrongTypes(t *testing.T) {
 	for _, body := range append(slices.Clone(s.Service.WrongTypes), "", page) {
 		f, p := s.start(t)
@@ -257,9 +246,9 @@ func (s Suite) optionalBroken(t *testing.T) {
 	}
 }
 
-// cancelledInTheMiddle: a cancelled call ends at once, however slow the service is, and logs no warning.
+// A canceled call ends at once and logs no warning.
 func (s Suite) cancelledInTheMiddle(t *testing.T) {
-	for _, at := range []int32{1, 2} { // at the first item, and at a later one
+	for _, at := range []int32{1, 2} { // the first item, and a later one
 		f := s.fake(t, s.Machines[0])
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -284,7 +273,7 @@ func (s Suite) cancelledInTheMiddle(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Fatalf("Instance() error = %v, want context.Canceled", err)
 		}
-		// A busy machine may be slow; waiting for the bound of 10 s is something else.
+		// Generous for a busy machine, far from the bound of 10 s.
 		if took := time.Since(cut); took > o.AttemptTimeout/2 {
 			t.Errorf("ended %v after the context", took)
 		}
@@ -294,7 +283,7 @@ func (s Suite) cancelledInTheMiddle(t *testing.T) {
 	}
 }
 
-// endpoint: an endpoint in the options is asked in place of the cloud's, or refused (all forms: TestEndpoint of package cloud).
+// All forms are in TestEndpoint of package cloud.
 func (s Suite) endpoint(t *testing.T) {
 	f := s.fake(t, s.Machines[0])
 	s.reads(t, s.open(t, cloud.Options{Endpoints: map[string]string{s.Name: f.URL()}}))

@@ -16,17 +16,17 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Watched is what the Watch of a provider reports, in a bubble of synctest, where time passes while all goroutines wait.
+// Watched records a provider's reports in a synctest bubble.
 type Watched struct {
 	t *testing.T
 
 	mu   sync.Mutex
 	from time.Time
-	at   map[string][]int // by topic, the seconds of the reports since from
+	at   map[string][]int // by topic, in seconds since from
 	last map[string][]cloud.Notice
 }
 
-// Watch runs Watch until the test ends. It is called in a bubble.
+// Watch runs p.Watch in a bubble until the test ends.
 func Watch(t *testing.T, p interface {
 	Watch(context.Context, cloud.Report)
 },
@@ -45,7 +45,7 @@ func Watch(t *testing.T, p interface {
 	return w
 }
 
-// Reports returns the seconds of the reports by topic since the last call of it or of Look.
+// Reports returns, by topic, the seconds of reports since the last Reports or Look.
 func (w *Watched) Reports() map[string][]int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -61,13 +61,13 @@ func (w *Watched) Last() map[string][]cloud.Notice {
 	return maps.Clone(w.last)
 }
 
-// Some is any number of reports but zero, Any includes zero.
+// Reports for Look: Some is at least one, Any includes zero.
 const (
 	Some = -1
 	Any  = -2
 )
 
-// Look lets time pass. There must be so many reports in it, and the last one until now must be this.
+// Look waits for d, then checks the number of reports and the last one.
 func (w *Watched) Look(topic string, d time.Duration, reports int, want ...cloud.Notice) {
 	w.t.Helper()
 	<-time.After(d)
