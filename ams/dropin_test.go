@@ -4,7 +4,6 @@
 package ams
 
 import (
-	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -89,7 +88,7 @@ func TestReadDropIn(t *testing.T) {
 	pipe := plant(t, nil)
 	must.OK(t, os.MkdirAll(filepath.Dir(filepath.Join(pipe, DropInPath)), 0o755))
 	must.OK(t, syscall.Mkfifo(filepath.Join(pipe, DropInPath), 0o600))
-	if _, err := ReadDropIn(pipe); !errors.Is(err, errUnreadable) {
+	if _, err := ReadDropIn(pipe); !says(err, "unreadable") {
 		t.Errorf("%v", err)
 	}
 }

@@ -89,7 +89,7 @@ func TestOpenServerSettings(t *testing.T) {
 		{"malformed", "http.port=5081\nx=\\u00g0\n", "http://127.0.0.1:5080", []string{WarnServerSyntax}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in, err := Open(tree(t, map[string]string{serverName: c.properties}), "")
+			in, err := Open(tree(t, map[string]string{"conf/red5.properties": c.properties}), "")
 			must.OK(t, err)
 			if in.BaseURL() != c.base {
 				t.Errorf("BaseURL = %s, want %s", in.BaseURL(), c.base)
@@ -102,7 +102,7 @@ func TestOpenServerSettings(t *testing.T) {
 }
 
 func TestOpenMode(t *testing.T) {
-	in, err := Open(tree(t, map[string]string{containerName: clusterXML}), "")
+	in, err := Open(tree(t, map[string]string{"conf/jee-container.xml": clusterXML}), "")
 	must.OK(t, err)
 	if mode, err := in.Mode(); err != nil || mode != conf.ModeCluster {
 		t.Errorf("Mode = %v, %v", mode, err)
@@ -113,7 +113,7 @@ func TestOpenMode(t *testing.T) {
 		"half open":  strings.Replace(clusterXML, "<!-- cluster end -->", "", 1),
 	} {
 		t.Run(name, func(t *testing.T) {
-			in, err := Open(tree(t, map[string]string{containerName: broken}), "")
+			in, err := Open(tree(t, map[string]string{"conf/jee-container.xml": broken}), "")
 			must.OK(t, err)
 			if _, err := in.Mode(); err == nil || !strings.Contains(err.Error(), "jee-container.xml") {
 				t.Errorf("Mode: %v", err)
@@ -167,7 +167,7 @@ func TestOpenApps(t *testing.T) {
 			t.Errorf("%s is outside the root: %s", a.Name, a.File.Real)
 		}
 	}
-	if a := apps["linked"]; a.DBName != "linked" || a.File.Real != filepath.Join(root, "srv/apps/linked", appFileName) {
+	if a := apps["linked"]; a.DBName != "linked" || a.File.Real != filepath.Join(root, "srv/apps/linked", "WEB-INF/red5-web.properties") {
 		t.Errorf("linked: %+v", a)
 	}
 	if a := apps["climbing"]; a.DBName != "climbing" {
@@ -177,10 +177,10 @@ func TestOpenApps(t *testing.T) {
 		t.Errorf("again: %+v", apps["again"])
 	}
 	var syntax *conf.SyntaxError
-	if a := apps["malformed"]; !errors.As(a.Err, &syntax) || errors.Is(a.Err, errUnreadable) {
+	if a := apps["malformed"]; !errors.As(a.Err, &syntax) || says(a.Err, "unreadable") {
 		t.Errorf("malformed: %v", a.Err)
 	}
-	if a := apps["folder"]; !errors.Is(a.Err, errUnreadable) {
+	if a := apps["folder"]; !says(a.Err, "unreadable") {
 		t.Errorf("folder: %v", a.Err)
 	}
 	if a := apps["no-db"]; a.Err != nil || a.DBName != "" {
@@ -213,7 +213,7 @@ func TestOpenRelative(t *testing.T) {
 	t.Chdir(filepath.Join(root, "usr"))
 	in, err := Open("", "local/antmedia")
 	must.OK(t, err)
-	if want := filepath.Join(root, DefaultDir); in.Dir != want || in.Server.Path != filepath.Join(want, serverName) {
+	if want := filepath.Join(root, DefaultDir); in.Dir != want || in.Server.Path != filepath.Join(want, "conf/red5.properties") {
 		t.Errorf("Dir %s, server %+v", in.Dir, in.Server)
 	}
 	if _, err := Open("..", ""); err != nil {
@@ -225,7 +225,7 @@ func TestOpenErrors(t *testing.T) {
 	t.Run("no directory", func(t *testing.T) {
 		root := t.TempDir()
 		_, err := Open(root, "")
-		if !errors.Is(err, errNotAMS) || !strings.Contains(err.Error(), filepath.Join(root, DefaultDir)) {
+		if !says(err, "not an Ant Media Server tree") || !strings.Contains(err.Error(), filepath.Join(root, DefaultDir)) {
 			t.Errorf("%v", err)
 		}
 		if Hint(err) == "" {
@@ -234,13 +234,13 @@ func TestOpenErrors(t *testing.T) {
 	})
 	t.Run("a file in its place", func(t *testing.T) {
 		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "x"}), "")
-		if !errors.Is(err, errNotAMS) {
+		if !says(err, "not an Ant Media Server tree") {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("link loop", func(t *testing.T) {
 		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "-> antmedia"}), "")
-		if !errors.Is(err, errUnreadable) {
+		if !says(err, "unreadable") {
 			t.Errorf("%v", err)
 		}
 	})
@@ -248,47 +248,47 @@ func TestOpenErrors(t *testing.T) {
 		changes map[string]string
 		missing []string
 	}{
-		"no container": {map[string]string{containerName: "-"}, []string{containerName}},
-		"no server":    {map[string]string{serverName: "-"}, []string{serverName}},
+		"no container": {map[string]string{"conf/jee-container.xml": "-"}, []string{"conf/jee-container.xml"}},
+		"no server":    {map[string]string{"conf/red5.properties": "-"}, []string{"conf/red5.properties"}},
 		"nothing": {
 			map[string]string{
-				containerName: "-", serverName: "-", "webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-",
+				"conf/jee-container.xml": "-", "conf/red5.properties": "-", "webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-",
 				"webapps/My App/WEB-INF/red5-web.properties": "-", "webapps/canlı-yayın/WEB-INF/red5-web.properties": "-", "webapps/LiveApp.war": "-",
 			},
-			[]string{containerName, serverName, webappsName},
+			[]string{"conf/jee-container.xml", "conf/red5.properties", "webapps"},
 		},
 		"webapps is a file": {
 			map[string]string{
 				"webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-", "webapps/LiveApp.war": "-",
 				"webapps/My App/WEB-INF/red5-web.properties": "-", "webapps/canlı-yayın/WEB-INF/red5-web.properties": "-", "webapps": "x",
 			},
-			[]string{webappsName},
+			[]string{"webapps"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Open(tree(t, c.changes), "")
-			if want := "/usr/local/antmedia is not an Ant Media Server tree: missing " + strings.Join(c.missing, ", "); !errors.Is(err, errNotAMS) || !strings.HasSuffix(err.Error(), want) {
+			if want := "/usr/local/antmedia is not an Ant Media Server tree: missing " + strings.Join(c.missing, ", "); !says(err, "not an Ant Media Server tree") || !strings.HasSuffix(err.Error(), want) {
 				t.Errorf("%v, want %s", err, want)
 			}
 		})
 	}
 	t.Run("a pipe does not hold us", func(t *testing.T) {
-		root := tree(t, map[string]string{containerName: "-"})
-		must.OK(t, syscall.Mkfifo(filepath.Join(root, DefaultDir, containerName), 0o600))
-		if _, err := Open(root, ""); !errors.Is(err, errUnreadable) || !errors.Is(err, files.ErrNotRegular) {
+		root := tree(t, map[string]string{"conf/jee-container.xml": "-"})
+		must.OK(t, syscall.Mkfifo(filepath.Join(root, DefaultDir, "conf/jee-container.xml"), 0o600))
+		if _, err := Open(root, ""); !says(err, "unreadable") || !errors.Is(err, files.ErrNotRegular) {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("a folder for a file", func(t *testing.T) {
-		root := tree(t, map[string]string{serverName: "-", serverName + "/": ""})
-		if _, err := Open(root, ""); !errors.Is(err, errUnreadable) || !errors.Is(err, files.ErrNotRegular) {
+		root := tree(t, map[string]string{"conf/red5.properties": "-", "conf/red5.properties" + "/": ""})
+		if _, err := Open(root, ""); !says(err, "unreadable") || !errors.Is(err, files.ErrNotRegular) {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("too large", func(t *testing.T) {
 		root := tree(t, nil)
-		must.OK(t, os.Truncate(filepath.Join(root, DefaultDir, serverName), conf.MaxSettings+1))
-		if _, err := Open(root, ""); !errors.Is(err, errUnreadable) {
+		must.OK(t, os.Truncate(filepath.Join(root, DefaultDir, "conf/red5.properties"), conf.MaxSettings+1))
+		if _, err := Open(root, ""); !says(err, "unreadable") {
 			t.Errorf("%v", err)
 		}
 	})
@@ -297,9 +297,9 @@ func TestOpenErrors(t *testing.T) {
 			t.Skip("root reads everything; see the run as another user")
 		}
 		root := tree(t, nil)
-		must.OK(t, os.Chmod(filepath.Join(root, DefaultDir, containerName), 0))
+		must.OK(t, os.Chmod(filepath.Join(root, DefaultDir, "conf/jee-container.xml"), 0))
 		_, err := Open(root, "")
-		if !errors.Is(err, errUnreadable) || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
+		if !says(err, "unreadable") || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
 			t.Errorf("%v, hint %q", err, Hint(err))
 		}
 	})

@@ -28,11 +28,11 @@ func TestCheckLiveness(t *testing.T) {
 		"live":            {200, `{"host":"node-1","status":"ok"}`, Liveness{State: Live, Code: 200, Host: "node-1", Status: "ok"}},
 		"other fields":    {200, `{"host":7,"x":[]}`, Liveness{State: Live, Code: 200}},
 		"another server":  {200, "<html>welcome to nginx</html>", Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
-		"endless":         {200, `{"host":"` + strings.Repeat("x", maxBody) + `"}`, Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
+		"endless":         {200, `{"host":"` + strings.Repeat("x", 64<<10) + `"}`, Liveness{State: LiveUnknown, Code: 200, Detail: "it answers 200, but not as Ant Media Server does"}},
 		"console not up":  {403, "", Liveness{State: LiveStarting, Code: 403, Detail: "it answers 403 Forbidden"}},
 		"unavailable":     {503, "", Liveness{State: LiveStarting, Code: 503, Detail: "it answers 503 Service Unavailable"}},
 		"no own hostname": {500, "", Liveness{State: LiveBroken, Code: 500, Detail: "it answers 500 Internal Server Error: its own hostname does not resolve"}},
-		"old release":     {404, "", Liveness{State: liveNoEndpoint, Code: 404, Detail: "it answers, without a liveness call"}},
+		"old release":     {404, "", Liveness{State: "no-endpoint", Code: 404, Detail: "it answers, without a liveness call"}},
 		"redirect":        {302, "", Liveness{State: LiveUnknown, Code: 302, Detail: "it answers 302 Found"}},
 		"login":           {401, "", Liveness{State: LiveUnknown, Code: 401, Detail: "it answers 401 Unauthorized"}},
 	} {

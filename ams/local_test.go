@@ -21,7 +21,7 @@ func TestDialThisMachine(t *testing.T) {
 	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
 	must.OK(t, err)
 	for _, host := range []string{"127.0.0.1", "localhost", "::ffff:127.0.0.1"} {
-		if l := CheckLiveness(t.Context(), nil, "http://"+net.JoinHostPort(host, port)); l.State != liveNoEndpoint {
+		if l := CheckLiveness(t.Context(), nil, "http://"+net.JoinHostPort(host, port)); l.State != "no-endpoint" {
 			t.Errorf("%s: %s", host, l)
 		}
 	}

@@ -117,16 +117,16 @@ func TestJarRelease(t *testing.T) {
 		{"empty file", "", Release{}, "not a whole jar"},
 		{"cut", manifest(good)[:60], Release{}, "not a whole jar"},
 		{"not a zip", strings.Repeat("x", 100_000), Release{}, "not a whole jar"},
-		{"manifest without end", manifest("Implementation-Version: 3.0.3\nX: " + strings.Repeat("y", maxManifestSize)), Release{Version: "3.0.3"}, ""},
+		{"manifest without end", manifest("Implementation-Version: 3.0.3\nX: " + strings.Repeat("y", 64<<10)), Release{Version: "3.0.3"}, ""},
 		{"version without end", manifest("Implementation-Version: 3.0.3-" + strings.Repeat("x", 300)), Release{}, "longer than"},
 		{"build without end", manifest("Implementation-Version: 3.0.3\nBuild-Number: " + strings.Repeat("7", 300)), Release{}, "longer than"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in, err := Open(tree(t, map[string]string{jarName: c.jar}), "")
+			in, err := Open(tree(t, map[string]string{"ant-media-server.jar": c.jar}), "")
 			must.OK(t, err)
 			got := in.Release
 			if c.note != "" {
-				if got.Known() || !strings.Contains(got.Note, c.note) || !strings.Contains(got.Note, jarName) {
+				if got.Known() || !strings.Contains(got.Note, c.note) || !strings.Contains(got.Note, "ant-media-server.jar") {
 					t.Errorf("release %+v", got)
 				}
 				return
@@ -140,21 +140,21 @@ func TestJarRelease(t *testing.T) {
 
 func TestJarReleaseOddFiles(t *testing.T) {
 	t.Run("none", func(t *testing.T) {
-		in, err := Open(tree(t, map[string]string{jarName: "-"}), "")
+		in, err := Open(tree(t, map[string]string{"ant-media-server.jar": "-"}), "")
 		if err != nil || in.Release.Known() || !strings.HasSuffix(in.Release.Note, "ant-media-server.jar: no such file or directory") {
 			t.Errorf("%+v, %v", in, err)
 		}
 	})
 	t.Run("absolute link below the root", func(t *testing.T) {
-		root := tree(t, map[string]string{jarName: "-> /opt/jars/server.jar", "../../../opt/jars/server.jar": jar(t, map[string]string{manifestName: "Implementation-Version: 2.8.0\n"})})
+		root := tree(t, map[string]string{"ant-media-server.jar": "-> /opt/jars/server.jar", "../../../opt/jars/server.jar": jar(t, map[string]string{manifestName: "Implementation-Version: 2.8.0\n"})})
 		in, err := Open(root, "")
 		if err != nil || in.Release.Version != "2.8.0" {
 			t.Errorf("%+v, %v", in, err)
 		}
 	})
 	t.Run("pipe", func(t *testing.T) {
-		root := tree(t, map[string]string{jarName: "-"})
-		must.OK(t, syscall.Mkfifo(filepath.Join(root, DefaultDir, jarName), 0o600))
+		root := tree(t, map[string]string{"ant-media-server.jar": "-"})
+		must.OK(t, syscall.Mkfifo(filepath.Join(root, DefaultDir, "ant-media-server.jar"), 0o600))
 		in, err := Open(root, "")
 		if err != nil || in.Release.Known() || !strings.Contains(in.Release.Note, "not a regular file") {
 			t.Errorf("%+v, %v", in, err)
@@ -166,8 +166,8 @@ func TestJarReleaseOddFiles(t *testing.T) {
 // content is at the front.
 func forgedJar(t *testing.T, size int64, directory []byte) (root string) {
 	t.Helper()
-	root = tree(t, map[string]string{jarName: "-"})
-	f, err := os.Create(filepath.Join(root, DefaultDir, jarName))
+	root = tree(t, map[string]string{"ant-media-server.jar": "-"})
+	f, err := os.Create(filepath.Join(root, DefaultDir, "ant-media-server.jar"))
 	must.OK(t, err)
 	defer f.Close()
 	const end64Size, locatorSize, endSize = 56, 20, 22
@@ -208,8 +208,8 @@ func TestJarReleaseMemory(t *testing.T) {
 	record := append([]byte{'P', 'K', 1, 2}, make([]byte, 42)...) // of a member without a name
 	for name, root := range map[string]string{
 		"larger than any jar":     forgedJar(t, 6<<30, nil),
-		"as large as a jar is":    forgedJar(t, maxJarSize, nil),
-		"a directory of all that": forgedJar(t, maxJarSize, bytes.Repeat(record, maxJarSize/2/len(record))),
+		"as large as a jar is":    forgedJar(t, 64<<20, nil),
+		"a directory of all that": forgedJar(t, 64<<20, bytes.Repeat(record, (64<<20)/2/len(record))),
 	} {
 		t.Run(name, func(t *testing.T) {
 			var in *Installation
@@ -249,7 +249,7 @@ func FuzzJar(f *testing.F) {
 		return b.Bytes()
 	}
 	f.Add(z(zip.Store, "Implementation-Version: 3.0.3\n"))
-	f.Add(z(zip.Deflate, "Implementation-Version: 3.0.3\nX: "+strings.Repeat("y", maxManifestSize)))
+	f.Add(z(zip.Deflate, "Implementation-Version: 3.0.3\nX: "+strings.Repeat("y", 64<<10)))
 	f.Add([]byte("PK\x05\x06" + strings.Repeat("\xff", 16) + "\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		manifest, err := manifestOf(bytes.NewReader(b), int64(len(b)))

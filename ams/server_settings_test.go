@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -45,7 +44,7 @@ func TestPorts(t *testing.T) {
 		"no ports":      {"http.port=${port}\nhttps.port=0\nrtmp.port=65536\nserver.srt_port=-1\nserver.origin_port=\nrtmps.enabled=false\nrtmps.port=8443\n", shipped},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := opened(t, map[string]string{serverName: c.properties}).Ports()
+			got, err := opened(t, map[string]string{"conf/red5.properties": c.properties}).Ports()
 			if err != nil || got != c.want {
 				t.Errorf("%+v, %v, want %+v", got, err, c.want)
 			}
@@ -62,15 +61,15 @@ func TestPorts(t *testing.T) {
 		}
 	})
 	t.Run("broken", func(t *testing.T) {
-		in := opened(t, map[string]string{serverName: "http.port=1\nx=\\u00g0\n"})
+		in := opened(t, map[string]string{"conf/red5.properties": "http.port=1\nx=\\u00g0\n"})
 		if got, err := in.Ports(); err == nil || got != shipped {
 			t.Errorf("malformed: %+v, %v", got, err)
 		}
 		must.OK(t, os.Remove(in.Server.Real))
-		if got, err := in.Ports(); !errors.Is(err, errUnreadable) || got != shipped {
+		if got, err := in.Ports(); !says(err, "unreadable") || got != shipped {
 			t.Errorf("gone: %+v, %v", got, err)
 		}
-		if _, err := in.ServerToken(time.Now()); !errors.Is(err, errUnreadable) || errors.Is(err, errNoServerToken) {
+		if _, err := in.ServerToken(time.Now()); !says(err, "unreadable") || says(err, "no token for the server's statistics") {
 			t.Errorf("gone: %v", err)
 		}
 	})
@@ -99,7 +98,7 @@ func TestSessionsCorpus(t *testing.T) {
 			if got, err := in.Ports(); err != nil || got != shipped {
 				t.Errorf("ports %+v, %v", got, err)
 			}
-			if _, err := in.ServerToken(time.Now()); !errors.Is(err, errNoServerToken) {
+			if _, err := in.ServerToken(time.Now()); !says(err, "no token for the server's statistics") {
 				t.Errorf("key: %v", err)
 			}
 			if names, err := in.Databases(); err != nil || len(names) == 0 {
@@ -155,7 +154,7 @@ func TestServerToken(t *testing.T) {
 		"dollar":         {"a$b{c}", "a$b{c}"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			token, err := opened(t, map[string]string{serverName: jwt + c.spelled + "\n"}).ServerToken(time.Unix(1_800_000_000, 0))
+			token, err := opened(t, map[string]string{"conf/red5.properties": jwt + c.spelled + "\n"}).ServerToken(time.Unix(1_800_000_000, 0))
 			must.OK(t, err)
 			parts := strings.Split(token, ".")
 			if len(parts) != 3 {
@@ -195,9 +194,9 @@ func TestServerTokenNotPossible(t *testing.T) {
 		"off in the end": {jwt + secret + "\nserver.jwtServerControlEnabled=0\n", "server.jwtServerControlEnabled is not true"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := opened(t, map[string]string{serverName: c.properties})
+			in := opened(t, map[string]string{"conf/red5.properties": c.properties})
 			_, err := in.ServerToken(time.Now())
-			if !errors.Is(err, errNoServerToken) || !strings.Contains(err.Error(), c.why) || !strings.Contains(err.Error(), "red5.properties") {
+			if !says(err, "no token for the server's statistics") || !strings.Contains(err.Error(), c.why) || !strings.Contains(err.Error(), "red5.properties") {
 				t.Errorf("%v", err)
 			}
 			if strings.Contains(err.Error(), secret) {
@@ -206,7 +205,7 @@ func TestServerTokenNotPossible(t *testing.T) {
 		})
 	}
 	for _, yes := range []string{"true", "TRUE", " true ", "on", "yes", "1"} {
-		in := opened(t, map[string]string{serverName: "server.jwtServerControlEnabled=" + yes + "\nserver.jwtServerSecretKey=" + secret + "\n"})
+		in := opened(t, map[string]string{"conf/red5.properties": "server.jwtServerControlEnabled=" + yes + "\nserver.jwtServerSecretKey=" + secret + "\n"})
 		if _, err := in.ServerToken(time.Now()); err != nil {
 			t.Errorf("%q: %v", yes, err)
 		}
@@ -215,7 +214,7 @@ func TestServerTokenNotPossible(t *testing.T) {
 
 func TestServerTokenKeepsTheSecret(t *testing.T) {
 	const secret = "0123456789abcdef0123456789abcdef"
-	in := opened(t, map[string]string{serverName: jwt + secret + "\n"})
+	in := opened(t, map[string]string{"conf/red5.properties": jwt + secret + "\n"})
 	shown, err := in.ServerToken(time.Now())
 	must.OK(t, err)
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
