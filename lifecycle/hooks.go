@@ -138,19 +138,23 @@ func (e hooksFound) apply(s situation) error {
 	case onlyOthers:
 		e.applyOthers(s, others)
 	case e.err != nil && !errors.Is(e.err, cloud.ErrGone):
-		// Hooks that an event named get no heartbeat until a query succeeds.
-		for i := range s.Hooks {
-			if a := &s.Hooks[i]; a.Hook.Launching == e.launching && a.End == "" && !a.isOurs() {
-				a.Failing = !errors.Is(e.err, cloud.ErrNotWaiting)
-			}
-		}
-		s.setTrouble(troubleDiscover, "the cloud cannot be asked for its hooks: "+e.err.Error())
+		e.applyFailed(s)
 	case e.err != nil || len(e.hooks) == 0:
 		s.noHooks(e.launching)
 	default:
 		e.applyFound(s)
 	}
 	return nil
+}
+
+func (e hooksFound) applyFailed(s situation) {
+	// Hooks that an event named get no heartbeat until a query succeeds.
+	for i := range s.Hooks {
+		if a := &s.Hooks[i]; a.Hook.Launching == e.launching && a.End == "" && !a.isOurs() {
+			a.Failing = !errors.Is(e.err, cloud.ErrNotWaiting)
+		}
+	}
+	s.setTrouble(troubleDiscover, "the cloud cannot be asked for its hooks: "+e.err.Error())
 }
 
 func (e hooksFound) applyDenied(s situation, err *cloud.DeniedError) {
@@ -265,12 +269,7 @@ func (e hookAnswered) apply(s situation) error {
 		s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return sameHook(a.Hook, e.hook) })
 		s.askNotBefore = s.now.Add(notWaitingEvery)
 	case e.err == nil && e.op == opExtend:
-		a.Extends, a.Extended, a.Denied, a.Failing = a.Extends+1, s.now, "", false
-		a.Hook.Timeout = cmp.Or(max(0, e.timeout), a.Hook.Timeout)
-		if limit := a.limit(); !a.capNoted && limit != 0 && limit.Sub(s.now) <= limit.Sub(a.Since)/10 {
-			a.capNoted = true
-			s.note("hook can be kept waiting for little longer", "hook", a.Hook.Name, "time left", limit.Sub(s.now).Round(time.Second), "heartbeats", a.Extends)
-		}
+		e.extended(s, a)
 	case e.err == nil:
 		s.endHook(a, EndCompleted, nil)
 	case errors.Is(e.err, cloud.ErrGone):
@@ -280,20 +279,34 @@ func (e hookAnswered) apply(s situation) error {
 	case errors.Is(e.err, errOthers):
 		trouble = e.err.Error()
 	case isDenied:
-		known := &a.completionDenied
-		if e.op == opExtend {
-			known, a.Failing = &a.Denied, true
-		}
-		if *known != denied.Permission {
-			s.noteDenied(denied)
-		}
-		*known, trouble = denied.Permission, denied.Error()
+		e.denied(s, a, denied)
+		trouble = denied.Error()
 	default:
 		a.Failing = a.Failing || e.op == opExtend
 		trouble = fmt.Sprintf("hook %s: %s: %v", a.Hook.Name, e.op, e.err)
 	}
 	s.setTrouble(string(e.op), trouble)
 	return nil
+}
+
+func (e hookAnswered) extended(s situation, a *hook) {
+	a.Extends, a.Extended, a.Denied, a.Failing = a.Extends+1, s.now, "", false
+	a.Hook.Timeout = cmp.Or(max(0, e.timeout), a.Hook.Timeout)
+	if limit := a.limit(); !a.capNoted && limit != 0 && limit.Sub(s.now) <= limit.Sub(a.Since)/10 {
+		a.capNoted = true
+		s.note("hook can be kept waiting for little longer", "hook", a.Hook.Name, "time left", limit.Sub(s.now).Round(time.Second), "heartbeats", a.Extends)
+	}
+}
+
+func (e hookAnswered) denied(s situation, a *hook, err *cloud.DeniedError) {
+	known := &a.completionDenied
+	if e.op == opExtend {
+		known, a.Failing = &a.Denied, true
+	}
+	if *known != err.Permission {
+		s.noteDenied(err)
+	}
+	*known = err.Permission
 }
 
 // notWaiting handles a hook that does not wait: not yet, or never.

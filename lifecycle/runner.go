@@ -240,28 +240,7 @@ func (r *Runner) follow(p plan, now instant) {
 	if r.ctx == nil {
 		return
 	}
-	wanted := map[string]func(context.Context){}
-	if p.Balancers {
-		wanted["balancers"] = r.askBalancers
-	}
-	if p.Count {
-		wanted[map[bool]string{false: "count", true: "last count"}[p.LastCount]] = func(ctx context.Context) { r.count(ctx, p.LastCount) }
-	}
-	if p.Stop {
-		wanted["stop"] = r.stop
-	}
-	if p.Prove {
-		wanted["prove "+r.state.Start.ID] = func(ctx context.Context) { r.prove(ctx, p.Start) }
-	}
-	for launching, find := range p.FindHooks {
-		if find {
-			settings, notBefore := r.state.settings, r.state.askNotBefore
-			wanted[fmt.Sprint("find ", launching, settings)] = func(ctx context.Context) { r.discover(ctx, launching, settings, notBefore) }
-		}
-	}
-	for _, w := range p.Hooks {
-		wanted[string(w.op)+" "+hookKey(w.Hook)] = func(ctx context.Context) { r.callHook(ctx, w.Hook, w.op) }
-	}
+	wanted := r.wanted(p)
 	for key, cancel := range r.work {
 		if wanted[key] == nil {
 			cancel()
@@ -289,6 +268,33 @@ func (r *Runner) follow(p plan, now instant) {
 	if p.Exit {
 		r.end()
 	}
+}
+
+// wanted returns the work of the plan; its key is the same as long as the work may continue.
+func (r *Runner) wanted(p plan) map[string]func(context.Context) {
+	wanted := map[string]func(context.Context){}
+	if p.Balancers {
+		wanted["balancers"] = r.askBalancers
+	}
+	if p.Count {
+		wanted[map[bool]string{false: "count", true: "last count"}[p.LastCount]] = func(ctx context.Context) { r.count(ctx, p.LastCount) }
+	}
+	if p.Stop {
+		wanted["stop"] = r.stop
+	}
+	if p.Prove {
+		wanted["prove "+r.state.Start.ID] = func(ctx context.Context) { r.prove(ctx, p.Start) }
+	}
+	for launching, find := range p.FindHooks {
+		if find {
+			settings, notBefore := r.state.settings, r.state.askNotBefore
+			wanted[fmt.Sprint("find ", launching, settings)] = func(ctx context.Context) { r.discover(ctx, launching, settings, notBefore) }
+		}
+	}
+	for _, w := range p.Hooks {
+		wanted[string(w.op)+" "+hookKey(w.Hook)] = func(ctx context.Context) { r.callHook(ctx, w.Hook, w.op) }
+	}
+	return wanted
 }
 
 // Run acts on notices until ctx ends, or until the node is drained for a shutdown: then it returns while the machine shuts down.

@@ -56,20 +56,25 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 		}
 		h := a.Hook
 		h.Limit = s.c.Wall.time(a.Limit)
-		err := checkOthers(ctx, p, h)
-		if err == nil {
-			err = c.Complete(ctx, h)
-		}
-		switch {
-		case err == nil:
-			log.Info("hook completed", "hook", h.Name)
-		case errors.Is(err, errOthers):
-			log.Info("hook is left to the last of its machines", "hook", h.Name, "error", err)
-		case errors.Is(err, cloud.ErrGone), errors.Is(err, cloud.ErrNotWaiting):
-			log.Info("hook does not wait", "hook", h.Name, "error", err)
-		default:
-			errs = append(errs, fmt.Errorf("completing hook %s: %w", h.Name, err))
-		}
+		errs = append(errs, completePending(ctx, c, h, p, log))
 	}
 	return errors.Join(errs...)
+}
+
+func completePending(ctx context.Context, c cloud.Hooks, h Hook, p Peers, log *slog.Logger) error {
+	err := checkOthers(ctx, p, h)
+	if err == nil {
+		err = c.Complete(ctx, h)
+	}
+	switch {
+	case err == nil:
+		log.Info("hook completed", "hook", h.Name)
+	case errors.Is(err, errOthers):
+		log.Info("hook is left to the last of its machines", "hook", h.Name, "error", err)
+	case errors.Is(err, cloud.ErrGone), errors.Is(err, cloud.ErrNotWaiting):
+		log.Info("hook does not wait", "hook", h.Name, "error", err)
+	default:
+		return fmt.Errorf("completing hook %s: %w", h.Name, err)
+	}
+	return nil
 }

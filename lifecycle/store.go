@@ -140,21 +140,7 @@ func (s state) restoreAfterBoot(now instant) state {
 	drained := s.leaving()
 	switch s.Phase {
 	case phaseServing, phaseResuming, phaseAnnouncing, phaseDraining, phaseDown:
-		next.Repair = s.Repair && drained
-		for _, n := range s.Notices {
-			if n.Kind == Terminate && n.inForce() {
-				n.Received, n.Deadline = now, 0
-				next.Notices = append(next.Notices, n)
-			}
-		}
-		for _, a := range s.Hooks {
-			if a.End == "" && next.notice(a.Notice) != nil {
-				next.Hooks = append(next.Hooks, hook{Hook: a.Hook, Notice: a.Notice, Since: now})
-			}
-		}
-		if s.Start != nil {
-			next.Start = &start{ID: s.Start.ID, Since: now}
-		}
+		next.keepTermination(&s, now)
 	case phaseStopping, phaseStopFailed, phaseDeregistering, phaseCompleting, phaseDone:
 	}
 	if drained && len(next.Notices) == 0 {
@@ -164,4 +150,22 @@ func (s state) restoreAfterBoot(now instant) state {
 		next.note("the machine was started again, and is still terminated")
 	}
 	return next
+}
+
+func (s *state) keepTermination(before *state, now instant) {
+	s.Repair = before.Repair && before.leaving()
+	for _, n := range before.Notices {
+		if n.Kind == Terminate && n.inForce() {
+			n.Received, n.Deadline = now, 0
+			s.Notices = append(s.Notices, n)
+		}
+	}
+	for _, a := range before.Hooks {
+		if a.End == "" && s.notice(a.Notice) != nil {
+			s.Hooks = append(s.Hooks, hook{Hook: a.Hook, Notice: a.Notice, Since: now})
+		}
+	}
+	if before.Start != nil {
+		s.Start = &start{ID: before.Start.ID, Since: now}
+	}
 }

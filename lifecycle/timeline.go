@@ -35,24 +35,27 @@ func (s situation) timeline() []moment {
 		list = append(list, moment{at: n.Deadline.Add(-min(reserve, span/2)), ends: n.Deadline, by: n.String()})
 	}
 	for i := range s.Hooks {
-		a := &s.Hooks[i]
-		if a.Hook.Launching || a.End != "" {
-			continue
-		}
-		name := "hook " + a.Hook.Name
-		if limit := a.limit(); limit != 0 {
-			list = append(list, moment{at: limit.Add(-min(reserveTime, limit.Sub(a.Since)/4)), ends: limit, by: name + ", which waits no longer than that"})
-		}
-		// The timeout matters only if heartbeats fail.
-		if lapse := a.lapse(); lapse != 0 && (a.Failing || a.Denied != "" || !s.c.Hooks) {
-			why := ", unless a heartbeat gets through"
-			if a.Denied != "" {
-				why = ", which cannot be kept waiting: permission " + a.Denied + " is missing"
-			}
-			list = append(list, moment{at: lapse.Add(-min(reserveTime, a.Hook.Timeout/4)), ends: lapse, by: name + why})
+		if a := &s.Hooks[i]; !a.Hook.Launching && a.End == "" {
+			list = append(list, a.moments(s.c.Hooks)...)
 		}
 	}
 	slices.SortStableFunc(list, func(a, b moment) int { return int(a.at - b.at) })
+	return list
+}
+
+func (a *hook) moments(heartbeats bool) (list []moment) {
+	name := "hook " + a.Hook.Name
+	if limit := a.limit(); limit != 0 {
+		list = append(list, moment{at: limit.Add(-min(reserveTime, limit.Sub(a.Since)/4)), ends: limit, by: name + ", which waits no longer than that"})
+	}
+	// The timeout matters only if heartbeats fail.
+	if lapse := a.lapse(); lapse != 0 && (a.Failing || a.Denied != "" || !heartbeats) {
+		why := ", unless a heartbeat gets through"
+		if a.Denied != "" {
+			why = ", which cannot be kept waiting: permission " + a.Denied + " is missing"
+		}
+		list = append(list, moment{at: lapse.Add(-min(reserveTime, a.Hook.Timeout/4)), ends: lapse, by: name + why})
+	}
 	return list
 }
 

@@ -138,6 +138,13 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 		return outcome{retry: true, err: &cloud.UnreachableError{Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err)}}
 	}
 	defer resp.Body.Close()
+	v := a.read(action, resp, out)
+	v.used = keys
+	return v
+}
+
+// read decodes an answer into out.
+func (a *api) read(action string, resp *http.Response, out any) outcome {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
 	if err != nil {
 		return outcome{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, cloud.WireCause(err))}
@@ -159,9 +166,7 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 		}
 		return outcome{}
 	}
-	v := a.judge(action, resp, cloud.Printable(answer.Code), cloud.Printable(answer.Message))
-	v.used = keys
-	return v
+	return a.judge(action, resp, cloud.Printable(answer.Code), cloud.Printable(answer.Message))
 }
 
 func (a *api) judge(action string, resp *http.Response, code, message string) outcome {

@@ -29,19 +29,13 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 		"lifecycleHookId": &e.Hook.ID, "lifecycleActionToken": &e.Hook.Token,
 		"scalingGroupId": &e.Group, "lifecycleTransition": &transition,
 	})
-	var ids []string
-	if o.Has("instanceIds") {
-		// The placeholder expands to a list, a list's text, or comma-separated text.
-		ids = strings.FieldsFunc(fmt.Sprint(o["instanceIds"]), func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`[],"`, r) })
+	if err != nil {
+		return cloud.Event{}, err
 	}
-	unfit := slices.IndexFunc(ids, func(id string) bool { return len(id) > cloud.MaxText || strings.ContainsFunc(id, notInID) })
+	ids, err := instanceIDs(o)
 	switch {
 	case err != nil:
 		return cloud.Event{}, err
-	case len(ids) == 0:
-		return cloud.Event{}, errors.New("the event names no instance: instanceIds is missing or empty")
-	case unfit >= 0:
-		return cloud.Event{}, fmt.Errorf("the event's instanceIds has what is no instance id: %s", cloud.Quote(ids[unfit]))
 	case e.Hook.ID == "" || e.Hook.Token == "" || strings.Contains(e.Hook.ID+e.Hook.Token, "${"):
 		return cloud.Event{}, errors.New("the event names no lifecycle action: lifecycleHookId or lifecycleActionToken is missing, or still a placeholder")
 	case transition == "SCALE_OUT":
@@ -50,10 +44,27 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 		return cloud.Event{}, fmt.Errorf("the event's lifecycleTransition is neither SCALE_IN nor SCALE_OUT: %s", cloud.Quote(transition))
 	}
 	e.Hook.Provider, e.Hook.Group, e.Hook.Name = Name, e.Group, e.Hook.ID
-	slices.Sort(ids)
-	if ids = slices.Compact(ids); len(ids) > 1 {
+	if e.InstanceID = ids[0]; len(ids) > 1 {
 		e.Instances = ids
 	}
-	e.InstanceID = ids[0]
 	return e, nil
+}
+
+// instanceIDs returns at least one id, sorted.
+func instanceIDs(o cloud.EventFields) ([]string, error) {
+	if !o.Has("instanceIds") {
+		return nil, errors.New("the event names no instance: instanceIds is missing")
+	}
+	// The placeholder expands to a list, a list's text, or comma-separated text.
+	ids := strings.FieldsFunc(fmt.Sprint(o["instanceIds"]), func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`[],"`, r) })
+	if len(ids) == 0 {
+		return nil, errors.New("the event names no instance: instanceIds is empty")
+	}
+	for _, id := range ids {
+		if len(id) > cloud.MaxText || strings.ContainsFunc(id, notInID) {
+			return nil, fmt.Errorf("the event's instanceIds has what is no instance id: %s", cloud.Quote(id))
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }

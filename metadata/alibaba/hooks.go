@@ -174,6 +174,11 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 	if len(waiting) == 0 {
 		return nil, fmt.Errorf("%w: the instance is %s, and no lifecycle action is pending", cloud.ErrNotWaiting, state)
 	}
+	return merged(all, waiting, group, launching), nil
+}
+
+// merged returns the group's hooks with the waiting actions; those that cannot be listed have the default timeout.
+func merged(all []cloud.Hook, waiting []action, group string, launching bool) []cloud.Hook {
 	for _, a := range waiting {
 		i := slices.IndexFunc(all, func(l cloud.Hook) bool { return l.ID == a.hook })
 		if i < 0 {
@@ -188,7 +193,7 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 			all[i].Timeout -= min(unseen, all[i].Timeout/2)
 		}
 	}
-	return all, nil
+	return all
 }
 
 func (h hooks) token(ctx context.Context, hook cloud.Hook) (string, error) {

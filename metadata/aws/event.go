@@ -15,21 +15,13 @@ import (
 // ParseEvent parses a lifecycle event: an EventBridge event, its detail, or the flat message of SNS and SQS. It returns
 // [cloud.ErrNotThisCloud] for other events.
 func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
-	detail, e := o, cloud.Event{Shape: "detail of an EventBridge event"}
-	switch {
-	case o.Has("detail"):
-		fields, ok := o["detail"].(map[string]any)
-		if !ok {
-			return cloud.Event{}, errors.New("the event's detail cannot be read: it is no JSON object")
-		}
-		detail, e.Shape = fields, "EventBridge event"
-	case !o.Has("LifecycleTransition", "EC2InstanceId", "Event"):
-		return cloud.Event{}, envelope(o)
-	case o.Has("Service"):
-		e.Shape = "Auto Scaling notification"
+	detail, shape, err := detailOf(o)
+	if err != nil {
+		return cloud.Event{}, err
 	}
+	e := cloud.Event{Shape: shape}
 	var detailType, event, transition, origin, destination, action string
-	err := errors.Join(o.Texts(map[string]*string{"detail-type": &detailType}), detail.Texts(map[string]*string{
+	err = errors.Join(o.Texts(map[string]*string{"detail-type": &detailType}), detail.Texts(map[string]*string{
 		"Event": &event, "EC2InstanceId": &e.InstanceID, "AutoScalingGroupName": &e.Group,
 		"LifecycleHookName": &e.Hook.Name, "LifecycleActionToken": &e.Hook.Token, "LifecycleTransition": &transition,
 		"Origin": &origin, "Destination": &destination, "Action": &action,
@@ -69,6 +61,23 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 	e.Hook.Provider, e.Hook.Group = Name, e.Group
 	e.Time = cmp.Or(o.Time("time"), o.Time("Time"))
 	return e, nil
+}
+
+// detailOf returns the fields of the notification, and its shape.
+func detailOf(o cloud.EventFields) (detail cloud.EventFields, shape string, err error) {
+	switch {
+	case o.Has("detail"):
+		fields, ok := o["detail"].(map[string]any)
+		if !ok {
+			return nil, "", errors.New("the event's detail cannot be read: it is no JSON object")
+		}
+		return fields, "EventBridge event", nil
+	case !o.Has("LifecycleTransition", "EC2InstanceId", "Event"):
+		return nil, "", envelope(o)
+	case o.Has("Service"):
+		return o, "Auto Scaling notification", nil
+	}
+	return o, "detail of an EventBridge event", nil
 }
 
 // envelope returns an error with the command that unwraps an SNS or SQS message.

@@ -126,8 +126,7 @@ func Optional[T any](ctx context.Context, c *Client, inst *Instance, field strin
 
 func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) error {
 	wait := c.opts.RetryWait
-	doubtful, renewed := 0, false
-	var last *Error // of kind ErrNotReady
+	var s series
 	for n := 1; ; n++ {
 		e := c.try(ctx, i, parse)
 		if e == nil {
@@ -138,46 +137,58 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 		}
 		e.Attempts = n
 		if err := ctx.Err(); err != nil {
-			if last != nil && e.Status == 0 {
-				last.Attempts, e = n, last // cut short; the previous error has the cause
+			if s.last != nil && e.Status == 0 {
+				s.last.Attempts, e = n, s.last // cut short; the previous error has the cause
 			}
 			e.Context = err
 			return e
 		}
-		pause := wait/2 + rand.N(wait/2+1)
-		switch {
-		case e.Status == http.StatusUnauthorized && !renewed:
-			// The session token expired early. A second refusal is final.
-			renewed, pause = true, 0
-		case errors.Is(e.Kind, ErrNotReady):
-			last, renewed = e, false
-		case errors.Is(e.Kind, ErrBadAnswer) && e.Status == http.StatusOK, errors.Is(e.Kind, ErrNotFound) && i.Required:
-			if doubtful++; doubtful >= doubtfulAttempts {
-				return c.final(i, e)
-			}
-		default:
+		if s.ends(i, e) {
 			return c.final(i, e)
-		}
-		most := optionalAttempts
-		if !e.Connected {
-			most = unreachableAttempts
-		}
-		if !i.Required && n >= most {
-			return e
 		}
 		if !c.failing.Swap(true) {
 			c.opts.Log.Warn("metadata service gave no usable answer, trying again",
 				"provider", c.Provider, "item", i.Name, "error", e, "hint", e.Hint)
 		}
-		if pause == 0 {
+		if e.Status == http.StatusUnauthorized && s.renewed {
 			continue
 		}
+		pause := wait/2 + rand.N(wait/2+1)
 		wait = min(2*wait, MaxRetryWait)
 		if !sleep.For(ctx, pause) {
 			e.Context = ctx.Err()
 			return e
 		}
 	}
+}
+
+// series is a series of failed attempts for one item.
+type series struct {
+	doubtful int
+	renewed  bool   // the session token
+	last     *Error // of kind ErrNotReady
+}
+
+// ends reports whether this error is the last one.
+func (s *series) ends(i Item, e *Error) bool {
+	switch {
+	case e.Status == http.StatusUnauthorized && !s.renewed:
+		// The session token expired early. A second refusal is final.
+		s.renewed = true
+	case errors.Is(e.Kind, ErrNotReady):
+		s.last, s.renewed = e, false
+	case errors.Is(e.Kind, ErrBadAnswer) && e.Status == http.StatusOK, errors.Is(e.Kind, ErrNotFound) && i.Required:
+		if s.doubtful++; s.doubtful >= doubtfulAttempts {
+			return true
+		}
+	default:
+		return true
+	}
+	limit := optionalAttempts
+	if !e.Connected {
+		limit = unreachableAttempts
+	}
+	return !i.Required && e.Attempts >= limit
 }
 
 func (c *Client) final(i Item, e *Error) *Error {
