@@ -12,13 +12,13 @@ import (
 	"strings"
 )
 
-// Interface is a network interface of the machine.
+// Interface is a network interface.
 type Interface struct {
 	Name  string
 	Addrs []netip.Addr
 }
 
-// HostInterfaces lists the interfaces of the running system. Below any other root it fails with ErrInterfacesUnknown.
+// HostInterfaces lists the running system's interfaces. For another root it returns ErrInterfacesUnknown.
 func HostInterfaces(root string) ([]Interface, error) {
 	if !realRoot(root) {
 		return nil, ErrInterfacesUnknown
@@ -47,7 +47,6 @@ func HostInterfaces(root string) ([]Interface, error) {
 // AddressSource is the source of a node address.
 type AddressSource string
 
-// The sources, the strongest first.
 const (
 	addressFromFlag     AddressSource = "flag"
 	addressFromMetadata AddressSource = "metadata"
@@ -64,22 +63,20 @@ const (
 
 // AddressOptions is the input of [ChooseAddress].
 type AddressOptions struct {
-	// Explicit is the operator's address; "" if not given.
 	Explicit string
-	// Force accepts an explicit address that no interface has, for example behind NAT.
+	// Force accepts an explicit address that no interface has, such as one behind NAT.
 	Force bool
-	// Metadata is the private address from the cloud. MetadataSource names its origin in the reason.
+	// Metadata is the private address from the cloud.
 	Metadata       netip.Addr
 	MetadataSource string
-	// Known are all addresses that the cloud gave this machine, also translated ones. An explicit address among them
-	// needs no interface.
+	// Known are the cloud's addresses, translated ones included, which need no interface if explicit.
 	Known      []netip.Addr
 	Interfaces func() ([]Interface, error)
-	// DefaultRoute is the address that the default route sends from; not valid without one.
+	// DefaultRoute is the source address of the default route.
 	DefaultRoute netip.Addr
 }
 
-// Address is the chosen node address and the reason.
+// Address is the chosen node address.
 type Address struct {
 	Addr      netip.Addr    `json:"address"`
 	Source    AddressSource `json:"source"`
@@ -88,16 +85,14 @@ type Address struct {
 	Warnings  []Warning     `json:"warnings,omitempty"`
 }
 
-// ChooseAddress chooses the address under which this node registers: the operator's, else the cloud's, else that of the
-// default route. The other nodes must reach it, so the reason is part of the result.
-//
-// It fails with errBadAddress, errAddressUnreachable, ErrAddressNotHere or ErrNoAddress.
+// ChooseAddress prefers the operator's address, then the cloud's, then the default route's. It returns errBadAddress,
+// errAddressUnreachable, ErrAddressNotHere or ErrNoAddress.
 func ChooseAddress(o AddressOptions) (Address, error) {
 	var a Address
 	ifaces, ifacesErr := o.Interfaces()
 	switch {
 	case o.Explicit != "":
-		// The server hands this text to its peers; a host name may resolve to another machine there.
+		// The server passes this text to its peers, where a host name may resolve to another machine.
 		addr, err := netip.ParseAddr(strings.TrimSpace(o.Explicit))
 		if err != nil {
 			return Address{}, fmt.Errorf("%q: %w: it is not an IP address", o.Explicit, errBadAddress)
@@ -137,7 +132,6 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 	return a, nil
 }
 
-// usable rejects addresses that no node can have.
 func usable(a netip.Addr) error {
 	if a.IsGlobalUnicast() || isLocal(a) {
 		return nil
@@ -145,18 +139,16 @@ func usable(a netip.Addr) error {
 	return fmt.Errorf("%s: %w: it is no single machine's", a, errBadAddress)
 }
 
-// isLocal reports whether other nodes, or those of other networks, cannot reach an address of this kind.
 func isLocal(a netip.Addr) bool { return a.IsLoopback() || a.IsLinkLocalUnicast() }
 
 func (a *Address) warn(id, format string, args ...any) {
 	a.Warnings = append(a.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
 }
 
-// interfaceOf returns the name of the interface with an address, or "".
 func interfaceOf(ifaces []Interface, a netip.Addr) string {
 	for _, in := range ifaces {
 		for _, have := range in.Addrs {
-			// An interface's link-local address has a zone, the operator's has not.
+			// The operator's link-local address has no zone.
 			if have.WithZone("") == a.WithZone("") {
 				return in.Name
 			}
@@ -165,7 +157,6 @@ func interfaceOf(ifaces []Interface, a netip.Addr) string {
 	return ""
 }
 
-// addressList lists the addresses the operator can choose from.
 func addressList(ifaces []Interface) string {
 	var list []string
 	for _, in := range ifaces {
@@ -181,7 +172,7 @@ func addressList(ifaces []Interface) string {
 	return strings.Join(list, ", ")
 }
 
-// isPublic excludes private addresses and a carrier's shared space (RFC 6598), which clouds use internally.
+// isPublic excludes private addresses and shared space (RFC 6598), which clouds use internally.
 func isPublic(a netip.Addr) bool {
 	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
 	return a.IsGlobalUnicast() && !a.IsPrivate() && !shared.Contains(a)

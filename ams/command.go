@@ -24,35 +24,31 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Limits of a command if the caller's context sets none. A stop waits for the server to end its streams.
+// A stop waits for the server to end its streams.
 const (
 	commandLimit       = 5 * time.Minute
 	commandStatusLimit = 15 * time.Second
 	// commandGrace is the time from SIGTERM to SIGKILL.
 	commandGrace = 5 * time.Second
-	// commandKeep bounds the output in an error: the end, which has the reason.
+	// commandKeep bounds the output in an error, in bytes.
 	commandKeep = 2 << 10
 )
 
-// commandPath does not depend on the caller: a command must behave the same from a terminal, cloud-init and a unit.
+// commandPath is fixed: a command must behave the same from a terminal, cloud-init and a unit.
 const commandPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Command is a service that a program of the operator starts and stops: CMD start|stop|restart|status.
+// Command is a service run by a program: CMD start|stop|restart|status. It gets no secret of the agent, only PATH, LANG and
+// AMS_HOST_ADDRESS. The agent does not wait for a server in the background.
 //
-// The program runs with standard input closed, in its own process group, with only PATH, LANG and AMS_HOST_ADDRESS in
-// its environment, so that it gets no secret of the agent. A server that it leaves in the background is not waited for.
-//
-// The exit status of status is that of systemctl is-active: 0 running, 3 not running. The first word of its output may
-// be more specific (active, inactive, failed, activating, deactivating, reloading); a number after it is the main
-// process. Anything else is unknown, and an error.
+// The exit status of status is that of systemctl is-active: 0 running, 3 not running. Its output may begin with an
+// [Activity] and the main process.
 type Command struct {
 	argv        []string
 	hostAddress atomic.Pointer[netip.Addr]
 }
 
-// NewCommand parses a command: the absolute path of a program and optional fixed arguments, split at white space. No
-// shell is involved: $, ; > and quotes are literal. Everything else belongs into a script. As root it fails with
-// [files.ErrForeign] if another user can change the program: that user would become root.
+// NewCommand parses an absolute path and arguments without a shell. As root it returns [files.ErrForeign] if another user
+// can change the program.
 func NewCommand(line string) (*Command, error) {
 	argv := strings.Fields(line)
 	if len(argv) == 0 {
@@ -62,7 +58,7 @@ func NewCommand(line string) (*Command, error) {
 		return nil, fmt.Errorf("the service command %q is not an absolute path", argv[0])
 	}
 	for _, arg := range argv {
-		// All users can read the process list. The message omits the text for the same reason.
+		// All users can read the process list.
 		if strings.Contains(arg, "mongodb://") || strings.Contains(arg, "mongodb+srv://") {
 			return nil, errors.New("the service command has a connection string as an argument: every user of the machine could read it")
 		}
@@ -90,7 +86,7 @@ func (c *Command) Stop(ctx context.Context) error { return c.do(ctx, "stop") }
 // Restart runs CMD restart.
 func (c *Command) Restart(ctx context.Context) error { return c.do(ctx, "restart") }
 
-// Reload does nothing: a command reads its configuration when it runs.
+// Reload does nothing.
 func (c *Command) Reload(context.Context) error { return nil }
 
 func (c *Command) do(ctx context.Context, verb string) error {
@@ -103,7 +99,7 @@ func (c *Command) do(ctx context.Context, verb string) error {
 	return &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(append(stderr, stdout...)), Err: err}
 }
 
-// SetHostAddress sets AMS_HOST_ADDRESS for the next runs, if a is valid.
+// SetHostAddress sets AMS_HOST_ADDRESS for the next runs.
 func (c *Command) SetHostAddress(a netip.Addr) { c.hostAddress.Store(&a) }
 
 // State runs CMD status.
@@ -129,8 +125,6 @@ func (c *Command) State(ctx context.Context) (State, error) {
 	return st, err
 }
 
-// commandState interprets the result of status. The exit status decides, the word refines it; a contradiction is an
-// error.
 func commandState(code int, stdout []byte) (State, error) {
 	unknown := State{Activity: ActivityUnknown}
 	allowed := map[int][]Activity{
@@ -161,7 +155,6 @@ func commandState(code int, stdout []byte) (State, error) {
 	return st, nil
 }
 
-// run executes the program and returns its output.
 func (c *Command) run(ctx context.Context, verb string) (stdout, stderr []byte, _ error) {
 	cmd := exec.CommandContext(ctx, c.argv[0], append(slices.Clone(c.argv[1:]), verb)...)
 	out, err := newSink()
@@ -174,30 +167,28 @@ func (c *Command) run(ctx context.Context, verb string) (stdout, stderr []byte, 
 		return nil, nil, err
 	}
 	defer errs.Close()
-	cmd.Stdout, cmd.Stderr = out, errs // Stdin nil is /dev/null
+	cmd.Stdout, cmd.Stderr = out, errs // nil Stdin is /dev/null
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + commandPath, "LANG=C.UTF-8"}
 	if a := c.hostAddress.Load(); a != nil && a.IsValid() {
 		cmd.Env = append(cmd.Env, HostAddressVariable+"="+a.String())
 	}
-	// Its own process group: Ctrl-C for the agent does not interrupt a start, and a hanging program ends with its
-	// children.
+	// Ctrl-C must not interrupt a start, and children must end with a hanging program.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGTERM) }
 	cmd.WaitDelay = commandGrace
 
 	err = cmd.Run()
 	if err != nil && ctx.Err() != nil && cmd.Process != nil {
-		// Kill processes that ignored SIGTERM or started after it. The group's number is not reused while one of its
-		// processes lives.
+		// Processes may ignore SIGTERM. The group's number is not reused while one of them lives.
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		err = errors.Join(ctx.Err(), err)
 	}
 	return drain(out), drain(errs), err
 }
 
-// newSink returns a file in memory for output. A start command leaves the server behind with its output open: with a pipe
-// the agent would wait for the server's end, or the server would die of SIGPIPE once the agent is gone.
+// newSink returns a file in memory, because the server keeps the output open: with a pipe the agent would wait for it, or
+// it would die of SIGPIPE when the agent ends.
 func newSink() (*os.File, error) {
 	fd, err := unix.MemfdCreate("amsagent-output", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -206,8 +197,8 @@ func newSink() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "output"), nil
 }
 
-// drain reads the beginning and the end of the output and seals it: later writes fail instead of filling the memory. A
-// script that opens /dev/stderr by name starts at offset 0, which leaves zero bytes; they are dropped.
+// drain seals the output, so later writes fail instead of filling the memory. A script that opens /dev/stderr by name
+// starts at offset 0, which leaves zero bytes.
 func drain(sink *os.File) []byte {
 	_, _ = unix.FcntlInt(sink.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE)
 	st, err := sink.Stat()
@@ -219,7 +210,6 @@ func drain(sink *os.File) []byte {
 	return bytes.ReplaceAll(b, []byte{0}, nil)
 }
 
-// tail returns the end of a text, for an error message.
 func tail(b []byte) string {
 	b = bytes.TrimSpace(b)
 	if len(b) > commandKeep {

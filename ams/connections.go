@@ -17,13 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Connections is the result of [CountConnections], by local port. Ports without connections are in no map.
+// Connections is the result of [CountConnections] by local port.
 type Connections struct {
-	// ByPort counts connections from other machines.
 	ByPort map[int]int
-	// LocalByPort counts those from this machine: health checks, the agent, a proxy in front of the server.
+	// LocalByPort counts connections from this machine, such as health checks and proxies.
 	LocalByPort map[int]int
-	// Silent counts those from other machines without a byte for two minutes.
+	// Silent counts those from elsewhere without a byte for two minutes.
 	Silent int
 }
 
@@ -32,29 +31,23 @@ const silentAfter = 2 * time.Minute
 
 // From linux/inet_diag.h.
 const (
-	// diagTCP is TCPDIAG_GETSOCK, the oldest request: one response has IPv4 and IPv6.
+	// diagTCP is TCPDIAG_GETSOCK: one response has IPv4 and IPv6.
 	diagTCP         = 18
 	diagRequestSize = 60
 	diagMessageSize = 72
 	diagEstablished = 1 << unix.BPF_TCP_ESTABLISHED
-	// diagInfo is the attribute with struct tcp_info (linux/tcp.h), which has the milliseconds since the last send and
-	// receive.
+	// diagInfo is struct tcp_info (linux/tcp.h) with the milliseconds since the last send and receive.
 	diagInfo               = 2
 	infoSent, infoReceived = 44, 52
 )
 
-// diagTimeout bounds the wait for the kernel's response, which is immediate.
 var diagTimeout = unix.Timeval{Sec: 2}
 
 var errCutMessage = errors.New("a message of the kernel is cut")
 
-// CountConnections counts the established TCP connections to local ports in the agent's network namespace, without those
-// from addresses for which exclude, if not nil, returns true.
-//
-// It estimates the viewers, well enough for "are there any left" and for a trend; [ReadStatistics] is better. A player
-// keeps one to a few connections, publishers and users of the panel count, and a load balancer may use one connection for
-// many viewers or keep unused ones. Those silent for two minutes do not count: a player sends a request every few seconds,
-// and the server's own WebRTC client sends something every three.
+// CountConnections counts established TCP connections to local ports in the agent's network namespace, without those that
+// exclude selects. It only estimates viewers: publishers and panel users count, and a load balancer may share or keep
+// connections. Silent ones do not count: players send a request every few seconds, WebRTC clients something every three.
 func CountConnections(ports []int, exclude func(netip.Addr) bool) (Connections, error) {
 	c := counter{ports: ports, exclude: exclude}
 	if err := c.ask(); err != nil {
@@ -67,10 +60,10 @@ type counter struct {
 	Connections
 	ports   []int
 	exclude func(netip.Addr) bool
-	silence time.Duration // 0 means silentAfter
+	silence time.Duration // default silentAfter
 }
 
-// ask queries the kernel (sock_diag(7)).
+// ask uses sock_diag(7).
 func (c *counter) ask() error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
@@ -90,7 +83,7 @@ func (c *counter) ask() error {
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return os.NewSyscallError("sendto", err)
 	}
-	buf := make([]byte, 16<<10) // the kernel returns a page or two at a time
+	buf := make([]byte, 16<<10)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		if errors.Is(err, unix.EINTR) {
@@ -105,7 +98,6 @@ func (c *counter) ask() error {
 	}
 }
 
-// messages parses one response. done reports whether it was the last.
 func (c *counter) messages(b []byte) (done bool, err error) {
 	list, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
@@ -130,8 +122,7 @@ func (c *counter) messages(b []byte) (done bool, err error) {
 	return false, nil
 }
 
-// message parses one connection: family, state, two more bytes; then local and remote port, local and remote address,
-// each with room for IPv6.
+// message parses family, state, two bytes, local and remote port, local and remote address, both with room for IPv6.
 func (c *counter) message(b []byte) {
 	const source, destination = 8, 24
 	port := int(binary.BigEndian.Uint16(b[4:]))
@@ -147,7 +138,7 @@ func (c *counter) message(b []byte) {
 	case c.exclude != nil && c.exclude(other):
 		return
 	case silence(b[diagMessageSize:]) >= cmp.Or(c.silence, silentAfter):
-		if !local { // most local ones are kept open by a proxy or a check
+		if !local { // a proxy or a check keeps most local ones open
 			c.Silent++
 		}
 		return
@@ -160,7 +151,6 @@ func (c *counter) message(b []byte) {
 	(*by)[port]++
 }
 
-// silence returns the time since the last send or receive; 0 if the kernel does not report it.
 func silence(attrs []byte) time.Duration {
 	ne := binary.NativeEndian
 	for len(attrs) >= unix.SizeofRtAttr {

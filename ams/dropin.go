@@ -18,28 +18,24 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// HostAddressVariable is the environment variable with the server's node address (2.5 and later). It precedes any
-// address that a release detects itself.
+// HostAddressVariable overrides the server's detected node address (2.5 and later).
 const HostAddressVariable = "AMS_HOST_ADDRESS"
 
-// DropInPath is the agent's drop-in for the vendor's unit. Upgrades overwrite the unit file but keep drop-ins.
+// DropInPath is the agent's drop-in for the vendor's unit. Upgrades keep drop-ins.
 const DropInPath = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
 
-// RuntimeDropInPath is a drop-in that no reboot keeps. A file of the same name in /etc overrides it.
+// RuntimeDropInPath is lost at a reboot. A file of the same name in /etc overrides it.
 const RuntimeDropInPath = "/run/systemd/system/antmedia.service.d/50-amsagent.conf"
 
-// dropInMark begins the agent's drop-in and identifies it.
 const dropInMark = "# Written by amsagent"
 
-// StopTimeout is the time that a server with so many applications may need to stop in order. It ends them one after the
-// other, up to about 17 seconds each if streams run; the vendor's unit kills it after 10 seconds, and its streams stay
-// "broadcasting" in the database.
+// StopTimeout allows the server to stop its applications one by one, with streams up to about 17 seconds each. The
+// vendor's unit kills it after 10 seconds; its streams then stay "broadcasting" in the database.
 func StopTimeout(apps int) time.Duration {
 	return time.Duration(60+20*max(apps, 0)) * time.Second
 }
 
-// DropIn returns the drop-in's text. An invalid address, a timeout of 0 and an empty program omit their line; without
-// any line the result is nil. program is the agent's path.
+// DropIn returns the drop-in's text, nil if all arguments are zero. program is the agent's path.
 func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byte {
 	if !address.IsValid() && stopTimeout <= 0 && program == "" {
 		return nil
@@ -56,22 +52,18 @@ func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byt
 		fmt.Fprintf(&b, "Environment=%s\n", quoteUnit(HostAddressVariable+"="+address.String()))
 	}
 	if stopTimeout > 0 {
-		// Whole seconds, rounded up.
 		fmt.Fprintf(&b, "TimeoutStopSec=%d\n", int64(math.Ceil(stopTimeout.Seconds())))
 	}
 	if program != "" {
-		// "-": its failure does not prevent the server's start. "+": as root, regardless of User=; systemd before 231
-		// ignores the line.
+		// "-": its failure does not prevent the start. "+": as root, regardless of User=. systemd before 231 ignores it.
 		fmt.Fprintf(&b, "ExecStartPre=-+%s converge --before-start\n", quoteUnit(strings.ReplaceAll(program, "$", "$$")))
 	}
 	return b.Bytes()
 }
 
-// plainWord needs no quotes in a unit file.
 var plainWord = regexp.MustCompile(`^[0-9A-Za-z_=.:%/-]*$`)
 
-// quoteUnit quotes a word of a unit file: a percent sign begins a specifier, other special characters need quotes, with
-// escapes that Go has, too.
+// A percent sign begins a specifier.
 func quoteUnit(s string) string {
 	s = strings.ReplaceAll(s, "%", "%%")
 	if plainWord.MatchString(s) {
@@ -80,11 +72,11 @@ func quoteUnit(s string) string {
 	return strconv.Quote(s)
 }
 
-// DropInValues are the agent's settings in a drop-in. One that is not in the form of [DropIn] is zero.
+// DropInValues are the agent's settings in a drop-in.
 type DropInValues struct {
 	Exists      bool
-	Ours        bool   // it has the agent's mark
-	HostAddress string // AMS_HOST_ADDRESS
+	Ours        bool // has the agent's mark
+	HostAddress string
 	StopTimeout time.Duration
 }
 
@@ -105,14 +97,14 @@ var (
 	timeoutLine = regexp.MustCompile(`(?m)^TimeoutStopSec=([0-9]{1,9})$`)
 )
 
-// ParseDropIn parses the lines that [DropIn] writes. [State] has the effect of all drop-ins together.
+// ParseDropIn parses the lines that [DropIn] writes. [State] has the effect of all drop-ins.
 func ParseDropIn(b []byte) DropInValues {
 	v := DropInValues{Exists: true, Ours: bytes.HasPrefix(b, []byte(dropInMark))}
 	if m := addressLine.FindSubmatch(b); m != nil {
 		v.HostAddress = strings.ReplaceAll(string(m[1]), "%%", "%")
 	}
 	if m := timeoutLine.FindSubmatch(b); m != nil {
-		seconds, _ := strconv.Atoi(string(m[1])) // at most nine digits
+		seconds, _ := strconv.Atoi(string(m[1]))
 		v.StopTimeout = time.Duration(seconds) * time.Second
 	}
 	return v

@@ -11,12 +11,12 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Errors are wrapped with the file, unit or address.
+// The wrapping error names the file, unit or address.
 var (
 	errNotAMS     = errors.New("not an Ant Media Server tree")
 	errUnreadable = errors.New("unreadable")
 
-	// ErrNotManaged: the service is [None].
+	// ErrNotManaged means that the service is [None].
 	ErrNotManaged = errors.New("no service is managed here")
 	// ErrNoSystemd also means that systemd does not respond.
 	ErrNoSystemd  = errors.New("systemd is not available")
@@ -25,14 +25,14 @@ var (
 	ErrUnitBroken = errors.New("systemd cannot use the unit's file")
 
 	errBadAddress         = errors.New("not a usable node address")
-	errAddressUnreachable = errors.New("other nodes cannot reach this address") // by its kind
+	errAddressUnreachable = errors.New("other nodes cannot reach this address")
 	ErrAddressNotHere     = errors.New("no interface of this machine has the address")
 	ErrNoAddress          = errors.New("no node address found")
-	// ErrInterfacesUnknown: the root is not the running system's.
+	// ErrInterfacesUnknown means that the root is not the running system's.
 	ErrInterfacesUnknown = errors.New("the interfaces of that machine are not known here")
 )
 
-// Warning is information for the operator that does not stop the agent. ID is stable and searchable.
+// Warning does not stop the agent. ID is stable.
 type Warning struct {
 	ID   string `json:"id"`
 	Text string `json:"text"`
@@ -40,7 +40,7 @@ type Warning struct {
 
 func (w Warning) String() string { return w.ID + ": " + w.Text }
 
-// hints are the next steps for errors of this package. Specific ones come first.
+// hints are in order of precedence.
 var hints = []struct {
 	err  error
 	hint string
@@ -65,7 +65,7 @@ const (
 	laterHint   = "it may still come: look with 'amsagent status', or give more time with --timeout"
 )
 
-// Hint returns the operator's next step for an error of this package, or "". A job that timed out is also a context error.
+// Hint returns the operator's next step for an error of this package, or "".
 func Hint(err error) string {
 	if job, ok := errors.AsType[*JobError](err); ok {
 		if job.Pending() {

@@ -9,15 +9,14 @@ import (
 	"strconv"
 )
 
-// OtherTree returns which installation a service runs, if it is known and not this one; else "". The unit's folder counts
-// before that of the running process: verification includes a restart.
+// OtherTree returns the other installation that a service runs, or "". The unit's folder comes first: verification includes
+// a restart.
 func (in *Installation) OtherTree(st State) string {
 	cwd, _ := os.Readlink(filepath.Join(in.Root, "/proc", strconv.Itoa(st.MainPID), "cwd"))
 	for _, dir := range []string{st.WorkingDirectory, cwd} {
 		if !filepath.IsAbs(dir) || !in.holdsServer(dir) {
 			continue
 		}
-		// One folder may have several names.
 		runs, err := statBelow(in.Root, dir)
 		here, herr := statBelow(in.Root, in.Dir)
 		if err == nil && herr == nil && runs.ID == here.ID {
@@ -28,7 +27,6 @@ func (in *Installation) OtherTree(st State) string {
 	return ""
 }
 
-// holdsServer reports whether a folder is an installation.
 func (in *Installation) holdsServer(dir string) bool {
 	for _, name := range []string{containerName, webappsName} {
 		if _, err := statBelow(in.Root, filepath.Join(dir, name)); err != nil {

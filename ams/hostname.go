@@ -18,25 +18,23 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// hostnameLimit bounds the lookup of the own hostname: a resolver without a server tries for half a minute, a working one
-// responds within milliseconds.
+// hostnameLimit: a resolver without a server tries for half a minute; a working one needs milliseconds.
 const hostnameLimit = 800 * time.Millisecond
 
-// Hostname is the machine's name and its addresses. A server whose own name does not resolve answers 500 to its liveness
-// call, and releases up to 2.12 use it for their node address.
+// Hostname is the machine's name. If it does not resolve, the server's liveness call returns 500. Releases up to 2.12 use
+// it as node address.
 type Hostname struct {
-	Name  string       `json:"name"`
-	Addrs []netip.Addr `json:"addresses,omitempty"` // in Java's order: IPv4 first
-	// Problem is the reason why it does not resolve.
-	Problem string `json:"problem,omitempty"`
-	// TimedOut means that the resolver did not respond: whether the name resolves is not known.
+	Name    string       `json:"name"`
+	Addrs   []netip.Addr `json:"addresses,omitempty"` // IPv4 first, as in Java
+	Problem string       `json:"problem,omitempty"`
+	// TimedOut means that the result is unknown.
 	TimedOut bool `json:"timed_out,omitempty"`
 }
 
 // Resolvable reports whether the name resolves.
 func (h Hostname) Resolvable() bool { return len(h.Addrs) > 0 }
 
-// Addr returns the address of Java's InetAddress.getLocalHost; not valid if the name does not resolve.
+// Addr returns what Java's InetAddress.getLocalHost does.
 func (h Hostname) Addr() netip.Addr {
 	if len(h.Addrs) == 0 {
 		return netip.Addr{}
@@ -44,8 +42,7 @@ func (h Hostname) Addr() netip.Addr {
 	return h.Addrs[0]
 }
 
-// LookupHostname reports whether the machine's own hostname resolves; below another root, by its etc/hostname and
-// etc/hosts. It fails only if the machine has no name.
+// LookupHostname resolves the machine's hostname, below another root by etc/hosts. A machine without a name is an error.
 func LookupHostname(ctx context.Context, root string) (Hostname, error) {
 	name, err := os.Hostname()
 	resolve := systemResolve
@@ -62,7 +59,6 @@ func LookupHostname(ctx context.Context, root string) (Hostname, error) {
 	return resolved(ctx, name, resolve), nil
 }
 
-// resolved uses resolve, which returns no error for an unknown name.
 func resolved(ctx context.Context, name string, resolve func(context.Context, string) ([]netip.Addr, error)) Hostname {
 	h := Hostname{Name: name}
 	ctx, cancel := context.WithTimeout(ctx, hostnameLimit)
@@ -79,7 +75,6 @@ func resolved(ctx context.Context, name string, resolve func(context.Context, st
 	return h
 }
 
-// etcHostname returns the hostname of a tree that does not run.
 func etcHostname(root string) (string, error) {
 	b, _, err := files.Root{Path: root}.Read("/etc/hostname", maxSystemFile)
 	for line := range strings.Lines(string(b)) {
@@ -90,7 +85,6 @@ func etcHostname(root string) (string, error) {
 	return "", err
 }
 
-// etcHosts looks up a name in the hosts file of a tree that does not run.
 func etcHosts(root, name string) ([]netip.Addr, error) {
 	b, _, err := files.Root{Path: root}.Read("/etc/hosts", maxSystemFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -110,7 +104,6 @@ func etcHosts(root, name string) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// javaOrder sorts IPv4 first, as Java does by default, and drops duplicates.
 func javaOrder(addrs []netip.Addr) []netip.Addr {
 	var four, six []netip.Addr
 	for _, a := range addrs {
@@ -125,7 +118,6 @@ func javaOrder(addrs []netip.Addr) []netip.Addr {
 	return append(four, six...)
 }
 
-// getentAddrs parses the first column of getent's output.
 func getentAddrs(out []byte) []netip.Addr {
 	var addrs []netip.Addr
 	for line := range strings.Lines(string(out)) {
@@ -137,8 +129,8 @@ func getentAddrs(out []byte) []netip.Addr {
 	return addrs
 }
 
-// getent queries the C library, as Java does, with every module of nsswitch.conf, such as systemd's for the own
-// hostname. Go's resolver knows only files and DNS. Every system with glibc, which the server needs, has getent.
+// getent queries every module of nsswitch.conf, as Java does; Go's resolver knows only files and DNS. Every system with
+// glibc, which the server needs, has getent.
 const getent = "/usr/bin/getent"
 
 func systemResolve(ctx context.Context, name string) ([]netip.Addr, error) {

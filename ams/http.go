@@ -23,22 +23,20 @@ import (
 )
 
 const (
-	// callLimit bounds one call. The server is on this machine; a longer call is stuck, and the next one will show.
+	// callLimit: the server is on this machine, so a longer call is stuck.
 	callLimit = 3 * time.Second
-	// maxHeader bounds the response header, for which Go allows 10 MB: the server's has 500 bytes.
+	// maxHeader replaces Go's 10 MB: the server's header has 500 bytes.
 	maxHeader = 64 << 10
-	// maxBody bounds the part of a response that is read: the statistics of a server with eight GPUs have 4 kB.
+	// maxBody: the statistics with eight GPUs have 4 kB.
 	maxBody = 64 << 10
-	// maxText bounds the bytes kept of an error or a value. The server's user controls their length, for thousands of
-	// applications.
+	// maxText bounds an error or a value in bytes: the server's user controls them, for thousands of applications.
 	maxText = 256
-	// tokenHeader is the server's own name for it.
+	// tokenHeader is the server's name for it.
 	tokenHeader = "ProxyAuthorization"
 )
 
-// NewHTTPClient returns a client for the server on this machine: no proxy, whatever the environment, no redirects, and a
-// new connection for each call, so that none is left over from before a restart. It fails with [ErrNotThisMachine] for
-// other machines.
+// NewHTTPClient returns a client without proxy and redirects, with a new connection for each call, so none is from before a
+// restart. For other machines it returns [ErrNotThisMachine].
 func NewHTTPClient() *http.Client {
 	return newHTTPClient(&http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true})
 }
@@ -49,7 +47,7 @@ type ConnCount struct{ open, lost atomic.Int64 }
 // Open returns the number of open connections.
 func (c *ConnCount) Open() int { return int(c.open.Load()) }
 
-// Lost returns how often the last connection closed: if it has not changed, the server was not restarted in between.
+// Lost returns how often the last connection closed. If unchanged, the server was not restarted.
 func (c *ConnCount) Lost() int { return int(c.lost.Load()) }
 
 func (c *ConnCount) close() {
@@ -58,12 +56,10 @@ func (c *ConnCount) close() {
 	}
 }
 
-// pollingConns is the number of connections a polling client keeps: one for each application of a usual server, as all
-// are polled at the same time.
+// pollingConns is one for each application of a usual server, polled together.
 const pollingConns = 16
 
-// NewPollingClient is [NewHTTPClient] for calls every second: it keeps its connections, as connecting is most of the
-// cost of a call.
+// NewPollingClient is [NewHTTPClient] that keeps connections: connecting is most of a call's cost.
 func NewPollingClient(conns *ConnCount) *http.Client {
 	return newHTTPClient(&http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -87,7 +83,6 @@ func newHTTPClient(t *http.Transport) *http.Client {
 	}
 }
 
-// countedConn calls closed when it is closed.
 type countedConn struct {
 	net.Conn
 	closed func()
@@ -98,8 +93,7 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// Refused reports whether no process listens at the server's port. base is [Installation.BaseURL]. It sends no request,
-// so applications do not notice it.
+// Refused reports whether no process listens at base. Applications do not notice it.
 func Refused(ctx context.Context, base string) bool {
 	conn, err := dialThisMachine(ctx, "tcp", strings.TrimPrefix(base, "http://"))
 	if err == nil {
@@ -108,17 +102,14 @@ func Refused(ctx context.Context, base string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// reply is the response to one call: at most maxBody bytes of it.
 type reply struct {
 	code int
 	body []byte
 }
 
-// status returns the code with its name, as in 404 Not Found.
 func (r reply) status() string { return fmt.Sprintf("%d %s", r.code, http.StatusText(r.code)) }
 
-// get makes one call. A nil client means [NewHTTPClient]. The request has no X-Forwarded-For: with one, the server's
-// address filters would check that address. Errors contain neither the URL nor the token.
+// get sends no X-Forwarded-For, which the server's address filters would check. Errors contain neither URL nor token.
 func get(ctx context.Context, client *http.Client, address, token string) (reply, error) {
 	if client == nil {
 		client = NewHTTPClient()
@@ -145,22 +136,19 @@ func get(ctx context.Context, client *http.Client, address, token string) (reply
 	return reply{resp.StatusCode, body}, nil
 }
 
-// callError is the reason why a call failed, in at most maxText bytes.
 type callError struct{ err error }
 
 func (e *callError) Error() string { return plain.Truncate(e.err.Error(), maxText) }
 func (e *callError) Unwrap() error { return e.err }
 
-// hungUp reports whether the server closed the connection within a call.
 func hungUp(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// ErrNotThisMachine says that http.host of red5.properties is not an address of this machine. The file belongs to the server's
-// user, and must not decide where root connects to.
+// ErrNotThisMachine means that http.host of red5.properties is another machine's address. The server's user owns the file
+// and must not decide where root connects.
 var ErrNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
 
-// dialThisMachine connects only to the loopback and to the addresses of this machine's interfaces.
 func dialThisMachine(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -179,15 +167,14 @@ func dialThisMachine(ctx context.Context, network, address string) (net.Conn, er
 		case err != nil:
 			return nil, err
 		case own:
-			// Dial the checked address: a name may resolve to another one the next time.
+			// Dial the checked address: the name may resolve to another one next time.
 			return dialer.DialContext(ctx, network, net.JoinHostPort(a.Unmap().String(), port))
 		}
 	}
 	return nil, fmt.Errorf("connecting to %s: %w", host, ErrNotThisMachine)
 }
 
-// thisMachine reports whether an address is the loopback's or an interface's. An address with a zone is neither: the
-// zone selects the interface to send by.
+// A zone selects the interface to send by.
 func thisMachine(a netip.Addr) (bool, error) {
 	if a.Zone() != "" {
 		return false, nil

@@ -22,9 +22,9 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Locations and ports in every release.
+// Locations and ports of every release.
 const (
-	// DefaultDir is the vendor's installation directory; the vendor's scripts support no other.
+	// DefaultDir is the only directory that the vendor's scripts support.
 	DefaultDir = "/usr/local/antmedia"
 	// DefaultUnit is the vendor's unit.
 	DefaultUnit = "antmedia.service"
@@ -43,31 +43,30 @@ const (
 
 // Warnings of [Open].
 const (
-	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // a folder below webapps without an application's file, or a link to none
-	WarnAppEncoding   = "AMS-APP-ENCODING"   // a name that the undo record cannot hold
-	warnAppLink       = "AMS-FILE-LINK"      // the folder is a link that is not followed
+	WarnAppIncomplete = "AMS-APP-INCOMPLETE" // no application's file, or a broken link
+	WarnAppEncoding   = "AMS-APP-ENCODING"   // not representable in the undo record
+	warnAppLink       = "AMS-FILE-LINK"      // a link that is not followed
 	WarnHTTPPort      = "AMS-HTTP-PORT"
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
 )
 
-// Installation is the result of [Open], a snapshot.
+// Installation is a snapshot from [Open].
 type Installation struct {
-	Root string // every path is below it; "/" is the real root
-	Dir  string // the installation directory, below Root
+	Root string // "/" is the real root
+	Dir  string // below Root
 
 	Container File // conf/jee-container.xml
 	Server    File // conf/red5.properties
 
 	Release Release
 
-	HTTPHost string // the bind address; empty or 0.0.0.0 is all
+	HTTPHost string // empty or 0.0.0.0 is all
 	HTTPPort int
 
 	Apps     []App // by name
 	Warnings []Warning
 
-	// Unmarked reports whether jee-container.xml is of a release before 1.9.1, which chooses its mode by copying one of
-	// two siblings over it.
+	// Unmarked means a release before 1.9.1, which copies one of two siblings over jee-container.xml.
 	Unmarked bool
 
 	mode    conf.Mode
@@ -75,8 +74,7 @@ type Installation struct {
 	stamp   stamp
 }
 
-// stamp describes red5.properties, which has the port, and the jar, which has the release. It is zero for a file that
-// cannot be read.
+// stamp describes the sources of port (red5.properties) and release (the jar); zero if unreadable.
 type stamp [2]files.Info
 
 func (in *Installation) stampNow() (s stamp) {
@@ -86,27 +84,23 @@ func (in *Installation) stampNow() (s stamp) {
 	return s
 }
 
-// Outdated reports whether the port or the release may have changed since [Open]. It reads no file, so that it can be
-// called every second.
+// Outdated reports whether port or release may have changed. It reads no file: cheap every second.
 func (in *Installation) Outdated() bool { return in.stampNow() != in.stamp }
 
 // App is an application of the server, or its console.
 type App struct {
 	Name   string // the folder below webapps
-	File   File   // its WEB-INF/red5-web.properties
-	DBName string // db.name; "" if not set
-	// Err is the reason why the file could not be read: errUnreadable or the parser's error. The application still
-	// counts: a switch of mode without it would break it.
+	File   File   // WEB-INF/red5-web.properties
+	DBName string // "" if not set
+	// Err is set if File is unreadable. The application still counts: a switch of mode without it would break it.
 	Err error
 }
 
 // Console reports whether this is the web console.
 func (a App) Console() bool { return a.Name == consoleApp }
 
-// Open reads the installation in dir, below root. An empty dir means DefaultDir, an empty root the real one.
-//
-// It fails with errNotAMS (all missing parts listed) or errUnreadable. It does not fail for a file
-// with broken content: [Installation.Mode] and [App.Err] report it, and status can still show the rest.
+// Open reads the installation in dir, default DefaultDir, below root. It returns errNotAMS or errUnreadable. Broken
+// content is no error: see [Installation.Mode] and [App.Err].
 func Open(root, dir string) (*Installation, error) {
 	root, err := filepath.Abs(cmp.Or(root, "/"))
 	if err != nil {
@@ -122,7 +116,6 @@ func Open(root, dir string) (*Installation, error) {
 	in := &Installation{Root: root, Dir: dir, HTTPPort: DefaultHTTPPort}
 	in.stamp = in.stampNow() // before anything is read
 
-	// All problems are reported together.
 	var missing []string
 	var problems []error
 	need := func(name string, err error) {
@@ -157,12 +150,11 @@ func Open(root, dir string) (*Installation, error) {
 	return in, nil
 }
 
-// Mode returns the mode that jee-container.xml sets. The error is the reason why it is unknown, with the line if there
-// is one.
+// Mode returns the mode of jee-container.xml, or why it is unknown.
 func (in *Installation) Mode() (conf.Mode, error) { return in.mode, in.modeErr }
 
-// BaseURL returns the server's URL on this machine: the loopback, unless it binds to one address only. An invalid host
-// is not used: it could lead elsewhere, for example to another port.
+// BaseURL returns the server's local URL, the loopback unless it binds to one address. An invalid host could lead to
+// another machine or port.
 func (in *Installation) BaseURL() string {
 	host := in.HTTPHost
 	a, err := netip.ParseAddr(host)
@@ -174,10 +166,8 @@ func (in *Installation) BaseURL() string {
 
 var hostName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
 
-// unreadable wraps err in errUnreadable.
 func unreadable(err error) error { return fmt.Errorf("%w: %w", errUnreadable, err) }
 
-// read reads a file of the installation.
 func (in *Installation) read(name string, f *File) ([]byte, error) {
 	f.Path = filepath.Join(in.Dir, name)
 	b, at, err := files.Root{Path: in.Root}.Read(f.Path, conf.MaxSettings)
@@ -187,7 +177,6 @@ func (in *Installation) read(name string, f *File) ([]byte, error) {
 	return b, err
 }
 
-// webapps lists the folder of the applications.
 func webapps(root, dir string) ([]fs.DirEntry, error) {
 	d, err := files.Root{Path: root}.Folder(filepath.Join(dir, webappsName))
 	if err != nil {
@@ -201,7 +190,6 @@ func (in *Installation) warn(id, format string, args ...any) {
 	in.Warnings = append(in.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
 }
 
-// readServer reads the settings from red5.properties that the agent needs.
 func (in *Installation) readServer(b []byte) {
 	p, err := conf.ParseProperties(b)
 	if err != nil {
@@ -220,8 +208,6 @@ func (in *Installation) readServer(b []byte) {
 	}
 }
 
-// readApps makes an App of every folder, or link to a folder, that has an application's file. Other files, such as war
-// archives, are ignored.
 func (in *Installation) readApps(entries []fs.DirEntry) {
 	in.Apps = []App{}
 	for _, e := range entries {
@@ -240,19 +226,17 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 	}
 }
 
-// readApp reads an application's file and reports whether the folder is one.
 func (in *Installation) readApp(app *App) bool {
 	b, err := in.read(filepath.Join(webappsName, app.Name, appFileName), &app.File)
 	folder := shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		// Folders with a dot belong to file systems and tools.
 		if !strings.HasPrefix(app.Name, ".") {
 			in.warn(WarnAppIncomplete, "%q has no %s; it is no application", folder, appFileName)
 		}
 		return false
 	case !utf8.ValidString(app.Name), !utf8.ValidString(strings.TrimPrefix(app.File.Real, in.Root)):
-		// Java does not find such a folder either, in a UTF-8 locale or none.
+		// Java does not find it either.
 		in.warn(WarnAppEncoding, "%q, or the folder that it leads to, has a name that is not valid UTF-8: it is left as it is, and is no application", folder)
 		return false
 	case err != nil:

@@ -17,29 +17,27 @@ import (
 
 const livenessPath = "/rest/v2/liveness"
 
-// LivenessState is the result of one liveness call.
+// LivenessState is the result of a liveness call.
 type LivenessState string
 
-// The states.
+// The states of a server.
 const (
 	Live LivenessState = "live"
-	// LiveStarting: no process listens yet, or the server answers 403 or 503, for example while its console starts or
-	// its database is away. It does not depend on credentials.
+	// LiveStarting: not listening, or 403 or 503 while its console starts or its database is away.
 	LiveStarting LivenessState = "starting"
-	// LiveBroken: the server answers 500, because its own hostname does not resolve.
+	// LiveBroken: 500, because the server's own hostname does not resolve.
 	LiveBroken LivenessState = "broken"
-	// liveNoEndpoint: the server responds and does not know the call (before 2.5.1; later releases only until their
-	// console starts).
+	// liveNoEndpoint: a release before 2.5.1, or a later one until its console starts.
 	liveNoEndpoint LivenessState = "no-endpoint"
-	// LiveUnknown: no response in time, or one that is not Ant Media Server's.
+	// LiveUnknown: no response in time, or not Ant Media Server's.
 	LiveUnknown LivenessState = "unknown"
 )
 
-// Liveness is the response to one liveness call.
+// Liveness is the response to a liveness call.
 type Liveness struct {
 	State  LivenessState `json:"state"`
 	Code   int           `json:"code,omitempty"` // of HTTP; 0 = no response
-	Host   string        `json:"host,omitempty"` // the server's name of itself
+	Host   string        `json:"host,omitempty"` // as the server names itself
 	Status string        `json:"status,omitempty"`
 	Detail string        `json:"detail,omitempty"`
 }
@@ -51,7 +49,7 @@ func (l Liveness) String() string {
 	return string(l.State) + ": " + l.Detail
 }
 
-// CheckLiveness makes one liveness call to base, an [Installation.BaseURL]. A nil client means [NewHTTPClient].
+// CheckLiveness makes one call to base, an [Installation.BaseURL]. A nil client means [NewHTTPClient].
 func CheckLiveness(ctx context.Context, client *http.Client, base string) Liveness {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()

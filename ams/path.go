@@ -10,26 +10,22 @@ import (
 )
 
 const (
-	// maxApps bounds the entries of the webapps folder.
 	maxApps = 4096
-	// maxDBName is the maximum length of a MongoDB database name in bytes.
-	maxDBName = 63
-	// maxSystemFile bounds files outside the installation.
+	// maxDBName is MongoDB's limit in bytes.
+	maxDBName     = 63
 	maxSystemFile = 4 << 20
 )
 
-// File is a file of the installation under its two names.
+// File is a file of the installation.
 type File struct {
-	// Path is the name as Ant Media Server opens it, below the root.
+	// Path is below the root, as Ant Media Server opens it.
 	Path string `json:"path"`
-	// Real is the path on this machine: with the root, links resolved. Two files with the same Real are one file.
+	// Real includes the root, with links resolved. One file has one Real.
 	Real string `json:"real"`
 }
 
-// realRoot reports whether root is the running system's own.
 func realRoot(root string) bool { return root == "" || filepath.Clean(root) == "/" }
 
-// shown returns path for messages, with the root if there is one.
 func shown(root, path string) string {
 	if realRoot(root) {
 		return path
@@ -37,5 +33,4 @@ func shown(root, path string) string {
 	return filepath.Join(root, path)
 }
 
-// statBelow returns the information of path below root.
 func statBelow(root, path string) (files.Info, error) { return files.Root{Path: root}.Stat(path) }

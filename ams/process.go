@@ -16,23 +16,21 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// userHz is the unit of start times below /proc, part of the kernel's ABI and 100 on every supported architecture.
+// userHz is the unit of start times in /proc, 100 by the kernel's ABI.
 const userHz = 100
 
-// editSlack is how much later than a process's start a file counts as edited after it: the boot time is known to a
-// second only.
+// editSlack: the boot time has whole seconds.
 const editSlack = 2 * time.Second
 
-// Process is a running process, from /proc.
+// Process is a running process.
 type Process struct {
 	Name    string
 	Started time.Time
-	// HostAddress is AMS_HOST_ADDRESS in the process's initial environment, which counts even if the files have changed;
-	// "" if it is not set, or without permission to read it.
+	// HostAddress is AMS_HOST_ADDRESS in its initial environment; "" if not set or not readable.
 	HostAddress string
 }
 
-// Java reports whether it is a JVM, as the server's process is.
+// Java reports whether the process is a JVM, as the server is.
 func (p Process) Java() bool { return p.Name == "java" || p.Name == "jsvc" }
 
 // ReadProcess reads a process below root.
@@ -64,14 +62,13 @@ func ReadProcess(root string, pid int) (p Process, _ error) {
 	return p, nil
 }
 
-// parseStat returns the name and the start time, in ticks since boot, of a /proc/PID/stat. The name may contain any
-// character and ends at the last bracket.
+// parseStat parses /proc/PID/stat; ticks are since boot. The name may contain brackets.
 func parseStat(b []byte) (name string, ticks uint64, err error) {
 	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
 	if open < 0 || end < open {
 		return "", 0, errors.New("its stat has no name")
 	}
-	// The field after the name is the third; the start time is the 22nd.
+	// The name is field 2, the start time field 22.
 	fields := strings.Fields(string(b[end+1:]))
 	if len(fields) < 20 {
 		return "", 0, errors.New("its stat is too short")
@@ -82,7 +79,6 @@ func parseStat(b []byte) (name string, ticks uint64, err error) {
 	return string(b[open+1 : end]), ticks, nil
 }
 
-// btime is the boot time in /proc/stat, in seconds.
 var btime = regexp.MustCompile(`(?m)^btime (\d{1,18})$`)
 
 func bootTime(proc files.Root) (time.Time, error) {
@@ -98,8 +94,7 @@ func bootTime(proc files.Root) (time.Time, error) {
 	return time.Unix(s, 0), nil
 }
 
-// EditedAfter reports whether a file below root was written after a process had started: a server started earlier runs
-// with its old content. It is false if the file cannot be read.
+// EditedAfter reports whether a file below root is newer than a process, which then uses its old content.
 func EditedAfter(root, path string, started time.Time) bool {
 	st, err := statBelow(root, path)
 	return err == nil && st.Modified.After(started.Add(editSlack))

@@ -18,21 +18,21 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Release is a release of Ant Media Server; the zero value is unknown. It comes only from the jar's manifest or the
-// operator, never from a file's age or layout: upgrades keep old configuration.
+// Release is a release of the server; zero is unknown. It comes only from the jar's manifest or the operator: upgrades keep
+// old configuration.
 type Release struct {
-	Version string `json:"version,omitempty"` // as written, without a leading v; "" = unknown
-	Build   string `json:"build,omitempty"`   // Build-Number of the manifest
-	Note    string `json:"note,omitempty"`    // why it is not known
+	Version string `json:"version,omitempty"` // without a leading v
+	Build   string `json:"build,omitempty"`
+	Note    string `json:"note,omitempty"` // why it is not known
 }
 
-// versionPattern is up to four numbers and a suffix. No release has a number of five digits; a date or a hash has.
+// versionPattern excludes dates and hashes, which have five digits or more.
 var versionPattern = regexp.MustCompile(`^\d{1,5}(\.\d{1,5}){0,3}([-_]+[0-9A-Za-z][0-9A-Za-z._-]*)?$`)
 
-// preReleasePattern is the suffix of a build before its release; any other names a build of the release itself.
+// preReleasePattern is before a release; other suffixes are builds of it.
 var preReleasePattern = regexp.MustCompile(`(?i)[-_](snapshot|alpha|beta|rc)`)
 
-// ParseRelease parses a release as an operator or a manifest writes it: 2.4.2.1, 3.0.3-SNAPSHOT, v2.13.2, ams-v2.8.0.
+// ParseRelease parses a release such as 2.4.2.1, 3.0.3-SNAPSHOT, v2.13.2 or ams-v2.8.0.
 func ParseRelease(s string) (Release, error) {
 	v := strings.TrimPrefix(strings.TrimSpace(s), "ams-")
 	if len(v) > 1 && (v[0] == 'v' || v[0] == 'V') {
@@ -58,8 +58,7 @@ func (r Release) String() string {
 	return r.Version
 }
 
-// AtLeast reports whether the release is known and not older than the numbers, as in AtLeast(2, 5). A SNAPSHOT of 2.5
-// may lack features of 2.5: not at least.
+// AtLeast reports whether the release is known and not older. A 2.5-SNAPSHOT may lack features of 2.5.
 func (r Release) AtLeast(numbers ...int) bool {
 	if !r.Known() {
 		return false
@@ -74,26 +73,23 @@ func (r Release) AtLeast(numbers ...int) bool {
 	return c > 0 || c == 0 && !preReleasePattern.MatchString(r.Version)
 }
 
-// HonoursHostAddress reports whether the release uses the environment variable AMS_HOST_ADDRESS (2.5 and later). An
-// unknown release counts as current: most machines run these.
+// HonoursHostAddress reports whether the release uses AMS_HOST_ADDRESS (2.5 and later). Unknown counts as current.
 func (r Release) HonoursHostAddress() bool { return !r.Known() || r.AtLeast(2, 5) }
 
-// HasLiveness reports whether the release has /rest/v2/liveness (2.5.1 and later). An unknown release counts as current.
+// HasLiveness reports whether the release has /rest/v2/liveness (2.5.1 and later). Unknown counts as current.
 func (r Release) HasLiveness() bool { return !r.Known() || r.AtLeast(2, 5, 1) }
 
 const (
-	// maxJarSize bounds a jar: the server's has 2 MB. archive/zip trusts a directory that announces one member for each
-	// 30 bytes of the file, and allocates them before it reads the first one.
+	// maxJarSize: the server's has 2 MB. archive/zip allocates all announced members first, one for each 30 bytes.
 	maxJarSize = 64 << 20
-	// maxJarRead bounds the bytes read of a jar, and so the memory for its directory: the server's has 100 kB.
+	// maxJarRead bounds the memory for the directory: the server's has 100 kB.
 	maxJarRead = 2 << 20
-	// maxManifestSize bounds what is read of the manifest, which has a few kilobytes. Its size in the archive is not trusted.
+	// maxManifestSize: a manifest has a few kilobytes. Its size in the archive is not trusted.
 	maxManifestSize = 64 << 10
-	// maxVersion bounds version and build number, which go into the registry. The longest known have 20 bytes.
+	// maxVersion bounds what goes into the registry. The longest known have 20 bytes.
 	maxVersion = 64
 )
 
-// boundedReader fails after left bytes, at any offsets.
 type boundedReader struct {
 	r    io.ReaderAt
 	left int64
@@ -106,8 +102,7 @@ func (b *boundedReader) ReadAt(p []byte, off int64) (int, error) {
 	return b.r.ReadAt(p, off)
 }
 
-// jarRelease reads the release from the manifest of the server's jar. Any failure makes it an unknown release with a
-// note.
+// jarRelease returns an unknown release with a note if it fails.
 func jarRelease(root, path string) (r Release) {
 	f, info, _, err := files.Root{Path: root}.Open(path)
 	if err != nil {
@@ -124,8 +119,6 @@ func jarRelease(root, path string) (r Release) {
 	return r
 }
 
-// manifestOf reads META-INF/MANIFEST.MF of the jar in r. It reads only the directory at the end of the archive and this
-// one member.
 func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
 	if size > maxJarSize {
 		return nil, fmt.Errorf("not the server's jar: larger than %d bytes", maxJarSize)
@@ -149,13 +142,12 @@ func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
 	return nil, errors.New("it has no META-INF/MANIFEST.MF")
 }
 
-// manifestLines joins lines that a space continues, between which textproto would leave a space, and unifies their ends.
+// manifestLines joins continued lines, which textproto would join with a space.
 var manifestLines = strings.NewReplacer("\r\n ", "", "\n ", "", "\r ", "", "\r\n", "\n", "\r", "\n")
 
-// manifestRelease parses the release in the main section of a manifest, which an empty line ends.
 func manifestRelease(manifest []byte) (Release, error) {
 	lines := strings.NewReader(manifestLines.Replace(string(manifest)))
-	// It returns the attributes before the error, which the missing empty line is, too.
+	// The final empty line may be missing, which is an error with attributes.
 	attrs, _ := textproto.NewReader(bufio.NewReader(lines)).ReadMIMEHeader()
 	version, build := attrs.Get("Implementation-Version"), attrs.Get("Build-Number")
 	switch {

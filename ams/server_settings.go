@@ -22,24 +22,22 @@ import (
 // Ports are the server's configured ports; 0 is off.
 type Ports struct {
 	HTTP   int `json:"http"`
-	HTTPS  int `json:"https"` // open once a certificate is set up
+	HTTPS  int `json:"https"` // if it has a certificate
 	RTMP   int `json:"rtmp"`
 	RTMPS  int `json:"rtmps"`
 	SRT    int `json:"srt"`    // UDP
 	Origin int `json:"origin"` // between nodes
 }
 
-// Viewers returns the ports of viewers: players of HLS and DASH, and WebRTC websockets. RTMP clients are mostly
-// publishers, and AMS's statistics do not count RTMP viewers either.
+// Viewers returns the ports of HLS, DASH and WebRTC. RTMP clients are mostly publishers; the server does not count them.
 func (p Ports) Viewers() []int { return []int{p.HTTP, p.HTTPS} }
 
-// defaultPorts returns AMS's defaults.
 func defaultPorts() Ports {
 	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}
 }
 
-// ServerSettings reads the current red5.properties: Open keeps no secret, and the panel may have changed the file since.
-// A running server uses the file's content of its start. The result holds secrets: keep only the needed keys.
+// ServerSettings reads the current red5.properties; the panel may have changed it since Open. It holds secrets: keep only
+// the needed keys.
 func (in *Installation) ServerSettings() (*conf.Properties, error) {
 	b, _, err := files.Root{Path: in.Root}.Read(in.Server.Path, conf.MaxSettings)
 	if err != nil {
@@ -52,8 +50,7 @@ func (in *Installation) ServerSettings() (*conf.Properties, error) {
 	return p, nil
 }
 
-// Ports reads the ports from the current red5.properties. Missing and invalid ports have AMS's defaults; with an error
-// all have.
+// Ports reads the current ports. Invalid ones, or all with an error, have the server's defaults.
 func (in *Installation) Ports() (Ports, error) {
 	ports := defaultPorts()
 	p, err := in.ServerSettings()
@@ -78,11 +75,10 @@ func (in *Installation) Ports() (Ports, error) {
 	return ports, nil
 }
 
-// placeholder is ${NAME} or ${NAME:DEFAULT} of Spring.
+// placeholder is Spring's ${NAME} or ${NAME:DEFAULT}.
 var placeholder = regexp.MustCompile(`^\$\{([^:{}]+):?([^{}]*)\}$`)
 
-// springValue returns the value of a key, or the default of the placeholder in its place. name is then what decides
-// instead of the default: mostly a variable of the server's environment, which is not known here.
+// springValue returns a value, or a placeholder's default and name, mostly an environment variable of the server.
 func springValue(p *conf.Properties, key string) (text, name string) {
 	text, _ = p.Get(key)
 	text = strings.TrimSpace(text)
@@ -92,7 +88,6 @@ func springValue(p *conf.Properties, key string) (text, name string) {
 	return text, ""
 }
 
-// springTrue reports whether Spring treats s as true.
 func springTrue(s string) bool {
 	switch strings.ToLower(strings.TrimSpace(s)) {
 	case "true", "on", "yes", "1":
@@ -101,14 +96,13 @@ func springTrue(s string) bool {
 	return false
 }
 
-// portNumber parses the number of a TCP or UDP port.
 func portNumber(text string) (n int, ok bool) {
 	n, err := strconv.Atoi(text)
 	return n, err == nil && n > 0 && n < 1<<16
 }
 
-// Databases returns the databases of the applications, sorted, without the console's, which has no streams. The error
-// names the applications whose database is not known: a count without them is not complete.
+// Databases returns the applications' databases, without the console's, which has no streams. With an error, a count is
+// incomplete.
 func (in *Installation) Databases() ([]string, error) {
 	names := []string{}
 	var errs []error
@@ -127,22 +121,19 @@ func (in *Installation) Databases() ([]string, error) {
 	return slices.Compact(names), errors.Join(errs...)
 }
 
-// errNoServerToken says that this server accepts no token that the agent could make. The wrapping error has the reason.
 var errNoServerToken = errors.New("no token for the server's statistics can be made")
 
-// tokenLife is the validity of a token. The server requires no claim, and a leaked token without expiry would open its
-// whole management interface for ever.
+// tokenLife bounds a leaked token, which opens the server's whole management interface.
 const tokenLife = time.Minute
 
-// ServerToken makes a token for one of the server's REST calls, valid for a minute from now, with the secret in the
-// current red5.properties. It fails if the server accepts no such token: it prefers a JWKS URL to the secret, and then
-// only the holder of a private key can make tokens.
+// ServerToken makes a token for the server's REST calls from red5.properties. It fails with a JWKS URL: only the holder of
+// the private key can make such tokens.
 func (in *Installation) ServerToken(now time.Time) (string, error) {
 	p, err := in.ServerSettings()
 	if err != nil {
 		return "", err
 	}
-	// White space belongs to a value in this format, and so to the secret.
+	// White space belongs to the secret in this format.
 	enabled, _ := p.Get("server.jwtServerControlEnabled")
 	secret, _ := p.Get("server.jwtServerSecretKey")
 	jwks, _ := p.Get("server.jwksURL")
@@ -157,17 +148,17 @@ func (in *Installation) ServerToken(now time.Time) (string, error) {
 	case strings.Contains(secret, "${"):
 		why = "server.jwtServerSecretKey is a placeholder, and its value is known to the server only"
 	default:
-		// Only "exp": the server refuses an "iat" in its future.
+		// The server refuses an "iat" in its future.
 		return token(secret, fmt.Sprintf(`{"exp":%d}`, now.Add(tokenLife).Unix())), nil
 	}
 	return "", fmt.Errorf("%w: %s: %s", errNoServerToken, shown(in.Root, in.Server.Path), why)
 }
 
-// token signs claims with HS256. A library for these lines would add 100 KB to the binary.
+// token signs with HS256. A library would add 100 KB to the binary.
 func token(secret, claims string) string {
 	b64 := base64.RawURLEncoding
 	text := b64.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + b64.EncodeToString([]byte(claims))
 	mac := hmac.New(sha256.New, []byte(secret))
-	mac.Write([]byte(text)) // never fails
+	mac.Write([]byte(text))
 	return text + "." + b64.EncodeToString(mac.Sum(nil))
 }

@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// Activity is the activity of a service, in systemd's terms.
+// Activity is a service's activity in systemd's terms.
 type Activity string
 
-// The activities. ActivityUnknown means that no source reported one.
+// ActivityUnknown means that no source reported one.
 const (
 	ActivityUnknown      Activity = "unknown"
 	ActivityActive       Activity = "active"
@@ -25,32 +25,30 @@ const (
 	ActivityDeactivating Activity = "deactivating"
 )
 
-// State is a snapshot of a service. Fields that the kind of service does not have are zero.
+// State is a snapshot of a service.
 type State struct {
 	Activity Activity `json:"activity"`
-	Sub      string   `json:"sub,omitempty"`       // SubState: running, auto-restart, dead, …
-	Load     string   `json:"load,omitempty"`      // LoadState: loaded, masked, …
-	UnitFile string   `json:"unit_file,omitempty"` // UnitFileState: enabled, disabled, …
-	Result   string   `json:"result,omitempty"`    // result of the last run: success, exit-code, signal, timeout, …
+	Sub      string   `json:"sub,omitempty"`       // running, auto-restart, dead, …
+	Load     string   `json:"load,omitempty"`      // loaded, masked, …
+	UnitFile string   `json:"unit_file,omitempty"` // enabled, disabled, …
+	Result   string   `json:"result,omitempty"`    // of the last run: success, exit-code, signal, timeout, …
 	Exit     string   `json:"exit,omitempty"`      // exit status or signal of the last main process
 
 	MainPID    int       `json:"main_pid,omitempty"`
-	Since      time.Time `json:"since,omitzero"`       // when it last became active
-	Started    time.Time `json:"started,omitzero"`     // when the main process was started
-	Restarts   int       `json:"restarts,omitempty"`   // automatic restarts since the last explicit start
+	Since      time.Time `json:"since,omitzero"`       // last became active
+	Started    time.Time `json:"started,omitzero"`     // of the main process
+	Restarts   int       `json:"restarts,omitempty"`   // automatic ones since the last start
 	Invocation string    `json:"invocation,omitempty"` // changes with every start
 
-	// NeedReload: files of the unit changed since systemd read them. False proves nothing: systemd misses a new drop-in
-	// in a new folder. After writing one, reload and check DropIns.
+	// NeedReload misses a new drop-in in a new folder: after writing one, reload and check DropIns.
 	NeedReload bool     `json:"need_reload,omitempty"`
 	Fragment   string   `json:"fragment,omitempty"`
 	DropIns    []string `json:"drop_ins,omitempty"`
-	// HostAddress is AMS_HOST_ADDRESS at the next start, from all drop-ins and files. The rest of the environment may be
-	// secret.
+	// HostAddress is AMS_HOST_ADDRESS at the next start. Other variables may be secret.
 	HostAddress string `json:"host_address,omitempty"`
 	// HostAddressFile is the EnvironmentFile= that sets it, or "".
 	HostAddressFile string        `json:"host_address_file,omitempty"`
-	StopTimeout     time.Duration `json:"stop_timeout_ns,omitempty"` // in effect; 0 = unknown or infinite
+	StopTimeout     time.Duration `json:"stop_timeout_ns,omitempty"` // 0 = unknown or infinite
 
 	WorkingDirectory string `json:"working_directory,omitempty"` // of the unit
 
@@ -65,7 +63,7 @@ func (s State) Running() bool {
 	return s.Activity == ActivityActive || s.Activity == activityReloading
 }
 
-// Dead reports whether the service manager knows that the server does not run, and neither starts nor stops it.
+// Dead reports whether the server neither runs, starts nor stops.
 func (s State) Dead() bool {
 	return (s.Activity == ActivityInactive || s.Activity == ActivityFailed) && s.MainPID == 0
 }
@@ -76,13 +74,12 @@ func (s State) Stopped() bool { return s.Dead() && s.Activity == ActivityInactiv
 // Starting reports whether the service starts, and not after a crash.
 func (s State) Starting() bool { return s.Activity == ActivityActivating && !s.Crashing() }
 
-// Crashing reports whether the service died and waits for its automatic restart.
+// Crashing reports whether the service waits for its automatic restart.
 func (s State) Crashing() bool {
 	return s.Activity == ActivityActivating && strings.HasPrefix(s.Sub, "auto-restart")
 }
 
-// Startable returns the reason why the service manager could not start it: ErrUnitMasked, ErrNoUnit or ErrUnitBroken;
-// nil for no known reason. The server may still run; a restart would then end it.
+// Startable returns ErrUnitMasked, ErrNoUnit, ErrUnitBroken or nil. The server may still run; a restart would end it.
 func (s State) Startable() error {
 	switch s.Load {
 	case "", "loaded", "merged", "stub":
@@ -121,19 +118,18 @@ func (s State) String() string {
 	return string(s.Activity) + " (" + strings.Join(notes, ", ") + ")"
 }
 
-// JobError reports that a service did not do a job, or not in time.
+// JobError reports that a service did not do a job in time.
 type JobError struct {
-	Service string // the unit, or the command
+	Service string // the unit or the command
 	Verb    string // start, stop, restart
-	// Result is the result of systemd's job: failed, canceled, timeout, dependency, skipped, …; "pending" if the agent's
-	// time ran out first and the outcome is not known.
+	// Result is systemd's: failed, canceled, timeout, dependency, skipped, …; or "pending" if the agent's time ran out.
 	Result string
-	State  State // after it, if readable
+	State  State // if readable
 	Output string
-	Err    error // of a command, or of the context
+	Err    error // of a command or the context
 }
 
-// Pending reports whether the outcome is still open.
+// Pending reports whether the outcome is unknown.
 func (e *JobError) Pending() bool { return e.Result == resultPending }
 
 const resultPending = "pending"
@@ -159,10 +155,10 @@ func (e *JobError) Error() string {
 
 func (e *JobError) Unwrap() error { return e.Err }
 
-// UnstableError reports that a service started and did not stay up.
+// UnstableError reports that a service did not stay up.
 type UnstableError struct {
 	Service string
-	After   time.Duration // since the watch began
+	After   time.Duration
 	State   State
 }
 
@@ -170,8 +166,7 @@ func (e *UnstableError) Error() string {
 	return fmt.Sprintf("%s did not stay up: %s after %s", e.Service, e.State, e.After.Round(100*time.Millisecond))
 }
 
-// LogHint returns where to read why a service ended or did not start. name is a unit, or a [Command], which has no
-// journal.
+// LogHint returns how to find why a service ended.
 func LogHint(name string) string {
 	if strings.HasSuffix(name, ".service") {
 		return "read why: journalctl -u " + name + " -n 50"
@@ -179,7 +174,7 @@ func LogHint(name string) string {
 	return "read the server's own log, or run it by hand to see why: " + StartCommand(name)
 }
 
-// StartCommand returns the operator's command to start a unit or a [Command].
+// StartCommand returns the command that starts a service.
 func StartCommand(name string) string {
 	if strings.HasSuffix(name, ".service") {
 		return "systemctl start " + name
@@ -187,26 +182,21 @@ func StartCommand(name string) string {
 	return name + " start"
 }
 
-// stater is what WaitStable needs.
 type stater interface {
 	Name() string
 	State(ctx context.Context) (State, error)
 }
 
-// stablePoll is the interval of WaitStable's checks. A main process replaced in between is noticed by its id, so this
-// need not be short.
+// stablePoll may be long: a replaced main process has another id.
 const stablePoll = 500 * time.Millisecond
 
-// stableFaults is the number of consecutive failed checks that are a fault: single ones fail while systemd re-executes
-// itself.
+// stableFaults in a row count: single checks fail while systemd re-executes itself.
 const stableFaults = 4
 
-// WaitStable watches a service that was just started and returns when it was up, with the same main process, for the
-// whole of hold. A start job is done when the process exists: a server that dies three seconds later was started
-// successfully, and automatic restarts make it look alive at every other check.
+// WaitStable waits until a service was up for hold with the same main process: automatic restarts make a crashing server
+// look alive.
 //
-// It fails with an *UnstableError as soon as the service is not up, with ErrNotManaged if the kind of service has no
-// state, and with the context's error.
+// It returns an *UnstableError, the context's error, or ErrNotManaged.
 func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error) {
 	begin := time.Now()
 	tick := time.NewTicker(stablePoll)
@@ -237,7 +227,6 @@ func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error
 				return now, nil
 			}
 		case now.Activity == ActivityActivating && !now.Crashing() && upSince.IsZero():
-			// Still starting, for the first time.
 			faults = 0
 		default:
 			return now, &UnstableError{Service: s.Name(), After: time.Since(begin), State: now}
@@ -249,7 +238,7 @@ func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error
 	}
 }
 
-// None is the service that the agent does not manage: the tree belongs to an image, or the operator starts the server.
+// None is a service that the agent does not manage, such as an image's.
 type None struct{}
 
 // Name returns "none".
@@ -258,14 +247,14 @@ func (None) Name() string { return "none" }
 // State is unknown.
 func (None) State(context.Context) (State, error) { return State{Activity: ActivityUnknown}, nil }
 
-// Start fails with ErrNotManaged.
+// Start returns ErrNotManaged.
 func (None) Start(context.Context) error { return fmt.Errorf("start: %w", ErrNotManaged) }
 
-// Stop fails with ErrNotManaged.
+// Stop returns ErrNotManaged.
 func (None) Stop(context.Context) error { return fmt.Errorf("stop: %w", ErrNotManaged) }
 
-// Restart fails with ErrNotManaged.
+// Restart returns ErrNotManaged.
 func (None) Restart(context.Context) error { return fmt.Errorf("restart: %w", ErrNotManaged) }
 
-// Reload does nothing and succeeds.
+// Reload does nothing.
 func (None) Reload(context.Context) error { return nil }

@@ -21,35 +21,31 @@ import (
 	"unicode/utf8"
 )
 
-// noStream is the stream in readiness calls. No stream has that name.
 const noStream = "amsagent-readiness"
 
 const (
-	// servingPath is a stream that does not exist. It is the cheapest call that needs what a viewer needs: the
-	// application's context and its data store. /rest/v2/version and liveness do not need the latter, and succeed while
-	// every player waits. An application's filters (JWT, addresses) refuse it with their own reason; from 2.10.0 on only
-	// once the application is initialized.
+	// servingPath needs the application's data store, as viewers do; version and liveness do not. The application's
+	// filters may refuse it, from 2.10.0 on only after its initialization.
 	servingPath = "/rest/v2/broadcasts/" + noStream
-	// playingPath is a playlist that does not exist. Only this path shows in 2.4.3 whether an application is
-	// initialized: until then its JWT filter, active even without JWT settings, refuses servingPath. From 2.16.2 on it
-	// fails if an application was not deployed, for example because its web.xml is broken.
+	// playingPath: in 2.4.3 the JWT filter refuses servingPath until the initialization, even without JWT settings.
+	// From 2.16.2 on playingPath fails if the application was not deployed, as with a broken web.xml.
 	playingPath = "/streams/" + noStream + ".m3u8"
 )
 
-// AppServing is the result of one call to an application.
+// AppServing is the result of a call to an application.
 type AppServing string
 
-// The states.
+// The states of an application.
 const (
 	// AppServes: any response of an initialized application.
 	AppServes AppServing = "serves"
 	// AppStarting: 403, "Application is getting initialized". A stopping server sends it, too.
 	AppStarting AppServing = "is getting initialized"
-	// AppFailing: 500 and above. The application's context is not complete, or broken.
+	// AppFailing: 500 and above. The context is incomplete or broken.
 	AppFailing AppServing = "fails"
-	// AppMissing: the server has no such application, and its players get an error.
+	// AppMissing: the server has no such application.
 	AppMissing AppServing = "is not deployed"
-	// AppWaits: it was added while the server runs, and is not deployed yet. The caller decides that.
+	// AppWaits: added while the server runs, not deployed yet. Only the caller sets it.
 	AppWaits AppServing = "is not deployed yet"
 	// AppSilent: no response in time. The server hangs, or its MongoDB is away.
 	AppSilent AppServing = "does not answer"
@@ -65,7 +61,7 @@ type AppAnswer struct {
 	Detail string     `json:"detail,omitempty"`
 }
 
-// Serves reports whether all viewers of this application are served: one that is not deployed yet has none.
+// Serves reports whether all viewers are served. A new application has none.
 func (a AppAnswer) Serves() bool { return a.State == AppServes || a.State == AppWaits }
 
 // String returns a sentence without a full stop.
@@ -77,8 +73,7 @@ func (a AppAnswer) String() string {
 	return text
 }
 
-// CheckServing calls an application of the server at base, an [Installation.BaseURL], once. ctx bounds the call. For the
-// console it calls liveness. A nil client means [NewHTTPClient].
+// CheckServing calls an application at base, an [Installation.BaseURL], once. A nil client means [NewHTTPClient].
 func CheckServing(ctx context.Context, client *http.Client, base, app string) AppAnswer {
 	folder := strings.TrimSuffix(base, "/") + "/" + url.PathEscape(app)
 	asked := folder + servingPath
@@ -109,24 +104,19 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 	return a
 }
 
-// The marks of an application in its folder: the server creates the first at the first start and keeps it; it creates
-// the second at a stop, and removes it in the next start, once the context is complete (createInitializationProcess of
-// 2.17.1).
+// InitializedName exists from an application's first start on, ClosedName from a stop until the context is complete
+// (createInitializationProcess of 2.17.1).
 const (
 	InitializedName = ".initialized"
 	ClosedName      = ".closed"
 )
 
-// Initialized reports whether an application has completed its context since the server started, according to its files.
-// No request may reach it earlier: from 2.16.2 on, the first filter then creates beans of an incomplete context, with
-// the server's defaults instead of the application's settings, and the server saves those. 2.10 and before accept
-// requests at any time; releases in between are untested.
+// Initialized reports whether an application has completed its context since started; true if its files are unreadable.
+// No request may come earlier: from 2.16.2 on, the server then saves default settings. 2.10 and before accept requests at
+// any time; releases in between are untested.
 //
-// A killed server leaves the marks of a running one. If started is not zero, the start must have left its own sign, too:
-// a mark created or removed, or in cluster mode the settings, which the server saves at the end. In standalone mode the
-// start after a kill leaves no sign.
-//
-// The result is true if the files cannot be read.
+// A killed server keeps its marks. With started not zero, a mark or, in cluster mode, the settings must be newer. In
+// standalone mode a start after a kill leaves no sign.
 func (in *Installation) Initialized(app string, started time.Time) bool {
 	if app == consoleApp || in.Release.Known() && !in.Release.AtLeast(2, 11) {
 		return true
@@ -149,18 +139,15 @@ func (in *Installation) Initialized(app string, started time.Time) bool {
 	return false
 }
 
-// MadeSince reports whether an application was added after t, as the panel and create_app.sh do while the server runs.
-// It uses the change time of web.xml.
+// MadeSince reports whether an application was added after t, by the change time of web.xml.
 func (in *Installation) MadeSince(app string, t time.Time) bool {
 	info, err := statBelow(in.Root, filepath.Join(in.Dir, webappsName, app, "WEB-INF/web.xml"))
 	return err == nil && info.Changed.After(t)
 }
 
-// namesStream recognizes Tomcat's own page, which contains the path: no application handled the request. An
-// application's own page does not.
+// namesStream recognizes Tomcat's page: no application handled the request.
 func namesStream(body []byte) bool { return bytes.Contains(body, []byte(noStream)) }
 
-// initializing recognizes "Application is getting initialized" and "Server is getting initialized.".
 func initializing(body []byte) bool { return bytes.Contains(body, []byte("getting initialized")) }
 
 func noAppAnswer(app string, err error) AppAnswer {
@@ -176,9 +163,8 @@ func noAppAnswer(app string, err error) AppAnswer {
 	return a
 }
 
-// Applications lists the applications of the installation in dir, below root, that are on disk now and must serve: those
-// that match one of the path.Match patterns, or all without patterns. Without any, it returns the console. It reads no
-// file, so that it can be called every second.
+// Applications lists the applications that match one of the path.Match patterns, or all without patterns; the console if the
+// list is empty. It reads no file: cheap every second.
 func Applications(root, dir string, patterns []string) ([]string, error) {
 	dir = cmp.Or(dir, DefaultDir)
 	entries, err := webapps(root, dir)
@@ -191,7 +177,7 @@ func Applications(root, dir string, patterns []string) ([]string, error) {
 			ok, err := path.Match(pattern, e.Name())
 			return ok && err == nil
 		}
-		// Java finds no folder whose name is not valid UTF-8.
+		// Java finds no other folder.
 		isFolder := e.IsDir() || e.Type()&fs.ModeSymlink != 0
 		if e.Name() == consoleApp || !isFolder || !utf8.ValidString(e.Name()) || len(patterns) > 0 && !slices.ContainsFunc(patterns, matches) {
 			continue

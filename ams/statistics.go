@@ -16,21 +16,18 @@ import (
 
 const statisticsPath = "/rest/v2/system-resources"
 
-// errNotStatistics: the response is not Ant Media Server's statistics, the release has none, or it refused the token, as it
-// does for some seconds while it starts, and while its database is away.
+// errNotStatistics may be a refused token: the server refuses tokens for some seconds while it starts, and while its
+// database is away.
 var errNotStatistics = errors.New("the answer is not the server's statistics")
 
-// Statistics are the figures of one server, not of its cluster. A field is nil if the server does not report it:
-// releases differ.
+// Statistics are those of one server, not of its cluster; nil if the release lacks them.
 type Statistics struct {
-	// LocalStreams counts the incoming streams.
 	LocalStreams *int
 
 	WebRTCViewers, HLSViewers, DASHViewers *int
 }
 
-// Viewers returns the sum of the known viewers; nil if there are no figures. complete reports whether every kind is
-// known. The server does not count RTMP viewers.
+// Viewers sums the known viewers, without RTMP, which the server does not count.
 func (s Statistics) Viewers() (n *int, complete bool) {
 	complete = true
 	for _, kind := range []*int{s.WebRTCViewers, s.HLSViewers, s.DASHViewers} {
@@ -46,8 +43,8 @@ func (s Statistics) Viewers() (n *int, complete bool) {
 	return n, complete
 }
 
-// ReadStatistics requests the figures of the server at base, an [Installation.BaseURL], with a token of
-// [Installation.ServerToken]. A nil client means [NewHTTPClient]. No error contains the token.
+// ReadStatistics requests the statistics at base, an [Installation.BaseURL], with an [Installation.ServerToken]. A nil
+// client means [NewHTTPClient]. No error contains the token.
 func ReadStatistics(ctx context.Context, client *http.Client, base, token string) (s Statistics, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
@@ -68,7 +65,6 @@ func ReadStatistics(ctx context.Context, client *http.Client, base, token string
 	return s, nil
 }
 
-// parseStatistics parses a response. A figure of unexpected form is unknown, but does not affect the others.
 func parseStatistics(body []byte) (Statistics, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil {
@@ -86,7 +82,7 @@ func parseStatistics(body []byte) (Statistics, error) {
 	return s, nil
 }
 
-// figure parses a count, with or without quotes. The server sends -1 for unknown values.
+// figure parses a count, with or without quotes; -1 is unknown.
 func figure(raw json.RawMessage) *int {
 	f, err := strconv.ParseFloat(strings.Trim(string(raw), `" `), 64)
 	if err != nil || !(f >= 0 && f <= math.MaxInt32) { // not NaN

@@ -26,17 +26,16 @@ import (
 // systemdRunning exists only if systemd is process 1: sd_booted(3).
 const systemdRunning = "/run/systemd/system"
 
-// Bounds for a systemd that does not respond. A job may take as long as the unit's own timeouts.
+// A job may take as long as the unit's own timeouts.
 const (
 	systemdCallLimit = 10 * time.Second
-	systemdJobLimit  = 15 * time.Minute // for a caller without a limit
-	// systemdAlivePoll: a job ends with a signal, which never arrives on a lost connection.
+	systemdJobLimit  = 15 * time.Minute
+	// systemdAlivePoll: the signal that ends a job never arrives on a lost connection.
 	systemdAlivePoll = time.Second
 )
 
 var errLostSystemd = errors.New("the connection to systemd was lost")
 
-// bus is the used part of [dbus.Conn]; tests have their own.
 type bus interface {
 	GetAllPropertiesContext(ctx context.Context, unit string) (map[string]any, error)
 	StartUnitContext(ctx context.Context, unit, mode string, done chan<- string) (int, error)
@@ -51,14 +50,13 @@ type bus interface {
 	Close()
 }
 
-// SystemdRuns reports whether systemd is process 1 of this machine.
+// SystemdRuns reports whether systemd is process 1.
 func SystemdRuns() bool {
 	_, err := os.Stat(systemdRunning)
 	return err == nil
 }
 
-// dialSystemd connects through the system bus, or as root without a bus to systemd itself. The bus comes first because
-// it survives an upgrade of systemd during a job.
+// dialSystemd prefers the system bus, which survives an upgrade of systemd during a job.
 func dialSystemd(ctx context.Context) (bus, error) {
 	if !SystemdRuns() {
 		return nil, fmt.Errorf("%w: this machine does not run it", ErrNoSystemd)
@@ -67,7 +65,7 @@ func dialSystemd(ctx context.Context) (bus, error) {
 		conn *dbus.Conn
 		err  error
 	}
-	// The library connects without watching the context. A connection that comes late ends with it.
+	// The library connects without watching the context.
 	done := make(chan dialled, 1)
 	go func() {
 		conn, err := dbus.NewWithContext(ctx)
@@ -89,7 +87,6 @@ func dialSystemd(ctx context.Context) (bus, error) {
 // dialer makes a connection for each operation; the context bounds its lifetime.
 type dialer func(ctx context.Context) (bus, error)
 
-// with runs ask on a connection of its own.
 func (dial dialer) with(ctx context.Context, limit time.Duration, what string, ask func(context.Context, bus) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -106,7 +103,6 @@ func (dial dialer) with(ctx context.Context, limit time.Duration, what string, a
 	return fmt.Errorf("%s: %w", what, cmp.Or(ctx.Err(), busError(err)))
 }
 
-// busErrors are the errors that callers know, by the names of D-Bus.
 var busErrors = map[string]error{
 	"org.freedesktop.systemd1.NoSuchUnit":                         ErrNoUnit,
 	"org.freedesktop.systemd1.UnitMasked":                         ErrUnitMasked,
@@ -123,13 +119,13 @@ func busError(err error) error {
 	return err
 }
 
-// Systemd is a service that is a systemd unit.
+// Systemd is a service run by a systemd unit.
 type Systemd struct {
 	unit string
 	dial dialer
 }
 
-// NewSystemd returns the service of a unit, as "antmedia.service" or "antmedia". It does not connect to systemd.
+// NewSystemd returns the service of a unit such as "antmedia". It does not connect.
 func NewSystemd(unit string) *Systemd {
 	unit = cmp.Or(unit, DefaultUnit)
 	if filepath.Ext(unit) != ".service" {
@@ -141,7 +137,7 @@ func NewSystemd(unit string) *Systemd {
 // Name returns the unit's name.
 func (s *Systemd) Name() string { return s.unit }
 
-// State returns the unit's state. It fails with ErrNoUnit, or with ErrNoSystemd if systemd does not respond.
+// State returns the unit's state, ErrNoUnit, or ErrNoSystemd if systemd does not respond.
 func (s *Systemd) State(ctx context.Context) (State, error) {
 	st := State{Activity: ActivityUnknown}
 	err := s.dial.with(ctx, systemdCallLimit, "asking systemd about "+s.unit, func(ctx context.Context, b bus) (err error) {
@@ -158,17 +154,15 @@ func look(ctx context.Context, b bus, unit string) (State, error) {
 	}
 	st := unitState(p)
 	if st.Load == "not-found" && !st.Running() {
-		// A running unit may have lost its file.
 		return State{Activity: ActivityUnknown}, ErrNoUnit
 	}
 	return st, nil
 }
 
-// Start starts the unit and waits until the process exists; the server may not be healthy yet, see [WaitStable].
+// Start waits until the process exists, not until it is healthy: see [WaitStable].
 func (s *Systemd) Start(ctx context.Context) error { return s.do(ctx, "start", bus.StartUnitContext) }
 
-// Stop stops the unit and waits for its end; after TimeoutStopSec systemd kills it. It succeeds if the unit does not
-// run.
+// Stop waits for the unit's end; systemd kills it after TimeoutStopSec.
 func (s *Systemd) Stop(ctx context.Context) error { return s.do(ctx, "stop", bus.StopUnitContext) }
 
 // Restart stops the unit if it runs and starts it.
@@ -176,15 +170,15 @@ func (s *Systemd) Restart(ctx context.Context) error {
 	return s.do(ctx, "restart", bus.RestartUnitContext)
 }
 
-// Reload makes systemd read its unit files and drop-ins again. It touches no running service.
+// Reload makes systemd read its unit files again.
 func (s *Systemd) Reload(ctx context.Context) error {
-	// A reload runs every generator of the machine: seconds on a busy one.
+	// A reload runs every generator of the machine.
 	return s.dial.with(ctx, 6*systemdCallLimit, "making systemd read its units again", func(ctx context.Context, b bus) error {
 		return b.ReloadContext(ctx)
 	})
 }
 
-// SystemStopping reports whether the whole machine shuts down.
+// SystemStopping reports whether the machine shuts down.
 func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 	err = s.dial.with(ctx, systemdCallLimit, "asking systemd whether the machine shuts down", func(ctx context.Context, b bus) error {
 		p, err := b.SystemStateContext(ctx)
@@ -195,9 +189,9 @@ func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 		case "stopping":
 			down = true
 		case "starting", "initializing":
-			// systemd before 246 reports this to the end if a boot never finished, for example because user data hangs.
+			// systemd before 246 reports this to the end if a boot never finished.
 			target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
-			job := property[[]any](target, "Job") // its number, or 0, and its object
+			job := property[[]any](target, "Job") // number or 0, and object
 			down = len(job) > 0 && job[0] != uint32(0) || text(target, "ActiveState") == string(ActivityActive)
 			return err
 		}
@@ -206,10 +200,9 @@ func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 	return down, err
 }
 
-// jobMode drops a waiting job that contradicts the new one, as systemctl does.
+// jobMode drops a contradicting waiting job, as systemctl does.
 const jobMode = "replace"
 
-// job queues a job; its result comes on done.
 type job func(b bus, ctx context.Context, unit, mode string, done chan<- string) (int, error)
 
 func (s *Systemd) do(ctx context.Context, verb string, queue job) error {
@@ -222,7 +215,7 @@ func (s *Systemd) do(ctx context.Context, verb string, queue job) error {
 		if _, err := queue(b, ctx, s.unit, jobMode, done); err != nil && ctx.Err() == nil && b.Connected() {
 			return err
 		}
-		// Even after an error systemd may have accepted the request before the connection was lost.
+		// systemd may have accepted the request before the connection was lost.
 		tick := time.NewTicker(systemdAlivePoll)
 		defer tick.Stop()
 		for {
@@ -243,10 +236,9 @@ func (s *Systemd) do(ctx context.Context, verb string, queue job) error {
 	})
 }
 
-// jobError adds the unit's current state, on a new connection: the old one ends with the caller's context.
+// jobError uses a new connection: the old one ends with the caller's context.
 func (s *Systemd) jobError(ctx context.Context, verb, result string, cause error) error {
 	e := &JobError{Service: s.unit, Verb: verb, Result: result, Err: cause}
-	// The operator waits for the message: two seconds are enough for a local query.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if st, err := s.State(ctx); err == nil {
@@ -255,7 +247,7 @@ func (s *Systemd) jobError(ctx context.Context, verb, result string, cause error
 	return e
 }
 
-// unitState converts systemd's properties. An absent or invalid one leaves its field empty: older systemd lacks some.
+// Older systemd lacks some properties.
 func unitState(p map[string]any) State {
 	st := State{
 		Activity:    cmp.Or(Activity(text(p, "ActiveState")), ActivityUnknown),
@@ -278,7 +270,6 @@ func unitState(p map[string]any) State {
 	if dir := strings.TrimPrefix(text(p, "WorkingDirectory"), "-"); filepath.IsAbs(dir) {
 		st.WorkingDirectory = filepath.Clean(dir)
 	}
-	// The last assignment counts.
 	for _, text := range property[[]string](p, "Environment") {
 		if v, ok := strings.CutPrefix(text, HostAddressVariable+"="); ok {
 			st.HostAddress = v
@@ -290,11 +281,10 @@ func unitState(p map[string]any) State {
 	return st
 }
 
-// addressAssignment is a line of an EnvironmentFile= that sets the server's address.
 var addressAssignment = regexp.MustCompile(`(?m)^[ \t]*` + HostAddressVariable + `=["']?([^"'\s]*)`)
 
-// fileAddress returns the address that an EnvironmentFile= sets, which overrides every drop-in, and the file. It skips
-// patterns and unreadable files: join verifies the result.
+// fileAddress returns the address from an EnvironmentFile=, which overrides every drop-in. It skips patterns and unreadable
+// files: join verifies the result.
 func fileAddress(p map[string]any) (address, file string) {
 	for _, entry := range property[[][]any](p, "EnvironmentFiles") {
 		if len(entry) == 0 {
@@ -309,9 +299,9 @@ func fileAddress(p map[string]any) (address, file string) {
 	return address, file
 }
 
-// exitText describes the end of the main process, from its si_code and si_status; "" if it runs or succeeded.
+// exitText takes si_code and si_status.
 func exitText(code, status int32) string {
-	const exited, killed, dumped = 1, 2, 3 // CLD_EXITED, CLD_KILLED, CLD_DUMPED
+	const exited, killed, dumped = 1, 2, 3 // CLD_*
 	switch {
 	case code == exited && status != 0:
 		return fmt.Sprintf("exit status %d", status)
@@ -321,7 +311,6 @@ func exitText(code, status int32) string {
 	return ""
 }
 
-// property returns a property of this type, or its zero value.
 func property[T any](p map[string]any, key string) T {
 	v, _ := p[key].(T)
 	return v
@@ -329,7 +318,7 @@ func property[T any](p map[string]any, key string) T {
 
 func text(p map[string]any, key string) string { return property[string](p, key) }
 
-// clock reads a timestamp: microseconds of the real-time clock, 0 = never.
+// clock reads microseconds since 1970, 0 = never.
 func clock(p map[string]any, key string) time.Time {
 	us := property[uint64](p, key)
 	if us == 0 || us > math.MaxInt64 {
@@ -338,7 +327,7 @@ func clock(p map[string]any, key string) time.Time {
 	return time.UnixMicro(int64(us))
 }
 
-// span reads a duration in microseconds; infinity is 0.
+// span reads microseconds; infinity is 0.
 func span(p map[string]any, key string) time.Duration {
 	us := property[uint64](p, key)
 	if us > math.MaxInt64/1000 {

@@ -10,13 +10,13 @@ import (
 	"slices"
 )
 
-// Units are the agent's own services, which run and start at boot together. Units without an installed file are ignored.
+// Units are the agent's services. Those not installed are ignored.
 type Units struct {
 	names []string
 	dial  dialer
 }
 
-// NewUnits returns the units of these names, in start order. It does not connect to systemd.
+// NewUnits returns units in start order. It does not connect to systemd.
 func NewUnits(names ...string) *Units { return &Units{names: names, dial: dialSystemd} }
 
 // UnitsState is the state of [Units].
@@ -27,19 +27,16 @@ type UnitsState struct {
 	Any bool
 }
 
-// unit is an installed one.
 type unit struct {
 	*Systemd
 	is State
 }
 
-// enabled reports whether it starts at boot, as far as the operator decides: another unit starts one without an
-// [Install] section.
+// enabled counts units without an [Install] section, which others start.
 func (u unit) enabled() bool {
 	return slices.Contains([]string{"enabled", "static", "generated", "transient", "alias"}, u.is.UnitFile)
 }
 
-// up reports whether there is something to stop.
 func (u unit) up() bool { return u.is.Activity != ActivityInactive && u.is.Activity != ActivityFailed }
 
 // State returns their state, or ErrNoUnit if none is installed.
@@ -77,8 +74,8 @@ func (u *Units) look(ctx context.Context, b bus) (all []unit, _ error) {
 	return all, nil
 }
 
-// Enable makes the units start at every boot, starts those that do not run, and waits for the last one. A start that is
-// not over when ctx ends continues: a pending [JobError].
+// Enable makes the units start at boot, starts them, and waits for the last one. A start not over when ctx ends continues
+// and returns a pending [JobError].
 func (u *Units) Enable(ctx context.Context) error {
 	return u.dial.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus) error {
 		all, err := u.look(ctx, b)
@@ -110,7 +107,7 @@ func (u *Units) Enable(ctx context.Context) error {
 			case k == len(all)-1:
 				errs = append(errs, i.Start(ctx))
 			default:
-				// Start all before waiting for one: a slow first one must not keep the others from starting.
+				// A slow first unit must not delay the others.
 				_ = b.ResetFailedUnitContext(ctx, i.Name())
 				_, err := b.StartUnitContext(ctx, i.Name(), jobMode, make(chan string, 1))
 				errs = append(errs, err)
@@ -120,8 +117,7 @@ func (u *Units) Enable(ctx context.Context) error {
 	})
 }
 
-// Disable stops the units in reverse order and disables them at boot. A masked unit, which cannot start, is only
-// stopped.
+// Disable stops the units in reverse order and disables them at boot, except masked ones.
 func (u *Units) Disable(ctx context.Context) error {
 	return u.dial.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus) error {
 		all, err := u.look(ctx, b)
@@ -136,7 +132,7 @@ func (u *Units) Disable(ctx context.Context) error {
 				disable = append(disable, i.Name())
 			}
 		}
-		// Disable first: they must not start after a crash of the machine in between.
+		// The machine may crash in between.
 		if len(disable) > 0 {
 			_, err := b.DisableUnitFilesContext(ctx, disable, false)
 			errs = append(errs, err, b.ReloadContext(ctx))

@@ -24,27 +24,26 @@ const (
 
 	broadcastCollection = "broadcast"
 
-	// amsFresh is AMS's own limit: it writes every 5 s, and treats a node as dead after four missed periods.
+	// amsFresh is AMS's own limit: four missed periods of 5 s.
 	amsFresh = 20 * time.Second
-	// streamFresh is AMS's own limit for a live stream.
+	// streamFresh is AMS's own limit.
 	streamFresh = 20 * time.Second
 )
 
-// AMSNode is an AMS document: each AMS in cluster mode writes its own into clusterdb.clusternode every 5 seconds.
+// AMSNode is AMS's own document in clusterdb.clusternode.
 type AMSNode struct {
 	ID string `json:"id"`
-	// IP is the address at which the other nodes call this one.
+	// IP is the address at which other nodes call this one.
 	IP string `json:"ip"`
-	// LastUpdate is by the clock of AMS's machine; zero if the document has no time.
+	// LastUpdate is by the clock of AMS's machine; zero if missing.
 	LastUpdate time.Time `json:"last_update,omitzero"`
-	Memory     string    `json:"memory,omitempty"` // as written, e.g. "586/1945"
+	Memory     string    `json:"memory,omitempty"` // as in "586/1945"
 	CPU        *float64  `json:"cpu,omitempty"`    // percent; nil if unknown
 
-	id      bson.RawValue // as stored; may have any type
-	written bson.RawValue // lastUpdateTime as stored
+	id      bson.RawValue // may have any type
+	written bson.RawValue // lastUpdateTime
 }
 
-// amsFields is the projection of an AMS document.
 var amsFields = bson.D{{Key: "ip", Value: 1}, {Key: "lastUpdateTime", Value: 1}, {Key: "memory", Value: 1}, {Key: "cpu", Value: 1}}
 
 func readAMSNode(doc bson.Raw) AMSNode {
@@ -62,7 +61,7 @@ func readAMSNode(doc bson.Raw) AMSNode {
 	return n
 }
 
-// Fresh reports whether AMS would treat this node as alive by the reader's clock. A time in the future is fresh, as it is for AMS.
+// Fresh reports whether AMS treats this node as alive, as with a time in the future.
 func (n AMSNode) Fresh(now time.Time) bool {
 	return !n.LastUpdate.IsZero() && now.Sub(n.LastUpdate) <= amsFresh
 }
@@ -72,7 +71,7 @@ func (c *Client) AMSNodes(ctx context.Context) ([]AMSNode, error) {
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes", bson.D{})
 }
 
-// AMSNodesByAddress reads the AMS documents with this address. Earlier processes may have left some.
+// AMSNodesByAddress includes documents that earlier processes have left.
 func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNode, error) {
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes of "+address, addressFilter("ip", address))
 }
@@ -82,7 +81,6 @@ func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]
 	if err != nil {
 		return nil, err
 	}
-	// AMS writes no document without a usable id.
 	nodes = slices.DeleteFunc(nodes, func(n AMSNode) bool { return n.id.Type == 0 })
 	slices.SortStableFunc(nodes, func(a, b AMSNode) int {
 		return cmp.Or(compareText(a.IP, b.IP), compareText(a.ID, b.ID))
@@ -90,7 +88,6 @@ func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]
 	return nodes, nil
 }
 
-// compareText orders addresses as numbers and everything else as text.
 func compareText(a, b string) int {
 	x, errX := netip.ParseAddr(a)
 	y, errY := netip.ParseAddr(b)
@@ -100,11 +97,9 @@ func compareText(a, b string) int {
 	return strings.Compare(a, b)
 }
 
-// SameAddress reports whether two spellings mean one address: AMS writes an IPv6 address in full, as Java does, unless the
-// address is configured.
+// SameAddress compares two spellings: AMS writes a detected IPv6 address in full, as Java does.
 func SameAddress(a, b string) bool { return a == b || oneSpelling(a) == oneSpelling(b) }
 
-// oneSpelling returns the canonical spelling of an address.
 func oneSpelling(address string) string {
 	if addr, err := netip.ParseAddr(address); err == nil {
 		return addr.Unmap().WithZone("").String()
@@ -112,7 +107,6 @@ func oneSpelling(address string) string {
 	return address
 }
 
-// addressFilter matches a field that holds the address in a spelling that AMS uses.
 func addressFilter(key, address string) bson.D {
 	forms := []string{address}
 	if addr, err := netip.ParseAddr(address); err == nil {
@@ -135,11 +129,9 @@ func javaAddress(addr netip.Addr) string {
 	return strings.Join(groups, ":")
 }
 
-// DeleteAMSNodes deletes the AMS documents of an address, or only the one with an id, that were last written before a time, by
-// the clock of AMS's machine. AMS must have stopped: while it runs, it writes its document again within 5 s.
-//
-// It returns the documents that are gone, and, without an error, those of the address that stay: another AMS writes them, or
-// they have no readable time.
+// DeleteAMSNodes deletes the AMS documents of an address, or only that with an id, last written before a time by the
+// clock of AMS's machine. It returns those deleted, and those that another AMS writes or that have no readable time. AMS
+// must have stopped: it writes its document every 5 s.
 func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before time.Time) (gone, stay []AMSNode, err error) {
 	if address == "" || before.IsZero() {
 		return nil, nil, errors.New("removing AMS's node documents: no address or no time is given")
@@ -176,7 +168,6 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before 
 	return gone, stay, nil
 }
 
-// version is a filter that matches the document as it was read.
 func (n AMSNode) version() bson.D {
 	written := bson.E{Key: "lastUpdateTime", Value: bson.D{{Key: "$exists", Value: false}}}
 	if n.written.Type != 0 {
@@ -185,15 +176,14 @@ func (n AMSNode) version() bson.D {
 	return bson.D{{Key: "_id", Value: n.id}, {Key: "ip", Value: n.IP}, written}
 }
 
-// DatabaseStreams are the streams that an origin serves from one application.
+// DatabaseStreams are the streams of one application.
 type DatabaseStreams struct {
 	Database string   `json:"database"`
-	IDs      []string `json:"ids"` // ids of the streams
+	IDs      []string `json:"ids"`
 }
 
-// LocalStreams reads the streams that are live on the node with this address, by AMS's own rule: published there,
-// broadcasting, and written at most 20 s ago by that node's clock. databases are the db.name of the applications. An error is
-// returned together with the streams of the databases that could be read.
+// LocalStreams reads the streams that are live on a node by AMS's own rule: published there, broadcasting, and written at
+// most 20 s ago by that node's clock. With an error it still returns the streams of other databases.
 func (c *Client) LocalStreams(ctx context.Context, databases []string, address string, now time.Time) ([]DatabaseStreams, error) {
 	switch {
 	case address == "":
@@ -225,7 +215,6 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 	return all, errors.Join(errs...)
 }
 
-// readStream returns the id of a stream, whatever its document holds.
 func readStream(doc bson.Raw) string {
 	if id := textField(doc, "streamId"); id != "" {
 		return id

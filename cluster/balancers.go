@@ -13,20 +13,20 @@ import (
 
 // Balancer is what a load balancer last did with a node.
 type Balancer struct {
-	Uses bool      `bson:"uses" json:"uses"` // false if it sends no new sessions to the node
-	At   time.Time `bson:"at" json:"at"`     // when it last confirmed that, by MongoDB's clock
+	Uses bool      `bson:"uses" json:"uses"` // false if it sends no new sessions
+	At   time.Time `bson:"at" json:"at"`     // by MongoDB's clock
 }
 
 const (
 	// BalancerInterval is the longest time between two confirmations.
 	BalancerInterval = time.Minute
-	// balancerLimit is the age after which a confirmation is ignored: that balancer no longer runs.
+	// balancerLimit is the age after which a load balancer no longer runs.
 	balancerLimit = 3 * BalancerInterval
 	balancersKey  = "balancers"
-	maxBalancer   = 40 // bytes of a name
+	maxBalancer   = 40 // bytes
 )
 
-// BalancersAt returns the load balancers that confirmed recently what they do with the node, by name.
+// BalancersAt returns the recent confirmations by load balancer.
 func (n Node) BalancersAt(serverNow time.Time) map[string]Balancer {
 	recent := map[string]Balancer{}
 	for name, b := range n.Balancers {
@@ -42,7 +42,7 @@ func (n Node) BalancersAt(serverNow time.Time) map[string]Balancer {
 	return recent
 }
 
-// BalancerName makes a name of a load balancer from a host name: letters, digits and hyphens.
+// BalancerName makes a load balancer's name from a host name.
 func BalancerName(host string) string {
 	name := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
@@ -53,8 +53,8 @@ func BalancerName(host string) string {
 	return name[:min(len(name), maxBalancer)]
 }
 
-// SetBalancer writes into the records that the load balancer sends new sessions to the nodes of these ids, and to no other
-// node. name is a [BalancerName]. It is written again within [BalancerInterval]. What balancers wrote that ended is removed.
+// SetBalancer records that a load balancer ([BalancerName]) sends new sessions only to the nodes in uses. The caller
+// repeats it within [BalancerInterval].
 func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) error {
 	if uses == nil {
 		uses = []string{}
@@ -84,11 +84,10 @@ func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) er
 	return err
 }
 
-// mostForgotten bounds the names that one call removes.
+// mostForgotten bounds one call.
 const mostForgotten = 8
 
-// forgetBalancers removes old confirmations: a load balancer in a container has another name after each start, and a record is
-// bounded. The next call retries after a failure.
+// forgetBalancers keeps records small: a load balancer in a container has another name after each start.
 func (c *Client) forgetBalancers(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()

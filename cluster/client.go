@@ -24,32 +24,31 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
 )
 
-// Options are the settings of [Connect]. The zero value is usable.
+// Options are the settings of [Connect].
 type Options struct {
 	AppName string        // in the server's log
-	Timeout time.Duration // of every call, including the driver's retries; default 10 s
-	MaxPool uint64        // connections for calls, per server, beside two that monitor it; default 2
-	Log     *slog.Logger  // gets a line for every failed call, and one for each record that cannot be read
+	Timeout time.Duration // of every call with retries; default 10 s
+	MaxPool uint64        // per server, beside two for monitoring; default 2
+	Log     *slog.Logger  // failed calls (debug), unreadable records
 	Dialer  options.ContextDialer
 	Now     func() time.Time // the local clock
 
-	noLogin bool // connect without the user and password of the connection string
+	noLogin bool // ignore the credentials
 }
 
 const (
 	defaultTimeout = 10 * time.Second
 	defaultPool    = 2
 
-	// connectTimeout applies unless the connection string sets it. After that, a server that drops packets is known as the cause.
+	// connectTimeout leaves time to report a server that drops packets.
 	connectTimeout = 3 * time.Second
-	// idleLimit drops connections before the clouds' NAT gateways and load balancers drop them silently (from 240 s on).
-	idleLimit = 60 * time.Second
-	// closeTimeout bounds the disconnection from a server that may be dead.
+	// idleLimit: the clouds' NAT gateways and load balancers drop connections silently from 240 s on.
+	idleLimit    = 60 * time.Second
 	closeTimeout = time.Second
 )
 
-// Client is a connection to the MongoDB of one cluster. Its methods are safe for concurrent use, and each is bounded by
-// [Options.Timeout]. The driver repeats failed reads, and failed writes to a replica set.
+// Client is a connection to the MongoDB of one cluster, safe for concurrent use. The driver repeats failed reads, and failed
+// writes to a replica set.
 type Client struct {
 	target  Target
 	timeout time.Duration
@@ -59,13 +58,13 @@ type Client struct {
 	mongo *mongo.Client
 	watch *watch
 
-	loggedBad sync.Map // ids of the records that cannot be read, each of which is logged once
+	loggedBad sync.Map // ids
 }
 
-// Connect prepares a client. It looks up a mongodb+srv URI in DNS, and otherwise opens no connection before the first call.
+// Connect prepares a client. Only mongodb+srv uses the network now, for DNS.
 //
-// A single host without a replica set is used directly, as AMS's Java driver does. If that host is a member of a set but not the
-// primary, each call fails with [KindNotPrimary].
+// A single host without a replica set is used directly, as by AMS's Java driver. If it is in a set but no primary, each
+// call fails with [KindNotPrimary].
 func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	const op = "preparing the connection to MongoDB"
 	if t.IsZero() {
@@ -85,7 +84,7 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	if err != nil {
 		e := newError(op, err, t, nil)
 		if e.Kind == KindOther || e.Kind == KindTLS {
-			e.Kind = KindConfig // only the string was checked so far
+			e.Kind = KindConfig // only the string was checked
 		}
 		return nil, e
 	}
@@ -103,7 +102,7 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	opts.SetMaxConnIdleTime(idleLimit)
 	opts.SetServerSelectionTimeout(c.timeout)
 	if opts.ConnectTimeout == nil {
-		// At most half of the call's time, so that the cause is known before the call ends.
+		// At most half, so that the cause is known before the call ends.
 		opts.SetConnectTimeout(min(connectTimeout, c.timeout/2))
 	}
 	opts.SetReadPreference(readpref.Primary())
@@ -115,16 +114,15 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 		opts.SetDirect(true)
 	}
 	if opts.Direct != nil && *opts.Direct {
-		// The driver would send the write to a member that is not the primary some thousand times a second until the call
-		// times out.
+		// The driver would repeat the write to a secondary some thousand times a second.
 		opts.SetRetryWrites(false)
 	}
 	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify {
-		// As in AMS's driver. In a subnet without internet access, the OCSP request would hang.
+		// As AMS's driver. In a subnet without internet access, the OCSP request would hang.
 		if opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil {
 			opts.SetDisableOCSPEndpointCheck(true)
 		}
-		// Only the Java driver knows these options.
+		// Options of the Java driver only.
 		if c.target.option("tlsAllowInvalidHostnames") == "true" || c.target.option("sslInvalidHostNameAllowed") == "true" {
 			verifyChainOnly(cfg)
 		}
@@ -135,8 +133,7 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	return opts, opts.Validate()
 }
 
-// applyURI parses the URI with the driver. For mongodb+srv the driver ignores the context: the goroutine ends when the
-// resolver gives up.
+// applyURI: for mongodb+srv the driver ignores the context; the goroutine ends when the resolver gives up.
 func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.ClientOptions, error) {
 	read := func() (*options.ClientOptions, error) {
 		opts := options.Client().ApplyURI(t.URI().Reveal())
@@ -167,7 +164,6 @@ func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.Cl
 	}
 }
 
-// verifyChainOnly checks the certificate, but not the host name.
 func verifyChainOnly(cfg *tls.Config) {
 	cfg.InsecureSkipVerify = true
 	roots := cfg.RootCAs
@@ -187,8 +183,7 @@ func verifyChainOnly(cfg *tls.Config) {
 // Target returns the connection string.
 func (c *Client) Target() Target { return c.target }
 
-// Close closes all connections within a second. The driver ignores the context while it waits for a monitor of a server; that
-// monitor ends later.
+// Close takes at most a second. The driver ignores the context while it waits for a monitor.
 func (c *Client) Close(ctx context.Context) error {
 	// Most clients are closed after ctx has ended.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
@@ -207,11 +202,11 @@ func (c *Client) Close(ctx context.Context) error {
 	return newError("closing the connection to MongoDB", err, c.target, nil)
 }
 
-// call runs a command with a timeout. After an error, the server may have executed the command.
+// call bounds a command by a timeout. The server may have executed a failed one.
 func (c *Client) call(ctx context.Context, op string, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	err := c.notPrimary() // write nothing there
+	err := c.notPrimary() // write nothing to a secondary
 	if err == nil {
 		err = do(ctx)
 	}
@@ -226,7 +221,6 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 	return e
 }
 
-// notPrimaryError means that the only named host is a member of a replica set, but not its primary.
 type notPrimaryError struct{ set, primary, hosts string }
 
 func (e *notPrimaryError) Error() string {
@@ -237,7 +231,7 @@ func (e *notPrimaryError) Error() string {
 	return s + "; name the set: mongodb://" + e.hosts + "/?replicaSet=" + e.set
 }
 
-// notPrimary returns an error if the only named host is a member of a replica set and takes no writes.
+// notPrimary returns an error if the only named host is in a replica set but no primary.
 func (c *Client) notPrimary() error {
 	if !c.target.namesOne() {
 		return nil
@@ -252,16 +246,15 @@ func (c *Client) notPrimary() error {
 func (c *Client) db(name string) *mongo.Database { return c.mongo.Database(name) }
 
 const (
-	// findBatch is the number of documents in one reply.
 	findBatch = 1000
-	// maxFound is far above the nodes of a cluster, or the streams of a node.
+	// maxFound is far above the nodes of a cluster or the streams of a node.
 	maxFound = 100_000
 )
 
-// ErrTooMany means that a collection has more documents than expected: another program fills it.
+// ErrTooMany means that another program fills a collection.
 var ErrTooMany = errors.New("too many documents")
 
-// find reads all matching documents. It fails with [ErrTooMany] beyond maxFound.
+// find reads all matching documents or returns [ErrTooMany].
 func find[T any](
 	ctx context.Context, c *Client, op string, coll *mongo.Collection, filter bson.D, read func(bson.Raw) T, o *options.FindOptionsBuilder,
 ) ([]T, error) {
@@ -296,8 +289,8 @@ func (c *Client) ServerTime(ctx context.Context) (time.Time, error) {
 	return t, err
 }
 
-// ClockSkew returns how far the local clock is ahead of the server's (negative: behind), within ± accuracy. AMS treats a node
-// whose clock is 20 s behind its own as dead.
+// ClockSkew returns how far the local clock is ahead of the server's, ± accuracy. AMS treats a node that is 20 s behind as
+// dead.
 func (c *Client) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
 	server, trip, err := c.serverTime(ctx)
 	if err != nil {
@@ -310,7 +303,7 @@ func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Du
 	const op = "reading MongoDB's clock"
 	var reply bson.Raw
 	err = c.call(ctx, op, func(ctx context.Context) error {
-		start := time.Now() // not c.now: a duration needs the monotonic clock
+		start := time.Now() // c.now may be no monotonic clock
 		var err error
 		reply, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
 		trip = time.Since(start)
@@ -329,10 +322,10 @@ func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Du
 	return server, trip, nil
 }
 
-// nothing matches no document: AMS's ids and cloud ids are never empty objects.
+// nothing matches no document: no id is an empty object.
 var nothing = bson.D{{Key: "_id", Value: bson.D{}}}
 
-// CheckAccess checks, without changing anything, the rights that join and leave need, and that the server takes writes.
+// CheckAccess checks, without a change, the rights that join and leave need.
 func (c *Client) CheckAccess(ctx context.Context) error {
 	if err := c.canRead(ctx, c.amsNodes()); err != nil {
 		return err
@@ -350,7 +343,7 @@ func (c *Client) CheckAccess(ctx context.Context) error {
 	})
 }
 
-// CheckRead checks the right to read the streams of the applications with these databases.
+// CheckRead checks the right to read the streams in these databases.
 func (c *Client) CheckRead(ctx context.Context, databases []string) error {
 	var errs []error
 	for _, name := range databases {

@@ -26,43 +26,43 @@ type Kind string
 
 // The kinds of failures.
 const (
-	KindDNS         Kind = "dns"         // the name does not resolve
-	KindRefused     Kind = "refused"     // no listener, or a firewall rejects
-	KindUnreachable Kind = "unreachable" // no route, network down
-	KindTimeout     Kind = "timeout"     // no answer in time: a firewall drops packets, or the server is overloaded
-	KindLost        Kind = "lost"        // the connection was cut; a write may have happened or not
-	KindTLS         Kind = "tls"         // certificates, or TLS on one side only
-	KindAuth        Kind = "auth"        // wrong user name, password or mechanism
-	KindForbidden   Kind = "forbidden"   // not allowed, with or without a login
-	KindNotPrimary  Kind = "notprimary"  // the server takes no writes now, or there is no primary
-	KindUnsupported Kind = "unsupported" // the server does not implement it
-	KindConfig      Kind = "config"      // the connection string cannot be used
-	KindCanceled    Kind = "canceled"    // the caller canceled it
+	KindDNS         Kind = "dns"
+	KindRefused     Kind = "refused" // no listener, or a firewall rejects
+	KindUnreachable Kind = "unreachable"
+	KindTimeout     Kind = "timeout"    // dropped packets, or an overloaded server
+	KindLost        Kind = "lost"       // a write may have happened
+	KindTLS         Kind = "tls"        // certificates, or TLS on one side only
+	KindAuth        Kind = "auth"       // user name, password or mechanism
+	KindForbidden   Kind = "forbidden"  // not allowed, with or without a login
+	KindNotPrimary  Kind = "notprimary" // no writes, or no primary
+	KindUnsupported Kind = "unsupported"
+	KindConfig      Kind = "config" // an unusable connection string
+	KindCanceled    Kind = "canceled"
 	KindOther       Kind = "other"
 )
 
-// Refusal reports whether the failure persists until an operator changes something.
+// Refusal reports whether the failure persists until an operator acts.
 func (k Kind) Refusal() bool {
 	return slices.Contains([]Kind{KindAuth, KindForbidden, KindConfig, KindUnsupported}, k)
 }
 
-// passes reports whether the failure ends by itself, for example after an election or a restart. A write may have been done.
+// passes reports whether the failure is transient. A write may have been done.
 func (k Kind) passes() bool {
 	return slices.Contains([]Kind{KindNotPrimary, KindRefused, KindUnreachable, KindLost, KindTimeout, KindDNS}, k)
 }
 
-// Error is a failure of a call to MongoDB. It holds no secret of the connection string.
+// Error is a failed call to MongoDB, without secrets.
 type Error struct {
 	Kind Kind
-	Op   string // the operation: "reading the nodes"
-	Host string // host:port; several with commas
-	// Err is the driver's or the server's message without secrets. errors.Is finds the original.
+	Op   string // such as "reading the nodes"
+	Host string // host:port, comma-separated
+	// errors.Is finds the original.
 	Err error
 
-	noLogin bool // the server requires a login, and the connection string has no user
+	noLogin bool // the server requires a login
 }
 
-// Error returns the operation, the summary and the cause.
+// Error returns operation, summary and cause.
 func (e *Error) Error() string {
 	s := e.Op + ": " + e.Summary()
 	if e.Err != nil {
@@ -74,7 +74,6 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// summaries have the host in place of %s.
 var summaries = map[Kind]string{
 	KindDNS:         "DNS does not find %s",
 	KindRefused:     "%s refused the connection",
@@ -91,7 +90,7 @@ var summaries = map[Kind]string{
 	KindOther:       "%s answered with an error",
 }
 
-// Summary returns what is wrong and with which host, without the cause.
+// Summary omits the cause.
 func (e *Error) Summary() string {
 	at := "MongoDB"
 	if e.Host != "" {
@@ -111,7 +110,7 @@ func KindOf(err error) Kind {
 	return ""
 }
 
-// redactedError prints a redacted message, and errors.Is finds the original. It is in a function, because fmt would print a field.
+// redactedError keeps the original in a function, because fmt would print a field.
 type redactedError struct {
 	text string
 	is   func(target error) bool
@@ -120,7 +119,6 @@ type redactedError struct {
 func (e *redactedError) Error() string        { return e.text }
 func (e *redactedError) Is(target error) bool { return e.is(target) }
 
-// newError makes an [Error] of an error of the driver. w may be nil.
 func newError(op string, err error, t Target, w *watch) *Error {
 	f := diagnose(err, t, w)
 	return &Error{
@@ -132,8 +130,7 @@ func newError(op string, err error, t Target, w *watch) *Error {
 	}
 }
 
-// diagnose finds the cause of an error. For a server that cannot be reached, the driver reports only that its server selection
-// timed out.
+// diagnose: for an unreachable server the driver only reports that its server selection timed out.
 func diagnose(err error, t Target, w *watch) finding {
 	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
 	if w != nil && !answered(err) && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
@@ -147,7 +144,6 @@ func diagnose(err error, t Target, w *watch) finding {
 	return f
 }
 
-// answered reports whether the error came from a server.
 func answered(err error) bool {
 	if ce, ok := errors.AsType[mongo.CommandError](err); ok {
 		return ce.Code != 0
@@ -155,19 +151,18 @@ func answered(err error) bool {
 	return holds[mongo.ServerError](err)
 }
 
-// hostOf returns the address from the driver's name of a connection, host:port[-5].
+// hostOf parses the driver's name of a connection, host:port[-5].
 func hostOf(connectionID string) string {
 	host, _, _ := strings.Cut(connectionID, "[-")
 	return host
 }
 
-// importance orders kinds for when several servers failed in different ways: a wrong password explains more than a timeout.
+// importance decides if several servers failed: a wrong password explains more than a timeout.
 var importance = []Kind{
 	KindOther, KindTimeout, KindUnreachable, KindDNS, KindRefused, KindLost, KindNotPrimary, KindUnsupported, KindTLS, KindForbidden, KindAuth,
 }
 
-// hintTLS returns why a server may close the connection before its first answer. If only one side uses TLS, neither side
-// reports it.
+// hintTLS: if only one side uses TLS, neither side reports it.
 func hintTLS(t Target) string {
 	if t.UsesTLS() {
 		return "a server without TLS does this to a client that starts it"
@@ -175,7 +170,7 @@ func hintTLS(t Target) string {
 	return "a server that requires TLS does this when tls=true is missing"
 }
 
-// kindOfCode classifies by the codes in the server's error_codes.yml.
+// kindOfCode uses the server's error_codes.yml.
 func kindOfCode(e mongo.ServerError) Kind {
 	has := func(codes ...int) bool { return slices.ContainsFunc(codes, e.HasErrorCode) }
 	switch {
@@ -200,7 +195,6 @@ func kindOfCode(e mongo.ServerError) Kind {
 	return KindOther
 }
 
-// kindOf classifies an error.
 func kindOf(err error) Kind {
 	if errors.Is(err, context.Canceled) {
 		return KindCanceled
@@ -239,13 +233,12 @@ func kindOfNetwork(err error) Kind {
 	return KindOther
 }
 
-// waited reports whether a call was not sent: it waited for a connection while the pool of that server was cleared.
+// waited reports whether a call was not sent: the server's pool was cleared.
 func waited(err error) bool {
 	var dropped interface{ Retryable() bool } // the driver's type is not public
 	return errors.As(err, &dropped) && dropped.Retryable()
 }
 
-// holds reports whether an error of this type is in err's chain.
 func holds[T error](err error) bool {
 	_, ok := errors.AsType[T](err)
 	return ok
@@ -259,7 +252,7 @@ func isTLS(err error) bool {
 		holds[x509.HostnameError](err) || holds[x509.UnknownAuthorityError](err) || strings.Contains(err.Error(), "tls: ")
 }
 
-// message removes the refused command from a server's message, which repeats it with session and signed cluster time.
+// message removes the command, which has session and signed cluster time.
 func message(text string) string {
 	const refused = " to execute command { "
 	if before, command, found := strings.Cut(text, refused); found {
@@ -269,8 +262,7 @@ func message(text string) string {
 	return plain.Truncate(text, maxMessage)
 }
 
-// innermost returns the message of the most specific error: the driver wraps "connection refused" in three sentences about its
-// topology.
+// innermost: the driver wraps "connection refused" in three sentences about topology.
 func innermost(err error) string {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Error()
@@ -285,7 +277,7 @@ func innermost(err error) string {
 		return strings.TrimPrefix(ce.Name+": "+ce.Message, ": ")
 	}
 	if we, ok := errors.AsType[mongo.WriteException](err); ok && len(we.WriteErrors) > 0 {
-		// Error() would include the details, for example a collection's validator.
+		// Error() would include details such as a collection's validator.
 		return "write error " + strconv.Itoa(we.WriteErrors[0].Code) + ": " + we.WriteErrors[0].Message
 	}
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -14,14 +14,14 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
-// Event is an entry of the cluster's event log. MongoDB's clock sets its time.
+// Event is an entry of the event log.
 type Event struct {
-	Node    string            `bson:"node" json:"node"` // id of the node
+	Node    string            `bson:"node" json:"node"` // id
 	Kind    string            `bson:"kind" json:"kind"` // "join", "drain", "leave", "notice"…
 	Who     string            `bson:"who,omitempty" json:"who,omitempty"`
 	Why     string            `bson:"why,omitempty" json:"why,omitempty"`
-	Cut     *int64            `bson:"cut,omitempty" json:"cut,omitempty"`         // the number of sessions that were cut; nil if unknown
-	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"` // further facts for the reader
+	Cut     *int64            `bson:"cut,omitempty" json:"cut,omitempty"` // sessions; nil if unknown
+	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"`
 }
 
 // AddEvent writes an event. After an error it may have been written.
@@ -44,22 +44,22 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	})
 }
 
-// PastEvent is an event that was read from the registry.
+// PastEvent is an event read from the registry.
 type PastEvent struct {
-	At time.Time `json:"at"` // by the server's clock; zero if the event has no time
+	At time.Time `json:"at"` // by MongoDB's clock; zero if missing
 	Event
 }
 
 // EventQuery selects events.
 type EventQuery struct {
 	Nodes []string  // ids; empty selects all
-	Since time.Time // by the server's clock; zero selects all
-	Limit int       // the latest events, at least 1
+	Since time.Time // by MongoDB's clock; zero selects all
+	Limit int       // the latest, at least 1
 }
 
-const maxDetails = 32 // of an event that is read
+const maxDetails = 32
 
-// Events reads the latest events, the oldest of them first.
+// Events reads the latest events, oldest first.
 func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) {
 	filter := bson.D{}
 	if len(q.Nodes) > 0 {

@@ -11,21 +11,21 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 )
 
-// ReplicaSet is what the servers report about their replica set. It is zero for a single server.
+// ReplicaSet is zero for a single server.
 type ReplicaSet struct {
 	Name  string
-	Hosts []string // the data-bearing members that are not hidden or passive
-	// OneNamed is true if the connection string names one of several members instead of the set: AMS's driver stays with that.
+	Hosts []string // data-bearing members, not hidden or passive
+	// OneNamed: the connection string names one of several members, which AMS's driver keeps.
 	OneNamed bool
 }
 
-// ReplicaSet returns what is known since the first call that was answered.
+// ReplicaSet returns what is known since the first answered call.
 func (c *Client) ReplicaSet() ReplicaSet {
 	d := c.watch.member()
 	return ReplicaSet{d.SetName, d.Hosts, c.target.namesOne() && len(d.Hosts) > 1}
 }
 
-// Latency returns the median of n round trips of a ping, n > 0, after one that opens the connection.
+// Latency returns the median of n > 0 pings.
 func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
 	var trips []time.Duration
 	for range n + 1 {
@@ -40,7 +40,7 @@ func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
 	return trips[n/2], nil
 }
 
-// OpenToAll reports whether the server lists its databases to a client without a login. An error means that it is unknown.
+// OpenToAll reports whether the server lists its databases without a login.
 func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
 	const op = "asking MongoDB without a password"
 	o.noLogin = true

@@ -15,40 +15,37 @@ import (
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
-// Heartbeat is a daemon's report on its machine, every few seconds. It is one document in the node's record.
+// Heartbeat is a daemon's periodic report, one document in the node's record.
 type Heartbeat struct {
-	// Seq counts the heartbeats since the daemon connected, from 1.
+	// Seq counts from 1 since the daemon connected.
 	Seq int64 `bson:"seq" json:"seq"`
-	// Load and Sessions are nil before the first heartbeat.
+	// These are nil before the first heartbeat.
 	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
 	Serving  *Serving  `bson:"serving,omitempty" json:"serving,omitempty"` // nil if unknown
-	// ClockMS is how far the machine's clock is ahead of MongoDB's; nil if unknown. AMS stamps its document by it.
+	// ClockMS is how far the machine's clock is ahead of MongoDB's. AMS stamps its document by it.
 	ClockMS *Millis `bson:"clock_ms,omitempty" json:"clock_ns,omitempty"`
-	// Checks are the load balancers that name themselves in their agent checks, and whether the last answer let them send
-	// new sessions to the node.
+	// Checks are load balancers that name themselves in agent checks: true if they may send sessions.
 	Checks map[string]bool `bson:"checks,omitempty" json:"checks,omitempty"`
 }
 
-// Load is how busy a machine is. A reading that is unknown is nil, not zero.
+// Load is how busy a machine was since the previous heartbeat; nil if unknown, as in a limited control group.
 type Load struct {
-	// CPU is the busy share of all cores since the previous heartbeat, in percent; unknown if a control group limits the
-	// server's CPU.
+	// CPU is the busy share of all cores in percent; unknown if a control group limits the server's CPU.
 	CPU *int `bson:"cpu,omitempty" json:"cpu,omitempty"`
-	// Mem is the share of memory in use, in percent, as AMS's own limit counts it; unknown if a control group limits the
-	// server's memory.
+	// Mem is the used share in percent, as AMS's own limit counts it; unknown if a control group limits the server's memory.
 	Mem *int `bson:"mem,omitempty" json:"mem,omitempty"`
-	// NetRx and NetTx are bytes per second since the previous heartbeat, over the interfaces to other machines.
+	// NetRx and NetTx are bytes per second to other machines.
 	NetRx *int64 `bson:"net_rx,omitempty" json:"net_rx,omitempty"`
 	NetTx *int64 `bson:"net_tx,omitempty" json:"net_tx,omitempty"`
-	Disk  *int   `bson:"disk,omitempty" json:"disk,omitempty"` // the used share of AMS's volume, in percent
-	// GPUs are the devices by their index; nil if there is no device or they are unknown.
+	Disk  *int   `bson:"disk,omitempty" json:"disk,omitempty"` // of AMS's volume, in percent
+	// GPUs are the devices by index; nil without any.
 	GPUs []GPULoad `bson:"gpus,omitempty" json:"gpus,omitempty"`
 	// Score is the highest use of a resource that limits AMS, in percent; unknown if a control group limits the server.
 	Score *int `bson:"score,omitempty" json:"score,omitempty"`
 }
 
-// GPULoad is the use of one device, in percent; nil if the driver does not report it, as for a device that is split (MIG).
+// GPULoad is the use of one device, in percent; nil if not reported, as in MIG mode.
 type GPULoad struct {
 	Name string `bson:"name,omitempty" json:"name,omitempty"`
 	Util *int   `bson:"util,omitempty" json:"util,omitempty"`
@@ -57,30 +54,29 @@ type GPULoad struct {
 	Mem  *int   `bson:"mem,omitempty" json:"mem,omitempty"`
 }
 
-// Sessions are the publishers and viewers that a node itself serves; nil if they could not be counted.
+// Sessions are those that a node itself serves; nil if not counted.
 type Sessions struct {
 	Publishers *int      `bson:"publishers,omitempty" json:"publishers,omitempty"`
 	Viewers    *int      `bson:"viewers,omitempty" json:"viewers,omitempty"`
-	By         CountedBy `bson:"by,omitempty" json:"by,omitempty"` // how the viewers were counted
-	// PublishersBy is the same for the publishers. It is not in the record.
+	By         CountedBy `bson:"by,omitempty" json:"by,omitempty"` // source of Viewers
+	// PublishersBy is the source of Publishers. It is not in the record.
 	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
-	// Idle is how many connections from other machines nothing was sent on for two minutes, which do not count as sessions; nil if
-	// no count is by connections.
+	// Idle counts connections silent for two minutes, which are no sessions; nil if no count is by connections.
 	Idle *int `bson:"idle,omitempty" json:"idle,omitempty"`
 }
 
 // CountedBy is a way to count sessions.
 type CountedBy string
 
-// The ways.
+// The ways to count.
 const (
-	CountedByAMS         CountedBy = "ams"         // AMS's own statistics
-	CountedByConnections CountedBy = "connections" // established connections, an estimate
-	CountedByMongoDB     CountedBy = "mongodb"     // AMS's own documents of streams
-	CountedByService     CountedBy = "service"     // the service manager reports that no server runs
+	CountedByAMS         CountedBy = "ams"         // AMS's statistics
+	CountedByConnections CountedBy = "connections" // an estimate
+	CountedByMongoDB     CountedBy = "mongodb"     // AMS's stream documents
+	CountedByService     CountedBy = "service"     // no server runs
 )
 
-// Total returns the number of sessions, known if both parts are.
+// Total returns the sum, known if both parts are.
 func (s Sessions) Total() (n int, known bool) {
 	if s.Publishers == nil || s.Viewers == nil {
 		return 0, false
@@ -88,10 +84,10 @@ func (s Sessions) Total() (n int, known bool) {
 	return *s.Publishers + *s.Viewers, true
 }
 
-// Left returns a text such as "2 publishers, about 31 viewers left, 4 idle connections not counted".
+// Left returns a text such as "2 publishers, about 31 viewers left".
 func (s Sessions) Left() string { return s.left() + s.NotCounted() }
 
-// NotCounted returns a text about idle connections to append to the sessions; "" without any.
+// NotCounted returns a text about idle connections to append.
 func (s Sessions) NotCounted() string {
 	switch {
 	case s.Idle == nil || *s.Idle <= 0:
@@ -127,13 +123,13 @@ func (s Sessions) left() string {
 	return count(*s.Publishers, "publisher") + ", " + about + count(*s.Viewers, "viewer") + " left"
 }
 
-// Serving is whether the server of a node serves viewers, as its agent sees it.
+// Serving reports whether a server serves viewers.
 type Serving struct {
-	Up  bool   `bson:"up" json:"up"`                       // true if all required applications serve
-	Why string `bson:"why,omitempty" json:"why,omitempty"` // Why names the applications that do not serve; "" while Up
+	Up  bool   `bson:"up" json:"up"`                       // all required applications serve
+	Why string `bson:"why,omitempty" json:"why,omitempty"` // the applications that do not
 }
 
-// maxWhy bounds Serving.Why in a record: a server may have hundreds of applications.
+// maxWhy bounds Why: a server may have hundreds of applications.
 const maxWhy = 200
 
 // Equal reports whether both are the same.
@@ -144,10 +140,8 @@ func (s *Serving) Equal(t *Serving) bool {
 	return *s == *t
 }
 
-// Heartbeat replaces the heartbeat in the record of self's instance. Only the primary acknowledges it.
-//
-// The error is [ErrNoNode] if there is no record: the node must register again. It is an [OtherMachineError] if another machine
-// has registered under this id.
+// Heartbeat replaces the heartbeat in the record of self's instance. It returns [ErrNoNode] if the node must register
+// again, or an [OtherMachineError].
 func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	if self.ID == "" {
 		return errors.New("writing a heartbeat: the node has no id")
@@ -188,7 +182,7 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	return fmt.Errorf("%s: %w", op, e)
 }
 
-// orNull returns a filter value. Empty fields are not stored: null matches a missing field.
+// orNull returns a filter value: empty fields are not stored, and null matches them.
 func orNull(s string) any {
 	if s == "" {
 		return nil

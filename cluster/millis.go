@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// Millis is a duration in milliseconds, as MongoDB stores it. In JSON it is in nanoseconds, as every duration.
+// Millis is a duration in milliseconds, as in MongoDB. In JSON it is in nanoseconds.
 type Millis int64
 
 // MillisOf truncates a duration to milliseconds.
 func MillisOf(d time.Duration) Millis { return Millis(d.Milliseconds()) }
 
-// Duration converts m. The maximum is 292 years.
+// Duration converts m, at most 292 years.
 func (m Millis) Duration() time.Duration {
 	const most = math.MaxInt64 / int64(time.Millisecond)
 	return time.Duration(min(max(int64(m), -most), most)) * time.Millisecond

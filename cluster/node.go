@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// ErrNoNode means that the registry has no record with that id.
+// ErrNoNode means that there is no such record.
 var ErrNoNode = errors.New("no such node in the registry")
 
-// Node is a record of the registry, which the agent of the machine writes. AMS's own document is an [AMSNode].
+// Node is a record of the registry, which the machine's agent writes.
 type Node struct {
-	ID       string `bson:"_id" json:"id"` // the cloud's id of the instance
+	ID       string `bson:"_id" json:"id"` // the cloud's
 	IP       string `bson:"ip,omitempty" json:"ip,omitempty"`
 	PublicIP string `bson:"public_ip,omitempty" json:"public_ip,omitempty"`
 	Hostname string `bson:"hostname,omitempty" json:"hostname,omitempty"`
-	// Name is the machine's name in the cloud's signals, if that is not ID.
+	// Name is the machine's name in the cloud's signals, if not ID.
 	Name     string `bson:"name,omitempty" json:"name,omitempty"`
 	Role     string `bson:"role,omitempty" json:"role,omitempty"`
 	Group    string `bson:"group,omitempty" json:"group,omitempty"`
@@ -28,35 +28,34 @@ type Node struct {
 	Type     string `bson:"type,omitempty" json:"type,omitempty"`
 	Agent    string `bson:"agent,omitempty" json:"agent,omitempty"` // version
 	AMS      string `bson:"ams,omitempty" json:"ams,omitempty"`     // version
-	// BootID and IP together identify an instance of the node: one boot at one address.
+	// BootID and IP identify an instance of the node.
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
-	// Drift names the values in the server's files that differ from those of the join, by application, with secrets masked;
-	// the server runs with them until it restarts.
+	// Drift names settings that changed since the join, secrets masked. They take effect at a restart.
 	Drift      string `bson:"drift,omitempty" json:"drift,omitempty"`
 	Port       int    `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
-	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"` // the time between heartbeats; 0 if no daemon runs
+	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"` // 0 without a daemon
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
-	// LeftBy is why the node leaves or has left: leave (the command), drain, stop (of the server's unit), reimage.
+	// LeftBy is why the node leaves: leave (the command), drain, stop (of the server's unit), reimage.
 	LeftBy     string `bson:"left_by,omitempty" json:"left_by,omitempty"`
 	StopFailed bool   `bson:"stop_failed,omitempty" json:"stop_failed,omitempty"` // the node drains, and its server does not stop
-	Cut        *int   `bson:"cut,omitempty" json:"cut,omitempty"`                 // the number of sessions that were cut when the node left; nil if unknown
-	// DrainRequest is a request from another machine, until this node's agent accepts it.
+	Cut        *int   `bson:"cut,omitempty" json:"cut,omitempty"`                 // sessions cut; nil if unknown
+	// DrainRequest is set until this node's agent accepts it.
 	DrainRequest *DrainRequest `bson:"drain_request,omitempty" json:"drain_request,omitempty"`
 
-	// Balancers are the load balancers that know the node, by name. It is ignored on write.
+	// Balancers are the load balancers that know the node, by name. They are ignored on write.
 	Balancers map[string]Balancer `bson:"balancers,omitempty" json:"balancers,omitempty"`
 
-	// MongoDB's clock sets these; they are ignored when a Node is written.
+	// MongoDB's clock sets these; they are ignored on write.
 	StateSince time.Time `bson:"state_since,omitempty" json:"state_since,omitzero"`
 	UpdatedAt  time.Time `bson:"updated_at,omitempty" json:"updated_at,omitzero"`
 
-	// Heartbeat is the last one; zero before the first. It is ignored on write.
+	// Heartbeat is the last one. It is ignored on write.
 	Heartbeat `bson:"-"`
 }
 
-// Age returns how long ago the record was written, by MongoDB's clock. It is unknown for a record that no agent wrote.
+// Age returns the record's age by MongoDB's clock, if an agent wrote it.
 func (n Node) Age(serverNow time.Time) (age time.Duration, known bool) {
 	if n.UpdatedAt.IsZero() {
 		return 0, false
@@ -67,15 +66,15 @@ func (n Node) Age(serverNow time.Time) (age time.Duration, known bool) {
 // Instance identifies one boot at one address.
 func (n Node) Instance() string { return n.BootID + " " + n.IP }
 
-// SameInstance reports whether both records have the same id, boot and address.
+// SameInstance reports whether id, boot and address are the same.
 func (n Node) SameInstance(m Node) bool {
 	return n.ID == m.ID && n.BootID == m.BootID && n.IP == m.IP
 }
 
-// Heartbeats reports whether a daemon writes this record: only then is its age a liveness signal.
+// Heartbeats reports whether the record's age is a liveness signal: a daemon writes it.
 func (n Node) Heartbeats() bool { return n.Seq > 0 || n.IntervalMS > 0 }
 
-// WithCloudFactsOf returns n with the cloud's facts of an earlier record if n has none. The public address changes with a boot.
+// WithCloudFactsOf fills in missing cloud facts. The public address changes with a boot.
 func (n Node) WithCloudFactsOf(earlier Node) Node {
 	for _, f := range []struct{ mine, theirs *string }{
 		{&n.Name, &earlier.Name},
@@ -97,7 +96,7 @@ func (n Node) WithCloudFactsOf(earlier Node) Node {
 // DefaultInterval is the default time between heartbeats.
 const DefaultInterval = 5 * time.Second
 
-// maxInterval bounds Node.IntervalMS: a wrong value must not keep a dead node alive for an hour.
+// maxInterval: a wrong value must not keep a dead node alive for an hour.
 const maxInterval = 5 * time.Minute
 
 func (n Node) interval() time.Duration {
@@ -107,28 +106,27 @@ func (n Node) interval() time.Duration {
 	return min(n.IntervalMS.Duration(), maxInterval)
 }
 
-// silentIntervals without a heartbeat allow another machine to use the record.
+// silentIntervals allow another machine to use the record.
 const silentIntervals = 3
 
-// inUse reports whether only the record's machine may write it: the last heartbeat is recent, and the node has not left.
 func (n Node) inUse(age time.Duration) bool {
 	return n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < silentIntervals*n.interval()
 }
 
-// otherMachine reports whether both boot and address differ. After a reset only the boot differs, after a move only the address.
+// otherMachine: after a reset only the boot differs, after a move only the address.
 func (n Node) otherMachine(self Node) bool {
 	return n.ID == self.ID && n.BootID != self.BootID && !SameAddress(n.IP, self.IP) && n.BootID+n.IP != ""
 }
 
-// UsedByOther reports whether a machine other than self writes this record of the given age.
+// UsedByOther reports whether another machine than self writes this record.
 func (n Node) UsedByOther(self Node, age time.Duration) bool {
 	return n.otherMachine(self) && n.inUse(age)
 }
 
-// OtherMachineError means that another machine with the same id uses the record. The record was not changed.
+// OtherMachineError means that another machine uses the record.
 type OtherMachineError struct {
-	Node Node          // the other machine's record
-	Age  time.Duration // by MongoDB's clock; zero if unknown
+	Node Node
+	Age  time.Duration // by MongoDB's clock; 0 if unknown
 }
 
 // Error names the other machine.
@@ -147,15 +145,14 @@ func (e *OtherMachineError) Error() string {
 	return s
 }
 
-// Free returns the time until the record is free if the other machine does not write it again.
+// Free returns the time until the record is free.
 func (e *OtherMachineError) Free() time.Duration {
 	return max(0, silentIntervals*e.Node.interval()-e.Age)
 }
 
-// reimageLimit is how long a machine whose root volume is replaced is expected back. A replacement that fails ends the machine.
+// reimageLimit: a failed replacement of the root volume ends the machine.
 const reimageLimit = 30 * time.Minute
 
-// reimaging reports whether the node has left because its root volume is replaced, and is expected back.
 func (n Node) reimaging(serverNow time.Time) bool {
 	return n.State == StateLeft && n.LeftBy == LeftByReimage && serverNow.Sub(n.StateSince) < reimageLimit
 }

@@ -11,22 +11,20 @@ import (
 	"sync"
 )
 
-// Dialable parses another node's address, which any client of MongoDB may have written. Host names and addresses that do not
-// identify one machine are not ok.
+// Dialable accepts only an IP address of one machine: any client of MongoDB may have written it.
 func Dialable(address string) (_ netip.Addr, ok bool) {
 	addr, err := netip.ParseAddr(address)
 	return addr, err == nil && addr.Zone() == "" && !addr.IsUnspecified() && !addr.IsMulticast()
 }
 
-// Peers finds the other machines that still serve. It keeps state between calls, as an [Observer] does. The zero value is
-// ready.
+// Peers finds the other machines that still serve. It keeps state between calls.
 type Peers struct {
 	mu       sync.Mutex
 	observer Observer
 }
 
-// Serving returns those of the machines, ids or [Node.Name]s, that may still have sessions: they have sent heartbeats, have not
-// left, and are not gone. A single look finds no machine gone: after a failover all records are old.
+// Serving returns those machines (ids or [Node.Name]s) that may still have sessions. A single look finds none gone: after a
+// failover all records are old.
 func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -55,7 +53,7 @@ func (p *Peers) serving(l Look, machines []string) []string {
 	return out
 }
 
-// goneForLong reports whether a machine is gone and both signals were silent for AMS's own limit.
+// goneForLong requires AMS's own limit of silence.
 func (m Member) goneForLong() bool {
 	return m.Health == Gone && m.Agent.silent >= amsFresh && (!m.Server.Known || m.Server.silent >= amsFresh)
 }

@@ -15,22 +15,20 @@ import (
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
-// Releases of AMS write numbers as text, int32, int64 or double. Every field is read by itself, and is missing if it cannot be
-// read: it must not hide a node from the list.
+// Releases of AMS write numbers as text, int32, int64 or double. An unreadable field must not hide a node.
 
-// Bounds in bytes: any program with the same login may write these documents.
+// In bytes: any program with the same login may write these documents.
 const (
 	maxText    = 256
 	maxMessage = 1024
 )
 
-// field returns the value of a top-level field, or a zero value.
 func field(doc bson.Raw, key string) bson.RawValue {
 	v, _ := doc.LookupErr(key)
 	return v
 }
 
-// keep copies a value that is used in a filter later.
+// keep copies a value that outlives its document.
 func keep(v bson.RawValue) bson.RawValue {
 	return bson.RawValue{Type: v.Type, Value: bytes.Clone(v.Value)}
 }
@@ -42,7 +40,6 @@ func text(v bson.RawValue, limit int) string {
 
 func textField(doc bson.Raw, key string) string { return text(field(doc, key), maxText) }
 
-// idText returns an _id of any type as text.
 func idText(v bson.RawValue) string {
 	if id, ok := v.ObjectIDOK(); ok {
 		return id.Hex()
@@ -53,7 +50,6 @@ func idText(v bson.RawValue) string {
 	return plain.Truncate(v.String(), maxText)
 }
 
-// numberField reads a number of any type, or a number in a text.
 func numberField(doc bson.Raw, key string) (float64, bool) {
 	v := field(doc, key)
 	f, ok := v.AsFloat64OK()
@@ -65,8 +61,7 @@ func numberField(doc bson.Raw, key string) (float64, bool) {
 	return f, ok && !math.IsNaN(f) && !math.IsInf(f, 0)
 }
 
-// timeField reads a date, or a number of milliseconds since 1970. A time outside the years 1 to 9999 is missing, because JSON
-// cannot hold it.
+// timeField reads a date or milliseconds since 1970. JSON holds only the years 1 to 9999.
 func timeField(doc bson.Raw, key string) time.Time {
 	v := field(doc, key)
 	ms, ok := v.DateTimeOK()

@@ -33,24 +33,23 @@ const (
 	keepEvents = 90 * 24 * time.Hour
 
 	heartbeatKey = "heartbeat"
-	// maxRecord bounds a record: one with 64 GPUs has 8 KB, but a document may have 16 MB.
+	// maxRecord is in bytes: a record with 64 GPUs has 8 KB.
 	maxRecord = 16 << 10
 )
 
-// record is a node's document.
 type record struct {
 	Node `bson:",inline"`
-	// Rev is a new random text with each write except heartbeats. After an election, a counter could repeat a value.
+	// Rev is random and changes with each write except heartbeats. After an election, a counter could repeat a value.
 	Rev  string     `bson:"rev,omitempty"`
 	Beat *Heartbeat `bson:"heartbeat,omitempty"`
 	// Taken is the last accepted drain request: a taker that lost the answer finds itself here.
 	Taken *takenRequest `bson:"drain_taken,omitempty"`
 
-	entered bool // the state begins with this write, even if it has the same name as before
-	// dropBeat removes the balancers and the heartbeat, even one that a read with read concern majority did not return.
+	entered bool // the state begins again with this write
+	// dropBeat removes balancers and even a heartbeat that the read with read concern majority did not return.
 	dropBeat bool
-	bad      *BadRecordError // then only ID and Rev are known
-	doc      bson.Raw        // of readRecord
+	bad      *BadRecordError // only ID and Rev are known
+	doc      bson.Raw
 }
 
 func (r *record) readable() bool { return r != nil && r.bad == nil }
@@ -74,7 +73,6 @@ func (e *BadRecordError) Error() string {
 // Unwrap returns the cause.
 func (e *BadRecordError) Unwrap() error { return e.Err }
 
-// decode reads a record, and sets bad if it cannot.
 func decode(doc bson.Raw) record {
 	var r record
 	err := fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
@@ -114,15 +112,14 @@ func (r *record) check() error {
 	return nil
 }
 
-// update changes the record of a node by compare-and-swap. next computes the new record from the current one (nil if there is
-// no record) and the time of MongoDB's clock, or returns nil to write nothing. own sets updated_at: the node writes its own record.
+// update changes a record by compare-and-swap. next computes it from the current one (or nil) and MongoDB's clock, or
+// returns nil to write nothing. own sets updated_at.
 //
-// After a failure that passes, and after another write, the record is read again: it has the rev of a write whose answer was
-// lost, or next is called again.
+// After a transient failure or another write it reads again: its own rev proves a write whose answer was lost.
 func (c *Client) update(ctx context.Context, op, id string, own bool, next func(was *record, now time.Time) (*record, error)) (*record, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	var revs []string // of our writes
+	var revs []string
 	var failed error
 	for pause := firstConflictPause; ; pause = min(2*pause, mostConflictPause) {
 		stored, err := c.tryUpdate(ctx, op, id, own, &revs, next)
@@ -140,7 +137,7 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 	}
 }
 
-// errConflict means that the record was written by another client meanwhile.
+// errConflict means that another client has written the record.
 var errConflict = errors.New("the record has changed")
 
 func (c *Client) tryUpdate(
@@ -176,13 +173,12 @@ func (c *Client) tryUpdate(
 	return stored, err
 }
 
-// Pauses, with jitter, before the record is read again after a conflict.
 const (
 	firstConflictPause = 5 * time.Millisecond
 	mostConflictPause  = 200 * time.Millisecond
 )
 
-// readRecord reads with read concern majority, since other writes may be rolled back. It returns nil if there is no record.
+// readRecord uses read concern majority: other writes may be rolled back.
 func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error) {
 	var found *record
 	err := c.call(ctx, op, func(ctx context.Context) error {
@@ -202,7 +198,7 @@ func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error)
 	return found, err
 }
 
-// swap replaces was by is. It fails with errConflict if the record is not was any more.
+// swap replaces was by is, or returns errConflict.
 func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own bool) (stored *record, err error) {
 	update, err := is.update(was, own)
 	if err != nil {
@@ -230,7 +226,7 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	return stored, err
 }
 
-// removeBad deletes a record that cannot be read: it may have fields that no update can name. The next try makes a new one.
+// removeBad deletes an unreadable record, which may have fields that no update can name.
 func (c *Client) removeBad(ctx context.Context, op, id string, was *record) error {
 	filter := bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: nil}}
 	if rev := field(was.doc, "rev"); !rev.IsZero() {
@@ -242,10 +238,10 @@ func (c *Client) removeBad(ctx context.Context, op, id string, was *record) erro
 	})
 }
 
-// notWritten are the keys that MongoDB's clock, a heartbeat or a load balancer sets, and the id.
+// notWritten are the id and the keys set by MongoDB's clock, a heartbeat or a load balancer.
 var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbeatKey, balancersKey}
 
-// update returns MongoDB's update from was to r, which removes all other fields.
+// update returns MongoDB's update from was to r without other fields.
 func (r *record) update(was *record, own bool) (bson.D, error) {
 	is := *r
 	is.StateSince, is.UpdatedAt, is.Beat, is.Balancers = time.Time{}, time.Time{}, nil, nil
@@ -279,7 +275,7 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 	if entered {
 		stamp("state_since")
 		if r.State == StateLeft {
-			stamp("left_at") // for the TTL index; nodes that have not left must not have it
+			stamp("left_at") // TTL index: other nodes must not have it
 		}
 	}
 	u := bson.D{{Key: "$set", Value: set}}
@@ -294,23 +290,22 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 
 // Registration is the result of [Client.Register].
 type Registration struct {
-	Node     Node  // the stored record
-	Before   *Node // the previous record, nil if it did not exist
-	Rejoined bool  // Before was of another instance: its state and heartbeat were dropped
+	Node     Node
+	Before   *Node // or nil
+	Rejoined bool  // Before was of another instance
 }
 
-// RegisterOptions select which records of other instances a registration replaces.
+// RegisterOptions select which records a registration replaces.
 type RegisterOptions struct {
-	Replace bool // a record that another machine seems to use, too
-	// GiveWay keeps a record that any other instance uses: for a node whose record another machine has taken.
+	Replace bool // even a record that another machine uses
+	// GiveWay keeps a record that any other instance uses.
 	GiveWay bool
 }
 
-// Register writes the record of this machine: all facts, and n.State. It replaces a record of another instance (boot or
-// address). In a record of this instance, joining and active replace only joining, left and failed; other states replace the
-// states that [State.CanTransition] allows. Registration.Node has the resulting state.
+// Register writes this machine's facts and n.State. It replaces a record of another instance. In this instance's, joining
+// and active replace only joining, left and failed; other states follow [State.CanTransition].
 //
-// A record that another machine uses is not changed: the error is an [OtherMachineError]. It is safe to repeat.
+// It returns an [OtherMachineError] if another machine uses the record. It is safe to repeat.
 func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Registration, error) {
 	op := "registering node " + n.ID
 	switch {
@@ -332,7 +327,6 @@ func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Regis
 	return Registration{Node: stored.Node, Before: before, Rejoined: before != nil && !before.SameInstance(n)}, nil
 }
 
-// register computes the record of a machine that registers.
 func register(was *record, self Node, o RegisterOptions, now time.Time) (*record, error) {
 	is := &record{Node: self, entered: true, dropBeat: true}
 	is.DrainRequest = nil
@@ -365,7 +359,6 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 	return is, nil
 }
 
-// replaces reports whether a registration with state s replaces the state was.
 func (s State) replaces(was State) bool {
 	if s == StateJoining || s == StateActive {
 		return was != s && slices.Contains([]State{StateJoining, StateLeft, StateFailed}, was)
@@ -385,12 +378,11 @@ const (
 	LeftByLeave = "leave"
 	LeftByDrain = "drain"
 	LeftByStop  = "stop"
-	// LeftByReimage: the cloud replaces the root volume, and the machine comes back with the same id.
+	// LeftByReimage: the root volume is replaced, and the machine comes back with the same id.
 	LeftByReimage = "reimage"
 )
 
-// SetOwnState sets the state of this machine's record. The error is a [TransitionError] if the state does not allow it, an
-// [OtherMachineError] if another machine has registered under this id, or [ErrNoNode]. Then nothing is changed.
+// SetOwnState sets this machine's state, or returns [ErrNoNode], a [TransitionError] or an [OtherMachineError].
 func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string, d Details) error {
 	op := fmt.Sprintf("setting node %s to %s", self.ID, s)
 	if !s.Valid() {
@@ -402,7 +394,7 @@ func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason str
 	return err
 }
 
-// transition computes the record of a node in another state. A self without boot or address is not compared.
+// transition does not compare a self without boot or address.
 func transition(was *record, self Node, s State, reason string, d Details) (*record, error) {
 	switch {
 	case was == nil:
@@ -428,7 +420,7 @@ func transition(was *record, self Node, s State, reason string, d Details) (*rec
 	return &is, nil
 }
 
-// CheckOwner returns an [OtherMachineError] if another machine, with another boot and address, writes the record of self's id.
+// CheckOwner returns an [OtherMachineError] if another machine writes the record.
 func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 	now, err := c.ServerTime(ctx)
 	if err != nil {
@@ -444,24 +436,24 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 	return err
 }
 
-// DrainRequest is a request from another machine, until the node's agent accepts it or it is withdrawn.
+// DrainRequest is another machine's request to drain.
 type DrainRequest struct {
 	ID string `bson:"id" json:"id"`
-	// DeadlineMS is how long to wait for sessions; 0 is the node's setting. Now does not wait.
+	// DeadlineMS is the wait for sessions; 0 is the node's setting. Now does not wait.
 	DeadlineMS Millis `bson:"deadline_ms,omitempty" json:"deadline_ns,omitempty"`
 	Now        bool   `bson:"now,omitempty" json:"now,omitempty"`
-	// RepairStreams ends the streams that the node leaves "broadcasting".
+	// RepairStreams ends streams that the node leaves "broadcasting".
 	RepairStreams bool      `bson:"repair_streams,omitempty" json:"repair_streams,omitempty"`
 	Reason        string    `bson:"reason,omitempty" json:"reason,omitempty"`
 	Who           string    `bson:"who,omitempty" json:"who,omitempty"`
-	At            time.Time `bson:"at" json:"at,omitzero"` // the time of the request, by MongoDB's clock
+	At            time.Time `bson:"at" json:"at,omitzero"` // by MongoDB's clock
 }
 
-// ErrNotAskable means that a node cannot accept a request: it has no record any more, is another instance, or has left.
+// ErrNotAskable means that the record is missing, of another instance, or left.
 var ErrNotAskable = errors.New("the record of this node is another one now, or it has left")
 
-// AskDrain writes a request into the record of a node, replacing an earlier one, and returns its id. The error is
-// [ErrNotAskable] if the record is of another instance than n, or the node has left.
+// AskDrain writes a request into a node's record, replacing an earlier one. It returns [ErrNotAskable] if the record is of
+// another instance, or left.
 func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id string, err error) {
 	op := "asking node " + n.ID + " to drain"
 	r.ID = crand.Text()
@@ -480,8 +472,7 @@ func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id strin
 	return r.ID, err
 }
 
-// TakeDrainRequest removes a request from a record. Of several takers, the node's agent and an operator who withdraws it,
-// exactly one gets true.
+// TakeDrainRequest removes a request. Of the node's agent and an operator, exactly one gets true.
 func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (taken bool, err error) {
 	mine := takenRequest{ID: id, By: taker}
 	_, err = c.update(ctx, "taking the request to drain node "+node, node, false, func(was *record, _ time.Time) (*record, error) {
@@ -496,7 +487,7 @@ func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (
 	return taken && err == nil, err
 }
 
-// RemoveNode deletes the record of a node unless its machine has written it since it was read. It reports whether there is no record now.
+// RemoveNode deletes a record unless its machine wrote it since. It reports whether no record is left.
 func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if n.ID == "" {
 		return false, errors.New("removing a node: it has no id")
@@ -518,7 +509,7 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	return false, cmp.Or(failed, err)
 }
 
-// Node reads the record of a node. The error is [ErrNoNode] if it does not exist, and a [BadRecordError] if it is invalid.
+// Node reads a record, or returns [ErrNoNode] or a [BadRecordError].
 func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 	op := "reading node " + id
 	found, err := find(ctx, c, op, c.nodes(), bson.D{{Key: "_id", Value: id}}, decode, options.Find())
@@ -534,7 +525,7 @@ func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 	return found[0].Node, nil
 }
 
-// Nodes reads all valid records, ordered by id. [Client.Look] also returns the others.
+// Nodes reads all valid records, ordered by id.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	nodes, _, err := c.records(ctx)
 	return nodes, err
@@ -556,7 +547,7 @@ func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordErro
 	return nodes, bad, err
 }
 
-// EnsureIndexes creates the TTL indexes that remove old events and nodes that have left. Nothing relies on them.
+// EnsureIndexes creates TTL indexes. Nothing relies on them.
 func (c *Client) EnsureIndexes(ctx context.Context) error {
 	var errs []error
 	for _, ix := range []struct {

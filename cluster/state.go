@@ -44,12 +44,12 @@ func (s State) successors() []State {
 	return nil
 }
 
-// CanTransition reports whether a node may change from s to next. The same state is always allowed.
+// CanTransition reports whether a node may change from s to next, which may be s.
 func (s State) CanTransition(next State) bool {
 	return s.Valid() && (s == next || slices.Contains(s.successors(), next))
 }
 
-// TransitionError is a change of state that is not allowed. The record was not changed.
+// TransitionError is a change of state that is not allowed.
 type TransitionError struct {
 	ID       string
 	From, To State

@@ -11,11 +11,9 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 )
 
-// RepairStreams ends the streams that a node with this address has left "broadcasting", and removes those that AMS made for
-// itself. AMS does that only when a server with the same address starts again, which an instance that was replaced never does.
-// A stream that was written within AMS's own limit of 20 s is live and stays. now is the time of that node's clock.
-//
-// It writes into AMS's own collections: call it only if an operator requests it.
+// RepairStreams ends the streams that a node left "broadcasting", as AMS does only when a server with the same address
+// starts. Streams written within 20 s by that node's clock (now) are live and stay. It writes into AMS's collections: call
+// it only for an operator.
 func (c *Client) RepairStreams(ctx context.Context, databases []string, address string, now time.Time) error {
 	if address == "" {
 		return errors.New("repairing streams: no address is given")
@@ -32,7 +30,7 @@ func (c *Client) RepairStreams(ctx context.Context, databases []string, address 
 	for _, name := range databases {
 		coll := c.db(name).Collection(broadcastCollection)
 		errs = append(errs, c.call(ctx, "repairing streams of "+name, func(ctx context.Context) error {
-			// AMS deletes the streams that it made itself when they end.
+			// AMS deletes the streams that it made when they end.
 			if _, err := coll.DeleteMany(ctx, append(stale[:len(stale):len(stale)], bson.E{Key: "zombi", Value: true})); err != nil {
 				return err
 			}

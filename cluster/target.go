@@ -31,37 +31,34 @@ const (
 	maxTargetLen = 8 << 10
 )
 
-// Target is a connection string from [ParseTarget]. Every way of printing it gives [Target.Redacted].
+// Target is a connection string. Every way of printing it gives [Target.Redacted].
 type Target struct {
-	// Two pointers: fmt prints unexported fields without calling their methods, but follows only one pointer.
+	// fmt prints unexported fields without their methods, but follows only one pointer.
 	p **target
 }
 
 type target struct {
 	raw       string
 	bare, srv bool
-	user      string // this and the password are percent-encoded
+	user      string // percent-encoded, as password
 	password  string
 	hosts     []string
-	path      string // percent-encoded, with its slash, or empty
+	path      string // percent-encoded, with its slash
 	options   []option
 	warnings  []string
 }
 
-// option has its value percent-encoded and decoded.
 type option struct{ name, raw, value string }
 
-// ParseTarget parses MongoDB's address: an IP address, host or host:port, several of these with commas, or a full mongodb:// or
-// mongodb+srv:// URI. IPv6 addresses are written in brackets.
+// ParseTarget parses hosts with optional ports (IPv6 in brackets), or a mongodb:// or mongodb+srv:// URI.
 //
-// Two drivers may read a string differently. An ambiguous string is refused, with the position and a hint. Otherwise
-// [Target.Raw] is normalised, so that AMS's Java driver, the Go driver and Spring, which reads AMS's files, agree:
-//   - characters that are not allowed in a URI are percent-encoded. This also disables Spring's ${…}.
-//   - + in the user name or the password becomes %2B: old Java drivers read it as a space.
+// It refuses ambiguous strings and normalises others, so that AMS's Java driver, the Go driver and Spring agree:
+//   - invalid URI characters are percent-encoded. This also disables Spring's ${…}.
+//   - + in user name and password becomes %2B: old Java drivers read it as a space.
 //   - / and ? in options become %2F and %3F: Java drivers before 3.7 expect the database after the last slash.
-//   - a missing / before ? is added, empty options are dropped, ; between options becomes &, the scheme becomes lower case.
+//   - a / is added before ?, empty options are dropped, ; becomes &, the scheme lower case.
 //
-// An error holds at most single characters of the string. The driver checks names and values of options.
+// An error holds at most single characters of the string.
 func ParseTarget(s string) (Target, error) {
 	p, err := parseTarget(s)
 	if err != nil {
@@ -70,15 +67,15 @@ func ParseTarget(s string) (Target, error) {
 	return Target{p: &p}, nil
 }
 
-// TargetError is an error in a connection string. It does not hold the string.
+// TargetError is an error in a connection string, without the string.
 type TargetError struct {
-	Part    string // "host", "password", "options"…; empty: the whole
-	Pos     int    // 1-based character in the given string; 0: no position
+	Part    string // such as "host"; "" is the whole
+	Pos     int    // 1-based character; 0 is unknown
 	Problem string
-	Hint    string // may be empty
+	Hint    string
 }
 
-// Error returns part, position, problem and hint in one line.
+// Error returns all fields in one line.
 func (e *TargetError) Error() string {
 	var b strings.Builder
 	b.WriteString("connection string")
@@ -104,10 +101,8 @@ const (
 	partOptions  = "options"
 )
 
-// reader holds the whole string, because errors report positions in it.
 type reader struct{ given string }
 
-// at returns an error at a byte offset of given.
 func (r reader) at(off int, part, problem, hint string) *TargetError {
 	return &TargetError{Part: part, Pos: utf8.RuneCountInString(r.given[:min(off, len(r.given))]) + 1, Problem: problem, Hint: hint}
 }
@@ -144,11 +139,10 @@ func parseTarget(given string) (*target, error) {
 	return &target{raw: s, bare: true, hosts: hosts}, err
 }
 
-// optionLike matches the beginning of the options. A password may have a question mark that is not encoded.
+// optionLike begins the options: a password may have a raw question mark.
 var optionLike = regexp.MustCompile(`^[A-Za-z]+=`)
 
-// endOfUser returns the position of the @ after user and password, or -1. It is the last one before the options: Azure's
-// strings end in appName=@account@.
+// endOfUser returns the last @ before the options, or -1: Azure's strings end in appName=@account@.
 func endOfUser(rest string) int {
 	if hosts, query, found := strings.Cut(rest, "?"); found && optionLike.MatchString(query) {
 		return strings.LastIndexByte(hosts, '@')
@@ -196,7 +190,7 @@ func (r reader) parseURI(scheme, rest string, off int) (*target, error) {
 	return t, checkByDriver(t)
 }
 
-// checkByDriver validates the URI with the driver, unless that needs DNS or files.
+// checkByDriver skips URIs that need DNS or files.
 func checkByDriver(t *target) error {
 	if t.srv || slices.ContainsFunc(t.options, func(o option) bool { return isFile(o.name) }) {
 		return nil
@@ -207,8 +201,7 @@ func checkByDriver(t *target) error {
 	return nil
 }
 
-// parseUserinfo parses the text before the last @. If a reserved character is not encoded, the drivers would treat a part of
-// the password as a host.
+// parseUserinfo refuses raw reserved characters: drivers would treat a part of the password as a host.
 func (r reader) parseUserinfo(t *target, s string, off int) (err error) {
 	user, password, _ := strings.Cut(s, ":")
 	if t.user, err = r.parseLogin(partUser, user, off); err != nil {
@@ -233,19 +226,18 @@ func (r reader) parseLogin(part, s string, off int) (raw string, err error) {
 	return raw, err
 }
 
-// notFilled matches Atlas's <password> and <db_password>, and asterisks. A real password of asterisks can be written as %2A.
+// notFilled matches Atlas's <password>, and asterisks (a real password can use %2A).
 var notFilled = regexp.MustCompile(`^(?:\*+|<[A-Za-z0-9_ -]+>)$`)
 
-// Characters that are not encoded, besides letters and digits.
+// Characters that stay, besides letters and digits.
 const (
 	unreserved   = "-._~"
-	keepUserinfo = unreserved + "!$&'()*,;=" // not +, see ParseTarget
+	keepUserinfo = unreserved + "!$&'()*,;=" // without +, see ParseTarget
 	keepDatabase = unreserved + "!'()*,;+"
 	keepOption   = unreserved + "!$'()*,=+:"
 )
 
-// normalise percent-encodes all but letters, digits, the characters of keep and existing escapes. It returns the result and
-// the decoded text.
+// normalise percent-encodes all but letters, digits, keep and escapes.
 func (r reader) normalise(s string, off int, part, keep string) (raw, decoded string, err error) {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -264,7 +256,7 @@ func (r reader) normalise(s string, off int, part, keep string) (raw, decoded st
 	}
 	raw = b.String()
 	if part == partOptions {
-		decoded, err = url.QueryUnescape(raw) // both drivers read + as a space in options
+		decoded, err = url.QueryUnescape(raw) // both drivers read + as a space
 	} else {
 		decoded, err = url.PathUnescape(raw)
 	}
@@ -281,7 +273,7 @@ func isAlnum(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
-// hostSyntax is [ADDRESS] or NAME, and a colon with a port.
+// hostSyntax is [ADDRESS] or NAME with an optional port.
 var hostSyntax = regexp.MustCompile(`^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(:[^:]*)?$`)
 
 func (r reader) parseHosts(s string, off int, srv bool) ([]string, error) {
@@ -369,7 +361,7 @@ func (r reader) parseOptions(t *target, query string, off int) error {
 	return nil
 }
 
-// option returns the last value of an option, which is the one that the drivers use.
+// Drivers use an option's last value.
 func (t *target) option(name string) string {
 	for _, o := range slices.Backward(t.options) {
 		if strings.EqualFold(o.name, name) {
@@ -407,7 +399,6 @@ func (t *target) render(redacted bool) string {
 	return b.String()
 }
 
-// get also works for the zero Target.
 func (t Target) get() *target {
 	if t.p == nil {
 		return &target{}
@@ -418,16 +409,16 @@ func (t Target) get() *target {
 // IsZero reports whether t is the zero Target.
 func (t Target) IsZero() bool { return t.p == nil }
 
-// Equal reports whether both are the same connection string.
+// Equal reports whether both are the same string.
 func (t Target) Equal(u Target) bool { return t.get().raw == u.get().raw }
 
-// Bare reports whether the string was a host or a list of hosts, without a scheme.
+// Bare reports whether the string had no scheme.
 func (t Target) Bare() bool { return t.get().bare }
 
-// SRV reports whether the hosts are looked up in DNS (mongodb+srv).
+// SRV reports whether DNS knows the hosts.
 func (t Target) SRV() bool { return t.get().srv }
 
-// Raw returns the given string, normalised as described at [ParseTarget]. Parsing it again gives an equal Target.
+// Raw returns the normalised string. Parsing it gives an equal Target.
 func (t Target) Raw() redact.Secret { return redact.Secret(t.get().raw) }
 
 // URI returns the full URI, also for a bare list of hosts.
@@ -439,7 +430,7 @@ func (t Target) URI() redact.Secret {
 	return redact.Secret(p.raw)
 }
 
-// Schemeless returns the URI without mongodb://, as AMS up to 2.4.1 needs it. It is empty for mongodb+srv.
+// Schemeless omits mongodb://, as AMS up to 2.4.1 needs it; "" for mongodb+srv.
 func (t Target) Schemeless() redact.Secret {
 	p := t.get()
 	if p.srv {
@@ -448,10 +439,10 @@ func (t Target) Schemeless() redact.Secret {
 	return redact.Secret(strings.TrimPrefix(p.raw, schemePlain))
 }
 
-// Hosts returns the hosts as given, with the port if there is one.
+// Hosts returns the hosts with any ports.
 func (t Target) Hosts() []string { return slices.Clone(t.get().hosts) }
 
-// addresses returns host:port of every host, and for mongodb+srv the name that DNS resolves.
+// addresses returns host:port of every host; for mongodb+srv the name.
 func (t Target) addresses() []string {
 	var addrs []string
 	for _, h := range t.get().hosts {
@@ -463,10 +454,9 @@ func (t Target) addresses() []string {
 	return addrs
 }
 
-// hostList returns the hosts for a message.
 func (t Target) hostList() string { return strings.Join(t.addresses(), ", ") }
 
-// HostNames returns the hosts without their ports.
+// HostNames returns the hosts without ports.
 func (t Target) HostNames() []string {
 	var names []string
 	for _, h := range t.get().hosts {
@@ -476,17 +466,17 @@ func (t Target) HostNames() []string {
 	return names
 }
 
-// NamesSet reports whether the target names a replica set, or several hosts.
+// NamesSet reports whether a replica set or several hosts are named.
 func (t Target) NamesSet() bool {
 	return t.SRV() || len(t.get().hosts) > 1 || t.option("replicaSet") != ""
 }
 
-// namesOne reports whether the connection string names one host, which may be a member of a replica set.
+// namesOne reports whether one host is named, perhaps of a replica set.
 func (t Target) namesOne() bool {
 	return !t.IsZero() && !t.NamesSet() && t.option("directConnection") == "" && t.option("loadBalanced") != "true"
 }
 
-// UsesTLS reports whether the drivers use TLS, which mongodb+srv and several options imply.
+// UsesTLS reports whether the drivers use TLS, which several options imply.
 func (t Target) UsesTLS() bool {
 	on := t.SRV()
 	for _, o := range t.get().options {
@@ -499,7 +489,7 @@ func (t Target) UsesTLS() bool {
 	return on
 }
 
-// Loopback reports whether every host is a loopback address, which the other nodes of a cluster cannot use.
+// Loopback reports whether every host is a loopback address.
 func (t Target) Loopback() bool {
 	for _, name := range t.HostNames() {
 		if addr, err := netip.ParseAddr(name); err == nil && addr.Unmap().IsLoopback() {
@@ -512,7 +502,7 @@ func (t Target) Loopback() bool {
 	return !t.IsZero()
 }
 
-// Username returns the decoded user name, or "".
+// Username returns the decoded name, or "".
 func (t Target) Username() string {
 	name, _ := url.PathUnescape(t.get().user)
 	return name
@@ -520,10 +510,10 @@ func (t Target) Username() string {
 
 func (t Target) option(name string) string { return t.get().option(name) }
 
-// HasCredentials reports whether the string has a user or a secret option.
+// HasCredentials reports whether there is a user or a secret option.
 func (t Target) HasCredentials() bool { return t.get().user != "" || len(t.Secrets()) > 0 }
 
-// Secrets returns the values that must not be shown, for [redact.Text].
+// Secrets returns the values for [redact.Text].
 func (t Target) Secrets() []redact.Secret {
 	p := t.get()
 	var all []redact.Secret
@@ -535,7 +525,7 @@ func (t Target) Secrets() []redact.Secret {
 		}
 	}
 	add(p.password)
-	after := false // a secret: if it has a raw &, its rest looks like an unknown option
+	after := false // the rest of a secret with a raw & looks like an option
 	for _, o := range p.options {
 		secret := !isShown(o.name) && !isFile(o.name) && (after || redact.Name(o.name))
 		if after = secret; !secret {
@@ -552,7 +542,6 @@ func (t Target) Secrets() []redact.Secret {
 	return all
 }
 
-// isShown reports whether the value of an option describes the connection and is not secret.
 func isShown(name string) bool {
 	switch strings.ToLower(name) {
 	case "appname", "authmechanism", "authsource", "compressors", "connecttimeoutms", "directconnection", "loadbalanced", "maxpoolsize",
@@ -564,16 +553,15 @@ func isShown(name string) bool {
 	return false
 }
 
-// isFile reports whether an option names a file of certificates or keys.
 func isFile(name string) bool {
 	name = strings.ToLower(name)
 	return strings.HasSuffix(name, "file") && (strings.HasPrefix(name, "tls") || strings.HasPrefix(name, "ssl"))
 }
 
-// Warnings returns what is valid but probably a mistake.
+// Warnings returns probable mistakes.
 func (t Target) Warnings() []string { return slices.Clone(t.get().warnings) }
 
-// Redacted returns the string without the password and the values of options that may be secret.
+// Redacted omits the password and values that may be secret.
 func (t Target) Redacted() string {
 	p := t.get()
 	if p.bare || t.IsZero() {
@@ -585,7 +573,7 @@ func (t Target) Redacted() string {
 // String returns the redacted form.
 func (t Target) String() string { return t.Redacted() }
 
-// Format formats the redacted form for every verb.
+// Format formats the redacted form.
 func (t Target) Format(f fmt.State, verb rune) {
 	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), t.Redacted())
 }

@@ -15,36 +15,30 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-// defaultPoll is the pause between two reads of the AMS documents. A node serves no viewers before; 200 nodes may start
-// together.
+// defaultPoll: a node serves no viewers before; 200 nodes may start together.
 const defaultPoll = 500 * time.Millisecond
 
-// ErrElsewhere means that the server writes under another address of this machine.
+// ErrElsewhere means that the server uses another address of this machine.
 var ErrElsewhere = errors.New("it runs under another address of this machine")
 
-// AMSWait selects the document that [Client.WaitAMSNode] waits for.
+// AMSWait is the input of [Client.WaitAMSNode].
 type AMSWait struct {
-	Address string // what AMS on this machine writes as its ip
-	// Before are the documents before AMS was started: an earlier process may have left one. If it is nil, the first read takes
-	// its place.
-	Before []AMSNode
-	// LocalAddresses are all addresses of this machine. Optional.
+	Address string // as AMS writes it
+	// Before are earlier processes' documents; nil uses the first read.
+	Before         []AMSNode
 	LocalAddresses []string
-	// Elsewhere is how long a document of another address of this machine must be written until the wait ends with
-	// ErrElsewhere; 0 disables this. Documents older than Started are ignored, and with NewOnly those in Before.
+	// Elsewhere is how long a document of another local address must be written to end the wait with ErrElsewhere; 0 is
+	// never. Documents before Started are ignored, with NewOnly also those in Before.
 	Elsewhere time.Duration
 	Started   time.Time
 	NewOnly   bool
-	Poll      time.Duration // 0 is 500 ms
-	// Progress is called after each read with the documents of the address, or the error.
+	Poll      time.Duration // default 500 ms
+	// Progress is called after each read.
 	Progress func(ours []AMSNode, err error)
 }
 
-// WaitAMSNode returns the AMS document of this machine as soon as it proves that AMS has joined: it has the address, was
-// written since AMSWait.Before, and is fresh by the local clock.
-//
-// When ctx ends, or with [ErrElsewhere], it returns an [AMSNotSeenError]. While MongoDB does not answer, it continues to wait;
-// a [Kind.Refusal] is returned at once.
+// WaitAMSNode returns this machine's AMS document once it was written since AMSWait.Before and is fresh by the local clock.
+// It returns an [AMSNotSeenError] when ctx ends or with [ErrElsewhere], and a [Kind.Refusal] at once.
 func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	if w.Address == "" {
 		return AMSNode{}, errors.New("waiting for AMS's node document: no address is given")
@@ -54,7 +48,7 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	before := w.Before
 	local := map[string]firstSeen{}
 	for {
-		// A read that the end of ctx cuts short is no failure of MongoDB. The driver times out shortly before the deadline.
+		// A read cut short by ctx is no failure. The driver times out shortly before the deadline.
 		deadline, bounded := ctx.Deadline()
 		short := bounded && time.Until(deadline) < c.timeout
 		all, err := c.AMSNodes(ctx)
@@ -79,7 +73,7 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 				before = append([]AMSNode{}, seen.Ours...)
 			}
 			if n, ok := w.findElsewhere(seen.Local, local, now); ok {
-				// Only this one: the others may belong to another node.
+				// The others may belong to another node.
 				seen.Local, seen.Elsewhere, seen.Waited, seen.Cause = []AMSNode{n}, true, now.Sub(begin), ErrElsewhere
 				return AMSNode{}, seen
 			}
@@ -92,10 +86,8 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	}
 }
 
-// firstSeen is when a document of another address of this machine was first read.
 type firstSeen struct{ written, at time.Time }
 
-// findElsewhere returns a document of another address of this machine that the current server has written for long enough.
 func (w AMSWait) findElsewhere(fresh []AMSNode, known map[string]firstSeen, now time.Time) (AMSNode, bool) {
 	for _, n := range fresh {
 		if w.Elsewhere <= 0 || n.LastUpdate.Before(w.Started) || w.NewOnly && n.sameAs(w.Before) {
@@ -115,7 +107,6 @@ func (n AMSNode) sameAs(nodes []AMSNode) bool {
 	return slices.ContainsFunc(nodes, func(b AMSNode) bool { return b.ID == n.ID && SameAddress(b.IP, n.IP) })
 }
 
-// take sorts the documents into e.
 func (e *AMSNotSeenError) take(all []AMSNode, w AMSWait, now time.Time) {
 	e.Reads++
 	e.Last, e.Ours, e.Local, e.Appeared = nil, nil, nil, nil
@@ -131,8 +122,7 @@ func (e *AMSNotSeenError) take(all []AMSNode, w AMSWait, now time.Time) {
 	}
 }
 
-// written returns the newest document that is fresh and has changed since before, which is nil if unknown. The time may have
-// decreased: the clock may be corrected after the boot.
+// written accepts any change since before: the clock may be corrected after the boot.
 func written(ours, before []AMSNode, now time.Time) (found AMSNode, ok bool) {
 	for _, n := range ours {
 		if before != nil && n.Fresh(now) && n.since(before) && (!ok || n.LastUpdate.After(found.LastUpdate)) {
@@ -142,30 +132,28 @@ func written(ours, before []AMSNode, now time.Time) (found AMSNode, ok bool) {
 	return found, ok
 }
 
-// since reports whether n is new or has changed since before.
 func (n AMSNode) since(before []AMSNode) bool {
 	return !slices.ContainsFunc(before, func(b AMSNode) bool {
 		return b.ID == n.ID && b.IP == n.IP && b.LastUpdate.Equal(n.LastUpdate)
 	})
 }
 
-// AMSNotSeenError reports what was found instead of a fresh document of the address.
+// AMSNotSeenError reports what was found instead.
 type AMSNotSeenError struct {
 	Address string
 	Waited  time.Duration
-	// Elsewhere: AMS writes under another address of this machine.
+	// Elsewhere: another address of this machine.
 	Elsewhere bool
-	Reads     int       // how often MongoDB answered
-	Ours      []AMSNode // documents of the address, at the last read
-	Local     []AMSNode // fresh documents of other addresses of this machine
-	Appeared  []AMSNode // with other addresses, not in AMSWait.Before
+	Reads     int       // answers of MongoDB
+	Ours      []AMSNode // of the address, at the last read
+	Local     []AMSNode // fresh, of other local addresses
+	Appeared  []AMSNode // of other addresses, not in AMSWait.Before
 	Last      error     // of the last read
 	Cause     error     // why the wait ended
 
 	found string
 }
 
-// judge explains what the last read found.
 func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	var newest AMSNode
 	if len(e.Ours) > 0 {
@@ -190,7 +178,7 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	}
 }
 
-// byLocalClock formats an age. The server's clock may be ahead of this machine's.
+// byLocalClock formats an age. The server's clock may be ahead.
 func byLocalClock(age time.Duration) string {
 	if age < 0 {
 		return age.Abs().Round(time.Second).String() + " ahead of the local clock"
@@ -198,7 +186,7 @@ func byLocalClock(age time.Duration) string {
 	return age.Round(time.Second).String() + " ago by the local clock"
 }
 
-// Error describes what was found.
+// Error describes the finding.
 func (e *AMSNotSeenError) Error() string {
 	if errors.Is(e.Cause, ErrElsewhere) && len(e.Local) > 0 {
 		// Callers log this repeatedly: the text must not change with the time waited.
@@ -217,7 +205,7 @@ func (e *AMSNotSeenError) Unwrap() []error {
 }
 
 func addresses(nodes []AMSNode) string {
-	const most = 5 // there may be a hundred when the cluster scales out
+	const most = 5 // a cluster may add a hundred at once
 	var ips []string
 	for _, n := range nodes {
 		if !slices.Contains(ips, n.IP) {

@@ -14,13 +14,13 @@ import (
 	"go.mongodb.org/mongo-driver/v2/event"
 )
 
-// Kinds of servers, as the driver's events name them.
+// Kinds of servers in the driver's events.
 const (
 	kindUnknown = "Unknown"
 	kindPrimary = "RSPrimary"
 )
 
-// watch has the last report of the driver's monitors on each server, by host:port: the cause of a server selection error.
+// watch has the last report on each server by host:port: the cause of a server selection error.
 type watch struct {
 	mu     sync.Mutex
 	failed map[string]error
@@ -34,7 +34,7 @@ func newWatch() *watch {
 func (w *watch) servers() *event.ServerMonitor {
 	return &event.ServerMonitor{
 		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
-			// The driver cancels its monitor when a call to the server fails: pools gets that error.
+			// The driver cancels its monitor when a call fails: pools gets that error.
 			if !errors.Is(e.Failure, context.Canceled) {
 				w.fails(hostOf(e.ConnectionID), e.Failure)
 			}
@@ -57,7 +57,6 @@ func (w *watch) servers() *event.ServerMonitor {
 	}
 }
 
-// pools records why the driver cleared a pool.
 func (w *watch) pools() *event.PoolMonitor {
 	return &event.PoolMonitor{Event: func(e *event.PoolEvent) {
 		if e.Type == event.ConnectionPoolCleared && e.Error != nil {
@@ -72,7 +71,7 @@ func (w *watch) fails(host string, err error) {
 	w.failed[host] = err
 }
 
-// member describes a server, one of a replica set if there is any.
+// member prefers a member of a replica set.
 func (w *watch) member() (d event.ServerDescription) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -89,7 +88,7 @@ type finding struct {
 	host, text string
 }
 
-// finding returns why no server of the target could be used, and false if unknown.
+// finding returns why no server could be used.
 func (w *watch) finding(t Target) (finding, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -11,20 +11,16 @@ import (
 	"github.com/shirou/gopsutil/v4/cpu"
 )
 
-// cpuMeter measures the load of the cores between two samples.
-//
-// Busy is user, nice, system, both kinds of interrupts, and steal. Idle is idle and iowait, as in Java's own measure,
-// which AMS compares with its limit. Steal is busy because work waited for the core. The kernel includes guest time in
-// user time.
+// cpuMeter measures the cores between two samples. Iowait is idle, as in Java's own measure, which AMS compares with its
+// limit. Steal is busy because work waited for the core. The kernel includes guest time in user time.
 type cpuMeter struct{ last *cpu.TimesStat }
 
 var errNoProgress = errors.New("the counters of the processors did not go on since the look before")
 
-// read returns the busy share of all cores in percent.
 func (m *cpuMeter) read(ctx context.Context) (*float64, error) {
 	times, err := cpu.TimesWithContext(ctx, false)
 	if err == nil && len(times) == 0 {
-		err = errors.New("/proc/stat has no line of all processors") // or the file is missing
+		err = errors.New("/proc/stat has no line of all processors") // the file may be missing
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the processors: %w", err)

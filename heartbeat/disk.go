@@ -10,7 +10,6 @@ import (
 	"syscall"
 )
 
-// diskUse is the use of a volume in percent, or the reason why it is unknown.
 type diskUse struct {
 	percent *int
 	err     error

@@ -24,37 +24,36 @@ import (
 )
 
 const (
-	gpuRetry = 10 * time.Second // before a retry
-	gpuStart = 30 * time.Second // for the first reading: without the persistence daemon the driver initializes all devices first
-	gpuStale = 3                // intervals until a reading expires, and a silent tool is restarted
+	gpuRetry = 10 * time.Second
+	gpuStart = 30 * time.Second // first reading: without the persistence daemon the driver initializes all devices
+	gpuStale = 3                // intervals until a reading expires and a silent tool is restarted
 	gpuMost  = 64               // devices; the largest machines have 16
-	gpuText  = 200              // bytes of the tool's text in logs and the registry
+	gpuText  = 200              // bytes of text in logs and the registry
 
 	gpuFields = "index,driver_version,utilization.gpu,utilization.encoder,utilization.decoder,memory.used,memory.total,name"
 )
 
 // GPUOptions configure the GPU readings. The zero value is for this machine.
 type GPUOptions struct {
-	Root     string        // above /proc, /dev and the tool; "" is the real root
-	Interval time.Duration // between two readings, at least a second; default 5 s
+	Root     string        // above /proc, /dev and the tool; default "/"
+	Interval time.Duration // between two readings, whole seconds; default 5 s
 	Now      func() time.Time
 	Log      *slog.Logger
 }
 
-// GPUWatcher reads NVIDIA GPUs (Ant Media Server encodes on no others) through one nvidia-smi, which runs as long as
-// [GPUWatcher.Run] and prints a line for each device at each interval.
+// GPUWatcher reads NVIDIA GPUs, the only ones Ant Media Server encodes on, through one long-running nvidia-smi.
 type GPUWatcher struct {
 	o     GPUOptions
 	retry time.Duration
 
 	mu       sync.Mutex
-	state    GPUState // without a current reading
+	state    GPUState
 	reason   string
-	lastLine string // the last line without values
+	lastLine string // without values
 	devices  []deviceReading
 }
 
-// deviceReading is the latest reading of a device; at is zero before the first.
+// at is zero before the first reading.
 type deviceReading struct {
 	GPU
 	at time.Time
@@ -93,7 +92,6 @@ func (w *GPUWatcher) Run(ctx context.Context) {
 	}
 }
 
-// is sets the state and logs a new failure.
 func (w *GPUWatcher) is(state GPUState, reason string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -118,14 +116,13 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	if tool == "" {
 		return GPUFailing, "NVIDIA's driver is loaded, but nvidia-smi is not there"
 	}
-	// The kernel kills the tool at the end of its parent thread, so that no tool outlives the agent.
+	// Pdeathsig kills the tool at the end of its parent thread, so that it does not outlive the agent.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	ctx, kill := context.WithCancel(ctx)
 	defer kill()
 	cmd := exec.CommandContext(ctx, tool, "--query-gpu="+gpuFields, "--format=csv,noheader,nounits",
 		"--loop="+strconv.Itoa(int(w.o.Interval/time.Second)))
-	// Independent of the agent's environment.
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
@@ -151,7 +148,7 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	return GPUFailing, strings.TrimSuffix(fmt.Sprintf("nvidia-smi ended (%v): %s", err, w.lastLine), ": ")
 }
 
-// line parses one line, and reports whether it is a reading.
+// line reports whether the text is a reading.
 func (w *GPUWatcher) line(text string) bool {
 	g, ok := parseGPU(text)
 	w.mu.Lock()
@@ -169,7 +166,7 @@ func (w *GPUWatcher) line(text string) bool {
 	return true
 }
 
-// Latest returns the current reading. A device without one keeps its place, without values.
+// Latest returns the current reading. A silent device keeps its place, without values.
 func (w *GPUWatcher) Latest() GPUReading {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -195,17 +192,16 @@ func (w *GPUWatcher) Latest() GPUReading {
 	return r
 }
 
-// hasValues reports whether the driver knows the device's state. Total memory is known even of a lost one.
+// hasValues ignores total memory, which is known even of a lost device.
 func (g GPU) hasValues() bool {
 	return g.Util != nil || g.Enc != nil || g.Dec != nil || g.MemUsed != nil
 }
 
-// gpuLine returns the tool's text in one short line.
 func gpuLine(text string) string {
 	return plain.Truncate(strings.Join(strings.Fields(plain.Text(text)), " "), gpuText)
 }
 
-// parseGPU parses a line of gpuFields. Unknown and invalid values are nil.
+// parseGPU parses a line of gpuFields. Invalid values are nil.
 func parseGPU(line string) (g GPU, ok bool) {
 	cells := strings.Split(line, ",")
 	if len(cells) != strings.Count(gpuFields, ",")+1 {
@@ -215,7 +211,7 @@ func parseGPU(line string) (g GPU, ok bool) {
 		cells[i] = gpuLine(cells[i])
 	}
 	number := func(i int, most float64) *float64 {
-		value, _, _ := strings.Cut(cells[i], " ") // a unit, which some drivers print all the same
+		value, _, _ := strings.Cut(cells[i], " ") // some drivers print a unit
 		f, err := strconv.ParseFloat(value, 64)
 		if err != nil || !(f >= 0 && f <= most) {
 			return nil
@@ -244,7 +240,6 @@ func parseGPU(line string) (g GPU, ok bool) {
 	return g, true
 }
 
-// gpuLoads returns the devices for the heartbeat.
 func gpuLoads(r GPUReading) []cluster.GPULoad {
 	if r.State != GPUReady || len(r.Devices) == 0 {
 		return nil
@@ -256,7 +251,6 @@ func gpuLoads(r GPUReading) []cluster.GPULoad {
 	return loads
 }
 
-// memory returns the used share of a device's memory.
 func (g GPU) memory() *float64 {
 	if g.MemUsed == nil || g.MemTotal == nil {
 		return nil

@@ -14,52 +14,44 @@ import (
 )
 
 const (
-	// jitter spreads the heartbeats of nodes booted together: the maximum deviation, as a share of the interval.
-	jitter = 0.05
-	// sendTimeout bounds the write of one heartbeat. A newer one follows a slow one.
+	// jitter is a share of the interval. It spreads nodes booted together.
+	jitter      = 0.05
 	sendTimeout = 5 * time.Second
-	// warnEvery limits warnings about failed heartbeats.
-	warnEvery = time.Minute
-	// clockEvery is the interval of comparing this machine's clock with MongoDB's: either may be set, and another
-	// primary has another clock.
+	warnEvery   = time.Minute
+	// clockEvery: either clock may be set, and another primary has another one.
 	clockEvery = time.Minute
 )
 
-// ErrLeft means that this node has left the cluster and sends no more heartbeats: none is lost or reported.
+// ErrLeft means that this node has left and sends no heartbeats.
 var ErrLeft = errors.New("this node has left the cluster")
 
-// sender writes heartbeats.
 type sender interface {
 	Heartbeat(ctx context.Context, h cluster.Heartbeat) error
 	// ClockSkew returns how far the local clock is ahead of MongoDB's.
 	ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error)
 }
 
-// Loop samples the machine and sends heartbeats at a constant rate. It drops failed heartbeats and never queues them.
-// Without a reachable server the MongoDB driver waits, not the loop.
+// Loop samples the machine and sends heartbeats at a constant rate. It drops failed heartbeats.
 type Loop struct {
-	// ID is the node's.
-	ID string
-	// Interval is the time between heartbeats.
+	ID       string
 	Interval time.Duration
-	// Sample measures the machine. It must not block for long.
+	// Sample must not block for long.
 	Sample func(context.Context) Sample
-	// Sender is nil without a registry: then the loop only samples.
+	// Sender is nil without a registry: the loop only samples.
 	Sender sender
-	// Serving returns the server's part of a heartbeat, Checks that of the agent checks, if not nil. Wake triggers an
-	// immediate heartbeat when they change.
+	// Serving and Checks may be nil. Wake triggers an immediate heartbeat when they change.
 	Serving func() *cluster.Serving
 	Checks  func() map[string]bool
 	Wake    <-chan struct{}
 	// Register writes the node's record again after it was removed.
 	Register func(context.Context) error
-	// Report is called at the end of each round, on the loop's goroutine: a loop that reports makes progress.
+	// Report is called at the end of each round, on the loop's goroutine: it proves progress.
 	Report func(Report)
 	Log    *slog.Logger
 
-	random       func() float64 // from 0 to 1; replaced in tests
+	random       func() float64 // 0 to 1; replaced in tests
 	seq          int64
-	sample       *Sample // of the last round, or nil
+	sample       *Sample
 	dropped      int
 	lastWarning  time.Time
 	outageLogged bool
@@ -74,13 +66,12 @@ type Report struct {
 	Tried   bool
 	Err     error
 	Latency time.Duration // of the write
-	Seq     int64         // of the last written heartbeat, or 0
-	// Dropped counts the heartbeats that failed since the last written one.
+	Seq     int64         // last written, or 0
+	// Dropped counts the failures since the last written one.
 	Dropped int
 }
 
-// Run sends heartbeats until ctx ends. The first comes at a random time within one interval, so that nodes booted
-// together do not send together. A loop runs once.
+// Run sends heartbeats until ctx ends, the first at a random time within one interval. A loop runs once.
 func (l *Loop) Run(ctx context.Context) {
 	if l.random == nil {
 		l.random = rand.Float64
@@ -99,7 +90,7 @@ func (l *Loop) Run(ctx context.Context) {
 	}
 }
 
-// next keeps the pace: a late round does not delay the following ones, and missed rounds are not repeated.
+// next keeps the pace: a late round delays no other, and missed rounds are not repeated.
 func (l *Loop) next(due, now time.Time) time.Time {
 	due = due.Add(l.Interval)
 	if due.Before(now) {
@@ -108,7 +99,7 @@ func (l *Loop) next(due, now time.Time) time.Time {
 	return due.Add(time.Duration((2*l.random() - 1) * jitter * float64(l.Interval)))
 }
 
-// round sends a heartbeat, if again is true with the last round's load, and reports it.
+// round reuses the last sample if again is true.
 func (l *Loop) round(ctx context.Context, again bool) {
 	if !again {
 		s := l.Sample(ctx)
@@ -128,7 +119,7 @@ func (l *Loop) round(ctx context.Context, again bool) {
 	}
 }
 
-// send writes one heartbeat. If the record is missing, it registers the node again: the node is alive.
+// send registers the node again if the record is missing: the node is alive.
 func (l *Loop) send(ctx context.Context) error {
 	l.readClock(ctx)
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
@@ -154,8 +145,7 @@ func (l *Loop) send(ctx context.Context) error {
 	return err
 }
 
-// readClock compares the clocks from time to time, and keeps the old value on failure. It has its own timeout, so that
-// the heartbeat reaches a slow MongoDB.
+// readClock keeps the old value on failure. Its shorter timeout leaves time for the heartbeat.
 func (l *Loop) readClock(ctx context.Context) {
 	if l.clock != nil && time.Since(l.clockReadAt) < clockEvery {
 		return

@@ -21,7 +21,7 @@ type memoryUse struct{ total, used uint64 } // bytes
 
 func (m memoryUse) percent() *float64 { return share(m.used, m.total) }
 
-// readMemory measures memory as AMS's own limit does: total less MemAvailable.
+// readMemory measures as AMS's own limit does: total less MemAvailable.
 func readMemory(ctx context.Context) (memoryUse, error) {
 	vm, err := mem.VirtualMemoryWithContext(ctx)
 	if err != nil {
@@ -40,13 +40,13 @@ var (
 	errCPULimit    = errors.New("the server's control group has a CPU limit (cpu.max), of which the use is not read")
 )
 
-// groupLimits are those of the server's control group and its parents.
+// groupLimits are the lowest of the server's control group and its parents.
 type groupLimits struct {
-	memory uint64 // bytes; 0 = no limit
+	memory uint64 // bytes; 0 = none
 	cpu    bool
 }
 
-// readGroupLimits reads the limits of a process, and those of the root, which is a container's own group.
+// readGroupLimits includes the root, which is a container's own group.
 func (s *Sampler) readGroupLimits(pid int) (l groupLimits, err error) {
 	var lines []byte
 	if pid > 0 {
@@ -75,7 +75,7 @@ func (s *Sampler) readGroupLimits(pid int) (l groupLimits, err error) {
 	return l, nil
 }
 
-// limitOf returns the limit in a file, or 0 for "max" and -1.
+// limitOf returns 0 for "max" and -1.
 func limitOf(name string) uint64 {
 	b, err := os.ReadFile(name)
 	fields := bytes.Fields(b)

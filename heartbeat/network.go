@@ -15,9 +15,8 @@ import (
 	"github.com/shirou/gopsutil/v4/net"
 )
 
-// networkMeter measures the traffic with other machines between two samples. Traffic of a container's veth, a bridge, a
-// VLAN or a tunnel also passes a network card. So only cards count: interfaces with a device in sysfs that are not part
-// of another one (the SR-IOV function behind Azure's netvsc). Without cards, as in a container, all but the loopback count.
+// networkMeter measures the traffic with other machines between two samples. Only cards count, because traffic of veths,
+// bridges, VLANs and tunnels also passes a card. Without cards, as in a container, all but the loopback count.
 type networkMeter struct {
 	at   time.Time
 	last map[string]net.IOCountersStat
@@ -79,7 +78,8 @@ func (m *networkMeter) read(ctx context.Context, sys string, clock func() time.T
 	return perSecond(in), perSecond(out), nil
 }
 
-// isCard reports whether an interface is a network card, and not part of one.
+// isCard reports whether an interface has a device and is not part of another card, like the SR-IOV function behind
+// Azure's netvsc.
 func isCard(dir, name string) bool {
 	master, err := os.Readlink(filepath.Join(dir, name, "master"))
 	return exists(filepath.Join(dir, name, "device")) && (err != nil || !exists(filepath.Join(dir, filepath.Base(master), "device")))

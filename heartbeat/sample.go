@@ -11,44 +11,41 @@ import (
 
 // Sample is one measurement of the machine. Unknown values are nil.
 type Sample struct {
-	At time.Time
-	// Load is for the heartbeat.
+	At   time.Time
 	Load cluster.Load
 
-	cpu    *float64   // percent of all cores busy since the sample before
-	memory *memoryUse // as AMS's own limit counts it
+	cpu    *float64 // percent of all cores since the last sample
+	memory *memoryUse
 
 	GPUs    GPUReading
 	Session cluster.Sessions
 
-	// Missing holds the reason for each missing reading: "cpu", "memory", "network", "disk", "gpu", "publishers",
-	// "viewers", or "sessions" for both.
+	// Missing has the reasons by reading: cpu, memory, network, disk, gpu, publishers, viewers, or sessions for both.
 	Missing map[string]error
 }
 
 // GPUState is the state of the GPU readings.
 type GPUState string
 
-// The states. Absent, failing and zero load are three different things.
+// The states of the GPU readings.
 const (
-	GPUAbsent  GPUState = "absent"  // no device and no driver here
+	GPUAbsent  GPUState = "absent"  // no device and no driver
 	GPUPending GPUState = "pending" // before the first reading
-	GPUFailing GPUState = "failing" // devices or driver exist; Reason is set
-	GPUReady   GPUState = "ready"   // Devices are as of At
+	GPUFailing GPUState = "failing" // Reason is set
+	GPUReady   GPUState = "ready"   // Devices are set
 )
 
 // GPUReading is the latest reading of the devices.
 type GPUReading struct {
 	State GPUState
-	// Reason is set if failing, or if some devices of a ready reading are.
+	// Reason is also set if some devices of a ready reading fail.
 	Reason string
-	// At is the time of the last reading.
-	At time.Time
-	// Devices are set if ready, each at its index. One that does not respond keeps its place, without values.
+	At     time.Time
+	// Devices are at their index. A silent one has no values.
 	Devices []GPU
 }
 
-// GPU is one device. Percentages are 0 to 100; nil if the driver has none ("N/A", as for a device in MIG mode).
+// GPU is one device. Values are percentages, nil if the driver has none, as in MIG mode.
 type GPU struct {
 	Index             int
 	Name              string

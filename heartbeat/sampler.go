@@ -20,7 +20,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// Keys of [Sample.Missing]. The session counter names publishers and viewers.
+// Keys of [Sample.Missing]. The session counter has two more.
 const (
 	whatCPU      = "cpu"
 	whatMemory   = "memory"
@@ -31,47 +31,44 @@ const (
 )
 
 var (
-	// errFirst means that a reading has no value yet, for example the change since a sample before the first. It is not a
-	// failure.
+	// errFirst is not a failure: a change needs two samples.
 	errFirst    = errors.New("nothing to compare with yet: it is the change since the look before")
 	errNoAnswer = errors.New("no answer in time")
 )
 
 const (
-	// limitsEvery and diskEvery are the intervals of reading the server's limits and the volume.
 	limitsEvery = time.Minute
 	diskEvery   = 10 * time.Second
-	// sessionsEvery is the number of heartbeats for each count of sessions.
+	// sessionsEvery is the number of heartbeats for each count.
 	sessionsEvery = 2
 )
 
-// SamplerOptions are the sources of a sampler. The zero value measures this machine, without AMS, GPUs and sessions: a
-// source that is not set is not missing.
+// SamplerOptions are the sources of a sampler. A source that is not set is not missing.
 type SamplerOptions struct {
-	// Root is above /proc, /sys and AMSDir; "" is the real root.
+	// Root is above /proc, /sys and AMSDir; default "/".
 	Root string
 	// AMSDir is the installation, whose volume is measured; "" measures none.
 	AMSDir string
-	// Open reads the installation, for AMS's limits for streams; until then those of a current release apply.
+	// Open reads the installation for AMS's limits; those of a current release apply until then.
 	Open func() (*ams.Installation, error)
-	// State queries the service manager, for the limits of the server's control group.
+	// State queries the service manager for the server's control group.
 	State func(context.Context) (ams.State, error)
-	// GPUs returns the latest reading. It must not wait.
+	// GPUs must not wait.
 	GPUs func() GPUReading
-	// Sessions counts publishers and viewers, each second Interval.
+	// Sessions counts publishers and viewers.
 	Sessions func(context.Context) (cluster.Sessions, map[string]error)
 	Interval time.Duration
 	Now      func() time.Time
 }
 
-// Sampler measures the machine. Many readings are changes since the sample before, so each series of heartbeats needs
-// its own. Its methods are safe for concurrent use.
+// Sampler measures the machine. Readings are changes since the last sample, so each series of heartbeats needs its own. It
+// is safe for concurrent use.
 type Sampler struct {
 	opts    SamplerOptions
-	sys     string // of the root
+	sys     string
 	proc    string
 	env     common.EnvMap
-	install *ams.Installation // of the limits
+	install *ams.Installation
 
 	mu      sync.Mutex
 	cpu     cpuMeter
@@ -99,10 +96,10 @@ type latest[T any] struct {
 
 	mu    sync.Mutex
 	value T
-	at    time.Time // zero before the first result
+	at    time.Time // zero before the first
 }
 
-// run calls ask repeatedly until ctx ends; a call that hangs is the last one.
+// run calls ask until ctx ends; a call that hangs is the last one.
 func (l *latest[T]) run(ctx context.Context, ask func(context.Context) T) {
 	for ctx.Err() == nil {
 		bound, cancel := context.WithTimeout(ctx, staleAfter*l.every)
@@ -124,7 +121,6 @@ func (l *latest[T]) set(v T) {
 // staleAfter is the number of intervals until a result expires.
 const staleAfter = 3
 
-// get returns the current result.
 func (l *latest[T]) get() (v T, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -150,7 +146,7 @@ func NewSampler(o SamplerOptions) *Sampler {
 		limits:   latest[serverLimits]{every: limitsEvery, now: o.Now},
 		sessions: latest[sessionCount]{every: sessionsEvery * o.Interval, now: o.Now},
 	}
-	// Set even the default: otherwise gopsutil would use HOST_PROC from the environment.
+	// Set even the default: gopsutil would use HOST_PROC from the environment.
 	s.env = common.EnvMap{common.HostProcEnvKey: s.proc, common.HostSysEnvKey: s.sys}
 	return s
 }
@@ -176,10 +172,10 @@ func (s *Sampler) countSessions(ctx context.Context) sessionCount {
 	return sessionCount{n, missing}
 }
 
-// readLimits reads the limits of the server. Those that cannot be read stay, as while it does not run.
+// readLimits keeps limits that cannot be read, as while the server does not run.
 func (s *Sampler) readLimits(ctx context.Context) serverLimits {
 	l := s.limits.value // only this goroutine writes it
-	// Reading the installation costs memory: only when its settings changed.
+	// Opening the installation costs memory.
 	if s.opts.Open != nil && (s.install == nil || s.install.Outdated()) {
 		s.install, _ = s.opts.Open()
 		if s.install != nil {
@@ -199,7 +195,7 @@ func (s *Sampler) readLimits(ctx context.Context) serverLimits {
 	return l
 }
 
-// Sample measures the machine once, without waiting. Unknown values are nil and named in [Sample.Missing].
+// Sample measures the machine once, without waiting.
 func (s *Sampler) Sample(ctx context.Context) Sample {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -254,7 +250,7 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	return out
 }
 
-// whole rounds a percentage for the heartbeat: 0 to 100.
+// whole rounds a percentage and limits it to 0 to 100.
 func whole(p *float64) *int {
 	if p == nil || math.IsNaN(*p) {
 		return nil
@@ -263,7 +259,7 @@ func whole(p *float64) *int {
 	return &n
 }
 
-// share returns part of total in percent; nil for a total of 0.
+// share returns a percentage; nil for a total of 0.
 func share(part, total uint64) *float64 {
 	if total == 0 {
 		return nil
@@ -272,7 +268,6 @@ func share(part, total uint64) *float64 {
 	return &p
 }
 
-// exists reports whether there is a file of this name, in /sys or /dev.
 func exists(name string) bool {
 	_, err := os.Lstat(name)
 	return err == nil

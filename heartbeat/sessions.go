@@ -18,12 +18,12 @@ const (
 	whatPublishers = "publishers"
 	whatViewers    = "viewers"
 
-	// askEvery is the interval of queries to MongoDB: one scans a collection of each application, another reads all
-	// nodes. openEvery is that of listing the applications, which reads many files. drainEvery is both during a drain.
+	// askEvery is for MongoDB: one query scans a collection of each application. openEvery is for listing the
+	// applications, which reads many files. drainEvery replaces both during a drain.
 	askEvery   = 30 * time.Second
 	openEvery  = 2 * time.Minute
 	drainEvery = 5 * time.Second
-	// mongoTime bounds the queries to MongoDB of one count: a node that shuts down cannot wait longer.
+	// mongoTime bounds the queries of one count: a node that shuts down cannot wait longer.
 	mongoTime = time.Second
 	// serverTime bounds a query to the service manager, and a connection to the server's port.
 	serverTime = time.Second
@@ -41,33 +41,30 @@ type Streams interface {
 	AMSNodes(ctx context.Context) ([]cluster.AMSNode, error)
 }
 
-// SessionCounter counts the publishers and viewers of this node by the server's statistics, by the stream documents in
-// MongoDB, and by the connections to its ports. It uses the largest count of publishers. Viewers are those of the
-// statistics; if these lack kinds, the larger one of both counts. A count without a source is unknown, and not 0. Counts
-// are one at a time.
+// SessionCounter counts this node's publishers and viewers by the server's statistics, its stream documents, and the
+// connections to its ports. Publishers are the largest count. Viewers are those of the statistics; if these lack kinds, the
+// larger count.
 type SessionCounter struct {
-	// Open reads the installation.
 	Open func() (*ams.Installation, error)
 	// Streams returns MongoDB and this node's address; nil if this machine is not a cluster node.
 	Streams func() (Streams, string)
-	// Connections counts those to the given ports ([ams.CountConnections]); nil if they cannot be counted.
+	// Connections is [ams.CountConnections]; nil if they cannot be counted.
 	Connections func(ports []int, exclude func(netip.Addr) bool) (ams.Connections, error)
 	// Own returns how many of them are the agent's.
 	Own func() int
 	// State queries the service manager: a server that does not run has no sessions.
 	State func(ctx context.Context) (ams.State, error)
-	// Edge reports that nothing is published to this node, so that RTMP clients are viewers.
+	// Edge reports that nothing is published here, so RTMP clients are viewers.
 	Edge func() bool
-	Now  func() time.Time // nil is time.Now
+	Now  func() time.Time // default time.Now
 
 	mu        sync.Mutex
 	install   *ams.Installation
-	looked    time.Time // at the installation
+	looked    time.Time
 	published streamCount
-	peers     map[netip.Addr]bool // the other nodes, which fetch streams as viewers do
+	peers     map[netip.Addr]bool // other nodes, which fetch streams as viewers do
 }
 
-// streamCount is MongoDB's count of a node's streams.
 type streamCount struct {
 	publishers int
 	at         time.Time
@@ -75,7 +72,6 @@ type streamCount struct {
 	from       Streams
 }
 
-// connected are the clients of the server by port.
 type connected struct {
 	viewers, rtmp, idle int
 }
@@ -90,7 +86,6 @@ func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, map[st
 	return c.count(ctx, drainEvery, drainEvery)
 }
 
-// count lists the applications and queries MongoDB if the last time is so long ago.
 func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Duration) (cluster.Sessions, map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -108,7 +103,7 @@ func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Dur
 	cancel()
 	e.found, e.connErr = c.connections()
 	if e.statsErr != nil && (e.connErr != nil || e.found.viewers == 0) {
-		// A server whose port was edited still uses the old one until its restart: its viewers are there.
+		// A server whose port was edited uses the old one until its restart.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
 		defer cancel()
 		if ams.Refused(bound, c.install.BaseURL()) {
@@ -122,7 +117,6 @@ func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Dur
 	return e.sessions()
 }
 
-// evidence has the counts of one round, each with the reason why it is missing.
 type evidence struct {
 	stats     ams.Statistics
 	statsErr  error
@@ -141,7 +135,7 @@ func (e evidence) sessions() (s cluster.Sessions, missing map[string]error) {
 	if s.Viewers, s.By = e.viewers(); s.Viewers == nil {
 		missing[whatViewers] = errors.Join(e.statsErr, e.connErr)
 	} else if s.Publishers != nil && e.connErr == nil {
-		// The server does not count RTMP viewers. Its count of streams includes those that an edge fetched.
+		// The server counts no RTMP viewers, but streams that an edge fetched.
 		publishers := e.published
 		if !e.edge {
 			publishers = *s.Publishers
@@ -155,7 +149,6 @@ func (e evidence) sessions() (s cluster.Sessions, missing map[string]error) {
 	return s, missing
 }
 
-// publishers returns the largest count, nil if none is known.
 func (e evidence) publishers() (most *int, by cluster.CountedBy) {
 	add := func(n int, source cluster.CountedBy) {
 		if most == nil || n > *most {
@@ -178,7 +171,7 @@ func (e evidence) publishers() (most *int, by cluster.CountedBy) {
 	return most, by
 }
 
-// viewers returns the count without RTMP viewers, nil if it is unknown.
+// viewers returns the count without RTMP viewers.
 func (e evidence) viewers() (n *int, by cluster.CountedBy) {
 	n, complete := e.stats.Viewers()
 	switch {
@@ -190,7 +183,6 @@ func (e evidence) viewers() (n *int, by cluster.CountedBy) {
 	return nil, ""
 }
 
-// open reads the installation, if that is due.
 func (c *SessionCounter) open(now time.Time, every time.Duration) (err error) {
 	if c.install == nil || !isRecent(c.looked, now, every) || c.install.Outdated() {
 		c.install, err = c.Open()
@@ -199,13 +191,11 @@ func (c *SessionCounter) open(now time.Time, every time.Duration) (err error) {
 	return err
 }
 
-// isRecent reports whether done is less than an interval ago.
 func isRecent(done, now time.Time, every time.Duration) bool {
 	age := now.Sub(done)
 	return age >= 0 && age < every
 }
 
-// askServer reads the server's statistics, if its settings allow that.
 func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Statistics, error) {
 	token, err := c.install.ServerToken(now)
 	if err != nil {
@@ -214,7 +204,6 @@ func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Stat
 	return ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
 }
 
-// connections counts the server's clients.
 func (c *SessionCounter) connections() (connected, error) {
 	if c.Connections == nil {
 		return connected{}, errNoConnections
@@ -234,7 +223,7 @@ func (c *SessionCounter) connections() (connected, error) {
 		local += found.LocalByPort[p]
 	}
 	if n.viewers == 0 {
-		n.viewers = max(0, local-c.Own()) // all viewers come through a proxy on this machine
+		n.viewers = max(0, local-c.Own()) // all viewers come through a local proxy
 	}
 	for _, p := range rtmp {
 		n.rtmp += found.ByPort[p] + found.LocalByPort[p] // an encoder may run on this machine
@@ -242,8 +231,7 @@ func (c *SessionCounter) connections() (connected, error) {
 	return n, nil
 }
 
-// askMongo returns MongoDB's count of this node's streams, and reads the addresses of the other nodes. On failure it keeps
-// the known addresses.
+// askMongo also reads the other nodes' addresses; on failure it keeps the known ones.
 func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, every time.Duration) (int, error) {
 	from, address := c.Streams()
 	if from == nil || address == "" {

@@ -13,21 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// instant is a moment of CLOCK_BOOTTIME, in nanoseconds since the machine started, sleep included. No program can set that
-// clock. 0 means unset.
+// instant is a time of CLOCK_BOOTTIME: nanoseconds since boot, sleep included. No program can set that clock. 0 means unset.
 type instant time.Duration
 
-// Add returns the moment d later.
 func (t instant) Add(d time.Duration) instant { return t + instant(d) }
 
-// Sub returns the time from u to t.
 func (t instant) Sub(u instant) time.Duration { return time.Duration(t - u) }
 
-// reached reports whether the moment has come; 0 never comes.
+// reached reports whether t has come; 0 never comes.
 func (t instant) reached(now instant) bool { return t != 0 && now >= t }
 
-// BootClock returns a clock that reports the id of this boot and the time since it began. The id is "" if the kernel does
-// not report it.
+// BootClock returns a clock that reports the boot id and the time since boot. The id is "" if the kernel does not report it.
 func BootClock(root string) func() (boot string, up time.Duration) {
 	return func() (string, time.Duration) {
 		id, err := os.ReadFile(filepath.Join(root, "/proc/sys/kernel/random/boot_id"))
@@ -42,8 +38,8 @@ func BootClock(root string) func() (boot string, up time.Duration) {
 	}
 }
 
-// Hardware returns the firmware's id of this machine, which differs on a machine with a copy of its disk. It is "" if there
-// is no such id, as in a container. Only root can read it.
+// Hardware returns the firmware's machine id, which a copied disk does not carry along; "" without one, as in a container.
+// Only root can read it.
 func Hardware(root string) string {
 	id, err := os.ReadFile(filepath.Join(root, "/sys/class/dmi/id/product_uuid"))
 	if err != nil {
@@ -52,8 +48,8 @@ func Hardware(root string) string {
 	return string(bytes.TrimSpace(id))
 }
 
-// wallClock converts moments to the wall clock. It is the wall time of instant 0, and changes only if the clock was set by a
-// second or more, so that the same moment is always written the same way.
+// wallClock is the wall time of instant 0. It changes only if the clock was set by a second or more, so that the same
+// instant is always written the same way.
 type wallClock time.Time
 
 func (c wallClock) updated(now instant, wall time.Time) wallClock {

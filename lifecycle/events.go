@@ -16,15 +16,15 @@ import (
 
 // Errors of the operator's requests.
 var (
-	// ErrNotJoined: this machine has not joined, so there is nothing to drain.
+	// ErrNotJoined means that this machine has not joined: there is nothing to drain.
 	ErrNotJoined = errors.New("this machine is not a cluster node")
-	// ErrNotDraining: there is no drain to cancel.
+	// ErrNotDraining means that there is no drain to cancel.
 	ErrNotDraining = errors.New("this node is not draining")
-	// ErrTooLate: the server is being stopped already, or the machine shuts down.
+	// ErrTooLate means that the server is already being stopped, or the machine shuts down.
 	ErrTooLate = errors.New("it is too late to cancel the drain")
-	// ErrLeft: the node has left, or is parked.
+	// ErrLeft means that the node has left or is parked.
 	ErrLeft = errors.New("this node has left already")
-	// ErrBusy: a drain is under way.
+	// ErrBusy means that a drain is in progress.
 	ErrBusy = errors.New("a drain is under way")
 )
 
@@ -42,19 +42,17 @@ const (
 	troubleComplete  = "continue"
 )
 
-// requestID is the same for all requests of the operator, so that the last one counts.
+// requestID is shared by all requests of the operator, so that the last one counts.
 const requestID = "drain"
 
-// usualStopTime is systemd's default timeout, for a shutdown without a known deadline.
+// usualStopTime is systemd's default, for a shutdown without a known deadline.
 const usualStopTime = 90 * time.Second
 
 type (
-	// reported has all notices in force for a topic.
 	reported struct {
 		topic   string
 		current []cloud.Notice
 	}
-	// noticed is the notice of a hook event or of a shutdown.
 	noticed struct{ n Notice }
 
 	drainRequested struct{ DrainRequest }
@@ -62,24 +60,22 @@ type (
 		who      string
 		recorded cluster.State // of the node record
 	}
-	// joinSeen: the state file of the join has changed.
+	// joinSeen: the join's state file has changed.
 	joinSeen struct{ joining bool }
 
 	counted struct {
 		sessions cluster.Sessions
 		err      error
 	}
-	// stopTried: err is nil if the server has ended.
 	stopTried struct {
 		err   error
-		final bool // the time for the stop is over
+		final bool // the time limit is over
 	}
 
 	recordWritten struct {
 		state cluster.State
 		err   error
 	}
-	// change sets facts unconditionally.
 	change func(*state)
 )
 
@@ -97,21 +93,20 @@ func (e reported) apply(s situation) error {
 		e.applyOne(s, n)
 	}
 	if group && unknown {
-		return nil // the unknown signal may be a new form of an earlier notice
+		return nil // it may be a new form of an earlier notice
 	}
 	if group && len(e.current) == 0 {
 		s.inService = s.now
 	}
 	e.countMissing(s, listed)
 	if group && len(e.current) == 0 && !s.launched {
-		// A launch hook may wait for this machine; the cloud does not announce that.
+		// A launch hook may wait; the cloud does not announce that.
 		s.launched = true
 		return s.launch(Notice{ID: e.topic + "/launch", Kind: Launch})
 	}
 	return nil
 }
 
-// unknownSignal records a signal that this version does not know, once.
 func (s *state) unknownSignal(n cloud.Notice, topic string) {
 	if slices.Contains(s.unknown, n.ID) || len(s.unknown) >= 2*maxNotices {
 		return
@@ -170,7 +165,7 @@ func (e reported) countMissing(s situation, listed []string) {
 	s.dropWithdrawn()
 }
 
-// dropWithdrawn deletes withdrawn notices. A drain that cannot be cancelled keeps them for display.
+// dropWithdrawn keeps the notices of a drain that cannot be cancelled, for display.
 func (s situation) dropWithdrawn() {
 	if !s.reversible(s.goal()) {
 		return
@@ -186,7 +181,7 @@ func (s situation) add(n notice, h *Hook) {
 		return
 	}
 	if slices.Contains(hookKinds(), n.Kind) {
-		// A hook may wait for this notice even if no hook waited before.
+		// A hook may wait for this notice even if none waited before.
 		s.NoHook, s.askNotBefore = false, 0
 		delete(s.askDenied, false)
 		if before == goalPark && n.Kind == Terminate || s.Phase == phaseDone && before >= goalPark {
@@ -202,10 +197,10 @@ func (s situation) add(n notice, h *Hook) {
 	}
 }
 
-// manyNotices bounds the log: if more notices are in force, a new one is not logged.
+// manyNotices bounds the log: beyond it, new notices are not logged.
 const manyNotices = 8
 
-// waitAgain resets the termination hooks that were completed when the machine was parked.
+// waitAgain resets the termination hooks that were completed for the parking.
 func (s *state) waitAgain(since instant) {
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == phaseDone) {
@@ -248,8 +243,7 @@ func (e noticed) apply(s situation) error {
 		}
 		return nil
 	}
-	// A queue may deliver the event again after the machine has returned to service: EC2 may have stopped the machine before it
-	// deleted the message.
+	// A queue may redeliver the event after the return to service: EC2 may stop the machine before it deletes the message.
 	if n.Kind == Park && (received < 0 || received < s.inService) {
 		return errors.New("the event is late: the machine has come back since")
 	}
@@ -381,7 +375,6 @@ func (e counted) apply(s situation) error {
 	return nil
 }
 
-// uncountable returns why sessions cannot be counted and how long the drain waits for them.
 func (s *state) uncountable(e counted) string {
 	why := "not all of them are known"
 	switch {
@@ -431,8 +424,7 @@ func (e recordWritten) apply(s situation) error {
 	return nil
 }
 
-// refused reports whether another attempt cannot succeed because the record has a final state. A record that is joining becomes
-// active soon.
+// refused reports whether a retry is futile because the record's state is final. A joining record becomes active soon.
 func refused(err error) bool {
 	te, ok := errors.AsType[*cluster.TransitionError](err)
 	return ok && te.From != cluster.StateJoining
@@ -443,5 +435,4 @@ func (e change) apply(s situation) error {
 	return nil
 }
 
-// passed is the event of a timer.
 var passed = change(func(*state) {})

@@ -16,8 +16,8 @@ import (
 type hook struct {
 	Hook   Hook    `json:"hook"` // without its Limit
 	Limit  instant `json:"limit,omitempty"`
-	Notice string  `json:"notice,omitempty"` // that named the hook
-	// Since is when its timeout began.
+	Notice string  `json:"notice,omitempty"` // that named it
+	// Since is the start of its timeout.
 	Since    instant `json:"since"`
 	Extended instant `json:"extended,omitempty"`
 	Extends  int     `json:"extends,omitempty"`
@@ -25,7 +25,7 @@ type hook struct {
 	Failing bool   `json:"failing,omitempty"`
 	Denied  string `json:"denied,omitempty"`
 	End     End    `json:"end,omitempty"`
-	// Ours: the cloud confirmed that the hook is for this agent. It is checked again when the settings are read again.
+	// Ours: the cloud confirmed that the hook is for this agent. New settings need a new confirmation.
 	Ours bool `json:"ours,omitempty"`
 
 	completionDenied string
@@ -38,17 +38,17 @@ type End string
 // The results.
 const (
 	EndCompleted End = "completed"
-	EndGone      End = "gone" // the cloud did not wait for the completion
+	EndGone      End = "gone" // the cloud did not wait
 	EndLeft      End = "left to its timeout"
 )
 
 // isOurs reports whether this agent must complete the hook. A hook that cannot be extended came with its notice.
 func (a *hook) isOurs() bool { return a.Hook.Fixed || a.Ours }
 
-// maxExtends is the number of timeouts for which a hook can be kept waiting.
+// maxExtends is how many timeouts a hook can be kept waiting.
 const maxExtends = 100
 
-// limit returns when the cloud stops waiting in spite of heartbeats; 0 if unknown.
+// limit returns when the cloud stops waiting despite heartbeats; 0 if unknown.
 func (a *hook) limit() instant {
 	if a.Limit != 0 || a.Hook.Timeout <= 0 {
 		return a.Limit
@@ -68,15 +68,15 @@ func hookKey(h Hook) string {
 	return h.Provider + "/" + h.Group + "/" + cmp.Or(h.ID, h.Name) + "/" + strconv.FormatBool(h.Launching)
 }
 
-// sameHook reports whether both are one hook of the cloud. An event may name a hook by its id alone.
+// sameHook reports whether both are the same hook. An event may name only the hook's id.
 func sameHook(h, o Hook) bool {
 	return h.Provider == o.Provider && h.Launching == o.Launching && (h.Group == o.Group || h.ID != "") && cmp.Or(h.ID, h.Name) == cmp.Or(o.ID, o.Name)
 }
 
-// hooks are the hooks of this machine, those that have ended too.
+// hooks also has the hooks that ended.
 type hooks []hook
 
-// find returns the hook that waits and is this hook of the cloud, or nil.
+// find returns the matching hook that still waits, or nil.
 func (all hooks) find(h Hook) *hook {
 	for i := range all {
 		if a := &all[i]; a.End == "" && sameHook(a.Hook, h) {
@@ -95,7 +95,6 @@ func (all hooks) any(match func(*hook) bool) bool {
 	return false
 }
 
-// learn adds a hook or updates a known one.
 func (all *hooks) learn(wall wallClock, h Hook, notice string, since instant) {
 	if !hookBounded(h) {
 		return
@@ -128,7 +127,7 @@ func (all *hooks) learn(wall wallClock, h Hook, notice string, since instant) {
 	}
 }
 
-// confirm sets Ours to false for hooks whose names the settings do not match.
+// confirm clears Ours of hooks that the settings do not name.
 func (all hooks) confirm(f cloud.Filter) {
 	for i := range all {
 		a := &all[i]
@@ -136,7 +135,6 @@ func (all hooks) confirm(f cloud.Filter) {
 	}
 }
 
-// anyWaits reports whether a hook of a transition waits.
 func (all hooks) anyWaits(launching bool) bool {
 	return all.any(func(a *hook) bool { return a.Hook.Launching == launching && a.End == "" })
 }

@@ -25,32 +25,30 @@ const (
 )
 
 const (
-	// callTime bounds one call to the cloud or to the registry.
+	// callTime bounds one call to the cloud or the registry.
 	callTime = 10 * time.Second
-	// notWaitingEvery is the interval of calls for a hook that does not wait yet. After notWaitingTime, that is trouble.
+	// notWaitingEvery is the call interval for a hook that does not wait yet, which is trouble after notWaitingTime.
 	notWaitingEvery = 5 * time.Second
 	notWaitingTime  = 30 * time.Second
-	// deniedEvery is the interval of retries of a denied call: the operator may grant the permission.
+	// deniedEvery is the retry interval of a denied call: the operator may grant the permission.
 	deniedEvery = time.Minute
-	// launchEvery is the interval of calls for a launch hook after idleHookTime: most groups have no such hook.
+	// launchEvery is the call interval for a launch hook after idleHookTime: most groups have none.
 	launchEvery = 5 * time.Minute
-	// unknownTimeout is the shortest timeout that a cloud allows.
+	// unknownTimeout is the shortest timeout of any cloud.
 	unknownTimeout = 30 * time.Second
 )
 
-// parking reports whether the machine moves into a pool, from which it returns later. Either hook may wait for the move: the
-// launch hook if the machine has never served.
+// parking reports whether the machine moves into a pool and returns later. The hook that waits may be the launch hook, if
+// the machine has never served.
 func (s situation) parking() bool {
 	return s.leaving() && s.Phase != phaseDone && s.goal() == goalPark
 }
 
-// pooled reports whether the hook of the move into a pool is completed. Only one hook waits for the move; the other one waits
-// for the return.
+// pooled reports whether the hook of the move into a pool is completed. The other hook waits for the return.
 func (s situation) pooled() bool {
 	return s.parking() && s.Hooks.any(func(a *hook) bool { return a.End == EndCompleted })
 }
 
-// wantsHooks reports whether the cloud must be asked for the hooks of a transition.
 func (s situation) wantsHooks(launching bool) bool {
 	if !s.c.Hooks {
 		return false
@@ -97,8 +95,8 @@ func (s situation) hookOp(a *hook) hookOp {
 	return opNone
 }
 
-// hasNoPendingHook reports whether this agent can complete nothing more for the termination of this machine. A hook whose
-// permission is missing does not count, although the agent retries the call.
+// hasNoPendingHook reports whether this agent can complete nothing more for the termination. A denied call does not count,
+// but is retried.
 func (s situation) hasNoPendingHook() bool {
 	if !s.c.Hooks {
 		return true
@@ -114,7 +112,6 @@ func (s situation) hasNoPendingHook() bool {
 	})
 }
 
-// hooksFound is the result of a query for the hooks of a transition.
 type hooksFound struct {
 	launching bool
 	filter    cloud.Filter
@@ -159,14 +156,14 @@ func (e hooksFound) applyFailed(s situation) {
 
 func (e hooksFound) applyDenied(s situation, err *cloud.DeniedError) {
 	for i := range s.Hooks {
-		// A hook that an event named is judged as the only one: the operator sends the events here.
+		// Select sees only this hook: the operator sends its events here.
 		a := &s.Hooks[i]
 		if ours, _ := e.filter.Select([]Hook{a.Hook}); a.Hook.Launching == e.launching && len(ours) > 0 {
 			a.Ours = true
 		}
 	}
 	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
-		return // a hook that was confirmed before stays this agent's
+		return // it was confirmed before and stays this agent's
 	}
 	if s.askDenied[false] != err.Permission && s.askDenied[true] != err.Permission {
 		s.noteDenied(err)
@@ -175,13 +172,12 @@ func (e hooksFound) applyDenied(s situation, err *cloud.DeniedError) {
 	s.setTrouble(troubleDiscover, err.Error())
 }
 
-// applyOthers handles hooks of other programs only. A hook that was confirmed before stays this agent's.
 func (e hooksFound) applyOthers(s situation, err *cloud.OthersHooksError) {
 	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
 		return
 	}
 	s.noHooks(e.launching)
-	// At a launch this is not reported as trouble: the node serves, and the other program completes its hook.
+	// At a launch this is no trouble: the node serves, and the other program completes its hook.
 	switch {
 	case !e.launching || s.parking():
 		s.othersHooks = err.Error()
@@ -207,7 +203,6 @@ func (e hooksFound) applyFound(s situation) {
 	s.dropUnverified(e.launching)
 }
 
-// dropUnverified deletes the hooks of a transition that the cloud has not confirmed.
 func (s *state) dropUnverified(launching bool) {
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == launching && a.End == "" && !a.isOurs() })
 	s.setTrouble(troubleDiscover, "")
@@ -227,7 +222,7 @@ func (s *state) noteDenied(e *cloud.DeniedError) {
 	s.note("permission missing", "permission", e.Permission, "policy", cmp.Or(e.Policy, "unknown"))
 }
 
-// settingsRead repeats the query for hooks: the settings may name other hooks now.
+// settingsRead repeats the query for hooks.
 type settingsRead struct{}
 
 func (settingsRead) apply(s situation) error {
@@ -248,7 +243,7 @@ func (settingsRead) apply(s situation) error {
 type hookAnswered struct {
 	hook    Hook
 	op      hookOp
-	timeout time.Duration // granted by a heartbeat
+	timeout time.Duration // from a heartbeat
 	err     error
 	since   instant // of the first attempt
 }
@@ -309,7 +304,6 @@ func (e hookAnswered) denied(s situation, a *hook, err *cloud.DeniedError) {
 	*known = err.Permission
 }
 
-// notWaiting handles a hook that does not wait: not yet, or never.
 func (e hookAnswered) notWaiting(s situation, a *hook) (trouble string) {
 	if e.op == opExtend {
 		if a.Denied, a.Failing = "", false; a.Extends == 0 {
@@ -382,8 +376,8 @@ func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	}
 }
 
-// callOnce makes one call if the plan still contains it. Completions are sent one at a time: after the first success for a move
-// into a pool, no other is sent.
+// callOnce skips a call that is no longer planned. Completions are serialized: after the first success for a move into a
+// pool, no other is sent.
 func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok bool) {
 	if e.op == opComplete {
 		r.completing.Lock()
@@ -406,7 +400,6 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	return call, true
 }
 
-// pause returns the time until the next call. tried is the time since the first one.
 func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration, random func() float64) time.Duration {
 	every, longest := deniedEvery, callTime
 	if h.Launching && !h.Parking && tried > idleHookTime {
@@ -440,11 +433,11 @@ func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration,
 	return jitter(random, *backOff)
 }
 
-// errOthers: other machines that the same completion releases have not left yet.
+// errOthers: other machines of the same completion have not left yet.
 var errOthers = errors.New("other machines wait for the same completion")
 
-// checkOthers returns an error if a completion would cut sessions of other machines: it releases all machines of the hook.
-// After the limit of the hook it does no harm.
+// checkOthers returns an error if a completion would cut sessions of the hook's other machines. After the hook's limit it
+// does no harm.
 func checkOthers(ctx context.Context, p Peers, h Hook) error {
 	if len(h.Others) == 0 || !h.Limit.IsZero() && !time.Now().Before(h.Limit) {
 		return nil

@@ -14,22 +14,21 @@ import (
 )
 
 const (
-	// troubleEvery is the minimum time between two warnings about one kind of trouble.
+	// troubleEvery is the minimum time between warnings about one kind of trouble.
 	troubleEvery = time.Minute
 	maxNotes     = 20
 	maxEvents    = 32
-	// flushTime bounds the wait for pending events at the end of the daemon.
+	// flushTime bounds the wait for pending events when the daemon ends.
 	flushTime = time.Second
 )
 
-// journal logs a drain, and keeps the last lines for the view.
 type journal struct {
 	log    *slog.Logger
 	notes  []Note
 	warned map[string]warned
 }
 
-// warned is the last warning about one kind of trouble; its text is "" after the end of the trouble was logged.
+// warned is the last warning; text is "" once the end of the trouble is logged.
 type warned struct {
 	text string
 	at   time.Time
@@ -44,7 +43,6 @@ func (j *journal) add(notes []note) {
 	j.notes = j.notes[max(0, len(j.notes)-maxNotes):]
 }
 
-// trouble logs each kind of trouble, at most once a minute, and its end.
 func (j *journal) trouble(current map[string]string) {
 	for about, text := range current {
 		if w := j.warned[about]; w.text != text && time.Since(w.at) >= troubleEvery {
@@ -60,7 +58,7 @@ func (j *journal) trouble(current map[string]string) {
 	}
 }
 
-// eventQueue writes events to the cluster's history, one after the other, and retries each until it succeeds.
+// eventQueue writes events to the cluster's history in order, and retries each until it succeeds.
 type eventQueue struct {
 	write     func(context.Context, cluster.Event) error
 	log       *slog.Logger
@@ -107,7 +105,7 @@ func (q *eventQueue) writeOne(ctx context.Context, e cluster.Event) {
 	}
 }
 
-// flush waits up to flushTime for pending events, as long as MongoDB answers.
+// flush gives up when MongoDB does not answer.
 func (q *eventQueue) flush(ctx context.Context, answers func() bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
@@ -118,7 +116,7 @@ func (q *eventQueue) flush(ctx context.Context, answers func() bool) {
 	}
 }
 
-// jitter returns a time between half of d and d; random returns numbers from 0 to 1.
+// jitter returns a time from d/2 to d; random returns 0 to 1.
 func jitter(random func() float64, d time.Duration) time.Duration {
 	return time.Duration((0.5 + random()/2) * float64(d))
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-// learnLaunch adds the launch hook that a notice names, if it names one.
 func (s situation) learnLaunch(n Notice, since instant) {
 	if n.Hook == nil {
 		return
@@ -22,7 +21,7 @@ func (s situation) learnLaunch(n Notice, since instant) {
 	s.Hooks.learn(s.c.Wall, h, "", since)
 }
 
-// launch starts to check that this machine serves: a launch hook may wait for that.
+// launch checks that this machine serves: a launch hook may wait for that.
 func (s situation) launch(n Notice) error {
 	if s.Start != nil && s.Start.ID == n.ID || s.Phase == phaseResuming {
 		s.learnLaunch(n, s.now)
@@ -42,7 +41,6 @@ func (s situation) launch(n Notice) error {
 	return nil
 }
 
-// updateStart ends a start that took too long or has no pending hook.
 func (s situation) updateStart() {
 	st := s.Start
 	if st == nil || s.leaving() {
@@ -58,8 +56,8 @@ func (s situation) updateStart() {
 	}
 }
 
-// isStartDone reports whether no launch hook is pending. As long as a hook can wait, the operator may grant a missing
-// permission, and an API may answer again.
+// isStartDone reports whether no launch hook is pending. While a hook can wait, a missing permission may be granted, or an
+// API may recover.
 func isStartDone(s situation) bool {
 	if !s.c.Hooks || s.Start.Proved.Add(longestTimeout).reached(s.now) {
 		return true
@@ -67,7 +65,6 @@ func isStartDone(s situation) bool {
 	return !s.wantsHooks(true) && !s.Hooks.anyWaits(true)
 }
 
-// startProved is the result of an attempt to start the server and to see the node in the cluster.
 type startProved struct{ err error }
 
 func (e startProved) apply(s situation) error {
@@ -83,7 +80,7 @@ func (e startProved) apply(s situation) error {
 	return nil
 }
 
-// prove starts the server of a parked machine, and waits until the node is seen in the cluster.
+// prove starts a parked machine's server if asked, and waits until the cluster sees the node.
 func (r *Runner) prove(ctx context.Context, server bool) {
 	for retry := time.Second; ; retry = min(2*retry, 15*time.Second) {
 		err := r.startOnce(ctx, server)

@@ -14,7 +14,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Kind is the meaning of a notice for this machine: a kind of the cloud, or one of these.
+// Kind is the meaning of a notice.
 type Kind = cloud.Kind
 
 // The kinds.
@@ -26,30 +26,30 @@ const (
 	Reimage   = cloud.Reimage
 	Resume    = cloud.Resume
 	Launch    = cloud.Launch
-	// Ask: the operator, or a program of the operator, drains this node.
+	// Ask is a drain by the operator or a program of the operator.
 	Ask Kind = "ask"
-	// Shutdown: the service manager stops the daemon because the machine shuts down.
+	// Shutdown means that the service manager stops the daemon because the machine shuts down.
 	Shutdown Kind = "shutdown"
 )
 
-// Hook is a hook of the cloud that waits for a completion by this agent.
+// Hook is a hook of the cloud that waits for this agent.
 type Hook = cloud.Hook
 
-// Notice announces that this machine leaves the cluster, temporarily or permanently, or that it serves again.
+// Notice announces that this machine leaves the cluster, temporarily or permanently, or serves again.
 type Notice struct {
-	// ID is derived from the cloud's facts, so that a notice from two sources has one ID. It begins with its topic and a /.
+	// ID is derived from the cloud's facts, so that two sources give the same ID. It begins with the topic and a /.
 	ID     string `json:"id"`
 	Source string `json:"source"` // "aws-lifecycle", "aws-spot", "event", "drain"...
 	Kind   Kind   `json:"kind"`
-	// Reason is a text for people, Who the person or program that caused the notice, if known.
+	// Reason is for people, Who the person or program behind the notice, if known.
 	Reason string `json:"reason,omitempty"`
 	Who    string `json:"who,omitempty"`
 	// By is the source of the deadline if there are several.
 	By       string    `json:"by,omitempty"`
 	Received time.Time `json:"received"`
-	// Deadline is when the machine ends, whatever the agent does; zero if unknown.
+	// Deadline is when the machine ends in any case; zero if unknown.
 	Deadline time.Time `json:"deadline,omitzero"`
-	// Hook waits for a completion by this agent; nil if no such hook is known.
+	// Hook waits for this agent; nil if unknown.
 	Hook *Hook `json:"hook,omitempty"`
 }
 
@@ -59,7 +59,7 @@ func EventNotice(e cloud.Event, now time.Time) Notice {
 	return Notice{ID: n.ID, Source: "event", Kind: n.Kind, Reason: n.Reason, Who: n.Who, Received: at, Deadline: n.At, Hook: n.Hook}
 }
 
-// notice is a notice in force, as drain.json keeps it.
+// notice is a notice as drain.json stores it.
 type notice struct {
 	ID       string  `json:"id"`
 	Source   string  `json:"source"`
@@ -69,31 +69,29 @@ type notice struct {
 	By       string  `json:"by,omitempty"`
 	Received instant `json:"received"`
 	Deadline instant `json:"deadline,omitempty"`
-	// Begun: the node drains for it. A drain that has begun continues if its notice is postponed by less than putOffTime.
+	// Begun: the node drains for it, even if it is postponed by less than putOffTime.
 	Begun bool `json:"begun,omitempty"`
-	// Missing counts the consecutive reports without this notice.
+	// Missing counts consecutive reports without this notice.
 	Missing int `json:"missing,omitempty"`
 }
 
-// goneAfter is the number of consecutive reports without a notice after which it counts as withdrawn: one wrong answer must not
-// return a node to service that ends in two minutes.
+// goneAfter is how many reports in a row must lack a withdrawn notice: one wrong answer must not return a node to service
+// that ends in two minutes.
 const goneAfter = 3
 
 func (n notice) inForce() bool { return n.Missing < goneAfter }
 
-// topicOf returns the topic that reports the notice.
 func topicOf(id string) string {
 	topic, _, _ := strings.Cut(id, "/")
 	return topic
 }
 
-// Bounds of what drain.json may hold. Notices come from a metadata service, and from any program that may call the control
-// socket.
+// Bounds of drain.json. Notices come from a metadata service and from any client of the control socket.
 const (
 	maxNotices    = 32
 	maxHooks      = 32
 	maxIDText     = 256
-	maxWordText   = 512 // bytes of a reason, or of a name of a person, program or source
+	maxWordText   = 512 // bytes of a reason or a name
 	maxNameText   = 1 << 10
 	maxOthersText = 2 << 10
 	maxOverruled  = 32
@@ -121,8 +119,7 @@ func oneLine(s string) string {
 	}, strings.ToValidUTF8(s, "?"))
 }
 
-// hookBounded reports whether the names of a hook are within the bounds. They are not truncated: another hook may have the
-// shorter name.
+// hookBounded checks names and does not truncate them: the shorter name may be another hook's.
 func hookBounded(h Hook) bool {
 	others := 0
 	for _, o := range h.Others {

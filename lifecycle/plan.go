@@ -5,19 +5,18 @@ package lifecycle
 
 import "time"
 
-// plan is the work that a state requires. It is derived, never queued: after a kill, the daemon derives the same plan from
-// drain.json.
+// plan is the work that a state requires. After a kill, the daemon derives it again from drain.json.
 type plan struct {
-	Balancers bool // ask which load balancers send sessions here
+	Balancers bool // ask which ones send sessions here
 	Count     bool // sessions
 	LastCount bool // once, at the deadline
 	Stop      bool // the server
-	Start     bool // the server of a parked machine
+	Start     bool // a parked machine's server
 	Prove     bool // that the node is seen in the cluster
-	// FindHooks are the transitions whose hooks the agent asks for: false is the termination.
+	// FindHooks are the transitions whose hooks are queried; false is the termination.
 	FindHooks map[bool]bool
 	Hooks     []hookWork
-	Exit      bool // the agent has no more work before the machine is off
+	Exit      bool // no work is left before the machine is off
 	// WakeAt is when the state changes without an event; 0 means never.
 	WakeAt instant
 }
@@ -48,7 +47,7 @@ func (s situation) plan() plan {
 	return p
 }
 
-// wakeAt returns the next moment at which a guard changes without an event.
+// wakeAt returns when a guard next changes without an event.
 func wakeAt(s situation) (next instant) {
 	at := func(times ...instant) {
 		for _, t := range times {

@@ -15,17 +15,17 @@ import (
 const (
 	minRetry = 500 * time.Millisecond
 	maxRetry = 15 * time.Second
-	// progressEvery is the interval at which a drain logs its progress and updates the reason in the node record.
+	// progressEvery is the interval for logging progress and updating the record's reason.
 	progressEvery = 30 * time.Second
 	// maxReason keeps records short: every agent reads all of them.
 	maxReason = 160
 )
 
-// record is the wanted content of the node record. Readers do not take the lock, whose holder may wait for a disk.
+// record is the desired node record. Readers skip the lock, whose holder may wait for a disk.
 type record struct {
 	state      cluster.State
 	pending    bool
-	refresh    bool // its reason changes while the node drains
+	refresh    bool // the reason changes during the drain
 	reason     string
 	stopFailed bool
 	forgotten  bool // see state.Forgotten
@@ -52,13 +52,13 @@ func (s situation) record() record {
 	return w
 }
 
-// writeRecord writes the node record, one call at a time, until MongoDB has accepted it. Nothing else waits for that.
+// writeRecord writes the node record until MongoDB accepts it. No other work waits for that.
 func (r *Runner) writeRecord(ctx context.Context) {
 	var (
 		retry     time.Duration
 		notBefore time.Time
 		state     cluster.State // of the last attempt
-		reason    string        // that the record has
+		reason    string        // in the record
 		written   time.Time
 	)
 	for ctx.Err() == nil {
@@ -94,7 +94,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 	}
 }
 
-// writeOnce writes the record. current is false if another state is wanted by then.
+// writeOnce returns current false if another state is wanted by then.
 func (r *Runner) writeOnce(ctx context.Context, w *record) (current bool, err error) {
 	bound, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()

@@ -22,64 +22,60 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Options make a Runner.
+// Options configure a Runner.
 type Options struct {
 	Node  Node
 	Files Files
-	// Role returns the node's role, which may change when it joins. Like Filter, Deadline, StopTime and Before, it must
-	// neither block nor call the runner.
+	// Role may change at a join. Like Filter, Deadline, StopTime and Before, it must not block or call the runner.
 	Role func() string
-	// Hooks is nil if the cloud has no hooks. Filter returns the names of this agent's hooks; nil means no names.
+	// Hooks is nil if the cloud has none. Filter returns the names of this agent's hooks; nil means no names.
 	Hooks  cloud.Hooks
 	Filter func() cloud.Filter
-	// Peers reports which other machines of a completion still serve. If it is nil, such a completion is sent only after the
-	// limit of the hook.
+	// Peers reports which other machines of a completion still serve. If it is nil, such a completion waits for the hook's
+	// limit.
 	Peers Peers
 	// Watcher is nil if the cloud announces nothing.
 	Watcher cloud.Watcher
 
 	// Deadline returns how long a drain waits for sessions; a drain keeps the first final value. Nil means DefaultDeadline.
 	Deadline func() (d time.Duration, final bool)
-	// StopTime bounds a stop, or a start, of the server; nil or 0 means the default.
+	// StopTime bounds a stop or start of the server; nil or 0 means the default.
 	StopTime func() time.Duration
-	// SampleInterval is the time from one count of the sessions to the next; 0 means one second.
+	// SampleInterval is the time between counts; 0 means one second.
 	SampleInterval time.Duration
-	// Balancers returns the names of the load balancers that confirm their state and still send new sessions to this node. It
-	// returns when ctx ends.
+	// Balancers returns the load balancers that confirm their state and still send new sessions here. It returns when ctx ends.
 	Balancers func(ctx context.Context) []string
-	// Before returns the last count before a drain.
-	Before func() (s cluster.Sessions, at time.Time)
-	// Prove returns when this machine is seen in the cluster.
+	Before    func() (s cluster.Sessions, at time.Time)
+	// Prove returns when the cluster sees this machine.
 	Prove func(ctx context.Context) error
 
-	// Event writes an event of this node to the cluster's history.
 	Event func(ctx context.Context, e cluster.Event) error
-	// Uptime is [BootClock]. Nil means a clock of this process; then a drain does not survive a restart.
+	// Uptime is [BootClock]. With nil, a drain does not survive a restart of the process.
 	Uptime func() (boot string, up time.Duration)
 	// Hardware is [Hardware], or "".
 	Hardware string
 	Log      *slog.Logger
-	// Rand returns a number from 0 to 1; nil means a random one.
+	// Rand returns 0 to 1; nil means a random number.
 	Rand func() float64
 }
 
 const (
-	// DefaultDeadline is how long a drain waits for sessions.
+	// DefaultDeadline limits the wait for sessions.
 	DefaultDeadline = time.Hour
 	defaultStopTime = 90 * time.Second
-	// sampleTime bounds one count of the sessions.
+	// sampleTime bounds one count.
 	sampleTime = 5 * time.Second
-	// countReserve is the time between the end of a count and the deadline.
+	// countReserve separates the end of a count from the deadline.
 	countReserve   = 50 * time.Millisecond
 	balancersEvery = 500 * time.Millisecond
 	// beforeTime is the maximum age of the last count before a shutdown.
 	beforeTime = 15 * time.Second
-	// unsavedEvery is the interval of retries if drain.json cannot be written.
+	// unsavedEvery is the retry interval for writing drain.json.
 	unsavedEvery = 5 * time.Second
 )
 
-// Runner drains this node and completes its lifecycle hooks. It owns the state: it applies each event, saves the state, and
-// then starts and cancels work according to the plan.
+// Runner drains this node and completes its hooks. It applies an event, saves the state, then starts and cancels work
+// according to the plan.
 type Runner struct {
 	o   Options
 	log *slog.Logger
@@ -88,7 +84,7 @@ type Runner struct {
 	state      state
 	clock      wallClock
 	boot       string
-	saved      []byte // the content of the file
+	saved      []byte // of the file
 	unsaved    bool
 	changed    chan struct{} // closed, and replaced, at each change
 	journal    journal
@@ -96,7 +92,7 @@ type Runner struct {
 	end        context.CancelFunc
 	work       map[string]context.CancelFunc
 	workers    sync.WaitGroup
-	completing sync.Mutex // one completion at a time
+	completing sync.Mutex // one at a time
 	timer      *time.Timer
 
 	view   atomic.Pointer[View]
@@ -104,8 +100,7 @@ type Runner struct {
 	events eventQueue
 }
 
-// NewRunner makes a runner that continues the drain of an earlier run of the daemon. A record that cannot be read is logged and
-// ignored.
+// NewRunner returns a runner that continues the drain of an earlier run. It logs and ignores an unreadable record.
 func NewRunner(o Options) *Runner {
 	began := time.Now()
 	o.SampleInterval = cmp.Or(max(0, o.SampleInterval), time.Second)
@@ -153,7 +148,7 @@ func (r *Runner) now() instant {
 	return max(1, instant(up))
 }
 
-// situation returns the state now, the input of the next step. The caller holds the lock.
+// situation requires the lock.
 func (r *Runner) situation() situation {
 	now := r.now()
 	r.clock = r.clock.updated(now, time.Now())
@@ -176,8 +171,7 @@ func (r *Runner) observe(e event) error {
 	return r.step(e)
 }
 
-// step applies an event, publishes and saves the result, and starts and cancels work according to the plan. The caller holds
-// the lock.
+// step requires the lock.
 func (r *Runner) step(e event) error {
 	s := r.situation()
 	next, err := step(s, e)
@@ -235,7 +229,7 @@ func (r *Runner) save() {
 	r.state.setTrouble(troubleRecord, text)
 }
 
-// follow starts the work of the plan and cancels all other work. The caller holds the lock.
+// follow requires the lock.
 func (r *Runner) follow(p plan, now instant) {
 	if r.ctx == nil {
 		return
@@ -270,7 +264,7 @@ func (r *Runner) follow(p plan, now instant) {
 	}
 }
 
-// wanted returns the work of the plan; its key is the same as long as the work may continue.
+// wanted keeps a key as long as its work may continue.
 func (r *Runner) wanted(p plan) map[string]func(context.Context) {
 	wanted := map[string]func(context.Context){}
 	if p.Balancers {
@@ -297,8 +291,7 @@ func (r *Runner) wanted(p plan) map[string]func(context.Context) {
 	return wanted
 }
 
-// Run acts on notices until ctx ends, or until the node is drained for a shutdown: then it returns while the machine shuts down.
-// It is called once.
+// Run acts on notices until ctx ends, or the node is drained for a shutdown. Call it once.
 func (r *Runner) Run(ctx context.Context) {
 	events, stopEvents := context.WithCancel(context.WithoutCancel(ctx))
 	var last sync.WaitGroup
@@ -320,7 +313,7 @@ func (r *Runner) Run(ctx context.Context) {
 	}
 	<-ctx.Done()
 	r.mu.Lock()
-	r.ctx = nil // nothing more is started
+	r.ctx = nil // no new work
 	if r.timer != nil {
 		r.timer.Stop()
 	}
@@ -337,39 +330,38 @@ func (r *Runner) logIgnored(err error, id string) {
 	}
 }
 
-// Notice accepts the notice of an event or of a shutdown. A notice may come twice, come late, or contradict another.
+// Notice accepts the notice of an event or a shutdown. It may be repeated, late, or contradict another.
 func (r *Runner) Notice(n Notice) { r.logIgnored(r.observe(noticed{n}), n.ID) }
 
-// Drain drains this node for the operator. A second request continues the same drain; its deadline, if set, replaces the first.
-// It fails with [ErrNotJoined] or [ErrLeft].
+// Drain drains this node for the operator. A second request continues the drain; its deadline, if set, replaces the first.
+// It returns [ErrNotJoined] or [ErrLeft].
 func (r *Runner) Drain(req DrainRequest) error { return r.observe(drainRequested{req}) }
 
 // Undrain cancels a drain. It overrules the cloud's notices until the cloud withdraws them. If only the node record is
-// draining, it corrects the record. It fails with [ErrTooLate] if the server is being stopped already, and with [ErrNotJoined]
-// or [ErrNotDraining].
+// draining, it corrects the record. It returns [ErrTooLate], [ErrNotJoined] or [ErrNotDraining].
 func (r *Runner) Undrain(who string, recorded cluster.State) error {
 	return r.observe(drainCancelled{who, recorded})
 }
 
-// Forget deletes a drain that is over, because this machine joins, or has joined, again. It fails with [ErrBusy] while a drain
-// is under way; the end of that drain detects a join after the stop.
+// Forget deletes a finished drain because this machine joins again. During a drain it returns [ErrBusy]; the end of that
+// drain detects a join after the stop.
 func (r *Runner) Forget(joining bool) error { return r.observe(joinSeen{joining}) }
 
-// Forgotten reports whether the node record may still show a forgotten drain. Settled resets it.
+// Forgotten reports whether the node record may still show a forgotten drain.
 func (r *Runner) Forgotten() bool { return r.record.Load().forgotten }
 
-// Settled records that the node record shows the state of this node. It does not wait for a disk.
+// Settled resets Forgotten. It does not wait for a disk.
 func (r *Runner) Settled() {
 	go func() { _ = r.observe(change(func(s *state) { s.Forgotten = false })) }()
 }
 
-// Unsaid records that the node record may have lost its content, for example if it was removed. It does not wait for a disk.
+// Unsaid means that the node record may lack the state, for example after a removal. It does not wait for a disk.
 func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s *state) { s.Have = "" })) }() }
 
-// Reconsider repeats the query for hooks after the settings were read again.
+// Reconsider repeats the query for hooks with new settings.
 func (r *Runner) Reconsider() { _ = r.observe(settingsRead{}) }
 
-// pendingHook returns a hook with its current data for a call; false if the plan does not contain the call any more.
+// pendingHook returns a hook's current data; false if the plan no longer has the call.
 func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -383,7 +375,6 @@ func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 	return call, true
 }
 
-// askBalancers asks which load balancers send sessions here, at once and then in intervals.
 func (r *Runner) askBalancers(ctx context.Context) {
 	for {
 		bound, cancel := context.WithTimeout(ctx, announceTime)
@@ -399,13 +390,12 @@ func (r *Runner) askBalancers(ctx context.Context) {
 	}
 }
 
-// count counts the sessions, at once and then in intervals; the last count is made once.
 func (r *Runner) count(ctx context.Context, last bool) {
 	var logged time.Time
 	for {
 		limit := max(sampleTime, r.o.SampleInterval)
 		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
-			limit = min(limit, left) // a count that is cut off returns what it has found
+			limit = min(limit, left) // a count that is cut off returns its partial result
 		}
 		if last {
 			limit = lastCountTime
@@ -435,10 +425,10 @@ func (o *Options) stopTime() time.Duration {
 	return cmp.Or(max(0, o.StopTime()), defaultStopTime)
 }
 
-// maxStopPause is the longest pause between two attempts to stop a server that does not end.
+// maxStopPause bounds the pause between attempts to stop the server.
 const maxStopPause = time.Minute
 
-// stop stops the server and retries until it ends. After its time limit the agent completes the hooks all the same.
+// stop retries until the server ends. After the time limit, the hooks are completed all the same.
 func (r *Runner) stop(ctx context.Context) {
 	r.mu.Lock()
 	s := r.situation()

@@ -13,22 +13,21 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// LoadDeparture returns the departure that a drain of this boot recorded, or nil. It is for the process that deregisters after
-// the server has stopped.
+// LoadDeparture returns the recorded departure of this boot's drain, or nil, for the process that deregisters after the
+// server has stopped.
 func LoadDeparture(files Files, boot string) (*Departure, error) {
 	d, err := load(files)
 	if err != nil || d == nil || !d.leaving() || d.Boot != "" && boot != "" && d.Boot != boot {
 		return nil, err
 	}
-	if d.Departure == nil { // the daemon was killed before it counted the sessions
+	if d.Departure == nil { // killed before it counted the sessions
 		return heaviest(d.Notices).departure(d.Repair), nil
 	}
 	return d.Departure, nil
 }
 
-// CompletePending completes the hooks of a drain that the shutdown of the machine interrupted. It makes one attempt, and only
-// if a hook waits. It is for the process that deregisters after the server has stopped. A hook that other machines share is
-// left to the last of them.
+// CompletePending completes, in one attempt, the hooks of a drain that the shutdown interrupted. A hook shared with other
+// machines is left to the last of them.
 func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Filter, p Peers, log *slog.Logger) error {
 	d, err := load(files)
 	if err != nil || d == nil || c == nil {

@@ -18,27 +18,27 @@ import (
 
 type phase string
 
-// The phases. See transitions for how they follow each other.
+// The phases; transitions has their order.
 const (
 	phaseServing       phase = ""
-	phaseAnnouncing    phase = "announcing"    // the node record is being set to draining
+	phaseAnnouncing    phase = "announcing"    // the record becomes draining
 	phaseDraining      phase = "draining"      // sessions are counted
 	phaseDown          phase = "down"          // drained, and the machine shuts down: systemd stops the server
-	phaseStopping      phase = "stopping"      // the server is being stopped; this cannot be cancelled
-	phaseStopFailed    phase = "stop-failed"   // the server did not end in time: hooks are completed, the stop is retried
-	phaseDeregistering phase = "deregistering" // the node record is being set to left
-	phaseCompleting    phase = "completing"    // hooks are being completed
+	phaseStopping      phase = "stopping"      // cannot be cancelled
+	phaseStopFailed    phase = "stop-failed"   // not ended in time: hooks are completed, the stop is retried
+	phaseDeregistering phase = "deregistering" // the record becomes left
+	phaseCompleting    phase = "completing"    // of hooks
 	phaseDone          phase = "done"          // left, parked, or drained before a reboot
 	phaseResuming      phase = "resuming"      // a parked machine starts its server again
 )
 
-// goal is the purpose of a drain: the highest of the notices that are due.
+// goal is the purpose of a drain: the highest of its due notices.
 type goal int
 
 const (
 	goalNone   goal = iota
-	goalReboot      // the machine comes back by itself: drain only
-	goalPark        // the machine stays, out of service, until the cloud returns it to service
+	goalReboot      // the machine returns by itself: drain only
+	goalPark        // out of service until the cloud returns it
 	goalLeave
 )
 
@@ -54,46 +54,45 @@ func goalOf(k Kind) goal {
 	return goalNone
 }
 
-// state is a drain: the content of drain.json, and what the agent has observed since it started.
+// state is the content of drain.json, and what the agent has observed since its start.
 type state struct {
 	Phase   phase   `json:"step,omitempty"`
 	Entered instant `json:"entered,omitempty"` // this phase
-	// Goal is set when the server is stopped, and may only rise from then on.
+	// Goal is set when the server is stopped, and then may only rise.
 	Goal    goal     `json:"goal,omitempty"`
 	Notices []notice `json:"notices,omitempty"`
-	// Overruled are notices that the operator overruled, until the cloud withdraws them.
+	// Overruled lists notices that the operator overruled, until the cloud withdraws them.
 	Overruled []overruled `json:"overruled,omitempty"`
 	Began     instant     `json:"began,omitempty"`
-	// Role and Budget are the settings at the start of the drain, so that a restart with other settings moves no deadline.
-	// Budget is 0 until it is final.
+	// Role and Budget are the settings at the start of the drain: a restart with others moves no deadline. Budget is 0 until
+	// final.
 	Role   string        `json:"role,omitempty"`
 	Budget time.Duration `json:"budget_ns,omitempty"`
-	// Deadline is the deadline in force when the drain ended.
+	// Deadline is the one in force when the drain ended.
 	Deadline instant `json:"deadline,omitempty"`
-	// Want is the state that the node record must have, Have the state that it has.
+	// Want is the desired state of the node record, Have the actual one.
 	Want  cluster.State `json:"want,omitempty"`
 	Have  cluster.State `json:"have,omitempty"`
 	Hooks hooks         `json:"hooks,omitempty"`
 	// NoHook and NoLaunchHook: the cloud has no hook for this agent.
 	NoHook       bool `json:"no_hook,omitempty"`
 	NoLaunchHook bool `json:"no_launch_hook,omitempty"`
-	// NeverJoined: the machine leaves before it has joined, so there are no sessions to wait for.
-	NeverJoined bool `json:"never_joined,omitempty"`
-	Repair      bool `json:"repair_streams,omitempty"`
-	// Departure is recorded when the drain ends.
-	Departure *Departure `json:"departure,omitempty"`
-	StoppedAt instant    `json:"stopped,omitempty"`
-	// JoinedAt is the end of the last join before the stop. A different value, even an earlier one, is a join after the stop:
-	// the clock may have been set.
+	// NeverJoined: the machine leaves before its join, so there are no sessions to wait for.
+	NeverJoined bool       `json:"never_joined,omitempty"`
+	Repair      bool       `json:"repair_streams,omitempty"`
+	Departure   *Departure `json:"departure,omitempty"`
+	StoppedAt   instant    `json:"stopped,omitempty"`
+	// JoinedAt is the end of the last join before the stop. Any other value, even an earlier one, is a join after the stop: the
+	// clock may have been set.
 	JoinedAt time.Time `json:"joined_at,omitzero"`
-	// Forgotten: a drain was forgotten, and the node record may still show it.
+	// Forgotten: the node record may still show a forgotten drain.
 	Forgotten bool   `json:"forgotten,omitempty"`
 	Start     *start `json:"start,omitempty"`
 
 	observed
 }
 
-// observed has the facts that the agent observes again after a restart.
+// observed has what the agent observes again after a restart.
 type observed struct {
 	balancers        []string // that send new sessions here
 	balancersAsked   bool
@@ -102,15 +101,15 @@ type observed struct {
 	uncountableSince instant
 	zeros            int
 	lastCount        instant // start of the count after the deadline
-	stopOverdue      bool    // the time for the stop is over
+	stopOverdue      bool    // the time limit is over
 	askDenied        map[bool]string
 	askNotBefore     instant
-	othersHooks      string   // only hooks of other programs wait for this machine
+	othersHooks      string   // all waiting hooks are other programs'
 	launchHooks      string   // the same at a launch
-	settings         int      // how often the settings were read again
+	settings         int      // how often read again
 	inService        instant  // when the group last had the machine in service
-	launched         bool     // the agent has looked for the launch hook
-	unknown          []string // ids of the signals that this version does not know
+	launched         bool     // the launch hook was looked for
+	unknown          []string // ids of unknown signals
 	cancelledBy      string
 	trouble          map[string]string
 	notes            []note
@@ -120,7 +119,7 @@ type observed struct {
 type overruled struct {
 	ID      string `json:"id"`
 	Missing int    `json:"missing,omitempty"`
-	// Rejoined: the operator joined the machine again after it had been parked. It stays after a boot.
+	// Rejoined: the operator joined the parked machine again. It stays after a boot.
 	Rejoined bool `json:"rejoined,omitempty"`
 }
 
@@ -128,12 +127,11 @@ type overruled struct {
 type start struct {
 	ID     string  `json:"id"`
 	Since  instant `json:"since"`
-	Server bool    `json:"server,omitempty"` // the server must be started first
+	Server bool    `json:"server,omitempty"` // start the server first
 	Proved instant `json:"proved,omitempty"`
 	Failed bool    `json:"failed,omitempty"`
 }
 
-// note is a line of the log and of the view.
 type note struct {
 	text  string
 	attrs []any
@@ -185,10 +183,9 @@ func (s *state) empty() bool {
 	return s.Phase == phaseServing && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
 }
 
-// leaving reports whether a drain is under way or over.
+// leaving reports whether a drain is in progress or over.
 func (s *state) leaving() bool { return s.Phase != phaseServing && s.Phase != phaseResuming }
 
-// reversible reports whether the drain can be cancelled.
 func (s *state) reversible(goal goal) bool {
 	switch s.Phase {
 	case phaseServing, phaseResuming, phaseAnnouncing, phaseDraining, phaseDown:
@@ -227,16 +224,15 @@ func (s situation) due() (due []notice) {
 	return due
 }
 
-// isDue reports whether the drain for a notice begins, or continues.
 func (s situation) isDue(n notice) bool {
 	at := s.dueAt(n)
 	return at <= s.now || n.Begun && at <= s.now.Add(putOffTime)
 }
 
-// putOffTime: a node that drains does not serve again if its notice is postponed by less.
+// putOffTime: a draining node does not serve again if its notice is postponed by less.
 const putOffTime = time.Hour
 
-// goal returns the highest goal of the notices. After the stop of the server their withdrawal does not lower it.
+// goal is not lowered by withdrawals after the stop of the server.
 func (s situation) goal() goal {
 	goal := goalNone
 	if !s.reversible(s.Goal) {
@@ -248,7 +244,7 @@ func (s situation) goal() goal {
 	return goal
 }
 
-// cause returns the notice to display: the first one with the highest goal.
+// cause returns the notice to display.
 func (s situation) cause() (cause notice) {
 	list := s.due()
 	if len(list) == 0 {
@@ -266,7 +262,7 @@ func heaviest(list []notice) (best notice) {
 	return best
 }
 
-// boundNotices drops excess notices, those with the latest deadlines. The operator's request and the shutdown stay.
+// boundNotices drops the notices with the latest deadlines, but no operator's request and no shutdown.
 func (s *state) boundNotices() {
 	rank := func(n notice) instant {
 		switch {
@@ -285,7 +281,7 @@ func (s *state) boundNotices() {
 	}
 }
 
-// hookKinds are the kinds of notices for which the cloud may have a hook that they do not name.
+// hookKinds are the notices that may have a hook that they do not name.
 func hookKinds() []Kind { return []Kind{Terminate, Reimage, Park} }
 
 func (s *state) asks() bool { return s.has(hookKinds()...) != nil }
@@ -313,8 +309,7 @@ func (n notice) event(kind string, details map[string]string) cluster.Event {
 	return cluster.Event{Kind: kind, Who: cmp.Or(n.Who, n.Source), Why: n.Reason, Details: details}
 }
 
-// left returns the number of sessions to wait for: an edge waits for its viewers, any other node for its publishers, too.
-// Unknown is not zero.
+// left returns the number of sessions to wait for: an edge waits only for viewers. Unknown is not zero.
 func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
 	if s.role() == "edge" {
 		if sessions.Viewers == nil {
@@ -330,10 +325,9 @@ func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
 }
 
 // errNoPublishers: SRT and pulled streams do not use the RTMP port, so zero connections do not prove zero publishers. For a
-// machine that shuts down anyway they are enough.
+// shutdown they are enough.
 const errNoPublishers = "nothing is connected to the RTMP port, but streams that come another way are not known without MongoDB or the server's statistics"
 
-// role returns the role at the start of the drain, if it was known.
 func (s situation) role() string { return cmp.Or(s.Role, s.c.Role) }
 
 func groupNotice(id string) bool { return strings.HasSuffix(topicOf(id), cloud.GroupTopic("")) }

@@ -14,70 +14,69 @@ import (
 
 // config has the inputs of a step besides the state.
 type config struct {
-	// Joined reports whether the machine is a node, JoinedAt returns the end of the last join. Each reads a file.
+	// Joined reports whether the machine is a node, JoinedAt the end of the last join. Each reads a file.
 	Joined   func() bool
 	JoinedAt func() time.Time
 	Role     string
-	// Budget is how long a drain waits for sessions. It is not Final while an instance tag may still change it.
+	// Budget limits the wait for sessions. It is not Final while an instance tag may change it.
 	Budget time.Duration
 	Final  bool
 	Hooks  bool          // the cloud has hooks
-	Sample time.Duration // from one count to the next
+	Sample time.Duration // between counts
 	Wall   wallClock
-	// NoneBefore: the last count, shortly before the drain, found no session.
+	// NoneBefore: the last count shortly before found no session.
 	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
-	taken      func(transition int) // for tests; may be nil
+	taken      func(transition int) // for tests
 }
 
 const (
-	// reserveTime is the part of the cloud's time for stopping, deregistering and completing: with streams the server takes
-	// about 17 s to end, each other step about a second.
+	// reserveTime is for stopping, deregistering and completing: with streams the server takes about 17 s to end, each other
+	// step about 1 s.
 	reserveTime = 30 * time.Second
-	// shutdownReserve is the same if systemd stops the server.
+	// shutdownReserve applies if systemd stops the server.
 	shutdownReserve = time.Second
-	// announceTime bounds the wait for the node record before sessions are counted; announceNobodyTime is for a machine that
-	// shuts down without sessions.
+	// announceTime bounds the wait for the node record, announceNobodyTime that of a shutdown without sessions.
 	announceTime       = 2 * time.Second
 	announceNobodyTime = 500 * time.Millisecond
 	// balancerTime bounds the wait for load balancers that confirm their state: they read the registry each second.
 	balancerTime = 10 * time.Second
-	// deregisterTime bounds the wait for the node record after the stop.
+	// deregisterTime bounds the wait for the node record.
 	deregisterTime = 10 * time.Second
-	// uncountableTime is how long a machine that shuts down waits for sessions that cannot be counted.
+	// uncountableTime bounds a shutdown's wait for sessions that cannot be counted.
 	uncountableTime = 2 * time.Minute
-	// lastCountTime is how long a stop at the deadline waits for a count.
+	// lastCountTime bounds the count at the deadline.
 	lastCountTime = time.Second
-	// proveTime is the time after which a start has failed.
+	// proveTime bounds a start.
 	proveTime = 10 * time.Minute
-	// idleHookTime is how long the agent tries a hook that may not exist for this transition: detach, standby, most launches.
+	// idleHookTime is how long a hook is tried that may not exist for this transition: detach, standby, most launches.
 	idleHookTime = 10 * time.Minute
-	// parkedHookTime is longer than a load balancer takes to release a machine, which precedes the wait of a pool's hook.
+	// parkedHookTime is longer than a load balancer takes to release a machine, before a pool's hook waits.
 	parkedHookTime = 2 * time.Hour
-	// longestTimeout is the longest time that a cloud lets a hook wait without a heartbeat: AWS 2 h, Alibaba Cloud 6 h.
+	// longestTimeout is the longest hook timeout of a cloud: AWS 2 h, Alibaba Cloud 6 h.
 	longestTimeout = 6 * time.Hour
-	// spotTime is the longest notice of a spot machine. In its last minutes a machine gets no new sessions.
+	// spotTime is the longest notice of a spot machine, which gets no new sessions in its last minutes.
 	spotTime = 5 * time.Minute
 )
 
-// Consecutive counts that must find no session. An HLS player may be between two connections at one moment.
+// Consecutive counts without a session. An HLS player may be between two connections.
 const (
 	zerosNeeded        = 2
 	zerosByConnections = 10
 )
 
-// situation is a state with the time and the settings: the input of each guard and of each value that is derived.
+// situation is the input of every guard and derived value.
 type situation struct {
 	*state
 	now instant
 	c   *config
 }
 
-// event is an observation. It changes facts; the transitions follow from these.
+// event changes facts; the transitions follow from these.
 type event interface {
 	apply(s situation) error
 }
 
-// step applies an event and every transition that follows from it. It reads no clock and does no I/O.
+// step applies an event and all transitions that follow. It reads no clock and does no I/O.
 func step(s situation, ev event) (state, error) {
 	next := s.clone()
 	s.state = &next
@@ -93,7 +92,7 @@ func step(s situation, ev event) (state, error) {
 				t.do(s)
 			}
 			s.update()
-			i = -1 // search from the first transition again
+			i = -1 // restart with the first transition
 		}
 	}
 	return next, err
@@ -106,7 +105,7 @@ type transition struct {
 	do       func(situation)
 }
 
-// transitions is the whole state machine: the first transition that applies is taken.
+// transitions is the state machine: the first one that applies is taken.
 var transitions = []transition{
 	{phaseServing, phaseAnnouncing, "a notice is due", joinedAndDue, begin},
 	{phaseServing, phaseCompleting, "a machine that has not joined leaves", neverJoined, begin},
@@ -148,7 +147,7 @@ func (s situation) update() {
 	case !s.isLate():
 		s.lastCount = 0
 	case s.lastCount == 0 && !s.counted():
-		// The departure record needs the number of sessions that the stop cuts.
+		// The departure record needs the number of cut sessions.
 		s.lastCount = s.now
 	}
 	if len(s.Notices) < maxNotices {
@@ -157,7 +156,6 @@ func (s situation) update() {
 	s.updateStart()
 }
 
-// counted reports whether the last count is recent.
 func (s situation) counted() bool {
 	return s.sessions != nil && s.now.Sub(s.countedAt) <= 2*s.c.Sample+time.Second
 }
@@ -171,7 +169,7 @@ func (s *state) none() bool {
 	return s.zeros >= zerosNeeded
 }
 
-// uncountableEnds returns when a shutdown stops waiting for sessions that cannot be counted; 0 if it does not wait for that.
+// uncountableEnds returns when a shutdown stops waiting for sessions that cannot be counted; 0 if it does not.
 func (s *state) uncountableEnds() instant {
 	n := s.has(Shutdown)
 	if n == nil || s.uncountableSince == 0 {
@@ -209,7 +207,6 @@ func noteBalancers(s situation) {
 	}
 }
 
-// noneBefore reports whether a machine that shuts down had no session at the last count before the drain.
 func (s situation) noneBefore() bool {
 	return s.has(Shutdown) != nil && s.c.NoneBefore != nil && s.c.NoneBefore(s.left)
 }
@@ -256,7 +253,7 @@ func rejoined(s situation) bool {
 		return false
 	}
 	at := s.c.JoinedAt()
-	if at.IsZero() || s.JoinedAt.IsZero() { // JoinedAt could not be read at the stop
+	if at.IsZero() || s.JoinedAt.IsZero() { // unreadable at the stop
 		return s.c.Wall.instant(at) > s.StoppedAt
 	}
 	return !at.Equal(s.JoinedAt)
@@ -270,7 +267,7 @@ func rebootWithdrawn(s situation) bool {
 	return s.Goal == goalReboot && s.goal() == goalNone
 }
 
-// backInService reports whether a machine that is parked, or is being parked, is in service again.
+// backInService reports whether a parked machine, or one being parked, is in service again.
 func backInService(s situation) bool { return s.Goal == goalPark && len(s.due()) == 0 }
 
 func proved(s situation) bool { return s.Start == nil || s.Start.Proved != 0 }
@@ -278,7 +275,7 @@ func proved(s situation) bool { return s.Start == nil || s.Start.Proved != 0 }
 func begin(s situation) {
 	if s.Start != nil {
 		s.note("start given up: the machine leaves")
-		if s.Start = nil; s.goal() != goalPark { // its hook may be the one that waits for the parking
+		if s.Start = nil; s.goal() != goalPark { // its hook may wait for the parking
 			s.NoLaunchHook = false
 			s.dropHooks(true)
 		}
@@ -366,8 +363,7 @@ func deregister(s situation) {
 
 func finish(s situation) {
 	s.Goal = max(s.Goal, s.goal())
-	// The agent continues with a termination hook that does not answer or does not wait yet. The launch hook waits for the
-	// return.
+	// The agent retries a termination hook. The launch hook waits for the return.
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; a.End == "" && s.Goal == goalPark && a.Hook.Launching && a.completionDenied == "" {
 			s.leaveHook(a)
@@ -402,12 +398,11 @@ func resume(s situation) {
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == goalReboot })
 	s.reset()
 	s.leaveRecord()
-	// The hooks of the parking have ended. The agent asks for the launch hook again.
+	// The parking's hooks have ended, and the launch hook is queried again.
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return !a.Hook.Launching || a.End != "" })
 	s.Start = &start{ID: "resume", Since: s.now, Server: true}
 }
 
-// reset forgets a drain.
 func (s *state) reset() {
 	s.resetCounts()
 	s.Goal, s.Began, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = goalNone, 0, 0, time.Time{}, nil, false
@@ -422,11 +417,11 @@ func (s *state) resetCounts() {
 	}
 }
 
-// leaveRecord returns the node record to the daemon after a drain that is over.
+// leaveRecord returns the node record to the daemon after a drain.
 func (s *state) leaveRecord() { s.Want, s.Have, s.Forgotten = "", "", true }
 
-// forgetDrain deletes a drain because the machine was joined again. It keeps notices that came after the start of the drain, or
-// are announced for later: the join answers only the notices that caused the drain.
+// forgetDrain keeps notices that came after the start of the drain or are due later: a join answers only those that caused
+// the drain.
 func forgetDrain(s situation) {
 	stays := s.outlasting()
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool {
@@ -436,7 +431,7 @@ func forgetDrain(s situation) {
 		case stays(n):
 			return false
 		case n.Kind == Park:
-			// The cloud reports it again to the next run of the daemon.
+			// The cloud reports it again after a restart.
 			s.overrule(n.ID, true)
 		}
 		return true
@@ -447,11 +442,11 @@ func forgetDrain(s situation) {
 	s.leaveRecord()
 	s.Hooks = nil
 	if s.asks() || slices.ContainsFunc(hooks, func(a hook) bool { return s.notice(a.Notice) != nil }) {
-		s.Hooks, s.NoHook = hooks, none // the hooks have been completed
+		s.Hooks, s.NoHook = hooks, none // already completed
 	}
 }
 
-// outlasting returns a function that reports whether a notice stays in force after a join.
+// outlasting returns a function that reports whether a notice outlives a join.
 func (s situation) outlasting() func(notice) bool {
 	never, joined := s.NeverJoined && s.goal() > goalNone, s.c.Joined()
 	return func(n notice) bool {

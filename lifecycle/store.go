@@ -32,17 +32,17 @@ var _ Files = (*conf.Store)(nil)
 // document is drain.json. It holds no secret.
 type document struct {
 	Version int `json:"version"`
-	// Boot is the boot whose clock the instants belong to, Start the wall time of instant 0.
+	// Boot is the boot of the instants, Start the wall time of instant 0.
 	Boot  string    `json:"boot,omitempty"`
 	Start time.Time `json:"boot_time,omitzero"`
-	// Hardware is the [Hardware] of the machine that wrote the file: a machine with a copy of its disk ignores the file.
+	// Hardware is the writer's [Hardware]: a machine with a copy of the disk ignores the file.
 	Hardware string `json:"hardware,omitempty"`
 	state
 }
 
 func (d *document) wall() wallClock { return wallClock(d.Start) }
 
-// load returns the drain of an earlier run of the daemon, or nil.
+// load returns nil without a file.
 func load(files Files) (*document, error) {
 	f, err := files.Read(RecordPath)
 	if err != nil || !f.Exists() {
@@ -61,7 +61,7 @@ func load(files Files) (*document, error) {
 	return d, nil
 }
 
-// check returns an error if no run of the daemon can have written the document.
+// check rejects a document that no run of the daemon can have written.
 func (d *document) check() error {
 	switch {
 	case d.Version == 0:
@@ -86,7 +86,7 @@ func (d *document) check() error {
 	return nil
 }
 
-// encode returns nil if there is nothing to keep.
+// encode returns nil if nothing must be stored.
 func (d *document) encode() ([]byte, error) {
 	if d.empty() {
 		return nil, nil
@@ -96,7 +96,6 @@ func (d *document) encode() ([]byte, error) {
 	return append(data, '\n'), err
 }
 
-// restore returns the state with which the daemon continues after its start.
 func (d *document) restore(boot, hardware string, s situation) state {
 	next := d.clone()
 	if d.Hardware != "" && hardware != "" && d.Hardware != hardware {
@@ -110,7 +109,7 @@ func (d *document) restore(boot, hardware string, s situation) state {
 	s.state = &next
 	// The settings may name other hooks now.
 	s.NoHook, s.NoLaunchHook = false, false
-	// The machine did not shut down. The cloud reports notices that are not due yet again if they are still in force.
+	// The machine did not shut down. Notices not yet due are reported again if still in force.
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n) && n.inForce() })
 	if s.Phase == phaseDown {
 		s.Phase, s.Entered = phaseDraining, s.now
@@ -128,8 +127,7 @@ func (d *document) restore(boot, hardware string, s situation) state {
 	return next
 }
 
-// restoreAfterBoot keeps a termination by the cloud, and otherwise no notice: a machine that was drained, parked or rebooted
-// serves again after its start.
+// restoreAfterBoot keeps only a termination by the cloud: a machine that was drained, parked or rebooted serves again.
 func (s state) restoreAfterBoot(now instant) state {
 	next := state{}.clone()
 	for _, o := range s.Overruled {

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// moment is one line of the timeline: when the wait for sessions ends, and its source.
+// moment is one end of the wait for sessions.
 type moment struct {
 	at   instant
-	ends instant // when the machine ends, or the cloud stops waiting; 0 if neither does
+	ends instant // when the machine ends or the cloud stops waiting; 0 if neither
 	by   string
 }
 
-// timeline returns everything that ends the wait for sessions, the earliest first. The operator's --deadline replaces the
-// configured one, later or earlier; the cloud can only shorten it.
+// timeline returns all ends of the wait for sessions, earliest first. The operator's --deadline replaces the configured one,
+// later or earlier; the cloud can only shorten it.
 func (s situation) timeline() []moment {
 	var list []moment
 	if m, ok := askedFor(s); ok {
@@ -59,7 +59,6 @@ func (a *hook) moments(heartbeats bool) (list []moment) {
 	return list
 }
 
-// askedFor returns the operator's last deadline, or else the configured one.
 func askedFor(s situation) (m moment, ok bool) {
 	for _, n := range s.Notices {
 		if n.Kind == Ask && n.Deadline != 0 {
@@ -73,7 +72,6 @@ func askedFor(s situation) (m moment, ok bool) {
 	return moment{at: s.Began.Add(s.budget()), by: "the configured deadline"}, s.Began != 0
 }
 
-// budget returns how long this drain waits for sessions unless the operator sets a deadline.
 func (s situation) budget() time.Duration {
 	if s.leaving() && s.Budget > 0 {
 		return s.Budget
@@ -81,7 +79,7 @@ func (s situation) budget() time.Duration {
 	return s.c.Budget
 }
 
-// deadline returns when the wait for sessions ends; 0 if it has no limit.
+// deadline returns when the wait for sessions ends; 0 without a limit.
 func (s situation) deadline() instant {
 	if list := s.timeline(); len(list) > 0 {
 		return list[0].at
@@ -89,7 +87,7 @@ func (s situation) deadline() instant {
 	return 0
 }
 
-// ends returns when the machine ends, or a hook stops waiting; 0 if nothing ends.
+// ends returns when the machine ends or a hook stops waiting, or 0.
 func (s situation) ends() instant {
 	var first instant
 	for _, m := range s.timeline() {
@@ -100,11 +98,10 @@ func (s situation) ends() instant {
 	return first
 }
 
-// endGrace is the time after which an announced end that did not come is ignored.
+// endGrace is how late an announced end may be before it is ignored.
 const endGrace = 10 * time.Second
 
-// stepTime returns how long a step may take that began at a moment: its own time, less if the machine ends before, but at least
-// a second.
+// stepTime returns own, or less if the machine ends before, but at least a second.
 func (s situation) stepTime(own, keep time.Duration, began instant) time.Duration {
 	ends := s.ends()
 	left := ends.Sub(began)
@@ -114,8 +111,8 @@ func (s situation) stepTime(own, keep time.Duration, began instant) time.Duratio
 	return min(own, max(left-keep, time.Second))
 }
 
-// shutdownEnds returns when a machine that shuts down stops waiting for the drain; 0 if it does not shut down. It waits neither
-// for a cloud that does not answer nor for a server that does not end.
+// shutdownEnds returns when a shutdown stops waiting for the drain, or 0. It waits neither for a silent cloud nor for a
+// server that does not end.
 func (s *state) shutdownEnds() instant {
 	n := s.has(Shutdown)
 	switch {
@@ -127,8 +124,7 @@ func (s *state) shutdownEnds() instant {
 	return n.Deadline
 }
 
-// dueAt returns when the drain for a notice begins. For an event that is announced days ahead, it begins early enough for the
-// budget.
+// dueAt returns when the drain for a notice begins: for one days ahead, early enough for the budget.
 func (s situation) dueAt(n notice) instant {
 	if (n.Kind == Reboot || n.Kind == Interrupt) && n.Deadline.Sub(n.Received) > spotTime {
 		return max(n.Received, n.Deadline.Add(-s.budget()-reserveTime))
@@ -136,14 +132,13 @@ func (s situation) dueAt(n notice) instant {
 	return n.Received
 }
 
-// String describes the notice for people.
 func (n notice) String() string {
 	reason := n.Reason
 	text := n.Source
 	switch n.Kind {
 	case Ask:
 		text = "drain requested"
-		if who, _, _ := strings.Cut(n.Who, ", amsagent "); who != "" { // the name of the command adds nothing
+		if who, _, _ := strings.Cut(n.Who, ", amsagent "); who != "" { // without the command's name
 			text += " by " + who
 		}
 	case Shutdown:

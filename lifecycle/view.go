@@ -21,11 +21,11 @@ const (
 	StateActive   State = "active"
 	StateDraining State = "draining"
 	StateLeft     State = "left"
-	StateParked   State = "parked"   // left, and will return
-	StateResuming State = "resuming" // returning
+	StateParked   State = "parked" // will return
+	StateResuming State = "resuming"
 )
 
-// Step is the progress of a drain, for people and programs.
+// Step is the progress of a drain.
 type Step string
 
 // The steps, in their order.
@@ -39,26 +39,26 @@ const (
 	StepDone          Step = "done"
 )
 
-// Moment is one line of the timeline: when the wait for sessions ends, and its source.
+// Moment is one end of the wait for sessions.
 type Moment struct {
 	At time.Time `json:"at"`
-	// Ends is when the machine ends, or the cloud stops waiting; zero if neither does.
+	// Ends is when the machine ends or the cloud stops waiting; zero if neither.
 	Ends time.Time `json:"ends,omitzero"`
 	By   string    `json:"by"`
 	// Decides: this moment sets the deadline.
 	Decides bool `json:"decides,omitempty"`
 }
 
-// Note is one line of the log of a drain.
+// Note is one log line of a drain.
 type Note struct {
 	At   time.Time `json:"at"`
 	Text string    `json:"text"`
 }
 
-// View is the drain of this node, for people and programs.
+// View describes the drain of this node.
 type View struct {
 	State State `json:"state"`
-	// Ready is false as soon as new sessions must not come here.
+	// Ready is false once new sessions must not come here.
 	Ready bool `json:"ready"`
 	Step  Step `json:"step,omitempty"`
 	// Kind, Reason and Who are those of the notice with the highest goal.
@@ -67,63 +67,62 @@ type View struct {
 	Who      string    `json:"who,omitempty"`
 	Begun    time.Time `json:"begun,omitzero"`
 	Deadline time.Time `json:"deadline,omitzero"`
-	// DeadlineBy is the source of the deadline, Timeline everything that ends the wait for sessions.
+	// DeadlineBy is the source of the deadline.
 	DeadlineBy string   `json:"deadline_by,omitempty"`
 	Timeline   []Moment `json:"timeline,omitempty"`
 	Notices    []Notice `json:"notices,omitempty"`
 	// NextDrain is when an announced drain begins.
 	NextDrain time.Time `json:"next_drain,omitzero"`
-	// Dismissed are the ids of the notices that the operator overruled.
+	// Dismissed are the ids of overruled notices.
 	Dismissed []string `json:"dismissed,omitempty"`
 
-	// Balancers are the load balancers that still sent new sessions here when the counting began, or send them now.
+	// Balancers still sent new sessions here when the counting began, or send them now.
 	Balancers []string `json:"balancers,omitempty"`
-	// Sessions is the last count; nil before the first one.
+	// Sessions is nil before the first count.
 	Sessions *cluster.Sessions `json:"sessions,omitempty"`
 	Counted  time.Time         `json:"counted,omitzero"`
-	// Progress is one line for a person.
+	// Progress is a line for people.
 	Progress string `json:"progress,omitempty"`
-	// StopFailed: Ant Media Server did not end in time; the agent retries the stop, and the registry keeps the node as draining.
+	// StopFailed: Ant Media Server did not end in time. The stop is retried, and the registry keeps the node as draining.
 	StopFailed bool `json:"stop_failed,omitempty"`
-	// CancelledBy is the person or program that cancelled the last drain.
+	// CancelledBy cancelled the last drain.
 	CancelledBy string `json:"cancelled_by,omitempty"`
-	// Cut is how many sessions the stop of AMS cut; nil if they could not be counted.
+	// Cut is how many sessions the stop cut; nil if not countable.
 	Cut *int `json:"cut,omitempty"`
 
-	// Registry is the state that the node record must have, RegistryTold whether it has that state.
+	// Registry is the desired state of the node record; RegistryTold reports whether the record has it.
 	Registry     cluster.State `json:"registry,omitempty"`
 	RegistryTold bool          `json:"registry_told"`
 	Hooks        []HookView    `json:"hooks,omitempty"`
-	// Start is the progress of a start that a hook may wait for: "", "starting", "proved", "failed".
+	// Start is "", "starting", "proved" or "failed", for a start that a hook may wait for.
 	Start string `json:"start,omitempty"`
-	// LaunchHooks: the launch hooks, if none of them is this agent's, and the setting to name one. This is not reported as
-	// trouble: all of them may belong to other programs.
+	// LaunchHooks names the launch hooks if none is this agent's, and the setting to claim one. All may belong to other
+	// programs, so this is not trouble.
 	LaunchHooks string `json:"launch_hooks,omitempty"`
-	// NeverJoined: the machine leaves before it has joined, so the agent only completes the cloud's hook.
+	// NeverJoined: the machine leaves before its join, so the agent only completes the cloud's hook.
 	NeverJoined bool `json:"never_joined,omitempty"`
-	// Over: the machine shuts down, and the agent has no more work before that.
+	// Over: the machine shuts down, and the agent has no more work.
 	Over bool `json:"over,omitempty"`
-	// UnknownSignals is the number of the cloud's signals that this version does not know.
+	// UnknownSignals counts the cloud's signals that this version does not know.
 	UnknownSignals int `json:"unknown_signals,omitempty"`
-	// Trouble: current failures, by step.
+	// Trouble has the current failures by step.
 	Trouble map[string]string `json:"trouble,omitempty"`
 	Notes   []Note            `json:"notes,omitempty"`
 }
 
-// HookView is one hook and the calls of the agent for it.
+// HookView is a hook and the agent's calls for it.
 type HookView struct {
 	Hook
 	Beats  int       `json:"beats"`
 	Beaten time.Time `json:"beaten,omitzero"`
 	// Ends is when the cloud stops waiting; zero if unknown.
 	Ends time.Time `json:"ends,omitzero"`
-	// Denied is the permission that is missing.
+	// Denied is the missing permission.
 	Denied string `json:"denied,omitempty"`
 	End    End    `json:"end,omitempty"`
 }
 
-// Finished reports whether the drain has ended on this node. No client needs to wait for calls to the cloud that are still
-// pending.
+// Finished reports whether the drain has ended on this node. Calls to the cloud may be pending.
 func (v View) Finished() bool {
 	switch v.State {
 	case StateLeft, StateParked, StateDraining: // drained, and the machine is about to be restarted
@@ -133,23 +132,22 @@ func (v View) Finished() bool {
 	return true
 }
 
-// OnlyCloud reports whether the completion of the cloud's hook is the only work left, and fails now. The agent retries it
-// without a limit.
+// OnlyCloud reports whether only the completion of the cloud's hook is left, and fails now. It is retried without limit.
 func (v View) OnlyCloud() bool {
 	gone := v.State == StateLeft || v.State == StateParked || v.NeverJoined
 	return gone && v.Step == StepCompleting && (v.Trouble[troubleDiscover] != "" || v.Trouble[troubleComplete] != "")
 }
 
-// View returns the current view. It never blocks.
+// View never blocks.
 func (r *Runner) View() View { return *r.view.Load() }
 
-// Subscribe sends the view at once and after each change, until ctx ends; then it closes the channel. A slow reader misses views.
+// Subscribe sends the view at once and after each change, and closes the channel when ctx ends. A slow reader misses views.
 func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 	views := make(chan View)
 	go func() {
 		defer close(views)
 		for {
-			// In this order: the view is at least as new as the channel.
+			// In this order, the view is at least as new as the channel.
 			changed := r.record.Load().changed
 			select {
 			case <-ctx.Done():
@@ -166,7 +164,6 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 	return views
 }
 
-// viewStep is the phase as people and programs see it.
 func (s *state) viewStep() Step {
 	switch s.Phase {
 	case phaseResuming:
@@ -194,7 +191,7 @@ func (s *state) viewState(goal goal) State {
 	return StateLeft
 }
 
-// view returns the view without its notes.
+// view omits the notes.
 func (s situation) view(p plan) View {
 	wall := s.c.Wall.time
 	v := View{
@@ -263,7 +260,7 @@ func (st *start) view() string {
 	return "starting"
 }
 
-// Line returns the progress of a drain at a time: "2 publishers, 31 viewers left, 11m of the hook's budget".
+// Line returns the progress: "2 publishers, 31 viewers left, 11m of the hook's budget".
 func (v View) Line(now time.Time) string {
 	switch v.Step {
 	case StepAnnouncing:
@@ -303,7 +300,7 @@ func (v View) Line(now time.Time) string {
 	return ""
 }
 
-// timeLeft returns the current time limit and how much of it is left; "" if there is no limit.
+// timeLeft returns the time left and what limits it; "" without a limit.
 func (v View) timeLeft(now time.Time) string {
 	left := v.Deadline.Sub(now)
 	switch {
@@ -319,7 +316,7 @@ func (v View) timeLeft(now time.Time) string {
 	return shortTime(left) + " to the deadline"
 }
 
-// shortTime formats a time in whole minutes, or below one minute in whole seconds: 11m, 1h5m, 40s.
+// shortTime formats whole minutes, or below one minute whole seconds: 11m, 1h5m, 40s.
 func shortTime(d time.Duration) string {
 	if d < time.Minute {
 		return d.Truncate(time.Second).String()

@@ -14,7 +14,7 @@ import (
 // Detection is the cloud of this machine.
 type Detection struct {
 	Provider string `json:"provider"`
-	// Platform refines [Generic]: hetzner, oci, openstack, ...
+	// Platform refines [Generic]: hetzner, oci, openstack and others; "" if unknown
 	Platform string `json:"platform,omitempty"`
 	// Because is the evidence: a path with its content, or a setting.
 	Because string `json:"because,omitempty"`

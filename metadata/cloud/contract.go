@@ -79,9 +79,9 @@ type Hook struct {
 	Token string `json:"token,omitempty"`
 	// Others are the ids or names of machines that the completion also releases. They must leave first.
 	Others []string `json:"others,omitempty"`
-	// Fixed hooks ignore heartbeats.
+	// Fixed reports that no heartbeat makes the cloud wait longer than Limit.
 	Fixed     bool `json:"fixed,omitempty"`
-	Launching bool `json:"launching,omitempty"`
+	Launching bool `json:"launching,omitempty"` // the hook of a launch
 	// Timeout is the heartbeat timeout, Limit the end of the wait; zero if unknown.
 	Timeout time.Duration `json:"timeout_ns,omitempty"`
 	Limit   time.Time     `json:"limit,omitzero"`

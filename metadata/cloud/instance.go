@@ -21,7 +21,7 @@ type Instance struct {
 	Provider string `json:"provider"`
 	// ID names this machine in the registry. It never changes.
 	ID       string `json:"id"`
-	IDSource string `json:"id_source,omitempty"`
+	IDSource string `json:"id_source,omitempty"` // for people
 	// Name is set if notices use it instead of ID.
 	Name      string `json:"name,omitempty"`
 	AccountID string `json:"account_id,omitempty"`
@@ -47,7 +47,7 @@ type Instance struct {
 	StopWindow time.Duration `json:"stop_window_ns,omitempty"`
 	// Missing lists unreadable fields by JSON name.
 	Missing []string `json:"missing,omitempty"`
-	Notes   []string `json:"notes,omitempty"`
+	Notes   []string `json:"notes,omitempty"` // for people: what was found and chosen
 }
 
 // Miss records an unreadable field, unless the caller has canceled.

@@ -225,8 +225,8 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 		Control: filepath.Join(a.root, "c"), Lock: filepath.Join(a.root, "l"),
 		Periods: daemon.Periods{
 			State: 10 * time.Millisecond, Retry: 20 * time.Millisecond, MostRetry: 100 * time.Millisecond,
-			Drift:   100 * time.Millisecond,
-			Witness: 50 * time.Millisecond, Stop: 2 * time.Second,
+			Drift:    100 * time.Millisecond,
+			Document: 50 * time.Millisecond, Stop: 2 * time.Second,
 		},
 	}
 	must.OK(t, a.svc.Start(t.Context()))

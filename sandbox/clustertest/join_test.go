@@ -240,7 +240,7 @@ func TestRecordRemovedDuringADrain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := newAgent(t)
-			a.o.Periods.Witness = time.Minute // it also sends find commands
+			a.o.Periods.Document = time.Minute // it also sends find commands
 			source := a.lives()
 			a.eyes.see(0, 1) // a viewer that stays
 			source <- cloud.Notice{ID: "test/t", Kind: cloud.Terminate, At: time.Now().Add(time.Hour)}

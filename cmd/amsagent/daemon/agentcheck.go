@@ -11,7 +11,7 @@ import (
 	"github.com/amsagent/amsagent/lb"
 )
 
-// agentCheck answers the agent checks of HAProxy until ctx ends. It opens the port as soon as it is free.
+// agentCheck answers HAProxy's agent checks, once the port is free.
 func (d *Daemon) agentCheck(ctx context.Context) {
 	if d.o.AgentCheck == "" {
 		return
@@ -35,7 +35,6 @@ func (d *Daemon) agentCheck(ctx context.Context) {
 	}
 }
 
-// nodeState is what an agent check says about this node.
 func (d *Daemon) nodeState() lb.NodeState {
 	v := d.view.get()
 	s := lb.NodeState{Role: v.Role, Score: v.Load.Score}

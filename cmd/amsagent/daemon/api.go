@@ -12,56 +12,54 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// Paths of the control socket. An answer that is no success has a [Refusal] as its
-// body; every answer is application/json, a stream application/x-ndjson.
+// Paths of the control socket. An error response has a [Refusal] as its body. Responses are application/json, streams
+// application/x-ndjson.
 const (
 	PathStatus = "/v1/status" // GET: a View
-	// PathDrain takes a lifecycle.DrainRequest by POST, and answers with the
-	// lifecycle.View as it is then. GET is that view alone; with ?follow=1 it is a
-	// stream of views, one in a line, at each change and at least every FollowEvery.
+	// PathDrain accepts a lifecycle.DrainRequest by POST and returns a lifecycle.View. GET returns the view; with ?follow=1 a
+	// stream of views, one a line, at each change and at least every FollowEvery.
 	PathDrain   = "/v1/drain"
 	PathUndrain = "/v1/undrain" // POST an UndrainRequest: a lifecycle.View
 	PathNotice  = "/v1/notice"  // POST a lifecycle.Notice: a lifecycle.View
 	QueryFollow = "follow"
-	// PathHold takes a HoldRequest by POST. Its answer is one line, sent when this node is not ready; it stays so
-	// until that connection ends.
+	// PathHold accepts a HoldRequest by POST. It answers one line when this node is not ready, which lasts until the connection
+	// ends.
 	PathHold = "/v1/hold"
 )
 
-// FollowEvery is the longest silence of a stream of views: who hears nothing for
-// much longer has lost the daemon.
+// FollowEvery is the longest silence of a stream while the daemon lives.
 const FollowEvery = 5 * time.Second
 
-// UndrainRequest takes a drain back.
+// UndrainRequest cancels a drain.
 type UndrainRequest struct {
 	Who string `json:"who,omitempty"`
 }
 
 // HoldRequest keeps new sessions away while a command stops or restarts the server.
 type HoldRequest struct {
-	// Command is the name of the command, as "leave".
+	// Command is its name, such as "leave".
 	Command string `json:"command"`
 }
 
-// RefusalCode says what kept the daemon from doing what it was asked.
+// RefusalCode is the cause of a refusal.
 type RefusalCode string
 
 // The codes.
 const (
-	RefusedInvalid     RefusalCode = "invalid"      // the request makes no sense
+	RefusedInvalid     RefusalCode = "invalid"      // invalid request
 	RefusedNotMember   RefusalCode = "not-member"   // this machine is not a cluster node
-	RefusedNotDraining RefusalCode = "not-draining" // there is nothing to take back
-	RefusedTooLate     RefusalCode = "too-late"     // this node is going already
-	RefusedLeft        RefusalCode = "left"         // it has gone
-	RefusedNotReady    RefusalCode = "not-ready"    // the daemon is starting, or ending
+	RefusedNotDraining RefusalCode = "not-draining" // no drain to cancel
+	RefusedTooLate     RefusalCode = "too-late"     // stopping or shutting down already
+	RefusedLeft        RefusalCode = "left"         // the node has left
+	RefusedNotReady    RefusalCode = "not-ready"    // the daemon starts or ends
 	RefusedFailed      RefusalCode = "failed"       // anything else
 )
 
-// Refusal is what the daemon says where it does not do what it was asked.
+// Refusal is the daemon's error response.
 type Refusal struct { //nolint:errname // it is an answer before it is an error
 	Code    RefusalCode `json:"code"`
 	Message string      `json:"message"`
-	// View is how things are instead.
+	// View is the current state.
 	View *lifecycle.View `json:"view,omitempty"`
 }
 
@@ -73,7 +71,7 @@ func (r *Refusal) Error() string {
 	return r.Message
 }
 
-// Refuse makes a refusal of what lifecycle returns.
+// Refuse converts an error of package lifecycle.
 func Refuse(err error, v lifecycle.View) *Refusal {
 	r := &Refusal{Code: RefusedFailed, Message: err.Error(), View: &v}
 	for _, row := range []struct {
@@ -92,7 +90,7 @@ func Refuse(err error, v lifecycle.View) *Refusal {
 	return r
 }
 
-// HTTPStatus is the status of its answer.
+// HTTPStatus returns the response's status.
 func (r *Refusal) HTTPStatus() int {
 	switch r.Code {
 	case RefusedInvalid:

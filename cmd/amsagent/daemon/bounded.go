@@ -13,12 +13,12 @@ import (
 	"time"
 )
 
-// maxConns bounds the connections of one listener. With keep-alive switched off a balancer and a Prometheus need
-// one each, for milliseconds.
+// maxConns bounds the connections of one listener. Without keep-alive, a balancer and Prometheus need one each, for
+// milliseconds.
 const maxConns = 64
 
-// boundedListener accepts every connection and keeps at most maxConns of them open. It makes room by closing the oldest
-// one: a balancer's connection is among the newest, a silent client's among the oldest.
+// boundedListener keeps at most maxConns connections. It closes the oldest one: a balancer's is among the newest, a silent
+// client's among the oldest.
 type boundedListener struct {
 	net.Listener
 
@@ -51,7 +51,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 	return b, nil
 }
 
-// Close closes the connection and makes room for another.
+// Close makes room for another connection.
 func (c *boundedConn) Close() error {
 	c.l.mu.Lock()
 	c.l.conns = slices.DeleteFunc(c.l.conns, func(o *boundedConn) bool { return o == c })
@@ -59,7 +59,6 @@ func (c *boundedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// noBody refuses requests with a body: nothing that the port serves takes one.
 func noBody(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 {
@@ -71,11 +70,10 @@ func noBody(h http.Handler) http.Handler {
 	})
 }
 
-// serverErrorPause is the least time between two reports of a server's errors: a client can cause as many as it likes.
+// serverErrorPause separates logged errors: a client can cause any number.
 const serverErrorPause = 10 * time.Second
 
-// serverErrors is the slog handler behind net/http's error log. It passes one error on in each serverErrorPause and
-// counts the others.
+// serverErrors handles net/http's error log. It passes one error in each serverErrorPause and counts the others.
 type serverErrors struct {
 	log *slog.Logger
 

@@ -21,132 +21,110 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Settings are what an operator may change while the daemon runs.
+// Settings may change while the daemon runs.
 type Settings struct {
-	// Interval is the time from beat to beat.
 	Interval time.Duration
-	// AutoJoin lets a machine that never joined join by itself, where it is told
-	// where MongoDB is.
-	AutoJoin bool
-	// JoinTimeout bounds one attempt to join.
+	// AutoJoin joins a machine that never joined, once MongoDB's address is known.
+	AutoJoin    bool
 	JoinTimeout time.Duration
 	Role, Group string
 	Address     string
-	// ForceAddress takes it although no interface has it; AddressKept tells that a join on this disk was given it.
+	// ForceAddress needs no interface with Address; AddressKept: an earlier join was given it.
 	ForceAddress, AddressKept bool
 	Valve                     bootstrap.Valve
 	OnFailure                 bootstrap.OnFailure
-	// UnhealthyAfter is for how long this machine may fail to serve, by a cause of
-	// its own, before /healthz says so.
+	// UnhealthyAfter is how long the machine may fail to serve before /healthz reports it; 0 means forever.
 	UnhealthyAfter time.Duration
 }
 
-// Machine is bootstrap's machine, as far as the daemon uses it.
+// Machine is the used part of bootstrap's machine.
 type Machine interface {
 	Converge(context.Context, bootstrap.ConvergeRequest) (*bootstrap.Convergence, error)
 	Join(context.Context, bootstrap.JoinRequest) (*bootstrap.JoinResult, error)
 	Prove(ctx context.Context, client *cluster.Client, address string) (*bootstrap.Evidence, error)
 	StateFile() (*bootstrap.State, error)
-	// EnteredBefore reports whether this machine was seen in the cluster in this life, whoever
-	// looked, and Entered notes that it was.
+	// EnteredBefore reports whether the cluster has seen this instance; Entered records that.
 	EnteredBefore(instance string) bool
 	Entered(instance string) error
 }
 
-// Options are what a daemon is made of.
+// Options configure a Daemon.
 type Options struct {
 	Machine Machine
-	// Settings are the effective ones, as known now; Reread reads the files of
-	// settings again.
+	// Reread reads the files of Settings again.
 	Settings func() Settings
 	Reread   func() error
-	// Outdated reports whether these options were made of other settings than there are
-	// now. It is asked before each session; [Daemon.Run] then ends with [ErrOutdated].
-	// nil is never.
+	// Outdated reports whether these options need a new daemon; nil means never. It is called before each session, and
+	// [Daemon.Run] then returns [ErrOutdated].
 	Outdated func() bool
-	// Mongo tells where the cluster's memory is, as known now; ErrNoMongo where
-	// nobody told.
+	// Mongo may return ErrNoMongo.
 	Mongo func(context.Context) (Named, error)
-	// Connect prepares a client for the time of a session.
-	Connect func(context.Context, cluster.Target) (*cluster.Client, error)
-	// Identify asks who this machine is.
+	// Connect returns a session's client.
+	Connect  func(context.Context, cluster.Target) (*cluster.Client, error)
 	Identify func(context.Context) (metadata.Instance, error)
-	// Sampler makes what looks at the machine. client is that of the session, nil between sessions; node
-	// has the address and the role, as known last.
+	// Sampler creates the sampler. client returns nil between sessions; node has the last known address and role.
 	Sampler func(client func() *cluster.Client, node func() cluster.Node) Sampler
-	// Server asks the server on this machine whether viewers are served.
-	Server serverProbe
-	// Lifecycle is how this node goes; nil is a node that nobody can drain.
+	Server  serverProbe
+	// Lifecycle is nil if this node cannot be drained.
 	Lifecycle *Lifecycle
-	// Notes are what an operator needs to know of this machine's cloud and tags; nil is none.
+	// Notes are hints on this machine's cloud and tags; may be nil.
 	Notes func() []string
-	// Notify tells the service manager; it is never nil.
+	// Notify reports to the service manager; not nil.
 	Notify func(state string)
-	// Watchdog is after how long without a word the service manager ends the
-	// daemon; 0 is never.
+	// Watchdog is the service manager's limit; 0 means none.
 	Watchdog time.Duration
-	// Reload delivers requests to read the settings again.
-	Reload <-chan struct{}
-	// Metrics is the address, host:port, of /metrics, /readyz and /healthz; "" for none.
+	Reload   <-chan struct{}
+	// Metrics is the host:port of /metrics, /readyz and /healthz, or "".
 	Metrics string
-	// AgentCheck is the address, host:port, for the agent checks of HAProxy; "" for none.
+	// AgentCheck is the host:port for HAProxy's agent checks, or "".
 	AgentCheck string
-	// Control is the path of the control socket, Lock that of the file that
-	// keeps a second daemon away.
+	// Control and Lock are paths: of the control socket and the lock file.
 	Control, Lock string
-	// Periods replaces the usual periods that are not zero.
-	Periods Periods
-	Version string
-	Log     *slog.Logger
+	Periods       Periods
+	Version       string
+	Log           *slog.Logger
 }
 
-// Sampler looks at the machine.
+// Sampler samples the machine.
 type Sampler interface {
 	Sample(context.Context) heartbeat.Sample
-	// Run looks after what the sampler keeps running, until ctx ends.
+	// Run does background work until ctx ends.
 	Run(context.Context)
 }
 
-// ErrOutdated says that a daemon was made of other settings than there are now.
+// ErrOutdated means that a new daemon is needed.
 var ErrOutdated = errors.New("the settings are other ones")
 
-// Named is where the cluster's memory is.
+// Named is a configured MongoDB.
 type Named struct {
 	cluster.Target
-	// Stored tells that the agent's own file, [bootstrap.MongoPath], says so.
+	// Stored: it comes from [bootstrap.MongoPath].
 	Stored bool
 }
 
-// ErrNoMongo says that no MongoDB address is configured.
+// ErrNoMongo means that no MongoDB address is configured.
 var ErrNoMongo = errors.New("no MongoDB address is configured")
 
-// Periods say how often the daemon looks at what, and how long it waits. A zero
-// is the usual one.
+// Periods are the daemon's intervals and waits; zero means the default.
 type Periods struct {
-	// State is how often the state file is looked at: a join or a leave by hand
-	// is followed within this time. Twice a second would be half of what the daemon
-	// costs.
+	// State is how often the state file is read, for a join or leave by hand. Twice a second would be half of the daemon's
+	// cost.
 	State time.Duration
-	// Retry and MostRetry bound the pauses after something failed. Rejoin is the first
-	// pause after a join that failed and had restarted AMS, MostRejoin each later one.
+	// Retry and MostRetry bound pauses after failures. Rejoin is the first pause after a failed join that restarted AMS,
+	// MostRejoin each later one.
 	Retry, MostRetry   time.Duration
 	Rejoin, MostRejoin time.Duration
-	// Idle is after what a machine that is no node looks again whether it is to
-	// join. Without an address of MongoDB it reads the instance's tags each time.
+	// Idle is the pause of a machine that is no node. Without a MongoDB address it reads the instance's tags each time.
 	Idle time.Duration
-	// Drift is how often the files are compared with what was joined with: an
-	// upgrade of AMS may restore old ones at any time.
+	// Drift is how often the files are compared with the join: an upgrade of AMS may restore old ones.
 	Drift time.Duration
-	// Witness is how often AMS's own word is looked at. It is a compromise: two
-	// more queries for each node.
-	Witness time.Duration
-	// Prove is after how long the waiting for AMS is told, and begun anew with a
-	// fresh look at the service.
+	// Document is how often AMS's document is read, by two queries.
+	Document time.Duration
+	// Prove bounds a wait for AMS; the next one checks the service again.
 	Prove time.Duration
-	// Port is how often a metrics port that is taken is tried again.
+	// Port is the retry interval for a port in use.
 	Port time.Duration
-	// Stop is how long the end waits for a loop that hangs. To close what leads to a
-	// MongoDB that is away takes up to two seconds.
+	// Stop bounds the wait for a hanging loop. Closing the client of an unreachable MongoDB needs up to 2 s.
 	Stop time.Duration
 }
 
@@ -162,7 +140,7 @@ func (p Periods) withDefaults() Periods {
 		{&p.MostRejoin, time.Hour},
 		{&p.Idle, 15 * time.Second},
 		{&p.Drift, time.Minute},
-		{&p.Witness, 15 * time.Second},
+		{&p.Document, 15 * time.Second},
 		{&p.Prove, time.Minute},
 		{&p.Port, 3 * time.Second},
 		{&p.Stop, 5 * time.Second},
@@ -175,57 +153,48 @@ func (p Periods) withDefaults() Periods {
 }
 
 const (
-	// convergeTime bounds a convergence: metadata that does not answer must not
-	// keep a node from beating.
+	// convergeTime bounds a convergence: silent metadata must not stop heartbeats.
 	convergeTime = time.Minute
-	// askTime bounds the question who this machine is at the beginning of a session,
-	// before which nothing beats: the state file says it as well, and the next
-	// convergence asks for longer.
+	// askTime bounds the identity request before a session's first heartbeat. The state file has the identity, too, and the
+	// next convergence waits longer.
 	askTime = 2 * time.Second
 )
 
-// Daemon is one running agent.
+// Daemon is a running agent.
 type Daemon struct {
 	o        Options
 	log      *slog.Logger
 	view     *view
 	metrics  *metrics
-	once     sync.Once    // to say what a server lacks
-	interval atomic.Int64 // from beat to beat, of the settings in use
+	once     sync.Once    // logs missing TTL indexes once
+	interval atomic.Int64 // between heartbeats
 
 	mu     sync.Mutex
 	client *cluster.Client // of the session; nil between sessions
-	// own is the state file as the daemon itself knows it.
-	own *bootstrap.State
-	// begun tells that own was read.
+	// own is the state file as known to the daemon.
+	own   *bootstrap.State
 	begun bool
-	// mine, for each step of the daemon's own that is under way, tells which states
-	// of the file may be of its making.
-	mine map[int]maker
-	// steps counts the beginnings and ends of steps.
-	steps int
-	// reread tells that the settings are other ones than the session has.
+	// mine has the steps in progress and what they may write to the file.
+	mine   map[int]maker
+	steps  int
 	reread bool
-	// again wakes who looks at the state file, for that. It has room for one.
-	again chan struct{}
-	// beatNow asks for a beat before the next one is due. It has room for one.
+	// again triggers a check of the state file.
+	again   chan struct{}
 	beatNow chan struct{}
-	// check answers the agent checks of HAProxy.
 	check   *lb.AgentCheck
 	sampler Sampler
 	life    *life // nil: see Options.Lifecycle
-	// phaseChanged has the server looked at now.
+	// phaseChanged triggers a check of the server.
 	phaseChanged chan struct{}
 
-	// What follows is for the goroutine of follow alone.
-	phase  bootstrap.Phase // of the last convergence
-	left   bool            // somebody made this machine leave while we watched
-	idling string          // what was last said of idling
-	warned []string        // by the last convergence
-	failed string          // what was last said of files that could not be mended
-	// drifted is what was last logged of files that are not as joined.
+	// For the goroutine of follow only:
+	phase   bootstrap.Phase // of the last convergence
+	left    bool            // by hand, while the daemon ran
+	idling  string          // last logged
+	warned  []string        // by the last convergence
+	failed  string          // last logged file error
 	drifted string
-	// restarted reports that the session's join failed, and had restarted the server.
+	// restarted: the session's join failed and had restarted the server.
 	restarted bool
 }
 
@@ -249,8 +218,7 @@ func New(o Options) *Daemon {
 	return d
 }
 
-// Run serves until ctx ends, which is no error: leaving is not the daemon's
-// decision. A second daemon on one machine is refused with [ErrRunning]. [ErrOutdated] asks for a new one.
+// Run serves until ctx ends; then it returns nil, for stopping is not leaving. It returns [ErrRunning] or [ErrOutdated].
 func (d *Daemon) Run(ctx context.Context) error {
 	release, err := lockFile(d.o.Lock)
 	if err != nil {
@@ -261,13 +229,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.life = newLife(d, *o) //nolint:contextcheck // it starts nothing before Run
 	}
 	servers := d.listen(ctx)
-	// From here on the machine may go on booting: what follows takes as long as
-	// AMS and MongoDB take. This is the first that the service manager hears.
+	// Before AMS and MongoDB, which may take long: booting may continue.
 	d.o.Notify(d.ready())
 	d.status()
 	var work sync.WaitGroup
 	asked := ctx
-	// A machine that goes down wants us to drain first.
+	// A shutdown drains before the work ends.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(asked))
 	defer cancel()
 	if d.life != nil {
@@ -304,8 +271,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	return err
 }
 
-// await waits for the work to end. A loop that hangs must not keep the machine
-// from going down; a join that is being taken back may, for it has a bound.
+// await gives up on a hanging loop, which must not block a shutdown, but not on a join that is being undone: that has a
+// bound.
 func (d *Daemon) await(ended <-chan struct{}) {
 	for {
 		timer := time.NewTimer(d.o.Periods.Stop)
@@ -322,7 +289,6 @@ func (d *Daemon) await(ended <-chan struct{}) {
 	}
 }
 
-// reloads reads the settings again when asked.
 func (d *Daemon) reloads(ctx context.Context) {
 	for {
 		select {
@@ -332,12 +298,12 @@ func (d *Daemon) reloads(ctx context.Context) {
 		}
 		d.o.Notify(reloading())
 		if err := d.o.Reread(); err != nil {
-			d.log.Error("the settings could not be read again; the old ones stay", "error", err)
+			d.log.Error("rereading the settings failed, the old ones stay", "error", err)
 		} else {
 			d.log.Info("settings read again")
 			d.life.reread()
 			d.mu.Lock()
-			d.reread = true // the session begins anew, with them
+			d.reread = true // a new session uses them
 			d.mu.Unlock()
 			select {
 			case d.again <- struct{}{}:
@@ -355,8 +321,7 @@ func (d *Daemon) sessionClient() *cluster.Client {
 	return d.client
 }
 
-// follow runs one session after the other: each ends when the state file is
-// another one, or the settings are. It returns true where a new daemon is needed.
+// follow runs sessions, each until the state file or the settings change. It returns true if a new daemon is needed.
 func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 	p := d.o.Periods
 	retry, rejoin := p.Retry, p.Rejoin
@@ -376,7 +341,7 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 		} else {
 			again := retry
 			if retry = min(2*retry, p.MostRetry); d.restarted {
-				// A join that was taken back restarted AMS twice, and viewers are not cut more often than every hour.
+				// A join that was undone restarted AMS twice: viewers are cut once an hour at most.
 				again, rejoin = rejoin, p.MostRejoin
 				err = fmt.Errorf("%w; it restarted the server, so the next try is at %s, or at once by `amsagent join` or `systemctl reload amsagent`",
 					err, time.Now().Add(again).Format(time.TimeOnly))
@@ -385,7 +350,7 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 			if d.restarted || said.allows(err.Error(), time.Now()) {
 				d.log.Error("it is tried again", "error", err, "in", again.String())
 			}
-			// Whoever joins or leaves meanwhile is followed at once.
+			// A join or leave by hand ends this wait.
 			d.beside(session, func() {
 				if !sleep.For(session, again) {
 					retry, rejoin = p.Retry, p.Rejoin
@@ -398,29 +363,26 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 	return false
 }
 
-// outdated reports whether a new daemon is needed, and may take over now: a step that
-// is under way, of a drain, is not cut for it.
+// outdated does not interrupt a step, for example of a drain.
 func (d *Daemon) outdated() bool {
 	if d.o.Outdated == nil || !d.o.Outdated() {
 		return false
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.reread = len(d.mine) > 0 // the session ends after it
+	d.reread = len(d.mine) > 0 // end the session after the step
 	return !d.reread
 }
 
-// errStateChanged ends a session because somebody joined or left by hand, or
-// because there are new settings.
+// errStateChanged ends a session after a join or leave by hand, or with new settings.
 var errStateChanged = errors.New("the state file or the settings were changed")
 
-// begin notes what the session that follows goes by.
 func (d *Daemon) begin() {
 	s, err := d.o.Machine.StateFile()
 	if err == nil && d.otherState(s) {
-		// The join keeps what it was given, and went by the settings file as it is now.
+		// The other process's join used the current settings file.
 		if err := d.o.Reread(); err != nil {
-			d.log.Error("the settings could not be read again; the old ones stay", "error", err)
+			d.log.Error("rereading the settings failed, the old ones stay", "error", err)
 		} else {
 			d.life.reread()
 		}
@@ -428,7 +390,7 @@ func (d *Daemon) begin() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.reread = false
-	if err == nil { // a damaged file is the convergence's matter
+	if err == nil { // the convergence handles a damaged file
 		if d.own != nil && !s.Equal(d.own) {
 			d.life.joinedAnew(s)
 		}
@@ -436,7 +398,6 @@ func (d *Daemon) begin() {
 	}
 }
 
-// otherState reports whether another process wrote the state file.
 func (d *Daemon) otherState(s *bootstrap.State) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -462,7 +423,6 @@ func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
-// changed reports whether the session is to begin anew.
 func (d *Daemon) changed() bool {
 	d.mu.Lock()
 	steps := d.steps
@@ -472,7 +432,7 @@ func (d *Daemon) changed() bool {
 	defer d.mu.Unlock()
 	switch {
 	case d.reread && len(d.mine) == 0:
-		return true // a join under way is not cut for it
+		return true // do not interrupt a join
 	case err != nil || d.steps != steps || s.Equal(d.own):
 		return false
 	}
@@ -484,8 +444,7 @@ func (d *Daemon) changed() bool {
 	return true
 }
 
-// step runs something that may write the state file, and remembers how it left
-// it. What is not of its making is somebody else's, who is at work meanwhile.
+// step runs do, which may write the state file. Other changes of the file are another process's.
 func (d *Daemon) step(mine maker, do func() error) error {
 	d.mu.Lock()
 	d.steps++
@@ -504,15 +463,13 @@ func (d *Daemon) step(mine maker, do func() error) error {
 	return err
 }
 
-// maker reports whether a step may have made, of what the state file said before,
-// what it says now.
+// maker reports whether a step may have changed was to is.
 type maker func(was, is *bootstrap.State) bool
 
-// joins makes any state.
 func joins(*bootstrap.State, *bootstrap.State) bool { return true }
 
-// keepsJoined is a convergence, or a restart of AMS. Neither writes when this machine
-// joined: another moment is that of a join by hand, for which the step has waited.
+// keepsJoined is for a convergence or a restart of AMS, which keep the time of the join: another time is a join by hand, for
+// which the step waited.
 func keepsJoined(was, is *bootstrap.State) bool {
 	return was != nil && is != nil && is.Phase == bootstrap.PhaseJoined && is.Since.Equal(was.Since)
 }
@@ -523,8 +480,7 @@ func (d *Daemon) stepping() bool {
 	return len(d.mine) > 0
 }
 
-// beside runs do with the loop beside it, which only samples: the watchdog is to
-// see progress, and health and metrics are there, whatever do waits for.
+// beside runs do next to a loop that only samples: the watchdog, health and metrics need it.
 func (d *Daemon) beside(ctx context.Context, do func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var loop sync.WaitGroup
@@ -534,7 +490,6 @@ func (d *Daemon) beside(ctx context.Context, do func()) {
 	do()
 }
 
-// trouble notes what keeps the daemon from its work, for status.
 func (d *Daemon) trouble(err error) {
 	text := ""
 	if err != nil {
@@ -545,11 +500,9 @@ func (d *Daemon) trouble(err error) {
 	}
 }
 
-// status tells the service manager in one line how things are.
 func (d *Daemon) status() { d.o.Notify("STATUS=" + d.view.line()) }
 
-// report is told each round of the loop. The watchdog hears from us here and
-// nowhere else: a daemon whose loop hangs is to be restarted.
+// report feeds the watchdog, so that a hanging loop causes a restart.
 func (d *Daemon) report(r heartbeat.Report) {
 	d.metrics.count(r)
 	d.view.beat(r)

@@ -11,41 +11,37 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 )
 
-// DriftView says which of the server's settings differ from those of the join. The
-// daemon writes none of the server's files while the server runs, and does not restart
-// it: they are repaired just before its next start, or by a command.
+// DriftView lists server settings that differ from the join. The daemon neither restarts a running server nor writes its
+// files: they are repaired just before its next start, or by a command.
 type DriftView struct {
 	Since time.Time `json:"since"`
-	// Values are the first 32 values, Omitted how many more there are.
+	// Values are the first 32 values, Omitted the number of others.
 	Values  []bootstrap.Difference `json:"values"`
 	Omitted int                    `json:"omitted,omitempty"`
-	// Means says what that leads to, Fix are the commands that end it.
+	// Means is the consequence; Fix lists commands that end it.
 	Means string   `json:"means"`
 	Fix   []string `json:"fix"`
 }
 
-// maxListed bounds a list of the view, of which the server's user decides how long it is:
-// it is an answer of the control socket, and a line of the log.
+// maxListed bounds lists whose length the server's user controls.
 const maxListed = 32
 
-// listed are the first values of a list, and how many more there are.
 func listed[T any](list []T) (first []T, omitted int) {
 	n := min(len(list), maxListed)
 	return list[:n:n], len(list) - n
 }
 
-// reasonStandalone is what the row of a node says that a person made standalone
-// with the vendor's script.
+// reasonStandalone is for a node made standalone with the vendor's script.
 const reasonStandalone = "made standalone by hand"
 
-// driftOf tells what a convergence found; nil where all is as joined.
+// driftOf returns nil if nothing differs.
 func driftOf(c *bootstrap.Convergence, since time.Time) *DriftView {
 	v := &DriftView{Since: since}
 	v.Values, v.Omitted = listed(c.Differences)
 	switch {
 	case c.Standalone:
 		v.Values, v.Omitted = []bootstrap.Difference{}, 0
-		v.Means = "this machine was made standalone by hand: its files are left alone, and no viewers are sent here"
+		v.Means = "this machine was made standalone by hand: its files are not repaired, and no viewers are sent here"
 		v.Fix = []string{"amsagent join", "amsagent leave"}
 	case len(c.Torn) > 0:
 		v.Means = "settings files are half written; they are made whole just before the server starts the next time"
@@ -62,7 +58,7 @@ func driftOf(c *bootstrap.Convergence, since time.Time) *DriftView {
 	return v
 }
 
-// follow shows what a convergence found, and logs each change of it once.
+// follow shows a convergence and logs each change once.
 func (m *member) follow(c *bootstrap.Convergence) {
 	since := time.Now()
 	if d := m.d.view.get().Drift; d != nil {
@@ -87,9 +83,9 @@ func (m *member) follow(c *bootstrap.Convergence) {
 	case text == "":
 		m.d.log.Info("the server's files are as joined again")
 	case len(c.Differences)+len(c.Torn) == 0 && !c.Standalone:
-		m.d.log.Warn("the server runs with older settings", "what", text, "fix", strings.Join(drift.Fix, "; or "))
+		m.d.log.Warn("the server runs with older settings", "detail", text, "fix", strings.Join(drift.Fix, "; or "))
 	default:
-		m.d.log.Warn("the server's files are not as joined", "id", bootstrap.IDDrift, "what", text, "fix", strings.Join(drift.Fix, "; or "))
+		m.d.log.Warn("the server's files are not as joined", "id", bootstrap.IDDrift, "detail", text, "fix", strings.Join(drift.Fix, "; or "))
 	}
 	m.d.drifted = text
 }

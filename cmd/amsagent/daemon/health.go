@@ -11,14 +11,12 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// Health is the answer of /healthz: whether this machine is to be kept. It is about
-// this machine alone. What all nodes share is no reason to replace one: MongoDB that
-// is away, a release of Ant Media Server that has never served here, and whatever keeps
-// half of the other nodes of its group from serving as well. Nor is a server that
-// somebody stopped.
+// Health is the answer of /healthz: whether to keep this machine. Shared causes do not count: an unreachable MongoDB, a
+// release of Ant Media Server that never served here, or anything that stops half of the group's other nodes. Nor does a
+// manual stop.
 type Health struct {
 	Healthy bool `json:"healthy"`
-	// Why it is not, or is although its server does not serve.
+	// Why is set if the machine is unhealthy, or healthy without serving.
 	Why string `json:"why,omitempty"`
 }
 
@@ -44,27 +42,26 @@ func (d *Daemon) health(now time.Time) Health {
 	return Health{Healthy: true}
 }
 
-// broken reports whether this machine ought to serve, does not, and nothing that
-// other nodes share is known to be the cause.
+// broken reports whether this machine should serve, does not, and no shared cause is known.
 func (v *View) broken(now time.Time, interval time.Duration) bool {
 	switch {
 	case v.Phase != bootstrap.PhaseJoined, v.Lifecycle != nil && !v.Lifecycle.Ready:
-		return false // it need not serve
+		return false // need not serve
 	case v.State != cluster.StateActive && v.State != cluster.StateJoining:
 		return false
 	case v.Server.Up || v.Server.Since.IsZero():
 		return false
 	}
-	// A real server answers nobody as soon as its MongoDB is gone, seconds before a beat finds that out.
+	// A server stops answering with its MongoDB, seconds before a heartbeat fails.
 	reached := v.Beat.Error == "" && v.Beat.Dropped == 0 && v.Beat.Last.After(v.Server.Since)
 	return reached && now.Sub(v.Beat.Last) <= max(healthLimit*interval, leastHealth)
 }
 
-// idle reports whether an upgrade of this machine would cut no session: it is no node, or has left, or has lately none.
+// idle reports whether an upgrade of this machine would cut no session.
 func (v *View) idle(now time.Time) bool {
 	n, known := v.counted.Total()
 	return v.Phase != bootstrap.PhaseJoined || v.State == cluster.StateLeft || known && n == 0 && now.Sub(v.countedAt) < idleTime
 }
 
-// idleTime is how old the last count of an idle node is at most.
+// idleTime is the maximum age of an idle node's last count.
 const idleTime = time.Minute

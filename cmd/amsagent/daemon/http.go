@@ -23,29 +23,27 @@ import (
 )
 
 const (
-	// healthLimit is after how many intervals without a round the loop is taken
-	// for stuck.
+	// healthLimit is how many intervals a round may take before the loop counts as hanging.
 	healthLimit = 4
-	// leastHealth is what a busy machine gets in any case.
+	// leastHealth is its minimum, for a busy machine.
 	leastHealth = 30 * time.Second
-	// requestTime bounds reading a request, and each write of an answer.
+	// requestTime bounds reading a request and each write of a response.
 	requestTime = 5 * time.Second
-	// commandTime bounds the answer to a command on the control socket, which may wait for a disk.
+	// commandTime bounds a command's response, which may wait for a disk.
 	commandTime = 10 * time.Second
-	// maxHeader bounds what a client sends before it is answered. net/http adds 4 kB of its own.
+	// maxHeader bounds a request's header. net/http adds 4 kB.
 	maxHeader = 4 << 10
-	// closeTime is what an answer under way gets at the end.
+	// closeTime bounds pending responses at the end.
 	closeTime = 200 * time.Millisecond
 )
 
-// servers are the two sockets that answer questions.
 type servers struct {
 	mu     sync.Mutex
 	http   []*http.Server
 	closed bool
 }
 
-// add keeps a server until close. It is closed at once where that has been.
+// add closes a server at once after close.
 func (s *servers) add(srv *http.Server) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -56,8 +54,8 @@ func (s *servers) add(srv *http.Server) {
 	s.http = append(s.http, srv)
 }
 
-// close ends both. The control socket's file stays, and listenUnix of the next daemon replaces it: a command that finds
-// the file, and nobody who listens, takes the daemon for one that is being restarted.
+// close leaves the control socket's file for the next daemon to replace: to a command, a file without a listener means that
+// the daemon is restarting.
 func (s *servers) close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
 	defer cancel()
@@ -71,9 +69,7 @@ func (s *servers) close(ctx context.Context) {
 	}
 }
 
-// listen opens the control socket and, if configured, the metrics port. A socket or a
-// port that is taken is reported and keeps the daemon from nothing else: the
-// heartbeat is what it is for.
+// listen opens the control socket and the metrics port. A failure is only logged: heartbeats matter more.
 func (d *Daemon) listen(ctx context.Context) *servers {
 	s := new(servers)
 	if control, err := listenUnix(ctx, d.o.Control); err != nil {
@@ -90,7 +86,7 @@ func (d *Daemon) listen(ctx context.Context) *servers {
 	return s
 }
 
-// listenMetrics opens the metrics port, and keeps in the view why it could not.
+// listenMetrics shows in the view why it failed.
 func (d *Daemon) listenMetrics(ctx context.Context, s *servers) error {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", d.o.Metrics)
@@ -107,8 +103,7 @@ func (d *Daemon) listenMetrics(ctx context.Context, s *servers) error {
 	return nil
 }
 
-// awaitPort opens the metrics port as soon as it is free. What answers there meanwhile is
-// another program, so the service manager's status line names it.
+// awaitPort opens the metrics port once it is free. Another program answers there meanwhile, so the status line names it.
 func (d *Daemon) awaitPort(ctx context.Context, s *servers) {
 	if d.view.get().MetricsError == "" {
 		return
@@ -122,8 +117,7 @@ func (d *Daemon) awaitPort(ctx context.Context, s *servers) {
 	}
 }
 
-// listenUnix replaces the socket of the daemon before; the lock says that there is
-// no other one.
+// listenUnix replaces an earlier daemon's socket; the lock excludes a second daemon.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -131,8 +125,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket == 0 {
 		return nil, fmt.Errorf("%s is there and no socket", path)
 	}
-	// Under another name until its mode is right: nobody may connect before. The rename replaces the former socket, so
-	// that a command finds one at any time.
+	// Under another name until its mode is set: no client may connect before. The rename leaves no moment without a socket.
 	staged := path + ".new"
 	if err := os.Remove(staged); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -151,7 +144,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// serveHTTP answers on l, with bounds for everything that a client could use up.
+// serveHTTP bounds everything that a client can consume.
 func (d *Daemon) serveHTTP(l net.Listener, h http.Handler, answerTime time.Duration) *http.Server {
 	address := l.Addr().String()
 	srv := &http.Server{
@@ -169,7 +162,7 @@ func (d *Daemon) serveHTTP(l net.Listener, h http.Handler, answerTime time.Durat
 	return srv
 }
 
-// controlHandler answers the command line, which talks to us as root.
+// controlHandler serves only root.
 func (d *Daemon) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+PathStatus, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, d.view.get()) })
@@ -180,7 +173,7 @@ func (d *Daemon) controlHandler() http.Handler {
 	return mux
 }
 
-// serveHold holds for as long as the connection is open: a command that is killed releases it, too.
+// serveHold holds while the connection is open, so that a killed command releases it.
 func (d *Daemon) serveHold(w http.ResponseWriter, r *http.Request) {
 	var q HoldRequest
 	if !readRequest(w, r, &q) {
@@ -201,12 +194,10 @@ func (d *Daemon) metricsHandler() http.Handler {
 		d.metrics.write(w, d.view.get(), d.view.lastSample())
 	})
 	mux.HandleFunc("GET "+PathReady, func(w http.ResponseWriter, _ *http.Request) {
-		// For a load balancer: whether viewers may be sent here.
 		v := d.view.get()
 		answerJSON(w, v.Ready, v.readiness())
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		// For what replaces machines.
 		h := d.health(time.Now())
 		answerJSON(w, h.Healthy, h)
 	})
@@ -229,6 +220,6 @@ func answerJSON(w http.ResponseWriter, good bool, v any) {
 
 func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	// The reader going away is all that can fail.
+	// Only a client that disconnects causes an error.
 	_ = json.NewEncoder(plain.Writer{To: w}).Encode(v)
 }

@@ -12,11 +12,9 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// maxRequest bounds what the command line may send; a notice has a few hundred
-// bytes.
+// maxRequest bounds a request body; a notice has a few hundred bytes.
 const maxRequest = 64 << 10
 
-// handle adds what the command line asks about this node's going.
 func (l *life) handle(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+PathDrain, l.serveView)
 	mux.HandleFunc("POST "+PathDrain, func(w http.ResponseWriter, r *http.Request) {
@@ -54,7 +52,7 @@ func readRequest(w http.ResponseWriter, r *http.Request, to any) bool {
 func refuse(w http.ResponseWriter, r *Refusal) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(r.HTTPStatus())
-	_ = json.NewEncoder(w).Encode(r) // the reader going away is all that can fail
+	_ = json.NewEncoder(w).Encode(r) // only a client that disconnects causes an error
 }
 
 func (l *life) answer(w http.ResponseWriter, err error) {
@@ -66,13 +64,13 @@ func (l *life) answer(w http.ResponseWriter, err error) {
 	writeJSON(w, v)
 }
 
-// serveView answers once, or with ?follow=1 again and again until the reader goes.
+// serveView streams with ?follow=1 until the client disconnects.
 func (l *life) serveView(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Get(QueryFollow) == "" {
 		writeJSON(w, l.manager.View())
 		return
 	}
-	// The server's own bound is for answers that end.
+	// The server's own limit is for finite responses.
 	control := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := json.NewEncoder(w)

@@ -20,29 +20,28 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// Leaver is bootstrap's machine, as far as a node that goes uses it.
+// Leaver is the part of bootstrap's machine that a drain uses.
 type Leaver interface {
 	StopServer(context.Context) (stoppedAt time.Time, err error)
 	StartServer(context.Context) error
 	Depart(ctx context.Context, client *cluster.Client, d bootstrap.Departure) (bootstrap.Departed, error)
 }
 
-// Counter counts the sessions of this node, now.
+// Counter counts this node's sessions.
 type Counter interface {
 	Sessions(context.Context) (cluster.Sessions, error)
 }
 
-// Lifecycle is how this node goes, and comes back.
+// Lifecycle configures drains.
 type Lifecycle struct {
-	// Options are those that the daemon does not fill in: record, hooks, deadlines.
+	// Options lack the fields that the daemon sets.
 	Options lifecycle.Options
 	Leaver  Leaver
-	// Stopping reports whether the machine is going down, until when we may take,
-	// and by whose word.
+	// Stopping reports whether the machine shuts down, and the deadline with its source.
 	Stopping func(context.Context) (deadline time.Time, by string, down bool)
 }
 
-// life is the part of the daemon that goes.
+// life is the drain part of the daemon.
 type life struct {
 	d       *Daemon
 	leaver  Leaver
@@ -56,8 +55,8 @@ type life struct {
 
 	late chan bootstrap.Departure // for removeLate
 
-	lending sync.Mutex // for own; it may wait for the instance's tags
-	own     *lent      // our own connection; nil: none
+	lending sync.Mutex // for own; may wait for instance tags
+	own     *lent      // for drains, or nil
 }
 
 func newLife(d *Daemon, o Lifecycle) *life {
@@ -67,19 +66,18 @@ func newLife(d *Daemon, o Lifecycle) *life {
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
 	opts.Balancers = l.balancers
 	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.counted, v.countedAt }
-	// Until the first session says it, the node has the role that it joined with.
+	// Until the first session, the node has the role of its join.
 	joined := ""
 	if s, err := d.o.Machine.StateFile(); err == nil && s != nil {
 		joined = s.Role
 	}
 	opts.Role = func() string { return cmp.Or(d.view.get().Role, joined) }
 	l.manager = lifecycle.NewRunner(opts)
-	// Before anything can ask: a drain that goes on after a restart must not look like none.
+	// Before any request: a continued drain must show.
 	d.view.setLife(l.manager.View)
 	return l
 }
 
-// Run drains when it has to, until ctx ends.
 func (l *life) run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { l.manager.Run(ctx) })
@@ -96,9 +94,8 @@ func (l *life) run(ctx context.Context) {
 	l.closeUnused(context.WithoutCancel(ctx), 0)
 }
 
-// gone reports whether this node is, or is about to be, out of the cluster: then
-// no beat makes it look alive.
-func (l *life) gone() bool {
+// gone reports whether this node is out of the cluster, or almost: no heartbeat must make it look alive.
+func (l *life) isGone() bool {
 	if l == nil {
 		return false
 	}
@@ -112,13 +109,11 @@ func (l *life) gone() bool {
 	return false
 }
 
-// goneSince is gone for who may have slept through it: a node that was parked for a
-// moment serves again by a session that begins anew.
+// goneSince also reports a departure that has ended: a node that was parked serves again only in a new session.
 func (l *life) goneSince(departures int64) bool {
-	return l != nil && (l.departures.Load() != departures || l.gone())
+	return l != nil && (l.departures.Load() != departures || l.isGone())
 }
 
-// departed counts how often this node began to go for good.
 func (l *life) departed() int64 {
 	if l == nil {
 		return 0
@@ -126,26 +121,23 @@ func (l *life) departed() int64 {
 	return l.departures.Load()
 }
 
-// joinedAnew ends the memory of a drain that is done: somebody joins, has joined, or made
-// this machine leave, by hand.
+// joinedAnew forgets a finished drain after a join or leave by hand.
 func (l *life) joinedAnew(s *bootstrap.State) {
 	if l == nil {
 		return
 	}
 	if err := l.manager.Forget(s != nil && s.Phase == bootstrap.PhaseJoining); err != nil {
-		l.d.log.Info("the drain under way goes on", "why", err)
+		l.d.log.Info("the present drain continues", "reason", err)
 	}
 }
 
-// reread notes that there may be other settings.
 func (l *life) reread() {
 	if l != nil {
 		l.manager.Reconsider()
 	}
 }
 
-// drains reports whether a drain is under way, or done and not forgotten; over, whether
-// one was forgotten of whose end the registry may not know.
+// drains reports a drain that is in progress or over; over, a forgotten one that the registry may still show.
 func (l *life) drains() (is, over bool) {
 	if l == nil {
 		return false, false
@@ -153,10 +145,9 @@ func (l *life) drains() (is, over bool) {
 	return l.manager.View().Step != lifecycle.StepNone, l.manager.Forgotten()
 }
 
-// with lends a connection to do: that of the session, or our own. A node that goes
-// has no session soon, and what it owes must not be cut short by the end of that.
+// with uses the session's client or, during a departure, its own: the session ends too early.
 func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
-	if c := l.d.sessionClient(); c != nil && !l.gone() {
+	if c := l.d.sessionClient(); c != nil && !l.isGone() {
 		return do(c)
 	}
 	c, err := l.lend(ctx)
@@ -168,14 +159,12 @@ func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
 	return err
 }
 
-// lent is a connection of our own and how many use it.
 type lent struct {
 	client *cluster.Client
 	users  int
 	used   time.Time
 }
 
-// lend connects where nobody has, to where MongoDB is by now.
 func (l *life) lend(ctx context.Context) (*lent, error) {
 	l.lending.Lock()
 	defer l.lending.Unlock()
@@ -194,8 +183,7 @@ func (l *life) lend(ctx context.Context) (*lent, error) {
 	return l.own, nil
 }
 
-// giveBack closes a connection that failed, or that is the last of its kind: the
-// next call looks anew where MongoDB is.
+// giveBack closes a client that failed: the next call reads MongoDB's address again.
 func (l *life) giveBack(ctx context.Context, c *lent, failed bool) {
 	l.lending.Lock()
 	c.users--
@@ -210,7 +198,6 @@ func (l *life) giveBack(ctx context.Context, c *lent, failed bool) {
 	}
 }
 
-// closeUnused closes our own connection once nobody has needed it for a while.
 func (l *life) closeUnused(ctx context.Context, age time.Duration) {
 	l.lending.Lock()
 	c := l.own
@@ -226,10 +213,9 @@ func (l *life) closeUnused(ctx context.Context, age time.Duration) {
 	}
 }
 
-// unusedTime is that while.
 const unusedTime = 30 * time.Second
 
-// who is the node as it joined.
+// who returns the node as it joined.
 func (l *life) who() (id, address string, err error) {
 	s, err := l.d.o.Machine.StateFile()
 	if err == nil && s == nil {
@@ -241,9 +227,7 @@ func (l *life) who() (id, address string, err error) {
 	return s.InstanceID, s.Address, nil
 }
 
-// Joined implements lifecycle.Node. The state file tells: who was started a moment
-// ago, cannot mend the files, or is made to join once more, is a node all the same, with
-// people on it.
+// Joined implements lifecycle.Node. With damaged settings or during a rejoin, the machine is still a node with sessions.
 func (l *life) Joined() bool {
 	s, err := l.d.o.Machine.StateFile()
 	if err != nil {
@@ -252,7 +236,7 @@ func (l *life) Joined() bool {
 	return s != nil && (s.Phase == bootstrap.PhaseJoined || s.Phase == bootstrap.PhaseJoining && s.WasJoined)
 }
 
-// JoinedAt implements lifecycle.Node. The state file has whole seconds.
+// JoinedAt implements lifecycle.Node, in whole seconds.
 func (l *life) JoinedAt() time.Time {
 	s, err := l.d.o.Machine.StateFile()
 	if err != nil || s == nil || s.Phase != bootstrap.PhaseJoined {
@@ -290,11 +274,11 @@ func (l *life) Serving(ctx context.Context, machines []string) (serving []string
 	return serving, err
 }
 
-// balancers names the load balancers that send new sessions here: those that the record names, and those whose agent checks do.
+// balancers returns those that send new sessions here, by the node record or by their agent checks.
 func (l *life) balancers(ctx context.Context) (using []string) {
 	var n cluster.Node
 	if id, _, err := l.who(); err == nil {
-		// A registry that cannot be read names none, and its readers do not know of the drain, either.
+		// If the registry is unreachable, its readers do not know of the drain, either.
 		_ = l.with(ctx, func(c *cluster.Client) error {
 			n, err = c.Node(ctx, id)
 			return err
@@ -313,11 +297,10 @@ func (l *life) balancers(ctx context.Context) (using []string) {
 // Sessions implements lifecycle.Node.
 func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) { return l.d.sessionsNow(ctx) }
 
-// sessionsNow counts the sessions of this node, for who waits for the answer.
 func (d *Daemon) sessionsNow(ctx context.Context) (cluster.Sessions, error) {
 	c, ok := d.sampler.(Counter)
 	if !ok {
-		return cluster.Sessions{}, errors.New("nobody counts sessions here")
+		return cluster.Sessions{}, errors.New("this node has no session counter")
 	}
 	return c.Sessions(ctx)
 }
@@ -353,7 +336,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 	id, address, err := l.who()
 	switch {
 	case errors.Is(err, bootstrap.ErrNotMember):
-		return nil // it never began to join: nobody knows it
+		return nil // no record exists
 	case err != nil:
 		return err
 	}
@@ -367,7 +350,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 		d.Reason = "drained"
 	}
 	if d.StoppedAt.IsZero() {
-		d.StoppedAt = time.Now() // the daemon was started again since
+		d.StoppedAt = time.Now() // the daemon was restarted since
 	}
 	err = l.with(ctx, func(c *cluster.Client) error {
 		_, err := l.leaver.Depart(ctx, c, d)
@@ -387,8 +370,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 	return nil
 }
 
-// removeLate looks once more for AMS's documents after each departure: what AMS wrote as it
-// ended may come to MongoDB after they were removed.
+// removeLate removes AMS's documents again after each departure: AMS's last write may arrive late.
 func (l *life) removeLate(ctx context.Context) {
 	for {
 		var d bootstrap.Departure
@@ -416,7 +398,6 @@ func (l *life) removeLate(ctx context.Context) {
 // lateTime is longer than a write takes, and shorter than a cloud needs to end a machine.
 const lateTime = 2 * time.Second
 
-// prove returns when this node is seen in the cluster and serves viewers.
 func (l *life) prove(ctx context.Context) error {
 	for {
 		v := l.d.view.get()
@@ -433,11 +414,9 @@ func (l *life) prove(ctx context.Context) error {
 	}
 }
 
-// proveTime is how often that is looked at: a hook's group waits for it.
 const proveTime = 500 * time.Millisecond
 
-// event writes an event, of whoever this machine is: one that never joined goes as
-// well. Where there is no MongoDB to write it to, it is for the log alone.
+// event writes an event of this machine, even if it never joined. Without MongoDB, only the log has it.
 func (l *life) event(ctx context.Context, e cluster.Event) error {
 	id, _, err := l.who()
 	if errors.Is(err, bootstrap.ErrNotMember) {
@@ -457,24 +436,23 @@ func (l *life) event(ctx context.Context, e cluster.Event) error {
 	return err
 }
 
-// shutdown drains while AMS still serves, where the machine is going down. It
-// returns when there is nothing more to wait for.
+// shutdown drains while AMS still serves, if the machine shuts down.
 func (l *life) shutdown(ctx context.Context, stopping func(context.Context) (time.Time, string, bool)) {
 	if l == nil || stopping == nil || !l.Joined() {
 		return
 	}
 	deadline, by, down := stopping(ctx)
 	if !down {
-		return // a restart of the agent is not a leave
+		return // only the agent restarts
 	}
-	l.d.log.Info("the machine goes down: draining while Ant Media Server serves", "deadline", deadline, "by", by)
+	l.d.log.Info("the machine shuts down: draining while Ant Media Server serves", "deadline", deadline, "by", by)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	l.manager.Notice(lifecycle.Notice{
-		ID: "shutdown", Source: "systemd", Kind: lifecycle.Shutdown, Reason: "the machine goes down", Received: time.Now(), Deadline: deadline, By: by,
+		ID: "shutdown", Source: "systemd", Kind: lifecycle.Shutdown, Reason: "the machine shuts down", Received: time.Now(), Deadline: deadline, By: by,
 	})
 	for v := range l.manager.Subscribe(ctx) {
-		// A machine that has time wants to be told that we use it.
+		// Report that the shutdown's time is in use.
 		l.d.o.Notify(fmt.Sprintf("STATUS=%s\nWATCHDOG=1", l.d.view.line()))
 		if v.Finished() {
 			return

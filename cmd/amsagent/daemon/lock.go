@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrRunning is the error of a second daemon on one machine.
+// ErrRunning means that another daemon runs on this machine.
 var ErrRunning = errors.New("another amsagent daemon runs on this machine")
 
-// lockFile takes the lock that keeps a second daemon away; the error is [ErrRunning] if it is held. The kernel releases it
-// when the process ends. The file is for root alone: any descriptor on it, even a read-only one, is enough to hold the lock.
+// lockFile returns [ErrRunning] if the lock is held. The kernel releases it when the process ends. Only root may open the
+// file: even a read-only descriptor can hold the lock.
 func lockFile(path string) (release func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err

@@ -19,13 +19,10 @@ import (
 	"github.com/amsagent/amsagent/heartbeat"
 )
 
-// metrics are counters that live as long as the daemon. What is a state now is
-// taken from the view when somebody asks.
+// metrics are counters; all other values come from the view.
 //
-// They are written out by hand: Prometheus' own library adds 2.7 MB to the binary,
-// and the small one that is maintained writes to standard error before main runs
-// wherever the kernel has no pressure stall information. A test reads the result
-// with Prometheus' parser and linter.
+// The format is written by hand: Prometheus' library adds 2.7 MB to the binary, and the small maintained one writes to
+// standard error before main on kernels without pressure stall information.
 type metrics struct {
 	sent, failed, repairs atomic.Uint64
 }
@@ -41,18 +38,17 @@ func (m *metrics) count(r heartbeat.Report) {
 
 func (m *metrics) repaired(n int) { m.repairs.Add(uint64(n)) }
 
-// labelValue escapes what the text format wants escaped, and nothing else.
+// labelValue escapes as the text format requires.
 var labelValue = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
 
-// exposition writes families in the text format of Prometheus 0.0.4. A reading
-// that is not known has no line: zero would be a lie, and NaN breaks sums.
+// exposition writes Prometheus' text format 0.0.4. An unknown value has no line: zero would be wrong, and NaN breaks sums.
 type exposition struct{ w *bytes.Buffer }
 
 func (e exposition) family(name, kind, help string) {
 	fmt.Fprintf(e.w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
 }
 
-// counters writes a family of counters by one label; label "" is a family of one.
+// counters writes a family; without a label it is a single counter.
 func (e exposition) counters(name, help, label string, values ...counter) {
 	e.family(name, "counter", help)
 	for _, v := range values {
@@ -64,7 +60,6 @@ func (e exposition) counters(name, help, label string, values ...counter) {
 	}
 }
 
-// counter is one line of a family.
 type counter struct {
 	of    string
 	value *atomic.Uint64
@@ -72,7 +67,7 @@ type counter struct {
 
 func number(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 
-// gauge writes a family of one line; nothing where the value is not known.
+// gauge writes nothing for an unknown value.
 func (e exposition) gauge(name, help string, value *float64) {
 	if value != nil {
 		e.family(name, "gauge", help)
@@ -80,7 +75,6 @@ func (e exposition) gauge(name, help string, value *float64) {
 	}
 }
 
-// labelled writes a line of a family.
 func (e exposition) labelled(name string, value float64, labels ...string) {
 	fmt.Fprintf(e.w, "%s{", name)
 	for i := 0; i+1 < len(labels); i += 2 {
@@ -132,7 +126,6 @@ func known(b bool) *float64 {
 	return &f
 }
 
-// write gives everything in one piece.
 func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 	e := exposition{new(bytes.Buffer)}
 	e.family("amsagent_build_info", "gauge", "Version of the agent, as a label; the value is always 1.")
@@ -159,7 +152,6 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 	_, _ = w.Write(e.w.Bytes())
 }
 
-// machine writes what the machine is doing.
 func machine(e exposition, s heartbeat.Sample) {
 	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", ptr(s.Load.Score, 0.01))
 	e.gauge("amsagent_publishers", "Streams that are published to this node.", ptr(s.Session.Publishers, 1))
@@ -179,7 +171,6 @@ func machine(e exposition, s heartbeat.Sample) {
 	}
 }
 
-// devices writes the GPUs, each family with the devices that it is known of.
 func devices(e exposition, r heartbeat.GPUReading) {
 	e.family("amsagent_gpu_state", "gauge", "State of the GPU readings: 1 for the current state, 0 for the others.")
 	for _, s := range []heartbeat.GPUState{heartbeat.GPUAbsent, heartbeat.GPUPending, heartbeat.GPUFailing, heartbeat.GPUReady} {

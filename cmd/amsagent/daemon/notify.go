@@ -10,8 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reloading is what systemd wants to hear when a reload begins: with the time, it
-// can tell this one from the one before (Type=notify-reload).
+// reloading returns the message for a reload; Type=notify-reload needs the time.
 func reloading() string {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
@@ -20,9 +19,7 @@ func reloading() string {
 	return fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", ts.Nano()/1000)
 }
 
-// ready says that the daemon is up, and with slow beats that the watchdog has to
-// wait longer than the unit says: it hears from us once a beat. Never less than
-// the unit says; a person may have written it.
+// ready extends the unit's watchdog limit for slow heartbeats, which feed the watchdog. It never shortens it.
 func (d *Daemon) ready() string {
 	if d.o.Watchdog <= 0 {
 		return "READY=1"

@@ -9,20 +9,18 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// PathReady is where a load balancer asks.
+// PathReady is the path for load balancers.
 const PathReady = "/readyz"
 
 // Readiness is the answer of /readyz.
 type Readiness struct {
 	Ready bool `json:"ready"`
-	// Why is the first half that is missing.
+	// Why is the first cause.
 	Why string `json:"why,omitempty"`
-	// Row is the state of this node in the registry, Server whether every
-	// application that is to serve does.
+	// Row is the registry's state of this node; Server reports whether all required applications serve.
 	Row    cluster.State `json:"row"`
 	Server bool          `json:"server"`
-	// Applications has a word for each application, those that do not serve first;
-	// Omitted is how many are left out of a long list.
+	// Applications maps names to states, not serving first; Omitted counts others.
 	Applications map[string]string `json:"applications"`
 	Omitted      int               `json:"omitted,omitempty"`
 }
@@ -35,7 +33,7 @@ func (v *View) readiness() Readiness {
 	return r
 }
 
-// notReady names what keeps new viewers from being sent here; "" if nothing does.
+// notReady returns why no new viewers may come, or "".
 func (v *View) notReady() string {
 	switch {
 	case v.Lifecycle != nil && !v.Lifecycle.Ready:
@@ -65,7 +63,7 @@ func (v *View) notReady() string {
 	return ""
 }
 
-// hold makes this node not ready until release, for a command that stops or restarts the server.
+// hold makes this node not ready until release.
 func (d *Daemon) hold(command string) (release func()) {
 	d.view.change(func(v *View) { v.held, v.holder = v.held+1, command })
 	d.log.Info("not ready while a command is at work", "command", command)
@@ -73,7 +71,7 @@ func (d *Daemon) hold(command string) (release func()) {
 		s, err := d.o.Machine.StateFile()
 		d.view.change(func(v *View) {
 			v.held--
-			// The session reads the state file only now and then. A node that left must not be ready until it does.
+			// The session reads the state file rarely. A node that left must not be ready until then.
 			v.departed = err == nil && v.Phase == bootstrap.PhaseJoined && (s == nil || s.Phase != bootstrap.PhaseJoined)
 		})
 		d.log.Info("the command has ended", "command", command)
@@ -91,7 +89,7 @@ func (s ServerView) whyDown() string {
 	return s.Why
 }
 
-// serving is what the row says of the server; nil where it is not known.
+// serving is the record's entry for the server; nil if unknown.
 func (v *View) serving() *cluster.Serving {
 	switch s := v.Server; {
 	case v.Standalone:
@@ -110,6 +108,5 @@ func (d *Daemon) servingNow() *cluster.Serving {
 	return v.serving()
 }
 
-// NotAsked is why a node is not ready until the first answers have come, a second after the daemon
-// has begun.
+// NotAsked is the cause until the first answers, about a second after the daemon's start.
 const NotAsked = "the applications have not been asked yet"

@@ -16,21 +16,20 @@ import (
 	"github.com/amsagent/amsagent/heartbeat"
 )
 
-// MachineOptions are what looks at a real machine.
+// MachineOptions configure the sampler of a real machine.
 type MachineOptions struct {
 	Root, AMSDir string
 	Service      interface {
 		State(context.Context) (ams.State, error)
 	}
-	// Open looks at the installation.
 	Open func() (*ams.Installation, error)
-	// Own is how many connections to the server are the agent's.
+	// Own is the number of the agent's connections to the server.
 	Own      func() int
 	Interval time.Duration
 	Log      *slog.Logger
 }
 
-// NewMachineSampler puts together what package heartbeat has for it.
+// NewMachineSampler returns a sampler of package heartbeat.
 func NewMachineSampler(o MachineOptions, client func() *cluster.Client, node func() cluster.Node) Sampler {
 	gpus := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: o.Root, Interval: o.Interval, Log: o.Log})
 	sessions := &heartbeat.SessionCounter{
@@ -60,7 +59,7 @@ type machineSampler struct {
 	sessions *heartbeat.SessionCounter
 }
 
-// Run reads what may be slow.
+// Run does the slow reads.
 func (s *machineSampler) Run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { s.gpus.Run(ctx) })
@@ -68,8 +67,7 @@ func (s *machineSampler) Run(ctx context.Context) {
 	work.Wait()
 }
 
-// Sessions counts publishers and viewers now. What could not be counted is nil;
-// the error says why.
+// Sessions counts publishers and viewers now; nil if not countable. The error has the causes if both are.
 func (s *machineSampler) Sessions(ctx context.Context) (cluster.Sessions, error) {
 	n, missing := s.sessions.CountNow(ctx)
 	if n.Publishers == nil && n.Viewers == nil {

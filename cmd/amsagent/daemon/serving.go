@@ -14,44 +14,41 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// maxNamed is how many applications a reason names, and maxWords how many bytes the names and words of applications in
-// one answer have: the server's user decides how many there are.
+// maxNamed bounds the applications in a reason, maxWords the bytes of names and states in an answer: the server's user
+// controls their number.
 const (
 	maxNamed = 8
 	maxWords = 8 << 10
 )
 
-// serverProbe asks the server on this machine whether viewers are served.
+// serverProbe checks the local server.
 type serverProbe interface {
 	bootstrap.Asker
-	// Port is where it served a moment ago; 0 where it did not.
+	// Port is the port at which it serves, or 0.
 	Port() int
-	// ServedBefore reports whether the release that is installed has ever served,
-	// and Served notes that it does.
+	// ServedBefore reports whether the installed release has ever served; Served records that it does.
 	ServedBefore() bool
 	Served() error
-	// Standalone reports whether a person made this node standalone by hand.
+	// Standalone reports whether the node was made standalone by hand.
 	Standalone() (bool, error)
-	// Stopped reports whether the service manager knows that somebody stopped it.
+	// Stopped reports whether the service manager knows of a manual stop.
 	Stopped(ctx context.Context) bool
 }
 
-// ServerView is what viewers get from the server on this machine.
+// ServerView is the state of the local server.
 type ServerView struct {
-	// Up tells that every application that is to serve does.
+	// Up reports whether all required applications serve.
 	Up bool `json:"up"`
-	// Since is when Up was last another; zero before the first answer.
+	// Since is the last change of Up; zero before the first answer.
 	Since time.Time `json:"since,omitzero"`
 	// Why names what does not serve; "" while Up.
 	Why string `json:"why,omitempty"`
-	// Applications has a word for each application that was asked, as far as 8 kB of
-	// names and words go; those that do not serve come first. Omitted is how many are
-	// left out.
+	// Applications maps names to states, up to 8 kB, not serving first. Omitted counts others.
 	Applications map[string]string `json:"applications,omitempty"`
 	Omitted      int               `json:"omitted,omitempty"`
 }
 
-// followServer calls the applications until ctx ends, while this machine is a node.
+// followServer checks the applications while this machine is a node.
 func (d *Daemon) followServer(ctx context.Context) {
 	for ctx.Err() == nil {
 		if d.isJoined() {
@@ -68,7 +65,6 @@ func (d *Daemon) followServer(ctx context.Context) {
 
 func (d *Daemon) isJoined() bool { return d.view.get().Phase == bootstrap.PhaseJoined }
 
-// words returns a word for each application that answered, those that do not serve first, as far as maxWords goes.
 func words(answers []ams.AppAnswer) (word map[string]string, omitted int) {
 	word = map[string]string{}
 	size := 0
@@ -88,8 +84,7 @@ func words(answers []ams.AppAnswer) (word map[string]string, omitted int) {
 	return word, omitted
 }
 
-// changeServing changes the view, and has the row written at once if other nodes have to know. A different reason while
-// viewers are not served can wait for the next heartbeat.
+// changeServing sends a heartbeat at once if other nodes must know. A new reason while not serving can wait.
 func (d *Daemon) changeServing(f func(*View)) {
 	var before, after *cluster.Serving
 	d.view.change(func(v *View) {
@@ -105,7 +100,6 @@ func (d *Daemon) changeServing(f func(*View)) {
 	}
 }
 
-// viewOf returns what the view shows of a judgement.
 func viewOf(is bootstrap.Served) ServerView {
 	why := is.Why
 	if !is.Known {
@@ -119,7 +113,7 @@ func viewOf(is bootstrap.Served) ServerView {
 	return v
 }
 
-// reportServer puts a judgement into the view, and returns false if this machine is no node any more.
+// reportServer returns false if this machine is no longer a node.
 func (d *Daemon) reportServer(served bootstrap.Served) bool {
 	if !d.isJoined() {
 		return false
@@ -128,7 +122,7 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 	if is.Since = was.Since; was.Up != is.Up || was.Since.IsZero() && served.Known {
 		is.Since = now
 	}
-	// It may be back as a standalone server, which must get no viewers before the files are compared the next time.
+	// It may be standalone now, and must get no viewers before the next comparison of the files.
 	back := is.Up && !was.Up
 	var byHand bool
 	var unread error
@@ -154,7 +148,7 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 			d.log.Warn("the release that serves could not be noted", "error", err)
 		}
 	case was.Up && !is.Up:
-		d.log.Warn("Ant Media Server does not serve viewers", "why", is.Why)
+		d.log.Warn("Ant Media Server does not serve viewers", "reason", is.Why)
 	default:
 		return true
 	}

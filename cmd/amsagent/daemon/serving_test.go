@@ -785,12 +785,12 @@ func TestSpareStopped(t *testing.T) {
 		for range 2 {
 			d.view.change(func(v *View) { v.brokenSince = time.Now() })
 			m.spareAsked = time.Now().Add(time.Second) // the others were asked before somebody stopped it
-			m.spare(t.Context())
+			m.askToKeep(t.Context())
 			if d.view.get().spared == "" {
 				t.Error("not spared")
 			}
 			d.view.change(func(v *View) { v.brokenSince = time.Time{} })
-			m.spare(t.Context())
+			m.askToKeep(t.Context())
 			if d.view.get().spared != "" {
 				t.Error("spared, and nothing is broken")
 			}

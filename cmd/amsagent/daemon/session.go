@@ -23,8 +23,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// session converges the machine and then does what it is for, until the state
-// file is another one. It returns an error for what is worth another try.
+// session converges the machine and serves, joins or idles until the state file changes. An error means a retry.
 func (d *Daemon) session(ctx context.Context) error {
 	var mongo Named
 	var s Settings
@@ -35,7 +34,7 @@ func (d *Daemon) session(ctx context.Context) error {
 			err = merr
 			return
 		}
-		s = d.settings() // after MongoDB was looked for: that may read the instance's tags
+		s = d.settings() // after Mongo, which may read the instance's tags
 		c, err = d.converge(ctx, s, mongo, askTime)
 	})
 	if c == nil {
@@ -43,7 +42,7 @@ func (d *Daemon) session(ctx context.Context) error {
 	}
 	d.follows(c.Phase)
 	departures := d.life.departed()
-	if c.Phase != bootstrap.PhaseLeaving && d.life.gone() {
+	if c.Phase != bootstrap.PhaseLeaving && d.life.isGone() {
 		return d.away(ctx) // nor does a machine join that the cloud takes
 	}
 	switch c.Phase {
@@ -75,15 +74,14 @@ func (d *Daemon) session(ctx context.Context) error {
 
 const hasLeft = "this machine left by hand: amsagent join brings it back"
 
-// settings are the effective ones, which the loop goes by from now on.
+// settings also sets the loop's interval.
 func (d *Daemon) settings() Settings {
 	s := d.o.Settings()
 	d.interval.Store(int64(s.Interval))
 	return s
 }
 
-// follows notes the phase. Who made a node leave does not want it back: a machine
-// that joins by itself is one that never joined.
+// follows records the phase. A machine that was made to leave must not join by itself.
 func (d *Daemon) follows(p bootstrap.Phase) {
 	switch {
 	case p == bootstrap.PhaseJoined:
@@ -95,27 +93,26 @@ func (d *Daemon) follows(p bootstrap.Phase) {
 	d.phase = p
 	d.view.setPhase(p)
 	if news {
-		select { // viewers are served already when a join succeeds
+		select { // a successful join means that viewers are served already
 		case d.phaseChanged <- struct{}{}:
 		default:
 		}
 	}
 }
 
-// converge brings the machine back to what it joined as. With an error, what it
-// returns is nil, or a node whose files could not be mended: that one serves all
-// the same, and is to be seen. ask bounds the question who this machine is.
+// converge restores the machine as it joined. With an error it returns nil, or a node whose files could not be repaired,
+// which serves all the same. ask bounds the identity request.
 func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time.Duration) (*bootstrap.Convergence, error) {
 	bound, cancel := context.WithTimeout(ctx, convergeTime)
 	defer cancel()
-	// A tag may have changed since the session began, and a join may be at work.
+	// A tag may have changed, and a join may be in progress.
 	known, err := d.o.Machine.StateFile()
 	if err != nil {
-		known = nil // the convergence says it
+		known = nil // the convergence reports it
 	}
 	identify := within(ask, d.o.Identify)
 	if known != nil && known.Phase == bootstrap.PhaseJoined {
-		inst, err := identify(bound) // first: it is what reads the tags
+		inst, err := identify(bound) // before Settings: it reads the tags
 		identify = func(context.Context) (metadata.Instance, error) { return inst, err }
 	}
 	now := d.o.Settings()
@@ -132,16 +129,16 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 		return nil, err
 	}
 	if err != nil {
-		return c, err // what was found is not mended
+		return c, err // not repaired
 	}
 	for _, f := range c.Repairs {
-		d.log.Warn("repaired", "id", f.ID, "what", f.Text)
+		d.log.Warn("repaired", "id", f.ID, "detail", f.Text)
 	}
 	var warned []string
 	for _, f := range c.Warnings {
 		warned = append(warned, f.String())
-		if !slices.Contains(d.warned, f.String()) { // said once, not every minute
-			d.log.Warn("not as it should be", "id", f.ID, "what", f.Text)
+		if !slices.Contains(d.warned, f.String()) { // once, not every minute
+			d.log.Warn("unexpected setting", "id", f.ID, "detail", f.Text)
 		}
 	}
 	d.warned = warned
@@ -150,7 +147,6 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 	return c, nil
 }
 
-// within asks for so long.
 func within(t time.Duration, identify bootstrap.Identifier) bootstrap.Identifier {
 	return func(ctx context.Context) (metadata.Instance, error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, t, fmt.Errorf("the metadata service has not answered for %s, and is asked again", t))
@@ -166,46 +162,40 @@ func (d *Daemon) converging(s Settings, mongo Named) bootstrap.ConvergeRequest {
 	}
 }
 
-// mended notes whether the files of a node are as they should be.
-func (d *Daemon) mended(err error) {
+func (d *Daemon) reportRepair(err error) {
 	d.trouble(err)
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
 	if text != "" && text != d.failed {
-		d.log.Error("the files could not be compared or mended; it is tried again every now and then", "error", err)
+		d.log.Error("comparing or repairing the files failed, trying again", "error", err)
 	}
 	d.failed = text
 }
 
-// idle samples without a registry: metrics and health are there also on a machine
-// that is no node.
+// idle samples without a registry: metrics and health remain available.
 func (d *Daemon) idle(ctx context.Context, why string) error {
 	d.view.setActivity(why)
 	d.trouble(nil)
 	if why != d.idling {
-		d.log.Info("idle", "why", why)
+		d.log.Info("idle", "reason", why)
 	}
 	d.idling = why
 	d.status()
-	// A tag may name MongoDB later: look again every now and then.
+	// A tag may name MongoDB later.
 	d.beside(ctx, func() { sleep.For(ctx, d.o.Periods.Idle) })
 	return nil
 }
 
-// away samples while this node is out of the cluster, after a drain, until it is to
-// come back.
 func (d *Daemon) away(ctx context.Context) error {
 	d.view.setActivity("this node has left the cluster")
 	d.trouble(nil)
 	d.status()
-	d.beside(ctx, func() { d.while(ctx, d.life.gone) })
+	d.beside(ctx, func() { d.while(ctx, d.life.isGone) })
 	return nil
 }
 
-// while looks as often as at the state file whether something still holds, and
-// returns when it does not, or when ctx ends.
 func (d *Daemon) while(ctx context.Context, holds func() bool) {
 	for holds() {
 		if !sleep.For(ctx, cloud.UntilTick(d.o.Periods.State)) {
@@ -214,15 +204,14 @@ func (d *Daemon) while(ctx context.Context, holds func() bool) {
 	}
 }
 
-// join makes this machine a node, with the loop running beside it. by is true
-// where nobody but the settings asked for it.
+// join joins while the loop samples. by: only the settings request it.
 func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error {
 	d.view.setActivity("joining")
 	d.idling = ""
 	d.status()
 	var gone bool
 	var err error
-	// What is to go joins no more.
+	// A drain cancels the join.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d.beside(ctx, func() {
@@ -232,7 +221,7 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 		defer end()
 		watcher.Go(func() {
 			for sleep.For(ended, cloud.UntilTick(d.o.Periods.State)) {
-				if d.life.gone() {
+				if d.life.isGone() {
 					cancel()
 				}
 			}
@@ -247,21 +236,20 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 				return
 			}
 		}
-		// The instance's tags say role and group.
+		// settings again: Identify has read the tags.
 		err = d.joinAs(ctx, d.settings(), mongo)
 	})
 	if gone {
 		d.left = true
 		return nil
 	}
-	if d.life.gone() {
+	if d.life.isGone() {
 		return nil
 	}
 	return err
 }
 
-// leftBefore reports whether the registry remembers that somebody made this
-// machine leave, before this daemon was started.
+// leftBefore reports whether the registry shows a leave by hand before the daemon's start.
 func (d *Daemon) leftBefore(ctx context.Context, mongo cluster.Target, id string) (bool, error) {
 	client, err := d.o.Connect(ctx, mongo)
 	if err != nil {
@@ -287,7 +275,7 @@ func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) e
 		if res != nil {
 			d.restarted = err != nil && res.Restarted && res.Outcome != bootstrap.OutcomeJoined
 			for _, w := range res.Warnings {
-				d.log.Warn("join", "id", w.ID, "what", w.Text)
+				d.log.Warn("join", "id", w.ID, "detail", w.Text)
 			}
 		}
 		return err
@@ -303,34 +291,32 @@ func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) e
 	return fmt.Errorf("joining: %w", err)
 }
 
-// member is one session as a node of the cluster.
+// member is a session as a node of the cluster.
 type member struct {
 	d      *Daemon
 	client *cluster.Client
 	node   cluster.Node
-	// proved tells that AMS was seen in this session.
+	// proved: AMS was seen in the cluster in this session.
 	proved atomic.Bool
-	// departures are those that were counted when the session began.
+	// departures is the count at the session's start.
 	departures int64
-	// enrolled tells that our row is that of this life.
+	// enrolled: the record is this instance's.
 	enrolled atomic.Bool
-	// ousted tells that another machine uses the row.
+	// ousted: another machine uses the record.
 	ousted atomic.Bool
-	// unidentified reports that the cloud had not said all at the beginning that node lacks. now is
-	// the node as it was found since, with other facts; nil before.
+	// unidentified: node lacked cloud facts at the start. now has the node with later facts, or nil.
 	unidentified bool
 	now          atomic.Pointer[cluster.Node]
-	told         cluster.Node // the facts that the row has; zero where they are not known
-	// spareAsked is when it was last asked whether this machine is to be kept.
+	told         cluster.Node // the record's facts; zero if unknown
+	// spareAsked is when notAlone was last asked.
 	spareAsked time.Time
 	// taking is a drain request whose acceptance is unknown, or nil. A restart forgets it: the requester gets an error.
 	taking *cluster.DrainRequest
 }
 
-// serve beats and follows AMS until the session ends. unmended is why the files
-// could not be mended; nil where they are well.
+// serve sends heartbeats and follows AMS until the session ends. unrepaired is the error of repairing the files.
 func (d *Daemon) serve(
-	ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, departures int64, unmended error,
+	ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, departures int64, unrepaired error,
 ) error {
 	client, err := d.o.Connect(ctx, mongo.Target)
 	if err != nil {
@@ -348,24 +334,24 @@ func (d *Daemon) serve(
 	d.mu.Unlock()
 	d.view.setNode(c.Node)
 	d.view.setActivity("serving")
-	d.mended(unmended)
+	d.reportRepair(unrepaired)
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	work.Go(func() { d.loop(m).Run(ctx) })
 	work.Go(func() { m.enter(ctx) })
-	work.Go(func() { m.witness(ctx) })
+	work.Go(func() { m.watchDocument(ctx) })
 	work.Go(func() {
-		// No beat and no registration may follow the word that we have left.
-		d.while(ctx, func() bool { return !m.gone() })
+		// No heartbeat or registration may follow the departure.
+		d.while(ctx, func() bool { return !m.isGone() })
 		cancel()
 	})
-	err = m.drift(ctx, s, mongo, c, unmended)
+	err = m.drift(ctx, s, mongo, c, unrepaired)
 	cancel()
 	work.Wait()
 	d.mu.Lock()
 	d.client = nil
 	d.mu.Unlock()
-	_ = client.Close(ctx) // bounded by itself; a server that is gone is none of our concern
+	_ = client.Close(ctx) // bounded; the server may be unreachable
 	return err
 }
 
@@ -380,10 +366,9 @@ func (d *Daemon) loop(m *member) *heartbeat.Loop {
 	return l
 }
 
-// Heartbeat writes one once our record is there: that of an earlier boot must not look
-// alive.
+// Heartbeat registers first: a record of an earlier boot must not look alive.
 func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
-	if m.gone() {
+	if m.isGone() {
 		return heartbeat.ErrLeft
 	}
 	if !m.enrolled.Load() {
@@ -391,11 +376,11 @@ func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 			return err
 		}
 	}
-	return m.own(m.client.Heartbeat(ctx, m.node, h))
+	return m.checkOwner(m.client.Heartbeat(ctx, m.node, h))
 }
 
-// own notes whether the row is this machine's, by what became of a write to it.
-func (m *member) own(err error) error {
+// own detects from a write's error whether another machine uses the record.
+func (m *member) checkOwner(err error) error {
 	var other *cluster.OtherMachineError
 	switch {
 	case err == nil:
@@ -409,11 +394,11 @@ func (m *member) own(err error) error {
 		switch changed := m.d.view.setOther(other.Node.IP); {
 		case !changed:
 		case other.Node.BootID == m.node.BootID:
-			// A join by hand, with another --address: the next session follows it.
-			m.d.log.Warn("this node's row was registered under another address, and is left alone",
+			// A join by hand with another --address; the next session follows it.
+			m.d.log.Warn("this node's record was registered under another address and is not changed",
 				"node", m.node.ID, "address", m.node.IP, "other_address", other.Node.IP)
 		default:
-			m.d.log.Error("another machine uses this node's id, and its row is left alone: cloned machine-id?",
+			m.d.log.Error("another machine uses this node's id and its record is not changed: cloned machine-id?",
 				"node", m.node.ID, "address", m.node.IP, "other_address", other.Node.IP, "other_hostname", other.Node.Hostname,
 				"other_boot", other.Node.BootID)
 		}
@@ -421,19 +406,18 @@ func (m *member) own(err error) error {
 	return err
 }
 
-// gone reports whether this session's node has left, whatever came after that.
-func (m *member) gone() bool { return m.d.life.goneSince(m.departures) }
+// gone reports whether the node has left since the session's start.
+func (m *member) isGone() bool { return m.d.life.goneSince(m.departures) }
 
-// ClockSkew compares the clocks.
+// ClockSkew implements the Sender of [heartbeat.Loop].
 func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
 	return m.client.ClockSkew(ctx)
 }
 
-// enroll writes our row: joining until AMS was seen. Within one life that takes
-// nothing back: a node that drains goes on draining.
+// enroll writes the record, as joining until AMS was seen. It does not end a drain.
 func (m *member) enroll(ctx context.Context) error {
 	for {
-		if m.gone() {
+		if m.isGone() {
 			return heartbeat.ErrLeft
 		}
 		proved, again, now := m.proved.Load(), m.enrolled.Load(), m.now.Load()
@@ -451,13 +435,13 @@ func (m *member) enroll(ctx context.Context) error {
 		}
 		switch drains, over := m.d.life.drains(); {
 		case drains && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
-			m.d.life.manager.Unsaid() // the row was removed; where the answer is lost, the new one may be there
+			m.d.life.manager.Unsaid() // the record was removed; after a lost answer, a new one may exist
 		case err == nil && !drains:
 			if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
 				m.d.life.manager.Settled()
 			}
 		}
-		if m.own(err) != nil {
+		if m.checkOwner(err) != nil {
 			return err
 		}
 		m.enrolled.Store(true)
@@ -465,14 +449,13 @@ func (m *member) enroll(ctx context.Context) error {
 		if proved == m.proved.Load() && now == m.now.Load() {
 			return nil
 		}
-		// AMS was seen meanwhile, or the node has other facts, and who wrote that may have
-		// been first: a row that somebody had removed would stay as it is.
+		// AMS was seen meanwhile, or facts changed. Their writer may have been first, and would not restore a record that was
+		// removed.
 	}
 }
 
-// applied looks whether the primary has a registration that no majority has acknowledged
-// in time. Beats need none, so they flow as soon as it has; the registration is repeated
-// until a majority has it, too.
+// applied looks for a registration on the primary without a majority: heartbeats need none. The registration is retried
+// until a majority has it.
 func (m *member) applied(ctx context.Context, n cluster.Node) {
 	row, err := m.client.Node(ctx, n.ID)
 	if err != nil || !row.SameInstance(n) || row.State != n.State && row.State != cluster.StateDraining {
@@ -482,8 +465,7 @@ func (m *member) applied(ctx context.Context, n cluster.Node) {
 	m.d.view.setState(row.State, row.StateSince)
 }
 
-// facts is this node's row, without a state. What the cloud does not say at the moment
-// stays as it is in the row.
+// facts returns the record without a state. Missing cloud facts stay as in the record.
 func (m *member) facts(ctx context.Context) (cluster.Node, error) {
 	if m.now.Load() != nil || !m.unidentified {
 		return m.latest(), nil
@@ -500,8 +482,7 @@ func (m *member) facts(ctx context.Context) (cluster.Node, error) {
 	}
 }
 
-// enter proves that AMS is in the cluster and makes the row say so, for as long
-// as it takes.
+// enter waits until the cluster has AMS, then updates the record.
 func (m *member) enter(ctx context.Context) {
 	var log throttle
 	complain := func(what string, err error) {
@@ -525,13 +506,13 @@ func (m *member) enter(ctx context.Context) {
 	}
 	m.proved.Store(true)
 	m.d.view.change(func(v *View) { v.Proved = true })
-	// A state is not a beat: it is kept until MongoDB has taken it.
+	// Unlike a heartbeat, a state is retried until MongoDB has it.
 	for retry := p.Retry; ; retry = min(2*retry, p.MostRetry/4) {
 		err := m.enroll(ctx)
 		if err == nil {
 			break
 		}
-		complain("the registry could not be told yet", err)
+		complain("updating the registry failed", err)
 		if !sleep.For(ctx, retry) {
 			return
 		}
@@ -542,8 +523,7 @@ func (m *member) enter(ctx context.Context) {
 	m.indexes(ctx)
 }
 
-// throttle keeps one subject of the log to a line a minute, and to one line for
-// each wording: what a server that is away answers changes with each try.
+// throttle logs a changed text at most once a minute.
 type throttle struct {
 	text string
 	at   time.Time
@@ -557,7 +537,6 @@ func (t *throttle) allows(text string, now time.Time) bool {
 	return true
 }
 
-// indexes asks once for the indexes by which the server forgets.
 func (m *member) indexes(ctx context.Context) {
 	err := m.client.EnsureIndexes(ctx)
 	switch {
@@ -567,40 +546,38 @@ func (m *member) indexes(ctx context.Context) {
 			m.d.log.Info("this MongoDB forgets no old rows by itself; `amsagent nodes prune` removes them")
 		})
 	case cluster.KindOf(err) == cluster.KindOther:
-		// As where one of another expiry is there: rows then go earlier, or later.
-		m.d.log.Warn("an index that removes old rows could not be made; one with another expiry may be there", "error", err)
+		// An index with another expiry removes records earlier or later.
+		m.d.log.Warn("creating the index that removes old records failed, one with another expiry may exist", "error", err)
 	default:
 		m.d.log.Debug("the indexes were not made", "error", err)
 	}
 }
 
-// witness looks every now and then how old AMS's own word is: other nodes take
-// this one for dead by it, whatever it does. It reads our row, too, which others
+// watchDocument reads the age of AMS's document, by which other nodes consider this one dead, and the node record, which others
 // may change.
-func (m *member) witness(ctx context.Context) {
+func (m *member) watchDocument(ctx context.Context) {
 	silent := false
-	for sleep.For(ctx, m.d.o.Periods.Witness) {
+	for sleep.For(ctx, m.d.o.Periods.Document) {
 		m.readRow(ctx)
-		m.spare(ctx)
+		m.askToKeep(ctx)
 		age, err := m.serverAge(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		m.d.view.setWitness(age)
+		m.d.view.setAMSAge(age)
 		if err != nil || !m.proved.Load() {
 			continue
 		}
 		was := silent
 		switch silent = age == nil || *age > amsSilent; {
 		case silent && !was:
-			m.d.log.Warn("Ant Media Server does not write its document any more; other nodes take this one for dead", "address", m.node.IP)
+			m.d.log.Warn("Ant Media Server does not write its document any more, other nodes consider it dead", "address", m.node.IP)
 		case was && !silent:
 			m.d.log.Info("Ant Media Server writes its document again", "address", m.node.IP)
 		}
 	}
 }
 
-// readRow shows what others made of our row.
 func (m *member) readRow(ctx context.Context) {
 	if !m.enrolled.Load() {
 		return
@@ -619,8 +596,8 @@ func (m *member) readRow(ctx context.Context) {
 	}
 }
 
-// spare looks why a machine whose server does not serve is to be kept all the same.
-func (m *member) spare(ctx context.Context) {
+// spare determines why to keep a machine whose server does not serve.
+func (m *member) askToKeep(ctx context.Context) {
 	v := m.d.view.get()
 	why := ""
 	switch {
@@ -632,7 +609,7 @@ func (m *member) spare(ctx context.Context) {
 	default:
 		var err error
 		if why, err = m.notAlone(ctx); err != nil {
-			return // what was known holds, and the next look asks again
+			return // keep the last result
 		}
 		m.spareAsked = time.Now()
 	}
@@ -641,30 +618,27 @@ func (m *member) spare(ctx context.Context) {
 	}
 	m.d.view.change(func(v *View) { v.spared = why })
 	if why != "" {
-		m.d.log.Info("this machine is to be kept although its server does not serve", "why", why)
+		m.d.log.Info("this machine should be kept although its server does not serve", "reason", why)
 	} else if !v.brokenSince.IsZero() {
-		m.d.log.Info("nothing says any more that this machine is to be kept while its server does not serve")
+		m.d.log.Info("no reason is left to keep this machine while its server does not serve")
 	}
 }
 
-// asksOthers reports whether the rows of all nodes are to be read now: when the server ceases
-// to serve, when it was started again by somebody and does not serve, and else once a minute.
+// asksOthers reports whether to read all node records: once the server stops serving, after a manual stop, and else once a
+// minute.
 func (m *member) asksOthers(v View, now time.Time) bool {
-	return !m.spareAsked.After(v.brokenSince) || v.spared == serverStopped || now.Sub(m.spareAsked) >= spareEvery*m.d.o.Periods.Witness
+	return !m.spareAsked.After(v.brokenSince) || v.spared == serverStopped || now.Sub(m.spareAsked) >= spareEvery*m.d.o.Periods.Document
 }
 
-// spareEvery is how many looks at AMS's own word lie between two at the rows of all nodes:
-// where a bad release breaks all of them, all ask.
+// spareEvery is in Periods.Document: with a bad release, all nodes read all records.
 const spareEvery = 4
 
-// peerFresh is how long ago another node may have beaten that counts.
+// peerFresh is the maximum age of a peer's record.
 const peerFresh = time.Minute
 
-// serverStopped is what the service manager says of this machine alone.
-const serverStopped = "somebody stopped the server"
+const serverStopped = "the server was stopped by hand"
 
-// notAlone tells that this machine is not at fault, since half of the other nodes of its
-// group do not serve either; "" where that is not so.
+// notAlone returns a reason if half of the group's other nodes do not serve either.
 func (m *member) notAlone(ctx context.Context) (string, error) {
 	nodes, err := m.client.Nodes(ctx)
 	if err != nil {
@@ -680,8 +654,8 @@ func (m *member) notAlone(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// peersDown counts the other nodes of the group that ought to serve, as far as that is known,
-// and those of them that do not. One that was started again is joining until its server is seen.
+// peersDown counts the group's nodes that should serve, and those that do not. A restarted one is joining until its server
+// is seen.
 func peersDown(self cluster.Node, nodes []cluster.Node, now time.Time) (others, down int) {
 	for _, n := range nodes {
 		age, known := n.Age(now)
@@ -696,18 +670,17 @@ func peersDown(self cluster.Node, nodes []cluster.Node, now time.Time) (others, 
 	return others, down
 }
 
-// requestFresh is how old a request to drain may be that is taken up: who asked has given
-// up by then, and has been told so.
+// requestFresh is the maximum age of a drain request: older ones have timed out for the requester.
 const requestFresh = time.Minute
 
-// longestDeadline bounds what a record may say.
+// longestDeadline bounds a deadline in a record.
 const longestDeadline = 7 * 24 * time.Hour
 
-// asked takes up a request of somebody elsewhere, and removes it from the row.
+// asked accepts a drain request and removes it from the record.
 func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 	now, err := m.client.ServerTime(ctx)
 	if err != nil {
-		return // the next look has it
+		return // retried with the next read
 	}
 	taken, err := m.client.TakeDrainRequest(ctx, m.node.ID, r.ID, m.node.Instance())
 	m.taking = nil
@@ -733,16 +706,16 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 		}
 	}
 	if why == "" {
-		m.d.log.Info("somebody elsewhere asks this node to drain", "who", r.Who, "reason", r.Reason)
+		m.d.log.Info("another machine requests a drain of this node", "who", r.Who, "reason", r.Reason)
 		return
 	}
-	m.d.log.Warn("a request to drain was refused", "who", r.Who, "why", why)
+	m.d.log.Warn("a request to drain was refused", "who", r.Who, "reason", why)
 	if err := m.client.AddEvent(ctx, cluster.Event{Node: m.node.ID, Kind: "refused", Who: r.Who, Why: why}); err != nil {
 		m.d.log.Debug("the refusal is not in the history", "error", err)
 	}
 }
 
-// serverAge is how old AMS's own document is; nil where there is none.
+// serverAge returns the age of AMS's document; nil without one.
 func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 	docs, err := m.client.AMSNodesByAddress(ctx, m.node.IP)
 	if err != nil {
@@ -764,29 +737,29 @@ func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 // amsSilent is AMS's own limit.
 const amsSilent = 20 * time.Second
 
-// drift compares the files regularly with those of the join.
-func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, unmended error) error {
+// drift regularly compares the files with the join.
+func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, unrepaired error) error {
 	p := m.d.o.Periods
-	if unmended == nil {
+	if unrepaired == nil {
 		m.follow(c)
 	}
 	for sleep.For(ctx, p.Drift) {
-		// It may be somewhere else by now, or have another password. Where it answers, a node
-		// stays in the cluster that its server is in, and only its files are compared with what is named.
+		// MongoDB may have moved, or have a new password. If the old one answers, the node stays in its server's cluster, and only
+		// the files are compared.
 		named, err := m.d.o.Mongo(ctx)
 		switch {
 		case errors.Is(err, ErrNoMongo):
 			named = mongo
-		case err != nil: // half written, or wrong: nobody writes over it
-			m.d.mended(err)
+		case err != nil: // half written or invalid: it is not overwritten
+			m.d.reportRepair(err)
 			continue
 		case !named.Equal(mongo.Target) && (m.d.view.get().Beat.Error != "" || slices.Equal(named.Hosts(), mongo.Hosts())):
 			m.d.log.Info("another MongoDB is named now", "mongodb", named.Target)
-			return nil // the next session has it
+			return nil // the next session uses it
 		}
 		c, err := m.d.converge(ctx, s, named, convergeTime)
 		if ctx.Err() == nil {
-			m.d.mended(err)
+			m.d.reportRepair(err)
 		}
 		switch {
 		case c == nil:
@@ -796,7 +769,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 			if err == nil {
 				m.follow(c)
 			} else {
-				c.Node.Drift = m.latest().Drift // not known is not none
+				c.Node.Drift = m.latest().Drift // unknown is not none
 			}
 			if !c.Node.SameInstance(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 				return nil // the next session registers it
@@ -807,7 +780,6 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 	return nil
 }
 
-// latest is the node as it was found last.
 func (m *member) latest() cluster.Node {
 	if n := m.now.Load(); n != nil {
 		return *n
@@ -815,18 +787,16 @@ func (m *member) latest() cluster.Node {
 	return m.node
 }
 
-// refresh writes the row again where it says something else of this machine by now: the cloud
-// said for the first time what the machine is, it has another name or public address, the server
-// was upgraded. Beats go on meanwhile. What the cloud does not say this time stays as it was.
+// refresh updates the record with changed facts: identity, name, public address, server release. Missing cloud facts stay.
 func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
 	n, first := c.Node, m.unidentified && m.now.Load() == nil
 	if c.Unidentified || c.Incomplete {
 		if c.Unidentified && first {
-			return // the row alone has what it said
+			return // the record has more
 		}
 		was, err := m.facts(ctx)
 		if err != nil {
-			return // the next comparison tries again
+			return // retried with the next comparison
 		}
 		n = n.WithCloudFactsOf(was)
 		if !first {
@@ -838,7 +808,7 @@ func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
 		return
 	}
 	m.now.Store(&n)
-	m.told = cluster.Node{} // what the row has after an error is not known
+	m.told = cluster.Node{} // unknown after an error
 	if err := m.enroll(ctx); err != nil {
 		m.d.log.Debug("the row was not written again, and will be", "error", err)
 		return
@@ -846,8 +816,7 @@ func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
 	m.told = n
 }
 
-// portOf is where the server of a node serves, which may be another port than its files name by
-// now, or else where they say.
+// portOf returns the port in use, or else that of the files.
 func (d *Daemon) portOf(n cluster.Node) int {
 	return cmp.Or(d.o.Server.Port(), n.Port)
 }

@@ -17,105 +17,91 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// View is what the daemon knows of itself, as the control socket tells it.
+// View is the daemon's state.
 type View struct {
 	Version string    `json:"version"`
 	PID     int       `json:"pid"`
 	Started time.Time `json:"started"`
-	// Phase is what the state file says; "" on a machine that never joined.
+	// Phase is "" on a machine that never joined.
 	Phase bootstrap.Phase `json:"phase,omitempty"`
-	// Activity says in words what the daemon is about.
+	// Activity is for people.
 	Activity string `json:"activity"`
-	// Trouble is what keeps it from that; "" where nothing does.
+	// Trouble is what hinders it, or "".
 	Trouble string `json:"trouble,omitempty"`
 
 	ID      string `json:"id,omitempty"`
 	Address string `json:"address,omitempty"`
 	Role    string `json:"role,omitempty"`
 	Group   string `json:"group,omitempty"`
-	// State is the row's, as the daemon last wrote it.
+	// State is the node record's, as last written or read.
 	State      cluster.State `json:"state,omitempty"`
 	StateSince time.Time     `json:"state_since,omitzero"`
-	// Proved tells that Ant Media Server was seen in the cluster since the daemon
-	// was started.
+	// Proved: AMS was seen in the cluster in this session.
 	Proved bool `json:"proved"`
-	// Ready is whether viewers may be sent here: this is a node, it does not drain,
-	// and its server serves them. NotReady says what is missing.
-	Ready    bool   `json:"ready"`
-	NotReady string `json:"not_ready,omitempty"`
-	// Server is what viewers get from the server on this machine.
-	Server ServerView `json:"server"`
-	// Lifecycle is how this node goes, where it does.
+	// Ready reports whether viewers may come: a node without a drain whose server serves. NotReady is the cause if not.
+	Ready    bool       `json:"ready"`
+	NotReady string     `json:"not_ready,omitempty"`
+	Server   ServerView `json:"server"`
+	// Lifecycle is nil if this node cannot be drained.
 	Lifecycle *lifecycle.View `json:"lifecycle,omitempty"`
 
-	// OtherMachine names the machine that uses this node's row; "" where none does.
+	// OtherMachine uses this node's record; usually "".
 	OtherMachine string `json:"other_machine,omitempty"`
 
 	Beat BeatView `json:"beat"`
 	// Load and Sessions are those of the last round.
 	Load     cluster.Load     `json:"load"`
 	Sessions cluster.Sessions `json:"sessions"`
-	// Missing are readings that could not be had, with their reasons.
+	// Missing maps missing readings to reasons.
 	Missing map[string]string `json:"missing,omitempty"`
-	// AMSAge is how old AMS's own document was when it was last looked at; nil
-	// where that is not known.
+	// AMSAge is the last seen age of AMS's document, or nil.
 	AMSAge *time.Duration `json:"ams_age_ns,omitempty"`
-	// RestartPending reports that the server runs with other settings than it will start
-	// with: files differ from those of the join, or are newer than the server.
-	RestartPending bool `json:"restart_pending,omitempty"`
-	// Drift says which, and what ends it; nil where nothing differs.
-	Drift *DriftView `json:"drift,omitempty"`
-	// Standalone tells that a person made this machine standalone by hand.
-	Standalone bool                `json:"standalone,omitempty"`
-	Repairs    []bootstrap.Finding `json:"repairs"`
-	Warnings   []bootstrap.Finding `json:"warnings"`
-	// Notes are what an operator needs to know of this machine's cloud and tags.
+	// RestartPending: files differ from the join, or are newer than the running server.
+	RestartPending bool                `json:"restart_pending,omitempty"`
+	Drift          *DriftView          `json:"drift,omitempty"`
+	Standalone     bool                `json:"standalone,omitempty"`
+	Repairs        []bootstrap.Finding `json:"repairs"`
+	Warnings       []bootstrap.Finding `json:"warnings"`
+	// Notes are hints on cloud and tags.
 	Notes   []string `json:"notes,omitempty"`
-	Metrics string   `json:"metrics,omitempty"` // where they are served
-	// MetricsError says why the port for metrics and health is not open; another
-	// program may answer there. It is tried again until it is free.
+	Metrics string   `json:"metrics,omitempty"` // the address
+	// MetricsError is why the port is not open. Another program may answer there.
 	MetricsError string `json:"metrics_error,omitempty"`
 
-	// entered tells that this node was active, and its server seen in the cluster, in this boot
-	// and under this address. That holds for an agent that was started again while MongoDB, or the server's
-	// word, cannot be had.
+	// entered: this instance was active, and its server seen in the cluster. It holds after a restart of the agent, even
+	// without MongoDB.
 	entered bool
-	// brokenSince is since when this machine ought to serve and does not, by no cause
-	// that other nodes share; zero where it does.
+	// brokenSince is when this machine stopped serving without a shared cause, or zero.
 	brokenSince time.Time
-	// counted are the sessions that were known last, at countedAt.
-	counted   cluster.Sessions
-	countedAt time.Time
-	// held is how many commands that stop or restart the server are at work, holder the name of the last one.
+	counted     cluster.Sessions
+	countedAt   time.Time
+	// held counts the commands that hold; holder is the last one.
 	held   int
 	holder string
-	// departed reports that such a command took this machine out of the cluster, before the session follows.
+	// departed: such a command removed this node from the cluster, unnoticed by the session.
 	departed bool
-	// spared is why this machine is to be kept all the same; "" where nothing says so.
+	// spared is why to keep the machine all the same, or "".
 	spared string
 }
 
-// BeatView is how the beats go.
+// BeatView is the state of the heartbeats.
 type BeatView struct {
 	Seq  int64     `json:"seq"`
 	Last time.Time `json:"last,omitzero"` // when one was last written
-	// Round is when the loop last went round, whether it wrote or not.
+	// Round is the end of the last round, written or not.
 	Round   time.Time     `json:"round,omitzero"`
 	Dropped int           `json:"dropped,omitempty"`
 	Latency time.Duration `json:"latency_ns,omitempty"`
 	Error   string        `json:"error,omitempty"`
 }
 
-// view is the View that is kept.
 type view struct {
 	mu     sync.Mutex
 	v      View
 	sample heartbeat.Sample
 	boot   string // of the node
-	// life is asked at each look: nobody who has read in the registry that this node
-	// drains may find it ready here. Nil where the daemon does not drain.
-	life func() lifecycle.View
-	// notes is Options.Notes.
+	// life is called for each read: this node must not look ready after its drain is in the registry. It may be nil.
+	life  func() lifecycle.View
 	notes func() []string
 }
 
@@ -133,7 +119,7 @@ func (w *view) change(f func(*View)) {
 	f(&w.v)
 }
 
-// refresh takes in what the view has no copy of. The lock is held.
+// refresh requires the lock.
 func (w *view) refresh() {
 	if w.life != nil {
 		l := w.life()
@@ -141,7 +127,7 @@ func (w *view) refresh() {
 	}
 }
 
-// get returns a copy. Slices and maps in it are replaced, never changed.
+// get returns a copy whose slices and maps never change.
 func (w *view) get() View {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -185,14 +171,12 @@ func (w *view) setNode(n cluster.Node) {
 	})
 }
 
-// bootID names the boot that the node was registered in; "" before that.
 func (w *view) bootID() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.boot
 }
 
-// setOther reports whether that is another machine than before.
 func (w *view) setOther(text string) (changed bool) {
 	w.change(func(v *View) { changed, v.OtherMachine = v.OtherMachine != text, text })
 	return changed
@@ -208,7 +192,7 @@ func (w *view) setState(s cluster.State, since time.Time) {
 	w.change(func(v *View) { v.State, v.StateSince = s, since })
 }
 
-func (w *view) setWitness(age *time.Duration) { w.change(func(v *View) { v.AMSAge = age }) }
+func (w *view) setAMSAge(age *time.Duration) { w.change(func(v *View) { v.AMSAge = age }) }
 
 func (w *view) setConvergence(c *bootstrap.Convergence) {
 	w.change(func(v *View) {
@@ -219,7 +203,7 @@ func (w *view) setConvergence(c *bootstrap.Convergence) {
 	})
 }
 
-// findings are the first of a list, the last of which tells how many more there are.
+// findings bounds a list; its last entry counts the others.
 func findings(list []bootstrap.Finding) []bootstrap.Finding {
 	first, omitted := listed(list)
 	if omitted > 0 {
@@ -255,10 +239,9 @@ func (w *view) beat(r heartbeat.Report) {
 	b.Seq, b.Last = r.Seq, now
 }
 
-// maxLine is what the service manager is told at most, in bytes.
+// maxLine bounds the status line in bytes.
 const maxLine = 8 << 10
 
-// line is the daemon in one line, for the service manager.
 func (w *view) line() string {
 	v := w.get()
 	var parts []string
@@ -268,7 +251,7 @@ func (w *view) line() string {
 	default:
 		parts = append(parts, v.Activity)
 	}
-	gone := v.State == cluster.StateLeft // nothing is counted, and nothing beats
+	gone := v.State == cluster.StateLeft // no count, no heartbeat
 	if v.State != "" && !gone {
 		parts = append(parts, count(v.Sessions.Publishers, "publisher"), count(v.Sessions.Viewers, "viewer"))
 	}
@@ -298,7 +281,6 @@ func (w *view) line() string {
 	return plain.Truncate(plain.Text(strings.Join(strings.Fields(strings.Join(parts, "; ")), " ")), maxLine)
 }
 
-// count says a number that may not be known.
 func count(n *int, what string) string {
 	switch {
 	case n == nil:
