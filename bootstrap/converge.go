@@ -22,107 +22,92 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// The ids of what a convergence found and repaired.
+// IDs of findings.
 const (
-	IDCloned = "AMS-CLONED" // the state is that of another machine: this is a copy of its disk
-	IDMoved  = "AMS-MOVED"  // the address is another one than joined with
-	IDRole   = "AMS-ROLE"   // the role or the group is another one than joined with
-	IDConfig = "AMS-CONFIG" // a setting is malformed, as in an instance tag
+	IDCloned = "AMS-CLONED" // this disk is a copy of another machine's
+	IDMoved  = "AMS-MOVED"  // the address has changed
+	IDRole   = "AMS-ROLE"   // the role or the group has changed
+	IDConfig = "AMS-CONFIG" // a setting is malformed
 )
 
-// ConvergeMode says when the server's files may be written.
+// ConvergeMode decides when the server's files may be written.
 type ConvergeMode string
 
 const (
-	// ConvergeByCommand writes them unless the server is starting, or the service manager fails
-	// to say whether it is.
+	// ConvergeByCommand does not write them while the server starts or its state is unknown.
 	ConvergeByCommand ConvergeMode = ""
-	// ConvergeBeforeStart writes them: the service manager is about to start the
-	// server. Nothing is waited for.
+	// ConvergeBeforeStart writes them without waiting, just before the server's start.
 	ConvergeBeforeStart ConvergeMode = "before-start"
-	// ConvergeWatch writes them only where the server is known not to run, and
-	// otherwise compares: the server writes them itself, in place. The agent's own
-	// files are written in any case.
+	// ConvergeWatch writes them only while the server is known to be stopped: a running one writes them itself, in
+	// place. The agent's own files are always written.
 	ConvergeWatch ConvergeMode = "watch"
 )
 
-// ConvergeRequest is what a machine that has joined is to be kept at.
+// ConvergeRequest is the desired state of a machine that has joined.
 type ConvergeRequest struct {
 	Mode ConvergeMode
-	// Mongo is where the cluster's memory is; zero where nobody knows. Then the
-	// files are left alone.
+	// Mongo is zero if unknown. The files are then not compared.
 	Mongo cluster.Target
-	// MongoStored tells that it was read from [MongoPath].
+	// MongoStored reports that Mongo was read from [MongoPath].
 	MongoStored bool
-	// Role and Group replace those of the join where they are not empty, and where
-	// no join wrote others since Known, the state when they were looked up; nil is
-	// any.
+	// Role and Group, if set, replace the joined ones if the state is still Known; nil matches any.
 	Known        *State
 	Role, Group  string
 	Address      string
 	ForceAddress bool
-	// AddressKept tells that a join on this disk was given the address: a copy of
-	// the disk has one of its own.
+	// AddressKept reports that a join on this disk, or on its original, got the address.
 	AddressKept bool
 	Valve       Valve
-	Interval    time.Duration // from beat to beat, for the row
-	// Identify asks who this machine is. Where it fails, but with [ErrTags], the
-	// machine is taken for the one that joined: a cloud's metadata that is away must
-	// not keep a node from booting.
+	Interval    time.Duration // of heartbeats
+	// Identify returns this machine's instance. Errors other than [ErrTags] are only warnings: an unavailable
+	// metadata service must not prevent a boot.
 	Identify func(context.Context) (metadata.Instance, error)
 }
 
-// ErrTags is that of who this machine is no more than a tag of the agent's is malformed.
-// The instance comes with it.
+// ErrTags reports a malformed instance tag of the agent. The instance is valid.
 var ErrTags = errors.New("an instance tag is malformed")
 
-// Difference is one value that differs, with secrets masked.
+// Difference is a value that differs, with secrets masked.
 type Difference = conf.Difference
 
-// Convergence is what was found and what was repaired.
+// Convergence is the result of [Machine.Converge].
 type Convergence struct {
-	// Phase is what the state file says; "" where this machine never joined.
-	// Only a machine in PhaseJoined was looked at further.
-	Phase Phase `json:"phase,omitempty"`
-	// Repairs are the differences that were found and are no more.
-	Repairs []Finding `json:"repairs"`
-	// Differences are values that differ from what this machine joined with, and
-	// were left so because the server runs. The next start takes up the new ones.
+	// Phase is "" if this machine never joined. The other fields need PhaseJoined.
+	Phase   Phase     `json:"phase,omitempty"`
+	Repairs []Finding `json:"repairs"` // differences that were repaired
+	// Differences are values that are not repaired while the server runs. Its next start applies the joined values.
 	Differences []conf.Difference `json:"differences"`
-	// Torn are settings files that are half written or empty.
+	// Torn are half-written or empty settings files.
 	Torn []string `json:"torn,omitempty"`
-	// Standalone tells that a person made this machine standalone by hand: all of its
-	// files agree on it, and the release is the one that joined. They are left alone.
+	// Standalone reports that an operator made all files standalone since the join. They are not changed.
 	Standalone bool `json:"standalone"`
-	// Warnings are what could not be looked at or mended.
+	// Warnings are failed checks and repairs.
 	Warnings []Finding    `json:"warnings"`
 	Files    []FileResult `json:"files"`
-	// RestartNeeded reports that the server runs with other settings than it will start
-	// with: files differ, or were written after the server was started.
+	// RestartNeeded reports that the running server's settings differ from its files.
 	RestartNeeded bool `json:"restart_needed"`
-	// Node is the row of this machine with all facts, but without a state.
+	// Node is the node record without a state.
 	Node cluster.Node `json:"node"`
-	// Unidentified reports that the metadata did not answer: Node lacks what they say.
+	// Unidentified reports that the metadata service did not answer.
 	Unidentified bool `json:"-"`
-	// Incomplete reports that they left something out that they usually say.
+	// Incomplete reports that the metadata lacks usual values.
 	Incomplete bool `json:"-"`
 }
 
-// Converge brings a machine that has joined back to what it joined as: files that
-// an upgrade restored, a lost drop-in, a new address, a copy of another machine's
-// disk. It does not start, stop or restart AMS, and asks MongoDB nothing: at boot
-// it runs before AMS does. A machine that is as it should be is not written to.
+// Converge restores the settings of the join, for example after an upgrade or a copy of the disk. It never starts
+// or stops the server, and does not use MongoDB: at boot it runs before the server. It returns a [PreflightError]
+// or a [FailedError].
 func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergence, error) {
 	store := m.store()
 	if req.Mode != ConvergeBeforeStart {
 		m.identifyFirst(ctx, store, &req)
-		if errors.Is(ctx.Err(), context.Canceled) { // unlike a metadata service that is slow
+		if errors.Is(ctx.Err(), context.Canceled) { // not if the metadata service is slow
 			return nil, &FailedError{Step: "asking who this machine is", Err: context.Cause(ctx), State: untouched}
 		}
 	}
 	c, err := m.convergeOnce(ctx, store, req, pass{found: untouched, asks: m.Server()})
 	if starting, ok := errors.AsType[*startingError](err); ok {
-		// Without the lock: a drain that comes meanwhile stops the server at its time.
+		// Without the lock: a drain must be able to stop the server.
 		m.awaitStarted(ctx, starting.asks)
 		if ctx.Err() == nil {
 			c, err = m.convergeOnce(ctx, store, req, starting.pass)
@@ -138,27 +123,24 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 	return c, err
 }
 
-// startingError is that the server's files are not to be written now: an application saves
-// its settings in the middle of its start, from what it read at the beginning.
+// startingError reports that the server starts. It may save settings that it read before.
 type startingError struct{ pass }
 
-// pass is what a pass of a convergence knows of the one before it.
 type pass struct {
-	found     string    // the state that is left
-	recovered []Finding // what was done about an interrupted command
-	asks      *Server   // since the first pass
+	found     string    // for the error's State
+	recovered []Finding // about an interrupted command
+	asks      *Server   // since the first attempt
 }
 
 func (*startingError) Error() string {
 	return "Ant Media Server is starting, and would write over its files what it has read before"
 }
 
-// convergeOnce is [Machine.Converge]; where files are to be written while the server starts,
-// it writes nothing and returns a [startingError].
+// convergeOnce returns a [startingError] if the server starts and its files need a write.
 func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req ConvergeRequest, p pass) (*Convergence, error) {
 	c := &Convergence{Repairs: append([]Finding{}, p.recovered...), Warnings: []Finding{}, Differences: []conf.Difference{}}
 	if req.Mode == ConvergeBeforeStart {
-		// A join or a leave starts the server itself, and holds the lock meanwhile.
+		// A join or a leave starts the server, with the lock held.
 		if s, err := loadState(store); err == nil && (s == nil || s.Phase != PhaseJoined) {
 			if s != nil {
 				c.Phase = s.Phase
@@ -174,7 +156,7 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 	}
 	lock, err := m.lock(wait)
 	if errors.Is(err, conf.ErrLocked) && req.Mode == ConvergeBeforeStart {
-		return c, nil // it starts the server, and has written the files
+		return c, nil // the holder of the lock has written the files
 	}
 	if err != nil {
 		return c, &FailedError{Step: "waiting for the lock", Err: err, State: p.found, Unknown: isTimeout(err)}
@@ -209,9 +191,7 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 	return c, k.run(ctx, unfinished)
 }
 
-// identifyFirst asks who this machine is before the machine is locked: a drain must
-// not wait for a metadata service that hangs. A machine that is no node is not
-// asked about.
+// identifyFirst runs without the lock: a drain must not wait for the metadata service.
 func (m *Machine) identifyFirst(ctx context.Context, store *conf.Store, req *ConvergeRequest) {
 	if s, err := loadState(store); err != nil || s == nil || s.Phase != PhaseJoined {
 		return
@@ -219,25 +199,22 @@ func (m *Machine) identifyFirst(ctx context.Context, store *conf.Store, req *Con
 	req.Identify = m.AskNow(ctx, req.Identify)
 }
 
-// beforeStartLock is how long the start of the server waits for another command of
-// the agent. One that restarts the server holds the lock and has written the files.
+// beforeStartLock bounds the wait of a server's start. A command that restarts the server holds the lock and has
+// already written the files.
 const beforeStartLock = 2 * time.Second
 
-// converger is one convergence under way.
 type converger struct {
 	*Machine
 	store  *conf.Store
 	req    ConvergeRequest
-	state  State // as it is to be
+	state  State // the desired state
 	result *Convergence
 	pass
-	facts facts
-	// stateErr is why the state of the service is not known.
+	facts    facts
 	stateErr error
 }
 
-// run converges where err is nil. Whatever keeps the files from being mended: the node
-// serves, and is to be seen.
+// run builds the node record even if err prevents repairs: the node serves.
 func (k *converger) run(ctx context.Context, err error) error {
 	f := &k.facts
 	if f.service, k.stateErr = k.Service.State(ctx); k.stateErr != nil {
@@ -260,7 +237,6 @@ func (k *converger) run(ctx context.Context, err error) error {
 	return err
 }
 
-// take takes what is said of this machine now, where anything is.
 func (k *converger) take(what string, is *string, said string) {
 	if said == "" || said == *is {
 		return
@@ -269,7 +245,6 @@ func (k *converger) take(what string, is *string, said string) {
 	*is = said
 }
 
-// read reads what a plan is made of.
 func (k *converger) read() (err error) {
 	f := &k.facts
 	f.record, err = k.store.Record()
@@ -294,14 +269,13 @@ func (k *converger) repaired(id, format string, args ...any) {
 	k.result.Repairs = append(k.result.Repairs, Finding{ID: id, Text: fmt.Sprintf(format, args...)})
 }
 
-// identify finds out who this machine is today.
 func (k *converger) identify(ctx context.Context) {
 	f := &k.facts
 	known := previousAddress(&k.state)
 	var inst metadata.Instance
 	var err error
 	if k.req.Mode == ConvergeBeforeStart {
-		// The server waits: what the daemon, or the boot, found out last is good enough.
+		// The server waits. The last known identity must do.
 		f.inst = metadata.Instance{ID: k.state.InstanceID, Address: known, Provider: k.state.Provider}
 		f.address = ams.Address{Addr: known, Reason: "as joined"}
 	} else if inst, err = k.req.Identify(ctx); errors.Is(err, ErrTags) {
@@ -320,7 +294,6 @@ func (k *converger) identify(ctx context.Context) {
 	}
 }
 
-// compareIdentity notes where the machine is another one than joined.
 func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance, known netip.Addr) {
 	f := &k.facts
 	f.inst = inst
@@ -328,13 +301,13 @@ func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance,
 	if f.inst.ID != k.state.InstanceID {
 		k.repaired(IDCloned, "this is a copy of %s's disk: it is %s now", k.state.InstanceID, f.inst.ID)
 		k.state.InstanceID = f.inst.ID
-		if k.req.AddressKept && k.begin(ctx, k.found) == nil { // else mend says it
+		if k.req.AddressKept && k.begin(ctx, k.found) == nil { // mend reports the error
 			k.forgetAddress()
 		}
 	}
 	var err error
 	if f.address, err = k.address(k.req.Address, k.req.ForceAddress, inst); err != nil {
-		// The network may not be up yet, and the answer may lack this address: it is looked at again later.
+		// The network may not be up yet. A later run checks again.
 		unsure := k.result.Unidentified || slices.Contains(inst.Missing, "public_address") || slices.Contains(inst.Missing, "ipv6")
 		if !unsure || !errors.Is(err, ams.ErrAddressNotHere) {
 			k.warn(IDAddress, "%v; %s, as joined, is kept", err, known)
@@ -347,8 +320,6 @@ func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance,
 	}
 }
 
-// forgetAddress drops the address that was given to the machine whose disk this
-// was.
 func (k *converger) forgetAddress() {
 	k.req.Address, k.req.ForceAddress = "", false
 	given, err := loadGiven(k.store)
@@ -360,24 +331,21 @@ func (k *converger) forgetAddress() {
 	}
 }
 
-// writes reports whether the server's files may be written now.
 func (k *converger) writes() bool {
-	// Without the state it is not known whether the server is starting. A unit that is not there starts none.
+	// A service of unknown state may be starting, a missing unit not.
 	known := k.stateErr == nil || errors.Is(k.stateErr, ams.ErrNoUnit)
 	return k.req.Mode == ConvergeByCommand && known || k.stopped()
 }
 
-// stopped reports whether no server runs, which is about to start with the files
-// as they are then.
+// stopped reports whether the server's next start reads the files as they are then.
 func (k *converger) stopped() bool {
 	s := k.facts.service
 	return k.req.Mode == ConvergeBeforeStart || s.Dead()
 }
 
-// up reports whether a server runs that may have read its files already.
+// up reports whether the server may already have read its files.
 func (k *converger) up() bool { return k.facts.service.Running() || k.facts.service.Starting() }
 
-// mend plans what a join would write, and writes of what differs what it may.
 func (k *converger) mend(ctx context.Context) error {
 	f := &k.facts
 	if k.req.Mongo.IsZero() {
@@ -396,7 +364,7 @@ func (k *converger) mend(ctx context.Context) error {
 		f.plan = f.plan.Only(func(string) bool { return false })
 	}
 	if f.plan != nil && k.req.Mode == ConvergeBeforeStart && !f.service.Known() {
-		// What stop timeout is in effect is not known, and the drop-in never shortens it.
+		// The drop-in must not shorten the effective stop timeout, which is unknown.
 		f.plan = f.plan.Only(func(path string) bool { return path != ams.DropInPath })
 	}
 	if f.plan != nil && k.req.MongoStored && k.renamed() {
@@ -405,7 +373,7 @@ func (k *converger) mend(ctx context.Context) error {
 	k.limit()
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
-	// After ctx ended no application was asked.
+	// After the end of ctx no application is called.
 	if changed && k.req.Mode == ConvergeByCommand && k.up() && (k.asks.starts(ctx, k.asks.look(ctx)) || ctx.Err() != nil) {
 		return &startingError{k.pass}
 	}
@@ -417,11 +385,10 @@ func (k *converger) mend(ctx context.Context) error {
 	}
 	release := k.state.Release
 	if changed && k.writes() {
-		// Only once they are written: standalone files of a release that the state names are
-		// those that a person made so.
+		// After the write: standalone files of the state's release count as made by hand.
 		k.state.Release = f.state.Release
 	}
-	// First: a crash behind it is mended by the next run, which plans anew.
+	// First: after a crash the next run plans again.
 	if err := k.save(*f.state); err != nil {
 		return err
 	}
@@ -441,8 +408,6 @@ func (k *converger) mend(ctx context.Context) error {
 	return nil
 }
 
-// unwritten is the error of a command that wrote none of the server's files, as the state of
-// the service is not known.
 func (k *converger) unwritten(ctx context.Context, own bool) error {
 	err := cmp.Or(context.Cause(ctx), k.stateErr)
 	state := k.found
@@ -455,7 +420,6 @@ func (k *converger) unwritten(ctx context.Context, own bool) error {
 	}
 }
 
-// save writes the state where it is another one than before.
 func (k *converger) save(before State) error {
 	if k.state == before {
 		return nil
@@ -466,15 +430,12 @@ func (k *converger) save(before State) error {
 	return nil
 }
 
-// madeStandalone reports whether a person switched this machine with the vendor's
-// script: the release is the one that joined, and every file is a standalone
-// server's. Files that an upgrade restored look like that, too, with another
-// release.
+// madeStandalone reports whether an operator ran the vendor's script. After an upgrade all files are standalone,
+// too, but the release differs.
 func madeStandalone(store *conf.Store, in *ams.Installation, joined string) bool {
 	return in.Release.Known() && in.Release.String() == joined && standaloneFiles(store, in)
 }
 
-// standaloneFiles reports whether all files agree that the server is standalone.
 func standaloneFiles(store *conf.Store, in *ams.Installation) bool {
 	if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
 		return false
@@ -495,8 +456,7 @@ func standaloneFiles(store *conf.Store, in *ams.Installation) bool {
 	return true
 }
 
-// renamed reports whether the file that named MongoDB names another one by now, or nothing whole:
-// somebody has written it since it was read, and it is not written over.
+// renamed reports whether another program changed [MongoPath] since it was read. It must not be overwritten.
 func (k *converger) renamed() bool {
 	return slices.ContainsFunc(k.facts.plan.Changed(), func(p conf.PlannedFile) bool {
 		if p.Before.Path != MongoPath || !p.Before.Exists() {
@@ -507,8 +467,7 @@ func (k *converger) renamed() bool {
 	})
 }
 
-// limit takes out of the plan what is not to be written while the server runs, and
-// notes it as a difference.
+// limit replaces changes that must not be written now by differences.
 func (k *converger) limit() {
 	f := &k.facts
 	if f.plan == nil {
@@ -523,7 +482,7 @@ func (k *converger) limit() {
 	left := f.plan.Only(func(path string) bool { return !agentsOwn(path) })
 	for _, file := range left.Changed() {
 		if !changesServer(file) {
-			continue // its permissions alone: the next start sees to them
+			continue // only permissions, which the next start repairs
 		}
 		k.result.Differences = append(k.result.Differences, k.differences(file)...)
 	}
@@ -533,7 +492,6 @@ func (k *converger) limit() {
 	f.plan = f.plan.Only(agentsOwn)
 }
 
-// differences are those of a file, told as a person looks at it.
 func (k *converger) differences(file conf.PlannedFile) []conf.Difference {
 	d := conf.Difference{Path: file.Before.Path}
 	switch {
@@ -549,13 +507,12 @@ func (k *converger) differences(file conf.PlannedFile) []conf.Difference {
 	return []conf.Difference{d}
 }
 
-// agentsOwn reports whether a file is none that the server writes.
+// agentsOwn reports whether the server never writes a file.
 func agentsOwn(path string) bool {
 	return path == ams.DropInPath || path == MongoPath || path == hostsPath
 }
 
-// noteWritten notes whether the server that runs has to be started again to take up what
-// is written.
+// noteWritten records whether the running server must be restarted.
 func (k *converger) noteWritten(changed bool) {
 	f := &k.facts
 	if k.stopped() || !k.state.FilesWritten.IsZero() && !k.olderThanFiles(&k.state, f.service) {
@@ -567,12 +524,10 @@ func (k *converger) noteWritten(changed bool) {
 	k.result.RestartNeeded = k.state.RestartPending || !k.state.FilesWritten.IsZero() || len(k.result.Differences) > 0
 }
 
-// olderThanFiles reports whether files that the server reads were written after it was started.
 func (m *Machine) olderThanFiles(s *State, service ams.State) bool {
 	return s != nil && !s.FilesWritten.IsZero() && !m.serverStarted(service).at.After(s.FilesWritten.Add(time.Second))
 }
 
-// write commits what is left in the plan.
 func (k *converger) write(ctx context.Context) error {
 	f := &k.facts
 	paths := f.plan.ChangedPaths()
@@ -594,12 +549,10 @@ func (k *converger) write(ctx context.Context) error {
 	return nil
 }
 
-// startingTime is how long a server may take for its start, about: on a loaded machine
-// the last application serves after a minute.
+// startingTime bounds a start. On a loaded machine the last application serves after a minute.
 const startingTime = 2 * time.Minute
 
-// awaitStarted waits while the server starts. A join and a leave need not wait, because they
-// restart it.
+// awaitStarted is not needed by join and leave, which restart the server.
 func (m *Machine) awaitStarted(ctx context.Context, server *Server) {
 	ctx, cancel := context.WithTimeout(ctx, startingTime)
 	defer cancel()
@@ -607,8 +560,8 @@ func (m *Machine) awaitStarted(ctx context.Context, server *Server) {
 	Watch(ctx, server, func(is Served) bool { return server.starts(ctx, is.Answers) })
 }
 
-// starts reports whether an application may be starting. In the middle of its start it answers 500, as a broken one does:
-// it is broken only in a server that is not young. Without a known age, the server started when this was first asked.
+// starts reports whether an application may be starting. It then answers 500, as a broken one does, so the
+// server's age decides.
 func (s *Server) starts(ctx context.Context, answers []ams.AppAnswer) bool {
 	young := time.Since(s.askService(ctx).or(s.first).at) < startingTime
 	return len(answers) == 0 || slices.ContainsFunc(answers, func(a ams.AppAnswer) bool {
@@ -616,9 +569,8 @@ func (s *Server) starts(ctx context.Context, answers []ams.AppAnswer) bool {
 	})
 }
 
-// startedMeanwhile notes a restart for a server that did not run before the files were
-// written, and runs now: it may have read them as they were. Under systemd the drop-in
-// looks at the files just before each start.
+// startedMeanwhile records a pending restart if the server was started during the write. With a drop-in, systemd
+// runs the agent before each start.
 func (k *converger) startedMeanwhile(ctx context.Context) {
 	written := time.Now()
 	if !k.stopped() || k.DropIn {
@@ -638,9 +590,8 @@ func (k *converger) startedMeanwhile(ctx context.Context) {
 	}
 }
 
-// commit writes the plan. One that holds some of the files only is not made again
-// where a file changed meanwhile: the next convergence does that. before is the state that
-// a failure leaves where all files are as before the last commit.
+// commit repeats only a complete plan after a conflict. before describes the files if the last commit failed
+// completely.
 func (k *converger) commit(ctx context.Context) (before string, err error) {
 	f := &k.facts
 	if !k.writes() {
@@ -654,7 +605,6 @@ func (k *converger) commit(ctx context.Context) (before string, err error) {
 	return j.before(), err
 }
 
-// node collects what the registry is to know of this machine.
 func (k *converger) node() {
 	f := &k.facts
 	k.result.Node = k.nodeOf(f, k.state.Role, cmp.Or(k.state.Group, f.inst.Group))
@@ -664,10 +614,9 @@ func (k *converger) node() {
 	}
 }
 
-// maxDrift bounds the text of a drift in the row: the server's user decides how long it is.
+// maxDrift is in bytes: the server's user controls the length.
 const maxDrift = 256
 
-// driftText names values that differ, for the row.
 func driftText(values []conf.Difference) string {
 	var texts []string
 	for _, d := range values[:min(len(values), maxShown)] {
@@ -680,7 +629,6 @@ func driftText(values []conf.Difference) string {
 	return plain.Truncate(strings.ToValidUTF8(strings.Join(texts, "; "), "?"), maxDrift)
 }
 
-// nodeOf makes the row of this machine, without a state.
 func (m *Machine) nodeOf(f *facts, role, group string) cluster.Node {
 	n := cluster.Node{
 		ID: f.inst.ID, IP: f.address.Addr.String(), Hostname: cmp.Or(f.inst.Hostname, f.hostname.Name),
@@ -697,13 +645,11 @@ func (m *Machine) nodeOf(f *facts, role, group string) cluster.Node {
 	return n
 }
 
-// StateFile is what tells whether a join, a leave or a convergence has written
-// since somebody looked.
+// StateFile returns the agent's state, or nil. It changes with each command that writes.
 func (m *Machine) StateFile() (*State, error) { return loadState(m.store()) }
 
-// Prove waits until AMS's own document of this address is seen, written by the
-// AMS that runs now, and returns it. It ends with ctx, or when the service dies.
-// Nothing is written.
+// Prove waits until the running server has written its document with this address. It ends with ctx, or if the
+// service dies. It writes nothing.
 func (m *Machine) Prove(ctx context.Context, client *cluster.Client, address string) (*Evidence, error) {
 	addr, err := netip.ParseAddr(address)
 	if err != nil {
@@ -732,19 +678,18 @@ func (m *Machine) Prove(ctx context.Context, client *cluster.Client, address str
 }
 
 const (
-	// usualStart is what the server takes from its start to its document, well counted.
+	// usualStart is a generous bound up to the server's first document.
 	usualStart = time.Minute
-	// alivePoll is how often the service manager is asked whether the server was started.
-	alivePoll = time.Second
+	alivePoll  = time.Second
 )
 
-// awaitAlive waits for a server that is stopped to be started, and asks MongoDB nothing:
-// on a hundred machines each question would be a search of all of their documents.
+// awaitAlive waits for the start of a stopped server. It does not poll MongoDB: on a hundred machines, each poll
+// would scan the documents of all.
 func (m *Machine) awaitAlive(ctx context.Context) (ams.State, error) {
 	for {
 		st, err := m.Service.State(ctx)
 		if err != nil || !st.Stopped() {
-			return st, err // why it failed is told by who watches it
+			return st, err // the caller reports a failure
 		}
 		if !sleep.For(ctx, alivePoll) {
 			return st, fmt.Errorf("%s does not run: %w", m.Service.Name(), context.Cause(ctx))

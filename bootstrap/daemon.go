@@ -11,39 +11,37 @@ import (
 	"github.com/amsagent/amsagent/ams"
 )
 
-// Daemon is the agent's own daemon, as the service manager has it.
+// Daemon controls the agent's daemon through the service manager.
 type Daemon interface {
-	// State tells how it is; [ams.ErrNoUnit] where it is not installed.
+	// State returns [ams.ErrNoUnit] if the daemon is not installed.
 	State(ctx context.Context) (ams.UnitsState, error)
-	// Enable makes it run now and after every boot, Disable not now and after none.
+	// Enable and Disable act now and for every boot.
 	Enable(ctx context.Context) error
 	Disable(ctx context.Context) error
 }
 
-// DaemonOutcome is what a join or a leave did about the daemon, or would do.
+// DaemonOutcome is the effect of a join or a leave on the daemon.
 type DaemonOutcome string
 
-// The outcomes. "" is a command that has nothing to do with any daemon.
+// The outcomes. "" means that no daemon is concerned.
 const (
 	DaemonEnabled      DaemonOutcome = "enabled"
 	DaemonDisabled     DaemonOutcome = "disabled"
-	DaemonUnchanged    DaemonOutcome = "unchanged"     // it was so already
-	DaemonNotInstalled DaemonOutcome = "not-installed" // a binary without its units
-	DaemonFailed       DaemonOutcome = "failed"        // a warning says why
+	DaemonUnchanged    DaemonOutcome = "unchanged"
+	DaemonNotInstalled DaemonOutcome = "not-installed" // a binary without units
+	DaemonFailed       DaemonOutcome = "failed"
 )
 
-// IDDaemon is the id of a finding: the daemon could not be started or stopped.
+// IDDaemon reports that the daemon could not be started or stopped.
 const IDDaemon = "AMS-DAEMON"
 
-// Bounds of what is asked about the daemon. It says that it is up before it begins
-// to work, and ends at once; after that what was asked for comes without us.
+// The daemon stops at once, and reports ready before it works. A job that takes longer completes alone.
 const (
 	daemonLook = 5 * time.Second
 	daemonTime = 15 * time.Second
 )
 
-// daemonState is how the daemon is; known is false where there is nothing more to
-// do, and how says why.
+// daemonState returns the outcome in how if known is false.
 func (m *Machine) daemonState(ctx context.Context) (_ ams.UnitsState, how DaemonOutcome, known bool, _ error) {
 	if m.Daemon == nil {
 		return ams.UnitsState{}, "", false, nil
@@ -60,11 +58,10 @@ func (m *Machine) daemonState(ctx context.Context) (_ ams.UnitsState, how Daemon
 	return s, "", true, nil
 }
 
-// startDaemon lets the daemon follow a node that joined. The join is done: that the
-// daemon could not be started is a warning, and the node is one. The machine must
-// not be locked: what is started locks it.
+// startDaemon needs the machine unlocked: the daemon takes the lock. A failure is only a warning, because the node
+// has joined.
 func (m *Machine) startDaemon(ctx context.Context, res *JoinResult, dry bool) {
-	ctx, cancel := after(ctx, daemonTime) // a node without its daemon would be half a join, too
+	ctx, cancel := after(ctx, daemonTime) // ctx must not leave a node without its daemon
 	defer cancel()
 	s, how, known, err := m.daemonState(ctx)
 	switch {
@@ -98,9 +95,8 @@ func (m *Machine) enableDaemon(ctx context.Context) error {
 	return m.Daemon.Enable(ctx)
 }
 
-// stopDaemon keeps the daemon from registering again what leaves: before the row
-// changes. Where it cannot be stopped, the leave goes on: by the state file the
-// daemon sees it, too.
+// stopDaemon runs before the node record changes: the daemon would register again. After a failure the leave
+// continues: the daemon also follows the state file.
 func (l *leaver) stopDaemon(ctx context.Context) {
 	s, how, known, err := l.daemonState(ctx)
 	switch {

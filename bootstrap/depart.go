@@ -14,28 +14,25 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-// Departure is what a node that goes leaves in the cluster. The files on its disk
-// stay those of a node: the machine goes, or comes back as one.
+// Departure describes a node that leaves but may rejoin: its files stay a node's.
 type Departure struct {
-	// ID is the row's, Address the node's.
 	ID, Address string
-	// StoppedAt is when AMS had stopped, by this machine's clock.
+	// StoppedAt is the server's end, by this machine's clock.
 	StoppedAt time.Time
 	Reason    string
 	LeftBy    string // see [cluster.Node]
-	// Cut is how many sessions were cut; nil is not known.
+	// Cut is the number of cut sessions, or nil if unknown.
 	Cut *int
-	// RepairStreams ends the streams that this address leaves "broadcasting".
+	// RepairStreams ends the streams that stay "broadcasting".
 	RepairStreams bool
 }
 
-// Departed is what was done of it.
+// Departed is the result of [Machine.Depart].
 type Departed struct {
-	Documents []string `json:"documents"` // of AMS, removed
+	Documents []string `json:"documents"` // ids of removed AMS documents
 }
 
-// Depart takes this node out of the cluster's lists, after AMS has stopped. It may
-// be repeated until it succeeds.
+// Depart removes this node from the cluster after the server's stop. It may be repeated.
 func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departure) (Departed, error) {
 	var done Departed
 	var errs []error
@@ -54,7 +51,7 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 	}
 	var other *cluster.OtherMachineError
 	switch err := client.SetOwnState(ctx, m.self(d.ID, d.Address), cluster.StateLeft, d.Reason, cluster.Details{LeftBy: d.LeftBy, Cut: d.Cut}); {
-	case errors.Is(err, cluster.ErrNoNode): // then there is nothing to deregister
+	case errors.Is(err, cluster.ErrNoNode): // nothing to deregister
 	case errors.As(err, &other):
 		m.log().Warn("the row of this node's id is left alone: another machine registered it", "node", d.ID, "other", other.Node.IP)
 	default:
@@ -75,8 +72,8 @@ func (m *Machine) repairStreams(ctx context.Context, client *cluster.Client, d D
 	return errors.Join(err, client.RepairStreams(ctx, databases, d.Address, time.Now()))
 }
 
-// StopServer stops AMS and waits until it has stopped; it returns when that was.
-// A server that does not run has stopped already.
+// StopServer returns the time of the server's end, [ams.ErrNotManaged] if its state is unknown, or [ErrServing] if
+// ctx ends first.
 func (m *Machine) StopServer(ctx context.Context) (time.Time, error) {
 	lock, err := m.lock(ctx)
 	if err != nil {
@@ -93,10 +90,9 @@ func (m *Machine) StopServer(ctx context.Context) (time.Time, error) {
 	switch s, err := loadState(m.store()); {
 	case st.Dead():
 	case err == nil && s == nil:
-		// Somebody made this machine leave while we waited: the server is no node's.
+		// The machine has left meanwhile.
 	default:
-		// One that is stopping already is waited for, and one that is being restarted stays
-		// stopped.
+		// Also if it is stopping or restarting.
 		if err := m.end(ctx); err != nil {
 			return time.Time{}, err
 		}
@@ -104,17 +100,15 @@ func (m *Machine) StopServer(ctx context.Context) (time.Time, error) {
 	return time.Now(), nil
 }
 
-// unknownTime is how long a server that was told to stop is asked for whose state is not
-// known: one call that fails is no answer, and a command of an operator's that knows nothing
-// of a stopped server does not keep its node from leaving.
+// unknownTime bounds an unknown state. A failed call proves nothing, but a service command without a state must
+// not block a leave.
 const unknownTime = 10 * time.Second
 
-// awaitDead waits for the end of a server that was told to stop: an operator's command may
-// return before. One whose state is not known for unknownTime is taken for stopped.
+// awaitDead is needed because a stop command may return early. A state unknown for unknownTime counts as stopped.
 func (m *Machine) awaitDead(ctx context.Context) error {
-	last := time.Now() // that its state was known
+	last := time.Now() // of a known state
 	for {
-		st, _ := m.Service.State(ctx) // with an error it is unknown
+		st, _ := m.Service.State(ctx) // unknown after an error
 		if st.Known() {
 			last = time.Now()
 		}
@@ -127,7 +121,7 @@ func (m *Machine) awaitDead(ctx context.Context) error {
 	}
 }
 
-// StartServer starts AMS where it does not run.
+// StartServer starts the server unless it runs.
 func (m *Machine) StartServer(ctx context.Context) error {
 	lock, err := m.lock(ctx)
 	if err != nil {
@@ -135,7 +129,7 @@ func (m *Machine) StartServer(ctx context.Context) error {
 	}
 	st, err := m.Service.State(ctx)
 	if err == nil && !st.Running() && m.SetAddress != nil {
-		// A command is told the address by its caller, as systemd is by the drop-in.
+		// systemd gets the address from the drop-in.
 		if s, err := loadState(m.store()); err == nil {
 			m.SetAddress(previousAddress(s))
 		}
@@ -143,6 +137,6 @@ func (m *Machine) StartServer(ctx context.Context) error {
 	if err = errors.Join(err, lock.Unlock()); err != nil || st.Running() {
 		return err
 	}
-	// Without the lock: the service manager calls the agent before it starts the server.
+	// Without the lock: the service manager first runs the agent.
 	return m.Service.Start(ctx)
 }

@@ -15,31 +15,29 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-// ErrServing says that AMS still runs: it would write its document again at once.
+// ErrServing reports a running server, which would write its AMS document again.
 var ErrServing = errors.New("Ant Media Server still runs") //nolint:staticcheck // a name
 
-// DeregisterRequest is what a machine that goes down tells the cluster last.
+// DeregisterRequest is the input of [Machine.Deregister].
 type DeregisterRequest struct {
 	Mongo  cluster.Target
 	Reason string
-	// LeftBy is that of [cluster.Node]; "" is the stop of the server.
+	// LeftBy defaults to [cluster.LeftByStop].
 	LeftBy string
-	// Cut is how many sessions the stop of AMS has cut; nil is not known.
+	// Cut is as in [Departure].
 	Cut *int
-	// RepairStreams ends the streams that this address leaves "broadcasting".
+	// RepairStreams is as in [Departure].
 	RepairStreams bool
-	// MongoWait is how long a MongoDB that does not answer is waited for; 0 is until
-	// the context ends. A machine that shuts down waits for none that is away: what
-	// it could not write, the next start of this machine does.
+	// MongoWait bounds the wait for MongoDB; 0 leaves that to ctx. This machine's next start repeats a failed
+	// deregistration.
 	MongoWait time.Duration
-	// GoesDown: so does this machine. What tells of the server may have ended before us, as
-	// docker does; then the server has ended where nobody listens at its port.
+	// GoesDown reports a shutdown. Docker, for example, may have ended before: a refused port then counts as a
+	// stopped server.
 	GoesDown bool
 }
 
-// Deregister takes this node out of the cluster's lists after AMS has stopped. It
-// changes nothing on the disk: a machine that is only restarted joins again by
-// itself. A machine that never joined has nothing to say.
+// Deregister removes this node from the cluster after the server's stop. The files stay, so that a restarted
+// machine rejoins. Its errors include [ErrNotMember] and [ErrServing].
 func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Departed, error) {
 	s, err := loadState(m.store())
 	if err != nil {
@@ -52,7 +50,7 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 	if err != nil && (!req.GoesDown || !m.refuses(ctx)) {
 		return nil, err
 	}
-	if err == nil && st.Known() && !st.Dead() { // one that crashed may be about to be started again
+	if err == nil && st.Known() && !st.Dead() { // a crashed server may restart
 		return nil, fmt.Errorf("deregistering: %w: %s is %s", ErrServing, m.Service.Name(), st)
 	}
 	c, err := m.Connect(ctx, req.Mongo)
@@ -63,8 +61,7 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 	if err := firstAnswer(ctx, c, req.MongoWait); err != nil {
 		return nil, err
 	}
-	// Nobody on this machine writes AMS's document any more, so all that is there
-	// of this address is from before.
+	// Every document of this address is old: the server is stopped.
 	done, err := m.Depart(ctx, c, Departure{
 		ID: s.InstanceID, Address: s.Address, StoppedAt: time.Now(), Reason: req.Reason, LeftBy: cmp.Or(req.LeftBy, cluster.LeftByStop), Cut: req.Cut, RepairStreams: req.RepairStreams,
 	})
@@ -74,13 +71,12 @@ func (m *Machine) Deregister(ctx context.Context, req DeregisterRequest) (*Depar
 	return &done, err
 }
 
-// refuses reports whether nobody listens at the server's port.
 func (m *Machine) refuses(ctx context.Context) bool {
 	in, err := m.open()
 	return err == nil && ams.Refused(ctx, in.BaseURL())
 }
 
-// firstAnswer waits for MongoDB for so long; 0 waits for nothing.
+// firstAnswer waits until MongoDB answers; 0 waits for nothing.
 func firstAnswer(ctx context.Context, c *cluster.Client, wait time.Duration) error {
 	if wait <= 0 {
 		return nil

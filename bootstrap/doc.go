@@ -1,24 +1,15 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bootstrap makes a machine with Ant Media Server a cluster node, and
-// gives it back as it was: plan → preflight → apply → verify → undo. It
-// orchestrates conf (files), metadata (what the cloud says), ams (the server on
-// this machine) and cluster (MongoDB), and knows none of their protocols.
+// Package bootstrap makes a machine with Ant Media Server a node, and restores it: plan, preflight, apply, verify,
+// undo. It combines conf (files), metadata (clouds), ams (the server) and cluster (MongoDB).
 //
-// What it promises:
+//   - All checks precede the first change. A [PreflightError] lists those that failed.
+//   - The files change in one transaction. The data to undo it is on disk before.
+//   - A join succeeds only if the cluster has a fresh document of the server. Otherwise files, drop-in and service are
+//     restored. A [FailedError] describes the result.
+//   - A repeated command writes nothing.
+//   - After a crash, the next join or leave finishes the work.
 //
-//   - Every check is made before the first change, and all that fail are listed
-//     ([PreflightError]): then nothing was changed.
-//   - The files change as one transaction. What leave needs to give the former
-//     bytes back is on disk before the first of them is replaced.
-//   - Join succeeds only when AMS itself was seen in the cluster: its own fresh
-//     document under this machine's address. Otherwise the files, the drop-in
-//     and the service are put back ([FailedError] says which state is left).
-//   - Joining or leaving twice is doing it once: the second writes nothing.
-//   - A process killed anywhere leaves a machine that the next join or leave
-//     finishes.
-//
-// It prints nothing and asks nothing: progress goes through a callback. Its API
-// is not stable yet.
+// The package never prints or prompts. Its API is not stable yet.
 package bootstrap

@@ -12,7 +12,6 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// modeNow is how the files on the disk make AMS run now.
 func (j *joiner) modeNow() (conf.Mode, error) {
 	in, err := j.open()
 	if err != nil {
@@ -21,9 +20,7 @@ func (j *joiner) modeNow() (conf.Mode, error) {
 	return in.Mode()
 }
 
-// dropDocuments removes what AMS wrote of itself in the cluster before a join was
-// taken back: it runs standalone again, nobody writes these documents any more,
-// and the others would list a node that is none.
+// dropDocuments follows a rollback to standalone: nothing updates the documents any more.
 func (j *joiner) dropDocuments(ctx context.Context) {
 	if mode, err := j.modeNow(); err != nil || mode != conf.ModeStandalone {
 		return
@@ -35,9 +32,8 @@ func (j *joiner) dropDocuments(ctx context.Context) {
 	}
 }
 
-// dropFormer removes the document of this very server under the address that it had
-// before: nobody writes it any more, and the others would list a dead node for good. AMS
-// makes its id of the machine and of the address.
+// dropFormer removes the document of the former address, which would stay forever. The server's id is the
+// machine's followed by the address.
 func (j *joiner) dropFormer(ctx context.Context) {
 	f := j.facts
 	if f.state == nil || f.state.Address == "" || f.state.InstanceID != f.inst.ID || !j.result.Restarted || j.result.Evidence == nil {
@@ -48,7 +44,7 @@ func (j *joiner) dropFormer(ctx context.Context) {
 	if !found || machine == "" || cluster.SameAddress(former, f.address.Addr.String()) {
 		return
 	}
-	// What is written from now on is another machine's: a copy of this one, perhaps.
+	// Later writes are another machine's, for example a copy's.
 	if _, _, err := f.client.DeleteAMSNodes(ctx, former, machine+former, j.result.Evidence.Updated); err != nil {
 		j.log().Warn("the document of Ant Media Server's former address could not be removed", "address", former, "error", err)
 	}

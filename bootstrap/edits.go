@@ -21,23 +21,22 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// MongoPath is where join keeps the connection string for the agent itself.
+// MongoPath holds the connection string for the agent.
 const MongoPath = "/etc/amsagent/mongo"
 
-// Valve says what becomes of the RemoteIpValve bean.
+// Valve decides about the RemoteIpValve bean.
 type Valve string
 
-// What can become of it.
+// The values of Valve.
 const (
 	ValveKeep   Valve = "keep"
 	ValveRemove Valve = "remove"
-	// ValveAuto removes it on Azure, whose Application Gateway writes ip:port
-	// into X-Forwarded-For, which AMS answers with 403.
+	// ValveAuto removes it on Azure: the Application Gateway writes ip:port into X-Forwarded-For, which AMS
+	// answers with 403.
 	ValveAuto Valve = "auto"
 )
 
-// FileError is a configuration file that cannot be edited, with its line in the
-// text where there is one.
+// FileError is a configuration file that cannot be edited.
 type FileError struct {
 	Path string
 	Err  error
@@ -45,47 +44,44 @@ type FileError struct {
 
 func (e *FileError) Error() string {
 	if text := e.Err.Error(); strings.HasPrefix(text, e.Path) {
-		return text // it names the file itself
+		return text // it contains the path
 	}
 	return e.Path + ": " + e.Err.Error()
 }
 
 func (e *FileError) Unwrap() error { return e.Err }
 
-// edits is what a join wants of the files.
+// edits is the content that a join writes.
 type edits struct {
 	install     *ams.Installation
 	mongo       cluster.Target
 	mongoForm   redact.Secret
 	removeValve bool
-	address     netip.Addr // not valid: none is written
+	address     netip.Addr // not written if invalid
 	dropIn      bool
-	stopTimeout time.Duration // of the drop-in; 0: it says nothing of it
-	program     string        // of the drop-in: the agent; "": it calls nothing
-	hostName    string        // "": /etc/hosts is left alone
-	// private tells that the server's files will hold a password, and owner is the
-	// user whom the installation belongs to.
+	stopTimeout time.Duration // of the drop-in; 0 leaves it out
+	program     string        // the agent's path in the drop-in; "" leaves it out
+	hostName    string        // "" leaves /etc/hosts unchanged
+	// private reports that the files will hold a password. owner is the installation's user id.
 	private bool
 	owner   int
-	former  *conf.Plan // that was committed last; nil: none
+	former  *conf.Plan // committed last, or nil
 }
 
-// setting is a property with its values in the two modes.
 type setting struct {
 	key, cluster, standalone string
-	// ifPresent leaves a file without the key as it is.
+	// ifPresent skips files without the key.
 	ifPresent bool
 }
 
-// serverSettings are those of conf/red5.properties. User and password are
-// empty: AMS 3.x reads them no more, and before that a URI in the host wins.
+// serverSettings are those of conf/red5.properties. AMS 3.x does not read user and password, and earlier releases
+// prefer a URI in the host.
 func serverSettings(form string) []setting {
 	return []setting{
 		{key: "clusterdb.host", cluster: form, standalone: "localhost"},
 		{key: "clusterdb.user"},
 		{key: "clusterdb.password"},
-		// The node's address is AMS_HOST_ADDRESS; a release that does not know
-		// it would register the public address.
+		// Releases that ignore AMS_HOST_ADDRESS would register the public address.
 		{key: "useGlobalIp", cluster: "false", standalone: "false", ifPresent: true},
 	}
 }
@@ -100,8 +96,7 @@ func appSettings(form string) []setting {
 	}
 }
 
-// planJoin plans every file of a cluster node. All files that cannot be edited
-// are in the error, joined.
+// planJoin joins the errors of all files that cannot be edited.
 func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, error) {
 	plan := store.NewPlan(record)
 	plan.Follow(e.former)
@@ -129,8 +124,7 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 			return conf.AddHost(src, e.address, e.hostName), nil
 		})
 	}
-	// The container decides the mode. It comes last, so that a machine that
-	// goes down in the middle boots a server whose mode fits its settings.
+	// The container is last because it decides the mode: after a crash, the mode fits the settings.
 	container := e.install.Container.Path
 	kind := conf.KindContainer
 	if e.install.Unmarked {
@@ -142,9 +136,8 @@ func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, erro
 	return plan, errors.Join(errs...)
 }
 
-// distinct drops applications whose file another one's link leads to. It keeps the name that a
-// record knows, so that a link, or a folder, made later does not change by which name the file is
-// given back; and of several, that of the folder itself.
+// distinct drops applications that link to another one's file. It prefers the record's path, so that a later link
+// does not change the path to restore.
 func distinct(apps []ams.App, record *conf.Record) []ams.App {
 	rank := func(a ams.App) (n int) {
 		if record.File(a.File.Path) != nil || record != nil && slices.Contains(record.Known, a.File.Path) {
@@ -168,19 +161,17 @@ func distinct(apps []ams.App, record *conf.Record) []ams.App {
 	return out
 }
 
-// hostsPath is where one line makes the machine's own name resolvable.
 const hostsPath = "/etc/hosts"
 
 func fileError(path string, err error) error {
 	var perr *fs.PathError
 	if errors.As(err, &perr) && !files.Refused(err) {
-		// The path is in the text already, with the root in front.
+		// The text contains the path, below the root.
 		return &FileError{Path: path, Err: perr.Err}
 	}
 	return &FileError{Path: path, Err: trimPath(path, err)}
 }
 
-// trimPath drops a wrapping that only repeats the path.
 func trimPath(path string, err error) error {
 	if inner := errors.Unwrap(err); inner != nil && err.Error() == path+": "+inner.Error() {
 		return inner
@@ -188,7 +179,6 @@ func trimPath(path string, err error) error {
 	return err
 }
 
-// propertySpans edits one .properties file to a mode.
 func propertySpans(settings []setting, mode conf.Mode) func([]byte) ([]conf.Span, error) {
 	return func(src []byte) ([]conf.Span, error) {
 		if src == nil {
@@ -212,13 +202,11 @@ func propertySpans(settings []setting, mode conf.Mode) func([]byte) ([]conf.Span
 	}
 }
 
-// siblings are the two files that releases before 1.9.1 have beside
-// jee-container.xml.
+// sibling is one of the two files that releases before 1.9.1 keep beside jee-container.xml.
 func sibling(container string, mode conf.Mode) string {
 	return path.Join(path.Dir(container), "jee-container-"+string(mode)+".xml")
 }
 
-// containerSpans edits jee-container.xml to a mode.
 func containerSpans(store *conf.Store, container string, src []byte, mode conf.Mode, removeValve bool) ([]conf.Span, error) {
 	if src == nil {
 		return nil, fs.ErrNotExist
@@ -241,7 +229,7 @@ func containerSpans(store *conf.Store, container string, src []byte, mode conf.M
 	return c.Spans(), nil
 }
 
-// siblingSpans replaces the whole file, as releases before 1.9.1 do it.
+// siblingSpans replaces the whole file, as releases before 1.9.1 do.
 func siblingSpans(store *conf.Store, container string, src []byte, mode conf.Mode) ([]conf.Span, error) {
 	name := sibling(container, mode)
 	f, err := store.ReadSettings(name)
@@ -264,7 +252,6 @@ func siblingSpans(store *conf.Store, container string, src []byte, mode conf.Mod
 	return []conf.Span{{Anchor: "whole", Old: src, New: f.Bytes}}, nil
 }
 
-// whole replaces a whole file, or makes it.
 func whole(content []byte) func([]byte) ([]conf.Span, error) {
 	return func(src []byte) ([]conf.Span, error) {
 		if bytes.Equal(src, content) && src != nil {

@@ -12,19 +12,17 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// Finding is the outcome of one check that is not plain success. Its ID is
-// stable: people search for it, and scripts match it.
+// Finding is a failed check or a warning. Scripts match its ID.
 type Finding struct {
 	ID   string `json:"id"`
 	Text string `json:"text"`
 	Hint string `json:"hint,omitempty"`
-	// Err is the error behind it, nil where the finding is one of judgement.
-	Err error `json:"-"`
+	Err  error  `json:"-"`
 }
 
 func (f Finding) String() string { return f.ID + ": " + f.Text }
 
-// Title says in a few words what kind of trouble it is.
+// Title returns a heading for the finding's ID.
 func (f Finding) Title() string {
 	switch f.ID {
 	case IDRoot:
@@ -63,49 +61,47 @@ func (f Finding) Title() string {
 	return "a preflight check failed"
 }
 
-// The ids of the findings of this package; those about addresses and
-// applications come from package ams.
+// IDs of findings. Package ams has those about addresses and applications.
 const (
-	IDRoot        = "AMS-ROOT"         // the process may not change the machine
-	IDInstall     = "AMS-INSTALL"      // no usable installation
-	IDRelease     = "AMS-RELEASE"      // the release is not known
-	IDSections    = "AMS-SECTIONS"     // jee-container.xml cannot be switched
-	IDFile        = "AMS-FILE"         // a file cannot be read or edited
-	IDTorn        = "AMS-TORN"         // a settings file is half written
-	IDFileOwner   = "AMS-FILE-OWNER"   // a file does not belong to the server
-	IDFileLink    = "AMS-FILE-LINK"    // a link that is not followed
-	IDFileSize    = "AMS-FILE-SIZE"    // a file that is larger than what is read
-	IDHardLink    = "AMS-HARD-LINK"    // a file has a second name
-	IDConflict    = "AMS-CONFLICT"     // somebody edited what we wrote
-	IDWritable    = "AMS-WRITABLE"     // a folder cannot be written
-	IDSpace       = "AMS-SPACE"        // no room
-	IDService     = "AMS-SERVICE"      // the service cannot be controlled
-	IDNotEnabled  = "AMS-NOT-ENABLED"  // the server does not start at boot
-	IDAddress     = "AMS-ADDRESS"      // no usable node address
-	IDHostname    = "AMS-HOSTNAME"     // the machine's name and its address
-	IDIdentity    = "AMS-IDENTITY"     // the machine cannot be named
-	IDMongoForm   = "AMS-MONGO-FORM"   // the release cannot use this connection string
-	IDMongo       = "AMS-MONGO"        // MongoDB does not answer
-	IDMongoAuth   = "AMS-MONGO-AUTH"   // MongoDB refuses the credentials
-	IDMongoLocal  = "AMS-MONGO-LOCAL"  // a loopback address is no cluster
-	IDMongoOption = "AMS-MONGO-OPTION" // something odd in the connection string
-	IDMongoMember = "AMS-MONGO-MEMBER" // the address names one member of a set
-	IDClock       = "AMS-CLOCK"        // this machine's clock is off
-	IDSessions    = "AMS-SESSIONS"     // publishers or viewers are on this node
-	IDInterrupted = "AMS-RECOVERED"    // an interrupted run was finished first
-	IDUnverified  = "AMS-UNVERIFIED"   // a check could not be made
-	IDDeregister  = "AMS-DEREGISTER"   // the cluster still lists this node
-	IDDrift       = "AMS-DRIFT"        // the files differ from what was joined with
-	IDRecord      = "AMS-RECORD"       // the agent's own files cannot be used
-	// IDDuplicate: another machine beats under this machine's id.
+	IDRoot        = "AMS-ROOT" // the process lacks the rights
+	IDInstall     = "AMS-INSTALL"
+	IDRelease     = "AMS-RELEASE"    // unknown
+	IDSections    = "AMS-SECTIONS"   // jee-container.xml cannot be switched
+	IDFile        = "AMS-FILE"       // a file is unusable
+	IDTorn        = "AMS-TORN"       // a file is half written
+	IDFileOwner   = "AMS-FILE-OWNER" // the server does not own a file
+	IDFileLink    = "AMS-FILE-LINK"
+	IDFileSize    = "AMS-FILE-SIZE"
+	IDHardLink    = "AMS-HARD-LINK" // a file has several names
+	IDConflict    = "AMS-CONFLICT"  // edited since the join
+	IDWritable    = "AMS-WRITABLE"
+	IDSpace       = "AMS-SPACE"
+	IDService     = "AMS-SERVICE"     // the service cannot be controlled
+	IDNotEnabled  = "AMS-NOT-ENABLED" // the server does not start at boot
+	IDAddress     = "AMS-ADDRESS"
+	IDHostname    = "AMS-HOSTNAME" // name and address differ
+	IDIdentity    = "AMS-IDENTITY"
+	IDMongoForm   = "AMS-MONGO-FORM"   // the release cannot use the connection string
+	IDMongo       = "AMS-MONGO"        // no answer
+	IDMongoAuth   = "AMS-MONGO-AUTH"   // access denied
+	IDMongoLocal  = "AMS-MONGO-LOCAL"  // a loopback address
+	IDMongoOption = "AMS-MONGO-OPTION" // an unexpected option
+	IDMongoMember = "AMS-MONGO-MEMBER" // one member of a replica set
+	IDClock       = "AMS-CLOCK"
+	IDSessions    = "AMS-SESSIONS"   // the node has sessions
+	IDInterrupted = "AMS-RECOVERED"  // an interrupted run was finished or undone
+	IDUnverified  = "AMS-UNVERIFIED" // a check could not be made
+	IDDeregister  = "AMS-DEREGISTER" // still in the cluster's lists
+	IDDrift       = "AMS-DRIFT"      // not as joined
+	IDRecord      = "AMS-RECORD"     // an unusable file of the agent
+	// IDDuplicate reports another machine with this machine's id.
 	IDDuplicate = "AGENT-DUPLICATE-ID"
 )
 
-// PreflightError lists every check that failed. Nothing was changed.
+// PreflightError lists all failed checks. Nothing was changed.
 type PreflightError struct {
 	Findings []Finding
-	// State is what the machine is in where that is not simply untouched: an
-	// interrupted run was finished first.
+	// State is "" unless an interrupted run was finished first.
 	State string
 }
 
@@ -121,7 +117,7 @@ func (e *PreflightError) Error() string {
 	return b.String()
 }
 
-// Unwrap gives the errors behind the findings.
+// Unwrap returns the findings' errors.
 func (e *PreflightError) Unwrap() []error {
 	var errs []error
 	for _, f := range e.Findings {
@@ -132,28 +128,23 @@ func (e *PreflightError) Unwrap() []error {
 	return errs
 }
 
-// FailedError says at which step a join or leave failed and which state it
-// left.
+// FailedError is a step that failed, and the state that it left.
 type FailedError struct {
 	Step string
 	Err  error
-	// Title says what happened, where "cannot leave" would say that nothing did.
+	// Title replaces a heading such as "cannot leave" if that is wrong.
 	Title string
-	// State is what the machine is in now, in a sentence for people.
+	// State describes the machine now, in a sentence.
 	State string
-	// Hint is what to do next, where this package knows.
-	Hint string
-	// Unknown tells that the outcome is not known yet, rather than bad: time
-	// ran out while waiting.
+	Hint  string
+	// Unknown reports a timeout: the outcome may be good.
 	Unknown bool
 }
 
 func (e *FailedError) Error() string { return e.Step + ": " + e.Err.Error() }
 func (e *FailedError) Unwrap() error { return e.Err }
 
-// leftBy says what a commit that failed left of the files, and what to do about
-// it. before and after are the sentences for files that are all as they were, and
-// all as they were to be.
+// leftBy describes the files after a failed commit. before and after apply if all files are old or all are new.
 func leftBy(err error, before, after string) (state, hint string) {
 	var u *conf.UnfinishedError
 	if !errors.As(err, &u) {
@@ -178,8 +169,7 @@ func leftBy(err error, before, after string) (state, hint string) {
 	return "the files are half changed (" + strings.Join(parts, "; ") + ")", again + "; do not restart Ant Media Server before that"
 }
 
-// needsRoot makes of an error by which another user is kept from reading what the agent keeps for root the finding that says
-// so; false for any other.
+// needsRoot returns a finding if only root may read the agent's files.
 func (m *Machine) needsRoot(err error) (Finding, bool) {
 	if m.Euid == 0 || !errors.Is(err, fs.ErrPermission) {
 		return Finding{}, false
@@ -187,8 +177,7 @@ func (m *Machine) needsRoot(err error) (Finding, bool) {
 	return Finding{ID: IDRoot, Text: "only root may read what the agent keeps of this machine: " + err.Error(), Hint: "run it with sudo", Err: err}, true
 }
 
-// recordFinding is what to say of a file of the agent's own that cannot be used;
-// false where err is of another kind. way is the way out of a damaged one.
+// recordFinding returns a finding if a file of the agent is damaged or newer. way is the hint for damage.
 func recordFinding(err error, way string) (Finding, bool) {
 	var damaged *conf.DamagedError
 	var version *conf.VersionError
@@ -204,5 +193,5 @@ func recordFinding(err error, way string) (Finding, bool) {
 	return Finding{}, false
 }
 
-// ErrNotMember says that this machine is not a cluster node.
+// ErrNotMember reports that this machine is not a node.
 var ErrNotMember = errors.New("this machine is not a cluster node")

@@ -12,7 +12,7 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// FormError says why a release of AMS cannot use a connection string.
+// FormError reports that a release cannot use a connection string.
 type FormError struct {
 	Release ams.Release
 	Msg     string
@@ -23,17 +23,15 @@ func (e *FormError) Error() string {
 	return fmt.Sprintf("Ant Media Server %s cannot use this connection string: %s", e.Release, e.Msg)
 }
 
-// MongoForm gives the connection string as this release of AMS must find it in
-// its files. What AMS does with it, read in its source:
+// MongoForm returns the connection string for the files of a release. From the source of AMS:
 //
-//   - up to 2.4.0 it always puts mongodb:// in front, so a URI becomes two;
-//   - 2.4.1 passes what begins with mongodb+srv unchanged, nothing else;
-//   - 2.4.2 passes whatever begins with the word mongodb unchanged, a bare host
-//     of that name too;
-//   - from 2.4.3 on it passes mongodb:// and mongodb+srv:// unchanged.
+//   - up to 2.4.0 it always prepends mongodb://
+//   - 2.4.1 keeps only what begins with mongodb+srv
+//   - 2.4.2 keeps what begins with mongodb, even a host of that name
+//   - 2.4.3 and later keep mongodb:// and mongodb+srv://
 //
-// A bare host is written as AMS's own script writes it. An unknown release is
-// taken for a current one.
+// A bare host stays as the vendor's script writes it. An unknown release counts as current. The error is a
+// [FormError].
 func MongoForm(r ams.Release, t cluster.Target) (redact.Secret, error) {
 	full := !r.Known() || r.AtLeast(2, 4, 2)
 	switch {

@@ -11,35 +11,31 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// GivenPath keeps the settings that an operator gave to join on its command line
-// or in its environment. Without it the daemon, which has neither, would take the
-// node back to the defaults.
+// GivenPath keeps settings from join's command line and environment, for the daemon.
 const GivenPath = StateDir + "/given.json"
 
-// GivenAddress is the setting that belongs to one machine: the copy of a disk does
-// not take it over.
+// GivenAddress is the setting that a copy of the disk must not use.
 const GivenAddress = "address"
 
-// Given is the content of [GivenPath]. It holds no secret.
+// Given is the content of [GivenPath]. It contains no secret.
 type Given struct {
-	Version  int                     `json:"version"` // of this format: 1
+	Version  int                     `json:"version"` // of the format: 1
 	Settings map[string]GivenSetting `json:"settings"`
-	// ForcedAddress was joined with although no interface has it.
+	// ForcedAddress was used although no interface has it.
 	ForcedAddress string `json:"forced_address,omitempty"`
 }
 
-// GivenSetting is one setting that was given to join.
+// GivenSetting is one setting from join.
 type GivenSetting struct {
 	Value string `json:"value"`
-	// Replaced is what the settings file said at that time. Once the file says
-	// something else, that is the later word of the operator, and it counts.
+	// Replaced is the settings file's value at that time. A later change of the file takes precedence.
 	Replaced string `json:"replaced,omitempty"`
 }
 
 const givenVersion = 1
 
-// LoadGiven reads the file below root. It is nil where there is none. A file that
-// cannot be used is a [conf.DamagedError] or a [conf.VersionError].
+// LoadGiven returns nil if there is no file below root, and a [conf.DamagedError] or a [conf.VersionError] if it
+// is unusable.
 func LoadGiven(root string) (*Given, error) {
 	return loadGiven(&conf.Store{Root: root, Dir: StateDir})
 }
@@ -62,7 +58,7 @@ func loadGiven(store *conf.Store) (*Given, error) {
 	return nil, &conf.VersionError{Path: GivenPath, Version: g.Version}
 }
 
-// saveGiven writes the file, or removes it where there is nothing to keep.
+// saveGiven removes an empty file.
 func saveGiven(store *conf.Store, g *Given) error {
 	if g == nil || len(g.Settings) == 0 && g.ForcedAddress == "" {
 		return store.RemoveFile(GivenPath)
@@ -74,7 +70,6 @@ func saveGiven(store *conf.Store, g *Given) error {
 	return store.WriteFile(GivenPath, append(data, '\n'), 0o600, 0o700)
 }
 
-// equal reports whether both keep the same settings.
 func (g *Given) equal(o *Given) bool {
 	var a, b Given
 	if g != nil {
@@ -86,7 +81,6 @@ func (g *Given) equal(o *Given) bool {
 	return maps.Equal(a.Settings, b.Settings) && a.ForcedAddress == b.ForcedAddress
 }
 
-// withoutAddress is g for the copy of a disk, whose address is another one.
 func (g *Given) withoutAddress() *Given {
 	if g == nil {
 		return nil
@@ -96,8 +90,6 @@ func (g *Given) withoutAddress() *Given {
 	return &Given{Settings: rest}
 }
 
-// keepGiven writes what this join keeps, and reports whether that was something
-// else before.
 func (j *joiner) keepGiven() (changed bool, err error) {
 	if j.req.Given == nil || j.req.Given.equal(j.facts.given) {
 		return false, nil
@@ -105,7 +97,6 @@ func (j *joiner) keepGiven() (changed bool, err error) {
 	return true, saveGiven(j.store, j.req.Given)
 }
 
-// restoreGiven puts back what an earlier join kept.
 func (j *joiner) restoreGiven() error {
 	if j.req.Given == nil || j.req.Given.equal(j.facts.given) {
 		return nil
@@ -113,8 +104,7 @@ func (j *joiner) restoreGiven() error {
 	return saveGiven(j.store, j.facts.given)
 }
 
-// isCopy reports whether the state is that of another machine: the disk was
-// copied.
+// isCopy reports whether the disk was copied.
 func isCopy(s *State, id string) bool {
 	return s != nil && s.InstanceID != "" && id != "" && s.InstanceID != id
 }

@@ -15,47 +15,42 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// Inspection is what the checks of a join found on this machine, for who does not
-// want to join.
+// Inspection is the result of [Machine.Inspect].
 type Inspection struct {
-	// Install is nil where none is usable.
-	Install *ams.Installation
-	Mode    conf.Mode // "" where the files do not tell
-	// Service is how AMS is doing; its Activity says whether anything is known.
+	// Install is nil if unusable.
+	Install  *ams.Installation
+	Mode     conf.Mode // "" if unknown
 	Service  ams.State
 	Instance metadata.Instance
-	BootID   string // of this boot; "" where the kernel does not say
-	// Address is the one that a join would take; not valid where there is none.
+	BootID   string // "" if unknown
+	// Address is what a join would use, or invalid.
 	Address  ams.Address
 	Hostname ams.Hostname
-	// State is what the agent remembers, nil where it never joined. Undo tells that
-	// a leave can restore the original files, Interrupted that a run was killed while
-	// it wrote.
+	// State is nil if this machine never joined. Undo reports that a leave can restore the original files,
+	// Interrupted that a run was killed while it wrote.
 	State       *State
 	Undo        bool
 	Interrupted bool
-	// Unread says why State, Undo and Interrupted are not known.
+	// Unread is why State, Undo and Interrupted are unknown.
 	Unread error
-	// Planned tells that every file can be edited, Changes which of them a join would
-	// write; without a connection string that is not known.
+	// Planned reports that every file can be edited. Changes, those that a join would write, need a connection
+	// string.
 	Planned bool
 	Changes []string
-	// Writable tells that the folders were looked at: not by who is not root.
+	// Writable reports that the folders were checked, which needs root.
 	Writable bool
 
 	Failed, Warnings []Finding
 }
 
-// Bounds of the parts of an inspection. A bus or a resolver that does not answer
-// must not hide the files.
+// A hanging bus or resolver must not hide the files.
 const (
 	inspectService  = 4 * time.Second
 	inspectIdentity = 9 * time.Second
 )
 
-// Inspect makes the checks of a join but for those that ask MongoDB: see
-// [Machine.Reach]. It changes nothing, takes no lock, and stops at nothing. With a
-// zero req.Mongo it looks whether the files can be edited, whatever goes into them.
+// Inspect makes a join's checks without MongoDB, for which see [Machine.Reach]. It changes nothing and takes no
+// lock. With a zero req.Mongo it only checks that the files can be edited.
 func (m *Machine) Inspect(ctx context.Context, req JoinRequest) (*Inspection, error) {
 	store, f, in := m.store(), &facts{}, &Inspection{}
 	err := checkRecord(store, f)
@@ -90,7 +85,7 @@ func (m *Machine) Inspect(ctx context.Context, req JoinRequest) (*Inspection, er
 func (m *Machine) inspectPlan(store *conf.Store, req JoinRequest, f *facts, in *Inspection) {
 	known := !req.Mongo.IsZero()
 	if !known {
-		// Any address shows whether the files can be edited.
+		// The address does not matter for that.
 		var err error
 		if req.Mongo, err = cluster.ParseTarget("127.0.0.1"); err != nil {
 			return
@@ -107,14 +102,13 @@ func (m *Machine) inspectPlan(store *conf.Store, req JoinRequest, f *facts, in *
 		in.Changes = append(in.Changes, f.plan.ChangedPaths()...)
 	}
 	if in.Writable = m.Euid == 0 || m.Root != ""; in.Writable {
-		// All of them: what a join of today leaves alone an upgrade may restore tomorrow.
+		// All files: an upgrade may restore any.
 		checkWritable(store, f.install.Dir, f.plan.Files(), f)
 	}
 }
 
-// Reach makes the checks of a join that ask MongoDB. The client is the caller's to
-// close, and nil where there is none. It waits for a server that boots, but for no
-// more than half of the time that ctx has.
+// Reach makes the checks of MongoDB. The caller closes the client, which may be nil. Reach waits for a booting
+// server for at most half of ctx's time.
 func (m *Machine) Reach(ctx context.Context, target cluster.Target) (client *cluster.Client, failed, warnings []Finding) {
 	f := &facts{}
 	quiet := *m
@@ -125,7 +119,7 @@ func (m *Machine) Reach(ctx context.Context, target cluster.Target) (client *clu
 	return f.client, f.failed, f.warnings
 }
 
-// StatusIDs lists the ids of every [Disagreement].
+// StatusIDs lists the ids of all [Disagreement] values.
 func StatusIDs() []string {
 	return []string{
 		"STATUS-ADDRESS", "STATUS-DRIFT", "STATUS-FILES", "STATUS-FOREIGN", "STATUS-INTERRUPTED", "STATUS-JOINING", "STATUS-LEAVING", "STATUS-LIVENESS",

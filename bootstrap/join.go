@@ -20,79 +20,73 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// OnFailure says what becomes of a join that could not be proved.
+// OnFailure decides about an unverified join.
 type OnFailure string
 
 const (
-	// Rollback puts files, drop-in and service back.
+	// Rollback restores files, drop-in and service.
 	Rollback OnFailure = "rollback"
-	// Keep leaves everything as it is, to be looked at.
+	// Keep leaves everything as it is.
 	Keep OnFailure = "keep"
 )
 
-// JoinRequest is what an operator wants of a join.
+// JoinRequest is the input of [Machine.Join].
 type JoinRequest struct {
 	Mongo       cluster.Target
 	Role, Group string
-	// Address is the node's address where a person gave it; "" lets the cloud
-	// and the default route decide.
+	// Address is the operator's; "" means from the metadata or the default route.
 	Address      string
 	ForceAddress bool
-	// AddressKept tells that an earlier join on this disk was given the address.
+	// AddressKept is as in [ConvergeRequest].
 	AddressKept bool
-	// Given is what the daemon and later commands are to know of this command's
-	// settings; nil keeps what an earlier join was given.
+	// Given is for the daemon and later commands; nil keeps an earlier join's.
 	Given *Given
-	// Forget names settings that the operator gave as empty: what the node joined
-	// with does not count any more.
+	// Forget names settings whose joined value is dropped.
 	Forget []string
 	Valve  Valve
-	// Interval is the time from beat to beat, for the row; 0 leaves it to the
-	// daemon.
+	// Interval is the heartbeat's; 0 leaves it to the daemon.
 	Interval  time.Duration
 	OnFailure OnFailure
-	// Replace takes over the row of this machine's id although another machine
-	// beats into it.
+	// Replace takes over the node record of another machine with the same id.
 	Replace bool
-	// Now restarts AMS although streams or viewers are on it.
+	// Now restarts the server despite streams or viewers.
 	Now bool
-	// Offline edits the files and touches nothing else: no MongoDB, no
-	// service, no cloud.
+	// Offline edits the files, without MongoDB, service or cloud.
 	Offline bool
-	// DryRun plans, and touches nothing at all.
+	// DryRun only plans.
 	DryRun bool
-	// Identify asks who this machine is. Not called with Offline.
+	// Identify is not called if Offline.
 	Identify func(context.Context) (metadata.Instance, error)
 }
 
-// Outcome is how a join or a leave ended well.
+// Outcome is the result of a successful command.
 type Outcome string
 
 // The outcomes.
 const (
 	OutcomeJoined    Outcome = "joined"
-	OutcomeUnchanged Outcome = "unchanged" // it was so already
-	OutcomeUpdated   Outcome = "updated"   // no file changed, but what the cluster knows of this node
-	OutcomePlanned   Outcome = "planned"   // a dry run
-	OutcomeEdited    Outcome = "edited"    // offline: the files are a cluster node's
+	OutcomeUnchanged Outcome = "unchanged" // it already was so
+	OutcomeUpdated   Outcome = "updated"   // only the node record changed
+	OutcomePlanned   Outcome = "planned"
+	OutcomeEdited    Outcome = "edited" // offline
 	OutcomeLeft      Outcome = "left"
 	OutcomeSealed    Outcome = "sealed" // ready to be cloned
 )
 
-// Evidence is what proved that AMS is in the cluster.
+// Evidence proves that the server is in the cluster.
 type Evidence struct {
-	// ID and Address of AMS's own document in clusterdb.clusternode.
+	// ID and Address are from the document in clusterdb.clusternode.
 	ID      string `json:"id"`
 	Address string `json:"address"`
-	// Updated is the document's lastUpdateTime, by this machine's clock.
+	// Updated is its lastUpdateTime, by this machine's clock.
 	Updated time.Time `json:"updated"`
-	// Seen is when we saw it.
+	// Seen is when the agent read it.
 	Seen time.Time `json:"seen"`
-	// After is how long it took from AMS's start, or 0 where it ran already.
+	// After is the time since the server's start, or 0 without a restart.
 	After time.Duration `json:"after_ns"`
 }
 
-// JoinResult is what a join did, or would do.
+// JoinResult is the result of [Machine.Join].
 type JoinResult struct {
 	Outcome   Outcome           `json:"outcome"`
 	Release   string            `json:"release"`
@@ -103,39 +97,35 @@ type JoinResult struct {
 	Mongo     string            `json:"mongo"` // redacted
 	Files     []FileResult      `json:"files"`
 	Restarted bool              `json:"restarted"`
-	// Changes are what the cluster knows otherwise now: "role: edge → origin".
+	// Changes describe the node record, as in "role: edge → origin".
 	Changes []string `json:"changes,omitempty"`
-	// RestartNeeded tells, of a dry run, that AMS would be restarted.
+	// RestartNeeded reports, for a dry run, that a restart would follow.
 	RestartNeeded bool `json:"restart_needed"`
-	// Live is who would be cut by that restart; nil where nobody is known.
+	// Live lists the sessions that a restart cuts, or is nil.
 	Live     *Live     `json:"live,omitempty"`
 	Evidence *Evidence `json:"evidence,omitempty"`
-	// Applications are those that serve, in the order in which they began.
-	Applications []AppServed `json:"applications,omitempty"`
-	// Daemon is what became of the agent's own daemon.
-	Daemon   DaemonOutcome `json:"daemon,omitempty"`
-	Warnings []Finding     `json:"warnings"`
-	// Notes are what the operator needs to know of this machine's cloud and tags.
-	Notes []string `json:"notes,omitempty"`
+	// Applications are those that serve, in order of time.
+	Applications []AppServed   `json:"applications,omitempty"`
+	Daemon       DaemonOutcome `json:"daemon,omitempty"` // the result for the unit of the daemon
+	Warnings     []Finding     `json:"warnings"`
+	Notes        []string      `json:"notes,omitempty"` // on this machine's cloud and tags
 }
 
 const (
-	// replans is how often a plan is made because AMS wrote one of its files
-	// while we were at it.
+	// replans bounds the plans after a conflict with the server's writes.
 	replans = 8
-	// replanPause is about how long we wait before that: who saves settings
-	// saves several in a row.
+	// replanPause is between them: the server saves several settings in a row.
 	replanPause = 100 * time.Millisecond
-	// saveTime is what saving the settings takes AMS, well counted: it reads the
-	// file, changes a value and writes all of it.
+	// saveTime generously bounds one save by the server, which rewrites the whole file.
 	saveTime = 50 * time.Millisecond
 )
 
-// Join makes this machine a cluster node, proves it, and lets the daemon follow.
+// Join makes this machine a node, verifies that and starts the daemon. It returns a [PreflightError] or a
+// [FailedError].
 func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error) {
 	res, err := m.join(ctx, req)
 	if !req.Offline && (err == nil || res != nil && res.Outcome == OutcomeJoined) {
-		// Also where the row could not be written: the daemon goes on with that.
+		// Also without a node record: the daemon writes it.
 		m.startDaemon(ctx, res, req.DryRun)
 	}
 	return res, err
@@ -176,10 +166,10 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 		if !req.DryRun || !f.planned || !f.address.Addr.IsValid() {
 			return nil, &PreflightError{Findings: f.failed, State: found}
 		}
-		f.client = nil // the plan needs no database
+		f.client = nil // the plan does not need it
 	}
 	if f.state != nil {
-		// Who joins once more, after a drain or an upgrade, does not say again what this machine is for.
+		// A rejoin keeps role and group.
 		if !slices.Contains(req.Forget, "role") {
 			req.Role = cmp.Or(req.Role, f.state.Role)
 		}
@@ -206,14 +196,13 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	return j.result, err
 }
 
-// notRecovered is the error of a command that could not finish, or undo, what an
-// interrupted one left.
+// notRecovered is the error if an interrupted command stays unfinished.
 func notRecovered(err error, way, state string) error {
 	if n, ok := recordFinding(err, way); ok {
 		return &PreflightError{Findings: []Finding{n}, State: state}
 	}
 	if failed, ok := errors.AsType[*FailedError](err); ok {
-		return failed // before it was looked at
+		return failed
 	}
 	e := &FailedError{Step: "looking for an interrupted run", Err: err, State: state}
 	var interrupted *conf.InterruptedError
@@ -223,10 +212,8 @@ func notRecovered(err error, way, state string) error {
 	return e
 }
 
-// untouched is the state after everything that fails before the first change.
 const untouched = "nothing was changed on this machine"
 
-// joiner is one join under way.
 type joiner struct {
 	*Machine
 	store  *conf.Store
@@ -234,21 +221,17 @@ type joiner struct {
 	facts  *facts
 	result *JoinResult
 
-	// found is the state after everything that fails before the first change.
+	// found is the State of an error before the first change.
 	found string
-	// done are the plans that were committed.
-	done []*conf.Plan
-	// wasRunning tells whether AMS is to run after a rollback.
+	done  []*conf.Plan
+	// wasRunning reports whether a rollback must start the server.
 	wasRunning bool
-	// seen are AMS's documents, of all nodes, before anything was changed.
-	seen      []cluster.AMSNode
-	startedAt time.Time
-	// untilServed lets verify wait for the applications, too.
+	// seen are all AMS documents before the first change.
+	seen        []cluster.AMSNode
+	startedAt   time.Time
 	untilServed bool
-	// patient lets it look for the server's document less often.
-	patient bool
-	// locked is the lock that the join holds.
-	locked *conf.Lock
+	patient     bool
+	locked      *conf.Lock
 	// unstopped is why a rollback could not stop the server.
 	unstopped error
 }
@@ -273,7 +256,7 @@ func (j *joiner) run(ctx context.Context) error {
 	if restart && running {
 		if err := j.checkSessions(ctx); err != nil {
 			if j.req.DryRun {
-				j.result.Outcome = OutcomePlanned // it tells all, and that it would be refused
+				j.result.Outcome = OutcomePlanned // with the finding that would block it
 			}
 			return err
 		}
@@ -282,7 +265,7 @@ func (j *joiner) run(ctx context.Context) error {
 		j.result.Outcome = OutcomePlanned
 		return nil
 	}
-	// An interrupted join may have left it stopped, in the middle of a restart.
+	// An interrupted join may have stopped it.
 	j.wasRunning = running || (f.state != nil && f.state.WasRunning)
 	unchanged := len(f.plan.Changed()) == 0
 	if unchanged && !j.result.RestartNeeded && f.state != nil && f.state.Phase == PhaseJoined {
@@ -316,44 +299,42 @@ func (j *joiner) run(ctx context.Context) error {
 	return j.finish(ctx)
 }
 
-// mustRestart reports whether the server has to be started again, if it runs, to be the node that its files say.
 func (j *joiner) mustRestart() bool {
 	f := j.facts
-	// A command is told the address when it starts the server: no file shows it.
+	// A service command gets the address at the start. No file shows it.
 	owed := f.state != nil && (f.state.RestartPending || j.olderThanFiles(f.state, f.service) || f.state.Address != f.address.Addr.String())
 	restart := owed || needsRestart(f.plan)
 	if _, in := j.alreadySeen(); in && !owed && j.dropInAlone() {
-		// Somebody else made this server a node, under this address: that the drop-in tells it the same concerns its next start.
+		// Another tool made this server a node with this address. The drop-in only repeats it.
 		restart = false
 	}
 	if restart || !f.service.Running() {
 		return restart
 	}
 	if (f.state == nil || f.state.Phase == PhaseLeaving) && !j.seenFresh() {
-		// Somebody else made the files a node's: the server that runs may have been started before.
+		// Another tool edited the files, perhaps after the server's start.
 		return true
 	}
 	if at, elsewhere := j.runsElsewhere(); elsewhere {
-		// Its files are right, and it was started without its address.
+		// Right files, but started without the address.
 		j.say("Ant Media Server runs as %s and not as %s: only a restart changes that", at, f.address.Addr)
 		return true
 	}
 	if dir := f.install.OtherTree(ams.State{MainPID: f.service.MainPID}); dir != "" {
-		// The service was given this tree since, and what is seen in the cluster is the other one.
+		// The service got this tree after the server's start.
 		j.say("Ant Media Server runs from %s and not from %s: only a restart changes that", dir, f.install.Dir)
 		return true
 	}
 	return false
 }
 
-// dropInAlone reports whether nothing that the server reads changes but its drop-in.
 func (j *joiner) dropInAlone() bool {
 	return !slices.ContainsFunc(j.facts.plan.Changed(), func(f conf.PlannedFile) bool {
 		return f.Before.Path != ams.DropInPath && changesServer(f)
 	})
 }
 
-// checkSessions refuses to cut who is known to be on the server by the restart, unless --now was given.
+// checkSessions returns an error if a restart would cut known sessions.
 func (j *joiner) checkSessions(ctx context.Context) error {
 	f := j.facts
 	if j.req.Now && !j.req.DryRun {
@@ -361,7 +342,7 @@ func (j *joiner) checkSessions(ctx context.Context) error {
 	}
 	client := f.client
 	if !j.seenFresh() {
-		client = nil // its streams are in no cluster's memory
+		client = nil // a server outside the cluster has no streams there
 	}
 	live, err := j.sessions(ctx, f.install, client, f.address.Addr.String())
 	j.result.Live = live.live()
@@ -371,7 +352,6 @@ func (j *joiner) checkSessions(ctx context.Context) error {
 	return nil
 }
 
-// offline edits the files and stops there.
 func (j *joiner) offline(ctx context.Context) error {
 	f := j.facts
 	j.result.Outcome = OutcomeEdited
@@ -390,8 +370,7 @@ func (j *joiner) offline(ctx context.Context) error {
 	return nil
 }
 
-// confirm looks whether a machine whose files need no change is really seen in
-// the cluster. It writes none of the server's files.
+// confirm verifies a node whose files need no change.
 func (j *joiner) confirm(ctx context.Context) error {
 	ev, ok := j.provedAtOnce(ctx)
 	if !ok {
@@ -407,7 +386,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	}
 	j.result.Evidence = ev
 	j.result.Outcome = OutcomeUnchanged
-	j.dropMongo() // where the join before could not
+	j.dropMongo() // if an earlier join failed to
 	kept, err := j.keepGiven()
 	if err != nil {
 		return &FailedError{Step: "writing " + GivenPath, Err: err, State: "this machine is a cluster node; run the same command again"}
@@ -419,10 +398,9 @@ func (j *joiner) confirm(ctx context.Context) error {
 	if len(j.result.Changes) > 0 {
 		j.result.Outcome = OutcomeUpdated
 	}
-	stopped := j.drainStopped() // first: a drain that is done a moment later is seen by forgetDrain
+	stopped := j.drainStopped() // first: forgetDrain then sees a drain that just finished
 	if j.forgetDrain() || stopped || kept || len(j.result.Changes) > 0 {
-		// A daemon that runs remembers the drain and its settings, too; it follows the state
-		// file. The end of a drain looks there for a join after the stop of the server.
+		// A running daemon, and the end of a drain, look at the state file for a join.
 		if err := j.save(PhaseJoined, false); err != nil {
 			return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 		}
@@ -430,8 +408,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	return nil
 }
 
-// provedAtOnce proves a node that serves already with one look at it, which is too short for
-// the lock to be given to others meanwhile.
+// provedAtOnce verifies a serving node so quickly that it keeps the lock.
 func (j *joiner) provedAtOnce(ctx context.Context) (*Evidence, bool) {
 	if _, seen := j.alreadySeen(); !seen {
 		return nil, false
@@ -442,9 +419,8 @@ func (j *joiner) provedAtOnce(ctx context.Context) (*Evidence, bool) {
 	return ev, err == nil
 }
 
-// proveUnlocked waits for the proof without the lock: a drain that comes meanwhile stops the
-// server at its time. It returns with the lock, and an error where the machine is another one
-// by then.
+// proveUnlocked lets a drain stop the server meanwhile. It returns with the lock held, or with an error if the
+// machine has changed.
 func (j *joiner) proveUnlocked(ctx context.Context) (*conf.Lock, *Evidence, error) {
 	_ = j.locked.Unlock()
 	ev, err := j.verify(ctx)
@@ -468,15 +444,14 @@ func (j *joiner) proveUnlocked(ctx context.Context) (*conf.Lock, *Evidence, erro
 	return lock, ev, nil
 }
 
-// asBefore tells what became of this machine while it was not locked: a drain may have
-// stopped the server, and another command may have written the state.
+// asBefore returns an error if the server or the state changed while the machine was unlocked.
 func (j *joiner) asBefore(ctx context.Context) error {
 	f := j.facts
 	now, err := loadState(j.store)
 	if err != nil {
 		return err
 	}
-	if now != nil { // what the daemon notes without a change of anything
+	if now != nil { // written by the daemon at any time
 		f.state.Release, f.state.Provider = now.Release, now.Provider
 	}
 	if !f.state.Equal(now) {
@@ -492,7 +467,6 @@ func (j *joiner) asBefore(ctx context.Context) error {
 	return nil
 }
 
-// changes tells what this join says otherwise than the one before.
 func (j *joiner) changes() []string {
 	var changes []string
 	note := func(what, was, is string) {
@@ -505,9 +479,8 @@ func (j *joiner) changes() []string {
 	return changes
 }
 
-// forgetDrain removes the memory of a drain that is done: a node that has left and
-// joins once more is one again, for a daemon that is started later as well. One that
-// is under way is the daemon's.
+// forgetDrain removes the record of a finished drain: a daemon that starts later must see a node. An unfinished
+// one belongs to the daemon.
 func (j *joiner) forgetDrain() (was bool) {
 	if !j.drainDone() {
 		return false
@@ -518,17 +491,14 @@ func (j *joiner) forgetDrain() (was bool) {
 	return true
 }
 
-// drainDone reports whether the daemon remembers a drain that is done.
 func (j *joiner) drainDone() bool { return j.drainStep() == "done" }
 
-// drainStopped reports whether a drain under way has stopped the server.
 func (j *joiner) drainStopped() bool {
 	step := j.drainStep()
 	return step == "deregistering" || step == "completing"
 }
 
-// drainStep returns the step of the drain that the daemon remembers; "" where it
-// remembers none.
+// drainStep returns "" if there is no drain.
 func (j *joiner) drainStep() string {
 	f, err := j.store.Read(drainPath)
 	if err != nil || !f.Exists() {
@@ -543,9 +513,7 @@ func (j *joiner) drainStep() string {
 	return drain.Step
 }
 
-// apply notes what is begun, makes the cluster know that we come, and commits
-// the files. The note comes first: a leave after a crash must know that there is
-// a row.
+// apply writes the state first: a leave after a crash must know of the node record.
 func (j *joiner) apply(ctx context.Context, restart bool) error {
 	f := j.facts
 	err := j.save(PhaseJoining, restart)
@@ -574,12 +542,12 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 		switch {
 		case unfinished:
 		case len(j.done) > 0:
-			return j.failed(ctx, step, err) // a round before this one did write
+			return j.failed(ctx, step, err) // an earlier round wrote files
 		default:
 			e.State = j.asFound()
 			return e
 		}
-		// The note stays: the next run has to know.
+		// The state stays for the next run.
 		e.State, e.Hint = leftBy(err, j.before(), "the files are those of a cluster node, Ant Media Server was not restarted")
 		return e
 	}
@@ -587,8 +555,7 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 	return nil
 }
 
-// writtenOver lists files of a plan just committed that are something else again a
-// moment later.
+// writtenOver returns files that changed soon after the commit.
 func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan) []string {
 	changed := plan.Changed()
 	if len(changed) == 0 || !sleep.For(ctx, saveTime) {
@@ -603,7 +570,7 @@ func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan) []string {
 	return paths
 }
 
-// asFound puts the state file back where nothing else was changed, and says so.
+// asFound restores the state file and returns an error's State.
 func (j *joiner) asFound() string {
 	if err := j.restoreState(); err != nil {
 		return fmt.Sprintf("%s but the agent's own %s, which could not be put back: %v", j.found, statePath, err)
@@ -611,8 +578,7 @@ func (j *joiner) asFound() string {
 	return j.found
 }
 
-// before is the state that a failed commit leaves where all files are as before it: a round
-// before it may have written them.
+// before is the State if the last commit changed nothing.
 func (j *joiner) before() string {
 	if len(j.done) > 0 {
 		return "the files were written, and some of them have been changed since; the next run of the same command writes those again"
@@ -620,8 +586,7 @@ func (j *joiner) before() string {
 	return j.found
 }
 
-// commit writes the files, planning anew where AMS wrote one meanwhile, or over
-// ours what it had read before.
+// commit plans again if the server wrote a file meanwhile, or saves older values over it.
 func (j *joiner) commit(ctx context.Context) error {
 	f := j.facts
 	for try := 1; ; try++ {
@@ -645,7 +610,7 @@ func (j *joiner) commit(ctx context.Context) error {
 	}
 }
 
-// mayReplan reports a commit that somebody came before, and that left nothing behind.
+// mayReplan reports whether a commit lost a race without a trace.
 func mayReplan(err error) bool {
 	_, unfinished := errors.AsType[*conf.UnfinishedError](err)
 	return errors.Is(err, conf.ErrChanged) && !unfinished
@@ -665,29 +630,23 @@ func (j *joiner) save(phase Phase, restart bool) error {
 	return saveState(j.store, s)
 }
 
-// wasJoined reports whether this machine was a proven node before this join, and
-// before the interrupted ones that this join goes on with.
+// wasJoined reports whether a verified node existed before this join and those that it continues.
 func (j *joiner) wasJoined() bool {
 	s := j.facts.state
 	return s != nil && (s.Phase == PhaseJoined || s.WasJoined)
 }
 
-// unproved reports whether this join goes on where another join, a leave or a
-// rollback was interrupted, or a join was kept that was not proved: then what is
-// on the disk is no state to go back to.
+// unproved reports whether this join follows an unfinished or unverified command, whose files are no state to
+// restore.
 func (j *joiner) unproved() bool {
 	s := j.facts.state
 	return s != nil && s.Phase != PhaseJoined && !s.WasJoined
 }
 
-// runsNew reports whether AMS may run with the files of a node because of this
-// join, or of the interrupted one that it goes on with: then taking the files back
-// is not enough.
+// runsNew reports whether the server may run with the join's files. A rollback must then restart it.
 func (j *joiner) runsNew() bool { return j.result.Restarted || j.unproved() }
 
-// saveUndoing notes that the join is being taken back: should we be killed in
-// the middle, whoever comes next has to restart AMS, and what was found is not
-// reached before that.
+// saveUndoing records that the next command, after a kill, must restart the server.
 func (j *joiner) saveUndoing() error {
 	if s := j.facts.state; j.wasJoined() {
 		back := *s
@@ -702,7 +661,6 @@ func (j *joiner) saveUndoing() error {
 	})
 }
 
-// restoreState puts the state file back as it was found.
 func (j *joiner) restoreState() error {
 	s := j.facts.state
 	if s == nil {
@@ -714,7 +672,6 @@ func (j *joiner) restoreState() error {
 	return saveState(j.store, *s)
 }
 
-// restart brings AMS up with the new files.
 func (j *joiner) restart(ctx context.Context, restart bool) error {
 	f := j.facts
 	if j.SetAddress != nil {
@@ -728,7 +685,7 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 	}
 	if !restart && f.service.Running() {
 		if j.DropIn {
-			// The stop timeout of the drop-in holds for the server that runs.
+			// For the running server's stop timeout.
 			return j.Service.Reload(ctx)
 		}
 		return nil
@@ -738,7 +695,7 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 	}
 	j.startedAt = time.Now()
 	j.result.Restarted = true
-	// One that is being started may have read its files before.
+	// A starting server may have read its old files.
 	if !f.service.Running() && (!restart || !f.service.Starting()) {
 		j.say("starting %s", j.Service.Name())
 		return j.Service.Start(ctx)
@@ -750,18 +707,17 @@ func (j *joiner) restart(ctx context.Context, restart bool) error {
 	return j.writeAgain(ctx)
 }
 
-// writeAgain writes the files once more where the server that was stopped had saved its
-// settings, read before, over them: an application that is starting does so. The one that
-// runs now has read those, and may save them, too.
+// writeAgain repeats the commit if the former server saved old settings at its end, as a starting application
+// does. The new server has read them and may save them, so it is stopped for that.
 func (j *joiner) writeAgain(ctx context.Context) error {
 	plan, err := j.changed()
 	if err != nil || !needsRestart(plan) {
-		return nil //nolint:nilerr // what cannot be compared is told in the end
+		return nil //nolint:nilerr // warnDrift reports it
 	}
 	j.say("%s saved its settings over the join's: writing them again while it is stopped", "Ant Media Server")
 	return j.whileStopped(ctx, func(unstopped error) error {
 		if unstopped != nil {
-			return unstopped // what comes of that puts back all files
+			return unstopped // the rollback restores all files
 		}
 		plan, err := j.changed()
 		if err != nil {
@@ -774,20 +730,15 @@ func (j *joiner) writeAgain(ctx context.Context) error {
 	})
 }
 
-// finishTime bounds finish.
 const finishTime = electionTime + 15*time.Second
 
-// dropMongo removes what only an unfinished join needs.
 func (j *joiner) dropMongo() {
 	if err := dropMongo(j.store, nil); err != nil {
 		j.log().Warn("a file that is not needed any more could not be removed", "path", LeftMongoPath, "error", err)
 	}
 }
 
-// finish records that the node is in.
-//
-// An interruption takes nothing of that back any more: the node serves, and a row
-// that went on to say joining would be half a join.
+// finish ignores the end of ctx: the node serves, and must not stay in the state joining.
 func (j *joiner) finish(ctx context.Context) error {
 	ctx, cancel := after(ctx, finishTime)
 	defer cancel()
@@ -797,7 +748,7 @@ func (j *joiner) finish(ctx context.Context) error {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
 	j.result.Outcome = OutcomeJoined
-	over := j.forgetDrain() // first: the daemon goes on with the row
+	over := j.forgetDrain() // first: the daemon then writes the node record
 	if err := j.registerActive(ctx, over); err != nil {
 		return &FailedError{
 			Step: "writing the registry", Err: err,
@@ -810,8 +761,8 @@ func (j *joiner) finish(ctx context.Context) error {
 	return nil
 }
 
-// warnDrift warns of files that are not as this join wrote them. AMS writes its files in place
-// when an operator saves settings in its panel, and may have done so over ours.
+// warnDrift warns of files changed since. The server writes them in place when an operator saves settings in its
+// panel.
 func (j *joiner) warnDrift() {
 	plan, err := j.changed()
 	switch {
@@ -822,20 +773,18 @@ func (j *joiner) warnDrift() {
 	}
 }
 
-// registerActive writes the row of a node that is in. MongoDB answered when the join
-// began: a primary that hangs since then is outlasted. over is as in [Stay].
+// registerActive outlasts a hanging primary: MongoDB answered before. over is as in [Stay].
 func (j *joiner) registerActive(ctx context.Context, over bool) error {
 	return j.outlast(ctx, func(error) bool { return true }, func(ctx context.Context) error {
 		return j.register(ctx, cluster.StateActive, "join", over)
 	})
 }
 
-// changed plans what no longer is as joined.
+// changed plans the files that differ from the join's.
 func (j *joiner) changed() (*conf.Plan, error) {
 	return j.replan(JoinRequest{Mongo: j.req.Mongo, Valve: j.req.Valve, DryRun: true})
 }
 
-// replan plans again, by the record and the files as they are now.
 func (j *joiner) replan(req JoinRequest) (*conf.Plan, error) {
 	record, err := j.store.Record()
 	if err != nil {
@@ -853,7 +802,6 @@ func (j *joiner) replan(req JoinRequest) (*conf.Plan, error) {
 	return g.plan, nil
 }
 
-// failed rolls back, or keeps, what a join did, and says which.
 func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 	e := &FailedError{Step: step, Err: cause, Hint: j.elsewhereHint(cause)}
 	bound, cancel := after(ctx, rollbackTime)
@@ -868,7 +816,7 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 	}
 	why := cause.Error()
 	if ctx.Err() != nil && context.Cause(ctx) != nil {
-		why = context.Cause(ctx).Error() // and not what that made of a call
+		why = context.Cause(ctx).Error() // not the error that a call made of it
 	}
 	j.say("rolling back: %s", why)
 	e.State = j.rollBack(bound, step+": "+cause.Error())
@@ -876,7 +824,7 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 	return e
 }
 
-// rollBack puts back what the join found and says in a sentence what is left.
+// rollBack describes its result in a sentence.
 func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	if err := j.saveUndoing(); err != nil {
 		j.log().Warn("the state file could not be written", "error", err)
@@ -884,16 +832,15 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	start, done := j.Service.Start, slices.Clone(j.done)
 	record, _ := j.store.Record() // revert reports the error
 	if j.runsNew() {
-		j.result.Restarted = j.result.Restarted || j.wasRunning // below
-		// First: an application that is starting saves its settings as it ends, over
-		// whatever is put back before.
+		j.result.Restarted = j.result.Restarted || j.wasRunning // it is started below
+		// First: a starting application saves its settings as it ends, over restored files.
 		if j.unstopped = j.end(ctx); j.unstopped != nil {
 			start = j.Service.Restart
 		}
 	}
 	conflicts, err := j.revert(ctx)
 	put := j.contents(record)
-	ctx, cancel := after(ctx, rollbackTime) // whatever that took, no server is left stopped
+	ctx, cancel := after(ctx, rollbackTime) // never leave the server stopped
 	defer cancel()
 	if err != nil {
 		if j.runsNew() && j.wasRunning {
@@ -946,21 +893,19 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	return fmt.Sprintf("%s%s and Ant Media Server runs again as before (%s)", back, noteOf(j.restoreAfter(ctx, reason)), mode)
 }
 
-// contents reads the files of a record.
 func (j *joiner) contents(record *conf.Record) (all [][]byte) {
 	if record == nil {
 		return nil
 	}
 	for _, f := range record.Files {
-		now, _ := j.store.Read(f.Path) // one that cannot be read stays so
+		now, _ := j.store.Read(f.Path) // nil if it is unreadable
 		all = append(all, now.Bytes)
 	}
 	return all
 }
 
-// revertAgain ends a rollback that had to restart the server to stop it. The server that
-// ended then has saved the join's settings, where the files differ, and the one that runs now
-// has read those: they are put back while it is stopped.
+// revertAgain completes a rollback that could only restart the server. If the files differ now, the old server
+// saved the join's settings and the new one read them.
 func (j *joiner) revertAgain(ctx context.Context, done []*conf.Plan, differ bool) error {
 	again := func(unstopped error) error {
 		j.done, j.unstopped = done, unstopped
@@ -974,7 +919,6 @@ func (j *joiner) revertAgain(ctx context.Context, done []*conf.Plan, differ bool
 	return j.whileStopped(ctx, again)
 }
 
-// revert puts the files back, again and again where AMS writes them meanwhile.
 func (j *joiner) revert(ctx context.Context) ([]conf.Conflict, error) {
 	for try := 1; ; try++ {
 		conflicts, err := j.revertOnce()
@@ -999,7 +943,7 @@ func (j *joiner) revertOnce() ([]conf.Conflict, error) {
 		}
 		return conflicts, nil
 	}
-	// Nothing of ours is to be left, whoever else wrote meanwhile.
+	// Remove all changes of the agent, whatever others wrote.
 	record, err := j.store.Record()
 	if err != nil {
 		return nil, err
@@ -1009,20 +953,18 @@ func (j *joiner) revertOnce() ([]conf.Conflict, error) {
 		return nil, err
 	}
 	if j.unstopped == nil {
-		record = nil // nothing is saved over the files any more
+		record = nil // no server saves over the files now
 	}
 	return plan.Conflicts, plan.CommitUndoKeeping(purpose, record)
 }
 
-// restoreAfter puts the state file back after a rollback. The row comes first:
-// without the state nobody remembers that there is one.
+// restoreAfter writes the node record first: without the state, no command finds it.
 func (j *joiner) restoreAfter(ctx context.Context, reason string) error {
 	j.failedRow(ctx, reason)
 	return j.restoreFound()
 }
 
-// restoreFound puts the state file back, where it was one to go back to. A leave that is not
-// finished may be remembered by it alone.
+// restoreFound keeps the state file if an unfinished leave depends on it.
 func (j *joiner) restoreFound() error {
 	if s := j.facts.state; j.unproved() && !s.Standalone {
 		return j.forget()
@@ -1030,8 +972,7 @@ func (j *joiner) restoreFound() error {
 	return j.restoreState()
 }
 
-// forget leaves nothing behind of joins none of which succeeded: what they were
-// given goes as well. The state file goes last, for whoever finds the rest.
+// forget removes what failed joins left. The state file, which refers to the rest, is last.
 func (j *joiner) forget() error {
 	if err := errors.Join(dropMongo(j.store, nil), saveGiven(j.store, nil)); err != nil {
 		return err
@@ -1039,7 +980,6 @@ func (j *joiner) forget() error {
 	return j.store.RemoveFile(statePath)
 }
 
-// noteOf adds to a sentence that the state file is not as it was found.
 func noteOf(err error) string {
 	if err == nil {
 		return ""

@@ -23,45 +23,40 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// LeaveRequest is what an operator wants of a leave.
+// LeaveRequest is the input of [Machine.Leave].
 type LeaveRequest struct {
-	// Mongo is where the cluster's memory is; zero where nobody knows any more.
+	// Mongo is zero if unknown.
 	Mongo cluster.Target
-	// Now leaves although streams are live on this node: they are cut.
+	// Now cuts live streams.
 	Now bool
-	// Offline gives the files back and touches nothing else.
+	// Offline only restores the files.
 	Offline bool
-	// DryRun plans, and touches nothing at all.
-	DryRun bool
-	// Address is the address that a person or a tag gave.
+	// DryRun only plans.
+	DryRun  bool
 	Address string
-	// Identify asks who this machine is, where the state file does not know.
+	// Identify is called if the state file lacks the instance.
 	Identify func(context.Context) (metadata.Instance, error)
 }
 
-// LeaveResult is what a leave did, or would do.
+// LeaveResult is the result of [Machine.Leave].
 type LeaveResult struct {
 	Outcome   Outcome      `json:"outcome"`
 	Files     []FileResult `json:"files"`
 	Restarted bool         `json:"restarted"`
-	// Stopped tells that AMS does not run now, as after a drain: a leave starts no
-	// server that did not run.
+	// Stopped reports a stopped server, for example after a drain. A leave starts only one that ran before.
 	Stopped bool `json:"stopped"`
-	// RestartNeeded tells, of a dry run, that AMS would be restarted.
+	// RestartNeeded reports, for a dry run, that a restart would follow.
 	RestartNeeded bool `json:"restart_needed"`
-	// Live is who would be cut by that restart; nil where nobody is known.
+	// Live lists the sessions that the restart cuts, or is nil.
 	Live *Live `json:"live,omitempty"`
-	// Exact tells that every file is byte for byte what join found.
+	// Exact reports that every file has its bytes from before the join.
 	Exact bool `json:"exact"`
-	// Deregistered are the documents of this address that AMS had left in
-	// clusterdb.clusternode.
-	Deregistered []string `json:"deregistered"`
-	// Daemon is what became of the agent's own daemon.
-	Daemon   DaemonOutcome `json:"daemon,omitempty"`
-	Warnings []Finding     `json:"warnings"`
+	// Deregistered are the ids of removed documents in clusterdb.clusternode.
+	Deregistered []string      `json:"deregistered"`
+	Daemon       DaemonOutcome `json:"daemon,omitempty"` // the result for the unit of the daemon
+	Warnings     []Finding     `json:"warnings"`
 }
 
-// leaver is one leave under way.
 type leaver struct {
 	*Machine
 	store   *conf.Store
@@ -73,49 +68,42 @@ type leaver struct {
 	client  *cluster.Client
 	result  *LeaveResult
 
-	// found is the state after everything that fails before the first change.
+	// found is the State of an error before the first change.
 	found string
-	// bare tells that the record was damaged: what join made is known by its
-	// name alone.
-	bare bool
-	// conflicts are those of the plan.
+	// bare reports a damaged record: the join's own files are known only by name.
+	bare      bool
 	conflicts []Finding
-	// recordAlone tells that the plan is what the record gives back, without
-	// conflicts.
+	// recordAlone reports that the plan restores exactly the record.
 	recordAlone bool
-	// standalone tells that the plan makes the server standalone, whoever had put it
-	// into the cluster.
+	// standalone reports that the plan makes the server standalone, whatever made it a node.
 	standalone bool
-	// later are the settings files of applications that were made while the machine was a node.
+	// later are the settings files of applications created on the node.
 	later []string
-	// drained tells that this run made the row say draining.
-	drained bool
-	// asked tells that MongoDB was asked in this run, reached that it answered.
+	// drained reports that this run set the state draining.
+	drained        bool
 	asked, reached bool
-	// lookedFor is the address whose documents were read.
+	// lookedFor is the address of seen.
 	lookedFor string
-	// daemonStopped tells that this run stopped the daemon, daemonBack that it is
-	// to run again: nothing was changed.
+	// daemonBack reports that nothing was changed and the stopped daemon must start again.
 	daemonStopped, daemonBack bool
 
 	id      string
 	address string
-	// seen are AMS's documents of this address while it was still a node.
+	// seen are the AMS documents of this address from before.
 	seen      []cluster.AMSNode
 	stoppedAt time.Time
 }
 
-// Leave gives the machine back as join found it: AMS standalone, the cluster's lists
-// without it, and the files byte for byte where nothing wrote them since ([Restored]).
+// Leave restores the machine from before the join. Files without later writes get their former bytes ([Restored]).
+// It returns a [PreflightError] or a [FailedError].
 //
-// The files change before AMS is restarted, in one restart: a process killed
-// in between leaves AMS serving, never stopped. AMS's document is removed after
-// that, when nobody writes it again.
+// The files change before the single restart, so that a killed process never leaves the server stopped. The AMS
+// document is removed last, when no server writes it.
 func (m *Machine) Leave(ctx context.Context, req LeaveRequest) (*LeaveResult, error) {
 	l := &leaver{Machine: m, store: m.store(), req: req, found: untouched, result: &LeaveResult{Deregistered: []string{}}}
 	res, err := l.leave(ctx)
 	if l.daemonBack {
-		// Not before the machine is unlocked: what is started locks it.
+		// Not before the unlock: the daemon takes the lock.
 		if err := m.enableDaemon(ctx); err != nil {
 			l.warn(IDDaemon, daemonHint(err, "systemctl enable --now amsagent-node amsagent"), "the daemon was stopped and could not be started again: %v", err)
 		}
@@ -144,18 +132,15 @@ func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
 		l.result.Stopped = st.Dead()
 	}
 	l.result.Warnings = append(l.result.Warnings, l.conflicts...)
-	// With an error, too: the warnings often say why.
+	// Also with an error: the warnings may explain it.
 	return l.result, err
 }
 
-// refused is the error of a leave that changed nothing.
 func (l *leaver) refused(fs ...Finding) error {
 	return &PreflightError{Findings: fs, State: l.found}
 }
 
-// recover finishes or undoes what an interrupted run left. Leaving is the way out
-// of everything: where the journal cannot be used, it is set aside, and the files get
-// their standalone form.
+// recover sets an unusable journal aside: a leave must always be possible.
 func (l *leaver) recover(ctx context.Context) error {
 	warnings, found, err := l.Machine.recover(ctx, l.store)
 	var damaged *conf.DamagedError
@@ -176,7 +161,6 @@ func (l *leaver) recover(ctx context.Context) error {
 	return nil
 }
 
-// begins comes before each change.
 func (l *leaver) begins(ctx context.Context) error {
 	if l.req.DryRun {
 		return nil
@@ -184,7 +168,6 @@ func (l *leaver) begins(ctx context.Context) error {
 	return l.begin(ctx, l.found)
 }
 
-// setAside puts a file of ours that cannot be used out of the way.
 func (l *leaver) setAside(damaged *conf.DamagedError) error {
 	name, err := l.store.SetAside(damaged.Path)
 	if err != nil {
@@ -197,7 +180,7 @@ func (l *leaver) setAside(damaged *conf.DamagedError) error {
 	return nil
 }
 
-// warn adds a warning; one that a repeated step gives again is added once.
+// warn drops duplicates from repeated steps.
 func (l *leaver) warn(id, hint, format string, args ...any) {
 	f := Finding{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint}
 	if !slices.Contains(l.result.Warnings, f) {
@@ -211,7 +194,7 @@ func (l *leaver) run(ctx context.Context) error {
 	}
 	l.told()
 	if l.nothingToDo() {
-		// A daemon that runs would make it a node: it lets a machine join by itself.
+		// A running daemon would join again.
 		if err := l.begins(ctx); err != nil {
 			return err
 		}
@@ -260,7 +243,7 @@ func (l *leaver) run(ctx context.Context) error {
 	return l.deregister(ctx)
 }
 
-// checkName warns of a server that is as broken as before the join, which had mended that.
+// checkName warns of a fault that the join had repaired.
 func (l *leaver) checkName(ctx context.Context) {
 	if h, err := ams.LookupHostname(ctx, l.Root); err == nil && !h.Resolvable() {
 		l.warn(IDHostname, "give it an address in /etc/hosts",
@@ -268,7 +251,6 @@ func (l *leaver) checkName(ctx context.Context) {
 	}
 }
 
-// prepare makes every check and plans the change.
 func (l *leaver) prepare(ctx context.Context) error {
 	var err error
 	if err = l.read(ctx); err != nil {
@@ -295,15 +277,14 @@ func (l *leaver) prepare(ctx context.Context) error {
 	return nil
 }
 
-// reachFirst asks the metadata service and MongoDB before the machine is locked: a
-// drain must not wait for them. A machine that is no node asks nobody.
+// reachFirst runs without the lock: a drain must not wait for the metadata service or MongoDB.
 func (l *leaver) reachFirst(ctx context.Context) {
 	if l.req.Offline {
 		return
 	}
 	install, err := l.open()
 	if err != nil {
-		install = nil // what the join wrote may be given back without it
+		install = nil // the files may be restored without it
 	}
 	if node, err := l.joined(l.store, install); err == nil && !node {
 		return
@@ -319,11 +300,8 @@ func (l *leaver) reachFirst(ctx context.Context) {
 	}
 }
 
-// hindered reports whether what a join wrote can be given back although the installation
-// cannot be read: its owner keeps a file from being read, has removed another one, or has
-// made more applications than are looked at. He can do that at any time, and must not
-// keep the machine from leaving. Where even the file that decides the mode is gone, the
-// disk may not be mounted.
+// hindered reports whether the files can be restored without a readable installation: its owner must not be able
+// to block a leave. Without the container file the disk may not be mounted.
 func (l *leaver) hindered() bool {
 	return l.record != nil && slices.ContainsFunc(l.record.Files, func(f *conf.FileRecord) bool {
 		now, err := l.store.ReadSettings(f.Path)
@@ -331,7 +309,7 @@ func (l *leaver) hindered() bool {
 	})
 }
 
-// read loads what the agent wrote down. A damaged file keeps nobody from leaving.
+// read tolerates damaged files: they must not block a leave.
 func (l *leaver) read(ctx context.Context) error {
 	var err error
 	var damaged *conf.DamagedError
@@ -359,7 +337,7 @@ func (l *leaver) read(ctx context.Context) error {
 		return &FailedError{Step: "reading the undo record", Err: err, State: l.found}
 	}
 	if l.state, err = loadState(l.store); errors.As(err, &damaged) {
-		// Nothing in it that cannot be found out again.
+		// All of it can be found again.
 		l.warn(IDRecord, "", "%v; it is not needed", err)
 		l.state, err = &State{Phase: PhaseLeaving, forgotten: true}, nil
 	}
@@ -370,16 +348,15 @@ func (l *leaver) read(ctx context.Context) error {
 		return &FailedError{Step: "reading the state", Err: err, State: l.found}
 	}
 	if l.record == nil && l.state != nil && l.state.Phase != PhaseLeaving {
-		// A leave before this one may have put a damaged file out of the way, and come no further.
+		// An earlier leave may have set a damaged file aside and failed.
 		names, _ := l.store.List(StateDir)
 		l.bare = l.bare || slices.ContainsFunc(names, func(name string) bool { return strings.Contains(name, ".damaged-") })
 	}
 	return nil
 }
 
-// planFiles plans to give back what join found. Where that, or the vendor's
-// script, leaves a cluster node, the standalone form is planned on top: after
-// leave the machine is no node, whoever made it one.
+// planFiles restores the files from before the join. If another tool had made them a node's, it adds the
+// standalone form.
 func (l *leaver) planFiles() error {
 	var err error
 	if l.plan, err = l.store.PlanUndo(l.record); err != nil {
@@ -410,10 +387,10 @@ func (l *leaver) planFiles() error {
 	syntax, noXML := errors.AsType[*conf.SyntaxError](err)
 	switch {
 	case noXML && l.record != nil:
-		// The server starts in no mode with it, and its owner can make it so at any time.
+		// The server cannot start with it. Its owner can do that at any time.
 		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is left as it is: it is no XML: %v", container, syntax)})
 	case err != nil && l.record != nil && conf.IsStandalone(planned):
-		return l.onTop() // the plan has told
+		return l.onTop() // the plan reports it
 	case err != nil:
 		id, hint := l.classifyFile(err)
 		return l.refused(Finding{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err})
@@ -423,8 +400,7 @@ func (l *leaver) planFiles() error {
 			return err
 		}
 	}
-	// An interrupted leave made the container standalone, and the server may have saved an
-	// application's settings over the rest.
+	// An interrupted leave may have changed only the container, or the server saved over the rest.
 	if noXML || c.Mode() == conf.ModeCluster || l.state != nil && l.state.Standalone {
 		l.recordAlone, l.standalone = false, true
 	}
@@ -438,7 +414,6 @@ func (l *leaver) onTop() error {
 	return nil
 }
 
-// planOnTop adds to what the record gives back what a standalone server needs besides.
 func (l *leaver) planOnTop(plan *conf.Plan, left *[]Finding) []Finding {
 	if l.standalone {
 		return l.planStandalone(plan, left)
@@ -446,8 +421,7 @@ func (l *leaver) planOnTop(plan *conf.Plan, left *[]Finding) []Finding {
 	return l.planLater(plan, left)
 }
 
-// planStandalone adds what makes the server standalone to a plan, and notes the files
-// that are left as they are.
+// planStandalone adds unusable files to left.
 func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Finding) {
 	container := l.install.Container.Path
 	then := func(path string, kind conf.Kind, edit func([]byte) ([]conf.Span, error)) {
@@ -470,18 +444,18 @@ func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Fi
 	return findings
 }
 
-// then is [conf.Plan.Then]. A file of settings that its owner keeps from being edited is
-// noted as left; any other error but that there is no file is a finding.
+// then calls [conf.Plan.Then]. A file that its owner made uneditable is added to left. A missing file is no
+// finding.
 func (l *leaver) then(plan *conf.Plan, left *[]Finding, path string, kind conf.Kind, edit func([]byte) ([]conf.Span, error)) *Finding {
 	err := plan.Then(path, kind, edit)
 	_, malformed := errors.AsType[*conf.SyntaxError](err)
 	switch {
-	case err == nil, errors.Is(err, fs.ErrNotExist), malformed && kind == conf.KindContainer: // of that planFiles has told
+	case err == nil, errors.Is(err, fs.ErrNotExist), malformed && kind == conf.KindContainer: // planFiles reports that
 		return nil
-	case files.Refused(err) && slices.Contains(conflictPaths(plan.Conflicts), path): // of that, too
+	case files.Refused(err) && slices.Contains(conflictPaths(plan.Conflicts), path): // reported, too
 		return nil
 	case files.Refused(err), kind == conf.KindProperties && spoiled(err):
-		// It must not keep the machine from leaving.
+		// It must not block the leave.
 		*left = append(*left, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is not made standalone: %v", path, err)})
 		return nil
 	}
@@ -489,9 +463,8 @@ func (l *leaver) then(plan *conf.Plan, left *[]Finding, path string, kind conf.K
 	return &Finding{ID: id, Text: err.Error(), Hint: hint, Err: err}
 }
 
-// planLater adds the standalone form of those applications that were made while the machine
-// was a node and use MongoDB, as its applications do. What the record gives back of them, if
-// anything, is a node's with a former MongoDB.
+// planLater makes applications standalone that were created on the node and use MongoDB. The record has, at most,
+// an older state of the node for them.
 func (l *leaver) planLater(plan *conf.Plan, left *[]Finding) (findings []Finding) {
 	if l.record == nil {
 		return nil
@@ -518,7 +491,6 @@ func (l *leaver) planLater(plan *conf.Plan, left *[]Finding) (findings []Finding
 	return findings
 }
 
-// usesMongo reports whether a plan leaves an application with MongoDB, as one of a node.
 func (l *leaver) usesMongo(plan *conf.Plan, path string) (bool, error) {
 	planned := plan.Planned(path)
 	if planned == nil {
@@ -536,7 +508,7 @@ func (l *leaver) usesMongo(plan *conf.Plan, path string) (bool, error) {
 	return kind == "mongodb", nil
 }
 
-// told fills in what becomes of each file.
+// told fills in the result for each file.
 func (l *leaver) told() {
 	l.result.Files = fileResults(l.plan)
 	l.result.Exact = l.recordAlone
@@ -564,8 +536,7 @@ func (l *leaver) restored(f conf.PlannedFile) Restored {
 	return RestoredKeys
 }
 
-// planOurs plans to remove what join makes, by its name: there is no record that
-// tells it.
+// planOurs removes the join's files by name, without a record.
 func (l *leaver) planOurs() error {
 	l.recordAlone = false
 	for _, path := range []string{MongoPath, ams.DropInPath} {
@@ -580,8 +551,7 @@ func (l *leaver) planOurs() error {
 	return nil
 }
 
-// commit gives the files back, planning anew where AMS wrote one meanwhile, or
-// over them what it had read before.
+// commit plans again if the server wrote a file meanwhile.
 func (l *leaver) commit(ctx context.Context) error {
 	for try := 1; ; try++ {
 		err := l.give(l.plan)
@@ -607,18 +577,16 @@ func (l *leaver) commit(ctx context.Context) error {
 	}
 }
 
-// give commits a plan. The record stays until the server was restarted: one that ends may
-// save a node's settings over what was given back, and the next leave has to know.
+// give keeps the record until the restart: the server may save a node's settings as it ends.
 func (l *leaver) give(plan *conf.Plan) error {
 	record := l.record
 	if l.req.Offline || l.standalone {
-		record = nil // nothing is restarted; what it gives back is a node's
+		record = nil // no restart, or the record is a node's
 	}
 	return plan.CommitUndoKeeping("leave", record)
 }
 
-// onceMore gives files back again over which somebody wrote, in the moment they
-// were given back, what he had read before.
+// onceMore restores files again that were overwritten with older values meanwhile.
 func (l *leaver) onceMore(ctx context.Context) {
 	plan, paths := l.plan, []string(nil)
 	for range replans {
@@ -640,19 +608,18 @@ func (l *leaver) onceMore(ctx context.Context) {
 	l.warn(IDDrift, "look at these files", "written by somebody else while they were given back: %s", joinPaths(paths))
 }
 
-// planAgain plans to give back what somebody wrote over since. A copy is kept of what is
-// written over now.
+// planAgain plans to restore overwritten files, and to keep a copy of each.
 func (l *leaver) planAgain() (*conf.Plan, error) {
 	record := l.record
 	if l.standalone {
-		record = nil // what it gives back is a node's
+		record = nil // it is a node's
 	}
 	plan, err := l.store.PlanUndo(record)
 	if err != nil {
 		return nil, err
 	}
 	if l.install != nil {
-		var left []Finding // told before
+		var left []Finding // reported before
 		if fs := l.planOnTop(plan, &left); len(fs) > 0 {
 			return nil, errors.New(fs[0].Text)
 		}
@@ -669,7 +636,6 @@ func (l *leaver) planAgain() (*conf.Plan, error) {
 	}), nil
 }
 
-// notGivenBack is the error of a leave that could not write the files.
 func (l *leaver) notGivenBack(err error) error {
 	e := &FailedError{Step: "giving the files back", Err: err}
 	e.State, e.Hint = leftBy(err, "the files are still those of a cluster node", "the files were given back")
@@ -684,7 +650,6 @@ func (l *leaver) nothingToDo() bool {
 	return l.record == nil && l.state == nil && !l.bare && len(l.plan.Changed()) == 0
 }
 
-// identify finds out under which id and address the cluster knows us.
 func (l *leaver) identify(ctx context.Context) {
 	if l.state != nil {
 		l.id, l.address = l.state.InstanceID, l.state.Address
@@ -705,7 +670,7 @@ func (l *leaver) identify(ctx context.Context) {
 	}
 }
 
-// connect reaches MongoDB if it can be reached: leaving does not depend on it.
+// connect may fail: a leave does not need MongoDB.
 func (l *leaver) connect(ctx context.Context) {
 	l.asked = true
 	if l.req.Mongo.IsZero() {
@@ -725,7 +690,6 @@ func (l *leaver) connect(ctx context.Context) {
 	}
 }
 
-// look reads AMS's documents of this address while it is still a node.
 func (l *leaver) look(ctx context.Context) {
 	if !l.reached || l.address == "" {
 		return
@@ -741,18 +705,15 @@ func (l *leaver) look(ctx context.Context) {
 	}
 }
 
-// outlast makes an exchange with MongoDB, and again while a replica set elects a
-// primary. A server that is away is not waited for, unless it answered before: it is
-// restarted, or the set was one of which only one member is named.
+// outlast waits for an unreachable MongoDB only if it answered before or the address names the set.
 func (l *leaver) outlast(ctx context.Context, do func(context.Context) error) error {
 	return l.Machine.outlast(ctx, func(err error) bool {
 		return l.reached || l.req.Mongo.NamesSet() || cluster.KindOf(err) == cluster.KindNotPrimary
 	}, do)
 }
 
-// checkSessions refuses to cut who is on the server, unless somebody said so. Where
-// neither MongoDB nor the server tells who that is, a leave that the registry cannot be
-// asked about goes on, and says so.
+// checkSessions returns an error if the restart would cut sessions. If no AMS document was seen and they cannot be
+// counted, the leave continues.
 func (l *leaver) checkSessions(ctx context.Context) error {
 	if l.req.Now && !l.req.DryRun {
 		return nil
@@ -785,14 +746,14 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 	return nil
 }
 
-// announce tells the others that this node goes, before anything happens.
+// announce sets the state draining before the first change.
 func (l *leaver) announce(ctx context.Context) {
 	if !l.reached || l.id == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
-	own, stop := outlasting(ctx, mongoFirst) // a write that was cut off may be done a moment later
+	own, stop := outlasting(ctx, mongoFirst) // a write that was cut off may still happen
 	defer stop()
 	var refused *cluster.TransitionError
 	before, err := l.client.Node(ctx, l.id)
@@ -805,15 +766,14 @@ func (l *leaver) announce(ctx context.Context) {
 		l.warn(IDDuplicate, DuplicateHint, "the row of %s stays as it is: %v", l.id, other)
 	case errors.Is(err, cluster.ErrNoNode), errors.As(err, &refused):
 	default:
-		l.drained = before.State == cluster.StateActive // also where the answer did not come
+		l.drained = before.State == cluster.StateActive // also if the answer was lost
 		if err != nil {
 			l.warn(IDUnverified, "", "the registry could not be told that this node leaves: %v", err)
 		}
 	}
 }
 
-// takeBack undoes what was announced and noted: nothing was changed, and this
-// node serves on.
+// takeBack reverts announce and the state file: the node serves on.
 func (l *leaver) takeBack(ctx context.Context) {
 	l.daemonBack = l.daemonStopped
 	ctx, cancel := after(ctx, mongoTime)
@@ -835,12 +795,11 @@ func (l *leaver) takeBack(ctx context.Context) {
 	}
 }
 
-// giveBack puts the files back and restarts AMS with them.
 func (l *leaver) giveBack(ctx context.Context) error {
 	st, err := l.Service.State(ctx)
-	up := st.Running() || st.Activity == ams.ActivityActivating // perhaps again after a crash
+	up := st.Running() || st.Activity == ams.ActivityActivating // possibly again after a crash
 	if err == nil && up {
-		// It is to be restarted, and could not be started again.
+		// The restart would fail.
 		if err = st.Startable(); err != nil {
 			err = fmt.Errorf("%s: %w", l.Service.Name(), err)
 		}
@@ -851,7 +810,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 	}
 	changed := needsRestart(l.plan)
 	pending := l.restartPending()
-	// An interrupted run may have left it stopped, in the middle of a restart.
+	// An interrupted run may have stopped it.
 	wasRunning := up || (l.state != nil && l.state.WasRunning)
 	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, WasRunning: wasRunning, Standalone: l.standalone}); err != nil {
 		l.takeBack(ctx)
@@ -870,7 +829,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 	if l.SetAddress != nil {
 		l.SetAddress(netip.Addr{})
 	}
-	// AMS may have written until the moment its successor is up.
+	// The former server may have written its document until now.
 	l.stoppedAt = time.Now()
 	switch {
 	case !changed && !pending && (up || !wasRunning):
@@ -880,13 +839,13 @@ func (l *leaver) giveBack(ctx context.Context) error {
 		if err := l.Service.Reload(ctx); err != nil {
 			l.warn(IDService, "", "%v", err)
 		}
-		if !st.Dead() { // somebody stops it, and it saves its settings as it ends
+		if !st.Dead() { // it is stopping, and saves its settings at its end
 			if err := errors.Join(l.awaitDead(ctx), l.giveAgain()); err != nil {
 				return l.notAgain(err)
 			}
 		}
 	default:
-		// One that is being started may have read its files before.
+		// A starting server may have read its old files.
 		if err := l.restart(ctx, st.Running() || st.Starting()); err != nil {
 			return err
 		}
@@ -900,9 +859,8 @@ func (l *leaver) giveBack(ctx context.Context) error {
 	return nil
 }
 
-// restartPending reports whether an earlier run changed files that the server
-// that runs has not read. A join that was killed before it changed any counts
-// not.
+// restartPending reports whether the server has not read an earlier run's files. A killed join does not count: it
+// may not have written any.
 func (l *leaver) restartPending() bool {
 	switch {
 	case l.state == nil:
@@ -950,10 +908,10 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 	if len(again.Changed()) == 0 {
 		return nil
 	}
-	// The server that was stopped had saved its settings, read before, over what was given
-	// back. The one that runs now has read those, and may save them as it ends.
+	// The stopped server saved old settings over the restored ones. The new one has read them and may save them,
+	// too.
 	l.say("restarting %s once more", l.Service.Name())
-	// Also where it cannot be stopped: it may still be the last save. The next leave looks again.
+	// Also if the stop failed: there may be no later save. The next leave checks.
 	var gave error
 	err = l.whileStopped(ctx, func(error) error { gave = l.giveAgain(); return nil })
 	if gave != nil {
@@ -966,7 +924,7 @@ func (l *leaver) restart(ctx context.Context, runs bool) error {
 	return nil
 }
 
-// giveAgain gives back what the server has saved since.
+// giveAgain restores what the server saved since.
 func (l *leaver) giveAgain() error {
 	again, err := l.planAgain()
 	if err != nil || len(again.Changed()) == 0 {
@@ -979,8 +937,7 @@ func (l *leaver) giveAgain() error {
 	return nil
 }
 
-// notAgain is the error of a leave that gave the files back, and could not look after the
-// server's last save. The record and the state stay for the next one.
+// notAgain is the error if the server's last save could not be reverted. Record and state stay for the next leave.
 func (l *leaver) notAgain(err error) error {
 	return &FailedError{
 		Step: "giving back what the server saved as it ended", Err: err,
@@ -989,7 +946,6 @@ func (l *leaver) notAgain(err error) error {
 	}
 }
 
-// deregister takes this node out of the cluster's lists.
 func (l *leaver) deregister(ctx context.Context) error {
 	l.result.Outcome = OutcomeLeft
 	if l.req.Mongo.IsZero() {
@@ -1014,7 +970,7 @@ func (l *leaver) deregister(ctx context.Context) error {
 	return l.forget()
 }
 
-// departed removes AMS's documents and makes the row say left. It may be repeated.
+// departed may be repeated.
 func (l *leaver) departed(ctx context.Context) error {
 	var errs []error
 	if l.address != "" {
@@ -1033,8 +989,7 @@ func (l *leaver) departed(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// removeDocuments removes what AMS left in clusternode. A document that is
-// still written belongs to an AMS that runs.
+// removeDocuments keeps documents that a running server still writes.
 func (l *leaver) removeDocuments(ctx context.Context) error {
 	gone, stay, err := l.client.DeleteAMSNodes(ctx, l.address, "", l.stoppedAt)
 	for _, n := range gone {
@@ -1047,9 +1002,8 @@ func (l *leaver) removeDocuments(ctx context.Context) error {
 	return err
 }
 
-// forget removes the state file: nothing is left to be done.
 func (l *leaver) forget() error {
-	// The state last: while it is there, a leave is not over.
+	// The state is last: it marks an unfinished leave.
 	for _, path := range []string{LeftMongoPath, drainPath, GivenPath, seenPath, statePath} {
 		if err := l.store.RemoveFile(path); err != nil {
 			return &FailedError{Step: "removing " + path, Err: err, State: "this machine left the cluster"}
@@ -1063,14 +1017,14 @@ func (l *leaver) save(s State) error {
 	if l.state != nil {
 		s.Role, s.Group = l.state.Role, l.state.Group
 	}
-	// The state first: by it a join, too, sees that there is something to clear.
+	// The state is first: it shows a join what to clean up.
 	if err := saveState(l.store, s); err != nil {
 		return err
 	}
 	return keepMongo(l.store, l.plan, l.req.Mongo)
 }
 
-// CountChanged counts the files that were changed.
+// CountChanged returns the number of changed files.
 func CountChanged(files []FileResult) int {
 	n := 0
 	for _, f := range files {

@@ -11,13 +11,9 @@ import (
 	"github.com/amsagent/amsagent/ams"
 )
 
-// linger keeps the time that a node has to end in order until it has ended. With
-// our drop-in that time goes, too, and the vendor's unit leaves a node with streams
-// 10 seconds before it is killed. A drop-in below /run holds it meanwhile; it
-// bears the name of the other one, which a join puts before it, and no reboot
-// keeps it.
-//
-// What it returns takes that back when the server has been restarted.
+// linger keeps the stop timeout until the server's end: the vendor's unit kills a node with streams after 10
+// seconds. It uses a drop-in below /run with the join's file name, which a join's drop-in overrides and a reboot
+// removes. Call done after the restart.
 func (m *Machine) linger(ctx context.Context) (done func()) {
 	nothing := func() {}
 	st, err := m.Service.State(ctx)
@@ -34,7 +30,7 @@ func (m *Machine) linger(ctx context.Context) (done func()) {
 		defer cancel()
 		err := store.RemoveFile(ams.RuntimeDropInPath)
 		if err == nil {
-			// Only an empty folder goes: somebody else may have a file there.
+			// This fails if another program has a file there.
 			_ = store.RemoveFolder(path.Dir(ams.RuntimeDropInPath))
 			err = m.Service.Reload(ctx)
 		}

@@ -22,62 +22,48 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// Service is AMS as something that is started and stopped: a systemd unit, a
-// command, or nothing we may touch.
+// Service controls the server: a systemd unit, a command, or nothing.
 type Service interface {
 	Name() string
 	State(ctx context.Context) (ams.State, error)
 	Start(ctx context.Context) error
 	Stop(ctx context.Context) error
 	Restart(ctx context.Context) error
-	// Reload makes the service manager read its files again.
 	Reload(ctx context.Context) error
 }
 
-// Machine is where a join or a leave happens, and how it is reached.
+// Machine is the machine and its interfaces.
 type Machine struct {
-	// Root prefixes every path; "" is the real one.
+	// Root prefixes every path; "" is the real root.
 	Root string
-	// AMSDir is the installation below Root; "" is where the vendor puts it.
+	// AMSDir is the installation below Root; "" is the vendor's path.
 	AMSDir string
-	// Release overrides what the server's jar says, where it is known.
+	// Release is used if the server's jar has none.
 	Release ams.Release
-	// Service runs AMS.
 	Service Service
-	// DropIn says that the service is told AMS's address by a systemd drop-in.
-	// Otherwise SetAddress has to do it.
+	// DropIn reports that a systemd drop-in, not SetAddress, passes the address to the server.
 	DropIn bool
-	// Program is the agent's own path, which the drop-in calls before each start of
-	// the server; "" leaves that out.
+	// Program is the agent's path, which the drop-in runs before each start; "" leaves it out.
 	Program string
-	// SetAddress, if not nil, hands the node's address to the service before
-	// it is started: a command gets it in its environment.
+	// SetAddress, if not nil, sets the address for a service command before its start.
 	SetAddress func(netip.Addr)
-	// Connect reaches MongoDB. The caller of a method of Machine does not see
-	// the client.
-	Connect func(context.Context, cluster.Target) (*cluster.Client, error)
-	// Daemon is the agent's own, which a join starts and a leave stops; nil where
-	// there is none to be started or stopped, and for the daemon itself.
-	Daemon Daemon
-	// Version is the agent's own.
+	Connect    func(context.Context, cluster.Target) (*cluster.Client, error)
+	// Daemon is nil without one, and in the daemon itself.
+	Daemon  Daemon
 	Version string
 	Log     *slog.Logger
-	// Progress, if not nil, is told each step in words for people.
+	// Progress, if not nil, gets a sentence for each step.
 	Progress func(string)
-	// Euid is the effective user id of the process.
-	Euid int
-	// Interfaces lists those of this machine; nil asks the system.
+	Euid     int
+	// Interfaces is nil for the system's.
 	Interfaces func() ([]ams.Interface, error)
-	// HTTP reaches AMS on this machine; nil is the usual client.
+	// HTTP calls the server; nil means the default client.
 	HTTP *http.Client
-	// Begin, if not nil, is called before a command changes anything, and may be called
-	// again. After an error nothing is changed.
+	// Begin, if not nil, is called before the first change, perhaps repeatedly. Its error stops the command.
 	Begin func(context.Context) error
-	// Hold, if not nil, makes this node not ready for new sessions before a command stops or restarts the server.
-	// Release ends that.
+	// Hold, if not nil, makes this node not ready, until release, around a stop or a restart.
 	Hold func(context.Context) (release func())
-	// Serving are the applications that are to serve before this machine is ready,
-	// as patterns of path.Match; none are all but the console.
+	// Serving are path.Match patterns of the required applications; empty means all but the console.
 	Serving []string
 }
 
@@ -93,7 +79,6 @@ func (m *Machine) say(format string, args ...any) {
 	}
 }
 
-// hold is [Machine.Hold].
 func (m *Machine) hold(ctx context.Context) (release func()) {
 	if m.Hold == nil {
 		return func() {}
@@ -101,7 +86,7 @@ func (m *Machine) hold(ctx context.Context) (release func()) {
 	return m.Hold(ctx)
 }
 
-// whileSlow does something, and says what it is where that takes long.
+// whileSlow reports what after slowTime.
 func (m *Machine) whileSlow(what string, do func()) {
 	said := make(chan struct{})
 	t := time.AfterFunc(slowTime, func() {
@@ -114,7 +99,6 @@ func (m *Machine) whileSlow(what string, do func()) {
 	}
 }
 
-// slowTime is how long a command may be silent.
 const slowTime = time.Second
 
 func (m *Machine) log() *slog.Logger {
@@ -131,14 +115,12 @@ func (m *Machine) http() *http.Client {
 	return m.HTTP
 }
 
-// lock takes the machine for one command.
 func (m *Machine) lock(ctx context.Context) (*conf.Lock, error) {
 	return m.store().Lock(ctx, lockPath, func() {
 		m.say("waiting: another amsagent is at work")
 	})
 }
 
-// begin comes before a change. state is what is left where that is not made.
 func (m *Machine) begin(ctx context.Context, state string) error {
 	if m.Begin == nil {
 		return nil
@@ -152,8 +134,7 @@ func (m *Machine) begin(ctx context.Context, state string) error {
 	return nil
 }
 
-// recover finishes or undoes what an interrupted run left. state is what to say
-// of the machine where nothing else is changed after that.
+// recover finishes or undoes an interrupted run. state applies if nothing else is changed.
 func (m *Machine) recover(ctx context.Context, store *conf.Store) (_ []Finding, state string, _ error) {
 	if err := store.RemoveTemps(path.Dir(lockPath)); err != nil {
 		return nil, untouched, err
@@ -179,7 +160,7 @@ func (m *Machine) recover(ctx context.Context, store *conf.Store) (_ []Finding, 
 	return findings, fmt.Sprintf("an interrupted %s was %s first; beyond that nothing was changed on this machine", r.Purpose, how), nil
 }
 
-// bootID names this boot of the machine; "" where the kernel does not say.
+// bootID returns "" if unknown.
 func (m *Machine) bootID() string {
 	f, err := m.store().Read("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -188,13 +169,12 @@ func (m *Machine) bootID() string {
 	return string(bytes.TrimSpace(f.Bytes))
 }
 
-// self is what tells this machine's row from one that another machine registered
-// under the same id.
+// self distinguishes this machine's node record from another's with the same id.
 func (m *Machine) self(id, address string) cluster.Node {
 	return cluster.Node{ID: id, IP: address, BootID: m.bootID()}
 }
 
-// open looks at the installation, with the release a person gave.
+// open uses the operator's release if the jar has none.
 func (m *Machine) open() (*ams.Installation, error) {
 	in, err := ams.Open(m.Root, m.AMSDir)
 	if err != nil {
@@ -213,11 +193,10 @@ func (m *Machine) interfaces() ([]ams.Interface, error) {
 	return ams.HostInterfaces(m.Root)
 }
 
-// address chooses the node's address.
 func (m *Machine) address(explicit string, force bool, inst metadata.Instance) (ams.Address, error) {
 	source := inst.AddressSource
 	switch inst.Provider {
-	case "", metadata.Generic: // this machine's own facts
+	case "", metadata.Generic: // no cloud
 	default:
 		source = "instance metadata of " + inst.Provider + ": " + source
 	}
@@ -232,38 +211,28 @@ func (m *Machine) address(explicit string, force bool, inst metadata.Instance) (
 	})
 }
 
-// Bounds of what happens outside the caller's time, each with its reason.
+// Bounds of work outside the caller's time.
 const (
-	// rollbackTime: a stop of AMS takes up to a minute and a half with four
-	// applications, a start half a minute.
+	// rollbackTime: with four applications a stop takes up to 90 s and a start 30 s.
 	rollbackTime = 3 * time.Minute
-	// mongoTime bounds one call to MongoDB; its own server selection takes
-	// less.
+	// mongoTime bounds one call. Server selection takes less.
 	mongoTime = 10 * time.Second
-	// mongoFirst bounds the first attempt: after that a person is told that we
-	// wait. The driver itself searches on for as long as it is allowed to.
+	// mongoFirst bounds the attempt before the progress message. The driver would use all of its time.
 	mongoFirst = 2 * time.Second
-	// mongoPatience is how long preflight waits for a MongoDB that does not
-	// answer yet: in a new environment it boots at the same moment as we do.
+	// mongoPatience is for a MongoDB that boots at the same time.
 	mongoPatience = 30 * time.Second
-	// mongoRetry is the pause between two attempts.
-	mongoRetry = 2 * time.Second
-	// reloadTime bounds a reload of systemd's units after the caller's time.
-	reloadTime = 10 * time.Second
-	// stableTime is how long AMS must stay up after its start before we call
-	// it started: a JVM that cannot bind its port dies within a second or two.
+	mongoRetry    = 2 * time.Second
+	reloadTime    = 10 * time.Second
+	// stableTime must pass after a start: a JVM that cannot bind its port exits within two seconds.
 	stableTime = 3 * time.Second
 )
 
-// after gives a context that outlives ctx, for what must be done although the
-// caller's time is over.
+// after ignores the end of ctx, for required work.
 func after(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), d)
 }
 
-// whileStopped stops the server for what do changes and starts it again, whatever came of
-// that: an interruption leaves no server stopped. do is told why the server could not be
-// stopped, nil where it has ended; that is then the error, whatever do returns.
+// whileStopped always starts the server again. If the stop fails, do gets its error, which is also returned.
 func (m *Machine) whileStopped(ctx context.Context, do func(unstopped error) error) error {
 	start, unstopped := m.Service.Start, m.end(ctx)
 	if unstopped != nil {
@@ -278,7 +247,6 @@ func (m *Machine) whileStopped(ctx context.Context, do func(unstopped error) err
 	return errors.Join(err, start(bound))
 }
 
-// end stops the server and returns when it has ended.
 func (m *Machine) end(ctx context.Context) error {
 	if err := m.Service.Stop(ctx); err != nil {
 		return err
@@ -286,7 +254,6 @@ func (m *Machine) end(ctx context.Context) error {
 	return m.awaitDead(ctx)
 }
 
-// outlasting is ctx with some more time after its end.
 func outlasting(ctx context.Context, more time.Duration) (context.Context, context.CancelFunc) {
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(more, cancel) })
@@ -296,12 +263,10 @@ func outlasting(ctx context.Context, more time.Duration) (context.Context, conte
 	}
 }
 
-// electionTime is how long a replica set is waited for that elects a primary. Ten
-// seconds without the old one is what a set waits by itself.
+// electionTime bounds the wait for a new primary. A set needs ten seconds to miss the old one.
 const electionTime = 20 * time.Second
 
-// outlast makes an exchange with MongoDB, and again while a replica set elects a
-// primary, as far as its error is one that waits says to wait for.
+// outlast repeats do during an election, if waits accepts the error.
 func (m *Machine) outlast(ctx context.Context, waits func(error) bool, do func(context.Context) error) error {
 	end := time.Now().Add(electionTime)
 	for told := false; ; told = true {
@@ -320,13 +285,12 @@ func (m *Machine) outlast(ctx context.Context, waits func(error) bool, do func(c
 	}
 }
 
-// pauseAbout waits for between half of d and one and a half: whoever does the
-// same thing as often as we do must not be met each time.
+// pauseAbout waits for d/2 to 3d/2, so that it does not collide with a program of the same period.
 func pauseAbout(ctx context.Context, d time.Duration) bool {
 	return sleep.For(ctx, d/2+rand.N(d))
 }
 
-// serverNow says whether AMS runs, for the end of a sentence.
+// serverNow is the end of a sentence.
 func (m *Machine) serverNow(ctx context.Context) string {
 	st, err := m.Service.State(ctx)
 	switch {
@@ -338,13 +302,12 @@ func (m *Machine) serverNow(ctx context.Context) string {
 	return "it does not run"
 }
 
-// start is when a server was started or, where nobody knows that, since when it is looked at.
+// start is the server's start or, if not known, the first check.
 type start struct {
 	at    time.Time
 	known bool
 }
 
-// or is the start, looked at since then where it is not known.
 func (s start) or(since time.Time) start {
 	if !s.known {
 		s.at = since
@@ -352,8 +315,7 @@ func (s start) or(since time.Time) start {
 	return s
 }
 
-// serverStarted is when the server that runs was started: a service command does not know it,
-// its process does, to a second.
+// serverStarted falls back to the process, which is exact to a second.
 func (m *Machine) serverStarted(st ams.State) start {
 	if !st.Started.IsZero() {
 		return start{st.Started, true}
@@ -365,7 +327,7 @@ func (m *Machine) serverStarted(st ams.State) start {
 	return start{p.Started, true}
 }
 
-// closeClient ends a connection without waiting for a server that is gone.
+// closeClient does not wait for an unreachable server.
 func closeClient(ctx context.Context, c *cluster.Client) {
 	if c == nil {
 		return

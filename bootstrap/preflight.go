@@ -27,34 +27,30 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// facts is what preflight found out, and the plan it led to.
 type facts struct {
-	install *ams.Installation
-	mode    conf.Mode
-	inst    metadata.Instance
-	address ams.Address
-	service ams.State
-	// serviceAt is when service was asked for.
+	install   *ams.Installation
+	mode      conf.Mode
+	inst      metadata.Instance
+	address   ams.Address
+	service   ams.State
 	serviceAt time.Time
 	hostname  ams.Hostname
 	record    *conf.Record
 	state     *State
-	given     *Given // what an earlier join was given
+	given     *Given // from an earlier join
 	client    *cluster.Client
 	plan      *conf.Plan
-	planned   bool       // that plan is complete
-	former    *conf.Plan // that this command committed last
+	planned   bool       // plan is complete
+	former    *conf.Plan // committed last by this command
 
-	// skipApps leaves out an application whose file its owner, a crash or a full disk
-	// spoiled, instead of refusing: who runs without an operator must not be kept from the
-	// other files by it.
+	// skipApps skips unusable application files: without an operator, they must not block the others.
 	skipApps bool
 
 	failed   []Finding
 	warnings []Finding
 }
 
-// provider is the machine's cloud; the one it joined in, where none is known now.
+// provider falls back to the cloud at the time of the join.
 func (f *facts) provider() string {
 	if f.inst.Provider == "" && f.state != nil {
 		return f.state.Provider
@@ -76,18 +72,15 @@ func (f *facts) warnAll(ws []ams.Warning) {
 	}
 }
 
-// leaveFirst is the way out of a damaged record: a join over it would take the
-// files of a cluster node for what it found.
+// leaveFirst is the hint for a damaged record: a join would record a node's files as the original ones.
 const leaveFirst = "run 'amsagent leave': it makes this machine standalone without that file, and keeps it; then join again"
 
-// preflight makes every check of this machine that can be made before the first
-// change and plans the change. It stops at nothing: one run must show all that is
-// wrong.
+// preflight does not stop at the first failure.
 func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequest, f *facts) error {
 	var serviceErr error
 	var asking sync.WaitGroup
 	defer asking.Wait()
-	asking.Go(func() { serviceErr = m.askService(ctx, f) }) // it answers in some milliseconds, as the files do
+	asking.Go(func() { serviceErr = m.askService(ctx, f) }) // as fast as the files, some milliseconds
 	if err := checkRecord(store, f); err != nil {
 		n, ok := m.needsRoot(err)
 		if !ok {
@@ -109,33 +102,31 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 	return nil
 }
 
-// reachFirst makes the checks of a join that wait for the metadata service and for
-// MongoDB, before the machine is locked: a drain must not wait for them. What they
-// need of the disk is read again under the lock.
+// reachFirst runs without the lock: a drain must not wait for the metadata service or MongoDB. The files are read
+// again under the lock.
 func (m *Machine) reachFirst(ctx context.Context, store *conf.Store, req *JoinRequest) *facts {
 	f := &facts{}
 	req.Identify = m.AskNow(ctx, req.Identify)
 	var err error
 	if f.inst, err = req.Identify(ctx); err == nil {
 		if f.state, err = loadState(store); err != nil {
-			f.state = nil // a finding of the preflight
+			f.state = nil // preflight reports it
 		}
 		if f.address, err = m.joinAddress(*req, f); err != nil {
-			f.address = ams.Address{} // the same
+			f.address = ams.Address{} // preflight reports it
 		}
 	}
 	if !m.connect(ctx, req.Mongo, f) {
 		return f
 	}
 	if f.install, err = m.open(); err != nil { // while the driver connects
-		f.install = nil // the same
+		f.install = nil // preflight reports it
 	}
 	m.checkMongo(ctx, *req, f)
 	return f
 }
 
-// AskNow asks who this machine is, and says so where that takes long. What it returns
-// gives that answer to each later question.
+// AskNow calls identify now, with progress. The result returns its answer.
 func (m *Machine) AskNow(ctx context.Context, identify Identifier) Identifier {
 	var inst metadata.Instance
 	var err error
@@ -143,11 +134,10 @@ func (m *Machine) AskNow(ctx context.Context, identify Identifier) Identifier {
 	return func(context.Context) (metadata.Instance, error) { return inst, err }
 }
 
-// Identifier tells who this machine is.
+// Identifier returns this machine's instance.
 type Identifier = func(context.Context) (metadata.Instance, error)
 
-// joinAddress chooses the address of this node. One that was given to the machine
-// whose disk this is a copy of does not count.
+// joinAddress ignores the address of the machine whose disk was copied.
 func (m *Machine) joinAddress(req JoinRequest, f *facts) (ams.Address, error) {
 	if req.AddressKept && isCopy(f.state, f.inst.ID) {
 		req.Address = ""
@@ -155,8 +145,7 @@ func (m *Machine) joinAddress(req JoinRequest, f *facts) (ams.Address, error) {
 	return m.address(req.Address, req.ForceAddress || req.Offline, f.inst)
 }
 
-// checkRecord reads what the agent wrote down about its changes. The error is for
-// what is neither good nor bad, as a folder that may not be read.
+// checkRecord returns errors that are no findings, such as an unreadable folder.
 func checkRecord(store *conf.Store, f *facts) error {
 	var err error
 	if f.record, err = store.Record(); err != nil {
@@ -171,7 +160,7 @@ func checkRecord(store *conf.Store, f *facts) error {
 		n, ok := recordFinding(err, "")
 		switch {
 		case errors.As(err, &damaged):
-			// Nothing in it that cannot be found out again.
+			// All of it can be found again.
 			f.warn(IDRecord, "", "%v; it is written anew", err)
 		case ok:
 			f.failed = append(f.failed, n)
@@ -182,7 +171,6 @@ func checkRecord(store *conf.Store, f *facts) error {
 	return nil
 }
 
-// checkGiven reads what an earlier join was given. Nothing in it is needed to join.
 func checkGiven(store *conf.Store, f *facts) {
 	var err error
 	if f.given, err = loadGiven(store); err != nil {
@@ -190,7 +178,6 @@ func checkGiven(store *conf.Store, f *facts) {
 	}
 }
 
-// checkInstall looks at the installation.
 func (m *Machine) checkInstall(f *facts) {
 	var err error
 	if f.install, err = m.open(); err != nil {
@@ -210,14 +197,13 @@ func (m *Machine) checkInstall(f *facts) {
 	}
 }
 
-// askService asks the service manager for the server's state.
 func (m *Machine) askService(ctx context.Context, f *facts) (err error) {
 	f.serviceAt = time.Now()
 	f.service, err = m.Service.State(ctx)
 	return err
 }
 
-// checkService looks at what askService was told, and the error that it returned.
+// checkService gets askService's error.
 func (m *Machine) checkService(f *facts, err error) {
 	st := f.service
 	if err == nil {
@@ -240,8 +226,6 @@ func (m *Machine) checkService(f *facts, err error) {
 	}
 }
 
-// checkIdentity asks who this machine is and under which address the others
-// reach it.
 func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) {
 	if !req.Offline {
 		inst, err := req.Identify(ctx)
@@ -252,7 +236,7 @@ func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) 
 		f.inst = inst
 	}
 	if req.Offline && req.Address == "" && f.state == nil {
-		// An image is prepared: the clone finds its own address when it joins.
+		// For an image: its clones find their own.
 		return
 	}
 	var err error
@@ -278,7 +262,7 @@ func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) 
 	m.checkHostname(f)
 }
 
-// checkHostname looks at what a release does that knows no AMS_HOST_ADDRESS.
+// checkHostname concerns releases without AMS_HOST_ADDRESS.
 func (m *Machine) checkHostname(f *facts) {
 	r := f.install.Release
 	if !f.hostname.Resolvable() {
@@ -294,8 +278,7 @@ func (m *Machine) checkHostname(f *facts) {
 	}
 }
 
-// removesValve reports whether RemoteIpValve is to go. Where nobody knows the cloud, the
-// file stays as it is.
+// removesValve changes nothing if the cloud is unknown.
 func removesValve(store *conf.Store, wanted Valve, f *facts) bool {
 	switch provider := f.provider(); {
 	case wanted == ValveRemove, wanted == ValveKeep:
@@ -305,13 +288,12 @@ func removesValve(store *conf.Store, wanted Valve, f *facts) bool {
 	}
 	file, err := store.ReadSettings(f.install.Container.Path)
 	if err != nil {
-		return false // the plan says why
+		return false // the plan reports it
 	}
 	c, err := conf.ParseContainer(file.Bytes)
 	return err == nil && !c.HasRemoteIPValve()
 }
 
-// checkPlan plans the change of every file and looks at what stands in its way.
 func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	form, err := MongoForm(f.install.Release, req.Mongo)
 	if err != nil {
@@ -336,11 +318,11 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		former:      f.former,
 	}
 	if e.owner, err = ownerOf(store, f.install); err != nil {
-		// Without it no file would be taken out of the world's sight.
+		// Files with a password could not be protected without it.
 		f.fail(IDInstall, err, "")
 		return
 	}
-	// Where a node's resolver is away, nobody knows whether the line is needed.
+	// While a node's resolver is down, the need is unknown.
 	lineNeeded := !f.hostname.Resolvable() && !(f.hostname.TimedOut && f.state != nil && f.state.Phase == PhaseJoined)
 	if f.address.Addr.IsValid() && f.hostname.Name != "" && (lineNeeded || m.hostsLineIsOurs(f.record)) {
 		e.hostName = f.hostname.Name
@@ -380,9 +362,8 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	}
 }
 
-// stopTimeout is what our drop-in says of it: never less than what is in effect,
-// which an operator may have raised, and nothing where that is endless. Where the
-// service manager does not say what is in effect, that is what the drop-in has.
+// stopTimeout never shortens the effective timeout, which an operator may have raised; 0 means endless. If the
+// service state is unknown, the drop-in's value counts.
 func (m *Machine) stopTimeout(f *facts) time.Duration {
 	want, inEffect := ams.StopTimeout(len(f.install.Apps)), f.service.StopTimeout
 	if !f.service.Known() {
@@ -398,24 +379,20 @@ func (m *Machine) stopTimeout(f *facts) time.Duration {
 	return max(want, inEffect)
 }
 
-// hostsLineIsOurs reports whether an earlier join made the name resolvable:
-// then it resolves because of us, and the line has to follow the address.
+// hostsLineIsOurs reports whether an earlier join wrote the line, which must follow the address.
 func (m *Machine) hostsLineIsOurs(record *conf.Record) bool { return record.File(hostsPath) != nil }
 
-// isApp reports whether a file that cannot be edited is an application's.
 func isApp(in *ams.Installation, err error) bool {
 	var fe *FileError
 	return errors.As(err, &fe) && slices.ContainsFunc(in.Apps, func(a ams.App) bool { return a.File.Path == fe.Path })
 }
 
-// spoiled reports a settings file that nobody can edit for what it holds. Its owner can make it so at any time, as can a
-// crash or a full disk.
+// spoiled reports unusable content. The file's owner, a crash or a full disk can cause that at any time.
 func spoiled(err error) bool {
 	_, malformed := errors.AsType[*conf.SyntaxError](err)
 	return malformed || errors.Is(err, conf.ErrEmpty) || errors.Is(err, conf.ErrTorn)
 }
 
-// classifyFile gives the id and the hint for a file that cannot be edited.
 func (m *Machine) classifyFile(err error) (id, hint string) {
 	var layout *conf.LayoutError
 	var syntax *conf.SyntaxError
@@ -454,15 +431,13 @@ func unjoin(err error) []error {
 	return []error{err}
 }
 
-// ownerOf is the user whom the installation belongs to.
 func ownerOf(store *conf.Store, in *ams.Installation) (int, error) {
 	info, err := store.Files().Stat(in.Dir)
 	return info.UID, err
 }
 
-// checkOwners names the files that will hold a password and stay readable as they
-// are, because they belong to another user than the server: taking them from the
-// world must not take them from the server.
+// checkOwners warns of files that will hold a password but stay readable: they have another owner, and the server
+// may need these rights.
 func checkOwners(plan *conf.Plan, owner int, f *facts) {
 	for _, file := range plan.Files() {
 		if now := file.Before; file.Kind == conf.KindProperties && now.Exists() && now.UID != owner {
@@ -472,11 +447,9 @@ func checkOwners(plan *conf.Plan, owner int, f *facts) {
 	}
 }
 
-// minFree is the room that a commit must find: it writes every file again, and a journal.
+// minFree is in bytes: for a journal and a copy of each file.
 const minFree = 8 << 20
 
-// checkWritable finds folders and files that cannot be replaced, and a full disk, before anything
-// is staged.
 func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f *facts) {
 	if len(changed) == 0 {
 		return
@@ -508,8 +481,7 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 	}
 }
 
-// writable says why the file cannot be replaced: its folder, or the next one that exists, is not
-// writable, or root itself is refused (chattr +i, chattr +a).
+// writable also finds a file that even root cannot replace (chattr +i or +a).
 func writable(store *conf.Store, name string) error {
 	p, err := store.Files().LocateName(name)
 	if err != nil {
@@ -534,7 +506,7 @@ func space(store *conf.Store, dir string) (unix.Statfs_t, error) {
 	return folder.Space()
 }
 
-// deniedHint is for an error that even root gets: chattr +i or +a do not say so.
+// deniedHint explains an EPERM for root.
 func deniedHint(err error) string {
 	if errors.Is(err, syscall.EPERM) {
 		return "root is refused: `lsattr` on the file and its folder shows i or a; `chattr -i -a` removes them"
@@ -542,7 +514,6 @@ func deniedHint(err error) string {
 	return ""
 }
 
-// checkTarget looks at the connection string alone.
 func checkTarget(req JoinRequest, f *facts) {
 	for _, w := range req.Mongo.Warnings() {
 		f.warn(IDMongoOption, "", "connection string: %s", w)
@@ -552,7 +523,7 @@ func checkTarget(req JoinRequest, f *facts) {
 	}
 }
 
-// connect makes the client, whose driver then connects by itself.
+// connect does not wait: the driver connects in the background.
 func (m *Machine) connect(ctx context.Context, mongo cluster.Target, f *facts) bool {
 	var err error
 	if f.client, err = m.Connect(ctx, mongo); err != nil {
@@ -562,8 +533,7 @@ func (m *Machine) connect(ctx context.Context, mongo cluster.Target, f *facts) b
 	return err == nil
 }
 
-// checkMongo asks MongoDB itself, waiting a little for one that boots at the
-// same moment as we do.
+// checkMongo waits a little for a MongoDB that is booting.
 func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 	c := f.client
 	var err error
@@ -604,18 +574,17 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 	}
 }
 
-// ReadHint says which right is missing where streams cannot be read.
+// ReadHint is the hint for streams that cannot be read.
 const ReadHint = "the user needs read on the database of each application (db.name): without it publishers are not counted, and leave and drain do not know whom they cut; " + WriteHint
 
-// WriteHint says who needs more than read there.
+// WriteHint lists the uses of readWrite.
 const WriteHint = "drain --repair-streams needs readWrite there, and so does Ant Media Server, which also writes serverdb, NAMEVoD, NAME_token and others: amsagent doctor --explain AMS-MONGO-FORBIDDEN"
 
-// checkRead tries to read each application's streams. The error is a refusal; what
-// else goes wrong there is no matter of rights.
+// checkRead returns only authorization errors.
 func (m *Machine) checkRead(ctx context.Context, c *cluster.Client, in *ams.Installation) error {
 	databases, err := in.Databases()
 	if err != nil {
-		return nil //nolint:nilerr // a finding of its own
+		return nil //nolint:nilerr // reported elsewhere
 	}
 	if err = c.CheckRead(ctx, databases); cluster.KindOf(err) == cluster.KindForbidden {
 		return err
@@ -623,32 +592,30 @@ func (m *Machine) checkRead(ctx context.Context, c *cluster.Client, in *ams.Inst
 	return nil
 }
 
-// MongoMemberText says what it means that an address names one member of a set.
+// MongoMemberText explains an address of one member of a replica set.
 func MongoMemberText(set string, members int) string {
 	return fmt.Sprintf("the address names one of the %d members of replica set %s: amsagent and Ant Media Server stay with "+
 		"that member and can write nothing while another one is the primary", members, set)
 }
 
-// MongoMemberHint is the address to give instead, without credentials.
+// MongoMemberHint is the full address, without credentials.
 func MongoMemberHint(set string, hosts []string) string {
 	return fmt.Sprintf("name all members and the set: mongodb://%s/?replicaSet=%s", strings.Join(hosts, ","), set)
 }
 
-// DuplicateHint is the hint of IDDuplicate: the usual cause and both ways out.
+// DuplicateHint is the hint of IDDuplicate.
 const DuplicateHint = "a machine without a cloud is named by /etc/machine-id, which a copied disk keeps: empty it on the copy " +
 	"(and remove /var/lib/dbus/machine-id), then reboot; 'amsagent seal --yes' does it before the disk is copied. " +
 	"If the other machine is gone for good: amsagent join --replace"
 
-// mostOwnerWait is how long a join waits for the other machine's row to grow old.
+// mostOwnerWait bounds the wait for the other node record to become stale.
 const mostOwnerWait = 20 * time.Second
 
-// checkOwner refuses a join where another machine beats into the row of this
-// machine's id. One fresh beat is no proof, since a machine that was reset may have
-// come back with another address: the row must not be written for as long as its
-// agent takes to be silent.
+// checkOwner fails if another machine uses this machine's id. One fresh heartbeat is no proof: this machine may
+// have been reset with another address. Its record then gets stale.
 func (m *Machine) checkOwner(ctx context.Context, req JoinRequest, f *facts) {
 	if f.inst.ID == "" || !f.address.Addr.IsValid() {
-		return // a finding of its own
+		return // reported elsewhere
 	}
 	self := m.self(f.inst.ID, f.address.Addr.String())
 	var first *cluster.OtherMachineError
@@ -656,7 +623,7 @@ func (m *Machine) checkOwner(ctx context.Context, req JoinRequest, f *facts) {
 		err := f.client.CheckOwner(ctx, self)
 		var other *cluster.OtherMachineError
 		switch {
-		case err == nil, ctx.Err() != nil: // who stops the join reads of that
+		case err == nil, ctx.Err() != nil: // the caller reports the end of ctx
 			return
 		case !errors.As(err, &other):
 			f.warn(IDUnverified, "", "whether another machine has this one's id could not be found out: %v", err)
@@ -678,11 +645,9 @@ func (m *Machine) checkOwner(ctx context.Context, req JoinRequest, f *facts) {
 	}
 }
 
-// ownerRound is the time between two looks at the other machine's row.
 const ownerRound = 500 * time.Millisecond
 
-// patience is how long to wait for MongoDB: never more than half of what is
-// left of the time that the caller gives the whole command.
+// patience uses at most half of the caller's time.
 func patience(ctx context.Context) time.Duration {
 	if deadline, ok := ctx.Deadline(); ok {
 		return min(mongoPatience, time.Until(deadline)/2)
@@ -699,7 +664,7 @@ func (f *facts) failMongo(err error) {
 	f.fail(id, err, "")
 }
 
-// mayCome reports failures that end by themselves when a server has started.
+// mayCome reports whether the error may end by itself.
 func mayCome(err error) bool {
 	var e *cluster.Error
 	if !errors.As(err, &e) {
@@ -721,7 +686,7 @@ func summary(err error) string {
 	return err.Error()
 }
 
-// AMS takes a node for dead whose clock is 20 s behind the reader's.
+// AMS treats a node as dead if its clock is 20 s behind the reader's.
 const (
 	clockWarn = 5 * time.Second
 	clockDead = 20 * time.Second
@@ -748,7 +713,6 @@ func (m *Machine) checkClock(ctx context.Context, f *facts) {
 	}
 }
 
-// rows of the plan, as the result shows them.
 func fileResults(plan *conf.Plan) []FileResult {
 	var out []FileResult
 	if plan == nil {
@@ -767,48 +731,43 @@ func fileResults(plan *conf.Plan) []FileResult {
 	return out
 }
 
-// FileResult is what becomes, or became, of one file.
+// FileResult is the result for one file.
 type FileResult struct {
 	Path    string `json:"path"`
 	Changed bool   `json:"changed"`
 	// Diff is a unified diff with secrets masked.
 	Diff string `json:"diff,omitempty"`
-	// Mode is the new permission bits where they change.
+	// Mode is the new permissions, if they change.
 	Mode string `json:"mode,omitempty"`
-	// Restored is what a leave makes of it; "" for a join.
+	// Restored is how a leave restores the file; "" for a join.
 	Restored Restored `json:"restored,omitempty"`
 }
 
-// Restored is how a leave gives a file back.
+// Restored is a leave's effect on a file.
 type Restored string
 
-// How.
+// The effects.
 const (
-	// RestoredBytes: byte for byte as join found it.
+	// RestoredBytes means the bytes from before the join.
 	RestoredBytes Restored = "bytes"
-	// RestoredRemoved: join had made it.
+	// RestoredRemoved means that the join had made the file.
 	RestoredRemoved Restored = "removed"
-	// RestoredKeys: the server or an operator wrote it since the join. What join had
-	// changed is taken back, all else is kept.
+	// RestoredKeys means that the file was written since: only the join's changes are reverted.
 	RestoredKeys Restored = "keys"
-	// RestoredStandalone: what join had changed was edited since, the application was made
-	// after the join, or another tool made this server a cluster's. It has the standalone form now.
+	// RestoredStandalone means standalone values: the join's were edited, the application is newer, or another tool
+	// made the server a node.
 	RestoredStandalone Restored = "standalone"
 )
 
-// tornText is about settings files that are made whole.
 const tornText = "half written or empty, as after a crash or on a full disk: %s; what is in one is kept beside it, as .amsagent-saved"
 
-// needsRestart reports whether the plan changes anything that AMS reads at its
-// start.
 func needsRestart(plan *conf.Plan) bool {
 	return slices.ContainsFunc(plan.Changed(), changesServer)
 }
 
-// changesServer reports whether a running server would be another one after a
-// restart. Permission bits are nothing to it, nor is the agent's own file, nor a
-// line in /etc/hosts: it knows its address already. Of the drop-in the address
-// counts; for the rest of it systemd only has to read its files again.
+// changesServer reports whether a restart changes the server. Permissions and the agent's own file do not count. In
+// the drop-in only the address counts: systemd can reload the rest. A running server knows its address without
+// /etc/hosts.
 func changesServer(f conf.PlannedFile) bool {
 	switch f.Before.Path {
 	case MongoPath, hostsPath:

@@ -13,8 +13,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// register writes our row with everything that is known of this machine. over is as in
-// [Stay].
+// register writes the node record. over is as in [Stay].
 func (j *joiner) register(ctx context.Context, state cluster.State, reason string, over bool) error {
 	f := j.facts
 	group := j.req.Group
@@ -37,9 +36,8 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	return nil
 }
 
-// Stay takes back that the row of n drains, by what became of its registration, where a
-// leave that was not finished said so; over tells that a drain of ours ended before the
-// registry was told. What others made of the row is left alone.
+// Stay reverts the state draining after the registration r if an unfinished leave set it or, with over, this
+// node's own drain has ended. A drain by another source stays.
 func Stay(ctx context.Context, client *cluster.Client, n cluster.Node, r *cluster.Registration, over bool) error {
 	if n.State != cluster.StateActive || r.Node.State != cluster.StateDraining || !over && r.Node.LeftBy != cluster.LeftByLeave {
 		return nil
@@ -51,9 +49,8 @@ func Stay(ctx context.Context, client *cluster.Client, n cluster.Node, r *cluste
 	return nil
 }
 
-// enter writes the row of a node that joins. Where it cannot, or nobody waits for it any
-// more, no row says joining: a write that was cut off may be done a moment later, so it
-// is given some time, and taken back after that.
+// enter must not leave the state joining after a failure or the end of ctx. A write that was cut off may still
+// happen, so it waits before it reverts.
 func (j *joiner) enter(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -72,9 +69,7 @@ func (j *joiner) enter(ctx context.Context) error {
 	return err
 }
 
-// failedRow makes the row say that the join came to nothing, as well as it can: the
-// outcome of the command does not depend on it. A node that was in the cluster before
-// still is, and a row that is not there, or not of this join, says nothing wrong.
+// failedRow may fail. A node that was in the cluster before stays in it.
 func (j *joiner) failedRow(ctx context.Context, reason string) {
 	if j.wasJoined() {
 		return
@@ -90,7 +85,7 @@ func (j *joiner) failedRow(ctx context.Context, reason string) {
 	}
 }
 
-// event notes what happened for those who look later. Losing one is no failure.
+// event may fail.
 func (j *joiner) event(ctx context.Context, e cluster.Event) {
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
@@ -99,7 +94,6 @@ func (j *joiner) event(ctx context.Context, e cluster.Event) {
 	}
 }
 
-// previousAddress is what AMS was told before this join.
 func previousAddress(s *State) netip.Addr {
 	if s == nil {
 		return netip.Addr{}

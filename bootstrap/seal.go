@@ -21,50 +21,49 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// SealItem is one kind of thing that every clone of an image would share.
+// SealItem is something that clones must not share.
 type SealItem string
 
-// The items. The last two are kept unless the operator asks for their removal: clones
-// may be meant to share them.
+// The items. TLS and licence stay by default.
 const (
-	SealAgent    SealItem = "agent"      // what the agent remembers of this machine
-	SealIdentity SealItem = "identity"   // the server's own ids and the marks of its first start
-	SealMarkers  SealItem = "markers"    // by which an application takes itself for crashed
-	SealDatabase SealItem = "databases"  // users and streams of this machine
-	SealJWT      SealItem = "jwt"        // the key that opens the server's REST API
-	SealName     SealItem = "name"       // server.name, where it is this machine's
-	SealMongo    SealItem = "mongo"      // MongoDB's password, where a switch of mode left it
-	SealHosts    SealItem = "hosts"      // this machine's name and address in /etc/hosts
-	SealLogs     SealItem = "logs"       // of the server and of the vendor's scripts
-	SealMachine  SealItem = "machine-id" // by which systemd, and we, tell machines apart
-	SealTLS      SealItem = "tls"        // certificates and private keys
+	SealAgent    SealItem = "agent"
+	SealIdentity SealItem = "identity"   // ids and markers of the first start
+	SealMarkers  SealItem = "markers"    // make an application look crashed
+	SealDatabase SealItem = "databases"  // users and streams
+	SealJWT      SealItem = "jwt"        // the REST API's key
+	SealName     SealItem = "name"       // server.name, if it names this machine
+	SealMongo    SealItem = "mongo"      // MongoDB's password, after a change of mode
+	SealHosts    SealItem = "hosts"      // this machine's line
+	SealLogs     SealItem = "logs"       // also of the vendor's scripts
+	SealMachine  SealItem = "machine-id" // used by systemd and the agent
+	SealTLS      SealItem = "tls"
 	SealLicence  SealItem = "licence"
 )
 
-// SealItems returns all items, in the order in which they are removed.
+// SealItems returns all items in order of removal.
 func SealItems() []SealItem {
 	return []SealItem{
 		SealIdentity, SealMarkers, SealDatabase, SealJWT, SealName, SealMongo, SealHosts, SealLogs, SealTLS, SealLicence, SealMachine, SealAgent,
 	}
 }
 
-// Kept reports whether an item stays where nobody says otherwise.
+// Kept reports whether an item stays by default.
 func (i SealItem) Kept() bool { return i == SealTLS || i == SealLicence }
 
-// IDs of findings of a seal.
+// IDs of findings.
 const (
-	IDSealJoined  = "AMS-SEAL-JOINED"  // the machine is a node
-	IDSealRunning = "AMS-SEAL-RUNNING" // the server runs
-	IDSealDaemon  = "AMS-SEAL-DAEMON"  // the daemon runs
-	IDSealSecret  = "AMS-SEAL-SECRET"  // a secret stays in the image
-	IDSealLink    = "AMS-SEAL-LINK"    // a folder leads to another one, which is not the server's alone
+	IDSealJoined  = "AMS-SEAL-JOINED"
+	IDSealRunning = "AMS-SEAL-RUNNING"
+	IDSealDaemon  = "AMS-SEAL-DAEMON"
+	IDSealSecret  = "AMS-SEAL-SECRET" // a secret stays
+	IDSealLink    = "AMS-SEAL-LINK"   // a folder links elsewhere
 )
 
-// SealRequest is what an operator wants of a seal.
+// SealRequest is the input of [Machine.Seal].
 type SealRequest struct {
-	// Keep stays, Remove goes, whatever is usual.
+	// Keep and Remove override the defaults.
 	Keep, Remove []SealItem
-	// DryRun looks, and touches nothing.
+	// DryRun only reports.
 	DryRun bool
 }
 
@@ -75,26 +74,23 @@ func (r SealRequest) removes(i SealItem) bool {
 	return !i.Kept() || slices.Contains(r.Remove, i)
 }
 
-// Sealed is one thing that was found.
+// Sealed is one item that was found.
 type Sealed struct {
 	Item SealItem `json:"item"`
 	Path string   `json:"path"`
-	// What says it in words: "removed", "server.name is empty now".
+	// What is the change, such as "removed".
 	What string `json:"what"`
-	// Kept tells that it stays.
-	Kept bool `json:"kept,omitempty"`
-	// Err is why it could not be removed.
-	Err string `json:"error,omitempty"`
+	Kept bool   `json:"kept,omitempty"`  // it stays on the disk
+	Err  string `json:"error,omitempty"` // why it was not removed
 }
 
-// SealResult is what a seal found and did.
+// SealResult is the result of [Machine.Seal].
 type SealResult struct {
 	Outcome  Outcome   `json:"outcome"`
 	Found    []Sealed  `json:"found"`
 	Warnings []Finding `json:"warnings"`
 }
 
-// sealer is one seal under way.
 type sealer struct {
 	*Machine
 	store   *conf.Store
@@ -102,13 +98,11 @@ type sealer struct {
 	install *ams.Installation
 	result  *SealResult
 	failed  error
-	// secrets are what stays and opens something.
 	secrets []string
 }
 
-// Seal makes the disk of this machine one that can be cloned: what names this
-// machine, or was made for it alone, is removed, so that each clone makes its own.
-// It may be run again after any outcome, and finds nothing the second time.
+// Seal removes this machine's identity and data, so that its disk can be cloned. It may be repeated. It returns a
+// [PreflightError] or a [FailedError].
 func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error) {
 	s := &sealer{Machine: m, store: m.store(), req: req, result: &SealResult{Found: []Sealed{}, Warnings: []Finding{}}}
 	if err := s.check(ctx); err != nil {
@@ -132,7 +126,6 @@ func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error
 	return s.result, s.seal(ctx)
 }
 
-// check refuses what no image is made of.
 func (s *sealer) check(ctx context.Context) error {
 	var findings []Finding
 	if s.Euid != 0 && s.Root == "" {
@@ -161,7 +154,7 @@ func (s *sealer) check(ctx context.Context) error {
 	joined, err := s.joined(s.store, s.install)
 	root, private := s.needsRoot(err)
 	switch {
-	case private && s.Root == "": // said above
+	case private && s.Root == "": // reported above
 	case private:
 		findings = append(findings, root)
 	case err != nil:
@@ -179,8 +172,7 @@ func (s *sealer) check(ctx context.Context) error {
 	return nil
 }
 
-// joined reports whether anything makes this machine a node: our own memory, or
-// the files of an installation, which may be nil.
+// joined reports whether the agent's state or the installation, if not nil, is a node's.
 func (m *Machine) joined(store *conf.Store, install *ams.Installation) (bool, error) {
 	record, err := store.Record()
 	if err != nil {
@@ -238,7 +230,7 @@ func (s *sealer) outcome() {
 	}
 }
 
-// settings changes the files that stay, all of them or none.
+// settings edits the files that stay, all or none.
 func (s *sealer) settings() {
 	plan := s.store.NewPlan(nil)
 	var found []Sealed
@@ -295,7 +287,7 @@ func (s *sealer) settings() {
 	}
 }
 
-// emptied empties properties whose value fits; nil fits any.
+// emptied empties the values that fits accepts; nil accepts any.
 func emptied(fits func(string) bool, keys ...string) func([]byte) ([]conf.Span, string, error) {
 	return func(src []byte) ([]conf.Span, string, error) {
 		p, err := conf.ParseProperties(src)
@@ -320,8 +312,7 @@ func emptied(fits func(string) bool, keys ...string) func([]byte) ([]conf.Span, 
 	}
 }
 
-// logins empties the user and the password of MongoDB, and its address where they
-// stand in that. What stays without them is what a release comes with, or an address.
+// logins also empties a host with credentials. What stays is a default or an address.
 func logins(prefix string) func([]byte) ([]conf.Span, string, error) {
 	return func(src []byte) ([]conf.Span, string, error) {
 		p, err := conf.ParseProperties(src)
@@ -338,8 +329,7 @@ func logins(prefix string) func([]byte) ([]conf.Span, string, error) {
 	}
 }
 
-// appLogins are those of an application that does not use MongoDB any more. One that
-// does is meant to: the clones are to read the same database.
+// appLogins skips applications that use MongoDB: clones need the same database.
 func (s *sealer) appLogins(file string) func([]byte) ([]conf.Span, string, error) {
 	return func(src []byte) ([]conf.Span, string, error) {
 		spans, text, err := logins("db")(src)
@@ -358,7 +348,6 @@ func (s *sealer) appLogins(file string) func([]byte) ([]conf.Span, string, error
 	}
 }
 
-// ours tells that a name is this machine's own and no other's.
 func (s *sealer) ours(name string) bool {
 	if name == s.hostName() {
 		return true
@@ -367,8 +356,7 @@ func (s *sealer) ours(name string) bool {
 	return err == nil && slices.Contains(s.addresses(), addr)
 }
 
-// hostName is this machine's, by its file: below another root the running kernel
-// has another one.
+// hostName reads the file: below another root, the kernel's name is wrong.
 func (s *sealer) hostName() string {
 	f, err := s.store.Read("/etc/hostname")
 	if name := strings.TrimSpace(string(f.Bytes)); err == nil && name != "" || s.Root != "" {
@@ -393,10 +381,8 @@ func (s *sealer) addresses() []netip.Addr {
 	return out
 }
 
-// hostsLine drops the lines that the vendor's switch of mode adds: one address that
-// is no loopback, and this machine's name alone; on a machine with several addresses
-// also one of an address and no name. On a clone they lead to the machine that the
-// image was made of.
+// hostsLine drops the vendor's lines: a non-loopback address with this machine's name or, on a machine with
+// several addresses, without a name. On a clone they are wrong.
 func (s *sealer) hostsLine(src []byte) ([]conf.Span, string, error) {
 	name := s.hostName()
 	if name == "" {
@@ -421,8 +407,7 @@ func (s *sealer) hostsLine(src []byte) ([]conf.Span, string, error) {
 	return []conf.Span{{Anchor: "hosts", Old: src, New: out}}, fmt.Sprintf("the line of %s is removed", name), nil
 }
 
-// files removes the files that go. Ours are the last: as long as one of the others
-// is there, it shows that this machine was not sealed.
+// files removes the agent's files last: the others show an unfinished seal.
 func (s *sealer) files() {
 	dir := s.install.Dir
 	for _, name := range []string{"instanceId", "initialized", "SECRET_KEY", "fqdn", "shutdown.token"} {
@@ -442,7 +427,7 @@ func (s *sealer) files() {
 	s.matching(SealTLS, path.Join(dir, "conf"), func(name string) bool {
 		return slices.Contains([]string{".pem", ".key", ".jks", ".p12"}, path.Ext(name))
 	})
-	// A login that somebody put there for the clones to join with.
+	// An operator may have put a login there.
 	if f, err := s.store.Read(MongoPath); err == nil && f.Exists() {
 		if t, err := cluster.ParseTarget(strings.TrimSpace(string(f.Bytes))); err != nil || t.HasCredentials() {
 			s.secrets = append(s.secrets, MongoPath)
@@ -453,8 +438,7 @@ func (s *sealer) files() {
 	s.agent()
 }
 
-// saved removes the copies that a leave kept of files with edits of an operator, the second and third of a file among
-// them, and what an interrupted run left: a former or the current password of MongoDB may be in them.
+// saved removes copies of edited files and leftovers of interrupted runs: they may contain a password.
 func (s *sealer) saved() {
 	paths := []string{MongoPath, ams.DropInPath, hostsPath, s.install.Container.Path, s.install.Server.Path}
 	for _, app := range s.install.Apps {
@@ -468,7 +452,6 @@ func (s *sealer) saved() {
 	}
 }
 
-// agent removes what the agent remembers.
 func (s *sealer) agent() {
 	names, err := s.store.List(StateDir)
 	if err != nil {
@@ -482,8 +465,7 @@ func (s *sealer) agent() {
 	s.file(SealAgent, resultPath)
 }
 
-// logs removes those of the server. Its folder is a link to one of its own below
-// /var/log; where it leads anywhere else, what is there is not the server's alone.
+// logs follows a link only to the usual folder below /var/log: another one may be shared.
 func (s *sealer) logs(dir string) {
 	d := s.folder(SealLogs, dir, s.store.Files().Folder)
 	if d == nil {
@@ -492,7 +474,7 @@ func (s *sealer) logs(dir string) {
 	defer d.Close()
 	own := []string{path.Join(s.install.Dir, "log"), "/var/log/antmedia"}
 	for i := range own {
-		// Its parts may be links as well.
+		// Parent folders may be links, too.
 		if parent, err := s.store.Follow(path.Dir(own[i])); err == nil {
 			own[i] = path.Join(parent, path.Base(own[i]))
 		}
@@ -505,8 +487,7 @@ func (s *sealer) logs(dir string) {
 	s.within(SealLogs, d, dir, func(string) bool { return true })
 }
 
-// isDatabase tells the files of AMS's embedded database, and what it writes beside
-// them.
+// isDatabase matches the server's embedded database and the files beside it.
 func isDatabase(name string) bool {
 	base, _, _ := strings.Cut(name, ".db")
 	rest := strings.TrimPrefix(name, base)
@@ -520,7 +501,6 @@ func (s *sealer) matching(item SealItem, dir string, fits func(string) bool) {
 	}
 }
 
-// folder opens a folder; nil where there is none, or where it cannot be opened.
 func (s *sealer) folder(item SealItem, dir string, open func(string) (*files.Folder, error)) *files.Folder {
 	d, err := open(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -534,8 +514,7 @@ func (s *sealer) unreadable(item SealItem, dir string, err error) {
 	s.found(Sealed{Item: item, Path: dir, What: "cannot be looked into", Err: err.Error()})
 }
 
-// within goes through a folder that is open: whoever owns a folder on the way may exchange it
-// meanwhile, and root would remove files elsewhere.
+// within uses an open folder: an owner of a parent could otherwise redirect root by a link.
 func (s *sealer) within(item SealItem, d *files.Folder, dir string, fits func(string) bool) {
 	names, err := conf.ListIn(d)
 	if err != nil {
@@ -559,7 +538,6 @@ func (s *sealer) file(item SealItem, file string) {
 	}
 }
 
-// entry removes a file of a folder that is open.
 func (s *sealer) entry(item SealItem, d *files.Folder, file string) {
 	f, err := d.Stat(path.Base(file))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !f.Mode.IsRegular() {
@@ -587,15 +565,13 @@ func (s *sealer) entry(item SealItem, d *files.Folder, file string) {
 	s.found(found)
 }
 
-// isPrivate reports whether a file of TLS may hold a private key; what the vendor's
-// script calls fullchain does not.
+// isPrivate excludes the vendor's fullchain, which has no key.
 func isPrivate(file string) bool {
 	return !strings.Contains(path.Base(file), "fullchain") && !strings.Contains(path.Base(file), "truststore")
 }
 
-// machineID empties the id of the machine, by which systemd makes a new one at the
-// next boot; a file that is not there would be a first boot, with all that belongs
-// to one. That of D-Bus is a copy where it is no link.
+// machineID empties the id: systemd then creates one at the next boot. A missing file would start a first-boot
+// setup. The D-Bus id is a copy unless it is a link.
 func (s *sealer) machineID() {
 	const systemd, dbus = "/etc/machine-id", "/var/lib/dbus/machine-id"
 	f, err := s.store.Read(systemd)

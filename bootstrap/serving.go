@@ -19,32 +19,28 @@ import (
 )
 
 const (
-	// servingLimit bounds asking all applications once.
 	servingLimit = 2 * time.Second
-	// serviceEvery is how often the service manager is asked for the server's start while an application does not serve, and
-	// serviceLimit bounds that call.
+	// serviceEvery is the period of calls to the service manager while an application does not serve.
 	serviceEvery = time.Second
 	serviceLimit = 500 * time.Millisecond
-	// dialLimit bounds the check whether a process listens.
-	dialLimit = 500 * time.Millisecond
-	// servedFor is how long an application that served is known not to be starting if no connection was lost. After a pause of
-	// the whole machine, the loss is noticed a moment later.
+	dialLimit    = 500 * time.Millisecond
+	// servedFor is how long an application that served counts as not restarted, if no connection was lost. After a
+	// pause of the machine, a loss is noticed a moment later.
 	servedFor = 3 * time.Second
-	// seenPath is the file of seen.
-	seenPath = StateDir + "/seen.json"
+	seenPath  = StateDir + "/seen.json"
 )
 
 // AppServed is when an application first served.
 type AppServed struct {
 	Name string `json:"name"`
-	// After is the time since AMS's start, or 0 if it was not restarted.
+	// After is the time since the server's start, or 0 without a restart.
 	After time.Duration `json:"after_ns"`
 }
 
-// NotServingError says which applications do not serve.
+// NotServingError lists the applications that do not serve.
 type NotServingError struct {
 	Apps []ams.AppAnswer
-	Err  error // why the waiting ended
+	Err  error // why the wait ended
 }
 
 func (e *NotServingError) Error() string {
@@ -61,7 +57,6 @@ func answerList(answers []ams.AppAnswer) string {
 
 func (e *NotServingError) Unwrap() error { return e.Err }
 
-// serve waits until viewers are served. It fails at once if the server dies.
 func (j *joiner) serve(ctx context.Context) error {
 	watched, died := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
@@ -82,8 +77,7 @@ func (j *joiner) serve(ctx context.Context) error {
 	return err
 }
 
-// awaitServing waits until viewers are served, and reports progress. It ends with ctx, and then returns a
-// [NotServingError].
+// awaitServing returns a [NotServingError] when ctx ends.
 func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 	reported := time.Now()
 	var last Served
@@ -114,7 +108,6 @@ func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 	return &NotServingError{Apps: notServing(last.Answers), Err: ctx.Err()}
 }
 
-// notServing are the answers of applications that do not serve.
 func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	var out []ams.AppAnswer
 	for _, a := range answers {
@@ -128,9 +121,8 @@ func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	return out
 }
 
-// ask calls one application of a server. For startingTime, it does not call an application that has not completed its context
-// according to [ams.Installation.Initialized]. After that it does: the server may be unable to write those files, and a killed
-// server leaves marks that do not show its next start in standalone mode.
+// ask calls an application only if its context is complete ([ams.Installation.Initialized]) or after startingTime:
+// the server may be unable to write those files, and a killed one leaves old ones.
 func ask(ctx context.Context, client *http.Client, in *ams.Installation, started start, app string) ams.AppAnswer {
 	starts := ams.AppAnswer{Name: app, State: ams.AppStarting}
 	switch now := time.Now(); {
@@ -141,7 +133,7 @@ func ask(ctx context.Context, client *http.Client, in *ams.Installation, started
 			}
 			return starts
 		}
-	case !started.known, now.Before(started.at): // the clock was set back: no time of a file is comparable
+	case !started.known, now.Before(started.at): // the clock was set back: file times are not comparable
 		if !in.Initialized(app, time.Time{}) {
 			return starts
 		}
@@ -151,7 +143,6 @@ func ask(ctx context.Context, client *http.Client, in *ams.Installation, started
 	return check(ctx, client, in, started, app)
 }
 
-// check calls an application whose context is complete.
 func check(ctx context.Context, client *http.Client, in *ams.Installation, started start, app string) ams.AppAnswer {
 	a := ams.CheckServing(ctx, client, in.BaseURL(), app)
 	if a.State == ams.AppMissing && (!started.known || in.MadeSince(app, started.at)) {
@@ -160,51 +151,49 @@ func check(ctx context.Context, client *http.Client, in *ams.Installation, start
 	return a
 }
 
-// Server calls the applications of the server on this machine. It detects a restart of the server, and another release. Its
-// methods are safe for concurrent use.
+// Server calls the applications of this machine's server, across restarts and upgrades. It is safe for concurrent
+// use.
 type Server struct {
-	m      *Machine
-	client *http.Client
-	conns  ams.ConnCount // of client
-	// refuses reports whether no process listens at the server's port.
+	m       *Machine
+	client  *http.Client
+	conns   ams.ConnCount
 	refuses func(context.Context, *ams.Installation) bool
-	first   time.Time // the time of the first look
+	first   time.Time // the first call
 
 	mu      sync.Mutex
 	install *ams.Installation
 	served  map[string]lastServed
 
-	// Held while the service manager is asked: many applications may be called at the same time.
+	// Held during a call: many applications may be called at once.
 	startMu sync.Mutex
-	started start     // of the server, as it was at the time of looked
+	started start     // as of looked
 	looked  time.Time // when the service manager was asked
-	down    time.Time // when no process listened: the server starts later
+	down    time.Time // when no process listened: it started later
 }
 
-// lastServed is when an application served, and [ams.ConnCount.Lost] before that call.
+// lastServed has the value of [ams.ConnCount.Lost] before the call.
 type lastServed struct {
 	at   time.Time
 	lost int
 }
 
-// Server returns the server for repeated calls.
+// Server prepares repeated calls.
 func (m *Machine) Server() *Server {
 	s := &Server{m: m, client: m.HTTP, first: time.Now(), served: map[string]lastServed{}}
 	if s.client == nil {
 		s.client = ams.NewPollingClient(&s.conns)
 	}
 	s.refuses = func(ctx context.Context, in *ams.Installation) bool {
-		return m.HTTP == nil && ams.Refused(ctx, in.BaseURL()) // else something answers in the place of the server
+		return m.HTTP == nil && ams.Refused(ctx, in.BaseURL()) // with another client, the port proves nothing
 	}
 	return s
 }
 
-// Applications lists those that must serve, as they are on disk now.
+// Applications lists those that must serve, as on disk now.
 func (s *Server) Applications() ([]string, error) {
 	return ams.Applications(s.m.Root, s.m.AMSDir, s.m.Serving)
 }
 
-// look returns the first answer of each application. One that gives none within servingLimit is silent.
 func (s *Server) look(ctx context.Context) (answers []ams.AppAnswer) {
 	ctx, cancel := context.WithTimeout(ctx, servingLimit)
 	defer cancel()
@@ -224,14 +213,14 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	a := s.ask(ctx, app)
 	s.mu.Lock()
 	delete(s.served, app)
-	if a.State == ams.AppServes { // not AppWaits: it will be initialized, and must not be called before
+	if a.State == ams.AppServes { // not AppWaits: it must not be called before its initialization
 		s.served[app] = lastServed{time.Now(), lost}
 	}
 	s.mu.Unlock()
 	if a.State == ams.AppRefused {
 		s.startMu.Lock()
 		if began.After(s.down) {
-			s.down = began // not the time now: since then it may have started
+			s.down = began // not now: it may have started since
 		}
 		s.startMu.Unlock()
 	}
@@ -253,14 +242,14 @@ func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
 		return ams.AppAnswer{Name: app, State: ams.AppRefused}
 	}
 	started := s.serverStarted(ctx)
-	// Open it last: the server may have been replaced until then.
+	// Open last: the server may have been replaced.
 	if in, err = s.installation(false); err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
 	return ask(ctx, s.client, in, started, app)
 }
 
-// servesYet reports whether the server was not restarted since an application served.
+// servesYet reports whether the server cannot have restarted since.
 func (s *Server) servesYet(app string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -268,8 +257,8 @@ func (s *Server) servesYet(app string) bool {
 	return ok && last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
 }
 
-// serverStarted is when the server was started according to [Machine.serverStarted], but not before the last time when no
-// process listened: the service manager's time may be wrong after a change of the clock.
+// serverStarted is not before the last time when no process listened: the service manager is wrong after a clock
+// change.
 func (s *Server) serverStarted(ctx context.Context) start {
 	reported := s.askService(ctx)
 	s.startMu.Lock()
@@ -280,7 +269,7 @@ func (s *Server) serverStarted(ctx context.Context) start {
 	return reported.or(s.first)
 }
 
-// askService returns [Machine.serverStarted]. It asks the service manager at most once a second.
+// askService calls at most once per serviceEvery.
 func (s *Server) askService(ctx context.Context) start {
 	s.startMu.Lock()
 	defer s.startMu.Unlock()
@@ -295,10 +284,10 @@ func (s *Server) askService(ctx context.Context) start {
 	return s.started
 }
 
-// Connections is the number of open connections of [Server.Ask], which are not viewers.
+// Connections returns the number of open connections of [Server.Ask], which are not viewers.
 func (s *Server) Connections() int { return s.conns.Open() }
 
-// Port is the port at which an application served a moment ago, or 0.
+// Port returns the port of an application that served a moment ago, or 0.
 func (s *Server) Port() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -310,7 +299,7 @@ func (s *Server) Port() int {
 	return 0
 }
 
-// installation is the last result of [ams.Open] if that is enough or nothing has changed since.
+// installation keeps the last one if enough, or if no file has changed.
 func (s *Server) installation(enough bool) (*ams.Installation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -322,8 +311,7 @@ func (s *Server) installation(enough bool) (*ams.Installation, error) {
 	return in, err
 }
 
-// Standalone reports whether an operator made this machine standalone by hand after it joined, according to its files. An
-// error means that this is unknown.
+// Standalone reports whether an operator made this machine standalone by hand since its join.
 func (s *Server) Standalone() (bool, error) {
 	state, err := s.m.StateFile()
 	if err != nil || state == nil || state.Phase != PhaseJoined {
@@ -333,30 +321,28 @@ func (s *Server) Standalone() (bool, error) {
 	return err == nil && madeStandalone(s.m.store(), in, state.Release), err
 }
 
-// Stopped reports whether the server was stopped and did not fail, according to the service manager. A service command does
-// not know that.
+// Stopped reports a stop without a failure. It is false for a service command.
 func (s *Server) Stopped(ctx context.Context) bool {
 	st, err := s.m.Service.State(ctx)
 	return err == nil && st.Stopped() && st.Result == "success"
 }
 
-// seen is what a daemon knows about the time before its start.
+// seen is what the daemon knows from before its start.
 type seen struct {
-	// Life is the instance as which this machine was last seen in the cluster (see [cluster.Node.Instance]): a daemon that is
-	// restarted while MongoDB is away stays ready.
+	// Life is the last instance in the cluster ([cluster.Node.Instance]). A daemon that restarts without MongoDB
+	// stays ready.
 	Life string `json:"life,omitempty"`
-	// Release is the last one that served viewers here. One that never did is not a fault of this machine.
+	// Release is the last one that served here. One that never served is no fault of this machine.
 	Release string `json:"release,omitempty"`
 }
 
 func (m *Machine) seen() (s seen) {
 	if f, err := m.store().Read(seenPath); err == nil && f.Exists() {
-		_ = json.Unmarshal(f.Bytes, &s) // an unreadable file is as a missing one
+		_ = json.Unmarshal(f.Bytes, &s) // unreadable is as missing
 	}
 	return s
 }
 
-// seenMu serializes changes of the file.
 var seenMu sync.Mutex
 
 func (m *Machine) see(change func(*seen)) error {
@@ -374,10 +360,10 @@ func (m *Machine) see(change func(*seen)) error {
 	return m.store().WriteFile(seenPath, append(b, '\n'), 0o600, 0o700)
 }
 
-// EnteredBefore reports whether this machine was seen in the cluster since its boot, with this address.
+// EnteredBefore reports whether the cluster had this machine since its boot, with this address.
 func (m *Machine) EnteredBefore(instance string) bool { return m.seen().Life == instance }
 
-// Entered notes that this machine was seen in the cluster.
+// Entered records that the cluster has this machine.
 func (m *Machine) Entered(instance string) error {
 	if err := m.see(func(s *seen) { s.Life = instance }); err != nil {
 		return fmt.Errorf("noting that this machine is in the cluster: %w", err)
@@ -385,13 +371,13 @@ func (m *Machine) Entered(instance string) error {
 	return nil
 }
 
-// ServedBefore reports whether the release that is installed has ever served viewers on this machine.
+// ServedBefore reports whether the installed release has ever served viewers here.
 func (s *Server) ServedBefore() bool {
 	in, err := s.m.open()
 	return err == nil && s.m.seen().Release == in.Release.String()
 }
 
-// Served notes that the release that is installed serves viewers.
+// Served records that the installed release serves.
 func (s *Server) Served() error {
 	in, err := s.m.open()
 	if err != nil {

@@ -13,17 +13,16 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// sessions is who is on the server that runs here. A command that restarts it once asks for no estimate: what connections
-// tell would keep a machine behind a load balancer, whose health checks they are, from ever joining.
+// sessions has no counts of connections: a load balancer's health checks would block every join.
 type sessions struct {
-	streams  []string // published to it, by name, where the cluster's memory was read
-	unnamed  int      // published to it, by its own count
+	streams  []string // by name, from MongoDB
+	unnamed  int      // the server's count
 	viewers  int
-	complete bool // the server itself told all of this
+	complete bool // counted by the server
 }
 
-// sessions asks the cluster's memory for the streams of an address, where there is a client, and the server itself where it
-// lets us. The error says that the streams of a node could not be counted.
+// sessions uses MongoDB, if client is not nil, and the server. It returns an error if neither could count the
+// streams.
 func (m *Machine) sessions(ctx context.Context, install *ams.Installation, client *cluster.Client, address string) (sessions, error) {
 	var found sessions
 	var err error
@@ -47,14 +46,14 @@ func (m *Machine) sessions(ctx context.Context, install *ams.Installation, clien
 		found.viewers = *n
 	}
 	if s.LocalStreams != nil {
-		found.unnamed, err = *s.LocalStreams, nil // it knows itself
+		found.unnamed, err = *s.LocalStreams, nil // the server's own count is enough
 	}
 	found.complete = complete && s.LocalStreams != nil
 	return found, err
 }
 
 func liveStreams(ctx context.Context, install *ams.Installation, client *cluster.Client, address string) ([]string, error) {
-	// An application whose database is not known has none in the cluster.
+	// An application without a known database has no streams in MongoDB.
 	names, _ := install.Databases()
 	if len(names) == 0 {
 		return nil, nil
@@ -72,17 +71,17 @@ func liveStreams(ctx context.Context, install *ams.Installation, client *cluster
 	return live, nil
 }
 
-// Live is who would be cut by a restart, as far as that is known.
+// Live lists known sessions that a restart would cut.
 type Live struct {
-	// Streams are published to this node by the cluster's memory, as database/id.
+	// Streams are those in MongoDB, as database/id.
 	Streams []string `json:"streams"`
-	// Publishers and Viewers are the server's own count; Complete tells that it told all of it.
+	// Publishers and Viewers are the server's counts, and Complete if none is missing.
 	Publishers int  `json:"publishers"`
 	Viewers    int  `json:"viewers"`
 	Complete   bool `json:"complete"`
 }
 
-// live is nil where nobody is known to be on the server.
+// live returns nil if no session is known.
 func (s sessions) live() *Live {
 	if len(s.streams) == 0 && s.unnamed == 0 && s.viewers == 0 {
 		return nil
@@ -90,7 +89,6 @@ func (s sessions) live() *Live {
 	return &Live{Streams: append([]string{}, s.streams...), Publishers: max(s.unnamed, len(s.streams)), Viewers: s.viewers, Complete: s.complete}
 }
 
-// sessionsFinding is why a command may not go on.
 func sessionsFinding(live sessions, err error, command string) (Finding, bool) {
 	if err != nil {
 		return Finding{ID: IDSessions, Err: err, Text: "the streams of this node cannot be counted: " + err.Error(), Hint: command + " with --now to cut whatever is live"}, true
@@ -118,7 +116,6 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %s", n, what)
 }
 
-// sample names the first few of many.
 func sample(names []string) string {
 	const few = 5
 	if len(names) <= few {

@@ -12,64 +12,61 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// Paths of the agent's own files, below the root.
+// Paths of the agent's own files below the root.
 const (
 	StateDir   = "/var/lib/amsagent"
 	statePath  = StateDir + "/state.json"
 	undoPath   = StateDir + "/undo.json"
 	lockPath   = "/run/amsagent/lock"
 	resultPath = "/run/amsagent/result.json"
-	// drainPath is the daemon's: what it is about when this node goes. A node that
-	// left by hand has nothing more to remember of it.
+	// drainPath is the daemon's, for a drain. It is obsolete after a leave.
 	drainPath = StateDir + "/drain.json"
 )
 
-// Phase is how far a machine is with joining or leaving.
+// Phase is the progress of a join or a leave.
 type Phase string
 
-// The phases. A machine without a state file never joined, or left completely.
+// The phases. Without a state file, this machine never joined or has left.
 const (
 	PhaseJoining Phase = "joining"
 	PhaseJoined  Phase = "joined"
 	PhaseLeaving Phase = "leaving"
 )
 
-// State is what the agent remembers between two runs. It holds no secret.
+// State is the agent's state between two runs. It contains no secret.
 type State struct {
-	Version    int    `json:"version"` // of this format: 1
+	Version    int    `json:"version"` // of the format: 1
 	Phase      Phase  `json:"phase"`
 	InstanceID string `json:"instance_id"`
 	Address    string `json:"address"`
 	Role       string `json:"role,omitempty"`
 	Group      string `json:"group,omitempty"`
-	// RestartPending: files were changed and AMS has not been restarted since.
+	// RestartPending reports files that changed since the server's start.
 	RestartPending bool `json:"restart_pending,omitempty"`
-	// WasRunning: AMS ran when the command began, and is to run when it ends.
+	// WasRunning reports that the server must run after the command.
 	WasRunning bool `json:"was_running,omitempty"`
-	// WasJoined: this machine was a proven node when a join began.
+	// WasJoined reports that the join began on a verified node.
 	WasJoined bool `json:"was_joined,omitempty"`
-	// Standalone: a leave that is not finished makes the server standalone, whatever join found.
+	// Standalone reports that an unfinished leave makes the server standalone.
 	Standalone bool `json:"standalone,omitempty"`
-	// Provider and Release are the cloud's and the server's as of the last time the
-	// files were right. A release that differs means that the server was upgraded.
+	// Provider and Release are from the last time when the files were right. A new release means an upgrade.
 	Provider string `json:"provider,omitempty"`
 	Release  string `json:"release,omitempty"`
-	// FilesWritten is when files that the server reads were last written while it ran. A
-	// server that was started before that has to be restarted. Zero: no such write.
+	// FilesWritten is the last write of server files while the server ran, or zero. It then needs a restart.
 	FilesWritten time.Time `json:"files_written,omitzero"`
 	Since        time.Time `json:"since"`
 
-	// forgotten stands for a state file that was damaged.
+	// forgotten reports a damaged file.
 	forgotten bool
 }
 
-// Equal reports whether both say the same; nil is no state file.
+// Equal reports whether both have the same content; nil is no file.
 func (s *State) Equal(o *State) bool {
 	if s == nil || o == nil {
 		return s == o
 	}
 	x, y := *s, *o
-	// A time in another zone is the same.
+	// Zones may differ.
 	x.FilesWritten, x.Since = time.Time{}, time.Time{}
 	y.FilesWritten, y.Since = time.Time{}, time.Time{}
 	return x == y && s.Since.Equal(o.Since) && s.FilesWritten.Equal(o.FilesWritten)
@@ -77,8 +74,7 @@ func (s *State) Equal(o *State) bool {
 
 const stateVersion = 1
 
-// loadState reads the state file; nil when there is none. One that cannot be used
-// is a [conf.DamagedError] or a [conf.VersionError].
+// loadState returns nil without a file, and a [conf.DamagedError] or a [conf.VersionError] if it is unusable.
 func loadState(store *conf.Store) (*State, error) {
 	f, err := store.Read(statePath)
 	if err != nil || !f.Exists() {
@@ -90,7 +86,7 @@ func loadState(store *conf.Store) (*State, error) {
 	}
 	switch s.Version {
 	case stateVersion:
-		s.Role = strings.ToLower(s.Role) // as settings are; earlier versions kept what they were given
+		s.Role = strings.ToLower(s.Role) // earlier versions did not
 		return s, nil
 	case 0:
 		return nil, &conf.DamagedError{Path: statePath, Err: errors.New("it does not say its format")}
@@ -98,8 +94,7 @@ func loadState(store *conf.Store) (*State, error) {
 	return nil, &conf.VersionError{Path: statePath, Version: s.Version}
 }
 
-// KnownProvider is the cloud in which the machine below root was last known to be; ""
-// where it never joined, or where the state file cannot be read.
+// KnownProvider returns the last known cloud of the machine below root, or "".
 func KnownProvider(root string) string {
 	s, err := loadState((&Machine{Root: root}).store())
 	if err != nil || s == nil {

@@ -19,109 +19,95 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// StatusRequest is what a look at this machine needs.
+// StatusRequest is the input of [Machine.Status].
 type StatusRequest struct {
-	// Mongo is zero where nobody told; then the row is not looked at.
-	Mongo cluster.Target
-	Valve Valve
-	// Address is the address that a person or a tag gave.
+	// Mongo is zero if unknown. The node record is then not read.
+	Mongo   cluster.Target
+	Valve   Valve
 	Address string
-	// Identify is asked where the state file does not know who we are.
+	// Identify is called if the state file lacks the instance.
 	Identify func(context.Context) (metadata.Instance, error)
 }
 
-// Status is this machine seen from three sides, and where they disagree. A side
-// that could not be looked at says so in its Err; it is not taken for empty.
+// Status compares files, process and node record. A part that could not be read has an error.
 type Status struct {
-	// Member tells whether this machine is a cluster node, or on its way to
-	// or from it.
+	// Member reports whether this machine is a node, or joins or leaves.
 	Member bool `json:"member"`
-	// Phase is what the agent remembers; "" where it never joined.
+	// Phase is "" if this machine never joined.
 	Phase    Phase          `json:"phase,omitempty"`
 	Files    FilesView      `json:"files"`
 	Process  ProcessView    `json:"process"`
 	Row      RowView        `json:"row"`
 	Disagree []Disagreement `json:"disagreements"`
-	// Unprivileged tells that this process may not read what only root may: the
-	// agent's state and the address of MongoDB. What they would tell is left out, and
-	// what needs neither is compared.
+	// Unprivileged reports that the state and MongoDB's address are missing: only root may read them.
 	Unprivileged bool `json:"unprivileged,omitempty"`
 }
 
-// FilesView is what the files on disk make of the server at its next start.
+// FilesView is what the files make of the server at its next start.
 type FilesView struct {
 	Err     string    `json:"error,omitempty"`
 	Dir     string    `json:"dir,omitempty"`
 	Release string    `json:"release,omitempty"`
 	Mode    conf.Mode `json:"mode,omitempty"`
-	// Drift lists files that differ from what a join to the known MongoDB
-	// would write, Values what in them differs.
+	// Drift lists files that differ from the join's, Values the differences.
 	Drift  []string     `json:"drift,omitempty"`
 	Values []Difference `json:"drift_values,omitempty"`
-	// ByHand tells that a person made this machine standalone: see
-	// [Convergence.Standalone].
+	// ByHand reports that an operator made this machine standalone by hand.
 	ByHand bool `json:"standalone_by_hand,omitempty"`
-	// Undo tells that leave can restore the original files.
-	Undo bool `json:"undo"`
-	// Interrupted tells that a run was killed while it wrote; the next join or
-	// leave finishes it.
-	Interrupted bool `json:"interrupted,omitempty"`
+	// Undo and Interrupted are as in [Inspection].
+	Undo        bool `json:"undo"`
+	Interrupted bool `json:"interrupted,omitempty"` // the agent was killed while it wrote; the next join or leave recovers
 }
 
-// ProcessView is the server that runs now.
+// ProcessView is the running server.
 type ProcessView struct {
 	Err      string       `json:"error,omitempty"`
 	Service  string       `json:"service"`
 	State    ams.State    `json:"state"`
 	Liveness ams.Liveness `json:"liveness"`
-	// Applications are the answers of those that are to serve, where the server of a
-	// node runs.
+	// Applications are the answers of those that must serve, if a node's server runs.
 	Applications []ams.AppAnswer `json:"applications,omitempty"`
-	// EditedSince lists files written after the server was started.
+	// EditedSince lists files written after the server's start.
 	EditedSince []string `json:"edited_since,omitempty"`
 
-	older bool // the agent wrote files after the server was started
+	older bool // than the files that the agent wrote
 }
 
-// RowView is this node as its peers read it from MongoDB.
+// RowView is this node in MongoDB.
 type RowView struct {
-	Err     string `json:"error,omitempty"`
-	ID      string `json:"id,omitempty"`
-	Address string `json:"address,omitempty"`
-	// Registry is our own row, nil where there is none.
-	Registry *cluster.Node `json:"registry,omitempty"`
-	// EarlierBoot tells that the row is of an earlier boot of this machine: nobody has
-	// written it since.
+	Err      string        `json:"error,omitempty"`
+	ID       string        `json:"id,omitempty"`
+	Address  string        `json:"address,omitempty"`
+	Registry *cluster.Node `json:"registry,omitempty"` // the node record, or nil
+	// EarlierBoot reports that the record is older than this machine's boot.
 	EarlierBoot bool `json:"earlier_boot,omitempty"`
-	// OtherMachine tells that another machine, with another boot and address, uses the
-	// row of this one's id.
+	// OtherMachine reports that another machine uses this machine's id.
 	OtherMachine bool `json:"other_machine,omitempty"`
-	// Age is how long ago the row was written, by the server's clock.
+	// Age is the node record's, by MongoDB's clock.
 	Age time.Duration `json:"age_ns,omitempty"`
-	// AMS are the documents of this address that AMS wrote itself.
+	// AMS are the server's documents with this address.
 	AMS   []cluster.AMSNode `json:"ams"`
-	Fresh bool              `json:"fresh"` // one of AMS is
-	// Agent and Server are when the two witnesses of this node were heard, and
-	// Verdict what they say together; "" where there is nothing to judge.
+	Fresh bool              `json:"fresh"` // at least one of AMS
+	// Agent and Server are the liveness signals, Verdict the health or "".
 	Agent   cluster.Signal `json:"agent_heard"`
 	Server  cluster.Signal `json:"ams_heard"`
 	Verdict cluster.Health `json:"verdict,omitempty"`
-	// Looked tells whether MongoDB answered.
+	// Looked reports whether MongoDB answered.
 	Looked bool `json:"looked"`
-	// Cause is why it did not; nil if it was not asked.
+	// Cause is why not, or nil if it was not called.
 	Cause error `json:"-"`
 }
 
 func (v *RowView) fail(err error) { v.Err, v.Cause = err.Error(), err }
 
-// Disagreement is one contradiction between two sides.
+// Disagreement is one contradiction.
 type Disagreement struct {
 	ID   string `json:"id"`
 	Text string `json:"text"`
 	Hint string `json:"hint,omitempty"`
 }
 
-// AddNotReady adds that no new sessions may be sent here, in the daemon's words, where no other finding says so.
+// AddNotReady adds the daemon's reason, unless another finding explains it.
 func (s *Status) AddNotReady(why string) {
 	if slices.ContainsFunc(s.Disagree, func(d Disagreement) bool {
 		return slices.Contains([]string{"STATUS-NOT-SERVING", "STATUS-STOPPED", "STATUS-NOT-SEEN", "STATUS-FILES", IDDuplicate}, d.ID)
@@ -131,10 +117,9 @@ func (s *Status) AddNotReady(why string) {
 	s.add("STATUS-NOT-SERVING", notServingHint, "the node is not ready for new sessions: %s", why)
 }
 
-// serverLog is where the vendor's unit has the server write.
 const serverLog = "/var/log/antmedia/ant-media-server.log"
 
-// RestartHint says how a server takes up what its files, or a join, say.
+// RestartHint makes the server read its files.
 const RestartHint = "amsagent drain && amsagent join (without sessions: amsagent join)"
 
 const notServingHint = "look at " + serverLog + "; while MongoDB is away no application answers"
@@ -143,9 +128,7 @@ func (s *Status) add(id, hint, format string, args ...any) {
 	s.Disagree = append(s.Disagree, Disagreement{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
 }
 
-// Status looks at this machine. It changes nothing, and a side that cannot be
-// seen does not keep it from showing the others; its error is for what makes
-// all of them impossible.
+// Status changes nothing. A part that cannot be read has its own error; the returned one concerns all parts.
 func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error) {
 	store := m.store()
 	s := &Status{Disagree: []Disagreement{}, Row: RowView{AMS: []cluster.AMSNode{}}}
@@ -176,15 +159,13 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	return s, nil
 }
 
-// isTree reports whether nothing runs from these files: they are below another root, and no command starts their server.
+// isTree reports whether no server runs from these files.
 func (m *Machine) isTree() bool {
 	_, none := m.Service.(ams.None)
-	_, systemd := m.Service.(*ams.Systemd) // this machine's
+	_, systemd := m.Service.(*ams.Systemd) // of this machine
 	return m.Root != "" && (none || systemd)
 }
 
-// unprivileged reports whether an error means no more than that this process is not
-// root's.
 func (m *Machine) unprivileged(err error) bool {
 	return m.Euid != 0 && errors.Is(err, fs.ErrPermission)
 }
@@ -205,7 +186,7 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 		v.Err = err.Error()
 	}
 	v.Undo = record != nil
-	v.Interrupted = !s.Unprivileged && store.Interrupted() // which takes what it may not read for one
+	v.Interrupted = !s.Unprivileged && store.Interrupted() // true for an unreadable journal
 	v.ByHand = state != nil && state.Phase == PhaseJoined && in.Release.Known() && in.Release.String() == state.Release && standaloneFiles(store, in)
 	if v.Err != "" || v.Mode != conf.ModeCluster || req.Mongo.IsZero() || state == nil {
 		return in
@@ -215,7 +196,7 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 	if f.plan != nil {
 		for _, c := range f.plan.Changed() {
 			if !changesServer(c) && !agentsOwn(c.Before.Path) {
-				continue // its permissions alone, as of an application that the panel made
+				continue // only permissions, as of a new application
 			}
 			v.Drift = append(v.Drift, c.Before.Path)
 			v.Values = append(v.Values, c.Differences()...)
@@ -229,7 +210,7 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if v.State = service; serr != nil {
 		v.Err = serr.Error()
 	}
-	if in == nil || m.isTree() { // a port of this machine is not the tree's
+	if in == nil || m.isTree() { // its port is this machine's
 		return
 	}
 	started := m.serverStarted(v.State)
@@ -240,8 +221,7 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if !started.known || !v.State.Running() {
 		return
 	}
-	// The container alone decides the mode, and nobody but us writes it while
-	// AMS runs.
+	// The container decides the mode, and only the agent writes it now.
 	if ams.EditedAfter(m.Root, in.Container.Path, started.at) {
 		v.EditedSince = append(v.EditedSince, in.Container.Path)
 	}
@@ -293,7 +273,7 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 			v.fail(err)
 			return
 		}
-		// AMS stamps with this machine's clock.
+		// The server uses this machine's clock.
 		for _, n := range v.AMS {
 			v.Fresh = v.Fresh || n.Fresh(time.Now())
 		}
@@ -302,15 +282,14 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 	v.Looked = true
 }
 
-// judge asks both witnesses. AMS stamps with this machine's clock, of which we
-// know how far it is ahead of the server's.
+// judge needs skew because AMS documents have this machine's time.
 func (v *RowView) judge(now time.Time, skew time.Duration) {
 	look := cluster.Look{AMS: v.AMS, ServerTime: now, At: now}
 	if v.Registry != nil {
 		n, ms := *v.Registry, cluster.MillisOf(skew)
 		n.ClockMS = &ms
 		if v.Address != "" {
-			n.IP = v.Address // where the row has another one, that is told elsewhere
+			n.IP = v.Address // a difference is reported elsewhere
 		}
 		look.Nodes = []cluster.Node{n}
 	}
@@ -322,10 +301,9 @@ func (v *RowView) judge(now time.Time, skew time.Duration) {
 	}
 }
 
-// maxShown bounds the values that a sentence lists.
+// maxShown bounds the values in a sentence.
 const maxShown = 6
 
-// compare names what contradicts each other.
 func (s *Status) compare(state *State) {
 	add := s.add
 	files, proc, row := s.Files, s.Process, s.Row
@@ -362,11 +340,11 @@ func (s *Status) compare(state *State) {
 	default:
 		add("STATUS-FOREIGN", "amsagent join takes it over; amsagent leave makes it standalone", "the files are a cluster node's, and not amsagent made them so")
 	}
-	left := row.Registry != nil && row.Registry.State == cluster.StateLeft // and is stopped for that
+	left := row.Registry != nil && row.Registry.State == cluster.StateLeft // hence stopped
 	if proc.State.Known() && !proc.State.Running() && files.Mode == conf.ModeCluster && !left {
 		start := ams.StartCommand(proc.Service)
 		if state != nil && !strings.HasSuffix(proc.Service, ".service") {
-			start = "amsagent join" // which tells the command the address
+			start = "amsagent join" // it passes the address to the command
 		}
 		add("STATUS-STOPPED", serverLog+" tells why; start it: "+start, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
@@ -381,7 +359,7 @@ func (s *Status) compare(state *State) {
 		return
 	}
 	active := row.Registry != nil && row.Registry.State == cluster.StateActive
-	// Where no service is asked, the row says whether the server is to run.
+	// Without a service, the node record decides.
 	running := proc.State.Running() || proc.Liveness.State == ams.Live || active && !proc.State.Known()
 	switch {
 	case files.Mode == conf.ModeCluster && running && !row.Fresh:
@@ -391,7 +369,7 @@ func (s *Status) compare(state *State) {
 	}
 	if row.OtherMachine {
 		add(IDDuplicate, DuplicateHint, "another machine uses the id %s: %s wrote its row %s ago", row.ID, row.Registry.IP, row.Age.Round(time.Second))
-		return // what the row says concerns that machine
+		return // the rest concerns that machine
 	}
 	if n := row.Registry; n != nil && n.Heartbeats() && !row.Agent.Fresh && n.State != cluster.StateLeft && files.Mode == conf.ModeCluster {
 		add("STATUS-SILENT", "systemctl status amsagent", "the agent is silent: its last beat was %s ago", row.Agent.Age.Round(time.Second))
@@ -399,7 +377,7 @@ func (s *Status) compare(state *State) {
 	switch {
 	case state != nil && state.Phase == PhaseJoined && row.Registry == nil:
 		add("STATUS-NO-ROW", "amsagent join writes it again", "the registry has no row of this node")
-	case files.ByHand: // which is said
+	case files.ByHand: // reported above
 	case active && files.Mode == conf.ModeStandalone:
 		add("STATUS-ROW", "run amsagent leave again", "the registry says active, but the files make the server standalone")
 	case left && files.Mode == conf.ModeCluster && row.Fresh && running:

@@ -18,24 +18,19 @@ import (
 )
 
 const (
-	// watchPoll is how often the service is looked at while the cluster is
-	// asked: a server that died is told at once, not when time runs out.
+	// watchPoll is short, so that a dead server is reported at once.
 	watchPoll = 500 * time.Millisecond
-	// settleTime is how long AMS must stay up after its first document, during
-	// which it starts its applications: less where it says that it is up, and was
-	// started so long ago.
+	// settleTime is how long the server must run after its first document. It is shorter if the server is up and
+	// old enough.
 	settleTime = 2 * time.Second
 	upPoll     = 100 * time.Millisecond
-	// elsewhereTime is how long a document of another address is watched: the server
-	// writes every five seconds.
+	// elsewhereTime is for a document of another address: the server writes every five seconds.
 	elsewhereTime = 6 * time.Second
-	// progressEvery is how often a waiting command says what it sees.
 	progressEvery = 15 * time.Second
 )
 
-// NotSeenError says that AMS was not seen in the cluster, with what was.
+// NotSeenError reports that the cluster does not have the server.
 type NotSeenError struct {
-	// Saw is what could be seen of the server itself.
 	Saw string
 	Err error
 }
@@ -53,8 +48,8 @@ func (e *NotSeenError) Error() string {
 
 func (e *NotSeenError) Unwrap() error { return e.Err }
 
-// verify waits for AMS's own fresh document under this node's address, written
-// by the AMS that runs now, and where that is wanted, until it serves viewers. AMS's clock is this machine's clock, so ours judges.
+// verify waits for a fresh document of the running server and, if untilServed, for the applications. The server
+// uses this machine's clock.
 func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	if n, ok := j.alreadySeen(); ok {
 		ev := &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate, Seen: time.Now()}
@@ -77,7 +72,7 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	case errors.As(context.Cause(watched), &elsewhere):
 		return nil, &NotSeenError{Err: elsewhere}
 	case errors.Is(ctx.Err(), context.Canceled):
-		return nil, &NotSeenError{Err: err} // a server that hangs must not hold up who calls it off
+		return nil, &NotSeenError{Err: err} // a cancellation must not wait
 	case err != nil:
 		return nil, &NotSeenError{Saw: j.look(context.WithoutCancel(ctx)), Err: err}
 	}
@@ -104,9 +99,8 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	return ev, err
 }
 
-// settle watches a server that we started for a moment longer: one that writes
-// its document and dies of its next step has not joined. A time that runs out
-// now does not take the evidence back.
+// settle watches a restarted server: one that dies after its first document has not joined. The end of ctx keeps
+// the evidence.
 func (j *joiner) settle(ctx context.Context, ev *Evidence) error {
 	if !j.result.Restarted {
 		return nil
@@ -123,18 +117,16 @@ func (j *joiner) settle(ctx context.Context, ev *Evidence) error {
 	return fmt.Errorf("its document %s appeared, but %w", ev.ID, err)
 }
 
-// errUp ends the watching of a server that need not be watched any more.
 var errUp = errors.New("the server is up")
 
-// awaitUp ends the watching as soon as the server says that it is up and has been for as long as a new one is watched: most
-// need longer than that for their start.
+// awaitUp ends the watch when the server is up and has run for settleTime: most need longer for their start.
 func (j *joiner) awaitUp(ctx context.Context, settled context.CancelCauseFunc) {
 	if r := j.facts.install.Release; !r.HasLiveness() {
 		return
 	}
 	st, err := j.Service.State(ctx)
 	if err != nil || !st.Running() {
-		return // the one who watches says it
+		return // the watch reports it
 	}
 	began := st.Started
 	if began.IsZero() {
@@ -154,9 +146,7 @@ func (j *joiner) awaitUp(ctx context.Context, settled context.CancelCauseFunc) {
 	}
 }
 
-// alreadySeen finds the evidence that needs no waiting: where AMS was not
-// restarted and is known to run, its fresh document. Where nobody knows whether
-// it runs, a fresh document may be the last word of a dead one.
+// alreadySeen needs a running server without a restart: otherwise a fresh document may be a dead server's last.
 func (j *joiner) alreadySeen() (cluster.AMSNode, bool) {
 	st := j.facts.service
 	if j.result.Restarted || !st.Running() {
@@ -178,15 +168,10 @@ func (j *joiner) isAddress(address string) bool {
 	return cluster.SameAddress(address, j.facts.address.Addr.String())
 }
 
-// patientPoll is how often the server's document is looked for by who is in no hurry.
 const patientPoll = 2 * time.Second
 
-// await returns the first document that the AMS that runs now has written.
-//
-// The one that was stopped may have written until its end. Where the service
-// manager knows when the new process began, what is older is not taken. In any
-// case the second new document is: the old process was gone before we began to
-// look.
+// await ignores documents from before the known start: the former server wrote until its end. If the start is
+// unknown, the second new document counts.
 func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
 	w := cluster.AMSWait{
 		Address: j.facts.address.Addr.String(), Before: j.seen, LocalAddresses: j.localAddresses(),
@@ -209,8 +194,7 @@ func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
 			if err != nil {
 				return cluster.AMSNode{}, err
 			}
-			// What is there now must change; what appeared since the restart
-			// elsewhere may be us.
+			// Existing documents must change. New ones elsewhere may be this server's.
 			w.Before = append(slices.DeleteFunc(slices.Clone(j.seen), j.isOurs), own...)
 		}
 	}
@@ -223,8 +207,7 @@ func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
 	}
 }
 
-// ownDocuments reads the documents of this node's address. MongoDB may be away for a
-// moment, or slow while many servers start: that ends no join.
+// ownDocuments retries: MongoDB may be slow while many servers start.
 func (j *joiner) ownDocuments(ctx context.Context) ([]cluster.AMSNode, error) {
 	for {
 		own, err := j.facts.client.AMSNodesByAddress(ctx, j.facts.address.Addr.String())
@@ -234,26 +217,23 @@ func (j *joiner) ownDocuments(ctx context.Context) ([]cluster.AMSNode, error) {
 	}
 }
 
-// StartedElsewhereError says that the server was started with another address than
-// this node's, and goes by that one.
+// StartedElsewhereError reports that the server uses another address from its start.
 type StartedElsewhereError struct{ Given, Address string }
 
 func (e *StartedElsewhereError) Error() string {
 	return fmt.Sprintf("Ant Media Server was started with %s=%s, and not with %s", ams.HostAddressVariable, e.Given, e.Address)
 }
 
-// startedElsewhere is what the process shows of it; nil where it has this node's
-// address, none, or a release that finds out its own.
+// startedElsewhere returns nil if the process has this node's address or none, or its release ignores the variable.
 func (j *joiner) startedElsewhere(pid int) *StartedElsewhereError {
-	// Of one that cannot be read nothing is known.
+	// An unreadable process proves nothing.
 	if p, err := ams.ReadProcess(j.Root, pid); err == nil && p.HostAddress != "" && !j.isAddress(p.HostAddress) && j.facts.install.Release.HonoursHostAddress() {
 		return &StartedElsewhereError{Given: p.HostAddress, Address: j.facts.address.Addr.String()}
 	}
 	return nil
 }
 
-// runsElsewhere returns the other address under which the server that runs is in the
-// cluster: what it was started with, or one of this machine that is seen there.
+// runsElsewhere returns another address of the running server, from its environment or from the cluster.
 func (j *joiner) runsElsewhere() (string, bool) {
 	st, now := j.facts.service, time.Now()
 	if !st.Running() || j.seenFresh() || !j.mayBeElsewhere() {
@@ -272,15 +252,12 @@ func (j *joiner) runsElsewhere() (string, bool) {
 	return "", false
 }
 
-// mayBeElsewhere reports whether the server that runs may have another address than
-// this join is about: not where its environment says this one.
+// mayBeElsewhere is false if the server's environment has this address.
 func (j *joiner) mayBeElsewhere() bool {
 	p, err := ams.ReadProcess(j.Root, j.facts.service.MainPID)
 	return err != nil || !j.isAddress(p.HostAddress)
 }
 
-// elsewhereHint is the way out for a server that runs under another address; ""
-// where that is not the cause.
 func (j *joiner) elsewhereHint(err error) string {
 	var seen *cluster.AMSNotSeenError
 	var started *StartedElsewhereError
@@ -294,7 +271,6 @@ func (j *joiner) elsewhereHint(err error) string {
 	return fmt.Sprintf("start it through the agent, which sets %s=%s: amsagent join, with --now where viewers are on it; or join under the other address, with --address", ams.HostAddressVariable, at)
 }
 
-// localAddresses are all addresses of this machine, where they can be known.
 func (j *joiner) localAddresses() []string {
 	ifaces, err := j.interfaces()
 	if err != nil {
@@ -311,9 +287,7 @@ func (j *joiner) localAddresses() []string {
 	return out
 }
 
-// watch looks after the service while something else is waited for, and ends the
-// waiting where it died; where it is not seen in the cluster yet, also where it was
-// started with another address, and says every now and then what is waited for.
+// watch cancels a wait if the service dies or, with unseen, if the server has another address.
 func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, unseen bool) {
 	told, began := time.Now(), time.Now()
 	if j.result.Restarted {
@@ -321,7 +295,7 @@ func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, unseen
 	}
 	for sleep.For(ctx, watchPoll) {
 		st, err := j.Service.State(ctx)
-		// A command waits for a server that runs; the daemon also for one that is to be started.
+		// The daemon also waits for a server that will be started.
 		stopped := st.Activity == ams.ActivityFailed || (st.Activity == ams.ActivityInactive && j.untilServed)
 		if err == nil && (st.Crashing() || stopped) {
 			died(&ams.UnstableError{Service: j.Service.Name(), After: time.Since(began), State: st})
@@ -341,13 +315,12 @@ func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, unseen
 }
 
 func (j *joiner) sayWaiting(ctx context.Context) {
-	// What was cut short by the end of the waiting says nothing.
+	// A check that was cut off proves nothing.
 	if seen := j.look(ctx); ctx.Err() == nil {
 		j.say("waiting for Ant Media Server to appear in the cluster as %s: %s", j.facts.address.Addr, seen)
 	}
 }
 
-// look says what can be seen of the server itself.
 func (j *joiner) look(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
@@ -363,7 +336,6 @@ func (j *joiner) look(ctx context.Context) string {
 	return strings.Join(saw, "; ")
 }
 
-// seenFresh reports whether AMS was seen under this address before the join.
 func (j *joiner) seenFresh() bool {
 	now := time.Now()
 	return slices.ContainsFunc(j.seen, func(n cluster.AMSNode) bool { return j.isOurs(n) && n.Fresh(now) })

@@ -14,63 +14,60 @@ import (
 )
 
 const (
-	// askPeriod is the time between two calls to an application, unless one is in progress.
+	// askPeriod is between two calls to an application.
 	askPeriod = time.Second
-	// askAgain is the time to the next call after an error answer: two errors in a row count.
+	// askAgain follows an error answer: two in a row count.
 	askAgain = 300 * time.Millisecond
-	// silence is the longest time to wait for an answer. All nodes of a cluster share one MongoDB, which the server asks
-	// for its answer: a slow MongoDB must not make all nodes not ready.
+	// silence bounds the wait for an answer. All servers need the shared MongoDB to answer: if it is slow, not all
+	// nodes may become not ready.
 	silence = 4 * time.Second
-	// askLimit ends a call. It is longer than silence, because the server continues after the caller has gone.
+	// askLimit bounds a call. It is longer than silence, because the server continues without the caller.
 	askLimit = 10 * time.Second
-	// goodAfterSilence is the number of good answers in a row that an application needs after silence; else one.
+	// goodAfterSilence is the number of good answers in a row that are needed after silence.
 	goodAfterSilence = 3
-	// listEvery is how often the applications on disk are listed while all serve.
+	// listEvery is for the applications on disk while all serve.
 	listEvery = 30 * time.Second
-	// maxAsks bounds the calls in progress: the server's user decides how many applications there are.
+	// maxAsks bounds the calls in progress: the server's user controls the number of applications.
 	maxAsks = 64
 )
 
-// Asker calls the applications of a server. *[Server] is one.
+// Asker calls the applications of a server, as *[Server] does.
 type Asker interface {
-	// Applications lists those that must serve, as they are on disk now.
+	// Applications lists those that must serve, as on disk now.
 	Applications() ([]string, error)
 	Ask(ctx context.Context, app string) ams.AppAnswer
 }
 
-// Served is what viewers get from a server.
+// Served is the state of a server for viewers.
 type Served struct {
-	// Up reports whether every application that counts serves.
 	Up bool
-	// Known is false as long as one of them has not answered, unless another is known not to serve.
+	// Known is false until all have answered or one is known to be down.
 	Known bool
-	Why   []string // for each application that does not serve; empty while Up
-	// Answers are the latest, by name. The state is "" before the first answer.
+	Why   []string // for each application that does not serve
+	// Answers are the latest, by name. State is "" before the first answer.
 	Answers []ams.AppAnswer
 }
 
-// watch decides whether a server serves viewers, from repeated calls to its applications. An application is down at once
-// if the server refuses the connection or does not answer within silence, and after two error answers in a row. It is up
-// after one good answer, and after silence of one that had served, after goodAfterSilence in a row.
+// watch computes [Served] from repeated calls. An application is down at once after a refusal or silence, and
+// after two errors in a row. It is up after one good answer, or goodAfterSilence if it had served before the
+// silence.
 type watch struct {
 	asker  Asker
 	apps   map[string]*application
-	asks   int       // in progress, also of applications that are gone
-	listed time.Time // when the applications were listed
+	asks   int // also of removed applications
+	listed time.Time
 	up     bool
-	sure   bool // up, and no application has answered with an error
+	sure   bool // up, and no error answers
 }
 
-// application is the state of one application.
 type application struct {
-	answer ams.AppAnswer // the last one
-	up     bool
-	// errors and good count error answers and good answers in a row.
+	answer       ams.AppAnswer
+	up           bool
 	errors, good int
 	silent       bool // since it served
 	asking       bool
 	sent, next   time.Time // of the last and the next call
-	// An application that was added while the server ran does not count before it has served.
+	// An application added to a running server counts once it has served.
 	added, served bool
 }
 
@@ -94,22 +91,21 @@ func (a *application) take(r ams.AppAnswer, now time.Time) {
 	}
 }
 
-// waited applies silence to a call in progress.
 func (a *application) waited(now time.Time) {
 	if a.asking && now.Sub(a.sent) >= silence {
 		a.answer.State, a.answer.Code, a.answer.Detail = ams.AppSilent, 0, ""
-		// While the server starts, silence is usual.
+		// While the server starts, silence is normal.
 		a.up, a.silent, a.good = false, a.served, 0
 	}
 }
 
-// answered is an answer with its application, which may have been forgotten since.
+// answered may concern a removed application.
 type answered struct {
 	of     *application
 	answer ams.AppAnswer
 }
 
-// Watch calls the applications of a server, and report with each judgement, until report returns false or ctx ends.
+// Watch calls the applications, and report with each result, until it returns false or ctx ends.
 func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
 	w := &watch{asker: asker, apps: map[string]*application{}}
 	answers := make(chan answered, maxAsks)
@@ -150,7 +146,7 @@ func (w *watch) take(r answered) {
 	r.of.take(r.answer, time.Now())
 }
 
-// due marks the applications to call now, those first that wait longest.
+// due marks the applications to call, longest wait first.
 func (w *watch) due(now time.Time) (due []*application) {
 	for _, a := range slices.SortedFunc(maps.Values(w.apps), func(a, b *application) int { return a.sent.Compare(b.sent) }) {
 		if w.asks < maxAsks && !a.asking && !now.Before(a.next) {
@@ -162,7 +158,7 @@ func (w *watch) due(now time.Time) (due []*application) {
 	return due
 }
 
-// list follows the applications on disk, more often while one does not serve: it may have been removed.
+// list runs more often while an application does not serve: it may have been removed.
 func (w *watch) list(now time.Time) {
 	every := askAgain
 	if w.sure {
@@ -173,7 +169,7 @@ func (w *watch) list(now time.Time) {
 	}
 	names, err := w.asker.Applications()
 	if err != nil {
-		return // keep the known ones: the folder may be unreadable for a moment
+		return // the folder may be unreadable for a moment
 	}
 	maps.DeleteFunc(w.apps, func(name string, _ *application) bool { return !slices.Contains(names, name) })
 	for _, name := range names {
@@ -185,7 +181,6 @@ func (w *watch) list(now time.Time) {
 	w.listed = now
 }
 
-// judge also returns the time until a call is due or an answer is late.
 func (w *watch) judge(now time.Time) (is Served, next time.Duration) {
 	next = askPeriod
 	counted, unknown, errs := 0, 0, 0

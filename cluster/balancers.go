@@ -14,7 +14,7 @@ import (
 // Balancer is what a load balancer last did with a node.
 type Balancer struct {
 	Uses bool      `bson:"uses" json:"uses"` // false if it sends no new sessions
-	At   time.Time `bson:"at" json:"at"`     // by MongoDB's clock
+	At   time.Time `bson:"at" json:"at"`     // when it last confirmed that, by MongoDB's clock
 }
 
 const (

@@ -16,12 +16,12 @@ import (
 
 // Event is an entry of the event log.
 type Event struct {
-	Node    string            `bson:"node" json:"node"` // id
+	Node    string            `bson:"node" json:"node"` // its id
 	Kind    string            `bson:"kind" json:"kind"` // "join", "drain", "leave", "notice"…
 	Who     string            `bson:"who,omitempty" json:"who,omitempty"`
 	Why     string            `bson:"why,omitempty" json:"why,omitempty"`
-	Cut     *int64            `bson:"cut,omitempty" json:"cut,omitempty"` // sessions; nil if unknown
-	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"`
+	Cut     *int64            `bson:"cut,omitempty" json:"cut,omitempty"`         // sessions; nil if unknown
+	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"` // for people
 }
 
 // AddEvent writes an event. After an error it may have been written.

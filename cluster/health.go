@@ -59,7 +59,7 @@ func (s Signal) provesLife() bool { return s.Fresh && !s.doubtful }
 
 // Member is a machine of the cluster.
 type Member struct {
-	Node *Node `json:"node,omitempty"`
+	Node *Node `json:"node,omitempty"` // nil if only AMS is known
 	// AMS are newest first. Earlier processes may have left some.
 	AMS    []AMSNode `json:"ams"`
 	Agent  Signal    `json:"agent_heard"`

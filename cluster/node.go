@@ -14,7 +14,7 @@ var ErrNoNode = errors.New("no such node in the registry")
 
 // Node is a record of the registry, which the machine's agent writes.
 type Node struct {
-	ID       string `bson:"_id" json:"id"` // the cloud's
+	ID       string `bson:"_id" json:"id"` // the instance id of the cloud
 	IP       string `bson:"ip,omitempty" json:"ip,omitempty"`
 	PublicIP string `bson:"public_ip,omitempty" json:"public_ip,omitempty"`
 	Hostname string `bson:"hostname,omitempty" json:"hostname,omitempty"`
@@ -33,14 +33,14 @@ type Node struct {
 	// Drift names settings that changed since the join, secrets masked. They take effect at a restart.
 	Drift      string `bson:"drift,omitempty" json:"drift,omitempty"`
 	Port       int    `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
-	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"` // 0 without a daemon
+	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"` // between heartbeats; 0 without a daemon
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
 	// LeftBy is why the node leaves: leave (the command), drain, stop (of the server's unit), reimage.
 	LeftBy     string `bson:"left_by,omitempty" json:"left_by,omitempty"`
 	StopFailed bool   `bson:"stop_failed,omitempty" json:"stop_failed,omitempty"` // the node drains, and its server does not stop
-	Cut        *int   `bson:"cut,omitempty" json:"cut,omitempty"`                 // sessions cut; nil if unknown
+	Cut        *int   `bson:"cut,omitempty" json:"cut,omitempty"`                 // sessions that were cut; nil if unknown
 	// DrainRequest is set until this node's agent accepts it.
 	DrainRequest *DrainRequest `bson:"drain_request,omitempty" json:"drain_request,omitempty"`
 

@@ -14,27 +14,23 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Change is what a commit does to one file.
+// Change is the change of one file.
 type Change struct {
-	// Before is the file as the plan read it: it is compared again just before
-	// the rename.
+	// Before is the file as the plan read it. It is compared again before the rename.
 	Before File
-	// After is what it becomes; ignored with Remove.
+	// After is the new content; ignored with Remove.
 	After  []byte
 	Remove bool
-	// Mode is the permission bits it gets; 0 keeps those it has. Setuid, setgid and
-	// sticky are left out.
+	// Mode is the new permissions, without setuid, setgid and sticky; 0 keeps the old ones.
 	Mode fs.FileMode
-	// Like is the file whose owner it gets. Nil leaves it the owner it has; a new
-	// one belongs to the owner of its folder.
+	// Like is the file whose owner it gets. Nil keeps the owner; a new file gets its folder's.
 	Like *File
 }
 
-// UnfinishedError says that a commit could be neither finished nor undone, and
-// what the files are now. Its journal is left: [Store.Recover] tries again.
+// UnfinishedError reports a commit that could be neither finished nor undone. Its journal stays: [Store.Recover]
+// tries again.
 type UnfinishedError struct {
-	// Old files are as they were before the commit, New ones as it wanted them.
-	// Edited ones somebody else has written since.
+	// Old files are as before and New ones as wanted. Edited ones were written by another program since.
 	Old, New, Edited []string
 	Err              error
 }
@@ -42,13 +38,8 @@ type UnfinishedError struct {
 func (e *UnfinishedError) Error() string { return e.Err.Error() }
 func (e *UnfinishedError) Unwrap() error { return e.Err }
 
-// Commit makes the changes as one: afterwards all files are new, or, when it
-// returns an error, all are as before unless it is an [UnfinishedError]. record
-// is what undoing the changes will need, and replaces the record there was; nil
-// removes it. removeDirs are directories to drop where they are empty
-// afterwards. purpose goes into the journal for people.
-//
-// A crash inside Commit leaves a journal; [Store.Recover] must have been called
+// Commit makes all changes or none, unless it returns an [UnfinishedError]. record is the new undo record; nil
+// removes it. removeDirs are removed if empty. purpose is for the journal. After a crash, call [Store.Recover]
 // before the next Commit.
 func (s *Store) Commit(purpose string, changes []Change, record *Record, removeDirs []string) error {
 	state, err := s.makeStateDir()
@@ -68,7 +59,7 @@ func (s *Store) Commit(purpose string, changes []Change, record *Record, removeD
 	if err != nil {
 		return err
 	}
-	changes = slices.Clone(changes) // what staging learns of them is its own
+	changes = slices.Clone(changes) // staging changes them
 	t.sweep(j)
 	plan, err := state.Create(stagingName, data, files.Own(0o600))
 	if err != nil {
@@ -82,7 +73,7 @@ func (s *Store) Commit(purpose string, changes []Change, record *Record, removeD
 			return t.abandon(j, err)
 		}
 	}
-	// From here on a crash is finished forward.
+	// A crash is finished forward from here on.
 	if err := errors.Join(state.Rename(stagingName, journalName), state.Sync()); err != nil {
 		return t.abandon(j, err)
 	}
@@ -95,8 +86,7 @@ func (s *Store) Commit(purpose string, changes []Change, record *Record, removeD
 	return nil
 }
 
-// twice gives what failed a second chance: where a change cannot be left as it
-// is, one failure that goes away by itself must not be the last word.
+// twice repeats f once, because a change may otherwise stay half made.
 func twice(f func() error) error {
 	if f() == nil {
 		return nil
@@ -104,7 +94,6 @@ func twice(f func() error) error {
 	return f()
 }
 
-// unfinished looks what the files are now.
 func (t *transaction) unfinished(j *journal, cause error) error {
 	e := &UnfinishedError{Err: cause}
 	for _, f := range j.Files {
@@ -120,9 +109,8 @@ func (t *transaction) unfinished(j *journal, cause error) error {
 	return e
 }
 
-// install renames every staged file over its target. AMS writes its files in
-// place and asks nobody: each is looked at just before, and the old one once
-// more when all is done.
+// install renames the staged files. The server writes its files in place at any time, so each is checked just
+// before, and the old one again at the end.
 func (t *transaction) install(j *journal, changes []Change) error {
 	for i, f := range j.Files {
 		if err := t.unchanged(f, &changes[i].Before); err != nil {
@@ -157,7 +145,6 @@ func (t *transaction) installFile(f journalFile) error {
 	return t.rename(f.Temp, f.Target)
 }
 
-// syncDirs makes the renames durable.
 func (t *transaction) syncDirs(j *journal) error {
 	var dirs []string
 	add := func(d string) {
@@ -174,14 +161,14 @@ func (t *transaction) syncDirs(j *journal) error {
 	return each(len(dirs), func(i int) error {
 		d, err := t.folder(dirs[i])
 		if err != nil {
-			return gone(err) // it was made for this change and is gone with it
+			return gone(err) // it was removed with the change
 		}
 		return d.Sync()
 	})
 }
 
-// finish drops the backups and turns the journal into the undo record. edited
-// are targets that somebody else wrote: what undoing them needs is kept.
+// finish drops the backups and makes the journal the undo record. It keeps the old records of edited, targets that
+// another program wrote.
 func (t *transaction) finish(j *journal, edited []string) error {
 	record := j.Record
 	if len(edited) > 0 {
@@ -205,8 +192,7 @@ func (t *transaction) finish(j *journal, edited []string) error {
 	if err := t.removeEmpty(j.RemoveDirs); err != nil {
 		return err
 	}
-	// No fsync from here on: should a power cut bring the journal back,
-	// recovery finds everything done and comes here again.
+	// No fsync needed: if a power cut restores the journal, recovery repeats this.
 	if j.Record != nil {
 		return t.state.Rename(journalName, undoName)
 	}
@@ -216,9 +202,8 @@ func (t *transaction) finish(j *journal, edited []string) error {
 	return t.state.Remove(journalName)
 }
 
-// carry adds to a record what another one knows of those targets that hold
-// changes of ours beside somebody else's, and names them. Where there are none
-// it returns the record as it is.
+// carry adds from's records of those targets that still contain the agent's changes, and returns these targets.
+// Without any it returns to.
 func (s *Store) carry(to, from *Record, targets []string) (*Record, []string, error) {
 	if from == nil {
 		return to, nil, nil
@@ -232,7 +217,7 @@ func (s *Store) carry(to, from *Record, targets []string) (*Record, []string, er
 		now, err := s.Read(f.Path)
 		refused := files.Refused(err)
 		if refused {
-			now.Target = f.Path // nothing better is known
+			now.Target = f.Path // the best known
 		} else if err != nil {
 			return nil, nil, err
 		}
@@ -255,7 +240,6 @@ func (s *Store) carry(to, from *Record, targets []string) (*Record, []string, er
 	return out, added, nil
 }
 
-// writeRecord replaces the undo record.
 func (s *Store) writeRecord(j *journal, record *Record) error {
 	data, err := (&journal{Version: journalVersion, ID: j.ID, Purpose: j.Purpose, Record: record}).encode()
 	if err != nil {
@@ -264,12 +248,11 @@ func (s *Store) writeRecord(j *journal, record *Record) error {
 	return s.writeFile(s.statePath(undoName), data, 0o600, 0o700, maxRecordSize)
 }
 
-// maxSideBySide bounds the files that are worked on at a time: the server's user decides
-// how many there are, and each of them takes some memory, and a thread while the disk works. The units
-// have 64 threads (TasksMax), and Go ends a process that gets no more of them.
+// maxSideBySide bounds concurrent work: the server's user controls the number of files. Each needs memory, and a
+// thread during disk I/O. The units allow 64 threads (TasksMax), and Go exits without one.
 const maxSideBySide = 16
 
-// each runs f for 0 … n-1 side by side and joins the errors.
+// each runs f(0) to f(n-1) concurrently.
 func each(n int, f func(int) error) error {
 	errs := make([]error, n)
 	slots := make(chan struct{}, maxSideBySide)

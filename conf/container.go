@@ -9,7 +9,7 @@ import (
 	"fmt"
 )
 
-// Mode is how an AMS installation runs.
+// Mode is standalone or cluster.
 type Mode string
 
 // The modes.
@@ -18,13 +18,12 @@ const (
 	ModeCluster    Mode = "cluster"
 )
 
-// ErrUnmarked says that a jee-container.xml has no marked cluster sections:
-// releases before 1.9.1, or a file somebody wrote anew.
+// ErrUnmarked reports a jee-container.xml without marked cluster sections, as in releases before 1.9.1.
 var ErrUnmarked = errors.New("no marked cluster section")
 
-// LayoutError says why the sections of a jee-container.xml cannot be toggled.
+// LayoutError reports sections that cannot be toggled.
 type LayoutError struct {
-	Line int // 1-based, 0 when the whole file is meant
+	Line int // 1-based; 0 means the whole file
 	Msg  string
 }
 
@@ -35,14 +34,13 @@ func (e *LayoutError) Error() string {
 	return fmt.Sprintf("line %d: %s", e.Line, e.Msg)
 }
 
-// Container is a jee-container.xml with its marked cluster sections. A section
-// is inactive as one comment, active as two small comments around live XML:
+// Container is a jee-container.xml with marked cluster sections, which are inactive or active:
 //
 //	<!-- cluster start            <!-- cluster start -->
 //	… beans …                     … beans …
 //	cluster end -->               <!-- cluster end -->
 //
-// The zero value is not usable; call [ParseContainer].
+// Use [ParseContainer].
 type Container struct {
 	src      []byte
 	toks     []xmlToken
@@ -51,13 +49,12 @@ type Container struct {
 	spans    []Span
 }
 
-// section is one marked cluster section of the source.
 type section struct {
 	active bool
-	// word is where "cluster start" ends, close where "cluster end" begins.
+	// word is the end of "cluster start", close the beginning of "cluster end".
 	word, close int
-	openTok     int // token of the opening marker
-	closeTok    int // token of the closing marker; the same when inactive
+	openTok     int
+	closeTok    int // equal to openTok if inactive
 }
 
 var (
@@ -65,11 +62,9 @@ var (
 	endWords   = []byte("cluster end")
 )
 
-// ParseContainer reads src and finds its cluster sections. It fails with a
-// [*SyntaxError] where src is no XML, and with a [*LayoutError] where sections
-// are not paired, not all in the same state, or hold a comment although they
-// are commented out. A file without any section parses; [Container.Marked] says
-// so.
+// ParseContainer finds the cluster sections. Its errors are a [*SyntaxError] for invalid XML and a [*LayoutError]
+// for sections that are unpaired, in different states, or inactive with a nested comment. A file without sections
+// is valid.
 func ParseContainer(src []byte) (*Container, error) {
 	c := &Container{src: bytes.Clone(src)}
 	var err error
@@ -100,10 +95,9 @@ func (c *Container) sectionLine(i int) int {
 	return lineAt(c.src, c.toks[c.sections[i].openTok].off)
 }
 
-// findSections pairs the markers. Comments that merely mention the cluster are
-// not markers.
+// findSections pairs the markers.
 func (c *Container) findSections() error {
-	open := -1 // index of an active start marker that still waits for its end
+	open := -1 // an active start marker without an end so far
 	for i, t := range c.toks {
 		if t.kind != tokComment {
 			if t.kind == tokText && bytes.Contains(c.src[t.off:t.end], []byte("-->")) {
@@ -180,32 +174,27 @@ func isNameByte(b byte) bool {
 	return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '_' || b == '-'
 }
 
-// Mode is the mode the source expresses: by its sections, or, in a file
-// without sections, by the presence of the bean tomcat.cluster.
+// Mode returns the mode of the sections or, without any, the presence of the bean tomcat.cluster.
 func (c *Container) Mode() Mode { return c.mode }
 
-// Marked reports whether the file has marked cluster sections.
+// Marked reports whether the file has marked sections.
 func (c *Container) Marked() bool { return len(c.sections) > 0 }
 
-// Spans lists the edits in the order of their offsets.
+// Spans returns the edits by offset.
 func (c *Container) Spans() []Span { return c.spans }
 
-// Bytes is the file with its edits: the source itself when there are none.
+// Bytes returns the edited file.
 func (c *Container) Bytes() []byte {
 	out, err := applySpans(c.src, c.spans)
 	if err != nil {
-		panic("conf: " + err.Error()) // the spans come from our own scan of src: they cannot overlap
+		panic("conf: " + err.Error()) // our scan gives no overlaps
 	}
 	return out
 }
 
-// SetMode toggles every section. It refuses with [ErrUnmarked] where there is
-// none, and with a [*LayoutError] where commenting a section out would not give
-// XML. The result is proved by parsing it: the beans of the sections appear or
-// disappear and nothing else differs.
-//
-// The standalone form is the one a release ships: nothing stands behind the
-// opening marker, whatever the vendor's script had left there.
+// SetMode toggles every section, and verifies by parsing that nothing else changes. It returns [ErrUnmarked] or,
+// if commenting a section out is not valid XML, a [*LayoutError]. The standalone form is that of a release,
+// without trailing blanks of the vendor's script.
 func (c *Container) SetMode(m Mode) error {
 	if m == c.mode {
 		return nil
@@ -266,22 +255,20 @@ func (c *Container) addSpans(spans []Span) {
 	sortSpans(c.spans)
 }
 
-// remoteIPValve is the class whose bean makes AMS take the client's address
-// from X-Forwarded-For. Azure's Application Gateway writes ip:port there, which
-// AMS answers with 403.
+// remoteIPValve takes the client's address from X-Forwarded-For. Azure's Application Gateway writes ip:port there,
+// which AMS answers with 403.
 const remoteIPValve = "org.apache.catalina.valves.RemoteIpValve"
 
-// anchorValve names the spans that take the valve out.
+// anchorValve marks spans that remove the valve.
 const anchorValve = "valve:RemoteIpValve"
 
-// HasRemoteIPValve reports whether the source has a live RemoteIpValve bean.
+// HasRemoteIPValve reports whether a RemoteIpValve bean is live.
 func (c *Container) HasRemoteIPValve() bool {
 	doc, err := readBeans(c.src)
 	return err == nil && doc.hasClass(remoteIPValve)
 }
 
-// RemoveRemoteIPValve drops every live RemoteIpValve bean, with its line where
-// nothing else stands on it. It does nothing where there is none.
+// RemoveRemoteIPValve removes every live RemoteIpValve bean, with its line if that is then empty.
 func (c *Container) RemoveRemoteIPValve() error {
 	var spans []Span
 	for i := 0; i < len(c.toks); i++ {
@@ -334,7 +321,7 @@ func (c *Container) RemoveRemoteIPValve() error {
 	return nil
 }
 
-// elementEnd is the token that closes the element whose start tag is token i.
+// elementEnd returns the token that closes the element of token i.
 func (c *Container) elementEnd(i int) (int, error) {
 	depth := 0
 	for j := i; j < len(c.toks); j++ {
@@ -356,7 +343,6 @@ func (c *Container) elementEnd(i int) (int, error) {
 	return 0, &SyntaxError{lineAt(c.src, c.toks[i].off), "this element is never closed"}
 }
 
-// isBeanOf reports whether tag starts a bean of the class.
 func isBeanOf(tag []byte, class string) bool {
 	if !bytes.HasPrefix(tag, []byte("<bean")) {
 		return false

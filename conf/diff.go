@@ -14,15 +14,14 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// another tells what differs from what is shown the same.
+// another marks a value that differs but looks the same.
 const another = " (another one)"
 
-// maskChanged tells a secret that changes from one that stays.
+// maskChanged is a secret that changes.
 const maskChanged = redact.Placeholder + another
 
-// Diff is the unified diff that turns before into after, fit to be shown:
-// values of keys that name a secret, and passwords inside connection strings,
-// are masked on both sides. It is empty when nothing changes.
+// Diff returns the unified diff from before to after, or "". Secrets and passwords in connection strings are
+// masked.
 func Diff(path string, kind Kind, before, after []byte) string {
 	if bytes.Equal(before, after) {
 		return ""
@@ -35,8 +34,7 @@ func Diff(path string, kind Kind, before, after []byte) string {
 		newName = "/dev/null"
 	}
 	a, b := Redact(kind, before), redactAgainst(kind, before, after)
-	// The first line is the command `diff OLD NEW`, which is not part of the
-	// unified format.
+	// The first line is the command, not part of the format.
 	out := string(diff.Diff(oldName, a, newName, b))
 	if _, rest, ok := strings.Cut(out, "\n"); ok {
 		return rest
@@ -44,11 +42,10 @@ func Diff(path string, kind Kind, before, after []byte) string {
 	return out
 }
 
-// Redact is the file with its secrets masked.
+// Redact returns the file with secrets masked.
 func Redact(kind Kind, src []byte) []byte { return redactAgainst(kind, src, src) }
 
-// redactAgainst masks the secrets of after; those that differ from before say
-// so, because the masks alone would look the same.
+// redactAgainst marks secrets that differ from before: the masks look the same.
 func redactAgainst(kind Kind, before, after []byte) []byte {
 	if kind == KindProperties {
 		if p, err := parseToShow(after); err == nil {
@@ -62,8 +59,7 @@ func redactAgainst(kind Kind, before, after []byte) []byte {
 	return []byte(redact.Text(string(after)))
 }
 
-// parseToShow is [ParseProperties] for a file that is only shown: an escape that Java refuses is text, so that the
-// secrets beside it are found.
+// parseToShow treats an invalid escape as text, so that the secrets beside it are found.
 func parseToShow(src []byte) (*Properties, error) {
 	p, err := ParseProperties(src)
 	if err == nil {
@@ -72,7 +68,7 @@ func parseToShow(src []byte) (*Properties, error) {
 	text := bytes.Clone(src)
 	for at := range text {
 		if rest := text[at:]; bytes.HasPrefix(rest, []byte(`\u`)) && !isEscape(rest) {
-			rest[1] = 'v' // as long, and no escape
+			rest[1] = 'v' // same length, no escape
 		}
 	}
 	if p, err = ParseProperties(text); err != nil {
@@ -82,12 +78,10 @@ func parseToShow(src []byte) (*Properties, error) {
 	return p, nil
 }
 
-// isEscape reports whether \u at the beginning of text has four hexadecimal digits.
 func isEscape(text []byte) bool {
 	return len(text) >= 6 && !slices.ContainsFunc(text[2:6], func(c byte) bool { return hexDigit(c) < 0 })
 }
 
-// redacted replaces the raw values that are secrets.
 func (p *Properties) redacted(before *Properties) []byte {
 	var spans []Span
 	at := 0
@@ -114,12 +108,13 @@ func (p *Properties) redacted(before *Properties) []byte {
 	comments(len(p.src))
 	out, err := applySpans(p.src, spans)
 	if err != nil {
-		return []byte(redact.Placeholder + "\n") // cannot happen; and if it does, nothing leaks
+		return []byte(redact.Placeholder + "\n") // impossible, but must not leak
 	}
 	return out
 }
 
-// wholeURI is a value that is a connection string: a blank in its password ends a word of a text, but not the value of a setting.
+// wholeURI matches a connection string: a blank in its password ends a word of a text, but not the value of a
+// setting.
 var wholeURI = regexp.MustCompile(`(?s)^(?:[^:]*://[^:@/]*:(.*)|[^:@/]*:((?:[^/]|/[^/]).*))@`)
 
 func maskedAs(key, value string) string {

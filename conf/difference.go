@@ -13,11 +13,10 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// Difference is one value that a plan changes, fit to be shown: secrets are
-// masked.
+// Difference is a value that a plan changes, with secrets masked.
 type Difference struct {
 	Path string `json:"path"`
-	// Key is a property, or what of the file differs where it has no keys.
+	// Key is a property or, in a file without keys, the kind of change.
 	Key string `json:"key"`
 	Old string `json:"old"`
 	New string `json:"new"`
@@ -27,14 +26,12 @@ func (d Difference) String() string {
 	return fmt.Sprintf("%s: %s is %s and is to be %s", d.Path, d.Key, d.Old, d.New)
 }
 
-// maxShown bounds the texts of a [Difference], in bytes: the server's user writes them,
-// and they go into the state file, the daemon's view and the log.
+// maxShown is in bytes. The server's user writes the texts, which are stored, logged and shown.
 const maxShown = 256
 
-// missing stands for a value, or a file, that is not there.
 const missing = "(missing)"
 
-// Differences lists the values that the plan changes in the file.
+// Differences returns the values that the plan changes.
 func (f PlannedFile) Differences() []Difference {
 	var out []Difference
 	add := func(key, was, is string) {
@@ -86,7 +83,7 @@ func shown(key, value string, there bool) string {
 	return value
 }
 
-// values are the settings in a file by their keys; nil where it has none.
+// values returns nil if the file has no keys.
 func (f PlannedFile) values(src []byte) map[string]string {
 	out := map[string]string{}
 	switch f.Kind {

@@ -1,24 +1,14 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package conf edits the configuration files of Ant Media Server without
-// losing a byte of what it does not mean to change, and writes several files
-// as one transaction that a crash cannot tear.
+// Package conf edits configuration files of Ant Media Server without changing any other byte, and changes several
+// files in one crash-safe transaction.
 //
-// Editors. [Properties] reads java.util.Properties' grammar, [Container] reads
-// jee-container.xml with its marked cluster sections. Both keep the source
-// bytes and a list of [Span]s: what parses prints back byte for byte, and an
-// edit replaces the smallest span. Comments, order, line endings, a byte order
-// mark and trailing blanks survive because nothing is ever printed from a
-// model.
+// [Properties] and [Container] keep the source and a list of [Span]s. An edit replaces the smallest span, so that
+// comments, order, line endings, byte order mark and trailing blanks survive.
 //
-// Transaction. A [Store] commits a list of [Change]s: stage, verify, journal,
-// rename, fsync. After a crash at any instruction every file is old or new and
-// [Store.Recover] finishes or undoes the rest. The [Record] that a commit leaves
-// behind is what [Record.Undo] needs to give back the former bytes, also when
-// other lines were edited since.
+// A [Store] commits a list of [Change]s. After a crash every file is old or new, and [Store.Recover] finishes or undoes
+// the commit. [FileRecord.Undo] restores the former bytes, even after other lines were edited.
 //
-// The package knows files only: no cloud, no database, no service. It never
-// prints, never asks, and never reads the environment. Its API is not stable
-// yet.
+// The package never prints, prompts or reads the environment. Its API is not stable yet.
 package conf

@@ -8,13 +8,10 @@ import (
 	"net/netip"
 )
 
-// hostsMark ends the one line of /etc/hosts that is ours.
+// hostsMark ends the agent's line in /etc/hosts.
 const hostsMark = "# added by amsagent"
 
-// AddHost gives an /etc/hosts in which name has the address: one marked line
-// at the end, every other line untouched. A marked line of an earlier run is
-// replaced. The spans are those between src and the result; none when it is
-// already so.
+// AddHost adds or replaces one marked line with address and name. It returns no spans if nothing changes.
 func AddHost(src []byte, address netip.Addr, name string) []Span {
 	line := []byte(address.String() + "\t" + name + "\t" + hostsMark)
 	off := 0
@@ -36,7 +33,7 @@ func AddHost(src []byte, address netip.Addr, name string) []Span {
 	return []Span{{Anchor: "hosts", Off: len(src), New: added}}
 }
 
-// DropHost gives the spans that remove the marked line; none where there is none.
+// DropHost removes the marked line, if any.
 func DropHost(src []byte) []Span {
 	if out := dropMarkedHost(src); len(out) != len(src) {
 		return []Span{{Anchor: "hosts", Old: src, New: out}}
@@ -44,7 +41,6 @@ func DropHost(src []byte) []Span {
 	return nil
 }
 
-// dropMarkedHost removes our line, wherever it now stands.
 func dropMarkedHost(src []byte) []byte {
 	var out []byte
 	for _, l := range bytes.SplitAfter(src, []byte{'\n'}) {

@@ -18,42 +18,36 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// journal is what a commit writes before it touches anything and what recovery
-// goes by. Renamed, it is the undo record.
+// journal is written before a commit's first change, for recovery. Renamed, it is the undo record.
 type journal struct {
 	Version int           `json:"version"` // journalVersion, or 1
 	ID      string        `json:"id"`
 	Purpose string        `json:"purpose"`
 	Files   []journalFile `json:"files"`
-	// MakeDirs are made before staging, RemoveDirs removed if they are empty
-	// after it; both real paths below the root, outermost first.
+	// MakeDirs are made before staging. RemoveDirs are removed last if empty. Both are paths without links,
+	// outermost first.
 	MakeDirs   []string `json:"make_dirs,omitempty"`
 	RemoveDirs []string `json:"remove_dirs,omitempty"`
 	Record     *Record  `json:"record,omitempty"`
 }
 
-// journalVersion is the version of the format of the journal and the undo record.
-// Version 1 was the bare journal, without a checksum.
+// journalVersion is of the journal and the undo record. Version 1 had no checksum.
 const journalVersion = 2
 
-// maxRecordSize bounds the journal and the undo record, for writing as for
-// reading: what was written can always be read again.
+// maxRecordSize bounds reads and writes, so that each record can be read again.
 const maxRecordSize = 16 << 20
 
-// ErrRecordTooLarge says that a change cannot be made because its undo record
-// would be larger than what is read again. Nothing was changed.
+// ErrRecordTooLarge reports that the undo record would be too large. Nothing was changed.
 var ErrRecordTooLarge = errors.New("the undo record would be too large")
 
-// envelope is how a journal is on the disk. SHA256 is the checksum of the bytes
-// of Journal, so that no letter of it can change unnoticed, paths included.
+// envelope is the format on disk. SHA256 is the checksum of Journal's bytes.
 type envelope struct {
 	Version int             `json:"version"`
 	SHA256  string          `json:"sha256"`
 	Journal json.RawMessage `json:"journal"`
 }
 
-// encode gives the bytes of the journal for the disk. A journal that [decodeJournal]
-// would refuse is an error.
+// encode returns an error if [decodeJournal] would refuse the result.
 func (j *journal) encode() ([]byte, error) {
 	if err := j.check(); err != nil {
 		return nil, fmt.Errorf("the change cannot be recorded: %w", err)
@@ -72,8 +66,7 @@ func (j *journal) encode() ([]byte, error) {
 	return data, nil
 }
 
-// decodeJournal reads what [journal.encode] gave, or what a release with format
-// 1 wrote. What cannot be used is a [DamagedError] or a [VersionError].
+// decodeJournal also reads version 1. It returns a [DamagedError] or a [VersionError].
 func decodeJournal(path string, data []byte) (*journal, error) {
 	damaged := func(err error) error { return &DamagedError{Path: path, Err: err} }
 	var e envelope
@@ -102,10 +95,9 @@ func decodeJournal(path string, data []byte) (*journal, error) {
 	return j, nil
 }
 
-// check proves that a journal can be gone by.
 func (j *journal) check() error {
 	if j.ID == "" {
-		// Every commit has one: this is an [envelope], whose version was changed.
+		// Only an [envelope] with a modified version has none.
 		return errors.New("it has no id")
 	}
 	for _, f := range j.Files {
@@ -124,8 +116,7 @@ func (j *journal) check() error {
 	return j.Record.check()
 }
 
-// check proves that the names belong together: whatever else the journal says,
-// only a target and the names of a commit beside it are touched.
+// check ensures that only the target and the names beside it are used, whatever the journal contains.
 func (f journalFile) check() error {
 	if !isClean(f.Target) {
 		return fmt.Errorf("%q is no path of a file", f.Target)
@@ -143,31 +134,30 @@ func (f journalFile) check() error {
 	return nil
 }
 
-// isClean reports whether path is absolute and has no dots and no empty parts. JSON replaces what is not UTF-8.
+// isClean accepts an absolute, clean path. JSON would replace invalid UTF-8.
 func isClean(path string) bool {
 	return len(path) > 1 && filepath.IsAbs(path) && filepath.Clean(path) == path && !strings.ContainsRune(path, 0) && utf8.ValidString(path)
 }
 
-// journalFile names the files of one change, below the root.
+// journalFile has paths below the root.
 type journalFile struct {
 	Target string `json:"target"`
 	Temp   string `json:"temp,omitempty"`
 	Backup string `json:"backup,omitempty"`
-	// Sums are SHA-256; "" means no file.
-	Before string `json:"before,omitempty"`
-	After  string `json:"after,omitempty"`
-	// Modes are the permission bits before and after.
+	// Before and After are SHA-256; "" means no file.
+	Before     string      `json:"before,omitempty"`
+	After      string      `json:"after,omitempty"`
 	BeforeMode fs.FileMode `json:"before_mode,omitempty"`
 	AfterMode  fs.FileMode `json:"after_mode,omitempty"`
 }
 
-// standing is where a file is in a commit.
+// standing is a file's progress in a commit.
 type standing int
 
 const (
-	isOld     standing = iota
-	isNew              // replaced
-	isForeign          // written by somebody else
+	isOld standing = iota
+	isNew
+	isForeign // written by another program
 )
 
 func (f journalFile) standing(now File) standing {
@@ -187,10 +177,10 @@ func (f journalFile) standing(now File) standing {
 	return isForeign
 }
 
-// idSize is how many random bytes tell one commit from all others.
+// idSize is the number of random bytes in a commit's id.
 const idSize = 6
 
-// newJournal plans names and sums, and opens the folders of all files.
+// newJournal also opens the folders of all files.
 func (t *transaction) newJournal(purpose string, changes []Change, record *Record, removeDirs []string) (*journal, error) {
 	var id [idSize]byte
 	if _, err := rand.Read(id[:]); err != nil {

@@ -14,20 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLocked says that another amsagent holds the lock.
+// ErrLocked reports that another process holds the lock.
 var ErrLocked = errors.New("another amsagent is at work on this machine")
 
-// lockPoll is how often a waiting process tries again. A join holds the lock
-// for seconds, so a tenth of a second is soon enough.
+// lockPoll is the period of attempts. A join holds the lock for seconds.
 const lockPoll = 100 * time.Millisecond
 
-// Lock is the right to change this machine's files. The kernel gives it back
-// when the process ends, however it ends.
+// Lock is the right to change this machine's files. The kernel releases it when the process ends.
 type Lock struct{ f *os.File }
 
-// Lock takes the lock file at path below the root, waiting until ctx ends.
-// waiting, if not nil, is called once when it has to wait. Nothing is written into the file: taking the lock to find that there is
-// nothing to do writes no byte.
+// Lock locks the file at path below the root. It calls waiting once, if not nil, before it waits, and returns
+// [ErrLocked] when ctx ends. It writes nothing into the file.
 func (s *Store) Lock(ctx context.Context, path string, waiting func()) (*Lock, error) {
 	d, err := s.makeFolder(filepath.Dir(path), 0o755)
 	if err != nil {
@@ -59,5 +56,5 @@ func (s *Store) Lock(ctx context.Context, path string, waiting func()) (*Lock, e
 	return &Lock{f}, nil
 }
 
-// Unlock gives the lock back.
+// Unlock releases the lock.
 func (l *Lock) Unlock() error { return l.f.Close() }

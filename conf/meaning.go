@@ -12,9 +12,8 @@ import (
 	"github.com/beevik/etree"
 )
 
-// sameMeaning reports whether AMS reads the same from two versions of a file.
-// AMS saves its settings itself: in any order, with the escapes of
-// java.util.Properties, and with a date in front. Such a file was not changed.
+// sameMeaning reports whether the server reads the same from both. When it saves its settings, it changes order,
+// escapes and the date.
 func sameMeaning(kind Kind, a, b []byte) bool {
 	switch {
 	case a == nil || b == nil:
@@ -29,7 +28,6 @@ func sameMeaning(kind Kind, a, b []byte) bool {
 	return false
 }
 
-// sameProperties compares the decoded values of all keys; the last duplicate counts.
 func sameProperties(a, b []byte) bool {
 	p, err := ParseProperties(a)
 	if err != nil {
@@ -47,8 +45,7 @@ func sameProperties(a, b []byte) bool {
 	return true
 }
 
-// sameBeans compares the live XML: comments, whitespace between elements, the
-// order of attributes, CDATA and entities do not count.
+// sameBeans ignores comments, blanks between elements, the order of attributes, CDATA and entities.
 func sameBeans(a, b []byte) bool {
 	p, err := liveTokens(a)
 	if err != nil {
@@ -70,7 +67,7 @@ func liveTokens(src []byte) ([]string, error) {
 }
 
 func flattenLive(out []string, toks []etree.Token) []string {
-	var text strings.Builder // text may come in pieces, split by CDATA and comments
+	var text strings.Builder // split by CDATA and comments
 	flush := func() {
 		if s := text.String(); strings.TrimSpace(s) != "" {
 			out = append(out, "text "+s)
@@ -99,9 +96,7 @@ func flattenLive(out []string, toks []etree.Token) []string {
 	return out
 }
 
-// revertKeys takes back what a commit changed from before to after in a file
-// that was rewritten since. Keys that somebody edited stay as they are, and are
-// named.
+// revertKeys reverts the change from before to after in now. Keys that were edited since stay, and are conflicts.
 func revertKeys(path string, before, after, now []byte) ([]byte, []Conflict, error) {
 	was, err := ParseProperties(before)
 	if err != nil {

@@ -18,42 +18,40 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Plan collects what is to become of several files, and commits it as one.
+// Plan collects the changes of several files and commits them together.
 //
-// Every file is planned from its original: where an undo record knows the file,
-// our former spans are first taken back in memory. So a second join with other
-// values still gives back on leave what the first one found.
+// Every file is planned from its original: the recorded spans are first reverted in memory. A leave therefore
+// restores the files from before the first of several joins.
 type Plan struct {
 	store  *Store
-	record *Record // as found; nil when there is none
+	record *Record // as found, or nil
 	files  []PlannedFile
-	// Conflicts are places that others edited after us.
+	// Conflicts are places that were edited since.
 	Conflicts []Conflict
-	// Torn are settings files that were found half written, or empty. They are made
-	// whole from the record.
+	// Torn are half-written or empty settings files, which are restored from the record.
 	Torn []string
 	dirs []string
-	// known is [Record.Known] of the record that a commit makes.
+	// known is the next [Record.Known].
 	known []string
-	size  int // of all files that were read
-	names int // at most, in the journal, of the files that [Plan.Then] added
-	// polls is how often the plan has waited for files that were being written.
+	size  int // of all read files, in bytes
+	names int // upper bound of the journal's bytes for files of [Plan.Then]
+	// polls counts the waits for files that were being written.
 	polls  int
-	former *Plan // see Follow
+	former *Plan // see [Plan.Follow]
 }
 
 // PlannedFile is one file of a plan.
 type PlannedFile struct {
 	Before File
-	// After is what it becomes; nil when it is removed.
+	// After is the new content; nil removes the file.
 	After  []byte
 	Mode   fs.FileMode
 	Kind   Kind
-	record *FileRecord // nil: the file is as it originally was
-	like   *File       // whose owner it gets; nil: see [Change]
+	record *FileRecord // nil if the file is as it originally was
+	like   *File       // for its owner, as in [Change]
 }
 
-// Changed reports whether committing the plan would touch the file.
+// Changed reports whether a commit would change the file.
 func (f PlannedFile) Changed() bool {
 	if f.After == nil {
 		return f.Before.Exists()
@@ -61,54 +59,49 @@ func (f PlannedFile) Changed() bool {
 	return !bytes.Equal(f.Before.Bytes, f.After) || !f.Before.Exists() || f.Before.Mode != f.Mode
 }
 
-// Diff is the change as a unified diff with secrets masked.
+// Diff returns the unified diff with secrets masked.
 func (f PlannedFile) Diff() string { return Diff(f.Before.Path, f.Kind, f.Before.Bytes, f.After) }
 
-// Target is what an edit wants of one file.
+// Target is a file to edit.
 type Target struct {
 	Path string
 	Kind Kind
-	// CreateMode is the permission bits of a file that does not exist yet.
+	// CreateMode is the permissions of a new file.
 	CreateMode fs.FileMode
-	// Private takes the file out of the world's sight, where it belongs to the user
-	// Owner: it now holds a secret, and that user is the one who reads it.
+	// Private removes other users' permissions if the file belongs to Owner: it will hold a secret that Owner
+	// reads.
 	Private bool
 	Owner   int
 }
 
-// ErrEmpty says that a settings file has no byte in it: it is being written for
-// longer than anybody takes, or was lost.
+// ErrEmpty reports a settings file that is empty, even after a wait for its writer.
 var ErrEmpty = errors.New("the file is empty")
 
-// errOtherFile says that a file was exchanged for another one, whose readers must not see what
-// the record has.
+// errOtherFile reports a replaced file, whose readers must not see the recorded content.
 var errOtherFile = errors.New("it has another owner than the file that was changed")
 
-// errOtherName says that a recorded path leads by now to the file of another one.
+// errOtherName reports that a recorded path now links to another path's file.
 var errOtherName = errors.New("it is now another name of")
 
-// AMS saves its settings by emptying the file and writing it. A plan made of the
-// empty one would lose them all.
+// AMS empties a file before it saves. A plan of the empty file would lose all settings.
 const (
 	emptyPoll  = 20 * time.Millisecond
 	emptyPolls = 50
 )
 
 const (
-	// escapedSize is what one byte of a name takes in the journal at most, as \u003c, and
-	// entrySize what a file takes besides its three names.
+	// escapedSize is the maximum of one byte of a name in the journal, as in \u003c. entrySize is for a file
+	// without its three names.
 	escapedSize = 6
 	entrySize   = 512
 )
 
-// maxUndo bounds all files of a plan that takes changes back: they may have grown
-// since, and leaving is the way out.
+// maxUndo is larger than maxPlan: the files may have grown since, and a leave must be possible.
 const maxUndo = 64 << 20
 
-// readWhole reads a file for a plan, waiting for one that is just being written, a
-// second for all files of the plan together. A file that stays half written, or empty, is an error where rec does not know
-// what it was; otherwise half tells so. limit bounds the settings files of the plan together: the server's user decides how many
-// there are. The other files are few, and none of them is refused for that.
+// readWhole waits for a file that is being written, for a second per plan. If the file stays half written or
+// empty, it returns half if rec has its content, and otherwise an error. limit bounds all settings files of the
+// plan, because the server's user controls their number.
 func (p *Plan) readWhole(path string, kind Kind, rec *FileRecord, limit int) (f File, half bool, err error) {
 	f, half, err = p.readSettled(path, kind, rec)
 	if err != nil {
@@ -136,7 +129,7 @@ func (p *Plan) readSettled(path string, kind Kind, known *FileRecord) (f File, h
 			break
 		}
 		p.polls++
-		<-time.After(emptyPoll) // a second in all: no context is worth its way through every edit
+		<-time.After(emptyPoll) // too short for a context
 	}
 	switch {
 	case rec != nil && rec.Existed:
@@ -147,7 +140,6 @@ func (p *Plan) readSettled(path string, kind Kind, known *FileRecord) (f File, h
 	return File{}, false, fmt.Errorf("%s: %w", path, ErrTorn)
 }
 
-// read reads a file as large as one of its kind may be.
 func (p *Plan) read(path string, kind Kind) (File, error) {
 	limit := int64(MaxSettings)
 	if kind == KindHosts {
@@ -165,7 +157,7 @@ func (p *Plan) read(path string, kind Kind) (File, error) {
 	return f, nil
 }
 
-// NewPlan begins a plan. record is [Store.Record]'s, and may be nil.
+// NewPlan returns an empty plan. record, from [Store.Record], may be nil.
 func (s *Store) NewPlan(record *Record) *Plan {
 	p := &Plan{store: s, record: record}
 	if record != nil {
@@ -174,12 +166,10 @@ func (s *Store) NewPlan(record *Record) *Plan {
 	return p
 }
 
-// Follow tells the plan which one was committed last, with the record that it goes by. A
-// server that was running writes its settings, read before that commit, over those of it: a
-// file that means again what it meant before is the server's, and no person's change.
+// Follow names the plan that was committed last, with this plan's record. A running server may save its old
+// settings over that commit: a file with its former meaning was written by the server, not by an operator.
 func (p *Plan) Follow(committed *Plan) { p.former = committed }
 
-// undone reports whether a file means again what it meant before the former plan.
 func (p *Plan) undone(kind Kind, now File) bool {
 	if p.former == nil || !now.Exists() {
 		return false
@@ -189,9 +179,8 @@ func (p *Plan) undone(kind Kind, now File) bool {
 	})
 }
 
-// Edit plans one file. edit gets the original — the file without our former
-// spans, nil when it is not there — and returns the spans to replace in it. A
-// file that already means the result, in whatever spelling, stays as it is.
+// Edit plans one file. edit gets the original, without the recorded spans, or nil if there is none. A file that
+// already has the resulting meaning stays as it is.
 func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error {
 	if p.record == nil && t.Kind == KindProperties {
 		p.known = append(p.known, t.Path)
@@ -205,7 +194,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	original, mode := now.Bytes, rec.found(now)
 	switch {
 	case half:
-		// What is left of it is nobody's change, for all that can be told.
+		// A half-written file has no edits to keep.
 		if err := p.torn(t.Path, now); err != nil {
 			return err
 		}
@@ -243,7 +232,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	if f.After != nil && sameMeaning(t.Kind, now.Bytes, f.After) {
 		f.After = now.Bytes
 		if rec != nil && len(p.Conflicts) == known {
-			// It still leads back to what the first commit found.
+			// It still leads back to the original.
 			kept := *rec
 			kept.Mode, kept.WrittenMode = mode, f.Mode
 			f.record = &kept
@@ -264,7 +253,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	return nil
 }
 
-// PlanUndo plans to give back everything the record knows.
+// PlanUndo plans to restore all files of the record.
 func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 	p := s.NewPlan(record)
 	if record == nil {
@@ -288,8 +277,7 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 			err = fmt.Errorf("%w %s", errOtherName, name)
 		}
 		if files.Refused(err) || errors.Is(err, errOtherFile) || errors.Is(err, errOtherName) || errors.Is(err, ErrEmpty) || errors.Is(err, ErrTorn) {
-			// Its owner can make it so at any time, and must not keep the other
-			// files from being given back.
+			// Its owner can cause that at any time. The other files must still be restored.
 			p.Conflicts = append(p.Conflicts, leftAsItIs(rec.Path, err))
 			continue
 		}
@@ -324,14 +312,14 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 	return p, nil
 }
 
-// names gives, for each file that some of the paths lead to by now, the one by which it is undone. Of
-// several, as after a folder was replaced by a link, that is the file's own, and otherwise the last.
+// names maps each file to the path that restores it. Of several, for example after a folder was replaced by a
+// link, that is its own path or else the last one.
 func (s *Store) names(paths []string) (map[string]string, error) {
 	names := map[string]string{}
 	for _, path := range paths {
 		p, err := s.Files().Locate(path)
 		if files.Refused(err) {
-			continue // reading it says so
+			continue // reading it reports that
 		}
 		if err != nil {
 			return nil, err
@@ -344,7 +332,7 @@ func (s *Store) names(paths []string) (map[string]string, error) {
 	return names, nil
 }
 
-// alike counts the names in which two paths end alike: the folders above may be links, too.
+// alike counts equal trailing names: the folders above may be links.
 func alike(a, b string) (n int) {
 	for a != "" && b != "" && filepath.Base(a) == filepath.Base(b) && len(a) > 1 && len(b) > 1 {
 		a, b, n = filepath.Dir(a), filepath.Dir(b), n+1
@@ -356,9 +344,8 @@ func leftAsItIs(path string, err error) Conflict {
 	return Conflict{Path: path, Msg: fmt.Sprintf("it is left as it is: %v", err)}
 }
 
-// Then edits what the plan already makes of a file, or the file as it is where
-// the plan does not have it. No undo record is kept of it: it is meant for a
-// plan that ends in [Plan.CommitUndo].
+// Then edits the planned content, or the current one of a file that the plan lacks. It makes no undo record: the
+// plan must end in [Plan.CommitUndo].
 func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, error)) error {
 	i := slices.IndexFunc(p.files, func(f PlannedFile) bool { return f.Before.Path == path })
 	if i < 0 {
@@ -366,7 +353,7 @@ func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, e
 		if err != nil {
 			return err
 		}
-		// The plan may have it by another name.
+		// The plan may have it with another path.
 		if i = slices.IndexFunc(p.files, func(f PlannedFile) bool { return f.Before.Target == now.Target }); i < 0 {
 			if p.names += 3*escapedSize*len(now.Target) + entrySize; p.names > maxRecordSize/2 {
 				return fmt.Errorf("%s is %w: too many names for one change, or too long ones", path, files.ErrTooLarge)
@@ -389,9 +376,8 @@ func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, e
 	return nil
 }
 
-// Remove plans to remove a file of ours, and its folder where that is empty then.
-// A file that is not there, or already in the plan, is no error. Like
-// [Plan.Then] it is meant for a plan that ends in [Plan.CommitUndo].
+// Remove plans to remove a file of the agent, and its folder if empty. A missing or planned file is ignored. The
+// plan must end in [Plan.CommitUndo].
 func (p *Plan) Remove(path string) error {
 	now, err := p.store.Read(path)
 	if err != nil || p.has(path) || !now.Exists() {
@@ -402,7 +388,7 @@ func (p *Plan) Remove(path string) error {
 	return nil
 }
 
-// Planned is what path becomes; nil when it is removed, or not in the plan.
+// Planned returns the planned content of path; nil if it is removed or not planned.
 func (p *Plan) Planned(path string) []byte {
 	for _, f := range p.files {
 		if f.Before.Path == path {
@@ -412,10 +398,8 @@ func (p *Plan) Planned(path string) []byte {
 	return nil
 }
 
-// Revert puts back what the plan found after it was committed, together with
-// the undo record it found. Edits that somebody made since stay where they can
-// be told from ours; a file where they cannot, or that is refused, is left as it is and
-// named, and the record keeps what undoing it needs.
+// Revert restores the files and the record from before the plan's commit. Later edits stay if they can be
+// separated. Other files stay unchanged, with their record, and are conflicts.
 func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	var conflicts []Conflict
 	var changes []Change
@@ -441,7 +425,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	for _, f := range p.files {
 		paths = append(paths, f.Before.Path)
 	}
-	// Of two names alike, a changed file's comes last.
+	// A changed file comes last: it wins over an equal name.
 	names, err := p.store.names(append(paths, p.ChangedPaths()...))
 	if err != nil {
 		return nil, err
@@ -453,7 +437,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 			err = fmt.Errorf("%w %s", errOtherName, cmp.Or(name, "another one"))
 		}
 		if files.Refused(err) || errors.Is(err, errOtherName) {
-			// As in a leave, it keeps the others from nothing.
+			// As in a leave, the others are still restored.
 			conflicts = append(conflicts, leftAsItIs(f.Before.Path, err))
 			if ours != nil {
 				keep(ours)
@@ -470,7 +454,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 		case f.Kind == KindProperties && f.Before.Exists() && now.Exists() && (len(now.Bytes) == 0 || torn(ours, now.Bytes)):
 			conflicts = append(conflicts, Conflict{Path: f.Before.Path, Msg: "was half written or empty; it is again as the join found it"})
 		case bytes.Equal(now.Bytes, f.After) || fileSum(now) == fileSum(f.Before):
-		default: // also where the meaning is the same: what AMS made of the rest stays
+		default: // also with the same meaning: the server's other edits stay
 			merged, remove, more := p.revertEdited(f, ours, now)
 			conflicts = append(conflicts, more...)
 			if merged == nil && !remove {
@@ -481,7 +465,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 			}
 			c.After, c.Remove = merged, remove
 			if now.Mode != f.Mode || f.Before.Exists() && now.UID != f.Before.UID {
-				c.Mode = now.Mode // somebody set it, or it is another file
+				c.Mode = now.Mode // set by an operator, or another file
 			}
 		}
 		changes = append(changes, c)
@@ -496,8 +480,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	return conflicts, p.store.Commit(purpose, changes, record, dirs)
 }
 
-// revertEdited takes our change back in a file that was edited since. Nothing
-// and no removal means that it cannot be done.
+// revertEdited returns nil and false if the change cannot be reverted.
 func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, file File) (merged []byte, remove bool, _ []Conflict) {
 	left := []Conflict{{Path: f.Before.Path, Msg: "was edited since we wrote it; it is left as it is"}}
 	now := file.Bytes
@@ -505,7 +488,7 @@ func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, file File) (merged 
 		return nil, false, left
 	}
 	if p.record.File(f.Before.Path) == nil && ours != nil {
-		// It was as it originally was: this is what leaving does.
+		// It was the original, so this is what a leave does.
 		u, err := ours.Undo(now)
 		if err != nil {
 			return nil, false, left
@@ -513,7 +496,7 @@ func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, file File) (merged 
 		return u.Bytes, u.Remove, u.Conflicts
 	}
 	if f.Kind == KindProperties && f.Before.Exists() {
-		// AMS rewrites the whole file at its start.
+		// The server rewrites the whole file at its start.
 		if merged, conflicts, err := revertKeys(f.Before.Path, f.Before.Bytes, f.After, now); err == nil {
 			return merged, false, conflicts
 		}
@@ -521,7 +504,7 @@ func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, file File) (merged 
 	return nil, false, left
 }
 
-// torn notes a file that is half written or empty, and keeps what is in it.
+// torn keeps the file's content.
 func (p *Plan) torn(path string, now File) error {
 	p.Torn = append(p.Torn, path)
 	if len(now.Bytes) == 0 {
@@ -530,19 +513,18 @@ func (p *Plan) torn(path string, now File) error {
 	return p.keep(now)
 }
 
-// keptCopies is how many copies of one file are kept at most.
+// keptCopies bounds the copies of one file.
 const keptCopies = 100
 
-// keep plans a copy of a file whose edits undoing loses. It belongs to the owner of
-// that file, cannot be executed, and never goes through a link. A former copy
-// stays, under its name: it may be all that is left of an edit.
+// keep plans a copy of a file whose edits would be lost. It has the file's owner, is not executable and never
+// follows a link. Former copies stay: they may be the last of an edit.
 func (p *Plan) keep(f File) error {
 	at, err := p.store.Files().LocateName(f.Path)
 	var name string
 	var saved File
 	if err == nil {
 		defer at.Close()
-		if utf8.ValidString(at.Path()) && len(savedName(at.Name))+len("-99") <= maxBase { // as the journal needs it
+		if utf8.ValidString(at.Path()) && len(savedName(at.Name))+len("-99") <= maxBase { // the journal's limits
 			name, saved, err = spareName(at.Folder, at.Name, f.Bytes)
 		}
 	}
@@ -563,9 +545,7 @@ func (p *Plan) keep(f File) error {
 	return nil
 }
 
-// spareName is the first name in d under which a copy of the file called base can be
-// kept, and what has that name: nothing, or a copy of the same content. "" means that
-// others have all of them.
+// spareName returns the first name that is free or has the same content, or "".
 func spareName(d *files.Folder, base string, content []byte) (name string, saved File, _ error) {
 	for i := range keptCopies {
 		name = savedName(base)
@@ -582,8 +562,7 @@ func spareName(d *files.Folder, base string, content []byte) (name string, saved
 	return "", File{}, nil
 }
 
-// CopyOf is the path of the file of whose former content this one is a copy that is kept;
-// "" where it is none.
+// CopyOf returns the path of the file that this one is a kept copy of, or "".
 func (f PlannedFile) CopyOf() string {
 	if f.like == nil {
 		return ""
@@ -591,10 +570,10 @@ func (f PlannedFile) CopyOf() string {
 	return f.like.Path
 }
 
-// Files lists every file of the plan, changed or not.
+// Files returns all files of the plan.
 func (p *Plan) Files() []PlannedFile { return p.files }
 
-// Changed lists the files that committing would touch.
+// Changed returns the files that a commit would change.
 func (p *Plan) Changed() []PlannedFile {
 	var out []PlannedFile
 	for _, f := range p.files {
@@ -605,7 +584,7 @@ func (p *Plan) Changed() []PlannedFile {
 	return out
 }
 
-// ChangedPaths are the paths of [Plan.Changed].
+// ChangedPaths returns the paths of [Plan.Changed].
 func (p *Plan) ChangedPaths() []string {
 	var paths []string
 	for _, f := range p.Changed() {
@@ -614,8 +593,7 @@ func (p *Plan) ChangedPaths() []string {
 	return paths
 }
 
-// Only is the plan for those files alone that keep takes. What is known of the
-// others stays as it is.
+// Only returns the plan for the files that keep accepts.
 func (p *Plan) Only(keep func(path string) bool) *Plan {
 	q := &Plan{store: p.store, record: p.record, dirs: p.dirs, known: p.known}
 	for _, f := range p.files {
@@ -626,8 +604,8 @@ func (p *Plan) Only(keep func(path string) bool) *Plan {
 	return q
 }
 
-// Commit makes the changes, and leaves a record that can undo them together
-// with those before. It writes nothing when nothing changes.
+// Commit makes the changes and writes a record that undoes them and the earlier ones. It writes nothing if nothing
+// changes.
 func (p *Plan) Commit(purpose string) error {
 	record := &Record{Version: recordVersion, Known: p.known}
 	if p.record != nil {
@@ -649,17 +627,16 @@ func (p *Plan) Commit(purpose string) error {
 	return p.store.Commit(purpose, p.changes(), record, nil)
 }
 
-// CommitUndo makes the changes and forgets the record.
+// CommitUndo makes the changes and removes the record.
 func (p *Plan) CommitUndo(purpose string) error { return p.CommitUndoKeeping(purpose, nil) }
 
-// CommitUndoKeeping is [Plan.CommitUndo] for changes that may have to be made again: the
-// record stays. One that does not fit into the journal is forgotten.
+// CommitUndoKeeping is [Plan.CommitUndo] for changes that may be needed again: it keeps record, unless that is too
+// large.
 func (p *Plan) CommitUndoKeeping(purpose string, record *Record) error {
 	if len(p.Changed()) == 0 && p.record == record {
 		return nil
 	}
-	// What a commit puts in place last, undoing takes away first: a crash in
-	// between leaves the same kind of prefix.
+	// In reverse order, so that after a crash the same files are new as in a commit.
 	changes := p.changes()
 	slices.Reverse(changes)
 	err := p.store.Commit(purpose, changes, record, p.dirs)

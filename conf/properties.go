@@ -10,47 +10,43 @@ import (
 	"unicode/utf16"
 )
 
-// Properties is a .properties file in the grammar of java.util.Properties
-// (class LineReader and loadConvert of OpenJDK 17): ISO-8859-1 with \uXXXX,
-// separators "=", ":" or blanks, continuation by a backslash at the end of a
-// line, "#" and "!" comments, the last of several equal keys wins.
-//
-// The zero value is not usable; call [ParseProperties].
+// Properties is a .properties file with the grammar of java.util.Properties (LineReader and loadConvert of OpenJDK
+// 17): ISO-8859-1 with \uXXXX, separators "=", ":" or blanks, a trailing backslash for continuation, "#" and "!"
+// comments. The last of equal keys wins. Use [ParseProperties].
 type Properties struct {
 	src     []byte
 	entries []property
-	last    map[string]int // key -> index of the entry that wins
+	last    map[string]int // index of the entry that wins
 	edits   map[string]Span
 	values  map[string]string // values after edits
-	added   []string          // keys that edits appended, in order
+	added   []string          // in order
 	eol     string
-	// openEnd says that the source ends in a backslash that would join an
-	// appended line to the last one.
+	// openEnd reports a final backslash, which would join an appended line to the last one.
 	openEnd bool
 }
 
-// keyAnchor begins the anchor of a span that sets a key.
+// keyAnchor begins the anchor of a key's span.
 const keyAnchor = "key:"
 
-// property is one logical line that holds a key.
+// property is a logical line with a key.
 type property struct {
 	key, value string
-	start      int // first byte of the logical line, leading blanks included
-	valOff     int // first byte of the raw value
-	end        int // one past the last byte of the line, terminator excluded
-	next       int // first byte of the next line
+	start      int // of the logical line, with leading blanks
+	valOff     int // of the raw value
+	end        int // of the line, without the terminator
+	next       int // of the next line
 	sep        sepKind
 }
 
 type sepKind int
 
 const (
-	sepNone  sepKind = iota // the key stands alone
-	sepBlank                // only blanks stand between key and value
-	sepSign                 // "=" or ":" stands between them
+	sepNone  sepKind = iota // only a key
+	sepBlank                // blanks
+	sepSign                 // "=" or ":"
 )
 
-// SyntaxError tells where a file cannot be read as its format demands.
+// SyntaxError reports an invalid line.
 type SyntaxError struct {
 	Line int // 1-based
 	Msg  string
@@ -58,8 +54,7 @@ type SyntaxError struct {
 
 func (e *SyntaxError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Msg) }
 
-// ParseProperties reads src. The only thing java.util.Properties refuses is a
-// malformed \uXXXX escape; that is a [*SyntaxError] here as well.
+// ParseProperties returns a [*SyntaxError] for a malformed \uXXXX escape, the only thing that Java refuses.
 func ParseProperties(src []byte) (*Properties, error) {
 	p := &Properties{
 		src:    bytes.Clone(src),
@@ -74,8 +69,7 @@ func ParseProperties(src []byte) (*Properties, error) {
 	return p, nil
 }
 
-// dominantEOL is the line ending that most lines of src use; "\n" when there
-// is none to go by.
+// dominantEOL returns the most frequent line ending, by default "\n".
 func dominantEOL(src []byte) string {
 	crlf := bytes.Count(src, []byte("\r\n"))
 	lf := bytes.Count(src, []byte("\n")) - crlf
@@ -91,15 +85,13 @@ func dominantEOL(src []byte) string {
 
 func isBlank(c byte) bool { return c == ' ' || c == '\t' || c == '\f' }
 
-// scan follows LineReader.readLine step by step, quirks included, so that a
-// file means here what it means to Java: a comment sign counts as one wherever
-// the logical line is still empty, even behind a continuation; an empty line
-// behind a continuation ends the logical line.
+// scan follows LineReader.readLine with its quirks: a comment may begin wherever the logical line is still empty,
+// even after a continuation, and an empty line ends a continuation.
 func (p *Properties) scan() error {
 	src := p.src
-	var line []byte // logical characters, each an ISO-8859-1 byte
-	var pos []int   // offset in src of each of them
-	start := 0      // where the logical line began, leading blanks included
+	var line []byte // ISO-8859-1 bytes of the logical line
+	var pos []int   // their offsets in src
+	start := 0      // of the logical line, with leading blanks
 	skipBlanks, appended, backslash := true, false, false
 
 	finish := func(end, next int) error {
@@ -140,7 +132,6 @@ func (p *Properties) scan() error {
 			off++
 			continue
 		}
-		// End of a natural line.
 		off++
 		if len(line) == 0 {
 			skipBlanks, start = true, off
@@ -149,7 +140,7 @@ func (p *Properties) scan() error {
 		if !backslash {
 			end := off - 1
 			if c == '\r' && off < len(src) && src[off] == '\n' {
-				off++ // Java meets this \n as an empty line; for us it belongs to the terminator
+				off++ // Java sees an empty line, here it is part of the terminator
 			}
 			if err := finish(end, off); err != nil {
 				return err
@@ -157,7 +148,7 @@ func (p *Properties) scan() error {
 			continue
 		}
 		if off >= len(src) {
-			// Java stops here: the backslash is dropped, nothing follows.
+			// Java drops the backslash.
 			p.openEnd, backslash = true, false
 			line, pos = line[:len(line)-1], pos[:len(pos)-1]
 			break
@@ -173,8 +164,7 @@ func (p *Properties) scan() error {
 		line, pos = line[:len(line)-1], pos[:len(pos)-1]
 	}
 	if appended {
-		// The source ends right behind a continuation: whatever is appended
-		// would be the rest of that line.
+		// An appended line would continue the last one.
 		p.openEnd = true
 	}
 	if len(line) > 0 {
@@ -183,7 +173,7 @@ func (p *Properties) scan() error {
 	return nil
 }
 
-// addLine splits one logical line as Properties.load0 does.
+// addLine follows Properties.load0.
 func (p *Properties) addLine(line []byte, pos []int, start, end, next int) error {
 	if len(line) == 0 {
 		return nil
@@ -231,7 +221,7 @@ func (p *Properties) addLine(line []byte, pos []int, start, end, next int) error
 	return &SyntaxError{Line: lineAt(p.src, pos[0]), Msg: err.Error()}
 }
 
-// unescape is Properties.loadConvert. Lone surrogates become U+FFFD.
+// unescape follows Properties.loadConvert. Lone surrogates become U+FFFD.
 func unescape(raw []byte) (string, error) {
 	if bytes.IndexByte(raw, '\\') < 0 && isASCII(raw) {
 		return string(raw), nil
@@ -297,9 +287,8 @@ func hexDigit(c byte) int {
 	return -1
 }
 
-// escapeValue writes value so that java.util.Properties reads it back
-// unchanged, in plain ASCII, with no more escapes than needed. firstSign says
-// that a leading "=" or ":" would be taken for the separator.
+// escapeValue writes ASCII with as few escapes as possible. firstSign escapes a leading "=" or ":", which would be
+// a separator.
 func escapeValue(value string, firstSign bool) string {
 	var b strings.Builder
 	for i, r := range value {
@@ -330,7 +319,6 @@ func escapeValue(value string, firstSign bool) string {
 	return b.String()
 }
 
-// escapeKey writes a key so that it is read back unchanged.
 func escapeKey(key string) string {
 	var b strings.Builder
 	for i, r := range key {
@@ -345,7 +333,7 @@ func escapeKey(key string) string {
 	return b.String()
 }
 
-// Get returns the decoded value of key as Java would see it, edits included.
+// Get returns the decoded value, edits included.
 func (p *Properties) Get(key string) (value string, ok bool) {
 	if v, edited := p.values[key]; edited {
 		return v, true
@@ -357,8 +345,7 @@ func (p *Properties) Get(key string) (value string, ok bool) {
 	return p.entries[i].value, true
 }
 
-// Keys lists every key of the source once, in the order of first appearance,
-// then the keys that edits added.
+// Keys returns the keys in order of appearance, then the added ones.
 func (p *Properties) Keys() []string {
 	var keys []string
 	seen := map[string]bool{}
@@ -371,10 +358,8 @@ func (p *Properties) Keys() []string {
 	return append(keys, p.added...)
 }
 
-// Set gives key the value. It compares decoded values and changes nothing when
-// they are equal; otherwise it replaces the raw value of the line that wins, or
-// appends a line. standalone, if not nil, is the value that undoing gives the
-// key when somebody else edited it in between.
+// Set changes the line that wins, or appends one, if the decoded value differs. standalone, if not nil, is for an
+// undo after the key was edited again.
 func (p *Properties) Set(key, value string, standalone *string) {
 	if old, ok := p.Get(key); ok && old == value {
 		return
@@ -399,11 +384,10 @@ func (p *Properties) Set(key, value string, standalone *string) {
 		p.added = append(p.added, key)
 	}
 	span.Added = true
-	p.edits[key] = span // its bytes depend on the other added keys: see Spans
+	p.edits[key] = span // Spans sets the bytes, which depend on the other added keys
 }
 
-// Spans lists the edits in the order of their offsets. Lines for missing keys
-// are appended; a file that ended without a newline ends without one again.
+// Spans returns the edits by offset. New lines are appended; a file without a final newline stays so.
 func (p *Properties) Spans() []Span {
 	var spans []Span
 	for i, e := range p.entries {
@@ -417,9 +401,9 @@ func (p *Properties) Spans() []Span {
 		line := escapeKey(key) + "=" + escapeValue(p.values[key], false)
 		switch {
 		case i == 0 && p.openEnd && terminated:
-			line = p.eol + line + p.eol // the empty line closes the continuation
+			line = p.eol + line + p.eol // the empty line ends the continuation
 			if p.eol == "\n" && p.src[len(p.src)-1] == '\r' {
-				line = "\n" + line // the first one is half of a CR LF
+				line = "\n" + line // the first is half of a CR LF
 			}
 		case i == 0 && p.openEnd:
 			line = p.eol + p.eol + line
@@ -434,17 +418,16 @@ func (p *Properties) Spans() []Span {
 	return spans
 }
 
-// Bytes is the file with its edits: the source itself when there are none.
+// Bytes returns the edited file.
 func (p *Properties) Bytes() []byte {
 	out, err := applySpans(p.src, p.Spans())
 	if err != nil {
-		panic("conf: " + err.Error()) // the spans come from our own scan of src: they cannot overlap
+		panic("conf: " + err.Error()) // our scan gives no overlaps
 	}
 	return out
 }
 
-// lineSpan is where the whole line of key's winning entry lies in the source,
-// its newline included. ok is false when the source does not have the key.
+// lineSpan returns the line of key's winning entry, with its newline.
 func (p *Properties) lineSpan(key string) (off, end int, ok bool) {
 	i, ok := p.last[key]
 	if !ok {
@@ -453,8 +436,7 @@ func (p *Properties) lineSpan(key string) (off, end int, ok bool) {
 	e := p.entries[i]
 	off, end = e.start, e.next
 	if end == e.end && off > 0 {
-		// The line ends the file without a newline: the newline before it
-		// came with it.
+		// A last line without a newline was added with the one before it.
 		switch {
 		case off > 1 && p.src[off-1] == '\n' && p.src[off-2] == '\r':
 			off -= 2

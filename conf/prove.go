@@ -20,18 +20,15 @@ import (
 )
 
 const (
-	// clusterBean is the bean whose presence makes AMS run as a cluster node.
+	// clusterBean makes the server a node.
 	clusterBean = "tomcat.cluster"
-	// clusterValve serves HTTP streams of other nodes; every release that has
-	// marked sections has it in one of them.
+	// clusterValve serves other nodes' HTTP streams. Every release with marked sections has it in one.
 	clusterValve = "io.antmedia.enterprise.cluster.HttpLiveStreamValve"
 )
 
-// beansDoc is a jee-container.xml as a parser sees it.
 type beansDoc struct{ doc *etree.Document }
 
-// readBeans parses src strictly: one root element <beans>, every tag closed by
-// its own name, no "--" in a comment.
+// readBeans requires one root element <beans>, matching tags and no "--" in comments.
 func readBeans(src []byte) (*beansDoc, error) {
 	if err := wellFormed(src); err != nil {
 		return nil, err
@@ -47,8 +44,7 @@ func readBeans(src []byte) (*beansDoc, error) {
 	return &beansDoc{doc}, nil
 }
 
-// wellFormed reads src to its end: etree alone does not compare the names of
-// start and end tags, nor count root elements.
+// wellFormed is needed because etree checks neither tag names nor the number of root elements.
 func wellFormed(src []byte) error {
 	d := xml.NewDecoder(bytes.NewReader(src))
 	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil }
@@ -89,7 +85,7 @@ func wellFormed(src []byte) error {
 	return nil
 }
 
-// walk calls f for every element, depth first.
+// walk is depth first.
 func walk(e *etree.Element, f func(*etree.Element)) {
 	f(e)
 	for _, c := range e.ChildElements() {
@@ -122,9 +118,8 @@ func (d *beansDoc) mode() Mode {
 	return ModeStandalone
 }
 
-// proveMode shows that after is before with its sections toggled to m and
-// nothing else: both documents, with their sections opened, are the same list
-// of tokens, and the beans that make a cluster node are there or not there.
+// proveMode verifies that only the sections changed: with all sections opened, both documents have the same
+// tokens, and the cluster's beans are present or absent.
 func proveMode(before, after []byte, m Mode) error {
 	a, err := readBeans(before)
 	if err != nil {
@@ -146,7 +141,7 @@ func proveMode(before, after []byte, m Mode) error {
 	return sameTokens(a, b)
 }
 
-// proveRemoved shows that after is before without the beans of the class.
+// proveRemoved verifies that only the beans of the class were removed.
 func proveRemoved(before, after []byte, class string) error {
 	a, err := readBeans(before)
 	if err != nil {
@@ -194,8 +189,7 @@ func firstDifference(a, b []string) string {
 	return fmt.Sprintf("%d tokens became %d", len(a), len(b))
 }
 
-// tokenShown is a token for an error: what stands between tags may be a password, and which
-// tag it belongs to is no longer known.
+// tokenShown hides text, which may be a password.
 func tokenShown(token string) string {
 	if kind, data, ok := strings.Cut(token, " "); ok && (kind == "text" || kind == "comment") {
 		return fmt.Sprintf("a %s of %d bytes", kind, len(data))
@@ -203,9 +197,7 @@ func tokenShown(token string) string {
 	return strconv.Quote(redact.Text(token))
 }
 
-// tokens flattens the document to its tokens with every cluster section
-// opened, so that the same file in both modes gives the same list. Text of
-// blanks only is left out: spans are proved on bytes, this is about meaning.
+// tokens opens every section, so that a file has the same tokens in both modes. It skips blank text.
 func (d *beansDoc) tokens() ([]string, error) {
 	return flatten(nil, d.doc.Child)
 }
@@ -242,8 +234,7 @@ func flatten(out []string, toks []etree.Token) ([]string, error) {
 	return out, nil
 }
 
-// flattenComment opens a commented cluster section; any other comment is a
-// token of its own.
+// flattenComment opens a commented section. Other comments are tokens.
 func flattenComment(out []string, data string) ([]string, error) {
 	inner, ok := sectionText(data)
 	if !ok {
@@ -262,7 +253,7 @@ func flattenComment(out []string, data string) ([]string, error) {
 	return append(out, "marker "+string(endWords)), err
 }
 
-// sectionText is the XML inside a commented cluster section.
+// sectionText returns the XML of a commented section.
 func sectionText(comment string) (inner string, ok bool) {
 	s := strings.TrimLeft(comment, " \t")
 	s, ok = strings.CutPrefix(s, string(startWords))

@@ -16,8 +16,7 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Kind says which editor a file belongs to, and so how its spans are found
-// again after somebody else edited it.
+// Kind selects the editor of a file.
 type Kind string
 
 // The kinds.
@@ -25,56 +24,49 @@ const (
 	KindProperties Kind = "properties"
 	KindContainer  Kind = "container"
 	KindHosts      Kind = "hosts"
-	// KindWhole is a file of ours, or one replaced as a whole.
+	// KindWhole is a file of the agent, or one that is replaced as a whole.
 	KindWhole Kind = "whole"
 )
 
-// Record is what undoing needs to know of the files one or more commits
-// changed: for every span its former bytes. It may hold passwords that the
-// files held; it is written with mode 0600.
+// Record contains what an undo of one or more commits needs. It may contain passwords and has mode 0600.
 type Record struct {
-	Version int           `json:"version"` // of this format: 1
+	Version int           `json:"version"` // of the format: 1
 	Files   []*FileRecord `json:"files"`
-	// Dirs are the directories made for files that were not there, outermost
-	// first, below the root.
+	// Dirs are the directories that were made, outermost first, below the root.
 	Dirs []string `json:"dirs,omitempty"`
-	// Known are the settings files that the first commit was planned for, changed or not: one
-	// that is not among them came later. Nil in the records of releases that did not note them.
+	// Known are the settings files of the first commit, changed or not. Others were added later. Nil in records of
+	// earlier releases.
 	Known []string `json:"known,omitempty"`
 }
 
 // FileRecord is the undo record of one file.
 type FileRecord struct {
-	// Path is the file as it was named, below the root; a link stays a link.
+	// Path is below the root, with links as they were given.
 	Path string `json:"path"`
 	Kind Kind   `json:"kind"`
-	// Existed is false for a file that we made: undoing removes it.
+	// Existed is false for a file that the agent made. An undo removes it.
 	Existed bool `json:"existed"`
-	// Original is the whole file as the first commit found it, and Spans turn
-	// it into what the last commit wrote.
+	// Original is the file before the first commit. Spans turn it into the last commit's.
 	Original []byte `json:"original,omitempty"`
 	Spans    []Span `json:"spans,omitempty"`
-	// Owner is whose file Original was. Nil where there was none, and in the records of
-	// releases that did not note it: these go by nothing but the path.
+	// Owner is Original's. Nil without a file, and in records of earlier releases, which check only the path.
 	Owner *Owner `json:"owner,omitempty"`
-	// Mode is the permission bits as found. We change them only to take a file
-	// that now holds a secret out of the world's sight.
+	// Mode is the permissions before the commit. The agent only removes other users' permissions, for a secret.
 	Mode fs.FileMode `json:"mode"`
-	// WrittenMode is the permission bits as we left them.
+	// WrittenMode is the permissions after the commit.
 	WrittenMode fs.FileMode `json:"written_mode"`
-	// Written is the SHA-256 of what we wrote.
+	// Written is the SHA-256 of the committed content.
 	Written string `json:"written_sha256"`
 }
 
-// Owner is the user and the group of a file.
+// Owner is a file's user and group.
 type Owner struct {
 	UID int `json:"uid"`
 	GID int `json:"gid"`
 }
 
-// of gives the record where it is about the file that is there now: what it knows may go
-// into it. Whoever may exchange the file must not read by his own what he could not read
-// before. Otherwise it is nil.
+// of returns f, or nil if its content must not go into the present file: whoever replaced the file must not read
+// what was unreadable before.
 func (f *FileRecord) of(now File) *FileRecord {
 	if f == nil || f.Owner != nil && !now.shows(*f.Owner, f.Mode) {
 		return nil
@@ -82,8 +74,8 @@ func (f *FileRecord) of(now File) *FileRecord {
 	return f
 }
 
-// found gives the mode of before our changes, where the file still has its owner and the mode
-// that we gave it; otherwise the one it has.
+// found returns the mode from before the commit, if owner and mode are still the written ones, and else the
+// present mode.
 func (f *FileRecord) found(now File) fs.FileMode {
 	if f == nil || now.Mode != f.WrittenMode || f.Owner != nil && now.UID != f.Owner.UID {
 		return files.Plain(now.Mode)
@@ -91,8 +83,8 @@ func (f *FileRecord) found(now File) fs.FileMode {
 	return files.Plain(f.Mode)
 }
 
-// shows reports whether nobody can read the file who could not read one of that owner and mode.
-// A user shows his own files to whom he likes; root's may have been moved here by another user.
+// shows reports whether only users who could read the old file can read this one. Owners may share their own
+// files, but another user may have moved one of root's here.
 func (f File) shows(was Owner, mode fs.FileMode) bool {
 	group := mode&0o040 != 0 && f.GID == was.GID
 	switch {
@@ -104,7 +96,7 @@ func (f File) shows(was Owner, mode fs.FileMode) bool {
 	return f.Mode&0o004 == 0 && (f.Mode&0o040 == 0 || group)
 }
 
-// File finds the record of path.
+// File returns the record of path, or nil.
 func (r *Record) File(path string) *FileRecord {
 	if r == nil {
 		return nil
@@ -117,8 +109,7 @@ func (r *Record) File(path string) *FileRecord {
 	return nil
 }
 
-// Conflict is one place that somebody else edited after us, so that it could
-// not simply be put back.
+// Conflict is a place that was edited since and not simply restored.
 type Conflict struct {
 	Path   string `json:"path"`
 	Anchor string `json:"anchor,omitempty"`
@@ -127,23 +118,21 @@ type Conflict struct {
 
 func (c Conflict) String() string { return c.Path + ": " + c.Msg }
 
-// Undone is the outcome of undoing one file in memory.
+// Undone is the result of [FileRecord.Undo].
 type Undone struct {
 	Bytes []byte
-	// Remove says that the file was not there before us.
+	// Remove reports that the file did not exist.
 	Remove bool
-	// Exact says that Bytes are the very bytes the first commit found.
+	// Exact reports that Bytes are the original.
 	Exact bool
-	// Keep says that Bytes lose edits of others: the file as it is is to be kept.
+	// Keep reports that edits get lost: a copy of the present file must be kept.
 	Keep      bool
 	Conflicts []Conflict
 }
 
-// Undo gives what current becomes when our spans are put back. Where current is
-// what we wrote, that is the original, byte for byte. In a file of settings that
-// was edited since, only the keys that we set get their former values; a container
-// is switched back as it stands. Other files are given back whole, and the edited
-// one is kept beside them. current is nil when the file is gone.
+// Undo reverts the commit in current, or nil for a missing file. An unedited file becomes the original. In an
+// edited settings file only the agent's keys are reverted, and a container is toggled. Other edited files are
+// restored whole.
 func (f *FileRecord) Undo(current []byte) (Undone, error) {
 	written, err := applySpans(f.Original, f.Spans)
 	if err != nil {
@@ -151,7 +140,7 @@ func (f *FileRecord) Undo(current []byte) (Undone, error) {
 	}
 	u, err := f.undo(current, written)
 	if !u.Remove && u.Bytes == nil {
-		u.Bytes = []byte{} // an empty file is not a missing one
+		u.Bytes = []byte{} // empty, not missing
 	}
 	return u, err
 }
@@ -179,7 +168,7 @@ func (f *FileRecord) undo(current, written []byte) (Undone, error) {
 	case KindContainer:
 		return f.undoContainer(current)
 	case KindWhole:
-		// A release that marks its sections was installed over one that did not.
+		// A release with marked sections was installed over one without.
 		if marked(current) && !marked(f.Original) {
 			return f.undoContainer(current)
 		}
@@ -189,22 +178,20 @@ func (f *FileRecord) undo(current, written []byte) (Undone, error) {
 	return f.whole("was edited since"), nil
 }
 
-// marked reports whether a file is a jee-container.xml with marked sections.
 func marked(src []byte) bool {
 	c, err := ParseContainer(src)
 	return err == nil && c.Marked()
 }
 
-// whole gives the file back whole, whatever it holds by now.
+// whole restores the original.
 func (f *FileRecord) whole(why string) Undone {
 	return Undone{Bytes: f.Original, Keep: true, Conflicts: []Conflict{{
 		Path: f.Path, Msg: why + "; the former file is put back, the edited one is kept beside it as " + savedName(f.Path),
 	}}}
 }
 
-// undoToLeave is [FileRecord.Undo] for a machine that leaves. What the file's owner can
-// make of it at any time does not keep it from leaving: settings that Java itself
-// refuses, and a jee-container.xml whose sections cannot be switched, are given back whole.
+// undoToLeave is [FileRecord.Undo] for a leave, which the file's owner must not be able to block: invalid
+// settings, and containers that cannot be toggled, are restored whole.
 func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 	u, err := f.Undo(current)
 	syntax, malformed := errors.AsType[*SyntaxError](err)
@@ -215,7 +202,7 @@ func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 	case malformed:
 		return f.whole("is no XML any more: " + syntax.Error()), nil
 	case (unswitched || errors.Is(err, ErrUnmarked)) && IsStandalone(current):
-		// As that of an upgrade, whose server may not start with the former one.
+		// For example from an upgrade, whose server may not start with the old file.
 		return Undone{Bytes: current, Conflicts: []Conflict{{
 			Path: f.Path, Msg: "has sections that cannot be switched, but is a standalone server's: it stays as it is",
 		}}}, nil
@@ -227,14 +214,13 @@ func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 	return u, err
 }
 
-// IsStandalone reports whether a jee-container.xml makes no cluster node, whatever can be switched in it.
+// IsStandalone reports whether a jee-container.xml has no cluster bean, whether or not it can be toggled.
 func IsStandalone(container []byte) bool {
 	doc, err := readBeans(container)
 	return err == nil && doc.mode() == ModeStandalone
 }
 
-// holdsOurs reports whether current has something in it that undoing would take
-// back.
+// holdsOurs reports whether an undo would change current.
 func (f *FileRecord) holdsOurs(current []byte) bool {
 	if current == nil {
 		return false
@@ -243,7 +229,6 @@ func (f *FileRecord) holdsOurs(current []byte) bool {
 	return err != nil || u.Remove || !bytes.Equal(u.Bytes, current)
 }
 
-// check proves that the record can be gone by.
 func (r *Record) check() error {
 	for _, f := range r.Files {
 		if f == nil {
@@ -261,8 +246,7 @@ func (r *Record) check() error {
 	return nil
 }
 
-// check proves that the record is whole: that it makes of the original what was
-// written.
+// check verifies that the spans turn the original into the written content.
 func (f *FileRecord) check() error {
 	if !isClean(f.Path) {
 		return fmt.Errorf("%q is no path of a file", f.Path)
@@ -284,7 +268,7 @@ func (f *FileRecord) check() error {
 	return nil
 }
 
-// undoContainer toggles the sections that are there.
+// undoContainer toggles the present sections.
 func (f *FileRecord) undoContainer(current []byte) (Undone, error) {
 	c, err := ParseContainer(current)
 	if err != nil {
@@ -302,9 +286,7 @@ func (f *FileRecord) undoContainer(current []byte) (Undone, error) {
 	return u, nil
 }
 
-// undoProperties finds the keys again, wherever they now stand and however
-// their values are now escaped: saving settings in the web panel rewrites the
-// whole file.
+// undoProperties searches the keys: the web panel rewrites the whole file when it saves settings.
 func (f *FileRecord) undoProperties(current []byte) (Undone, error) {
 	p, err := ParseProperties(current)
 	if err != nil {
@@ -331,9 +313,8 @@ func (f *FileRecord) undoProperties(current []byte) (Undone, error) {
 			added = append(added, key)
 		}
 	}
-	// First, so that what stands at the end of the file is known for the rest. Last
-	// added first: at the end of a file without a newline each line came with the
-	// newline before it.
+	// Added lines first, so that the end of the file is known, and the last one first: without a final newline,
+	// each line brought the newline before it.
 	for _, key := range slices.Backward(added) {
 		if current, err = dropLine(current, key); err != nil {
 			return Undone{}, err
@@ -359,9 +340,9 @@ func (f *FileRecord) undoProperties(current []byte) (Undone, error) {
 		case now == ours:
 			spans = append(spans, p.putBack(s, orig.entries[orig.last[key]]))
 		case now == was:
-			// Already what it was.
+			// Restored already.
 		case s.Standalone != nil && now == *s.Standalone:
-			// The server was switched to standalone in between.
+			// The server was made standalone since.
 		default:
 			msg := key + " was edited since"
 			if s.Standalone != nil {
@@ -377,12 +358,9 @@ func (f *FileRecord) undoProperties(current []byte) (Undone, error) {
 	return u, nil
 }
 
-// key is the key that a span of a properties file sets.
 func (s Span) key() string { return strings.TrimPrefix(s.Anchor, keyAnchor) }
 
-// putBack gives the span that puts the former value back where the key stands
-// now: the former bytes where they still mean the same there, otherwise the value
-// written anew.
+// putBack returns the span that restores a value: with its former bytes if they have the same meaning here.
 func (p *Properties) putBack(s Span, was property) Span {
 	e := p.entries[p.last[s.key()]]
 	back := Span{Anchor: s.Anchor, Off: e.valOff, Old: p.src[e.valOff:e.end], New: s.Old}
@@ -397,10 +375,8 @@ func (p *Properties) putBack(s Span, was property) Span {
 	return back
 }
 
-// closed is a raw value without what would make it go on in the line below when
-// next follows. A backslash in front of the end of the file means nothing to Java;
-// one in front of a line end takes the next line for a part of the value, and so
-// does one in front of a CR that becomes half of a CR LF.
+// closed removes a final backslash that would continue the value in the next line, given the byte next. At the end
+// of a file Java ignores it. A CR before it may become half of a CR LF.
 func closed(raw []byte, next byte) []byte {
 	line := raw
 	if next == '\n' {
@@ -412,7 +388,6 @@ func closed(raw []byte, next byte) []byte {
 	return raw
 }
 
-// dropLine removes the line of key's winning entry.
 func dropLine(src []byte, key string) ([]byte, error) {
 	p, err := ParseProperties(src)
 	if err != nil {
@@ -425,11 +400,9 @@ func dropLine(src []byte, key string) ([]byte, error) {
 	return slices.Delete(p.src, off, end), nil
 }
 
-// SavedName is where a copy of the file at path is kept if undoing would lose
-// edits of it.
+// SavedName returns the path for a copy of an edited file that an undo replaces.
 func SavedName(path string) string { return savedName(path) }
 
-// savedName is where an edited file is kept that undoing would lose.
 func savedName(path string) string { return path + ".amsagent-saved" }
 
 func sum(b []byte) string {

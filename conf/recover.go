@@ -14,26 +14,21 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Recovery says what [Store.Recover] found of an interrupted commit.
+// Recovery is the result of [Store.Recover].
 type Recovery struct {
-	// Purpose is that of the interrupted commit; "" when there was none.
+	// Purpose is the interrupted commit's.
 	Purpose string `json:"purpose"`
-	// Finished tells that every file is now new, otherwise every file is old.
+	// Finished reports that every file is new. Otherwise every file is old.
 	Finished bool `json:"finished"`
-	// Files that the recovery replaced.
+	// Files are those that the recovery replaced.
 	Files []string `json:"files"`
-	// Conflicts are files that somebody else wrote after the interruption;
-	// they are left as they are.
+	// Conflicts are files that were written since, and stay as they are.
 	Conflicts []Conflict `json:"conflicts"`
 }
 
-// Recover finishes or undoes a commit that a crash interrupted. It finishes
-// wherever all that is still to be renamed is there, and undoes otherwise. What
-// somebody removed in between is made anew from the records, where they have it.
-// With nothing to recover it only looks, and returns nil.
-//
-// A [DamagedError] means that neither is possible; nothing was changed then, and
-// [Store.SetAside] is the way out.
+// Recover finishes an interrupted commit if all staged files are present, and otherwise undoes it. It recreates
+// missing ones from the records. Without such a commit it returns nil. A [DamagedError] means that neither is
+// possible and nothing was changed: call [Store.SetAside].
 func (s *Store) Recover() (*Recovery, error) {
 	state, err := s.stateFolder()
 	if err != nil {
@@ -109,8 +104,7 @@ func (t *transaction) recover(j *journal) (*Recovery, error) {
 	return r, nil
 }
 
-// InterruptedError says that an interrupted commit was found, and that neither
-// finishing nor undoing it is done yet. The next [Store.Recover] tries again.
+// InterruptedError reports a recovery that failed. The next [Store.Recover] tries again.
 type InterruptedError struct {
 	Doing, Purpose string
 	Err            error
@@ -125,8 +119,7 @@ func (r *Recovery) conflict(target string) {
 	r.Conflicts = append(r.Conflicts, Conflict{Path: target, Msg: "was written by somebody else after the interruption; it is left as it is"})
 }
 
-// installLate replaces one file; late tells that somebody wrote it in that very
-// moment, and that it is left as he wrote it.
+// installLate reports in late that another program wrote the file meanwhile. Its content stays.
 func (t *transaction) installLate(f journalFile) (late bool, _ error) {
 	if err := t.unchanged(f, nil); err != nil {
 		return errors.Is(err, ErrChanged), ignore(err, ErrChanged)
@@ -141,7 +134,7 @@ func (t *transaction) installLate(f journalFile) (late bool, _ error) {
 	return true, his(t.rename(f.Backup, f.Target))
 }
 
-// his leaves out the errors that the owner of a folder brought about: the file stays as he has it.
+// his drops errors that the folder's owner caused: the file stays as it is.
 func his(err error) error {
 	if files.Refused(err) {
 		return nil
@@ -156,13 +149,11 @@ func ignore(err, what error) error {
 	return err
 }
 
-// direction decides whether an interrupted commit is finished: where all that
-// is to be put in place is there. Otherwise it is undone, for which the former
-// files must be there. What is missing for that, too, is made anew: first for
-// undoing, because a commit that was being undone when it was interrupted looks
-// like this.
+// direction reports whether to finish: if all staged files are present. Otherwise it needs the former files to
+// undo. Missing files are recreated from the records, first those for an undo, because an interrupted undo looks
+// the same.
 func (t *transaction) direction(todo, done []journalFile) (forward bool, _ error) {
-	var temps, backups []journalFile // that are missing
+	var temps, backups []journalFile // missing ones
 	for _, f := range todo {
 		ok, err := t.holds(f.Temp, f.After)
 		if err != nil {
@@ -218,8 +209,7 @@ func (t *transaction) direction(todo, done []journalFile) (forward bool, _ error
 	return true, nil
 }
 
-// holds reports whether the file at path has that content; no path and no
-// content are fine, too.
+// holds reports whether path has that content. No path always has.
 func (t *transaction) holds(path, want string) (bool, error) {
 	if path == "" {
 		return true, nil
@@ -231,7 +221,7 @@ func (t *transaction) holds(path, want string) (bool, error) {
 	return err == nil && fileSum(f) == want, err
 }
 
-// contents is every content of a file that the records know, by its sum.
+// contents returns all recorded contents by sum.
 func (t *transaction) contents() (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for _, name := range []string{journalName, undoName} {
@@ -254,9 +244,8 @@ func (t *transaction) contents() (map[string][]byte, error) {
 	return out, nil
 }
 
-// restage writes one of the names of a commit anew. It gets the attributes of the
-// file that is there now, where that is the one of the commit, or the owner of the
-// folder: who may exchange the file must not choose whose the new one is.
+// restage recreates a staged file. It takes the attributes of the commit's file, or of the folder: whoever can
+// replace the file must not choose its owner.
 func (t *transaction) restage(path string, f journalFile, content []byte, mode fs.FileMode) error {
 	if err := t.drop(path); err != nil {
 		return err
@@ -290,14 +279,13 @@ func (t *transaction) restage(path string, f journalFile, content []byte, mode f
 	return d.Write(name, content, a)
 }
 
-// dropStaging removes what a commit staged that never got to replacing
-// anything.
+// dropStaging removes a commit that replaced nothing.
 func (t *transaction) dropStaging() error {
 	j, err := t.loadJournal(stagingName)
 	var damaged *DamagedError
 	switch {
 	case errors.As(err, &damaged):
-		// Torn: it was not on disk yet, so nothing was staged either.
+		// Torn, so it was not on disk yet and nothing was staged.
 	case err != nil:
 		return err
 	case j == nil:
@@ -310,8 +298,7 @@ func (t *transaction) dropStaging() error {
 	return t.state.Remove(stagingName)
 }
 
-// RemoveTemps removes what interrupted calls of [Store.WriteFile] left in a
-// folder below the root.
+// RemoveTemps removes leftovers of [Store.WriteFile] in a folder below the root.
 func (s *Store) RemoveTemps(dir string) error {
 	d, err := s.Files().Folder(dir)
 	if err != nil {
@@ -336,8 +323,7 @@ func (*Store) removeTemps(d *files.Folder) error {
 	return nil
 }
 
-// SetAside puts a damaged file of the state directory out of the way, under a
-// name of its own, and returns that name.
+// SetAside renames a damaged file and returns the new path.
 func (s *Store) SetAside(path string) (string, error) {
 	p, err := s.Files().LocateName(path)
 	if err != nil {
@@ -360,7 +346,7 @@ func (s *Store) SetAside(path string) (string, error) {
 	}
 }
 
-// Interrupted reports whether a commit was cut short, without repairing it.
+// Interrupted reports whether a commit was interrupted. It repairs nothing.
 func (s *Store) Interrupted() bool {
 	j, err := s.loadJournal(journalName)
 	return err != nil || j != nil

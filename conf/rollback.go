@@ -13,11 +13,11 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// abandon takes back what was staged. No target was touched.
+// abandon removes the staged files. No target was changed.
 func (t *transaction) abandon(j *journal, cause error) error {
 	err := twice(func() error { return t.unstage(j) })
 	if err == nil {
-		// Only now: they say what is to be removed.
+		// Last: they list what to remove.
 		err = twice(func() error {
 			return errors.Join(t.state.Remove(stagingName), t.state.Remove(journalName))
 		})
@@ -28,7 +28,7 @@ func (t *transaction) abandon(j *journal, cause error) error {
 	return cause
 }
 
-// retreat puts the old files back after some were replaced.
+// retreat restores the old files.
 func (t *transaction) retreat(j *journal, cause error) error {
 	var edited []string
 	err := twice(func() (err error) {
@@ -44,7 +44,6 @@ func (t *transaction) retreat(j *journal, cause error) error {
 	return cause
 }
 
-// dropBeside removes what the commit has beside its targets.
 func (t *transaction) dropBeside(j *journal) error {
 	var errs []error
 	for _, f := range j.Files {
@@ -53,8 +52,7 @@ func (t *transaction) dropBeside(j *journal) error {
 	return errors.Join(errs...)
 }
 
-// removeEmpty removes directories innermost first; one that is not empty, or
-// not there, stays as it is: a directory somebody now uses is his.
+// removeEmpty works innermost first. A directory in use stays.
 func (t *transaction) removeEmpty(dirs []string) error {
 	var errs []error
 	for _, dir := range slices.Backward(dirs) {
@@ -68,13 +66,12 @@ func (t *transaction) removeEmpty(dirs []string) error {
 	return errors.Join(errs...)
 }
 
-// unstage removes what staging made. Targets were not touched.
 func (t *transaction) unstage(j *journal) error {
 	return errors.Join(t.dropBeside(j), t.removeEmpty(j.MakeDirs))
 }
 
-// rollBack puts every old file back and forgets the journal. A file that
-// somebody else wrote is left as it is and named; what undoing it needs is kept.
+// rollBack restores the old files and removes the journal. Files that another program wrote stay, with their
+// records, and are returned.
 func (t *transaction) rollBack(j *journal) (edited []string, _ error) {
 	var errs []error
 	for _, f := range slices.Backward(j.Files) {
@@ -87,7 +84,7 @@ func (t *transaction) rollBack(j *journal) (edited []string, _ error) {
 		default:
 			wrote, err := t.putBack(f)
 			if files.Refused(err) {
-				wrote, err = true, nil // its owner keeps it as it is
+				wrote, err = true, nil // its owner blocks it
 			}
 			if wrote {
 				edited = append(edited, f.Target)
@@ -111,9 +108,7 @@ func (t *transaction) rollBack(j *journal) (edited []string, _ error) {
 	return edited, errors.Join(t.state.Remove(journalName), t.state.Sync())
 }
 
-// keepOurs adds to the record on disk what the commit knew of files that hold
-// both its changes and somebody else's, and names these. A file that holds his
-// alone is no business of ours.
+// keepOurs adds records of files that contain both the commit's changes and later edits, and returns these files.
 func (t *transaction) keepOurs(j *journal, edited []string) ([]string, error) {
 	if len(edited) == 0 {
 		return nil, nil
@@ -129,12 +124,11 @@ func (t *transaction) keepOurs(j *journal, edited []string) ([]string, error) {
 	return ours, t.writeRecord(j, record)
 }
 
-// putBack gives the old file its name back. Ours has a second name meanwhile:
-// should somebody write into it in this very moment, it stays, and edited says
-// so.
+// putBack links the new file to a second name first. If a program writes into it meanwhile, it stays and edited is
+// true.
 func (t *transaction) putBack(f journalFile) (edited bool, _ error) {
 	if f.Temp == "" {
-		// We removed it. A file that is there again is somebody else's.
+		// A file that exists again is another program's.
 		err := t.link(f.Backup, f.Target)
 		if errors.Is(err, fs.ErrExist) {
 			return true, nil
@@ -147,7 +141,7 @@ func (t *transaction) putBack(f journalFile) (edited bool, _ error) {
 	if err := t.dropSide(f.Temp); err != nil {
 		return false, err
 	}
-	// Where the file system has no links there is no second look either.
+	// Without hard links there is no second check.
 	linked := t.link(f.Target, f.Temp) == nil
 	var err error
 	if f.Backup == "" {
@@ -174,13 +168,13 @@ func (t *transaction) putBack(f journalFile) (edited bool, _ error) {
 	if late, err := t.overtaken(f); err != nil || !late {
 		return true, err
 	}
-	// Both were written at once, and nobody can tell which is the later.
+	// Both were written, and the order is unknown.
 	d, base, err := t.at(f.Target)
 	if err != nil {
 		return true, err
 	}
 	name, _, err := spareName(d, base, nil)
-	if err != nil || name == "" { // without a name it goes with the other names of the commit
+	if err != nil || name == "" { // then it is removed with the commit's other names
 		return true, err
 	}
 	return true, d.Rename(filepath.Base(f.Backup), name)

@@ -15,16 +15,13 @@ const (
 	tokTag   // start, end or empty-element tag
 )
 
-// xmlToken is a piece of XML source: src[off:end]. Tokens cover the source
-// without gaps.
+// xmlToken is src[off:end]. Tokens have no gaps.
 type xmlToken struct {
 	kind     tokenKind
 	off, end int
 }
 
-// scanXML cuts src into tokens. It knows no more XML than where a comment can
-// and cannot begin, which is what an editor of comments must know; whether the
-// document is well formed is proved by a real parser afterwards.
+// scanXML knows only where comments can begin. A real parser checks the result.
 func scanXML(src []byte) ([]xmlToken, error) {
 	var toks []xmlToken
 	add := func(k tokenKind, off, end int) { toks = append(toks, xmlToken{k, off, end}) }
@@ -77,8 +74,7 @@ func scanXML(src []byte) ([]xmlToken, error) {
 	return toks, nil
 }
 
-// tagEnd is the length of the tag that begins b, -1 when it has no end. A ">"
-// inside quotes does not end it.
+// tagEnd returns the length of the tag, or -1. Quotes may contain ">".
 func tagEnd(b []byte) int {
 	var quote byte
 	for i, c := range b {
@@ -96,8 +92,7 @@ func tagEnd(b []byte) int {
 	return -1
 }
 
-// declarationEnd is the length of the <!DOCTYPE …> that begins b, with its
-// internal subset in brackets, -1 when it has no end.
+// declarationEnd returns the length of the <!DOCTYPE …> with its internal subset, or -1.
 func declarationEnd(b []byte) int {
 	var quote byte
 	depth := 0

@@ -9,24 +9,20 @@ import (
 	"slices"
 )
 
-// Span is one replaced piece of a file: the bytes Old at offset Off of the
-// former contents became New. Offsets count bytes of the former contents.
+// Span replaces the bytes Old at offset Off of the former content by New.
 type Span struct {
-	// Anchor names what the span belongs to, so that it can be found again
-	// after other lines of the file were edited: "key:db.host", "section:1".
+	// Anchor finds the span again after other edits, such as "key:db.host" or "section:1".
 	Anchor string `json:"anchor"`
 	Off    int    `json:"off"`
 	Old    []byte `json:"old"`
 	New    []byte `json:"new"`
-	// Standalone is the value a property gets when its span was edited after
-	// us and cannot simply be put back. Nil: there is none.
+	// Standalone, if not nil, is the value of a property whose edited span cannot be restored.
 	Standalone *string `json:"standalone,omitempty"`
-	// Added marks a property line that was not there before.
+	// Added reports a new property line.
 	Added bool `json:"added,omitempty"`
 }
 
-// applySpans replaces the spans in src. They must lie inside src, must not
-// overlap, and their Old bytes must be what src holds.
+// applySpans returns an error if spans overlap, lie outside src, or have other Old bytes.
 func applySpans(src []byte, spans []Span) ([]byte, error) {
 	sorted := slices.Clone(spans)
 	sortSpans(sorted)
@@ -47,7 +43,7 @@ func applySpans(src []byte, spans []Span) ([]byte, error) {
 	return append(out, src[at:]...), nil
 }
 
-// lineAt gives the 1-based number of the line that holds byte off of src.
+// lineAt is 1-based.
 func lineAt(src []byte, off int) int {
 	return 1 + bytes.Count(src[:min(off, len(src))], []byte{'\n'})
 }

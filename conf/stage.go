@@ -16,15 +16,15 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Names of what a commit has beside a target: .NAME.amsagent-ID.new and .old.
+// Names beside a target: .NAME.amsagent-ID.new and .old.
 const (
 	besideMark   = ".amsagent-"
 	tempSuffix   = ".new"
 	backupSuffix = ".old"
 )
 
-// maxBase is the longest name of a target, in bytes: file systems take 255, and what is beside it has the digits
-// of an id in its name, too.
+// maxBase is the longest name of a target, in bytes: file systems allow 255, and the names beside it contain an
+// id, too.
 const maxBase = 255 - len(".") - len(besideMark) - 2*idSize - len(backupSuffix)
 
 func besideName(target, id, suffix string) string {
@@ -32,20 +32,17 @@ func besideName(target, id, suffix string) string {
 	return dir + "." + base + besideMark + id + suffix
 }
 
-// isBeside reports whether a commit gives that name to what it has beside the file
-// called base. An id has no dot: .NAME.amsagent-saved.amsagent-ID.old belongs to the
-// copy kept of NAME.
+// isBeside reports whether name is a commit's beside base. An id has no dot: .NAME.amsagent-saved.amsagent-ID.old
+// belongs to the kept copy of NAME.
 func isBeside(name, base, suffix string) bool {
 	id, ok := strings.CutPrefix(name, "."+base+besideMark)
 	id, cut := strings.CutSuffix(id, suffix)
 	return ok && cut && !strings.ContainsAny(id, "./")
 }
 
-// IsBackup reports whether name is what a commit that was interrupted left of a file with that path.
+// IsBackup reports whether an interrupted commit left name for the file at path.
 func IsBackup(path, name string) bool { return isBeside(name, filepath.Base(path), backupSuffix) }
 
-// beside lists what commits have beside a target, by suffix, as names in its
-// folder. A folder that cannot be read has nothing.
 func beside(base string, entries []fs.DirEntry, suffix string) []string {
 	var out []string
 	for _, e := range entries {
@@ -56,9 +53,8 @@ func beside(base string, entries []fs.DirEntry, suffix string) []string {
 	return out
 }
 
-// sweep removes what a power cut may have left of an earlier commit: staged
-// files whose plan was not on the disk yet. A backup goes only where it is
-// another name of the very file; what cannot be removed stays.
+// sweep removes files that were staged before a power cut, without a plan on disk. It removes a backup only if it
+// is a link to the target. Errors are ignored.
 func (t *transaction) sweep(j *journal) {
 	for _, f := range j.Files {
 		d, name, err := t.at(f.Target)
@@ -88,12 +84,9 @@ func (t *transaction) sweep(j *journal) {
 	}
 }
 
-// stage writes every new file beside its target and links every old one, and
-// brings the plan of all this to disk. The fsyncs run side by side: a journaling
-// file system commits them together. A process that is killed leaves a plan that
-// says what to clean up; should a power cut lose the plan and keep a staged
-// file, that file is a stray one and nothing more, because no target is touched
-// before all of this is on disk.
+// stage writes the new files, links the old ones and syncs the plan. The fsyncs are concurrent: a journaling file
+// system commits them together. After a kill the plan says what to remove. A power cut may lose the plan and keep
+// a staged file, which is harmless: no target is changed before.
 func (t *transaction) stage(j *journal, changes []Change, plan *os.File) error {
 	if err := t.makeDirs(j.MakeDirs); err != nil {
 		return errors.Join(err, plan.Close())
@@ -106,8 +99,7 @@ func (t *transaction) stage(j *journal, changes []Change, plan *os.File) error {
 	})
 }
 
-// stageChange stages one file. Owner, mode, ACL and extended attributes are those
-// of the very file that was read for the plan.
+// stageChange copies owner, mode, ACL and extended attributes of the file that was read for the plan.
 func (t *transaction) stageChange(f journalFile, c *Change) error {
 	d, name, err := t.at(f.Target)
 	if err != nil {
@@ -148,8 +140,7 @@ func (t *transaction) stageChange(f journalFile, c *Change) error {
 	return t.stageFile(f, c.After, attributes)
 }
 
-// stageFile writes the new file beside its target and reads it again, no further than
-// it was written: its owner may write to it meanwhile.
+// stageFile reads the file back, up to the written length: its owner may append meanwhile.
 func (t *transaction) stageFile(f journalFile, content []byte, a files.Attributes) error {
 	d, name, err := t.at(f.Temp)
 	if err != nil {
@@ -168,9 +159,8 @@ func (t *transaction) stageFile(f journalFile, content []byte, a files.Attribute
 	return nil
 }
 
-// backup keeps the old file under a second name: a hard link, so that putting
-// it back needs no space and restores the very inode. Where the file system
-// has no links, a copy. target is the file that was planned, open, and size what it had then.
+// backup makes a hard link, so that a restore needs no space and keeps the inode, or a copy. target is the planned
+// file, open, with its former size.
 func (t *transaction) backup(f journalFile, target *os.File, size int) error {
 	d, _, err := t.at(f.Target)
 	if err != nil {
@@ -183,7 +173,7 @@ func (t *transaction) backup(f journalFile, target *os.File, size int) error {
 	case errors.Is(err, fs.ErrExist), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EROFS), errors.Is(err, unix.EIO):
 		return err
 	}
-	// The file that is open, whatever its name stands for by now.
+	// Read the open file, not its name.
 	info, err := files.InfoOf(target)
 	if err != nil {
 		return err
@@ -202,8 +192,7 @@ func (t *transaction) backup(f journalFile, target *os.File, size int) error {
 	return d.Write(second, old, a)
 }
 
-// unchanged compares the file with what the plan read. planned is that file, nil
-// in a recovery.
+// unchanged compares the file with the plan's, which is nil in a recovery.
 func (t *transaction) unchanged(f journalFile, planned *File) error {
 	now, err := t.readAt(f.Target)
 	if files.Refused(err) {
@@ -221,11 +210,8 @@ func (t *transaction) unchanged(f journalFile, planned *File) error {
 	return sameFile(now, *planned)
 }
 
-// overtaken reports whether the old file was written after our last look at it:
-// by somebody who had opened it before we replaced it. AMS saves its settings
-// by emptying the file and writing it, so whoever opened the old file while it
-// had its name has emptied it by now, and what he writes is under the name of
-// the backup.
+// overtaken reports whether a program that had opened the old file wrote it after the rename. The server empties a
+// file before it saves, so the backup then differs.
 func (t *transaction) overtaken(f journalFile) (bool, error) {
 	if f.Backup == "" {
 		return false, nil
@@ -234,7 +220,7 @@ func (t *transaction) overtaken(f journalFile) (bool, error) {
 	if files.Refused(err) {
 		return false, nil
 	}
-	// A backup that is gone says nothing: an interrupted rollback has put it back already.
+	// A missing backup was restored by an interrupted rollback.
 	return err == nil && old.Exists() && fileSum(old) != f.Before, err
 }
 

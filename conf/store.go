@@ -14,75 +14,65 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Names below the state directory.
+// Names in the state directory.
 const (
 	stagingName = "journal.staging"
 	journalName = "journal"
 	undoName    = "undo.json"
 )
 
-// ErrChanged says that a file was written by somebody else between the moment
-// it was read for the plan and the moment it was to be replaced. Nothing was
-// changed.
+// ErrChanged reports that another program wrote a file after the plan read it. Nothing was changed.
 var ErrChanged = errors.New("changed by somebody else meanwhile")
 
-// Store reads and commits the files below Root. One process at a time may use
-// it: callers hold a [Lock]. What it reaches, and which links it follows, is the
-// rule of package files.
+// Store reads and commits files below Root. Callers hold a [Lock]. Package files decides which links are followed.
 type Store struct {
-	// Root prefixes every path; "" is the real root. Links are followed as if
-	// Root were "/": they cannot lead out of it.
+	// Root prefixes every path; "" is the real root. Links cannot lead out of it.
 	Root string
-	// Dir is the state directory below Root: journal and undo record.
+	// Dir is the state directory below Root.
 	Dir string
-	// Left, if not nil, is told of what a commit made beside a file and cannot remove, because
-	// of the owner of the folder.
+	// Left, if not nil, gets the leftovers of a commit that could not be removed because of the folder's owner.
 	Left func(path string, err error)
 
-	// hook lets tests make calls fail.
+	// hook lets tests fail calls.
 	hook func(call, name string) error
 }
 
-// Files is the root for whoever reads beside the store.
+// Files returns the root, for other reads.
 func (s *Store) Files() files.Root { return files.Root{Path: s.Root, Hook: s.hook} }
 
-// File is a file as it was read for a plan.
+// File is a file as a plan read it.
 type File struct {
-	// Path is the name it was asked by, below the root.
+	// Path is as requested, below the root.
 	Path string
-	// Bytes is nil when the file does not exist.
+	// Bytes is nil if the file does not exist.
 	Bytes []byte
-	// Mode is its permission bits with setuid, setgid and sticky; 0 when it
-	// does not exist.
+	// Mode includes setuid, setgid and sticky.
 	Mode     fs.FileMode
 	UID, GID int
-	// Links counts its hard links: replacing a file by rename separates it
-	// from its other names.
+	// Links counts hard links. A rename separates the file from its other names.
 	Links int
-	// Target is the file that Path leads to when Path is a link, below the
-	// root; otherwise Path itself.
+	// Target is Path with links resolved, below the root.
 	Target string
 
-	// id and folder tell whether it is still the very file that was read.
+	// id and folder identify the file that was read.
 	id, folder files.ID
 }
 
-// Exists reports whether the file was there.
+// Exists reports whether the file existed.
 func (f File) Exists() bool { return f.Bytes != nil }
 
-// MaxSettings bounds a settings file of the server, in bytes: the server's user
-// writes them, and must not decide how much memory they take. The largest ones known
-// have 9 KB.
+// MaxSettings is in bytes. The server's user writes settings files and must not control the memory they take. The
+// largest known has 9 KB.
 const MaxSettings = 128 << 10
 
 const (
-	// maxFileSize bounds a file that is no settings file of the server.
+	// maxFileSize bounds other files, in bytes.
 	maxFileSize = 4 << 20
-	// maxPlan bounds all settings files of one plan.
+	// maxPlan bounds all settings files of a plan, in bytes.
 	maxPlan = 8 << 20
 )
 
-// Follow gives the path below the root that a path leads to, links followed.
+// Follow resolves the links of a path below the root.
 func (s *Store) Follow(path string) (string, error) {
 	p, err := s.Files().Locate(path)
 	if err != nil {
@@ -92,11 +82,10 @@ func (s *Store) Follow(path string) (string, error) {
 	return p.Path(), nil
 }
 
-// Read reads a file below the root. A file that does not exist is not an
-// error; anything but a regular file is, with what [files.Refused] knows.
+// Read reads a regular file below the root. A missing file is no error. See [files.Refused] for others.
 func (s *Store) Read(path string) (File, error) { return s.read(path, maxFileSize) }
 
-// ReadSettings is Read for a settings file of the server, which is small.
+// ReadSettings is Read for files of at most [MaxSettings].
 func (s *Store) ReadSettings(path string) (File, error) { return s.read(path, MaxSettings) }
 
 func (s *Store) read(path string, limit int64) (File, error) {
@@ -116,8 +105,7 @@ func (s *Store) read(path string, limit int64) (File, error) {
 	return f, nil
 }
 
-// readIn reads a file of a folder, to be compared; one that is not there is no error. A commit
-// gives each file a second name itself.
+// readIn accepts files with several names, such as those of a commit. A missing file is no error.
 func readIn(d *files.Folder, name string, limit int64) (File, error) {
 	b, info, err := d.ReadAny(name, limit)
 	return fileOf(d, b, info, err)
@@ -136,8 +124,7 @@ func fileOf(d *files.Folder, b []byte, info files.Info, err error) (File, error)
 	}, nil
 }
 
-// Record loads the undo record of the last commit; nil when there is none. One
-// that cannot be used is a [DamagedError] or a [VersionError].
+// Record returns the undo record, or nil. An unusable one is a [DamagedError] or a [VersionError].
 func (s *Store) Record() (*Record, error) {
 	j, err := s.loadJournal(undoName)
 	if err != nil || j == nil {
@@ -155,18 +142,14 @@ func (s *Store) Record() (*Record, error) {
 
 func (s *Store) statePath(name string) string { return filepath.Join(s.Dir, name) }
 
-// stateFolder opens the state directory.
 func (s *Store) stateFolder() (*files.Folder, error) { return s.Files().Folder(s.Dir) }
 
-// makeStateDir makes the state directory, readable by its owner only.
 func (s *Store) makeStateDir() (*files.Folder, error) { return s.makeFolder(s.Dir, 0o700) }
 
-// makeFolder makes a folder and those above it, where they are not there.
 func (s *Store) makeFolder(path string, mode fs.FileMode) (*files.Folder, error) {
 	for tries := 0; ; tries++ {
 		d, err := s.makeMissing(path, mode)
-		// Another process has made one of them in between: what is missing now is looked up again. Each round finds at
-		// least one folder more.
+		// Another process made one of them. Each round finds at least one more.
 		if errors.Is(err, fs.ErrExist) && tries < strings.Count(path, "/") {
 			continue
 		}
@@ -191,13 +174,10 @@ func (s *Store) makeMissing(path string, mode fs.FileMode) (*files.Folder, error
 	return d, nil
 }
 
-// writeSuffix ends the name of the temporary file of [Store.WriteFile].
 const writeSuffix = ".amsagent-tmp"
 
-// WriteFile atomically replaces a file of our own below the root: temporary
-// file beside it, fsync, rename, fsync of the directory. Missing directories
-// are made with dirMode. Nothing is written when the file already holds data
-// with that mode.
+// WriteFile replaces a file of the agent atomically and durably. Missing directories get dirMode. It writes
+// nothing if content and mode are right.
 func (s *Store) WriteFile(path string, data []byte, mode, dirMode fs.FileMode) error {
 	return s.writeFile(path, data, mode, dirMode, maxFileSize)
 }
@@ -224,7 +204,7 @@ func (s *Store) writeFile(path string, data []byte, mode, dirMode fs.FileMode, l
 		return nil
 	}
 	for range writeAttempts {
-		// Another process, which recovers, takes the temporary file for one of a process that was killed.
+		// A recovering process removes the temporary file as a leftover.
 		if err = replace(d, "."+name+writeSuffix, name, data, mode); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
@@ -247,8 +227,7 @@ func replace(d *files.Folder, temp, name string, data []byte, mode fs.FileMode) 
 	return d.Sync()
 }
 
-// RemoveFile removes a file below the root, itself and not what it leads to, and
-// makes that durable; a file that is not there is no error.
+// RemoveFile removes a file below the root durably, or the link itself. A missing file is no error.
 func (s *Store) RemoveFile(path string) error {
 	p, err := s.Files().LocateName(path)
 	if err != nil {
@@ -267,7 +246,7 @@ func (s *Store) RemoveFile(path string) error {
 	return p.Folder.Sync()
 }
 
-// RemoveFolder removes a folder below the root where it is empty.
+// RemoveFolder removes an empty folder below the root.
 func (s *Store) RemoveFolder(path string) error {
 	p, err := s.Files().LocateName(path)
 	if err != nil {
@@ -280,8 +259,7 @@ func (s *Store) RemoveFolder(path string) error {
 	return p.Folder.RemoveFolder(p.Name)
 }
 
-// Empty makes a file below the root empty where it stands: one that something is
-// mounted on cannot be replaced.
+// Empty truncates a file in place: a mount point cannot be replaced.
 func (s *Store) Empty(path string) error {
 	p, err := s.Files().Locate(path)
 	if err != nil {
@@ -294,12 +272,10 @@ func (s *Store) Empty(path string) error {
 	return p.Folder.Truncate(p.Name)
 }
 
-// maxEntries bounds the folders that are listed. AMS with a thousand applications
-// would be a large one; its logs are kept for years by some.
+// maxEntries bounds listings. A thousand applications, or logs of years, are possible.
 const maxEntries = 100_000
 
-// List names the regular files of a folder below the root, sorted; none where it
-// is not there.
+// List returns the sorted names of a folder's regular files. A missing folder has none.
 func (s *Store) List(dir string) ([]string, error) {
 	d, err := s.Files().Folder(dir)
 	if err != nil {
@@ -309,7 +285,7 @@ func (s *Store) List(dir string) ([]string, error) {
 	return ListIn(d)
 }
 
-// ListIn names the regular files of a folder that is open, sorted.
+// ListIn is List for an open folder.
 func ListIn(d *files.Folder) ([]string, error) {
 	entries, err := d.Entries(maxEntries)
 	var names []string
@@ -321,11 +297,9 @@ func ListIn(d *files.Folder) ([]string, error) {
 	return names, err
 }
 
-// recordVersion is the version of the format of [Record].
 const recordVersion = 1
 
-// DamagedError says that what the agent wrote down about its own changes cannot
-// be used. Nothing was changed because of it.
+// DamagedError reports an unusable file of the agent. Nothing was changed.
 type DamagedError struct {
 	Path string // below the root
 	Err  error
@@ -334,7 +308,7 @@ type DamagedError struct {
 func (e *DamagedError) Error() string { return e.Path + " is damaged: " + e.Err.Error() }
 func (e *DamagedError) Unwrap() error { return e.Err }
 
-// VersionError says that another release of amsagent wrote the file.
+// VersionError reports a file of another release of the agent.
 type VersionError struct {
 	Path    string // below the root
 	Version int

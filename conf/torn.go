@@ -10,20 +10,15 @@ import (
 	"time"
 )
 
-// ErrTorn says that a settings file is half written, and that nothing is known
-// of it to make it whole.
+// ErrTorn reports a half-written settings file without a record to restore it.
 var ErrTorn = errors.New("the file is half written")
 
-// torn reports whether a settings file is the beginning of one only. AMS writes
-// in place, so that a crash or a full disk leaves a part, or nothing, or zeros. rec is what
-// is known of the file; nil where nothing is.
-//
-// A file that the server stored ends in a newline and keeps every key: one that
-// does not was cut short. A file that a person, or an installer, wrote may lack
-// some.
+// torn reports whether a settings file is incomplete. The server writes in place, so that a crash or a full disk
+// leaves a part, nothing or zeros. rec may be nil. A file that the server stored ends in a newline and has every
+// key. Files of an operator or an installer may lack keys.
 func torn(rec *FileRecord, now []byte) bool {
 	if rec != nil && bytes.IndexByte(now, 0) >= 0 {
-		return true // a power cut leaves zeros; the server writes NUL as an escape
+		return true // after a power cut; the server escapes NUL
 	}
 	stored := storedByJava(now)
 	cut := stored && !bytes.HasSuffix(now, []byte("\n"))
@@ -53,8 +48,8 @@ func torn(rec *FileRecord, now []byte) bool {
 	return false
 }
 
-// storedByJava reports whether the first line is the date that
-// java.util.Properties.store begins with: "#Sat Nov 21 00:34:56 UTC 2026".
+// storedByJava reports whether the first line is the date of java.util.Properties.store:
+// "#Sat Nov 21 00:34:56 UTC 2026".
 func storedByJava(src []byte) bool {
 	line, _, _ := bytes.Cut(src, []byte("\n"))
 	words := strings.Fields(strings.TrimPrefix(string(line), "#"))

@@ -13,23 +13,20 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// transaction is a commit or a recovery under way. Each folder is opened once and
-// kept, so that all that happens to a file happens in the folder that was looked
-// at first.
+// transaction is a commit or a recovery. It keeps each folder open, so that all steps use the same one.
 type transaction struct {
 	*Store
 	state *files.Folder
 
 	mu      sync.Mutex
-	folders map[string]*files.Folder // by their path below the root, without links
+	folders map[string]*files.Folder // by path below the root, without links
 }
 
-// begin takes over the state folder.
+// begin takes ownership of state.
 func (s *Store) begin(state *files.Folder) *transaction {
 	return &transaction{Store: s, state: state, folders: map[string]*files.Folder{}}
 }
 
-// end closes what the transaction opened.
 func (t *transaction) end() {
 	for _, d := range t.folders {
 		d.Close()
@@ -37,8 +34,7 @@ func (t *transaction) end() {
 	t.state.Close()
 }
 
-// folder opens a folder that was resolved before: where a link is now, it is
-// refused.
+// folder opens a resolved path, and refuses links.
 func (t *transaction) folder(path string) (*files.Folder, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -53,7 +49,6 @@ func (t *transaction) folder(path string) (*files.Folder, error) {
 	return d, nil
 }
 
-// adopt keeps a folder that was opened on the way to one of its files.
 func (t *transaction) adopt(d *files.Folder) {
 	if _, ok := t.folders[d.Path()]; ok {
 		d.Close()
@@ -62,13 +57,13 @@ func (t *transaction) adopt(d *files.Folder) {
 	t.folders[d.Path()] = d
 }
 
-// at gives the folder of a file and the file's name in it.
+// at returns a file's folder and name.
 func (t *transaction) at(path string) (*files.Folder, string, error) {
 	d, err := t.folder(filepath.Dir(path))
 	return d, filepath.Base(path), err
 }
 
-// read reads a file by its resolved path; one that is not there is no error.
+// readAt needs a resolved path. A missing file is no error.
 func (t *transaction) readAt(path string) (File, error) {
 	d, name, err := t.at(path)
 	if err != nil {
@@ -77,8 +72,7 @@ func (t *transaction) readAt(path string) (File, error) {
 	return readIn(d, name, maxFileSize)
 }
 
-// look reads a target and says where it is in the commit. One that another user
-// made unreadable is his.
+// look treats an unreadable target as another program's.
 func (t *transaction) look(f journalFile) (standing, error) {
 	now, err := t.readAt(f.Target)
 	switch {
@@ -90,7 +84,6 @@ func (t *transaction) look(f journalFile) (standing, error) {
 	return f.standing(now), nil
 }
 
-// rename gives one of the names of a commit to another.
 func (t *transaction) rename(from, to string) error {
 	d, name, err := t.at(from)
 	if err != nil {
@@ -99,7 +92,6 @@ func (t *transaction) rename(from, to string) error {
 	return d.Rename(name, filepath.Base(to))
 }
 
-// link gives a file a second name.
 func (t *transaction) link(path, second string) error {
 	d, name, err := t.at(path)
 	if err != nil {
@@ -108,7 +100,7 @@ func (t *transaction) link(path, second string) error {
 	return d.Link(name, filepath.Base(second))
 }
 
-// drop removes a file; what is not there, or cannot be reached any more, is gone.
+// drop ignores a missing or unreachable file.
 func (t *transaction) drop(path string) error {
 	if path == "" {
 		return nil
@@ -120,8 +112,7 @@ func (t *transaction) drop(path string) error {
 	return d.Free(name)
 }
 
-// dropSide drops one of the names beside a target. What the folder's owner has mounted there is
-// his: it stays, is named, and holds nothing up.
+// dropSide leaves, and reports, what the folder's owner has mounted there.
 func (t *transaction) dropSide(path string) error {
 	err := t.drop(path)
 	if files.Refused(err) {
@@ -133,8 +124,7 @@ func (t *transaction) dropSide(path string) error {
 	return err
 }
 
-// gone leaves out the errors of a folder that is not there any more, or in whose
-// place its owner put something else.
+// gone drops errors of a folder that was removed or replaced.
 func gone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || files.Refused(err) {
 		return nil
@@ -142,7 +132,6 @@ func gone(err error) error {
 	return err
 }
 
-// makeDirs makes the folders for new files.
 func (t *transaction) makeDirs(dirs []string) error {
 	for _, path := range dirs {
 		parent, name, err := t.at(path)
@@ -158,9 +147,7 @@ func (t *transaction) makeDirs(dirs []string) error {
 	return nil
 }
 
-// sameFile checks that a file is the very one that was read for the plan: by its
-// folder, its inode, its owner and its mode, so that a folder or a file that was
-// exchanged since passes none of these on.
+// sameFile checks folder, inode, owner and mode, so that a replaced file passes none of them on.
 func sameFile(now, planned File) error {
 	if now.id != planned.id || now.folder != planned.folder || now.UID != planned.UID || now.GID != planned.GID || now.Mode != planned.Mode {
 		return fmt.Errorf("%s: %w", planned.Path, ErrChanged)

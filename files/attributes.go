@@ -14,15 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Attributes are what a new file gets besides its content.
+// Attributes are those of a new file.
 type Attributes struct {
-	// Mode is the permission bits; setuid, setgid and sticky are left out.
+	// Mode is without setuid, setgid and sticky.
 	Mode     fs.FileMode
 	UID, GID int
 
 	xattrs []xattr
-	// like tells that the file replaces another one, whose extended attributes it
-	// gets and no others.
+	// like reports a replacement, which gets exactly the extended attributes of the old file.
 	like bool
 }
 
@@ -34,24 +33,22 @@ type xattr struct {
 const (
 	accessACL    = "system.posix_acl_access"
 	capabilities = "security.capability"
-	// ownersXattrs begins the names of those that the owner of a file may make, any
-	// number of them on some file systems.
+	// ownersXattrs begins names that the file's owner sets, perhaps without a limit.
 	ownersXattrs = "user."
 
-	// maxXattrs and maxXattrBytes bound the attributes that a new file gets, names and
-	// values. maxXattrValue is the kernel's bound for one value, and for all names.
+	// maxXattrs and maxXattrBytes bound a new file's, with names. maxXattrValue is the kernel's bound for a value,
+	// and for all names.
 	maxXattrs     = 64
 	maxXattrBytes = 256 << 10
 	maxXattrValue = 64 << 10
 )
 
-// Own are the attributes of a file that belongs to whoever runs this.
+// Own returns those of a file of this process's user.
 func Own(mode fs.FileMode) Attributes {
 	return Attributes{Mode: mode, UID: os.Geteuid(), GID: os.Getegid()}
 }
 
-// In are the attributes of a new file in the folder: it belongs to the folder's
-// owner.
+// In returns those of a new file with the folder's owner.
 func (d *Folder) In(mode fs.FileMode) Attributes {
 	if trusted(d.info.UID) {
 		return Own(mode)
@@ -59,8 +56,7 @@ func (d *Folder) In(mode fs.FileMode) Attributes {
 	return Attributes{Mode: mode, UID: d.info.UID, GID: d.info.GID}
 }
 
-// AttributesOf reads those of an open file, to be given to the one that replaces
-// it.
+// AttributesOf returns those of an open file, for its replacement.
 func AttributesOf(f *os.File, info Info) (Attributes, error) {
 	a := Attributes{Mode: info.Mode.Perm(), UID: info.UID, GID: info.GID, like: true}
 	names, err := listXattrs(int(f.Fd()))
@@ -80,12 +76,11 @@ func AttributesOf(f *os.File, info Info) (Attributes, error) {
 	return a, err
 }
 
-// keptXattrs reads those attributes that a new file gets. Where they are more than the
-// bounds allow, it gets none of its owner's (user.*): a refusal would let him close
-// the way back.
+// keptXattrs drops the owner's attributes (user.*) beyond the bounds: an error would let the owner block a
+// restore.
 func keptXattrs(names []string, get func(name string) ([]byte, error)) ([]xattr, error) {
 	names = slices.DeleteFunc(names, func(name string) bool { return name == capabilities })
-	// Those that say who may read the file come first, and fit in any case.
+	// Access rights first: they always fit.
 	slices.SortStableFunc(names, func(a, b string) int { return xattrOrder(a) - xattrOrder(b) })
 	var kept []xattr
 	others, size := 0, 0
@@ -119,7 +114,6 @@ func xattrOrder(name string) int {
 	return 2
 }
 
-// apply gives f the attributes.
 func (a Attributes) apply(f *os.File) error {
 	if err := f.Chown(a.UID, a.GID); err != nil {
 		return err
@@ -129,8 +123,8 @@ func (a Attributes) apply(f *os.File) error {
 		hasACL = hasACL || x.name == accessACL
 		err := unix.Fsetxattr(int(f.Fd()), x.name, x.value, 0)
 		if errors.Is(err, unix.EPERM) && strings.HasPrefix(x.name, "security.") {
-			// A label that no module of this kernel looks after, as that of a SELinux which is switched off: only
-			// CAP_SYS_ADMIN may write it, and the daemon has no such thing. Who switches it on labels all files.
+			// The kernel lacks this label's module, such as a disabled SELinux. Writing the label needs
+			// CAP_SYS_ADMIN, which the daemon lacks. Enabling the module relabels all files.
 			continue
 		}
 		if err != nil {
@@ -138,15 +132,14 @@ func (a Attributes) apply(f *os.File) error {
 		}
 	}
 	if a.like && !hasACL {
-		// The folder may have given it one.
+		// The folder may have a default ACL.
 		_ = unix.Fremovexattr(int(f.Fd()), accessACL)
 	}
-	// After the ACL: where there is one, the group bits are its mask.
+	// After the ACL, whose mask is the group bits.
 	return f.Chmod(a.Mode.Perm())
 }
 
-// listXattrs names the attributes of a file. Where the kernel refuses to, as there are
-// too many, it names those that must not be lost.
+// listXattrs returns the essential names if there are too many for the kernel.
 func listXattrs(fd int) ([]string, error) {
 	buf := make([]byte, maxXattrValue)
 	size, err := unix.Flistxattr(fd, buf)
@@ -156,9 +149,7 @@ func listXattrs(fd int) ([]string, error) {
 	return attributeNames(buf[:max(size, 0)]), err
 }
 
-// attributeNames splits what listxattr gave. It may have given nothing where it
-// announced something: an overlay counts its own attributes and does not show
-// them.
+// attributeNames may get none: an overlay counts attributes that it hides.
 func attributeNames(list []byte) []string {
 	return strings.FieldsFunc(string(list), func(r rune) bool { return r == 0 })
 }

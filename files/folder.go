@@ -20,27 +20,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ID tells a file from every other one as long as it is there.
+// ID identifies an existing file.
 type ID struct{ Dev, Ino uint64 }
 
-// Info is what the kernel knows of a file.
+// Info is a file's metadata.
 type Info struct {
 	ID       ID
-	Mode     fs.FileMode // with its type, setuid, setgid and sticky
+	Mode     fs.FileMode // with type, setuid, setgid and sticky
 	UID, GID int
 	Links    int
 	Size     int64
-	// Modified is when its content was last changed, as far as nobody set it.
+	// Modified can be set.
 	Modified time.Time
-	// Changed is when its content, its owner or its mode was last changed; nobody
-	// can set it.
+	// Changed is of content, owner or mode, and cannot be set.
 	Changed time.Time
 }
 
-// special are the permission bits that never survive.
 const special = fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky
 
-// Plain is a mode without setuid, setgid and the sticky bit.
+// Plain removes setuid, setgid and sticky.
 func Plain(mode fs.FileMode) fs.FileMode { return mode &^ special }
 
 func infoOf(st *unix.Stat_t) Info {
@@ -81,11 +79,10 @@ func statFD(fd int, path string) (Info, error) {
 	return infoOf(&st), nil
 }
 
-// InfoOf is what the kernel knows of an open file by now. An overlay may give a file
-// another number when it is first changed; one that is open stays the same file.
+// InfoOf returns an open file's. In an overlay the first write may change the inode number.
 func InfoOf(f *os.File) (Info, error) { return statFD(int(f.Fd()), f.Name()) }
 
-// Folder is a folder that is open. Its methods take the name of one file in it.
+// Folder is an open folder. Its methods take one name in it.
 type Folder struct {
 	root Root
 	fd   int
@@ -93,7 +90,6 @@ type Folder struct {
 	info Info
 }
 
-// newFolder takes over fd.
 func (r Root) newFolder(fd int, path string) (*Folder, error) {
 	info, err := statFD(fd, path)
 	if err != nil {
@@ -103,16 +99,15 @@ func (r Root) newFolder(fd int, path string) (*Folder, error) {
 	return &Folder{root: r, fd: fd, path: path, info: info}, nil
 }
 
-// Path is the folder's path below the root, without a link in it.
+// Path is below the root, without links.
 func (d *Folder) Path() string { return d.path }
 
-// Info is what the folder was when it was opened.
+// Info is from the time of opening.
 func (d *Folder) Info() Info { return d.info }
 
-// Close closes the folder.
+// Close closes the descriptor.
 func (d *Folder) Close() { _ = unix.Close(d.fd) }
 
-// call begins a call: the name must be one name.
 func (d *Folder) call(op, name string) (string, error) {
 	path := filepath.Join(d.path, name)
 	if name == "" {
@@ -131,7 +126,7 @@ func pathError(op, path string, err error) error {
 	return &fs.PathError{Op: op, Path: path, Err: err}
 }
 
-// Stat looks at what has the name, be it a link.
+// Stat does not follow a link.
 func (d *Folder) Stat(name string) (Info, error) {
 	path, err := d.call("fstatat", name)
 	if err != nil {
@@ -144,8 +139,7 @@ func (d *Folder) Stat(name string) (Info, error) {
 	return infoOf(&st), nil
 }
 
-// Open opens a regular file for reading. It never waits, as for the writer of a
-// pipe. It fails with [ErrLink] and [ErrNotRegular].
+// Open opens a regular file for reading and never blocks. It returns [ErrLink] or [ErrNotRegular].
 func (d *Folder) Open(name string) (*os.File, Info, error) {
 	f, info, err := d.OpenAny(name)
 	if err == nil {
@@ -160,8 +154,7 @@ func (d *Folder) Open(name string) (*os.File, Info, error) {
 	return f, info, nil
 }
 
-// OpenAny is [Folder.Open] for whoever compares a file with one that he knows, and passes
-// nothing of it on: it may be another user's.
+// OpenAny also opens another user's file, only for a comparison.
 func (d *Folder) OpenAny(name string) (*os.File, Info, error) {
 	path, err := d.call("openat", name)
 	if err != nil {
@@ -191,8 +184,7 @@ func (d *Folder) OpenAny(name string) (*os.File, Info, error) {
 	return os.NewFile(uintptr(fd), path), info, nil
 }
 
-// mayHold refuses a file of another user that whoever may write the folder may have given a name
-// here, or that its owner may have moved here, to have root read it.
+// mayHold refuses another user's file that was perhaps linked or moved here to make root read it.
 func (d *Folder) mayHold(path string, info Info) error {
 	ruler, foreign := d.info.ruler()
 	if !foreign || info.UID == ruler {
@@ -208,8 +200,7 @@ func (d *Folder) mayHold(path string, info Info) error {
 	return nil
 }
 
-// Read reads a regular file of at most limit bytes. It fails as [Folder.Open] does,
-// and with [ErrTooLarge].
+// Read reads at most limit bytes, or returns the errors of [Folder.Open] or [ErrTooLarge].
 func (d *Folder) Read(name string, limit int64) ([]byte, Info, error) {
 	f, info, err := d.Open(name)
 	if err != nil {
@@ -220,7 +211,7 @@ func (d *Folder) Read(name string, limit int64) ([]byte, Info, error) {
 	return b, info, err
 }
 
-// ReadAny is [Folder.Read] of what [Folder.OpenAny] opens.
+// ReadAny is Read with [Folder.OpenAny].
 func (d *Folder) ReadAny(name string, limit int64) ([]byte, Info, error) {
 	f, info, err := d.OpenAny(name)
 	if err != nil {
@@ -231,8 +222,7 @@ func (d *Folder) ReadAny(name string, limit int64) ([]byte, Info, error) {
 	return b, info, err
 }
 
-// ReadOpen reads a file of at most limit bytes that was opened and not read yet. It
-// fails with [ErrTooLarge].
+// ReadOpen reads an open file from its beginning, or returns [ErrTooLarge].
 func ReadOpen(f *os.File, limit int64) ([]byte, error) {
 	info, err := InfoOf(f)
 	if err != nil {
@@ -241,8 +231,7 @@ func ReadOpen(f *os.File, limit int64) ([]byte, error) {
 	return readAll(f, info, limit)
 }
 
-// readAll reads a file that somebody may be writing to: it may have another size
-// than a moment before.
+// readAll allows for a change of size.
 func readAll(f *os.File, info Info, limit int64) ([]byte, error) {
 	tooLarge := func(n int64) error {
 		return fmt.Errorf("%s is %w: %d bytes, and at most %d are read", f.Name(), ErrTooLarge, n, limit)
@@ -261,14 +250,13 @@ func readAll(f *os.File, info Info, limit int64) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// Create makes a file that must not exist, gives it its attributes before a byte
-// is in it, and writes the data. The caller syncs and closes it.
+// Create makes a new file with its attributes before data. The caller syncs and closes it.
 func (d *Folder) Create(name string, data []byte, a Attributes) (*os.File, error) {
 	path, err := d.call("openat", name)
 	if err != nil {
 		return nil, err
 	}
-	// 0600 until it has its owner: data may hold a password.
+	// 0600 until it has its owner: data may contain a password.
 	fd, err := retry(func() (int, error) {
 		return unix.Openat(d.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	})
@@ -291,7 +279,7 @@ func (d *Folder) Create(name string, data []byte, a Attributes) (*os.File, error
 	return f, nil
 }
 
-// SyncFile brings a file that [Folder.Create] made to the disk, and closes it.
+// SyncFile syncs and closes a file of [Folder.Create].
 func (d *Folder) SyncFile(f *os.File) error {
 	err := d.root.hook("fsync", f.Name())
 	if err == nil {
@@ -300,7 +288,7 @@ func (d *Folder) SyncFile(f *os.File) error {
 	return errors.Join(err, f.Close())
 }
 
-// Write is [Folder.Create] and [Folder.SyncFile] in one.
+// Write is [Folder.Create] and [Folder.SyncFile].
 func (d *Folder) Write(name string, data []byte, a Attributes) error {
 	f, err := d.Create(name, data, a)
 	if err != nil {
@@ -309,8 +297,7 @@ func (d *Folder) Write(name string, data []byte, a Attributes) error {
 	return d.SyncFile(f)
 }
 
-// Rename gives a file another name in this folder; what had that name is gone. What the
-// folder's owner brought about is [ErrHindered].
+// Rename replaces to. It returns [ErrHindered] for what the folder's owner can cause.
 func (d *Folder) Rename(from, to string) error {
 	path, err := d.call("renameat", from)
 	if err != nil {
@@ -319,8 +306,7 @@ func (d *Folder) Rename(from, to string) error {
 	return d.hindered(pathError("rename", path, unix.Renameat(d.fd, from, d.fd, to)))
 }
 
-// Link gives a file a second name in this folder. A link gets one itself; what it
-// leads to is not touched.
+// Link makes a hard link, also of a symbolic link.
 func (d *Folder) Link(name, second string) error {
 	path, err := d.call("linkat", name)
 	if err != nil {
@@ -329,15 +315,13 @@ func (d *Folder) Link(name, second string) error {
 	return pathError("link", path, unix.Linkat(d.fd, name, d.fd, second, 0))
 }
 
-// LinkOpen gives the file that is open a second name in this folder, whatever its
-// first name stands for by now. An overlay may number the two names differently,
-// so that comparing them afterwards would prove nothing.
+// LinkOpen links an open file, not its name. In an overlay a later comparison of inode numbers proves nothing.
 func (d *Folder) LinkOpen(f *os.File, second string) error {
 	path, err := d.call("linkat", second)
 	if err != nil {
 		return err
 	}
-	// Linking by the descriptor alone needs CAP_DAC_READ_SEARCH; by its link in /proc it does not.
+	// AT_EMPTY_PATH needs CAP_DAC_READ_SEARCH, the link in /proc does not.
 	err = unix.Linkat(int(f.Fd()), "", d.fd, second, unix.AT_EMPTY_PATH)
 	if errors.Is(err, unix.ENOENT) {
 		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), d.fd, second, unix.AT_SYMLINK_FOLLOW)
@@ -345,7 +329,7 @@ func (d *Folder) LinkOpen(f *os.File, second string) error {
 	return pathError("link", path, err)
 }
 
-// Remove removes a file; one that is not there is no error, nor is a name that no file can have.
+// Remove ignores a missing file and an impossible name.
 func (d *Folder) Remove(name string) error {
 	path, err := d.call("unlinkat", name)
 	if err != nil {
@@ -355,16 +339,15 @@ func (d *Folder) Remove(name string) error {
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG) {
 		return nil
 	}
-	// A read-only file system refuses to remove even what is not there.
+	// A read-only file system refuses even a missing file.
 	if _, serr := d.Stat(name); errors.Is(serr, fs.ErrNotExist) {
 		return nil
 	}
 	return pathError("remove", path, err)
 }
 
-// Free removes a file as [Folder.Remove] does. A folder that its owner made in its place
-// gets another name: what is in it is his, and his folder must not keep the name. What he has
-// mounted there cannot be removed: that is [ErrHindered].
+// Free is [Folder.Remove] that also renames a folder made in the file's place. It returns [ErrHindered] for a
+// mount point.
 func (d *Folder) Free(name string) error {
 	switch err := d.Remove(name); {
 	case errors.Is(err, unix.EBUSY):
@@ -379,8 +362,7 @@ func (d *Folder) Free(name string) error {
 	return d.Rename(name, name+".folder-"+hex.EncodeToString(id[:]))
 }
 
-// RemoveFolder removes an empty folder; one that is not there, not empty, or in
-// use is no error: whoever uses it keeps it.
+// RemoveFolder ignores a missing or used folder.
 func (d *Folder) RemoveFolder(name string) error {
 	path, err := d.call("unlinkat", name)
 	if err != nil {
@@ -398,8 +380,8 @@ func (d *Folder) RemoveFolder(name string) error {
 	return pathError("rmdir", path, err)
 }
 
-// MakeFolder makes a folder that must not exist and opens it. It gets the mode, whatever
-// the umask is, and the owner of this one where that is no user who is trusted.
+// MakeFolder makes and opens a new folder with that mode, despite the umask. It gets this folder's owner if that
+// is untrusted.
 func (d *Folder) MakeFolder(name string, mode fs.FileMode) (*Folder, error) {
 	path, err := d.call("mkdirat", name)
 	if err != nil {
@@ -432,11 +414,11 @@ func (d *Folder) MakeFolder(name string, mode fs.FileMode) (*Folder, error) {
 	return made, nil
 }
 
-// give gives a folder that was just made to the owner of the one that it is in. He may have put
-// another one in its place before it was opened: of root's he gets an empty one at most.
+// give changes a new folder's owner. The parent's owner may have exchanged it, and must get only an empty folder
+// of root.
 func (d *Folder) give(owner Info) error {
 	if d.info.UID == owner.UID {
-		return nil // as on a file system that knows one owner only
+		return nil // as on a file system with one owner
 	}
 	entries, err := d.Entries(1)
 	switch {
@@ -452,7 +434,7 @@ func (d *Folder) give(owner Info) error {
 	return err
 }
 
-// chmod gives the folder the rights that an umask took away.
+// chmod restores permissions that the umask removed.
 func (d *Folder) chmod(mode fs.FileMode) error {
 	if err := d.root.hook("fchmod", d.path); err != nil {
 		return err
@@ -469,7 +451,7 @@ func (d *Folder) chmod(mode fs.FileMode) error {
 	return err
 }
 
-// Truncate makes a regular file empty where it stands.
+// Truncate empties a regular file in place.
 func (d *Folder) Truncate(name string) error {
 	path, err := d.call("openat", name)
 	if err != nil {
@@ -490,7 +472,7 @@ func (d *Folder) Truncate(name string) error {
 	return pathError("truncate", path, unix.Ftruncate(fd, 0))
 }
 
-// LockFile opens a file for locking, and makes it where it is not there.
+// LockFile opens or creates a file.
 func (d *Folder) LockFile(name string, mode fs.FileMode) (*os.File, error) {
 	path, err := d.call("openat", name)
 	if err != nil {
@@ -505,7 +487,7 @@ func (d *Folder) LockFile(name string, mode fs.FileMode) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// reopen opens the folder itself for what a descriptor without rights cannot do.
+// reopen adds rights: an O_PATH descriptor has none.
 func (d *Folder) reopen() (*os.File, error) {
 	fd, err := retry(func() (int, error) {
 		return unix.Openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -516,7 +498,7 @@ func (d *Folder) reopen() (*os.File, error) {
 	return os.NewFile(uintptr(fd), d.path), nil
 }
 
-// Sync makes what happened to the names in the folder durable.
+// Sync makes changes of names durable.
 func (d *Folder) Sync() error {
 	if err := d.root.hook("fsync", d.path); err != nil {
 		return err
@@ -527,12 +509,12 @@ func (d *Folder) Sync() error {
 	}
 	err = f.Sync()
 	if errors.Is(err, unix.EINVAL) {
-		err = nil // this file system does not sync folders
+		err = nil // not supported here
 	}
 	return errors.Join(err, f.Close())
 }
 
-// Entries lists the folder, sorted by name; more than limit is [ErrTooLarge].
+// Entries lists the folder by name, or returns [ErrTooLarge].
 func (d *Folder) Entries(limit int) ([]fs.DirEntry, error) {
 	if err := d.root.hook("getdents64", d.path); err != nil {
 		return nil, err
@@ -553,9 +535,8 @@ func (d *Folder) Entries(limit int) ([]fs.DirEntry, error) {
 	return entries, nil
 }
 
-// Each calls f with the names in the folder, in no order, until it returns false. It
-// needs the same memory for any number of names: for folders of /proc, of which any
-// process makes a large one.
+// Each calls f with each name, unordered, until it returns false. Its memory is bounded: any process can make a
+// folder of /proc large.
 func (d *Folder) Each(f func(name string) bool) error {
 	if err := d.root.hook("getdents64", d.path); err != nil {
 		return err
@@ -581,17 +562,15 @@ func (d *Folder) Each(f func(name string) bool) error {
 	}
 }
 
-// eachNames is how many names [Folder.Each] reads at a time.
 const eachNames = 256
 
-// Space is the file system that the folder is on.
+// Space describes the folder's file system.
 func (d *Folder) Space() (unix.Statfs_t, error) {
 	var st unix.Statfs_t
 	return st, pathError("statfs", d.path, unix.Fstatfs(d.fd, &st))
 }
 
-// Writable says why what has the name cannot be written; "." is the folder itself. A file is opened for it: access(2) by way
-// of x/sys answers root with yes, also for one that chattr +i or +a protects.
+// Writable also takes "." for the folder. It opens the file, because access(2) ignores chattr +i and +a for root.
 func (d *Folder) Writable(name string) error {
 	path := filepath.Join(d.path, name)
 	if name == "." {

@@ -16,33 +16,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Errors that a caller can branch on. What they are about was not touched.
+// Errors that a caller can branch on.
 var (
-	// ErrLink says that a link leads to what its owner has no right to name.
+	// ErrLink reports a link whose owner must not refer to its target.
 	ErrLink = errors.New("link refused")
-	// ErrNotRegular says that something else stands in the place of a file.
+	// ErrNotRegular reports anything but a regular file.
 	ErrNotRegular = errors.New("not a regular file")
-	// ErrTooLarge says that a file is larger than what is read of it.
+	// ErrTooLarge reports a file beyond the limit.
 	ErrTooLarge = errors.New("too large")
-	// ErrHindered says that the owner of a folder, who is not root, may have brought
-	// about what the kernel says.
+	// ErrHindered reports an error that the folder's untrusted owner may have caused.
 	ErrHindered = errors.New("cannot be read, because of the owner of the folder")
-	// ErrEncoding says that a path is not valid UTF-8, as names in the records of changes are.
+	// ErrEncoding reports a path that is not valid UTF-8.
 	ErrEncoding = errors.New("not valid UTF-8")
-	// ErrForeign says that somebody else than root may change what root would run.
+	// ErrForeign reports that another user could change what root runs.
 	ErrForeign = errors.New("not only root may change it")
 )
 
-// Refused reports whether an error is one of those: what another user can make so at any
-// time, and which must not stand in the way of the other files.
+// Refused reports an error that another user can cause at any time. Other files must not be affected.
 func Refused(err error) bool {
 	return errors.Is(err, ErrLink) || errors.Is(err, ErrNotRegular) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrHindered) || errors.Is(err, ErrEncoding)
 }
 
-// hindered marks an error that the owner of a folder brings about at will: by a file in
-// the place of a folder, links in a circle, a lease on a file, a file system of his own
-// mounted on it. EIO is not among them: where a disk gives it, what is known of the file
-// must not be forgotten.
+// hindered marks what a folder's owner can cause: a replaced folder, a loop of links, a lease, a mount. EIO is not
+// one: after a disk error the records must stay.
 func (d *Folder) hindered(err error) error {
 	if _, foreign := d.info.ruler(); err == nil || !foreign || !slices.ContainsFunc([]unix.Errno{
 		unix.ENOTDIR, unix.ELOOP, unix.EAGAIN, unix.EACCES, unix.EPERM, unix.ENXIO, unix.ENODEV, unix.ENAMETOOLONG, unix.EBUSY,
@@ -52,20 +48,16 @@ func (d *Folder) hindered(err error) error {
 	return fmt.Errorf("%w: %w", ErrHindered, err)
 }
 
-// maxLinks is how many links one path may lead through, as in the kernel. Each may stand for 2,047
-// names: what they lead to is bounded by unix.PathMax.
+// maxLinks is the kernel's. unix.PathMax bounds the resulting path.
 const maxLinks = 40
 
-// Root is the folder that every path begins at. Links are followed as if it were
-// "/": they cannot lead out of it.
+// Root is the start of every path. Links cannot lead out of it.
 type Root struct {
-	// Path is that folder; "" is the real root.
+	// Path is the folder; "" is the real root.
 	Path string
-	// Hook, if not nil, is called before each call that reads or changes
-	// something, with its name and the file's: an error is what the call returns,
-	// without being made. Tests let calls fail by it.
+	// Hook, if not nil, is for tests. Its error replaces the system call.
 	Hook func(call, name string) error
-	// noOpenat2 lets openat2 fail, as on kernels before 5.6. Tests set it.
+	// noOpenat2 emulates kernels before 5.6, for tests.
 	noOpenat2 bool
 }
 
@@ -93,17 +85,17 @@ func (r Root) open() (int, error) {
 	return fd, nil
 }
 
-// Place is where a path leads to: a name in a folder that is open.
+// Place is a path's file: a name in an open folder.
 type Place struct {
-	// Folder is the deepest folder that is there. The caller closes it.
+	// Folder is the deepest existing one. The caller closes it.
 	Folder *Folder
-	// Missing are the folders below it that are not there, outermost first.
+	// Missing are the folders below it, outermost first.
 	Missing []string
-	// Name is that of the file; "" is the folder itself.
+	// Name is the file's; "" is the folder.
 	Name string
 }
 
-// Path is the path below the root, without a link in it.
+// Path is below the root, without links.
 func (p *Place) Path() string {
 	return filepath.Join(p.Folder.path, filepath.Join(p.Missing...), p.Name)
 }
@@ -111,36 +103,28 @@ func (p *Place) Path() string {
 // Close closes the folder.
 func (p *Place) Close() { p.Folder.Close() }
 
-// Follow says what becomes of the last name of a path.
 type follow int
 
 const (
-	followAll  follow = iota // a link is followed
-	followDirs               // a link is the file that is meant
-	followNone               // no link is followed anywhere
-	followOwn                // see OwnFolder
+	followAll  follow = iota // follow a link
+	followDirs               // the link itself
+	followNone               // refuse every link
+	followOwn                // see [Root.OwnFolder]
 )
 
-// Locate finds the file that path leads to, links followed. Neither the file nor
-// its folder has to be there.
-//
-// It fails with [ErrLink], or with what the kernel says.
+// Locate follows links. File and folders may be missing. It returns [ErrLink] or the kernel's error.
 func (r Root) Locate(path string) (*Place, error) { return r.walk(path, followAll) }
 
-// LocateName finds the folder of path, links followed, and means by the last name
-// what has it, be it a link.
+// LocateName does not follow the last name.
 func (r Root) LocateName(path string) (*Place, error) { return r.walk(path, followDirs) }
 
-// Folder opens a folder, links followed. Its error is fs.ErrNotExist where it is
-// not there, and [ErrLink].
+// Folder follows links. It returns fs.ErrNotExist or [ErrLink].
 func (r Root) Folder(path string) (*Folder, error) { return r.folder(path, followAll) }
 
-// OwnFolder is Folder for whoever removes files: a link of root's that another user may have moved leads only
-// to a folder of that user.
+// OwnFolder is for removals: a link of root that another user may have moved must lead to that user's folder.
 func (r Root) OwnFolder(path string) (*Folder, error) { return r.folder(path, followOwn) }
 
-// ResolvedFolder opens a folder by a path that was resolved before: there must be
-// no link in it.
+// ResolvedFolder refuses every link in path.
 func (r Root) ResolvedFolder(path string) (*Folder, error) { return r.folder(path, followNone) }
 
 func (r Root) folder(path string, f follow) (*Folder, error) {
@@ -161,7 +145,7 @@ func (r Root) folder(path string, f follow) (*Folder, error) {
 	return p.Folder, nil
 }
 
-// Stat looks at what path leads to, a file or a folder.
+// Stat follows links.
 func (r Root) Stat(path string) (Info, error) {
 	p, err := r.Locate(path)
 	if err != nil {
@@ -177,8 +161,8 @@ func (r Root) Stat(path string) (Info, error) {
 	return p.Folder.Stat(p.Name)
 }
 
-// Open opens the regular file that path leads to for reading, and gives its path
-// without a link in it. It fails as [Root.Locate] and [Folder.Open] do.
+// Open opens a regular file and returns its path without links. Its errors are those of [Root.Locate] and
+// [Folder.Open].
 func (r Root) Open(path string) (*os.File, Info, string, error) {
 	p, err := r.Locate(path)
 	if err != nil {
@@ -192,8 +176,7 @@ func (r Root) Open(path string) (*os.File, Info, string, error) {
 	return f, info, p.Path(), err
 }
 
-// Read reads the regular file that path leads to, of at most limit bytes. It fails
-// as [Root.Open] does, and with [ErrTooLarge].
+// Read reads at most limit bytes, or returns the errors of [Root.Open] or [ErrTooLarge].
 func (r Root) Read(path string, limit int64) ([]byte, string, error) {
 	f, info, at, err := r.Open(path)
 	if err != nil {
@@ -204,8 +187,7 @@ func (r Root) Read(path string, limit int64) ([]byte, string, error) {
 	return b, at, err
 }
 
-// direct opens a folder whose path has no link in it, in one call where the kernel
-// can refuse links; any error means that the path has to be walked.
+// direct opens a path without links in one call. After an error, walk it.
 func (r Root) direct(path string) (*Folder, error) {
 	if r.noOpenat2 {
 		return nil, unix.ENOSYS
@@ -226,26 +208,22 @@ func (r Root) direct(path string) (*Folder, error) {
 	return r.newFolder(fd, path)
 }
 
-// walker is one walk under way.
 type walker struct {
 	root  Root
-	asked string // the path, for errors
-	// stack are the folders from the root to where the walk is.
-	stack []*Folder
-	rest  []step
-	links int
-	// passed sees each folder and file on the way.
+	asked string // for errors
+	// stack begins at the root.
+	stack  []*Folder
+	rest   []step
+	links  int
 	passed func(path string, i Info)
 }
 
-// step is a name still to be walked, or the end of what a link stands for: what
-// was reached then must belong to owner. The name "." says that what was reached
-// must be a folder.
+// step is a name, "." for a required folder, or "" for the end of a link, whose target must be owner's.
 type step struct {
 	name  string
-	link  string // the link's own path
+	link  string // the path of the link
 	owner int
-	// fileOnly lets folders belong to anybody.
+	// fileOnly allows any owner for folders.
 	fileOnly bool
 }
 
@@ -264,7 +242,6 @@ func names(path string) []step {
 
 func (w *walker) top() *Folder { return w.stack[len(w.stack)-1] }
 
-// close closes what the walk opened, but for keep.
 func (w *walker) close(keep *Folder) {
 	for _, f := range w.stack {
 		if f != keep {
@@ -273,14 +250,14 @@ func (w *walker) close(keep *Folder) {
 	}
 }
 
-// walk goes along a path by itself: the kernel follows nothing.
+// walk resolves the path itself: the kernel follows no link.
 func (r Root) walk(path string, how follow) (*Place, error) {
 	if err := r.hook("openat", path); err != nil {
 		return nil, err
 	}
 	path = filepath.Join("/", path)
 	if how != followDirs {
-		// Most paths have no link in them.
+		// Most paths have no links.
 		if p := r.walkDirect(path); p != nil {
 			return p, nil
 		}
@@ -288,7 +265,6 @@ func (r Root) walk(path string, how follow) (*Place, error) {
 	return r.walkNames(path, how, func(string, Info) {})
 }
 
-// walkNames is a walk name by name.
 func (r Root) walkNames(path string, how follow, passed func(path string, i Info)) (*Place, error) {
 	fd, err := r.open()
 	if err != nil {
@@ -308,8 +284,7 @@ func (r Root) walkNames(path string, how follow, passed func(path string, i Info
 	return p, nil
 }
 
-// RootsAlone reports by [ErrForeign] where somebody else than root, or who runs this, may change
-// the file of a path, or let the path lead to another one. What is not there is nobody's.
+// RootsAlone returns [ErrForeign] if users other than root and this process's can change or redirect the file.
 func (r Root) RootsAlone(path string) error {
 	var found error
 	p, err := r.walkNames(filepath.Join("/", path), followAll, func(at string, i Info) {
@@ -329,8 +304,6 @@ func (r Root) RootsAlone(path string) error {
 	return found
 }
 
-// walkDirect is a walk without links; nil where there is one, or anything else
-// in the way.
 func (r Root) walkDirect(path string) *Place {
 	if path == "/" {
 		return nil
@@ -361,7 +334,7 @@ func (w *walker) walk(how follow) (*Place, error) {
 			}
 			continue
 		case s.name == ".":
-			continue // it is one
+			continue // it is a folder
 		case s.name == "..":
 			if n := len(w.stack); n > 1 {
 				w.top().Close()
@@ -400,7 +373,6 @@ func (w *walker) walk(how follow) (*Place, error) {
 	return &Place{Folder: w.top()}, nil
 }
 
-// last reports whether no name follows.
 func (w *walker) last() bool {
 	for _, s := range w.rest {
 		if s.name != "" && s.name != "." {
@@ -410,7 +382,7 @@ func (w *walker) last() bool {
 	return true
 }
 
-// end is a walk that came to its last name.
+// end handles the last name.
 func (w *walker) end(name string, info Info) (*Place, error) {
 	w.passed(filepath.Join(w.top().path, name), info)
 	for _, s := range w.rest {
@@ -426,8 +398,7 @@ func (w *walker) end(name string, info Info) (*Place, error) {
 	return &Place{Folder: w.top(), Name: name}, nil
 }
 
-// missing is a walk that came to a name which is not there. Who leads there by a
-// link must own the folder, in which he could make it himself.
+// missing requires that a link to a missing name has the folder's owner, who could create it.
 func (w *walker) missing(name string) (*Place, error) {
 	p := &Place{Folder: w.top(), Name: name}
 	for _, s := range w.rest {
@@ -447,7 +418,7 @@ func (w *walker) missing(name string) (*Place, error) {
 	return p, w.fits(p.Path())
 }
 
-// fits refuses a path that no other program can use: each of its folders stays open.
+// fits bounds the path, because each of its folders stays open.
 func (w *walker) fits(path string) error {
 	if len(path) < unix.PathMax {
 		return nil
@@ -455,8 +426,7 @@ func (w *walker) fits(path string) error {
 	return w.hindered(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENAMETOOLONG})
 }
 
-// hindered marks an error of a walk that a link of another user led to, or that a folder's owner
-// brought about, as [Folder.hindered] does: he can make it so at any time.
+// hindered also marks errors behind a link of another user.
 func (w *walker) hindered(err error) error {
 	i := slices.IndexFunc(w.rest, func(s step) bool { return s.name == "" })
 	if i >= 0 && slices.ContainsFunc([]unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG}, func(e unix.Errno) bool { return errors.Is(err, e) }) {
@@ -465,7 +435,7 @@ func (w *walker) hindered(err error) error {
 	return w.top().hindered(err)
 }
 
-// look opens what has the name, whatever it is, without reading it.
+// look opens a name of any type, without read access.
 func (w *walker) look(name string) (int, Info, error) {
 	path := filepath.Join(w.top().path, name)
 	fd, err := retry(func() (int, error) {
@@ -482,16 +452,13 @@ func (w *walker) look(name string) (int, Info, error) {
 	return fd, info, nil
 }
 
-// trusted are the owners whose links are followed: root, and whoever runs this,
-// which in a test may be another one.
+// trusted users' links are followed. Tests may not run as root.
 func trusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
 
-// anybody is in the place of a user who is not known.
 const anybody = -1
 
-// ruler gives the user who decides what has a name in a folder, and whether he is one who is not
-// trusted: its owner, or anybody in a folder of root's that a group, or everybody, may write. One
-// with the sticky bit, as /tmp, is not meant. With an ACL the group bits are its mask.
+// ruler returns the user who controls the folder's names, and whether it is untrusted: its owner, or anybody if
+// others may write to a folder of root without the sticky bit. With an ACL the group bits are its mask.
 func (i Info) ruler() (uid int, foreign bool) {
 	switch {
 	case !trusted(i.UID):
@@ -502,7 +469,6 @@ func (i Info) ruler() (uid int, foreign bool) {
 	return i.UID, false
 }
 
-// link puts what a link says in the place of its name.
 func (w *walker) link(name string, fd int, info Info, how follow) error {
 	path := filepath.Join(w.top().path, name)
 	buf := make([]byte, unix.PathMax)
@@ -535,7 +501,6 @@ func (w *walker) link(name string, fd int, info Info, how follow) error {
 	return nil
 }
 
-// owned checks what a link led to.
 func (w *walker) owned(s step, info Info) error {
 	if info.UID == s.owner || s.fileOnly && info.Mode.IsDir() {
 		return nil
@@ -546,7 +511,6 @@ func (w *walker) owned(s step, info Info) error {
 	return fmt.Errorf("%s: %w: it leads to what belongs to uid %d, and uid %d made the link or may move it", s.link, ErrLink, info.UID, s.owner)
 }
 
-// retry makes a call again that a signal interrupted.
 func retry[T any](call func() (T, error)) (T, error) {
 	for {
 		v, err := call()

@@ -67,7 +67,7 @@ type View struct {
 	Who      string    `json:"who,omitempty"`
 	Begun    time.Time `json:"begun,omitzero"`
 	Deadline time.Time `json:"deadline,omitzero"`
-	// DeadlineBy is the source of the deadline.
+	// DeadlineBy is the source of the deadline, Timeline everything that ends the wait for sessions.
 	DeadlineBy string   `json:"deadline_by,omitempty"`
 	Timeline   []Moment `json:"timeline,omitempty"`
 	Notices    []Notice `json:"notices,omitempty"`

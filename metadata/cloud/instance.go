@@ -18,11 +18,11 @@ import (
 
 // Instance describes this machine. Empty fields are absent, unless Missing lists them.
 type Instance struct {
-	Provider string `json:"provider"`
+	Provider string `json:"provider"` // its name
 	// ID names this machine in the registry. It never changes.
 	ID       string `json:"id"`
 	IDSource string `json:"id_source,omitempty"` // for people
-	// Name is set if notices use it instead of ID.
+	// Name is the cloud's own name of this machine, if notices use it instead of ID.
 	Name      string `json:"name,omitempty"`
 	AccountID string `json:"account_id,omitempty"`
 	Region    string `json:"region,omitempty"`
@@ -38,7 +38,7 @@ type Instance struct {
 	IPv6          netip.Addr `json:"ipv6,omitzero"`
 	PublicAddress netip.Addr `json:"public_address,omitzero"`
 	Tags          Tags       `json:"tags,omitempty"`
-	// TagsKnown is false if the cloud hides the tags.
+	// TagsKnown is false if the cloud hides the tags; TagsHint is the remedy.
 	TagsKnown bool   `json:"tags_known"`
 	TagsHint  string `json:"tags_hint,omitempty"`
 	// Group is the scaling group.

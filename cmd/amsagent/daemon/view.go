@@ -24,7 +24,7 @@ type View struct {
 	Started time.Time `json:"started"`
 	// Phase is "" on a machine that never joined.
 	Phase bootstrap.Phase `json:"phase,omitempty"`
-	// Activity is for people.
+	// Activity is what the daemon does, for people.
 	Activity string `json:"activity"`
 	// Trouble is what hinders it, or "".
 	Trouble string `json:"trouble,omitempty"`
@@ -41,7 +41,7 @@ type View struct {
 	// Ready reports whether viewers may come: a node without a drain whose server serves. NotReady is the cause if not.
 	Ready    bool       `json:"ready"`
 	NotReady string     `json:"not_ready,omitempty"`
-	Server   ServerView `json:"server"`
+	Server   ServerView `json:"server"` // what viewers get from the server
 	// Lifecycle is nil if this node cannot be drained.
 	Lifecycle *lifecycle.View `json:"lifecycle,omitempty"`
 
@@ -58,14 +58,14 @@ type View struct {
 	AMSAge *time.Duration `json:"ams_age_ns,omitempty"`
 	// RestartPending: files differ from the join, or are newer than the running server.
 	RestartPending bool                `json:"restart_pending,omitempty"`
-	Drift          *DriftView          `json:"drift,omitempty"`
-	Standalone     bool                `json:"standalone,omitempty"`
+	Drift          *DriftView          `json:"drift,omitempty"`      // nil without differences
+	Standalone     bool                `json:"standalone,omitempty"` // an operator made this machine standalone by hand
 	Repairs        []bootstrap.Finding `json:"repairs"`
 	Warnings       []bootstrap.Finding `json:"warnings"`
 	// Notes are hints on cloud and tags.
 	Notes   []string `json:"notes,omitempty"`
 	Metrics string   `json:"metrics,omitempty"` // the address
-	// MetricsError is why the port is not open. Another program may answer there.
+	// MetricsError is why the port for metrics and health is not open. Another program may answer there.
 	MetricsError string `json:"metrics_error,omitempty"`
 
 	// entered: this instance was active, and its server seen in the cluster. It holds after a restart of the agent, even
