@@ -25,8 +25,8 @@ import (
 // IDs of findings.
 const (
 	IDCloned = "AMS-CLONED" // this disk is a copy of another machine's
-	IDMoved  = "AMS-MOVED"  // the address has changed
-	IDRole   = "AMS-ROLE"   // the role or the group has changed
+	idMoved  = "AMS-MOVED"  // the address has changed
+	idRole   = "AMS-ROLE"   // the role or the group has changed
 	IDConfig = "AMS-CONFIG" // a setting is malformed
 )
 
@@ -241,7 +241,7 @@ func (k *converger) take(what string, is *string, said string) {
 	if said == "" || said == *is {
 		return
 	}
-	k.repaired(IDRole, "the %s was %s and is %s", what, cmp.Or(*is, "not known"), said)
+	k.repaired(idRole, "the %s was %s and is %s", what, cmp.Or(*is, "not known"), said)
 	*is = said
 }
 
@@ -315,7 +315,7 @@ func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance,
 		f.address = ams.Address{Addr: known, Reason: "as joined"}
 	}
 	if f.address.Addr != known {
-		k.repaired(IDMoved, "the address was %s and is %s", known, f.address.Addr)
+		k.repaired(idMoved, "the address was %s and is %s", known, f.address.Addr)
 		k.state.Address = f.address.Addr.String()
 	}
 }

@@ -170,7 +170,7 @@ func TestConvergeMalformedTag(t *testing.T) {
 	moved := joinedAs()
 	moved.Address = netip.MustParseAddr("10.0.1.9")
 	c := converge(t, m, convergeRequest(t, moved, fmt.Errorf("%w: amsagent:role", ErrTags)))
-	if !strings.HasPrefix(ids(c.Repairs), IDMoved) || !strings.HasPrefix(ids(c.Warnings), IDConfig) || c.Unidentified {
+	if !strings.HasPrefix(ids(c.Repairs), idMoved) || !strings.HasPrefix(ids(c.Warnings), IDConfig) || c.Unidentified {
 		t.Errorf("repairs %s, warnings %v, unidentified %t", ids(c.Repairs), c.Warnings, c.Unidentified)
 	}
 	if c.Node.IP != "10.0.1.9" || c.Node.Zone != "eu-west-1a" {

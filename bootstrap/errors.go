@@ -51,7 +51,7 @@ func (f Finding) Title() string {
 		return "this machine cannot be identified"
 	case IDMongoForm:
 		return "this release cannot use that connection string"
-	case IDSessions:
+	case idSessions:
 		return "this node has sessions"
 	case IDRecord:
 		return "what the agent wrote down about its changes cannot be used"
@@ -88,10 +88,10 @@ const (
 	IDMongoOption = "AMS-MONGO-OPTION" // an unexpected option
 	IDMongoMember = "AMS-MONGO-MEMBER" // one member of a replica set
 	IDClock       = "AMS-CLOCK"
-	IDSessions    = "AMS-SESSIONS"   // the node has sessions
-	IDInterrupted = "AMS-RECOVERED"  // an interrupted run was finished or undone
+	idSessions    = "AMS-SESSIONS"   // the node has sessions
+	idInterrupted = "AMS-RECOVERED"  // an interrupted run was finished or undone
 	IDUnverified  = "AMS-UNVERIFIED" // a check could not be made
-	IDDeregister  = "AMS-DEREGISTER" // still in the cluster's lists
+	idDeregister  = "AMS-DEREGISTER" // still in the cluster's lists
 	IDDrift       = "AMS-DRIFT"      // not as joined
 	IDRecord      = "AMS-RECORD"     // an unusable file of the agent
 	// IDDuplicate reports another machine with this machine's id.

@@ -674,7 +674,7 @@ func (l *leaver) identify(ctx context.Context) {
 func (l *leaver) connect(ctx context.Context) {
 	l.asked = true
 	if l.req.Mongo.IsZero() {
-		l.warn(IDDeregister, "give --mongo to deregister this node", "no MongoDB address is configured: the cluster's lists keep this node until it is pruned")
+		l.warn(idDeregister, "give --mongo to deregister this node", "no MongoDB address is configured: the cluster's lists keep this node until it is pruned")
 		return
 	}
 	var err error
@@ -732,7 +732,7 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 	}
 	if !registered && (err != nil || !live.complete && live.live() == nil) {
 		if !l.reached && l.id != "" {
-			l.warn(IDSessions, "", "who is on this server is not known: MongoDB was not asked, and the server does not tell")
+			l.warn(idSessions, "", "who is on this server is not known: MongoDB was not asked, and the server does not tell")
 		}
 		return nil
 	}
@@ -996,7 +996,7 @@ func (l *leaver) removeDocuments(ctx context.Context) error {
 		l.result.Deregistered = append(l.result.Deregistered, n.ID)
 	}
 	for _, n := range stay {
-		l.warn(IDDeregister, "restart Ant Media Server, then run the same command again",
+		l.warn(idDeregister, "restart Ant Media Server, then run the same command again",
 			"AMS's document %s of %s stays: an Ant Media Server with this address still writes it, or it has no readable time", n.ID, n.IP)
 	}
 	return err

@@ -153,7 +153,7 @@ func (m *Machine) recover(ctx context.Context, store *conf.Store) (_ []Finding, 
 		how = "finished"
 	}
 	m.say("an interrupted %s was %s first", r.Purpose, how)
-	findings := []Finding{{ID: IDInterrupted, Text: fmt.Sprintf("an interrupted %s was %s first", r.Purpose, how)}}
+	findings := []Finding{{ID: idInterrupted, Text: fmt.Sprintf("an interrupted %s was %s first", r.Purpose, how)}}
 	for _, c := range r.Conflicts {
 		findings = append(findings, Finding{ID: IDConflict, Text: c.String()})
 	}

@@ -52,11 +52,11 @@ func (i SealItem) Kept() bool { return i == SealTLS || i == SealLicence }
 
 // IDs of findings.
 const (
-	IDSealJoined  = "AMS-SEAL-JOINED"
-	IDSealRunning = "AMS-SEAL-RUNNING"
-	IDSealDaemon  = "AMS-SEAL-DAEMON"
-	IDSealSecret  = "AMS-SEAL-SECRET" // a secret stays
-	IDSealLink    = "AMS-SEAL-LINK"   // a folder links elsewhere
+	idSealJoined  = "AMS-SEAL-JOINED"
+	idSealRunning = "AMS-SEAL-RUNNING"
+	idSealDaemon  = "AMS-SEAL-DAEMON"
+	idSealSecret  = "AMS-SEAL-SECRET" // a secret stays
+	idSealLink    = "AMS-SEAL-LINK"   // a folder links elsewhere
 )
 
 // SealRequest is the input of [Machine.Seal].
@@ -146,7 +146,7 @@ func (s *sealer) check(ctx context.Context) error {
 			how = " (systemctl stop " + s.Service.Name() + ")"
 		}
 		findings = append(findings, Finding{
-			ID:   IDSealRunning,
+			ID:   idSealRunning,
 			Text: "Ant Media Server runs: it would go on serving without its databases, and write again what a seal removes",
 			Hint: "stop it first" + how + ", and make the image before it is started again",
 		})
@@ -161,7 +161,7 @@ func (s *sealer) check(ctx context.Context) error {
 		findings = append(findings, Finding{ID: IDRecord, Text: err.Error(), Hint: "amsagent leave mends it", Err: err})
 	case joined:
 		findings = append(findings, Finding{
-			ID:   IDSealJoined,
+			ID:   idSealJoined,
 			Text: "this machine is a node of a cluster: every clone would believe to be it",
 			Hint: "leave first: amsagent leave, or amsagent leave --offline, which does not tell the cluster",
 		})
@@ -195,14 +195,14 @@ func (s *sealer) found(f Sealed) { s.result.Found = append(s.result.Found, f) }
 func (s *sealer) seal(ctx context.Context) error {
 	if s.Daemon != nil {
 		if d, err := s.Daemon.State(ctx); err == nil && d.Active {
-			s.warn(IDSealDaemon, "stop it before the image is made: systemctl stop amsagent amsagent-node",
+			s.warn(idSealDaemon, "stop it before the image is made: systemctl stop amsagent amsagent-node",
 				"the daemon runs: it may let this machine join again before the image is made")
 		}
 	}
 	s.settings()
 	s.files()
 	if len(s.secrets) > 0 {
-		s.warn(IDSealSecret, "amsagent seal --remove ITEM takes certificates, keys and the licence out; a password of MongoDB belongs into a secret store",
+		s.warn(idSealSecret, "amsagent seal --remove ITEM takes certificates, keys and the licence out; a password of MongoDB belongs into a secret store",
 			"every clone will share what stays: %s", strings.Join(s.secrets, ", "))
 	}
 	s.outcome()
@@ -480,7 +480,7 @@ func (s *sealer) logs(dir string) {
 		}
 	}
 	if !slices.Contains(own, d.Path()) {
-		s.warn(IDSealLink, "remove the server's logs there by hand, or make "+dir+" lead to /var/log/antmedia",
+		s.warn(idSealLink, "remove the server's logs there by hand, or make "+dir+" lead to /var/log/antmedia",
 			"%s leads to %s, and nothing is removed there: it may hold more than the server's logs", dir, d.Path())
 		return
 	}

@@ -157,16 +157,16 @@ func TestSealRefuses(t *testing.T) {
 			t.Error(diff)
 		}
 	}
-	t.Run("a node", func(t *testing.T) { refused(t, joinedTree(t), SealRequest{}, IDSealJoined) })
+	t.Run("a node", func(t *testing.T) { refused(t, joinedTree(t), SealRequest{}, idSealJoined) })
 	t.Run("a node of the vendor's script", func(t *testing.T) {
 		m := joinedTree(t)
 		must.OK(t, os.RemoveAll(filepath.Join(m.Root, StateDir)))
-		refused(t, m, SealRequest{}, IDSealJoined)
+		refused(t, m, SealRequest{}, idSealJoined)
 	})
 	t.Run("a server that runs", func(t *testing.T) {
 		m := usedTree(t)
 		m.Service = runningService{}
-		refused(t, m, SealRequest{}, IDSealRunning)
+		refused(t, m, SealRequest{}, idSealRunning)
 	})
 	t.Run("nothing there", func(t *testing.T) {
 		refused(t, &Machine{Root: t.TempDir(), Service: ams.None{}}, SealRequest{}, IDInstall)
@@ -302,7 +302,7 @@ func TestSealFollowsNoLinkOut(t *testing.T) {
 	}
 	res := sealed(t, m, SealRequest{Remove: []SealItem{SealTLS}})
 	all := contents(t, m)
-	if all["/data/other.log"] == "" || all["/data/users"] == "" || !slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == IDSealLink && strings.Contains(f.Text, "/data") }) {
+	if all["/data/other.log"] == "" || all["/data/users"] == "" || !slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == idSealLink && strings.Contains(f.Text, "/data") }) {
 		t.Errorf("%+v", res.Warnings)
 	}
 	// As the vendor's installation has it.
@@ -368,7 +368,7 @@ func TestSealLogins(t *testing.T) {
 	if property(t, m, root, "db.host") == "" || contents(t, m)[MongoPath] == "" {
 		t.Error("what is in use is gone")
 	}
-	i := slices.IndexFunc(res.Warnings, func(f Finding) bool { return f.ID == IDSealSecret })
+	i := slices.IndexFunc(res.Warnings, func(f Finding) bool { return f.ID == idSealSecret })
 	if i < 0 || !strings.Contains(res.Warnings[i].Text, root) || !strings.Contains(res.Warnings[i].Text, MongoPath) || !strings.Contains(res.Warnings[i].Text, "privkey.pem") || strings.Contains(res.Warnings[i].Text, "fullchain") {
 		t.Errorf("%+v", res.Warnings)
 	}

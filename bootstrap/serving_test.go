@@ -345,7 +345,7 @@ func TestConvergeFailsAfterRecovery(t *testing.T) {
 				if !strings.HasPrefix(state, "an interrupted join was finished first") {
 					t.Errorf("%v: %q", err, state)
 				}
-				if c == nil || strings.Count(ids(c.Repairs), IDInterrupted) != 1 {
+				if c == nil || strings.Count(ids(c.Repairs), idInterrupted) != 1 {
 					t.Errorf("%+v", c)
 				}
 			})

@@ -91,7 +91,7 @@ func (s sessions) live() *Live {
 
 func sessionsFinding(live sessions, err error, command string) (Finding, bool) {
 	if err != nil {
-		return Finding{ID: IDSessions, Err: err, Text: "the streams of this node cannot be counted: " + err.Error(), Hint: command + " with --now to cut whatever is live"}, true
+		return Finding{ID: idSessions, Err: err, Text: "the streams of this node cannot be counted: " + err.Error(), Hint: command + " with --now to cut whatever is live"}, true
 	}
 	var on []string
 	switch {
@@ -106,7 +106,7 @@ func sessionsFinding(live sessions, err error, command string) (Finding, bool) {
 	if len(on) == 0 {
 		return Finding{}, false
 	}
-	return Finding{ID: IDSessions, Text: strings.Join(on, "; "), Hint: "wait until they end, or " + command + " with --now to cut them"}, true
+	return Finding{ID: idSessions, Text: strings.Join(on, "; "), Hint: "wait until they end, or " + command + " with --now to cut them"}, true
 }
 
 func plural(n int, what string) string {

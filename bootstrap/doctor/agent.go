@@ -31,7 +31,7 @@ func checkRecord(ctx context.Context, p *patient) []Result {
 		}
 		if in.Interrupted {
 			found = append(found, bad("run the same join or leave again: it finishes what was begun",
-				"a run of amsagent was killed while it wrote the files").as(IDUnfinished))
+				"a run of amsagent was killed while it wrote the files").as(idUnfinished))
 		}
 		switch {
 		case len(found) > 0:
@@ -182,7 +182,7 @@ func checkUnit(ctx context.Context, p *patient) []Result {
 		}
 		found = append(found, findings(in.Failed, in.Warnings, bootstrap.IDNotEnabled)...)
 		if s.NeedReload {
-			found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(IDReload))
+			found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(idReload))
 		}
 		if len(found) > 0 {
 			return found
@@ -269,7 +269,7 @@ func checkDaemonUnits(ctx context.Context, p *patient) []Result {
 func judgeUnit(name string, s ams.State, joined bool) []Result {
 	var found []Result
 	if s.NeedReload {
-		found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(IDReload))
+		found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(idReload))
 	}
 	if err := s.Startable(); err != nil {
 		hint := "systemctl status " + name
@@ -319,17 +319,17 @@ func checkDaemon(ctx context.Context, p *patient) []Result {
 	}
 	var found []Result
 	for _, t := range v.Trouble {
-		found = append(found, warning("amsagent status shows more, and journalctl -u amsagent when it began", "%s", t).as(IDTrouble))
+		found = append(found, warning("amsagent status shows more, and journalctl -u amsagent when it began", "%s", t).as(idTrouble))
 	}
 	if v.Version != p.Machine.Version {
 		found = append(found, warning("systemctl restart amsagent; that changes nothing in the cluster",
-			"the daemon is of version %s, and this program of %s", v.Version, p.Machine.Version).as(IDTrouble))
+			"the daemon is of version %s, and this program of %s", v.Version, p.Machine.Version).as(idTrouble))
 	}
 	if len(found) == 0 {
 		found = one(good("%s", v.Activity))
 	}
 	if v.LaunchHooks != "" {
-		found = append(found, good("launch hooks: %s", v.LaunchHooks).as(IDHook)) // all may be other programs'
+		found = append(found, good("launch hooks: %s", v.LaunchHooks).as(idHook)) // all may be other programs'
 	}
 	return found
 }

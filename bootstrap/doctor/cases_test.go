@@ -87,17 +87,17 @@ func serverCases() []aCase {
 		}, Bad, bootstrap.IDFileLink, "link refused"},
 		{bootstrap.IDFile, "none", noServer, Unknown, "", ""},
 
-		{IDApps, "some", nil, Good, "", `"LiveApp"`},
-		{IDApps, "incomplete", func(c *clinic) { c.put("usr/local/antmedia/webapps/Half/index.html", "") }, Warning, ams.WarnAppIncomplete, "Half"},
-		{IDApps, "a link to nowhere", func(c *clinic) { c.link("usr/local/antmedia/webapps/Gone", "/nowhere") }, Warning, ams.WarnAppIncomplete, "Gone"},
-		{IDApps, "a name that is not UTF-8", func(c *clinic) {
+		{idApps, "some", nil, Good, "", `"LiveApp"`},
+		{idApps, "incomplete", func(c *clinic) { c.put("usr/local/antmedia/webapps/Half/index.html", "") }, Warning, ams.WarnAppIncomplete, "Half"},
+		{idApps, "a link to nowhere", func(c *clinic) { c.link("usr/local/antmedia/webapps/Gone", "/nowhere") }, Warning, ams.WarnAppIncomplete, "Gone"},
+		{idApps, "a name that is not UTF-8", func(c *clinic) {
 			c.put("usr/local/antmedia/webapps/caf\xe9/WEB-INF/red5-web.properties", "db.type=mapdb\n")
 		}, Warning, ams.WarnAppEncoding, `caf\xe9`},
-		{IDApps, "no folder at all", func(c *clinic) {
+		{idApps, "no folder at all", func(c *clinic) {
 			c.remove("usr/local/antmedia/webapps")
 			c.put("usr/local/antmedia/webapps/README", "")
 		}, Warning, "", "not even the web panel"},
-		{IDApps, "none", noServer, Unknown, "", ""},
+		{idApps, "none", noServer, Unknown, "", ""},
 
 		{bootstrap.IDFileOwner, "all alike", nil, Good, "", "all belong to uid"},
 		{bootstrap.IDFileOwner, "edited as another user", func(c *clinic) { c.own(liveApp, 4242) }, Warning, "", "settings cannot be saved"},
@@ -112,33 +112,33 @@ func serverCases() []aCase {
 		}, Warning, "", "will hold a password"},
 		{bootstrap.IDFileOwner, "none", noServer, Unknown, "", ""},
 
-		{IDSettings, "standalone", nil, Good, "", "standalone"},
-		{IDSettings, "a node", func(c *clinic) { c.join("10.0.2.4") }, Good, "", "the same database"},
-		{IDSettings, "half switched", func(c *clinic) {
+		{idSettings, "standalone", nil, Good, "", "standalone"},
+		{idSettings, "a node", func(c *clinic) { c.join("10.0.2.4") }, Good, "", "the same database"},
+		{idSettings, "half switched", func(c *clinic) {
 			c.join("10.0.2.4")
 			c.edit(server, "clusterdb.host=10.0.2.4", "clusterdb.host=localhost")
 		}, Bad, "", "half switched"},
-		{IDSettings, "an application left behind", func(c *clinic) {
+		{idSettings, "an application left behind", func(c *clinic) {
 			c.join("10.0.2.4")
 			c.edit(liveApp, "db.type=mongodb", "db.type=mapdb")
 		}, Bad, "", `"LiveApp" do not use MongoDB`},
-		{IDSettings, "another database", func(c *clinic) {
+		{idSettings, "another database", func(c *clinic) {
 			c.join("10.0.2.4")
 			c.edit(liveApp, "db.host=10.0.2.4", "db.host=10.0.9.9")
 		}, Warning, "", "another database"},
-		{IDSettings, "blanks", func(c *clinic) { c.put(liveApp, "db.type=mongodb\ndb.host=10.0.2.4  \ndb.name=live\n") }, Warning, "", `db.host in "LiveApp"`},
-		{IDSettings, "Redis", func(c *clinic) {
+		{idSettings, "blanks", func(c *clinic) { c.put(liveApp, "db.type=mongodb\ndb.host=10.0.2.4  \ndb.name=live\n") }, Warning, "", `db.host in "LiveApp"`},
+		{idSettings, "Redis", func(c *clinic) {
 			c.put(liveApp, "db.type=redisdb\ndb.host=mongo.internal:27017\ndb.name=live\n")
 		}, Warning, "", `redisdb in "LiveApp"`},
-		{IDSettings, "Redis on a node", func(c *clinic) {
+		{idSettings, "Redis on a node", func(c *clinic) {
 			c.join("10.0.2.4")
 			c.edit(liveApp, "db.type=mongodb", "db.type=redisdb")
 		}, Bad, "", `"LiveApp" do not use MongoDB`},
-		{IDSettings, "broken", func(c *clinic) { c.put(container, "<beans>") }, Unknown, "", "do not tell a mode"},
+		{idSettings, "broken", func(c *clinic) { c.put(container, "<beans>") }, Unknown, "", "do not tell a mode"},
 
-		{IDAppName, "none lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=LiveApp\n") }, Good, "", "none is lost"},
-		{IDAppName, "lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=\n") }, Warning, "", `appName is empty in "LiveApp"`},
-		{IDAppName, "no server", noServer, Unknown, "", ""},
+		{idAppName, "none lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=LiveApp\n") }, Good, "", "none is lost"},
+		{idAppName, "lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=\n") }, Warning, "", `appName is empty in "LiveApp"`},
+		{idAppName, "no server", noServer, Unknown, "", ""},
 	}
 }
 
@@ -204,8 +204,8 @@ func mongoCases() []aCase {
 	unreachable := fail(cluster.KindRefused, bootstrap.IDMongo)
 	at := func(s string) func(c *clinic) { return func(c *clinic) { c.target(s) } }
 	cases := []aCase{
-		{IDMongoNoName, "told", func(c *clinic) { c.target("mongodb://u:secret@10.0.2.4"); c.o.MongoFrom = "--mongo" }, Good, "", "from --mongo"},
-		{IDMongoNoName, "wrong", func(c *clinic) { c.o.MongoErr = errors.New("two ports") }, Bad, "", "two ports"},
+		{idMongoNoName, "told", func(c *clinic) { c.target("mongodb://u:secret@10.0.2.4"); c.o.MongoFrom = "--mongo" }, Good, "", "from --mongo"},
+		{idMongoNoName, "wrong", func(c *clinic) { c.o.MongoErr = errors.New("two ports") }, Bad, "", "two ports"},
 
 		{bootstrap.IDMongoForm, "fine", at("10.0.2.4"), Good, "", "can use it"},
 		{bootstrap.IDMongoForm, "too new for the release", func(c *clinic) { release("2.3.0")(c); c.target("mongodb+srv://c.example.net") }, Bad, "", "mongodb+srv"},
@@ -216,32 +216,32 @@ func mongoCases() []aCase {
 		{bootstrap.IDMongo, "refused", unreachable, Bad, "", "no"},
 		{bootstrap.IDMongoAuth, "refused", fail(cluster.KindAuth, bootstrap.IDMongoAuth), Bad, "", "refused the user name"},
 		{bootstrap.IDMongoAuth, "not reached", unreachable, Unknown, "", "could not be asked"},
-		{IDNotPrimary, "no primary", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Bad, "", "takes no writes"},
+		{idNotPrimary, "no primary", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Bad, "", "takes no writes"},
 		{bootstrap.IDMongo, "no primary is told elsewhere", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Good, "", "answers"},
 
-		{IDMongoOpen, "not reached", unreachable, Unknown, "", "could not be asked"},
-		{IDMongoOpen, "lost in between", func(c *clinic) {
+		{idMongoOpen, "not reached", unreachable, Unknown, "", "could not be asked"},
+		{idMongoOpen, "lost in between", func(c *clinic) {
 			c.target("127.0.0.1:1")
 			c.mongo, c.o.Connect.Timeout = finished(reached{}, nil), time.Second
 		}, Unknown, "", "without a password"},
-		{IDMongoPlain, "private", at("10.0.2.4"), Good, "", "private network"},
-		{IDMongoPlain, "loopback", at("127.0.0.1"), Good, "", "private network"},
-		{IDMongoPlain, "public", at("mongodb://8.8.8.8"), Warning, "", "nothing is encrypted"},
-		{IDMongoPlain, "public, with TLS", at("mongodb://8.8.8.8/?tls=true"), Good, "", "TLS"},
-		{IDMongoPlain, "a name that does not resolve", at("mongodb://nowhere.invalid"), Unknown, "", "not known"},
+		{idMongoPlain, "private", at("10.0.2.4"), Good, "", "private network"},
+		{idMongoPlain, "loopback", at("127.0.0.1"), Good, "", "private network"},
+		{idMongoPlain, "public", at("mongodb://8.8.8.8"), Warning, "", "nothing is encrypted"},
+		{idMongoPlain, "public, with TLS", at("mongodb://8.8.8.8/?tls=true"), Good, "", "TLS"},
+		{idMongoPlain, "a name that does not resolve", at("mongodb://nowhere.invalid"), Unknown, "", "not known"},
 
 		{bootstrap.IDClock, "off", skewed(bootstrap.IDClock), Warning, "", "off"},
 		{bootstrap.IDClock, "not compared", skewed(bootstrap.IDUnverified), Unknown, bootstrap.IDUnverified, "off"},
 
-		{IDRows, "nobody else", rows(node("i-1", "10.0.0.5", 0)), Good, "", "nobody else has 10.0.0.5"},
-		{IDRows, "an earlier machine", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", time.Hour)), Warning, "", "its agent is silent"},
-		{IDRows, "two machines", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", 0)), Bad, "", "its agent beats"},
-		{IDRows, "one that has left", rows(node("i-1", "10.0.0.5", 0), left(node("i-0", "10.0.0.5", 0))), Good, "", "nobody else"},
-		{IDRows, "two servers", func(c *clinic) {
+		{idRows, "nobody else", rows(node("i-1", "10.0.0.5", 0)), Good, "", "nobody else has 10.0.0.5"},
+		{idRows, "an earlier machine", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", time.Hour)), Warning, "", "its agent is silent"},
+		{idRows, "two machines", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", 0)), Bad, "", "its agent beats"},
+		{idRows, "one that has left", rows(node("i-1", "10.0.0.5", 0), left(node("i-0", "10.0.0.5", 0))), Good, "", "nobody else"},
+		{idRows, "two servers", func(c *clinic) {
 			rows(node("i-1", "10.0.0.5", 0))(c)
 			c.look.value.AMS = []cluster.AMSNode{{ID: "a", IP: "10.0.0.5", LastUpdate: time.Now()}, {ID: "b", IP: "10.0.0.5", LastUpdate: time.Now()}}
 		}, Warning, "", "2 documents"},
-		{IDRows, "no address", func(c *clinic) {
+		{idRows, "no address", func(c *clinic) {
 			rows(node("i-1", "10.0.0.5", 0))(c)
 			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("no") }
 		}, Unknown, "", "address is not known"},
@@ -302,7 +302,7 @@ func TestPeersDialed(t *testing.T) {
 	}
 	peersAt(peer{address: "10.0.0.6", port: 5081}, peer{address: "db.example.org", port: 5081}, peer{address: "fe80::1%lo", port: 5081},
 		peer{address: "0.0.0.0", port: 5081}, peer{address: "224.0.0.1", port: 5081}, peer{address: "10.0.0.7:22", port: 5081})(c)
-	results := c.check(IDPeers)
+	results := c.check(idPeers)
 	slices.Sort(dialed)
 	if want := []string{"10.0.0.6:5000", "10.0.0.6:5081"}; !slices.Equal(dialed, want) {
 		t.Errorf("dialed %q, want %q; %+v", dialed, want, results)
@@ -343,46 +343,46 @@ func networkCases(open, closed int) []aCase {
 			c.remove("etc/hostname")
 		}, Unknown, "", "hostname"},
 
-		{IDHosts, "clean", nil, Good, "", "nothing odd"},
-		{IDHosts, "an address without a name", func(c *clinic) { c.put("etc/hosts", "127.0.0.1 localhost\n10.0.0.21\n") }, Warning, "", "line 2"},
-		{IDHosts, "no address", func(c *clinic) { c.put("etc/hosts", "node-1 10.0.0.5\n") }, Warning, "", "begins with no address"},
-		{IDHosts, "two addresses", func(c *clinic) { c.put("etc/hosts", "10.0.0.5 node-1\n10.0.0.9 node-1 # old\n") }, Warning, "", "10.0.0.5, 10.0.0.9"},
-		{IDHosts, "no file", func(c *clinic) { c.remove("etc/hosts") }, Good, "", "no /etc/hosts"},
-		{IDHosts, "a folder", func(c *clinic) { c.remove("etc/hosts"); c.put("etc/hosts/x", "") }, Unknown, "", ""},
+		{idHosts, "clean", nil, Good, "", "nothing odd"},
+		{idHosts, "an address without a name", func(c *clinic) { c.put("etc/hosts", "127.0.0.1 localhost\n10.0.0.21\n") }, Warning, "", "line 2"},
+		{idHosts, "no address", func(c *clinic) { c.put("etc/hosts", "node-1 10.0.0.5\n") }, Warning, "", "begins with no address"},
+		{idHosts, "two addresses", func(c *clinic) { c.put("etc/hosts", "10.0.0.5 node-1\n10.0.0.9 node-1 # old\n") }, Warning, "", "10.0.0.5, 10.0.0.9"},
+		{idHosts, "no file", func(c *clinic) { c.remove("etc/hosts") }, Good, "", "no /etc/hosts"},
+		{idHosts, "a folder", func(c *clinic) { c.remove("etc/hosts"); c.put("etc/hosts/x", "") }, Unknown, "", ""},
 
-		{IDPeers, "alone", peersAt(), Good, "", "no other node"},
-		{IDPeers, "no address", peersAt(peer{address: "db.example.org", port: open}, peer{address: "fe80::1%lo", port: open}), Good, "", "no other node"},
-		{IDPeers, "all answer", peersAt(peer{address: "127.0.0.1", port: open}), Good, "", "1 of 1"},
-		{IDPeers, "nobody listens", peersAt(peer{address: "127.0.0.1", port: closed}), Warning, "", "nobody listens at 127.0.0.1"},
-		{IDPeers, "no way", func(c *clinic) {
+		{idPeers, "alone", peersAt(), Good, "", "no other node"},
+		{idPeers, "no address", peersAt(peer{address: "db.example.org", port: open}, peer{address: "fe80::1%lo", port: open}), Good, "", "no other node"},
+		{idPeers, "all answer", peersAt(peer{address: "127.0.0.1", port: open}), Good, "", "1 of 1"},
+		{idPeers, "nobody listens", peersAt(peer{address: "127.0.0.1", port: closed}), Warning, "", "nobody listens at 127.0.0.1"},
+		{idPeers, "no way", func(c *clinic) {
 			peersAt(peer{address: "240.0.0.1", port: open})(c)
 			c.dial = func(context.Context, string) error { return context.DeadlineExceeded }
 		}, Bad, "", "no connection to 240.0.0.1"},
-		{IDPeers, "a tree", func(c *clinic) {
+		{idPeers, "a tree", func(c *clinic) {
 			peersAt(peer{address: "127.0.0.1", port: open})(c)
 			c.running = false
 		}, Unknown, "", "does not run"},
-		{IDPeers, "nobody told", nil, Unknown, "", "no MongoDB address is configured"},
+		{idPeers, "nobody told", nil, Unknown, "", "no MongoDB address is configured"},
 
-		{IDPorts, "free", ports("", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
-		{IDPorts, "the server's", ports("tcp :5080", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "the server runs"},
-		{IDPorts, "taken", ports("tcp :5080", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 5080 (HTTP) is taken"},
-		{IDPorts, "SRT is taken", ports("udp :4200", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 4200 (SRT) is taken"},
-		{IDPorts, "another port is configured", func(c *clinic) {
+		{idPorts, "free", ports("", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
+		{idPorts, "the server's", ports("tcp :5080", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "the server runs"},
+		{idPorts, "taken", ports("tcp :5080", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 5080 (HTTP) is taken"},
+		{idPorts, "SRT is taken", ports("udp :4200", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 4200 (SRT) is taken"},
+		{idPorts, "another port is configured", func(c *clinic) {
 			ports("tcp :1936", ams.State{Activity: ams.ActivityInactive})(c)
 			c.put(server, "rtmp.port=1936\nclusterdb.host=\n")
 		}, Bad, "", "port 1936 (RTMP) is taken"},
-		{IDPorts, "RTMPS is off", ports("tcp :8443", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
-		{IDPorts, "RTMPS is on", func(c *clinic) {
+		{idPorts, "RTMPS is off", ports("tcp :8443", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
+		{idPorts, "RTMPS is on", func(c *clinic) {
 			ports("tcp :8443", ams.State{Activity: ams.ActivityInactive})(c)
 			c.put(server, "rtmps.enabled=true\nclusterdb.host=\n")
 		}, Bad, "", "port 8443 (RTMPS) is taken"},
-		{IDPorts, "not allowed to listen", func(c *clinic) {
+		{idPorts, "not allowed to listen", func(c *clinic) {
 			ports("", ams.State{Activity: ams.ActivityInactive})(c)
 			c.listen = func(context.Context, string, string) error { return syscall.EACCES }
 		}, Unknown, "", "port 5080 (HTTP): permission denied"},
-		{IDPorts, "the service does not say", ports("", ams.State{Activity: ams.ActivityUnknown}), Unknown, "", "not known"},
-		{IDPorts, "a tree", nil, Unknown, "", "does not run"},
+		{idPorts, "the service does not say", ports("", ams.State{Activity: ams.ActivityUnknown}), Unknown, "", "not known"},
+		{idPorts, "a tree", nil, Unknown, "", "does not run"},
 	}
 }
 
@@ -438,33 +438,33 @@ func goingCases() []aCase {
 	retains := good
 	retains.Abandons = "drain"
 	return []aCase{
-		{IDHook, "there", hooked(good, nil), Good, "", "drain of group edges; may keep it waiting"},
-		{IDHook, "default result", hooked(retains, nil), Good, "", "drain ends with ABANDON"},
-		{IDHook, "no hook", hooked(HookView{Group: "edges"}, nil), Warning, "", "a scale-in cuts"},
-		{IDHook, "hooks of others", hooked(HookView{Group: "edges", Others: []string{"drain", "logs"}}, nil), Warning, "", "none is this agent's: drain, logs"},
-		{IDHook, "no group", hooked(HookView{}, nil), Good, "", "in no scaling group"},
-		{IDHook, "no cloud", hooked(HookView{Without: "no hooks of generic"}, nil), Good, "", "no hooks of generic"},
-		{IDHook, "denied", hooked(HookView{Denied: "autoscaling:DescribeLifecycleHooks", Policy: `{"Version":"2012-10-17"}`, Answer: "not authorized"}, nil), Bad, IDHookDenied, "autoscaling:DescribeLifecycleHooks is missing: not authorized"},
-		{IDHook, "told to nobody", hooked(HookView{Group: "edges", Untold: "only outside", Ask: "az vmss show"}, nil), Unknown, "", "only outside"},
-		{IDHook, "nobody knows who it is", func(c *clinic) {
+		{idHook, "there", hooked(good, nil), Good, "", "drain of group edges; may keep it waiting"},
+		{idHook, "default result", hooked(retains, nil), Good, "", "drain ends with ABANDON"},
+		{idHook, "no hook", hooked(HookView{Group: "edges"}, nil), Warning, "", "a scale-in cuts"},
+		{idHook, "hooks of others", hooked(HookView{Group: "edges", Others: []string{"drain", "logs"}}, nil), Warning, "", "none is this agent's: drain, logs"},
+		{idHook, "no group", hooked(HookView{}, nil), Good, "", "in no scaling group"},
+		{idHook, "no cloud", hooked(HookView{Without: "no hooks of generic"}, nil), Good, "", "no hooks of generic"},
+		{idHook, "denied", hooked(HookView{Denied: "autoscaling:DescribeLifecycleHooks", Policy: `{"Version":"2012-10-17"}`, Answer: "not authorized"}, nil), Bad, idHookDenied, "autoscaling:DescribeLifecycleHooks is missing: not authorized"},
+		{idHook, "told to nobody", hooked(HookView{Group: "edges", Untold: "only outside", Ask: "az vmss show"}, nil), Unknown, "", "only outside"},
+		{idHook, "nobody knows who it is", func(c *clinic) {
 			hooked(HookView{}, errors.New("not asked"))(c)
 			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("hush") }
 		}, Unknown, "", "without an identity"},
-		{IDHook, "no answer", hooked(HookView{}, errors.New("no answer")), Unknown, "", "no answer"},
-		{IDHook, "nobody asked", nil, Unknown, "", "nobody was asked"},
+		{idHook, "no answer", hooked(HookView{}, errors.New("no answer")), Unknown, "", "no answer"},
+		{idHook, "nobody asked", nil, Unknown, "", "nobody was asked"},
 
-		{IDTimeline, "all fits", func(c *clinic) {
+		{idTimeline, "all fits", func(c *clinic) {
 			hooked(good, nil)(c)
 			c.o.Unit = unit(map[string]ams.State{daemonUnit: {StopTimeout: 15 * time.Minute}})
 			c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
 		}, Good, "", "drain deadline 1h · hook drain waits 30m at a time, 48h in all · power-off gives it 15m (less: who is still there is cut) · the server's stop 10s (a join makes it"},
-		{IDTimeline, "the hook ends first", hooked(short, nil), Warning, "", "the sessions get 19m30s and not 1h"},
-		{IDTimeline, "a hook too quick for one lost call", hooked(quick, nil), Warning, "", "timeout of 40s"},
-		{IDTimeline, "killed while it stops", func(c *clinic) {
+		{idTimeline, "the hook ends first", hooked(short, nil), Warning, "", "the sessions get 19m30s and not 1h"},
+		{idTimeline, "a hook too quick for one lost call", hooked(quick, nil), Warning, "", "timeout of 40s"},
+		{idTimeline, "killed while it stops", func(c *clinic) {
 			c.join("10.0.2.4")
 			c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
 		}, Warning, "", "kills the server 10s after"},
-		{IDTimeline, "not told", func(c *clinic) { c.o.Drain = nil }, Unknown, "", "not known"},
+		{idTimeline, "not told", func(c *clinic) { c.o.Drain = nil }, Unknown, "", "not known"},
 	}
 }
 
@@ -515,7 +515,7 @@ func TestTimelineLines(t *testing.T) {
 	hooked(hook, nil)(c)
 	c.o.Unit = unit(map[string]ams.State{daemonUnit: {StopTimeout: 15 * time.Minute}})
 	c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
-	if r := c.check(IDTimeline); len(r) != 1 || len(r[0].Lines) != 7 || !strings.HasPrefix(r[0].Lines[3], "              +1h2m ") {
+	if r := c.check(idTimeline); len(r) != 1 || len(r[0].Lines) != 7 || !strings.HasPrefix(r[0].Lines[3], "              +1h2m ") {
 		t.Errorf("%+v", r)
 	}
 }
@@ -562,7 +562,7 @@ func agentCases() []aCase {
 		{bootstrap.IDRecord, "the undo record is lost", func(c *clinic) { c.state("joined") }, Warning, "", "is not there"},
 		{bootstrap.IDRecord, "damaged", func(c *clinic) { c.put("var/lib/amsagent/undo.json", "{") }, Bad, "", "undo.json"},
 		{bootstrap.IDRecord, "of a later version", func(c *clinic) { c.put("var/lib/amsagent/state.json", `{"version":99}`) }, Bad, "", "99"},
-		{bootstrap.IDRecord, "interrupted", func(c *clinic) { c.put("var/lib/amsagent/journal", "{}") }, Bad, IDUnfinished, "killed while it wrote"},
+		{bootstrap.IDRecord, "interrupted", func(c *clinic) { c.put("var/lib/amsagent/journal", "{}") }, Bad, idUnfinished, "killed while it wrote"},
 		{bootstrap.IDRecord, "cannot be looked at", func(c *clinic) { c.put("var/lib/amsagent/undo.json/x", "") }, Unknown, "", "undo.json"},
 
 		{bootstrap.IDConfig, "read", func(c *clinic) { c.o.ConfigSeen = "/etc/amsagent/config.yaml is read" }, Good, "", "is read"},
@@ -571,57 +571,57 @@ func agentCases() []aCase {
 		}, Bad, "", "unknown key"},
 		{bootstrap.IDConfig, "not read", nil, Unknown, "", "not read"},
 
-		{IDSecret, "none", nil, Good, "", "no password"},
-		{IDSecret, "kept", func(c *clinic) { c.secret(0o600) }, Good, "", "not for everybody"},
-		{IDSecret, "for everybody", func(c *clinic) { c.secret(0o644) }, Bad, "", "/etc/amsagent/mongo"},
-		{IDSecret, "for everybody, in a closed folder", func(c *clinic) { c.secret(0o644); c.mode("etc/amsagent", 0o700) }, Good, "", "not for everybody"},
-		{IDSecret, "in the server's files", func(c *clinic) { c.put(server, "clusterdb.host=mongodb://u:secret@10.0.2.4\n") }, Bad, "", "red5.properties"},
-		{IDSecret, "in a key of its own", func(c *clinic) { c.put(liveApp, "db.host=10.0.2.4\ndb.password=secret\n") }, Bad, "", "LiveApp"},
-		{IDSecret, "in the undo record", func(c *clinic) {
+		{idSecret, "none", nil, Good, "", "no password"},
+		{idSecret, "kept", func(c *clinic) { c.secret(0o600) }, Good, "", "not for everybody"},
+		{idSecret, "for everybody", func(c *clinic) { c.secret(0o644) }, Bad, "", "/etc/amsagent/mongo"},
+		{idSecret, "for everybody, in a closed folder", func(c *clinic) { c.secret(0o644); c.mode("etc/amsagent", 0o700) }, Good, "", "not for everybody"},
+		{idSecret, "in the server's files", func(c *clinic) { c.put(server, "clusterdb.host=mongodb://u:secret@10.0.2.4\n") }, Bad, "", "red5.properties"},
+		{idSecret, "in a key of its own", func(c *clinic) { c.put(liveApp, "db.host=10.0.2.4\ndb.password=secret\n") }, Bad, "", "LiveApp"},
+		{idSecret, "in the undo record", func(c *clinic) {
 			c.join("10.0.2.4")
 			for _, dir := range []string{"var", "var/lib", "var/lib/amsagent"} {
 				c.mode(dir, 0o755)
 			}
 			c.mode("var/lib/amsagent/undo.json", 0o644)
 		}, Bad, "", "undo.json"},
-		{IDSecret, "no secret", func(c *clinic) { c.secret(0o644); c.put("etc/amsagent/mongo", "10.0.2.4\n") }, Good, "", "no password"},
-		{IDSecret, "a folder", func(c *clinic) { c.o.Secrets = []string{"/etc"} }, Unknown, "", "etc"},
+		{idSecret, "no secret", func(c *clinic) { c.secret(0o644); c.put("etc/amsagent/mongo", "10.0.2.4\n") }, Good, "", "no password"},
+		{idSecret, "a folder", func(c *clinic) { c.o.Secrets = []string{"/etc"} }, Unknown, "", "etc"},
 
 		{bootstrap.IDService, "answers", state(active), Good, "", "answers"},
 		{bootstrap.IDService, "masked", state(with(active, func(s *ams.State) { s.Load = "masked" })), Bad, "", "masked"},
 		{bootstrap.IDService, "no systemd", func(c *clinic) { c.service.err = ams.ErrNoSystemd }, Bad, "", "not available"},
 		{bootstrap.IDService, "left alone", nil, Unknown, "", "left alone"},
 
-		{IDUnit, "runs", state(active), Good, "", "antmedia.service is active"},
-		{IDUnit, "failed", state(ams.State{Activity: ams.ActivityFailed, Result: "exit-code", Exit: "exit status 1"}), Bad, "", "failed (exit-code"},
-		{IDUnit, "dies again and again", state(ams.State{Activity: ams.ActivityActivating, Sub: "auto-restart"}), Bad, "", "again and again"},
-		{IDUnit, "started again often", state(with(active, func(s *ams.State) { s.Restarts = 7 })), Warning, "", "7 times"},
-		{IDUnit, "not at boot", state(with(active, func(s *ams.State) { s.UnitFile = "disabled" })), Warning, bootstrap.IDNotEnabled, "at boot"},
-		{IDUnit, "not read again", state(with(active, func(s *ams.State) { s.NeedReload = true })), Warning, IDReload, "not read them again"},
-		{IDUnit, "not known", nil, Unknown, "", "not known"},
+		{idUnit, "runs", state(active), Good, "", "antmedia.service is active"},
+		{idUnit, "failed", state(ams.State{Activity: ams.ActivityFailed, Result: "exit-code", Exit: "exit status 1"}), Bad, "", "failed (exit-code"},
+		{idUnit, "dies again and again", state(ams.State{Activity: ams.ActivityActivating, Sub: "auto-restart"}), Bad, "", "again and again"},
+		{idUnit, "started again often", state(with(active, func(s *ams.State) { s.Restarts = 7 })), Warning, "", "7 times"},
+		{idUnit, "not at boot", state(with(active, func(s *ams.State) { s.UnitFile = "disabled" })), Warning, bootstrap.IDNotEnabled, "at boot"},
+		{idUnit, "not read again", state(with(active, func(s *ams.State) { s.NeedReload = true })), Warning, idReload, "not read them again"},
+		{idUnit, "not known", nil, Unknown, "", "not known"},
 
-		{IDDropIn, "no node", nil, Good, "", "not a cluster node"},
-		{IDDropIn, "written", nodeWithDropIn, Good, "", "AMS_HOST_ADDRESS=10.0.0.5"},
-		{IDDropIn, "lost", func(c *clinic) { nodeWithDropIn(c); c.remove("etc/systemd") }, Bad, "", "is lost"},
-		{IDDropIn, "another address", func(c *clinic) { nodeWithDropIn(c); c.edit(ams.DropInPath, "10.0.0.5", "10.0.0.6") }, Bad, "", "10.0.0.6"},
-		{IDDropIn, "left over", func(c *clinic) { c.put(ams.DropInPath, string(ams.DropIn(netip.MustParseAddr("10.0.0.5"), 0, ""))) }, Warning, "", "still there"},
-		{IDDropIn, "unknown to systemd", func(c *clinic) {
+		{idDropIn, "no node", nil, Good, "", "not a cluster node"},
+		{idDropIn, "written", nodeWithDropIn, Good, "", "AMS_HOST_ADDRESS=10.0.0.5"},
+		{idDropIn, "lost", func(c *clinic) { nodeWithDropIn(c); c.remove("etc/systemd") }, Bad, "", "is lost"},
+		{idDropIn, "another address", func(c *clinic) { nodeWithDropIn(c); c.edit(ams.DropInPath, "10.0.0.5", "10.0.0.6") }, Bad, "", "10.0.0.6"},
+		{idDropIn, "left over", func(c *clinic) { c.put(ams.DropInPath, string(ams.DropIn(netip.MustParseAddr("10.0.0.5"), 0, ""))) }, Warning, "", "still there"},
+		{idDropIn, "unknown to systemd", func(c *clinic) {
 			nodeWithDropIn(c)
 			c.service.state = with(active, func(s *ams.State) { s.Fragment = "/etc/systemd/system/antmedia.service" })
 		}, Bad, "", "does not know of it"},
-		{IDDropIn, "overruled", func(c *clinic) {
+		{idDropIn, "overruled", func(c *clinic) {
 			nodeWithDropIn(c)
 			c.service.state = with(active, func(s *ams.State) {
 				s.Fragment, s.DropIns, s.HostAddress = "/x", []string{ams.DropInPath, "/x/60-local.conf"}, "10.7.7.7"
 			})
 		}, Bad, "", "10.7.7.7"},
-		{IDDropIn, "overruled by a file", func(c *clinic) {
+		{idDropIn, "overruled by a file", func(c *clinic) {
 			nodeWithDropIn(c)
 			c.service.state = with(active, func(s *ams.State) {
 				s.Fragment, s.DropIns, s.HostAddress, s.HostAddressFile = "/x", []string{ams.DropInPath}, "10.7.7.7", "/etc/default/antmedia"
 			})
 		}, Bad, "", "/etc/default/antmedia overrides ours"},
-		{IDDropIn, "a folder", func(c *clinic) { c.put(ams.DropInPath+"/x", "") }, Unknown, "", ""},
+		{idDropIn, "a folder", func(c *clinic) { c.put(ams.DropInPath+"/x", "") }, Unknown, "", ""},
 
 		{bootstrap.IDDaemon, "runs", units(true, active), Good, "", "amsagent.service active"},
 		{bootstrap.IDDaemon, "before a join", units(false, ams.State{Activity: ams.ActivityInactive, Load: "loaded", UnitFile: "disabled"}), Good, "", "a join starts them"},
@@ -630,26 +630,26 @@ func agentCases() []aCase {
 		{bootstrap.IDDaemon, "masked", units(false, with(active, func(s *ams.State) { s.Load = "masked" })), Warning, "", "masked"},
 		{bootstrap.IDDaemon, "masked on a node", units(true, with(active, func(s *ams.State) { s.Load = "masked" })), Bad, "", "masked"},
 		{bootstrap.IDDaemon, "failed", units(false, ams.State{Activity: ams.ActivityFailed, Load: "loaded"}), Bad, "", "failed"},
-		{bootstrap.IDDaemon, "not read again", units(true, with(active, func(s *ams.State) { s.NeedReload = true })), Warning, IDReload, "not read"},
+		{bootstrap.IDDaemon, "not read again", units(true, with(active, func(s *ams.State) { s.NeedReload = true })), Warning, idReload, "not read"},
 		{bootstrap.IDDaemon, "not installed", units(false, active, daemonUnit, "amsagent-node.service"), Good, "", "not installed"},
 		{bootstrap.IDDaemon, "not installed on a node", units(true, active, daemonUnit), Warning, "", "Nobody drains"},
 		{bootstrap.IDDaemon, "no systemd", nil, Unknown, "", "nobody was asked"},
 
-		{IDNoDaemon, "well", daemon(true, DaemonView{Version: "test", Activity: "beating"}, nil), Good, "", "beating"},
-		{IDNoDaemon, "none, on a node", daemon(true, DaemonView{}, fmt.Errorf("x: %w", ErrNoDaemon)), Bad, "", "nobody drains it"},
-		{IDNoDaemon, "none, before a join", daemon(false, DaemonView{}, ErrNoDaemon), Good, "", "none is needed"},
-		{IDNoDaemon, "trouble", daemon(true, DaemonView{Version: "test", Trouble: []string{"MongoDB does not answer"}}, nil), Warning, IDTrouble, "MongoDB does not answer"},
-		{IDNoDaemon, "launch hooks of others", daemon(true, DaemonView{Version: "test", Activity: "beating", LaunchHooks: "none of up, install is this agent's"}, nil), Good, IDHook, "up, install"},
-		{IDNoDaemon, "another version", daemon(true, DaemonView{Version: "older"}, nil), Warning, IDTrouble, "of version older"},
-		{IDNoDaemon, "hangs", daemon(true, DaemonView{}, errors.New("no answer")), Unknown, "", "no answer"},
+		{idNoDaemon, "well", daemon(true, DaemonView{Version: "test", Activity: "beating"}, nil), Good, "", "beating"},
+		{idNoDaemon, "none, on a node", daemon(true, DaemonView{}, fmt.Errorf("x: %w", ErrNoDaemon)), Bad, "", "nobody drains it"},
+		{idNoDaemon, "none, before a join", daemon(false, DaemonView{}, ErrNoDaemon), Good, "", "none is needed"},
+		{idNoDaemon, "trouble", daemon(true, DaemonView{Version: "test", Trouble: []string{"MongoDB does not answer"}}, nil), Warning, idTrouble, "MongoDB does not answer"},
+		{idNoDaemon, "launch hooks of others", daemon(true, DaemonView{Version: "test", Activity: "beating", LaunchHooks: "none of up, install is this agent's"}, nil), Good, idHook, "up, install"},
+		{idNoDaemon, "another version", daemon(true, DaemonView{Version: "older"}, nil), Warning, idTrouble, "of version older"},
+		{idNoDaemon, "hangs", daemon(true, DaemonView{}, errors.New("no answer")), Unknown, "", "no answer"},
 
-		{IDViews, "no node", nil, Good, "", "not a cluster node"},
-		{IDViews, "agree", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Looked: true, Address: "10.0.0.5"}}, nil), Good, "", "in the cluster as 10.0.0.5"},
-		{IDViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-DRIFT", Text: "edited", Hint: "join"}}}, nil), Warning, "STATUS-DRIFT", "edited"},
-		{IDViews, "not seen by the others", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SEEN", Text: "old", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SEEN", "old"},
-		{IDViews, "viewers are not served", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SERVING", Text: "LiveApp fails", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SERVING", "LiveApp fails"},
-		{IDViews, "the registry was not seen", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Err: "no answer"}}, nil), Unknown, "", "no answer"},
-		{IDViews, "nothing was seen", status(bootstrap.Status{}, fs.ErrPermission), Unknown, "", "permission"},
+		{idViews, "no node", nil, Good, "", "not a cluster node"},
+		{idViews, "agree", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Looked: true, Address: "10.0.0.5"}}, nil), Good, "", "in the cluster as 10.0.0.5"},
+		{idViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-DRIFT", Text: "edited", Hint: "join"}}}, nil), Warning, "STATUS-DRIFT", "edited"},
+		{idViews, "not seen by the others", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SEEN", Text: "old", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SEEN", "old"},
+		{idViews, "viewers are not served", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SERVING", Text: "LiveApp fails", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SERVING", "LiveApp fails"},
+		{idViews, "the registry was not seen", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Err: "no answer"}}, nil), Unknown, "", "no answer"},
+		{idViews, "nothing was seen", status(bootstrap.Status{}, fs.ErrPermission), Unknown, "", "permission"},
 	}
 }
 
@@ -694,19 +694,19 @@ func machineCases() []aCase {
 		{bootstrap.IDWritable, "none", noServer, Unknown, "", ""},
 		{bootstrap.IDSpace, "enough", nil, Good, "", "left on the volume"},
 
-		{IDTimeSync, "a tree", nil, Unknown, "", "does not run"},
+		{idTimeSync, "a tree", nil, Unknown, "", "does not run"},
 
-		{IDGPU, "none", running(nil), Good, "", "no GPU of NVIDIA"},
-		{IDGPU, "well", gpu("nvidia", GPUView{Devices: []string{"Tesla T4"}, Driver: "535.161.07"}, nil), Good, "", "Tesla T4; driver 535.161.07"},
-		{IDGPU, "no driver", gpu("", GPUView{}, nil), Bad, IDGPUDriver, "no driver has it"},
-		{IDGPU, "nouveau", gpu("nouveau", GPUView{}, nil), Bad, IDGPUDriver, "nouveau"},
-		{IDGPU, "handed on", gpu("vfio-pci", GPUView{}, nil), Good, "", "no GPU of NVIDIA"},
-		{IDGPU, "does not answer", gpu("nvidia", GPUView{Trouble: "Driver/library version mismatch"}, nil), Bad, IDGPUDriver, "mismatch"},
-		{IDGPU, "lost", gpu("nvidia", GPUView{Driver: "535.1"}, nil), Bad, IDGPUDriver, "the driver shows 0"},
-		{IDGPU, "old", gpu("nvidia", GPUView{Devices: []string{"Tesla K80"}, Driver: "390.157"}, nil), Warning, IDGPUDriver, "too old"},
-		{IDGPU, "not asked", func(c *clinic) { gpu("nvidia", GPUView{}, nil)(c); c.o.GPUs = nil }, Unknown, "", "nobody was asked"},
-		{IDGPU, "hangs", gpu("nvidia", GPUView{}, context.DeadlineExceeded), Unknown, "", "in time"},
-		{IDGPU, "a tree", nil, Unknown, "", "does not run"},
+		{idGPU, "none", running(nil), Good, "", "no GPU of NVIDIA"},
+		{idGPU, "well", gpu("nvidia", GPUView{Devices: []string{"Tesla T4"}, Driver: "535.161.07"}, nil), Good, "", "Tesla T4; driver 535.161.07"},
+		{idGPU, "no driver", gpu("", GPUView{}, nil), Bad, idGPUDriver, "no driver has it"},
+		{idGPU, "nouveau", gpu("nouveau", GPUView{}, nil), Bad, idGPUDriver, "nouveau"},
+		{idGPU, "handed on", gpu("vfio-pci", GPUView{}, nil), Good, "", "no GPU of NVIDIA"},
+		{idGPU, "does not answer", gpu("nvidia", GPUView{Trouble: "Driver/library version mismatch"}, nil), Bad, idGPUDriver, "mismatch"},
+		{idGPU, "lost", gpu("nvidia", GPUView{Driver: "535.1"}, nil), Bad, idGPUDriver, "the driver shows 0"},
+		{idGPU, "old", gpu("nvidia", GPUView{Devices: []string{"Tesla K80"}, Driver: "390.157"}, nil), Warning, idGPUDriver, "too old"},
+		{idGPU, "not asked", func(c *clinic) { gpu("nvidia", GPUView{}, nil)(c); c.o.GPUs = nil }, Unknown, "", "nobody was asked"},
+		{idGPU, "hangs", gpu("nvidia", GPUView{}, context.DeadlineExceeded), Unknown, "", "in time"},
+		{idGPU, "a tree", nil, Unknown, "", "does not run"},
 	}
 }
 
@@ -729,9 +729,9 @@ func TestEveryCheckHasItsCases(t *testing.T) {
 	}
 	// With a server that answers: sandbox/clustertest. What the kernel says: TestJudge.
 	elsewhere := map[string][]Verdict{
-		bootstrap.IDMongoAuth: {Good}, IDNotPrimary: {Good}, IDMongoOpen: {Good, Bad}, IDMongoSlow: {Good, Bad},
+		bootstrap.IDMongoAuth: {Good}, idNotPrimary: {Good}, idMongoOpen: {Good, Bad}, idMongoSlow: {Good, Bad},
 		bootstrap.IDClock:   {Good},
-		bootstrap.IDAddress: {Good}, bootstrap.IDWritable: {Bad}, bootstrap.IDSpace: {Bad, Unknown}, IDTimeSync: {Good, Bad},
+		bootstrap.IDAddress: {Good}, bootstrap.IDWritable: {Bad}, bootstrap.IDSpace: {Bad, Unknown}, idTimeSync: {Good, Bad},
 	}
 	for _, c := range checks() {
 		for _, v := range []Verdict{Good, Bad, Unknown} {

@@ -43,7 +43,7 @@ func TestCorpus(t *testing.T) {
 			must.OK(t, err)
 			version := strings.TrimSuffix(d.Name(), "-panel-saved")
 			release(version)(c)
-			files := []string{bootstrap.IDInstall, bootstrap.IDRelease, bootstrap.IDSections, bootstrap.IDFile, IDApps, bootstrap.IDFileOwner, IDSettings}
+			files := []string{bootstrap.IDInstall, bootstrap.IDRelease, bootstrap.IDSections, bootstrap.IDFile, idApps, bootstrap.IDFileOwner, idSettings}
 			look := func(when string) {
 				t.Helper()
 				for _, id := range files {

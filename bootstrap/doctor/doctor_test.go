@@ -194,7 +194,7 @@ func testBounded(t *testing.T, known bool) {
 		}
 		n := 0
 		for _, r := range results {
-			if r.Check == IDHook {
+			if r.Check == idHook {
 				n++
 				if r.Verdict != Unknown || known && !strings.Contains(r.Seen, "15s") && !strings.Contains(r.Seen, "in time") {
 					t.Errorf("%+v", r)

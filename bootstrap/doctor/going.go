@@ -70,7 +70,7 @@ func checkHook(ctx context.Context, p *patient) []Result {
 		if v.Answer != "" {
 			text += ": " + v.Answer
 		}
-		return one(bad(hint, "%s", text).as(IDHookDenied))
+		return one(bad(hint, "%s", text).as(idHookDenied))
 	case v.Without != "":
 		return one(good("%s", v.Without))
 	case v.Untold != "":

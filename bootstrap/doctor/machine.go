@@ -138,9 +138,9 @@ func checkGPU(ctx context.Context, p *patient) []Result {
 		switch d {
 		case "nvidia":
 		case "":
-			return one(bad("install NVIDIA's driver, then restart the server: it looks for devices at its start only", "a GPU of NVIDIA is on the bus, and no driver has it").as(IDGPUDriver))
+			return one(bad("install NVIDIA's driver, then restart the server: it looks for devices at its start only", "a GPU of NVIDIA is on the bus, and no driver has it").as(idGPUDriver))
 		default:
-			return one(bad("install NVIDIA's own driver, then restart the server", "a GPU of NVIDIA is on the bus, and driver %s has it, which encodes nothing", d).as(IDGPUDriver))
+			return one(bad("install NVIDIA's own driver, then restart the server", "a GPU of NVIDIA is on the bus, and driver %s has it, which encodes nothing", d).as(idGPUDriver))
 		}
 	}
 	if p.GPUs == nil || !p.running {
@@ -151,7 +151,7 @@ func checkGPU(ctx context.Context, p *patient) []Result {
 	case err != nil:
 		return one(notKnown(err))
 	case v.Trouble != "":
-		return one(bad("nvidia-smi, run by hand, says more", "%d on the bus, and the driver does not answer: %s", len(ours), v.Trouble).as(IDGPUDriver))
+		return one(bad("nvidia-smi, run by hand, says more", "%d on the bus, and the driver does not answer: %s", len(ours), v.Trouble).as(idGPUDriver))
 	}
 	return one(judgeGPUs(v, len(ours)))
 }
@@ -161,9 +161,9 @@ func judgeGPUs(v GPUView, onBus int) Result {
 	n, err := strconv.Atoi(major)
 	switch {
 	case len(v.Devices) < onBus:
-		return bad("nvidia-smi and dmesg say which one was lost", "%d on the bus, and the driver shows %d", onBus, len(v.Devices)).as(IDGPUDriver)
+		return bad("nvidia-smi and dmesg say which one was lost", "%d on the bus, and the driver shows %d", onBus, len(v.Devices)).as(idGPUDriver)
 	case err == nil && n < oldDriver:
-		return warning(fmt.Sprintf("install a driver of branch %d or later", oldDriver), "driver %s is too old for current encoders", v.Driver).as(IDGPUDriver)
+		return warning(fmt.Sprintf("install a driver of branch %d or later", oldDriver), "driver %s is too old for current encoders", v.Driver).as(idGPUDriver)
 	case v.Driver == "":
 		return good("%s", few(v.Devices))
 	}

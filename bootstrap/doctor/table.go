@@ -13,32 +13,32 @@ import (
 // The ids of checks and findings that only the doctor has. Those of a join keep
 // theirs: see package bootstrap.
 const (
-	IDApps        = "AMS-APP"           // the applications
-	IDAppName     = "AMS-APP-NAME"      // an application lost its name, and its settings
-	IDSettings    = "AMS-SETTINGS"      // files that do not agree about the mode
-	IDHosts       = "AMS-HOSTS"         // what is left in /etc/hosts
-	IDMongoOpen   = "AMS-MONGO-OPEN"    // MongoDB is open to everybody
-	IDMongoPlain  = "AMS-MONGO-PLAIN"   // no TLS over a public network
-	IDMongoSlow   = "AMS-MONGO-SLOW"    // far away
-	IDMongoNoName = "AMS-MONGO-MISSING" // nobody told where it is
-	IDNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
-	IDRows        = "AMS-ROWS"           // two nodes with one address
-	IDPeers       = "AMS-PEERS"          // other nodes cannot be reached
-	IDPorts       = "AMS-PORTS"          // ports that are taken
-	IDTimeline    = "AMS-TIMELINE"       // deadlines that contradict each other
-	IDHook        = "AMS-HOOK"           // no hook of the cloud
-	IDHookDenied  = "AMS-HOOK-DENIED"    // a permission is missing
-	IDSecret      = "AMS-SECRET"         // a secret that others can read
-	IDUnit        = "AMS-UNIT"           // how the service is doing
-	IDReload      = "AMS-RELOAD"         // systemd has not read its files
-	IDDropIn      = "AMS-DROP-IN"        // our drop-in
-	IDNoDaemon    = "AMS-NO-DAEMON"      // no daemon answers
-	IDTrouble     = "AMS-DAEMON-TROUBLE" // the daemon's own view
-	IDViews       = "AMS-VIEWS"          // the views of this node disagree
-	IDUnfinished  = "AMS-UNFINISHED"     // a run was killed while it wrote
-	IDTimeSync    = "AMS-TIME-SYNC"      // nobody sets the clock
-	IDGPU         = "AMS-GPU"            // devices and driver
-	IDGPUDriver   = "AMS-GPU-DRIVER"     // a driver that does not do
+	idApps        = "AMS-APP"           // the applications
+	idAppName     = "AMS-APP-NAME"      // an application lost its name, and its settings
+	idSettings    = "AMS-SETTINGS"      // files that do not agree about the mode
+	idHosts       = "AMS-HOSTS"         // what is left in /etc/hosts
+	idMongoOpen   = "AMS-MONGO-OPEN"    // MongoDB is open to everybody
+	idMongoPlain  = "AMS-MONGO-PLAIN"   // no TLS over a public network
+	idMongoSlow   = "AMS-MONGO-SLOW"    // far away
+	idMongoNoName = "AMS-MONGO-MISSING" // nobody told where it is
+	idNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
+	idRows        = "AMS-ROWS"           // two nodes with one address
+	idPeers       = "AMS-PEERS"          // other nodes cannot be reached
+	idPorts       = "AMS-PORTS"          // ports that are taken
+	idTimeline    = "AMS-TIMELINE"       // deadlines that contradict each other
+	idHook        = "AMS-HOOK"           // no hook of the cloud
+	idHookDenied  = "AMS-HOOK-DENIED"    // a permission is missing
+	idSecret      = "AMS-SECRET"         // a secret that others can read
+	idUnit        = "AMS-UNIT"           // how the service is doing
+	idReload      = "AMS-RELOAD"         // systemd has not read its files
+	idDropIn      = "AMS-DROP-IN"        // our drop-in
+	idNoDaemon    = "AMS-NO-DAEMON"      // no daemon answers
+	idTrouble     = "AMS-DAEMON-TROUBLE" // the daemon's own view
+	idViews       = "AMS-VIEWS"          // the views of this node disagree
+	idUnfinished  = "AMS-UNFINISHED"     // a run was killed while it wrote
+	idTimeSync    = "AMS-TIME-SYNC"      // nobody sets the clock
+	idGPU         = "AMS-GPU"            // devices and driver
+	idGPUDriver   = "AMS-GPU-DRIVER"     // a driver that does not do
 	idStatusStem  = "STATUS-"
 )
 
@@ -50,48 +50,48 @@ func checks() []check {
 		{bootstrap.IDSections, GroupServer, "sections of jee-container.xml", preflight(seeSections, bootstrap.IDSections)},
 		{bootstrap.IDFile, GroupServer, "settings files", preflight(seeFiles, bootstrap.IDFile, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink,
 			bootstrap.IDConflict, ams.WarnServerSyntax, ams.WarnHTTPPort)},
-		{IDApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppEncoding)},
-		{IDAppName, GroupServer, "names of the applications", checkAppNames},
+		{idApps, GroupServer, "applications", preflight(seeApps, ams.WarnAppIncomplete, ams.WarnAppEncoding)},
+		{idAppName, GroupServer, "names of the applications", checkAppNames},
 		{bootstrap.IDFileOwner, GroupServer, "owners of the files", checkOwners},
-		{IDSettings, GroupServer, "agreement of the settings", checkSettings},
+		{idSettings, GroupServer, "agreement of the settings", checkSettings},
 
-		{IDMongoNoName, GroupMongo, "address of MongoDB", checkMongoAddress},
+		{idMongoNoName, GroupMongo, "address of MongoDB", checkMongoAddress},
 		{bootstrap.IDMongoForm, GroupMongo, "connection string and release", checkMongoForm},
 		{bootstrap.IDMongoLocal, GroupMongo, "reach of the address", checkMongoLocal},
 		{bootstrap.IDMongo, GroupMongo, "answer", checkMongoAnswer},
 		{bootstrap.IDMongoAuth, GroupMongo, "login and rights", checkMongoAuth},
-		{IDNotPrimary, GroupMongo, "writes", checkMongoWrites},
-		{IDMongoOpen, GroupMongo, "closed to strangers", checkMongoOpen},
-		{IDMongoPlain, GroupMongo, "encryption", checkMongoPlain},
-		{IDMongoSlow, GroupMongo, "latency", checkMongoSlow},
+		{idNotPrimary, GroupMongo, "writes", checkMongoWrites},
+		{idMongoOpen, GroupMongo, "closed to strangers", checkMongoOpen},
+		{idMongoPlain, GroupMongo, "encryption", checkMongoPlain},
+		{idMongoSlow, GroupMongo, "latency", checkMongoSlow},
 		{bootstrap.IDClock, GroupMongo, "clock against MongoDB's", checkClock},
-		{IDRows, GroupMongo, "one node for one address", looked(checkRows)},
+		{idRows, GroupMongo, "one node for one address", looked(checkRows)},
 
 		{bootstrap.IDIdentity, GroupNetwork, "identity of this machine", preflight(seeIdentity, bootstrap.IDIdentity)},
 		{bootstrap.IDAddress, GroupNetwork, "node address", preflight(seeAddress, bootstrap.IDAddress, ams.WarnAddressLoopback,
 			ams.WarnAddressPublic, ams.WarnAddressNotHere, ams.WarnAddressUnchecked)},
 		{bootstrap.IDHostname, GroupNetwork, "host name", checkHostname},
-		{IDHosts, GroupNetwork, "lines of /etc/hosts", checkHosts},
-		{IDPorts, GroupNetwork, "ports", checkPorts},
-		{IDPeers, GroupNetwork, "other nodes", looked(checkPeers)},
+		{idHosts, GroupNetwork, "lines of /etc/hosts", checkHosts},
+		{idPorts, GroupNetwork, "ports", checkPorts},
+		{idPeers, GroupNetwork, "other nodes", looked(checkPeers)},
 
-		{IDHook, GroupShutdown, "hook of the cloud", checkHook},
-		{IDTimeline, GroupShutdown, "deadlines", checkTimeline},
+		{idHook, GroupShutdown, "hook of the cloud", checkHook},
+		{idTimeline, GroupShutdown, "deadlines", checkTimeline},
 
 		{bootstrap.IDRecord, GroupAgent, "the agent's own files", checkRecord},
 		{bootstrap.IDConfig, GroupAgent, "settings", checkConfig},
-		{IDSecret, GroupAgent, "secrets", checkSecrets},
+		{idSecret, GroupAgent, "secrets", checkSecrets},
 		{bootstrap.IDService, GroupAgent, "control of the server", preflight(seeService, bootstrap.IDService)},
-		{IDUnit, GroupAgent, "the server's unit", checkUnit},
-		{IDDropIn, GroupAgent, "drop-in of the server's unit", checkDropIn},
+		{idUnit, GroupAgent, "the server's unit", checkUnit},
+		{idDropIn, GroupAgent, "drop-in of the server's unit", checkDropIn},
 		{bootstrap.IDDaemon, GroupAgent, "the daemon's units", checkDaemonUnits},
-		{IDNoDaemon, GroupAgent, "the daemon", checkDaemon},
-		{IDViews, GroupAgent, "files, server, registry", checkViews},
+		{idNoDaemon, GroupAgent, "the daemon", checkDaemon},
+		{idViews, GroupAgent, "files, server, registry", checkViews},
 
 		{bootstrap.IDWritable, GroupMachine, "writable folders", checkWritable},
 		{bootstrap.IDSpace, GroupMachine, "disk space", checkSpace},
-		{IDTimeSync, GroupMachine, "time synchronisation", checkTimeSync},
-		{IDGPU, GroupMachine, "GPUs", checkGPU},
+		{idTimeSync, GroupMachine, "time synchronisation", checkTimeSync},
+		{idGPU, GroupMachine, "GPUs", checkGPU},
 	}
 }
 
@@ -102,7 +102,7 @@ func IDs() []string {
 		bootstrap.IDRoot, bootstrap.IDMongoOption, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
 		ams.WarnServerSyntax, ams.WarnHTTPPort, ams.WarnAppIncomplete, ams.WarnAppEncoding,
 		ams.WarnAddressLoopback, ams.WarnAddressPublic, ams.WarnAddressNotHere, ams.WarnAddressUnchecked,
-		bootstrap.IDCloned, bootstrap.IDNotEnabled, bootstrap.IDDuplicate, bootstrap.IDMongoMember, IDHookDenied, IDReload, IDTrouble, IDUnfinished, IDGPUDriver,
+		bootstrap.IDCloned, bootstrap.IDNotEnabled, bootstrap.IDDuplicate, bootstrap.IDMongoMember, idHookDenied, idReload, idTrouble, idUnfinished, idGPUDriver,
 	}
 	for _, c := range checks() {
 		ids = append(ids, c.id)

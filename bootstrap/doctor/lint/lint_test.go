@@ -260,7 +260,7 @@ json.dump({'keys': keys, 'runs': runs}, sys.stdout)
 	}
 	for name, text := range texts {
 		fails := slices.ContainsFunc(Check(text), func(f Finding) bool {
-			return f.Verdict == doctor.Bad && (f.ID == IDYAML && !strings.Contains(f.Text, "stands in line") || f.ID == IDRuncmd && strings.Contains(f.Text, "runs none"))
+			return f.Verdict == doctor.Bad && (f.ID == idYAML && !strings.Contains(f.Text, "stands in line") || f.ID == idRuncmd && strings.Contains(f.Text, "runs none"))
 		})
 		if fails == asked.Runs[name] {
 			t.Errorf("%s: cloud-init runs it: %t", name, asked.Runs[name])
