@@ -34,8 +34,8 @@ const (
 type ConvergeMode string
 
 const (
-	// ConvergeByCommand does not write them while the server starts or its state is unknown.
-	ConvergeByCommand ConvergeMode = ""
+	// convergeByCommand does not write them while the server starts or its state is unknown.
+	convergeByCommand ConvergeMode = ""
 	// ConvergeBeforeStart writes them without waiting, just before the server's start.
 	ConvergeBeforeStart ConvergeMode = "before-start"
 	// ConvergeWatch writes them only while the server is known to be stopped: a running one writes them itself, in
@@ -334,7 +334,7 @@ func (k *converger) forgetAddress() {
 func (k *converger) writes() bool {
 	// A service of unknown state may be starting, a missing unit not.
 	known := k.stateErr == nil || errors.Is(k.stateErr, ams.ErrNoUnit)
-	return k.req.Mode == ConvergeByCommand && known || k.stopped()
+	return k.req.Mode == convergeByCommand && known || k.stopped()
 }
 
 // stopped reports whether the server's next start reads the files as they are then.
@@ -374,7 +374,7 @@ func (k *converger) mend(ctx context.Context) error {
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
 	// After the end of ctx no application is called.
-	if changed && k.req.Mode == ConvergeByCommand && k.up() && (k.asks.starts(ctx, k.asks.look(ctx)) || ctx.Err() != nil) {
+	if changed && k.req.Mode == convergeByCommand && k.up() && (k.asks.starts(ctx, k.asks.look(ctx)) || ctx.Err() != nil) {
 		return &startingError{k.pass}
 	}
 	k.noteWritten(changed)
@@ -402,7 +402,7 @@ func (k *converger) mend(ctx context.Context) error {
 			return err
 		}
 	}
-	if k.req.Mode == ConvergeByCommand && !k.writes() && len(k.result.Differences) > 0 {
+	if k.req.Mode == convergeByCommand && !k.writes() && len(k.result.Differences) > 0 {
 		return k.unwritten(ctx, changed || k.state != *f.state)
 	}
 	return nil

@@ -27,9 +27,9 @@ type DaemonOutcome string
 const (
 	DaemonEnabled      DaemonOutcome = "enabled"
 	DaemonDisabled     DaemonOutcome = "disabled"
-	DaemonUnchanged    DaemonOutcome = "unchanged"
-	DaemonNotInstalled DaemonOutcome = "not-installed" // a binary without units
-	DaemonFailed       DaemonOutcome = "failed"
+	daemonUnchanged    DaemonOutcome = "unchanged"
+	daemonNotInstalled DaemonOutcome = "not-installed" // a binary without units
+	daemonFailed       DaemonOutcome = "failed"
 )
 
 // IDDaemon reports that the daemon could not be started or stopped.
@@ -51,9 +51,9 @@ func (m *Machine) daemonState(ctx context.Context) (_ ams.UnitsState, how Daemon
 	s, err := m.Daemon.State(ctx)
 	switch {
 	case errors.Is(err, ams.ErrNoUnit):
-		return s, DaemonNotInstalled, false, nil
+		return s, daemonNotInstalled, false, nil
 	case err != nil:
-		return s, DaemonFailed, false, err
+		return s, daemonFailed, false, err
 	}
 	return s, "", true, nil
 }
@@ -65,10 +65,10 @@ func (m *Machine) startDaemon(ctx context.Context, res *JoinResult, dry bool) {
 	defer cancel()
 	s, how, known, err := m.daemonState(ctx)
 	switch {
-	case how == DaemonNotInstalled && !dry:
+	case how == daemonNotInstalled && !dry:
 		m.say("no daemon is installed: the cluster sees Ant Media Server's own word only")
 	case known && s.Enabled && s.Active:
-		how = DaemonUnchanged
+		how = daemonUnchanged
 	case known && dry:
 		how = DaemonEnabled
 	case known:
@@ -82,7 +82,7 @@ func (m *Machine) startDaemon(ctx context.Context, res *JoinResult, dry bool) {
 		m.say("the daemon is being started: %v", err)
 		return
 	}
-	res.Daemon = DaemonFailed
+	res.Daemon = daemonFailed
 	res.Warnings = append(res.Warnings, Finding{
 		ID: IDDaemon, Text: "this machine joined, but its daemon could not be started: " + err.Error(),
 		Hint: daemonHint(err, "systemctl enable --now amsagent-node amsagent"), Err: err,
@@ -101,7 +101,7 @@ func (l *leaver) stopDaemon(ctx context.Context) {
 	s, how, known, err := l.daemonState(ctx)
 	switch {
 	case known && !s.Any:
-		how = DaemonUnchanged
+		how = daemonUnchanged
 	case known && l.req.DryRun:
 		how = DaemonDisabled
 	case known:
@@ -114,7 +114,7 @@ func (l *leaver) stopDaemon(ctx context.Context) {
 	if l.result.Daemon = how; err == nil || l.req.DryRun {
 		return
 	}
-	l.result.Daemon = DaemonFailed
+	l.result.Daemon = daemonFailed
 	l.warn(IDDaemon, daemonHint(err, "systemctl disable --now amsagent amsagent-node"), "the daemon could not be stopped: %v", err)
 }
 

@@ -68,14 +68,14 @@ func TestStartDaemon(t *testing.T) {
 	}{
 		{name: "fresh", state: daemonOff, want: DaemonEnabled, calls: []string{"enable"}},
 		{name: "stopped", state: daemonHalf, want: DaemonEnabled, calls: []string{"enable"}},
-		{name: "as it is to be", state: daemonOn, want: DaemonUnchanged},
+		{name: "as it is to be", state: daemonOn, want: daemonUnchanged},
 		{name: "dry", state: daemonOff, dry: true, want: DaemonEnabled},
-		{name: "dry, as it is to be", state: daemonOn, dry: true, want: DaemonUnchanged},
-		{name: "not installed", look: ams.ErrNoUnit, want: DaemonNotInstalled, says: "no daemon is installed"},
-		{name: "dry, not installed", look: ams.ErrNoUnit, dry: true, want: DaemonNotInstalled},
-		{name: "nobody answers", look: ams.ErrNoSystemd, want: DaemonFailed, warns: "journalctl -u amsagent"},
-		{name: "refused", err: refused, want: DaemonFailed, calls: []string{"enable"}, warns: "read-only file system"},
-		{name: "masked", err: masked, want: DaemonFailed, calls: []string{"enable"}, warns: "unmask"},
+		{name: "dry, as it is to be", state: daemonOn, dry: true, want: daemonUnchanged},
+		{name: "not installed", look: ams.ErrNoUnit, want: daemonNotInstalled, says: "no daemon is installed"},
+		{name: "dry, not installed", look: ams.ErrNoUnit, dry: true, want: daemonNotInstalled},
+		{name: "nobody answers", look: ams.ErrNoSystemd, want: daemonFailed, warns: "journalctl -u amsagent"},
+		{name: "refused", err: refused, want: daemonFailed, calls: []string{"enable"}, warns: "read-only file system"},
+		{name: "masked", err: masked, want: daemonFailed, calls: []string{"enable"}, warns: "unmask"},
 		{name: "slow", err: pending, want: DaemonEnabled, calls: []string{"enable"}, says: "is being started"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -125,15 +125,15 @@ func TestLeaveStopsDaemon(t *testing.T) {
 		failed bool // the leave
 	}{
 		{name: "runs", joined: true, state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
-		{name: "does not run", joined: true, state: daemonOff, want: DaemonUnchanged},
-		{name: "not installed", joined: true, look: ams.ErrNoUnit, want: DaemonNotInstalled},
-		{name: "cannot be stopped", joined: true, state: daemonOn, err: refused, want: DaemonFailed, calls: []string{"disable"}},
+		{name: "does not run", joined: true, state: daemonOff, want: daemonUnchanged},
+		{name: "not installed", joined: true, look: ams.ErrNoUnit, want: daemonNotInstalled},
+		{name: "cannot be stopped", joined: true, state: daemonOn, err: refused, want: daemonFailed, calls: []string{"disable"}},
 		{name: "dry", joined: true, req: LeaveRequest{DryRun: true}, state: daemonOn, want: DaemonDisabled},
 		{name: "offline", joined: true, req: LeaveRequest{Offline: true}, state: daemonOn},
 		{name: "never joined", state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
 		// It serves on, and is to be seen as before.
 		{name: "taken back", joined: true, state: daemonOn, svc: refused, want: DaemonDisabled, calls: []string{"disable", "enable"}, failed: true},
-		{name: "taken back, did not run", joined: true, state: daemonOff, svc: refused, want: DaemonUnchanged, failed: true},
+		{name: "taken back, did not run", joined: true, state: daemonOff, svc: refused, want: daemonUnchanged, failed: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
@@ -153,7 +153,7 @@ func TestLeaveStopsDaemon(t *testing.T) {
 				t.Errorf("calls (-want +got):\n%s", diff)
 			}
 			warned := slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == IDDaemon })
-			if warned != (tt.want == DaemonFailed) {
+			if warned != (tt.want == daemonFailed) {
 				t.Errorf("warnings %v", res.Warnings)
 			}
 		})

@@ -12,14 +12,14 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// FormError reports that a release cannot use a connection string.
-type FormError struct {
+// formError reports that a release cannot use a connection string.
+type formError struct {
 	Release ams.Release
 	Msg     string
 	Hint    string
 }
 
-func (e *FormError) Error() string {
+func (e *formError) Error() string {
 	return fmt.Sprintf("Ant Media Server %s cannot use this connection string: %s", e.Release, e.Msg)
 }
 
@@ -31,7 +31,7 @@ func (e *FormError) Error() string {
 //   - 2.4.3 and later keep mongodb:// and mongodb+srv://
 //
 // A bare host stays as the vendor's script writes it. An unknown release counts as current. The error is a
-// [FormError].
+// [formError].
 func MongoForm(r ams.Release, t cluster.Target) (redact.Secret, error) {
 	full := !r.Known() || r.AtLeast(2, 4, 2)
 	switch {
@@ -45,7 +45,7 @@ func MongoForm(r ams.Release, t cluster.Target) (redact.Secret, error) {
 	case t.SRV() && r.AtLeast(2, 4, 1):
 		return t.URI(), nil
 	case t.SRV():
-		return "", &FormError{
+		return "", &formError{
 			Release: r,
 			Msg:     "mongodb+srv:// is understood from 2.4.1 on",
 			Hint:    "give the hosts themselves, as mongodb://host1,host2/?replicaSet=NAME&tls=true, or upgrade Ant Media Server",

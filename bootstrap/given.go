@@ -14,8 +14,8 @@ import (
 // GivenPath keeps settings from join's command line and environment, for the daemon.
 const GivenPath = StateDir + "/given.json"
 
-// GivenAddress is the setting that a copy of the disk must not use.
-const GivenAddress = "address"
+// givenAddress is the setting that a copy of the disk must not use.
+const givenAddress = "address"
 
 // Given is the content of [GivenPath]. It contains no secret.
 type Given struct {
@@ -86,7 +86,7 @@ func (g *Given) withoutAddress() *Given {
 		return nil
 	}
 	rest := maps.Clone(g.Settings)
-	delete(rest, GivenAddress)
+	delete(rest, givenAddress)
 	return &Given{Settings: rest}
 }
 

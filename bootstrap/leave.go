@@ -515,7 +515,7 @@ func (l *leaver) told() {
 	for i, f := range l.plan.Files() {
 		how := l.restored(f)
 		l.result.Files[i].Restored = how
-		if how != RestoredBytes && how != RestoredRemoved {
+		if how != restoredBytes && how != restoredRemoved {
 			l.result.Exact = false
 		}
 	}
@@ -525,11 +525,11 @@ func (l *leaver) restored(f conf.PlannedFile) Restored {
 	rec := l.record.File(f.Before.Path)
 	switch {
 	case f.After == nil:
-		return RestoredRemoved
+		return restoredRemoved
 	case slices.Contains(l.later, f.Before.Path):
 		return RestoredStandalone
 	case rec != nil && bytes.Equal(f.After, rec.Original):
-		return RestoredBytes
+		return restoredBytes
 	case rec == nil || !l.recordAlone && slices.Contains(conflictPaths(l.plan.Conflicts), f.Before.Path):
 		return RestoredStandalone
 	}

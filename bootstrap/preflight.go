@@ -281,8 +281,8 @@ func (m *Machine) checkHostname(f *facts) {
 // removesValve changes nothing if the cloud is unknown.
 func removesValve(store *conf.Store, wanted Valve, f *facts) bool {
 	switch provider := f.provider(); {
-	case wanted == ValveRemove, wanted == ValveKeep:
-		return wanted == ValveRemove
+	case wanted == valveRemove, wanted == valveKeep:
+		return wanted == valveRemove
 	case provider != "":
 		return provider == metadata.Azure
 	}
@@ -297,7 +297,7 @@ func removesValve(store *conf.Store, wanted Valve, f *facts) bool {
 func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	form, err := MongoForm(f.install.Release, req.Mongo)
 	if err != nil {
-		var fe *FormError
+		var fe *formError
 		hint := ""
 		if errors.As(err, &fe) {
 			hint = fe.Hint
@@ -748,10 +748,10 @@ type Restored string
 
 // The effects.
 const (
-	// RestoredBytes means the bytes from before the join.
-	RestoredBytes Restored = "bytes"
-	// RestoredRemoved means that the join had made the file.
-	RestoredRemoved Restored = "removed"
+	// restoredBytes means the bytes from before the join.
+	restoredBytes Restored = "bytes"
+	// restoredRemoved means that the join had made the file.
+	restoredRemoved Restored = "removed"
 	// RestoredKeys means that the file was written since: only the join's changes are reverted.
 	RestoredKeys Restored = "keys"
 	// RestoredStandalone means standalone values: the join's were edited, the application is newer, or another tool

@@ -219,7 +219,7 @@ func TestConvergeWhileStarting(t *testing.T) {
 					return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
 				})}
 				req := watchRequest(t)
-				req.Mode = ConvergeByCommand
+				req.Mode = convergeByCommand
 				c, err := m.Converge(t.Context(), req)
 				after, rerr := os.ReadFile(real)
 				must.OK(t, rerr)
@@ -277,7 +277,7 @@ func TestConvergeEndsWhileStarting(t *testing.T) {
 						return &http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader(starting))}, nil
 					})}
 					req := watchRequest(t)
-					req.Mode = ConvergeByCommand
+					req.Mode = convergeByCommand
 					want := why
 					if timeout {
 						want = context.DeadlineExceeded
@@ -332,7 +332,7 @@ func TestConvergeFailsAfterRecovery(t *testing.T) {
 					return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
 				})}
 				req := watchRequest(t)
-				req.Mode = ConvergeByCommand
+				req.Mode = convergeByCommand
 				ctx, cancel := context.WithTimeout(t.Context(), 2*startingTime)
 				defer cancel()
 				c, err := m.Converge(ctx, req)

@@ -65,7 +65,7 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	died(nil)
 	watcher.Wait()
 	var unstable *ams.UnstableError
-	var elsewhere *StartedElsewhereError
+	var elsewhere *startedElsewhereError
 	switch {
 	case errors.As(context.Cause(watched), &unstable):
 		return nil, unstable
@@ -217,18 +217,18 @@ func (j *joiner) ownDocuments(ctx context.Context) ([]cluster.AMSNode, error) {
 	}
 }
 
-// StartedElsewhereError reports that the server uses another address from its start.
-type StartedElsewhereError struct{ Given, Address string }
+// startedElsewhereError reports that the server uses another address from its start.
+type startedElsewhereError struct{ Given, Address string }
 
-func (e *StartedElsewhereError) Error() string {
+func (e *startedElsewhereError) Error() string {
 	return fmt.Sprintf("Ant Media Server was started with %s=%s, and not with %s", ams.HostAddressVariable, e.Given, e.Address)
 }
 
 // startedElsewhere returns nil if the process has this node's address or none, or its release ignores the variable.
-func (j *joiner) startedElsewhere(pid int) *StartedElsewhereError {
+func (j *joiner) startedElsewhere(pid int) *startedElsewhereError {
 	// An unreadable process proves nothing.
 	if p, err := ams.ReadProcess(j.Root, pid); err == nil && p.HostAddress != "" && !j.isAddress(p.HostAddress) && j.facts.install.Release.HonoursHostAddress() {
-		return &StartedElsewhereError{Given: p.HostAddress, Address: j.facts.address.Addr.String()}
+		return &startedElsewhereError{Given: p.HostAddress, Address: j.facts.address.Addr.String()}
 	}
 	return nil
 }
@@ -260,7 +260,7 @@ func (j *joiner) mayBeElsewhere() bool {
 
 func (j *joiner) elsewhereHint(err error) string {
 	var seen *cluster.AMSNotSeenError
-	var started *StartedElsewhereError
+	var started *startedElsewhereError
 	if !errors.As(err, &started) && (!errors.As(err, &seen) || !seen.Elsewhere) {
 		return ""
 	}

@@ -180,7 +180,7 @@ func TestStopTimeoutStays(t *testing.T) {
 			t.Fatalf("%+v, %v", before, err)
 		}
 		m.Service = serviceThat{err: errors.New("the bus is away")}
-		for _, mode := range []ConvergeMode{ConvergeWatch, ConvergeByCommand, ConvergeBeforeStart} {
+		for _, mode := range []ConvergeMode{ConvergeWatch, convergeByCommand, ConvergeBeforeStart} {
 			req := watchRequest(t)
 			req.Mode = mode
 			c := converge(t, m, req)
@@ -201,7 +201,7 @@ func TestMadeStandaloneByHand(t *testing.T) {
 			must.OK(t, os.WriteFile(filepath.Join(m.Root, ams.DefaultDir, name), []byte(content), 0o644))
 		}
 	}
-	for _, mode := range []ConvergeMode{ConvergeWatch, ConvergeBeforeStart, ConvergeByCommand} {
+	for _, mode := range []ConvergeMode{ConvergeWatch, ConvergeBeforeStart, convergeByCommand} {
 		m := joinedTree(t)
 		standalone(m)
 		before := treeFiles(t, m)
@@ -367,7 +367,7 @@ func TestPermissionsAreNoDrift(t *testing.T) {
 	app := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
 	drift := func() []string {
 		var s Status
-		m.viewFiles(m.store(), StatusRequest{Mongo: mustTarget(t, mongo), Valve: ValveKeep}, &State{Phase: PhaseJoined, Address: "10.0.1.7"}, ams.State{}, &s)
+		m.viewFiles(m.store(), StatusRequest{Mongo: mustTarget(t, mongo), Valve: valveKeep}, &State{Phase: PhaseJoined, Address: "10.0.1.7"}, ams.State{}, &s)
 		return s.Files.Drift
 	}
 	must.OK(t, os.Chmod(app, 0o644))

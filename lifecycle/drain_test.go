@@ -487,7 +487,7 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		l := w.live()
 		defer func() { l.kill() }()
 		l.Notice(terminate())
-		took := l.until("the cloud may go on", 3*time.Minute, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
+		took := l.until("the cloud may go on", 3*time.Minute, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == endCompleted })
 		if took < defaultStopTime || len(w.completed) != 1 || w.record != cluster.StateDraining {
 			t.Errorf("after %s: completed %v, record %s", took, w.completed, w.record)
 		}

@@ -37,9 +37,9 @@ type End string
 
 // The results.
 const (
-	EndCompleted End = "completed"
-	EndGone      End = "gone" // the cloud did not wait
-	EndLeft      End = "left to its timeout"
+	endCompleted End = "completed"
+	endGone      End = "gone" // the cloud did not wait
+	endLeft      End = "left to its timeout"
 )
 
 // isOurs reports whether this agent must complete the hook. A hook that cannot be extended came with its notice.

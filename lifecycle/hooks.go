@@ -46,7 +46,7 @@ func (s situation) parking() bool {
 
 // pooled reports whether the hook of the move into a pool is completed. The other hook waits for the return.
 func (s situation) pooled() bool {
-	return s.parking() && s.Hooks.any(func(a *hook) bool { return a.End == EndCompleted })
+	return s.parking() && s.Hooks.any(func(a *hook) bool { return a.End == endCompleted })
 }
 
 func (s situation) wantsHooks(launching bool) bool {
@@ -266,9 +266,9 @@ func (e hookAnswered) apply(s situation) error {
 	case e.err == nil && e.op == opExtend:
 		e.extended(s, a)
 	case e.err == nil:
-		s.endHook(a, EndCompleted, nil)
+		s.endHook(a, endCompleted, nil)
 	case errors.Is(e.err, cloud.ErrGone):
-		s.endHook(a, EndGone, e.err)
+		s.endHook(a, endGone, e.err)
 	case errors.Is(e.err, cloud.ErrNotWaiting):
 		trouble = e.notWaiting(s, a)
 	case errors.Is(e.err, errOthers):
@@ -329,7 +329,7 @@ func (s *state) endHook(a *hook, end End, err error) {
 	a.End, a.Denied = end, ""
 	s.setTrouble(troubleHeartbeat, "")
 	text := "hook completed"
-	if end == EndGone {
+	if end == endGone {
 		text = "hook does not wait any more"
 	}
 	s.note(text, "hook", a.Hook.Name, "error", err)

@@ -362,7 +362,7 @@ func TestHookThatTimedOutMeanwhile(t *testing.T) {
 		w.set(func(w *world) { w.gone = true })
 		tick(10 * time.Minute)
 		v := l.View()
-		if v.Hooks[0].End != EndGone || v.Step != StepDraining {
+		if v.Hooks[0].End != endGone || v.Step != StepDraining {
 			t.Errorf("%+v", v.Hooks)
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
@@ -410,7 +410,7 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 		// The operator grants it.
 		w.set(func(*world) { denied = false })
 		tick(61 * time.Second)
-		if len(w.completed) != 1 || l.View().Hooks[0].End != EndCompleted {
+		if len(w.completed) != 1 || l.View().Hooks[0].End != endCompleted {
 			t.Errorf("completed %v", w.completed)
 		}
 	})

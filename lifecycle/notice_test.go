@@ -684,7 +684,7 @@ func TestHookToldAfterTheEnd(t *testing.T) {
 		l.Notice(unhooked(terminate()))
 		l.until("done", time.Minute, isDone)
 		l.Notice(terminate()) // the event comes late, with the hook
-		l.until("done", time.Minute, func(v View) bool { return isDone(v) && len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
+		l.until("done", time.Minute, func(v View) bool { return isDone(v) && len(v.Hooks) == 1 && v.Hooks[0].End == endCompleted })
 		if w.stops != 1 {
 			t.Errorf("%d stops", w.stops)
 		}

@@ -123,7 +123,7 @@ func TestParkWithoutAHook(t *testing.T) {
 		l.until("parked", 5*time.Second, func(v View) bool { return v.State == StateParked })
 		l.until("done", 11*time.Minute, isDone)
 		took := l.until("given up", parkedHookTime, func(v View) bool { return v.Hooks[0].End != "" })
-		if v := l.View(); v.Hooks[0].End != EndLeft || len(v.Trouble) != 0 {
+		if v := l.View(); v.Hooks[0].End != endLeft || len(v.Trouble) != 0 {
 			t.Errorf("%+v, %v after %s", v.Hooks, v.Trouble, took)
 		}
 	})
@@ -151,7 +151,7 @@ func TestPoolThatWaitsLate(t *testing.T) {
 			l.until("done", 11*time.Minute, isDone)
 			tick(29 * time.Minute)
 			w.set(func(w *world) { w.cloudErr = nil })
-			l.until("completed", 5*time.Minute, func(v View) bool { return v.Hooks[0].End == EndCompleted })
+			l.until("completed", 5*time.Minute, func(v View) bool { return v.Hooks[0].End == endCompleted })
 			if v := l.View(); v.State != StateParked || len(v.Trouble) != 0 {
 				t.Errorf("%s, %v", v.State, v.Trouble)
 			}
@@ -219,7 +219,7 @@ func TestTerminateBeforeItIsParked(t *testing.T) {
 		l := w.live()
 		defer l.kill()
 		l.Notice(park())
-		l.until("hook completed", time.Hour, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == EndCompleted })
+		l.until("hook completed", time.Hour, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == endCompleted })
 		if v := l.View(); v.Step != StepStopping {
 			t.Fatalf("step %s", v.Step)
 		}

@@ -387,7 +387,7 @@ func finish(s situation) {
 }
 
 func (s *state) leaveHook(a *hook) {
-	a.End = EndLeft
+	a.End = endLeft
 	s.setTrouble(troubleComplete, "")
 	s.note("hook does not wait for this machine", "hook", a.Hook.Name)
 }

@@ -39,7 +39,7 @@ type Group string
 const (
 	GroupServer   Group = "Ant Media Server"
 	GroupMongo    Group = "MongoDB"
-	GroupNetwork  Group = "Network"
+	groupNetwork  Group = "Network"
 	GroupShutdown Group = "Shutdown"
 	GroupAgent    Group = "Agent"
 	GroupMachine  Group = "Machine"
