@@ -88,10 +88,10 @@ type RowView struct {
 	// AMS are the server's documents with this address.
 	AMS   []cluster.AMSNode `json:"ams"`
 	Fresh bool              `json:"fresh"` // at least one of AMS
-	// Agent and Server are the liveness signals, Verdict the health or "".
-	Agent   cluster.Signal `json:"agent_heard"`
-	Server  cluster.Signal `json:"ams_heard"`
-	Verdict cluster.Health `json:"verdict,omitempty"`
+	// Agent and Server are the liveness signals, Health follows from them; "" if unknown.
+	Agent  cluster.Signal `json:"agent_signal"`
+	Server cluster.Signal `json:"ams_signal"`
+	Health cluster.Health `json:"health,omitempty"`
 	// Looked reports whether MongoDB answered.
 	Looked bool `json:"looked"`
 	// Cause is why not, or nil if it was not called.
@@ -296,7 +296,7 @@ func (v *RowView) judge(now time.Time, skew time.Duration) {
 	var o cluster.Observer
 	for _, m := range o.Observe(look) {
 		if m.Node != nil || v.Registry == nil {
-			v.Agent, v.Server, v.Verdict = m.Agent, m.Server, m.Health
+			v.Agent, v.Server, v.Health = m.Agent, m.Server, m.Health
 		}
 	}
 }

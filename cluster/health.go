@@ -62,9 +62,9 @@ type Member struct {
 	Node *Node `json:"node,omitempty"` // nil if only AMS is known
 	// AMS are newest first. Earlier processes may have left some.
 	AMS    []AMSNode `json:"ams"`
-	Agent  Signal    `json:"agent_heard"`
-	Server Signal    `json:"ams_heard"`
-	Health Health    `json:"verdict"`
+	Agent  Signal    `json:"agent_signal"`
+	Server Signal    `json:"ams_signal"`
+	Health Health    `json:"health"`
 	// Reimaging: the root volume is replaced, and the node is expected back.
 	Reimaging bool `json:"reimaging,omitempty"`
 	// Replaced: a newer record has this address.

@@ -42,7 +42,7 @@ func TestRealSet(t *testing.T) {
 	looks := n.Start(t, bins.agent, "nodes", "--watch", "-o", "json")
 
 	until(t, "nodes --watch has looked once", func() string {
-		if !strings.Contains(looks.Output(), `"verdict"`) {
+		if !strings.Contains(looks.Output(), `"health"`) {
 			return soFar(looks.Output())
 		}
 		return ""
@@ -165,7 +165,7 @@ func (n *realNode) verdicts(said string) {
 	for line := range strings.Lines(said) {
 		var c struct {
 			Node struct {
-				Verdict cluster.Health `json:"verdict"`
+				Health cluster.Health `json:"health"`
 			} `json:"member"`
 		}
 		if !strings.HasPrefix(line, "{") {
@@ -174,11 +174,11 @@ func (n *realNode) verdicts(said string) {
 		if err := json.Unmarshal([]byte(line), &c); err != nil {
 			n.t.Fatalf("%v: %s", err, line)
 		}
-		if c.Node.Verdict == "" {
+		if c.Node.Health == "" {
 			continue // MongoDB was away
 		}
-		all = append(all, string(c.Node.Verdict))
-		if c.Node.Verdict == cluster.Gone {
+		all = append(all, string(c.Node.Health))
+		if c.Node.Health == cluster.Gone {
 			n.t.Errorf("a node that serves is called gone: %s", line)
 		}
 	}

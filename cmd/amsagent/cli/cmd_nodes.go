@@ -221,8 +221,8 @@ func afterword(data nodesData) []string {
 		lines = append(lines, fmt.Sprintf("%d left; --all shows %s", data.LeftHidden, map[bool]string{true: "it", false: "them"}[data.LeftHidden == 1]))
 	}
 	if i := slices.IndexFunc(data.Members, func(v nodeView) bool { return v.Health == cluster.NotServing }); i >= 0 {
-		line := fmt.Sprintf("%d do not serve viewers; -o json says why", data.Summary.Verdicts[cluster.NotServing])
-		if v := data.Members[i]; data.Summary.Verdicts[cluster.NotServing] == 1 {
+		line := fmt.Sprintf("%d do not serve viewers; -o json says why", data.Summary.Health[cluster.NotServing])
+		if v := data.Members[i]; data.Summary.Health[cluster.NotServing] == 1 {
 			line = v.Address() + " does not serve viewers: " + v.whyNotServing()
 		}
 		lines = append(lines, printable(line))
@@ -234,7 +234,7 @@ func afterword(data nodesData) []string {
 			}
 		}
 	}
-	if data.Summary.Verdicts[cluster.Unknown] > 0 {
+	if data.Summary.Health[cluster.Unknown] > 0 {
 		lines = append(lines, "no node is heard: MongoDB takes no writes, or was away until now; --watch shows who comes back")
 	}
 	old := 0
@@ -372,10 +372,10 @@ type nodeChange struct {
 	At            time.Time `json:"at"`
 	// Change is "first" for what the first look finds, then "new", "changed" or "removed".
 	Change string `json:"change"`
-	// Verdict and State before; only with "changed".
-	VerdictBefore cluster.Health `json:"verdict_before,omitempty"`
-	StateBefore   cluster.State  `json:"state_before,omitempty"`
-	Node          nodeView       `json:"member"`
+	// Health and State before; only with "changed".
+	HealthBefore cluster.Health `json:"health_before,omitempty"`
+	StateBefore  cluster.State  `json:"state_before,omitempty"`
+	Node         nodeView       `json:"member"`
 }
 
 // changes prints one line for each node whose verdict or state is not what it was; at first for all.
@@ -421,7 +421,7 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 	if w.g.isJSON() {
 		c := nodeChange{SchemaVersion: schemaVersion, Kind: "node", At: now, Change: change, Node: v}
 		if change == "changed" {
-			c.VerdictBefore, c.StateBefore = before.Health, before.State()
+			c.HealthBefore, c.StateBefore = before.Health, before.State()
 		}
 		b, err := jsonLine(c)
 		if err != nil {

@@ -208,8 +208,8 @@ func TestWatchServing(t *testing.T) {
 					var c struct {
 						Change string
 						Member struct {
-							Node    cluster.Node
-							Verdict cluster.Health
+							Node   cluster.Node
+							Health cluster.Health
 						}
 					}
 					if err := json.Unmarshal([]byte(line), &c); err != nil {
@@ -219,7 +219,7 @@ func TestWatchServing(t *testing.T) {
 					if s := c.Member.Node.Serving; s != nil {
 						serving = fmt.Sprintf("&%v", *s)
 					}
-					got = append(got, fmt.Sprintf("%s %s %s", c.Change, c.Member.Verdict, serving))
+					got = append(got, fmt.Sprintf("%s %s %s", c.Change, c.Member.Health, serving))
 				}
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
@@ -274,16 +274,16 @@ func TestWatchJSON(t *testing.T) {
 				SchemaVersion int `json:"schema_version"`
 				Kind, Change  string
 				At            time.Time
-				Before        string `json:"verdict_before"`
+				Before        string `json:"health_before"`
 				Member        struct {
-					Node    cluster.Node
-					Verdict cluster.Health
+					Node   cluster.Node
+					Health cluster.Health
 				}
 			}
 			if err := json.Unmarshal([]byte(line), &c); err != nil {
 				t.Fatalf("%v: %s", err, line)
 			}
-			got = append(got, fmt.Sprintf("%d %s %s %s>%s %s %t", c.SchemaVersion, c.Kind, c.Change, c.Before, c.Member.Verdict, c.Member.Node.ID, c.At.IsZero()))
+			got = append(got, fmt.Sprintf("%d %s %s %s>%s %s %t", c.SchemaVersion, c.Kind, c.Change, c.Before, c.Member.Health, c.Member.Node.ID, c.At.IsZero()))
 		}
 		if diff := cmp.Diff([]string{"1 node first >ams-stale i-1 false", "1 node changed ams-stale>gone i-1 false"}, got); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)

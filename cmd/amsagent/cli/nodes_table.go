@@ -43,9 +43,9 @@ const noRole = "none"
 
 // nodesSummary counts the members shown.
 type nodesSummary struct {
-	Nodes    int                    `json:"nodes"`
-	Verdicts map[cluster.Health]int `json:"verdicts"`
-	States   map[cluster.State]int  `json:"states"`
+	Nodes  int                    `json:"nodes"`
+	Health map[cluster.Health]int `json:"health"`
+	States map[cluster.State]int  `json:"states"`
 	// Roles are the nodes' own; "none" is for those without one.
 	Roles map[string]int `json:"roles"`
 	// Publishers and Viewers are of the nodes that are heard and could count; nil where none could.
@@ -59,7 +59,7 @@ type nodesSummary struct {
 
 func summarize(members []nodeView) nodesSummary {
 	s := nodesSummary{
-		Nodes: len(members), Verdicts: map[cluster.Health]int{}, States: map[cluster.State]int{}, Roles: map[string]int{},
+		Nodes: len(members), Health: map[cluster.Health]int{}, States: map[cluster.State]int{}, Roles: map[string]int{},
 	}
 	add := func(sum **int, n *int) {
 		if n == nil {
@@ -71,7 +71,7 @@ func summarize(members []nodeView) nodesSummary {
 		**sum += *n
 	}
 	for _, m := range members {
-		s.Verdicts[m.Health]++
+		s.Health[m.Health]++
 		if m.Node != nil {
 			s.States[m.State()]++
 			s.Roles[cmp.Or(m.Node.Role, noRole)]++
@@ -100,7 +100,7 @@ func (s nodesSummary) line(p palette) string {
 	var parts []string
 	var words []string
 	for _, v := range cluster.Healths() {
-		if n := s.Verdicts[v]; n > 0 && v != cluster.Left { // that is a state, too, and follows
+		if n := s.Health[v]; n > 0 && v != cluster.Left { // that is a state, too, and follows
 			words = append(words, verdicts[v](fmt.Sprintf("%d %s", n, v)))
 		}
 	}

@@ -213,14 +213,14 @@ func TestNodesJSON(t *testing.T) {
 	b, err := envelope("nodes", data)
 	must.OK(t, err)
 	for _, want := range []string{
-		`"kind": "nodes"`, `"verdict": "agent-stale"`, `"state": "draining"`, `"agent_heard": {`, `"ams_heard": {`, `"left_hidden": 0`,
+		`"kind": "nodes"`, `"health": "agent-stale"`, `"state": "draining"`, `"agent_signal": {`, `"ams_signal": {`, `"left_hidden": 0`,
 		`"not_counted": 4`, `"viewers_estimated": true`, `"enc": 97`,
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("lacks %s", want)
 		}
 	}
-	if diff := cmp.Diff(map[cluster.Health]int{"healthy": 3, "ams-stale": 1, "agent-stale": 1, "no-agent": 1, "gone": 1}, data.Summary.Verdicts); diff != "" {
+	if diff := cmp.Diff(map[cluster.Health]int{"healthy": 3, "ams-stale": 1, "agent-stale": 1, "no-agent": 1, "gone": 1}, data.Summary.Health); diff != "" {
 		t.Error(diff)
 	}
 	some := dataOf([]nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" }), aNode(1)})

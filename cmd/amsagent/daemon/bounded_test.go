@@ -80,8 +80,8 @@ func TestBoundedListener(t *testing.T) {
 // (sandbox/e2e, in heavy) does so with 20,000 clients, and measures the memory of the program as the kernel counts it.
 func TestFlood(t *testing.T) {
 	path := freshSocket(t)
-	l := &told{}
-	d := newPretended(&pretended{}, l, func(o *Options) {
+	l := &notified{}
+	d := newTestDaemon(&fakeMachine{}, l, func(o *Options) {
 		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 		o.Settings = func() Settings { return Settings{Interval: 10 * time.Millisecond} }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", "127.0.0.1:0"
@@ -158,7 +158,7 @@ func TestFlood(t *testing.T) {
 }
 
 func TestRequestBounds(t *testing.T) {
-	d := newPretended(&pretended{}, &told{}, nil)
+	d := newTestDaemon(&fakeMachine{}, &notified{}, nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
 	srv := d.serveHTTP(l, noBody(d.metricsHandler()), requestTime)
@@ -195,13 +195,13 @@ func TestRequestBounds(t *testing.T) {
 
 // The port that another program has is taken over when that one ends; systemd hears first that the daemon is up.
 func TestPortTaken(t *testing.T) {
-	// An address of its own, where nobody is lent the port between its two owners.
+	// An address of its own: no other test gets its port meanwhile.
 	other, err := net.Listen("tcp", "127.0.93.2:0")
 	must.OK(t, err)
 	defer other.Close()
 	path := freshSocket(t)
-	l := &told{}
-	d := newPretended(&pretended{}, l, func(o *Options) {
+	l := &notified{}
+	d := newTestDaemon(&fakeMachine{}, l, func(o *Options) {
 		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", other.Addr().String()
 		o.Periods.Port = time.Millisecond
@@ -236,7 +236,7 @@ func TestPortTaken(t *testing.T) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.sent) == 0 || !strings.HasPrefix(l.sent[0], "READY=1") {
-		t.Errorf("the service manager heard first: %q", l.sent)
+		t.Errorf("the service manager was notified first: %q", l.sent)
 	}
 }
 

@@ -33,8 +33,8 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// pretended is a machine without files.
-type pretended struct {
+// fakeMachine is a machine without files.
+type fakeMachine struct {
 	mu        sync.Mutex
 	state     *bootstrap.State
 	converged int
@@ -45,7 +45,7 @@ type pretended struct {
 	entered   string
 }
 
-func (p *pretended) Converge(ctx context.Context, _ bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
+func (p *fakeMachine) Converge(ctx context.Context, _ bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
 	p.mu.Lock()
 	p.converged++
 	f, c := p.converge, &bootstrap.Convergence{}
@@ -59,38 +59,38 @@ func (p *pretended) Converge(ctx context.Context, _ bootstrap.ConvergeRequest) (
 	return c, nil
 }
 
-func (p *pretended) Join(ctx context.Context, _ bootstrap.JoinRequest) (*bootstrap.JoinResult, error) {
+func (p *fakeMachine) Join(ctx context.Context, _ bootstrap.JoinRequest) (*bootstrap.JoinResult, error) {
 	p.mu.Lock()
 	p.joins = append(p.joins, time.Now())
 	p.mu.Unlock()
 	return &bootstrap.JoinResult{Restarted: p.restarts}, p.join(ctx)
 }
 
-func (p *pretended) Prove(ctx context.Context, _ *cluster.Client, _ string) (*bootstrap.Evidence, error) {
+func (p *fakeMachine) Prove(ctx context.Context, _ *cluster.Client, _ string) (*bootstrap.Evidence, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
 
-func (p *pretended) StateFile() (*bootstrap.State, error) {
+func (p *fakeMachine) StateFile() (*bootstrap.State, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.state, nil
 }
 
-func (p *pretended) EnteredBefore(instance string) bool { return p.entered == instance }
+func (p *fakeMachine) EnteredBefore(instance string) bool { return p.entered == instance }
 
-func (p *pretended) Entered(instance string) error {
+func (p *fakeMachine) Entered(instance string) error {
 	p.entered = instance
 	return nil
 }
 
-func (p *pretended) set(s *bootstrap.State) {
+func (p *fakeMachine) set(s *bootstrap.State) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state = s
 }
 
-func (p *pretended) looks() int {
+func (p *fakeMachine) looks() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.converged
@@ -102,27 +102,27 @@ type still struct{ hang chan struct{} }
 func (s still) Run(ctx context.Context) { <-ctx.Done() }
 func (s still) Sample(context.Context) heartbeat.Sample {
 	if s.hang != nil {
-		<-s.hang // the first one tells that it has begun
+		<-s.hang // the first one reports its start
 		<-s.hang
 	}
 	return heartbeat.Sample{At: time.Now()}
 }
 
-// told keeps what a daemon says.
-type told struct {
+// notified keeps the notifications of a daemon.
+type notified struct {
 	mu    sync.Mutex
 	log   bytes.Buffer
 	sent  []string
 	round []time.Time
 }
 
-func (l *told) Write(b []byte) (int, error) {
+func (l *notified) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.log.Write(b)
 }
 
-func (l *told) notify(s string) {
+func (l *notified) notify(s string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sent = append(l.sent, s)
@@ -131,20 +131,20 @@ func (l *told) notify(s string) {
 	}
 }
 
-func (l *told) rounds() []time.Time {
+func (l *notified) rounds() []time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.round
 }
 
-func (l *told) text() string {
+func (l *notified) text() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.log.String()
 }
 
 // longest is the longest time without a round, up to now.
-func (l *told) longest(since time.Time) time.Duration {
+func (l *notified) longest(since time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var most time.Duration
@@ -155,7 +155,7 @@ func (l *told) longest(since time.Time) time.Duration {
 	return most
 }
 
-func newPretended(p *pretended, l *told, change func(*Options)) *Daemon {
+func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 	o := Options{
 		Machine: p, Notify: l.notify, Log: slog.New(slog.NewTextHandler(l, nil)), Version: "test",
 		Settings: func() Settings {
@@ -186,13 +186,13 @@ func newPretended(p *pretended, l *told, change func(*Options)) *Daemon {
 // is waited for, the watchdog sees a loop that goes round.
 func TestJoinThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}, restarts: true}
+		p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}, restarts: true}
 		p.join = func(ctx context.Context) error {
 			sleep.For(ctx, 3*time.Minute)
-			return &bootstrap.FailedError{Step: "starting", Err: errors.New("it died"), State: "taken back"}
+			return &bootstrap.FailedError{Step: "starting", Err: errors.New("it died"), State: "undone"}
 		}
-		l := &told{}
-		d := newPretended(p, l, nil)
+		l := &notified{}
+		d := newTestDaemon(p, l, nil)
 		begin := time.Now()
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
@@ -216,10 +216,10 @@ func TestJoinThatFails(t *testing.T) {
 			t.Errorf("said %d times:\n%s", n, l.text())
 		}
 		v := d.view.get()
-		if v.Activity != "joining" || !strings.Contains(v.Trouble, "it died (taken back)") || !strings.Contains(d.view.line(), "it died") {
+		if v.Activity != "joining" || !strings.Contains(v.Trouble, "it died (undone)") || !strings.Contains(d.view.line(), "it died") {
 			t.Errorf("%+v", v)
 		}
-		// Who joins by hand meanwhile need not wait for the next attempt.
+		// A join by hand does not wait for the next attempt.
 		p.set(nil)
 		sleep.For(ctx, d.o.Periods.State)
 		synctest.Wait()
@@ -231,14 +231,14 @@ func TestJoinThatFails(t *testing.T) {
 	})
 }
 
-// A join that fails before it restarts AMS cuts nobody.
+// A join that fails before it restarts AMS cuts no session.
 func TestJoinThatFailsEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}}
+		p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}}
 		p.join = func(context.Context) error {
 			return &bootstrap.FailedError{Step: "waiting for the lock", Err: errors.New("busy")}
 		}
-		d := newPretended(p, &told{}, nil)
+		d := newTestDaemon(p, &notified{}, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
 		work.Go(func() { d.follow(ctx) })
@@ -254,13 +254,13 @@ func TestJoinThatFailsEarly(t *testing.T) {
 // New settings that come while a step is under way are not forgotten with its end.
 func TestReloadDuringStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, l := &pretended{}, &told{}
+		p, l := &fakeMachine{}, &notified{}
 		p.converge = func(ctx context.Context) (*bootstrap.Convergence, error) {
 			sleep.For(ctx, 30*time.Second)
 			return &bootstrap.Convergence{}, ctx.Err()
 		}
 		reload := make(chan struct{})
-		d := newPretended(p, l, func(o *Options) {
+		d := newTestDaemon(p, l, func(o *Options) {
 			o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 			o.Reload = reload
 		})
@@ -297,13 +297,13 @@ func TestStateChangedByOthers(t *testing.T) {
 		{"gone", joined, nil, nil, true},
 		{"of our own making", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true, Since: joined.Since}, keepsJoined, false},
 		{"a join while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: joined.Since.Add(time.Minute)}, keepsJoined, true},
-		{"a join of a machine that was none while we wait", nil, joined, keepsJoined, true},
+		{"a join of a new machine during the wait", nil, joined, keepsJoined, true},
 		{"a leave while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseLeaving}, keepsJoined, true},
 		{"gone while we wait", joined, nil, keepsJoined, true},
 		{"our own join", nil, &bootstrap.State{Phase: bootstrap.PhaseJoining}, joins, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			d := newPretended(&pretended{state: tt.is}, &told{}, nil)
+			d := newTestDaemon(&fakeMachine{state: tt.is}, &notified{}, nil)
 			d.own = tt.own
 			if tt.mine != nil {
 				d.mine[1] = tt.mine
@@ -318,8 +318,8 @@ func TestStateChangedByOthers(t *testing.T) {
 // A drain may stop AMS while the files are compared: the end of one step is not
 // that of the other.
 func TestStepsTogether(t *testing.T) {
-	p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
-	d := newPretended(p, &told{}, nil)
+	p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
+	d := newTestDaemon(p, &notified{}, nil)
 	d.begin()
 	go1, go2, begun := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	var work sync.WaitGroup
@@ -361,8 +361,8 @@ func TestStepsTogether(t *testing.T) {
 // A convergence waits for the lock of a join by hand: what that join wrote is not taken
 // for its own, or a drain before the join would never be forgotten.
 func TestJoinWhileAStepWaits(t *testing.T) {
-	p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(1000, 0)}}
-	d := newPretended(p, &told{}, nil)
+	p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(1000, 0)}}
+	d := newTestDaemon(p, &notified{}, nil)
 	d.begin()
 	err := d.step(keepsJoined, func() error {
 		p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(2000, 0)})
@@ -379,7 +379,7 @@ func TestJoinWhileAStepWaits(t *testing.T) {
 // A reload that needs a new daemon waits for the join that is under way.
 func TestOutdatedWaitsForTheJoin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}}
+		p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}}
 		var cut error
 		p.join = func(ctx context.Context) error {
 			sleep.For(ctx, 3*time.Minute)
@@ -389,7 +389,7 @@ func TestOutdatedWaitsForTheJoin(t *testing.T) {
 		}
 		var other atomic.Bool
 		reload := make(chan struct{})
-		d := newPretended(p, &told{}, func(o *Options) {
+		d := newTestDaemon(p, &notified{}, func(o *Options) {
 			o.Reload, o.Reread = reload, func() error { other.Store(true); return nil }
 			o.Outdated = other.Load
 		})
@@ -418,30 +418,30 @@ func TestOutdatedWaitsForTheJoin(t *testing.T) {
 
 // Warnings that stay are said once, and again after they were gone.
 func TestWarningsSaidOnce(t *testing.T) {
-	p, l := &pretended{}, &told{}
+	p, l := &fakeMachine{}, &notified{}
 	warn := true
 	p.converge = func(context.Context) (*bootstrap.Convergence, error) {
 		c := &bootstrap.Convergence{}
 		if warn {
-			c.Warnings = []bootstrap.Finding{{ID: "AMS-IDENTITY", Text: "nobody answers"}}
+			c.Warnings = []bootstrap.Finding{{ID: "AMS-IDENTITY", Text: "no answer"}}
 		}
 		return c, nil
 	}
-	d := newPretended(p, l, nil)
+	d := newTestDaemon(p, l, nil)
 	for _, now := range []bool{true, true, false, true, true} {
 		warn = now
 		if _, err := d.converge(t.Context(), Settings{}, Named{}, askTime); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(l.text(), "nobody answers"); n != 2 {
+	if n := strings.Count(l.text(), "no answer"); n != 2 {
 		t.Errorf("said %d times:\n%s", n, l.text())
 	}
 }
 
 // A malformed tag says nothing against who this machine is, whose end is an event.
 func TestEventOfAMalformedTag(t *testing.T) {
-	l := &life{d: newPretended(&pretended{}, &told{}, func(o *Options) {
+	l := &life{d: newTestDaemon(&fakeMachine{}, &notified{}, func(o *Options) {
 		o.Identify = func(context.Context) (metadata.Instance, error) {
 			return metadata.Instance{ID: "i-1"}, bootstrap.ErrTags
 		}
@@ -480,8 +480,8 @@ func TestControlSocketStays(t *testing.T) {
 func TestHang(t *testing.T) {
 	hang := make(chan struct{})
 	path := freshSocket(t)
-	l := &told{}
-	d := newPretended(&pretended{}, l, func(o *Options) {
+	l := &notified{}
+	d := newTestDaemon(&fakeMachine{}, l, func(o *Options) {
 		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 		o.Settings = func() Settings { return Settings{Interval: 10 * time.Millisecond} }
 		o.Sampler = func(func() *cluster.Client, func() cluster.Node) Sampler { return still{hang} }
@@ -513,7 +513,7 @@ func TestHang(t *testing.T) {
 		t.Errorf("health after a minute: %d", code)
 	}
 	if n := len(l.rounds()); n != 0 {
-		t.Errorf("the watchdog heard %d times of a loop that hangs", n)
+		t.Errorf("the watchdog was fed %d times by a loop that hangs", n)
 	}
 	cancel()
 	if err := <-ended; err != nil || !strings.Contains(l.text(), "something hangs") {

@@ -31,7 +31,7 @@ func TestDriftOf(t *testing.T) {
 	}
 }
 
-// A machine that was made standalone by hand serves nobody of this cluster.
+// A machine that was made standalone by hand serves no viewers of this cluster.
 func TestStandaloneIsNotReady(t *testing.T) {
 	w := newView("test")
 	w.change(func(v *View) { v.State, v.Proved = cluster.StateActive, true })

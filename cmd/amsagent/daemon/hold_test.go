@@ -21,8 +21,8 @@ import (
 func TestHold(t *testing.T) {
 	t.Parallel()
 	joined := &bootstrap.State{Phase: bootstrap.PhaseJoined}
-	p := &pretended{state: joined}
-	d := newPretended(p, new(told), nil)
+	p := &fakeMachine{state: joined}
+	d := newTestDaemon(p, new(notified), nil)
 	enter := func() {
 		d.view.setPhase(bootstrap.PhaseJoined)
 		d.view.change(func(v *View) { v.State, v.Proved = cluster.StateActive, true })

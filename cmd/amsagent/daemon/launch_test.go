@@ -56,7 +56,7 @@ func TestLaunchHookWaitsForApplications(t *testing.T) {
 	f.set(ams.AppStarting, "live")
 	watchFake(t, f, func(w *watched) {
 		hook := &hookCalls{}
-		w.d.o.Machine = &pretended{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
+		w.d.o.Machine = &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
 		l := newLife(w.d, Lifecycle{Options: lifecycle.Options{
 			Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir}, Hooks: hook,
 		}})

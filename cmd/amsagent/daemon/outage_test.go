@@ -76,8 +76,8 @@ type clusterNode struct {
 
 func startNode(t *testing.T, id string, r *sharedRegistry, f *fakeServer, active bool) *clusterNode {
 	t.Helper()
-	n := &clusterNode{id: id, work: &sync.WaitGroup{}, watched: watched{t: t, f: f, said: &told{}}}
-	n.d = newPretended(&pretended{}, n.said, func(o *Options) {
+	n := &clusterNode{id: id, work: &sync.WaitGroup{}, watched: watched{t: t, f: f, said: &notified{}}}
+	n.d = newTestDaemon(&fakeMachine{}, n.said, func(o *Options) {
 		o.Server = f
 		settings := o.Settings()
 		settings.UnhealthyAfter = 5 * time.Minute
@@ -122,8 +122,7 @@ func TestMongoDBAwayForAllNodes(t *testing.T) {
 		const outage = 10 * time.Minute
 		r := &sharedRegistry{rows: map[string]cluster.Heartbeat{}, at: map[string]time.Time{}}
 		apps := []string{"LiveApp", "live"}
-		// What the server of each node answers from a moment of the outage on, and how long
-		// after it the server takes to serve again.
+		// The answer of each node's server during the outage, and the time until it serves again.
 		plays := []struct {
 			name  string
 			state ams.AppServing
@@ -213,7 +212,7 @@ func TestMongoDBAwayForAllNodes(t *testing.T) {
 	})
 }
 
-// A cause of the machine's own still ends in a replacement, also where it began in an
+// A cause of the machine's own still ends in a replacement, also if it began in an
 // outage that all nodes had.
 func TestServerBrokenAfterOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

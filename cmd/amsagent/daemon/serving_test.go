@@ -159,7 +159,7 @@ type watched struct {
 	t    *testing.T
 	d    *Daemon
 	f    *fakeServer
-	said *told
+	said *notified
 }
 
 // watchServer runs do in a bubble, with a watch that has had no answer yet.
@@ -172,8 +172,8 @@ func watchServer(t *testing.T, do func(w *watched)) {
 func watchFake(t *testing.T, f *fakeServer, do func(w *watched)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &watched{t: t, f: f, said: &told{}}
-		w.d = newPretended(&pretended{}, w.said, func(o *Options) {
+		w := &watched{t: t, f: f, said: &notified{}}
+		w.d = newTestDaemon(&fakeMachine{}, w.said, func(o *Options) {
 			o.Server = w.f
 			settings := o.Settings()
 			settings.UnhealthyAfter = 5 * time.Minute
@@ -209,7 +209,7 @@ func (w *watched) ready() (bool, Readiness) {
 	return r.Ready, r
 }
 
-// becomes waits until /readyz is what is wanted, and fails where that takes longer
+// becomes waits until /readyz is what is wanted, and fails if that takes longer
 // than it may.
 func (w *watched) becomes(want bool, within time.Duration) Readiness {
 	w.t.Helper()
@@ -549,7 +549,7 @@ func TestNotReadyReasons(t *testing.T) {
 	})
 }
 
-// TestReadyKeepsUpWithDrain: whoever has read in the registry that this node drains does
+// TestReadyKeepsUpWithDrain: a client that has read in the registry that this node drains does
 // not find it ready, however late the daemon's loops are.
 func TestReadyKeepsUpWithDrain(t *testing.T) {
 	watchServer(t, func(w *watched) {
@@ -600,7 +600,7 @@ func joinedMachine(t *testing.T) *bootstrap.Machine {
 	return &bootstrap.Machine{Root: root}
 }
 
-// A node that is made to join once more is a node meanwhile, with people on it.
+// A node that joins a second time is a node meanwhile, with people on it.
 func TestJoinedWhileItJoins(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		root := w.t.TempDir()
@@ -776,15 +776,15 @@ func TestBrokenSinceABeat(t *testing.T) {
 	}
 }
 
-// TestSpareStopped: whether somebody stopped the server is known at once, each time.
+// TestSpareStopped: whether the server was stopped by hand is known at once, each time.
 func TestSpareStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeServer{stopped: true}
-		d := newPretended(&pretended{}, &told{}, func(o *Options) { o.Server = f })
+		d := newTestDaemon(&fakeMachine{}, &notified{}, func(o *Options) { o.Server = f })
 		m := &member{d: d}
 		for range 2 {
 			d.view.change(func(v *View) { v.brokenSince = time.Now() })
-			m.spareAsked = time.Now().Add(time.Second) // the others were asked before somebody stopped it
+			m.spareAsked = time.Now().Add(time.Second) // the others were asked before it was stopped
 			m.askToKeep(t.Context())
 			if d.view.get().spared == "" {
 				t.Error("not spared")
@@ -798,11 +798,11 @@ func TestSpareStopped(t *testing.T) {
 	})
 }
 
-// TestAsksOthersSeldom: a node that is broken asks at once why it is to be kept, and then
+// TestAsksOthersSeldom: a node that is broken asks at once why it should be kept, and then
 // once a minute, for all of its cluster may be broken.
 func TestAsksOthersSeldom(t *testing.T) {
 	now := time.Now()
-	m := &member{d: newPretended(&pretended{}, &told{}, nil)}
+	m := &member{d: newTestDaemon(&fakeMachine{}, &notified{}, nil)}
 	for name, tt := range map[string]struct {
 		broken, asked time.Time
 		spared        string
@@ -843,8 +843,8 @@ func TestPeersDown(t *testing.T) {
 		"of another group":              {func(n *cluster.Node) { n.Group = "h" }, 0, 0},
 		"this node":                     {func(n *cluster.Node) { n.ID = "self" }, 0, 0},
 		"does not say":                  {func(n *cluster.Node) { n.Serving = nil }, 0, 0},
-		"was heard a minute ago":        {func(n *cluster.Node) { n.UpdatedAt = now.Add(-time.Minute) }, 1, 1},
-		"was heard longer ago":          {func(n *cluster.Node) { n.UpdatedAt = now.Add(-61 * time.Second) }, 0, 0},
+		"heartbeat a minute ago":        {func(n *cluster.Node) { n.UpdatedAt = now.Add(-time.Minute) }, 1, 1},
+		"older heartbeat":               {func(n *cluster.Node) { n.UpdatedAt = now.Add(-61 * time.Second) }, 0, 0},
 		"does not say when it was seen": {func(n *cluster.Node) { n.UpdatedAt = time.Time{} }, 0, 0},
 	} {
 		if others, down := peersDown(self, []cluster.Node{peer(tt.change)}, now); others != tt.others || down != tt.down {
@@ -905,7 +905,7 @@ func TestReadyWithoutMongo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			watchServer(t, func(w *watched) {
 				w.becomes(true, time.Second)
-				p := &pretended{entered: tt.before.Instance()}
+				p := &fakeMachine{entered: tt.before.Instance()}
 				p.converge = func(context.Context) (*bootstrap.Convergence, error) {
 					return &bootstrap.Convergence{Phase: bootstrap.PhaseJoined, Node: node}, nil
 				}
@@ -933,8 +933,8 @@ func TestReadyWithoutMongo(t *testing.T) {
 	}
 }
 
-// While the server is down somebody unpacks it anew: its applications go and come back, and serve nobody
-// before they have served.
+// The applications of a server that is down are unpacked again: they disappear and return, and count only
+// after they have served.
 func TestApplicationsUnpackedAnew(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A cause that is put in other words at each try is told once a minute.
+// A cause that is put in other words at each try is reported once a minute.
 func TestThrottle(t *testing.T) {
 	var log throttle
 	at, lines := time.Unix(1_800_000_000, 0), 0
