@@ -350,9 +350,9 @@ func TestDaemonUnreadableFile(t *testing.T) {
 	joined := a.read(container)
 	a.write(container, "<beans>")
 	a.start()
-	a.says("the files could not be compared", 1)
+	a.says("comparing or repairing the files failed", 1)
 	a.roundsGoOn(20)
-	if n := strings.Count(a.text(), "the files could not be compared"); n != 1 {
+	if n := strings.Count(a.text(), "comparing or repairing the files failed"); n != 1 {
 		t.Errorf("it was logged %d times", n)
 	}
 	if record := a.door.record(nodeID); record["state"] != "active" {
@@ -523,7 +523,7 @@ func TestDaemonKeepsWhatIsNamed(t *testing.T) {
 	stays(again)
 
 	named("mongodb://[half")
-	a.says("the files could not be compared", 1)
+	a.says("comparing or repairing the files failed", 1)
 	stays("mongodb://[half")
 
 	elsewhere := startServer(t, mongod.Options{}).URI()
