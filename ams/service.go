@@ -40,7 +40,8 @@ type State struct {
 	Restarts   int       `json:"restarts,omitempty"`   // automatic ones since the last start
 	Invocation string    `json:"invocation,omitempty"` // changes with every start
 
-	// NeedReload misses a new drop-in in a new folder: after writing one, reload and check DropIns.
+	// NeedReload reports that files of the unit changed since systemd read them. It misses a new drop-in in a new folder: after
+	// writing one, reload and check DropIns.
 	NeedReload bool     `json:"need_reload,omitempty"`
 	Fragment   string   `json:"fragment,omitempty"`
 	DropIns    []string `json:"drop_ins,omitempty"`
@@ -118,7 +119,7 @@ func (s State) String() string {
 	return string(s.Activity) + " (" + strings.Join(notes, ", ") + ")"
 }
 
-// JobError reports that a service did not do a job in time.
+// JobError reports that a service failed to do a job, or did not finish it in time.
 type JobError struct {
 	Service string // the unit or the command
 	Verb    string // start, stop, restart

@@ -117,7 +117,7 @@ func (u *Units) Enable(ctx context.Context) error {
 	})
 }
 
-// Disable stops the units in reverse order and disables them at boot, except masked ones.
+// Disable stops the units in reverse order and disables them at boot. Masked ones are only stopped.
 func (u *Units) Disable(ctx context.Context) error {
 	return u.dial.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus) error {
 		all, err := u.look(ctx, b)

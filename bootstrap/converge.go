@@ -55,7 +55,7 @@ type ConvergeRequest struct {
 	Role, Group  string
 	Address      string
 	ForceAddress bool
-	// AddressKept reports that a join on this disk, or on its original, got the address.
+	// AddressKept reports that Address was given to a join on this disk: a copy of the disk must not use it.
 	AddressKept bool
 	Valve       Valve
 	Interval    time.Duration // of heartbeats

@@ -72,8 +72,8 @@ func (m *Machine) repairStreams(ctx context.Context, client *cluster.Client, d D
 	return errors.Join(err, client.RepairStreams(ctx, databases, d.Address, time.Now()))
 }
 
-// StopServer returns the time of the server's end, [ams.ErrNotManaged] if its state is unknown, or [ErrServing] if
-// ctx ends first.
+// StopServer stops the server and returns when it ended. A server that is dead, or of a machine that left, is not stopped.
+// It returns [ams.ErrNotManaged] if its state is unknown before the stop, and [ErrServing] if it runs when ctx ends.
 func (m *Machine) StopServer(ctx context.Context) (time.Time, error) {
 	lock, err := m.lock(ctx)
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// GivenPath keeps settings from join's command line and environment, for the daemon.
+// GivenPath keeps settings from join's command line and environment: the daemon has neither, and would return the node to
+// the defaults.
 const GivenPath = StateDir + "/given.json"
 
 // givenAddress is the setting that a copy of the disk must not use.

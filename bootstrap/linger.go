@@ -30,7 +30,7 @@ func (m *Machine) linger(ctx context.Context) (done func()) {
 		defer cancel()
 		err := store.RemoveFile(ams.RuntimeDropInPath)
 		if err == nil {
-			// This fails if another program has a file there.
+			// It keeps a folder in which another program has a file.
 			_ = store.RemoveFolder(path.Dir(ams.RuntimeDropInPath))
 			err = m.Service.Reload(ctx)
 		}

@@ -54,7 +54,7 @@ type FilesView struct {
 	Values []Difference `json:"drift_values,omitempty"`
 	// ByHand reports that an operator made this machine standalone by hand.
 	ByHand bool `json:"standalone_by_hand,omitempty"`
-	// Undo and Interrupted are as in [Inspection].
+	// Undo reports that a leave can restore the original files.
 	Undo        bool `json:"undo"`
 	Interrupted bool `json:"interrupted,omitempty"` // the agent was killed while it wrote; the next join or leave recovers
 }

@@ -170,8 +170,8 @@ func (j *joiner) isAddress(address string) bool {
 
 const patientPoll = 2 * time.Second
 
-// await ignores documents from before the known start: the former server wrote until its end. If the start is
-// unknown, the second new document counts.
+// await skips one document from before the known start: the former server wrote until its end. The next change counts in
+// any case. If the start is unknown, documents are read first and must change.
 func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
 	w := cluster.AMSWait{
 		Address: j.facts.address.Addr.String(), Before: j.seen, LocalAddresses: j.localAddresses(),

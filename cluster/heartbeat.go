@@ -35,7 +35,7 @@ type Load struct {
 	CPU *int `bson:"cpu,omitempty" json:"cpu,omitempty"`
 	// Mem is the used share in percent, as AMS's own limit counts it; unknown if a control group limits the server's memory.
 	Mem *int `bson:"mem,omitempty" json:"mem,omitempty"`
-	// NetRx and NetTx are bytes per second to other machines.
+	// NetRx and NetTx are bytes per second since the last heartbeat, over the interfaces to other machines.
 	NetRx *int64 `bson:"net_rx,omitempty" json:"net_rx,omitempty"`
 	NetTx *int64 `bson:"net_tx,omitempty" json:"net_tx,omitempty"`
 	Disk  *int   `bson:"disk,omitempty" json:"disk,omitempty"` // of AMS's volume, in percent

@@ -30,7 +30,8 @@ type Node struct {
 	AMS      string `bson:"ams,omitempty" json:"ams,omitempty"`     // version
 	// BootID and IP identify an instance of the node.
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
-	// Drift names settings that changed since the join, secrets masked. They take effect at a restart.
+	// Drift names settings in the server's files that differ from the join, secrets masked. They are repaired before its next
+	// start.
 	Drift      string `bson:"drift,omitempty" json:"drift,omitempty"`
 	Port       int    `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
 	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"` // between heartbeats; 0 without a daemon

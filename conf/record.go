@@ -51,7 +51,7 @@ type FileRecord struct {
 	Spans    []Span `json:"spans,omitempty"`
 	// Owner is Original's. Nil without a file, and in records of earlier releases, which check only the path.
 	Owner *Owner `json:"owner,omitempty"`
-	// Mode is the permissions before the commit. The agent only removes other users' permissions, for a secret.
+	// Mode is the permissions before the first commit. The agent only removes those of others (0o007), for a secret.
 	Mode fs.FileMode `json:"mode"`
 	// WrittenMode is the permissions after the commit.
 	WrittenMode fs.FileMode `json:"written_mode"`

@@ -76,7 +76,7 @@ func AttributesOf(f *os.File, info Info) (Attributes, error) {
 	return a, err
 }
 
-// keptXattrs drops the owner's attributes (user.*) beyond the bounds: an error would let the owner block a
+// keptXattrs drops all of the owner's attributes (user.*) if they exceed the bounds: an error would let the owner block a
 // restore.
 func keptXattrs(names []string, get func(name string) ([]byte, error)) ([]xattr, error) {
 	names = slices.DeleteFunc(names, func(name string) bool { return name == capabilities })

@@ -222,7 +222,7 @@ func (d *Folder) ReadAny(name string, limit int64) ([]byte, Info, error) {
 	return b, info, err
 }
 
-// ReadOpen reads an open file from its beginning, or returns [ErrTooLarge].
+// ReadOpen reads the rest of an open file, at most limit bytes, or returns [ErrTooLarge].
 func ReadOpen(f *os.File, limit int64) ([]byte, error) {
 	info, err := InfoOf(f)
 	if err != nil {

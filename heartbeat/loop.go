@@ -31,7 +31,8 @@ type sender interface {
 	ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error)
 }
 
-// Loop samples the machine and sends heartbeats at a constant rate. It drops failed heartbeats.
+// Loop samples the machine and sends heartbeats at a constant rate. It drops failed heartbeats:
+// without MongoDB the driver waits, and not the loop.
 type Loop struct {
 	ID       string
 	Interval time.Duration

@@ -45,7 +45,7 @@ type GPUReading struct {
 	Devices []GPU
 }
 
-// GPU is one device. Values are percentages, nil if the driver has none, as in MIG mode.
+// GPU is one device. Util, Enc and Dec are percentages. Values are nil if the driver has none, as in MIG mode.
 type GPU struct {
 	Index             int
 	Name              string

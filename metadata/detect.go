@@ -18,7 +18,7 @@ type Detection struct {
 	Platform string `json:"platform,omitempty"`
 	// Because is the evidence: a path with its content, or a setting.
 	Because string `json:"because,omitempty"`
-	// Remembered reports that Provider is Options.Known.
+	// Remembered reports that nothing names a cloud now, and Provider is that of an earlier detection.
 	Remembered bool `json:"remembered,omitempty"`
 }
 

@@ -93,7 +93,8 @@ type Hook struct {
 
 // Hooks are the lifecycle hooks of this machine's group.
 type Hooks interface {
-	// Pending returns the hooks of a transition, also those of other programs: all of the group, or those that wait.
+	// Pending returns the hooks of a transition, also those of other programs: all of the group, or those that wait. None
+	// is no error.
 	// [ErrNotWaiting] means that a hook will wait soon.
 	Pending(ctx context.Context, launching bool) ([]Hook, error)
 	// Extend restarts the heartbeat timeout and returns it.
@@ -175,7 +176,7 @@ func (f Filter) Check(group string, all []Hook, beat func(Hook) error) (Check, e
 }
 
 // Filter selects this agent's hooks by names or path.Match patterns, in which / is an ordinary character. Without patterns
-// it selects a transition's only hook, or those named like "amsagent".
+// it selects a transition's only hook, or of several those whose name contains "amsagent": other programs complete theirs.
 type Filter []string
 
 // codeDeploy prefixes AWS CodeDeploy's launch hooks. Completing one would start service before the deployment.

@@ -147,7 +147,7 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 func (g *globals) warnOwner(path string) {
 	err := (files.Root{Path: g.settings.Root}).RootsAlone(path)
 	if errors.Is(err, files.ErrForeign) && g.once("owner "+path) {
-		g.log().Warn("another user can change the file with the MongoDB address", "file", path, "why", err,
+		g.log().Warn("another user can change the file with the MongoDB address", "file", path, "reason", err,
 			"fix", "chown root:root and chmod 0600 the file, in a folder that only root may write to, as /etc/amsagent")
 	}
 }

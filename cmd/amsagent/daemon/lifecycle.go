@@ -94,7 +94,7 @@ func (l *life) run(ctx context.Context) {
 	l.closeUnused(context.WithoutCancel(ctx), 0)
 }
 
-// gone reports whether this node is out of the cluster, or almost: no heartbeat must make it look alive.
+// isGone reports whether this node is out of the cluster, or almost: no heartbeat must make it look alive.
 func (l *life) isGone() bool {
 	if l == nil {
 		return false

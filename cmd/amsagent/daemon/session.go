@@ -138,7 +138,7 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 	for _, f := range c.Warnings {
 		warned = append(warned, f.String())
 		if !slices.Contains(d.warned, f.String()) { // once, not every minute
-			d.log.Warn("unexpected setting", "id", f.ID, "detail", f.Text)
+			d.log.Warn("a check or a repair failed", "id", f.ID, "detail", f.Text)
 		}
 	}
 	d.warned = warned
@@ -379,7 +379,7 @@ func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 	return m.checkOwner(m.client.Heartbeat(ctx, m.node, h))
 }
 
-// own detects from a write's error whether another machine uses the record.
+// checkOwner detects from a write's error whether another machine uses the record.
 func (m *member) checkOwner(err error) error {
 	var other *cluster.OtherMachineError
 	switch {
@@ -406,7 +406,7 @@ func (m *member) checkOwner(err error) error {
 	return err
 }
 
-// gone reports whether the node has left since the session's start.
+// isGone reports whether the node has left since the session's start.
 func (m *member) isGone() bool { return m.d.life.goneSince(m.departures) }
 
 // ClockSkew implements the Sender of [heartbeat.Loop].
@@ -553,8 +553,8 @@ func (m *member) indexes(ctx context.Context) {
 	}
 }
 
-// watchDocument reads the age of AMS's document, by which other nodes consider this one dead, and the node record, which others
-// may change.
+// watchDocument reads the age of AMS's document, by which other nodes consider this one dead, and the node record, which
+// others may change.
 func (m *member) watchDocument(ctx context.Context) {
 	silent := false
 	for sleep.For(ctx, m.d.o.Periods.Document) {
@@ -596,7 +596,7 @@ func (m *member) readRow(ctx context.Context) {
 	}
 }
 
-// spare determines why to keep a machine whose server does not serve.
+// askToKeep determines why to keep a machine whose server does not serve.
 func (m *member) askToKeep(ctx context.Context) {
 	v := m.d.view.get()
 	why := ""

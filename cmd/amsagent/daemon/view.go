@@ -45,7 +45,7 @@ type View struct {
 	// Lifecycle is nil if this node cannot be drained.
 	Lifecycle *lifecycle.View `json:"lifecycle,omitempty"`
 
-	// OtherMachine uses this node's record; usually "".
+	// OtherMachine names another machine that uses this node's record; usually "".
 	OtherMachine string `json:"other_machine,omitempty"`
 
 	Beat BeatView `json:"beat"`
@@ -65,7 +65,7 @@ type View struct {
 	// Notes are hints on cloud and tags.
 	Notes   []string `json:"notes,omitempty"`
 	Metrics string   `json:"metrics,omitempty"` // the address
-	// MetricsError is why the port for metrics and health is not open. Another program may answer there.
+	// MetricsError is why the port for metrics and health is not open yet. Another program may answer there.
 	MetricsError string `json:"metrics_error,omitempty"`
 
 	// entered: this instance was active, and its server seen in the cluster. It holds after a restart of the agent, even
