@@ -72,8 +72,8 @@ func quoteUnit(s string) string {
 	return strconv.Quote(s)
 }
 
-// dropInValues are the agent's settings in a drop-in.
-type dropInValues struct {
+// DropInValues are the agent's settings in a drop-in.
+type DropInValues struct {
 	Exists      bool
 	Ours        bool // has the agent's mark
 	HostAddress string
@@ -81,13 +81,13 @@ type dropInValues struct {
 }
 
 // ReadDropIn reads the agent's drop-in below root. A missing file is no error.
-func ReadDropIn(root string) (dropInValues, error) {
+func ReadDropIn(root string) (DropInValues, error) {
 	b, _, err := files.Root{Path: root}.Read(DropInPath, maxSystemFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return dropInValues{}, nil
+		return DropInValues{}, nil
 	case err != nil:
-		return dropInValues{}, fmt.Errorf("reading %s: %w", shown(root, DropInPath), unreadable(err))
+		return DropInValues{}, fmt.Errorf("reading %s: %w", shown(root, DropInPath), unreadable(err))
 	}
 	return ParseDropIn(b), nil
 }
@@ -98,8 +98,8 @@ var (
 )
 
 // ParseDropIn parses the lines that [DropIn] writes. [State] has the effect of all drop-ins.
-func ParseDropIn(b []byte) dropInValues {
-	v := dropInValues{Exists: true, Ours: bytes.HasPrefix(b, []byte(dropInMark))}
+func ParseDropIn(b []byte) DropInValues {
+	v := DropInValues{Exists: true, Ours: bytes.HasPrefix(b, []byte(dropInMark))}
 	if m := addressLine.FindSubmatch(b); m != nil {
 		v.HostAddress = strings.ReplaceAll(string(m[1]), "%%", "%")
 	}

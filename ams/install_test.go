@@ -177,10 +177,10 @@ func TestOpenApps(t *testing.T) {
 		t.Errorf("again: %+v", apps["again"])
 	}
 	var syntax *conf.SyntaxError
-	if a := apps["malformed"]; !errors.As(a.Err, &syntax) || says(a.Err, "unreadable") {
+	if a := apps["malformed"]; !errors.As(a.Err, &syntax) || says(a.Err, "unreadable: ") {
 		t.Errorf("malformed: %v", a.Err)
 	}
-	if a := apps["folder"]; !says(a.Err, "unreadable") {
+	if a := apps["folder"]; !says(a.Err, "unreadable: ") {
 		t.Errorf("folder: %v", a.Err)
 	}
 	if a := apps["no-db"]; a.Err != nil || a.DBName != "" {
@@ -240,7 +240,7 @@ func TestOpenErrors(t *testing.T) {
 	})
 	t.Run("link loop", func(t *testing.T) {
 		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "-> antmedia"}), "")
-		if !says(err, "unreadable") {
+		if !says(err, "unreadable: ") {
 			t.Errorf("%v", err)
 		}
 	})
@@ -275,20 +275,20 @@ func TestOpenErrors(t *testing.T) {
 	t.Run("a pipe does not hold us", func(t *testing.T) {
 		root := tree(t, map[string]string{"conf/jee-container.xml": "-"})
 		must.OK(t, syscall.Mkfifo(filepath.Join(root, DefaultDir, "conf/jee-container.xml"), 0o600))
-		if _, err := Open(root, ""); !says(err, "unreadable") || !errors.Is(err, files.ErrNotRegular) {
+		if _, err := Open(root, ""); !says(err, "unreadable: ") || !errors.Is(err, files.ErrNotRegular) {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("a folder for a file", func(t *testing.T) {
-		root := tree(t, map[string]string{"conf/red5.properties": "-", "conf/red5.properties" + "/": ""})
-		if _, err := Open(root, ""); !says(err, "unreadable") || !errors.Is(err, files.ErrNotRegular) {
+		root := tree(t, map[string]string{"conf/red5.properties": "-", "conf/red5.properties/": ""})
+		if _, err := Open(root, ""); !says(err, "unreadable: ") || !errors.Is(err, files.ErrNotRegular) {
 			t.Errorf("%v", err)
 		}
 	})
 	t.Run("too large", func(t *testing.T) {
 		root := tree(t, nil)
 		must.OK(t, os.Truncate(filepath.Join(root, DefaultDir, "conf/red5.properties"), conf.MaxSettings+1))
-		if _, err := Open(root, ""); !says(err, "unreadable") {
+		if _, err := Open(root, ""); !says(err, "unreadable: ") {
 			t.Errorf("%v", err)
 		}
 	})
@@ -299,7 +299,7 @@ func TestOpenErrors(t *testing.T) {
 		root := tree(t, nil)
 		must.OK(t, os.Chmod(filepath.Join(root, DefaultDir, "conf/jee-container.xml"), 0))
 		_, err := Open(root, "")
-		if !says(err, "unreadable") || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
+		if !says(err, "unreadable: ") || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
 			t.Errorf("%v, hint %q", err, Hint(err))
 		}
 	})

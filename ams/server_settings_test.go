@@ -66,10 +66,10 @@ func TestPorts(t *testing.T) {
 			t.Errorf("malformed: %+v, %v", got, err)
 		}
 		must.OK(t, os.Remove(in.Server.Real))
-		if got, err := in.Ports(); !says(err, "unreadable") || got != shipped {
+		if got, err := in.Ports(); !says(err, "unreadable: ") || got != shipped {
 			t.Errorf("gone: %+v, %v", got, err)
 		}
-		if _, err := in.ServerToken(time.Now()); !says(err, "unreadable") || says(err, "no token for the server's statistics") {
+		if _, err := in.ServerToken(time.Now()); !says(err, "unreadable: ") || says(err, "no token for the server's statistics") {
 			t.Errorf("gone: %v", err)
 		}
 	})

@@ -19,13 +19,21 @@ type diskUse struct {
 func readDisk(path string) diskUse {
 	var st syscall.Statfs_t
 	err := syscall.Statfs(path, &st)
-	if err == nil && (st.Bfree > st.Blocks || st.Blocks-st.Bfree+st.Bavail == 0) {
-		err = errors.New("this file system has no size")
+	var percent *int
+	if err == nil {
+		percent, err = usedPercent(st)
 	}
 	if err != nil {
 		return diskUse{err: fmt.Errorf("measuring the volume of %s: %w", path, err)}
 	}
+	return diskUse{percent: percent}
+}
+
+func usedPercent(st syscall.Statfs_t) (*int, error) {
+	if st.Bfree > st.Blocks || st.Blocks-st.Bfree+st.Bavail == 0 {
+		return nil, errors.New("this file system has no size")
+	}
 	used := st.Blocks - st.Bfree
 	percent := math.Ceil(float64(used) / float64(used+st.Bavail) * 100)
-	return diskUse{percent: whole(&percent)}
+	return whole(&percent), nil
 }

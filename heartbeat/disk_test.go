@@ -7,10 +7,36 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
+
+func TestDisk(t *testing.T) {
+	const unknown = -1
+	for _, tt := range []struct {
+		name    string
+		st      syscall.Statfs_t
+		percent int
+	}{
+		{"an ext4 with blocks reserved for root", syscall.Statfs_t{Blocks: 1000, Bfree: 500, Bavail: 450}, 53},
+		{"full for all users but root", syscall.Statfs_t{Blocks: 1000, Bfree: 50, Bavail: 0}, 100},
+		{"rounded up, as df does", syscall.Statfs_t{Blocks: 1000, Bfree: 999, Bavail: 999}, 1},
+		{"empty", syscall.Statfs_t{Blocks: 1000, Bfree: 1000, Bavail: 1000}, 0},
+		{"larger than 16 TiB", syscall.Statfs_t{Blocks: 1 << 40, Bfree: 1 << 39, Bavail: 1 << 39}, 50},
+		{"all that is left is reserved", syscall.Statfs_t{Blocks: 10, Bfree: 10}, unknown},
+		{"no size, as overlay without a lower layer or proc", syscall.Statfs_t{}, unknown},
+		{"more free than there is", syscall.Statfs_t{Blocks: 10, Bfree: 11, Bavail: 5}, unknown},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			percent, err := usedPercent(tt.st)
+			if (err != nil) != (tt.percent == unknown) || (percent != nil) != (err == nil) || percent != nil && *percent != tt.percent {
+				t.Errorf("%v, %v, want %d", percent, err, tt.percent)
+			}
+		})
+	}
+}
 
 func volume(t *testing.T, dir string) Sample {
 	t.Helper()

@@ -156,7 +156,7 @@ func TestMachines(t *testing.T) {
 			m := openMachine(t, file)
 			s := m.sampler()
 			first := s.Sample(t.Context())
-			if first.Load.CPU != nil || first.Load.NetRx != nil {
+			if first.cpu != nil || first.Load.CPU != nil || first.Load.NetRx != nil {
 				t.Errorf("the first sample knows a change: %v", first)
 			}
 			m.now = m.now.Add(5 * time.Second)
@@ -279,8 +279,8 @@ func TestThisMachine(t *testing.T) {
 		name string
 		ok   bool
 	}{
-		{"cpu", got.Load.CPU != nil && *got.Load.CPU > 0},
-		{"memory", got.Load.Mem != nil && *got.Load.Mem > 0},
+		{"cpu", got.cpu != nil && *got.cpu > 0 && *got.cpu <= 100},
+		{"memory", got.memory != nil && got.memory.total > 64<<20 && got.memory.used > 1<<20},
 		{"disk", got.Load.Disk != nil},
 		{"sessions", *got.Session.Publishers == 3 && got.Session.Viewers == nil},
 		{"gpus", got.GPUs.State == GPUAbsent && got.Load.GPUs == nil},
@@ -350,6 +350,33 @@ func TestSlowAnswers(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		if got := s.Sample(t.Context()); got.Session.Viewers != nil || !missing(got, "sessions", "no answer in time") {
 			t.Errorf("an old answer is used: %v", got.Session)
+		}
+	})
+}
+
+// One source that hangs does not delay the others.
+func TestSourcesAreIndependent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		s := NewSampler(SamplerOptions{
+			Root:  t.TempDir(),
+			State: func(context.Context) (ams.State, error) { <-hang; return ams.State{}, nil },
+			Sessions: func(context.Context) (cluster.Sessions, map[string]error) {
+				n := 7
+				return cluster.Sessions{Viewers: &n}, nil
+			},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		defer close(hang)
+		go s.Run(ctx)
+		for i := range 10 {
+			synctest.Wait()
+			start := time.Now()
+			if got := s.Sample(t.Context()); time.Since(start) != 0 || got.Session.Viewers == nil {
+				t.Errorf("sample %d took %v, viewers are not known: %v", i, time.Since(start), got.Missing)
+			}
+			time.Sleep(5 * time.Second)
 		}
 	})
 }

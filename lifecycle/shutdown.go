@@ -55,12 +55,12 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 		}
 		h := a.Hook
 		h.Limit = s.c.Wall.time(a.Limit)
-		errs = append(errs, completePending(ctx, c, h, p, log))
+		errs = append(errs, completeOne(ctx, c, h, p, log))
 	}
 	return errors.Join(errs...)
 }
 
-func completePending(ctx context.Context, c cloud.Hooks, h Hook, p Peers, log *slog.Logger) error {
+func completeOne(ctx context.Context, c cloud.Hooks, h Hook, p Peers, log *slog.Logger) error {
 	err := checkOthers(ctx, p, h)
 	if err == nil {
 		err = c.Complete(ctx, h)

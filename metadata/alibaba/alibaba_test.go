@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
@@ -255,7 +254,7 @@ func TestParseUserData(t *testing.T) {
 		{"a long heading", "##### amsagent-role=edge\n", nil},
 		{"empty", "", nil},
 	} {
-		if diff := cmp.Diff(tt.want, ParseUserData([]byte(tt.body)), cmpopts.EquateEmpty()); diff != "" {
+		if diff := cmp.Diff(tt.want, ParseUserData([]byte(tt.body))); diff != "" {
 			t.Errorf("%s:\n%s", tt.name, diff)
 		}
 	}

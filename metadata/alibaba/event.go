@@ -52,13 +52,13 @@ func ParseEvent(o cloud.EventFields) (cloud.Event, error) {
 
 // instanceIDs returns at least one id, sorted.
 func instanceIDs(o cloud.EventFields) ([]string, error) {
-	if !o.Has("instanceIds") {
-		return nil, errors.New("the event names no instance: instanceIds is missing")
+	var ids []string
+	if o.Has("instanceIds") {
+		// The placeholder expands to a list, a list's text, or comma-separated text.
+		ids = strings.FieldsFunc(fmt.Sprint(o["instanceIds"]), func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`[],"`, r) })
 	}
-	// The placeholder expands to a list, a list's text, or comma-separated text.
-	ids := strings.FieldsFunc(fmt.Sprint(o["instanceIds"]), func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`[],"`, r) })
 	if len(ids) == 0 {
-		return nil, errors.New("the event names no instance: instanceIds is empty")
+		return nil, errors.New("the event names no instance: instanceIds is missing or empty")
 	}
 	for _, id := range ids {
 		if len(id) > cloud.MaxText || strings.ContainsFunc(id, notInID) {

@@ -31,7 +31,7 @@ func ParseUserData(body []byte) cloud.Tags {
 	if len(body) > maxUserData || !utf8.Valid(body) {
 		return nil
 	}
-	tags := cloud.Tags{}
+	var tags cloud.Tags
 	for line := range strings.Lines(string(body)) {
 		found := userTag.FindStringSubmatch(strings.TrimSpace(line))
 		if found == nil || len(tags) == maxUserTags {
@@ -43,6 +43,9 @@ func ParseUserData(body []byte) cloud.Tags {
 		}
 		if _, twice := tags[name]; twice || value == "" || len(value) > maxUserValue || strings.ContainsFunc(value, unicode.IsControl) {
 			continue
+		}
+		if tags == nil {
+			tags = cloud.Tags{}
 		}
 		tags[name] = value
 	}
