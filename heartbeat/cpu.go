@@ -17,7 +17,7 @@ type cpuMeter struct{ last *cpu.TimesStat }
 
 var errNoProgress = errors.New("the counters of the processors did not go on since the look before")
 
-func (m *cpuMeter) read(ctx context.Context) (*float64, error) {
+func (m *cpuMeter) read(ctx context.Context) (*int, error) {
 	times, err := cpu.TimesWithContext(ctx, false)
 	if err == nil && len(times) == 0 {
 		err = errors.New("/proc/stat has no line of all processors") // the file may be missing
@@ -37,6 +37,5 @@ func (m *cpuMeter) read(ctx context.Context) (*float64, error) {
 	if work(m.last) < work(last) || total <= 0 {
 		return nil, errNoProgress
 	}
-	percent := busy / total * 100
-	return &percent, nil
+	return percent(busy, total), nil
 }

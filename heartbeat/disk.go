@@ -19,14 +19,14 @@ type diskUse struct {
 func readDisk(path string) diskUse {
 	var st syscall.Statfs_t
 	err := syscall.Statfs(path, &st)
-	var percent *int
+	var used *int
 	if err == nil {
-		percent, err = usedPercent(st)
+		used, err = usedPercent(st)
 	}
 	if err != nil {
-		return diskUse{err: fmt.Errorf("measuring the volume of %s: %w", path, err)}
+		err = fmt.Errorf("measuring the volume of %s: %w", path, err)
 	}
-	return diskUse{percent: percent}
+	return diskUse{used, err}
 }
 
 func usedPercent(st syscall.Statfs_t) (*int, error) {
@@ -34,6 +34,5 @@ func usedPercent(st syscall.Statfs_t) (*int, error) {
 		return nil, errors.New("this file system has no size")
 	}
 	used := st.Blocks - st.Bfree
-	percent := math.Ceil(float64(used) / float64(used+st.Bavail) * 100)
-	return whole(&percent), nil
+	return percent(math.Ceil(float64(used)/float64(used+st.Bavail)*100), 100), nil
 }

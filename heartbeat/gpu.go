@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,12 +51,13 @@ type GPUWatcher struct {
 	state    GPUState
 	reason   string
 	lastLine string // without values
+	driver   string
 	devices  []deviceReading
 }
 
 // at is zero before the first reading.
 type deviceReading struct {
-	GPU
+	cluster.GPULoad
 	at time.Time
 }
 
@@ -150,19 +152,19 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 
 // line reports whether the text is a reading.
 func (w *GPUWatcher) line(text string) bool {
-	g, ok := parseGPU(text)
+	i, driver, g, ok := parseGPU(text)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !ok || !g.hasValues() {
+	if !ok || !hasValues(g) {
 		w.lastLine = gpuLine(text)
 	}
 	if !ok {
 		return false
 	}
-	for len(w.devices) <= g.Index {
-		w.devices = append(w.devices, deviceReading{GPU: GPU{Index: len(w.devices)}})
+	if i >= len(w.devices) {
+		w.devices = append(w.devices, make([]deviceReading, i+1-len(w.devices))...)
 	}
-	w.devices[g.Index] = deviceReading{g, w.o.Now()}
+	w.driver, w.devices[i] = driver, deviceReading{g, w.o.Now()}
 	return true
 }
 
@@ -170,16 +172,15 @@ func (w *GPUWatcher) line(text string) bool {
 func (w *GPUWatcher) Latest() GPUReading {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r, values := GPUReading{State: GPUReady}, 0
+	r, values := GPUReading{State: GPUReady, Driver: w.driver}, 0
 	for _, d := range w.devices {
 		if w.o.Now().Sub(d.at) > gpuStale*w.o.Interval {
-			d.GPU = GPU{Index: d.Index, Name: d.Name, Driver: d.Driver}
+			d.GPULoad = cluster.GPULoad{Name: d.Name}
 		}
-		if d.hasValues() {
+		if hasValues(d.GPULoad) {
 			values++
-			r.At = d.at
 		}
-		r.Devices = append(r.Devices, d.GPU)
+		r.Devices = append(r.Devices, d.GPULoad)
 	}
 	switch {
 	case values == 0 && w.state == GPUPending && len(r.Devices) > 0:
@@ -192,9 +193,8 @@ func (w *GPUWatcher) Latest() GPUReading {
 	return r
 }
 
-// hasValues ignores total memory, which is known even of a lost device.
-func (g GPU) hasValues() bool {
-	return g.Util != nil || g.Enc != nil || g.Dec != nil || g.MemUsed != nil
+func hasValues(g cluster.GPULoad) bool {
+	return g.Util != nil || g.Enc != nil || g.Dec != nil || g.Mem != nil
 }
 
 func gpuLine(text string) string {
@@ -202,58 +202,28 @@ func gpuLine(text string) string {
 }
 
 // parseGPU parses a line of gpuFields. Invalid values are nil.
-func parseGPU(line string) (g GPU, ok bool) {
+func parseGPU(line string) (index int, driver string, g cluster.GPULoad, ok bool) {
 	cells := strings.Split(line, ",")
 	if len(cells) != strings.Count(gpuFields, ",")+1 {
-		return GPU{}, false
+		return 0, "", g, false
 	}
 	for i := range cells {
 		cells[i] = gpuLine(cells[i])
 	}
-	number := func(i int, most float64) *float64 {
+	number := func(i int, most float64) float64 {
 		value, _, _ := strings.Cut(cells[i], " ") // some drivers print a unit
 		f, err := strconv.ParseFloat(value, 64)
 		if err != nil || !(f >= 0 && f <= most) {
-			return nil
+			return math.NaN()
 		}
-		return &f
-	}
-	mebibytes := func(i int) *uint64 {
-		f := number(i, 1<<30)
-		if f == nil {
-			return nil
-		}
-		n := uint64(*f) << 20
-		return &n
+		return f
 	}
 	index, err := strconv.Atoi(cells[0])
 	if err != nil || index < 0 || index >= gpuMost {
-		return GPU{}, false
+		return 0, "", g, false
 	}
-	g = GPU{
-		Index: index, Driver: cells[1], Util: number(2, 100), Enc: number(3, 100), Dec: number(4, 100),
-		MemUsed: mebibytes(5), MemTotal: mebibytes(6), Name: cells[7],
-	}
-	if g.MemUsed != nil && g.MemTotal != nil && *g.MemUsed > *g.MemTotal {
-		g.MemUsed = nil
-	}
-	return g, true
-}
-
-func gpuLoads(r GPUReading) []cluster.GPULoad {
-	if r.State != GPUReady || len(r.Devices) == 0 {
-		return nil
-	}
-	loads := make([]cluster.GPULoad, 0, len(r.Devices))
-	for _, d := range r.Devices {
-		loads = append(loads, cluster.GPULoad{Name: d.Name, Util: whole(d.Util), Enc: whole(d.Enc), Dec: whole(d.Dec), Mem: whole(d.memory())})
-	}
-	return loads
-}
-
-func (g GPU) memory() *float64 {
-	if g.MemUsed == nil || g.MemTotal == nil {
-		return nil
-	}
-	return share(*g.MemUsed, *g.MemTotal)
+	use := func(i int) *int { return percent(number(i, 100), 100) }
+	memory := number(6, math.MaxInt32)
+	g = cluster.GPULoad{Name: cells[7], Util: use(2), Enc: use(3), Dec: use(4), Mem: percent(number(5, memory), memory)}
+	return index, cells[1], g, true
 }

@@ -17,21 +17,17 @@ import (
 	"github.com/shirou/gopsutil/v4/mem"
 )
 
-type memoryUse struct{ total, used uint64 } // bytes
-
-func (m memoryUse) percent() *float64 { return share(m.used, m.total) }
-
-// readMemory measures as AMS's own limit does: total less MemAvailable.
-func readMemory(ctx context.Context) (memoryUse, error) {
+// readMemory measures as AMS's own limit does: total less MemAvailable. The total is in bytes.
+func readMemory(ctx context.Context) (used *int, total uint64, err error) {
 	vm, err := mem.VirtualMemoryWithContext(ctx)
 	if err != nil {
-		return memoryUse{}, fmt.Errorf("reading the memory: %w", err)
+		return nil, 0, fmt.Errorf("reading the memory: %w", err)
 	}
 	// gopsutil returns 0 for a missing line, and free and cached memory without MemAvailable.
 	if vm.Total == 0 || vm.Available > vm.Total || vm.Available == vm.Free && vm.Cached == 0 {
-		return memoryUse{}, errors.New("reading the memory: /proc/meminfo has no MemTotal or MemAvailable, or they contradict")
+		return nil, 0, errors.New("reading the memory: /proc/meminfo has no MemTotal or MemAvailable, or they contradict")
 	}
-	return memoryUse{vm.Total, vm.Total - vm.Available}, nil
+	return percent(float64(vm.Total-vm.Available), float64(vm.Total)), vm.Total, nil
 }
 
 // AMS and the kernel use the limits of its control group: the machine's figures would be too low.

@@ -11,15 +11,10 @@ import (
 
 // Sample is one measurement of the machine. Unknown values are nil.
 type Sample struct {
-	At   time.Time
-	Load cluster.Load
-
-	cpu    *float64 // percent of all cores since the last sample
-	memory *memoryUse
-
+	At      time.Time
+	Load    cluster.Load
 	GPUs    GPUReading
 	Session cluster.Sessions
-
 	// Missing has the reasons by reading: cpu, memory, network, disk, gpu, publishers, viewers, or sessions for both.
 	Missing map[string]error
 }
@@ -40,16 +35,7 @@ type GPUReading struct {
 	State GPUState
 	// Reason is also set if some devices of a ready reading fail.
 	Reason string
-	At     time.Time
+	Driver string // its version
 	// Devices are at their index. A silent one has no values.
-	Devices []GPU
-}
-
-// GPU is one device. Util, Enc and Dec are percentages. Values are nil if the driver has none, as in MIG mode.
-type GPU struct {
-	Index             int
-	Name              string
-	Driver            string // its version
-	Util, Enc, Dec    *float64
-	MemUsed, MemTotal *uint64 // bytes
+	Devices []cluster.GPULoad
 }

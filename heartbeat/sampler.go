@@ -213,19 +213,16 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 		cpu, err = nil, errCPULimit
 	}
 	miss(whatCPU, err)
-	out.cpu, out.Load.CPU = cpu, whole(cpu)
+	out.Load.CPU = cpu
 	out.Load.NetRx, out.Load.NetTx, err = s.network.read(local, s.sys, s.opts.Now)
 	miss(whatNetwork, err)
-	memory, err := readMemory(local)
-	limited := limits.memory != 0 && limits.memory < memory.total
-	if err == nil && limited {
-		err = errMemoryLimit
+	memory, total, err := readMemory(local)
+	limited := limits.memory != 0 && limits.memory < total
+	if limited {
+		memory, err = nil, errMemoryLimit
 	}
 	miss(whatMemory, err)
-	if err == nil {
-		out.memory = &memory
-		out.Load.Mem = whole(memory.percent())
-	}
+	out.Load.Mem = memory
 	if s.opts.AMSDir != "" {
 		disk, err := s.disk.get()
 		miss(whatDisk, cmp.Or(err, disk.err))
@@ -242,30 +239,24 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 		if out.GPUs.State == GPUFailing || out.GPUs.State == GPUReady && out.GPUs.Reason != "" {
 			miss(whatGPU, errors.New(cmp.Or(out.GPUs.Reason, "the devices cannot be read")))
 		}
-		out.Load.GPUs = gpuLoads(out.GPUs)
+		if out.GPUs.State == GPUReady {
+			out.Load.GPUs = out.GPUs.Devices
+		}
 	}
 	if !limits.cpu && !limited {
-		out.Load.Score = score(&out, limits.streams)
+		out.Load.Score = score(out.Load, limits.streams)
 	}
 	return out
 }
 
-// whole rounds a percentage and limits it to 0 to 100.
-func whole(p *float64) *int {
-	if p == nil || math.IsNaN(*p) {
+// percent is a whole number from 0 to 100; nil if one of both is no number, or for a total of 0.
+func percent(part, total float64) *int {
+	p := part / total * 100
+	if math.IsNaN(p) || total <= 0 {
 		return nil
 	}
-	n := int(math.Round(min(max(*p, 0), 100)))
+	n := int(math.Round(min(max(p, 0), 100)))
 	return &n
-}
-
-// share returns a percentage; nil for a total of 0.
-func share(part, total uint64) *float64 {
-	if total == 0 {
-		return nil
-	}
-	p := float64(part) / float64(total) * 100
-	return &p
 }
 
 func exists(name string) bool {

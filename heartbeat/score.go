@@ -5,9 +5,10 @@ package heartbeat
 
 import (
 	"cmp"
-	"math"
 	"strconv"
 	"strings"
+
+	"github.com/amsagent/amsagent/cluster"
 )
 
 // defaultLimit is AMS's own for CPU and memory.
@@ -32,26 +33,21 @@ func readLimits(get func(key string) (value string, ok bool)) limits {
 
 // score is the highest load in percent: CPU and memory against AMS's limits, and each GPU's values, for which AMS has no
 // limit. Disk and network do not limit AMS. nil if all values are unknown.
-func score(s *Sample, l limits) *int {
-	var highest *float64
-	add := func(p *float64, limit int) {
-		if p == nil || math.IsNaN(*p) {
+func score(load cluster.Load, l limits) (highest *int) {
+	add := func(p *int, limit int) {
+		if p == nil {
 			return
 		}
-		if v := *p / float64(limit) * 100; highest == nil || v > *highest {
-			highest = &v
+		if v := percent(float64(*p), float64(limit)); highest == nil || *v > *highest {
+			highest = v
 		}
 	}
-	add(s.cpu, cmp.Or(l.cpu, defaultLimit))
-	if s.memory != nil {
-		add(s.memory.percent(), cmp.Or(l.memory, defaultLimit))
-	}
-	if s.GPUs.State == GPUReady {
-		for _, d := range s.GPUs.Devices {
-			for _, p := range []*float64{d.Util, d.Enc, d.Dec, d.memory()} {
-				add(p, 100)
-			}
+	add(load.CPU, cmp.Or(l.cpu, defaultLimit))
+	add(load.Mem, cmp.Or(l.memory, defaultLimit))
+	for _, d := range load.GPUs {
+		for _, p := range []*int{d.Util, d.Enc, d.Dec, d.Mem} {
+			add(p, 100)
 		}
 	}
-	return whole(highest)
+	return highest
 }

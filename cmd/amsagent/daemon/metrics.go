@@ -94,14 +94,6 @@ func ptr[T int | int64 | uint64](v *T, unit float64) *float64 {
 	return &f
 }
 
-func ratio(percent *float64) *float64 {
-	if percent == nil {
-		return nil
-	}
-	f := *percent / 100
-	return &f
-}
-
 func seconds(d *time.Duration) *float64 {
 	if d == nil {
 		return nil
@@ -181,14 +173,14 @@ func devices(e exposition, r heartbeat.GPUReading) {
 	}
 	for _, f := range []struct {
 		name, help string
-		value      func(heartbeat.GPU) *float64
+		value      func(cluster.GPULoad) *int
 	}{
-		{"amsagent_gpu_utilization_ratio", "Utilization of the GPU.", func(g heartbeat.GPU) *float64 { return ratio(g.Util) }},
-		{"amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Enc) }},
+		{"amsagent_gpu_utilization_ratio", "Utilization of the GPU.", func(g cluster.GPULoad) *int { return g.Util }},
+		{"amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", func(g cluster.GPULoad) *int { return g.Enc }},
 	} {
 		first := true
-		for _, g := range r.Devices {
-			value := f.value(g)
+		for i, g := range r.Devices {
+			value := ptr(f.value(g), 0.01)
 			if value == nil {
 				continue
 			}
@@ -196,7 +188,7 @@ func devices(e exposition, r heartbeat.GPUReading) {
 				e.family(f.name, "gauge", f.help)
 				first = false
 			}
-			e.labelled(f.name, *value, "gpu", strconv.Itoa(g.Index), "name", g.Name)
+			e.labelled(f.name, *value, "gpu", strconv.Itoa(i), "name", g.Name)
 		}
 	}
 }
