@@ -95,7 +95,7 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(http.StatusForbidden, []byte("Application is getting initialized"))
 	f.Fuzz(func(t *testing.T, code int, body []byte) {
 		s, err := parseStatistics(body)
-		figures := []*int{s.LocalStreams, s.WebRTCViewers, s.HLSViewers, s.DASHViewers}
+		figures := []*int{s.Streams, s.Viewers}
 		known := 0
 		for _, n := range figures {
 			if n == nil {

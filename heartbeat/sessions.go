@@ -155,13 +155,13 @@ func (e evidence) publishers() (most *int, by cluster.CountedBy) {
 			most, by = &n, source
 		}
 	}
-	if e.stats.LocalStreams != nil {
-		add(*e.stats.LocalStreams, cluster.CountedByAMS)
+	if e.stats.Streams != nil {
+		add(*e.stats.Streams, cluster.CountedByAMS)
 	}
 	if e.mongoErr == nil {
 		add(e.published, cluster.CountedByMongoDB)
 	}
-	if e.stats.LocalStreams == nil && e.connErr == nil {
+	if e.stats.Streams == nil && e.connErr == nil {
 		encoders := e.found.rtmp
 		if e.edge {
 			encoders = 0
@@ -173,9 +173,9 @@ func (e evidence) publishers() (most *int, by cluster.CountedBy) {
 
 // viewers returns the count without RTMP viewers.
 func (e evidence) viewers() (n *int, by cluster.CountedBy) {
-	n, complete := e.stats.Viewers()
+	n = e.stats.Viewers
 	switch {
-	case complete, e.connErr == nil && n != nil && *n > e.found.viewers:
+	case e.stats.Complete, e.connErr == nil && n != nil && *n > e.found.viewers:
 		return n, cluster.CountedByAMS
 	case e.connErr == nil:
 		return &e.found.viewers, cluster.CountedByConnections
