@@ -41,9 +41,8 @@ type Asker interface {
 // Served is the state of a server for viewers.
 type Served struct {
 	Up bool
-	// Known is false until all have answered or one is known to be down.
-	Known bool
-	Why   []string // for each application that does not serve
+	// Why has each application that does not serve. Without Up it is empty until all have answered or one is down.
+	Why []string
 	// Answers are the latest, by name. State is "" before the first answer.
 	Answers []ams.AppAnswer
 }
@@ -206,7 +205,6 @@ func (w *watch) judge(now time.Time) (is Served, next time.Duration) {
 		is.Why = []string{"no application has served yet"}
 	}
 	is.Up = len(is.Why) == 0 && unknown == 0
-	is.Known = is.Up || len(is.Why) > 0
 	w.up = is.Up
 	return is, max(next, time.Millisecond)
 }

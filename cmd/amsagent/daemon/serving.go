@@ -102,7 +102,7 @@ func (d *Daemon) changeServing(f func(*View)) {
 
 func viewOf(is bootstrap.Served) ServerView {
 	why := is.Why
-	if !is.Known {
+	if !is.Up && len(why) == 0 {
 		why = []string{NotAsked}
 	}
 	if n := len(why) - maxNamed; n > 0 {
@@ -119,7 +119,7 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 		return false
 	}
 	now, was, is := time.Now(), d.view.get().Server, viewOf(served)
-	if is.Since = was.Since; was.Up != is.Up || was.Since.IsZero() && served.Known {
+	if is.Since = was.Since; was.Up != is.Up || was.Since.IsZero() && len(served.Why) > 0 {
 		is.Since = now
 	}
 	// It may be standalone now, and must get no viewers before the next comparison of the files.
