@@ -123,7 +123,7 @@ func Open(root, dir string) (*Installation, error) {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 			missing = append(missing, name)
 		case err != nil:
-			problems = append(problems, fmt.Errorf("reading %s: %w", shown(root, filepath.Join(dir, name)), unreadable(err)))
+			problems = append(problems, fmt.Errorf("reading %s: %w", filepath.Join(root, dir, name), unreadable(err)))
 		}
 	}
 	container, err := in.read(containerName, &in.Container)
@@ -133,14 +133,14 @@ func Open(root, dir string) (*Installation, error) {
 	entries, err := webapps(root, dir)
 	need(webappsName, err)
 	if len(missing) > 0 {
-		problems = append(problems, fmt.Errorf("%s is %w: missing %s", shown(root, dir), errNotAMS, strings.Join(missing, ", ")))
+		problems = append(problems, fmt.Errorf("%s is %w: missing %s", filepath.Join(root, dir), errNotAMS, strings.Join(missing, ", ")))
 	}
 	if len(problems) > 0 {
 		return nil, errors.Join(problems...)
 	}
 
 	if c, err := conf.ParseContainer(container); err != nil {
-		in.modeErr = fmt.Errorf("reading %s: %w", shown(root, in.Container.Path), err)
+		in.modeErr = fmt.Errorf("reading %s: %w", filepath.Join(root, in.Container.Path), err)
 	} else {
 		in.mode, in.Unmarked = c.Mode(), !c.Marked()
 	}
@@ -193,7 +193,7 @@ func (in *Installation) warn(id, format string, args ...any) {
 func (in *Installation) readServer(b []byte) {
 	p, err := conf.ParseProperties(b)
 	if err != nil {
-		in.warn(WarnServerSyntax, "%s: %v; the server's defaults are assumed", shown(in.Root, in.Server.Path), err)
+		in.warn(WarnServerSyntax, "%s: %v; the server's defaults are assumed", filepath.Join(in.Root, in.Server.Path), err)
 		return
 	}
 	in.HTTPHost, _ = springValue(p, "http.host")
@@ -204,7 +204,7 @@ func (in *Installation) readServer(b []byte) {
 	}
 	if given, _ := p.Get("http.port"); name != "" || text != "" && !isPort {
 		in.warn(WarnHTTPPort, "%s: http.port=%q is not a plain port, and the server's environment is not known here; %d is assumed",
-			shown(in.Root, in.Server.Path), strings.TrimSpace(given), in.HTTPPort)
+			filepath.Join(in.Root, in.Server.Path), strings.TrimSpace(given), in.HTTPPort)
 	}
 }
 
@@ -219,7 +219,7 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 		case errors.Is(err, files.ErrLink):
 			in.warn(warnAppLink, "%v; it is no application", err)
 		case err != nil && !errors.Is(err, fs.ErrPermission):
-			in.warn(WarnAppIncomplete, "%q leads nowhere; it is no application", shown(in.Root, folder))
+			in.warn(WarnAppIncomplete, "%q leads nowhere; it is no application", filepath.Join(in.Root, folder))
 		case in.readApp(&app):
 			in.Apps = append(in.Apps, app)
 		}
@@ -228,7 +228,7 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 
 func (in *Installation) readApp(app *App) bool {
 	b, err := in.read(filepath.Join(webappsName, app.Name, appFileName), &app.File)
-	folder := shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name))
+	folder := filepath.Join(in.Root, in.Dir, webappsName, app.Name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if !strings.HasPrefix(app.Name, ".") {
@@ -240,17 +240,17 @@ func (in *Installation) readApp(app *App) bool {
 		in.warn(WarnAppEncoding, "%q, or the folder that it leads to, has a name that is not valid UTF-8: it is left as it is, and is no application", folder)
 		return false
 	case err != nil:
-		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), unreadable(err))
+		app.Err = fmt.Errorf("reading %q: %w", filepath.Join(in.Root, app.File.Path), unreadable(err))
 		return true
 	}
 	p, err := conf.ParseProperties(b)
 	if err != nil {
-		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), err)
+		app.Err = fmt.Errorf("reading %q: %w", filepath.Join(in.Root, app.File.Path), err)
 		return true
 	}
 	name, _ := p.Get("db.name")
 	if len(name) > maxDBName {
-		app.Err = fmt.Errorf("reading %q: db.name has %d bytes, and MongoDB takes %d at most", shown(in.Root, app.File.Path), len(name), maxDBName)
+		app.Err = fmt.Errorf("reading %q: db.name has %d bytes, and MongoDB takes %d at most", filepath.Join(in.Root, app.File.Path), len(name), maxDBName)
 		return true
 	}
 	app.DBName = strings.Clone(name) // do not keep the whole file

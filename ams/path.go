@@ -26,11 +26,4 @@ type File struct {
 
 func realRoot(root string) bool { return root == "" || filepath.Clean(root) == "/" }
 
-func shown(root, path string) string {
-	if realRoot(root) {
-		return path
-	}
-	return filepath.Join(root, path)
-}
-
 func statBelow(root, path string) (files.Info, error) { return files.Root{Path: root}.Stat(path) }

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -41,11 +42,11 @@ func defaultPorts() Ports {
 func (in *Installation) ServerSettings() (*conf.Properties, error) {
 	b, _, err := files.Root{Path: in.Root}.Read(in.Server.Path, conf.MaxSettings)
 	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", shown(in.Root, in.Server.Path), unreadable(err))
+		return nil, fmt.Errorf("reading %s: %w", filepath.Join(in.Root, in.Server.Path), unreadable(err))
 	}
 	p, err := conf.ParseProperties(b)
 	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", shown(in.Root, in.Server.Path), err)
+		return nil, fmt.Errorf("reading %s: %w", filepath.Join(in.Root, in.Server.Path), err)
 	}
 	return p, nil
 }
@@ -112,7 +113,7 @@ func (in *Installation) Databases() ([]string, error) {
 		case a.Err != nil:
 			errs = append(errs, a.Err)
 		case a.DBName == "":
-			errs = append(errs, fmt.Errorf("%q has no db.name", shown(in.Root, a.File.Path)))
+			errs = append(errs, fmt.Errorf("%q has no db.name", filepath.Join(in.Root, a.File.Path)))
 		default:
 			names = append(names, a.DBName)
 		}
@@ -151,7 +152,7 @@ func (in *Installation) ServerToken(now time.Time) (string, error) {
 		// The server refuses an "iat" in its future.
 		return token(secret, fmt.Sprintf(`{"exp":%d}`, now.Add(tokenLife).Unix())), nil
 	}
-	return "", fmt.Errorf("%w: %s: %s", errNoServerToken, shown(in.Root, in.Server.Path), why)
+	return "", fmt.Errorf("%w: %s: %s", errNoServerToken, filepath.Join(in.Root, in.Server.Path), why)
 }
 
 // token signs with HS256. A library would add 100 KB to the binary.

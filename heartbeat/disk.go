@@ -10,23 +10,16 @@ import (
 	"syscall"
 )
 
-type diskUse struct {
-	percent *int
-	err     error
-}
-
 // readDisk measures as df does: the used part of what users other than root can have, rounded up.
-func readDisk(path string) diskUse {
+func readDisk(path string) (used *int, err error) {
 	var st syscall.Statfs_t
-	err := syscall.Statfs(path, &st)
-	var used *int
-	if err == nil {
+	if err = syscall.Statfs(path, &st); err == nil {
 		used, err = usedPercent(st)
 	}
 	if err != nil {
 		err = fmt.Errorf("measuring the volume of %s: %w", path, err)
 	}
-	return diskUse{used, err}
+	return used, err
 }
 
 func usedPercent(st syscall.Statfs_t) (*int, error) {

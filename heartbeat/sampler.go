@@ -74,7 +74,7 @@ type Sampler struct {
 	cpu     cpuMeter
 	network networkMeter
 	// Slow sources have their own goroutines.
-	disk     latest[diskUse]
+	disk     latest[*int]
 	limits   latest[serverLimits]
 	sessions latest[sessionCount]
 }
@@ -96,11 +96,12 @@ type latest[T any] struct {
 
 	mu    sync.Mutex
 	value T
+	err   error
 	at    time.Time // zero before the first
 }
 
 // run calls ask until ctx ends; a call that hangs is the last one.
-func (l *latest[T]) run(ctx context.Context, ask func(context.Context) T) {
+func (l *latest[T]) run(ctx context.Context, ask func(context.Context) (T, error)) {
 	for ctx.Err() == nil {
 		bound, cancel := context.WithTimeout(ctx, staleAfter*l.every)
 		l.set(ask(bound))
@@ -112,10 +113,10 @@ func (l *latest[T]) run(ctx context.Context, ask func(context.Context) T) {
 	}
 }
 
-func (l *latest[T]) set(v T) {
+func (l *latest[T]) set(v T, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.value, l.at = v, l.now()
+	l.value, l.err, l.at = v, err, l.now()
 }
 
 // staleAfter is the number of intervals until a result expires.
@@ -130,7 +131,7 @@ func (l *latest[T]) get() (v T, err error) {
 	case l.now().Sub(l.at) > staleAfter*l.every:
 		return v, errNoAnswer
 	}
-	return l.value, nil
+	return l.value, l.err
 }
 
 // NewSampler returns a sampler, without measuring yet.
@@ -142,7 +143,7 @@ func NewSampler(o SamplerOptions) *Sampler {
 	root := cmp.Or(o.Root, "/")
 	s := &Sampler{
 		opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys"),
-		disk:     latest[diskUse]{every: diskEvery, now: o.Now},
+		disk:     latest[*int]{every: diskEvery, now: o.Now},
 		limits:   latest[serverLimits]{every: limitsEvery, now: o.Now},
 		sessions: latest[sessionCount]{every: sessionsEvery * o.Interval, now: o.Now},
 	}
@@ -163,17 +164,17 @@ func (s *Sampler) Run(ctx context.Context) {
 	<-ctx.Done()
 }
 
-func (s *Sampler) readDisk(context.Context) diskUse {
+func (s *Sampler) readDisk(context.Context) (*int, error) {
 	return readDisk(filepath.Join("/", s.opts.Root, s.opts.AMSDir))
 }
 
-func (s *Sampler) countSessions(ctx context.Context) sessionCount {
+func (s *Sampler) countSessions(ctx context.Context) (sessionCount, error) {
 	n, missing := s.opts.Sessions(ctx)
-	return sessionCount{n, missing}
+	return sessionCount{n, missing}, nil
 }
 
 // readLimits keeps limits that cannot be read, as while the server does not run.
-func (s *Sampler) readLimits(ctx context.Context) serverLimits {
+func (s *Sampler) readLimits(ctx context.Context) (serverLimits, error) {
 	l := s.limits.value // only this goroutine writes it
 	// Opening the installation costs memory.
 	if s.opts.Open != nil && (s.install == nil || s.install.Outdated()) {
@@ -192,7 +193,7 @@ func (s *Sampler) readLimits(ctx context.Context) serverLimits {
 			}
 		}
 	}
-	return l
+	return l, nil
 }
 
 // Sample measures the machine once, without waiting.
@@ -224,9 +225,8 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	miss(whatMemory, err)
 	out.Load.Mem = memory
 	if s.opts.AMSDir != "" {
-		disk, err := s.disk.get()
-		miss(whatDisk, cmp.Or(err, disk.err))
-		out.Load.Disk = disk.percent
+		out.Load.Disk, err = s.disk.get()
+		miss(whatDisk, err)
 	}
 	if s.opts.Sessions != nil {
 		n, err := s.sessions.get()
