@@ -34,18 +34,12 @@ const (
 	gpuFields = "index,driver_version,utilization.gpu,utilization.encoder,utilization.decoder,memory.used,memory.total,name"
 )
 
-// GPUOptions configure the GPU readings. The zero value is for this machine.
-type GPUOptions struct {
-	Root     string        // above /proc, /dev and the tool; default "/"
-	Interval time.Duration // between two readings, whole seconds; default 5 s
-	Now      func() time.Time
-	Log      *slog.Logger
-}
-
 // GPUWatcher reads NVIDIA GPUs, the only ones Ant Media Server encodes on, through one long-running nvidia-smi.
 type GPUWatcher struct {
-	o     GPUOptions
-	retry time.Duration
+	root     string // above /proc, /dev and the tool
+	interval time.Duration
+	log      *slog.Logger
+	retry    time.Duration
 
 	mu       sync.Mutex
 	state    GPUState
@@ -61,16 +55,10 @@ type deviceReading struct {
 	at time.Time
 }
 
-// NewGPUWatcher returns a watcher; Run starts it.
-func NewGPUWatcher(o GPUOptions) *GPUWatcher {
-	o.Root, o.Interval = cmp.Or(o.Root, "/"), cmp.Or(max(o.Interval, 0).Truncate(time.Second), 5*time.Second)
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	return &GPUWatcher{o: o, retry: gpuRetry, state: GPUPending}
+// NewGPUWatcher returns a watcher; Run starts it. The interval between two readings is in whole seconds, default 5 s.
+func NewGPUWatcher(root string, interval time.Duration, log *slog.Logger) *GPUWatcher {
+	interval = cmp.Or(max(interval, 0).Truncate(time.Second), 5*time.Second)
+	return &GPUWatcher{root: cmp.Or(root, "/"), interval: interval, log: log, retry: gpuRetry, state: GPUPending}
 }
 
 // Run reads until ctx ends. nvidia-smi has ended then, unless the driver blocks it in the kernel.
@@ -90,7 +78,7 @@ func (w *GPUWatcher) Run(ctx context.Context) {
 	select {
 	case <-ended:
 	case <-time.After(2 * time.Second):
-		w.o.Log.Warn("nvidia-smi does not end although it was killed: the driver holds it")
+		w.log.Warn("nvidia-smi does not end although it was killed: the driver holds it")
 	}
 }
 
@@ -98,14 +86,14 @@ func (w *GPUWatcher) is(state GPUState, reason string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if state == GPUFailing && reason != w.reason {
-		w.o.Log.Warn("GPU readings failed", "reason", reason)
+		w.log.Warn("GPU readings failed", "reason", reason)
 	}
 	w.state, w.reason = state, reason
 }
 
 // read runs nvidia-smi until it ends, is silent for too long, or ctx ends.
 func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
-	at := func(path string) string { return filepath.Join(w.o.Root, path) }
+	at := func(path string) string { return filepath.Join(w.root, path) }
 	if !exists(at("/proc/driver/nvidia/version")) && !exists(at("/dev/nvidiactl")) {
 		return GPUAbsent, ""
 	}
@@ -124,7 +112,7 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	ctx, kill := context.WithCancel(ctx)
 	defer kill()
 	cmd := exec.CommandContext(ctx, tool, "--query-gpu="+gpuFields, "--format=csv,noheader,nounits",
-		"--loop="+strconv.Itoa(int(w.o.Interval/time.Second)))
+		"--loop="+strconv.Itoa(int(w.interval/time.Second)))
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
@@ -140,7 +128,7 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	defer silent.Stop()
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if w.line(lines.Text()) {
-			silent.Reset(gpuStale * w.o.Interval)
+			silent.Reset(gpuStale * w.interval)
 		}
 	}
 	kill()
@@ -164,7 +152,7 @@ func (w *GPUWatcher) line(text string) bool {
 	if i >= len(w.devices) {
 		w.devices = append(w.devices, make([]deviceReading, i+1-len(w.devices))...)
 	}
-	w.driver, w.devices[i] = driver, deviceReading{g, w.o.Now()}
+	w.driver, w.devices[i] = driver, deviceReading{g, time.Now()}
 	return true
 }
 
@@ -174,7 +162,7 @@ func (w *GPUWatcher) Latest() GPUReading {
 	defer w.mu.Unlock()
 	r, values := GPUReading{State: GPUReady, Driver: w.driver}, 0
 	for _, d := range w.devices {
-		if w.o.Now().Sub(d.at) > gpuStale*w.o.Interval {
+		if time.Since(d.at) > gpuStale*w.interval {
 			d.GPULoad = cluster.GPULoad{Name: d.Name}
 		}
 		if hasValues(d.GPULoad) {

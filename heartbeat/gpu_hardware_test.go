@@ -28,7 +28,7 @@ func TestGPUHardware(t *testing.T) {
 		t.Skip("GPU_HARDWARE is not set: it needs a device of NVIDIA's and its driver")
 	}
 	const interval = time.Second
-	w := NewGPUWatcher(GPUOptions{Interval: interval, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	w := NewGPUWatcher("", interval, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { w.Run(ctx) })

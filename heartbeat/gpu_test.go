@@ -80,7 +80,7 @@ const gpuPipe = "exec cat $root/fifo"
 func (g *gpuWorld) watch() {
 	g.t.Helper()
 	log := slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	g.w = NewGPUWatcher(GPUOptions{Root: g.root, Interval: time.Second, Log: log})
+	g.w = NewGPUWatcher(g.root, time.Second, log)
 	g.w.retry = 10 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -328,7 +328,7 @@ func TestGPUAgent(t *testing.T) {
 	if root == "" {
 		t.Skip("it is run by another test")
 	}
-	NewGPUWatcher(GPUOptions{Root: root}).Run(context.Background())
+	NewGPUWatcher(root, 0, slog.New(slog.DiscardHandler)).Run(context.Background())
 }
 
 // gpuOutputs returns the recorded outputs of testdata/nvidia-smi, with the current columns.
@@ -371,8 +371,7 @@ func gpuOutputs(t testing.TB) map[string][]string {
 var updateGPU = flag.Bool("update", false, "write the expected readings")
 
 func gpuRead(lines []string) GPUReading {
-	noon := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
-	w := NewGPUWatcher(GPUOptions{Now: func() time.Time { return noon }})
+	w := NewGPUWatcher("", 0, slog.New(slog.DiscardHandler))
 	for _, line := range lines {
 		w.line(line)
 	}

@@ -327,7 +327,7 @@ const (
 // askGPUs lets the sampler of the daemon take one reading.
 func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 	ctx, cancel := context.WithTimeout(ctx, gpuTime)
-	w := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: root, Interval: time.Second})
+	w := heartbeat.NewGPUWatcher(root, time.Second, slog.New(slog.DiscardHandler))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
