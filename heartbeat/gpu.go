@@ -22,6 +22,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -66,12 +67,8 @@ func (w *GPUWatcher) Run(ctx context.Context) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for ctx.Err() == nil {
+		for more := ctx.Err() == nil; more; more = sleep.For(ctx, w.retry) {
 			w.is(w.read(ctx))
-			select {
-			case <-ctx.Done():
-			case <-time.After(w.retry):
-			}
 		}
 	}()
 	<-ctx.Done()

@@ -18,6 +18,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // Keys of [Sample.Missing]. The session counter has two more.
@@ -102,14 +103,10 @@ type latest[T any] struct {
 
 // run calls ask until ctx ends; a call that hangs is the last one.
 func (l *latest[T]) run(ctx context.Context, ask func(context.Context) (T, error)) {
-	for ctx.Err() == nil {
+	for more := true; more; more = sleep.For(ctx, l.every) {
 		bound, cancel := context.WithTimeout(ctx, staleAfter*l.every)
 		l.set(ask(bound))
 		cancel()
-		select {
-		case <-ctx.Done():
-		case <-time.After(l.every):
-		}
 	}
 }
 
