@@ -53,8 +53,8 @@ type Served struct {
 type watch struct {
 	asker  Asker
 	apps   map[string]*application
-	asks   int // also of removed applications
-	listed time.Time
+	asks   int       // also of removed applications
+	relist time.Time // when the applications are listed again
 	up     bool
 }
 
@@ -136,8 +136,8 @@ func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
 func (w *watch) take(a *application, r ams.AppAnswer) {
 	w.asks--
 	a.take(r, time.Now())
-	if !r.Serves() {
-		w.listed = time.Time{} // it may have been removed
+	if !r.Serves() && a.next.Before(w.relist) {
+		w.relist = a.next // it may have been removed
 	}
 }
 
@@ -154,7 +154,7 @@ func (w *watch) due(now time.Time) (due []*application) {
 }
 
 func (w *watch) list(now time.Time) {
-	if now.Sub(w.listed) < listEvery {
+	if now.Before(w.relist) {
 		return
 	}
 	names, err := w.asker.Applications()
@@ -168,7 +168,7 @@ func (w *watch) list(now time.Time) {
 			w.apps[name] = &application{answer: ams.AppAnswer{Name: name}, added: w.up}
 		}
 	}
-	w.listed = now
+	w.relist = now.Add(listEvery)
 }
 
 func (w *watch) judge(now time.Time) (is Served, next time.Duration) {
