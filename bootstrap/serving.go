@@ -146,7 +146,7 @@ type lastServed struct {
 func (m *Machine) Server() *Server {
 	s := &Server{m: m, client: m.HTTP, first: time.Now(), served: map[string]lastServed{}}
 	if s.client == nil {
-		s.client = ams.NewPollingClient(&s.conns)
+		s.client = ams.NewHTTPClient(&s.conns)
 	}
 	s.refuses = func(ctx context.Context, in *ams.Installation) bool {
 		return m.HTTP == nil && ams.Refused(ctx, in.BaseURL()) // with another client, the port proves nothing
