@@ -61,7 +61,9 @@ type Installation struct {
 	Release Release
 
 	HTTPHost string // empty or 0.0.0.0 is all
-	HTTPPort int
+	// Ports are configured. Invalid ones have the server's defaults, as have all with a ServerErr.
+	Ports     Ports
+	ServerErr error // of conf/red5.properties
 
 	Apps     []App // by name
 	Warnings []Warning
@@ -113,7 +115,7 @@ func Open(root, dir string) (*Installation, error) {
 		}
 	}
 	dir = filepath.Join("/", dir)
-	in := &Installation{Root: root, Dir: dir, HTTPPort: DefaultHTTPPort}
+	in := &Installation{Root: root, Dir: dir, Ports: defaultPorts()}
 	in.stamp = in.stampNow() // before anything is read
 
 	var missing []string
@@ -161,7 +163,7 @@ func (in *Installation) BaseURL() string {
 	if err == nil && (a.IsUnspecified() || a.Zone() != "") || err != nil && !hostName.MatchString(host) {
 		host = "127.0.0.1"
 	}
-	return "http://" + net.JoinHostPort(host, strconv.Itoa(in.HTTPPort))
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(in.Ports.HTTP))
 }
 
 var hostName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
@@ -193,18 +195,17 @@ func (in *Installation) warn(id, format string, args ...any) {
 func (in *Installation) readServer(b []byte) {
 	p, err := conf.ParseProperties(b)
 	if err != nil {
+		in.ServerErr = fmt.Errorf("reading %s: %w", filepath.Join(in.Root, in.Server.Path), err)
 		in.warn(WarnServerSyntax, "%s: %v; the server's defaults are assumed", filepath.Join(in.Root, in.Server.Path), err)
 		return
 	}
 	in.HTTPHost, _ = springValue(p, "http.host")
+	in.Ports = portsOf(p)
 	text, name := springValue(p, "http.port")
-	n, isPort := portNumber(text)
-	if isPort {
-		in.HTTPPort = n
-	}
+	_, isPort := portNumber(text)
 	if given, _ := p.Get("http.port"); name != "" || text != "" && !isPort {
 		in.warn(WarnHTTPPort, "%s: http.port=%q is not a plain port, and the server's environment is not known here; %d is assumed",
-			filepath.Join(in.Root, in.Server.Path), strings.TrimSpace(given), in.HTTPPort)
+			filepath.Join(in.Root, in.Server.Path), strings.TrimSpace(given), in.Ports.HTTP)
 	}
 }
 

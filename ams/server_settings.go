@@ -51,13 +51,8 @@ func (in *Installation) ServerSettings() (*conf.Properties, error) {
 	return p, nil
 }
 
-// Ports reads the current ports. Invalid ones, or all with an error, have the server's defaults.
-func (in *Installation) Ports() (Ports, error) {
+func portsOf(p *conf.Properties) Ports {
 	ports := defaultPorts()
-	p, err := in.ServerSettings()
-	if err != nil {
-		return ports, err
-	}
 	set := func(key string, to *int) {
 		text, _ := springValue(p, key)
 		if n, ok := portNumber(text); ok {
@@ -73,7 +68,7 @@ func (in *Installation) Ports() (Ports, error) {
 		ports.RTMPS = 8443
 		set("rtmps.port", &ports.RTMPS)
 	}
-	return ports, nil
+	return ports
 }
 
 // placeholder is Spring's ${NAME} or ${NAME:DEFAULT}.

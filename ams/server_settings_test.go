@@ -44,31 +44,22 @@ func TestPorts(t *testing.T) {
 		"no ports":      {"http.port=${port}\nhttps.port=0\nrtmp.port=65536\nserver.srt_port=-1\nserver.origin_port=\nrtmps.enabled=false\nrtmps.port=8443\n", shipped},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := opened(t, map[string]string{"conf/red5.properties": c.properties}).Ports()
-			if err != nil || got != c.want {
-				t.Errorf("%+v, %v, want %+v", got, err, c.want)
+			if in := opened(t, map[string]string{"conf/red5.properties": c.properties}); in.ServerErr != nil || in.Ports != c.want {
+				t.Errorf("%+v, %v, want %+v", in.Ports, in.ServerErr, c.want)
 			}
 		})
 	}
-	t.Run("the file as it is now", func(t *testing.T) {
-		in := opened(t, nil)
-		must.OK(t, os.WriteFile(in.Server.Real, []byte("http.port=8081\n"), 0o600))
-		if got, err := in.Ports(); err != nil || got.HTTP != 8081 {
-			t.Errorf("%+v, %v", got, err)
-		}
+	t.Run("of viewers", func(t *testing.T) {
 		if diff := cmp.Diff([]int{8081, 5443}, Ports{HTTP: 8081, HTTPS: 5443, RTMP: 1935}.Viewers()); diff != "" {
 			t.Error(diff)
 		}
 	})
 	t.Run("broken", func(t *testing.T) {
 		in := opened(t, map[string]string{"conf/red5.properties": "http.port=1\nx=\\u00g0\n"})
-		if got, err := in.Ports(); err == nil || got != shipped {
-			t.Errorf("malformed: %+v, %v", got, err)
+		if in.ServerErr == nil || in.Ports != shipped {
+			t.Errorf("malformed: %+v, %v", in.Ports, in.ServerErr)
 		}
 		must.OK(t, os.Remove(in.Server.Real))
-		if got, err := in.Ports(); !says(err, "unreadable: ") || got != shipped {
-			t.Errorf("gone: %+v, %v", got, err)
-		}
 		if _, err := in.ServerToken(time.Now()); !says(err, "unreadable: ") || says(err, "no token for the server's statistics") {
 			t.Errorf("gone: %v", err)
 		}
@@ -95,8 +86,8 @@ func TestSessionsCorpus(t *testing.T) {
 		t.Run(filepath.Base(filepath.Dir(dir))+" "+filepath.Base(dir), func(t *testing.T) {
 			in, err := Open("", dir)
 			must.OK(t, err)
-			if got, err := in.Ports(); err != nil || got != shipped {
-				t.Errorf("ports %+v, %v", got, err)
+			if in.ServerErr != nil || in.Ports != shipped {
+				t.Errorf("ports %+v, %v", in.Ports, in.ServerErr)
 			}
 			if _, err := in.ServerToken(time.Now()); !says(err, "no token for the server's statistics") {
 				t.Errorf("key: %v", err)

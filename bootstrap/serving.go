@@ -286,7 +286,7 @@ func (s *Server) Port() int {
 	defer s.mu.Unlock()
 	for _, last := range s.served {
 		if s.install != nil && time.Since(last.at) < servedFor {
-			return s.install.HTTPPort
+			return s.install.Ports.HTTP
 		}
 	}
 	return 0

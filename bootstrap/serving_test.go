@@ -778,7 +778,7 @@ func TestAwaitStarted(t *testing.T) {
 				}
 				m.Service = serviceThat{state: state}
 				server := m.Server()
-				server.install = &ams.Installation{Root: m.Root, Dir: "/ams", HTTPPort: 5080}
+				server.install = &ams.Installation{Root: m.Root, Dir: "/ams", Ports: ams.Ports{HTTP: 5080}}
 				began := time.Now()
 				m.awaitStarted(t.Context(), server)
 				if d := time.Since(began); d != tt.want {

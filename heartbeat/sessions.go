@@ -208,10 +208,10 @@ func (c *SessionCounter) connections() (connected, error) {
 	if c.Connections == nil {
 		return connected{}, errNoConnections
 	}
-	ports, err := c.install.Ports()
-	if err != nil {
+	if err := c.install.ServerErr; err != nil {
 		return connected{}, err
 	}
+	ports := c.install.Ports
 	rtmp := []int{ports.RTMP, ports.RTMPS}
 	found, err := c.Connections(append(ports.Viewers(), rtmp...), func(a netip.Addr) bool { return c.peers[a] })
 	if err != nil {
