@@ -33,9 +33,9 @@ const (
 // GPUReading is the latest reading of the devices.
 type GPUReading struct {
 	State GPUState
-	// Reason is also set if some devices of a ready reading fail.
+	// Reason is set if the readings fail, also of some devices of a ready reading.
 	Reason string
 	Driver string // its version
-	// Devices are at their index. A silent one has no values.
+	// Devices are those of a ready reading, at their index. A silent one has no values.
 	Devices []cluster.GPULoad
 }

@@ -233,12 +233,10 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	}
 	if s.opts.GPUs != nil {
 		out.GPUs = s.opts.GPUs()
-		if out.GPUs.State == GPUFailing || out.GPUs.State == GPUReady && out.GPUs.Reason != "" {
-			miss(whatGPU, errors.New(cmp.Or(out.GPUs.Reason, "the devices cannot be read")))
+		if out.GPUs.Reason != "" {
+			miss(whatGPU, errors.New(out.GPUs.Reason))
 		}
-		if out.GPUs.State == GPUReady {
-			out.Load.GPUs = out.GPUs.Devices
-		}
+		out.Load.GPUs = out.GPUs.Devices
 	}
 	if !limits.cpu && !limited {
 		out.Load.Score = score(out.Load, limits.streams)
