@@ -63,6 +63,7 @@ type Installation struct {
 	HTTPHost string // empty or 0.0.0.0 is all
 	// Ports are configured. Invalid ones have the server's defaults, as have all with a ServerErr.
 	Ports     Ports
+	Limits    Limits
 	ServerErr error // of conf/red5.properties
 
 	Apps     []App // by name
@@ -200,7 +201,7 @@ func (in *Installation) readServer(b []byte) {
 		return
 	}
 	in.HTTPHost, _ = springValue(p, "http.host")
-	in.Ports = portsOf(p)
+	in.Ports, in.Limits = portsOf(p), limitsOf(p)
 	text, name := springValue(p, "http.port")
 	_, isPort := portNumber(text)
 	if given, _ := p.Get("http.port"); name != "" || text != "" && !isPort {

@@ -66,6 +66,27 @@ func TestPorts(t *testing.T) {
 	})
 }
 
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, file string
+		want       Limits
+	}{
+		{"as shipped with 3.0", "server.cpu_limit=75\nserver.min_free_ram=10\nserver.memory_limit_percentage=75\n", Limits{CPU: 75, Memory: 75}},
+		{"empty", "", Limits{}},
+		{"set by the operator", "server.cpu_limit = 90 \nserver.memory_limit_percentage=85\n", Limits{CPU: 90, Memory: 85}},
+		{"below and above what the server takes", "server.cpu_limit=1\nserver.memory_limit_percentage=1000\n", Limits{CPU: 10, Memory: 100}},
+		{"no numbers", "server.cpu_limit=most\nserver.memory_limit_percentage=\n", Limits{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if got := opened(t, map[string]string{"conf/red5.properties": tt.file}).Limits; got != tt.want {
+				t.Errorf("%+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
 // Every shipped release has the same ports, accepts no token by default, and has a database for each application.
 func TestSessionsCorpus(t *testing.T) {
 	var dirs []string

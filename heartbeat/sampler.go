@@ -87,7 +87,7 @@ type sessionCount struct {
 
 type serverLimits struct {
 	groupLimits
-	streams limits
+	streams ams.Limits
 }
 
 // latest is the last result of a slow source.
@@ -176,10 +176,8 @@ func (s *Sampler) readLimits(ctx context.Context) (serverLimits, error) {
 	// Opening the installation costs memory.
 	if s.opts.Open != nil && (s.install == nil || s.install.Outdated()) {
 		s.install, _ = s.opts.Open()
-		if s.install != nil {
-			if p, err := s.install.ServerSettings(); err == nil {
-				l.streams = readLimits(p.Get)
-			}
+		if s.install != nil && s.install.ServerErr == nil {
+			l.streams = s.install.Limits
 		}
 	}
 	if s.opts.State != nil {

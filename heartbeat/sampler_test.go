@@ -510,7 +510,7 @@ func FuzzReadings(f *testing.F) {
 					t.Errorf("%d percent", *p)
 				}
 			}
-			if sc := score(load, limits{}); sc != nil && (*sc < 0 || *sc > 100) {
+			if sc := score(load, ams.Limits{}); sc != nil && (*sc < 0 || *sc > 100) {
 				t.Errorf("score %d", *sc)
 			}
 		}

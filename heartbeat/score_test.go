@@ -9,11 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -26,26 +23,26 @@ func TestScore(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		load   load
-		limits limits
+		limits ams.Limits
 		want   int
 	}{
-		{"nothing is known", load{}, limits{}, unknown},
-		{"the CPU is nearer to its limit", load{CPU: p(60), Mem: p(50)}, limits{}, 80},
-		{"the memory is", load{CPU: p(10), Mem: p(60)}, limits{}, 80},
-		{"idle", load{CPU: p(0), Mem: p(0)}, limits{}, 0},
-		{"where AMS refuses", load{CPU: p(75)}, limits{}, 100},
-		{"above", load{CPU: p(100)}, limits{}, 100},
-		{"the same load where the limit is higher", load{CPU: p(60)}, limits{cpu: 100}, 60},
-		{"a lower memory limit", load{Mem: p(30)}, limits{memory: 50}, 60},
-		{"the CPU is not known", load{Mem: p(30)}, limits{}, 40},
-		{"the memory is not known", load{CPU: p(30)}, limits{}, 40},
-		{"disk and network are no limit", load{CPU: p(15), Disk: p(100)}, limits{}, 20},
-		{"an encoder", load{CPU: p(15), GPUs: gpus{{Util: p(10), Enc: p(90), Dec: p(20)}}}, limits{}, 90},
-		{"a decoder", load{CPU: p(15), GPUs: gpus{{Dec: p(91)}}}, limits{}, 91},
-		{"the memory of a device", load{CPU: p(15), GPUs: gpus{{Util: p(10), Mem: p(97)}}}, limits{}, 97},
-		{"the busiest of several devices", load{CPU: p(15), GPUs: gpus{{Util: p(10)}, {Util: p(70)}, {Util: p(20)}}}, limits{}, 70},
-		{"a device without values", load{CPU: p(15), GPUs: gpus{{}}}, limits{}, 20},
-		{"a device alone", load{GPUs: gpus{{Util: p(0)}}}, limits{}, 0},
+		{"nothing is known", load{}, ams.Limits{}, unknown},
+		{"the CPU is nearer to its limit", load{CPU: p(60), Mem: p(50)}, ams.Limits{}, 80},
+		{"the memory is", load{CPU: p(10), Mem: p(60)}, ams.Limits{}, 80},
+		{"idle", load{CPU: p(0), Mem: p(0)}, ams.Limits{}, 0},
+		{"where AMS refuses", load{CPU: p(75)}, ams.Limits{}, 100},
+		{"above", load{CPU: p(100)}, ams.Limits{}, 100},
+		{"the same load where the limit is higher", load{CPU: p(60)}, ams.Limits{CPU: 100}, 60},
+		{"a lower memory limit", load{Mem: p(30)}, ams.Limits{Memory: 50}, 60},
+		{"the CPU is not known", load{Mem: p(30)}, ams.Limits{}, 40},
+		{"the memory is not known", load{CPU: p(30)}, ams.Limits{}, 40},
+		{"disk and network are no limit", load{CPU: p(15), Disk: p(100)}, ams.Limits{}, 20},
+		{"an encoder", load{CPU: p(15), GPUs: gpus{{Util: p(10), Enc: p(90), Dec: p(20)}}}, ams.Limits{}, 90},
+		{"a decoder", load{CPU: p(15), GPUs: gpus{{Dec: p(91)}}}, ams.Limits{}, 91},
+		{"the memory of a device", load{CPU: p(15), GPUs: gpus{{Util: p(10), Mem: p(97)}}}, ams.Limits{}, 97},
+		{"the busiest of several devices", load{CPU: p(15), GPUs: gpus{{Util: p(10)}, {Util: p(70)}, {Util: p(20)}}}, ams.Limits{}, 70},
+		{"a device without values", load{CPU: p(15), GPUs: gpus{{}}}, ams.Limits{}, 20},
+		{"a device alone", load{GPUs: gpus{{Util: p(0)}}}, ams.Limits{}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -55,29 +52,6 @@ func TestScore(t *testing.T) {
 				if got != nil {
 					t.Errorf("got %d", *got)
 				}
-			}
-		})
-	}
-}
-
-func TestReadLimits(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		name, file string
-		want       limits
-	}{
-		{"as shipped with 3.0", "server.cpu_limit=75\nserver.min_free_ram=10\nserver.memory_limit_percentage=75\n", limits{cpu: 75, memory: 75}},
-		{"empty", "", limits{cpu: 75, memory: 75}},
-		{"set by the operator", "server.cpu_limit = 90 \nserver.memory_limit_percentage=85\n", limits{cpu: 90, memory: 85}},
-		{"below and above what the server takes", "server.cpu_limit=1\nserver.memory_limit_percentage=1000\n", limits{cpu: 10, memory: 100}},
-		{"no numbers", "server.cpu_limit=most\nserver.memory_limit_percentage=\n", limits{cpu: 75, memory: 75}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			p, err := conf.ParseProperties([]byte(tt.file))
-			must.OK(t, err)
-			if diff := cmp.Diff(tt.want, readLimits(p.Get), cmp.AllowUnexported(limits{})); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
 	}
