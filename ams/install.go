@@ -50,6 +50,21 @@ const (
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
 )
 
+const (
+	maxApps = 4096
+	// maxDBName is MongoDB's limit in bytes.
+	maxDBName     = 63
+	maxSystemFile = 4 << 20
+)
+
+// File is a file of the installation.
+type File struct {
+	// Path is below the root, as Ant Media Server opens it.
+	Path string `json:"path"`
+	// Real includes the root, with links resolved. One file has one Real.
+	Real string `json:"real"`
+}
+
 // Installation is a snapshot from [Open].
 type Installation struct {
 	Root string // "/" is the real root
@@ -168,6 +183,10 @@ func (in *Installation) BaseURL() string {
 }
 
 var hostName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
+
+func realRoot(root string) bool { return root == "" || filepath.Clean(root) == "/" }
+
+func statBelow(root, path string) (files.Info, error) { return files.Root{Path: root}.Stat(path) }
 
 func unreadable(err error) error { return fmt.Errorf("%w: %w", errUnreadable, err) }
 

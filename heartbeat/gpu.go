@@ -35,6 +35,27 @@ const (
 	gpuFields = "index,driver_version,utilization.gpu,utilization.encoder,utilization.decoder,memory.used,memory.total,name"
 )
 
+// GPUState is the state of the GPU readings.
+type GPUState string
+
+// The states of the GPU readings.
+const (
+	GPUAbsent  GPUState = "absent"  // no device and no driver
+	GPUPending GPUState = "pending" // before the first reading
+	GPUFailing GPUState = "failing" // Reason is set
+	GPUReady   GPUState = "ready"   // Devices are set
+)
+
+// GPUReading is the latest reading of the devices.
+type GPUReading struct {
+	State GPUState
+	// Reason is set if the readings fail, also of some devices of a ready reading.
+	Reason string
+	Driver string // its version
+	// Devices are those of a ready reading, at their index. A silent one has no values.
+	Devices []cluster.GPULoad
+}
+
 // GPUWatcher reads NVIDIA GPUs, the only ones Ant Media Server encodes on, through one long-running nvidia-smi.
 type GPUWatcher struct {
 	root     string // above /proc, /dev and the tool

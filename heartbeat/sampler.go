@@ -21,16 +21,6 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-// Keys of [Sample.Missing]. The session counter has two more.
-const (
-	whatCPU      = "cpu"
-	whatMemory   = "memory"
-	whatNetwork  = "network"
-	whatDisk     = "disk"
-	whatGPU      = "gpu"
-	whatSessions = "sessions"
-)
-
 var (
 	// errFirst is not a failure: a change needs two samples.
 	errFirst    = errors.New("nothing to compare with yet: it is the change since the look before")
@@ -43,6 +33,16 @@ const (
 	// sessionsEvery is the number of heartbeats for each count.
 	sessionsEvery = 2
 )
+
+// Sample is one measurement of the machine. Unknown values are nil.
+type Sample struct {
+	At      time.Time
+	Load    cluster.Load
+	GPUs    GPUReading
+	Session cluster.Sessions
+	// Missing has the reasons by reading: cpu, memory, network, disk, gpu, publishers, viewers, or sessions for both.
+	Missing map[string]error
+}
 
 // SamplerOptions are the sources of a sampler. A source that is not set is not missing.
 type SamplerOptions struct {
@@ -208,31 +208,31 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	if err == nil && limits.cpu {
 		cpu, err = nil, errCPULimit
 	}
-	miss(whatCPU, err)
+	miss("cpu", err)
 	out.Load.CPU = cpu
 	out.Load.NetRx, out.Load.NetTx, err = s.network.read(local, s.sys, s.opts.Now)
-	miss(whatNetwork, err)
+	miss("network", err)
 	memory, total, err := readMemory(local)
 	limited := limits.memory != 0 && limits.memory < total
 	if limited {
 		memory, err = nil, errMemoryLimit
 	}
-	miss(whatMemory, err)
+	miss("memory", err)
 	out.Load.Mem = memory
 	if s.opts.AMSDir != "" {
 		out.Load.Disk, err = s.disk.get()
-		miss(whatDisk, err)
+		miss("disk", err)
 	}
 	if s.opts.Sessions != nil {
 		n, err := s.sessions.get()
-		miss(whatSessions, err)
+		miss("sessions", err)
 		out.Session = n.sessions
 		maps.Copy(out.Missing, n.missing)
 	}
 	if s.opts.GPUs != nil {
 		out.GPUs = s.opts.GPUs()
 		if out.GPUs.Reason != "" {
-			miss(whatGPU, errors.New(out.GPUs.Reason))
+			miss("gpu", errors.New(out.GPUs.Reason))
 		}
 		out.Load.GPUs = out.GPUs.Devices
 	}

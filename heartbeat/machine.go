@@ -8,14 +8,46 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
+	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/mem"
 )
+
+// cpuMeter measures the cores between two samples. Iowait is idle, as in Java's own measure, which AMS compares with its
+// limit. Steal is busy because work waited for the core. The kernel includes guest time in user time.
+type cpuMeter struct{ last *cpu.TimesStat }
+
+var errNoProgress = errors.New("the counters of the processors did not go on since the look before")
+
+func (m *cpuMeter) read(ctx context.Context) (*int, error) {
+	times, err := cpu.TimesWithContext(ctx, false)
+	if err == nil && len(times) == 0 {
+		err = errors.New("/proc/stat has no line of all processors") // the file may be missing
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the processors: %w", err)
+	}
+	last := m.last
+	m.last = &times[0]
+	if last == nil {
+		return nil, errFirst
+	}
+	work := func(t *cpu.TimesStat) float64 { return t.User + t.Nice + t.System + t.Irq + t.Softirq }
+	// Steal and iowait may decrease a little.
+	busy := work(m.last) - work(last) + max(m.last.Steal-last.Steal, 0)
+	total := busy + max(m.last.Idle-last.Idle, 0) + max(m.last.Iowait-last.Iowait, 0)
+	if work(m.last) < work(last) || total <= 0 {
+		return nil, errNoProgress
+	}
+	return percent(busy, total), nil
+}
 
 // readMemory measures as AMS's own limit does: total less MemAvailable. The total is in bytes.
 func readMemory(ctx context.Context) (used *int, total uint64, err error) {
@@ -83,4 +115,24 @@ func limitOf(name string) uint64 {
 		return 0
 	}
 	return n
+}
+
+// readDisk measures as df does: the used part of what users other than root can have, rounded up.
+func readDisk(path string) (used *int, err error) {
+	var st syscall.Statfs_t
+	if err = syscall.Statfs(path, &st); err == nil {
+		used, err = usedPercent(st)
+	}
+	if err != nil {
+		err = fmt.Errorf("measuring the volume of %s: %w", path, err)
+	}
+	return used, err
+}
+
+func usedPercent(st syscall.Statfs_t) (*int, error) {
+	if st.Bfree > st.Blocks || st.Blocks-st.Bfree+st.Bavail == 0 {
+		return nil, errors.New("this file system has no size")
+	}
+	used := st.Blocks - st.Bfree
+	return percent(math.Ceil(float64(used)/float64(used+st.Bavail)*100), 100), nil
 }
