@@ -97,7 +97,10 @@ func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Dur
 		return cluster.Sessions{}, map[string]error{whatPublishers: err, whatViewers: err}
 	}
 	e := evidence{edge: c.Edge()}
-	e.stats, e.statsErr = c.askServer(ctx, now)
+	token, err := c.install.ServerToken(now)
+	if e.statsErr = err; err == nil {
+		e.stats, e.statsErr = ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
+	}
 	bound, cancel := context.WithTimeout(ctx, mongoTime)
 	e.published, e.mongoErr = c.askMongo(bound, now, askEvery)
 	cancel()
@@ -184,24 +187,11 @@ func (e evidence) viewers() (n *int, by cluster.CountedBy) {
 }
 
 func (c *SessionCounter) open(now time.Time, every time.Duration) (err error) {
-	if c.install == nil || !isRecent(c.looked, now, every) || c.install.Outdated() {
+	if c.install == nil || now.Sub(c.looked) >= every || c.install.Outdated() {
 		c.install, err = c.Open()
 		c.looked = now
 	}
 	return err
-}
-
-func isRecent(done, now time.Time, every time.Duration) bool {
-	age := now.Sub(done)
-	return age >= 0 && age < every
-}
-
-func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Statistics, error) {
-	token, err := c.install.ServerToken(now)
-	if err != nil {
-		return ams.Statistics{}, err
-	}
-	return ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
 }
 
 func (c *SessionCounter) connections() (connected, error) {
@@ -238,7 +228,7 @@ func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, every time
 		c.published = streamCount{}
 		return 0, errNotMember
 	}
-	if p := c.published; p.of == address && p.from == from && isRecent(p.at, now, every) {
+	if p := c.published; p.of == address && p.from == from && now.Sub(p.at) < every {
 		return p.publishers, nil
 	}
 	c.published = streamCount{}
