@@ -117,8 +117,8 @@ type App struct {
 // Console reports whether this is the web console.
 func (a App) Console() bool { return a.Name == consoleApp }
 
-// Open reads the installation in dir, default DefaultDir, below root. It returns errNotAMS or errUnreadable. Broken
-// content is no error: see [Installation.Mode] and [App.Err].
+// Open reads the installation in dir, default DefaultDir, below root. It returns errNotAMS, or why it is unreadable.
+// Broken content is no error: see [Installation.Mode] and [App.Err].
 func Open(root, dir string) (*Installation, error) {
 	root, err := filepath.Abs(cmp.Or(root, "/"))
 	if err != nil {
@@ -188,7 +188,7 @@ func realRoot(root string) bool { return root == "" || filepath.Clean(root) == "
 
 func statBelow(root, path string) (files.Info, error) { return files.Root{Path: root}.Stat(path) }
 
-func unreadable(err error) error { return fmt.Errorf("%w: %w", errUnreadable, err) }
+func unreadable(err error) error { return fmt.Errorf("unreadable: %w", err) }
 
 func (in *Installation) read(name string, f *File) ([]byte, error) {
 	f.Path = filepath.Join(in.Dir, name)

@@ -119,8 +119,6 @@ func (in *Installation) Databases() ([]string, error) {
 	return slices.Compact(names), errors.Join(errs...)
 }
 
-var errNoServerToken = errors.New("no token for the server's statistics can be made")
-
 // tokenLife bounds a leaked token, which opens the server's whole management interface.
 const tokenLife = time.Minute
 
@@ -154,7 +152,7 @@ func (in *Installation) ServerToken(now time.Time) (string, error) {
 		// The server refuses an "iat" in its future.
 		return token(secret, fmt.Sprintf(`{"exp":%d}`, now.Add(tokenLife).Unix())), nil
 	}
-	return "", fmt.Errorf("%w: %s: %s", errNoServerToken, path, why)
+	return "", fmt.Errorf("no token for the server's statistics can be made: %s: %s", path, why)
 }
 
 // token signs with HS256. A library would add 100 KB to the binary.
