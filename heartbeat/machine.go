@@ -24,8 +24,6 @@ import (
 // limit. Steal is busy because work waited for the core. The kernel includes guest time in user time.
 type cpuMeter struct{ last *cpu.TimesStat }
 
-var errNoProgress = errors.New("the counters of the processors did not go on since the look before")
-
 func (m *cpuMeter) read(ctx context.Context) (*int, error) {
 	times, err := cpu.TimesWithContext(ctx, false)
 	if err == nil && len(times) == 0 {
@@ -44,7 +42,7 @@ func (m *cpuMeter) read(ctx context.Context) (*int, error) {
 	busy := work(m.last) - work(last) + max(m.last.Steal-last.Steal, 0)
 	total := busy + max(m.last.Idle-last.Idle, 0) + max(m.last.Iowait-last.Iowait, 0)
 	if work(m.last) < work(last) || total <= 0 {
-		return nil, errNoProgress
+		return nil, errors.New("the counters of the processors did not go on since the look before")
 	}
 	return percent(busy, total), nil
 }

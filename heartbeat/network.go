@@ -30,12 +30,6 @@ func (t *traffic) add(c net.IOCountersStat) {
 // bridges, VLANs and tunnels also passes a card. Without cards, as in a container, all but the loopback count.
 type networkMeter struct{ last traffic }
 
-var (
-	errNoInterface = errors.New("no interface to other machines")
-	errReset       = errors.New("the counters of an interface started again")
-	errNoTime      = errors.New("no time has passed since the look before")
-)
-
 // read returns bytes per second, unknown in the sample in which an interface appears or vanishes.
 func (m *networkMeter) read(ctx context.Context, sys string, clock func() time.Time) (rx, tx *int64, err error) {
 	all, err := net.IOCountersWithContext(ctx, true)
@@ -58,13 +52,13 @@ func (m *networkMeter) read(ctx context.Context, sys string, clock func() time.T
 	elapsed := now.at.Sub(last.at).Seconds()
 	switch {
 	case now.number == 0:
-		return nil, nil, errNoInterface
+		return nil, nil, errors.New("no interface to other machines")
 	case now.number != last.number:
 		return nil, nil, errFirst
 	case elapsed <= 0:
-		return nil, nil, errNoTime
+		return nil, nil, errors.New("no time has passed since the look before")
 	case now.rx < last.rx || now.tx < last.tx:
-		return nil, nil, errReset
+		return nil, nil, errors.New("the counters of an interface started again")
 	}
 	perSecond := func(n uint64) *int64 {
 		rate := int64(math.Round(min(float64(n)/elapsed, 1<<62)))

@@ -21,11 +21,8 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-var (
-	// errFirst is not a failure: a change needs two samples.
-	errFirst    = errors.New("nothing to compare with yet: it is the change since the look before")
-	errNoAnswer = errors.New("no answer in time")
-)
+// errFirst is not a failure: a change needs two samples.
+var errFirst = errors.New("nothing to compare with yet: it is the change since the look before")
 
 const (
 	limitsEvery = time.Minute
@@ -126,7 +123,7 @@ func (l *latest[T]) get() (v T, err error) {
 	case l.at.IsZero():
 		return v, errFirst
 	case l.now().Sub(l.at) > staleAfter*l.every:
-		return v, errNoAnswer
+		return v, errors.New("no answer in time")
 	}
 	return l.value, l.err
 }

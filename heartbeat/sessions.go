@@ -29,12 +29,6 @@ const (
 	serverTime = time.Second
 )
 
-var (
-	errNotMember     = errors.New("this machine is not a cluster node")
-	errNoConnections = errors.New("the connections of this machine are not counted")
-	errNotListening  = errors.New("no process listens at the server's port, and the server was not stopped")
-)
-
 // Streams returns a node's streams and its neighbours. [cluster.Client] is one.
 type Streams interface {
 	LocalStreams(ctx context.Context, databases []string, address string, now time.Time) ([]cluster.DatabaseStreams, error)
@@ -114,7 +108,7 @@ func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Dur
 				zero := 0
 				return cluster.Sessions{Publishers: &zero, Viewers: &zero, By: cluster.CountedByService, PublishersBy: cluster.CountedByService}, nil
 			}
-			e.connErr = errNotListening
+			e.connErr = errors.New("no process listens at the server's port, and the server was not stopped")
 		}
 	}
 	return e.sessions()
@@ -196,7 +190,7 @@ func (c *SessionCounter) open(now time.Time, every time.Duration) (err error) {
 
 func (c *SessionCounter) connections() (connected, error) {
 	if c.Connections == nil {
-		return connected{}, errNoConnections
+		return connected{}, errors.New("the connections of this machine are not counted")
 	}
 	if err := c.install.ServerErr; err != nil {
 		return connected{}, err
@@ -226,7 +220,7 @@ func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, every time
 	from, address := c.Streams()
 	if from == nil || address == "" {
 		c.published = streamCount{}
-		return 0, errNotMember
+		return 0, errors.New("this machine is not a cluster node")
 	}
 	if p := c.published; p.of == address && p.from == from && now.Sub(p.at) < every {
 		return p.publishers, nil
