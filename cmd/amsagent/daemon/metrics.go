@@ -86,11 +86,11 @@ func (e exposition) labelled(name string, value float64, labels ...string) {
 	fmt.Fprintf(e.w, "} %s\n", number(value))
 }
 
-func ptr[T int | int64 | uint64](v *T, unit float64) *float64 {
+func ptr[T int | int64 | uint64](v *T, whole float64) *float64 {
 	if v == nil {
 		return nil
 	}
-	f := float64(*v) * unit
+	f := float64(*v) / whole
 	return &f
 }
 
@@ -145,7 +145,7 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 }
 
 func machine(e exposition, s heartbeat.Sample) {
-	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", ptr(s.Load.Score, 0.01))
+	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", ptr(s.Load.Score, 100))
 	e.gauge("amsagent_publishers", "Streams that are published to this node.", ptr(s.Session.Publishers, 1))
 	if s.Session.Viewers != nil {
 		const name = "amsagent_viewers"
@@ -180,7 +180,7 @@ func devices(e exposition, r heartbeat.GPUReading) {
 	} {
 		first := true
 		for i, g := range r.Devices {
-			value := ptr(f.value(g), 0.01)
+			value := ptr(f.value(g), 100)
 			if value == nil {
 				continue
 			}
