@@ -155,19 +155,16 @@ func commandState(code int, stdout []byte) (State, error) {
 	return st, nil
 }
 
-func (c *Command) run(ctx context.Context, verb string) (stdout, stderr []byte, _ error) {
+func (c *Command) run(ctx context.Context, verb string) (stdout, stderr []byte, err error) {
 	cmd := exec.CommandContext(ctx, c.argv[0], append(slices.Clone(c.argv[1:]), verb)...)
-	out, err := newSink()
-	if err != nil {
-		return nil, nil, err
+	var sinks [2]*os.File
+	for i := range sinks {
+		if sinks[i], err = newSink(); err != nil {
+			return nil, nil, err
+		}
+		defer sinks[i].Close()
 	}
-	defer out.Close()
-	errs, err := newSink()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer errs.Close()
-	cmd.Stdout, cmd.Stderr = out, errs // nil Stdin is /dev/null
+	cmd.Stdout, cmd.Stderr = sinks[0], sinks[1] // nil Stdin is /dev/null
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + commandPath, "LANG=C.UTF-8"}
 	if a := c.hostAddress.Load(); a != nil && a.IsValid() {
@@ -184,7 +181,7 @@ func (c *Command) run(ctx context.Context, verb string) (stdout, stderr []byte, 
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		err = errors.Join(ctx.Err(), err)
 	}
-	return drain(out), drain(errs), err
+	return drain(sinks[0]), drain(sinks[1]), err
 }
 
 // newSink returns a file in memory, because the server keeps the output open: with a pipe the agent would wait for it, or

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"math"
 	"net/netip"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -87,7 +88,7 @@ func ReadDropIn(root string) (DropInValues, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return DropInValues{}, nil
 	case err != nil:
-		return DropInValues{}, fmt.Errorf("reading %s: %w", shown(root, DropInPath), unreadable(err))
+		return DropInValues{}, fmt.Errorf("reading %s: %w", filepath.Join(root, DropInPath), unreadable(err))
 	}
 	return ParseDropIn(b), nil
 }

@@ -13,8 +13,7 @@ import (
 
 // The wrapping error names the file, unit or address.
 var (
-	errNotAMS     = errors.New("not an Ant Media Server tree")
-	errUnreadable = errors.New("unreadable")
+	errNotAMS = errors.New("not an Ant Media Server tree")
 
 	// ErrNotManaged means that the service is [None].
 	ErrNotManaged = errors.New("no service is managed here")

@@ -29,17 +29,17 @@ func FuzzServerFile(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		in := &Installation{Root: t.TempDir(), HTTPPort: DefaultHTTPPort}
+		in := &Installation{Root: t.TempDir(), Ports: defaultPorts()}
 		in.readServer(b)
 		u, err := url.Parse(in.BaseURL())
 		if err != nil {
 			t.Fatalf("http.host=%q: %v", in.HTTPHost, err)
 		}
-		if u.Scheme != "http" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.Port() != strconv.Itoa(in.HTTPPort) {
+		if u.Scheme != "http" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.Port() != strconv.Itoa(in.Ports.HTTP) {
 			t.Errorf("http.host=%q makes %s", in.HTTPHost, u)
 		}
-		if in.HTTPPort < 1 || in.HTTPPort > 65535 {
-			t.Errorf("port %d", in.HTTPPort)
+		if in.Ports.HTTP < 1 || in.Ports.HTTP > 65535 {
+			t.Errorf("port %d", in.Ports.HTTP)
 		}
 	})
 }
@@ -56,9 +56,10 @@ func FuzzServerSettings(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		in := &Installation{Root: t.TempDir(), Server: File{Path: "/red5.properties"}}
+		in := &Installation{Root: t.TempDir(), Server: File{Path: "/red5.properties"}, Ports: defaultPorts()}
 		must.OK(t, os.WriteFile(in.Root+in.Server.Path, b, 0o600))
-		p, err := in.Ports()
+		in.readServer(b)
+		p, err := in.Ports, in.ServerErr
 		for _, n := range []int{p.HTTP, p.HTTPS, p.RTMP, p.RTMPS, p.SRT, p.Origin} {
 			if n < 0 || n > 65535 || err != nil && p != defaultPorts() {
 				t.Errorf("%+v, %v", p, err)
@@ -95,7 +96,7 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(http.StatusForbidden, []byte("Application is getting initialized"))
 	f.Fuzz(func(t *testing.T, code int, body []byte) {
 		s, err := parseStatistics(body)
-		figures := []*int{s.LocalStreams, s.WebRTCViewers, s.HLSViewers, s.DASHViewers}
+		figures := []*int{s.Streams, s.Viewers}
 		known := 0
 		for _, n := range figures {
 			if n == nil {

@@ -4,6 +4,7 @@
 package ams
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,7 +71,7 @@ func resolved(ctx context.Context, name string, resolve func(context.Context, st
 	case len(addrs) == 0:
 		h.Problem = "neither /etc/hosts nor DNS knows it"
 	default:
-		h.Addrs = javaOrder(addrs)
+		h.Addrs = addrs
 	}
 	return h
 }
@@ -90,42 +91,22 @@ func etcHosts(root, name string) ([]netip.Addr, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	var addrs []netip.Addr
-	for line := range strings.Lines(string(b)) {
+	return hostAddrs(b, name), nil
+}
+
+// hostAddrs returns the addresses at the beginning of lines that have the name, or of all lines without one.
+func hostAddrs(text []byte, name string) (addrs []netip.Addr) {
+	for line := range strings.Lines(string(text)) {
 		line, _, _ = strings.Cut(line, "#")
 		fields := strings.Fields(line)
-		if len(fields) < 2 || !slices.ContainsFunc(fields[1:], func(n string) bool { return strings.EqualFold(n, name) }) {
+		if len(fields) == 0 || name != "" && !slices.ContainsFunc(fields[1:], func(n string) bool { return strings.EqualFold(n, name) }) {
 			continue
 		}
-		if a, err := netip.ParseAddr(fields[0]); err == nil {
-			addrs = append(addrs, a)
+		if a, err := netip.ParseAddr(fields[0]); err == nil && !slices.Contains(addrs, a.Unmap()) {
+			addrs = append(addrs, a.Unmap())
 		}
 	}
-	return addrs, nil
-}
-
-func javaOrder(addrs []netip.Addr) []netip.Addr {
-	var four, six []netip.Addr
-	for _, a := range addrs {
-		list := &six
-		if a = a.Unmap(); a.Is4() {
-			list = &four
-		}
-		if !slices.Contains(*list, a) {
-			*list = append(*list, a)
-		}
-	}
-	return append(four, six...)
-}
-
-func getentAddrs(out []byte) []netip.Addr {
-	var addrs []netip.Addr
-	for line := range strings.Lines(string(out)) {
-		first, _, _ := strings.Cut(line, " ")
-		if a, err := netip.ParseAddr(first); err == nil {
-			addrs = append(addrs, a)
-		}
-	}
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return cmp.Compare(a.BitLen(), b.BitLen()) })
 	return addrs
 }
 
@@ -145,5 +126,5 @@ func systemResolve(ctx context.Context, name string) ([]netip.Addr, error) {
 	case exit != nil && exit.ExitCode() == 2: // not in any database
 		return nil, nil
 	}
-	return getentAddrs(out), err
+	return hostAddrs(out, ""), err
 }

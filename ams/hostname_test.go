@@ -25,7 +25,7 @@ func TestLookupHostname(t *testing.T) {
 			return addrs(list...), nil
 		}
 	}
-	h := resolved(t.Context(), name, gives("fe80::5%eth0", "::ffff:10.0.0.5", "10.0.0.5", "127.0.1.1"))
+	h := resolved(t.Context(), name, gives("10.0.0.5", "127.0.1.1", "fe80::5%eth0"))
 	if !h.Resolvable() || h.Addr().String() != "10.0.0.5" || len(h.Addrs) != 3 {
 		t.Errorf("%+v", h)
 	}
@@ -100,8 +100,8 @@ func TestLookupHostnameWithoutHosts(t *testing.T) {
 }
 
 func TestGetentAddrs(t *testing.T) {
-	const out = "10.0.0.5        STREAM node-1\n10.0.0.5        DGRAM  \n10.0.0.5        RAW    \nfe80::1%eth0    STREAM \nnonsense\n\n"
-	if got := javaOrder(getentAddrs([]byte(out))); len(got) != 2 || got[0].String() != "10.0.0.5" {
+	const out = "fe80::1%eth0    STREAM \n::ffff:10.0.0.5 STREAM node-1\n10.0.0.5        DGRAM  \n10.0.0.5        RAW    \n127.0.1.1 STREAM\nnonsense\n\n"
+	if got := hostAddrs([]byte(out), ""); len(got) != 3 || got[0].String() != "10.0.0.5" || got[1].String() != "127.0.1.1" {
 		t.Errorf("%v", got)
 	}
 }

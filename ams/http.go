@@ -31,14 +31,30 @@ const (
 	maxBody = 64 << 10
 	// maxText bounds an error or a value in bytes: the server's user controls them, for thousands of applications.
 	maxText = 256
+	// maxIdle is one connection for each application of a usual server, polled together.
+	maxIdle = 16
 	// tokenHeader is the server's name for it.
 	tokenHeader = "ProxyAuthorization"
 )
 
-// NewHTTPClient returns a client without proxy and redirects, with a new connection for each call, so none is from before a
-// restart. For other machines it returns [ErrNotThisMachine].
-func NewHTTPClient() *http.Client {
-	return newHTTPClient(&http.Transport{DialContext: dialThisMachine, DisableKeepAlives: true})
+// NewHTTPClient returns a client without proxy and redirects. With conns it keeps connections, because connecting is most
+// of a call's cost; else it makes a new one for each call, so that none is from before a restart. For other machines it
+// returns [ErrNotThisMachine].
+func NewHTTPClient(conns *ConnCount) *http.Client {
+	t := &http.Transport{
+		DialContext:            dialThisMachine,
+		DisableKeepAlives:      conns == nil,
+		MaxIdleConnsPerHost:    maxIdle,
+		IdleConnTimeout:        10 * time.Second,
+		MaxResponseHeaderBytes: maxHeader,
+	}
+	if conns != nil {
+		t.DialContext = conns.dial
+	}
+	return &http.Client{
+		Transport:     t,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // ConnCount counts the connections of a client.
@@ -50,36 +66,18 @@ func (c *ConnCount) Open() int { return int(c.open.Load()) }
 // Lost returns how often the last connection closed. If unchanged, the server was not restarted.
 func (c *ConnCount) Lost() int { return int(c.lost.Load()) }
 
+func (c *ConnCount) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := dialThisMachine(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	c.open.Add(1)
+	return &countedConn{Conn: conn, closed: sync.OnceFunc(c.close)}, nil
+}
+
 func (c *ConnCount) close() {
 	if c.open.Add(-1) == 0 {
 		c.lost.Add(1)
-	}
-}
-
-// pollingConns is one for each application of a usual server, polled together.
-const pollingConns = 16
-
-// NewPollingClient is [NewHTTPClient] that keeps connections: connecting is most of a call's cost.
-func NewPollingClient(conns *ConnCount) *http.Client {
-	return newHTTPClient(&http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialThisMachine(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			conns.open.Add(1)
-			return &countedConn{Conn: conn, closed: sync.OnceFunc(conns.close)}, nil
-		},
-		MaxIdleConnsPerHost: pollingConns,
-		IdleConnTimeout:     10 * time.Second,
-	})
-}
-
-func newHTTPClient(t *http.Transport) *http.Client {
-	t.MaxResponseHeaderBytes = maxHeader
-	return &http.Client{
-		Transport:     t,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
@@ -112,7 +110,7 @@ func (r reply) status() string { return fmt.Sprintf("%d %s", r.code, http.Status
 // get sends no X-Forwarded-For, which the server's address filters would check. Errors contain neither URL nor token.
 func get(ctx context.Context, client *http.Client, address, token string) (reply, error) {
 	if client == nil {
-		client = NewHTTPClient()
+		client = NewHTTPClient(nil)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {

@@ -50,6 +50,21 @@ const (
 	WarnServerSyntax  = "AMS-SERVER-SYNTAX"
 )
 
+const (
+	maxApps = 4096
+	// maxDBName is MongoDB's limit in bytes.
+	maxDBName     = 63
+	maxSystemFile = 4 << 20
+)
+
+// File is a file of the installation.
+type File struct {
+	// Path is below the root, as Ant Media Server opens it.
+	Path string `json:"path"`
+	// Real includes the root, with links resolved. One file has one Real.
+	Real string `json:"real"`
+}
+
 // Installation is a snapshot from [Open].
 type Installation struct {
 	Root string // "/" is the real root
@@ -61,7 +76,10 @@ type Installation struct {
 	Release Release
 
 	HTTPHost string // empty or 0.0.0.0 is all
-	HTTPPort int
+	// Ports are configured. Invalid ones have the server's defaults, as have all with a ServerErr.
+	Ports     Ports
+	Limits    Limits
+	ServerErr error // of conf/red5.properties
 
 	Apps     []App // by name
 	Warnings []Warning
@@ -99,8 +117,8 @@ type App struct {
 // Console reports whether this is the web console.
 func (a App) Console() bool { return a.Name == consoleApp }
 
-// Open reads the installation in dir, default DefaultDir, below root. It returns errNotAMS or errUnreadable. Broken
-// content is no error: see [Installation.Mode] and [App.Err].
+// Open reads the installation in dir, default DefaultDir, below root. It returns errNotAMS, or why it is unreadable.
+// Broken content is no error: see [Installation.Mode] and [App.Err].
 func Open(root, dir string) (*Installation, error) {
 	root, err := filepath.Abs(cmp.Or(root, "/"))
 	if err != nil {
@@ -113,7 +131,7 @@ func Open(root, dir string) (*Installation, error) {
 		}
 	}
 	dir = filepath.Join("/", dir)
-	in := &Installation{Root: root, Dir: dir, HTTPPort: DefaultHTTPPort}
+	in := &Installation{Root: root, Dir: dir, Ports: defaultPorts()}
 	in.stamp = in.stampNow() // before anything is read
 
 	var missing []string
@@ -123,7 +141,7 @@ func Open(root, dir string) (*Installation, error) {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 			missing = append(missing, name)
 		case err != nil:
-			problems = append(problems, fmt.Errorf("reading %s: %w", shown(root, filepath.Join(dir, name)), unreadable(err)))
+			problems = append(problems, fmt.Errorf("reading %s: %w", filepath.Join(root, dir, name), unreadable(err)))
 		}
 	}
 	container, err := in.read(containerName, &in.Container)
@@ -133,14 +151,14 @@ func Open(root, dir string) (*Installation, error) {
 	entries, err := webapps(root, dir)
 	need(webappsName, err)
 	if len(missing) > 0 {
-		problems = append(problems, fmt.Errorf("%s is %w: missing %s", shown(root, dir), errNotAMS, strings.Join(missing, ", ")))
+		problems = append(problems, fmt.Errorf("%s is %w: missing %s", filepath.Join(root, dir), errNotAMS, strings.Join(missing, ", ")))
 	}
 	if len(problems) > 0 {
 		return nil, errors.Join(problems...)
 	}
 
 	if c, err := conf.ParseContainer(container); err != nil {
-		in.modeErr = fmt.Errorf("reading %s: %w", shown(root, in.Container.Path), err)
+		in.modeErr = fmt.Errorf("reading %s: %w", filepath.Join(root, in.Container.Path), err)
 	} else {
 		in.mode, in.Unmarked = c.Mode(), !c.Marked()
 	}
@@ -161,12 +179,16 @@ func (in *Installation) BaseURL() string {
 	if err == nil && (a.IsUnspecified() || a.Zone() != "") || err != nil && !hostName.MatchString(host) {
 		host = "127.0.0.1"
 	}
-	return "http://" + net.JoinHostPort(host, strconv.Itoa(in.HTTPPort))
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(in.Ports.HTTP))
 }
 
 var hostName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]*$`)
 
-func unreadable(err error) error { return fmt.Errorf("%w: %w", errUnreadable, err) }
+func realRoot(root string) bool { return root == "" || filepath.Clean(root) == "/" }
+
+func statBelow(root, path string) (files.Info, error) { return files.Root{Path: root}.Stat(path) }
+
+func unreadable(err error) error { return fmt.Errorf("unreadable: %w", err) }
 
 func (in *Installation) read(name string, f *File) ([]byte, error) {
 	f.Path = filepath.Join(in.Dir, name)
@@ -193,18 +215,17 @@ func (in *Installation) warn(id, format string, args ...any) {
 func (in *Installation) readServer(b []byte) {
 	p, err := conf.ParseProperties(b)
 	if err != nil {
-		in.warn(WarnServerSyntax, "%s: %v; the server's defaults are assumed", shown(in.Root, in.Server.Path), err)
+		in.ServerErr = fmt.Errorf("reading %s: %w", filepath.Join(in.Root, in.Server.Path), err)
+		in.warn(WarnServerSyntax, "%s: %v; the server's defaults are assumed", filepath.Join(in.Root, in.Server.Path), err)
 		return
 	}
 	in.HTTPHost, _ = springValue(p, "http.host")
+	in.Ports, in.Limits = portsOf(p), limitsOf(p)
 	text, name := springValue(p, "http.port")
-	n, isPort := portNumber(text)
-	if isPort {
-		in.HTTPPort = n
-	}
+	_, isPort := portNumber(text)
 	if given, _ := p.Get("http.port"); name != "" || text != "" && !isPort {
 		in.warn(WarnHTTPPort, "%s: http.port=%q is not a plain port, and the server's environment is not known here; %d is assumed",
-			shown(in.Root, in.Server.Path), strings.TrimSpace(given), in.HTTPPort)
+			filepath.Join(in.Root, in.Server.Path), strings.TrimSpace(given), in.Ports.HTTP)
 	}
 }
 
@@ -219,7 +240,7 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 		case errors.Is(err, files.ErrLink):
 			in.warn(warnAppLink, "%v; it is no application", err)
 		case err != nil && !errors.Is(err, fs.ErrPermission):
-			in.warn(WarnAppIncomplete, "%q leads nowhere; it is no application", shown(in.Root, folder))
+			in.warn(WarnAppIncomplete, "%q leads nowhere; it is no application", filepath.Join(in.Root, folder))
 		case in.readApp(&app):
 			in.Apps = append(in.Apps, app)
 		}
@@ -228,7 +249,7 @@ func (in *Installation) readApps(entries []fs.DirEntry) {
 
 func (in *Installation) readApp(app *App) bool {
 	b, err := in.read(filepath.Join(webappsName, app.Name, appFileName), &app.File)
-	folder := shown(in.Root, filepath.Join(in.Dir, webappsName, app.Name))
+	folder := filepath.Join(in.Root, in.Dir, webappsName, app.Name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if !strings.HasPrefix(app.Name, ".") {
@@ -240,17 +261,17 @@ func (in *Installation) readApp(app *App) bool {
 		in.warn(WarnAppEncoding, "%q, or the folder that it leads to, has a name that is not valid UTF-8: it is left as it is, and is no application", folder)
 		return false
 	case err != nil:
-		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), unreadable(err))
+		app.Err = fmt.Errorf("reading %q: %w", filepath.Join(in.Root, app.File.Path), unreadable(err))
 		return true
 	}
 	p, err := conf.ParseProperties(b)
 	if err != nil {
-		app.Err = fmt.Errorf("reading %q: %w", shown(in.Root, app.File.Path), err)
+		app.Err = fmt.Errorf("reading %q: %w", filepath.Join(in.Root, app.File.Path), err)
 		return true
 	}
 	name, _ := p.Get("db.name")
 	if len(name) > maxDBName {
-		app.Err = fmt.Errorf("reading %q: db.name has %d bytes, and MongoDB takes %d at most", shown(in.Root, app.File.Path), len(name), maxDBName)
+		app.Err = fmt.Errorf("reading %q: db.name has %d bytes, and MongoDB takes %d at most", filepath.Join(in.Root, app.File.Path), len(name), maxDBName)
 		return true
 	}
 	app.DBName = strings.Clone(name) // do not keep the whole file

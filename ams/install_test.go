@@ -54,7 +54,7 @@ func TestOpen(t *testing.T) {
 	if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
 		t.Errorf("Mode = %v, %v", mode, err)
 	}
-	if in.HTTPPort != 5080 || in.BaseURL() != "http://127.0.0.1:5080" {
+	if in.Ports.HTTP != 5080 || in.BaseURL() != "http://127.0.0.1:5080" {
 		t.Errorf("%+v", in)
 	}
 	if diff := cmp.Diff(Release{Version: "3.0.3"}, in.Release); diff != "" {
@@ -333,7 +333,7 @@ func TestOpenCorpus(t *testing.T) {
 				// 1.9.0 has no sections; its shipped file is the standalone one.
 				t.Errorf("Mode = %q, %v", mode, err)
 			}
-			if in.HTTPPort != 5080 || in.Release.Known() || len(in.Apps) < 2 {
+			if in.Ports.HTTP != 5080 || in.Release.Known() || len(in.Apps) < 2 {
 				t.Errorf("%+v", in)
 			}
 			for _, a := range in.Apps {

@@ -117,7 +117,7 @@ func TestPollingClient(t *testing.T) {
 	address := l.Addr().String()
 	srv := serve(l)
 	var conns ConnCount
-	client := NewPollingClient(&conns)
+	client := NewHTTPClient(&conns)
 	ask := func(want AppServing) {
 		t.Helper()
 		if a := CheckServing(t.Context(), client, "http://"+address, "LiveApp"); a.State != want {

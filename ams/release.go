@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/textproto"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -114,7 +115,7 @@ func jarRelease(root, path string) (r Release) {
 		r, err = manifestRelease(manifest)
 	}
 	if err != nil {
-		return Release{Note: shown(root, path) + ": " + err.Error()}
+		return Release{Note: filepath.Join(root, path) + ": " + err.Error()}
 	}
 	return r
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -36,27 +37,24 @@ func defaultPorts() Ports {
 	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}
 }
 
-// ServerSettings reads the current red5.properties; the panel may have changed it since Open. It holds secrets: keep only
-// the needed keys.
-func (in *Installation) ServerSettings() (*conf.Properties, error) {
-	b, _, err := files.Root{Path: in.Root}.Read(in.Server.Path, conf.MaxSettings)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", shown(in.Root, in.Server.Path), unreadable(err))
+// Limits are the loads in percent at which the server refuses another stream; 0 is its default, 75. Before 2.8 there is
+// no memory limit in percent, before 2.3.1 the CPU limit is 85 %: a score is a little too high.
+type Limits struct{ CPU, Memory int }
+
+func limitsOf(p *conf.Properties) Limits {
+	percent := func(key string) int {
+		text, _ := p.Get(key)
+		n, err := strconv.Atoi(strings.TrimSpace(text)) // the server does not start with an invalid number
+		if err != nil {
+			return 0
+		}
+		return min(max(n, 10), 100) // as the server does
 	}
-	p, err := conf.ParseProperties(b)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", shown(in.Root, in.Server.Path), err)
-	}
-	return p, nil
+	return Limits{CPU: percent("server.cpu_limit"), Memory: percent("server.memory_limit_percentage")}
 }
 
-// Ports reads the current ports. Invalid ones, or all with an error, have the server's defaults.
-func (in *Installation) Ports() (Ports, error) {
+func portsOf(p *conf.Properties) Ports {
 	ports := defaultPorts()
-	p, err := in.ServerSettings()
-	if err != nil {
-		return ports, err
-	}
 	set := func(key string, to *int) {
 		text, _ := springValue(p, key)
 		if n, ok := portNumber(text); ok {
@@ -72,7 +70,7 @@ func (in *Installation) Ports() (Ports, error) {
 		ports.RTMPS = 8443
 		set("rtmps.port", &ports.RTMPS)
 	}
-	return ports, nil
+	return ports
 }
 
 // placeholder is Spring's ${NAME} or ${NAME:DEFAULT}.
@@ -112,7 +110,7 @@ func (in *Installation) Databases() ([]string, error) {
 		case a.Err != nil:
 			errs = append(errs, a.Err)
 		case a.DBName == "":
-			errs = append(errs, fmt.Errorf("%q has no db.name", shown(in.Root, a.File.Path)))
+			errs = append(errs, fmt.Errorf("%q has no db.name", filepath.Join(in.Root, a.File.Path)))
 		default:
 			names = append(names, a.DBName)
 		}
@@ -121,17 +119,20 @@ func (in *Installation) Databases() ([]string, error) {
 	return slices.Compact(names), errors.Join(errs...)
 }
 
-var errNoServerToken = errors.New("no token for the server's statistics can be made")
-
 // tokenLife bounds a leaked token, which opens the server's whole management interface.
 const tokenLife = time.Minute
 
 // ServerToken makes a token for the server's REST calls from red5.properties. It fails with a JWKS URL: only the holder of
 // the private key can make such tokens.
 func (in *Installation) ServerToken(now time.Time) (string, error) {
-	p, err := in.ServerSettings()
+	path := filepath.Join(in.Root, in.Server.Path)
+	b, _, err := files.Root{Path: in.Root}.Read(in.Server.Path, conf.MaxSettings)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("reading %s: %w", path, unreadable(err))
+	}
+	p, err := conf.ParseProperties(b)
+	if err != nil {
+		return "", fmt.Errorf("reading %s: %w", path, err)
 	}
 	// White space belongs to the secret in this format.
 	enabled, _ := p.Get("server.jwtServerControlEnabled")
@@ -151,7 +152,7 @@ func (in *Installation) ServerToken(now time.Time) (string, error) {
 		// The server refuses an "iat" in its future.
 		return token(secret, fmt.Sprintf(`{"exp":%d}`, now.Add(tokenLife).Unix())), nil
 	}
-	return "", fmt.Errorf("%w: %s: %s", errNoServerToken, shown(in.Root, in.Server.Path), why)
+	return "", fmt.Errorf("no token for the server's statistics can be made: %s: %s", path, why)
 }
 
 // token signs with HS256. A library would add 100 KB to the binary.

@@ -44,35 +44,47 @@ func TestPorts(t *testing.T) {
 		"no ports":      {"http.port=${port}\nhttps.port=0\nrtmp.port=65536\nserver.srt_port=-1\nserver.origin_port=\nrtmps.enabled=false\nrtmps.port=8443\n", shipped},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := opened(t, map[string]string{"conf/red5.properties": c.properties}).Ports()
-			if err != nil || got != c.want {
-				t.Errorf("%+v, %v, want %+v", got, err, c.want)
+			if in := opened(t, map[string]string{"conf/red5.properties": c.properties}); in.ServerErr != nil || in.Ports != c.want {
+				t.Errorf("%+v, %v, want %+v", in.Ports, in.ServerErr, c.want)
 			}
 		})
 	}
-	t.Run("the file as it is now", func(t *testing.T) {
-		in := opened(t, nil)
-		must.OK(t, os.WriteFile(in.Server.Real, []byte("http.port=8081\n"), 0o600))
-		if got, err := in.Ports(); err != nil || got.HTTP != 8081 {
-			t.Errorf("%+v, %v", got, err)
-		}
+	t.Run("of viewers", func(t *testing.T) {
 		if diff := cmp.Diff([]int{8081, 5443}, Ports{HTTP: 8081, HTTPS: 5443, RTMP: 1935}.Viewers()); diff != "" {
 			t.Error(diff)
 		}
 	})
 	t.Run("broken", func(t *testing.T) {
 		in := opened(t, map[string]string{"conf/red5.properties": "http.port=1\nx=\\u00g0\n"})
-		if got, err := in.Ports(); err == nil || got != shipped {
-			t.Errorf("malformed: %+v, %v", got, err)
+		if in.ServerErr == nil || in.Ports != shipped {
+			t.Errorf("malformed: %+v, %v", in.Ports, in.ServerErr)
 		}
 		must.OK(t, os.Remove(in.Server.Real))
-		if got, err := in.Ports(); !says(err, "unreadable: ") || got != shipped {
-			t.Errorf("gone: %+v, %v", got, err)
-		}
 		if _, err := in.ServerToken(time.Now()); !says(err, "unreadable: ") || says(err, "no token for the server's statistics") {
 			t.Errorf("gone: %v", err)
 		}
 	})
+}
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, file string
+		want       Limits
+	}{
+		{"as shipped with 3.0", "server.cpu_limit=75\nserver.min_free_ram=10\nserver.memory_limit_percentage=75\n", Limits{CPU: 75, Memory: 75}},
+		{"empty", "", Limits{}},
+		{"set by the operator", "server.cpu_limit = 90 \nserver.memory_limit_percentage=85\n", Limits{CPU: 90, Memory: 85}},
+		{"below and above what the server takes", "server.cpu_limit=1\nserver.memory_limit_percentage=1000\n", Limits{CPU: 10, Memory: 100}},
+		{"no numbers", "server.cpu_limit=most\nserver.memory_limit_percentage=\n", Limits{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if got := opened(t, map[string]string{"conf/red5.properties": tt.file}).Limits; got != tt.want {
+				t.Errorf("%+v, want %+v", got, tt.want)
+			}
+		})
+	}
 }
 
 // Every shipped release has the same ports, accepts no token by default, and has a database for each application.
@@ -95,8 +107,8 @@ func TestSessionsCorpus(t *testing.T) {
 		t.Run(filepath.Base(filepath.Dir(dir))+" "+filepath.Base(dir), func(t *testing.T) {
 			in, err := Open("", dir)
 			must.OK(t, err)
-			if got, err := in.Ports(); err != nil || got != shipped {
-				t.Errorf("ports %+v, %v", got, err)
+			if in.ServerErr != nil || in.Ports != shipped {
+				t.Errorf("ports %+v, %v", in.Ports, in.ServerErr)
 			}
 			if _, err := in.ServerToken(time.Now()); !says(err, "no token for the server's statistics") {
 				t.Errorf("key: %v", err)

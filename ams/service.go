@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // Activity is a service's activity in systemd's terms.
@@ -200,12 +202,10 @@ const stableFaults = 4
 // It returns an *UnstableError, the context's error, or ErrNotManaged.
 func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error) {
 	begin := time.Now()
-	tick := time.NewTicker(stablePoll)
-	defer tick.Stop()
 	var first State
 	var upSince time.Time
 	faults := 0
-	for {
+	for ; ; sleep.For(ctx, stablePoll) {
 		now, err := s.State(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -231,10 +231,6 @@ func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error
 			faults = 0
 		default:
 			return now, &UnstableError{Service: s.Name(), After: time.Since(begin), State: now}
-		}
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
 		}
 	}
 }

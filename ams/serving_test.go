@@ -179,7 +179,7 @@ func TestAnswerBound(t *testing.T) {
 		"a chunked one": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + strings.Repeat("x", 4000) + "\r\n\r\n",
 	} {
 		base := answering(t, said)
-		for name, client := range map[string]*http.Client{"one call": NewHTTPClient(), "polling": NewPollingClient(&conns)} {
+		for name, client := range map[string]*http.Client{"one call": NewHTTPClient(nil), "polling": NewHTTPClient(&conns)} {
 			if a := CheckServing(t.Context(), client, base, "LiveApp"); len(a.Detail) > 256 || what == "no status" && a.State != AppFailing {
 				t.Errorf("%s, %s: %.300q of %d bytes", what, name, a, len(a.Detail))
 			}
@@ -229,7 +229,7 @@ func TestServingClientSurvivesRestart(t *testing.T) {
 		srv.Start()
 		return srv
 	}
-	client := NewHTTPClient()
+	client := NewHTTPClient(nil)
 	first := serve(ownPort, 404)
 	base, addr := first.URL, first.Listener.Addr().String()
 	if a := CheckServing(t.Context(), client, base, "LiveApp"); !a.Serves() {

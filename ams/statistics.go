@@ -22,25 +22,11 @@ var errNotStatistics = errors.New("the answer is not the server's statistics")
 
 // Statistics are those of one server, not of its cluster; nil if the release lacks them.
 type Statistics struct {
-	LocalStreams *int
-
-	WebRTCViewers, HLSViewers, DASHViewers *int
-}
-
-// Viewers sums the known viewers, without RTMP, which the server does not count.
-func (s Statistics) Viewers() (n *int, complete bool) {
-	complete = true
-	for _, kind := range []*int{s.WebRTCViewers, s.HLSViewers, s.DASHViewers} {
-		if kind == nil {
-			complete = false
-			continue
-		}
-		if n == nil {
-			n = new(int)
-		}
-		*n += *kind
-	}
-	return n, complete
+	Streams *int
+	// Viewers are those of the known kinds, without RTMP, which the server does not count. Complete reports whether all
+	// kinds are known.
+	Viewers  *int
+	Complete bool
 }
 
 // ReadStatistics requests the statistics at base, an [Installation.BaseURL], with an [Installation.ServerToken]. A nil
@@ -70,11 +56,16 @@ func parseStatistics(body []byte) (Statistics, error) {
 	if err := json.Unmarshal(body, &fields); err != nil {
 		return Statistics{}, fmt.Errorf("%w: no JSON object", errNotStatistics)
 	}
-	s := Statistics{
-		LocalStreams:  figure(fields["localLiveStreams"]),
-		WebRTCViewers: figure(fields["localWebRTCViewers"]),
-		HLSViewers:    figure(fields["localHLSViewers"]),
-		DASHViewers:   figure(fields["localDASHViewers"]),
+	s := Statistics{Streams: figure(fields["localLiveStreams"]), Complete: true}
+	for _, kind := range []string{"localWebRTCViewers", "localHLSViewers", "localDASHViewers"} {
+		switch n := figure(fields[kind]); {
+		case n == nil:
+			s.Complete = false
+		case s.Viewers == nil:
+			s.Viewers = n
+		default:
+			*s.Viewers += *n
+		}
 	}
 	if s == (Statistics{}) {
 		return s, fmt.Errorf("%w: no figure in it is known", errNotStatistics)

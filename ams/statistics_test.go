@@ -27,10 +27,7 @@ func count(n int) *int { return &n }
 func TestReadStatistics(t *testing.T) {
 	recorded, err := os.ReadFile("testdata/sessions/system-resources.json")
 	must.OK(t, err)
-	full := Statistics{
-		LocalStreams:  count(3),
-		WebRTCViewers: count(11), HLSViewers: count(140), DASHViewers: count(0),
-	}
+	full := Statistics{Streams: count(3), Viewers: count(151), Complete: true}
 	for name, c := range map[string]struct {
 		code int
 		body string
@@ -39,10 +36,12 @@ func TestReadStatistics(t *testing.T) {
 		text string
 	}{
 		"current":         {200, string(recorded), full, "", ""},
-		"old, no DASH":    {200, `{"cpuUsage":12,"localLiveStreams":1,"localWebRTCViewers":4,"localHLSViewers":5}`, Statistics{LocalStreams: count(1), WebRTCViewers: count(4), HLSViewers: count(5)}, "", ""},
-		"as text":         {200, `{"localLiveStreams":"7","localHLSViewers":" 8 ","localDASHViewers":2.0}`, Statistics{LocalStreams: count(7), HLSViewers: count(8), DASHViewers: count(2)}, "", ""},
-		"not measured":    {200, `{"localLiveStreams":0,"localHLSViewers":-1,"localDASHViewers":null,"localWebRTCViewers":{"LiveApp":3},"cpuUsage":{"systemCPULoad":-1}}`, Statistics{LocalStreams: count(0)}, "", ""},
-		"nonsense figure": {200, `{"localLiveStreams":2,"totalLiveStreamSize":1,"localHLSViewers":"NaN","localDASHViewers":true,"localWebRTCViewers":1e300}`, Statistics{LocalStreams: count(2)}, "", ""},
+		"old, no DASH":    {200, `{"cpuUsage":12,"localLiveStreams":1,"localWebRTCViewers":4,"localHLSViewers":5}`, Statistics{Streams: count(1), Viewers: count(9)}, "", ""},
+		"as text":         {200, `{"localLiveStreams":"7","localHLSViewers":" 8 ","localDASHViewers":2.0}`, Statistics{Streams: count(7), Viewers: count(10)}, "", ""},
+		"not measured":    {200, `{"localLiveStreams":0,"localHLSViewers":-1,"localDASHViewers":null,"localWebRTCViewers":{"LiveApp":3},"cpuUsage":{"systemCPULoad":-1}}`, Statistics{Streams: count(0)}, "", ""},
+		"nonsense figure": {200, `{"localLiveStreams":2,"totalLiveStreamSize":1,"localHLSViewers":"NaN","localDASHViewers":true,"localWebRTCViewers":1e300}`, Statistics{Streams: count(2)}, "", ""},
+		"no viewers":      {200, `{"localWebRTCViewers":0,"localHLSViewers":0,"localDASHViewers":0}`, Statistics{Viewers: count(0), Complete: true}, "", ""},
+		"one kind":        {200, `{"localHLSViewers":2}`, Statistics{Viewers: count(2)}, "", ""},
 		"wrong token":     {403, "Invalid Server JWT Token", Statistics{}, "not the server's statistics", "403"},
 		"login":           {401, "", Statistics{}, "not the server's statistics", "401"},
 		"older release":   {404, "", Statistics{}, "not the server's statistics", "404"},
@@ -136,24 +135,3 @@ func TestReadStatisticsInTime(t *testing.T) {
 type readUntil struct{ ctx context.Context }
 
 func (r readUntil) Read([]byte) (int, error) { <-r.ctx.Done(); return 0, r.ctx.Err() }
-
-func TestStatisticsViewers(t *testing.T) {
-	for name, c := range map[string]struct {
-		s        Statistics
-		n        *int
-		complete bool
-	}{
-		"all":      {Statistics{WebRTCViewers: count(1), HLSViewers: count(2), DASHViewers: count(4)}, count(7), true},
-		"none":     {Statistics{WebRTCViewers: count(0), HLSViewers: count(0), DASHViewers: count(0)}, count(0), true},
-		"one kind": {Statistics{HLSViewers: count(2)}, count(2), false},
-		"unknown":  {Statistics{LocalStreams: count(3)}, nil, false},
-	} {
-		n, complete := c.s.Viewers()
-		if diff := cmp.Diff(c.n, n); diff != "" || complete != c.complete {
-			t.Errorf("%s: complete %v; (-want +got):\n%s", name, complete, diff)
-		}
-		if c.s.HLSViewers != nil && c.n == c.s.HLSViewers {
-			t.Error("it is the statistics' own number")
-		}
-	}
-}

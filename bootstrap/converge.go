@@ -637,7 +637,7 @@ func (m *Machine) nodeOf(f *facts, role, group string) cluster.Node {
 		Agent: m.Version, BootID: m.bootID(),
 	}
 	if in := f.install; in != nil {
-		n.AMS, n.Port = in.Release.String(), in.HTTPPort
+		n.AMS, n.Port = in.Release.String(), in.Ports.HTTP
 	}
 	if f.inst.PublicAddress.IsValid() {
 		n.PublicIP = f.inst.PublicAddress.String()

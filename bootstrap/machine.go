@@ -110,7 +110,7 @@ func (m *Machine) log() *slog.Logger {
 
 func (m *Machine) http() *http.Client {
 	if m.HTTP == nil {
-		return ams.NewHTTPClient()
+		return ams.NewHTTPClient(nil)
 	}
 	return m.HTTP
 }

@@ -8,7 +8,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -23,7 +22,6 @@ const (
 	// serviceEvery is the period of calls to the service manager while an application does not serve.
 	serviceEvery = time.Second
 	serviceLimit = 500 * time.Millisecond
-	dialLimit    = 500 * time.Millisecond
 	// servedFor is how long an application that served counts as not restarted, if no connection was lost. After a
 	// pause of the machine, a loss is noticed a moment later.
 	servedFor = 3 * time.Second
@@ -64,8 +62,6 @@ func (j *joiner) serve(ctx context.Context) error {
 	server := j.Server()
 	if j.result.Restarted {
 		server.down = j.startedAt
-	} else {
-		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
 	}
 	err := j.awaitServing(watched, server)
 	died(nil)
@@ -81,14 +77,13 @@ func (j *joiner) serve(ctx context.Context) error {
 func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 	reported := time.Now()
 	var last Served
-	served := map[string]bool{}
 	Watch(ctx, server, func(is Served) bool {
 		last = is
 		for _, a := range is.Answers {
-			if !a.Serves() || served[a.Name] {
+			served := slices.ContainsFunc(j.result.Applications, func(s AppServed) bool { return s.Name == a.Name })
+			if served || !a.Serves() {
 				continue
 			}
-			served[a.Name] = true
 			s := AppServed{Name: a.Name}
 			if j.result.Restarted {
 				s.After = time.Since(j.startedAt).Round(time.Millisecond)
@@ -121,36 +116,6 @@ func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
 	return out
 }
 
-// ask calls an application only if its context is complete ([ams.Installation.Initialized]) or after startingTime:
-// the server may be unable to write those files, and a killed one leaves old ones.
-func ask(ctx context.Context, client *http.Client, in *ams.Installation, started start, app string) ams.AppAnswer {
-	starts := ams.AppAnswer{Name: app, State: ams.AppStarting}
-	switch now := time.Now(); {
-	case now.Sub(started.at) >= startingTime:
-		if in.MadeSince(app, now.Add(-startingTime)) && !in.Initialized(app, time.Time{}) {
-			if started.known {
-				starts.State = ams.AppWaits // it was added while the server runs
-			}
-			return starts
-		}
-	case !started.known, now.Before(started.at): // the clock was set back: file times are not comparable
-		if !in.Initialized(app, time.Time{}) {
-			return starts
-		}
-	case !in.Initialized(app, started.at):
-		return starts
-	}
-	return check(ctx, client, in, started, app)
-}
-
-func check(ctx context.Context, client *http.Client, in *ams.Installation, started start, app string) ams.AppAnswer {
-	a := ams.CheckServing(ctx, client, in.BaseURL(), app)
-	if a.State == ams.AppMissing && (!started.known || in.MadeSince(app, started.at)) {
-		a.State = ams.AppWaits
-	}
-	return a
-}
-
 // Server calls the applications of this machine's server, across restarts and upgrades. It is safe for concurrent
 // use.
 type Server struct {
@@ -181,7 +146,7 @@ type lastServed struct {
 func (m *Machine) Server() *Server {
 	s := &Server{m: m, client: m.HTTP, first: time.Now(), served: map[string]lastServed{}}
 	if s.client == nil {
-		s.client = ams.NewPollingClient(&s.conns)
+		s.client = ams.NewHTTPClient(&s.conns)
 	}
 	s.refuses = func(ctx context.Context, in *ams.Installation) bool {
 		return m.HTTP == nil && ams.Refused(ctx, in.BaseURL()) // with another client, the port proves nothing
@@ -228,25 +193,53 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 }
 
 func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
+	var started start
 	serves := s.servesYet(app)
 	in, err := s.installation(serves)
+	if err == nil && !serves {
+		if s.refuses(ctx, in) {
+			return ams.AppAnswer{Name: app, State: ams.AppRefused}
+		}
+		started = s.serverStarted(ctx)
+		in, err = s.installation(false) // open last: the server may have been replaced
+	}
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
-	if serves {
-		return check(ctx, s.client, in, start{}, app)
+	if !serves {
+		if state := started.unfinished(in, app); state != "" {
+			return ams.AppAnswer{Name: app, State: state}
+		}
 	}
-	dialed, stop := context.WithTimeout(ctx, dialLimit)
-	refused := s.refuses(dialed, in)
-	if stop(); refused {
-		return ams.AppAnswer{Name: app, State: ams.AppRefused}
+	a := ams.CheckServing(ctx, s.client, in.BaseURL(), app)
+	if a.State == ams.AppMissing && (!started.known || in.MadeSince(app, started.at)) {
+		a.State = ams.AppWaits
 	}
-	started := s.serverStarted(ctx)
-	// Open last: the server may have been replaced.
-	if in, err = s.installation(false); err != nil {
-		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
+	return a
+}
+
+// unfinished returns the state of an application whose context may be incomplete, or "": it must not be called then
+// ([ams.Installation.Initialized]). After startingTime it is called in any case: the server may be unable to write
+// those files, and a killed one leaves old ones.
+func (s start) unfinished(in *ams.Installation, app string) ams.AppServing {
+	now := time.Now()
+	state, since := ams.AppStarting, s.at
+	switch {
+	case now.Sub(s.at) >= startingTime:
+		if !in.MadeSince(app, now.Add(-startingTime)) {
+			return ""
+		}
+		since = time.Time{}
+		if s.known {
+			state = ams.AppWaits // it was added while the server runs
+		}
+	case !s.known, now.Before(s.at): // the clock was set back: file times are not comparable
+		since = time.Time{}
 	}
-	return ask(ctx, s.client, in, started, app)
+	if in.Initialized(app, since) {
+		return ""
+	}
+	return state
 }
 
 // servesYet reports whether the server cannot have restarted since.
@@ -293,7 +286,7 @@ func (s *Server) Port() int {
 	defer s.mu.Unlock()
 	for _, last := range s.served {
 		if s.install != nil && time.Since(last.at) < servedFor {
-			return s.install.HTTPPort
+			return s.install.Ports.HTTP
 		}
 	}
 	return 0
@@ -365,10 +358,7 @@ func (m *Machine) EnteredBefore(instance string) bool { return m.seen().Life == 
 
 // Entered records that the cluster has this machine.
 func (m *Machine) Entered(instance string) error {
-	if err := m.see(func(s *seen) { s.Life = instance }); err != nil {
-		return fmt.Errorf("noting that this machine is in the cluster: %w", err)
-	}
-	return nil
+	return m.see(func(s *seen) { s.Life = instance })
 }
 
 // ServedBefore reports whether the installed release has ever served viewers here.
@@ -383,8 +373,5 @@ func (s *Server) Served() error {
 	if err != nil {
 		return err
 	}
-	if err := s.m.see(func(seen *seen) { seen.Release = in.Release.String() }); err != nil {
-		return fmt.Errorf("noting which release serves: %w", err)
-	}
-	return nil
+	return s.m.see(func(seen *seen) { seen.Release = in.Release.String() })
 }

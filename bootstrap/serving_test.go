@@ -433,28 +433,27 @@ func TestNotAskedInItsStart(t *testing.T) {
 
 // What the server does not have fails, unless it was made since the server was started.
 func TestNotDeployed(t *testing.T) {
-	client := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+	m := joinedTree(t)
+	m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 		code := http.StatusNotFound
 		if strings.HasSuffix(r.URL.Path, ".m3u8") {
 			code = http.StatusInternalServerError
 		}
 		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(r.URL.Path))}, nil
 	})}
-	m := joinedTree(t)
 	app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
 	put(t, m, filepath.Join(app, "WEB-INF/web.xml"), "")
 	put(t, m, filepath.Join(app, ".initialized"), "")
-	in, err := m.open()
-	must.OK(t, err)
 	for name, tt := range map[string]struct {
-		started start
+		started time.Time
 		want    ams.AppServing
 	}{
-		"broken":                 {start{time.Now().Add(time.Minute), true}, ams.AppMissing},
-		"made since":             {start{time.Now().Add(-time.Hour), true}, ams.AppWaits},
-		"the start is not known": {start{}, ams.AppWaits},
+		"broken":                 {time.Now().Add(time.Minute), ams.AppMissing},
+		"made since":             {time.Now().Add(-time.Hour), ams.AppWaits},
+		"the start is not known": {time.Time{}, ams.AppWaits},
 	} {
-		if got := ask(t.Context(), client, in, tt.started, "LiveApp"); got.State != tt.want || got.Serves() != (tt.want == ams.AppWaits) {
+		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: tt.started}}
+		if got := m.Server().Ask(t.Context(), "LiveApp"); got.State != tt.want || got.Serves() != (tt.want == ams.AppWaits) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
@@ -779,7 +778,7 @@ func TestAwaitStarted(t *testing.T) {
 				}
 				m.Service = serviceThat{state: state}
 				server := m.Server()
-				server.install = &ams.Installation{Root: m.Root, Dir: "/ams", HTTPPort: 5080}
+				server.install = &ams.Installation{Root: m.Root, Dir: "/ams", Ports: ams.Ports{HTTP: 5080}}
 				began := time.Now()
 				m.awaitStarted(t.Context(), server)
 				if d := time.Since(began); d != tt.want {

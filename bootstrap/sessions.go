@@ -41,14 +41,13 @@ func (m *Machine) sessions(ctx context.Context, install *ams.Installation, clien
 	if serr != nil {
 		return found, err
 	}
-	n, complete := s.Viewers()
-	if n != nil {
-		found.viewers = *n
+	if s.Viewers != nil {
+		found.viewers = *s.Viewers
 	}
-	if s.LocalStreams != nil {
-		found.unnamed, err = *s.LocalStreams, nil // the server's own count is enough
+	if s.Streams != nil {
+		found.unnamed, err = *s.Streams, nil // the server's own count is enough
 	}
-	found.complete = complete && s.LocalStreams != nil
+	found.complete = s.Complete && s.Streams != nil
 	return found, err
 }
 

@@ -25,7 +25,7 @@ const (
 	askLimit = 10 * time.Second
 	// goodAfterSilence is the number of good answers in a row that are needed after silence.
 	goodAfterSilence = 3
-	// listEvery is for the applications on disk while all serve.
+	// listEvery is for the applications on disk while no error comes.
 	listEvery = 30 * time.Second
 	// maxAsks bounds the calls in progress: the server's user controls the number of applications.
 	maxAsks = 64
@@ -41,9 +41,8 @@ type Asker interface {
 // Served is the state of a server for viewers.
 type Served struct {
 	Up bool
-	// Known is false until all have answered or one is known to be down.
-	Known bool
-	Why   []string // for each application that does not serve
+	// Why has each application that does not serve. Without Up it is empty until all have answered or one is down.
+	Why []string
 	// Answers are the latest, by name. State is "" before the first answer.
 	Answers []ams.AppAnswer
 }
@@ -54,10 +53,9 @@ type Served struct {
 type watch struct {
 	asker  Asker
 	apps   map[string]*application
-	asks   int // also of removed applications
-	listed time.Time
+	asks   int       // also of removed applications
+	relist time.Time // when the applications are listed again
 	up     bool
-	sure   bool // up, and no error answers
 }
 
 type application struct {
@@ -70,8 +68,6 @@ type application struct {
 	// An application added to a running server counts once it has served.
 	added, served bool
 }
-
-func (a *application) isLate() bool { return a.added && !a.served }
 
 func (a *application) take(r ams.AppAnswer, now time.Time) {
 	a.waited(now)
@@ -99,16 +95,10 @@ func (a *application) waited(now time.Time) {
 	}
 }
 
-// answered may concern a removed application.
-type answered struct {
-	of     *application
-	answer ams.AppAnswer
-}
-
 // Watch calls the applications, and report with each result, until it returns false or ctx ends.
 func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
 	w := &watch{asker: asker, apps: map[string]*application{}}
-	answers := make(chan answered, maxAsks)
+	answers := make(chan func(), maxAsks)
 	var asks sync.WaitGroup
 	defer asks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -121,7 +111,8 @@ func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
 			asks.Go(func() {
 				bound, end := context.WithTimeout(ctx, askLimit)
 				defer end()
-				answers <- answered{a, asker.Ask(bound, name)}
+				r := asker.Ask(bound, name)
+				answers <- func() { w.take(a, r) }
 			})
 		}
 		is, next := w.judge(now)
@@ -132,18 +123,22 @@ func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
 		case <-ctx.Done():
 			return
 		case <-time.After(next):
-		case r := <-answers:
-			w.take(r)
+		case take := <-answers:
+			take()
 			for len(answers) > 0 {
-				w.take(<-answers)
+				(<-answers)()
 			}
 		}
 	}
 }
 
-func (w *watch) take(r answered) {
+// take may concern a removed application.
+func (w *watch) take(a *application, r ams.AppAnswer) {
 	w.asks--
-	r.of.take(r.answer, time.Now())
+	a.take(r, time.Now())
+	if !r.Serves() && a.next.Before(w.relist) {
+		w.relist = a.next // it may have been removed
+	}
 }
 
 // due marks the applications to call, longest wait first.
@@ -158,13 +153,8 @@ func (w *watch) due(now time.Time) (due []*application) {
 	return due
 }
 
-// list runs more often while an application does not serve: it may have been removed.
 func (w *watch) list(now time.Time) {
-	every := askAgain
-	if w.sure {
-		every = listEvery
-	}
-	if now.Sub(w.listed) < every {
+	if now.Before(w.relist) {
 		return
 	}
 	names, err := w.asker.Applications()
@@ -178,12 +168,12 @@ func (w *watch) list(now time.Time) {
 			w.apps[name] = &application{answer: ams.AppAnswer{Name: name}, added: w.up}
 		}
 	}
-	w.listed = now
+	w.relist = now.Add(listEvery)
 }
 
 func (w *watch) judge(now time.Time) (is Served, next time.Duration) {
 	next = askPeriod
-	counted, unknown, errs := 0, 0, 0
+	counted, unknown := 0, 0
 	for _, name := range slices.Sorted(maps.Keys(w.apps)) {
 		a := w.apps[name]
 		a.waited(now)
@@ -195,11 +185,10 @@ func (w *watch) judge(now time.Time) (is Served, next time.Duration) {
 			next = min(next, wait)
 		}
 		is.Answers = append(is.Answers, a.answer)
-		if a.isLate() {
+		if a.added && !a.served {
 			continue
 		}
 		counted++
-		errs += a.errors
 		switch {
 		case a.answer.State == "":
 			unknown++
@@ -216,7 +205,6 @@ func (w *watch) judge(now time.Time) (is Served, next time.Duration) {
 		is.Why = []string{"no application has served yet"}
 	}
 	is.Up = len(is.Why) == 0 && unknown == 0
-	is.Known = is.Up || len(is.Why) > 0
-	w.up, w.sure = is.Up, is.Up && errs == 0
+	w.up = is.Up
 	return is, max(next, time.Millisecond)
 }

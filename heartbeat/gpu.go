@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -33,42 +35,52 @@ const (
 	gpuFields = "index,driver_version,utilization.gpu,utilization.encoder,utilization.decoder,memory.used,memory.total,name"
 )
 
-// GPUOptions configure the GPU readings. The zero value is for this machine.
-type GPUOptions struct {
-	Root     string        // above /proc, /dev and the tool; default "/"
-	Interval time.Duration // between two readings, whole seconds; default 5 s
-	Now      func() time.Time
-	Log      *slog.Logger
+// GPUState is the state of the GPU readings.
+type GPUState string
+
+// The states of the GPU readings.
+const (
+	GPUAbsent  GPUState = "absent"  // no device and no driver
+	GPUPending GPUState = "pending" // before the first reading
+	GPUFailing GPUState = "failing" // Reason is set
+	GPUReady   GPUState = "ready"   // Devices are set
+)
+
+// GPUReading is the latest reading of the devices.
+type GPUReading struct {
+	State GPUState
+	// Reason is set if the readings fail, also of some devices of a ready reading.
+	Reason string
+	Driver string // its version
+	// Devices are those of a ready reading, at their index. A silent one has no values.
+	Devices []cluster.GPULoad
 }
 
 // GPUWatcher reads NVIDIA GPUs, the only ones Ant Media Server encodes on, through one long-running nvidia-smi.
 type GPUWatcher struct {
-	o     GPUOptions
-	retry time.Duration
+	root     string // above /proc, /dev and the tool
+	interval time.Duration
+	log      *slog.Logger
+	retry    time.Duration
 
 	mu       sync.Mutex
 	state    GPUState
 	reason   string
 	lastLine string // without values
+	driver   string
 	devices  []deviceReading
 }
 
 // at is zero before the first reading.
 type deviceReading struct {
-	GPU
+	cluster.GPULoad
 	at time.Time
 }
 
-// NewGPUWatcher returns a watcher; Run starts it.
-func NewGPUWatcher(o GPUOptions) *GPUWatcher {
-	o.Root, o.Interval = cmp.Or(o.Root, "/"), cmp.Or(max(o.Interval, 0).Truncate(time.Second), 5*time.Second)
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	return &GPUWatcher{o: o, retry: gpuRetry, state: GPUPending}
+// NewGPUWatcher returns a watcher; Run starts it. The interval between two readings is in whole seconds, default 5 s.
+func NewGPUWatcher(root string, interval time.Duration, log *slog.Logger) *GPUWatcher {
+	interval = cmp.Or(max(interval, 0).Truncate(time.Second), 5*time.Second)
+	return &GPUWatcher{root: cmp.Or(root, "/"), interval: interval, log: log, retry: gpuRetry, state: GPUPending}
 }
 
 // Run reads until ctx ends. nvidia-smi has ended then, unless the driver blocks it in the kernel.
@@ -76,19 +88,15 @@ func (w *GPUWatcher) Run(ctx context.Context) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for ctx.Err() == nil {
+		for more := ctx.Err() == nil; more; more = sleep.For(ctx, w.retry) {
 			w.is(w.read(ctx))
-			select {
-			case <-ctx.Done():
-			case <-time.After(w.retry):
-			}
 		}
 	}()
 	<-ctx.Done()
 	select {
 	case <-ended:
 	case <-time.After(2 * time.Second):
-		w.o.Log.Warn("nvidia-smi does not end although it was killed: the driver holds it")
+		w.log.Warn("nvidia-smi does not end although it was killed: the driver holds it")
 	}
 }
 
@@ -96,14 +104,14 @@ func (w *GPUWatcher) is(state GPUState, reason string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if state == GPUFailing && reason != w.reason {
-		w.o.Log.Warn("GPU readings failed", "reason", reason)
+		w.log.Warn("GPU readings failed", "reason", reason)
 	}
 	w.state, w.reason = state, reason
 }
 
 // read runs nvidia-smi until it ends, is silent for too long, or ctx ends.
 func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
-	at := func(path string) string { return filepath.Join(w.o.Root, path) }
+	at := func(path string) string { return filepath.Join(w.root, path) }
 	if !exists(at("/proc/driver/nvidia/version")) && !exists(at("/dev/nvidiactl")) {
 		return GPUAbsent, ""
 	}
@@ -122,7 +130,7 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	ctx, kill := context.WithCancel(ctx)
 	defer kill()
 	cmd := exec.CommandContext(ctx, tool, "--query-gpu="+gpuFields, "--format=csv,noheader,nounits",
-		"--loop="+strconv.Itoa(int(w.o.Interval/time.Second)))
+		"--loop="+strconv.Itoa(int(w.interval/time.Second)))
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
@@ -138,7 +146,7 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	defer silent.Stop()
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if w.line(lines.Text()) {
-			silent.Reset(gpuStale * w.o.Interval)
+			silent.Reset(gpuStale * w.interval)
 		}
 	}
 	kill()
@@ -150,19 +158,19 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 
 // line reports whether the text is a reading.
 func (w *GPUWatcher) line(text string) bool {
-	g, ok := parseGPU(text)
+	i, driver, g, ok := parseGPU(text)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !ok || !g.hasValues() {
+	if !ok || !hasValues(g) {
 		w.lastLine = gpuLine(text)
 	}
 	if !ok {
 		return false
 	}
-	for len(w.devices) <= g.Index {
-		w.devices = append(w.devices, deviceReading{GPU: GPU{Index: len(w.devices)}})
+	if i >= len(w.devices) {
+		w.devices = append(w.devices, make([]deviceReading, i+1-len(w.devices))...)
 	}
-	w.devices[g.Index] = deviceReading{g, w.o.Now()}
+	w.driver, w.devices[i] = driver, deviceReading{g, time.Now()}
 	return true
 }
 
@@ -170,16 +178,15 @@ func (w *GPUWatcher) line(text string) bool {
 func (w *GPUWatcher) Latest() GPUReading {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r, values := GPUReading{State: GPUReady}, 0
+	r, values := GPUReading{State: GPUReady, Driver: w.driver}, 0
 	for _, d := range w.devices {
-		if w.o.Now().Sub(d.at) > gpuStale*w.o.Interval {
-			d.GPU = GPU{Index: d.Index, Name: d.Name, Driver: d.Driver}
+		if time.Since(d.at) > gpuStale*w.interval {
+			d.GPULoad = cluster.GPULoad{Name: d.Name}
 		}
-		if d.hasValues() {
+		if hasValues(d.GPULoad) {
 			values++
-			r.At = d.at
 		}
-		r.Devices = append(r.Devices, d.GPU)
+		r.Devices = append(r.Devices, d.GPULoad)
 	}
 	switch {
 	case values == 0 && w.state == GPUPending && len(r.Devices) > 0:
@@ -192,9 +199,8 @@ func (w *GPUWatcher) Latest() GPUReading {
 	return r
 }
 
-// hasValues ignores total memory, which is known even of a lost device.
-func (g GPU) hasValues() bool {
-	return g.Util != nil || g.Enc != nil || g.Dec != nil || g.MemUsed != nil
+func hasValues(g cluster.GPULoad) bool {
+	return g.Util != nil || g.Enc != nil || g.Dec != nil || g.Mem != nil
 }
 
 func gpuLine(text string) string {
@@ -202,58 +208,28 @@ func gpuLine(text string) string {
 }
 
 // parseGPU parses a line of gpuFields. Invalid values are nil.
-func parseGPU(line string) (g GPU, ok bool) {
+func parseGPU(line string) (index int, driver string, g cluster.GPULoad, ok bool) {
 	cells := strings.Split(line, ",")
 	if len(cells) != strings.Count(gpuFields, ",")+1 {
-		return GPU{}, false
+		return 0, "", g, false
 	}
 	for i := range cells {
 		cells[i] = gpuLine(cells[i])
 	}
-	number := func(i int, most float64) *float64 {
+	number := func(i int, most float64) float64 {
 		value, _, _ := strings.Cut(cells[i], " ") // some drivers print a unit
 		f, err := strconv.ParseFloat(value, 64)
 		if err != nil || !(f >= 0 && f <= most) {
-			return nil
+			return math.NaN()
 		}
-		return &f
-	}
-	mebibytes := func(i int) *uint64 {
-		f := number(i, 1<<30)
-		if f == nil {
-			return nil
-		}
-		n := uint64(*f) << 20
-		return &n
+		return f
 	}
 	index, err := strconv.Atoi(cells[0])
 	if err != nil || index < 0 || index >= gpuMost {
-		return GPU{}, false
+		return 0, "", g, false
 	}
-	g = GPU{
-		Index: index, Driver: cells[1], Util: number(2, 100), Enc: number(3, 100), Dec: number(4, 100),
-		MemUsed: mebibytes(5), MemTotal: mebibytes(6), Name: cells[7],
-	}
-	if g.MemUsed != nil && g.MemTotal != nil && *g.MemUsed > *g.MemTotal {
-		g.MemUsed = nil
-	}
-	return g, true
-}
-
-func gpuLoads(r GPUReading) []cluster.GPULoad {
-	if r.State != GPUReady || len(r.Devices) == 0 {
-		return nil
-	}
-	loads := make([]cluster.GPULoad, 0, len(r.Devices))
-	for _, d := range r.Devices {
-		loads = append(loads, cluster.GPULoad{Name: d.Name, Util: whole(d.Util), Enc: whole(d.Enc), Dec: whole(d.Dec), Mem: whole(d.memory())})
-	}
-	return loads
-}
-
-func (g GPU) memory() *float64 {
-	if g.MemUsed == nil || g.MemTotal == nil {
-		return nil
-	}
-	return share(*g.MemUsed, *g.MemTotal)
+	use := func(i int) *int { return percent(number(i, 100), 100) }
+	memory := number(6, math.MaxInt32)
+	g = cluster.GPULoad{Name: cells[7], Util: use(2), Enc: use(3), Dec: use(4), Mem: percent(number(5, memory), memory)}
+	return index, cells[1], g, true
 }

@@ -15,67 +15,56 @@ import (
 	"github.com/shirou/gopsutil/v4/net"
 )
 
-// networkMeter measures the traffic with other machines between two samples. Only cards count, because traffic of veths,
-// bridges, VLANs and tunnels also passes a card. Without cards, as in a container, all but the loopback count.
-type networkMeter struct {
-	at   time.Time
-	last map[string]net.IOCountersStat
+// traffic is the sum of the counters of some interfaces, in bytes.
+type traffic struct {
+	at     time.Time
+	number int
+	rx, tx uint64
 }
 
-var (
-	errNoInterface = errors.New("no interface to other machines")
-	errReset       = errors.New("the counters of an interface started again")
-	errNoTime      = errors.New("no time has passed since the look before")
-)
+func (t *traffic) add(c net.IOCountersStat) {
+	t.number, t.rx, t.tx = t.number+1, t.rx+c.BytesRecv, t.tx+c.BytesSent
+}
 
-// read returns bytes per second. A new interface counts from the next sample on.
+// networkMeter measures the traffic with other machines between two samples. Only cards count, because traffic of veths,
+// bridges, VLANs and tunnels also passes a card. Without cards, as in a container, all but the loopback count.
+type networkMeter struct{ last traffic }
+
+// read returns bytes per second, unknown in the sample in which an interface appears or vanishes.
 func (m *networkMeter) read(ctx context.Context, sys string, clock func() time.Time) (rx, tx *int64, err error) {
 	all, err := net.IOCountersWithContext(ctx, true)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the interfaces: %w", err)
 	}
-	now, cards := map[string]net.IOCountersStat{}, map[string]net.IOCountersStat{}
+	last, cards, others := m.last, traffic{at: clock()}, traffic{at: clock()}
 	for _, c := range all {
-		if c.Name != "lo" {
-			now[c.Name] = c
-		}
 		if isCard(filepath.Join(sys, "class/net"), c.Name) {
-			cards[c.Name] = c
+			cards.add(c)
+		} else if c.Name != "lo" {
+			others.add(c)
 		}
 	}
-	if len(cards) > 0 {
-		now = cards
+	now := cards
+	if cards.number == 0 {
+		now = others
 	}
-	last, elapsed := m.last, clock().Sub(m.at).Seconds()
-	m.last, m.at = now, clock()
+	m.last = now
+	elapsed := now.at.Sub(last.at).Seconds()
 	switch {
-	case len(now) == 0:
-		return nil, nil, errNoInterface
-	case last == nil:
+	case now.number == 0:
+		return nil, nil, errors.New("no interface to other machines")
+	case now.number != last.number:
 		return nil, nil, errFirst
 	case elapsed <= 0:
-		return nil, nil, errNoTime
-	}
-	var in, out uint64
-	known := false
-	for name, c := range now {
-		was, ok := last[name]
-		if !ok {
-			continue
-		}
-		if c.BytesRecv < was.BytesRecv || c.BytesSent < was.BytesSent {
-			return nil, nil, fmt.Errorf("%s: %w", name, errReset)
-		}
-		in, out, known = in+c.BytesRecv-was.BytesRecv, out+c.BytesSent-was.BytesSent, true
-	}
-	if !known {
-		return nil, nil, errFirst
+		return nil, nil, errors.New("no time has passed since the look before")
+	case now.rx < last.rx || now.tx < last.tx:
+		return nil, nil, errors.New("the counters of an interface started again")
 	}
 	perSecond := func(n uint64) *int64 {
 		rate := int64(math.Round(min(float64(n)/elapsed, 1<<62)))
 		return &rate
 	}
-	return perSecond(in), perSecond(out), nil
+	return perSecond(now.rx - last.rx), perSecond(now.tx - last.tx), nil
 }
 
 // isCard reports whether an interface has a device and is not part of another card, like the SR-IOV function behind

@@ -18,23 +18,11 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-// Keys of [Sample.Missing]. The session counter has two more.
-const (
-	whatCPU      = "cpu"
-	whatMemory   = "memory"
-	whatNetwork  = "network"
-	whatDisk     = "disk"
-	whatGPU      = "gpu"
-	whatSessions = "sessions"
-)
-
-var (
-	// errFirst is not a failure: a change needs two samples.
-	errFirst    = errors.New("nothing to compare with yet: it is the change since the look before")
-	errNoAnswer = errors.New("no answer in time")
-)
+// errFirst is not a failure: a change needs two samples.
+var errFirst = errors.New("nothing to compare with yet: it is the change since the look before")
 
 const (
 	limitsEvery = time.Minute
@@ -42,6 +30,16 @@ const (
 	// sessionsEvery is the number of heartbeats for each count.
 	sessionsEvery = 2
 )
+
+// Sample is one measurement of the machine. Unknown values are nil.
+type Sample struct {
+	At      time.Time
+	Load    cluster.Load
+	GPUs    GPUReading
+	Session cluster.Sessions
+	// Missing has the reasons by reading: cpu, memory, network, disk, gpu, publishers, viewers, or sessions for both.
+	Missing map[string]error
+}
 
 // SamplerOptions are the sources of a sampler. A source that is not set is not missing.
 type SamplerOptions struct {
@@ -74,7 +72,7 @@ type Sampler struct {
 	cpu     cpuMeter
 	network networkMeter
 	// Slow sources have their own goroutines.
-	disk     latest[diskUse]
+	disk     latest[*int]
 	limits   latest[serverLimits]
 	sessions latest[sessionCount]
 }
@@ -86,7 +84,7 @@ type sessionCount struct {
 
 type serverLimits struct {
 	groupLimits
-	streams limits
+	streams ams.Limits
 }
 
 // latest is the last result of a slow source.
@@ -96,26 +94,23 @@ type latest[T any] struct {
 
 	mu    sync.Mutex
 	value T
+	err   error
 	at    time.Time // zero before the first
 }
 
 // run calls ask until ctx ends; a call that hangs is the last one.
-func (l *latest[T]) run(ctx context.Context, ask func(context.Context) T) {
-	for ctx.Err() == nil {
+func (l *latest[T]) run(ctx context.Context, ask func(context.Context) (T, error)) {
+	for more := true; more; more = sleep.For(ctx, l.every) {
 		bound, cancel := context.WithTimeout(ctx, staleAfter*l.every)
 		l.set(ask(bound))
 		cancel()
-		select {
-		case <-ctx.Done():
-		case <-time.After(l.every):
-		}
 	}
 }
 
-func (l *latest[T]) set(v T) {
+func (l *latest[T]) set(v T, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.value, l.at = v, l.now()
+	l.value, l.err, l.at = v, err, l.now()
 }
 
 // staleAfter is the number of intervals until a result expires.
@@ -128,9 +123,9 @@ func (l *latest[T]) get() (v T, err error) {
 	case l.at.IsZero():
 		return v, errFirst
 	case l.now().Sub(l.at) > staleAfter*l.every:
-		return v, errNoAnswer
+		return v, errors.New("no answer in time")
 	}
-	return l.value, nil
+	return l.value, l.err
 }
 
 // NewSampler returns a sampler, without measuring yet.
@@ -142,7 +137,7 @@ func NewSampler(o SamplerOptions) *Sampler {
 	root := cmp.Or(o.Root, "/")
 	s := &Sampler{
 		opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys"),
-		disk:     latest[diskUse]{every: diskEvery, now: o.Now},
+		disk:     latest[*int]{every: diskEvery, now: o.Now},
 		limits:   latest[serverLimits]{every: limitsEvery, now: o.Now},
 		sessions: latest[sessionCount]{every: sessionsEvery * o.Interval, now: o.Now},
 	}
@@ -163,25 +158,23 @@ func (s *Sampler) Run(ctx context.Context) {
 	<-ctx.Done()
 }
 
-func (s *Sampler) readDisk(context.Context) diskUse {
+func (s *Sampler) readDisk(context.Context) (*int, error) {
 	return readDisk(filepath.Join("/", s.opts.Root, s.opts.AMSDir))
 }
 
-func (s *Sampler) countSessions(ctx context.Context) sessionCount {
+func (s *Sampler) countSessions(ctx context.Context) (sessionCount, error) {
 	n, missing := s.opts.Sessions(ctx)
-	return sessionCount{n, missing}
+	return sessionCount{n, missing}, nil
 }
 
 // readLimits keeps limits that cannot be read, as while the server does not run.
-func (s *Sampler) readLimits(ctx context.Context) serverLimits {
+func (s *Sampler) readLimits(ctx context.Context) (serverLimits, error) {
 	l := s.limits.value // only this goroutine writes it
 	// Opening the installation costs memory.
 	if s.opts.Open != nil && (s.install == nil || s.install.Outdated()) {
 		s.install, _ = s.opts.Open()
-		if s.install != nil {
-			if p, err := s.install.ServerSettings(); err == nil {
-				l.streams = readLimits(p.Get)
-			}
+		if s.install != nil && s.install.ServerErr == nil {
+			l.streams = s.install.Limits
 		}
 	}
 	if s.opts.State != nil {
@@ -192,7 +185,7 @@ func (s *Sampler) readLimits(ctx context.Context) serverLimits {
 			}
 		}
 	}
-	return l
+	return l, nil
 }
 
 // Sample measures the machine once, without waiting.
@@ -212,60 +205,48 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	if err == nil && limits.cpu {
 		cpu, err = nil, errCPULimit
 	}
-	miss(whatCPU, err)
-	out.cpu, out.Load.CPU = cpu, whole(cpu)
+	miss("cpu", err)
+	out.Load.CPU = cpu
 	out.Load.NetRx, out.Load.NetTx, err = s.network.read(local, s.sys, s.opts.Now)
-	miss(whatNetwork, err)
-	memory, err := readMemory(local)
-	limited := limits.memory != 0 && limits.memory < memory.total
-	if err == nil && limited {
-		err = errMemoryLimit
+	miss("network", err)
+	memory, total, err := readMemory(local)
+	limited := limits.memory != 0 && limits.memory < total
+	if limited {
+		memory, err = nil, errMemoryLimit
 	}
-	miss(whatMemory, err)
-	if err == nil {
-		out.memory = &memory
-		out.Load.Mem = whole(memory.percent())
-	}
+	miss("memory", err)
+	out.Load.Mem = memory
 	if s.opts.AMSDir != "" {
-		disk, err := s.disk.get()
-		miss(whatDisk, cmp.Or(err, disk.err))
-		out.Load.Disk = disk.percent
+		out.Load.Disk, err = s.disk.get()
+		miss("disk", err)
 	}
 	if s.opts.Sessions != nil {
 		n, err := s.sessions.get()
-		miss(whatSessions, err)
+		miss("sessions", err)
 		out.Session = n.sessions
 		maps.Copy(out.Missing, n.missing)
 	}
 	if s.opts.GPUs != nil {
 		out.GPUs = s.opts.GPUs()
-		if out.GPUs.State == GPUFailing || out.GPUs.State == GPUReady && out.GPUs.Reason != "" {
-			miss(whatGPU, errors.New(cmp.Or(out.GPUs.Reason, "the devices cannot be read")))
+		if out.GPUs.Reason != "" {
+			miss("gpu", errors.New(out.GPUs.Reason))
 		}
-		out.Load.GPUs = gpuLoads(out.GPUs)
+		out.Load.GPUs = out.GPUs.Devices
 	}
 	if !limits.cpu && !limited {
-		out.Load.Score = score(&out, limits.streams)
+		out.Load.Score = score(out.Load, limits.streams)
 	}
 	return out
 }
 
-// whole rounds a percentage and limits it to 0 to 100.
-func whole(p *float64) *int {
-	if p == nil || math.IsNaN(*p) {
+// percent is a whole number from 0 to 100; nil if one of both is no number, or for a total of 0.
+func percent(part, total float64) *int {
+	p := part / total * 100
+	if math.IsNaN(p) || total <= 0 {
 		return nil
 	}
-	n := int(math.Round(min(max(*p, 0), 100)))
+	n := int(math.Round(min(max(p, 0), 100)))
 	return &n
-}
-
-// share returns a percentage; nil for a total of 0.
-func share(part, total uint64) *float64 {
-	if total == 0 {
-		return nil
-	}
-	p := float64(part) / float64(total) * 100
-	return &p
 }
 
 func exists(name string) bool {

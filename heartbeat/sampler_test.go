@@ -104,12 +104,6 @@ func (s *Sampler) ask() {
 // temporary folder.
 func describe(s Sample, want string) string {
 	var b strings.Builder
-	number := func(p *float64) string {
-		if p == nil {
-			return "unknown"
-		}
-		return strconv.FormatFloat(*p, 'f', 2, 64)
-	}
 	missing := func(what string) bool {
 		err := s.Missing[what]
 		if err != nil {
@@ -125,11 +119,11 @@ func describe(s Sample, want string) string {
 		return err != nil
 	}
 	if !missing("cpu") {
-		fmt.Fprintf(&b, "cpu %s", number(s.cpu))
+		fmt.Fprintf(&b, "cpu %d", *s.Load.CPU)
 	}
 	b.WriteByte('\n')
 	if !missing("memory") {
-		fmt.Fprintf(&b, "memory %s of %d MiB", number(s.memory.percent()), s.memory.total>>20)
+		fmt.Fprintf(&b, "memory %d", *s.Load.Mem)
 	}
 	b.WriteByte('\n')
 	if !missing("network") {
@@ -156,7 +150,7 @@ func TestMachines(t *testing.T) {
 			m := openMachine(t, file)
 			s := m.sampler()
 			first := s.Sample(t.Context())
-			if first.cpu != nil || first.Load.CPU != nil || first.Load.NetRx != nil {
+			if first.Load.CPU != nil || first.Load.NetRx != nil {
 				t.Errorf("the first sample knows a change: %v", first)
 			}
 			m.now = m.now.Add(5 * time.Second)
@@ -178,8 +172,8 @@ func checkConsistent(t *testing.T, s Sample) {
 		what  string
 		known bool
 	}{
-		{"cpu", s.cpu != nil && s.Load.CPU != nil},
-		{"memory", s.memory != nil && s.Load.Mem != nil},
+		{"cpu", s.Load.CPU != nil},
+		{"memory", s.Load.Mem != nil},
 		{"network", s.Load.NetRx != nil && s.Load.NetTx != nil},
 	} {
 		missing := s.Missing[r.what] != nil
@@ -191,9 +185,6 @@ func checkConsistent(t *testing.T, s Sample) {
 		if p != nil && (*p < 0 || *p > 100) {
 			t.Errorf("%d %%", *p)
 		}
-	}
-	if s.memory != nil && s.memory.used > s.memory.total {
-		t.Errorf("%d of %d bytes in use", s.memory.used, s.memory.total)
 	}
 }
 
@@ -279,8 +270,8 @@ func TestThisMachine(t *testing.T) {
 		name string
 		ok   bool
 	}{
-		{"cpu", got.cpu != nil && *got.cpu > 0 && *got.cpu <= 100},
-		{"memory", got.memory != nil && got.memory.total > 64<<20 && got.memory.used > 1<<20},
+		{"cpu", got.Load.CPU != nil && *got.Load.CPU > 0},
+		{"memory", got.Load.Mem != nil && *got.Load.Mem > 0},
 		{"disk", got.Load.Disk != nil},
 		{"sessions", *got.Session.Publishers == 3 && got.Session.Viewers == nil},
 		{"gpus", got.GPUs.State == GPUAbsent && got.Load.GPUs == nil},
@@ -389,21 +380,19 @@ func missing(s Sample, what, text string) bool {
 // The heartbeat has exactly what was read of the devices.
 func TestGPULoads(t *testing.T) {
 	t.Parallel()
-	half, full, used, total := 49.6, 100.4, uint64(25), uint64(100)
 	pct := func(n int) *int { return &n }
-	devices := []GPU{{Index: 0, Util: &half, Enc: &full, MemUsed: &used, MemTotal: &total}, {Index: 1}}
+	devices := []cluster.GPULoad{{Util: pct(50), Enc: pct(100), Mem: pct(25)}, {}}
 	for _, tt := range []struct {
 		name    string
 		reading GPUReading
 		want    []cluster.GPULoad
 		missing bool
 	}{
-		{"ready", GPUReading{State: GPUReady, Devices: devices}, []cluster.GPULoad{{Util: pct(50), Enc: pct(100), Mem: pct(25)}, {}}, false},
+		{"ready", GPUReading{State: GPUReady, Devices: devices}, devices, false},
 		{"absent", GPUReading{State: GPUAbsent}, nil, false},
 		{"pending", GPUReading{State: GPUPending}, nil, false},
-		{"ready but for one of them", GPUReading{State: GPUReady, Reason: "GPU 1 has fallen off the bus", Devices: devices}, []cluster.GPULoad{{Util: pct(50), Enc: pct(100), Mem: pct(25)}, {}}, true},
-		{"absent, with a reason", GPUReading{State: GPUAbsent, Reason: "no device"}, nil, false},
-		{"failing with old devices", GPUReading{State: GPUFailing, Reason: "the driver is gone", Devices: devices}, nil, true},
+		{"ready but for one of them", GPUReading{State: GPUReady, Reason: "GPU 1 has fallen off the bus", Devices: devices}, devices, true},
+		{"failing", GPUReading{State: GPUFailing, Reason: "the driver is gone"}, nil, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -495,33 +484,33 @@ func FuzzReadings(f *testing.F) {
 		fuzzed := context.WithValue(t.Context(), common.EnvKey, common.EnvMap{common.HostProcEnvKey: proc, common.HostSysEnvKey: sys})
 		sound := context.WithValue(t.Context(), common.EnvKey, whole.env)
 
-		var s Sample
 		var cores cpuMeter
 		var network networkMeter
 		for _, look := range []struct {
 			ctx       context.Context //nolint:containedctx // in a table
 			proc, sys string
 		}{{sound, whole.proc, whole.sys}, {fuzzed, proc, sys}, {fuzzed, proc, sys}, {sound, whole.proc, whole.sys}} {
-			s = Sample{}
+			var load cluster.Load
 			cpu, err := cores.read(look.ctx)
 			if (err == nil) != (cpu != nil) {
 				t.Errorf("cpu %v and %v", cpu, err)
 			}
-			s.cpu = cpu
+			load.CPU = cpu
 			if rx, tx, err := network.read(look.ctx, look.sys, clock); err == nil && (rx == nil || tx == nil || *rx < 0 || *tx < 0) {
 				t.Errorf("network %v %v", rx, tx)
 			}
 			_, _ = (&Sampler{proc: look.proc, sys: look.sys}).readGroupLimits(812)
-			if mem, err := readMemory(look.ctx); err == nil {
-				if mem.used > mem.total || mem.total == 0 {
-					t.Errorf("memory %d of %d", mem.used, mem.total)
+			used, total, err := readMemory(look.ctx)
+			if (err == nil) != (used != nil && total > 0) {
+				t.Errorf("memory %v of %d and %v", used, total, err)
+			}
+			load.Mem = used
+			for _, p := range []*int{cpu, used} {
+				if p != nil && (*p < 0 || *p > 100) {
+					t.Errorf("%d percent", *p)
 				}
-				s.memory = &mem
 			}
-			if s.cpu != nil && !(*s.cpu >= 0 && *s.cpu <= 100.01) {
-				t.Errorf("cpu %v", *s.cpu)
-			}
-			if sc := score(&s, limits{}); sc != nil && (*sc < 0 || *sc > 100) {
+			if sc := score(load, ams.Limits{}); sc != nil && (*sc < 0 || *sc > 100) {
 				t.Errorf("score %d", *sc)
 			}
 		}

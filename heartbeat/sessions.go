@@ -29,12 +29,6 @@ const (
 	serverTime = time.Second
 )
 
-var (
-	errNotMember     = errors.New("this machine is not a cluster node")
-	errNoConnections = errors.New("the connections of this machine are not counted")
-	errNotListening  = errors.New("no process listens at the server's port, and the server was not stopped")
-)
-
 // Streams returns a node's streams and its neighbours. [cluster.Client] is one.
 type Streams interface {
 	LocalStreams(ctx context.Context, databases []string, address string, now time.Time) ([]cluster.DatabaseStreams, error)
@@ -97,7 +91,10 @@ func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Dur
 		return cluster.Sessions{}, map[string]error{whatPublishers: err, whatViewers: err}
 	}
 	e := evidence{edge: c.Edge()}
-	e.stats, e.statsErr = c.askServer(ctx, now)
+	token, err := c.install.ServerToken(now)
+	if e.statsErr = err; err == nil {
+		e.stats, e.statsErr = ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
+	}
 	bound, cancel := context.WithTimeout(ctx, mongoTime)
 	e.published, e.mongoErr = c.askMongo(bound, now, askEvery)
 	cancel()
@@ -111,7 +108,7 @@ func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Dur
 				zero := 0
 				return cluster.Sessions{Publishers: &zero, Viewers: &zero, By: cluster.CountedByService, PublishersBy: cluster.CountedByService}, nil
 			}
-			e.connErr = errNotListening
+			e.connErr = errors.New("no process listens at the server's port, and the server was not stopped")
 		}
 	}
 	return e.sessions()
@@ -155,13 +152,13 @@ func (e evidence) publishers() (most *int, by cluster.CountedBy) {
 			most, by = &n, source
 		}
 	}
-	if e.stats.LocalStreams != nil {
-		add(*e.stats.LocalStreams, cluster.CountedByAMS)
+	if e.stats.Streams != nil {
+		add(*e.stats.Streams, cluster.CountedByAMS)
 	}
 	if e.mongoErr == nil {
 		add(e.published, cluster.CountedByMongoDB)
 	}
-	if e.stats.LocalStreams == nil && e.connErr == nil {
+	if e.stats.Streams == nil && e.connErr == nil {
 		encoders := e.found.rtmp
 		if e.edge {
 			encoders = 0
@@ -173,9 +170,9 @@ func (e evidence) publishers() (most *int, by cluster.CountedBy) {
 
 // viewers returns the count without RTMP viewers.
 func (e evidence) viewers() (n *int, by cluster.CountedBy) {
-	n, complete := e.stats.Viewers()
+	n = e.stats.Viewers
 	switch {
-	case complete, e.connErr == nil && n != nil && *n > e.found.viewers:
+	case e.stats.Complete, e.connErr == nil && n != nil && *n > e.found.viewers:
 		return n, cluster.CountedByAMS
 	case e.connErr == nil:
 		return &e.found.viewers, cluster.CountedByConnections
@@ -184,34 +181,21 @@ func (e evidence) viewers() (n *int, by cluster.CountedBy) {
 }
 
 func (c *SessionCounter) open(now time.Time, every time.Duration) (err error) {
-	if c.install == nil || !isRecent(c.looked, now, every) || c.install.Outdated() {
+	if c.install == nil || now.Sub(c.looked) >= every || c.install.Outdated() {
 		c.install, err = c.Open()
 		c.looked = now
 	}
 	return err
 }
 
-func isRecent(done, now time.Time, every time.Duration) bool {
-	age := now.Sub(done)
-	return age >= 0 && age < every
-}
-
-func (c *SessionCounter) askServer(ctx context.Context, now time.Time) (ams.Statistics, error) {
-	token, err := c.install.ServerToken(now)
-	if err != nil {
-		return ams.Statistics{}, err
-	}
-	return ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
-}
-
 func (c *SessionCounter) connections() (connected, error) {
 	if c.Connections == nil {
-		return connected{}, errNoConnections
+		return connected{}, errors.New("the connections of this machine are not counted")
 	}
-	ports, err := c.install.Ports()
-	if err != nil {
+	if err := c.install.ServerErr; err != nil {
 		return connected{}, err
 	}
+	ports := c.install.Ports
 	rtmp := []int{ports.RTMP, ports.RTMPS}
 	found, err := c.Connections(append(ports.Viewers(), rtmp...), func(a netip.Addr) bool { return c.peers[a] })
 	if err != nil {
@@ -236,9 +220,9 @@ func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, every time
 	from, address := c.Streams()
 	if from == nil || address == "" {
 		c.published = streamCount{}
-		return 0, errNotMember
+		return 0, errors.New("this machine is not a cluster node")
 	}
-	if p := c.published; p.of == address && p.from == from && isRecent(p.at, now, every) {
+	if p := c.published; p.of == address && p.from == from && now.Sub(p.at) < every {
 		return p.publishers, nil
 	}
 	c.published = streamCount{}

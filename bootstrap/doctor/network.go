@@ -238,7 +238,7 @@ func others(look cluster.Look, in *bootstrap.Inspection) []peer {
 		}
 		x := peer{address: a, port: ams.DefaultHTTPPort, origin: ams.DefaultOriginPort}
 		if in.Install != nil {
-			x.port = in.Install.HTTPPort
+			x.port = in.Install.Ports.HTTP
 		}
 		list = append(list, x)
 	}

@@ -24,7 +24,7 @@ type wanted struct {
 
 // serverPorts are those of an installation, with the defaults where its settings cannot be read.
 func serverPorts(in *ams.Installation) []wanted {
-	ports, _ := in.Ports()
+	ports := in.Ports
 	list := []wanted{
 		{"tcp", ports.HTTP, "HTTP"},
 		{"tcp", ports.HTTPS, "HTTPS"},

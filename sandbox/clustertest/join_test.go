@@ -82,7 +82,7 @@ func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f
 func TestJoinWhileTheDaemonNotes(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
-	base := ams.NewHTTPClient().Transport
+	base := ams.NewHTTPClient(nil).Transport
 	var mu sync.Mutex // requests to the applications are concurrent
 	var notes func()
 	asked := false

@@ -327,7 +327,7 @@ const (
 // askGPUs lets the sampler of the daemon take one reading.
 func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 	ctx, cancel := context.WithTimeout(ctx, gpuTime)
-	w := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: root, Interval: time.Second})
+	w := heartbeat.NewGPUWatcher(root, time.Second, slog.New(slog.DiscardHandler))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -347,9 +347,9 @@ func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 		case heartbeat.GPUAbsent:
 			return doctor.GPUView{Trouble: "NVIDIA's driver is not loaded"}, nil
 		case heartbeat.GPUReady:
-			var v doctor.GPUView
+			v := doctor.GPUView{Driver: r.Driver}
 			for _, d := range r.Devices {
-				v.Devices, v.Driver = append(v.Devices, d.Name), cmp.Or(v.Driver, d.Driver)
+				v.Devices = append(v.Devices, d.Name)
 			}
 			return v, nil
 		case heartbeat.GPUPending:

@@ -86,19 +86,11 @@ func (e exposition) labelled(name string, value float64, labels ...string) {
 	fmt.Fprintf(e.w, "} %s\n", number(value))
 }
 
-func ptr[T int | int64 | uint64](v *T, unit float64) *float64 {
+func ptr[T int | int64 | uint64](v *T, whole float64) *float64 {
 	if v == nil {
 		return nil
 	}
-	f := float64(*v) * unit
-	return &f
-}
-
-func ratio(percent *float64) *float64 {
-	if percent == nil {
-		return nil
-	}
-	f := *percent / 100
+	f := float64(*v) / whole
 	return &f
 }
 
@@ -153,7 +145,7 @@ func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
 }
 
 func machine(e exposition, s heartbeat.Sample) {
-	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", ptr(s.Load.Score, 0.01))
+	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", ptr(s.Load.Score, 100))
 	e.gauge("amsagent_publishers", "Streams that are published to this node.", ptr(s.Session.Publishers, 1))
 	if s.Session.Viewers != nil {
 		const name = "amsagent_viewers"
@@ -181,14 +173,14 @@ func devices(e exposition, r heartbeat.GPUReading) {
 	}
 	for _, f := range []struct {
 		name, help string
-		value      func(heartbeat.GPU) *float64
+		value      func(cluster.GPULoad) *int
 	}{
-		{"amsagent_gpu_utilization_ratio", "Utilization of the GPU.", func(g heartbeat.GPU) *float64 { return ratio(g.Util) }},
-		{"amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", func(g heartbeat.GPU) *float64 { return ratio(g.Enc) }},
+		{"amsagent_gpu_utilization_ratio", "Utilization of the GPU.", func(g cluster.GPULoad) *int { return g.Util }},
+		{"amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", func(g cluster.GPULoad) *int { return g.Enc }},
 	} {
 		first := true
-		for _, g := range r.Devices {
-			value := f.value(g)
+		for i, g := range r.Devices {
+			value := ptr(f.value(g), 100)
 			if value == nil {
 				continue
 			}
@@ -196,7 +188,7 @@ func devices(e exposition, r heartbeat.GPUReading) {
 				e.family(f.name, "gauge", f.help)
 				first = false
 			}
-			e.labelled(f.name, *value, "gpu", strconv.Itoa(g.Index), "name", g.Name)
+			e.labelled(f.name, *value, "gpu", strconv.Itoa(i), "name", g.Name)
 		}
 	}
 }

@@ -31,7 +31,7 @@ type MachineOptions struct {
 
 // NewMachineSampler returns a sampler of package heartbeat.
 func NewMachineSampler(o MachineOptions, client func() *cluster.Client, node func() cluster.Node) Sampler {
-	gpus := heartbeat.NewGPUWatcher(heartbeat.GPUOptions{Root: o.Root, Interval: o.Interval, Log: o.Log})
+	gpus := heartbeat.NewGPUWatcher(o.Root, o.Interval, o.Log)
 	sessions := &heartbeat.SessionCounter{
 		Open: o.Open, State: o.Service.State, Own: o.Own,
 		Edge: func() bool { return node().Role == "edge" },

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 )
@@ -65,25 +64,6 @@ func (d *Daemon) followServer(ctx context.Context) {
 
 func (d *Daemon) isJoined() bool { return d.view.get().Phase == bootstrap.PhaseJoined }
 
-func words(answers []ams.AppAnswer) (word map[string]string, omitted int) {
-	word = map[string]string{}
-	size := 0
-	for _, serves := range []bool{false, true} {
-		for _, a := range answers {
-			if a.State == "" || a.Serves() != serves {
-				continue
-			}
-			is := strings.TrimPrefix(a.String(), a.Name+" ")
-			if size += len(a.Name) + len(is); size > maxWords {
-				omitted++
-				continue
-			}
-			word[a.Name] = is
-		}
-	}
-	return word, omitted
-}
-
 // changeServing sends a heartbeat at once if other nodes must know. A new reason while not serving can wait.
 func (d *Daemon) changeServing(f func(*View)) {
 	var before, after *cluster.Serving
@@ -102,14 +82,27 @@ func (d *Daemon) changeServing(f func(*View)) {
 
 func viewOf(is bootstrap.Served) ServerView {
 	why := is.Why
-	if !is.Known {
+	if !is.Up && len(why) == 0 {
 		why = []string{NotAsked}
 	}
 	if n := len(why) - maxNamed; n > 0 {
 		why = append(why[:maxNamed:maxNamed], fmt.Sprintf("and %d more", n))
 	}
-	v := ServerView{Up: is.Up, Why: strings.Join(why, "; ")}
-	v.Applications, v.Omitted = words(is.Answers)
+	v := ServerView{Up: is.Up, Why: strings.Join(why, "; "), Applications: map[string]string{}}
+	size := 0
+	for _, serves := range []bool{false, true} {
+		for _, a := range is.Answers {
+			if a.State == "" || a.Serves() != serves {
+				continue
+			}
+			word := strings.TrimPrefix(a.String(), a.Name+" ")
+			if size += len(a.Name) + len(word); size > maxWords {
+				v.Omitted++
+				continue
+			}
+			v.Applications[a.Name] = word
+		}
+	}
 	return v
 }
 
@@ -119,7 +112,7 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 		return false
 	}
 	now, was, is := time.Now(), d.view.get().Server, viewOf(served)
-	if is.Since = was.Since; was.Up != is.Up || was.Since.IsZero() && served.Known {
+	if is.Since = was.Since; was.Up != is.Up || was.Since.IsZero() && len(served.Why) > 0 {
 		is.Since = now
 	}
 	// It may be standalone now, and must get no viewers before the next comparison of the files.

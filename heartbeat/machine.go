@@ -8,30 +8,56 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
+	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/mem"
 )
 
-type memoryUse struct{ total, used uint64 } // bytes
+// cpuMeter measures the cores between two samples. Iowait is idle, as in Java's own measure, which AMS compares with its
+// limit. Steal is busy because work waited for the core. The kernel includes guest time in user time.
+type cpuMeter struct{ last *cpu.TimesStat }
 
-func (m memoryUse) percent() *float64 { return share(m.used, m.total) }
+func (m *cpuMeter) read(ctx context.Context) (*int, error) {
+	times, err := cpu.TimesWithContext(ctx, false)
+	if err == nil && len(times) == 0 {
+		err = errors.New("/proc/stat has no line of all processors") // the file may be missing
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the processors: %w", err)
+	}
+	last := m.last
+	m.last = &times[0]
+	if last == nil {
+		return nil, errFirst
+	}
+	work := func(t *cpu.TimesStat) float64 { return t.User + t.Nice + t.System + t.Irq + t.Softirq }
+	// Steal and iowait may decrease a little.
+	busy := work(m.last) - work(last) + max(m.last.Steal-last.Steal, 0)
+	total := busy + max(m.last.Idle-last.Idle, 0) + max(m.last.Iowait-last.Iowait, 0)
+	if work(m.last) < work(last) || total <= 0 {
+		return nil, errors.New("the counters of the processors did not go on since the look before")
+	}
+	return percent(busy, total), nil
+}
 
-// readMemory measures as AMS's own limit does: total less MemAvailable.
-func readMemory(ctx context.Context) (memoryUse, error) {
+// readMemory measures as AMS's own limit does: total less MemAvailable. The total is in bytes.
+func readMemory(ctx context.Context) (used *int, total uint64, err error) {
 	vm, err := mem.VirtualMemoryWithContext(ctx)
 	if err != nil {
-		return memoryUse{}, fmt.Errorf("reading the memory: %w", err)
+		return nil, 0, fmt.Errorf("reading the memory: %w", err)
 	}
 	// gopsutil returns 0 for a missing line, and free and cached memory without MemAvailable.
 	if vm.Total == 0 || vm.Available > vm.Total || vm.Available == vm.Free && vm.Cached == 0 {
-		return memoryUse{}, errors.New("reading the memory: /proc/meminfo has no MemTotal or MemAvailable, or they contradict")
+		return nil, 0, errors.New("reading the memory: /proc/meminfo has no MemTotal or MemAvailable, or they contradict")
 	}
-	return memoryUse{vm.Total, vm.Total - vm.Available}, nil
+	return percent(float64(vm.Total-vm.Available), float64(vm.Total)), vm.Total, nil
 }
 
 // AMS and the kernel use the limits of its control group: the machine's figures would be too low.
@@ -87,4 +113,24 @@ func limitOf(name string) uint64 {
 		return 0
 	}
 	return n
+}
+
+// readDisk measures as df does: the used part of what users other than root can have, rounded up.
+func readDisk(path string) (used *int, err error) {
+	var st syscall.Statfs_t
+	if err = syscall.Statfs(path, &st); err == nil {
+		used, err = usedPercent(st)
+	}
+	if err != nil {
+		err = fmt.Errorf("measuring the volume of %s: %w", path, err)
+	}
+	return used, err
+}
+
+func usedPercent(st syscall.Statfs_t) (*int, error) {
+	if st.Bfree > st.Blocks || st.Blocks-st.Bfree+st.Bavail == 0 {
+		return nil, errors.New("this file system has no size")
+	}
+	used := st.Blocks - st.Bfree
+	return percent(math.Ceil(float64(used)/float64(used+st.Bavail)*100), 100), nil
 }
