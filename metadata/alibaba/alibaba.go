@@ -4,12 +4,12 @@
 package alibaba
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -65,19 +65,19 @@ var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	origin, err := opts.Endpoint(Name)
-	if err != nil {
-		return nil, err
-	}
 	p := &Provider{opts: opts.WithDefaults()}
-	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintSilent, Off: hintOff, NoTokens: hintNoToken}
-	p.items = cloud.New(cloud.Client{
-		Provider: Name, Base: cmp.Or(origin, Endpoint) + "/latest/", Judge: hints.Judge, Foreign: hintNoDocument,
+	var err error
+	p.items, err = cloud.New(cloud.Client{
+		Provider: Name, Origin: Endpoint, Path: "/latest/", Foreign: hintNoDocument, Silent: hintSilent, NoTokens: hintNoToken,
+		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: cloud.HintToken, http.StatusForbidden: hintOff},
 		// The service issues tokens even if hardened mode is off.
 		Token: &cloud.Token{
 			Path: "api/token", TTL: "X-Aliyun-Ecs-Metadata-Token-Ttl-Seconds", Header: "X-Aliyun-Ecs-Metadata-Token", Lifetime: 6 * time.Hour,
 		},
 	}, opts)
+	if err != nil {
+		return nil, err
+	}
 	if p.ecs, err = newAPI(p, "ecs", "2014-05-26", EndpointECS); err != nil {
 		return nil, err
 	}

@@ -70,17 +70,19 @@ func New(opts cloud.Options) (*Provider, error) {
 			Hint:  "unset AWS_EC2_METADATA_DISABLED, or use --provider generic",
 		}
 	}
-	given, err := opts.Endpoint(Name)
+	p := &Provider{opts: opts}
+	var err error
+	p.items, err = cloud.New(cloud.Client{
+		Provider: Name, Ask: p.ask, Foreign: hintNoDocument, Silent: hintHopLimit, NoTokens: hintNoV2,
+		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: cloud.HintToken, http.StatusForbidden: hintOff},
+	}, opts)
 	if err != nil {
 		return nil, err
 	}
 	endpoints := []string{Endpoint, EndpointIPv6}
-	if given != "" {
-		endpoints = []string{given}
+	if p.items.Origin != "" {
+		endpoints = []string{p.items.Origin}
 	}
-	p := &Provider{opts: opts}
-	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintHopLimit, Off: hintOff, NoTokens: hintNoV2}
-	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: hints.Judge, Foreign: hintNoDocument}, opts)
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
 			HTTPClient: wire{p.items}, Endpoint: e,

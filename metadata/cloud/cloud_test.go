@@ -54,7 +54,11 @@ func (silent) RoundTrip(req *http.Request) (*http.Response, error) {
 // opened is a client of a service that answers so.
 func opened(rt http.RoundTripper, o cloud.Options) *cloud.Client {
 	o.Transport = rt
-	return cloud.New(cloud.Client{Provider: "test", Base: "http://metadata.example/"}, o)
+	c, err := cloud.New(cloud.Client{Provider: "test", Origin: "http://metadata.example/"}, o)
+	if err != nil {
+		panic(err) // it gives no endpoint
+	}
+	return c
 }
 
 func read(ctx context.Context, c *cloud.Client, required bool) (string, error) {

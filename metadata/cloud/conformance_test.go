@@ -44,11 +44,16 @@ func client(base string, o cloud.Options) *cloud.Client {
 	if o.RetryWait == 0 {
 		o.RetryWait = time.Millisecond
 	}
-	return cloud.New(cloud.Client{
-		Provider: "test", Base: base, Header: map[string]string{"X-Mark": "yes"},
-		Token: &cloud.Token{Path: "/token", TTL: "X-Ttl", Header: "X-Token", Lifetime: time.Hour},
-		Judge: (&cloud.TokenHints{Unreachable: "unreachable", Silent: "silent", Off: "off", NoTokens: "no tokens"}).Judge,
+	c, err := cloud.New(cloud.Client{
+		Provider: "test", Origin: base, Header: map[string]string{"X-Mark": "yes"},
+		Token:  &cloud.Token{Path: "/token", TTL: "X-Ttl", Header: "X-Token", Lifetime: time.Hour},
+		Hints:  map[int]string{0: "unreachable", 401: cloud.HintToken, 403: "off"},
+		Silent: "silent", NoTokens: "no tokens",
 	}, o)
+	if err != nil {
+		panic(err) // it gives no endpoint
+	}
+	return c
 }
 
 func wellOnly(b []byte) (string, error) {

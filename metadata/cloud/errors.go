@@ -4,10 +4,8 @@
 package cloud
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 )
 
@@ -82,21 +80,5 @@ func HintOf(err error) string {
 	return ""
 }
 
-// TokenHints are hints for a service with session tokens. Silent: no answer to the token request.
-type TokenHints struct{ Unreachable, Silent, Off, NoTokens string }
-
-// Judge implements [Client].Judge.
-func (h *TokenHints) Judge(e *Error) {
-	switch {
-	case e.Status == 0 && !e.Connected:
-		e.Hint = h.Unreachable
-	case e.Token && e.Status == 0 && errors.Is(e.Cause, context.DeadlineExceeded):
-		e.Hint = h.Silent
-	case e.Status == http.StatusForbidden:
-		e.Hint = h.Off
-	case e.Status == http.StatusUnauthorized:
-		e.Hint = "the service refuses session tokens that it has just given out: something between this process and the service changes the requests"
-	case e.Token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
-		e.Kind, e.Hint = ErrNotThisCloud, h.NoTokens
-	}
-}
+// HintToken is the hint for HTTP 401 to a new session token.
+const HintToken = "the service refuses session tokens that it has just given out: something between this process and the service changes the requests"
