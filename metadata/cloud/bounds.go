@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // Bounds of values, in bytes, for the registry, logs and memory. Only GCP's attributes, which may be whole scripts, can
@@ -19,43 +21,24 @@ const (
 	MaxTags = 256
 )
 
-// Bound drops long values with a note: a truncated name or connection string is wrong. It returns
+// Bound truncates names, and drops long tags with a note: a truncated connection string is wrong. It returns
 // [ErrBadAnswer] for an overlong id.
 func (i *Instance) Bound() error {
 	if len(i.ID) > MaxText {
-		return &Error{Provider: i.Provider, Item: "id", Kind: ErrBadAnswer, Cause: tooLong(len(i.ID), MaxText)}
+		return &Error{Provider: i.Provider, Item: "id", Kind: ErrBadAnswer, Cause: fmt.Errorf("it has %d bytes, more than %d", len(i.ID), MaxText)}
 	}
-	for _, f := range []struct {
-		name  string
-		value *string
-	}{
-		{"name", &i.Name},
-		{"account_id", &i.AccountID},
-		{"region", &i.Region},
-		{"zone", &i.Zone},
-		{"type", &i.Type},
-		{"life_cycle", &i.LifeCycle},
-		{"hostname", &i.Hostname},
-		{"group", &i.Group},
-	} {
-		if n := len(*f.value); n > MaxText {
-			*f.value = ""
-			i.Notes = append(i.Notes, fmt.Sprintf("%s is left out: %v", f.name, tooLong(n, MaxText)))
-		}
+	for _, name := range []*string{&i.Name, &i.AccountID, &i.Region, &i.Zone, &i.Type, &i.LifeCycle, &i.Hostname, &i.Group} {
+		*name = plain.Truncate(*name, MaxText)
 	}
-	kept, left := Tags{}, 0
+	kept := Tags{}
 	for _, k := range slices.Sorted(maps.Keys(i.Tags)) {
-		if len(k) > MaxText || len(i.Tags[k]) > MaxTag || len(kept) == MaxTags {
-			left++
-			continue
+		if len(k) <= MaxText && len(i.Tags[k]) <= MaxTag && len(kept) < MaxTags {
+			kept[k] = i.Tags[k]
 		}
-		kept[k] = i.Tags[k]
 	}
-	if left > 0 {
+	if left := len(i.Tags) - len(kept); left > 0 {
 		i.Tags = kept
 		i.Notes = append(i.Notes, fmt.Sprintf("%d tags are left out: there are at most %d, a key has at most %d bytes, a value %d", left, MaxTags, MaxText, MaxTag))
 	}
 	return nil
 }
-
-func tooLong(n, limit int) error { return fmt.Errorf("it has %d bytes, more than %d", n, limit) }
