@@ -90,9 +90,6 @@ func Detect(opts Options) (Detection, error) {
 	return Detection{Provider: Generic}, nil
 }
 
-// Given returns the Detection of a configured provider.
-func Given(provider, by string) Detection { return Detection{Provider: provider, Because: by} }
-
 func byFirmware(opts Options) Detection {
 	xen := strings.HasPrefix(firmware(opts, dirDMI+"sys_vendor"), "Xen")
 	for _, r := range rules() {

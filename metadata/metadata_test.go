@@ -23,7 +23,7 @@ func TestOpen(t *testing.T) {
 		}
 	}
 	p, err := metadata.Open("aws ", metadata.Options{})
-	if !errors.Is(err, metadata.ErrUnknownProvider) || p != nil || !strings.Contains(err.Error(), "aws, azure, alibaba, gcp, generic") {
+	if !errors.Is(err, cloud.ErrUnknownProvider) || p != nil || !strings.Contains(err.Error(), "aws, azure, alibaba, gcp, generic") {
 		t.Errorf("Open(\"aws \") = %v, %v", p, err)
 	}
 	// A nil pointer in an interface is not nil.

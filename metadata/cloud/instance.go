@@ -149,19 +149,6 @@ func (Silent) Hooks() Hooks { return nil }
 // Check implements Provider.
 func (s Silent) Check(context.Context, Filter) (Check, error) { return Check{Without: s.Without}, nil }
 
-// TagSet is the part of Instance that may arrive late.
-type TagSet struct {
-	Tags  Tags
-	Known bool
-	Hint  string
-	Group string
-}
-
-// TagSet returns the tags and related fields.
-func (i Instance) TagSet() TagSet {
-	return TagSet{Tags: i.Tags, Known: i.TagsKnown, Hint: i.TagsHint, Group: i.Group}
-}
-
 // Tags are an instance's tags. They may hold a connection string, so every print of the map redacts it.
 type Tags map[string]string
 
