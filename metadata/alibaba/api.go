@@ -77,23 +77,14 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
 	wait := 400 * time.Millisecond
-	renewed, clocked := false, false
+	corrected := false
 	for n := 1; ; n++ {
 		v := a.try(ctx, action, params, out)
 		switch {
 		case v.err == nil:
 			return nil
-		case v.expired && !renewed:
-			// A second refusal has another reason.
-			renewed = true
-			a.p.keys.drop(v.used)
-			continue
-		case v.clock != 0 && !clocked:
-			clocked = true
-			// A concurrent call may have corrected the skew.
-			if was := time.Duration(a.p.skew.Swap(int64(v.clock))); (was - v.clock).Abs() > time.Second {
-				a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -v.clock)
-			}
+		case v.corrected && !corrected:
+			corrected = true // a second refusal has another reason
 			continue
 		case !v.retry || n >= tries || !sleep.For(ctx, wait/2+mathrand.N(wait/2)):
 			return v.err
@@ -103,11 +94,10 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 }
 
 type outcome struct {
-	err            error
-	retry, expired bool
-	// clock is the API's lead if it refused the request's time.
-	clock time.Duration
-	used  credentials
+	err   error
+	retry bool
+	// corrected reports that the next request has other credentials or another time.
+	corrected bool
 }
 
 func (a *api) try(ctx context.Context, action string, params url.Values, out any) outcome {
@@ -138,13 +128,11 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 		return outcome{retry: true, err: &cloud.UnreachableError{Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err)}}
 	}
 	defer resp.Body.Close()
-	v := a.read(action, resp, out)
-	v.used = keys
-	return v
+	return a.read(action, keys, resp, out)
 }
 
 // read decodes an answer into out.
-func (a *api) read(action string, resp *http.Response, out any) outcome {
+func (a *api) read(action string, keys credentials, resp *http.Response, out any) outcome {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
 	if err != nil {
 		return outcome{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, cloud.WireCause(err))}
@@ -166,10 +154,10 @@ func (a *api) read(action string, resp *http.Response, out any) outcome {
 		}
 		return outcome{}
 	}
-	return a.judge(action, resp, cloud.Printable(answer.Code), cloud.Printable(answer.Message))
+	return a.judge(action, keys, resp, cloud.Printable(answer.Code), cloud.Printable(answer.Message))
 }
 
-func (a *api) judge(action string, resp *http.Response, code, message string) outcome {
+func (a *api) judge(action string, keys credentials, resp *http.Response, code, message string) outcome {
 	doing := "calling " + action
 	plain := fmt.Errorf("%s: %s: %s (HTTP %d)", doing, code, message, resp.StatusCode)
 	has := func(prefixes ...string) bool {
@@ -179,13 +167,16 @@ func (a *api) judge(action string, resp *http.Response, code, message string) ou
 	case has("Throttling"), resp.StatusCode == http.StatusTooManyRequests:
 		return outcome{retry: true, err: fmt.Errorf("%s: %w: %s: %s", doing, errThrottled, code, message)}
 	case has("InvalidTimeStamp", "InvalidTimestamp", "RequestTimeTooSkewed"):
-		v := outcome{err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
-		if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
-			v.clock = time.Until(at).Round(time.Second)
+		at, err := http.ParseTime(resp.Header.Get("Date"))
+		ahead := time.Until(at).Round(time.Second)
+		// A concurrent call may have corrected the skew.
+		if err == nil && (time.Duration(a.p.skew.Swap(int64(ahead)))-ahead).Abs() > time.Second {
+			a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -ahead)
 		}
-		return v
+		return outcome{corrected: err == nil, err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
 	case has("InvalidSecurityToken", "InvalidAccessKeyId", "MissingSecurityToken", "SecurityTokenExpired"):
-		return outcome{expired: true, err: plain}
+		a.p.keys.drop(keys)
+		return outcome{corrected: true, err: plain}
 	case has("LifecycleHookIdAndLifecycleActionToken"):
 		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errOver, message)}
 	case has("LifecycleAction.TimeExceeded"):
@@ -249,9 +240,8 @@ func parseCredentials(body []byte) (credentials, error) {
 var errNoRole = errors.New("the instance has no RAM role")
 
 type roleKeys struct {
-	mu    sync.Mutex
-	now   credentials
-	renew time.Time
+	mu  sync.Mutex
+	now credentials
 }
 
 // In this margin the service already returns the next credentials.
@@ -260,20 +250,16 @@ const credentialsEarly = 5 * time.Minute
 func (k *roleKeys) get(ctx context.Context, p *Provider) (credentials, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	now := time.Now()
-	if k.now.id != "" && now.Before(k.renew) {
+	left := time.Until(k.now.until)
+	if left > credentialsEarly {
 		return k.now, nil
 	}
 	fresh, err := p.roleCredentials(ctx)
-	switch {
-	case err == nil:
-		// Credentials that look expired serve another minute: either clock may be wrong.
-		k.now, k.renew = fresh, fresh.until.Add(-credentialsEarly)
-		if soon := now.Add(time.Minute); k.renew.Before(soon) {
-			k.renew = soon
-		}
-	case k.now.id != "" && now.Before(k.now.until) && !errors.Is(err, errNoRole):
-		return k.now, nil // still valid for some minutes
+	if err != nil && left > 0 && !errors.Is(err, errNoRole) {
+		return k.now, nil
+	}
+	if err == nil {
+		k.now = fresh
 	}
 	return fresh, err
 }

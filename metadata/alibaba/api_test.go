@@ -156,6 +156,8 @@ func TestCredentials(t *testing.T) {
 		}
 		want("refused although they are new", 1, unknown, unknown)
 		a.ClearFaults()
+		must.OK(t, a.call(p))
+		want("they are good again", 1, "")
 		k := a.meta.Key()
 		<-time.After(time.Until(k.Until) - 4*time.Minute)
 		a.plays(serves(path, http.StatusInternalServerError, ""))
@@ -164,7 +166,7 @@ func TestCredentials(t *testing.T) {
 		old := map[string]any{"AccessKeyId": k.ID, "AccessKeySecret": k.Secret, "SecurityToken": k.Token, "Expiration": k.Until}
 		a.plays(serves(path, http.StatusOK, fakes.JSON(old)))
 		must.OK(t, errors.Join(a.call(p), a.call(p)))
-		want("the service gives out nothing better", 1, "", "")
+		want("the service gives out nothing better", 2, "", "")
 		// An error contains no part of them.
 		<-time.After(4 * time.Minute)
 		documented := metadatatest.Fixture(t, "credentials.json")
