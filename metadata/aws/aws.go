@@ -104,17 +104,24 @@ func (p *Provider) Name() string { return Name }
 // wire sends the SDK's requests with the agent's client.
 type wire struct{ c *cloud.Client }
 
-// failureKey holds the **cloud.Error of one call: the SDK's error lacks the cause.
-type failureKey struct{}
+// exchangeKey holds the *exchange of one call.
+type exchangeKey struct{}
+
+// exchange is the last answer: the SDK's error lacks the cause.
+type exchange struct {
+	body   []byte
+	failed *cloud.Error
+}
 
 // Do implements the SDK's HTTP client.
 func (w wire) Do(req *http.Request) (*http.Response, error) {
 	head, body, err := w.c.Do(req)
 	status := http.StatusOK
-	if e, ok := errors.AsType[*cloud.Error](err); ok {
-		if failed, ok := req.Context().Value(failureKey{}).(**cloud.Error); ok {
-			*failed = e
-		}
+	e, _ := errors.AsType[*cloud.Error](err)
+	if last, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
+		*last = exchange{body, e}
+	}
+	if e != nil {
 		if e.Status != http.StatusUnauthorized {
 			return nil, err
 		}
@@ -127,34 +134,23 @@ func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, e
 	// An IPv6-only machine may have no route to the IPv4 address, and vice versa.
 	used := p.hosts.Current()
 	client := p.clients[int(used)%len(p.clients)]
-	var failed *cloud.Error
-	content, err := read(context.WithValue(ctx, failureKey{}, &failed), client, path)
+	var last exchange
+	ctx = context.WithValue(ctx, exchangeKey{}, &last)
+	var err error
+	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
+		_, err = client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
+	} else {
+		_, err = client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
+	}
+	p.hosts.Note(used, last.failed == nil || last.failed.Connected)
 	switch {
 	case err == nil:
-		p.hosts.Note(used, true)
-		body, err := io.ReadAll(content)
-		return nil, body, err
-	case failed == nil:
+		return nil, last.body, nil
+	case last.failed == nil:
 		// The SDK rejected the token or the missing lifetime.
 		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}
 	}
-	p.hosts.Note(used, failed.Connected)
-	return nil, nil, failed
-}
-
-func read(ctx context.Context, client *imds.Client, path string) (io.Reader, error) {
-	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
-		out, err := client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
-		if err != nil {
-			return nil, err
-		}
-		return out.Content, nil
-	}
-	out, err := client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
-	if err != nil {
-		return nil, err
-	}
-	return out.Content, nil
+	return nil, nil, last.failed
 }
 
 type identity struct {

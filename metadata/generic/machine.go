@@ -4,6 +4,7 @@
 package generic
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -42,7 +44,7 @@ func MachineID(root string) (string, error) {
 // marked as a random UUID.
 func DeriveMachineID(machineID string) (string, error) {
 	key, err := hex.DecodeString(machineID)
-	if err != nil || len(key) != 16 || isZero(key) {
+	if err != nil || len(key) != 16 || bytes.Equal(key, make([]byte, 16)) {
 		// Before its first boot a golden image has an empty file or "uninitialized".
 		return "", fmt.Errorf("no machine id of 32 hexadecimal digits (%d bytes)", len(machineID))
 	}
@@ -56,15 +58,6 @@ func DeriveMachineID(machineID string) (string, error) {
 	id[6] = id[6]&0x0f | 0x40
 	id[8] = id[8]&0x3f | 0x80
 	return hex.EncodeToString(id), nil
-}
-
-func isZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // Hostname returns /etc/hostname or the kernel's name; "" if unusable.
@@ -88,17 +81,14 @@ func Hostname(root string) string {
 	return ""
 }
 
+var hostname = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,253}$`)
+
 func usableHostname(s string) bool {
 	switch strings.ToLower(s) {
-	case "localhost", "localhost.localdomain", "(none)", "-":
+	case "localhost", "localhost.localdomain", "-":
 		return false
 	}
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	return !strings.ContainsFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_'
-	})
+	return hostname.MatchString(s)
 }
 
 // ReadSmall reads up to 4 KiB.
