@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// longestWait is a hook's longest wait with all heartbeats.
-	longestWait = 6 * time.Hour
+	// LongestWait is a hook's longest wait with all heartbeats.
+	LongestWait = 6 * time.Hour
 	// leastWait is the shortest heartbeat timeout.
 	leastWait   = 30 * time.Second
 	defaultWait = 10 * time.Minute
@@ -139,7 +139,7 @@ func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.
 			continue
 		}
 		timeout := time.Duration(l.Timeout) * time.Second
-		if timeout <= 0 || timeout > longestWait {
+		if timeout <= 0 || timeout > LongestWait {
 			timeout = defaultWait
 		}
 		found = append(found, cloud.Hook{Provider: Name, Group: group, Name: cmp.Or(l.Name, l.ID), ID: l.ID, Launching: launching, Timeout: timeout})
@@ -185,7 +185,7 @@ func merged(all []cloud.Hook, waiting []action, group string, launching bool) []
 			i = len(all)
 			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.hook, ID: a.hook, Launching: launching, Timeout: defaultWait})
 		}
-		all[i].Token, all[i].Limit = a.token, time.Now().Add(longestWait)
+		all[i].Token, all[i].Limit = a.token, time.Now().Add(LongestWait)
 		if !launching {
 			// In a scale-out the first machine that serves completes the action for all: the load balancer sends no sessions
 			// to machines of unknown health.
@@ -225,7 +225,7 @@ func wait(hook cloud.Hook) time.Duration {
 		return max(hook.Timeout, leastWait)
 	}
 	share := max(1, beats/(1+len(hook.Others)))
-	return min(2*longestWait/time.Duration(share), longestWait)
+	return min(2*LongestWait/time.Duration(share), LongestWait)
 }
 
 // Extend implements cloud.Hooks. Near the limit it still returns the usual time: halving the rest would exceed the token's
@@ -253,7 +253,7 @@ func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, erro
 			return usual, nil
 		case err == nil:
 			return ask, nil
-		case errors.Is(err, errOften) && usual >= longestWait:
+		case errors.Is(err, errOften) && usual >= LongestWait:
 			// The other machines have used up the heartbeats.
 			return usual, nil
 		case !errors.Is(err, errLimit), errors.Is(err, errOften), ask <= leastWait:
@@ -290,7 +290,7 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
 	for i := range all {
-		all[i].Limit = time.Now().Add(longestWait)
+		all[i].Limit = time.Now().Add(LongestWait)
 	}
 	return f.Check(group, all, func(hook cloud.Hook) error {
 		// A drain needs these two permissions to find the token.
