@@ -118,22 +118,16 @@ func byCloudInit(opts Options) Detection {
 		return Detection{}
 	}
 	name := strings.ToLower(ci.CloudName)
-	d := Detection{Because: generic.CloudInitPath + ": cloud_name " + ci.CloudName}
 	switch name {
 	case "", "none", "nocloud", "unknown", "ovf", "configdrive", "config-drive", "no-ec2-metadata":
 		return Detection{} // a source of the seed, not a cloud
-	case "aws":
-		d.Provider = AWS
-	case "azure":
-		d.Provider = Azure
-	case "aliyun", "alibaba":
-		d.Provider = Alibaba
-	case "gce", "gcp":
-		d.Provider = GCP
 	case "oracle":
-		d.Provider, d.Platform = Generic, "oci"
-	default:
-		d.Provider, d.Platform = Generic, name
+		name = "oci"
 	}
-	return d
+	because := generic.CloudInitPath + ": cloud_name " + ci.CloudName
+	known := map[string]string{"aws": AWS, "azure": Azure, "aliyun": Alibaba, "alibaba": Alibaba, "gce": GCP, "gcp": GCP}
+	if provider := known[name]; provider != "" {
+		return Detection{Provider: provider, Because: because}
+	}
+	return Detection{Provider: Generic, Platform: name, Because: because}
 }

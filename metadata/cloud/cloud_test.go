@@ -314,7 +314,7 @@ func TestTagsRedacted(t *testing.T) {
 			t.Errorf("shows the password: %s", out)
 		}
 	}
-	if got, want := tags.String(), `{a="x" b="mongodb://***@h"}`; got != want {
+	if got, want := tags.String(), `map[a:x b:mongodb://***@h]`; got != want {
 		t.Errorf("String() = %s, want %s", got, want)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -188,25 +187,10 @@ func redactValue(v string) string {
 }
 
 // String implements fmt.Stringer, redacted.
-func (t Tags) String() string {
-	red := t.Redacted()
-	var b strings.Builder
-	b.WriteString("{")
-	for i, k := range slices.Sorted(maps.Keys(red)) {
-		if i > 0 {
-			b.WriteString(" ")
-		}
-		fmt.Fprintf(&b, "%s=%q", k, red[k])
-	}
-	b.WriteString("}")
-	return b.String()
-}
+func (t Tags) String() string { return fmt.Sprint(t.Redacted()) }
 
 // GoString implements fmt.GoStringer, redacted.
 func (t Tags) GoString() string { return "cloud.Tags" + t.String() }
-
-// LogValue implements slog.LogValuer, redacted.
-func (t Tags) LogValue() slog.Value { return slog.StringValue(t.String()) }
 
 // MarshalJSON implements json.Marshaler, redacted.
 func (t Tags) MarshalJSON() ([]byte, error) { return json.Marshal(t.Redacted()) }

@@ -158,9 +158,6 @@ func (s Suite) machine(t *testing.T, m Machine) {
 	if got.Provider != s.Name || p.Name() != s.Name {
 		t.Errorf("Provider = %q, Name() = %q, want %q", got.Provider, p.Name(), s.Name)
 	}
-	if got.IDSource == "" || got.Address.IsValid() && got.AddressSource == "" {
-		t.Error("an id or an address without its source")
-	}
 	if !got.TagsKnown && got.TagsHint == "" {
 		t.Error("tags are not known and there is no hint")
 	}
