@@ -69,13 +69,3 @@ func open[P Provider](p P, err error) (Provider, error) {
 	}
 	return p, nil
 }
-
-// Lookup returns the first of keys that is set.
-func Lookup(tags map[string]string, keys ...string) (value string, ok bool) {
-	for _, k := range keys {
-		if v := strings.TrimSpace(tags[k]); v != "" {
-			return v, true
-		}
-	}
-	return "", false
-}

@@ -51,7 +51,7 @@ func (g *globals) useTags(i metadata.Instance) error {
 // blank tag counts as none.
 func findTag(tags map[string]string, name string) (found, text string, ok bool) {
 	for _, n := range []string{name, strings.ReplaceAll(name, ":", "-")} {
-		if v, ok := metadata.Lookup(tags, n); ok {
+		if v := strings.TrimSpace(tags[n]); v != "" {
 			return n, v, true
 		}
 	}
