@@ -31,19 +31,14 @@ const (
 	pageSize = "50"
 )
 
-// hooks are the ESS hooks of this instance's group.
+// Hooks returns the ESS hooks of the instance's group.
 //
 // Each wait has a token. Machines may share it; the cloud counts heartbeats per token, so each machine sends fewer.
-type hooks struct{ api *api }
-
-var _ cloud.Hooks = hooks{}
-
-// Hooks returns the hooks of the instance's group.
-func (p *Provider) Hooks() cloud.Hooks { return hooks{p.ess} }
+func (p *Provider) Hooks() cloud.Hooks { return p }
 
 // membership returns the group or "", and a lifecycle state such as InService or Removing:Wait.
-func (a *api) membership(ctx context.Context, tries int) (group, state string, err error) {
-	self, err := a.p.where(ctx)
+func (p *Provider) membership(ctx context.Context, tries int) (group, state string, err error) {
+	self, err := p.where(ctx)
 	if err != nil {
 		return "", "", err
 	}
@@ -54,7 +49,7 @@ func (a *api) membership(ctx context.Context, tries int) (group, state string, e
 			State string `json:"LifecycleState"`
 		}] `json:"ScalingInstances"`
 	}
-	err = a.call(ctx, tries, "DescribeScalingInstances", url.Values{"InstanceIds.1": {self.InstanceID}}, &out)
+	err = p.ess.call(ctx, tries, "DescribeScalingInstances", url.Values{"InstanceIds.1": {self.InstanceID}}, &out)
 	for _, i := range out.Instances {
 		if i.ID == self.InstanceID {
 			return cloud.Printable(i.Group), cloud.Printable(i.State), err
@@ -78,8 +73,8 @@ type action struct {
 	others      []string
 }
 
-func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
-	self, err := h.api.p.where(ctx)
+func (p *Provider) actions(ctx context.Context, group string) ([]action, error) {
+	self, err := p.where(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +83,7 @@ func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 			ID string `json:"ScalingActivityId"`
 		}] `json:"ScalingActivities"`
 	}
-	err = h.api.call(ctx, cloud.CallAttempts, "DescribeScalingActivities", url.Values{
+	err = p.ess.call(ctx, cloud.CallAttempts, "DescribeScalingActivities", url.Values{
 		"ScalingGroupId": {group}, "StatusCode": {"InProgress"}, "PageNumber": {"1"}, "PageSize": {pageSize},
 	}, &activities)
 	if err != nil {
@@ -104,7 +99,7 @@ func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 				Instances list[string] `json:"InstanceIds"`
 			}] `json:"LifecycleActions"`
 		}
-		err := h.api.call(ctx, cloud.CallAttempts, "DescribeLifecycleActions", url.Values{
+		err := p.ess.call(ctx, cloud.CallAttempts, "DescribeLifecycleActions", url.Values{
 			"ScalingActivityId": {activity.ID}, "LifecycleActionStatus": {"Pending"}, "MaxResults": {pageSize},
 		}, &out)
 		if err != nil {
@@ -121,7 +116,7 @@ func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 	return found, nil
 }
 
-func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
+func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
 	var out struct {
 		List list[struct {
 			ID         string `json:"LifecycleHookId"`
@@ -130,7 +125,7 @@ func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.
 			Timeout    int64  `json:"HeartbeatTimeout"`
 		}] `json:"LifecycleHooks"`
 	}
-	err := h.api.call(ctx, cloud.CallAttempts, "DescribeLifecycleHooks", url.Values{
+	err := p.ess.call(ctx, cloud.CallAttempts, "DescribeLifecycleHooks", url.Values{
 		"ScalingGroupId": {group}, "PageNumber": {"1"}, "PageSize": {pageSize},
 	}, &out)
 	var found []cloud.Hook
@@ -148,8 +143,8 @@ func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.
 }
 
 // Pending implements cloud.Hooks. A hook that does not wait has no token.
-func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
-	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
+func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
+	group, state, err := p.membership(ctx, cloud.CallAttempts)
 	if err != nil || group == "" {
 		return nil, err
 	}
@@ -160,11 +155,11 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 		// Another source reported the end first, or the transition was canceled.
 		return nil, fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
 	}
-	waiting, err := h.actions(ctx, group)
+	waiting, err := p.actions(ctx, group)
 	if err != nil {
 		return nil, err
 	}
-	all, err := h.list(ctx, group, launching)
+	all, err := p.list(ctx, group, launching)
 	if _, denied := errors.AsType[*cloud.DeniedError](err); err != nil && !denied {
 		return nil, err
 	}
@@ -196,18 +191,18 @@ func merged(all []cloud.Hook, waiting []action, group string, launching bool) []
 	return all
 }
 
-func (h hooks) token(ctx context.Context, hook cloud.Hook) (string, error) {
+func (p *Provider) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	if hook.Token != "" {
 		return hook.Token, nil
 	}
-	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
+	group, state, err := p.membership(ctx, cloud.CallAttempts)
 	switch {
 	case err != nil:
 		return "", err
 	case group == "":
 		return "", fmt.Errorf("%w: the instance is in no group any more", cloud.ErrGone)
 	}
-	waiting, err := h.actions(ctx, group)
+	waiting, err := p.actions(ctx, group)
 	if err != nil {
 		return "", err
 	}
@@ -230,8 +225,8 @@ func wait(hook cloud.Hook) time.Duration {
 
 // Extend implements cloud.Hooks. Near the limit it still returns the usual time: halving the rest would exceed the token's
 // heartbeats.
-func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
-	token, err := h.token(ctx, hook)
+func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
+	token, err := p.token(ctx, hook)
 	if err != nil {
 		return 0, err
 	}
@@ -245,7 +240,7 @@ func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, erro
 	}
 	for ask := most; ; ask = max(ask/2, leastWait) {
 		// Only this call has lower-case parameter names.
-		err := h.api.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
+		err := p.ess.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
 			"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
 		}, &struct{}{})
 		switch {
@@ -264,28 +259,27 @@ func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, erro
 }
 
 // Complete implements cloud.Hooks: all instances of the action continue.
-func (h hooks) Complete(ctx context.Context, hook cloud.Hook) error {
-	token, err := h.token(ctx, hook)
+func (p *Provider) Complete(ctx context.Context, hook cloud.Hook) error {
+	token, err := p.token(ctx, hook)
 	if err != nil {
 		return err
 	}
-	return h.complete(ctx, hook.ID, token)
+	return p.complete(ctx, hook.ID, token)
 }
 
-func (h hooks) complete(ctx context.Context, id, token string) error {
-	return h.api.call(ctx, cloud.CallAttempts, "CompleteLifecycleAction", url.Values{
+func (p *Provider) complete(ctx context.Context, id, token string) error {
+	return p.ess.call(ctx, cloud.CallAttempts, "CompleteLifecycleAction", url.Values{
 		"LifecycleHookId": {id}, "LifecycleActionToken": {token}, "LifecycleActionResult": {"CONTINUE"},
 	}, &struct{}{})
 }
 
 // Check implements cloud.Provider. It sends no real heartbeat: the cloud counts them.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
-	h := hooks{p.ess}
-	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
+	group, state, err := p.membership(ctx, cloud.CallAttempts)
 	if err != nil || group == "" {
 		return cloud.Check{}, err
 	}
-	all, err := h.list(ctx, group, false)
+	all, err := p.list(ctx, group, false)
 	if err != nil {
 		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
@@ -294,10 +288,10 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 	}
 	return f.Check(group, all, func(hook cloud.Hook) error {
 		// A drain needs these two permissions to find the token.
-		if _, err := h.actions(ctx, group); err != nil || step(state) != "InService" {
+		if _, err := p.actions(ctx, group); err != nil || step(state) != "InService" {
 			return err
 		}
-		_, err := h.Extend(ctx, cloud.Hook{ID: hook.ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true}) // matches no action
+		_, err := p.Extend(ctx, cloud.Hook{ID: hook.ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true}) // matches no action
 		if errors.Is(err, errOver) {
 			return cloud.ErrNotWaiting
 		}

@@ -109,7 +109,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 	every, member := scalingEvery, false
 	var refused *cloud.DeniedError
 	cloud.Poll(ctx, p.opts.Log, "state in the scaling group", scalingEvery, func(ctx context.Context) (time.Duration, error) {
-		group, state, err := p.ess.membership(ctx, 1)
+		group, state, err := p.membership(ctx, 1)
 		var pause time.Duration
 		denied, isDenied := errors.AsType[*cloud.DeniedError](err)
 		switch {

@@ -18,9 +18,12 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -58,7 +61,14 @@ type Provider struct {
 	items   *cloud.Client
 	clients []*imds.Client
 	hosts   cloud.Hosts // the index of the client in use
-	hooks   *hooks
+
+	api cloud.APIClient // of Auto Scaling
+	// credentials come only from the metadata service, never from a file or the environment.
+	credentials *sdk.CredentialsCache
+
+	mu     sync.Mutex
+	groups *autoscaling.Client // nil until the identity is known
+	self   identity
 }
 
 var _ cloud.Provider = (*Provider)(nil)
@@ -97,7 +107,11 @@ func New(opts cloud.Options) (*Provider, error) {
 			DisableDefaultTimeout: true,
 		}))
 	}
-	p.hooks, err = newHooks(p)
+	p.credentials = sdk.NewCredentialsCache(
+		ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = roleMetadata{p} }),
+		func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
+	)
+	p.api, err = opts.API(EndpointAutoScaling)
 	return p, err
 }
 

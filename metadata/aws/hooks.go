@@ -13,13 +13,11 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
-	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 	"github.com/aws/smithy-go"
@@ -33,39 +31,11 @@ const EndpointAutoScaling = "aws-autoscaling"
 
 const noRole = "the instance has no IAM role (instance profile)"
 
-// hooks calls the Auto Scaling API with the role's credentials.
-type hooks struct {
-	p    *Provider
-	http cloud.APIClient
-	// credentials come only from the metadata service, never from a file or the environment.
-	credentials *sdk.CredentialsCache
-
-	mu   sync.Mutex
-	api  *autoscaling.Client // nil until the identity is known
-	self identity
-}
-
-var _ cloud.Hooks = (*hooks)(nil)
-
 // credentialsWindow is the renewal margin that AWS advises.
 const credentialsWindow = 5 * time.Minute
 
-func newHooks(p *Provider) (*hooks, error) {
-	client, err := p.opts.API(EndpointAutoScaling)
-	if err != nil {
-		return nil, err
-	}
-	return &hooks{
-		p: p, http: client,
-		credentials: sdk.NewCredentialsCache(
-			ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = roleMetadata{p} }),
-			func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
-		),
-	}, nil
-}
-
 // Hooks returns the hooks of the instance's group.
-func (p *Provider) Hooks() cloud.Hooks { return p.hooks }
+func (p *Provider) Hooks() cloud.Hooks { return p }
 
 // roleMetadata reads the role's credentials with the agent's client.
 type roleMetadata struct{ p *Provider }
@@ -89,18 +59,18 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	return &imds.GetMetadataOutput{Content: io.NopCloser(bytes.NewReader(body))}, nil
 }
 
-func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.api != nil {
-		return h.api, h.self, nil
+func (p *Provider) open(ctx context.Context) (*autoscaling.Client, identity, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.groups != nil {
+		return p.groups, p.self, nil
 	}
-	self, err := cloud.Read(ctx, h.p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
+	self, err := cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
 	if err != nil {
 		return nil, self, err
 	}
 	o := autoscaling.Options{
-		Region: self.Region, Credentials: h.credentials, HTTPClient: answers{h.http.HTTP},
+		Region: self.Region, Credentials: p.credentials, HTTPClient: answers{p.api.HTTP},
 		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
 			o.MaxAttempts, o.MaxBackoff, o.RateLimiter = cloud.CallAttempts, time.Second, ratelimit.None
 			// The SDK corrects its clock after this error, but does not retry.
@@ -108,14 +78,14 @@ func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error)
 		}),
 	}
 	switch {
-	case h.http.Endpoint != "":
-		o.BaseEndpoint = &h.http.Endpoint
+	case p.api.Endpoint != "":
+		o.BaseEndpoint = &p.api.Endpoint
 	case !self.PrivateIP.IsValid():
 		// The default name is reachable over IPv6 only by NAT64 or a VPC endpoint.
 		o.EndpointOptions.UseDualStackEndpoint = sdk.DualStackEndpointStateEnabled
 	}
-	h.api, h.self = autoscaling.New(o), self
-	return h.api, self, nil
+	p.groups, p.self = autoscaling.New(o), self
+	return p.groups, self, nil
 }
 
 // answers rejects a 200 that is not from the API: the SDK accepts an empty body or a proxy's page, and the hook would keep
@@ -141,15 +111,15 @@ func (a answers) Do(req *http.Request) (*http.Response, error) {
 }
 
 // call retries once with new credentials.
-func (h *hooks) call(ctx context.Context, action, group string, fn func(context.Context, *autoscaling.Client, identity) error) error {
+func (p *Provider) call(ctx context.Context, action, group string, fn func(context.Context, *autoscaling.Client, identity) error) error {
 	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
-	api, self, err := h.open(ctx)
+	api, self, err := p.open(ctx)
 	if err != nil {
 		return fmt.Errorf("calling %s: %w", action, err)
 	}
 	if err = fn(ctx, api, self); code(err) == "ExpiredToken" || code(err) == "InvalidClientTokenId" {
-		h.credentials.Invalidate()
+		p.credentials.Invalidate()
 		err = fn(ctx, api, self)
 	}
 	if err == nil {
@@ -206,8 +176,8 @@ func explain(err error, action, group string, self identity) error {
 }
 
 // membership returns the group or "", and a lifecycle state such as InService or Terminating:Wait.
-func (h *hooks) membership(ctx context.Context) (group, state string, err error) {
-	err = h.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context, api *autoscaling.Client, self identity) error {
+func (p *Provider) membership(ctx context.Context) (group, state string, err error) {
+	err = p.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context, api *autoscaling.Client, self identity) error {
 		out, err := api.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{self.InstanceID}})
 		if err != nil {
 			return err
@@ -223,11 +193,11 @@ func (h *hooks) membership(ctx context.Context) (group, state string, err error)
 }
 
 // Pending implements cloud.Hooks: all hooks of the group wait at their transition.
-func (h *hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
-	group, _, err := h.membership(ctx)
+func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
+	group, _, err := p.membership(ctx)
 	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
 		// The tag also names the group.
-		group, _ = cloud.Read(ctx, h.p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
+		group, _ = cloud.Read(ctx, p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
 	}
 	if err != nil && group == "" {
 		return nil, err
@@ -235,12 +205,12 @@ func (h *hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, erro
 	if group == "" {
 		return nil, nil
 	}
-	return h.list(ctx, group, launching)
+	return p.list(ctx, group, launching)
 }
 
-func (h *hooks) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
+func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
 	var found []cloud.Hook
-	err := h.call(ctx, "DescribeLifecycleHooks", group, func(ctx context.Context, api *autoscaling.Client, _ identity) error {
+	err := p.call(ctx, "DescribeLifecycleHooks", group, func(ctx context.Context, api *autoscaling.Client, _ identity) error {
 		out, err := api.DescribeLifecycleHooks(ctx, &autoscaling.DescribeLifecycleHooksInput{AutoScalingGroupName: &group})
 		if err != nil {
 			return err
@@ -271,13 +241,13 @@ func (h *hooks) list(ctx context.Context, group string, launching bool) ([]cloud
 func seconds(n *int32) time.Duration { return time.Duration(max(0, sdk.ToInt32(n))) * time.Second }
 
 // Extend implements cloud.Hooks.
-func (h *hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
-	return hook.Timeout, h.why(ctx, hook, h.extend(ctx, hook, nil))
+func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
+	return hook.Timeout, p.why(ctx, hook, p.extend(ctx, hook, nil))
 }
 
 // extend omits a real hook's token: the instance's id selects the waiting action, and a late event's token may be stale.
-func (h *hooks) extend(ctx context.Context, hook cloud.Hook, token *string) error {
-	return h.call(ctx, "RecordLifecycleActionHeartbeat", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
+func (p *Provider) extend(ctx context.Context, hook cloud.Hook, token *string) error {
+	return p.call(ctx, "RecordLifecycleActionHeartbeat", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
 		_, err := api.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
 			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &self.InstanceID, LifecycleActionToken: token,
 		})
@@ -286,8 +256,8 @@ func (h *hooks) extend(ctx context.Context, hook cloud.Hook, token *string) erro
 }
 
 // Complete implements cloud.Hooks.
-func (h *hooks) Complete(ctx context.Context, hook cloud.Hook) error {
-	return h.why(ctx, hook, h.call(ctx, "CompleteLifecycleAction", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
+func (p *Provider) Complete(ctx context.Context, hook cloud.Hook) error {
+	return p.why(ctx, hook, p.call(ctx, "CompleteLifecycleAction", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
 		_, err := api.CompleteLifecycleAction(ctx, &autoscaling.CompleteLifecycleActionInput{
 			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &self.InstanceID,
 			LifecycleActionResult: sdk.String("CONTINUE"),
@@ -296,11 +266,11 @@ func (h *hooks) Complete(ctx context.Context, hook cloud.Hook) error {
 	}))
 }
 
-func (h *hooks) why(ctx context.Context, hook cloud.Hook, err error) error {
+func (p *Provider) why(ctx context.Context, hook cloud.Hook, err error) error {
 	if !errors.Is(err, cloud.ErrNotWaiting) {
 		return err
 	}
-	group, state, merr := h.membership(ctx)
+	group, state, merr := p.membership(ctx)
 	switch {
 	case merr != nil:
 		return err
@@ -341,12 +311,11 @@ func isOver(state string, launching bool) bool {
 
 // Check implements cloud.Provider. While the group has the machine in service, no hook waits for it.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
-	h := p.hooks
-	group, state, err := h.membership(ctx)
+	group, state, err := p.membership(ctx)
 	if err != nil || group == "" {
 		return cloud.Check{Group: group}, err
 	}
-	all, err := h.list(ctx, group, false)
+	all, err := p.list(ctx, group, false)
 	if err != nil {
 		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
@@ -354,7 +323,7 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		if state != "InService" {
 			return nil
 		}
-		return h.extend(ctx, hook, sdk.String("00000000-0000-0000-0000-000000000000")) // matches no action
+		return p.extend(ctx, hook, sdk.String("00000000-0000-0000-0000-000000000000")) // matches no action
 	})
 }
 

@@ -35,7 +35,7 @@ const (
 
 // Watch implements cloud.Watcher.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
-	spotEnd, target := cloud.SpotEnd{Lead: spotLead}, targetState{membership: p.hooks.membership}
+	spotEnd, target := cloud.SpotEnd{Lead: spotLead}, targetState{membership: p.membership}
 	var wg sync.WaitGroup
 	for _, item := range []struct {
 		cloud.Item

@@ -189,24 +189,19 @@ func reason(e event) string {
 	return text
 }
 
-// acknowledger completes scheduled events.
-type acknowledger struct{ p *Provider }
-
-var _ cloud.Hooks = acknowledger{}
-
-// Hooks returns the acknowledger of scheduled events.
-func (p *Provider) Hooks() cloud.Hooks { return acknowledger{p} }
+// Hooks returns the acknowledgement of scheduled events.
+func (p *Provider) Hooks() cloud.Hooks { return p }
 
 // Pending implements cloud.Hooks: hooks come only with notices.
-func (acknowledger) Pending(context.Context, bool) ([]cloud.Hook, error) { return nil, nil }
+func (p *Provider) Pending(context.Context, bool) ([]cloud.Hook, error) { return nil, nil }
 
 // Extend implements cloud.Hooks. Azure extends no event.
-func (acknowledger) Extend(context.Context, cloud.Hook) (time.Duration, error) {
+func (p *Provider) Extend(context.Context, cloud.Hook) (time.Duration, error) {
 	return 0, cloud.ErrNotWaiting
 }
 
 // Complete implements cloud.Hooks: the event may start, for all machines that it names.
-func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
+func (p *Provider) Complete(ctx context.Context, h cloud.Hook) error {
 	if h.Provider != Name || h.Token == "" {
 		return fmt.Errorf("%w: it is no scheduled event of Azure's", cloud.ErrGone)
 	}
@@ -219,7 +214,7 @@ func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
 	}
 	item := eventsItem
 	item.Name = "acknowledgement of a scheduled event"
-	switch e := a.p.items.Post(ctx, item, body); {
+	switch e := p.items.Post(ctx, item, body); {
 	case e == nil:
 		return nil
 	case e.Status == http.StatusBadRequest: // documented: the event has started or is no longer scheduled
