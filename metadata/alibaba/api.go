@@ -38,15 +38,15 @@ var (
 )
 
 type api struct {
-	p                      *Provider
-	product, version, name string
+	p                *Provider
+	product, version string
 	cloud.APIClient
 	hosts cloud.Hosts
 }
 
 func newAPI(p *Provider, product, version, name string) (*api, error) {
 	client, err := p.opts.API(name)
-	return &api{p: p, product: product, version: version, name: name, APIClient: client}, err
+	return &api{p: p, product: product, version: version, APIClient: client}, err
 }
 
 func (p *Provider) where(ctx context.Context) (identity, error) {
@@ -296,43 +296,26 @@ const algorithm = "ACS3-HMAC-SHA256"
 // emptyHash is the SHA-256 of an empty body.
 const emptyHash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// sign adds signature V3 to a request without a body. The nonce is valid for one request.
+// sign adds signature V3 over host and all x-acs headers to a request of / without a body. The nonce is valid for one request.
 func sign(req *http.Request, k credentials, action, version, nonce string, at time.Time) {
-	h := req.Header
-	h.Set("X-Acs-Action", action)
-	h.Set("X-Acs-Version", version)
-	h.Set("X-Acs-Date", at.UTC().Format("2006-01-02T15:04:05Z"))
-	h.Set("X-Acs-Signature-Nonce", nonce)
-	h.Set("X-Acs-Content-Sha256", emptyHash)
-	if k.token != "" {
-		h.Set("X-Acs-Security-Token", k.token)
+	signed := map[string]string{
+		"host": req.URL.Host, "x-acs-action": action, "x-acs-version": version, "x-acs-date": at.UTC().Format("2006-01-02T15:04:05Z"),
+		"x-acs-signature-nonce": nonce, "x-acs-content-sha256": emptyHash,
 	}
-	canonical, names := canonicalRequest(req)
-	sum := sha256.Sum256([]byte(canonical))
+	if k.token != "" {
+		signed["x-acs-security-token"] = k.token
+	}
+	names := slices.Sorted(maps.Keys(signed))
+	canonical := req.Method + "\n/\n" + canonicalQuery(req.URL.Query()) + "\n"
+	for _, name := range names {
+		canonical += name + ":" + signed[name] + "\n"
+		req.Header.Set(name, signed[name]) // net/http ignores the host
+	}
+	list := strings.Join(names, ";")
+	sum := sha256.Sum256([]byte(canonical + "\n" + list + "\n" + emptyHash))
 	mac := hmac.New(sha256.New, []byte(k.secret))
 	mac.Write([]byte(algorithm + "\n" + hex.EncodeToString(sum[:])))
-	h.Set("Authorization", algorithm+" Credential="+k.id+",SignedHeaders="+names+",Signature="+hex.EncodeToString(mac.Sum(nil)))
-}
-
-// canonicalRequest signs host and all x-acs headers.
-func canonicalRequest(req *http.Request) (text, names string) {
-	lines := map[string]string{"host": req.URL.Host}
-	for name, values := range req.Header {
-		if name = strings.ToLower(name); strings.HasPrefix(name, "x-acs-") {
-			lines[name] = strings.TrimSpace(strings.Join(values, ","))
-		}
-	}
-	signed := slices.Sorted(maps.Keys(lines))
-	var headers strings.Builder
-	for _, name := range signed {
-		headers.WriteString(name + ":" + lines[name] + "\n")
-	}
-	path := req.URL.EscapedPath()
-	if path == "" {
-		path = "/"
-	}
-	names = strings.Join(signed, ";")
-	return strings.Join([]string{req.Method, path, canonicalQuery(req.URL.Query()), headers.String(), names, emptyHash}, "\n"), names
+	req.Header.Set("Authorization", algorithm+" Credential="+k.id+",SignedHeaders="+list+",Signature="+hex.EncodeToString(mac.Sum(nil)))
 }
 
 // canonicalQuery escapes by RFC 3986: a space is %20, a tilde stays.

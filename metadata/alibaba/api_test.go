@@ -4,8 +4,6 @@
 package alibaba
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"net/http"
 	"net/url"
@@ -27,8 +25,7 @@ import (
 func TestSignPublishedExample(t *testing.T) {
 	t.Parallel()
 	const (
-		wantHash = "7ea06492da5221eba5297e897ce16e55f964061054b7695beedaac1145b1e259"
-		want     = "ACS3-HMAC-SHA256 Credential=YourAccessKeyId,SignedHeaders=host;x-acs-action;x-acs-content-sha256;x-acs-date;" +
+		want = "ACS3-HMAC-SHA256 Credential=YourAccessKeyId,SignedHeaders=host;x-acs-action;x-acs-content-sha256;x-acs-date;" +
 			"x-acs-signature-nonce;x-acs-version,Signature=06563a9e1b43f5dfe96b81484da74bceab24a1d853912eee15083a6f0f3283c0"
 	)
 	q := url.Values{"ImageId": {"win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd"}, "RegionId": {"cn-shanghai"}}
@@ -38,10 +35,6 @@ func TestSignPublishedExample(t *testing.T) {
 	req.Header.Set("Accept", "application/json")
 	at := time.Date(2023, 10, 26, 10, 22, 32, 0, time.UTC)
 	sign(req, credentials{id: "YourAccessKeyId", secret: "YourAccessKeySecret"}, "RunInstances", "2014-05-26", "3156853299f313e23d1673dc12e1703d", at)
-	text, _ := canonicalRequest(req)
-	if sum := sha256.Sum256([]byte(text)); hex.EncodeToString(sum[:]) != wantHash {
-		t.Errorf("the canonical request is another one:\n%s", text)
-	}
 	if got := req.Header.Get("Authorization"); got != want {
 		t.Errorf("authorization\n got %s\nwant %s", got, want)
 	}

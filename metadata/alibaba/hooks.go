@@ -67,13 +67,8 @@ func step(state string) string {
 	return s
 }
 
-// action is one wait of a hook.
-type action struct {
-	hook, token string
-	others      []string
-}
-
-func (p *Provider) actions(ctx context.Context, group string) ([]action, error) {
+// actions returns the waits of hooks for this instance: ID, Token and Others.
+func (p *Provider) actions(ctx context.Context, group string) ([]cloud.Hook, error) {
 	self, err := p.where(ctx)
 	if err != nil {
 		return nil, err
@@ -89,7 +84,7 @@ func (p *Provider) actions(ctx context.Context, group string) ([]action, error) 
 	if err != nil {
 		return nil, err
 	}
-	var found []action
+	var found []cloud.Hook
 	for _, activity := range activities.List {
 		var out struct {
 			List list[struct {
@@ -109,7 +104,7 @@ func (p *Provider) actions(ctx context.Context, group string) ([]action, error) 
 			if slices.Contains(a.Instances, self.InstanceID) && (a.Status == "" || a.Status == "Pending") {
 				others := slices.DeleteFunc(slices.Clone(a.Instances), func(id string) bool { return id == self.InstanceID })
 				slices.Sort(others)
-				found = append(found, action{a.Hook, a.Token, slices.Compact(others)})
+				found = append(found, cloud.Hook{ID: a.Hook, Token: a.Token, Others: slices.Compact(others)})
 			}
 		}
 	}
@@ -173,18 +168,18 @@ func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, e
 }
 
 // merged returns the group's hooks with the waiting actions; those that cannot be listed have the default timeout.
-func merged(all []cloud.Hook, waiting []action, group string, launching bool) []cloud.Hook {
+func merged(all []cloud.Hook, waiting []cloud.Hook, group string, launching bool) []cloud.Hook {
 	for _, a := range waiting {
-		i := slices.IndexFunc(all, func(l cloud.Hook) bool { return l.ID == a.hook })
+		i := slices.IndexFunc(all, func(l cloud.Hook) bool { return l.ID == a.ID })
 		if i < 0 {
 			i = len(all)
-			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.hook, ID: a.hook, Launching: launching, Timeout: defaultWait})
+			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.ID, ID: a.ID, Launching: launching, Timeout: defaultWait})
 		}
-		all[i].Token, all[i].Limit = a.token, time.Now().Add(LongestWait)
+		all[i].Token, all[i].Limit = a.Token, time.Now().Add(LongestWait)
 		if !launching {
 			// In a scale-out the first machine that serves completes the action for all: the load balancer sends no sessions
 			// to machines of unknown health.
-			all[i].Others = a.others
+			all[i].Others = a.Others
 			all[i].Timeout -= min(unseen, all[i].Timeout/2)
 		}
 	}
@@ -206,11 +201,11 @@ func (p *Provider) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	i := slices.IndexFunc(waiting, func(a action) bool { return a.hook == hook.ID })
+	i := slices.IndexFunc(waiting, func(a cloud.Hook) bool { return a.ID == hook.ID })
 	if i < 0 {
 		return "", fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
 	}
-	return waiting[i].token, nil
+	return waiting[i].Token, nil
 }
 
 // wait returns the timeout to request. Heartbeats follow at half of it, so that each machine's share lasts for the longest
