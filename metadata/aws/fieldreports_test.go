@@ -104,8 +104,8 @@ func TestFieldReport08_TagKeysWithSpaces(t *testing.T) {
 				t.Errorf("hint %q", inst.TagsHint)
 			}
 			for _, r := range f.Seen() {
-				if strings.ContainsAny(r.Path, " ") || strings.Contains(r.Path, "team") {
-					t.Errorf("asked for %q", r.Path)
+				if strings.ContainsAny(r.URL.Path, " ") || strings.Contains(r.URL.Path, "team") {
+					t.Errorf("asked for %q", r.URL.Path)
 				}
 			}
 		})

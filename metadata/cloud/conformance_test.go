@@ -324,7 +324,7 @@ func TestConformance(t *testing.T) {
 		for _, r := range f.Seen() {
 			for h := range r.Header {
 				if !slices.Contains([]string{"X-Mark", "X-Token", "X-Ttl", "User-Agent", "Content-Length"}, h) {
-					t.Errorf("%s %s carries %s", r.Method, r.Path, h)
+					t.Errorf("%s %s carries %s", r.Method, r.URL.Path, h)
 				}
 			}
 		}

@@ -33,12 +33,6 @@ type Service struct {
 	WrongTypes []string
 }
 
-// Seen is a request that reached the fake.
-type Seen struct {
-	Method, Path, Query string
-	Header              http.Header
-}
-
 // Fault is a faulty answer.
 type Fault = http.HandlerFunc
 
@@ -52,7 +46,7 @@ type Fake struct {
 
 	mu     sync.Mutex
 	faults []broken
-	seen   []Seen
+	seen   []*http.Request
 	issued int
 	valid  map[string]bool // session tokens
 }
@@ -98,7 +92,7 @@ func (f *Fake) Expire() {
 }
 
 // Seen returns the requests so far.
-func (f *Fake) Seen() []Seen {
+func (f *Fake) Seen() []*http.Request {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.seen)
@@ -106,8 +100,8 @@ func (f *Fake) Seen() []Seen {
 
 // Count returns the number of requests for a path.
 func (f *Fake) Count(path string) (n int) {
-	for _, s := range f.Seen() {
-		if s.Path == path {
+	for _, r := range f.Seen() {
+		if r.URL.Path == path {
 			n++
 		}
 	}
@@ -119,7 +113,7 @@ func (f *Fake) AskedOnce() {
 	f.tb.Helper()
 	asked := map[string]bool{}
 	for _, r := range f.Seen() {
-		what := r.Method + " " + r.Path + "?" + r.Query
+		what := r.Method + " " + r.RequestURI
 		if asked[what] {
 			f.tb.Errorf("%s asked again", what)
 		}
@@ -147,7 +141,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (f *Fake) next(r *http.Request) Fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.seen = append(f.seen, Seen{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone()})
+	f.seen = append(f.seen, r)
 	t := f.svc.Token
 	forToken := t != nil && r.URL.Path == t.Path
 	for i, b := range f.faults {
