@@ -4,6 +4,7 @@
 package metadata
 
 import (
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -107,7 +108,7 @@ func byFirmware(opts Options) Detection {
 }
 
 func firmware(opts Options, path string) string {
-	b, _ := generic.ReadSmall(opts.Path(path))
+	b, _ := os.ReadFile(opts.Path(path))
 	return strings.TrimSpace(strings.ToValidUTF8(string(b), "?"))
 }
 

@@ -61,16 +61,8 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap returns Kind, Cause and Context.
-func (e *Error) Unwrap() []error {
-	var out []error
-	for _, err := range []error{e.Kind, e.Cause, e.Context} {
-		if err != nil {
-			out = append(out, err)
-		}
-	}
-	return out
-}
+// Unwrap returns Kind, Cause and Context. Package errors skips nil.
+func (e *Error) Unwrap() []error { return []error{e.Kind, e.Cause, e.Context} }
 
 // HintOf returns the hint in err's chain, or "".
 func HintOf(err error) string {

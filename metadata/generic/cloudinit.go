@@ -6,7 +6,6 @@ package generic
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,9 +16,6 @@ import (
 // CloudInitPath is cloud-init's instance data, readable by every user.
 const CloudInitPath = "/run/cloud-init/instance-data.json"
 
-// User data of 16 KiB, vendor data and keys are far below.
-const maxInstanceData = 8 << 20
-
 // CloudInit holds v1 keys of cloud-init's instance data.
 type CloudInit struct {
 	CloudName, Region, Zone string
@@ -27,12 +23,7 @@ type CloudInit struct {
 
 // ReadCloudInit returns fs.ErrNotExist without cloud-init.
 func ReadCloudInit(root string) (CloudInit, error) {
-	f, err := os.Open(filepath.Join(root, CloudInitPath))
-	if err != nil {
-		return CloudInit{}, fmt.Errorf("reading cloud-init's instance data: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxInstanceData))
+	b, err := os.ReadFile(filepath.Join(root, CloudInitPath))
 	if err != nil {
 		return CloudInit{}, fmt.Errorf("reading cloud-init's instance data: %w", err)
 	}

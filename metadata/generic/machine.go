@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -26,7 +25,7 @@ func MachineID(root string) (string, error) {
 	var errs []error
 	// The second is D-Bus's older path.
 	for _, path := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id"} {
-		b, err := ReadSmall(filepath.Join(root, path))
+		b, err := os.ReadFile(filepath.Join(root, path))
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -63,7 +62,7 @@ func DeriveMachineID(machineID string) (string, error) {
 // Hostname returns /etc/hostname or the kernel's name; "" if unusable.
 func Hostname(root string) string {
 	for _, path := range []string{"/etc/hostname", "/proc/sys/kernel/hostname"} {
-		b, err := ReadSmall(filepath.Join(root, path))
+		b, err := os.ReadFile(filepath.Join(root, path))
 		if err != nil {
 			continue
 		}
@@ -89,14 +88,4 @@ func usableHostname(s string) bool {
 		return false
 	}
 	return hostname.MatchString(s)
-}
-
-// ReadSmall reads up to 4 KiB.
-func ReadSmall(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, 4<<10))
 }
