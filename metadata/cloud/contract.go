@@ -66,6 +66,11 @@ func GroupTopic(provider string) string { return provider + "-lifecycle" }
 // GroupNotice returns the ID of a group notice, also for a hook's event.
 func GroupNotice(provider string, kind Kind) string { return GroupTopic(provider) + "/" + string(kind) }
 
+// OfGroup returns a group notice.
+func OfGroup(provider string, kind Kind, reason string) Notice {
+	return Notice{ID: GroupNotice(provider, kind), Kind: kind, Who: "Auto Scaling", Reason: reason}
+}
+
 // Watcher watches until ctx ends, through all failures of the cloud.
 type Watcher interface {
 	Watch(ctx context.Context, report Report)

@@ -48,10 +48,9 @@ func (e Event) For(instance string) (Event, bool) {
 
 // Notice returns the event's notice and its time.
 func (e Event) Notice(now time.Time) (Notice, time.Time) {
-	n := Notice{ID: GroupNotice(e.Hook.Provider, e.Kind), Kind: e.Kind, Who: "Auto Scaling"}
-	n.Reason = map[Kind]string{
+	n := OfGroup(e.Hook.Provider, e.Kind, map[Kind]string{
 		Terminate: "scale-in", Reimage: "root volume replaced", Park: "return to the warm pool", Launch: "launch", Resume: "start out of the warm pool",
-	}[e.Kind]
+	}[e.Kind])
 	if e.Group != "" {
 		n.Reason += map[bool]string{true: " into group ", false: " of group "}[e.Kind == Launch] + e.Group
 	}
