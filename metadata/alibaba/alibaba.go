@@ -135,9 +135,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if err != nil {
 		return cloud.Instance{}, err
 	}
-	p.mu.Lock()
-	p.self = id
-	p.mu.Unlock()
 	inst := cloud.Instance{
 		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
 		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
@@ -190,7 +187,6 @@ func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Inst
 	inst.Tags = user
 	tags, err := p.instanceTags(ctx, self)
 	denied, isDenied := errors.AsType[*cloud.DeniedError](err)
-	_, far := errors.AsType[*cloud.UnreachableError](err)
 	switch {
 	case err == nil:
 		if inst.Tags == nil {
@@ -203,7 +199,7 @@ func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Inst
 		if inst.TagsKnown = len(user) > 0; !inst.TagsKnown {
 			inst.TagsHint = hintTags
 		}
-	case isDenied, far:
+	case isDenied, errors.Is(err, cloud.ErrUnreachable):
 		inst.TagsHint = fmt.Sprintf("%s (asking the ECS API: %v)", hintTags, err)
 	default:
 		// The unreadable tag may be the role: not absent.

@@ -101,13 +101,13 @@ type outcome struct {
 }
 
 func (a *api) try(ctx context.Context, action string, params url.Values, out any) outcome {
-	self, err := a.p.where(ctx)
-	if err != nil {
-		return outcome{err: fmt.Errorf("calling %s: %w", action, err)}
-	}
 	keys, err := a.p.keys.get(ctx, a.p)
 	if errors.Is(err, errNoRole) {
 		return outcome{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: errNoRole.Error(), NoRole: true}}
+	}
+	var self identity
+	if err == nil {
+		self, err = a.p.where(ctx)
 	}
 	if err != nil {
 		return outcome{err: fmt.Errorf("calling %s: %w", action, err)}
@@ -125,7 +125,7 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	resp, err := a.HTTP.Do(req)
 	a.hosts.Note(host, err == nil)
 	if err != nil {
-		return outcome{retry: true, err: &cloud.UnreachableError{Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err)}}
+		return outcome{retry: true, err: cloud.Unreachable(action, strings.ToUpper(a.product), err)}
 	}
 	defer resp.Body.Close()
 	return a.read(action, keys, resp, out)

@@ -151,7 +151,7 @@ func explain(err error, action, group string, self identity) error {
 	}
 	api, ok := errors.AsType[smithy.APIError](err)
 	if _, sent := errors.AsType[*smithyhttp.RequestSendError](err); sent || !ok && errors.Is(err, context.DeadlineExceeded) {
-		return &cloud.UnreachableError{Action: action, API: "the Auto Scaling API", Cause: cloud.WireCause(err)}
+		return cloud.Unreachable(action, "Auto Scaling", err)
 	}
 	if !ok {
 		return fmt.Errorf("%s: the answer is not one of the Auto Scaling API: %w", doing, cloud.WireCause(err))
