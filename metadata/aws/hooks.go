@@ -278,33 +278,27 @@ func (p *Provider) why(ctx context.Context, hook cloud.Hook, err error) error {
 		return fmt.Errorf("%w: the instance is in no group any more", cloud.ErrGone)
 	case group != hook.Group:
 		return fmt.Errorf("%w: the instance is in group %s now, not in %s", cloud.ErrMoved, group, hook.Group)
-	case isOver(state, hook.Launching), hook.Parking && isParked(state):
+	case isOver(state, hook):
 		return fmt.Errorf("%w: the instance is %s", cloud.ErrGone, state)
 	}
 	return fmt.Errorf("%w (the instance is %s)", err, state)
 }
 
-func isParked(state string) bool {
-	switch state {
-	case "Standby", "Warmed:Running", "Warmed:Stopped", "Warmed:Hibernated":
-		return true
-	}
-	return false
-}
-
-// isOver reports whether no hook will wait. The API may lag behind the metadata, so states before the transition do not
-// count.
-func isOver(state string, launching bool) bool {
+// isOver reports whether the hook will not wait any more. The API may lag behind the metadata, so states before the
+// transition do not count.
+func isOver(state string, hook cloud.Hook) bool {
 	main, step, _ := strings.Cut(strings.TrimPrefix(state, "Warmed:"), ":")
 	switch main {
 	case "Terminated", "Detached", "Detaching":
 		return true
 	case "Terminating":
-		return launching || step == "Proceed" || step == "Retained"
+		return hook.Launching || step == "Proceed" || step == "Retained"
 	case "Pending":
-		return launching && state == "Pending:Proceed"
+		return hook.Launching && state == "Pending:Proceed"
 	case "InService":
-		return launching
+		return hook.Launching
+	case "Standby", "Running", "Stopped", "Hibernated":
+		return hook.Parking
 	}
 	return false
 }
