@@ -6,6 +6,7 @@ package cloud
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -61,8 +62,10 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap returns Kind, Cause and Context. Package errors skips nil.
-func (e *Error) Unwrap() []error { return []error{e.Kind, e.Cause, e.Context} }
+// Unwrap returns Kind, Cause and Context.
+func (e *Error) Unwrap() []error {
+	return slices.DeleteFunc([]error{e.Kind, e.Cause, e.Context}, func(err error) bool { return err == nil })
+}
 
 // HintOf returns the hint in err's chain, or "".
 func HintOf(err error) string {
