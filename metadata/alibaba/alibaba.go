@@ -66,7 +66,10 @@ type Provider struct {
 	skew atomic.Int64
 }
 
-var _ cloud.Provider = (*Provider)(nil)
+var (
+	_ cloud.Provider = (*Provider)(nil)
+	_ cloud.Hooks    = (*Provider)(nil)
+)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {

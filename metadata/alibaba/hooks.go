@@ -31,11 +31,6 @@ const (
 	pageSize = "50"
 )
 
-// Hooks returns the ESS hooks of the instance's group.
-//
-// Each wait has a token. Machines may share it; the cloud counts heartbeats per token, so each machine sends fewer.
-func (p *Provider) Hooks() cloud.Hooks { return p }
-
 // membership returns the group or "", and a lifecycle state such as InService or Removing:Wait.
 func (p *Provider) membership(ctx context.Context, tries int) (group, state string, err error) {
 	self, err := p.where(ctx)
@@ -208,8 +203,8 @@ func (p *Provider) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	return waiting[i].Token, nil
 }
 
-// wait returns the timeout to request. Heartbeats follow at half of it, so that each machine's share lasts for the longest
-// wait. A launch keeps the hook's timeout, so that a failed machine is replaced.
+// wait returns the timeout to request. Each wait has a token. Machines may share it; the cloud counts heartbeats per token, so
+// each machine sends fewer, at half of this time: its share lasts for the longest wait. A launch keeps the hook's timeout, so that a failed machine is replaced.
 func wait(hook cloud.Hook) time.Duration {
 	if hook.Launching {
 		return max(hook.Timeout, leastWait)

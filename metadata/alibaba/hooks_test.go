@@ -83,7 +83,7 @@ func TestPending(t *testing.T) {
 			row(t, fmt.Sprintf("%s/wrapped=%t", tt.name, wrapped), func(t *testing.T, a *account) {
 				a.Wrap(wrapped)
 				a.plays(tt.history...)
-				all, err := a.open().Hooks().Pending(t.Context(), tt.launching)
+				all, err := a.open().Pending(t.Context(), tt.launching)
 				wants(t, err, tt.err)
 				got := ""
 				for _, h := range all {
@@ -105,7 +105,7 @@ func TestPending(t *testing.T) {
 func TestPages(t *testing.T) {
 	bubble(t, func(t *testing.T, a *account) {
 		a.plays(waiting...)
-		_, err := a.open().Hooks().Pending(t.Context(), false)
+		_, err := a.open().Pending(t.Context(), false)
 		must.OK(t, err)
 		for action, want := range map[string]string{
 			describeScaling: "PageNumber=1&PageSize=50&RegionId=cn-hangzhou&ScalingGroupId=asg-1&StatusCode=InProgress",
@@ -162,7 +162,7 @@ func TestExtend(t *testing.T) {
 			if tt.left != 0 {
 				tt.hook.Limit = time.Now().Add(tt.left)
 			}
-			got, err := a.open().Hooks().Extend(t.Context(), tt.hook)
+			got, err := a.open().Extend(t.Context(), tt.hook)
 			wants(t, err, tt.err)
 			if errors.Is(err, errOften) && errors.Is(err, cloud.ErrGone) {
 				t.Errorf("a hook that waits is over: %v", err)
@@ -191,7 +191,7 @@ func TestHeartbeats(t *testing.T) {
 				must.OK(t, a.Attach(group, all[n+1], nil))
 			}
 			a.plays(ends(all...), waits)
-			h := a.open().Hooks()
+			h := a.open()
 			hooks, err := h.Pending(t.Context(), false)
 			must.OK(t, err)
 			end := hooks[0].Limit
@@ -239,7 +239,7 @@ func TestComplete(t *testing.T) {
 			if tt.token == "its" {
 				tt.token = a.token(drain.Name)
 			}
-			wants(t, a.open().Hooks().Complete(t.Context(), cloud.Hook{ID: tt.id, Token: tt.token}), tt.err)
+			wants(t, a.open().Complete(t.Context(), cloud.Hook{ID: tt.id, Token: tt.token}), tt.err)
 			completed := slices.ContainsFunc(a.Books(), func(e fakes.Entry) bool { return e.What == fakes.Completed && e.By == self && e.Text == "CONTINUE" })
 			if completed != tt.completed || tt.token == "" && !tt.completed && len(a.called(complete)) > 0 {
 				t.Errorf("completed %t by %d calls", completed, len(a.called(complete)))

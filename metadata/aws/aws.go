@@ -71,7 +71,10 @@ type Provider struct {
 	self   identity
 }
 
-var _ cloud.Provider = (*Provider)(nil)
+var (
+	_ cloud.Provider = (*Provider)(nil)
+	_ cloud.Hooks    = (*Provider)(nil)
+)
 
 // New opens the provider. It makes no request, and returns [cloud.ErrForbidden] if opts disables the provider.
 func New(opts cloud.Options) (*Provider, error) {

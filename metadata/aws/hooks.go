@@ -34,9 +34,6 @@ const noRole = "the instance has no IAM role (instance profile)"
 // credentialsWindow is the renewal margin that AWS advises.
 const credentialsWindow = 5 * time.Minute
 
-// Hooks returns the hooks of the instance's group.
-func (p *Provider) Hooks() cloud.Hooks { return p }
-
 // roleMetadata reads the role's credentials with the agent's client.
 type roleMetadata struct{ p *Provider }
 

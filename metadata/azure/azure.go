@@ -52,7 +52,10 @@ type Provider struct {
 	bounded bool
 }
 
-var _ cloud.Provider = (*Provider)(nil)
+var (
+	_ cloud.Provider = (*Provider)(nil)
+	_ cloud.Hooks    = (*Provider)(nil)
+)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {

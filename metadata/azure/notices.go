@@ -189,9 +189,6 @@ func reason(e event) string {
 	return text
 }
 
-// Hooks returns the acknowledgement of scheduled events.
-func (p *Provider) Hooks() cloud.Hooks { return p }
-
 // Pending implements cloud.Hooks: hooks come only with notices.
 func (p *Provider) Pending(context.Context, bool) ([]cloud.Hook, error) { return nil, nil }
 

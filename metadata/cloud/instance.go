@@ -157,14 +157,12 @@ func Left(ctx context.Context, provider string) error {
 	return nil
 }
 
-// Provider reads one cloud's metadata.
+// Provider reads one cloud's metadata. That of a cloud with hooks is also [Hooks].
 type Provider interface {
 	Name() string
 	// Instance caches only the session token between calls.
 	Instance(ctx context.Context) (Instance, error)
 	Watcher
-	// Hooks is nil for a cloud without hooks.
-	Hooks() Hooks
 	// Check tests permissions for termination hooks without changes.
 	Check(ctx context.Context, f Filter) (Check, error)
 }
@@ -176,9 +174,6 @@ type Silent struct {
 
 // Watch implements Watcher.
 func (Silent) Watch(ctx context.Context, _ Report) { <-ctx.Done() }
-
-// Hooks implements Provider.
-func (Silent) Hooks() Hooks { return nil }
 
 // Check implements Provider.
 func (s Silent) Check(context.Context, Filter) (Check, error) { return Check{Without: s.Without}, nil }
