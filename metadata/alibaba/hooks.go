@@ -203,8 +203,9 @@ func (p *Provider) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	return waiting[i].Token, nil
 }
 
-// wait returns the timeout to request. Each wait has a token. Machines may share it; the cloud counts heartbeats per token, so
-// each machine sends fewer, at half of this time: its share lasts for the longest wait. A launch keeps the hook's timeout, so that a failed machine is replaced.
+// wait returns the timeout to request. Machines may share the token of a wait, and the cloud counts heartbeats per token: each
+// sends one at half of this time, so that its share lasts for the longest wait. A launch keeps the hook's timeout, so that a
+// failed machine is replaced.
 func wait(hook cloud.Hook) time.Duration {
 	if hook.Launching {
 		return max(hook.Timeout, leastWait)

@@ -76,4 +76,5 @@ func HintOf(err error) string {
 }
 
 // HintToken is the hint for HTTP 401 to a new session token.
-const HintToken = "the service refuses session tokens that it has just given out: something between this process and the service changes the requests"
+const HintToken = "the service refuses session tokens that it has just given out: something between this process and the " +
+	"service changes the requests"

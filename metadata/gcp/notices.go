@@ -141,6 +141,10 @@ func (it *item) take(ctx context.Context, word string) (ended bool) {
 
 const who = "Google Cloud"
 
+func counted(topic string, kind cloud.Kind, reason string, at time.Time) cloud.Notice {
+	return cloud.Notice{ID: topic + "/" + string(kind), Kind: kind, Who: who, Reason: reason, At: at, Counted: true}
+}
+
 // preempted counts the window once, even if the signal returns.
 func preempted() func(context.Context, bool) cloud.Notice {
 	var end time.Time
@@ -148,13 +152,13 @@ func preempted() func(context.Context, bool) cloud.Notice {
 		if now := time.Now(); !end.After(now) {
 			end = now.Add(StopWindowSpot)
 		}
-		return cloud.Notice{ID: topicPreempted + "/interrupt", Kind: cloud.Interrupt, Who: who, Reason: "preemption of a Spot VM", At: end, Counted: true}
+		return counted(topicPreempted, cloud.Interrupt, "preemption of a Spot VM", end)
 	}
 }
 
 func (p *Provider) maintenance(ctx context.Context, began bool) cloud.Notice {
 	now := time.Now()
-	n := cloud.Notice{ID: topicMaintenance + "/reboot", Kind: cloud.Reboot, Who: who, Reason: "host maintenance", At: now.Add(maintenanceNotice), Counted: true}
+	n := counted(topicMaintenance, cloud.Reboot, "host maintenance", now.Add(maintenanceNotice))
 	if drivers, _ := pci.NVIDIADrivers(p.opts.Path("/")); began && len(drivers) > 0 {
 		n.At = now.Add(maintenanceNoticeGPU)
 	}
@@ -166,7 +170,7 @@ func (p *Provider) maintenance(ctx context.Context, began bool) cloud.Notice {
 }
 
 func (p *Provider) shutdown(ctx context.Context, _ bool) cloud.Notice {
-	n := cloud.Notice{ID: topicShutdown + "/terminate", Kind: cloud.Terminate, Who: who, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown), Counted: true}
+	n := counted(topicShutdown, cloud.Terminate, "graceful shutdown", time.Now().Add(usualShutdown))
 	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
 		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)
