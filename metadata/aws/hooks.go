@@ -56,18 +56,18 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	return &imds.GetMetadataOutput{Content: io.NopCloser(bytes.NewReader(body))}, nil
 }
 
-func (p *Provider) open(ctx context.Context) (*autoscaling.Client, identity, error) {
+// open reads the identity, whose region is needed; both stay.
+func (p *Provider) open(ctx context.Context) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.groups != nil {
-		return p.groups, p.self, nil
+		return nil
 	}
-	self, err := cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
-	if err != nil {
-		return nil, self, err
+	if p.self, err = cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity); err != nil {
+		return err
 	}
 	o := autoscaling.Options{
-		Region: self.Region, Credentials: p.credentials, HTTPClient: answers{p.api.HTTP},
+		Region: p.self.Region, Credentials: p.credentials, HTTPClient: answers{p.api.HTTP},
 		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
 			o.MaxAttempts, o.MaxBackoff, o.RateLimiter = cloud.CallAttempts, time.Second, ratelimit.None
 			// The SDK corrects its clock after this error, but does not retry.
@@ -77,12 +77,12 @@ func (p *Provider) open(ctx context.Context) (*autoscaling.Client, identity, err
 	switch {
 	case p.api.Endpoint != "":
 		o.BaseEndpoint = &p.api.Endpoint
-	case !self.PrivateIP.IsValid():
+	case !p.self.PrivateIP.IsValid():
 		// The default name is reachable over IPv6 only by NAT64 or a VPC endpoint.
 		o.EndpointOptions.UseDualStackEndpoint = sdk.DualStackEndpointStateEnabled
 	}
-	p.groups, p.self = autoscaling.New(o), self
-	return p.groups, self, nil
+	p.groups = autoscaling.New(o)
+	return nil
 }
 
 // answers rejects a 200 that is not from the API: the SDK accepts an empty body or a proxy's page, and the hook would keep
@@ -108,21 +108,21 @@ func (a answers) Do(req *http.Request) (*http.Response, error) {
 }
 
 // call retries once with new credentials.
-func (p *Provider) call(ctx context.Context, action, group string, fn func(context.Context, *autoscaling.Client, identity) error) error {
+func (p *Provider) call(ctx context.Context, action, group string, fn func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
-	api, self, err := p.open(ctx)
+	err := p.open(ctx)
 	if err != nil {
 		return fmt.Errorf("calling %s: %w", action, err)
 	}
-	if err = fn(ctx, api, self); code(err) == "ExpiredToken" || code(err) == "InvalidClientTokenId" {
+	if err = fn(ctx); code(err) == "ExpiredToken" || code(err) == "InvalidClientTokenId" {
 		p.credentials.Invalidate()
-		err = fn(ctx, api, self)
+		err = fn(ctx)
 	}
 	if err == nil {
 		return nil
 	}
-	return explain(err, action, group, self)
+	return p.explain(err, action, group)
 }
 
 func code(err error) string {
@@ -132,11 +132,11 @@ func code(err error) string {
 	return ""
 }
 
-func explain(err error, action, group string, self identity) error {
+func (p *Provider) explain(err error, action, group string) error {
 	doing := "calling " + action
 	denied := func(reason string) error {
 		return &cloud.DeniedError{
-			Permission: "autoscaling:" + action, Policy: Policy(self.Region, self.AccountID, group), Reason: reason, NoRole: reason == noRole, Provider: Name, Group: group,
+			Permission: "autoscaling:" + action, Policy: Policy(p.self.Region, p.self.AccountID, group), Reason: reason, NoRole: reason == noRole, Provider: Name, Group: group,
 		}
 	}
 	// The metadata service returned no credentials.
@@ -174,13 +174,13 @@ func explain(err error, action, group string, self identity) error {
 
 // membership returns the group or "", and a lifecycle state such as InService or Terminating:Wait.
 func (p *Provider) membership(ctx context.Context) (group, state string, err error) {
-	err = p.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context, api *autoscaling.Client, self identity) error {
-		out, err := api.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{self.InstanceID}})
+	err = p.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context) error {
+		out, err := p.groups.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{p.self.InstanceID}})
 		if err != nil {
 			return err
 		}
 		for _, i := range out.AutoScalingInstances {
-			if sdk.ToString(i.InstanceId) == self.InstanceID {
+			if sdk.ToString(i.InstanceId) == p.self.InstanceID {
 				group, state = sdk.ToString(i.AutoScalingGroupName), sdk.ToString(i.LifecycleState)
 			}
 		}
@@ -207,8 +207,8 @@ func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, e
 
 func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
 	var found []cloud.Hook
-	err := p.call(ctx, "DescribeLifecycleHooks", group, func(ctx context.Context, api *autoscaling.Client, _ identity) error {
-		out, err := api.DescribeLifecycleHooks(ctx, &autoscaling.DescribeLifecycleHooksInput{AutoScalingGroupName: &group})
+	err := p.call(ctx, "DescribeLifecycleHooks", group, func(ctx context.Context) error {
+		out, err := p.groups.DescribeLifecycleHooks(ctx, &autoscaling.DescribeLifecycleHooksInput{AutoScalingGroupName: &group})
 		if err != nil {
 			return err
 		}
@@ -244,9 +244,9 @@ func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, 
 
 // extend omits a real hook's token: the instance's id selects the waiting action, and a late event's token may be stale.
 func (p *Provider) extend(ctx context.Context, hook cloud.Hook, token *string) error {
-	return p.call(ctx, "RecordLifecycleActionHeartbeat", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
-		_, err := api.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
-			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &self.InstanceID, LifecycleActionToken: token,
+	return p.call(ctx, "RecordLifecycleActionHeartbeat", hook.Group, func(ctx context.Context) error {
+		_, err := p.groups.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
+			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &p.self.InstanceID, LifecycleActionToken: token,
 		})
 		return err
 	})
@@ -254,9 +254,9 @@ func (p *Provider) extend(ctx context.Context, hook cloud.Hook, token *string) e
 
 // Complete implements cloud.Hooks.
 func (p *Provider) Complete(ctx context.Context, hook cloud.Hook) error {
-	return p.why(ctx, hook, p.call(ctx, "CompleteLifecycleAction", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
-		_, err := api.CompleteLifecycleAction(ctx, &autoscaling.CompleteLifecycleActionInput{
-			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &self.InstanceID,
+	return p.why(ctx, hook, p.call(ctx, "CompleteLifecycleAction", hook.Group, func(ctx context.Context) error {
+		_, err := p.groups.CompleteLifecycleAction(ctx, &autoscaling.CompleteLifecycleActionInput{
+			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &p.self.InstanceID,
 			LifecycleActionResult: sdk.String("CONTINUE"),
 		})
 		return err
