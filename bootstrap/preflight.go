@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 type facts struct {
@@ -228,7 +229,7 @@ func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) 
 	if !req.Offline {
 		inst, err := req.Identify(ctx)
 		if err != nil {
-			f.fail(IDIdentity, err, metadata.HintOf(err))
+			f.fail(IDIdentity, err, cloud.HintOf(err))
 			return
 		}
 		f.inst = inst

@@ -4,6 +4,7 @@
 package metadata
 
 import (
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -90,9 +91,6 @@ func Detect(opts Options) (Detection, error) {
 	return Detection{Provider: Generic}, nil
 }
 
-// Given returns the Detection of a configured provider.
-func Given(provider, by string) Detection { return Detection{Provider: provider, Because: by} }
-
 func byFirmware(opts Options) Detection {
 	xen := strings.HasPrefix(firmware(opts, dirDMI+"sys_vendor"), "Xen")
 	for _, r := range rules() {
@@ -110,7 +108,7 @@ func byFirmware(opts Options) Detection {
 }
 
 func firmware(opts Options, path string) string {
-	b, _ := generic.ReadSmall(opts.Path(path))
+	b, _ := os.ReadFile(opts.Path(path))
 	return strings.TrimSpace(strings.ToValidUTF8(string(b), "?"))
 }
 
@@ -121,22 +119,16 @@ func byCloudInit(opts Options) Detection {
 		return Detection{}
 	}
 	name := strings.ToLower(ci.CloudName)
-	d := Detection{Because: generic.CloudInitPath + ": cloud_name " + ci.CloudName}
 	switch name {
 	case "", "none", "nocloud", "unknown", "ovf", "configdrive", "config-drive", "no-ec2-metadata":
 		return Detection{} // a source of the seed, not a cloud
-	case "aws":
-		d.Provider = AWS
-	case "azure":
-		d.Provider = Azure
-	case "aliyun", "alibaba":
-		d.Provider = Alibaba
-	case "gce", "gcp":
-		d.Provider = GCP
 	case "oracle":
-		d.Provider, d.Platform = Generic, "oci"
-	default:
-		d.Provider, d.Platform = Generic, name
+		name = "oci"
 	}
-	return d
+	because := generic.CloudInitPath + ": cloud_name " + ci.CloudName
+	known := map[string]string{"aws": AWS, "azure": Azure, "aliyun": Alibaba, "alibaba": Alibaba, "gce": GCP, "gcp": GCP}
+	if provider := known[name]; provider != "" {
+		return Detection{Provider: provider, Because: because}
+	}
+	return Detection{Provider: Generic, Platform: name, Because: because}
 }

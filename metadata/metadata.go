@@ -1,6 +1,9 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package metadata detects the cloud of this machine and opens its provider. Each provider has a subfolder.
+//
+// The API, with that of the subpackages, is not stable yet.
 package metadata
 
 import (
@@ -21,24 +24,12 @@ type (
 	Instance = cloud.Instance
 	// Provider reads one cloud's metadata.
 	Provider = cloud.Provider
-	// TagSet may arrive later than the rest.
-	TagSet = cloud.TagSet
 	// Tags redact secrets when printed.
 	Tags = cloud.Tags
 	// Options configure detection and providers.
 	Options = cloud.Options
 	// Error describes a failed metadata request.
 	Error = cloud.Error
-)
-
-// Errors that a caller can branch on.
-var (
-	ErrNotThisCloud    = cloud.ErrNotThisCloud
-	ErrNotReady        = cloud.ErrNotReady
-	ErrNotFound        = cloud.ErrNotFound
-	ErrForbidden       = cloud.ErrForbidden
-	ErrBadAnswer       = cloud.ErrBadAnswer
-	ErrUnknownProvider = cloud.ErrUnknownProvider
 )
 
 // Provider names, as in --provider, which also takes auto.
@@ -53,7 +44,7 @@ const (
 // Names returns the names in the order of help texts.
 func Names() []string { return []string{AWS, Azure, Alibaba, GCP, Generic} }
 
-// Open opens a provider without a request, or returns [ErrUnknownProvider].
+// Open opens a provider without a request, or returns [cloud.ErrUnknownProvider].
 func Open(provider string, opts Options) (Provider, error) {
 	switch provider {
 	case AWS:
@@ -67,7 +58,7 @@ func Open(provider string, opts Options) (Provider, error) {
 	case Generic:
 		return open(generic.New(opts))
 	default:
-		return nil, fmt.Errorf("%w: %q is not one of %s", ErrUnknownProvider, provider, strings.Join(Names(), ", "))
+		return nil, fmt.Errorf("%w: %q is not one of %s", cloud.ErrUnknownProvider, provider, strings.Join(Names(), ", "))
 	}
 }
 
@@ -77,17 +68,4 @@ func open[P Provider](p P, err error) (Provider, error) {
 		return nil, err
 	}
 	return p, nil
-}
-
-// HintOf returns the hint in err's chain, or "".
-func HintOf(err error) string { return cloud.HintOf(err) }
-
-// Lookup returns the first of keys that is set.
-func Lookup(tags map[string]string, keys ...string) (value string, ok bool) {
-	for _, k := range keys {
-		if v := strings.TrimSpace(tags[k]); v != "" {
-			return v, true
-		}
-	}
-	return "", false
 }

@@ -23,36 +23,12 @@ func TestOpen(t *testing.T) {
 		}
 	}
 	p, err := metadata.Open("aws ", metadata.Options{})
-	if !errors.Is(err, metadata.ErrUnknownProvider) || p != nil || !strings.Contains(err.Error(), "aws, azure, alibaba, gcp, generic") {
+	if !errors.Is(err, cloud.ErrUnknownProvider) || p != nil || !strings.Contains(err.Error(), "aws, azure, alibaba, gcp, generic") {
 		t.Errorf("Open(\"aws \") = %v, %v", p, err)
 	}
 	// A nil pointer in an interface is not nil.
 	if p, err := metadata.Open("aws", metadata.Options{Endpoints: map[string]string{"aws": "nonsense"}}); err == nil || p != nil {
 		t.Errorf("Open with a bad endpoint = %v, %v", p, err)
-	}
-}
-
-func TestLookup(t *testing.T) {
-	for _, tt := range []struct {
-		tags map[string]string
-		want string
-		ok   bool
-	}{
-		{nil, "", false},
-		{map[string]string{"role": "edge"}, "", false},
-		{map[string]string{"amsagent:role": "edge"}, "edge", true},
-		{map[string]string{"amsagent-role": "origin"}, "origin", true},
-		{map[string]string{"amsagent:role": "edge", "amsagent-role": "origin"}, "edge", true},
-		{map[string]string{"amsagent:role": " ", "amsagent-role": " origin\t"}, "origin", true},
-		{map[string]string{"AMSAGENT:ROLE": "edge"}, "", false},
-	} {
-		if got, ok := metadata.Lookup(tt.tags, "amsagent:role", "amsagent-role"); got != tt.want || ok != tt.ok {
-			t.Errorf("Lookup(%v) = %q, %v, want %q, %v", tt.tags, got, ok, tt.want, tt.ok)
-		}
-	}
-	// The type of Instance's tags goes in without a conversion.
-	if v, ok := metadata.Lookup(metadata.Tags{"my-role": "x"}, "our:role", "my-role"); v != "x" || !ok {
-		t.Errorf("Lookup() = %q, %v", v, ok)
 	}
 }
 
@@ -72,8 +48,7 @@ func TestDetectOpenInstance(t *testing.T) {
 	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
 	must.OK(t, err)
-	role, _ := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role")
-	if inst.ID != "i-0abc1234567890def" || inst.Address != netip.MustParseAddr("10.0.1.23") || role != "edge" {
+	if inst.ID != "i-0abc1234567890def" || inst.Address != netip.MustParseAddr("10.0.1.23") || inst.Tags["amsagent:role"] != "edge" {
 		t.Errorf("instance: %+v", inst)
 	}
 }

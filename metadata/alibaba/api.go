@@ -29,24 +29,22 @@ import (
 
 var (
 	// errOver: no action waits with this hook and token.
-	errOver = fmt.Errorf("%w: the lifecycle action is completed, or its time was over", cloud.ErrGone)
-	// errLimit: the action cannot wait that long. errOften: it cannot be extended again at all.
-	errLimit = errors.New("the lifecycle action cannot be made to wait longer")
-	errOften = fmt.Errorf("%w: it was prolonged as often as it can be", errLimit)
+	errOver  = fmt.Errorf("%w: the lifecycle action is completed, or its time was over", cloud.ErrGone)
+	errOften = errors.New("the lifecycle action cannot be made to wait longer: it was prolonged as often as it can be")
 	// errThrottled counts per account. It is retried.
 	errThrottled = errors.New("the API takes no more calls for the moment")
 )
 
 type api struct {
-	p                      *Provider
-	product, version, name string
+	p                *Provider
+	product, version string
 	cloud.APIClient
 	hosts cloud.Hosts
 }
 
 func newAPI(p *Provider, product, version, name string) (*api, error) {
 	client, err := p.opts.API(name)
-	return &api{p: p, product: product, version: version, name: name, APIClient: client}, err
+	return &api{p: p, product: product, version: version, APIClient: client}, err
 }
 
 func (p *Provider) where(ctx context.Context) (identity, error) {
@@ -77,23 +75,14 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
 	wait := 400 * time.Millisecond
-	renewed, clocked := false, false
+	corrected := false
 	for n := 1; ; n++ {
 		v := a.try(ctx, action, params, out)
 		switch {
 		case v.err == nil:
 			return nil
-		case v.expired && !renewed:
-			// A second refusal has another reason.
-			renewed = true
-			a.p.keys.drop(v.used)
-			continue
-		case v.clock != 0 && !clocked:
-			clocked = true
-			// A concurrent call may have corrected the skew.
-			if was := time.Duration(a.p.skew.Swap(int64(v.clock))); (was - v.clock).Abs() > time.Second {
-				a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -v.clock)
-			}
+		case v.corrected && !corrected:
+			corrected = true // a second refusal has another reason
 			continue
 		case !v.retry || n >= tries || !sleep.For(ctx, wait/2+mathrand.N(wait/2)):
 			return v.err
@@ -103,21 +92,20 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 }
 
 type outcome struct {
-	err            error
-	retry, expired bool
-	// clock is the API's lead if it refused the request's time.
-	clock time.Duration
-	used  credentials
+	err   error
+	retry bool
+	// corrected reports that the next request has other credentials or another time.
+	corrected bool
 }
 
 func (a *api) try(ctx context.Context, action string, params url.Values, out any) outcome {
-	self, err := a.p.where(ctx)
-	if err != nil {
-		return outcome{err: fmt.Errorf("calling %s: %w", action, err)}
-	}
 	keys, err := a.p.keys.get(ctx, a.p)
 	if errors.Is(err, errNoRole) {
 		return outcome{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: errNoRole.Error(), NoRole: true}}
+	}
+	var self identity
+	if err == nil {
+		self, err = a.p.where(ctx)
 	}
 	if err != nil {
 		return outcome{err: fmt.Errorf("calling %s: %w", action, err)}
@@ -135,16 +123,14 @@ func (a *api) try(ctx context.Context, action string, params url.Values, out any
 	resp, err := a.HTTP.Do(req)
 	a.hosts.Note(host, err == nil)
 	if err != nil {
-		return outcome{retry: true, err: &cloud.UnreachableError{Action: action, API: "the " + strings.ToUpper(a.product) + " API", Cause: cloud.WireCause(err)}}
+		return outcome{retry: true, err: cloud.Unreachable(action, strings.ToUpper(a.product), err)}
 	}
 	defer resp.Body.Close()
-	v := a.read(action, resp, out)
-	v.used = keys
-	return v
+	return a.read(action, keys, resp, out)
 }
 
 // read decodes an answer into out.
-func (a *api) read(action string, resp *http.Response, out any) outcome {
+func (a *api) read(action string, keys credentials, resp *http.Response, out any) outcome {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
 	if err != nil {
 		return outcome{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, cloud.WireCause(err))}
@@ -166,10 +152,10 @@ func (a *api) read(action string, resp *http.Response, out any) outcome {
 		}
 		return outcome{}
 	}
-	return a.judge(action, resp, cloud.Printable(answer.Code), cloud.Printable(answer.Message))
+	return a.judge(action, keys, resp, cloud.Printable(answer.Code), cloud.Printable(answer.Message))
 }
 
-func (a *api) judge(action string, resp *http.Response, code, message string) outcome {
+func (a *api) judge(action string, keys credentials, resp *http.Response, code, message string) outcome {
 	doing := "calling " + action
 	plain := fmt.Errorf("%s: %s: %s (HTTP %d)", doing, code, message, resp.StatusCode)
 	has := func(prefixes ...string) bool {
@@ -179,17 +165,18 @@ func (a *api) judge(action string, resp *http.Response, code, message string) ou
 	case has("Throttling"), resp.StatusCode == http.StatusTooManyRequests:
 		return outcome{retry: true, err: fmt.Errorf("%s: %w: %s: %s", doing, errThrottled, code, message)}
 	case has("InvalidTimeStamp", "InvalidTimestamp", "RequestTimeTooSkewed"):
-		v := outcome{err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
-		if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
-			v.clock = time.Until(at).Round(time.Second)
+		at, err := http.ParseTime(resp.Header.Get("Date"))
+		ahead := time.Until(at).Round(time.Second)
+		// A concurrent call may have corrected the skew.
+		if err == nil && (time.Duration(a.p.skew.Swap(int64(ahead)))-ahead).Abs() > time.Second {
+			a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -ahead)
 		}
-		return v
+		return outcome{corrected: err == nil, err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
 	case has("InvalidSecurityToken", "InvalidAccessKeyId", "MissingSecurityToken", "SecurityTokenExpired"):
-		return outcome{expired: true, err: plain}
+		a.p.keys.drop(keys)
+		return outcome{corrected: true, err: plain}
 	case has("LifecycleHookIdAndLifecycleActionToken"):
 		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errOver, message)}
-	case has("LifecycleAction.TimeExceeded"):
-		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errLimit, code)}
 	case has("LifecycleAction.RecordTimesExceeded"):
 		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errOften, code)}
 	case has("Forbidden", "NoPermission", "AccessDenied", "NotAuthorized", "Unauthorized"):
@@ -249,9 +236,8 @@ func parseCredentials(body []byte) (credentials, error) {
 var errNoRole = errors.New("the instance has no RAM role")
 
 type roleKeys struct {
-	mu    sync.Mutex
-	now   credentials
-	renew time.Time
+	mu  sync.Mutex
+	now credentials
 }
 
 // In this margin the service already returns the next credentials.
@@ -260,20 +246,16 @@ const credentialsEarly = 5 * time.Minute
 func (k *roleKeys) get(ctx context.Context, p *Provider) (credentials, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	now := time.Now()
-	if k.now.id != "" && now.Before(k.renew) {
+	left := time.Until(k.now.until)
+	if left > credentialsEarly {
 		return k.now, nil
 	}
 	fresh, err := p.roleCredentials(ctx)
-	switch {
-	case err == nil:
-		// Credentials that look expired serve another minute: either clock may be wrong.
-		k.now, k.renew = fresh, fresh.until.Add(-credentialsEarly)
-		if soon := now.Add(time.Minute); k.renew.Before(soon) {
-			k.renew = soon
-		}
-	case k.now.id != "" && now.Before(k.now.until) && !errors.Is(err, errNoRole):
-		return k.now, nil // still valid for some minutes
+	if err != nil && left > 0 && !errors.Is(err, errNoRole) {
+		return k.now, nil
+	}
+	if err == nil {
+		k.now = fresh
 	}
 	return fresh, err
 }
@@ -310,43 +292,26 @@ const algorithm = "ACS3-HMAC-SHA256"
 // emptyHash is the SHA-256 of an empty body.
 const emptyHash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// sign adds signature V3 to a request without a body. The nonce is valid for one request.
+// sign adds signature V3 over host and all x-acs headers to a request of / without a body. The nonce is valid for one request.
 func sign(req *http.Request, k credentials, action, version, nonce string, at time.Time) {
-	h := req.Header
-	h.Set("X-Acs-Action", action)
-	h.Set("X-Acs-Version", version)
-	h.Set("X-Acs-Date", at.UTC().Format("2006-01-02T15:04:05Z"))
-	h.Set("X-Acs-Signature-Nonce", nonce)
-	h.Set("X-Acs-Content-Sha256", emptyHash)
-	if k.token != "" {
-		h.Set("X-Acs-Security-Token", k.token)
+	signed := map[string]string{
+		"host": req.URL.Host, "x-acs-action": action, "x-acs-version": version, "x-acs-date": at.UTC().Format("2006-01-02T15:04:05Z"),
+		"x-acs-signature-nonce": nonce, "x-acs-content-sha256": emptyHash,
 	}
-	canonical, names := canonicalRequest(req)
-	sum := sha256.Sum256([]byte(canonical))
+	if k.token != "" {
+		signed["x-acs-security-token"] = k.token
+	}
+	names := slices.Sorted(maps.Keys(signed))
+	canonical := req.Method + "\n/\n" + canonicalQuery(req.URL.Query()) + "\n"
+	for _, name := range names {
+		canonical += name + ":" + signed[name] + "\n"
+		req.Header.Set(name, signed[name]) // net/http ignores the host
+	}
+	list := strings.Join(names, ";")
+	sum := sha256.Sum256([]byte(canonical + "\n" + list + "\n" + emptyHash))
 	mac := hmac.New(sha256.New, []byte(k.secret))
 	mac.Write([]byte(algorithm + "\n" + hex.EncodeToString(sum[:])))
-	h.Set("Authorization", algorithm+" Credential="+k.id+",SignedHeaders="+names+",Signature="+hex.EncodeToString(mac.Sum(nil)))
-}
-
-// canonicalRequest signs host and all x-acs headers.
-func canonicalRequest(req *http.Request) (text, names string) {
-	lines := map[string]string{"host": req.URL.Host}
-	for name, values := range req.Header {
-		if name = strings.ToLower(name); strings.HasPrefix(name, "x-acs-") {
-			lines[name] = strings.TrimSpace(strings.Join(values, ","))
-		}
-	}
-	signed := slices.Sorted(maps.Keys(lines))
-	var headers strings.Builder
-	for _, name := range signed {
-		headers.WriteString(name + ":" + lines[name] + "\n")
-	}
-	path := req.URL.EscapedPath()
-	if path == "" {
-		path = "/"
-	}
-	names = strings.Join(signed, ";")
-	return strings.Join([]string{req.Method, path, canonicalQuery(req.URL.Query()), headers.String(), names, emptyHash}, "\n"), names
+	req.Header.Set("Authorization", algorithm+" Credential="+k.id+",SignedHeaders="+list+",Signature="+hex.EncodeToString(mac.Sum(nil)))
 }
 
 // canonicalQuery escapes by RFC 3986: a space is %20, a tilde stays.

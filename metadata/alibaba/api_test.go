@@ -4,8 +4,6 @@
 package alibaba
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"net/http"
 	"net/url"
@@ -27,8 +25,7 @@ import (
 func TestSignPublishedExample(t *testing.T) {
 	t.Parallel()
 	const (
-		wantHash = "7ea06492da5221eba5297e897ce16e55f964061054b7695beedaac1145b1e259"
-		want     = "ACS3-HMAC-SHA256 Credential=YourAccessKeyId,SignedHeaders=host;x-acs-action;x-acs-content-sha256;x-acs-date;" +
+		want = "ACS3-HMAC-SHA256 Credential=YourAccessKeyId,SignedHeaders=host;x-acs-action;x-acs-content-sha256;x-acs-date;" +
 			"x-acs-signature-nonce;x-acs-version,Signature=06563a9e1b43f5dfe96b81484da74bceab24a1d853912eee15083a6f0f3283c0"
 	)
 	q := url.Values{"ImageId": {"win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd"}, "RegionId": {"cn-shanghai"}}
@@ -38,10 +35,6 @@ func TestSignPublishedExample(t *testing.T) {
 	req.Header.Set("Accept", "application/json")
 	at := time.Date(2023, 10, 26, 10, 22, 32, 0, time.UTC)
 	sign(req, credentials{id: "YourAccessKeyId", secret: "YourAccessKeySecret"}, "RunInstances", "2014-05-26", "3156853299f313e23d1673dc12e1703d", at)
-	text, _ := canonicalRequest(req)
-	if sum := sha256.Sum256([]byte(text)); hex.EncodeToString(sum[:]) != wantHash {
-		t.Errorf("the canonical request is another one:\n%s", text)
-	}
 	if got := req.Header.Get("Authorization"); got != want {
 		t.Errorf("authorization\n got %s\nwant %s", got, want)
 	}
@@ -156,6 +149,8 @@ func TestCredentials(t *testing.T) {
 		}
 		want("refused although they are new", 1, unknown, unknown)
 		a.ClearFaults()
+		must.OK(t, a.call(p))
+		want("they are good again", 1, "")
 		k := a.meta.Key()
 		<-time.After(time.Until(k.Until) - 4*time.Minute)
 		a.plays(serves(path, http.StatusInternalServerError, ""))
@@ -164,7 +159,7 @@ func TestCredentials(t *testing.T) {
 		old := map[string]any{"AccessKeyId": k.ID, "AccessKeySecret": k.Secret, "SecurityToken": k.Token, "Expiration": k.Until}
 		a.plays(serves(path, http.StatusOK, fakes.JSON(old)))
 		must.OK(t, errors.Join(a.call(p), a.call(p)))
-		want("the service gives out nothing better", 1, "", "")
+		want("the service gives out nothing better", 2, "", "")
 		// An error contains no part of them.
 		<-time.After(4 * time.Minute)
 		documented := metadatatest.Fixture(t, "credentials.json")
@@ -208,7 +203,7 @@ func TestHosts(t *testing.T) {
 		p := a.open()
 		a.plays(fails(fakes.Fault{Reset: true, Times: 4}))
 		err := a.call(p)
-		if _, far := errors.AsType[*cloud.UnreachableError](err); !far || !errors.Is(err, syscall.ECONNRESET) {
+		if !errors.Is(err, cloud.ErrUnreachable) || !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("%v", err)
 		}
 		must.OK(t, a.call(p))

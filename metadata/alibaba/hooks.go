@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// longestWait is a hook's longest wait with all heartbeats.
-	longestWait = 6 * time.Hour
+	// LongestWait is a hook's longest wait with all heartbeats.
+	LongestWait = 6 * time.Hour
 	// leastWait is the shortest heartbeat timeout.
 	leastWait   = 30 * time.Second
 	defaultWait = 10 * time.Minute
@@ -31,19 +31,9 @@ const (
 	pageSize = "50"
 )
 
-// hooks are the ESS hooks of this instance's group.
-//
-// Each wait has a token. Machines may share it; the cloud counts heartbeats per token, so each machine sends fewer.
-type hooks struct{ api *api }
-
-var _ cloud.Hooks = hooks{}
-
-// Hooks returns the hooks of the instance's group.
-func (p *Provider) Hooks() cloud.Hooks { return hooks{p.ess} }
-
 // membership returns the group or "", and a lifecycle state such as InService or Removing:Wait.
-func (a *api) membership(ctx context.Context, tries int) (group, state string, err error) {
-	self, err := a.p.where(ctx)
+func (p *Provider) membership(ctx context.Context, tries int) (group, state string, err error) {
+	self, err := p.where(ctx)
 	if err != nil {
 		return "", "", err
 	}
@@ -54,7 +44,7 @@ func (a *api) membership(ctx context.Context, tries int) (group, state string, e
 			State string `json:"LifecycleState"`
 		}] `json:"ScalingInstances"`
 	}
-	err = a.call(ctx, tries, "DescribeScalingInstances", url.Values{"InstanceIds.1": {self.InstanceID}}, &out)
+	err = p.ess.call(ctx, tries, "DescribeScalingInstances", url.Values{"InstanceIds.1": {self.InstanceID}}, &out)
 	for _, i := range out.Instances {
 		if i.ID == self.InstanceID {
 			return cloud.Printable(i.Group), cloud.Printable(i.State), err
@@ -72,14 +62,9 @@ func step(state string) string {
 	return s
 }
 
-// action is one wait of a hook.
-type action struct {
-	hook, token string
-	others      []string
-}
-
-func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
-	self, err := h.api.p.where(ctx)
+// actions returns the waits of hooks for this instance: ID, Token and Others.
+func (p *Provider) actions(ctx context.Context, group string) ([]cloud.Hook, error) {
+	self, err := p.where(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -88,13 +73,13 @@ func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 			ID string `json:"ScalingActivityId"`
 		}] `json:"ScalingActivities"`
 	}
-	err = h.api.call(ctx, cloud.CallAttempts, "DescribeScalingActivities", url.Values{
+	err = p.ess.call(ctx, cloud.CallAttempts, "DescribeScalingActivities", url.Values{
 		"ScalingGroupId": {group}, "StatusCode": {"InProgress"}, "PageNumber": {"1"}, "PageSize": {pageSize},
 	}, &activities)
 	if err != nil {
 		return nil, err
 	}
-	var found []action
+	var found []cloud.Hook
 	for _, activity := range activities.List {
 		var out struct {
 			List list[struct {
@@ -104,7 +89,7 @@ func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 				Instances list[string] `json:"InstanceIds"`
 			}] `json:"LifecycleActions"`
 		}
-		err := h.api.call(ctx, cloud.CallAttempts, "DescribeLifecycleActions", url.Values{
+		err := p.ess.call(ctx, cloud.CallAttempts, "DescribeLifecycleActions", url.Values{
 			"ScalingActivityId": {activity.ID}, "LifecycleActionStatus": {"Pending"}, "MaxResults": {pageSize},
 		}, &out)
 		if err != nil {
@@ -114,14 +99,14 @@ func (h hooks) actions(ctx context.Context, group string) ([]action, error) {
 			if slices.Contains(a.Instances, self.InstanceID) && (a.Status == "" || a.Status == "Pending") {
 				others := slices.DeleteFunc(slices.Clone(a.Instances), func(id string) bool { return id == self.InstanceID })
 				slices.Sort(others)
-				found = append(found, action{a.Hook, a.Token, slices.Compact(others)})
+				found = append(found, cloud.Hook{ID: a.Hook, Token: a.Token, Others: slices.Compact(others)})
 			}
 		}
 	}
 	return found, nil
 }
 
-func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
+func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
 	var out struct {
 		List list[struct {
 			ID         string `json:"LifecycleHookId"`
@@ -130,7 +115,7 @@ func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.
 			Timeout    int64  `json:"HeartbeatTimeout"`
 		}] `json:"LifecycleHooks"`
 	}
-	err := h.api.call(ctx, cloud.CallAttempts, "DescribeLifecycleHooks", url.Values{
+	err := p.ess.call(ctx, cloud.CallAttempts, "DescribeLifecycleHooks", url.Values{
 		"ScalingGroupId": {group}, "PageNumber": {"1"}, "PageSize": {pageSize},
 	}, &out)
 	var found []cloud.Hook
@@ -139,7 +124,7 @@ func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.
 			continue
 		}
 		timeout := time.Duration(l.Timeout) * time.Second
-		if timeout <= 0 || timeout > longestWait {
+		if timeout <= 0 || timeout > LongestWait {
 			timeout = defaultWait
 		}
 		found = append(found, cloud.Hook{Provider: Name, Group: group, Name: cmp.Or(l.Name, l.ID), ID: l.ID, Launching: launching, Timeout: timeout})
@@ -148,8 +133,8 @@ func (h hooks) list(ctx context.Context, group string, launching bool) ([]cloud.
 }
 
 // Pending implements cloud.Hooks. A hook that does not wait has no token.
-func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
-	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
+func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
+	group, state, err := p.membership(ctx, cloud.CallAttempts)
 	if err != nil || group == "" {
 		return nil, err
 	}
@@ -160,11 +145,11 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 		// Another source reported the end first, or the transition was canceled.
 		return nil, fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
 	}
-	waiting, err := h.actions(ctx, group)
+	waiting, err := p.actions(ctx, group)
 	if err != nil {
 		return nil, err
 	}
-	all, err := h.list(ctx, group, launching)
+	all, err := p.list(ctx, group, launching)
 	if _, denied := errors.AsType[*cloud.DeniedError](err); err != nil && !denied {
 		return nil, err
 	}
@@ -178,126 +163,117 @@ func (h hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error
 }
 
 // merged returns the group's hooks with the waiting actions; those that cannot be listed have the default timeout.
-func merged(all []cloud.Hook, waiting []action, group string, launching bool) []cloud.Hook {
+func merged(all []cloud.Hook, waiting []cloud.Hook, group string, launching bool) []cloud.Hook {
 	for _, a := range waiting {
-		i := slices.IndexFunc(all, func(l cloud.Hook) bool { return l.ID == a.hook })
+		i := slices.IndexFunc(all, func(l cloud.Hook) bool { return l.ID == a.ID })
 		if i < 0 {
 			i = len(all)
-			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.hook, ID: a.hook, Launching: launching, Timeout: defaultWait})
+			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.ID, ID: a.ID, Launching: launching, Timeout: defaultWait})
 		}
-		all[i].Token, all[i].Limit = a.token, time.Now().Add(longestWait)
+		all[i].Token, all[i].Limit = a.Token, time.Now().Add(LongestWait)
 		if !launching {
 			// In a scale-out the first machine that serves completes the action for all: the load balancer sends no sessions
 			// to machines of unknown health.
-			all[i].Others = a.others
+			all[i].Others = a.Others
 			all[i].Timeout -= min(unseen, all[i].Timeout/2)
 		}
 	}
 	return all
 }
 
-func (h hooks) token(ctx context.Context, hook cloud.Hook) (string, error) {
+func (p *Provider) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	if hook.Token != "" {
 		return hook.Token, nil
 	}
-	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
+	group, state, err := p.membership(ctx, cloud.CallAttempts)
 	switch {
 	case err != nil:
 		return "", err
 	case group == "":
 		return "", fmt.Errorf("%w: the instance is in no group any more", cloud.ErrGone)
 	}
-	waiting, err := h.actions(ctx, group)
+	waiting, err := p.actions(ctx, group)
 	if err != nil {
 		return "", err
 	}
-	i := slices.IndexFunc(waiting, func(a action) bool { return a.hook == hook.ID })
+	i := slices.IndexFunc(waiting, func(a cloud.Hook) bool { return a.ID == hook.ID })
 	if i < 0 {
 		return "", fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
 	}
-	return waiting[i].token, nil
+	return waiting[i].Token, nil
 }
 
-// wait returns the timeout to request. Heartbeats follow at half of it, so that each machine's share lasts for the longest
-// wait. A launch keeps the hook's timeout, so that a failed machine is replaced.
+// wait returns the timeout to request. Machines may share the token of a wait, and the cloud counts heartbeats per token: each
+// sends one at half of this time, so that its share lasts for the longest wait. A launch keeps the hook's timeout, so that a
+// failed machine is replaced.
 func wait(hook cloud.Hook) time.Duration {
 	if hook.Launching {
 		return max(hook.Timeout, leastWait)
 	}
 	share := max(1, beats/(1+len(hook.Others)))
-	return min(2*longestWait/time.Duration(share), longestWait)
+	return min(2*LongestWait/time.Duration(share), LongestWait)
 }
 
 // Extend implements cloud.Hooks. Near the limit it still returns the usual time: halving the rest would exceed the token's
 // heartbeats.
-func (h hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
-	token, err := h.token(ctx, hook)
+func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
+	token, err := p.token(ctx, hook)
 	if err != nil {
 		return 0, err
 	}
 	usual := wait(hook)
-	most := usual
-	if left := time.Until(hook.Limit).Truncate(time.Second); !hook.Limit.IsZero() && left < usual {
-		if left < leastWait {
-			return usual, nil // it cannot be extended
-		}
-		most = left
+	ask := usual
+	if !hook.Limit.IsZero() {
+		// The wait may have begun before the agent noticed: a time beyond its end is refused.
+		ask = min(usual, (time.Until(hook.Limit) - unseen).Truncate(time.Second))
 	}
-	for ask := most; ; ask = max(ask/2, leastWait) {
-		// Only this call has lower-case parameter names.
-		err := h.api.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
-			"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
-		}, &struct{}{})
-		switch {
-		case err == nil && ask == most:
-			return usual, nil
-		case err == nil:
-			return ask, nil
-		case errors.Is(err, errOften) && usual >= longestWait:
-			// The other machines have used up the heartbeats.
-			return usual, nil
-		case !errors.Is(err, errLimit), errors.Is(err, errOften), ask <= leastWait:
-			return 0, err
-		}
-		// The start of the six hours is undocumented: a shorter time may work.
+	if ask < leastWait {
+		return usual, nil // it cannot be extended
 	}
+	// Only this call has lower-case parameter names.
+	err = p.ess.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
+		"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
+	}, &struct{}{})
+	if err == nil || errors.Is(err, errOften) && usual >= LongestWait { // the other machines have used up the heartbeats
+		return usual, nil
+	}
+	return 0, err
 }
 
 // Complete implements cloud.Hooks: all instances of the action continue.
-func (h hooks) Complete(ctx context.Context, hook cloud.Hook) error {
-	token, err := h.token(ctx, hook)
+func (p *Provider) Complete(ctx context.Context, hook cloud.Hook) error {
+	token, err := p.token(ctx, hook)
 	if err != nil {
 		return err
 	}
-	return h.complete(ctx, hook.ID, token)
+	return p.complete(ctx, hook.ID, token)
 }
 
-func (h hooks) complete(ctx context.Context, id, token string) error {
-	return h.api.call(ctx, cloud.CallAttempts, "CompleteLifecycleAction", url.Values{
+func (p *Provider) complete(ctx context.Context, id, token string) error {
+	return p.ess.call(ctx, cloud.CallAttempts, "CompleteLifecycleAction", url.Values{
 		"LifecycleHookId": {id}, "LifecycleActionToken": {token}, "LifecycleActionResult": {"CONTINUE"},
 	}, &struct{}{})
 }
 
 // Check implements cloud.Provider. It sends no real heartbeat: the cloud counts them.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
-	h := hooks{p.ess}
-	group, state, err := h.api.membership(ctx, cloud.CallAttempts)
+	group, state, err := p.membership(ctx, cloud.CallAttempts)
 	if err != nil || group == "" {
 		return cloud.Check{}, err
 	}
-	all, err := h.list(ctx, group, false)
+	all, err := p.list(ctx, group, false)
 	if err != nil {
 		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
 	for i := range all {
-		all[i].Limit = time.Now().Add(longestWait)
+		all[i].Limit = time.Now().Add(LongestWait)
 	}
 	return f.Check(group, all, func(hook cloud.Hook) error {
 		// A drain needs these two permissions to find the token.
-		if _, err := h.actions(ctx, group); err != nil || step(state) != "InService" {
+		if _, err := p.actions(ctx, group); err != nil || step(state) != "InService" {
 			return err
 		}
-		_, err := h.Extend(ctx, cloud.Hook{ID: hook.ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true}) // matches no action
+		_, err := p.Extend(ctx, cloud.Hook{ID: hook.ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true}) // matches no action
 		if errors.Is(err, errOver) {
 			return cloud.ErrNotWaiting
 		}

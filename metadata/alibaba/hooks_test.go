@@ -83,12 +83,12 @@ func TestPending(t *testing.T) {
 			row(t, fmt.Sprintf("%s/wrapped=%t", tt.name, wrapped), func(t *testing.T, a *account) {
 				a.Wrap(wrapped)
 				a.plays(tt.history...)
-				all, err := a.open().Hooks().Pending(t.Context(), tt.launching)
+				all, err := a.open().Pending(t.Context(), tt.launching)
 				wants(t, err, tt.err)
 				got := ""
 				for _, h := range all {
 					got += fmt.Sprintf("%s %t %s %v;", h.Name, h.Token != "", h.Timeout, h.Others)
-					limit := h.Token == "" || h.Limit.Equal(time.Now().Add(longestWait))
+					limit := h.Token == "" || h.Limit.Equal(time.Now().Add(LongestWait))
 					if h.Provider != Name || h.Group != group || h.Launching != tt.launching || h.Token != a.token(h.ID) || !limit {
 						t.Errorf("%+v", h)
 					}
@@ -105,7 +105,7 @@ func TestPending(t *testing.T) {
 func TestPages(t *testing.T) {
 	bubble(t, func(t *testing.T, a *account) {
 		a.plays(waiting...)
-		_, err := a.open().Hooks().Pending(t.Context(), false)
+		_, err := a.open().Pending(t.Context(), false)
 		must.OK(t, err)
 		for action, want := range map[string]string{
 			describeScaling: "PageNumber=1&PageSize=50&RegionId=cn-hangzhou&ScalingGroupId=asg-1&StatusCode=InProgress",
@@ -128,7 +128,7 @@ func TestExtend(t *testing.T) {
 	refused := func(code string, times int) event {
 		return fails(fakes.Fault{Path: heartbeat, Code: code, Times: times})
 	}
-	const tooLong, tooOften = "LifecycleAction.TimeExceeded", "LifecycleAction.RecordTimesExceeded"
+	const tooOften = "LifecycleAction.RecordTimesExceeded"
 	for _, tt := range []struct {
 		name  string
 		hook  cloud.Hook
@@ -138,21 +138,18 @@ func TestExtend(t *testing.T) {
 		asked string // for how many seconds
 		err   error
 	}{
-		{"one machine", machines(1), longestWait, nil, 40 * time.Minute, "2400", nil},
-		{"three machines", machines(3), longestWait, nil, 2 * time.Hour, "7200", nil},
-		{"forty machines", machines(40), longestWait, nil, longestWait, "21600", nil},
+		{"one machine", machines(1), LongestWait, nil, 40 * time.Minute, "2400", nil},
+		{"three machines", machines(3), LongestWait, nil, 2 * time.Hour, "7200", nil},
+		{"forty machines", machines(40), LongestWait, nil, LongestWait, "21588", nil},
 		{"a start", start(5 * time.Minute), 0, nil, 5 * time.Minute, "300", nil},
 		{"a start whose time is not known", start(0), 0, nil, leastWait, "30", nil},
-		{"until the limit", machines(1), 10 * time.Minute, nil, 40 * time.Minute, "600", nil},
+		{"until the limit", machines(1), 10 * time.Minute, nil, 40 * time.Minute, "588", nil},
 		{"at the limit", machines(1), 29 * time.Second, nil, 40 * time.Minute, "", nil},
 		{"past the limit", machines(1), -time.Hour, nil, 40 * time.Minute, "", nil},
-		{"a shorter time is accepted", machines(1), longestWait, history{refused(tooLong, 2)}, 10 * time.Minute, "2400 1200 600", nil},
-		{"less until the limit", machines(1), 10 * time.Minute, history{refused(tooLong, 1)}, 5 * time.Minute, "600 300", nil},
-		{"no time is accepted", machines(1), longestWait, history{refused(tooLong, 0)}, 0, "2400 1200 600 300 150 75 37 30", errLimit},
-		{"too often", machines(1), longestWait, history{refused(tooOften, 0)}, 0, "2400", errOften},
-		{"more machines than heartbeats", machines(40), longestWait - time.Second, history{refused(tooOften, 0)}, longestWait, "21599", nil},
-		{"over", cloud.Hook{ID: drain.Name, Token: "of another wait"}, longestWait, nil, 0, "2400", cloud.ErrGone},
-		{"denied", machines(1), longestWait, history{denies(heartbeat)}, 0, "2400", lacks(heartbeat)},
+		{"too often", machines(1), LongestWait, history{refused(tooOften, 0)}, 0, "2400", errOften},
+		{"more machines than heartbeats", machines(40), LongestWait - time.Second, history{refused(tooOften, 0)}, LongestWait, "21587", nil},
+		{"over", cloud.Hook{ID: drain.Name, Token: "of another wait"}, LongestWait, nil, 0, "2400", cloud.ErrGone},
+		{"denied", machines(1), LongestWait, history{denies(heartbeat)}, 0, "2400", lacks(heartbeat)},
 		{"without a token", cloud.Hook{ID: drain.Name}, 0, nil, 40 * time.Minute, "2400", nil},
 		{"without a token, not waiting", cloud.Hook{ID: logs.Name}, 0, nil, 0, "", cloud.ErrNotWaiting},
 	} {
@@ -165,9 +162,9 @@ func TestExtend(t *testing.T) {
 			if tt.left != 0 {
 				tt.hook.Limit = time.Now().Add(tt.left)
 			}
-			got, err := a.open().Hooks().Extend(t.Context(), tt.hook)
+			got, err := a.open().Extend(t.Context(), tt.hook)
 			wants(t, err, tt.err)
-			if errors.Is(err, errLimit) && errors.Is(err, cloud.ErrGone) {
+			if errors.Is(err, errOften) && errors.Is(err, cloud.ErrGone) {
 				t.Errorf("a hook that waits is over: %v", err)
 			}
 			var asked []string
@@ -194,7 +191,7 @@ func TestHeartbeats(t *testing.T) {
 				must.OK(t, a.Attach(group, all[n+1], nil))
 			}
 			a.plays(ends(all...), waits)
-			h := a.open().Hooks()
+			h := a.open()
 			hooks, err := h.Pending(t.Context(), false)
 			must.OK(t, err)
 			end := hooks[0].Limit
@@ -242,7 +239,7 @@ func TestComplete(t *testing.T) {
 			if tt.token == "its" {
 				tt.token = a.token(drain.Name)
 			}
-			wants(t, a.open().Hooks().Complete(t.Context(), cloud.Hook{ID: tt.id, Token: tt.token}), tt.err)
+			wants(t, a.open().Complete(t.Context(), cloud.Hook{ID: tt.id, Token: tt.token}), tt.err)
 			completed := slices.ContainsFunc(a.Books(), func(e fakes.Entry) bool { return e.What == fakes.Completed && e.By == self && e.Text == "CONTINUE" })
 			if completed != tt.completed || tt.token == "" && !tt.completed && len(a.called(complete)) > 0 {
 				t.Errorf("completed %t by %d calls", completed, len(a.called(complete)))

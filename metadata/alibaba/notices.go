@@ -109,7 +109,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 	every, member := scalingEvery, false
 	var refused *cloud.DeniedError
 	cloud.Poll(ctx, p.opts.Log, "state in the scaling group", scalingEvery, func(ctx context.Context) (time.Duration, error) {
-		group, state, err := p.ess.membership(ctx, 1)
+		group, state, err := p.membership(ctx, 1)
 		var pause time.Duration
 		denied, isDenied := errors.AsType[*cloud.DeniedError](err)
 		switch {
@@ -143,18 +143,19 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 }
 
 func scaling(state string) []cloud.Notice {
-	n := cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Park), Kind: cloud.Park, Who: "Auto Scaling"}
+	var n cloud.Notice
 	switch step(state) {
 	case "InService", "Pending":
 		return nil
 	case "Removing":
-		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Terminate), cloud.Terminate, "scale-in"
+		n = cloud.OfGroup(Name, cloud.Terminate, "scale-in")
 	case "Standby":
-		n.Reason = "standby"
+		n = cloud.OfGroup(Name, cloud.Park, "standby")
 	case "Stopped":
-		n.Reason = "stopped by the group"
+		n = cloud.OfGroup(Name, cloud.Park, "stopped by the group")
 	default:
-		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Unknown)+"/"+state, cloud.Unknown, "state "+state
+		n = cloud.OfGroup(Name, cloud.Unknown, "state "+state)
+		n.ID += "/" + state
 	}
 	return []cloud.Notice{n}
 }

@@ -1,6 +1,9 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package aws reads the EC2 instance metadata service (IMDSv2) and calls the Auto Scaling API for this instance.
+//
+// The SDK's retries are off: a slow service exhausts their budget for a long time. Package cloud retries instead.
 package aws
 
 import (
@@ -15,9 +18,12 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -55,10 +61,20 @@ type Provider struct {
 	items   *cloud.Client
 	clients []*imds.Client
 	hosts   cloud.Hosts // the index of the client in use
-	hooks   *hooks
+
+	api cloud.APIClient // of Auto Scaling
+	// credentials come only from the metadata service, never from a file or the environment.
+	credentials *sdk.CredentialsCache
+
+	mu     sync.Mutex
+	groups *autoscaling.Client // nil until the identity is known
+	self   identity
 }
 
-var _ cloud.Provider = (*Provider)(nil)
+var (
+	_ cloud.Provider = (*Provider)(nil)
+	_ cloud.Hooks    = (*Provider)(nil)
+)
 
 // New opens the provider. It makes no request, and returns [cloud.ErrForbidden] if opts disables the provider.
 func New(opts cloud.Options) (*Provider, error) {
@@ -70,17 +86,19 @@ func New(opts cloud.Options) (*Provider, error) {
 			Hint:  "unset AWS_EC2_METADATA_DISABLED, or use --provider generic",
 		}
 	}
-	given, err := opts.Endpoint(Name)
+	p := &Provider{opts: opts}
+	var err error
+	p.items, err = cloud.New(cloud.Client{
+		Provider: Name, Ask: p.ask, Foreign: hintNoDocument, Silent: hintHopLimit, NoTokens: hintNoV2,
+		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: cloud.HintToken, http.StatusForbidden: hintOff},
+	}, opts)
 	if err != nil {
 		return nil, err
 	}
 	endpoints := []string{Endpoint, EndpointIPv6}
-	if given != "" {
-		endpoints = []string{given}
+	if p.items.Origin != "" {
+		endpoints = []string{p.items.Origin}
 	}
-	p := &Provider{opts: opts}
-	hints := &cloud.TokenHints{Unreachable: hintUnreachable, Silent: hintHopLimit, Off: hintOff, NoTokens: hintNoV2}
-	p.items = cloud.New(cloud.Client{Provider: Name, Ask: p.ask, Judge: hints.Judge, Foreign: hintNoDocument}, opts)
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
 			HTTPClient: wire{p.items}, Endpoint: e,
@@ -92,7 +110,11 @@ func New(opts cloud.Options) (*Provider, error) {
 			DisableDefaultTimeout: true,
 		}))
 	}
-	p.hooks, err = newHooks(p)
+	p.credentials = sdk.NewCredentialsCache(
+		ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = roleMetadata{p} }),
+		func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
+	)
+	p.api, err = opts.API(EndpointAutoScaling)
 	return p, err
 }
 
@@ -102,17 +124,24 @@ func (p *Provider) Name() string { return Name }
 // wire sends the SDK's requests with the agent's client.
 type wire struct{ c *cloud.Client }
 
-// failureKey holds the **cloud.Error of one call: the SDK's error lacks the cause.
-type failureKey struct{}
+// exchangeKey holds the *exchange of one call.
+type exchangeKey struct{}
+
+// exchange is the last answer: the SDK's error lacks the cause.
+type exchange struct {
+	body   []byte
+	failed *cloud.Error
+}
 
 // Do implements the SDK's HTTP client.
 func (w wire) Do(req *http.Request) (*http.Response, error) {
 	head, body, err := w.c.Do(req)
 	status := http.StatusOK
-	if e, ok := errors.AsType[*cloud.Error](err); ok {
-		if failed, ok := req.Context().Value(failureKey{}).(**cloud.Error); ok {
-			*failed = e
-		}
+	e, _ := errors.AsType[*cloud.Error](err)
+	if last, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
+		*last = exchange{body, e}
+	}
+	if e != nil {
 		if e.Status != http.StatusUnauthorized {
 			return nil, err
 		}
@@ -125,34 +154,23 @@ func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, e
 	// An IPv6-only machine may have no route to the IPv4 address, and vice versa.
 	used := p.hosts.Current()
 	client := p.clients[int(used)%len(p.clients)]
-	var failed *cloud.Error
-	content, err := read(context.WithValue(ctx, failureKey{}, &failed), client, path)
+	var last exchange
+	ctx = context.WithValue(ctx, exchangeKey{}, &last)
+	var err error
+	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
+		_, err = client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
+	} else {
+		_, err = client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
+	}
+	p.hosts.Note(used, last.failed == nil || last.failed.Connected)
 	switch {
 	case err == nil:
-		p.hosts.Note(used, true)
-		body, err := io.ReadAll(content)
-		return nil, body, err
-	case failed == nil:
+		return nil, last.body, nil
+	case last.failed == nil:
 		// The SDK rejected the token or the missing lifetime.
 		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}
 	}
-	p.hosts.Note(used, failed.Connected)
-	return nil, nil, failed
-}
-
-func read(ctx context.Context, client *imds.Client, path string) (io.Reader, error) {
-	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
-		out, err := client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
-		if err != nil {
-			return nil, err
-		}
-		return out.Content, nil
-	}
-	out, err := client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
-	if err != nil {
-		return nil, err
-	}
-	return out.Content, nil
+	return nil, nil, last.failed
 }
 
 type identity struct {

@@ -109,7 +109,7 @@ func (e *emulated) watch(t *testing.T) {
 }
 
 // pass advances the time and returns the reports in between.
-func (e *emulated) pass(d time.Duration) map[string][]int {
+func (e *emulated) pass(d time.Duration) map[string]int {
 	<-time.After(d)
 	synctest.Wait()
 	return e.Reports()

@@ -10,7 +10,6 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -48,7 +47,7 @@ func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
 		e.Update(func(i *fakeaws.Instance) { i.Tags = map[string]string{"Name": "edge"} })
 		inst, err := e.p.Instance(t.Context())
 		must.OK(t, err)
-		if _, ok := metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role"); ok || !inst.TagsKnown {
+		if inst.Tags["amsagent:role"] != "" || !inst.TagsKnown {
 			t.Fatalf("tags %v, known %v: there is nothing to wait for", inst.Tags, inst.TagsKnown)
 		}
 		time.AfterFunc(41*time.Second, func() { e.Update(func(i *fakeaws.Instance) { i.Tags = tags }) })
@@ -59,7 +58,7 @@ func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
 			if inst, err = e.p.Instance(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			role, _ = metadata.Lookup(inst.Tags, "amsagent:role", "amsagent-role")
+			role = inst.Tags["amsagent:role"]
 		}
 		if role != "edge" || inst.Group != group {
 			t.Errorf("role %q, group %q", role, inst.Group)
@@ -105,8 +104,8 @@ func TestFieldReport08_TagKeysWithSpaces(t *testing.T) {
 				t.Errorf("hint %q", inst.TagsHint)
 			}
 			for _, r := range f.Seen() {
-				if strings.ContainsAny(r.Path, " ") || strings.Contains(r.Path, "team") {
-					t.Errorf("asked for %q", r.Path)
+				if strings.ContainsAny(r.URL.Path, " ") || strings.Contains(r.URL.Path, "team") {
+					t.Errorf("asked for %q", r.URL.Path)
 				}
 			}
 		})

@@ -13,13 +13,11 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
-	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/autoscaling"
 	"github.com/aws/smithy-go"
@@ -33,39 +31,8 @@ const EndpointAutoScaling = "aws-autoscaling"
 
 const noRole = "the instance has no IAM role (instance profile)"
 
-// hooks calls the Auto Scaling API with the role's credentials.
-type hooks struct {
-	p    *Provider
-	http cloud.APIClient
-	// credentials come only from the metadata service, never from a file or the environment.
-	credentials *sdk.CredentialsCache
-
-	mu   sync.Mutex
-	api  *autoscaling.Client // nil until the identity is known
-	self identity
-}
-
-var _ cloud.Hooks = (*hooks)(nil)
-
 // credentialsWindow is the renewal margin that AWS advises.
 const credentialsWindow = 5 * time.Minute
-
-func newHooks(p *Provider) (*hooks, error) {
-	client, err := p.opts.API(EndpointAutoScaling)
-	if err != nil {
-		return nil, err
-	}
-	return &hooks{
-		p: p, http: client,
-		credentials: sdk.NewCredentialsCache(
-			ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = roleMetadata{p} }),
-			func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
-		),
-	}, nil
-}
-
-// Hooks returns the hooks of the instance's group.
-func (p *Provider) Hooks() cloud.Hooks { return p.hooks }
 
 // roleMetadata reads the role's credentials with the agent's client.
 type roleMetadata struct{ p *Provider }
@@ -89,18 +56,18 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	return &imds.GetMetadataOutput{Content: io.NopCloser(bytes.NewReader(body))}, nil
 }
 
-func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.api != nil {
-		return h.api, h.self, nil
+// open reads the identity, whose region is needed; both stay.
+func (p *Provider) open(ctx context.Context) (err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.groups != nil {
+		return nil
 	}
-	self, err := cloud.Read(ctx, h.p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
-	if err != nil {
-		return nil, self, err
+	if p.self, err = cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity); err != nil {
+		return err
 	}
 	o := autoscaling.Options{
-		Region: self.Region, Credentials: h.credentials, HTTPClient: answers{h.http.HTTP},
+		Region: p.self.Region, Credentials: p.credentials, HTTPClient: answers{p.api.HTTP},
 		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
 			o.MaxAttempts, o.MaxBackoff, o.RateLimiter = cloud.CallAttempts, time.Second, ratelimit.None
 			// The SDK corrects its clock after this error, but does not retry.
@@ -108,14 +75,14 @@ func (h *hooks) open(ctx context.Context) (*autoscaling.Client, identity, error)
 		}),
 	}
 	switch {
-	case h.http.Endpoint != "":
-		o.BaseEndpoint = &h.http.Endpoint
-	case !self.PrivateIP.IsValid():
+	case p.api.Endpoint != "":
+		o.BaseEndpoint = &p.api.Endpoint
+	case !p.self.PrivateIP.IsValid():
 		// The default name is reachable over IPv6 only by NAT64 or a VPC endpoint.
 		o.EndpointOptions.UseDualStackEndpoint = sdk.DualStackEndpointStateEnabled
 	}
-	h.api, h.self = autoscaling.New(o), self
-	return h.api, self, nil
+	p.groups = autoscaling.New(o)
+	return nil
 }
 
 // answers rejects a 200 that is not from the API: the SDK accepts an empty body or a proxy's page, and the hook would keep
@@ -141,21 +108,21 @@ func (a answers) Do(req *http.Request) (*http.Response, error) {
 }
 
 // call retries once with new credentials.
-func (h *hooks) call(ctx context.Context, action, group string, fn func(context.Context, *autoscaling.Client, identity) error) error {
+func (p *Provider) call(ctx context.Context, action, group string, fn func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, cloud.CallTimeout)
 	defer cancel()
-	api, self, err := h.open(ctx)
+	err := p.open(ctx)
 	if err != nil {
 		return fmt.Errorf("calling %s: %w", action, err)
 	}
-	if err = fn(ctx, api, self); code(err) == "ExpiredToken" || code(err) == "InvalidClientTokenId" {
-		h.credentials.Invalidate()
-		err = fn(ctx, api, self)
+	if err = fn(ctx); code(err) == "ExpiredToken" || code(err) == "InvalidClientTokenId" {
+		p.credentials.Invalidate()
+		err = fn(ctx)
 	}
 	if err == nil {
 		return nil
 	}
-	return explain(err, action, group, self)
+	return p.explain(err, action, group)
 }
 
 func code(err error) string {
@@ -165,11 +132,11 @@ func code(err error) string {
 	return ""
 }
 
-func explain(err error, action, group string, self identity) error {
+func (p *Provider) explain(err error, action, group string) error {
 	doing := "calling " + action
 	denied := func(reason string) error {
 		return &cloud.DeniedError{
-			Permission: "autoscaling:" + action, Policy: Policy(self.Region, self.AccountID, group), Reason: reason, NoRole: reason == noRole, Provider: Name, Group: group,
+			Permission: "autoscaling:" + action, Policy: Policy(p.self.Region, p.self.AccountID, group), Reason: reason, NoRole: reason == noRole, Provider: Name, Group: group,
 		}
 	}
 	// The metadata service returned no credentials.
@@ -181,7 +148,7 @@ func explain(err error, action, group string, self identity) error {
 	}
 	api, ok := errors.AsType[smithy.APIError](err)
 	if _, sent := errors.AsType[*smithyhttp.RequestSendError](err); sent || !ok && errors.Is(err, context.DeadlineExceeded) {
-		return &cloud.UnreachableError{Action: action, API: "the Auto Scaling API", Cause: cloud.WireCause(err)}
+		return cloud.Unreachable(action, "Auto Scaling", err)
 	}
 	if !ok {
 		return fmt.Errorf("%s: the answer is not one of the Auto Scaling API: %w", doing, cloud.WireCause(err))
@@ -206,14 +173,14 @@ func explain(err error, action, group string, self identity) error {
 }
 
 // membership returns the group or "", and a lifecycle state such as InService or Terminating:Wait.
-func (h *hooks) membership(ctx context.Context) (group, state string, err error) {
-	err = h.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context, api *autoscaling.Client, self identity) error {
-		out, err := api.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{self.InstanceID}})
+func (p *Provider) membership(ctx context.Context) (group, state string, err error) {
+	err = p.call(ctx, "DescribeAutoScalingInstances", "", func(ctx context.Context) error {
+		out, err := p.groups.DescribeAutoScalingInstances(ctx, &autoscaling.DescribeAutoScalingInstancesInput{InstanceIds: []string{p.self.InstanceID}})
 		if err != nil {
 			return err
 		}
 		for _, i := range out.AutoScalingInstances {
-			if sdk.ToString(i.InstanceId) == self.InstanceID {
+			if sdk.ToString(i.InstanceId) == p.self.InstanceID {
 				group, state = sdk.ToString(i.AutoScalingGroupName), sdk.ToString(i.LifecycleState)
 			}
 		}
@@ -223,11 +190,11 @@ func (h *hooks) membership(ctx context.Context) (group, state string, err error)
 }
 
 // Pending implements cloud.Hooks: all hooks of the group wait at their transition.
-func (h *hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
-	group, _, err := h.membership(ctx)
+func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, error) {
+	group, _, err := p.membership(ctx)
 	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
 		// The tag also names the group.
-		group, _ = cloud.Read(ctx, h.p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
+		group, _ = cloud.Read(ctx, p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
 	}
 	if err != nil && group == "" {
 		return nil, err
@@ -235,13 +202,13 @@ func (h *hooks) Pending(ctx context.Context, launching bool) ([]cloud.Hook, erro
 	if group == "" {
 		return nil, nil
 	}
-	return h.list(ctx, group, launching)
+	return p.list(ctx, group, launching)
 }
 
-func (h *hooks) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
+func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cloud.Hook, error) {
 	var found []cloud.Hook
-	err := h.call(ctx, "DescribeLifecycleHooks", group, func(ctx context.Context, api *autoscaling.Client, _ identity) error {
-		out, err := api.DescribeLifecycleHooks(ctx, &autoscaling.DescribeLifecycleHooksInput{AutoScalingGroupName: &group})
+	err := p.call(ctx, "DescribeLifecycleHooks", group, func(ctx context.Context) error {
+		out, err := p.groups.DescribeLifecycleHooks(ctx, &autoscaling.DescribeLifecycleHooksInput{AutoScalingGroupName: &group})
 		if err != nil {
 			return err
 		}
@@ -271,36 +238,36 @@ func (h *hooks) list(ctx context.Context, group string, launching bool) ([]cloud
 func seconds(n *int32) time.Duration { return time.Duration(max(0, sdk.ToInt32(n))) * time.Second }
 
 // Extend implements cloud.Hooks.
-func (h *hooks) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
-	return hook.Timeout, h.why(ctx, hook, h.extend(ctx, hook, nil))
+func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
+	return hook.Timeout, p.why(ctx, hook, p.extend(ctx, hook, nil))
 }
 
 // extend omits a real hook's token: the instance's id selects the waiting action, and a late event's token may be stale.
-func (h *hooks) extend(ctx context.Context, hook cloud.Hook, token *string) error {
-	return h.call(ctx, "RecordLifecycleActionHeartbeat", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
-		_, err := api.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
-			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &self.InstanceID, LifecycleActionToken: token,
+func (p *Provider) extend(ctx context.Context, hook cloud.Hook, token *string) error {
+	return p.call(ctx, "RecordLifecycleActionHeartbeat", hook.Group, func(ctx context.Context) error {
+		_, err := p.groups.RecordLifecycleActionHeartbeat(ctx, &autoscaling.RecordLifecycleActionHeartbeatInput{
+			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &p.self.InstanceID, LifecycleActionToken: token,
 		})
 		return err
 	})
 }
 
 // Complete implements cloud.Hooks.
-func (h *hooks) Complete(ctx context.Context, hook cloud.Hook) error {
-	return h.why(ctx, hook, h.call(ctx, "CompleteLifecycleAction", hook.Group, func(ctx context.Context, api *autoscaling.Client, self identity) error {
-		_, err := api.CompleteLifecycleAction(ctx, &autoscaling.CompleteLifecycleActionInput{
-			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &self.InstanceID,
+func (p *Provider) Complete(ctx context.Context, hook cloud.Hook) error {
+	return p.why(ctx, hook, p.call(ctx, "CompleteLifecycleAction", hook.Group, func(ctx context.Context) error {
+		_, err := p.groups.CompleteLifecycleAction(ctx, &autoscaling.CompleteLifecycleActionInput{
+			AutoScalingGroupName: &hook.Group, LifecycleHookName: &hook.Name, InstanceId: &p.self.InstanceID,
 			LifecycleActionResult: sdk.String("CONTINUE"),
 		})
 		return err
 	}))
 }
 
-func (h *hooks) why(ctx context.Context, hook cloud.Hook, err error) error {
+func (p *Provider) why(ctx context.Context, hook cloud.Hook, err error) error {
 	if !errors.Is(err, cloud.ErrNotWaiting) {
 		return err
 	}
-	group, state, merr := h.membership(ctx)
+	group, state, merr := p.membership(ctx)
 	switch {
 	case merr != nil:
 		return err
@@ -308,45 +275,38 @@ func (h *hooks) why(ctx context.Context, hook cloud.Hook, err error) error {
 		return fmt.Errorf("%w: the instance is in no group any more", cloud.ErrGone)
 	case group != hook.Group:
 		return fmt.Errorf("%w: the instance is in group %s now, not in %s", cloud.ErrMoved, group, hook.Group)
-	case isOver(state, hook.Launching), hook.Parking && isParked(state):
+	case isOver(state, hook):
 		return fmt.Errorf("%w: the instance is %s", cloud.ErrGone, state)
 	}
 	return fmt.Errorf("%w (the instance is %s)", err, state)
 }
 
-func isParked(state string) bool {
-	switch state {
-	case "Standby", "Warmed:Running", "Warmed:Stopped", "Warmed:Hibernated":
-		return true
-	}
-	return false
-}
-
-// isOver reports whether no hook will wait. The API may lag behind the metadata, so states before the transition do not
-// count.
-func isOver(state string, launching bool) bool {
+// isOver reports whether the hook will not wait any more. The API may lag behind the metadata, so states before the
+// transition do not count.
+func isOver(state string, hook cloud.Hook) bool {
 	main, step, _ := strings.Cut(strings.TrimPrefix(state, "Warmed:"), ":")
 	switch main {
 	case "Terminated", "Detached", "Detaching":
 		return true
 	case "Terminating":
-		return launching || step == "Proceed" || step == "Retained"
+		return hook.Launching || step == "Proceed" || step == "Retained"
 	case "Pending":
-		return launching && state == "Pending:Proceed"
+		return hook.Launching && state == "Pending:Proceed"
 	case "InService":
-		return launching
+		return hook.Launching
+	case "Standby", "Running", "Stopped", "Hibernated":
+		return hook.Parking
 	}
 	return false
 }
 
 // Check implements cloud.Provider. While the group has the machine in service, no hook waits for it.
 func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, error) {
-	h := p.hooks
-	group, state, err := h.membership(ctx)
+	group, state, err := p.membership(ctx)
 	if err != nil || group == "" {
 		return cloud.Check{Group: group}, err
 	}
-	all, err := h.list(ctx, group, false)
+	all, err := p.list(ctx, group, false)
 	if err != nil {
 		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
@@ -354,7 +314,7 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		if state != "InService" {
 			return nil
 		}
-		return h.extend(ctx, hook, sdk.String("00000000-0000-0000-0000-000000000000")) // matches no action
+		return p.extend(ctx, hook, sdk.String("00000000-0000-0000-0000-000000000000")) // matches no action
 	})
 }
 

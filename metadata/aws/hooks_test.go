@@ -33,7 +33,7 @@ func hook(name string, launching bool) cloud.Hook {
 func TestHooksWire(t *testing.T) {
 	t.Parallel()
 	emulate(t, func(t *testing.T, e *emulated) {
-		ctx, hooks := t.Context(), e.p.Hooks()
+		ctx, hooks := t.Context(), e.p
 		ending, starting := hook("z", false), hook("up", true)
 		ending.Timeout, ending.Abandons, ending.Limit = 5*time.Minute, true, time.Now().Add(500*time.Minute)
 		starting.Timeout, starting.Limit = time.Hour, time.Now().Add(48*time.Hour)
@@ -95,7 +95,7 @@ func TestHooksPlace(t *testing.T) {
 				})
 				e.open(t, tt.given)
 				e.asg.Deny(completing)
-				denied, ok := errors.AsType[*cloud.DeniedError](e.p.Hooks().Complete(t.Context(), hook("h", false)))
+				denied, ok := errors.AsType[*cloud.DeniedError](e.p.Complete(t.Context(), hook("h", false)))
 				if !ok || !strings.Contains(denied.Policy, tt.arn) || e.url != tt.url {
 					t.Errorf("%s: %+v", e.url, denied)
 				}
@@ -164,7 +164,7 @@ func TestHooksErrors(t *testing.T) {
 					tt.fault.Path = completing
 					must.OK(t, e.asg.AddFault(tt.fault))
 				}
-				err := e.p.Hooks().Complete(t.Context(), hook("z", false))
+				err := e.p.Complete(t.Context(), hook("z", false))
 				if want, ok := errors.AsType[*cloud.DeniedError](tt.want); ok {
 					got, _ := errors.AsType[*cloud.DeniedError](err)
 					if diff := cmp.Diff(want, got); diff != "" {
@@ -189,7 +189,7 @@ func TestHooksExpiredKey(t *testing.T) {
 	t.Parallel()
 	emulate(t, func(t *testing.T, e *emulated) {
 		for range 2 {
-			_, err := e.p.Hooks().Pending(t.Context(), false)
+			_, err := e.p.Pending(t.Context(), false)
 			must.OK(t, err)
 			e.ExpireKeys()
 		}
@@ -221,7 +221,7 @@ func TestHooksOver(t *testing.T) {
 	} {
 		emulate(t, func(t *testing.T, e *emulated) {
 			must.OK(t, e.asg.Move(self, "Terminated", tt.state))
-			if _, err := e.p.Hooks().Extend(t.Context(), tt.hook); !errors.Is(err, tt.want) {
+			if _, err := e.p.Extend(t.Context(), tt.hook); !errors.Is(err, tt.want) {
 				t.Errorf("%s, %+v: %v, want %v", tt.state, tt.hook, err, tt.want)
 			}
 		})
@@ -233,7 +233,7 @@ func TestHooksOver(t *testing.T) {
 func TestHooksDenied(t *testing.T) {
 	t.Parallel()
 	emulate(t, func(t *testing.T, e *emulated) {
-		hooks := e.p.Hooks()
+		hooks := e.p
 		e.asg.Deny("DescribeAutoScalingInstances")
 		if got, err := hooks.Pending(t.Context(), true); err != nil || len(got) != 1 || got[0].Group != group {
 			t.Errorf("%+v, %v", got, err)
@@ -275,7 +275,7 @@ func TestHooksClock(t *testing.T) {
 		p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: e.Server}, APITransport: clock})
 		must.OK(t, err)
 		e.terminate(t)
-		must.OK(t, p.Hooks().Complete(t.Context(), hook("z", false)))
+		must.OK(t, p.Complete(t.Context(), hook("z", false)))
 		if calls := e.entries(fakes.Call); len(calls) != 2 || calls[0].Code != "RequestExpired" {
 			t.Errorf("%+v", calls)
 		}
@@ -299,7 +299,7 @@ func TestHooksNoRole(t *testing.T) {
 			t.Parallel()
 			emulate(t, func(t *testing.T, e *emulated) {
 				must.OK(t, change(e))
-				d, ok := errors.AsType[*cloud.DeniedError](e.p.Hooks().Complete(t.Context(), hook("h", false)))
+				d, ok := errors.AsType[*cloud.DeniedError](e.p.Complete(t.Context(), hook("h", false)))
 				if !ok || d.Permission != "autoscaling:CompleteLifecycleAction" || !strings.Contains(d.Reason, "role") || !strings.Contains(d.Policy, "autoScalingGroupName/edge-asg") {
 					t.Errorf("%+v", d)
 				}
@@ -326,7 +326,7 @@ func TestHooksBound(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), timeout)
 					defer cancel()
 					began := time.Now()
-					if err := e.p.Hooks().Complete(ctx, hook("h", false)); err == nil || time.Since(began) > limit {
+					if err := e.p.Complete(ctx, hook("h", false)); err == nil || time.Since(began) > limit {
 						t.Errorf("%v after %v, want %v", err, time.Since(began), limit)
 					}
 				}

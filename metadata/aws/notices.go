@@ -35,7 +35,7 @@ const (
 
 // Watch implements cloud.Watcher.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
-	spotEnd, target := cloud.SpotEnd{Lead: spotLead}, targetState{membership: p.hooks.membership}
+	spotEnd, target := cloud.SpotEnd{Lead: spotLead}, targetState{membership: p.membership}
 	var wg sync.WaitGroup
 	for _, item := range []struct {
 		cloud.Item
@@ -104,33 +104,32 @@ const (
 	rootReplaced  = "RootVolumeReplaced"
 )
 
-func reimage() cloud.Notice {
-	return cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Reimage), Kind: cloud.Reimage, Who: "Auto Scaling", Reason: "root volume replaced"}
-}
+func reimage() cloud.Notice { return cloud.OfGroup(Name, cloud.Reimage, "root volume replaced") }
 
 func parseTarget(body []byte) ([]cloud.Notice, error) {
 	state, err := cloud.ParseLine(body)
 	if err != nil {
 		return nil, fmt.Errorf("the target lifecycle state: %w", err)
 	}
-	n := cloud.Notice{ID: cloud.GroupNotice(Name, cloud.Park), Kind: cloud.Park, Who: "Auto Scaling"}
+	var n cloud.Notice
 	pool, warmed := strings.CutPrefix(state, "Warmed:")
 	switch {
 	case state == "InService":
 		return nil, nil
 	case state == "Terminated", state == "Warmed:Terminated":
-		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Terminate), cloud.Terminate, "scale-in"
+		n = cloud.OfGroup(Name, cloud.Terminate, "scale-in")
 	case state == "Detached":
 		// The machine may be attached again.
-		n.Reason = "detached from the group"
+		n = cloud.OfGroup(Name, cloud.Park, "detached from the group")
 	case state == "Standby":
-		n.Reason = "standby"
+		n = cloud.OfGroup(Name, cloud.Park, "standby")
 	case strings.HasPrefix(state, replacingRoot):
 		n = reimage()
 	case warmed:
-		n.Reason = "return to the warm pool (" + pool + ")"
+		n = cloud.OfGroup(Name, cloud.Park, "return to the warm pool ("+pool+")")
 	default:
-		n.ID, n.Kind, n.Reason = cloud.GroupNotice(Name, cloud.Unknown)+"/"+state, cloud.Unknown, "target state "+state
+		n = cloud.OfGroup(Name, cloud.Unknown, "target state "+state)
+		n.ID += "/" + state
 	}
 	return []cloud.Notice{n}, nil
 }

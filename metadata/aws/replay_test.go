@@ -39,7 +39,7 @@ func TestReplay(t *testing.T) {
 			if d := cmp.Diff(jsonText(t, want), jsonText(t, inst)); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
-			f.AskedOnce(filepath.Base(dir))
+			f.AskedOnce()
 
 			var detection struct {
 				DMI      map[string]string

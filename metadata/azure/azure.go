@@ -1,10 +1,12 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package azure reads Azure's instance metadata service, and reports and acknowledges Scheduled Events of this machine.
+//
+// The service answers five requests a second for the whole machine. Watch sends one a second.
 package azure
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -50,35 +52,26 @@ type Provider struct {
 	bounded bool
 }
 
-var _ cloud.Provider = (*Provider)(nil)
+var (
+	_ cloud.Provider = (*Provider)(nil)
+	_ cloud.Hooks    = (*Provider)(nil)
+)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	origin, err := opts.Endpoint(Name)
-	if err != nil {
-		return nil, err
-	}
-	c := cloud.Client{Provider: Name, Base: cmp.Or(origin, Endpoint), Header: map[string]string{"Metadata": "true"}, Judge: judge, Foreign: hintNotAzure}
-	return &Provider{opts: opts.WithDefaults(), items: cloud.New(c, opts), bounded: opts.Timeout > 0}, nil
+	items, err := cloud.New(cloud.Client{
+		Provider: Name, Origin: Endpoint, Header: map[string]string{"Metadata": "true"}, Foreign: hintNotAzure,
+		Hints: map[int]string{
+			0: hintUnreachable, http.StatusBadRequest: hintRequest, http.StatusMethodNotAllowed: hintRequest,
+			http.StatusUnauthorized: hintForbidden, http.StatusForbidden: hintForbidden,
+			http.StatusGone: hintGone, http.StatusTooManyRequests: hintThrottled,
+		},
+	}, opts)
+	return &Provider{opts: opts.WithDefaults(), items: items, bounded: opts.Timeout > 0}, err
 }
 
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
-
-func judge(e *cloud.Error) {
-	switch {
-	case e.Status == 0 && !e.Connected:
-		e.Hint = hintUnreachable
-	case e.Status == http.StatusBadRequest, e.Status == http.StatusMethodNotAllowed:
-		e.Hint = hintRequest
-	case e.Status == http.StatusUnauthorized, e.Status == http.StatusForbidden:
-		e.Hint = hintForbidden
-	case e.Status == http.StatusGone:
-		e.Hint = hintGone
-	case e.Status == http.StatusTooManyRequests:
-		e.Hint = hintThrottled
-	}
-}
 
 type machine struct {
 	Compute struct {

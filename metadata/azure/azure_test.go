@@ -209,7 +209,7 @@ func TestInstanceFacts(t *testing.T) {
 			t.Errorf("no note has %q: %s", note, text)
 		}
 	}
-	if q := f.Seen()[0].Query; !strings.Contains(q, "extended=true") {
+	if q := f.Seen()[0].URL.RawQuery; !strings.Contains(q, "extended=true") {
 		t.Errorf("the query %s asks for a part of the answer", q)
 	}
 }

@@ -4,10 +4,8 @@
 package azure
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -29,7 +27,7 @@ const (
 
 const topicEvents = "azure-events"
 
-var eventsItem = cloud.Item{Name: "scheduled events", Path: "/metadata/scheduledevents?api-version=2020-07-01"}
+var eventsItem = cloud.Item{Name: "scheduled events", Path: "/metadata/scheduledevents?api-version=2020-07-01", Timeout: eventTimeout}
 
 type event struct {
 	ID           string   `json:"EventId"`
@@ -72,11 +70,15 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 }
 
 func (w *watch) look(ctx context.Context) error {
-	timeout := eventTimeout
+	item := eventsItem
 	if time.Since(w.good) > switchedOff {
-		timeout = firstTimeout
+		item.Timeout = firstTimeout
 	}
-	events, err := w.p.readEvents(ctx, timeout)
+	_, body, err := w.p.items.Once(ctx, item)
+	if err != nil {
+		return err
+	}
+	events, err := parseEvents(body)
 	if err != nil {
 		return err
 	}
@@ -187,34 +189,16 @@ func reason(e event) string {
 	return text
 }
 
-func (p *Provider) readEvents(ctx context.Context, timeout time.Duration) ([]event, error) {
-	item := eventsItem
-	item.Timeout = timeout
-	_, body, err := p.items.Once(ctx, item)
-	if err != nil {
-		return nil, err
-	}
-	return parseEvents(body)
-}
-
-// acknowledger completes scheduled events.
-type acknowledger struct{ p *Provider }
-
-var _ cloud.Hooks = acknowledger{}
-
-// Hooks returns the acknowledger of scheduled events.
-func (p *Provider) Hooks() cloud.Hooks { return acknowledger{p} }
-
 // Pending implements cloud.Hooks: hooks come only with notices.
-func (acknowledger) Pending(context.Context, bool) ([]cloud.Hook, error) { return nil, nil }
+func (p *Provider) Pending(context.Context, bool) ([]cloud.Hook, error) { return nil, nil }
 
 // Extend implements cloud.Hooks. Azure extends no event.
-func (acknowledger) Extend(context.Context, cloud.Hook) (time.Duration, error) {
+func (p *Provider) Extend(context.Context, cloud.Hook) (time.Duration, error) {
 	return 0, cloud.ErrNotWaiting
 }
 
 // Complete implements cloud.Hooks: the event may start, for all machines that it names.
-func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
+func (p *Provider) Complete(ctx context.Context, h cloud.Hook) error {
 	if h.Provider != Name || h.Token == "" {
 		return fmt.Errorf("%w: it is no scheduled event of Azure's", cloud.ErrGone)
 	}
@@ -225,24 +209,16 @@ func (a acknowledger) Complete(ctx context.Context, h cloud.Hook) error {
 	if err != nil {
 		return err
 	}
-	bound, cancel := context.WithTimeout(ctx, eventTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(bound, http.MethodPost, a.p.items.Base+eventsItem.Path, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	_, _, err = a.p.items.Do(req)
-	e, ok := errors.AsType[*cloud.Error](err)
-	if !ok {
-		return err
-	}
-	e.Provider, e.Item = Name, "acknowledgement of a scheduled event"
-	judge(e)
-	if e.Status == http.StatusBadRequest { // documented: the event has started or is no longer scheduled
+	item := eventsItem
+	item.Name = "acknowledgement of a scheduled event"
+	switch e := p.items.Post(ctx, item, body); {
+	case e == nil:
+		return nil
+	case e.Status == http.StatusBadRequest: // documented: the event has started or is no longer scheduled
 		return fmt.Errorf("%w: %w", cloud.ErrGone, e)
+	default:
+		return e
 	}
-	return e
 }
 
 // Check implements cloud.Provider. Reading the scale set's terminate notification would need an identity.

@@ -228,7 +228,7 @@ func TestWatch(t *testing.T) {
 		w.Look(topicEvents, time.Second, 1, terminate, reboot)
 		w.Look(topicEvents, listed, 10, terminate)
 
-		must.OK(t, w.provider().Hooks().Complete(t.Context(), *terminate.Hook))
+		must.OK(t, w.provider().Complete(t.Context(), *terminate.Hook))
 		w.Look(topicEvents, time.Second, 1, notice(cloud.Interrupt, "User", "scale-in"))
 		w.Look(topicEvents, listed, 10)
 		w.logged(0, 0)
@@ -339,14 +339,14 @@ func TestComplete(t *testing.T) {
 				if tt.refusal != 0 {
 					w.fault(fakes.Fault{Status: tt.refusal})
 				}
-				err := w.provider().Hooks().Complete(t.Context(), tt.hook)
+				err := w.provider().Complete(t.Context(), tt.hook)
 				if (err == nil) != tt.ok || errors.Is(err, cloud.ErrGone) != tt.gone || w.wrote(fakeazure.Acked) != tt.ok || len(w.Requests()) != tt.requests {
 					t.Errorf("%v, requests %v, books %v", err, w.Requests(), w.Set().Books())
 				}
 			})
 		})
 	}
-	h := open(t, cloud.Options{}).Hooks()
+	h := open(t, cloud.Options{})
 	if found, err := h.Pending(t.Context(), false); found != nil || err != nil {
 		t.Errorf("%v, %v", found, err)
 	}

@@ -4,6 +4,7 @@
 package cloud
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -67,16 +68,10 @@ func (h *Hosts) Note(used int32, connected bool) {
 	}
 }
 
-// UnreachableError reports an API that does not answer.
-type UnreachableError struct {
-	Action, API string
-	Cause       error
+// Unreachable returns the error of a call that got no answer.
+func Unreachable(action, api string, cause error) error {
+	return fmt.Errorf("calling %s: the %s API %w: %w", action, api, ErrUnreachable, WireCause(cause))
 }
 
-// Error implements error.
-func (e *UnreachableError) Error() string {
-	return fmt.Sprintf("calling %s: %s cannot be reached: %v", e.Action, e.API, e.Cause)
-}
-
-// Unwrap returns the cause.
-func (e *UnreachableError) Unwrap() error { return e.Cause }
+// ErrUnreachable is in the error of an API that does not answer.
+var ErrUnreachable = errors.New("cannot be reached")

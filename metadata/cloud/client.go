@@ -4,6 +4,7 @@
 package cloud
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -37,18 +38,19 @@ const (
 // Client reads the metadata service of this machine. It is safe for concurrent use after [New].
 type Client struct {
 	Provider string
-	Base     string
-	Header   map[string]string
+	// Origin is the cloud's own; [Options.Endpoints] overrides it. Path precedes each item's.
+	Origin, Path string
+	Header       map[string]string
 	// Token is nil for a service without session tokens.
 	Token *Token
 	// Check validates the header of a 200 answer, or is nil.
 	Check func(http.Header) error
-	// Judge may change an error's kind and hint, or is nil.
-	Judge func(*Error)
-	// Foreign is the hint if a required item is missing.
-	Foreign string
-	// Ask replaces GET below Base, or is nil. It returns an *Error.
+	// Ask replaces GET, or is nil. It returns an *Error.
 	Ask func(ctx context.Context, path string) (http.Header, []byte, error)
+	// Hints are remedies by HTTP status; 0: nothing accepts the connection.
+	Hints map[int]string
+	// Remedies if what answers is another cloud, does not answer the token request, or has no tokens.
+	Foreign, Silent, NoTokens string
 
 	opts Options
 	http *http.Client
@@ -57,7 +59,12 @@ type Client struct {
 }
 
 // New prepares a client without a request.
-func New(c Client, o Options) *Client {
+func New(c Client, o Options) (*Client, error) {
+	origin, err := o.Endpoint(c.Provider)
+	if err != nil {
+		return nil, err
+	}
+	c.Origin = cmp.Or(origin, c.Origin)
 	c.opts, c.failing = o.WithDefaults(), new(atomic.Bool)
 	rt := c.opts.Transport
 	if rt == nil {
@@ -77,7 +84,7 @@ func New(c Client, o Options) *Client {
 	if c.Ask == nil {
 		c.Ask = c.get
 	}
-	return &c
+	return &c, nil
 }
 
 // Token describes session tokens: a PUT of Path with the lifetime in header TTL; later requests use Header.
@@ -143,15 +150,12 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 			e.Context = err
 			return e
 		}
-		if s.ends(i, e) {
-			return c.final(i, e)
+		if s.ends(c, i, e) {
+			return e
 		}
 		if !c.failing.Swap(true) {
 			c.opts.Log.Warn("metadata service gave no usable answer, trying again",
 				"provider", c.Provider, "item", i.Name, "error", e, "hint", e.Hint)
-		}
-		if e.Status == http.StatusUnauthorized && s.renewed {
-			continue
 		}
 		pause := wait/2 + rand.N(wait/2+1)
 		wait = min(2*wait, MaxRetryWait)
@@ -165,22 +169,23 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 // series is a series of failed attempts for one item.
 type series struct {
 	doubtful int
-	renewed  bool   // the session token
 	last     *Error // of kind ErrNotReady
 }
 
 // ends reports whether this error is the last one.
-func (s *series) ends(i Item, e *Error) bool {
+func (s *series) ends(c *Client, i Item, e *Error) bool {
+	absent := errors.Is(e.Kind, ErrNotFound) && i.Required
 	switch {
-	case e.Status == http.StatusUnauthorized && !s.renewed:
-		// The session token expired early. A second refusal is final.
-		s.renewed = true
 	case errors.Is(e.Kind, ErrNotReady):
-		s.last, s.renewed = e, false
-	case errors.Is(e.Kind, ErrBadAnswer) && e.Status == http.StatusOK, errors.Is(e.Kind, ErrNotFound) && i.Required:
-		if s.doubtful++; s.doubtful >= doubtfulAttempts {
-			return true
+		s.last = e
+	case absent, errors.Is(e.Kind, ErrBadAnswer) && e.Status == http.StatusOK:
+		if s.doubtful++; s.doubtful < doubtfulAttempts {
+			break
 		}
+		if absent {
+			e.Kind, e.Hint = ErrNotThisCloud, cmp.Or(e.Hint, c.Foreign)
+		}
+		return true
 	default:
 		return true
 	}
@@ -191,15 +196,18 @@ func (s *series) ends(i Item, e *Error) bool {
 	return !i.Required && e.Attempts >= limit
 }
 
-func (c *Client) final(i Item, e *Error) *Error {
-	if i.Required && errors.Is(e.Kind, ErrNotFound) {
-		e.Kind, e.Hint = ErrNotThisCloud, cmp.Or(e.Hint, c.Foreign)
+func (c *Client) try(ctx context.Context, i Item, parse func([]byte) error) *Error {
+	_, body, err := c.Once(ctx, i)
+	if err == nil {
+		if err = parse(body); err != nil {
+			err = &Error{Kind: ErrBadAnswer, Status: http.StatusOK, Connected: true, Cause: err}
+		}
 	}
-	return e
+	return c.judge(i, err)
 }
 
-// Once requests an item for a caller that polls, again only for a rejected session token. It returns [ErrNotFound] if the
-// item is not set.
+// Once requests an item for a caller that polls, again only for a rejected session token: it may have expired early. It
+// returns [ErrNotFound] if the item is not set.
 func (c *Client) Once(ctx context.Context, i Item) (http.Header, []byte, error) {
 	h, body, e := c.once(ctx, i)
 	if e != nil && e.Status == http.StatusUnauthorized {
@@ -218,17 +226,19 @@ func (c *Client) once(ctx context.Context, i Item) (h http.Header, body []byte, 
 	return h, body, c.judge(i, err)
 }
 
-func (c *Client) try(ctx context.Context, i Item, parse func([]byte) error) *Error {
-	_, body, e := c.once(ctx, i)
-	if e != nil {
-		return e
+// Post sends JSON to an item, once.
+func (c *Client) Post(ctx context.Context, i Item, body []byte) *Error {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, c.opts.AttemptTimeout))
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.Origin+c.Path+i.Path, bytes.NewReader(body))
+	if err == nil {
+		req.Header.Set("Content-Type", "application/json")
+		_, _, err = c.Do(req)
 	}
-	if err := parse(body); err != nil {
-		return c.judge(i, &Error{Kind: ErrBadAnswer, Status: http.StatusOK, Connected: true, Cause: err})
-	}
-	return nil
+	return c.judge(i, err)
 }
 
+// judge completes an error with the item and the hint.
 func (c *Client) judge(i Item, err error) *Error {
 	if err == nil {
 		return nil
@@ -238,14 +248,21 @@ func (c *Client) judge(i Item, err error) *Error {
 		e = &Error{Kind: ErrNotReady, Cause: err}
 	}
 	e.Provider, e.Item = c.Provider, i.Name
-	if c.Judge != nil {
-		c.Judge(e)
+	switch status := e.Status; {
+	case errors.Is(e.Kind, ErrNotThisCloud):
+		e.Hint = cmp.Or(e.Hint, c.Foreign)
+	case e.Token && e.Connected && status == 0 && errors.Is(e.Cause, context.DeadlineExceeded):
+		e.Hint = c.Silent
+	case e.Token && (status == http.StatusNotFound || status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented):
+		e.Kind, e.Hint = ErrNotThisCloud, c.NoTokens
+	case status != 0 || !e.Connected:
+		e.Hint = c.Hints[status]
 	}
 	return e
 }
 
 func (c *Client) get(ctx context.Context, path string) (http.Header, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Base+path, http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Origin+c.Path+path, http.NoBody)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -260,7 +277,7 @@ func (c *Client) get(ctx context.Context, path string) (http.Header, []byte, err
 	e, _ := errors.AsType[*Error](err)
 	switch {
 	case e != nil && e.Status == http.StatusUnauthorized && c.Token != nil:
-		c.Token.drop(token) // it expired early
+		c.Token.drop(token)
 	case err == nil && c.Check != nil:
 		err = c.Check(h)
 	}
@@ -279,7 +296,7 @@ func (c *Client) session(ctx context.Context) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.Base+t.Path, http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.Origin+c.Path+t.Path, http.NoBody)
 	if err != nil {
 		return "", err
 	}

@@ -1,6 +1,9 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package cloud holds what the metadata providers share. Callers use package metadata, which aliases the types.
+//
+// It never reads the environment, and sends metadata requests neither through a proxy nor after a redirect.
 package cloud
 
 import (
@@ -62,6 +65,11 @@ func GroupTopic(provider string) string { return provider + "-lifecycle" }
 
 // GroupNotice returns the ID of a group notice, also for a hook's event.
 func GroupNotice(provider string, kind Kind) string { return GroupTopic(provider) + "/" + string(kind) }
+
+// OfGroup returns a group notice.
+func OfGroup(provider string, kind Kind, reason string) Notice {
+	return Notice{ID: GroupNotice(provider, kind), Kind: kind, Who: "Auto Scaling", Reason: reason}
+}
 
 // Watcher watches until ctx ends, through all failures of the cloud.
 type Watcher interface {

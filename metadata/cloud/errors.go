@@ -4,10 +4,9 @@
 package cloud
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -65,13 +64,7 @@ func (e *Error) Error() string {
 
 // Unwrap returns Kind, Cause and Context.
 func (e *Error) Unwrap() []error {
-	var out []error
-	for _, err := range []error{e.Kind, e.Cause, e.Context} {
-		if err != nil {
-			out = append(out, err)
-		}
-	}
-	return out
+	return slices.DeleteFunc([]error{e.Kind, e.Cause, e.Context}, func(err error) bool { return err == nil })
 }
 
 // HintOf returns the hint in err's chain, or "".
@@ -82,21 +75,6 @@ func HintOf(err error) string {
 	return ""
 }
 
-// TokenHints are hints for a service with session tokens. Silent: no answer to the token request.
-type TokenHints struct{ Unreachable, Silent, Off, NoTokens string }
-
-// Judge implements [Client].Judge.
-func (h *TokenHints) Judge(e *Error) {
-	switch {
-	case e.Status == 0 && !e.Connected:
-		e.Hint = h.Unreachable
-	case e.Token && e.Status == 0 && errors.Is(e.Cause, context.DeadlineExceeded):
-		e.Hint = h.Silent
-	case e.Status == http.StatusForbidden:
-		e.Hint = h.Off
-	case e.Status == http.StatusUnauthorized:
-		e.Hint = "the service refuses session tokens that it has just given out: something between this process and the service changes the requests"
-	case e.Token && (e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented):
-		e.Kind, e.Hint = ErrNotThisCloud, h.NoTokens
-	}
-}
+// HintToken is the hint for HTTP 401 to a new session token.
+const HintToken = "the service refuses session tokens that it has just given out: something between this process and the " +
+	"service changes the requests"

@@ -4,15 +4,8 @@
 package cloud
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 )
 
 const (
@@ -55,10 +48,9 @@ func (e Event) For(instance string) (Event, bool) {
 
 // Notice returns the event's notice and its time.
 func (e Event) Notice(now time.Time) (Notice, time.Time) {
-	n := Notice{ID: GroupNotice(e.Hook.Provider, e.Kind), Kind: e.Kind, Who: "Auto Scaling"}
-	n.Reason = map[Kind]string{
+	n := OfGroup(e.Hook.Provider, e.Kind, map[Kind]string{
 		Terminate: "scale-in", Reimage: "root volume replaced", Park: "return to the warm pool", Launch: "launch", Resume: "start out of the warm pool",
-	}[e.Kind]
+	}[e.Kind])
 	if e.Group != "" {
 		n.Reason += map[bool]string{true: " into group ", false: " of group "}[e.Kind == Launch] + e.Group
 	}
@@ -80,54 +72,4 @@ func (e Event) Notice(now time.Time) (Notice, time.Time) {
 // Stale reports an event older than [LongestWait].
 func (e Event) Stale(now time.Time) bool {
 	return !e.Time.IsZero() && now.Sub(e.Time) > LongestWait
-}
-
-// EventFields keeps exact names: encoding/json ignores case.
-type EventFields map[string]any
-
-// ReadEvent parses an event, also from a JSON string, as an OOS template may send it.
-func ReadEvent(data []byte) (EventFields, error) {
-	if len(data) > MaxEvent {
-		return nil, fmt.Errorf("the event is larger than %d KiB, which no message of the cloud is", MaxEvent>>10)
-	}
-	data = bytes.TrimSpace(bytes.TrimPrefix(data, []byte("\ufeff")))
-	var text string
-	if json.Unmarshal(data, &text) == nil {
-		data = []byte(text)
-	}
-	var o EventFields
-	if err := json.Unmarshal(data, &o); err != nil && len(data) > 0 {
-		return nil, errors.New("the event cannot be read: " + Printable(err.Error()))
-	}
-	if len(o) == 0 {
-		return nil, errors.New("the event is empty")
-	}
-	return o, nil
-}
-
-// Has reports whether any of the fields is set.
-func (o EventFields) Has(names ...string) bool {
-	return slices.ContainsFunc(names, func(name string) bool { return o[name] != nil })
-}
-
-// Texts reads optional string fields.
-func (o EventFields) Texts(fields map[string]*string) error {
-	for name, to := range fields {
-		text, ok := o[name].(string)
-		switch {
-		case o.Has(name) && !ok:
-			return fmt.Errorf("the event's %s is no text", name)
-		case utf8.RuneCountInString(text) > MaxText || strings.ContainsFunc(text, unicode.IsControl):
-			return fmt.Errorf("the event's %s is too long, or has characters that no name has", name)
-		}
-		*to = text
-	}
-	return nil
-}
-
-// Time parses RFC 3339; zero if invalid.
-func (o EventFields) Time(name string) time.Time {
-	text, _ := o[name].(string)
-	at, _ := time.Parse(time.RFC3339, text)
-	return at
 }

@@ -14,6 +14,18 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/plain"
+)
+
+// Bounds of values, in bytes, for the registry, logs and memory. Only GCP's attributes, which may be whole scripts, can
+// exceed them.
+const (
+	// MaxText bounds ids and names.
+	MaxText = 256
+	// MaxTag bounds a tag's value.
+	MaxTag  = 1024
+	MaxTags = 256
 )
 
 // Instance describes this machine. Empty fields are absent, unless Missing lists them.
@@ -82,6 +94,28 @@ func (i *Instance) Reached(private netip.Addr, source string, public, v6 []netip
 	}
 }
 
+// Bound truncates names, and drops long tags with a note: a truncated connection string is wrong. It returns
+// [ErrBadAnswer] for an overlong id.
+func (i *Instance) Bound() error {
+	if len(i.ID) > MaxText {
+		return &Error{Provider: i.Provider, Item: "id", Kind: ErrBadAnswer, Cause: fmt.Errorf("it has %d bytes, more than %d", len(i.ID), MaxText)}
+	}
+	for _, name := range []*string{&i.Name, &i.AccountID, &i.Region, &i.Zone, &i.Type, &i.LifeCycle, &i.Hostname, &i.Group} {
+		*name = plain.Truncate(*name, MaxText)
+	}
+	kept := Tags{}
+	for _, k := range slices.Sorted(maps.Keys(i.Tags)) {
+		if len(k) <= MaxText && len(i.Tags[k]) <= MaxTag && len(kept) < MaxTags {
+			kept[k] = i.Tags[k]
+		}
+	}
+	if left := len(i.Tags) - len(kept); left > 0 {
+		i.Tags = kept
+		i.Notes = append(i.Notes, fmt.Sprintf("%d tags are left out: there are at most %d, a key has at most %d bytes, a value %d", left, MaxTags, MaxText, MaxTag))
+	}
+	return nil
+}
+
 // NIC is a network interface with its reachable addresses. Public belongs to the first IPv4 address.
 type NIC struct {
 	Addresses []netip.Addr
@@ -123,14 +157,12 @@ func Left(ctx context.Context, provider string) error {
 	return nil
 }
 
-// Provider reads one cloud's metadata.
+// Provider reads one cloud's metadata. That of a cloud with hooks is also [Hooks].
 type Provider interface {
 	Name() string
 	// Instance caches only the session token between calls.
 	Instance(ctx context.Context) (Instance, error)
 	Watcher
-	// Hooks is nil for a cloud without hooks.
-	Hooks() Hooks
 	// Check tests permissions for termination hooks without changes.
 	Check(ctx context.Context, f Filter) (Check, error)
 }
@@ -143,24 +175,8 @@ type Silent struct {
 // Watch implements Watcher.
 func (Silent) Watch(ctx context.Context, _ Report) { <-ctx.Done() }
 
-// Hooks implements Provider.
-func (Silent) Hooks() Hooks { return nil }
-
 // Check implements Provider.
 func (s Silent) Check(context.Context, Filter) (Check, error) { return Check{Without: s.Without}, nil }
-
-// TagSet is the part of Instance that may arrive late.
-type TagSet struct {
-	Tags  Tags
-	Known bool
-	Hint  string
-	Group string
-}
-
-// TagSet returns the tags and related fields.
-func (i Instance) TagSet() TagSet {
-	return TagSet{Tags: i.Tags, Known: i.TagsKnown, Hint: i.TagsHint, Group: i.Group}
-}
 
 // Tags are an instance's tags. They may hold a connection string, so every print of the map redacts it.
 type Tags map[string]string
@@ -201,25 +217,10 @@ func redactValue(v string) string {
 }
 
 // String implements fmt.Stringer, redacted.
-func (t Tags) String() string {
-	red := t.Redacted()
-	var b strings.Builder
-	b.WriteString("{")
-	for i, k := range slices.Sorted(maps.Keys(red)) {
-		if i > 0 {
-			b.WriteString(" ")
-		}
-		fmt.Fprintf(&b, "%s=%q", k, red[k])
-	}
-	b.WriteString("}")
-	return b.String()
-}
+func (t Tags) String() string { return fmt.Sprint(t.Redacted()) }
 
 // GoString implements fmt.GoStringer, redacted.
 func (t Tags) GoString() string { return "cloud.Tags" + t.String() }
-
-// LogValue implements slog.LogValuer, redacted.
-func (t Tags) LogValue() slog.Value { return slog.StringValue(t.String()) }
 
 // MarshalJSON implements json.Marshaler, redacted.
 func (t Tags) MarshalJSON() ([]byte, error) { return json.Marshal(t.Redacted()) }

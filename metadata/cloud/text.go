@@ -12,6 +12,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // Quote quotes an answer for an error, truncated.
@@ -28,15 +30,12 @@ func Printable(s string) string {
 	const most = 300
 	s = strings.Join(strings.Fields(strings.ToValidUTF8(s, "?")), " ")
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || (r >= 0x7f && r < 0xa0) {
+		if unicode.IsControl(r) {
 			return -1
 		}
 		return r
 	}, s)
-	if r := []rune(s); len(r) > most {
-		s = string(r[:most]) + "…"
-	}
-	return s
+	return plain.Truncate(s, most)
 }
 
 // ParseLine parses one line that is not HTML.

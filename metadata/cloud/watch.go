@@ -92,32 +92,27 @@ type SpotEnd struct {
 	// Lead is the notice period.
 	Lead time.Duration
 
-	looked        bool
-	announced, at time.Time
+	looked bool
+	at     time.Time // zero: none is announced
 }
 
 // Clouds act within minutes of the announced time, if at all.
 const staleAfter = time.Hour
 
 // At returns when the machine ends: at most Lead after the first poll that saw the announcement, even with a wrong local
-// clock. The earliest end counts. An hour after it At returns zero: the machine was restarted.
+// clock. The first announcement counts. An hour after it At returns zero: the machine was restarted.
 func (s *SpotEnd) At(announced time.Time) time.Time {
 	now, first := time.Now(), !s.looked
 	s.looked = true
 	switch {
 	case announced.IsZero():
-		s.announced, s.at = time.Time{}, time.Time{}
-	case !announced.Equal(s.announced):
-		at := now.Add(min(max(0, announced.Sub(now)), s.Lead))
-		if first && now.Sub(announced) > staleAfter {
-			at = announced
-		}
-		if s.at.IsZero() || at.Before(s.at) {
-			s.at = at
-		}
-		s.announced = announced
+		s.at = time.Time{}
+	case s.at.IsZero() && first && now.Sub(announced) > staleAfter:
+		s.at = announced
+	case s.at.IsZero():
+		s.at = now.Add(min(max(0, announced.Sub(now)), s.Lead))
 	}
-	if s.at.IsZero() || now.Sub(s.at) > staleAfter {
+	if now.Sub(s.at) > staleAfter {
 		return time.Time{}
 	}
 	return s.at

@@ -1,10 +1,12 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package gcp reads Google Cloud's instance metadata and watches its termination signals.
+//
+// It keeps only the agent's own attributes: others hold keys, scripts and user data.
 package gcp
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,14 +66,11 @@ var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	origin, err := opts.Endpoint(Name)
-	if err != nil {
-		return nil, err
-	}
-	c := cloud.Client{
-		Provider: Name, Base: cmp.Or(origin, Endpoint) + base, Header: map[string]string{flavorHeader: flavor}, Check: check, Judge: judge, Foreign: hintForeign,
-	}
-	return &Provider{Silent: cloud.Silent{Without: "Google Cloud asks nothing before it ends a machine"}, opts: opts.WithDefaults(), items: cloud.New(c, opts)}, nil
+	items, err := cloud.New(cloud.Client{
+		Provider: Name, Origin: Endpoint, Path: base, Header: map[string]string{flavorHeader: flavor}, Check: check, Foreign: hintForeign,
+		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: hintRefused, http.StatusForbidden: hintRefused},
+	}, opts)
+	return &Provider{Silent: cloud.Silent{Without: "Google Cloud asks nothing before it ends a machine"}, opts: opts.WithDefaults(), items: items}, err
 }
 
 // Name implements cloud.Provider.
@@ -84,17 +83,6 @@ func check(h http.Header) error {
 	return &cloud.Error{
 		Kind: cloud.ErrNotThisCloud, Status: http.StatusOK, Connected: true,
 		Cause: fmt.Errorf("the answer carries no header %s: %s", flavorHeader, flavor),
-	}
-}
-
-func judge(e *cloud.Error) {
-	switch {
-	case errors.Is(e.Kind, cloud.ErrNotThisCloud):
-		e.Hint = hintForeign
-	case e.Status == 0 && !e.Connected:
-		e.Hint = hintUnreachable
-	case errors.Is(e.Kind, cloud.ErrForbidden):
-		e.Hint = hintRefused
 	}
 }
 

@@ -53,12 +53,11 @@ type item struct {
 	signal string
 	idle   []string
 	// began reports that the previous answer had no signal.
-	read func(ctx context.Context, began bool) *cloud.Notice
+	read func(ctx context.Context, began bool) cloud.Notice
 
-	word   string // the last value
-	looked bool
-	// strange is an unknown value, which withdraws no notice.
-	notice, strange *cloud.Notice
+	word    string // the last value
+	looked  bool
+	current []cloud.Notice
 }
 
 // Watch implements cloud.Watcher. Held requests cost an idle machine three requests a minute.
@@ -105,7 +104,7 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 		if it.take(ctx, word) {
 			confirm = confirmations
 		}
-		report(it.topic, it.current())
+		report(it.topic, it.current)
 		switch {
 		case confirm > 0:
 			confirm--
@@ -120,49 +119,46 @@ func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
 
 var oneWord = regexp.MustCompile(`^[A-Z0-9_]{0,64}$`)
 
-// take reports whether a signal has ended.
+// take reports whether a signal has ended. An unknown value withdraws no notice.
 func (it *item) take(ctx context.Context, word string) (ended bool) {
-	began := it.looked && it.notice == nil
+	known := slices.DeleteFunc(slices.Clone(it.current), func(n cloud.Notice) bool { return n.Kind == cloud.Unknown })
+	began := it.looked && len(known) == 0
 	it.looked = true
 	if word == it.word {
 		return false
 	}
-	it.word, it.strange = word, nil
+	it.word = word
 	switch {
 	case word == it.signal:
-		it.notice = it.read(ctx, began)
+		it.current = []cloud.Notice{it.read(ctx, began)}
 	case word == "" || slices.Contains(it.idle, word):
-		ended, it.notice = it.notice != nil, nil
+		it.current, ended = nil, len(known) > 0
 	default:
-		it.strange = &cloud.Notice{ID: it.topic + "/" + word, Kind: cloud.Unknown, Reason: it.path + " is " + word}
+		it.current = append(known, cloud.Notice{ID: it.topic + "/" + word, Kind: cloud.Unknown, Who: who, Reason: it.path + " is " + word})
 	}
 	return ended
 }
 
-func (it *item) current() (all []cloud.Notice) {
-	for _, n := range []*cloud.Notice{it.notice, it.strange} {
-		if n != nil {
-			n.Who = "Google Cloud"
-			all = append(all, *n)
-		}
-	}
-	return all
+const who = "Google Cloud"
+
+func counted(topic string, kind cloud.Kind, reason string, at time.Time) cloud.Notice {
+	return cloud.Notice{ID: topic + "/" + string(kind), Kind: kind, Who: who, Reason: reason, At: at, Counted: true}
 }
 
 // preempted counts the window once, even if the signal returns.
-func preempted() func(context.Context, bool) *cloud.Notice {
+func preempted() func(context.Context, bool) cloud.Notice {
 	var end time.Time
-	return func(context.Context, bool) *cloud.Notice {
+	return func(context.Context, bool) cloud.Notice {
 		if now := time.Now(); !end.After(now) {
 			end = now.Add(StopWindowSpot)
 		}
-		return &cloud.Notice{ID: topicPreempted + "/interrupt", Kind: cloud.Interrupt, Reason: "preemption of a Spot VM", At: end, Counted: true}
+		return counted(topicPreempted, cloud.Interrupt, "preemption of a Spot VM", end)
 	}
 }
 
-func (p *Provider) maintenance(ctx context.Context, began bool) *cloud.Notice {
+func (p *Provider) maintenance(ctx context.Context, began bool) cloud.Notice {
 	now := time.Now()
-	n := &cloud.Notice{ID: topicMaintenance + "/reboot", Kind: cloud.Reboot, Reason: "host maintenance", At: now.Add(maintenanceNotice), Counted: true}
+	n := counted(topicMaintenance, cloud.Reboot, "host maintenance", now.Add(maintenanceNotice))
 	if drivers, _ := pci.NVIDIADrivers(p.opts.Path("/")); began && len(drivers) > 0 {
 		n.At = now.Add(maintenanceNoticeGPU)
 	}
@@ -173,8 +169,8 @@ func (p *Provider) maintenance(ctx context.Context, began bool) *cloud.Notice {
 	return n
 }
 
-func (p *Provider) shutdown(ctx context.Context, _ bool) *cloud.Notice {
-	n := &cloud.Notice{ID: topicShutdown + "/terminate", Kind: cloud.Terminate, Reason: "graceful shutdown", At: time.Now().Add(usualShutdown), Counted: true}
+func (p *Provider) shutdown(ctx context.Context, _ bool) cloud.Notice {
+	n := counted(topicShutdown, cloud.Terminate, "graceful shutdown", time.Now().Add(usualShutdown))
 	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
 		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)

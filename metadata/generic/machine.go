@@ -4,15 +4,19 @@
 package generic
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // appID (systemd-id128 new) must never change: every derived id would change.
@@ -24,7 +28,7 @@ func MachineID(root string) (string, error) {
 	var errs []error
 	// The second is D-Bus's older path.
 	for _, path := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id"} {
-		b, err := ReadSmall(filepath.Join(root, path))
+		b, err := os.ReadFile(filepath.Join(root, path))
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -42,7 +46,7 @@ func MachineID(root string) (string, error) {
 // marked as a random UUID.
 func DeriveMachineID(machineID string) (string, error) {
 	key, err := hex.DecodeString(machineID)
-	if err != nil || len(key) != 16 || isZero(key) {
+	if err != nil || len(key) != 16 || bytes.Equal(key, make([]byte, 16)) {
 		// Before its first boot a golden image has an empty file or "uninitialized".
 		return "", fmt.Errorf("no machine id of 32 hexadecimal digits (%d bytes)", len(machineID))
 	}
@@ -58,19 +62,10 @@ func DeriveMachineID(machineID string) (string, error) {
 	return hex.EncodeToString(id), nil
 }
 
-func isZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // Hostname returns /etc/hostname or the kernel's name; "" if unusable.
 func Hostname(root string) string {
 	for _, path := range []string{"/etc/hostname", "/proc/sys/kernel/hostname"} {
-		b, err := ReadSmall(filepath.Join(root, path))
+		b, err := os.ReadFile(filepath.Join(root, path))
 		if err != nil {
 			continue
 		}
@@ -88,25 +83,50 @@ func Hostname(root string) string {
 	return ""
 }
 
+var hostname = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,253}$`)
+
 func usableHostname(s string) bool {
 	switch strings.ToLower(s) {
-	case "localhost", "localhost.localdomain", "(none)", "-":
+	case "localhost", "localhost.localdomain", "-":
 		return false
 	}
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	return !strings.ContainsFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_'
-	})
+	return hostname.MatchString(s)
 }
 
-// ReadSmall reads up to 4 KiB.
-func ReadSmall(path string) ([]byte, error) {
-	f, err := os.Open(path)
+// CloudInitPath is cloud-init's instance data, readable by every user.
+const CloudInitPath = "/run/cloud-init/instance-data.json"
+
+// CloudInit holds v1 keys of cloud-init's instance data.
+type CloudInit struct {
+	CloudName, Region, Zone string
+}
+
+// ReadCloudInit returns fs.ErrNotExist without cloud-init.
+func ReadCloudInit(root string) (CloudInit, error) {
+	b, err := os.ReadFile(filepath.Join(root, CloudInitPath))
 	if err != nil {
-		return nil, err
+		return CloudInit{}, fmt.Errorf("reading cloud-init's instance data: %w", err)
 	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, 4<<10))
+	return ParseCloudInit(b)
+}
+
+// ParseCloudInit parses instance data. Older releases spell keys with hyphens.
+func ParseCloudInit(b []byte) (CloudInit, error) {
+	var doc struct {
+		V1 map[string]json.RawMessage `json:"v1"`
+	}
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return CloudInit{}, fmt.Errorf("reading cloud-init's instance data: %w", err)
+	}
+	get := func(key string) string {
+		for _, k := range []string{key, strings.ReplaceAll(key, "_", "-")} {
+			var s string
+			// cloud-init writes n/a for unknown.
+			if json.Unmarshal(doc.V1[k], &s) == nil && s != "" && s != "n/a" && len(s) <= cloud.MaxText {
+				return cloud.Printable(s)
+			}
+		}
+		return ""
+	}
+	return CloudInit{CloudName: get("cloud_name"), Region: get("region"), Zone: get("availability_zone")}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,36 +33,34 @@ type Service struct {
 	WrongTypes []string
 }
 
-// Seen is a request that reached the fake.
-type Seen struct {
-	Method, Path, Query string
-	Header              http.Header
-}
-
 // Fault is a faulty answer.
 type Fault = http.HandlerFunc
 
-// Fake is a metadata service with injectable faults. It fails the test if the User-Agent is wrong.
+// Fake is a metadata service with injectable faults. It fails the test after a request that looks forwarded, or without the
+// agent's User-Agent.
 type Fake struct {
 	tb     testing.TB
 	svc    Service
 	server *httptest.Server
-
 	bodies map[string]string
 
-	mu        sync.Mutex
-	faults    map[string][]Fault // the next answers by path
-	always    map[string]Fault   // all answers after those
-	seen      []Seen
-	issued    int
-	valid     map[string]bool
-	onRequest func(Seen)
+	mu     sync.Mutex
+	faults []broken
+	seen   []*http.Request
+	issued int
+	valid  map[string]bool // session tokens
+}
+
+type broken struct {
+	path string
+	left int // negative: for good
+	Fault
 }
 
 // NewFake starts a fake that serves bodies by path.
 func NewFake(tb testing.TB, svc Service, bodies map[string]string) *Fake {
 	tb.Helper()
-	f := &Fake{tb: tb, svc: svc, bodies: bodies, faults: map[string][]Fault{}, always: map[string]Fault{}, valid: map[string]bool{}}
+	f := &Fake{tb: tb, svc: svc, bodies: bodies, valid: map[string]bool{}}
 	f.server = httptest.NewServer(f)
 	tb.Cleanup(func() {
 		// Close would wait for slow answers.
@@ -82,12 +81,7 @@ func (f *Fake) Addr() string { return strings.TrimPrefix(f.server.URL, "http://"
 func (f *Fake) Break(path string, n int, fault Fault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if n < 0 {
-		f.always[path] = fault
-	}
-	for range n {
-		f.faults[path] = append(f.faults[path], fault)
-	}
+	f.faults = append(f.faults, broken{path, n, fault})
 }
 
 // Expire invalidates all session tokens.
@@ -97,25 +91,17 @@ func (f *Fake) Expire() {
 	clear(f.valid)
 }
 
-// OnRequest sets a callback before each answer.
-func (f *Fake) OnRequest(fn func(Seen)) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.onRequest = fn
-}
-
 // Seen returns the requests so far.
-func (f *Fake) Seen() []Seen {
+func (f *Fake) Seen() []*http.Request {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return append([]Seen(nil), f.seen...)
+	return slices.Clone(f.seen)
 }
 
 // Count returns the number of requests for a path.
-func (f *Fake) Count(path string) int {
-	n := 0
-	for _, s := range f.Seen() {
-		if s.Path == path {
+func (f *Fake) Count(path string) (n int) {
+	for _, r := range f.Seen() {
+		if r.URL.Path == path {
 			n++
 		}
 	}
@@ -123,23 +109,20 @@ func (f *Fake) Count(path string) int {
 }
 
 // AskedOnce fails the test after a repeated request.
-func (f *Fake) AskedOnce(context string) {
+func (f *Fake) AskedOnce() {
 	f.tb.Helper()
-	asked := map[string]int{}
+	asked := map[string]bool{}
 	for _, r := range f.Seen() {
-		what := r.Method + " " + r.Path + "?" + r.Query
-		if asked[what]++; asked[what] == 2 {
-			f.tb.Errorf("%s: %s asked again", context, what)
+		what := r.Method + " " + r.RequestURI
+		if asked[what] {
+			f.tb.Errorf("%s asked again", what)
 		}
+		asked[what] = true
 	}
 }
 
 // ServeHTTP implements http.Handler.
 func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h := f.svc.Answer; h[0] != "" {
-		w.Header().Set(h[0], h[1])
-	}
-	f.mu.Lock()
 	if !strings.HasPrefix(r.UserAgent(), cloud.UserAgent) {
 		f.tb.Errorf("%s %s: its User-Agent is %q", r.Method, r.URL.Path, r.UserAgent())
 	}
@@ -148,92 +131,59 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			f.tb.Errorf("%s %s carries %s", r.Method, r.URL.Path, h)
 		}
 	}
-	seen := Seen{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone()}
-	f.seen = append(f.seen, seen)
-	hook := f.onRequest
-	f.mu.Unlock()
-	if hook != nil {
-		hook(seen) // it may call Break
+	if h := f.svc.Answer; h[0] != "" {
+		w.Header().Set(h[0], h[1])
 	}
-	f.mu.Lock()
-	fault := f.nextFault(r.URL.Path)
-	f.mu.Unlock()
-	if fault != nil {
-		fault(w, r)
-		return
-	}
-	f.serve(w, r)
+	f.next(r)(w, r)
 }
 
-func (f *Fake) nextFault(path string) Fault {
-	keys := []string{path}
-	if f.svc.Token == nil || path != f.svc.Token.Path {
-		keys = append(keys, "*")
-	}
-	for _, key := range keys {
-		if next := f.faults[key]; len(next) > 0 {
-			f.faults[key] = next[1:]
-			return next[0]
-		}
-		if fault := f.always[key]; fault != nil {
-			return fault
-		}
-	}
-	return nil
-}
-
-func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
+// next returns the next answer to a request.
+func (f *Fake) next(r *http.Request) Fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if t := f.svc.Token; t != nil {
-		if r.URL.Path == t.Path {
-			if r.Method != http.MethodPut || r.Header.Get(t.TTL) == "" {
-				http.Error(w, "bad token request", http.StatusBadRequest)
-				return
-			}
-			f.issued++
-			token := fmt.Sprintf("token-%d", f.issued)
-			f.valid[token] = true
+	f.seen = append(f.seen, r)
+	t := f.svc.Token
+	forToken := t != nil && r.URL.Path == t.Path
+	for i, b := range f.faults {
+		if b.left != 0 && (b.path == r.URL.Path || b.path == "*" && !forToken) {
+			f.faults[i].left--
+			return b.Fault
+		}
+	}
+	h := f.svc.Header
+	switch {
+	case forToken && (r.Method != http.MethodPut || r.Header.Get(t.TTL) == ""):
+		return Status(http.StatusBadRequest)
+	case forToken:
+		f.issued++
+		token := fmt.Sprintf("token-%d", f.issued)
+		f.valid[token] = true
+		return func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set(t.TTL, r.Header.Get(t.TTL))
 			say(w, token)
-			return
 		}
-		if got := r.Header.Values(t.Header); len(got) != 1 || !f.valid[got[0]] {
-			http.Error(w, "no valid token", http.StatusUnauthorized)
-			return
-		}
-	}
-	if h := f.svc.Header; h[0] != "" && r.Header.Get(h[0]) != h[1] {
-		http.Error(w, "missing header", http.StatusBadRequest)
-		return
-	}
-	if r.Method != http.MethodGet {
-		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
-		return
+	case t != nil && !f.valid[r.Header.Get(t.Header)]:
+		return Status(http.StatusUnauthorized)
+	case h[0] != "" && r.Header.Get(h[0]) != h[1]:
+		return Status(http.StatusBadRequest)
+	case r.Method != http.MethodGet:
+		return Status(http.StatusMethodNotAllowed)
 	}
 	// The full URI first: one path may have several answers.
-	body, ok := f.bodies[r.URL.RequestURI()]
-	if !ok {
-		body, ok = f.bodies[r.URL.Path]
+	for _, key := range []string{r.URL.RequestURI(), r.URL.Path} {
+		if body, ok := f.bodies[key]; ok {
+			return Body(body)
+		}
 	}
-	if !ok {
-		// HTML, as on EC2.
-		w.Header().Set("Content-Type", "text/html")
-		w.WriteHeader(http.StatusNotFound)
-		say(w, "<!DOCTYPE html><html><head><title>404 - Not Found</title></head><body><h1>404 - Not Found</h1></body></html>")
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain")
-	say(w, body)
+	return Status(http.StatusNotFound)
 }
 
 // say ignores closed connections.
 func say(w io.Writer, s string) { _, _ = io.WriteString(w, s) }
 
-// Status answers with a status and HTML.
+// Status answers with a status and HTML, as EC2 does.
 func Status(code int) Fault {
 	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(code)
 		say(w, fmt.Sprintf("<html><body><h1>%d</h1></body></html>", code))
 	}
@@ -257,14 +207,4 @@ func Slow() Fault {
 // Closed closes the connection without an answer.
 func Closed() Fault {
 	return func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // aborts the answer in net/http
-}
-
-// Truncated sends part of a body and closes the connection.
-func Truncated() Fault {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Length", "100")
-		say(w, "{")
-		_ = http.NewResponseController(w).Flush()
-		panic(http.ErrAbortHandler)
-	}
 }

@@ -1,6 +1,9 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
+// Package metadatatest holds the conformance tests for metadata providers and a fake service on loopback.
+//
+// A provider's test describes its cloud as a Suite. Faults of the service are tested in package cloud.
 package metadatatest
 
 import (
@@ -10,9 +13,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,43 +48,87 @@ type Machine struct {
 	WantErr error
 }
 
+// Fixture returns a file of testdata.
+func Fixture(tb testing.TB, name string) string {
+	tb.Helper()
+	b, err := os.ReadFile("testdata/" + name)
+	must.OK(tb, err)
+	return string(b)
+}
+
+// Sends sets Options.Local; "" means none.
+func Sends(v4, v6 string) func(*cloud.Options) {
+	return func(o *cloud.Options) {
+		o.Local = func() (a, b netip.Addr) {
+			a, _ = netip.ParseAddr(v4)
+			b, _ = netip.ParseAddr(v6)
+			return a, b
+		}
+	}
+}
+
+// RoundTrip is an in-memory transport.
+type RoundTrip func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (f RoundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
 // Run runs all tests.
 func Run(t *testing.T, s Suite) {
 	for _, m := range s.Machines {
 		t.Run("machine/"+m.Name, func(t *testing.T) { s.machine(t, m) })
 	}
-	t.Run("cancelled", s.cancelled)
+	t.Run("cancelled", func(t *testing.T) {
+		_, p := s.start(t, s.Machines[0], nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := p.Instance(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("Instance() with a cancelled context: %v, want context.Canceled", err)
+		}
+	})
 	if s.Service == nil {
 		return // the other tests need a service
 	}
-	for _, rule := range []struct {
-		name string
-		run  func(*testing.T)
-	}{
-		{"reads_again_on_each_call", s.readsAgain},
-		{"http_403_is_final", s.forbidden},
-		{"http_404_of_the_required_item", s.requiredNotFound},
-		{"wrong_types", s.wrongTypes},
-		{"optional_item_broken_is_missing_not_absent", s.optionalBroken},
-		{"bad_endpoint_is_refused", s.endpoint},
-		{"cancelled_in_the_middle", s.cancelledInTheMiddle},
-	} {
-		t.Run(rule.name, rule.run)
-	}
+	t.Run("reads_again_on_each_call", func(t *testing.T) {
+		f, p := s.start(t, s.Machines[0], nil)
+		s.reads(t, p, s.Machines[0])
+		s.reads(t, p, s.Machines[0])
+		if n := f.Count(s.Service.Required); n != 2 {
+			t.Errorf("two calls read the required item %d times: once each, and none before", n)
+		}
+	})
+	t.Run("http_403_is_final", func(t *testing.T) {
+		s.fails(t, "*", Status(http.StatusForbidden), cloud.ErrForbidden).AskedOnce()
+		if s.Service.Token != nil {
+			s.fails(t, s.Service.Token.Path, Status(http.StatusForbidden), cloud.ErrForbidden).AskedOnce()
+		}
+	})
+	t.Run("http_404_of_the_required_item", func(t *testing.T) {
+		f := s.fails(t, s.Service.Required, Status(http.StatusNotFound), cloud.ErrNotThisCloud)
+		if n := f.Count(s.Service.Required); n < 2 {
+			t.Errorf("the required item was asked for %d times: at boot it may come late", n)
+		}
+	})
+	t.Run("wrong_types", func(t *testing.T) {
+		for _, body := range append(slices.Clone(s.Service.WrongTypes), "", page) {
+			s.fails(t, s.Service.Required, Body(body), cloud.ErrBadAnswer)
+		}
+	})
+	t.Run("optional_item_broken_is_missing_not_absent", s.optionalBroken)
+	t.Run("bad_endpoint_is_refused", s.endpoint)
+	t.Run("cancelled_in_the_middle", s.cancelledInTheMiddle)
 }
 
-func (s Suite) open(t *testing.T, o cloud.Options) cloud.Provider {
+// start allows only the cloud's address. The bounds are those of a loaded computer.
+func (s Suite) start(t *testing.T, m Machine, log *slog.Logger) (*Fake, cloud.Provider) {
 	t.Helper()
-	p, err := s.Open(o)
-	if err != nil {
-		t.Fatalf("opening provider %s: %v", s.Name, err)
+	var f *Fake
+	o := cloud.Options{Root: m.Root, Log: log, AttemptTimeout: 10 * time.Second, Timeout: 20 * time.Second, RetryWait: time.Millisecond}
+	if s.Service != nil {
+		f = NewFake(t, *s.Service, m.Bodies)
+	} else {
+		o.Timeout = time.Second
 	}
-	return p
-}
-
-// at allows only the cloud's address, with bounds for a loaded machine.
-func (s Suite) at(t *testing.T, f *Fake, m Machine) cloud.Options {
-	o := cloud.Options{Root: m.Root, AttemptTimeout: 500 * time.Millisecond, Timeout: 20 * time.Second, RetryWait: time.Millisecond}
 	o.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if f == nil || "http://"+addr != s.Service.Origin+":80" {
 			t.Errorf("dialled %s", addr)
@@ -89,47 +136,57 @@ func (s Suite) at(t *testing.T, f *Fake, m Machine) cloud.Options {
 		}
 		return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
 	}
-	if f == nil {
-		o.Timeout = time.Second
-	}
 	if m.Options != nil {
 		m.Options(&o)
 	}
-	return o
-}
-
-func (s Suite) fake(t *testing.T, m Machine) *Fake {
-	t.Helper()
-	if s.Service == nil {
-		return nil
+	p, err := s.Open(o)
+	if err != nil {
+		t.Fatalf("opening provider %s: %v", s.Name, err)
 	}
-	return NewFake(t, *s.Service, m.Bodies)
+	return f, p
 }
 
-// start takes AttemptTimeout and Timeout as bounds.
-func (s Suite) start(t *testing.T, bounds ...time.Duration) (*Fake, cloud.Provider) {
-	t.Helper()
-	f := s.fake(t, s.Machines[0])
-	o := s.at(t, f, s.Machines[0])
-	if len(bounds) > 0 {
-		o.AttemptTimeout, o.Timeout = bounds[0], bounds[1]
+func (s Suite) machine(t *testing.T, m Machine) {
+	f, p := s.start(t, m, nil)
+	if m.WantErr != nil {
+		if _, err := p.Instance(t.Context()); !errors.Is(err, m.WantErr) {
+			t.Fatalf("Instance() error = %v, want %v", err, m.WantErr)
+		}
+		return
 	}
-	return f, s.open(t, o)
+	got := s.reads(t, p, m)
+	if got.Provider != s.Name || p.Name() != s.Name {
+		t.Errorf("Provider = %q, Name() = %q, want %q", got.Provider, p.Name(), s.Name)
+	}
+	if !got.TagsKnown && got.TagsHint == "" {
+		t.Error("tags are not known and there is no hint")
+	}
+	if f != nil && len(m.Want.Missing) == 0 { // missing items are retried
+		f.AskedOnce()
+	}
 }
 
-func (s Suite) reads(t *testing.T, p cloud.Provider) {
+func (s Suite) reads(t *testing.T, p cloud.Provider, m Machine) cloud.Instance {
 	t.Helper()
 	got, err := p.Instance(t.Context())
 	must.OK(t, err)
-	s.same(t, got, s.Machines[0].Want)
+	bare, want := got, m.Want
+	bare.Notes, want.Notes = nil, nil
+	if d := gocmp.Diff(want, bare, gocmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("Instance() differs (-want +got):\n%s", d)
+	}
+	return got
 }
 
-func (s Suite) fails(t *testing.T, p cloud.Provider, kind error) error {
+// fails reads the first machine while a path is broken.
+func (s Suite) fails(t *testing.T, path string, fault Fault, kind error) *Fake {
 	t.Helper()
-	_, err := p.Instance(t.Context())
+	f, p := s.start(t, s.Machines[0], nil)
+	f.Break(path, -1, fault)
+	got, err := p.Instance(t.Context())
 	e, ok := errors.AsType[*cloud.Error](err)
 	if !ok || !errors.Is(err, kind) {
-		t.Fatalf("Instance() error = %v (%T), want a *cloud.Error that is %q", err, err, kind)
+		t.Fatalf("%s: Instance() = %+v, %v (%T), want a *cloud.Error that is %q", path, got, err, err, kind)
 	}
 	if e.Provider != s.Name || e.Item == "" {
 		t.Errorf("the error names provider %q and item %q", e.Provider, e.Item)
@@ -137,95 +194,10 @@ func (s Suite) fails(t *testing.T, p cloud.Provider, kind error) error {
 	if strings.Contains(err.Error(), "\n") || len(err.Error()) > 400 {
 		t.Errorf("the error is not one line: %q", err)
 	}
-	return err
-}
-
-func (s Suite) machine(t *testing.T, m Machine) {
-	f := s.fake(t, m)
-	p := s.open(t, s.at(t, f, m))
-	got, err := p.Instance(t.Context())
-	if m.WantErr != nil {
-		if !errors.Is(err, m.WantErr) {
-			t.Fatalf("Instance() error = %v, want %v", err, m.WantErr)
-		}
-		return
+	if e.Hint == "" && !errors.Is(kind, cloud.ErrBadAnswer) {
+		t.Errorf("%s: no hint: %v", path, err)
 	}
-	must.OK(t, err)
-	s.same(t, got, m.Want)
-	if got.Provider != s.Name || p.Name() != s.Name {
-		t.Errorf("Provider = %q, Name() = %q, want %q", got.Provider, p.Name(), s.Name)
-	}
-	if got.IDSource == "" || got.Address.IsValid() && got.AddressSource == "" {
-		t.Error("an id or an address without its source")
-	}
-	if !got.TagsKnown && got.TagsHint == "" {
-		t.Error("tags are not known and there is no hint")
-	}
-	if f != nil && len(m.Want.Missing) == 0 { // missing items are retried
-		f.AskedOnce(m.Name)
-	}
-}
-
-func (s Suite) same(t *testing.T, got, want cloud.Instance) {
-	t.Helper()
-	got.Notes, want.Notes = nil, nil
-	if d := gocmp.Diff(want, got, gocmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
-		t.Errorf("Instance() differs (-want +got):\n%s", d)
-	}
-}
-
-func (s Suite) cancelled(t *testing.T) {
-	_, p := s.start(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := p.Instance(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("Instance() with a cancelled context: %v, want context.Canceled", err)
-	}
-}
-
-func (s Suite) readsAgain(t *testing.T) {
-	f, p := s.start(t)
-	s.reads(t, p)
-	s.reads(t, p)
-	if n := f.Count(s.Service.Required); n != 2 {
-		t.Errorf("two calls read the required item %d times: once each, and none before", n)
-	}
-}
-
-func (s Suite) forbidden(t *testing.T) {
-	paths := []string{"*"}
-	if s.Service.Token != nil {
-		paths = append(paths, s.Service.Token.Path)
-	}
-	for _, path := range paths {
-		f, p := s.start(t, time.Second, 5*time.Second)
-		f.Break(path, -1, Status(http.StatusForbidden))
-		if err := s.fails(t, p, cloud.ErrForbidden); cloud.HintOf(err) == "" {
-			t.Errorf("403 of %s: no hint", path)
-		}
-		f.AskedOnce("403 of " + path)
-	}
-}
-
-func (s Suite) requiredNotFound(t *testing.T) {
-	f, p := s.start(t)
-	f.Break(s.Service.Required, -1, Status(http.StatusNotFound))
-	if err := s.fails(t, p, cloud.ErrNotThisCloud); cloud.HintOf(err) == "" {
-		t.Error("no hint")
-	}
-	if n := f.Count(s.Service.Required); n < 2 {
-		t.Errorf("the required item was asked for %d times: at boot it may come late", n)
-	}
-}
-
-func (s Suite) wrongTypes(t *testing.T) {
-	for _, body := range append(slices.Clone(s.Service.WrongTypes), "", page) {
-		f, p := s.start(t)
-		f.Break(s.Service.Required, -1, Body(body))
-		if got, err := p.Instance(t.Context()); !errors.Is(err, cloud.ErrBadAnswer) {
-			t.Errorf("answer %s: error = %v, want ErrBadAnswer (got %+v)", body, err, got)
-		}
-	}
+	return f
 }
 
 func (s Suite) optionalBroken(t *testing.T) {
@@ -233,7 +205,7 @@ func (s Suite) optionalBroken(t *testing.T) {
 		t.Skip("one item has everything")
 	}
 	for name, fault := range map[string]Fault{"500": Status(http.StatusInternalServerError), "html": HTML()} {
-		f, p := s.start(t)
+		f, p := s.start(t, s.Machines[0], nil)
 		f.Break(s.Service.Optional, -1, fault)
 		got, err := p.Instance(t.Context())
 		must.OK(t, err)
@@ -248,45 +220,40 @@ func (s Suite) optionalBroken(t *testing.T) {
 
 // A canceled call ends at once and logs no warning.
 func (s Suite) cancelledInTheMiddle(t *testing.T) {
-	for _, at := range []int32{1, 2} { // the first item, and a later one
-		f := s.fake(t, s.Machines[0])
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		var n atomic.Int32
-		var cut time.Time
-		f.OnRequest(func(seen Seen) {
-			if s.Service.Token != nil && seen.Path == s.Service.Token.Path || n.Add(1) != at {
-				return
-			}
-			f.Break("*", -1, Slow())
-			cut = time.Now()
-			cancel()
-		})
-		var log locked.Buffer
-		o := s.at(t, f, s.Machines[0])
-		o.AttemptTimeout, o.Timeout = 10*time.Second, 10*time.Second
-		o.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
-		_, err := s.open(t, o).Instance(ctx)
-		if n.Load() < at && err == nil {
+	for _, path := range []string{s.Service.Required, s.Service.Optional} {
+		if path == "" {
 			continue // one item has everything
 		}
-		if !errors.Is(err, context.Canceled) {
+		var log locked.Buffer
+		f, p := s.start(t, s.Machines[0], slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		cut := make(chan time.Time, 1)
+		f.Break(path, 1, func(w http.ResponseWriter, r *http.Request) {
+			cut <- time.Now()
+			cancel()
+			Slow()(w, r)
+		})
+		if _, err := p.Instance(ctx); !errors.Is(err, context.Canceled) {
 			t.Fatalf("Instance() error = %v, want context.Canceled", err)
 		}
-		// Generous for a busy machine, far from the bound of 10 s.
-		if took := time.Since(cut); took > o.AttemptTimeout/2 {
+		// Generous for a busy computer, far from the bound of 10 s.
+		if took := time.Since(<-cut); took > 5*time.Second {
 			t.Errorf("ended %v after the context", took)
 		}
 		if log.String() != "" {
-			t.Errorf("cancelled at item %d, it logs %s", at, log.String())
+			t.Errorf("cancelled at %s, it logs %s", path, log.String())
 		}
 	}
 }
 
 // All forms are in TestEndpoint of package cloud.
 func (s Suite) endpoint(t *testing.T) {
-	f := s.fake(t, s.Machines[0])
-	s.reads(t, s.open(t, cloud.Options{Endpoints: map[string]string{s.Name: f.URL()}}))
+	m := s.Machines[0]
+	f := NewFake(t, *s.Service, m.Bodies)
+	p, err := s.Open(cloud.Options{Endpoints: map[string]string{s.Name: f.URL()}})
+	must.OK(t, err)
+	s.reads(t, p, m)
 	if _, err := s.Open(cloud.Options{Endpoints: map[string]string{s.Name: "http://u:secret@127.0.0.1"}}); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("endpoint with a password: %v", err)
 	}

@@ -4,7 +4,6 @@
 package metadatatest_test
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,26 +33,26 @@ const (
 	toyOrigin = "http://169.254.169.254"
 	toyItem   = "/instance"
 	toyPublic = "/public"
+	hint      = "look at the firewall"
 )
 
 func newToy(faults map[string]bool) func(cloud.Options) (cloud.Provider, error) {
 	return func(o cloud.Options) (cloud.Provider, error) {
 		o = o.WithDefaults()
-		origin, err := o.Endpoint("toy")
-		if err != nil && !faults["takes any endpoint"] {
-			return nil, err
+		if faults["takes any endpoint"] && strings.Contains(o.Endpoints["toy"], "@") {
+			o.Endpoints = nil
 		}
 		p := &toy{opts: o, faults: faults}
 		wired := o
 		wired.Transport = &wire{faults, &http.Transport{DialContext: o.DialContext}}
-		p.items = cloud.New(cloud.Client{Provider: "toy", Base: cmp.Or(origin, toyOrigin), Judge: func(e *cloud.Error) {
-			if e.Status == http.StatusForbidden && faults["asks who refuses again"] {
-				e.Kind = cloud.ErrNotReady
-			}
-			if !faults["no hint"] {
-				e.Hint = "look at the firewall"
-			}
-		}}, wired)
+		c := cloud.Client{Provider: "toy", Origin: toyOrigin, Foreign: hint, Hints: map[int]string{http.StatusForbidden: hint}}
+		if faults["no hint"] {
+			c.Foreign, c.Hints = "", nil
+		}
+		var err error
+		if p.items, err = cloud.New(c, wired); err != nil {
+			return nil, err
+		}
 		if faults["asks when it is opened"] {
 			_, _ = p.Instance(context.Background())
 		}
@@ -72,7 +71,11 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if w.faults["says who it is"] {
 		req.Header.Set("Authorization", "Bearer me")
 	}
-	return w.next.RoundTrip(req)
+	resp, err := w.next.RoundTrip(req)
+	if err == nil && resp.StatusCode == http.StatusForbidden && w.faults["asks who refuses again"] {
+		resp.StatusCode = http.StatusServiceUnavailable
+	}
+	return resp, err
 }
 
 func (p *toy) Name() string { return "toy" }

@@ -4,7 +4,6 @@
 package metadatatest
 
 import (
-	"context"
 	"maps"
 	"sync"
 	"testing"
@@ -20,38 +19,34 @@ import (
 type Watched struct {
 	t *testing.T
 
-	mu   sync.Mutex
-	from time.Time
-	at   map[string][]int // by topic, in seconds since from
-	last map[string][]cloud.Notice
+	mu      sync.Mutex
+	reports map[string]int // by topic, since the last Reports or Look
+	last    map[string][]cloud.Notice
 }
 
 // Watch runs p.Watch in a bubble until the test ends.
-func Watch(t *testing.T, p interface {
-	Watch(context.Context, cloud.Report)
-},
-) *Watched {
-	w, ended := &Watched{t: t, last: map[string][]cloud.Notice{}}, make(chan struct{})
-	w.Reports()
+func Watch(t *testing.T, p cloud.Watcher) *Watched {
+	w, ended := &Watched{t: t, reports: map[string]int{}, last: map[string][]cloud.Notice{}}, make(chan struct{})
 	go func() {
 		defer close(ended)
 		p.Watch(t.Context(), func(topic string, current []cloud.Notice) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.last[topic], w.at[topic] = current, append(w.at[topic], int(time.Since(w.from).Seconds()))
+			w.last[topic] = current
+			w.reports[topic]++
 		})
 	}()
 	t.Cleanup(func() { <-ended })
 	return w
 }
 
-// Reports returns, by topic, the seconds of reports since the last Reports or Look.
-func (w *Watched) Reports() map[string][]int {
+// Reports returns the number of reports by topic since the last Reports or Look.
+func (w *Watched) Reports() map[string]int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	at := w.at
-	w.at, w.from = map[string][]int{}, time.Now()
-	return at
+	n := w.reports
+	w.reports = map[string]int{}
+	return n
 }
 
 // Last returns the last report of each topic.
@@ -72,7 +67,7 @@ func (w *Watched) Look(topic string, d time.Duration, reports int, want ...cloud
 	w.t.Helper()
 	<-time.After(d)
 	synctest.Wait()
-	n := len(w.Reports()[topic])
+	n := w.Reports()[topic]
 	if diff := gocmp.Diff(want, w.Last()[topic]); diff != "" || n != reports && reports != Any && (reports != Some || n == 0) {
 		w.t.Errorf("%s: %d reports, want %d (-want +got)\n%s", topic, n, reports, diff)
 	}

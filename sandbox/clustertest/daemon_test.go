@@ -31,6 +31,7 @@ import (
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -377,7 +378,7 @@ func TestDaemonUnidentified(t *testing.T) {
 		if i := answer.Load(); i != nil {
 			return *i, nil
 		}
-		return metadata.Instance{}, &metadata.Error{Provider: "azure", Item: "identity", Kind: metadata.ErrNotReady}
+		return metadata.Instance{}, &metadata.Error{Provider: "azure", Item: "identity", Kind: cloud.ErrNotReady}
 	}
 	record := func() string {
 		r := a.door.record(nodeID)

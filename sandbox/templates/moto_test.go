@@ -277,7 +277,7 @@ func (m *moto) checkHooks(role, id string) {
 			"HeartbeatTimeout": {fmt.Sprint(h["HeartbeatTimeout"])}, "DefaultResult": {fmt.Sprint(h["DefaultResult"])},
 		}, nil)
 	}
-	hooksOf := m.agent(id, nil).Hooks()
+	hooksOf := m.agent(id, nil)
 	for name, launching := range map[string]bool{"amsagent-launch": true, "amsagent-terminate": false} {
 		found, err := cloud.Filter(nil).Find(m.t.Context(), hooksOf, launching)
 		if err != nil || len(found) != 1 || found[0].Name != name || found[0].Group != "live-"+role {

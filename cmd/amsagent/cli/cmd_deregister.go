@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // nodeUnit is the unit whose stop deregisters.
@@ -115,7 +116,8 @@ func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files li
 	a := &daemonAdapter{g: g, machine: m}
 	p, err := a.openCloud()
 	if err == nil {
-		err = lifecycle.CompletePending(ctx, files, p.Hooks(), a.hookNames(), lastPeers{m, mongo}, g.log())
+		hooks, _ := p.(cloud.Hooks) // nil without hooks
+		err = lifecycle.CompletePending(ctx, files, hooks, a.hookNames(), lastPeers{m, mongo}, g.log())
 	}
 	if err != nil {
 		g.log().Warn("the hook is left to its timeout", "error", err)

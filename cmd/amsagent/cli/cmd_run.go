@@ -308,7 +308,7 @@ func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance,
 	a.g.remember(m)
 	notes := m.notes()
 	a.notes.Store(&notes)
-	a.tagErr = a.g.useTags(m.Instance.TagSet())
+	a.tagErr = a.g.useTags(m.Instance)
 	a.tagsRead = a.tagsRead || m.Instance.TagsKnown || !slices.Contains(m.Instance.Missing, "tags")
 	a.inst, a.lookedAt = m.Instance, time.Now()
 	if !local {

@@ -18,7 +18,7 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/lb"
-	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // Ids of errors are an interface: people search for them, and each has a page.
@@ -175,27 +175,27 @@ func errorTable() []errorClass {
 		// The cloud's metadata. Before the deadlines, which its errors wrap.
 		{
 			id: idMetadataForbidden, exit: exitFailed,
-			match: is(metadata.ErrForbidden), hint: metadataHint,
+			match: is(cloud.ErrForbidden), hint: metadataHint,
 		},
 		{
 			id: idMetadataWrongCloud, exit: exitFailed,
-			match: is(metadata.ErrNotThisCloud), hint: metadataHint,
+			match: is(cloud.ErrNotThisCloud), hint: metadataHint,
 		},
 		{
 			id: idMetadataNotReady, exit: exitFailed,
-			match: is(metadata.ErrNotReady), hint: metadataHint,
+			match: is(cloud.ErrNotReady), hint: metadataHint,
 		},
 		{
 			id: idMetadataNotFound, exit: exitFailed,
-			match: is(metadata.ErrNotFound), hint: metadataHint,
+			match: is(cloud.ErrNotFound), hint: metadataHint,
 		},
 		{
 			id: idMetadataBadAnswer, exit: exitFailed,
-			match: is(metadata.ErrBadAnswer), hint: metadataHint,
+			match: is(cloud.ErrBadAnswer), hint: metadataHint,
 		},
 		{
 			id: idMetadataUnknown, exit: exitUsage,
-			match: is(metadata.ErrUnknownProvider),
+			match: is(cloud.ErrUnknownProvider),
 			hint: func(error, *globals) []string {
 				return []string{"leave --provider to auto, or take generic: the machine's own facts are used"}
 			},
@@ -409,7 +409,7 @@ func settingHints(err error, g *globals) []string {
 
 // metadataHint is the library's own, which knows what it asked.
 func metadataHint(err error, _ *globals) []string {
-	if h := metadata.HintOf(err); h != "" {
+	if h := cloud.HintOf(err); h != "" {
 		return []string{h}
 	}
 	return nil

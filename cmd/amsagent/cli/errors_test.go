@@ -30,6 +30,7 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 	"github.com/amsagent/amsagent/lb"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 func errorGlobals(e *testEnv) *globals {
@@ -69,12 +70,12 @@ func examples() map[string]error {
 		idBalanceHeld:        errHeld,
 		idBalanceSlots:       fmt.Errorf("%w: backend edge has 3", lb.ErrSlotsFull),
 		idBalanceHAProxy:     fmt.Errorf("%w: connection refused", lb.ErrHAProxy),
-		idMetadataForbidden:  meta(metadata.ErrForbidden),
-		idMetadataWrongCloud: meta(metadata.ErrNotThisCloud),
-		idMetadataNotReady:   meta(metadata.ErrNotReady),
-		idMetadataNotFound:   meta(metadata.ErrNotFound),
-		idMetadataBadAnswer:  meta(metadata.ErrBadAnswer),
-		idMetadataUnknown:    fmt.Errorf("%w: x", metadata.ErrUnknownProvider),
+		idMetadataForbidden:  meta(cloud.ErrForbidden),
+		idMetadataWrongCloud: meta(cloud.ErrNotThisCloud),
+		idMetadataNotReady:   meta(cloud.ErrNotReady),
+		idMetadataNotFound:   meta(cloud.ErrNotFound),
+		idMetadataBadAnswer:  meta(cloud.ErrBadAnswer),
+		idMetadataUnknown:    fmt.Errorf("%w: x", cloud.ErrUnknownProvider),
 		idLocked:             fmt.Errorf("waiting: %w", errors.Join(conf.ErrLocked, context.DeadlineExceeded)),
 		idNotSeen:            &bootstrap.NotSeenError{Err: errors.New("not seen")},
 		idNotServing:         &bootstrap.NotServingError{Apps: []ams.AppAnswer{{Name: "LiveApp", State: ams.AppStarting}}, Err: context.DeadlineExceeded},
@@ -200,7 +201,7 @@ func TestManyCauses(t *testing.T) {
 		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
 	}
 	// An error that wraps several things below its own text is one.
-	one := &metadata.Error{Provider: "aws", Item: "x", Kind: metadata.ErrNotReady, Cause: errors.New("y"), Context: context.DeadlineExceeded}
+	one := &metadata.Error{Provider: "aws", Item: "x", Kind: cloud.ErrNotReady, Cause: errors.New("y"), Context: context.DeadlineExceeded}
 	if got := flatten(errors.Join(one, errors.Join(errors.New("z")))); len(got) != 2 || got[0].Error() != one.Error() {
 		t.Errorf("%v", got)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // machine is what is known about the machine we run on.
@@ -29,19 +30,19 @@ func (g *globals) instance(ctx context.Context) (machine, error) {
 		return machine{}, err
 	}
 	g.remember(m)
-	return m, g.useTags(m.Instance.TagSet())
+	return m, g.useTags(m.Instance)
 }
 
 // useTags makes tags and group count as settings, where nothing that counts more says otherwise. It may be called again
 // when tags have come.
-func (g *globals) useTags(set metadata.TagSet) error {
-	err := g.settings.applyTags(set.Known, func(name string) (string, string, bool) { return findTag(set.Tags, name) })
+func (g *globals) useTags(i metadata.Instance) error {
+	err := g.settings.applyTags(i.TagsKnown, func(name string) (string, string, bool) { return findTag(i.Tags, name) })
 	if err != nil {
 		return err
 	}
 	// An answer in part may lack the tag that names another group: the one that the node joined with holds.
-	if set.Known || g.joinedWith(keyGroup) == "" {
-		g.settings.applyGroup(set.Group, "scaling group")
+	if i.TagsKnown || g.joinedWith(keyGroup) == "" {
+		g.settings.applyGroup(i.Group, "scaling group")
 	}
 	return nil
 }
@@ -50,7 +51,7 @@ func (g *globals) useTags(set metadata.TagSet) error {
 // blank tag counts as none.
 func findTag(tags map[string]string, name string) (found, text string, ok bool) {
 	for _, n := range []string{name, strings.ReplaceAll(name, ":", "-")} {
-		if v, ok := metadata.Lookup(tags, n); ok {
+		if v := strings.TrimSpace(tags[n]); v != "" {
 			return n, v, true
 		}
 	}
@@ -82,7 +83,7 @@ func (g *globals) askInstance(ctx context.Context, q instanceQuestion) (machine,
 	var m machine
 	var err error
 	if q.provider != "auto" {
-		m.Detection = metadata.Given(q.provider, q.origin)
+		m.Detection = metadata.Detection{Provider: q.provider, Because: q.origin}
 	} else if m.Detection, err = metadata.Detect(q.opts); err != nil {
 		return machine{}, err
 	}
@@ -118,10 +119,10 @@ func (g *globals) askInstance(ctx context.Context, q instanceQuestion) (machine,
 // unknownForNow is the error where the cloud in which this machine joined does not answer, and nothing names another one.
 func unknownForNow(provider string, err error) error {
 	hint := "where this machine is not in " + provider + " any more, name what it is in: --provider, or provider: in config.yaml"
-	if h := metadata.HintOf(err); h != "" {
+	if h := cloud.HintOf(err); h != "" {
 		hint = h + "; " + hint
 	}
-	return &metadata.Error{Provider: provider, Item: "identity of this machine", Kind: metadata.ErrNotReady, Hint: hint, Cause: err}
+	return &metadata.Error{Provider: provider, Item: "identity of this machine", Kind: cloud.ErrNotReady, Hint: hint, Cause: err}
 }
 
 func (g *globals) metadataOptions() metadata.Options {

@@ -43,7 +43,8 @@ func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
 	if p, err := a.openCloud(); err != nil {
 		a.g.log().Warn("cloud cannot be opened, no scale-in is seen", "error", err)
 	} else {
-		l.Options.Watcher, l.Options.Hooks = p, p.Hooks()
+		l.Options.Watcher = p
+		l.Options.Hooks, _ = p.(cloud.Hooks) // nil without hooks
 	}
 	if onSystemd(a.machine, ams.SystemdRuns()) {
 		l.Stopping = a.systemdStopping

@@ -102,7 +102,7 @@ func TestMongoSources(t *testing.T) {
 			root := tree(t, tt.files)
 			e := &testEnv{vars: tt.vars}
 			g := loaded(t, e, append([]string{"--root", root}, tt.args...)...)
-			must.OK(t, g.useTags(metadata.TagSet{Tags: tt.tags, Known: true}))
+			must.OK(t, g.useTags(metadata.Instance{Tags: tt.tags, TagsKnown: true}))
 			inRoot := func(s string) string { return strings.ReplaceAll(s, "ROOT", root) }
 			src, err := g.mongo()
 			if want, ok := strings.CutPrefix(tt.want, "!"); ok {
@@ -196,5 +196,24 @@ func TestMongoFromStdin(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestFindTag(t *testing.T) {
+	for _, tt := range []struct {
+		tags metadata.Tags
+		want string
+	}{
+		{nil, ""},
+		{metadata.Tags{"role": "edge"}, ""},
+		{metadata.Tags{"amsagent:role": "edge"}, "edge"},
+		{metadata.Tags{"amsagent-role": "origin"}, "origin"},
+		{metadata.Tags{"amsagent:role": "edge", "amsagent-role": "origin"}, "edge"},
+		{metadata.Tags{"amsagent:role": " ", "amsagent-role": " origin\t"}, "origin"},
+		{metadata.Tags{"AMSAGENT:ROLE": "edge"}, ""},
+	} {
+		if _, got, ok := findTag(tt.tags, "amsagent:role"); got != tt.want || ok != (tt.want != "") {
+			t.Errorf("findTag(%v) = %q, %v, want %q", tt.tags, got, ok, tt.want)
+		}
 	}
 }

@@ -411,7 +411,7 @@ func TestGroupOfAPartialAnswer(t *testing.T) {
 			if tt.state != "" {
 				must.OK(t, os.WriteFile(path, []byte(tt.state), 0o600))
 			}
-			must.OK(t, g.useTags(metadata.TagSet{Known: tt.known, Group: "edge-asg"}))
+			must.OK(t, g.useTags(metadata.Instance{TagsKnown: tt.known, Group: "edge-asg"}))
 			if g.settings.Group != tt.want {
 				t.Errorf("group %q, want %q", g.settings.Group, tt.want)
 			}

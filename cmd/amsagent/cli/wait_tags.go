@@ -33,7 +33,7 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 		switch {
 		case err == nil:
 			g.remember(m)
-			if err = g.useTags(m.Instance.TagSet()); err != nil {
+			if err = g.useTags(m.Instance); err != nil {
 				return err // waiting does not correct a malformed tag
 			}
 			if missing, err = g.notKnown(); err != nil || len(missing) == 0 {

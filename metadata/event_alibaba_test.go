@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package alibaba_test
+package metadata_test
 
 import (
 	"strings"

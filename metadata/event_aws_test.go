@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package aws_test
+package metadata_test
 
 import (
 	"bytes"
@@ -45,7 +45,7 @@ func TestParseEventShapes(t *testing.T) {
 		"text-in-text":                    event(cloud.Terminate, bridge),
 		"test-notification":               {Test: true, Shape: "test notification"},
 	}
-	files, err := filepath.Glob("testdata/events/*.json")
+	files, err := filepath.Glob("aws/testdata/events/*.json")
 	if err != nil || len(files) != len(want) {
 		t.Fatalf("%d files, %d expectations, %v", len(files), len(want), err)
 	}
