@@ -4,8 +4,16 @@
 package cloud
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 const (
@@ -73,3 +81,58 @@ func (e Event) Notice(now time.Time) (Notice, time.Time) {
 func (e Event) Stale(now time.Time) bool {
 	return !e.Time.IsZero() && now.Sub(e.Time) > LongestWait
 }
+
+// Fields are those of an event by their exact names: encoding/json ignores case.
+type Fields map[string]any
+
+// ReadEvent also reads a JSON string, as an OOS template may send it.
+func ReadEvent(data []byte) (Fields, error) {
+	if len(data) > MaxEvent {
+		return nil, fmt.Errorf("the event is larger than %d KiB, which no message of the cloud is", MaxEvent>>10)
+	}
+	data = bytes.TrimSpace(bytes.TrimPrefix(data, []byte("\ufeff")))
+	var text string
+	if json.Unmarshal(data, &text) == nil {
+		data = []byte(text)
+	}
+	var o Fields
+	if err := json.Unmarshal(data, &o); err != nil && len(data) > 0 {
+		return nil, errors.New("the event cannot be read: " + Printable(err.Error()))
+	}
+	if len(o) == 0 {
+		return nil, errors.New("the event is empty")
+	}
+	return o, nil
+}
+
+// Has reports whether one of the fields is set.
+func (o Fields) Has(names ...string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { return o[name] != nil })
+}
+
+// Texts reads optional string fields.
+func (o Fields) Texts(fields map[string]*string) error {
+	for name, to := range fields {
+		text, ok := o[name].(string)
+		switch {
+		case o.Has(name) && !ok:
+			return fmt.Errorf("the event's %s is no text", name)
+		case utf8.RuneCountInString(text) > MaxText || strings.ContainsFunc(text, unicode.IsControl):
+			return fmt.Errorf("the event's %s is too long, or has characters that no name has", name)
+		}
+		*to = text
+	}
+	return nil
+}
+
+// Time parses RFC 3339; zero if invalid.
+func (o Fields) Time(name string) time.Time {
+	text, _ := o[name].(string)
+	at, _ := time.Parse(time.RFC3339, text)
+	return at
+}
+
+var instanceID = regexp.MustCompile(`^[a-zA-Z0-9-]+$`)
+
+// IsInstance reports whether a text can be the id of an instance.
+func IsInstance(id string) bool { return len(id) <= MaxText && instanceID.MatchString(id) }
