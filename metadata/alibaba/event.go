@@ -19,7 +19,7 @@ import (
 //
 // No placeholder has the transition. A template can add lifecycleTransition; the default is SCALE_IN.
 func ParseEvent(o cloud.Fields) (cloud.Event, error) {
-	e := cloud.Event{Kind: cloud.Terminate, HookWait: LongestWait, Time: o.Time("time"), Shape: "OOS placeholders"}
+	e := cloud.Event{Kind: cloud.Terminate, HookWait: longestWait, Time: o.Time("time"), Shape: "OOS placeholders"}
 	var transition string
 	err := o.Texts(map[string]*string{
 		"lifecycleHookId": &e.Hook.ID, "lifecycleActionToken": &e.Hook.Token,

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// LongestWait is a hook's longest wait with all heartbeats.
-	LongestWait = 6 * time.Hour
+	// longestWait is a hook's longest wait with all heartbeats.
+	longestWait = 6 * time.Hour
 	// leastWait is the shortest heartbeat timeout.
 	leastWait   = 30 * time.Second
 	defaultWait = 10 * time.Minute
@@ -124,7 +124,7 @@ func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cl
 			continue
 		}
 		timeout := time.Duration(l.Timeout) * time.Second
-		if timeout <= 0 || timeout > LongestWait {
+		if timeout <= 0 || timeout > longestWait {
 			timeout = defaultWait
 		}
 		found = append(found, cloud.Hook{Provider: Name, Group: group, Name: cmp.Or(l.Name, l.ID), ID: l.ID, Launching: launching, Timeout: timeout})
@@ -170,7 +170,7 @@ func merged(all []cloud.Hook, waiting []cloud.Hook, group string, launching bool
 			i = len(all)
 			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.ID, ID: a.ID, Launching: launching, Timeout: defaultWait})
 		}
-		all[i].Token, all[i].Limit = a.Token, time.Now().Add(LongestWait)
+		all[i].Token, all[i].Limit = a.Token, time.Now().Add(longestWait)
 		if !launching {
 			// In a scale-out the first machine that serves completes the action for all: the load balancer sends no sessions
 			// to machines of unknown health.
@@ -211,7 +211,7 @@ func wait(hook cloud.Hook) time.Duration {
 		return max(hook.Timeout, leastWait)
 	}
 	share := max(1, beats/(1+len(hook.Others)))
-	return min(2*LongestWait/time.Duration(share), LongestWait)
+	return min(2*longestWait/time.Duration(share), longestWait)
 }
 
 // Extend implements cloud.Hooks. Near the limit it still returns the usual time: halving the rest would exceed the token's
@@ -234,7 +234,7 @@ func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, 
 	err = p.ess.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
 		"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
 	}, &struct{}{})
-	if err == nil || errors.Is(err, errOften) && usual >= LongestWait { // the other machines have used up the heartbeats
+	if err == nil || errors.Is(err, errOften) && usual >= longestWait { // the other machines have used up the heartbeats
 		return usual, nil
 	}
 	return 0, err
@@ -266,7 +266,7 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		return cloud.Check{Group: group, Unproved: cloud.UnprovedBoth}, err
 	}
 	for i := range all {
-		all[i].Limit = time.Now().Add(LongestWait)
+		all[i].Limit = time.Now().Add(longestWait)
 	}
 	return f.Check(group, all, func(hook cloud.Hook) error {
 		// A drain needs these two permissions to find the token.

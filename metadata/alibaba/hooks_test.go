@@ -88,7 +88,7 @@ func TestPending(t *testing.T) {
 				got := ""
 				for _, h := range all {
 					got += fmt.Sprintf("%s %t %s %v;", h.Name, h.Token != "", h.Timeout, h.Others)
-					limit := h.Token == "" || h.Limit.Equal(time.Now().Add(LongestWait))
+					limit := h.Token == "" || h.Limit.Equal(time.Now().Add(longestWait))
 					if h.Provider != Name || h.Group != group || h.Launching != tt.launching || h.Token != a.token(h.ID) || !limit {
 						t.Errorf("%+v", h)
 					}
@@ -138,18 +138,18 @@ func TestExtend(t *testing.T) {
 		asked string // for how many seconds
 		err   error
 	}{
-		{"one machine", machines(1), LongestWait, nil, 40 * time.Minute, "2400", nil},
-		{"three machines", machines(3), LongestWait, nil, 2 * time.Hour, "7200", nil},
-		{"forty machines", machines(40), LongestWait, nil, LongestWait, "21588", nil},
+		{"one machine", machines(1), longestWait, nil, 40 * time.Minute, "2400", nil},
+		{"three machines", machines(3), longestWait, nil, 2 * time.Hour, "7200", nil},
+		{"forty machines", machines(40), longestWait, nil, longestWait, "21588", nil},
 		{"a start", start(5 * time.Minute), 0, nil, 5 * time.Minute, "300", nil},
 		{"a start whose time is not known", start(0), 0, nil, leastWait, "30", nil},
 		{"until the limit", machines(1), 10 * time.Minute, nil, 40 * time.Minute, "588", nil},
 		{"at the limit", machines(1), 29 * time.Second, nil, 40 * time.Minute, "", nil},
 		{"past the limit", machines(1), -time.Hour, nil, 40 * time.Minute, "", nil},
-		{"too often", machines(1), LongestWait, history{refused(tooOften, 0)}, 0, "2400", errOften},
-		{"more machines than heartbeats", machines(40), LongestWait - time.Second, history{refused(tooOften, 0)}, LongestWait, "21587", nil},
-		{"over", cloud.Hook{ID: drain.Name, Token: "of another wait"}, LongestWait, nil, 0, "2400", cloud.ErrGone},
-		{"denied", machines(1), LongestWait, history{denies(heartbeat)}, 0, "2400", lacks(heartbeat)},
+		{"too often", machines(1), longestWait, history{refused(tooOften, 0)}, 0, "2400", errOften},
+		{"more machines than heartbeats", machines(40), longestWait - time.Second, history{refused(tooOften, 0)}, longestWait, "21587", nil},
+		{"over", cloud.Hook{ID: drain.Name, Token: "of another wait"}, longestWait, nil, 0, "2400", cloud.ErrGone},
+		{"denied", machines(1), longestWait, history{denies(heartbeat)}, 0, "2400", lacks(heartbeat)},
 		{"without a token", cloud.Hook{ID: drain.Name}, 0, nil, 40 * time.Minute, "2400", nil},
 		{"without a token, not waiting", cloud.Hook{ID: logs.Name}, 0, nil, 0, "", cloud.ErrNotWaiting},
 	} {
