@@ -133,35 +133,18 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	return opts, opts.Validate()
 }
 
-// applyURI: for mongodb+srv the driver ignores the context; the goroutine ends when the resolver gives up.
+// applyURI: for mongodb+srv the driver asks DNS without the context, so DNS has to answer within the context before.
 func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.ClientOptions, error) {
-	read := func() (*options.ClientOptions, error) {
-		opts := options.Client().ApplyURI(t.URI().Reveal())
-		return opts, opts.Validate()
-	}
-	if !t.SRV() {
-		return read()
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	type result struct {
-		opts *options.ClientOptions
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		opts, err := read()
-		done <- result{opts, err}
-	}()
-	select {
-	case r := <-done:
-		return r.opts, r.err
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.Canceled) {
-			return nil, fmt.Errorf("asking DNS for the hosts of %s: %w", t.Hosts()[0], ctx.Err())
+	if t.SRV() {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		service := cmp.Or(t.option("srvServiceName"), "mongodb")
+		if _, _, err := net.DefaultResolver.LookupSRV(ctx, service, "tcp", t.Hosts()[0]); err != nil {
+			return nil, err
 		}
-		return nil, &net.DNSError{Err: "no answer in time", Name: "_mongodb._tcp." + t.Hosts()[0], IsTimeout: true}
 	}
+	opts := options.Client().ApplyURI(t.URI().Reveal())
+	return opts, opts.Validate()
 }
 
 func verifyChainOnly(cfg *tls.Config) {
@@ -190,16 +173,12 @@ func (c *Client) Close(ctx context.Context) error {
 	defer cancel()
 	closed := make(chan error, 1)
 	go func() { closed <- c.mongo.Disconnect(ctx) }()
-	var err error
 	select {
-	case err = <-closed:
+	case err := <-closed:
+		return err
 	case <-ctx.Done():
-		err = ctx.Err()
+		return ctx.Err()
 	}
-	if err == nil || errors.Is(err, mongo.ErrClientDisconnected) {
-		return nil
-	}
-	return newError("closing the connection to MongoDB", err, c.target, nil)
 }
 
 // call bounds a command by a timeout. The server may have executed a failed one.
