@@ -6,7 +6,6 @@ package cluster
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -189,8 +188,6 @@ func kindOfCode(e mongo.ServerError) Kind {
 		return KindNotPrimary
 	case has(50, 262, 89): // MaxTimeMSExpired, ExceededTimeLimit, NetworkTimeout
 		return KindTimeout
-	case e.HasErrorLabel("NetworkError"):
-		return kindOfNetwork(e)
 	}
 	return KindOther
 }
@@ -215,10 +212,10 @@ func kindOfNetwork(err error) Kind {
 		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
 	}
 	switch {
-	case isTLS(err):
-		return KindTLS
 	case holds[*net.DNSError](err):
 		return KindDNS
+	case strings.Contains(err.Error(), "tls: "): // few errors of crypto/tls have a type, all have this prefix
+		return KindTLS
 	case is(syscall.ECONNREFUSED):
 		return KindRefused
 	case is(syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EACCES, syscall.EPERM):
@@ -242,14 +239,6 @@ func waited(err error) bool {
 func holds[T error](err error) bool {
 	_, ok := errors.AsType[T](err)
 	return ok
-}
-
-func isTLS(err error) bool {
-	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "remote error" || op.Op == "local error") {
-		return true // crypto/tls reports alerts so
-	}
-	return holds[*tls.CertificateVerificationError](err) || holds[tls.RecordHeaderError](err) || holds[tls.AlertError](err) ||
-		holds[x509.HostnameError](err) || holds[x509.UnknownAuthorityError](err) || strings.Contains(err.Error(), "tls: ")
 }
 
 // message removes the command, which has session and signed cluster time.

@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -14,11 +15,8 @@ import (
 	"go.mongodb.org/mongo-driver/v2/event"
 )
 
-// Kinds of servers in the driver's events.
-const (
-	kindUnknown = "Unknown"
-	kindPrimary = "RSPrimary"
-)
+// kindPrimary is a kind of server in the driver's events.
+const kindPrimary = "RSPrimary"
 
 // watch has the last report on each server by host:port: the cause of a server selection error.
 type watch struct {
@@ -45,14 +43,6 @@ func (w *watch) servers() *event.ServerMonitor {
 			host := hostOf(e.ConnectionID)
 			delete(w.failed, host)
 			w.seen[host] = e.Reply
-		},
-		ServerDescriptionChanged: func(e *event.ServerDescriptionChangedEvent) {
-			if e.NewDescription.Kind == kindUnknown {
-				return
-			}
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.seen[e.Address.String()] = e.NewDescription
 		},
 	}
 }
@@ -106,22 +96,20 @@ func (w *watch) finding(t Target) (finding, bool) {
 		}
 		all = append(all, f)
 	}
-	primary := false
 	for host, d := range w.seen {
 		if w.failed[host] != nil {
 			continue
 		}
-		primary = primary || !strings.HasPrefix(d.Kind, "RS") || d.Kind == kindPrimary
+		if !strings.HasPrefix(d.Kind, "RS") || d.Kind == kindPrimary {
+			return finding{}, false
+		}
 		all = append(all, finding{KindNotPrimary, host, "it is " + d.Kind})
 	}
-	if len(all) == 0 || primary {
+	if len(all) == 0 {
 		return finding{}, false
 	}
 	slices.SortFunc(all, func(a, b finding) int {
-		if a.kind != b.kind {
-			return slices.Index(importance, b.kind) - slices.Index(importance, a.kind)
-		}
-		return strings.Compare(a.host, b.host)
+		return cmp.Or(slices.Index(importance, b.kind)-slices.Index(importance, a.kind), strings.Compare(a.host, b.host))
 	})
 	best := all[0]
 	var hosts, texts []string
