@@ -7,8 +7,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -107,26 +107,20 @@ func oneSpelling(address string) string {
 	return address
 }
 
+// leadingZeros of a group: Java's getHostAddress writes an IPv6 address without them and without ::.
+var leadingZeros = regexp.MustCompile(`\b0{1,3}`)
+
 func addressFilter(key, address string) bson.D {
 	forms := []string{address}
 	if addr, err := netip.ParseAddr(address); err == nil {
-		forms = append(forms, addr.String(), javaAddress(addr))
+		addr = addr.Unmap()
+		forms = append(forms, addr.String())
+		if addr.Is6() {
+			forms = append(forms, leadingZeros.ReplaceAllString(addr.StringExpanded(), ""))
+		}
 	}
 	slices.Sort(forms)
 	return bson.D{{Key: key, Value: bson.D{{Key: "$in", Value: slices.Compact(forms)}}}}
-}
-
-// javaAddress spells an address as Java's getHostAddress does, without ::.
-func javaAddress(addr netip.Addr) string {
-	if !addr.Is6() || addr.Is4In6() {
-		return addr.Unmap().String()
-	}
-	b := addr.As16()
-	groups := make([]string, 8)
-	for i := range groups {
-		groups[i] = fmt.Sprintf("%x", uint16(b[2*i])<<8|uint16(b[2*i+1]))
-	}
-	return strings.Join(groups, ":")
 }
 
 // DeleteAMSNodes deletes the AMS documents of an address, or only that with an id, last written before a time by the
@@ -220,6 +214,42 @@ func readStream(doc bson.Raw) string {
 		return id
 	}
 	return idText(field(doc, "_id"))
+}
+
+// RepairStreams ends the streams that a node left "broadcasting", as AMS does only when a server with the same address
+// starts. Streams written within 20 s by that node's clock (now) are live and stay. It writes into AMS's collections: call
+// it only for an operator.
+func (c *Client) RepairStreams(ctx context.Context, databases []string, address string, now time.Time) error {
+	if address == "" {
+		return errors.New("repairing streams: no address is given")
+	}
+	before := now.Add(-streamFresh)
+	stale := append(addressFilter("originAdress", address), // sic
+		bson.E{Key: "status", Value: "broadcasting"},
+		bson.E{Key: "$or", Value: bson.A{
+			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$lt", Value: before.UnixMilli()}}}},
+			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$lt", Value: before}}}},
+			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$exists", Value: false}}}},
+		}})
+	var errs []error
+	for _, name := range databases {
+		coll := c.db(name).Collection(broadcastCollection)
+		errs = append(errs, c.call(ctx, "repairing streams of "+name, func(ctx context.Context) error {
+			// AMS deletes the streams that it made when they end.
+			if _, err := coll.DeleteMany(ctx, append(stale[:len(stale):len(stale)], bson.E{Key: "zombi", Value: true})); err != nil {
+				return err
+			}
+			_, err := coll.UpdateMany(ctx, stale, bson.D{{Key: "$set", Value: bson.D{
+				{Key: "status", Value: "terminated_unexpectedly"},
+				{Key: "hlsViewerCount", Value: int32(0)},
+				{Key: "dashViewerCount", Value: int32(0)},
+				{Key: "webRTCViewerCount", Value: int32(0)},
+				{Key: "rtmpViewerCount", Value: int32(0)},
+			}}})
+			return err
+		}))
+	}
+	return errors.Join(errs...)
 }
 
 func (c *Client) amsNodes() *mongo.Collection {

@@ -84,32 +84,26 @@ func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) er
 	return err
 }
 
-// mostForgotten bounds one call.
-const mostForgotten = 8
-
 // forgetBalancers keeps records small: a load balancer in a container has another name after each start.
 func (c *Client) forgetBalancers(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	now, err := c.ServerTime(ctx)
+	look, err := c.Look(ctx)
 	if err != nil {
 		return
 	}
-	nodes, err := c.Nodes(ctx)
-	if err != nil {
-		return
-	}
+	before := look.ServerTime.Add(-balancerLimit)
 	old := map[string]bool{}
-	for _, n := range nodes {
+	for _, n := range look.Nodes {
 		for name, b := range n.Balancers {
-			if name != "" && name == BalancerName(name) && now.Sub(b.At) >= balancerLimit && len(old) < mostForgotten {
+			if name != "" && name == BalancerName(name) && !b.At.After(before) {
 				old[name] = true
 			}
 		}
 	}
 	for name := range old {
 		field := balancersKey + "." + name
-		filter := bson.D{{Key: field + ".at", Value: bson.D{{Key: "$lte", Value: now.Add(-balancerLimit)}}}}
+		filter := bson.D{{Key: field + ".at", Value: bson.D{{Key: "$lte", Value: before}}}}
 		_ = c.call(ctx, "removing old confirmations of a load balancer", func(ctx context.Context) error {
 			_, err := c.nodes().UpdateMany(ctx, filter, bson.D{{Key: "$unset", Value: bson.D{{Key: field, Value: ""}}}})
 			return err

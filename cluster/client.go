@@ -173,12 +173,16 @@ func (c *Client) Close(ctx context.Context) error {
 	defer cancel()
 	closed := make(chan error, 1)
 	go func() { closed <- c.mongo.Disconnect(ctx) }()
+	var err error
 	select {
-	case err := <-closed:
-		return err
+	case err = <-closed:
 	case <-ctx.Done():
-		return ctx.Err()
+		err = ctx.Err()
 	}
+	if err == nil || errors.Is(err, mongo.ErrClientDisconnected) {
+		return nil
+	}
+	return newError("closing the connection to MongoDB", err, c.target, nil)
 }
 
 // call bounds a command by a timeout. The server may have executed a failed one.

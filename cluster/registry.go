@@ -74,17 +74,23 @@ func (e *BadRecordError) Error() string {
 // Unwrap returns the cause.
 func (e *BadRecordError) Unwrap() error { return e.Err }
 
+// unmarshal refuses content that no agent writes, or that JSON cannot show.
+func unmarshal(doc bson.Raw, v any) error {
+	if len(doc) > maxRecord {
+		return fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
+	}
+	if err := bson.Unmarshal(doc, v); err != nil {
+		return err
+	}
+	_, err := json.Marshal(v) // a time may be out of its range
+	return err
+}
+
 func decode(doc bson.Raw) record {
 	var r record
-	err := fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
-	if len(doc) <= maxRecord {
-		err = bson.Unmarshal(doc, &r)
-	}
+	err := unmarshal(doc, &r)
 	if err == nil && (r.Port < 0 || r.Port > math.MaxUint16) {
 		err = fmt.Errorf("port %d", r.Port)
-	}
-	if err == nil {
-		_, err = json.Marshal(r.Node) // a time may be out of its range
 	}
 	if err != nil {
 		id := idText(field(doc, "_id"))
