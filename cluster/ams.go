@@ -81,7 +81,6 @@ func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]
 	if err != nil {
 		return nil, err
 	}
-	nodes = slices.DeleteFunc(nodes, func(n AMSNode) bool { return n.id.Type == 0 })
 	slices.SortStableFunc(nodes, func(a, b AMSNode) int {
 		return cmp.Or(compareText(a.IP, b.IP), compareText(a.ID, b.ID))
 	})
@@ -137,16 +136,13 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before 
 	versions := bson.A{}
 	for _, n := range were {
 		if (id == "" || n.ID == id) && !n.LastUpdate.IsZero() && !n.LastUpdate.After(before) {
-			versions = append(versions, n.version())
+			versions = append(versions, bson.D{{Key: "_id", Value: n.id}, {Key: "ip", Value: n.IP}, {Key: "lastUpdateTime", Value: n.written}})
 		}
 	}
 	if len(versions) == 0 {
 		return nil, were, nil
 	}
-	failed := c.call(ctx, "removing AMS's node documents of "+address, func(ctx context.Context) error {
-		_, err := c.amsNodes().DeleteMany(ctx, bson.D{{Key: "$or", Value: versions}})
-		return err
-	})
+	failed := c.deleteMany(ctx, "removing AMS's node documents of "+address, c.amsNodes(), bson.D{{Key: "$or", Value: versions}})
 	// The answer may be lost: what is left decides.
 	if stay, err = c.AMSNodesByAddress(ctx, address); err != nil {
 		return nil, nil, errors.Join(failed, err)
@@ -162,18 +158,22 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before 
 	return gone, stay, nil
 }
 
-func (n AMSNode) version() bson.D {
-	written := bson.E{Key: "lastUpdateTime", Value: bson.D{{Key: "$exists", Value: false}}}
-	if n.written.Type != 0 {
-		written.Value = n.written
-	}
-	return bson.D{{Key: "_id", Value: n.id}, {Key: "ip", Value: n.IP}, written}
-}
-
 // DatabaseStreams are the streams of one application.
 type DatabaseStreams struct {
 	Database string   `json:"database"`
 	IDs      []string `json:"ids"`
+}
+
+// streams matches what is published at an address: with $or streams that AMS wrote lately, with $nor the others.
+func streams(address string, now time.Time, which string) bson.D {
+	since := now.Add(-streamFresh)
+	return append(addressFilter("originAdress", address), // sic
+		bson.E{Key: "status", Value: "broadcasting"},
+		// Numbers and dates do not compare with each other.
+		bson.E{Key: which, Value: bson.A{
+			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since.UnixMilli()}}}},
+			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since}}}},
+		}})
 }
 
 // LocalStreams reads the streams that are live on a node by AMS's own rule: published there, broadcasting, and written at
@@ -185,14 +185,6 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 	case len(databases) == 0:
 		return nil, errors.New("reading live streams: no application database is named")
 	}
-	since := now.Add(-streamFresh)
-	filter := append(addressFilter("originAdress", address), // sic
-		bson.E{Key: "status", Value: "broadcasting"},
-		// Numbers and dates do not compare with each other.
-		bson.E{Key: "$or", Value: bson.A{
-			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since.UnixMilli()}}}},
-			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since}}}},
-		}})
 	projection := bson.D{{Key: "_id", Value: 1}, {Key: "streamId", Value: 1}}
 
 	all := make([]DatabaseStreams, 0, len(databases))
@@ -200,7 +192,7 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 	for _, name := range databases {
 		d := DatabaseStreams{Database: name, IDs: []string{}}
 		op := "reading live streams of " + name
-		ids, err := find(ctx, c, op, c.db(name).Collection(broadcastCollection), filter, readStream, options.Find().SetProjection(projection))
+		ids, err := find(ctx, c, op, c.db(name).Collection(broadcastCollection), streams(address, now, "$or"), readStream, options.Find().SetProjection(projection))
 		errs = append(errs, err)
 		d.IDs = append(d.IDs, ids...)
 		slices.Sort(d.IDs)
@@ -223,31 +215,23 @@ func (c *Client) RepairStreams(ctx context.Context, databases []string, address 
 	if address == "" {
 		return errors.New("repairing streams: no address is given")
 	}
-	before := now.Add(-streamFresh)
-	stale := append(addressFilter("originAdress", address), // sic
-		bson.E{Key: "status", Value: "broadcasting"},
-		bson.E{Key: "$or", Value: bson.A{
-			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$lt", Value: before.UnixMilli()}}}},
-			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$lt", Value: before}}}},
-			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$exists", Value: false}}}},
-		}})
+	stale := streams(address, now, "$nor")
+	made := append(streams(address, now, "$nor"), bson.E{Key: "zombi", Value: true}) // AMS deletes these when they end
+	ended := bson.D{{Key: "$set", Value: bson.D{
+		{Key: "status", Value: "terminated_unexpectedly"},
+		{Key: "hlsViewerCount", Value: int32(0)},
+		{Key: "dashViewerCount", Value: int32(0)},
+		{Key: "webRTCViewerCount", Value: int32(0)},
+		{Key: "rtmpViewerCount", Value: int32(0)},
+	}}}
 	var errs []error
 	for _, name := range databases {
-		coll := c.db(name).Collection(broadcastCollection)
-		errs = append(errs, c.call(ctx, "repairing streams of "+name, func(ctx context.Context) error {
-			// AMS deletes the streams that it made when they end.
-			if _, err := coll.DeleteMany(ctx, append(stale[:len(stale):len(stale)], bson.E{Key: "zombi", Value: true})); err != nil {
-				return err
-			}
-			_, err := coll.UpdateMany(ctx, stale, bson.D{{Key: "$set", Value: bson.D{
-				{Key: "status", Value: "terminated_unexpectedly"},
-				{Key: "hlsViewerCount", Value: int32(0)},
-				{Key: "dashViewerCount", Value: int32(0)},
-				{Key: "webRTCViewerCount", Value: int32(0)},
-				{Key: "rtmpViewerCount", Value: int32(0)},
-			}}})
-			return err
-		}))
+		op, coll := "repairing streams of "+name, c.db(name).Collection(broadcastCollection)
+		err := c.deleteMany(ctx, op, coll, made)
+		if err == nil {
+			err = c.updateMany(ctx, op, coll, stale, ended)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

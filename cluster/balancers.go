@@ -65,10 +65,7 @@ func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) er
 			{Key: "$set", Value: bson.D{{Key: field + ".uses", Value: is}}},
 			{Key: "$currentDate", Value: bson.D{{Key: field + ".at", Value: true}}},
 		}
-		return c.call(ctx, "confirming what a load balancer uses", func(ctx context.Context) error {
-			_, err := c.nodes().UpdateMany(ctx, filter, update)
-			return err
-		})
+		return c.updateMany(ctx, "confirming what a load balancer uses", c.nodes(), filter, update)
 	}
 	if err := write(bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: uses}}}}, true); err != nil {
 		return err
@@ -104,9 +101,7 @@ func (c *Client) forgetBalancers(ctx context.Context) {
 	for name := range old {
 		field := balancersKey + "." + name
 		filter := bson.D{{Key: field + ".at", Value: bson.D{{Key: "$lte", Value: before}}}}
-		_ = c.call(ctx, "removing old confirmations of a load balancer", func(ctx context.Context) error {
-			_, err := c.nodes().UpdateMany(ctx, filter, bson.D{{Key: "$unset", Value: bson.D{{Key: field, Value: ""}}}})
-			return err
-		})
+		update := bson.D{{Key: "$unset", Value: bson.D{{Key: field, Value: ""}}}}
+		_ = c.updateMany(ctx, "removing old confirmations of a load balancer", c.nodes(), filter, update)
 	}
 }

@@ -259,6 +259,20 @@ func find[T any](
 	return found, err
 }
 
+func (c *Client) updateMany(ctx context.Context, op string, coll *mongo.Collection, filter, update bson.D) error {
+	return c.call(ctx, op, func(ctx context.Context) error {
+		_, err := coll.UpdateMany(ctx, filter, update)
+		return err
+	})
+}
+
+func (c *Client) deleteMany(ctx context.Context, op string, coll *mongo.Collection, filter bson.D) error {
+	return c.call(ctx, op, func(ctx context.Context) error {
+		_, err := coll.DeleteMany(ctx, filter)
+		return err
+	})
+}
+
 // Ping checks that the server answers and accepts the credentials.
 func (c *Client) Ping(ctx context.Context) error {
 	return c.call(ctx, "asking MongoDB whether it is there", func(ctx context.Context) error {
@@ -313,17 +327,11 @@ func (c *Client) CheckAccess(ctx context.Context) error {
 	if err := c.canRead(ctx, c.amsNodes()); err != nil {
 		return err
 	}
-	err := c.call(ctx, "checking the right to write "+registryDatabase+"."+nodesCollection, func(ctx context.Context) error {
-		_, err := c.nodes().UpdateOne(ctx, nothing, bson.D{{Key: "$set", Value: bson.D{{Key: "x", Value: 1}}}})
-		return err
-	})
-	if err != nil {
+	change := bson.D{{Key: "$set", Value: bson.D{{Key: "x", Value: 1}}}}
+	if err := c.updateMany(ctx, "checking the right to write "+registryDatabase+"."+nodesCollection, c.nodes(), nothing, change); err != nil {
 		return err
 	}
-	return c.call(ctx, "checking the right to delete from "+amsDatabase+"."+amsCollection, func(ctx context.Context) error {
-		_, err := c.amsNodes().DeleteOne(ctx, nothing)
-		return err
-	})
+	return c.deleteMany(ctx, "checking the right to delete from "+amsDatabase+"."+amsCollection, c.amsNodes(), nothing)
 }
 
 // CheckRead checks the right to read the streams in these databases.

@@ -222,10 +222,7 @@ func (c *Client) removeBad(ctx context.Context, op, id string, was *record) erro
 	if rev := field(was.doc, "rev"); !rev.IsZero() {
 		filter[1].Value = bson.D{{Key: "$eq", Value: rev}}
 	}
-	return c.call(ctx, op, func(ctx context.Context) error {
-		_, err := c.nodes().DeleteOne(ctx, filter)
-		return err
-	})
+	return c.deleteMany(ctx, op, c.nodes(), filter)
 }
 
 // notWritten are the id and the keys set by MongoDB's clock, a heartbeat or a load balancer.
@@ -484,10 +481,7 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if !n.UpdatedAt.IsZero() {
 		filter[1].Value = n.UpdatedAt
 	}
-	failed := c.call(ctx, op, func(ctx context.Context) error {
-		_, err := c.nodes().DeleteOne(ctx, filter)
-		return err
-	})
+	failed := c.deleteMany(ctx, op, c.nodes(), filter)
 	// The answer may be lost: what is left decides.
 	_, err := c.Node(ctx, n.ID)
 	if errors.Is(err, ErrNoNode) {
