@@ -6,8 +6,6 @@ package cluster
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -117,15 +115,10 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 		// The driver would repeat the write to a secondary some thousand times a second.
 		opts.SetRetryWrites(false)
 	}
-	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify {
+	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify &&
+		opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil {
 		// As AMS's driver. In a subnet without internet access, the OCSP request would hang.
-		if opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil {
-			opts.SetDisableOCSPEndpointCheck(true)
-		}
-		// Options of the Java driver only.
-		if c.target.option("tlsAllowInvalidHostnames") == "true" || c.target.option("sslInvalidHostNameAllowed") == "true" {
-			verifyChainOnly(cfg)
-		}
+		opts.SetDisableOCSPEndpointCheck(true)
 	}
 	if o.noLogin {
 		opts.Auth = nil
@@ -145,22 +138,6 @@ func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.Cl
 	}
 	opts := options.Client().ApplyURI(t.URI().Reveal())
 	return opts, opts.Validate()
-}
-
-func verifyChainOnly(cfg *tls.Config) {
-	cfg.InsecureSkipVerify = true
-	roots := cfg.RootCAs
-	cfg.VerifyConnection = func(state tls.ConnectionState) error {
-		between := x509.NewCertPool()
-		for _, cert := range state.PeerCertificates[1:] {
-			between.AddCert(cert)
-		}
-		_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between})
-		if err != nil {
-			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
-		}
-		return nil
-	}
 }
 
 // Target returns the connection string.
