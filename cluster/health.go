@@ -215,8 +215,8 @@ func (o *Observer) signals(m *Member, l Look, next *Observer) {
 	slices.SortStableFunc(m.AMS, func(a, b AMSNode) int { return b.LastUpdate.Compare(a.LastUpdate) })
 	clock, known := l.ServerTime, false
 	if n := m.Node; n != nil {
-		if n.ClockMS != nil {
-			clock, known = l.ServerTime.Add(n.ClockMS.Duration()), true
+		if n.Clock != nil {
+			clock, known = l.ServerTime.Add(*n.Clock), true
 		}
 		if !n.UpdatedAt.IsZero() {
 			key := "node " + n.ID

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
@@ -23,8 +24,8 @@ type Heartbeat struct {
 	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
 	Serving  *Serving  `bson:"serving,omitempty" json:"serving,omitempty"` // nil if unknown
-	// ClockMS is how far the machine's clock is ahead of MongoDB's. AMS stamps its document by it.
-	ClockMS *Millis `bson:"clock_ms,omitempty" json:"clock_ns,omitempty"`
+	// Clock is how far the machine's clock is ahead of MongoDB's. AMS stamps its document by it.
+	Clock *time.Duration `bson:"clock_ns,omitempty" json:"clock_ns,omitempty"`
 	// Checks are load balancers that name themselves in agent checks: true if they may send sessions.
 	Checks map[string]bool `bson:"checks,omitempty" json:"checks,omitempty"`
 }

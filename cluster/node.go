@@ -34,9 +34,9 @@ type Node struct {
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
 	// Drift names settings in the server's files that differ from the join, secrets masked. They are repaired before its next
 	// start.
-	Drift      string `bson:"drift,omitempty" json:"drift,omitempty"`
-	Port       int    `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
-	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"` // between heartbeats; 0 without a daemon
+	Drift    string        `bson:"drift,omitempty" json:"drift,omitempty"`
+	Port     int           `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
+	Interval time.Duration `bson:"interval_ns,omitempty" json:"interval_ns,omitempty"` // between heartbeats; 0 without a daemon
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
@@ -75,7 +75,7 @@ func (n Node) SameInstance(m Node) bool {
 }
 
 // Heartbeats reports whether the record's age is a liveness signal: a daemon writes it.
-func (n Node) Heartbeats() bool { return n.Seq > 0 || n.IntervalMS > 0 }
+func (n Node) Heartbeats() bool { return n.Seq > 0 || n.Interval > 0 }
 
 // WithCloudFactsOf fills in missing cloud facts. The public address changes with a boot.
 func (n Node) WithCloudFactsOf(earlier Node) Node {
@@ -97,10 +97,10 @@ const DefaultInterval = 5 * time.Second
 const maxInterval = 5 * time.Minute
 
 func (n Node) interval() time.Duration {
-	if n.IntervalMS <= 0 {
+	if n.Interval <= 0 {
 		return DefaultInterval
 	}
-	return min(n.IntervalMS.Duration(), maxInterval)
+	return min(n.Interval, maxInterval)
 }
 
 // silentIntervals allow another machine to use the record.

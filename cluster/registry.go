@@ -328,11 +328,11 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		return is, nil
 	}
 	// Only the daemon may know these.
-	is.IntervalMS, is.Port = cmp.Or(self.IntervalMS, was.IntervalMS), cmp.Or(self.Port, was.Port)
+	is.Interval, is.Port = cmp.Or(self.Interval, was.Interval), cmp.Or(self.Port, was.Port)
 	gives := self.State.replaces(was.State)
 	if was.State == StateLeft && gives || !was.State.Valid() {
 		// An interval from before the leave is no liveness signal.
-		is.IntervalMS = self.IntervalMS
+		is.Interval = self.Interval
 		return is, nil
 	}
 	is.Beat, is.DrainRequest, is.Taken, is.entered, is.dropBeat = was.Beat, was.DrainRequest, was.Taken, false, false
@@ -423,9 +423,9 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 // DrainRequest is another machine's request to drain.
 type DrainRequest struct {
 	ID string `bson:"id" json:"id"`
-	// DeadlineMS is the wait for sessions; 0 is the node's setting. Now does not wait.
-	DeadlineMS Millis `bson:"deadline_ms,omitempty" json:"deadline_ns,omitempty"`
-	Now        bool   `bson:"now,omitempty" json:"now,omitempty"`
+	// Deadline is the wait for sessions; 0 is the node's setting. Now does not wait.
+	Deadline time.Duration `bson:"deadline_ns,omitempty" json:"deadline_ns,omitempty"`
+	Now      bool          `bson:"now,omitempty" json:"now,omitempty"`
 	// RepairStreams ends streams that the node leaves "broadcasting".
 	RepairStreams bool      `bson:"repair_streams,omitempty" json:"repair_streams,omitempty"`
 	Reason        string    `bson:"reason,omitempty" json:"reason,omitempty"`
