@@ -493,17 +493,16 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 // Node reads a record, or returns [ErrNoNode] or a [BadRecordError].
 func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 	op := "reading node " + id
-	found, err := find(ctx, c, op, c.nodes(), bson.D{{Key: "_id", Value: id}}, decode, options.Find())
+	r, err := c.readRecord(ctx, op, id)
 	switch {
 	case err != nil:
 		return Node{}, err
-	case len(found) == 0:
+	case r == nil:
 		return Node{}, fmt.Errorf("%s: %w", op, ErrNoNode)
+	case r.bad != nil:
+		return Node{}, fmt.Errorf("%s: %w", op, r.bad)
 	}
-	if bad := found[0].bad; bad != nil {
-		return Node{}, fmt.Errorf("%s: %w", op, bad)
-	}
-	return found[0].Node, nil
+	return r.Node, nil
 }
 
 // Nodes reads all valid records, ordered by id.

@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -64,8 +65,7 @@ func ParseTarget(s string) (Target, error) {
 
 // TargetError is an error in a connection string, without the string.
 type TargetError struct {
-	Part    string // such as "host"; "" is the whole
-	Pos     int    // 1-based character; 0 is unknown
+	Where   string // such as "host, character 11"; "" is the whole
 	Problem string
 	Hint    string
 }
@@ -73,11 +73,8 @@ type TargetError struct {
 // Error returns all fields in one line.
 func (e *TargetError) Error() string {
 	s := "connection string"
-	if e.Part != "" {
-		s += ", " + e.Part
-	}
-	if e.Pos > 0 {
-		s += fmt.Sprintf(", character %d", e.Pos)
+	if e.Where != "" {
+		s += ", " + e.Where
 	}
 	s += ": " + e.Problem
 	if e.Hint != "" {
@@ -103,7 +100,11 @@ func (p piece) slice(part string, from, to int) piece {
 }
 
 func (p piece) errorAt(i int, problem, hint string) error {
-	return &TargetError{Part: p.part, Pos: p.skip + utf8.RuneCountInString(p.text[:i]) + 1, Problem: problem, Hint: hint}
+	where := fmt.Sprintf("character %d", p.skip+utf8.RuneCountInString(p.text[:i])+1)
+	if p.part != "" {
+		where = p.part + ", " + where
+	}
+	return &TargetError{Where: where, Problem: problem, Hint: hint}
 }
 
 func (t *target) parse(given string) error {
@@ -150,8 +151,8 @@ func endOfUser(rest string) int {
 	return strings.LastIndexByte(rest, '@')
 }
 
-// afterUser is hosts, database, options, and what no part may have.
-var afterUser = regexp.MustCompile(`^([^/?#]*)([^?#]*)\??([^#]*)(.*)$`)
+// afterUser is hosts, database and options.
+var afterUser = regexp.MustCompile(`^([^/?]*)([^?]*)\??(.*)$`)
 
 func (t *target) parseURI(p piece) error {
 	if at := endOfUser(p.text); at >= 0 {
@@ -160,25 +161,26 @@ func (t *target) parseURI(p piece) error {
 		}
 		p = p.slice("", at+1, len(p.text))
 	}
+	if i := strings.IndexByte(p.text, '#'); i >= 0 {
+		return p.errorAt(i, "there is a raw #", "percent-encode it: # is %23")
+	}
 	m := afterUser.FindStringSubmatchIndex(p.text)
-	if err := t.parseHosts(p.slice("", m[2], m[3])); err != nil {
-		return err
-	}
-	if m[8] < len(p.text) {
-		return p.errorAt(m[8], "there is a raw #", "percent-encode it: # is %23")
-	}
-	if err := t.parseDatabase(p.slice("database", m[4], m[5])); err != nil {
-		return err
-	}
-	if err := t.parseOptions(p.slice(partOptions, m[6], m[7])); err != nil {
-		return err
-	}
+	return cmp.Or(
+		t.parseHosts(p.slice("", m[2], m[3])),
+		t.parseDatabase(p.slice("database", m[4], m[5])),
+		t.parseOptions(p.slice(partOptions, m[6], m[7])),
+		t.checkPassword(),
+		t.checkByDriver(),
+	)
+}
+
+// checkPassword: AMS's driver refuses a user name alone, so AMS would not start.
+func (t *target) checkPassword() error {
 	mechanism := strings.ToUpper(t.option("authMechanism"))
-	if t.user != "" && t.password == "" && !slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
-		// AMS's driver refuses it, so AMS would not start.
-		return &TargetError{Part: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
+	if t.user == "" || t.password != "" || slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
+		return nil
 	}
-	return t.checkByDriver()
+	return &TargetError{Where: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
 }
 
 // checkByDriver skips URIs that need DNS or files.
@@ -356,26 +358,24 @@ func (t *target) option(name string) string {
 
 // render returns the string without its scheme.
 func (t *target) render(redacted bool) string {
-	var b strings.Builder
-	if t.user != "" {
-		b.WriteString(t.user)
-		if t.password != "" && redacted {
-			b.WriteString(":" + redact.Placeholder)
-		} else if t.password != "" {
-			b.WriteString(":" + t.password)
-		}
-		b.WriteString("@")
+	s := t.user
+	if t.password != "" && redacted {
+		s += ":" + redact.Placeholder
+	} else if t.password != "" {
+		s += ":" + t.password
 	}
-	b.WriteString(strings.Join(t.hosts, ",") + t.path)
+	if t.user != "" {
+		s += "@"
+	}
+	s += strings.Join(t.hosts, ",") + t.path
 	for i, o := range t.options {
 		value := o.raw
 		if redacted && !o.isShown() {
 			value = redact.Placeholder
 		}
-		b.WriteByte("?&"[min(i, 1)])
-		b.WriteString(o.name + "=" + value)
+		s += string("?&"[min(i, 1)]) + o.name + "=" + value
 	}
-	return b.String()
+	return s
 }
 
 // withScheme adds the scheme, to a list of hosts only if it is always wanted.
