@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"go.mongodb.org/mongo-driver/v2/bson"
 )
 
 // Health follows from a node's heartbeats and its AMS document.
@@ -146,11 +144,10 @@ type Observer struct {
 }
 
 type lastSeen struct {
-	seq     int64 // seq and updated are a record's version, doc an AMS document's
-	updated time.Time
-	doc     string
-	at      time.Time // last written, by the observer's clock; zero if unknown
-	silent  time.Duration
+	seq    int64 // seq and sent are the signal's own, at is by the observer's clock
+	sent   time.Time
+	at     time.Time
+	silent time.Duration
 	// doubtful: old at a first look after an outage, and unchanged since.
 	doubtful bool
 	// before is silent at the last look without an outage.
@@ -188,7 +185,7 @@ func (o *Observer) Observe(l Look) []Member {
 	for _, doc := range l.AMS {
 		key := oneSpelling(doc.IP)
 		if doc.IP == "" {
-			key = "id " + doc.key() // without an address they do not belong together
+			key = "id " + doc.ID // without an address they do not belong together
 		}
 		i, ok := owner[key]
 		if !ok {
@@ -218,70 +215,60 @@ func (o *Observer) signals(m *Member, l Look, next *Observer) {
 		if n.Clock != nil {
 			clock, known = l.ServerTime.Add(*n.Clock), true
 		}
-		if !n.UpdatedAt.IsZero() {
-			key := "node " + n.ID
-			was, again := o.seen[key]
-			changed := n.Seq > was.seq || n.UpdatedAt.After(was.updated) // an election may roll a heartbeat back
-			age, limit := l.ServerTime.Sub(n.UpdatedAt), goneLimit(n.interval())
-			is := o.update(was, again, changed, l.At, age, n.interval(), limit, next.outage)
-			is.seq, is.updated = n.Seq, n.UpdatedAt
-			next.seen[key] = is
-			m.Agent = is.signal(l.At, limit)
-		}
+		m.Agent = o.signal(next, reading{"node " + n.ID, n.Seq, n.UpdatedAt, l.ServerTime, true, n.interval(), goneLimit(n.interval())})
 	}
 	for _, doc := range m.AMS {
-		key, version := "doc "+doc.key(), doc.IP+rawText(doc.written)
-		was, again := o.seen[key]
-		if !again && doc.LastUpdate.IsZero() {
-			next.seen[key] = lastSeen{doc: version} // unknown until changed
-			continue
-		}
-		age := clock.Sub(doc.LastUpdate)
-		if again && (!known || doc.LastUpdate.IsZero()) {
-			age = 0 // only a change counts: the clock may be wrong
-		}
-		is := o.update(was, again, was.doc != version, l.At, age, amsPeriod, amsFresh, next.outage)
-		is.doc = version
-		if !again {
-			is.estimated = !known
-		}
-		next.seen[key] = is
-		if s := is.signal(l.At, amsFresh); s.Known && (!m.Server.Known || s.silent < m.Server.silent) {
+		s := o.signal(next, reading{"doc " + doc.IP + " " + doc.ID, 0, doc.LastUpdate, clock, known, amsPeriod, amsFresh})
+		if s.Known && (!m.Server.Known || s.silent < m.Server.silent) {
 			m.Server = s
 		}
 	}
 }
 
-// update: age is by the signal's timestamp, interval the time between its changes.
-func (o *Observer) update(was lastSeen, again, changed bool, at time.Time, age, interval, limit time.Duration, out bool) lastSeen {
-	is := was
+// reading is a signal as a look finds it.
+type reading struct {
+	key             string
+	seq             int64
+	sent            time.Time // zero if it was never sent, or the time is unreadable
+	now             time.Time // by the clock of sent
+	known           bool      // that clock; otherwise only a change counts
+	interval, limit time.Duration
+}
+
+func (o *Observer) signal(next *Observer, r reading) Signal {
+	if r.sent.IsZero() {
+		return Signal{}
+	}
+	is, again := o.seen[r.key]
+	// An election may roll a heartbeat back; the clock of AMS's machine may be set back.
+	changed := r.seq > is.seq || r.sent.After(is.sent) || r.seq == 0 && r.sent.Before(is.sent)
+	age, passed := max(0, r.now.Sub(r.sent)), next.last.Sub(o.last)
 	switch {
 	case !again:
-		is = lastSeen{at: at.Add(-max(0, age)), silent: max(0, age)}
+		is = lastSeen{at: next.last.Add(-age), silent: age, estimated: !r.known}
 		if o.patient || o.outage {
-			is.silent, is.doubtful = 0, is.silent > limit
+			is.silent, is.doubtful = 0, age > r.limit
 		}
 	case changed:
-		age = min(max(0, age), at.Sub(o.last)) // written after the previous look
-		is = lastSeen{at: at.Add(-age), silent: min(age, interval)}
-	case is.at.IsZero():
+		if age = min(age, passed); !r.known {
+			age = 0
+		}
+		is = lastSeen{at: next.last.Add(-age), silent: min(age, r.interval)}
 	default:
-		is.silent += min(at.Sub(o.last), interval)
-		if o.outage && !out && is.before <= limit {
+		is.silent += min(passed, r.interval)
+		if o.outage && !next.outage && is.before <= r.limit {
 			is.silent = 0 // no node could write
 		}
 	}
-	if !out {
+	is.seq, is.sent = r.seq, r.sent
+	if !next.outage {
 		is.before = is.silent
 	}
-	return is
-}
-
-func (s lastSeen) signal(at time.Time, limit time.Duration) Signal {
-	if s.at.IsZero() {
-		return Signal{}
+	next.seen[r.key] = is
+	return Signal{
+		Known: true, Age: max(1, next.last.Sub(is.at)), Fresh: is.silent <= r.limit,
+		Estimated: is.estimated, silent: is.silent, doubtful: is.doubtful,
 	}
-	return Signal{Known: true, Age: max(1, at.Sub(s.at)), Fresh: s.silent <= limit, Estimated: s.estimated, silent: s.silent, doubtful: s.doubtful}
 }
 
 // health: anyFresh proves that MongoDB accepts heartbeats.
@@ -310,10 +297,6 @@ func (m *Member) health(anyFresh bool) Health {
 	}
 	return Gone
 }
-
-func (n AMSNode) key() string { return rawText(n.id) }
-
-func rawText(v bson.RawValue) string { return string([]byte{byte(v.Type)}) + string(v.Value) }
 
 // Dialable accepts only an IP address of one machine: any client of MongoDB may have written it.
 func Dialable(address string) (_ netip.Addr, ok bool) {
