@@ -174,13 +174,15 @@ func (o *Observer) Observe(l Look) []Member {
 		}
 		// The newest record with an address is the current machine's.
 		key := oneSpelling(n.IP)
-		if j, taken := owner[key]; !taken || n.UpdatedAt.After(l.Nodes[j].UpdatedAt) {
-			owner[key] = i
+		j, taken := owner[key]
+		if taken && !n.UpdatedAt.After(l.Nodes[j].UpdatedAt) {
+			members[i].Replaced = true
+			continue
 		}
-	}
-	for i, m := range members {
-		current, owned := owner[oneSpelling(m.Node.IP)]
-		members[i].Replaced = owned && current != i && m.State() != StateLeft
+		if taken {
+			members[j].Replaced = true
+		}
+		owner[key] = i
 	}
 	for _, doc := range l.AMS {
 		key := oneSpelling(doc.IP)

@@ -55,7 +55,7 @@ type Node struct {
 	UpdatedAt  time.Time `bson:"updated_at,omitempty" json:"updated_at,omitzero"`
 
 	// Heartbeat is the last one. It is ignored on write.
-	Heartbeat `bson:"-"`
+	Heartbeat `bson:"heartbeat,omitempty"`
 }
 
 // Age returns the record's age by MongoDB's clock, if an agent wrote it.

@@ -41,8 +41,7 @@ const (
 type record struct {
 	Node `bson:",inline"`
 	// Rev is random and changes with each write except heartbeats. After an election, a counter could repeat a value.
-	Rev  string     `bson:"rev,omitempty"`
-	Beat *Heartbeat `bson:"heartbeat,omitempty"`
+	Rev string `bson:"rev,omitempty"`
 	// Taken is the last accepted drain request: a taker that lost the answer finds itself here.
 	Taken *takenRequest `bson:"drain_taken,omitempty"`
 
@@ -96,9 +95,6 @@ func decode(doc bson.Raw) record {
 		id := idText(field(doc, "_id"))
 		return record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}}
 	}
-	if r.Beat != nil {
-		r.Heartbeat = *r.Beat
-	}
 	return r
 }
 
@@ -149,7 +145,8 @@ func (c *Client) tryUpdate(
 		return was, nil
 	}
 	if was != nil && was.bad != nil {
-		return nil, cmp.Or(c.removeBad(ctx, op, id, was), errConflict)
+		// It may have fields that no update can name.
+		return nil, cmp.Or(c.deleteMany(ctx, op, c.nodes(), unchanged(id, was)), errConflict)
 	}
 	is.Rev = crand.Text()
 	*revs = append(*revs, is.Rev)
@@ -194,12 +191,8 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	filter := bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: nil}}
-	if was != nil {
-		filter[1].Value = orNull(was.Rev)
-	}
 	err = c.call(ctx, op, func(ctx context.Context) error {
-		doc, err := c.nodes().FindOneAndUpdate(ctx, filter, update,
+		doc, err := c.nodes().FindOneAndUpdate(ctx, unchanged(id, was), update,
 			options.FindOneAndUpdate().SetUpsert(was == nil).SetReturnDocument(options.After)).Raw()
 		switch {
 		case errors.Is(err, mongo.ErrNoDocuments), was == nil && mongo.IsDuplicateKeyError(err):
@@ -216,13 +209,13 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	return stored, err
 }
 
-// removeBad deletes an unreadable record, which may have fields that no update can name.
-func (c *Client) removeBad(ctx context.Context, op, id string, was *record) error {
+// unchanged matches a record with the rev of was, which may have any type.
+func unchanged(id string, was *record) bson.D {
 	filter := bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: nil}}
-	if rev := field(was.doc, "rev"); !rev.IsZero() {
-		filter[1].Value = bson.D{{Key: "$eq", Value: rev}}
+	if was != nil && !field(was.doc, "rev").IsZero() {
+		filter[1].Value = bson.D{{Key: "$eq", Value: field(was.doc, "rev")}}
 	}
-	return c.deleteMany(ctx, op, c.nodes(), filter)
+	return filter
 }
 
 // notWritten are the id and the keys set by MongoDB's clock, a heartbeat or a load balancer.
@@ -230,9 +223,7 @@ var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbe
 
 // update returns MongoDB's update from was to r without other fields.
 func (r *record) update(was *record, own bool) (bson.D, error) {
-	is := *r
-	is.StateSince, is.UpdatedAt, is.Beat, is.Balancers = time.Time{}, time.Time{}, nil, nil
-	data, err := bson.Marshal(is)
+	data, err := bson.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +231,7 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 	if err := bson.Unmarshal(data, &set); err != nil {
 		return nil, err
 	}
-	set = set[1:] // without the id
+	set = slices.DeleteFunc(set, func(e bson.E) bool { return slices.Contains(notWritten, e.Key) })
 	entered := r.entered || !was.readable() || was.State != r.State
 	if was != nil {
 		stored, _ := was.doc.Elements()
@@ -335,7 +326,7 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		is.Interval = self.Interval
 		return is, nil
 	}
-	is.Beat, is.DrainRequest, is.Taken, is.entered, is.dropBeat = was.Beat, was.DrainRequest, was.Taken, false, false
+	is.DrainRequest, is.Taken, is.entered, is.dropBeat = was.DrainRequest, was.Taken, false, false
 	if gives {
 		return is, nil
 	}
@@ -399,7 +390,7 @@ func transition(was *record, self Node, s State, reason string, d Details) (*rec
 		is.Cut = d.Cut
 	}
 	if s == StateLeft {
-		is.Beat, is.dropBeat, is.DrainRequest = nil, true, nil // the server has stopped
+		is.dropBeat, is.DrainRequest = true, nil // the server has stopped
 	}
 	return &is, nil
 }

@@ -26,9 +26,9 @@ func stored(change func(*record)) *record {
 			ID: "i-1", IP: "10.0.0.3", BootID: "boot-1", Role: "edge", Interval: 5 * time.Second, Port: 5080,
 			State: StateActive, Reason: "run", UpdatedAt: noon.Add(-2 * time.Second), StateSince: noon.Add(-time.Hour),
 		},
-		Rev: "r1", Beat: &Heartbeat{Seq: 7},
+		Rev: "r1",
 	}
-	r.Heartbeat = *r.Beat
+	r.Heartbeat = Heartbeat{Seq: 7}
 	if change != nil {
 		change(r)
 	}
@@ -74,7 +74,7 @@ func TestRegisterRecord(t *testing.T) {
 		} else {
 			must.OK(t, err)
 			beat := "new"
-			if is.Beat != nil {
+			if !is.dropBeat {
 				beat = "7"
 			}
 			got = strings.Join([]string{is.Role, string(is.State), is.Reason, beat}, " ")
@@ -105,12 +105,12 @@ func TestTransitionRecord(t *testing.T) {
 	was := stored(func(r *record) { r.DrainRequest, r.Cut = &DrainRequest{ID: "d"}, &cut })
 	is, err := transition(was, self(nil), StateDraining, "scale-in", Details{LeftBy: LeftByDrain, StopFailed: true})
 	must.OK(t, err)
-	if is.State != StateDraining || is.Reason != "scale-in" || is.LeftBy != LeftByDrain || !is.StopFailed || is.Cut != nil || is.Beat == nil || is.DrainRequest == nil {
+	if is.State != StateDraining || is.Reason != "scale-in" || is.LeftBy != LeftByDrain || !is.StopFailed || is.Cut != nil || is.dropBeat || is.DrainRequest == nil {
 		t.Errorf("%+v", is)
 	}
 	left, err := transition(is, self(nil), StateLeft, "scale-in", Details{LeftBy: LeftByDrain, Cut: &cut})
 	must.OK(t, err)
-	if left.Beat != nil || left.DrainRequest != nil || *left.Cut != 3 || left.StopFailed || was.State != StateActive {
+	if !left.dropBeat || left.DrainRequest != nil || *left.Cut != 3 || left.StopFailed || was.State != StateActive {
 		t.Errorf("%+v, from %+v", left, was)
 	}
 	again, err := transition(left, self(nil), StateLeft, "scale-in", Details{})
@@ -159,7 +159,7 @@ func (a *aRecord) answer(name string, cmd bson.Raw) (bson.D, error) {
 		return findReply(a.doc), nil
 	case "findAndModify":
 		rev, has := a.doc["rev"].(string)
-		if wanted, _ := cmd.LookupErr("query", "rev"); (wanted.Type == bson.TypeString) != has || has && wanted.StringValue() != rev {
+		if wanted, _ := cmd.LookupErr("query", "rev", "$eq"); (wanted.Type == bson.TypeString) != has || has && wanted.StringValue() != rev {
 			return okReply(bson.E{Key: "value", Value: nil}), nil
 		}
 		a.writes++
