@@ -257,43 +257,37 @@ func (c *Client) Ping(ctx context.Context) error {
 	})
 }
 
-// ServerTime returns the server's clock.
-func (c *Client) ServerTime(ctx context.Context) (time.Time, error) {
-	t, _, err := c.serverTime(ctx)
-	return t, err
-}
-
 // ClockSkew returns how far the local clock is ahead of the server's, ± accuracy. AMS treats a node that is 20 s behind as
 // dead.
 func (c *Client) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
-	server, trip, err := c.serverTime(ctx)
+	start := time.Now() // c.now may be no monotonic clock
+	server, err := c.ServerTime(ctx)
+	trip := time.Since(start)
 	if err != nil {
 		return 0, 0, err
 	}
 	return c.now().Add(-trip / 2).Sub(server), trip/2 + time.Millisecond, nil
 }
 
-func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Duration, err error) {
+// ServerTime returns the server's clock.
+func (c *Client) ServerTime(ctx context.Context) (time.Time, error) {
 	const op = "reading MongoDB's clock"
 	var reply bson.Raw
-	err = c.call(ctx, op, func(ctx context.Context) error {
-		start := time.Now() // c.now may be no monotonic clock
-		var err error
+	err := c.call(ctx, op, func(ctx context.Context) (err error) {
 		reply, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
-		trip = time.Since(start)
 		return err
 	})
 	if err != nil {
-		return time.Time{}, 0, err
+		return time.Time{}, err
 	}
-	server = timeField(reply, "localTime")
+	server := timeField(reply, "localTime")
 	if server.IsZero() {
-		return time.Time{}, 0, &Error{
+		return time.Time{}, &Error{
 			Kind: KindUnsupported, Op: op, Host: c.target.hostList(),
 			Err: errors.New("its answer to hello has no localTime"),
 		}
 	}
-	return server, trip, nil
+	return server, nil
 }
 
 // nothing matches no document: no id is an empty object.
