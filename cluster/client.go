@@ -90,8 +90,17 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 }
 
 func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientOptions, error) {
-	opts, err := applyURI(ctx, c.target, c.timeout)
-	if err != nil {
+	if c.target.SRV() {
+		// The driver asks DNS without the context, so DNS has to answer within the context before.
+		ctx, cancel := context.WithTimeout(ctx, c.timeout)
+		defer cancel()
+		service := cmp.Or(c.target.option("srvServiceName"), "mongodb")
+		if _, _, err := net.DefaultResolver.LookupSRV(ctx, service, "tcp", c.target.Hosts()[0]); err != nil {
+			return nil, err
+		}
+	}
+	opts := options.Client().ApplyURI(c.target.URI().Reveal())
+	if err := opts.Validate(); err != nil {
 		return nil, err
 	}
 	opts.SetAppName(o.AppName)
@@ -123,20 +132,6 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	if o.noLogin {
 		opts.Auth = nil
 	}
-	return opts, opts.Validate()
-}
-
-// applyURI: for mongodb+srv the driver asks DNS without the context, so DNS has to answer within the context before.
-func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.ClientOptions, error) {
-	if t.SRV() {
-		ctx, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		service := cmp.Or(t.option("srvServiceName"), "mongodb")
-		if _, _, err := net.DefaultResolver.LookupSRV(ctx, service, "tcp", t.Hosts()[0]); err != nil {
-			return nil, err
-		}
-	}
-	opts := options.Client().ApplyURI(t.URI().Reveal())
 	return opts, opts.Validate()
 }
 
@@ -197,7 +192,7 @@ func (c *Client) notPrimary() error {
 		return nil
 	}
 	d := c.watch.member()
-	if len(d.Hosts) < 2 || d.Kind == kindPrimary {
+	if len(d.Hosts) < 2 || d.Kind == "RSPrimary" {
 		return nil
 	}
 	return &notPrimaryError{set: d.SetName, primary: d.Primary.String(), hosts: strings.Join(d.Hosts, ",")}

@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -279,34 +278,29 @@ func innermost(err error) string {
 	return err.Error()
 }
 
-// kindPrimary is a kind of server in the driver's events.
-const kindPrimary = "RSPrimary"
-
 // watch has the last report on each server by host:port: the cause of a server selection error.
 type watch struct {
-	mu     sync.Mutex
-	failed map[string]error
-	seen   map[string]event.ServerDescription
+	mu    sync.Mutex
+	known map[string]server
 }
 
-func newWatch() *watch {
-	return &watch{failed: map[string]error{}, seen: map[string]event.ServerDescription{}}
+type server struct {
+	failed error                   // nil after an answer
+	seen   event.ServerDescription // the last answer
 }
+
+func newWatch() *watch { return &watch{known: map[string]server{}} }
 
 func (w *watch) servers() *event.ServerMonitor {
 	return &event.ServerMonitor{
 		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
 			// The driver cancels its monitor when a call fails: pools gets that error.
 			if !errors.Is(e.Failure, context.Canceled) {
-				w.fails(hostOf(e.ConnectionID), e.Failure)
+				w.report(hostOf(e.ConnectionID), func(s *server) { s.failed = e.Failure })
 			}
 		},
 		ServerHeartbeatSucceeded: func(e *event.ServerHeartbeatSucceededEvent) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			host := hostOf(e.ConnectionID)
-			delete(w.failed, host)
-			w.seen[host] = e.Reply
+			w.report(hostOf(e.ConnectionID), func(s *server) { *s = server{seen: e.Reply} })
 		},
 	}
 }
@@ -314,23 +308,25 @@ func (w *watch) servers() *event.ServerMonitor {
 func (w *watch) pools() *event.PoolMonitor {
 	return &event.PoolMonitor{Event: func(e *event.PoolEvent) {
 		if e.Type == event.ConnectionPoolCleared && e.Error != nil {
-			w.fails(e.Address, e.Error)
+			w.report(e.Address, func(s *server) { s.failed = e.Error })
 		}
 	}}
 }
 
-func (w *watch) fails(host string, err error) {
+func (w *watch) report(host string, change func(*server)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.failed[host] = err
+	s := w.known[host]
+	change(&s)
+	w.known[host] = s
 }
 
 // member prefers a member of a replica set.
 func (w *watch) member() (d event.ServerDescription) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, d = range w.seen {
-		if d.SetName != "" {
+	for _, s := range w.known {
+		if d = s.seen; d.SetName != "" {
 			break
 		}
 	}
@@ -346,30 +342,27 @@ type finding struct {
 func (w *watch) finding(t Target) (finding, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if set := t.option("replicaSet"); set != "" && len(w.failed) == 0 && len(w.seen) > 0 {
-		// The driver drops servers of other sets.
-		if !slices.ContainsFunc(slices.Collect(maps.Values(w.seen)), func(d event.ServerDescription) bool { return d.SetName == set }) {
-			return finding{KindConfig, t.hostList(), "no server belongs to replica set " + set}, true
-		}
-	}
+	set := t.option("replicaSet")
+	primary, foreign := false, set != "" && len(w.known) > 0
 	var all []finding
-	for host, err := range w.failed {
-		f := finding{kindOf(err), host, innermost(err)}
-		if _, answered := w.seen[host]; f.kind == KindLost && !answered {
-			f.text += " (" + hintTLS(t) + ")"
+	for host, s := range w.known {
+		f := finding{KindNotPrimary, host, "it is " + s.seen.Kind}
+		if s.failed == nil {
+			primary = primary || !strings.HasPrefix(s.seen.Kind, "RS") || s.seen.Kind == "RSPrimary"
+			foreign = foreign && s.seen.SetName != set
+		} else {
+			foreign = false
+			f.kind, f.text = kindOf(s.failed), innermost(s.failed)
+			if f.kind == KindLost && s.seen.Kind == "" {
+				f.text += " (" + hintTLS(t) + ")"
+			}
 		}
 		all = append(all, f)
 	}
-	for host, d := range w.seen {
-		if w.failed[host] != nil {
-			continue
-		}
-		if !strings.HasPrefix(d.Kind, "RS") || d.Kind == kindPrimary {
-			return finding{}, false
-		}
-		all = append(all, finding{KindNotPrimary, host, "it is " + d.Kind})
-	}
-	if len(all) == 0 {
+	switch {
+	case foreign: // the driver drops servers of other sets
+		return finding{KindConfig, t.hostList(), "no server belongs to replica set " + set}, true
+	case primary || len(all) == 0:
 		return finding{}, false
 	}
 	slices.SortFunc(all, func(a, b finding) int {
