@@ -85,17 +85,17 @@ func unmarshal(doc bson.Raw, v any) error {
 	return err
 }
 
-func decode(doc bson.Raw) record {
-	var r record
+func decode(doc bson.Raw) *record {
+	r := record{doc: doc}
 	err := unmarshal(doc, &r)
 	if err == nil && (r.Port < 0 || r.Port > math.MaxUint16) {
 		err = fmt.Errorf("port %d", r.Port)
 	}
 	if err != nil {
 		id := idText(field(doc, "_id"))
-		return record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}}
+		return &record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}, doc: doc}
 	}
-	return r
+	return &r
 }
 
 // update changes a record by compare-and-swap. next computes it from the current one (or nil) and MongoDB's clock, or
@@ -171,14 +171,11 @@ func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error)
 	err := c.call(ctx, op, func(ctx context.Context) error {
 		majority := c.nodes().Clone(options.Collection().SetReadConcern(readconcern.Majority()))
 		doc, err := majority.FindOne(ctx, bson.D{{Key: "_id", Value: id}}).Raw()
-		if errors.Is(err, mongo.ErrNoDocuments) {
-			found = nil
+		switch {
+		case errors.Is(err, mongo.ErrNoDocuments):
 			return nil
-		}
-		if err == nil {
-			r := decode(doc)
-			r.doc = doc
-			found = &r
+		case err == nil:
+			found = decode(doc)
 		}
 		return err
 	})
@@ -198,8 +195,7 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 		case errors.Is(err, mongo.ErrNoDocuments), was == nil && mongo.IsDuplicateKeyError(err):
 			return nil
 		case err == nil:
-			r := decode(doc)
-			stored = &r
+			stored = decode(doc)
 		}
 		return err
 	})
