@@ -75,9 +75,9 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	if c.now == nil {
 		c.now = time.Now
 	}
-	opts, err := c.driverOptions(ctx, o)
+	err := c.askDNS(ctx)
 	if err == nil {
-		c.mongo, err = mongo.Connect(opts)
+		c.mongo, err = mongo.Connect(c.driverOptions(o)) // it validates them
 	}
 	if err != nil {
 		e := newError(op, err, t, nil)
@@ -89,20 +89,20 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	return c, nil
 }
 
-func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientOptions, error) {
-	if c.target.SRV() {
-		// The driver asks DNS without the context, so DNS has to answer within the context before.
-		ctx, cancel := context.WithTimeout(ctx, c.timeout)
-		defer cancel()
-		service := cmp.Or(c.target.option("srvServiceName"), "mongodb")
-		if _, _, err := net.DefaultResolver.LookupSRV(ctx, service, "tcp", c.target.Hosts()[0]); err != nil {
-			return nil, err
-		}
+// askDNS has to end before the driver asks, which ignores the context.
+func (c *Client) askDNS(ctx context.Context) error {
+	if !c.target.SRV() {
+		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	service := cmp.Or(c.target.option("srvServiceName"), "mongodb")
+	_, _, err := net.DefaultResolver.LookupSRV(ctx, service, "tcp", c.target.Hosts()[0])
+	return err
+}
+
+func (c *Client) driverOptions(o Options) *options.ClientOptions {
 	opts := options.Client().ApplyURI(c.target.URI().Reveal())
-	if err := opts.Validate(); err != nil {
-		return nil, err
-	}
 	opts.SetAppName(o.AppName)
 	opts.SetMinPoolSize(0)
 	opts.SetMaxPoolSize(cmp.Or(o.MaxPool, defaultPool))
@@ -132,7 +132,7 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 	if o.noLogin {
 		opts.Auth = nil
 	}
-	return opts, opts.Validate()
+	return opts
 }
 
 // Target returns the connection string.
