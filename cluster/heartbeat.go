@@ -133,14 +133,6 @@ type Serving struct {
 // maxWhy bounds Why: a server may have hundreds of applications.
 const maxWhy = 200
 
-// Equal reports whether both are the same.
-func (s *Serving) Equal(t *Serving) bool {
-	if s == nil || t == nil {
-		return s == t
-	}
-	return *s == *t
-}
-
 // Heartbeat replaces the heartbeat in the record of self's instance. It returns [ErrNoNode] if the node must register
 // again, or an [OtherMachineError].
 func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
