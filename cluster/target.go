@@ -6,7 +6,6 @@ package cluster
 import (
 	"cmp"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -436,9 +435,6 @@ func (t Target) String() string { return t.Redacted() }
 func (t Target) Format(f fmt.State, verb rune) {
 	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), t.Redacted())
 }
-
-// LogValue returns the redacted form.
-func (t Target) LogValue() slog.Value { return slog.StringValue(t.Redacted()) }
 
 // MarshalText returns the redacted form.
 func (t Target) MarshalText() ([]byte, error) { return []byte(t.Redacted()), nil }
