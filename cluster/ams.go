@@ -29,10 +29,8 @@ const (
 
 	broadcastCollection = "broadcast"
 
-	// amsFresh is AMS's own limit: four missed periods of 5 s.
+	// amsFresh is AMS's own limit, for a node four missed periods of 5 s, and for a stream.
 	amsFresh = 20 * time.Second
-	// streamFresh is AMS's own limit.
-	streamFresh = 20 * time.Second
 )
 
 // AMSNode is AMS's own document in clusterdb.clusternode.
@@ -52,18 +50,15 @@ type AMSNode struct {
 var amsFields = bson.D{{Key: "ip", Value: 1}, {Key: "lastUpdateTime", Value: 1}, {Key: "memory", Value: 1}, {Key: "cpu", Value: 1}}
 
 func readAMSNode(doc bson.Raw) AMSNode {
-	n := AMSNode{
+	return AMSNode{
+		ID:         idText(field(doc, "_id")),
 		IP:         textField(doc, "ip"),
 		LastUpdate: timeField(doc, "lastUpdateTime"),
 		Memory:     textField(doc, "memory"),
+		CPU:        numberField(doc, "cpu"),
 		id:         keep(field(doc, "_id")),
 		written:    keep(field(doc, "lastUpdateTime")),
 	}
-	n.ID = idText(n.id)
-	if cpu, ok := numberField(doc, "cpu"); ok {
-		n.CPU = &cpu
-	}
-	return n
 }
 
 // Fresh reports whether AMS treats this node as alive, as with a time in the future.
@@ -83,13 +78,10 @@ func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNo
 
 func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]AMSNode, error) {
 	nodes, err := find(ctx, c, op, c.amsNodes(), filter, readAMSNode, options.Find().SetProjection(amsFields))
-	if err != nil {
-		return nil, err
-	}
 	slices.SortStableFunc(nodes, func(a, b AMSNode) int {
 		return cmp.Or(compareText(a.IP, b.IP), compareText(a.ID, b.ID))
 	})
-	return nodes, nil
+	return nodes, err
 }
 
 func compareText(a, b string) int {
@@ -171,7 +163,7 @@ type DatabaseStreams struct {
 
 // streams matches what is published at an address: with $or streams that AMS wrote lately, with $nor the others.
 func streams(address string, now time.Time, which string) bson.D {
-	since := now.Add(-streamFresh)
+	since := now.Add(-amsFresh)
 	return append(addressFilter("originAdress", address), // sic
 		bson.E{Key: "status", Value: "broadcasting"},
 		// Numbers and dates do not compare with each other.
@@ -280,7 +272,8 @@ func idText(v bson.RawValue) string {
 	return plain.Truncate(v.String(), maxText)
 }
 
-func numberField(doc bson.Raw, key string) (float64, bool) {
+// numberField returns nil for what is no number.
+func numberField(doc bson.Raw, key string) *float64 {
 	v := field(doc, key)
 	f, ok := v.AsFloat64OK()
 	if !ok {
@@ -288,7 +281,10 @@ func numberField(doc bson.Raw, key string) (float64, bool) {
 		f, err = strconv.ParseFloat(strings.TrimSpace(text(v, maxText)), 64)
 		ok = err == nil
 	}
-	return f, ok && !math.IsNaN(f) && !math.IsInf(f, 0)
+	if !ok || math.IsNaN(f) || math.IsInf(f, 0) {
+		return nil
+	}
+	return &f
 }
 
 // timeField reads a date or milliseconds since 1970. JSON holds only the years 1 to 9999.

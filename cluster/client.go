@@ -228,7 +228,10 @@ func find[T any](
 		}
 		return cur.Err()
 	})
-	return found, err
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
 }
 
 func (c *Client) updateMany(ctx context.Context, op string, coll *mongo.Collection, filter, update bson.D) error {

@@ -68,11 +68,8 @@ func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) 
 	}
 	found, err := find(ctx, c, "reading the events of the registry", c.events(), filter, readEvent, options.Find().
 		SetSort(bson.D{{Key: "at", Value: -1}, {Key: "_id", Value: -1}}).SetLimit(int64(max(1, q.Limit))))
-	if err != nil {
-		return nil, err
-	}
 	slices.Reverse(found)
-	return found, nil
+	return found, err
 }
 
 func readEvent(doc bson.Raw) (e PastEvent) {
