@@ -135,7 +135,8 @@ func newError(op string, err error, t Target, w *watch) *Error {
 // diagnose: for an unreachable server the driver only reports that its server selection timed out.
 func diagnose(err error, t Target, w *watch) finding {
 	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
-	if w != nil && !answered(err) && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
+	answered := slices.ContainsFunc(mongo.ErrorCodes(err), func(code int) bool { return code != 0 })
+	if w != nil && !answered && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
 		if known, ok := w.finding(t); ok {
 			return known
 		}
@@ -144,13 +145,6 @@ func diagnose(err error, t Target, w *watch) finding {
 		f.host = dns.Name
 	}
 	return f
-}
-
-func answered(err error) bool {
-	if ce, ok := errors.AsType[mongo.CommandError](err); ok {
-		return ce.Code != 0
-	}
-	return holds[mongo.ServerError](err)
 }
 
 // hostOf parses the driver's name of a connection, host:port[-5].
@@ -172,27 +166,18 @@ func hintTLS(t Target) string {
 	return "a server that requires TLS does this when tls=true is missing"
 }
 
-// kindOfCode uses the server's error_codes.yml.
-func kindOfCode(e mongo.ServerError) Kind {
-	has := func(codes ...int) bool { return slices.ContainsFunc(codes, e.HasErrorCode) }
-	switch {
-	case has(18, 11, 334): // AuthenticationFailed, UserNotFound, MechanismUnavailable
-		return KindAuth
-	case has(13): // Unauthorized
-		return KindForbidden
-	case has(8000): // Atlas's own
-		if e.HasErrorMessage("auth") && !e.HasErrorMessage("not authorized") && !e.HasErrorMessage("not allowed") {
-			return KindAuth
-		}
-		return KindForbidden
-	case has(59, 115, 238, 40324): // CommandNotFound, CommandNotSupported, NotImplemented, unknown stage
-		return KindUnsupported
-	case has(10107, 13435, 10058, 11602, 189, 13436, 91, 11600): // not primary, stepping down, starting, stopping
-		return KindNotPrimary
-	case has(50, 262, 89): // MaxTimeMSExpired, ExceededTimeLimit, NetworkTimeout
-		return KindTimeout
-	}
-	return KindOther
+const atlas = 8000 // of Atlas's proxy, for all that it refuses
+
+// codes are those of the server's error_codes.yml.
+var codes = map[int]Kind{
+	18: KindAuth, 11: KindAuth, 334: KindAuth, // AuthenticationFailed, UserNotFound, MechanismUnavailable
+	13: KindForbidden, atlas: KindForbidden, // Unauthorized
+	// CommandNotFound, CommandNotSupported, NotImplemented, unknown stage
+	59: KindUnsupported, 115: KindUnsupported, 238: KindUnsupported, 40324: KindUnsupported,
+	// Not primary, stepping down, starting, stopping.
+	10107: KindNotPrimary, 13435: KindNotPrimary, 10058: KindNotPrimary, 11602: KindNotPrimary,
+	189: KindNotPrimary, 13436: KindNotPrimary, 91: KindNotPrimary, 11600: KindNotPrimary,
+	50: KindTimeout, 262: KindTimeout, 89: KindTimeout, // MaxTimeMSExpired, ExceededTimeLimit, NetworkTimeout
 }
 
 func kindOf(err error) Kind {
@@ -202,8 +187,11 @@ func kindOf(err error) Kind {
 	if holds[*notPrimaryError](err) {
 		return KindNotPrimary
 	}
-	if se, ok := errors.AsType[mongo.ServerError](err); ok {
-		if k := kindOfCode(se); k != KindOther {
+	for _, code := range mongo.ErrorCodes(err) {
+		if code == atlas && strings.Contains(err.Error(), "bad auth") {
+			return KindAuth
+		}
+		if k, known := codes[code]; known {
 			return k
 		}
 	}
