@@ -237,13 +237,16 @@ type reading struct {
 	interval, limit time.Duration
 }
 
+// isNew: an election may roll a heartbeat back; the clock of AMS's machine may be set back.
+func (r reading) isNew(was lastSeen) bool {
+	return r.seq > was.seq || r.sent.After(was.sent) || r.seq == 0 && r.sent.Before(was.sent)
+}
+
 func (o *Observer) signal(next *Observer, r reading) Signal {
 	if r.sent.IsZero() {
 		return Signal{}
 	}
 	is, again := o.seen[r.key]
-	// An election may roll a heartbeat back; the clock of AMS's machine may be set back.
-	changed := r.seq > is.seq || r.sent.After(is.sent) || r.seq == 0 && r.sent.Before(is.sent)
 	age, passed := max(0, r.now.Sub(r.sent)), next.last.Sub(o.last)
 	switch {
 	case !again:
@@ -251,7 +254,7 @@ func (o *Observer) signal(next *Observer, r reading) Signal {
 		if o.patient || o.outage {
 			is.silent, is.doubtful = 0, age > r.limit
 		}
-	case changed:
+	case r.isNew(is):
 		if age = min(age, passed); !r.known {
 			age = 0
 		}
