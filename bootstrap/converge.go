@@ -608,7 +608,7 @@ func (k *converger) commit(ctx context.Context) (before string, err error) {
 func (k *converger) node() {
 	f := &k.facts
 	k.result.Node = k.nodeOf(f, k.state.Role, cmp.Or(k.state.Group, f.inst.Group))
-	k.result.Node.IntervalMS, k.result.Node.Drift = cluster.MillisOf(k.req.Interval), driftText(k.result.Differences)
+	k.result.Node.Interval, k.result.Node.Drift = k.req.Interval, driftText(k.result.Differences)
 	if k.facts.install == nil {
 		k.result.Node.AMS = k.state.Release
 	}

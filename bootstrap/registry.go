@@ -22,7 +22,7 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	}
 	n := j.nodeOf(f, j.req.Role, group)
 	n.State, n.Reason = state, reason
-	n.IntervalMS = cluster.MillisOf(j.req.Interval)
+	n.Interval = j.req.Interval
 	r, err := f.client.Register(ctx, n, cluster.RegisterOptions{Replace: j.req.Replace})
 	if err != nil {
 		return err

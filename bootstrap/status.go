@@ -286,8 +286,8 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 func (v *RowView) judge(now time.Time, skew time.Duration) {
 	look := cluster.Look{AMS: v.AMS, ServerTime: now, At: now}
 	if v.Registry != nil {
-		n, ms := *v.Registry, cluster.MillisOf(skew)
-		n.ClockMS = &ms
+		n := *v.Registry
+		n.Clock = &skew
 		if v.Address != "" {
 			n.IP = v.Address // a difference is reported elsewhere
 		}

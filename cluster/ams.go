@@ -4,18 +4,23 @@
 package cluster
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
+	"math"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/amsagent/amsagent/internal/plain"
 )
 
 const (
@@ -24,10 +29,8 @@ const (
 
 	broadcastCollection = "broadcast"
 
-	// amsFresh is AMS's own limit: four missed periods of 5 s.
+	// amsFresh is AMS's own limit, for a node four missed periods of 5 s, and for a stream.
 	amsFresh = 20 * time.Second
-	// streamFresh is AMS's own limit.
-	streamFresh = 20 * time.Second
 )
 
 // AMSNode is AMS's own document in clusterdb.clusternode.
@@ -47,18 +50,15 @@ type AMSNode struct {
 var amsFields = bson.D{{Key: "ip", Value: 1}, {Key: "lastUpdateTime", Value: 1}, {Key: "memory", Value: 1}, {Key: "cpu", Value: 1}}
 
 func readAMSNode(doc bson.Raw) AMSNode {
-	n := AMSNode{
+	return AMSNode{
+		ID:         idText(field(doc, "_id")),
 		IP:         textField(doc, "ip"),
 		LastUpdate: timeField(doc, "lastUpdateTime"),
 		Memory:     textField(doc, "memory"),
+		CPU:        numberField(doc, "cpu"),
 		id:         keep(field(doc, "_id")),
 		written:    keep(field(doc, "lastUpdateTime")),
 	}
-	n.ID = idText(n.id)
-	if cpu, ok := numberField(doc, "cpu"); ok {
-		n.CPU = &cpu
-	}
-	return n
 }
 
 // Fresh reports whether AMS treats this node as alive, as with a time in the future.
@@ -78,14 +78,10 @@ func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNo
 
 func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]AMSNode, error) {
 	nodes, err := find(ctx, c, op, c.amsNodes(), filter, readAMSNode, options.Find().SetProjection(amsFields))
-	if err != nil {
-		return nil, err
-	}
-	nodes = slices.DeleteFunc(nodes, func(n AMSNode) bool { return n.id.Type == 0 })
 	slices.SortStableFunc(nodes, func(a, b AMSNode) int {
 		return cmp.Or(compareText(a.IP, b.IP), compareText(a.ID, b.ID))
 	})
-	return nodes, nil
+	return nodes, err
 }
 
 func compareText(a, b string) int {
@@ -107,26 +103,20 @@ func oneSpelling(address string) string {
 	return address
 }
 
+// leadingZeros of a group: Java's getHostAddress writes an IPv6 address without them and without ::.
+var leadingZeros = regexp.MustCompile(`\b0{1,3}`)
+
 func addressFilter(key, address string) bson.D {
 	forms := []string{address}
 	if addr, err := netip.ParseAddr(address); err == nil {
-		forms = append(forms, addr.String(), javaAddress(addr))
+		addr = addr.Unmap()
+		forms = append(forms, addr.String())
+		if addr.Is6() {
+			forms = append(forms, leadingZeros.ReplaceAllString(addr.StringExpanded(), ""))
+		}
 	}
 	slices.Sort(forms)
 	return bson.D{{Key: key, Value: bson.D{{Key: "$in", Value: slices.Compact(forms)}}}}
-}
-
-// javaAddress spells an address as Java's getHostAddress does, without ::.
-func javaAddress(addr netip.Addr) string {
-	if !addr.Is6() || addr.Is4In6() {
-		return addr.Unmap().String()
-	}
-	b := addr.As16()
-	groups := make([]string, 8)
-	for i := range groups {
-		groups[i] = fmt.Sprintf("%x", uint16(b[2*i])<<8|uint16(b[2*i+1]))
-	}
-	return strings.Join(groups, ":")
 }
 
 // DeleteAMSNodes deletes the AMS documents of an address, or only that with an id, last written before a time by the
@@ -143,16 +133,13 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before 
 	versions := bson.A{}
 	for _, n := range were {
 		if (id == "" || n.ID == id) && !n.LastUpdate.IsZero() && !n.LastUpdate.After(before) {
-			versions = append(versions, n.version())
+			versions = append(versions, bson.D{{Key: "_id", Value: n.id}, {Key: "ip", Value: n.IP}, {Key: "lastUpdateTime", Value: n.written}})
 		}
 	}
 	if len(versions) == 0 {
 		return nil, were, nil
 	}
-	failed := c.call(ctx, "removing AMS's node documents of "+address, func(ctx context.Context) error {
-		_, err := c.amsNodes().DeleteMany(ctx, bson.D{{Key: "$or", Value: versions}})
-		return err
-	})
+	failed := c.deleteMany(ctx, "removing AMS's node documents of "+address, c.amsNodes(), bson.D{{Key: "$or", Value: versions}})
 	// The answer may be lost: what is left decides.
 	if stay, err = c.AMSNodesByAddress(ctx, address); err != nil {
 		return nil, nil, errors.Join(failed, err)
@@ -168,18 +155,22 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before 
 	return gone, stay, nil
 }
 
-func (n AMSNode) version() bson.D {
-	written := bson.E{Key: "lastUpdateTime", Value: bson.D{{Key: "$exists", Value: false}}}
-	if n.written.Type != 0 {
-		written.Value = n.written
-	}
-	return bson.D{{Key: "_id", Value: n.id}, {Key: "ip", Value: n.IP}, written}
-}
-
 // DatabaseStreams are the streams of one application.
 type DatabaseStreams struct {
 	Database string   `json:"database"`
 	IDs      []string `json:"ids"`
+}
+
+// streams matches what is published at an address: with $or streams that AMS wrote lately, with $nor the others.
+func streams(address string, now time.Time, which string) bson.D {
+	since := now.Add(-amsFresh)
+	return append(addressFilter("originAdress", address), // sic
+		bson.E{Key: "status", Value: "broadcasting"},
+		// Numbers and dates do not compare with each other.
+		bson.E{Key: which, Value: bson.A{
+			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since.UnixMilli()}}}},
+			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since}}}},
+		}})
 }
 
 // LocalStreams reads the streams that are live on a node by AMS's own rule: published there, broadcasting, and written at
@@ -191,14 +182,6 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 	case len(databases) == 0:
 		return nil, errors.New("reading live streams: no application database is named")
 	}
-	since := now.Add(-streamFresh)
-	filter := append(addressFilter("originAdress", address), // sic
-		bson.E{Key: "status", Value: "broadcasting"},
-		// Numbers and dates do not compare with each other.
-		bson.E{Key: "$or", Value: bson.A{
-			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since.UnixMilli()}}}},
-			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since}}}},
-		}})
 	projection := bson.D{{Key: "_id", Value: 1}, {Key: "streamId", Value: 1}}
 
 	all := make([]DatabaseStreams, 0, len(databases))
@@ -206,7 +189,7 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 	for _, name := range databases {
 		d := DatabaseStreams{Database: name, IDs: []string{}}
 		op := "reading live streams of " + name
-		ids, err := find(ctx, c, op, c.db(name).Collection(broadcastCollection), filter, readStream, options.Find().SetProjection(projection))
+		ids, err := find(ctx, c, op, c.db(name).Collection(broadcastCollection), streams(address, now, "$or"), readStream, options.Find().SetProjection(projection))
 		errs = append(errs, err)
 		d.IDs = append(d.IDs, ids...)
 		slices.Sort(d.IDs)
@@ -222,6 +205,98 @@ func readStream(doc bson.Raw) string {
 	return idText(field(doc, "_id"))
 }
 
+// RepairStreams ends the streams that a node left "broadcasting", as AMS does only when a server with the same address
+// starts. Streams written within 20 s by that node's clock (now) are live and stay. It writes into AMS's collections: call
+// it only for an operator.
+func (c *Client) RepairStreams(ctx context.Context, databases []string, address string, now time.Time) error {
+	if address == "" {
+		return errors.New("repairing streams: no address is given")
+	}
+	stale := streams(address, now, "$nor")
+	made := append(streams(address, now, "$nor"), bson.E{Key: "zombi", Value: true}) // AMS deletes these when they end
+	ended := bson.D{{Key: "$set", Value: bson.D{
+		{Key: "status", Value: "terminated_unexpectedly"},
+		{Key: "hlsViewerCount", Value: int32(0)},
+		{Key: "dashViewerCount", Value: int32(0)},
+		{Key: "webRTCViewerCount", Value: int32(0)},
+		{Key: "rtmpViewerCount", Value: int32(0)},
+	}}}
+	var errs []error
+	for _, name := range databases {
+		op, coll := "repairing streams of "+name, c.db(name).Collection(broadcastCollection)
+		err := c.deleteMany(ctx, op, coll, made)
+		if err == nil {
+			err = c.updateMany(ctx, op, coll, stale, ended)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 func (c *Client) amsNodes() *mongo.Collection {
 	return c.db(amsDatabase).Collection(amsCollection)
+}
+
+// Releases of AMS write numbers as text, int32, int64 or double. An unreadable field must not hide a node.
+
+// In bytes: any program with the same login may write these documents.
+const (
+	maxText    = 256
+	maxMessage = 1024
+)
+
+func field(doc bson.Raw, key string) bson.RawValue {
+	v, _ := doc.LookupErr(key)
+	return v
+}
+
+// keep copies a value that outlives its document.
+func keep(v bson.RawValue) bson.RawValue {
+	return bson.RawValue{Type: v.Type, Value: bytes.Clone(v.Value)}
+}
+
+func text(v bson.RawValue, limit int) string {
+	s, _ := v.StringValueOK()
+	return plain.Truncate(s, limit)
+}
+
+func textField(doc bson.Raw, key string) string { return text(field(doc, key), maxText) }
+
+func idText(v bson.RawValue) string {
+	if id, ok := v.ObjectIDOK(); ok {
+		return id.Hex()
+	}
+	if v.Type == bson.TypeString {
+		return text(v, maxText)
+	}
+	return plain.Truncate(v.String(), maxText)
+}
+
+// numberField returns nil for what is no number.
+func numberField(doc bson.Raw, key string) *float64 {
+	v := field(doc, key)
+	f, ok := v.AsFloat64OK()
+	if !ok {
+		var err error
+		f, err = strconv.ParseFloat(strings.TrimSpace(text(v, maxText)), 64)
+		ok = err == nil
+	}
+	if !ok || math.IsNaN(f) || math.IsInf(f, 0) {
+		return nil
+	}
+	return &f
+}
+
+// timeField reads a date or milliseconds since 1970. JSON holds only the years 1 to 9999.
+func timeField(doc bson.Raw, key string) time.Time {
+	v := field(doc, key)
+	ms, ok := v.DateTimeOK()
+	if !ok {
+		ms, ok = v.AsInt64OK()
+	}
+	t := time.UnixMilli(ms).UTC()
+	if !ok || t.Year() < 1 || t.Year() > 9999 {
+		return time.Time{}
+	}
+	return t
 }

@@ -65,10 +65,7 @@ func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) er
 			{Key: "$set", Value: bson.D{{Key: field + ".uses", Value: is}}},
 			{Key: "$currentDate", Value: bson.D{{Key: field + ".at", Value: true}}},
 		}
-		return c.call(ctx, "confirming what a load balancer uses", func(ctx context.Context) error {
-			_, err := c.nodes().UpdateMany(ctx, filter, update)
-			return err
-		})
+		return c.updateMany(ctx, "confirming what a load balancer uses", c.nodes(), filter, update)
 	}
 	if err := write(bson.D{{Key: "_id", Value: bson.D{{Key: "$in", Value: uses}}}}, true); err != nil {
 		return err
@@ -84,35 +81,27 @@ func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) er
 	return err
 }
 
-// mostForgotten bounds one call.
-const mostForgotten = 8
-
 // forgetBalancers keeps records small: a load balancer in a container has another name after each start.
 func (c *Client) forgetBalancers(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	now, err := c.ServerTime(ctx)
+	look, err := c.Look(ctx)
 	if err != nil {
 		return
 	}
-	nodes, err := c.Nodes(ctx)
-	if err != nil {
-		return
-	}
+	before := look.ServerTime.Add(-balancerLimit)
 	old := map[string]bool{}
-	for _, n := range nodes {
+	for _, n := range look.Nodes {
 		for name, b := range n.Balancers {
-			if name != "" && name == BalancerName(name) && now.Sub(b.At) >= balancerLimit && len(old) < mostForgotten {
+			if name != "" && name == BalancerName(name) && !b.At.After(before) {
 				old[name] = true
 			}
 		}
 	}
 	for name := range old {
 		field := balancersKey + "." + name
-		filter := bson.D{{Key: field + ".at", Value: bson.D{{Key: "$lte", Value: now.Add(-balancerLimit)}}}}
-		_ = c.call(ctx, "removing old confirmations of a load balancer", func(ctx context.Context) error {
-			_, err := c.nodes().UpdateMany(ctx, filter, bson.D{{Key: "$unset", Value: bson.D{{Key: field, Value: ""}}}})
-			return err
-		})
+		filter := bson.D{{Key: field + ".at", Value: bson.D{{Key: "$lte", Value: before}}}}
+		update := bson.D{{Key: "$unset", Value: bson.D{{Key: field, Value: ""}}}}
+		_ = c.updateMany(ctx, "removing old confirmations of a load balancer", c.nodes(), filter, update)
 	}
 }

@@ -6,8 +6,6 @@ package cluster
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -77,9 +75,9 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	if c.now == nil {
 		c.now = time.Now
 	}
-	opts, err := c.driverOptions(ctx, o)
+	err := c.askDNS(ctx)
 	if err == nil {
-		c.mongo, err = mongo.Connect(opts)
+		c.mongo, err = mongo.Connect(c.driverOptions(o)) // it validates them
 	}
 	if err != nil {
 		e := newError(op, err, t, nil)
@@ -91,11 +89,20 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	return c, nil
 }
 
-func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientOptions, error) {
-	opts, err := applyURI(ctx, c.target, c.timeout)
-	if err != nil {
-		return nil, err
+// askDNS has to end before the driver asks, which ignores the context.
+func (c *Client) askDNS(ctx context.Context) error {
+	if !c.target.SRV() {
+		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	service := cmp.Or(c.target.option("srvServiceName"), "mongodb")
+	_, _, err := net.DefaultResolver.LookupSRV(ctx, service, "tcp", c.target.Hosts()[0])
+	return err
+}
+
+func (c *Client) driverOptions(o Options) *options.ClientOptions {
+	opts := options.Client().ApplyURI(c.target.URI().Reveal())
 	opts.SetAppName(o.AppName)
 	opts.SetMinPoolSize(0)
 	opts.SetMaxPoolSize(cmp.Or(o.MaxPool, defaultPool))
@@ -117,67 +124,15 @@ func (c *Client) driverOptions(ctx context.Context, o Options) (*options.ClientO
 		// The driver would repeat the write to a secondary some thousand times a second.
 		opts.SetRetryWrites(false)
 	}
-	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify {
+	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify &&
+		opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil {
 		// As AMS's driver. In a subnet without internet access, the OCSP request would hang.
-		if opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil {
-			opts.SetDisableOCSPEndpointCheck(true)
-		}
-		// Options of the Java driver only.
-		if c.target.option("tlsAllowInvalidHostnames") == "true" || c.target.option("sslInvalidHostNameAllowed") == "true" {
-			verifyChainOnly(cfg)
-		}
+		opts.SetDisableOCSPEndpointCheck(true)
 	}
 	if o.noLogin {
 		opts.Auth = nil
 	}
-	return opts, opts.Validate()
-}
-
-// applyURI: for mongodb+srv the driver ignores the context; the goroutine ends when the resolver gives up.
-func applyURI(ctx context.Context, t Target, timeout time.Duration) (*options.ClientOptions, error) {
-	read := func() (*options.ClientOptions, error) {
-		opts := options.Client().ApplyURI(t.URI().Reveal())
-		return opts, opts.Validate()
-	}
-	if !t.SRV() {
-		return read()
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	type result struct {
-		opts *options.ClientOptions
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		opts, err := read()
-		done <- result{opts, err}
-	}()
-	select {
-	case r := <-done:
-		return r.opts, r.err
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.Canceled) {
-			return nil, fmt.Errorf("asking DNS for the hosts of %s: %w", t.Hosts()[0], ctx.Err())
-		}
-		return nil, &net.DNSError{Err: "no answer in time", Name: "_mongodb._tcp." + t.Hosts()[0], IsTimeout: true}
-	}
-}
-
-func verifyChainOnly(cfg *tls.Config) {
-	cfg.InsecureSkipVerify = true
-	roots := cfg.RootCAs
-	cfg.VerifyConnection = func(state tls.ConnectionState) error {
-		between := x509.NewCertPool()
-		for _, cert := range state.PeerCertificates[1:] {
-			between.AddCert(cert)
-		}
-		_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between})
-		if err != nil {
-			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
-		}
-		return nil
-	}
+	return opts
 }
 
 // Target returns the connection string.
@@ -237,7 +192,7 @@ func (c *Client) notPrimary() error {
 		return nil
 	}
 	d := c.watch.member()
-	if len(d.Hosts) < 2 || d.Kind == kindPrimary {
+	if len(d.Hosts) < 2 || d.Kind == "RSPrimary" {
 		return nil
 	}
 	return &notPrimaryError{set: d.SetName, primary: d.Primary.String(), hosts: strings.Join(d.Hosts, ",")}
@@ -273,7 +228,24 @@ func find[T any](
 		}
 		return cur.Err()
 	})
-	return found, err
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+func (c *Client) updateMany(ctx context.Context, op string, coll *mongo.Collection, filter, update bson.D) error {
+	return c.call(ctx, op, func(ctx context.Context) error {
+		_, err := coll.UpdateMany(ctx, filter, update)
+		return err
+	})
+}
+
+func (c *Client) deleteMany(ctx context.Context, op string, coll *mongo.Collection, filter bson.D) error {
+	return c.call(ctx, op, func(ctx context.Context) error {
+		_, err := coll.DeleteMany(ctx, filter)
+		return err
+	})
 }
 
 // Ping checks that the server answers and accepts the credentials.
@@ -283,43 +255,37 @@ func (c *Client) Ping(ctx context.Context) error {
 	})
 }
 
-// ServerTime returns the server's clock.
-func (c *Client) ServerTime(ctx context.Context) (time.Time, error) {
-	t, _, err := c.serverTime(ctx)
-	return t, err
-}
-
 // ClockSkew returns how far the local clock is ahead of the server's, ± accuracy. AMS treats a node that is 20 s behind as
 // dead.
 func (c *Client) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
-	server, trip, err := c.serverTime(ctx)
+	start := time.Now() // c.now may be no monotonic clock
+	server, err := c.ServerTime(ctx)
+	trip := time.Since(start)
 	if err != nil {
 		return 0, 0, err
 	}
 	return c.now().Add(-trip / 2).Sub(server), trip/2 + time.Millisecond, nil
 }
 
-func (c *Client) serverTime(ctx context.Context) (server time.Time, trip time.Duration, err error) {
+// ServerTime returns the server's clock.
+func (c *Client) ServerTime(ctx context.Context) (time.Time, error) {
 	const op = "reading MongoDB's clock"
 	var reply bson.Raw
-	err = c.call(ctx, op, func(ctx context.Context) error {
-		start := time.Now() // c.now may be no monotonic clock
-		var err error
+	err := c.call(ctx, op, func(ctx context.Context) (err error) {
 		reply, err = c.db("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Raw()
-		trip = time.Since(start)
 		return err
 	})
 	if err != nil {
-		return time.Time{}, 0, err
+		return time.Time{}, err
 	}
-	server = timeField(reply, "localTime")
+	server := timeField(reply, "localTime")
 	if server.IsZero() {
-		return time.Time{}, 0, &Error{
+		return time.Time{}, &Error{
 			Kind: KindUnsupported, Op: op, Host: c.target.hostList(),
 			Err: errors.New("its answer to hello has no localTime"),
 		}
 	}
-	return server, trip, nil
+	return server, nil
 }
 
 // nothing matches no document: no id is an empty object.
@@ -330,17 +296,11 @@ func (c *Client) CheckAccess(ctx context.Context) error {
 	if err := c.canRead(ctx, c.amsNodes()); err != nil {
 		return err
 	}
-	err := c.call(ctx, "checking the right to write "+registryDatabase+"."+nodesCollection, func(ctx context.Context) error {
-		_, err := c.nodes().UpdateOne(ctx, nothing, bson.D{{Key: "$set", Value: bson.D{{Key: "x", Value: 1}}}})
-		return err
-	})
-	if err != nil {
+	change := bson.D{{Key: "$set", Value: bson.D{{Key: "x", Value: 1}}}}
+	if err := c.updateMany(ctx, "checking the right to write "+registryDatabase+"."+nodesCollection, c.nodes(), nothing, change); err != nil {
 		return err
 	}
-	return c.call(ctx, "checking the right to delete from "+amsDatabase+"."+amsCollection, func(ctx context.Context) error {
-		_, err := c.amsNodes().DeleteOne(ctx, nothing)
-		return err
-	})
+	return c.deleteMany(ctx, "checking the right to delete from "+amsDatabase+"."+amsCollection, c.amsNodes(), nothing)
 }
 
 // CheckRead checks the right to read the streams in these databases.
@@ -360,4 +320,57 @@ func (c *Client) canRead(ctx context.Context, coll *mongo.Collection) error {
 		}
 		return err
 	})
+}
+
+// ReplicaSet is zero for a single server.
+type ReplicaSet struct {
+	Name  string
+	Hosts []string // data-bearing members, not hidden or passive
+	// OneNamed: the connection string names one of several members, which AMS's driver keeps.
+	OneNamed bool
+}
+
+// ReplicaSet returns what is known since the first answered call.
+func (c *Client) ReplicaSet() ReplicaSet {
+	d := c.watch.member()
+	return ReplicaSet{d.SetName, d.Hosts, c.target.namesOne() && len(d.Hosts) > 1}
+}
+
+// Latency returns the median of n > 0 pings.
+func (c *Client) Latency(ctx context.Context, n int) (time.Duration, error) {
+	var trips []time.Duration
+	for range n + 1 {
+		start := time.Now()
+		if err := c.Ping(ctx); err != nil {
+			return 0, err
+		}
+		trips = append(trips, time.Since(start))
+	}
+	trips = trips[1:]
+	slices.Sort(trips)
+	return trips[n/2], nil
+}
+
+// OpenToAll reports whether the server lists its databases without a login.
+func OpenToAll(ctx context.Context, t Target, o Options) (bool, error) {
+	const op = "asking MongoDB without a password"
+	o.noLogin = true
+	c, err := Connect(ctx, t, o)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = c.Close(ctx) }()
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	// Any member of a set answers this.
+	err = c.db("admin").RunCommand(ctx, bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}).Err()
+	if err == nil {
+		return true, nil
+	}
+	switch e := newError(op, err, t, c.watch); e.Kind {
+	case KindForbidden, KindAuth:
+		return false, nil
+	default:
+		return false, e
+	}
 }

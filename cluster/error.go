@@ -4,17 +4,19 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
 	"net"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
+	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 
 	"github.com/amsagent/amsagent/internal/plain"
@@ -133,7 +135,8 @@ func newError(op string, err error, t Target, w *watch) *Error {
 // diagnose: for an unreachable server the driver only reports that its server selection timed out.
 func diagnose(err error, t Target, w *watch) finding {
 	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
-	if w != nil && !answered(err) && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
+	answered := slices.ContainsFunc(mongo.ErrorCodes(err), func(code int) bool { return code != 0 })
+	if w != nil && !answered && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
 		if known, ok := w.finding(t); ok {
 			return known
 		}
@@ -142,13 +145,6 @@ func diagnose(err error, t Target, w *watch) finding {
 		f.host = dns.Name
 	}
 	return f
-}
-
-func answered(err error) bool {
-	if ce, ok := errors.AsType[mongo.CommandError](err); ok {
-		return ce.Code != 0
-	}
-	return holds[mongo.ServerError](err)
 }
 
 // hostOf parses the driver's name of a connection, host:port[-5].
@@ -170,29 +166,18 @@ func hintTLS(t Target) string {
 	return "a server that requires TLS does this when tls=true is missing"
 }
 
-// kindOfCode uses the server's error_codes.yml.
-func kindOfCode(e mongo.ServerError) Kind {
-	has := func(codes ...int) bool { return slices.ContainsFunc(codes, e.HasErrorCode) }
-	switch {
-	case has(18, 11, 334): // AuthenticationFailed, UserNotFound, MechanismUnavailable
-		return KindAuth
-	case has(13): // Unauthorized
-		return KindForbidden
-	case has(8000): // Atlas's own
-		if e.HasErrorMessage("auth") && !e.HasErrorMessage("not authorized") && !e.HasErrorMessage("not allowed") {
-			return KindAuth
-		}
-		return KindForbidden
-	case has(59, 115, 238, 40324): // CommandNotFound, CommandNotSupported, NotImplemented, unknown stage
-		return KindUnsupported
-	case has(10107, 13435, 10058, 11602, 189, 13436, 91, 11600): // not primary, stepping down, starting, stopping
-		return KindNotPrimary
-	case has(50, 262, 89): // MaxTimeMSExpired, ExceededTimeLimit, NetworkTimeout
-		return KindTimeout
-	case e.HasErrorLabel("NetworkError"):
-		return kindOfNetwork(e)
-	}
-	return KindOther
+const atlas = 8000 // of Atlas's proxy, for all that it refuses
+
+// codes are those of the server's error_codes.yml.
+var codes = map[int]Kind{
+	18: KindAuth, 11: KindAuth, 334: KindAuth, // AuthenticationFailed, UserNotFound, MechanismUnavailable
+	13: KindForbidden, atlas: KindForbidden, // Unauthorized
+	// CommandNotFound, CommandNotSupported, NotImplemented, unknown stage
+	59: KindUnsupported, 115: KindUnsupported, 238: KindUnsupported, 40324: KindUnsupported,
+	// Not primary, stepping down, starting, stopping.
+	10107: KindNotPrimary, 13435: KindNotPrimary, 10058: KindNotPrimary, 11602: KindNotPrimary,
+	189: KindNotPrimary, 13436: KindNotPrimary, 91: KindNotPrimary, 11600: KindNotPrimary,
+	50: KindTimeout, 262: KindTimeout, 89: KindTimeout, // MaxTimeMSExpired, ExceededTimeLimit, NetworkTimeout
 }
 
 func kindOf(err error) Kind {
@@ -202,8 +187,11 @@ func kindOf(err error) Kind {
 	if holds[*notPrimaryError](err) {
 		return KindNotPrimary
 	}
-	if se, ok := errors.AsType[mongo.ServerError](err); ok {
-		if k := kindOfCode(se); k != KindOther {
+	for _, code := range mongo.ErrorCodes(err) {
+		if code == atlas && strings.Contains(err.Error(), "bad auth") {
+			return KindAuth
+		}
+		if k, known := codes[code]; known {
 			return k
 		}
 	}
@@ -215,10 +203,10 @@ func kindOfNetwork(err error) Kind {
 		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
 	}
 	switch {
-	case isTLS(err):
-		return KindTLS
 	case holds[*net.DNSError](err):
 		return KindDNS
+	case strings.Contains(err.Error(), "tls: "): // few errors of crypto/tls have a type, all have this prefix
+		return KindTLS
 	case is(syscall.ECONNREFUSED):
 		return KindRefused
 	case is(syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EACCES, syscall.EPERM):
@@ -242,14 +230,6 @@ func waited(err error) bool {
 func holds[T error](err error) bool {
 	_, ok := errors.AsType[T](err)
 	return ok
-}
-
-func isTLS(err error) bool {
-	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "remote error" || op.Op == "local error") {
-		return true // crypto/tls reports alerts so
-	}
-	return holds[*tls.CertificateVerificationError](err) || holds[tls.RecordHeaderError](err) || holds[tls.AlertError](err) ||
-		holds[x509.HostnameError](err) || holds[x509.UnknownAuthorityError](err) || strings.Contains(err.Error(), "tls: ")
 }
 
 // message removes the command, which has session and signed cluster time.
@@ -284,4 +264,109 @@ func innermost(err error) string {
 		return context.DeadlineExceeded.Error()
 	}
 	return err.Error()
+}
+
+// watch has the last report on each server by host:port: the cause of a server selection error.
+type watch struct {
+	mu    sync.Mutex
+	known map[string]server
+}
+
+type server struct {
+	failed error                   // nil after an answer
+	seen   event.ServerDescription // the last answer
+}
+
+func newWatch() *watch { return &watch{known: map[string]server{}} }
+
+func (w *watch) servers() *event.ServerMonitor {
+	return &event.ServerMonitor{
+		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
+			// The driver cancels its monitor when a call fails: pools gets that error.
+			if !errors.Is(e.Failure, context.Canceled) {
+				w.report(hostOf(e.ConnectionID), func(s *server) { s.failed = e.Failure })
+			}
+		},
+		ServerHeartbeatSucceeded: func(e *event.ServerHeartbeatSucceededEvent) {
+			w.report(hostOf(e.ConnectionID), func(s *server) { *s = server{seen: e.Reply} })
+		},
+	}
+}
+
+func (w *watch) pools() *event.PoolMonitor {
+	return &event.PoolMonitor{Event: func(e *event.PoolEvent) {
+		if e.Type == event.ConnectionPoolCleared && e.Error != nil {
+			w.report(e.Address, func(s *server) { s.failed = e.Error })
+		}
+	}}
+}
+
+func (w *watch) report(host string, change func(*server)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.known[host]
+	change(&s)
+	w.known[host] = s
+}
+
+// member prefers a member of a replica set.
+func (w *watch) member() (d event.ServerDescription) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.known {
+		if d = s.seen; d.SetName != "" {
+			break
+		}
+	}
+	return d
+}
+
+type finding struct {
+	kind       Kind
+	host, text string
+}
+
+// finding returns why no server could be used.
+func (w *watch) finding(t Target) (finding, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	set := t.option("replicaSet")
+	primary, foreign := false, set != "" && len(w.known) > 0
+	var all []finding
+	for host, s := range w.known {
+		f := finding{KindNotPrimary, host, "it is " + s.seen.Kind}
+		if s.failed == nil {
+			primary = primary || !strings.HasPrefix(s.seen.Kind, "RS") || s.seen.Kind == "RSPrimary"
+			foreign = foreign && s.seen.SetName != set
+		} else {
+			foreign = false
+			f.kind, f.text = kindOf(s.failed), innermost(s.failed)
+			if f.kind == KindLost && s.seen.Kind == "" {
+				f.text += " (" + hintTLS(t) + ")"
+			}
+		}
+		all = append(all, f)
+	}
+	switch {
+	case foreign: // the driver drops servers of other sets
+		return finding{KindConfig, t.hostList(), "no server belongs to replica set " + set}, true
+	case primary || len(all) == 0:
+		return finding{}, false
+	}
+	slices.SortFunc(all, func(a, b finding) int {
+		return cmp.Or(slices.Index(importance, b.kind)-slices.Index(importance, a.kind), strings.Compare(a.host, b.host))
+	})
+	best := all[0]
+	var hosts, texts []string
+	for _, f := range all {
+		if f.kind == best.kind {
+			hosts = append(hosts, f.host)
+		}
+		texts = append(texts, f.host+": "+f.text)
+	}
+	best.host = strings.Join(hosts, ", ")
+	if len(all) > 1 {
+		best.text = strings.Join(texts, "; ")
+	}
+	return best, true
 }

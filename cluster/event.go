@@ -46,8 +46,8 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 
 // PastEvent is an event read from the registry.
 type PastEvent struct {
-	At time.Time `json:"at"` // by MongoDB's clock; zero if missing
-	Event
+	At    time.Time `bson:"at" json:"at"` // by MongoDB's clock; zero if missing
+	Event `bson:",inline"`
 }
 
 // EventQuery selects events.
@@ -56,8 +56,6 @@ type EventQuery struct {
 	Since time.Time // by MongoDB's clock; zero selects all
 	Limit int       // the latest, at least 1
 }
-
-const maxDetails = 32
 
 // Events reads the latest events, oldest first.
 func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) {
@@ -68,35 +66,15 @@ func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) 
 	if !q.Since.IsZero() {
 		filter = append(filter, bson.E{Key: "at", Value: bson.D{{Key: "$gte", Value: q.Since}}})
 	}
-	fields := bson.D{}
-	for _, key := range []string{"at", "node", "kind", "who", "why", "cut", "details"} {
-		fields = append(fields, bson.E{Key: key, Value: 1})
-	}
-	found, err := find(ctx, c, "reading the events of the registry", c.events(), filter, readEvent, options.Find().SetProjection(fields).
+	found, err := find(ctx, c, "reading the events of the registry", c.events(), filter, readEvent, options.Find().
 		SetSort(bson.D{{Key: "at", Value: -1}, {Key: "_id", Value: -1}}).SetLimit(int64(max(1, q.Limit))))
-	if err != nil {
-		return nil, err
-	}
 	slices.Reverse(found)
-	return found, nil
+	return found, err
 }
 
-func readEvent(doc bson.Raw) PastEvent {
-	e := PastEvent{At: timeField(doc, "at"), Event: Event{
-		Node: textField(doc, "node"), Kind: textField(doc, "kind"), Who: textField(doc, "who"), Why: text(field(doc, "why"), maxMessage),
-	}}
-	if n, ok := field(doc, "cut").AsInt64OK(); ok {
-		e.Cut = &n
-	}
-	document, _ := field(doc, "details").DocumentOK()
-	details, _ := document.Elements()
-	for _, d := range details[:min(len(details), maxDetails)] {
-		if value := text(d.Value(), maxText); value != "" && len(d.Key()) <= maxText {
-			if e.Details == nil {
-				e.Details = map[string]string{}
-			}
-			e.Details[d.Key()] = value
-		}
+func readEvent(doc bson.Raw) (e PastEvent) {
+	if err := unmarshal(doc, &e); err != nil {
+		return PastEvent{Event: Event{Kind: "unreadable", Why: err.Error()}}
 	}
 	return e
 }

@@ -20,7 +20,7 @@ import (
 func FuzzReadEvent(f *testing.F) {
 	huge := strings.Repeat("ä", 2000)
 	many := bson.D{{Key: huge, Value: "x"}}
-	for i := range 2 * maxDetails {
+	for i := range 64 {
 		many = append(many, bson.E{Key: strings.Repeat("k", i), Value: huge})
 	}
 	for _, doc := range []bson.D{
@@ -61,18 +61,8 @@ func FuzzReadEvent(f *testing.F) {
 			return // the driver does not return such a document
 		}
 		e := readEvent(data)
-		for _, s := range []string{e.Node, e.Kind, e.Who} {
-			if len(s) > maxText {
-				t.Errorf("%d bytes of a text", len(s))
-			}
-		}
-		if len(e.Why) > maxMessage || len(e.Details) > maxDetails {
-			t.Errorf("%d bytes of a reason, %d details", len(e.Why), len(e.Details))
-		}
-		for k, s := range e.Details {
-			if len(k) > maxText || s == "" || len(s) > maxText {
-				t.Errorf("a detail of %d bytes, its name has %d", len(s), len(k))
-			}
+		if len(data) > maxRecord && e.Kind != "unreadable" {
+			t.Errorf("an event of %d bytes is shown", len(data))
 		}
 		// encoding/json refuses times outside these years.
 		if y := e.At.Year(); y < 1 || y > 9999 {

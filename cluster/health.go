@@ -6,10 +6,11 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"slices"
+	"strings"
+	"sync"
 	"time"
-
-	"go.mongodb.org/mongo-driver/v2/bson"
 )
 
 // Health follows from a node's heartbeats and its AMS document.
@@ -143,11 +144,10 @@ type Observer struct {
 }
 
 type lastSeen struct {
-	seq     int64 // seq and updated are a record's version, doc an AMS document's
-	updated time.Time
-	doc     string
-	at      time.Time // last written, by the observer's clock; zero if unknown
-	silent  time.Duration
+	seq    int64 // seq and sent are the signal's own, at is by the observer's clock
+	sent   time.Time
+	at     time.Time
+	silent time.Duration
 	// doubtful: old at a first look after an outage, and unchanged since.
 	doubtful bool
 	// before is silent at the last look without an outage.
@@ -174,18 +174,20 @@ func (o *Observer) Observe(l Look) []Member {
 		}
 		// The newest record with an address is the current machine's.
 		key := oneSpelling(n.IP)
-		if j, taken := owner[key]; !taken || n.UpdatedAt.After(l.Nodes[j].UpdatedAt) {
-			owner[key] = i
+		j, taken := owner[key]
+		if taken && !n.UpdatedAt.After(l.Nodes[j].UpdatedAt) {
+			members[i].Replaced = true
+			continue
 		}
-	}
-	for i, m := range members {
-		current, owned := owner[oneSpelling(m.Node.IP)]
-		members[i].Replaced = owned && current != i && m.State() != StateLeft
+		if taken {
+			members[j].Replaced = true
+		}
+		owner[key] = i
 	}
 	for _, doc := range l.AMS {
 		key := oneSpelling(doc.IP)
 		if doc.IP == "" {
-			key = "id " + doc.key() // without an address they do not belong together
+			key = "id " + doc.ID // without an address they do not belong together
 		}
 		i, ok := owner[key]
 		if !ok {
@@ -212,73 +214,66 @@ func (o *Observer) signals(m *Member, l Look, next *Observer) {
 	slices.SortStableFunc(m.AMS, func(a, b AMSNode) int { return b.LastUpdate.Compare(a.LastUpdate) })
 	clock, known := l.ServerTime, false
 	if n := m.Node; n != nil {
-		if n.ClockMS != nil {
-			clock, known = l.ServerTime.Add(n.ClockMS.Duration()), true
+		if n.Clock != nil {
+			clock, known = l.ServerTime.Add(*n.Clock), true
 		}
-		if !n.UpdatedAt.IsZero() {
-			key := "node " + n.ID
-			was, again := o.seen[key]
-			changed := n.Seq > was.seq || n.UpdatedAt.After(was.updated) // an election may roll a heartbeat back
-			age, limit := l.ServerTime.Sub(n.UpdatedAt), goneLimit(n.interval())
-			is := o.update(was, again, changed, l.At, age, n.interval(), limit, next.outage)
-			is.seq, is.updated = n.Seq, n.UpdatedAt
-			next.seen[key] = is
-			m.Agent = is.signal(l.At, limit)
-		}
+		m.Agent = o.signal(next, reading{"node " + n.ID, n.Seq, n.UpdatedAt, l.ServerTime, true, n.interval(), goneLimit(n.interval())})
 	}
 	for _, doc := range m.AMS {
-		key, version := "doc "+doc.key(), doc.IP+rawText(doc.written)
-		was, again := o.seen[key]
-		if !again && doc.LastUpdate.IsZero() {
-			next.seen[key] = lastSeen{doc: version} // unknown until changed
-			continue
-		}
-		age := clock.Sub(doc.LastUpdate)
-		if again && (!known || doc.LastUpdate.IsZero()) {
-			age = 0 // only a change counts: the clock may be wrong
-		}
-		is := o.update(was, again, was.doc != version, l.At, age, amsPeriod, amsFresh, next.outage)
-		is.doc = version
-		if !again {
-			is.estimated = !known
-		}
-		next.seen[key] = is
-		if s := is.signal(l.At, amsFresh); s.Known && (!m.Server.Known || s.silent < m.Server.silent) {
+		s := o.signal(next, reading{"doc " + doc.IP + " " + doc.ID, 0, doc.LastUpdate, clock, known, amsPeriod, amsFresh})
+		if s.Known && (!m.Server.Known || s.silent < m.Server.silent) {
 			m.Server = s
 		}
 	}
 }
 
-// update: age is by the signal's timestamp, interval the time between its changes.
-func (o *Observer) update(was lastSeen, again, changed bool, at time.Time, age, interval, limit time.Duration, out bool) lastSeen {
-	is := was
+// reading is a signal as a look finds it.
+type reading struct {
+	key             string
+	seq             int64
+	sent            time.Time // zero if it was never sent, or the time is unreadable
+	now             time.Time // by the clock of sent
+	known           bool      // that clock; otherwise only a change counts
+	interval, limit time.Duration
+}
+
+// isNew: an election may roll a heartbeat back; the clock of AMS's machine may be set back.
+func (r reading) isNew(was lastSeen) bool {
+	return r.seq > was.seq || r.sent.After(was.sent) || r.seq == 0 && r.sent.Before(was.sent)
+}
+
+func (o *Observer) signal(next *Observer, r reading) Signal {
+	if r.sent.IsZero() {
+		return Signal{}
+	}
+	is, again := o.seen[r.key]
+	age, passed := max(0, r.now.Sub(r.sent)), next.last.Sub(o.last)
 	switch {
 	case !again:
-		is = lastSeen{at: at.Add(-max(0, age)), silent: max(0, age)}
+		is = lastSeen{at: next.last.Add(-age), silent: age, estimated: !r.known}
 		if o.patient || o.outage {
-			is.silent, is.doubtful = 0, is.silent > limit
+			is.silent, is.doubtful = 0, age > r.limit
 		}
-	case changed:
-		age = min(max(0, age), at.Sub(o.last)) // written after the previous look
-		is = lastSeen{at: at.Add(-age), silent: min(age, interval)}
-	case is.at.IsZero():
+	case r.isNew(is):
+		if age = min(age, passed); !r.known {
+			age = 0
+		}
+		is = lastSeen{at: next.last.Add(-age), silent: min(age, r.interval)}
 	default:
-		is.silent += min(at.Sub(o.last), interval)
-		if o.outage && !out && is.before <= limit {
+		is.silent += min(passed, r.interval)
+		if o.outage && !next.outage && is.before <= r.limit {
 			is.silent = 0 // no node could write
 		}
 	}
-	if !out {
+	is.seq, is.sent = r.seq, r.sent
+	if !next.outage {
 		is.before = is.silent
 	}
-	return is
-}
-
-func (s lastSeen) signal(at time.Time, limit time.Duration) Signal {
-	if s.at.IsZero() {
-		return Signal{}
+	next.seen[r.key] = is
+	return Signal{
+		Known: true, Age: max(1, next.last.Sub(is.at)), Fresh: is.silent <= r.limit,
+		Estimated: is.estimated, silent: is.silent, doubtful: is.doubtful,
 	}
-	return Signal{Known: true, Age: max(1, at.Sub(s.at)), Fresh: s.silent <= limit, Estimated: s.estimated, silent: s.silent, doubtful: s.doubtful}
 }
 
 // health: anyFresh proves that MongoDB accepts heartbeats.
@@ -308,6 +303,49 @@ func (m *Member) health(anyFresh bool) Health {
 	return Gone
 }
 
-func (n AMSNode) key() string { return rawText(n.id) }
+// Dialable accepts only an IP address of one machine: any client of MongoDB may have written it.
+func Dialable(address string) (_ netip.Addr, ok bool) {
+	addr, err := netip.ParseAddr(address)
+	return addr, err == nil && addr.Zone() == "" && !addr.IsUnspecified() && !addr.IsMulticast()
+}
 
-func rawText(v bson.RawValue) string { return string([]byte{byte(v.Type)}) + string(v.Value) }
+// Peers finds the other machines that still serve. It keeps state between calls.
+type Peers struct {
+	mu       sync.Mutex
+	observer Observer
+}
+
+// Serving returns those machines (ids or [Node.Name]s) that may still have sessions. A single look finds none gone: after a
+// failover all records are old.
+func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	look, err := c.Look(ctx)
+	if err != nil {
+		p.observer.Failed()
+		return nil, err
+	}
+	return p.serving(look, machines), nil
+}
+
+func (p *Peers) serving(l Look, machines []string) []string {
+	p.observer.patient = true
+	var out []string
+	for _, m := range p.observer.Observe(l) {
+		n := m.Node
+		if n == nil || !n.Heartbeats() || n.State == StateLeft || n.State == StateFailed || m.goneForLong() {
+			continue
+		}
+		i := slices.IndexFunc(machines, func(s string) bool { return s != "" && (s == n.ID || strings.EqualFold(s, n.Name)) })
+		if i >= 0 && !slices.Contains(out, machines[i]) {
+			out = append(out, machines[i])
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// goneForLong requires AMS's own limit of silence.
+func (m Member) goneForLong() bool {
+	return m.Health == Gone && m.Agent.silent >= amsFresh && (!m.Server.Known || m.Server.silent >= amsFresh)
+}

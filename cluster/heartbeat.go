@@ -5,10 +5,11 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
 
@@ -23,8 +24,8 @@ type Heartbeat struct {
 	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
 	Serving  *Serving  `bson:"serving,omitempty" json:"serving,omitempty"` // nil if unknown
-	// ClockMS is how far the machine's clock is ahead of MongoDB's. AMS stamps its document by it.
-	ClockMS *Millis `bson:"clock_ms,omitempty" json:"clock_ns,omitempty"`
+	// Clock is how far the machine's clock is ahead of MongoDB's. AMS stamps its document by it.
+	Clock *time.Duration `bson:"clock_ns,omitempty" json:"clock_ns,omitempty"`
 	// Checks are load balancers that name themselves in agent checks: true if they may send sessions.
 	Checks map[string]bool `bson:"checks,omitempty" json:"checks,omitempty"`
 }
@@ -132,20 +133,9 @@ type Serving struct {
 // maxWhy bounds Why: a server may have hundreds of applications.
 const maxWhy = 200
 
-// Equal reports whether both are the same.
-func (s *Serving) Equal(t *Serving) bool {
-	if s == nil || t == nil {
-		return s == t
-	}
-	return *s == *t
-}
-
 // Heartbeat replaces the heartbeat in the record of self's instance. It returns [ErrNoNode] if the node must register
 // again, or an [OtherMachineError].
 func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
-	if self.ID == "" {
-		return errors.New("writing a heartbeat: the node has no id")
-	}
 	op := "writing a heartbeat of node " + self.ID
 	if h.Serving != nil {
 		bounded := Serving{Up: h.Serving.Up, Why: plain.Truncate(h.Serving.Why, maxWhy)}
@@ -156,16 +146,13 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 		{Key: "$set", Value: bson.D{{Key: heartbeatKey, Value: h}}},
 		{Key: "$currentDate", Value: bson.D{{Key: "updated_at", Value: true}}},
 	}
-	matched := int64(0)
-	err := c.call(ctx, op, func(ctx context.Context) error {
+	var res *mongo.UpdateResult
+	err := c.call(ctx, op, func(ctx context.Context) (err error) {
 		primary := c.nodes().Clone(options.Collection().SetWriteConcern(writeconcern.W1()))
-		res, err := primary.UpdateOne(ctx, filter, update)
-		if err == nil {
-			matched = res.MatchedCount
-		}
+		res, err = primary.UpdateOne(ctx, filter, update)
 		return err
 	})
-	if err != nil || matched > 0 {
+	if err != nil || res.MatchedCount > 0 {
 		return err
 	}
 	n, err := c.Node(ctx, self.ID)

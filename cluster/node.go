@@ -4,8 +4,10 @@
 package cluster
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -32,9 +34,9 @@ type Node struct {
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
 	// Drift names settings in the server's files that differ from the join, secrets masked. They are repaired before its next
 	// start.
-	Drift      string `bson:"drift,omitempty" json:"drift,omitempty"`
-	Port       int    `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
-	IntervalMS Millis `bson:"interval_ms,omitempty" json:"interval_ns,omitempty"` // between heartbeats; 0 without a daemon
+	Drift    string        `bson:"drift,omitempty" json:"drift,omitempty"`
+	Port     int           `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
+	Interval time.Duration `bson:"interval_ns,omitempty" json:"interval_ns,omitempty"` // between heartbeats; 0 without a daemon
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
@@ -53,7 +55,7 @@ type Node struct {
 	UpdatedAt  time.Time `bson:"updated_at,omitempty" json:"updated_at,omitzero"`
 
 	// Heartbeat is the last one. It is ignored on write.
-	Heartbeat `bson:"-"`
+	Heartbeat `bson:"heartbeat,omitempty"`
 }
 
 // Age returns the record's age by MongoDB's clock, if an agent wrote it.
@@ -73,21 +75,15 @@ func (n Node) SameInstance(m Node) bool {
 }
 
 // Heartbeats reports whether the record's age is a liveness signal: a daemon writes it.
-func (n Node) Heartbeats() bool { return n.Seq > 0 || n.IntervalMS > 0 }
+func (n Node) Heartbeats() bool { return n.Seq > 0 || n.Interval > 0 }
 
 // WithCloudFactsOf fills in missing cloud facts. The public address changes with a boot.
 func (n Node) WithCloudFactsOf(earlier Node) Node {
-	for _, f := range []struct{ mine, theirs *string }{
-		{&n.Name, &earlier.Name},
-		{&n.Provider, &earlier.Provider},
-		{&n.Region, &earlier.Region},
-		{&n.Zone, &earlier.Zone},
-		{&n.Type, &earlier.Type},
-	} {
-		if *f.mine == "" {
-			*f.mine = *f.theirs
-		}
-	}
+	n.Name = cmp.Or(n.Name, earlier.Name)
+	n.Provider = cmp.Or(n.Provider, earlier.Provider)
+	n.Region = cmp.Or(n.Region, earlier.Region)
+	n.Zone = cmp.Or(n.Zone, earlier.Zone)
+	n.Type = cmp.Or(n.Type, earlier.Type)
 	if n.PublicIP == "" && n.BootID == earlier.BootID {
 		n.PublicIP = earlier.PublicIP
 	}
@@ -101,10 +97,10 @@ const DefaultInterval = 5 * time.Second
 const maxInterval = 5 * time.Minute
 
 func (n Node) interval() time.Duration {
-	if n.IntervalMS <= 0 {
+	if n.Interval <= 0 {
 		return DefaultInterval
 	}
-	return min(n.IntervalMS.Duration(), maxInterval)
+	return min(n.Interval, maxInterval)
 }
 
 // silentIntervals allow another machine to use the record.
@@ -156,4 +152,48 @@ const reimageLimit = 30 * time.Minute
 
 func (n Node) reimaging(serverNow time.Time) bool {
 	return n.State == StateLeft && n.LeftBy == LeftByReimage && serverNow.Sub(n.StateSince) < reimageLimit
+}
+
+// State is the lifecycle state of a node.
+type State string
+
+// The states of a node.
+const (
+	StateJoining  State = "joining"
+	StateActive   State = "active"
+	StateDraining State = "draining"
+	StateLeft     State = "left"
+	StateFailed   State = "failed"
+)
+
+// States returns all states, in the order of the lifecycle.
+func States() []State {
+	return []State{StateJoining, StateActive, StateDraining, StateLeft, StateFailed}
+}
+
+// Valid reports whether s is one of the states.
+func (s State) Valid() bool { return slices.Contains(States(), s) }
+
+var successors = map[State][]State{
+	StateJoining:  {StateActive, StateFailed, StateLeft},
+	StateActive:   {StateDraining, StateLeft},
+	StateDraining: {StateActive, StateLeft},
+	StateLeft:     {StateJoining},
+	StateFailed:   {StateJoining, StateLeft},
+}
+
+// CanTransition reports whether a node may change from s to next, which may be s.
+func (s State) CanTransition(next State) bool {
+	return s.Valid() && (s == next || slices.Contains(successors[s], next))
+}
+
+// TransitionError is a change of state that is not allowed.
+type TransitionError struct {
+	ID       string
+	From, To State
+}
+
+// Error names the node and both states.
+func (e *TransitionError) Error() string {
+	return fmt.Sprintf("node %s is %s and cannot become %s", e.ID, e.From, e.To)
 }

@@ -15,7 +15,7 @@ import (
 func TestPeersAfterFailover(t *testing.T) {
 	var p Peers
 	s := newStage(t)
-	zero := Millis(0)
+	zero := time.Duration(0)
 	want := func(want ...string) {
 		t.Helper()
 		if diff := cmp.Diff(want, p.serving(s.seen(), []string{"i-a", "i-b"})); diff != "" {
@@ -23,7 +23,7 @@ func TestPeersAfterFailover(t *testing.T) {
 		}
 	}
 	for _, id := range []string{"i-a", "i-b"} {
-		s.heartbeat(id, "10.0.0."+id, func(n *Node) { n.State, n.ClockMS = StateDraining, &zero })
+		s.heartbeat(id, "10.0.0."+id, func(n *Node) { n.State, n.Clock = StateDraining, &zero })
 		s.write("d"+id, "10.0.0."+id, 0)
 	}
 	s.pass(12200 * time.Millisecond)
@@ -44,10 +44,10 @@ func TestPeersAfterFailover(t *testing.T) {
 
 func TestServing(t *testing.T) {
 	node := func(id, name string, st State, age time.Duration) Node {
-		return Node{ID: id, IP: "10.0.0." + id, Name: name, State: st, IntervalMS: 5000, UpdatedAt: time.Unix(1e9, 0).Add(-age)}
+		return Node{ID: id, IP: "10.0.0." + id, Name: name, State: st, Interval: 5 * time.Second, UpdatedAt: time.Unix(1e9, 0).Add(-age)}
 	}
 	silent := node("never", "no-heartbeat", StateActive, 0)
-	silent.IntervalMS = 0
+	silent.Interval = 0
 	nodes := []Node{
 		node("id-1", "edge_1", StateDraining, 0), node("id-2", "edge_2", StateLeft, time.Hour), node("id-3", "edge_3", StateActive, time.Hour),
 		node("id-5", "edge_5", StateFailed, 0),

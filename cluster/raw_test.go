@@ -102,7 +102,7 @@ func FuzzReadDocuments(f *testing.F) {
 			{Key: "_id", Value: "i-1"},
 			{Key: "drain_request", Value: bson.D{
 				{Key: "id", Value: "x"},
-				{Key: "deadline_ms", Value: int64(60_000)},
+				{Key: "deadline_ns", Value: int64(60_000)},
 				{Key: "now", Value: true},
 				{Key: "repair_streams", Value: true},
 				{Key: "reason", Value: "maintenance"},
@@ -111,7 +111,7 @@ func FuzzReadDocuments(f *testing.F) {
 			}},
 		},
 		{{Key: "updated_at", Value: bson.DateTime(math.MaxInt64)}},
-		{{Key: "drain_request", Value: bson.D{{Key: "id", Value: "x"}, {Key: "deadline_ms", Value: math.MaxFloat64}, {Key: "now", Value: "yes"}}}},
+		{{Key: "drain_request", Value: bson.D{{Key: "id", Value: "x"}, {Key: "deadline_ns", Value: math.MaxFloat64}, {Key: "now", Value: "yes"}}}},
 		{{Key: "_id", Value: bson.ObjectID{1}}, {Key: "streamId", Value: "stream1"}}, // of broadcast
 		{{Key: "_id", Value: bson.D{{Key: "a", Value: 1}}}, {Key: "streamId", Value: bson.A{}}},
 		{

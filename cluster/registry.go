@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	crand "crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -40,8 +41,7 @@ const (
 type record struct {
 	Node `bson:",inline"`
 	// Rev is random and changes with each write except heartbeats. After an election, a counter could repeat a value.
-	Rev  string     `bson:"rev,omitempty"`
-	Beat *Heartbeat `bson:"heartbeat,omitempty"`
+	Rev string `bson:"rev,omitempty"`
 	// Taken is the last accepted drain request: a taker that lost the answer finds itself here.
 	Taken *takenRequest `bson:"drain_taken,omitempty"`
 
@@ -73,43 +73,29 @@ func (e *BadRecordError) Error() string {
 // Unwrap returns the cause.
 func (e *BadRecordError) Unwrap() error { return e.Err }
 
-func decode(doc bson.Raw) record {
-	var r record
-	err := fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
-	if len(doc) <= maxRecord {
-		err = bson.Unmarshal(doc, &r)
+// unmarshal refuses content that no agent writes, or that JSON cannot show.
+func unmarshal(doc bson.Raw, v any) error {
+	if len(doc) > maxRecord {
+		return fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
 	}
-	if err == nil {
-		err = r.check()
+	if err := bson.Unmarshal(doc, v); err != nil {
+		return err
+	}
+	_, err := json.Marshal(v) // a time may be out of its range
+	return err
+}
+
+func decode(doc bson.Raw) *record {
+	r := record{doc: doc}
+	err := unmarshal(doc, &r)
+	if err == nil && (r.Port < 0 || r.Port > math.MaxUint16) {
+		err = fmt.Errorf("port %d", r.Port)
 	}
 	if err != nil {
 		id := idText(field(doc, "_id"))
-		return record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}}
+		return &record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}, doc: doc}
 	}
-	if r.Beat != nil {
-		r.Heartbeat = *r.Beat
-	}
-	return r
-}
-
-// check finds values that decode but cannot be printed or used.
-func (r *record) check() error {
-	if r.Port < 0 || r.Port > math.MaxUint16 {
-		return fmt.Errorf("port %d", r.Port)
-	}
-	times := []time.Time{r.UpdatedAt, r.StateSince}
-	if r.DrainRequest != nil {
-		times = append(times, r.DrainRequest.At)
-	}
-	for _, b := range r.Balancers {
-		times = append(times, b.At)
-	}
-	for _, t := range times {
-		if year := t.Year(); year < 1 || year > 9999 {
-			return fmt.Errorf("a time in the year %d", year)
-		}
-	}
-	return nil
+	return &r
 }
 
 // update changes a record by compare-and-swap. next computes it from the current one (or nil) and MongoDB's clock, or
@@ -159,7 +145,8 @@ func (c *Client) tryUpdate(
 		return was, nil
 	}
 	if was != nil && was.bad != nil {
-		return nil, cmp.Or(c.removeBad(ctx, op, id, was), errConflict)
+		// It may have fields that no update can name.
+		return nil, cmp.Or(c.deleteMany(ctx, op, c.nodes(), unchanged(id, was)), errConflict)
 	}
 	is.Rev = crand.Text()
 	*revs = append(*revs, is.Rev)
@@ -184,14 +171,11 @@ func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error)
 	err := c.call(ctx, op, func(ctx context.Context) error {
 		majority := c.nodes().Clone(options.Collection().SetReadConcern(readconcern.Majority()))
 		doc, err := majority.FindOne(ctx, bson.D{{Key: "_id", Value: id}}).Raw()
-		if errors.Is(err, mongo.ErrNoDocuments) {
-			found = nil
+		switch {
+		case errors.Is(err, mongo.ErrNoDocuments):
 			return nil
-		}
-		if err == nil {
-			r := decode(doc)
-			r.doc = doc
-			found = &r
+		case err == nil:
+			found = decode(doc)
 		}
 		return err
 	})
@@ -204,19 +188,14 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", op, err)
 	}
-	filter := bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: nil}}
-	if was != nil {
-		filter[1].Value = orNull(was.Rev)
-	}
 	err = c.call(ctx, op, func(ctx context.Context) error {
-		doc, err := c.nodes().FindOneAndUpdate(ctx, filter, update,
+		doc, err := c.nodes().FindOneAndUpdate(ctx, unchanged(id, was), update,
 			options.FindOneAndUpdate().SetUpsert(was == nil).SetReturnDocument(options.After)).Raw()
 		switch {
 		case errors.Is(err, mongo.ErrNoDocuments), was == nil && mongo.IsDuplicateKeyError(err):
 			return nil
 		case err == nil:
-			r := decode(doc)
-			stored = &r
+			stored = decode(doc)
 		}
 		return err
 	})
@@ -226,16 +205,13 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	return stored, err
 }
 
-// removeBad deletes an unreadable record, which may have fields that no update can name.
-func (c *Client) removeBad(ctx context.Context, op, id string, was *record) error {
+// unchanged matches a record with the rev of was, which may have any type.
+func unchanged(id string, was *record) bson.D {
 	filter := bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: nil}}
-	if rev := field(was.doc, "rev"); !rev.IsZero() {
-		filter[1].Value = bson.D{{Key: "$eq", Value: rev}}
+	if was != nil && !field(was.doc, "rev").IsZero() {
+		filter[1].Value = bson.D{{Key: "$eq", Value: field(was.doc, "rev")}}
 	}
-	return c.call(ctx, op, func(ctx context.Context) error {
-		_, err := c.nodes().DeleteOne(ctx, filter)
-		return err
-	})
+	return filter
 }
 
 // notWritten are the id and the keys set by MongoDB's clock, a heartbeat or a load balancer.
@@ -243,9 +219,7 @@ var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbe
 
 // update returns MongoDB's update from was to r without other fields.
 func (r *record) update(was *record, own bool) (bson.D, error) {
-	is := *r
-	is.StateSince, is.UpdatedAt, is.Beat, is.Balancers = time.Time{}, time.Time{}, nil, nil
-	data, err := bson.Marshal(is)
+	data, err := bson.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
@@ -253,7 +227,7 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 	if err := bson.Unmarshal(data, &set); err != nil {
 		return nil, err
 	}
-	set = set[1:] // without the id
+	set = slices.DeleteFunc(set, func(e bson.E) bool { return slices.Contains(notWritten, e.Key) })
 	entered := r.entered || !was.readable() || was.State != r.State
 	if was != nil {
 		stored, _ := was.doc.Elements()
@@ -341,14 +315,14 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		return is, nil
 	}
 	// Only the daemon may know these.
-	is.IntervalMS, is.Port = cmp.Or(self.IntervalMS, was.IntervalMS), cmp.Or(self.Port, was.Port)
+	is.Interval, is.Port = cmp.Or(self.Interval, was.Interval), cmp.Or(self.Port, was.Port)
 	gives := self.State.replaces(was.State)
 	if was.State == StateLeft && gives || !was.State.Valid() {
 		// An interval from before the leave is no liveness signal.
-		is.IntervalMS = self.IntervalMS
+		is.Interval = self.Interval
 		return is, nil
 	}
-	is.Beat, is.DrainRequest, is.Taken, is.entered, is.dropBeat = was.Beat, was.DrainRequest, was.Taken, false, false
+	is.DrainRequest, is.Taken, is.entered, is.dropBeat = was.DrainRequest, was.Taken, false, false
 	if gives {
 		return is, nil
 	}
@@ -385,9 +359,6 @@ const (
 // SetOwnState sets this machine's state, or returns [ErrNoNode], a [TransitionError] or an [OtherMachineError].
 func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string, d Details) error {
 	op := fmt.Sprintf("setting node %s to %s", self.ID, s)
-	if !s.Valid() {
-		return fmt.Errorf("setting the state of node %s: %q is not a state", self.ID, string(s))
-	}
 	_, err := c.update(ctx, op, self.ID, true, func(was *record, _ time.Time) (*record, error) {
 		return transition(was, self, s, reason, d)
 	})
@@ -415,7 +386,7 @@ func transition(was *record, self Node, s State, reason string, d Details) (*rec
 		is.Cut = d.Cut
 	}
 	if s == StateLeft {
-		is.Beat, is.dropBeat, is.DrainRequest = nil, true, nil // the server has stopped
+		is.dropBeat, is.DrainRequest = true, nil // the server has stopped
 	}
 	return &is, nil
 }
@@ -439,9 +410,9 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 // DrainRequest is another machine's request to drain.
 type DrainRequest struct {
 	ID string `bson:"id" json:"id"`
-	// DeadlineMS is the wait for sessions; 0 is the node's setting. Now does not wait.
-	DeadlineMS Millis `bson:"deadline_ms,omitempty" json:"deadline_ns,omitempty"`
-	Now        bool   `bson:"now,omitempty" json:"now,omitempty"`
+	// Deadline is the wait for sessions; 0 is the node's setting. Now does not wait.
+	Deadline time.Duration `bson:"deadline_ns,omitempty" json:"deadline_ns,omitempty"`
+	Now      bool          `bson:"now,omitempty" json:"now,omitempty"`
 	// RepairStreams ends streams that the node leaves "broadcasting".
 	RepairStreams bool      `bson:"repair_streams,omitempty" json:"repair_streams,omitempty"`
 	Reason        string    `bson:"reason,omitempty" json:"reason,omitempty"`
@@ -497,10 +468,7 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if !n.UpdatedAt.IsZero() {
 		filter[1].Value = n.UpdatedAt
 	}
-	failed := c.call(ctx, op, func(ctx context.Context) error {
-		_, err := c.nodes().DeleteOne(ctx, filter)
-		return err
-	})
+	failed := c.deleteMany(ctx, op, c.nodes(), filter)
 	// The answer may be lost: what is left decides.
 	_, err := c.Node(ctx, n.ID)
 	if errors.Is(err, ErrNoNode) {
@@ -512,17 +480,16 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 // Node reads a record, or returns [ErrNoNode] or a [BadRecordError].
 func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 	op := "reading node " + id
-	found, err := find(ctx, c, op, c.nodes(), bson.D{{Key: "_id", Value: id}}, decode, options.Find())
+	r, err := c.readRecord(ctx, op, id)
 	switch {
 	case err != nil:
 		return Node{}, err
-	case len(found) == 0:
+	case r == nil:
 		return Node{}, fmt.Errorf("%s: %w", op, ErrNoNode)
+	case r.bad != nil:
+		return Node{}, fmt.Errorf("%s: %w", op, r.bad)
 	}
-	if bad := found[0].bad; bad != nil {
-		return Node{}, fmt.Errorf("%s: %w", op, bad)
-	}
-	return found[0].Node, nil
+	return r.Node, nil
 }
 
 // Nodes reads all valid records, ordered by id.

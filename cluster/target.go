@@ -4,9 +4,8 @@
 package cluster
 
 import (
+	"cmp"
 	"fmt"
-	"log/slog"
-	"net"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -25,8 +24,6 @@ const (
 	schemePlain = "mongodb://"
 	schemeSRV   = "mongodb+srv://"
 
-	defaultPort = "27017"
-
 	// maxTargetLen is far above any real connection string.
 	maxTargetLen = 8 << 10
 )
@@ -38,14 +35,12 @@ type Target struct {
 }
 
 type target struct {
-	raw       string
 	bare, srv bool
 	user      string // percent-encoded, as password
 	password  string
 	hosts     []string
 	path      string // percent-encoded, with its slash
 	options   []option
-	warnings  []string
 }
 
 type option struct{ name, raw, value string }
@@ -60,8 +55,8 @@ type option struct{ name, raw, value string }
 //
 // An error holds at most single characters of the string.
 func ParseTarget(s string) (Target, error) {
-	p, err := parseTarget(s)
-	if err != nil {
+	p := &target{}
+	if err := p.parse(s); err != nil {
 		return Target{}, err
 	}
 	return Target{p: &p}, nil
@@ -69,74 +64,79 @@ func ParseTarget(s string) (Target, error) {
 
 // TargetError is an error in a connection string, without the string.
 type TargetError struct {
-	Part    string // such as "host"; "" is the whole
-	Pos     int    // 1-based character; 0 is unknown
+	Where   string // such as "host, character 11"; "" is the whole
 	Problem string
 	Hint    string
 }
 
 // Error returns all fields in one line.
 func (e *TargetError) Error() string {
-	var b strings.Builder
-	b.WriteString("connection string")
-	if e.Part != "" {
-		b.WriteString(", " + e.Part)
+	s := "connection string"
+	if e.Where != "" {
+		s += ", " + e.Where
 	}
-	if e.Pos > 0 {
-		fmt.Fprintf(&b, ", character %d", e.Pos)
-	}
-	b.WriteString(": " + e.Problem)
+	s += ": " + e.Problem
 	if e.Hint != "" {
-		b.WriteString("; " + e.Hint)
+		s += "; " + e.Hint
 	}
-	return b.String()
+	return s
 }
 
 const (
-	partScheme   = "scheme"
-	partUser     = "user name"
 	partPassword = "password"
-	partHost     = "host"
-	partDatabase = "database"
 	partOptions  = "options"
 )
 
-type reader struct{ given string }
-
-func (r reader) at(off int, part, problem, hint string) *TargetError {
-	return &TargetError{Part: part, Pos: utf8.RuneCountInString(r.given[:min(off, len(r.given))]) + 1, Problem: problem, Hint: hint}
+// piece is a part of the given string.
+type piece struct {
+	part string
+	text string
+	skip int // characters before it
 }
 
-func parseTarget(given string) (*target, error) {
-	r := reader{given}
-	s := strings.TrimLeft(given, " \t\r\n")
-	off := len(given) - len(s)
-	s = strings.TrimRight(s, " \t\r\n")
+func (p piece) slice(part string, from, to int) piece {
+	return piece{part, p.text[from:to], p.skip + utf8.RuneCountInString(p.text[:from])}
+}
+
+func (p piece) errorAt(i int, problem, hint string) error {
+	where := fmt.Sprintf("character %d", p.skip+utf8.RuneCountInString(p.text[:i])+1)
+	if p.part != "" {
+		where = p.part + ", " + where
+	}
+	return &TargetError{Where: where, Problem: problem, Hint: hint}
+}
+
+func (t *target) parse(given string) error {
+	const blank = " \t\r\n"
+	s := strings.Trim(given, blank)
 	switch {
 	case s == "":
-		return nil, &TargetError{Problem: "it is empty", Hint: "give an IP address, host:port or a mongodb:// URI"}
+		return &TargetError{Problem: "it is empty", Hint: "give an IP address, host:port or a mongodb:// URI"}
 	case len(s) > maxTargetLen:
-		return nil, &TargetError{Problem: fmt.Sprintf("it is longer than %d bytes", maxTargetLen)}
+		return &TargetError{Problem: fmt.Sprintf("it is longer than %d bytes", maxTargetLen)}
 	case !utf8.ValidString(s):
-		return nil, &TargetError{Problem: "it is not UTF-8 text"}
+		return &TargetError{Problem: "it is not UTF-8 text"}
 	}
+	p := piece{text: s, skip: len(given) - len(strings.TrimLeft(given, blank))}
 	if i := strings.IndexFunc(s, func(c rune) bool { return !unicode.IsGraphic(c) || unicode.IsSpace(c) }); i >= 0 {
-		return nil, r.at(off+i, "", "there is a blank, a line end or another invisible character", "remove it, or percent-encode it in a password: a blank is %20")
+		return p.errorAt(i, "there is a blank, a line end or another invisible character",
+			"remove it, or percent-encode it in a password: a blank is %20")
 	}
-	name, rest, found := strings.Cut(s, "://")
+	name, _, found := strings.Cut(s, "://")
+	if t.bare = !found; t.bare {
+		if i := strings.IndexAny(s, "@/?#"); i >= 0 {
+			return p.errorAt(i, "a user name, a database and options need a full URI",
+				"write mongodb://USER:PASSWORD@HOST/DATABASE?OPTION=VALUE")
+		}
+		return t.parseHosts(p)
+	}
 	scheme := strings.ToLower(name) + "://"
-	switch {
-	case found && scheme != schemePlain && scheme != schemeSRV:
+	if t.srv = scheme == schemeSRV; !t.srv && scheme != schemePlain {
 		// Do not show the text: it may be a password.
-		return nil, r.at(off, partScheme, "it is not a scheme of MongoDB", "MongoDB's URIs start with mongodb:// or mongodb+srv://")
-	case found:
-		return r.parseURI(scheme, rest, off+len(scheme))
+		return p.slice("scheme", 0, len(s)).errorAt(0, "it is not a scheme of MongoDB",
+			"MongoDB's URIs start with mongodb:// or mongodb+srv://")
 	}
-	if i := strings.IndexAny(s, "@/?#"); i >= 0 {
-		return nil, r.at(off+i, "", "a user name, a database and options need a full URI", "write mongodb://USER:PASSWORD@HOST/DATABASE?OPTION=VALUE")
-	}
-	hosts, err := r.parseHosts(s, off, false)
-	return &target{raw: s, bare: true, hosts: hosts}, err
+	return t.parseURI(p.slice("", len(scheme), len(s)))
 }
 
 // optionLike begins the options: a password may have a raw question mark.
@@ -150,84 +150,78 @@ func endOfUser(rest string) int {
 	return strings.LastIndexByte(rest, '@')
 }
 
-func (r reader) parseURI(scheme, rest string, off int) (*target, error) {
-	t := &target{srv: scheme == schemeSRV}
-	if at := endOfUser(rest); at >= 0 {
-		if err := r.parseUserinfo(t, rest[:at], off); err != nil {
-			return nil, err
+// afterUser is hosts, database and options.
+var afterUser = regexp.MustCompile(`^([^/?]*)([^?]*)\??(.*)$`)
+
+func (t *target) parseURI(p piece) error {
+	if at := endOfUser(p.text); at >= 0 {
+		if err := t.parseUserinfo(p.slice("", 0, at)); err != nil {
+			return err
 		}
-		rest, off = rest[at+1:], off+at+1
+		p = p.slice("", at+1, len(p.text))
 	}
-	hosts, tail := rest, ""
-	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
-		hosts, tail = rest[:i], rest[i:]
+	if i := strings.IndexByte(p.text, '#'); i >= 0 {
+		return p.errorAt(i, "there is a raw #", "percent-encode it: # is %23")
 	}
-	var err error
-	if t.hosts, err = r.parseHosts(hosts, off, t.srv); err != nil {
-		return nil, err
-	}
-	off += len(hosts)
-	if i := strings.IndexByte(tail, '#'); i >= 0 {
-		return nil, r.at(off+i, "", "there is a raw #", "percent-encode it: # is %23")
-	}
-	path, query := tail, ""
-	queryOff := off + len(tail)
-	if i := strings.IndexByte(tail, '?'); i >= 0 {
-		path, query, queryOff = tail[:i], tail[i+1:], off+i+1
-	}
-	if err := r.parseDatabase(t, path, off); err != nil {
-		return nil, err
-	}
-	if err := r.parseOptions(t, query, queryOff); err != nil {
-		return nil, err
-	}
+	m := afterUser.FindStringSubmatchIndex(p.text)
+	return cmp.Or(
+		t.parseHosts(p.slice("", m[2], m[3])),
+		t.parseDatabase(p.slice("database", m[4], m[5])),
+		t.parseOptions(p.slice(partOptions, m[6], m[7])),
+		t.checkPassword(),
+		t.checkByDriver(),
+	)
+}
+
+// checkPassword: AMS's driver refuses a user name alone, so AMS would not start.
+func (t *target) checkPassword() error {
 	mechanism := strings.ToUpper(t.option("authMechanism"))
-	if t.user != "" && t.password == "" && !slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
-		// AMS's driver refuses it, so AMS would not start.
-		return nil, &TargetError{Part: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
+	if t.user == "" || t.password != "" || slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
+		return nil
 	}
-	t.raw = t.render(false)
-	return t, checkByDriver(t)
+	return &TargetError{Where: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
 }
 
 // checkByDriver skips URIs that need DNS or files.
-func checkByDriver(t *target) error {
-	if t.srv || slices.ContainsFunc(t.options, func(o option) bool { return isFile(o.name) }) {
+func (t *target) checkByDriver() error {
+	if t.srv || slices.ContainsFunc(t.options, option.isFile) {
 		return nil
 	}
-	if err := options.Client().ApplyURI(t.raw).Validate(); err != nil {
-		return &TargetError{Problem: "MongoDB's driver says: " + redact.Text(err.Error(), Target{&t}.Secrets()...)}
+	if err := options.Client().ApplyURI(schemePlain + t.render(false)).Validate(); err != nil {
+		return &TargetError{Problem: "MongoDB's driver says: " + redact.Text(err.Error(), t.secrets()...)}
 	}
 	return nil
 }
 
 // parseUserinfo refuses raw reserved characters: drivers would treat a part of the password as a host.
-func (r reader) parseUserinfo(t *target, s string, off int) (err error) {
-	user, password, _ := strings.Cut(s, ":")
-	if t.user, err = r.parseLogin(partUser, user, off); err != nil {
+func (t *target) parseUserinfo(p piece) (err error) {
+	name, password, _ := strings.Cut(p.text, ":")
+	user := p.slice("user name", 0, len(name))
+	if t.user, err = parseLogin(user); err != nil {
 		return err
 	}
-	if user == "" {
-		return r.at(off, partUser, "it is missing", "write mongodb://USER:PASSWORD@HOST/")
+	if name == "" {
+		return user.errorAt(0, "it is missing", "write mongodb://USER:PASSWORD@HOST/")
 	}
-	t.password, err = r.parseLogin(partPassword, password, off+len(user)+1)
+	t.password, err = parseLogin(p.slice(partPassword, len(p.text)-len(password), len(p.text)))
 	return err
-}
-
-func (r reader) parseLogin(part, s string, off int) (raw string, err error) {
-	if i := strings.IndexAny(s, "@/?#:"); i >= 0 {
-		return "", r.at(off+i, part, fmt.Sprintf("there is a raw %c", s[i]),
-			fmt.Sprintf("percent-encode it: %c is %%%02X (and an @ in an option is %%40)", s[i], s[i]))
-	}
-	if notFilled.MatchString(s) {
-		return "", r.at(off, part, "it is a placeholder", "put the real one in")
-	}
-	raw, _, err = r.normalise(s, off, part, keepUserinfo)
-	return raw, err
 }
 
 // notFilled matches Atlas's <password>, and asterisks (a real password can use %2A).
 var notFilled = regexp.MustCompile(`^(?:\*+|<[A-Za-z0-9_ -]+>)$`)
+
+func parseLogin(p piece) (raw string, err error) {
+	if i := strings.IndexAny(p.text, "@/?#:"); i >= 0 {
+		c := p.text[i]
+		return "", p.errorAt(i, fmt.Sprintf("there is a raw %c", c),
+			fmt.Sprintf("percent-encode it: %c is %%%02X (and an @ in an option is %%40)", c, c))
+	}
+	if notFilled.MatchString(p.text) {
+		return "", p.errorAt(0, "it is a placeholder", "put the real one in")
+	}
+	raw, _, err = p.normalise(keepUserinfo)
+	return raw, err
+}
 
 // Characters that stay, besides letters and digits.
 const (
@@ -237,62 +231,54 @@ const (
 	keepOption   = unreserved + "!$'()*,=+:"
 )
 
+var escape = regexp.MustCompile(`^%[0-9A-Fa-f]{2}`)
+
 // normalise percent-encodes all but letters, digits, keep and escapes.
-func (r reader) normalise(s string, off int, part, keep string) (raw, decoded string, err error) {
+func (p piece) normalise(keep string) (raw, decoded string, err error) {
 	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		c := s[i]
+	for i, c := range []byte(p.text) {
 		switch {
-		case c == '%' && escape.MatchString(s[i:]):
-			b.WriteString(s[i : i+3])
-			i += 2
-		case c == '%':
-			return "", "", r.at(off+i, part, "% is not followed by two hexadecimal digits", "percent-encode it: % is %25")
-		case isAlnum(c) || strings.IndexByte(keep, c) >= 0:
+		case c == '%' && !escape.MatchString(p.text[i:]):
+			return "", "", p.errorAt(i, "% is not followed by two hexadecimal digits", "percent-encode it: % is %25")
+		case c == '%', '0' <= c && c <= '9', 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', strings.IndexByte(keep, c) >= 0:
 			b.WriteByte(c)
 		default:
 			fmt.Fprintf(&b, "%%%02X", c)
 		}
 	}
 	raw = b.String()
-	if part == partOptions {
+	decoded, err = url.PathUnescape(raw)
+	if p.part == partOptions {
 		decoded, err = url.QueryUnescape(raw) // both drivers read + as a space
-	} else {
-		decoded, err = url.PathUnescape(raw)
 	}
 	if err != nil || !utf8.ValidString(decoded) {
-		return "", "", r.at(off, part, "its percent-encoded bytes are not UTF-8",
+		return "", "", p.errorAt(0, "its percent-encoded bytes are not UTF-8",
 			"encode the UTF-8 bytes of each character: é is %C3%A9")
 	}
 	return raw, decoded, nil
 }
 
-var escape = regexp.MustCompile(`^%[0-9A-Fa-f]{2}`)
-
-func isAlnum(c byte) bool {
-	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
-}
-
 // hostSyntax is [ADDRESS] or NAME with an optional port.
 var hostSyntax = regexp.MustCompile(`^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(:[^:]*)?$`)
 
-func (r reader) parseHosts(s string, off int, srv bool) ([]string, error) {
-	hosts := strings.Split(s, ",")
-	for _, h := range hosts {
-		problem, hint := checkHost(h, srv, len(hosts))
-		if problem != "" {
-			return nil, r.at(off, partHost, problem, hint)
+func (t *target) parseHosts(p piece) error {
+	t.hosts = strings.Split(p.text, ",")
+	at := 0
+	for _, h := range t.hosts {
+		if problem, hint := t.checkHost(h); problem != "" {
+			return p.slice("host", at, len(p.text)).errorAt(0, problem, hint)
 		}
-		off += len(h) + 1
+		at += len(h) + 1
 	}
-	return hosts, nil
+	return nil
 }
 
-func checkHost(s string, srv bool, of int) (problem, hint string) {
+func (t *target) checkHost(s string) (problem, hint string) {
 	if s == "" || s[0] == ':' {
 		return "it is missing", "write HOST or HOST:PORT"
 	}
-	const invalid, write = "it is neither a host name nor an IP address", "write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"
+	const invalid = "it is neither a host name nor an IP address"
+	const write = "write HOST:PORT, an IPv6 address in brackets, an international name in its xn-- form"
 	m := hostSyntax.FindStringSubmatch(s)
 	if m == nil {
 		return invalid, write
@@ -306,7 +292,7 @@ func checkHost(s string, srv bool, of int) (problem, hint string) {
 		return invalid, write
 	case addr.IsUnspecified():
 		return "other machines cannot connect to this address", "give the server's own address"
-	case srv && (of > 1 || !isName || port != ""):
+	case t.srv && (len(t.hosts) > 1 || !isName || port != ""):
 		return "mongodb+srv:// takes one host name without a port, DNS knows the servers", "write mongodb:// before a list, an address or a port"
 	case port != "" && (portErr != nil || number == 0):
 		return "the port is not a number from 1 to 65535", "if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"
@@ -314,21 +300,21 @@ func checkHost(s string, srv bool, of int) (problem, hint string) {
 	return "", ""
 }
 
-func (r reader) parseDatabase(t *target, path string, off int) error {
-	if path == "" {
+func (t *target) parseDatabase(p piece) error {
+	if p.text == "" {
 		return nil
 	}
-	name := path[1:]
-	if i := strings.IndexAny(name, "&="); i >= 0 {
-		return r.at(off+1+i, partDatabase, fmt.Sprintf("there is a raw %c: an option has the wrong mark before it", name[i]),
+	p = p.slice(p.part, len("/"), len(p.text))
+	if i := strings.IndexAny(p.text, "&="); i >= 0 {
+		return p.errorAt(i, fmt.Sprintf("there is a raw %c: an option has the wrong mark before it", p.text[i]),
 			"write ? before the first option: HOST/DATABASE?OPTION=VALUE")
 	}
-	raw, decoded, err := r.normalise(name, off+1, partDatabase, keepDatabase)
+	raw, decoded, err := p.normalise(keepDatabase)
 	if err != nil {
 		return err
 	}
 	if strings.ContainsAny(decoded, "/\\. \"$*<>:|?\x00") || len(decoded) > 63 {
-		return r.at(off+1, partDatabase, "it is not a name that MongoDB allows for a database", "percent-encode a / that belongs to the password: / is %2F")
+		return p.errorAt(0, "it is not a name that MongoDB allows for a database", "percent-encode a / that belongs to the password: / is %2F")
 	}
 	t.path = "/" + raw
 	return nil
@@ -336,22 +322,20 @@ func (r reader) parseDatabase(t *target, path string, off int) error {
 
 var optionName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
-func (r reader) parseOptions(t *target, query string, off int) error {
-	for pair := range strings.SplitSeq(strings.ReplaceAll(query, ";", "&"), "&") {
-		at := off
-		off += len(pair) + 1
-		if pair == "" {
+func (t *target) parseOptions(p piece) error {
+	end := -1
+	for pair := range strings.SplitSeq(strings.ReplaceAll(p.text, ";", "&"), "&") {
+		at := end + 1
+		if end = at + len(pair); pair == "" {
 			continue
 		}
 		name, value, _ := strings.Cut(pair, "=")
-		raw, decoded, err := r.normalise(value, at+len(name)+1, partOptions, keepOption)
+		raw, decoded, err := p.slice(p.part, end-len(value), end).normalise(keepOption)
 		switch {
 		case err != nil:
 			return err
 		case !optionName.MatchString(name) || decoded == "" && !strings.EqualFold(name, "readPreferenceTags"):
-			return r.at(at, partOptions, "there is an option without a name or a value", "write OPTION=VALUE")
-		case isFile(name):
-			t.warnings = append(t.warnings, "option "+name+": AMS's Java driver ignores it and uses the trust and key stores of its JVM")
+			return p.errorAt(at, "there is an option without a name or a value", "write OPTION=VALUE")
 		}
 		t.options = append(t.options, option{name, raw, decoded})
 	}
@@ -371,32 +355,37 @@ func (t *target) option(name string) string {
 	return ""
 }
 
+// render returns the string without its scheme.
 func (t *target) render(redacted bool) string {
-	var b strings.Builder
-	if t.srv {
-		b.WriteString(schemeSRV)
-	} else {
-		b.WriteString(schemePlain)
+	s := t.user
+	if t.password != "" && redacted {
+		s += ":" + redact.Placeholder
+	} else if t.password != "" {
+		s += ":" + t.password
 	}
 	if t.user != "" {
-		b.WriteString(t.user)
-		if t.password != "" && redacted {
-			b.WriteString(":" + redact.Placeholder)
-		} else if t.password != "" {
-			b.WriteString(":" + t.password)
-		}
-		b.WriteString("@")
+		s += "@"
 	}
-	b.WriteString(strings.Join(t.hosts, ",") + t.path)
+	s += strings.Join(t.hosts, ",") + t.path
 	for i, o := range t.options {
 		value := o.raw
-		if redacted && !isShown(o.name) && !isFile(o.name) {
+		if redacted && !o.isShown() {
 			value = redact.Placeholder
 		}
-		b.WriteByte("?&"[min(i, 1)])
-		b.WriteString(o.name + "=" + value)
+		s += string("?&"[min(i, 1)]) + o.name + "=" + value
 	}
-	return b.String()
+	return s
+}
+
+// withScheme adds the scheme, to a list of hosts only if it is always wanted.
+func (t *target) withScheme(rest string, always bool) string {
+	switch {
+	case t.srv:
+		return schemeSRV + rest
+	case t.bare && !always, rest == "":
+		return rest
+	}
+	return schemePlain + rest
 }
 
 func (t Target) get() *target {
@@ -410,7 +399,7 @@ func (t Target) get() *target {
 func (t Target) IsZero() bool { return t.p == nil }
 
 // Equal reports whether both are the same string.
-func (t Target) Equal(u Target) bool { return t.get().raw == u.get().raw }
+func (t Target) Equal(u Target) bool { return t.Raw() == u.Raw() }
 
 // Bare reports whether the string had no scheme.
 func (t Target) Bare() bool { return t.get().bare }
@@ -419,37 +408,47 @@ func (t Target) Bare() bool { return t.get().bare }
 func (t Target) SRV() bool { return t.get().srv }
 
 // Raw returns the normalised string. Parsing it gives an equal Target.
-func (t Target) Raw() redact.Secret { return redact.Secret(t.get().raw) }
+func (t Target) Raw() redact.Secret {
+	return redact.Secret(t.get().withScheme(t.get().render(false), false))
+}
 
 // URI returns the full URI, also for a bare list of hosts.
 func (t Target) URI() redact.Secret {
-	p := t.get()
-	if p.bare {
-		return redact.Secret(schemePlain + p.raw)
-	}
-	return redact.Secret(p.raw)
+	return redact.Secret(t.get().withScheme(t.get().render(false), true))
 }
 
 // Schemeless omits mongodb://, as AMS up to 2.4.1 needs it; "" for mongodb+srv.
 func (t Target) Schemeless() redact.Secret {
-	p := t.get()
-	if p.srv {
+	if t.SRV() {
 		return ""
 	}
-	return redact.Secret(strings.TrimPrefix(p.raw, schemePlain))
+	return redact.Secret(t.get().render(false))
 }
+
+// Redacted omits the password and values that may be secret.
+func (t Target) Redacted() string { return t.get().withScheme(t.get().render(true), false) }
+
+// String returns the redacted form.
+func (t Target) String() string { return t.Redacted() }
+
+// Format formats the redacted form.
+func (t Target) Format(f fmt.State, verb rune) {
+	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), t.Redacted())
+}
+
+// MarshalText returns the redacted form.
+func (t Target) MarshalText() ([]byte, error) { return []byte(t.Redacted()), nil }
 
 // Hosts returns the hosts with any ports.
 func (t Target) Hosts() []string { return slices.Clone(t.get().hosts) }
 
 // addresses returns host:port of every host; for mongodb+srv the name.
 func (t Target) addresses() []string {
-	var addrs []string
-	for _, h := range t.get().hosts {
+	addrs := t.Hosts()
+	for i, h := range addrs {
 		if !t.SRV() && (strings.HasSuffix(h, "]") || !strings.Contains(h, ":")) {
-			h = net.JoinHostPort(strings.Trim(h, "[]"), defaultPort)
+			addrs[i] = h + ":27017"
 		}
-		addrs = append(addrs, h)
 	}
 	return addrs
 }
@@ -458,10 +457,10 @@ func (t Target) hostList() string { return strings.Join(t.addresses(), ", ") }
 
 // HostNames returns the hosts without ports.
 func (t Target) HostNames() []string {
-	var names []string
-	for _, h := range t.get().hosts {
+	names := t.Hosts()
+	for i, h := range names {
 		m := hostSyntax.FindStringSubmatch(h)
-		names = append(names, m[1]+m[2])
+		names[i] = m[1] + m[2]
 	}
 	return names
 }
@@ -480,9 +479,9 @@ func (t Target) namesOne() bool {
 func (t Target) UsesTLS() bool {
 	on := t.SRV()
 	for _, o := range t.get().options {
-		if name := strings.ToLower(o.name); name == "tls" || name == "ssl" {
+		if strings.EqualFold(o.name, "tls") || strings.EqualFold(o.name, "ssl") {
 			on = o.value == "true"
-		} else if isFile(name) {
+		} else if o.isFile() {
 			on = true
 		}
 	}
@@ -491,15 +490,12 @@ func (t Target) UsesTLS() bool {
 
 // Loopback reports whether every host is a loopback address.
 func (t Target) Loopback() bool {
-	for _, name := range t.HostNames() {
-		if addr, err := netip.ParseAddr(name); err == nil && addr.Unmap().IsLoopback() {
-			continue
-		}
-		if h := strings.ToLower(strings.TrimSuffix(name, ".")); h != "localhost" && !strings.HasSuffix(h, ".localhost") {
-			return false
-		}
+	other := func(name string) bool {
+		h := strings.ToLower(strings.TrimSuffix(name, "."))
+		addr, _ := netip.ParseAddr(name)
+		return !addr.Unmap().IsLoopback() && h != "localhost" && !strings.HasSuffix(h, ".localhost")
 	}
-	return !t.IsZero()
+	return !t.IsZero() && !slices.ContainsFunc(t.HostNames(), other)
 }
 
 // Username returns the decoded name, or "".
@@ -514,72 +510,48 @@ func (t Target) option(name string) string { return t.get().option(name) }
 func (t Target) HasCredentials() bool { return t.get().user != "" || len(t.Secrets()) > 0 }
 
 // Secrets returns the values for [redact.Text].
-func (t Target) Secrets() []redact.Secret {
-	p := t.get()
-	var all []redact.Secret
-	add := func(values ...string) {
-		for _, v := range values {
-			if v != "" && !slices.Contains(all, redact.Secret(v)) {
-				all = append(all, redact.Secret(v))
-			}
-		}
-	}
-	add(p.password)
+func (t Target) Secrets() []redact.Secret { return t.get().secrets() }
+
+func (t *target) secrets() []redact.Secret {
+	all := []redact.Secret{redact.Secret(t.password)}
 	after := false // the rest of a secret with a raw & looks like an option
-	for _, o := range p.options {
-		secret := !isShown(o.name) && !isFile(o.name) && (after || redact.Name(o.name))
-		if after = secret; !secret {
+	for _, o := range t.options {
+		if after = !o.isShown() && (after || redact.Name(o.name)); !after {
 			continue
 		}
-		add(o.value, o.raw)
+		all = append(all, redact.Secret(o.value), redact.Secret(o.raw))
 		// authMechanismProperties=AWS_SESSION_TOKEN:x,OTHER:y
 		for prop := range strings.SplitSeq(o.value, ",") {
-			if _, v, found := strings.Cut(prop, ":"); found {
-				add(v)
-			}
+			_, v, _ := strings.Cut(prop, ":")
+			all = append(all, redact.Secret(v))
 		}
 	}
-	return all
+	return slices.DeleteFunc(all, func(s redact.Secret) bool { return s == "" })
 }
 
-func isShown(name string) bool {
-	switch strings.ToLower(name) {
+// isShown: any other option may be secret.
+func (o option) isShown() bool {
+	switch strings.ToLower(o.name) {
 	case "appname", "authmechanism", "authsource", "compressors", "connecttimeoutms", "directconnection", "loadbalanced", "maxpoolsize",
 		"readconcernlevel", "readpreference", "readpreferencetags", "replicaset", "retryreads", "retrywrites",
 		"serverselectiontimeoutms", "sockettimeoutms", "srvmaxhosts", "srvservicename", "ssl", "sslinvalidhostnameallowed", "tls",
 		"tlsallowinvalidhostnames", "tlsinsecure", "w", "wtimeoutms":
 		return true
 	}
-	return false
+	return o.isFile()
 }
 
-func isFile(name string) bool {
-	name = strings.ToLower(name)
+func (o option) isFile() bool {
+	name := strings.ToLower(o.name)
 	return strings.HasSuffix(name, "file") && (strings.HasPrefix(name, "tls") || strings.HasPrefix(name, "ssl"))
 }
 
 // Warnings returns probable mistakes.
-func (t Target) Warnings() []string { return slices.Clone(t.get().warnings) }
-
-// Redacted omits the password and values that may be secret.
-func (t Target) Redacted() string {
-	p := t.get()
-	if p.bare || t.IsZero() {
-		return p.raw
+func (t Target) Warnings() (all []string) {
+	for _, o := range t.get().options {
+		if o.isFile() {
+			all = append(all, "option "+o.name+": AMS's Java driver ignores it and uses the trust and key stores of its JVM")
+		}
 	}
-	return p.render(true)
+	return all
 }
-
-// String returns the redacted form.
-func (t Target) String() string { return t.Redacted() }
-
-// Format formats the redacted form.
-func (t Target) Format(f fmt.State, verb rune) {
-	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), t.Redacted())
-}
-
-// LogValue returns the redacted form.
-func (t Target) LogValue() slog.Value { return slog.StringValue(t.Redacted()) }
-
-// MarshalText returns the redacted form.
-func (t Target) MarshalText() ([]byte, error) { return []byte(t.Redacted()), nil }

@@ -433,7 +433,7 @@ func namesOption(text string) bool {
 	_, rest, _ := strings.Cut(strings.ReplaceAll(text, ";", "&"), "&")
 	for pair := range strings.SplitSeq(rest, "&") {
 		name, _, _ := strings.Cut(pair, "=")
-		if isShown(name) || isFile(name) {
+		if (option{name: name}).isShown() {
 			return true
 		}
 	}

@@ -56,7 +56,7 @@ type Loop struct {
 	dropped      int
 	lastWarning  time.Time
 	outageLogged bool
-	clock        *cluster.Millis
+	clock        *time.Duration
 	clockReadAt  time.Time
 }
 
@@ -126,7 +126,7 @@ func (l *Loop) send(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
 	load, sessions := l.sample.Load, l.sample.Session
-	h := cluster.Heartbeat{Seq: l.seq + 1, Load: &load, Sessions: &sessions, ClockMS: l.clock}
+	h := cluster.Heartbeat{Seq: l.seq + 1, Load: &load, Sessions: &sessions, Clock: l.clock}
 	if l.Serving != nil {
 		h.Serving = l.Serving()
 	}
@@ -155,8 +155,7 @@ func (l *Loop) readClock(ctx context.Context) {
 	defer cancel()
 	l.clockReadAt = time.Now()
 	if skew, accuracy, err := l.Sender.ClockSkew(ctx); err == nil && accuracy <= time.Second {
-		ms := cluster.MillisOf(skew)
-		l.clock = &ms
+		l.clock = &skew
 	}
 }
 

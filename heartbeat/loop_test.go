@@ -300,9 +300,9 @@ func TestLoopClock(t *testing.T) {
 		elapse(time.Minute + 6*time.Second)
 		stop()
 		beats := f.taken()
-		first, last := beats[0].beat.ClockMS, beats[len(beats)-1].beat.ClockMS
-		if first.Duration() != 2*time.Hour || last.Duration() != -25*time.Second {
-			t.Errorf("first %s, last %s", first.Duration(), last.Duration())
+		first, last := beats[0].beat.Clock, beats[len(beats)-1].beat.Clock
+		if *first != 2*time.Hour || *last != -25*time.Second {
+			t.Errorf("first %s, last %s", *first, *last)
 		}
 	})
 }

@@ -68,7 +68,7 @@ func (w *world) Look(context.Context) (cluster.Look, error) {
 	for i := range l.Nodes {
 		n := &l.Nodes[i]
 		last := at.Add(-w.silent[n.ID])
-		n.Seq, n.UpdatedAt, n.IntervalMS = w.seq, last, 5000
+		n.Seq, n.UpdatedAt, n.Interval = w.seq, last, 5*time.Second
 		l.AMS = append(l.AMS, cluster.AMSNode{ID: n.IP, IP: n.IP, LastUpdate: last})
 	}
 	return l, nil

@@ -257,7 +257,7 @@ func mongoCases() []aCase {
 func TestMongo(t *testing.T) { runCases(t, mongoCases()) }
 
 func node(id, ip string, age time.Duration) cluster.Node {
-	return cluster.Node{ID: id, IP: ip, State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 5}, IntervalMS: 5000, UpdatedAt: time.Now().Add(-age)}
+	return cluster.Node{ID: id, IP: ip, State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 5}, Interval: 5 * time.Second, UpdatedAt: time.Now().Add(-age)}
 }
 
 func left(n cluster.Node) cluster.Node {

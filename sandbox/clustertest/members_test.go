@@ -22,7 +22,7 @@ func num[T any](v T) *T { return &v }
 
 func member(t *testing.T, c *cluster.Client, id, ip string) {
 	t.Helper()
-	_, err := c.Register(t.Context(), cluster.Node{ID: id, IP: ip, State: cluster.StateActive, BootID: "b", IntervalMS: 5000, Port: 5080}, cluster.RegisterOptions{})
+	_, err := c.Register(t.Context(), cluster.Node{ID: id, IP: ip, State: cluster.StateActive, BootID: "b", Interval: 5 * time.Second, Port: 5080}, cluster.RegisterOptions{})
 	must.OK(t, err)
 }
 
@@ -46,7 +46,7 @@ func TestHeartbeat(t *testing.T) {
 	must.OK(t, err)
 	pass(t, c)
 	first := cluster.Heartbeat{
-		Seq: 1, ClockMS: num(cluster.Millis(-1500)), Serving: &cluster.Serving{Up: true},
+		Seq: 1, Clock: num(-1500 * time.Millisecond), Serving: &cluster.Serving{Up: true},
 		Load: &cluster.Load{
 			CPU: num(83), Mem: num(61), NetRx: num(int64(1) << 40), NetTx: num(int64(7)), Disk: num(3), Score: num(97),
 			GPUs: []cluster.GPULoad{{Name: "A10G", Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
@@ -74,7 +74,7 @@ func TestHeartbeat(t *testing.T) {
 
 	// Another instance drops the heartbeat of this one.
 	r, err := c.Register(t.Context(), cluster.Node{ID: "i-1", IP: own, State: cluster.StateJoining, BootID: "c"}, cluster.RegisterOptions{})
-	if err != nil || r.Node.Load != nil || r.Node.Sessions != nil || r.Node.ClockMS != nil || r.Node.Serving != nil || r.Node.Heartbeats() {
+	if err != nil || r.Node.Load != nil || r.Node.Sessions != nil || r.Node.Clock != nil || r.Node.Serving != nil || r.Node.Heartbeats() {
 		t.Errorf("%+v, %v", r.Node, err)
 	}
 }
@@ -132,7 +132,7 @@ func TestLookAndJudge(t *testing.T) {
 			seq++
 			self, h := memberOf("plain", "fd00::2"), cluster.Heartbeat{Seq: seq}
 			if id == "skewed" {
-				self, h.ClockMS = memberOf(id, "10.0.0.1"), num(cluster.MillisOf(-10*time.Minute))
+				self, h.Clock = memberOf(id, "10.0.0.1"), num(-10*time.Minute)
 			}
 			must.OK(t, c.Heartbeat(t.Context(), self, h))
 		}

@@ -112,7 +112,7 @@ func TestTakenWhileRegistering(t *testing.T) {
 			}()
 			must.Until(t, "the write is held back", func() bool { return s.Faults().Current().Mode == mongod.None })
 			o := other()
-			o.IntervalMS = 60_000
+			o.Interval = time.Minute
 			if _, err := copied.Register(t.Context(), o, cluster.RegisterOptions{Replace: true}); err != nil {
 				t.Fatal(err)
 			}
@@ -138,7 +138,7 @@ func TestOwnRowAfterAChange(t *testing.T) {
 		"a reset":       func(_, now *cluster.Node) { now.BootID = "boot-2" },
 		"a move":        func(_, now *cluster.Node) { now.IP = "10.0.0.99" },
 		"after a leave": func(before, now *cluster.Node) { *now = other(); now.ID, before.State = before.ID, cluster.StateLeft },
-		"no heartbeat":  func(before, now *cluster.Node) { *now = other(); now.ID, before.IntervalMS = before.ID, 0 },
+		"no heartbeat":  func(before, now *cluster.Node) { *now = other(); now.ID, before.Interval = before.ID, 0 },
 		"a join that failed": func(before, now *cluster.Node) {
 			*now = other()
 			now.ID, before.State = before.ID, cluster.StateFailed
@@ -163,14 +163,14 @@ func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 	n := node()
 	register(t, c, n)
 	err := c.Heartbeat(t.Context(), n, cluster.Heartbeat{
-		Seq: 42, ClockMS: num(cluster.Millis(1000)),
+		Seq: 42, Clock: num(time.Second),
 		Load: &cluster.Load{CPU: num(83), GPUs: []cluster.GPULoad{{Name: "A10G"}}}, Sessions: &cluster.Sessions{Viewers: num(7)},
 	})
 	must.OK(t, err)
 	must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{Cut: num(2)}))
-	n.IntervalMS = 0
+	n.Interval = 0
 	again := register(t, c, n).Node
-	if again.Heartbeats() || again.Load != nil || again.Sessions != nil || again.ClockMS != nil || again.Cut != nil {
+	if again.Heartbeats() || again.Load != nil || again.Sessions != nil || again.Clock != nil || again.Cut != nil {
 		t.Errorf("the record has the old heartbeat: %+v", again)
 	}
 	if again.State != cluster.StateJoining {
@@ -198,7 +198,7 @@ func TestDaemonAndItsCopy(t *testing.T) {
 	a.start()
 	must.Until(t, "the record is of this boot", func() bool { return a.door.record(nodeID)["boot_id"] == "boot-1" })
 	n := other()
-	n.ID, n.IntervalMS, n.State = nodeID, 60_000, cluster.StateActive
+	n.ID, n.Interval, n.State = nodeID, time.Minute, cluster.StateActive
 	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	a := newAgent(t)
 	boot(t, a.root, "boot-1")
 	n := other()
-	n.ID, n.IntervalMS, n.State = nodeID, 3000, cluster.StateActive
+	n.ID, n.Interval, n.State = nodeID, 3*time.Second, cluster.StateActive
 	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 		t.Errorf("the record is of %v", ip)
 	}
 
-	n.IntervalMS = 60_000
+	n.Interval = time.Minute
 	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func node() cluster.Node {
 	return cluster.Node{
 		ID: "i-0abc", IP: own, PublicIP: "198.51.100.7", Hostname: "ip-10-0-0-3", Role: "origin", Group: "origins",
 		Provider: "aws", Region: "eu-central-1", Zone: "eu-central-1a", Type: "c7g.large", Agent: "0.1.0", AMS: "3.0.3",
-		BootID: "boot-1", IntervalMS: 5000, State: cluster.StateJoining, Reason: "join",
+		BootID: "boot-1", Interval: 5 * time.Second, State: cluster.StateJoining, Reason: "join",
 	}
 }
 
@@ -88,7 +88,7 @@ func TestRegister(t *testing.T) {
 	// Empty values are removed, except the interval, which only the daemon may know.
 	less := cluster.Node{ID: "i-0abc", IP: own, BootID: "boot-1", State: cluster.StateActive}
 	stored := register(t, c, less).Node
-	less.IntervalMS = first.Node.IntervalMS
+	less.Interval = first.Node.Interval
 	if diff := cmp.Diff(less, stored, byServer); diff != "" {
 		t.Errorf("-written +stored:\n%s", diff)
 	}
@@ -98,7 +98,7 @@ func TestRegister(t *testing.T) {
 		keys = append(keys, k)
 	}
 	slices.Sort(keys)
-	if diff := cmp.Diff([]string{"_id", "boot_id", "interval_ms", "ip", "rev", "state", "state_since", "updated_at"}, keys); diff != "" {
+	if diff := cmp.Diff([]string{"_id", "boot_id", "interval_ns", "ip", "rev", "state", "state_since", "updated_at"}, keys); diff != "" {
 		t.Errorf("fields of the record:\n%s", diff)
 	}
 	if n := b.count(b.nodes(), bson.M{}); n != 1 {

@@ -43,7 +43,7 @@ func TestDrainRequest(t *testing.T) {
 	if record().DrainRequest != nil {
 		t.Fatalf("an unexpected request: %+v", record().DrainRequest)
 	}
-	first := ask(cluster.DrainRequest{DeadlineMS: cluster.MillisOf(time.Hour), RepairStreams: true, Reason: "new kernel", Who: "ann"})
+	first := ask(cluster.DrainRequest{Deadline: time.Hour, RepairStreams: true, Reason: "new kernel", Who: "ann"})
 	id := ask(cluster.DrainRequest{Now: true, Who: "bob"})
 	got := *record().DrainRequest
 	server, err := c.ServerTime(t.Context())

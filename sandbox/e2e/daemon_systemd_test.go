@@ -496,7 +496,7 @@ func (m *machine) reload(t *testing.T) {
 	m.write(t, "/etc/amsagent/config.yaml", "mongo: "+nodeMongo+"\nbeat_interval: 1500ms\n")
 	m.still(t, func() {
 		m.run(t, "systemctl", "reload", "amsagent").expect(t, 0)
-		must.Until(t, "the new interval", func() bool { return m.rows(t)[nodeID]["interval_ms"] == int64(1500) })
+		must.Until(t, "the new interval", func() bool { return m.rows(t)[nodeID]["interval_ns"] == int64(1500*time.Millisecond) })
 	})
 	now := m.unit(t, daemonUnit)
 	if now["MainPID"] != was["MainPID"] || now["ActiveState"] != "active" || now["SubState"] != "running" {

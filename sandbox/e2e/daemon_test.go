@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	dto "github.com/prometheus/client_model/go"
@@ -141,7 +142,7 @@ func TestDaemonLife(t *testing.T) {
 	p.signal(syscall.SIGHUP)
 	p.says("settings read again")
 	until(t, "the row has the new interval", func() string {
-		if n := h.row(); n.IntervalMS != 2000 || n.State != cluster.StateActive {
+		if n := h.row(); n.Interval != 2*time.Second || n.State != cluster.StateActive {
 			return n.Reason
 		}
 		return ""

@@ -83,7 +83,7 @@ func TestDaemonMongoAway(t *testing.T) {
 	p.says("registered again: the record was missing")
 	// The row is there a moment before its first beat.
 	until(t, "the row has all there is", func() string {
-		if n := h.row(); n.Role != "edge" || n.IntervalMS != 1000 || n.Load == nil {
+		if n := h.row(); n.Role != "edge" || n.Interval != time.Second || n.Load == nil {
 			return fmt.Sprintf("%+v", n)
 		}
 		return ""

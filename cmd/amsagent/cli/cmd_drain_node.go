@@ -79,7 +79,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 	host, _ := os.Hostname()
 	r := &remoteDrain{g: g, c: c, p: p, row: n}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
-		DeadlineMS: cluster.MillisOf(opts.deadline), Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
+		Deadline: opts.deadline, Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
 		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
 	})
 	switch {

@@ -180,7 +180,7 @@ func TestDrainNode(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				now := time.Now()
 				r := &aRegistry{does: tt.does, lost: tt.r.lost, arrived: tt.r.arrived, away: tt.r.away, looks: []cluster.Node{{
-					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cmp.Or(tt.state, cluster.StateActive), IntervalMS: 5000, Heartbeat: cluster.Heartbeat{Seq: 7}, UpdatedAt: now,
+					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cmp.Or(tt.state, cluster.StateActive), Interval: 5 * time.Second, Heartbeat: cluster.Heartbeat{Seq: 7}, UpdatedAt: now,
 				}}}
 				e := &testEnv{vars: map[string]string{"USER": "ann"}}
 				g := plainGlobals(e)

@@ -328,8 +328,8 @@ func (w *watcher) take(l cluster.Look, failed error) error {
 func pollFor(members []nodeView) time.Duration {
 	poll := pollMost
 	for _, v := range members {
-		if v.Node != nil && v.Agent.Fresh && v.Node.IntervalMS > 0 {
-			poll = min(poll, v.Node.IntervalMS.Duration()/2)
+		if v.Node != nil && v.Agent.Fresh && v.Node.Interval > 0 {
+			poll = min(poll, v.Node.Interval/2)
 		}
 	}
 	return max(poll, pollLeast)

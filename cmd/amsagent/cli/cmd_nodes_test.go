@@ -58,7 +58,7 @@ func (p *play) node(id, ip string, change ...func(*cluster.Node)) {
 		if p.nodes == nil {
 			p.nodes = map[string]cluster.Node{}
 		}
-		n := cluster.Node{ID: id, IP: ip, Role: "origin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: p.nodes[id].Seq + 1}, IntervalMS: 5000, UpdatedAt: time.Now()}
+		n := cluster.Node{ID: id, IP: ip, Role: "origin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: p.nodes[id].Seq + 1}, Interval: 5 * time.Second, UpdatedAt: time.Now()}
 		for _, f := range change {
 			f(&n)
 		}
@@ -86,7 +86,7 @@ func (p *play) Look(ctx context.Context) (cluster.Look, error) {
 		}
 	}
 	if p.live {
-		l.Nodes = append(l.Nodes, cluster.Node{ID: "live", IP: "10.0.0.99", Role: "edge", State: cluster.StateActive, IntervalMS: 5000, UpdatedAt: time.Now()})
+		l.Nodes = append(l.Nodes, cluster.Node{ID: "live", IP: "10.0.0.99", Role: "edge", State: cluster.StateActive, Interval: 5 * time.Second, UpdatedAt: time.Now()})
 	}
 	return l, nil
 }
@@ -236,7 +236,7 @@ func TestWatchIsInTime(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := &play{live: true}
 				beat := func() {
-					p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.IntervalMS = cluster.MillisOf(interval) })
+					p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Interval = interval })
 				}
 				beat()
 				_ = p.watch(t, opts, func() {

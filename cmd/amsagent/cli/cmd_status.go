@@ -264,8 +264,8 @@ func agentText(r bootstrap.RowView) string {
 	if !r.Looked || r.Registry == nil || !r.Registry.Heartbeats() || !r.Agent.Known {
 		return ""
 	}
-	text := fmt.Sprintf("last beat %s ago, one every %s", roughly(r.Agent.Age), rounded(r.Registry.IntervalMS.Duration()))
-	if r.Registry.IntervalMS <= 0 {
+	text := fmt.Sprintf("last beat %s ago, one every %s", roughly(r.Agent.Age), rounded(r.Registry.Interval))
+	if r.Registry.Interval <= 0 {
 		text = fmt.Sprintf("last beat %s ago", roughly(r.Agent.Age))
 	}
 	if !r.Agent.Fresh {

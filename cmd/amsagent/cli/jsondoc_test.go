@@ -24,7 +24,6 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -180,7 +179,7 @@ func (d *jsonDoc) typeText(t reflect.Type) string {
 	switch {
 	case t == reflect.TypeFor[time.Time]():
 		return "time"
-	case t == reflect.TypeFor[time.Duration](), t == reflect.TypeFor[cluster.Millis]():
+	case t == reflect.TypeFor[time.Duration]():
 		return "nanoseconds"
 	case t.Kind() == reflect.Pointer:
 		return d.typeText(t.Elem())

@@ -26,7 +26,7 @@ func aNode(i int, change ...func(*nodeView)) nodeView {
 	v := nodeView{Member: cluster.Member{
 		Node: &cluster.Node{
 			ID: fmt.Sprintf("i-0123456789abcde%02x", i), IP: fmt.Sprintf("10.0.%d.%d", i/200, 5+i%200), Role: "origin", Group: "origins-a",
-			Zone: "eu-west-1a", Agent: "0.3.0", AMS: "3.0.3", State: cluster.StateActive, IntervalMS: 5000,
+			Zone: "eu-west-1a", Agent: "0.3.0", AMS: "3.0.3", State: cluster.StateActive, Interval: 5 * time.Second,
 			Heartbeat: cluster.Heartbeat{
 				Seq:      7,
 				Load:     &cluster.Load{CPU: ptr((i * 37) % 101), Mem: ptr((i*13 + 40) % 101), Score: ptr(max((i*37)%101, (i*13+40)%101))},

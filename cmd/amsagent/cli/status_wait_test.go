@@ -16,7 +16,7 @@ import (
 func statusOf(state cluster.State, change ...func(*bootstrap.Status)) *bootstrap.Status {
 	s := &bootstrap.Status{Member: true, Phase: bootstrap.PhaseJoined, Row: bootstrap.RowView{
 		Looked: true, Address: "10.0.0.5",
-		Registry: &cluster.Node{ID: "i-1", IP: "10.0.0.5", State: state, Heartbeat: cluster.Heartbeat{Seq: 3}, IntervalMS: 5000},
+		Registry: &cluster.Node{ID: "i-1", IP: "10.0.0.5", State: state, Heartbeat: cluster.Heartbeat{Seq: 3}, Interval: 5 * time.Second},
 		Agent:    cluster.Signal{Known: true, Fresh: true, Age: time.Second}, Server: cluster.Signal{Known: true, Fresh: true},
 	}}
 	for _, f := range change {
@@ -46,7 +46,7 @@ func TestMissingFor(t *testing.T) {
 		{"gone for good", "left", &bootstrap.Status{Row: bootstrap.RowView{Looked: true}}, "", false},
 		{"no row", "active", &bootstrap.Status{Row: bootstrap.RowView{Looked: true}}, "the registry has no row of this node", false},
 		{"MongoDB away", "active", &bootstrap.Status{Row: bootstrap.RowView{Err: "refused"}}, "the cluster could not be asked: refused", false},
-		{"no beat", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq, s.Row.Registry.IntervalMS = 0, 0 }), "the agent has not beaten yet", false},
+		{"no beat", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq, s.Row.Registry.Interval = 0, 0 }), "the agent has not beaten yet", false},
 		{"registered, and not a beat yet", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq = 0 }), "the agent has not beaten yet", false},
 		{"of an earlier boot", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.EarlierBoot = true }), "the agent has not registered since this machine booted", false},
 		{"agent silent", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Agent = cluster.Signal{Known: true, Age: time.Minute} }), "the agent's last beat was 60 s ago", false},

@@ -699,7 +699,7 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 		why = "this agent drains no node"
 	default:
 		err := m.d.life.manager.Drain(lifecycle.DrainRequest{
-			Deadline: min(r.DeadlineMS.Duration(), longestDeadline), Now: r.Now, Reason: r.Reason, Who: r.Who, RepairStreams: r.RepairStreams,
+			Deadline: min(r.Deadline, longestDeadline), Now: r.Now, Reason: r.Reason, Who: r.Who, RepairStreams: r.RepairStreams,
 		})
 		if err != nil {
 			why = err.Error()
