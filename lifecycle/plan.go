@@ -9,7 +9,6 @@ import "time"
 type plan struct {
 	Balancers bool // ask which ones send sessions here
 	Count     bool // sessions
-	LastCount bool // once, at the deadline
 	Stop      bool // the server
 	Start     bool // a parked machine's server
 	Prove     bool // that the node is seen in the cluster
@@ -28,7 +27,7 @@ type hookWork struct {
 
 func (s situation) plan() plan {
 	p := plan{
-		Balancers: s.Phase == phaseAnnouncing, Count: s.Phase == phaseDraining, LastCount: s.lastCount != 0, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,
+		Balancers: s.Phase == phaseAnnouncing, Count: s.Phase == phaseDraining, Stop: s.Phase == phaseStopping || s.Phase == phaseStopFailed,
 		Prove: s.Start != nil && s.Start.Proved == 0 && !s.leaving(), FindHooks: map[bool]bool{},
 	}
 	p.Start = p.Prove && s.Start.Server
@@ -65,7 +64,7 @@ func wakeAt(s situation) (next instant) {
 	case phaseAnnouncing:
 		at(s.Entered.Add(announceNobodyTime), s.Entered.Add(announceTime), s.Entered.Add(balancerTime), s.deadline())
 	case phaseDraining:
-		at(s.deadline(), s.lastCount.Add(lastCountTime), s.uncountableEnds())
+		at(s.deadline(), max(s.Entered, s.deadline()).Add(lastCountTime), s.uncountableEnds())
 	case phaseDeregistering:
 		at(s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered)))
 	case phaseCompleting:

@@ -271,7 +271,7 @@ func (r *Runner) wanted(p plan) map[string]func(context.Context) {
 		wanted["balancers"] = r.askBalancers
 	}
 	if p.Count {
-		wanted[map[bool]string{false: "count", true: "last count"}[p.LastCount]] = func(ctx context.Context) { r.count(ctx, p.LastCount) }
+		wanted["count"] = r.count
 	}
 	if p.Stop {
 		wanted["stop"] = r.stop
@@ -390,15 +390,12 @@ func (r *Runner) askBalancers(ctx context.Context) {
 	}
 }
 
-func (r *Runner) count(ctx context.Context, last bool) {
+func (r *Runner) count(ctx context.Context) {
 	var logged time.Time
 	for {
 		limit := max(sampleTime, r.o.SampleInterval)
 		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
 			limit = min(limit, left) // a count that is cut off returns its partial result
-		}
-		if last {
-			limit = lastCountTime
 		}
 		next := time.Now().Add(r.o.SampleInterval)
 		bound, cancel := context.WithTimeout(ctx, limit)
@@ -412,7 +409,7 @@ func (r *Runner) count(ctx context.Context, last bool) {
 			r.log.Info("draining", "progress", v.Progress)
 			logged = time.Now()
 		}
-		if last || !sleep.For(ctx, time.Until(next)) {
+		if !sleep.For(ctx, time.Until(next)) {
 			return
 		}
 	}

@@ -100,8 +100,7 @@ type observed struct {
 	countedAt        instant
 	uncountableSince instant
 	zeros            int
-	lastCount        instant // start of the count after the deadline
-	stopOverdue      bool    // the time limit is over
+	stopOverdue      bool // the time limit is over
 	askDenied        map[bool]string
 	askNotBefore     instant
 	othersHooks      string   // all waiting hooks are other programs'

@@ -44,7 +44,7 @@ const (
 	deregisterTime = 10 * time.Second
 	// uncountableTime bounds a shutdown's wait for sessions that cannot be counted.
 	uncountableTime = 2 * time.Minute
-	// lastCountTime bounds the count at the deadline.
+	// lastCountTime bounds the wait for a count at the deadline.
 	lastCountTime = time.Second
 	// proveTime bounds a start.
 	proveTime = 10 * time.Minute
@@ -140,15 +140,8 @@ func (s situation) update() {
 	if s.leaving() && s.Budget == 0 && s.c.Final {
 		s.Budget = s.c.Budget
 	}
-	switch {
-	case s.Phase != phaseDraining:
-		s.lastCount = 0
+	if s.Phase != phaseDraining {
 		delete(s.trouble, troubleSessions)
-	case !s.isLate():
-		s.lastCount = 0
-	case s.lastCount == 0 && !s.counted():
-		// The departure record needs the number of cut sessions.
-		s.lastCount = s.now
 	}
 	if len(s.Notices) < maxNotices {
 		s.setTrouble(troubleNotices, "")
@@ -213,7 +206,8 @@ func (s situation) noneBefore() bool {
 
 func drained(s situation) bool {
 	if s.isLate() && !s.none() {
-		return s.counted() || s.lastCount.Add(lastCountTime).reached(s.now)
+		// The departure record needs the number of cut sessions.
+		return s.counted() || max(s.Entered, s.deadline()).Add(lastCountTime).reached(s.now)
 	}
 	return s.none() || s.uncountableEnds().reached(s.now)
 }
@@ -410,7 +404,7 @@ func (s *state) reset() {
 }
 
 func (s *state) resetCounts() {
-	s.sessions, s.countedAt, s.uncountableSince, s.zeros, s.lastCount, s.stopOverdue = nil, 0, 0, 0, 0, false
+	s.sessions, s.countedAt, s.uncountableSince, s.zeros, s.stopOverdue = nil, 0, 0, 0, false
 	s.balancers, s.balancersAsked = nil, false
 	for _, about := range []string{troubleStop, troubleStart, troubleDiscover, troubleHeartbeat, troubleComplete} {
 		delete(s.trouble, about)
