@@ -71,7 +71,7 @@ func (s situation) wantsHooks(launching bool) bool {
 func (s situation) hookOp(a *hook) hookOp {
 	parking := s.parking()
 	switch {
-	case a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
+	case !s.c.Hooks, a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
 		return opNone
 	case a.Hook.Launching && !parking:
 		switch {
@@ -376,7 +376,7 @@ func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	}
 }
 
-// callOnce skips a call that is no longer planned. Completions are serialized: after the first success for a move into a
+// callOnce skips a call that is no longer wanted. Completions are serialized: after the first success for a move into a
 // pool, no other is sent.
 func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok bool) {
 	if e.op == opComplete {

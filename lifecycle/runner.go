@@ -70,12 +70,10 @@ const (
 	balancersEvery = 500 * time.Millisecond
 	// beforeTime is the maximum age of the last count before a shutdown.
 	beforeTime = 15 * time.Second
-	// unsavedEvery is the retry interval for writing drain.json.
-	unsavedEvery = 5 * time.Second
+	pollEvery  = 500 * time.Millisecond
 )
 
-// Runner drains this node and completes its hooks. It applies an event, saves the state, then starts and cancels work
-// according to the plan.
+// Runner drains this node and completes its hooks. It applies an event, saves the state, then starts and cancels work.
 type Runner struct {
 	o   Options
 	log *slog.Logger
@@ -93,7 +91,6 @@ type Runner struct {
 	work       map[string]context.CancelFunc
 	workers    sync.WaitGroup
 	completing sync.Mutex // one at a time
-	timer      *time.Timer
 
 	view   atomic.Pointer[View]
 	record atomic.Pointer[record]
@@ -173,33 +170,34 @@ func (r *Runner) observe(e event) error {
 
 // step requires the lock.
 func (r *Runner) step(e event) error {
+	clock := r.clock
 	s := r.situation()
 	next, err := step(s, e)
 	same := r.state
 	same.inService = next.inService
 	r.state = next
-	if _, look := e.(reported); look && reflect.DeepEqual(same, next) {
-		return err // most reports change nothing
-	}
-	r.journal.add(next.notes)
-	r.events.add(next.history)
-	r.state.notes, r.state.history = nil, nil
-	plan := s.plan()
-	// Readiness and the node record do not wait for a disk: every step can be repeated.
-	r.publish(s, plan)
-	was := r.unsaved
-	if r.save(); r.unsaved != was {
-		r.publish(s, plan)
+	// Most reports change nothing.
+	v := r.view.Load()
+	if v == nil || v.Over != s.over() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
+		r.journal.add(next.notes)
+		r.events.add(next.history)
+		r.state.notes, r.state.history = nil, nil
+		// Readiness and the node record do not wait for a disk: every step can be repeated.
+		r.publish(s)
+		was := r.unsaved
+		if r.save(); r.unsaved != was {
+			r.publish(s)
+		}
 	}
 	r.journal.trouble(r.state.trouble)
-	r.follow(plan, s.now)
+	r.follow(s)
 	return err
 }
 
-func (r *Runner) publish(s situation, p plan) {
+func (r *Runner) publish(s situation) {
 	changed := r.changed
 	r.changed = make(chan struct{})
-	v := s.view(p)
+	v := s.view()
 	v.Notes = slices.Clone(r.journal.notes)
 	r.view.Store(&v)
 	w := s.record()
@@ -230,11 +228,11 @@ func (r *Runner) save() {
 }
 
 // follow requires the lock.
-func (r *Runner) follow(p plan, now instant) {
+func (r *Runner) follow(s situation) {
 	if r.ctx == nil {
 		return
 	}
-	wanted := r.wanted(p)
+	wanted := r.wanted(s)
 	for key, cancel := range r.work {
 		if wanted[key] == nil {
 			cancel()
@@ -248,47 +246,54 @@ func (r *Runner) follow(p plan, now instant) {
 			r.workers.Go(func() { do(ctx) })
 		}
 	}
-	wake := p.WakeAt
-	if retry := now.Add(unsavedEvery); r.unsaved && (wake == 0 || retry < wake) {
-		wake = retry
-	}
-	if r.timer != nil {
-		r.timer.Stop()
-		r.timer = nil
-	}
-	if wake != 0 {
-		r.timer = time.AfterFunc(wake.Sub(now), func() { _ = r.observe(passed) })
-	}
-	if p.Exit {
+	if s.over() {
 		r.end()
 	}
 }
 
-// wanted keeps a key as long as its work may continue.
-func (r *Runner) wanted(p plan) map[string]func(context.Context) {
+// wanted is the work that the state requires: a daemon that was killed derives the same from drain.json. A key stays as long
+// as its work may continue.
+func (r *Runner) wanted(s situation) map[string]func(context.Context) {
 	wanted := map[string]func(context.Context){}
-	if p.Balancers {
+	if !s.idle() || r.unsaved {
+		wanted["poll"] = r.poll
+	}
+	switch s.Phase {
+	case phaseAnnouncing:
 		wanted["balancers"] = r.askBalancers
-	}
-	if p.Count {
+	case phaseDraining:
 		wanted["count"] = r.count
-	}
-	if p.Stop {
+	case phaseStopping, phaseStopFailed:
 		wanted["stop"] = r.stop
+	case phaseServing, phaseDown, phaseDeregistering, phaseCompleting, phaseDone, phaseResuming:
 	}
-	if p.Prove {
-		wanted["prove "+r.state.Start.ID] = func(ctx context.Context) { r.prove(ctx, p.Start) }
+	if st := s.Start; st != nil && st.Proved == 0 && !s.leaving() {
+		server := st.Server
+		wanted["prove "+st.ID] = func(ctx context.Context) { r.prove(ctx, server) }
 	}
-	for launching, find := range p.FindHooks {
-		if find {
-			settings, notBefore := r.state.settings, r.state.askNotBefore
+	for _, launching := range []bool{false, true} {
+		if s.wantsHooks(launching) {
+			settings, notBefore := s.settings, s.askNotBefore
 			wanted[fmt.Sprint("find ", launching, settings)] = func(ctx context.Context) { r.discover(ctx, launching, settings, notBefore) }
 		}
 	}
-	for _, w := range p.Hooks {
-		wanted[string(w.op)+" "+hookKey(w.Hook)] = func(ctx context.Context) { r.callHook(ctx, w.Hook, w.op) }
+	for i := range s.Hooks {
+		h := s.Hooks[i].Hook
+		if op := s.hookOp(&s.Hooks[i]); op != opNone {
+			wanted[string(op)+" "+hookKey(h)] = func(ctx context.Context) { r.callHook(ctx, h, op) }
+		}
 	}
 	return wanted
+}
+
+// poll repeats the step, since time alone may change the phase. A deadline is met exactly.
+func (r *Runner) poll(ctx context.Context) {
+	for wait := pollEvery; sleep.For(ctx, wait); {
+		_ = r.observe(passed)
+		if wait = pollEvery; time.Until(r.View().Deadline) > 0 {
+			wait = min(wait, time.Until(r.View().Deadline))
+		}
+	}
 }
 
 // Run acts on notices until ctx ends, or the node is drained for a shutdown. Call it once.
@@ -314,9 +319,6 @@ func (r *Runner) Run(ctx context.Context) {
 	<-ctx.Done()
 	r.mu.Lock()
 	r.ctx = nil // no new work
-	if r.timer != nil {
-		r.timer.Stop()
-	}
 	r.mu.Unlock()
 	r.workers.Wait()
 	r.events.flush(ctx, func() bool { return r.View().RegistryTold })
@@ -361,7 +363,7 @@ func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s *state) { s.
 // Reconsider repeats the query for hooks with new settings.
 func (r *Runner) Reconsider() { _ = r.observe(settingsRead{}) }
 
-// pendingHook returns a hook's current data; false if the plan no longer has the call.
+// pendingHook returns a hook's current data; false if the call is no longer wanted.
 func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

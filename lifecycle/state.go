@@ -182,6 +182,9 @@ func (s *state) empty() bool {
 	return s.Phase == phaseServing && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
 }
 
+// idle reports whether time alone changes nothing.
+func (s *state) idle() bool { return s.Phase == phaseServing && len(s.Notices) == 0 && s.Start == nil }
+
 // leaving reports whether a drain is in progress or over.
 func (s *state) leaving() bool { return s.Phase != phaseServing && s.Phase != phaseResuming }
 

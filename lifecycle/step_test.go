@@ -88,10 +88,12 @@ func (h *history) invariants(before state, e event, err error) {
 	if s.Phase == phaseAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
 		fail("load balancers are waited for without a bound")
 	}
-	if p := s.plan(); p.Count != (s.Phase == phaseDraining) || p.Stop && s.StoppedAt != 0 || p.WakeAt != 0 && p.WakeAt <= h.now {
-		fail(fmt.Sprintf("plan %+v", p))
+	if stopping(s) && s.StoppedAt != 0 {
+		fail("the server is stopped again")
 	}
 }
+
+func stopping(s situation) bool { return s.Phase == phaseStopping || s.Phase == phaseStopFailed }
 
 func (h *history) pick(of ...event) event { return of[h.rng.IntN(len(of))] }
 
@@ -195,9 +197,12 @@ func (h *history) drift() {
 	case 3:
 		h.c.Final = true
 	}
-	if wake := h.situation().plan().WakeAt; wake != 0 && h.rng.IntN(2) == 0 {
-		h.now = wake
-	} else {
+	switch s := h.situation(); h.rng.IntN(4) {
+	case 0:
+		h.now = h.now.Add(pollEvery)
+	case 1:
+		h.now = max(h.now, s.deadline())
+	default:
 		h.now = h.now.Add(time.Duration(h.rng.IntN(int(5 * time.Minute))))
 	}
 }
@@ -236,27 +241,20 @@ func TestRandomSteps(t *testing.T) {
 func (h *history) ends() {
 	h.c.Final = true
 	began := h.now
-	for range 300 {
+	for wait := pollEvery; h.now.Sub(began) <= 50*time.Hour; wait += wait / 8 {
 		s := h.situation()
-		p := s.plan()
+		calls := s.Hooks.any(func(a *hook) bool { return s.hookOp(a) != opNone }) || s.wantsHooks(false) || s.wantsHooks(true)
 		switch {
-		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == phaseDone, p.Exit:
+		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == phaseDone, s.over():
 			return
-		case s.Phase == phaseCompleting && (len(p.Hooks) > 0 || p.FindHooks[false] || p.FindHooks[true]):
+		case s.Phase == phaseCompleting && calls:
 			return // the agent asks the cloud for ever
 		}
-		if p.WakeAt != 0 {
-			h.now = p.WakeAt
-		} else {
-			h.now = h.now.Add(time.Second)
-		}
-		if p.Stop {
+		h.now = h.now.Add(wait)
+		if stopping(s) {
 			_ = h.do(stopTried{})
 		} else {
 			_ = h.do(passed)
-		}
-		if h.now.Sub(began) > 50*time.Hour {
-			break
 		}
 	}
 	h.t.Errorf("the drain does not end in %s: %+v", h.now.Sub(began), h.s)

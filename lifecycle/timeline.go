@@ -124,6 +124,17 @@ func (s *state) shutdownEnds() instant {
 	return n.Deadline
 }
 
+// over reports whether no work is left before the machine is off.
+func (s situation) over() bool {
+	ends := s.shutdownEnds()
+	switch s.Phase {
+	case phaseServing, phaseResuming, phaseDone, phaseDown:
+		return ends != 0
+	case phaseAnnouncing, phaseDraining, phaseStopping, phaseStopFailed, phaseDeregistering, phaseCompleting:
+	}
+	return ends.reached(s.now)
+}
+
 // dueAt returns when the drain for a notice begins: for one days ahead, early enough for the budget.
 func (s situation) dueAt(n notice) instant {
 	if (n.Kind == Reboot || n.Kind == Interrupt) && n.Deadline.Sub(n.Received) > spotTime {
