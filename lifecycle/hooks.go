@@ -356,7 +356,7 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 		}
 		if _, denied := errors.AsType[*cloud.DeniedError](err); !denied {
 			backOff = min(max(2*backOff, time.Second), longest)
-			wait = jitter(r.o.Rand, backOff)
+			wait = jitter(backOff)
 		}
 		if !sleep.For(ctx, wait) {
 			return
@@ -370,7 +370,7 @@ func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	for {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
-		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first), &backOff, r.o.Rand)) {
+		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first), &backOff)) {
 			return
 		}
 	}
@@ -400,7 +400,7 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	return call, true
 }
 
-func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration, random func() float64) time.Duration {
+func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration) time.Duration {
 	every, longest := deniedEvery, callTime
 	if h.Launching && !h.Parking && tried > idleHookTime {
 		every, longest = launchEvery, launchEvery
@@ -430,7 +430,7 @@ func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration,
 		longest = min(longest, max(h.Timeout/16, time.Second))
 	}
 	*backOff = min(max(2**backOff, time.Second), longest)
-	return jitter(random, *backOff)
+	return jitter(*backOff)
 }
 
 // errOthers: other machines of the same completion have not left yet.

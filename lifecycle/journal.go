@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -62,7 +63,6 @@ func (j *journal) trouble(current map[string]string) {
 type eventQueue struct {
 	write     func(context.Context, cluster.Event) error
 	log       *slog.Logger
-	random    func() float64
 	pending   chan cluster.Event
 	unwritten atomic.Int32
 }
@@ -98,7 +98,7 @@ func (q *eventQueue) writeOne(ctx context.Context, e cluster.Event) {
 		if err == nil {
 			return
 		}
-		if !sleep.For(ctx, jitter(q.random, retry)) {
+		if !sleep.For(ctx, jitter(retry)) {
 			q.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
 			return
 		}
@@ -116,7 +116,5 @@ func (q *eventQueue) flush(ctx context.Context, answers func() bool) {
 	}
 }
 
-// jitter returns a time from d/2 to d; random returns 0 to 1.
-func jitter(random func() float64, d time.Duration) time.Duration {
-	return time.Duration((0.5 + random()/2) * float64(d))
-}
+// jitter returns a random time from d/2 to d.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }

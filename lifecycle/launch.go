@@ -87,7 +87,7 @@ func (r *Runner) prove(ctx context.Context, server bool) {
 		if ctx.Err() != nil {
 			return
 		}
-		if _ = r.observe(startProved{err}); err == nil || !sleep.For(ctx, jitter(r.o.Rand, retry)) {
+		if _ = r.observe(startProved{err}); err == nil || !sleep.For(ctx, jitter(retry)) {
 			return
 		}
 	}

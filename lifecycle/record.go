@@ -89,7 +89,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			retry, notBefore, reason, written = 0, time.Time{}, w.reason, time.Now()
 		default:
 			retry = min(max(2*retry, minRetry), maxRetry)
-			notBefore = time.Now().Add(jitter(r.o.Rand, retry))
+			notBefore = time.Now().Add(jitter(retry))
 		}
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"reflect"
 	"slices"
 	"sync"
@@ -41,8 +40,6 @@ type Options struct {
 	Deadline func() (d time.Duration, final bool)
 	// StopTime bounds a stop or start of the server; nil or 0 means the default.
 	StopTime func() time.Duration
-	// SampleInterval is the time between counts; 0 means one second.
-	SampleInterval time.Duration
 	// Balancers returns the load balancers that confirm their state and still send new sessions here. It returns when ctx ends.
 	Balancers func(ctx context.Context) []string
 	Before    func() (s cluster.Sessions, at time.Time)
@@ -55,22 +52,23 @@ type Options struct {
 	// Hardware is [Hardware], or "".
 	Hardware string
 	Log      *slog.Logger
-	// Rand returns 0 to 1; nil means a random number.
-	Rand func() float64
 }
 
 const (
 	// DefaultDeadline limits the wait for sessions.
 	DefaultDeadline = time.Hour
 	defaultStopTime = 90 * time.Second
-	// sampleTime bounds one count.
-	sampleTime = 5 * time.Second
+	// sampleEvery is the time between counts, sampleTime bounds one.
+	sampleEvery = time.Second
+	sampleTime  = 5 * time.Second
 	// countReserve separates the end of a count from the deadline.
 	countReserve   = 50 * time.Millisecond
 	balancersEvery = 500 * time.Millisecond
 	// beforeTime is the maximum age of the last count before a shutdown.
 	beforeTime = 15 * time.Second
 	pollEvery  = 500 * time.Millisecond
+	// slowPollEvery applies while a notice, a launch hook or a machine's end is awaited.
+	slowPollEvery = 10 * time.Second
 )
 
 // Runner drains this node and completes its hooks. It applies an event, saves the state, then starts and cancels work.
@@ -100,12 +98,8 @@ type Runner struct {
 // NewRunner returns a runner that continues the drain of an earlier run. It logs and ignores an unreadable record.
 func NewRunner(o Options) *Runner {
 	began := time.Now()
-	o.SampleInterval = cmp.Or(max(0, o.SampleInterval), time.Second)
 	if o.Deadline == nil {
 		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
-	}
-	if o.Rand == nil {
-		o.Rand = rand.Float64
 	}
 	if o.Filter == nil {
 		o.Filter = func() cloud.Filter { return nil }
@@ -116,7 +110,7 @@ func NewRunner(o Options) *Runner {
 	r := &Runner{
 		o: o, log: o.Log, state: state{}.clone(), changed: make(chan struct{}), work: map[string]context.CancelFunc{},
 		journal: journal{log: o.Log, warned: map[string]warned{}},
-		events:  eventQueue{write: o.Event, log: o.Log, random: o.Rand, pending: make(chan cluster.Event, maxEvents)},
+		events:  eventQueue{write: o.Event, log: o.Log, pending: make(chan cluster.Event, maxEvents)},
 	}
 	r.boot, _ = o.Uptime()
 	r.mu.Lock()
@@ -151,7 +145,7 @@ func (r *Runner) situation() situation {
 	r.clock = r.clock.updated(now, time.Now())
 	c := &config{
 		Joined: r.o.Node.Joined, JoinedAt: r.o.Node.JoinedAt, Role: r.o.Role(),
-		Hooks: r.o.Hooks != nil, Sample: r.o.SampleInterval, Wall: r.clock,
+		Hooks: r.o.Hooks != nil, Wall: r.clock,
 		NoneBefore: func(left func(cluster.Sessions) (int, bool)) bool {
 			s, at := r.o.Before()
 			n, known := left(s)
@@ -286,13 +280,22 @@ func (r *Runner) wanted(s situation) map[string]func(context.Context) {
 	return wanted
 }
 
-// poll repeats the step, since time alone may change the phase. A deadline is met exactly.
+// poll repeats the step, since time alone may change the phase. It meets deadlines exactly.
 func (r *Runner) poll(ctx context.Context) {
-	for wait := pollEvery; sleep.For(ctx, wait); {
-		_ = r.observe(passed)
-		if wait = pollEvery; time.Until(r.View().Deadline) > 0 {
-			wait = min(wait, time.Until(r.View().Deadline))
+	for {
+		v, wait := r.View(), pollEvery
+		if v.Step == StepDone || v.Step == StepNone && (v.NextDrain.IsZero() || v.NextDrain.After(time.Now())) {
+			wait = slowPollEvery
 		}
+		for _, at := range []time.Time{v.Deadline, v.NextDrain} {
+			if left := time.Until(at); left > 0 {
+				wait = min(wait, left)
+			}
+		}
+		if !sleep.For(ctx, wait) {
+			return
+		}
+		_ = r.observe(passed)
 	}
 }
 
@@ -395,11 +398,11 @@ func (r *Runner) askBalancers(ctx context.Context) {
 func (r *Runner) count(ctx context.Context) {
 	var logged time.Time
 	for {
-		limit := max(sampleTime, r.o.SampleInterval)
+		limit := sampleTime
 		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
 			limit = min(limit, left) // a count that is cut off returns its partial result
 		}
-		next := time.Now().Add(r.o.SampleInterval)
+		next := time.Now().Add(sampleEvery)
 		bound, cancel := context.WithTimeout(ctx, limit)
 		sessions, err := r.o.Node.Sessions(bound)
 		cancel()

@@ -21,8 +21,7 @@ type config struct {
 	// Budget limits the wait for sessions. It is not Final while an instance tag may change it.
 	Budget time.Duration
 	Final  bool
-	Hooks  bool          // the cloud has hooks
-	Sample time.Duration // between counts
+	Hooks  bool // the cloud has hooks
 	Wall   wallClock
 	// NoneBefore: the last count shortly before found no session.
 	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
@@ -150,7 +149,7 @@ func (s situation) update() {
 }
 
 func (s situation) counted() bool {
-	return s.sessions != nil && s.now.Sub(s.countedAt) <= 2*s.c.Sample+time.Second
+	return s.sessions != nil && s.now.Sub(s.countedAt) <= 3*sampleEvery
 }
 
 func (s situation) isLate() bool { return s.deadline().reached(s.now) }

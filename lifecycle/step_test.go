@@ -43,8 +43,8 @@ func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
 		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), joined: rng.IntN(5) > 0, sources: map[string][]cloud.Notice{},
 		c: config{
 			Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
-			Hooks: rng.IntN(4) > 0, Sample: time.Second,
-			Wall: wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)), taken: taken,
+			Hooks: rng.IntN(4) > 0,
+			Wall:  wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)), taken: taken,
 		},
 	}
 	h.c.Joined, h.c.JoinedAt = func() bool { return h.joined }, func() time.Time { return h.joinedAt }

@@ -432,7 +432,6 @@ func (w *world) options() Options {
 			}
 			return err
 		},
-		Rand: func() float64 { return 0.5 },
 	}
 }
 
