@@ -90,8 +90,7 @@ type Runner struct {
 	workers    sync.WaitGroup
 	completing sync.Mutex // one at a time
 
-	view   atomic.Pointer[View]
-	record atomic.Pointer[record]
+	view   atomic.Pointer[View] // readers skip the lock
 	events eventQueue
 }
 
@@ -193,10 +192,8 @@ func (r *Runner) publish(s situation) {
 	r.changed = make(chan struct{})
 	v := s.view()
 	v.Notes = slices.Clone(r.journal.notes)
+	v.changed = r.changed
 	r.view.Store(&v)
-	w := s.record()
-	w.changed = r.changed
-	r.record.Store(&w)
 	close(changed)
 }
 
@@ -353,7 +350,7 @@ func (r *Runner) Undrain(who string, recorded cluster.State) error {
 func (r *Runner) Forget(joining bool) error { return r.observe(joinSeen{joining}) }
 
 // Forgotten reports whether the node record may still show a forgotten drain.
-func (r *Runner) Forgotten() bool { return r.record.Load().forgotten }
+func (r *Runner) Forgotten() bool { return r.view.Load().forgotten }
 
 // Settled resets Forgotten. It does not wait for a disk.
 func (r *Runner) Settled() {

@@ -108,6 +108,12 @@ type View struct {
 	// Trouble has the current failures by step.
 	Trouble map[string]string `json:"trouble,omitempty"`
 	Notes   []Note            `json:"notes,omitempty"`
+
+	// For the node record.
+	reason    string
+	departure Departure
+	forgotten bool            // see state.Forgotten
+	changed   <-chan struct{} // closed at the next view
 }
 
 // HookView is a hook and the agent's calls for it.
@@ -147,17 +153,16 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 	go func() {
 		defer close(views)
 		for {
-			// In this order, the view is at least as new as the channel.
-			changed := r.record.Load().changed
+			v := r.View()
 			select {
 			case <-ctx.Done():
 				return
-			case views <- r.View():
+			case views <- v:
 			}
 			select {
 			case <-ctx.Done():
 				return
-			case <-changed:
+			case <-v.changed:
 			}
 		}
 	}()
@@ -199,7 +204,7 @@ func (s situation) view() View {
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: s.over(), Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), NeverJoined: s.NeverJoined,
 		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
-		UnknownSignals: len(s.unknown),
+		UnknownSignals: len(s.unknown), reason: s.recordReason(), forgotten: s.Forgotten,
 	}
 	v.Ready = v.State == StateActive
 	if s.othersHooks != "" {
@@ -214,7 +219,7 @@ func (s situation) view() View {
 		v.Dismissed = append(v.Dismissed, o.ID)
 	}
 	if s.Departure != nil {
-		v.Cut = s.Departure.Cut
+		v.Cut, v.departure = s.Departure.Cut, *s.Departure
 	}
 	for i := range s.Hooks {
 		a := &s.Hooks[i]
