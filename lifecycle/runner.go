@@ -430,10 +430,9 @@ const maxStopPause = time.Minute
 // stop retries until the server ends. After the time limit, the hooks are completed all the same.
 func (r *Runner) stop(ctx context.Context) {
 	r.mu.Lock()
-	s := r.situation()
-	limit := s.stepTime(r.o.stopTime(), 2*time.Second, s.now)
-	failed := s.Phase == phaseStopFailed
+	failed := r.state.Phase == phaseStopFailed
 	r.mu.Unlock()
+	limit := r.o.stopTime()
 	end := time.Now().Add(limit)
 	for pause := time.Second; ; {
 		bound, cancel := context.WithTimeout(ctx, limit)

@@ -228,7 +228,7 @@ func failStop(s situation) {
 }
 
 func deregistered(s situation) bool {
-	return s.Have == cluster.StateLeft || s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered)).reached(s.now)
+	return s.Have == cluster.StateLeft || s.Entered.Add(deregisterTime).reached(s.now)
 }
 
 func joinedAfterAll(s situation) bool { return s.NeverJoined && s.c.Joined() }

@@ -87,30 +87,6 @@ func (s situation) deadline() instant {
 	return 0
 }
 
-// ends returns when the machine ends or a hook stops waiting, or 0.
-func (s situation) ends() instant {
-	var first instant
-	for _, m := range s.timeline() {
-		if m.ends != 0 && (first == 0 || m.ends < first) {
-			first = m.ends
-		}
-	}
-	return first
-}
-
-// endGrace is how late an announced end may be before it is ignored.
-const endGrace = 10 * time.Second
-
-// stepTime returns own, or less if the machine ends before, but at least a second.
-func (s situation) stepTime(own, keep time.Duration, began instant) time.Duration {
-	ends := s.ends()
-	left := ends.Sub(began)
-	if ends == 0 || left < -endGrace {
-		return own
-	}
-	return min(own, max(left-keep, time.Second))
-}
-
 // shutdownEnds returns when a shutdown stops waiting for the drain, or 0. It waits neither for a silent cloud nor for a
 // server that does not end.
 func (s *state) shutdownEnds() instant {
