@@ -90,7 +90,10 @@ func (e reported) apply(s situation) error {
 			s.unknownSignal(n, e.topic)
 			continue
 		}
-		e.applyOne(s, n)
+		s.take(notice{
+			ID: n.ID, Source: e.topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who),
+			Received: s.now, Deadline: s.c.Wall.instant(n.At),
+		}, n.Hook, n.Past, n.Counted)
 	}
 	if group && unknown {
 		return nil // it may be a new form of an earlier notice
@@ -116,31 +119,30 @@ func (s *state) unknownSignal(n cloud.Notice, topic string) {
 	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
 }
 
-func (e reported) applyOne(s situation, n cloud.Notice) {
+// take adds a notice, or updates a known one. A past notice is not new, and an estimated deadline replaces no other.
+func (s situation) take(n notice, h *Hook, past, estimated bool) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
 		s.Overruled[i].Missing = 0
 		return
 	}
-	known, at := s.notice(n.ID), s.c.Wall.instant(n.At)
+	known := s.notice(n.ID)
 	if known == nil {
-		if !n.Past {
-			s.add(notice{
-				ID: n.ID, Source: e.topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), Received: s.now, Deadline: at,
-			}, n.Hook)
+		if !past {
+			s.add(n, h)
 		}
 		return
 	}
 	known.Missing = 0
 	if known.Kind != n.Kind {
-		known.Kind, known.Reason, known.Who = n.Kind, boundedWord(n.Reason), boundedWord(n.Who)
+		known.Kind, known.Reason, known.Who = n.Kind, n.Reason, n.Who
 		s.note("notice changed", "notice", known, "kind", known.Kind)
 	}
-	if at != 0 && !(n.Counted && known.Deadline != 0) && known.Deadline.Sub(at).Abs() > time.Second {
-		known.Deadline = at
-		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(at).Format(time.RFC3339))
+	if n.Deadline != 0 && !(estimated && known.Deadline != 0) && known.Deadline.Sub(n.Deadline).Abs() > time.Second {
+		known.Deadline = n.Deadline
+		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339))
 	}
-	if n.Hook != nil {
-		s.Hooks.learn(s.c.Wall, *n.Hook, n.ID, known.Received)
+	if h != nil {
+		s.Hooks.learn(s.c.Wall, *h, n.ID, known.Received)
 	}
 }
 
@@ -233,21 +235,11 @@ func (e noticed) apply(s situation) error {
 	default:
 		return fmt.Errorf("unknown kind of notice %q", n.Kind)
 	}
-	if slices.ContainsFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }) {
-		return nil
-	}
-	if known := s.notice(n.ID); known != nil {
-		known.Missing = 0
-		if n.Hook != nil {
-			s.Hooks.learn(s.c.Wall, *n.Hook, n.ID, known.Received)
-		}
-		return nil
-	}
 	// A queue may redeliver the event after the return to service: EC2 may stop the machine before it deletes the message.
-	if n.Kind == Park && (received < 0 || received < s.inService) {
+	if n.Kind == Park && s.notice(n.ID) == nil && (received < 0 || received < s.inService) {
 		return errors.New("the event is late: the machine has come back since")
 	}
-	s.add(in, n.Hook)
+	s.take(in, n.Hook, false, false)
 	return nil
 }
 

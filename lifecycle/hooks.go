@@ -442,9 +442,6 @@ func checkOthers(ctx context.Context, p Peers, h Hook) error {
 	if len(h.Others) == 0 || !h.Limit.IsZero() && !time.Now().Before(h.Limit) {
 		return nil
 	}
-	if p == nil {
-		return fmt.Errorf("%w, and it is not known whether they have left: %s", errOthers, strings.Join(h.Others, ", "))
-	}
 	serving, err := p.Serving(ctx, h.Others)
 	switch {
 	case err != nil:

@@ -30,8 +30,7 @@ type Options struct {
 	// Hooks is nil if the cloud has none. Filter returns the names of this agent's hooks; nil means no names.
 	Hooks  cloud.Hooks
 	Filter func() cloud.Filter
-	// Peers reports which other machines of a completion still serve. If it is nil, such a completion waits for the hook's
-	// limit.
+	// Peers reports which other machines of a completion still serve.
 	Peers Peers
 	// Watcher is nil if the cloud announces nothing.
 	Watcher cloud.Watcher

@@ -401,7 +401,7 @@ func (w *world) RemoveFile(string) error {
 
 func (w *world) options() Options {
 	return Options{
-		Node: w, Files: w, Hooks: w, Log: slog.New(slog.DiscardHandler),
+		Node: w, Files: w, Hooks: w, Peers: noPeers{}, Log: slog.New(slog.DiscardHandler),
 		Role:      func() string { return "" },
 		Before:    noCount,
 		Balancers: func(context.Context) []string { return nil },
@@ -592,3 +592,8 @@ func noCount() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.T
 
 // report is what Watch reports of a topic.
 func (l *life) report(topic string, current []cloud.Notice) { _ = l.observe(reported{topic, current}) }
+
+// noPeers cannot be asked.
+type noPeers struct{}
+
+func (noPeers) Serving(context.Context, []string) ([]string, error) { return nil, errMongo }
