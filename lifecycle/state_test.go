@@ -185,10 +185,8 @@ func TestDamagedRecordIsNoDrain(t *testing.T) {
 			"older":           []byte(`{"version": 1, "step": "draining"}`),
 			"newer":           []byte(`{"version": 3, "step": "draining"}`),
 			"unknown phase":   []byte(`{"version": 2, "step": "dancing"}`),
-			"unknown goal":    []byte(`{"version": 2, "goal": 7}`),
 			"no reason":       []byte(`{"version": 2, "step": "draining"}`),
 			"no goal":         []byte(`{"version":2,"step":"draining","began":1,"notices":[{"id":"x","kind":"launch"}]}`),
-			"unknown state":   []byte(`{"version": 2, "want": "dancing"}`),
 			"a strange clock": []byte(`{"version": 2, "step": "done", "boot_time": "99999-01-01T00:00:00Z"}`),
 		}
 		for i := 0; i < len(good); i += 7 {
