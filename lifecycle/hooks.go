@@ -223,9 +223,7 @@ func (s *state) noteDenied(e *cloud.DeniedError) {
 }
 
 // settingsRead repeats the query for hooks.
-type settingsRead struct{}
-
-func (settingsRead) apply(s situation) error {
+func (s situation) settingsRead() error {
 	s.settings++
 	for i := range s.Hooks {
 		s.Hooks[i].Ours = false
@@ -349,7 +347,7 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err})
+		_ = r.observe(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err}.apply)
 		longest, wait := callTime, deniedEvery
 		if launching && r.now().Sub(first) > idleHookTime {
 			longest, wait = launchEvery, launchEvery
@@ -396,7 +394,7 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	if ctx.Err() != nil && e.err != nil {
 		return call, false
 	}
-	_ = r.observe(*e)
+	_ = r.observe(e.apply)
 	return call, true
 }
 

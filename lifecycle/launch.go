@@ -65,13 +65,11 @@ func isStartDone(s situation) bool {
 	return !s.wantsHooks(true) && !s.Hooks.anyWaits(true)
 }
 
-type startProved struct{ err error }
-
-func (e startProved) apply(s situation) error {
+func (s situation) startProved(err error) error {
 	switch {
 	case s.Start == nil || s.leaving():
-	case e.err != nil:
-		s.setTrouble(troubleStart, "this machine does not serve yet: "+e.err.Error())
+	case err != nil:
+		s.setTrouble(troubleStart, "this machine does not serve yet: "+err.Error())
 	default:
 		s.setTrouble(troubleStart, "")
 		s.Start.Proved, s.Start.Failed = s.now, false
@@ -87,7 +85,7 @@ func (r *Runner) prove(ctx context.Context, server bool) {
 		if ctx.Err() != nil {
 			return
 		}
-		if _ = r.observe(startProved{err}); err == nil || !sleep.For(ctx, jitter(retry)) {
+		if _ = r.observe(func(s situation) error { return s.startProved(err) }); err == nil || !sleep.For(ctx, jitter(retry)) {
 			return
 		}
 	}

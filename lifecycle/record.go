@@ -102,6 +102,6 @@ func (r *Runner) writeOnce(ctx context.Context, v *View) (current bool, err erro
 	if ctx.Err() != nil || r.view.Load().Registry != v.Registry {
 		return false, err
 	}
-	_ = r.observe(recordWritten{v.Registry, err})
+	_ = r.observe(func(s situation) error { return s.recordWritten(v.Registry, err) })
 	return true, err
 }

@@ -311,7 +311,7 @@ func (r *Runner) Run(ctx context.Context) {
 	if r.o.Watcher != nil {
 		r.workers.Go(func() {
 			r.o.Watcher.Watch(ctx, func(topic string, current []cloud.Notice) {
-				r.logIgnored(r.observe(reported{topic, current}), topic)
+				r.logIgnored(r.observe(func(s situation) error { return s.reported(topic, current) }), topic)
 			})
 		})
 	}
@@ -332,21 +332,27 @@ func (r *Runner) logIgnored(err error, id string) {
 }
 
 // Notice accepts the notice of an event or a shutdown. It may be repeated, late, or contradict another.
-func (r *Runner) Notice(n Notice) { r.logIgnored(r.observe(noticed{n}), n.ID) }
+func (r *Runner) Notice(n Notice) {
+	r.logIgnored(r.observe(func(s situation) error { return s.noticed(n) }), n.ID)
+}
 
 // Drain drains this node for the operator. A second request continues the drain; its deadline, if set, replaces the first.
 // It returns [ErrNotJoined] or [ErrLeft].
-func (r *Runner) Drain(req DrainRequest) error { return r.observe(drainRequested{req}) }
+func (r *Runner) Drain(req DrainRequest) error {
+	return r.observe(func(s situation) error { return s.drainRequested(req) })
+}
 
 // Undrain cancels a drain. It overrules the cloud's notices until the cloud withdraws them. If only the node record is
 // draining, it corrects the record. It returns [ErrTooLate], [ErrNotJoined] or [ErrNotDraining].
 func (r *Runner) Undrain(who string, recorded cluster.State) error {
-	return r.observe(drainCancelled{who, recorded})
+	return r.observe(func(s situation) error { return s.drainCancelled(who, recorded) })
 }
 
 // Forget deletes a finished drain because this machine joins again. During a drain it returns [ErrBusy]; the end of that
 // drain detects a join after the stop.
-func (r *Runner) Forget(joining bool) error { return r.observe(joinSeen{joining}) }
+func (r *Runner) Forget(joining bool) error {
+	return r.observe(func(s situation) error { return s.joinSeen(joining) })
+}
 
 // Forgotten reports whether the node record may still show a forgotten drain.
 func (r *Runner) Forgotten() bool { return r.view.Load().forgotten }
@@ -360,7 +366,7 @@ func (r *Runner) Settled() {
 func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s *state) { s.Have = "" })) }() }
 
 // Reconsider repeats the query for hooks with new settings.
-func (r *Runner) Reconsider() { _ = r.observe(settingsRead{}) }
+func (r *Runner) Reconsider() { _ = r.observe(situation.settingsRead) }
 
 // pendingHook returns a hook's current data; false if the call is no longer wanted.
 func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
@@ -405,7 +411,7 @@ func (r *Runner) count(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(counted{sessions, err})
+		_ = r.observe(func(s situation) error { return s.sessionsCounted(sessions, err) })
 		if v := r.View(); v.Step == StepDraining && time.Since(logged) >= progressEvery {
 			r.log.Info("draining", "progress", v.Progress)
 			logged = time.Now()
@@ -441,7 +447,7 @@ func (r *Runner) stop(ctx context.Context) {
 			return
 		}
 		failed = failed || !time.Now().Before(end)
-		_ = r.observe(stopTried{err, failed})
+		_ = r.observe(func(s situation) error { return s.stopTried(err, failed) })
 		if err == nil || errors.Is(err, ErrNotManaged) || !sleep.For(ctx, pause) {
 			return
 		}

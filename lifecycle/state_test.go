@@ -18,7 +18,6 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // TestKilledAtEveryWrite kills a drain after each write of its record, and right before each, and continues.
@@ -241,7 +240,7 @@ func TestRecordOnARealDisk(t *testing.T) {
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("a record of nothing: %v", err)
 	}
-	must.OK(t, m.observe(reported{"aws-lifecycle", []cloud.Notice{ofGroup(Terminate)}}))
+	must.OK(t, m.observe(reported("aws-lifecycle", ofGroup(Terminate))))
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("%v %v", info, err)
@@ -255,9 +254,9 @@ func TestRecordOnARealDisk(t *testing.T) {
 		t.Errorf("%+v", again.View())
 	}
 	must.OK(t, again.Undrain("root", ""))
-	must.OK(t, again.observe(recordWritten{state: cluster.StateActive}))
+	must.OK(t, again.observe(func(s situation) error { return s.recordWritten(cluster.StateActive, nil) }))
 	for range goneAfter {
-		must.OK(t, again.observe(reported{"aws-lifecycle", nil}))
+		must.OK(t, again.observe(reported("aws-lifecycle")))
 	}
 	again.Settled()
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
@@ -338,7 +337,7 @@ func FuzzRecord(f *testing.F) {
 		if _, err := json.Marshal(v); err != nil && !strings.Contains(err.Error(), "year outside") {
 			t.Errorf("%v", err)
 		}
-		must.OK(t, m.observe(reported{"aws-lifecycle", []cloud.Notice{ofGroup(Terminate)}}))
+		must.OK(t, m.observe(reported("aws-lifecycle", ofGroup(Terminate))))
 		if m.View().Ready && len(m.View().Dismissed) == 0 {
 			t.Errorf("ready after a notice; before: %+v", v)
 		}

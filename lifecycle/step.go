@@ -71,15 +71,22 @@ type situation struct {
 }
 
 // event changes facts; the transitions follow from these.
-type event interface {
-	apply(s situation) error
+type event func(situation) error
+
+func change(do func(*state)) event {
+	return func(s situation) error {
+		do(s.state)
+		return nil
+	}
 }
 
+var passed = change(func(*state) {}) // time
+
 // step applies an event and all transitions that follow. It reads no clock and does no I/O.
-func step(s situation, ev event) (state, error) {
+func step(s situation, apply event) (state, error) {
 	next := s.clone()
 	s.state = &next
-	err := ev.apply(s)
+	err := apply(s)
 	s.update()
 	for i := 0; i < len(transitions); i++ {
 		if t := transitions[i]; t.from == s.Phase && t.when(s) {

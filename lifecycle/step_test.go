@@ -35,6 +35,7 @@ type history struct {
 	// sources are the reports of the cloud, by topic.
 	sources map[string][]cloud.Notice
 	steps   int
+	cancels bool // the event is an undrain
 }
 
 func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
@@ -59,15 +60,16 @@ func (h *history) do(e event) error {
 	next, err := step(h.situation(), e)
 	h.s = next
 	h.steps++
-	h.invariants(before, e, err)
+	h.invariants(before, err)
+	h.cancels = false
 	return err
 }
 
-func (h *history) invariants(before state, e event, err error) {
+func (h *history) invariants(before state, err error) {
 	s := h.situation()
 	fail := func(what string) {
 		h.t.Helper()
-		h.t.Errorf("%s\nafter %T %+v\nbefore %+v\nnow %+v", what, e, e, before, h.s)
+		h.t.Errorf("%s\nbefore %+v\nnow %+v", what, before, h.s)
 	}
 	if s.Phase == phaseServing && h.joined && s.goal() > goalNone {
 		fail("ready although a notice is due")
@@ -82,7 +84,7 @@ func (h *history) invariants(before state, e event, err error) {
 			fail("a hook is completed before the server has ended")
 		}
 	}
-	if _, ok := e.(drainCancelled); ok && err == nil && !before.reversible(situation{&before, h.now, &h.c}.goal()) {
+	if h.cancels && err == nil && !before.reversible(situation{&before, h.now, &h.c}.goal()) {
 		fail("a drain was cancelled after the stop had begun")
 	}
 	if s.Phase == phaseAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
@@ -119,7 +121,7 @@ func (h *history) random() event {
 			current = append(current, n)
 		}
 		h.sources[topic] = current
-		return reported{topic, current}
+		return reported(topic, current...)
 	}
 	var known Hook
 	op := opNone
@@ -148,38 +150,60 @@ func (h *history) random() event {
 		return h.pick(look("aws-spot"), look("aws-scheduled"))
 	case 6: // the same report again
 		for topic, current := range h.sources {
-			return reported{topic, current}
+			return reported(topic, current...)
 		}
 	case 7:
-		return drainRequested{DrainRequest{Deadline: time.Duration(rng.IntN(int(time.Hour))), Now: rng.IntN(9) == 0}}
+		q := DrainRequest{Deadline: time.Duration(rng.IntN(int(time.Hour))), Now: rng.IntN(9) == 0}
+		return func(s situation) error { return s.drainRequested(q) }
 	case 8:
-		return drainCancelled{"root", []cluster.State{"", cluster.StateDraining}[rng.IntN(2)]}
+		recorded := []cluster.State{"", cluster.StateDraining}[rng.IntN(2)]
+		h.cancels = true
+		return func(s situation) error { return s.drainCancelled("root", recorded) }
 	case 9, 10, 11:
-		return counted{cluster.Sessions{Publishers: count(), Viewers: count()}, nil}
+		return sessionsCounted(cluster.Sessions{Publishers: count(), Viewers: count()}, nil)
 	case 12:
-		return counted{err: errors.New("403")}
+		return sessionsCounted(cluster.Sessions{}, errors.New("403"))
 	case 13, 14:
-		return recordWritten{h.s.Want, written[rng.IntN(len(written))]}
+		want, err := h.s.Want, written[rng.IntN(len(written))]
+		return func(s situation) error { return s.recordWritten(want, err) }
 	case 15:
-		return h.pick(stopTried{}, stopTried{err: ErrNotManaged}, stopTried{errors.New("hangs"), true})
+		return h.pick(stopTried(nil, false), stopTried(ErrNotManaged, false), stopTried(errors.New("hangs"), true))
 	case 16:
-		return hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}
+		return hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}.apply
 	case 17, 18:
-		return hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}
+		return hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}.apply
 	case 19:
-		return h.pick(joinSeen{true}, joinSeen{false}, settingsRead{}, change(func(s *state) { s.Have = "" }), change(func(s *state) { s.Forgotten = false }))
+		return h.pick(joinSeen(true), joinSeen(false), situation.settingsRead, change(func(s *state) { s.Have = "" }), change(func(s *state) { s.Forgotten = false }))
 	case 20:
-		return h.pick(startProved{}, startProved{errors.New("no document")}, noticed{Notice{ID: "launch", Kind: Launch}})
+		return h.pick(startProved(nil), startProved(errors.New("no document")), noticed(Notice{ID: "launch", Kind: Launch}))
 	case 22:
 		return h.pick(balancersSeen(), balancersSeen("lb-1"))
 	case 21:
 		if rng.IntN(20) == 0 {
-			return noticed{Notice{ID: "shutdown", Kind: Shutdown, Source: "systemd"}}
+			return noticed(Notice{ID: "shutdown", Kind: Shutdown, Source: "systemd"})
 		}
-		return noticed{Notice{ID: "aws-lifecycle/resume", Kind: Resume, Source: "event"}}
+		return noticed(Notice{ID: "aws-lifecycle/resume", Kind: Resume, Source: "event"})
 	}
 	return passed
 }
+
+func stopTried(err error, final bool) event {
+	return func(s situation) error { return s.stopTried(err, final) }
+}
+
+func sessionsCounted(sessions cluster.Sessions, err error) event {
+	return func(s situation) error { return s.sessionsCounted(sessions, err) }
+}
+
+func joinSeen(joining bool) event {
+	return func(s situation) error { return s.joinSeen(joining) }
+}
+
+func startProved(err error) event {
+	return func(s situation) error { return s.startProved(err) }
+}
+
+func noticed(n Notice) event { return func(s situation) error { return s.noticed(n) } }
 
 func balancersSeen(using ...string) event {
 	return change(func(s *state) { s.balancers, s.balancersAsked = using, true })
@@ -252,7 +276,7 @@ func (h *history) ends() {
 		}
 		h.now = h.now.Add(wait)
 		if stopping(s) {
-			_ = h.do(stopTried{})
+			_ = h.do(stopTried(nil, false))
 		} else {
 			_ = h.do(passed)
 		}

@@ -591,7 +591,13 @@ func p(n int) *int { return &n }
 func noCount() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
 
 // report is what Watch reports of a topic.
-func (l *life) report(topic string, current []cloud.Notice) { _ = l.observe(reported{topic, current}) }
+func (l *life) report(topic string, current []cloud.Notice) {
+	_ = l.observe(reported(topic, current...))
+}
+
+func reported(topic string, current ...cloud.Notice) event {
+	return func(s situation) error { return s.reported(topic, current) }
+}
 
 // noPeers cannot be asked.
 type noPeers struct{}
