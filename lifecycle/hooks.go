@@ -388,8 +388,8 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	defer cancel()
 	if e.op == opExtend {
 		e.timeout, e.err = r.o.Hooks.Extend(bound, call)
-	} else if e.err = checkOthers(bound, r.o.Peers, call); e.err == nil {
-		e.err = r.o.Hooks.Complete(bound, call)
+	} else {
+		e.err = complete(bound, r.o.Hooks, r.o.Peers, call)
 	}
 	if ctx.Err() != nil && e.err != nil {
 		return call, false
@@ -434,11 +434,10 @@ func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration)
 // errOthers: other machines of the same completion have not left yet.
 var errOthers = errors.New("other machines wait for the same completion")
 
-// checkOthers returns an error if a completion would cut sessions of the hook's other machines. After the hook's limit it
-// does no harm.
-func checkOthers(ctx context.Context, p Peers, h Hook) error {
+// complete does not complete a hook whose other machines still have sessions, until its limit: after that it does no harm.
+func complete(ctx context.Context, c cloud.Hooks, p Peers, h Hook) error {
 	if len(h.Others) == 0 || !h.Limit.IsZero() && !time.Now().Before(h.Limit) {
-		return nil
+		return c.Complete(ctx, h)
 	}
 	serving, err := p.Serving(ctx, h.Others)
 	switch {
@@ -447,5 +446,5 @@ func checkOthers(ctx context.Context, p Peers, h Hook) error {
 	case len(serving) > 0:
 		return fmt.Errorf("%w, and have not left yet: %s", errOthers, strings.Join(serving, ", "))
 	}
-	return nil
+	return c.Complete(ctx, h)
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -18,7 +17,6 @@ const (
 	// troubleEvery is the minimum time between warnings about one kind of trouble.
 	troubleEvery = time.Minute
 	maxNotes     = 20
-	maxEvents    = 32
 	// flushTime bounds the wait for pending events when the daemon ends.
 	flushTime = time.Second
 )
@@ -59,58 +57,30 @@ func (j *journal) trouble(current map[string]string) {
 	}
 }
 
-// eventQueue writes events to the cluster's history in order, and retries each until it succeeds.
-type eventQueue struct {
-	write     func(context.Context, cluster.Event) error
-	log       *slog.Logger
-	pending   chan cluster.Event
-	unwritten atomic.Int32
-}
-
-func (q *eventQueue) add(events []cluster.Event) {
+// addEvents writes events to the cluster's history in order, from the start of Run on. It requires the lock.
+func (r *Runner) addEvents(events []cluster.Event) {
 	for _, e := range events {
-		select {
-		case q.pending <- e:
-			q.unwritten.Add(1)
-		default:
-			q.log.Warn("event dropped: too many are pending", "kind", e.Kind)
-		}
+		before, written := r.lastEvent, make(chan struct{})
+		r.lastEvent = written
+		go func() {
+			defer close(written)
+			<-before
+			r.writeEvent(e)
+		}()
 	}
 }
 
-func (q *eventQueue) run(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case e := <-q.pending:
-			q.writeOne(ctx, e)
-			q.unwritten.Add(-1)
-		}
-	}
-}
-
-func (q *eventQueue) writeOne(ctx context.Context, e cluster.Event) {
+// writeEvent retries until it succeeds.
+func (r *Runner) writeEvent(e cluster.Event) {
 	for retry := minRetry; ; retry = min(2*retry, maxRetry) {
-		bound, cancel := context.WithTimeout(ctx, callTime)
-		err := q.write(bound, e)
+		bound, cancel := context.WithTimeout(r.history, callTime)
+		err := r.o.Event(bound, e)
 		cancel()
 		if err == nil {
 			return
 		}
-		if !sleep.For(ctx, jitter(retry)) {
-			q.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
-			return
-		}
-	}
-}
-
-// flush gives up when MongoDB does not answer.
-func (q *eventQueue) flush(ctx context.Context, answers func() bool) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
-	defer cancel()
-	for q.unwritten.Load() > 0 && answers() {
-		if !sleep.For(ctx, flushTime/100) {
+		if !sleep.For(r.history, jitter(retry)) {
+			r.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
 			return
 		}
 	}

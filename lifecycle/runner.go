@@ -89,8 +89,12 @@ type Runner struct {
 	workers    sync.WaitGroup
 	completing sync.Mutex // one at a time
 
-	view   atomic.Pointer[View] // readers skip the lock
-	events eventQueue
+	view atomic.Pointer[View] // readers skip the lock
+
+	history    context.Context // of the events
+	endHistory context.CancelFunc
+	begun      chan struct{} // closed by Run
+	lastEvent  chan struct{} // closed when it is written
 }
 
 // NewRunner returns a runner that continues the drain of an earlier run. It logs and ignores an unreadable record.
@@ -108,8 +112,10 @@ func NewRunner(o Options) *Runner {
 	r := &Runner{
 		o: o, log: o.Log, state: state{}.clone(), changed: make(chan struct{}), work: map[string]context.CancelFunc{},
 		journal: journal{log: o.Log, warned: map[string]warned{}},
-		events:  eventQueue{write: o.Event, log: o.Log, pending: make(chan cluster.Event, maxEvents)},
+		begun:   make(chan struct{}),
 	}
+	r.history, r.endHistory = context.WithCancel(context.Background())
+	r.lastEvent = r.begun
 	r.boot, _ = o.Uptime()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -127,7 +133,7 @@ func NewRunner(o Options) *Runner {
 		r.state.Hooks.confirm(o.Filter())
 	}
 	r.journal.add(r.state.notes)
-	r.events.add(r.state.history)
+	r.addEvents(r.state.history)
 	_ = r.step(passed)
 	return r
 }
@@ -172,7 +178,7 @@ func (r *Runner) step(e event) error {
 	v := r.view.Load()
 	if v == nil || v.Over != s.over() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
 		r.journal.add(next.notes)
-		r.events.add(next.history)
+		r.addEvents(next.history)
 		r.state.notes, r.state.history = nil, nil
 		// Readiness and the node record do not wait for a disk: every step can be repeated.
 		r.publish(s)
@@ -297,10 +303,7 @@ func (r *Runner) poll(ctx context.Context) {
 
 // Run acts on notices until ctx ends, or the node is drained for a shutdown. Call it once.
 func (r *Runner) Run(ctx context.Context) {
-	events, stopEvents := context.WithCancel(context.WithoutCancel(ctx))
-	var last sync.WaitGroup
-	last.Go(func() { r.events.run(events) })
-
+	close(r.begun)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
@@ -320,9 +323,15 @@ func (r *Runner) Run(ctx context.Context) {
 	r.ctx = nil // no new work
 	r.mu.Unlock()
 	r.workers.Wait()
-	r.events.flush(ctx, func() bool { return r.View().RegistryTold })
-	stopEvents()
-	last.Wait()
+	r.mu.Lock()
+	last := r.lastEvent
+	r.mu.Unlock()
+	flush := time.Duration(0)
+	if r.View().RegistryTold { // MongoDB answers
+		flush = flushTime
+	}
+	time.AfterFunc(flush, r.endHistory)
+	<-last
 }
 
 func (r *Runner) logIgnored(err error, id string) {

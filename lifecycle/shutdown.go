@@ -61,10 +61,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 }
 
 func completeOne(ctx context.Context, c cloud.Hooks, h Hook, p Peers, log *slog.Logger) error {
-	err := checkOthers(ctx, p, h)
-	if err == nil {
-		err = c.Complete(ctx, h)
-	}
+	err := complete(ctx, c, p, h)
 	switch {
 	case err == nil:
 		log.Info("hook completed", "hook", h.Name)
