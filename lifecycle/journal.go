@@ -17,6 +17,8 @@ const (
 	// troubleEvery is the minimum time between warnings about one kind of trouble.
 	troubleEvery = time.Minute
 	maxNotes     = 20
+	// maxEvents bounds the events that wait for MongoDB; later ones are dropped.
+	maxEvents = 32
 	// flushTime bounds the wait for pending events when the daemon ends.
 	flushTime = time.Second
 )
@@ -57,29 +59,26 @@ func (j *journal) trouble(current map[string]string) {
 	}
 }
 
-// addEvents writes events to the cluster's history in order, from the start of Run on. It requires the lock.
-func (r *Runner) addEvents(events []cluster.Event) {
-	for _, e := range events {
-		before, written := r.lastEvent, make(chan struct{})
-		r.lastEvent = written
-		go func() {
-			defer close(written)
-			<-before
-			r.writeEvent(e)
-		}()
-	}
-}
-
-// writeEvent retries until it succeeds.
-func (r *Runner) writeEvent(e cluster.Event) {
+// writeEvent writes an event to the cluster's history, and retries until it succeeds. At the end of Run it gets flushTime more
+// if MongoDB answers.
+func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		if r.View().RegistryTold {
+			sleep.For(late, flushTime)
+		}
+		cancel()
+	})()
 	for retry := minRetry; ; retry = min(2*retry, maxRetry) {
-		bound, cancel := context.WithTimeout(r.history, callTime)
+		bound, cancel := context.WithTimeout(late, callTime)
 		err := r.o.Event(bound, e)
 		cancel()
 		if err == nil {
+			_ = r.observe(change(func(s *state) { s.history, s.written = s.history[1:], s.written+1 }))
 			return
 		}
-		if !sleep.For(r.history, jitter(retry)) {
+		if !sleep.For(late, jitter(retry)) {
 			r.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
 			return
 		}

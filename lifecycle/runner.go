@@ -90,11 +90,6 @@ type Runner struct {
 	completing sync.Mutex // one at a time
 
 	view atomic.Pointer[View] // readers skip the lock
-
-	history    context.Context // of the events
-	endHistory context.CancelFunc
-	begun      chan struct{} // closed by Run
-	lastEvent  chan struct{} // closed when it is written
 }
 
 // NewRunner returns a runner that continues the drain of an earlier run. It logs and ignores an unreadable record.
@@ -112,10 +107,7 @@ func NewRunner(o Options) *Runner {
 	r := &Runner{
 		o: o, log: o.Log, state: state{}.clone(), changed: make(chan struct{}), work: map[string]context.CancelFunc{},
 		journal: journal{log: o.Log, warned: map[string]warned{}},
-		begun:   make(chan struct{}),
 	}
-	r.history, r.endHistory = context.WithCancel(context.Background())
-	r.lastEvent = r.begun
 	r.boot, _ = o.Uptime()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,7 +125,6 @@ func NewRunner(o Options) *Runner {
 		r.state.Hooks.confirm(o.Filter())
 	}
 	r.journal.add(r.state.notes)
-	r.addEvents(r.state.history)
 	_ = r.step(passed)
 	return r
 }
@@ -178,8 +169,7 @@ func (r *Runner) step(e event) error {
 	v := r.view.Load()
 	if v == nil || v.Over != s.over() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
 		r.journal.add(next.notes)
-		r.addEvents(next.history)
-		r.state.notes, r.state.history = nil, nil
+		r.state.notes = nil
 		// Readiness and the node record do not wait for a disk: every step can be repeated.
 		r.publish(s)
 		was := r.unsaved
@@ -279,6 +269,10 @@ func (r *Runner) wanted(s situation) map[string]func(context.Context) {
 			wanted[string(op)+" "+hookKey(h)] = func(ctx context.Context) { r.callHook(ctx, h, op) }
 		}
 	}
+	if len(s.history) > 0 { // one after another
+		e := s.history[0]
+		wanted[fmt.Sprint("event ", s.written)] = func(ctx context.Context) { r.writeEvent(ctx, e) }
+	}
 	return wanted
 }
 
@@ -303,7 +297,6 @@ func (r *Runner) poll(ctx context.Context) {
 
 // Run acts on notices until ctx ends, or the node is drained for a shutdown. Call it once.
 func (r *Runner) Run(ctx context.Context) {
-	close(r.begun)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
@@ -323,15 +316,6 @@ func (r *Runner) Run(ctx context.Context) {
 	r.ctx = nil // no new work
 	r.mu.Unlock()
 	r.workers.Wait()
-	r.mu.Lock()
-	last := r.lastEvent
-	r.mu.Unlock()
-	flush := time.Duration(0)
-	if r.View().RegistryTold { // MongoDB answers
-		flush = flushTime
-	}
-	time.AfterFunc(flush, r.endHistory)
-	<-last
 }
 
 func (r *Runner) logIgnored(err error, id string) {

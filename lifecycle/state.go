@@ -112,7 +112,8 @@ type observed struct {
 	cancelledBy      string
 	trouble          map[string]string
 	notes            []note
-	history          []cluster.Event
+	history          []cluster.Event // not written yet
+	written          int             // events
 }
 
 type overruled struct {
@@ -163,7 +164,7 @@ func (s *state) setTrouble(about, text string) {
 
 func (s state) clone() state {
 	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
-	s.notes, s.history = nil, nil
+	s.notes, s.history = nil, slices.Clone(s.history[:min(len(s.history), maxEvents)])
 	s.trouble, s.askDenied = maps.Clone(s.trouble), maps.Clone(s.askDenied)
 	if s.trouble == nil {
 		s.trouble = map[string]string{}
