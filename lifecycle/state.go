@@ -301,7 +301,7 @@ func (s *state) dropUnnamedHooks() {
 }
 
 func (n notice) departure(repair bool) *Departure {
-	d := &Departure{Reason: cmp.Or(n.Reason, string(n.Kind)), Who: cmp.Or(n.Who, n.Source), LeftBy: cluster.LeftByDrain, RepairStreams: repair}
+	d := &Departure{Reason: cmp.Or(n.Reason, string(n.Kind)), LeftBy: cluster.LeftByDrain, RepairStreams: repair}
 	if n.Kind == Reimage {
 		d.LeftBy = cluster.LeftByReimage
 	}

@@ -326,12 +326,10 @@ func recordDeparture(s situation) {
 	}
 	s.note(why, "sessions", left, "deadline of", by)
 	s.Departure = s.cause().departure(s.Repair)
-	if s.sessions != nil && s.counted() {
-		sessions := *s.sessions
-		s.Departure.Sessions = &sessions
-		if n, known := s.left(sessions); known {
-			if s.role() == "edge" && sessions.Publishers != nil {
-				n += *sessions.Publishers
+	if s.counted() {
+		if n, known := s.left(*s.sessions); known {
+			if s.role() == "edge" && s.sessions.Publishers != nil {
+				n += *s.sessions.Publishers
 			}
 			s.Departure.Cut = &n
 		}
