@@ -155,7 +155,7 @@ func (s situation) add(n notice, h *Hook) {
 		// A hook may wait for this notice even if none waited before.
 		s.NoHook, s.askNotBefore = false, 0
 		delete(s.askDenied, false)
-		if before == goalPark && n.Kind == Terminate || s.Phase == phaseDone && before >= goalPark {
+		if before == goalPark && n.Kind == Terminate || s.Phase == StepDone && before >= goalPark {
 			s.waitAgain(n.Received)
 			s.Start = nil
 		}
@@ -174,7 +174,7 @@ const manyNotices = 8
 // waitAgain resets the termination hooks that were completed for the parking.
 func (s *state) waitAgain(since instant) {
 	for i := range s.Hooks {
-		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == phaseDone) {
+		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == StepDone) {
 			*a = hook{Hook: a.Hook, Notice: a.Notice, Since: since, Ours: a.Ours}
 		}
 	}
@@ -238,7 +238,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 	switch {
 	case q.Deadline < 0:
 		return fmt.Errorf("invalid deadline %s: must not be negative", q.Deadline)
-	case s.Phase == phaseDone && s.goal() >= goalPark:
+	case s.Phase == StepDone && s.goal() >= goalPark:
 		return ErrLeft
 	case !s.leaving() && !s.c.Joined():
 		return ErrNotJoined
@@ -291,7 +291,7 @@ func (s situation) joinSeen(joining bool) error {
 	switch {
 	case !s.leaving():
 		return nil
-	case s.Phase != phaseDone:
+	case s.Phase != StepDone:
 		return ErrBusy
 	}
 	stays := s.outlasting()
@@ -299,12 +299,12 @@ func (s situation) joinSeen(joining bool) error {
 		return nil
 	}
 	forgetDrain(s)
-	s.Phase, s.Entered = phaseServing, s.now
+	s.Phase, s.Entered = StepNone, s.now
 	return nil
 }
 
 func (s situation) sessionsCounted(sessions cluster.Sessions, err error) error {
-	if s.Phase != phaseDraining {
+	if s.Phase != StepDraining {
 		return nil
 	}
 	if err != nil {
@@ -356,7 +356,7 @@ func anySession(s cluster.Sessions) bool {
 // stopTried is final once the time limit is over.
 func (s situation) stopTried(err error, final bool) error {
 	switch {
-	case s.Phase != phaseStopping && s.Phase != phaseStopFailed:
+	case s.Phase != StepStopping && s.Phase != stepStopFailed:
 	case err == nil:
 		s.StoppedAt = s.now
 	case errors.Is(err, ErrNotManaged):

@@ -41,7 +41,7 @@ const (
 // parking reports whether the machine moves into a pool and returns later. The hook that waits may be the launch hook, if
 // the machine has never served.
 func (s situation) parking() bool {
-	return s.leaving() && s.Phase != phaseDone && s.goal() == goalPark
+	return s.leaving() && s.Phase != StepDone && s.goal() == goalPark
 }
 
 // pooled reports whether the hook of the move into a pool is completed. The other hook waits for the return.
@@ -84,13 +84,13 @@ func (s situation) hookOp(a *hook) hookOp {
 		return opNone
 	}
 	switch s.Phase {
-	case phaseCompleting, phaseDone, phaseStopFailed:
+	case StepCompleting, StepDone, stepStopFailed:
 		return opComplete
-	case phaseAnnouncing, phaseDraining, phaseStopping, phaseDeregistering:
+	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
 		if !a.Hook.Fixed {
 			return opExtend
 		}
-	case phaseServing, phaseDown, phaseResuming:
+	case StepNone, stepDown, stepResuming:
 	}
 	return opNone
 }
@@ -231,7 +231,7 @@ func (s situation) settingsRead() error {
 	if s.othersHooks == "" && s.launchHooks == "" {
 		return nil
 	}
-	if s.launchHooks != "" && s.Start == nil && s.Phase == phaseServing {
+	if s.launchHooks != "" && s.Start == nil && s.Phase == StepNone {
 		s.Start = &start{ID: "reload", Since: s.now}
 	}
 	s.othersHooks, s.launchHooks, s.NoHook, s.NoLaunchHook = "", "", false, false
@@ -309,7 +309,7 @@ func (e hookAnswered) notWaiting(s situation, a *hook) (trouble string) {
 		}
 		return ""
 	}
-	parked, tried := s.Phase == phaseDone && s.goal() == goalPark, s.now.Sub(e.since)
+	parked, tried := s.Phase == StepDone && s.goal() == goalPark, s.now.Sub(e.since)
 	limit := idleHookTime
 	if parked {
 		limit = parkedHookTime

@@ -5,7 +5,6 @@ package lifecycle
 
 import (
 	"context"
-	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -23,38 +22,31 @@ const (
 	flushTime = time.Second
 )
 
-type journal struct {
-	log    *slog.Logger
-	notes  []Note
-	warned map[string]warned
-}
-
 // warned is the last warning; text is "" once the end of the trouble is logged.
 type warned struct {
 	text string
 	at   time.Time
 }
 
-func (j *journal) add(notes []note) {
+func (r *Runner) addNotes(notes []note) {
 	for _, n := range notes {
-		text := n.String()
-		j.log.Info(n.text, n.attrs...) //nolint:sloglint // a constant at each call of state.note
-		j.notes = append(j.notes, Note{At: time.Now().Round(0), Text: text})
+		r.log.Info(n.text, n.attrs...) //nolint:sloglint // a constant at each call of state.note
+		r.notes = append(r.notes, Note{At: time.Now().Round(0), Text: n.String()})
 	}
-	j.notes = j.notes[max(0, len(j.notes)-maxNotes):]
+	r.notes = r.notes[max(0, len(r.notes)-maxNotes):]
 }
 
-func (j *journal) trouble(current map[string]string) {
-	for about, text := range current {
-		if w := j.warned[about]; w.text != text && time.Since(w.at) >= troubleEvery {
-			j.warned[about] = warned{text, time.Now()}
-			j.log.Warn("drain step failed, retrying", "step", about, "error", text)
+func (r *Runner) logTrouble() {
+	for about, text := range r.state.trouble {
+		if w := r.warned[about]; w.text != text && time.Since(w.at) >= troubleEvery {
+			r.warned[about] = warned{text, time.Now()}
+			r.log.Warn("drain step failed, retrying", "step", about, "error", text)
 		}
 	}
-	for about, w := range j.warned {
-		if w.text != "" && current[about] == "" {
-			j.warned[about] = warned{at: w.at}
-			j.log.Info("drain step works again", "step", about)
+	for about, w := range r.warned {
+		if w.text != "" && r.state.trouble[about] == "" {
+			r.warned[about] = warned{at: w.at}
+			r.log.Info("drain step works again", "step", about)
 		}
 	}
 }

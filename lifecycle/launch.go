@@ -23,7 +23,7 @@ func (s situation) learnLaunch(n Notice, since instant) {
 
 // launch checks that this machine serves: a launch hook may wait for that.
 func (s situation) launch(n Notice) error {
-	if s.Start != nil && s.Start.ID == n.ID || s.Phase == phaseResuming {
+	if s.Start != nil && s.Start.ID == n.ID || s.Phase == stepResuming {
 		s.learnLaunch(n, s.now)
 		return nil
 	}
@@ -50,7 +50,7 @@ func (s situation) updateStart() {
 		st.Failed = true
 		s.note("node not seen in the cluster in time; its hook is left to its timeout unless the node serves before that", "limit", proveTime)
 	}
-	if s.Phase == phaseServing && st.Proved != 0 && isStartDone(s) {
+	if s.Phase == StepNone && st.Proved != 0 && isStartDone(s) {
 		s.Start, s.NoLaunchHook = nil, false
 		s.dropHooks(true)
 	}

@@ -28,10 +28,10 @@ func (s situation) recordReason() string {
 	}
 	cause := s.cause()
 	reason := cmp.Or(cause.Reason, string(cause.Kind))
-	if s.Phase == phaseStopFailed {
+	if s.Phase == stepStopFailed {
 		reason = "Ant Media Server does not end: " + reason
 	}
-	if s.sessions != nil && s.Phase == phaseDraining {
+	if s.sessions != nil && s.Phase == StepDraining {
 		reason += ": " + s.sessions.Left()
 	}
 	return plain.Truncate(reason, maxReason)

@@ -82,7 +82,8 @@ type Runner struct {
 	saved      []byte // of the file
 	unsaved    bool
 	changed    chan struct{} // closed, and replaced, at each change
-	journal    journal
+	notes      []Note
+	warned     map[string]warned
 	ctx        context.Context // of Run; nil if it does not run
 	end        context.CancelFunc
 	work       map[string]context.CancelFunc
@@ -106,7 +107,7 @@ func NewRunner(o Options) *Runner {
 	}
 	r := &Runner{
 		o: o, log: o.Log, state: state{}.clone(), changed: make(chan struct{}), work: map[string]context.CancelFunc{},
-		journal: journal{log: o.Log, warned: map[string]warned{}},
+		warned: map[string]warned{},
 	}
 	r.boot, _ = o.Uptime()
 	r.mu.Lock()
@@ -124,7 +125,7 @@ func NewRunner(o Options) *Runner {
 		r.state, r.saved = d.restore(r.boot, o.Hardware, r.situation()), []byte{}
 		r.state.Hooks.confirm(o.Filter())
 	}
-	r.journal.add(r.state.notes)
+	r.addNotes(r.state.notes)
 	_ = r.step(passed)
 	return r
 }
@@ -168,7 +169,7 @@ func (r *Runner) step(e event) error {
 	// Most reports change nothing.
 	v := r.view.Load()
 	if v == nil || v.Over != s.over() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
-		r.journal.add(next.notes)
+		r.addNotes(next.notes)
 		r.state.notes = nil
 		// Readiness and the node record do not wait for a disk: every step can be repeated.
 		r.publish(s)
@@ -177,7 +178,7 @@ func (r *Runner) step(e event) error {
 			r.publish(s)
 		}
 	}
-	r.journal.trouble(r.state.trouble)
+	r.logTrouble()
 	r.follow(s)
 	return err
 }
@@ -186,7 +187,7 @@ func (r *Runner) publish(s situation) {
 	changed := r.changed
 	r.changed = make(chan struct{})
 	v := s.view()
-	v.Notes = slices.Clone(r.journal.notes)
+	v.Notes = slices.Clone(r.notes)
 	v.changed = r.changed
 	r.view.Store(&v)
 	close(changed)
@@ -241,17 +242,17 @@ func (r *Runner) follow(s situation) {
 // as its work may continue.
 func (r *Runner) wanted(s situation) map[string]func(context.Context) {
 	wanted := map[string]func(context.Context){}
-	if !s.idle() || r.unsaved {
+	if !s.empty() || r.unsaved {
 		wanted["poll"] = r.poll
 	}
 	switch s.Phase {
-	case phaseAnnouncing:
+	case StepAnnouncing:
 		wanted["balancers"] = r.askBalancers
-	case phaseDraining:
+	case StepDraining:
 		wanted["count"] = r.count
-	case phaseStopping, phaseStopFailed:
+	case StepStopping, stepStopFailed:
 		wanted["stop"] = r.stop
-	case phaseServing, phaseDown, phaseDeregistering, phaseCompleting, phaseDone, phaseResuming:
+	case StepNone, stepDown, StepDeregistering, StepCompleting, StepDone, stepResuming:
 	}
 	if st := s.Start; st != nil && st.Proved == 0 && !s.leaving() {
 		server := st.Server
@@ -428,7 +429,7 @@ const maxStopPause = time.Minute
 // stop retries until the server ends. After the time limit, the hooks are completed all the same.
 func (r *Runner) stop(ctx context.Context) {
 	r.mu.Lock()
-	failed := r.state.Phase == phaseStopFailed
+	failed := r.state.Phase == stepStopFailed
 	r.mu.Unlock()
 	limit := r.o.stopTime()
 	end := time.Now().Add(limit)

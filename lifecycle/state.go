@@ -16,22 +16,6 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-type phase string
-
-// The phases; transitions has their order.
-const (
-	phaseServing       phase = ""
-	phaseAnnouncing    phase = "announcing"    // the record becomes draining
-	phaseDraining      phase = "draining"      // sessions are counted
-	phaseDown          phase = "down"          // drained, and the machine shuts down: systemd stops the server
-	phaseStopping      phase = "stopping"      // cannot be cancelled
-	phaseStopFailed    phase = "stop-failed"   // not ended in time: hooks are completed, the stop is retried
-	phaseDeregistering phase = "deregistering" // the record becomes left
-	phaseCompleting    phase = "completing"    // of hooks
-	phaseDone          phase = "done"          // left, parked, or drained before a reboot
-	phaseResuming      phase = "resuming"      // a parked machine starts its server again
-)
-
 // goal is the purpose of a drain: the highest of its due notices.
 type goal int
 
@@ -56,7 +40,7 @@ func goalOf(k Kind) goal {
 
 // state is the content of drain.json, and what the agent has observed since its start.
 type state struct {
-	Phase   phase   `json:"step,omitempty"`
+	Phase   Step    `json:"step,omitempty"`
 	Entered instant `json:"entered,omitempty"` // this phase
 	// Goal is set when the server is stopped, and then may only rise.
 	Goal    goal     `json:"goal,omitempty"`
@@ -180,22 +164,19 @@ func (s state) clone() state {
 }
 
 func (s *state) empty() bool {
-	return s.Phase == phaseServing && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
+	return s.Phase == StepNone && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
 }
 
-// idle reports whether time alone changes nothing.
-func (s *state) idle() bool { return s.Phase == phaseServing && len(s.Notices) == 0 && s.Start == nil }
-
 // leaving reports whether a drain is in progress or over.
-func (s *state) leaving() bool { return s.Phase != phaseServing && s.Phase != phaseResuming }
+func (s *state) leaving() bool { return s.Phase != StepNone && s.Phase != stepResuming }
 
 func (s *state) reversible(goal goal) bool {
 	switch s.Phase {
-	case phaseServing, phaseResuming, phaseAnnouncing, phaseDraining, phaseDown:
+	case StepNone, stepResuming, StepAnnouncing, StepDraining, stepDown:
 		return true
-	case phaseDone:
+	case StepDone:
 		return goal <= goalReboot
-	case phaseStopping, phaseStopFailed, phaseDeregistering, phaseCompleting:
+	case StepStopping, stepStopFailed, StepDeregistering, StepCompleting:
 	}
 	return false
 }

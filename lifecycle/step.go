@@ -25,7 +25,6 @@ type config struct {
 	Wall   wallClock
 	// NoneBefore: the last count shortly before found no session.
 	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
-	taken      func(transition int) // for tests
 }
 
 const (
@@ -91,9 +90,6 @@ func step(s situation, apply event) (state, error) {
 	for i := 0; i < len(transitions); i++ {
 		if t := transitions[i]; t.from == s.Phase && t.when(s) {
 			s.Phase, s.Entered = t.to, s.now
-			if s.c.taken != nil {
-				s.c.taken(i)
-			}
 			if t.do != nil {
 				t.do(s)
 			}
@@ -105,7 +101,7 @@ func step(s situation, apply event) (state, error) {
 }
 
 type transition struct {
-	from, to phase
+	from, to Step
 	why      string // for docs/drain.md
 	when     func(situation) bool
 	do       func(situation)
@@ -113,28 +109,28 @@ type transition struct {
 
 // transitions is the state machine: the first one that applies is taken.
 var transitions = []transition{
-	{phaseServing, phaseAnnouncing, "a notice is due", joinedAndDue, begin},
-	{phaseServing, phaseCompleting, "a machine that has not joined leaves", neverJoined, begin},
-	{phaseAnnouncing, phaseServing, "no notice is due any more", nothingDue, serveAgain},
-	{phaseAnnouncing, phaseDraining, "the record says draining (2 s at most) and no known load balancer sends sessions here (10 s at most), or the deadline", announced, noteBalancers},
-	{phaseDraining, phaseServing, "no notice is due any more", nothingDue, serveAgain},
-	{phaseDraining, phaseDown, "no session is left, or the deadline; the machine shuts down", drainedForShutdown, recordDeparture},
-	{phaseDraining, phaseDone, "no session is left, or the deadline; the machine reboots", drainedForReboot, drainedBeforeReboot},
-	{phaseDraining, phaseStopping, "no session is left, or the deadline", drained, recordDeparture},
-	{phaseStopping, phaseDeregistering, "the server has ended", stopped, deregister},
-	{phaseStopping, phaseStopFailed, "it does not end in time", stopOverdue, failStop},
-	{phaseStopFailed, phaseDeregistering, "the server has ended", stopped, deregister},
-	{phaseDeregistering, phaseCompleting, "the record says left, or 10 s have passed", deregistered, nil},
-	{phaseCompleting, phaseAnnouncing, "the machine has joined after all", joinedAfterAll, begin},
-	{phaseCompleting, phaseDone, "no hook waits, or none can be completed", hooksDone, finish},
-	{phaseDone, phaseServing, "the machine was joined again", rejoined, forgetDrain},
-	{phaseDone, phaseAnnouncing, "a notice above the reboot is due", aboveReboot, begin},
-	{phaseDone, phaseServing, "no reboot is due any more", rebootWithdrawn, serveAgain},
-	{phaseDone, phaseCompleting, "a hook waits", hookWaits, nil},
-	{phaseDone, phaseResuming, "the group has the parked machine in service again", backInService, resume},
-	{phaseResuming, phaseAnnouncing, "a notice is due", joinedAndDue, begin},
-	{phaseResuming, phaseCompleting, "a machine that has not joined leaves", neverJoined, begin},
-	{phaseResuming, phaseServing, "the node is seen in the cluster", proved, nil},
+	{StepNone, StepAnnouncing, "a notice is due", joinedAndDue, begin},
+	{StepNone, StepCompleting, "a machine that has not joined leaves", neverJoined, begin},
+	{StepAnnouncing, StepNone, "no notice is due any more", nothingDue, serveAgain},
+	{StepAnnouncing, StepDraining, "the record says draining (2 s at most) and no known load balancer sends sessions here (10 s at most), or the deadline", announced, noteBalancers},
+	{StepDraining, StepNone, "no notice is due any more", nothingDue, serveAgain},
+	{StepDraining, stepDown, "no session is left, or the deadline; the machine shuts down", drainedForShutdown, recordDeparture},
+	{StepDraining, StepDone, "no session is left, or the deadline; the machine reboots", drainedForReboot, drainedBeforeReboot},
+	{StepDraining, StepStopping, "no session is left, or the deadline", drained, recordDeparture},
+	{StepStopping, StepDeregistering, "the server has ended", stopped, deregister},
+	{StepStopping, stepStopFailed, "it does not end in time", stopOverdue, failStop},
+	{stepStopFailed, StepDeregistering, "the server has ended", stopped, deregister},
+	{StepDeregistering, StepCompleting, "the record says left, or 10 s have passed", deregistered, nil},
+	{StepCompleting, StepAnnouncing, "the machine has joined after all", joinedAfterAll, begin},
+	{StepCompleting, StepDone, "no hook waits, or none can be completed", hooksDone, finish},
+	{StepDone, StepNone, "the machine was joined again", rejoined, forgetDrain},
+	{StepDone, StepAnnouncing, "a notice above the reboot is due", aboveReboot, begin},
+	{StepDone, StepNone, "no reboot is due any more", rebootWithdrawn, serveAgain},
+	{StepDone, StepCompleting, "a hook waits", hookWaits, nil},
+	{StepDone, stepResuming, "the group has the parked machine in service again", backInService, resume},
+	{stepResuming, StepAnnouncing, "a notice is due", joinedAndDue, begin},
+	{stepResuming, StepCompleting, "a machine that has not joined leaves", neverJoined, begin},
+	{stepResuming, StepNone, "the node is seen in the cluster", proved, nil},
 }
 
 func (s situation) update() {
@@ -146,7 +142,7 @@ func (s situation) update() {
 	if s.leaving() && s.Budget == 0 && s.c.Final {
 		s.Budget = s.c.Budget
 	}
-	if s.Phase != phaseDraining {
+	if s.Phase != StepDraining {
 		delete(s.trouble, troubleSessions)
 	}
 	if len(s.Notices) < maxNotices {
@@ -334,7 +330,7 @@ func recordDeparture(s situation) {
 			s.Departure.Cut = &n
 		}
 	}
-	if s.Phase == phaseDown {
+	if s.Phase == stepDown {
 		recordEnd(s, "the machine shuts down")
 	}
 }

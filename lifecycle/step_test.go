@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,14 +39,14 @@ type history struct {
 	cancels bool // the event is an undrain
 }
 
-func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
+func newHistory(t *testing.T, seed uint64) *history {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	h := &history{
 		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), joined: rng.IntN(5) > 0, sources: map[string][]cloud.Notice{},
 		c: config{
 			Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
 			Hooks: rng.IntN(4) > 0,
-			Wall:  wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)), taken: taken,
+			Wall:  wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)),
 		},
 	}
 	h.c.Joined, h.c.JoinedAt = func() bool { return h.joined }, func() time.Time { return h.joinedAt }
@@ -71,7 +72,7 @@ func (h *history) invariants(before state, err error) {
 		h.t.Helper()
 		h.t.Errorf("%s\nbefore %+v\nnow %+v", what, before, h.s)
 	}
-	if s.Phase == phaseServing && h.joined && s.goal() > goalNone {
+	if s.Phase == StepNone && h.joined && s.goal() > goalNone {
 		fail("ready although a notice is due")
 	}
 	if s.Want == cluster.StateLeft && s.StoppedAt == 0 && !s.NeverJoined {
@@ -79,15 +80,15 @@ func (h *history) invariants(before state, err error) {
 	}
 	for i := range s.Hooks {
 		a := &s.Hooks[i]
-		reboot := s.Phase == phaseDone && s.Goal == goalReboot
-		if s.hookOp(a) == opComplete && !a.Hook.Launching && s.StoppedAt == 0 && !s.NeverJoined && !reboot && s.Phase != phaseStopFailed {
+		reboot := s.Phase == StepDone && s.Goal == goalReboot
+		if s.hookOp(a) == opComplete && !a.Hook.Launching && s.StoppedAt == 0 && !s.NeverJoined && !reboot && s.Phase != stepStopFailed {
 			fail("a hook is completed before the server has ended")
 		}
 	}
 	if h.cancels && err == nil && !before.reversible(situation{&before, h.now, &h.c}.goal()) {
 		fail("a drain was cancelled after the stop had begun")
 	}
-	if s.Phase == phaseAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
+	if s.Phase == StepAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
 		fail("load balancers are waited for without a bound")
 	}
 	if stopping(s) && s.StoppedAt != 0 {
@@ -95,7 +96,7 @@ func (h *history) invariants(before state, err error) {
 	}
 }
 
-func stopping(s situation) bool { return s.Phase == phaseStopping || s.Phase == phaseStopFailed }
+func stopping(s situation) bool { return s.Phase == StepStopping || s.Phase == stepStopFailed }
 
 func (h *history) pick(of ...event) event { return of[h.rng.IntN(len(of))] }
 
@@ -235,13 +236,24 @@ func (h *history) drift() {
 // stay uncountable, MongoDB and the cloud stay away, and only the server stops when asked to.
 func TestRandomSteps(t *testing.T) {
 	fired := make([]atomic.Int64, len(transitions))
+	table := slices.Clone(transitions)
+	t.Cleanup(func() { transitions = table })
+	transitions = slices.Clone(table)
+	for i, tr := range table {
+		transitions[i].do = func(s situation) {
+			fired[i].Add(1)
+			if tr.do != nil {
+				tr.do(s)
+			}
+		}
+	}
 	var steps atomic.Int64
 	var work sync.WaitGroup
 	const histories, workers = 20_000, 4
 	for first := range uint64(workers) {
 		work.Go(func() {
 			for seed := first; seed < histories && !t.Failed(); seed += workers {
-				h := newHistory(t, seed, func(i int) { fired[i].Add(1) })
+				h := newHistory(t, seed)
 				for range 50 {
 					_ = h.do(h.random())
 					h.drift()
@@ -269,9 +281,9 @@ func (h *history) ends() {
 		s := h.situation()
 		calls := s.Hooks.any(func(a *hook) bool { return s.hookOp(a) != opNone }) || s.wantsHooks(false) || s.wantsHooks(true)
 		switch {
-		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == phaseDone, s.over():
+		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == StepDone, s.over():
 			return
-		case s.Phase == phaseCompleting && calls:
+		case s.Phase == StepCompleting && calls:
 			return // the agent asks the cloud for ever
 		}
 		h.now = h.now.Add(wait)
@@ -287,8 +299,8 @@ func (h *history) ends() {
 // The table in docs/drain.md matches the code.
 func TestDrainTable(t *testing.T) {
 	const file, begin, end = "../docs/drain.md", "<!-- transitions -->\n", "<!-- end -->"
-	name := func(p phase) string {
-		if p == phaseServing {
+	name := func(p Step) string {
+		if p == StepNone {
 			return "serving"
 		}
 		return string(p)

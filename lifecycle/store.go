@@ -98,17 +98,17 @@ func (d *document) restore(boot, hardware string, s situation) state {
 	s.NoHook, s.NoLaunchHook = false, false
 	// The machine did not shut down. Notices not yet due are reported again if still in force.
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n) && n.inForce() })
-	if s.Phase == phaseDown {
-		s.Phase, s.Entered = phaseDraining, s.now
+	if s.Phase == stepDown {
+		s.Phase, s.Entered = StepDraining, s.now
 	}
-	if s.Phase == phaseAnnouncing || s.Phase == phaseDraining {
+	if s.Phase == StepAnnouncing || s.Phase == StepDraining {
 		s.Departure = nil
 	}
 	switch {
 	case s.leaving() && len(s.Notices) == 0:
 		serveAgain(s)
-		s.Phase = phaseServing
-	case s.leaving() && s.Phase != phaseDone:
+		s.Phase = StepNone
+	case s.leaving() && s.Phase != StepDone:
 		s.note("continuing the drain", "began", s.c.Wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
 	}
 	return next

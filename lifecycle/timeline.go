@@ -20,8 +20,15 @@ type moment struct {
 // later or earlier; the cloud can only shorten it.
 func (s situation) timeline() []moment {
 	var list []moment
-	if m, ok := askedFor(s); ok {
-		list = append(list, m)
+	switch n := s.has(Ask); {
+	case n != nil && n.Deadline != 0:
+		by := "--deadline"
+		if n.Who != "" {
+			by += " of " + n.Who
+		}
+		list = append(list, moment{at: n.Deadline, by: by})
+	case s.Began != 0:
+		list = append(list, moment{at: s.Began.Add(s.budget()), by: "the configured deadline"})
 	}
 	for _, n := range s.Notices {
 		if n.Kind == Ask || n.Deadline == 0 {
@@ -59,19 +66,6 @@ func (a *hook) moments(heartbeats bool) (list []moment) {
 	return list
 }
 
-func askedFor(s situation) (m moment, ok bool) {
-	for _, n := range s.Notices {
-		if n.Kind == Ask && n.Deadline != 0 {
-			m = moment{at: n.Deadline, by: "--deadline"}
-			if n.Who != "" {
-				m.by += " of " + n.Who
-			}
-			return m, true
-		}
-	}
-	return moment{at: s.Began.Add(s.budget()), by: "the configured deadline"}, s.Began != 0
-}
-
 func (s situation) budget() time.Duration {
 	if s.leaving() && s.Budget > 0 {
 		return s.Budget
@@ -94,7 +88,7 @@ func (s *state) shutdownEnds() instant {
 	switch {
 	case n == nil:
 		return 0
-	case s.Phase == phaseCompleting || s.Phase == phaseStopFailed:
+	case s.Phase == StepCompleting || s.Phase == stepStopFailed:
 		return min(n.Deadline, n.Received.Add(reserveTime))
 	}
 	return n.Deadline
@@ -104,9 +98,9 @@ func (s *state) shutdownEnds() instant {
 func (s situation) over() bool {
 	ends := s.shutdownEnds()
 	switch s.Phase {
-	case phaseServing, phaseResuming, phaseDone, phaseDown:
+	case StepNone, stepResuming, StepDone, stepDown:
 		return ends != 0
-	case phaseAnnouncing, phaseDraining, phaseStopping, phaseStopFailed, phaseDeregistering, phaseCompleting:
+	case StepAnnouncing, StepDraining, StepStopping, stepStopFailed, StepDeregistering, StepCompleting:
 	}
 	return ends.reached(s.now)
 }

@@ -25,18 +25,23 @@ const (
 	StateResuming State = "resuming"
 )
 
-// Step is the progress of a drain.
+// Step is the progress of a drain. [transitions] has the order.
 type Step string
 
-// The steps, in their order.
+// The steps.
 const (
-	StepNone          Step = ""
-	StepAnnouncing    Step = "announcing"
-	StepDraining      Step = "draining"
-	StepStopping      Step = "stopping"
-	StepDeregistering Step = "deregistering"
-	StepCompleting    Step = "completing"
-	StepDone          Step = "done"
+	StepNone          Step = ""              // serving
+	StepAnnouncing    Step = "announcing"    // the record becomes draining
+	StepDraining      Step = "draining"      // sessions are counted
+	StepStopping      Step = "stopping"      // cannot be cancelled
+	StepDeregistering Step = "deregistering" // the record becomes left
+	StepCompleting    Step = "completing"    // of hooks
+	StepDone          Step = "done"          // left, parked, or drained before a reboot
+
+	// The view shows these as done, stopping, and none.
+	stepDown       Step = "down"        // drained, and the machine shuts down: systemd stops the server
+	stepStopFailed Step = "stop-failed" // not ended in time: hooks are completed, the stop is retried
+	stepResuming   Step = "resuming"    // a parked machine starts its server again
 )
 
 // Moment is one end of the wait for sessions.
@@ -171,24 +176,24 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 
 func (s *state) viewStep() Step {
 	switch s.Phase {
-	case phaseResuming:
+	case stepResuming:
 		return StepNone
-	case phaseStopFailed:
+	case stepStopFailed:
 		return StepStopping
-	case phaseDown:
+	case stepDown:
 		return StepDone
-	case phaseServing, phaseAnnouncing, phaseDraining, phaseStopping, phaseDeregistering, phaseCompleting, phaseDone:
+	case StepNone, StepAnnouncing, StepDraining, StepStopping, StepDeregistering, StepCompleting, StepDone:
 	}
-	return Step(s.Phase)
+	return s.Phase
 }
 
 func (s *state) viewState(goal goal) State {
 	switch {
-	case s.Phase == phaseResuming:
+	case s.Phase == stepResuming:
 		return StateResuming
-	case s.Phase == phaseServing:
+	case s.Phase == StepNone:
 		return StateActive
-	case goal == goalReboot, s.Phase != phaseDone && (s.Phase != phaseCompleting || s.NeverJoined):
+	case goal == goalReboot, s.Phase != StepDone && (s.Phase != StepCompleting || s.NeverJoined):
 		return StateDraining
 	case goal == goalPark:
 		return StateParked
@@ -200,7 +205,7 @@ func (s *state) viewState(goal goal) State {
 func (s situation) view() View {
 	wall := s.c.Wall.time
 	v := View{
-		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == phaseStopFailed,
+		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == stepStopFailed,
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: s.over(), Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), NeverJoined: s.NeverJoined,
 		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
@@ -241,7 +246,7 @@ func (s situation) view() View {
 	cause := s.cause()
 	v.Kind, v.Reason, v.Who = cause.Kind, cause.Reason, cause.Who
 	v.Deadline = wall(cmp.Or(s.Deadline, s.deadline()))
-	if s.Phase != phaseDone {
+	if s.Phase != StepDone {
 		for i, m := range s.timeline() {
 			v.Timeline = append(v.Timeline, Moment{At: wall(m.at), Ends: wall(m.ends), By: m.by, Decides: i == 0})
 		}
@@ -300,7 +305,7 @@ func (v View) Line(now time.Time) string {
 		case StateActive, StateLeft, StateResuming:
 		}
 		return "left"
-	case StepNone:
+	case StepNone, stepDown, stepStopFailed, stepResuming:
 	}
 	return ""
 }
