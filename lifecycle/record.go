@@ -68,40 +68,25 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			}
 			continue
 		}
-		current, err := r.writeOnce(ctx, v)
-		switch {
-		case !current:
-		case err == nil || state != cluster.StateLeft && refused(err):
+		err := r.writeOnce(ctx, v)
+		if ctx.Err() != nil {
+			return
+		}
+		_ = r.observe(func(s situation) error { return s.recordWritten(state, err) })
+		if err == nil || state != cluster.StateLeft && refused(err) {
 			retry, notBefore, reason, written = 0, time.Time{}, v.reason, time.Now()
-		default:
+		} else {
 			retry = min(max(2*retry, minRetry), maxRetry)
 			notBefore = time.Now().Add(jitter(retry))
 		}
 	}
 }
 
-// writeOnce returns current false if another state is wanted by then.
-func (r *Runner) writeOnce(ctx context.Context, v *View) (current bool, err error) {
+func (r *Runner) writeOnce(ctx context.Context, v *View) error {
 	bound, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	go func() {
-		for now := v; now.Registry == v.Registry; now = r.view.Load() {
-			select {
-			case <-bound.Done():
-				return
-			case <-now.changed:
-			}
-		}
-		cancel()
-	}()
 	if v.Registry == cluster.StateLeft {
-		err = r.o.Node.Deregister(bound, v.departure)
-	} else {
-		err = r.o.Node.SetState(bound, v.Registry, v.reason, v.StopFailed)
+		return r.o.Node.Deregister(bound, v.departure)
 	}
-	if ctx.Err() != nil || r.view.Load().Registry != v.Registry {
-		return false, err
-	}
-	_ = r.observe(func(s situation) error { return s.recordWritten(v.Registry, err) })
-	return true, err
+	return r.o.Node.SetState(bound, v.Registry, v.reason, v.StopFailed)
 }

@@ -428,11 +428,7 @@ const maxStopPause = time.Minute
 
 // stop retries until the server ends. After the time limit, the hooks are completed all the same.
 func (r *Runner) stop(ctx context.Context) {
-	r.mu.Lock()
-	failed := r.state.Phase == stepStopFailed
-	r.mu.Unlock()
-	limit := r.o.stopTime()
-	end := time.Now().Add(limit)
+	began, limit, failed := time.Now(), r.o.stopTime(), r.View().StopFailed
 	for pause := time.Second; ; {
 		bound, cancel := context.WithTimeout(ctx, limit)
 		err := r.o.Node.StopServer(bound)
@@ -440,14 +436,13 @@ func (r *Runner) stop(ctx context.Context) {
 		if err != nil && ctx.Err() != nil {
 			return
 		}
-		failed = failed || !time.Now().Before(end)
+		failed = failed || time.Since(began) >= limit
 		_ = r.observe(func(s situation) error { return s.stopTried(err, failed) })
 		if err == nil || errors.Is(err, ErrNotManaged) || !sleep.For(ctx, pause) {
 			return
 		}
-		limit = max(time.Until(end), time.Second)
 		if failed {
-			limit, pause = r.o.stopTime(), min(2*pause, maxStopPause)
+			pause = min(2*pause, maxStopPause)
 		}
 	}
 }
