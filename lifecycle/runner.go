@@ -81,7 +81,6 @@ type Runner struct {
 	boot       string
 	saved      []byte // of the file
 	unsaved    bool
-	changed    chan struct{} // closed, and replaced, at each change
 	notes      []Note
 	warned     map[string]warned
 	ctx        context.Context // of Run; nil if it does not run
@@ -106,7 +105,7 @@ func NewRunner(o Options) *Runner {
 		o.Uptime = func() (string, time.Duration) { return "", time.Since(began) + 1 }
 	}
 	r := &Runner{
-		o: o, log: o.Log, state: state{}.clone(), changed: make(chan struct{}), work: map[string]context.CancelFunc{},
+		o: o, log: o.Log, state: state{}.clone(), work: map[string]context.CancelFunc{},
 		warned: map[string]warned{},
 	}
 	r.boot, _ = o.Uptime()
@@ -184,13 +183,11 @@ func (r *Runner) step(e event) error {
 }
 
 func (r *Runner) publish(s situation) {
-	changed := r.changed
-	r.changed = make(chan struct{})
 	v := s.view()
-	v.Notes = slices.Clone(r.notes)
-	v.changed = r.changed
-	r.view.Store(&v)
-	close(changed)
+	v.Notes, v.changed = slices.Clone(r.notes), make(chan struct{})
+	if before := r.view.Swap(&v); before != nil {
+		close(before.changed)
+	}
 }
 
 func (r *Runner) save() {

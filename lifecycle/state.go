@@ -48,9 +48,7 @@ type state struct {
 	// Overruled lists notices that the operator overruled, until the cloud withdraws them.
 	Overruled []overruled `json:"overruled,omitempty"`
 	Began     instant     `json:"began,omitempty"`
-	// Role and Budget are the settings at the start of the drain: a restart with others moves no deadline. Budget is 0 until
-	// final.
-	Role   string        `json:"role,omitempty"`
+	// Budget is the setting at the start of the drain: a restart with another moves no deadline. It is 0 until final.
 	Budget time.Duration `json:"budget_ns,omitempty"`
 	// Deadline is the one in force when the drain ended.
 	Deadline instant `json:"deadline,omitempty"`
@@ -295,7 +293,7 @@ func (n notice) event(kind string, details map[string]string) cluster.Event {
 
 // left returns the number of sessions to wait for: an edge waits only for viewers. Unknown is not zero.
 func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
-	if s.role() == "edge" {
+	if s.c.Role == "edge" {
 		if sessions.Viewers == nil {
 			return 0, false
 		}
@@ -311,7 +309,5 @@ func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
 // errNoPublishers: SRT and pulled streams do not use the RTMP port, so zero connections do not prove zero publishers. For a
 // shutdown they are enough.
 const errNoPublishers = "nothing is connected to the RTMP port, but streams that come another way are not known without MongoDB or the server's statistics"
-
-func (s situation) role() string { return cmp.Or(s.Role, s.c.Role) }
 
 func groupNotice(id string) bool { return strings.HasSuffix(topicOf(id), cloud.GroupTopic("")) }

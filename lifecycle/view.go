@@ -117,8 +117,8 @@ type View struct {
 	// For the node record.
 	reason    string
 	departure Departure
-	forgotten bool            // see state.Forgotten
-	changed   <-chan struct{} // closed at the next view
+	forgotten bool          // see state.Forgotten
+	changed   chan struct{} // closed at the next view
 }
 
 // HookView is a hook and the agent's calls for it.
