@@ -167,7 +167,7 @@ func (r *Runner) step(e event) error {
 	r.state = next
 	// Most reports change nothing.
 	v := r.view.Load()
-	if v == nil || v.Over != s.over() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
+	if v == nil || v.Over != s.isOver() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
 		r.addNotes(next.notes)
 		r.state.notes = nil
 		// Readiness and the node record do not wait for a disk: every step can be repeated.
@@ -230,7 +230,7 @@ func (r *Runner) follow(s situation) {
 			r.workers.Go(func() { do(ctx) })
 		}
 	}
-	if s.over() {
+	if s.isOver() {
 		r.end()
 	}
 }

@@ -281,7 +281,7 @@ func (h *history) ends() {
 		s := h.situation()
 		calls := s.Hooks.any(func(a *hook) bool { return s.hookOp(a) != opNone }) || s.wantsHooks(false) || s.wantsHooks(true)
 		switch {
-		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == StepDone, s.over():
+		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == StepDone, s.isOver():
 			return
 		case s.Phase == StepCompleting && calls:
 			return // the agent asks the cloud for ever

@@ -94,8 +94,8 @@ func (s *state) shutdownEnds() instant {
 	return n.Deadline
 }
 
-// over reports whether no work is left before the machine is off.
-func (s situation) over() bool {
+// isOver reports whether no work is left before the machine is off.
+func (s situation) isOver() bool {
 	ends := s.shutdownEnds()
 	switch s.Phase {
 	case StepNone, stepResuming, StepDone, stepDown:

@@ -206,7 +206,7 @@ func (s situation) view() View {
 	wall := s.c.Wall.time
 	v := View{
 		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == stepStopFailed,
-		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: s.over(), Counted: wall(s.countedAt), Sessions: s.sessions,
+		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: s.isOver(), Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), NeverJoined: s.NeverJoined,
 		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
 		UnknownSignals: len(s.unknown), reason: s.recordReason(), forgotten: s.Forgotten,
