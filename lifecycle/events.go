@@ -303,9 +303,9 @@ func (s situation) joinSeen(joining bool) error {
 	return nil
 }
 
-func (s situation) sessionsCounted(sessions cluster.Sessions, err error) error {
+func (s situation) sessionsCounted(sessions cluster.Sessions, err error) {
 	if s.Phase != StepDraining {
-		return nil
+		return
 	}
 	if err != nil {
 		sessions = cluster.Sessions{}
@@ -323,7 +323,7 @@ func (s situation) sessionsCounted(sessions cluster.Sessions, err error) error {
 	case !known:
 		s.zeros = 0
 		s.setTrouble(troubleSessions, s.uncountable(sessions, err))
-		return nil
+		return
 	case n > 0:
 		s.zeros = 0
 	case first && s.noneBefore():
@@ -332,7 +332,6 @@ func (s situation) sessionsCounted(sessions cluster.Sessions, err error) error {
 		s.zeros++
 	}
 	s.setTrouble(troubleSessions, "")
-	return nil
 }
 
 func (s *state) uncountable(sessions cluster.Sessions, err error) string {
@@ -354,7 +353,7 @@ func anySession(s cluster.Sessions) bool {
 }
 
 // stopTried is final once the time limit is over.
-func (s situation) stopTried(err error, final bool) error {
+func (s situation) stopTried(err error, final bool) {
 	switch {
 	case s.Phase != StepStopping && s.Phase != stepStopFailed:
 	case err == nil:
@@ -366,10 +365,9 @@ func (s situation) stopTried(err error, final bool) error {
 		s.setTrouble(troubleStop, "Ant Media Server cannot be stopped: "+err.Error())
 		s.stopOverdue = s.stopOverdue || final
 	}
-	return nil
 }
 
-func (s situation) recordWritten(state cluster.State, err error) error {
+func (s situation) recordWritten(state cluster.State, err error) {
 	switch {
 	case state != s.Want:
 	case err == nil:
@@ -382,7 +380,6 @@ func (s situation) recordWritten(state cluster.State, err error) error {
 	default:
 		s.setTrouble(troubleRegistry, "the node record could not be set to "+string(state)+": "+err.Error())
 	}
-	return nil
 }
 
 // refused reports whether a retry is futile because the record's state is final. A joining record becomes active soon.

@@ -120,9 +120,9 @@ type hooksFound struct {
 	err       error
 }
 
-func (e hooksFound) apply(s situation) error {
+func (e hooksFound) apply(s situation) {
 	if !s.wantsHooks(e.launching) || e.settings != s.settings {
-		return nil
+		return
 	}
 	if e.launching && e.err == nil {
 		s.launchHooks = ""
@@ -141,7 +141,6 @@ func (e hooksFound) apply(s situation) error {
 	default:
 		e.applyFound(s)
 	}
-	return nil
 }
 
 func (e hooksFound) applyFailed(s situation) {
@@ -223,19 +222,18 @@ func (s *state) noteDenied(e *cloud.DeniedError) {
 }
 
 // settingsRead repeats the query for hooks.
-func (s situation) settingsRead() error {
+func (s situation) settingsRead() {
 	s.settings++
 	for i := range s.Hooks {
 		s.Hooks[i].Ours = false
 	}
 	if s.othersHooks == "" && s.launchHooks == "" {
-		return nil
+		return
 	}
 	if s.launchHooks != "" && s.Start == nil && s.Phase == StepNone {
 		s.Start = &start{ID: "reload", Since: s.now}
 	}
 	s.othersHooks, s.launchHooks, s.NoHook, s.NoLaunchHook = "", "", false, false
-	return nil
 }
 
 type hookAnswered struct {
@@ -246,10 +244,10 @@ type hookAnswered struct {
 	since   instant // of the first attempt
 }
 
-func (e hookAnswered) apply(s situation) error {
+func (e hookAnswered) apply(s situation) {
 	a := s.Hooks.find(e.hook)
 	if a == nil {
-		return nil
+		return
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
 	if e.op == opComplete && !isDenied {
@@ -279,7 +277,6 @@ func (e hookAnswered) apply(s situation) error {
 		trouble = fmt.Sprintf("hook %s: %s: %v", a.Hook.Name, e.op, e.err)
 	}
 	s.setTrouble(string(e.op), trouble)
-	return nil
 }
 
 func (e hookAnswered) extended(s situation, a *hook) {
@@ -347,7 +344,7 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err}.apply)
+		_ = r.observe(change(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err}.apply))
 		longest, wait := callTime, deniedEvery
 		if launching && r.now().Sub(first) > idleHookTime {
 			longest, wait = launchEvery, launchEvery
@@ -394,7 +391,7 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	if ctx.Err() != nil && e.err != nil {
 		return call, false
 	}
-	_ = r.observe(e.apply)
+	_ = r.observe(change(e.apply))
 	return call, true
 }
 

@@ -67,7 +67,7 @@ func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
 		err := r.o.Event(bound, e)
 		cancel()
 		if err == nil {
-			_ = r.observe(change(func(s *state) { s.history, s.written = s.history[1:], s.written+1 }))
+			_ = r.observe(change(func(s situation) { s.history, s.written = s.history[1:], s.written+1 }))
 			return
 		}
 		if !sleep.For(late, jitter(retry)) {

@@ -65,7 +65,7 @@ func isStartDone(s situation) bool {
 	return !s.wantsHooks(true) && !s.Hooks.anyWaits(true)
 }
 
-func (s situation) startProved(err error) error {
+func (s situation) startProved(err error) {
 	switch {
 	case s.Start == nil || s.leaving():
 	case err != nil:
@@ -75,7 +75,6 @@ func (s situation) startProved(err error) error {
 		s.Start.Proved, s.Start.Failed = s.now, false
 		s.note("node seen in the cluster")
 	}
-	return nil
 }
 
 // prove starts a parked machine's server if asked, and waits until the cluster sees the node.
@@ -85,7 +84,7 @@ func (r *Runner) prove(ctx context.Context, server bool) {
 		if ctx.Err() != nil {
 			return
 		}
-		if _ = r.observe(func(s situation) error { return s.startProved(err) }); err == nil || !sleep.For(ctx, jitter(retry)) {
+		if _ = r.observe(change(func(s situation) { s.startProved(err) })); err == nil || !sleep.For(ctx, jitter(retry)) {
 			return
 		}
 	}

@@ -72,7 +72,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(func(s situation) error { return s.recordWritten(state, err) })
+		_ = r.observe(change(func(s situation) { s.recordWritten(state, err) }))
 		if err == nil || state != cluster.StateLeft && refused(err) {
 			retry, notBefore, reason, written = 0, time.Time{}, v.reason, time.Now()
 		} else {

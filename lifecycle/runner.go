@@ -350,14 +350,14 @@ func (r *Runner) Forgotten() bool { return r.view.Load().forgotten }
 
 // Settled resets Forgotten. It does not wait for a disk.
 func (r *Runner) Settled() {
-	go func() { _ = r.observe(change(func(s *state) { s.Forgotten = false })) }()
+	go func() { _ = r.observe(change(func(s situation) { s.Forgotten = false })) }()
 }
 
 // Unsaid means that the node record may lack the state, for example after a removal. It does not wait for a disk.
-func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s *state) { s.Have = "" })) }() }
+func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s situation) { s.Have = "" })) }() }
 
 // Reconsider repeats the query for hooks with new settings.
-func (r *Runner) Reconsider() { _ = r.observe(situation.settingsRead) }
+func (r *Runner) Reconsider() { _ = r.observe(change(situation.settingsRead)) }
 
 // pendingHook returns a hook's current data; false if the call is no longer wanted.
 func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
@@ -381,7 +381,7 @@ func (r *Runner) askBalancers(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(change(func(s *state) { s.balancers, s.balancersAsked = using, true }))
+		_ = r.observe(change(func(s situation) { s.balancers, s.balancersAsked = using, true }))
 		if !sleep.For(ctx, balancersEvery) {
 			return
 		}
@@ -402,7 +402,7 @@ func (r *Runner) count(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(func(s situation) error { return s.sessionsCounted(sessions, err) })
+		_ = r.observe(change(func(s situation) { s.sessionsCounted(sessions, err) }))
 		if v := r.View(); v.Step == StepDraining && time.Since(logged) >= progressEvery {
 			r.log.Info("draining", "progress", v.Progress)
 			logged = time.Now()
@@ -434,7 +434,7 @@ func (r *Runner) stop(ctx context.Context) {
 			return
 		}
 		failed = failed || time.Since(began) >= limit
-		_ = r.observe(func(s situation) error { return s.stopTried(err, failed) })
+		_ = r.observe(change(func(s situation) { s.stopTried(err, failed) }))
 		if err == nil || errors.Is(err, ErrNotManaged) || !sleep.For(ctx, pause) {
 			return
 		}

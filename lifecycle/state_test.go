@@ -254,7 +254,7 @@ func TestRecordOnARealDisk(t *testing.T) {
 		t.Errorf("%+v", again.View())
 	}
 	must.OK(t, again.Undrain("root", ""))
-	must.OK(t, again.observe(func(s situation) error { return s.recordWritten(cluster.StateActive, nil) }))
+	must.OK(t, again.observe(change(func(s situation) { s.recordWritten(cluster.StateActive, nil) })))
 	for range goneAfter {
 		must.OK(t, again.observe(reported("aws-lifecycle")))
 	}

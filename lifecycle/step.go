@@ -72,14 +72,14 @@ type situation struct {
 // event changes facts; the transitions follow from these.
 type event func(situation) error
 
-func change(do func(*state)) event {
+func change(do func(situation)) event {
 	return func(s situation) error {
-		do(s.state)
+		do(s)
 		return nil
 	}
 }
 
-var passed = change(func(*state) {}) // time
+var passed = change(func(situation) {}) // time
 
 // step applies an event and all transitions that follow. It reads no clock and does no I/O.
 func step(s situation, apply event) (state, error) {

@@ -166,15 +166,15 @@ func (h *history) random() event {
 		return sessionsCounted(cluster.Sessions{}, errors.New("403"))
 	case 13, 14:
 		want, err := h.s.Want, written[rng.IntN(len(written))]
-		return func(s situation) error { return s.recordWritten(want, err) }
+		return change(func(s situation) { s.recordWritten(want, err) })
 	case 15:
 		return h.pick(stopTried(nil, false), stopTried(ErrNotManaged, false), stopTried(errors.New("hangs"), true))
 	case 16:
-		return hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}.apply
+		return change(hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}.apply)
 	case 17, 18:
-		return hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}.apply
+		return change(hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}.apply)
 	case 19:
-		return h.pick(joinSeen(true), joinSeen(false), situation.settingsRead, change(func(s *state) { s.Have = "" }), change(func(s *state) { s.Forgotten = false }))
+		return h.pick(joinSeen(true), joinSeen(false), change(situation.settingsRead), change(func(s situation) { s.Have = "" }), change(func(s situation) { s.Forgotten = false }))
 	case 20:
 		return h.pick(startProved(nil), startProved(errors.New("no document")), noticed(Notice{ID: "launch", Kind: Launch}))
 	case 22:
@@ -189,11 +189,11 @@ func (h *history) random() event {
 }
 
 func stopTried(err error, final bool) event {
-	return func(s situation) error { return s.stopTried(err, final) }
+	return change(func(s situation) { s.stopTried(err, final) })
 }
 
 func sessionsCounted(sessions cluster.Sessions, err error) event {
-	return func(s situation) error { return s.sessionsCounted(sessions, err) }
+	return change(func(s situation) { s.sessionsCounted(sessions, err) })
 }
 
 func joinSeen(joining bool) event {
@@ -201,13 +201,13 @@ func joinSeen(joining bool) event {
 }
 
 func startProved(err error) event {
-	return func(s situation) error { return s.startProved(err) }
+	return change(func(s situation) { s.startProved(err) })
 }
 
 func noticed(n Notice) event { return func(s situation) error { return s.noticed(n) } }
 
 func balancersSeen(using ...string) event {
-	return change(func(s *state) { s.balancers, s.balancersAsked = using, true })
+	return change(func(s situation) { s.balancers, s.balancersAsked = using, true })
 }
 
 // drift changes the inputs of the steps.
