@@ -57,7 +57,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 		case v.Registry == "":
 		case !v.RegistryTold:
 			wait = time.Until(notBefore)
-		case v.reason != reason && (v.Step == StepAnnouncing || v.Step == StepDraining || v.StopFailed):
+		case v.reason != reason && v.progresses():
 			wait = max(time.Until(written.Add(progressEvery)), time.Until(notBefore))
 		}
 		if wait > 0 {
@@ -80,6 +80,11 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			notBefore = time.Now().Add(jitter(retry))
 		}
 	}
+}
+
+// progresses reports whether the record's reason is kept up to date.
+func (v *View) progresses() bool {
+	return v.Step == StepAnnouncing || v.Step == StepDraining || v.StopFailed
 }
 
 func (r *Runner) writeOnce(ctx context.Context, v *View) error {

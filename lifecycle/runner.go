@@ -251,6 +251,15 @@ func (r *Runner) wanted(s situation) map[string]func(context.Context) {
 		wanted["stop"] = r.stop
 	case StepNone, stepDown, StepDeregistering, StepCompleting, StepDone, stepResuming:
 	}
+	if len(s.history) > 0 { // one after another
+		e := s.history[0]
+		wanted[fmt.Sprint("event ", s.written)] = func(ctx context.Context) { r.writeEvent(ctx, e) }
+	}
+	r.addHookWork(s, wanted)
+	return wanted
+}
+
+func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context)) {
 	if st := s.Start; st != nil && st.Proved == 0 && !s.leaving() {
 		server := st.Server
 		wanted["prove "+st.ID] = func(ctx context.Context) { r.prove(ctx, server) }
@@ -267,11 +276,6 @@ func (r *Runner) wanted(s situation) map[string]func(context.Context) {
 			wanted[string(op)+" "+hookKey(h)] = func(ctx context.Context) { r.callHook(ctx, h, op) }
 		}
 	}
-	if len(s.history) > 0 { // one after another
-		e := s.history[0]
-		wanted[fmt.Sprint("event ", s.written)] = func(ctx context.Context) { r.writeEvent(ctx, e) }
-	}
-	return wanted
 }
 
 // poll repeats the step, since time alone may change the phase. It meets deadlines exactly.

@@ -19,17 +19,7 @@ type moment struct {
 // timeline returns all ends of the wait for sessions, earliest first. The operator's --deadline replaces the configured one,
 // later or earlier; the cloud can only shorten it.
 func (s situation) timeline() []moment {
-	var list []moment
-	switch n := s.has(Ask); {
-	case n != nil && n.Deadline != 0:
-		by := "--deadline"
-		if n.Who != "" {
-			by += " of " + n.Who
-		}
-		list = append(list, moment{at: n.Deadline, by: by})
-	case s.Began != 0:
-		list = append(list, moment{at: s.Began.Add(s.budget()), by: "the configured deadline"})
-	}
+	list := s.ownMoment()
 	for _, n := range s.Notices {
 		if n.Kind == Ask || n.Deadline == 0 {
 			continue
@@ -64,6 +54,20 @@ func (a *hook) moments(heartbeats bool) (list []moment) {
 		list = append(list, moment{at: lapse.Add(-min(reserveTime, a.Hook.Timeout/4)), ends: lapse, by: name + why})
 	}
 	return list
+}
+
+func (s situation) ownMoment() []moment {
+	switch n := s.has(Ask); {
+	case n != nil && n.Deadline != 0:
+		by := "--deadline"
+		if n.Who != "" {
+			by += " of " + n.Who
+		}
+		return []moment{{at: n.Deadline, by: by}}
+	case s.Began != 0:
+		return []moment{{at: s.Began.Add(s.budget()), by: "the configured deadline"}}
+	}
+	return nil
 }
 
 func (s situation) budget() time.Duration {
