@@ -101,11 +101,10 @@ func BenchmarkNotice(b *testing.B) {
 // BenchmarkLastSession measures from the end of the last session to the completed
 // hook, with an AMS that stops at once.
 func BenchmarkLastSession(b *testing.B) {
-	const interval = 50 * time.Millisecond
 	var took []time.Duration
 	for b.Loop() {
 		n := &fastNode{written: make(chan time.Time, 1), done: make(chan time.Time, 1)}
-		gone := time.Now().Add(4 * interval)
+		gone := time.Now().Add(4 * sampleEvery)
 		n.sessions = func() cluster.Sessions {
 			if time.Now().Before(gone) {
 				return cluster.Sessions{Publishers: p(0), Viewers: p(1)}
@@ -116,7 +115,6 @@ func BenchmarkLastSession(b *testing.B) {
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
 			Balancers: func(context.Context) []string { return nil }, Event: func(context.Context, cluster.Event) error { return nil },
-			SampleInterval: interval,
 		})
 		ctx, cancel := context.WithCancel(b.Context())
 		ended := make(chan struct{})
@@ -125,7 +123,7 @@ func BenchmarkLastSession(b *testing.B) {
 			m.Run(ctx)
 		}()
 		m.Notice(terminate())
-		took = append(took, (<-n.done).Sub(gone)-2*interval)
+		took = append(took, (<-n.done).Sub(gone)-2*sampleEvery)
 		cancel()
 		<-ended
 	}

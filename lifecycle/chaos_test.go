@@ -47,7 +47,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 	}
 	w.waitsFrom = time.Now().Add(between(0, 3*time.Minute))
 	configured := between(10*time.Minute, 40*time.Minute)
-	options := func(o *Options) { o.Deadline = fixed(configured); o.Rand = func() float64 { return 0.5 } }
+	options := func(o *Options) { o.Deadline = fixed(configured) }
 
 	l := w.live(options)
 	now, undrains := false, 0

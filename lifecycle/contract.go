@@ -31,12 +31,10 @@ type Node interface {
 // Departure describes a node that has left.
 type Departure struct {
 	Reason string `json:"reason,omitempty"`
-	Who    string `json:"who,omitempty"`
 	// LeftBy has the values of [cluster.Node].LeftBy.
 	LeftBy string `json:"left_by,omitempty"`
-	// Sessions is the last count before the stop, Cut how many the stop cut; nil if not countable.
-	Sessions *cluster.Sessions `json:"sessions,omitempty"`
-	Cut      *int              `json:"cut,omitempty"`
+	// Cut is how many sessions the stop cut; nil if not countable.
+	Cut *int `json:"cut,omitempty"`
 	// RepairStreams ends the streams that this node leaves "broadcasting".
 	RepairStreams bool `json:"repair_streams,omitempty"`
 }

@@ -219,7 +219,7 @@ func TestDeadlineCutsAndCounts(t *testing.T) {
 		if at := w.cutAt.Sub(began); at < 11*time.Minute || at > 11*time.Minute+time.Second {
 			t.Errorf("cut after %s", at)
 		}
-		if len(w.tombs) != 1 || w.tombs[0].Cut == nil || *w.tombs[0].Cut != 33 || !w.tombs[0].RepairStreams || w.tombs[0].Who != "root" {
+		if len(w.tombs) != 1 || w.tombs[0].Cut == nil || *w.tombs[0].Cut != 33 || !w.tombs[0].RepairStreams || l.View().Who != "root" {
 			t.Errorf("tombstones: %+v", w.tombs)
 		}
 		if len(w.completed) != 0 {

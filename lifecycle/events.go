@@ -48,61 +48,33 @@ const requestID = "drain"
 // usualStopTime is systemd's default, for a shutdown without a known deadline.
 const usualStopTime = 90 * time.Second
 
-type (
-	reported struct {
-		topic   string
-		current []cloud.Notice
-	}
-	noticed struct{ n Notice }
-
-	drainRequested struct{ DrainRequest }
-	drainCancelled struct {
-		who      string
-		recorded cluster.State // of the node record
-	}
-	// joinSeen: the join's state file has changed.
-	joinSeen struct{ joining bool }
-
-	counted struct {
-		sessions cluster.Sessions
-		err      error
-	}
-	stopTried struct {
-		err   error
-		final bool // the time limit is over
-	}
-
-	recordWritten struct {
-		state cluster.State
-		err   error
-	}
-	change func(*state)
-)
-
-func (e reported) apply(s situation) error {
-	group, unknown := groupNotice(e.topic+"/"), false
+func (s situation) reported(topic string, current []cloud.Notice) error {
+	group, unknown := groupNotice(topic+"/"), false
 	var listed []string
-	for _, n := range e.current {
+	for _, n := range current {
 		n.ID = boundedID(n.ID)
 		listed = append(listed, n.ID)
 		if n.Kind == cloud.Unknown {
 			unknown = true
-			s.unknownSignal(n, e.topic)
+			s.unknownSignal(n, topic)
 			continue
 		}
-		e.applyOne(s, n)
+		s.take(notice{
+			ID: n.ID, Source: topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who),
+			Received: s.now, Deadline: s.c.Wall.instant(n.At),
+		}, n.Hook, n.Past, n.Counted)
 	}
 	if group && unknown {
 		return nil // it may be a new form of an earlier notice
 	}
-	if group && len(e.current) == 0 {
+	if group && len(current) == 0 {
 		s.inService = s.now
 	}
-	e.countMissing(s, listed)
-	if group && len(e.current) == 0 && !s.launched {
+	s.countMissing(topic, listed)
+	if group && len(current) == 0 && !s.launched {
 		// A launch hook may wait; the cloud does not announce that.
 		s.launched = true
-		return s.launch(Notice{ID: e.topic + "/launch", Kind: Launch})
+		return s.launch(Notice{ID: topic + "/launch", Kind: Launch})
 	}
 	return nil
 }
@@ -116,37 +88,36 @@ func (s *state) unknownSignal(n cloud.Notice, topic string) {
 	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
 }
 
-func (e reported) applyOne(s situation, n cloud.Notice) {
+// take adds a notice, or updates a known one. A past notice is not new, and an estimated deadline replaces no other.
+func (s situation) take(n notice, h *Hook, past, estimated bool) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
 		s.Overruled[i].Missing = 0
 		return
 	}
-	known, at := s.notice(n.ID), s.c.Wall.instant(n.At)
+	known := s.notice(n.ID)
 	if known == nil {
-		if !n.Past {
-			s.add(notice{
-				ID: n.ID, Source: e.topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), Received: s.now, Deadline: at,
-			}, n.Hook)
+		if !past {
+			s.add(n, h)
 		}
 		return
 	}
 	known.Missing = 0
 	if known.Kind != n.Kind {
-		known.Kind, known.Reason, known.Who = n.Kind, boundedWord(n.Reason), boundedWord(n.Who)
+		known.Kind, known.Reason, known.Who = n.Kind, n.Reason, n.Who
 		s.note("notice changed", "notice", known, "kind", known.Kind)
 	}
-	if at != 0 && !(n.Counted && known.Deadline != 0) && known.Deadline.Sub(at).Abs() > time.Second {
-		known.Deadline = at
-		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(at).Format(time.RFC3339))
+	if n.Deadline != 0 && !(estimated && known.Deadline != 0) && known.Deadline.Sub(n.Deadline).Abs() > time.Second {
+		known.Deadline = n.Deadline
+		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339))
 	}
-	if n.Hook != nil {
-		s.Hooks.learn(s.c.Wall, *n.Hook, n.ID, known.Received)
+	if h != nil {
+		s.Hooks.learn(s.c.Wall, *h, n.ID, known.Received)
 	}
 }
 
-func (e reported) countMissing(s situation, listed []string) {
+func (s situation) countMissing(topic string, listed []string) {
 	gone := func(id string, missing *int) bool {
-		if topicOf(id) != e.topic || slices.Contains(listed, id) {
+		if topicOf(id) != topic || slices.Contains(listed, id) {
 			return false
 		}
 		*missing = min(*missing+1, goneAfter)
@@ -184,7 +155,7 @@ func (s situation) add(n notice, h *Hook) {
 		// A hook may wait for this notice even if none waited before.
 		s.NoHook, s.askNotBefore = false, 0
 		delete(s.askDenied, false)
-		if before == goalPark && n.Kind == Terminate || s.Phase == phaseDone && before >= goalPark {
+		if before == goalPark && n.Kind == Terminate || s.Phase == StepDone && before >= goalPark {
 			s.waitAgain(n.Received)
 			s.Start = nil
 		}
@@ -203,15 +174,14 @@ const manyNotices = 8
 // waitAgain resets the termination hooks that were completed for the parking.
 func (s *state) waitAgain(since instant) {
 	for i := range s.Hooks {
-		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == phaseDone) {
+		if a := &s.Hooks[i]; !a.Hook.Launching && (a.End != "" || s.Phase == StepDone) {
 			*a = hook{Hook: a.Hook, Notice: a.Notice, Since: since, Ours: a.Ours}
 		}
 	}
 }
 
-func (e noticed) apply(s situation) error {
-	e.n.ID = boundedID(cmp.Or(e.n.ID, e.n.Source+"/"+string(e.n.Kind)))
-	n := e.n
+func (s situation) noticed(n Notice) error {
+	n.ID = boundedID(cmp.Or(n.ID, n.Source+"/"+string(n.Kind)))
 	received := s.c.Wall.instant(n.Received)
 	if received == 0 || received > s.now {
 		received = s.now
@@ -224,7 +194,7 @@ func (e noticed) apply(s situation) error {
 	case Launch:
 		return s.launch(n)
 	case Resume:
-		return e.resume(s, received)
+		return s.resumeNoticed(n, received)
 	case Shutdown:
 		if in.Deadline == 0 {
 			in.Deadline = s.now.Add(usualStopTime)
@@ -233,39 +203,29 @@ func (e noticed) apply(s situation) error {
 	default:
 		return fmt.Errorf("unknown kind of notice %q", n.Kind)
 	}
-	if slices.ContainsFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }) {
-		return nil
-	}
-	if known := s.notice(n.ID); known != nil {
-		known.Missing = 0
-		if n.Hook != nil {
-			s.Hooks.learn(s.c.Wall, *n.Hook, n.ID, known.Received)
-		}
-		return nil
-	}
 	// A queue may redeliver the event after the return to service: EC2 may stop the machine before it deletes the message.
-	if n.Kind == Park && (received < 0 || received < s.inService) {
+	if n.Kind == Park && s.notice(n.ID) == nil && (received < 0 || received < s.inService) {
 		return errors.New("the event is late: the machine has come back since")
 	}
-	s.add(in, n.Hook)
+	s.take(in, n.Hook, false, false)
 	return nil
 }
 
-func (e noticed) resume(s situation, received instant) error {
+func (s situation) resumeNoticed(n Notice, received instant) error {
 	if s.leaving() && received < s.Began {
 		return errors.New("the event is late: the machine leaves since")
 	}
 	s.inService = max(s.inService, received)
 	s.Overruled = slices.DeleteFunc(s.Overruled, func(o overruled) bool { return groupNotice(o.ID) })
 	if !s.leaving() {
-		return s.launch(e.n)
+		return s.launch(n)
 	}
 	for i := range s.Notices {
 		if in := &s.Notices[i]; in.Kind == Park || groupNotice(in.ID) {
 			in.Missing = goneAfter
 		}
 	}
-	s.learnLaunch(e.n, received)
+	s.learnLaunch(n, received)
 	s.dropWithdrawn()
 	if s.goal() == goalLeave {
 		return errors.New("the machine leaves for another reason")
@@ -273,21 +233,21 @@ func (e noticed) resume(s situation, received instant) error {
 	return nil
 }
 
-func (e drainRequested) apply(s situation) error {
-	n := notice{ID: requestID, Source: requestID, Kind: Ask, Reason: boundedWord(e.Reason), Who: boundedWord(e.Who), Received: s.now}
+func (s situation) drainRequested(q DrainRequest) error {
+	n := notice{ID: requestID, Source: requestID, Kind: Ask, Reason: boundedWord(q.Reason), Who: boundedWord(q.Who), Received: s.now}
 	switch {
-	case e.Deadline < 0:
-		return fmt.Errorf("invalid deadline %s: must not be negative", e.Deadline)
-	case s.Phase == phaseDone && s.goal() >= goalPark:
+	case q.Deadline < 0:
+		return fmt.Errorf("invalid deadline %s: must not be negative", q.Deadline)
+	case s.Phase == StepDone && s.goal() >= goalPark:
 		return ErrLeft
 	case !s.leaving() && !s.c.Joined():
 		return ErrNotJoined
-	case e.Now:
+	case q.Now:
 		n.Deadline = s.now
-	case e.Deadline > 0:
-		n.Deadline = s.now.Add(e.Deadline)
+	case q.Deadline > 0:
+		n.Deadline = s.now.Add(q.Deadline)
 	}
-	s.Repair = s.Repair || e.RepairStreams && s.Departure == nil
+	s.Repair = s.Repair || q.RepairStreams && s.Departure == nil
 	known := s.notice(requestID)
 	if known == nil {
 		s.add(n, nil)
@@ -300,12 +260,12 @@ func (e drainRequested) apply(s situation) error {
 	return nil
 }
 
-func (e drainCancelled) apply(s situation) error {
-	who := cmp.Or(e.who, "an unnamed user")
+func (s situation) drainCancelled(who string, recorded cluster.State) error {
+	who = cmp.Or(who, "an unnamed user")
 	switch {
 	case !s.leaving() && !s.c.Joined():
 		return ErrNotJoined
-	case !s.leaving() && e.recorded != cluster.StateDraining:
+	case !s.leaving() && recorded != cluster.StateDraining:
 		return ErrNotDraining
 	case !s.leaving():
 		s.cancelledBy = who
@@ -327,34 +287,34 @@ func (e drainCancelled) apply(s situation) error {
 	return nil
 }
 
-func (e joinSeen) apply(s situation) error {
+func (s situation) joinSeen(joining bool) error {
 	switch {
 	case !s.leaving():
 		return nil
-	case s.Phase != phaseDone:
+	case s.Phase != StepDone:
 		return ErrBusy
 	}
 	stays := s.outlasting()
-	if slices.ContainsFunc(s.due(), stays) && (e.joining || !s.c.Joined()) {
+	if slices.ContainsFunc(s.due(), stays) && (joining || !s.c.Joined()) {
 		return nil
 	}
 	forgetDrain(s)
-	s.Phase, s.Entered = phaseServing, s.now
+	s.Phase, s.Entered = StepNone, s.now
 	return nil
 }
 
-func (e counted) apply(s situation) error {
-	if s.Phase != phaseDraining {
-		return nil
+func (s situation) sessionsCounted(sessions cluster.Sessions, err error) {
+	if s.Phase != StepDraining {
+		return
 	}
-	if e.err != nil {
-		e.sessions = cluster.Sessions{}
+	if err != nil {
+		sessions = cluster.Sessions{}
 	}
 	first := s.sessions == nil
-	s.sessions, s.countedAt = &e.sessions, s.now
-	n, known := s.left(e.sessions)
+	s.sessions, s.countedAt = &sessions, s.now
+	n, known := s.left(sessions)
 	switch {
-	case known || anySession(e.sessions):
+	case known || anySession(sessions):
 		s.uncountableSince = 0
 	case s.uncountableSince == 0:
 		s.uncountableSince = s.now
@@ -362,8 +322,8 @@ func (e counted) apply(s situation) error {
 	switch {
 	case !known:
 		s.zeros = 0
-		s.setTrouble(troubleSessions, s.uncountable(e))
-		return nil
+		s.setTrouble(troubleSessions, s.uncountable(sessions, err))
+		return
 	case n > 0:
 		s.zeros = 0
 	case first && s.noneBefore():
@@ -372,15 +332,14 @@ func (e counted) apply(s situation) error {
 		s.zeros++
 	}
 	s.setTrouble(troubleSessions, "")
-	return nil
 }
 
-func (s *state) uncountable(e counted) string {
+func (s *state) uncountable(sessions cluster.Sessions, err error) string {
 	why := "not all of them are known"
 	switch {
-	case e.err != nil:
-		why = e.err.Error()
-	case e.sessions.PublishersBy == cluster.CountedByConnections && e.sessions.Viewers != nil:
+	case err != nil:
+		why = err.Error()
+	case sessions.PublishersBy == cluster.CountedByConnections && sessions.Viewers != nil:
 		why = errNoPublishers
 	}
 	if s.has(Shutdown) != nil && s.uncountableSince != 0 {
@@ -393,35 +352,34 @@ func anySession(s cluster.Sessions) bool {
 	return s.Publishers != nil && *s.Publishers > 0 || s.Viewers != nil && *s.Viewers > 0
 }
 
-func (e stopTried) apply(s situation) error {
+// stopTried is final once the time limit is over.
+func (s situation) stopTried(err error, final bool) {
 	switch {
-	case s.Phase != phaseStopping && s.Phase != phaseStopFailed:
-	case e.err == nil:
+	case s.Phase != StepStopping && s.Phase != stepStopFailed:
+	case err == nil:
 		s.StoppedAt = s.now
-	case errors.Is(e.err, ErrNotManaged):
+	case errors.Is(err, ErrNotManaged):
 		s.StoppedAt = s.now
 		s.note("the server is not managed here: stop it by hand")
 	default:
-		s.setTrouble(troubleStop, "Ant Media Server cannot be stopped: "+e.err.Error())
-		s.stopOverdue = s.stopOverdue || e.final
+		s.setTrouble(troubleStop, "Ant Media Server cannot be stopped: "+err.Error())
+		s.stopOverdue = s.stopOverdue || final
 	}
-	return nil
 }
 
-func (e recordWritten) apply(s situation) error {
+func (s situation) recordWritten(state cluster.State, err error) {
 	switch {
-	case e.state != s.Want:
-	case e.err == nil:
+	case state != s.Want:
+	case err == nil:
 		s.Have = s.Want
 		s.setTrouble(troubleRegistry, "")
-	case e.state != cluster.StateLeft && refused(e.err):
-		s.note("the registry refuses the state; the record stays as it is", "state", e.state, "error", e.err)
+	case state != cluster.StateLeft && refused(err):
+		s.note("the registry refuses the state; the record stays as it is", "state", state, "error", err)
 		s.Have = s.Want
 		s.setTrouble(troubleRegistry, "")
 	default:
-		s.setTrouble(troubleRegistry, "the node record could not be set to "+string(e.state)+": "+e.err.Error())
+		s.setTrouble(troubleRegistry, "the node record could not be set to "+string(state)+": "+err.Error())
 	}
-	return nil
 }
 
 // refused reports whether a retry is futile because the record's state is final. A joining record becomes active soon.
@@ -429,10 +387,3 @@ func refused(err error) bool {
 	te, ok := errors.AsType[*cluster.TransitionError](err)
 	return ok && te.From != cluster.StateJoining
 }
-
-func (e change) apply(s situation) error {
-	e(s.state)
-	return nil
-}
-
-var passed = change(func(*state) {})

@@ -41,7 +41,7 @@ const (
 // parking reports whether the machine moves into a pool and returns later. The hook that waits may be the launch hook, if
 // the machine has never served.
 func (s situation) parking() bool {
-	return s.leaving() && s.Phase != phaseDone && s.goal() == goalPark
+	return s.leaving() && s.Phase != StepDone && s.goal() == goalPark
 }
 
 // pooled reports whether the hook of the move into a pool is completed. The other hook waits for the return.
@@ -71,7 +71,7 @@ func (s situation) wantsHooks(launching bool) bool {
 func (s situation) hookOp(a *hook) hookOp {
 	parking := s.parking()
 	switch {
-	case a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
+	case !s.c.Hooks, a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
 		return opNone
 	case a.Hook.Launching && !parking:
 		switch {
@@ -84,13 +84,13 @@ func (s situation) hookOp(a *hook) hookOp {
 		return opNone
 	}
 	switch s.Phase {
-	case phaseCompleting, phaseDone, phaseStopFailed:
+	case StepCompleting, StepDone, stepStopFailed:
 		return opComplete
-	case phaseAnnouncing, phaseDraining, phaseStopping, phaseDeregistering:
+	case StepAnnouncing, StepDraining, StepStopping, StepDeregistering:
 		if !a.Hook.Fixed {
 			return opExtend
 		}
-	case phaseServing, phaseDown, phaseResuming:
+	case StepNone, stepDown, stepResuming:
 	}
 	return opNone
 }
@@ -120,9 +120,9 @@ type hooksFound struct {
 	err       error
 }
 
-func (e hooksFound) apply(s situation) error {
+func (e hooksFound) apply(s situation) {
 	if !s.wantsHooks(e.launching) || e.settings != s.settings {
-		return nil
+		return
 	}
 	if e.launching && e.err == nil {
 		s.launchHooks = ""
@@ -141,7 +141,6 @@ func (e hooksFound) apply(s situation) error {
 	default:
 		e.applyFound(s)
 	}
-	return nil
 }
 
 func (e hooksFound) applyFailed(s situation) {
@@ -223,21 +222,18 @@ func (s *state) noteDenied(e *cloud.DeniedError) {
 }
 
 // settingsRead repeats the query for hooks.
-type settingsRead struct{}
-
-func (settingsRead) apply(s situation) error {
+func (s situation) settingsRead() {
 	s.settings++
 	for i := range s.Hooks {
 		s.Hooks[i].Ours = false
 	}
 	if s.othersHooks == "" && s.launchHooks == "" {
-		return nil
+		return
 	}
-	if s.launchHooks != "" && s.Start == nil && s.Phase == phaseServing {
+	if s.launchHooks != "" && s.Start == nil && s.Phase == StepNone {
 		s.Start = &start{ID: "reload", Since: s.now}
 	}
 	s.othersHooks, s.launchHooks, s.NoHook, s.NoLaunchHook = "", "", false, false
-	return nil
 }
 
 type hookAnswered struct {
@@ -248,10 +244,10 @@ type hookAnswered struct {
 	since   instant // of the first attempt
 }
 
-func (e hookAnswered) apply(s situation) error {
+func (e hookAnswered) apply(s situation) {
 	a := s.Hooks.find(e.hook)
 	if a == nil {
-		return nil
+		return
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
 	if e.op == opComplete && !isDenied {
@@ -281,7 +277,6 @@ func (e hookAnswered) apply(s situation) error {
 		trouble = fmt.Sprintf("hook %s: %s: %v", a.Hook.Name, e.op, e.err)
 	}
 	s.setTrouble(string(e.op), trouble)
-	return nil
 }
 
 func (e hookAnswered) extended(s situation, a *hook) {
@@ -311,7 +306,7 @@ func (e hookAnswered) notWaiting(s situation, a *hook) (trouble string) {
 		}
 		return ""
 	}
-	parked, tried := s.Phase == phaseDone && s.goal() == goalPark, s.now.Sub(e.since)
+	parked, tried := s.Phase == StepDone && s.goal() == goalPark, s.now.Sub(e.since)
 	limit := idleHookTime
 	if parked {
 		limit = parkedHookTime
@@ -349,14 +344,14 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err})
+		_ = r.observe(change(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err}.apply))
 		longest, wait := callTime, deniedEvery
 		if launching && r.now().Sub(first) > idleHookTime {
 			longest, wait = launchEvery, launchEvery
 		}
 		if _, denied := errors.AsType[*cloud.DeniedError](err); !denied {
 			backOff = min(max(2*backOff, time.Second), longest)
-			wait = jitter(r.o.Rand, backOff)
+			wait = jitter(backOff)
 		}
 		if !sleep.For(ctx, wait) {
 			return
@@ -370,13 +365,13 @@ func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	for {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
-		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first), &backOff, r.o.Rand)) {
+		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first), &backOff)) {
 			return
 		}
 	}
 }
 
-// callOnce skips a call that is no longer planned. Completions are serialized: after the first success for a move into a
+// callOnce skips a call that is no longer wanted. Completions are serialized: after the first success for a move into a
 // pool, no other is sent.
 func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok bool) {
 	if e.op == opComplete {
@@ -390,17 +385,17 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	defer cancel()
 	if e.op == opExtend {
 		e.timeout, e.err = r.o.Hooks.Extend(bound, call)
-	} else if e.err = checkOthers(bound, r.o.Peers, call); e.err == nil {
-		e.err = r.o.Hooks.Complete(bound, call)
+	} else {
+		e.err = complete(bound, r.o.Hooks, r.o.Peers, call)
 	}
 	if ctx.Err() != nil && e.err != nil {
 		return call, false
 	}
-	_ = r.observe(*e)
+	_ = r.observe(change(e.apply))
 	return call, true
 }
 
-func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration, random func() float64) time.Duration {
+func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration) time.Duration {
 	every, longest := deniedEvery, callTime
 	if h.Launching && !h.Parking && tried > idleHookTime {
 		every, longest = launchEvery, launchEvery
@@ -430,20 +425,16 @@ func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration,
 		longest = min(longest, max(h.Timeout/16, time.Second))
 	}
 	*backOff = min(max(2**backOff, time.Second), longest)
-	return jitter(random, *backOff)
+	return jitter(*backOff)
 }
 
 // errOthers: other machines of the same completion have not left yet.
 var errOthers = errors.New("other machines wait for the same completion")
 
-// checkOthers returns an error if a completion would cut sessions of the hook's other machines. After the hook's limit it
-// does no harm.
-func checkOthers(ctx context.Context, p Peers, h Hook) error {
+// complete does not complete a hook whose other machines still have sessions, until its limit: after that it does no harm.
+func complete(ctx context.Context, c cloud.Hooks, p Peers, h Hook) error {
 	if len(h.Others) == 0 || !h.Limit.IsZero() && !time.Now().Before(h.Limit) {
-		return nil
-	}
-	if p == nil {
-		return fmt.Errorf("%w, and it is not known whether they have left: %s", errOthers, strings.Join(h.Others, ", "))
+		return c.Complete(ctx, h)
 	}
 	serving, err := p.Serving(ctx, h.Others)
 	switch {
@@ -452,5 +443,5 @@ func checkOthers(ctx context.Context, p Peers, h Hook) error {
 	case len(serving) > 0:
 		return fmt.Errorf("%w, and have not left yet: %s", errOthers, strings.Join(serving, ", "))
 	}
-	return nil
+	return c.Complete(ctx, h)
 }

@@ -5,8 +5,7 @@ package lifecycle
 
 import (
 	"context"
-	"log/slog"
-	"sync/atomic"
+	"math/rand/v2"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -17,16 +16,11 @@ const (
 	// troubleEvery is the minimum time between warnings about one kind of trouble.
 	troubleEvery = time.Minute
 	maxNotes     = 20
-	maxEvents    = 32
+	// maxEvents bounds the events that wait for MongoDB; later ones are dropped.
+	maxEvents = 32
 	// flushTime bounds the wait for pending events when the daemon ends.
 	flushTime = time.Second
 )
-
-type journal struct {
-	log    *slog.Logger
-	notes  []Note
-	warned map[string]warned
-}
 
 // warned is the last warning; text is "" once the end of the trouble is logged.
 type warned struct {
@@ -34,89 +28,54 @@ type warned struct {
 	at   time.Time
 }
 
-func (j *journal) add(notes []note) {
+func (r *Runner) addNotes(notes []note) {
 	for _, n := range notes {
-		text := n.String()
-		j.log.Info(n.text, n.attrs...) //nolint:sloglint // a constant at each call of state.note
-		j.notes = append(j.notes, Note{At: time.Now().Round(0), Text: text})
+		r.log.Info(n.text, n.attrs...) //nolint:sloglint // a constant at each call of state.note
+		r.notes = append(r.notes, Note{At: time.Now().Round(0), Text: n.String()})
 	}
-	j.notes = j.notes[max(0, len(j.notes)-maxNotes):]
+	r.notes = r.notes[max(0, len(r.notes)-maxNotes):]
 }
 
-func (j *journal) trouble(current map[string]string) {
-	for about, text := range current {
-		if w := j.warned[about]; w.text != text && time.Since(w.at) >= troubleEvery {
-			j.warned[about] = warned{text, time.Now()}
-			j.log.Warn("drain step failed, retrying", "step", about, "error", text)
+func (r *Runner) logTrouble() {
+	for about, text := range r.state.trouble {
+		if w := r.warned[about]; w.text != text && time.Since(w.at) >= troubleEvery {
+			r.warned[about] = warned{text, time.Now()}
+			r.log.Warn("drain step failed, retrying", "step", about, "error", text)
 		}
 	}
-	for about, w := range j.warned {
-		if w.text != "" && current[about] == "" {
-			j.warned[about] = warned{at: w.at}
-			j.log.Info("drain step works again", "step", about)
-		}
-	}
-}
-
-// eventQueue writes events to the cluster's history in order, and retries each until it succeeds.
-type eventQueue struct {
-	write     func(context.Context, cluster.Event) error
-	log       *slog.Logger
-	random    func() float64
-	pending   chan cluster.Event
-	unwritten atomic.Int32
-}
-
-func (q *eventQueue) add(events []cluster.Event) {
-	for _, e := range events {
-		select {
-		case q.pending <- e:
-			q.unwritten.Add(1)
-		default:
-			q.log.Warn("event dropped: too many are pending", "kind", e.Kind)
+	for about, w := range r.warned {
+		if w.text != "" && r.state.trouble[about] == "" {
+			r.warned[about] = warned{at: w.at}
+			r.log.Info("drain step works again", "step", about)
 		}
 	}
 }
 
-func (q *eventQueue) run(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case e := <-q.pending:
-			q.writeOne(ctx, e)
-			q.unwritten.Add(-1)
+// writeEvent writes an event to the cluster's history, and retries until it succeeds. At the end of Run it gets flushTime more
+// if MongoDB answers.
+func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		if r.View().RegistryTold {
+			sleep.For(late, flushTime)
 		}
-	}
-}
-
-func (q *eventQueue) writeOne(ctx context.Context, e cluster.Event) {
+		cancel()
+	})()
 	for retry := minRetry; ; retry = min(2*retry, maxRetry) {
-		bound, cancel := context.WithTimeout(ctx, callTime)
-		err := q.write(bound, e)
+		bound, cancel := context.WithTimeout(late, callTime)
+		err := r.o.Event(bound, e)
 		cancel()
 		if err == nil {
+			_ = r.observe(change(func(s situation) { s.history, s.written = s.history[1:], s.written+1 }))
 			return
 		}
-		if !sleep.For(ctx, jitter(q.random, retry)) {
-			q.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
-			return
-		}
-	}
-}
-
-// flush gives up when MongoDB does not answer.
-func (q *eventQueue) flush(ctx context.Context, answers func() bool) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
-	defer cancel()
-	for q.unwritten.Load() > 0 && answers() {
-		if !sleep.For(ctx, flushTime/100) {
+		if !sleep.For(late, jitter(retry)) {
+			r.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
 			return
 		}
 	}
 }
 
-// jitter returns a time from d/2 to d; random returns 0 to 1.
-func jitter(random func() float64, d time.Duration) time.Duration {
-	return time.Duration((0.5 + random()/2) * float64(d))
-}
+// jitter returns a random time from d/2 to d.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }

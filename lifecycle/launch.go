@@ -23,7 +23,7 @@ func (s situation) learnLaunch(n Notice, since instant) {
 
 // launch checks that this machine serves: a launch hook may wait for that.
 func (s situation) launch(n Notice) error {
-	if s.Start != nil && s.Start.ID == n.ID || s.Phase == phaseResuming {
+	if s.Start != nil && s.Start.ID == n.ID || s.Phase == stepResuming {
 		s.learnLaunch(n, s.now)
 		return nil
 	}
@@ -50,7 +50,7 @@ func (s situation) updateStart() {
 		st.Failed = true
 		s.note("node not seen in the cluster in time; its hook is left to its timeout unless the node serves before that", "limit", proveTime)
 	}
-	if s.Phase == phaseServing && st.Proved != 0 && isStartDone(s) {
+	if s.Phase == StepNone && st.Proved != 0 && isStartDone(s) {
 		s.Start, s.NoLaunchHook = nil, false
 		s.dropHooks(true)
 	}
@@ -65,19 +65,16 @@ func isStartDone(s situation) bool {
 	return !s.wantsHooks(true) && !s.Hooks.anyWaits(true)
 }
 
-type startProved struct{ err error }
-
-func (e startProved) apply(s situation) error {
+func (s situation) startProved(err error) {
 	switch {
 	case s.Start == nil || s.leaving():
-	case e.err != nil:
-		s.setTrouble(troubleStart, "this machine does not serve yet: "+e.err.Error())
+	case err != nil:
+		s.setTrouble(troubleStart, "this machine does not serve yet: "+err.Error())
 	default:
 		s.setTrouble(troubleStart, "")
 		s.Start.Proved, s.Start.Failed = s.now, false
 		s.note("node seen in the cluster")
 	}
-	return nil
 }
 
 // prove starts a parked machine's server if asked, and waits until the cluster sees the node.
@@ -87,7 +84,7 @@ func (r *Runner) prove(ctx context.Context, server bool) {
 		if ctx.Err() != nil {
 			return
 		}
-		if _ = r.observe(startProved{err}); err == nil || !sleep.For(ctx, jitter(r.o.Rand, retry)) {
+		if _ = r.observe(change(func(s situation) { s.startProved(err) })); err == nil || !sleep.For(ctx, jitter(retry)) {
 			return
 		}
 	}

@@ -296,7 +296,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := state{Phase: phaseDraining, Began: start, Budget: time.Hour, Notices: c.notices, Hooks: c.hooks}
+			s := state{Phase: StepDraining, Began: start, Budget: time.Hour, Notices: c.notices, Hooks: c.hooks}
 			list := situation{state: &s, c: &config{Hooks: true}}.timeline()
 			if got := list[0].at.Sub(start); got != c.want || list[0].by != c.by {
 				t.Errorf("%s by %s, want %s by %s; %+v", got, list[0].by, c.want, c.by, list)

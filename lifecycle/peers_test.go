@@ -162,7 +162,7 @@ func TestLastOneOut(t *testing.T) {
 		})
 	})
 	t.Run("when the cloud waits no longer it is said all the same", func(t *testing.T) {
-		for name, p := range map[string]Peers{"others serve": &peers{serving: []string{"edge_2"}}, "no registry": nil} {
+		for name, p := range map[string]Peers{"others serve": &peers{serving: []string{"edge_2"}}, "no registry": noPeers{}} {
 			bubble(t, func(t *testing.T) {
 				at := time.Now().Add(5 * time.Minute)
 				w, l := start(t, 5*time.Minute, p)

@@ -21,38 +21,24 @@ const (
 	maxReason = 160
 )
 
-// record is the desired node record. Readers skip the lock, whose holder may wait for a disk.
-type record struct {
-	state      cluster.State
-	pending    bool
-	refresh    bool // the reason changes during the drain
-	reason     string
-	stopFailed bool
-	forgotten  bool // see state.Forgotten
-	departure  *Departure
-	changed    <-chan struct{} // closed at the next change
+// recordReason is the reason in the node record.
+func (s situation) recordReason() string {
+	if !s.leaving() {
+		return "serving again"
+	}
+	cause := s.cause()
+	reason := cmp.Or(cause.Reason, string(cause.Kind))
+	if s.Phase == stepStopFailed {
+		reason = "Ant Media Server does not end: " + reason
+	}
+	if s.sessions != nil && s.Phase == StepDraining {
+		reason += ": " + s.sessions.Left()
+	}
+	return plain.Truncate(reason, maxReason)
 }
 
-func (s situation) record() record {
-	w := record{
-		state: s.Want, pending: s.Want != s.Have, stopFailed: s.Phase == phaseStopFailed, departure: s.Departure, forgotten: s.Forgotten,
-		refresh: s.Phase == phaseAnnouncing || s.Phase == phaseDraining || s.Phase == phaseStopFailed, reason: "serving again",
-	}
-	if s.leaving() {
-		cause := s.cause()
-		w.reason = cmp.Or(cause.Reason, string(cause.Kind))
-		if w.stopFailed {
-			w.reason = "Ant Media Server does not end: " + w.reason
-		}
-		if s.sessions != nil && s.Phase == phaseDraining {
-			w.reason += ": " + s.sessions.Left()
-		}
-		w.reason = plain.Truncate(w.reason, maxReason)
-	}
-	return w
-}
-
-// writeRecord writes the node record until MongoDB accepts it. No other work waits for that.
+// writeRecord writes the node record until MongoDB accepts it. No other work waits for that. It takes no lock: its holder may
+// wait for a disk.
 func (r *Runner) writeRecord(ctx context.Context) {
 	var (
 		retry     time.Duration
@@ -62,64 +48,50 @@ func (r *Runner) writeRecord(ctx context.Context) {
 		written   time.Time
 	)
 	for ctx.Err() == nil {
-		w := r.record.Load()
-		if w.state != state {
-			retry, notBefore, state = 0, time.Time{}, w.state
+		v := r.view.Load()
+		if v.Registry != state {
+			retry, notBefore, state = 0, time.Time{}, v.Registry
 		}
 		wait := time.Hour
 		switch {
-		case w.state == "":
-		case w.pending:
+		case v.Registry == "":
+		case !v.RegistryTold:
 			wait = time.Until(notBefore)
-		case w.refresh && w.reason != reason:
+		case v.reason != reason && v.progresses():
 			wait = max(time.Until(written.Add(progressEvery)), time.Until(notBefore))
 		}
 		if wait > 0 {
 			select {
 			case <-ctx.Done():
-			case <-w.changed:
+			case <-v.changed:
 			case <-time.After(wait):
 			}
 			continue
 		}
-		current, err := r.writeOnce(ctx, w)
-		switch {
-		case !current:
-		case err == nil || w.state != cluster.StateLeft && refused(err):
-			retry, notBefore, reason, written = 0, time.Time{}, w.reason, time.Now()
-		default:
+		err := r.writeOnce(ctx, v)
+		if ctx.Err() != nil {
+			return
+		}
+		_ = r.observe(change(func(s situation) { s.recordWritten(state, err) }))
+		if err == nil || state != cluster.StateLeft && refused(err) {
+			retry, notBefore, reason, written = 0, time.Time{}, v.reason, time.Now()
+		} else {
 			retry = min(max(2*retry, minRetry), maxRetry)
-			notBefore = time.Now().Add(jitter(r.o.Rand, retry))
+			notBefore = time.Now().Add(jitter(retry))
 		}
 	}
 }
 
-// writeOnce returns current false if another state is wanted by then.
-func (r *Runner) writeOnce(ctx context.Context, w *record) (current bool, err error) {
+// progresses reports whether the record's reason is kept up to date.
+func (v *View) progresses() bool {
+	return v.Step == StepAnnouncing || v.Step == StepDraining || v.StopFailed
+}
+
+func (r *Runner) writeOnce(ctx context.Context, v *View) error {
 	bound, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	go func() {
-		for now := w; now.state == w.state; now = r.record.Load() {
-			select {
-			case <-bound.Done():
-				return
-			case <-now.changed:
-			}
-		}
-		cancel()
-	}()
-	if w.state == cluster.StateLeft {
-		d := Departure{}
-		if w.departure != nil {
-			d = *w.departure
-		}
-		err = r.o.Node.Deregister(bound, d)
-	} else {
-		err = r.o.Node.SetState(bound, w.state, w.reason, w.stopFailed)
+	if v.Registry == cluster.StateLeft {
+		return r.o.Node.Deregister(bound, v.departure)
 	}
-	if ctx.Err() != nil || r.record.Load().state != w.state {
-		return false, err
-	}
-	_ = r.observe(recordWritten{w.state, err})
-	return true, err
+	return r.o.Node.SetState(bound, v.Registry, v.reason, v.StopFailed)
 }

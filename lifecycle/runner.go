@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"reflect"
 	"slices"
 	"sync"
@@ -31,8 +30,7 @@ type Options struct {
 	// Hooks is nil if the cloud has none. Filter returns the names of this agent's hooks; nil means no names.
 	Hooks  cloud.Hooks
 	Filter func() cloud.Filter
-	// Peers reports which other machines of a completion still serve. If it is nil, such a completion waits for the hook's
-	// limit.
+	// Peers reports which other machines of a completion still serve.
 	Peers Peers
 	// Watcher is nil if the cloud announces nothing.
 	Watcher cloud.Watcher
@@ -41,8 +39,6 @@ type Options struct {
 	Deadline func() (d time.Duration, final bool)
 	// StopTime bounds a stop or start of the server; nil or 0 means the default.
 	StopTime func() time.Duration
-	// SampleInterval is the time between counts; 0 means one second.
-	SampleInterval time.Duration
 	// Balancers returns the load balancers that confirm their state and still send new sessions here. It returns when ctx ends.
 	Balancers func(ctx context.Context) []string
 	Before    func() (s cluster.Sessions, at time.Time)
@@ -55,27 +51,26 @@ type Options struct {
 	// Hardware is [Hardware], or "".
 	Hardware string
 	Log      *slog.Logger
-	// Rand returns 0 to 1; nil means a random number.
-	Rand func() float64
 }
 
 const (
 	// DefaultDeadline limits the wait for sessions.
 	DefaultDeadline = time.Hour
 	defaultStopTime = 90 * time.Second
-	// sampleTime bounds one count.
-	sampleTime = 5 * time.Second
+	// sampleEvery is the time between counts, sampleTime bounds one.
+	sampleEvery = time.Second
+	sampleTime  = 5 * time.Second
 	// countReserve separates the end of a count from the deadline.
 	countReserve   = 50 * time.Millisecond
 	balancersEvery = 500 * time.Millisecond
 	// beforeTime is the maximum age of the last count before a shutdown.
 	beforeTime = 15 * time.Second
-	// unsavedEvery is the retry interval for writing drain.json.
-	unsavedEvery = 5 * time.Second
+	pollEvery  = 500 * time.Millisecond
+	// slowPollEvery applies while a notice, a launch hook or a machine's end is awaited.
+	slowPollEvery = 10 * time.Second
 )
 
-// Runner drains this node and completes its hooks. It applies an event, saves the state, then starts and cancels work
-// according to the plan.
+// Runner drains this node and completes its hooks. It applies an event, saves the state, then starts and cancels work.
 type Runner struct {
 	o   Options
 	log *slog.Logger
@@ -86,29 +81,22 @@ type Runner struct {
 	boot       string
 	saved      []byte // of the file
 	unsaved    bool
-	changed    chan struct{} // closed, and replaced, at each change
-	journal    journal
+	notes      []Note
+	warned     map[string]warned
 	ctx        context.Context // of Run; nil if it does not run
 	end        context.CancelFunc
 	work       map[string]context.CancelFunc
 	workers    sync.WaitGroup
 	completing sync.Mutex // one at a time
-	timer      *time.Timer
 
-	view   atomic.Pointer[View]
-	record atomic.Pointer[record]
-	events eventQueue
+	view atomic.Pointer[View] // readers skip the lock
 }
 
 // NewRunner returns a runner that continues the drain of an earlier run. It logs and ignores an unreadable record.
 func NewRunner(o Options) *Runner {
 	began := time.Now()
-	o.SampleInterval = cmp.Or(max(0, o.SampleInterval), time.Second)
 	if o.Deadline == nil {
 		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
-	}
-	if o.Rand == nil {
-		o.Rand = rand.Float64
 	}
 	if o.Filter == nil {
 		o.Filter = func() cloud.Filter { return nil }
@@ -117,9 +105,8 @@ func NewRunner(o Options) *Runner {
 		o.Uptime = func() (string, time.Duration) { return "", time.Since(began) + 1 }
 	}
 	r := &Runner{
-		o: o, log: o.Log, state: state{}.clone(), changed: make(chan struct{}), work: map[string]context.CancelFunc{},
-		journal: journal{log: o.Log, warned: map[string]warned{}},
-		events:  eventQueue{write: o.Event, log: o.Log, random: o.Rand, pending: make(chan cluster.Event, maxEvents)},
+		o: o, log: o.Log, state: state{}.clone(), work: map[string]context.CancelFunc{},
+		warned: map[string]warned{},
 	}
 	r.boot, _ = o.Uptime()
 	r.mu.Lock()
@@ -137,8 +124,7 @@ func NewRunner(o Options) *Runner {
 		r.state, r.saved = d.restore(r.boot, o.Hardware, r.situation()), []byte{}
 		r.state.Hooks.confirm(o.Filter())
 	}
-	r.journal.add(r.state.notes)
-	r.events.add(r.state.history)
+	r.addNotes(r.state.notes)
 	_ = r.step(passed)
 	return r
 }
@@ -154,7 +140,7 @@ func (r *Runner) situation() situation {
 	r.clock = r.clock.updated(now, time.Now())
 	c := &config{
 		Joined: r.o.Node.Joined, JoinedAt: r.o.Node.JoinedAt, Role: r.o.Role(),
-		Hooks: r.o.Hooks != nil, Sample: r.o.SampleInterval, Wall: r.clock,
+		Hooks: r.o.Hooks != nil, Wall: r.clock,
 		NoneBefore: func(left func(cluster.Sessions) (int, bool)) bool {
 			s, at := r.o.Before()
 			n, known := left(s)
@@ -173,39 +159,35 @@ func (r *Runner) observe(e event) error {
 
 // step requires the lock.
 func (r *Runner) step(e event) error {
+	clock := r.clock
 	s := r.situation()
 	next, err := step(s, e)
 	same := r.state
 	same.inService = next.inService
 	r.state = next
-	if _, look := e.(reported); look && reflect.DeepEqual(same, next) {
-		return err // most reports change nothing
+	// Most reports change nothing.
+	v := r.view.Load()
+	if v == nil || v.Over != s.isOver() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
+		r.addNotes(next.notes)
+		r.state.notes = nil
+		// Readiness and the node record do not wait for a disk: every step can be repeated.
+		r.publish(s)
+		was := r.unsaved
+		if r.save(); r.unsaved != was {
+			r.publish(s)
+		}
 	}
-	r.journal.add(next.notes)
-	r.events.add(next.history)
-	r.state.notes, r.state.history = nil, nil
-	plan := s.plan()
-	// Readiness and the node record do not wait for a disk: every step can be repeated.
-	r.publish(s, plan)
-	was := r.unsaved
-	if r.save(); r.unsaved != was {
-		r.publish(s, plan)
-	}
-	r.journal.trouble(r.state.trouble)
-	r.follow(plan, s.now)
+	r.logTrouble()
+	r.follow(s)
 	return err
 }
 
-func (r *Runner) publish(s situation, p plan) {
-	changed := r.changed
-	r.changed = make(chan struct{})
-	v := s.view(p)
-	v.Notes = slices.Clone(r.journal.notes)
-	r.view.Store(&v)
-	w := s.record()
-	w.changed = r.changed
-	r.record.Store(&w)
-	close(changed)
+func (r *Runner) publish(s situation) {
+	v := s.view()
+	v.Notes, v.changed = slices.Clone(r.notes), make(chan struct{})
+	if before := r.view.Swap(&v); before != nil {
+		close(before.changed)
+	}
 }
 
 func (r *Runner) save() {
@@ -230,11 +212,11 @@ func (r *Runner) save() {
 }
 
 // follow requires the lock.
-func (r *Runner) follow(p plan, now instant) {
+func (r *Runner) follow(s situation) {
 	if r.ctx == nil {
 		return
 	}
-	wanted := r.wanted(p)
+	wanted := r.wanted(s)
 	for key, cancel := range r.work {
 		if wanted[key] == nil {
 			cancel()
@@ -248,55 +230,75 @@ func (r *Runner) follow(p plan, now instant) {
 			r.workers.Go(func() { do(ctx) })
 		}
 	}
-	wake := p.WakeAt
-	if retry := now.Add(unsavedEvery); r.unsaved && (wake == 0 || retry < wake) {
-		wake = retry
-	}
-	if r.timer != nil {
-		r.timer.Stop()
-		r.timer = nil
-	}
-	if wake != 0 {
-		r.timer = time.AfterFunc(wake.Sub(now), func() { _ = r.observe(passed) })
-	}
-	if p.Exit {
+	if s.isOver() {
 		r.end()
 	}
 }
 
-// wanted keeps a key as long as its work may continue.
-func (r *Runner) wanted(p plan) map[string]func(context.Context) {
+// wanted is the work that the state requires: a daemon that was killed derives the same from drain.json. A key stays as long
+// as its work may continue.
+func (r *Runner) wanted(s situation) map[string]func(context.Context) {
 	wanted := map[string]func(context.Context){}
-	if p.Balancers {
+	if !s.empty() || r.unsaved {
+		wanted["poll"] = r.poll
+	}
+	switch s.Phase {
+	case StepAnnouncing:
 		wanted["balancers"] = r.askBalancers
-	}
-	if p.Count {
-		wanted[map[bool]string{false: "count", true: "last count"}[p.LastCount]] = func(ctx context.Context) { r.count(ctx, p.LastCount) }
-	}
-	if p.Stop {
+	case StepDraining:
+		wanted["count"] = r.count
+	case StepStopping, stepStopFailed:
 		wanted["stop"] = r.stop
+	case StepNone, stepDown, StepDeregistering, StepCompleting, StepDone, stepResuming:
 	}
-	if p.Prove {
-		wanted["prove "+r.state.Start.ID] = func(ctx context.Context) { r.prove(ctx, p.Start) }
+	if len(s.history) > 0 { // one after another
+		e := s.history[0]
+		wanted[fmt.Sprint("event ", s.written)] = func(ctx context.Context) { r.writeEvent(ctx, e) }
 	}
-	for launching, find := range p.FindHooks {
-		if find {
-			settings, notBefore := r.state.settings, r.state.askNotBefore
+	r.addHookWork(s, wanted)
+	return wanted
+}
+
+func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context)) {
+	if st := s.Start; st != nil && st.Proved == 0 && !s.leaving() {
+		server := st.Server
+		wanted["prove "+st.ID] = func(ctx context.Context) { r.prove(ctx, server) }
+	}
+	for _, launching := range []bool{false, true} {
+		if s.wantsHooks(launching) {
+			settings, notBefore := s.settings, s.askNotBefore
 			wanted[fmt.Sprint("find ", launching, settings)] = func(ctx context.Context) { r.discover(ctx, launching, settings, notBefore) }
 		}
 	}
-	for _, w := range p.Hooks {
-		wanted[string(w.op)+" "+hookKey(w.Hook)] = func(ctx context.Context) { r.callHook(ctx, w.Hook, w.op) }
+	for i := range s.Hooks {
+		h := s.Hooks[i].Hook
+		if op := s.hookOp(&s.Hooks[i]); op != opNone {
+			wanted[string(op)+" "+hookKey(h)] = func(ctx context.Context) { r.callHook(ctx, h, op) }
+		}
 	}
-	return wanted
+}
+
+// poll repeats the step, since time alone may change the phase. It meets deadlines exactly.
+func (r *Runner) poll(ctx context.Context) {
+	for {
+		v, wait := r.View(), pollEvery
+		if v.Step == StepDone || v.Step == StepNone && (v.NextDrain.IsZero() || v.NextDrain.After(time.Now())) {
+			wait = slowPollEvery
+		}
+		for _, at := range []time.Time{v.Deadline, v.NextDrain} {
+			if left := time.Until(at); left > 0 {
+				wait = min(wait, left)
+			}
+		}
+		if !sleep.For(ctx, wait) {
+			return
+		}
+		_ = r.observe(passed)
+	}
 }
 
 // Run acts on notices until ctx ends, or the node is drained for a shutdown. Call it once.
 func (r *Runner) Run(ctx context.Context) {
-	events, stopEvents := context.WithCancel(context.WithoutCancel(ctx))
-	var last sync.WaitGroup
-	last.Go(func() { r.events.run(events) })
-
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
@@ -307,21 +309,15 @@ func (r *Runner) Run(ctx context.Context) {
 	if r.o.Watcher != nil {
 		r.workers.Go(func() {
 			r.o.Watcher.Watch(ctx, func(topic string, current []cloud.Notice) {
-				r.logIgnored(r.observe(reported{topic, current}), topic)
+				r.logIgnored(r.observe(func(s situation) error { return s.reported(topic, current) }), topic)
 			})
 		})
 	}
 	<-ctx.Done()
 	r.mu.Lock()
 	r.ctx = nil // no new work
-	if r.timer != nil {
-		r.timer.Stop()
-	}
 	r.mu.Unlock()
 	r.workers.Wait()
-	r.events.flush(ctx, func() bool { return r.View().RegistryTold })
-	stopEvents()
-	last.Wait()
 }
 
 func (r *Runner) logIgnored(err error, id string) {
@@ -331,37 +327,43 @@ func (r *Runner) logIgnored(err error, id string) {
 }
 
 // Notice accepts the notice of an event or a shutdown. It may be repeated, late, or contradict another.
-func (r *Runner) Notice(n Notice) { r.logIgnored(r.observe(noticed{n}), n.ID) }
+func (r *Runner) Notice(n Notice) {
+	r.logIgnored(r.observe(func(s situation) error { return s.noticed(n) }), n.ID)
+}
 
 // Drain drains this node for the operator. A second request continues the drain; its deadline, if set, replaces the first.
 // It returns [ErrNotJoined] or [ErrLeft].
-func (r *Runner) Drain(req DrainRequest) error { return r.observe(drainRequested{req}) }
+func (r *Runner) Drain(req DrainRequest) error {
+	return r.observe(func(s situation) error { return s.drainRequested(req) })
+}
 
 // Undrain cancels a drain. It overrules the cloud's notices until the cloud withdraws them. If only the node record is
 // draining, it corrects the record. It returns [ErrTooLate], [ErrNotJoined] or [ErrNotDraining].
 func (r *Runner) Undrain(who string, recorded cluster.State) error {
-	return r.observe(drainCancelled{who, recorded})
+	return r.observe(func(s situation) error { return s.drainCancelled(who, recorded) })
 }
 
 // Forget deletes a finished drain because this machine joins again. During a drain it returns [ErrBusy]; the end of that
 // drain detects a join after the stop.
-func (r *Runner) Forget(joining bool) error { return r.observe(joinSeen{joining}) }
+func (r *Runner) Forget(joining bool) error {
+	return r.observe(func(s situation) error { return s.joinSeen(joining) })
+}
 
 // Forgotten reports whether the node record may still show a forgotten drain.
-func (r *Runner) Forgotten() bool { return r.record.Load().forgotten }
+func (r *Runner) Forgotten() bool { return r.view.Load().forgotten }
 
 // Settled resets Forgotten. It does not wait for a disk.
 func (r *Runner) Settled() {
-	go func() { _ = r.observe(change(func(s *state) { s.Forgotten = false })) }()
+	go func() { _ = r.observe(change(func(s situation) { s.Forgotten = false })) }()
 }
 
 // Unsaid means that the node record may lack the state, for example after a removal. It does not wait for a disk.
-func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s *state) { s.Have = "" })) }() }
+func (r *Runner) Unsaid() { go func() { _ = r.observe(change(func(s situation) { s.Have = "" })) }() }
 
 // Reconsider repeats the query for hooks with new settings.
-func (r *Runner) Reconsider() { _ = r.observe(settingsRead{}) }
+func (r *Runner) Reconsider() { _ = r.observe(change(situation.settingsRead)) }
 
-// pendingHook returns a hook's current data; false if the plan no longer has the call.
+// pendingHook returns a hook's current data; false if the call is no longer wanted.
 func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -383,36 +385,33 @@ func (r *Runner) askBalancers(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(change(func(s *state) { s.balancers, s.balancersAsked = using, true }))
+		_ = r.observe(change(func(s situation) { s.balancers, s.balancersAsked = using, true }))
 		if !sleep.For(ctx, balancersEvery) {
 			return
 		}
 	}
 }
 
-func (r *Runner) count(ctx context.Context, last bool) {
+func (r *Runner) count(ctx context.Context) {
 	var logged time.Time
 	for {
-		limit := max(sampleTime, r.o.SampleInterval)
+		limit := sampleTime
 		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
 			limit = min(limit, left) // a count that is cut off returns its partial result
 		}
-		if last {
-			limit = lastCountTime
-		}
-		next := time.Now().Add(r.o.SampleInterval)
+		next := time.Now().Add(sampleEvery)
 		bound, cancel := context.WithTimeout(ctx, limit)
 		sessions, err := r.o.Node.Sessions(bound)
 		cancel()
 		if ctx.Err() != nil {
 			return
 		}
-		_ = r.observe(counted{sessions, err})
+		_ = r.observe(change(func(s situation) { s.sessionsCounted(sessions, err) }))
 		if v := r.View(); v.Step == StepDraining && time.Since(logged) >= progressEvery {
 			r.log.Info("draining", "progress", v.Progress)
 			logged = time.Now()
 		}
-		if last || !sleep.For(ctx, time.Until(next)) {
+		if !sleep.For(ctx, time.Until(next)) {
 			return
 		}
 	}
@@ -430,12 +429,7 @@ const maxStopPause = time.Minute
 
 // stop retries until the server ends. After the time limit, the hooks are completed all the same.
 func (r *Runner) stop(ctx context.Context) {
-	r.mu.Lock()
-	s := r.situation()
-	limit := s.stepTime(r.o.stopTime(), 2*time.Second, s.now)
-	failed := s.Phase == phaseStopFailed
-	r.mu.Unlock()
-	end := time.Now().Add(limit)
+	began, limit, failed := time.Now(), r.o.stopTime(), r.View().StopFailed
 	for pause := time.Second; ; {
 		bound, cancel := context.WithTimeout(ctx, limit)
 		err := r.o.Node.StopServer(bound)
@@ -443,14 +437,13 @@ func (r *Runner) stop(ctx context.Context) {
 		if err != nil && ctx.Err() != nil {
 			return
 		}
-		failed = failed || !time.Now().Before(end)
-		_ = r.observe(stopTried{err, failed})
+		failed = failed || time.Since(began) >= limit
+		_ = r.observe(change(func(s situation) { s.stopTried(err, failed) }))
 		if err == nil || errors.Is(err, ErrNotManaged) || !sleep.For(ctx, pause) {
 			return
 		}
-		limit = max(time.Until(end), time.Second)
 		if failed {
-			limit, pause = r.o.stopTime(), min(2*pause, maxStopPause)
+			pause = min(2*pause, maxStopPause)
 		}
 	}
 }

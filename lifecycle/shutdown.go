@@ -43,7 +43,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 	s.Hooks.confirm(f)
 	if s.wantsHooks(false) {
 		found, err := f.Find(ctx, c, false)
-		_ = hooksFound{filter: f, hooks: found, err: err}.apply(s)
+		hooksFound{filter: f, hooks: found, err: err}.apply(s)
 		if err != nil && (s.wantsHooks(false) || !s.Hooks.anyWaits(false)) {
 			errs = append(errs, fmt.Errorf("asking for the hook that waits: %w", err))
 		}
@@ -61,10 +61,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 }
 
 func completeOne(ctx context.Context, c cloud.Hooks, h Hook, p Peers, log *slog.Logger) error {
-	err := checkOthers(ctx, p, h)
-	if err == nil {
-		err = c.Complete(ctx, h)
-	}
+	err := complete(ctx, c, p, h)
 	switch {
 	case err == nil:
 		log.Info("hook completed", "hook", h.Name)

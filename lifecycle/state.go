@@ -16,22 +16,6 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-type phase string
-
-// The phases; transitions has their order.
-const (
-	phaseServing       phase = ""
-	phaseAnnouncing    phase = "announcing"    // the record becomes draining
-	phaseDraining      phase = "draining"      // sessions are counted
-	phaseDown          phase = "down"          // drained, and the machine shuts down: systemd stops the server
-	phaseStopping      phase = "stopping"      // cannot be cancelled
-	phaseStopFailed    phase = "stop-failed"   // not ended in time: hooks are completed, the stop is retried
-	phaseDeregistering phase = "deregistering" // the record becomes left
-	phaseCompleting    phase = "completing"    // of hooks
-	phaseDone          phase = "done"          // left, parked, or drained before a reboot
-	phaseResuming      phase = "resuming"      // a parked machine starts its server again
-)
-
 // goal is the purpose of a drain: the highest of its due notices.
 type goal int
 
@@ -56,7 +40,7 @@ func goalOf(k Kind) goal {
 
 // state is the content of drain.json, and what the agent has observed since its start.
 type state struct {
-	Phase   phase   `json:"step,omitempty"`
+	Phase   Step    `json:"step,omitempty"`
 	Entered instant `json:"entered,omitempty"` // this phase
 	// Goal is set when the server is stopped, and then may only rise.
 	Goal    goal     `json:"goal,omitempty"`
@@ -64,9 +48,7 @@ type state struct {
 	// Overruled lists notices that the operator overruled, until the cloud withdraws them.
 	Overruled []overruled `json:"overruled,omitempty"`
 	Began     instant     `json:"began,omitempty"`
-	// Role and Budget are the settings at the start of the drain: a restart with others moves no deadline. Budget is 0 until
-	// final.
-	Role   string        `json:"role,omitempty"`
+	// Budget is the setting at the start of the drain: a restart with another moves no deadline. It is 0 until final.
 	Budget time.Duration `json:"budget_ns,omitempty"`
 	// Deadline is the one in force when the drain ended.
 	Deadline instant `json:"deadline,omitempty"`
@@ -100,8 +82,7 @@ type observed struct {
 	countedAt        instant
 	uncountableSince instant
 	zeros            int
-	lastCount        instant // start of the count after the deadline
-	stopOverdue      bool    // the time limit is over
+	stopOverdue      bool // the time limit is over
 	askDenied        map[bool]string
 	askNotBefore     instant
 	othersHooks      string   // all waiting hooks are other programs'
@@ -113,7 +94,8 @@ type observed struct {
 	cancelledBy      string
 	trouble          map[string]string
 	notes            []note
-	history          []cluster.Event
+	history          []cluster.Event // not written yet
+	written          int             // events
 }
 
 type overruled struct {
@@ -164,7 +146,7 @@ func (s *state) setTrouble(about, text string) {
 
 func (s state) clone() state {
 	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
-	s.notes, s.history = nil, nil
+	s.notes, s.history = nil, slices.Clone(s.history[:min(len(s.history), maxEvents)])
 	s.trouble, s.askDenied = maps.Clone(s.trouble), maps.Clone(s.askDenied)
 	if s.trouble == nil {
 		s.trouble = map[string]string{}
@@ -180,19 +162,19 @@ func (s state) clone() state {
 }
 
 func (s *state) empty() bool {
-	return s.Phase == phaseServing && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
+	return s.Phase == StepNone && len(s.Notices) == 0 && len(s.Overruled) == 0 && s.Start == nil && s.Want == s.Have && !s.Forgotten
 }
 
 // leaving reports whether a drain is in progress or over.
-func (s *state) leaving() bool { return s.Phase != phaseServing && s.Phase != phaseResuming }
+func (s *state) leaving() bool { return s.Phase != StepNone && s.Phase != stepResuming }
 
 func (s *state) reversible(goal goal) bool {
 	switch s.Phase {
-	case phaseServing, phaseResuming, phaseAnnouncing, phaseDraining, phaseDown:
+	case StepNone, stepResuming, StepAnnouncing, StepDraining, stepDown:
 		return true
-	case phaseDone:
+	case StepDone:
 		return goal <= goalReboot
-	case phaseStopping, phaseStopFailed, phaseDeregistering, phaseCompleting:
+	case StepStopping, stepStopFailed, StepDeregistering, StepCompleting:
 	}
 	return false
 }
@@ -298,7 +280,7 @@ func (s *state) dropUnnamedHooks() {
 }
 
 func (n notice) departure(repair bool) *Departure {
-	d := &Departure{Reason: cmp.Or(n.Reason, string(n.Kind)), Who: cmp.Or(n.Who, n.Source), LeftBy: cluster.LeftByDrain, RepairStreams: repair}
+	d := &Departure{Reason: cmp.Or(n.Reason, string(n.Kind)), LeftBy: cluster.LeftByDrain, RepairStreams: repair}
 	if n.Kind == Reimage {
 		d.LeftBy = cluster.LeftByReimage
 	}
@@ -311,7 +293,7 @@ func (n notice) event(kind string, details map[string]string) cluster.Event {
 
 // left returns the number of sessions to wait for: an edge waits only for viewers. Unknown is not zero.
 func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
-	if s.role() == "edge" {
+	if s.c.Role == "edge" {
 		if sessions.Viewers == nil {
 			return 0, false
 		}
@@ -327,7 +309,5 @@ func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
 // errNoPublishers: SRT and pulled streams do not use the RTMP port, so zero connections do not prove zero publishers. For a
 // shutdown they are enough.
 const errNoPublishers = "nothing is connected to the RTMP port, but streams that come another way are not known without MongoDB or the server's statistics"
-
-func (s situation) role() string { return cmp.Or(s.Role, s.c.Role) }
 
 func groupNotice(id string) bool { return strings.HasSuffix(topicOf(id), cloud.GroupTopic("")) }

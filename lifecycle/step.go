@@ -21,12 +21,10 @@ type config struct {
 	// Budget limits the wait for sessions. It is not Final while an instance tag may change it.
 	Budget time.Duration
 	Final  bool
-	Hooks  bool          // the cloud has hooks
-	Sample time.Duration // between counts
+	Hooks  bool // the cloud has hooks
 	Wall   wallClock
 	// NoneBefore: the last count shortly before found no session.
 	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
-	taken      func(transition int) // for tests
 }
 
 const (
@@ -44,7 +42,7 @@ const (
 	deregisterTime = 10 * time.Second
 	// uncountableTime bounds a shutdown's wait for sessions that cannot be counted.
 	uncountableTime = 2 * time.Minute
-	// lastCountTime bounds the count at the deadline.
+	// lastCountTime bounds the wait for a count at the deadline.
 	lastCountTime = time.Second
 	// proveTime bounds a start.
 	proveTime = 10 * time.Minute
@@ -72,22 +70,26 @@ type situation struct {
 }
 
 // event changes facts; the transitions follow from these.
-type event interface {
-	apply(s situation) error
+type event func(situation) error
+
+func change(do func(situation)) event {
+	return func(s situation) error {
+		do(s)
+		return nil
+	}
 }
 
+var passed = change(func(situation) {}) // time
+
 // step applies an event and all transitions that follow. It reads no clock and does no I/O.
-func step(s situation, ev event) (state, error) {
+func step(s situation, apply event) (state, error) {
 	next := s.clone()
 	s.state = &next
-	err := ev.apply(s)
+	err := apply(s)
 	s.update()
 	for i := 0; i < len(transitions); i++ {
 		if t := transitions[i]; t.from == s.Phase && t.when(s) {
 			s.Phase, s.Entered = t.to, s.now
-			if s.c.taken != nil {
-				s.c.taken(i)
-			}
 			if t.do != nil {
 				t.do(s)
 			}
@@ -99,7 +101,7 @@ func step(s situation, ev event) (state, error) {
 }
 
 type transition struct {
-	from, to phase
+	from, to Step
 	why      string // for docs/drain.md
 	when     func(situation) bool
 	do       func(situation)
@@ -107,28 +109,28 @@ type transition struct {
 
 // transitions is the state machine: the first one that applies is taken.
 var transitions = []transition{
-	{phaseServing, phaseAnnouncing, "a notice is due", joinedAndDue, begin},
-	{phaseServing, phaseCompleting, "a machine that has not joined leaves", neverJoined, begin},
-	{phaseAnnouncing, phaseServing, "no notice is due any more", nothingDue, serveAgain},
-	{phaseAnnouncing, phaseDraining, "the record says draining (2 s at most) and no known load balancer sends sessions here (10 s at most), or the deadline", announced, noteBalancers},
-	{phaseDraining, phaseServing, "no notice is due any more", nothingDue, serveAgain},
-	{phaseDraining, phaseDown, "no session is left, or the deadline; the machine shuts down", drainedForShutdown, recordDeparture},
-	{phaseDraining, phaseDone, "no session is left, or the deadline; the machine reboots", drainedForReboot, drainedBeforeReboot},
-	{phaseDraining, phaseStopping, "no session is left, or the deadline", drained, recordDeparture},
-	{phaseStopping, phaseDeregistering, "the server has ended", stopped, deregister},
-	{phaseStopping, phaseStopFailed, "it does not end in time", stopOverdue, failStop},
-	{phaseStopFailed, phaseDeregistering, "the server has ended", stopped, deregister},
-	{phaseDeregistering, phaseCompleting, "the record says left, or 10 s have passed", deregistered, nil},
-	{phaseCompleting, phaseAnnouncing, "the machine has joined after all", joinedAfterAll, begin},
-	{phaseCompleting, phaseDone, "no hook waits, or none can be completed", hooksDone, finish},
-	{phaseDone, phaseServing, "the machine was joined again", rejoined, forgetDrain},
-	{phaseDone, phaseAnnouncing, "a notice above the reboot is due", aboveReboot, begin},
-	{phaseDone, phaseServing, "no reboot is due any more", rebootWithdrawn, serveAgain},
-	{phaseDone, phaseCompleting, "a hook waits", hookWaits, nil},
-	{phaseDone, phaseResuming, "the group has the parked machine in service again", backInService, resume},
-	{phaseResuming, phaseAnnouncing, "a notice is due", joinedAndDue, begin},
-	{phaseResuming, phaseCompleting, "a machine that has not joined leaves", neverJoined, begin},
-	{phaseResuming, phaseServing, "the node is seen in the cluster", proved, nil},
+	{StepNone, StepAnnouncing, "a notice is due", joinedAndDue, begin},
+	{StepNone, StepCompleting, "a machine that has not joined leaves", neverJoined, begin},
+	{StepAnnouncing, StepNone, "no notice is due any more", nothingDue, serveAgain},
+	{StepAnnouncing, StepDraining, "the record says draining (2 s at most) and no known load balancer sends sessions here (10 s at most), or the deadline", announced, noteBalancers},
+	{StepDraining, StepNone, "no notice is due any more", nothingDue, serveAgain},
+	{StepDraining, stepDown, "no session is left, or the deadline; the machine shuts down", drainedForShutdown, recordDeparture},
+	{StepDraining, StepDone, "no session is left, or the deadline; the machine reboots", drainedForReboot, drainedBeforeReboot},
+	{StepDraining, StepStopping, "no session is left, or the deadline", drained, recordDeparture},
+	{StepStopping, StepDeregistering, "the server has ended", stopped, deregister},
+	{StepStopping, stepStopFailed, "it does not end in time", stopOverdue, failStop},
+	{stepStopFailed, StepDeregistering, "the server has ended", stopped, deregister},
+	{StepDeregistering, StepCompleting, "the record says left, or 10 s have passed", deregistered, nil},
+	{StepCompleting, StepAnnouncing, "the machine has joined after all", joinedAfterAll, begin},
+	{StepCompleting, StepDone, "no hook waits, or none can be completed", hooksDone, finish},
+	{StepDone, StepNone, "the machine was joined again", rejoined, forgetDrain},
+	{StepDone, StepAnnouncing, "a notice above the reboot is due", aboveReboot, begin},
+	{StepDone, StepNone, "no reboot is due any more", rebootWithdrawn, serveAgain},
+	{StepDone, StepCompleting, "a hook waits", hookWaits, nil},
+	{StepDone, stepResuming, "the group has the parked machine in service again", backInService, resume},
+	{stepResuming, StepAnnouncing, "a notice is due", joinedAndDue, begin},
+	{stepResuming, StepCompleting, "a machine that has not joined leaves", neverJoined, begin},
+	{stepResuming, StepNone, "the node is seen in the cluster", proved, nil},
 }
 
 func (s situation) update() {
@@ -140,15 +142,8 @@ func (s situation) update() {
 	if s.leaving() && s.Budget == 0 && s.c.Final {
 		s.Budget = s.c.Budget
 	}
-	switch {
-	case s.Phase != phaseDraining:
-		s.lastCount = 0
+	if s.Phase != StepDraining {
 		delete(s.trouble, troubleSessions)
-	case !s.isLate():
-		s.lastCount = 0
-	case s.lastCount == 0 && !s.counted():
-		// The departure record needs the number of cut sessions.
-		s.lastCount = s.now
 	}
 	if len(s.Notices) < maxNotices {
 		s.setTrouble(troubleNotices, "")
@@ -157,7 +152,7 @@ func (s situation) update() {
 }
 
 func (s situation) counted() bool {
-	return s.sessions != nil && s.now.Sub(s.countedAt) <= 2*s.c.Sample+time.Second
+	return s.sessions != nil && s.now.Sub(s.countedAt) <= 3*sampleEvery
 }
 
 func (s situation) isLate() bool { return s.deadline().reached(s.now) }
@@ -213,7 +208,8 @@ func (s situation) noneBefore() bool {
 
 func drained(s situation) bool {
 	if s.isLate() && !s.none() {
-		return s.counted() || s.lastCount.Add(lastCountTime).reached(s.now)
+		// The departure record needs the number of cut sessions.
+		return s.counted() || max(s.Entered, s.deadline()).Add(lastCountTime).reached(s.now)
 	}
 	return s.none() || s.uncountableEnds().reached(s.now)
 }
@@ -235,7 +231,7 @@ func failStop(s situation) {
 }
 
 func deregistered(s situation) bool {
-	return s.Have == cluster.StateLeft || s.Entered.Add(s.stepTime(deregisterTime, time.Second, s.Entered)).reached(s.now)
+	return s.Have == cluster.StateLeft || s.Entered.Add(deregisterTime).reached(s.now)
 }
 
 func joinedAfterAll(s situation) bool { return s.NeverJoined && s.c.Joined() }
@@ -282,7 +278,7 @@ func begin(s situation) {
 	}
 	s.resetCounts()
 	s.cancelledBy, s.othersHooks = "", ""
-	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, s.now, 0, s.c.Role, 0
+	s.Goal, s.Began, s.Deadline, s.Budget = goalNone, s.now, 0, 0
 	s.Departure, s.NeverJoined = nil, !s.c.Joined()
 	s.update()
 	cause := s.cause()
@@ -326,17 +322,15 @@ func recordDeparture(s situation) {
 	}
 	s.note(why, "sessions", left, "deadline of", by)
 	s.Departure = s.cause().departure(s.Repair)
-	if s.sessions != nil && s.counted() {
-		sessions := *s.sessions
-		s.Departure.Sessions = &sessions
-		if n, known := s.left(sessions); known {
-			if s.role() == "edge" && sessions.Publishers != nil {
-				n += *sessions.Publishers
+	if s.counted() {
+		if n, known := s.left(*s.sessions); known {
+			if s.c.Role == "edge" && s.sessions.Publishers != nil {
+				n += *s.sessions.Publishers
 			}
 			s.Departure.Cut = &n
 		}
 	}
-	if s.Phase == phaseDown {
+	if s.Phase == stepDown {
 		recordEnd(s, "the machine shuts down")
 	}
 }
@@ -410,7 +404,7 @@ func (s *state) reset() {
 }
 
 func (s *state) resetCounts() {
-	s.sessions, s.countedAt, s.uncountableSince, s.zeros, s.lastCount, s.stopOverdue = nil, 0, 0, 0, 0, false
+	s.sessions, s.countedAt, s.uncountableSince, s.zeros, s.stopOverdue = nil, 0, 0, 0, false
 	s.balancers, s.balancersAsked = nil, false
 	for _, about := range []string{troubleStop, troubleStart, troubleDiscover, troubleHeartbeat, troubleComplete} {
 		delete(s.trouble, about)

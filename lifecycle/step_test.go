@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,16 +36,17 @@ type history struct {
 	// sources are the reports of the cloud, by topic.
 	sources map[string][]cloud.Notice
 	steps   int
+	cancels bool // the event is an undrain
 }
 
-func newHistory(t *testing.T, seed uint64, taken func(int)) *history {
+func newHistory(t *testing.T, seed uint64) *history {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	h := &history{
 		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), joined: rng.IntN(5) > 0, sources: map[string][]cloud.Notice{},
 		c: config{
 			Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
-			Hooks: rng.IntN(4) > 0, Sample: time.Second,
-			Wall: wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)), taken: taken,
+			Hooks: rng.IntN(4) > 0,
+			Wall:  wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)),
 		},
 	}
 	h.c.Joined, h.c.JoinedAt = func() bool { return h.joined }, func() time.Time { return h.joinedAt }
@@ -59,17 +61,18 @@ func (h *history) do(e event) error {
 	next, err := step(h.situation(), e)
 	h.s = next
 	h.steps++
-	h.invariants(before, e, err)
+	h.invariants(before, err)
+	h.cancels = false
 	return err
 }
 
-func (h *history) invariants(before state, e event, err error) {
+func (h *history) invariants(before state, err error) {
 	s := h.situation()
 	fail := func(what string) {
 		h.t.Helper()
-		h.t.Errorf("%s\nafter %T %+v\nbefore %+v\nnow %+v", what, e, e, before, h.s)
+		h.t.Errorf("%s\nbefore %+v\nnow %+v", what, before, h.s)
 	}
-	if s.Phase == phaseServing && h.joined && s.goal() > goalNone {
+	if s.Phase == StepNone && h.joined && s.goal() > goalNone {
 		fail("ready although a notice is due")
 	}
 	if s.Want == cluster.StateLeft && s.StoppedAt == 0 && !s.NeverJoined {
@@ -77,21 +80,23 @@ func (h *history) invariants(before state, e event, err error) {
 	}
 	for i := range s.Hooks {
 		a := &s.Hooks[i]
-		reboot := s.Phase == phaseDone && s.Goal == goalReboot
-		if s.hookOp(a) == opComplete && !a.Hook.Launching && s.StoppedAt == 0 && !s.NeverJoined && !reboot && s.Phase != phaseStopFailed {
+		reboot := s.Phase == StepDone && s.Goal == goalReboot
+		if s.hookOp(a) == opComplete && !a.Hook.Launching && s.StoppedAt == 0 && !s.NeverJoined && !reboot && s.Phase != stepStopFailed {
 			fail("a hook is completed before the server has ended")
 		}
 	}
-	if _, ok := e.(drainCancelled); ok && err == nil && !before.reversible(situation{&before, h.now, &h.c}.goal()) {
+	if h.cancels && err == nil && !before.reversible(situation{&before, h.now, &h.c}.goal()) {
 		fail("a drain was cancelled after the stop had begun")
 	}
-	if s.Phase == phaseAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
+	if s.Phase == StepAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
 		fail("load balancers are waited for without a bound")
 	}
-	if p := s.plan(); p.Count != (s.Phase == phaseDraining) || p.Stop && s.StoppedAt != 0 || p.WakeAt != 0 && p.WakeAt <= h.now {
-		fail(fmt.Sprintf("plan %+v", p))
+	if stopping(s) && s.StoppedAt != 0 {
+		fail("the server is stopped again")
 	}
 }
+
+func stopping(s situation) bool { return s.Phase == StepStopping || s.Phase == stepStopFailed }
 
 func (h *history) pick(of ...event) event { return of[h.rng.IntN(len(of))] }
 
@@ -117,7 +122,7 @@ func (h *history) random() event {
 			current = append(current, n)
 		}
 		h.sources[topic] = current
-		return reported{topic, current}
+		return reported(topic, current...)
 	}
 	var known Hook
 	op := opNone
@@ -146,41 +151,63 @@ func (h *history) random() event {
 		return h.pick(look("aws-spot"), look("aws-scheduled"))
 	case 6: // the same report again
 		for topic, current := range h.sources {
-			return reported{topic, current}
+			return reported(topic, current...)
 		}
 	case 7:
-		return drainRequested{DrainRequest{Deadline: time.Duration(rng.IntN(int(time.Hour))), Now: rng.IntN(9) == 0}}
+		q := DrainRequest{Deadline: time.Duration(rng.IntN(int(time.Hour))), Now: rng.IntN(9) == 0}
+		return func(s situation) error { return s.drainRequested(q) }
 	case 8:
-		return drainCancelled{"root", []cluster.State{"", cluster.StateDraining}[rng.IntN(2)]}
+		recorded := []cluster.State{"", cluster.StateDraining}[rng.IntN(2)]
+		h.cancels = true
+		return func(s situation) error { return s.drainCancelled("root", recorded) }
 	case 9, 10, 11:
-		return counted{cluster.Sessions{Publishers: count(), Viewers: count()}, nil}
+		return sessionsCounted(cluster.Sessions{Publishers: count(), Viewers: count()}, nil)
 	case 12:
-		return counted{err: errors.New("403")}
+		return sessionsCounted(cluster.Sessions{}, errors.New("403"))
 	case 13, 14:
-		return recordWritten{h.s.Want, written[rng.IntN(len(written))]}
+		want, err := h.s.Want, written[rng.IntN(len(written))]
+		return change(func(s situation) { s.recordWritten(want, err) })
 	case 15:
-		return h.pick(stopTried{}, stopTried{err: ErrNotManaged}, stopTried{errors.New("hangs"), true})
+		return h.pick(stopTried(nil, false), stopTried(ErrNotManaged, false), stopTried(errors.New("hangs"), true))
 	case 16:
-		return hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}
+		return change(hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}.apply)
 	case 17, 18:
-		return hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}
+		return change(hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}.apply)
 	case 19:
-		return h.pick(joinSeen{true}, joinSeen{false}, settingsRead{}, change(func(s *state) { s.Have = "" }), change(func(s *state) { s.Forgotten = false }))
+		return h.pick(joinSeen(true), joinSeen(false), change(situation.settingsRead), change(func(s situation) { s.Have = "" }), change(func(s situation) { s.Forgotten = false }))
 	case 20:
-		return h.pick(startProved{}, startProved{errors.New("no document")}, noticed{Notice{ID: "launch", Kind: Launch}})
+		return h.pick(startProved(nil), startProved(errors.New("no document")), noticed(Notice{ID: "launch", Kind: Launch}))
 	case 22:
 		return h.pick(balancersSeen(), balancersSeen("lb-1"))
 	case 21:
 		if rng.IntN(20) == 0 {
-			return noticed{Notice{ID: "shutdown", Kind: Shutdown, Source: "systemd"}}
+			return noticed(Notice{ID: "shutdown", Kind: Shutdown, Source: "systemd"})
 		}
-		return noticed{Notice{ID: "aws-lifecycle/resume", Kind: Resume, Source: "event"}}
+		return noticed(Notice{ID: "aws-lifecycle/resume", Kind: Resume, Source: "event"})
 	}
 	return passed
 }
 
+func stopTried(err error, final bool) event {
+	return change(func(s situation) { s.stopTried(err, final) })
+}
+
+func sessionsCounted(sessions cluster.Sessions, err error) event {
+	return change(func(s situation) { s.sessionsCounted(sessions, err) })
+}
+
+func joinSeen(joining bool) event {
+	return func(s situation) error { return s.joinSeen(joining) }
+}
+
+func startProved(err error) event {
+	return change(func(s situation) { s.startProved(err) })
+}
+
+func noticed(n Notice) event { return func(s situation) error { return s.noticed(n) } }
+
 func balancersSeen(using ...string) event {
-	return change(func(s *state) { s.balancers, s.balancersAsked = using, true })
+	return change(func(s situation) { s.balancers, s.balancersAsked = using, true })
 }
 
 // drift changes the inputs of the steps.
@@ -195,9 +222,12 @@ func (h *history) drift() {
 	case 3:
 		h.c.Final = true
 	}
-	if wake := h.situation().plan().WakeAt; wake != 0 && h.rng.IntN(2) == 0 {
-		h.now = wake
-	} else {
+	switch s := h.situation(); h.rng.IntN(4) {
+	case 0:
+		h.now = h.now.Add(pollEvery)
+	case 1:
+		h.now = max(h.now, s.deadline())
+	default:
 		h.now = h.now.Add(time.Duration(h.rng.IntN(int(5 * time.Minute))))
 	}
 }
@@ -206,13 +236,24 @@ func (h *history) drift() {
 // stay uncountable, MongoDB and the cloud stay away, and only the server stops when asked to.
 func TestRandomSteps(t *testing.T) {
 	fired := make([]atomic.Int64, len(transitions))
+	table := slices.Clone(transitions)
+	t.Cleanup(func() { transitions = table })
+	transitions = slices.Clone(table)
+	for i, tr := range table {
+		transitions[i].do = func(s situation) {
+			fired[i].Add(1)
+			if tr.do != nil {
+				tr.do(s)
+			}
+		}
+	}
 	var steps atomic.Int64
 	var work sync.WaitGroup
 	const histories, workers = 20_000, 4
 	for first := range uint64(workers) {
 		work.Go(func() {
 			for seed := first; seed < histories && !t.Failed(); seed += workers {
-				h := newHistory(t, seed, func(i int) { fired[i].Add(1) })
+				h := newHistory(t, seed)
 				for range 50 {
 					_ = h.do(h.random())
 					h.drift()
@@ -236,27 +277,20 @@ func TestRandomSteps(t *testing.T) {
 func (h *history) ends() {
 	h.c.Final = true
 	began := h.now
-	for range 300 {
+	for wait := pollEvery; h.now.Sub(began) <= 50*time.Hour; wait += wait / 8 {
 		s := h.situation()
-		p := s.plan()
+		calls := s.Hooks.any(func(a *hook) bool { return s.hookOp(a) != opNone }) || s.wantsHooks(false) || s.wantsHooks(true)
 		switch {
-		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == phaseDone, p.Exit:
+		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == StepDone, s.isOver():
 			return
-		case s.Phase == phaseCompleting && (len(p.Hooks) > 0 || p.FindHooks[false] || p.FindHooks[true]):
+		case s.Phase == StepCompleting && calls:
 			return // the agent asks the cloud for ever
 		}
-		if p.WakeAt != 0 {
-			h.now = p.WakeAt
-		} else {
-			h.now = h.now.Add(time.Second)
-		}
-		if p.Stop {
-			_ = h.do(stopTried{})
+		h.now = h.now.Add(wait)
+		if stopping(s) {
+			_ = h.do(stopTried(nil, false))
 		} else {
 			_ = h.do(passed)
-		}
-		if h.now.Sub(began) > 50*time.Hour {
-			break
 		}
 	}
 	h.t.Errorf("the drain does not end in %s: %+v", h.now.Sub(began), h.s)
@@ -265,8 +299,8 @@ func (h *history) ends() {
 // The table in docs/drain.md matches the code.
 func TestDrainTable(t *testing.T) {
 	const file, begin, end = "../docs/drain.md", "<!-- transitions -->\n", "<!-- end -->"
-	name := func(p phase) string {
-		if p == phaseServing {
+	name := func(p Step) string {
+		if p == StepNone {
 			return "serving"
 		}
 		return string(p)

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 )
 
@@ -70,18 +69,6 @@ func (d *document) check() error {
 		return fmt.Errorf("unknown phase %q", d.Phase)
 	case d.leaving() && (len(d.Notices) == 0 || d.Began == 0):
 		return errors.New("a drain without a reason")
-	case d.Goal < goalNone || d.Goal > goalLeave:
-		return fmt.Errorf("unknown goal %d", d.Goal)
-	}
-	for _, n := range d.Notices {
-		if n.ID == "" || goalOf(n.Kind) == goalNone {
-			return fmt.Errorf("invalid notice %q of kind %q", n.ID, n.Kind)
-		}
-	}
-	for _, s := range []cluster.State{d.Want, d.Have} {
-		if s != "" && !s.Valid() {
-			return fmt.Errorf("unknown state %q", s)
-		}
 	}
 	return nil
 }
@@ -111,17 +98,17 @@ func (d *document) restore(boot, hardware string, s situation) state {
 	s.NoHook, s.NoLaunchHook = false, false
 	// The machine did not shut down. Notices not yet due are reported again if still in force.
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n) && n.inForce() })
-	if s.Phase == phaseDown {
-		s.Phase, s.Entered = phaseDraining, s.now
+	if s.Phase == stepDown {
+		s.Phase, s.Entered = StepDraining, s.now
 	}
-	if s.Phase == phaseAnnouncing || s.Phase == phaseDraining {
+	if s.Phase == StepAnnouncing || s.Phase == StepDraining {
 		s.Departure = nil
 	}
 	switch {
 	case s.leaving() && len(s.Notices) == 0:
 		serveAgain(s)
-		s.Phase = phaseServing
-	case s.leaving() && s.Phase != phaseDone:
+		s.Phase = StepNone
+	case s.leaving() && s.Phase != StepDone:
 		s.note("continuing the drain", "began", s.c.Wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
 	}
 	return next
@@ -135,35 +122,19 @@ func (s state) restoreAfterBoot(now instant) state {
 			next.Overruled = append(next.Overruled, o)
 		}
 	}
-	drained := s.leaving()
-	switch s.Phase {
-	case phaseServing, phaseResuming, phaseAnnouncing, phaseDraining, phaseDown:
-		next.keepTermination(&s, now)
-	case phaseStopping, phaseStopFailed, phaseDeregistering, phaseCompleting, phaseDone:
+	for _, n := range s.Notices {
+		if n.Kind == Terminate && n.inForce() && s.reversible(goalLeave) {
+			n.Received, n.Deadline = now, 0
+			next.Notices = append(next.Notices, n)
+		}
 	}
-	if drained && len(next.Notices) == 0 {
+	switch {
+	case !s.leaving():
+	case len(next.Notices) == 0:
 		next.note("the machine was started again: the drain before that is over")
-	}
-	if drained && len(next.Notices) > 0 {
+	default:
+		next.Repair = s.Repair
 		next.note("the machine was started again, and is still terminated")
 	}
 	return next
-}
-
-func (s *state) keepTermination(before *state, now instant) {
-	s.Repair = before.Repair && before.leaving()
-	for _, n := range before.Notices {
-		if n.Kind == Terminate && n.inForce() {
-			n.Received, n.Deadline = now, 0
-			s.Notices = append(s.Notices, n)
-		}
-	}
-	for _, a := range before.Hooks {
-		if a.End == "" && s.notice(a.Notice) != nil {
-			s.Hooks = append(s.Hooks, hook{Hook: a.Hook, Notice: a.Notice, Since: now})
-		}
-	}
-	if before.Start != nil {
-		s.Start = &start{ID: before.Start.ID, Since: now}
-	}
 }

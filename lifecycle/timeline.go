@@ -19,10 +19,7 @@ type moment struct {
 // timeline returns all ends of the wait for sessions, earliest first. The operator's --deadline replaces the configured one,
 // later or earlier; the cloud can only shorten it.
 func (s situation) timeline() []moment {
-	var list []moment
-	if m, ok := askedFor(s); ok {
-		list = append(list, m)
-	}
+	list := s.ownMoment()
 	for _, n := range s.Notices {
 		if n.Kind == Ask || n.Deadline == 0 {
 			continue
@@ -59,17 +56,18 @@ func (a *hook) moments(heartbeats bool) (list []moment) {
 	return list
 }
 
-func askedFor(s situation) (m moment, ok bool) {
-	for _, n := range s.Notices {
-		if n.Kind == Ask && n.Deadline != 0 {
-			m = moment{at: n.Deadline, by: "--deadline"}
-			if n.Who != "" {
-				m.by += " of " + n.Who
-			}
-			return m, true
+func (s situation) ownMoment() []moment {
+	switch n := s.has(Ask); {
+	case n != nil && n.Deadline != 0:
+		by := "--deadline"
+		if n.Who != "" {
+			by += " of " + n.Who
 		}
+		return []moment{{at: n.Deadline, by: by}}
+	case s.Began != 0:
+		return []moment{{at: s.Began.Add(s.budget()), by: "the configured deadline"}}
 	}
-	return moment{at: s.Began.Add(s.budget()), by: "the configured deadline"}, s.Began != 0
+	return nil
 }
 
 func (s situation) budget() time.Duration {
@@ -87,30 +85,6 @@ func (s situation) deadline() instant {
 	return 0
 }
 
-// ends returns when the machine ends or a hook stops waiting, or 0.
-func (s situation) ends() instant {
-	var first instant
-	for _, m := range s.timeline() {
-		if m.ends != 0 && (first == 0 || m.ends < first) {
-			first = m.ends
-		}
-	}
-	return first
-}
-
-// endGrace is how late an announced end may be before it is ignored.
-const endGrace = 10 * time.Second
-
-// stepTime returns own, or less if the machine ends before, but at least a second.
-func (s situation) stepTime(own, keep time.Duration, began instant) time.Duration {
-	ends := s.ends()
-	left := ends.Sub(began)
-	if ends == 0 || left < -endGrace {
-		return own
-	}
-	return min(own, max(left-keep, time.Second))
-}
-
 // shutdownEnds returns when a shutdown stops waiting for the drain, or 0. It waits neither for a silent cloud nor for a
 // server that does not end.
 func (s *state) shutdownEnds() instant {
@@ -118,10 +92,21 @@ func (s *state) shutdownEnds() instant {
 	switch {
 	case n == nil:
 		return 0
-	case s.Phase == phaseCompleting || s.Phase == phaseStopFailed:
+	case s.Phase == StepCompleting || s.Phase == stepStopFailed:
 		return min(n.Deadline, n.Received.Add(reserveTime))
 	}
 	return n.Deadline
+}
+
+// isOver reports whether no work is left before the machine is off.
+func (s situation) isOver() bool {
+	ends := s.shutdownEnds()
+	switch s.Phase {
+	case StepNone, stepResuming, StepDone, stepDown:
+		return ends != 0
+	case StepAnnouncing, StepDraining, StepStopping, stepStopFailed, StepDeregistering, StepCompleting:
+	}
+	return ends.reached(s.now)
 }
 
 // dueAt returns when the drain for a notice begins: for one days ahead, early enough for the budget.

@@ -25,18 +25,23 @@ const (
 	StateResuming State = "resuming"
 )
 
-// Step is the progress of a drain.
+// Step is the progress of a drain. [transitions] has the order.
 type Step string
 
-// The steps, in their order.
+// The steps.
 const (
-	StepNone          Step = ""
-	StepAnnouncing    Step = "announcing"
-	StepDraining      Step = "draining"
-	StepStopping      Step = "stopping"
-	StepDeregistering Step = "deregistering"
-	StepCompleting    Step = "completing"
-	StepDone          Step = "done"
+	StepNone          Step = ""              // serving
+	StepAnnouncing    Step = "announcing"    // the record becomes draining
+	StepDraining      Step = "draining"      // sessions are counted
+	StepStopping      Step = "stopping"      // cannot be cancelled
+	StepDeregistering Step = "deregistering" // the record becomes left
+	StepCompleting    Step = "completing"    // of hooks
+	StepDone          Step = "done"          // left, parked, or drained before a reboot
+
+	// The view shows these as done, stopping, and none.
+	stepDown       Step = "down"        // drained, and the machine shuts down: systemd stops the server
+	stepStopFailed Step = "stop-failed" // not ended in time: hooks are completed, the stop is retried
+	stepResuming   Step = "resuming"    // a parked machine starts its server again
 )
 
 // Moment is one end of the wait for sessions.
@@ -108,6 +113,12 @@ type View struct {
 	// Trouble has the current failures by step.
 	Trouble map[string]string `json:"trouble,omitempty"`
 	Notes   []Note            `json:"notes,omitempty"`
+
+	// For the node record.
+	reason    string
+	departure Departure
+	forgotten bool          // see state.Forgotten
+	changed   chan struct{} // closed at the next view
 }
 
 // HookView is a hook and the agent's calls for it.
@@ -147,17 +158,16 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 	go func() {
 		defer close(views)
 		for {
-			// In this order, the view is at least as new as the channel.
-			changed := r.record.Load().changed
+			v := r.View()
 			select {
 			case <-ctx.Done():
 				return
-			case views <- r.View():
+			case views <- v:
 			}
 			select {
 			case <-ctx.Done():
 				return
-			case <-changed:
+			case <-v.changed:
 			}
 		}
 	}()
@@ -166,24 +176,24 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 
 func (s *state) viewStep() Step {
 	switch s.Phase {
-	case phaseResuming:
+	case stepResuming:
 		return StepNone
-	case phaseStopFailed:
+	case stepStopFailed:
 		return StepStopping
-	case phaseDown:
+	case stepDown:
 		return StepDone
-	case phaseServing, phaseAnnouncing, phaseDraining, phaseStopping, phaseDeregistering, phaseCompleting, phaseDone:
+	case StepNone, StepAnnouncing, StepDraining, StepStopping, StepDeregistering, StepCompleting, StepDone:
 	}
-	return Step(s.Phase)
+	return s.Phase
 }
 
 func (s *state) viewState(goal goal) State {
 	switch {
-	case s.Phase == phaseResuming:
+	case s.Phase == stepResuming:
 		return StateResuming
-	case s.Phase == phaseServing:
+	case s.Phase == StepNone:
 		return StateActive
-	case goal == goalReboot, s.Phase != phaseDone && (s.Phase != phaseCompleting || s.NeverJoined):
+	case goal == goalReboot, s.Phase != StepDone && (s.Phase != StepCompleting || s.NeverJoined):
 		return StateDraining
 	case goal == goalPark:
 		return StateParked
@@ -192,14 +202,14 @@ func (s *state) viewState(goal goal) State {
 }
 
 // view omits the notes.
-func (s situation) view(p plan) View {
+func (s situation) view() View {
 	wall := s.c.Wall.time
 	v := View{
-		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == phaseStopFailed,
-		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: p.Exit, Counted: wall(s.countedAt), Sessions: s.sessions,
+		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == stepStopFailed,
+		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: s.isOver(), Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), NeverJoined: s.NeverJoined,
 		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
-		UnknownSignals: len(s.unknown),
+		UnknownSignals: len(s.unknown), reason: s.recordReason(), forgotten: s.Forgotten,
 	}
 	v.Ready = v.State == StateActive
 	if s.othersHooks != "" {
@@ -214,7 +224,7 @@ func (s situation) view(p plan) View {
 		v.Dismissed = append(v.Dismissed, o.ID)
 	}
 	if s.Departure != nil {
-		v.Cut = s.Departure.Cut
+		v.Cut, v.departure = s.Departure.Cut, *s.Departure
 	}
 	for i := range s.Hooks {
 		a := &s.Hooks[i]
@@ -236,7 +246,7 @@ func (s situation) view(p plan) View {
 	cause := s.cause()
 	v.Kind, v.Reason, v.Who = cause.Kind, cause.Reason, cause.Who
 	v.Deadline = wall(cmp.Or(s.Deadline, s.deadline()))
-	if s.Phase != phaseDone {
+	if s.Phase != StepDone {
 		for i, m := range s.timeline() {
 			v.Timeline = append(v.Timeline, Moment{At: wall(m.at), Ends: wall(m.ends), By: m.by, Decides: i == 0})
 		}
@@ -295,7 +305,7 @@ func (v View) Line(now time.Time) string {
 		case StateActive, StateLeft, StateResuming:
 		}
 		return "left"
-	case StepNone:
+	case StepNone, stepDown, stepStopFailed, stepResuming:
 	}
 	return ""
 }

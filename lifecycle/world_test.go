@@ -401,7 +401,7 @@ func (w *world) RemoveFile(string) error {
 
 func (w *world) options() Options {
 	return Options{
-		Node: w, Files: w, Hooks: w, Log: slog.New(slog.DiscardHandler),
+		Node: w, Files: w, Hooks: w, Peers: noPeers{}, Log: slog.New(slog.DiscardHandler),
 		Role:      func() string { return "" },
 		Before:    noCount,
 		Balancers: func(context.Context) []string { return nil },
@@ -432,7 +432,6 @@ func (w *world) options() Options {
 			}
 			return err
 		},
-		Rand: func() float64 { return 0.5 },
 	}
 }
 
@@ -592,4 +591,15 @@ func p(n int) *int { return &n }
 func noCount() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }
 
 // report is what Watch reports of a topic.
-func (l *life) report(topic string, current []cloud.Notice) { _ = l.observe(reported{topic, current}) }
+func (l *life) report(topic string, current []cloud.Notice) {
+	_ = l.observe(reported(topic, current...))
+}
+
+func reported(topic string, current ...cloud.Notice) event {
+	return func(s situation) error { return s.reported(topic, current) }
+}
+
+// noPeers cannot be asked.
+type noPeers struct{}
+
+func (noPeers) Serving(context.Context, []string) ([]string, error) { return nil, errMongo }
