@@ -216,7 +216,7 @@ func (r *Runner) follow(s situation) {
 	if r.ctx == nil {
 		return
 	}
-	wanted := r.wanted(s)
+	wanted := r.plan(s)
 	for key, cancel := range r.work {
 		if wanted[key] == nil {
 			cancel()
@@ -235,9 +235,9 @@ func (r *Runner) follow(s situation) {
 	}
 }
 
-// wanted is the work that the state requires: a daemon that was killed derives the same from drain.json. A key stays as long
+// plan is the work that the state requires: a daemon that was killed derives the same from drain.json. A key stays as long
 // as its work may continue.
-func (r *Runner) wanted(s situation) map[string]func(context.Context) {
+func (r *Runner) plan(s situation) map[string]func(context.Context) {
 	wanted := map[string]func(context.Context){}
 	if !s.empty() || r.unsaved {
 		wanted["poll"] = r.poll
