@@ -165,7 +165,6 @@ type Daemon struct {
 	o        Options
 	log      *slog.Logger
 	view     *view
-	metrics  *metrics
 	once     sync.Once    // logs missing TTL indexes once
 	interval atomic.Int64 // between heartbeats
 
@@ -202,7 +201,7 @@ type Daemon struct {
 func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
-		o: o, log: o.Log, view: newView(o.Version), metrics: new(metrics), mine: map[int]maker{},
+		o: o, log: o.Log, view: newView(o.Version), mine: map[int]maker{},
 		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1), phaseChanged: make(chan struct{}, 1),
 	}
 	d.check = &lb.AgentCheck{State: d.nodeState, Started: time.Now(), Now: time.Now}
@@ -504,7 +503,6 @@ func (d *Daemon) status() { d.o.Notify("STATUS=" + d.view.line()) }
 
 // report feeds the watchdog, so that a hanging loop causes a restart.
 func (d *Daemon) report(r heartbeat.Report) {
-	d.metrics.count(r)
 	d.view.beat(r)
 	d.o.Notify("WATCHDOG=1")
 	d.status()

@@ -251,7 +251,7 @@ func (l *life) SetState(ctx context.Context, s cluster.State, reason string, sto
 	if err != nil {
 		return err
 	}
-	self := cluster.Node{ID: id, IP: address, BootID: l.d.view.bootID()}
+	self := cluster.Node{ID: id, IP: address, BootID: l.d.view.get().boot}
 	details := cluster.Details{StopFailed: stopFailed}
 	if s == cluster.StateDraining {
 		details.LeftBy = cluster.LeftByDrain

@@ -142,7 +142,6 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 		}
 	}
 	d.warned = warned
-	d.metrics.repaired(len(c.Repairs))
 	d.view.setConvergence(c)
 	return c, nil
 }

@@ -75,6 +75,10 @@ type View struct {
 	brokenSince time.Time
 	counted     cluster.Sessions
 	countedAt   time.Time
+	gpus        heartbeat.GPUReading
+	boot        string // the node's boot id
+	// For the counters of /metrics:
+	sent, failed, repaired int
 	// held counts the commands that hold; holder is the last one.
 	held   int
 	holder string
@@ -96,10 +100,8 @@ type BeatView struct {
 }
 
 type view struct {
-	mu     sync.Mutex
-	v      View
-	sample heartbeat.Sample
-	boot   string // of the node
+	mu sync.Mutex
+	v  View
 	// life is called for each read: this node must not look ready after its drain is in the registry. It may be nil.
 	life  func() lifecycle.View
 	notes func() []string
@@ -141,12 +143,6 @@ func (w *view) get() View {
 	return v
 }
 
-func (w *view) lastSample() heartbeat.Sample {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.sample
-}
-
 func (w *view) setPhase(p bootstrap.Phase) {
 	w.change(func(v *View) {
 		v.departed = false
@@ -167,14 +163,8 @@ func (w *view) setTrouble(text string) (changed bool) {
 func (w *view) setNode(n cluster.Node) {
 	w.change(func(v *View) {
 		v.ID, v.Address, v.Role, v.Group = n.ID, n.IP, n.Role, n.Group
-		v.OtherMachine, w.boot = "", n.BootID
+		v.OtherMachine, v.boot = "", n.BootID
 	})
-}
-
-func (w *view) bootID() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.boot
 }
 
 func (w *view) setOther(text string) (changed bool) {
@@ -196,6 +186,7 @@ func (w *view) setAMSAge(age *time.Duration) { w.change(func(v *View) { v.AMSAge
 
 func (w *view) setConvergence(c *bootstrap.Convergence) {
 	w.change(func(v *View) {
+		v.repaired += len(c.Repairs)
 		if len(c.Repairs) > 0 {
 			v.Repairs = findings(c.Repairs)
 		}
@@ -220,9 +211,8 @@ func (w *view) beat(r heartbeat.Report) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.sample = r.Sample
 	v := &w.v
-	v.Load, v.Sessions, v.Missing = r.Sample.Load, r.Sample.Session, missing
+	v.Load, v.Sessions, v.Missing, v.gpus = r.Sample.Load, r.Sample.Session, missing, r.Sample.GPUs
 	if s := v.Sessions; s.Publishers != nil || s.Viewers != nil {
 		v.counted, v.countedAt = s, r.Sample.At
 	}
@@ -234,8 +224,10 @@ func (w *view) beat(r heartbeat.Report) {
 	b.Latency, b.Error = r.Latency, ""
 	if r.Err != nil {
 		b.Error = r.Err.Error()
+		v.failed++
 		return
 	}
+	v.sent++
 	b.Seq, b.Last = r.Seq, now
 }
 
