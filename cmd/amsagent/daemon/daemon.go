@@ -171,12 +171,11 @@ type Daemon struct {
 	mu     sync.Mutex
 	client *cluster.Client // of the session; nil between sessions
 	// own is the state file as known to the daemon.
-	own   *bootstrap.State
-	begun bool
-	// mine has the steps in progress and what they may write to the file.
-	mine   map[int]maker
-	steps  int
-	reread bool
+	own *bootstrap.State
+	// steps counts the steps in progress, which may write that file; joining: one is a join.
+	steps   int
+	joining bool
+	reread  bool
 	// again triggers a check of the state file.
 	again   chan struct{}
 	beatNow chan struct{}
@@ -201,7 +200,7 @@ type Daemon struct {
 func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
-		o: o, log: o.Log, view: newView(o.Version), mine: map[int]maker{},
+		o: o, log: o.Log, view: newView(o.Version),
 		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1), phaseChanged: make(chan struct{}, 1),
 	}
 	d.check = &lb.AgentCheck{State: d.nodeState, Started: time.Now(), Now: time.Now}
@@ -209,6 +208,7 @@ func New(o Options) *Daemon {
 		d.log = slog.New(slog.DiscardHandler)
 	}
 	d.view.notes = o.Notes
+	d.own, _ = o.Machine.StateFile() // nil if damaged
 	d.interval.Store(int64(o.Settings().Interval))
 	d.sampler = o.Sampler(d.sessionClient, func() cluster.Node {
 		v := d.view.get()
@@ -296,11 +296,8 @@ func (d *Daemon) reloads(ctx context.Context) {
 		case <-d.o.Reload:
 		}
 		d.o.Notify(reloading())
-		if err := d.o.Reread(); err != nil {
-			d.log.Error("rereading the settings failed, the old ones stay", "error", err)
-		} else {
+		if d.readSettings() {
 			d.log.Info("settings read again")
-			d.life.reread()
 			d.mu.Lock()
 			d.reread = true // a new session uses them
 			d.mu.Unlock()
@@ -369,7 +366,7 @@ func (d *Daemon) outdated() bool {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.reread = len(d.mine) > 0 // end the session after the step
+	d.reread = d.steps > 0 // end the session after the step
 	return !d.reread
 }
 
@@ -378,29 +375,29 @@ var errStateChanged = errors.New("the state file or the settings were changed")
 
 func (d *Daemon) begin() {
 	s, err := d.o.Machine.StateFile()
-	if err == nil && d.otherState(s) {
-		// The other process's join used the current settings file.
-		if err := d.o.Reread(); err != nil {
-			d.log.Error("rereading the settings failed, the old ones stay", "error", err)
-		} else {
-			d.life.reread()
-		}
-	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	was := d.own
 	d.reread = false
 	if err == nil { // the convergence handles a damaged file
-		if d.own != nil && !s.Equal(d.own) {
-			d.life.joinedAnew(s)
-		}
-		d.own, d.begun = s, true
+		d.own = s
+	}
+	d.mu.Unlock()
+	if err != nil || s.Equal(was) {
+		return
+	}
+	d.readSettings() // the other process's join used the current settings file
+	if was != nil {
+		d.life.joinedAnew(s)
 	}
 }
 
-func (d *Daemon) otherState(s *bootstrap.State) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.begun && !s.Equal(d.own)
+func (d *Daemon) readSettings() (ok bool) {
+	if err := d.o.Reread(); err != nil {
+		d.log.Error("rereading the settings failed, the old ones stay", "error", err)
+		return false
+	}
+	d.life.reread()
+	return true
 }
 
 func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
@@ -422,61 +419,44 @@ func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
+// changed reports whether the session must end. A step is not interrupted, except by a join or leave by hand.
 func (d *Daemon) changed() bool {
 	d.mu.Lock()
-	steps := d.steps
-	d.mu.Unlock()
-	s, err := d.o.Machine.StateFile()
-	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch {
-	case d.reread && len(d.mine) == 0:
-		return true // do not interrupt a join
-	case err != nil || d.steps != steps || s.Equal(d.own):
-		return false
+	if d.reread && d.steps == 0 {
+		return true
 	}
-	for _, mine := range d.mine {
-		if mine(d.own, s) {
-			return false
-		}
-	}
-	return true
+	s, err := d.o.Machine.StateFile()
+	return err == nil && !s.Equal(d.own) && !d.wrote(s)
+}
+
+// wrote reports whether a step in progress may have written s. A convergence or a restart of AMS keeps the time of the join:
+// another time is a join by hand, for which the step waited. d.mu is held.
+func (d *Daemon) wrote(s *bootstrap.State) bool {
+	return d.joining || d.steps > 0 && d.own != nil && s != nil && s.Phase == bootstrap.PhaseJoined && s.Since.Equal(d.own.Since)
 }
 
 // step runs do, which may write the state file. Other changes of the file are another process's.
-func (d *Daemon) step(mine maker, do func() error) error {
+func (d *Daemon) step(join bool, do func() error) error {
 	d.mu.Lock()
 	d.steps++
-	number := d.steps
-	d.mine[number] = mine
+	d.joining = d.joining || join
 	d.mu.Unlock()
 	err := do()
-	s, serr := d.o.Machine.StateFile()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if serr == nil && mine(d.own, s) {
+	if s, err := d.o.Machine.StateFile(); err == nil && d.wrote(s) {
 		d.own = s
 	}
-	delete(d.mine, number)
-	d.steps++
+	d.steps--
+	d.joining = d.joining && !join
 	return err
-}
-
-// maker reports whether a step may have changed was to is.
-type maker func(was, is *bootstrap.State) bool
-
-func joins(*bootstrap.State, *bootstrap.State) bool { return true }
-
-// keepsJoined is for a convergence or a restart of AMS, which keep the time of the join: another time is a join by hand, for
-// which the step waited.
-func keepsJoined(was, is *bootstrap.State) bool {
-	return was != nil && is != nil && is.Phase == bootstrap.PhaseJoined && is.Since.Equal(was.Since)
 }
 
 func (d *Daemon) stepping() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.mine) > 0
+	return d.steps > 0
 }
 
 // beside runs do next to a loop that only samples: the watchdog, health and metrics need it.

@@ -287,29 +287,34 @@ func TestStateChangedByOthers(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		own, is *bootstrap.State
-		mine    maker
+		step    string // in progress
 		want    bool
 	}{
-		{"the same", joined, joined, nil, false},
-		{"the same in another zone", joined, &elsewhere, nil, false},
-		{"none at all", nil, nil, nil, false},
-		{"another", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Address: "10.0.0.2"}, nil, true},
-		{"gone", joined, nil, nil, true},
-		{"of our own making", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true, Since: joined.Since}, keepsJoined, false},
-		{"a join while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: joined.Since.Add(time.Minute)}, keepsJoined, true},
-		{"a join of a new machine during the wait", nil, joined, keepsJoined, true},
-		{"a leave while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseLeaving}, keepsJoined, true},
-		{"gone while we wait", joined, nil, keepsJoined, true},
-		{"our own join", nil, &bootstrap.State{Phase: bootstrap.PhaseJoining}, joins, false},
+		{"the same", joined, joined, "", false},
+		{"the same in another zone", joined, &elsewhere, "", false},
+		{"none at all", nil, nil, "", false},
+		{"another", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Address: "10.0.0.2"}, "", true},
+		{"gone", joined, nil, "", true},
+		{"of our own making", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true, Since: joined.Since}, "convergence", false},
+		{"a join while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: joined.Since.Add(time.Minute)}, "convergence", true},
+		{"a join of a new machine during the wait", nil, joined, "convergence", true},
+		{"a leave while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseLeaving}, "convergence", true},
+		{"gone while we wait", joined, nil, "convergence", true},
+		{"our own join", nil, &bootstrap.State{Phase: bootstrap.PhaseJoining}, "join", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newTestDaemon(&fakeMachine{state: tt.is}, &notified{}, nil)
 			d.own = tt.own
-			if tt.mine != nil {
-				d.mine[1] = tt.mine
+			look := func() error {
+				if got := d.changed(); got != tt.want {
+					t.Errorf("changed: %v", got)
+				}
+				return nil
 			}
-			if got := d.changed(); got != tt.want {
-				t.Errorf("changed: %v", got)
+			if tt.step == "" {
+				_ = look()
+			} else {
+				_ = d.step(tt.step == "join", look)
 			}
 		})
 	}
@@ -325,7 +330,7 @@ func TestStepsTogether(t *testing.T) {
 	var work sync.WaitGroup
 	for _, wait := range []chan struct{}{go1, go2} {
 		work.Go(func() {
-			err := d.step(keepsJoined, func() error {
+			err := d.step(false, func() error {
 				begun <- struct{}{}
 				<-wait
 				return nil
@@ -342,7 +347,7 @@ func TestStepsTogether(t *testing.T) {
 		d.mu.Lock()
 		steps := d.steps
 		d.mu.Unlock()
-		if steps == 3 {
+		if steps == 1 {
 			break
 		}
 		sleep.For(t.Context(), time.Millisecond)
@@ -364,7 +369,7 @@ func TestJoinWhileAStepWaits(t *testing.T) {
 	p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(1000, 0)}}
 	d := newTestDaemon(p, &notified{}, nil)
 	d.begin()
-	err := d.step(keepsJoined, func() error {
+	err := d.step(false, func() error {
 		p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(2000, 0)})
 		if !d.changed() {
 			t.Error("the session goes on while the step is under way")

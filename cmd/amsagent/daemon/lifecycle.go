@@ -309,7 +309,7 @@ func (d *Daemon) sessionsNow(ctx context.Context) (cluster.Sessions, error) {
 func (l *life) StopServer(ctx context.Context) error {
 	l.departures.Add(1)
 	var at time.Time
-	err := l.d.step(keepsJoined, func() error {
+	err := l.d.step(false, func() error {
 		var err error
 		at, err = l.leaver.StopServer(ctx)
 		return err
@@ -328,7 +328,7 @@ func (l *life) StopServer(ctx context.Context) error {
 
 // StartServer implements lifecycle.Node.
 func (l *life) StartServer(ctx context.Context) error {
-	return l.d.step(keepsJoined, func() error { return l.leaver.StartServer(ctx) })
+	return l.d.step(false, func() error { return l.leaver.StartServer(ctx) })
 }
 
 // Deregister implements lifecycle.Node.

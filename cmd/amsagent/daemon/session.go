@@ -118,7 +118,7 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 	now := d.o.Settings()
 	s.Role, s.Group = now.Role, now.Group
 	var c *bootstrap.Convergence
-	err = d.step(keepsJoined, func() error {
+	err = d.step(false, func() error {
 		var err error
 		req := d.converging(s, mongo)
 		req.Known, req.Identify = known, identify
@@ -263,7 +263,7 @@ func (d *Daemon) leftBefore(ctx context.Context, mongo cluster.Target, id string
 }
 
 func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) error {
-	err := d.step(joins, func() error {
+	err := d.step(true, func() error {
 		bound, stop := context.WithTimeout(ctx, s.JoinTimeout)
 		defer stop()
 		res, err := d.o.Machine.Join(bound, bootstrap.JoinRequest{
