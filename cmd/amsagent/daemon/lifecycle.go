@@ -54,9 +54,6 @@ type life struct {
 	stoppedAt time.Time
 
 	late chan bootstrap.Departure // for removeLate
-
-	lending sync.Mutex // for own; may wait for instance tags
-	own     *lent      // for drains, or nil
 }
 
 func newLife(d *Daemon, o Lifecycle) *life {
@@ -82,16 +79,10 @@ func (l *life) run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { l.manager.Run(ctx) })
 	work.Go(func() { l.removeLate(ctx) })
-	work.Go(func() {
-		for sleep.For(ctx, unusedTime) {
-			l.closeUnused(ctx, unusedTime)
-		}
-	})
 	for range l.manager.Subscribe(ctx) {
 		l.d.status()
 	}
 	work.Wait()
-	l.closeUnused(context.WithoutCancel(ctx), 0)
 }
 
 // isGone reports whether this node is out of the cluster, or almost: no heartbeat must make it look alive.
@@ -145,75 +136,22 @@ func (l *life) drains() (is, over bool) {
 	return l.manager.View().Step != lifecycle.StepNone, l.manager.Forgotten()
 }
 
-// with uses the session's client or, during a departure, its own: the session ends too early.
+// with uses the session's client. During a departure it connects anew: the session ends too early.
 func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
 	if c := l.d.sessionClient(); c != nil && !l.isGone() {
 		return do(c)
 	}
-	c, err := l.lend(ctx)
+	mongo, err := l.d.o.Mongo(ctx)
 	if err != nil {
 		return err
 	}
-	err = do(c.client)
-	l.giveBack(ctx, c, err != nil)
-	return err
+	c, err := l.d.o.Connect(ctx, mongo.Target)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(ctx) }()
+	return do(c)
 }
-
-type lent struct {
-	client *cluster.Client
-	users  int
-	used   time.Time
-}
-
-func (l *life) lend(ctx context.Context) (*lent, error) {
-	l.lending.Lock()
-	defer l.lending.Unlock()
-	if l.own == nil {
-		mongo, err := l.d.o.Mongo(ctx)
-		if err != nil {
-			return nil, err
-		}
-		c, err := l.d.o.Connect(ctx, mongo.Target)
-		if err != nil {
-			return nil, err
-		}
-		l.own = &lent{client: c}
-	}
-	l.own.users++
-	return l.own, nil
-}
-
-// giveBack closes a client that failed: the next call reads MongoDB's address again.
-func (l *life) giveBack(ctx context.Context, c *lent, failed bool) {
-	l.lending.Lock()
-	c.users--
-	c.used = time.Now()
-	if failed && l.own == c {
-		l.own = nil
-	}
-	unused := c.users == 0 && l.own != c
-	l.lending.Unlock()
-	if unused {
-		_ = c.client.Close(ctx)
-	}
-}
-
-func (l *life) closeUnused(ctx context.Context, age time.Duration) {
-	l.lending.Lock()
-	c := l.own
-	if c != nil && (c.users > 0 || time.Since(c.used) < age) {
-		c = nil
-	}
-	if c != nil {
-		l.own = nil
-	}
-	l.lending.Unlock()
-	if c != nil {
-		_ = c.client.Close(ctx)
-	}
-}
-
-const unusedTime = 30 * time.Second
 
 // who returns the node as it joined.
 func (l *life) who() (id, address string, err error) {
