@@ -102,6 +102,9 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 		o.Watchdog = time.Duration(us) * time.Microsecond
 	}
 	o.Lifecycle = a.lifecycleOptions()
+	if onSystemd(m, ams.SystemdRuns()) {
+		o.Stopping = a.systemdStopping
+	}
 	if o.Metrics = g.settings.Metrics; o.Metrics == "off" {
 		o.Metrics = ""
 	}

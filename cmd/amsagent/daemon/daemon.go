@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
+	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -46,6 +47,9 @@ type Machine interface {
 	// EnteredBefore reports whether the cluster has seen this instance; Entered records that.
 	EnteredBefore(instance string) bool
 	Entered(instance string) error
+	StopServer(context.Context) (stoppedAt time.Time, err error)
+	StartServer(context.Context) error
+	Depart(ctx context.Context, client *cluster.Client, d bootstrap.Departure) (bootstrap.Departed, error)
 }
 
 // Options configure a Daemon.
@@ -65,8 +69,10 @@ type Options struct {
 	// Sampler creates the sampler. client returns nil between sessions; node has the last known address and role.
 	Sampler func(client func() *cluster.Client, node func() cluster.Node) Sampler
 	Server  serverProbe
-	// Lifecycle is nil if this node cannot be drained.
-	Lifecycle *Lifecycle
+	// Lifecycle lacks the fields that the daemon sets.
+	Lifecycle lifecycle.Options
+	// Stopping reports whether the machine shuts down, and the deadline with its source. Nil means never.
+	Stopping func(context.Context) (deadline time.Time, by string, down bool)
 	// Notes are hints on this machine's cloud and tags; may be nil.
 	Notes func() []string
 	// Notify reports to the service manager; not nil.
@@ -88,6 +94,8 @@ type Options struct {
 // Sampler samples the machine.
 type Sampler interface {
 	Sample(context.Context) heartbeat.Sample
+	// Sessions counts this node's sessions now.
+	Sessions(context.Context) (cluster.Sessions, error)
 	// Run does background work until ctx ends.
 	Run(context.Context)
 }
@@ -181,7 +189,7 @@ type Daemon struct {
 	beatNow chan struct{}
 	check   *lb.AgentCheck
 	sampler Sampler
-	life    *life // nil: see Options.Lifecycle
+	life    *life // of Run
 	// phaseChanged triggers a check of the server.
 	phaseChanged chan struct{}
 
@@ -224,9 +232,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	if o := d.o.Lifecycle; o != nil {
-		d.life = newLife(d, *o) //nolint:contextcheck // it starts nothing before Run
-	}
+	d.life = newLife(d) //nolint:contextcheck // it starts nothing before Run
 	servers := d.listen(ctx)
 	// Before AMS and MongoDB, which may take long: booting may continue.
 	d.o.Notify(d.ready())
@@ -236,9 +242,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// A shutdown drains before the work ends.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(asked))
 	defer cancel()
-	if d.life != nil {
-		work.Go(func() { d.life.run(ctx) })
-	}
+	work.Go(func() { d.life.run(ctx) })
 	work.Go(func() { d.sampler.Run(ctx) })
 	work.Go(func() { d.followServer(ctx) })
 	outdated := make(chan struct{})
@@ -253,9 +257,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	select {
 	case <-asked.Done():
 		d.o.Notify("STOPPING=1")
-		if d.life != nil {
-			d.life.shutdown(ctx, d.o.Lifecycle.Stopping)
-		}
+		d.life.shutdown(ctx)
 	case <-outdated: // the process stays
 		err = ErrOutdated
 	}
@@ -396,7 +398,7 @@ func (d *Daemon) readSettings() (ok bool) {
 		d.log.Error("rereading the settings failed, the old ones stay", "error", err)
 		return false
 	}
-	d.life.reread()
+	d.life.manager.Reconsider()
 	return true
 }
 

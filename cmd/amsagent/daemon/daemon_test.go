@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -27,9 +28,11 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/sleep"
+	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -84,6 +87,13 @@ func (p *fakeMachine) Entered(instance string) error {
 	return nil
 }
 
+func (p *fakeMachine) StopServer(context.Context) (time.Time, error) { return time.Now(), nil }
+func (p *fakeMachine) StartServer(context.Context) error             { return nil }
+
+func (p *fakeMachine) Depart(context.Context, *cluster.Client, bootstrap.Departure) (bootstrap.Departed, error) {
+	return bootstrap.Departed{}, nil
+}
+
 func (p *fakeMachine) set(s *bootstrap.State) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,6 +110,9 @@ func (p *fakeMachine) looks() int {
 type still struct{ hang chan struct{} }
 
 func (s still) Run(ctx context.Context) { <-ctx.Done() }
+func (s still) Sessions(context.Context) (cluster.Sessions, error) {
+	return cluster.Sessions{}, errors.New("it sees nothing")
+}
 func (s still) Sample(context.Context) heartbeat.Sample {
 	if s.hang != nil {
 		<-s.hang // the first one reports its start
@@ -107,6 +120,13 @@ func (s still) Sample(context.Context) heartbeat.Sample {
 	}
 	return heartbeat.Sample{At: time.Now()}
 }
+
+// noFiles keeps nothing.
+type noFiles struct{}
+
+func (noFiles) Read(string) (conf.File, error)                           { return conf.File{}, nil }
+func (noFiles) WriteFile(string, []byte, fs.FileMode, fs.FileMode) error { return nil }
+func (noFiles) RemoveFile(string) error                                  { return nil }
 
 // notified keeps the notifications of a daemon.
 type notified struct {
@@ -169,6 +189,8 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 		Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil },
 		Connect:  func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("no network") },
 		Sampler:  func(func() *cluster.Client, func() cluster.Node) Sampler { return still{} },
+
+		Lifecycle: lifecycle.Options{Files: noFiles{}},
 	}
 	if change != nil {
 		change(&o)
@@ -178,7 +200,9 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 		o.Server = &fakeServer{apps: []string{"LiveApp"}}
 	}
 	d := New(o)
-	d.view.change(func(v *View) { v.Server.Up = serves })
+	d.life = newLife(d)
+	d.view.setLife(nil) // the test says what the lifecycle is
+	d.view.change(func(v *View) { v.Server.Up, v.Lifecycle = serves, nil })
 	return d
 }
 

@@ -167,9 +167,7 @@ func (d *Daemon) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+PathStatus, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, d.view.get()) })
 	mux.HandleFunc("POST "+PathHold, d.serveHold)
-	if d.life != nil {
-		d.life.handle(mux)
-	}
+	d.life.handle(mux)
 	return mux
 }
 

@@ -20,31 +20,9 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// Leaver is the part of bootstrap's machine that a drain uses.
-type Leaver interface {
-	StopServer(context.Context) (stoppedAt time.Time, err error)
-	StartServer(context.Context) error
-	Depart(ctx context.Context, client *cluster.Client, d bootstrap.Departure) (bootstrap.Departed, error)
-}
-
-// Counter counts this node's sessions.
-type Counter interface {
-	Sessions(context.Context) (cluster.Sessions, error)
-}
-
-// Lifecycle configures drains.
-type Lifecycle struct {
-	// Options lack the fields that the daemon sets.
-	Options lifecycle.Options
-	Leaver  Leaver
-	// Stopping reports whether the machine shuts down, and the deadline with its source.
-	Stopping func(context.Context) (deadline time.Time, by string, down bool)
-}
-
 // life is the drain part of the daemon.
 type life struct {
 	d       *Daemon
-	leaver  Leaver
 	manager *lifecycle.Runner
 
 	departures atomic.Int64
@@ -56,9 +34,10 @@ type life struct {
 	late chan bootstrap.Departure // for removeLate
 }
 
-func newLife(d *Daemon, o Lifecycle) *life {
-	l := &life{d: d, leaver: o.Leaver, late: make(chan bootstrap.Departure, 1)}
-	opts := o.Options
+// newLife requires the lock of this machine: it may write the file of the drain.
+func newLife(d *Daemon) *life {
+	l := &life{d: d, late: make(chan bootstrap.Departure, 1)}
+	opts := d.o.Lifecycle
 	opts.Peers = l
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
 	opts.Balancers = l.balancers
@@ -87,9 +66,6 @@ func (l *life) run(ctx context.Context) {
 
 // isGone reports whether this node is out of the cluster, or almost: no heartbeat must make it look alive.
 func (l *life) isGone() bool {
-	if l == nil {
-		return false
-	}
 	switch v := l.manager.View(); v.State {
 	case lifecycle.StateLeft, lifecycle.StateParked:
 		return true
@@ -102,37 +78,18 @@ func (l *life) isGone() bool {
 
 // goneSince also reports a departure that has ended: a node that was parked serves again only in a new session.
 func (l *life) goneSince(departures int64) bool {
-	return l != nil && (l.departures.Load() != departures || l.isGone())
-}
-
-func (l *life) departed() int64 {
-	if l == nil {
-		return 0
-	}
-	return l.departures.Load()
+	return l.departures.Load() != departures || l.isGone()
 }
 
 // joinedAnew forgets a finished drain after a join or leave by hand.
 func (l *life) joinedAnew(s *bootstrap.State) {
-	if l == nil {
-		return
-	}
 	if err := l.manager.Forget(s != nil && s.Phase == bootstrap.PhaseJoining); err != nil {
 		l.d.log.Info("the present drain continues", "reason", err)
 	}
 }
 
-func (l *life) reread() {
-	if l != nil {
-		l.manager.Reconsider()
-	}
-}
-
 // drains reports a drain that is in progress or over; over, a forgotten one that the registry may still show.
 func (l *life) drains() (is, over bool) {
-	if l == nil {
-		return false, false
-	}
 	return l.manager.View().Step != lifecycle.StepNone, l.manager.Forgotten()
 }
 
@@ -233,14 +190,8 @@ func (l *life) balancers(ctx context.Context) (using []string) {
 }
 
 // Sessions implements lifecycle.Node.
-func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) { return l.d.sessionsNow(ctx) }
-
-func (d *Daemon) sessionsNow(ctx context.Context) (cluster.Sessions, error) {
-	c, ok := d.sampler.(Counter)
-	if !ok {
-		return cluster.Sessions{}, errors.New("this node has no session counter")
-	}
-	return c.Sessions(ctx)
+func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) {
+	return l.d.sampler.Sessions(ctx)
 }
 
 // StopServer implements lifecycle.Node.
@@ -249,7 +200,7 @@ func (l *life) StopServer(ctx context.Context) error {
 	var at time.Time
 	err := l.d.step(false, func() error {
 		var err error
-		at, err = l.leaver.StopServer(ctx)
+		at, err = l.d.o.Machine.StopServer(ctx)
 		return err
 	})
 	if errors.Is(err, ams.ErrNotManaged) {
@@ -266,7 +217,7 @@ func (l *life) StopServer(ctx context.Context) error {
 
 // StartServer implements lifecycle.Node.
 func (l *life) StartServer(ctx context.Context) error {
-	return l.d.step(false, func() error { return l.leaver.StartServer(ctx) })
+	return l.d.step(false, func() error { return l.d.o.Machine.StartServer(ctx) })
 }
 
 // Deregister implements lifecycle.Node.
@@ -291,7 +242,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 		d.StoppedAt = time.Now() // the daemon was restarted since
 	}
 	err = l.with(ctx, func(c *cluster.Client) error {
-		_, err := l.leaver.Depart(ctx, c, d)
+		_, err := l.d.o.Machine.Depart(ctx, c, d)
 		return err
 	})
 	if err != nil {
@@ -375,11 +326,11 @@ func (l *life) event(ctx context.Context, e cluster.Event) error {
 }
 
 // shutdown drains while AMS still serves, if the machine shuts down.
-func (l *life) shutdown(ctx context.Context, stopping func(context.Context) (time.Time, string, bool)) {
-	if l == nil || stopping == nil || !l.Joined() {
+func (l *life) shutdown(ctx context.Context) {
+	if l.d.o.Stopping == nil || !l.Joined() {
 		return
 	}
-	deadline, by, down := stopping(ctx)
+	deadline, by, down := l.d.o.Stopping(ctx)
 	if !down {
 		return // only the agent restarts
 	}

@@ -41,7 +41,7 @@ func (d *Daemon) session(ctx context.Context) error {
 		return err
 	}
 	d.follows(c.Phase)
-	departures := d.life.departed()
+	departures := d.life.departures.Load()
 	if c.Phase != bootstrap.PhaseLeaving && d.life.isGone() {
 		return d.away(ctx) // nor does a machine join that the cloud takes
 	}
@@ -694,8 +694,6 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 	switch age := now.Sub(r.At); {
 	case r.At.IsZero() || age > requestFresh:
 		why = "the request is " + age.Round(time.Second).String() + " old"
-	case m.d.life == nil:
-		why = "this agent drains no node"
 	default:
 		err := m.d.life.manager.Drain(lifecycle.DrainRequest{
 			Deadline: min(r.DeadlineMS.Duration(), longestDeadline), Now: r.Now, Reason: r.Reason, Who: r.Who, RepairStreams: r.RepairStreams,

@@ -42,7 +42,7 @@ type View struct {
 	Ready    bool       `json:"ready"`
 	NotReady string     `json:"not_ready,omitempty"`
 	Server   ServerView `json:"server"` // what viewers get from the server
-	// Lifecycle is nil if this node cannot be drained.
+	// Lifecycle is nil in the view of an earlier version.
 	Lifecycle *lifecycle.View `json:"lifecycle,omitempty"`
 
 	// OtherMachine names another machine that uses this node's record; usually "".
