@@ -4,11 +4,11 @@
 package daemon
 
 import (
-	"context"
 	"log/slog"
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -73,32 +73,20 @@ func noBody(h http.Handler) http.Handler {
 // serverErrorPause separates logged errors: a client can cause any number.
 const serverErrorPause = 10 * time.Second
 
-// serverErrors handles net/http's error log. It passes one error in each serverErrorPause and counts the others.
+// serverErrors is net/http's error log. It passes one error in each serverErrorPause.
 type serverErrors struct {
 	log *slog.Logger
 
-	mu         sync.Mutex
-	last       time.Time
-	suppressed int
+	mu   sync.Mutex
+	last time.Time
 }
 
-func (s *serverErrors) Enabled(context.Context, slog.Level) bool { return true }
-
-func (s *serverErrors) Handle(ctx context.Context, r slog.Record) error {
+func (s *serverErrors) Write(line []byte) (int, error) {
 	s.mu.Lock()
-	now := time.Now()
-	if !s.last.IsZero() && now.Sub(s.last) < serverErrorPause {
-		s.suppressed++
-		s.mu.Unlock()
-		return nil
+	defer s.mu.Unlock()
+	if s.last.IsZero() || time.Since(s.last) >= serverErrorPause {
+		s.last = time.Now()
+		s.log.Warn("the HTTP server reports an error", "error", strings.TrimSpace(string(line)))
 	}
-	n := s.suppressed
-	s.last, s.suppressed = now, 0
-	s.mu.Unlock()
-
-	s.log.WarnContext(ctx, "the HTTP server reports an error", "error", r.Message, "suppressed", n)
-	return nil
+	return len(line), nil
 }
-
-func (s *serverErrors) WithAttrs([]slog.Attr) slog.Handler { return s }
-func (s *serverErrors) WithGroup(string) slog.Handler      { return s }

@@ -8,7 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -151,7 +151,7 @@ func (d *Daemon) serveHTTP(l net.Listener, h http.Handler, answerTime time.Durat
 		Handler:           h,
 		ReadHeaderTimeout: requestTime, ReadTimeout: requestTime, WriteTimeout: answerTime, IdleTimeout: requestTime,
 		MaxHeaderBytes: maxHeader,
-		ErrorLog:       slog.NewLogLogger(&serverErrors{log: d.log.With("address", address)}, slog.LevelWarn),
+		ErrorLog:       log.New(&serverErrors{log: d.log.With("address", address)}, "", 0),
 	}
 	srv.SetKeepAlivesEnabled(false)
 	go func() {
