@@ -162,7 +162,8 @@ func TestRequestBounds(t *testing.T) {
 	d := newTestDaemon(&fakeMachine{}, &notified{}, nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
-	srv := d.serveHTTP(l, noBody(d.metricsHandler()), requestTime)
+	srv := d.httpServer("", noBody(d.metricsHandler()), requestTime)
+	go func() { _ = srv.Serve(l) }()
 	defer srv.Close()
 	for name, tt := range map[string]struct {
 		request string

@@ -233,7 +233,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	defer release()
 	d.life = newLife(d) //nolint:contextcheck // it starts nothing before Run
-	servers := d.listen(ctx)
+	control, metrics := d.listenControl(ctx), d.listenMetrics(ctx)
 	// Before AMS and MongoDB, which may take long: booting may continue.
 	d.o.Notify(d.ready())
 	d.status()
@@ -252,7 +252,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 	})
 	work.Go(func() { d.reloads(ctx) })
-	work.Go(func() { d.awaitPort(ctx, servers) })
+	work.Go(func() { d.serveHTTP(ctx, control, d.controlHandler(), commandTime) })
+	work.Go(func() { d.serveMetrics(ctx, metrics) })
 	work.Go(func() { d.agentCheck(ctx) })
 	select {
 	case <-asked.Done():
@@ -267,7 +268,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 		work.Wait()
 		close(ended)
 	}()
-	servers.close(ctx)
 	d.await(ended)
 	return err
 }
