@@ -206,7 +206,6 @@ func TestPortTaken(t *testing.T) {
 	d := newTestDaemon(&fakeMachine{}, l, func(o *Options) {
 		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", other.Addr().String()
-		o.Periods.Port = time.Millisecond
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

@@ -4,6 +4,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,51 +114,26 @@ type Named struct {
 // ErrNoMongo means that no MongoDB address is configured.
 var ErrNoMongo = errors.New("no MongoDB address is configured")
 
-// Periods are the daemon's intervals and waits; zero means the default.
+// Periods are those of the daemon's intervals and waits that tests shorten; zero means the default.
 type Periods struct {
 	// State is how often the state file is read, for a join or leave by hand. Twice a second would be half of the daemon's
 	// cost.
 	State time.Duration
-	// Retry and MostRetry bound pauses after failures. Rejoin is the first pause after a failed join that restarted AMS,
-	// MostRejoin each later one.
-	Retry, MostRetry   time.Duration
-	Rejoin, MostRejoin time.Duration
-	// Idle is the pause of a machine that is no node. Without a MongoDB address it reads the instance's tags each time.
-	Idle time.Duration
+	// Retry and MostRetry bound pauses after failures.
+	Retry, MostRetry time.Duration
 	// Drift is how often the files are compared with the join: an upgrade of AMS may restore old ones.
 	Drift time.Duration
 	// Document is how often AMS's document is read, by two queries.
 	Document time.Duration
-	// Prove bounds a wait for AMS; the next one checks the service again.
-	Prove time.Duration
-	// Port is the retry interval for a port in use.
-	Port time.Duration
 	// Stop bounds the wait for a hanging loop. Closing the client of an unreachable MongoDB needs up to 2 s.
 	Stop time.Duration
 }
 
 func (p Periods) withDefaults() Periods {
-	for _, d := range []struct {
-		period *time.Duration
-		usual  time.Duration
-	}{
-		{&p.State, 2 * time.Second},
-		{&p.Retry, 2 * time.Second},
-		{&p.MostRetry, time.Minute},
-		{&p.Rejoin, 15 * time.Second},
-		{&p.MostRejoin, time.Hour},
-		{&p.Idle, 15 * time.Second},
-		{&p.Drift, time.Minute},
-		{&p.Document, 15 * time.Second},
-		{&p.Prove, time.Minute},
-		{&p.Port, 3 * time.Second},
-		{&p.Stop, 5 * time.Second},
-	} {
-		if *d.period <= 0 {
-			*d.period = d.usual
-		}
+	return Periods{
+		State: cmp.Or(p.State, 2*time.Second), Retry: cmp.Or(p.Retry, 2*time.Second), MostRetry: cmp.Or(p.MostRetry, time.Minute),
+		Drift: cmp.Or(p.Drift, time.Minute), Document: cmp.Or(p.Document, 15*time.Second), Stop: cmp.Or(p.Stop, 5*time.Second),
 	}
-	return p
 }
 
 const (
@@ -166,6 +142,15 @@ const (
 	// askTime bounds the identity request before a session's first heartbeat. The state file has the identity, too, and the
 	// next convergence waits longer.
 	askTime = 2 * time.Second
+	// firstRejoin is the pause after a failed join that restarted AMS, nextRejoin each later one.
+	firstRejoin = 15 * time.Second
+	nextRejoin  = time.Hour
+	// idlePause is the pause of a machine that is no node. Without a MongoDB address it reads the instance's tags each time.
+	idlePause = 15 * time.Second
+	// proveTime bounds a wait for AMS; the next one checks the service again.
+	proveTime = time.Minute
+	// portPause is the retry interval for a port in use.
+	portPause = 3 * time.Second
 )
 
 // Daemon is a running agent.
@@ -322,7 +307,7 @@ func (d *Daemon) sessionClient() *cluster.Client {
 // follow runs sessions, each until the state file or the settings change. It returns true if a new daemon is needed.
 func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 	p := d.o.Periods
-	retry, rejoin := p.Retry, p.Rejoin
+	retry, rejoin := p.Retry, firstRejoin
 	var said throttle
 	for ctx.Err() == nil {
 		d.begin()
@@ -335,12 +320,12 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 		d.restarted = false
 		err := d.session(session)
 		if err == nil || session.Err() != nil {
-			retry, rejoin, said.text = p.Retry, p.Rejoin, ""
+			retry, rejoin, said.text = p.Retry, firstRejoin, ""
 		} else {
 			again := retry
 			if retry = min(2*retry, p.MostRetry); d.restarted {
 				// A join that was undone restarted AMS twice: viewers are cut once an hour at most.
-				again, rejoin = rejoin, p.MostRejoin
+				again, rejoin = rejoin, nextRejoin
 				err = fmt.Errorf("%w; it restarted the server, so the next try is at %s, or at once by `amsagent join` or `systemctl reload amsagent`",
 					err, time.Now().Add(again).Format(time.TimeOnly))
 			}
@@ -351,7 +336,7 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 			// A join or leave by hand ends this wait.
 			d.beside(session, func() {
 				if !sleep.For(session, again) {
-					retry, rejoin = p.Retry, p.Rejoin
+					retry, rejoin = p.Retry, firstRejoin
 				}
 			})
 		}

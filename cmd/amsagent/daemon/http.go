@@ -69,7 +69,7 @@ func (d *Daemon) listenMetrics(ctx context.Context) net.Listener {
 
 // serveMetrics waits for the port if l is nil. Another program answers there meanwhile, so the status line names it.
 func (d *Daemon) serveMetrics(ctx context.Context, l net.Listener) {
-	for l == nil && d.o.Metrics != "" && sleep.For(ctx, d.o.Periods.Port) {
+	for l == nil && d.o.Metrics != "" && sleep.For(ctx, portPause) {
 		if l = d.listenMetrics(ctx); l != nil {
 			d.log.Info("metrics and health are served", "address", d.o.Metrics)
 			d.status()

@@ -293,7 +293,7 @@ func (l *life) prove(ctx context.Context) error {
 		if v.State == cluster.StateActive && v.Proved && v.Server.Up {
 			return nil
 		}
-		if !sleep.For(ctx, min(l.d.o.Periods.State, proveTime)) {
+		if !sleep.For(ctx, min(l.d.o.Periods.State, provedEvery)) {
 			why := "to be seen in the cluster"
 			if v.Proved {
 				why = "to serve viewers: " + v.Server.whyDown()
@@ -303,7 +303,7 @@ func (l *life) prove(ctx context.Context) error {
 	}
 }
 
-const proveTime = 500 * time.Millisecond
+const provedEvery = 500 * time.Millisecond
 
 // event writes an event of this machine, even if it never joined. Without MongoDB, only the log has it.
 func (l *life) event(ctx context.Context, e cluster.Event) error {

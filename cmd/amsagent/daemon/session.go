@@ -183,7 +183,7 @@ func (d *Daemon) idle(ctx context.Context, why string) error {
 	d.idling = why
 	d.status()
 	// A tag may name MongoDB later.
-	d.beside(ctx, func() { sleep.For(ctx, d.o.Periods.Idle) })
+	d.beside(ctx, func() { sleep.For(ctx, idlePause) })
 	return nil
 }
 
@@ -491,7 +491,7 @@ func (m *member) enter(ctx context.Context) {
 	}
 	p := m.d.o.Periods
 	for retry := p.Retry; ; retry = min(2*retry, p.MostRetry/2) {
-		bound, cancel := context.WithTimeout(ctx, p.Prove)
+		bound, cancel := context.WithTimeout(ctx, proveTime)
 		ev, err := m.d.o.Machine.Prove(bound, m.client, m.node.IP)
 		cancel()
 		if err == nil {
