@@ -179,11 +179,10 @@ type Daemon struct {
 	phaseChanged chan struct{}
 
 	// For the goroutine of follow only:
-	phase   bootstrap.Phase // of the last convergence
-	left    bool            // by hand, while the daemon ran
-	idling  string          // last logged
-	warned  []string        // by the last convergence
-	failed  string          // last logged file error
+	left    bool     // by hand, while the daemon ran
+	idling  string   // last logged
+	warned  []string // by the last convergence
+	failed  string   // last logged file error
 	drifted string
 	// restarted: the session's join failed and had restarted the server.
 	restarted bool

@@ -83,16 +83,15 @@ func (d *Daemon) settings() Settings {
 
 // follows records the phase. A machine that was made to leave must not join by itself.
 func (d *Daemon) follows(p bootstrap.Phase) {
+	was := d.view.get().Phase
 	switch {
 	case p == bootstrap.PhaseJoined:
 		d.left = false
-	case p == "" && (d.phase == bootstrap.PhaseJoined || d.phase == bootstrap.PhaseLeaving):
+	case p == "" && (was == bootstrap.PhaseJoined || was == bootstrap.PhaseLeaving):
 		d.left = true
 	}
-	news := p != d.phase
-	d.phase = p
 	d.view.setPhase(p)
-	if news {
+	if p != was {
 		select { // a successful join means that viewers are served already
 		case d.phaseChanged <- struct{}{}:
 		default:
@@ -204,27 +203,20 @@ func (d *Daemon) while(ctx context.Context, holds func() bool) {
 }
 
 // join joins while the loop samples. by: only the settings request it.
-func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error {
+func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) (err error) {
 	d.view.setActivity("joining")
 	d.idling = ""
 	d.status()
-	var gone bool
-	var err error
-	// A drain cancels the join.
+	gone := false
 	ctx, cancel := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		d.while(ctx, func() bool { return !d.life.isGone() })
+		cancel() // a drain cancels the join
+	})
+	defer watcher.Wait()
 	defer cancel()
 	d.beside(ctx, func() {
-		var watcher sync.WaitGroup
-		defer watcher.Wait()
-		ended, end := context.WithCancel(ctx)
-		defer end()
-		watcher.Go(func() {
-			for sleep.For(ended, cloud.UntilTick(d.o.Periods.State)) {
-				if d.life.isGone() {
-					cancel()
-				}
-			}
-		})
 		inst, ierr := d.o.Identify(ctx)
 		if ierr != nil {
 			err = fmt.Errorf("joining: %w", ierr)
@@ -238,11 +230,8 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 		// settings again: Identify has read the tags.
 		err = d.joinAs(ctx, d.settings(), mongo)
 	})
-	if gone {
-		d.left = true
-		return nil
-	}
-	if d.life.isGone() {
+	d.left = d.left || gone
+	if gone || d.life.isGone() {
 		return nil
 	}
 	return err
@@ -481,40 +470,40 @@ func (m *member) facts(ctx context.Context) (cluster.Node, error) {
 	}
 }
 
-// enter waits until the cluster has AMS, then updates the record.
+// enter waits until the cluster has AMS, then updates the record. Unlike a heartbeat, a state is retried until MongoDB has it.
 func (m *member) enter(ctx context.Context) {
 	var log throttle
-	complain := func(what string, err error) {
-		if ctx.Err() == nil && log.allows(what+err.Error(), time.Now()) {
-			m.d.log.Warn(what, "error", err) //nolint:sloglint // one of the two sentences below
+	repeat := func(failed string, most time.Duration, do func() error) bool {
+		for retry := m.d.o.Periods.Retry; ; retry = min(2*retry, most) {
+			err := do()
+			if err == nil {
+				return true
+			}
+			if ctx.Err() == nil && log.allows(failed+err.Error(), time.Now()) {
+				m.d.log.Warn(failed, "error", err) //nolint:sloglint // one of the two sentences below
+			}
+			if !sleep.For(ctx, retry) {
+				return false
+			}
 		}
 	}
-	p := m.d.o.Periods
-	for retry := p.Retry; ; retry = min(2*retry, p.MostRetry/2) {
+	most := m.d.o.Periods.MostRetry
+	prove := func() error {
 		bound, cancel := context.WithTimeout(ctx, proveTime)
+		defer cancel()
 		ev, err := m.d.o.Machine.Prove(bound, m.client, m.node.IP)
-		cancel()
 		if err == nil {
 			m.d.log.Info("Ant Media Server is in the cluster", "document", ev.ID, "address", ev.Address)
-			break
 		}
-		complain("Ant Media Server is not seen in the cluster yet", err)
-		if !sleep.For(ctx, retry) {
-			return
-		}
+		return err
+	}
+	if !repeat("Ant Media Server is not seen in the cluster yet", most/2, prove) {
+		return
 	}
 	m.proved.Store(true)
 	m.d.view.change(func(v *View) { v.Proved = true })
-	// Unlike a heartbeat, a state is retried until MongoDB has it.
-	for retry := p.Retry; ; retry = min(2*retry, p.MostRetry/4) {
-		err := m.enroll(ctx)
-		if err == nil {
-			break
-		}
-		complain("updating the registry failed", err)
-		if !sleep.For(ctx, retry) {
-			return
-		}
+	if !repeat("updating the registry failed", most/4, func() error { return m.enroll(ctx) }) {
+		return
 	}
 	if err := m.d.o.Machine.Entered(m.node.Instance()); err != nil {
 		m.d.log.Warn("a restart of the agent while MongoDB is away will make this node not ready", "error", err)
@@ -718,17 +707,16 @@ func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	var age *time.Duration
+	var last time.Time
 	for _, doc := range docs {
-		if doc.LastUpdate.IsZero() {
-			continue
-		}
-		if a := max(0, now.Sub(doc.LastUpdate)); age == nil || a < *age {
-			age = &a
+		if doc.LastUpdate.After(last) {
+			last = doc.LastUpdate
 		}
 	}
-	return age, nil
+	if last.IsZero() {
+		return nil, nil
+	}
+	return new(max(0, time.Since(last))), nil
 }
 
 // amsSilent is AMS's own limit.
