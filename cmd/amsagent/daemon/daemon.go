@@ -161,8 +161,8 @@ type Daemon struct {
 	once     sync.Once    // logs missing TTL indexes once
 	interval atomic.Int64 // between heartbeats
 
-	mu     sync.Mutex
-	client *cluster.Client // of the session; nil between sessions
+	mu      sync.Mutex
+	serving *member // of the session; nil between sessions
 	// own is the state file as known to the daemon.
 	own *bootstrap.State
 	// steps counts the steps in progress, which may write that file; joining: one is a join.
@@ -202,7 +202,13 @@ func New(o Options) *Daemon {
 	d.view.notes = o.Notes
 	d.own, _ = o.Machine.StateFile() // nil if damaged
 	d.interval.Store(int64(o.Settings().Interval))
-	d.sampler = o.Sampler(d.sessionClient, func() cluster.Node {
+	client := func() *cluster.Client {
+		if m := d.member(); m != nil {
+			return m.client
+		}
+		return nil
+	}
+	d.sampler = o.Sampler(client, func() cluster.Node {
 		v := d.view.get()
 		return cluster.Node{IP: v.Address, Role: v.Role}
 	})
@@ -297,10 +303,17 @@ func (d *Daemon) reloads(ctx context.Context) {
 	}
 }
 
-func (d *Daemon) sessionClient() *cluster.Client {
+// member returns nil between sessions.
+func (d *Daemon) member() *member {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.client
+	return d.serving
+}
+
+func (d *Daemon) setMember(m *member) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.serving = m
 }
 
 // follow runs sessions, each until the state file or the settings change. It returns true if a new daemon is needed.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -25,8 +24,7 @@ type life struct {
 	d       *Daemon
 	manager *lifecycle.Runner
 
-	departures atomic.Int64
-	peers      cluster.Peers
+	peers cluster.Peers
 
 	mu        sync.Mutex
 	stoppedAt time.Time
@@ -76,11 +74,6 @@ func (l *life) isGone() bool {
 	return false
 }
 
-// goneSince also reports a departure that has ended: a node that was parked serves again only in a new session.
-func (l *life) goneSince(departures int64) bool {
-	return l.departures.Load() != departures || l.isGone()
-}
-
 // joinedAnew forgets a finished drain after a join or leave by hand.
 func (l *life) joinedAnew(s *bootstrap.State) {
 	if err := l.manager.Forget(s != nil && s.Phase == bootstrap.PhaseJoining); err != nil {
@@ -95,8 +88,8 @@ func (l *life) drains() (is, over bool) {
 
 // with uses the session's client. During a departure it connects anew: the session ends too early.
 func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
-	if c := l.d.sessionClient(); c != nil && !l.isGone() {
-		return do(c)
+	if m := l.d.member(); m != nil && !m.isGone() {
+		return do(m.client)
 	}
 	mongo, err := l.d.o.Mongo(ctx)
 	if err != nil {
@@ -196,7 +189,9 @@ func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) {
 
 // StopServer implements lifecycle.Node.
 func (l *life) StopServer(ctx context.Context) error {
-	l.departures.Add(1)
+	if m := l.d.member(); m != nil {
+		m.gone.Store(true)
+	}
 	var at time.Time
 	err := l.d.step(false, func() error {
 		var err error

@@ -41,7 +41,6 @@ func (d *Daemon) session(ctx context.Context) error {
 		return err
 	}
 	d.follows(c.Phase)
-	departures := d.life.departures.Load()
 	if c.Phase != bootstrap.PhaseLeaving && d.life.isGone() {
 		return d.away(ctx) // nor does a machine join that the cloud takes
 	}
@@ -52,7 +51,7 @@ func (d *Daemon) session(ctx context.Context) error {
 		if merr != nil {
 			return merr
 		}
-		return d.serve(ctx, s, mongo, c, departures, err)
+		return d.serve(ctx, s, mongo, c, err)
 	case bootstrap.PhaseLeaving:
 		return d.idle(ctx, "a leave was begun and not finished: run amsagent leave again")
 	case bootstrap.PhaseJoining:
@@ -286,16 +285,17 @@ type member struct {
 	node   cluster.Node
 	// proved: AMS was seen in the cluster in this session.
 	proved atomic.Bool
-	// departures is the count at the session's start.
-	departures int64
+	// gone: a drain has stopped the server in this session. A node that was parked serves again only in a new session.
+	gone atomic.Bool
 	// enrolled: the record is this instance's.
 	enrolled atomic.Bool
 	// ousted: another machine uses the record.
 	ousted atomic.Bool
-	// unidentified: node lacked cloud facts at the start. now has the node with later facts, or nil.
-	unidentified bool
-	now          atomic.Pointer[cluster.Node]
-	told         cluster.Node // the record's facts; zero if unknown
+	// now has the latest facts. incomplete: some of the cloud are missing, and stay as in the record.
+	now        atomic.Pointer[cluster.Node]
+	incomplete atomic.Bool
+	// written: the record has the facts of now.
+	written bool
 	// spareAsked is when notAlone was last asked.
 	spareAsked time.Time
 	// taking is a drain request whose acceptance is unknown, or nil. A restart forgets it: the requester gets an error.
@@ -303,23 +303,18 @@ type member struct {
 }
 
 // serve sends heartbeats and follows AMS until the session ends. unrepaired is the error of repairing the files.
-func (d *Daemon) serve(
-	ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, departures int64, unrepaired error,
-) error {
+func (d *Daemon) serve(ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, unrepaired error) error {
 	client, err := d.o.Connect(ctx, mongo.Target)
 	if err != nil {
 		return err
 	}
 	d.idling = ""
-	m := &member{d: d, client: client, node: c.Node, departures: departures, unidentified: c.Unidentified || c.Incomplete}
+	m := &member{d: d, client: client, node: c.Node, written: !c.Unidentified && !c.Incomplete}
 	m.node.Port = d.portOf(m.node)
-	if !m.unidentified {
-		m.told = m.node
-	}
+	m.now.Store(&m.node)
+	m.incomplete.Store(!m.written)
 	d.view.change(func(v *View) { v.Proved = false })
-	d.mu.Lock()
-	d.client = client
-	d.mu.Unlock()
+	d.setMember(m)
 	d.view.setNode(c.Node)
 	d.view.setActivity("serving")
 	d.reportRepair(unrepaired)
@@ -336,9 +331,7 @@ func (d *Daemon) serve(
 	err = m.drift(ctx, s, mongo, c, unrepaired)
 	cancel()
 	work.Wait()
-	d.mu.Lock()
-	d.client = nil
-	d.mu.Unlock()
+	d.setMember(nil)
 	_ = client.Close(ctx) // bounded; the server may be unreachable
 	return err
 }
@@ -395,7 +388,7 @@ func (m *member) checkOwner(err error) error {
 }
 
 // isGone reports whether the node has left since the session's start.
-func (m *member) isGone() bool { return m.d.life.goneSince(m.departures) }
+func (m *member) isGone() bool { return m.gone.Load() || m.d.life.isGone() }
 
 // ClockSkew implements the Sender of [heartbeat.Loop].
 func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
@@ -409,7 +402,7 @@ func (m *member) enroll(ctx context.Context) error {
 			return heartbeat.ErrLeft
 		}
 		proved, again, now := m.proved.Load(), m.enrolled.Load(), m.now.Load()
-		n, err := m.facts(ctx)
+		n, err := m.complete(ctx, *now)
 		if err != nil {
 			return err
 		}
@@ -453,20 +446,20 @@ func (m *member) applied(ctx context.Context, n cluster.Node) {
 	m.d.view.setState(row.State, row.StateSince)
 }
 
-// facts returns the record without a state. Missing cloud facts stay as in the record.
-func (m *member) facts(ctx context.Context) (cluster.Node, error) {
-	if m.now.Load() != nil || !m.unidentified {
-		return m.latest(), nil
+// complete adds missing cloud facts from the record.
+func (m *member) complete(ctx context.Context, n cluster.Node) (cluster.Node, error) {
+	if !m.incomplete.Load() {
+		return n, nil
 	}
-	row, err := m.client.Node(ctx, m.node.ID)
+	row, err := m.client.Node(ctx, n.ID)
 	_, bad := errors.AsType[*cluster.BadRecordError](err)
 	switch {
 	case bad, errors.Is(err, cluster.ErrNoNode):
-		return m.node, nil
+		return n, nil
 	case err != nil:
 		return cluster.Node{}, err
 	default:
-		return m.node.WithCloudFactsOf(row), nil
+		return n.WithCloudFactsOf(row), nil
 	}
 }
 
@@ -636,7 +629,7 @@ func (m *member) notAlone(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if others, down := peersDown(m.latest(), nodes, now); others > 0 && 2*down >= others {
+	if others, down := peersDown(*m.now.Load(), nodes, now); others > 0 && 2*down >= others {
 		return fmt.Sprintf("of the other nodes of its group %d of %d do not serve either", down, others), nil
 	}
 	return "", nil
@@ -754,7 +747,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 			if err == nil {
 				m.follow(c)
 			} else {
-				c.Node.Drift = m.latest().Drift // unknown is not none
+				c.Node.Drift = m.now.Load().Drift // unknown is not none
 			}
 			if !c.Node.SameInstance(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 				return nil // the next session registers it
@@ -765,40 +758,31 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 	return nil
 }
 
-func (m *member) latest() cluster.Node {
-	if n := m.now.Load(); n != nil {
-		return *n
-	}
-	return m.node
-}
-
 // refresh updates the record with changed facts: identity, name, public address, server release. Missing cloud facts stay.
 func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
-	n, first := c.Node, m.unidentified && m.now.Load() == nil
-	if c.Unidentified || c.Incomplete {
-		if c.Unidentified && first {
-			return // the record has more
-		}
-		was, err := m.facts(ctx)
-		if err != nil {
-			return // retried with the next comparison
-		}
+	n, was := c.Node, *m.now.Load()
+	n.Port = m.d.portOf(n)
+	switch {
+	case !c.Unidentified && !c.Incomplete:
+		m.incomplete.Store(false)
+	case c.Unidentified && m.incomplete.Load():
+		return // the record has more
+	default:
 		n = n.WithCloudFactsOf(was)
-		if !first {
+		if !m.incomplete.Load() {
 			n.Hostname = cmp.Or(was.Hostname, n.Hostname)
 		}
 	}
-	n.Port = m.d.portOf(n)
-	if reflect.DeepEqual(n, m.told) {
+	if m.written && reflect.DeepEqual(n, was) {
 		return
 	}
 	m.now.Store(&n)
-	m.told = cluster.Node{} // unknown after an error
 	if err := m.enroll(ctx); err != nil {
+		m.written = false // unknown
 		m.d.log.Debug("the row was not written again, and will be", "error", err)
 		return
 	}
-	m.told = n
+	m.written = true
 }
 
 // portOf returns the port in use, or else that of the files.
