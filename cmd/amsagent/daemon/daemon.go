@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -23,7 +22,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Settings may change while the daemon runs.
+// Settings may change while the daemon runs, except Interval.
 type Settings struct {
 	Interval time.Duration
 	// AutoJoin joins a machine that never joined, once MongoDB's address is known.
@@ -158,8 +157,8 @@ type Daemon struct {
 	o        Options
 	log      *slog.Logger
 	view     *view
-	once     sync.Once    // logs missing TTL indexes once
-	interval atomic.Int64 // between heartbeats
+	once     sync.Once     // logs missing TTL indexes once
+	interval time.Duration // between heartbeats
 
 	mu      sync.Mutex
 	serving *member // of the session; nil between sessions
@@ -192,16 +191,12 @@ type Daemon struct {
 func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
-		o: o, log: o.Log, view: newView(o.Version),
+		o: o, log: o.Log, view: newView(o.Version), interval: o.Settings().Interval,
 		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1), phaseChanged: make(chan struct{}, 1),
 	}
 	d.check = &lb.AgentCheck{State: d.nodeState, Started: time.Now(), Now: time.Now}
-	if d.log == nil {
-		d.log = slog.New(slog.DiscardHandler)
-	}
 	d.view.notes = o.Notes
 	d.own, _ = o.Machine.StateFile() // nil if damaged
-	d.interval.Store(int64(o.Settings().Interval))
 	client := func() *cluster.Client {
 		if m := d.member(); m != nil {
 			return m.client
@@ -266,12 +261,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 // bound.
 func (d *Daemon) await(ended <-chan struct{}) {
 	for {
-		timer := time.NewTimer(d.o.Periods.Stop)
 		select {
 		case <-ended:
-			timer.Stop()
 			return
-		case <-timer.C:
+		case <-time.After(d.o.Periods.Stop):
 		}
 		if !d.stepping() {
 			d.log.Error("something hangs; it is not waited for")
@@ -326,7 +319,7 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 		if d.outdated() {
 			return true
 		}
-		session, end := context.WithCancelCause(ctx)
+		session, end := context.WithCancel(ctx)
 		var watcher sync.WaitGroup
 		watcher.Go(func() { d.watchState(session, end) })
 		d.restarted = false
@@ -352,7 +345,7 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 				}
 			})
 		}
-		end(nil)
+		end()
 		watcher.Wait()
 	}
 	return false
@@ -368,9 +361,6 @@ func (d *Daemon) outdated() bool {
 	d.reread = d.steps > 0 // end the session after the step
 	return !d.reread
 }
-
-// errStateChanged ends a session after a join or leave by hand, or with new settings.
-var errStateChanged = errors.New("the state file or the settings were changed")
 
 func (d *Daemon) begin() {
 	s, err := d.o.Machine.StateFile()
@@ -399,23 +389,17 @@ func (d *Daemon) readSettings() (ok bool) {
 	return true
 }
 
-func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
-	for {
-		timer := time.NewTimer(cloud.UntilTick(d.o.Periods.State))
+// watchState ends a session after a join or leave by hand, or with new settings.
+func (d *Daemon) watchState(ctx context.Context, end func()) {
+	for !d.changed() {
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+			return
+		case <-time.After(cloud.UntilTick(d.o.Periods.State)):
 		case <-d.again:
 		}
-		timer.Stop()
-		switch {
-		case ctx.Err() != nil:
-			return
-		case d.changed():
-			end(errStateChanged)
-			return
-		}
 	}
+	end()
 }
 
 // changed reports whether the session must end. A step is not interrupted, except by a join or leave by hand.

@@ -34,7 +34,7 @@ func (d *Daemon) session(ctx context.Context) error {
 			err = merr
 			return
 		}
-		s = d.settings() // after Mongo, which may read the instance's tags
+		s = d.o.Settings() // after Mongo, which may read the instance's tags
 		c, err = d.converge(ctx, s, mongo, askTime)
 	})
 	if c == nil {
@@ -73,13 +73,6 @@ func (d *Daemon) session(ctx context.Context) error {
 
 const hasLeft = "this machine left by hand: amsagent join brings it back"
 
-// settings also sets the loop's interval.
-func (d *Daemon) settings() Settings {
-	s := d.o.Settings()
-	d.interval.Store(int64(s.Interval))
-	return s
-}
-
 // follows records the phase. A machine that was made to leave must not join by itself.
 func (d *Daemon) follows(p bootstrap.Phase) {
 	was := d.view.get().Phase
@@ -114,13 +107,14 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 		identify = func(context.Context) (metadata.Instance, error) { return inst, err }
 	}
 	now := d.o.Settings()
-	s.Role, s.Group = now.Role, now.Group
 	var c *bootstrap.Convergence
 	err = d.step(false, func() error {
 		var err error
-		req := d.converging(s, mongo)
-		req.Known, req.Identify = known, identify
-		c, err = d.o.Machine.Converge(bound, req)
+		c, err = d.o.Machine.Converge(bound, bootstrap.ConvergeRequest{
+			Mode: bootstrap.ConvergeWatch, Mongo: mongo.Target, MongoStored: mongo.Stored, Role: now.Role, Group: now.Group,
+			Address: s.Address, ForceAddress: s.ForceAddress, AddressKept: s.AddressKept, Valve: s.Valve, Interval: s.Interval,
+			Known: known, Identify: identify,
+		})
 		return err
 	})
 	if err != nil && (c == nil || c.Phase != bootstrap.PhaseJoined || c.Node.ID == "") {
@@ -149,13 +143,6 @@ func within(t time.Duration, identify bootstrap.Identifier) bootstrap.Identifier
 		ctx, cancel := context.WithTimeoutCause(ctx, t, fmt.Errorf("the metadata service has not answered for %s, and is asked again", t))
 		defer cancel()
 		return identify(ctx)
-	}
-}
-
-func (d *Daemon) converging(s Settings, mongo Named) bootstrap.ConvergeRequest {
-	return bootstrap.ConvergeRequest{
-		Mode: bootstrap.ConvergeWatch, Mongo: mongo.Target, MongoStored: mongo.Stored, Role: s.Role, Group: s.Group, Address: s.Address,
-		ForceAddress: s.ForceAddress, AddressKept: s.AddressKept, Valve: s.Valve, Interval: s.Interval, Identify: d.o.Identify,
 	}
 }
 
@@ -227,7 +214,7 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) (err e
 			}
 		}
 		// settings again: Identify has read the tags.
-		err = d.joinAs(ctx, d.settings(), mongo)
+		err = d.joinAs(ctx, d.o.Settings(), mongo)
 	})
 	d.left = d.left || gone
 	if gone || d.life.isGone() {
@@ -338,7 +325,7 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo Named, c *bootstra
 
 func (d *Daemon) loop(m *member) *heartbeat.Loop {
 	l := &heartbeat.Loop{
-		Interval: time.Duration(d.interval.Load()), Sample: d.sampler.Sample, Report: d.report, Log: d.log,
+		Interval: d.interval, Sample: d.sampler.Sample, Report: d.report, Log: d.log,
 		Serving: d.servingNow, Checks: d.check.Balancers, Wake: d.beatNow,
 	}
 	if m != nil {
@@ -545,7 +532,7 @@ func (m *member) watchDocument(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		m.d.view.setAMSAge(age)
+		m.d.view.change(func(v *View) { v.AMSAge = age })
 		if err != nil || !m.proved.Load() {
 			continue
 		}

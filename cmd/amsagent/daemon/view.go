@@ -182,8 +182,6 @@ func (w *view) setState(s cluster.State, since time.Time) {
 	w.change(func(v *View) { v.State, v.StateSince = s, since })
 }
 
-func (w *view) setAMSAge(age *time.Duration) { w.change(func(v *View) { v.AMSAge = age }) }
-
 func (w *view) setConvergence(c *bootstrap.Convergence) {
 	w.change(func(v *View) {
 		v.repaired += len(c.Repairs)
