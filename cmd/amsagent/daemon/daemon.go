@@ -197,6 +197,9 @@ func New(o Options) *Daemon {
 	d.check = &lb.AgentCheck{State: d.nodeState, Started: time.Now(), Now: time.Now}
 	d.view.notes = o.Notes
 	d.own, _ = o.Machine.StateFile() // nil if damaged
+	if d.own != nil {
+		d.view.v.Role = d.own.Role // until the first session
+	}
 	client := func() *cluster.Client {
 		if m := d.member(); m != nil {
 			return m.client
@@ -375,8 +378,12 @@ func (d *Daemon) begin() {
 		return
 	}
 	d.readSettings() // the other process's join used the current settings file
-	if was != nil {
-		d.life.joinedAnew(s)
+	if was == nil {
+		return
+	}
+	// After a join or leave by hand, a finished drain is forgotten.
+	if err := d.life.manager.Forget(s != nil && s.Phase == bootstrap.PhaseJoining); err != nil {
+		d.log.Info("the present drain continues", "reason", err)
 	}
 }
 
@@ -457,7 +464,9 @@ func (d *Daemon) trouble(err error) {
 	if err != nil {
 		text = err.Error()
 	}
-	if d.view.setTrouble(text) {
+	changed := false
+	d.view.change(func(v *View) { changed, v.Trouble = v.Trouble != text, text })
+	if changed {
 		d.status()
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -26,8 +27,7 @@ type life struct {
 
 	peers cluster.Peers
 
-	mu        sync.Mutex
-	stoppedAt time.Time
+	stopped atomic.Pointer[time.Time] // when the server was; nil if an earlier daemon stopped it
 
 	late chan bootstrap.Departure // for removeLate
 }
@@ -40,12 +40,7 @@ func newLife(d *Daemon) *life {
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
 	opts.Balancers = l.balancers
 	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.counted, v.countedAt }
-	// Until the first session, the node has the role of its join.
-	joined := ""
-	if s, err := d.o.Machine.StateFile(); err == nil && s != nil {
-		joined = s.Role
-	}
-	opts.Role = func() string { return cmp.Or(d.view.get().Role, joined) }
+	opts.Role = func() string { return d.view.get().Role }
 	l.manager = lifecycle.NewRunner(opts)
 	// Before any request: a continued drain must show.
 	d.view.setLife(l.manager.View)
@@ -72,18 +67,6 @@ func (l *life) isGone() bool {
 	case lifecycle.StateActive, lifecycle.StateResuming:
 	}
 	return false
-}
-
-// joinedAnew forgets a finished drain after a join or leave by hand.
-func (l *life) joinedAnew(s *bootstrap.State) {
-	if err := l.manager.Forget(s != nil && s.Phase == bootstrap.PhaseJoining); err != nil {
-		l.d.log.Info("the present drain continues", "reason", err)
-	}
-}
-
-// drains reports a drain that is in progress or over; over, a forgotten one that the registry may still show.
-func (l *life) drains() (is, over bool) {
-	return l.manager.View().Step != lifecycle.StepNone, l.manager.Forgotten()
 }
 
 // with uses the session's client. During a departure it connects anew: the session ends too early.
@@ -204,9 +187,7 @@ func (l *life) StopServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.stoppedAt = at
+	l.stopped.Store(&at)
 	return nil
 }
 
@@ -224,17 +205,12 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 	case err != nil:
 		return err
 	}
-	l.mu.Lock()
 	d := bootstrap.Departure{
-		ID: id, Address: address, StoppedAt: l.stoppedAt,
-		Reason: t.Reason, LeftBy: cmp.Or(t.LeftBy, cluster.LeftByDrain), Cut: t.Cut, RepairStreams: t.RepairStreams,
+		ID: id, Address: address, StoppedAt: time.Now(),
+		Reason: cmp.Or(t.Reason, "drained"), LeftBy: cmp.Or(t.LeftBy, cluster.LeftByDrain), Cut: t.Cut, RepairStreams: t.RepairStreams,
 	}
-	l.mu.Unlock()
-	if d.Reason == "" {
-		d.Reason = "drained"
-	}
-	if d.StoppedAt.IsZero() {
-		d.StoppedAt = time.Now() // the daemon was restarted since
+	if at := l.stopped.Load(); at != nil && !at.IsZero() {
+		d.StoppedAt = *at
 	}
 	err = l.with(ctx, func(c *cluster.Client) error {
 		_, err := l.d.o.Machine.Depart(ctx, c, d)

@@ -401,12 +401,14 @@ func (m *member) enroll(ctx context.Context) error {
 		if cluster.KindOf(err) == cluster.KindTimeout {
 			m.applied(ctx, n)
 		}
-		switch drains, over := m.d.life.drains(); {
+		drain := m.d.life.manager
+		drains, over := drain.View().Step != lifecycle.StepNone, drain.Forgotten() // over: the registry may still show it
+		switch {
 		case drains && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
-			m.d.life.manager.Unsaid() // the record was removed; after a lost answer, a new one may exist
+			drain.Unsaid() // the record was removed; after a lost answer, a new one may exist
 		case err == nil && !drains:
 			if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
-				m.d.life.manager.Settled()
+				drain.Settled()
 			}
 		}
 		if m.checkOwner(err) != nil {

@@ -155,11 +155,6 @@ func (w *view) setPhase(p bootstrap.Phase) {
 
 func (w *view) setActivity(text string) { w.change(func(v *View) { v.Activity = text }) }
 
-func (w *view) setTrouble(text string) (changed bool) {
-	w.change(func(v *View) { changed, v.Trouble = v.Trouble != text, text })
-	return changed
-}
-
 func (w *view) setNode(n cluster.Node) {
 	w.change(func(v *View) {
 		v.ID, v.Address, v.Role, v.Group = n.ID, n.IP, n.Role, n.Group
