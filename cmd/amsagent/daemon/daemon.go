@@ -178,11 +178,8 @@ type Daemon struct {
 	phaseChanged chan struct{}
 
 	// For the goroutine of follow only:
-	left    bool     // by hand, while the daemon ran
-	idling  string   // last logged
-	warned  []string // by the last convergence
-	failed  string   // last logged file error
-	drifted string
+	left    bool   // by hand, while the daemon ran
+	drifted string // last logged
 	// restarted: the session's join failed and had restarted the server.
 	restarted bool
 }
@@ -459,16 +456,16 @@ func (d *Daemon) beside(ctx context.Context, do func()) {
 	do()
 }
 
-func (d *Daemon) trouble(err error) {
+func (d *Daemon) trouble(err error) (changed bool) {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
-	changed := false
 	d.view.change(func(v *View) { changed, v.Trouble = v.Trouble != text, text })
 	if changed {
 		d.status()
 	}
+	return changed
 }
 
 func (d *Daemon) status() { d.o.Notify("STATUS=" + d.view.line()) }

@@ -126,14 +126,13 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 	for _, f := range c.Repairs {
 		d.log.Warn("repaired", "id", f.ID, "detail", f.Text)
 	}
-	var warned []string
-	for _, f := range c.Warnings {
-		warned = append(warned, f.String())
-		if !slices.Contains(d.warned, f.String()) { // once, not every minute
+	logged := d.view.get().Warnings
+	for _, f := range findings(c.Warnings) {
+		// once, not every minute
+		if !slices.ContainsFunc(logged, func(l bootstrap.Finding) bool { return l.String() == f.String() }) {
 			d.log.Warn("a check or a repair failed", "id", f.ID, "detail", f.Text)
 		}
 	}
-	d.warned = warned
 	d.view.setConvergence(c)
 	return c, nil
 }
@@ -147,25 +146,18 @@ func within(t time.Duration, identify bootstrap.Identifier) bootstrap.Identifier
 }
 
 func (d *Daemon) reportRepair(err error) {
-	d.trouble(err)
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != "" && text != d.failed {
+	if d.trouble(err) && err != nil {
 		d.log.Error("comparing or repairing the files failed, trying again", "error", err)
 	}
-	d.failed = text
 }
 
 // idle samples without a registry: metrics and health remain available.
 func (d *Daemon) idle(ctx context.Context, why string) error {
-	d.view.setActivity(why)
-	d.trouble(nil)
-	if why != d.idling {
+	if d.view.get().Activity != why {
 		d.log.Info("idle", "reason", why)
 	}
-	d.idling = why
+	d.view.setActivity(why)
+	d.trouble(nil)
 	d.status()
 	// A tag may name MongoDB later.
 	d.beside(ctx, func() { sleep.For(ctx, idlePause) })
@@ -191,7 +183,6 @@ func (d *Daemon) while(ctx context.Context, holds func() bool) {
 // join joins while the loop samples. by: only the settings request it.
 func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) (err error) {
 	d.view.setActivity("joining")
-	d.idling = ""
 	d.status()
 	gone := false
 	ctx, cancel := context.WithCancel(ctx)
@@ -295,7 +286,6 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo Named, c *bootstra
 	if err != nil {
 		return err
 	}
-	d.idling = ""
 	m := &member{d: d, client: client, node: c.Node, written: !c.Unidentified && !c.Incomplete}
 	m.node.Port = d.portOf(m.node)
 	m.now.Store(&m.node)
