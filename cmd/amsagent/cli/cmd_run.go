@@ -187,9 +187,11 @@ func (a *daemonAdapter) settings() daemon.Settings {
 	}
 	s := a.g.settings
 	return daemon.Settings{
-		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, Role: s.Role, Group: s.Group,
-		Address: a.g.explicitAddress(), ForceAddress: a.g.addressForced(), AddressKept: a.g.addressKept(), Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
-		UnhealthyAfter: s.UnhealthyAfter,
+		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter,
+		JoinRequest: bootstrap.JoinRequest{
+			Role: s.Role, Group: s.Group, Address: a.g.explicitAddress(), ForceAddress: a.g.addressForced(), AddressKept: a.g.addressKept(),
+			Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
+		},
 	}
 }
 

@@ -28,12 +28,8 @@ type Settings struct {
 	// AutoJoin joins a machine that never joined, once MongoDB's address is known.
 	AutoJoin    bool
 	JoinTimeout time.Duration
-	Role, Group string
-	Address     string
-	// ForceAddress needs no interface with Address; AddressKept: an earlier join was given it.
-	ForceAddress, AddressKept bool
-	Valve                     bootstrap.Valve
-	OnFailure                 bootstrap.OnFailure
+	// JoinRequest lacks the fields that the daemon sets.
+	bootstrap.JoinRequest
 	// UnhealthyAfter is how long the machine may fail to serve before /healthz reports it; 0 means forever.
 	UnhealthyAfter time.Duration
 }

@@ -232,11 +232,9 @@ func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) e
 	err := d.step(true, func() error {
 		bound, stop := context.WithTimeout(ctx, s.JoinTimeout)
 		defer stop()
-		res, err := d.o.Machine.Join(bound, bootstrap.JoinRequest{
-			Mongo: mongo, Role: s.Role, Group: s.Group, Address: s.Address, ForceAddress: s.ForceAddress, AddressKept: s.AddressKept,
-			Valve: s.Valve, OnFailure: s.OnFailure,
-			Interval: s.Interval, Identify: d.o.Identify,
-		})
+		req := s.JoinRequest
+		req.Mongo, req.Interval, req.Identify = mongo, s.Interval, d.o.Identify
+		res, err := d.o.Machine.Join(bound, req)
 		if res != nil {
 			d.restarted = err != nil && res.Restarted && res.Outcome != bootstrap.OutcomeJoined
 			for _, w := range res.Warnings {

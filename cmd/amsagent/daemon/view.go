@@ -4,8 +4,10 @@
 package daemon
 
 import (
+	"cmp"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -229,13 +231,7 @@ const maxLine = 8 << 10
 
 func (w *view) line() string {
 	v := w.get()
-	var parts []string
-	switch {
-	case v.State != "":
-		parts = append(parts, string(v.State))
-	default:
-		parts = append(parts, v.Activity)
-	}
+	parts := []string{cmp.Or(string(v.State), v.Activity)}
 	gone := v.State == cluster.StateLeft // no count, no heartbeat
 	if v.State != "" && !gone {
 		parts = append(parts, count(v.Sessions.Publishers, "publisher"), count(v.Sessions.Viewers, "viewer"))
@@ -254,15 +250,14 @@ func (w *view) line() string {
 	if v.State == cluster.StateActive && !v.Server.Up {
 		parts = append(parts, "not ready: "+v.Server.whyDown())
 	}
-	if l := v.Lifecycle; l != nil && l.Progress != "" {
+	if l := v.Lifecycle; l != nil {
 		parts = append(parts, l.Progress)
 	}
-	if v.Trouble != "" {
-		parts = append(parts, v.Trouble)
-	}
+	parts = append(parts, v.Trouble)
 	if v.MetricsError != "" {
 		parts = append(parts, "no /metrics and no /readyz: "+v.MetricsError)
 	}
+	parts = slices.DeleteFunc(parts, func(part string) bool { return part == "" })
 	return plain.Truncate(plain.Text(strings.Join(strings.Fields(strings.Join(parts, "; ")), " ")), maxLine)
 }
 
