@@ -61,17 +61,15 @@ func (d *Daemon) session(ctx context.Context) error {
 		return d.idle(ctx, "a join was begun and not proved: run the same amsagent join again")
 	}
 	switch {
-	case merr == nil && d.left:
-		return d.idle(ctx, hasLeft)
-	case merr == nil && s.AutoJoin:
-		return d.join(ctx, mongo.Target, true)
-	case merr == nil:
+	case merr != nil:
+		return d.idle(ctx, "not a member; waiting for amsagent join")
+	case d.left:
+		return d.idle(ctx, "this machine left by hand: amsagent join brings it back")
+	case !s.AutoJoin:
 		return d.idle(ctx, "not a member; auto_join is off")
 	}
-	return d.idle(ctx, "not a member; waiting for amsagent join")
+	return d.join(ctx, mongo.Target, true)
 }
-
-const hasLeft = "this machine left by hand: amsagent join brings it back"
 
 // follows records the phase. A machine that was made to leave must not join by itself.
 func (d *Daemon) follows(p bootstrap.Phase) {
@@ -288,10 +286,11 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo Named, c *bootstra
 	m.node.Port = d.portOf(m.node)
 	m.now.Store(&m.node)
 	m.incomplete.Store(!m.written)
-	d.view.change(func(v *View) { v.Proved = false })
 	d.setMember(m)
-	d.view.setNode(c.Node)
-	d.view.setActivity("serving")
+	d.view.change(func(v *View) {
+		v.ID, v.Address, v.Role, v.Group, v.boot = m.node.ID, m.node.IP, m.node.Role, m.node.Group, m.node.BootID
+		v.OtherMachine, v.Proved, v.Activity = "", false, "serving"
+	})
 	d.reportRepair(unrepaired)
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup

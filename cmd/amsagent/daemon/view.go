@@ -157,13 +157,6 @@ func (w *view) setPhase(p bootstrap.Phase) {
 
 func (w *view) setActivity(text string) { w.change(func(v *View) { v.Activity = text }) }
 
-func (w *view) setNode(n cluster.Node) {
-	w.change(func(v *View) {
-		v.ID, v.Address, v.Role, v.Group = n.ID, n.IP, n.Role, n.Group
-		v.OtherMachine, v.boot = "", n.BootID
-	})
-}
-
 func (w *view) setOther(text string) (changed bool) {
 	w.change(func(v *View) { changed, v.OtherMachine = v.OtherMachine != text, text })
 	return changed
