@@ -6,7 +6,6 @@ package daemon
 import (
 	"log/slog"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -57,17 +56,6 @@ func (c *boundedConn) Close() error {
 	c.l.conns = slices.DeleteFunc(c.l.conns, func(o *boundedConn) bool { return o == c })
 	c.l.mu.Unlock()
 	return c.Conn.Close()
-}
-
-func noBody(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength != 0 {
-			w.Header().Set("Connection", "close")
-			http.Error(w, "no body is expected", http.StatusRequestEntityTooLarge)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
 }
 
 // serverErrorPause separates logged errors: a client can cause any number.

@@ -162,7 +162,7 @@ func TestRequestBounds(t *testing.T) {
 	d := newTestDaemon(&fakeMachine{}, &notified{}, nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
-	srv := d.httpServer("", noBody(d.metricsHandler()), requestTime)
+	srv := d.httpServer("", d.metricsHandler(), requestTime)
 	go func() { _ = srv.Serve(l) }()
 	defer srv.Close()
 	for name, tt := range map[string]struct {
@@ -170,8 +170,8 @@ func TestRequestBounds(t *testing.T) {
 		want    int
 	}{
 		"plain":       {"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", http.StatusOK},
-		"body":        {"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", http.StatusRequestEntityTooLarge},
-		"chunks":      {"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", http.StatusRequestEntityTooLarge},
+		"body":        {"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", http.StatusOK},
+		"chunks":      {"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", http.StatusOK},
 		"long header": {"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 9<<10) + "\r\n\r\n", http.StatusRequestHeaderFieldsTooLarge},
 	} {
 		c, err := net.Dial("tcp", l.Addr().String())

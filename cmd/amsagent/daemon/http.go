@@ -75,7 +75,7 @@ func (d *Daemon) serveMetrics(ctx context.Context, l net.Listener) {
 			d.status()
 		}
 	}
-	d.serveHTTP(ctx, l, noBody(d.metricsHandler()), requestTime)
+	d.serveHTTP(ctx, l, d.metricsHandler(), requestTime)
 }
 
 // listenUnix replaces an earlier daemon's socket; the lock excludes a second daemon.
