@@ -4,10 +4,10 @@
 package daemon
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -61,20 +61,23 @@ func (c *boundedConn) Close() error {
 // serverErrorPause separates logged errors: a client can cause any number.
 const serverErrorPause = 10 * time.Second
 
-// serverErrors is net/http's error log. It passes one error in each serverErrorPause.
+// serverErrors handles net/http's error log. It passes one error in each serverErrorPause and counts the others.
 type serverErrors struct {
-	log *slog.Logger
+	slog.Handler
 
-	mu   sync.Mutex
-	last time.Time
+	mu         sync.Mutex
+	last       time.Time
+	suppressed int
 }
 
-func (s *serverErrors) Write(line []byte) (int, error) {
+func (s *serverErrors) Handle(ctx context.Context, r slog.Record) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.last.IsZero() || time.Since(s.last) >= serverErrorPause {
-		s.last = time.Now()
-		s.log.Warn("the HTTP server reports an error", "error", strings.TrimSpace(string(line)))
+	if !s.last.IsZero() && r.Time.Sub(s.last) < serverErrorPause {
+		s.suppressed++
+		return nil
 	}
-	return len(line), nil
+	slog.New(s.Handler).WarnContext(ctx, "the HTTP server reports an error", "error", r.Message, "suppressed", s.suppressed)
+	s.last, s.suppressed = r.Time, 0
+	return nil
 }

@@ -8,7 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -134,7 +134,7 @@ func (d *Daemon) httpServer(address string, h http.Handler, answerTime time.Dura
 		Handler:           h,
 		ReadHeaderTimeout: requestTime, ReadTimeout: requestTime, WriteTimeout: answerTime, IdleTimeout: requestTime,
 		MaxHeaderBytes: maxHeader,
-		ErrorLog:       log.New(&serverErrors{log: d.log.With("address", address)}, "", 0),
+		ErrorLog:       slog.NewLogLogger(&serverErrors{Handler: d.log.With("address", address).Handler()}, slog.LevelWarn),
 	}
 	srv.SetKeepAlivesEnabled(false)
 	return srv

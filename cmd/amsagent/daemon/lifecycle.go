@@ -69,7 +69,7 @@ func (l *life) isGone() bool {
 	return false
 }
 
-// with uses the session's client. During a departure it connects anew: the session ends too early.
+// with uses the session's client. During a departure it opens its own: the session ends too early.
 func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
 	if m := l.d.member(); m != nil && !m.isGone() {
 		return do(m.client)
