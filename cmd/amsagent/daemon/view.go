@@ -44,7 +44,7 @@ type View struct {
 	Ready    bool       `json:"ready"`
 	NotReady string     `json:"not_ready,omitempty"`
 	Server   ServerView `json:"server"` // what viewers get from the server
-	// Lifecycle is nil in the view of an earlier version.
+	// Lifecycle is the drain of this node.
 	Lifecycle *lifecycle.View `json:"lifecycle,omitempty"`
 
 	// OtherMachine names another machine that uses this node's record; usually "".
