@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -156,8 +157,9 @@ type Daemon struct {
 	once     sync.Once     // logs missing TTL indexes once
 	interval time.Duration // between heartbeats
 
-	mu      sync.Mutex
-	serving *member // of the session; nil between sessions
+	member atomic.Pointer[member] // of the session; nil between sessions
+
+	mu sync.Mutex
 	// own is the state file as known to the daemon.
 	own *bootstrap.State
 	// steps counts the steps in progress, which may write that file; joining: one is a join.
@@ -194,7 +196,7 @@ func New(o Options) *Daemon {
 		d.view.v.Role = d.own.Role // until the first session
 	}
 	client := func() *cluster.Client {
-		if m := d.member(); m != nil {
+		if m := d.member.Load(); m != nil {
 			return m.client
 		}
 		return nil
@@ -290,19 +292,6 @@ func (d *Daemon) reloads(ctx context.Context) {
 		d.o.Notify(d.ready())
 		d.status()
 	}
-}
-
-// member returns nil between sessions.
-func (d *Daemon) member() *member {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.serving
-}
-
-func (d *Daemon) setMember(m *member) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.serving = m
 }
 
 // follow runs sessions, each until the state file or the settings change. It returns true if a new daemon is needed.

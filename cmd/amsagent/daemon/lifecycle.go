@@ -71,7 +71,7 @@ func (l *life) isGone() bool {
 
 // with uses the session's client. During a departure it opens its own: the session ends too early.
 func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
-	if m := l.d.member(); m != nil && !m.isGone() {
+	if m := l.d.member.Load(); m != nil && !m.isGone() {
 		return do(m.client)
 	}
 	mongo, err := l.d.o.Mongo(ctx)
@@ -172,7 +172,7 @@ func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) {
 
 // StopServer implements lifecycle.Node.
 func (l *life) StopServer(ctx context.Context) error {
-	if m := l.d.member(); m != nil {
+	if m := l.d.member.Load(); m != nil {
 		m.gone.Store(true)
 	}
 	var at time.Time

@@ -286,7 +286,7 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo Named, c *bootstra
 	m.node.Port = d.portOf(m.node)
 	m.now.Store(&m.node)
 	m.incomplete.Store(!m.written)
-	d.setMember(m)
+	d.member.Store(m)
 	d.view.change(func(v *View) {
 		v.ID, v.Address, v.Role, v.Group, v.boot = m.node.ID, m.node.IP, m.node.Role, m.node.Group, m.node.BootID
 		v.OtherMachine, v.Proved, v.Activity = "", false, "serving"
@@ -305,7 +305,7 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo Named, c *bootstra
 	err = m.drift(ctx, s, mongo, c, unrepaired)
 	cancel()
 	work.Wait()
-	d.setMember(nil)
+	d.member.Store(nil)
 	_ = client.Close(ctx) // bounded; the server may be unreachable
 	return err
 }
