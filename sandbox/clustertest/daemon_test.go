@@ -27,9 +27,11 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
@@ -222,8 +224,9 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 				a.watchdog++
 			}
 		},
-		Sampler: func(func() *cluster.Client, func() cluster.Node) daemon.Sampler { return a.eyes },
-		Control: filepath.Join(a.root, "c"), Lock: filepath.Join(a.root, "l"),
+		Sampler:   func(func() *cluster.Client, func() cluster.Node) daemon.Sampler { return a.eyes },
+		Lifecycle: lifecycle.Options{Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}},
+		Control:   filepath.Join(a.root, "c"), Lock: filepath.Join(a.root, "l"),
 		Periods: daemon.Periods{
 			State: 10 * time.Millisecond, Retry: 20 * time.Millisecond, MostRetry: 100 * time.Millisecond,
 			Drift:    100 * time.Millisecond,

@@ -22,7 +22,6 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
-	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -156,9 +155,7 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 	a := newAgent(t)
 	a.joinedAt(time.Now().Add(-time.Hour).Truncate(time.Second))
 	away, source := &cloudAway{}, make(notices)
-	a.o.Lifecycle = &daemon.Lifecycle{Leaver: a.machine, Options: lifecycle.Options{
-		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Hooks: away, Watcher: source,
-	}}
+	a.o.Lifecycle.Hooks, a.o.Lifecycle.Watcher = away, source
 	a.start()
 	source <- cloud.Notice{ID: "test/t", Kind: cloud.Terminate, At: time.Now()}
 	completing := func() bool {
@@ -204,9 +201,7 @@ func TestJoinAfterDrainWithoutDaemon(t *testing.T) {
 func (a *agent) lives() notices {
 	a.t.Helper()
 	source := make(notices)
-	a.o.Lifecycle = &daemon.Lifecycle{Leaver: a.machine, Options: lifecycle.Options{
-		Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}, Watcher: source,
-	}}
+	a.o.Lifecycle.Watcher = source
 	a.start()
 	return source
 }

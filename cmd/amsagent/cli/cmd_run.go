@@ -102,6 +102,9 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 		o.Watchdog = time.Duration(us) * time.Microsecond
 	}
 	o.Lifecycle = a.lifecycleOptions()
+	if onSystemd(m, ams.SystemdRuns()) {
+		o.Stopping = a.systemdStopping
+	}
 	if o.Metrics = g.settings.Metrics; o.Metrics == "off" {
 		o.Metrics = ""
 	}
@@ -184,9 +187,11 @@ func (a *daemonAdapter) settings() daemon.Settings {
 	}
 	s := a.g.settings
 	return daemon.Settings{
-		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, Role: s.Role, Group: s.Group,
-		Address: a.g.explicitAddress(), ForceAddress: a.g.addressForced(), AddressKept: a.g.addressKept(), Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
-		UnhealthyAfter: s.UnhealthyAfter,
+		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter,
+		JoinRequest: bootstrap.JoinRequest{
+			Role: s.Role, Group: s.Group, Address: a.g.explicitAddress(), ForceAddress: a.g.addressForced(), AddressKept: a.g.addressKept(),
+			Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
+		},
 	}
 }
 

@@ -186,8 +186,7 @@ func (c *controlClient) call(ctx context.Context, method, path string, body, ans
 
 // comesBack reports whether an error is one of a daemon that may be being restarted: its socket is still there.
 func comesBack(err error) bool {
-	var refusal *daemon.Refusal
-	return as[*lostError](err) || errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotReady
+	return as[*lostError](err) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
 func (c *controlClient) once(ctx context.Context, method, path string, body, answer any) error {

@@ -147,11 +147,7 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 
 // away notes that the daemon is not heard, and gives up where that will not mend.
 func (f *follower) away(err error) error {
-	var refusal *daemon.Refusal
-	switch {
-	case as[*oddDaemonError](err), errors.Is(err, fs.ErrPermission):
-		return err
-	case errors.As(err, &refusal) && refusal.Code != daemon.RefusedNotReady:
+	if as[*oddDaemonError](err) || as[*daemon.Refusal](err) || errors.Is(err, fs.ErrPermission) {
 		return err
 	}
 	now := time.Now()

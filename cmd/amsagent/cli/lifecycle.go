@@ -15,7 +15,6 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
@@ -27,29 +26,23 @@ import (
 const daemonUnit = "amsagent.service"
 
 // lifecycleOptions makes of the settings how this node goes.
-func (a *daemonAdapter) lifecycleOptions() *daemon.Lifecycle {
+func (a *daemonAdapter) lifecycleOptions() lifecycle.Options {
 	s := a.g.settings
-	l := &daemon.Lifecycle{
-		Leaver: a.machine,
-		Options: lifecycle.Options{
-			Files:    drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
-			Deadline: a.drainDeadline,
-			Filter:   a.hookNames,
-			Uptime:   lifecycle.BootClock(s.Root),
-			Hardware: lifecycle.Hardware(s.Root),
-			StopTime: func() time.Duration { return stopTime(s.Root, s.AMSDir) },
-		},
+	o := lifecycle.Options{
+		Files:    drainFiles{&conf.Store{Root: s.Root, Dir: bootstrap.StateDir}},
+		Deadline: a.drainDeadline,
+		Filter:   a.hookNames,
+		Uptime:   lifecycle.BootClock(s.Root),
+		Hardware: lifecycle.Hardware(s.Root),
+		StopTime: func() time.Duration { return stopTime(s.Root, s.AMSDir) },
 	}
 	if p, err := a.openCloud(); err != nil {
 		a.g.log().Warn("cloud cannot be opened, no scale-in is seen", "error", err)
 	} else {
-		l.Options.Watcher = p
-		l.Options.Hooks, _ = p.(cloud.Hooks) // nil without hooks
+		o.Watcher = p
+		o.Hooks, _ = p.(cloud.Hooks) // nil without hooks
 	}
-	if onSystemd(a.machine, ams.SystemdRuns()) {
-		l.Stopping = a.systemdStopping
-	}
-	return l
+	return o
 }
 
 // drainDeadline is how long a drain waits for sessions. It is not final while an instance tag that was not read yet may

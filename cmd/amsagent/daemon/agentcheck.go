@@ -29,7 +29,7 @@ func (d *Daemon) agentCheck(ctx context.Context) {
 		if !failed {
 			d.log.Error("agent checks are not answered until the port is free", "address", d.o.AgentCheck, "error", err)
 		}
-		if !sleep.For(ctx, d.o.Periods.Port) {
+		if !sleep.For(ctx, portPause) {
 			return
 		}
 	}

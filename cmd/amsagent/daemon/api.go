@@ -51,7 +51,6 @@ const (
 	RefusedNotDraining RefusalCode = "not-draining" // no drain to cancel
 	RefusedTooLate     RefusalCode = "too-late"     // stopping or shutting down already
 	RefusedLeft        RefusalCode = "left"         // the node has left
-	RefusedNotReady    RefusalCode = "not-ready"    // the daemon starts or ends
 	RefusedFailed      RefusalCode = "failed"       // anything else
 )
 
@@ -95,8 +94,6 @@ func (r *Refusal) HTTPStatus() int {
 	switch r.Code {
 	case RefusedInvalid:
 		return http.StatusBadRequest
-	case RefusedNotReady:
-		return http.StatusServiceUnavailable
 	case RefusedFailed:
 		return http.StatusInternalServerError
 	case RefusedNotMember, RefusedNotDraining, RefusedTooLate, RefusedLeft:

@@ -7,7 +7,6 @@ import (
 	"context"
 	"log/slog"
 	"net"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -59,46 +58,26 @@ func (c *boundedConn) Close() error {
 	return c.Conn.Close()
 }
 
-func noBody(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength != 0 {
-			w.Header().Set("Connection", "close")
-			http.Error(w, "no body is expected", http.StatusRequestEntityTooLarge)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
-}
-
 // serverErrorPause separates logged errors: a client can cause any number.
 const serverErrorPause = 10 * time.Second
 
 // serverErrors handles net/http's error log. It passes one error in each serverErrorPause and counts the others.
 type serverErrors struct {
-	log *slog.Logger
+	slog.Handler
 
 	mu         sync.Mutex
 	last       time.Time
 	suppressed int
 }
 
-func (s *serverErrors) Enabled(context.Context, slog.Level) bool { return true }
-
 func (s *serverErrors) Handle(ctx context.Context, r slog.Record) error {
 	s.mu.Lock()
-	now := time.Now()
-	if !s.last.IsZero() && now.Sub(s.last) < serverErrorPause {
+	defer s.mu.Unlock()
+	if !s.last.IsZero() && r.Time.Sub(s.last) < serverErrorPause {
 		s.suppressed++
-		s.mu.Unlock()
 		return nil
 	}
-	n := s.suppressed
-	s.last, s.suppressed = now, 0
-	s.mu.Unlock()
-
-	s.log.WarnContext(ctx, "the HTTP server reports an error", "error", r.Message, "suppressed", n)
+	slog.New(s.Handler).WarnContext(ctx, "the HTTP server reports an error", "error", r.Message, "suppressed", s.suppressed)
+	s.last, s.suppressed = r.Time, 0
 	return nil
 }
-
-func (s *serverErrors) WithAttrs([]slog.Attr) slog.Handler { return s }
-func (s *serverErrors) WithGroup(string) slog.Handler      { return s }

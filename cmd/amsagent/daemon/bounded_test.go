@@ -161,15 +161,16 @@ func TestRequestBounds(t *testing.T) {
 	d := newTestDaemon(&fakeMachine{}, &notified{}, nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
-	srv := d.serveHTTP(l, noBody(d.metricsHandler()), requestTime)
+	srv := d.httpServer("", d.metricsHandler(), requestTime)
+	go func() { _ = srv.Serve(l) }()
 	defer srv.Close()
 	for name, tt := range map[string]struct {
 		request string
 		want    int
 	}{
 		"plain":       {"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", http.StatusOK},
-		"body":        {"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", http.StatusRequestEntityTooLarge},
-		"chunks":      {"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", http.StatusRequestEntityTooLarge},
+		"body":        {"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", http.StatusOK},
+		"chunks":      {"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", http.StatusOK},
 		"long header": {"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 9<<10) + "\r\n\r\n", http.StatusRequestHeaderFieldsTooLarge},
 	} {
 		c, err := net.Dial("tcp", l.Addr().String())
@@ -204,7 +205,6 @@ func TestPortTaken(t *testing.T) {
 	d := newTestDaemon(&fakeMachine{}, l, func(o *Options) {
 		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", other.Addr().String()
-		o.Periods.Port = time.Millisecond
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -243,7 +243,7 @@ func TestPortTaken(t *testing.T) {
 func TestServerErrorsAreFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
-		server := slog.New(&serverErrors{log: slog.New(slog.NewTextHandler(&log, nil))})
+		server := slog.New(&serverErrors{Handler: slog.NewTextHandler(&log, nil)})
 		for range 1000 {
 			server.Warn("http: Accept error: too many open files")
 		}

@@ -4,6 +4,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,22 +18,19 @@ import (
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
+	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Settings may change while the daemon runs.
+// Settings may change while the daemon runs, except Interval.
 type Settings struct {
 	Interval time.Duration
 	// AutoJoin joins a machine that never joined, once MongoDB's address is known.
 	AutoJoin    bool
 	JoinTimeout time.Duration
-	Role, Group string
-	Address     string
-	// ForceAddress needs no interface with Address; AddressKept: an earlier join was given it.
-	ForceAddress, AddressKept bool
-	Valve                     bootstrap.Valve
-	OnFailure                 bootstrap.OnFailure
+	// JoinRequest lacks the fields that the daemon sets.
+	bootstrap.JoinRequest
 	// UnhealthyAfter is how long the machine may fail to serve before /healthz reports it; 0 means forever.
 	UnhealthyAfter time.Duration
 }
@@ -46,6 +44,9 @@ type Machine interface {
 	// EnteredBefore reports whether the cluster has seen this instance; Entered records that.
 	EnteredBefore(instance string) bool
 	Entered(instance string) error
+	StopServer(context.Context) (stoppedAt time.Time, err error)
+	StartServer(context.Context) error
+	Depart(ctx context.Context, client *cluster.Client, d bootstrap.Departure) (bootstrap.Departed, error)
 }
 
 // Options configure a Daemon.
@@ -65,8 +66,10 @@ type Options struct {
 	// Sampler creates the sampler. client returns nil between sessions; node has the last known address and role.
 	Sampler func(client func() *cluster.Client, node func() cluster.Node) Sampler
 	Server  serverProbe
-	// Lifecycle is nil if this node cannot be drained.
-	Lifecycle *Lifecycle
+	// Lifecycle lacks the fields that the daemon sets.
+	Lifecycle lifecycle.Options
+	// Stopping reports whether the machine shuts down, and the deadline with its source. Nil means never.
+	Stopping func(context.Context) (deadline time.Time, by string, down bool)
 	// Notes are hints on this machine's cloud and tags; may be nil.
 	Notes func() []string
 	// Notify reports to the service manager; not nil.
@@ -88,6 +91,8 @@ type Options struct {
 // Sampler samples the machine.
 type Sampler interface {
 	Sample(context.Context) heartbeat.Sample
+	// Sessions counts this node's sessions now.
+	Sessions(context.Context) (cluster.Sessions, error)
 	// Run does background work until ctx ends.
 	Run(context.Context)
 }
@@ -105,51 +110,26 @@ type Named struct {
 // ErrNoMongo means that no MongoDB address is configured.
 var ErrNoMongo = errors.New("no MongoDB address is configured")
 
-// Periods are the daemon's intervals and waits; zero means the default.
+// Periods are those of the daemon's intervals and waits that tests shorten; zero means the default.
 type Periods struct {
 	// State is how often the state file is read, for a join or leave by hand. Twice a second would be half of the daemon's
 	// cost.
 	State time.Duration
-	// Retry and MostRetry bound pauses after failures. Rejoin is the first pause after a failed join that restarted AMS,
-	// MostRejoin each later one.
-	Retry, MostRetry   time.Duration
-	Rejoin, MostRejoin time.Duration
-	// Idle is the pause of a machine that is no node. Without a MongoDB address it reads the instance's tags each time.
-	Idle time.Duration
+	// Retry and MostRetry bound pauses after failures.
+	Retry, MostRetry time.Duration
 	// Drift is how often the files are compared with the join: an upgrade of AMS may restore old ones.
 	Drift time.Duration
 	// Document is how often AMS's document is read, by two queries.
 	Document time.Duration
-	// Prove bounds a wait for AMS; the next one checks the service again.
-	Prove time.Duration
-	// Port is the retry interval for a port in use.
-	Port time.Duration
 	// Stop bounds the wait for a hanging loop. Closing the client of an unreachable MongoDB needs up to 2 s.
 	Stop time.Duration
 }
 
 func (p Periods) withDefaults() Periods {
-	for _, d := range []struct {
-		period *time.Duration
-		usual  time.Duration
-	}{
-		{&p.State, 2 * time.Second},
-		{&p.Retry, 2 * time.Second},
-		{&p.MostRetry, time.Minute},
-		{&p.Rejoin, 15 * time.Second},
-		{&p.MostRejoin, time.Hour},
-		{&p.Idle, 15 * time.Second},
-		{&p.Drift, time.Minute},
-		{&p.Document, 15 * time.Second},
-		{&p.Prove, time.Minute},
-		{&p.Port, 3 * time.Second},
-		{&p.Stop, 5 * time.Second},
-	} {
-		if *d.period <= 0 {
-			*d.period = d.usual
-		}
+	return Periods{
+		State: cmp.Or(p.State, 2*time.Second), Retry: cmp.Or(p.Retry, 2*time.Second), MostRetry: cmp.Or(p.MostRetry, time.Minute),
+		Drift: cmp.Or(p.Drift, time.Minute), Document: cmp.Or(p.Document, 15*time.Second), Stop: cmp.Or(p.Stop, 5*time.Second),
 	}
-	return p
 }
 
 const (
@@ -158,6 +138,15 @@ const (
 	// askTime bounds the identity request before a session's first heartbeat. The state file has the identity, too, and the
 	// next convergence waits longer.
 	askTime = 2 * time.Second
+	// firstRejoin is the pause after a failed join that restarted AMS, nextRejoin each later one.
+	firstRejoin = 15 * time.Second
+	nextRejoin  = time.Hour
+	// idlePause is the pause of a machine that is no node. Without a MongoDB address it reads the instance's tags each time.
+	idlePause = 15 * time.Second
+	// proveTime bounds a wait for AMS; the next one checks the service again.
+	proveTime = time.Minute
+	// portPause is the retry interval for a port in use.
+	portPause = 3 * time.Second
 )
 
 // Daemon is a running agent.
@@ -165,35 +154,30 @@ type Daemon struct {
 	o        Options
 	log      *slog.Logger
 	view     *view
-	metrics  *metrics
-	once     sync.Once    // logs missing TTL indexes once
-	interval atomic.Int64 // between heartbeats
+	once     sync.Once     // logs missing TTL indexes once
+	interval time.Duration // between heartbeats
 
-	mu     sync.Mutex
-	client *cluster.Client // of the session; nil between sessions
+	member atomic.Pointer[member] // of the session; nil between sessions
+
+	mu sync.Mutex
 	// own is the state file as known to the daemon.
-	own   *bootstrap.State
-	begun bool
-	// mine has the steps in progress and what they may write to the file.
-	mine   map[int]maker
-	steps  int
-	reread bool
+	own *bootstrap.State
+	// steps counts the steps in progress, which may write that file; joining: one is a join.
+	steps   int
+	joining bool
+	reread  bool
 	// again triggers a check of the state file.
 	again   chan struct{}
 	beatNow chan struct{}
 	check   *lb.AgentCheck
 	sampler Sampler
-	life    *life // nil: see Options.Lifecycle
+	life    *life // of Run
 	// phaseChanged triggers a check of the server.
 	phaseChanged chan struct{}
 
 	// For the goroutine of follow only:
-	phase   bootstrap.Phase // of the last convergence
-	left    bool            // by hand, while the daemon ran
-	idling  string          // last logged
-	warned  []string        // by the last convergence
-	failed  string          // last logged file error
-	drifted string
+	left    bool   // by hand, while the daemon ran
+	drifted string // last logged
 	// restarted: the session's join failed and had restarted the server.
 	restarted bool
 }
@@ -202,16 +186,22 @@ type Daemon struct {
 func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
 	d := &Daemon{
-		o: o, log: o.Log, view: newView(o.Version), metrics: new(metrics), mine: map[int]maker{},
+		o: o, log: o.Log, view: newView(o.Version), interval: o.Settings().Interval,
 		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1), phaseChanged: make(chan struct{}, 1),
 	}
 	d.check = &lb.AgentCheck{State: d.nodeState, Started: time.Now(), Now: time.Now}
-	if d.log == nil {
-		d.log = slog.New(slog.DiscardHandler)
-	}
 	d.view.notes = o.Notes
-	d.interval.Store(int64(o.Settings().Interval))
-	d.sampler = o.Sampler(d.sessionClient, func() cluster.Node {
+	d.own, _ = o.Machine.StateFile() // nil if damaged
+	if d.own != nil {
+		d.view.v.Role = d.own.Role // until the first session
+	}
+	client := func() *cluster.Client {
+		if m := d.member.Load(); m != nil {
+			return m.client
+		}
+		return nil
+	}
+	d.sampler = o.Sampler(client, func() cluster.Node {
 		v := d.view.get()
 		return cluster.Node{IP: v.Address, Role: v.Role}
 	})
@@ -225,10 +215,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	if o := d.o.Lifecycle; o != nil {
-		d.life = newLife(d, *o) //nolint:contextcheck // it starts nothing before Run
-	}
-	servers := d.listen(ctx)
+	d.life = newLife(d) //nolint:contextcheck // it starts nothing before Run
+	control, metrics := d.listenControl(ctx), d.listenMetrics(ctx)
 	// Before AMS and MongoDB, which may take long: booting may continue.
 	d.o.Notify(d.ready())
 	d.status()
@@ -237,9 +225,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// A shutdown drains before the work ends.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(asked))
 	defer cancel()
-	if d.life != nil {
-		work.Go(func() { d.life.run(ctx) })
-	}
+	work.Go(func() { d.life.run(ctx) })
 	work.Go(func() { d.sampler.Run(ctx) })
 	work.Go(func() { d.followServer(ctx) })
 	outdated := make(chan struct{})
@@ -249,14 +235,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 	})
 	work.Go(func() { d.reloads(ctx) })
-	work.Go(func() { d.awaitPort(ctx, servers) })
+	work.Go(func() { d.serveHTTP(ctx, control, d.controlHandler(), commandTime) })
+	work.Go(func() { d.serveMetrics(ctx, metrics) })
 	work.Go(func() { d.agentCheck(ctx) })
 	select {
 	case <-asked.Done():
 		d.o.Notify("STOPPING=1")
-		if d.life != nil {
-			d.life.shutdown(ctx, d.o.Lifecycle.Stopping)
-		}
+		d.life.shutdown(ctx)
 	case <-outdated: // the process stays
 		err = ErrOutdated
 	}
@@ -266,7 +251,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 		work.Wait()
 		close(ended)
 	}()
-	servers.close(ctx)
 	d.await(ended)
 	return err
 }
@@ -275,12 +259,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 // bound.
 func (d *Daemon) await(ended <-chan struct{}) {
 	for {
-		timer := time.NewTimer(d.o.Periods.Stop)
 		select {
 		case <-ended:
-			timer.Stop()
 			return
-		case <-timer.C:
+		case <-time.After(d.o.Periods.Stop):
 		}
 		if !d.stepping() {
 			d.log.Error("something hangs; it is not waited for")
@@ -297,11 +279,8 @@ func (d *Daemon) reloads(ctx context.Context) {
 		case <-d.o.Reload:
 		}
 		d.o.Notify(reloading())
-		if err := d.o.Reread(); err != nil {
-			d.log.Error("rereading the settings failed, the old ones stay", "error", err)
-		} else {
+		if d.readSettings() {
 			d.log.Info("settings read again")
-			d.life.reread()
 			d.mu.Lock()
 			d.reread = true // a new session uses them
 			d.mu.Unlock()
@@ -315,34 +294,28 @@ func (d *Daemon) reloads(ctx context.Context) {
 	}
 }
 
-func (d *Daemon) sessionClient() *cluster.Client {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.client
-}
-
 // follow runs sessions, each until the state file or the settings change. It returns true if a new daemon is needed.
 func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 	p := d.o.Periods
-	retry, rejoin := p.Retry, p.Rejoin
+	retry, rejoin := p.Retry, firstRejoin
 	var said throttle
 	for ctx.Err() == nil {
 		d.begin()
 		if d.outdated() {
 			return true
 		}
-		session, end := context.WithCancelCause(ctx)
+		session, end := context.WithCancel(ctx)
 		var watcher sync.WaitGroup
 		watcher.Go(func() { d.watchState(session, end) })
 		d.restarted = false
 		err := d.session(session)
 		if err == nil || session.Err() != nil {
-			retry, rejoin, said.text = p.Retry, p.Rejoin, ""
+			retry, rejoin, said.text = p.Retry, firstRejoin, ""
 		} else {
 			again := retry
 			if retry = min(2*retry, p.MostRetry); d.restarted {
 				// A join that was undone restarted AMS twice: viewers are cut once an hour at most.
-				again, rejoin = rejoin, p.MostRejoin
+				again, rejoin = rejoin, nextRejoin
 				err = fmt.Errorf("%w; it restarted the server, so the next try is at %s, or at once by `amsagent join` or `systemctl reload amsagent`",
 					err, time.Now().Add(again).Format(time.TimeOnly))
 			}
@@ -353,11 +326,11 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 			// A join or leave by hand ends this wait.
 			d.beside(session, func() {
 				if !sleep.For(session, again) {
-					retry, rejoin = p.Retry, p.Rejoin
+					retry, rejoin = p.Retry, firstRejoin
 				}
 			})
 		}
-		end(nil)
+		end()
 		watcher.Wait()
 	}
 	return false
@@ -370,114 +343,92 @@ func (d *Daemon) outdated() bool {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.reread = len(d.mine) > 0 // end the session after the step
+	d.reread = d.steps > 0 // end the session after the step
 	return !d.reread
 }
 
-// errStateChanged ends a session after a join or leave by hand, or with new settings.
-var errStateChanged = errors.New("the state file or the settings were changed")
-
 func (d *Daemon) begin() {
 	s, err := d.o.Machine.StateFile()
-	if err == nil && d.otherState(s) {
-		// The other process's join used the current settings file.
-		if err := d.o.Reread(); err != nil {
-			d.log.Error("rereading the settings failed, the old ones stay", "error", err)
-		} else {
-			d.life.reread()
-		}
-	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	was := d.own
 	d.reread = false
 	if err == nil { // the convergence handles a damaged file
-		if d.own != nil && !s.Equal(d.own) {
-			d.life.joinedAnew(s)
-		}
-		d.own, d.begun = s, true
+		d.own = s
 	}
-}
-
-func (d *Daemon) otherState(s *bootstrap.State) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.begun && !s.Equal(d.own)
-}
-
-func (d *Daemon) watchState(ctx context.Context, end context.CancelCauseFunc) {
-	for {
-		timer := time.NewTimer(cloud.UntilTick(d.o.Periods.State))
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case <-d.again:
-		}
-		timer.Stop()
-		switch {
-		case ctx.Err() != nil:
-			return
-		case d.changed():
-			end(errStateChanged)
-			return
-		}
-	}
-}
-
-func (d *Daemon) changed() bool {
-	d.mu.Lock()
-	steps := d.steps
 	d.mu.Unlock()
-	s, err := d.o.Machine.StateFile()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch {
-	case d.reread && len(d.mine) == 0:
-		return true // do not interrupt a join
-	case err != nil || d.steps != steps || s.Equal(d.own):
+	if err != nil || s.Equal(was) {
+		return
+	}
+	d.readSettings() // the other process's join used the current settings file
+	if was == nil {
+		return
+	}
+	// After a join or leave by hand, a finished drain is forgotten.
+	if err := d.life.manager.Forget(s != nil && s.Phase == bootstrap.PhaseJoining); err != nil {
+		d.log.Info("the present drain continues", "reason", err)
+	}
+}
+
+func (d *Daemon) readSettings() (ok bool) {
+	if err := d.o.Reread(); err != nil {
+		d.log.Error("rereading the settings failed, the old ones stay", "error", err)
 		return false
 	}
-	for _, mine := range d.mine {
-		if mine(d.own, s) {
-			return false
-		}
-	}
+	d.life.manager.Reconsider()
 	return true
 }
 
-// step runs do, which may write the state file. Other changes of the file are another process's.
-func (d *Daemon) step(mine maker, do func() error) error {
-	d.mu.Lock()
-	d.steps++
-	number := d.steps
-	d.mine[number] = mine
-	d.mu.Unlock()
-	err := do()
-	s, serr := d.o.Machine.StateFile()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if serr == nil && mine(d.own, s) {
-		d.own = s
+// watchState ends a session after a join or leave by hand, or with new settings.
+func (d *Daemon) watchState(ctx context.Context, end func()) {
+	for !d.changed() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(cloud.UntilTick(d.o.Periods.State)):
+		case <-d.again:
+		}
 	}
-	delete(d.mine, number)
-	d.steps++
-	return err
+	end()
 }
 
-// maker reports whether a step may have changed was to is.
-type maker func(was, is *bootstrap.State) bool
+// changed reports whether the session must end. A step is not interrupted, except by a join or leave by hand.
+func (d *Daemon) changed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.reread && d.steps == 0 {
+		return true
+	}
+	s, err := d.o.Machine.StateFile()
+	return err == nil && !s.Equal(d.own) && !d.wrote(s)
+}
 
-func joins(*bootstrap.State, *bootstrap.State) bool { return true }
+// wrote reports whether a step in progress may have written s. A convergence or a restart of AMS keeps the time of the join:
+// another time is a join by hand, for which the step waited. d.mu is held.
+func (d *Daemon) wrote(s *bootstrap.State) bool {
+	return d.joining || d.steps > 0 && d.own != nil && s != nil && s.Phase == bootstrap.PhaseJoined && s.Since.Equal(d.own.Since)
+}
 
-// keepsJoined is for a convergence or a restart of AMS, which keep the time of the join: another time is a join by hand, for
-// which the step waited.
-func keepsJoined(was, is *bootstrap.State) bool {
-	return was != nil && is != nil && is.Phase == bootstrap.PhaseJoined && is.Since.Equal(was.Since)
+// step runs do, which may write the state file. Other changes of the file are another process's.
+func (d *Daemon) step(join bool, do func() error) error {
+	d.mu.Lock()
+	d.steps++
+	d.joining = d.joining || join
+	d.mu.Unlock()
+	err := do()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s, err := d.o.Machine.StateFile(); err == nil && d.wrote(s) {
+		d.own = s
+	}
+	d.steps--
+	d.joining = d.joining && !join
+	return err
 }
 
 func (d *Daemon) stepping() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.mine) > 0
+	return d.steps > 0
 }
 
 // beside runs do next to a loop that only samples: the watchdog, health and metrics need it.
@@ -490,21 +441,22 @@ func (d *Daemon) beside(ctx context.Context, do func()) {
 	do()
 }
 
-func (d *Daemon) trouble(err error) {
+func (d *Daemon) trouble(err error) (changed bool) {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
-	if d.view.setTrouble(text) {
+	d.view.change(func(v *View) { changed, v.Trouble = v.Trouble != text, text })
+	if changed {
 		d.status()
 	}
+	return changed
 }
 
 func (d *Daemon) status() { d.o.Notify("STATUS=" + d.view.line()) }
 
 // report feeds the watchdog, so that a hanging loop causes a restart.
 func (d *Daemon) report(r heartbeat.Report) {
-	d.metrics.count(r)
 	d.view.beat(r)
 	d.o.Notify("WATCHDOG=1")
 	d.status()

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -27,9 +28,11 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/sleep"
+	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -84,6 +87,13 @@ func (p *fakeMachine) Entered(instance string) error {
 	return nil
 }
 
+func (p *fakeMachine) StopServer(context.Context) (time.Time, error) { return time.Now(), nil }
+func (p *fakeMachine) StartServer(context.Context) error             { return nil }
+
+func (p *fakeMachine) Depart(context.Context, *cluster.Client, bootstrap.Departure) (bootstrap.Departed, error) {
+	return bootstrap.Departed{}, nil
+}
+
 func (p *fakeMachine) set(s *bootstrap.State) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,6 +110,9 @@ func (p *fakeMachine) looks() int {
 type still struct{ hang chan struct{} }
 
 func (s still) Run(ctx context.Context) { <-ctx.Done() }
+func (s still) Sessions(context.Context) (cluster.Sessions, error) {
+	return cluster.Sessions{}, errors.New("it sees nothing")
+}
 func (s still) Sample(context.Context) heartbeat.Sample {
 	if s.hang != nil {
 		<-s.hang // the first one reports its start
@@ -107,6 +120,13 @@ func (s still) Sample(context.Context) heartbeat.Sample {
 	}
 	return heartbeat.Sample{At: time.Now()}
 }
+
+// noFiles keeps nothing.
+type noFiles struct{}
+
+func (noFiles) Read(string) (conf.File, error)                           { return conf.File{}, nil }
+func (noFiles) WriteFile(string, []byte, fs.FileMode, fs.FileMode) error { return nil }
+func (noFiles) RemoveFile(string) error                                  { return nil }
 
 // notified keeps the notifications of a daemon.
 type notified struct {
@@ -169,6 +189,8 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 		Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil },
 		Connect:  func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("no network") },
 		Sampler:  func(func() *cluster.Client, func() cluster.Node) Sampler { return still{} },
+
+		Lifecycle: lifecycle.Options{Files: noFiles{}},
 	}
 	if change != nil {
 		change(&o)
@@ -178,7 +200,9 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 		o.Server = &fakeServer{apps: []string{"LiveApp"}}
 	}
 	d := New(o)
-	d.view.change(func(v *View) { v.Server.Up = serves })
+	d.life = newLife(d)
+	d.view.setLife(nil) // the test says what the lifecycle is
+	d.view.change(func(v *View) { v.Server.Up, v.Lifecycle = serves, nil })
 	return d
 }
 
@@ -287,29 +311,34 @@ func TestStateChangedByOthers(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		own, is *bootstrap.State
-		mine    maker
+		step    string // in progress
 		want    bool
 	}{
-		{"the same", joined, joined, nil, false},
-		{"the same in another zone", joined, &elsewhere, nil, false},
-		{"none at all", nil, nil, nil, false},
-		{"another", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Address: "10.0.0.2"}, nil, true},
-		{"gone", joined, nil, nil, true},
-		{"of our own making", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true, Since: joined.Since}, keepsJoined, false},
-		{"a join while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: joined.Since.Add(time.Minute)}, keepsJoined, true},
-		{"a join of a new machine during the wait", nil, joined, keepsJoined, true},
-		{"a leave while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseLeaving}, keepsJoined, true},
-		{"gone while we wait", joined, nil, keepsJoined, true},
-		{"our own join", nil, &bootstrap.State{Phase: bootstrap.PhaseJoining}, joins, false},
+		{"the same", joined, joined, "", false},
+		{"the same in another zone", joined, &elsewhere, "", false},
+		{"none at all", nil, nil, "", false},
+		{"another", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Address: "10.0.0.2"}, "", true},
+		{"gone", joined, nil, "", true},
+		{"of our own making", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true, Since: joined.Since}, "convergence", false},
+		{"a join while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: joined.Since.Add(time.Minute)}, "convergence", true},
+		{"a join of a new machine during the wait", nil, joined, "convergence", true},
+		{"a leave while we wait", joined, &bootstrap.State{Phase: bootstrap.PhaseLeaving}, "convergence", true},
+		{"gone while we wait", joined, nil, "convergence", true},
+		{"our own join", nil, &bootstrap.State{Phase: bootstrap.PhaseJoining}, "join", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newTestDaemon(&fakeMachine{state: tt.is}, &notified{}, nil)
 			d.own = tt.own
-			if tt.mine != nil {
-				d.mine[1] = tt.mine
+			look := func() error {
+				if got := d.changed(); got != tt.want {
+					t.Errorf("changed: %v", got)
+				}
+				return nil
 			}
-			if got := d.changed(); got != tt.want {
-				t.Errorf("changed: %v", got)
+			if tt.step == "" {
+				_ = look()
+			} else {
+				_ = d.step(tt.step == "join", look)
 			}
 		})
 	}
@@ -325,7 +354,7 @@ func TestStepsTogether(t *testing.T) {
 	var work sync.WaitGroup
 	for _, wait := range []chan struct{}{go1, go2} {
 		work.Go(func() {
-			err := d.step(keepsJoined, func() error {
+			err := d.step(false, func() error {
 				begun <- struct{}{}
 				<-wait
 				return nil
@@ -342,7 +371,7 @@ func TestStepsTogether(t *testing.T) {
 		d.mu.Lock()
 		steps := d.steps
 		d.mu.Unlock()
-		if steps == 3 {
+		if steps == 1 {
 			break
 		}
 		sleep.For(t.Context(), time.Millisecond)
@@ -364,7 +393,7 @@ func TestJoinWhileAStepWaits(t *testing.T) {
 	p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(1000, 0)}}
 	d := newTestDaemon(p, &notified{}, nil)
 	d.begin()
-	err := d.step(keepsJoined, func() error {
+	err := d.step(false, func() error {
 		p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(2000, 0)})
 		if !d.changed() {
 			t.Error("the session goes on while the step is under way")

@@ -36,7 +36,7 @@ const reasonStandalone = "made standalone by hand"
 
 // driftOf returns nil if nothing differs.
 func driftOf(c *bootstrap.Convergence, since time.Time) *DriftView {
-	v := &DriftView{Since: since}
+	v := &DriftView{Since: since, Fix: []string{bootstrap.RestartHint}}
 	v.Values, v.Omitted = listed(c.Differences)
 	switch {
 	case c.Standalone:
@@ -45,13 +45,10 @@ func driftOf(c *bootstrap.Convergence, since time.Time) *DriftView {
 		v.Fix = []string{"amsagent join", "amsagent leave"}
 	case len(c.Torn) > 0:
 		v.Means = "settings files are half written; they are made whole just before the server starts the next time"
-		v.Fix = []string{bootstrap.RestartHint}
 	case len(c.Differences) > 0:
 		v.Means = "the server's files were changed; its next start puts back the values that this machine joined with"
-		v.Fix = []string{bootstrap.RestartHint}
 	case c.RestartNeeded:
 		v.Means = "the server's files were written after it was started: it runs with other settings"
-		v.Fix = []string{bootstrap.RestartHint}
 	default:
 		return nil
 	}

@@ -26,7 +26,7 @@ func (d *Daemon) health(now time.Time) Health {
 	if last.IsZero() {
 		last = v.Started
 	}
-	limit := max(healthLimit*time.Duration(d.interval.Load()), leastHealth)
+	limit := max(healthLimit*d.interval, leastHealth)
 	if since := now.Sub(last); since > limit {
 		return Health{Why: fmt.Sprintf("the loop has not gone round for %s", since.Round(time.Second))}
 	}

@@ -31,8 +31,7 @@ func TestHold(t *testing.T) {
 	path := freshSocket(t)
 	l, err := listenUnix(t.Context(), path)
 	must.OK(t, err)
-	srv := d.serveHTTP(l, d.controlHandler(), commandTime)
-	t.Cleanup(func() { _ = srv.Close() })
+	go d.serveHTTP(t.Context(), l, d.controlHandler(), commandTime)
 
 	hold := func(command string) net.Conn {
 		t.Helper()

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"time"
 
@@ -37,84 +36,46 @@ const (
 	closeTime = 200 * time.Millisecond
 )
 
-type servers struct {
-	mu     sync.Mutex
-	http   []*http.Server
-	closed bool
-}
-
-// add closes a server at once after close.
-func (s *servers) add(srv *http.Server) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		_ = srv.Close()
-		return
-	}
-	s.http = append(s.http, srv)
-}
-
-// close leaves the control socket's file for the next daemon to replace: to a command, a file without a listener means that
-// the daemon is restarting.
-func (s *servers) close(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
-	defer cancel()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	for _, srv := range s.http {
-		if err := srv.Shutdown(ctx); err != nil {
-			_ = srv.Close()
-		}
-	}
-}
-
-// listen opens the control socket and the metrics port. A failure is only logged: heartbeats matter more.
-func (d *Daemon) listen(ctx context.Context) *servers {
-	s := new(servers)
-	if control, err := listenUnix(ctx, d.o.Control); err != nil {
+// listenControl returns nil after an error, which is only logged: heartbeats matter more.
+func (d *Daemon) listenControl(ctx context.Context) net.Listener {
+	l, err := listenUnix(ctx, d.o.Control)
+	if err != nil {
 		d.log.Error("no control socket: `amsagent status` cannot ask this daemon", "error", err)
-	} else {
-		s.add(d.serveHTTP(control, d.controlHandler(), commandTime))
 	}
+	return l
+}
+
+// listenMetrics returns nil without a port, or after an error, which the view shows.
+func (d *Daemon) listenMetrics(ctx context.Context) net.Listener {
 	if d.o.Metrics == "" {
-		return s
+		return nil
 	}
-	if err := d.listenMetrics(ctx, s); err != nil {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", d.o.Metrics)
+	was, address, text := d.view.get().MetricsError, "", ""
+	switch {
+	case err == nil:
+		address = l.Addr().String()
+	case errors.Is(err, syscall.EADDRINUSE):
+		text = "another program listens on " + d.o.Metrics
+	default:
+		text = err.Error()
+	}
+	d.view.change(func(v *View) { v.Metrics, v.MetricsError = address, text })
+	if err != nil && was == "" {
 		d.log.Error("no metrics and no health are served until the port is free", "address", d.o.Metrics, "error", err)
 	}
-	return s
+	return l
 }
 
-// listenMetrics shows in the view why it failed.
-func (d *Daemon) listenMetrics(ctx context.Context, s *servers) error {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", d.o.Metrics)
-	if err != nil {
-		text := err.Error()
-		if errors.Is(err, syscall.EADDRINUSE) {
-			text = "another program listens on " + d.o.Metrics
-		}
-		d.view.change(func(v *View) { v.MetricsError = text })
-		return err
-	}
-	d.view.change(func(v *View) { v.Metrics, v.MetricsError = l.Addr().String(), "" })
-	s.add(d.serveHTTP(l, noBody(d.metricsHandler()), requestTime))
-	return nil
-}
-
-// awaitPort opens the metrics port once it is free. Another program answers there meanwhile, so the status line names it.
-func (d *Daemon) awaitPort(ctx context.Context, s *servers) {
-	if d.view.get().MetricsError == "" {
-		return
-	}
-	for sleep.For(ctx, d.o.Periods.Port) {
-		if d.listenMetrics(ctx, s) == nil {
+// serveMetrics waits for the port if l is nil. Another program answers there meanwhile, so the status line names it.
+func (d *Daemon) serveMetrics(ctx context.Context, l net.Listener) {
+	for l == nil && d.o.Metrics != "" && sleep.For(ctx, portPause) {
+		if l = d.listenMetrics(ctx); l != nil {
 			d.log.Info("metrics and health are served", "address", d.o.Metrics)
 			d.status()
-			return
 		}
 	}
+	d.serveHTTP(ctx, l, d.metricsHandler(), requestTime)
 }
 
 // listenUnix replaces an earlier daemon's socket; the lock excludes a second daemon.
@@ -130,8 +91,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.Remove(staged); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", staged)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", staged)
 	if err != nil {
 		return nil, err
 	}
@@ -144,21 +104,39 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// serveHTTP bounds everything that a client can consume.
-func (d *Daemon) serveHTTP(l net.Listener, h http.Handler, answerTime time.Duration) *http.Server {
-	address := l.Addr().String()
+// serveHTTP answers until ctx ends. It leaves the control socket's file for the next daemon to replace: to a command, a file
+// without a listener means that the daemon is restarting.
+func (d *Daemon) serveHTTP(ctx context.Context, l net.Listener, h http.Handler, answerTime time.Duration) {
+	if l == nil {
+		return
+	}
+	srv := d.httpServer(l.Addr().String(), h, answerTime)
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
+		defer cancel()
+		if err := srv.Shutdown(bound); err != nil {
+			_ = srv.Close()
+		}
+	})
+	err := srv.Serve(&boundedListener{Listener: l})
+	if stop() {
+		d.log.Error("a socket does not answer any more", "address", l.Addr().String(), "error", err)
+		return
+	}
+	<-closed
+}
+
+// httpServer bounds everything that a client can consume.
+func (d *Daemon) httpServer(address string, h http.Handler, answerTime time.Duration) *http.Server {
 	srv := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: requestTime, ReadTimeout: requestTime, WriteTimeout: answerTime, IdleTimeout: requestTime,
 		MaxHeaderBytes: maxHeader,
-		ErrorLog:       slog.NewLogLogger(&serverErrors{log: d.log.With("address", address)}, slog.LevelWarn),
+		ErrorLog:       slog.NewLogLogger(&serverErrors{Handler: d.log.With("address", address).Handler()}, slog.LevelWarn),
 	}
 	srv.SetKeepAlivesEnabled(false)
-	go func() {
-		if err := srv.Serve(&boundedListener{Listener: l}); !errors.Is(err, http.ErrServerClosed) {
-			d.log.Error("a socket does not answer any more", "address", address, "error", err)
-		}
-	}()
 	return srv
 }
 
@@ -167,9 +145,7 @@ func (d *Daemon) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+PathStatus, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, d.view.get()) })
 	mux.HandleFunc("POST "+PathHold, d.serveHold)
-	if d.life != nil {
-		d.life.handle(mux)
-	}
+	d.life.handle(mux)
 	return mux
 }
 
@@ -191,7 +167,7 @@ func (d *Daemon) metricsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		d.metrics.write(w, d.view.get(), d.view.lastSample())
+		writeMetrics(w, d.view.get())
 	})
 	mux.HandleFunc("GET "+PathReady, func(w http.ResponseWriter, _ *http.Request) {
 		v := d.view.get()

@@ -17,25 +17,31 @@ const maxRequest = 64 << 10
 
 func (l *life) handle(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+PathDrain, l.serveView)
-	mux.HandleFunc("POST "+PathDrain, func(w http.ResponseWriter, r *http.Request) {
-		var q lifecycle.DrainRequest
-		if readRequest(w, r, &q) {
-			l.answer(w, l.manager.Drain(q))
+	mux.HandleFunc("POST "+PathDrain, answering(l, l.manager.Drain))
+	mux.HandleFunc("POST "+PathUndrain, answering(l, func(q UndrainRequest) error {
+		return l.manager.Undrain(q.Who, l.d.view.get().State)
+	}))
+	mux.HandleFunc("POST "+PathNotice, answering(l, func(n lifecycle.Notice) error {
+		l.manager.Notice(n)
+		return nil
+	}))
+}
+
+// answering answers a request with the view after do.
+func answering[T any](l *life, do func(T) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var q T
+		if !readRequest(w, r, &q) {
+			return
 		}
-	})
-	mux.HandleFunc("POST "+PathUndrain, func(w http.ResponseWriter, r *http.Request) {
-		var q UndrainRequest
-		if readRequest(w, r, &q) {
-			l.answer(w, l.manager.Undrain(q.Who, l.d.view.get().State))
+		err := do(q)
+		v := l.manager.View()
+		if err != nil {
+			refuse(w, Refuse(err, v))
+			return
 		}
-	})
-	mux.HandleFunc("POST "+PathNotice, func(w http.ResponseWriter, r *http.Request) {
-		var n lifecycle.Notice
-		if readRequest(w, r, &n) {
-			l.manager.Notice(n)
-			l.answer(w, nil)
-		}
-	})
+		writeJSON(w, v)
+	}
 }
 
 func readRequest(w http.ResponseWriter, r *http.Request, to any) bool {
@@ -53,15 +59,6 @@ func refuse(w http.ResponseWriter, r *Refusal) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(r.HTTPStatus())
 	_ = json.NewEncoder(w).Encode(r) // only a client that disconnects causes an error
-}
-
-func (l *life) answer(w http.ResponseWriter, err error) {
-	v := l.manager.View()
-	if err != nil {
-		refuse(w, Refuse(err, v))
-		return
-	}
-	writeJSON(w, v)
 }
 
 // serveView streams with ?follow=1 until the client disconnects.

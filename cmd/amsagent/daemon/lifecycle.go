@@ -20,58 +20,27 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// Leaver is the part of bootstrap's machine that a drain uses.
-type Leaver interface {
-	StopServer(context.Context) (stoppedAt time.Time, err error)
-	StartServer(context.Context) error
-	Depart(ctx context.Context, client *cluster.Client, d bootstrap.Departure) (bootstrap.Departed, error)
-}
-
-// Counter counts this node's sessions.
-type Counter interface {
-	Sessions(context.Context) (cluster.Sessions, error)
-}
-
-// Lifecycle configures drains.
-type Lifecycle struct {
-	// Options lack the fields that the daemon sets.
-	Options lifecycle.Options
-	Leaver  Leaver
-	// Stopping reports whether the machine shuts down, and the deadline with its source.
-	Stopping func(context.Context) (deadline time.Time, by string, down bool)
-}
-
 // life is the drain part of the daemon.
 type life struct {
 	d       *Daemon
-	leaver  Leaver
 	manager *lifecycle.Runner
 
-	departures atomic.Int64
-	peers      cluster.Peers
+	peers cluster.Peers
 
-	mu        sync.Mutex
-	stoppedAt time.Time
+	stopped atomic.Pointer[time.Time] // when the server was; nil if an earlier daemon stopped it
 
 	late chan bootstrap.Departure // for removeLate
-
-	lending sync.Mutex // for own; may wait for instance tags
-	own     *lent      // for drains, or nil
 }
 
-func newLife(d *Daemon, o Lifecycle) *life {
-	l := &life{d: d, leaver: o.Leaver, late: make(chan bootstrap.Departure, 1)}
-	opts := o.Options
+// newLife requires the lock of this machine: it may write the file of the drain.
+func newLife(d *Daemon) *life {
+	l := &life{d: d, late: make(chan bootstrap.Departure, 1)}
+	opts := d.o.Lifecycle
 	opts.Peers = l
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
 	opts.Balancers = l.balancers
 	opts.Before = func() (cluster.Sessions, time.Time) { v := d.view.get(); return v.counted, v.countedAt }
-	// Until the first session, the node has the role of its join.
-	joined := ""
-	if s, err := d.o.Machine.StateFile(); err == nil && s != nil {
-		joined = s.Role
-	}
-	opts.Role = func() string { return cmp.Or(d.view.get().Role, joined) }
+	opts.Role = func() string { return d.view.get().Role }
 	l.manager = lifecycle.NewRunner(opts)
 	// Before any request: a continued drain must show.
 	d.view.setLife(l.manager.View)
@@ -82,23 +51,14 @@ func (l *life) run(ctx context.Context) {
 	var work sync.WaitGroup
 	work.Go(func() { l.manager.Run(ctx) })
 	work.Go(func() { l.removeLate(ctx) })
-	work.Go(func() {
-		for sleep.For(ctx, unusedTime) {
-			l.closeUnused(ctx, unusedTime)
-		}
-	})
 	for range l.manager.Subscribe(ctx) {
 		l.d.status()
 	}
 	work.Wait()
-	l.closeUnused(context.WithoutCancel(ctx), 0)
 }
 
 // isGone reports whether this node is out of the cluster, or almost: no heartbeat must make it look alive.
 func (l *life) isGone() bool {
-	if l == nil {
-		return false
-	}
 	switch v := l.manager.View(); v.State {
 	case lifecycle.StateLeft, lifecycle.StateParked:
 		return true
@@ -109,111 +69,22 @@ func (l *life) isGone() bool {
 	return false
 }
 
-// goneSince also reports a departure that has ended: a node that was parked serves again only in a new session.
-func (l *life) goneSince(departures int64) bool {
-	return l != nil && (l.departures.Load() != departures || l.isGone())
-}
-
-func (l *life) departed() int64 {
-	if l == nil {
-		return 0
-	}
-	return l.departures.Load()
-}
-
-// joinedAnew forgets a finished drain after a join or leave by hand.
-func (l *life) joinedAnew(s *bootstrap.State) {
-	if l == nil {
-		return
-	}
-	if err := l.manager.Forget(s != nil && s.Phase == bootstrap.PhaseJoining); err != nil {
-		l.d.log.Info("the present drain continues", "reason", err)
-	}
-}
-
-func (l *life) reread() {
-	if l != nil {
-		l.manager.Reconsider()
-	}
-}
-
-// drains reports a drain that is in progress or over; over, a forgotten one that the registry may still show.
-func (l *life) drains() (is, over bool) {
-	if l == nil {
-		return false, false
-	}
-	return l.manager.View().Step != lifecycle.StepNone, l.manager.Forgotten()
-}
-
-// with uses the session's client or, during a departure, its own: the session ends too early.
+// with uses the session's client. During a departure it opens its own: the session ends too early.
 func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
-	if c := l.d.sessionClient(); c != nil && !l.isGone() {
-		return do(c)
+	if m := l.d.member.Load(); m != nil && !m.isGone() {
+		return do(m.client)
 	}
-	c, err := l.lend(ctx)
+	mongo, err := l.d.o.Mongo(ctx)
 	if err != nil {
 		return err
 	}
-	err = do(c.client)
-	l.giveBack(ctx, c, err != nil)
-	return err
+	c, err := l.d.o.Connect(ctx, mongo.Target)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close(ctx) }()
+	return do(c)
 }
-
-type lent struct {
-	client *cluster.Client
-	users  int
-	used   time.Time
-}
-
-func (l *life) lend(ctx context.Context) (*lent, error) {
-	l.lending.Lock()
-	defer l.lending.Unlock()
-	if l.own == nil {
-		mongo, err := l.d.o.Mongo(ctx)
-		if err != nil {
-			return nil, err
-		}
-		c, err := l.d.o.Connect(ctx, mongo.Target)
-		if err != nil {
-			return nil, err
-		}
-		l.own = &lent{client: c}
-	}
-	l.own.users++
-	return l.own, nil
-}
-
-// giveBack closes a client that failed: the next call reads MongoDB's address again.
-func (l *life) giveBack(ctx context.Context, c *lent, failed bool) {
-	l.lending.Lock()
-	c.users--
-	c.used = time.Now()
-	if failed && l.own == c {
-		l.own = nil
-	}
-	unused := c.users == 0 && l.own != c
-	l.lending.Unlock()
-	if unused {
-		_ = c.client.Close(ctx)
-	}
-}
-
-func (l *life) closeUnused(ctx context.Context, age time.Duration) {
-	l.lending.Lock()
-	c := l.own
-	if c != nil && (c.users > 0 || time.Since(c.used) < age) {
-		c = nil
-	}
-	if c != nil {
-		l.own = nil
-	}
-	l.lending.Unlock()
-	if c != nil {
-		_ = c.client.Close(ctx)
-	}
-}
-
-const unusedTime = 30 * time.Second
 
 // who returns the node as it joined.
 func (l *life) who() (id, address string, err error) {
@@ -251,7 +122,7 @@ func (l *life) SetState(ctx context.Context, s cluster.State, reason string, sto
 	if err != nil {
 		return err
 	}
-	self := cluster.Node{ID: id, IP: address, BootID: l.d.view.bootID()}
+	self := cluster.Node{ID: id, IP: address, BootID: l.d.view.get().boot}
 	details := cluster.Details{StopFailed: stopFailed}
 	if s == cluster.StateDraining {
 		details.LeftBy = cluster.LeftByDrain
@@ -295,23 +166,19 @@ func (l *life) balancers(ctx context.Context) (using []string) {
 }
 
 // Sessions implements lifecycle.Node.
-func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) { return l.d.sessionsNow(ctx) }
-
-func (d *Daemon) sessionsNow(ctx context.Context) (cluster.Sessions, error) {
-	c, ok := d.sampler.(Counter)
-	if !ok {
-		return cluster.Sessions{}, errors.New("this node has no session counter")
-	}
-	return c.Sessions(ctx)
+func (l *life) Sessions(ctx context.Context) (cluster.Sessions, error) {
+	return l.d.sampler.Sessions(ctx)
 }
 
 // StopServer implements lifecycle.Node.
 func (l *life) StopServer(ctx context.Context) error {
-	l.departures.Add(1)
+	if m := l.d.member.Load(); m != nil {
+		m.gone.Store(true)
+	}
 	var at time.Time
-	err := l.d.step(keepsJoined, func() error {
+	err := l.d.step(false, func() error {
 		var err error
-		at, err = l.leaver.StopServer(ctx)
+		at, err = l.d.o.Machine.StopServer(ctx)
 		return err
 	})
 	if errors.Is(err, ams.ErrNotManaged) {
@@ -320,15 +187,13 @@ func (l *life) StopServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.stoppedAt = at
+	l.stopped.Store(&at)
 	return nil
 }
 
 // StartServer implements lifecycle.Node.
 func (l *life) StartServer(ctx context.Context) error {
-	return l.d.step(keepsJoined, func() error { return l.leaver.StartServer(ctx) })
+	return l.d.step(false, func() error { return l.d.o.Machine.StartServer(ctx) })
 }
 
 // Deregister implements lifecycle.Node.
@@ -340,20 +205,15 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 	case err != nil:
 		return err
 	}
-	l.mu.Lock()
 	d := bootstrap.Departure{
-		ID: id, Address: address, StoppedAt: l.stoppedAt,
-		Reason: t.Reason, LeftBy: cmp.Or(t.LeftBy, cluster.LeftByDrain), Cut: t.Cut, RepairStreams: t.RepairStreams,
+		ID: id, Address: address, StoppedAt: time.Now(),
+		Reason: cmp.Or(t.Reason, "drained"), LeftBy: cmp.Or(t.LeftBy, cluster.LeftByDrain), Cut: t.Cut, RepairStreams: t.RepairStreams,
 	}
-	l.mu.Unlock()
-	if d.Reason == "" {
-		d.Reason = "drained"
-	}
-	if d.StoppedAt.IsZero() {
-		d.StoppedAt = time.Now() // the daemon was restarted since
+	if at := l.stopped.Load(); at != nil && !at.IsZero() {
+		d.StoppedAt = *at
 	}
 	err = l.with(ctx, func(c *cluster.Client) error {
-		_, err := l.leaver.Depart(ctx, c, d)
+		_, err := l.d.o.Machine.Depart(ctx, c, d)
 		return err
 	})
 	if err != nil {
@@ -404,7 +264,7 @@ func (l *life) prove(ctx context.Context) error {
 		if v.State == cluster.StateActive && v.Proved && v.Server.Up {
 			return nil
 		}
-		if !sleep.For(ctx, min(l.d.o.Periods.State, proveTime)) {
+		if !sleep.For(ctx, min(l.d.o.Periods.State, provedEvery)) {
 			why := "to be seen in the cluster"
 			if v.Proved {
 				why = "to serve viewers: " + v.Server.whyDown()
@@ -414,7 +274,7 @@ func (l *life) prove(ctx context.Context) error {
 	}
 }
 
-const proveTime = 500 * time.Millisecond
+const provedEvery = 500 * time.Millisecond
 
 // event writes an event of this machine, even if it never joined. Without MongoDB, only the log has it.
 func (l *life) event(ctx context.Context, e cluster.Event) error {
@@ -437,11 +297,11 @@ func (l *life) event(ctx context.Context, e cluster.Event) error {
 }
 
 // shutdown drains while AMS still serves, if the machine shuts down.
-func (l *life) shutdown(ctx context.Context, stopping func(context.Context) (time.Time, string, bool)) {
-	if l == nil || stopping == nil || !l.Joined() {
+func (l *life) shutdown(ctx context.Context) {
+	if l.d.o.Stopping == nil || !l.Joined() {
 		return
 	}
-	deadline, by, down := stopping(ctx)
+	deadline, by, down := l.d.o.Stopping(ctx)
 	if !down {
 		return // only the agent restarts
 	}

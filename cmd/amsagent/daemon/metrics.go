@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -19,176 +18,111 @@ import (
 	"github.com/amsagent/amsagent/heartbeat"
 )
 
-// metrics are counters; all other values come from the view.
+// exposition is Prometheus' text format 0.0.4.
 //
-// The format is written by hand: Prometheus' library adds 2.7 MB to the binary, and the small maintained one writes to
-// standard error before main on kernels without pressure stall information.
-type metrics struct {
-	sent, failed, repairs atomic.Uint64
+// It is written by hand: Prometheus' library adds 2.7 MB to the binary, and the small maintained one writes to standard error
+// before main on kernels without pressure stall information.
+type exposition struct{ bytes.Buffer }
+
+// series is one line of a family. An unknown value is nil and has no line: zero would be wrong, and NaN breaks sums.
+type series struct {
+	labels string
+	value  *float64
 }
 
-func (m *metrics) count(r heartbeat.Report) {
-	switch {
-	case r.Tried && r.Err == nil:
-		m.sent.Add(1)
-	case r.Tried:
-		m.failed.Add(1)
+// family writes nothing without a known value.
+func (e *exposition) family(kind, name, help string, all ...series) {
+	head := fmt.Sprintf("# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+	for _, s := range all {
+		if s.value == nil {
+			continue
+		}
+		labels := s.labels
+		if labels != "" {
+			labels = "{" + labels + "}"
+		}
+		fmt.Fprintf(e, "%s%s%s %s\n", head, name, labels, strconv.FormatFloat(*s.value, 'f', -1, 64))
+		head = ""
 	}
 }
 
-func (m *metrics) repaired(n int) { m.repairs.Add(uint64(n)) }
+func (e *exposition) gauge(name, help string, value *float64) {
+	e.family("gauge", name, help, series{value: value})
+}
+
+// states writes 1 for the current state, and 0 for the others.
+func states[T ~string](e *exposition, name, help string, current T, all ...T) {
+	var list []series
+	for _, s := range all {
+		list = append(list, series{label("state", string(s)), known(s == current)})
+	}
+	e.family("gauge", name, help, list...)
+}
 
 // labelValue escapes as the text format requires.
 var labelValue = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
 
-// exposition writes Prometheus' text format 0.0.4. An unknown value has no line: zero would be wrong, and NaN breaks sums.
-type exposition struct{ w *bytes.Buffer }
+func label(name, value string) string { return name + `="` + labelValue.Replace(value) + `"` }
 
-func (e exposition) family(name, kind, help string) {
-	fmt.Fprintf(e.w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
-}
-
-// counters writes a family; without a label it is a single counter.
-func (e exposition) counters(name, help, label string, values ...counter) {
-	e.family(name, "counter", help)
-	for _, v := range values {
-		if label == "" {
-			fmt.Fprintf(e.w, "%s %d\n", name, v.value.Load())
-			continue
-		}
-		fmt.Fprintf(e.w, "%s{%s=%q} %d\n", name, label, v.of, v.value.Load())
-	}
-}
-
-type counter struct {
-	of    string
-	value *atomic.Uint64
-}
-
-func number(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
-
-// gauge writes nothing for an unknown value.
-func (e exposition) gauge(name, help string, value *float64) {
-	if value != nil {
-		e.family(name, "gauge", help)
-		fmt.Fprintf(e.w, "%s %s\n", name, number(*value))
-	}
-}
-
-func (e exposition) labelled(name string, value float64, labels ...string) {
-	fmt.Fprintf(e.w, "%s{", name)
-	for i := 0; i+1 < len(labels); i += 2 {
-		if i > 0 {
-			e.w.WriteByte(',')
-		}
-		fmt.Fprintf(e.w, `%s="%s"`, labels[i], labelValue.Replace(labels[i+1]))
-	}
-	fmt.Fprintf(e.w, "} %s\n", number(value))
-}
-
-func ptr[T int | int64 | uint64](v *T, whole float64) *float64 {
+func divided[T int | int64 | uint64 | float64 | time.Duration](v *T, by float64) *float64 {
 	if v == nil {
 		return nil
 	}
-	f := float64(*v) / whole
-	return &f
-}
-
-func seconds(d *time.Duration) *float64 {
-	if d == nil {
-		return nil
-	}
-	f := d.Seconds()
-	return &f
+	return new(float64(*v) / by)
 }
 
 func stamp(t time.Time) *float64 {
 	if t.IsZero() {
 		return nil
 	}
-	f := float64(t.UnixMilli()) / 1000
-	return &f
+	return new(float64(t.UnixMilli()) / 1000)
 }
 
 func known(b bool) *float64 {
-	f := 0.0
 	if b {
-		f = 1
+		return new(1.0)
 	}
-	return &f
+	return new(0.0)
 }
 
-func (m *metrics) write(w io.Writer, v View, s heartbeat.Sample) {
-	e := exposition{new(bytes.Buffer)}
-	e.family("amsagent_build_info", "gauge", "Version of the agent, as a label; the value is always 1.")
-	e.labelled("amsagent_build_info", 1, "version", v.Version)
+func writeMetrics(w io.Writer, v View) {
+	e := new(exposition)
+	e.family("gauge", "amsagent_build_info", "Version of the agent, as a label; the value is always 1.", series{label("version", v.Version), known(true)})
 	e.gauge("amsagent_member", "1 if this machine has joined a cluster, else 0.", known(v.Phase == bootstrap.PhaseJoined))
-	e.family("amsagent_node_state", "gauge", "State of this node in the registry: 1 for the current state, 0 for the others.")
-	for _, state := range cluster.States() {
-		e.labelled("amsagent_node_state", *known(v.State == state), "state", string(state))
-	}
+	states(e, "amsagent_node_state", "State of this node in the registry: 1 for the current state, 0 for the others.", v.State, cluster.States()...)
 	e.gauge("amsagent_ready", "1 if /readyz answers 200: new sessions may come.", known(v.Ready))
 	if !v.Server.Since.IsZero() {
 		e.gauge("amsagent_server_up", "1 if every application of Ant Media Server that must serve answers.", known(v.Server.Up))
 	}
 	e.gauge("amsagent_trouble", "1 if the agent is degraded; amsagent status shows the reason.", known(v.Trouble != ""))
 	if v.Lifecycle != nil {
-		e.gauge("amsagent_unknown_signals", "Signals of the cloud, since the agent started, that this version does not know.", ptr(&v.Lifecycle.UnknownSignals, 1))
+		e.gauge("amsagent_unknown_signals", "Signals of the cloud, since the agent started, that this version does not know.", divided(&v.Lifecycle.UnknownSignals, 1))
 	}
 	e.gauge("amsagent_restart_pending", "1 if Ant Media Server needs a restart to apply its files: they differ from those of the join, or are newer than the server.", known(v.RestartPending))
-	e.counters("amsagent_beats_total", "Heartbeats by result.", "result", counter{"sent", &m.sent}, counter{"failed", &m.failed})
+	e.family("counter", "amsagent_beats_total", "Heartbeats by result.",
+		series{label("result", "sent"), divided(&v.sent, 1)}, series{label("result", "failed"), divided(&v.failed, 1)})
 	e.gauge("amsagent_last_beat_time_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", stamp(v.Beat.Last))
-	e.gauge("amsagent_server_document_age_seconds", "Age of Ant Media Server's own document of this node; above 20 s, other nodes consider this node dead.", seconds(v.AMSAge))
-	e.counters("amsagent_repairs_total", "Differences from the settings of the join that the agent repaired.", "", counter{"", &m.repairs})
-	machine(e, s)
-	_, _ = w.Write(e.w.Bytes())
-}
-
-func machine(e exposition, s heartbeat.Sample) {
-	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", ptr(s.Load.Score, 100))
-	e.gauge("amsagent_publishers", "Streams that are published to this node.", ptr(s.Session.Publishers, 1))
-	if s.Session.Viewers != nil {
-		const name = "amsagent_viewers"
-		e.family(name, "gauge", "Viewers of this node; the label names the way of counting.")
-		e.labelled(name, float64(*s.Session.Viewers), "counted_by", string(s.Session.By))
+	e.gauge("amsagent_server_document_age_seconds", "Age of Ant Media Server's own document of this node; above 20 s, other nodes consider this node dead.", divided(v.AMSAge, float64(time.Second)))
+	e.family("counter", "amsagent_repairs_total", "Differences from the settings of the join that the agent repaired.", series{value: divided(&v.repaired, 1)})
+	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", divided(v.Load.Score, 100))
+	e.gauge("amsagent_publishers", "Streams that are published to this node.", divided(v.Sessions.Publishers, 1))
+	e.family("gauge", "amsagent_viewers", "Viewers of this node; the label names the way of counting.",
+		series{label("counted_by", string(v.Sessions.By)), divided(v.Sessions.Viewers, 1)})
+	e.gauge("amsagent_idle_connections", "Connections from other machines to the server that nothing was sent on for two minutes: they do not count as viewers or publishers.", divided(v.Sessions.Idle, 1))
+	states(e, "amsagent_gpu_state", "State of the GPU readings: 1 for the current state, 0 for the others.", v.gpus.State,
+		heartbeat.GPUAbsent, heartbeat.GPUPending, heartbeat.GPUFailing, heartbeat.GPUReady)
+	var util, enc []series
+	for i, g := range v.gpus.Devices {
+		labels := label("gpu", strconv.Itoa(i)) + "," + label("name", g.Name)
+		util = append(util, series{labels, divided(g.Util, 100)})
+		enc = append(enc, series{labels, divided(g.Enc, 100)})
 	}
-	e.gauge("amsagent_idle_connections", "Connections from other machines to the server that nothing was sent on for two minutes: they do not count as viewers or publishers.", ptr(s.Session.Idle, 1))
-	devices(e, s.GPUs)
-	if len(s.Missing) > 0 {
-		const name = "amsagent_reading_missing"
-		e.family(name, "gauge", "1 for each reading that is missing; amsagent status shows the reason.")
-		for _, what := range slices.Sorted(maps.Keys(s.Missing)) {
-			e.labelled(name, 1, "what", what)
-		}
+	e.family("gauge", "amsagent_gpu_utilization_ratio", "Utilization of the GPU.", util...)
+	e.family("gauge", "amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", enc...)
+	var missing []series
+	for _, what := range slices.Sorted(maps.Keys(v.Missing)) {
+		missing = append(missing, series{label("what", what), known(true)})
 	}
-}
-
-func devices(e exposition, r heartbeat.GPUReading) {
-	e.family("amsagent_gpu_state", "gauge", "State of the GPU readings: 1 for the current state, 0 for the others.")
-	for _, s := range []heartbeat.GPUState{heartbeat.GPUAbsent, heartbeat.GPUPending, heartbeat.GPUFailing, heartbeat.GPUReady} {
-		e.labelled("amsagent_gpu_state", *known(r.State == s), "state", string(s))
-	}
-	if len(r.Devices) == 0 {
-		return
-	}
-	for _, f := range []struct {
-		name, help string
-		value      func(cluster.GPULoad) *int
-	}{
-		{"amsagent_gpu_utilization_ratio", "Utilization of the GPU.", func(g cluster.GPULoad) *int { return g.Util }},
-		{"amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", func(g cluster.GPULoad) *int { return g.Enc }},
-	} {
-		first := true
-		for i, g := range r.Devices {
-			value := ptr(f.value(g), 100)
-			if value == nil {
-				continue
-			}
-			if first {
-				e.family(f.name, "gauge", f.help)
-				first = false
-			}
-			e.labelled(f.name, *value, "gpu", strconv.Itoa(i), "name", g.Name)
-		}
-	}
+	e.family("gauge", "amsagent_reading_missing", "1 for each reading that is missing; amsagent status shows the reason.", missing...)
+	_, _ = w.Write(e.Bytes())
 }

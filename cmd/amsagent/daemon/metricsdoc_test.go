@@ -6,7 +6,6 @@ package daemon
 import (
 	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -21,7 +20,6 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lb"
 )
@@ -37,12 +35,11 @@ var (
 func TestMetricsDoc(t *testing.T) {
 	t.Parallel()
 	var v View
-	var s heartbeat.Sample
 	fill(reflect.ValueOf(&v).Elem())
-	fill(reflect.ValueOf(&s).Elem())
-	s.Missing = map[string]error{"x": errors.New("x")}
+	fill(reflect.ValueOf(&v.gpus).Elem())
+	v.Missing = map[string]string{"x": "x"}
 	var page bytes.Buffer
-	new(metrics).write(&page, v, s)
+	writeMetrics(&page, v)
 
 	var doc strings.Builder
 	doc.WriteString(`# Metrics

@@ -127,7 +127,7 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 		if back && unread == nil {
 			v.Standalone = byHand
 		}
-		switch broken := v.broken(now, time.Duration(d.interval.Load())); {
+		switch broken := v.broken(now, d.interval); {
 		case !broken:
 			v.brokenSince = time.Time{}
 		case v.brokenSince.IsZero():

@@ -572,11 +572,11 @@ func TestReadyAfterRestart(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
 		w.d.o.Machine = joinedMachine(w.t)
-		o := Lifecycle{Options: lifecycle.Options{
+		w.d.o.Lifecycle = lifecycle.Options{
 			Files:  &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir},
 			Uptime: func() (string, time.Duration) { return "boot", time.Hour },
-		}}
-		l := newLife(w.d, o)
+		}
+		l := newLife(w.d)
 		w.becomes(true, 0)
 		l.manager.Notice(lifecycle.Notice{ID: "1", Source: "event", Kind: lifecycle.Terminate})
 		w.becomes(false, 0)
@@ -584,7 +584,7 @@ func TestReadyAfterRestart(t *testing.T) {
 		w.d.view.setLife(nil)
 		w.d.view.change(func(v *View) { v.Lifecycle = nil })
 		w.becomes(true, 0)
-		newLife(w.d, o)
+		newLife(w.d)
 		if r := w.becomes(false, 0); !strings.Contains(r.Why, "drains") {
 			w.t.Errorf("%+v", r)
 		}

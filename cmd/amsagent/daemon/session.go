@@ -34,14 +34,13 @@ func (d *Daemon) session(ctx context.Context) error {
 			err = merr
 			return
 		}
-		s = d.settings() // after Mongo, which may read the instance's tags
+		s = d.o.Settings() // after Mongo, which may read the instance's tags
 		c, err = d.converge(ctx, s, mongo, askTime)
 	})
 	if c == nil {
 		return err
 	}
 	d.follows(c.Phase)
-	departures := d.life.departed()
 	if c.Phase != bootstrap.PhaseLeaving && d.life.isGone() {
 		return d.away(ctx) // nor does a machine join that the cloud takes
 	}
@@ -52,7 +51,7 @@ func (d *Daemon) session(ctx context.Context) error {
 		if merr != nil {
 			return merr
 		}
-		return d.serve(ctx, s, mongo, c, departures, err)
+		return d.serve(ctx, s, mongo, c, err)
 	case bootstrap.PhaseLeaving:
 		return d.idle(ctx, "a leave was begun and not finished: run amsagent leave again")
 	case bootstrap.PhaseJoining:
@@ -62,37 +61,27 @@ func (d *Daemon) session(ctx context.Context) error {
 		return d.idle(ctx, "a join was begun and not proved: run the same amsagent join again")
 	}
 	switch {
-	case merr == nil && d.left:
-		return d.idle(ctx, hasLeft)
-	case merr == nil && s.AutoJoin:
-		return d.join(ctx, mongo.Target, true)
-	case merr == nil:
+	case merr != nil:
+		return d.idle(ctx, "not a member; waiting for amsagent join")
+	case d.left:
+		return d.idle(ctx, "this machine left by hand: amsagent join brings it back")
+	case !s.AutoJoin:
 		return d.idle(ctx, "not a member; auto_join is off")
 	}
-	return d.idle(ctx, "not a member; waiting for amsagent join")
-}
-
-const hasLeft = "this machine left by hand: amsagent join brings it back"
-
-// settings also sets the loop's interval.
-func (d *Daemon) settings() Settings {
-	s := d.o.Settings()
-	d.interval.Store(int64(s.Interval))
-	return s
+	return d.join(ctx, mongo.Target, true)
 }
 
 // follows records the phase. A machine that was made to leave must not join by itself.
 func (d *Daemon) follows(p bootstrap.Phase) {
+	was := d.view.get().Phase
 	switch {
 	case p == bootstrap.PhaseJoined:
 		d.left = false
-	case p == "" && (d.phase == bootstrap.PhaseJoined || d.phase == bootstrap.PhaseLeaving):
+	case p == "" && (was == bootstrap.PhaseJoined || was == bootstrap.PhaseLeaving):
 		d.left = true
 	}
-	news := p != d.phase
-	d.phase = p
 	d.view.setPhase(p)
-	if news {
+	if p != was {
 		select { // a successful join means that viewers are served already
 		case d.phaseChanged <- struct{}{}:
 		default:
@@ -116,13 +105,14 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 		identify = func(context.Context) (metadata.Instance, error) { return inst, err }
 	}
 	now := d.o.Settings()
-	s.Role, s.Group = now.Role, now.Group
 	var c *bootstrap.Convergence
-	err = d.step(keepsJoined, func() error {
+	err = d.step(false, func() error {
 		var err error
-		req := d.converging(s, mongo)
-		req.Known, req.Identify = known, identify
-		c, err = d.o.Machine.Converge(bound, req)
+		c, err = d.o.Machine.Converge(bound, bootstrap.ConvergeRequest{
+			Mode: bootstrap.ConvergeWatch, Mongo: mongo.Target, MongoStored: mongo.Stored, Role: now.Role, Group: now.Group,
+			Address: s.Address, ForceAddress: s.ForceAddress, AddressKept: s.AddressKept, Valve: s.Valve, Interval: s.Interval,
+			Known: known, Identify: identify,
+		})
 		return err
 	})
 	if err != nil && (c == nil || c.Phase != bootstrap.PhaseJoined || c.Node.ID == "") {
@@ -134,15 +124,13 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 	for _, f := range c.Repairs {
 		d.log.Warn("repaired", "id", f.ID, "detail", f.Text)
 	}
-	var warned []string
-	for _, f := range c.Warnings {
-		warned = append(warned, f.String())
-		if !slices.Contains(d.warned, f.String()) { // once, not every minute
+	logged := d.view.get().Warnings
+	for _, f := range findings(c.Warnings) {
+		// once, not every minute
+		if !slices.ContainsFunc(logged, func(l bootstrap.Finding) bool { return l.String() == f.String() }) {
 			d.log.Warn("a check or a repair failed", "id", f.ID, "detail", f.Text)
 		}
 	}
-	d.warned = warned
-	d.metrics.repaired(len(c.Repairs))
 	d.view.setConvergence(c)
 	return c, nil
 }
@@ -155,36 +143,22 @@ func within(t time.Duration, identify bootstrap.Identifier) bootstrap.Identifier
 	}
 }
 
-func (d *Daemon) converging(s Settings, mongo Named) bootstrap.ConvergeRequest {
-	return bootstrap.ConvergeRequest{
-		Mode: bootstrap.ConvergeWatch, Mongo: mongo.Target, MongoStored: mongo.Stored, Role: s.Role, Group: s.Group, Address: s.Address,
-		ForceAddress: s.ForceAddress, AddressKept: s.AddressKept, Valve: s.Valve, Interval: s.Interval, Identify: d.o.Identify,
-	}
-}
-
 func (d *Daemon) reportRepair(err error) {
-	d.trouble(err)
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != "" && text != d.failed {
+	if d.trouble(err) && err != nil {
 		d.log.Error("comparing or repairing the files failed, trying again", "error", err)
 	}
-	d.failed = text
 }
 
 // idle samples without a registry: metrics and health remain available.
 func (d *Daemon) idle(ctx context.Context, why string) error {
-	d.view.setActivity(why)
-	d.trouble(nil)
-	if why != d.idling {
+	if d.view.get().Activity != why {
 		d.log.Info("idle", "reason", why)
 	}
-	d.idling = why
+	d.view.setActivity(why)
+	d.trouble(nil)
 	d.status()
 	// A tag may name MongoDB later.
-	d.beside(ctx, func() { sleep.For(ctx, d.o.Periods.Idle) })
+	d.beside(ctx, func() { sleep.For(ctx, idlePause) })
 	return nil
 }
 
@@ -205,27 +179,19 @@ func (d *Daemon) while(ctx context.Context, holds func() bool) {
 }
 
 // join joins while the loop samples. by: only the settings request it.
-func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error {
+func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) (err error) {
 	d.view.setActivity("joining")
-	d.idling = ""
 	d.status()
-	var gone bool
-	var err error
-	// A drain cancels the join.
+	gone := false
 	ctx, cancel := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		d.while(ctx, func() bool { return !d.life.isGone() })
+		cancel() // a drain cancels the join
+	})
+	defer watcher.Wait()
 	defer cancel()
 	d.beside(ctx, func() {
-		var watcher sync.WaitGroup
-		defer watcher.Wait()
-		ended, end := context.WithCancel(ctx)
-		defer end()
-		watcher.Go(func() {
-			for sleep.For(ended, cloud.UntilTick(d.o.Periods.State)) {
-				if d.life.isGone() {
-					cancel()
-				}
-			}
-		})
 		inst, ierr := d.o.Identify(ctx)
 		if ierr != nil {
 			err = fmt.Errorf("joining: %w", ierr)
@@ -237,13 +203,10 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 			}
 		}
 		// settings again: Identify has read the tags.
-		err = d.joinAs(ctx, d.settings(), mongo)
+		err = d.joinAs(ctx, d.o.Settings(), mongo)
 	})
-	if gone {
-		d.left = true
-		return nil
-	}
-	if d.life.isGone() {
+	d.left = d.left || gone
+	if gone || d.life.isGone() {
 		return nil
 	}
 	return err
@@ -264,14 +227,12 @@ func (d *Daemon) leftBefore(ctx context.Context, mongo cluster.Target, id string
 }
 
 func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) error {
-	err := d.step(joins, func() error {
+	err := d.step(true, func() error {
 		bound, stop := context.WithTimeout(ctx, s.JoinTimeout)
 		defer stop()
-		res, err := d.o.Machine.Join(bound, bootstrap.JoinRequest{
-			Mongo: mongo, Role: s.Role, Group: s.Group, Address: s.Address, ForceAddress: s.ForceAddress, AddressKept: s.AddressKept,
-			Valve: s.Valve, OnFailure: s.OnFailure,
-			Interval: s.Interval, Identify: d.o.Identify,
-		})
+		req := s.JoinRequest
+		req.Mongo, req.Interval, req.Identify = mongo, s.Interval, d.o.Identify
+		res, err := d.o.Machine.Join(bound, req)
 		if res != nil {
 			d.restarted = err != nil && res.Restarted && res.Outcome != bootstrap.OutcomeJoined
 			for _, w := range res.Warnings {
@@ -298,16 +259,17 @@ type member struct {
 	node   cluster.Node
 	// proved: AMS was seen in the cluster in this session.
 	proved atomic.Bool
-	// departures is the count at the session's start.
-	departures int64
+	// gone: a drain has stopped the server in this session. A node that was parked serves again only in a new session.
+	gone atomic.Bool
 	// enrolled: the record is this instance's.
 	enrolled atomic.Bool
 	// ousted: another machine uses the record.
 	ousted atomic.Bool
-	// unidentified: node lacked cloud facts at the start. now has the node with later facts, or nil.
-	unidentified bool
-	now          atomic.Pointer[cluster.Node]
-	told         cluster.Node // the record's facts; zero if unknown
+	// now has the latest facts. incomplete: some of the cloud are missing, and stay as in the record.
+	now        atomic.Pointer[cluster.Node]
+	incomplete atomic.Bool
+	// written: the record has the facts of now.
+	written bool
 	// spareAsked is when notAlone was last asked.
 	spareAsked time.Time
 	// taking is a drain request whose acceptance is unknown, or nil. A restart forgets it: the requester gets an error.
@@ -315,25 +277,20 @@ type member struct {
 }
 
 // serve sends heartbeats and follows AMS until the session ends. unrepaired is the error of repairing the files.
-func (d *Daemon) serve(
-	ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, departures int64, unrepaired error,
-) error {
+func (d *Daemon) serve(ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, unrepaired error) error {
 	client, err := d.o.Connect(ctx, mongo.Target)
 	if err != nil {
 		return err
 	}
-	d.idling = ""
-	m := &member{d: d, client: client, node: c.Node, departures: departures, unidentified: c.Unidentified || c.Incomplete}
+	m := &member{d: d, client: client, node: c.Node, written: !c.Unidentified && !c.Incomplete}
 	m.node.Port = d.portOf(m.node)
-	if !m.unidentified {
-		m.told = m.node
-	}
-	d.view.change(func(v *View) { v.Proved = false })
-	d.mu.Lock()
-	d.client = client
-	d.mu.Unlock()
-	d.view.setNode(c.Node)
-	d.view.setActivity("serving")
+	m.now.Store(&m.node)
+	m.incomplete.Store(!m.written)
+	d.member.Store(m)
+	d.view.change(func(v *View) {
+		v.ID, v.Address, v.Role, v.Group, v.boot = m.node.ID, m.node.IP, m.node.Role, m.node.Group, m.node.BootID
+		v.OtherMachine, v.Proved, v.Activity = "", false, "serving"
+	})
 	d.reportRepair(unrepaired)
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
@@ -348,16 +305,14 @@ func (d *Daemon) serve(
 	err = m.drift(ctx, s, mongo, c, unrepaired)
 	cancel()
 	work.Wait()
-	d.mu.Lock()
-	d.client = nil
-	d.mu.Unlock()
+	d.member.Store(nil)
 	_ = client.Close(ctx) // bounded; the server may be unreachable
 	return err
 }
 
 func (d *Daemon) loop(m *member) *heartbeat.Loop {
 	l := &heartbeat.Loop{
-		Interval: time.Duration(d.interval.Load()), Sample: d.sampler.Sample, Report: d.report, Log: d.log,
+		Interval: d.interval, Sample: d.sampler.Sample, Report: d.report, Log: d.log,
 		Serving: d.servingNow, Checks: d.check.Balancers, Wake: d.beatNow,
 	}
 	if m != nil {
@@ -407,7 +362,7 @@ func (m *member) checkOwner(err error) error {
 }
 
 // isGone reports whether the node has left since the session's start.
-func (m *member) isGone() bool { return m.d.life.goneSince(m.departures) }
+func (m *member) isGone() bool { return m.gone.Load() || m.d.life.isGone() }
 
 // ClockSkew implements the Sender of [heartbeat.Loop].
 func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
@@ -421,7 +376,7 @@ func (m *member) enroll(ctx context.Context) error {
 			return heartbeat.ErrLeft
 		}
 		proved, again, now := m.proved.Load(), m.enrolled.Load(), m.now.Load()
-		n, err := m.facts(ctx)
+		n, err := m.complete(ctx, *now)
 		if err != nil {
 			return err
 		}
@@ -433,12 +388,14 @@ func (m *member) enroll(ctx context.Context) error {
 		if cluster.KindOf(err) == cluster.KindTimeout {
 			m.applied(ctx, n)
 		}
-		switch drains, over := m.d.life.drains(); {
+		drain := m.d.life.manager
+		drains, over := drain.View().Step != lifecycle.StepNone, drain.Forgotten() // over: the registry may still show it
+		switch {
 		case drains && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
-			m.d.life.manager.Unsaid() // the record was removed; after a lost answer, a new one may exist
+			drain.Unsaid() // the record was removed; after a lost answer, a new one may exist
 		case err == nil && !drains:
 			if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
-				m.d.life.manager.Settled()
+				drain.Settled()
 			}
 		}
 		if m.checkOwner(err) != nil {
@@ -465,57 +422,57 @@ func (m *member) applied(ctx context.Context, n cluster.Node) {
 	m.d.view.setState(row.State, row.StateSince)
 }
 
-// facts returns the record without a state. Missing cloud facts stay as in the record.
-func (m *member) facts(ctx context.Context) (cluster.Node, error) {
-	if m.now.Load() != nil || !m.unidentified {
-		return m.latest(), nil
+// complete adds missing cloud facts from the record.
+func (m *member) complete(ctx context.Context, n cluster.Node) (cluster.Node, error) {
+	if !m.incomplete.Load() {
+		return n, nil
 	}
-	row, err := m.client.Node(ctx, m.node.ID)
+	row, err := m.client.Node(ctx, n.ID)
 	_, bad := errors.AsType[*cluster.BadRecordError](err)
 	switch {
 	case bad, errors.Is(err, cluster.ErrNoNode):
-		return m.node, nil
+		return n, nil
 	case err != nil:
 		return cluster.Node{}, err
 	default:
-		return m.node.WithCloudFactsOf(row), nil
+		return n.WithCloudFactsOf(row), nil
 	}
 }
 
-// enter waits until the cluster has AMS, then updates the record.
+// enter waits until the cluster has AMS, then updates the record. Unlike a heartbeat, a state is retried until MongoDB has it.
 func (m *member) enter(ctx context.Context) {
 	var log throttle
-	complain := func(what string, err error) {
-		if ctx.Err() == nil && log.allows(what+err.Error(), time.Now()) {
-			m.d.log.Warn(what, "error", err) //nolint:sloglint // one of the two sentences below
+	repeat := func(failed string, most time.Duration, do func() error) bool {
+		for retry := m.d.o.Periods.Retry; ; retry = min(2*retry, most) {
+			err := do()
+			if err == nil {
+				return true
+			}
+			if ctx.Err() == nil && log.allows(failed+err.Error(), time.Now()) {
+				m.d.log.Warn(failed, "error", err) //nolint:sloglint // one of the two sentences below
+			}
+			if !sleep.For(ctx, retry) {
+				return false
+			}
 		}
 	}
-	p := m.d.o.Periods
-	for retry := p.Retry; ; retry = min(2*retry, p.MostRetry/2) {
-		bound, cancel := context.WithTimeout(ctx, p.Prove)
+	most := m.d.o.Periods.MostRetry
+	prove := func() error {
+		bound, cancel := context.WithTimeout(ctx, proveTime)
+		defer cancel()
 		ev, err := m.d.o.Machine.Prove(bound, m.client, m.node.IP)
-		cancel()
 		if err == nil {
 			m.d.log.Info("Ant Media Server is in the cluster", "document", ev.ID, "address", ev.Address)
-			break
 		}
-		complain("Ant Media Server is not seen in the cluster yet", err)
-		if !sleep.For(ctx, retry) {
-			return
-		}
+		return err
+	}
+	if !repeat("Ant Media Server is not seen in the cluster yet", most/2, prove) {
+		return
 	}
 	m.proved.Store(true)
 	m.d.view.change(func(v *View) { v.Proved = true })
-	// Unlike a heartbeat, a state is retried until MongoDB has it.
-	for retry := p.Retry; ; retry = min(2*retry, p.MostRetry/4) {
-		err := m.enroll(ctx)
-		if err == nil {
-			break
-		}
-		complain("updating the registry failed", err)
-		if !sleep.For(ctx, retry) {
-			return
-		}
+	if !repeat("updating the registry failed", most/4, func() error { return m.enroll(ctx) }) {
+		return
 	}
 	if err := m.d.o.Machine.Entered(m.node.Instance()); err != nil {
 		m.d.log.Warn("a restart of the agent while MongoDB is away will make this node not ready", "error", err)
@@ -564,7 +521,7 @@ func (m *member) watchDocument(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		m.d.view.setAMSAge(age)
+		m.d.view.change(func(v *View) { v.AMSAge = age })
 		if err != nil || !m.proved.Load() {
 			continue
 		}
@@ -648,7 +605,7 @@ func (m *member) notAlone(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if others, down := peersDown(m.latest(), nodes, now); others > 0 && 2*down >= others {
+	if others, down := peersDown(*m.now.Load(), nodes, now); others > 0 && 2*down >= others {
 		return fmt.Sprintf("of the other nodes of its group %d of %d do not serve either", down, others), nil
 	}
 	return "", nil
@@ -695,8 +652,6 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 	switch age := now.Sub(r.At); {
 	case r.At.IsZero() || age > requestFresh:
 		why = "the request is " + age.Round(time.Second).String() + " old"
-	case m.d.life == nil:
-		why = "this agent drains no node"
 	default:
 		err := m.d.life.manager.Drain(lifecycle.DrainRequest{
 			Deadline: min(r.Deadline, longestDeadline), Now: r.Now, Reason: r.Reason, Who: r.Who, RepairStreams: r.RepairStreams,
@@ -721,17 +676,16 @@ func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	var age *time.Duration
+	var last time.Time
 	for _, doc := range docs {
-		if doc.LastUpdate.IsZero() {
-			continue
-		}
-		if a := max(0, now.Sub(doc.LastUpdate)); age == nil || a < *age {
-			age = &a
+		if doc.LastUpdate.After(last) {
+			last = doc.LastUpdate
 		}
 	}
-	return age, nil
+	if last.IsZero() {
+		return nil, nil
+	}
+	return new(max(0, time.Since(last))), nil
 }
 
 // amsSilent is AMS's own limit.
@@ -769,7 +723,7 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 			if err == nil {
 				m.follow(c)
 			} else {
-				c.Node.Drift = m.latest().Drift // unknown is not none
+				c.Node.Drift = m.now.Load().Drift // unknown is not none
 			}
 			if !c.Node.SameInstance(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 				return nil // the next session registers it
@@ -780,40 +734,31 @@ func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstra
 	return nil
 }
 
-func (m *member) latest() cluster.Node {
-	if n := m.now.Load(); n != nil {
-		return *n
-	}
-	return m.node
-}
-
 // refresh updates the record with changed facts: identity, name, public address, server release. Missing cloud facts stay.
 func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
-	n, first := c.Node, m.unidentified && m.now.Load() == nil
-	if c.Unidentified || c.Incomplete {
-		if c.Unidentified && first {
-			return // the record has more
-		}
-		was, err := m.facts(ctx)
-		if err != nil {
-			return // retried with the next comparison
-		}
+	n, was := c.Node, *m.now.Load()
+	n.Port = m.d.portOf(n)
+	switch {
+	case !c.Unidentified && !c.Incomplete:
+		m.incomplete.Store(false)
+	case c.Unidentified && m.incomplete.Load():
+		return // the record has more
+	default:
 		n = n.WithCloudFactsOf(was)
-		if !first {
+		if !m.incomplete.Load() {
 			n.Hostname = cmp.Or(was.Hostname, n.Hostname)
 		}
 	}
-	n.Port = m.d.portOf(n)
-	if reflect.DeepEqual(n, m.told) {
+	if m.written && reflect.DeepEqual(n, was) {
 		return
 	}
 	m.now.Store(&n)
-	m.told = cluster.Node{} // unknown after an error
 	if err := m.enroll(ctx); err != nil {
+		m.written = false // unknown
 		m.d.log.Debug("the row was not written again, and will be", "error", err)
 		return
 	}
-	m.told = n
+	m.written = true
 }
 
 // portOf returns the port in use, or else that of the files.

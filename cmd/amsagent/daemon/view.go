@@ -4,8 +4,10 @@
 package daemon
 
 import (
+	"cmp"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,7 +44,7 @@ type View struct {
 	Ready    bool       `json:"ready"`
 	NotReady string     `json:"not_ready,omitempty"`
 	Server   ServerView `json:"server"` // what viewers get from the server
-	// Lifecycle is nil if this node cannot be drained.
+	// Lifecycle is the drain of this node.
 	Lifecycle *lifecycle.View `json:"lifecycle,omitempty"`
 
 	// OtherMachine names another machine that uses this node's record; usually "".
@@ -75,6 +77,10 @@ type View struct {
 	brokenSince time.Time
 	counted     cluster.Sessions
 	countedAt   time.Time
+	gpus        heartbeat.GPUReading
+	boot        string // the node's boot id
+	// For the counters of /metrics:
+	sent, failed, repaired int
 	// held counts the commands that hold; holder is the last one.
 	held   int
 	holder string
@@ -96,10 +102,8 @@ type BeatView struct {
 }
 
 type view struct {
-	mu     sync.Mutex
-	v      View
-	sample heartbeat.Sample
-	boot   string // of the node
+	mu sync.Mutex
+	v  View
 	// life is called for each read: this node must not look ready after its drain is in the registry. It may be nil.
 	life  func() lifecycle.View
 	notes func() []string
@@ -141,12 +145,6 @@ func (w *view) get() View {
 	return v
 }
 
-func (w *view) lastSample() heartbeat.Sample {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.sample
-}
-
 func (w *view) setPhase(p bootstrap.Phase) {
 	w.change(func(v *View) {
 		v.departed = false
@@ -158,24 +156,6 @@ func (w *view) setPhase(p bootstrap.Phase) {
 }
 
 func (w *view) setActivity(text string) { w.change(func(v *View) { v.Activity = text }) }
-
-func (w *view) setTrouble(text string) (changed bool) {
-	w.change(func(v *View) { changed, v.Trouble = v.Trouble != text, text })
-	return changed
-}
-
-func (w *view) setNode(n cluster.Node) {
-	w.change(func(v *View) {
-		v.ID, v.Address, v.Role, v.Group = n.ID, n.IP, n.Role, n.Group
-		v.OtherMachine, w.boot = "", n.BootID
-	})
-}
-
-func (w *view) bootID() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.boot
-}
 
 func (w *view) setOther(text string) (changed bool) {
 	w.change(func(v *View) { changed, v.OtherMachine = v.OtherMachine != text, text })
@@ -192,10 +172,9 @@ func (w *view) setState(s cluster.State, since time.Time) {
 	w.change(func(v *View) { v.State, v.StateSince = s, since })
 }
 
-func (w *view) setAMSAge(age *time.Duration) { w.change(func(v *View) { v.AMSAge = age }) }
-
 func (w *view) setConvergence(c *bootstrap.Convergence) {
 	w.change(func(v *View) {
+		v.repaired += len(c.Repairs)
 		if len(c.Repairs) > 0 {
 			v.Repairs = findings(c.Repairs)
 		}
@@ -220,9 +199,8 @@ func (w *view) beat(r heartbeat.Report) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.sample = r.Sample
 	v := &w.v
-	v.Load, v.Sessions, v.Missing = r.Sample.Load, r.Sample.Session, missing
+	v.Load, v.Sessions, v.Missing, v.gpus = r.Sample.Load, r.Sample.Session, missing, r.Sample.GPUs
 	if s := v.Sessions; s.Publishers != nil || s.Viewers != nil {
 		v.counted, v.countedAt = s, r.Sample.At
 	}
@@ -234,8 +212,10 @@ func (w *view) beat(r heartbeat.Report) {
 	b.Latency, b.Error = r.Latency, ""
 	if r.Err != nil {
 		b.Error = r.Err.Error()
+		v.failed++
 		return
 	}
+	v.sent++
 	b.Seq, b.Last = r.Seq, now
 }
 
@@ -244,13 +224,7 @@ const maxLine = 8 << 10
 
 func (w *view) line() string {
 	v := w.get()
-	var parts []string
-	switch {
-	case v.State != "":
-		parts = append(parts, string(v.State))
-	default:
-		parts = append(parts, v.Activity)
-	}
+	parts := []string{cmp.Or(string(v.State), v.Activity)}
 	gone := v.State == cluster.StateLeft // no count, no heartbeat
 	if v.State != "" && !gone {
 		parts = append(parts, count(v.Sessions.Publishers, "publisher"), count(v.Sessions.Viewers, "viewer"))
@@ -269,15 +243,14 @@ func (w *view) line() string {
 	if v.State == cluster.StateActive && !v.Server.Up {
 		parts = append(parts, "not ready: "+v.Server.whyDown())
 	}
-	if l := v.Lifecycle; l != nil && l.Progress != "" {
+	if l := v.Lifecycle; l != nil {
 		parts = append(parts, l.Progress)
 	}
-	if v.Trouble != "" {
-		parts = append(parts, v.Trouble)
-	}
+	parts = append(parts, v.Trouble)
 	if v.MetricsError != "" {
 		parts = append(parts, "no /metrics and no /readyz: "+v.MetricsError)
 	}
+	parts = slices.DeleteFunc(parts, func(part string) bool { return part == "" })
 	return plain.Truncate(plain.Text(strings.Join(strings.Fields(strings.Join(parts, "; ")), " ")), maxLine)
 }
 
