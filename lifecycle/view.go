@@ -39,9 +39,9 @@ const (
 	StepDone          Step = "done"          // left, parked, or drained before a reboot
 
 	// The view shows these as done, stopping, and none.
-	stepDown       Step = "down"        // drained, and the machine shuts down: systemd stops the server
-	stepStopFailed Step = "stop-failed" // not ended in time: hooks are completed, the stop is retried
-	stepResuming   Step = "resuming"    // a parked machine starts its server again
+	stepDown       = Step("down")        // drained, and the machine shuts down: systemd stops the server
+	stepStopFailed = Step("stop-failed") // not ended in time: hooks are completed, the stop is retried
+	stepResuming   = Step("resuming")    // a parked machine starts its server again
 )
 
 // Moment is one end of the wait for sessions.
