@@ -300,7 +300,7 @@ func (d *jsonDoc) comment(t reflect.Type, field string) string {
 	return text
 }
 
-// constants are the values that the sources export for a type of strings.
+// constants are the values that the sources name for a type of strings.
 func (d *jsonDoc) constants(t reflect.Type) string {
 	var values []string
 	for _, name := range slices.Sorted(maps.Keys(d.files(t))) {
@@ -311,7 +311,7 @@ func (d *jsonDoc) constants(t reflect.Type) string {
 			}
 			for _, s := range gen.Specs {
 				spec := s.(*ast.ValueSpec)
-				if id, ok := spec.Type.(*ast.Ident); !ok || id.Name != t.Name() || !spec.Names[0].IsExported() {
+				if id, ok := spec.Type.(*ast.Ident); !ok || id.Name != t.Name() {
 					continue
 				}
 				for _, v := range spec.Values {
