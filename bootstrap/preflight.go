@@ -29,19 +29,20 @@ import (
 )
 
 type facts struct {
-	install  *ams.Installation
-	mode     conf.Mode
-	inst     metadata.Instance
-	address  ams.Address
-	service  ams.State
-	hostname ams.Hostname
-	record   *conf.Record
-	state    *State
-	given    *Given // from an earlier join
-	client   *cluster.Client
-	plan     *conf.Plan
-	planned  bool       // plan is complete
-	former   *conf.Plan // committed last by this command
+	install   *ams.Installation
+	mode      conf.Mode
+	inst      metadata.Instance
+	address   ams.Address
+	service   ams.State
+	serviceAt time.Time
+	hostname  ams.Hostname
+	record    *conf.Record
+	state     *State
+	given     *Given // from an earlier join
+	client    *cluster.Client
+	plan      *conf.Plan
+	planned   bool       // plan is complete
+	former    *conf.Plan // committed last by this command
 
 	// skipApps skips unusable application files: without an operator, they must not block the others.
 	skipApps bool
@@ -198,6 +199,7 @@ func (m *Machine) checkInstall(f *facts) {
 }
 
 func (m *Machine) askService(ctx context.Context, f *facts) (err error) {
+	f.serviceAt = time.Now()
 	f.service, err = m.Service.State(ctx)
 	return err
 }

@@ -62,6 +62,8 @@ func (j *joiner) serve(ctx context.Context) error {
 	server := j.Server()
 	if j.result.Restarted {
 		server.down = j.startedAt
+	} else {
+		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
 	}
 	err := j.awaitServing(watched, server)
 	died(nil)
