@@ -37,12 +37,16 @@ type history struct {
 	sources map[string][]cloud.Notice
 	steps   int
 	cancels bool // the event is an undrain
+	// completes is the hook whose completion the event confirms, completed those of this transition.
+	completes string
+	completed map[string]bool
 }
 
 func newHistory(t *testing.T, seed uint64) *history {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	h := &history{
 		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), joined: rng.IntN(5) > 0, sources: map[string][]cloud.Notice{},
+		completed: map[string]bool{},
 		c: config{
 			Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
 			Hooks: rng.IntN(4) > 0,
@@ -62,7 +66,7 @@ func (h *history) do(e event) error {
 	h.s = next
 	h.steps++
 	h.invariants(before, err)
-	h.cancels = false
+	h.cancels, h.completes = false, ""
 	return err
 }
 
@@ -94,6 +98,33 @@ func (h *history) invariants(before state, err error) {
 	if stopping(s) && s.StoppedAt != 0 {
 		fail("the server is stopped again")
 	}
+	if h.completes != "" {
+		h.completed[h.completes] = true
+	}
+	if h.newTransition(before) {
+		clear(h.completed)
+	}
+	for i := range s.Hooks {
+		a := &s.Hooks[i]
+		if s.hookOp(a) == opComplete && (h.completed[hookKey(a.Hook)] || s.parking() && len(h.completed) > 0) {
+			fail("a hook is completed twice")
+		}
+	}
+}
+
+// newTransition reports whether the cloud may wait again for a hook that was completed.
+func (h *history) newTransition(before state) bool {
+	now := h.s
+	if now.Began != before.Began || now.leaving() != before.leaving() || (now.Start == nil) != (before.Start == nil) {
+		return true
+	}
+	if now.Start != nil && now.Start.ID != before.Start.ID {
+		return true
+	}
+	return slices.ContainsFunc(now.Notices, func(n notice) bool {
+		was := before.notice(n.ID)
+		return slices.Contains(hookKinds(), n.Kind) && n.inForce() && (was == nil || !was.inForce())
+	})
 }
 
 func stopping(s situation) bool { return s.Phase == StepStopping || s.Phase == stepStopFailed }
@@ -172,7 +203,11 @@ func (h *history) random() event {
 	case 16:
 		return change(hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}.apply)
 	case 17, 18:
-		return change(hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}.apply)
+		err := answers[rng.IntN(len(answers))]
+		if op == opComplete && err == nil {
+			h.completes = hookKey(known)
+		}
+		return change(hookAnswered{hook: known, op: op, err: err, since: h.now - instant(rng.IntN(int(3*time.Hour)))}.apply)
 	case 19:
 		return h.pick(joinSeen(true), joinSeen(false), change(situation.settingsRead), change(func(s situation) { s.Have = "" }), change(func(s situation) { s.Forgotten = false }))
 	case 20:
