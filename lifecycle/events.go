@@ -153,8 +153,7 @@ func (s situation) add(n notice, h *Hook) {
 	}
 	if slices.Contains(hookKinds(), n.Kind) {
 		// A hook may wait for this notice even if none waited before.
-		s.NoHook, s.askNotBefore = false, 0
-		delete(s.askDenied, false)
+		s.EndHooks.None, s.EndHooks.denied, s.askNotBefore = false, "", 0
 		if before == goalPark && n.Kind == Terminate || s.Phase == StepDone && before >= goalPark {
 			s.waitAgain(n.Received)
 			s.Start = nil

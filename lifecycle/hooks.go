@@ -58,14 +58,12 @@ func (s situation) wantsHooks(launching bool) bool {
 		return true
 	}
 	switch {
-	case s.Hooks.any(of):
+	case s.Hooks.any(of), s.answer(launching).None:
 		return false
 	case !launching:
-		return s.leaving() && s.asks() && !s.NoHook
-	case s.parking():
-		return !s.NoLaunchHook
+		return s.leaving() && s.asks()
 	}
-	return s.Start != nil && !s.leaving() && !s.NoLaunchHook
+	return s.parking() || s.Start != nil && !s.leaving()
 }
 
 func (s situation) hookOp(a *hook) hookOp {
@@ -103,7 +101,7 @@ func (s situation) hasNoPendingHook() bool {
 	}
 	parking := s.parking()
 	for _, launching := range []bool{false, true} {
-		if (!launching || parking) && s.wantsHooks(launching) && s.askDenied[launching] == "" {
+		if (!launching || parking) && s.wantsHooks(launching) && s.answer(launching).denied == "" {
 			return false
 		}
 	}
@@ -125,7 +123,7 @@ func (e hooksFound) apply(s situation) {
 		return
 	}
 	if e.launching && e.err == nil {
-		s.launchHooks = ""
+		s.LaunchHooks.others = ""
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
 	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
@@ -137,7 +135,8 @@ func (e hooksFound) apply(s situation) {
 	case e.err != nil && !errors.Is(e.err, cloud.ErrGone):
 		e.applyFailed(s)
 	case e.err != nil || len(e.hooks) == 0:
-		s.noHooks(e.launching)
+		s.dropUnverified(e.launching)
+		s.answer(e.launching).None = true
 	default:
 		e.applyFound(s)
 	}
@@ -164,10 +163,10 @@ func (e hooksFound) applyDenied(s situation, err *cloud.DeniedError) {
 	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
 		return // it was confirmed before and stays this agent's
 	}
-	if s.askDenied[false] != err.Permission && s.askDenied[true] != err.Permission {
+	if s.EndHooks.denied != err.Permission && s.LaunchHooks.denied != err.Permission {
 		s.noteDenied(err)
 	}
-	s.askDenied[e.launching] = err.Permission
+	s.answer(e.launching).denied = err.Permission
 	s.setTrouble(troubleDiscover, err.Error())
 }
 
@@ -175,13 +174,13 @@ func (e hooksFound) applyOthers(s situation, err *cloud.OthersHooksError) {
 	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
 		return
 	}
-	s.noHooks(e.launching)
+	s.answer(e.launching).None = true
 	// At a launch this is no trouble: the node serves, and the other program completes its hook.
 	switch {
 	case !e.launching || s.parking():
-		s.othersHooks = err.Error()
+		s.EndHooks.others = err.Error()
 	case !err.Named:
-		s.launchHooks = err.Error()
+		s.LaunchHooks.others = err.Error()
 	}
 	s.note(err.Error())
 }
@@ -205,16 +204,7 @@ func (e hooksFound) applyFound(s situation) {
 func (s *state) dropUnverified(launching bool) {
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == launching && a.End == "" && !a.isOurs() })
 	s.setTrouble(troubleDiscover, "")
-	delete(s.askDenied, launching)
-}
-
-func (s *state) noHooks(launching bool) {
-	s.dropUnverified(launching)
-	if launching {
-		s.NoLaunchHook = true
-	} else {
-		s.NoHook = true
-	}
+	s.answer(launching).denied = ""
 }
 
 func (s *state) noteDenied(e *cloud.DeniedError) {
@@ -227,13 +217,13 @@ func (s situation) settingsRead() {
 	for i := range s.Hooks {
 		s.Hooks[i].Ours = false
 	}
-	if s.othersHooks == "" && s.launchHooks == "" {
+	if s.EndHooks.others == "" && s.LaunchHooks.others == "" {
 		return
 	}
-	if s.launchHooks != "" && s.Start == nil && s.Phase == StepNone {
+	if s.LaunchHooks.others != "" && s.Start == nil && s.Phase == StepNone {
 		s.Start = &start{ID: "reload", Since: s.now}
 	}
-	s.othersHooks, s.launchHooks, s.NoHook, s.NoLaunchHook = "", "", false, false
+	s.EndHooks, s.LaunchHooks = answer{denied: s.EndHooks.denied}, answer{denied: s.LaunchHooks.denied}
 }
 
 type hookAnswered struct {

@@ -51,7 +51,7 @@ func (s situation) updateStart() {
 		s.note("node not seen in the cluster in time; its hook is left to its timeout unless the node serves before that", "limit", proveTime)
 	}
 	if s.Phase == StepNone && st.Proved != 0 && isStartDone(s) {
-		s.Start, s.NoLaunchHook = nil, false
+		s.Start, s.LaunchHooks.None = nil, false
 		s.dropHooks(true)
 	}
 }

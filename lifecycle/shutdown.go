@@ -36,7 +36,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 	restored := d.clone()
 	s := situation{state: &restored, c: &config{Hooks: true, Wall: d.wall()}}
 	s.now = s.c.Wall.instant(time.Now())
-	if goalOf(heaviest(s.Notices).Kind) < goalPark || !s.leaving() {
+	if goals[heaviest(s.Notices).Kind] < goalPark || !s.leaving() {
 		return nil
 	}
 	var errs []error

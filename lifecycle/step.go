@@ -272,12 +272,12 @@ func begin(s situation) {
 	if s.Start != nil {
 		s.note("start given up: the machine leaves")
 		if s.Start = nil; s.goal() != goalPark { // its hook may wait for the parking
-			s.NoLaunchHook = false
+			s.LaunchHooks.None = false
 			s.dropHooks(true)
 		}
 	}
 	s.resetCounts()
-	s.cancelledBy, s.othersHooks = "", ""
+	s.cancelledBy, s.EndHooks.others = "", ""
 	s.Goal, s.Began, s.Deadline, s.Budget = goalNone, s.now, 0, 0
 	s.Departure, s.NeverJoined = nil, !s.c.Joined()
 	s.update()
@@ -389,7 +389,7 @@ func (s *state) leaveHook(a *hook) {
 func resume(s situation) {
 	s.note("parked machine serves again")
 	s.history = append(s.history, cluster.Event{Kind: "resume", Who: s.cause().Who, Why: "in service again"})
-	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == goalReboot })
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goals[n.Kind] == goalReboot })
 	s.reset()
 	s.leaveRecord()
 	// The parking's hooks have ended, and the launch hook is queried again.
@@ -400,7 +400,7 @@ func resume(s situation) {
 func (s *state) reset() {
 	s.resetCounts()
 	s.Goal, s.Began, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = goalNone, 0, 0, time.Time{}, nil, false
-	s.NeverJoined, s.NoHook, s.NoLaunchHook, s.othersHooks = false, false, false, ""
+	s.NeverJoined, s.EndHooks, s.LaunchHooks.None = false, answer{}, false
 }
 
 func (s *state) resetCounts() {
@@ -431,12 +431,12 @@ func forgetDrain(s situation) {
 		return true
 	})
 	s.note("machine was joined again")
-	hooks, none := s.Hooks, s.NoHook
+	hooks, none := s.Hooks, s.EndHooks.None
 	s.reset()
 	s.leaveRecord()
 	s.Hooks = nil
 	if s.asks() || slices.ContainsFunc(hooks, func(a hook) bool { return s.notice(a.Notice) != nil }) {
-		s.Hooks, s.NoHook = hooks, none // already completed
+		s.Hooks, s.EndHooks.None = hooks, none // already completed
 	}
 }
 

@@ -95,7 +95,7 @@ func (d *document) restore(boot, hardware string, s situation) state {
 	}
 	s.state = &next
 	// The settings may name other hooks now.
-	s.NoHook, s.NoLaunchHook = false, false
+	s.EndHooks, s.LaunchHooks = answer{}, answer{}
 	// The machine did not shut down. Notices not yet due are reported again if still in force.
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n) && n.inForce() })
 	if s.Phase == stepDown {

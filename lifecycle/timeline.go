@@ -101,10 +101,8 @@ func (s *state) shutdownEnds() instant {
 // isOver reports whether no work is left before the machine is off.
 func (s situation) isOver() bool {
 	ends := s.shutdownEnds()
-	switch s.Phase {
-	case StepNone, stepResuming, StepDone, stepDown:
+	if slices.Contains([]Step{StepNone, stepResuming, StepDone, stepDown}, s.Phase) {
 		return ends != 0
-	case StepAnnouncing, StepDraining, StepStopping, stepStopFailed, StepDeregistering, StepCompleting:
 	}
 	return ends.reached(s.now)
 }

@@ -38,7 +38,7 @@ const (
 	StepCompleting    Step = "completing"    // of hooks
 	StepDone          Step = "done"          // left, parked, or drained before a reboot
 
-	// The view shows these as done, stopping, and none.
+	// [state.viewStep] has what the view shows for these.
 	stepDown       Step = "down"        // drained, and the machine shuts down: systemd stops the server
 	stepStopFailed Step = "stop-failed" // not ended in time: hooks are completed, the stop is retried
 	stepResuming   Step = "resuming"    // a parked machine starts its server again
@@ -135,12 +135,7 @@ type HookView struct {
 
 // Finished reports whether the drain has ended on this node. Calls to the cloud may be pending.
 func (v View) Finished() bool {
-	switch v.State {
-	case StateLeft, StateParked, StateDraining: // drained, and the machine is about to be restarted
-		return v.Over || v.Step == StepDone
-	case StateActive, StateResuming:
-	}
-	return true
+	return v.State == StateActive || v.State == StateResuming || v.Over || v.Step == StepDone
 }
 
 // OnlyCloud reports whether only the completion of the cloud's hook is left, and fails now. It is retried without limit.
@@ -175,14 +170,8 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 }
 
 func (s *state) viewStep() Step {
-	switch s.Phase {
-	case stepResuming:
-		return StepNone
-	case stepStopFailed:
-		return StepStopping
-	case stepDown:
-		return StepDone
-	case StepNone, StepAnnouncing, StepDraining, StepStopping, StepDeregistering, StepCompleting, StepDone:
+	if shown, ok := map[Step]Step{stepDown: StepDone, stepStopFailed: StepStopping, stepResuming: StepNone}[s.Phase]; ok {
+		return shown
 	}
 	return s.Phase
 }
@@ -208,12 +197,12 @@ func (s situation) view() View {
 		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == stepStopFailed,
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: s.isOver(), Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), NeverJoined: s.NeverJoined,
-		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
+		LaunchHooks: s.LaunchHooks.others, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
 		UnknownSignals: len(s.unknown), reason: s.recordReason(), forgotten: s.Forgotten,
 	}
 	v.Ready = v.State == StateActive
-	if s.othersHooks != "" {
-		v.Trouble[troubleHooks] = s.othersHooks
+	if s.EndHooks.others != "" {
+		v.Trouble[troubleHooks] = s.EndHooks.others
 	}
 	for _, n := range s.Notices {
 		v.Notices = append(v.Notices, Notice{
