@@ -52,17 +52,14 @@ func (s situation) reported(topic string, current []cloud.Notice) error {
 	group, unknown := groupNotice(topic+"/"), false
 	var listed []string
 	for _, n := range current {
-		n.ID = boundedID(n.ID)
-		listed = append(listed, n.ID)
+		in := Notice{ID: n.ID, Source: topic, Kind: n.Kind, Reason: n.Reason, Who: n.Who}.bounded()
+		listed = append(listed, in.ID)
 		if n.Kind == cloud.Unknown {
 			unknown = true
-			s.unknownSignal(n, topic)
+			s.unknownSignal(in)
 			continue
 		}
-		s.take(notice{
-			ID: n.ID, Source: topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who),
-			Received: s.now, Deadline: s.c.Wall.instant(n.At),
-		}, n.Hook, n.Past, n.Counted)
+		s.take(notice{Notice: in, Received: s.now, Deadline: s.c.Wall.instant(n.At)}, n.Hook, n.Past, n.Counted)
 	}
 	if group && unknown {
 		return nil // it may be a new form of an earlier notice
@@ -79,13 +76,13 @@ func (s situation) reported(topic string, current []cloud.Notice) error {
 	return nil
 }
 
-func (s *state) unknownSignal(n cloud.Notice, topic string) {
+func (s *state) unknownSignal(n Notice) {
 	if slices.Contains(s.unknown, n.ID) || len(s.unknown) >= 2*maxNotices {
 		return
 	}
 	s.unknown = append(s.unknown, n.ID)
-	s.note("unknown cloud signal ignored", "signal", boundedWord(n.Reason), "topic", topic)
-	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
+	s.note("unknown cloud signal ignored", "signal", n.Reason, "topic", n.Source)
+	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: n.Source, Why: n.Reason})
 }
 
 // take adds a notice, or updates a known one. A past notice is not new, and an estimated deadline replaces no other.
@@ -180,15 +177,13 @@ func (s *state) waitAgain(since instant) {
 }
 
 func (s situation) noticed(n Notice) error {
-	n.ID = boundedID(cmp.Or(n.ID, n.Source+"/"+string(n.Kind)))
+	n.ID = cmp.Or(n.ID, n.Source+"/"+string(n.Kind))
 	received := s.c.Wall.instant(n.Received)
 	if received == 0 || received > s.now {
 		received = s.now
 	}
-	in := notice{
-		ID: n.ID, Source: boundedWord(n.Source), Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), By: boundedWord(n.By),
-		Received: received, Deadline: s.c.Wall.instant(n.Deadline),
-	}
+	in := notice{Notice: n.bounded(), Received: received, Deadline: s.c.Wall.instant(n.Deadline)}
+	n.ID = in.ID
 	switch n.Kind {
 	case Launch:
 		return s.launch(n)
@@ -233,7 +228,7 @@ func (s situation) resumeNoticed(n Notice, received instant) error {
 }
 
 func (s situation) drainRequested(q DrainRequest) error {
-	n := notice{ID: requestID, Source: requestID, Kind: Ask, Reason: boundedWord(q.Reason), Who: boundedWord(q.Who), Received: s.now}
+	n := notice{Notice: Notice{ID: requestID, Source: requestID, Kind: Ask, Reason: q.Reason, Who: q.Who}.bounded(), Received: s.now}
 	switch {
 	case q.Deadline < 0:
 		return fmt.Errorf("invalid deadline %s: must not be negative", q.Deadline)

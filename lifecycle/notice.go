@@ -61,12 +61,7 @@ func EventNotice(e cloud.Event, now time.Time) Notice {
 
 // notice is a notice as drain.json stores it.
 type notice struct {
-	ID       string  `json:"id"`
-	Source   string  `json:"source"`
-	Kind     Kind    `json:"kind"`
-	Reason   string  `json:"reason,omitempty"`
-	Who      string  `json:"who,omitempty"`
-	By       string  `json:"by,omitempty"`
+	Notice           // without its times and its hook
 	Received instant `json:"received"`
 	Deadline instant `json:"deadline,omitempty"`
 	// Begun: the node drains for it, even if it is postponed by less than putOffTime.
@@ -117,6 +112,13 @@ func oneLine(s string) string {
 		}
 		return r
 	}, strings.ToValidUTF8(s, "?"))
+}
+
+// bounded returns the notice without what another part of the state holds.
+func (n Notice) bounded() Notice {
+	return Notice{
+		ID: boundedID(n.ID), Source: boundedWord(n.Source), Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), By: boundedWord(n.By),
+	}
 }
 
 // hookBounded checks names and does not truncate them: the shorter name may be another hook's.

@@ -205,9 +205,9 @@ func (s situation) view() View {
 		v.Trouble[troubleHooks] = s.EndHooks.others
 	}
 	for _, n := range s.Notices {
-		v.Notices = append(v.Notices, Notice{
-			ID: n.ID, Source: n.Source, Kind: n.Kind, Reason: n.Reason, Who: n.Who, By: n.By, Received: wall(n.Received), Deadline: wall(n.Deadline),
-		})
+		shown := n.Notice
+		shown.Received, shown.Deadline = wall(n.Received), wall(n.Deadline)
+		v.Notices = append(v.Notices, shown)
 	}
 	for _, o := range s.Overruled {
 		v.Dismissed = append(v.Dismissed, o.ID)
@@ -261,58 +261,45 @@ func (st *start) view() string {
 
 // Line returns the progress: "2 publishers, 31 viewers left, 11m of the hook's budget".
 func (v View) Line(now time.Time) string {
-	switch v.Step {
-	case StepAnnouncing:
-		if len(v.Balancers) > 0 {
-			return "waiting for load balancers: " + strings.Join(v.Balancers, ", ")
-		}
-		return "telling the registry that this node drains"
-	case StepDraining:
-		text := "counting the sessions"
-		if v.Sessions != nil {
-			text = v.Sessions.Left()
-		}
-		if left := v.timeLeft(now); left != "" {
-			text += ", " + left
-		}
-		return text
-	case StepStopping:
-		if v.StopFailed {
-			return "Ant Media Server does not end; stopping it again"
-		}
-		return "stopping Ant Media Server"
-	case StepDeregistering:
-		return "telling the registry that this node has left"
-	case StepCompleting:
-		return "telling the cloud that it may go on"
-	case StepDone:
-		switch v.State {
-		case StateParked:
-			return "parked"
-		case StateDraining:
-			return "drained, waiting for the restart of the machine"
-		case StateActive, StateLeft, StateResuming:
-		}
-		return "left"
-	case StepNone, stepDown, stepStopFailed, stepResuming:
+	switch {
+	case v.Step == StepAnnouncing && len(v.Balancers) > 0:
+		return "waiting for load balancers: " + strings.Join(v.Balancers, ", ")
+	case v.Step == StepDraining && v.Sessions != nil:
+		return v.Sessions.Left() + v.timeLeft(now)
+	case v.Step == StepDraining:
+		return "counting the sessions" + v.timeLeft(now)
+	case v.StopFailed:
+		return "Ant Media Server does not end; stopping it again"
+	case v.Step == StepDone && v.State == StateParked:
+		return "parked"
+	case v.Step == StepDone && v.State == StateDraining:
+		return "drained, waiting for the restart of the machine"
 	}
-	return ""
+	return stepTexts[v.Step]
 }
 
-// timeLeft returns the time left and what limits it; "" without a limit.
+var stepTexts = map[Step]string{
+	StepAnnouncing:    "telling the registry that this node drains",
+	StepStopping:      "stopping Ant Media Server",
+	StepDeregistering: "telling the registry that this node has left",
+	StepCompleting:    "telling the cloud that it may go on",
+	StepDone:          "left",
+}
+
+// timeLeft returns ", " with the time left and what limits it; "" without a limit.
 func (v View) timeLeft(now time.Time) string {
 	left := v.Deadline.Sub(now)
 	switch {
 	case v.Deadline.IsZero():
 		return ""
 	case left <= 0:
-		return "the deadline is reached"
+		return ", the deadline is reached"
 	case strings.HasPrefix(v.DeadlineBy, "hook "):
-		return shortTime(left) + " of the hook's budget"
+		return ", " + shortTime(left) + " of the hook's budget"
 	case v.DeadlineBy != "":
-		return shortTime(left) + " to the deadline (" + v.DeadlineBy + ")"
+		return ", " + shortTime(left) + " to the deadline (" + v.DeadlineBy + ")"
 	}
-	return shortTime(left) + " to the deadline"
+	return ", " + shortTime(left) + " to the deadline"
 }
 
 // shortTime formats whole minutes, or below one minute whole seconds: 11m, 1h5m, 40s.
