@@ -59,7 +59,7 @@ func (s situation) reported(topic string, current []cloud.Notice) error {
 			s.unknownSignal(in)
 			continue
 		}
-		s.take(notice{Notice: in, Received: s.now, Deadline: s.c.Wall.instant(n.At)}, n.Hook, n.Past, n.Counted)
+		s.take(notice{Notice: in, Received: s.now, Deadline: s.wall.instant(n.At)}, n.Hook, n.Past, n.Counted)
 	}
 	if group && unknown {
 		return nil // it may be a new form of an earlier notice
@@ -105,10 +105,10 @@ func (s situation) take(n notice, h *Hook, past, estimated bool) {
 	}
 	if n.Deadline != 0 && !(estimated && known.Deadline != 0) && known.Deadline.Sub(n.Deadline).Abs() > time.Second {
 		known.Deadline = n.Deadline
-		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339))
+		s.note("deadline of a notice changed", "notice", known, "deadline", s.wall.time(n.Deadline).Format(time.RFC3339))
 	}
 	if h != nil {
-		s.Hooks.learn(s.c.Wall, *h, n.ID, known.Received)
+		s.Hooks.learn(s.wall, *h, n.ID, known.Received)
 	}
 }
 
@@ -157,7 +157,7 @@ func (s situation) add(n notice, h *Hook) {
 		}
 	}
 	if h != nil {
-		s.Hooks.learn(s.c.Wall, *h, n.ID, n.Received)
+		s.Hooks.learn(s.wall, *h, n.ID, n.Received)
 	}
 	if len(s.Notices) <= manyNotices {
 		s.note("notice received", "notice", n)
@@ -178,11 +178,11 @@ func (s *state) waitAgain(since instant) {
 
 func (s situation) noticed(n Notice) error {
 	n.ID = cmp.Or(n.ID, n.Source+"/"+string(n.Kind))
-	received := s.c.Wall.instant(n.Received)
+	received := s.wall.instant(n.Received)
 	if received == 0 || received > s.now {
 		received = s.now
 	}
-	in := notice{Notice: n.bounded(), Received: received, Deadline: s.c.Wall.instant(n.Deadline)}
+	in := notice{Notice: n.bounded(), Received: received, Deadline: s.wall.instant(n.Deadline)}
 	n.ID = in.ID
 	switch n.Kind {
 	case Launch:
@@ -234,7 +234,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 		return fmt.Errorf("invalid deadline %s: must not be negative", q.Deadline)
 	case s.Phase == StepDone && s.goal() >= goalPark:
 		return ErrLeft
-	case !s.leaving() && !s.c.Joined():
+	case !s.leaving() && !s.o.Node.Joined():
 		return ErrNotJoined
 	case q.Now:
 		n.Deadline = s.now
@@ -249,7 +249,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 	}
 	if n.Deadline != 0 {
 		known.Deadline, known.Received, known.Who = n.Deadline, s.now, n.Who
-		s.note("deadline changed", "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339), "by", n.Who)
+		s.note("deadline changed", "deadline", s.wall.time(n.Deadline).Format(time.RFC3339), "by", n.Who)
 	}
 	return nil
 }
@@ -257,7 +257,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 func (s situation) drainCancelled(who string, recorded cluster.State) error {
 	who = cmp.Or(who, "an unnamed user")
 	switch {
-	case !s.leaving() && !s.c.Joined():
+	case !s.leaving() && !s.o.Node.Joined():
 		return ErrNotJoined
 	case !s.leaving() && recorded != cluster.StateDraining:
 		return ErrNotDraining
@@ -289,7 +289,7 @@ func (s situation) joinSeen(joining bool) error {
 		return ErrBusy
 	}
 	stays := s.outlasting()
-	if slices.ContainsFunc(s.due(), stays) && (joining || !s.c.Joined()) {
+	if slices.ContainsFunc(s.due(), stays) && (joining || !s.o.Node.Joined()) {
 		return nil
 	}
 	forgetDrain(s)

@@ -50,7 +50,7 @@ func (s situation) pooled() bool {
 }
 
 func (s situation) wantsHooks(launching bool) bool {
-	if !s.c.Hooks {
+	if s.o.Hooks == nil {
 		return false
 	}
 	of := func(a *hook) bool { return a.Hook.Launching == launching }
@@ -69,7 +69,7 @@ func (s situation) wantsHooks(launching bool) bool {
 func (s situation) hookOp(a *hook) hookOp {
 	parking := s.parking()
 	switch {
-	case !s.c.Hooks, a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
+	case s.o.Hooks == nil, a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
 		return opNone
 	case a.Hook.Launching && !parking:
 		switch {
@@ -96,7 +96,7 @@ func (s situation) hookOp(a *hook) hookOp {
 // hasNoPendingHook reports whether this agent can complete nothing more for the termination. A denied call does not count,
 // but is retried.
 func (s situation) hasNoPendingHook() bool {
-	if !s.c.Hooks {
+	if s.o.Hooks == nil {
 		return true
 	}
 	parking := s.parking()
@@ -192,7 +192,7 @@ func (e hooksFound) applyFound(s situation) {
 	}
 	for _, h := range e.hooks {
 		h.Launching = e.launching
-		s.Hooks.learn(s.c.Wall, h, "", since)
+		s.Hooks.learn(s.wall, h, "", since)
 		if a := s.Hooks.find(h); a != nil {
 			a.Ours = true
 		}

@@ -18,7 +18,7 @@ func (s situation) learnLaunch(n Notice, since instant) {
 	}
 	h := *n.Hook
 	h.Launching = true
-	s.Hooks.learn(s.c.Wall, h, "", since)
+	s.Hooks.learn(s.wall, h, "", since)
 }
 
 // launch checks that this machine serves: a launch hook may wait for that.
@@ -32,7 +32,7 @@ func (s situation) launch(n Notice) error {
 		return errors.New("ignored: a termination takes precedence")
 	case s.leaving():
 		return errors.New("ignored: the machine leaves service")
-	case !s.c.Hooks:
+	case s.o.Hooks == nil:
 		return nil
 	}
 	s.learnLaunch(n, s.now)
@@ -59,7 +59,7 @@ func (s situation) updateStart() {
 // isStartDone reports whether no launch hook is pending. While a hook can wait, a missing permission may be granted, or an
 // API may recover.
 func isStartDone(s situation) bool {
-	if !s.c.Hooks || s.Start.Proved.Add(longestTimeout).reached(s.now) {
+	if s.o.Hooks == nil || s.Start.Proved.Add(longestTimeout).reached(s.now) {
 		return true
 	}
 	return !s.wantsHooks(true) && !s.Hooks.anyWaits(true)

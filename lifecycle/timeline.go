@@ -33,7 +33,7 @@ func (s situation) timeline() []moment {
 	}
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; !a.Hook.Launching && a.End == "" {
-			list = append(list, a.moments(s.c.Hooks)...)
+			list = append(list, a.moments(s.o.Hooks != nil)...)
 		}
 	}
 	slices.SortStableFunc(list, func(a, b moment) int { return int(a.at - b.at) })
@@ -74,7 +74,8 @@ func (s situation) budget() time.Duration {
 	if s.leaving() && s.Budget > 0 {
 		return s.Budget
 	}
-	return s.c.Budget
+	d, _ := s.o.Deadline()
+	return d
 }
 
 // deadline returns when the wait for sessions ends; 0 without a limit.
