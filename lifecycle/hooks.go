@@ -321,12 +321,11 @@ func (s *state) endHook(a *hook, end End, err error) {
 }
 
 func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore instant) {
-	first := r.now()
-	if !sleep.For(ctx, notBefore.Sub(first)) {
+	if !sleep.For(ctx, notBefore.Sub(r.now())) {
 		return
 	}
-	var backOff time.Duration
-	for {
+	first := r.now()
+	for backOff := time.Duration(0); ; {
 		filter := r.o.Filter()
 		bound, cancel := context.WithTimeout(ctx, callTime)
 		hooks, err := filter.Find(bound, r.o.Hooks, launching)
@@ -335,24 +334,32 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 			return
 		}
 		_ = r.observe(change(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err}.apply))
-		longest, wait := callTime, deniedEvery
-		if launching && r.now().Sub(first) > idleHookTime {
-			longest, wait = launchEvery, launchEvery
-		}
-		if _, denied := errors.AsType[*cloud.DeniedError](err); !denied {
-			backOff = min(max(2*backOff, time.Second), longest)
-			wait = jitter(backOff)
-		}
-		if !sleep.For(ctx, wait) {
+		if !sleep.For(ctx, pauseAfter(err, longestPause(launching, r.now().Sub(first)), &backOff)) {
 			return
 		}
 	}
 }
 
+// longestPause bounds the pause between failed calls.
+func longestPause(launching bool, tried time.Duration) time.Duration {
+	if launching && tried > idleHookTime {
+		return launchEvery
+	}
+	return callTime
+}
+
+// pauseAfter returns the pause after a failed call. It doubles up to longest.
+func pauseAfter(err error, longest time.Duration, backOff *time.Duration) time.Duration {
+	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
+		return max(deniedEvery, longest)
+	}
+	*backOff = min(max(2**backOff, time.Second), longest)
+	return jitter(*backOff)
+}
+
 func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	first := r.now()
-	var backOff time.Duration
-	for {
+	for backOff := time.Duration(0); ; {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
 		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first), &backOff)) {
@@ -386,36 +393,17 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 }
 
 func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration) time.Duration {
-	every, longest := deniedEvery, callTime
-	if h.Launching && !h.Parking && tried > idleHookTime {
-		every, longest = launchEvery, launchEvery
-	}
-	timeout := cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout)
-	_, denied := errors.AsType[*cloud.DeniedError](e.err)
 	switch {
 	case e.err == nil:
-		*backOff = 0
-		return timeout / 2
-	case errors.Is(e.err, cloud.ErrNotWaiting):
-		*backOff = 0
-		if (h.Launching || h.Parking) && tried > time.Minute {
-			return 6 * notWaitingEvery // most launches have no hook
-		}
+		return cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout) / 2
+	case errors.Is(e.err, cloud.ErrNotWaiting) && (h.Launching || h.Parking) && tried > time.Minute:
+		return 6 * notWaitingEvery // most launches have no hook
+	case errors.Is(e.err, cloud.ErrNotWaiting), errors.Is(e.err, errOthers):
 		return notWaitingEvery
-	case errors.Is(e.err, errOthers):
-		*backOff = 0
-		if left := time.Until(h.Limit); !h.Limit.IsZero() && left < notWaitingEvery {
-			return max(0, left)
-		}
-		return notWaitingEvery
-	case denied:
-		return every
+	case e.op == opExtend && h.Timeout > 0:
+		return pauseAfter(e.err, min(callTime, max(h.Timeout/16, time.Second)), backOff)
 	}
-	if e.op == opExtend && h.Timeout > 0 {
-		longest = min(longest, max(h.Timeout/16, time.Second))
-	}
-	*backOff = min(max(2**backOff, time.Second), longest)
-	return jitter(*backOff)
+	return pauseAfter(e.err, longestPause(h.Launching && !h.Parking, tried), backOff)
 }
 
 // errOthers: other machines of the same completion have not left yet.
