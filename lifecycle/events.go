@@ -107,9 +107,7 @@ func (s situation) take(n notice, h *Hook, past, estimated bool) {
 		known.Deadline = n.Deadline
 		s.note("deadline of a notice changed", "notice", known, "deadline", s.wall.time(n.Deadline).Format(time.RFC3339))
 	}
-	if h != nil {
-		s.Hooks.learn(s.wall, *h, n.ID, known.Received)
-	}
+	s.learn(h, false, n.ID, known.Received)
 }
 
 func (s situation) countMissing(topic string, listed []string) {
@@ -156,9 +154,7 @@ func (s situation) add(n notice, h *Hook) {
 			s.Start = nil
 		}
 	}
-	if h != nil {
-		s.Hooks.learn(s.wall, *h, n.ID, n.Received)
-	}
+	s.learn(h, false, n.ID, n.Received)
 	if len(s.Notices) <= manyNotices {
 		s.note("notice received", "notice", n)
 	}
@@ -219,7 +215,7 @@ func (s situation) resumeNoticed(n Notice, received instant) error {
 			in.Missing = goneAfter
 		}
 	}
-	s.learnLaunch(n, received)
+	s.learn(n.Hook, true, "", received)
 	s.dropWithdrawn()
 	if s.goal() == goalLeave {
 		return errors.New("the machine leaves for another reason")

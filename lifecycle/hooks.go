@@ -192,7 +192,7 @@ func (e hooksFound) applyFound(s situation) {
 	}
 	for _, h := range e.hooks {
 		h.Launching = e.launching
-		s.Hooks.learn(s.wall, h, "", since)
+		s.learn(&h, e.launching, "", since)
 		if a := s.Hooks.find(h); a != nil {
 			a.Ours = true
 		}

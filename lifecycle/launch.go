@@ -12,19 +12,10 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-func (s situation) learnLaunch(n Notice, since instant) {
-	if n.Hook == nil {
-		return
-	}
-	h := *n.Hook
-	h.Launching = true
-	s.Hooks.learn(s.wall, h, "", since)
-}
-
 // launch checks that this machine serves: a launch hook may wait for that.
 func (s situation) launch(n Notice) error {
 	if s.Start != nil && s.Start.ID == n.ID || s.Phase == stepResuming {
-		s.learnLaunch(n, s.now)
+		s.learn(n.Hook, true, "", s.now)
 		return nil
 	}
 	switch goal := s.goal(); {
@@ -35,7 +26,7 @@ func (s situation) launch(n Notice) error {
 	case s.o.Hooks == nil:
 		return nil
 	}
-	s.learnLaunch(n, s.now)
+	s.learn(n.Hook, true, "", s.now)
 	s.Start = &start{ID: n.ID, Since: s.now}
 	s.note("looking for a launch hook", "notice", n.ID)
 	return nil

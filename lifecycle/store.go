@@ -51,7 +51,7 @@ func load(files Files) (*document, error) {
 	if err := json.Unmarshal(f.Bytes, d); err != nil {
 		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
 	}
-	if d.Version != recordVersion && d.Version != 0 {
+	if d.Version != recordVersion {
 		return nil, &conf.VersionError{Path: RecordPath, Version: d.Version}
 	}
 	if err := d.check(); err != nil {
@@ -63,8 +63,6 @@ func load(files Files) (*document, error) {
 // check rejects a document that no run of the daemon can have written.
 func (d *document) check() error {
 	switch {
-	case d.Version == 0:
-		return errors.New("no version")
 	case !slices.ContainsFunc(transitions, func(t transition) bool { return t.from == d.Phase || t.to == d.Phase }):
 		return fmt.Errorf("unknown phase %q", d.Phase)
 	case d.leaving() && (len(d.Notices) == 0 || d.Began == 0):

@@ -152,16 +152,14 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 	views := make(chan View)
 	go func() {
 		defer close(views)
-		for {
+		for ctx.Err() == nil {
 			v := r.View()
 			select {
 			case <-ctx.Done():
-				return
 			case views <- v:
 			}
 			select {
 			case <-ctx.Done():
-				return
 			case <-v.changed:
 			}
 		}
