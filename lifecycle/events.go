@@ -64,16 +64,17 @@ func (s situation) reported(topic string, current []cloud.Notice) error {
 	if group && unknown {
 		return nil // it may be a new form of an earlier notice
 	}
-	if group && len(current) == 0 {
-		s.inService = s.now
-	}
 	s.countMissing(topic, listed)
-	if group && len(current) == 0 && !s.launched {
-		// A launch hook may wait; the cloud does not announce that.
-		s.launched = true
-		return s.launch(Notice{ID: topic + "/launch", Kind: Launch})
+	if !group || len(current) > 0 {
+		return nil
 	}
-	return nil
+	s.inService = s.now
+	if s.launched {
+		return nil
+	}
+	// A launch hook may wait; the cloud does not announce that.
+	s.launched = true
+	return s.launch(Notice{ID: topic + "/launch", Kind: Launch})
 }
 
 func (s *state) unknownSignal(n Notice) {

@@ -100,10 +100,8 @@ func (s situation) hasNoPendingHook() bool {
 		return true
 	}
 	parking := s.parking()
-	for _, launching := range []bool{false, true} {
-		if (!launching || parking) && s.wantsHooks(launching) && s.answer(launching).denied == "" {
-			return false
-		}
+	if s.EndHooks.denied == "" && s.wantsHooks(false) || parking && s.LaunchHooks.denied == "" && s.wantsHooks(true) {
+		return false
 	}
 	return s.pooled() || !s.Hooks.any(func(a *hook) bool {
 		return (!a.Hook.Launching || parking) && a.End == "" && a.completionDenied == ""
@@ -411,15 +409,14 @@ var errOthers = errors.New("other machines wait for the same completion")
 
 // complete does not complete a hook whose other machines still have sessions, until its limit: after that it does no harm.
 func complete(ctx context.Context, c cloud.Hooks, p Peers, h Hook) error {
-	if len(h.Others) == 0 || !h.Limit.IsZero() && !time.Now().Before(h.Limit) {
-		return c.Complete(ctx, h)
-	}
-	serving, err := p.Serving(ctx, h.Others)
-	switch {
-	case err != nil:
-		return fmt.Errorf("%w, and it is not known whether they have left (%s): %w", errOthers, strings.Join(h.Others, ", "), err)
-	case len(serving) > 0:
-		return fmt.Errorf("%w, and have not left yet: %s", errOthers, strings.Join(serving, ", "))
+	if len(h.Others) > 0 && (h.Limit.IsZero() || time.Now().Before(h.Limit)) {
+		serving, err := p.Serving(ctx, h.Others)
+		if err != nil {
+			return fmt.Errorf("%w, and it is not known whether they have left (%s): %w", errOthers, strings.Join(h.Others, ", "), err)
+		}
+		if len(serving) > 0 {
+			return fmt.Errorf("%w, and have not left yet: %s", errOthers, strings.Join(serving, ", "))
+		}
 	}
 	return c.Complete(ctx, h)
 }
