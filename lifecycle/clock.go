@@ -27,11 +27,8 @@ func (t instant) reached(now instant) bool { return t != 0 && now >= t }
 func BootClock(root string) func() (boot string, up time.Duration) {
 	return func() (string, time.Duration) {
 		id, err := os.ReadFile(filepath.Join(root, "/proc/sys/kernel/random/boot_id"))
-		if err != nil {
-			return "", 0
-		}
 		var ts unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
 			return "", 0
 		}
 		return string(bytes.TrimSpace(id)), time.Duration(ts.Nano())
@@ -41,10 +38,7 @@ func BootClock(root string) func() (boot string, up time.Duration) {
 // Hardware returns the firmware's machine id, which a copied disk does not carry along; "" without one, as in a container.
 // Only root can read it.
 func Hardware(root string) string {
-	id, err := os.ReadFile(filepath.Join(root, "/sys/class/dmi/id/product_uuid"))
-	if err != nil {
-		return ""
-	}
+	id, _ := os.ReadFile(filepath.Join(root, "/sys/class/dmi/id/product_uuid"))
 	return string(bytes.TrimSpace(id))
 }
 

@@ -52,40 +52,38 @@ func (s situation) reported(topic string, current []cloud.Notice) error {
 	group, unknown := groupNotice(topic+"/"), false
 	var listed []string
 	for _, n := range current {
-		n.ID = boundedID(n.ID)
-		listed = append(listed, n.ID)
+		in := Notice{ID: n.ID, Source: topic, Kind: n.Kind, Reason: n.Reason, Who: n.Who}.bounded()
+		listed = append(listed, in.ID)
 		if n.Kind == cloud.Unknown {
 			unknown = true
-			s.unknownSignal(n, topic)
+			s.unknownSignal(in)
 			continue
 		}
-		s.take(notice{
-			ID: n.ID, Source: topic, Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who),
-			Received: s.now, Deadline: s.c.Wall.instant(n.At),
-		}, n.Hook, n.Past, n.Counted)
+		s.take(notice{Notice: in, Received: s.now, Deadline: s.wall.instant(n.At)}, n.Hook, n.Past, n.Counted)
 	}
 	if group && unknown {
 		return nil // it may be a new form of an earlier notice
 	}
-	if group && len(current) == 0 {
-		s.inService = s.now
-	}
 	s.countMissing(topic, listed)
-	if group && len(current) == 0 && !s.launched {
-		// A launch hook may wait; the cloud does not announce that.
-		s.launched = true
-		return s.launch(Notice{ID: topic + "/launch", Kind: Launch})
+	if !group || len(current) > 0 {
+		return nil
 	}
-	return nil
+	s.inService = s.now
+	if s.launched {
+		return nil
+	}
+	// A launch hook may wait; the cloud does not announce that.
+	s.launched = true
+	return s.launch(Notice{ID: topic + "/launch", Kind: Launch})
 }
 
-func (s *state) unknownSignal(n cloud.Notice, topic string) {
+func (s *state) unknownSignal(n Notice) {
 	if slices.Contains(s.unknown, n.ID) || len(s.unknown) >= 2*maxNotices {
 		return
 	}
 	s.unknown = append(s.unknown, n.ID)
-	s.note("unknown cloud signal ignored", "signal", boundedWord(n.Reason), "topic", topic)
-	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: topic, Why: boundedWord(n.Reason)})
+	s.note("unknown cloud signal ignored", "signal", n.Reason, "topic", n.Source)
+	s.history = append(s.history, cluster.Event{Kind: "unknown-signal", Who: n.Source, Why: n.Reason})
 }
 
 // take adds a notice, or updates a known one. A past notice is not new, and an estimated deadline replaces no other.
@@ -108,11 +106,9 @@ func (s situation) take(n notice, h *Hook, past, estimated bool) {
 	}
 	if n.Deadline != 0 && !(estimated && known.Deadline != 0) && known.Deadline.Sub(n.Deadline).Abs() > time.Second {
 		known.Deadline = n.Deadline
-		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339))
+		s.note("deadline of a notice changed", "notice", known, "deadline", s.wall.time(n.Deadline).Format(time.RFC3339))
 	}
-	if h != nil {
-		s.Hooks.learn(s.c.Wall, *h, n.ID, known.Received)
-	}
+	s.learn(h, false, n.ID, known.Received)
 }
 
 func (s situation) countMissing(topic string, listed []string) {
@@ -153,16 +149,13 @@ func (s situation) add(n notice, h *Hook) {
 	}
 	if slices.Contains(hookKinds(), n.Kind) {
 		// A hook may wait for this notice even if none waited before.
-		s.NoHook, s.askNotBefore = false, 0
-		delete(s.askDenied, false)
+		s.EndHooks.None, s.EndHooks.denied, s.askNotBefore = false, "", 0
 		if before == goalPark && n.Kind == Terminate || s.Phase == StepDone && before >= goalPark {
 			s.waitAgain(n.Received)
 			s.Start = nil
 		}
 	}
-	if h != nil {
-		s.Hooks.learn(s.c.Wall, *h, n.ID, n.Received)
-	}
+	s.learn(h, false, n.ID, n.Received)
 	if len(s.Notices) <= manyNotices {
 		s.note("notice received", "notice", n)
 	}
@@ -181,15 +174,13 @@ func (s *state) waitAgain(since instant) {
 }
 
 func (s situation) noticed(n Notice) error {
-	n.ID = boundedID(cmp.Or(n.ID, n.Source+"/"+string(n.Kind)))
-	received := s.c.Wall.instant(n.Received)
+	n.ID = cmp.Or(n.ID, n.Source+"/"+string(n.Kind))
+	received := s.wall.instant(n.Received)
 	if received == 0 || received > s.now {
 		received = s.now
 	}
-	in := notice{
-		ID: n.ID, Source: boundedWord(n.Source), Kind: n.Kind, Reason: boundedWord(n.Reason), Who: boundedWord(n.Who), By: boundedWord(n.By),
-		Received: received, Deadline: s.c.Wall.instant(n.Deadline),
-	}
+	in := notice{Notice: n.bounded(), Received: received, Deadline: s.wall.instant(n.Deadline)}
+	n.ID = in.ID
 	switch n.Kind {
 	case Launch:
 		return s.launch(n)
@@ -225,7 +216,7 @@ func (s situation) resumeNoticed(n Notice, received instant) error {
 			in.Missing = goneAfter
 		}
 	}
-	s.learnLaunch(n, received)
+	s.learn(n.Hook, true, "", received)
 	s.dropWithdrawn()
 	if s.goal() == goalLeave {
 		return errors.New("the machine leaves for another reason")
@@ -234,13 +225,13 @@ func (s situation) resumeNoticed(n Notice, received instant) error {
 }
 
 func (s situation) drainRequested(q DrainRequest) error {
-	n := notice{ID: requestID, Source: requestID, Kind: Ask, Reason: boundedWord(q.Reason), Who: boundedWord(q.Who), Received: s.now}
+	n := notice{Notice: Notice{ID: requestID, Source: requestID, Kind: Ask, Reason: q.Reason, Who: q.Who}.bounded(), Received: s.now}
 	switch {
 	case q.Deadline < 0:
 		return fmt.Errorf("invalid deadline %s: must not be negative", q.Deadline)
 	case s.Phase == StepDone && s.goal() >= goalPark:
 		return ErrLeft
-	case !s.leaving() && !s.c.Joined():
+	case !s.leaving() && !s.o.Node.Joined():
 		return ErrNotJoined
 	case q.Now:
 		n.Deadline = s.now
@@ -255,7 +246,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 	}
 	if n.Deadline != 0 {
 		known.Deadline, known.Received, known.Who = n.Deadline, s.now, n.Who
-		s.note("deadline changed", "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339), "by", n.Who)
+		s.note("deadline changed", "deadline", s.wall.time(n.Deadline).Format(time.RFC3339), "by", n.Who)
 	}
 	return nil
 }
@@ -263,7 +254,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 func (s situation) drainCancelled(who string, recorded cluster.State) error {
 	who = cmp.Or(who, "an unnamed user")
 	switch {
-	case !s.leaving() && !s.c.Joined():
+	case !s.leaving() && !s.o.Node.Joined():
 		return ErrNotJoined
 	case !s.leaving() && recorded != cluster.StateDraining:
 		return ErrNotDraining
@@ -295,7 +286,7 @@ func (s situation) joinSeen(joining bool) error {
 		return ErrBusy
 	}
 	stays := s.outlasting()
-	if slices.ContainsFunc(s.due(), stays) && (joining || !s.c.Joined()) {
+	if slices.ContainsFunc(s.due(), stays) && (joining || !s.o.Node.Joined()) {
 		return nil
 	}
 	forgetDrain(s)

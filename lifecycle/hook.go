@@ -95,14 +95,15 @@ func (all hooks) any(match func(*hook) bool) bool {
 	return false
 }
 
-func (all *hooks) learn(wall wallClock, h Hook, notice string, since instant) {
-	if !hookBounded(h) {
+// learn adds a hook, or updates a known one. It accepts nil.
+func (s situation) learn(named *Hook, launching bool, notice string, since instant) {
+	if named == nil || !hookBounded(*named) {
 		return
 	}
-	limit := wall.instant(h.Limit)
-	h.Limit = time.Time{}
-	for i := range *all {
-		a := &(*all)[i]
+	h, limit := *named, s.wall.instant(named.Limit)
+	h.Launching, h.Limit = h.Launching || launching, time.Time{}
+	for i := range s.Hooks {
+		a := &s.Hooks[i]
 		if !sameHook(a.Hook, h) {
 			continue
 		}
@@ -119,11 +120,11 @@ func (all *hooks) learn(wall wallClock, h Hook, notice string, since instant) {
 		}
 		return
 	}
-	if len(*all) >= maxHooks {
-		*all = slices.DeleteFunc(*all, func(a hook) bool { return a.End != "" })
+	if len(s.Hooks) >= maxHooks {
+		s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.End != "" })
 	}
-	if len(*all) < maxHooks {
-		*all = append(*all, hook{Hook: h, Limit: limit, Notice: notice, Since: since})
+	if len(s.Hooks) < maxHooks {
+		s.Hooks = append(s.Hooks, hook{Hook: h, Limit: limit, Notice: notice, Since: since})
 	}
 }
 

@@ -50,7 +50,7 @@ func (s situation) pooled() bool {
 }
 
 func (s situation) wantsHooks(launching bool) bool {
-	if !s.c.Hooks {
+	if s.o.Hooks == nil {
 		return false
 	}
 	of := func(a *hook) bool { return a.Hook.Launching == launching }
@@ -58,20 +58,18 @@ func (s situation) wantsHooks(launching bool) bool {
 		return true
 	}
 	switch {
-	case s.Hooks.any(of):
+	case s.Hooks.any(of), s.answer(launching).None:
 		return false
 	case !launching:
-		return s.leaving() && s.asks() && !s.NoHook
-	case s.parking():
-		return !s.NoLaunchHook
+		return s.leaving() && s.asks()
 	}
-	return s.Start != nil && !s.leaving() && !s.NoLaunchHook
+	return s.parking() || s.Start != nil && !s.leaving()
 }
 
 func (s situation) hookOp(a *hook) hookOp {
 	parking := s.parking()
 	switch {
-	case !s.c.Hooks, a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
+	case s.o.Hooks == nil, a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
 		return opNone
 	case a.Hook.Launching && !parking:
 		switch {
@@ -98,14 +96,12 @@ func (s situation) hookOp(a *hook) hookOp {
 // hasNoPendingHook reports whether this agent can complete nothing more for the termination. A denied call does not count,
 // but is retried.
 func (s situation) hasNoPendingHook() bool {
-	if !s.c.Hooks {
+	if s.o.Hooks == nil {
 		return true
 	}
 	parking := s.parking()
-	for _, launching := range []bool{false, true} {
-		if (!launching || parking) && s.wantsHooks(launching) && s.askDenied[launching] == "" {
-			return false
-		}
+	if s.EndHooks.denied == "" && s.wantsHooks(false) || parking && s.LaunchHooks.denied == "" && s.wantsHooks(true) {
+		return false
 	}
 	return s.pooled() || !s.Hooks.any(func(a *hook) bool {
 		return (!a.Hook.Launching || parking) && a.End == "" && a.completionDenied == ""
@@ -125,7 +121,7 @@ func (e hooksFound) apply(s situation) {
 		return
 	}
 	if e.launching && e.err == nil {
-		s.launchHooks = ""
+		s.LaunchHooks.others = ""
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
 	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
@@ -137,7 +133,8 @@ func (e hooksFound) apply(s situation) {
 	case e.err != nil && !errors.Is(e.err, cloud.ErrGone):
 		e.applyFailed(s)
 	case e.err != nil || len(e.hooks) == 0:
-		s.noHooks(e.launching)
+		s.dropUnverified(e.launching)
+		s.answer(e.launching).None = true
 	default:
 		e.applyFound(s)
 	}
@@ -164,10 +161,10 @@ func (e hooksFound) applyDenied(s situation, err *cloud.DeniedError) {
 	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
 		return // it was confirmed before and stays this agent's
 	}
-	if s.askDenied[false] != err.Permission && s.askDenied[true] != err.Permission {
+	if s.EndHooks.denied != err.Permission && s.LaunchHooks.denied != err.Permission {
 		s.noteDenied(err)
 	}
-	s.askDenied[e.launching] = err.Permission
+	s.answer(e.launching).denied = err.Permission
 	s.setTrouble(troubleDiscover, err.Error())
 }
 
@@ -175,13 +172,13 @@ func (e hooksFound) applyOthers(s situation, err *cloud.OthersHooksError) {
 	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
 		return
 	}
-	s.noHooks(e.launching)
+	s.answer(e.launching).None = true
 	// At a launch this is no trouble: the node serves, and the other program completes its hook.
 	switch {
 	case !e.launching || s.parking():
-		s.othersHooks = err.Error()
+		s.EndHooks.others = err.Error()
 	case !err.Named:
-		s.launchHooks = err.Error()
+		s.LaunchHooks.others = err.Error()
 	}
 	s.note(err.Error())
 }
@@ -193,7 +190,7 @@ func (e hooksFound) applyFound(s situation) {
 	}
 	for _, h := range e.hooks {
 		h.Launching = e.launching
-		s.Hooks.learn(s.c.Wall, h, "", since)
+		s.learn(&h, e.launching, "", since)
 		if a := s.Hooks.find(h); a != nil {
 			a.Ours = true
 		}
@@ -205,16 +202,7 @@ func (e hooksFound) applyFound(s situation) {
 func (s *state) dropUnverified(launching bool) {
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == launching && a.End == "" && !a.isOurs() })
 	s.setTrouble(troubleDiscover, "")
-	delete(s.askDenied, launching)
-}
-
-func (s *state) noHooks(launching bool) {
-	s.dropUnverified(launching)
-	if launching {
-		s.NoLaunchHook = true
-	} else {
-		s.NoHook = true
-	}
+	s.answer(launching).denied = ""
 }
 
 func (s *state) noteDenied(e *cloud.DeniedError) {
@@ -227,13 +215,13 @@ func (s situation) settingsRead() {
 	for i := range s.Hooks {
 		s.Hooks[i].Ours = false
 	}
-	if s.othersHooks == "" && s.launchHooks == "" {
+	if s.EndHooks.others == "" && s.LaunchHooks.others == "" {
 		return
 	}
-	if s.launchHooks != "" && s.Start == nil && s.Phase == StepNone {
+	if s.LaunchHooks.others != "" && s.Start == nil && s.Phase == StepNone {
 		s.Start = &start{ID: "reload", Since: s.now}
 	}
-	s.othersHooks, s.launchHooks, s.NoHook, s.NoLaunchHook = "", "", false, false
+	s.EndHooks, s.LaunchHooks = answer{denied: s.EndHooks.denied}, answer{denied: s.LaunchHooks.denied}
 }
 
 type hookAnswered struct {
@@ -331,12 +319,11 @@ func (s *state) endHook(a *hook, end End, err error) {
 }
 
 func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore instant) {
-	first := r.now()
-	if !sleep.For(ctx, notBefore.Sub(first)) {
+	if !sleep.For(ctx, notBefore.Sub(r.now())) {
 		return
 	}
-	var backOff time.Duration
-	for {
+	first := r.now()
+	for backOff := time.Duration(0); ; {
 		filter := r.o.Filter()
 		bound, cancel := context.WithTimeout(ctx, callTime)
 		hooks, err := filter.Find(bound, r.o.Hooks, launching)
@@ -345,24 +332,32 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 			return
 		}
 		_ = r.observe(change(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err}.apply))
-		longest, wait := callTime, deniedEvery
-		if launching && r.now().Sub(first) > idleHookTime {
-			longest, wait = launchEvery, launchEvery
-		}
-		if _, denied := errors.AsType[*cloud.DeniedError](err); !denied {
-			backOff = min(max(2*backOff, time.Second), longest)
-			wait = jitter(backOff)
-		}
-		if !sleep.For(ctx, wait) {
+		if !sleep.For(ctx, pauseAfter(err, longestPause(launching, r.now().Sub(first)), &backOff)) {
 			return
 		}
 	}
 }
 
+// longestPause bounds the pause between failed calls.
+func longestPause(launching bool, tried time.Duration) time.Duration {
+	if launching && tried > idleHookTime {
+		return launchEvery
+	}
+	return callTime
+}
+
+// pauseAfter returns the pause after a failed call. It doubles up to longest.
+func pauseAfter(err error, longest time.Duration, backOff *time.Duration) time.Duration {
+	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
+		return max(deniedEvery, longest)
+	}
+	*backOff = min(max(2**backOff, time.Second), longest)
+	return jitter(*backOff)
+}
+
 func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
 	first := r.now()
-	var backOff time.Duration
-	for {
+	for backOff := time.Duration(0); ; {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
 		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first), &backOff)) {
@@ -396,36 +391,17 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 }
 
 func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration) time.Duration {
-	every, longest := deniedEvery, callTime
-	if h.Launching && !h.Parking && tried > idleHookTime {
-		every, longest = launchEvery, launchEvery
-	}
-	timeout := cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout)
-	_, denied := errors.AsType[*cloud.DeniedError](e.err)
 	switch {
 	case e.err == nil:
-		*backOff = 0
-		return timeout / 2
-	case errors.Is(e.err, cloud.ErrNotWaiting):
-		*backOff = 0
-		if (h.Launching || h.Parking) && tried > time.Minute {
-			return 6 * notWaitingEvery // most launches have no hook
-		}
+		return cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout) / 2
+	case errors.Is(e.err, cloud.ErrNotWaiting) && (h.Launching || h.Parking) && tried > time.Minute:
+		return 6 * notWaitingEvery // most launches have no hook
+	case errors.Is(e.err, cloud.ErrNotWaiting), errors.Is(e.err, errOthers):
 		return notWaitingEvery
-	case errors.Is(e.err, errOthers):
-		*backOff = 0
-		if left := time.Until(h.Limit); !h.Limit.IsZero() && left < notWaitingEvery {
-			return max(0, left)
-		}
-		return notWaitingEvery
-	case denied:
-		return every
+	case e.op == opExtend && h.Timeout > 0:
+		return pauseAfter(e.err, min(callTime, max(h.Timeout/16, time.Second)), backOff)
 	}
-	if e.op == opExtend && h.Timeout > 0 {
-		longest = min(longest, max(h.Timeout/16, time.Second))
-	}
-	*backOff = min(max(2**backOff, time.Second), longest)
-	return jitter(*backOff)
+	return pauseAfter(e.err, longestPause(h.Launching && !h.Parking, tried), backOff)
 }
 
 // errOthers: other machines of the same completion have not left yet.
@@ -433,15 +409,14 @@ var errOthers = errors.New("other machines wait for the same completion")
 
 // complete does not complete a hook whose other machines still have sessions, until its limit: after that it does no harm.
 func complete(ctx context.Context, c cloud.Hooks, p Peers, h Hook) error {
-	if len(h.Others) == 0 || !h.Limit.IsZero() && !time.Now().Before(h.Limit) {
-		return c.Complete(ctx, h)
-	}
-	serving, err := p.Serving(ctx, h.Others)
-	switch {
-	case err != nil:
-		return fmt.Errorf("%w, and it is not known whether they have left (%s): %w", errOthers, strings.Join(h.Others, ", "), err)
-	case len(serving) > 0:
-		return fmt.Errorf("%w, and have not left yet: %s", errOthers, strings.Join(serving, ", "))
+	if len(h.Others) > 0 && (h.Limit.IsZero() || time.Now().Before(h.Limit)) {
+		serving, err := p.Serving(ctx, h.Others)
+		if err != nil {
+			return fmt.Errorf("%w, and it is not known whether they have left (%s): %w", errOthers, strings.Join(h.Others, ", "), err)
+		}
+		if len(serving) > 0 {
+			return fmt.Errorf("%w, and have not left yet: %s", errOthers, strings.Join(serving, ", "))
+		}
 	}
 	return c.Complete(ctx, h)
 }

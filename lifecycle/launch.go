@@ -12,19 +12,10 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-func (s situation) learnLaunch(n Notice, since instant) {
-	if n.Hook == nil {
-		return
-	}
-	h := *n.Hook
-	h.Launching = true
-	s.Hooks.learn(s.c.Wall, h, "", since)
-}
-
 // launch checks that this machine serves: a launch hook may wait for that.
 func (s situation) launch(n Notice) error {
 	if s.Start != nil && s.Start.ID == n.ID || s.Phase == stepResuming {
-		s.learnLaunch(n, s.now)
+		s.learn(n.Hook, true, "", s.now)
 		return nil
 	}
 	switch goal := s.goal(); {
@@ -32,10 +23,10 @@ func (s situation) launch(n Notice) error {
 		return errors.New("ignored: a termination takes precedence")
 	case s.leaving():
 		return errors.New("ignored: the machine leaves service")
-	case !s.c.Hooks:
+	case s.o.Hooks == nil:
 		return nil
 	}
-	s.learnLaunch(n, s.now)
+	s.learn(n.Hook, true, "", s.now)
 	s.Start = &start{ID: n.ID, Since: s.now}
 	s.note("looking for a launch hook", "notice", n.ID)
 	return nil
@@ -51,7 +42,7 @@ func (s situation) updateStart() {
 		s.note("node not seen in the cluster in time; its hook is left to its timeout unless the node serves before that", "limit", proveTime)
 	}
 	if s.Phase == StepNone && st.Proved != 0 && isStartDone(s) {
-		s.Start, s.NoLaunchHook = nil, false
+		s.Start, s.LaunchHooks.None = nil, false
 		s.dropHooks(true)
 	}
 }
@@ -59,7 +50,7 @@ func (s situation) updateStart() {
 // isStartDone reports whether no launch hook is pending. While a hook can wait, a missing permission may be granted, or an
 // API may recover.
 func isStartDone(s situation) bool {
-	if !s.c.Hooks || s.Start.Proved.Add(longestTimeout).reached(s.now) {
+	if s.o.Hooks == nil || s.Start.Proved.Add(longestTimeout).reached(s.now) {
 		return true
 	}
 	return !s.wantsHooks(true) && !s.Hooks.anyWaits(true)

@@ -6,9 +6,11 @@ package lifecycle
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -61,12 +63,7 @@ func EventNotice(e cloud.Event, now time.Time) Notice {
 
 // notice is a notice as drain.json stores it.
 type notice struct {
-	ID       string  `json:"id"`
-	Source   string  `json:"source"`
-	Kind     Kind    `json:"kind"`
-	Reason   string  `json:"reason,omitempty"`
-	Who      string  `json:"who,omitempty"`
-	By       string  `json:"by,omitempty"`
+	Notice           // without its times and its hook
 	Received instant `json:"received"`
 	Deadline instant `json:"deadline,omitempty"`
 	// Begun: the node drains for it, even if it is postponed by less than putOffTime.
@@ -91,7 +88,6 @@ const (
 	maxNotices    = 32
 	maxHooks      = 32
 	maxIDText     = 256
-	maxWordText   = 512 // bytes of a reason or a name
 	maxNameText   = 1 << 10
 	maxOthersText = 2 << 10
 	maxOverruled  = 32
@@ -106,29 +102,18 @@ func boundedID(id string) string {
 	return plain.Truncate(id, maxIDText/2) + hex.EncodeToString(sum[:16])
 }
 
-func boundedWord(s string) string {
-	return plain.Truncate(oneLine(plain.Truncate(s, maxWordText)), maxWordText)
-}
-
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
+// bounded returns the notice without what another part of the state holds.
+func (n Notice) bounded() Notice {
+	return Notice{
+		ID: boundedID(n.ID), Source: cloud.Printable(n.Source), Kind: n.Kind,
+		Reason: cloud.Printable(n.Reason), Who: cloud.Printable(n.Who), By: cloud.Printable(n.By),
+	}
 }
 
 // hookBounded checks names and does not truncate them: the shorter name may be another hook's.
 func hookBounded(h Hook) bool {
-	others := 0
-	for _, o := range h.Others {
-		others += len(o)
-	}
-	for _, s := range append([]string{h.Provider, h.Group, h.Name, h.ID, h.Token}, h.Others...) {
-		if len(s) > maxNameText || s != oneLine(s) {
-			return false
-		}
-	}
-	return others <= maxOthersText
+	texts := append([]string{h.Provider, h.Group, h.Name, h.ID, h.Token}, h.Others...)
+	return len(strings.Join(h.Others, "")) <= maxOthersText && !slices.ContainsFunc(texts, func(s string) bool {
+		return len(s) > maxNameText || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl)
+	})
 }

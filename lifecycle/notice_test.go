@@ -234,10 +234,10 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 	const start = instant(time.Hour)
 	at := func(d time.Duration) instant { return start.Add(d) }
 	ask := func(d time.Duration) notice {
-		return notice{ID: requestID, Source: "drain", Kind: Ask, Who: "root", Received: start, Deadline: at(d)}
+		return notice{Notice: Notice{ID: requestID, Source: "drain", Kind: Ask, Who: "root"}, Received: start, Deadline: at(d)}
 	}
 	end := func(id string, d time.Duration) notice {
-		return notice{ID: id, Source: "aws", Kind: Interrupt, Received: start, Deadline: at(d)}
+		return notice{Notice: Notice{ID: id, Source: "aws", Kind: Interrupt}, Received: start, Deadline: at(d)}
 	}
 	waits := func(timeout time.Duration) hook {
 		return hook{Hook: Hook{Name: "h", Timeout: timeout}, Since: start, Failing: true}
@@ -245,7 +245,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 	beaten := func(a hook, d time.Duration) hook { a.Extended = at(d); return a }
 	heard := func(a hook) hook { a.Failing = false; return a }
 	limited := func(a hook, d time.Duration) hook { a.Limit = at(d); return a }
-	term := notice{ID: "t", Source: "aws-lifecycle", Kind: Terminate, Received: start}
+	term := notice{Notice: Notice{ID: "t", Source: "aws-lifecycle", Kind: Terminate}, Received: start}
 	for _, c := range []struct {
 		name    string
 		notices []notice
@@ -286,18 +286,18 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		{"what the cloud says itself", []notice{term}, []hook{limited(waits(time.Hour), 20*time.Minute)}, 19*time.Minute + 30*time.Second, "hook h, which waits no longer than that"},
 		{
 			"systemd's time",
-			[]notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(15 * time.Minute)}},
+			[]notice{ask(time.Hour), {Notice: Notice{ID: "x", Source: "systemd", Kind: Shutdown}, Received: start, Deadline: at(15 * time.Minute)}},
 			nil, 15*time.Minute - time.Second, "the stop of the machine",
 		},
 		{
 			"a cloud's time for it",
-			[]notice{ask(time.Hour), {ID: "x", Source: "systemd", Kind: Shutdown, Received: start, Deadline: at(10 * time.Second), By: "the 30 s of the cloud"}},
+			[]notice{ask(time.Hour), {Notice: Notice{ID: "x", Source: "systemd", Kind: Shutdown, By: "the 30 s of the cloud"}, Received: start, Deadline: at(10 * time.Second)}},
 			nil, 9 * time.Second, "the stop of the machine (the 30 s of the cloud)",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := state{Phase: StepDraining, Began: start, Budget: time.Hour, Notices: c.notices, Hooks: c.hooks}
-			list := situation{state: &s, c: &config{Hooks: true}}.timeline()
+			list := situation{state: &s, o: &Options{Hooks: newWorld(t), Deadline: usualDeadline}}.timeline()
 			if got := list[0].at.Sub(start); got != c.want || list[0].by != c.by {
 				t.Errorf("%s by %s, want %s by %s; %+v", got, list[0].by, c.want, c.by, list)
 			}
@@ -773,11 +773,11 @@ func TestSubscribe(t *testing.T) {
 
 func TestNoticeWord(t *testing.T) {
 	for want, n := range map[string]notice{
-		"drain requested by root":              {Source: "drain", Kind: Ask, Who: "root, amsagent drain"},
-		"drain requested by root (new kernel)": {Source: "drain", Kind: Ask, Who: "root, amsagent drain", Reason: "new kernel"},
-		"drain requested":                      {Source: "drain", Kind: Ask},
-		"aws (terminate)":                      {Source: "aws", Kind: Terminate},
-		"the stop of the machine (systemd)":    {Source: "systemd", Kind: Shutdown, By: "systemd"},
+		"drain requested by root":              {Notice: Notice{Source: "drain", Kind: Ask, Who: "root, amsagent drain"}},
+		"drain requested by root (new kernel)": {Notice: Notice{Source: "drain", Kind: Ask, Who: "root, amsagent drain", Reason: "new kernel"}},
+		"drain requested":                      {Notice: Notice{Source: "drain", Kind: Ask}},
+		"aws (terminate)":                      {Notice: Notice{Source: "aws", Kind: Terminate}},
+		"the stop of the machine (systemd)":    {Notice: Notice{Source: "systemd", Kind: Shutdown, By: "systemd"}},
 	} {
 		if got := n.String(); got != want {
 			t.Errorf("%q, want %q", got, want)

@@ -26,16 +26,10 @@ const (
 	goalLeave
 )
 
-func goalOf(k Kind) goal {
-	switch k {
-	case Terminate, Interrupt, Reimage, Ask:
-		return goalLeave
-	case Park:
-		return goalPark
-	case Reboot, Shutdown:
-		return goalReboot
-	}
-	return goalNone
+var goals = map[Kind]goal{
+	Terminate: goalLeave, Interrupt: goalLeave, Reimage: goalLeave, Ask: goalLeave,
+	Park:   goalPark,
+	Reboot: goalReboot, Shutdown: goalReboot,
 }
 
 // state is the content of drain.json, and what the agent has observed since its start.
@@ -56,9 +50,9 @@ type state struct {
 	Want  cluster.State `json:"want,omitempty"`
 	Have  cluster.State `json:"have,omitempty"`
 	Hooks hooks         `json:"hooks,omitempty"`
-	// NoHook and NoLaunchHook: the cloud has no hook for this agent.
-	NoHook       bool `json:"no_hook,omitempty"`
-	NoLaunchHook bool `json:"no_launch_hook,omitempty"`
+	// EndHooks and LaunchHooks are the answers about the hooks of both transitions.
+	EndHooks    answer `json:"end_hooks,omitzero"`
+	LaunchHooks answer `json:"launch_hooks,omitzero"`
 	// NeverJoined: the machine leaves before its join, so there are no sessions to wait for.
 	NeverJoined bool       `json:"never_joined,omitempty"`
 	Repair      bool       `json:"repair_streams,omitempty"`
@@ -83,10 +77,7 @@ type observed struct {
 	uncountableSince instant
 	zeros            int
 	stopOverdue      bool // the time limit is over
-	askDenied        map[bool]string
 	askNotBefore     instant
-	othersHooks      string   // all waiting hooks are other programs'
-	launchHooks      string   // the same at a launch
 	settings         int      // how often read again
 	inService        instant  // when the group last had the machine in service
 	launched         bool     // the launch hook was looked for
@@ -96,6 +87,20 @@ type observed struct {
 	notes            []note
 	history          []cluster.Event // not written yet
 	written          int             // events
+}
+
+// answer is the cloud's answer about the hooks of a transition.
+type answer struct {
+	None   bool   `json:"none,omitempty"` // none is for this agent
+	others string // all waiting hooks are other programs'
+	denied string // the permission that the query lacks
+}
+
+func (s *state) answer(launching bool) *answer {
+	if launching {
+		return &s.LaunchHooks
+	}
+	return &s.EndHooks
 }
 
 type overruled struct {
@@ -147,12 +152,8 @@ func (s *state) setTrouble(about, text string) {
 func (s state) clone() state {
 	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
 	s.notes, s.history = nil, slices.Clone(s.history[:min(len(s.history), maxEvents)])
-	s.trouble, s.askDenied = maps.Clone(s.trouble), maps.Clone(s.askDenied)
-	if s.trouble == nil {
+	if s.trouble = maps.Clone(s.trouble); s.trouble == nil {
 		s.trouble = map[string]string{}
-	}
-	if s.askDenied == nil {
-		s.askDenied = map[bool]string{}
 	}
 	if s.Start != nil {
 		start := *s.Start
@@ -169,14 +170,10 @@ func (s *state) empty() bool {
 func (s *state) leaving() bool { return s.Phase != StepNone && s.Phase != stepResuming }
 
 func (s *state) reversible(goal goal) bool {
-	switch s.Phase {
-	case StepNone, stepResuming, StepAnnouncing, StepDraining, stepDown:
-		return true
-	case StepDone:
+	if s.Phase == StepDone {
 		return goal <= goalReboot
-	case StepStopping, stepStopFailed, StepDeregistering, StepCompleting:
 	}
-	return false
+	return !slices.Contains([]Step{StepStopping, stepStopFailed, StepDeregistering, StepCompleting}, s.Phase)
 }
 
 func (s *state) has(kinds ...Kind) *notice {
@@ -221,7 +218,7 @@ func (s situation) goal() goal {
 		goal = s.Goal
 	}
 	for _, n := range s.due() {
-		goal = max(goal, goalOf(n.Kind))
+		goal = max(goal, goals[n.Kind])
 	}
 	return goal
 }
@@ -237,7 +234,7 @@ func (s situation) cause() (cause notice) {
 
 func heaviest(list []notice) (best notice) {
 	for _, n := range list {
-		if goalOf(n.Kind) > goalOf(best.Kind) {
+		if goals[n.Kind] > goals[best.Kind] {
 			best = n
 		}
 	}
@@ -293,7 +290,7 @@ func (n notice) event(kind string, details map[string]string) cluster.Event {
 
 // left returns the number of sessions to wait for: an edge waits only for viewers. Unknown is not zero.
 func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
-	if s.c.Role == "edge" {
+	if s.o.Role() == "edge" {
 		if sessions.Viewers == nil {
 			return 0, false
 		}

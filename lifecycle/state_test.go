@@ -322,7 +322,7 @@ func TestAnotherBoot(t *testing.T) {
 func FuzzRecord(f *testing.F) {
 	d := document{Boot: "boot-1", state: state{
 		Phase: StepDraining, Began: 1, Want: cluster.StateDraining,
-		Notices: []notice{{ID: "aws-lifecycle/terminate", Kind: Terminate, Received: 1}},
+		Notices: []notice{{Notice: Notice{ID: "aws-lifecycle/terminate", Kind: Terminate}, Received: 1}},
 		Hooks:   []hook{{Hook: *terminate().Hook, Since: 1}},
 	}}
 	data, err := d.encode()

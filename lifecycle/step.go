@@ -12,21 +12,6 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// config has the inputs of a step besides the state.
-type config struct {
-	// Joined reports whether the machine is a node, JoinedAt the end of the last join. Each reads a file.
-	Joined   func() bool
-	JoinedAt func() time.Time
-	Role     string
-	// Budget limits the wait for sessions. It is not Final while an instance tag may change it.
-	Budget time.Duration
-	Final  bool
-	Hooks  bool // the cloud has hooks
-	Wall   wallClock
-	// NoneBefore: the last count shortly before found no session.
-	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
-}
-
 const (
 	// reserveTime is for stopping, deregistering and completing: with streams the server takes about 17 s to end, each other
 	// step about 1 s.
@@ -65,8 +50,9 @@ const (
 // situation is the input of every guard and derived value.
 type situation struct {
 	*state
-	now instant
-	c   *config
+	now  instant
+	wall wallClock
+	o    *Options
 }
 
 // event changes facts; the transitions follow from these.
@@ -81,7 +67,7 @@ func change(do func(situation)) event {
 
 var passed = change(func(situation) {}) // time
 
-// step applies an event and all transitions that follow. It reads no clock and does no I/O.
+// step applies an event and all transitions that follow. Apart from s, only the functions of Options are its input.
 func step(s situation, apply event) (state, error) {
 	next := s.clone()
 	s.state = &next
@@ -139,8 +125,10 @@ func (s situation) update() {
 			n.Begun = true
 		}
 	}
-	if s.leaving() && s.Budget == 0 && s.c.Final {
-		s.Budget = s.c.Budget
+	if s.leaving() && s.Budget == 0 {
+		if d, final := s.o.Deadline(); final {
+			s.Budget = d
+		}
 	}
 	if s.Phase != StepDraining {
 		delete(s.trouble, troubleSessions)
@@ -174,11 +162,11 @@ func (s *state) uncountableEnds() instant {
 }
 
 func joinedAndDue(s situation) bool {
-	return s.goal() > goalNone && s.c.Joined()
+	return s.goal() > goalNone && s.o.Node.Joined()
 }
 
 func neverJoined(s situation) bool {
-	return s.goal() >= goalPark && !s.c.Joined()
+	return s.goal() >= goalPark && !s.o.Node.Joined()
 }
 
 func nothingDue(s situation) bool { return s.goal() == goalNone }
@@ -202,8 +190,14 @@ func noteBalancers(s situation) {
 	}
 }
 
+// noneBefore reports whether the machine shuts down, and the last count shortly before found no session.
 func (s situation) noneBefore() bool {
-	return s.has(Shutdown) != nil && s.c.NoneBefore != nil && s.c.NoneBefore(s.left)
+	if s.has(Shutdown) == nil {
+		return false
+	}
+	sessions, at := s.o.Before()
+	n, known := s.left(sessions)
+	return known && n == 0 && !at.After(time.Now()) && time.Since(at) <= beforeTime
 }
 
 func drained(s situation) bool {
@@ -234,7 +228,7 @@ func deregistered(s situation) bool {
 	return s.Have == cluster.StateLeft || s.Entered.Add(deregisterTime).reached(s.now)
 }
 
-func joinedAfterAll(s situation) bool { return s.NeverJoined && s.c.Joined() }
+func joinedAfterAll(s situation) bool { return s.NeverJoined && s.o.Node.Joined() }
 
 func hooksDone(s situation) bool {
 	return s.hasNoPendingHook() || s.goal() == goalPark && (s.Entered.Add(idleHookTime).reached(s.now) || backInService(s))
@@ -248,9 +242,9 @@ func rejoined(s situation) bool {
 	if s.StoppedAt == 0 {
 		return false
 	}
-	at := s.c.JoinedAt()
+	at := s.o.Node.JoinedAt()
 	if at.IsZero() || s.JoinedAt.IsZero() { // unreadable at the stop
-		return s.c.Wall.instant(at) > s.StoppedAt
+		return s.wall.instant(at) > s.StoppedAt
 	}
 	return !at.Equal(s.JoinedAt)
 }
@@ -272,14 +266,14 @@ func begin(s situation) {
 	if s.Start != nil {
 		s.note("start given up: the machine leaves")
 		if s.Start = nil; s.goal() != goalPark { // its hook may wait for the parking
-			s.NoLaunchHook = false
+			s.LaunchHooks.None = false
 			s.dropHooks(true)
 		}
 	}
 	s.resetCounts()
-	s.cancelledBy, s.othersHooks = "", ""
+	s.cancelledBy, s.EndHooks.others = "", ""
 	s.Goal, s.Began, s.Deadline, s.Budget = goalNone, s.now, 0, 0
-	s.Departure, s.NeverJoined = nil, !s.c.Joined()
+	s.Departure, s.NeverJoined = nil, !s.o.Node.Joined()
 	s.update()
 	cause := s.cause()
 	details := map[string]string{"kind": string(cause.Kind)}
@@ -289,7 +283,7 @@ func begin(s situation) {
 		details["joined"] = "never"
 	} else {
 		s.Want, s.Have = cluster.StateDraining, ""
-		details["deadline"] = s.c.Wall.time(s.deadline()).UTC().Format(time.RFC3339)
+		details["deadline"] = s.wall.time(s.deadline()).UTC().Format(time.RFC3339)
 	}
 	s.history = append(s.history, cause.event("drain", details))
 }
@@ -324,7 +318,7 @@ func recordDeparture(s situation) {
 	s.Departure = s.cause().departure(s.Repair)
 	if s.counted() {
 		if n, known := s.left(*s.sessions); known {
-			if s.c.Role == "edge" && s.sessions.Publishers != nil {
+			if s.o.Role() == "edge" && s.sessions.Publishers != nil {
 				n += *s.sessions.Publishers
 			}
 			s.Departure.Cut = &n
@@ -351,7 +345,7 @@ func recordEnd(s situation, result string) {
 }
 
 func deregister(s situation) {
-	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", s.c.JoinedAt()
+	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", s.o.Node.JoinedAt()
 	s.setTrouble(troubleStop, "")
 }
 
@@ -389,7 +383,7 @@ func (s *state) leaveHook(a *hook) {
 func resume(s situation) {
 	s.note("parked machine serves again")
 	s.history = append(s.history, cluster.Event{Kind: "resume", Who: s.cause().Who, Why: "in service again"})
-	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goalOf(n.Kind) == goalReboot })
+	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() || n.Kind == Park || n.Begun && goals[n.Kind] == goalReboot })
 	s.reset()
 	s.leaveRecord()
 	// The parking's hooks have ended, and the launch hook is queried again.
@@ -400,7 +394,7 @@ func resume(s situation) {
 func (s *state) reset() {
 	s.resetCounts()
 	s.Goal, s.Began, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = goalNone, 0, 0, time.Time{}, nil, false
-	s.NeverJoined, s.NoHook, s.NoLaunchHook, s.othersHooks = false, false, false, ""
+	s.NeverJoined, s.EndHooks, s.LaunchHooks.None = false, answer{}, false
 }
 
 func (s *state) resetCounts() {
@@ -431,18 +425,18 @@ func forgetDrain(s situation) {
 		return true
 	})
 	s.note("machine was joined again")
-	hooks, none := s.Hooks, s.NoHook
+	hooks, none := s.Hooks, s.EndHooks.None
 	s.reset()
 	s.leaveRecord()
 	s.Hooks = nil
 	if s.asks() || slices.ContainsFunc(hooks, func(a hook) bool { return s.notice(a.Notice) != nil }) {
-		s.Hooks, s.NoHook = hooks, none // already completed
+		s.Hooks, s.EndHooks.None = hooks, none // already completed
 	}
 }
 
 // outlasting returns a function that reports whether a notice outlives a join.
 func (s situation) outlasting() func(notice) bool {
-	never, joined := s.NeverJoined && s.goal() > goalNone, s.c.Joined()
+	never, joined := s.NeverJoined && s.goal() > goalNone, s.o.Node.Joined()
 	return func(n notice) bool {
 		ends := n.Kind == Shutdown ||
 			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot || n.Kind == Reimage) && s.dueAt(n) > s.Began

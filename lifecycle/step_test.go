@@ -28,7 +28,10 @@ type history struct {
 	t   *testing.T
 	rng *rand.Rand
 	s   state
-	c   config
+	o   Options
+	Node
+	wall        wallClock
+	budgetFinal bool
 	// joined and joinedAt are the content of the state file.
 	joined   bool
 	joinedAt time.Time
@@ -37,23 +40,36 @@ type history struct {
 	sources map[string][]cloud.Notice
 	steps   int
 	cancels bool // the event is an undrain
+	// completes is the hook whose completion the event confirms, completed those of this transition.
+	completes string
+	completed map[string]bool
 }
 
 func newHistory(t *testing.T, seed uint64) *history {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	h := &history{
 		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), joined: rng.IntN(5) > 0, sources: map[string][]cloud.Notice{},
-		c: config{
-			Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
-			Hooks: rng.IntN(4) > 0,
-			Wall:  wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)),
-		},
+		completed:   map[string]bool{},
+		budgetFinal: rng.IntN(4) > 0,
+		wall:        wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)),
 	}
-	h.c.Joined, h.c.JoinedAt = func() bool { return h.joined }, func() time.Time { return h.joinedAt }
+	role := []string{"edge", "origin"}[rng.IntN(2)]
+	h.o = Options{
+		Node: h, Role: func() string { return role }, Before: noCount,
+		Deadline: func() (time.Duration, bool) { return time.Hour, h.budgetFinal },
+	}
+	if rng.IntN(4) > 0 {
+		h.o.Hooks = struct{ cloud.Hooks }{}
+	}
 	return h
 }
 
-func (h *history) situation() situation { return situation{&h.s, h.now, &h.c} }
+// Joined and JoinedAt are the only calls of a step to the node.
+func (h *history) Joined() bool { return h.joined }
+
+func (h *history) JoinedAt() time.Time { return h.joinedAt }
+
+func (h *history) situation() situation { return situation{&h.s, h.now, h.wall, &h.o} }
 
 // do applies an event and checks the invariants.
 func (h *history) do(e event) error {
@@ -62,7 +78,7 @@ func (h *history) do(e event) error {
 	h.s = next
 	h.steps++
 	h.invariants(before, err)
-	h.cancels = false
+	h.cancels, h.completes = false, ""
 	return err
 }
 
@@ -85,7 +101,7 @@ func (h *history) invariants(before state, err error) {
 			fail("a hook is completed before the server has ended")
 		}
 	}
-	if h.cancels && err == nil && !before.reversible(situation{&before, h.now, &h.c}.goal()) {
+	if h.cancels && err == nil && !before.reversible(situation{&before, h.now, h.wall, &h.o}.goal()) {
 		fail("a drain was cancelled after the stop had begun")
 	}
 	if s.Phase == StepAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
@@ -94,6 +110,33 @@ func (h *history) invariants(before state, err error) {
 	if stopping(s) && s.StoppedAt != 0 {
 		fail("the server is stopped again")
 	}
+	if h.completes != "" {
+		h.completed[h.completes] = true
+	}
+	if h.newTransition(before) {
+		clear(h.completed)
+	}
+	for i := range s.Hooks {
+		a := &s.Hooks[i]
+		if s.hookOp(a) == opComplete && (h.completed[hookKey(a.Hook)] || s.parking() && len(h.completed) > 0) {
+			fail("a hook is completed twice")
+		}
+	}
+}
+
+// newTransition reports whether the cloud may wait again for a hook that was completed.
+func (h *history) newTransition(before state) bool {
+	now := h.s
+	if now.Began != before.Began || now.leaving() != before.leaving() || (now.Start == nil) != (before.Start == nil) {
+		return true
+	}
+	if now.Start != nil && now.Start.ID != before.Start.ID {
+		return true
+	}
+	return slices.ContainsFunc(now.Notices, func(n notice) bool {
+		was := before.notice(n.ID)
+		return slices.Contains(hookKinds(), n.Kind) && n.inForce() && (was == nil || !was.inForce())
+	})
 }
 
 func stopping(s situation) bool { return s.Phase == StepStopping || s.Phase == stepStopFailed }
@@ -114,7 +157,7 @@ func (h *history) random() event {
 		for _, kind := range kinds {
 			n := cloud.Notice{ID: topic + "/" + string(kind), Kind: kind, Past: rng.IntN(9) == 0}
 			if rng.IntN(2) == 0 {
-				n.At = h.c.Wall.time(h.now.Add(time.Duration(rng.IntN(int(3 * time.Hour)))))
+				n.At = h.wall.time(h.now.Add(time.Duration(rng.IntN(int(3 * time.Hour)))))
 			}
 			if rng.IntN(3) == 0 {
 				n.Hook = &Hook{Provider: "p", Group: "g", Name: "drain", Fixed: rng.IntN(2) == 0, Timeout: time.Hour}
@@ -172,7 +215,11 @@ func (h *history) random() event {
 	case 16:
 		return change(hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}.apply)
 	case 17, 18:
-		return change(hookAnswered{hook: known, op: op, err: answers[rng.IntN(len(answers))], since: h.now - instant(rng.IntN(int(3*time.Hour)))}.apply)
+		err := answers[rng.IntN(len(answers))]
+		if op == opComplete && err == nil {
+			h.completes = hookKey(known)
+		}
+		return change(hookAnswered{hook: known, op: op, err: err, since: h.now - instant(rng.IntN(int(3*time.Hour)))}.apply)
 	case 19:
 		return h.pick(joinSeen(true), joinSeen(false), change(situation.settingsRead), change(func(s situation) { s.Have = "" }), change(func(s situation) { s.Forgotten = false }))
 	case 20:
@@ -216,11 +263,11 @@ func (h *history) drift() {
 	case 0:
 		h.joined = !h.joined
 	case 1:
-		h.joinedAt = h.c.Wall.time(h.now)
+		h.joinedAt = h.wall.time(h.now)
 	case 2:
 		h.joinedAt = time.Time{}
 	case 3:
-		h.c.Final = true
+		h.budgetFinal = true
 	}
 	switch s := h.situation(); h.rng.IntN(4) {
 	case 0:
@@ -275,7 +322,7 @@ func TestRandomSteps(t *testing.T) {
 
 // ends continues without outside help until the drain is over, or waits only for the cloud.
 func (h *history) ends() {
-	h.c.Final = true
+	h.budgetFinal = true
 	began := h.now
 	for wait := pollEvery; h.now.Sub(began) <= 50*time.Hour; wait += wait / 8 {
 		s := h.situation()

@@ -51,7 +51,7 @@ func load(files Files) (*document, error) {
 	if err := json.Unmarshal(f.Bytes, d); err != nil {
 		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
 	}
-	if d.Version != recordVersion && d.Version != 0 {
+	if d.Version != recordVersion {
 		return nil, &conf.VersionError{Path: RecordPath, Version: d.Version}
 	}
 	if err := d.check(); err != nil {
@@ -63,8 +63,6 @@ func load(files Files) (*document, error) {
 // check rejects a document that no run of the daemon can have written.
 func (d *document) check() error {
 	switch {
-	case d.Version == 0:
-		return errors.New("no version")
 	case !slices.ContainsFunc(transitions, func(t transition) bool { return t.from == d.Phase || t.to == d.Phase }):
 		return fmt.Errorf("unknown phase %q", d.Phase)
 	case d.leaving() && (len(d.Notices) == 0 || d.Began == 0):
@@ -95,7 +93,7 @@ func (d *document) restore(boot, hardware string, s situation) state {
 	}
 	s.state = &next
 	// The settings may name other hooks now.
-	s.NoHook, s.NoLaunchHook = false, false
+	s.EndHooks, s.LaunchHooks = answer{}, answer{}
 	// The machine did not shut down. Notices not yet due are reported again if still in force.
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return n.Kind == Shutdown || !s.isDue(n) && n.inForce() })
 	if s.Phase == stepDown {
@@ -109,7 +107,7 @@ func (d *document) restore(boot, hardware string, s situation) state {
 		serveAgain(s)
 		s.Phase = StepNone
 	case s.leaving() && s.Phase != StepDone:
-		s.note("continuing the drain", "began", s.c.Wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
+		s.note("continuing the drain", "began", s.wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
 	}
 	return next
 }

@@ -33,7 +33,7 @@ func (s situation) timeline() []moment {
 	}
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; !a.Hook.Launching && a.End == "" {
-			list = append(list, a.moments(s.c.Hooks)...)
+			list = append(list, a.moments(s.o.Hooks != nil)...)
 		}
 	}
 	slices.SortStableFunc(list, func(a, b moment) int { return int(a.at - b.at) })
@@ -74,7 +74,8 @@ func (s situation) budget() time.Duration {
 	if s.leaving() && s.Budget > 0 {
 		return s.Budget
 	}
-	return s.c.Budget
+	d, _ := s.o.Deadline()
+	return d
 }
 
 // deadline returns when the wait for sessions ends; 0 without a limit.
@@ -101,10 +102,8 @@ func (s *state) shutdownEnds() instant {
 // isOver reports whether no work is left before the machine is off.
 func (s situation) isOver() bool {
 	ends := s.shutdownEnds()
-	switch s.Phase {
-	case StepNone, stepResuming, StepDone, stepDown:
+	if slices.Contains([]Step{StepNone, stepResuming, StepDone, stepDown}, s.Phase) {
 		return ends != 0
-	case StepAnnouncing, StepDraining, StepStopping, stepStopFailed, StepDeregistering, StepCompleting:
 	}
 	return ends.reached(s.now)
 }

@@ -38,7 +38,7 @@ const (
 	StepCompleting    Step = "completing"    // of hooks
 	StepDone          Step = "done"          // left, parked, or drained before a reboot
 
-	// The view shows these as done, stopping, and none.
+	// [state.viewStep] has what the view shows for these.
 	stepDown       = Step("down")        // drained, and the machine shuts down: systemd stops the server
 	stepStopFailed = Step("stop-failed") // not ended in time: hooks are completed, the stop is retried
 	stepResuming   = Step("resuming")    // a parked machine starts its server again
@@ -135,12 +135,7 @@ type HookView struct {
 
 // Finished reports whether the drain has ended on this node. Calls to the cloud may be pending.
 func (v View) Finished() bool {
-	switch v.State {
-	case StateLeft, StateParked, StateDraining: // drained, and the machine is about to be restarted
-		return v.Over || v.Step == StepDone
-	case StateActive, StateResuming:
-	}
-	return true
+	return v.State == StateActive || v.State == StateResuming || v.Over || v.Step == StepDone
 }
 
 // OnlyCloud reports whether only the completion of the cloud's hook is left, and fails now. It is retried without limit.
@@ -157,16 +152,14 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 	views := make(chan View)
 	go func() {
 		defer close(views)
-		for {
+		for ctx.Err() == nil {
 			v := r.View()
 			select {
 			case <-ctx.Done():
-				return
 			case views <- v:
 			}
 			select {
 			case <-ctx.Done():
-				return
 			case <-v.changed:
 			}
 		}
@@ -175,14 +168,8 @@ func (r *Runner) Subscribe(ctx context.Context) <-chan View {
 }
 
 func (s *state) viewStep() Step {
-	switch s.Phase {
-	case stepResuming:
-		return StepNone
-	case stepStopFailed:
-		return StepStopping
-	case stepDown:
-		return StepDone
-	case StepNone, StepAnnouncing, StepDraining, StepStopping, StepDeregistering, StepCompleting, StepDone:
+	if shown, ok := map[Step]Step{stepDown: StepDone, stepStopFailed: StepStopping, stepResuming: StepNone}[s.Phase]; ok {
+		return shown
 	}
 	return s.Phase
 }
@@ -203,22 +190,22 @@ func (s *state) viewState(goal goal) State {
 
 // view omits the notes.
 func (s situation) view() View {
-	wall := s.c.Wall.time
+	wall := s.wall.time
 	v := View{
 		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == stepStopFailed,
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: s.isOver(), Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), NeverJoined: s.NeverJoined,
-		LaunchHooks: s.launchHooks, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
+		LaunchHooks: s.LaunchHooks.others, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
 		UnknownSignals: len(s.unknown), reason: s.recordReason(), forgotten: s.Forgotten,
 	}
 	v.Ready = v.State == StateActive
-	if s.othersHooks != "" {
-		v.Trouble[troubleHooks] = s.othersHooks
+	if s.EndHooks.others != "" {
+		v.Trouble[troubleHooks] = s.EndHooks.others
 	}
 	for _, n := range s.Notices {
-		v.Notices = append(v.Notices, Notice{
-			ID: n.ID, Source: n.Source, Kind: n.Kind, Reason: n.Reason, Who: n.Who, By: n.By, Received: wall(n.Received), Deadline: wall(n.Deadline),
-		})
+		shown := n.Notice
+		shown.Received, shown.Deadline = wall(n.Received), wall(n.Deadline)
+		v.Notices = append(v.Notices, shown)
 	}
 	for _, o := range s.Overruled {
 		v.Dismissed = append(v.Dismissed, o.ID)
@@ -272,58 +259,45 @@ func (st *start) view() string {
 
 // Line returns the progress: "2 publishers, 31 viewers left, 11m of the hook's budget".
 func (v View) Line(now time.Time) string {
-	switch v.Step {
-	case StepAnnouncing:
-		if len(v.Balancers) > 0 {
-			return "waiting for load balancers: " + strings.Join(v.Balancers, ", ")
-		}
-		return "telling the registry that this node drains"
-	case StepDraining:
-		text := "counting the sessions"
-		if v.Sessions != nil {
-			text = v.Sessions.Left()
-		}
-		if left := v.timeLeft(now); left != "" {
-			text += ", " + left
-		}
-		return text
-	case StepStopping:
-		if v.StopFailed {
-			return "Ant Media Server does not end; stopping it again"
-		}
-		return "stopping Ant Media Server"
-	case StepDeregistering:
-		return "telling the registry that this node has left"
-	case StepCompleting:
-		return "telling the cloud that it may go on"
-	case StepDone:
-		switch v.State {
-		case StateParked:
-			return "parked"
-		case StateDraining:
-			return "drained, waiting for the restart of the machine"
-		case StateActive, StateLeft, StateResuming:
-		}
-		return "left"
-	case StepNone, stepDown, stepStopFailed, stepResuming:
+	switch {
+	case v.Step == StepAnnouncing && len(v.Balancers) > 0:
+		return "waiting for load balancers: " + strings.Join(v.Balancers, ", ")
+	case v.Step == StepDraining && v.Sessions != nil:
+		return v.Sessions.Left() + v.timeLeft(now)
+	case v.Step == StepDraining:
+		return "counting the sessions" + v.timeLeft(now)
+	case v.StopFailed:
+		return "Ant Media Server does not end; stopping it again"
+	case v.Step == StepDone && v.State == StateParked:
+		return "parked"
+	case v.Step == StepDone && v.State == StateDraining:
+		return "drained, waiting for the restart of the machine"
 	}
-	return ""
+	return stepTexts[v.Step]
 }
 
-// timeLeft returns the time left and what limits it; "" without a limit.
+var stepTexts = map[Step]string{
+	StepAnnouncing:    "telling the registry that this node drains",
+	StepStopping:      "stopping Ant Media Server",
+	StepDeregistering: "telling the registry that this node has left",
+	StepCompleting:    "telling the cloud that it may go on",
+	StepDone:          "left",
+}
+
+// timeLeft returns ", " with the time left and what limits it; "" without a limit.
 func (v View) timeLeft(now time.Time) string {
 	left := v.Deadline.Sub(now)
 	switch {
 	case v.Deadline.IsZero():
 		return ""
 	case left <= 0:
-		return "the deadline is reached"
+		return ", the deadline is reached"
 	case strings.HasPrefix(v.DeadlineBy, "hook "):
-		return shortTime(left) + " of the hook's budget"
+		return ", " + shortTime(left) + " of the hook's budget"
 	case v.DeadlineBy != "":
-		return shortTime(left) + " to the deadline (" + v.DeadlineBy + ")"
+		return ", " + shortTime(left) + " to the deadline (" + v.DeadlineBy + ")"
 	}
-	return shortTime(left) + " to the deadline"
+	return ", " + shortTime(left) + " to the deadline"
 }
 
 // shortTime formats whole minutes, or below one minute whole seconds: 11m, 1h5m, 40s.
