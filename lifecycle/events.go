@@ -59,7 +59,7 @@ func (s situation) reported(topic string, current []cloud.Notice) error {
 			s.unknownSignal(in)
 			continue
 		}
-		s.take(notice{Notice: in, Received: s.now, Deadline: s.wall.instant(n.At)}, n.Hook, n.Past, n.Counted)
+		s.take(notice{Notice: in, Received: s.now, Deadline: s.c.Wall.instant(n.At)}, n.Hook, n.Past, n.Counted)
 	}
 	if group && unknown {
 		return nil // it may be a new form of an earlier notice
@@ -106,7 +106,7 @@ func (s situation) take(n notice, h *Hook, past, estimated bool) {
 	}
 	if n.Deadline != 0 && !(estimated && known.Deadline != 0) && known.Deadline.Sub(n.Deadline).Abs() > time.Second {
 		known.Deadline = n.Deadline
-		s.note("deadline of a notice changed", "notice", known, "deadline", s.wall.time(n.Deadline).Format(time.RFC3339))
+		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339))
 	}
 	s.learn(h, false, n.ID, known.Received)
 }
@@ -175,11 +175,11 @@ func (s *state) waitAgain(since instant) {
 
 func (s situation) noticed(n Notice) error {
 	n.ID = cmp.Or(n.ID, n.Source+"/"+string(n.Kind))
-	received := s.wall.instant(n.Received)
+	received := s.c.Wall.instant(n.Received)
 	if received == 0 || received > s.now {
 		received = s.now
 	}
-	in := notice{Notice: n.bounded(), Received: received, Deadline: s.wall.instant(n.Deadline)}
+	in := notice{Notice: n.bounded(), Received: received, Deadline: s.c.Wall.instant(n.Deadline)}
 	n.ID = in.ID
 	switch n.Kind {
 	case Launch:
@@ -231,7 +231,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 		return fmt.Errorf("invalid deadline %s: must not be negative", q.Deadline)
 	case s.Phase == StepDone && s.goal() >= goalPark:
 		return ErrLeft
-	case !s.leaving() && !s.o.Node.Joined():
+	case !s.leaving() && !s.c.Joined():
 		return ErrNotJoined
 	case q.Now:
 		n.Deadline = s.now
@@ -246,7 +246,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 	}
 	if n.Deadline != 0 {
 		known.Deadline, known.Received, known.Who = n.Deadline, s.now, n.Who
-		s.note("deadline changed", "deadline", s.wall.time(n.Deadline).Format(time.RFC3339), "by", n.Who)
+		s.note("deadline changed", "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339), "by", n.Who)
 	}
 	return nil
 }
@@ -254,7 +254,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 func (s situation) drainCancelled(who string, recorded cluster.State) error {
 	who = cmp.Or(who, "an unnamed user")
 	switch {
-	case !s.leaving() && !s.o.Node.Joined():
+	case !s.leaving() && !s.c.Joined():
 		return ErrNotJoined
 	case !s.leaving() && recorded != cluster.StateDraining:
 		return ErrNotDraining
@@ -286,7 +286,7 @@ func (s situation) joinSeen(joining bool) error {
 		return ErrBusy
 	}
 	stays := s.outlasting()
-	if slices.ContainsFunc(s.due(), stays) && (joining || !s.o.Node.Joined()) {
+	if slices.ContainsFunc(s.due(), stays) && (joining || !s.c.Joined()) {
 		return nil
 	}
 	forgetDrain(s)

@@ -100,7 +100,7 @@ func (s situation) learn(named *Hook, launching bool, notice string, since insta
 	if named == nil || !hookBounded(*named) {
 		return
 	}
-	h, limit := *named, s.wall.instant(named.Limit)
+	h, limit := *named, s.c.Wall.instant(named.Limit)
 	h.Launching, h.Limit = h.Launching || launching, time.Time{}
 	for i := range s.Hooks {
 		a := &s.Hooks[i]

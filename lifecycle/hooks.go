@@ -50,7 +50,7 @@ func (s situation) pooled() bool {
 }
 
 func (s situation) wantsHooks(launching bool) bool {
-	if s.o.Hooks == nil {
+	if !s.c.Hooks {
 		return false
 	}
 	of := func(a *hook) bool { return a.Hook.Launching == launching }
@@ -69,7 +69,7 @@ func (s situation) wantsHooks(launching bool) bool {
 func (s situation) hookOp(a *hook) hookOp {
 	parking := s.parking()
 	switch {
-	case s.o.Hooks == nil, a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
+	case !s.c.Hooks, a.End != "", !a.isOurs(), s.pooled(), a.Hook.Launching && parking && backInService(s):
 		return opNone
 	case a.Hook.Launching && !parking:
 		switch {
@@ -96,7 +96,7 @@ func (s situation) hookOp(a *hook) hookOp {
 // hasNoPendingHook reports whether this agent can complete nothing more for the termination. A denied call does not count,
 // but is retried.
 func (s situation) hasNoPendingHook() bool {
-	if s.o.Hooks == nil {
+	if !s.c.Hooks {
 		return true
 	}
 	parking := s.parking()

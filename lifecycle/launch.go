@@ -23,7 +23,7 @@ func (s situation) launch(n Notice) error {
 		return errors.New("ignored: a termination takes precedence")
 	case s.leaving():
 		return errors.New("ignored: the machine leaves service")
-	case s.o.Hooks == nil:
+	case !s.c.Hooks:
 		return nil
 	}
 	s.learn(n.Hook, true, "", s.now)
@@ -50,7 +50,7 @@ func (s situation) updateStart() {
 // isStartDone reports whether no launch hook is pending. While a hook can wait, a missing permission may be granted, or an
 // API may recover.
 func isStartDone(s situation) bool {
-	if s.o.Hooks == nil || s.Start.Proved.Add(longestTimeout).reached(s.now) {
+	if !s.c.Hooks || s.Start.Proved.Add(longestTimeout).reached(s.now) {
 		return true
 	}
 	return !s.wantsHooks(true) && !s.Hooks.anyWaits(true)

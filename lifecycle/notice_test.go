@@ -297,7 +297,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := state{Phase: StepDraining, Began: start, Budget: time.Hour, Notices: c.notices, Hooks: c.hooks}
-			list := situation{state: &s, o: &Options{Hooks: newWorld(t), Deadline: usualDeadline}}.timeline()
+			list := situation{state: &s, c: &config{Hooks: true}}.timeline()
 			if got := list[0].at.Sub(start); got != c.want || list[0].by != c.by {
 				t.Errorf("%s by %s, want %s by %s; %+v", got, list[0].by, c.want, c.by, list)
 			}

@@ -41,8 +41,7 @@ type Options struct {
 	StopTime func() time.Duration
 	// Balancers returns the load balancers that confirm their state and still send new sessions here. It returns when ctx ends.
 	Balancers func(ctx context.Context) []string
-	// Before returns the last count.
-	Before func() (s cluster.Sessions, at time.Time)
+	Before    func() (s cluster.Sessions, at time.Time)
 	// Prove returns when the cluster sees this machine.
 	Prove func(ctx context.Context) error
 
@@ -97,7 +96,7 @@ type Runner struct {
 func NewRunner(o Options) *Runner {
 	began := time.Now()
 	if o.Deadline == nil {
-		o.Deadline = usualDeadline
+		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
 	}
 	if o.Filter == nil {
 		o.Filter = func() cloud.Filter { return nil }
@@ -130,8 +129,6 @@ func NewRunner(o Options) *Runner {
 	return r
 }
 
-func usualDeadline() (d time.Duration, final bool) { return DefaultDeadline, true }
-
 func (r *Runner) now() instant {
 	_, up := r.o.Uptime()
 	return max(1, instant(up))
@@ -141,7 +138,17 @@ func (r *Runner) now() instant {
 func (r *Runner) situation() situation {
 	now := r.now()
 	r.clock = r.clock.updated(now, time.Now())
-	return situation{&r.state, now, r.clock, &r.o}
+	c := &config{
+		Joined: r.o.Node.Joined, JoinedAt: r.o.Node.JoinedAt, Role: r.o.Role(),
+		Hooks: r.o.Hooks != nil, Wall: r.clock,
+		NoneBefore: func(left func(cluster.Sessions) (int, bool)) bool {
+			s, at := r.o.Before()
+			n, known := left(s)
+			return known && n == 0 && !at.After(time.Now()) && time.Since(at) <= beforeTime
+		},
+	}
+	c.Budget, c.Final = r.o.Deadline()
+	return situation{&r.state, now, c}
 }
 
 func (r *Runner) observe(e event) error {
@@ -366,7 +373,7 @@ func (r *Runner) pendingHook(h Hook, op hookOp) (call Hook, wanted bool) {
 		return Hook{}, false
 	}
 	call = a.Hook
-	call.Limit, call.Parking = s.wall.time(a.Limit), s.leaving() && s.goal() == goalPark
+	call.Limit, call.Parking = s.c.Wall.time(a.Limit), s.leaving() && s.goal() == goalPark
 	return call, true
 }
 

@@ -34,7 +34,8 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 		return err
 	}
 	restored := d.clone()
-	s := situation{&restored, d.wall().instant(time.Now()), d.wall(), &Options{Hooks: c, Deadline: usualDeadline}}
+	s := situation{state: &restored, c: &config{Hooks: true, Wall: d.wall()}}
+	s.now = s.c.Wall.instant(time.Now())
 	if goals[heaviest(s.Notices).Kind] < goalPark || !s.leaving() {
 		return nil
 	}
@@ -53,7 +54,7 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 			continue
 		}
 		h := a.Hook
-		h.Limit = s.wall.time(a.Limit)
+		h.Limit = s.c.Wall.time(a.Limit)
 		errs = append(errs, completeOne(ctx, c, h, p, log))
 	}
 	return errors.Join(errs...)

@@ -290,7 +290,7 @@ func (n notice) event(kind string, details map[string]string) cluster.Event {
 
 // left returns the number of sessions to wait for: an edge waits only for viewers. Unknown is not zero.
 func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
-	if s.o.Role() == "edge" {
+	if s.c.Role == "edge" {
 		if sessions.Viewers == nil {
 			return 0, false
 		}

@@ -12,6 +12,21 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
+// config has the inputs of a step besides the state.
+type config struct {
+	// Joined reports whether the machine is a node, JoinedAt the end of the last join. Each reads a file.
+	Joined   func() bool
+	JoinedAt func() time.Time
+	Role     string
+	// Budget limits the wait for sessions. It is not Final while an instance tag may change it.
+	Budget time.Duration
+	Final  bool
+	Hooks  bool // the cloud has hooks
+	Wall   wallClock
+	// NoneBefore: the last count shortly before found no session.
+	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
+}
+
 const (
 	// reserveTime is for stopping, deregistering and completing: with streams the server takes about 17 s to end, each other
 	// step about 1 s.
@@ -50,9 +65,8 @@ const (
 // situation is the input of every guard and derived value.
 type situation struct {
 	*state
-	now  instant
-	wall wallClock
-	o    *Options
+	now instant
+	c   *config
 }
 
 // event changes facts; the transitions follow from these.
@@ -67,7 +81,7 @@ func change(do func(situation)) event {
 
 var passed = change(func(situation) {}) // time
 
-// step applies an event and all transitions that follow. Apart from s, only the functions of Options are its input.
+// step applies an event and all transitions that follow. It reads no clock and does no I/O.
 func step(s situation, apply event) (state, error) {
 	next := s.clone()
 	s.state = &next
@@ -125,10 +139,8 @@ func (s situation) update() {
 			n.Begun = true
 		}
 	}
-	if s.leaving() && s.Budget == 0 {
-		if d, final := s.o.Deadline(); final {
-			s.Budget = d
-		}
+	if s.leaving() && s.Budget == 0 && s.c.Final {
+		s.Budget = s.c.Budget
 	}
 	if s.Phase != StepDraining {
 		delete(s.trouble, troubleSessions)
@@ -162,11 +174,11 @@ func (s *state) uncountableEnds() instant {
 }
 
 func joinedAndDue(s situation) bool {
-	return s.goal() > goalNone && s.o.Node.Joined()
+	return s.goal() > goalNone && s.c.Joined()
 }
 
 func neverJoined(s situation) bool {
-	return s.goal() >= goalPark && !s.o.Node.Joined()
+	return s.goal() >= goalPark && !s.c.Joined()
 }
 
 func nothingDue(s situation) bool { return s.goal() == goalNone }
@@ -190,14 +202,8 @@ func noteBalancers(s situation) {
 	}
 }
 
-// noneBefore reports whether the machine shuts down, and the last count shortly before found no session.
 func (s situation) noneBefore() bool {
-	if s.has(Shutdown) == nil {
-		return false
-	}
-	sessions, at := s.o.Before()
-	n, known := s.left(sessions)
-	return known && n == 0 && !at.After(time.Now()) && time.Since(at) <= beforeTime
+	return s.has(Shutdown) != nil && s.c.NoneBefore != nil && s.c.NoneBefore(s.left)
 }
 
 func drained(s situation) bool {
@@ -228,7 +234,7 @@ func deregistered(s situation) bool {
 	return s.Have == cluster.StateLeft || s.Entered.Add(deregisterTime).reached(s.now)
 }
 
-func joinedAfterAll(s situation) bool { return s.NeverJoined && s.o.Node.Joined() }
+func joinedAfterAll(s situation) bool { return s.NeverJoined && s.c.Joined() }
 
 func hooksDone(s situation) bool {
 	return s.hasNoPendingHook() || s.goal() == goalPark && (s.Entered.Add(idleHookTime).reached(s.now) || backInService(s))
@@ -242,9 +248,9 @@ func rejoined(s situation) bool {
 	if s.StoppedAt == 0 {
 		return false
 	}
-	at := s.o.Node.JoinedAt()
+	at := s.c.JoinedAt()
 	if at.IsZero() || s.JoinedAt.IsZero() { // unreadable at the stop
-		return s.wall.instant(at) > s.StoppedAt
+		return s.c.Wall.instant(at) > s.StoppedAt
 	}
 	return !at.Equal(s.JoinedAt)
 }
@@ -273,7 +279,7 @@ func begin(s situation) {
 	s.resetCounts()
 	s.cancelledBy, s.EndHooks.others = "", ""
 	s.Goal, s.Began, s.Deadline, s.Budget = goalNone, s.now, 0, 0
-	s.Departure, s.NeverJoined = nil, !s.o.Node.Joined()
+	s.Departure, s.NeverJoined = nil, !s.c.Joined()
 	s.update()
 	cause := s.cause()
 	details := map[string]string{"kind": string(cause.Kind)}
@@ -283,7 +289,7 @@ func begin(s situation) {
 		details["joined"] = "never"
 	} else {
 		s.Want, s.Have = cluster.StateDraining, ""
-		details["deadline"] = s.wall.time(s.deadline()).UTC().Format(time.RFC3339)
+		details["deadline"] = s.c.Wall.time(s.deadline()).UTC().Format(time.RFC3339)
 	}
 	s.history = append(s.history, cause.event("drain", details))
 }
@@ -318,7 +324,7 @@ func recordDeparture(s situation) {
 	s.Departure = s.cause().departure(s.Repair)
 	if s.counted() {
 		if n, known := s.left(*s.sessions); known {
-			if s.o.Role() == "edge" && s.sessions.Publishers != nil {
+			if s.c.Role == "edge" && s.sessions.Publishers != nil {
 				n += *s.sessions.Publishers
 			}
 			s.Departure.Cut = &n
@@ -345,7 +351,7 @@ func recordEnd(s situation, result string) {
 }
 
 func deregister(s situation) {
-	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", s.o.Node.JoinedAt()
+	s.Want, s.Have, s.JoinedAt = cluster.StateLeft, "", s.c.JoinedAt()
 	s.setTrouble(troubleStop, "")
 }
 
@@ -436,7 +442,7 @@ func forgetDrain(s situation) {
 
 // outlasting returns a function that reports whether a notice outlives a join.
 func (s situation) outlasting() func(notice) bool {
-	never, joined := s.NeverJoined && s.goal() > goalNone, s.o.Node.Joined()
+	never, joined := s.NeverJoined && s.goal() > goalNone, s.c.Joined()
 	return func(n notice) bool {
 		ends := n.Kind == Shutdown ||
 			(n.Kind == Terminate || n.Kind == Interrupt || n.Kind == Reboot || n.Kind == Reimage) && s.dueAt(n) > s.Began

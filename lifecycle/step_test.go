@@ -28,10 +28,7 @@ type history struct {
 	t   *testing.T
 	rng *rand.Rand
 	s   state
-	o   Options
-	Node
-	wall        wallClock
-	budgetFinal bool
+	c   config
 	// joined and joinedAt are the content of the state file.
 	joined   bool
 	joinedAt time.Time
@@ -49,27 +46,18 @@ func newHistory(t *testing.T, seed uint64) *history {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	h := &history{
 		t: t, rng: rng, now: instant(time.Hour), s: state{}.clone(), joined: rng.IntN(5) > 0, sources: map[string][]cloud.Notice{},
-		completed:   map[string]bool{},
-		budgetFinal: rng.IntN(4) > 0,
-		wall:        wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)),
+		completed: map[string]bool{},
+		c: config{
+			Role: []string{"edge", "origin"}[rng.IntN(2)], Budget: time.Hour, Final: rng.IntN(4) > 0,
+			Hooks: rng.IntN(4) > 0,
+			Wall:  wallClock(time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)),
+		},
 	}
-	role := []string{"edge", "origin"}[rng.IntN(2)]
-	h.o = Options{
-		Node: h, Role: func() string { return role }, Before: noCount,
-		Deadline: func() (time.Duration, bool) { return time.Hour, h.budgetFinal },
-	}
-	if rng.IntN(4) > 0 {
-		h.o.Hooks = struct{ cloud.Hooks }{}
-	}
+	h.c.Joined, h.c.JoinedAt = func() bool { return h.joined }, func() time.Time { return h.joinedAt }
 	return h
 }
 
-// Joined and JoinedAt are the only calls of a step to the node.
-func (h *history) Joined() bool { return h.joined }
-
-func (h *history) JoinedAt() time.Time { return h.joinedAt }
-
-func (h *history) situation() situation { return situation{&h.s, h.now, h.wall, &h.o} }
+func (h *history) situation() situation { return situation{&h.s, h.now, &h.c} }
 
 // do applies an event and checks the invariants.
 func (h *history) do(e event) error {
@@ -101,7 +89,7 @@ func (h *history) invariants(before state, err error) {
 			fail("a hook is completed before the server has ended")
 		}
 	}
-	if h.cancels && err == nil && !before.reversible(situation{&before, h.now, h.wall, &h.o}.goal()) {
+	if h.cancels && err == nil && !before.reversible(situation{&before, h.now, &h.c}.goal()) {
 		fail("a drain was cancelled after the stop had begun")
 	}
 	if s.Phase == StepAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
@@ -157,7 +145,7 @@ func (h *history) random() event {
 		for _, kind := range kinds {
 			n := cloud.Notice{ID: topic + "/" + string(kind), Kind: kind, Past: rng.IntN(9) == 0}
 			if rng.IntN(2) == 0 {
-				n.At = h.wall.time(h.now.Add(time.Duration(rng.IntN(int(3 * time.Hour)))))
+				n.At = h.c.Wall.time(h.now.Add(time.Duration(rng.IntN(int(3 * time.Hour)))))
 			}
 			if rng.IntN(3) == 0 {
 				n.Hook = &Hook{Provider: "p", Group: "g", Name: "drain", Fixed: rng.IntN(2) == 0, Timeout: time.Hour}
@@ -263,11 +251,11 @@ func (h *history) drift() {
 	case 0:
 		h.joined = !h.joined
 	case 1:
-		h.joinedAt = h.wall.time(h.now)
+		h.joinedAt = h.c.Wall.time(h.now)
 	case 2:
 		h.joinedAt = time.Time{}
 	case 3:
-		h.budgetFinal = true
+		h.c.Final = true
 	}
 	switch s := h.situation(); h.rng.IntN(4) {
 	case 0:
@@ -322,7 +310,7 @@ func TestRandomSteps(t *testing.T) {
 
 // ends continues without outside help until the drain is over, or waits only for the cloud.
 func (h *history) ends() {
-	h.budgetFinal = true
+	h.c.Final = true
 	began := h.now
 	for wait := pollEvery; h.now.Sub(began) <= 50*time.Hour; wait += wait / 8 {
 		s := h.situation()

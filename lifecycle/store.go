@@ -107,7 +107,7 @@ func (d *document) restore(boot, hardware string, s situation) state {
 		serveAgain(s)
 		s.Phase = StepNone
 	case s.leaving() && s.Phase != StepDone:
-		s.note("continuing the drain", "began", s.wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
+		s.note("continuing the drain", "began", s.c.Wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
 	}
 	return next
 }

@@ -33,7 +33,7 @@ func (s situation) timeline() []moment {
 	}
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; !a.Hook.Launching && a.End == "" {
-			list = append(list, a.moments(s.o.Hooks != nil)...)
+			list = append(list, a.moments(s.c.Hooks)...)
 		}
 	}
 	slices.SortStableFunc(list, func(a, b moment) int { return int(a.at - b.at) })
@@ -74,8 +74,7 @@ func (s situation) budget() time.Duration {
 	if s.leaving() && s.Budget > 0 {
 		return s.Budget
 	}
-	d, _ := s.o.Deadline()
-	return d
+	return s.c.Budget
 }
 
 // deadline returns when the wait for sessions ends; 0 without a limit.

@@ -190,7 +190,7 @@ func (s *state) viewState(goal goal) State {
 
 // view omits the notes.
 func (s situation) view() View {
-	wall := s.wall.time
+	wall := s.c.Wall.time
 	v := View{
 		State: s.viewState(s.goal()), Step: s.viewStep(), Begun: wall(s.Began), StopFailed: s.Phase == stepStopFailed,
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: s.isOver(), Counted: wall(s.countedAt), Sessions: s.sessions,
