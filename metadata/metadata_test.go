@@ -41,7 +41,7 @@ func TestDetectOpenInstance(t *testing.T) {
 		"/latest/meta-data/tags/instance":               "amsagent:role",
 		"/latest/meta-data/tags/instance/amsagent:role": "edge",
 	})
-	opts := metadata.Options{Root: tree(t, dmi("board_asset_tag=i-0abc1234567890def")), Endpoints: map[string]string{"aws": f.URL()}}
+	opts := metadata.Options{Root: tree(t, dmi("board_asset_tag=i-0abc1234567890def")), DialContext: f.Dial}
 	d, err := metadata.Detect(opts)
 	must.OK(t, err)
 	p, err := metadata.Open(d.Provider, opts)

@@ -278,18 +278,18 @@ func TestToken(t *testing.T) {
 	status := metadatatest.Status
 	for name, tt := range map[string]struct {
 		path   string
-		fault  metadatatest.Fault
+		fault  http.HandlerFunc
 		n      int
 		kind   error
 		hint   string // in it
 		tokens int
 	}{
 		"refused for good": {"*", status(401), -1, cloud.ErrForbidden, "session tokens that it has just given out", 2},
-		"lost":             {token, metadatatest.Closed(), 1, nil, "", 2},
-		"late":             {token, metadatatest.Slow(), 1, nil, "", 2},
+		"lost":             {token, metadatatest.Closed, 1, nil, "", 2},
+		"late":             {token, metadatatest.Slow, 1, nil, "", 2},
 		"503 once":         {token, status(503), 1, nil, "", 2},
 		"429 once":         {token, status(429), 1, nil, "", 2},
-		"a page":           {token, metadatatest.HTML(), -1, cloud.ErrBadAnswer, "", 3},
+		"a page":           {token, metadatatest.HTML, -1, cloud.ErrBadAnswer, "", 3},
 		"empty":            {token, metadatatest.Body(""), -1, cloud.ErrBadAnswer, "", 3},
 		"two lines":        {token, metadatatest.Body("a\nb"), -1, cloud.ErrBadAnswer, "", 3},
 		"400":              {token, status(400), -1, cloud.ErrBadAnswer, "", 1},
@@ -299,25 +299,26 @@ func TestToken(t *testing.T) {
 		"501":              {token, status(501), -1, cloud.ErrNotThisCloud, "no session tokens", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			f := metadatatest.NewFake(t, service(), bodies())
-			f.Break(tt.path, tt.n, tt.fault)
-			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, AttemptTimeout: 500 * time.Millisecond, RetryWait: time.Millisecond})
-			must.OK(t, err)
-			_, err = p.Instance(t.Context())
-			if !errors.Is(err, tt.kind) || !strings.Contains(cloud.HintOf(err), tt.hint) || f.Count(token) != tt.tokens {
-				t.Errorf("%v, hint %q, %d tokens", err, cloud.HintOf(err), f.Count(token))
-			}
-			if n := f.Count(item); tt.kind != nil && tt.path == token && n > 0 {
-				t.Errorf("%d requests without a token", n)
-			}
-			if tt.kind != nil {
-				return
-			}
-			f.Expire()
-			if _, err := p.Instance(t.Context()); err != nil || f.Count(token) != tt.tokens+1 {
-				t.Errorf("expired: %v, %d tokens", err, f.Count(token))
-			}
+			synctest.Test(t, func(t *testing.T) {
+				f := metadatatest.NewFake(t, service(), bodies())
+				f.Break(tt.path, tt.n, tt.fault)
+				p, err := aws.New(cloud.Options{DialContext: f.Dial})
+				must.OK(t, err)
+				_, err = p.Instance(t.Context())
+				if !errors.Is(err, tt.kind) || !strings.Contains(cloud.HintOf(err), tt.hint) || f.Count(token) != tt.tokens {
+					t.Errorf("%v, hint %q, %d tokens", err, cloud.HintOf(err), f.Count(token))
+				}
+				if n := f.Count(item); tt.kind != nil && tt.path == token && n > 0 {
+					t.Errorf("%d requests without a token", n)
+				}
+				if tt.kind != nil {
+					return
+				}
+				f.Expire()
+				if _, err := p.Instance(t.Context()); err != nil || f.Count(token) != tt.tokens+1 {
+					t.Errorf("expired: %v, %d tokens", err, f.Count(token))
+				}
+			})
 		})
 	}
 }
@@ -325,27 +326,24 @@ func TestToken(t *testing.T) {
 // The hop limit drops the response to a token request in a container: the connection is made and no answer follows. Without a
 // connection the hop limit is not the reason.
 func TestHopLimitHint(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
-	f.Break("/latest/api/token", -1, metadatatest.Slow())
-	for _, tt := range []struct {
-		dial       func(context.Context, string, string) (net.Conn, error)
-		hint, text string
-	}{
-		{
-			func(ctx context.Context, network, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
-			},
-			"--http-put-response-hop-limit 2", "connected, and no answer in time",
-		},
-		{func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }, "no metadata service", "no connection in time"},
-	} {
-		p, err := aws.New(cloud.Options{AttemptTimeout: time.Second, Timeout: 2 * time.Second, RetryWait: time.Millisecond, DialContext: tt.dial})
-		must.OK(t, err)
-		_, err = p.Instance(t.Context())
-		if hint := cloud.HintOf(err); !strings.Contains(hint, tt.hint) || err == nil || !strings.Contains(err.Error(), tt.text) {
-			t.Errorf("hint = %q, error = %v; want %q and %q", hint, err, tt.hint, tt.text)
+	synctest.Test(t, func(t *testing.T) {
+		f := metadatatest.NewFake(t, service(), bodies())
+		f.Break("/latest/api/token", -1, metadatatest.Slow)
+		for _, tt := range []struct {
+			dial       func(context.Context, string, string) (net.Conn, error)
+			hint, text string
+		}{
+			{f.Dial, "--http-put-response-hop-limit 2", "connected, and no answer in time"},
+			{func(context.Context, string, string) (net.Conn, error) { <-t.Context().Done(); return nil, net.ErrClosed }, "no metadata service", "no connection in time"},
+		} {
+			p, err := aws.New(cloud.Options{DialContext: tt.dial})
+			must.OK(t, err)
+			_, err = p.Instance(t.Context())
+			if hint := cloud.HintOf(err); !strings.Contains(hint, tt.hint) || err == nil || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("hint = %q, error = %v; want %q and %q", hint, err, tt.hint, tt.text)
+			}
 		}
-	}
+	})
 }
 
 // An instance without a route to the IPv4 address reaches the service by IPv6, and keeps the address that worked.
@@ -364,7 +362,7 @@ func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 			if addr == "169.254.169.254:80" {
 				return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ENETUNREACH}
 			}
-			return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
+			return f.Dial(ctx, network, addr)
 		},
 	}
 	p, err := aws.New(o)
@@ -431,7 +429,7 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 		if addr != "169.254.169.254:80" {
 			t.Errorf("dialled %s", addr)
 		}
-		return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
+		return f.Dial(ctx, network, addr)
 	}})
 	must.OK(t, err)
 	_, err = p.Instance(t.Context())
@@ -442,7 +440,7 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 func TestUnreadableTagMeansUnknownTags(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), bodies())
 	f.Break(meta+"tags/instance/amsagent:role", -1, metadatatest.Status(http.StatusInternalServerError))
-	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
+	p, err := aws.New(cloud.Options{DialContext: f.Dial, RetryWait: time.Millisecond})
 	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
 	must.OK(t, err)

@@ -88,7 +88,7 @@ func TestFieldReport08_TagKeysWithSpaces(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := metadatatest.NewFake(t, service(), bodies(tt.more, map[string]string{meta + "tags/instance/aws:autoscaling:groupName": gone}))
-			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
+			p, err := aws.New(cloud.Options{DialContext: f.Dial, RetryWait: time.Millisecond})
 			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
 			if err != nil {

@@ -30,7 +30,7 @@ func TestReplay(t *testing.T) {
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			f := metadatatest.NewFake(t, service(), recorded(t, os.DirFS(dir)))
-			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
+			p, err := aws.New(cloud.Options{DialContext: f.Dial, RetryWait: time.Millisecond})
 			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
 			must.OK(t, err)

@@ -199,7 +199,7 @@ func TestInstanceFacts(t *testing.T) {
 	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: doc(t, map[string]any{
 		"name": "", "tagsList": []any{map[string]any{"name": "line", "value": "one\ntwo"}}, "zone": 1,
 	}, iface("10.1.0.4"), iface("10.9.0.4"))})
-	o := cloud.Options{Endpoints: map[string]string{"azure": f.URL()}}
+	o := cloud.Options{DialContext: f.Dial}
 	metadatatest.Sends("", "")(&o)
 	inst, err := open(t, o).Instance(t.Context())
 	must.OK(t, err)
@@ -268,7 +268,7 @@ func TestFieldReport15_BeforeDHCP(t *testing.T) {
 			if dials.Add(1) < 6 {
 				return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ENETUNREACH}
 			}
-			return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
+			return f.Dial(ctx, network, addr)
 		},
 	}).Instance(t.Context())
 	if err != nil || inst.Name != "edge_3" || dials.Load() < 6 {

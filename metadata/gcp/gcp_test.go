@@ -245,7 +245,7 @@ func TestMarkIsNeeded(t *testing.T) {
 		svc := service()
 		svc.Answer = h
 		f := metadatatest.NewFake(t, svc, bodies(t, nil))
-		_, err := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}}).Instance(t.Context())
+		_, err := open(t, cloud.Options{DialContext: f.Dial}).Instance(t.Context())
 		if !errors.Is(err, cloud.ErrNotThisCloud) || cloud.HintOf(err) == "" || len(f.Seen()) != 1 {
 			t.Errorf("header %q: %v (hint %q), asked %d times", h, err, cloud.HintOf(err), len(f.Seen()))
 		}

@@ -4,10 +4,11 @@
 package metadatatest
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -33,16 +34,13 @@ type Service struct {
 	WrongTypes []string
 }
 
-// Fault is a faulty answer.
-type Fault = http.HandlerFunc
-
-// Fake is a metadata service with injectable faults. It fails the test after a request that looks forwarded, or without the
-// agent's User-Agent.
+// Fake is a metadata service in memory with injectable faults. It fails the test after a request that looks forwarded, or
+// without the agent's User-Agent.
 type Fake struct {
 	tb     testing.TB
 	svc    Service
-	server *httptest.Server
 	bodies map[string]string
+	pipes
 
 	mu     sync.Mutex
 	faults []broken
@@ -52,33 +50,60 @@ type Fake struct {
 }
 
 type broken struct {
-	path string
-	left int // negative: for good
-	Fault
+	path  string
+	left  int // negative: for good
+	fault http.HandlerFunc
 }
 
 // NewFake starts a fake that serves bodies by path.
 func NewFake(tb testing.TB, svc Service, bodies map[string]string) *Fake {
 	tb.Helper()
-	f := &Fake{tb: tb, svc: svc, bodies: bodies, valid: map[string]bool{}}
-	f.server = httptest.NewServer(f)
-	tb.Cleanup(func() {
-		// Close would wait for slow answers.
-		f.server.CloseClientConnections()
-		f.server.Close()
-	})
+	f := &Fake{tb: tb, svc: svc, bodies: bodies, pipes: pipes{make(chan net.Conn), make(chan struct{})}, valid: map[string]bool{}}
+	server := http.Server{Handler: f}
+	go func() { _ = server.Serve(f.pipes) }()
+	tb.Cleanup(func() { _ = server.Close() })
 	return f
 }
 
-// URL returns the origin of the fake.
-func (f *Fake) URL() string { return f.server.URL }
+// pipes are a net.Listener that also works in a bubble of synctest.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
 
-// Addr returns host and port.
-func (f *Fake) Addr() string { return strings.TrimPrefix(f.server.URL, "http://") }
+// Dial connects whatever the address.
+func (p pipes) Dial(context.Context, string, string) (net.Conn, error) {
+	here, there := net.Pipe()
+	select {
+	case p.conns <- there:
+		return here, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Accept implements net.Listener.
+func (p pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (p pipes) Close() error {
+	close(p.closed)
+	return nil
+}
+
+// Addr implements net.Listener.
+func (p pipes) Addr() net.Addr { return &net.UnixAddr{} }
 
 // Break makes the next n answers of a path fail, or all if n is negative. Faults queue up. "*" matches all paths but the
 // token's.
-func (f *Fake) Break(path string, n int, fault Fault) {
+func (f *Fake) Break(path string, n int, fault http.HandlerFunc) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.faults = append(f.faults, broken{path, n, fault})
@@ -138,7 +163,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // next returns the next answer to a request.
-func (f *Fake) next(r *http.Request) Fault {
+func (f *Fake) next(r *http.Request) http.HandlerFunc {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.seen = append(f.seen, r)
@@ -147,7 +172,7 @@ func (f *Fake) next(r *http.Request) Fault {
 	for i, b := range f.faults {
 		if b.left != 0 && (b.path == r.URL.Path || b.path == "*" && !forToken) {
 			f.faults[i].left--
-			return b.Fault
+			return b.fault
 		}
 	}
 	h := f.svc.Header
@@ -182,7 +207,7 @@ func (f *Fake) next(r *http.Request) Fault {
 func say(w io.Writer, s string) { _, _ = io.WriteString(w, s) }
 
 // Status answers with a status and HTML, as EC2 does.
-func Status(code int) Fault {
+func Status(code int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(code)
 		say(w, fmt.Sprintf("<html><body><h1>%d</h1></body></html>", code))
@@ -190,21 +215,17 @@ func Status(code int) Fault {
 }
 
 // Body answers 200 with a body.
-func Body(body string) Fault {
+func Body(body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { say(w, body) }
 }
 
 const page = "<!DOCTYPE html>\n<html><body>Please log in</body></html>\n"
 
 // HTML answers like a captive portal.
-func HTML() Fault { return Body(page) }
+func HTML(w http.ResponseWriter, _ *http.Request) { say(w, page) }
 
 // Slow never answers.
-func Slow() Fault {
-	return func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
-}
+func Slow(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
 // Closed closes the connection without an answer.
-func Closed() Fault {
-	return func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // aborts the answer in net/http
-}
+func Closed(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) } // aborts the answer in net/http
