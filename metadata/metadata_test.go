@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -41,7 +42,7 @@ func TestDetectOpenInstance(t *testing.T) {
 		"/latest/meta-data/tags/instance":               "amsagent:role",
 		"/latest/meta-data/tags/instance/amsagent:role": "edge",
 	})
-	opts := metadata.Options{Root: tree(t, dmi("board_asset_tag=i-0abc1234567890def")), DialContext: f.Dial}
+	opts := metadata.Options{Root: tree(t, dmi("board_asset_tag=i-0abc1234567890def")), Transport: fakes.Transport{Handler: f}}
 	d, err := metadata.Detect(opts)
 	must.OK(t, err)
 	p, err := metadata.Open(d.Provider, opts)

@@ -132,7 +132,7 @@ var spotItem = meta("spot termination time", "instance/spot/termination-time")
 
 // Instance implements cloud.Provider.
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
 	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
 	if err != nil {

@@ -4,19 +4,16 @@
 package aws_test
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
@@ -302,7 +299,7 @@ func TestToken(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := metadatatest.NewFake(t, service(), bodies())
 				f.Break(tt.path, tt.n, tt.fault)
-				p, err := aws.New(cloud.Options{DialContext: f.Dial})
+				p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
 				must.OK(t, err)
 				_, err = p.Instance(t.Context())
 				if !errors.Is(err, tt.kind) || !strings.Contains(cloud.HintOf(err), tt.hint) || f.Count(token) != tt.tokens {
@@ -329,14 +326,18 @@ func TestHopLimitHint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := metadatatest.NewFake(t, service(), bodies())
 		f.Break("/latest/api/token", -1, metadatatest.Slow)
+		silent := metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		})
 		for _, tt := range []struct {
-			dial       func(context.Context, string, string) (net.Conn, error)
+			service    http.RoundTripper
 			hint, text string
 		}{
-			{f.Dial, "--http-put-response-hop-limit 2", "connected, and no answer in time"},
-			{func(context.Context, string, string) (net.Conn, error) { <-t.Context().Done(); return nil, net.ErrClosed }, "no metadata service", "no connection in time"},
+			{fakes.Transport{Handler: f}, "--http-put-response-hop-limit 2", "connected, and no answer in time"},
+			{silent, "no metadata service", "no connection in time"},
 		} {
-			p, err := aws.New(cloud.Options{DialContext: tt.dial})
+			p, err := aws.New(cloud.Options{Transport: tt.service})
 			must.OK(t, err)
 			_, err = p.Instance(t.Context())
 			if hint := cloud.HintOf(err); !strings.Contains(hint, tt.hint) || err == nil || !strings.Contains(err.Error(), tt.text) {
@@ -348,32 +349,25 @@ func TestHopLimitHint(t *testing.T) {
 
 // An instance without a route to the IPv4 address reaches the service by IPv6, and keeps the address that worked.
 func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
-	var (
-		mu      sync.Mutex
-		dialled []string
-	)
-	o := cloud.Options{
-		RetryWait: time.Millisecond,
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			mu.Lock()
-			dialled = append(dialled, addr)
-			mu.Unlock()
-			if addr == "169.254.169.254:80" {
-				return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ENETUNREACH}
+	synctest.Test(t, func(t *testing.T) {
+		f := metadatatest.NewFake(t, service(), bodies())
+		var asked []string
+		p, err := aws.New(cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
+			asked = append(asked, r.URL.Host)
+			if r.URL.Host == "169.254.169.254" {
+				return nil, &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}
 			}
-			return f.Dial(ctx, network, addr)
-		},
-	}
-	p, err := aws.New(o)
-	must.OK(t, err)
-	if _, err := p.Instance(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"169.254.169.254:80", "[fd00:ec2::254]:80"}
-	if got := slices.Compact(dialled); !slices.Equal(got, want) {
-		t.Errorf("dialled %v, want %v", got, want)
-	}
+			return fakes.Transport{Handler: f}.RoundTrip(r)
+		})})
+		must.OK(t, err)
+		if _, err := p.Instance(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"169.254.169.254", "[fd00:ec2::254]"}
+		if got := slices.Compact(asked); !slices.Equal(got, want) {
+			t.Errorf("asked %v, want %v", got, want)
+		}
+	})
 }
 
 // Two reads begin over IPv4, and the first packet of one is lost. The address that the other one reaches is kept, although the
@@ -425,12 +419,12 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://192.0.2.1")
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6")
-	p, err := aws.New(cloud.Options{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if addr != "169.254.169.254:80" {
-			t.Errorf("dialled %s", addr)
+	p, err := aws.New(cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Host != "169.254.169.254" {
+			t.Errorf("asked %s", r.URL)
 		}
-		return f.Dial(ctx, network, addr)
-	}})
+		return fakes.Transport{Handler: f}.RoundTrip(r)
+	})})
 	must.OK(t, err)
 	_, err = p.Instance(t.Context())
 	must.OK(t, err)
@@ -438,16 +432,18 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 
 // An existing tag that cannot be read may be the role: it must not look absent.
 func TestUnreadableTagMeansUnknownTags(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
-	f.Break(meta+"tags/instance/amsagent:role", -1, metadatatest.Status(http.StatusInternalServerError))
-	p, err := aws.New(cloud.Options{DialContext: f.Dial, RetryWait: time.Millisecond})
-	must.OK(t, err)
-	inst, err := p.Instance(t.Context())
-	must.OK(t, err)
-	if inst.TagsKnown || inst.TagsHint == "" || !slices.Contains(inst.Missing, "tags") {
-		t.Errorf("TagsKnown = %v, TagsHint = %q, Missing = %v", inst.TagsKnown, inst.TagsHint, inst.Missing)
-	}
-	if inst.Group != "edge-asg" {
-		t.Errorf("Group = %q; what could be read is lost", inst.Group)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := metadatatest.NewFake(t, service(), bodies())
+		f.Break(meta+"tags/instance/amsagent:role", -1, metadatatest.Status(http.StatusInternalServerError))
+		p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
+		must.OK(t, err)
+		inst, err := p.Instance(t.Context())
+		must.OK(t, err)
+		if inst.TagsKnown || inst.TagsHint == "" || !slices.Contains(inst.Missing, "tags") {
+			t.Errorf("TagsKnown = %v, TagsHint = %q, Missing = %v", inst.TagsKnown, inst.TagsHint, inst.Missing)
+		}
+		if inst.Group != "edge-asg" {
+			t.Errorf("Group = %q; what could be read is lost", inst.Group)
+		}
+	})
 }

@@ -10,10 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -30,7 +30,7 @@ func TestReplay(t *testing.T) {
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			f := metadatatest.NewFake(t, service(), recorded(t, os.DirFS(dir)))
-			p, err := aws.New(cloud.Options{DialContext: f.Dial, RetryWait: time.Millisecond})
+			p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
 			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
 			must.OK(t, err)

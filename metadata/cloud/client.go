@@ -68,14 +68,11 @@ func New(c Client, o Options) (*Client, error) {
 	c.opts, c.failing = o.WithDefaults(), new(atomic.Bool)
 	rt := c.opts.Transport
 	if rt == nil {
-		dial := c.opts.DialContext
-		if dial == nil {
-			// A link-local address connects within a second or is absent.
-			dial = (&net.Dialer{Timeout: time.Second}).DialContext
-		}
 		rt = &http.Transport{
 			// Not ProxyFromEnvironment: a cron or cloud-init environment's proxy would get the session token.
-			Proxy: nil, DialContext: dial, DisableCompression: true,
+			Proxy: nil, DisableCompression: true,
+			// A link-local address connects within a second or is absent.
+			DialContext:         (&net.Dialer{Timeout: time.Second}).DialContext,
 			MaxIdleConnsPerHost: 4, IdleConnTimeout: 10 * time.Second,
 			TLSHandshakeTimeout: time.Second, MaxResponseHeaderBytes: 64 << 10,
 		}
@@ -105,7 +102,7 @@ type Item struct {
 	Name, Path string
 	// Required items exist on every machine and are retried until the context ends.
 	Required bool
-	// Timeout bounds one request; 0 means Options.AttemptTimeout.
+	// Timeout bounds one request; 0 means [AttemptTimeout].
 	Timeout time.Duration
 }
 
@@ -132,7 +129,7 @@ func Optional[T any](ctx context.Context, c *Client, inst *Instance, field strin
 }
 
 func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) error {
-	wait := c.opts.RetryWait
+	wait := RetryWait
 	var s series
 	for n := 1; ; n++ {
 		e := c.try(ctx, i, parse)
@@ -220,7 +217,7 @@ func (c *Client) Once(ctx context.Context, i Item) (http.Header, []byte, error) 
 }
 
 func (c *Client) once(ctx context.Context, i Item) (h http.Header, body []byte, e *Error) {
-	bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, c.opts.AttemptTimeout))
+	bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, AttemptTimeout))
 	defer cancel()
 	h, body, err := c.Ask(bound, i.Path)
 	return h, body, c.judge(i, err)
@@ -228,7 +225,7 @@ func (c *Client) once(ctx context.Context, i Item) (h http.Header, body []byte, 
 
 // Post sends JSON to an item, once.
 func (c *Client) Post(ctx context.Context, i Item, body []byte) *Error {
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, c.opts.AttemptTimeout))
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, AttemptTimeout))
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.Origin+c.Path+i.Path, bytes.NewReader(body))
 	if err == nil {

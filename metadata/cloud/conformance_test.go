@@ -11,12 +11,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -24,6 +26,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -37,8 +40,8 @@ func served(t *testing.T, o cloud.Options) (*mdtest.Fake, *cloud.Client) {
 	f := mdtest.NewFake(t, mdtest.Service{
 		Token: &cloud.Token{Path: "/token", TTL: "X-Ttl", Header: "X-Token"}, Header: [2]string{"X-Mark", "yes"},
 	}, map[string]string{"/item": wellBody})
-	if o.DialContext == nil {
-		o.DialContext = f.Dial
+	if o.Transport == nil {
+		o.Transport = fakes.Transport{Handler: f}
 	}
 	return f, client("http://metadata.test", o)
 }
@@ -131,7 +134,7 @@ func TestConformance(t *testing.T) {
 		run(tt.name, func(t *testing.T) {
 			f, c := served(t, cloud.Options{})
 			f.Break("/item", tt.n, tt.fault)
-			ctx, cancel := context.WithTimeout(t.Context(), cloud.DefaultTimeout)
+			ctx, cancel := context.WithTimeout(t.Context(), cloud.Timeout)
 			defer cancel()
 			err := item(ctx, t, c, tt.kind)
 			if n := f.Count("/item"); n != tt.asked && (tt.asked != many || n < 2) {
@@ -180,7 +183,7 @@ func TestConformance(t *testing.T) {
 			for i, tt := range rows {
 				f, c := served(t, cloud.Options{})
 				f.Break(tt.path, tt.n, tt.fault)
-				ctx, cancel := context.WithTimeout(t.Context(), cloud.DefaultTimeout)
+				ctx, cancel := context.WithTimeout(t.Context(), cloud.Timeout)
 				defer cancel()
 				hint := cloud.HintOf(item(ctx, t, c, tt.kind))
 				tokens, items := f.Count("/token"), f.Count("/item")
@@ -233,18 +236,17 @@ func TestConformance(t *testing.T) {
 			var f *mdtest.Fake
 			var c *cloud.Client
 			n := 0
-			dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+			f, c = served(t, cloud.Options{Transport: mdtest.RoundTrip(func(r *http.Request) (*http.Response, error) {
 				if n++; n <= 3 || name == "not_up_at_all" {
-					return nil, &net.OpError{Op: "dial", Net: network, Err: why}
+					return nil, &net.OpError{Op: "dial", Err: why}
 				}
-				return f.Dial(ctx, network, addr)
-			}
-			f, c = served(t, cloud.Options{DialContext: dial})
+				return fakes.Transport{Handler: f}.RoundTrip(r)
+			})})
 			if name != "not_up_at_all" {
 				_ = item(t.Context(), t, c, nil)
 				return
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), cloud.DefaultTimeout)
+			ctx, cancel := context.WithTimeout(t.Context(), cloud.Timeout)
 			defer cancel()
 			if err := item(ctx, t, c, cloud.ErrNotReady); !errors.Is(err, why) || !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("the error does not carry its cause and the bound: %v", err)
@@ -279,9 +281,13 @@ func TestConformance(t *testing.T) {
 	})
 
 	var log locked.Buffer
-	f, c := served(t, cloud.Options{RetryWait: time.Millisecond, Log: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
-	f.Break("/item", 2, status(500))
-	_ = item(t.Context(), t, c, nil)
+	var f *mdtest.Fake
+	synctest.Test(t, func(t *testing.T) {
+		var c *cloud.Client
+		f, c = served(t, cloud.Options{Log: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+		f.Break("/item", 2, status(500))
+		_ = item(t.Context(), t, c, nil)
+	})
 	var told []string
 	answers := map[string]int{}
 	for line := range strings.Lines(log.String()) {
@@ -352,23 +358,25 @@ type tokenFault struct {
 }
 
 func proxyIgnored(t *testing.T) {
-	const proxy, origin = "192.0.2.1:3128", "http://169.254.169.254"
+	const origin = "http://192.0.2.1" // no machine has it
+	var asked atomic.Bool
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Store(true) }))
+	defer proxy.Close()
 	for _, k := range []string{"HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"} {
-		t.Setenv(k, "http://"+proxy)
+		t.Setenv(k, proxy.URL)
 	}
 	t.Setenv("NO_PROXY", "")
 	t.Setenv("no_proxy", "")
 	// net/http reads the environment once in a process, so make sure that it has read this one.
 	target, err := url.Parse(origin)
 	must.OK(t, err)
-	if u, err := http.ProxyFromEnvironment(&http.Request{URL: target}); err != nil || u == nil || u.Host != proxy {
+	if u, err := http.ProxyFromEnvironment(&http.Request{URL: target}); err != nil || u == nil || u.String() != proxy.URL {
 		t.Fatalf("the control failed: Go's default would use proxy %v (%v); has a test of this binary used http.DefaultTransport before?", u, err)
 	}
-	f, _ := served(t, cloud.Options{})
-	_ = item(t.Context(), t, client(origin, cloud.Options{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if addr != "169.254.169.254:80" {
-			t.Errorf("dialled %s", addr)
-		}
-		return f.Dial(ctx, network, addr)
-	}}), nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_ = item(ctx, t, client(origin, cloud.Options{}), cloud.ErrNotReady)
+	if asked.Load() {
+		t.Error("the proxy was asked")
+	}
 }

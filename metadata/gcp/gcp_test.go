@@ -4,7 +4,6 @@
 package gcp_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net"
@@ -245,7 +244,7 @@ func TestMarkIsNeeded(t *testing.T) {
 		svc := service()
 		svc.Answer = h
 		f := metadatatest.NewFake(t, svc, bodies(t, nil))
-		_, err := open(t, cloud.Options{DialContext: f.Dial}).Instance(t.Context())
+		_, err := open(t, cloud.Options{Transport: fakes.Transport{Handler: f}}).Instance(t.Context())
 		if !errors.Is(err, cloud.ErrNotThisCloud) || cloud.HintOf(err) == "" || len(f.Seen()) != 1 {
 			t.Errorf("header %q: %v (hint %q), asked %d times", h, err, cloud.HintOf(err), len(f.Seen()))
 		}
@@ -271,10 +270,10 @@ func TestFieldReport13_probe(t *testing.T) {
 	dir := filepath.Join(root, "sys/class/dmi/id")
 	must.OK(t, os.MkdirAll(dir, 0o755))
 	must.OK(t, os.WriteFile(filepath.Join(dir, "product_name"), []byte("Google Compute Engine\n"), 0o600))
-	d, err := metadata.Detect(metadata.Options{Root: root, DialContext: func(context.Context, string, string) (net.Conn, error) {
+	d, err := metadata.Detect(metadata.Options{Root: root, Transport: metadatatest.RoundTrip(func(*http.Request) (*http.Response, error) {
 		t.Error("the network was asked")
 		return nil, errors.New("no network here")
-	}})
+	})})
 	if err != nil || d.Provider != "gcp" {
 		t.Errorf("%+v, %v", d, err)
 	}

@@ -4,10 +4,8 @@
 package metadatatest
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -34,13 +32,12 @@ type Service struct {
 	WrongTypes []string
 }
 
-// Fake is a metadata service in memory with injectable faults. It fails the test after a request that looks forwarded, or
+// Fake is a metadata service with injectable faults, for fakes.Transport. It fails the test after a request that looks forwarded, or
 // without the agent's User-Agent.
 type Fake struct {
 	tb     testing.TB
 	svc    Service
 	bodies map[string]string
-	pipes
 
 	mu     sync.Mutex
 	faults []broken
@@ -55,51 +52,10 @@ type broken struct {
 	fault http.HandlerFunc
 }
 
-// NewFake starts a fake that serves bodies by path.
+// NewFake returns a fake that serves bodies by path.
 func NewFake(tb testing.TB, svc Service, bodies map[string]string) *Fake {
-	tb.Helper()
-	f := &Fake{tb: tb, svc: svc, bodies: bodies, pipes: pipes{make(chan net.Conn), make(chan struct{})}, valid: map[string]bool{}}
-	server := http.Server{Handler: f}
-	go func() { _ = server.Serve(f.pipes) }()
-	tb.Cleanup(func() { _ = server.Close() })
-	return f
+	return &Fake{tb: tb, svc: svc, bodies: bodies, valid: map[string]bool{}}
 }
-
-// pipes are a net.Listener that also works in a bubble of synctest.
-type pipes struct {
-	conns  chan net.Conn
-	closed chan struct{}
-}
-
-// Dial connects whatever the address.
-func (p pipes) Dial(context.Context, string, string) (net.Conn, error) {
-	here, there := net.Pipe()
-	select {
-	case p.conns <- there:
-		return here, nil
-	case <-p.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Accept implements net.Listener.
-func (p pipes) Accept() (net.Conn, error) {
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (p pipes) Close() error {
-	close(p.closed)
-	return nil
-}
-
-// Addr implements net.Listener.
-func (p pipes) Addr() net.Addr { return &net.UnixAddr{} }
 
 // Break makes the next n answers of a path fail, or all if n is negative. Faults queue up. "*" matches all paths but the
 // token's.
@@ -138,7 +94,7 @@ func (f *Fake) AskedOnce() {
 	f.tb.Helper()
 	asked := map[string]bool{}
 	for _, r := range f.Seen() {
-		what := r.Method + " " + r.RequestURI
+		what := r.Method + " " + r.URL.RequestURI()
 		if asked[what] {
 			f.tb.Errorf("%s asked again", what)
 		}

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package metadatatest holds the conformance tests for metadata providers and a fake service in memory.
+// Package metadatatest holds the conformance tests for metadata providers and a fake service.
 //
 // A provider's test describes its cloud as a Suite. Faults of the service are tested in package cloud.
 package metadatatest
@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -22,6 +21,7 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -130,13 +130,13 @@ func (s Suite) start(t *testing.T, m Machine, log *slog.Logger) (*Fake, cloud.Pr
 	if s.Service != nil {
 		f = NewFake(t, *s.Service, m.Bodies)
 	}
-	o := cloud.Options{Root: m.Root, Log: log, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if f == nil || "http://"+addr != s.Service.Origin+":80" {
-			t.Errorf("dialled %s", addr)
+	o := cloud.Options{Root: m.Root, Log: log, Transport: RoundTrip(func(req *http.Request) (*http.Response, error) {
+		if f == nil || req.URL.Scheme+"://"+req.URL.Host != s.Service.Origin {
+			t.Errorf("asked %s", req.URL)
 			return nil, errors.New("no network here")
 		}
-		return f.Dial(ctx, network, addr)
-	}}
+		return fakes.Transport{Handler: f}.RoundTrip(req)
+	})}
 	if m.Options != nil {
 		m.Options(&o)
 	}
@@ -249,18 +249,11 @@ func (s Suite) cancelledInTheMiddle(t *testing.T) {
 
 // All forms are in TestEndpoint of package cloud.
 func (s Suite) endpoint(t *testing.T) {
-	m := s.Machines[0]
-	f := NewFake(t, *s.Service, m.Bodies)
-	p, err := s.Open(cloud.Options{
-		Endpoints: map[string]string{s.Name: "http://127.0.0.1:1338"},
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if addr != "127.0.0.1:1338" {
-				t.Errorf("dialled %s", addr)
-			}
-			return f.Dial(ctx, network, addr)
-		},
-	})
-	must.OK(t, err)
+	m, svc := s.Machines[0], *s.Service
+	svc.Origin = "http://127.0.0.1:1338"
+	m.Options = func(o *cloud.Options) { o.Endpoints = map[string]string{s.Name: svc.Origin} }
+	s.Service = &svc
+	_, p := s.start(t, m, nil)
 	s.reads(t, p, m)
 	if _, err := s.Open(cloud.Options{Endpoints: map[string]string{s.Name: "http://u:secret@127.0.0.1"}}); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("endpoint with a password: %v", err)

@@ -44,7 +44,7 @@ func newToy(faults map[string]bool) func(cloud.Options) (cloud.Provider, error) 
 		}
 		p := &toy{opts: o, faults: faults}
 		wired := o
-		wired.Transport = &wire{faults, &http.Transport{DialContext: o.DialContext}}
+		wired.Transport = &wire{faults, o.Transport}
 		c := cloud.Client{Provider: "toy", Origin: toyOrigin, Foreign: hint, Hints: map[int]string{http.StatusForbidden: hint}}
 		if faults["no hint"] {
 			c.Foreign, c.Hints = "", nil
@@ -84,7 +84,7 @@ func (p *toy) Instance(ctx context.Context) (cloud.Instance, error) {
 	if p.faults["ignores the context"] {
 		ctx = context.WithoutCancel(ctx)
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
 	type document struct {
 		ID            string
