@@ -14,6 +14,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -38,10 +39,8 @@ const (
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: "http://100.100.100.200",
-		Token: &cloud.Token{
-			Path: tokenPath, TTL: ttlHeader, Header: tokenHeader,
-		},
+		Origin:   "http://100.100.100.200",
+		Protocol: replay.Protocol{Token: [2]string{tokenHeader, ttlHeader}},
 		Required: docPath, Optional: metaData + "eipv4", Field: "public_address",
 		WrongTypes: []string{
 			`{"instance-id":["i-bp13znx0m0me8cq0001"],"region-id":"cn-hangzhou"}`,

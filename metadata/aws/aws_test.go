@@ -17,6 +17,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -25,10 +26,8 @@ import (
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: "http://169.254.169.254",
-		Token: &cloud.Token{
-			Path: "/latest/api/token", TTL: "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", Header: "X-Aws-Ec2-Metadata-Token",
-		},
+		Origin:   "http://169.254.169.254",
+		Protocol: replay.Protocol{Token: [2]string{"X-Aws-Ec2-Metadata-Token", "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"}},
 		Required: "/latest/dynamic/instance-identity/document",
 		Optional: "/latest/meta-data/public-ipv4", Field: "public_address",
 		WrongTypes: []string{
@@ -272,7 +271,7 @@ func TestConformance(t *testing.T) {
 // covers a service that never answers.
 func TestToken(t *testing.T) {
 	const token, item = "/latest/api/token", "/latest/dynamic/instance-identity/document"
-	status := metadatatest.Status
+	status := replay.Status
 	for name, tt := range map[string]struct {
 		path   string
 		fault  http.HandlerFunc
@@ -281,14 +280,14 @@ func TestToken(t *testing.T) {
 		hint   string // in it
 		tokens int
 	}{
-		"refused for good": {"*", status(401), -1, cloud.ErrForbidden, "session tokens that it has just given out", 2},
-		"lost":             {token, metadatatest.Closed, 1, nil, "", 2},
-		"late":             {token, metadatatest.Slow, 1, nil, "", 2},
+		"refused for good": {item, status(401), -1, cloud.ErrForbidden, "session tokens that it has just given out", 2},
+		"lost":             {token, replay.Closed, 1, nil, "", 2},
+		"late":             {token, replay.Slow, 1, nil, "", 2},
 		"503 once":         {token, status(503), 1, nil, "", 2},
 		"429 once":         {token, status(429), 1, nil, "", 2},
-		"a page":           {token, metadatatest.HTML, -1, cloud.ErrBadAnswer, "", 3},
-		"empty":            {token, metadatatest.Body(""), -1, cloud.ErrBadAnswer, "", 3},
-		"two lines":        {token, metadatatest.Body("a\nb"), -1, cloud.ErrBadAnswer, "", 3},
+		"a page":           {token, replay.HTML, -1, cloud.ErrBadAnswer, "", 3},
+		"empty":            {token, replay.Body(""), -1, cloud.ErrBadAnswer, "", 3},
+		"two lines":        {token, replay.Body("a\nb"), -1, cloud.ErrBadAnswer, "", 3},
 		"400":              {token, status(400), -1, cloud.ErrBadAnswer, "", 1},
 		"403":              {token, status(403), -1, cloud.ErrForbidden, "switched off", 1},
 		"404":              {token, status(404), -1, cloud.ErrNotThisCloud, "no session tokens", 1},
@@ -297,7 +296,7 @@ func TestToken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := metadatatest.NewFake(t, service(), bodies())
+				f := replay.New(t, service().Protocol, bodies())
 				f.Break(tt.path, tt.n, tt.fault)
 				p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
 				must.OK(t, err)
@@ -311,7 +310,7 @@ func TestToken(t *testing.T) {
 				if tt.kind != nil {
 					return
 				}
-				f.Expire()
+				f.ExpireTokens()
 				if _, err := p.Instance(t.Context()); err != nil || f.Count(token) != tt.tokens+1 {
 					t.Errorf("expired: %v, %d tokens", err, f.Count(token))
 				}
@@ -324,8 +323,8 @@ func TestToken(t *testing.T) {
 // connection the hop limit is not the reason.
 func TestHopLimitHint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := metadatatest.NewFake(t, service(), bodies())
-		f.Break("/latest/api/token", -1, metadatatest.Slow)
+		f := replay.New(t, service().Protocol, bodies())
+		f.Break("/latest/api/token", -1, replay.Slow)
 		silent := metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
 			<-r.Context().Done()
 			return nil, r.Context().Err()
@@ -350,7 +349,7 @@ func TestHopLimitHint(t *testing.T) {
 // An instance without a route to the IPv4 address reaches the service by IPv6, and keeps the address that worked.
 func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := metadatatest.NewFake(t, service(), bodies())
+		f := replay.New(t, service().Protocol, bodies())
 		var asked []string
 		p, err := aws.New(cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
 			asked = append(asked, r.URL.Host)
@@ -415,7 +414,7 @@ func TestDisabled(t *testing.T) {
 
 // The SDK looks at these if the caller does not set the options.
 func TestEnvironmentIsNotRead(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
+	f := replay.New(t, service().Protocol, bodies())
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://192.0.2.1")
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6")
@@ -433,8 +432,8 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 // An existing tag that cannot be read may be the role: it must not look absent.
 func TestUnreadableTagMeansUnknownTags(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := metadatatest.NewFake(t, service(), bodies())
-		f.Break(meta+"tags/instance/amsagent:role", -1, metadatatest.Status(http.StatusInternalServerError))
+		f := replay.New(t, service().Protocol, bodies())
+		f.Break(meta+"tags/instance/amsagent:role", -1, replay.Status(http.StatusInternalServerError))
 		p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
 		must.OK(t, err)
 		inst, err := p.Instance(t.Context())

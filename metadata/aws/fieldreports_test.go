@@ -10,6 +10,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -88,7 +89,7 @@ func TestFieldReport08_TagKeysWithSpaces(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := metadatatest.NewFake(t, service(), bodies(tt.more, map[string]string{meta + "tags/instance/aws:autoscaling:groupName": gone}))
+			f := replay.New(t, service().Protocol, bodies(tt.more, map[string]string{meta + "tags/instance/aws:autoscaling:groupName": gone}))
 			p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
 			must.OK(t, err)
 			inst, err := p.Instance(t.Context())

@@ -17,6 +17,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -26,7 +27,7 @@ const pathInstance = "/metadata/instance"
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: "http://169.254.169.254", Header: [2]string{"Metadata", "true"}, Required: pathInstance,
+		Origin: "http://169.254.169.254", Protocol: replay.Protocol{Header: [2]string{"Metadata", "true"}}, Required: pathInstance,
 		WrongTypes: []string{
 			`{"compute":{"vmId":17}}`,
 			`{"compute":{"vmId":"5c08b38e"}}`,
@@ -195,7 +196,7 @@ func open(t testing.TB, o cloud.Options) *Provider {
 
 // TestInstanceFacts: fields that the suite does not compare.
 func TestInstanceFacts(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: doc(t, map[string]any{
+	f := replay.New(t, service().Protocol, map[string]string{pathInstance: doc(t, map[string]any{
 		"name": "", "tagsList": []any{map[string]any{"name": "line", "value": "one\ntwo"}}, "zone": 1,
 	}, iface("10.1.0.4"), iface("10.9.0.4"))})
 	o := cloud.Options{Transport: fakes.Transport{Handler: f}}
@@ -257,7 +258,7 @@ func TestFieldReport10_FirstCalls(t *testing.T) {
 // agent retries one address until it answers.
 func TestFieldReport15_BeforeDHCP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
+		f := replay.New(t, service().Protocol, map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
 		asked := 0
 		inst, err := open(t, cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Host != "169.254.169.254" {

@@ -27,6 +27,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -36,10 +37,8 @@ import (
 const wellBody = "a body that is well"
 
 // served is a service in memory, and a client of it.
-func served(t *testing.T, o cloud.Options) (*mdtest.Fake, *cloud.Client) {
-	f := mdtest.NewFake(t, mdtest.Service{
-		Token: &cloud.Token{Path: "/token", TTL: "X-Ttl", Header: "X-Token"}, Header: [2]string{"X-Mark", "yes"},
-	}, map[string]string{"/item": wellBody})
+func served(t *testing.T, o cloud.Options) (*replay.Service, *cloud.Client) {
+	f := replay.New(t, replay.Protocol{Token: [2]string{"X-Token", "X-Ttl"}, Header: [2]string{"X-Mark", "yes"}}, map[string]string{"/latest/item": wellBody})
 	if o.Transport == nil {
 		o.Transport = fakes.Transport{Handler: f}
 	}
@@ -49,7 +48,7 @@ func served(t *testing.T, o cloud.Options) (*mdtest.Fake, *cloud.Client) {
 func client(base string, o cloud.Options) *cloud.Client {
 	c, err := cloud.New(cloud.Client{
 		Provider: "test", Origin: base, Header: map[string]string{"X-Mark": "yes"},
-		Token:  &cloud.Token{Path: "/token", TTL: "X-Ttl", Header: "X-Token", Lifetime: time.Hour},
+		Token:  &cloud.Token{Path: "/latest/api/token", TTL: "X-Ttl", Header: "X-Token", Lifetime: time.Hour},
 		Hints:  map[int]string{0: "unreachable", 401: cloud.HintToken, 403: "off"},
 		Silent: "silent", NoTokens: "no tokens",
 	}, o)
@@ -69,7 +68,7 @@ func wellOnly(b []byte) (string, error) {
 // item reads the required item, and compares how it ends.
 func item(ctx context.Context, t *testing.T, c *cloud.Client, kind error) error {
 	t.Helper()
-	got, err := cloud.Read(ctx, c, cloud.Item{Name: "thing", Path: "/item", Required: true}, wellOnly)
+	got, err := cloud.Read(ctx, c, cloud.Item{Name: "thing", Path: "/latest/item", Required: true}, wellOnly)
 	if !errors.Is(err, kind) || (got == wellBody) != (kind == nil) {
 		t.Fatalf("read %q, %v, want error %v", got, err, kind)
 	}
@@ -85,8 +84,8 @@ func TestConformance(t *testing.T) {
 	run := func(name string, rule func(*testing.T)) {
 		t.Run(name, func(t *testing.T) { synctest.Test(t, rule) })
 	}
-	status, many := mdtest.Status, 0 // many: as often as the bound allows
-	huge := mdtest.Body(wellBody + strings.Repeat(" ", 9<<17))
+	status, many := replay.Status, 0 // many: as often as the bound allows
+	huge := replay.Body(wellBody + strings.Repeat(" ", 9<<17))
 	begun := func(w http.ResponseWriter) {
 		w.Header().Set("Content-Length", "100")
 		_, _ = io.WriteString(w, "{")
@@ -119,25 +118,25 @@ func TestConformance(t *testing.T) {
 		{"http_500_then_well", status(500), 2, nil, 3},
 		{"http_500_for_good", status(500), -1, cloud.ErrNotReady, many},
 		{"http_503_then_well", status(503), 2, nil, 3},
-		{"slow_then_well", mdtest.Slow, 1, nil, 2},
-		{"slow_for_good", mdtest.Slow, -1, cloud.ErrNotReady, many},
+		{"slow_then_well", replay.Slow, 1, nil, 2},
+		{"slow_for_good", replay.Slow, -1, cloud.ErrNotReady, many},
 		{"slow_body_for_good", slowBody, -1, cloud.ErrNotReady, many},
-		{"closed_then_well", mdtest.Closed, 2, nil, 3},
-		{"closed_for_good", mdtest.Closed, -1, cloud.ErrNotReady, many},
+		{"closed_then_well", replay.Closed, 2, nil, 3},
+		{"closed_for_good", replay.Closed, -1, cloud.ErrNotReady, many},
 		{"truncated_then_well", truncated, 1, nil, 2},
 		{"truncated_for_good", truncated, -1, cloud.ErrNotReady, many},
-		{"html_then_well", mdtest.HTML, 1, nil, 2},
-		{"html_for_good", mdtest.HTML, -1, cloud.ErrBadAnswer, 3},
-		{"empty_for_good", mdtest.Body(""), -1, cloud.ErrBadAnswer, 3},
+		{"html_then_well", replay.HTML, 1, nil, 2},
+		{"html_for_good", replay.HTML, -1, cloud.ErrBadAnswer, 3},
+		{"empty_for_good", replay.Body(""), -1, cloud.ErrBadAnswer, 3},
 		{"huge_body", huge, -1, cloud.ErrBadAnswer, 3},
 	} {
 		run(tt.name, func(t *testing.T) {
 			f, c := served(t, cloud.Options{})
-			f.Break("/item", tt.n, tt.fault)
+			f.Break("/latest/item", tt.n, tt.fault)
 			ctx, cancel := context.WithTimeout(t.Context(), cloud.Timeout)
 			defer cancel()
 			err := item(ctx, t, c, tt.kind)
-			if n := f.Count("/item"); n != tt.asked && (tt.asked != many || n < 2) {
+			if n := f.Count("/latest/item"); n != tt.asked && (tt.asked != many || n < 2) {
 				t.Errorf("asked %d times, want %d", n, tt.asked)
 			}
 			if tt.asked == many && !errors.Is(err, context.DeadlineExceeded) {
@@ -147,7 +146,7 @@ func TestConformance(t *testing.T) {
 	}
 
 	run("redirect_is_refused", func(t *testing.T) {
-		for _, path := range []string{"/item", "/token"} {
+		for _, path := range []string{"/latest/item", "/latest/api/token"} {
 			f, c := served(t, cloud.Options{})
 			f.Break(path, -1, func(w http.ResponseWriter, r *http.Request) {
 				http.Redirect(w, r, "http://elsewhere.test/elsewhere", http.StatusFound)
@@ -160,23 +159,23 @@ func TestConformance(t *testing.T) {
 	})
 
 	for name, rows := range map[string][]tokenFault{
-		"token_refused_for_good": {{"/item", status(401), -1, cloud.ErrForbidden, "the service refuses session tokens that it has just given out: something between this process and the service changes the requests", 2, 2}},
-		"token_never_answered":   {{"/token", mdtest.Slow, -1, cloud.ErrNotReady, "silent", many, 0}},
+		"token_refused_for_good": {{"/latest/item", status(401), -1, cloud.ErrForbidden, "the service refuses session tokens that it has just given out: something between this process and the service changes the requests", 2, 2}},
+		"token_never_answered":   {{"/latest/api/token", replay.Slow, -1, cloud.ErrNotReady, "silent", many, 0}},
 		"token_lost_once": {
-			{"/token", mdtest.Closed, 1, nil, "", 2, 1},
-			{"/token", status(503), 1, nil, "", 2, 1},
-			{"/token", status(429), 1, nil, "", 2, 1},
-			{"/token", mdtest.Slow, 1, nil, "", 2, 1},
+			{"/latest/api/token", replay.Closed, 1, nil, "", 2, 1},
+			{"/latest/api/token", status(503), 1, nil, "", 2, 1},
+			{"/latest/api/token", status(429), 1, nil, "", 2, 1},
+			{"/latest/api/token", replay.Slow, 1, nil, "", 2, 1},
 		},
 		"token_of_nonsense": { // without a token nothing is asked, whatever answers in its place
-			{"/token", mdtest.HTML, -1, cloud.ErrBadAnswer, "", 3, 0},
-			{"/token", mdtest.Body(""), -1, cloud.ErrBadAnswer, "", 3, 0},
-			{"/token", mdtest.Body("a\nb"), -1, cloud.ErrBadAnswer, "", 3, 0},
-			{"/token", status(400), -1, cloud.ErrBadAnswer, "", 1, 0},
-			{"/token", status(403), -1, cloud.ErrForbidden, "off", 1, 0},
-			{"/token", status(404), -1, cloud.ErrNotThisCloud, "no tokens", 1, 0},
-			{"/token", status(405), -1, cloud.ErrNotThisCloud, "no tokens", 1, 0},
-			{"/token", status(501), -1, cloud.ErrNotThisCloud, "no tokens", 1, 0},
+			{"/latest/api/token", replay.HTML, -1, cloud.ErrBadAnswer, "", 3, 0},
+			{"/latest/api/token", replay.Body(""), -1, cloud.ErrBadAnswer, "", 3, 0},
+			{"/latest/api/token", replay.Body("a\nb"), -1, cloud.ErrBadAnswer, "", 3, 0},
+			{"/latest/api/token", status(400), -1, cloud.ErrBadAnswer, "", 1, 0},
+			{"/latest/api/token", status(403), -1, cloud.ErrForbidden, "off", 1, 0},
+			{"/latest/api/token", status(404), -1, cloud.ErrNotThisCloud, "no tokens", 1, 0},
+			{"/latest/api/token", status(405), -1, cloud.ErrNotThisCloud, "no tokens", 1, 0},
+			{"/latest/api/token", status(501), -1, cloud.ErrNotThisCloud, "no tokens", 1, 0},
 		},
 	} {
 		run(name, func(t *testing.T) {
@@ -186,7 +185,7 @@ func TestConformance(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), cloud.Timeout)
 				defer cancel()
 				hint := cloud.HintOf(item(ctx, t, c, tt.kind))
-				tokens, items := f.Count("/token"), f.Count("/item")
+				tokens, items := f.Count("/latest/api/token"), f.Count("/latest/item")
 				if hint != tt.hint || items != tt.items || tokens != tt.tokens && (tt.tokens != many || tokens < 2) {
 					t.Errorf("row %d: hint %q, %d tokens and %d items asked for", i, hint, tokens, items)
 				}
@@ -198,7 +197,7 @@ func TestConformance(t *testing.T) {
 		for range 3 {
 			_ = item(t.Context(), t, c, nil)
 		}
-		if n := f.Count("/token"); n != 1 {
+		if n := f.Count("/latest/api/token"); n != 1 {
 			t.Errorf("%d session tokens asked for", n)
 		}
 	})
@@ -207,9 +206,9 @@ func TestConformance(t *testing.T) {
 		f, c := served(t, cloud.Options{})
 		for range 3 {
 			_ = item(t.Context(), t, c, nil)
-			f.Expire()
+			f.ExpireTokens()
 		}
-		if n := f.Count("/token"); n != 3 {
+		if n := f.Count("/latest/api/token"); n != 3 {
 			t.Errorf("%d session tokens asked for", n)
 		}
 	})
@@ -219,13 +218,13 @@ func TestConformance(t *testing.T) {
 		var all sync.WaitGroup
 		for range 8 {
 			all.Go(func() {
-				if got, err := cloud.Read(t.Context(), c, cloud.Item{Name: "thing", Path: "/item"}, wellOnly); err != nil || got != wellBody {
+				if got, err := cloud.Read(t.Context(), c, cloud.Item{Name: "thing", Path: "/latest/item"}, wellOnly); err != nil || got != wellBody {
 					t.Errorf("%q, %v", got, err)
 				}
 			})
 		}
 		all.Wait()
-		if n := f.Count("/token"); n != 1 {
+		if n := f.Count("/latest/api/token"); n != 1 {
 			t.Errorf("%d session tokens asked for", n)
 		}
 	})
@@ -233,7 +232,7 @@ func TestConformance(t *testing.T) {
 	// The network of a first boot comes, goes and comes again (guest-agent issue 610).
 	for name, why := range map[string]error{"not_up_yet_at_boot": syscall.ENETUNREACH, "not_up_yet_and_refused": syscall.ECONNREFUSED, "not_up_at_all": syscall.EHOSTUNREACH} {
 		run(name, func(t *testing.T) {
-			var f *mdtest.Fake
+			var f *replay.Service
 			var c *cloud.Client
 			n := 0
 			f, c = served(t, cloud.Options{Transport: mdtest.RoundTrip(func(r *http.Request) (*http.Response, error) {
@@ -256,11 +255,11 @@ func TestConformance(t *testing.T) {
 
 	optional := func(t *testing.T, fault http.HandlerFunc) (inst cloud.Instance, asked int) {
 		f, c := served(t, cloud.Options{})
-		f.Break("/item", -1, fault)
-		if got := cloud.Optional(t.Context(), c, &inst, "field", cloud.Item{Name: "thing", Path: "/item"}, wellOnly); got != "" {
+		f.Break("/latest/item", -1, fault)
+		if got := cloud.Optional(t.Context(), c, &inst, "field", cloud.Item{Name: "thing", Path: "/latest/item"}, wellOnly); got != "" {
 			t.Errorf("read %q", got)
 		}
-		return inst, f.Count("/item")
+		return inst, f.Count("/latest/item")
 	}
 	run("http_404_of_an_optional_item", func(t *testing.T) {
 		if inst, n := optional(t, status(404)); len(inst.Missing) != 0 || n != 1 {
@@ -268,7 +267,7 @@ func TestConformance(t *testing.T) {
 		}
 	})
 	run("optional_item_broken_is_missing_not_absent", func(t *testing.T) {
-		for name, fault := range map[string]http.HandlerFunc{"500": status(500), "html": mdtest.HTML, "closed": mdtest.Closed, "huge": huge} {
+		for name, fault := range map[string]http.HandlerFunc{"500": status(500), "html": replay.HTML, "closed": replay.Closed, "huge": huge} {
 			inst, n := optional(t, fault)
 			if !slices.Equal(inst.Missing, []string{"field"}) || len(inst.Notes) != 1 {
 				t.Errorf("%s: Missing = %v, notes %q", name, inst.Missing, inst.Notes)
@@ -281,11 +280,11 @@ func TestConformance(t *testing.T) {
 	})
 
 	var log locked.Buffer
-	var f *mdtest.Fake
+	var f *replay.Service
 	synctest.Test(t, func(t *testing.T) {
 		var c *cloud.Client
 		f, c = served(t, cloud.Options{Log: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
-		f.Break("/item", 2, status(500))
+		f.Break("/latest/item", 2, status(500))
 		_ = item(t.Context(), t, c, nil)
 	})
 	var told []string
@@ -299,7 +298,7 @@ func TestConformance(t *testing.T) {
 		if entry.Level != "DEBUG" && entry.Provider == "test" {
 			told = append(told, entry.Level+" "+entry.Msg)
 		}
-		if entry.Msg == "metadata answer" && (entry.Status != 200 || entry.Path != "/item" || entry.Bytes == len(wellBody)) {
+		if entry.Msg == "metadata answer" && (entry.Status != 200 || entry.Path != "/latest/item" || entry.Bytes == len(wellBody)) {
 			answers[entry.Method+" "+entry.Path]++
 		}
 	}
@@ -312,10 +311,10 @@ func TestConformance(t *testing.T) {
 	})
 	// The log at its finest shows path, status and size of each answer, and nothing of its content.
 	run("answers_are_logged", func(t *testing.T) {
-		if answers["GET /item"] != 3 || answers["PUT /token"] != 1 || len(f.Seen()) != 4 {
+		if answers["GET /latest/item"] != 3 || answers["PUT /latest/api/token"] != 1 || len(f.Seen()) != 4 {
 			t.Errorf("%v for %d requests", answers, len(f.Seen()))
 		}
-		if strings.Contains(log.String(), "token-") || strings.Contains(log.String(), wellBody) {
+		if strings.Contains(log.String(), "AQAEA") || strings.Contains(log.String(), wellBody) {
 			t.Errorf("the log holds a session token or an answer:\n%s", log.String())
 		}
 	})

@@ -21,6 +21,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -35,8 +36,8 @@ const (
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: "http://169.254.169.254",
-		Header: [2]string{"Metadata-Flavor", "Google"}, Answer: [2]string{"Metadata-Flavor", "Google"},
+		Origin:   "http://169.254.169.254",
+		Protocol: replay.Protocol{Header: [2]string{"Metadata-Flavor", "Google"}, Answer: [2]string{"Metadata-Flavor", "Google"}},
 		Required: pathInstance, Optional: pathProject, Field: "account_id",
 		WrongTypes: []string{
 			`{"id":"edge","name":"edge-1","zone":"projects/1/zones/europe-west1-b"}`,
@@ -243,7 +244,7 @@ func TestMarkIsNeeded(t *testing.T) {
 	for _, h := range [][2]string{{}, {"Metadata-Flavor", "Amazon"}} {
 		svc := service()
 		svc.Answer = h
-		f := metadatatest.NewFake(t, svc, bodies(t, nil))
+		f := replay.New(t, svc.Protocol, bodies(t, nil))
 		_, err := open(t, cloud.Options{Transport: fakes.Transport{Handler: f}}).Instance(t.Context())
 		if !errors.Is(err, cloud.ErrNotThisCloud) || cloud.HintOf(err) == "" || len(f.Seen()) != 1 {
 			t.Errorf("header %q: %v (hint %q), asked %d times", h, err, cloud.HintOf(err), len(f.Seen()))

@@ -22,6 +22,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -35,6 +36,18 @@ type Suite struct {
 	Machines []Machine
 	// Service is nil for a provider without requests.
 	Service *Service
+}
+
+// Service describes the protocol of a metadata service.
+type Service struct {
+	replay.Protocol
+	// Origin is the cloud's own: http://169.254.169.254.
+	Origin   string
+	Required string
+	// Optional is the path of an item that may be absent, Field its JSON name. Both may be empty.
+	Optional, Field string
+	// WrongTypes are well-formed, but undocumented answers to Required.
+	WrongTypes []string
 }
 
 // Machine is a machine and its expected Instance.
@@ -102,20 +115,20 @@ func Run(t *testing.T, s Suite) {
 		}
 	})
 	run("http_403_is_final", func(t *testing.T) {
-		s.fails(t, "*", Status(http.StatusForbidden), cloud.ErrForbidden).AskedOnce()
-		if s.Service.Token != nil {
-			s.fails(t, s.Service.Token.Path, Status(http.StatusForbidden), cloud.ErrForbidden).AskedOnce()
+		s.fails(t, s.Service.Required, replay.Status(http.StatusForbidden), cloud.ErrForbidden).AskedOnce()
+		if s.Service.Token[0] != "" {
+			s.fails(t, "/latest/api/token", replay.Status(http.StatusForbidden), cloud.ErrForbidden).AskedOnce()
 		}
 	})
 	run("http_404_of_the_required_item", func(t *testing.T) {
-		f := s.fails(t, s.Service.Required, Status(http.StatusNotFound), cloud.ErrNotThisCloud)
+		f := s.fails(t, s.Service.Required, replay.Status(http.StatusNotFound), cloud.ErrNotThisCloud)
 		if n := f.Count(s.Service.Required); n < 2 {
 			t.Errorf("the required item was asked for %d times: at boot it may come late", n)
 		}
 	})
 	run("wrong_types", func(t *testing.T) {
-		for _, body := range append(slices.Clone(s.Service.WrongTypes), "", page) {
-			s.fails(t, s.Service.Required, Body(body), cloud.ErrBadAnswer)
+		for _, body := range append(slices.Clone(s.Service.WrongTypes), "", replay.Page) {
+			s.fails(t, s.Service.Required, replay.Body(body), cloud.ErrBadAnswer)
 		}
 	})
 	run("optional_item_broken_is_missing_not_absent", s.optionalBroken)
@@ -124,11 +137,11 @@ func Run(t *testing.T, s Suite) {
 }
 
 // start allows only the cloud's address.
-func (s Suite) start(t *testing.T, m Machine, log *slog.Logger) (*Fake, cloud.Provider) {
+func (s Suite) start(t *testing.T, m Machine, log *slog.Logger) (*replay.Service, cloud.Provider) {
 	t.Helper()
-	var f *Fake
+	var f *replay.Service
 	if s.Service != nil {
-		f = NewFake(t, *s.Service, m.Bodies)
+		f = replay.New(t, s.Service.Protocol, m.Bodies)
 	}
 	o := cloud.Options{Root: m.Root, Log: log, Transport: RoundTrip(func(req *http.Request) (*http.Response, error) {
 		if f == nil || req.URL.Scheme+"://"+req.URL.Host != s.Service.Origin {
@@ -180,7 +193,7 @@ func (s Suite) reads(t *testing.T, p cloud.Provider, m Machine) cloud.Instance {
 }
 
 // fails reads the first machine while a path is broken.
-func (s Suite) fails(t *testing.T, path string, fault http.HandlerFunc, kind error) *Fake {
+func (s Suite) fails(t *testing.T, path string, fault http.HandlerFunc, kind error) *replay.Service {
 	t.Helper()
 	f, p := s.start(t, s.Machines[0], nil)
 	f.Break(path, -1, fault)
@@ -205,7 +218,7 @@ func (s Suite) optionalBroken(t *testing.T) {
 	if s.Service.Optional == "" {
 		t.Skip("one item has everything")
 	}
-	for name, fault := range map[string]http.HandlerFunc{"500": Status(http.StatusInternalServerError), "html": HTML} {
+	for name, fault := range map[string]http.HandlerFunc{"500": replay.Status(http.StatusInternalServerError), "html": replay.HTML} {
 		f, p := s.start(t, s.Machines[0], nil)
 		f.Break(s.Service.Optional, -1, fault)
 		got, err := p.Instance(t.Context())
@@ -233,7 +246,7 @@ func (s Suite) cancelledInTheMiddle(t *testing.T) {
 		f.Break(path, 1, func(w http.ResponseWriter, r *http.Request) {
 			cut <- time.Now()
 			cancel()
-			Slow(w, r)
+			replay.Slow(w, r)
 		})
 		if _, err := p.Instance(ctx); !errors.Is(err, context.Canceled) {
 			t.Fatalf("Instance() error = %v, want context.Canceled", err)
