@@ -4,6 +4,7 @@
 package metadata
 
 import (
+	"cmp"
 	"os"
 	"regexp"
 	"slices"
@@ -71,14 +72,12 @@ func Detect(opts Options) (Detection, error) {
 			given[name] = at
 		}
 	}
-	order := []func(Options) Detection{byFirmware, byCloudInit}
+	seen := []Detection{byFirmware(opts), byCloudInit(opts)}
 	if generic.Container(opts.Root) != "" {
-		slices.Reverse(order)
+		slices.Reverse(seen)
 	}
-	for _, by := range order {
-		if d := by(opts); d.Provider != "" {
-			return d, nil
-		}
+	if d := cmp.Or(seen...); d.Provider != "" {
+		return d, nil
 	}
 	if len(given) == 1 {
 		for name, at := range given {

@@ -162,7 +162,8 @@ type Provider interface {
 	Name() string
 	// Instance caches only the session token between calls.
 	Instance(ctx context.Context) (Instance, error)
-	Watcher
+	// Watch reports notices until ctx ends, through all failures of the cloud.
+	Watch(ctx context.Context, report Report)
 	// Check tests permissions for termination hooks without changes.
 	Check(ctx context.Context, f Filter) (Check, error)
 }
@@ -172,7 +173,7 @@ type Silent struct {
 	Without string
 }
 
-// Watch implements Watcher.
+// Watch implements Provider.
 func (Silent) Watch(ctx context.Context, _ Report) { <-ctx.Done() }
 
 // Check implements Provider.

@@ -25,7 +25,7 @@ type Watched struct {
 }
 
 // Watch runs p.Watch in a bubble until the test ends.
-func Watch(t *testing.T, p cloud.Watcher) *Watched {
+func Watch(t *testing.T, p cloud.Provider) *Watched {
 	w, ended := &Watched{t: t, reports: map[string]int{}, last: map[string][]cloud.Notice{}}, make(chan struct{})
 	go func() {
 		defer close(ended)
