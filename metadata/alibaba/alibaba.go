@@ -128,8 +128,6 @@ var document = cloud.Item{Name: "identity document", Path: "dynamic/instance-ide
 
 func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
 
-var spotItem = meta("spot termination time", "instance/spot/termination-time")
-
 // Instance implements cloud.Provider.
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
@@ -145,10 +143,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	inst.Name = cloud.Optional(ctx, p.items, &inst, "name", meta("instance name", "instance/instance-name"), cloud.ParseLine)
 	inst.Hostname = cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "hostname"), cloud.ParseLine)
 	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "eipv4"), cloud.ParseAddresses)
-	// Only the reclaim notice identifies a spot instance.
-	if end := cloud.Optional(ctx, p.items, &inst, "life_cycle", spotItem, parseTime); !end.IsZero() {
-		inst.LifeCycle = "spot"
-	}
 	private, source := id.PrivateIP, "private address of the identity document"
 	if !private.IsValid() {
 		list := cloud.Optional(ctx, p.items, &inst, "address", meta("private address", "private-ipv4"), cloud.ParseAddresses)

@@ -109,10 +109,6 @@ func machines(tb testing.TB) []metadatatest.Machine {
 	dual := func(i *cloud.Instance) { i.IPv6 = v6 }
 	return []metadatatest.Machine{
 		{Name: "ipv4", Bodies: bodies(tb), Want: instance()},
-		{
-			Name: "spot", Bodies: bodies(tb, map[string]string{spotPath: "2026-11-20T17:03:00Z"}),
-			Want: instance(func(i *cloud.Instance) { i.LifeCycle = "spot" }),
-		},
 		{Name: "dual_stack_array", Bodies: bodies(tb, map[string]string{v6path: `["2408:4001:200::a1","2408:4001:200::a2"]`}), Want: instance(dual)},
 		{Name: "dual_stack_lines", Bodies: bodies(tb, map[string]string{v6path: "2408:4001:200::a1\n2408:4001:200::a2\n"}), Want: instance(dual)},
 		{Name: "dual_stack_brackets", Bodies: bodies(tb, map[string]string{v6path: "[2408:4001:200::a1]"}), Want: instance(dual)},
