@@ -167,11 +167,10 @@ func machines(tb testing.TB) []metadatatest.Machine {
 }
 
 func TestConformance(t *testing.T) {
-	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
 		Name:     "alibaba",
 		Open:     func(o cloud.Options) (cloud.Provider, error) { return New(o) },
-		Machines: machines(t), Service: &svc,
+		Machines: machines(t), Service: service(),
 	})
 }
 

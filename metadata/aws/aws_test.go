@@ -261,9 +261,8 @@ func open(o cloud.Options) (cloud.Provider, error) {
 }
 
 func TestConformance(t *testing.T) {
-	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
-		Name: aws.Name, Open: open, Machines: machines(), Service: &svc,
+		Name: aws.Name, Open: open, Machines: machines(), Service: service(),
 	})
 }
 

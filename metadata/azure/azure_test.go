@@ -181,9 +181,8 @@ func machines(tb testing.TB) []metadatatest.Machine {
 }
 
 func TestConformance(t *testing.T) {
-	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
-		Name: "azure", Service: &svc, Machines: machines(t), Open: func(o cloud.Options) (cloud.Provider, error) { return New(o) },
+		Name: "azure", Service: service(), Machines: machines(t), Open: func(o cloud.Options) (cloud.Provider, error) { return New(o) },
 	})
 }
 

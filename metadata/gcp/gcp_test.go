@@ -225,9 +225,8 @@ func machines(tb testing.TB) []metadatatest.Machine {
 }
 
 func TestConformance(t *testing.T) {
-	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
-		Name: "gcp", Machines: machines(t), Service: &svc,
+		Name: "gcp", Machines: machines(t), Service: service(),
 		Open: func(o cloud.Options) (cloud.Provider, error) { return gcp.New(o) },
 	})
 }

@@ -34,8 +34,7 @@ type Suite struct {
 	Open func(cloud.Options) (cloud.Provider, error)
 	// The first machine serves tests that need any.
 	Machines []Machine
-	// Service is nil for a provider without requests.
-	Service *Service
+	Service  Service
 }
 
 // Service describes the protocol of a metadata service.
@@ -53,13 +52,11 @@ type Service struct {
 // Machine is a machine and its expected Instance.
 type Machine struct {
 	Name string
-	Root string
 	// Bodies are answers by path.
 	Bodies  map[string]string
 	Options func(*cloud.Options)
 	// Want is compared without Notes.
-	Want    cloud.Instance
-	WantErr error
+	Want cloud.Instance
 }
 
 // Fixture returns a file of testdata.
@@ -103,9 +100,6 @@ func Run(t *testing.T, s Suite) {
 			t.Errorf("Instance() with a cancelled context: %v, want context.Canceled", err)
 		}
 	})
-	if s.Service == nil {
-		return // the other tests need a service
-	}
 	run("reads_again_on_each_call", func(t *testing.T) {
 		f, p := s.start(t, s.Machines[0], nil)
 		s.reads(t, p, s.Machines[0])
@@ -139,12 +133,9 @@ func Run(t *testing.T, s Suite) {
 // start allows only the cloud's address.
 func (s Suite) start(t *testing.T, m Machine, log *slog.Logger) (*replay.Service, cloud.Provider) {
 	t.Helper()
-	var f *replay.Service
-	if s.Service != nil {
-		f = replay.New(t, s.Service.Protocol, m.Bodies)
-	}
-	o := cloud.Options{Root: m.Root, Log: log, Transport: RoundTrip(func(req *http.Request) (*http.Response, error) {
-		if f == nil || req.URL.Scheme+"://"+req.URL.Host != s.Service.Origin {
+	f := replay.New(t, s.Service.Protocol, m.Bodies)
+	o := cloud.Options{Log: log, Transport: RoundTrip(func(req *http.Request) (*http.Response, error) {
+		if req.URL.Scheme+"://"+req.URL.Host != s.Service.Origin {
 			t.Errorf("asked %s", req.URL)
 			return nil, errors.New("no network here")
 		}
@@ -162,12 +153,6 @@ func (s Suite) start(t *testing.T, m Machine, log *slog.Logger) (*replay.Service
 
 func (s Suite) machine(t *testing.T, m Machine) {
 	f, p := s.start(t, m, nil)
-	if m.WantErr != nil {
-		if _, err := p.Instance(t.Context()); !errors.Is(err, m.WantErr) {
-			t.Fatalf("Instance() error = %v, want %v", err, m.WantErr)
-		}
-		return
-	}
 	got := s.reads(t, p, m)
 	if got.Provider != s.Name || p.Name() != s.Name {
 		t.Errorf("Provider = %q, Name() = %q, want %q", got.Provider, p.Name(), s.Name)
@@ -175,7 +160,7 @@ func (s Suite) machine(t *testing.T, m Machine) {
 	if !got.TagsKnown && got.TagsHint == "" {
 		t.Error("tags are not known and there is no hint")
 	}
-	if f != nil && len(m.Want.Missing) == 0 { // missing items are retried
+	if len(m.Want.Missing) == 0 { // missing items are retried
 		f.AskedOnce()
 	}
 }
@@ -262,10 +247,9 @@ func (s Suite) cancelledInTheMiddle(t *testing.T) {
 
 // All forms are in TestEndpoint of package cloud.
 func (s Suite) endpoint(t *testing.T) {
-	m, svc := s.Machines[0], *s.Service
-	svc.Origin = "http://127.0.0.1:1338"
-	m.Options = func(o *cloud.Options) { o.Endpoints = map[string]string{s.Name: svc.Origin} }
-	s.Service = &svc
+	m := s.Machines[0]
+	s.Service.Origin = "http://127.0.0.1:1338"
+	m.Options = func(o *cloud.Options) { o.Endpoints = map[string]string{s.Name: s.Service.Origin} }
 	_, p := s.start(t, m, nil)
 	s.reads(t, p, m)
 	if _, err := s.Open(cloud.Options{Endpoints: map[string]string{s.Name: "http://u:secret@127.0.0.1"}}); err == nil || strings.Contains(err.Error(), "secret") {
