@@ -35,7 +35,7 @@ const (
 	topicEvents = "alibaba-events"
 )
 
-// Watch implements cloud.Provider.
+// Watch implements cloud.Watcher.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	var wg sync.WaitGroup
 	spotEnd := cloud.SpotEnd{Lead: spotLead}

@@ -33,7 +33,7 @@ const (
 	TopicScheduled = "aws-scheduled"
 )
 
-// Watch implements cloud.Provider.
+// Watch implements cloud.Watcher.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	spotEnd, target := cloud.SpotEnd{Lead: spotLead}, targetState{membership: p.membership}
 	var wg sync.WaitGroup

@@ -62,7 +62,7 @@ type watch struct {
 	past    map[string]bool // events already started at the first poll; nil before it
 }
 
-// Watch implements cloud.Provider. Its first request enables the events for all machines of the scale set in this zone. The
+// Watch implements cloud.Watcher. Its first request enables the events for all machines of the scale set in this zone. The
 // metadata's name selects this machine's events.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	w := &watch{p: p, report: report}

@@ -71,6 +71,11 @@ func OfGroup(provider string, kind Kind, reason string) Notice {
 	return Notice{ID: GroupNotice(provider, kind), Kind: kind, Who: "Auto Scaling", Reason: reason}
 }
 
+// Watcher watches until ctx ends, through all failures of the cloud.
+type Watcher interface {
+	Watch(ctx context.Context, report Report)
+}
+
 // Hook is a lifecycle hook that waits for completion.
 type Hook struct {
 	Provider string `json:"provider"`

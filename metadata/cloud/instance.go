@@ -162,8 +162,7 @@ type Provider interface {
 	Name() string
 	// Instance caches only the session token between calls.
 	Instance(ctx context.Context) (Instance, error)
-	// Watch reports notices until ctx ends, through all failures of the cloud.
-	Watch(ctx context.Context, report Report)
+	Watcher
 	// Check tests permissions for termination hooks without changes.
 	Check(ctx context.Context, f Filter) (Check, error)
 }
@@ -173,7 +172,7 @@ type Silent struct {
 	Without string
 }
 
-// Watch implements Provider.
+// Watch implements Watcher.
 func (Silent) Watch(ctx context.Context, _ Report) { <-ctx.Done() }
 
 // Check implements Provider.

@@ -60,7 +60,7 @@ type item struct {
 	current []cloud.Notice
 }
 
-// Watch implements cloud.Provider. Held requests cost an idle machine three requests a minute.
+// Watch implements cloud.Watcher. Held requests cost an idle machine three requests a minute.
 //
 // The metadata announces no scale-in of a managed instance group before power-off.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
