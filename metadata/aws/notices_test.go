@@ -259,7 +259,7 @@ func TestWatchTokenHangs(t *testing.T) {
 		})})
 		must.OK(t, err)
 		w := metadatatest.Watch(t, p)
-		w.Look(state, time.Hour, 0)
+		w.Look(state, time.Minute, 0)
 		if n := strings.Count(log.String(), "level=WARN"); n != 3 {
 			t.Errorf("%d warnings:\n%s", n, log.String())
 		}
