@@ -188,7 +188,7 @@ func parseIdentity(body []byte) (identity, error) {
 	if err := json.Unmarshal(body, &id); err != nil {
 		return id, fmt.Errorf("the identity document is not the JSON expected: %w", err)
 	}
-	if !strings.HasPrefix(id.InstanceID, "i-") || strings.ContainsFunc(id.InstanceID, notInID) || id.Region == "" {
+	if !strings.HasPrefix(id.InstanceID, "i-") || !cloud.IsID(id.InstanceID) || id.Region == "" {
 		return id, fmt.Errorf("the identity document names instance %s in region %s", cloud.Quote(id.InstanceID), cloud.Quote(id.Region))
 	}
 	if !id.PrivateIP.IsGlobalUnicast() {
@@ -196,10 +196,6 @@ func parseIdentity(body []byte) (identity, error) {
 		id.PrivateIP = netip.Addr{}
 	}
 	return id, nil
-}
-
-func notInID(r rune) bool {
-	return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 }
 
 var document = cloud.Item{Name: "identity document", Path: "dynamic/instance-identity/document", Required: true}
