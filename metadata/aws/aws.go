@@ -150,17 +150,17 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Header: head, Body: io.NopCloser(bytes.NewReader(body)), Request: req}, nil
 }
 
-func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, error) {
+func (p *Provider) ask(ctx context.Context, i cloud.Item) (http.Header, []byte, error) {
 	// An IPv6-only machine may have no route to the IPv4 address, and vice versa.
 	used := p.hosts.Current()
 	client := p.clients[int(used)%len(p.clients)]
 	var last exchange
 	ctx = context.WithValue(ctx, exchangeKey{}, &last)
 	var err error
-	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
+	if rest, ok := strings.CutPrefix(i.Path, "dynamic/"); ok {
 		_, err = client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
 	} else {
-		_, err = client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
+		_, err = client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(i.Path, "meta-data/")})
 	}
 	p.hosts.Note(used, last.failed == nil || last.failed.Connected)
 	switch {

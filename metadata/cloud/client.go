@@ -45,8 +45,8 @@ type Client struct {
 	Token *Token
 	// Check validates the header of a 200 answer, or is nil.
 	Check func(http.Header) error
-	// Ask replaces GET, or is nil. It returns an *Error.
-	Ask func(ctx context.Context, path string) (http.Header, []byte, error)
+	// Ask replaces the request for an item, or is nil. It returns an *Error.
+	Ask func(context.Context, Item) (http.Header, []byte, error)
 	// Hints are remedies by HTTP status; 0: nothing accepts the connection.
 	Hints map[int]string
 	// Remedies if what answers is another cloud, does not answer the token request, or has no tokens.
@@ -79,7 +79,7 @@ func New(c Client, o Options) (*Client, error) {
 	}
 	c.http = &http.Client{Transport: naming{rt}, CheckRedirect: noRedirect}
 	if c.Ask == nil {
-		c.Ask = c.get
+		c.Ask = c.ask
 	}
 	return &c, nil
 }
@@ -104,6 +104,8 @@ type Item struct {
 	Required bool
 	// Timeout bounds one request; 0 means [AttemptTimeout].
 	Timeout time.Duration
+	// Body is JSON to post, or nil.
+	Body []byte
 }
 
 // Read retries until parse succeeds, an error is final, or ctx ends. The wait doubles up to [MaxRetryWait].
@@ -219,20 +221,8 @@ func (c *Client) Once(ctx context.Context, i Item) (http.Header, []byte, error) 
 func (c *Client) once(ctx context.Context, i Item) (h http.Header, body []byte, e *Error) {
 	bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, AttemptTimeout))
 	defer cancel()
-	h, body, err := c.Ask(bound, i.Path)
+	h, body, err := c.Ask(bound, i)
 	return h, body, c.judge(i, err)
-}
-
-// Post sends JSON to an item, once.
-func (c *Client) Post(ctx context.Context, i Item, body []byte) *Error {
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, AttemptTimeout))
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.Origin+c.Path+i.Path, bytes.NewReader(body))
-	if err == nil {
-		req.Header.Set("Content-Type", "application/json")
-		_, _, err = c.Do(req)
-	}
-	return c.judge(i, err)
 }
 
 // judge completes an error with the item and the hint.
@@ -258,10 +248,17 @@ func (c *Client) judge(i Item, err error) *Error {
 	return e
 }
 
-func (c *Client) get(ctx context.Context, path string) (http.Header, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Origin+c.Path+path, http.NoBody)
+func (c *Client) ask(ctx context.Context, i Item) (http.Header, []byte, error) {
+	method := http.MethodGet
+	if i.Body != nil {
+		method = http.MethodPost
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.Origin+c.Path+i.Path, bytes.NewReader(i.Body))
 	if err != nil {
 		return nil, nil, err
+	}
+	if i.Body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	token := ""
 	if c.Token != nil {
