@@ -4,6 +4,7 @@
 package metadata
 
 import (
+	"cmp"
 	"os"
 	"regexp"
 	"slices"
@@ -38,23 +39,21 @@ type rule struct {
 const openStackTags = `OpenStack (Nova|Compute)|OpenTelekomCloud|SAP CCloud VM|HUAWEICLOUD|Samsung Cloud Platform`
 
 // rules follows the clouds' documentation and cloud-init's ds-identify.
-func rules() []rule {
-	return []rule{
-		{path: dirDMI + "chassis_asset_tag", pattern: `7783-7084-3265-9085-8269-3286-77`, provider: Azure},
-		{path: dirDMI + "board_asset_tag", pattern: `i-[0-9a-f]+`, provider: AWS},
-		{path: dirDMI + "sys_vendor", pattern: `Amazon EC2`, provider: AWS},
-		{path: dirDMI + "product_name", pattern: `Alibaba Cloud ECS`, provider: Alibaba},
-		{path: dirDMI + "product_name", pattern: `Google Compute Engine|Google`, provider: GCP},
-		// Google does not guarantee the product name; the serial number needs root.
-		{path: dirDMI + "product_serial", pattern: `GoogleCloud-.*`, provider: GCP},
-		{path: dirDMI + "chassis_asset_tag", pattern: `OracleCloud\.com`, provider: Generic, platform: "oci"},
-		{path: dirDMI + "chassis_asset_tag", pattern: openStackTags, provider: Generic, platform: "openstack"},
-		{path: dirDMI + "product_name", pattern: openStackTags, provider: Generic, platform: "openstack"},
-		{path: dirDMI + "sys_vendor", pattern: `Hetzner`, provider: Generic, platform: "hetzner"},
-		{path: dirDMI + "sys_vendor", pattern: `DigitalOcean`, provider: Generic, platform: "digitalocean"},
-		{path: pathHypervisor, pattern: `(?i)ec2.*`, provider: AWS, xen: true},
-		{path: dirDMI + "product_uuid", pattern: `(?i)ec2.*`, provider: AWS, xen: true},
-	}
+var rules = []rule{
+	{path: dirDMI + "chassis_asset_tag", pattern: `7783-7084-3265-9085-8269-3286-77`, provider: Azure},
+	{path: dirDMI + "board_asset_tag", pattern: `i-[0-9a-f]+`, provider: AWS},
+	{path: dirDMI + "sys_vendor", pattern: `Amazon EC2`, provider: AWS},
+	{path: dirDMI + "product_name", pattern: `Alibaba Cloud ECS`, provider: Alibaba},
+	{path: dirDMI + "product_name", pattern: `Google Compute Engine|Google`, provider: GCP},
+	// Google does not guarantee the product name; the serial number needs root.
+	{path: dirDMI + "product_serial", pattern: `GoogleCloud-.*`, provider: GCP},
+	{path: dirDMI + "chassis_asset_tag", pattern: `OracleCloud\.com`, provider: Generic, platform: "oci"},
+	{path: dirDMI + "chassis_asset_tag", pattern: openStackTags, provider: Generic, platform: "openstack"},
+	{path: dirDMI + "product_name", pattern: openStackTags, provider: Generic, platform: "openstack"},
+	{path: dirDMI + "sys_vendor", pattern: `Hetzner`, provider: Generic, platform: "hetzner"},
+	{path: dirDMI + "sys_vendor", pattern: `DigitalOcean`, provider: Generic, platform: "digitalocean"},
+	{path: pathHypervisor, pattern: `(?i)ec2.*`, provider: AWS, xen: true},
+	{path: dirDMI + "product_uuid", pattern: `(?i)ec2.*`, provider: AWS, xen: true},
 }
 
 // Detect finds the cloud without network access, by firmware, cloud-init, the only configured endpoint, then opts.Known;
@@ -71,14 +70,12 @@ func Detect(opts Options) (Detection, error) {
 			given[name] = at
 		}
 	}
-	order := []func(Options) Detection{byFirmware, byCloudInit}
+	seen := []Detection{byFirmware(opts), byCloudInit(opts)}
 	if generic.Container(opts.Root) != "" {
-		slices.Reverse(order)
+		slices.Reverse(seen)
 	}
-	for _, by := range order {
-		if d := by(opts); d.Provider != "" {
-			return d, nil
-		}
+	if d := cmp.Or(seen...); d.Provider != "" {
+		return d, nil
 	}
 	if len(given) == 1 {
 		for name, at := range given {
@@ -93,7 +90,7 @@ func Detect(opts Options) (Detection, error) {
 
 func byFirmware(opts Options) Detection {
 	xen := strings.HasPrefix(firmware(opts, dirDMI+"sys_vendor"), "Xen")
-	for _, r := range rules() {
+	for _, r := range rules {
 		v := firmware(opts, r.path)
 		if v == "" || r.xen && !xen || !regexp.MustCompile(`^(`+r.pattern+`)$`).MatchString(v) {
 			continue

@@ -45,27 +45,23 @@ const (
 func Names() []string { return []string{AWS, Azure, Alibaba, GCP, Generic} }
 
 // Open opens a provider without a request, or returns [cloud.ErrUnknownProvider].
-func Open(provider string, opts Options) (Provider, error) {
+func Open(provider string, opts Options) (p Provider, err error) {
 	switch provider {
 	case AWS:
-		return open(aws.New(opts))
+		p, err = aws.New(opts)
 	case Azure:
-		return open(azure.New(opts))
+		p, err = azure.New(opts)
 	case Alibaba:
-		return open(alibaba.New(opts))
+		p, err = alibaba.New(opts)
 	case GCP:
-		return open(gcp.New(opts))
+		p, err = gcp.New(opts)
 	case Generic:
-		return open(generic.New(opts))
+		p, err = generic.New(opts)
 	default:
-		return nil, fmt.Errorf("%w: %q is not one of %s", cloud.ErrUnknownProvider, provider, strings.Join(Names(), ", "))
+		err = fmt.Errorf("%w: %q is not one of %s", cloud.ErrUnknownProvider, provider, strings.Join(Names(), ", "))
 	}
-}
-
-// open keeps a typed nil pointer out of Provider.
-func open[P Provider](p P, err error) (Provider, error) {
 	if err != nil {
-		return nil, err
+		return nil, err // p may hold a nil pointer
 	}
 	return p, nil
 }

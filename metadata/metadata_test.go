@@ -9,10 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
-	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 func TestOpen(t *testing.T) {
@@ -34,14 +35,12 @@ func TestOpen(t *testing.T) {
 
 // The whole story on a machine that says by its firmware that it is EC2.
 func TestDetectOpenInstance(t *testing.T) {
-	f := metadatatest.NewFake(t, metadatatest.Service{
-		Token: &cloud.Token{Path: "/latest/api/token", TTL: "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", Header: "X-Aws-Ec2-Metadata-Token"},
-	}, map[string]string{
+	f := replay.New(t, replay.Protocol{Token: [2]string{"X-Aws-Ec2-Metadata-Token", "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"}}, map[string]string{
 		"/latest/dynamic/instance-identity/document":    `{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","privateIp":"10.0.1.23"}`,
 		"/latest/meta-data/tags/instance":               "amsagent:role",
 		"/latest/meta-data/tags/instance/amsagent:role": "edge",
 	})
-	opts := metadata.Options{Root: tree(t, dmi("board_asset_tag=i-0abc1234567890def")), Endpoints: map[string]string{"aws": f.URL()}}
+	opts := metadata.Options{Root: tree(t, dmi("board_asset_tag=i-0abc1234567890def")), Transport: fakes.Transport{Handler: f}}
 	d, err := metadata.Detect(opts)
 	must.OK(t, err)
 	p, err := metadata.Open(d.Provider, opts)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"syscall"
 	"testing/iotest"
 )
@@ -24,6 +25,10 @@ func (t Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if r.Host == "" {
 		r.Host = r.URL.Host
+	}
+	// A silent service differs from an absent one by this.
+	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.GotConn != nil {
+		trace.GotConn(httptrace.GotConnInfo{})
 	}
 	go func() {
 		defer func() {

@@ -61,7 +61,7 @@ var rules = []rule{
 		refused: [2]string{"bootstrap/java.go", module + "/internal/readback"},
 	},
 	{
-		imports: regexp.MustCompile(`^` + module + `/internal/fakes`), except: "internal/fakes/ sandbox/",
+		imports: regexp.MustCompile(`^` + module + `/internal/fakes`), except: "internal/fakes/ metadata/metadatatest/ sandbox/",
 		why:     "emulated clouds are for tests, never in the agent",
 		refused: [2]string{"metadata/aws/x.go", module + "/internal/fakes/fakeaws"},
 	},

@@ -111,7 +111,7 @@ func parseIdentity(body []byte) (identity, error) {
 	if err := json.Unmarshal(body, &id); err != nil {
 		return id, fmt.Errorf("the identity document is not the JSON expected: %w", err)
 	}
-	if !strings.HasPrefix(id.InstanceID, "i-") || strings.ContainsFunc(id.InstanceID, notInID) || strings.ContainsFunc(id.Region, notInID) || id.Region == "" {
+	if !strings.HasPrefix(id.InstanceID, "i-") || !cloud.IsID(id.InstanceID) || !cloud.IsID(id.Region) {
 		return id, fmt.Errorf("the identity document names instance %s in region %s", cloud.Quote(id.InstanceID), cloud.Quote(id.Region))
 	}
 	if !id.PrivateIP.IsGlobalUnicast() {
@@ -120,19 +120,13 @@ func parseIdentity(body []byte) (identity, error) {
 	return id, nil
 }
 
-func notInID(r rune) bool {
-	return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z')
-}
-
 var document = cloud.Item{Name: "identity document", Path: "dynamic/instance-identity/document", Required: true}
 
 func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
 
-var spotItem = meta("spot termination time", "instance/spot/termination-time")
-
 // Instance implements cloud.Provider.
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
 	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
 	if err != nil {
@@ -145,10 +139,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	inst.Name = cloud.Optional(ctx, p.items, &inst, "name", meta("instance name", "instance/instance-name"), cloud.ParseLine)
 	inst.Hostname = cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "hostname"), cloud.ParseLine)
 	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "eipv4"), cloud.ParseAddresses)
-	// Only the reclaim notice identifies a spot instance.
-	if end := cloud.Optional(ctx, p.items, &inst, "life_cycle", spotItem, parseTime); !end.IsZero() {
-		inst.LifeCycle = "spot"
-	}
 	private, source := id.PrivateIP, "private address of the identity document"
 	if !private.IsValid() {
 		list := cloud.Optional(ctx, p.items, &inst, "address", meta("private address", "private-ipv4"), cloud.ParseAddresses)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -38,10 +39,8 @@ const (
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: "http://100.100.100.200",
-		Token: &cloud.Token{
-			Path: tokenPath, TTL: ttlHeader, Header: tokenHeader,
-		},
+		Origin:   "http://100.100.100.200",
+		Protocol: replay.Protocol{Token: [2]string{tokenHeader, ttlHeader}},
 		Required: docPath, Optional: metaData + "eipv4", Field: "public_address",
 		WrongTypes: []string{
 			`{"instance-id":["i-bp13znx0m0me8cq0001"],"region-id":"cn-hangzhou"}`,
@@ -110,10 +109,6 @@ func machines(tb testing.TB) []metadatatest.Machine {
 	dual := func(i *cloud.Instance) { i.IPv6 = v6 }
 	return []metadatatest.Machine{
 		{Name: "ipv4", Bodies: bodies(tb), Want: instance()},
-		{
-			Name: "spot", Bodies: bodies(tb, map[string]string{spotPath: "2026-11-20T17:03:00Z"}),
-			Want: instance(func(i *cloud.Instance) { i.LifeCycle = "spot" }),
-		},
 		{Name: "dual_stack_array", Bodies: bodies(tb, map[string]string{v6path: `["2408:4001:200::a1","2408:4001:200::a2"]`}), Want: instance(dual)},
 		{Name: "dual_stack_lines", Bodies: bodies(tb, map[string]string{v6path: "2408:4001:200::a1\n2408:4001:200::a2\n"}), Want: instance(dual)},
 		{Name: "dual_stack_brackets", Bodies: bodies(tb, map[string]string{v6path: "[2408:4001:200::a1]"}), Want: instance(dual)},
@@ -172,11 +167,10 @@ func machines(tb testing.TB) []metadatatest.Machine {
 }
 
 func TestConformance(t *testing.T) {
-	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
 		Name:     "alibaba",
 		Open:     func(o cloud.Options) (cloud.Provider, error) { return New(o) },
-		Machines: machines(t), Service: &svc,
+		Machines: machines(t), Service: service(),
 	})
 }
 

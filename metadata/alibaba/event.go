@@ -57,7 +57,7 @@ func eventInstances(o cloud.Fields) ([]string, error) {
 		return nil, errors.New("the event names no instance: instanceIds is missing or empty")
 	}
 	for _, id := range ids {
-		if !cloud.IsInstance(id) {
+		if !cloud.IsID(id) {
 			return nil, fmt.Errorf("the event's instanceIds has what is no instance id: %s", cloud.Quote(id))
 		}
 	}

@@ -246,12 +246,8 @@ func (p *Provider) Complete(ctx context.Context, hook cloud.Hook) error {
 	if err != nil {
 		return err
 	}
-	return p.complete(ctx, hook.ID, token)
-}
-
-func (p *Provider) complete(ctx context.Context, id, token string) error {
 	return p.ess.call(ctx, cloud.CallAttempts, "CompleteLifecycleAction", url.Values{
-		"LifecycleHookId": {id}, "LifecycleActionToken": {token}, "LifecycleActionResult": {"CONTINUE"},
+		"LifecycleHookId": {hook.ID}, "LifecycleActionToken": {token}, "LifecycleActionResult": {"CONTINUE"},
 	}, &struct{}{})
 }
 

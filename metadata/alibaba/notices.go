@@ -39,8 +39,9 @@ const (
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	var wg sync.WaitGroup
 	spotEnd := cloud.SpotEnd{Lead: spotLead}
+	spot := meta("spot termination time", "instance/spot/termination-time")
 	wg.Go(func() {
-		p.items.Watch(ctx, spotItem, topicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
+		p.items.Watch(ctx, spot, topicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
 	})
 	events := cloud.Item{Name: "system events", Path: "maintenance/active-system-events"}
 	wg.Go(func() { p.items.Watch(ctx, events, topicEvents, eventsEvery, report, parseEvents) })

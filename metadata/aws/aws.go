@@ -150,17 +150,17 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Header: head, Body: io.NopCloser(bytes.NewReader(body)), Request: req}, nil
 }
 
-func (p *Provider) ask(ctx context.Context, path string) (http.Header, []byte, error) {
+func (p *Provider) ask(ctx context.Context, i cloud.Item) (http.Header, []byte, error) {
 	// An IPv6-only machine may have no route to the IPv4 address, and vice versa.
 	used := p.hosts.Current()
 	client := p.clients[int(used)%len(p.clients)]
 	var last exchange
 	ctx = context.WithValue(ctx, exchangeKey{}, &last)
 	var err error
-	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
+	if rest, ok := strings.CutPrefix(i.Path, "dynamic/"); ok {
 		_, err = client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
 	} else {
-		_, err = client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
+		_, err = client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(i.Path, "meta-data/")})
 	}
 	p.hosts.Note(used, last.failed == nil || last.failed.Connected)
 	switch {
@@ -188,7 +188,7 @@ func parseIdentity(body []byte) (identity, error) {
 	if err := json.Unmarshal(body, &id); err != nil {
 		return id, fmt.Errorf("the identity document is not the JSON expected: %w", err)
 	}
-	if !strings.HasPrefix(id.InstanceID, "i-") || strings.ContainsFunc(id.InstanceID, notInID) || id.Region == "" {
+	if !strings.HasPrefix(id.InstanceID, "i-") || !cloud.IsID(id.InstanceID) || id.Region == "" {
 		return id, fmt.Errorf("the identity document names instance %s in region %s", cloud.Quote(id.InstanceID), cloud.Quote(id.Region))
 	}
 	if !id.PrivateIP.IsGlobalUnicast() {
@@ -198,15 +198,11 @@ func parseIdentity(body []byte) (identity, error) {
 	return id, nil
 }
 
-func notInID(r rune) bool {
-	return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
-}
-
 var document = cloud.Item{Name: "identity document", Path: "dynamic/instance-identity/document", Required: true}
 
 // Instance implements cloud.Provider.
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
 	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
 	if err != nil {

@@ -4,22 +4,20 @@
 package aws_test
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -28,10 +26,8 @@ import (
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: "http://169.254.169.254",
-		Token: &cloud.Token{
-			Path: "/latest/api/token", TTL: "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", Header: "X-Aws-Ec2-Metadata-Token",
-		},
+		Origin:   "http://169.254.169.254",
+		Protocol: replay.Protocol{Token: [2]string{"X-Aws-Ec2-Metadata-Token", "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"}},
 		Required: "/latest/dynamic/instance-identity/document",
 		Optional: "/latest/meta-data/public-ipv4", Field: "public_address",
 		WrongTypes: []string{
@@ -265,9 +261,8 @@ func open(o cloud.Options) (cloud.Provider, error) {
 }
 
 func TestConformance(t *testing.T) {
-	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
-		Name: aws.Name, Open: open, Machines: machines(), Service: &svc,
+		Name: aws.Name, Open: open, Machines: machines(), Service: service(),
 	})
 }
 
@@ -275,23 +270,23 @@ func TestConformance(t *testing.T) {
 // covers a service that never answers.
 func TestToken(t *testing.T) {
 	const token, item = "/latest/api/token", "/latest/dynamic/instance-identity/document"
-	status := metadatatest.Status
+	status := replay.Status
 	for name, tt := range map[string]struct {
 		path   string
-		fault  metadatatest.Fault
+		fault  http.HandlerFunc
 		n      int
 		kind   error
 		hint   string // in it
 		tokens int
 	}{
-		"refused for good": {"*", status(401), -1, cloud.ErrForbidden, "session tokens that it has just given out", 2},
-		"lost":             {token, metadatatest.Closed(), 1, nil, "", 2},
-		"late":             {token, metadatatest.Slow(), 1, nil, "", 2},
+		"refused for good": {item, status(401), -1, cloud.ErrForbidden, "session tokens that it has just given out", 2},
+		"lost":             {token, replay.Closed, 1, nil, "", 2},
+		"late":             {token, replay.Slow, 1, nil, "", 2},
 		"503 once":         {token, status(503), 1, nil, "", 2},
 		"429 once":         {token, status(429), 1, nil, "", 2},
-		"a page":           {token, metadatatest.HTML(), -1, cloud.ErrBadAnswer, "", 3},
-		"empty":            {token, metadatatest.Body(""), -1, cloud.ErrBadAnswer, "", 3},
-		"two lines":        {token, metadatatest.Body("a\nb"), -1, cloud.ErrBadAnswer, "", 3},
+		"a page":           {token, replay.HTML, -1, cloud.ErrBadAnswer, "", 3},
+		"empty":            {token, replay.Body(""), -1, cloud.ErrBadAnswer, "", 3},
+		"two lines":        {token, replay.Body("a\nb"), -1, cloud.ErrBadAnswer, "", 3},
 		"400":              {token, status(400), -1, cloud.ErrBadAnswer, "", 1},
 		"403":              {token, status(403), -1, cloud.ErrForbidden, "switched off", 1},
 		"404":              {token, status(404), -1, cloud.ErrNotThisCloud, "no session tokens", 1},
@@ -299,25 +294,26 @@ func TestToken(t *testing.T) {
 		"501":              {token, status(501), -1, cloud.ErrNotThisCloud, "no session tokens", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			f := metadatatest.NewFake(t, service(), bodies())
-			f.Break(tt.path, tt.n, tt.fault)
-			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, AttemptTimeout: 500 * time.Millisecond, RetryWait: time.Millisecond})
-			must.OK(t, err)
-			_, err = p.Instance(t.Context())
-			if !errors.Is(err, tt.kind) || !strings.Contains(cloud.HintOf(err), tt.hint) || f.Count(token) != tt.tokens {
-				t.Errorf("%v, hint %q, %d tokens", err, cloud.HintOf(err), f.Count(token))
-			}
-			if n := f.Count(item); tt.kind != nil && tt.path == token && n > 0 {
-				t.Errorf("%d requests without a token", n)
-			}
-			if tt.kind != nil {
-				return
-			}
-			f.Expire()
-			if _, err := p.Instance(t.Context()); err != nil || f.Count(token) != tt.tokens+1 {
-				t.Errorf("expired: %v, %d tokens", err, f.Count(token))
-			}
+			synctest.Test(t, func(t *testing.T) {
+				f := replay.New(t, service().Protocol, bodies())
+				f.Break(tt.path, tt.n, tt.fault)
+				p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
+				must.OK(t, err)
+				_, err = p.Instance(t.Context())
+				if !errors.Is(err, tt.kind) || !strings.Contains(cloud.HintOf(err), tt.hint) || f.Count(token) != tt.tokens {
+					t.Errorf("%v, hint %q, %d tokens", err, cloud.HintOf(err), f.Count(token))
+				}
+				if n := f.Count(item); tt.kind != nil && tt.path == token && n > 0 {
+					t.Errorf("%d requests without a token", n)
+				}
+				if tt.kind != nil {
+					return
+				}
+				f.ExpireTokens()
+				if _, err := p.Instance(t.Context()); err != nil || f.Count(token) != tt.tokens+1 {
+					t.Errorf("expired: %v, %d tokens", err, f.Count(token))
+				}
+			})
 		})
 	}
 }
@@ -325,57 +321,51 @@ func TestToken(t *testing.T) {
 // The hop limit drops the response to a token request in a container: the connection is made and no answer follows. Without a
 // connection the hop limit is not the reason.
 func TestHopLimitHint(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
-	f.Break("/latest/api/token", -1, metadatatest.Slow())
-	for _, tt := range []struct {
-		dial       func(context.Context, string, string) (net.Conn, error)
-		hint, text string
-	}{
-		{
-			func(ctx context.Context, network, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
-			},
-			"--http-put-response-hop-limit 2", "connected, and no answer in time",
-		},
-		{func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }, "no metadata service", "no connection in time"},
-	} {
-		p, err := aws.New(cloud.Options{AttemptTimeout: time.Second, Timeout: 2 * time.Second, RetryWait: time.Millisecond, DialContext: tt.dial})
-		must.OK(t, err)
-		_, err = p.Instance(t.Context())
-		if hint := cloud.HintOf(err); !strings.Contains(hint, tt.hint) || err == nil || !strings.Contains(err.Error(), tt.text) {
-			t.Errorf("hint = %q, error = %v; want %q and %q", hint, err, tt.hint, tt.text)
+	synctest.Test(t, func(t *testing.T) {
+		f := replay.New(t, service().Protocol, bodies())
+		f.Break("/latest/api/token", -1, replay.Slow)
+		silent := metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		})
+		for _, tt := range []struct {
+			service    http.RoundTripper
+			hint, text string
+		}{
+			{fakes.Transport{Handler: f}, "--http-put-response-hop-limit 2", "connected, and no answer in time"},
+			{silent, "no metadata service", "no connection in time"},
+		} {
+			p, err := aws.New(cloud.Options{Transport: tt.service})
+			must.OK(t, err)
+			_, err = p.Instance(t.Context())
+			if hint := cloud.HintOf(err); !strings.Contains(hint, tt.hint) || err == nil || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("hint = %q, error = %v; want %q and %q", hint, err, tt.hint, tt.text)
+			}
 		}
-	}
+	})
 }
 
 // An instance without a route to the IPv4 address reaches the service by IPv6, and keeps the address that worked.
 func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
-	var (
-		mu      sync.Mutex
-		dialled []string
-	)
-	o := cloud.Options{
-		RetryWait: time.Millisecond,
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			mu.Lock()
-			dialled = append(dialled, addr)
-			mu.Unlock()
-			if addr == "169.254.169.254:80" {
-				return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ENETUNREACH}
+	synctest.Test(t, func(t *testing.T) {
+		f := replay.New(t, service().Protocol, bodies())
+		var asked []string
+		p, err := aws.New(cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
+			asked = append(asked, r.URL.Host)
+			if r.URL.Host == "169.254.169.254" {
+				return nil, &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}
 			}
-			return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
-		},
-	}
-	p, err := aws.New(o)
-	must.OK(t, err)
-	if _, err := p.Instance(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"169.254.169.254:80", "[fd00:ec2::254]:80"}
-	if got := slices.Compact(dialled); !slices.Equal(got, want) {
-		t.Errorf("dialled %v, want %v", got, want)
-	}
+			return fakes.Transport{Handler: f}.RoundTrip(r)
+		})})
+		must.OK(t, err)
+		if _, err := p.Instance(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"169.254.169.254", "[fd00:ec2::254]"}
+		if got := slices.Compact(asked); !slices.Equal(got, want) {
+			t.Errorf("asked %v, want %v", got, want)
+		}
+	})
 }
 
 // Two reads begin over IPv4, and the first packet of one is lost. The address that the other one reaches is kept, although the
@@ -423,16 +413,16 @@ func TestDisabled(t *testing.T) {
 
 // The SDK looks at these if the caller does not set the options.
 func TestEnvironmentIsNotRead(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
+	f := replay.New(t, service().Protocol, bodies())
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://192.0.2.1")
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6")
-	p, err := aws.New(cloud.Options{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if addr != "169.254.169.254:80" {
-			t.Errorf("dialled %s", addr)
+	p, err := aws.New(cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
+		if r.URL.Host != "169.254.169.254" {
+			t.Errorf("asked %s", r.URL)
 		}
-		return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
-	}})
+		return fakes.Transport{Handler: f}.RoundTrip(r)
+	})})
 	must.OK(t, err)
 	_, err = p.Instance(t.Context())
 	must.OK(t, err)
@@ -440,16 +430,18 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 
 // An existing tag that cannot be read may be the role: it must not look absent.
 func TestUnreadableTagMeansUnknownTags(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), bodies())
-	f.Break(meta+"tags/instance/amsagent:role", -1, metadatatest.Status(http.StatusInternalServerError))
-	p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
-	must.OK(t, err)
-	inst, err := p.Instance(t.Context())
-	must.OK(t, err)
-	if inst.TagsKnown || inst.TagsHint == "" || !slices.Contains(inst.Missing, "tags") {
-		t.Errorf("TagsKnown = %v, TagsHint = %q, Missing = %v", inst.TagsKnown, inst.TagsHint, inst.Missing)
-	}
-	if inst.Group != "edge-asg" {
-		t.Errorf("Group = %q; what could be read is lost", inst.Group)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := replay.New(t, service().Protocol, bodies())
+		f.Break(meta+"tags/instance/amsagent:role", -1, replay.Status(http.StatusInternalServerError))
+		p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
+		must.OK(t, err)
+		inst, err := p.Instance(t.Context())
+		must.OK(t, err)
+		if inst.TagsKnown || inst.TagsHint == "" || !slices.Contains(inst.Missing, "tags") {
+			t.Errorf("TagsKnown = %v, TagsHint = %q, Missing = %v", inst.TagsKnown, inst.TagsHint, inst.Missing)
+		}
+		if inst.Group != "edge-asg" {
+			t.Errorf("Group = %q; what could be read is lost", inst.Group)
+		}
+	})
 }

@@ -42,7 +42,7 @@ func ParseEvent(o cloud.Fields) (cloud.Event, error) {
 		return e, err
 	}
 	e.Hook.Launching = e.Kind == cloud.Launch || e.Kind == cloud.Resume
-	if !cloud.IsInstance(e.InstanceID) {
+	if !cloud.IsID(e.InstanceID) {
 		return e, fmt.Errorf("the event's EC2InstanceId is missing or no instance id: %s", cloud.Quote(e.InstanceID))
 	}
 	e.Hook.Provider, e.Hook.Group = Name, e.Group

@@ -6,9 +6,12 @@ package aws_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -87,27 +90,29 @@ func TestFieldReport08_TagKeysWithSpaces(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := metadatatest.NewFake(t, service(), bodies(tt.more, map[string]string{meta + "tags/instance/aws:autoscaling:groupName": gone}))
-			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
-			must.OK(t, err)
-			inst, err := p.Instance(t.Context())
-			if err != nil {
-				t.Fatalf("the instance cannot be read: %v", err)
-			}
-			if inst.ID == "" || !inst.Address.IsValid() {
-				t.Errorf("instance %+v", inst)
-			}
-			if inst.TagsKnown {
-				t.Errorf("tags %v: a role that cannot be seen is not one that is not set", inst.Tags)
-			}
-			if inst.TagsHint == "" || (!tt.missing && !strings.Contains(inst.TagsHint, "by flag, environment or configuration file")) {
-				t.Errorf("hint %q", inst.TagsHint)
-			}
-			for _, r := range f.Seen() {
-				if strings.ContainsAny(r.URL.Path, " ") || strings.Contains(r.URL.Path, "team") {
-					t.Errorf("asked for %q", r.URL.Path)
+			synctest.Test(t, func(t *testing.T) {
+				f := replay.New(t, service().Protocol, bodies(tt.more, map[string]string{meta + "tags/instance/aws:autoscaling:groupName": gone}))
+				p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
+				must.OK(t, err)
+				inst, err := p.Instance(t.Context())
+				if err != nil {
+					t.Fatalf("the instance cannot be read: %v", err)
 				}
-			}
+				if inst.ID == "" || !inst.Address.IsValid() {
+					t.Errorf("instance %+v", inst)
+				}
+				if inst.TagsKnown {
+					t.Errorf("tags %v: a role that cannot be seen is not one that is not set", inst.Tags)
+				}
+				if inst.TagsHint == "" || (!tt.missing && !strings.Contains(inst.TagsHint, "by flag, environment or configuration file")) {
+					t.Errorf("hint %q", inst.TagsHint)
+				}
+				for _, r := range f.Seen() {
+					if strings.ContainsAny(r.URL.Path, " ") || strings.Contains(r.URL.Path, "team") {
+						t.Errorf("asked for %q", r.URL.Path)
+					}
+				}
+			})
 		})
 	}
 }

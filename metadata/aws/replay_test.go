@@ -10,15 +10,15 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/fakes"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
-	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
 // The recorded answers in testdata decode as at the time of their recording, and each item is requested once.
@@ -29,8 +29,8 @@ func TestReplay(t *testing.T) {
 	}
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			f := metadatatest.NewFake(t, service(), recorded(t, os.DirFS(dir)))
-			p, err := aws.New(cloud.Options{Endpoints: map[string]string{"aws": f.URL()}, RetryWait: time.Millisecond})
+			f := replay.New(t, service().Protocol, recorded(t, os.DirFS(dir)))
+			p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: f}})
 			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
 			must.OK(t, err)

@@ -48,8 +48,6 @@ const (
 type Provider struct {
 	opts  cloud.Options
 	items *cloud.Client
-	// bounded reports that the caller has set a timeout.
-	bounded bool
 }
 
 var (
@@ -67,7 +65,7 @@ func New(opts cloud.Options) (*Provider, error) {
 			http.StatusGone: hintGone, http.StatusTooManyRequests: hintThrottled,
 		},
 	}, opts)
-	return &Provider{opts: opts.WithDefaults(), items: items, bounded: opts.Timeout > 0}, err
+	return &Provider{opts: opts.WithDefaults(), items: items}, err
 }
 
 // Name implements cloud.Provider.
@@ -156,11 +154,11 @@ var instance = cloud.Item{Name: "instance", Path: "/metadata/instance?api-versio
 func (p *Provider) read(ctx context.Context) (machine, error) {
 	began := time.Now()
 	for {
-		bound, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+		bound, cancel := context.WithTimeout(ctx, cloud.Timeout)
 		m, err := cloud.Read(bound, p.items, instance, parseMachine)
 		cancel()
 		e, ok := errors.AsType[*cloud.Error](err)
-		if !ok || e.Status != http.StatusGone || p.bounded || ctx.Err() != nil || time.Since(began) >= goneTime {
+		if !ok || e.Status != http.StatusGone || ctx.Err() != nil || time.Since(began) >= goneTime {
 			return m, err
 		}
 		// The 410 is temporary, as Azure documents.

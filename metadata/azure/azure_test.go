@@ -4,20 +4,20 @@
 package azure
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -27,7 +27,7 @@ const pathInstance = "/metadata/instance"
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: "http://169.254.169.254", Header: [2]string{"Metadata", "true"}, Required: pathInstance,
+		Origin: "http://169.254.169.254", Protocol: replay.Protocol{Header: [2]string{"Metadata", "true"}}, Required: pathInstance,
 		WrongTypes: []string{
 			`{"compute":{"vmId":17}}`,
 			`{"compute":{"vmId":"5c08b38e"}}`,
@@ -181,9 +181,8 @@ func machines(tb testing.TB) []metadatatest.Machine {
 }
 
 func TestConformance(t *testing.T) {
-	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
-		Name: "azure", Service: &svc, Machines: machines(t), Open: func(o cloud.Options) (cloud.Provider, error) { return New(o) },
+		Name: "azure", Service: service(), Machines: machines(t), Open: func(o cloud.Options) (cloud.Provider, error) { return New(o) },
 	})
 }
 
@@ -196,10 +195,10 @@ func open(t testing.TB, o cloud.Options) *Provider {
 
 // TestInstanceFacts: fields that the suite does not compare.
 func TestInstanceFacts(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: doc(t, map[string]any{
+	f := replay.New(t, service().Protocol, map[string]string{pathInstance: doc(t, map[string]any{
 		"name": "", "tagsList": []any{map[string]any{"name": "line", "value": "one\ntwo"}}, "zone": 1,
 	}, iface("10.1.0.4"), iface("10.9.0.4"))})
-	o := cloud.Options{Endpoints: map[string]string{"azure": f.URL()}}
+	o := cloud.Options{Transport: fakes.Transport{Handler: f}}
 	metadatatest.Sends("", "")(&o)
 	inst, err := open(t, o).Instance(t.Context())
 	must.OK(t, err)
@@ -225,7 +224,7 @@ func TestFieldReport09_Gone(t *testing.T) {
 		{http.StatusGone, time.Second, 4 * time.Second, true},
 		{http.StatusGone, 69 * time.Second, 72 * time.Second, true},
 		{http.StatusGone, 10 * time.Minute, 100 * time.Second, false},
-		{http.StatusInternalServerError, 10 * time.Minute, cloud.DefaultTimeout, false}, // does not document that it comes back
+		{http.StatusInternalServerError, 10 * time.Minute, cloud.Timeout, false}, // does not document that it comes back
 	} {
 		bubble(t, fakeazure.Options{}, func(t *testing.T, w *world) {
 			begin := time.Now()
@@ -257,21 +256,20 @@ func TestFieldReport10_FirstCalls(t *testing.T) {
 // TestFieldReport15_BeforeDHCP: the agent ran before the network was up, and a firewall blocked another address of Azure. The
 // agent retries one address until it answers.
 func TestFieldReport15_BeforeDHCP(t *testing.T) {
-	f := metadatatest.NewFake(t, service(), map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
-	var dials atomic.Int32
-	inst, err := open(t, cloud.Options{
-		RetryWait: 10 * time.Millisecond,
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if addr != "169.254.169.254:80" {
-				t.Errorf("dialled %s", addr)
+	synctest.Test(t, func(t *testing.T) {
+		f := replay.New(t, service().Protocol, map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
+		asked := 0
+		inst, err := open(t, cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Host != "169.254.169.254" {
+				t.Errorf("asked %s", r.URL)
 			}
-			if dials.Add(1) < 6 {
-				return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ENETUNREACH}
+			if asked++; asked < 6 {
+				return nil, &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}
 			}
-			return (&net.Dialer{}).DialContext(ctx, network, f.Addr())
-		},
-	}).Instance(t.Context())
-	if err != nil || inst.Name != "edge_3" || dials.Load() < 6 {
-		t.Errorf("%+v, %v after %d dials", inst, err, dials.Load())
-	}
+			return fakes.Transport{Handler: f}.RoundTrip(r)
+		})}).Instance(t.Context())
+		if err != nil || inst.Name != "edge_3" || asked < 6 {
+			t.Errorf("%+v, %v after %d requests", inst, err, asked)
+		}
+	})
 }

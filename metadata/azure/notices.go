@@ -6,6 +6,7 @@ package azure
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -210,15 +211,13 @@ func (p *Provider) Complete(ctx context.Context, h cloud.Hook) error {
 		return err
 	}
 	item := eventsItem
-	item.Name = "acknowledgement of a scheduled event"
-	switch e := p.items.Post(ctx, item, body); {
-	case e == nil:
-		return nil
-	case e.Status == http.StatusBadRequest: // documented: the event has started or is no longer scheduled
+	item.Name, item.Body = "acknowledgement of a scheduled event", body
+	_, _, err = p.items.Once(ctx, item)
+	if e, ok := errors.AsType[*cloud.Error](err); ok && e.Status == http.StatusBadRequest {
+		// Documented: the event has started or is no longer scheduled.
 		return fmt.Errorf("%w: %w", cloud.ErrGone, e)
-	default:
-		return e
 	}
+	return err
 }
 
 // Check implements cloud.Provider. Reading the scale set's terminate notification would need an identity.

@@ -45,8 +45,8 @@ type Client struct {
 	Token *Token
 	// Check validates the header of a 200 answer, or is nil.
 	Check func(http.Header) error
-	// Ask replaces GET, or is nil. It returns an *Error.
-	Ask func(ctx context.Context, path string) (http.Header, []byte, error)
+	// Ask replaces the request for an item, or is nil. It returns an *Error.
+	Ask func(context.Context, Item) (http.Header, []byte, error)
 	// Hints are remedies by HTTP status; 0: nothing accepts the connection.
 	Hints map[int]string
 	// Remedies if what answers is another cloud, does not answer the token request, or has no tokens.
@@ -68,21 +68,18 @@ func New(c Client, o Options) (*Client, error) {
 	c.opts, c.failing = o.WithDefaults(), new(atomic.Bool)
 	rt := c.opts.Transport
 	if rt == nil {
-		dial := c.opts.DialContext
-		if dial == nil {
-			// A link-local address connects within a second or is absent.
-			dial = (&net.Dialer{Timeout: time.Second}).DialContext
-		}
 		rt = &http.Transport{
 			// Not ProxyFromEnvironment: a cron or cloud-init environment's proxy would get the session token.
-			Proxy: nil, DialContext: dial, DisableCompression: true,
+			Proxy: nil, DisableCompression: true,
+			// A link-local address connects within a second or is absent.
+			DialContext:         (&net.Dialer{Timeout: time.Second}).DialContext,
 			MaxIdleConnsPerHost: 4, IdleConnTimeout: 10 * time.Second,
 			TLSHandshakeTimeout: time.Second, MaxResponseHeaderBytes: 64 << 10,
 		}
 	}
 	c.http = &http.Client{Transport: naming{rt}, CheckRedirect: noRedirect}
 	if c.Ask == nil {
-		c.Ask = c.get
+		c.Ask = c.ask
 	}
 	return &c, nil
 }
@@ -105,8 +102,10 @@ type Item struct {
 	Name, Path string
 	// Required items exist on every machine and are retried until the context ends.
 	Required bool
-	// Timeout bounds one request; 0 means Options.AttemptTimeout.
+	// Timeout bounds one request; 0 means [AttemptTimeout].
 	Timeout time.Duration
+	// Body is JSON to post, or nil.
+	Body []byte
 }
 
 // Read retries until parse succeeds, an error is final, or ctx ends. The wait doubles up to [MaxRetryWait].
@@ -132,7 +131,7 @@ func Optional[T any](ctx context.Context, c *Client, inst *Instance, field strin
 }
 
 func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) error {
-	wait := c.opts.RetryWait
+	wait := RetryWait
 	var s series
 	for n := 1; ; n++ {
 		e := c.try(ctx, i, parse)
@@ -220,22 +219,10 @@ func (c *Client) Once(ctx context.Context, i Item) (http.Header, []byte, error) 
 }
 
 func (c *Client) once(ctx context.Context, i Item) (h http.Header, body []byte, e *Error) {
-	bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, c.opts.AttemptTimeout))
+	bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, AttemptTimeout))
 	defer cancel()
-	h, body, err := c.Ask(bound, i.Path)
+	h, body, err := c.Ask(bound, i)
 	return h, body, c.judge(i, err)
-}
-
-// Post sends JSON to an item, once.
-func (c *Client) Post(ctx context.Context, i Item, body []byte) *Error {
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, c.opts.AttemptTimeout))
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.Origin+c.Path+i.Path, bytes.NewReader(body))
-	if err == nil {
-		req.Header.Set("Content-Type", "application/json")
-		_, _, err = c.Do(req)
-	}
-	return c.judge(i, err)
 }
 
 // judge completes an error with the item and the hint.
@@ -261,10 +248,17 @@ func (c *Client) judge(i Item, err error) *Error {
 	return e
 }
 
-func (c *Client) get(ctx context.Context, path string) (http.Header, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Origin+c.Path+path, http.NoBody)
+func (c *Client) ask(ctx context.Context, i Item) (http.Header, []byte, error) {
+	method := http.MethodGet
+	if i.Body != nil {
+		method = http.MethodPost
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.Origin+c.Path+i.Path, bytes.NewReader(i.Body))
 	if err != nil {
 		return nil, nil, err
+	}
+	if i.Body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	token := ""
 	if c.Token != nil {

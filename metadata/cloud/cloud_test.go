@@ -124,7 +124,7 @@ func TestBackoff(t *testing.T) {
 		if !errors.Is(err, cloud.ErrNotReady) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error = %v, want both not ready and the deadline", err)
 		}
-		want := cloud.DefaultRetryWait
+		want := cloud.RetryWait
 		for i := 1; i < len(at); i++ {
 			if d := at[i].Sub(at[i-1]); d < want/2 || d > want {
 				t.Errorf("wait %d was %v, want between %v and %v", i, d, want/2, want)
@@ -149,7 +149,7 @@ func TestEachTryHasItsDeadline(t *testing.T) {
 		n := 0
 		c := opened(mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 			n++
-			if d, ok := req.Context().Deadline(); !ok || time.Until(d) > cloud.DefaultAttemptTimeout {
+			if d, ok := req.Context().Deadline(); !ok || time.Until(d) > cloud.AttemptTimeout {
 				t.Errorf("try %d: deadline %v, %v", n, time.Until(d), ok)
 			}
 			return silent{}.RoundTrip(req)
@@ -175,7 +175,7 @@ func TestCauseOfATryThatIsCut(t *testing.T) {
 				return silent{}.RoundTrip(req)
 			}
 			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
-		}), cloud.Options{RetryWait: time.Millisecond})
+		}), cloud.Options{})
 		_, err := read(ctx, c, true)
 		if !errors.Is(err, cloud.ErrNotReady) || !errors.Is(err, syscall.ECONNREFUSED) || !errors.Is(err, context.DeadlineExceeded) || n != 2 {
 			t.Errorf("%d tries, error %v", n, err)
@@ -188,7 +188,7 @@ func TestCancelDuringWait(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() {
-			_, err := read(ctx, opened(status(500), cloud.Options{RetryWait: time.Hour}), true)
+			_, err := read(ctx, opened(status(500), cloud.Options{}), true)
 			done <- err
 		}()
 		synctest.Wait()
@@ -248,17 +248,19 @@ func (e endlessTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func TestBodyBound(t *testing.T) {
-	body := &endless{}
-	_, err := read(t.Context(), opened(endlessTransport{body}, cloud.Options{RetryWait: time.Nanosecond}), true)
-	if !errors.Is(err, cloud.ErrBadAnswer) {
-		t.Fatalf("error = %v", err)
-	}
-	if want := "the answer is larger than 1048576 bytes (tried 3 times)"; !strings.Contains(err.Error(), want) {
-		t.Errorf("error = %v, want %q in it", err, want)
-	}
-	if most := 3 * (cloud.MaxBody + 1); body.sent > most {
-		t.Errorf("read %d bytes in three tries, want at most %d", body.sent, most)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		body := &endless{}
+		_, err := read(t.Context(), opened(endlessTransport{body}, cloud.Options{}), true)
+		if !errors.Is(err, cloud.ErrBadAnswer) {
+			t.Fatalf("error = %v", err)
+		}
+		if want := "the answer is larger than 1048576 bytes (tried 3 times)"; !strings.Contains(err.Error(), want) {
+			t.Errorf("error = %v, want %q in it", err, want)
+		}
+		if most := 3 * (cloud.MaxBody + 1); body.sent > most {
+			t.Errorf("read %d bytes in three tries, want at most %d", body.sent, most)
+		}
+	})
 }
 
 func TestEndpoint(t *testing.T) {

@@ -132,7 +132,7 @@ func (o Fields) Time(name string) time.Time {
 	return at
 }
 
-var instanceID = regexp.MustCompile(`^[a-zA-Z0-9-]+$`)
+var wellFormed = regexp.MustCompile(`^[a-zA-Z0-9-]+$`)
 
-// IsInstance reports whether a text can be the id of an instance.
-func IsInstance(id string) bool { return len(id) <= MaxText && instanceID.MatchString(id) }
+// IsID reports whether a text can be the id of an instance or region.
+func IsID(text string) bool { return len(text) <= MaxText && wellFormed.MatchString(text) }

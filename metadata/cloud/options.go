@@ -19,13 +19,13 @@ import (
 
 // Bounds of requests.
 const (
-	// DefaultTimeout bounds one Instance call. Clouds document starts of this order; a longer silence is a fault.
-	DefaultTimeout = 20 * time.Second
-	// One second is known to fail on busy hosts.
-	DefaultAttemptTimeout = 2 * time.Second
-	// DefaultRetryWait doubles up to MaxRetryWait, minus up to half at random, so that a fleet does not retry together.
+	// Timeout bounds one Instance call. Clouds document starts of this order; a longer silence is a fault.
+	Timeout = 20 * time.Second
+	// AttemptTimeout bounds one request. One second is known to fail on busy hosts.
+	AttemptTimeout = 2 * time.Second
+	// RetryWait doubles up to MaxRetryWait, minus up to half at random, so that a fleet does not retry together.
 	// Azure answers five requests a second.
-	DefaultRetryWait = 250 * time.Millisecond
+	RetryWait = 250 * time.Millisecond
 	// MaxRetryWait finds a late service in time.
 	MaxRetryWait = 2 * time.Second
 	// MaxBody bounds an answer in bytes. The largest real one, user data, has 16 KiB.
@@ -46,32 +46,18 @@ type Options struct {
 	APIProxy func(*http.Request) (*url.URL, error)
 	Log      *slog.Logger
 
-	// Timeout bounds one Instance call, AttemptTimeout one request.
-	Timeout, AttemptTimeout time.Duration
-	RetryWait               time.Duration
-
 	// Local returns the addresses that this machine sends from. The default asks the kernel, but not with a Root, which is
 	// another machine's.
 	Local func() (v4, v6 netip.Addr)
 	// For tests.
-	DialContext  func(ctx context.Context, network, address string) (net.Conn, error)
 	Transport    http.RoundTripper
 	APITransport http.RoundTripper
 }
 
-// WithDefaults sets all bounds and the logger.
+// WithDefaults sets the logger and Local.
 func (o Options) WithDefaults() Options {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
-	}
-	if o.Timeout <= 0 {
-		o.Timeout = DefaultTimeout
-	}
-	if o.AttemptTimeout <= 0 {
-		o.AttemptTimeout = DefaultAttemptTimeout
-	}
-	if o.RetryWait <= 0 {
-		o.RetryWait = DefaultRetryWait
 	}
 	if o.Local == nil {
 		o.Local = func() (v4, v6 netip.Addr) { return source("udp4", "192.0.2.1:9"), source("udp6", "[2001:db8::1]:9") }

@@ -145,7 +145,7 @@ func parseProject(body []byte) (project, error) {
 
 // Instance implements cloud.Provider.
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
 	m, err := cloud.Read(ctx, p.items, cloud.Item{Name: "instance", Path: "instance/" + recursive, Required: true}, parseMachine)
 	if err != nil {

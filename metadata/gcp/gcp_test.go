@@ -4,7 +4,6 @@
 package gcp_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -36,8 +36,8 @@ const (
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
-		Origin: "http://169.254.169.254",
-		Header: [2]string{"Metadata-Flavor", "Google"}, Answer: [2]string{"Metadata-Flavor", "Google"},
+		Origin:   "http://169.254.169.254",
+		Protocol: replay.Protocol{Header: [2]string{"Metadata-Flavor", "Google"}, Answer: [2]string{"Metadata-Flavor", "Google"}},
 		Required: pathInstance, Optional: pathProject, Field: "account_id",
 		WrongTypes: []string{
 			`{"id":"edge","name":"edge-1","zone":"projects/1/zones/europe-west1-b"}`,
@@ -225,9 +225,8 @@ func machines(tb testing.TB) []metadatatest.Machine {
 }
 
 func TestConformance(t *testing.T) {
-	svc := service()
 	metadatatest.Run(t, metadatatest.Suite{
-		Name: "gcp", Machines: machines(t), Service: &svc,
+		Name: "gcp", Machines: machines(t), Service: service(),
 		Open: func(o cloud.Options) (cloud.Provider, error) { return gcp.New(o) },
 	})
 }
@@ -244,8 +243,8 @@ func TestMarkIsNeeded(t *testing.T) {
 	for _, h := range [][2]string{{}, {"Metadata-Flavor", "Amazon"}} {
 		svc := service()
 		svc.Answer = h
-		f := metadatatest.NewFake(t, svc, bodies(t, nil))
-		_, err := open(t, cloud.Options{Endpoints: map[string]string{"gcp": f.URL()}}).Instance(t.Context())
+		f := replay.New(t, svc.Protocol, bodies(t, nil))
+		_, err := open(t, cloud.Options{Transport: fakes.Transport{Handler: f}}).Instance(t.Context())
 		if !errors.Is(err, cloud.ErrNotThisCloud) || cloud.HintOf(err) == "" || len(f.Seen()) != 1 {
 			t.Errorf("header %q: %v (hint %q), asked %d times", h, err, cloud.HintOf(err), len(f.Seen()))
 		}
@@ -271,10 +270,10 @@ func TestFieldReport13_probe(t *testing.T) {
 	dir := filepath.Join(root, "sys/class/dmi/id")
 	must.OK(t, os.MkdirAll(dir, 0o755))
 	must.OK(t, os.WriteFile(filepath.Join(dir, "product_name"), []byte("Google Compute Engine\n"), 0o600))
-	d, err := metadata.Detect(metadata.Options{Root: root, DialContext: func(context.Context, string, string) (net.Conn, error) {
+	d, err := metadata.Detect(metadata.Options{Root: root, Transport: metadatatest.RoundTrip(func(*http.Request) (*http.Response, error) {
 		t.Error("the network was asked")
 		return nil, errors.New("no network here")
-	}})
+	})})
 	if err != nil || d.Provider != "gcp" {
 		t.Errorf("%+v, %v", d, err)
 	}

@@ -4,15 +4,19 @@
 package generic_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -37,13 +41,21 @@ func with(i cloud.Instance, change func(*cloud.Instance)) cloud.Instance {
 	return i
 }
 
-func machines() []metadatatest.Machine {
+type machine struct {
+	Name, Root string
+	Options    func(*cloud.Options)
+	// Want is compared without Notes.
+	Want    cloud.Instance
+	WantErr error
+}
+
+func machines() []machine {
 	eth0 := metadatatest.Sends("10.0.1.23", "")
 	onEth0 := func(i cloud.Instance) cloud.Instance {
 		i.Address, i.AddressSource = netip.MustParseAddr("10.0.1.23"), "address that the default route sends from"
 		return i
 	}
-	return []metadatatest.Machine{
+	return []machine{
 		{Name: "bare_metal", Root: "testdata/bare-metal", Options: eth0, Want: onEth0(base("edge-1"))},
 		{
 			Name: "multi_homed", Root: "testdata/bare-metal", Options: metadatatest.Sends("10.0.1.23", "2001:db8::64"),
@@ -84,16 +96,32 @@ func machines() []metadatatest.Machine {
 	}
 }
 
-func open(o cloud.Options) (cloud.Provider, error) {
-	p, err := generic.New(o)
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
 func TestConformance(t *testing.T) {
-	metadatatest.Run(t, metadatatest.Suite{Name: generic.Name, Open: open, Machines: machines()})
+	for _, m := range machines() {
+		t.Run("machine/"+m.Name, func(t *testing.T) {
+			o := cloud.Options{Root: m.Root, Transport: metadatatest.RoundTrip(func(req *http.Request) (*http.Response, error) {
+				t.Errorf("asked %s", req.URL)
+				return nil, errors.New("no network here")
+			})}
+			if m.Options != nil {
+				m.Options(&o)
+			}
+			p, err := generic.New(o)
+			must.OK(t, err)
+			got, err := p.Instance(t.Context())
+			if got.Notes = nil; !errors.Is(err, m.WantErr) || p.Name() != generic.Name {
+				t.Errorf("%s: %v, want %v", p.Name(), err, m.WantErr)
+			}
+			if d := cmp.Diff(m.Want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+				t.Errorf("Instance() differs (-want +got):\n%s", d)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if _, err := p.Instance(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("Instance() with a cancelled context: %v, want context.Canceled", err)
+			}
+		})
+	}
 }
 
 // The notes describe errors and choices, because a wrong address breaks clusters.

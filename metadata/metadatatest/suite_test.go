@@ -44,7 +44,7 @@ func newToy(faults map[string]bool) func(cloud.Options) (cloud.Provider, error) 
 		}
 		p := &toy{opts: o, faults: faults}
 		wired := o
-		wired.Transport = &wire{faults, &http.Transport{DialContext: o.DialContext}}
+		wired.Transport = &wire{faults, o.Transport}
 		c := cloud.Client{Provider: "toy", Origin: toyOrigin, Foreign: hint, Hints: map[int]string{http.StatusForbidden: hint}}
 		if faults["no hint"] {
 			c.Foreign, c.Hints = "", nil
@@ -84,7 +84,7 @@ func (p *toy) Instance(ctx context.Context) (cloud.Instance, error) {
 	if p.faults["ignores the context"] {
 		ctx = context.WithoutCancel(ctx)
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
 	type document struct {
 		ID            string
@@ -142,7 +142,7 @@ func toySuite(faults map[string]bool) metadatatest.Suite {
 	}
 	s := metadatatest.Suite{
 		Name: "toy", Open: newToy(faults),
-		Service: &metadatatest.Service{
+		Service: metadatatest.Service{
 			Origin:   toyOrigin,
 			Required: toyItem, Optional: toyPublic, Field: "public_address", WrongTypes: []string{`{}`, `[]`, `{"id":7}`},
 		},
@@ -151,9 +151,6 @@ func toySuite(faults map[string]bool) metadatatest.Suite {
 			{Name: "dual", Bodies: doc(`"address":"10.0.1.23","ipv6":"2600:1f18::a1","tags":{}`), Want: dual},
 			{Name: "v6", Bodies: map[string]string{toyItem: `{"id":"i-0abc1234567890def","ipv6":"2600:1f18::a1","tagless":true}`}, Want: only},
 		},
-	}
-	if faults["asks although it has no service"] {
-		s.Service = nil
 	}
 	return s
 }
@@ -171,19 +168,18 @@ func TestRulesFindFaults(t *testing.T) {
 		t.Skip("this is the child")
 	}
 	for fault, rules := range map[string]string{
-		"takes any endpoint":              "bad_endpoint_is_refused",
-		"asks when it is opened":          "reads_again_on_each_call",
-		"ignores the context":             "cancelled cancelled_in_the_middle",
-		"believes anything":               "wrong_types",
-		"asks twice":                      "machine/plain reads_again_on_each_call",
-		"errors without a name":           "http_404_of_the_required_item",
-		"says not why":                    "machine/v6",
-		"absent is the same as missing":   "optional_item_broken_is_missing_not_absent",
-		"asks who refuses again":          "http_403_is_final",
-		"no hint":                         "http_403_is_final http_404_of_the_required_item",
-		"gives up at once":                "http_404_of_the_required_item",
-		"says who it is":                  "machine/plain",
-		"asks although it has no service": "machine/plain",
+		"takes any endpoint":            "bad_endpoint_is_refused",
+		"asks when it is opened":        "reads_again_on_each_call",
+		"ignores the context":           "cancelled cancelled_in_the_middle",
+		"believes anything":             "wrong_types",
+		"asks twice":                    "machine/plain reads_again_on_each_call",
+		"errors without a name":         "http_404_of_the_required_item",
+		"says not why":                  "machine/v6",
+		"absent is the same as missing": "optional_item_broken_is_missing_not_absent",
+		"asks who refuses again":        "http_403_is_final",
+		"no hint":                       "http_403_is_final http_404_of_the_required_item",
+		"gives up at once":              "http_404_of_the_required_item",
+		"says who it is":                "machine/plain",
 	} {
 		t.Run(strings.ReplaceAll(fault, " ", "_"), func(t *testing.T) {
 			t.Parallel()
