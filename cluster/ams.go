@@ -287,7 +287,7 @@ func numberField(doc bson.Raw, key string) *float64 {
 	return &f
 }
 
-// timeField reads a date or milliseconds since 1970. JSON holds only the years 1 to 9999.
+// timeField reads a date or milliseconds since 1970.
 func timeField(doc bson.Raw, key string) time.Time {
 	v := field(doc, key)
 	ms, ok := v.DateTimeOK()
@@ -295,8 +295,10 @@ func timeField(doc bson.Raw, key string) time.Time {
 		ms, ok = v.AsInt64OK()
 	}
 	t := time.UnixMilli(ms).UTC()
-	if !ok || t.Year() < 1 || t.Year() > 9999 {
+	if !ok || !inJSON(t) {
 		return time.Time{}
 	}
 	return t
 }
+
+func inJSON(t time.Time) bool { return t.Year() >= 1 && t.Year() <= 9999 }

@@ -46,7 +46,7 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 
 // PastEvent is an event read from the registry.
 type PastEvent struct {
-	At    time.Time `bson:"at" json:"at"` // by MongoDB's clock; zero if missing
+	At    time.Time `bson:"at" json:"at"` // by MongoDB's clock; zero if unknown
 	Event `bson:",inline"`
 }
 
@@ -75,6 +75,9 @@ func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) 
 func readEvent(doc bson.Raw) (e PastEvent) {
 	if err := unmarshal(doc, &e); err != nil {
 		return PastEvent{Event: Event{Kind: "unreadable", Why: err.Error()}}
+	}
+	if !inJSON(e.At) {
+		e.At = time.Time{}
 	}
 	return e
 }

@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	crand "crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -73,23 +72,30 @@ func (e *BadRecordError) Error() string {
 // Unwrap returns the cause.
 func (e *BadRecordError) Unwrap() error { return e.Err }
 
-// unmarshal refuses content that no agent writes, or that JSON cannot show.
+// unmarshal refuses content that no agent writes.
 func unmarshal(doc bson.Raw, v any) error {
 	if len(doc) > maxRecord {
 		return fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
 	}
-	if err := bson.Unmarshal(doc, v); err != nil {
-		return err
-	}
-	_, err := json.Marshal(v) // a time may be out of its range
-	return err
+	return bson.Unmarshal(doc, v)
 }
 
 func decode(doc bson.Raw) *record {
 	r := record{doc: doc}
 	err := unmarshal(doc, &r)
-	if err == nil && (r.Port < 0 || r.Port > math.MaxUint16) {
+	times := []time.Time{r.StateSince, r.UpdatedAt}
+	for _, b := range r.Balancers {
+		times = append(times, b.At)
+	}
+	if r.DrainRequest != nil {
+		times = append(times, r.DrainRequest.At)
+	}
+	switch {
+	case err != nil:
+	case r.Port < 0 || r.Port > math.MaxUint16:
 		err = fmt.Errorf("port %d", r.Port)
+	case slices.ContainsFunc(times, func(t time.Time) bool { return !inJSON(t) }):
+		err = errors.New("a time is outside the years 1 to 9999")
 	}
 	if err != nil {
 		id := idText(field(doc, "_id"))
