@@ -158,14 +158,6 @@ var importance = []Kind{
 	KindOther, KindTimeout, KindUnreachable, KindDNS, KindRefused, KindLost, KindNotPrimary, KindUnsupported, KindTLS, KindForbidden, KindAuth,
 }
 
-// hintTLS: if only one side uses TLS, neither side reports it.
-func hintTLS(t Target) string {
-	if t.UsesTLS() {
-		return "a server without TLS does this to a client that starts it"
-	}
-	return "a server that requires TLS does this when tls=true is missing"
-}
-
 const atlas = 8000 // of Atlas's proxy, for all that it refuses
 
 // codes are those of the server's error_codes.yml.
@@ -184,7 +176,7 @@ func kindOf(err error) Kind {
 	if errors.Is(err, context.Canceled) {
 		return KindCanceled
 	}
-	if holds[*notPrimaryError](err) {
+	if errors.Is(err, errMember) {
 		return KindNotPrimary
 	}
 	for _, code := range mongo.ErrorCodes(err) {
@@ -202,8 +194,9 @@ func kindOfNetwork(err error) Kind {
 	is := func(targets ...error) bool {
 		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
 	}
+	_, isDNS := errors.AsType[*net.DNSError](err)
 	switch {
-	case holds[*net.DNSError](err):
+	case isDNS:
 		return KindDNS
 	case strings.Contains(err.Error(), "tls: "): // few errors of crypto/tls have a type, all have this prefix
 		return KindTLS
@@ -225,11 +218,6 @@ func kindOfNetwork(err error) Kind {
 func waited(err error) bool {
 	var dropped interface{ Retryable() bool } // the driver's type is not public
 	return errors.As(err, &dropped) && dropped.Retryable()
-}
-
-func holds[T error](err error) bool {
-	_, ok := errors.AsType[T](err)
-	return ok
 }
 
 // message removes the command, which has session and signed cluster time.
@@ -342,7 +330,8 @@ func (w *watch) finding(t Target) (finding, bool) {
 			foreign = false
 			f.kind, f.text = kindOf(s.failed), innermost(s.failed)
 			if f.kind == KindLost && s.seen.Kind == "" {
-				f.text += " (" + hintTLS(t) + ")"
+				// Neither side reports it.
+				f.text += " (or only one side uses TLS: see tls=true)"
 			}
 		}
 		all = append(all, f)

@@ -399,11 +399,7 @@ func transition(was *record, self Node, s State, reason string, d Details) (*rec
 
 // CheckOwner returns an [OtherMachineError] if another machine writes the record.
 func (c *Client) CheckOwner(ctx context.Context, self Node) error {
-	now, err := c.ServerTime(ctx)
-	if err != nil {
-		return err
-	}
-	n, err := c.Node(ctx, self.ID)
+	n, now, err := c.nodeNow(ctx, self.ID)
 	if errors.Is(err, ErrNoNode) {
 		return nil
 	}
@@ -411,6 +407,14 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 		return &OtherMachineError{Node: n, Age: age}
 	}
 	return err
+}
+
+// nodeNow reads a record and MongoDB's clock.
+func (c *Client) nodeNow(ctx context.Context, id string) (n Node, now time.Time, err error) {
+	if now, err = c.ServerTime(ctx); err == nil {
+		n, err = c.Node(ctx, id)
+	}
+	return n, now, err
 }
 
 // DrainRequest is another machine's request to drain.
