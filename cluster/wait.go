@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
@@ -160,7 +161,8 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 		newest = slices.MaxFunc(e.Ours, func(a, b AMSNode) int { return a.LastUpdate.Compare(b.LastUpdate) })
 	}
 	none, old := len(e.Ours) == 0, !newest.since(before)
-	switch age := byLocalClock(now.Sub(newest.LastUpdate)); {
+	last := ", the last time was " + now.Sub(newest.LastUpdate).Round(time.Second).String() + " ago by the local clock"
+	switch {
 	case e.Reads == 0:
 		e.found = "MongoDB could not be read"
 	case len(e.Local) > 0 && (none || old): // an old document is of an earlier process
@@ -172,18 +174,10 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	case newest.LastUpdate.IsZero():
 		e.found = "its document has no readable lastUpdateTime"
 	case old:
-		e.found = "its document was not written since, the last time was " + age
+		e.found = "its document was not written since" + last
 	default:
-		e.found = "it wrote its document and stopped, the last time was " + age
+		e.found = "it wrote its document and stopped" + last
 	}
-}
-
-// byLocalClock formats an age. The server's clock may be ahead.
-func byLocalClock(age time.Duration) string {
-	if age < 0 {
-		return age.Abs().Round(time.Second).String() + " ahead of the local clock"
-	}
-	return age.Round(time.Second).String() + " ago by the local clock"
 }
 
 // Error describes the finding.
@@ -200,20 +194,14 @@ func (e *AMSNotSeenError) Error() string {
 }
 
 // Unwrap returns why the wait ended and the last read error.
-func (e *AMSNotSeenError) Unwrap() []error {
-	return slices.DeleteFunc([]error{e.Cause, e.Last}, func(err error) bool { return err == nil })
-}
+func (e *AMSNotSeenError) Unwrap() error { return errors.Join(e.Cause, e.Last) }
 
 func addresses(nodes []AMSNode) string {
-	const most = 5 // a cluster may add a hundred at once
 	var ips []string
 	for _, n := range nodes {
 		if !slices.Contains(ips, n.IP) {
 			ips = append(ips, n.IP)
 		}
 	}
-	if len(ips) > most {
-		return fmt.Sprintf("%s and %d more", strings.Join(ips[:most], ", "), len(ips)-most)
-	}
-	return strings.Join(ips, ", ")
+	return plain.Truncate(strings.Join(ips, ", "), maxText) // a cluster may add a hundred at once
 }
