@@ -68,9 +68,8 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	if t.IsZero() {
 		return nil, &Error{Kind: KindConfig, Op: op, Err: errors.New("no address is given")}
 	}
-	c := &Client{target: t, timeout: cmp.Or(o.Timeout, defaultTimeout), log: o.Log, now: o.Now, watch: newWatch()}
-	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
+	c := &Client{
+		target: t, timeout: cmp.Or(o.Timeout, defaultTimeout), log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), now: o.Now, watch: newWatch(),
 	}
 	if c.now == nil {
 		c.now = time.Now

@@ -121,8 +121,18 @@ type redactedError struct {
 func (e *redactedError) Error() string        { return e.text }
 func (e *redactedError) Is(target error) bool { return e.is(target) }
 
+// newError asks w why no server was selected: the driver only reports that its server selection timed out.
 func newError(op string, err error, t Target, w *watch) *Error {
-	f := diagnose(err, t, w)
+	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok && f.kind == KindDNS {
+		f.host = dns.Name
+	}
+	answered := slices.ContainsFunc(mongo.ErrorCodes(err), func(code int) bool { return code != 0 })
+	if w != nil && !answered && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
+		if known, ok := w.finding(t); ok {
+			f = known
+		}
+	}
 	return &Error{
 		Kind: f.kind, Op: op, Host: f.host, noLogin: f.kind == KindForbidden && !t.HasCredentials() && t.option("authMechanism") == "",
 		Err: &redactedError{
@@ -130,27 +140,6 @@ func newError(op string, err error, t Target, w *watch) *Error {
 			is:   func(target error) bool { return errors.Is(err, target) },
 		},
 	}
-}
-
-// diagnose: for an unreachable server the driver only reports that its server selection timed out.
-func diagnose(err error, t Target, w *watch) finding {
-	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
-	answered := slices.ContainsFunc(mongo.ErrorCodes(err), func(code int) bool { return code != 0 })
-	if w != nil && !answered && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
-		if known, ok := w.finding(t); ok {
-			return known
-		}
-	}
-	if dns, ok := errors.AsType[*net.DNSError](err); ok && f.kind == KindDNS {
-		f.host = dns.Name
-	}
-	return f
-}
-
-// hostOf parses the driver's name of a connection, host:port[-5].
-func hostOf(connectionID string) string {
-	host, _, _ := strings.Cut(connectionID, "[-")
-	return host
 }
 
 // importance decides if several servers failed: a wrong password explains more than a timeout.
@@ -272,11 +261,11 @@ func (w *watch) servers() *event.ServerMonitor {
 		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
 			// The driver cancels its monitor when a call fails: pools gets that error.
 			if !errors.Is(e.Failure, context.Canceled) {
-				w.report(hostOf(e.ConnectionID), func(s *server) { s.failed = e.Failure })
+				w.report(e.ConnectionID, func(s *server) { s.failed = e.Failure })
 			}
 		},
 		ServerHeartbeatSucceeded: func(e *event.ServerHeartbeatSucceededEvent) {
-			w.report(hostOf(e.ConnectionID), func(s *server) { *s = server{seen: e.Reply} })
+			w.report(e.ConnectionID, func(s *server) { *s = server{seen: e.Reply} })
 		},
 	}
 }
@@ -289,7 +278,9 @@ func (w *watch) pools() *event.PoolMonitor {
 	}}
 }
 
-func (w *watch) report(host string, change func(*server)) {
+// report takes an address or the driver's name of a connection, host:port[-5].
+func (w *watch) report(connection string, change func(*server)) {
+	host, _, _ := strings.Cut(connection, "[-")
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.known[host]

@@ -111,10 +111,10 @@ func decode(doc bson.Raw) *record {
 func (c *Client) update(ctx context.Context, op, id string, own bool, next func(was *record, now time.Time) (*record, error)) (*record, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	var revs []string
+	mine := crand.Text() // begins the revs of this call
 	var failed error
 	for pause := firstConflictPause; ; pause = min(2*pause, mostConflictPause) {
-		stored, err := c.tryUpdate(ctx, op, id, own, &revs, next)
+		stored, err := c.tryUpdate(ctx, op, id, own, mine, next)
 		switch {
 		case err == nil:
 			return stored, nil
@@ -133,14 +133,14 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 var errConflict = errors.New("the record has changed")
 
 func (c *Client) tryUpdate(
-	ctx context.Context, op, id string, own bool, revs *[]string, next func(was *record, now time.Time) (*record, error),
+	ctx context.Context, op, id string, own bool, mine string, next func(was *record, now time.Time) (*record, error),
 ) (*record, error) {
 	now, err := c.ServerTime(ctx)
 	if err != nil {
 		return nil, err
 	}
 	was, err := c.readRecord(ctx, op, id)
-	if err != nil || was != nil && slices.Contains(*revs, was.Rev) {
+	if err != nil || was != nil && strings.HasPrefix(was.Rev, mine) {
 		return was, err
 	}
 	is, err := next(was, now)
@@ -154,8 +154,7 @@ func (c *Client) tryUpdate(
 		// It may have fields that no update can name.
 		return nil, cmp.Or(c.deleteMany(ctx, op, c.nodes(), unchanged(id, was)), errConflict)
 	}
-	is.Rev = crand.Text()
-	*revs = append(*revs, is.Rev)
+	is.Rev = mine + crand.Text()
 	stored, err := c.swap(ctx, op, id, was, is, own)
 	if was == nil && KindOf(err) == KindOther {
 		// DocumentDB's engine answers so if another insert was first.
