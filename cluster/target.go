@@ -202,7 +202,7 @@ func parseLogin(p piece) (raw string, err error) {
 	return raw, err
 }
 
-// What is percent-encoded. This includes + in a login, see ParseTarget.
+// Characters to percent-encode. In a login, + is one of them: see ParseTarget.
 var (
 	notInLogin    = regexp.MustCompile(`[^A-Za-z0-9%._~!$&'()*,;=-]`)
 	notInDatabase = regexp.MustCompile(`[^A-Za-z0-9%._~!'()*,;+-]`)
