@@ -155,14 +155,7 @@ func (c *Client) tryUpdate(
 		return nil, cmp.Or(c.deleteMany(ctx, op, c.nodes(), unchanged(id, was)), errConflict)
 	}
 	is.Rev = mine + crand.Text()
-	stored, err := c.swap(ctx, op, id, was, is, own)
-	if was == nil && KindOf(err) == KindOther {
-		// DocumentDB's engine answers so if another insert was first.
-		if first, _ := c.readRecord(ctx, op, id); first != nil {
-			return nil, errConflict
-		}
-	}
-	return stored, err
+	return c.swap(ctx, op, id, was, is, own)
 }
 
 const (
