@@ -84,6 +84,8 @@ func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]
 	return nodes, err
 }
 
+func newestFirst(a, b AMSNode) int { return b.LastUpdate.Compare(a.LastUpdate) }
+
 func compareText(a, b string) int {
 	x, errX := netip.ParseAddr(a)
 	y, errY := netip.ParseAddr(b)

@@ -207,7 +207,7 @@ func (o *Observer) Observe(l Look) []Member {
 }
 
 func (o *Observer) signals(m *Member, l Look, next *Observer) {
-	slices.SortStableFunc(m.AMS, func(a, b AMSNode) int { return b.LastUpdate.Compare(a.LastUpdate) })
+	slices.SortStableFunc(m.AMS, newestFirst)
 	clock, known := l.ServerTime, false
 	if n := m.Node; n != nil {
 		if n.Clock != nil {

@@ -518,21 +518,17 @@ func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordErro
 
 // EnsureIndexes creates TTL indexes. Nothing relies on them.
 func (c *Client) EnsureIndexes(ctx context.Context) error {
-	var errs []error
-	for _, ix := range []struct {
-		coll *mongo.Collection
-		key  string
-		keep time.Duration
-	}{{c.nodes(), "left_at", keepLeft}, {c.events(), "at", keepEvents}} {
-		errs = append(errs, c.call(ctx, "making the index that removes old "+ix.coll.Name(), func(ctx context.Context) error {
-			_, err := ix.coll.Indexes().CreateOne(ctx, mongo.IndexModel{
-				Keys:    bson.D{{Key: ix.key, Value: 1}},
-				Options: options.Index().SetExpireAfterSeconds(int32(ix.keep / time.Second)),
-			})
-			return err
-		}))
-	}
-	return errors.Join(errs...)
+	return errors.Join(c.expire(ctx, c.nodes(), "left_at", keepLeft), c.expire(ctx, c.events(), "at", keepEvents))
+}
+
+func (c *Client) expire(ctx context.Context, coll *mongo.Collection, key string, keep time.Duration) error {
+	return c.call(ctx, "making the index that removes old "+coll.Name(), func(ctx context.Context) error {
+		_, err := coll.Indexes().CreateOne(ctx, mongo.IndexModel{
+			Keys:    bson.D{{Key: key, Value: 1}},
+			Options: options.Index().SetExpireAfterSeconds(int32(keep / time.Second)),
+		})
+		return err
+	})
 }
 
 func (c *Client) nodes() *mongo.Collection {

@@ -67,8 +67,9 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 			w.Progress(seen.Ours, err)
 		}
 		if err == nil {
-			if n, ok := written(seen.Ours, before, now); ok {
-				return n, nil
+			i := slices.IndexFunc(seen.Ours, func(n AMSNode) bool { return before != nil && n.Fresh(now) && n.since(before) })
+			if i >= 0 {
+				return seen.Ours[i], nil
 			}
 			if before == nil {
 				before = append([]AMSNode{}, seen.Ours...)
@@ -121,18 +122,10 @@ func (e *AMSNotSeenError) take(all []AMSNode, w AMSWait, now time.Time) {
 			e.Appeared = append(e.Appeared, n)
 		}
 	}
+	slices.SortStableFunc(e.Ours, newestFirst)
 }
 
-// written accepts any change since before: the clock may be corrected after the boot.
-func written(ours, before []AMSNode, now time.Time) (found AMSNode, ok bool) {
-	for _, n := range ours {
-		if before != nil && n.Fresh(now) && n.since(before) && (!ok || n.LastUpdate.After(found.LastUpdate)) {
-			found, ok = n, true
-		}
-	}
-	return found, ok
-}
-
+// since accepts any change: the clock may be corrected after the boot.
 func (n AMSNode) since(before []AMSNode) bool {
 	return !slices.ContainsFunc(before, func(b AMSNode) bool {
 		return b.ID == n.ID && b.IP == n.IP && b.LastUpdate.Equal(n.LastUpdate)
@@ -146,7 +139,7 @@ type AMSNotSeenError struct {
 	// Elsewhere: another address of this machine.
 	Elsewhere bool
 	Reads     int       // answers of MongoDB
-	Ours      []AMSNode // of the address, at the last read
+	Ours      []AMSNode // of the address, at the last read, newest first
 	Local     []AMSNode // fresh, of other local addresses
 	Appeared  []AMSNode // of other addresses, not in AMSWait.Before
 	Last      error     // of the last read
@@ -158,7 +151,7 @@ type AMSNotSeenError struct {
 func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	var newest AMSNode
 	if len(e.Ours) > 0 {
-		newest = slices.MaxFunc(e.Ours, func(a, b AMSNode) int { return a.LastUpdate.Compare(b.LastUpdate) })
+		newest = e.Ours[0]
 	}
 	none, old := len(e.Ours) == 0, !newest.since(before)
 	last := ", the last time was " + now.Sub(newest.LastUpdate).Round(time.Second).String() + " ago by the local clock"
