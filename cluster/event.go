@@ -41,7 +41,7 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 
 // PastEvent is an event read from the registry.
 type PastEvent struct {
-	At    time.Time `bson:"at" json:"at"` // by MongoDB's clock; zero if unknown
+	At    time.Time `bson:"at" json:"at"` // by MongoDB's clock; zero if missing
 	Event `bson:",inline"`
 }
 
