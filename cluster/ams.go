@@ -84,6 +84,8 @@ func (c *Client) readAMSNodes(ctx context.Context, op string, filter bson.D) ([]
 	return nodes, err
 }
 
+func newestFirst(a, b AMSNode) int { return b.LastUpdate.Compare(a.LastUpdate) }
+
 func compareText(a, b string) int {
 	x, errX := netip.ParseAddr(a)
 	y, errY := netip.ParseAddr(b)
@@ -187,22 +189,17 @@ func (c *Client) LocalStreams(ctx context.Context, databases []string, address s
 	all := make([]DatabaseStreams, 0, len(databases))
 	var errs []error
 	for _, name := range databases {
-		d := DatabaseStreams{Database: name, IDs: []string{}}
-		op := "reading live streams of " + name
-		ids, err := find(ctx, c, op, c.db(name).Collection(broadcastCollection), streams(address, now, "$or"), readStream, options.Find().SetProjection(projection))
+		op, coll := "reading live streams of "+name, c.db(name).Collection(broadcastCollection)
+		ids, err := find(ctx, c, op, coll, streams(address, now, "$or"), readStream, options.Find().SetProjection(projection))
+		slices.Sort(ids)
 		errs = append(errs, err)
-		d.IDs = append(d.IDs, ids...)
-		slices.Sort(d.IDs)
-		all = append(all, d)
+		all = append(all, DatabaseStreams{Database: name, IDs: append([]string{}, ids...)})
 	}
 	return all, errors.Join(errs...)
 }
 
 func readStream(doc bson.Raw) string {
-	if id := textField(doc, "streamId"); id != "" {
-		return id
-	}
-	return idText(field(doc, "_id"))
+	return cmp.Or(textField(doc, "streamId"), idText(field(doc, "_id")))
 }
 
 // RepairStreams ends the streams that a node left "broadcasting", as AMS does only when a server with the same address
@@ -276,18 +273,17 @@ func idText(v bson.RawValue) string {
 func numberField(doc bson.Raw, key string) *float64 {
 	v := field(doc, key)
 	f, ok := v.AsFloat64OK()
+	var err error
 	if !ok {
-		var err error
 		f, err = strconv.ParseFloat(strings.TrimSpace(text(v, maxText)), 64)
-		ok = err == nil
 	}
-	if !ok || math.IsNaN(f) || math.IsInf(f, 0) {
+	if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
 		return nil
 	}
 	return &f
 }
 
-// timeField reads a date or milliseconds since 1970. JSON holds only the years 1 to 9999.
+// timeField reads a date or milliseconds since 1970.
 func timeField(doc bson.Raw, key string) time.Time {
 	v := field(doc, key)
 	ms, ok := v.DateTimeOK()
@@ -295,8 +291,10 @@ func timeField(doc bson.Raw, key string) time.Time {
 		ms, ok = v.AsInt64OK()
 	}
 	t := time.UnixMilli(ms).UTC()
-	if !ok || t.Year() < 1 || t.Year() > 9999 {
+	if !ok || !inJSON(t) {
 		return time.Time{}
 	}
 	return t
 }
+
+func inJSON(t time.Time) bool { return t.Year() >= 1 && t.Year() <= 9999 }

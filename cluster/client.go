@@ -68,9 +68,8 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	if t.IsZero() {
 		return nil, &Error{Kind: KindConfig, Op: op, Err: errors.New("no address is given")}
 	}
-	c := &Client{target: t, timeout: cmp.Or(o.Timeout, defaultTimeout), log: o.Log, now: o.Now, watch: newWatch()}
-	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
+	c := &Client{
+		target: t, timeout: cmp.Or(o.Timeout, defaultTimeout), log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), now: o.Now, watch: newWatch(),
 	}
 	if c.now == nil {
 		c.now = time.Now
@@ -176,15 +175,7 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 	return e
 }
 
-type notPrimaryError struct{ set, primary, hosts string }
-
-func (e *notPrimaryError) Error() string {
-	s := "it is a member of the replica set " + e.set
-	if e.primary != "" {
-		s += ", of which " + e.primary + " is the primary"
-	}
-	return s + "; name the set: mongodb://" + e.hosts + "/?replicaSet=" + e.set
-}
+var errMember = errors.New("it is a member of the replica set")
 
 // notPrimary returns an error if the only named host is in a replica set but no primary.
 func (c *Client) notPrimary() error {
@@ -195,7 +186,12 @@ func (c *Client) notPrimary() error {
 	if len(d.Hosts) < 2 || d.Kind == "RSPrimary" {
 		return nil
 	}
-	return &notPrimaryError{set: d.SetName, primary: d.Primary.String(), hosts: strings.Join(d.Hosts, ",")}
+	primary := ""
+	if d.Primary != "" {
+		primary = fmt.Sprintf(", of which %s is the primary", d.Primary)
+	}
+	return fmt.Errorf("%w %s%s; name the set: mongodb://%s/?replicaSet=%s",
+		errMember, d.SetName, primary, strings.Join(d.Hosts, ","), d.SetName)
 }
 
 func (c *Client) db(name string) *mongo.Database { return c.mongo.Database(name) }

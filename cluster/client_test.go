@@ -367,8 +367,8 @@ func TestTLS(t *testing.T) {
 		{"another name", "tlsCAFile=" + ca, secure, KindTLS, "127.0.0.1"},
 		{"another name, by an option of AMS's driver", "tlsAllowInvalidHostnames=true&tlsCAFile=" + ca, secure, KindTLS, "127.0.0.1"},
 		{"anything goes", "tls=true&tlsInsecure=true", secure, "", ""},
-		{"TLS to a plain server", "tls=true&tlsInsecure=true", nil, KindLost, "a server without TLS does this to a client that starts it"},
-		{"plain to a TLS server", "appName=x", secure, KindLost, "a server that requires TLS does this when tls=true is missing"},
+		{"TLS to a plain server", "tls=true&tlsInsecure=true", nil, KindLost, "only one side uses TLS"},
+		{"plain to a TLS server", "appName=x", secure, KindLost, "only one side uses TLS: see tls=true"},
 		{"no such CA file", "tlsCAFile=/nonexistent/ca.pem", secure, KindConfig, "the connection string cannot be used"},
 	}
 	errs, hosts := make([]error, len(tests)), make([]string, len(tests))

@@ -121,8 +121,18 @@ type redactedError struct {
 func (e *redactedError) Error() string        { return e.text }
 func (e *redactedError) Is(target error) bool { return e.is(target) }
 
+// newError asks w why no server was selected: the driver only reports that its server selection timed out.
 func newError(op string, err error, t Target, w *watch) *Error {
-	f := diagnose(err, t, w)
+	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok && f.kind == KindDNS {
+		f.host = dns.Name
+	}
+	answered := slices.ContainsFunc(mongo.ErrorCodes(err), func(code int) bool { return code != 0 })
+	if w != nil && !answered && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
+		if known, ok := w.finding(t); ok {
+			f = known
+		}
+	}
 	return &Error{
 		Kind: f.kind, Op: op, Host: f.host, noLogin: f.kind == KindForbidden && !t.HasCredentials() && t.option("authMechanism") == "",
 		Err: &redactedError{
@@ -132,38 +142,9 @@ func newError(op string, err error, t Target, w *watch) *Error {
 	}
 }
 
-// diagnose: for an unreachable server the driver only reports that its server selection timed out.
-func diagnose(err error, t Target, w *watch) finding {
-	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
-	answered := slices.ContainsFunc(mongo.ErrorCodes(err), func(code int) bool { return code != 0 })
-	if w != nil && !answered && (mongo.IsTimeout(err) || f.kind == KindLost || f.kind == KindOther) {
-		if known, ok := w.finding(t); ok {
-			return known
-		}
-	}
-	if dns, ok := errors.AsType[*net.DNSError](err); ok && f.kind == KindDNS {
-		f.host = dns.Name
-	}
-	return f
-}
-
-// hostOf parses the driver's name of a connection, host:port[-5].
-func hostOf(connectionID string) string {
-	host, _, _ := strings.Cut(connectionID, "[-")
-	return host
-}
-
 // importance decides if several servers failed: a wrong password explains more than a timeout.
 var importance = []Kind{
 	KindOther, KindTimeout, KindUnreachable, KindDNS, KindRefused, KindLost, KindNotPrimary, KindUnsupported, KindTLS, KindForbidden, KindAuth,
-}
-
-// hintTLS: if only one side uses TLS, neither side reports it.
-func hintTLS(t Target) string {
-	if t.UsesTLS() {
-		return "a server without TLS does this to a client that starts it"
-	}
-	return "a server that requires TLS does this when tls=true is missing"
 }
 
 const atlas = 8000 // of Atlas's proxy, for all that it refuses
@@ -184,7 +165,7 @@ func kindOf(err error) Kind {
 	if errors.Is(err, context.Canceled) {
 		return KindCanceled
 	}
-	if holds[*notPrimaryError](err) {
+	if errors.Is(err, errMember) {
 		return KindNotPrimary
 	}
 	for _, code := range mongo.ErrorCodes(err) {
@@ -202,8 +183,9 @@ func kindOfNetwork(err error) Kind {
 	is := func(targets ...error) bool {
 		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
 	}
+	_, isDNS := errors.AsType[*net.DNSError](err)
 	switch {
-	case holds[*net.DNSError](err):
+	case isDNS:
 		return KindDNS
 	case strings.Contains(err.Error(), "tls: "): // few errors of crypto/tls have a type, all have this prefix
 		return KindTLS
@@ -225,11 +207,6 @@ func kindOfNetwork(err error) Kind {
 func waited(err error) bool {
 	var dropped interface{ Retryable() bool } // the driver's type is not public
 	return errors.As(err, &dropped) && dropped.Retryable()
-}
-
-func holds[T error](err error) bool {
-	_, ok := errors.AsType[T](err)
-	return ok
 }
 
 // message removes the command, which has session and signed cluster time.
@@ -284,11 +261,11 @@ func (w *watch) servers() *event.ServerMonitor {
 		ServerHeartbeatFailed: func(e *event.ServerHeartbeatFailedEvent) {
 			// The driver cancels its monitor when a call fails: pools gets that error.
 			if !errors.Is(e.Failure, context.Canceled) {
-				w.report(hostOf(e.ConnectionID), func(s *server) { s.failed = e.Failure })
+				w.report(e.ConnectionID, func(s *server) { s.failed = e.Failure })
 			}
 		},
 		ServerHeartbeatSucceeded: func(e *event.ServerHeartbeatSucceededEvent) {
-			w.report(hostOf(e.ConnectionID), func(s *server) { *s = server{seen: e.Reply} })
+			w.report(e.ConnectionID, func(s *server) { *s = server{seen: e.Reply} })
 		},
 	}
 }
@@ -301,7 +278,9 @@ func (w *watch) pools() *event.PoolMonitor {
 	}}
 }
 
-func (w *watch) report(host string, change func(*server)) {
+// report takes an address or the driver's name of a connection, host:port[-5].
+func (w *watch) report(connection string, change func(*server)) {
+	host, _, _ := strings.Cut(connection, "[-")
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.known[host]
@@ -342,7 +321,8 @@ func (w *watch) finding(t Target) (finding, bool) {
 			foreign = false
 			f.kind, f.text = kindOf(s.failed), innermost(s.failed)
 			if f.kind == KindLost && s.seen.Kind == "" {
-				f.text += " (" + hintTLS(t) + ")"
+				// Neither side reports it.
+				f.text += " (or only one side uses TLS: see tls=true)"
 			}
 		}
 		all = append(all, f)

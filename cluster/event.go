@@ -6,7 +6,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -29,14 +28,10 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	if e.Node == "" || e.Kind == "" {
 		return errors.New("writing an event: it has no node or no kind")
 	}
-	data, err := bson.Marshal(e)
-	if err != nil {
-		return fmt.Errorf("writing an event: %w", err)
-	}
 	return c.call(ctx, "writing an event", func(ctx context.Context) error {
 		// Unlike an insert, an upsert can use the server's clock.
 		update := bson.D{
-			{Key: "$set", Value: bson.Raw(data)},
+			{Key: "$set", Value: e},
 			{Key: "$currentDate", Value: bson.D{{Key: "at", Value: true}}},
 		}
 		_, err := c.events().UpdateByID(ctx, bson.NewObjectID(), update, options.UpdateOne().SetUpsert(true))
@@ -75,6 +70,9 @@ func (c *Client) Events(ctx context.Context, q EventQuery) ([]PastEvent, error) 
 func readEvent(doc bson.Raw) (e PastEvent) {
 	if err := unmarshal(doc, &e); err != nil {
 		return PastEvent{Event: Event{Kind: "unreadable", Why: err.Error()}}
+	}
+	if !inJSON(e.At) {
+		e.At = time.Time{}
 	}
 	return e
 }

@@ -52,7 +52,7 @@ type Signal struct {
 	Estimated bool `json:"guess,omitempty"`
 
 	silent   time.Duration
-	doubtful bool
+	doubtful bool // old at a first look after an outage, and unchanged since
 }
 
 // provesLife reports whether the signal was sent since the last outage.
@@ -144,15 +144,11 @@ type Observer struct {
 }
 
 type lastSeen struct {
+	Signal
 	seq    int64 // seq and sent are the signal's own, at is by the observer's clock
 	sent   time.Time
 	at     time.Time
-	silent time.Duration
-	// doubtful: old at a first look after an outage, and unchanged since.
-	doubtful bool
-	// before is silent at the last look without an outage.
-	before    time.Duration
-	estimated bool
+	before time.Duration // silent at the last look without an outage
 }
 
 // Failed notes that a look failed.
@@ -211,7 +207,7 @@ func (o *Observer) Observe(l Look) []Member {
 }
 
 func (o *Observer) signals(m *Member, l Look, next *Observer) {
-	slices.SortStableFunc(m.AMS, func(a, b AMSNode) int { return b.LastUpdate.Compare(a.LastUpdate) })
+	slices.SortStableFunc(m.AMS, newestFirst)
 	clock, known := l.ServerTime, false
 	if n := m.Node; n != nil {
 		if n.Clock != nil {
@@ -250,7 +246,7 @@ func (o *Observer) signal(next *Observer, r reading) Signal {
 	age, passed := max(0, r.now.Sub(r.sent)), next.last.Sub(o.last)
 	switch {
 	case !again:
-		is = lastSeen{at: next.last.Add(-age), silent: age, estimated: !r.known}
+		is = lastSeen{at: next.last.Add(-age), Signal: Signal{Known: true, silent: age, Estimated: !r.known}}
 		if o.patient || o.outage {
 			is.silent, is.doubtful = 0, age > r.limit
 		}
@@ -258,22 +254,19 @@ func (o *Observer) signal(next *Observer, r reading) Signal {
 		if age = min(age, passed); !r.known {
 			age = 0
 		}
-		is = lastSeen{at: next.last.Add(-age), silent: min(age, r.interval)}
+		is = lastSeen{at: next.last.Add(-age), Signal: Signal{Known: true, silent: min(age, r.interval)}}
 	default:
 		is.silent += min(passed, r.interval)
 		if o.outage && !next.outage && is.before <= r.limit {
 			is.silent = 0 // no node could write
 		}
 	}
-	is.seq, is.sent = r.seq, r.sent
+	is.seq, is.sent, is.Age, is.Fresh = r.seq, r.sent, max(1, next.last.Sub(is.at)), is.silent <= r.limit
 	if !next.outage {
 		is.before = is.silent
 	}
 	next.seen[r.key] = is
-	return Signal{
-		Known: true, Age: max(1, next.last.Sub(is.at)), Fresh: is.silent <= r.limit,
-		Estimated: is.estimated, silent: is.silent, doubtful: is.doubtful,
-	}
+	return is.Signal
 }
 
 // health: anyFresh proves that MongoDB accepts heartbeats.

@@ -100,8 +100,9 @@ func (s Sessions) NotCounted() string {
 }
 
 func (s Sessions) left() string {
-	if n, known := s.Total(); known && n == 0 {
-		return "no publishers and no viewers left"
+	about := ""
+	if s.By == CountedByConnections {
+		about = "about "
 	}
 	count := func(n int, one string) string {
 		if n == 1 {
@@ -109,11 +110,9 @@ func (s Sessions) left() string {
 		}
 		return fmt.Sprintf("%d %ss", n, one)
 	}
-	about := ""
-	if s.By == CountedByConnections {
-		about = "about "
-	}
-	switch {
+	switch n, known := s.Total(); {
+	case known && n == 0:
+		return "no publishers and no viewers left"
 	case s.Publishers == nil && s.Viewers == nil:
 		return "publishers and viewers not known"
 	case s.Publishers == nil:
@@ -155,18 +154,15 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	if err != nil || res.MatchedCount > 0 {
 		return err
 	}
-	n, err := c.Node(ctx, self.ID)
-	if err != nil {
+	n, now, err := c.nodeNow(ctx, self.ID)
+	switch age, _ := n.Age(now); {
+	case err != nil:
 		return err
-	}
-	if n.SameInstance(self) {
+	case n.SameInstance(self):
 		return fmt.Errorf("%s: %w", op, ErrNoNode) // registered since
+	default:
+		return fmt.Errorf("%s: %w", op, &OtherMachineError{Node: n, Age: age})
 	}
-	e := &OtherMachineError{Node: n}
-	if now, err := c.ServerTime(ctx); err == nil {
-		e.Age, _ = n.Age(now)
-	}
-	return fmt.Errorf("%s: %w", op, e)
 }
 
 // orNull returns a filter value: empty fields are not stored, and null matches them.

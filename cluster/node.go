@@ -128,10 +128,7 @@ type OtherMachineError struct {
 
 // Error names the other machine.
 func (e *OtherMachineError) Error() string {
-	who := "a machine without an address"
-	if e.Node.IP != "" {
-		who = e.Node.IP
-	}
+	who := cmp.Or(e.Node.IP, "a machine without an address")
 	if e.Node.Hostname != "" {
 		who += " (" + e.Node.Hostname + ")"
 	}

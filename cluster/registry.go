@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	crand "crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -73,23 +72,30 @@ func (e *BadRecordError) Error() string {
 // Unwrap returns the cause.
 func (e *BadRecordError) Unwrap() error { return e.Err }
 
-// unmarshal refuses content that no agent writes, or that JSON cannot show.
+// unmarshal refuses content that no agent writes.
 func unmarshal(doc bson.Raw, v any) error {
 	if len(doc) > maxRecord {
 		return fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
 	}
-	if err := bson.Unmarshal(doc, v); err != nil {
-		return err
-	}
-	_, err := json.Marshal(v) // a time may be out of its range
-	return err
+	return bson.Unmarshal(doc, v)
 }
 
 func decode(doc bson.Raw) *record {
 	r := record{doc: doc}
 	err := unmarshal(doc, &r)
-	if err == nil && (r.Port < 0 || r.Port > math.MaxUint16) {
+	times := []time.Time{r.StateSince, r.UpdatedAt}
+	for _, b := range r.Balancers {
+		times = append(times, b.At)
+	}
+	if r.DrainRequest != nil {
+		times = append(times, r.DrainRequest.At)
+	}
+	switch {
+	case err != nil:
+	case r.Port < 0 || r.Port > math.MaxUint16:
 		err = fmt.Errorf("port %d", r.Port)
+	case slices.ContainsFunc(times, func(t time.Time) bool { return !inJSON(t) }):
+		err = errors.New("a time is outside the years 1 to 9999")
 	}
 	if err != nil {
 		id := idText(field(doc, "_id"))
@@ -105,10 +111,10 @@ func decode(doc bson.Raw) *record {
 func (c *Client) update(ctx context.Context, op, id string, own bool, next func(was *record, now time.Time) (*record, error)) (*record, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	var revs []string
+	mine := crand.Text() // begins the revs of this call
 	var failed error
 	for pause := firstConflictPause; ; pause = min(2*pause, mostConflictPause) {
-		stored, err := c.tryUpdate(ctx, op, id, own, &revs, next)
+		stored, err := c.tryUpdate(ctx, op, id, own, mine, next)
 		switch {
 		case err == nil:
 			return stored, nil
@@ -127,14 +133,14 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 var errConflict = errors.New("the record has changed")
 
 func (c *Client) tryUpdate(
-	ctx context.Context, op, id string, own bool, revs *[]string, next func(was *record, now time.Time) (*record, error),
+	ctx context.Context, op, id string, own bool, mine string, next func(was *record, now time.Time) (*record, error),
 ) (*record, error) {
 	now, err := c.ServerTime(ctx)
 	if err != nil {
 		return nil, err
 	}
 	was, err := c.readRecord(ctx, op, id)
-	if err != nil || was != nil && slices.Contains(*revs, was.Rev) {
+	if err != nil || was != nil && strings.HasPrefix(was.Rev, mine) {
 		return was, err
 	}
 	is, err := next(was, now)
@@ -148,16 +154,8 @@ func (c *Client) tryUpdate(
 		// It may have fields that no update can name.
 		return nil, cmp.Or(c.deleteMany(ctx, op, c.nodes(), unchanged(id, was)), errConflict)
 	}
-	is.Rev = crand.Text()
-	*revs = append(*revs, is.Rev)
-	stored, err := c.swap(ctx, op, id, was, is, own)
-	if was == nil && KindOf(err) == KindOther {
-		// DocumentDB's engine answers so if another insert was first.
-		if first, _ := c.readRecord(ctx, op, id); first != nil {
-			return nil, errConflict
-		}
-	}
-	return stored, err
+	is.Rev = mine + crand.Text()
+	return c.swap(ctx, op, id, was, is, own)
 }
 
 const (
@@ -393,11 +391,7 @@ func transition(was *record, self Node, s State, reason string, d Details) (*rec
 
 // CheckOwner returns an [OtherMachineError] if another machine writes the record.
 func (c *Client) CheckOwner(ctx context.Context, self Node) error {
-	now, err := c.ServerTime(ctx)
-	if err != nil {
-		return err
-	}
-	n, err := c.Node(ctx, self.ID)
+	n, now, err := c.nodeNow(ctx, self.ID)
 	if errors.Is(err, ErrNoNode) {
 		return nil
 	}
@@ -405,6 +399,14 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 		return &OtherMachineError{Node: n, Age: age}
 	}
 	return err
+}
+
+// nodeNow reads a record and MongoDB's clock.
+func (c *Client) nodeNow(ctx context.Context, id string) (n Node, now time.Time, err error) {
+	if now, err = c.ServerTime(ctx); err == nil {
+		n, err = c.Node(ctx, id)
+	}
+	return n, now, err
 }
 
 // DrainRequest is another machine's request to drain.
@@ -516,21 +518,17 @@ func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordErro
 
 // EnsureIndexes creates TTL indexes. Nothing relies on them.
 func (c *Client) EnsureIndexes(ctx context.Context) error {
-	var errs []error
-	for _, ix := range []struct {
-		coll *mongo.Collection
-		key  string
-		keep time.Duration
-	}{{c.nodes(), "left_at", keepLeft}, {c.events(), "at", keepEvents}} {
-		errs = append(errs, c.call(ctx, "making the index that removes old "+ix.coll.Name(), func(ctx context.Context) error {
-			_, err := ix.coll.Indexes().CreateOne(ctx, mongo.IndexModel{
-				Keys:    bson.D{{Key: ix.key, Value: 1}},
-				Options: options.Index().SetExpireAfterSeconds(int32(ix.keep / time.Second)),
-			})
-			return err
-		}))
-	}
-	return errors.Join(errs...)
+	return errors.Join(c.expire(ctx, c.nodes(), "left_at", keepLeft), c.expire(ctx, c.events(), "at", keepEvents))
+}
+
+func (c *Client) expire(ctx context.Context, coll *mongo.Collection, key string, keep time.Duration) error {
+	return c.call(ctx, "making the index that removes old "+coll.Name(), func(ctx context.Context) error {
+		_, err := coll.Indexes().CreateOne(ctx, mongo.IndexModel{
+			Keys:    bson.D{{Key: key, Value: 1}},
+			Options: options.Index().SetExpireAfterSeconds(int32(keep / time.Second)),
+		})
+		return err
+	})
 }
 
 func (c *Client) nodes() *mongo.Collection {

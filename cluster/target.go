@@ -35,12 +35,12 @@ type Target struct {
 }
 
 type target struct {
-	bare, srv bool
-	user      string // percent-encoded, as password
-	password  string
-	hosts     []string
-	path      string // percent-encoded, with its slash
-	options   []option
+	scheme   string // "" for a list of hosts
+	user     string // percent-encoded, as password
+	password string
+	hosts    []string
+	path     string // percent-encoded, with its slash
+	options  []option
 }
 
 type option struct{ name, raw, value string }
@@ -56,10 +56,11 @@ type option struct{ name, raw, value string }
 // An error holds at most single characters of the string.
 func ParseTarget(s string) (Target, error) {
 	p := &target{}
-	if err := p.parse(s); err != nil {
+	t := Target{p: &p}
+	if err := cmp.Or(p.parse(s), t.checkPassword(), t.checkByDriver()); err != nil {
 		return Target{}, err
 	}
-	return Target{p: &p}, nil
+	return t, nil
 }
 
 // TargetError is an error in a connection string, without the string.
@@ -122,21 +123,21 @@ func (t *target) parse(given string) error {
 		return p.errorAt(i, "there is a blank, a line end or another invisible character",
 			"remove it, or percent-encode it in a password: a blank is %20")
 	}
-	name, _, found := strings.Cut(s, "://")
-	if t.bare = !found; t.bare {
+	scheme, _, found := strings.Cut(s, "://")
+	if !found {
 		if i := strings.IndexAny(s, "@/?#"); i >= 0 {
 			return p.errorAt(i, "a user name, a database and options need a full URI",
 				"write mongodb://USER:PASSWORD@HOST/DATABASE?OPTION=VALUE")
 		}
 		return t.parseHosts(p)
 	}
-	scheme := strings.ToLower(name) + "://"
-	if t.srv = scheme == schemeSRV; !t.srv && scheme != schemePlain {
+	t.scheme = strings.ToLower(scheme) + "://"
+	if t.scheme != schemeSRV && t.scheme != schemePlain {
 		// Do not show the text: it may be a password.
 		return p.slice("scheme", 0, len(s)).errorAt(0, "it is not a scheme of MongoDB",
 			"MongoDB's URIs start with mongodb:// or mongodb+srv://")
 	}
-	return t.parseURI(p.slice("", len(scheme), len(s)))
+	return t.parseURI(p.slice("", len(t.scheme), len(s)))
 }
 
 // optionLike begins the options: a password may have a raw question mark.
@@ -168,29 +169,7 @@ func (t *target) parseURI(p piece) error {
 		t.parseHosts(p.slice("", m[2], m[3])),
 		t.parseDatabase(p.slice("database", m[4], m[5])),
 		t.parseOptions(p.slice(partOptions, m[6], m[7])),
-		t.checkPassword(),
-		t.checkByDriver(),
 	)
-}
-
-// checkPassword: AMS's driver refuses a user name alone, so AMS would not start.
-func (t *target) checkPassword() error {
-	mechanism := strings.ToUpper(t.option("authMechanism"))
-	if t.user == "" || t.password != "" || slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
-		return nil
-	}
-	return &TargetError{Where: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
-}
-
-// checkByDriver skips URIs that need DNS or files.
-func (t *target) checkByDriver() error {
-	if t.srv || slices.ContainsFunc(t.options, option.isFile) {
-		return nil
-	}
-	if err := options.Client().ApplyURI(schemePlain + t.render(false)).Validate(); err != nil {
-		return &TargetError{Problem: "MongoDB's driver says: " + redact.Text(err.Error(), t.secrets()...)}
-	}
-	return nil
 }
 
 // parseUserinfo refuses raw reserved characters: drivers would treat a part of the password as a host.
@@ -219,39 +198,29 @@ func parseLogin(p piece) (raw string, err error) {
 	if notFilled.MatchString(p.text) {
 		return "", p.errorAt(0, "it is a placeholder", "put the real one in")
 	}
-	raw, _, err = p.normalise(keepUserinfo)
+	raw, _, err = p.normalise(notInLogin)
 	return raw, err
 }
 
-// Characters that stay, besides letters and digits.
-const (
-	unreserved   = "-._~"
-	keepUserinfo = unreserved + "!$&'()*,;=" // without +, see ParseTarget
-	keepDatabase = unreserved + "!'()*,;+"
-	keepOption   = unreserved + "!$'()*,=+:"
+// Characters to percent-encode. In a login, + is one of them: see ParseTarget.
+var (
+	notInLogin    = regexp.MustCompile(`[^A-Za-z0-9%._~!$&'()*,;=-]`)
+	notInDatabase = regexp.MustCompile(`[^A-Za-z0-9%._~!'()*,;+-]`)
+	notInOption   = regexp.MustCompile(`[^A-Za-z0-9%._~!$'()*,=+:-]`)
 )
 
-var escape = regexp.MustCompile(`^%[0-9A-Fa-f]{2}`)
+var invalidEscape = regexp.MustCompile(`%(?:[^0-9A-Fa-f]|.[^0-9A-Fa-f]|.?$)`)
 
-// normalise percent-encodes all but letters, digits, keep and escapes.
-func (p piece) normalise(keep string) (raw, decoded string, err error) {
-	var b strings.Builder
-	for i, c := range []byte(p.text) {
-		switch {
-		case c == '%' && !escape.MatchString(p.text[i:]):
-			return "", "", p.errorAt(i, "% is not followed by two hexadecimal digits", "percent-encode it: % is %25")
-		case c == '%', '0' <= c && c <= '9', 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', strings.IndexByte(keep, c) >= 0:
-			b.WriteByte(c)
-		default:
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
+func (p piece) normalise(encode *regexp.Regexp) (raw, decoded string, err error) {
+	if at := invalidEscape.FindStringIndex(p.text); at != nil {
+		return "", "", p.errorAt(at[0], "% is not followed by two hexadecimal digits", "percent-encode it: % is %25")
 	}
-	raw = b.String()
-	decoded, err = url.PathUnescape(raw)
+	raw = encode.ReplaceAllStringFunc(p.text, url.QueryEscape)
+	unescape := url.PathUnescape
 	if p.part == partOptions {
-		decoded, err = url.QueryUnescape(raw) // both drivers read + as a space
+		unescape = url.QueryUnescape // both drivers read + as a space
 	}
-	if err != nil || !utf8.ValidString(decoded) {
+	if decoded, err = unescape(raw); err != nil || !utf8.ValidString(decoded) {
 		return "", "", p.errorAt(0, "its percent-encoded bytes are not UTF-8",
 			"encode the UTF-8 bytes of each character: é is %C3%A9")
 	}
@@ -292,7 +261,7 @@ func (t *target) checkHost(s string) (problem, hint string) {
 		return invalid, write
 	case addr.IsUnspecified():
 		return "other machines cannot connect to this address", "give the server's own address"
-	case t.srv && (len(t.hosts) > 1 || !isName || port != ""):
+	case t.scheme == schemeSRV && (len(t.hosts) > 1 || !isName || port != ""):
 		return "mongodb+srv:// takes one host name without a port, DNS knows the servers", "write mongodb:// before a list, an address or a port"
 	case port != "" && (portErr != nil || number == 0):
 		return "the port is not a number from 1 to 65535", "if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"
@@ -309,7 +278,7 @@ func (t *target) parseDatabase(p piece) error {
 		return p.errorAt(i, fmt.Sprintf("there is a raw %c: an option has the wrong mark before it", p.text[i]),
 			"write ? before the first option: HOST/DATABASE?OPTION=VALUE")
 	}
-	raw, decoded, err := p.normalise(keepDatabase)
+	raw, decoded, err := p.normalise(notInDatabase)
 	if err != nil {
 		return err
 	}
@@ -330,7 +299,7 @@ func (t *target) parseOptions(p piece) error {
 			continue
 		}
 		name, value, _ := strings.Cut(pair, "=")
-		raw, decoded, err := p.slice(p.part, end-len(value), end).normalise(keepOption)
+		raw, decoded, err := p.slice(p.part, end-len(value), end).normalise(notInOption)
 		switch {
 		case err != nil:
 			return err
@@ -343,16 +312,6 @@ func (t *target) parseOptions(p piece) error {
 		t.path = "/"
 	}
 	return nil
-}
-
-// Drivers use an option's last value.
-func (t *target) option(name string) string {
-	for _, o := range slices.Backward(t.options) {
-		if strings.EqualFold(o.name, name) {
-			return o.value
-		}
-	}
-	return ""
 }
 
 // render returns the string without its scheme.
@@ -377,15 +336,24 @@ func (t *target) render(redacted bool) string {
 	return s
 }
 
-// withScheme adds the scheme, to a list of hosts only if it is always wanted.
-func (t *target) withScheme(rest string, always bool) string {
-	switch {
-	case t.srv:
-		return schemeSRV + rest
-	case t.bare && !always, rest == "":
-		return rest
+// checkPassword: AMS's driver refuses a user name alone, so AMS would not start.
+func (t Target) checkPassword() error {
+	mechanism := strings.ToUpper(t.option("authMechanism"))
+	if t.get().user == "" || t.get().password != "" || slices.Contains([]string{"MONGODB-X509", "GSSAPI", "MONGODB-OIDC"}, mechanism) {
+		return nil
 	}
-	return schemePlain + rest
+	return &TargetError{Where: partPassword, Problem: "there is a user name without a password", Hint: "write mongodb://USER:PASSWORD@HOST/"}
+}
+
+// checkByDriver skips URIs that need DNS or files.
+func (t Target) checkByDriver() error {
+	if t.SRV() || slices.ContainsFunc(t.get().options, option.isFile) {
+		return nil
+	}
+	if err := options.Client().ApplyURI(t.URI().Reveal()).Validate(); err != nil {
+		return &TargetError{Problem: "MongoDB's driver says: " + redact.Text(err.Error(), t.Secrets()...)}
+	}
+	return nil
 }
 
 func (t Target) get() *target {
@@ -402,19 +370,20 @@ func (t Target) IsZero() bool { return t.p == nil }
 func (t Target) Equal(u Target) bool { return t.Raw() == u.Raw() }
 
 // Bare reports whether the string had no scheme.
-func (t Target) Bare() bool { return t.get().bare }
+func (t Target) Bare() bool { return t.get().scheme == "" }
 
 // SRV reports whether DNS knows the hosts.
-func (t Target) SRV() bool { return t.get().srv }
+func (t Target) SRV() bool { return t.get().scheme == schemeSRV }
 
 // Raw returns the normalised string. Parsing it gives an equal Target.
-func (t Target) Raw() redact.Secret {
-	return redact.Secret(t.get().withScheme(t.get().render(false), false))
-}
+func (t Target) Raw() redact.Secret { return redact.Secret(t.get().scheme + t.get().render(false)) }
 
 // URI returns the full URI, also for a bare list of hosts.
 func (t Target) URI() redact.Secret {
-	return redact.Secret(t.get().withScheme(t.get().render(false), true))
+	if t.Bare() && !t.IsZero() {
+		return schemePlain + t.Raw()
+	}
+	return t.Raw()
 }
 
 // Schemeless omits mongodb://, as AMS up to 2.4.1 needs it; "" for mongodb+srv.
@@ -426,7 +395,7 @@ func (t Target) Schemeless() redact.Secret {
 }
 
 // Redacted omits the password and values that may be secret.
-func (t Target) Redacted() string { return t.get().withScheme(t.get().render(true), false) }
+func (t Target) Redacted() string { return t.get().scheme + t.get().render(true) }
 
 // String returns the redacted form.
 func (t Target) String() string { return t.Redacted() }
@@ -477,15 +446,10 @@ func (t Target) namesOne() bool {
 
 // UsesTLS reports whether the drivers use TLS, which several options imply.
 func (t Target) UsesTLS() bool {
-	on := t.SRV()
-	for _, o := range t.get().options {
-		if strings.EqualFold(o.name, "tls") || strings.EqualFold(o.name, "ssl") {
-			on = o.value == "true"
-		} else if o.isFile() {
-			on = true
-		}
+	if given := cmp.Or(t.option("tls"), t.option("ssl")); given != "" {
+		return given == "true"
 	}
-	return on
+	return t.SRV() || slices.ContainsFunc(t.get().options, option.isFile)
 }
 
 // Loopback reports whether every host is a loopback address.
@@ -504,18 +468,24 @@ func (t Target) Username() string {
 	return name
 }
 
-func (t Target) option(name string) string { return t.get().option(name) }
+// option returns an option's last value, as drivers use it.
+func (t Target) option(name string) string {
+	for _, o := range slices.Backward(t.get().options) {
+		if strings.EqualFold(o.name, name) {
+			return o.value
+		}
+	}
+	return ""
+}
 
 // HasCredentials reports whether there is a user or a secret option.
 func (t Target) HasCredentials() bool { return t.get().user != "" || len(t.Secrets()) > 0 }
 
 // Secrets returns the values for [redact.Text].
-func (t Target) Secrets() []redact.Secret { return t.get().secrets() }
-
-func (t *target) secrets() []redact.Secret {
-	all := []redact.Secret{redact.Secret(t.password)}
+func (t Target) Secrets() []redact.Secret {
+	all := []redact.Secret{redact.Secret(t.get().password)}
 	after := false // the rest of a secret with a raw & looks like an option
-	for _, o := range t.options {
+	for _, o := range t.get().options {
 		if after = !o.isShown() && (after || redact.Name(o.name)); !after {
 			continue
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
@@ -66,8 +67,9 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 			w.Progress(seen.Ours, err)
 		}
 		if err == nil {
-			if n, ok := written(seen.Ours, before, now); ok {
-				return n, nil
+			i := slices.IndexFunc(seen.Ours, func(n AMSNode) bool { return before != nil && n.Fresh(now) && n.since(before) })
+			if i >= 0 {
+				return seen.Ours[i], nil
 			}
 			if before == nil {
 				before = append([]AMSNode{}, seen.Ours...)
@@ -120,18 +122,10 @@ func (e *AMSNotSeenError) take(all []AMSNode, w AMSWait, now time.Time) {
 			e.Appeared = append(e.Appeared, n)
 		}
 	}
+	slices.SortStableFunc(e.Ours, newestFirst)
 }
 
-// written accepts any change since before: the clock may be corrected after the boot.
-func written(ours, before []AMSNode, now time.Time) (found AMSNode, ok bool) {
-	for _, n := range ours {
-		if before != nil && n.Fresh(now) && n.since(before) && (!ok || n.LastUpdate.After(found.LastUpdate)) {
-			found, ok = n, true
-		}
-	}
-	return found, ok
-}
-
+// since accepts any change: the clock may be corrected after the boot.
 func (n AMSNode) since(before []AMSNode) bool {
 	return !slices.ContainsFunc(before, func(b AMSNode) bool {
 		return b.ID == n.ID && b.IP == n.IP && b.LastUpdate.Equal(n.LastUpdate)
@@ -145,7 +139,7 @@ type AMSNotSeenError struct {
 	// Elsewhere: another address of this machine.
 	Elsewhere bool
 	Reads     int       // answers of MongoDB
-	Ours      []AMSNode // of the address, at the last read
+	Ours      []AMSNode // of the address, at the last read, newest first
 	Local     []AMSNode // fresh, of other local addresses
 	Appeared  []AMSNode // of other addresses, not in AMSWait.Before
 	Last      error     // of the last read
@@ -157,10 +151,11 @@ type AMSNotSeenError struct {
 func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	var newest AMSNode
 	if len(e.Ours) > 0 {
-		newest = slices.MaxFunc(e.Ours, func(a, b AMSNode) int { return a.LastUpdate.Compare(b.LastUpdate) })
+		newest = e.Ours[0]
 	}
 	none, old := len(e.Ours) == 0, !newest.since(before)
-	switch age := byLocalClock(now.Sub(newest.LastUpdate)); {
+	last := ", the last time was " + now.Sub(newest.LastUpdate).Round(time.Second).String() + " ago by the local clock"
+	switch {
 	case e.Reads == 0:
 		e.found = "MongoDB could not be read"
 	case len(e.Local) > 0 && (none || old): // an old document is of an earlier process
@@ -172,18 +167,10 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	case newest.LastUpdate.IsZero():
 		e.found = "its document has no readable lastUpdateTime"
 	case old:
-		e.found = "its document was not written since, the last time was " + age
+		e.found = "its document was not written since" + last
 	default:
-		e.found = "it wrote its document and stopped, the last time was " + age
+		e.found = "it wrote its document and stopped" + last
 	}
-}
-
-// byLocalClock formats an age. The server's clock may be ahead.
-func byLocalClock(age time.Duration) string {
-	if age < 0 {
-		return age.Abs().Round(time.Second).String() + " ahead of the local clock"
-	}
-	return age.Round(time.Second).String() + " ago by the local clock"
 }
 
 // Error describes the finding.
@@ -200,20 +187,14 @@ func (e *AMSNotSeenError) Error() string {
 }
 
 // Unwrap returns why the wait ended and the last read error.
-func (e *AMSNotSeenError) Unwrap() []error {
-	return slices.DeleteFunc([]error{e.Cause, e.Last}, func(err error) bool { return err == nil })
-}
+func (e *AMSNotSeenError) Unwrap() error { return errors.Join(e.Cause, e.Last) }
 
 func addresses(nodes []AMSNode) string {
-	const most = 5 // a cluster may add a hundred at once
 	var ips []string
 	for _, n := range nodes {
 		if !slices.Contains(ips, n.IP) {
 			ips = append(ips, n.IP)
 		}
 	}
-	if len(ips) > most {
-		return fmt.Sprintf("%s and %d more", strings.Join(ips[:most], ", "), len(ips)-most)
-	}
-	return strings.Join(ips, ", ")
+	return plain.Truncate(strings.Join(ips, ", "), maxText) // a cluster may add a hundred at once
 }
