@@ -220,7 +220,7 @@ func TestWaitErrorTexts(t *testing.T) {
 			AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(-67 * time.Second)}},
 			[]AMSNode{ours(-67 * time.Second)},
 			false,
-			"waited 1m0s for AMS to register as 10.0.0.3: its document was not written since, the last time was -1m7s ago by the local clock",
+			"waited 1m0s for AMS to register as 10.0.0.3: its document was not written since, the last time at 2026-03-01T12:01:07Z; the local clock is at 2026-03-01T12:00:00Z",
 		},
 		{
 			"without a time",

@@ -154,7 +154,7 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 		newest = e.Ours[0]
 	}
 	none, old := len(e.Ours) == 0, !newest.since(before)
-	last := ", the last time was " + now.Sub(newest.LastUpdate).Round(time.Second).String() + " ago by the local clock"
+	last := fmt.Sprintf(", the last time at %s; the local clock is at %s", newest.LastUpdate.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	switch {
 	case e.Reads == 0:
 		e.found = "MongoDB could not be read"
