@@ -218,7 +218,7 @@ func TestJarReleaseMemory(t *testing.T) {
 			if err != nil || in.Release.Known() || in.Release.Note == "" {
 				t.Fatalf("%+v, %v", in, err)
 			}
-		if n > most {
+			if n > most {
 				t.Errorf("%d MB were taken to find that %s", n>>20, in.Release.Note)
 			}
 		})
