@@ -167,7 +167,7 @@ func checkThisMachine(a netip.Addr) error {
 		return nil
 	}
 	list, err := HostInterfaces("")
-	if err == nil && !slices.ContainsFunc(list, func(in Interface) bool { return slices.Contains(in.Addrs, a) }) {
+	if err == nil && !slices.ContainsFunc(list, func(in Interface) bool { return in.Addr == a }) {
 		err = ErrNotThisMachine
 	}
 	return err
