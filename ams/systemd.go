@@ -61,27 +61,24 @@ func dialSystemd(ctx context.Context) (bus, error) {
 	if !SystemdRuns() {
 		return nil, fmt.Errorf("%w: this machine does not run it", ErrNoSystemd)
 	}
-	type dialled struct {
-		conn *dbus.Conn
-		err  error
-	}
 	// The library connects without watching the context.
-	done := make(chan dialled, 1)
+	var conn *dbus.Conn
+	dialled := make(chan error, 1)
 	go func() {
-		conn, err := dbus.NewWithContext(ctx)
-		done <- dialled{conn, err}
+		var err error
+		conn, err = dbus.NewWithContext(ctx)
+		dialled <- err
 	}()
 	var err error
 	select {
-	case d := <-done:
-		if d.err == nil {
-			return d.conn, nil
-		}
-		err = d.err
+	case err = <-dialled:
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	return nil, fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err)
+	if err != nil {
+		return nil, fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err)
+	}
+	return conn, nil
 }
 
 // dialer makes a connection for each operation; the context bounds its lifetime.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Units are the agent's services. Those not installed are ignored.
@@ -40,48 +41,44 @@ func (u unit) enabled() bool {
 func (u unit) up() bool { return u.is.Activity != ActivityInactive && u.is.Activity != ActivityFailed }
 
 // State returns their state, or ErrNoUnit if none is installed.
-func (u *Units) State(ctx context.Context) (UnitsState, error) {
-	s := UnitsState{Enabled: true, Active: true}
-	err := u.dial.with(ctx, systemdCallLimit, "asking systemd about the agent's units", func(ctx context.Context, b bus) error {
-		all, err := u.look(ctx, b)
+func (u *Units) State(ctx context.Context) (s UnitsState, err error) {
+	err = u.with(ctx, systemdCallLimit, "asking systemd about the agent's units", func(_ context.Context, _ bus, all []unit) error {
+		s = UnitsState{Enabled: true, Active: true}
 		for _, i := range all {
 			s.Enabled = s.Enabled && i.enabled()
 			s.Active = s.Active && i.is.Running()
 			s.Any = s.Any || i.is.UnitFile == "enabled" || i.up()
 		}
-		return err
+		return nil
 	})
-	if err != nil {
-		return UnitsState{}, err
-	}
-	return s, nil
+	return s, err
 }
 
-func (u *Units) look(ctx context.Context, b bus) (all []unit, _ error) {
-	for _, name := range u.names {
-		st, err := look(ctx, b, name)
-		switch {
-		case errors.Is(busError(err), ErrNoUnit):
-		case err != nil:
-			return nil, fmt.Errorf("%s: %w", name, err)
-		default:
-			all = append(all, unit{&Systemd{unit: name, dial: u.dial}, st})
+// with passes the installed units.
+func (u *Units) with(ctx context.Context, limit time.Duration, what string, do func(context.Context, bus, []unit) error) error {
+	return u.dial.with(ctx, limit, what, func(ctx context.Context, b bus) error {
+		var all []unit
+		for _, name := range u.names {
+			st, err := look(ctx, b, name)
+			switch {
+			case errors.Is(busError(err), ErrNoUnit):
+			case err != nil:
+				return fmt.Errorf("%s: %w", name, err)
+			default:
+				all = append(all, unit{&Systemd{unit: name, dial: u.dial}, st})
+			}
 		}
-	}
-	if len(all) == 0 {
-		return nil, fmt.Errorf("%w: %s", ErrNoUnit, u.names[len(u.names)-1])
-	}
-	return all, nil
+		if len(all) == 0 {
+			return fmt.Errorf("%w: %s", ErrNoUnit, u.names[len(u.names)-1])
+		}
+		return do(ctx, b, all)
+	})
 }
 
 // Enable makes the units start at boot, starts them, and waits for the last one. A start not over when ctx ends continues
 // and returns a pending [JobError].
 func (u *Units) Enable(ctx context.Context) error {
-	return u.dial.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus) error {
-		all, err := u.look(ctx, b)
-		if err != nil {
-			return err
-		}
+	return u.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus, all []unit) error {
 		var enable []string
 		for _, i := range all {
 			if err := i.is.Startable(); err != nil {
@@ -119,11 +116,7 @@ func (u *Units) Enable(ctx context.Context) error {
 
 // Disable stops the units in reverse order and disables them at boot. Masked ones are only stopped.
 func (u *Units) Disable(ctx context.Context) error {
-	return u.dial.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus) error {
-		all, err := u.look(ctx, b)
-		if err != nil {
-			return err
-		}
+	return u.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus, all []unit) error {
 		slices.Reverse(all)
 		var errs []error
 		var disable []string
