@@ -45,7 +45,6 @@ type bus interface {
 	EnableUnitFilesContext(ctx context.Context, units []string, runtime, force bool) (bool, []dbus.EnableUnitFileChange, error)
 	DisableUnitFilesContext(ctx context.Context, units []string, runtime bool) ([]dbus.DisableUnitFileChange, error)
 	ReloadContext(ctx context.Context) error
-	SystemStateContext(ctx context.Context) (*dbus.Property, error)
 	Connected() bool
 	Close()
 }
@@ -175,24 +174,14 @@ func (s *Systemd) Reload(ctx context.Context) error {
 	})
 }
 
-// SystemStopping reports whether the machine shuts down.
+// SystemStopping reports whether the machine shuts down. It goes by shutdown.target, as systemd's own SystemState does,
+// but the latter is "starting" to the end before systemd 246 if a boot never finished.
 func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 	err = s.dial.with(ctx, systemdCallLimit, "asking systemd whether the machine shuts down", func(ctx context.Context, b bus) error {
-		p, err := b.SystemStateContext(ctx)
-		if err != nil {
-			return err
-		}
-		switch p.Value.Value() {
-		case "stopping":
-			down = true
-		case "starting", "initializing":
-			// systemd before 246 reports this to the end if a boot never finished.
-			target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
-			job := property[[]any](target, "Job") // number or 0, and object
-			down = len(job) > 0 && job[0] != uint32(0) || text(target, "ActiveState") == string(ActivityActive)
-			return err
-		}
-		return nil
+		target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
+		job := property[[]any](target, "Job") // number or 0, and object
+		down = len(job) > 0 && job[0] != uint32(0) || text(target, "ActiveState") == string(ActivityActive)
+		return err
 	})
 	return down, err
 }

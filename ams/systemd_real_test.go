@@ -78,6 +78,9 @@ func TestRealSystemd(t *testing.T) {
 			t.Errorf("ReadProcess = %+v, %v; systemd started it at %s", p, err, first.Started)
 		}
 		must.OK(t, s.Restart(ctx))
+		if down, err := s.SystemStopping(ctx); down || err != nil {
+			t.Errorf("the machine shuts down: %v, %v", down, err)
+		}
 		second, err := WaitStable(ctx, s, time.Second)
 		if err != nil || second.MainPID == first.MainPID || second.Invocation == first.Invocation {
 			t.Errorf("after the restart: %+v, %v", second, err)
