@@ -73,13 +73,11 @@ func (c *ConnCount) dial(ctx context.Context, network, address string) (net.Conn
 		return nil, err
 	}
 	c.open.Add(1)
-	return &countedConn{Conn: conn, closed: sync.OnceFunc(c.close)}, nil
-}
-
-func (c *ConnCount) close() {
-	if c.open.Add(-1) == 0 {
-		c.lost.Add(1)
-	}
+	return &countedConn{Conn: conn, closed: sync.OnceFunc(func() {
+		if c.open.Add(-1) == 0 {
+			c.lost.Add(1)
+		}
+	})}, nil
 }
 
 type countedConn struct {
