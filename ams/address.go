@@ -41,6 +41,15 @@ func HostInterfaces(root string) (all []Interface, _ error) {
 	return all, nil
 }
 
+// AddressSource is the source of a node address.
+type AddressSource string
+
+const (
+	addressFromFlag     AddressSource = "flag"
+	addressFromMetadata AddressSource = "metadata"
+	addressFromRoute    AddressSource = "default-route"
+)
+
 // Warnings about a node address.
 const (
 	WarnAddressLoopback  = "AMS-ADDRESS-LOOPBACK" // or link-local
@@ -66,11 +75,11 @@ type AddressOptions struct {
 
 // Address is the chosen node address.
 type Address struct {
-	Addr      netip.Addr `json:"address"`
-	Source    string     `json:"source"` // flag, metadata or default-route
-	Reason    string     `json:"reason"`
-	Interface string     `json:"interface,omitempty"`
-	Warnings  []Warning  `json:"warnings,omitempty"`
+	Addr      netip.Addr    `json:"address"`
+	Source    AddressSource `json:"source"`
+	Reason    string        `json:"reason"`
+	Interface string        `json:"interface,omitempty"`
+	Warnings  []Warning     `json:"warnings,omitempty"`
 }
 
 // ChooseAddress prefers the operator's address, then the cloud's, then the default route's. It returns errBadAddress,
@@ -85,11 +94,11 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 		if err != nil {
 			return Address{}, fmt.Errorf("%q: %w: it is not an IP address", o.Explicit, errBadAddress)
 		}
-		a = Address{Addr: addr.Unmap(), Source: "flag", Reason: "given by you"}
+		a = Address{Addr: addr.Unmap(), Source: addressFromFlag, Reason: "given by you"}
 	case o.Metadata.IsValid():
-		a = Address{Addr: o.Metadata.Unmap(), Source: "metadata", Reason: cmp.Or(o.MetadataSource, "instance metadata")}
+		a = Address{Addr: o.Metadata.Unmap(), Source: addressFromMetadata, Reason: cmp.Or(o.MetadataSource, "instance metadata")}
 	case o.DefaultRoute.IsValid():
-		a = Address{Addr: o.DefaultRoute, Source: "default-route", Reason: "address of the default route"}
+		a = Address{Addr: o.DefaultRoute, Source: addressFromRoute, Reason: "address of the default route"}
 	case ifacesErr != nil:
 		return Address{}, fmt.Errorf("%w: %w", ErrNoAddress, ifacesErr)
 	default:
@@ -103,7 +112,7 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 	case isPublic(a.Addr):
 		a.warn(WarnAddressPublic, "%s is a public address: the nodes would talk to each other over the public network", a.Addr)
 	}
-	explicit := o.Explicit != "" && !o.Force
+	explicit := a.Source == addressFromFlag && !o.Force
 	// The operator's link-local address has no zone.
 	here := func(in Interface) bool { return in.Addr.WithZone("") == a.Addr.WithZone("") }
 	if i := slices.IndexFunc(ifaces, here); i >= 0 {
