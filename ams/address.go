@@ -12,14 +12,14 @@ import (
 	"strings"
 )
 
-// Interface is a network interface.
+// Interface is an address of a network interface.
 type Interface struct {
-	Name  string
-	Addrs []netip.Addr
+	Name string
+	Addr netip.Addr
 }
 
-// HostInterfaces lists the running system's interfaces. For another root it returns ErrInterfacesUnknown.
-func HostInterfaces(root string) ([]Interface, error) {
+// HostInterfaces lists the running system's addresses. For another root it returns ErrInterfacesUnknown.
+func HostInterfaces(root string) (all []Interface, _ error) {
 	if !realRoot(root) {
 		return nil, ErrInterfacesUnknown
 	}
@@ -27,21 +27,18 @@ func HostInterfaces(root string) ([]Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing the network interfaces: %w", err)
 	}
-	ifaces := make([]Interface, 0, len(list))
 	for _, l := range list {
-		in := Interface{Name: l.Name}
 		addrs, err := l.Addrs()
 		if err != nil {
 			return nil, fmt.Errorf("listing the addresses of interface %s: %w", l.Name, err)
 		}
 		for _, a := range addrs {
 			if p, err := netip.ParsePrefix(a.String()); err == nil {
-				in.Addrs = append(in.Addrs, p.Addr().Unmap())
+				all = append(all, Interface{l.Name, p.Addr().Unmap()})
 			}
 		}
-		ifaces = append(ifaces, in)
 	}
-	return ifaces, nil
+	return all, nil
 }
 
 // AddressSource is the source of a node address.
@@ -107,17 +104,20 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 	default:
 		return Address{}, fmt.Errorf("%w: this machine has no default route; it has %s", ErrNoAddress, addressList(ifaces))
 	}
-	if err := usable(a.Addr); err != nil {
-		return Address{}, err
-	}
 	switch {
+	case !a.Addr.IsGlobalUnicast() && !isLocal(a.Addr):
+		return Address{}, fmt.Errorf("%s: %w: it is no single machine's", a.Addr, errBadAddress)
 	case isLocal(a.Addr):
 		a.warn(WarnAddressLoopback, "%s is a loopback or link-local address: nodes of other networks cannot reach it", a.Addr)
 	case isPublic(a.Addr):
 		a.warn(WarnAddressPublic, "%s is a public address: the nodes would talk to each other over the public network", a.Addr)
 	}
 	explicit := a.Source == addressFromFlag && !o.Force
-	a.Interface = interfaceOf(ifaces, a.Addr)
+	// The operator's link-local address has no zone.
+	here := func(in Interface) bool { return in.Addr.WithZone("") == a.Addr.WithZone("") }
+	if i := slices.IndexFunc(ifaces, here); i >= 0 {
+		a.Interface = ifaces[i].Name
+	}
 	switch {
 	case ifacesErr != nil:
 		a.warn(WarnAddressUnchecked, "whether this machine has %s was not checked: %v", a.Addr, ifacesErr)
@@ -132,48 +132,23 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 	return a, nil
 }
 
-func usable(a netip.Addr) error {
-	if a.IsGlobalUnicast() || isLocal(a) {
-		return nil
-	}
-	return fmt.Errorf("%s: %w: it is no single machine's", a, errBadAddress)
-}
-
 func isLocal(a netip.Addr) bool { return a.IsLoopback() || a.IsLinkLocalUnicast() }
 
 func (a *Address) warn(id, format string, args ...any) {
 	a.Warnings = append(a.Warnings, Warning{ID: id, Text: fmt.Sprintf(format, args...)})
 }
 
-func interfaceOf(ifaces []Interface, a netip.Addr) string {
-	for _, in := range ifaces {
-		for _, have := range in.Addrs {
-			// The operator's link-local address has no zone.
-			if have.WithZone("") == a.WithZone("") {
-				return in.Name
-			}
-		}
-	}
-	return ""
-}
-
 func addressList(ifaces []Interface) string {
 	var list []string
 	for _, in := range ifaces {
-		for _, a := range in.Addrs {
-			if !isLocal(a) {
-				list = append(list, a.String()+" ("+in.Name+")")
-			}
+		if !isLocal(in.Addr) {
+			list = append(list, in.Addr.String()+" ("+in.Name+")")
 		}
 	}
-	if len(list) == 0 {
-		return "no address but the loopback"
-	}
-	return strings.Join(list, ", ")
+	return cmp.Or(strings.Join(list, ", "), "no address but the loopback")
 }
 
 // isPublic excludes private addresses and shared space (RFC 6598), which clouds use internally.
 func isPublic(a netip.Addr) bool {
-	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
-	return a.IsGlobalUnicast() && !a.IsPrivate() && !shared.Contains(a)
+	return a.IsGlobalUnicast() && !a.IsPrivate() && !netip.MustParsePrefix("100.64.0.0/10").Contains(a)
 }

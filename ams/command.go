@@ -92,11 +92,10 @@ func (c *Command) Reload(context.Context) error { return nil }
 func (c *Command) do(ctx context.Context, verb string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandLimit)
 	defer cancel()
-	stdout, stderr, err := c.run(ctx, verb)
-	if err == nil {
-		return nil
+	if _, said, err := c.run(ctx, verb); err != nil {
+		return &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: said, Err: err}
 	}
-	return &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(append(stderr, stdout...)), Err: err}
+	return nil
 }
 
 // SetHostAddress sets AMS_HOST_ADDRESS for the next runs.
@@ -106,12 +105,12 @@ func (c *Command) SetHostAddress(a netip.Addr) { c.hostAddress.Store(&a) }
 func (c *Command) State(ctx context.Context) (State, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandStatusLimit)
 	defer cancel()
-	stdout, stderr, err := c.run(ctx, "status")
+	stdout, said, err := c.run(ctx, "status")
 	code := 0
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() && ctx.Err() == nil {
 		code, err = exit.ExitCode(), nil
 	}
-	st := State{Activity: ActivityUnknown}
+	var st State
 	if err == nil {
 		st, err = commandState(code, stdout)
 	}
@@ -119,48 +118,44 @@ func (c *Command) State(ctx context.Context) (State, error) {
 		return st, nil
 	}
 	err = fmt.Errorf("asking %s for its status: %w", c.Name(), err)
-	if said := tail(append(stderr, stdout...)); said != "" {
+	if said != "" {
 		err = fmt.Errorf("%w: it said %q", err, said)
 	}
-	return st, err
+	return State{Activity: ActivityUnknown}, err
 }
 
 func commandState(code int, stdout []byte) (State, error) {
-	unknown := State{Activity: ActivityUnknown}
 	allowed := map[int][]Activity{
 		0: {ActivityActive, activityReloading},
 		3: {ActivityInactive, ActivityFailed, ActivityActivating, ActivityDeactivating},
 	}
 	plausible := allowed[code]
 	if plausible == nil {
-		return unknown, fmt.Errorf("exit status %d; 0 means running, 3 not running", code)
+		return State{}, fmt.Errorf("exit status %d; 0 means running, 3 not running", code)
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(string(stdout)), "\n")
 	st := State{Activity: plausible[0], Detail: strings.ToValidUTF8(line[:min(len(line), 200)], "\uFFFD")}
-	words := strings.Fields(st.Detail)
-	if len(words) == 0 {
-		return st, nil
-	}
+	words := append(strings.Fields(st.Detail), "", "")
 	word := Activity(strings.ToLower(strings.TrimRight(words[0], ":,.")))
+	if slices.Contains(allowed[3-code], word) {
+		return State{}, fmt.Errorf("it said %q with exit status %d", word, code)
+	}
 	if slices.Contains(plausible, word) {
 		st.Activity = word
-	} else if slices.Contains(allowed[3-code], word) {
-		return unknown, fmt.Errorf("it said %q with exit status %d", word, code)
 	}
-	if len(words) > 1 && st.Running() {
-		if pid, err := strconv.Atoi(words[1]); err == nil && pid > 0 {
-			st.MainPID = pid
-		}
+	if pid, err := strconv.Atoi(words[1]); err == nil && pid > 0 && st.Running() {
+		st.MainPID = pid
 	}
 	return st, nil
 }
 
-func (c *Command) run(ctx context.Context, verb string) (stdout, stderr []byte, err error) {
+// run returns the end of all output in said.
+func (c *Command) run(ctx context.Context, verb string) (stdout []byte, said string, err error) {
 	cmd := exec.CommandContext(ctx, c.argv[0], append(slices.Clone(c.argv[1:]), verb)...)
 	var sinks [2]*os.File
 	for i := range sinks {
 		if sinks[i], err = newSink(); err != nil {
-			return nil, nil, err
+			return nil, "", err
 		}
 		defer sinks[i].Close()
 	}
@@ -181,7 +176,8 @@ func (c *Command) run(ctx context.Context, verb string) (stdout, stderr []byte, 
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		err = errors.Join(ctx.Err(), err)
 	}
-	return drain(sinks[0]), drain(sinks[1]), err
+	stdout = drain(sinks[0])
+	return stdout, tail(append(drain(sinks[1]), stdout...)), err
 }
 
 // newSink returns a file in memory, because the server keeps the output open: with a pipe the agent would wait for it, or

@@ -4,7 +4,6 @@
 package ams
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -49,7 +48,7 @@ var errCutMessage = errors.New("a message of the kernel is cut")
 // exclude selects. It only estimates viewers: publishers and panel users count, and a load balancer may share or keep
 // connections. Silent ones do not count: players send a request every few seconds, WebRTC clients something every three.
 func CountConnections(ports []int, exclude func(netip.Addr) bool) (Connections, error) {
-	c := counter{ports: ports, exclude: exclude}
+	c := counter{Connections{ByPort: map[int]int{}, LocalByPort: map[int]int{}}, ports, exclude, silentAfter}
 	if err := c.ask(); err != nil {
 		return Connections{}, fmt.Errorf("counting connections: %w", err)
 	}
@@ -60,7 +59,7 @@ type counter struct {
 	Connections
 	ports   []int
 	exclude func(netip.Addr) bool
-	silence time.Duration // default silentAfter
+	silence time.Duration
 }
 
 // ask uses sock_diag(7).
@@ -133,22 +132,16 @@ func (c *counter) message(b []byte) {
 	if b[0] == unix.AF_INET {
 		own, other = netip.AddrFrom4([4]byte(b[source:])), netip.AddrFrom4([4]byte(b[destination:]))
 	}
-	by, local := &c.ByPort, other.IsLoopback() || other == own
+	local := other.IsLoopback() || other == own
 	switch {
-	case c.exclude != nil && c.exclude(other):
-		return
-	case silence(b[diagMessageSize:]) >= cmp.Or(c.silence, silentAfter):
-		if !local { // a proxy or a check keeps most local ones open
-			c.Silent++
-		}
-		return
-	case local:
-		by = &c.LocalByPort
+	case c.exclude(other):
+	case silence(b[diagMessageSize:]) < c.silence && local:
+		c.LocalByPort[port]++
+	case silence(b[diagMessageSize:]) < c.silence:
+		c.ByPort[port]++
+	case !local: // a proxy or a check keeps most local ones open
+		c.Silent++
 	}
-	if *by == nil {
-		*by = make(map[int]int)
-	}
-	(*by)[port]++
 }
 
 func silence(attrs []byte) time.Duration {

@@ -37,8 +37,6 @@ type Warning struct {
 	Text string `json:"text"`
 }
 
-func (w Warning) String() string { return w.ID + ": " + w.Text }
-
 // hints are in order of precedence.
 var hints = []struct {
 	err  error

@@ -51,27 +51,22 @@ func LookupHostname(ctx context.Context, root string) (Hostname, error) {
 		name, err = etcHostname(root)
 		resolve = func(_ context.Context, name string) ([]netip.Addr, error) { return etcHosts(root, name) }
 	}
-	if err == nil && name == "" {
-		err = errors.New("it is empty")
-	}
-	if err != nil {
-		return Hostname{}, fmt.Errorf("reading the hostname: %w", err)
+	if name == "" {
+		return Hostname{}, fmt.Errorf("reading the hostname: %w", cmp.Or(err, errors.New("it is empty")))
 	}
 	return resolved(ctx, name, resolve), nil
 }
 
 func resolved(ctx context.Context, name string, resolve func(context.Context, string) ([]netip.Addr, error)) Hostname {
-	h := Hostname{Name: name}
 	ctx, cancel := context.WithTimeout(ctx, hostnameLimit)
 	defer cancel()
 	addrs, err := resolve(ctx, name)
+	h := Hostname{Name: name, Addrs: addrs}
 	switch {
 	case err != nil:
-		h.Problem, h.TimedOut = err.Error(), ctx.Err() != nil
+		h.Addrs, h.Problem, h.TimedOut = nil, err.Error(), ctx.Err() != nil
 	case len(addrs) == 0:
 		h.Problem = "neither /etc/hosts nor DNS knows it"
-	default:
-		h.Addrs = addrs
 	}
 	return h
 }
@@ -88,10 +83,10 @@ func etcHostname(root string) (string, error) {
 
 func etcHosts(root, name string) ([]netip.Addr, error) {
 	b, _, err := files.Root{Path: root}.Read("/etc/hosts", maxSystemFile)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
 	}
-	return hostAddrs(b, name), nil
+	return hostAddrs(b, name), err
 }
 
 // hostAddrs returns the addresses at the beginning of lines that have the name, or of all lines without one.

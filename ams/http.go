@@ -5,6 +5,7 @@ package ams
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -42,7 +43,7 @@ const (
 // returns [ErrNotThisMachine].
 func NewHTTPClient(conns *ConnCount) *http.Client {
 	t := &http.Transport{
-		DialContext:            dialThisMachine,
+		DialContext:            dial,
 		DisableKeepAlives:      conns == nil,
 		MaxIdleConnsPerHost:    maxIdle,
 		IdleConnTimeout:        10 * time.Second,
@@ -67,18 +68,16 @@ func (c *ConnCount) Open() int { return int(c.open.Load()) }
 func (c *ConnCount) Lost() int { return int(c.lost.Load()) }
 
 func (c *ConnCount) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := dialThisMachine(ctx, network, address)
+	conn, err := dial(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
 	c.open.Add(1)
-	return &countedConn{Conn: conn, closed: sync.OnceFunc(c.close)}, nil
-}
-
-func (c *ConnCount) close() {
-	if c.open.Add(-1) == 0 {
-		c.lost.Add(1)
-	}
+	return &countedConn{Conn: conn, closed: sync.OnceFunc(func() {
+		if c.open.Add(-1) == 0 {
+			c.lost.Add(1)
+		}
+	})}, nil
 }
 
 type countedConn struct {
@@ -93,7 +92,7 @@ func (c *countedConn) Close() error {
 
 // Refused reports whether no process listens at base. Applications do not notice it.
 func Refused(ctx context.Context, base string) bool {
-	conn, err := dialThisMachine(ctx, "tcp", strings.TrimPrefix(base, "http://"))
+	conn, err := dial(ctx, "tcp", strings.TrimPrefix(base, "http://"))
 	if err == nil {
 		_ = conn.Close()
 	}
@@ -107,27 +106,28 @@ type reply struct {
 
 func (r reply) status() string { return fmt.Sprintf("%d %s", r.code, http.StatusText(r.code)) }
 
-// get sends no X-Forwarded-For, which the server's address filters would check. Errors contain neither URL nor token.
-func get(ctx context.Context, client *http.Client, address, token string) (reply, error) {
+// get makes a call to base, an [Installation.BaseURL]; a nil client means [NewHTTPClient]. It sends no X-Forwarded-For,
+// which the server's address filters would check. Errors contain neither URL nor token.
+func get(ctx context.Context, client *http.Client, base, path, token string) (reply, error) {
 	if client == nil {
 		client = NewHTTPClient(nil)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
 	if err != nil {
 		return reply{}, err
 	}
 	if token != "" {
 		req.Header.Set(tokenHeader, token)
 	}
+	var body []byte
 	resp, err := client.Do(req)
+	if err == nil {
+		defer resp.Body.Close()
+		body, err = io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	}
 	if failed, ok := errors.AsType[*url.Error](err); ok {
 		err = failed.Err
 	}
-	if err != nil {
-		return reply{}, &callError{err}
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	if err != nil {
 		return reply{}, &callError{err}
 	}
@@ -147,39 +147,100 @@ func hungUp(err error) bool {
 // and must not decide where root connects.
 var ErrNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
 
-func dialThisMachine(ctx context.Context, network, address string) (net.Conn, error) {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	addrs := []netip.Addr{}
-	if a, err := netip.ParseAddr(host); err == nil {
-		addrs = append(addrs, a) // the resolver would drop a zone
-	} else if addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host); err != nil {
-		return nil, err
-	}
-	dialer := net.Dialer{Timeout: callLimit}
-	for _, a := range addrs {
-		own, err := thisMachine(a)
-		switch {
-		case err != nil:
-			return nil, err
-		case own:
-			// Dial the checked address: the name may resolve to another one next time.
-			return dialer.DialContext(ctx, network, net.JoinHostPort(a.Unmap().String(), port))
+// dial checks each address after the name was resolved: the name may resolve to another one next time.
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: callLimit, Control: func(_, address string, _ syscall.RawConn) error {
+		to, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return err
 		}
-	}
-	return nil, fmt.Errorf("connecting to %s: %w", host, ErrNotThisMachine)
+		return checkThisMachine(to.Addr().Unmap())
+	}}
+	return dialer.DialContext(ctx, network, address)
 }
 
-// A zone selects the interface to send by.
-func thisMachine(a netip.Addr) (bool, error) {
-	if a.Zone() != "" {
-		return false, nil
-	}
-	if a = a.Unmap(); a.IsLoopback() {
-		return true, nil
+// checkThisMachine accepts no zone, which selects the interface to send by.
+func checkThisMachine(a netip.Addr) error {
+	if a.IsLoopback() && a.Zone() == "" {
+		return nil
 	}
 	list, err := HostInterfaces("")
-	return slices.ContainsFunc(list, func(in Interface) bool { return slices.Contains(in.Addrs, a) }), err
+	if err == nil && !slices.ContainsFunc(list, func(in Interface) bool { return in.Addr == a }) {
+		err = ErrNotThisMachine
+	}
+	return err
+}
+
+const livenessPath = "/rest/v2/liveness"
+
+// LivenessState is the result of a liveness call.
+type LivenessState string
+
+// The states of a server.
+const (
+	Live LivenessState = "live"
+	// LiveStarting: not listening, or 403 or 503 while its console starts or its database is away.
+	LiveStarting LivenessState = "starting"
+	// LiveBroken: 500, because the server's own hostname does not resolve.
+	LiveBroken LivenessState = "broken"
+	// liveNoEndpoint: a release before 2.5.1, or a later one until its console starts.
+	liveNoEndpoint LivenessState = "no-endpoint"
+	// LiveUnknown: no response in time, or not Ant Media Server's.
+	LiveUnknown LivenessState = "unknown"
+)
+
+// Liveness is the response to a liveness call.
+type Liveness struct {
+	State  LivenessState `json:"state"`
+	Code   int           `json:"code,omitempty"` // of HTTP; 0 = no response
+	Host   string        `json:"host,omitempty"` // as the server names itself
+	Status string        `json:"status,omitempty"`
+	Detail string        `json:"detail,omitempty"`
+}
+
+func (l Liveness) String() string {
+	if l.Detail == "" {
+		return string(l.State)
+	}
+	return string(l.State) + ": " + l.Detail
+}
+
+// CheckLiveness makes one call.
+func CheckLiveness(ctx context.Context, client *http.Client, base string) Liveness {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	r, err := get(ctx, client, base, livenessPath, "")
+	switch {
+	case err == nil:
+		return answer(r)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return Liveness{State: LiveStarting, Detail: "no process listens yet"}
+	case hungUp(err):
+		return Liveness{State: LiveStarting, Detail: "it hung up"}
+	case errors.Is(err, context.DeadlineExceeded):
+		return Liveness{State: LiveUnknown, Detail: fmt.Sprintf("no answer within %s", callLimit)}
+	}
+	return Liveness{State: LiveUnknown, Detail: err.Error()}
+}
+
+func answer(r reply) Liveness {
+	l := Liveness{State: LiveUnknown, Code: r.code, Detail: "it answers " + r.status()}
+	switch l.Code {
+	case http.StatusOK:
+		var fields map[string]any
+		if err := json.Unmarshal(r.body, &fields); err != nil {
+			l.Detail = "it answers 200, but not as Ant Media Server does"
+			return l
+		}
+		host, _ := fields["host"].(string)
+		status, _ := fields["status"].(string)
+		l.State, l.Host, l.Status, l.Detail = Live, plain.Truncate(host, maxText), plain.Truncate(status, maxText), ""
+	case http.StatusForbidden, http.StatusServiceUnavailable:
+		l.State = LiveStarting
+	case http.StatusInternalServerError:
+		l.State, l.Detail = LiveBroken, l.Detail+": its own hostname does not resolve"
+	case http.StatusNotFound:
+		l.State, l.Detail = liveNoEndpoint, "it answers, without a liveness call"
+	}
+	return l
 }

@@ -121,14 +121,12 @@ func (a App) Console() bool { return a.Name == consoleApp }
 // Broken content is no error: see [Installation.Mode] and [App.Err].
 func Open(root, dir string) (*Installation, error) {
 	root, err := filepath.Abs(cmp.Or(root, "/"))
+	dir = cmp.Or(dir, DefaultDir)
+	if err == nil && realRoot(root) {
+		dir, err = filepath.Abs(dir)
+	}
 	if err != nil {
 		return nil, err
-	}
-	dir = cmp.Or(dir, DefaultDir)
-	if !filepath.IsAbs(dir) && realRoot(root) {
-		if dir, err = filepath.Abs(dir); err != nil {
-			return nil, err
-		}
 	}
 	dir = filepath.Join("/", dir)
 	in := &Installation{Root: root, Dir: dir, Ports: defaultPorts()}

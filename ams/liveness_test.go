@@ -50,7 +50,7 @@ func TestCheckLiveness(t *testing.T) {
 			defer srv.Close()
 			// The environment's proxies are ignored.
 			t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
-			if diff := cmp.Diff(c.want, CheckLiveness(t.Context(), nil, srv.URL+"/")); diff != "" {
+			if diff := cmp.Diff(c.want, CheckLiveness(t.Context(), nil, srv.URL)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

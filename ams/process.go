@@ -5,12 +5,13 @@ package ams
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/files"
@@ -33,69 +34,65 @@ type Process struct {
 // Java reports whether the process is a JVM, as the server is.
 func (p Process) Java() bool { return p.Name == "java" || p.Name == "jsvc" }
 
+// The patterns find a process's name and its start in ticks since boot, field 22, and the boot time. The name may contain
+// brackets.
+var (
+	statLine = regexp.MustCompile(`(?s)\((.*)\) \S+(?: \S+){18} (\d{1,11}) `)
+	bootLine = regexp.MustCompile(`(?m)^btime (\d{1,11})$`)
+)
+
 // ReadProcess reads a process below root.
-func ReadProcess(root string, pid int) (p Process, _ error) {
-	fail := func(err error) (Process, error) { return p, fmt.Errorf("reading process %d: %w", pid, err) }
+func ReadProcess(root string, pid int) (Process, error) {
 	proc := files.Root{Path: root}
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	stat, _, err := proc.Read(filepath.Join(dir, "stat"), maxSystemFile)
-	if err != nil {
-		return fail(err)
+	machine, _, merr := proc.Read("/proc/stat", maxSystemFile)
+	is, boot := statLine.FindSubmatch(stat), bootLine.FindSubmatch(machine)
+	if is == nil || boot == nil {
+		return Process{}, fmt.Errorf("reading process %d: %w", pid, cmp.Or(err, merr, errors.New("no name, or no start time")))
 	}
-	name, ticks, err := parseStat(stat)
-	if err != nil {
-		return fail(err)
-	}
-	boot, err := bootTime(proc)
-	if err != nil {
-		return fail(err)
-	}
-	p = Process{Name: name, Started: boot.Add(time.Duration(ticks) * (time.Second / userHz))}
-	if env, _, err := proc.Read(filepath.Join(dir, "environ"), maxSystemFile); err == nil {
-		for v := range bytes.SplitSeq(env, []byte{0}) {
-			if value, ok := bytes.CutPrefix(v, []byte(HostAddressVariable+"=")); ok {
-				p.HostAddress = string(value)
-				break // getenv returns the first one
-			}
+	ticks, _ := strconv.ParseInt(string(is[2]), 10, 64)
+	booted, _ := strconv.ParseInt(string(boot[1]), 10, 64)
+	p := Process{Name: string(is[1]), Started: time.Unix(booted, 0).Add(time.Duration(ticks) * (time.Second / userHz))}
+	environ, _, _ := proc.Read(filepath.Join(dir, "environ"), maxSystemFile)
+	for v := range bytes.SplitSeq(environ, []byte{0}) {
+		if value, ok := bytes.CutPrefix(v, []byte(HostAddressVariable+"=")); ok {
+			p.HostAddress = string(value)
+			break // getenv returns the first one
 		}
 	}
 	return p, nil
-}
-
-// parseStat parses /proc/PID/stat; ticks are since boot. The name may contain brackets.
-func parseStat(b []byte) (name string, ticks uint64, err error) {
-	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
-	if open < 0 || end < open {
-		return "", 0, errors.New("its stat has no name")
-	}
-	// The name is field 2, the start time field 22.
-	fields := strings.Fields(string(b[end+1:]))
-	if len(fields) < 20 {
-		return "", 0, errors.New("its stat is too short")
-	}
-	if ticks, err = strconv.ParseUint(fields[19], 10, 62); err != nil {
-		return "", 0, fmt.Errorf("its start time: %w", err)
-	}
-	return string(b[open+1 : end]), ticks, nil
-}
-
-var btime = regexp.MustCompile(`(?m)^btime (\d{1,18})$`)
-
-func bootTime(proc files.Root) (time.Time, error) {
-	b, _, err := proc.Read("/proc/stat", maxSystemFile)
-	if err != nil {
-		return time.Time{}, err
-	}
-	m := btime.FindSubmatch(b)
-	if m == nil {
-		return time.Time{}, errors.New("/proc/stat has no boot time")
-	}
-	s, _ := strconv.ParseInt(string(m[1]), 10, 64)
-	return time.Unix(s, 0), nil
 }
 
 // EditedAfter reports whether a file below root is newer than a process, which then uses its old content.
 func EditedAfter(root, path string, started time.Time) bool {
 	st, err := statBelow(root, path)
 	return err == nil && st.Modified.After(started.Add(editSlack))
+}
+
+// OtherTree returns the other installation that a service runs, or "". The unit's folder comes first: verification includes
+// a restart.
+func (in *Installation) OtherTree(st State) string {
+	cwd, _ := os.Readlink(filepath.Join(in.Root, "/proc", strconv.Itoa(st.MainPID), "cwd"))
+	for _, dir := range []string{st.WorkingDirectory, cwd} {
+		if !filepath.IsAbs(dir) || !in.holdsServer(dir) {
+			continue
+		}
+		runs, err := statBelow(in.Root, dir)
+		here, herr := statBelow(in.Root, in.Dir)
+		if err == nil && herr == nil && runs.ID == here.ID {
+			return ""
+		}
+		return dir
+	}
+	return ""
+}
+
+func (in *Installation) holdsServer(dir string) bool {
+	for _, name := range []string{containerName, webappsName} {
+		if _, err := statBelow(in.Root, filepath.Join(dir, name)); err != nil {
+			return false
+		}
+	}
+	return true
 }

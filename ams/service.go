@@ -138,22 +138,20 @@ func (e *JobError) Pending() bool { return e.Result == resultPending }
 const resultPending = "pending"
 
 func (e *JobError) Error() string {
-	var b strings.Builder
+	text := fmt.Sprintf("%s of %s: %s", e.Verb, e.Service, e.Result)
 	if e.Pending() {
-		fmt.Fprintf(&b, "%s of %s is not finished yet", e.Verb, e.Service)
-	} else {
-		fmt.Fprintf(&b, "%s of %s: %s", e.Verb, e.Service, e.Result)
+		text = fmt.Sprintf("%s of %s is not finished yet", e.Verb, e.Service)
 	}
 	if e.State.Known() {
-		fmt.Fprintf(&b, ", the service is %s", e.State)
+		text += ", the service is " + e.State.String()
 	}
 	if e.Err != nil {
-		fmt.Fprintf(&b, ": %v", e.Err)
+		text += ": " + e.Err.Error()
 	}
 	if e.Output != "" {
-		fmt.Fprintf(&b, ": it said %q", e.Output)
+		text += fmt.Sprintf(": it said %q", e.Output)
 	}
-	return b.String()
+	return text
 }
 
 func (e *JobError) Unwrap() error { return e.Err }

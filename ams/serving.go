@@ -15,7 +15,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -73,18 +72,18 @@ func (a AppAnswer) String() string {
 	return text
 }
 
-// CheckServing calls an application at base, an [Installation.BaseURL], once. A nil client means [NewHTTPClient].
+// CheckServing calls an application once.
 func CheckServing(ctx context.Context, client *http.Client, base, app string) AppAnswer {
-	folder := strings.TrimSuffix(base, "/") + "/" + url.PathEscape(app)
+	folder := "/" + url.PathEscape(app)
 	asked := folder + servingPath
 	if app == consoleApp {
-		asked = strings.TrimSuffix(base, "/") + livenessPath
+		asked = livenessPath
 	}
-	r, err := get(ctx, client, asked, "")
+	r, err := get(ctx, client, base, asked, "")
 	refused := r.code == http.StatusForbidden && !initializing(r.body)
 	unclaimed := r.code == http.StatusNotFound && namesStream(r.body)
-	if err == nil && app != consoleApp && (refused || unclaimed) {
-		played, perr := get(ctx, client, folder+playingPath, "")
+	if app != consoleApp && (refused || unclaimed) {
+		played, perr := get(ctx, client, base, folder+playingPath, "")
 		if perr != nil || initializing(played.body) || unclaimed && played.code >= http.StatusInternalServerError {
 			r, err = played, perr
 		}

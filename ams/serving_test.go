@@ -70,7 +70,7 @@ func TestCheckServing(t *testing.T) {
 				_, _ = io.WriteString(w, c.body)
 			}))
 			defer srv.Close()
-			if diff := cmp.Diff(c.want, CheckServing(t.Context(), nil, srv.URL+"/", c.app)); diff != "" {
+			if diff := cmp.Diff(c.want, CheckServing(t.Context(), nil, srv.URL, c.app)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

@@ -29,13 +29,11 @@ type Statistics struct {
 	Complete bool
 }
 
-// ReadStatistics requests the statistics at base, an [Installation.BaseURL], with an [Installation.ServerToken]. A nil
-// client means [NewHTTPClient]. No error contains the token.
+// ReadStatistics makes one call with an [Installation.ServerToken].
 func ReadStatistics(ctx context.Context, client *http.Client, base, token string) (s Statistics, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
-	url := strings.TrimSuffix(base, "/") + statisticsPath
-	r, err := get(ctx, client, url, token)
+	r, err := get(ctx, client, base, statisticsPath, token)
 	switch {
 	case err != nil:
 	case r.code != http.StatusOK:
@@ -46,7 +44,7 @@ func ReadStatistics(ctx context.Context, client *http.Client, base, token string
 		s, err = parseStatistics(r.body)
 	}
 	if err != nil {
-		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", url, err)
+		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", base+statisticsPath, err)
 	}
 	return s, nil
 }

@@ -71,7 +71,7 @@ func TestReadStatistics(t *testing.T) {
 			}))
 			defer srv.Close()
 			// A redirect is not followed: the token must not go with it.
-			got, err := ReadStatistics(t.Context(), nil, srv.URL+"/", "to.k.en")
+			got, err := ReadStatistics(t.Context(), nil, srv.URL, "to.k.en")
 			if (err != nil) != (c.err != "") {
 				t.Fatalf("%v", err)
 			}

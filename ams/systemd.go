@@ -45,7 +45,6 @@ type bus interface {
 	EnableUnitFilesContext(ctx context.Context, units []string, runtime, force bool) (bool, []dbus.EnableUnitFileChange, error)
 	DisableUnitFilesContext(ctx context.Context, units []string, runtime bool) ([]dbus.DisableUnitFileChange, error)
 	ReloadContext(ctx context.Context) error
-	SystemStateContext(ctx context.Context) (*dbus.Property, error)
 	Connected() bool
 	Close()
 }
@@ -61,27 +60,24 @@ func dialSystemd(ctx context.Context) (bus, error) {
 	if !SystemdRuns() {
 		return nil, fmt.Errorf("%w: this machine does not run it", ErrNoSystemd)
 	}
-	type dialled struct {
-		conn *dbus.Conn
-		err  error
-	}
 	// The library connects without watching the context.
-	done := make(chan dialled, 1)
+	var conn *dbus.Conn
+	dialled := make(chan error, 1)
 	go func() {
-		conn, err := dbus.NewWithContext(ctx)
-		done <- dialled{conn, err}
+		var err error
+		conn, err = dbus.NewWithContext(ctx)
+		dialled <- err
 	}()
 	var err error
 	select {
-	case d := <-done:
-		if d.err == nil {
-			return d.conn, nil
-		}
-		err = d.err
+	case err = <-dialled:
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	return nil, fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err)
+	if err != nil {
+		return nil, fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err)
+	}
+	return conn, nil
 }
 
 // dialer makes a connection for each operation; the context bounds its lifetime.
@@ -178,24 +174,14 @@ func (s *Systemd) Reload(ctx context.Context) error {
 	})
 }
 
-// SystemStopping reports whether the machine shuts down.
+// SystemStopping reports whether the machine shuts down. It goes by shutdown.target, as systemd's own SystemState does,
+// but the latter is "starting" to the end before systemd 246 if a boot never finished.
 func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 	err = s.dial.with(ctx, systemdCallLimit, "asking systemd whether the machine shuts down", func(ctx context.Context, b bus) error {
-		p, err := b.SystemStateContext(ctx)
-		if err != nil {
-			return err
-		}
-		switch p.Value.Value() {
-		case "stopping":
-			down = true
-		case "starting", "initializing":
-			// systemd before 246 reports this to the end if a boot never finished.
-			target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
-			job := property[[]any](target, "Job") // number or 0, and object
-			down = len(job) > 0 && job[0] != uint32(0) || text(target, "ActiveState") == string(ActivityActive)
-			return err
-		}
-		return nil
+		target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
+		job := property[[]any](target, "Job") // number or 0, and object
+		down = len(job) > 0 && job[0] != uint32(0) || text(target, "ActiveState") == string(ActivityActive)
+		return err
 	})
 	return down, err
 }

@@ -78,6 +78,9 @@ func TestRealSystemd(t *testing.T) {
 			t.Errorf("ReadProcess = %+v, %v; systemd started it at %s", p, err, first.Started)
 		}
 		must.OK(t, s.Restart(ctx))
+		if down, err := s.SystemStopping(ctx); down || err != nil {
+			t.Errorf("the machine shuts down: %v, %v", down, err)
+		}
 		second, err := WaitStable(ctx, s, time.Second)
 		if err != nil || second.MainPID == first.MainPID || second.Invocation == first.Invocation {
 			t.Errorf("after the restart: %+v, %v", second, err)
@@ -218,6 +221,40 @@ func TestRealSystemd(t *testing.T) {
 		if st := look(t, s); st.Load != "masked" || st.Running() {
 			t.Errorf("State = %+v", st)
 		}
+	})
+
+	t.Run("units", func(t *testing.T) {
+		name := func(kind string) string { return "amsagent-test-" + kind + ".service" }
+		write := func(kind, install string) {
+			file := filepath.Join("/etc/systemd/system", name(kind))
+			must.OK(t, os.WriteFile(file, []byte("[Service]\nExecStart=/bin/sleep infinity\n"+install), 0o644))
+			t.Cleanup(func() { _ = os.Remove(file) })
+		}
+		write("static", "")
+		write("placed", "[Install]\nWantedBy=multi-user.target\n")
+		units := NewUnits(name("gone"), name("static"), name("placed"))
+		must.OK(t, NewSystemd(name("static")).Reload(ctx))
+		for _, step := range []struct {
+			do   func(context.Context) error
+			want UnitsState
+		}{
+			{units.Enable, UnitsState{true, true, true}},
+			{units.Enable, UnitsState{true, true, true}},
+			{units.Disable, UnitsState{}},
+			{units.Disable, UnitsState{}},
+		} {
+			must.OK(t, step.do(ctx))
+			if got, err := units.State(ctx); err != nil || got != step.want {
+				t.Errorf("State = %+v, %v; want %+v", got, err, step.want)
+			}
+		}
+		must.OK(t, os.Symlink("/dev/null", filepath.Join("/etc/systemd/system", name("gone"))))
+		t.Cleanup(func() { _ = os.Remove(filepath.Join("/etc/systemd/system", name("gone"))) })
+		must.OK(t, NewSystemd(name("static")).Reload(ctx))
+		if err := units.Enable(ctx); !errors.Is(err, ErrUnitMasked) {
+			t.Errorf("Enable of a masked unit: %v", err)
+		}
+		must.OK(t, units.Disable(ctx))
 	})
 
 	t.Run("dies-after-the-start", func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Units are the agent's services. Those not installed are ignored.
@@ -27,120 +28,78 @@ type UnitsState struct {
 	Any bool
 }
 
-type unit struct {
-	*Systemd
-	is State
-}
-
-// enabled counts units without an [Install] section, which others start.
-func (u unit) enabled() bool {
-	return slices.Contains([]string{"enabled", "static", "generated", "transient", "alias"}, u.is.UnitFile)
-}
-
-func (u unit) up() bool { return u.is.Activity != ActivityInactive && u.is.Activity != ActivityFailed }
-
 // State returns their state, or ErrNoUnit if none is installed.
-func (u *Units) State(ctx context.Context) (UnitsState, error) {
-	s := UnitsState{Enabled: true, Active: true}
-	err := u.dial.with(ctx, systemdCallLimit, "asking systemd about the agent's units", func(ctx context.Context, b bus) error {
-		all, err := u.look(ctx, b)
-		for _, i := range all {
-			s.Enabled = s.Enabled && i.enabled()
-			s.Active = s.Active && i.is.Running()
-			s.Any = s.Any || i.is.UnitFile == "enabled" || i.up()
+func (u *Units) State(ctx context.Context) (s UnitsState, err error) {
+	err = u.with(ctx, systemdCallLimit, "asking systemd about the agent's units", func(_ context.Context, _ bus, _ []string, states []State) error {
+		s = UnitsState{Enabled: true, Active: true}
+		for _, is := range states {
+			// Units without an [Install] section are started by others.
+			s.Enabled = s.Enabled && slices.Contains([]string{"enabled", "static", "generated", "transient", "alias"}, is.UnitFile)
+			s.Active = s.Active && is.Running()
+			s.Any = s.Any || is.UnitFile == "enabled" || is.Activity != ActivityInactive && is.Activity != ActivityFailed
 		}
-		return err
+		return nil
 	})
-	if err != nil {
-		return UnitsState{}, err
-	}
-	return s, nil
+	return s, err
 }
 
-func (u *Units) look(ctx context.Context, b bus) (all []unit, _ error) {
-	for _, name := range u.names {
-		st, err := look(ctx, b, name)
-		switch {
-		case errors.Is(busError(err), ErrNoUnit):
-		case err != nil:
-			return nil, fmt.Errorf("%s: %w", name, err)
-		default:
-			all = append(all, unit{&Systemd{unit: name, dial: u.dial}, st})
+// with passes the installed units.
+func (u *Units) with(ctx context.Context, limit time.Duration, what string, do func(context.Context, bus, []string, []State) error) error {
+	return u.dial.with(ctx, limit, what, func(ctx context.Context, b bus) error {
+		var names []string
+		var states []State
+		for _, name := range u.names {
+			st, err := look(ctx, b, name)
+			switch {
+			case errors.Is(busError(err), ErrNoUnit):
+			case err != nil:
+				return fmt.Errorf("%s: %w", name, err)
+			default:
+				names, states = append(names, name), append(states, st)
+			}
 		}
-	}
-	if len(all) == 0 {
-		return nil, fmt.Errorf("%w: %s", ErrNoUnit, u.names[len(u.names)-1])
-	}
-	return all, nil
+		if len(names) == 0 {
+			return fmt.Errorf("%w: %s", ErrNoUnit, u.names[len(u.names)-1])
+		}
+		return do(ctx, b, names, states)
+	})
 }
 
 // Enable makes the units start at boot, starts them, and waits for the last one. A start not over when ctx ends continues
 // and returns a pending [JobError].
 func (u *Units) Enable(ctx context.Context) error {
-	return u.dial.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus) error {
-		all, err := u.look(ctx, b)
-		if err != nil {
+	return u.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus, names []string, states []State) error {
+		for k, is := range states {
+			if err := is.Startable(); err != nil {
+				return fmt.Errorf("%s: %w", names[k], err)
+			}
+		}
+		// Persistently, without replacing the links of other tools.
+		if _, _, err := b.EnableUnitFilesContext(ctx, names, false, false); err != nil {
 			return err
 		}
-		var enable []string
-		for _, i := range all {
-			if err := i.is.Startable(); err != nil {
-				return fmt.Errorf("%s: %w", i.Name(), err)
-			}
-			if !i.enabled() {
-				enable = append(enable, i.Name())
-			}
-		}
-		if len(enable) > 0 {
-			// Persistently, without replacing the links of other tools.
-			if _, _, err := b.EnableUnitFilesContext(ctx, enable, false, false); err != nil {
-				return err
-			}
-			if err := b.ReloadContext(ctx); err != nil {
-				return err
-			}
+		if err := b.ReloadContext(ctx); err != nil {
+			return err
 		}
 		var errs []error
-		for k, i := range all {
-			switch {
-			case i.is.Running():
-			case k == len(all)-1:
-				errs = append(errs, i.Start(ctx))
-			default:
-				// A slow first unit must not delay the others.
-				_ = b.ResetFailedUnitContext(ctx, i.Name())
-				_, err := b.StartUnitContext(ctx, i.Name(), jobMode, make(chan string, 1))
-				errs = append(errs, err)
-			}
+		last := len(names) - 1
+		for _, name := range names[:last] {
+			// A slow first unit must not delay the others.
+			_ = b.ResetFailedUnitContext(ctx, name)
+			_, err := b.StartUnitContext(ctx, name, jobMode, make(chan string, 1))
+			errs = append(errs, err)
 		}
-		return errors.Join(errs...)
+		return errors.Join(append(errs, (&Systemd{names[last], u.dial}).Start(ctx))...)
 	})
 }
 
-// Disable stops the units in reverse order and disables them at boot. Masked ones are only stopped.
+// Disable disables the units at boot first, because the machine may crash in between, and stops them in reverse order.
 func (u *Units) Disable(ctx context.Context) error {
-	return u.dial.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus) error {
-		all, err := u.look(ctx, b)
-		if err != nil {
-			return err
-		}
-		slices.Reverse(all)
-		var errs []error
-		var disable []string
-		for _, i := range all {
-			if i.is.UnitFile == "enabled" || i.is.UnitFile == "enabled-runtime" {
-				disable = append(disable, i.Name())
-			}
-		}
-		// The machine may crash in between.
-		if len(disable) > 0 {
-			_, err := b.DisableUnitFilesContext(ctx, disable, false)
-			errs = append(errs, err, b.ReloadContext(ctx))
-		}
-		for _, i := range all {
-			if i.up() {
-				errs = append(errs, i.Stop(ctx))
-			}
+	return u.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus, names []string, _ []State) error {
+		_, err := b.DisableUnitFilesContext(ctx, names, false)
+		errs := []error{err, b.ReloadContext(ctx)}
+		for _, name := range slices.Backward(names) {
+			errs = append(errs, (&Systemd{name, u.dial}).Stop(ctx))
 		}
 		return errors.Join(errs...)
 	})

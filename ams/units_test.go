@@ -46,77 +46,30 @@ func fakeUnits(units map[string]string) (*Units, *unitsBus) {
 
 func TestUnits(t *testing.T) {
 	const node, agent = "node.service", "agent.service"
-	for _, tt := range []struct {
-		name            string
-		units           map[string]string
-		state           UnitsState
-		enable, disable []string
-		want            error // of Enable
+	both := []string{
+		"enable node.service agent.service", "reload", "reset node.service", "start node.service", "reset agent.service", "start agent.service",
+		"disable node.service agent.service", "reload", "stop agent.service", "stop node.service",
+	}
+	alone := []string{
+		"enable agent.service", "reload", "reset agent.service", "start agent.service",
+		"disable agent.service", "reload", "stop agent.service",
+	}
+	for name, tt := range map[string]struct {
+		units map[string]string
+		state UnitsState
+		calls []string // of Enable, then Disable
+		want  error    // of Enable
 	}{
-		{
-			"fresh",
-			map[string]string{node: "disabled inactive", agent: "disabled inactive"},
-			UnitsState{},
-			[]string{"enable node.service agent.service", "reload", "reset node.service", "start node.service", "reset agent.service", "start agent.service"},
-			nil, nil,
-		},
-		{
-			"enabled and active",
-			map[string]string{node: "enabled active", agent: "enabled active"},
-			UnitsState{true, true, true},
-			nil,
-			[]string{"disable agent.service node.service", "reload", "stop agent.service", "stop node.service"},
-			nil,
-		},
-		{
-			"runs and starts at no boot",
-			map[string]string{node: "disabled active", agent: "disabled active"},
-			UnitsState{false, true, true},
-			[]string{"enable node.service agent.service", "reload"},
-			[]string{"stop agent.service", "stop node.service"},
-			nil,
-		},
-		{
-			"failed",
-			map[string]string{node: "enabled active", agent: "enabled failed"},
-			UnitsState{true, false, true},
-			[]string{"reset agent.service", "start agent.service"},
-			[]string{"disable agent.service node.service", "reload", "stop node.service"},
-			nil,
-		},
-		{
-			"waits for its restart",
-			map[string]string{node: "enabled active", agent: "enabled activating"},
-			UnitsState{true, false, true},
-			[]string{"reset agent.service", "start agent.service"},
-			[]string{"disable agent.service node.service", "reload", "stop agent.service", "stop node.service"},
-			nil,
-		},
-		{
-			"until the next boot only",
-			map[string]string{agent: "enabled-runtime active"},
-			UnitsState{false, true, true},
-			[]string{"enable agent.service", "reload"},
-			[]string{"disable agent.service", "reload", "stop agent.service"},
-			nil,
-		},
-		{
-			"made by hand, without a place",
-			map[string]string{agent: "static inactive"},
-			UnitsState{true, false, false},
-			[]string{"reset agent.service", "start agent.service"},
-			nil, nil,
-		},
-		{
-			"masked",
-			map[string]string{node: "enabled active", agent: "masked inactive"},
-			UnitsState{false, false, true},
-			nil,
-			[]string{"disable node.service", "reload", "stop node.service"},
-			ErrUnitMasked,
-		},
+		"fresh":                         {map[string]string{node: "disabled inactive", agent: "disabled inactive"}, UnitsState{}, both, nil},
+		"enabled and active":            {map[string]string{node: "enabled active", agent: "enabled active"}, UnitsState{true, true, true}, both, nil},
+		"runs and starts at no boot":    {map[string]string{node: "disabled active", agent: "disabled active"}, UnitsState{false, true, true}, both, nil},
+		"failed":                        {map[string]string{node: "enabled active", agent: "enabled failed"}, UnitsState{true, false, true}, both, nil},
+		"waits for its restart":         {map[string]string{node: "enabled active", agent: "enabled activating"}, UnitsState{true, false, true}, both, nil},
+		"until the next boot only":      {map[string]string{agent: "enabled-runtime active"}, UnitsState{false, true, true}, alone, nil},
+		"made by hand, without a place": {map[string]string{agent: "static inactive"}, UnitsState{true, false, false}, alone, nil},
+		"masked":                        {map[string]string{node: "enabled active", agent: "masked inactive"}, UnitsState{false, false, true}, both[6:], ErrUnitMasked},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			u, b := fakeUnits(tt.units)
 			if got, err := u.State(t.Context()); err != nil || got != tt.state {
 				t.Errorf("State() = %+v, %v; want %+v", got, err, tt.state)
@@ -124,15 +77,11 @@ func TestUnits(t *testing.T) {
 			if err := u.Enable(t.Context()); !errors.Is(err, tt.want) {
 				t.Errorf("Enable() = %v, want %v", err, tt.want)
 			}
-			if diff := cmp.Diff(tt.enable, b.calls); diff != "" {
-				t.Errorf("Enable (-want +got):\n%s", diff)
-			}
-			b.calls = nil
 			if err := u.Disable(t.Context()); err != nil {
 				t.Errorf("Disable() = %v", err)
 			}
-			if diff := cmp.Diff(tt.disable, b.calls); diff != "" {
-				t.Errorf("Disable (-want +got):\n%s", diff)
+			if diff := cmp.Diff(tt.calls, b.calls); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}

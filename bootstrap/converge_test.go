@@ -189,7 +189,7 @@ func TestConvergeTranslatedAddress(t *testing.T) {
 	}{{err: errors.New("it does not answer")}, {inst: partly}, {inst: joinedAs(), want: true}} {
 		m := joinedTree(t)
 		m.Interfaces = func() ([]ams.Interface, error) {
-			return []ams.Interface{{Name: "eth0", Addrs: []netip.Addr{partly.Address}}}, nil
+			return []ams.Interface{{Name: "eth0", Addr: partly.Address}}, nil
 		}
 		req := convergeRequest(t, c.inst, c.err)
 		req.Address, req.ForceAddress = "203.0.113.9", false

@@ -57,9 +57,9 @@ func TestRunsElsewhere(t *testing.T) {
 			}
 			m := &Machine{Root: root, Interfaces: func() ([]ams.Interface, error) {
 				return []ams.Interface{
-					{Name: "lo", Addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
-					{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr(own)}},
-					{Name: "docker0", Addrs: []netip.Addr{netip.MustParseAddr(docker)}},
+					{Name: "lo", Addr: netip.MustParseAddr("127.0.0.1")},
+					{Name: "eth0", Addr: netip.MustParseAddr(own)},
+					{Name: "docker0", Addr: netip.MustParseAddr(docker)},
 				}, nil
 			}}
 			j := &joiner{Machine: m, seen: tt.seen, result: &JoinResult{}, facts: &facts{install: &ams.Installation{}, service: tt.state, address: ams.Address{Addr: netip.MustParseAddr(own)}}}

@@ -376,7 +376,7 @@ func (s *sealer) addresses() []netip.Addr {
 	}
 	var out []netip.Addr
 	for _, i := range ifs {
-		out = append(out, i.Addrs...)
+		out = append(out, i.Addr)
 	}
 	return out
 }

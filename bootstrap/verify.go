@@ -278,10 +278,8 @@ func (j *joiner) localAddresses() []string {
 	}
 	var out []string
 	for _, ifc := range ifaces {
-		for _, a := range ifc.Addrs {
-			if !a.IsLoopback() {
-				out = append(out, a.String())
-			}
+		if !ifc.Addr.IsLoopback() {
+			out = append(out, ifc.Addr.String())
 		}
 	}
 	return out

@@ -52,9 +52,7 @@ func (p *patient) interfaces() []netip.Addr {
 	}
 	var all []netip.Addr
 	for _, in := range list {
-		for _, a := range in.Addrs {
-			all = append(all, a.WithZone(""))
-		}
+		all = append(all, in.Addr.WithZone(""))
 	}
 	return all
 }

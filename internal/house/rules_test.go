@@ -118,7 +118,7 @@ var rules = []rule{
 	{
 		// These packages handle files that the server's user may exchange. Excepted: /proc, /run and the operator's own command.
 		in:     "conf/ ams/ bootstrap/ cluster/ lifecycle/",
-		except: "ams/command.go ams/home.go ams/systemd.go bootstrap/doctor/ports.go lifecycle/clock.go",
+		except: "ams/command.go ams/process.go ams/systemd.go bootstrap/doctor/ports.go lifecycle/clock.go",
 		calls: regexp.MustCompile(`^os\.(Open.*|Read(File|Dir|link)|DirFS|L?Stat|Create.*|WriteFile|Mkdir.*|Rename|Remove.*|Link|Symlink|Ch(mod|own|times|dir)|Lchown|Truncate|CopyFS|StartProcess)$` +
 			`|^filepath\.(Glob|Walk|WalkDir|EvalSymlinks)$|^securejoin\.` +
 			`|^(zip\.OpenReader|tls\.LoadX509KeyPair|http\.(Dir|ServeFile|NewFileTransport)|exec\.LookPath|template\.Parse(Files|Glob))$` +
