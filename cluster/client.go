@@ -6,6 +6,8 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -123,15 +125,36 @@ func (c *Client) driverOptions(o Options) *options.ClientOptions {
 		// The driver would repeat the write to a secondary some thousand times a second.
 		opts.SetRetryWrites(false)
 	}
-	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify &&
-		opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil {
+	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify {
 		// As AMS's driver. In a subnet without internet access, the OCSP request would hang.
-		opts.SetDisableOCSPEndpointCheck(true)
+		if opts.DisableCertificateRevocationCheck == nil && opts.DisableOCSPEndpointCheck == nil {
+			opts.SetDisableOCSPEndpointCheck(true)
+		}
+		// Options of the Java driver only.
+		if c.target.option("tlsAllowInvalidHostnames") == "true" || c.target.option("sslInvalidHostNameAllowed") == "true" {
+			verifyChainOnly(cfg)
+		}
 	}
 	if o.noLogin {
 		opts.Auth = nil
 	}
 	return opts
+}
+
+func verifyChainOnly(cfg *tls.Config) {
+	cfg.InsecureSkipVerify = true
+	roots := cfg.RootCAs
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		between := x509.NewCertPool()
+		for _, cert := range state.PeerCertificates[1:] {
+			between.AddCert(cert)
+		}
+		_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between})
+		if err != nil {
+			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
+		}
+		return nil
+	}
 }
 
 // Target returns the connection string.
