@@ -81,13 +81,27 @@ func (r Release) HonoursHostAddress() bool { return !r.Known() || r.AtLeast(2, 5
 func (r Release) HasLiveness() bool { return !r.Known() || r.AtLeast(2, 5, 1) }
 
 const (
-	// maxJarSize bounds the memory for the directory, which may fill the jar. The server's has 2 MB.
-	maxJarSize = 6 << 20
+	// maxJarSize: the server's has 2 MB. archive/zip allocates all announced members first, one for each 30 bytes.
+	maxJarSize = 64 << 20
+	// maxJarRead bounds the memory for the directory: the server's has 100 kB.
+	maxJarRead = 2 << 20
 	// maxManifestSize: a manifest has a few kilobytes. Its size in the archive is not trusted.
 	maxManifestSize = 64 << 10
 	// maxVersion bounds what goes into the registry. The longest known have 20 bytes.
 	maxVersion = 64
 )
+
+type boundedReader struct {
+	r    io.ReaderAt
+	left int64
+}
+
+func (b *boundedReader) ReadAt(p []byte, off int64) (int, error) {
+	if b.left -= int64(len(p)); b.left < 0 {
+		return 0, fmt.Errorf("more than %d bytes of it would have to be read", maxJarRead)
+	}
+	return b.r.ReadAt(p, off)
+}
 
 // jarRelease returns an unknown release with a note if it fails.
 func jarRelease(root, path string) (r Release) {
@@ -110,7 +124,7 @@ func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
 	if size > maxJarSize {
 		return nil, fmt.Errorf("not the server's jar: larger than %d bytes", maxJarSize)
 	}
-	z, err := zip.NewReader(r, size)
+	z, err := zip.NewReader(&boundedReader{r, maxJarRead}, size)
 	if err != nil {
 		return nil, fmt.Errorf("not a whole jar: %w", err)
 	}

@@ -208,8 +208,8 @@ func TestJarReleaseMemory(t *testing.T) {
 	record := append([]byte{'P', 'K', 1, 2}, make([]byte, 42)...) // of a member without a name
 	for name, root := range map[string]string{
 		"larger than any jar":     forgedJar(t, 6<<30, nil),
-		"as large as a jar is":    forgedJar(t, maxJarSize, nil),
-		"a directory of all that": forgedJar(t, maxJarSize, bytes.Repeat(record, (maxJarSize-128)/len(record))),
+		"as large as a jar is":    forgedJar(t, 64<<20, nil),
+		"a directory of all that": forgedJar(t, 64<<20, bytes.Repeat(record, (64<<20)/2/len(record))),
 	} {
 		t.Run(name, func(t *testing.T) {
 			var in *Installation
