@@ -6,8 +6,7 @@
 //
 // # The registry
 //
-// A node has one document, its record ([Node]). Changes compare and swap its random rev. If the answer to a write is lost,
-// the client looks for its own rev. [Client.Heartbeat] keeps the rev.
+// A node has one document, its record ([Node]). Changes compare and swap its random rev.
 //
 // # Clocks
 //

@@ -186,8 +186,7 @@ func (r Result) as(id string) Result {
 
 func one(r Result) []Result { return []Result{r} }
 
-// Run makes all checks, side by side, and gives their results in the order of the
-// table. It is over when Limit is, whatever does not answer.
+// Run makes all checks in parallel, within Limit, and returns their results in the table's order.
 func Run(ctx context.Context, o Options) []Result {
 	p := newPatient(o)
 	ctx, cancel := context.WithTimeout(ctx, p.Limit-min(lastWord, p.Limit/10))

@@ -157,8 +157,7 @@ func checkHosts(ctx context.Context, p *patient) []Result {
 }
 
 const (
-	// mostPeers is how many other nodes are tried: a cluster may have hundreds, and
-	// what keeps this one from reaching them is the same for all.
+	// mostPeers bounds the other nodes that are tried: a cluster may have hundreds.
 	mostPeers = 5
 	peerTime  = 2 * time.Second
 )

@@ -26,11 +26,10 @@ func Truncate(text string, limit int) string {
 	return strings.Clone(text[:end]) + ellipsis
 }
 
-// Output escapes as \uXXXX, in text as in JSON, what could change how a terminal shows the rest: control characters, C1
-// controls (U+009B begins a sequence for xterm), and the marks that turn the direction of writing. In JSON they stand in
-// strings only, where the escape means the same.
+// Output escapes as \uXXXX what changes how a terminal shows the rest: control characters, C1 controls (U+009B begins a
+// sequence for xterm), and marks of the writing direction. In JSON they occur in strings only.
 //
-// Line ends, tabs and ESC pass: ESC is the color's own, and who writes colors keeps out that of others.
+// Line ends, tabs and ESC pass: the agent's colors need ESC.
 func Output(b []byte) []byte {
 	if !bytes.ContainsFunc(b, unsafe) {
 		return b

@@ -1,10 +1,8 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command pkgdata makes what the packages hold beside the program and the units: man pages, completions, and the licences of
-// all that is linked. `make package` and `make install` run it; nothing of it is in the agent.
-//
-// Nothing of what it makes is checked in. The same sources and the same SOURCE_DATE_EPOCH give the same bytes.
+// Command pkgdata makes the man pages, completions and licences of the packages. `make package` and `make install` run it.
+// The same sources and SOURCE_DATE_EPOCH give the same bytes.
 package main
 
 import (
@@ -112,9 +110,8 @@ var (
 		`Permission\s+to\s+use,\s+copy,\s+modify,|Mozilla\s+Public\s+License,?\s+[Vv]ersion\s+2\.0`)
 )
 
-// notices lists the modules of which the program holds code, for the machines that it is built for, and all their licences
-// in full, from the very sources that are compiled. A module without a licence that is known is an error: such a program must
-// not be given away.
+// notices lists the linked modules with their licences in full. A module without a known licence is an error: the program
+// must not be distributed.
 func notices(top string) ([]byte, error) {
 	std, err := goOutput(top, "", "env", "GOVERSION", "GOROOT")
 	if err != nil {

@@ -15,8 +15,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// configTagsTimeout bounds how long `config` asks the cloud for tags. The other commands wait longer; this one answers a
-// person who may be on a laptop, and it says so when it gave up.
+// configTagsTimeout bounds the query for tags. Other commands wait longer; `config` may run on a laptop.
 const configTagsTimeout = 5 * time.Second
 
 type configOptions struct {

@@ -124,8 +124,8 @@ func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files li
 	}
 }
 
-// lastPeers asks the cluster once, by a connection of its own, who else still serves. One look finds nobody gone: where a peer
-// died, the hook is left to its timeout.
+// lastPeers asks the cluster once which other machines still serve. One look finds none gone: for a dead machine, the hook
+// waits until its timeout.
 type lastPeers struct {
 	m     *bootstrap.Machine
 	mongo cluster.Target

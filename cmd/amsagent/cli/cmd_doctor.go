@@ -156,8 +156,7 @@ func (g *globals) warnIgnored(ids []string) {
 	}
 }
 
-// loadLeniently reads the settings as every command does, and lists what is wrong with them instead of stopping at it.
-// Only what stands on the command line is an error.
+// loadLeniently reads the settings and lists the wrong ones. Only a wrong command line is an error.
 func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ error) {
 	early := g.settings
 	root, err := findRoot(early)

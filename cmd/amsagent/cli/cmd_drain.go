@@ -228,8 +228,8 @@ func (g *globals) followed(ctx context.Context, command string, f *follower, fir
 	return g.result(command, data, func(w *textWriter) { drainText(w, v) })
 }
 
-// unfollowed says what goes on where we do not look any more, and what is where there is nothing to look at. ended is why
-// the command's own context ended, if it did.
+// unfollowed is the error after the command stopped following a drain that continues. ended is why its context ended, or
+// nil.
 func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout time.Duration) *userError {
 	u := &userError{Cause: err, State: "the drain goes on", Hints: []string{"`amsagent drain` follows it again, `amsagent undrain` takes it back"}}
 	switch {

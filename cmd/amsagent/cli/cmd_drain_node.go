@@ -29,13 +29,12 @@ type registrar interface {
 type remotePace struct {
 	pace
 	look time.Duration // from look to look
-	// take is how long the node's agent may take until it has taken a request up: it reads its row every 15 s. begin is how
-	// long after that its row may not say so.
+	// take bounds the wait until the node's agent takes the request, which it looks for every 15 s; begin, the wait for its
+	// record after that.
 	take, begin time.Duration
 	withdraw    time.Duration // bounds a withdrawal
 	silent      time.Duration // of the node's agent, until it is told
-	// dead is after what silence of the agent the following ends: patience, and the stop of a server with seven applications, during
-	// which it does not beat.
+	// dead is the agent's silence that ends the following: patience and the stop of a server, without heartbeats.
 	dead time.Duration
 }
 
@@ -107,8 +106,8 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 	return r.follow(ctx)
 }
 
-// drainableNode finds the node with an id, an address or a host name, and says why it cannot be asked. One that has left
-// needs no asking; of several with an address or a host name those that have not left count, else the one that left last.
+// drainableNode finds a node by id, address or host name, or returns why it cannot be asked. Of several, those that have not
+// left count, else the one that left last.
 func drainableNode(members []cluster.Member, name string) (cluster.Node, error) {
 	var found []cluster.Member
 	var left *cluster.Node

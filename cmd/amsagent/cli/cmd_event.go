@@ -59,8 +59,7 @@ func newEventCommand(g *globals) *cobra.Command {
 }
 
 const (
-	// stdinTime is how long standard input may stay silent: a caller that forgot to give it one, and left its own open,
-	// would wait for ever.
+	// stdinTime bounds the wait for standard input, which a caller may leave open.
 	stdinTime = 30 * time.Second
 	// whoTime bounds the question who this machine is.
 	whoTime = 30 * time.Second

@@ -119,8 +119,7 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 	return g.result("events", data, func(w *textWriter) { eventsText(w, data, rows) })
 }
 
-// nodesNamed returns the ids of the nodes with an id, an address or a host name. An id that no row has may have a history: its row is
-// gone.
+// nodesNamed returns the ids of nodes by id, address or host name. A removed node's id may still have events.
 func nodesNamed(rows []cluster.Node, name string) []string {
 	ids := []string{name}
 	for _, n := range rows {

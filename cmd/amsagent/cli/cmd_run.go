@@ -169,12 +169,10 @@ type daemonAdapter struct {
 	notes atomic.Pointer[[]string]
 }
 
-// identityAge is how long an answer of the metadata service holds: a machine gets another address when it boots, and the
-// daemon looks at its files far more often than that.
+// identityAge is how long an answer of the metadata service is used: addresses change with a boot.
 const identityAge = 10 * time.Minute
 
-// ownFactsAge is the same where no cloud is and the machine's own facts tell, as its address does, which may be another one
-// after a lease has ended. They are read from files.
+// ownFactsAge is the same without a cloud: an address may change when its lease ends.
 const ownFactsAge = 30 * time.Second
 
 func (a *daemonAdapter) settings() daemon.Settings {
@@ -263,9 +261,8 @@ func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 	return a.g.joinedMongo()
 }
 
-// identify asks the cloud, or tells what it said a while ago. Who waits no longer leaves the question to go on: its answer
-// is there for the next one. Nobody who wants the settings waits for it. Of a malformed tag it is [bootstrap.ErrTags] with the
-// instance, and the tags are read anew each time.
+// identify returns the instance, from the cloud or from a recent answer. After ctx ends, the request goes on for the next
+// caller. With a malformed tag it returns [bootstrap.ErrTags] and the instance, and reads the tags again at each call.
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
 	age := identityAge
@@ -327,6 +324,5 @@ func (a *daemonAdapter) connect(ctx context.Context, t cluster.Target) (*cluster
 	return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, MaxPool: daemonPool, Log: a.g.log()})
 }
 
-// daemonPool is how many connections a daemon holds for its calls, per server: a thousand nodes with a hundred each is more
-// than a server takes. Two let a beat pass a slow query.
+// daemonPool is the number of connections per server: a thousand nodes may use it. Two let a heartbeat pass a slow query.
 const daemonPool = 2

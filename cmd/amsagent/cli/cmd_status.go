@@ -134,8 +134,8 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	return nil
 }
 
-// unknownToUser reports that only root may tell whether this machine is a node: a join with a password takes the server's
-// files, too, out of the sight of others.
+// unknownToUser reports that only root may know whether this machine is a node: after a join with a password, others cannot
+// read the server's files.
 func unknownToUser(s *bootstrap.Status) bool {
 	return s.Unprivileged && !s.Member && s.Files.Mode == ""
 }

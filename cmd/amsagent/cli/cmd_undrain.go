@@ -32,8 +32,7 @@ func newUndrainCommand(g *globals) *cobra.Command {
 	return cmd
 }
 
-// undrainTime is how long the registry is waited for: that a node serves again counts from the daemon's word on, and is
-// told to the others as soon as MongoDB takes it.
+// undrainTime bounds the wait for the node record. The node serves already, and the daemon goes on writing.
 const undrainTime = 10 * time.Second
 
 func runUndrain(ctx context.Context, g *globals) error {

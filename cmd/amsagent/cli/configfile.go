@@ -36,8 +36,7 @@ type fileValue struct {
 // maxSmallFile bounds the files we read whole: config.yaml and the one with the connection string.
 const maxSmallFile = 256 << 10
 
-// underRoot puts a path below root. Links inside the tree are followed as a process that has the tree as its root would
-// follow them: one to /etc stays inside.
+// underRoot puts a path below root. It follows links as if root were /.
 func underRoot(root, path string) (string, error) {
 	if root == "" {
 		return path, nil

@@ -23,12 +23,10 @@ import (
 )
 
 const (
-	// controlDial and controlTime bound connecting to the daemon and one answer of it: it does not wait for MongoDB or a
-	// cloud before it answers.
+	// controlDial and controlTime bound connecting and one answer: the daemon answers without MongoDB or a cloud.
 	controlDial = 2 * time.Second
 	controlTime = 10 * time.Second
-	// controlPatience is how long a daemon that is being restarted is waited for before anything was asked of it: more than
-	// systemd waits before it starts one again that died (RestartSec of amsagent.service).
+	// controlPatience is the wait for a daemon that is being restarted: more than RestartSec of amsagent.service.
 	controlPatience = 8 * time.Second
 	controlRetry    = 250 * time.Millisecond
 	// maxControl is more than any answer has.
@@ -172,8 +170,8 @@ func bare(err error) error {
 	}
 }
 
-// call asks, and decodes the answer. A daemon that is being restarted is waited for, for a moment: what is asked here
-// may be asked twice. So is one that was stopped, which looks the same; one that never ran is told at once.
+// call waits a moment for a daemon that is being restarted or was stopped. Its requests may be repeated. Without a daemon
+// that ever ran, it fails at once.
 func (c *controlClient) call(ctx context.Context, method, path string, body, answer any) error {
 	limit := time.Now().Add(c.patience)
 	for {
@@ -235,8 +233,8 @@ func (c *controlClient) notice(ctx context.Context, n lifecycle.Notice) (lifecyc
 	return v, c.call(ctx, http.MethodPost, daemon.PathNotice, n, &v)
 }
 
-// hold makes this node not ready until release is called or this process ends, and returns when it is so. It survives the
-// end of ctx: a command that is interrupted still takes back what it began.
+// hold makes this node not ready until release is called or this process ends. It survives the end of ctx: an interrupted
+// command still undoes its changes.
 func (c *controlClient) hold(ctx context.Context, r daemon.HoldRequest) (release func(), err error) {
 	held, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
@@ -256,8 +254,8 @@ func (c *controlClient) hold(ctx context.Context, r daemon.HoldRequest) (release
 	}, nil
 }
 
-// follow hands over views as the daemon sends them, until one of the two goes away or take returns false. Silence for
-// longer than the time given is a daemon that hangs.
+// follow passes the daemon's views on until take returns false or one side ends. After silence of that time, the daemon
+// hangs.
 func (c *controlClient) follow(ctx context.Context, silence time.Duration, take func(lifecycle.View) bool) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -284,8 +284,7 @@ func (f *follower) news(v lifecycle.View) {
 // clockSlack is what a time may lose on its way, with something for a clock that is put right.
 const clockSlack = 2 * time.Second
 
-// progressOf is a view in one line. The daemon's own line is from when something changed last; how much time is left is said
-// as of now.
+// progressOf is a view in one line, with the time left as of now.
 func progressOf(v lifecycle.View, now time.Time) string {
 	if v.Start == "starting" {
 		return "waiting for this node to serve"

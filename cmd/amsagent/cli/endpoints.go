@@ -9,8 +9,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/aws"
 )
 
-// endpoint is a service of a cloud whose address only a variable of the environment replaces: tests and a few networks
-// need that, and each machine of a group the same.
+// endpoint is a service of a cloud. Only an environment variable replaces its address, for tests and a few networks.
 type endpoint struct {
 	name, env string
 	// alsoEnv are variables of the cloud's own SDK, which count after ours.

@@ -17,8 +17,8 @@ import (
 	"github.com/amsagent/amsagent/ams"
 )
 
-// Env is everything the command line touches outside its arguments, so that a test can set it. What is left out has a
-// harmless stand-in: no variables, nothing to read, output thrown away, nobody at a terminal.
+// Env is the surroundings of the command line, for tests. Missing fields mean no variables, no input, discarded output and
+// no terminal.
 type Env struct {
 	Stdin  io.Reader
 	Stdout io.Writer
@@ -127,15 +127,14 @@ func (e Env) withDefaults() Env {
 	return e
 }
 
-// getenv gives a variable's value; one that is set but empty counts as not set, because that is what a unit's
-// EnvironmentFile with `NAME=` means.
+// getenv returns a variable. An empty one counts as not set, as `NAME=` in an EnvironmentFile.
 func (e Env) getenv(name string) string {
 	v, _ := e.LookupEnv(name)
 	return v
 }
 
-// forget drops the environment of the server's unit: root must not go by it, for an EnvironmentFile= may be the server's
-// user's to write. What systemd itself says stays, and of its credentials only those at that unit's own place.
+// forget removes the environment of the server's unit, because the server's user may write its EnvironmentFile=. systemd's
+// own variables stay; credentials only in the unit's own folder.
 func (e *Env) forget() {
 	kept := map[string]string{}
 	for _, name := range []string{"INVOCATION_ID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"} {
@@ -165,8 +164,7 @@ func isTerminal(stream any) bool {
 	return err == nil
 }
 
-// notify speaks systemd's protocol of sd_notify(3). The library's function would wait for ever for a systemd that reads
-// no more, and the beats with it.
+// notify implements sd_notify(3). The library's function may block for ever, and heartbeats with it.
 func notify(state string) {
 	socket := os.Getenv("NOTIFY_SOCKET")
 	if socket == "" {
@@ -194,11 +192,10 @@ func terminalSize(stream any) (columns, rows int) {
 	return int(size.Col), int(size.Row)
 }
 
-// stopSignals asks for the signals that end a command in order. One that our parent told us to ignore stays ignored:
-// that is how nohup and a shell's & protect a job.
+// stopSignals receives the signals that end a command. A signal that the parent ignores stays ignored, as nohup needs.
 //
-// SIGPIPE is asked for only to be dropped: a reader that goes away (`| head`) must give us a write error to report, not
-// kill a join between two files. Asking, unlike ignoring, is not inherited by the commands we start.
+// It drops SIGPIPE: after `| head`, a join must get a write error instead of its end between two files. Programs that we
+// start do not inherit that.
 func stopSignals() (<-chan os.Signal, func()) {
 	pipe := make(chan os.Signal, 1)
 	signal.Notify(pipe, syscall.SIGPIPE)

@@ -20,10 +20,7 @@ import (
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
-// userError is an error for a person: what could not be done, why, what to do about it, and which state is left.
-//
-// A command fills in what it knows. ID, Exit and Hints that it leaves empty come from the table in errors_table.go by
-// the Cause, so that a library's error means the same in every command.
+// userError is an error for a person. ID, Exit and Hints that are empty come from errors_table.go by the Cause.
 type userError struct {
 	// Msg says what could not be done: "cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection".
 	Msg   string
@@ -113,8 +110,7 @@ func directly[T error](err error) (T, bool) {
 	return t, ok
 }
 
-// flatten takes what errors.Join joined apart, however deep. Any other error is one, also where it wraps several things
-// below a text of its own.
+// flatten splits what errors.Join joined, at any depth.
 func flatten(err error) []error {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {

@@ -84,8 +84,7 @@ type errorClass struct {
 	hint func(err error, g *globals) []string
 }
 
-// errorTable is THE place where a library's error gets its id, exit code and hints. The first row that matches wins, so
-// the particular stands before the general.
+// errorTable gives a library's error its id, exit code and hints. The first row that matches wins.
 func errorTable() []errorClass {
 	return []errorClass{
 		{

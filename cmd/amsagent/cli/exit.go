@@ -70,8 +70,8 @@ func exits(cmd *cobra.Command, codes ...int) {
 // wrong.
 func noSettings(cmd *cobra.Command) { annotate(cmd, annotationNoLoad, "true") }
 
-// readsOnly marks a command that never changes this machine: its errors do not say that they changed nothing, and a signal leaves no
-// result of it.
+// readsOnly marks a command that never changes this machine: its errors do not mention that, and after a signal it has no
+// result.
 func readsOnly(cmd *cobra.Command) { annotate(cmd, annotationReads, "true") }
 
 func onlyReads(cmd *cobra.Command) bool { return cmd.Annotations[annotationReads] != "" }

@@ -16,8 +16,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 )
 
-// annotationKeeps marks the command whose flags are kept for those that follow. For it an empty value means that what
-// was kept is dropped.
+// annotationKeeps marks the command whose flags are kept. Its empty values drop kept ones.
 const annotationKeeps = "keeps"
 
 // keptSettings are the settings that a join keeps, in the order in which they are shown.
@@ -64,8 +63,7 @@ func (f *configFile) text(key string) string {
 	return strings.Trim(f.values[key].text+"\n"+f.values[partner(key)].text, "\n")
 }
 
-// readGiven reads what an earlier join was given. Who may not read it, or finds it damaged, goes by the other layers: no
-// command may fail for it, leave least of all.
+// readGiven reads what an earlier join was given. An unreadable or damaged file is no error: no command may fail for it.
 func readGiven(root string) (*bootstrap.Given, string) {
 	given, err := bootstrap.LoadGiven(root)
 	switch {
@@ -97,8 +95,7 @@ func (s *settings) applyGiven(src sources) {
 	s.Forced = src.given.ForcedAddress
 }
 
-// joinedWith is a setting that this node has from its join, where the settings do not say it: a tag that was taken away, or
-// that cannot be read now, and an address that nobody gave.
+// joinedWith is a setting of the join that the current settings lack: of a removed or unreadable tag, or a detected address.
 func (g *globals) joinedWith(key string) string {
 	m := bootstrap.Machine{Root: g.settings.Root}
 	s, err := m.StateFile()
@@ -125,8 +122,8 @@ type settingValue struct {
 // nodeSetting is the role, the group or the address that this node has.
 type nodeSetting struct {
 	settingValue
-	// Next is what the settings say by now, where the node joined with another value: the daemon's next look takes it up, or
-	// its reload, where config.yaml says so.
+	// Next is the current value of a setting that differs from the join's. The daemon applies it at its next look, or after a
+	// reload if it is from config.yaml.
 	Next *settingValue `json:"next,omitempty"`
 }
 
@@ -176,8 +173,7 @@ func (s *statusView) nodeText() string {
 	return strings.Join(parts, "; ")
 }
 
-// toKeep is what this join keeps of its settings: its flags and variables, and what an earlier join kept and nothing
-// replaced since. With force, or as an earlier join had it, that is also that its address need not be one of this machine's.
+// toKeep is what this join keeps: its flags and variables, what an earlier join kept, and whether its address was forced.
 func (g *globals) toKeep(force bool) *bootstrap.Given {
 	keep := &bootstrap.Given{Settings: map[string]bootstrap.GivenSetting{}}
 	if force || g.addressForced() {
@@ -194,8 +190,8 @@ func (g *globals) toKeep(force bool) *bootstrap.Given {
 	return keep
 }
 
-// contradicted refuses a join that keeps a value while config.yaml has another one: the daemon cannot go by both. Only
-// settings without an earlier form of this rule are looked at.
+// contradicted refuses a join that keeps another value than config.yaml has: the daemon reads both. It checks settings
+// without an older rule only.
 func (g *globals) contradicted() error {
 	if g.file == nil {
 		return nil

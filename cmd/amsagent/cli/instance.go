@@ -33,8 +33,7 @@ func (g *globals) instance(ctx context.Context) (machine, error) {
 	return m, g.useTags(m.Instance)
 }
 
-// useTags makes tags and group count as settings, where nothing that counts more says otherwise. It may be called again
-// when tags have come.
+// useTags applies tags and group as settings of the lowest layer. It may be called again.
 func (g *globals) useTags(i metadata.Instance) error {
 	err := g.settings.applyTags(i.TagsKnown, func(name string) (string, string, bool) { return findTag(i.Tags, name) })
 	if err != nil {

@@ -9,13 +9,11 @@ import (
 	"time"
 )
 
-// oneSignal is how long further signals say the same as the first: the timeout of coreutils sends its own to the child and
-// to its process group, which is two, and a shell may add its own.
+// oneSignal is how long further signals count as the first: coreutils' timeout sends two, and a shell may add its own.
 const oneSignal = time.Second
 
-// interruptible returns a context that the first signal cancels; its cause says which. Commands then undo what is half
-// done. A second one, not before oneSignal has passed, does not want to wait for that: the process ends at once, and the next
-// run repairs.
+// interruptible returns a context that the first signal cancels, as its cause. Commands then undo their changes. A second
+// signal, after oneSignal, ends the process at once; the next run repairs.
 func (g *globals) interruptible(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals, release := g.env.Signals()

@@ -45,8 +45,7 @@ func (a *daemonAdapter) lifecycleOptions() lifecycle.Options {
 	return o
 }
 
-// drainDeadline is how long a drain waits for sessions. It is not final while an instance tag that was not read yet may
-// say another one.
+// drainDeadline is how long a drain waits for sessions. It is not final while an unread tag may change it.
 func (a *daemonAdapter) drainDeadline() (d time.Duration, final bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -54,9 +53,8 @@ func (a *daemonAdapter) drainDeadline() (d time.Duration, final bool) {
 	return s.DrainDeadline, a.tagsRead || s.origin(keyDrainDeadline).Layer > layerTag
 }
 
-// stopTime is how long a drain waits for the end of Ant Media Server: longer than the service manager does, by the drop-in
-// of a join, before it kills. Who goes on earlier deregisters a server that still writes that it is there. 0 is the usual
-// time.
+// stopTime is how long a drain waits for the end of the server: longer than the join's drop-in lets systemd wait before it
+// kills, because a running server writes its document again. 0 means the default.
 func stopTime(root, dir string) time.Duration {
 	in, err := ams.Open(root, dir)
 	if err != nil {
@@ -68,8 +66,8 @@ func stopTime(root, dir string) time.Duration {
 // stopMargin is for the killing, and for who tells us of it.
 const stopMargin = 30 * time.Second
 
-// drainFiles keeps the record of a drain where join and leave keep theirs. They clean up there what interrupted writing
-// left, and that of this very moment with it: then it is written once more.
+// drainFiles keeps the record of a drain in the folder of join and leave. Their clean-up may remove a file that is being
+// written: then it is written again.
 type drainFiles struct{ *conf.Store }
 
 // WriteFile implements lifecycle.Files.
@@ -88,8 +86,8 @@ const writeTries = 5
 // shutdownReserve is what we leave of systemd's time for the stop of this very process.
 const shutdownReserve = 5 * time.Second
 
-// systemdStopping asks systemd whether the machine goes down, and how long we may take: no longer than systemd waits for
-// us, and no longer than the cloud leaves us of the time in which a machine has to be down.
+// systemdStopping reports whether the machine shuts down, and the time left: that of systemd or of the cloud, whichever is
+// less.
 func (a *daemonAdapter) systemdStopping(ctx context.Context) (deadline time.Time, by string, down bool) {
 	down, err := goesDown(ctx, daemonUnit)
 	if err != nil {
@@ -122,9 +120,8 @@ func stopSpan(systemd time.Duration, inst *metadata.Instance) (span time.Duratio
 	return span, by
 }
 
-// stopReserve is what comes after a drain: Ant Media Server takes some 17 s to end with streams on it, deregistering and
-// the rest of the machine a few more. Of a time that is short for that a third is left for those who watch, and the two
-// thirds are enough where one application has streams: of 30 s, 20.
+// stopReserve is the time after a drain: with streams the server takes about 17 s to end. Of a short time, two thirds are
+// reserved, which is enough for the streams of one application.
 const stopReserve = 30 * time.Second
 
 func stopWindowWord(inst metadata.Instance) string {
@@ -139,8 +136,8 @@ func stopWindowWord(inst metadata.Instance) string {
 	return window + inst.Provider + " gives this machine"
 }
 
-// goesDown asks systemd whether the machine goes down. The bus over which we ask is on its way down then, too: an answer
-// that it took along is asked for again, of systemd itself.
+// goesDown asks systemd whether the machine shuts down. The bus ends at that time, too: without its answer, systemd is asked
+// directly.
 func goesDown(ctx context.Context, unit string) (down bool, err error) {
 	for range stoppingTries {
 		if down, err = ams.NewSystemd(unit).SystemStopping(ctx); err == nil || ctx.Err() != nil {
@@ -206,8 +203,7 @@ func (a *daemonAdapter) hookNames() cloud.Filter {
 	return a.g.settings.Hooks
 }
 
-// proxy finds the proxy for calls to a cloud's API, as the environment says: unlike the metadata, an API is often reached
-// by one only.
+// proxy returns the environment's proxy for a cloud's API. The metadata service needs none.
 func (g *globals) proxy() func(*http.Request) (*url.URL, error) {
 	get := g.env.getenv
 	https, none := cmp.Or(get("HTTPS_PROXY"), get("https_proxy")), cmp.Or(get("NO_PROXY"), get("no_proxy"))

@@ -14,13 +14,13 @@ import (
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
-// newHandler chooses the form of the log, once for the whole process:
+// newHandler selects the format of the log:
 //
-//   - with -o json, one JSON object per line, so that stderr stays readable by a program to its last line;
-//   - into the journal, key=value with the priority in front of it, no time: the journal has its own;
+//   - with -o json, a JSON object per line;
+//   - in the journal, key=value with the priority, without time;
 //   - elsewhere under systemd, key=value without time;
-//   - on a terminal, short lines for a person;
-//   - into a pipe or a file, key=value with time.
+//   - on a terminal, short lines;
+//   - in a pipe or a file, key=value with time.
 func (g *globals) newHandler(level slog.Level) slog.Handler {
 	safe := plain.Writer{To: g.env.Stderr}
 	w := redactWriter{w: safe, redact: g.redact}

@@ -30,8 +30,7 @@ func machineSettings() []string {
 	return []string{keyMongo, keyAddress, keyAMSDir, keyAMSRelease, keyProvider, keyService, keyServiceCommand, keyTimeout}
 }
 
-// mongoTimeout bounds each call to MongoDB. The driver searches for a server that long before it says why there is none,
-// and a person wants to know sooner than after its own half minute.
+// mongoTimeout bounds each call to MongoDB. The driver's own is half a minute.
 const mongoTimeout = 5 * time.Second
 
 // mayChange refuses, as a join and a leave do, what only root may do. A tree below another root may be anybody's.
@@ -106,9 +105,9 @@ func (s *settings) serviceCommand() (*ams.Command, error) {
 	return cmd, nil
 }
 
-// program is what the server's unit calls before a start, as root: this one, or, in the tree of another machine, the
-// installed one. Where others than root may change this one it is the installed one, too, and where they may change that
-// as well, or it is not there, none. The error says why it is not this one.
+// program returns the program that the server's unit calls as root before a start: this one. In another machine's tree, or
+// if others than root may change this one, it is the installed one; "" if they may change that, too, or it is missing.
+// The error is why it is not this one.
 func (g *globals) program() (string, error) {
 	if g.settings.Root != "" {
 		return installedProgram, nil

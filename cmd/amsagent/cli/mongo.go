@@ -47,9 +47,8 @@ func hasPassword(v string) bool {
 	return len(t.Secrets()) > 0
 }
 
-// mongo finds the address of the cluster's MongoDB: flag, environment, systemd's credential, config.yaml, instance tag
-// (after useInstance), and last the file that join wrote. It is read when asked for, because the file may be readable by
-// root only and most commands do not need it.
+// mongo returns MongoDB's address by flag, environment, systemd's credential, config.yaml, instance tag (after
+// useInstance), or join's file, which only root may read.
 func (g *globals) mongo() (mongoSource, error) {
 	v := g.settings.values[keyMongo]
 	if dir := g.env.getenv("CREDENTIALS_DIRECTORY"); dir != "" && v.origin.Layer < layerCredential {
@@ -89,8 +88,7 @@ func (g *globals) mongo() (mongoSource, error) {
 	return mongoSource{Target: t, Origin: v.origin}, nil
 }
 
-// joinedMongo is mongo for whoever looks at a node as it is. An instance tag says where to join: who joined elsewhere since
-// then, by hand, stays there.
+// joinedMongo is mongo for a node as it is: it may have joined elsewhere than its tag says.
 func (g *globals) joinedMongo() (mongoSource, error) {
 	src, err := g.mongo()
 	if err == nil && src.Origin.Layer == layerTag {
@@ -142,8 +140,7 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 	return mongoSource{Target: t, Origin: o, File: full}, nil
 }
 
-// warnOwner warns of a file that another user could change, or put another one in its place: that user decides where root
-// connects to.
+// warnOwner warns of a file that another user can change or replace: that user controls where root connects to.
 func (g *globals) warnOwner(path string) {
 	err := (files.Root{Path: g.settings.Root}).RootsAlone(path)
 	if errors.Is(err, files.ErrForeign) && g.once("owner "+path) {

@@ -154,8 +154,7 @@ func (s nodesSummary) line(p palette) string {
 	return strings.Join(parts, "; ")
 }
 
-// load is what the node said last of its load; nil where that is not known now: what a machine said before it fell silent
-// is no load of today.
+// load returns the node's load; nil if unknown, also after its heartbeats ended.
 func (v nodeView) load() *cluster.Load {
 	if v.Node == nil || !v.Agent.Fresh || v.Health == cluster.Left {
 		return nil
@@ -378,7 +377,7 @@ func nodeColumns() []nodeColumn {
 	}
 }
 
-// nodeText is how people call a node: by its id; where that is made of the machine's id, both says it with its host name.
+// nodeText is a node's id; both adds the host name to one made of the machine id.
 func nodeText(n *cluster.Node, both func(host, id string) string) string {
 	switch {
 	case n == nil:

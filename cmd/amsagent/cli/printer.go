@@ -18,8 +18,7 @@ import (
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
-// schemaVersion is the version of every JSON object we print. Fields are added to a version; a field that goes away or
-// changes its meaning makes a new one.
+// schemaVersion is the version of the JSON output. New fields do not change it; removed or changed ones do.
 const schemaVersion = 1
 
 // outputError: the result could not be written to stdout.
@@ -28,11 +27,10 @@ type outputError struct{ err error }
 func (e *outputError) Error() string { return "writing to standard output: " + e.err.Error() }
 func (e *outputError) Unwrap() error { return e.err }
 
-// result prints what a command found or did: data as one JSON object with -o json, else the lines that text writes.
-// data must marshal to an object; schema_version and kind are put before its fields.
+// result prints data as one JSON object with -o json, else the lines of text. schema_version and kind precede data's
+// fields.
 //
-// A command that only reads prints nothing after a signal: what the signal cut short would read as not known, or as absent. What another
-// command has done is printed all the same.
+// After a signal, a command that only reads prints nothing: its result is incomplete.
 func (g *globals) result(kind string, data any, text func(*textWriter)) error {
 	if g.readsOnly.Load() && g.ctx.Err() != nil {
 		return context.Cause(g.ctx)

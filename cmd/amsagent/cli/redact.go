@@ -49,8 +49,7 @@ func (g *globals) redactAttr(a slog.Attr) slog.Attr {
 	return a
 }
 
-// redactJSON redacts the string values of a JSON text and nothing else of it: a password "1" or "kind" must not break
-// the object that it is kept out of.
+// redactJSON redacts only the string values of a JSON text: a password "1" or "kind" must not break the object.
 func (g *globals) redactJSON(b []byte) []byte {
 	var out bytes.Buffer
 	for len(b) > 0 {

@@ -25,8 +25,7 @@ const (
 	removedItem                       // an item of seal
 )
 
-// removed lists what earlier versions read. It is refused with its replacement: if it were ignored, an image or a
-// script would lose in silence what it asks for.
+// removed lists what earlier versions read. It is refused with its replacement, so that no image loses a setting in silence.
 var removed = []struct {
 	kind removedKind
 	// of is the command of a flag ("" is each command) or of a word after it, or the key of a value.

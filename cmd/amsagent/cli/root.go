@@ -339,8 +339,7 @@ func findRoot(s *settings) (string, error) {
 	return abs, nil
 }
 
-// settingFlag is the flag of a row of the settings table. It only keeps the text; resolveSettings judges it together
-// with the other sources, so that a wrong value reads the same wherever it stood.
+// settingFlag is the flag of a setting. It keeps the text; resolveSettings checks it.
 type settingFlag struct {
 	g    *globals
 	key  string
@@ -396,8 +395,7 @@ func (g *globals) addSettings(cmd *cobra.Command, keys ...string) {
 	}
 }
 
-// unlisted leaves the flags of some settings out of a command's help, where a join has kept their values. Hints name the
-// flags, so they work.
+// unlisted hides flags of kept settings in a command's help. They work, because hints name them.
 func unlisted(cmd *cobra.Command, keys ...string) {
 	for _, key := range keys {
 		if row, ok := settingByKey(key); ok {

@@ -183,8 +183,8 @@ type sources struct {
 	only func(setting) bool
 }
 
-// resolveSettings applies flag > environment > given to join > file > default, and checks every value of every layer: a wrong one that
-// is hidden today decides tomorrow. All problems are returned, joined.
+// resolveSettings applies flag > environment > given to join > file > default, and checks all layers, also hidden values. It
+// returns all problems, joined.
 func resolveSettings(src sources) (*settings, error) {
 	s := &settings{values: map[string]value{}, untagged: map[string]value{}}
 	var errs []error
@@ -262,8 +262,7 @@ func bySource(a, b error) int {
 func (s *settings) implied() []error {
 	service, command := s.values[keyService], s.values[keyServiceCommand]
 
-	// A tree below --root is not what runs on this machine: restarting the machine's own server because of a
-	// config.yaml inside that tree would be the worst of surprises. Only who runs the command can ask for it.
+	// A config.yaml in a tree below --root must not restart this machine's own server. Only the command line may.
 	if s.values[keyRoot].text != "" && s.values[keyRoot].text != "/" {
 		o := origin{Layer: layerImplied, Name: "--root"}
 		if service.origin.Layer < layerEnv && command.origin.Layer < layerEnv {
@@ -336,9 +335,8 @@ func (s *settings) fill() {
 // tagPrefix begins the names of the instance tags that are settings.
 const tagPrefix = "amsagent:"
 
-// applyTags puts values of instance tags where no higher layer has one. tagValue finds a tag by its name; all tells that
-// every tag could be read, so that one that is not found is not there. A malformed tag is an error, and changes nothing:
-// what it said before holds. The other tags count.
+// applyTags sets values of instance tags where no higher layer has one. all: every tag could be read. A malformed tag is an
+// error and leaves its setting unchanged; the other tags count.
 func (s *settings) applyTags(all bool, tagValue func(name string) (foundName, text string, ok bool)) error {
 	var errs []error
 	for _, row := range settingsTable() {
@@ -398,8 +396,7 @@ func (s *settings) setLower(key string, v value) {
 	}
 }
 
-// misspeltVariables finds variables with our prefix that mean nothing to us. That is a warning only: the environment
-// belongs to more programs than ours.
+// misspeltVariables finds unknown variables with our prefix, for a warning.
 func misspeltVariables(environ func() []string) []string {
 	if environ == nil {
 		return nil

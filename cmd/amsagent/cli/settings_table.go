@@ -87,9 +87,7 @@ func (s setting) list() bool { return strings.HasSuffix(s.arg, ",…") }
 // booleans are the words of a setting that is on or off.
 func booleans() []string { return []string{"true", "false"} }
 
-// settingsTable lists every setting in the order in which `config` and the help topics show them.
-// It is made once, as each start of the program takes the flags of all commands from it, and only
-// read.
+// settingsTable lists the settings in the order of `config`. It is only read.
 var settingsTable = sync.OnceValue(func() []setting {
 	return []setting{
 		{
@@ -329,8 +327,7 @@ func checkDuration(most time.Duration) func(string) (string, error) {
 // mostDrain is the most that a node may wait for its sessions: a cloud's hook waits no longer.
 const mostDrain = 48 * time.Hour
 
-// checkListen accepts an address to listen on: a literal one, because a name that does not resolve yet must not keep the
-// daemon from its work.
+// checkListen accepts a literal address to listen on: a name may not resolve yet.
 func checkListen(v string) (string, error) {
 	if v == "off" {
 		return v, nil

@@ -17,9 +17,8 @@ var (
 	errOpenInput = errors.New("standard input was not closed in time")
 )
 
-// readStdin reads standard input to its end, but no more than one byte beyond limit, and
-// waits until a signal comes or for patience: no command hangs on a pipe that nobody closes. It
-// fails with errTerminal, errOpenInput, the signal, or with what reading says.
+// readStdin reads standard input, at most one byte beyond limit, until a signal or for patience: the pipe may stay open. It
+// returns errTerminal, errOpenInput, the signal, or the error of reading.
 func (g *globals) readStdin(limit int, patience time.Duration) ([]byte, error) {
 	if g.env.IsTerminal(g.env.Stdin) {
 		return nil, errTerminal
