@@ -40,7 +40,7 @@ const (
 
 // NewHTTPClient returns a client without proxy and redirects. With conns it keeps connections, because connecting is most
 // of a call's cost; else it makes a new one for each call, so that none is from before a restart. For other machines it
-// returns [ErrNotThisMachine].
+// returns errNotThisMachine.
 func NewHTTPClient(conns *ConnCount) *http.Client {
 	t := &http.Transport{
 		DialContext:            dial,
@@ -143,9 +143,9 @@ func hungUp(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// ErrNotThisMachine means that http.host of red5.properties is another machine's address. The server's user owns the file
+// errNotThisMachine means that http.host of red5.properties is another machine's address. The server's user owns the file
 // and must not decide where root connects.
-var ErrNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
+var errNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
 
 // dial checks each address after the name was resolved: the name may resolve to another one next time.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
@@ -166,7 +166,7 @@ func checkThisMachine(a netip.Addr) error {
 	}
 	list, err := HostInterfaces("")
 	if err == nil && !slices.ContainsFunc(list, func(in Interface) bool { return in.Addr == a }) {
-		err = ErrNotThisMachine
+		err = errNotThisMachine
 	}
 	return err
 }

@@ -31,7 +31,7 @@ func TestDialThisMachine(t *testing.T) {
 		if l := CheckLiveness(t.Context(), nil, base); l.State != LiveUnknown || !strings.Contains(l.Detail, "no address of this machine") {
 			t.Errorf("%s: %s", host, l)
 		}
-		if _, err := ReadStatistics(t.Context(), nil, base, "token"); !errors.Is(err, ErrNotThisMachine) {
+		if _, err := ReadStatistics(t.Context(), nil, base, "token"); !errors.Is(err, errNotThisMachine) {
 			t.Errorf("%s: %v", host, err)
 		}
 	}

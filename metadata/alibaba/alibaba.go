@@ -28,8 +28,8 @@ import (
 // Name is this provider's name.
 const Name = "alibaba"
 
-// Endpoint is not link-local, and answers only in a VPC.
-const Endpoint = "http://100.100.100.200"
+// endpoint is not link-local, and answers only in a VPC.
+const endpoint = "http://100.100.100.200"
 
 // Keys of the APIs in [cloud.Options.Endpoints].
 const (
@@ -76,7 +76,7 @@ func New(opts cloud.Options) (*Provider, error) {
 	p := &Provider{opts: opts.WithDefaults()}
 	var err error
 	p.items, err = cloud.New(cloud.Client{
-		Provider: Name, Origin: Endpoint, Path: "/latest/", Foreign: hintNoDocument, Silent: hintSilent, NoTokens: hintNoToken,
+		Provider: Name, Origin: endpoint, Path: "/latest/", Foreign: hintNoDocument, Silent: hintSilent, NoTokens: hintNoToken,
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: cloud.HintToken, http.StatusForbidden: hintOff},
 		// The service issues tokens even if hardened mode is off.
 		Token: &cloud.Token{

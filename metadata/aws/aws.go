@@ -34,7 +34,7 @@ const Name = "aws"
 // Addresses of the service. Nitro machines have the second one if it is enabled.
 const (
 	Endpoint     = "http://169.254.169.254"
-	EndpointIPv6 = "http://[fd00:ec2::254]"
+	endpointIPv6 = "http://[fd00:ec2::254]"
 )
 
 // tagGroup is set by the Auto Scaling group.
@@ -95,7 +95,7 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	endpoints := []string{Endpoint, EndpointIPv6}
+	endpoints := []string{Endpoint, endpointIPv6}
 	if p.items.Origin != "" {
 		endpoints = []string{p.items.Origin}
 	}

@@ -35,8 +35,8 @@ const (
 
 // Values of LifeCycle.
 const (
-	Spot     = "spot"
-	Standard = "standard"
+	spotVM     = "spot"
+	standardVM = "standard"
 )
 
 const (
@@ -158,7 +158,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if i := strings.LastIndexByte(m.Zone, '-'); i > 0 {
 		inst.Region = m.Zone[:i]
 	}
-	if inst.LifeCycle == Spot || inst.LifeCycle == "" {
+	if inst.LifeCycle == spotVM || inst.LifeCycle == "" {
 		inst.StopWindow = StopWindowSpot
 	}
 	if inst.LifeCycle == "" {
@@ -199,9 +199,9 @@ func (m *machine) lifeCycle() string {
 	model, preemptible := strings.ToLower(m.Scheduling.ProvisioningModel), strings.ToLower(fmt.Sprint(m.Scheduling.Preemptible))
 	switch {
 	case model == "spot", model == "preemptible", preemptible == "true":
-		return Spot
+		return spotVM
 	case model == "" && preemptible == "false":
-		return Standard
+		return standardVM
 	}
 	return model
 }

@@ -52,9 +52,9 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if err := ctx.Err(); err != nil {
 		return cloud.Instance{}, fmt.Errorf("reading this machine's own facts: %w", err)
 	}
-	inst := cloud.Instance{Provider: Name, TagsHint: hintTags, Hostname: Hostname(p.opts.Root)}
+	inst := cloud.Instance{Provider: Name, TagsHint: hintTags, Hostname: hostName(p.opts.Root)}
 	var err error
-	if inst.ID, inst.IDSource, err = Identify(p.opts.Root, inst.Hostname); err != nil {
+	if inst.ID, inst.IDSource, err = identify(p.opts.Root, inst.Hostname); err != nil {
 		return cloud.Instance{}, err
 	}
 	ci, err := ReadCloudInit(p.opts.Root)
@@ -86,8 +86,8 @@ func carrierGrade(a netip.Addr) bool {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64}), 10).Contains(a)
 }
 
-// Identify returns an id from the machine id or host name, or [cloud.ErrNotFound].
-func Identify(root, hostname string) (id, source string, err error) {
+// identify returns an id from the machine id or host name, or [cloud.ErrNotFound].
+func identify(root, hostname string) (id, source string, err error) {
 	id, err = MachineID(root)
 	if err == nil {
 		return IDPrefix + id, "derived from the machine id", nil

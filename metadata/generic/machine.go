@@ -62,8 +62,8 @@ func DeriveMachineID(machineID string) (string, error) {
 	return hex.EncodeToString(id), nil
 }
 
-// Hostname returns /etc/hostname or the kernel's name; "" if unusable.
-func Hostname(root string) string {
+// hostName returns /etc/hostname or the kernel's name; "" if unusable.
+func hostName(root string) string {
 	for _, path := range []string{"/etc/hostname", "/proc/sys/kernel/hostname"} {
 		b, err := os.ReadFile(filepath.Join(root, path))
 		if err != nil {
