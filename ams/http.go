@@ -4,6 +4,7 @@
 package ams
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -147,28 +148,28 @@ func hungUp(err error) bool {
 // and must not decide where root connects.
 var errNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
 
-// dial checks each address after the name was resolved: the name may resolve to another one next time.
+// dial connects to the first address of this machine.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: callLimit, Control: func(_, address string, _ syscall.RawConn) error {
-		to, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return err
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	addrs := []netip.Addr{}
+	if a, err := netip.ParseAddr(host); err == nil {
+		addrs = append(addrs, a) // the resolver would drop a zone
+	} else if addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host); err != nil {
+		return nil, err
+	}
+	here, err := HostInterfaces("")
+	for _, a := range addrs {
+		a = a.Unmap()
+		own := slices.ContainsFunc(here, func(in Interface) bool { return in.Addr == a })
+		if a.Zone() == "" && (own || a.IsLoopback()) { // a zone selects the interface to send by
+			// Dial the checked address: the name may resolve to another one next time.
+			return (&net.Dialer{Timeout: callLimit}).DialContext(ctx, network, net.JoinHostPort(a.String(), port))
 		}
-		return checkThisMachine(to.Addr().Unmap())
-	}}
-	return dialer.DialContext(ctx, network, address)
-}
-
-// checkThisMachine accepts no zone, which selects the interface to send by.
-func checkThisMachine(a netip.Addr) error {
-	if a.IsLoopback() && a.Zone() == "" {
-		return nil
 	}
-	list, err := HostInterfaces("")
-	if err == nil && !slices.ContainsFunc(list, func(in Interface) bool { return in.Addr == a }) {
-		err = errNotThisMachine
-	}
-	return err
+	return nil, cmp.Or(err, fmt.Errorf("connecting to %s: %w", host, errNotThisMachine))
 }
 
 const livenessPath = "/rest/v2/liveness"

@@ -95,11 +95,13 @@ func (u *Units) Enable(ctx context.Context) error {
 
 // Disable disables the units at boot first, because the machine may crash in between, and stops them in reverse order.
 func (u *Units) Disable(ctx context.Context) error {
-	return u.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus, names []string, _ []State) error {
+	return u.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus, names []string, states []State) error {
 		_, err := b.DisableUnitFilesContext(ctx, names, false)
 		errs := []error{err, b.ReloadContext(ctx)}
-		for _, name := range slices.Backward(names) {
-			errs = append(errs, (&Systemd{name, u.dial}).Stop(ctx))
+		for i, name := range slices.Backward(names) {
+			if !states[i].Dead() {
+				errs = append(errs, (&Systemd{name, u.dial}).Stop(ctx))
+			}
 		}
 		return errors.Join(errs...)
 	})

@@ -22,6 +22,7 @@ const (
 	// serviceEvery is the period of calls to the service manager while an application does not serve.
 	serviceEvery = time.Second
 	serviceLimit = 500 * time.Millisecond
+	dialLimit    = 500 * time.Millisecond
 	// servedFor is how long an application that served counts as not restarted, if no connection was lost. After a
 	// pause of the machine, a loss is noticed a moment later.
 	servedFor = 3 * time.Second
@@ -199,7 +200,9 @@ func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
 	serves := s.servesYet(app)
 	in, err := s.installation(serves)
 	if err == nil && !serves {
-		if s.refuses(ctx, in) {
+		dialed, stop := context.WithTimeout(ctx, dialLimit)
+		refused := s.refuses(dialed, in)
+		if stop(); refused {
 			return ams.AppAnswer{Name: app, State: ams.AppRefused}
 		}
 		started = s.serverStarted(ctx)

@@ -69,6 +69,8 @@ type application struct {
 	added, served bool
 }
 
+func (a *application) isLate() bool { return a.added && !a.served }
+
 func (a *application) take(r ams.AppAnswer, now time.Time) {
 	a.waited(now)
 	a.answer, a.asking, a.next = r, false, a.sent.Add(askPeriod)
@@ -136,7 +138,7 @@ func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
 func (w *watch) take(a *application, r ams.AppAnswer) {
 	w.asks--
 	a.take(r, time.Now())
-	if !r.Serves() && a.next.Before(w.relist) {
+	if !r.Serves() && !a.isLate() && a.next.Before(w.relist) {
 		w.relist = a.next // it may have been removed
 	}
 }
@@ -185,8 +187,11 @@ func (w *watch) judge(now time.Time) (is Served, next time.Duration) {
 			next = min(next, wait)
 		}
 		is.Answers = append(is.Answers, a.answer)
-		if a.added && !a.served {
+		if a.isLate() {
 			continue
+		}
+		if a.answer.State == ams.AppSilent && w.relist.After(now.Add(askPeriod)) {
+			w.relist = now.Add(askPeriod) // it may have been removed
 		}
 		counted++
 		switch {

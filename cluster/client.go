@@ -98,7 +98,14 @@ func (c *Client) askDNS(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	service := cmp.Or(c.target.option("srvServiceName"), "mongodb")
-	_, _, err := net.DefaultResolver.LookupSRV(ctx, service, "tcp", c.target.Hosts()[0])
+	name := c.target.Hosts()[0]
+	if _, _, err := net.DefaultResolver.LookupSRV(ctx, service, "tcp", name); err != nil {
+		return err
+	}
+	_, err := net.DefaultResolver.LookupTXT(ctx, name)
+	if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound {
+		return nil
+	}
 	return err
 }
 

@@ -139,7 +139,7 @@ func (c *Client) tryUpdate(
 	if err != nil {
 		return nil, err
 	}
-	was, err := c.readRecord(ctx, op, id)
+	was, err := c.readRecord(ctx, op, id, readconcern.Majority())
 	if err != nil || was != nil && strings.HasPrefix(was.Rev, mine) {
 		return was, err
 	}
@@ -163,12 +163,11 @@ const (
 	mostConflictPause  = 200 * time.Millisecond
 )
 
-// readRecord uses read concern majority: other writes may be rolled back.
-func (c *Client) readRecord(ctx context.Context, op, id string) (*record, error) {
+// readRecord: what is read locally may be rolled back.
+func (c *Client) readRecord(ctx context.Context, op, id string, concern *readconcern.ReadConcern) (*record, error) {
 	var found *record
 	err := c.call(ctx, op, func(ctx context.Context) error {
-		majority := c.nodes().Clone(options.Collection().SetReadConcern(readconcern.Majority()))
-		doc, err := majority.FindOne(ctx, bson.D{{Key: "_id", Value: id}}).Raw()
+		doc, err := c.nodes().Clone(options.Collection().SetReadConcern(concern)).FindOne(ctx, bson.D{{Key: "_id", Value: id}}).Raw()
 		switch {
 		case errors.Is(err, mongo.ErrNoDocuments):
 			return nil
@@ -470,7 +469,10 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if !n.UpdatedAt.IsZero() {
 		filter[1].Value = n.UpdatedAt
 	}
-	failed := c.deleteMany(ctx, op, c.nodes(), filter)
+	failed := c.call(ctx, op, func(ctx context.Context) error {
+		_, err := c.nodes().DeleteOne(ctx, filter)
+		return err
+	})
 	// The answer may be lost: what is left decides.
 	_, err := c.Node(ctx, n.ID)
 	if errors.Is(err, ErrNoNode) {
@@ -479,10 +481,10 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	return false, cmp.Or(failed, err)
 }
 
-// Node reads a record, or returns [ErrNoNode] or a [BadRecordError].
+// Node reads a record of the primary, also without a majority, or returns [ErrNoNode] or a [BadRecordError].
 func (c *Client) Node(ctx context.Context, id string) (Node, error) {
 	op := "reading node " + id
-	r, err := c.readRecord(ctx, op, id)
+	r, err := c.readRecord(ctx, op, id, readconcern.Local())
 	switch {
 	case err != nil:
 		return Node{}, err

@@ -67,8 +67,13 @@ func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
 		err := r.o.Event(bound, e)
 		cancel()
 		if err == nil {
-			_ = r.observe(change(func(s situation) { s.history, s.written = s.history[1:], s.written+1 }))
-			return
+			var rest []cluster.Event
+			_ = r.observe(change(func(s situation) { s.history, s.written, rest = s.history[1:], s.written+1, s.history[1:] }))
+			if ctx.Err() == nil || len(rest) == 0 {
+				return
+			}
+			e = rest[0] // no new work begins at the end of Run
+			continue
 		}
 		if !sleep.For(late, jitter(retry)) {
 			r.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)

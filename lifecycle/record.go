@@ -72,6 +72,9 @@ func (r *Runner) writeRecord(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if r.view.Load().Registry != state {
+			continue
+		}
 		_ = r.observe(change(func(s situation) { s.recordWritten(state, err) }))
 		if err == nil || state != cluster.StateLeft && refused(err) {
 			retry, notBefore, reason, written = 0, time.Time{}, v.reason, time.Now()
@@ -87,9 +90,20 @@ func (v *View) progresses() bool {
 	return v.Step == StepAnnouncing || v.Step == StepDraining || v.StopFailed
 }
 
+// writeOnce gives up when another state is wanted.
 func (r *Runner) writeOnce(ctx context.Context, v *View) error {
 	bound, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
+	go func() {
+		for now := v; now.Registry == v.Registry; now = r.view.Load() {
+			select {
+			case <-bound.Done():
+				return
+			case <-now.changed:
+			}
+		}
+		cancel()
+	}()
 	if v.Registry == cluster.StateLeft {
 		return r.o.Node.Deregister(bound, v.departure)
 	}

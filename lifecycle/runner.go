@@ -165,6 +165,9 @@ func (r *Runner) step(e event) error {
 	same := r.state
 	same.inService = next.inService
 	r.state = next
+	if len(next.history) > maxEvents {
+		r.log.Warn("event dropped: too many are pending")
+	}
 	// Most reports change nothing.
 	v := r.view.Load()
 	if v == nil || v.Over != s.isOver() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
@@ -278,7 +281,7 @@ func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context
 	}
 }
 
-// poll repeats the step, since time alone may change the phase. It meets deadlines exactly.
+// poll repeats the step, since time alone may change the phase. It meets deadlines exactly, also new ones.
 func (r *Runner) poll(ctx context.Context) {
 	for {
 		v, wait := r.View(), pollEvery
@@ -290,8 +293,12 @@ func (r *Runner) poll(ctx context.Context) {
 				wait = min(wait, left)
 			}
 		}
-		if !sleep.For(ctx, wait) {
+		select {
+		case <-ctx.Done():
 			return
+		case <-v.changed:
+			continue
+		case <-time.After(wait):
 		}
 		_ = r.observe(passed)
 	}
@@ -431,7 +438,11 @@ const maxStopPause = time.Minute
 func (r *Runner) stop(ctx context.Context) {
 	began, limit, failed := time.Now(), r.o.stopTime(), r.View().StopFailed
 	for pause := time.Second; ; {
-		bound, cancel := context.WithTimeout(ctx, limit)
+		left := limit
+		if !failed {
+			left = max(limit-time.Since(began), time.Second)
+		}
+		bound, cancel := context.WithTimeout(ctx, left)
 		err := r.o.Node.StopServer(bound)
 		cancel()
 		if err != nil && ctx.Err() != nil {

@@ -42,6 +42,8 @@ type state struct {
 	// Overruled lists notices that the operator overruled, until the cloud withdraws them.
 	Overruled []overruled `json:"overruled,omitempty"`
 	Began     instant     `json:"began,omitempty"`
+	// Role is the node's at the start of the drain: with another one, other sessions would count.
+	Role string `json:"role,omitempty"`
 	// Budget is the setting at the start of the drain: a restart with another moves no deadline. It is 0 until final.
 	Budget time.Duration `json:"budget_ns,omitempty"`
 	// Deadline is the one in force when the drain ended.
@@ -288,9 +290,11 @@ func (n notice) event(kind string, details map[string]string) cluster.Event {
 	return cluster.Event{Kind: kind, Who: cmp.Or(n.Who, n.Source), Why: n.Reason, Details: details}
 }
 
+func (s situation) role() string { return cmp.Or(s.Role, s.c.Role) }
+
 // left returns the number of sessions to wait for: an edge waits only for viewers. Unknown is not zero.
 func (s situation) left(sessions cluster.Sessions) (n int, known bool) {
-	if s.c.Role == "edge" {
+	if s.role() == "edge" {
 		if sessions.Viewers == nil {
 			return 0, false
 		}

@@ -278,7 +278,7 @@ func begin(s situation) {
 	}
 	s.resetCounts()
 	s.cancelledBy, s.EndHooks.others = "", ""
-	s.Goal, s.Began, s.Deadline, s.Budget = goalNone, s.now, 0, 0
+	s.Goal, s.Began, s.Deadline, s.Role, s.Budget = goalNone, s.now, 0, s.c.Role, 0
 	s.Departure, s.NeverJoined = nil, !s.c.Joined()
 	s.update()
 	cause := s.cause()
@@ -324,7 +324,7 @@ func recordDeparture(s situation) {
 	s.Departure = s.cause().departure(s.Repair)
 	if s.counted() {
 		if n, known := s.left(*s.sessions); known {
-			if s.c.Role == "edge" && s.sessions.Publishers != nil {
+			if s.role() == "edge" && s.sessions.Publishers != nil {
 				n += *s.sessions.Publishers
 			}
 			s.Departure.Cut = &n

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 )
 
@@ -67,6 +68,11 @@ func (d *document) check() error {
 		return fmt.Errorf("unknown phase %q", d.Phase)
 	case d.leaving() && (len(d.Notices) == 0 || d.Began == 0):
 		return errors.New("a drain without a reason")
+	}
+	for _, s := range []cluster.State{d.Want, d.Have} {
+		if s != "" && !s.Valid() {
+			return fmt.Errorf("unknown state %q", s)
+		}
 	}
 	return nil
 }

@@ -21,6 +21,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -219,7 +221,7 @@ func (p *Provider) instanceTags(ctx context.Context, self identity) (cloud.Tags,
 
 const maxUserTags = 16
 
-var userTag = regexp.MustCompile(`(?m)^[ \t]*[#;/*-]{0,3}[ \t]*(amsagent[-:][a-z_-]{1,31})[ \t]*[=:][ \t]*([^\s[:cntrl:]]+)`)
+var userTag = regexp.MustCompile(`(?m)^[ \t]*[#;/*-]{0,3}[ \t]*(amsagent[-:][a-z_-]{1,31})[ \t]*[=:][ \t]*(\S+)`)
 
 // ParseUserData finds the agent's tags in any text. A tag is one line, possibly indented or a comment (#, ; or //):
 //
@@ -228,13 +230,16 @@ var userTag = regexp.MustCompile(`(?m)^[ \t]*[#;/*-]{0,3}[ \t]*(amsagent[-:][a-z
 //
 // The value has no spaces and may be quoted. The first line for a name wins.
 func ParseUserData(body []byte) cloud.Tags {
+	if !utf8.Valid(body) {
+		return nil
+	}
 	var tags cloud.Tags
-	for _, found := range userTag.FindAllStringSubmatch(string(body), maxUserTags) {
+	for _, found := range userTag.FindAllStringSubmatch(string(body), -1) {
 		name, value := found[1], found[2]
 		if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
 			value = value[1 : n-1]
 		}
-		if _, twice := tags[name]; twice || value == "" {
+		if _, twice := tags[name]; twice || value == "" || len(tags) == maxUserTags || strings.ContainsFunc(value, unicode.IsControl) {
 			continue
 		}
 		if tags == nil {

@@ -29,8 +29,10 @@ import (
 
 var (
 	// errOver: no action waits with this hook and token.
-	errOver  = fmt.Errorf("%w: the lifecycle action is completed, or its time was over", cloud.ErrGone)
-	errOften = errors.New("the lifecycle action cannot be made to wait longer: it was prolonged as often as it can be")
+	errOver = fmt.Errorf("%w: the lifecycle action is completed, or its time was over", cloud.ErrGone)
+	// errLimit: the action cannot wait that long. errOften: it cannot be extended again at all.
+	errLimit = errors.New("the lifecycle action cannot be made to wait longer")
+	errOften = fmt.Errorf("%w: it was prolonged as often as it can be", errLimit)
 	// errThrottled counts per account. It is retried.
 	errThrottled = errors.New("the API takes no more calls for the moment")
 )
@@ -177,6 +179,8 @@ func (a *api) judge(action string, keys credentials, resp *http.Response, code, 
 		return outcome{corrected: true, err: plain}
 	case has("LifecycleHookIdAndLifecycleActionToken"):
 		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errOver, message)}
+	case has("LifecycleAction.TimeExceeded"):
+		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errLimit, code)}
 	case has("LifecycleAction.RecordTimesExceeded"):
 		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errOften, code)}
 	case has("Forbidden", "NoPermission", "AccessDenied", "NotAuthorized", "Unauthorized"):

@@ -222,22 +222,31 @@ func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, 
 		return 0, err
 	}
 	usual := wait(hook)
-	ask := usual
-	if !hook.Limit.IsZero() {
-		// The wait may have begun before the agent noticed: a time beyond its end is refused.
-		ask = min(usual, (time.Until(hook.Limit) - unseen).Truncate(time.Second))
+	most := usual
+	if left := time.Until(hook.Limit).Truncate(time.Second); !hook.Limit.IsZero() && left < usual {
+		if left < leastWait {
+			return usual, nil // it cannot be extended
+		}
+		most = left
 	}
-	if ask < leastWait {
-		return usual, nil // it cannot be extended
+	for ask := most; ; ask = max(ask/2, leastWait) {
+		// Only this call has lower-case parameter names.
+		err := p.ess.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
+			"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
+		}, &struct{}{})
+		switch {
+		case err == nil && ask == most:
+			return usual, nil
+		case err == nil:
+			return ask, nil
+		case errors.Is(err, errOften) && usual >= longestWait:
+			// The other machines have used up the heartbeats.
+			return usual, nil
+		case !errors.Is(err, errLimit), errors.Is(err, errOften), ask <= leastWait:
+			return 0, err
+		}
+		// The start of the six hours is undocumented: a shorter time may work.
 	}
-	// Only this call has lower-case parameter names.
-	err = p.ess.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
-		"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
-	}, &struct{}{})
-	if err == nil || errors.Is(err, errOften) && usual >= longestWait { // the other machines have used up the heartbeats
-		return usual, nil
-	}
-	return 0, err
 }
 
 // Complete implements cloud.Hooks: all instances of the action continue.

@@ -128,7 +128,7 @@ func TestExtend(t *testing.T) {
 	refused := func(code string, times int) event {
 		return fails(fakes.Fault{Path: heartbeat, Code: code, Times: times})
 	}
-	const tooOften = "LifecycleAction.RecordTimesExceeded"
+	const tooLong, tooOften = "LifecycleAction.TimeExceeded", "LifecycleAction.RecordTimesExceeded"
 	for _, tt := range []struct {
 		name  string
 		hook  cloud.Hook
@@ -140,14 +140,17 @@ func TestExtend(t *testing.T) {
 	}{
 		{"one machine", machines(1), longestWait, nil, 40 * time.Minute, "2400", nil},
 		{"three machines", machines(3), longestWait, nil, 2 * time.Hour, "7200", nil},
-		{"forty machines", machines(40), longestWait, nil, longestWait, "21588", nil},
+		{"forty machines", machines(40), longestWait, nil, longestWait, "21600", nil},
 		{"a start", start(5 * time.Minute), 0, nil, 5 * time.Minute, "300", nil},
 		{"a start whose time is not known", start(0), 0, nil, leastWait, "30", nil},
-		{"until the limit", machines(1), 10 * time.Minute, nil, 40 * time.Minute, "588", nil},
+		{"until the limit", machines(1), 10 * time.Minute, nil, 40 * time.Minute, "600", nil},
 		{"at the limit", machines(1), 29 * time.Second, nil, 40 * time.Minute, "", nil},
 		{"past the limit", machines(1), -time.Hour, nil, 40 * time.Minute, "", nil},
+		{"a shorter time is accepted", machines(1), longestWait, history{refused(tooLong, 2)}, 10 * time.Minute, "2400 1200 600", nil},
+		{"less until the limit", machines(1), 10 * time.Minute, history{refused(tooLong, 1)}, 5 * time.Minute, "600 300", nil},
+		{"no time is accepted", machines(1), longestWait, history{refused(tooLong, 0)}, 0, "2400 1200 600 300 150 75 37 30", errLimit},
 		{"too often", machines(1), longestWait, history{refused(tooOften, 0)}, 0, "2400", errOften},
-		{"more machines than heartbeats", machines(40), longestWait - time.Second, history{refused(tooOften, 0)}, longestWait, "21587", nil},
+		{"more machines than heartbeats", machines(40), longestWait - time.Second, history{refused(tooOften, 0)}, longestWait, "21599", nil},
 		{"over", cloud.Hook{ID: drain.Name, Token: "of another wait"}, longestWait, nil, 0, "2400", cloud.ErrGone},
 		{"denied", machines(1), longestWait, history{denies(heartbeat)}, 0, "2400", lacks(heartbeat)},
 		{"without a token", cloud.Hook{ID: drain.Name}, 0, nil, 40 * time.Minute, "2400", nil},
@@ -164,7 +167,7 @@ func TestExtend(t *testing.T) {
 			}
 			got, err := a.open().Extend(t.Context(), tt.hook)
 			wants(t, err, tt.err)
-			if errors.Is(err, errOften) && errors.Is(err, cloud.ErrGone) {
+			if errors.Is(err, errLimit) && errors.Is(err, cloud.ErrGone) {
 				t.Errorf("a hook that waits is over: %v", err)
 			}
 			var asked []string

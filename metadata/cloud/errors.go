@@ -12,7 +12,7 @@ import (
 
 // Errors that a caller can branch on. Each [Error] wraps one.
 var (
-	// ErrNotThisCloud: the answer or event is another cloud's.
+	// ErrNotThisCloud: the answer is another cloud's.
 	ErrNotThisCloud = errors.New("not this cloud")
 	// ErrNotReady: no usable answer in time; a retry may succeed.
 	ErrNotReady = errors.New("the metadata service is not ready")

@@ -14,8 +14,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // Bounds of values, in bytes, for the registry, logs and memory. Only GCP's attributes, which may be whole scripts, can
@@ -94,14 +92,17 @@ func (i *Instance) Reached(private netip.Addr, source string, public, v6 []netip
 	}
 }
 
-// Bound truncates names, and drops long tags with a note: a truncated connection string is wrong. It returns
+// Bound drops long values with a note: a truncated name or connection string is wrong. It returns
 // [ErrBadAnswer] for an overlong id.
 func (i *Instance) Bound() error {
 	if len(i.ID) > MaxText {
 		return &Error{Provider: i.Provider, Item: "id", Kind: ErrBadAnswer, Cause: fmt.Errorf("it has %d bytes, more than %d", len(i.ID), MaxText)}
 	}
 	for _, name := range []*string{&i.Name, &i.AccountID, &i.Region, &i.Zone, &i.Type, &i.LifeCycle, &i.Hostname, &i.Group} {
-		*name = plain.Truncate(*name, MaxText)
+		if n := len(*name); n > MaxText {
+			*name = ""
+			i.Notes = append(i.Notes, fmt.Sprintf("a name of %d bytes is left out: it has at most %d", n, MaxText))
+		}
 	}
 	kept := Tags{}
 	for _, k := range slices.Sorted(maps.Keys(i.Tags)) {

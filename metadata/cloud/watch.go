@@ -100,7 +100,7 @@ type SpotEnd struct {
 const staleAfter = time.Hour
 
 // At returns when the machine ends: at most Lead after the first poll that saw the announcement, even with a wrong local
-// clock. The first announcement counts. An hour after it At returns zero: the machine was restarted.
+// clock. The earliest end counts. An hour after it At returns zero: the machine was restarted.
 func (s *SpotEnd) At(announced time.Time) time.Time {
 	now, first := time.Now(), !s.looked
 	s.looked = true
@@ -109,8 +109,11 @@ func (s *SpotEnd) At(announced time.Time) time.Time {
 		s.at = time.Time{}
 	case s.at.IsZero() && first && now.Sub(announced) > staleAfter:
 		s.at = announced
-	case s.at.IsZero():
-		s.at = now.Add(min(max(0, announced.Sub(now)), s.Lead))
+	default:
+		at := now.Add(min(max(0, announced.Sub(now)), s.Lead))
+		if s.at.IsZero() || at.Before(s.at) {
+			s.at = at
+		}
 	}
 	if now.Sub(s.at) > staleAfter {
 		return time.Time{}
