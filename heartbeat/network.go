@@ -15,56 +15,67 @@ import (
 	"github.com/shirou/gopsutil/v4/net"
 )
 
-// traffic is the sum of the counters of some interfaces, in bytes.
-type traffic struct {
-	at     time.Time
-	number int
-	rx, tx uint64
-}
-
-func (t *traffic) add(c net.IOCountersStat) {
-	t.number, t.rx, t.tx = t.number+1, t.rx+c.BytesRecv, t.tx+c.BytesSent
-}
-
 // networkMeter measures the traffic with other machines between two samples. Only cards count, because traffic of veths,
 // bridges, VLANs and tunnels also passes a card. Without cards, as in a container, all but the loopback count.
-type networkMeter struct{ last traffic }
+type networkMeter struct {
+	at   time.Time
+	last map[string]net.IOCountersStat
+}
 
-// read returns bytes per second, unknown in the sample in which an interface appears or vanishes.
+var (
+	errNoInterface = errors.New("no interface to other machines")
+	errReset       = errors.New("the counters of an interface started again")
+	errNoTime      = errors.New("no time has passed since the look before")
+)
+
+// read returns bytes per second. A new interface counts from the next sample on.
 func (m *networkMeter) read(ctx context.Context, sys string, clock func() time.Time) (rx, tx *int64, err error) {
 	all, err := net.IOCountersWithContext(ctx, true)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the interfaces: %w", err)
 	}
-	last, cards, others := m.last, traffic{at: clock()}, traffic{at: clock()}
+	now, cards := map[string]net.IOCountersStat{}, map[string]net.IOCountersStat{}
 	for _, c := range all {
+		if c.Name != "lo" {
+			now[c.Name] = c
+		}
 		if isCard(filepath.Join(sys, "class/net"), c.Name) {
-			cards.add(c)
-		} else if c.Name != "lo" {
-			others.add(c)
+			cards[c.Name] = c
 		}
 	}
-	now := cards
-	if cards.number == 0 {
-		now = others
+	if len(cards) > 0 {
+		now = cards
 	}
-	m.last = now
-	elapsed := now.at.Sub(last.at).Seconds()
+	last, elapsed := m.last, clock().Sub(m.at).Seconds()
+	m.last, m.at = now, clock()
 	switch {
-	case now.number == 0:
-		return nil, nil, errors.New("no interface to other machines")
-	case now.number != last.number:
+	case len(now) == 0:
+		return nil, nil, errNoInterface
+	case last == nil:
 		return nil, nil, errFirst
 	case elapsed <= 0:
-		return nil, nil, errors.New("no time has passed since the look before")
-	case now.rx < last.rx || now.tx < last.tx:
-		return nil, nil, errors.New("the counters of an interface started again")
+		return nil, nil, errNoTime
+	}
+	var in, out uint64
+	known := false
+	for name, c := range now {
+		was, ok := last[name]
+		if !ok {
+			continue
+		}
+		if c.BytesRecv < was.BytesRecv || c.BytesSent < was.BytesSent {
+			return nil, nil, fmt.Errorf("%s: %w", name, errReset)
+		}
+		in, out, known = in+c.BytesRecv-was.BytesRecv, out+c.BytesSent-was.BytesSent, true
+	}
+	if !known {
+		return nil, nil, errFirst
 	}
 	perSecond := func(n uint64) *int64 {
 		rate := int64(math.Round(min(float64(n)/elapsed, 1<<62)))
 		return &rate
 	}
-	return perSecond(now.rx - last.rx), perSecond(now.tx - last.tx), nil
+	return perSecond(in), perSecond(out), nil
 }
 
 // isCard reports whether an interface has a device and is not part of another card, like the SR-IOV function behind

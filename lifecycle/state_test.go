@@ -183,6 +183,7 @@ func TestDamagedRecordIsNoDrain(t *testing.T) {
 			"empty": {}, "text": []byte("no json"), "null": []byte("null"), "array": []byte("[]"), "nothing": []byte("{}"),
 			"older":           []byte(`{"version": 1, "step": "draining"}`),
 			"newer":           []byte(`{"version": 3, "step": "draining"}`),
+			"unknown state":   []byte(`{"version": 2, "want": "dancing"}`),
 			"unknown phase":   []byte(`{"version": 2, "step": "dancing"}`),
 			"no reason":       []byte(`{"version": 2, "step": "draining"}`),
 			"no goal":         []byte(`{"version":2,"step":"draining","began":1,"notices":[{"id":"x","kind":"launch"}]}`),
