@@ -68,11 +68,16 @@ func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
 		cancel()
 		if err == nil {
 			var rest []cluster.Event
-			_ = r.observe(change(func(s situation) { s.history, s.written, rest = s.history[1:], s.written+1, s.history[1:] }))
-			if ctx.Err() == nil || len(rest) == 0 {
+			_ = r.observe(change(func(s situation) {
+				s.history, s.written = s.history[1:], s.written+1
+				if r.ctx == nil { // no new work begins
+					rest = s.history
+				}
+			}))
+			if len(rest) == 0 {
 				return
 			}
-			e = rest[0] // no new work begins at the end of Run
+			e = rest[0]
 			continue
 		}
 		if !sleep.For(late, jitter(retry)) {

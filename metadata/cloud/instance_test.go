@@ -22,7 +22,7 @@ func TestBound(t *testing.T) {
 		Tags: cloud.Tags{"role": "edge", "long": text(cloud.MaxTag + 1), "just": text(cloud.MaxTag), text(cloud.MaxText + 1): "v"},
 	}
 	must.OK(t, i.Bound())
-	if len(i.Group) > cloud.MaxText || i.Zone != "z" || len(i.Notes) != 1 {
+	if i.Group != "" || i.Zone != "z" || len(i.Notes) != 2 {
 		t.Errorf("%+v", i)
 	}
 	if d := cmp.Diff(map[string]string{"role": "edge", "just": text(cloud.MaxTag)}, map[string]string(i.Tags)); d != "" {
