@@ -29,7 +29,7 @@ func BenchmarkNothingToDo(b *testing.B) {
 		text := fmt.Sprintf("appName=%[1]s\ndb.name=%[1]s\ndb.type=mapdb\ndb.host=localhost\n", app)
 		must.OK(b, os.WriteFile(filepath.Join(dir, "red5-web.properties"), []byte(text), 0o644))
 	}
-	req := JoinRequest{Offline: true, Address: "10.0.0.7", Valve: valveKeep}
+	req := JoinRequest{Offline: true, Address: "10.0.0.7", Valve: ValveKeep}
 	var err error
 	if req.Mongo, err = cluster.ParseTarget("10.0.2.4"); err != nil {
 		b.Fatal(err)

@@ -51,7 +51,7 @@ func change(t *testing.T, m *Machine, f func(*State)) {
 
 func convergeRequest(t *testing.T, inst metadata.Instance, err error) ConvergeRequest {
 	return ConvergeRequest{
-		Mongo: mustTarget(t, testMongo), Valve: valveAuto, Address: inst.Address.String(), ForceAddress: true,
+		Mongo: mustTarget(t, testMongo), Valve: ValveAuto, Address: inst.Address.String(), ForceAddress: true,
 		Identify: func(context.Context) (metadata.Instance, error) { return inst, err },
 	}
 }
@@ -327,7 +327,7 @@ func TestFailureAfterTheFirstCommit(t *testing.T) {
 				return err
 			},
 			"join": func(t *testing.T, m *Machine) error {
-				_, err := m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", Offline: true, Valve: valveKeep})
+				_, err := m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", Offline: true, Valve: ValveKeep})
 				return err
 			},
 		} {
@@ -405,7 +405,7 @@ func TestValveWithoutCloud(t *testing.T) {
 		removed, m := c.removed, joinedTree(t)
 		req := convergeRequest(t, joinedAs(), nil)
 		if removed {
-			req.Valve = valveRemove
+			req.Valve = ValveRemove
 		}
 		converge(t, m, req)
 		change(t, m, func(s *State) { s.Provider = c.joined })
@@ -427,14 +427,14 @@ func TestValveWithoutCloud(t *testing.T) {
 		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
 			t.Errorf("removed: %t: it was written: %v", removed, err)
 		}
-		if _, err := m.Join(t.Context(), JoinRequest{Mongo: req.Mongo, Address: "10.0.1.7", Offline: true, Valve: valveAuto}); err != nil {
+		if _, err := m.Join(t.Context(), JoinRequest{Mongo: req.Mongo, Address: "10.0.1.7", Offline: true, Valve: ValveAuto}); err != nil {
 			t.Fatal(err)
 		}
 		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
 			t.Errorf("removed: %t: the join wrote it: %v", removed, err)
 		}
 		m.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("away") }
-		if s, err := m.Status(t.Context(), StatusRequest{Mongo: req.Mongo, Valve: valveAuto}); err != nil || len(s.Files.Drift) > 0 {
+		if s, err := m.Status(t.Context(), StatusRequest{Mongo: req.Mongo, Valve: ValveAuto}); err != nil || len(s.Files.Drift) > 0 {
 			t.Errorf("removed: %t: %v, drift %v", removed, err, s)
 		}
 	}

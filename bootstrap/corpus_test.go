@@ -91,7 +91,7 @@ func mustTarget(t *testing.T, s string) cluster.Target {
 // joinOffline edits the files of a machine and returns the result.
 func joinOffline(t *testing.T, m *Machine, mongo, address string) *JoinResult {
 	t.Helper()
-	res, err := m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, mongo), Address: address, Offline: true, Valve: valveKeep})
+	res, err := m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, mongo), Address: address, Offline: true, Valve: ValveKeep})
 	must.OK(t, err)
 	return res
 }

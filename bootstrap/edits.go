@@ -29,11 +29,11 @@ type Valve string
 
 // The values of Valve.
 const (
-	valveKeep   Valve = "keep"
-	valveRemove Valve = "remove"
-	// valveAuto removes it on Azure: the Application Gateway writes ip:port into X-Forwarded-For, which AMS
+	ValveKeep   Valve = "keep"
+	ValveRemove Valve = "remove"
+	// ValveAuto removes it on Azure: the Application Gateway writes ip:port into X-Forwarded-For, which AMS
 	// answers with 403.
-	valveAuto Valve = "auto"
+	ValveAuto Valve = "auto"
 )
 
 // FileError is a configuration file that cannot be edited.

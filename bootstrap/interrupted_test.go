@@ -218,7 +218,7 @@ func TestRollbackThatCannotStop(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer closeClient(t.Context(), f.client)
-			req := JoinRequest{Mongo: mustTarget(t, "10.0.3.3"), Valve: valveKeep}
+			req := JoinRequest{Mongo: mustTarget(t, "10.0.3.3"), Valve: ValveKeep}
 			j := &joiner{Machine: m, store: m.store(), result: &JoinResult{Restarted: true}, req: req, wasRunning: true, facts: f}
 			if f.plan, err = j.replan(req); err == nil {
 				err = j.commit(t.Context())

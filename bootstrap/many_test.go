@@ -35,7 +35,7 @@ func TestManyApplications(t *testing.T) {
 		before[name] = []byte(text)
 		must.OK(t, os.WriteFile(name, before[name], 0o644))
 	}
-	req := JoinRequest{Offline: true, Address: "10.0.0.7", Valve: valveKeep}
+	req := JoinRequest{Offline: true, Address: "10.0.0.7", Valve: ValveKeep}
 	var err error
 	if req.Mongo, err = cluster.ParseTarget("10.0.2.4"); err != nil {
 		t.Fatal(err)

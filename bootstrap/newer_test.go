@@ -48,7 +48,7 @@ func TestNewerRelease(t *testing.T) {
 	}
 	must.OK(t, os.WriteFile(real, []byte(strings.NewReplacer("cluster start", "mode cluster", "cluster end", "mode end").Replace(string(b))), 0o644))
 	before = treeFiles(t, m)
-	_, err = m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", Offline: true, Valve: valveKeep})
+	_, err = m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", Offline: true, Valve: ValveKeep})
 	var refused *PreflightError
 	if !errors.As(err, &refused) || !strings.Contains(ids(refused.Findings), IDSections) {
 		t.Errorf("got %v", err)

@@ -282,8 +282,8 @@ func (m *Machine) checkHostname(f *facts) {
 // removesValve changes nothing if the cloud is unknown.
 func removesValve(store *conf.Store, wanted Valve, f *facts) bool {
 	switch provider := f.provider(); {
-	case wanted == valveRemove, wanted == valveKeep:
-		return wanted == valveRemove
+	case wanted == ValveRemove, wanted == ValveKeep:
+		return wanted == ValveRemove
 	case provider != "":
 		return provider == metadata.Azure
 	}

@@ -439,7 +439,7 @@ func TestRollbackIsNotOverwritten(t *testing.T) {
 	must.OK(t, err)
 	record, err := m.store().Record()
 	must.OK(t, err)
-	req := JoinRequest{Mongo: mustTarget(t, "10.0.3.3"), Valve: valveKeep}
+	req := JoinRequest{Mongo: mustTarget(t, "10.0.3.3"), Valve: ValveKeep}
 	j := &joiner{
 		Machine: m, store: m.store(), result: &JoinResult{Restarted: true}, req: req, wasRunning: true,
 		facts: &facts{
@@ -613,7 +613,7 @@ func TestJoinIsOverwritten(t *testing.T) {
 		in, err := m.open()
 		must.OK(t, err)
 		j := &joiner{
-			Machine: m, store: m.store(), result: &JoinResult{}, req: JoinRequest{Mongo: mustTarget(t, "10.0.2.9"), Valve: valveKeep},
+			Machine: m, store: m.store(), result: &JoinResult{}, req: JoinRequest{Mongo: mustTarget(t, "10.0.2.9"), Valve: ValveKeep},
 			facts: &facts{install: in, service: ams.State{Activity: tt.activity}, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
 		}
 		must.OK(t, j.restart(t.Context(), true))
@@ -643,7 +643,7 @@ func TestJoinWarnsOfDrift(t *testing.T) {
 			must.OK(t, err)
 			must.OK(t, tt.harm(filepath.Join(m.Root, ams.DefaultDir, liveFile)))
 			j := &joiner{
-				Machine: m, store: m.store(), req: JoinRequest{Mongo: mustTarget(t, testMongo), Valve: valveKeep},
+				Machine: m, store: m.store(), req: JoinRequest{Mongo: mustTarget(t, testMongo), Valve: ValveKeep},
 				facts: &facts{install: in, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
 			}
 			j.warnDrift()

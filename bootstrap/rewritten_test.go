@@ -48,7 +48,7 @@ func TestServerRewroteItsFiles(t *testing.T) {
 			before := snapshot(t, m)
 
 			req := convergeRequest(t, joinedAs(), nil)
-			req.Mongo, req.Valve, req.Address = mustTarget(t, mongo), valveKeep, netip.MustParseAddr("10.0.1.7").String()
+			req.Mongo, req.Valve, req.Address = mustTarget(t, mongo), ValveKeep, netip.MustParseAddr("10.0.1.7").String()
 			if c := converge(t, m, req); len(c.Repairs) > 0 || c.RestartNeeded {
 				t.Errorf("repairs %v, restart %v", c.Repairs, c.RestartNeeded)
 			}

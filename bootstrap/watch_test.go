@@ -367,7 +367,7 @@ func TestPermissionsAreNoDrift(t *testing.T) {
 	app := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
 	drift := func() []string {
 		var s Status
-		m.viewFiles(m.store(), StatusRequest{Mongo: mustTarget(t, mongo), Valve: valveKeep}, &State{Phase: PhaseJoined, Address: "10.0.1.7"}, ams.State{}, &s)
+		m.viewFiles(m.store(), StatusRequest{Mongo: mustTarget(t, mongo), Valve: ValveKeep}, &State{Phase: PhaseJoined, Address: "10.0.1.7"}, ams.State{}, &s)
 		return s.Files.Drift
 	}
 	must.OK(t, os.Chmod(app, 0o644))
