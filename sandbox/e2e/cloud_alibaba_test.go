@@ -265,7 +265,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			if n := p.said("cannot be seen from here"); tt.name == "every permission" && n != 0 || tt.name != "every permission" && n != 1 {
 				t.Errorf("said %d times what cannot be seen:\n%s", n, p.text())
 			}
-			if strings.Contains(p.text(), "a step of the drain fails") || strings.Contains(out.String(), "ess:") {
+			if strings.Contains(p.text(), "drain step failed") || strings.Contains(out.String(), "ess:") {
 				t.Errorf("complaints:\n%s\n%s", out.String(), p.text())
 			}
 			// The same machine again: it is out, and that is what was wanted.
