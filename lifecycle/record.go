@@ -37,30 +37,22 @@ func (s situation) recordReason() string {
 	return plain.Truncate(reason, maxReason)
 }
 
+// recordWriter is what the writer of the node record remembers.
+type recordWriter struct {
+	state     cluster.State // of the last attempt
+	retry     time.Duration
+	notBefore time.Time
+	reason    string // in the record
+	written   time.Time
+}
+
 // writeRecord writes the node record until MongoDB accepts it. No other work waits for that. It takes no lock: its holder may
 // wait for a disk.
 func (r *Runner) writeRecord(ctx context.Context) {
-	var (
-		retry     time.Duration
-		notBefore time.Time
-		state     cluster.State // of the last attempt
-		reason    string        // in the record
-		written   time.Time
-	)
+	var w recordWriter
 	for ctx.Err() == nil {
 		v := r.view.Load()
-		if v.Registry != state {
-			retry, notBefore, state = 0, time.Time{}, v.Registry
-		}
-		wait := time.Hour
-		switch {
-		case v.Registry == "":
-		case !v.RegistryTold:
-			wait = time.Until(notBefore)
-		case v.reason != reason && v.progresses():
-			wait = max(time.Until(written.Add(progressEvery)), time.Until(notBefore))
-		}
-		if wait > 0 {
+		if wait := w.wait(v); wait > 0 {
 			select {
 			case <-ctx.Done():
 			case <-v.changed:
@@ -72,17 +64,35 @@ func (r *Runner) writeRecord(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if r.view.Load().Registry != state {
-			continue
-		}
-		_ = r.observe(change(func(s situation) { s.recordWritten(state, err) }))
-		if err == nil || state != cluster.StateLeft && refused(err) {
-			retry, notBefore, reason, written = 0, time.Time{}, v.reason, time.Now()
-		} else {
-			retry = min(max(2*retry, minRetry), maxRetry)
-			notBefore = time.Now().Add(jitter(retry))
+		if r.view.Load().Registry == w.state {
+			_ = r.observe(change(func(s situation) { s.recordWritten(w.state, err) }))
+			w.tried(v, err == nil || w.state != cluster.StateLeft && refused(err))
 		}
 	}
+}
+
+// wait returns how long the record stays as it is.
+func (w *recordWriter) wait(v *View) time.Duration {
+	if v.Registry != w.state {
+		w.retry, w.notBefore, w.state = 0, time.Time{}, v.Registry
+	}
+	switch {
+	case v.Registry == "":
+	case !v.RegistryTold:
+		return time.Until(w.notBefore)
+	case v.reason != w.reason && v.progresses():
+		return max(time.Until(w.written.Add(progressEvery)), time.Until(w.notBefore))
+	}
+	return time.Hour
+}
+
+func (w *recordWriter) tried(v *View, done bool) {
+	if done {
+		w.retry, w.notBefore, w.reason, w.written = 0, time.Time{}, v.reason, time.Now()
+		return
+	}
+	w.retry = min(max(2*w.retry, minRetry), maxRetry)
+	w.notBefore = time.Now().Add(jitter(w.retry))
 }
 
 // progresses reports whether the record's reason is kept up to date.

@@ -39,15 +39,8 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 	if goals[heaviest(s.Notices).Kind] < goalPark || !s.leaving() {
 		return nil
 	}
-	var errs []error
 	s.Hooks.confirm(f)
-	if s.wantsHooks(false) {
-		found, err := f.Find(ctx, c, false)
-		hooksFound{filter: f, hooks: found, err: err}.apply(s)
-		if err != nil && (s.wantsHooks(false) || !s.Hooks.anyWaits(false)) {
-			errs = append(errs, fmt.Errorf("asking for the hook that waits: %w", err))
-		}
-	}
+	errs := []error{s.findPending(ctx, c, f)}
 	for i := range s.Hooks {
 		a := &s.Hooks[i]
 		if a.Hook.Launching || a.End != "" || !a.isOurs() {
@@ -58,6 +51,18 @@ func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Fi
 		errs = append(errs, completeOne(ctx, c, h, p, log))
 	}
 	return errors.Join(errs...)
+}
+
+func (s situation) findPending(ctx context.Context, c cloud.Hooks, f cloud.Filter) error {
+	if !s.wantsHooks(false) {
+		return nil
+	}
+	found, err := f.Find(ctx, c, false)
+	hooksFound{filter: f, hooks: found, err: err}.apply(s)
+	if err != nil && (s.wantsHooks(false) || !s.Hooks.anyWaits(false)) {
+		return fmt.Errorf("asking for the hook that waits: %w", err)
+	}
+	return nil
 }
 
 func completeOne(ctx context.Context, c cloud.Hooks, h Hook, p Peers, log *slog.Logger) error {

@@ -98,6 +98,11 @@ func (d *document) restore(boot, hardware string, s situation) state {
 		return next.restoreAfterBoot(s.now)
 	}
 	s.state = &next
+	s.restoreSameBoot()
+	return next
+}
+
+func (s situation) restoreSameBoot() {
 	// The settings may name other hooks now.
 	s.EndHooks, s.LaunchHooks = answer{}, answer{}
 	// The machine did not shut down. Notices not yet due are reported again if still in force.
@@ -115,7 +120,6 @@ func (d *document) restore(boot, hardware string, s situation) state {
 	case s.leaving() && s.Phase != StepDone:
 		s.note("continuing the drain", "began", s.c.Wall.time(s.Began).Format(time.RFC3339), "phase", string(s.Phase))
 	}
-	return next
 }
 
 // restoreAfterBoot keeps only a termination by the cloud: a machine that was drained, parked or rebooted serves again.

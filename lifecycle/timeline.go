@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -36,7 +37,7 @@ func (s situation) timeline() []moment {
 			list = append(list, a.moments(s.c.Hooks)...)
 		}
 	}
-	slices.SortStableFunc(list, func(a, b moment) int { return int(a.at - b.at) })
+	slices.SortStableFunc(list, func(a, b moment) int { return cmp.Compare(a.at, b.at) })
 	return list
 }
 

@@ -214,20 +214,10 @@ func (s situation) view() View {
 		v.Cut, v.departure = s.Departure.Cut, *s.Departure
 	}
 	for i := range s.Hooks {
-		a := &s.Hooks[i]
-		h := HookView{Hook: a.Hook, Beats: a.Extends, Beaten: wall(a.Extended), Denied: cmp.Or(a.Denied, a.completionDenied), End: a.End}
-		h.Limit = wall(a.Limit)
-		if a.End == "" {
-			h.Ends = wall(a.limit())
-		}
-		v.Hooks = append(v.Hooks, h)
+		v.Hooks = append(v.Hooks, s.hookView(&s.Hooks[i]))
 	}
 	if !s.leaving() {
-		for _, n := range s.Notices {
-			if at := wall(max(s.dueAt(n), s.now)); v.NextDrain.IsZero() || at.Before(v.NextDrain) {
-				v.NextDrain = at
-			}
-		}
+		v.NextDrain = s.nextDrain()
 		return v
 	}
 	cause := s.cause()
@@ -243,6 +233,26 @@ func (s situation) view() View {
 	}
 	v.Progress = v.Line(time.Now())
 	return v
+}
+
+func (s situation) hookView(a *hook) HookView {
+	wall := s.c.Wall.time
+	h := HookView{Hook: a.Hook, Beats: a.Extends, Beaten: wall(a.Extended), Denied: cmp.Or(a.Denied, a.completionDenied), End: a.End}
+	h.Limit = wall(a.Limit)
+	if a.End == "" {
+		h.Ends = wall(a.limit())
+	}
+	return h
+}
+
+func (s situation) nextDrain() time.Time {
+	var first instant
+	for _, n := range s.Notices {
+		if at := max(s.dueAt(n), s.now); first == 0 || at < first {
+			first = at
+		}
+	}
+	return s.c.Wall.time(first)
 }
 
 func (st *start) view() string {
