@@ -5,6 +5,7 @@ package heartbeat
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,9 +16,14 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/mem"
+	"github.com/shirou/gopsutil/v4/net"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
 )
 
 // cpuMeter measures the cores between two samples. Iowait is idle, as in Java's own measure, which AMS compares with its
@@ -133,4 +139,90 @@ func usedPercent(st syscall.Statfs_t) (*int, error) {
 	}
 	used := st.Blocks - st.Bfree
 	return percent(math.Ceil(float64(used)/float64(used+st.Bavail)*100), 100), nil
+}
+
+// networkMeter measures the traffic with other machines between two samples. Only cards count, because traffic of veths,
+// bridges, VLANs and tunnels also passes a card. Without cards, as in a container, all but the loopback count.
+type networkMeter struct {
+	at   time.Time
+	last map[string]net.IOCountersStat
+}
+
+// read returns bytes per second. A new interface counts from the next sample on.
+func (m *networkMeter) read(ctx context.Context, sys string) (rx, tx *int64, err error) {
+	all, err := net.IOCountersWithContext(ctx, true)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the interfaces: %w", err)
+	}
+	now, cards := map[string]net.IOCountersStat{}, map[string]net.IOCountersStat{}
+	for _, c := range all {
+		if c.Name != "lo" {
+			now[c.Name] = c
+		}
+		if isCard(filepath.Join(sys, "class/net"), c.Name) {
+			cards[c.Name] = c
+		}
+	}
+	if len(cards) > 0 {
+		now = cards
+	}
+	last, elapsed := m.last, time.Since(m.at).Seconds()
+	m.last, m.at = now, time.Now()
+	switch {
+	case len(now) == 0:
+		return nil, nil, errors.New("no interface to other machines")
+	case last == nil:
+		return nil, nil, errFirst
+	}
+	var in, out uint64
+	known := false
+	for name, c := range now {
+		was, ok := last[name]
+		if !ok {
+			continue
+		}
+		if c.BytesRecv < was.BytesRecv || c.BytesSent < was.BytesSent {
+			return nil, nil, fmt.Errorf("%s: the counters of an interface started again", name)
+		}
+		in, out, known = in+c.BytesRecv-was.BytesRecv, out+c.BytesSent-was.BytesSent, true
+	}
+	if !known {
+		return nil, nil, errFirst
+	}
+	perSecond := func(n uint64) *int64 {
+		rate := int64(math.Round(min(float64(n)/elapsed, 1<<62)))
+		return &rate
+	}
+	return perSecond(in), perSecond(out), nil
+}
+
+// isCard reports whether an interface has a device and is not part of another card, like the SR-IOV function behind
+// Azure's netvsc.
+func isCard(dir, name string) bool {
+	master, err := os.Readlink(filepath.Join(dir, name, "master"))
+	return exists(filepath.Join(dir, name, "device")) && (err != nil || !exists(filepath.Join(dir, filepath.Base(master), "device")))
+}
+
+// defaultLimit is AMS's own for CPU and memory.
+const defaultLimit = 75
+
+// score is the highest load in percent: CPU and memory against AMS's limits, and each GPU's values, for which AMS has no
+// limit. Disk and network do not limit AMS. nil if all values are unknown.
+func score(load cluster.Load, l ams.Limits) (highest *int) {
+	add := func(p *int, limit int) {
+		if p == nil {
+			return
+		}
+		if v := percent(float64(*p), float64(limit)); highest == nil || *v > *highest {
+			highest = v
+		}
+	}
+	add(load.CPU, cmp.Or(l.CPU, defaultLimit))
+	add(load.Mem, cmp.Or(l.Memory, defaultLimit))
+	for _, d := range load.GPUs {
+		for _, p := range []*int{d.Util, d.Enc, d.Dec, d.Mem} {
+			add(p, 100)
+		}
+	}
+	return highest
 }

@@ -56,7 +56,6 @@ type SamplerOptions struct {
 	// Sessions counts publishers and viewers.
 	Sessions func(context.Context) (cluster.Sessions, map[string]error)
 	Interval time.Duration
-	Now      func() time.Time
 }
 
 // Sampler measures the machine. Readings are changes since the last sample, so each series of heartbeats needs its own. It
@@ -90,7 +89,7 @@ type serverLimits struct {
 // latest is the last result of a slow source.
 type latest[T any] struct {
 	every time.Duration
-	now   func() time.Time
+	ask   func(context.Context) (T, error) // nil without the source
 
 	mu    sync.Mutex
 	value T
@@ -98,19 +97,20 @@ type latest[T any] struct {
 	at    time.Time // zero before the first
 }
 
-// run calls ask until ctx ends; a call that hangs is the last one.
-func (l *latest[T]) run(ctx context.Context, ask func(context.Context) (T, error)) {
-	for more := true; more; more = sleep.For(ctx, l.every) {
-		bound, cancel := context.WithTimeout(ctx, staleAfter*l.every)
-		l.set(ask(bound))
-		cancel()
+// run looks until ctx ends; a look that hangs is the last one.
+func (l *latest[T]) run(ctx context.Context) {
+	for more := l.ask != nil; more; more = sleep.For(ctx, l.every) {
+		l.look(ctx)
 	}
 }
 
-func (l *latest[T]) set(v T, err error) {
+func (l *latest[T]) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, staleAfter*l.every)
+	defer cancel()
+	v, err := l.ask(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.value, l.err, l.at = v, err, l.now()
+	l.value, l.err, l.at = v, err, time.Now()
 }
 
 // staleAfter is the number of intervals until a result expires.
@@ -120,9 +120,11 @@ func (l *latest[T]) get() (v T, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
+	case l.ask == nil:
+		return v, nil
 	case l.at.IsZero():
 		return v, errFirst
-	case l.now().Sub(l.at) > staleAfter*l.every:
+	case time.Since(l.at) > staleAfter*l.every:
 		return v, errors.New("no answer in time")
 	}
 	return l.value, l.err
@@ -130,41 +132,31 @@ func (l *latest[T]) get() (v T, err error) {
 
 // NewSampler returns a sampler, without measuring yet.
 func NewSampler(o SamplerOptions) *Sampler {
-	o.Interval = cmp.Or(max(o.Interval, 0), cluster.DefaultInterval)
-	if o.Now == nil {
-		o.Now = time.Now
-	}
 	root := cmp.Or(o.Root, "/")
-	s := &Sampler{
-		opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys"),
-		disk:     latest[*int]{every: diskEvery, now: o.Now},
-		limits:   latest[serverLimits]{every: limitsEvery, now: o.Now},
-		sessions: latest[sessionCount]{every: sessionsEvery * o.Interval, now: o.Now},
-	}
+	s := &Sampler{opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys")}
 	// Set even the default: gopsutil would use HOST_PROC from the environment.
 	s.env = common.EnvMap{common.HostProcEnvKey: s.proc, common.HostSysEnvKey: s.sys}
+	s.limits.every, s.limits.ask = limitsEvery, s.readLimits
+	s.disk.every = diskEvery
+	if o.AMSDir != "" {
+		s.disk.ask = func(context.Context) (*int, error) { return readDisk(filepath.Join(root, o.AMSDir)) }
+	}
+	s.sessions.every = sessionsEvery * cmp.Or(max(o.Interval, 0), cluster.DefaultInterval)
+	if o.Sessions != nil {
+		s.sessions.ask = func(ctx context.Context) (n sessionCount, _ error) {
+			n.sessions, n.missing = o.Sessions(ctx)
+			return n, nil
+		}
+	}
 	return s
 }
 
 // Run reads the slow sources until ctx ends. It does not wait for one that hangs.
 func (s *Sampler) Run(ctx context.Context) {
-	go s.limits.run(ctx, s.readLimits)
-	if s.opts.AMSDir != "" {
-		go s.disk.run(ctx, s.readDisk)
-	}
-	if s.opts.Sessions != nil {
-		go s.sessions.run(ctx, s.countSessions)
-	}
+	go s.limits.run(ctx)
+	go s.disk.run(ctx)
+	go s.sessions.run(ctx)
 	<-ctx.Done()
-}
-
-func (s *Sampler) readDisk(context.Context) (*int, error) {
-	return readDisk(filepath.Join("/", s.opts.Root, s.opts.AMSDir))
-}
-
-func (s *Sampler) countSessions(ctx context.Context) (sessionCount, error) {
-	n, missing := s.opts.Sessions(ctx)
-	return sessionCount{n, missing}, nil
 }
 
 // readLimits keeps limits that cannot be read, as while the server does not run.
@@ -192,7 +184,8 @@ func (s *Sampler) readLimits(ctx context.Context) (serverLimits, error) {
 func (s *Sampler) Sample(ctx context.Context) Sample {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := Sample{At: s.opts.Now(), Missing: map[string]error{}}
+	out := Sample{At: time.Now(), Missing: map[string]error{}}
+	load := &out.Load
 	miss := func(what string, err error) {
 		if err != nil {
 			out.Missing[what] = err
@@ -206,8 +199,8 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 		cpu, err = nil, errCPULimit
 	}
 	miss("cpu", err)
-	out.Load.CPU = cpu
-	out.Load.NetRx, out.Load.NetTx, err = s.network.read(local, s.sys, s.opts.Now)
+	load.CPU = cpu
+	load.NetRx, load.NetTx, err = s.network.read(local, s.sys)
 	miss("network", err)
 	memory, total, err := readMemory(local)
 	limited := limits.memory != 0 && limits.memory < total
@@ -215,26 +208,22 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 		memory, err = nil, errMemoryLimit
 	}
 	miss("memory", err)
-	out.Load.Mem = memory
-	if s.opts.AMSDir != "" {
-		out.Load.Disk, err = s.disk.get()
-		miss("disk", err)
-	}
-	if s.opts.Sessions != nil {
-		n, err := s.sessions.get()
-		miss("sessions", err)
-		out.Session = n.sessions
-		maps.Copy(out.Missing, n.missing)
-	}
+	load.Mem = memory
+	load.Disk, err = s.disk.get()
+	miss("disk", err)
+	n, err := s.sessions.get()
+	miss("sessions", err)
+	out.Session = n.sessions
+	maps.Copy(out.Missing, n.missing)
 	if s.opts.GPUs != nil {
 		out.GPUs = s.opts.GPUs()
 		if out.GPUs.Reason != "" {
 			miss("gpu", errors.New(out.GPUs.Reason))
 		}
-		out.Load.GPUs = out.GPUs.Devices
+		load.GPUs = out.GPUs.Devices
 	}
 	if !limits.cpu && !limited {
-		out.Load.Score = score(out.Load, limits.streams)
+		load.Score = score(*load, limits.streams)
 	}
 	return out
 }

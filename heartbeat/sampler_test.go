@@ -36,14 +36,13 @@ type machine struct {
 	dir  string // holds 1, 2 and root, a link to one of them
 	pid  int
 	want string
-	now  time.Time
 }
 
 func openMachine(t testing.TB, file string) *machine {
 	t.Helper()
 	ar, err := txtar.ParseFile(file)
 	must.OK(t, err)
-	m := &machine{dir: t.TempDir(), now: time.Unix(1_700_000_000, 0)}
+	m := &machine{dir: t.TempDir()}
 	for line := range strings.Lines(string(ar.Comment)) {
 		if v, ok := strings.CutPrefix(line, "ams: "); ok {
 			if m.pid, err = strconv.Atoi(strings.TrimSpace(v)); err != nil {
@@ -78,7 +77,7 @@ func (m *machine) look(t testing.TB, n int) {
 }
 
 func (m *machine) sampler() *Sampler {
-	o := SamplerOptions{Root: filepath.Join(m.dir, "root"), Now: func() time.Time { return m.now }}
+	o := SamplerOptions{Root: filepath.Join(m.dir, "root")}
 	if m.pid != 0 {
 		o.State = m.state
 	}
@@ -91,12 +90,12 @@ func (m *machine) state(context.Context) (ams.State, error) { return ams.State{M
 
 // ask does what the goroutines of Run do, once.
 func (s *Sampler) ask() {
-	s.limits.set(s.readLimits(context.Background()))
-	if s.opts.AMSDir != "" {
-		s.disk.set(s.readDisk(context.Background()))
+	s.limits.look(context.Background())
+	if s.disk.ask != nil {
+		s.disk.look(context.Background())
 	}
-	if s.opts.Sessions != nil {
-		s.sessions.set(s.countSessions(context.Background()))
+	if s.sessions.ask != nil {
+		s.sessions.look(context.Background())
 	}
 }
 
@@ -147,19 +146,21 @@ func TestMachines(t *testing.T) {
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			t.Parallel()
-			m := openMachine(t, file)
-			s := m.sampler()
-			first := s.Sample(t.Context())
-			if first.Load.CPU != nil || first.Load.NetRx != nil {
-				t.Errorf("the first sample knows a change: %v", first)
-			}
-			m.now = m.now.Add(5 * time.Second)
-			m.look(t, 2)
-			second := s.Sample(t.Context())
-			if diff := cmp.Diff(m.want, describe(second, m.want)); diff != "" {
-				t.Errorf("-want +got:\n%s\nmissing: %v", diff, second.Missing)
-			}
-			checkConsistent(t, second)
+			synctest.Test(t, func(t *testing.T) {
+				m := openMachine(t, file)
+				s := m.sampler()
+				first := s.Sample(t.Context())
+				if first.Load.CPU != nil || first.Load.NetRx != nil {
+					t.Errorf("the first sample knows a change: %v", first)
+				}
+				time.Sleep(5 * time.Second) // the clock of synctest: no time passes
+				m.look(t, 2)
+				second := s.Sample(t.Context())
+				if diff := cmp.Diff(m.want, describe(second, m.want)); diff != "" {
+					t.Errorf("-want +got:\n%s\nmissing: %v", diff, second.Missing)
+				}
+				checkConsistent(t, second)
+			})
 		})
 	}
 }
@@ -194,7 +195,7 @@ func TestLimitsOfARestartedServer(t *testing.T) {
 	m := openMachine(t, "testdata/machines/cgroup2-memorymax.txtar")
 	gone := false
 	s := NewSampler(SamplerOptions{
-		Root: filepath.Join(m.dir, "root"), Now: func() time.Time { return m.now },
+		Root: filepath.Join(m.dir, "root"),
 		State: func(ctx context.Context) (ams.State, error) {
 			if gone {
 				return ams.State{}, errors.New("the bus is gone")
@@ -227,7 +228,6 @@ func TestUnreadable(t *testing.T) {
 	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
 	s := m.sampler()
 	s.Sample(t.Context())
-	m.now = m.now.Add(5 * time.Second)
 	m.look(t, 2)
 	for _, name := range []string{"stat", "meminfo", "net/dev", "812/cgroup"} {
 		// A folder opens and cannot be read, for root too.
@@ -467,8 +467,6 @@ func FuzzReadings(f *testing.F) {
 	f.Add([]byte("MemTotal: 18446744073709551615 kB\nMemAvailable: 1 kB\n"))
 	m := openMachine(f, "testdata/machines/cgroup2-memorymax.txtar")
 	whole := m.sampler()
-	now := m.now
-	clock := func() time.Time { now = now.Add(5 * time.Second); return now }
 	f.Fuzz(func(t *testing.T, data []byte) {
 		root := t.TempDir()
 		proc, sys := filepath.Join(root, "proc"), filepath.Join(root, "sys")
@@ -496,7 +494,7 @@ func FuzzReadings(f *testing.F) {
 				t.Errorf("cpu %v and %v", cpu, err)
 			}
 			load.CPU = cpu
-			if rx, tx, err := network.read(look.ctx, look.sys, clock); err == nil && (rx == nil || tx == nil || *rx < 0 || *tx < 0) {
+			if rx, tx, err := network.read(look.ctx, look.sys); err == nil && (rx == nil || tx == nil || *rx < 0 || *tx < 0) {
 				t.Errorf("network %v %v", rx, tx)
 			}
 			_, _ = (&Sampler{proc: look.proc, sys: look.sys}).readGroupLimits(812)

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
@@ -65,7 +64,7 @@ func TestLimitsAreReadAgain(t *testing.T) {
 	must.OK(t, os.CopyFS(filepath.Join(tree, ams.DefaultDir), os.DirFS("../testdata/trees/3.0")))
 	settings := filepath.Join(tree, ams.DefaultDir, "conf/red5.properties")
 	s := NewSampler(SamplerOptions{
-		Root: filepath.Join(m.dir, "root"), Now: func() time.Time { return m.now },
+		Root: filepath.Join(m.dir, "root"),
 		Open: func() (*ams.Installation, error) { return ams.Open(tree, "") },
 	})
 	for _, tt := range []struct {
