@@ -50,7 +50,6 @@ type SessionCounter struct {
 	State func(ctx context.Context) (ams.State, error)
 	// Edge reports that nothing is published here, so RTMP clients are viewers.
 	Edge func() bool
-	Now  func() time.Time // default time.Now
 
 	mu        sync.Mutex
 	install   *ams.Installation
@@ -83,20 +82,16 @@ func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, map[st
 func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Duration) (cluster.Sessions, map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := time.Now()
-	if c.Now != nil {
-		now = c.Now()
-	}
-	if err := c.open(now, openEvery); err != nil {
+	if err := c.open(openEvery); err != nil {
 		return cluster.Sessions{}, map[string]error{whatPublishers: err, whatViewers: err}
 	}
 	e := evidence{edge: c.Edge()}
-	token, err := c.install.ServerToken(now)
+	token, err := c.install.ServerToken(time.Now())
 	if e.statsErr = err; err == nil {
 		e.stats, e.statsErr = ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
 	}
 	bound, cancel := context.WithTimeout(ctx, mongoTime)
-	e.published, e.mongoErr = c.askMongo(bound, now, askEvery)
+	e.published, e.mongoErr = c.askMongo(bound, askEvery)
 	cancel()
 	e.found, e.connErr = c.connections()
 	if e.statsErr != nil && (e.connErr != nil || e.found.viewers == 0) {
@@ -146,26 +141,21 @@ func (e evidence) sessions() (s cluster.Sessions, missing map[string]error) {
 	return s, missing
 }
 
-func (e evidence) publishers() (most *int, by cluster.CountedBy) {
-	add := func(n int, source cluster.CountedBy) {
-		if most == nil || n > *most {
-			most, by = &n, source
-		}
+// publishers returns the largest count. Connections count only without statistics.
+func (e evidence) publishers() (*int, cluster.CountedBy) {
+	encoders := e.found.rtmp
+	if e.edge {
+		encoders = 0
 	}
-	if e.stats.Streams != nil {
-		add(*e.stats.Streams, cluster.CountedByAMS)
+	switch streams := e.stats.Streams; {
+	case streams != nil && (e.mongoErr != nil || *streams >= e.published):
+		return streams, cluster.CountedByAMS
+	case streams == nil && e.connErr == nil && (e.mongoErr != nil || encoders > e.published):
+		return &encoders, cluster.CountedByConnections
+	case e.mongoErr == nil:
+		return &e.published, cluster.CountedByMongoDB
 	}
-	if e.mongoErr == nil {
-		add(e.published, cluster.CountedByMongoDB)
-	}
-	if e.stats.Streams == nil && e.connErr == nil {
-		encoders := e.found.rtmp
-		if e.edge {
-			encoders = 0
-		}
-		add(encoders, cluster.CountedByConnections)
-	}
-	return most, by
+	return nil, ""
 }
 
 // viewers returns the count without RTMP viewers.
@@ -180,10 +170,10 @@ func (e evidence) viewers() (n *int, by cluster.CountedBy) {
 	return nil, ""
 }
 
-func (c *SessionCounter) open(now time.Time, every time.Duration) (err error) {
-	if c.install == nil || now.Sub(c.looked) >= every || c.install.Outdated() {
+func (c *SessionCounter) open(every time.Duration) (err error) {
+	if c.install == nil || time.Since(c.looked) >= every || c.install.Outdated() {
 		c.install, err = c.Open()
-		c.looked = now
+		c.looked = time.Now()
 	}
 	return err
 }
@@ -216,16 +206,16 @@ func (c *SessionCounter) connections() (connected, error) {
 }
 
 // askMongo also reads the other nodes' addresses; on failure it keeps the known ones.
-func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, every time.Duration) (int, error) {
+func (c *SessionCounter) askMongo(ctx context.Context, every time.Duration) (n int, _ error) {
 	from, address := c.Streams()
-	if from == nil || address == "" {
-		c.published = streamCount{}
-		return 0, errors.New("this machine is not a cluster node")
-	}
-	if p := c.published; p.of == address && p.from == from && now.Sub(p.at) < every {
+	if p := c.published; p.of == address && p.from == from && time.Since(p.at) < every {
 		return p.publishers, nil
 	}
 	c.published = streamCount{}
+	if from == nil || address == "" {
+		return 0, errors.New("this machine is not a cluster node")
+	}
+	now := time.Now()
 	if nodes, err := from.AMSNodes(ctx); err == nil {
 		c.peers = make(map[netip.Addr]bool, len(nodes))
 		for _, n := range nodes {
@@ -235,18 +225,15 @@ func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, every time
 		}
 	}
 	databases, err := c.install.Databases()
+	var found []cluster.DatabaseStreams
+	if err == nil && len(databases) > 0 { // a server without applications has no streams
+		found, err = from.LocalStreams(ctx, databases, address, now)
+	}
 	if err != nil {
 		return 0, err
 	}
-	n := 0
-	if len(databases) > 0 { // a server without applications has no streams
-		found, err := from.LocalStreams(ctx, databases, address, now)
-		if err != nil {
-			return 0, err
-		}
-		for _, d := range found {
-			n += len(d.IDs)
-		}
+	for _, d := range found {
+		n += len(d.IDs)
 	}
 	c.published = streamCount{n, now, address, from}
 	return n, nil

@@ -58,7 +58,6 @@ func (f *fakeStreams) AMSNodes(ctx context.Context) ([]cluster.AMSNode, error) {
 type counted struct {
 	t       *testing.T
 	root    string
-	now     time.Time
 	streams *fakeStreams // nil: no node
 	address string
 	answer  func(http.ResponseWriter, *http.Request)
@@ -91,7 +90,7 @@ func (c *counted) count(ports []int, exclude func(netip.Addr) bool) (found ams.C
 
 func newCounted(t *testing.T, settings string) *counted {
 	t.Helper()
-	c := &counted{t: t, root: t.TempDir(), now: time.Unix(1_800_000_000, 0), streams: &fakeStreams{}, address: "10.0.0.3"}
+	c := &counted{t: t, root: t.TempDir(), streams: &fakeStreams{}, address: "10.0.0.3"}
 	must.OK(t, os.CopyFS(filepath.Join(c.root, ams.DefaultDir), os.DirFS("../testdata/trees/3.0")))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.asked++
@@ -119,7 +118,7 @@ func newCounted(t *testing.T, settings string) *counted {
 			return c.streams, c.address
 		},
 		Connections: c.count, Own: func() int { return 0 }, Edge: func() bool { return false },
-		State: func(context.Context) (ams.State, error) { return ams.State{}, errors.New("the bus is away") }, Now: func() time.Time { return c.now },
+		State: func(context.Context) (ams.State, error) { return ams.State{}, errors.New("the bus is away") },
 	}
 	return c
 }
@@ -166,7 +165,10 @@ func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy)
 	return missing
 }
 
-func (c *counted) later(d time.Duration) { c.now = c.now.Add(d) }
+// later makes all that was read so much older.
+func (c *counted) later(d time.Duration) {
+	c.looked, c.published.at = c.looked.Add(-d), c.published.at.Add(-d)
+}
 
 // mongoEvery is the interval of queries to MongoDB.
 const mongoEvery = 30 * time.Second
