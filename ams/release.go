@@ -128,12 +128,19 @@ func manifestOf(r io.ReaderAt, size int64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("not a whole jar: %w", err)
 	}
-	member, err := z.Open("META-INF/MANIFEST.MF")
-	if err != nil {
-		return nil, fmt.Errorf("it has no META-INF/MANIFEST.MF: %w", err)
+	for _, member := range z.File {
+		// Java ignores case, too.
+		if !strings.EqualFold(member.Name, "META-INF/MANIFEST.MF") {
+			continue
+		}
+		r, err := member.Open()
+		if err != nil {
+			return nil, fmt.Errorf("opening its manifest: %w", err)
+		}
+		defer r.Close()
+		return io.ReadAll(io.LimitReader(r, maxManifestSize))
 	}
-	defer member.Close()
-	return io.ReadAll(io.LimitReader(member, maxManifestSize))
+	return nil, errors.New("it has no META-INF/MANIFEST.MF")
 }
 
 // manifestLines joins continued lines, which textproto would join with a space.

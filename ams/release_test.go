@@ -109,6 +109,7 @@ func TestJarRelease(t *testing.T) {
 			Release{Version: "3.0.3-SNAPSHOT"},
 			"",
 		},
+		{"member's name in another case", jar(t, map[string]string{"meta-inf/Manifest.mf": good}), want303, ""},
 		{"only in a later section", manifest("Manifest-Version: 1.0\r\n\r\nName: x\r\nImplementation-Version: 9.9\r\n"), Release{}, "no Implementation-Version"},
 		{"no manifest", jar(t, map[string]string{"x.class": "x"}), Release{}, "no META-INF/MANIFEST.MF"},
 		{"not filled in", manifest("Implementation-Version: ${project.version}\n"), Release{}, "${project.version}"},
