@@ -7,6 +7,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"os"
@@ -41,21 +43,24 @@ type Sample struct {
 	Missing map[string]error
 }
 
-// SamplerOptions are the sources of a sampler. A source that is not set is not missing.
+// SamplerOptions are the sources of a sampler.
 type SamplerOptions struct {
-	// Root is above /proc, /sys and AMSDir; default "/".
+	// Root is above /proc, /sys, /dev and AMSDir; default "/".
 	Root string
 	// AMSDir is the installation, whose volume is measured; "" measures none.
 	AMSDir string
-	// Open reads the installation for AMS's limits; those of a current release apply until then.
+	// Open reads the installation. Until then, AMS's limits are those of a current release.
 	Open func() (*ams.Installation, error)
-	// State queries the service manager for the server's control group.
+	// State queries the service manager for the server's control group. A server that does not run has no sessions.
 	State func(context.Context) (ams.State, error)
-	// GPUs must not wait.
-	GPUs func() GPUReading
-	// Sessions counts publishers and viewers.
-	Sessions func(context.Context) (cluster.Sessions, map[string]error)
+	// Streams returns MongoDB and this node's address; nil if this machine is not a cluster node.
+	Streams func() (Streams, string)
+	// Own returns how many connections to the server are the agent's.
+	Own func() int
+	// Edge reports that nothing is published here, so RTMP clients are viewers.
+	Edge     func() bool
 	Interval time.Duration
+	Log      *slog.Logger
 }
 
 // Sampler measures the machine. Readings are changes since the last sample, so each series of heartbeats needs its own. It
@@ -66,6 +71,9 @@ type Sampler struct {
 	proc    string
 	env     common.EnvMap
 	install *ams.Installation
+	counter *sessionCounter
+	watcher *GPUWatcher
+	gpus    func() GPUReading
 
 	mu      sync.Mutex
 	cpu     cpuMeter
@@ -141,22 +149,35 @@ func NewSampler(o SamplerOptions) *Sampler {
 	if o.AMSDir != "" {
 		s.disk.ask = func(context.Context) (*int, error) { return readDisk(filepath.Join(root, o.AMSDir)) }
 	}
-	s.sessions.every = sessionsEvery * cmp.Or(max(o.Interval, 0), cluster.DefaultInterval)
-	if o.Sessions != nil {
-		s.sessions.ask = func(ctx context.Context) (n sessionCount, _ error) {
-			n.sessions, n.missing = o.Sessions(ctx)
-			return n, nil
-		}
+	s.counter = &sessionCounter{SamplerOptions: o}
+	if root == "/" {
+		s.counter.Connections = ams.CountConnections
 	}
+	s.sessions.every = sessionsEvery * cmp.Or(max(o.Interval, 0), cluster.DefaultInterval)
+	s.sessions.ask = func(ctx context.Context) (n sessionCount, _ error) {
+		n.sessions, n.missing = s.counter.count(ctx, openEvery, askEvery)
+		return n, nil
+	}
+	s.watcher = NewGPUWatcher(root, o.Interval, o.Log)
+	s.gpus = s.watcher.Latest
 	return s
 }
 
-// Run reads the slow sources until ctx ends. It does not wait for one that hangs.
+// Run reads the slow sources until ctx ends. Of those that hang, it waits only for nvidia-smi, and not for long.
 func (s *Sampler) Run(ctx context.Context) {
 	go s.limits.run(ctx)
 	go s.disk.run(ctx)
 	go s.sessions.run(ctx)
-	<-ctx.Done()
+	s.watcher.Run(ctx)
+}
+
+// Sessions counts publishers and viewers now, with less caching; nil if not countable. The error has the causes if both are.
+func (s *Sampler) Sessions(ctx context.Context) (cluster.Sessions, error) {
+	n, missing := s.counter.count(ctx, drainEvery, drainEvery)
+	if n.Publishers == nil && n.Viewers == nil {
+		return n, errors.Join(fmt.Errorf("publishers: %w", missing[whatPublishers]), fmt.Errorf("viewers: %w", missing[whatViewers]))
+	}
+	return n, nil
 }
 
 // readLimits keeps limits that cannot be read, as while the server does not run.
@@ -215,13 +236,11 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	miss("sessions", err)
 	out.Session = n.sessions
 	maps.Copy(out.Missing, n.missing)
-	if s.opts.GPUs != nil {
-		out.GPUs = s.opts.GPUs()
-		if out.GPUs.Reason != "" {
-			miss("gpu", errors.New(out.GPUs.Reason))
-		}
-		load.GPUs = out.GPUs.Devices
+	out.GPUs = s.gpus()
+	if out.GPUs.Reason != "" {
+		miss("gpu", errors.New(out.GPUs.Reason))
 	}
+	load.GPUs = out.GPUs.Devices
 	if !limits.cpu && !limited {
 		load.Score = score(*load, limits.streams)
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -81,8 +82,25 @@ func (m *machine) sampler() *Sampler {
 	if m.pid != 0 {
 		o.State = m.state
 	}
-	s := NewSampler(o)
+	s := newSampler(o, nil)
 	s.ask()
+	return s
+}
+
+type counts func(context.Context) (cluster.Sessions, map[string]error)
+
+// newSampler returns a sampler without devices that counts sessions so, or not at all.
+func newSampler(o SamplerOptions, sessions counts) *Sampler {
+	o.Log = slog.New(slog.DiscardHandler)
+	s := NewSampler(o)
+	s.gpus = func() GPUReading { return GPUReading{State: GPUAbsent} }
+	s.sessions.ask = nil
+	if sessions != nil {
+		s.sessions.ask = func(ctx context.Context) (n sessionCount, _ error) {
+			n.sessions, n.missing = sessions(ctx)
+			return n, nil
+		}
+	}
 	return s
 }
 
@@ -194,7 +212,7 @@ func TestLimitsOfARestartedServer(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/cgroup2-memorymax.txtar")
 	gone := false
-	s := NewSampler(SamplerOptions{
+	s := newSampler(SamplerOptions{
 		Root: filepath.Join(m.dir, "root"),
 		State: func(ctx context.Context) (ams.State, error) {
 			if gone {
@@ -202,7 +220,7 @@ func TestLimitsOfARestartedServer(t *testing.T) {
 			}
 			return m.state(ctx)
 		},
-	})
+	}, nil)
 	s.ask()
 	if got := s.Sample(t.Context()); got.Load.Mem != nil || got.Load.Score != nil || !missing(got, "memory", "memory limit") {
 		t.Errorf("memory %v, missing %v", got.Load.Mem, got.Missing)
@@ -249,14 +267,9 @@ func thisProcess(context.Context) (ams.State, error) { return ams.State{MainPID:
 // The readings of this machine are plausible, and the third sample knows all.
 func TestThisMachine(t *testing.T) {
 	t.Parallel()
-	s := NewSampler(SamplerOptions{
-		AMSDir: "/",
-		State:  thisProcess,
-		GPUs:   func() GPUReading { return GPUReading{State: GPUAbsent} },
-		Sessions: func(context.Context) (cluster.Sessions, map[string]error) {
-			n := 3
-			return cluster.Sessions{Publishers: &n}, map[string]error{"viewers": errors.New("no counter")}
-		},
+	s := newSampler(SamplerOptions{AMSDir: "/", State: thisProcess}, func(context.Context) (cluster.Sessions, map[string]error) {
+		n := 3
+		return cluster.Sessions{Publishers: &n}, map[string]error{"viewers": errors.New("no counter")}
 	})
 	s.ask()
 	s.Sample(t.Context())
@@ -304,7 +317,7 @@ func TestSlowAnswers(t *testing.T) {
 		var asked atomic.Int32
 		hang := make(chan struct{})
 		silent := false
-		s := NewSampler(SamplerOptions{Root: t.TempDir(), Sessions: func(ctx context.Context) (cluster.Sessions, map[string]error) {
+		s := newSampler(SamplerOptions{Root: t.TempDir()}, func(ctx context.Context) (cluster.Sessions, map[string]error) {
 			n := 7
 			if asked.Add(1) == 1 {
 				<-hang
@@ -312,7 +325,7 @@ func TestSlowAnswers(t *testing.T) {
 				<-ctx.Done()
 			}
 			return cluster.Sessions{Viewers: &n}, nil
-		}})
+		})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go s.Run(ctx)
@@ -349,13 +362,12 @@ func TestSlowAnswers(t *testing.T) {
 func TestSourcesAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := make(chan struct{})
-		s := NewSampler(SamplerOptions{
+		s := newSampler(SamplerOptions{
 			Root:  t.TempDir(),
 			State: func(context.Context) (ams.State, error) { <-hang; return ams.State{}, nil },
-			Sessions: func(context.Context) (cluster.Sessions, map[string]error) {
-				n := 7
-				return cluster.Sessions{Viewers: &n}, nil
-			},
+		}, func(context.Context) (cluster.Sessions, map[string]error) {
+			n := 7
+			return cluster.Sessions{Viewers: &n}, nil
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -396,7 +408,8 @@ func TestGPULoads(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := NewSampler(SamplerOptions{Root: t.TempDir(), GPUs: func() GPUReading { return tt.reading }})
+			s := newSampler(SamplerOptions{Root: t.TempDir()}, nil)
+			s.gpus = func() GPUReading { return tt.reading }
 			got := s.Sample(t.Context())
 			if diff := cmp.Diff(tt.want, got.Load.GPUs); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
@@ -414,7 +427,7 @@ func TestGPULoads(t *testing.T) {
 // For the race detector: commands share the sampler with the heartbeats.
 func TestConcurrent(t *testing.T) {
 	t.Parallel()
-	s := NewSampler(SamplerOptions{AMSDir: "/", State: thisProcess})
+	s := newSampler(SamplerOptions{AMSDir: "/", State: thisProcess}, nil)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for range 5 {
@@ -432,12 +445,7 @@ func TestConcurrent(t *testing.T) {
 }
 
 func BenchmarkSample(b *testing.B) {
-	s := NewSampler(SamplerOptions{
-		AMSDir:   "/",
-		State:    thisProcess,
-		GPUs:     func() GPUReading { return GPUReading{State: GPUAbsent} },
-		Sessions: func(context.Context) (cluster.Sessions, map[string]error) { return cluster.Sessions{}, nil },
-	})
+	s := newSampler(SamplerOptions{AMSDir: "/", State: thisProcess}, func(context.Context) (cluster.Sessions, map[string]error) { return cluster.Sessions{}, nil })
 	b.ReportAllocs()
 	before := cpuTime(b)
 	for b.Loop() {
@@ -519,7 +527,7 @@ func FuzzReadings(f *testing.F) {
 func TestEnvironmentDecidesNothing(t *testing.T) {
 	t.Setenv("HOST_PROC", t.TempDir())
 	t.Setenv("HOST_SYS", t.TempDir())
-	got := NewSampler(SamplerOptions{}).Sample(t.Context())
+	got := newSampler(SamplerOptions{}, nil).Sample(t.Context())
 	if got.Load.Mem == nil || !missing(got, "cpu", "nothing to compare with yet") {
 		t.Errorf("missing %v", got.Missing)
 	}

@@ -35,21 +35,13 @@ type Streams interface {
 	AMSNodes(ctx context.Context) ([]cluster.AMSNode, error)
 }
 
-// SessionCounter counts this node's publishers and viewers by the server's statistics, its stream documents, and the
+// sessionCounter counts this node's publishers and viewers by the server's statistics, its stream documents, and the
 // connections to its ports. Publishers are the largest count. Viewers are those of the statistics; if these lack kinds, the
 // larger count.
-type SessionCounter struct {
-	Open func() (*ams.Installation, error)
-	// Streams returns MongoDB and this node's address; nil if this machine is not a cluster node.
-	Streams func() (Streams, string)
+type sessionCounter struct {
+	SamplerOptions
 	// Connections is [ams.CountConnections]; nil if they cannot be counted.
 	Connections func(ports []int, exclude func(netip.Addr) bool) (ams.Connections, error)
-	// Own returns how many of them are the agent's.
-	Own func() int
-	// State queries the service manager: a server that does not run has no sessions.
-	State func(ctx context.Context) (ams.State, error)
-	// Edge reports that nothing is published here, so RTMP clients are viewers.
-	Edge func() bool
 
 	mu        sync.Mutex
 	install   *ams.Installation
@@ -69,17 +61,8 @@ type connected struct {
 	viewers, rtmp, idle int
 }
 
-// Count counts. Unknown counts are nil, with a reason.
-func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, map[string]error) {
-	return c.count(ctx, openEvery, askEvery)
-}
-
-// CountNow is Count for a draining node, with less caching.
-func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, map[string]error) {
-	return c.count(ctx, drainEvery, drainEvery)
-}
-
-func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Duration) (cluster.Sessions, map[string]error) {
+// count returns nil for unknown counts, with a reason.
+func (c *sessionCounter) count(ctx context.Context, openEvery, askEvery time.Duration) (cluster.Sessions, map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.open(openEvery); err != nil {
@@ -170,7 +153,7 @@ func (e evidence) viewers() (n *int, by cluster.CountedBy) {
 	return nil, ""
 }
 
-func (c *SessionCounter) open(every time.Duration) (err error) {
+func (c *sessionCounter) open(every time.Duration) (err error) {
 	if c.install == nil || time.Since(c.looked) >= every || c.install.Outdated() {
 		c.install, err = c.Open()
 		c.looked = time.Now()
@@ -178,7 +161,7 @@ func (c *SessionCounter) open(every time.Duration) (err error) {
 	return err
 }
 
-func (c *SessionCounter) connections() (connected, error) {
+func (c *sessionCounter) connections() (connected, error) {
 	if c.Connections == nil {
 		return connected{}, errors.New("the connections of this machine are not counted")
 	}
@@ -206,7 +189,7 @@ func (c *SessionCounter) connections() (connected, error) {
 }
 
 // askMongo also reads the other nodes' addresses; on failure it keeps the known ones.
-func (c *SessionCounter) askMongo(ctx context.Context, every time.Duration) (n int, _ error) {
+func (c *sessionCounter) askMongo(ctx context.Context, every time.Duration) (n int, _ error) {
 	from, address := c.Streams()
 	if p := c.published; p.of == address && p.from == from && time.Since(p.at) < every {
 		return p.publishers, nil
