@@ -26,6 +26,7 @@ const (
 var ErrLeft = errors.New("this node has left the cluster")
 
 type sender interface {
+	// Heartbeat adds what is not of the machine.
 	Heartbeat(ctx context.Context, h cluster.Heartbeat) error
 	// ClockSkew returns how far the local clock is ahead of MongoDB's.
 	ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error)
@@ -34,18 +35,13 @@ type sender interface {
 // Loop samples the machine and sends heartbeats at a constant rate. It drops failed heartbeats:
 // without MongoDB the driver waits, and not the loop.
 type Loop struct {
-	ID       string
 	Interval time.Duration
 	// Sample must not block for long.
 	Sample func(context.Context) Sample
 	// Sender is nil without a registry: the loop only samples.
 	Sender sender
-	// Serving and Checks may be nil. Wake triggers an immediate heartbeat when they change.
-	Serving func() *cluster.Serving
-	Checks  func() map[string]bool
-	Wake    <-chan struct{}
-	// Register writes the node's record again after it was removed.
-	Register func(context.Context) error
+	// Wake triggers an immediate heartbeat.
+	Wake <-chan struct{}
 	// Report is called at the end of each round, on the loop's goroutine: it proves progress.
 	Report func(Report)
 	Log    *slog.Logger
@@ -120,26 +116,12 @@ func (l *Loop) round(ctx context.Context, again bool) {
 	}
 }
 
-// send registers the node again if the record is missing: the node is alive.
 func (l *Loop) send(ctx context.Context) error {
 	l.readClock(ctx)
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
 	load, sessions := l.sample.Load, l.sample.Session
-	h := cluster.Heartbeat{Seq: l.seq + 1, Load: &load, Sessions: &sessions, Clock: l.clock}
-	if l.Serving != nil {
-		h.Serving = l.Serving()
-	}
-	if l.Checks != nil {
-		h.Checks = l.Checks()
-	}
-	err := l.Sender.Heartbeat(ctx, h)
-	if errors.Is(err, cluster.ErrNoNode) {
-		if err = l.Register(ctx); err == nil {
-			l.Log.Warn("registered again: the record was missing", "node", l.ID)
-			err = l.Sender.Heartbeat(ctx, h)
-		}
-	}
+	err := l.Sender.Heartbeat(ctx, cluster.Heartbeat{Seq: l.seq + 1, Load: &load, Sessions: &sessions, Clock: l.clock})
 	if err == nil {
 		l.seq++
 	}
