@@ -151,7 +151,7 @@ func NewSampler(o SamplerOptions) *Sampler {
 	}
 	s.counter = &sessionCounter{SamplerOptions: o}
 	if root == "/" {
-		s.counter.Connections = ams.CountConnections
+		s.counter.Connections = ams.EachConnection
 	}
 	s.sessions.every = sessionsEvery * cmp.Or(max(o.Interval, 0), cluster.DefaultInterval)
 	s.sessions.ask = func(ctx context.Context) (n sessionCount, _ error) {

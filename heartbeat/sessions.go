@@ -27,6 +27,9 @@ const (
 	mongoTime = time.Second
 	// serverTime bounds a query to the service manager, and a connection to the server's port.
 	serverTime = time.Second
+	// silentAfter is twice the usual idle timeout. Players send a request every few seconds, WebRTC clients something
+	// every three.
+	silentAfter = 2 * time.Minute
 )
 
 // Streams returns a node's streams and its neighbours. [cluster.Client] is one.
@@ -40,8 +43,8 @@ type Streams interface {
 // larger count.
 type sessionCounter struct {
 	SamplerOptions
-	// Connections is [ams.CountConnections]; nil if they cannot be counted.
-	Connections func(ports []int, exclude func(netip.Addr) bool) (ams.Connections, error)
+	// Connections is [ams.EachConnection]; nil if they cannot be counted.
+	Connections func(visit func(ams.Connection)) error
 
 	mu        sync.Mutex
 	install   *ams.Installation
@@ -161,31 +164,34 @@ func (c *sessionCounter) open(every time.Duration) (err error) {
 	return err
 }
 
-func (c *sessionCounter) connections() (connected, error) {
+// connections only estimates viewers: panel users count, too, and a load balancer may share or keep connections.
+func (c *sessionCounter) connections() (n connected, err error) {
 	if c.Connections == nil {
-		return connected{}, errors.New("the connections of this machine are not counted")
+		return n, errors.New("the connections of this machine are not counted")
 	}
 	if err := c.install.ServerErr; err != nil {
-		return connected{}, err
+		return n, err
 	}
-	ports := c.install.Ports
-	rtmp := []int{ports.RTMP, ports.RTMPS}
-	found, err := c.Connections(append(ports.Viewers(), rtmp...), func(a netip.Addr) bool { return c.peers[a] })
-	if err != nil {
-		return connected{}, err
-	}
-	n, local := connected{idle: found.Silent}, 0
-	for _, p := range ports.Viewers() {
-		n.viewers += found.ByPort[p]
-		local += found.LocalByPort[p]
-	}
+	ports, local := c.install.Ports, 0
+	err = c.Connections(func(is ams.Connection) {
+		rtmp := is.Port == ports.RTMP || is.Port == ports.RTMPS
+		switch {
+		case !rtmp && is.Port != ports.HTTP && is.Port != ports.HTTPS, c.peers[is.From]:
+		case is.Silent >= silentAfter && is.Local: // a proxy or a check keeps most of these open
+		case is.Silent >= silentAfter:
+			n.idle++
+		case rtmp:
+			n.rtmp++ // an encoder may run on this machine
+		case is.Local:
+			local++
+		default:
+			n.viewers++
+		}
+	})
 	if n.viewers == 0 {
 		n.viewers = max(0, local-c.Own()) // all viewers come through a local proxy
 	}
-	for _, p := range rtmp {
-		n.rtmp += found.ByPort[p] + found.LocalByPort[p] // an encoder may run on this machine
-	}
-	return n, nil
+	return n, err
 }
 
 // askMongo also reads the other nodes' addresses; on failure it keeps the known ones.

@@ -69,23 +69,22 @@ type counted struct {
 	*sessionCounter
 }
 
-func (c *counted) clients(ports []int, exclude func(netip.Addr) bool) (found ams.Connections, err error) {
+func (c *counted) clients(visit func(ams.Connection)) error {
 	if c.from == nil {
-		return found, errors.New("the connections cannot be counted")
+		return errors.New("the connections cannot be counted")
 	}
-	found.ByPort, found.LocalByPort, found.Silent = map[int]int{}, map[int]int{}, c.idle
-	for _, port := range ports {
-		for _, from := range c.from[port] {
-			switch a := netip.MustParseAddr(from); {
-			case a.IsLoopback():
-				found.LocalByPort[port]++
-			case exclude(a):
-			default:
-				found.ByPort[port]++
-			}
+	for port, from := range c.from {
+		for _, from := range from {
+			a := netip.MustParseAddr(from)
+			visit(ams.Connection{Port: port, From: a, Local: a.IsLoopback(), Silent: silentAfter - time.Second})
 		}
 	}
-	return found, nil
+	for range c.idle {
+		visit(ams.Connection{Port: c.port, From: netip.MustParseAddr("10.0.0.77"), Silent: silentAfter})
+	}
+	visit(ams.Connection{Port: c.port, From: netip.IPv6Loopback(), Local: true, Silent: silentAfter}) // neither idle nor a viewer
+	visit(ams.Connection{Port: 22, From: netip.MustParseAddr("10.0.0.77")})
+	return nil
 }
 
 func newCounted(t *testing.T, settings string) *counted {
