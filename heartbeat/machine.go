@@ -4,7 +4,6 @@
 package heartbeat
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -74,9 +73,11 @@ var (
 
 // groupLimits are the lowest of the server's control group and its parents.
 type groupLimits struct {
-	memory uint64 // bytes; 0 = none
+	memory uint64 // bytes; 0 before the first look
 	cpu    bool
 }
+
+const noLimit = math.MaxUint64
 
 // readGroupLimits includes the root, which is a container's own group.
 func (s *Sampler) readGroupLimits(pid int) (l groupLimits, err error) {
@@ -87,36 +88,27 @@ func (s *Sampler) readGroupLimits(pid int) (l groupLimits, err error) {
 		}
 	}
 	root := filepath.Join(s.sys, "fs/cgroup")
+	var memory, cpu uint64 = noLimit, noLimit
 	for line := range strings.Lines("0::/\n" + string(lines)) {
 		// Number, controllers and path, which climbs (/../x) for a process outside the namespace.
 		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		for group := path.Clean("/" + parts[len(parts)-1]); ; group = path.Dir(group) {
-			for _, file := range []string{group + "/memory.max", "memory" + group + "/memory.limit_in_bytes"} {
-				if n := limitOf(filepath.Join(root, file)); n > 0 && (l.memory == 0 || n < l.memory) {
-					l.memory = n
-				}
-			}
-			for _, file := range []string{group + "/cpu.max", "cpu" + group + "/cpu.cfs_quota_us"} {
-				l.cpu = l.cpu || limitOf(filepath.Join(root, file)) > 0
-			}
+			memory = min(memory, limitOf(root, group, "memory.max"), limitOf(root, "memory", group, "memory.limit_in_bytes"))
+			cpu = min(cpu, limitOf(root, group, "cpu.max"), limitOf(root, "cpu", group, "cpu.cfs_quota_us"))
 			if group == "/" {
 				break
 			}
 		}
 	}
-	return l, nil
+	return groupLimits{memory, cpu != noLimit}, nil
 }
 
-// limitOf returns 0 for "max" and -1.
-func limitOf(name string) uint64 {
-	b, err := os.ReadFile(name)
-	fields := bytes.Fields(b)
-	if err != nil || len(fields) == 0 {
-		return 0
-	}
-	n, err := strconv.ParseUint(string(fields[0]), 10, 64)
-	if err != nil {
-		return 0
+// limitOf returns noLimit for "max" and -1.
+func limitOf(elem ...string) uint64 {
+	b, _ := os.ReadFile(filepath.Join(elem...))
+	n, err := strconv.ParseUint(strings.Fields(string(b) + " max")[0], 10, 64)
+	if err != nil || n == 0 {
+		return noLimit
 	}
 	return n
 }
