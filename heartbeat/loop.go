@@ -46,7 +46,6 @@ type Loop struct {
 	Report func(Report)
 	Log    *slog.Logger
 
-	random       func() float64 // 0 to 1; replaced in tests
 	seq          int64
 	sample       *Sample
 	dropped      int
@@ -70,10 +69,7 @@ type Report struct {
 
 // Run sends heartbeats until ctx ends, the first at a random time within one interval. A loop runs once.
 func (l *Loop) Run(ctx context.Context) {
-	if l.random == nil {
-		l.random = rand.Float64
-	}
-	due := time.Now().Add(time.Duration(l.random() * float64(l.Interval)))
+	due := time.Now().Add(time.Duration(rand.Float64() * float64(l.Interval)))
 	for {
 		select {
 		case <-ctx.Done():
@@ -93,7 +89,7 @@ func (l *Loop) next(due, now time.Time) time.Time {
 	if due.Before(now) {
 		due = now
 	}
-	return due.Add(time.Duration((2*l.random() - 1) * jitter * float64(l.Interval)))
+	return due.Add(time.Duration((2*rand.Float64() - 1) * jitter * float64(l.Interval)))
 }
 
 // round reuses the last sample if again is true.

@@ -436,7 +436,7 @@ func TestWakeBeforeTheFirstHeartbeat(t *testing.T) {
 		f := &fakeRegistry{}
 		wake := make(chan struct{}, 1)
 		stop := start(t, f, func(l *Loop) {
-			l.Wake, l.random = wake, func() float64 { return 0.9 }
+			l.Wake, l.Interval = wake, 1000*time.Hour // the first is not due within a second
 			f.adds = func() *cluster.Serving { return &cluster.Serving{Up: true} }
 		})
 		defer stop()
