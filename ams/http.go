@@ -76,20 +76,21 @@ func (c *ConnCount) dial(ctx context.Context, network, address string) (net.Conn
 		return nil, err
 	}
 	c.open.Add(1)
-	return &countedConn{Conn: conn, closed: sync.OnceFunc(func() {
-		if c.open.Add(-1) == 0 {
-			c.lost.Add(1)
-		}
-	})}, nil
+	return &countedConn{Conn: conn, count: c}, nil
 }
 
 type countedConn struct {
 	net.Conn
-	closed func()
+	count *ConnCount
+	once  sync.Once
 }
 
 func (c *countedConn) Close() error {
-	c.closed()
+	c.once.Do(func() {
+		if c.count.open.Add(-1) == 0 {
+			c.count.lost.Add(1)
+		}
+	})
 	return c.Conn.Close()
 }
 
