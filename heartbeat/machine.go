@@ -65,30 +65,19 @@ func readMemory(ctx context.Context) (used *int, total uint64, err error) {
 	return percent(float64(vm.Total-vm.Available), float64(vm.Total)), vm.Total, nil
 }
 
-// AMS and the kernel use the limits of its control group: the machine's figures would be too low.
-var (
-	errMemoryLimit = errors.New("the server's control group has a memory limit (memory.max), of which the use is not read")
-	errCPULimit    = errors.New("the server's control group has a CPU limit (cpu.max), of which the use is not read")
-)
-
-// groupLimits are the lowest of the server's control group and its parents.
-type groupLimits struct {
-	memory uint64 // bytes; 0 before the first look
-	cpu    bool
-}
-
 const noLimit = math.MaxUint64
 
-// readGroupLimits includes the root, which is a container's own group.
-func (s *Sampler) readGroupLimits(pid int) (l groupLimits, err error) {
+// readGroupLimits returns the lowest limits of the server's control group and its parents. The root is a container's own
+// group.
+func (s *Sampler) readGroupLimits(pid int) (memory, cpu uint64, err error) {
 	var lines []byte
 	if pid > 0 {
 		if lines, err = os.ReadFile(filepath.Join(s.proc, strconv.Itoa(pid), "cgroup")); err != nil {
-			return l, err
+			return 0, 0, err
 		}
 	}
 	root := filepath.Join(s.sys, "fs/cgroup")
-	var memory, cpu uint64 = noLimit, noLimit
+	memory, cpu = noLimit, noLimit
 	for line := range strings.Lines("0::/\n" + string(lines)) {
 		// Number, controllers and path, which climbs (/../x) for a process outside the namespace.
 		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
@@ -100,7 +89,7 @@ func (s *Sampler) readGroupLimits(pid int) (l groupLimits, err error) {
 			}
 		}
 	}
-	return groupLimits{memory, cpu != noLimit}, nil
+	return memory, cpu, nil
 }
 
 // limitOf returns noLimit for "max" and -1.

@@ -90,7 +90,8 @@ type sessionCount struct {
 }
 
 type serverLimits struct {
-	groupLimits
+	memory  uint64 // bytes; 0 before the first look
+	cpu     bool
 	streams ams.Limits
 }
 
@@ -193,8 +194,8 @@ func (s *Sampler) readLimits(ctx context.Context) (serverLimits, error) {
 	if s.opts.State != nil {
 		st, err := s.opts.State(ctx)
 		if err == nil && (st.MainPID > 0 || s.limits.at.IsZero()) {
-			if group, err := s.readGroupLimits(st.MainPID); err == nil {
-				l.groupLimits = group
+			if memory, cpu, err := s.readGroupLimits(st.MainPID); err == nil {
+				l.memory, l.cpu = memory, cpu != noLimit
 			}
 		}
 	}
@@ -214,10 +215,11 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	}
 	// gopsutil gets the root by its context. None of these files can hang.
 	local := context.WithValue(context.WithoutCancel(ctx), common.EnvKey, s.env)
+	// AMS and the kernel use the limits of its control group: the machine's figures would be too low.
 	limits, _ := s.limits.get()
 	cpu, err := s.cpu.read(local)
 	if err == nil && limits.cpu {
-		cpu, err = nil, errCPULimit
+		cpu, err = nil, errors.New("the server's control group has a CPU limit (cpu.max), of which the use is not read")
 	}
 	miss("cpu", err)
 	load.CPU = cpu
@@ -226,7 +228,8 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	memory, total, err := readMemory(local)
 	limited := limits.memory != 0 && limits.memory < total
 	if limited {
-		memory, err = nil, errMemoryLimit
+		memory = nil
+		err = errors.New("the server's control group has a memory limit (memory.max), of which the use is not read")
 	}
 	miss("memory", err)
 	load.Mem = memory

@@ -505,7 +505,7 @@ func FuzzReadings(f *testing.F) {
 			if rx, tx, err := network.read(look.ctx, look.sys); err == nil && (rx == nil || tx == nil || *rx < 0 || *tx < 0) {
 				t.Errorf("network %v %v", rx, tx)
 			}
-			_, _ = (&Sampler{proc: look.proc, sys: look.sys}).readGroupLimits(812)
+			_, _, _ = (&Sampler{proc: look.proc, sys: look.sys}).readGroupLimits(812)
 			used, total, err := readMemory(look.ctx)
 			if (err == nil) != (used != nil && total > 0) {
 				t.Errorf("memory %v of %d and %v", used, total, err)
