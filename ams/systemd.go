@@ -381,7 +381,7 @@ func (u *Units) Enable(ctx context.Context) error {
 	}
 	last := len(names) - 1
 	var errs []error
-	err = u.dial.with(ctx, systemdJobLimit, "enabling the agent's units", func(ctx context.Context, b bus) error {
+	err = u.dial.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus) error {
 		// Persistently, without replacing the links of other tools.
 		if _, _, err := b.EnableUnitFilesContext(ctx, names, false, false); err != nil {
 			return err
@@ -410,7 +410,7 @@ func (u *Units) Disable(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{u.dial.with(ctx, systemdJobLimit, "disabling the agent's units", func(ctx context.Context, b bus) error {
+	errs := []error{u.dial.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus) error {
 		_, err := b.DisableUnitFilesContext(ctx, names, false)
 		return errors.Join(err, b.ReloadContext(ctx))
 	})}
