@@ -9,24 +9,21 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Connections is the result of [CountConnections] by local port.
-type Connections struct {
-	ByPort map[int]int
-	// LocalByPort counts connections from this machine, such as health checks and proxies.
-	LocalByPort map[int]int
-	// Silent counts those from elsewhere without a byte for two minutes.
-	Silent int
+// Connection is an established TCP connection to a local port.
+type Connection struct {
+	Port int
+	From netip.Addr
+	// Local means from this machine, as from health checks and proxies.
+	Local bool
+	// Silent is the time since the last byte, 0 if not known.
+	Silent time.Duration
 }
-
-// silentAfter is twice the usual idle timeout.
-const silentAfter = 2 * time.Minute
 
 // From linux/inet_diag.h.
 const (
@@ -44,26 +41,13 @@ var diagTimeout = unix.Timeval{Sec: 2}
 
 var errCutMessage = errors.New("a message of the kernel is cut")
 
-// CountConnections counts established TCP connections to local ports in the agent's network namespace, without those that
-// exclude selects. It only estimates viewers: publishers and panel users count, and a load balancer may share or keep
-// connections. Silent ones do not count: players send a request every few seconds, WebRTC clients something every three.
-func CountConnections(ports []int, exclude func(netip.Addr) bool) (Connections, error) {
-	c := counter{Connections{ByPort: map[int]int{}, LocalByPort: map[int]int{}}, ports, exclude, silentAfter}
-	if err := c.ask(); err != nil {
-		return Connections{}, fmt.Errorf("counting connections: %w", err)
-	}
-	return c.Connections, nil
-}
-
-type counter struct {
-	Connections
-	ports   []int
-	exclude func(netip.Addr) bool
-	silence time.Duration
-}
-
-// ask uses sock_diag(7).
-func (c *counter) ask() error {
+// EachConnection visits the established TCP connections in the agent's network namespace, by sock_diag(7).
+func EachConnection(visit func(Connection)) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("counting connections: %w", err)
+		}
+	}()
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
@@ -91,13 +75,13 @@ func (c *counter) ask() error {
 		if err != nil {
 			return os.NewSyscallError("recvfrom", err)
 		}
-		if done, err := c.messages(buf[:n]); done || err != nil {
+		if done, err := visitMessages(buf[:n], visit); done || err != nil {
 			return err
 		}
 	}
 }
 
-func (c *counter) messages(b []byte) (done bool, err error) {
+func visitMessages(b []byte, visit func(Connection)) (done bool, err error) {
 	list, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
 		return false, errCutMessage
@@ -115,32 +99,22 @@ func (c *counter) messages(b []byte) (done bool, err error) {
 			if len(m.Data) < diagMessageSize {
 				return false, errCutMessage
 			}
-			c.message(m.Data)
+			visit(connection(m.Data))
 		}
 	}
 	return false, nil
 }
 
-// message parses family, state, two bytes, local and remote port, local and remote address, both with room for IPv6.
-func (c *counter) message(b []byte) {
+// connection parses family, state, two bytes, local and remote port, local and remote address, both with room for IPv6.
+func connection(b []byte) Connection {
 	const source, destination = 8, 24
-	port := int(binary.BigEndian.Uint16(b[4:]))
-	if !slices.Contains(c.ports, port) {
-		return
-	}
-	own, other := netip.AddrFrom16([16]byte(b[source:])).Unmap(), netip.AddrFrom16([16]byte(b[destination:])).Unmap()
+	own, from := netip.AddrFrom16([16]byte(b[source:])).Unmap(), netip.AddrFrom16([16]byte(b[destination:])).Unmap()
 	if b[0] == unix.AF_INET {
-		own, other = netip.AddrFrom4([4]byte(b[source:])), netip.AddrFrom4([4]byte(b[destination:]))
+		own, from = netip.AddrFrom4([4]byte(b[source:])), netip.AddrFrom4([4]byte(b[destination:]))
 	}
-	local := other.IsLoopback() || other == own
-	switch {
-	case c.exclude(other):
-	case silence(b[diagMessageSize:]) < c.silence && local:
-		c.LocalByPort[port]++
-	case silence(b[diagMessageSize:]) < c.silence:
-		c.ByPort[port]++
-	case !local: // a proxy or a check keeps most local ones open
-		c.Silent++
+	return Connection{
+		Port: int(binary.BigEndian.Uint16(b[4:])), From: from, Local: from.IsLoopback() || from == own,
+		Silent: silence(b[diagMessageSize:]),
 	}
 }
 

@@ -23,10 +23,30 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-func nobody(netip.Addr) bool { return false }
+// found counts connections to the HTTP and RTMP ports of a test.
+type found struct {
+	byPort, localByPort map[int]int
+	silent              int
+}
 
-func asking(ports ...int) counter {
-	return counter{Connections{ByPort: map[int]int{}, LocalByPort: map[int]int{}}, ports, nobody, silentAfter}
+// count returns a visitor of connections to these ports, of which the silent ones count apart.
+func (f *found) count(silentAfter time.Duration, ports ...int) func(Connection) {
+	*f = found{byPort: map[int]int{}, localByPort: map[int]int{}}
+	return func(c Connection) {
+		switch {
+		case !slices.Contains(ports, c.Port):
+		case c.Silent >= silentAfter:
+			f.silent++
+		case c.Local:
+			f.localByPort[c.Port]++
+		default:
+			f.byPort[c.Port]++
+		}
+	}
+}
+
+func same(a, b found) string {
+	return cmp.Diff(a, b, cmp.AllowUnexported(found{}), cmpopts.EquateEmpty())
 }
 
 func TestCountConnectionsOfThisMachine(t *testing.T) {
@@ -43,16 +63,12 @@ func TestCountConnectionsOfThisMachine(t *testing.T) {
 				must.OK(t, err)
 				defer c.Close()
 			}
-			asked := asking(port)
-			if err := asked.ask(); err != nil {
+			var got found
+			if err := EachConnection(got.count(time.Hour, port)); err != nil {
 				t.Skipf("no netlink here: %v", err)
 			}
-			want := Connections{LocalByPort: map[int]int{port: 3}}
-			if got, err := CountConnections([]int{port, port, 0, 1 << 16}, nobody); err != nil || !cmp.Equal(got, want, cmpopts.EquateEmpty()) {
-				t.Errorf("%+v, %v", got, err)
-			}
-			if got, err := CountConnections(nil, nobody); err != nil || !cmp.Equal(got, Connections{}, cmpopts.EquateEmpty()) {
-				t.Errorf("no ports: %+v, %v", got, err)
+			if diff := same(found{localByPort: map[int]int{port: 3}}, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
@@ -74,18 +90,15 @@ func TestCountConnectionsLeavesTheSilentOut(t *testing.T) {
 		ours, theirs = append(ours, a), append(theirs, c)
 	}
 	port := l.Addr().(*net.TCPAddr).Port
-	c := asking(port)
-	c.silence = 2 * time.Second
-	count := func() Connections {
+	count := func() (got found) {
 		t.Helper()
-		c.Connections = asking().Connections
-		if err := c.ask(); err != nil {
+		if err := EachConnection(got.count(2*time.Second, port)); err != nil {
 			t.Skipf("no netlink here: %v", err)
 		}
-		return c.Connections
+		return got
 	}
-	count()                                                // or it skips
-	want := Connections{LocalByPort: map[int]int{port: 2}} // those of this machine are not counted as idle
+	count() // or it skips
+	want := found{localByPort: map[int]int{port: 2}, silent: 2}
 	for end := time.Now().Add(time.Minute); ; {
 		// One of them sends, the other receives.
 		for _, c := range []net.Conn{theirs[0], ours[1]} {
@@ -93,12 +106,12 @@ func TestCountConnectionsLeavesTheSilentOut(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		got := count()
-		if cmp.Equal(got, want, cmpopts.EquateEmpty()) {
+		diff := same(want, count())
+		if diff == "" {
 			break
 		}
-		if got.Silent != 0 || time.Now().After(end) {
-			t.Fatalf("%+v", got)
+		if time.Now().After(end) {
+			t.Fatal(diff)
 		}
 		<-time.After(20 * time.Millisecond)
 	}
@@ -126,11 +139,11 @@ func TestCountConnectionsOfManyPorts(t *testing.T) {
 	}
 	count := func(ports ...int) (n int) {
 		t.Helper()
-		c := asking(ports...)
-		if err := c.ask(); err != nil {
+		var got found
+		if err := EachConnection(got.count(time.Hour, ports...)); err != nil {
 			t.Skipf("no netlink here: %v", err)
 		}
-		for _, of := range c.LocalByPort {
+		for _, of := range got.localByPort {
 			n += of
 		}
 		return n
@@ -154,7 +167,7 @@ func TestCountConnectionsFromElsewhere(t *testing.T) {
 		t.Skip("a network namespace needs root")
 	}
 	type result struct {
-		got Connections
+		got found
 		err error
 	}
 	results := make(chan result, 1)
@@ -166,8 +179,8 @@ func TestCountConnectionsFromElsewhere(t *testing.T) {
 	if errors.Is(r.err, unix.EPERM) {
 		t.Skip(r.err)
 	}
-	want := Connections{ByPort: map[int]int{5080: 3}, LocalByPort: map[int]int{5080: 1}}
-	if diff := cmp.Diff(want, r.got, cmpopts.EquateEmpty()); r.err != nil || diff != "" {
+	want := found{byPort: map[int]int{5080: 4}, localByPort: map[int]int{5080: 1}}
+	if diff := same(want, r.got); r.err != nil || diff != "" {
 		t.Errorf("%v (-want +got):\n%s", r.err, diff)
 	}
 }
@@ -190,16 +203,16 @@ func onOwnThread(f func()) {
 	runtime.UnlockOSThread()
 }
 
-func countInNamespace() (Connections, error) {
+func countInNamespace() (got found, _ error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return Connections{}, fmt.Errorf("unshare: %w", err)
+		return got, fmt.Errorf("unshare: %w", err)
 	}
 	if err := loopbackAddress("10.0.0.5"); err != nil {
-		return Connections{}, err
+		return got, err
 	}
 	l, err := net.ListenTCP("tcp4", &net.TCPAddr{Port: 5080})
 	if err != nil {
-		return Connections{}, err
+		return got, err
 	}
 	defer l.Close()
 	to := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 5), Port: 5080}
@@ -210,11 +223,12 @@ func countInNamespace() (Connections, error) {
 	} {
 		c, err := net.DialTCP("tcp4", &net.TCPAddr{IP: from}, to)
 		if err != nil {
-			return Connections{}, err
+			return got, err
 		}
 		defer c.Close()
 	}
-	return CountConnections([]int{5080, 5443}, func(a netip.Addr) bool { return a == netip.MustParseAddr("10.0.0.6") })
+	err = EachConnection(got.count(time.Hour, 5080, 5443))
+	return got, err
 }
 
 func loopbackAddress(addr string) error {
@@ -282,30 +296,30 @@ func TestDiagMessages(t *testing.T) {
 	done := message(unix.NLMSG_DONE, make([]byte, 4))
 	for name, c := range map[string]struct {
 		b    []byte
-		want Connections
+		want found
 		done bool
 		err  error
 	}{
-		"silent":       {slices.Concat(message(diagTCP, silentFor(119_999, 500_000, 104)), message(diagTCP, silentFor(120_000, 120_001, 104)), done), Connections{ByPort: map[int]int{5080: 1}, Silent: 1}, true, nil},
-		"old kernel":   {slices.Concat(message(diagTCP, silentFor(300_000, 300_000, 104)[:diagMessageSize+8+4]), message(diagTCP, silentFor(300_000, 300_000, 52)), done), Connections{ByPort: map[int]int{5080: 2}}, true, nil},
-		"more to come": {slices.Concat(viewer, viewer), Connections{ByPort: map[int]int{5080: 2}}, false, nil},
-		"the end":      {slices.Concat(viewer, mapped, done), Connections{ByPort: map[int]int{5080: 1}, LocalByPort: map[int]int{5080: 1}}, true, nil},
-		"odd lengths":  {slices.Concat(message(diagTCP, append(diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1"), 1, 2, 3)), []byte{0}, done), Connections{ByPort: map[int]int{5080: 1}}, true, nil},
-		"too short":    {slices.Concat(message(diagTCP, make([]byte, diagMessageSize-4)), done), Connections{}, false, errCutMessage},
-		"refused":      {message(unix.NLMSG_ERROR, refused), Connections{}, false, unix.EPERM},
-		"bad refusal":  {message(unix.NLMSG_ERROR, nil), Connections{}, false, errCutMessage},
-		"cut":          {viewer[:len(viewer)-1], Connections{}, false, errCutMessage},
-		"cut head":     {done[:7], Connections{}, false, nil}, // without the end the next read fails
-		"no length":    {make([]byte, 16), Connections{}, false, errCutMessage},
-		"empty":        {nil, Connections{}, false, nil},
+		"silent":       {slices.Concat(message(diagTCP, silentFor(119_999, 500_000, 104)), message(diagTCP, silentFor(120_000, 120_001, 104)), done), found{byPort: map[int]int{5080: 1}, silent: 1}, true, nil},
+		"old kernel":   {slices.Concat(message(diagTCP, silentFor(300_000, 300_000, 104)[:diagMessageSize+8+4]), message(diagTCP, silentFor(300_000, 300_000, 52)), done), found{byPort: map[int]int{5080: 2}}, true, nil},
+		"more to come": {slices.Concat(viewer, viewer), found{byPort: map[int]int{5080: 2}}, false, nil},
+		"the end":      {slices.Concat(viewer, mapped, done), found{byPort: map[int]int{5080: 1}, localByPort: map[int]int{5080: 1}}, true, nil},
+		"odd lengths":  {slices.Concat(message(diagTCP, append(diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1"), 1, 2, 3)), []byte{0}, done), found{byPort: map[int]int{5080: 1}}, true, nil},
+		"too short":    {slices.Concat(message(diagTCP, make([]byte, diagMessageSize-4)), done), found{}, false, errCutMessage},
+		"refused":      {message(unix.NLMSG_ERROR, refused), found{}, false, unix.EPERM},
+		"bad refusal":  {message(unix.NLMSG_ERROR, nil), found{}, false, errCutMessage},
+		"cut":          {viewer[:len(viewer)-1], found{}, false, errCutMessage},
+		"cut head":     {done[:7], found{}, false, nil}, // without the end the next read fails
+		"no length":    {make([]byte, 16), found{}, false, errCutMessage},
+		"empty":        {nil, found{}, false, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := asking(5080)
-			done, err := got.messages(c.b)
+			var got found
+			done, err := visitMessages(c.b, got.count(2*time.Minute, 5080))
 			if done != c.done || !errors.Is(err, c.err) {
 				t.Errorf("done %v, %v", done, err)
 			}
-			if diff := cmp.Diff(c.want, got.Connections, cmpopts.EquateEmpty()); diff != "" {
+			if diff := same(c.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -316,10 +330,14 @@ func FuzzCountConnections(f *testing.F) {
 	f.Add(message(diagTCP, diagBody(unix.AF_INET, "10.0.0.5:5080", "203.0.113.7:1")))
 	f.Add(message(diagTCP, silentFor(1, 2, 52)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c := asking(5080, 5443)
-		_, _ = c.messages(b)
-		if n := c.ByPort[5080] + c.ByPort[5443] + c.LocalByPort[5080] + c.LocalByPort[5443] + c.Silent; n > len(b) || len(c.ByPort) > 2 {
-			t.Errorf("%+v", c.Connections)
+		n := 0
+		_, _ = visitMessages(b, func(c Connection) {
+			if n++; c.Port < 0 || c.Port > 65535 || !c.From.IsValid() || c.Silent < 0 {
+				t.Errorf("%+v", c)
+			}
+		})
+		if n > len(b)/diagMessageSize {
+			t.Errorf("%d connections in %d bytes", n, len(b))
 		}
 	})
 }
@@ -327,7 +345,7 @@ func FuzzCountConnections(f *testing.F) {
 // BenchmarkCountConnections is one query, on a machine with few connections.
 func BenchmarkCountConnections(b *testing.B) {
 	for b.Loop() {
-		if _, err := CountConnections([]int{5080, 5443}, nobody); err != nil {
+		if err := EachConnection(func(Connection) {}); err != nil {
 			b.Skip(err)
 		}
 	}

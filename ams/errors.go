@@ -13,54 +13,44 @@ import (
 
 // The wrapping error names the file, unit or address.
 var (
-	errNotAMS = errors.New("not an Ant Media Server tree")
+	errNotAMS = hinted("not an Ant Media Server tree", "give the directory that holds conf and webapps with --ams-dir")
 
 	// ErrNotManaged means that the service is [None].
-	ErrNotManaged = errors.New("no service is managed here")
+	ErrNotManaged = hinted("no service is managed here", "start or restart Ant Media Server yourself")
 	// ErrNoSystemd also means that systemd does not respond.
-	ErrNoSystemd  = errors.New("systemd is not available")
-	ErrNoUnit     = errors.New("no such unit")
-	ErrUnitMasked = errors.New("the unit is masked")
-	ErrUnitBroken = errors.New("systemd cannot use the unit's file")
+	ErrNoSystemd = hinted("systemd is not available",
+		"say how Ant Media Server is run here with --service-command, or --service none to leave it alone")
+	ErrNoUnit = hinted("no such unit",
+		"install Ant Media Server as a service, or say how it is run with --service-command or --service none")
+	ErrUnitMasked = hinted("the unit is masked", "the unit is masked; unmask it: systemctl unmask "+DefaultUnit)
+	ErrUnitBroken = hinted("systemd cannot use the unit's file", "see what systemd says of it: systemctl status "+DefaultUnit)
 
-	errBadAddress         = errors.New("not a usable node address")
-	errAddressUnreachable = errors.New("other nodes cannot reach this address")
-	ErrAddressNotHere     = errors.New("no interface of this machine has the address")
-	ErrNoAddress          = errors.New("no node address found")
+	errBadAddress         = hinted("not a usable node address", addressHint)
+	errAddressUnreachable = hinted("other nodes cannot reach this address",
+		"give this node's private IP address with --address; --force-address takes this one all the same")
+	ErrAddressNotHere = hinted("no interface of this machine has the address",
+		"give one of the machine's own addresses; if this one is translated on the way (NAT), join with --force-address")
+	ErrNoAddress = hinted("no node address found", addressHint)
 	// ErrInterfacesUnknown means that the root is not the running system's.
 	ErrInterfacesUnknown = errors.New("the interfaces of that machine are not known here")
 )
+
+const (
+	addressHint = "give this node's private IP address, by which the other nodes reach it, with --address, or as address: in config.yaml"
+	laterHint   = "it may still come: look with 'amsagent status', or give more time with --timeout"
+)
+
+type hintedError struct{ text, hint string }
+
+func hinted(text, hint string) error { return &hintedError{text, hint} }
+
+func (e *hintedError) Error() string { return e.text }
 
 // Warning does not stop the agent. ID is stable.
 type Warning struct {
 	ID   string `json:"id"`
 	Text string `json:"text"`
 }
-
-// hints are in order of precedence.
-var hints = []struct {
-	err  error
-	hint string
-}{
-	{errNotAMS, "give the directory that holds conf and webapps with --ams-dir"},
-	{ErrUnitMasked, "the unit is masked; unmask it: systemctl unmask " + DefaultUnit},
-	{ErrUnitBroken, "see what systemd says of it: systemctl status " + DefaultUnit},
-	{ErrNoUnit, "install Ant Media Server as a service, or say how it is run with --service-command or --service none"},
-	{ErrNoSystemd, "say how Ant Media Server is run here with --service-command, or --service none to leave it alone"},
-	{ErrNotManaged, "start or restart Ant Media Server yourself"},
-	{errAddressUnreachable, "give this node's private IP address with --address; --force-address takes this one all the same"},
-	{ErrAddressNotHere, "give one of the machine's own addresses; if this one is translated on the way (NAT), join with --force-address"},
-	{errBadAddress, addressHint},
-	{ErrNoAddress, addressHint},
-	{files.ErrForeign, "root runs it: give it, and each folder on the way to it, to root alone"},
-	{fs.ErrPermission, "run as root"},
-	{context.DeadlineExceeded, laterHint},
-}
-
-const (
-	addressHint = "give this node's private IP address, by which the other nodes reach it, with --address, or as address: in config.yaml"
-	laterHint   = "it may still come: look with 'amsagent status', or give more time with --timeout"
-)
 
 // Hint returns the operator's next step for an error of this package, or "".
 func Hint(err error) string {
@@ -73,10 +63,16 @@ func Hint(err error) string {
 	if unstable, ok := errors.AsType[*UnstableError](err); ok {
 		return LogHint(unstable.Service)
 	}
-	for _, h := range hints {
-		if errors.Is(err, h.err) {
-			return h.hint
-		}
+	if own, ok := errors.AsType[*hintedError](err); ok {
+		return own.hint
+	}
+	switch {
+	case errors.Is(err, files.ErrForeign):
+		return "root runs it: give it, and each folder on the way to it, to root alone"
+	case errors.Is(err, fs.ErrPermission):
+		return "run as root"
+	case errors.Is(err, context.DeadlineExceeded):
+		return laterHint
 	}
 	return ""
 }

@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -74,20 +76,21 @@ func (c *ConnCount) dial(ctx context.Context, network, address string) (net.Conn
 		return nil, err
 	}
 	c.open.Add(1)
-	return &countedConn{Conn: conn, closed: sync.OnceFunc(func() {
-		if c.open.Add(-1) == 0 {
-			c.lost.Add(1)
-		}
-	})}, nil
+	return &countedConn{Conn: conn, count: c}, nil
 }
 
 type countedConn struct {
 	net.Conn
-	closed func()
+	count *ConnCount
+	once  sync.Once
 }
 
 func (c *countedConn) Close() error {
-	c.closed()
+	c.once.Do(func() {
+		if c.count.open.Add(-1) == 0 {
+			c.count.lost.Add(1)
+		}
+	})
 	return c.Conn.Close()
 }
 
@@ -244,4 +247,71 @@ func answer(r reply) Liveness {
 		l.State, l.Detail = liveNoEndpoint, "it answers, without a liveness call"
 	}
 	return l
+}
+
+const statisticsPath = "/rest/v2/system-resources"
+
+// errNotStatistics may be a refused token: the server refuses tokens for some seconds while it starts, and while its
+// database is away.
+var errNotStatistics = errors.New("the answer is not the server's statistics")
+
+// Statistics are those of one server, not of its cluster; nil if the release lacks them.
+type Statistics struct {
+	Streams *int
+	// Viewers are those of the known kinds, without RTMP, which the server does not count. Complete reports whether all
+	// kinds are known.
+	Viewers  *int
+	Complete bool
+}
+
+// ReadStatistics makes one call with an [Installation.ServerToken].
+func ReadStatistics(ctx context.Context, client *http.Client, base, token string) (s Statistics, _ error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	r, err := get(ctx, client, base, statisticsPath, token)
+	switch {
+	case err != nil:
+	case r.code != http.StatusOK:
+		err = fmt.Errorf("%w: %s", errNotStatistics, r.status())
+	case len(r.body) == maxBody:
+		err = fmt.Errorf("%w: it is longer than %d bytes", errNotStatistics, maxBody)
+	default:
+		s, err = parseStatistics(r.body)
+	}
+	if err != nil {
+		return Statistics{}, fmt.Errorf("asking for statistics: %s: %w", base+statisticsPath, err)
+	}
+	return s, nil
+}
+
+func parseStatistics(body []byte) (Statistics, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(body, &fields); err != nil {
+		return Statistics{}, fmt.Errorf("%w: no JSON object", errNotStatistics)
+	}
+	s := Statistics{Streams: figure(fields["localLiveStreams"]), Complete: true}
+	for _, kind := range []string{"localWebRTCViewers", "localHLSViewers", "localDASHViewers"} {
+		switch n := figure(fields[kind]); {
+		case n == nil:
+			s.Complete = false
+		case s.Viewers == nil:
+			s.Viewers = n
+		default:
+			*s.Viewers += *n
+		}
+	}
+	if s == (Statistics{}) {
+		return s, fmt.Errorf("%w: no figure in it is known", errNotStatistics)
+	}
+	return s, nil
+}
+
+// figure parses a count, with or without quotes; -1 is unknown.
+func figure(raw json.RawMessage) *int {
+	f, err := strconv.ParseFloat(strings.Trim(string(raw), `" `), 64)
+	if err != nil || !(f >= 0 && f <= math.MaxInt32) { // not NaN
+		return nil
+	}
+	n := int(f)
+	return &n
 }

@@ -28,21 +28,18 @@ type Release struct {
 }
 
 // versionPattern excludes dates and hashes, which have five digits or more.
-var versionPattern = regexp.MustCompile(`^\d{1,5}(\.\d{1,5}){0,3}([-_]+[0-9A-Za-z][0-9A-Za-z._-]*)?$`)
+var versionPattern = regexp.MustCompile(`^(?:ams-)?[vV]?(\d{1,5}(?:\.\d{1,5}){0,3}(?:[-_]+[0-9A-Za-z][0-9A-Za-z._-]*)?)$`)
 
 // preReleasePattern is before a release; other suffixes are builds of it.
 var preReleasePattern = regexp.MustCompile(`(?i)[-_](snapshot|alpha|beta|rc)`)
 
 // ParseRelease parses a release such as 2.4.2.1, 3.0.3-SNAPSHOT, v2.13.2 or ams-v2.8.0.
 func ParseRelease(s string) (Release, error) {
-	v := strings.TrimPrefix(strings.TrimSpace(s), "ams-")
-	if len(v) > 1 && (v[0] == 'v' || v[0] == 'V') {
-		v = v[1:]
-	}
-	if !versionPattern.MatchString(v) {
+	version := versionPattern.FindStringSubmatch(strings.TrimSpace(s))
+	if version == nil {
 		return Release{}, fmt.Errorf("reading release %q: want up to four numbers with dots, as in 2.4.2.1 or 3.0.3-SNAPSHOT", s)
 	}
-	return Release{Version: v}, nil
+	return Release{Version: version[1]}, nil
 }
 
 // Known reports whether the release is known.

@@ -24,14 +24,11 @@ import (
 type Ports struct {
 	HTTP   int `json:"http"`
 	HTTPS  int `json:"https"` // if it has a certificate
-	RTMP   int `json:"rtmp"`
+	RTMP   int `json:"rtmp"`  // mostly of publishers
 	RTMPS  int `json:"rtmps"`
 	SRT    int `json:"srt"`    // UDP
 	Origin int `json:"origin"` // between nodes
 }
-
-// Viewers returns the ports of HLS, DASH and WebRTC. RTMP clients are mostly publishers; the server does not count them.
-func (p Ports) Viewers() []int { return []int{p.HTTP, p.HTTPS} }
 
 func defaultPorts() Ports {
 	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}

@@ -49,11 +49,6 @@ func TestPorts(t *testing.T) {
 			}
 		})
 	}
-	t.Run("of viewers", func(t *testing.T) {
-		if diff := cmp.Diff([]int{8081, 5443}, Ports{HTTP: 8081, HTTPS: 5443, RTMP: 1935}.Viewers()); diff != "" {
-			t.Error(diff)
-		}
-	})
 	t.Run("broken", func(t *testing.T) {
 		in := opened(t, map[string]string{"conf/red5.properties": "http.port=1\nx=\\u00g0\n"})
 		if in.ServerErr == nil || in.Ports != shipped {

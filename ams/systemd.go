@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -136,23 +137,19 @@ func (s *Systemd) Name() string { return s.unit }
 // State returns the unit's state, ErrNoUnit, or ErrNoSystemd if systemd does not respond.
 func (s *Systemd) State(ctx context.Context) (State, error) {
 	st := State{Activity: ActivityUnknown}
-	err := s.dial.with(ctx, systemdCallLimit, "asking systemd about "+s.unit, func(ctx context.Context, b bus) (err error) {
-		st, err = look(ctx, b, s.unit)
-		return err
+	err := s.dial.with(ctx, systemdCallLimit, "asking systemd about "+s.unit, func(ctx context.Context, b bus) error {
+		p, err := b.GetAllPropertiesContext(ctx, s.unit)
+		if err != nil {
+			return err
+		}
+		is := unitState(p)
+		if is.Load == "not-found" && !is.Running() {
+			return ErrNoUnit
+		}
+		st = is
+		return nil
 	})
 	return st, err
-}
-
-func look(ctx context.Context, b bus, unit string) (State, error) {
-	p, err := b.GetAllPropertiesContext(ctx, unit)
-	if err != nil {
-		return State{Activity: ActivityUnknown}, err
-	}
-	st := unitState(p)
-	if st.Load == "not-found" && !st.Running() {
-		return State{Activity: ActivityUnknown}, ErrNoUnit
-	}
-	return st, nil
 }
 
 // Start waits until the process exists, not until it is healthy: see [WaitStable].
@@ -202,35 +199,31 @@ func (s *Systemd) do(ctx context.Context, verb string, queue job) error {
 			return err
 		}
 		// systemd may have accepted the request before the connection was lost.
-		tick := time.NewTicker(systemdAlivePoll)
-		defer tick.Stop()
-		for {
-			select {
-			case result := <-done:
-				if result == "done" {
-					return nil
-				}
-				return s.jobError(ctx, verb, result, nil)
-			case <-ctx.Done():
-				return s.jobError(ctx, verb, resultPending, ctx.Err())
-			case <-tick.C:
-				if !b.Connected() {
-					return s.jobError(ctx, verb, resultPending, errLostSystemd)
-				}
-			}
+		result, err := jobResult(ctx, b, done)
+		if result == "done" {
+			return nil
 		}
+		// By a new connection: this one ends with the caller's context.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		st, _ := s.State(ctx)
+		return &JobError{Service: s.unit, Verb: verb, Result: result, State: st, Err: err}
 	})
 }
 
-// jobError uses a new connection: the old one ends with the caller's context.
-func (s *Systemd) jobError(ctx context.Context, verb, result string, cause error) error {
-	e := &JobError{Service: s.unit, Verb: verb, Result: result, Err: cause}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	if st, err := s.State(ctx); err == nil {
-		e.State = st
+func jobResult(ctx context.Context, b bus, done <-chan string) (string, error) {
+	for {
+		select {
+		case result := <-done:
+			return result, nil
+		case <-ctx.Done():
+			return resultPending, ctx.Err()
+		case <-time.After(systemdAlivePoll):
+			if !b.Connected() {
+				return resultPending, errLostSystemd
+			}
+		}
 	}
-	return e
 }
 
 // Older systemd lacks some properties.
@@ -320,4 +313,111 @@ func span(p map[string]any, key string) time.Duration {
 		return 0
 	}
 	return time.Duration(us) * time.Microsecond
+}
+
+// Units are the agent's services. Those not installed are ignored.
+type Units struct {
+	names []string
+	dial  dialer
+}
+
+// NewUnits returns units in start order. It does not connect to systemd.
+func NewUnits(names ...string) *Units { return &Units{names: names, dial: dialSystemd} }
+
+// UnitsState is the state of [Units].
+type UnitsState struct {
+	// Enabled and Active report whether all installed units start at boot, and run.
+	Enabled, Active bool
+	// Any reports whether at least one starts at boot or runs.
+	Any bool
+}
+
+// State returns their state, or ErrNoUnit if none is installed.
+func (u *Units) State(ctx context.Context) (s UnitsState, _ error) {
+	_, states, err := u.installed(ctx)
+	if err != nil {
+		return s, err
+	}
+	s.Enabled, s.Active = true, true
+	for _, is := range states {
+		// Units without an [Install] section are started by others.
+		s.Enabled = s.Enabled && slices.Contains([]string{"enabled", "static", "generated", "transient", "alias"}, is.UnitFile)
+		s.Active = s.Active && is.Running()
+		s.Any = s.Any || is.UnitFile == "enabled" || is.Activity != ActivityInactive && is.Activity != ActivityFailed
+	}
+	return s, nil
+}
+
+func (u *Units) installed(ctx context.Context) (names []string, states []State, err error) {
+	for _, name := range u.names {
+		st, err := u.unit(name).State(ctx)
+		switch {
+		case errors.Is(err, ErrNoUnit):
+		case err != nil:
+			return nil, nil, err
+		default:
+			names, states = append(names, name), append(states, st)
+		}
+	}
+	if len(names) == 0 {
+		err = fmt.Errorf("%w: %s", ErrNoUnit, u.names[len(u.names)-1])
+	}
+	return names, states, err
+}
+
+func (u *Units) unit(name string) *Systemd { return &Systemd{name, u.dial} }
+
+// Enable makes the units start at boot, starts them, and waits for the last one. A start not over when ctx ends continues
+// and returns a pending [JobError].
+func (u *Units) Enable(ctx context.Context) error {
+	names, states, err := u.installed(ctx)
+	if err != nil {
+		return err
+	}
+	for i, is := range states {
+		if err := is.Startable(); err != nil {
+			return fmt.Errorf("%s: %w", names[i], err)
+		}
+	}
+	last := len(names) - 1
+	var errs []error
+	err = u.dial.with(ctx, systemdJobLimit, "starting the agent's units", func(ctx context.Context, b bus) error {
+		// Persistently, without replacing the links of other tools.
+		if _, _, err := b.EnableUnitFilesContext(ctx, names, false, false); err != nil {
+			return err
+		}
+		if err := b.ReloadContext(ctx); err != nil {
+			return err
+		}
+		for _, name := range names[:last] {
+			// A slow first unit must not delay the others.
+			_ = b.ResetFailedUnitContext(ctx, name)
+			if _, err := b.StartUnitContext(ctx, name, jobMode, make(chan string, 1)); err != nil {
+				errs = append(errs, fmt.Errorf("start of %s: %w", name, busError(err)))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(append(errs, u.unit(names[last]).Start(ctx))...)
+}
+
+// Disable disables the units at boot first, because the machine may crash in between, and stops them in reverse order.
+func (u *Units) Disable(ctx context.Context) error {
+	names, states, err := u.installed(ctx)
+	if err != nil {
+		return err
+	}
+	errs := []error{u.dial.with(ctx, systemdJobLimit, "stopping the agent's units", func(ctx context.Context, b bus) error {
+		_, err := b.DisableUnitFilesContext(ctx, names, false)
+		return errors.Join(err, b.ReloadContext(ctx))
+	})}
+	for i, name := range slices.Backward(names) {
+		if !states[i].Dead() {
+			errs = append(errs, u.unit(name).Stop(ctx))
+		}
+	}
+	return errors.Join(errs...)
 }

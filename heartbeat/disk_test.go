@@ -40,7 +40,7 @@ func TestDisk(t *testing.T) {
 
 func volume(t *testing.T, dir string) Sample {
 	t.Helper()
-	s := NewSampler(SamplerOptions{AMSDir: dir})
+	s := newSampler(SamplerOptions{AMSDir: dir}, nil)
 	s.ask()
 	return s.Sample(t.Context())
 }

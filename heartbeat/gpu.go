@@ -156,22 +156,28 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	return GPUFailing, strings.TrimSuffix(fmt.Sprintf("nvidia-smi ended (%v): %s", err, w.lastLine), ": ")
 }
 
-// line reports whether the text is a reading.
+// line reports whether the text is a reading, with the cells of gpuFields. Invalid values are nil.
 func (w *GPUWatcher) line(text string) bool {
-	i, driver, g, ok := parseGPU(text)
+	cells := strings.Split(text, ",")
+	index, err := strconv.Atoi(gpuLine(cells[0]))
+	ok := err == nil && index >= 0 && index < gpuMost && len(cells) == strings.Count(gpuFields, ",")+1
+	d := deviceReading{at: time.Now()}
+	if ok {
+		use := func(i int) *int { return percent(gpuNumber(cells[i], 100), 100) }
+		memory := gpuNumber(cells[6], math.MaxInt32)
+		d.Util, d.Enc, d.Dec, d.Mem = use(2), use(3), use(4), percent(gpuNumber(cells[5], memory), memory)
+		d.Name = gpuLine(cells[7])
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !ok || !hasValues(g) {
+	if !hasValues(d.GPULoad) {
 		w.lastLine = gpuLine(text)
 	}
-	if !ok {
-		return false
+	if ok {
+		w.devices = append(w.devices, make([]deviceReading, max(0, index+1-len(w.devices)))...)
+		w.driver, w.devices[index] = gpuLine(cells[1]), d
 	}
-	if i >= len(w.devices) {
-		w.devices = append(w.devices, make([]deviceReading, i+1-len(w.devices))...)
-	}
-	w.driver, w.devices[i] = driver, deviceReading{g, time.Now()}
-	return true
+	return ok
 }
 
 // Latest returns the current reading. A silent device keeps its place, without values.
@@ -207,29 +213,12 @@ func gpuLine(text string) string {
 	return plain.Truncate(strings.Join(strings.Fields(plain.Text(text)), " "), gpuText)
 }
 
-// parseGPU parses a line of gpuFields. Invalid values are nil.
-func parseGPU(line string) (index int, driver string, g cluster.GPULoad, ok bool) {
-	cells := strings.Split(line, ",")
-	if len(cells) != strings.Count(gpuFields, ",")+1 {
-		return 0, "", g, false
+// gpuNumber returns NaN for no number, as "[N/A]".
+func gpuNumber(cell string, most float64) float64 {
+	value, _, _ := strings.Cut(gpuLine(cell), " ") // some drivers print a unit
+	f, err := strconv.ParseFloat(value, 64)
+	if err != nil || !(f >= 0 && f <= most) {
+		return math.NaN()
 	}
-	for i := range cells {
-		cells[i] = gpuLine(cells[i])
-	}
-	number := func(i int, most float64) float64 {
-		value, _, _ := strings.Cut(cells[i], " ") // some drivers print a unit
-		f, err := strconv.ParseFloat(value, 64)
-		if err != nil || !(f >= 0 && f <= most) {
-			return math.NaN()
-		}
-		return f
-	}
-	index, err := strconv.Atoi(cells[0])
-	if err != nil || index < 0 || index >= gpuMost {
-		return 0, "", g, false
-	}
-	use := func(i int) *int { return percent(number(i, 100), 100) }
-	memory := number(6, math.MaxInt32)
-	g = cluster.GPULoad{Name: cells[7], Util: use(2), Enc: use(3), Dec: use(4), Mem: percent(number(5, memory), memory)}
-	return index, cells[1], g, true
+	return f
 }

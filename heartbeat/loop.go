@@ -26,6 +26,7 @@ const (
 var ErrLeft = errors.New("this node has left the cluster")
 
 type sender interface {
+	// Heartbeat adds what is not of the machine.
 	Heartbeat(ctx context.Context, h cluster.Heartbeat) error
 	// ClockSkew returns how far the local clock is ahead of MongoDB's.
 	ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error)
@@ -34,23 +35,17 @@ type sender interface {
 // Loop samples the machine and sends heartbeats at a constant rate. It drops failed heartbeats:
 // without MongoDB the driver waits, and not the loop.
 type Loop struct {
-	ID       string
 	Interval time.Duration
 	// Sample must not block for long.
 	Sample func(context.Context) Sample
 	// Sender is nil without a registry: the loop only samples.
 	Sender sender
-	// Serving and Checks may be nil. Wake triggers an immediate heartbeat when they change.
-	Serving func() *cluster.Serving
-	Checks  func() map[string]bool
-	Wake    <-chan struct{}
-	// Register writes the node's record again after it was removed.
-	Register func(context.Context) error
+	// Wake triggers an immediate heartbeat.
+	Wake <-chan struct{}
 	// Report is called at the end of each round, on the loop's goroutine: it proves progress.
 	Report func(Report)
 	Log    *slog.Logger
 
-	random       func() float64 // 0 to 1; replaced in tests
 	seq          int64
 	sample       *Sample
 	dropped      int
@@ -74,10 +69,7 @@ type Report struct {
 
 // Run sends heartbeats until ctx ends, the first at a random time within one interval. A loop runs once.
 func (l *Loop) Run(ctx context.Context) {
-	if l.random == nil {
-		l.random = rand.Float64
-	}
-	due := time.Now().Add(time.Duration(l.random() * float64(l.Interval)))
+	due := time.Now().Add(time.Duration(rand.Float64() * float64(l.Interval)))
 	for {
 		select {
 		case <-ctx.Done():
@@ -97,7 +89,7 @@ func (l *Loop) next(due, now time.Time) time.Time {
 	if due.Before(now) {
 		due = now
 	}
-	return due.Add(time.Duration((2*l.random() - 1) * jitter * float64(l.Interval)))
+	return due.Add(time.Duration((2*rand.Float64() - 1) * jitter * float64(l.Interval)))
 }
 
 // round reuses the last sample if again is true.
@@ -120,26 +112,12 @@ func (l *Loop) round(ctx context.Context, again bool) {
 	}
 }
 
-// send registers the node again if the record is missing: the node is alive.
 func (l *Loop) send(ctx context.Context) error {
 	l.readClock(ctx)
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
 	load, sessions := l.sample.Load, l.sample.Session
-	h := cluster.Heartbeat{Seq: l.seq + 1, Load: &load, Sessions: &sessions, Clock: l.clock}
-	if l.Serving != nil {
-		h.Serving = l.Serving()
-	}
-	if l.Checks != nil {
-		h.Checks = l.Checks()
-	}
-	err := l.Sender.Heartbeat(ctx, h)
-	if errors.Is(err, cluster.ErrNoNode) {
-		if err = l.Register(ctx); err == nil {
-			l.Log.Warn("registered again: the record was missing", "node", l.ID)
-			err = l.Sender.Heartbeat(ctx, h)
-		}
-	}
+	err := l.Sender.Heartbeat(ctx, cluster.Heartbeat{Seq: l.seq + 1, Load: &load, Sessions: &sessions, Clock: l.clock})
 	if err == nil {
 		l.seq++
 	}

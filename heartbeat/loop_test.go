@@ -25,7 +25,7 @@ type fakeRegistry struct {
 	beats  []sent
 	fail   error
 	hang   bool
-	gone   bool
+	adds   func() *cluster.Serving // as the daemon does
 	skew   time.Duration
 	clocks int
 	slow   time.Duration // of each call
@@ -71,8 +71,8 @@ func (f *fakeRegistry) Heartbeat(ctx context.Context, h cluster.Heartbeat) error
 	if f.fail != nil {
 		return f.fail
 	}
-	if f.gone {
-		return fmt.Errorf("writing a heartbeat: %w", cluster.ErrNoNode)
+	if f.adds != nil {
+		h.Serving = f.adds()
 	}
 	f.beats = append(f.beats, sent{time.Now(), h})
 	return nil
@@ -99,7 +99,7 @@ func start(t *testing.T, f *fakeRegistry, change func(*Loop)) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &Loop{
-		ID: "i-1", Interval: 5 * time.Second, Sender: f,
+		Interval: 5 * time.Second, Sender: f,
 		Sample: func(context.Context) Sample { return Sample{At: time.Now()} },
 		Report: func(Report) {}, Log: slog.New(slog.DiscardHandler),
 	}
@@ -270,26 +270,6 @@ func TestLoopMongoHangs(t *testing.T) {
 	})
 }
 
-func TestLoopRegistersAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := &fakeRegistry{}
-		enrolled := 0
-		stop := start(t, f, func(l *Loop) {
-			l.Register = func(context.Context) error { enrolled++; f.set(func(f *fakeRegistry) { f.gone = false }); return nil }
-		})
-		elapse(20 * time.Second)
-		f.set(func(f *fakeRegistry) { f.gone = true })
-		elapse(20 * time.Second)
-		stop()
-		if enrolled != 1 {
-			t.Fatalf("registered %d times", enrolled)
-		}
-		if n := len(f.taken()); n < 7 {
-			t.Errorf("%d heartbeats in 40 s", n)
-		}
-	})
-}
-
 // A changed clock, here or of MongoDB, is in the heartbeats within a minute.
 func TestLoopClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -405,7 +385,7 @@ func TestWake(t *testing.T) {
 		serving.Store(&cluster.Serving{Up: true})
 		var samples, reported atomic.Int64
 		stop := start(t, f, func(l *Loop) {
-			l.Serving, l.Wake = serving.Load, wake
+			f.adds, l.Wake = serving.Load, wake
 			l.Sample = func(context.Context) Sample {
 				cpu := int(samples.Add(1))
 				return Sample{At: time.Now(), Load: cluster.Load{CPU: &cpu}}
@@ -456,8 +436,8 @@ func TestWakeBeforeTheFirstHeartbeat(t *testing.T) {
 		f := &fakeRegistry{}
 		wake := make(chan struct{}, 1)
 		stop := start(t, f, func(l *Loop) {
-			l.Wake, l.random = wake, func() float64 { return 0.9 }
-			l.Serving = func() *cluster.Serving { return &cluster.Serving{Up: true} }
+			l.Wake, l.Interval = wake, 1000*time.Hour // the first is not due within a second
+			f.adds = func() *cluster.Serving { return &cluster.Serving{Up: true} }
 		})
 		defer stop()
 		elapse(time.Second)

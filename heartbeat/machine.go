@@ -4,7 +4,7 @@
 package heartbeat
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,9 +15,14 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/mem"
+	"github.com/shirou/gopsutil/v4/net"
+
+	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
 )
 
 // cpuMeter measures the cores between two samples. Iowait is idle, as in Java's own measure, which AMS compares with its
@@ -60,57 +65,39 @@ func readMemory(ctx context.Context) (used *int, total uint64, err error) {
 	return percent(float64(vm.Total-vm.Available), float64(vm.Total)), vm.Total, nil
 }
 
-// AMS and the kernel use the limits of its control group: the machine's figures would be too low.
-var (
-	errMemoryLimit = errors.New("the server's control group has a memory limit (memory.max), of which the use is not read")
-	errCPULimit    = errors.New("the server's control group has a CPU limit (cpu.max), of which the use is not read")
-)
+const noLimit = math.MaxUint64
 
-// groupLimits are the lowest of the server's control group and its parents.
-type groupLimits struct {
-	memory uint64 // bytes; 0 = none
-	cpu    bool
-}
-
-// readGroupLimits includes the root, which is a container's own group.
-func (s *Sampler) readGroupLimits(pid int) (l groupLimits, err error) {
+// readGroupLimits returns the lowest limits of the server's control group and its parents. The root is a container's own
+// group.
+func (s *Sampler) readGroupLimits(pid int) (memory, cpu uint64, err error) {
 	var lines []byte
 	if pid > 0 {
 		if lines, err = os.ReadFile(filepath.Join(s.proc, strconv.Itoa(pid), "cgroup")); err != nil {
-			return l, err
+			return 0, 0, err
 		}
 	}
 	root := filepath.Join(s.sys, "fs/cgroup")
+	memory, cpu = noLimit, noLimit
 	for line := range strings.Lines("0::/\n" + string(lines)) {
 		// Number, controllers and path, which climbs (/../x) for a process outside the namespace.
 		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		for group := path.Clean("/" + parts[len(parts)-1]); ; group = path.Dir(group) {
-			for _, file := range []string{group + "/memory.max", "memory" + group + "/memory.limit_in_bytes"} {
-				if n := limitOf(filepath.Join(root, file)); n > 0 && (l.memory == 0 || n < l.memory) {
-					l.memory = n
-				}
-			}
-			for _, file := range []string{group + "/cpu.max", "cpu" + group + "/cpu.cfs_quota_us"} {
-				l.cpu = l.cpu || limitOf(filepath.Join(root, file)) > 0
-			}
+			memory = min(memory, limitOf(root, group, "memory.max"), limitOf(root, "memory", group, "memory.limit_in_bytes"))
+			cpu = min(cpu, limitOf(root, group, "cpu.max"), limitOf(root, "cpu", group, "cpu.cfs_quota_us"))
 			if group == "/" {
 				break
 			}
 		}
 	}
-	return l, nil
+	return memory, cpu, nil
 }
 
-// limitOf returns 0 for "max" and -1.
-func limitOf(name string) uint64 {
-	b, err := os.ReadFile(name)
-	fields := bytes.Fields(b)
-	if err != nil || len(fields) == 0 {
-		return 0
-	}
-	n, err := strconv.ParseUint(string(fields[0]), 10, 64)
-	if err != nil {
-		return 0
+// limitOf returns noLimit for "max" and -1.
+func limitOf(elem ...string) uint64 {
+	b, _ := os.ReadFile(filepath.Join(elem...))
+	n, err := strconv.ParseUint(strings.Fields(string(b) + " max")[0], 10, 64)
+	if err != nil || n == 0 {
+		return noLimit
 	}
 	return n
 }
@@ -133,4 +120,90 @@ func usedPercent(st syscall.Statfs_t) (*int, error) {
 	}
 	used := st.Blocks - st.Bfree
 	return percent(math.Ceil(float64(used)/float64(used+st.Bavail)*100), 100), nil
+}
+
+// networkMeter measures the traffic with other machines between two samples. Only cards count, because traffic of veths,
+// bridges, VLANs and tunnels also passes a card. Without cards, as in a container, all but the loopback count.
+type networkMeter struct {
+	at   time.Time
+	last map[string]net.IOCountersStat
+}
+
+// read returns bytes per second. A new interface counts from the next sample on.
+func (m *networkMeter) read(ctx context.Context, sys string) (rx, tx *int64, err error) {
+	all, err := net.IOCountersWithContext(ctx, true)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the interfaces: %w", err)
+	}
+	now, cards := map[string]net.IOCountersStat{}, map[string]net.IOCountersStat{}
+	for _, c := range all {
+		if c.Name != "lo" {
+			now[c.Name] = c
+		}
+		if isCard(filepath.Join(sys, "class/net"), c.Name) {
+			cards[c.Name] = c
+		}
+	}
+	if len(cards) > 0 {
+		now = cards
+	}
+	last, elapsed := m.last, time.Since(m.at).Seconds()
+	m.last, m.at = now, time.Now()
+	switch {
+	case len(now) == 0:
+		return nil, nil, errors.New("no interface to other machines")
+	case last == nil:
+		return nil, nil, errFirst
+	}
+	var in, out uint64
+	known := false
+	for name, c := range now {
+		was, ok := last[name]
+		if !ok {
+			continue
+		}
+		if c.BytesRecv < was.BytesRecv || c.BytesSent < was.BytesSent {
+			return nil, nil, fmt.Errorf("%s: the counters of an interface started again", name)
+		}
+		in, out, known = in+c.BytesRecv-was.BytesRecv, out+c.BytesSent-was.BytesSent, true
+	}
+	if !known {
+		return nil, nil, errFirst
+	}
+	perSecond := func(n uint64) *int64 {
+		rate := int64(math.Round(min(float64(n)/elapsed, 1<<62)))
+		return &rate
+	}
+	return perSecond(in), perSecond(out), nil
+}
+
+// isCard reports whether an interface has a device and is not part of another card, like the SR-IOV function behind
+// Azure's netvsc.
+func isCard(dir, name string) bool {
+	master, err := os.Readlink(filepath.Join(dir, name, "master"))
+	return exists(filepath.Join(dir, name, "device")) && (err != nil || !exists(filepath.Join(dir, filepath.Base(master), "device")))
+}
+
+// defaultLimit is AMS's own for CPU and memory.
+const defaultLimit = 75
+
+// score is the highest load in percent: CPU and memory against AMS's limits, and each GPU's values, for which AMS has no
+// limit. Disk and network do not limit AMS. nil if all values are unknown.
+func score(load cluster.Load, l ams.Limits) (highest *int) {
+	add := func(p *int, limit int) {
+		if p == nil {
+			return
+		}
+		if v := percent(float64(*p), float64(limit)); highest == nil || *v > *highest {
+			highest = v
+		}
+	}
+	add(load.CPU, cmp.Or(l.CPU, defaultLimit))
+	add(load.Mem, cmp.Or(l.Memory, defaultLimit))
+	for _, d := range load.GPUs {
+		for _, p := range []*int{d.Util, d.Enc, d.Dec, d.Mem} {
+			add(p, 100)
+		}
+	}
+	return highest
 }

@@ -7,6 +7,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"os"
@@ -41,22 +43,24 @@ type Sample struct {
 	Missing map[string]error
 }
 
-// SamplerOptions are the sources of a sampler. A source that is not set is not missing.
+// SamplerOptions are the sources of a sampler.
 type SamplerOptions struct {
-	// Root is above /proc, /sys and AMSDir; default "/".
+	// Root is above /proc, /sys, /dev and AMSDir; default "/".
 	Root string
 	// AMSDir is the installation, whose volume is measured; "" measures none.
 	AMSDir string
-	// Open reads the installation for AMS's limits; those of a current release apply until then.
+	// Open reads the installation. Until then, AMS's limits are those of a current release.
 	Open func() (*ams.Installation, error)
-	// State queries the service manager for the server's control group.
+	// State queries the service manager for the server's control group. A server that does not run has no sessions.
 	State func(context.Context) (ams.State, error)
-	// GPUs must not wait.
-	GPUs func() GPUReading
-	// Sessions counts publishers and viewers.
-	Sessions func(context.Context) (cluster.Sessions, map[string]error)
+	// Streams returns MongoDB and this node's address; nil if this machine is not a cluster node.
+	Streams func() (Streams, string)
+	// Own returns how many connections to the server are the agent's.
+	Own func() int
+	// Edge reports that nothing is published here, so RTMP clients are viewers.
+	Edge     func() bool
 	Interval time.Duration
-	Now      func() time.Time
+	Log      *slog.Logger
 }
 
 // Sampler measures the machine. Readings are changes since the last sample, so each series of heartbeats needs its own. It
@@ -67,6 +71,9 @@ type Sampler struct {
 	proc    string
 	env     common.EnvMap
 	install *ams.Installation
+	counter *sessionCounter
+	watcher *GPUWatcher
+	gpus    func() GPUReading
 
 	mu      sync.Mutex
 	cpu     cpuMeter
@@ -83,14 +90,15 @@ type sessionCount struct {
 }
 
 type serverLimits struct {
-	groupLimits
+	memory  uint64 // bytes; 0 before the first look
+	cpu     bool
 	streams ams.Limits
 }
 
 // latest is the last result of a slow source.
 type latest[T any] struct {
 	every time.Duration
-	now   func() time.Time
+	ask   func(context.Context) (T, error) // nil without the source
 
 	mu    sync.Mutex
 	value T
@@ -98,19 +106,20 @@ type latest[T any] struct {
 	at    time.Time // zero before the first
 }
 
-// run calls ask until ctx ends; a call that hangs is the last one.
-func (l *latest[T]) run(ctx context.Context, ask func(context.Context) (T, error)) {
-	for more := true; more; more = sleep.For(ctx, l.every) {
-		bound, cancel := context.WithTimeout(ctx, staleAfter*l.every)
-		l.set(ask(bound))
-		cancel()
+// run looks until ctx ends; a look that hangs is the last one.
+func (l *latest[T]) run(ctx context.Context) {
+	for more := l.ask != nil; more; more = sleep.For(ctx, l.every) {
+		l.look(ctx)
 	}
 }
 
-func (l *latest[T]) set(v T, err error) {
+func (l *latest[T]) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, staleAfter*l.every)
+	defer cancel()
+	v, err := l.ask(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.value, l.err, l.at = v, err, l.now()
+	l.value, l.err, l.at = v, err, time.Now()
 }
 
 // staleAfter is the number of intervals until a result expires.
@@ -120,9 +129,11 @@ func (l *latest[T]) get() (v T, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
+	case l.ask == nil:
+		return v, nil
 	case l.at.IsZero():
 		return v, errFirst
-	case l.now().Sub(l.at) > staleAfter*l.every:
+	case time.Since(l.at) > staleAfter*l.every:
 		return v, errors.New("no answer in time")
 	}
 	return l.value, l.err
@@ -130,41 +141,44 @@ func (l *latest[T]) get() (v T, err error) {
 
 // NewSampler returns a sampler, without measuring yet.
 func NewSampler(o SamplerOptions) *Sampler {
-	o.Interval = cmp.Or(max(o.Interval, 0), cluster.DefaultInterval)
-	if o.Now == nil {
-		o.Now = time.Now
-	}
 	root := cmp.Or(o.Root, "/")
-	s := &Sampler{
-		opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys"),
-		disk:     latest[*int]{every: diskEvery, now: o.Now},
-		limits:   latest[serverLimits]{every: limitsEvery, now: o.Now},
-		sessions: latest[sessionCount]{every: sessionsEvery * o.Interval, now: o.Now},
-	}
+	s := &Sampler{opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys")}
 	// Set even the default: gopsutil would use HOST_PROC from the environment.
 	s.env = common.EnvMap{common.HostProcEnvKey: s.proc, common.HostSysEnvKey: s.sys}
+	s.limits.every, s.limits.ask = limitsEvery, s.readLimits
+	s.disk.every = diskEvery
+	if o.AMSDir != "" {
+		s.disk.ask = func(context.Context) (*int, error) { return readDisk(filepath.Join(root, o.AMSDir)) }
+	}
+	s.counter = &sessionCounter{SamplerOptions: o}
+	if root == "/" {
+		s.counter.Connections = ams.EachConnection
+	}
+	s.sessions.every = sessionsEvery * cmp.Or(max(o.Interval, 0), cluster.DefaultInterval)
+	s.sessions.ask = func(ctx context.Context) (n sessionCount, _ error) {
+		n.sessions, n.missing = s.counter.count(ctx, openEvery, askEvery)
+		return n, nil
+	}
+	s.watcher = NewGPUWatcher(root, o.Interval, o.Log)
+	s.gpus = s.watcher.Latest
 	return s
 }
 
-// Run reads the slow sources until ctx ends. It does not wait for one that hangs.
+// Run reads the slow sources until ctx ends. Of those that hang, it waits only for nvidia-smi, and not for long.
 func (s *Sampler) Run(ctx context.Context) {
-	go s.limits.run(ctx, s.readLimits)
-	if s.opts.AMSDir != "" {
-		go s.disk.run(ctx, s.readDisk)
-	}
-	if s.opts.Sessions != nil {
-		go s.sessions.run(ctx, s.countSessions)
-	}
-	<-ctx.Done()
+	go s.limits.run(ctx)
+	go s.disk.run(ctx)
+	go s.sessions.run(ctx)
+	s.watcher.Run(ctx)
 }
 
-func (s *Sampler) readDisk(context.Context) (*int, error) {
-	return readDisk(filepath.Join("/", s.opts.Root, s.opts.AMSDir))
-}
-
-func (s *Sampler) countSessions(ctx context.Context) (sessionCount, error) {
-	n, missing := s.opts.Sessions(ctx)
-	return sessionCount{n, missing}, nil
+// Sessions counts publishers and viewers now, with less caching; nil if not countable. The error has the causes if both are.
+func (s *Sampler) Sessions(ctx context.Context) (cluster.Sessions, error) {
+	n, missing := s.counter.count(ctx, drainEvery, drainEvery)
+	if n.Publishers == nil && n.Viewers == nil {
+		return n, errors.Join(fmt.Errorf("publishers: %w", missing[whatPublishers]), fmt.Errorf("viewers: %w", missing[whatViewers]))
+	}
+	return n, nil
 }
 
 // readLimits keeps limits that cannot be read, as while the server does not run.
@@ -180,8 +194,8 @@ func (s *Sampler) readLimits(ctx context.Context) (serverLimits, error) {
 	if s.opts.State != nil {
 		st, err := s.opts.State(ctx)
 		if err == nil && (st.MainPID > 0 || s.limits.at.IsZero()) {
-			if group, err := s.readGroupLimits(st.MainPID); err == nil {
-				l.groupLimits = group
+			if memory, cpu, err := s.readGroupLimits(st.MainPID); err == nil {
+				l.memory, l.cpu = memory, cpu != noLimit
 			}
 		}
 	}
@@ -192,7 +206,8 @@ func (s *Sampler) readLimits(ctx context.Context) (serverLimits, error) {
 func (s *Sampler) Sample(ctx context.Context) Sample {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := Sample{At: s.opts.Now(), Missing: map[string]error{}}
+	out := Sample{At: time.Now(), Missing: map[string]error{}}
+	load := &out.Load
 	miss := func(what string, err error) {
 		if err != nil {
 			out.Missing[what] = err
@@ -200,41 +215,37 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	}
 	// gopsutil gets the root by its context. None of these files can hang.
 	local := context.WithValue(context.WithoutCancel(ctx), common.EnvKey, s.env)
+	// AMS and the kernel use the limits of its control group: the machine's figures would be too low.
 	limits, _ := s.limits.get()
 	cpu, err := s.cpu.read(local)
 	if err == nil && limits.cpu {
-		cpu, err = nil, errCPULimit
+		cpu, err = nil, errors.New("the server's control group has a CPU limit (cpu.max), of which the use is not read")
 	}
 	miss("cpu", err)
-	out.Load.CPU = cpu
-	out.Load.NetRx, out.Load.NetTx, err = s.network.read(local, s.sys, s.opts.Now)
+	load.CPU = cpu
+	load.NetRx, load.NetTx, err = s.network.read(local, s.sys)
 	miss("network", err)
 	memory, total, err := readMemory(local)
 	limited := limits.memory != 0 && limits.memory < total
 	if limited {
-		memory, err = nil, errMemoryLimit
+		memory = nil
+		err = errors.New("the server's control group has a memory limit (memory.max), of which the use is not read")
 	}
 	miss("memory", err)
-	out.Load.Mem = memory
-	if s.opts.AMSDir != "" {
-		out.Load.Disk, err = s.disk.get()
-		miss("disk", err)
+	load.Mem = memory
+	load.Disk, err = s.disk.get()
+	miss("disk", err)
+	n, err := s.sessions.get()
+	miss("sessions", err)
+	out.Session = n.sessions
+	maps.Copy(out.Missing, n.missing)
+	out.GPUs = s.gpus()
+	if out.GPUs.Reason != "" {
+		miss("gpu", errors.New(out.GPUs.Reason))
 	}
-	if s.opts.Sessions != nil {
-		n, err := s.sessions.get()
-		miss("sessions", err)
-		out.Session = n.sessions
-		maps.Copy(out.Missing, n.missing)
-	}
-	if s.opts.GPUs != nil {
-		out.GPUs = s.opts.GPUs()
-		if out.GPUs.Reason != "" {
-			miss("gpu", errors.New(out.GPUs.Reason))
-		}
-		out.Load.GPUs = out.GPUs.Devices
-	}
+	load.GPUs = out.GPUs.Devices
 	if !limits.cpu && !limited {
-		out.Load.Score = score(out.Load, limits.streams)
+		load.Score = score(*load, limits.streams)
 	}
 	return out
 }

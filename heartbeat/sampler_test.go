@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -36,14 +37,13 @@ type machine struct {
 	dir  string // holds 1, 2 and root, a link to one of them
 	pid  int
 	want string
-	now  time.Time
 }
 
 func openMachine(t testing.TB, file string) *machine {
 	t.Helper()
 	ar, err := txtar.ParseFile(file)
 	must.OK(t, err)
-	m := &machine{dir: t.TempDir(), now: time.Unix(1_700_000_000, 0)}
+	m := &machine{dir: t.TempDir()}
 	for line := range strings.Lines(string(ar.Comment)) {
 		if v, ok := strings.CutPrefix(line, "ams: "); ok {
 			if m.pid, err = strconv.Atoi(strings.TrimSpace(v)); err != nil {
@@ -78,12 +78,29 @@ func (m *machine) look(t testing.TB, n int) {
 }
 
 func (m *machine) sampler() *Sampler {
-	o := SamplerOptions{Root: filepath.Join(m.dir, "root"), Now: func() time.Time { return m.now }}
+	o := SamplerOptions{Root: filepath.Join(m.dir, "root")}
 	if m.pid != 0 {
 		o.State = m.state
 	}
-	s := NewSampler(o)
+	s := newSampler(o, nil)
 	s.ask()
+	return s
+}
+
+type counts func(context.Context) (cluster.Sessions, map[string]error)
+
+// newSampler returns a sampler without devices that counts sessions so, or not at all.
+func newSampler(o SamplerOptions, sessions counts) *Sampler {
+	o.Log = slog.New(slog.DiscardHandler)
+	s := NewSampler(o)
+	s.gpus = func() GPUReading { return GPUReading{State: GPUAbsent} }
+	s.sessions.ask = nil
+	if sessions != nil {
+		s.sessions.ask = func(ctx context.Context) (n sessionCount, _ error) {
+			n.sessions, n.missing = sessions(ctx)
+			return n, nil
+		}
+	}
 	return s
 }
 
@@ -91,12 +108,12 @@ func (m *machine) state(context.Context) (ams.State, error) { return ams.State{M
 
 // ask does what the goroutines of Run do, once.
 func (s *Sampler) ask() {
-	s.limits.set(s.readLimits(context.Background()))
-	if s.opts.AMSDir != "" {
-		s.disk.set(s.readDisk(context.Background()))
+	s.limits.look(context.Background())
+	if s.disk.ask != nil {
+		s.disk.look(context.Background())
 	}
-	if s.opts.Sessions != nil {
-		s.sessions.set(s.countSessions(context.Background()))
+	if s.sessions.ask != nil {
+		s.sessions.look(context.Background())
 	}
 }
 
@@ -147,19 +164,21 @@ func TestMachines(t *testing.T) {
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			t.Parallel()
-			m := openMachine(t, file)
-			s := m.sampler()
-			first := s.Sample(t.Context())
-			if first.Load.CPU != nil || first.Load.NetRx != nil {
-				t.Errorf("the first sample knows a change: %v", first)
-			}
-			m.now = m.now.Add(5 * time.Second)
-			m.look(t, 2)
-			second := s.Sample(t.Context())
-			if diff := cmp.Diff(m.want, describe(second, m.want)); diff != "" {
-				t.Errorf("-want +got:\n%s\nmissing: %v", diff, second.Missing)
-			}
-			checkConsistent(t, second)
+			synctest.Test(t, func(t *testing.T) {
+				m := openMachine(t, file)
+				s := m.sampler()
+				first := s.Sample(t.Context())
+				if first.Load.CPU != nil || first.Load.NetRx != nil {
+					t.Errorf("the first sample knows a change: %v", first)
+				}
+				time.Sleep(5 * time.Second) // the clock of synctest: no time passes
+				m.look(t, 2)
+				second := s.Sample(t.Context())
+				if diff := cmp.Diff(m.want, describe(second, m.want)); diff != "" {
+					t.Errorf("-want +got:\n%s\nmissing: %v", diff, second.Missing)
+				}
+				checkConsistent(t, second)
+			})
 		})
 	}
 }
@@ -193,15 +212,15 @@ func TestLimitsOfARestartedServer(t *testing.T) {
 	t.Parallel()
 	m := openMachine(t, "testdata/machines/cgroup2-memorymax.txtar")
 	gone := false
-	s := NewSampler(SamplerOptions{
-		Root: filepath.Join(m.dir, "root"), Now: func() time.Time { return m.now },
+	s := newSampler(SamplerOptions{
+		Root: filepath.Join(m.dir, "root"),
 		State: func(ctx context.Context) (ams.State, error) {
 			if gone {
 				return ams.State{}, errors.New("the bus is gone")
 			}
 			return m.state(ctx)
 		},
-	})
+	}, nil)
 	s.ask()
 	if got := s.Sample(t.Context()); got.Load.Mem != nil || got.Load.Score != nil || !missing(got, "memory", "memory limit") {
 		t.Errorf("memory %v, missing %v", got.Load.Mem, got.Missing)
@@ -227,7 +246,6 @@ func TestUnreadable(t *testing.T) {
 	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
 	s := m.sampler()
 	s.Sample(t.Context())
-	m.now = m.now.Add(5 * time.Second)
 	m.look(t, 2)
 	for _, name := range []string{"stat", "meminfo", "net/dev", "812/cgroup"} {
 		// A folder opens and cannot be read, for root too.
@@ -249,14 +267,9 @@ func thisProcess(context.Context) (ams.State, error) { return ams.State{MainPID:
 // The readings of this machine are plausible, and the third sample knows all.
 func TestThisMachine(t *testing.T) {
 	t.Parallel()
-	s := NewSampler(SamplerOptions{
-		AMSDir: "/",
-		State:  thisProcess,
-		GPUs:   func() GPUReading { return GPUReading{State: GPUAbsent} },
-		Sessions: func(context.Context) (cluster.Sessions, map[string]error) {
-			n := 3
-			return cluster.Sessions{Publishers: &n}, map[string]error{"viewers": errors.New("no counter")}
-		},
+	s := newSampler(SamplerOptions{AMSDir: "/", State: thisProcess}, func(context.Context) (cluster.Sessions, map[string]error) {
+		n := 3
+		return cluster.Sessions{Publishers: &n}, map[string]error{"viewers": errors.New("no counter")}
 	})
 	s.ask()
 	s.Sample(t.Context())
@@ -304,7 +317,7 @@ func TestSlowAnswers(t *testing.T) {
 		var asked atomic.Int32
 		hang := make(chan struct{})
 		silent := false
-		s := NewSampler(SamplerOptions{Root: t.TempDir(), Sessions: func(ctx context.Context) (cluster.Sessions, map[string]error) {
+		s := newSampler(SamplerOptions{Root: t.TempDir()}, func(ctx context.Context) (cluster.Sessions, map[string]error) {
 			n := 7
 			if asked.Add(1) == 1 {
 				<-hang
@@ -312,7 +325,7 @@ func TestSlowAnswers(t *testing.T) {
 				<-ctx.Done()
 			}
 			return cluster.Sessions{Viewers: &n}, nil
-		}})
+		})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go s.Run(ctx)
@@ -349,13 +362,12 @@ func TestSlowAnswers(t *testing.T) {
 func TestSourcesAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := make(chan struct{})
-		s := NewSampler(SamplerOptions{
+		s := newSampler(SamplerOptions{
 			Root:  t.TempDir(),
 			State: func(context.Context) (ams.State, error) { <-hang; return ams.State{}, nil },
-			Sessions: func(context.Context) (cluster.Sessions, map[string]error) {
-				n := 7
-				return cluster.Sessions{Viewers: &n}, nil
-			},
+		}, func(context.Context) (cluster.Sessions, map[string]error) {
+			n := 7
+			return cluster.Sessions{Viewers: &n}, nil
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -396,7 +408,8 @@ func TestGPULoads(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := NewSampler(SamplerOptions{Root: t.TempDir(), GPUs: func() GPUReading { return tt.reading }})
+			s := newSampler(SamplerOptions{Root: t.TempDir()}, nil)
+			s.gpus = func() GPUReading { return tt.reading }
 			got := s.Sample(t.Context())
 			if diff := cmp.Diff(tt.want, got.Load.GPUs); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
@@ -414,7 +427,7 @@ func TestGPULoads(t *testing.T) {
 // For the race detector: commands share the sampler with the heartbeats.
 func TestConcurrent(t *testing.T) {
 	t.Parallel()
-	s := NewSampler(SamplerOptions{AMSDir: "/", State: thisProcess})
+	s := newSampler(SamplerOptions{AMSDir: "/", State: thisProcess}, nil)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for range 5 {
@@ -432,12 +445,7 @@ func TestConcurrent(t *testing.T) {
 }
 
 func BenchmarkSample(b *testing.B) {
-	s := NewSampler(SamplerOptions{
-		AMSDir:   "/",
-		State:    thisProcess,
-		GPUs:     func() GPUReading { return GPUReading{State: GPUAbsent} },
-		Sessions: func(context.Context) (cluster.Sessions, map[string]error) { return cluster.Sessions{}, nil },
-	})
+	s := newSampler(SamplerOptions{AMSDir: "/", State: thisProcess}, func(context.Context) (cluster.Sessions, map[string]error) { return cluster.Sessions{}, nil })
 	b.ReportAllocs()
 	before := cpuTime(b)
 	for b.Loop() {
@@ -467,8 +475,6 @@ func FuzzReadings(f *testing.F) {
 	f.Add([]byte("MemTotal: 18446744073709551615 kB\nMemAvailable: 1 kB\n"))
 	m := openMachine(f, "testdata/machines/cgroup2-memorymax.txtar")
 	whole := m.sampler()
-	now := m.now
-	clock := func() time.Time { now = now.Add(5 * time.Second); return now }
 	f.Fuzz(func(t *testing.T, data []byte) {
 		root := t.TempDir()
 		proc, sys := filepath.Join(root, "proc"), filepath.Join(root, "sys")
@@ -496,10 +502,10 @@ func FuzzReadings(f *testing.F) {
 				t.Errorf("cpu %v and %v", cpu, err)
 			}
 			load.CPU = cpu
-			if rx, tx, err := network.read(look.ctx, look.sys, clock); err == nil && (rx == nil || tx == nil || *rx < 0 || *tx < 0) {
+			if rx, tx, err := network.read(look.ctx, look.sys); err == nil && (rx == nil || tx == nil || *rx < 0 || *tx < 0) {
 				t.Errorf("network %v %v", rx, tx)
 			}
-			_, _ = (&Sampler{proc: look.proc, sys: look.sys}).readGroupLimits(812)
+			_, _, _ = (&Sampler{proc: look.proc, sys: look.sys}).readGroupLimits(812)
 			used, total, err := readMemory(look.ctx)
 			if (err == nil) != (used != nil && total > 0) {
 				t.Errorf("memory %v of %d and %v", used, total, err)
@@ -521,7 +527,7 @@ func FuzzReadings(f *testing.F) {
 func TestEnvironmentDecidesNothing(t *testing.T) {
 	t.Setenv("HOST_PROC", t.TempDir())
 	t.Setenv("HOST_SYS", t.TempDir())
-	got := NewSampler(SamplerOptions{}).Sample(t.Context())
+	got := newSampler(SamplerOptions{}, nil).Sample(t.Context())
 	if got.Load.Mem == nil || !missing(got, "cpu", "nothing to compare with yet") {
 		t.Errorf("missing %v", got.Missing)
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
@@ -64,10 +63,10 @@ func TestLimitsAreReadAgain(t *testing.T) {
 	tree := t.TempDir()
 	must.OK(t, os.CopyFS(filepath.Join(tree, ams.DefaultDir), os.DirFS("../testdata/trees/3.0")))
 	settings := filepath.Join(tree, ams.DefaultDir, "conf/red5.properties")
-	s := NewSampler(SamplerOptions{
-		Root: filepath.Join(m.dir, "root"), Now: func() time.Time { return m.now },
+	s := newSampler(SamplerOptions{
+		Root: filepath.Join(m.dir, "root"),
 		Open: func() (*ams.Installation, error) { return ams.Open(tree, "") },
-	})
+	}, nil)
 	for _, tt := range []struct {
 		line string
 		want int

@@ -27,6 +27,9 @@ const (
 	mongoTime = time.Second
 	// serverTime bounds a query to the service manager, and a connection to the server's port.
 	serverTime = time.Second
+	// silentAfter is twice the usual idle timeout. Players send a request every few seconds, WebRTC clients something
+	// every three.
+	silentAfter = 2 * time.Minute
 )
 
 // Streams returns a node's streams and its neighbours. [cluster.Client] is one.
@@ -35,22 +38,13 @@ type Streams interface {
 	AMSNodes(ctx context.Context) ([]cluster.AMSNode, error)
 }
 
-// SessionCounter counts this node's publishers and viewers by the server's statistics, its stream documents, and the
+// sessionCounter counts this node's publishers and viewers by the server's statistics, its stream documents, and the
 // connections to its ports. Publishers are the largest count. Viewers are those of the statistics; if these lack kinds, the
 // larger count.
-type SessionCounter struct {
-	Open func() (*ams.Installation, error)
-	// Streams returns MongoDB and this node's address; nil if this machine is not a cluster node.
-	Streams func() (Streams, string)
-	// Connections is [ams.CountConnections]; nil if they cannot be counted.
-	Connections func(ports []int, exclude func(netip.Addr) bool) (ams.Connections, error)
-	// Own returns how many of them are the agent's.
-	Own func() int
-	// State queries the service manager: a server that does not run has no sessions.
-	State func(ctx context.Context) (ams.State, error)
-	// Edge reports that nothing is published here, so RTMP clients are viewers.
-	Edge func() bool
-	Now  func() time.Time // default time.Now
+type sessionCounter struct {
+	SamplerOptions
+	// Connections is [ams.EachConnection]; nil if they cannot be counted.
+	Connections func(visit func(ams.Connection)) error
 
 	mu        sync.Mutex
 	install   *ams.Installation
@@ -70,33 +64,20 @@ type connected struct {
 	viewers, rtmp, idle int
 }
 
-// Count counts. Unknown counts are nil, with a reason.
-func (c *SessionCounter) Count(ctx context.Context) (cluster.Sessions, map[string]error) {
-	return c.count(ctx, openEvery, askEvery)
-}
-
-// CountNow is Count for a draining node, with less caching.
-func (c *SessionCounter) CountNow(ctx context.Context) (cluster.Sessions, map[string]error) {
-	return c.count(ctx, drainEvery, drainEvery)
-}
-
-func (c *SessionCounter) count(ctx context.Context, openEvery, askEvery time.Duration) (cluster.Sessions, map[string]error) {
+// count returns nil for unknown counts, with a reason.
+func (c *sessionCounter) count(ctx context.Context, openEvery, askEvery time.Duration) (cluster.Sessions, map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := time.Now()
-	if c.Now != nil {
-		now = c.Now()
-	}
-	if err := c.open(now, openEvery); err != nil {
+	if err := c.open(openEvery); err != nil {
 		return cluster.Sessions{}, map[string]error{whatPublishers: err, whatViewers: err}
 	}
 	e := evidence{edge: c.Edge()}
-	token, err := c.install.ServerToken(now)
+	token, err := c.install.ServerToken(time.Now())
 	if e.statsErr = err; err == nil {
 		e.stats, e.statsErr = ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
 	}
 	bound, cancel := context.WithTimeout(ctx, mongoTime)
-	e.published, e.mongoErr = c.askMongo(bound, now, askEvery)
+	e.published, e.mongoErr = c.askMongo(bound, askEvery)
 	cancel()
 	e.found, e.connErr = c.connections()
 	if e.statsErr != nil && (e.connErr != nil || e.found.viewers == 0) {
@@ -146,26 +127,21 @@ func (e evidence) sessions() (s cluster.Sessions, missing map[string]error) {
 	return s, missing
 }
 
-func (e evidence) publishers() (most *int, by cluster.CountedBy) {
-	add := func(n int, source cluster.CountedBy) {
-		if most == nil || n > *most {
-			most, by = &n, source
-		}
+// publishers returns the largest count. Connections count only without statistics.
+func (e evidence) publishers() (*int, cluster.CountedBy) {
+	encoders := e.found.rtmp
+	if e.edge {
+		encoders = 0
 	}
-	if e.stats.Streams != nil {
-		add(*e.stats.Streams, cluster.CountedByAMS)
+	switch streams := e.stats.Streams; {
+	case streams != nil && (e.mongoErr != nil || *streams >= e.published):
+		return streams, cluster.CountedByAMS
+	case streams == nil && e.connErr == nil && (e.mongoErr != nil || encoders > e.published):
+		return &encoders, cluster.CountedByConnections
+	case e.mongoErr == nil:
+		return &e.published, cluster.CountedByMongoDB
 	}
-	if e.mongoErr == nil {
-		add(e.published, cluster.CountedByMongoDB)
-	}
-	if e.stats.Streams == nil && e.connErr == nil {
-		encoders := e.found.rtmp
-		if e.edge {
-			encoders = 0
-		}
-		add(encoders, cluster.CountedByConnections)
-	}
-	return most, by
+	return nil, ""
 }
 
 // viewers returns the count without RTMP viewers.
@@ -180,52 +156,55 @@ func (e evidence) viewers() (n *int, by cluster.CountedBy) {
 	return nil, ""
 }
 
-func (c *SessionCounter) open(now time.Time, every time.Duration) (err error) {
-	if c.install == nil || now.Sub(c.looked) >= every || c.install.Outdated() {
+func (c *sessionCounter) open(every time.Duration) (err error) {
+	if c.install == nil || time.Since(c.looked) >= every || c.install.Outdated() {
 		c.install, err = c.Open()
-		c.looked = now
+		c.looked = time.Now()
 	}
 	return err
 }
 
-func (c *SessionCounter) connections() (connected, error) {
+// connections only estimates viewers: panel users count, too, and a load balancer may share or keep connections.
+func (c *sessionCounter) connections() (n connected, err error) {
 	if c.Connections == nil {
-		return connected{}, errors.New("the connections of this machine are not counted")
+		return n, errors.New("the connections of this machine are not counted")
 	}
 	if err := c.install.ServerErr; err != nil {
-		return connected{}, err
+		return n, err
 	}
-	ports := c.install.Ports
-	rtmp := []int{ports.RTMP, ports.RTMPS}
-	found, err := c.Connections(append(ports.Viewers(), rtmp...), func(a netip.Addr) bool { return c.peers[a] })
-	if err != nil {
-		return connected{}, err
-	}
-	n, local := connected{idle: found.Silent}, 0
-	for _, p := range ports.Viewers() {
-		n.viewers += found.ByPort[p]
-		local += found.LocalByPort[p]
-	}
+	ports, local := c.install.Ports, 0
+	err = c.Connections(func(is ams.Connection) {
+		rtmp := is.Port == ports.RTMP || is.Port == ports.RTMPS
+		switch {
+		case !rtmp && is.Port != ports.HTTP && is.Port != ports.HTTPS, c.peers[is.From]:
+		case is.Silent >= silentAfter && is.Local: // a proxy or a check keeps most of these open
+		case is.Silent >= silentAfter:
+			n.idle++
+		case rtmp:
+			n.rtmp++ // an encoder may run on this machine
+		case is.Local:
+			local++
+		default:
+			n.viewers++
+		}
+	})
 	if n.viewers == 0 {
 		n.viewers = max(0, local-c.Own()) // all viewers come through a local proxy
 	}
-	for _, p := range rtmp {
-		n.rtmp += found.ByPort[p] + found.LocalByPort[p] // an encoder may run on this machine
-	}
-	return n, nil
+	return n, err
 }
 
 // askMongo also reads the other nodes' addresses; on failure it keeps the known ones.
-func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, every time.Duration) (int, error) {
+func (c *sessionCounter) askMongo(ctx context.Context, every time.Duration) (n int, _ error) {
 	from, address := c.Streams()
-	if from == nil || address == "" {
-		c.published = streamCount{}
-		return 0, errors.New("this machine is not a cluster node")
-	}
-	if p := c.published; p.of == address && p.from == from && now.Sub(p.at) < every {
+	if p := c.published; p.of == address && p.from == from && time.Since(p.at) < every {
 		return p.publishers, nil
 	}
 	c.published = streamCount{}
+	if from == nil || address == "" {
+		return 0, errors.New("this machine is not a cluster node")
+	}
+	now := time.Now()
 	if nodes, err := from.AMSNodes(ctx); err == nil {
 		c.peers = make(map[netip.Addr]bool, len(nodes))
 		for _, n := range nodes {
@@ -235,18 +214,15 @@ func (c *SessionCounter) askMongo(ctx context.Context, now time.Time, every time
 		}
 	}
 	databases, err := c.install.Databases()
+	var found []cluster.DatabaseStreams
+	if err == nil && len(databases) > 0 { // a server without applications has no streams
+		found, err = from.LocalStreams(ctx, databases, address, now)
+	}
 	if err != nil {
 		return 0, err
 	}
-	n := 0
-	if len(databases) > 0 { // a server without applications has no streams
-		found, err := from.LocalStreams(ctx, databases, address, now)
-		if err != nil {
-			return 0, err
-		}
-		for _, d := range found {
-			n += len(d.IDs)
-		}
+	for _, d := range found {
+		n += len(d.IDs)
 	}
 	c.published = streamCount{n, now, address, from}
 	return n, nil

@@ -58,7 +58,6 @@ func (f *fakeStreams) AMSNodes(ctx context.Context) ([]cluster.AMSNode, error) {
 type counted struct {
 	t       *testing.T
 	root    string
-	now     time.Time
 	streams *fakeStreams // nil: no node
 	address string
 	answer  func(http.ResponseWriter, *http.Request)
@@ -67,31 +66,30 @@ type counted struct {
 	from    map[int][]string // connections by local port; nil: they cannot be counted
 	idle    int              // connections without traffic
 	server  *httptest.Server
-	*SessionCounter
+	*sessionCounter
 }
 
-func (c *counted) count(ports []int, exclude func(netip.Addr) bool) (found ams.Connections, err error) {
+func (c *counted) clients(visit func(ams.Connection)) error {
 	if c.from == nil {
-		return found, errors.New("the connections cannot be counted")
+		return errors.New("the connections cannot be counted")
 	}
-	found.ByPort, found.LocalByPort, found.Silent = map[int]int{}, map[int]int{}, c.idle
-	for _, port := range ports {
-		for _, from := range c.from[port] {
-			switch a := netip.MustParseAddr(from); {
-			case a.IsLoopback():
-				found.LocalByPort[port]++
-			case exclude(a):
-			default:
-				found.ByPort[port]++
-			}
+	for port, from := range c.from {
+		for _, from := range from {
+			a := netip.MustParseAddr(from)
+			visit(ams.Connection{Port: port, From: a, Local: a.IsLoopback(), Silent: silentAfter - time.Second})
 		}
 	}
-	return found, nil
+	for range c.idle {
+		visit(ams.Connection{Port: c.port, From: netip.MustParseAddr("10.0.0.77"), Silent: silentAfter})
+	}
+	visit(ams.Connection{Port: c.port, From: netip.IPv6Loopback(), Local: true, Silent: silentAfter}) // neither idle nor a viewer
+	visit(ams.Connection{Port: 22, From: netip.MustParseAddr("10.0.0.77")})
+	return nil
 }
 
 func newCounted(t *testing.T, settings string) *counted {
 	t.Helper()
-	c := &counted{t: t, root: t.TempDir(), now: time.Unix(1_800_000_000, 0), streams: &fakeStreams{}, address: "10.0.0.3"}
+	c := &counted{t: t, root: t.TempDir(), streams: &fakeStreams{}, address: "10.0.0.3"}
 	must.OK(t, os.CopyFS(filepath.Join(c.root, ams.DefaultDir), os.DirFS("../testdata/trees/3.0")))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.asked++
@@ -110,7 +108,7 @@ func newCounted(t *testing.T, settings string) *counted {
 	}
 	c.settings(settings)
 	c.connections()
-	c.SessionCounter = &SessionCounter{
+	c.sessionCounter = &sessionCounter{Connections: c.clients, SamplerOptions: SamplerOptions{
 		Open: func() (*ams.Installation, error) { return ams.Open(c.root, "") },
 		Streams: func() (Streams, string) {
 			if c.streams == nil {
@@ -118,9 +116,9 @@ func newCounted(t *testing.T, settings string) *counted {
 			}
 			return c.streams, c.address
 		},
-		Connections: c.count, Own: func() int { return 0 }, Edge: func() bool { return false },
-		State: func(context.Context) (ams.State, error) { return ams.State{}, errors.New("the bus is away") }, Now: func() time.Time { return c.now },
-	}
+		Own: func() int { return 0 }, Edge: func() bool { return false },
+		State: func(context.Context) (ams.State, error) { return ams.State{}, errors.New("the bus is away") },
+	}}
 	return c
 }
 
@@ -147,7 +145,7 @@ func (c *counted) established(from map[int][]string) {
 // is counts, and compares the counts; -1 is unknown.
 func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy) map[string]error {
 	c.t.Helper()
-	s, missing := c.Count(c.t.Context())
+	s, missing := c.count(c.t.Context(), openEvery, askEvery)
 	value := func(n *int) int {
 		if n == nil {
 			return -1
@@ -166,7 +164,10 @@ func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy)
 	return missing
 }
 
-func (c *counted) later(d time.Duration) { c.now = c.now.Add(d) }
+// later makes all that was read so much older.
+func (c *counted) later(d time.Duration) {
+	c.looked, c.published.at = c.looked.Add(-d), c.published.at.Add(-d)
+}
 
 // mongoEvery is the interval of queries to MongoDB.
 const mongoEvery = 30 * time.Second
@@ -314,7 +315,7 @@ func TestPublishersWithoutMongo(t *testing.T) {
 	c.streams.err = errors.New("MongoDB is away")
 	c.established(map[int][]string{1935: {"10.0.0.60", "10.0.0.61", "127.0.0.1"}, c.port: {"10.0.0.50"}})
 	c.is("no key: by the RTMP port", 3, 1, cluster.CountedByConnections)
-	s, _ := c.Count(t.Context())
+	s, _ := c.count(t.Context(), openEvery, askEvery)
 	if s.PublishersBy != cluster.CountedByConnections {
 		t.Errorf("publishers by %q", s.PublishersBy)
 	}
@@ -337,20 +338,18 @@ func TestLargerCount(t *testing.T) {
 
 // The query scans a collection of each application: it is rare, and more frequent during a drain.
 func TestMongoIsAskedRarely(t *testing.T) {
-	asked := func(settings string, count func(*counted) func(context.Context) (cluster.Sessions, map[string]error)) int {
+	asked := func(settings string, open, ask time.Duration) int {
 		c := newCounted(t, settings)
 		c.answer = figures(0, 0, 0)
 		for range 60 {
-			count(c)(t.Context())
+			c.count(t.Context(), open, ask)
 			c.later(time.Second)
 		}
 		return c.streams.asked
 	}
-	often := func(c *counted) func(context.Context) (cluster.Sessions, map[string]error) { return c.Count }
-	drain := func(c *counted) func(context.Context) (cluster.Sessions, map[string]error) { return c.CountNow }
 	for name, got := range map[string][2]int{
-		"the server reports": {asked(serverKey, often), 2}, "it reports, and the node drains": {asked(serverKey, drain), 12},
-		"connections": {asked("", often), 2},
+		"the server reports": {asked(serverKey, openEvery, askEvery), 2}, "it reports, and the node drains": {asked(serverKey, drainEvery, drainEvery), 12},
+		"connections": {asked("", openEvery, askEvery), 2},
 	} {
 		if got[0] != got[1] {
 			t.Errorf("%s: asked %d times in a minute, want %d", name, got[0], got[1])
@@ -433,7 +432,7 @@ func TestIdleConnections(t *testing.T) {
 		"AMS":         {figures(0, 0, 0), "no publishers and no viewers left"},
 	} {
 		c.answer = tt.answer
-		if s, _ := c.Count(t.Context()); s.Left() != tt.text {
+		if s, _ := c.count(t.Context(), openEvery, askEvery); s.Left() != tt.text {
 			t.Errorf("counted by %s: %q, want %q", name, s.Left(), tt.text)
 		}
 		c.later(mongoEvery)

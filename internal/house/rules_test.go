@@ -84,7 +84,7 @@ var rules = []rule{
 		refused: [2]string{"metadata/x.go", "github.com/aws/aws-sdk-go-v2/feature/ec2/imds"},
 	},
 	{
-		imports: regexp.MustCompile(`^os/exec$`), except: "ams/command.go ams/hostname.go heartbeat/gpu.go cmd/amsagent/cli/cmd_support.go" + notTheAgent,
+		imports: regexp.MustCompile(`^os/exec$`), except: "ams/command.go ams/address.go heartbeat/gpu.go cmd/amsagent/cli/cmd_support.go" + notTheAgent,
 		why:     "the agent starts a child for --service-command, getent, the GPU sampler and support only",
 		refused: [2]string{"conf/x.go", "os/exec"},
 	},

@@ -22,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -113,10 +114,17 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	}
 	root, dir, interval := g.settings.Root, g.settings.AMSDir, g.settings.BeatInterval
 	o.Sampler = func(client func() *cluster.Client, node func() cluster.Node) daemon.Sampler {
-		return daemon.NewMachineSampler(daemon.MachineOptions{
-			Root: root, AMSDir: dir, Service: m.Service, Interval: interval, Log: g.log(),
+		return heartbeat.NewSampler(heartbeat.SamplerOptions{
+			Root: root, AMSDir: dir, State: m.Service.State, Interval: interval, Log: g.log(),
 			Open: func() (*ams.Installation, error) { return ams.Open(root, dir) }, Own: server.Connections,
-		}, client, node)
+			Edge: func() bool { return node().Role == "edge" },
+			Streams: func() (heartbeat.Streams, string) {
+				if c := client(); c != nil {
+					return c, node().IP
+				}
+				return nil, ""
+			},
+		})
 	}
 	// Half of Go's usual: 1.6 MiB less for 5 ms of a processor a minute.
 	debug.SetGCPercent(50)

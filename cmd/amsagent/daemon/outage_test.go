@@ -45,10 +45,12 @@ func (r *sharedRegistry) row(id string) (cluster.Heartbeat, time.Time) {
 type sender struct {
 	*sharedRegistry
 	id string
+	d  *Daemon
 }
 
 // Heartbeat fails as the client does that finds no server: after a search.
 func (r sender) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
+	h.Serving = r.d.servingNow() // as a member does
 	r.mu.Lock()
 	away := r.away
 	r.mu.Unlock()
@@ -93,7 +95,7 @@ func startNode(t *testing.T, id string, r *sharedRegistry, f *fakeServer, active
 	ctx, cancel := context.WithCancel(t.Context())
 	n.cancel = cancel
 	loop := n.d.loop(nil)
-	loop.ID, loop.Sender = id, sender{r, id}
+	loop.Sender = sender{r, id, n.d}
 	n.work.Go(func() { n.d.followServer(ctx) })
 	n.work.Go(func() { loop.Run(ctx) })
 	return n

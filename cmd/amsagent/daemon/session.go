@@ -312,17 +312,29 @@ func (d *Daemon) serve(ctx context.Context, s Settings, mongo Named, c *bootstra
 
 func (d *Daemon) loop(m *member) *heartbeat.Loop {
 	l := &heartbeat.Loop{
-		Interval: d.interval, Sample: d.sampler.Sample, Report: d.report, Log: d.log,
-		Serving: d.servingNow, Checks: d.check.Balancers, Wake: d.beatNow,
+		Interval: d.interval, Sample: d.sampler.Sample, Report: d.report, Log: d.log, Wake: d.beatNow,
 	}
 	if m != nil {
-		l.ID, l.Sender, l.Register = m.node.ID, m, m.enroll
+		l.Sender = m
 	}
 	return l
 }
 
-// Heartbeat registers first: a record of an earlier boot must not look alive.
+// Heartbeat registers again if the record was removed: the node is alive.
 func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
+	h.Serving, h.Checks = m.d.servingNow(), m.d.check.Balancers()
+	err := m.beat(ctx, h)
+	if errors.Is(err, cluster.ErrNoNode) {
+		if err = m.enroll(ctx); err == nil {
+			m.d.log.Warn("registered again: the record was missing", "node", m.node.ID)
+			err = m.beat(ctx, h)
+		}
+	}
+	return err
+}
+
+// beat registers first: a record of an earlier boot must not look alive.
+func (m *member) beat(ctx context.Context, h cluster.Heartbeat) error {
 	if m.isGone() {
 		return heartbeat.ErrLeft
 	}
