@@ -30,8 +30,8 @@ const (
 	commandStatusLimit = 15 * time.Second
 	// commandGrace is the time from SIGTERM to SIGKILL.
 	commandGrace = 5 * time.Second
-	// commandKeep bounds the output in an error, and commandRead what is searched for its end, in bytes.
-	commandKeep, commandRead = 2 << 10, 1 << 20
+	// commandKeep bounds the output in an error, in bytes.
+	commandKeep = 2 << 10
 )
 
 // commandPath is fixed: a command must behave the same from a terminal, cloud-init and a unit.
@@ -92,8 +92,8 @@ func (c *Command) Reload(context.Context) error { return nil }
 func (c *Command) do(ctx context.Context, verb string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandLimit)
 	defer cancel()
-	if said, err := c.run(ctx, verb); err != nil {
-		return &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: tail(said), Err: err}
+	if _, said, err := c.run(ctx, verb); err != nil {
+		return &JobError{Service: c.Name(), Verb: verb, Result: "failed", Output: said, Err: err}
 	}
 	return nil
 }
@@ -102,28 +102,29 @@ func (c *Command) do(ctx context.Context, verb string) error {
 func (c *Command) SetHostAddress(a netip.Addr) { c.hostAddress.Store(&a) }
 
 // State runs CMD status.
-func (c *Command) State(ctx context.Context) (st State, err error) {
+func (c *Command) State(ctx context.Context) (State, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandStatusLimit)
 	defer cancel()
-	said, err := c.run(ctx, "status")
+	stdout, said, err := c.run(ctx, "status")
 	code := 0
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() && ctx.Err() == nil {
 		code, err = exit.ExitCode(), nil
 	}
+	var st State
 	if err == nil {
-		st, err = commandState(code, said)
+		st, err = commandState(code, stdout)
 	}
 	if err == nil {
 		return st, nil
 	}
 	err = fmt.Errorf("asking %s for its status: %w", c.Name(), err)
-	if text := tail(said); text != "" {
-		err = fmt.Errorf("%w: it said %q", err, text)
+	if said != "" {
+		err = fmt.Errorf("%w: it said %q", err, said)
 	}
 	return State{Activity: ActivityUnknown}, err
 }
 
-func commandState(code int, said []byte) (State, error) {
+func commandState(code int, stdout []byte) (State, error) {
 	allowed := map[int][]Activity{
 		0: {ActivityActive, activityReloading},
 		3: {ActivityInactive, ActivityFailed, ActivityActivating, ActivityDeactivating},
@@ -132,7 +133,7 @@ func commandState(code int, said []byte) (State, error) {
 	if plausible == nil {
 		return State{}, fmt.Errorf("exit status %d; 0 means running, 3 not running", code)
 	}
-	line, _, _ := strings.Cut(strings.TrimSpace(string(said)), "\n")
+	line, _, _ := strings.Cut(strings.TrimSpace(string(stdout)), "\n")
 	st := State{Activity: plausible[0], Detail: strings.ToValidUTF8(line[:min(len(line), 200)], "\uFFFD")}
 	words := append(strings.Fields(st.Detail), "", "")
 	word := Activity(strings.ToLower(strings.TrimRight(words[0], ":,.")))
@@ -148,18 +149,17 @@ func commandState(code int, said []byte) (State, error) {
 	return st, nil
 }
 
-// run returns the beginning of all output.
-func (c *Command) run(ctx context.Context, verb string) (said []byte, err error) {
-	// A file in memory, because the server keeps the output open: with a pipe the agent would wait for it, or it would
-	// die of SIGPIPE when the agent ends.
-	fd, err := unix.MemfdCreate("amsagent-output", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, fmt.Errorf("making room for the output of the service command: %w", err)
-	}
-	output := os.NewFile(uintptr(fd), "output")
-	defer output.Close()
+// run returns the end of all output in said.
+func (c *Command) run(ctx context.Context, verb string) (stdout []byte, said string, err error) {
 	cmd := exec.CommandContext(ctx, c.argv[0], append(slices.Clone(c.argv[1:]), verb)...)
-	cmd.Stdout, cmd.Stderr = output, output // nil Stdin is /dev/null
+	var sinks [2]*os.File
+	for i := range sinks {
+		if sinks[i], err = newSink(); err != nil {
+			return nil, "", err
+		}
+		defer sinks[i].Close()
+	}
+	cmd.Stdout, cmd.Stderr = sinks[0], sinks[1] // nil Stdin is /dev/null
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + commandPath, "LANG=C.UTF-8"}
 	if a := c.hostAddress.Load(); a != nil && a.IsValid() {
@@ -174,13 +174,33 @@ func (c *Command) run(ctx context.Context, verb string) (said []byte, err error)
 	if err != nil && ctx.Err() != nil && cmd.Process != nil {
 		// Processes may ignore SIGTERM. The group's number is not reused while one of them lives.
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
-		err = ctx.Err()
+		err = errors.Join(ctx.Err(), err)
 	}
-	// Later writes fail instead of filling the memory.
-	_, _ = unix.FcntlInt(output.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE)
-	said, _ = io.ReadAll(io.NewSectionReader(output, 0, commandRead))
-	// A script that opens /dev/stderr by name starts at offset 0, which leaves zero bytes.
-	return bytes.ReplaceAll(said, []byte{0}, nil), err
+	stdout = drain(sinks[0])
+	return stdout, tail(append(drain(sinks[1]), stdout...)), err
+}
+
+// newSink returns a file in memory, because the server keeps the output open: with a pipe the agent would wait for it, or
+// it would die of SIGPIPE when the agent ends.
+func newSink() (*os.File, error) {
+	fd, err := unix.MemfdCreate("amsagent-output", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("making room for the output of the service command: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "output"), nil
+}
+
+// drain seals the output, so later writes fail instead of filling the memory. A script that opens /dev/stderr by name
+// starts at offset 0, which leaves zero bytes.
+func drain(sink *os.File) []byte {
+	_, _ = unix.FcntlInt(sink.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE)
+	st, err := sink.Stat()
+	if err != nil {
+		return nil
+	}
+	rest := max(commandKeep, st.Size()-commandKeep)
+	b, _ := io.ReadAll(io.MultiReader(io.NewSectionReader(sink, 0, commandKeep), io.NewSectionReader(sink, rest, commandKeep)))
+	return bytes.ReplaceAll(b, []byte{0}, nil)
 }
 
 func tail(b []byte) string {

@@ -111,10 +111,10 @@ func TestCommandFails(t *testing.T) {
 	c, _ := program(t, `echo out; echo "no license, $1" >&2; exit 4`)
 	err := c.Start(t.Context())
 	var job *JobError
-	if !errors.As(err, &job) || job.Result != "failed" || job.Verb != "start" || job.Output != "out\nno license, start" {
+	if !errors.As(err, &job) || job.Result != "failed" || job.Verb != "start" || job.Output != "no license, start\nout" {
 		t.Fatalf("got %#v", err)
 	}
-	if !strings.Contains(err.Error(), `exit status 4: it said "out\nno license, start"`) || !strings.Contains(Hint(err), "/ctl start") {
+	if !strings.Contains(err.Error(), `exit status 4: it said "no license, start\nout"`) || !strings.Contains(Hint(err), "/ctl start") {
 		t.Errorf("got %q, hint %q", err, Hint(err))
 	}
 
