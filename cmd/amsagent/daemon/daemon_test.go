@@ -330,7 +330,7 @@ func TestStateChangedByOthers(t *testing.T) {
 			d := newTestDaemon(&fakeMachine{state: tt.is}, &notified{}, nil)
 			d.own = tt.own
 			look := func() error {
-				if got := d.changed(); got != tt.want {
+				if got := d.changed(false); got != tt.want {
 					t.Errorf("changed: %v", got)
 				}
 				return nil
@@ -377,12 +377,12 @@ func TestStepsTogether(t *testing.T) {
 		sleep.For(t.Context(), time.Millisecond)
 	}
 	p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true})
-	if !d.stepping() || d.changed() {
+	if !d.stepping() || d.changed(false) {
 		t.Error("the step that is still under way is forgotten")
 	}
 	close(go2)
 	work.Wait()
-	if d.stepping() || d.changed() {
+	if d.stepping() || d.changed(false) {
 		t.Error("a step that has ended is remembered")
 	}
 }
@@ -395,12 +395,12 @@ func TestJoinWhileAStepWaits(t *testing.T) {
 	d.begin()
 	err := d.step(false, func() error {
 		p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(2000, 0)})
-		if !d.changed() {
+		if !d.changed(false) {
 			t.Error("the session goes on while the step is under way")
 		}
 		return nil
 	})
-	if err != nil || !d.changed() {
+	if err != nil || !d.changed(false) {
 		t.Errorf("the session goes on: %v", err)
 	}
 }
@@ -459,7 +459,7 @@ func TestWarningsSaidOnce(t *testing.T) {
 	d := newTestDaemon(p, l, nil)
 	for _, now := range []bool{true, true, false, true, true} {
 		warn = now
-		if _, err := d.converge(t.Context(), Settings{}, Named{}, askTime); err != nil {
+		if _, err := d.converge(t.Context(), Named{}, askTime); err != nil {
 			t.Fatal(err)
 		}
 	}
