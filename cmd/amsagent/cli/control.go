@@ -4,7 +4,6 @@
 package cli
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -252,49 +251,4 @@ func (c *controlClient) hold(ctx context.Context, r daemon.HoldRequest) (release
 		_ = resp.Body.Close()
 		cancel(nil)
 	}, nil
-}
-
-// follow passes the daemon's views on until take returns false or one side ends. After silence of that time, the daemon
-// hangs.
-func (c *controlClient) follow(ctx context.Context, silence time.Duration, take func(lifecycle.View) bool) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	hung := time.AfterFunc(silence, func() {
-		cancel(&lostError{fmt.Errorf("nothing was heard for %s", rounded(silence))})
-	})
-	defer hung.Stop()
-	resp, err := c.send(ctx, http.MethodGet, daemon.PathDrain+"?"+daemon.QueryFollow+"=1", nil)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(make([]byte, 0, 4096), maxControl)
-	for lines.Scan() {
-		hung.Reset(silence)
-		line := bytes.TrimSpace(lines.Bytes())
-		if len(line) == 0 {
-			continue
-		}
-		var v lifecycle.View
-		if err := json.Unmarshal(line, &v); err != nil {
-			var cut *json.SyntaxError
-			if errors.As(err, &cut) && cut.Offset == int64(len(line)) {
-				return &lostError{io.ErrUnexpectedEOF} // killed while it wrote
-			}
-			return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers what is no JSON of ours: %s", c.path, err)}
-		}
-		if !take(v) {
-			return nil
-		}
-	}
-	switch err := lines.Err(); {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case errors.Is(err, bufio.ErrTooLong):
-		return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers without end", c.path)}
-	case err != nil:
-		return &lostError{bare(err)}
-	}
-	return &lostError{io.EOF}
 }

@@ -10,11 +10,13 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/http"
 	"slices"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -22,18 +24,15 @@ import (
 type pace struct {
 	// every is the longest silence, gap the shortest time between two lines that differ in their numbers only.
 	every, gap time.Duration
-	// silence is after what a daemon that says nothing hangs.
-	silence time.Duration
-	// retry is the time from one try to reach the daemon to the next, patience how long that goes on.
-	retry, patience time.Duration
+	// ask is the time from one question to the daemon to the next, patience how long one that does not answer is asked.
+	ask, patience time.Duration
 	// cloud is how long a cloud that cannot be told is waited for, when nothing else is left to do.
 	cloud time.Duration
 }
 
 func (g *globals) pace() pace {
 	p := pace{
-		every: progressLog, gap: 5 * time.Second, silence: 4 * daemon.FollowEvery,
-		retry: controlRetry, patience: time.Minute, cloud: 30 * time.Second,
+		every: progressLog, gap: 5 * time.Second, ask: 500 * time.Millisecond, patience: time.Minute, cloud: 30 * time.Second,
 	}
 	if g.env.IsTerminal(g.env.Stderr) {
 		p.gap = time.Second
@@ -86,63 +85,29 @@ func (e *undrainedError) Error() string {
 // follow returns the view with which it ended. first is what the daemon answered when it was asked.
 func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.View, error) {
 	f.noted, f.trouble = map[lifecycle.Note]bool{}, map[string]string{}
-	if done, err := f.take(first); done || err != nil {
-		return f.last, err
-	}
-	views := make(chan lifecycle.View)
-	broken := make(chan error, 1)
-	reading, stop := context.WithCancel(ctx)
-	read := func() {
-		broken <- f.c.follow(reading, f.silence, func(v lifecycle.View) bool {
-			select {
-			case views <- v:
-				return true
-			case <-reading.Done():
-				return false
-			}
-		})
-	}
-	running := true
-	go read()
-	defer func() {
-		stop()
-		if running {
-			<-broken //nolint:errcheck // our own end
+	done, err := f.take(first)
+	for !done && err == nil {
+		if !f.untold.IsZero() && time.Since(f.untold) >= f.cloud {
+			break
 		}
-	}()
-	tick := time.NewTicker(min(f.gap, f.every, time.Second))
-	defer tick.Stop()
-	again := time.NewTimer(f.retry)
-	again.Stop()
-	defer again.Stop()
-	for {
-		select {
-		case <-ctx.Done():
+		f.idle()
+		if !sleep.For(ctx, f.ask) {
 			return f.last, context.Cause(ctx)
-		case v := <-views:
+		}
+		var v lifecycle.View
+		switch failed := f.c.once(ctx, http.MethodGet, daemon.PathDrain, nil, &v); {
+		case failed == nil:
 			f.found()
-			if done, err := f.take(v); done || err != nil {
-				return f.last, err
-			}
-		case err := <-broken:
-			running = false
-			if ctx.Err() != nil {
-				return f.last, context.Cause(ctx)
-			}
-			if err = f.away(err); err != nil {
-				return f.last, err
-			}
-			again.Reset(f.retry)
-		case <-again.C:
-			running = true
-			go read()
-		case <-tick.C:
-			if !f.untold.IsZero() && time.Since(f.untold) >= f.cloud {
-				return f.last, nil
-			}
-			f.idle()
+			done, err = f.take(v)
+		case ctx.Err() != nil:
+			return f.last, context.Cause(ctx)
+		case errors.Is(failed, context.DeadlineExceeded): // no end of our own time
+			err = f.away(&lostError{errors.New("nothing was heard for " + rounded(f.c.timeout))})
+		default:
+			err = f.away(failed)
 		}
 	}
+	return f.last, err
 }
 
 // away notes that the daemon is not heard, and gives up where that will not mend.
@@ -152,7 +117,7 @@ func (f *follower) away(err error) error {
 	}
 	now := time.Now()
 	if f.lost.IsZero() {
-		// It may just have ended this answer. Whether it is away the next try shows.
+		// It may be restarted. Whether it is away the next try shows.
 		f.lost = now
 		return nil
 	}
