@@ -100,22 +100,22 @@ func (a *daemonAdapter) systemdStopping(ctx context.Context) (deadline time.Time
 	if st, err := ams.NewSystemd(daemonUnit).State(ctx); err == nil {
 		limit = st.StopTimeout
 	}
-	span, by := stopSpan(limit, a.known.Load())
+	span, by := stopSpan(limit, a.g.lastSeen().Instance)
 	return time.Now().Add(span), by, true
 }
 
 // stopSpan is how long a machine that goes down may drain, and by whose word. What the machine is may not be known.
-func stopSpan(systemd time.Duration, inst *metadata.Instance) (span time.Duration, by string) {
+func stopSpan(systemd time.Duration, inst metadata.Instance) (span time.Duration, by string) {
 	span, by = systemd-min(shutdownReserve, systemd/2), "systemd's TimeoutStopSec"
 	if systemd <= 0 {
 		span, by = lifecycle.DefaultDeadline, "the usual deadline" // who waits without an end gets the usual one
 	}
-	if inst == nil || inst.StopWindow <= 0 {
+	if inst.StopWindow <= 0 {
 		return span, by
 	}
 	// The stop of Ant Media Server and the deregistering come after us and have to be over before the machine is.
 	if left := inst.StopWindow - min(stopReserve, inst.StopWindow*2/3); left < span {
-		return left, stopWindowWord(*inst)
+		return left, stopWindowWord(inst)
 	}
 	return span, by
 }
