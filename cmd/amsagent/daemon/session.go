@@ -242,13 +242,13 @@ type member struct {
 	enrolled atomic.Bool
 	// ousted: another machine uses the record.
 	ousted atomic.Bool
-	// enrolling allows one registration at a time: the next one has newer facts.
+	// enrolling allows one registration at a time, and guards the next two for it. Only drift changes these.
 	enrolling sync.Mutex
 	// now has the latest facts. incomplete: some of the cloud are missing, and stay as in the record.
-	now        atomic.Pointer[cluster.Node]
-	incomplete atomic.Bool
-	// written: the record has the facts of now.
-	written bool
+	now        cluster.Node
+	incomplete bool
+	// unwritten: the record may lack facts of now.
+	unwritten bool
 	// spareAsked is when notAlone was last asked.
 	spareAsked time.Time
 	// taking is a drain request whose acceptance is unknown, or nil. A restart forgets it: the requester gets an error.
@@ -261,10 +261,9 @@ func (d *Daemon) newMember(ctx context.Context, mongo Named, c *bootstrap.Conver
 	if err != nil {
 		return nil, err
 	}
-	m := &member{d: d, mongo: mongo, client: client, node: c.Node, written: !c.Unidentified && !c.Incomplete}
+	m := &member{d: d, mongo: mongo, client: client, node: c.Node}
 	m.node.Port = d.portOf(m.node)
-	m.now.Store(&m.node)
-	m.incomplete.Store(!m.written)
+	m.now, m.incomplete = m.node, c.Unidentified || c.Incomplete
 	d.member.Store(m)
 	d.view.change(func(v *View) {
 		v.ID, v.Address, v.Role, v.Group, v.boot = m.node.ID, m.node.IP, m.node.Role, m.node.Group, m.node.BootID
@@ -357,7 +356,7 @@ func (m *member) enroll(ctx context.Context) error {
 		return heartbeat.ErrLeft
 	}
 	proved, again := m.proved.Load(), m.enrolled.Load()
-	n, err := m.complete(ctx, *m.now.Load())
+	n, err := m.complete(ctx, m.now)
 	if err != nil {
 		return err
 	}
@@ -400,7 +399,7 @@ func (m *member) applied(ctx context.Context, n cluster.Node) {
 
 // complete adds missing cloud facts from the record.
 func (m *member) complete(ctx context.Context, n cluster.Node) (cluster.Node, error) {
-	if !m.incomplete.Load() {
+	if !m.incomplete {
 		return n, nil
 	}
 	row, err := m.client.Node(ctx, n.ID)
@@ -581,7 +580,7 @@ func (m *member) notAlone(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if others, down := peersDown(*m.now.Load(), nodes, now); others > 0 && 2*down >= others {
+	if others, down := peersDown(m.node, nodes, now); others > 0 && 2*down >= others {
 		return fmt.Sprintf("of the other nodes of its group %d of %d do not serve either", down, others), nil
 	}
 	return "", nil
@@ -695,7 +694,7 @@ func (m *member) drift(ctx context.Context) {
 		case err == nil:
 			m.follow(c)
 		default:
-			c.Node.Drift = m.now.Load().Drift // unknown is not none
+			c.Node.Drift = m.now.Drift // unknown is not none
 		}
 		if !c.Node.SameInstance(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 			return // the next session registers it
@@ -704,31 +703,23 @@ func (m *member) drift(ctx context.Context) {
 	}
 }
 
-// refresh updates the record with changed facts: identity, name, public address, server release. Missing cloud facts stay.
+// refresh updates the record with changed facts: identity, name, public address, server release. It has the missing ones.
 func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
-	n, was := c.Node, *m.now.Load()
+	n, missing := c.Node, c.Unidentified || c.Incomplete
 	n.Port = m.d.portOf(n)
-	switch {
-	case !c.Unidentified && !c.Incomplete:
-		m.incomplete.Store(false)
-	case c.Unidentified && m.incomplete.Load():
-		return // the record has more
-	default:
-		n = n.WithCloudFactsOf(was)
-		if !m.incomplete.Load() {
-			n.Hostname = cmp.Or(was.Hostname, n.Hostname)
-		}
+	if missing {
+		n.Hostname = cmp.Or(m.now.Hostname, n.Hostname) // the cloud's name for it
 	}
-	if m.written && reflect.DeepEqual(n, was) {
+	if !m.unwritten && missing == m.incomplete && reflect.DeepEqual(n, m.now) {
 		return
 	}
-	m.now.Store(&n)
-	if err := m.enroll(ctx); err != nil {
-		m.written = false // unknown
+	m.enrolling.Lock()
+	m.now, m.incomplete = n, missing
+	m.enrolling.Unlock()
+	err := m.enroll(ctx)
+	if m.unwritten = err != nil; m.unwritten {
 		m.d.log.Debug("the row was not written again, and will be", "error", err)
-		return
 	}
-	m.written = true
 }
 
 // portOf returns the port in use, or else that of the files.
