@@ -249,7 +249,7 @@ type member struct {
 	incomplete bool
 	// unwritten: the record may lack facts of now.
 	unwritten bool
-	// spareAsked is when notAlone was last asked.
+	// spareAsked is when notAlone was last asked, or zero since the server served or was stopped by hand.
 	spareAsked time.Time
 	// taking is a drain request whose acceptance is unknown, or nil. A restart forgets it: the requester gets an error.
 	taking *cluster.DrainRequest
@@ -497,14 +497,13 @@ func (m *member) watchDocument(ctx context.Context) {
 			return
 		}
 		m.d.view.change(func(v *View) { v.AMSAge = age })
-		if err != nil || !m.proved.Load() {
+		is := age == nil || *age > amsSilent
+		if err != nil || !m.proved.Load() || is == silent {
 			continue
 		}
-		was := silent
-		switch silent = age == nil || *age > amsSilent; {
-		case silent && !was:
+		if silent = is; silent {
 			m.d.log.Warn("Ant Media Server does not write its document any more, other nodes consider it dead", "address", m.node.IP)
-		case was && !silent:
+		} else {
 			m.d.log.Info("Ant Media Server writes its document again", "address", m.node.IP)
 		}
 	}
@@ -531,20 +530,21 @@ func (m *member) readRow(ctx context.Context) {
 // askToKeep determines why to keep a machine whose server does not serve.
 func (m *member) askToKeep(ctx context.Context) {
 	v := m.d.view.get()
-	why := ""
+	why, asked := "", time.Time{}
 	switch {
 	case v.brokenSince.IsZero():
 	case m.d.o.Server.Stopped(ctx):
 		why = serverStopped
-	case !m.asksOthers(v, time.Now()):
+	case time.Since(m.spareAsked) < spareEvery*m.d.o.Periods.Document:
 		return
 	default:
 		var err error
 		if why, err = m.notAlone(ctx); err != nil {
 			return // keep the last result
 		}
-		m.spareAsked = time.Now()
+		asked = time.Now()
 	}
+	m.spareAsked = asked
 	if why == v.spared {
 		return
 	}
@@ -554,12 +554,6 @@ func (m *member) askToKeep(ctx context.Context) {
 	} else if !v.brokenSince.IsZero() {
 		m.d.log.Info("no reason is left to keep this machine while its server does not serve")
 	}
-}
-
-// asksOthers reports whether to read all node records: once the server stops serving, after a manual stop, and else once a
-// minute.
-func (m *member) asksOthers(v View, now time.Time) bool {
-	return !m.spareAsked.After(v.brokenSince) || v.spared == serverStopped || now.Sub(m.spareAsked) >= spareEvery*m.d.o.Periods.Document
 }
 
 // spareEvery is in Periods.Document: with a bad release, all nodes read all records.
@@ -648,9 +642,6 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 // serverAge returns the age of AMS's document; nil without one.
 func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 	docs, err := m.client.AMSNodesByAddress(ctx, m.node.IP)
-	if err != nil {
-		return nil, err
-	}
 	var last time.Time
 	for _, doc := range docs {
 		if doc.LastUpdate.After(last) {
@@ -658,7 +649,7 @@ func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 		}
 	}
 	if last.IsZero() {
-		return nil, nil
+		return nil, err
 	}
 	return new(max(0, time.Since(last))), nil
 }
