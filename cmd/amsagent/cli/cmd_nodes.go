@@ -161,7 +161,7 @@ func viewNodes(opts nodesOptions, l cluster.Look, members []cluster.Member) node
 	for _, m := range members {
 		v := nodeView{Member: m}
 		switch {
-		case !lb.Selects(opts.roles, v.role()), !lb.Selects(opts.groups, v.group()), !lb.Selects(opts.states, string(v.State())):
+		case !lb.Selects(opts.roles, v.row().Role), !lb.Selects(opts.groups, v.row().Group), !lb.Selects(opts.states, string(v.State())):
 		case v.State() == cluster.StateLeft && !v.Reimaging && !opts.all && len(opts.states) == 0:
 			data.LeftHidden++
 		default:
