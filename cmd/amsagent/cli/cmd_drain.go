@@ -142,7 +142,7 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	if opts.detach {
 		return g.detached("drain", drainData{Drain: &v})
 	}
-	f := &follower{g: g, c: c, pace: g.pace(), began: began}
+	f := &follower{reporter: reporter{g: g, pace: g.pace()}, c: c, began: began}
 	return g.followed(ctx, "drain", f, v, opts.timeout, drainData{})
 }
 

@@ -76,7 +76,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		return g.remoteResult(n)
 	}
 	host, _ := os.Hostname()
-	r := &remoteDrain{g: g, c: c, p: p, row: n}
+	r := &remoteDrain{reporter: reporter{g: g, pace: p.pace}, c: c, p: p, row: n}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
 		Deadline: opts.deadline, Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
 		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
@@ -153,7 +153,7 @@ func drainableNode(members []cluster.Member, name string) (cluster.Node, error) 
 
 // remoteDrain is a drain of another node.
 type remoteDrain struct {
-	g       *globals
+	reporter
 	c       registrar
 	p       remotePace
 	request string
@@ -240,11 +240,8 @@ func (r *remoteDrain) withdraw(ctx context.Context, u userError, msg string) err
 
 // follow says how far the node is until it has left.
 func (r *remoteDrain) follow(ctx context.Context) error {
-	var said, read time.Time
-	var shown cluster.Sessions
-	silent := false
-	for first := true; ; first = false {
-		now := time.Now()
+	read, silent := time.Now(), false
+	for {
 		var end *userError // of the following alone
 		switch err := r.read(ctx); {
 		case errors.Is(err, errStarted):
@@ -253,12 +250,9 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 			end.Cause = errors.New(r.progress())
 		case ctx.Err() != nil:
 			end = &userError{Msg: "stopped following; nothing else was stopped", Cause: context.Cause(ctx)}
-		case err != nil && !first && now.Sub(read) >= r.p.patience:
+		case err != nil && time.Since(read) >= r.patience:
 			end = &userError{Msg: "lost sight of it", Cause: err, Exit: exitUnknown}
 		case err != nil:
-			if first {
-				read = now
-			}
 		case r.row.State == cluster.StateLeft:
 			return r.g.remoteResult(r.row)
 		case r.row.State == cluster.StateDraining && r.row.StopFailed:
@@ -269,13 +263,8 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 		case r.row.State != cluster.StateDraining:
 			return &userError{Msg: "the drain was cancelled", Cause: errors.New("by an undrain on that node"), State: "the node is " + string(r.row.State)}
 		default:
-			read = now
-			s := r.sessions()
-			n, known := s.Total()
-			if first || now.Sub(said) >= r.p.every || s.Left() != shown.Left() && (known && n == 0 || now.Sub(said) >= r.p.gap) {
-				said, shown = now, s
-				r.g.progress(r.progress())
-			}
+			read = time.Now()
+			r.show(r.sessions(), false, r.progress())
 			if server, err := r.c.ServerTime(ctx); err == nil {
 				age, known := r.row.Age(server)
 				if known && age > r.p.dead {

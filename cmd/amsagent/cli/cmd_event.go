@@ -128,7 +128,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 		result.Drain = &v
 		return g.detached("event", result)
 	}
-	f := &follower{g: g, c: c, pace: g.pace(), began: began, launch: e.Hook.Launching}
+	f := &follower{reporter: reporter{g: g, pace: g.pace()}, c: c, began: began, launch: e.Hook.Launching}
 	return g.followed(ctx, "event", f, v, opts.timeout, result)
 }
 

@@ -40,19 +40,34 @@ func (g *globals) pace() pace {
 	return p
 }
 
+// reporter prints progress: a busy node's numbers change all the time, and that the last session is gone is told at once.
+type reporter struct {
+	g *globals
+	pace
+	said  time.Time
+	shown cluster.Sessions // in the last line
+}
+
+func (r *reporter) show(s cluster.Sessions, news bool, line string) {
+	n, known := s.Total()
+	since := time.Since(r.said)
+	numbers := r.shown.Left() != s.Left() && (known && n == 0 || since >= r.gap)
+	if news || numbers || since >= r.every {
+		r.said, r.shown = time.Now(), s
+		r.g.progress(line)
+	}
+}
+
 // follower follows one drain, or one start, to its end.
 type follower struct {
-	g *globals
+	reporter
 	c *controlClient
-	pace
 	// launch says that it is a start, not a drain.
 	launch bool
 	// began is when it was asked for: notes from before are no news.
 	began time.Time
 
 	last    lifecycle.View
-	said    time.Time
-	shown   cluster.Sessions // in the last line
 	noted   map[lifecycle.Note]bool
 	trouble map[string]string
 	lost    time.Time // since when the daemon is away; zero where it is not
@@ -90,7 +105,6 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 		if !f.untold.IsZero() && time.Since(f.untold) >= f.cloud {
 			break
 		}
-		f.idle()
 		if !sleep.For(ctx, f.ask) {
 			return f.last, context.Cause(ctx)
 		}
@@ -124,9 +138,13 @@ func (f *follower) away(err error) error {
 	if since := now.Sub(f.lost); since >= f.patience {
 		return fmt.Errorf("the daemon has been away for %s: %w", rounded(since), err)
 	}
-	if !f.told {
+	switch {
+	case !f.told:
 		f.told, f.said = true, now
 		f.g.log().Warn("the daemon is away; it goes on where it was when it is back", "error", err)
+	case now.Sub(f.said) >= f.every:
+		f.said = now
+		f.g.progress(fmt.Sprintf("the daemon has been away for %s", rounded(now.Sub(f.lost))))
 	}
 	return nil
 }
@@ -150,7 +168,9 @@ func (f *follower) take(v lifecycle.View) (done bool, err error) {
 		done, err = drainEnded(v, first)
 	}
 	if !done && err == nil {
-		f.say(was, v)
+		news := was.State != v.State || was.Step != v.Step || was.Start != v.Start ||
+			was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineBy != v.DeadlineBy
+		f.show(sessionsIn(v), news, progressOf(v, f.g.env.Now()))
 	}
 	switch {
 	case !v.OnlyCloud():
@@ -191,35 +211,6 @@ func startEnded(v lifecycle.View) (bool, error) {
 		return false, errForgotten
 	}
 	return false, errNotTaken
-}
-
-// idle says every now and then how things are, where nothing changes.
-func (f *follower) idle() {
-	now := time.Now()
-	if now.Sub(f.said) < f.every {
-		return
-	}
-	f.said = now
-	if f.told {
-		f.g.progress(fmt.Sprintf("the daemon has been away for %s", rounded(now.Sub(f.lost))))
-		return
-	}
-	f.shown = sessionsIn(f.last)
-	f.g.progress(progressOf(f.last, f.g.env.Now()))
-}
-
-// say prints a line where a view is another one.
-func (f *follower) say(was, v lifecycle.View) {
-	now := time.Now()
-	s := sessionsIn(v)
-	n, known := s.Total()
-	// A busy node's numbers change all the time; that the last session is gone is told at once.
-	numbers := f.shown.Left() != s.Left() && (known && n == 0 || now.Sub(f.said) >= f.gap)
-	if numbers || f.said.IsZero() || was.State != v.State || was.Step != v.Step || was.Start != v.Start ||
-		was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineBy != v.DeadlineBy {
-		f.said, f.shown = now, s
-		f.g.progress(progressOf(v, f.g.env.Now()))
-	}
 }
 
 func sessionsIn(v lifecycle.View) cluster.Sessions {

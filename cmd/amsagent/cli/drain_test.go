@@ -230,9 +230,9 @@ func TestDrainTimeout(t *testing.T) {
 func (d *fakeDaemon) quick(e *testEnv) (*globals, *follower) {
 	g := plainGlobals(e)
 	c := d.impatient(g)
-	return g, &follower{g: g, c: c, began: time.Now(), pace: pace{
+	return g, &follower{c: c, began: time.Now(), reporter: reporter{g: g, pace: pace{
 		every: 60 * time.Millisecond, gap: 20 * time.Millisecond, ask: 5 * time.Millisecond, patience: 300 * time.Millisecond,
-	}}
+	}}}
 }
 
 // followed follows the drain as it stands now, and gives how that ends.
