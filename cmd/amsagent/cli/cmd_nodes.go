@@ -431,10 +431,6 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 	}
 	words := []string{nodeText(v.Node, withHost), dash(v.Address())}
 	state, verdict := dash(string(v.State())), string(v.Health)
-	var why []string
-	if text := v.whyNotServing(); text != "" {
-		why = []string{"(" + text + ")"}
-	}
 	switch change {
 	case "changed":
 		if before.State() != v.State() {
@@ -443,15 +439,15 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 		if before.Health != v.Health {
 			words = append(words, string(before.Health)+" -> "+verdict)
 		}
-		words = append(words, why...)
 	case "removed":
-		words = append(words, verdict+" -> removed")
+		return w.print(now, printable(strings.Join(append(words, verdict+" -> removed"), " ")))
 	case "new":
 		words = append(words, state, verdict, "(new)")
-		words = append(words, why...)
 	default:
 		words = append(words, state, verdict)
-		words = append(words, why...)
+	}
+	if why := v.whyNotServing(); why != "" {
+		words = append(words, "("+why+")")
 	}
 	return w.print(now, printable(strings.Join(words, " ")))
 }

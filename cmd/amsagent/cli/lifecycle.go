@@ -159,11 +159,17 @@ const (
 
 // openCloud opens the cloud that was named, or that shows. It makes no request.
 func (a *daemonAdapter) openCloud() (metadata.Provider, error) {
-	name, opts, err := a.provider()
-	if err != nil {
-		return nil, err
+	a.mu.Lock()
+	q := a.g.instanceQuestion()
+	a.mu.Unlock()
+	if q.provider == "auto" {
+		d, err := metadata.Detect(q.opts)
+		if err != nil {
+			return nil, err
+		}
+		q.provider = d.Provider
 	}
-	return a.open(name, opts)
+	return a.open(q.provider, q.opts)
 }
 
 // open opens each provider once: it remembers its session token and what it has warned of.
@@ -182,18 +188,6 @@ func (a *daemonAdapter) open(name string, opts metadata.Options) (metadata.Provi
 	}
 	a.opened[name] = p
 	return p, nil
-}
-
-// provider is the name of the cloud that was named, or that shows.
-func (a *daemonAdapter) provider() (string, metadata.Options, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	q := a.g.instanceQuestion()
-	if q.provider != "auto" {
-		return q.provider, q.opts, nil
-	}
-	d, err := metadata.Detect(q.opts)
-	return d.Provider, q.opts, err
 }
 
 // hookNames are those that the settings name now; they may change while the daemon runs.

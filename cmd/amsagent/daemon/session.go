@@ -110,7 +110,11 @@ func (d *Daemon) converge(ctx context.Context, mongo Named, ask time.Duration) (
 	if err != nil {
 		known = nil // the convergence reports it
 	}
-	identify := within(ask, d.o.Identify)
+	identify := func(ctx context.Context) (metadata.Instance, error) {
+		ctx, cancel := context.WithTimeoutCause(ctx, ask, fmt.Errorf("the metadata service has not answered for %s, and is asked again", ask))
+		defer cancel()
+		return d.o.Identify(ctx)
+	}
 	if known != nil && known.Phase == bootstrap.PhaseJoined {
 		inst, err := identify(bound) // before Settings: it reads the tags
 		identify = func(context.Context) (metadata.Instance, error) { return inst, err }
@@ -144,14 +148,6 @@ func (d *Daemon) converge(ctx context.Context, mongo Named, ask time.Duration) (
 	}
 	d.view.setConvergence(c)
 	return c, nil
-}
-
-func within(t time.Duration, identify bootstrap.Identifier) bootstrap.Identifier {
-	return func(ctx context.Context) (metadata.Instance, error) {
-		ctx, cancel := context.WithTimeoutCause(ctx, t, fmt.Errorf("the metadata service has not answered for %s, and is asked again", t))
-		defer cancel()
-		return identify(ctx)
-	}
 }
 
 func (d *Daemon) reportRepair(err error) {
