@@ -237,7 +237,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 			close(outdated)
 		}
 	})
-	work.Go(func() { d.reloads(ctx) })
 	if unheard == nil {
 		work.Go(func() { d.serveHTTP(ctx, control, d.controlHandler(), commandTime) })
 	}
@@ -276,24 +275,17 @@ func (d *Daemon) await(ended <-chan struct{}) {
 	}
 }
 
-func (d *Daemon) reloads(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-d.o.Reload:
-		}
-		d.o.Notify(reloading())
-		if d.readSettings() {
-			d.log.Info("settings read again")
-			d.mu.Lock()
-			d.reread = true // a new session uses them
-			d.mu.Unlock()
-			poke(d.again)
-		}
-		d.o.Notify(d.ready())
-		d.status()
+// reload lets a new session use the settings.
+func (d *Daemon) reload() {
+	d.o.Notify(reloading())
+	if d.readSettings() {
+		d.log.Info("settings read again")
+		d.mu.Lock()
+		d.reread = true
+		d.mu.Unlock()
 	}
+	d.o.Notify(d.ready())
+	d.status()
 }
 
 // follow runs sessions, each until the state file or the settings change. It returns true if a new daemon is needed.
@@ -388,6 +380,8 @@ func (d *Daemon) watch(ctx context.Context, end func()) {
 			return
 		case <-time.After(cloud.UntilTick(d.o.Periods.State)):
 		case <-d.again:
+		case <-d.o.Reload:
+			d.reload()
 		}
 	}
 	end()

@@ -291,7 +291,6 @@ func TestReloadDuringStep(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
 		work.Go(func() { d.follow(ctx) })
-		work.Go(func() { d.reloads(ctx) })
 		sleep.For(ctx, 10*time.Second)
 		reload <- struct{}{}
 		sleep.For(ctx, 25*time.Second) // the first look ended at 30 s, and the settings are looked at within two
@@ -424,7 +423,6 @@ func TestOutdatedWaitsForTheJoin(t *testing.T) {
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
-		work.Go(func() { d.reloads(ctx) })
 		var ended time.Duration
 		work.Go(func() {
 			began := time.Now()
