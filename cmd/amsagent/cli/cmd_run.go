@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"runtime/debug"
@@ -150,7 +151,7 @@ type daemonAdapter struct {
 
 	mu         sync.Mutex
 	over       bool                         // the settings are another daemon's by now
-	given      stamp                        // of what was given to join, when the settings were read
+	given      string                       // version of what was given to join, when the settings were read
 	identified time.Time                    // when the instance was read last
 	tagErr     error                        // what is malformed of its tags
 	tagsRead   bool                         // what the tags say was read since the settings were
@@ -188,23 +189,17 @@ func (a *daemonAdapter) reread() error {
 	return a.rereadLocked()
 }
 
-// stamp tells one version of a file from the next.
-type stamp struct {
-	size    int64
-	written time.Time
-}
-
-// givenNow is the stamp of what was given to join.
-func (a *daemonAdapter) givenNow() stamp {
+// givenNow tells one version of what was given to join from the next.
+func (a *daemonAdapter) givenNow() string {
 	path, err := underRoot(a.g.settings.Root, bootstrap.GivenPath)
 	if err != nil {
-		return stamp{}
+		return ""
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return stamp{}
+		return ""
 	}
-	return stamp{info.Size(), info.ModTime()}
+	return fmt.Sprint(info.Size(), info.ModTime())
 }
 
 func (a *daemonAdapter) rereadLocked() error {
