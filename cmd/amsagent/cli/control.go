@@ -212,24 +212,14 @@ func (c *controlClient) status(ctx context.Context) (daemon.View, error) {
 	return v, c.call(ctx, http.MethodGet, daemon.PathStatus, nil, &v)
 }
 
-func (c *controlClient) drainView(ctx context.Context) (lifecycle.View, error) {
-	var v lifecycle.View
-	return v, c.call(ctx, http.MethodGet, daemon.PathDrain, nil, &v)
-}
-
-func (c *controlClient) drain(ctx context.Context, r lifecycle.DrainRequest) (lifecycle.View, error) {
-	var v lifecycle.View
-	return v, c.call(ctx, http.MethodPost, daemon.PathDrain, r, &v)
-}
-
-func (c *controlClient) undrain(ctx context.Context, r daemon.UndrainRequest) (lifecycle.View, error) {
-	var v lifecycle.View
-	return v, c.call(ctx, http.MethodPost, daemon.PathUndrain, r, &v)
-}
-
-func (c *controlClient) notice(ctx context.Context, n lifecycle.Notice) (lifecycle.View, error) {
-	var v lifecycle.View
-	return v, c.call(ctx, http.MethodPost, daemon.PathNotice, n, &v)
+// life sends a request about the drain of this node, or asks for its view with none.
+func (c *controlClient) life(ctx context.Context, path string, request any) (v lifecycle.View, err error) {
+	method := http.MethodPost
+	if request == nil {
+		method = http.MethodGet
+	}
+	err = c.call(ctx, method, path, request, &v)
+	return v, err
 }
 
 // hold makes this node not ready until release is called or this process ends. It survives the end of ctx: an interrupted

@@ -399,7 +399,7 @@ func TestControlOddAnswers(t *testing.T) {
 			if strings.Contains(tt.text, "300 ms") { // only these must be given up
 				c.timeout = 300 * time.Millisecond
 			}
-			_, err := c.drainView(t.Context())
+			_, err := c.life(t.Context(), daemon.PathDrain, nil)
 			if err == nil || tt.want != nil && !tt.want(err) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("%T %v", err, err)
 			}
