@@ -129,7 +129,7 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	}
 	c := g.controlClient()
 	began := time.Now()
-	v, err := c.drain(ctx, lifecycle.DrainRequest{
+	v, err := c.life(ctx, daemon.PathDrain, lifecycle.DrainRequest{
 		Deadline: opts.deadline, Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: g.who("drain"), RepairStreams: opts.repair,
 	})
 	var refusal *daemon.Refusal
@@ -142,7 +142,7 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	if opts.detach {
 		return g.detached("drain", drainData{Drain: &v})
 	}
-	f := &follower{g: g, c: c, pace: g.pace(), began: began}
+	f := &follower{reporter: reporter{g: g, pace: g.pace()}, c: c, began: began}
 	return g.followed(ctx, "drain", f, v, opts.timeout, drainData{})
 }
 

@@ -25,25 +25,17 @@ type registrar interface {
 	TakeDrainRequest(ctx context.Context, node, id, taker string) (taken bool, err error)
 }
 
-// remotePace is how another node's drain is followed.
-type remotePace struct {
-	pace
-	look time.Duration // from look to look
-	// take bounds the wait until the node's agent takes the request, which it looks for every 15 s; begin, the wait for its
-	// record after that.
-	take, begin time.Duration
-	withdraw    time.Duration // bounds a withdrawal
-	silent      time.Duration // of the node's agent, until it is told
-	// dead is the agent's silence that ends the following: patience and the stop of a server, without heartbeats.
-	dead time.Duration
-}
-
-func (g *globals) remotePace() remotePace {
-	return remotePace{
-		pace: g.pace(), look: time.Second, take: 45 * time.Second, begin: 20 * time.Second, withdraw: 5 * time.Second, silent: 30 * time.Second,
-		dead: 5 * time.Minute,
-	}
-}
+// How another node's drain is followed.
+const (
+	remoteLook = time.Second // from look to look
+	// takeTime bounds the wait until the node's agent takes the request, which it looks for every 15 s; beginTime, the wait for
+	// its record after that.
+	takeTime, beginTime = 45 * time.Second, 20 * time.Second
+	withdrawTime        = 5 * time.Second
+	remoteSilent        = 30 * time.Second // of the node's agent, until it is told
+	// remoteDead is the agent's silence that ends the following: patience and the stop of a server, without heartbeats.
+	remoteDead = 5 * time.Minute
+)
 
 func runDrainNode(ctx context.Context, opts drainOptions, name string, g *globals) error {
 	if err := opts.check(opts.deadlineGiven); err != nil {
@@ -54,11 +46,11 @@ func runDrainNode(ctx context.Context, opts drainOptions, name string, g *global
 		return err
 	}
 	defer func() { _ = c.Close(ctx) }()
-	return g.drainNode(ctx, opts, name, c, g.remotePace())
+	return g.drainNode(ctx, opts, name, c)
 }
 
 // drainNode asks a node to drain, and follows it by its row.
-func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string, c registrar, p remotePace) error {
+func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string, c registrar) error {
 	msg := "cannot drain " + name
 	refuse := func(cause error, hints ...string) error {
 		return &userError{Msg: msg, Cause: cause, Hints: hints, State: stateUntouched}
@@ -76,7 +68,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		return g.remoteResult(n)
 	}
 	host, _ := os.Hostname()
-	r := &remoteDrain{g: g, c: c, p: p, row: n}
+	r := &remoteDrain{reporter: reporter{g: g, pace: g.pace()}, c: c, row: n}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
 		Deadline: opts.deadline, Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
 		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
@@ -88,7 +80,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		// MongoDB may have the request all the same.
 		return r.withdraw(ctx, userError{Msg: msg, Cause: err, State: "the request may have arrived: the node may drain"}, msg)
 	}
-	g.progress("asked; the node's agent takes it up within " + rounded(p.take))
+	g.progress("asked; the node's agent takes it up within " + rounded(takeTime))
 	if opts.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, opts.timeout, &userError{
@@ -153,9 +145,8 @@ func drainableNode(members []cluster.Member, name string) (cluster.Node, error) 
 
 // remoteDrain is a drain of another node.
 type remoteDrain struct {
-	g       *globals
+	reporter
 	c       registrar
-	p       remotePace
 	request string
 	row     cluster.Node // as it was read last
 }
@@ -198,23 +189,23 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 		switch {
 		case errors.Is(err, errStarted):
 			return r.started(err)
-		case ctx.Err() != nil, waits && now.Sub(asked) >= r.p.take, err != nil && now.Sub(asked) >= r.p.take+r.p.begin:
+		case ctx.Err() != nil, waits && now.Sub(asked) >= takeTime, err != nil && now.Sub(asked) >= takeTime+beginTime:
 			return r.withdraw(ctx, userError{
 				Msg: "stopped following; nothing else was stopped", State: "the drain goes on",
-				Cause: fmt.Errorf("its agent did not take the request up within %s", rounded(r.p.take)),
+				Cause: fmt.Errorf("its agent did not take the request up within %s", rounded(takeTime)),
 			}, "this node does not drain")
 		case err != nil || waits:
 		case r.row.State == cluster.StateDraining, r.row.State == cluster.StateLeft:
 			return nil
 		case gone.IsZero():
 			gone = now
-		case now.Sub(gone) >= r.p.begin:
+		case now.Sub(gone) >= beginTime:
 			return &userError{
 				Msg: "this node does not drain", Cause: errors.New("its agent took the request, and its row says " + string(r.row.State)),
 				Hints: []string{"amsagent events " + r.row.ID}, State: "the request is not in force any more",
 			}
 		}
-		sleep.For(ctx, r.p.look)
+		sleep.For(ctx, remoteLook)
 	}
 }
 
@@ -224,7 +215,7 @@ func (r *remoteDrain) withdraw(ctx context.Context, u userError, msg string) err
 	if ctx.Err() != nil {
 		u.Cause = context.Cause(ctx)
 	}
-	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.p.withdraw)
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
 	defer cancel()
 	withdrawn, err := r.c.TakeDrainRequest(bound, r.row.ID, r.request, "withdrawn "+r.request)
 	if err == nil && withdrawn {
@@ -240,11 +231,8 @@ func (r *remoteDrain) withdraw(ctx context.Context, u userError, msg string) err
 
 // follow says how far the node is until it has left.
 func (r *remoteDrain) follow(ctx context.Context) error {
-	var said, read time.Time
-	var shown cluster.Sessions
-	silent := false
-	for first := true; ; first = false {
-		now := time.Now()
+	read, silent := time.Now(), false
+	for {
 		var end *userError // of the following alone
 		switch err := r.read(ctx); {
 		case errors.Is(err, errStarted):
@@ -253,12 +241,9 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 			end.Cause = errors.New(r.progress())
 		case ctx.Err() != nil:
 			end = &userError{Msg: "stopped following; nothing else was stopped", Cause: context.Cause(ctx)}
-		case err != nil && !first && now.Sub(read) >= r.p.patience:
+		case err != nil && time.Since(read) >= r.patience:
 			end = &userError{Msg: "lost sight of it", Cause: err, Exit: exitUnknown}
 		case err != nil:
-			if first {
-				read = now
-			}
 		case r.row.State == cluster.StateLeft:
 			return r.g.remoteResult(r.row)
 		case r.row.State == cluster.StateDraining && r.row.StopFailed:
@@ -269,22 +254,17 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 		case r.row.State != cluster.StateDraining:
 			return &userError{Msg: "the drain was cancelled", Cause: errors.New("by an undrain on that node"), State: "the node is " + string(r.row.State)}
 		default:
-			read = now
-			s := r.sessions()
-			n, known := s.Total()
-			if first || now.Sub(said) >= r.p.every || s.Left() != shown.Left() && (known && n == 0 || now.Sub(said) >= r.p.gap) {
-				said, shown = now, s
-				r.g.progress(r.progress())
-			}
+			read = time.Now()
+			r.show(r.sessions(), false, r.progress())
 			if server, err := r.c.ServerTime(ctx); err == nil {
 				age, known := r.row.Age(server)
-				if known && age > r.p.dead {
+				if known && age > remoteDead {
 					end = &userError{
 						Msg: "lost sight of it", Cause: errors.New("its agent has been silent for " + rounded(age)), Exit: exitUnknown,
 						State: "the drain goes on if its agent comes back",
 					}
 				}
-				if is := known && age > r.p.silent; is != silent {
+				if is := known && age > remoteSilent; is != silent {
 					silent = is
 					if is {
 						r.g.log().Warn("the node's agent is silent; it goes on when it is back", "silent", rounded(age))
@@ -296,7 +276,7 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 			end.State, end.Hints = cmp.Or(end.State, "the drain goes on"), []string{"amsagent nodes --watch"}
 			return end
 		}
-		sleep.For(ctx, r.p.look)
+		sleep.For(ctx, remoteLook)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -110,7 +111,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	g.progress(fmt.Sprintf("%s (%s)", n.Reason, e.Shape))
 	c := g.controlClient()
 	began := time.Now()
-	v, err := c.notice(ctx, n)
+	v, err := c.life(ctx, daemon.PathNotice, n)
 	if err != nil {
 		return g.drainRefused("cannot act on the event", g.orNotMember(err))
 	}
@@ -128,7 +129,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 		result.Drain = &v
 		return g.detached("event", result)
 	}
-	f := &follower{g: g, c: c, pace: g.pace(), began: began, launch: e.Hook.Launching}
+	f := &follower{reporter: reporter{g: g, pace: g.pace()}, c: c, began: began, launch: e.Hook.Launching}
 	return g.followed(ctx, "event", f, v, opts.timeout, result)
 }
 

@@ -121,7 +121,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	}
 	if !opts.offline {
 		seen := g.lastSeen()
-		res.Notes = seen.notes()
+		res.Notes = seen.Notes
 		if note := roleNote(res.Role, seen.Instance); note != "" {
 			res.Notes = append(res.Notes, note)
 		}

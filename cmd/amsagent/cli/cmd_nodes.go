@@ -161,7 +161,7 @@ func viewNodes(opts nodesOptions, l cluster.Look, members []cluster.Member) node
 	for _, m := range members {
 		v := nodeView{Member: m}
 		switch {
-		case !lb.Selects(opts.roles, v.role()), !lb.Selects(opts.groups, v.group()), !lb.Selects(opts.states, string(v.State())):
+		case !lb.Selects(opts.roles, v.row().Role), !lb.Selects(opts.groups, v.row().Group), !lb.Selects(opts.states, string(v.State())):
 		case v.State() == cluster.StateLeft && !v.Reimaging && !opts.all && len(opts.states) == 0:
 			data.LeftHidden++
 		default:
@@ -431,10 +431,6 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 	}
 	words := []string{nodeText(v.Node, withHost), dash(v.Address())}
 	state, verdict := dash(string(v.State())), string(v.Health)
-	var why []string
-	if text := v.whyNotServing(); text != "" {
-		why = []string{"(" + text + ")"}
-	}
 	switch change {
 	case "changed":
 		if before.State() != v.State() {
@@ -443,15 +439,15 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 		if before.Health != v.Health {
 			words = append(words, string(before.Health)+" -> "+verdict)
 		}
-		words = append(words, why...)
 	case "removed":
-		words = append(words, verdict+" -> removed")
+		return w.print(now, printable(strings.Join(append(words, verdict+" -> removed"), " ")))
 	case "new":
 		words = append(words, state, verdict, "(new)")
-		words = append(words, why...)
 	default:
 		words = append(words, state, verdict)
-		words = append(words, why...)
+	}
+	if why := v.whyNotServing(); why != "" {
+		words = append(words, "("+why+")")
 	}
 	return w.print(now, printable(strings.Join(words, " ")))
 }

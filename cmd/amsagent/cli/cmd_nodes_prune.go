@@ -11,11 +11,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/sleep"
@@ -95,7 +95,8 @@ type pruneItem struct {
 	// Documents are AMS's own of this address.
 	Documents []string `json:"documents"`
 
-	member cluster.Member
+	member  cluster.Member
+	listens bool // somebody does on its port
 }
 
 func runNodesPrune(ctx context.Context, opts pruneOptions, g *globals) error {
@@ -115,32 +116,33 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 		return &userError{Msg: "cannot look at the cluster", Cause: err, State: "nothing was removed"}
 	}
 	var o cluster.Observer
-	l, err := c.Look(ctx)
-	if err != nil {
-		return fail(err)
+	var members []cluster.Member
+	data := pruneData{DryRun: !opts.yes, OlderThan: opts.olderThan}
+	look := func() error {
+		l, err := c.Look(ctx)
+		if err != nil {
+			return err
+		}
+		members = o.Observe(l)
+		if slices.ContainsFunc(members, func(m cluster.Member) bool { return m.Health == cluster.Unknown }) {
+			return errors.New("no node is heard: MongoDB takes no writes, or was away until now; run it again once a node is heard")
+		}
+		data.judge(opts, members)
+		return nil
 	}
-	members := o.Observe(l)
-	if err := unheard(members); err != nil {
-		return fail(err)
-	}
-	data := pruneData{DryRun: !opts.yes, OlderThan: opts.olderThan, Remove: []pruneItem{}, Kept: []pruneItem{}}
-	data.judge(opts, members)
-	if len(data.Remove) > 0 {
+	err := look()
+	if err == nil && len(data.Remove) > 0 {
 		g.progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", count(len(data.Remove), "machine"), rounded(pruneWait)))
 		if !sleep.For(ctx, pruneWait) {
 			return fail(ctx.Err())
 		}
-		if l, err = c.Look(ctx); err != nil {
-			return fail(err)
-		}
-		members = o.Observe(l)
-		if err := unheard(members); err != nil {
-			return fail(err)
-		}
-		data.judge(opts, members)
-		if !opts.noProbe {
-			data.probe(ctx, members)
-		}
+		err = look()
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if !opts.noProbe {
+		data.probe(ctx, members)
 	}
 	if opts.yes {
 		err = data.remove(ctx, g, c)
@@ -149,14 +151,6 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 		return errors.Join(err, rerr)
 	}
 	return err
-}
-
-// unheard returns an error where no node is heard.
-func unheard(members []cluster.Member) error {
-	if slices.ContainsFunc(members, func(m cluster.Member) bool { return m.Health == cluster.Unknown }) {
-		return errors.New("no node is heard: MongoDB takes no writes, or was away until now; run it again once a node is heard")
-	}
-	return nil
 }
 
 // judge decides about each member that is gone.
@@ -237,10 +231,10 @@ func whyGone(m cluster.Member) string {
 func (d *pruneData) probe(ctx context.Context, members []cluster.Member) {
 	ctx, cancel := context.WithTimeout(ctx, probesTime)
 	defer cancel()
-	open := make([]bool, len(d.Remove))
-	var all sync.WaitGroup
-	slots := make(chan struct{}, probesOnce)
-	for i, item := range d.Remove {
+	var all errgroup.Group
+	all.SetLimit(probesOnce)
+	for i := range d.Remove {
+		item := &d.Remove[i]
 		n := item.member.Node
 		// Where the address is another machine's by now, that one would answer.
 		reused := slices.ContainsFunc(members, func(m cluster.Member) bool {
@@ -249,23 +243,19 @@ func (d *pruneData) probe(ctx context.Context, members []cluster.Member) {
 		if n == nil || n.State == cluster.StateLeft || n.Port <= 0 || reused {
 			continue
 		}
-		slots <- struct{}{}
-		all.Go(func() {
-			defer func() { <-slots }()
-			open[i] = listens(ctx, n.IP, n.Port)
+		all.Go(func() error {
+			item.listens = listens(ctx, n.IP, n.Port)
+			return nil
 		})
 	}
-	all.Wait()
-	remove := d.Remove
-	d.Remove = []pruneItem{}
-	for i, item := range remove {
-		if open[i] {
+	_ = all.Wait()
+	d.Remove = slices.DeleteFunc(d.Remove, func(item pruneItem) bool {
+		if item.listens {
 			item.Why = fmt.Sprintf("somebody listens on port %d of %s", item.member.Node.Port, item.member.Node.IP)
 			d.Kept = append(d.Kept, item)
-			continue
 		}
-		d.Remove = append(d.Remove, item)
-	}
+		return item.listens
+	})
 }
 
 const (
@@ -295,44 +285,17 @@ func (d *pruneData) remove(ctx context.Context, g *globals, c pruner) error {
 	var errs []error
 	plan := d.Remove
 	d.Remove = []pruneItem{}
-	keep := func(item pruneItem, why string) {
-		item.Why = why
-		d.Kept = append(d.Kept, item)
-	}
 	for _, item := range plan {
-		if err := ctx.Err(); err != nil {
-			errs = append(errs, err)
-			keep(item, "not done")
-			continue
-		}
-		m := item.member
-		// The row first: whoever has written it since is alive, and then nothing of it is touched.
-		if m.Node != nil {
-			switch gone, err := c.RemoveNode(ctx, *m.Node); {
-			case err != nil:
-				errs = append(errs, err)
-				keep(item, "not done")
-				continue
-			case !gone:
-				keep(item, "the row was written just now")
-				continue
-			}
-		}
-		removed, err := removeDocuments(ctx, c, m)
-		if err != nil {
-			errs = append(errs, err)
-		}
-		if m.Node == nil && len(removed) == 0 {
-			if err == nil {
-				keep(item, "the document was written just now")
-			} else {
-				keep(item, "not done")
-			}
+		removed, kept, err := removeMember(ctx, c, item.member)
+		errs = append(errs, err)
+		if kept != "" {
+			item.Why = kept
+			d.Kept = append(d.Kept, item)
 			continue
 		}
 		item.Documents = removed
 		d.Remove = append(d.Remove, item)
-		event := cluster.Event{Node: m.ID(), Kind: "prune", Who: "amsagent", Why: item.Why, Details: map[string]string{}}
+		event := cluster.Event{Node: item.member.ID(), Kind: "prune", Who: "amsagent", Why: item.Why, Details: map[string]string{}}
 		for key, value := range map[string]string{
 			"address": item.Address, "state": string(item.State), "role": item.Role, "group": item.Group, "documents": strings.Join(removed, " "),
 		} {
@@ -344,13 +307,39 @@ func (d *pruneData) remove(ctx context.Context, g *globals, c pruner) error {
 			g.log().Warn("the event could not be noted", "kind", event.Kind, "node", event.Node, "error", err)
 		}
 	}
-	if d.failed = len(errs) > 0; !d.failed {
+	failed := errors.Join(errs...)
+	if d.failed = failed != nil; !d.failed {
 		return nil
 	}
 	return &userError{
-		Msg: "cannot remove everything", Cause: errors.Join(errs...),
+		Msg: "cannot remove everything", Cause: failed,
 		State: fmt.Sprintf("%d of %d were removed", len(d.Remove), len(plan)),
 	}
+}
+
+// removeMember removes a row and its documents, or tells why it is kept.
+func removeMember(ctx context.Context, c pruner, m cluster.Member) (documents []string, kept string, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, "not done", err
+	}
+	// The row first: whoever has written it since is alive, and then nothing of it is touched.
+	if m.Node != nil {
+		switch gone, err := c.RemoveNode(ctx, *m.Node); {
+		case err != nil:
+			return nil, "not done", err
+		case !gone:
+			return nil, "the row was written just now", nil
+		}
+	}
+	documents, err = removeDocuments(ctx, c, m)
+	switch {
+	case m.Node != nil, len(documents) > 0:
+	case err != nil:
+		kept = "not done"
+	default:
+		kept = "the document was written just now"
+	}
+	return documents, kept, err
 }
 
 // removeDocuments removes AMS's documents of a member as they were seen, and none that was written since.

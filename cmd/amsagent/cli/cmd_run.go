@@ -6,13 +6,13 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -89,12 +89,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	o := daemon.Options{
 		Machine: m, Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
 		Outdated: a.outdated, Connect: a.connect, Reload: reload, Notify: g.env.Notify,
-		Notes: func() []string {
-			if notes := a.notes.Load(); notes != nil {
-				return *notes
-			}
-			return nil
-		},
+		Notes:   func() []string { return g.lastSeen().Notes },
 		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
 		Version: currentVersion().Version, Log: g.log(),
 	}
@@ -163,25 +158,20 @@ type daemonAdapter struct {
 	asking singleflight.Group // the question to the metadata that is under way
 
 	mu         sync.Mutex
-	over       bool  // the settings are another daemon's by now
-	given      stamp // of what was given to join, when the settings were read
-	inst       metadata.Instance
-	identified time.Time
-	lookedAt   time.Time                    // when the machine's own facts were read last
-	tagErr     error                        // what is malformed of the tags of inst
+	over       bool                         // the settings are another daemon's by now
+	given      string                       // version of what was given to join, when the settings were read
+	identified time.Time                    // when the instance was read last
+	tagErr     error                        // what is malformed of its tags
 	tagsRead   bool                         // what the tags say was read since the settings were
 	opened     map[string]metadata.Provider // by name
-	// known is the last instance that was read, for who cannot wait until nobody reads it anew.
-	known atomic.Pointer[metadata.Instance]
-	// notes are those of the machine as it was read last.
-	notes atomic.Pointer[[]string]
 }
 
 // identityAge is how long an answer of the metadata service is used: addresses change with a boot.
 const identityAge = 10 * time.Minute
 
-// ownFactsAge is the same without a cloud: an address may change when its lease ends.
-const ownFactsAge = 30 * time.Second
+// shortAge is the same without a cloud, where an address may change when its lease ends, and without a role, whose tag may
+// come after the join.
+const shortAge = 30 * time.Second
 
 func (a *daemonAdapter) settings() daemon.Settings {
 	a.mu.Lock()
@@ -207,23 +197,17 @@ func (a *daemonAdapter) reread() error {
 	return a.rereadLocked()
 }
 
-// stamp tells one version of a file from the next.
-type stamp struct {
-	size    int64
-	written time.Time
-}
-
-// givenNow is the stamp of what was given to join.
-func (a *daemonAdapter) givenNow() stamp {
+// givenNow tells one version of what was given to join from the next.
+func (a *daemonAdapter) givenNow() string {
 	path, err := underRoot(a.g.settings.Root, bootstrap.GivenPath)
 	if err != nil {
-		return stamp{}
+		return ""
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return stamp{}
+		return ""
 	}
-	return stamp{info.Size(), info.ModTime()}
+	return fmt.Sprint(info.Size(), info.ModTime())
 }
 
 func (a *daemonAdapter) rereadLocked() error {
@@ -273,18 +257,16 @@ func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 // caller. With a malformed tag it returns [bootstrap.ErrTags] and the instance, and reads the tags again at each call.
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
-	age := identityAge
-	if a.g.settings.Role == "" && a.inst.Provider != metadata.Generic {
-		age = ownFactsAge // the tag that names the role may come after the join
+	inst, age := a.g.lastSeen().Instance, identityAge
+	if inst.Provider == metadata.Generic || a.g.settings.Role == "" {
+		age = shortAge
 	}
 	known := a.tagErr == nil && !a.identified.IsZero() && time.Since(a.identified) < age
-	local := known && a.inst.Provider == metadata.Generic
-	if known && (!local || time.Since(a.lookedAt) < ownFactsAge) {
-		defer a.mu.Unlock()
-		return a.inst, nil
-	}
 	a.mu.Unlock()
-	answer := a.asking.DoChan("", func() (any, error) { return a.ask(context.WithoutCancel(ctx), local) })
+	if known {
+		return inst, nil
+	}
+	answer := a.asking.DoChan("", func() (any, error) { return a.ask(context.WithoutCancel(ctx)) })
 	select {
 	case <-ctx.Done():
 		return metadata.Instance{}, context.Cause(ctx)
@@ -294,15 +276,12 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 	}
 }
 
-// ask asks the cloud, and keeps the answer. local tells that there is none, as far as it was looked for a while ago.
-func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance, error) {
+// ask asks the cloud, and keeps the answer.
+func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
 	q := a.g.instanceQuestion()
 	a.mu.Unlock()
 	q.open = a.open
-	if local {
-		q.provider, q.origin = metadata.Generic, "looked for before"
-	}
 	m, err := a.g.askInstance(ctx, q)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -312,20 +291,11 @@ func (a *daemonAdapter) ask(ctx context.Context, local bool) (metadata.Instance,
 	if a.over {
 		return metadata.Instance{}, daemon.ErrOutdated
 	}
-	if local {
-		m.Unrecognised = a.g.lastSeen().Unrecognised // it was not looked for again
-	}
 	a.g.remember(m)
-	notes := m.notes()
-	a.notes.Store(&notes)
 	a.tagErr = a.g.useTags(m.Instance)
 	a.tagsRead = a.tagsRead || m.Instance.TagsKnown || !slices.Contains(m.Instance.Missing, "tags")
-	a.inst, a.lookedAt = m.Instance, time.Now()
-	if !local {
-		a.identified = a.lookedAt
-	}
-	a.known.Store(&m.Instance)
-	return a.inst, a.tagErr
+	a.identified = time.Now()
+	return m.Instance, a.tagErr
 }
 
 func (a *daemonAdapter) connect(ctx context.Context, t cluster.Target) (*cluster.Client, error) {

@@ -318,9 +318,6 @@ func statusSessions(r bootstrap.RowView) string {
 func loadLines(r bootstrap.RowView, color palette) []string {
 	v := nodeView{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
 	load := v.load()
-	if load == nil {
-		return nil
-	}
 	gpu, index, devices := v.gpu()
 	gpuName := "GPU"
 	if devices > 1 && gpu != nil {

@@ -37,7 +37,7 @@ const undrainTime = 10 * time.Second
 
 func runUndrain(ctx context.Context, g *globals) error {
 	c := g.controlClient()
-	v, err := c.undrain(ctx, daemon.UndrainRequest{Who: g.who("undrain")})
+	v, err := c.life(ctx, daemon.PathUndrain, daemon.UndrainRequest{Who: g.who("undrain")})
 	var refusal *daemon.Refusal
 	switch {
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotDraining:
@@ -55,7 +55,7 @@ func runUndrain(ctx context.Context, g *globals) error {
 		return g.drainRefused("cannot undrain", g.orNotMember(err))
 	}
 	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && sleep.For(ctx, controlRetry); {
-		now, err := c.drainView(ctx)
+		now, err := c.life(ctx, daemon.PathDrain, nil)
 		if err != nil {
 			g.log().Debug("the daemon could not be asked again", "error", err)
 			break

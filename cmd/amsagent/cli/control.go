@@ -4,7 +4,6 @@
 package cli
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -213,24 +212,14 @@ func (c *controlClient) status(ctx context.Context) (daemon.View, error) {
 	return v, c.call(ctx, http.MethodGet, daemon.PathStatus, nil, &v)
 }
 
-func (c *controlClient) drainView(ctx context.Context) (lifecycle.View, error) {
-	var v lifecycle.View
-	return v, c.call(ctx, http.MethodGet, daemon.PathDrain, nil, &v)
-}
-
-func (c *controlClient) drain(ctx context.Context, r lifecycle.DrainRequest) (lifecycle.View, error) {
-	var v lifecycle.View
-	return v, c.call(ctx, http.MethodPost, daemon.PathDrain, r, &v)
-}
-
-func (c *controlClient) undrain(ctx context.Context, r daemon.UndrainRequest) (lifecycle.View, error) {
-	var v lifecycle.View
-	return v, c.call(ctx, http.MethodPost, daemon.PathUndrain, r, &v)
-}
-
-func (c *controlClient) notice(ctx context.Context, n lifecycle.Notice) (lifecycle.View, error) {
-	var v lifecycle.View
-	return v, c.call(ctx, http.MethodPost, daemon.PathNotice, n, &v)
+// life sends a request about the drain of this node, or asks for its view with none.
+func (c *controlClient) life(ctx context.Context, path string, request any) (v lifecycle.View, err error) {
+	method := http.MethodPost
+	if request == nil {
+		method = http.MethodGet
+	}
+	err = c.call(ctx, method, path, request, &v)
+	return v, err
 }
 
 // hold makes this node not ready until release is called or this process ends. It survives the end of ctx: an interrupted
@@ -252,49 +241,4 @@ func (c *controlClient) hold(ctx context.Context, r daemon.HoldRequest) (release
 		_ = resp.Body.Close()
 		cancel(nil)
 	}, nil
-}
-
-// follow passes the daemon's views on until take returns false or one side ends. After silence of that time, the daemon
-// hangs.
-func (c *controlClient) follow(ctx context.Context, silence time.Duration, take func(lifecycle.View) bool) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	hung := time.AfterFunc(silence, func() {
-		cancel(&lostError{fmt.Errorf("nothing was heard for %s", rounded(silence))})
-	})
-	defer hung.Stop()
-	resp, err := c.send(ctx, http.MethodGet, daemon.PathDrain+"?"+daemon.QueryFollow+"=1", nil)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(make([]byte, 0, 4096), maxControl)
-	for lines.Scan() {
-		hung.Reset(silence)
-		line := bytes.TrimSpace(lines.Bytes())
-		if len(line) == 0 {
-			continue
-		}
-		var v lifecycle.View
-		if err := json.Unmarshal(line, &v); err != nil {
-			var cut *json.SyntaxError
-			if errors.As(err, &cut) && cut.Offset == int64(len(line)) {
-				return &lostError{io.ErrUnexpectedEOF} // killed while it wrote
-			}
-			return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers what is no JSON of ours: %s", c.path, err)}
-		}
-		if !take(v) {
-			return nil
-		}
-	}
-	switch err := lines.Err(); {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case errors.Is(err, bufio.ErrTooLong):
-		return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers without end", c.path)}
-	case err != nil:
-		return &lostError{bare(err)}
-	}
-	return &lostError{io.EOF}
 }

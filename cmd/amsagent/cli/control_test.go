@@ -37,7 +37,7 @@ type fakeDaemon struct {
 	mu      sync.Mutex
 	view    lifecycle.View
 	status  daemon.View
-	changed chan struct{} // closed at each change of the view
+	hangs   bool // when it is asked for the view
 	refuse  *daemon.Refusal
 	notices []lifecycle.Notice
 	drains  []lifecycle.DrainRequest
@@ -54,7 +54,7 @@ func newFakeDaemon(t *testing.T) *fakeDaemon {
 	root, err := os.MkdirTemp("", "cli") //nolint:usetesting // t.TempDir has the test's name in it
 	must.OK(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(root) })
-	d := &fakeDaemon{t: t, root: root, changed: make(chan struct{})}
+	d := &fakeDaemon{t: t, root: root}
 	d.view = activeView()
 	d.begin = func(v *lifecycle.View) {
 		*v = drainOf(2, 31)
@@ -124,7 +124,6 @@ func (d *fakeDaemon) start() {
 			d.undrain = append(d.undrain, req)
 			d.view = activeView()
 			d.view.CancelledBy = req.Who
-			d.signal()
 		})
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: time.Second}
@@ -146,13 +145,7 @@ func (d *fakeDaemon) kill() {
 func (d *fakeDaemon) begun() {
 	if d.view.State != lifecycle.StateDraining {
 		d.begin(&d.view)
-		d.signal()
 	}
-}
-
-func (d *fakeDaemon) signal() {
-	close(d.changed)
-	d.changed = make(chan struct{})
 }
 
 // set changes the view; those who follow see it.
@@ -160,7 +153,6 @@ func (d *fakeDaemon) set(change func(*lifecycle.View)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	change(&d.view)
-	d.signal()
 }
 
 func (d *fakeDaemon) take(w http.ResponseWriter, r *http.Request, to any, do func()) {
@@ -189,30 +181,15 @@ func (d *fakeDaemon) answer(w http.ResponseWriter, v any) {
 }
 
 func (d *fakeDaemon) serveDrain(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Query().Get(daemon.QueryFollow) == "" {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.answer(w, d.view)
-		return
-	}
 	d.mu.Lock()
 	d.follows++
+	hangs, v := d.hangs, d.view
 	d.mu.Unlock()
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	for {
-		d.mu.Lock()
-		v, changed := d.view, d.changed
-		d.mu.Unlock()
-		if json.NewEncoder(w).Encode(v) != nil || http.NewResponseController(w).Flush() != nil {
-			return
-		}
-		select {
-		case <-changed:
-		case <-time.After(daemon.FollowEvery):
-		case <-r.Context().Done():
-			return
-		}
+	if hangs {
+		<-r.Context().Done()
+		return
 	}
+	d.answer(w, v)
 }
 
 // command is one command line that runs beside the test.
@@ -422,7 +399,7 @@ func TestControlOddAnswers(t *testing.T) {
 			if strings.Contains(tt.text, "300 ms") { // only these must be given up
 				c.timeout = 300 * time.Millisecond
 			}
-			_, err := c.drainView(t.Context())
+			_, err := c.life(t.Context(), daemon.PathDrain, nil)
 			if err == nil || tt.want != nil && !tt.want(err) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("%T %v", err, err)
 			}
@@ -430,44 +407,6 @@ func TestControlOddAnswers(t *testing.T) {
 				t.Errorf("names an address that is none: %v", err)
 			}
 		})
-	}
-}
-
-func TestControlStreams(t *testing.T) {
-	d := newFakeDaemon(t)
-	d.begin(&d.view)
-	c := d.impatient(plainGlobals(&testEnv{}))
-	seen := make(chan lifecycle.View, 10)
-	ended := make(chan error, 1)
-	go func() {
-		ended <- c.follow(t.Context(), time.Minute, func(v lifecycle.View) bool {
-			seen <- v
-			return *v.Sessions.Viewers > 0
-		})
-	}()
-	if v := <-seen; v.Step != lifecycle.StepDraining {
-		t.Errorf("%+v", v)
-	}
-	d.set(func(v *lifecycle.View) { *v = drainOf(0, 0) })
-	if v := <-seen; *v.Sessions.Viewers != 0 {
-		t.Errorf("%+v", v)
-	}
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	// One that says nothing.
-	err := c.follow(t.Context(), 50*time.Millisecond, func(lifecycle.View) bool { return true })
-	if !as[*lostError](err) || !strings.Contains(err.Error(), "nothing was heard for 50 ms") {
-		t.Errorf("%v", err)
-	}
-	// One that is killed.
-	go func() {
-		ended <- c.follow(t.Context(), time.Minute, func(v lifecycle.View) bool { seen <- v; return true })
-	}()
-	<-seen
-	d.kill()
-	if err := <-ended; !as[*lostError](err) {
-		t.Errorf("%v", err)
 	}
 }
 

@@ -10,11 +10,13 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/http"
 	"slices"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -22,18 +24,15 @@ import (
 type pace struct {
 	// every is the longest silence, gap the shortest time between two lines that differ in their numbers only.
 	every, gap time.Duration
-	// silence is after what a daemon that says nothing hangs.
-	silence time.Duration
-	// retry is the time from one try to reach the daemon to the next, patience how long that goes on.
-	retry, patience time.Duration
+	// ask is the time from one question to the daemon to the next, patience how long one that does not answer is asked.
+	ask, patience time.Duration
 	// cloud is how long a cloud that cannot be told is waited for, when nothing else is left to do.
 	cloud time.Duration
 }
 
 func (g *globals) pace() pace {
 	p := pace{
-		every: progressLog, gap: 5 * time.Second, silence: 4 * daemon.FollowEvery,
-		retry: controlRetry, patience: time.Minute, cloud: 30 * time.Second,
+		every: progressLog, gap: 5 * time.Second, ask: 500 * time.Millisecond, patience: time.Minute, cloud: 30 * time.Second,
 	}
 	if g.env.IsTerminal(g.env.Stderr) {
 		p.gap = time.Second
@@ -41,19 +40,34 @@ func (g *globals) pace() pace {
 	return p
 }
 
+// reporter prints progress: a busy node's numbers change all the time, and that the last session is gone is told at once.
+type reporter struct {
+	g *globals
+	pace
+	said  time.Time
+	shown cluster.Sessions // in the last line
+}
+
+func (r *reporter) show(s cluster.Sessions, news bool, line string) {
+	n, known := s.Total()
+	since := time.Since(r.said)
+	numbers := r.shown.Left() != s.Left() && (known && n == 0 || since >= r.gap)
+	if news || numbers || since >= r.every {
+		r.said, r.shown = time.Now(), s
+		r.g.progress(line)
+	}
+}
+
 // follower follows one drain, or one start, to its end.
 type follower struct {
-	g *globals
+	reporter
 	c *controlClient
-	pace
 	// launch says that it is a start, not a drain.
 	launch bool
 	// began is when it was asked for: notes from before are no news.
 	began time.Time
 
 	last    lifecycle.View
-	said    time.Time
-	shown   cluster.Sessions // in the last line
 	noted   map[lifecycle.Note]bool
 	trouble map[string]string
 	lost    time.Time // since when the daemon is away; zero where it is not
@@ -86,63 +100,28 @@ func (e *undrainedError) Error() string {
 // follow returns the view with which it ended. first is what the daemon answered when it was asked.
 func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.View, error) {
 	f.noted, f.trouble = map[lifecycle.Note]bool{}, map[string]string{}
-	if done, err := f.take(first); done || err != nil {
-		return f.last, err
-	}
-	views := make(chan lifecycle.View)
-	broken := make(chan error, 1)
-	reading, stop := context.WithCancel(ctx)
-	read := func() {
-		broken <- f.c.follow(reading, f.silence, func(v lifecycle.View) bool {
-			select {
-			case views <- v:
-				return true
-			case <-reading.Done():
-				return false
-			}
-		})
-	}
-	running := true
-	go read()
-	defer func() {
-		stop()
-		if running {
-			<-broken //nolint:errcheck // our own end
+	done, err := f.take(first)
+	for !done && err == nil {
+		if !f.untold.IsZero() && time.Since(f.untold) >= f.cloud {
+			break
 		}
-	}()
-	tick := time.NewTicker(min(f.gap, f.every, time.Second))
-	defer tick.Stop()
-	again := time.NewTimer(f.retry)
-	again.Stop()
-	defer again.Stop()
-	for {
-		select {
-		case <-ctx.Done():
+		if !sleep.For(ctx, f.ask) {
 			return f.last, context.Cause(ctx)
-		case v := <-views:
+		}
+		var v lifecycle.View
+		switch failed := f.c.once(ctx, http.MethodGet, daemon.PathDrain, nil, &v); {
+		case failed == nil:
 			f.found()
-			if done, err := f.take(v); done || err != nil {
-				return f.last, err
-			}
-		case err := <-broken:
-			running = false
-			if ctx.Err() != nil {
-				return f.last, context.Cause(ctx)
-			}
-			if err = f.away(err); err != nil {
-				return f.last, err
-			}
-			again.Reset(f.retry)
-		case <-again.C:
-			running = true
-			go read()
-		case <-tick.C:
-			if !f.untold.IsZero() && time.Since(f.untold) >= f.cloud {
-				return f.last, nil
-			}
-			f.idle()
+			done, err = f.take(v)
+		case ctx.Err() != nil:
+			return f.last, context.Cause(ctx)
+		case errors.Is(failed, context.DeadlineExceeded): // no end of our own time
+			err = f.away(&lostError{errors.New("nothing was heard for " + rounded(f.c.timeout))})
+		default:
+			err = f.away(failed)
 		}
 	}
+	return f.last, err
 }
 
 // away notes that the daemon is not heard, and gives up where that will not mend.
@@ -152,16 +131,20 @@ func (f *follower) away(err error) error {
 	}
 	now := time.Now()
 	if f.lost.IsZero() {
-		// It may just have ended this answer. Whether it is away the next try shows.
+		// It may be restarted. Whether it is away the next try shows.
 		f.lost = now
 		return nil
 	}
 	if since := now.Sub(f.lost); since >= f.patience {
 		return fmt.Errorf("the daemon has been away for %s: %w", rounded(since), err)
 	}
-	if !f.told {
+	switch {
+	case !f.told:
 		f.told, f.said = true, now
 		f.g.log().Warn("the daemon is away; it goes on where it was when it is back", "error", err)
+	case now.Sub(f.said) >= f.every:
+		f.said = now
+		f.g.progress(fmt.Sprintf("the daemon has been away for %s", rounded(now.Sub(f.lost))))
 	}
 	return nil
 }
@@ -185,7 +168,9 @@ func (f *follower) take(v lifecycle.View) (done bool, err error) {
 		done, err = drainEnded(v, first)
 	}
 	if !done && err == nil {
-		f.say(was, v)
+		news := was.State != v.State || was.Step != v.Step || was.Start != v.Start ||
+			was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineBy != v.DeadlineBy
+		f.show(sessionsIn(v), news, progressOf(v, f.g.env.Now()))
 	}
 	switch {
 	case !v.OnlyCloud():
@@ -226,35 +211,6 @@ func startEnded(v lifecycle.View) (bool, error) {
 		return false, errForgotten
 	}
 	return false, errNotTaken
-}
-
-// idle says every now and then how things are, where nothing changes.
-func (f *follower) idle() {
-	now := time.Now()
-	if now.Sub(f.said) < f.every {
-		return
-	}
-	f.said = now
-	if f.told {
-		f.g.progress(fmt.Sprintf("the daemon has been away for %s", rounded(now.Sub(f.lost))))
-		return
-	}
-	f.shown = sessionsIn(f.last)
-	f.g.progress(progressOf(f.last, f.g.env.Now()))
-}
-
-// say prints a line where a view is another one.
-func (f *follower) say(was, v lifecycle.View) {
-	now := time.Now()
-	s := sessionsIn(v)
-	n, known := s.Total()
-	// A busy node's numbers change all the time; that the last session is gone is told at once.
-	numbers := f.shown.Left() != s.Left() && (known && n == 0 || now.Sub(f.said) >= f.gap)
-	if numbers || f.said.IsZero() || was.State != v.State || was.Step != v.Step || was.Start != v.Start ||
-		was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineBy != v.DeadlineBy {
-		f.said, f.shown = now, s
-		f.g.progress(progressOf(v, f.g.env.Now()))
-	}
 }
 
 func sessionsIn(v lifecycle.View) cluster.Sessions {

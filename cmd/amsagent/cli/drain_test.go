@@ -147,8 +147,8 @@ func TestDrainDaemonKilled(t *testing.T) {
 	}
 }
 
-// A stream that ends and can be had again at once, as with a daemon that bounds its answers, is nothing to tell.
-func TestDrainStreamEnds(t *testing.T) {
+// A daemon that is back at once is nothing to tell.
+func TestDrainDaemonRestarted(t *testing.T) {
 	d := newFakeDaemon(t)
 	c := d.run("drain")
 	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 0 }, func() string { return "does not follow" })
@@ -230,10 +230,9 @@ func TestDrainTimeout(t *testing.T) {
 func (d *fakeDaemon) quick(e *testEnv) (*globals, *follower) {
 	g := plainGlobals(e)
 	c := d.impatient(g)
-	return g, &follower{g: g, c: c, began: time.Now(), pace: pace{
-		every: 60 * time.Millisecond, gap: 20 * time.Millisecond, silence: time.Minute,
-		retry: 5 * time.Millisecond, patience: 300 * time.Millisecond,
-	}}
+	return g, &follower{c: c, began: time.Now(), reporter: reporter{g: g, pace: pace{
+		every: 60 * time.Millisecond, gap: 20 * time.Millisecond, ask: 5 * time.Millisecond, patience: 300 * time.Millisecond,
+	}}}
 }
 
 // followed follows the drain as it stands now, and gives how that ends.
@@ -271,11 +270,11 @@ func TestFollowHangs(t *testing.T) {
 	d.begin(&d.view)
 	e := &testEnv{}
 	g, f := d.quick(e)
-	f.silence = 20 * time.Millisecond // far below what the daemon's stream keeps silent
-	f.patience = time.Minute
+	f.c.timeout, f.patience = 20*time.Millisecond, time.Minute
+	d.hangs = true
 	done := d.followed(t, g, f)
 	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 3 }, func() string { return "does not ask again" })
-	d.set(left)
+	d.set(func(v *lifecycle.View) { left(v); d.hangs = false })
 	if err := <-done; err != nil {
 		t.Error(err)
 	}

@@ -205,7 +205,7 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	if _, err := a.mongo(ctx); err != nil {
 		t.Error(err)
 	}
-	if _, _, err := a.provider(); err != nil {
+	if _, err := a.openCloud(); err != nil {
 		t.Error(err)
 	}
 	cancel()

@@ -21,6 +21,8 @@ type machine struct {
 	Instance  metadata.Instance
 	// Unrecognised reports that nothing on this machine names a cloud, nor does the operator.
 	Unrecognised bool
+	// Notes list what stops nothing, and what an operator needs to know of this machine's cloud and tags.
+	Notes []string
 }
 
 // instance finds the cloud, reads the instance, and lets its tags and its group count as settings.
@@ -112,6 +114,7 @@ func (g *globals) askInstance(ctx context.Context, q instanceQuestion) (machine,
 			g.addSecrets(t.Secrets()...)
 		}
 	}
+	m.Notes = m.notes()
 	return m, nil
 }
 

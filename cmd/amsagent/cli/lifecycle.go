@@ -100,22 +100,22 @@ func (a *daemonAdapter) systemdStopping(ctx context.Context) (deadline time.Time
 	if st, err := ams.NewSystemd(daemonUnit).State(ctx); err == nil {
 		limit = st.StopTimeout
 	}
-	span, by := stopSpan(limit, a.known.Load())
+	span, by := stopSpan(limit, a.g.lastSeen().Instance)
 	return time.Now().Add(span), by, true
 }
 
 // stopSpan is how long a machine that goes down may drain, and by whose word. What the machine is may not be known.
-func stopSpan(systemd time.Duration, inst *metadata.Instance) (span time.Duration, by string) {
+func stopSpan(systemd time.Duration, inst metadata.Instance) (span time.Duration, by string) {
 	span, by = systemd-min(shutdownReserve, systemd/2), "systemd's TimeoutStopSec"
 	if systemd <= 0 {
 		span, by = lifecycle.DefaultDeadline, "the usual deadline" // who waits without an end gets the usual one
 	}
-	if inst == nil || inst.StopWindow <= 0 {
+	if inst.StopWindow <= 0 {
 		return span, by
 	}
 	// The stop of Ant Media Server and the deregistering come after us and have to be over before the machine is.
 	if left := inst.StopWindow - min(stopReserve, inst.StopWindow*2/3); left < span {
-		return left, stopWindowWord(*inst)
+		return left, stopWindowWord(inst)
 	}
 	return span, by
 }
@@ -159,11 +159,17 @@ const (
 
 // openCloud opens the cloud that was named, or that shows. It makes no request.
 func (a *daemonAdapter) openCloud() (metadata.Provider, error) {
-	name, opts, err := a.provider()
-	if err != nil {
-		return nil, err
+	a.mu.Lock()
+	q := a.g.instanceQuestion()
+	a.mu.Unlock()
+	if q.provider == "auto" {
+		d, err := metadata.Detect(q.opts)
+		if err != nil {
+			return nil, err
+		}
+		q.provider = d.Provider
 	}
-	return a.open(name, opts)
+	return a.open(q.provider, q.opts)
 }
 
 // open opens each provider once: it remembers its session token and what it has warned of.
@@ -182,18 +188,6 @@ func (a *daemonAdapter) open(name string, opts metadata.Options) (metadata.Provi
 	}
 	a.opened[name] = p
 	return p, nil
-}
-
-// provider is the name of the cloud that was named, or that shows.
-func (a *daemonAdapter) provider() (string, metadata.Options, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	q := a.g.instanceQuestion()
-	if q.provider != "auto" {
-		return q.provider, q.opts, nil
-	}
-	d, err := metadata.Detect(q.opts)
-	return d.Provider, q.opts, err
 }
 
 // hookNames are those that the settings name now; they may change while the daemon runs.

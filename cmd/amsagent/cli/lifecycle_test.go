@@ -35,8 +35,8 @@ func TestCloudOfTheFirmware(t *testing.T) {
 	g.logger = slog.New(slog.DiscardHandler)
 	g.settings.Provider, g.settings.Root = "auto", root
 	a := &daemonAdapter{g: g}
-	if p, _, err := a.provider(); err != nil || p != "gcp" {
-		t.Errorf("%q, %v", p, err)
+	if _, err := a.openCloud(); err != nil || a.opened["gcp"] == nil {
+		t.Errorf("%v, %v", a.opened, err)
 	}
 }
 
@@ -90,7 +90,7 @@ func TestCloudOfAMalformedTag(t *testing.T) {
 	if inst, err := a.identify(t.Context()); !errors.Is(err, bootstrap.ErrTags) || inst.Zone != "eu-west-1a" {
 		t.Errorf("%+v, %v", inst, err)
 	}
-	if inst := a.known.Load(); inst == nil || inst.ID != "i-0abc1234567890def" {
+	if inst := a.g.lastSeen().Instance; inst.ID != "i-0abc1234567890def" {
 		t.Errorf("known: %+v", inst)
 	}
 }
@@ -144,11 +144,11 @@ func TestDrainDeadlineOfATag(t *testing.T) {
 
 // TestStopSpan: who goes down has systemd's time or the cloud's, whichever is less.
 func TestStopSpan(t *testing.T) {
-	spot := &metadata.Instance{Provider: "gcp", StopWindow: gcp.StopWindowSpot}
-	standard := &metadata.Instance{Provider: "gcp", StopWindow: gcp.StopWindowStandard}
+	spot := metadata.Instance{Provider: "gcp", StopWindow: gcp.StopWindowSpot}
+	standard := metadata.Instance{Provider: "gcp", StopWindow: gcp.StopWindowStandard}
 	for name, c := range map[string]struct {
 		systemd time.Duration
-		inst    *metadata.Instance
+		inst    metadata.Instance
 		want    time.Duration
 		by      string
 	}{
@@ -156,10 +156,10 @@ func TestStopSpan(t *testing.T) {
 		"standard":                 {15 * time.Minute, standard, 90 * time.Second, "the 120 s that Google Cloud gives a standard VM"},
 		"systemd has less":         {12 * time.Second, spot, 7 * time.Second, "systemd's TimeoutStopSec"},
 		"systemd waits for ever":   {0, standard, 90 * time.Second, "the 120 s that Google Cloud gives a standard VM"},
-		"the instance is unknown":  {15 * time.Minute, nil, 15*time.Minute - 5*time.Second, "systemd's TimeoutStopSec"},
-		"no such time":             {15 * time.Minute, &metadata.Instance{Provider: "aws"}, 15*time.Minute - 5*time.Second, "systemd's TimeoutStopSec"},
-		"another cloud's":          {15 * time.Minute, &metadata.Instance{Provider: "azure", StopWindow: 5 * time.Minute}, 270 * time.Second, "the 300 s that azure gives this machine"},
-		"neither":                  {0, nil, lifecycle.DefaultDeadline, "the usual deadline"},
+		"the instance is unknown":  {15 * time.Minute, metadata.Instance{}, 15*time.Minute - 5*time.Second, "systemd's TimeoutStopSec"},
+		"no such time":             {15 * time.Minute, metadata.Instance{Provider: "aws"}, 15*time.Minute - 5*time.Second, "systemd's TimeoutStopSec"},
+		"another cloud's":          {15 * time.Minute, metadata.Instance{Provider: "azure", StopWindow: 5 * time.Minute}, 270 * time.Second, "the 300 s that azure gives this machine"},
+		"neither":                  {0, metadata.Instance{}, lifecycle.DefaultDeadline, "the usual deadline"},
 		"systemd has next to none": {4 * time.Second, standard, 2 * time.Second, "systemd's TimeoutStopSec"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -187,16 +187,13 @@ func TestInstanceStaysKnown(t *testing.T) {
 	g.settings.Provider, g.settings.Root = "gcp", t.TempDir()
 	g.settings.Endpoints = map[string]string{"gcp": s.URL}
 	a := &daemonAdapter{g: g}
-	if a.known.Load() != nil {
-		t.Error("known before anybody has asked")
-	}
 	if _, err := a.identify(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	a.mu.Lock() // as while it is read
 	defer a.mu.Unlock()
 	a.identified = time.Time{}
-	if span, by := stopSpan(15*time.Minute, a.known.Load()); span != 10*time.Second || by != "the 30 s that Google Cloud gives a Spot VM" {
+	if span, by := stopSpan(15*time.Minute, a.g.lastSeen().Instance); span != 10*time.Second || by != "the 30 s that Google Cloud gives a Spot VM" {
 		t.Errorf("%s by %s", span, by)
 	}
 }

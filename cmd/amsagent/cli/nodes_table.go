@@ -93,37 +93,49 @@ func summarize(members []nodeView) nodesSummary {
 
 // line is the summary in one line.
 func (s nodesSummary) line(p palette) string {
-	verdicts := map[cluster.Health]func(string) string{
-		cluster.Healthy: p.green, cluster.NotServing: p.yellow, cluster.AMSStale: p.yellow, cluster.AgentStale: p.yellow,
-		cluster.NoAgent: p.yellow, cluster.Unknown: p.yellow, cluster.Gone: p.red, cluster.Left: p.dim,
-	}
-	var parts []string
-	var words []string
-	for _, v := range cluster.Healths() {
-		if n := s.Health[v]; n > 0 && v != cluster.Left { // that is a state, too, and follows
-			words = append(words, verdicts[v](fmt.Sprintf("%d %s", n, v)))
+	var health, states, sessions []string
+	for _, h := range cluster.Healths() {
+		if n := s.Health[h]; n > 0 && h != cluster.Left { // that is a state, too, and follows
+			health = append(health, p.health(h, fmt.Sprintf("%d %s", n, h)))
 		}
 	}
-	head := count(s.Nodes, "node")
-	if len(words) > 0 {
-		head += ": " + strings.Join(words, ", ")
-	}
-	parts = append(parts, head)
-	words = nil
 	for _, st := range slices.Sorted(maps.Keys(s.States)) {
-		if n := s.States[st]; n > 0 && st != cluster.StateActive && st != "" {
-			words = append(words, fmt.Sprintf("%d %s", n, printable(string(st))))
+		if st != cluster.StateActive && st != "" {
+			states = append(states, fmt.Sprintf("%d %s", s.States[st], printable(string(st))))
 		}
 	}
-	if len(words) > 0 {
-		parts = append(parts, strings.Join(words, ", "))
+	if s.Publishers != nil {
+		sessions = append(sessions, count(*s.Publishers, "publisher"))
 	}
-	words = nil
-	roles := slices.SortedStableFunc(maps.Keys(s.Roles), func(a, b string) int {
-		known := []string{"edge", "origin"} // first the origins
+	if s.Viewers != nil {
+		about := ""
+		if s.Estimated {
+			about = "about "
+		}
+		sessions = append(sessions, about+count(*s.Viewers, "viewer"))
+	}
+	if s.NotCounted > 0 && len(sessions) > 0 {
+		sessions = append(sessions, count(s.NotCounted, "node")+" not counted")
+	}
+	line := count(s.Nodes, "node")
+	if len(health) > 0 {
+		line += ": " + strings.Join(health, ", ")
+	}
+	for _, words := range [][]string{states, s.roles(), sessions} {
+		if len(words) > 0 {
+			line += "; " + strings.Join(words, ", ")
+		}
+	}
+	return line
+}
+
+// roles counts the nodes of each role, the origins first.
+func (s nodesSummary) roles() []string {
+	var words []string
+	for _, role := range slices.SortedFunc(maps.Keys(s.Roles), func(a, b string) int {
+		known := []string{"edge", "origin"}
 		return cmp.Or(slices.Index(known, b)-slices.Index(known, a), strings.Compare(a, b))
-	})
-	for _, role := range roles {
+	}) {
 		if role != noRole {
 			words = append(words, printable(count(s.Roles[role], role)))
 		}
@@ -131,35 +143,48 @@ func (s nodesSummary) line(p palette) string {
 	if n := s.Roles[noRole]; n > 0 && len(words) > 0 {
 		words = append(words, fmt.Sprintf("%d without a role", n))
 	}
-	if len(words) > 0 {
-		parts = append(parts, strings.Join(words, ", "))
-	}
-	words = nil
-	if s.Publishers != nil {
-		words = append(words, count(*s.Publishers, "publisher"))
-	}
-	if s.Viewers != nil {
-		about := ""
-		if s.Estimated {
-			about = "about "
-		}
-		words = append(words, about+count(*s.Viewers, "viewer"))
-	}
-	if s.NotCounted > 0 && len(words) > 0 {
-		words = append(words, count(s.NotCounted, "node")+" not counted")
-	}
-	if len(words) > 0 {
-		parts = append(parts, strings.Join(words, ", "))
-	}
-	return strings.Join(parts, "; ")
+	return words
 }
 
-// load returns the node's load; nil if unknown, also after its heartbeats ended.
-func (v nodeView) load() *cluster.Load {
-	if v.Node == nil || !v.Agent.Fresh || v.Health == cluster.Left {
+// row is the node's record; empty without an agent.
+func (v nodeView) row() cluster.Node {
+	if v.Node == nil {
+		return cluster.Node{}
+	}
+	return *v.Node
+}
+
+// heard reports whether the agent's last heartbeat counts.
+func (v nodeView) heard() bool {
+	return v.Node != nil && v.Agent.Fresh && v.Health != cluster.Left
+}
+
+// load is the agent's word, or AMS's own where there is no agent.
+func (v nodeView) load() cluster.Load {
+	switch {
+	case v.heard() && v.Node.Load != nil:
+		return *v.Node.Load
+	case v.Node == nil && v.Server.Fresh:
+		return cluster.Load{CPU: amsCPU(v.AMS[0]), Mem: amsMemory(v.AMS[0])}
+	}
+	return cluster.Load{}
+}
+
+func amsCPU(n cluster.AMSNode) *int {
+	if n.CPU == nil {
 		return nil
 	}
-	return v.Node.Load
+	return new(int(min(max(*n.CPU, 0), 1000)))
+}
+
+func amsMemory(n cluster.AMSNode) *int {
+	used, total, ok := strings.Cut(n.Memory, "/")
+	a, errA := strconv.Atoi(strings.TrimSpace(used))
+	b, errB := strconv.Atoi(strings.TrimSpace(total))
+	if !ok || errA != nil || errB != nil || a < 0 || b <= 0 || a > b {
+		return nil
+	}
+	return new(100 * a / b)
 }
 
 // whyNotServing says what does not serve; "" where the node serves, or where that is not known.
@@ -171,75 +196,23 @@ func (v nodeView) whyNotServing() string {
 }
 
 func (v nodeView) sessions() *cluster.Sessions {
-	if v.Node == nil || !v.Agent.Fresh || v.Health == cluster.Left {
+	if !v.heard() {
 		return nil
 	}
 	return v.Node.Sessions
 }
 
-// cpu and mem are the agent's word, or AMS's own where there is no agent.
-func (v nodeView) cpu() *int {
-	if l := v.load(); l != nil {
-		return l.CPU
-	}
-	if v.Node != nil || !v.Server.Fresh || v.AMS[0].CPU == nil {
-		return nil
-	}
-	n := int(min(max(*v.AMS[0].CPU, 0), 1000))
-	return &n
-}
-
-func (v nodeView) mem() *int {
-	if l := v.load(); l != nil {
-		return l.Mem
-	}
-	if v.Node != nil || !v.Server.Fresh {
-		return nil
-	}
-	used, total, ok := strings.Cut(v.AMS[0].Memory, "/")
-	a, errA := strconv.Atoi(strings.TrimSpace(used))
-	b, errB := strconv.Atoi(strings.TrimSpace(total))
-	if !ok || errA != nil || errB != nil || a < 0 || b <= 0 || a > b {
-		return nil
-	}
-	n := 100 * a / b
-	return &n
-}
-
-func (v nodeView) score() *int {
-	if l := v.load(); l != nil {
-		return l.Score
-	}
-	return nil
-}
-
 // gpu finds the busiest device: by what its busiest part does, be it the cores, the encoder or the decoder.
 func (v nodeView) gpu() (busiest *int, index, devices int) {
-	if l := v.load(); l != nil {
-		devices = len(l.GPUs)
-		for i, d := range l.GPUs {
-			for _, part := range []*int{d.Util, d.Enc, d.Dec} {
-				if part != nil && (busiest == nil || *part > *busiest) {
-					busiest, index = part, i
-				}
+	gpus := v.load().GPUs
+	for i, d := range gpus {
+		for _, part := range []*int{d.Util, d.Enc, d.Dec} {
+			if part != nil && (busiest == nil || *part > *busiest) {
+				busiest, index = part, i
 			}
 		}
 	}
-	return busiest, index, devices
-}
-
-func (v nodeView) role() string {
-	if v.Node == nil {
-		return ""
-	}
-	return v.Node.Role
-}
-
-func (v nodeView) group() string {
-	if v.Node == nil {
-		return ""
-	}
-	return v.Node.Group
+	return busiest, index, len(gpus)
 }
 
 func percentText(n *int) string {
@@ -294,8 +267,8 @@ func sessionsText(v nodeView) string {
 }
 
 func versionText(v nodeView) string {
-	switch n := v.Node; {
-	case n == nil || n.Agent == "" && n.AMS == "":
+	switch n := v.row(); {
+	case n.Agent == "" && n.AMS == "":
 		return "-"
 	case n.AMS == "":
 		return n.Agent
@@ -324,13 +297,8 @@ func nodeColumns() []nodeColumn {
 	byLoad := func(percent func(nodeView) *int) func(palette, nodeView, string) string {
 		return func(p palette, v nodeView, s string) string { return p.load(percent(v), s) }
 	}
-	of := func(value func(*cluster.Node) string) func(nodeView) string {
-		return func(v nodeView) string {
-			if v.Node == nil {
-				return "-"
-			}
-			return dash(printable(value(v.Node)))
-		}
+	of := func(value func(cluster.Node) string) func(nodeView) string {
+		return func(v nodeView) string { return dash(printable(value(v.row()))) }
 	}
 	heard := func(who func(nodeView) cluster.Signal) func(palette, nodeView, string) string {
 		return func(p palette, v nodeView, s string) string {
@@ -343,7 +311,7 @@ func nodeColumns() []nodeColumn {
 	load := func(title string, percent func(nodeView) *int) nodeColumn {
 		return nodeColumn{title: title, right: true, paint: byLoad(percent), text: func(v nodeView) string { return percentText(percent(v)) }}
 	}
-	score := load("SCORE", nodeView.score)
+	score := load("SCORE", func(v nodeView) *int { return v.load().Score })
 	score.spare = true
 	return []nodeColumn{
 		{
@@ -351,12 +319,15 @@ func nodeColumns() []nodeColumn {
 			text:  func(v nodeView) string { return nodeText(v.Node, withHost) },
 			brief: func(v nodeView) string { return nodeText(v.Node, func(host, _ string) string { return host }) },
 		},
-		{title: "ROLE", text: of(func(n *cluster.Node) string { return n.Role }), spare: true, most: 12},
-		{title: "GROUP", text: of(func(n *cluster.Node) string { return n.Group }), spare: true, most: 24},
-		{title: "ZONE", text: of(func(n *cluster.Node) string { return cmp.Or(n.Zone, n.Region) }), spare: true},
+		{title: "ROLE", text: of(func(n cluster.Node) string { return n.Role }), spare: true, most: 12},
+		{title: "GROUP", text: of(func(n cluster.Node) string { return n.Group }), spare: true, most: 24},
+		{title: "ZONE", text: of(func(n cluster.Node) string { return cmp.Or(n.Zone, n.Region) }), spare: true},
 		{title: "ADDRESS", text: func(v nodeView) string { return dash(printable(v.Address())) }},
 		{title: "STATE", text: stateText, paint: paintState},
-		{title: "HEALTH", text: func(v nodeView) string { return string(v.Health) }, paint: paintHealth},
+		{
+			title: "HEALTH", text: func(v nodeView) string { return string(v.Health) },
+			paint: func(p palette, v nodeView, s string) string { return p.health(v.Health, s) },
+		},
 		{
 			title: "AGENT", right: true, text: func(v nodeView) string { return ageText(v.Agent) },
 			paint: heard(func(v nodeView) cluster.Signal { return v.Agent }),
@@ -365,12 +336,12 @@ func nodeColumns() []nodeColumn {
 			title: "AMS", right: true, text: func(v nodeView) string { return ageText(v.Server) },
 			paint: heard(func(v nodeView) cluster.Signal { return v.Server }),
 		},
-		load("CPU", nodeView.cpu),
+		load("CPU", func(v nodeView) *int { return v.load().CPU }),
 		{
 			title: "GPU", right: true, text: gpuText, spare: true,
 			paint: byLoad(func(v nodeView) *int { n, _, _ := v.gpu(); return n }),
 		},
-		load("MEM", nodeView.mem),
+		load("MEM", func(v nodeView) *int { return v.load().Mem }),
 		score,
 		{title: "PUB/VIEW", right: true, text: sessionsText},
 		{title: "VERSION", text: func(v nodeView) string { return printable(versionText(v)) }, spare: true},
@@ -415,8 +386,8 @@ func paintState(p palette, v nodeView, s string) string {
 	return s
 }
 
-func paintHealth(p palette, v nodeView, s string) string {
-	switch v.Health {
+func (p palette) health(h cluster.Health, s string) string {
+	switch h {
 	case cluster.Healthy:
 		return p.green(s)
 	case cluster.NotServing, cluster.AMSStale, cluster.AgentStale, cluster.NoAgent, cluster.Unknown:
@@ -549,7 +520,7 @@ func sortKeys() []string { return []string{"address", "state", "cpu", "sessions"
 func sortNodes(members []nodeView, key string) {
 	key, reverse := strings.CutPrefix(key, "-")
 	value := map[string]func(nodeView) *int{
-		"cpu": nodeView.cpu,
+		"cpu": func(v nodeView) *int { return v.load().CPU },
 		"state": func(v nodeView) *int {
 			if v.Node == nil {
 				return nil

@@ -14,7 +14,6 @@ import (
 // noCloud is the note of a machine on which nothing names a cloud: without it the first scale-in would cut every session.
 const noCloud = "no cloud recognised: no scale-in will be announced here; if there is one, --provider aws|azure|alibaba|gcp"
 
-// notes list what stops nothing, and what an operator needs to know of this machine's cloud and tags.
 func (m machine) notes() []string {
 	var notes []string
 	if m.Unrecognised {

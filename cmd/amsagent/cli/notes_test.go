@@ -34,7 +34,7 @@ func TestNotesOfTheDaemon(t *testing.T) {
 	srv := metadataOfAWS(t, func() map[string]string { return map[string]string{"amsagent:hooks": "drain"} })
 	a, e := adapterOnAWS(t, srv, t.TempDir())
 	for range 2 {
-		if _, err := a.ask(t.Context(), false); err != nil {
+		if _, err := a.ask(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -42,7 +42,7 @@ func TestNotesOfTheDaemon(t *testing.T) {
 		t.Errorf("logged %d times:\n%s", n, e.stderr.String())
 	}
 	w := &textWriter{now: fixedNow()}
-	statusText(w, &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Notes: *a.notes.Load()}})
+	statusText(w, &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Notes: a.g.lastSeen().Notes}})
 	if !strings.Contains(w.b.String(), "note: tags that are not read: amsagent:hooks; ") {
 		t.Errorf("status:\n%s", w.b.String())
 	}

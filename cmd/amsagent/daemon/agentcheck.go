@@ -5,7 +5,6 @@ package daemon
 
 import (
 	"context"
-	"net"
 
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
@@ -16,21 +15,16 @@ func (d *Daemon) agentCheck(ctx context.Context) {
 	if d.o.AgentCheck == "" {
 		return
 	}
-	var listen net.ListenConfig
-	for failed := false; ; failed = true {
-		l, err := listen.Listen(ctx, "tcp", d.o.AgentCheck)
-		if err == nil {
-			d.log.Info("agent checks are answered", "address", l.Addr().String())
-			err = d.check.Serve(ctx, &boundedListener{Listener: l})
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		if !failed {
-			d.log.Error("agent checks are not answered until the port is free", "address", d.o.AgentCheck, "error", err)
-		}
-		if !sleep.For(ctx, portPause) {
-			return
+	l := listenTCP(ctx, d.o.AgentCheck, func(err error) {
+		d.log.Error("agent checks are not answered until the port is free", "address", d.o.AgentCheck, "error", err)
+	})
+	if l == nil {
+		return
+	}
+	d.log.Info("agent checks are answered", "address", l.Addr().String())
+	for again := true; again; again = sleep.For(ctx, portPause) {
+		if err := d.check.Serve(ctx, l); ctx.Err() == nil {
+			d.log.Error("agent checks are not answered for a moment", "address", d.o.AgentCheck, "error", err)
 		}
 	}
 }

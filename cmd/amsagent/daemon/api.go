@@ -7,28 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// Paths of the control socket. An error response has a [Refusal] as its body. Responses are application/json, streams
-// application/x-ndjson.
+// Paths of the control socket. An error response has a [Refusal] as its body. Responses are application/json.
 const (
-	PathStatus = "/v1/status" // GET: a View
-	// PathDrain accepts a lifecycle.DrainRequest by POST and returns a lifecycle.View. GET returns the view; with ?follow=1 a
-	// stream of views, one a line, at each change and at least every FollowEvery.
-	PathDrain   = "/v1/drain"
+	PathStatus  = "/v1/status"  // GET: a View
+	PathDrain   = "/v1/drain"   // GET, or POST a lifecycle.DrainRequest: a lifecycle.View
 	PathUndrain = "/v1/undrain" // POST an UndrainRequest: a lifecycle.View
 	PathNotice  = "/v1/notice"  // POST a lifecycle.Notice: a lifecycle.View
-	QueryFollow = "follow"
 	// PathHold accepts a HoldRequest by POST. It answers one line when this node is not ready, which lasts until the connection
 	// ends.
 	PathHold = "/v1/hold"
 )
-
-// FollowEvery is the longest silence of a stream while the daemon lives.
-const FollowEvery = 5 * time.Second
 
 // UndrainRequest cancels a drain.
 type UndrainRequest struct {

@@ -216,7 +216,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	defer release()
 	d.life = newLife(d) //nolint:contextcheck // it starts nothing before Run
-	control, metrics := d.listenControl(ctx), d.listenMetrics(ctx)
+	control, unheard := listenUnix(ctx, d.o.Control)
+	if unheard != nil { // heartbeats matter more
+		d.log.Error("no control socket: `amsagent status` cannot ask this daemon", "error", unheard)
+	}
 	// Before AMS and MongoDB, which may take long: booting may continue.
 	d.o.Notify(d.ready())
 	d.status()
@@ -234,9 +237,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 			close(outdated)
 		}
 	})
-	work.Go(func() { d.reloads(ctx) })
-	work.Go(func() { d.serveHTTP(ctx, control, d.controlHandler(), commandTime) })
-	work.Go(func() { d.serveMetrics(ctx, metrics) })
+	if unheard == nil {
+		work.Go(func() { d.serveHTTP(ctx, control, d.controlHandler(), commandTime) })
+	}
+	work.Go(func() { d.serveMetrics(ctx) })
 	work.Go(func() { d.agentCheck(ctx) })
 	select {
 	case <-asked.Done():
@@ -271,27 +275,17 @@ func (d *Daemon) await(ended <-chan struct{}) {
 	}
 }
 
-func (d *Daemon) reloads(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-d.o.Reload:
-		}
-		d.o.Notify(reloading())
-		if d.readSettings() {
-			d.log.Info("settings read again")
-			d.mu.Lock()
-			d.reread = true // a new session uses them
-			d.mu.Unlock()
-			select {
-			case d.again <- struct{}{}:
-			default:
-			}
-		}
-		d.o.Notify(d.ready())
-		d.status()
+// reload lets a new session use the settings.
+func (d *Daemon) reload() {
+	d.o.Notify(reloading())
+	if d.readSettings() {
+		d.log.Info("settings read again")
+		d.mu.Lock()
+		d.reread = true
+		d.mu.Unlock()
 	}
+	d.o.Notify(d.ready())
+	d.status()
 }
 
 // follow runs sessions, each until the state file or the settings change. It returns true if a new daemon is needed.
@@ -306,7 +300,7 @@ func (d *Daemon) follow(ctx context.Context) (outdated bool) {
 		}
 		session, end := context.WithCancel(ctx)
 		var watcher sync.WaitGroup
-		watcher.Go(func() { d.watchState(session, end) })
+		watcher.Go(func() { d.watch(session, end) })
 		d.restarted = false
 		err := d.session(session)
 		if err == nil || session.Err() != nil {
@@ -378,28 +372,31 @@ func (d *Daemon) readSettings() (ok bool) {
 	return true
 }
 
-// watchState ends a session after a join or leave by hand, or with new settings.
-func (d *Daemon) watchState(ctx context.Context, end func()) {
-	for !d.changed() {
+// watch ends a session after a join or leave by hand, with new settings, and when a drain makes this node leave or resume.
+func (d *Daemon) watch(ctx context.Context, end func()) {
+	for gone := d.life.isGone(); !d.changed(gone); {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(cloud.UntilTick(d.o.Periods.State)):
 		case <-d.again:
+		case <-d.o.Reload:
+			d.reload()
 		}
 	}
 	end()
 }
 
-// changed reports whether the session must end. A step is not interrupted, except by a join or leave by hand.
-func (d *Daemon) changed() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.reread && d.steps == 0 {
+// changed reports whether the session must end; gone is what it began with. A join or leave by hand and a drain interrupt a
+// step, new settings do not.
+func (d *Daemon) changed(gone bool) bool {
+	if m := d.member.Load(); d.life.isGone() != gone || m != nil && m.gone.Load() {
 		return true
 	}
-	s, err := d.o.Machine.StateFile()
-	return err == nil && !s.Equal(d.own) && !d.wrote(s)
+	s, err := d.o.Machine.StateFile() // without the lock: a disk may hang
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.reread && d.steps == 0 || err == nil && !s.Equal(d.own) && !d.wrote(s)
 }
 
 // wrote reports whether a step in progress may have written s. A convergence or a restart of AMS keeps the time of the join:
@@ -415,9 +412,10 @@ func (d *Daemon) step(join bool, do func() error) error {
 	d.joining = d.joining || join
 	d.mu.Unlock()
 	err := do()
+	s, unread := d.o.Machine.StateFile()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if s, err := d.o.Machine.StateFile(); err == nil && d.wrote(s) {
+	if unread == nil && d.wrote(s) {
 		d.own = s
 	}
 	d.steps--
@@ -439,6 +437,14 @@ func (d *Daemon) beside(ctx context.Context, do func()) {
 	defer loop.Wait()
 	defer cancel()
 	do()
+}
+
+// poke wakes the reader of c, at once or when it reads the next time.
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 func (d *Daemon) trouble(err error) (changed bool) {

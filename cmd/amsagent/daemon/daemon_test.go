@@ -291,7 +291,6 @@ func TestReloadDuringStep(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
 		work.Go(func() { d.follow(ctx) })
-		work.Go(func() { d.reloads(ctx) })
 		sleep.For(ctx, 10*time.Second)
 		reload <- struct{}{}
 		sleep.For(ctx, 25*time.Second) // the first look ended at 30 s, and the settings are looked at within two
@@ -330,7 +329,7 @@ func TestStateChangedByOthers(t *testing.T) {
 			d := newTestDaemon(&fakeMachine{state: tt.is}, &notified{}, nil)
 			d.own = tt.own
 			look := func() error {
-				if got := d.changed(); got != tt.want {
+				if got := d.changed(false); got != tt.want {
 					t.Errorf("changed: %v", got)
 				}
 				return nil
@@ -377,12 +376,12 @@ func TestStepsTogether(t *testing.T) {
 		sleep.For(t.Context(), time.Millisecond)
 	}
 	p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true})
-	if !d.stepping() || d.changed() {
+	if !d.stepping() || d.changed(false) {
 		t.Error("the step that is still under way is forgotten")
 	}
 	close(go2)
 	work.Wait()
-	if d.stepping() || d.changed() {
+	if d.stepping() || d.changed(false) {
 		t.Error("a step that has ended is remembered")
 	}
 }
@@ -395,12 +394,12 @@ func TestJoinWhileAStepWaits(t *testing.T) {
 	d.begin()
 	err := d.step(false, func() error {
 		p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(2000, 0)})
-		if !d.changed() {
+		if !d.changed(false) {
 			t.Error("the session goes on while the step is under way")
 		}
 		return nil
 	})
-	if err != nil || !d.changed() {
+	if err != nil || !d.changed(false) {
 		t.Errorf("the session goes on: %v", err)
 	}
 }
@@ -424,7 +423,6 @@ func TestOutdatedWaitsForTheJoin(t *testing.T) {
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		var work sync.WaitGroup
-		work.Go(func() { d.reloads(ctx) })
 		var ended time.Duration
 		work.Go(func() {
 			began := time.Now()
@@ -459,7 +457,7 @@ func TestWarningsSaidOnce(t *testing.T) {
 	d := newTestDaemon(p, l, nil)
 	for _, now := range []bool{true, true, false, true, true} {
 		warn = now
-		if _, err := d.converge(t.Context(), Settings{}, Named{}, askTime); err != nil {
+		if _, err := d.converge(t.Context(), Named{}, askTime); err != nil {
 			t.Fatal(err)
 		}
 	}

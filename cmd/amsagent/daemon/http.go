@@ -36,45 +36,44 @@ const (
 	closeTime = 200 * time.Millisecond
 )
 
-// listenControl returns nil after an error, which is only logged: heartbeats matter more.
-func (d *Daemon) listenControl(ctx context.Context) net.Listener {
-	l, err := listenUnix(ctx, d.o.Control)
-	if err != nil {
-		d.log.Error("no control socket: `amsagent status` cannot ask this daemon", "error", err)
-	}
-	return l
-}
-
-// listenMetrics returns nil without a port, or after an error, which the view shows.
-func (d *Daemon) listenMetrics(ctx context.Context) net.Listener {
-	if d.o.Metrics == "" {
-		return nil
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", d.o.Metrics)
-	was, address, text := d.view.get().MetricsError, "", ""
-	switch {
-	case err == nil:
-		address = l.Addr().String()
-	case errors.Is(err, syscall.EADDRINUSE):
-		text = "another program listens on " + d.o.Metrics
-	default:
-		text = err.Error()
-	}
-	d.view.change(func(v *View) { v.Metrics, v.MetricsError = address, text })
-	if err != nil && was == "" {
-		d.log.Error("no metrics and no health are served until the port is free", "address", d.o.Metrics, "error", err)
-	}
-	return l
-}
-
-// serveMetrics waits for the port if l is nil. Another program answers there meanwhile, so the status line names it.
-func (d *Daemon) serveMetrics(ctx context.Context, l net.Listener) {
-	for l == nil && d.o.Metrics != "" && sleep.For(ctx, portPause) {
-		if l = d.listenMetrics(ctx); l != nil {
-			d.log.Info("metrics and health are served", "address", d.o.Metrics)
-			d.status()
+// listenTCP waits until the port is free; it returns nil when ctx ends. The first error is reported.
+func listenTCP(ctx context.Context, address string, failed func(error)) net.Listener {
+	for first := true; ; first = false {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err == nil {
+			return &boundedListener{Listener: l}
+		}
+		if first && ctx.Err() == nil {
+			failed(err)
+		}
+		if !sleep.For(ctx, portPause) {
+			return nil
 		}
 	}
+}
+
+// serveMetrics names another program's port in the status line, for that program answers there meanwhile.
+func (d *Daemon) serveMetrics(ctx context.Context) {
+	if d.o.Metrics == "" {
+		return
+	}
+	l := listenTCP(ctx, d.o.Metrics, func(err error) {
+		text := err.Error()
+		if errors.Is(err, syscall.EADDRINUSE) {
+			text = "another program listens on " + d.o.Metrics
+		}
+		d.view.change(func(v *View) { v.MetricsError = text })
+		d.log.Error("no metrics and no health are served until the port is free", "address", d.o.Metrics, "error", err)
+		d.status()
+	})
+	if l == nil {
+		return
+	}
+	if d.view.get().MetricsError != "" {
+		d.log.Info("metrics and health are served", "address", d.o.Metrics)
+	}
+	d.view.change(func(v *View) { v.Metrics, v.MetricsError = l.Addr().String(), "" })
+	d.status()
 	d.serveHTTP(ctx, l, d.metricsHandler(), requestTime)
 }
 
@@ -101,15 +100,12 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := errors.Join(os.Chmod(staged, 0o600), os.Rename(staged, path)); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return l, nil
+	return &boundedListener{Listener: l}, nil
 }
 
 // serveHTTP answers until ctx ends. It leaves the control socket's file for the next daemon to replace: to a command, a file
 // without a listener means that the daemon is restarting.
 func (d *Daemon) serveHTTP(ctx context.Context, l net.Listener, h http.Handler, answerTime time.Duration) {
-	if l == nil {
-		return
-	}
 	srv := d.httpServer(l.Addr().String(), h, answerTime)
 	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -120,7 +116,7 @@ func (d *Daemon) serveHTTP(ctx context.Context, l net.Listener, h http.Handler, 
 			_ = srv.Close()
 		}
 	})
-	err := srv.Serve(&boundedListener{Listener: l})
+	err := srv.Serve(l)
 	if stop() {
 		d.log.Error("a socket does not answer any more", "address", l.Addr().String(), "error", err)
 		return

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"time"
 
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -16,7 +15,7 @@ import (
 const maxRequest = 64 << 10
 
 func (l *life) handle(mux *http.ServeMux) {
-	mux.HandleFunc("GET "+PathDrain, l.serveView)
+	mux.HandleFunc("GET "+PathDrain, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, l.manager.View()) })
 	mux.HandleFunc("POST "+PathDrain, answering(l, l.manager.Drain))
 	mux.HandleFunc("POST "+PathUndrain, answering(l, func(q UndrainRequest) error {
 		return l.manager.Undrain(q.Who, l.d.view.get().State)
@@ -59,34 +58,4 @@ func refuse(w http.ResponseWriter, r *Refusal) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(r.HTTPStatus())
 	_ = json.NewEncoder(w).Encode(r) // only a client that disconnects causes an error
-}
-
-// serveView streams with ?follow=1 until the client disconnects.
-func (l *life) serveView(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Query().Get(QueryFollow) == "" {
-		writeJSON(w, l.manager.View())
-		return
-	}
-	// The server's own limit is for finite responses.
-	control := http.NewResponseController(w)
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	out := json.NewEncoder(w)
-	views := l.manager.Subscribe(r.Context())
-	again := time.NewTicker(FollowEvery)
-	defer again.Stop()
-	for {
-		select {
-		case _, open := <-views:
-			if !open {
-				return
-			}
-		case <-again.C:
-		}
-		if err := control.SetWriteDeadline(time.Now().Add(commandTime)); err != nil {
-			return
-		}
-		if out.Encode(l.manager.View()) != nil || control.Flush() != nil {
-			return
-		}
-	}
 }

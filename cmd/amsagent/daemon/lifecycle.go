@@ -29,12 +29,13 @@ type life struct {
 
 	stopped atomic.Pointer[time.Time] // when the server was; nil if an earlier daemon stopped it
 
-	late chan bootstrap.Departure // for removeLate
+	ctx  context.Context // of run
+	work sync.WaitGroup
 }
 
 // newLife requires the lock of this machine: it may write the file of the drain.
 func newLife(d *Daemon) *life {
-	l := &life{d: d, late: make(chan bootstrap.Departure, 1)}
+	l := &life{d: d}
 	opts := d.o.Lifecycle
 	opts.Peers = l
 	opts.Node, opts.Prove, opts.Event, opts.Log = l, l.prove, l.event, d.log
@@ -48,13 +49,12 @@ func newLife(d *Daemon) *life {
 }
 
 func (l *life) run(ctx context.Context) {
-	var work sync.WaitGroup
-	work.Go(func() { l.manager.Run(ctx) })
-	work.Go(func() { l.removeLate(ctx) })
+	l.ctx = ctx
+	l.work.Go(func() { l.manager.Run(ctx) })
 	for range l.manager.Subscribe(ctx) {
 		l.d.status()
 	}
-	work.Wait()
+	l.work.Wait()
 }
 
 // isGone reports whether this node is out of the cluster, or almost: no heartbeat must make it look alive.
@@ -220,38 +220,26 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 		return err
 	}
 	l.d.view.setState(cluster.StateLeft, time.Now())
-	if d.Address == "" {
-		return nil // no document is known to be this node's
-	}
-	select {
-	case l.late <- d:
-	default: // since the departure before, within lateTime, AMS has not come up to write anything
+	if d.Address != "" { // else no document is known to be this node's
+		l.work.Go(func() { l.removeLate(l.ctx, d) })
 	}
 	return nil
 }
 
-// removeLate removes AMS's documents again after each departure: AMS's last write may arrive late.
-func (l *life) removeLate(ctx context.Context) {
-	for {
-		var d bootstrap.Departure
-		select {
-		case <-ctx.Done():
-			return
-		case d = <-l.late:
+// removeLate removes AMS's documents again after a departure: AMS's last write may arrive late.
+func (l *life) removeLate(ctx context.Context, d bootstrap.Departure) {
+	if !sleep.For(ctx, lateTime) {
+		return
+	}
+	err := l.with(ctx, func(c *cluster.Client) error {
+		gone, _, err := c.DeleteAMSNodes(ctx, d.Address, "", d.StoppedAt)
+		for _, n := range gone {
+			l.d.log.Info("removed what Ant Media Server wrote as it ended", "document", n.ID)
 		}
-		if !sleep.For(ctx, lateTime) {
-			return
-		}
-		err := l.with(ctx, func(c *cluster.Client) error {
-			gone, _, err := c.DeleteAMSNodes(ctx, d.Address, "", d.StoppedAt)
-			for _, n := range gone {
-				l.d.log.Info("removed what Ant Media Server wrote as it ended", "document", n.ID)
-			}
-			return err
-		})
-		if err != nil && ctx.Err() == nil {
-			l.d.log.Warn("what Ant Media Server wrote as it ended could not be looked for", "error", err)
-		}
+		return err
+	})
+	if err != nil && ctx.Err() == nil {
+		l.d.log.Warn("what Ant Media Server wrote as it ended could not be looked for", "error", err)
 	}
 }
 

@@ -20,55 +20,69 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
-	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // session converges the machine and serves, joins or idles until the state file changes. An error means a retry.
 func (d *Daemon) session(ctx context.Context) error {
-	var mongo Named
-	var s Settings
-	var c *bootstrap.Convergence
-	var merr, err error
-	d.beside(ctx, func() {
-		if mongo, merr = d.o.Mongo(ctx); merr != nil && !errors.Is(merr, ErrNoMongo) {
-			err = merr
-			return
-		}
-		s = d.o.Settings() // after Mongo, which may read the instance's tags
-		c, err = d.converge(ctx, s, mongo, askTime)
-	})
+	var m *member
+	var err error
+	d.beside(ctx, func() { m, err = d.prepare(ctx) })
+	if m != nil {
+		m.serve(ctx)
+	}
+	return err
+}
+
+// prepare returns the member that a joined machine is. Another machine joins or idles.
+func (d *Daemon) prepare(ctx context.Context) (*member, error) {
+	mongo, unnamed := d.o.Mongo(ctx)
+	if unnamed != nil && !errors.Is(unnamed, ErrNoMongo) {
+		return nil, unnamed
+	}
+	autoJoin := d.o.Settings().AutoJoin // after Mongo, which may read the instance's tags
+	c, err := d.converge(ctx, mongo, askTime)
 	if c == nil {
-		return err
+		return nil, err
 	}
 	d.follows(c.Phase)
-	if c.Phase != bootstrap.PhaseLeaving && d.life.isGone() {
-		return d.away(ctx) // nor does a machine join that the cloud takes
-	}
-	switch c.Phase {
-	case bootstrap.PhaseJoined:
+	why := d.idleReason(c.Phase, unnamed == nil, autoJoin)
+	switch {
+	case c.Phase != bootstrap.PhaseLeaving && d.life.isGone(): // nor does a machine join that the cloud takes
+		d.idle("this node has left the cluster")
+		<-ctx.Done()
+	case c.Phase == bootstrap.PhaseJoined:
 		entered := d.o.Machine.EnteredBefore(c.Node.Instance())
 		d.view.change(func(v *View) { v.entered = entered })
-		if merr != nil {
-			return merr
+		if unnamed != nil {
+			return nil, unnamed
 		}
-		return d.serve(ctx, s, mongo, c, err)
-	case bootstrap.PhaseLeaving:
-		return d.idle(ctx, "a leave was begun and not finished: run amsagent leave again")
-	case bootstrap.PhaseJoining:
-		if merr == nil {
-			return d.join(ctx, mongo.Target, false)
-		}
-		return d.idle(ctx, "a join was begun and not proved: run the same amsagent join again")
+		return d.newMember(ctx, mongo, c, err)
+	case why == "":
+		return nil, d.join(ctx, mongo.Target, c.Phase == "")
+	default:
+		d.idle(why)
+		sleep.For(ctx, idlePause) // a tag may name MongoDB later
 	}
+	return nil, nil
+}
+
+// idleReason returns why a machine that is no node does not join by itself, or "".
+func (d *Daemon) idleReason(p bootstrap.Phase, named, autoJoin bool) string {
 	switch {
-	case merr != nil:
-		return d.idle(ctx, "not a member; waiting for amsagent join")
+	case p == bootstrap.PhaseLeaving:
+		return "a leave was begun and not finished: run amsagent leave again"
+	case p == bootstrap.PhaseJoining && !named:
+		return "a join was begun and not proved: run the same amsagent join again"
+	case p == bootstrap.PhaseJoining:
+		return ""
+	case !named:
+		return "not a member; waiting for amsagent join"
 	case d.left:
-		return d.idle(ctx, "this machine left by hand: amsagent join brings it back")
-	case !s.AutoJoin:
-		return d.idle(ctx, "not a member; auto_join is off")
+		return "this machine left by hand: amsagent join brings it back"
+	case !autoJoin:
+		return "not a member; auto_join is off"
 	}
-	return d.join(ctx, mongo.Target, true)
+	return ""
 }
 
 // follows records the phase. A machine that was made to leave must not join by itself.
@@ -82,16 +96,13 @@ func (d *Daemon) follows(p bootstrap.Phase) {
 	}
 	d.view.setPhase(p)
 	if p != was {
-		select { // a successful join means that viewers are served already
-		case d.phaseChanged <- struct{}{}:
-		default:
-		}
+		poke(d.phaseChanged) // a successful join means that viewers are served already
 	}
 }
 
 // converge restores the machine as it joined. With an error it returns nil, or a node whose files could not be repaired,
 // which serves all the same. ask bounds the identity request.
-func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time.Duration) (*bootstrap.Convergence, error) {
+func (d *Daemon) converge(ctx context.Context, mongo Named, ask time.Duration) (*bootstrap.Convergence, error) {
 	bound, cancel := context.WithTimeout(ctx, convergeTime)
 	defer cancel()
 	// A tag may have changed, and a join may be in progress.
@@ -99,17 +110,21 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 	if err != nil {
 		known = nil // the convergence reports it
 	}
-	identify := within(ask, d.o.Identify)
+	identify := func(ctx context.Context) (metadata.Instance, error) {
+		ctx, cancel := context.WithTimeoutCause(ctx, ask, fmt.Errorf("the metadata service has not answered for %s, and is asked again", ask))
+		defer cancel()
+		return d.o.Identify(ctx)
+	}
 	if known != nil && known.Phase == bootstrap.PhaseJoined {
 		inst, err := identify(bound) // before Settings: it reads the tags
 		identify = func(context.Context) (metadata.Instance, error) { return inst, err }
 	}
-	now := d.o.Settings()
+	s := d.o.Settings()
 	var c *bootstrap.Convergence
 	err = d.step(false, func() error {
 		var err error
 		c, err = d.o.Machine.Converge(bound, bootstrap.ConvergeRequest{
-			Mode: bootstrap.ConvergeWatch, Mongo: mongo.Target, MongoStored: mongo.Stored, Role: now.Role, Group: now.Group,
+			Mode: bootstrap.ConvergeWatch, Mongo: mongo.Target, MongoStored: mongo.Stored, Role: s.Role, Group: s.Group,
 			Address: s.Address, ForceAddress: s.ForceAddress, AddressKept: s.AddressKept, Valve: s.Valve, Interval: s.Interval,
 			Known: known, Identify: identify,
 		})
@@ -135,81 +150,38 @@ func (d *Daemon) converge(ctx context.Context, s Settings, mongo Named, ask time
 	return c, nil
 }
 
-func within(t time.Duration, identify bootstrap.Identifier) bootstrap.Identifier {
-	return func(ctx context.Context) (metadata.Instance, error) {
-		ctx, cancel := context.WithTimeoutCause(ctx, t, fmt.Errorf("the metadata service has not answered for %s, and is asked again", t))
-		defer cancel()
-		return identify(ctx)
-	}
-}
-
 func (d *Daemon) reportRepair(err error) {
 	if d.trouble(err) && err != nil {
 		d.log.Error("comparing or repairing the files failed, trying again", "error", err)
 	}
 }
 
-// idle samples without a registry: metrics and health remain available.
-func (d *Daemon) idle(ctx context.Context, why string) error {
+// idle shows that nothing hinders a machine that does nothing.
+func (d *Daemon) idle(why string) {
 	if d.view.get().Activity != why {
 		d.log.Info("idle", "reason", why)
 	}
 	d.view.setActivity(why)
 	d.trouble(nil)
 	d.status()
-	// A tag may name MongoDB later.
-	d.beside(ctx, func() { sleep.For(ctx, idlePause) })
-	return nil
 }
 
-func (d *Daemon) away(ctx context.Context) error {
-	d.view.setActivity("this node has left the cluster")
-	d.trouble(nil)
-	d.status()
-	d.beside(ctx, func() { d.while(ctx, d.life.isGone) })
-	return nil
-}
-
-func (d *Daemon) while(ctx context.Context, holds func() bool) {
-	for holds() {
-		if !sleep.For(ctx, cloud.UntilTick(d.o.Periods.State)) {
-			return
-		}
-	}
-}
-
-// join joins while the loop samples. by: only the settings request it.
-func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) (err error) {
+// join joins until a drain ends the session. by: only the settings request it.
+func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error {
 	d.view.setActivity("joining")
 	d.status()
-	gone := false
-	ctx, cancel := context.WithCancel(ctx)
-	var watcher sync.WaitGroup
-	watcher.Go(func() {
-		d.while(ctx, func() bool { return !d.life.isGone() })
-		cancel() // a drain cancels the join
-	})
-	defer watcher.Wait()
-	defer cancel()
-	d.beside(ctx, func() {
-		inst, ierr := d.o.Identify(ctx)
-		if ierr != nil {
-			err = fmt.Errorf("joining: %w", ierr)
-			return
-		}
-		if by {
-			if gone, err = d.leftBefore(ctx, mongo, inst.ID); gone || err != nil {
-				return
-			}
-		}
-		// settings again: Identify has read the tags.
-		err = d.joinAs(ctx, d.o.Settings(), mongo)
-	})
-	d.left = d.left || gone
-	if gone || d.life.isGone() {
-		return nil
+	inst, err := d.o.Identify(ctx)
+	if err != nil {
+		return fmt.Errorf("joining: %w", err)
 	}
-	return err
+	if by {
+		left, err := d.leftBefore(ctx, mongo, inst.ID)
+		if left || err != nil {
+			d.left = left
+			return err
+		}
+	}
+	return d.joinAs(ctx, d.o.Settings(), mongo) // settings again: Identify has read the tags
 }
 
 // leftBefore reports whether the registry shows a leave by hand before the daemon's start.
@@ -255,6 +227,7 @@ func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) e
 // member is a session as a node of the cluster.
 type member struct {
 	d      *Daemon
+	mongo  Named
 	client *cluster.Client
 	node   cluster.Node
 	// proved: AMS was seen in the cluster in this session.
@@ -265,49 +238,51 @@ type member struct {
 	enrolled atomic.Bool
 	// ousted: another machine uses the record.
 	ousted atomic.Bool
+	// enrolling allows one registration at a time, and guards the next two for it. Only drift changes these.
+	enrolling sync.Mutex
 	// now has the latest facts. incomplete: some of the cloud are missing, and stay as in the record.
-	now        atomic.Pointer[cluster.Node]
-	incomplete atomic.Bool
-	// written: the record has the facts of now.
-	written bool
-	// spareAsked is when notAlone was last asked.
+	now        cluster.Node
+	incomplete bool
+	// unwritten: the record may lack facts of now.
+	unwritten bool
+	// spareAsked is when notAlone was last asked, or zero since the server served or was stopped by hand.
 	spareAsked time.Time
 	// taking is a drain request whose acceptance is unknown, or nil. A restart forgets it: the requester gets an error.
 	taking *cluster.DrainRequest
 }
 
-// serve sends heartbeats and follows AMS until the session ends. unrepaired is the error of repairing the files.
-func (d *Daemon) serve(ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, unrepaired error) error {
+// newMember connects. unrepaired is the error of repairing the files.
+func (d *Daemon) newMember(ctx context.Context, mongo Named, c *bootstrap.Convergence, unrepaired error) (*member, error) {
 	client, err := d.o.Connect(ctx, mongo.Target)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	m := &member{d: d, client: client, node: c.Node, written: !c.Unidentified && !c.Incomplete}
+	m := &member{d: d, mongo: mongo, client: client, node: c.Node}
 	m.node.Port = d.portOf(m.node)
-	m.now.Store(&m.node)
-	m.incomplete.Store(!m.written)
+	m.now, m.incomplete = m.node, c.Unidentified || c.Incomplete
 	d.member.Store(m)
 	d.view.change(func(v *View) {
 		v.ID, v.Address, v.Role, v.Group, v.boot = m.node.ID, m.node.IP, m.node.Role, m.node.Group, m.node.BootID
 		v.OtherMachine, v.Proved, v.Activity = "", false, "serving"
 	})
-	d.reportRepair(unrepaired)
+	if d.reportRepair(unrepaired); unrepaired == nil {
+		m.follow(c)
+	}
+	return m, nil
+}
+
+// serve sends heartbeats and follows AMS until the session ends: no heartbeat or registration may follow a departure.
+func (m *member) serve(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
-	work.Go(func() { d.loop(m).Run(ctx) })
+	work.Go(func() { m.d.loop(m).Run(ctx) })
 	work.Go(func() { m.enter(ctx) })
 	work.Go(func() { m.watchDocument(ctx) })
-	work.Go(func() {
-		// No heartbeat or registration may follow the departure.
-		d.while(ctx, func() bool { return !m.isGone() })
-		cancel()
-	})
-	err = m.drift(ctx, s, mongo, c, unrepaired)
+	m.drift(ctx)
 	cancel()
 	work.Wait()
-	d.member.Store(nil)
-	_ = client.Close(ctx) // bounded; the server may be unreachable
-	return err
+	m.d.member.Store(nil)
+	_ = m.client.Close(ctx) // bounded; the server may be unreachable
 }
 
 func (d *Daemon) loop(m *member) *heartbeat.Loop {
@@ -383,44 +358,40 @@ func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, e
 
 // enroll writes the record, as joining until AMS was seen. It does not end a drain.
 func (m *member) enroll(ctx context.Context) error {
-	for {
-		if m.isGone() {
-			return heartbeat.ErrLeft
-		}
-		proved, again, now := m.proved.Load(), m.enrolled.Load(), m.now.Load()
-		n, err := m.complete(ctx, *now)
-		if err != nil {
-			return err
-		}
-		n.State, n.Reason = cluster.StateJoining, "run"
-		if proved {
-			n.State = cluster.StateActive
-		}
-		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load()})
-		if cluster.KindOf(err) == cluster.KindTimeout {
-			m.applied(ctx, n)
-		}
-		drain := m.d.life.manager
-		drains, over := drain.View().Step != lifecycle.StepNone, drain.Forgotten() // over: the registry may still show it
-		switch {
-		case drains && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
-			drain.Unsaid() // the record was removed; after a lost answer, a new one may exist
-		case err == nil && !drains:
-			if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
-				drain.Settled()
-			}
-		}
-		if m.checkOwner(err) != nil {
-			return err
-		}
-		m.enrolled.Store(true)
-		m.d.view.setState(r.Node.State, r.Node.StateSince)
-		if proved == m.proved.Load() && now == m.now.Load() {
-			return nil
-		}
-		// AMS was seen meanwhile, or facts changed. Their writer may have been first, and would not restore a record that was
-		// removed.
+	m.enrolling.Lock()
+	defer m.enrolling.Unlock()
+	if m.isGone() {
+		return heartbeat.ErrLeft
 	}
+	proved, again := m.proved.Load(), m.enrolled.Load()
+	n, err := m.complete(ctx, m.now)
+	if err != nil {
+		return err
+	}
+	n.State, n.Reason = cluster.StateJoining, "run"
+	if proved {
+		n.State = cluster.StateActive
+	}
+	r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load()})
+	if cluster.KindOf(err) == cluster.KindTimeout {
+		m.applied(ctx, n)
+	}
+	drain := m.d.life.manager
+	drains, over := drain.View().Step != lifecycle.StepNone, drain.Forgotten() // over: the registry may still show it
+	switch {
+	case drains && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
+		drain.Unsaid() // the record was removed; after a lost answer, a new one may exist
+	case err == nil && !drains:
+		if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
+			drain.Settled()
+		}
+	}
+	if m.checkOwner(err) != nil {
+		return err
+	}
+	m.enrolled.Store(true)
+	m.d.view.setState(r.Node.State, r.Node.StateSince)
+	return nil
 }
 
 // applied looks for a registration on the primary without a majority: heartbeats need none. The registration is retried
@@ -436,7 +407,7 @@ func (m *member) applied(ctx context.Context, n cluster.Node) {
 
 // complete adds missing cloud facts from the record.
 func (m *member) complete(ctx context.Context, n cluster.Node) (cluster.Node, error) {
-	if !m.incomplete.Load() {
+	if !m.incomplete {
 		return n, nil
 	}
 	row, err := m.client.Node(ctx, n.ID)
@@ -534,14 +505,13 @@ func (m *member) watchDocument(ctx context.Context) {
 			return
 		}
 		m.d.view.change(func(v *View) { v.AMSAge = age })
-		if err != nil || !m.proved.Load() {
+		is := age == nil || *age > amsSilent
+		if err != nil || !m.proved.Load() || is == silent {
 			continue
 		}
-		was := silent
-		switch silent = age == nil || *age > amsSilent; {
-		case silent && !was:
+		if silent = is; silent {
 			m.d.log.Warn("Ant Media Server does not write its document any more, other nodes consider it dead", "address", m.node.IP)
-		case was && !silent:
+		} else {
 			m.d.log.Info("Ant Media Server writes its document again", "address", m.node.IP)
 		}
 	}
@@ -568,20 +538,21 @@ func (m *member) readRow(ctx context.Context) {
 // askToKeep determines why to keep a machine whose server does not serve.
 func (m *member) askToKeep(ctx context.Context) {
 	v := m.d.view.get()
-	why := ""
+	why, asked := "", time.Time{}
 	switch {
 	case v.brokenSince.IsZero():
 	case m.d.o.Server.Stopped(ctx):
 		why = serverStopped
-	case !m.asksOthers(v, time.Now()):
+	case time.Since(m.spareAsked) < spareEvery*m.d.o.Periods.Document:
 		return
 	default:
 		var err error
 		if why, err = m.notAlone(ctx); err != nil {
 			return // keep the last result
 		}
-		m.spareAsked = time.Now()
+		asked = time.Now()
 	}
+	m.spareAsked = asked
 	if why == v.spared {
 		return
 	}
@@ -591,12 +562,6 @@ func (m *member) askToKeep(ctx context.Context) {
 	} else if !v.brokenSince.IsZero() {
 		m.d.log.Info("no reason is left to keep this machine while its server does not serve")
 	}
-}
-
-// asksOthers reports whether to read all node records: once the server stops serving, after a manual stop, and else once a
-// minute.
-func (m *member) asksOthers(v View, now time.Time) bool {
-	return !m.spareAsked.After(v.brokenSince) || v.spared == serverStopped || now.Sub(m.spareAsked) >= spareEvery*m.d.o.Periods.Document
 }
 
 // spareEvery is in Periods.Document: with a bad release, all nodes read all records.
@@ -617,7 +582,7 @@ func (m *member) notAlone(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if others, down := peersDown(*m.now.Load(), nodes, now); others > 0 && 2*down >= others {
+	if others, down := peersDown(m.node, nodes, now); others > 0 && 2*down >= others {
 		return fmt.Sprintf("of the other nodes of its group %d of %d do not serve either", down, others), nil
 	}
 	return "", nil
@@ -685,9 +650,6 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 // serverAge returns the age of AMS's document; nil without one.
 func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 	docs, err := m.client.AMSNodesByAddress(ctx, m.node.IP)
-	if err != nil {
-		return nil, err
-	}
 	var last time.Time
 	for _, doc := range docs {
 		if doc.LastUpdate.After(last) {
@@ -695,7 +657,7 @@ func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 		}
 	}
 	if last.IsZero() {
-		return nil, nil
+		return nil, err
 	}
 	return new(max(0, time.Since(last))), nil
 }
@@ -703,74 +665,60 @@ func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 // amsSilent is AMS's own limit.
 const amsSilent = 20 * time.Second
 
-// drift regularly compares the files with the join.
-func (m *member) drift(ctx context.Context, s Settings, mongo Named, c *bootstrap.Convergence, unrepaired error) error {
-	p := m.d.o.Periods
-	if unrepaired == nil {
-		m.follow(c)
-	}
-	for sleep.For(ctx, p.Drift) {
+// drift regularly compares the files with the join, until the session must end.
+func (m *member) drift(ctx context.Context) {
+	for sleep.For(ctx, m.d.o.Periods.Drift) {
 		// MongoDB may have moved, or have a new password. If the old one answers, the node stays in its server's cluster, and only
 		// the files are compared.
 		named, err := m.d.o.Mongo(ctx)
 		switch {
 		case errors.Is(err, ErrNoMongo):
-			named = mongo
+			named = m.mongo
 		case err != nil: // half written or invalid: it is not overwritten
 			m.d.reportRepair(err)
 			continue
-		case !named.Equal(mongo.Target) && (m.d.view.get().Beat.Error != "" || slices.Equal(named.Hosts(), mongo.Hosts())):
+		case !named.Equal(m.mongo.Target) && (m.d.view.get().Beat.Error != "" || slices.Equal(named.Hosts(), m.mongo.Hosts())):
 			m.d.log.Info("another MongoDB is named now", "mongodb", named.Target)
-			return nil // the next session uses it
+			return // the next session uses it
 		}
-		c, err := m.d.converge(ctx, s, named, convergeTime)
+		c, err := m.d.converge(ctx, named, convergeTime)
 		if ctx.Err() == nil {
 			m.d.reportRepair(err)
 		}
 		switch {
 		case c == nil:
+			continue
 		case c.Phase != bootstrap.PhaseJoined:
-			return nil
+			return
+		case err == nil:
+			m.follow(c)
 		default:
-			if err == nil {
-				m.follow(c)
-			} else {
-				c.Node.Drift = m.now.Load().Drift // unknown is not none
-			}
-			if !c.Node.SameInstance(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
-				return nil // the next session registers it
-			}
-			m.refresh(ctx, c)
+			c.Node.Drift = m.now.Drift // unknown is not none
 		}
+		if !c.Node.SameInstance(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
+			return // the next session registers it
+		}
+		m.refresh(ctx, c)
 	}
-	return nil
 }
 
-// refresh updates the record with changed facts: identity, name, public address, server release. Missing cloud facts stay.
+// refresh updates the record with changed facts: identity, name, public address, server release. It has the missing ones.
 func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
-	n, was := c.Node, *m.now.Load()
+	n, missing := c.Node, c.Unidentified || c.Incomplete
 	n.Port = m.d.portOf(n)
-	switch {
-	case !c.Unidentified && !c.Incomplete:
-		m.incomplete.Store(false)
-	case c.Unidentified && m.incomplete.Load():
-		return // the record has more
-	default:
-		n = n.WithCloudFactsOf(was)
-		if !m.incomplete.Load() {
-			n.Hostname = cmp.Or(was.Hostname, n.Hostname)
-		}
+	if missing {
+		n.Hostname = cmp.Or(m.now.Hostname, n.Hostname) // the cloud's name for it
 	}
-	if m.written && reflect.DeepEqual(n, was) {
+	if !m.unwritten && missing == m.incomplete && reflect.DeepEqual(n, m.now) {
 		return
 	}
-	m.now.Store(&n)
-	if err := m.enroll(ctx); err != nil {
-		m.written = false // unknown
+	m.enrolling.Lock()
+	m.now, m.incomplete = n, missing
+	m.enrolling.Unlock()
+	err := m.enroll(ctx)
+	if m.unwritten = err != nil; m.unwritten {
 		m.d.log.Debug("the row was not written again, and will be", "error", err)
-		return
 	}
-	m.written = true
 }
 
 // portOf returns the port in use, or else that of the files.
