@@ -220,14 +220,17 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if unheard != nil { // heartbeats matter more
 		d.log.Error("no control socket: `amsagent status` cannot ask this daemon", "error", unheard)
 	}
-	// Before AMS and MongoDB, which may take long: booting may continue.
-	d.o.Notify(d.ready())
-	d.status()
 	var work sync.WaitGroup
 	asked := ctx
 	// A shutdown drains before the work ends.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(asked))
 	defer cancel()
+	bound, tried := context.WithCancel(ctx)
+	work.Go(func() { d.serveMetrics(ctx, tried) })
+	<-bound.Done()
+	// Before AMS and MongoDB, which may take long: booting may continue.
+	d.o.Notify(d.ready())
+	d.status()
 	work.Go(func() { d.life.run(ctx) })
 	work.Go(func() { d.sampler.Run(ctx) })
 	work.Go(func() { d.followServer(ctx) })
@@ -240,7 +243,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if unheard == nil {
 		work.Go(func() { d.serveHTTP(ctx, control, d.controlHandler(), commandTime) })
 	}
-	work.Go(func() { d.serveMetrics(ctx) })
 	work.Go(func() { d.agentCheck(ctx) })
 	select {
 	case <-asked.Done():

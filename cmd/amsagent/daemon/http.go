@@ -52,8 +52,10 @@ func listenTCP(ctx context.Context, address string, failed func(error)) net.List
 	}
 }
 
-// serveMetrics names another program's port in the status line, for that program answers there meanwhile.
-func (d *Daemon) serveMetrics(ctx context.Context) {
+// serveMetrics names another program's port in the status line, for that program answers there meanwhile. It calls
+// tried after the first attempt to listen.
+func (d *Daemon) serveMetrics(ctx context.Context, tried func()) {
+	defer tried()
 	if d.o.Metrics == "" {
 		return
 	}
@@ -64,16 +66,18 @@ func (d *Daemon) serveMetrics(ctx context.Context) {
 		}
 		d.view.change(func(v *View) { v.MetricsError = text })
 		d.log.Error("no metrics and no health are served until the port is free", "address", d.o.Metrics, "error", err)
-		d.status()
+		tried()
 	})
 	if l == nil {
 		return
 	}
-	if d.view.get().MetricsError != "" {
-		d.log.Info("metrics and health are served", "address", d.o.Metrics)
-	}
+	taken := d.view.get().MetricsError != ""
 	d.view.change(func(v *View) { v.Metrics, v.MetricsError = l.Addr().String(), "" })
-	d.status()
+	tried()
+	if taken {
+		d.log.Info("metrics and health are served", "address", d.o.Metrics)
+		d.status()
+	}
 	d.serveHTTP(ctx, l, d.metricsHandler(), requestTime)
 }
 
