@@ -525,7 +525,7 @@ func (k *converger) noteWritten(changed bool) {
 }
 
 func (m *Machine) olderThanFiles(s *State, service ams.State) bool {
-	return s != nil && !s.FilesWritten.IsZero() && !m.serverStarted(service).at.After(s.FilesWritten.Add(time.Second))
+	return s != nil && !s.FilesWritten.IsZero() && !m.serverStarted(service).After(s.FilesWritten.Add(time.Second))
 }
 
 func (k *converger) write(ctx context.Context) error {
@@ -563,7 +563,7 @@ func (m *Machine) awaitStarted(ctx context.Context, server *Server) {
 // starts reports whether an application may be starting. It then answers 500, as a broken one does, so the
 // server's age decides.
 func (s *Server) starts(ctx context.Context, answers []ams.AppAnswer) bool {
-	young := time.Since(s.askService(ctx).or(s.first).at) < startingTime
+	young := time.Since(cmp.Or(s.askService(ctx), s.first)) < startingTime
 	return len(answers) == 0 || slices.ContainsFunc(answers, func(a ams.AppAnswer) bool {
 		return a.State == "" || a.State == ams.AppStarting || young && !a.Serves()
 	})

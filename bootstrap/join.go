@@ -315,7 +315,7 @@ func (j *joiner) mustRestart() bool {
 		// Another tool edited the files, perhaps after the server's start.
 		return true
 	}
-	if at, elsewhere := j.runsElsewhere(); elsewhere {
+	if at := j.runsElsewhere(); at != "" {
 		// Right files, but started without the address.
 		j.say("Ant Media Server runs as %s and not as %s: only a restart changes that", at, f.address.Addr)
 		return true

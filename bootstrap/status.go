@@ -218,11 +218,11 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
 		v.Applications = m.Server().look(ctx)
 	}
-	if !started.known || !v.State.Running() {
+	if started.IsZero() || !v.State.Running() {
 		return
 	}
 	// The container decides the mode, and only the agent writes it now.
-	if ams.EditedAfter(m.Root, in.Container.Path, started.at) {
+	if ams.EditedAfter(m.Root, in.Container.Path, started) {
 		v.EditedSince = append(v.EditedSince, in.Container.Path)
 	}
 }
