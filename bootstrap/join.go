@@ -345,7 +345,7 @@ func (j *joiner) checkSessions(ctx context.Context) error {
 		client = nil // a server outside the cluster has no streams there
 	}
 	live, err := j.sessions(ctx, f.install, client, f.address.Addr.String())
-	j.result.Live = live.live()
+	j.result.Live = live.known()
 	if n, refuse := sessionsFinding(live, err, "join"); refuse && !j.req.Now {
 		return &PreflightError{Findings: []Finding{n}, State: j.found}
 	}
