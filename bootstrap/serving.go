@@ -22,6 +22,8 @@ const (
 	serviceEvery = time.Second
 	serviceLimit = 500 * time.Millisecond
 	dialLimit    = 500 * time.Millisecond
+	// startingTime bounds a start. On a loaded machine the last application serves after a minute.
+	startingTime = 2 * time.Minute
 	// servedFor is how long an application that served counts as not restarted, if no connection was lost. After a
 	// pause of the machine, a loss is noticed a moment later.
 	servedFor = 3 * time.Second
