@@ -171,8 +171,7 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 
 func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
 	var started time.Time
-	serves := s.servesYet(app)
-	in, err := s.installation(serves)
+	in, serves, err := s.installation(app)
 	if err == nil && !serves {
 		dialed, stop := context.WithTimeout(ctx, dialLimit)
 		refused := s.refuses(dialed, in)
@@ -180,7 +179,7 @@ func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
 			return ams.AppAnswer{Name: app, State: ams.AppRefused}
 		}
 		started = s.serverStarted(ctx)
-		in, err = s.installation(false) // open last: the server may have been replaced
+		in, _, err = s.installation(app) // open last: the server may have been replaced
 	}
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
@@ -218,14 +217,6 @@ func (s *Server) unfinished(in *ams.Installation, app string, started time.Time)
 		return ""
 	}
 	return state
-}
-
-// servesYet reports whether the server cannot have restarted since.
-func (s *Server) servesYet(app string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	last := s.served[app]
-	return last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
 }
 
 // serverStarted is not before the last time when no process listened: the service manager is wrong after a clock
@@ -270,16 +261,17 @@ func (s *Server) Port() int {
 	return 0
 }
 
-// installation keeps the last one if enough, or if no file has changed.
-func (s *Server) installation(enough bool) (*ams.Installation, error) {
+// installation keeps the last one if no file has changed. It also does if the application serves: the server cannot
+// have restarted since.
+func (s *Server) installation(app string) (in *ams.Installation, serves bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.install != nil && (enough || !s.install.Outdated()) {
-		return s.install, nil
+	last := s.served[app]
+	serves = last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
+	if s.install == nil || !serves && s.install.Outdated() {
+		s.install, err = s.m.open()
 	}
-	in, err := s.m.open()
-	s.install = in
-	return in, err
+	return s.install, serves, err
 }
 
 // Standalone reports whether an operator made this machine standalone by hand since its join.
