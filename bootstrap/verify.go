@@ -28,18 +28,9 @@ const (
 )
 
 // NotSeenError reports that the cluster does not have the server.
-type NotSeenError struct {
-	Saw string
-	Err error
-}
+type NotSeenError struct{ Err error }
 
-func (e *NotSeenError) Error() string {
-	if e.Saw == "" {
-		return e.Err.Error()
-	}
-	return e.Err.Error() + " (" + e.Saw + ")"
-}
-
+func (e *NotSeenError) Error() string { return e.Err.Error() }
 func (e *NotSeenError) Unwrap() error { return e.Err }
 
 // verify waits for a fresh document of the running server and, if untilServed, for the applications. The server
@@ -58,9 +49,12 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 		case unstable:
 			return nil, err
 		case elsewhere, errors.Is(ctx.Err(), context.Canceled): // a cancellation must not wait
-			return nil, &NotSeenError{Err: err}
+			return nil, &NotSeenError{err}
 		default:
-			return nil, &NotSeenError{Saw: j.look(context.WithoutCancel(ctx)), Err: err}
+			if saw := j.look(context.WithoutCancel(ctx)); saw != "" {
+				err = fmt.Errorf("%w (%s)", err, saw)
+			}
+			return nil, &NotSeenError{err}
 		}
 	}
 	ev := &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate, Seen: time.Now()}
