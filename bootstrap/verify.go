@@ -24,7 +24,6 @@ const (
 	// elsewhereTime is for a document of another address: the server writes every five seconds.
 	elsewhereTime = 6 * time.Second
 	progressEvery = 15 * time.Second
-	patientPoll   = 2 * time.Second
 )
 
 // NotSeenError reports that the cluster does not have the server.
@@ -104,6 +103,8 @@ func (j *joiner) isOurs(n cluster.AMSNode) bool { return j.isAddress(n.IP) }
 func (j *joiner) isAddress(address string) bool {
 	return cluster.SameAddress(address, j.facts.address.Addr.String())
 }
+
+const patientPoll = 2 * time.Second
 
 // await skips one document from before the known start: the former server wrote until its end. The next change counts in
 // any case. If the start is unknown, documents are read first and must change.
