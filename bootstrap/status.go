@@ -187,7 +187,7 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 	}
 	v.Undo = record != nil
 	v.Interrupted = !s.Unprivileged && store.Interrupted() // true for an unreadable journal
-	v.ByHand = state != nil && state.Phase == PhaseJoined && in.Release.Known() && in.Release.String() == state.Release && standaloneFiles(store, in)
+	v.ByHand = state != nil && state.Phase == PhaseJoined && madeStandalone(store, in, state.Release)
 	if v.Err != "" || v.Mode != conf.ModeCluster || req.Mongo.IsZero() || state == nil {
 		return in
 	}

@@ -165,13 +165,14 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 		return false
 	}
 	now, was, is := time.Now(), before.Server, viewOf(served)
-	if is.Since = was.Since; was.Up != is.Up || was.Since.IsZero() && len(served.Why) > 0 {
+	changed := was.Up != is.Up || was.Since.IsZero() && len(served.Why) > 0
+	if is.Since = was.Since; changed {
 		is.Since = now
 	}
-	back, lost := is.Up && !was.Up, was.Up && !is.Up
 	// It may be standalone now, and must get no viewers before the next comparison of the files.
 	var byHand bool
 	var unread error
+	back := is.Up && !was.Up
 	if back {
 		byHand, unread = d.o.Server.Standalone()
 	}
@@ -187,22 +188,20 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 			v.brokenSince = now
 		}
 	})
-	if !is.Since.Equal(was.Since) { // other nodes must know; a new reason can wait
-		select {
-		case d.beatNow <- struct{}{}:
-		default:
-		}
+	if !changed {
+		return true
 	}
-	switch {
-	case back:
+	select { // other nodes must know
+	case d.beatNow <- struct{}{}:
+	default:
+	}
+	if back {
 		d.log.Info("Ant Media Server serves viewers")
 		if err := d.o.Server.Served(); err != nil {
 			d.log.Warn("the release that serves could not be noted", "error", err)
 		}
-	case lost:
+	} else if was.Up {
 		d.log.Warn("Ant Media Server does not serve viewers", "reason", is.Why)
-	default:
-		return true
 	}
 	d.status()
 	return true
