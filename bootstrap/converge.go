@@ -521,6 +521,7 @@ func (k *converger) checkStarted(ctx context.Context) error {
 	if k.req.Mode != convergeByCommand || !k.up() {
 		return nil
 	}
+	const starting = "Ant Media Server is starting, and would write over its files what it has read before"
 	server := k.Server()
 	answers := server.look(ctx)
 	// While its context is made, an application answers 500, as a broken one does. So the server's age decides.
@@ -533,7 +534,7 @@ func (k *converger) checkStarted(ctx context.Context) error {
 	case err == nil && !starts:
 		return nil
 	case err == nil:
-		err = errors.New("Ant Media Server is starting, and would write over its files what it has read before") //nolint:staticcheck // a name
+		err = errors.New(starting) //nolint:staticcheck // a name
 	}
 	return &FailedError{
 		Step: "writing the configuration", Err: err, State: k.found, Unknown: isTimeout(ctx.Err()),
