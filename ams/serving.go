@@ -63,9 +63,9 @@ type AppAnswer struct {
 // Serves reports whether all viewers are served. A new application has none.
 func (a AppAnswer) Serves() bool { return a.State == AppServes || a.State == AppWaits }
 
-// String returns a sentence without a full stop.
+// String returns a sentence without a full stop. An application without a state has not answered.
 func (a AppAnswer) String() string {
-	text := a.Name + " " + string(a.State)
+	text := a.Name + " " + string(cmp.Or(a.State, AppSilent))
 	if a.Detail != "" {
 		text += ": " + a.Detail
 	}

@@ -105,40 +105,7 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 			return nil, &FailedError{Step: "asking who this machine is", Err: context.Cause(ctx), State: untouched}
 		}
 	}
-	c, err := m.convergeOnce(ctx, store, req, pass{found: untouched, asks: m.Server()})
-	if starting, ok := errors.AsType[*startingError](err); ok {
-		// Without the lock: a drain must be able to stop the server.
-		m.awaitStarted(ctx, starting.asks)
-		if ctx.Err() == nil {
-			c, err = m.convergeOnce(ctx, store, req, starting.pass)
-		}
-	}
-	if starting, ok := errors.AsType[*startingError](err); ok {
-		failed := &FailedError{Step: "writing the configuration", Err: err, State: starting.found, Hint: "run the same command again when it serves, or restart it: its files are put right just before it starts"}
-		if ctx.Err() != nil {
-			failed.Step, failed.Err, failed.Unknown = "waiting for Ant Media Server, which is starting", context.Cause(ctx), isTimeout(ctx.Err())
-		}
-		err = failed
-	}
-	return c, err
-}
-
-// startingError reports that the server starts. It may save settings that it read before.
-type startingError struct{ pass }
-
-type pass struct {
-	found     string    // for the error's State
-	recovered []Finding // about an interrupted command
-	asks      *Server   // since the first attempt
-}
-
-func (*startingError) Error() string {
-	return "Ant Media Server is starting, and would write over its files what it has read before"
-}
-
-// convergeOnce returns a [startingError] if the server starts and its files need a write.
-func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req ConvergeRequest, p pass) (*Convergence, error) {
-	c := &Convergence{Repairs: append([]Finding{}, p.recovered...), Warnings: []Finding{}, Differences: []conf.Difference{}}
+	c := &Convergence{Repairs: []Finding{}, Warnings: []Finding{}, Differences: []conf.Difference{}}
 	if req.Mode == ConvergeBeforeStart {
 		// A join or a leave starts the server, with the lock held.
 		if s, err := loadState(store); err == nil && (s == nil || s.Phase != PhaseJoined) {
@@ -159,15 +126,12 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 		return c, nil // the holder of the lock has written the files
 	}
 	if err != nil {
-		return c, &FailedError{Step: "waiting for the lock", Err: err, State: p.found, Unknown: isTimeout(err)}
+		return c, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 	}
 	defer func() { _ = lock.Unlock() }()
-	now, left, unfinished := m.recover(ctx, store)
+	now, found, unfinished := m.recover(ctx, store)
 	if unfinished != nil {
 		unfinished = notRecovered(unfinished, leaveFirst, untouched)
-	}
-	if len(now) > 0 {
-		p.found, p.recovered = left, append(p.recovered, now...)
 	}
 	c.Repairs = append(c.Repairs, now...)
 	state, err := loadState(store)
@@ -176,9 +140,9 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 		return nil, unfinished
 	case err != nil:
 		if n, ok := recordFinding(err, "run amsagent join, or amsagent leave"); ok {
-			return nil, &PreflightError{Findings: []Finding{n}, State: p.found}
+			return nil, &PreflightError{Findings: []Finding{n}, State: found}
 		}
-		return nil, &FailedError{Step: "reading the state", Err: err, State: p.found}
+		return nil, &FailedError{Step: "reading the state", Err: err, State: found}
 	}
 	if state == nil {
 		return c, nil
@@ -187,7 +151,7 @@ func (m *Machine) convergeOnce(ctx context.Context, store *conf.Store, req Conve
 	if state.Phase != PhaseJoined {
 		return c, nil
 	}
-	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, pass: p}
+	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, found: found}
 	return c, k.run(ctx, unfinished)
 }
 
@@ -209,7 +173,8 @@ type converger struct {
 	req    ConvergeRequest
 	state  State // the desired state
 	result *Convergence
-	pass
+	// found is the State of an error before the first change.
+	found    string
 	facts    facts
 	stateErr error
 }
@@ -373,9 +338,10 @@ func (k *converger) mend(ctx context.Context) error {
 	k.limit()
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
-	// After the end of ctx no application is called.
-	if changed && k.req.Mode == convergeByCommand && k.up() && (k.asks.starts(ctx, k.asks.look(ctx)) || ctx.Err() != nil) {
-		return &startingError{k.pass}
+	if changed {
+		if err := k.checkStarted(ctx); err != nil {
+			return err
+		}
 	}
 	k.noteWritten(changed)
 	if changed || k.state != *f.state {
@@ -525,7 +491,7 @@ func (k *converger) noteWritten(changed bool) {
 }
 
 func (m *Machine) olderThanFiles(s *State, service ams.State) bool {
-	return s != nil && !s.FilesWritten.IsZero() && !m.serverStarted(service).at.After(s.FilesWritten.Add(time.Second))
+	return s != nil && !s.FilesWritten.IsZero() && !m.serverStarted(service).After(s.FilesWritten.Add(time.Second))
 }
 
 func (k *converger) write(ctx context.Context) error {
@@ -549,24 +515,31 @@ func (k *converger) write(ctx context.Context) error {
 	return nil
 }
 
-// startingTime bounds a start. On a loaded machine the last application serves after a minute.
-const startingTime = 2 * time.Minute
-
-// awaitStarted is not needed by join and leave, which restart the server.
-func (m *Machine) awaitStarted(ctx context.Context, server *Server) {
-	ctx, cancel := context.WithTimeout(ctx, startingTime)
-	defer cancel()
-	m.say("waiting for Ant Media Server, which is starting")
-	Watch(ctx, server, func(is Served) bool { return server.starts(ctx, is.Answers) })
-}
-
-// starts reports whether an application may be starting. It then answers 500, as a broken one does, so the
-// server's age decides.
-func (s *Server) starts(ctx context.Context, answers []ams.AppAnswer) bool {
-	young := time.Since(s.askService(ctx).or(s.first).at) < startingTime
-	return len(answers) == 0 || slices.ContainsFunc(answers, func(a ams.AppAnswer) bool {
-		return a.State == "" || a.State == ams.AppStarting || young && !a.Serves()
+// checkStarted returns an error if a command would write while the server starts: it may save settings that it read
+// before. Join and leave restart it.
+func (k *converger) checkStarted(ctx context.Context) error {
+	if k.req.Mode != convergeByCommand || !k.up() {
+		return nil
+	}
+	const starting = "Ant Media Server is starting, and would write over its files what it has read before"
+	server := k.Server()
+	answers := server.look(ctx)
+	// While its context is made, an application answers 500, as a broken one does. So the server's age decides.
+	young := time.Since(cmp.Or(server.askService(ctx), server.first)) < startingTime
+	starts := len(answers) == 0 || slices.ContainsFunc(answers, func(a ams.AppAnswer) bool {
+		return a.State == ams.AppStarting || young && !a.Serves()
 	})
+	err := context.Cause(ctx) // after the end of ctx no application is called
+	switch {
+	case err == nil && !starts:
+		return nil
+	case err == nil:
+		err = errors.New(starting) //nolint:staticcheck // a name
+	}
+	return &FailedError{
+		Step: "writing the configuration", Err: err, State: k.found, Unknown: isTimeout(ctx.Err()),
+		Hint: "run the same command again when it serves, or restart it: its files are put right just before it starts",
+	}
 }
 
 // startedMeanwhile records a pending restart if the server was started during the write. With a drop-in, systemd

@@ -315,7 +315,7 @@ func (j *joiner) mustRestart() bool {
 		// Another tool edited the files, perhaps after the server's start.
 		return true
 	}
-	if at, elsewhere := j.runsElsewhere(); elsewhere {
+	if at := j.runsElsewhere(); at != "" {
 		// Right files, but started without the address.
 		j.say("Ant Media Server runs as %s and not as %s: only a restart changes that", at, f.address.Addr)
 		return true
@@ -345,7 +345,7 @@ func (j *joiner) checkSessions(ctx context.Context) error {
 		client = nil // a server outside the cluster has no streams there
 	}
 	live, err := j.sessions(ctx, f.install, client, f.address.Addr.String())
-	j.result.Live = live.live()
+	j.result.Live = live.known()
 	if n, refuse := sessionsFinding(live, err, "join"); refuse && !j.req.Now {
 		return &PreflightError{Findings: []Finding{n}, State: j.found}
 	}

@@ -725,18 +725,18 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 	if !registered {
 		client = nil
 	}
-	var live sessions
+	var live Live
 	err := errors.New("the installation cannot be read")
 	if l.install != nil {
 		live, err = l.sessions(ctx, l.install, client, l.address)
 	}
-	if !registered && (err != nil || !live.complete && live.live() == nil) {
+	if !registered && (err != nil || !live.Complete && live.known() == nil) {
 		if !l.reached && l.id != "" {
 			l.warn(idSessions, "", "who is on this server is not known: MongoDB was not asked, and the server does not tell")
 		}
 		return nil
 	}
-	l.result.Live = live.live()
+	l.result.Live = live.known()
 	if n, refuse := sessionsFinding(live, err, "leave"); refuse && !l.req.Now {
 		if n.Err == nil && registered {
 			n.Hint = "`amsagent drain` waits until they end; leave with --now cuts them"

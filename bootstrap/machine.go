@@ -302,29 +302,15 @@ func (m *Machine) serverNow(ctx context.Context) string {
 	return "it does not run"
 }
 
-// start is the server's start or, if not known, the first check.
-type start struct {
-	at    time.Time
-	known bool
-}
-
-func (s start) or(since time.Time) start {
-	if !s.known {
-		s.at = since
-	}
-	return s
-}
-
-// serverStarted falls back to the process, which is exact to a second.
-func (m *Machine) serverStarted(st ams.State) start {
+// serverStarted falls back to the process, which is exact to a second. It returns zero if unknown.
+func (m *Machine) serverStarted(st ams.State) time.Time {
 	if !st.Started.IsZero() {
-		return start{st.Started, true}
+		return st.Started
 	}
-	p, err := ams.ReadProcess(m.Root, st.MainPID)
-	if err != nil || !p.Java() {
-		return start{}
+	if p, err := ams.ReadProcess(m.Root, st.MainPID); err == nil && p.Java() {
+		return p.Started
 	}
-	return start{p.Started, true}
+	return time.Time{}
 }
 
 // closeClient does not wait for an unreachable server.

@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -23,6 +22,8 @@ const (
 	serviceEvery = time.Second
 	serviceLimit = 500 * time.Millisecond
 	dialLimit    = 500 * time.Millisecond
+	// startingTime bounds a start. On a loaded machine the last application serves after a minute.
+	startingTime = 2 * time.Minute
 	// servedFor is how long an application that served counts as not restarted, if no connection was lost. After a
 	// pause of the machine, a loss is noticed a moment later.
 	servedFor = 3 * time.Second
@@ -57,23 +58,13 @@ func answerList(answers []ams.AppAnswer) string {
 func (e *NotServingError) Unwrap() error { return e.Err }
 
 func (j *joiner) serve(ctx context.Context) error {
-	watched, died := context.WithCancelCause(ctx)
-	var watcher sync.WaitGroup
-	watcher.Go(func() { j.watch(watched, died, false) })
 	server := j.Server()
 	if j.result.Restarted {
 		server.down = j.startedAt
 	} else {
 		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
 	}
-	err := j.awaitServing(watched, server)
-	died(nil)
-	watcher.Wait()
-	var unstable *ams.UnstableError
-	if errors.As(context.Cause(watched), &unstable) {
-		return unstable
-	}
-	return err
+	return j.whileAlive(ctx, false, func(ctx context.Context) error { return j.awaitServing(ctx, server) })
 }
 
 // awaitServing returns a [NotServingError] when ctx ends.
@@ -83,8 +74,7 @@ func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 	Watch(ctx, server, func(is Served) bool {
 		last = is
 		for _, a := range is.Answers {
-			served := slices.ContainsFunc(j.result.Applications, func(s AppServed) bool { return s.Name == a.Name })
-			if served || !a.Serves() {
+			if !a.Serves() || slices.ContainsFunc(j.result.Applications, func(s AppServed) bool { return s.Name == a.Name }) {
 				continue
 			}
 			s := AppServed{Name: a.Name}
@@ -107,16 +97,7 @@ func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 }
 
 func notServing(answers []ams.AppAnswer) []ams.AppAnswer {
-	var out []ams.AppAnswer
-	for _, a := range answers {
-		if a.State == "" {
-			a.State = ams.AppSilent
-		}
-		if !a.Serves() {
-			out = append(out, a)
-		}
-	}
-	return out
+	return slices.DeleteFunc(slices.Clone(answers), ams.AppAnswer.Serves)
 }
 
 // Server calls the applications of this machine's server, across restarts and upgrades. It is safe for concurrent
@@ -131,10 +112,7 @@ type Server struct {
 	mu      sync.Mutex
 	install *ams.Installation
 	served  map[string]lastServed
-
-	// Held during a call: many applications may be called at once.
-	startMu sync.Mutex
-	started start     // as of looked
+	started time.Time // as of looked; zero if unknown
 	looked  time.Time // when the service manager was asked
 	down    time.Time // when no process listened: it started later
 }
@@ -180,25 +158,20 @@ func (s *Server) Ask(ctx context.Context, app string) ams.AppAnswer {
 	began, lost := time.Now(), s.conns.Lost()
 	a := s.ask(ctx, app)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	delete(s.served, app)
-	if a.State == ams.AppServes { // not AppWaits: it must not be called before its initialization
+	switch {
+	case a.State == ams.AppServes: // not AppWaits: it must not be called before its initialization
 		s.served[app] = lastServed{time.Now(), lost}
-	}
-	s.mu.Unlock()
-	if a.State == ams.AppRefused {
-		s.startMu.Lock()
-		if began.After(s.down) {
-			s.down = began // not now: it may have started since
-		}
-		s.startMu.Unlock()
+	case a.State == ams.AppRefused && began.After(s.down):
+		s.down = began // not now: it may have started since
 	}
 	return a
 }
 
 func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
-	var started start
-	serves := s.servesYet(app)
-	in, err := s.installation(serves)
+	var started time.Time
+	in, serves, err := s.installation(app)
 	if err == nil && !serves {
 		dialed, stop := context.WithTimeout(ctx, dialLimit)
 		refused := s.refuses(dialed, in)
@@ -206,18 +179,18 @@ func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
 			return ams.AppAnswer{Name: app, State: ams.AppRefused}
 		}
 		started = s.serverStarted(ctx)
-		in, err = s.installation(false) // open last: the server may have been replaced
+		in, _, err = s.installation(app) // open last: the server may have been replaced
 	}
 	if err != nil {
 		return ams.AppAnswer{Name: app, State: ams.AppFailing, Detail: err.Error()}
 	}
 	if !serves {
-		if state := started.unfinished(in, app); state != "" {
+		if state := s.unfinished(in, app, started); state != "" {
 			return ams.AppAnswer{Name: app, State: state}
 		}
 	}
 	a := ams.CheckServing(ctx, s.client, in.BaseURL(), app)
-	if a.State == ams.AppMissing && (!started.known || in.MadeSince(app, started.at)) {
+	if a.State == ams.AppMissing && (started.IsZero() || in.MadeSince(app, started)) {
 		a.State = ams.AppWaits
 	}
 	return a
@@ -226,55 +199,46 @@ func (s *Server) ask(ctx context.Context, app string) ams.AppAnswer {
 // unfinished returns the state of an application whose context may be incomplete, or "": it must not be called then
 // ([ams.Installation.Initialized]). After startingTime it is called in any case: the server may be unable to write
 // those files, and a killed one leaves old ones.
-func (s start) unfinished(in *ams.Installation, app string) ams.AppServing {
-	now := time.Now()
-	state, since := ams.AppStarting, s.at
+func (s *Server) unfinished(in *ams.Installation, app string, started time.Time) ams.AppServing {
+	now, state := time.Now(), ams.AppStarting
 	switch {
-	case now.Sub(s.at) >= startingTime:
+	case now.Sub(cmp.Or(started, s.first)) >= startingTime:
 		if !in.MadeSince(app, now.Add(-startingTime)) {
 			return ""
 		}
-		since = time.Time{}
-		if s.known {
+		if !started.IsZero() {
 			state = ams.AppWaits // it was added while the server runs
 		}
-	case !s.known, now.Before(s.at): // the clock was set back: file times are not comparable
-		since = time.Time{}
+		started = time.Time{}
+	case now.Before(started): // the clock was set back: file times are not comparable
+		started = time.Time{}
 	}
-	if in.Initialized(app, since) {
+	if in.Initialized(app, started) {
 		return ""
 	}
 	return state
 }
 
-// servesYet reports whether the server cannot have restarted since.
-func (s *Server) servesYet(app string) bool {
+// serverStarted is not before the last time when no process listened: the service manager is wrong after a clock
+// change. It is zero if unknown.
+func (s *Server) serverStarted(ctx context.Context) time.Time {
+	started := s.askService(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	last, ok := s.served[app]
-	return ok && last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
-}
-
-// serverStarted is not before the last time when no process listened: the service manager is wrong after a clock
-// change.
-func (s *Server) serverStarted(ctx context.Context) start {
-	reported := s.askService(ctx)
-	s.startMu.Lock()
-	defer s.startMu.Unlock()
-	if !s.down.IsZero() && (!reported.known || s.down.After(reported.at)) {
-		return start{s.down, true}
+	if s.down.After(started) {
+		return s.down
 	}
-	return reported.or(s.first)
+	return started
 }
 
-// askService calls at most once per serviceEvery.
-func (s *Server) askService(ctx context.Context) start {
-	s.startMu.Lock()
-	defer s.startMu.Unlock()
+// askService calls at most once per serviceEvery. Others wait: many applications may be called at once.
+func (s *Server) askService(ctx context.Context) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if time.Since(s.looked) >= serviceEvery {
 		ctx, cancel := context.WithTimeout(ctx, serviceLimit)
 		defer cancel()
-		s.looked, s.started = time.Now(), start{}
+		s.looked, s.started = time.Now(), time.Time{}
 		if st, err := s.m.Service.State(ctx); err == nil {
 			s.started = s.m.serverStarted(st)
 		}
@@ -297,16 +261,17 @@ func (s *Server) Port() int {
 	return 0
 }
 
-// installation keeps the last one if enough, or if no file has changed.
-func (s *Server) installation(enough bool) (*ams.Installation, error) {
+// installation keeps the last one if no file has changed. It also does if the application serves: the server cannot
+// have restarted since.
+func (s *Server) installation(app string) (in *ams.Installation, serves bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.install != nil && (enough || !s.install.Outdated()) {
-		return s.install, nil
+	last := s.served[app]
+	serves = last.lost == s.conns.Lost() && time.Since(last.at) < servedFor
+	if s.install == nil || !serves && s.install.Outdated() {
+		s.install, err = s.m.open()
 	}
-	in, err := s.m.open()
-	s.install = in
-	return in, err
+	return s.install, serves, err
 }
 
 // Standalone reports whether an operator made this machine standalone by hand since its join.
@@ -343,15 +308,16 @@ func (m *Machine) seen() (s seen) {
 
 var seenMu sync.Mutex
 
-func (m *Machine) see(change func(*seen)) error {
+// see keeps what now does not have.
+func (m *Machine) see(now seen) error {
 	seenMu.Lock()
 	defer seenMu.Unlock()
-	s := m.seen()
-	was := s
-	if change(&s); s == was {
+	was := m.seen()
+	now.Life, now.Release = cmp.Or(now.Life, was.Life), cmp.Or(now.Release, was.Release)
+	if now == was {
 		return nil
 	}
-	b, err := json.Marshal(s)
+	b, err := json.Marshal(now)
 	if err != nil {
 		return err
 	}
@@ -363,7 +329,7 @@ func (m *Machine) EnteredBefore(instance string) bool { return m.seen().Life == 
 
 // Entered records that the cluster has this machine.
 func (m *Machine) Entered(instance string) error {
-	return m.see(func(s *seen) { s.Life = instance })
+	return m.see(seen{Life: instance})
 }
 
 // ServedBefore reports whether the installed release has ever served viewers here.
@@ -378,5 +344,5 @@ func (s *Server) Served() error {
 	if err != nil {
 		return err
 	}
-	return s.m.see(func(seen *seen) { seen.Release = in.Release.String() })
+	return s.m.see(seen{Release: in.Release.String()})
 }

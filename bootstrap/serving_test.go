@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -178,18 +177,10 @@ func (s startedAt) State(context.Context) (ams.State, error) {
 	return ams.State{Activity: ams.ActivityActive, Started: s.at()}, nil
 }
 
-// A command writes no file while the server starts, and waits without the lock: a drain may come.
+// A command writes no file while the server starts, and says so at once.
 func TestConvergeWhileStarting(t *testing.T) {
 	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
-	for what, tt := range map[string]struct {
-		serves   int64
-		activity ams.Activity
-	}{
-		"it serves":               {10, ams.ActivityActive},
-		"it never does":           {1 << 30, ams.ActivityActive},
-		"it is about to, it says": {10, ams.ActivityActivating},
-	} {
-		serves := tt.serves
+	for what, activity := range map[string]ams.Activity{"it runs": ams.ActivityActive, "it is about to, it says": ams.ActivityActivating} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := joinedTree(t)
@@ -198,42 +189,27 @@ func TestConvergeWhileStarting(t *testing.T) {
 				before, err := os.ReadFile(real)
 				must.OK(t, err)
 				service := running()
-				service.state.Activity = tt.activity
+				service.state.Activity = activity
 				m.Service = service
-				var asked, locked atomic.Int64 // several applications are asked at a time
+				code, body := http.StatusForbidden, starting
 				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-					code, body := http.StatusForbidden, starting
-					if asked.Add(1) > serves {
-						code, body = http.StatusNotFound, ""
-					}
-					bound, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-					defer cancel()
-					if lock, err := m.lock(bound); err != nil {
-						locked.Add(1)
-					} else if err := lock.Unlock(); err != nil {
-						t.Error(err)
-					}
-					if now, err := os.ReadFile(real); err != nil || string(now) != string(before) {
-						t.Errorf("it was written while the server starts: %v", err)
-					}
 					return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
 				})}
 				req := watchRequest(t)
 				req.Mode = convergeByCommand
-				c, err := m.Converge(t.Context(), req)
+				_, err = m.Converge(t.Context(), req)
+				failed, ok := errors.AsType[*FailedError](err)
 				after, rerr := os.ReadFile(real)
 				must.OK(t, rerr)
-				var failed *FailedError
-				switch {
-				case serves < asked.Load():
-					if err != nil || string(after) == string(before) || ids(c.Repairs) != IDDrift || !c.RestartNeeded {
-						t.Errorf("%v, %+v", err, c)
-					}
-				case !errors.As(err, &failed) || failed.Hint == "" || string(after) != string(before):
+				if !ok || failed.Hint == "" || failed.Unknown || string(after) != string(before) {
 					t.Errorf("%v", err)
 				}
-				if asked, locked := asked.Load(), locked.Load(); asked < 4 || asked-locked < asked/2 {
-					t.Errorf("the machine was locked at %d of %d questions", locked, asked)
+				code, body = http.StatusNotFound, ""
+				c, err := m.Converge(t.Context(), req)
+				after, rerr = os.ReadFile(real)
+				must.OK(t, rerr)
+				if err != nil || string(after) == string(before) || ids(c.Repairs) != IDDrift || !c.RestartNeeded {
+					t.Errorf("when it serves: %v, %+v", err, c)
 				}
 			})
 		})
@@ -250,106 +226,69 @@ func (s silenced) State(ctx context.Context) (ams.State, error) {
 	return s.serviceThat.State(ctx)
 }
 
-// A command that ends while the server starts, at any question, writes nothing.
+// A command that ends while the server is asked writes nothing.
 func TestConvergeEndsWhileStarting(t *testing.T) {
 	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
 	why := errors.New("interrupted by signal")
-	for _, at := range []int64{1, 3, 5} { // in the first pass, and in two rounds of the wait
-		for _, timeout := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%d, timeout %v", at, timeout), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					m := joinedTree(t)
-					edit(t, m, name, "db.type=mongodb", "db.type=mapdb")
-					was := snapshot(t, m)
-					m.Service = silenced{running()}
-					ctx, stop := context.WithCancelCause(t.Context())
-					defer stop(nil)
-					ctx, cancel := context.WithTimeout(ctx, time.Hour)
-					defer cancel()
-					var asked atomic.Int64
-					m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-						switch n := asked.Add(1); {
-						case n == at && timeout:
-							sleep.For(t.Context(), time.Hour)
-						case n == at:
-							stop(why)
-						}
-						return &http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader(starting))}, nil
-					})}
-					req := watchRequest(t)
-					req.Mode = convergeByCommand
-					want := why
-					if timeout {
-						want = context.DeadlineExceeded
-					}
-					_, err := m.Converge(ctx, req)
-					failed, ok := errors.AsType[*FailedError](err)
-					if !ok || !errors.Is(err, want) || failed.State != untouched || failed.Unknown != timeout {
-						t.Errorf("%+v", err)
-					}
-					if now := snapshot(t, m); !maps.Equal(was, now) {
-						t.Error("files were written")
-					}
-				})
-			})
-		}
-	}
-}
-
-// What was recovered before the wait is reported by a command that fails after it.
-func TestConvergeFailsAfterRecovery(t *testing.T) {
-	for name, tt := range map[string]struct {
-		harm  func(t *testing.T, m *Machine) // during the wait
-		ready bool                           // the server serves after it
-	}{
-		"the lock is held": {func(t *testing.T, m *Machine) {
-			lock, err := m.lock(t.Context())
-			must.OK(t, err)
-			t.Cleanup(func() { _ = lock.Unlock() })
-		}, true},
-		"the record is damaged": {func(t *testing.T, m *Machine) { put(t, m, StateDir+"/undo.json", "{") }, true},
-		"it never serves":       {func(*testing.T, *Machine) {}, false},
-	} {
-		t.Run(name, func(t *testing.T) {
+	for _, timeout := range []bool{false, true} {
+		t.Run(fmt.Sprintf("timeout %v", timeout), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := joinedTree(t)
-				m.Service = running()
-				// An undo record is the journal of the commit that made it.
-				b, err := os.ReadFile(filepath.Join(m.Root, StateDir, "undo.json"))
-				must.OK(t, err)
-				put(t, m, StateDir+"/journal", string(b))
-				edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
-				var asked atomic.Int64
+				edit(t, m, name, "db.type=mongodb", "db.type=mapdb")
+				was := snapshot(t, m)
+				m.Service = silenced{running()}
+				ctx, stop := context.WithCancelCause(t.Context())
+				defer stop(nil)
+				ctx, cancel := context.WithTimeout(ctx, servingLimit/2)
+				defer cancel()
 				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-					code, body := http.StatusForbidden, "Application is getting initialized"
-					n := asked.Add(1)
-					if n == 3 {
-						tt.harm(t, m)
+					if timeout {
+						sleep.For(t.Context(), time.Hour)
+					} else {
+						stop(why)
 					}
-					if tt.ready && n >= 3 {
-						code, body = http.StatusNotFound, ""
-					}
-					return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
+					return &http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader(starting))}, nil
 				})}
 				req := watchRequest(t)
 				req.Mode = convergeByCommand
-				ctx, cancel := context.WithTimeout(t.Context(), 2*startingTime)
-				defer cancel()
-				c, err := m.Converge(ctx, req)
-				state := ""
-				if pre, ok := errors.AsType[*PreflightError](err); ok {
-					state = pre.State
-				} else if failed, ok := errors.AsType[*FailedError](err); ok {
-					state = failed.State
+				want := why
+				if timeout {
+					want = context.DeadlineExceeded
 				}
-				if !strings.HasPrefix(state, "an interrupted join was finished first") {
-					t.Errorf("%v: %q", err, state)
+				_, err := m.Converge(ctx, req)
+				failed, ok := errors.AsType[*FailedError](err)
+				if !ok || !errors.Is(err, want) || failed.State != untouched || failed.Unknown != timeout {
+					t.Errorf("%+v", err)
 				}
-				if c == nil || strings.Count(ids(c.Repairs), idInterrupted) != 1 {
-					t.Errorf("%+v", c)
+				if now := snapshot(t, m); !maps.Equal(was, now) {
+					t.Error("files were written")
 				}
 			})
 		})
+	}
+}
+
+// What was recovered is reported by a command that fails after it.
+func TestConvergeFailsAfterRecovery(t *testing.T) {
+	m := joinedTree(t)
+	m.Service = running()
+	// An undo record is the journal of the commit that made it.
+	b, err := os.ReadFile(filepath.Join(m.Root, StateDir, "undo.json"))
+	must.OK(t, err)
+	put(t, m, StateDir+"/journal", string(b))
+	edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
+	m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader("Application is getting initialized"))}, nil
+	})}
+	req := watchRequest(t)
+	req.Mode = convergeByCommand
+	c, err := m.Converge(t.Context(), req)
+	failed, ok := errors.AsType[*FailedError](err)
+	if !ok || !strings.HasPrefix(failed.State, "an interrupted join was finished first") {
+		t.Errorf("%v", err)
+	}
+	if c == nil || strings.Count(ids(c.Repairs), idInterrupted) != 1 {
+		t.Errorf("%+v", c)
 	}
 }
 
@@ -727,70 +666,54 @@ func (s countedService) State(ctx context.Context) (ams.State, error) {
 	return s.serviceThat.State(ctx)
 }
 
-// How a start shows, and that no server that hangs is waited for.
-func TestAwaitStarted(t *testing.T) {
-	const starting = "Application is getting initialized"
+// How a start shows: of a server that answers errors, its age tells.
+func TestConvergeKnowsAStart(t *testing.T) {
 	const systemd, byProcess, unknown = "as systemd tells", "as its process tells", "not known"
 	answer := func(code int, body string) (*http.Response, error) {
 		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
 	}
 	serves := func() (*http.Response, error) { return answer(http.StatusNotFound, "") }
-	initializes := func() (*http.Response, error) { return answer(http.StatusForbidden, starting) }
+	initializes := func() (*http.Response, error) {
+		return answer(http.StatusForbidden, "Application is getting initialized")
+	}
 	fails := func() (*http.Response, error) { return answer(http.StatusInternalServerError, "") }
 	refuses := func() (*http.Response, error) { return nil, syscall.ECONNREFUSED }
 	for name, tt := range map[string]struct {
 		started string        // who tells when the server was
 		age     time.Duration // of the server
 		answers func() (*http.Response, error)
-		times   int // that it answers so; then it serves
-		want    time.Duration
+		starts  bool
 	}{
-		"it serves":                           {systemd, time.Second, serves, 0, 0},
-		"starting":                            {systemd, time.Hour, initializes, 4, 4 * askAgain},
-		"no port yet":                         {systemd, time.Second, refuses, 4, 4 * askAgain},
-		"its context is made":                 {systemd, time.Second, fails, 4, 4 * askAgain},
-		"its context is made, on a slow one":  {systemd, 100 * time.Second, fails, 4, 4 * askAgain},
-		"its context is made, by a command":   {byProcess, time.Second, fails, 4, 4 * askAgain},
-		"its context is made, of unknown age": {unknown, 0, fails, 4, 4 * askAgain},
-		"it is broken":                        {systemd, time.Hour, refuses, 1 << 30, 0},
-		"it is broken, by a command":          {byProcess, time.Hour, fails, 1 << 30, 0},
-		"it is broken, of unknown age":        {unknown, 0, fails, 1 << 30, startingTime},
-		"for ever":                            {systemd, time.Hour, initializes, 1 << 30, startingTime},
+		"it serves":                           {systemd, time.Second, serves, false},
+		"starting":                            {systemd, time.Hour, initializes, true},
+		"no port yet":                         {systemd, time.Second, refuses, true},
+		"its context is made":                 {systemd, time.Second, fails, true},
+		"its context is made, on a slow one":  {systemd, 100 * time.Second, fails, true},
+		"its context is made, by a command":   {byProcess, time.Second, fails, true},
+		"its context is made, of unknown age": {unknown, 0, fails, true},
+		"it is broken":                        {systemd, time.Hour, refuses, false},
+		"it is broken, by a command":          {byProcess, time.Hour, fails, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				asked := 0
-				m := &Machine{Root: t.TempDir(), HTTP: &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-					if asked++; asked > tt.times {
-						return serves()
-					}
-					return tt.answers()
-				})}}
-				m.AMSDir = "/ams"
-				put(t, m, "ams/webapps/LiveApp/.initialized", "")
-				put(t, m, "ams/webapps/LiveApp/WEB-INF/red5-web.properties", "")
-				state := ams.State{Activity: ams.ActivityActive}
-				switch tt.started {
-				case systemd:
-					state.Started = time.Now().Add(-tt.age)
-				case byProcess:
-					state.MainPID = process(t, m.Root, tt.age)
-				}
-				m.Service = serviceThat{state: state}
-				server := m.Server()
-				server.install = &ams.Installation{Root: m.Root, Dir: "/ams", Ports: ams.Ports{HTTP: 5080}}
-				began := time.Now()
-				m.awaitStarted(t.Context(), server)
-				if d := time.Since(began); d != tt.want {
-					t.Errorf("it waited for %s, want %s", d, tt.want)
-				}
-				if !server.starts(t.Context(), nil) {
-					t.Error("a server of unknown applications is taken to have started")
-				}
-				if tt.started == unknown && tt.times > 4 && server.starts(t.Context(), server.look(t.Context())) {
-					t.Error("one that was waited for in vain is taken to start")
-				}
-			})
+			m := joinedTree(t)
+			m.Serving = []string{"LiveApp"}
+			put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName), "")
+			edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
+			m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) { return tt.answers() })}
+			state := ams.State{Activity: ams.ActivityActive}
+			switch tt.started {
+			case systemd:
+				state.Started = time.Now().Add(-tt.age)
+			case byProcess:
+				state.MainPID = process(t, m.Root, tt.age)
+			}
+			m.Service = serviceThat{state: state}
+			req := watchRequest(t)
+			req.Mode = convergeByCommand
+			c, err := m.Converge(t.Context(), req)
+			if _, failed := errors.AsType[*FailedError](err); failed != tt.starts || !failed && ids(c.Repairs) != IDDrift {
+				t.Errorf("%v, %+v", err, c)
+			}
 		})
 	}
 }

@@ -187,7 +187,7 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 	}
 	v.Undo = record != nil
 	v.Interrupted = !s.Unprivileged && store.Interrupted() // true for an unreadable journal
-	v.ByHand = state != nil && state.Phase == PhaseJoined && in.Release.Known() && in.Release.String() == state.Release && standaloneFiles(store, in)
+	v.ByHand = state != nil && state.Phase == PhaseJoined && madeStandalone(store, in, state.Release)
 	if v.Err != "" || v.Mode != conf.ModeCluster || req.Mongo.IsZero() || state == nil {
 		return in
 	}
@@ -218,11 +218,11 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
 		v.Applications = m.Server().look(ctx)
 	}
-	if !started.known || !v.State.Running() {
+	if started.IsZero() || !v.State.Running() {
 		return
 	}
 	// The container decides the mode, and only the agent writes it now.
-	if ams.EditedAfter(m.Root, in.Container.Path, started.at) {
+	if ams.EditedAfter(m.Root, in.Container.Path, started) {
 		v.EditedSince = append(v.EditedSince, in.Container.Path)
 	}
 }

@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,130 +21,65 @@ import (
 const (
 	// watchPoll is short, so that a dead server is reported at once.
 	watchPoll = 500 * time.Millisecond
-	// settleTime is how long the server must run after its first document. It is shorter if the server is up and
-	// old enough.
-	settleTime = 2 * time.Second
-	upPoll     = 100 * time.Millisecond
 	// elsewhereTime is for a document of another address: the server writes every five seconds.
 	elsewhereTime = 6 * time.Second
 	progressEvery = 15 * time.Second
 )
 
 // NotSeenError reports that the cluster does not have the server.
-type NotSeenError struct {
-	Saw string
-	Err error
-}
+type NotSeenError struct{ Err error }
 
-func (e *NotSeenError) Error() string {
-	text := "Ant Media Server was not seen in the cluster"
-	if e.Err != nil {
-		text = e.Err.Error()
-	}
-	if e.Saw != "" {
-		text += " (" + e.Saw + ")"
-	}
-	return text
-}
-
+func (e *NotSeenError) Error() string { return e.Err.Error() }
 func (e *NotSeenError) Unwrap() error { return e.Err }
 
 // verify waits for a fresh document of the running server and, if untilServed, for the applications. The server
 // uses this machine's clock.
 func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
-	if n, ok := j.alreadySeen(); ok {
-		ev := &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate, Seen: time.Now()}
-		if !j.untilServed {
-			return ev, nil
+	n, seen := j.alreadySeen()
+	if !seen {
+		err := j.whileAlive(ctx, true, func(ctx context.Context) (err error) {
+			n, err = j.await(ctx)
+			return err
+		})
+		_, unstable := errors.AsType[*ams.UnstableError](err)
+		_, elsewhere := errors.AsType[*startedElsewhereError](err)
+		switch {
+		case err == nil:
+		case unstable:
+			return nil, err
+		case elsewhere, errors.Is(ctx.Err(), context.Canceled): // a cancellation must not wait
+			return nil, &NotSeenError{err}
+		default:
+			if saw := j.look(context.WithoutCancel(ctx)); saw != "" {
+				err = fmt.Errorf("%w (%s)", err, saw)
+			}
+			return nil, &NotSeenError{err}
 		}
-		return ev, j.serve(ctx)
-	}
-	watched, died := context.WithCancelCause(ctx)
-	var watcher sync.WaitGroup
-	watcher.Go(func() { j.watch(watched, died, true) })
-	n, err := j.await(watched)
-	died(nil)
-	watcher.Wait()
-	var unstable *ams.UnstableError
-	var elsewhere *startedElsewhereError
-	switch {
-	case errors.As(context.Cause(watched), &unstable):
-		return nil, unstable
-	case errors.As(context.Cause(watched), &elsewhere):
-		return nil, &NotSeenError{Err: elsewhere}
-	case errors.Is(ctx.Err(), context.Canceled):
-		return nil, &NotSeenError{Err: err} // a cancellation must not wait
-	case err != nil:
-		return nil, &NotSeenError{Saw: j.look(context.WithoutCancel(ctx)), Err: err}
 	}
 	ev := &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate, Seen: time.Now()}
 	if j.result.Restarted {
 		ev.After = time.Since(j.startedAt).Round(time.Millisecond)
 	}
 	if !j.untilServed {
-		return ev, j.settle(ctx, ev)
+		return ev, nil
 	}
-	serving, stop := context.WithCancel(ctx)
-	defer stop()
-	var served error
-	var work sync.WaitGroup
-	work.Go(func() { served = j.serve(serving) })
-	err = j.settle(ctx, ev)
-	if err != nil {
-		stop()
-	}
-	work.Wait()
-	if err == nil {
-		err = served
-	}
-	return ev, err
+	return ev, j.serve(ctx)
 }
 
-// settle watches a restarted server: one that dies after its first document has not joined. The end of ctx keeps
-// the evidence.
-func (j *joiner) settle(ctx context.Context, ev *Evidence) error {
-	if !j.result.Restarted {
-		return nil
-	}
-	watched, settled := context.WithCancelCause(ctx)
+// whileAlive ends do, and returns why, if the service dies or, with unseen, if the server has another address.
+func (j *joiner) whileAlive(ctx context.Context, unseen bool, do func(context.Context) error) error {
+	ctx, stop := context.WithCancel(ctx)
 	var watcher sync.WaitGroup
-	watcher.Go(func() { j.awaitUp(watched, settled) })
-	_, err := ams.WaitStable(watched, j.Service, settleTime)
-	settled(nil)
+	var died error
+	watcher.Go(func() {
+		if died = j.watch(ctx, unseen); died != nil {
+			stop()
+		}
+	})
+	err := do(ctx)
+	stop()
 	watcher.Wait()
-	if err == nil || errors.Is(err, ams.ErrNotManaged) || isTimeout(err) || errors.Is(context.Cause(watched), errUp) {
-		return nil
-	}
-	return fmt.Errorf("its document %s appeared, but %w", ev.ID, err)
-}
-
-var errUp = errors.New("the server is up")
-
-// awaitUp ends the watch when the server is up and has run for settleTime: most need longer for their start.
-func (j *joiner) awaitUp(ctx context.Context, settled context.CancelCauseFunc) {
-	if r := j.facts.install.Release; !r.HasLiveness() {
-		return
-	}
-	st, err := j.Service.State(ctx)
-	if err != nil || !st.Running() {
-		return // the watch reports it
-	}
-	began := st.Started
-	if began.IsZero() {
-		began = j.startedAt
-	}
-	if !sleep.For(ctx, settleTime-time.Since(began)) {
-		return
-	}
-	for {
-		if ams.CheckLiveness(ctx, j.http(), j.facts.install.BaseURL()).State == ams.Live && ctx.Err() == nil {
-			settled(errUp)
-			return
-		}
-		if !sleep.For(ctx, upPoll) {
-			return
-		}
-	}
+	return cmp.Or(died, err)
 }
 
 // alreadySeen needs a running server without a restart: otherwise a fresh document may be a dead server's last.
@@ -224,39 +160,42 @@ func (e *startedElsewhereError) Error() string {
 	return fmt.Sprintf("Ant Media Server was started with %s=%s, and not with %s", ams.HostAddressVariable, e.Given, e.Address)
 }
 
-// startedElsewhere returns nil if the process has this node's address or none, or its release ignores the variable.
-func (j *joiner) startedElsewhere(pid int) *startedElsewhereError {
-	// An unreadable process proves nothing.
-	if p, err := ams.ReadProcess(j.Root, pid); err == nil && p.HostAddress != "" && !j.isAddress(p.HostAddress) && j.facts.install.Release.HonoursHostAddress() {
-		return &startedElsewhereError{Given: p.HostAddress, Address: j.facts.address.Addr.String()}
-	}
-	return nil
+// startedWith returns the address with which a process was started, or "". An unreadable process proves nothing.
+func (j *joiner) startedWith(pid int) string {
+	p, _ := ams.ReadProcess(j.Root, pid)
+	return p.HostAddress
 }
 
-// runsElsewhere returns another address of the running server, from its environment or from the cluster.
-func (j *joiner) runsElsewhere() (string, bool) {
+// startedElsewhere returns nil if the process has this node's address or none, or its release ignores the variable.
+func (j *joiner) startedElsewhere(pid int) *startedElsewhereError {
+	given := j.startedWith(pid)
+	if given == "" || j.isAddress(given) || !j.facts.install.Release.HonoursHostAddress() {
+		return nil
+	}
+	return &startedElsewhereError{Given: given, Address: j.facts.address.Addr.String()}
+}
+
+// runsElsewhere returns another address of the running server, from its environment or from the cluster, or "".
+func (j *joiner) runsElsewhere() string {
 	st, now := j.facts.service, time.Now()
 	if !st.Running() || j.seenFresh() || !j.mayBeElsewhere() {
-		return "", false
+		return ""
 	}
 	if e := j.startedElsewhere(st.MainPID); e != nil {
-		return e.Given, true
+		return e.Given
 	}
 	locals := j.localAddresses()
 	for _, n := range j.seen {
 		local := slices.ContainsFunc(locals, func(a string) bool { return cluster.SameAddress(a, n.IP) })
 		if local && n.Fresh(now) && !n.LastUpdate.Before(st.Started) {
-			return n.IP, true
+			return n.IP
 		}
 	}
-	return "", false
+	return ""
 }
 
 // mayBeElsewhere is false if the server's environment has this address.
-func (j *joiner) mayBeElsewhere() bool {
-	p, err := ams.ReadProcess(j.Root, j.facts.service.MainPID)
-	return err != nil || !j.isAddress(p.HostAddress)
-}
+func (j *joiner) mayBeElsewhere() bool { return !j.isAddress(j.startedWith(j.facts.service.MainPID)) }
 
 func (j *joiner) elsewhereHint(err error) string {
 	var seen *cluster.AMSNotSeenError
@@ -285,8 +224,9 @@ func (j *joiner) localAddresses() []string {
 	return out
 }
 
-// watch cancels a wait if the service dies or, with unseen, if the server has another address.
-func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, unseen bool) {
+// watch returns why a wait is useless: the service is dead or, with unseen, the server has another address. It
+// returns nil when ctx ends.
+func (j *joiner) watch(ctx context.Context, unseen bool) error {
 	told, began := time.Now(), time.Now()
 	if j.result.Restarted {
 		began = j.startedAt
@@ -296,20 +236,22 @@ func (j *joiner) watch(ctx context.Context, died context.CancelCauseFunc, unseen
 		// The daemon also waits for a server that will be started.
 		stopped := st.Activity == ams.ActivityFailed || (st.Activity == ams.ActivityInactive && j.untilServed)
 		if err == nil && (st.Crashing() || stopped) {
-			died(&ams.UnstableError{Service: j.Service.Name(), After: time.Since(began), State: st})
-			return
+			return &ams.UnstableError{Service: j.Service.Name(), After: time.Since(began), State: st}
 		}
-		if err == nil && st.Running() && unseen {
+		if !unseen {
+			continue
+		}
+		if err == nil && st.Running() {
 			if e := j.startedElsewhere(st.MainPID); e != nil {
-				died(e)
-				return
+				return e
 			}
 		}
-		if unseen && time.Since(told) >= progressEvery {
+		if time.Since(told) >= progressEvery {
 			told = time.Now()
 			j.sayWaiting(ctx)
 		}
 	}
+	return nil
 }
 
 func (j *joiner) sayWaiting(ctx context.Context) {

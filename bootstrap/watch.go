@@ -64,38 +64,13 @@ type application struct {
 	errors, good int
 	silent       bool // since it served
 	asking       bool
-	sent, next   time.Time // of the last and the next call
+	sent         time.Time // of the last call
+	next         time.Time // of the next call or, while asking, of silence
 	// An application added to a running server counts once it has served.
 	added, served bool
 }
 
 func (a *application) isLate() bool { return a.added && !a.served }
-
-func (a *application) take(r ams.AppAnswer, now time.Time) {
-	a.waited(now)
-	a.answer, a.asking, a.next = r, false, a.sent.Add(askPeriod)
-	if r.Serves() {
-		a.errors, a.good = 0, a.good+1
-		a.served = a.served || r.State != ams.AppWaits
-		if !a.silent || a.good >= goodAfterSilence {
-			a.up, a.silent = true, false
-		}
-		return
-	}
-	a.good, a.errors, a.next = 0, a.errors+1, now.Add(askAgain)
-	a.silent = a.silent || a.served && r.State == ams.AppSilent
-	if r.State == ams.AppRefused || r.State == ams.AppSilent || a.errors > 1 {
-		a.up = false
-	}
-}
-
-func (a *application) waited(now time.Time) {
-	if a.asking && now.Sub(a.sent) >= silence {
-		a.answer.State, a.answer.Code, a.answer.Detail = ams.AppSilent, 0, ""
-		// While the server starts, silence is normal.
-		a.up, a.silent, a.good = false, a.served, 0
-	}
-}
 
 // Watch calls the applications, and report with each result, until it returns false or ctx ends.
 func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
@@ -134,25 +109,45 @@ func Watch(ctx context.Context, asker Asker, report func(Served) (more bool)) {
 	}
 }
 
-// take may concern a removed application.
-func (w *watch) take(a *application, r ams.AppAnswer) {
-	w.asks--
-	a.take(r, time.Now())
-	if !r.Serves() && !a.isLate() && a.next.Before(w.relist) {
-		w.relist = a.next // it may have been removed
-	}
-}
-
 // due marks the applications to call, longest wait first.
 func (w *watch) due(now time.Time) (due []*application) {
 	for _, a := range slices.SortedFunc(maps.Values(w.apps), func(a, b *application) int { return a.sent.Compare(b.sent) }) {
 		if w.asks < maxAsks && !a.asking && !now.Before(a.next) {
-			a.asking, a.sent = true, now
+			a.asking, a.sent, a.next = true, now, now.Add(silence)
 			w.asks++
 			due = append(due, a)
 		}
 	}
 	return due
+}
+
+// take may concern a removed application.
+func (w *watch) take(a *application, r ams.AppAnswer) {
+	w.asks--
+	a.answer, a.asking, a.next = r, false, a.sent.Add(askPeriod)
+	if r.Serves() {
+		a.errors, a.good = 0, a.good+1
+		a.served = a.served || r.State != ams.AppWaits
+		if !a.silent || a.good >= goodAfterSilence {
+			a.up, a.silent = true, false
+		}
+		return
+	}
+	a.good, a.errors, a.next = 0, a.errors+1, time.Now().Add(askAgain)
+	a.silent = a.silent || a.served && r.State == ams.AppSilent
+	if r.State == ams.AppRefused || r.State == ams.AppSilent || a.errors > 1 {
+		a.up = false
+	}
+	if !a.isLate() {
+		w.listAgain(a.next)
+	}
+}
+
+// listAgain is for an application that does not serve: it may have been removed.
+func (w *watch) listAgain(at time.Time) {
+	if at.Before(w.relist) {
+		w.relist = at
+	}
 }
 
 func (w *watch) list(now time.Time) {
@@ -174,42 +169,41 @@ func (w *watch) list(now time.Time) {
 }
 
 func (w *watch) judge(now time.Time) (is Served, next time.Duration) {
-	next = askPeriod
-	counted, unknown := 0, 0
+	next, is.Up = askPeriod, true
+	counted := 0
 	for _, name := range slices.Sorted(maps.Keys(w.apps)) {
 		a := w.apps[name]
-		a.waited(now)
-		due := a.next
-		if a.asking {
-			due = a.sent.Add(silence)
+		if a.asking && now.Sub(a.sent) >= silence {
+			a.answer = ams.AppAnswer{Name: name, State: ams.AppSilent}
+			// While the server starts, silence is normal.
+			a.up, a.silent, a.good = false, a.served, 0
 		}
-		if wait := due.Sub(now); wait > 0 {
+		if wait := a.next.Sub(now); wait > 0 {
 			next = min(next, wait)
 		}
 		is.Answers = append(is.Answers, a.answer)
 		if a.isLate() {
 			continue
 		}
-		if a.answer.State == ams.AppSilent && w.relist.After(now.Add(askPeriod)) {
-			w.relist = now.Add(askPeriod) // it may have been removed
+		if a.answer.State == ams.AppSilent {
+			w.listAgain(now.Add(askPeriod))
 		}
 		counted++
+		is.Up = is.Up && a.up
 		switch {
-		case a.answer.State == "":
-			unknown++
-		case !a.up && a.answer.Serves():
+		case a.up, a.answer.State == "":
+		case a.answer.Serves():
 			is.Why = append(is.Why, name+" was silent a moment ago")
-		case !a.up:
+		default:
 			is.Why = append(is.Why, a.answer.String())
 		}
 	}
-	switch {
-	case len(w.apps) == 0:
-		is.Why = []string{"no application is known"}
-	case counted == 0:
-		is.Why = []string{"no application has served yet"}
+	if counted == 0 {
+		is.Up, is.Why = false, []string{"no application has served yet"}
+		if len(w.apps) == 0 {
+			is.Why[0] = "no application is known"
+		}
 	}
-	is.Up = len(is.Why) == 0 && unknown == 0
 	w.up = is.Up
-	return is, max(next, time.Millisecond)
+	return is, next
 }

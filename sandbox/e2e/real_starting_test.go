@@ -91,7 +91,7 @@ func TestRealWhileStarting(t *testing.T) {
 		}
 		return map[bool]string{true: said}[code != 0]
 	})
-	if !strings.Contains(out, "waiting for Ant Media Server, which is starting") || !strings.Contains(out, "AMS-DRIFT") {
+	if !strings.Contains(out, "is starting, and would write over") || !strings.Contains(out, "AMS-DRIFT") {
 		t.Errorf("a converge when %s says: %s", moments[1].name, out)
 	}
 	n.settled()
