@@ -191,10 +191,7 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 	if !changed {
 		return true
 	}
-	select { // other nodes must know
-	case d.beatNow <- struct{}{}:
-	default:
-	}
+	poke(d.beatNow) // other nodes must know
 	if back {
 		d.log.Info("Ant Media Server serves viewers")
 		if err := d.o.Server.Served(); err != nil {
