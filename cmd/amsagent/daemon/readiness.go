@@ -136,10 +136,7 @@ func (d *Daemon) hold(command string) (release func()) {
 			v.departed = err == nil && v.Phase == bootstrap.PhaseJoined && (s == nil || s.Phase != bootstrap.PhaseJoined)
 		})
 		d.log.Info("the command has ended", "command", command)
-		select {
-		case d.again <- struct{}{}:
-		default:
-		}
+		poke(d.again)
 	}
 }
 
