@@ -166,9 +166,9 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 }
 
 // orNull returns a filter value: empty fields are not stored, and null matches them.
-func orNull(s string) any {
-	if s == "" {
+func orNull[T comparable](v T) any {
+	if v == *new(T) {
 		return nil
 	}
-	return s
+	return v
 }

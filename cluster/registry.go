@@ -44,7 +44,6 @@ type record struct {
 	// Taken is the last accepted drain request: a taker that lost the answer finds itself here.
 	Taken *takenRequest `bson:"drain_taken,omitempty"`
 
-	entered bool // the state begins again with this write
 	// dropBeat removes balancers and even a heartbeat that the read with read concern majority did not return.
 	dropBeat bool
 	bad      *BadRecordError // only ID and Rev are known
@@ -204,11 +203,11 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 
 // unchanged matches a record with the rev of was, which may have any type.
 func unchanged(id string, was *record) bson.D {
-	filter := bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: nil}}
+	var rev any
 	if was != nil && !field(was.doc, "rev").IsZero() {
-		filter[1].Value = bson.D{{Key: "$eq", Value: field(was.doc, "rev")}}
+		rev = field(was.doc, "rev")
 	}
-	return filter
+	return bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: bson.D{{Key: "$eq", Value: rev}}}}
 }
 
 // notWritten are the id and the keys set by MongoDB's clock, a heartbeat or a load balancer.
@@ -225,7 +224,6 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 		return nil, err
 	}
 	set = slices.DeleteFunc(set, func(e bson.E) bool { return slices.Contains(notWritten, e.Key) })
-	entered := r.entered || !was.readable() || was.State != r.State
 	if was != nil {
 		stored, _ := was.doc.Elements()
 		for _, e := range stored {
@@ -239,14 +237,13 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 			unset = append(unset, bson.E{Key: heartbeatKey, Value: ""}, bson.E{Key: balancersKey, Value: ""})
 		}
 	}
-	stamp := func(key string) { now = append(now, bson.E{Key: key, Value: true}) }
 	if own {
-		stamp("updated_at")
+		now = append(now, bson.E{Key: "updated_at", Value: true})
 	}
-	if entered {
-		stamp("state_since")
+	if was == nil || was.State != r.State || !was.SameInstance(r.Node) {
+		now = append(now, bson.E{Key: "state_since", Value: true})
 		if r.State == StateLeft {
-			stamp("left_at") // TTL index: other nodes must not have it
+			now = append(now, bson.E{Key: "left_at", Value: true}) // TTL index: other nodes must not have it
 		}
 	}
 	u := bson.D{{Key: "$set", Value: set}}
@@ -271,6 +268,8 @@ type RegisterOptions struct {
 	Replace bool // even a record that another machine uses
 	// GiveWay keeps a record that any other instance uses.
 	GiveWay bool
+	// Incomplete keeps the record's cloud facts where the registration has none.
+	Incomplete bool
 }
 
 // Register writes this machine's facts and n.State. It replaces a record of another instance. In this instance's, joining
@@ -299,7 +298,10 @@ func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Regis
 }
 
 func register(was *record, self Node, o RegisterOptions, now time.Time) (*record, error) {
-	is := &record{Node: self, entered: true, dropBeat: true}
+	if was.readable() && o.Incomplete {
+		self = self.WithCloudFactsOf(was.Node)
+	}
+	is := &record{Node: self, dropBeat: true}
 	is.DrainRequest = nil
 	if !was.readable() {
 		return is, nil
@@ -319,7 +321,7 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		is.Interval = self.Interval
 		return is, nil
 	}
-	is.DrainRequest, is.Taken, is.entered, is.dropBeat = was.DrainRequest, was.Taken, false, false
+	is.DrainRequest, is.Taken, is.dropBeat = was.DrainRequest, was.Taken, false
 	if gives {
 		return is, nil
 	}
@@ -465,14 +467,7 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 		return false, errors.New("removing a node: it has no id")
 	}
 	op := "removing node " + n.ID
-	filter := bson.D{{Key: "_id", Value: n.ID}, {Key: "updated_at", Value: bson.D{{Key: "$exists", Value: false}}}}
-	if !n.UpdatedAt.IsZero() {
-		filter[1].Value = n.UpdatedAt
-	}
-	failed := c.call(ctx, op, func(ctx context.Context) error {
-		_, err := c.nodes().DeleteOne(ctx, filter)
-		return err
-	})
+	failed := c.deleteMany(ctx, op, c.nodes(), bson.D{{Key: "_id", Value: n.ID}, {Key: "updated_at", Value: orNull(n.UpdatedAt)}})
 	// The answer may be lost: what is left decides.
 	_, err := c.Node(ctx, n.ID)
 	if errors.Is(err, ErrNoNode) {

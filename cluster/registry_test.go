@@ -73,13 +73,16 @@ func TestRegisterRecord(t *testing.T) {
 			got = other.Node.IP + " " + other.Age.String()
 		} else {
 			must.OK(t, err)
-			beat := "new"
-			if !is.dropBeat {
-				beat = "7"
+			beat, begins := "new", true
+			if tt.was.readable() { // others are inserted
+				begins = writes(t, is, tt.was, "$currentDate", "state_since")
+				if !writes(t, is, tt.was, "$unset", heartbeatKey) {
+					beat = "7"
+				}
 			}
 			got = strings.Join([]string{is.Role, string(is.State), is.Reason, beat}, " ")
-			if (beat == "new") != is.entered {
-				t.Errorf("%s: the state begins: %t", name, is.entered)
+			if (beat == "new") != begins {
+				t.Errorf("%s: the state begins: %t", name, begins)
 			}
 		}
 		if got != tt.want {
@@ -105,12 +108,12 @@ func TestTransitionRecord(t *testing.T) {
 	was := stored(func(r *record) { r.DrainRequest, r.Cut = &DrainRequest{ID: "d"}, &cut })
 	is, err := transition(was, self(nil), StateDraining, "scale-in", Details{LeftBy: LeftByDrain, StopFailed: true})
 	must.OK(t, err)
-	if is.State != StateDraining || is.Reason != "scale-in" || is.LeftBy != LeftByDrain || !is.StopFailed || is.Cut != nil || is.dropBeat || is.DrainRequest == nil {
+	if is.State != StateDraining || is.Reason != "scale-in" || is.LeftBy != LeftByDrain || !is.StopFailed || is.Cut != nil || writes(t, is, was, "$unset", heartbeatKey) || is.DrainRequest == nil {
 		t.Errorf("%+v", is)
 	}
 	left, err := transition(is, self(nil), StateLeft, "scale-in", Details{LeftBy: LeftByDrain, Cut: &cut})
 	must.OK(t, err)
-	if !left.dropBeat || left.DrainRequest != nil || *left.Cut != 3 || left.StopFailed || was.State != StateActive {
+	if !writes(t, left, is, "$unset", heartbeatKey) || left.DrainRequest != nil || *left.Cut != 3 || left.StopFailed || was.State != StateActive {
 		t.Errorf("%+v, from %+v", left, was)
 	}
 	again, err := transition(left, self(nil), StateLeft, "scale-in", Details{})
@@ -136,6 +139,15 @@ func TestTransitionRecord(t *testing.T) {
 	if _, err := transition(stored(nil), Node{ID: "i-1"}, StateDraining, "", Details{}); err != nil {
 		t.Errorf("without boot and address: %v", err)
 	}
+}
+
+// writes reports whether the update from was to is has a key of an operator.
+func writes(t *testing.T, is, was *record, operator, key string) bool {
+	t.Helper()
+	update, err := is.update(was, true)
+	must.OK(t, err)
+	_, err = raw(t, update).LookupErr(operator, key)
+	return err == nil
 }
 
 // aRecord is the one document of a fake server's registry.

@@ -376,15 +376,12 @@ func (m *member) enroll(ctx context.Context) error {
 			return heartbeat.ErrLeft
 		}
 		proved, again, now := m.proved.Load(), m.enrolled.Load(), m.now.Load()
-		n, err := m.complete(ctx, *now)
-		if err != nil {
-			return err
-		}
+		n := *now
 		n.State, n.Reason = cluster.StateJoining, "run"
 		if proved {
 			n.State = cluster.StateActive
 		}
-		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load()})
+		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load(), Incomplete: m.incomplete.Load()})
 		if cluster.KindOf(err) == cluster.KindTimeout {
 			m.applied(ctx, n)
 		}
@@ -420,23 +417,6 @@ func (m *member) applied(ctx context.Context, n cluster.Node) {
 	}
 	m.enrolled.Store(true)
 	m.d.view.setState(row.State, row.StateSince)
-}
-
-// complete adds missing cloud facts from the record.
-func (m *member) complete(ctx context.Context, n cluster.Node) (cluster.Node, error) {
-	if !m.incomplete.Load() {
-		return n, nil
-	}
-	row, err := m.client.Node(ctx, n.ID)
-	_, bad := errors.AsType[*cluster.BadRecordError](err)
-	switch {
-	case bad, errors.Is(err, cluster.ErrNoNode):
-		return n, nil
-	case err != nil:
-		return cluster.Node{}, err
-	default:
-		return n.WithCloudFactsOf(row), nil
-	}
 }
 
 // enter waits until the cluster has AMS, then updates the record. Unlike a heartbeat, a state is retried until MongoDB has it.
