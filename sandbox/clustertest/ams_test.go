@@ -177,7 +177,7 @@ func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", at.Add(time.Hour))
+		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", at)
 		done <- result{gone, stay, err}
 	}()
 	must.Until(t, "the delete is on its way", func() bool { return s.Stats().Struck > 0 })
@@ -222,7 +222,7 @@ func TestDeleteAMSNodesWhileAMSWrites(t *testing.T) {
 				last = stamp
 			}
 		})
-		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", time.Now())
+		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", time.UnixMilli(1000))
 		stop.Store(true)
 		writer.Wait()
 		must.OK(t, err)
