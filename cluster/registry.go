@@ -270,10 +270,13 @@ type RegisterOptions struct {
 	GiveWay bool
 	// Incomplete keeps the record's cloud facts where the registration has none.
 	Incomplete bool
+	// DrainOver lets active replace draining: this node's own drain has ended.
+	DrainOver bool
 }
 
 // Register writes this machine's facts and n.State. It replaces a record of another instance. In this instance's, joining
-// and active replace only joining, left and failed; other states follow [State.CanTransition].
+// and active replace only joining, left and failed, and active a draining that is over or of an unfinished leave; other
+// states follow [State.CanTransition].
 //
 // It returns an [OtherMachineError] if another machine uses the record. It is safe to repeat.
 func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Registration, error) {
@@ -315,7 +318,8 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 	}
 	// Only the daemon may know these.
 	is.Interval, is.Port = cmp.Or(self.Interval, was.Interval), cmp.Or(self.Port, was.Port)
-	gives := self.State.replaces(was.State)
+	over := was.State == StateDraining && self.State == StateActive && (o.DrainOver || was.LeftBy == LeftByLeave)
+	gives := over || self.State.replaces(was.State)
 	if was.State == StateLeft && gives || !was.State.Valid() {
 		// An interval from before the leave is no liveness signal.
 		is.Interval = self.Interval

@@ -47,6 +47,10 @@ func self(change func(*Node)) Node {
 func TestRegisterRecord(t *testing.T) {
 	copied := func(n *Node) { n.IP, n.BootID = "10.0.0.77", "boot-of-the-copy" }
 	moved := func(n *Node) { n.IP = "10.0.0.9" }
+	active := func(n *Node) { n.State = StateActive }
+	drains := func(by string) func(*record) {
+		return func(r *record) { r.State, r.LeftBy, r.StopFailed = StateDraining, by, true }
+	}
 	for name, tt := range map[string]struct {
 		was     *record
 		self    Node
@@ -65,6 +69,10 @@ func TestRegisterRecord(t *testing.T) {
 		"nearly silent":            {stored(func(r *record) { r.UpdatedAt = noon.Add(-14 * time.Second) }), self(copied), RegisterOptions{}, "10.0.0.3 14s"},
 		"no heartbeat ever":        {stored(func(r *record) { r.Seq, r.Interval = 0, 0 }), self(copied), RegisterOptions{}, "origin joining join new"},
 		"another address":          {stored(nil), self(moved), RegisterOptions{}, "origin joining join new"},
+		"a drain":                  {stored(drains(LeftByDrain)), self(active), RegisterOptions{}, "origin draining run 7"},
+		"a drain that is over":     {stored(drains(LeftByDrain)), self(active), RegisterOptions{DrainOver: true}, "origin active join 7"},
+		"not proved yet":           {stored(drains(LeftByDrain)), self(nil), RegisterOptions{DrainOver: true}, "origin draining run 7"},
+		"a leave that failed":      {stored(drains(LeftByLeave)), self(active), RegisterOptions{}, "origin active join 7"},
 		"one that it was moved to": {stored(nil), self(moved), RegisterOptions{GiveWay: true}, "10.0.0.3 2s"},
 	} {
 		is, err := register(tt.was, tt.self, tt.options, noon)
@@ -81,8 +89,11 @@ func TestRegisterRecord(t *testing.T) {
 				}
 			}
 			got = strings.Join([]string{is.Role, string(is.State), is.Reason, beat}, " ")
-			if (beat == "new") != begins {
+			if changed := !tt.was.readable() || tt.was.State != is.State || beat == "new"; changed != begins {
 				t.Errorf("%s: the state begins: %t", name, begins)
+			}
+			if is.State == StateActive && (is.StopFailed || is.LeftBy != "") {
+				t.Errorf("%s: %+v", name, is)
 			}
 		}
 		if got != tt.want {

@@ -381,19 +381,18 @@ func (m *member) enroll(ctx context.Context) error {
 		if proved {
 			n.State = cluster.StateActive
 		}
-		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load(), Incomplete: m.incomplete.Load()})
+		drain := m.d.life.manager
+		drains := func() bool { return drain.View().Step != lifecycle.StepNone }
+		over := drain.Forgotten() && !drains() // the registry may still show it
+		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load(), Incomplete: m.incomplete.Load(), DrainOver: over})
 		if cluster.KindOf(err) == cluster.KindTimeout {
 			m.applied(ctx, n)
 		}
-		drain := m.d.life.manager
-		drains, over := drain.View().Step != lifecycle.StepNone, drain.Forgotten() // over: the registry may still show it
 		switch {
-		case drains && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
+		case drains() && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
 			drain.Unsaid() // the record was removed; after a lost answer, a new one may exist
-		case err == nil && !drains:
-			if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
-				drain.Settled()
-			}
+		case err == nil && over && proved && !drains():
+			drain.Settled()
 		}
 		if m.checkOwner(err) != nil {
 			return err
