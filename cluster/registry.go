@@ -310,8 +310,7 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		return is, nil
 	}
 	if !was.SameInstance(self) {
-		age, known := was.Age(now)
-		if known && was.inUse(age) && !o.Replace && (o.GiveWay || was.otherMachine(self)) {
+		if age, used := was.inUse(now); used && !o.Replace && (o.GiveWay || was.otherMachine(self)) {
 			return nil, &OtherMachineError{Node: was.Node, Age: age}
 		}
 		return is, nil
@@ -400,7 +399,7 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 	if errors.Is(err, ErrNoNode) {
 		return nil
 	}
-	if age, known := n.Age(now); err == nil && known && n.UsedByOther(self, age) {
+	if age, used := n.UsedByOther(self, now); err == nil && used {
 		return &OtherMachineError{Node: n, Age: age}
 	}
 	return err
