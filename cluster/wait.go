@@ -25,13 +25,16 @@ var ErrElsewhere = errors.New("it runs under another address of this machine")
 // AMSWait is the input of [Client.WaitAMSNode].
 type AMSWait struct {
 	Address string // as AMS writes it
-	// Before are earlier processes' documents; nil uses the first read.
+	// Before are earlier processes' documents; nil, or MustChange, uses the first read.
 	Before         []AMSNode
+	MustChange     bool
 	LocalAddresses []string
+	// Started is when the server was, if known. A document from before, which its former process wrote as it ended, counts
+	// from its next change.
+	Started time.Time
 	// Elsewhere is how long a document of another local address must be written to end the wait with ErrElsewhere; 0 is
 	// never. Documents before Started are ignored, with NewOnly also those in Before.
 	Elsewhere time.Duration
-	Started   time.Time
 	NewOnly   bool
 	Poll      time.Duration // default 500 ms
 	// Progress is called after each read.
@@ -46,7 +49,10 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 	}
 	begin := c.now()
 	seen := &AMSNotSeenError{Address: w.Address}
-	before := w.Before
+	before, again := w.Before, false
+	if w.MustChange {
+		before = nil
+	}
 	local := map[string]firstSeen{}
 	for {
 		// A read cut short by ctx is no failure. The driver times out shortly before the deadline.
@@ -68,11 +74,11 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 		}
 		if err == nil {
 			i := slices.IndexFunc(seen.Ours, func(n AMSNode) bool { return before != nil && n.Fresh(now) && n.since(before) })
-			if i >= 0 {
+			switch {
+			case i >= 0 && (again || !seen.Ours[i].LastUpdate.Before(w.Started)):
 				return seen.Ours[i], nil
-			}
-			if before == nil {
-				before = append([]AMSNode{}, seen.Ours...)
+			case i >= 0, before == nil:
+				before, again = append([]AMSNode{}, seen.Ours...), i >= 0
 			}
 			if n, ok := w.findElsewhere(seen.Local, local, now); ok {
 				// The others may belong to another node.
