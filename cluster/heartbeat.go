@@ -90,25 +90,23 @@ func (s Sessions) Left() string { return s.left() + s.NotCounted() }
 
 // NotCounted returns a text about idle connections to append.
 func (s Sessions) NotCounted() string {
-	switch {
-	case s.Idle == nil || *s.Idle <= 0:
+	if s.Idle == nil || *s.Idle <= 0 {
 		return ""
-	case *s.Idle == 1:
-		return ", 1 idle connection not counted"
 	}
-	return fmt.Sprintf(", %d idle connections not counted", *s.Idle)
+	return ", " + count(*s.Idle, "idle connection") + " not counted"
+}
+
+func count(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
 }
 
 func (s Sessions) left() string {
 	about := ""
 	if s.By == CountedByConnections {
 		about = "about "
-	}
-	count := func(n int, one string) string {
-		if n == 1 {
-			return "1 " + one
-		}
-		return fmt.Sprintf("%d %ss", n, one)
 	}
 	switch n, known := s.Total(); {
 	case known && n == 0:

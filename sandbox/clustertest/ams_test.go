@@ -480,7 +480,7 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 			if !ok {
 				t.Fatalf("got %v", err)
 			}
-			if e.Elsewhere != tt.elsewhere || !strings.Contains(e.Error(), tt.text) || e.Last != nil || e.Reads != 3 {
+			if e.Elsewhere != tt.elsewhere || !strings.Contains(e.Error(), " for AMS to register as "+own+": ") || !strings.Contains(e.Error(), tt.text) || e.Last != nil || e.Reads != 3 {
 				t.Errorf("elsewhere is %v, %d reads: %v", e.Elsewhere, e.Reads, e)
 			}
 			if !errors.Is(err, errEnough) {
