@@ -117,7 +117,7 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 		switch {
 		case err == nil:
 			return stored, nil
-		case KindOf(err).passes() && c.notPrimary() == nil:
+		case KindOf(err).Passes() && c.notPrimary() == nil:
 			failed = err
 		case !errors.Is(err, errConflict):
 			return nil, err
