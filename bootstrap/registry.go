@@ -22,14 +22,8 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	n := j.nodeOf(f, j.req.Role, group)
 	n.State, n.Reason = state, reason
 	n.Interval = j.req.Interval
-	r, err := f.client.Register(ctx, n, cluster.RegisterOptions{Replace: j.req.Replace, DrainOver: over})
-	if err != nil {
-		return err
-	}
-	if r.Rejoined && state == cluster.StateJoining && r.Before.State == cluster.StateActive {
-		j.log().Info("replaced the row of an earlier life of this machine", "node", n.ID, "address", r.Before.IP)
-	}
-	return nil
+	_, err := f.client.Register(ctx, n, cluster.RegisterOptions{Replace: j.req.Replace, DrainOver: over})
+	return err
 }
 
 // enter must not leave the state joining after a failure or the end of ctx. A write that was cut off may still

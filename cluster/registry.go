@@ -256,13 +256,6 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 	return u, nil
 }
 
-// Registration is the result of [Client.Register].
-type Registration struct {
-	Node     Node
-	Before   *Node // or nil
-	Rejoined bool  // Before was of another instance
-}
-
 // RegisterOptions select which records a registration replaces.
 type RegisterOptions struct {
 	Replace bool // even a record that another machine uses
@@ -276,28 +269,24 @@ type RegisterOptions struct {
 
 // Register writes this machine's facts and n.State. It replaces a record of another instance. In this instance's, joining
 // and active replace only joining, left and failed, and active a draining that is over or of an unfinished leave; other
-// states follow [State.CanTransition].
+// states follow [State.CanTransition]. It returns the record.
 //
 // It returns an [OtherMachineError] if another machine uses the record. It is safe to repeat.
-func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Registration, error) {
+func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Node, error) {
 	op := "registering node " + n.ID
 	switch {
 	case n.ID == "":
-		return Registration{}, errors.New("registering a node: it has no id")
+		return Node{}, errors.New("registering a node: it has no id")
 	case !n.State.Valid():
-		return Registration{}, fmt.Errorf("%s: %q is not a state", op, string(n.State))
+		return Node{}, fmt.Errorf("%s: %q is not a state", op, string(n.State))
 	}
-	var before *Node
 	stored, err := c.update(ctx, op, n.ID, true, func(was *record, now time.Time) (*record, error) {
-		if before = nil; was != nil {
-			before = &was.Node
-		}
 		return register(was, n, o, now)
 	})
 	if err != nil {
-		return Registration{}, err
+		return Node{}, err
 	}
-	return Registration{Node: stored.Node, Before: before, Rejoined: before != nil && !before.SameInstance(n)}, nil
+	return stored.Node, nil
 }
 
 func register(was *record, self Node, o RegisterOptions, now time.Time) (*record, error) {

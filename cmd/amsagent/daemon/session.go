@@ -389,7 +389,7 @@ func (m *member) enroll(ctx context.Context) error {
 			m.applied(ctx, n)
 		}
 		switch {
-		case drains() && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
+		case drains() && (err != nil && again || err == nil && r.State != cluster.StateDraining):
 			drain.Unsaid() // the record was removed; after a lost answer, a new one may exist
 		case err == nil && over && proved && !drains():
 			drain.Settled()
@@ -398,7 +398,7 @@ func (m *member) enroll(ctx context.Context) error {
 			return err
 		}
 		m.enrolled.Store(true)
-		m.d.view.setState(r.Node.State, r.Node.StateSince)
+		m.d.view.setState(r.State, r.StateSince)
 		if proved == m.proved.Load() && now == m.now.Load() {
 			return nil
 		}
