@@ -459,7 +459,10 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 		return false, errors.New("removing a node: it has no id")
 	}
 	op := "removing node " + n.ID
-	failed := c.deleteMany(ctx, op, c.nodes(), bson.D{{Key: "_id", Value: n.ID}, {Key: "updated_at", Value: orNull(n.UpdatedAt)}})
+	failed := c.call(ctx, op, func(ctx context.Context) error {
+		_, err := c.nodes().DeleteOne(ctx, bson.D{{Key: "_id", Value: n.ID}, {Key: "updated_at", Value: orNull(n.UpdatedAt)}})
+		return err
+	})
 	// The answer may be lost: what is left decides.
 	_, err := c.Node(ctx, n.ID)
 	if errors.Is(err, ErrNoNode) {

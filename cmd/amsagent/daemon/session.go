@@ -399,11 +399,12 @@ func (m *member) enroll(ctx context.Context) error {
 		}
 		m.enrolled.Store(true)
 		m.d.view.setState(r.State, r.StateSince)
-		if proved == m.proved.Load() && now == m.now.Load() {
+		ended := drain.Forgotten() && !drains() && !over
+		if proved == m.proved.Load() && now == m.now.Load() && !ended {
 			return nil
 		}
-		// AMS was seen meanwhile, or facts changed. Their writer may have been first, and would not restore a record that was
-		// removed.
+		// A drain ended, AMS was seen or facts changed meanwhile. Their writer may have been first, and would not restore a
+		// record that was removed.
 	}
 }
 
