@@ -773,7 +773,7 @@ func (j *joiner) warnDrift() {
 	}
 }
 
-// registerActive outlasts a hanging primary: MongoDB answered before. over is as in [Stay].
+// registerActive outlasts a hanging primary: MongoDB answered before. over: a drain of this node has ended.
 func (j *joiner) registerActive(ctx context.Context, over bool) error {
 	return j.outlast(ctx, func(error) bool { return true }, func(ctx context.Context) error {
 		return j.register(ctx, cluster.StateActive, "join", over)

@@ -273,7 +273,7 @@ func (m *Machine) outlast(ctx context.Context, waits func(error) bool, do func(c
 		bound, cancel := context.WithTimeout(ctx, mongoTime)
 		err := do(bound)
 		cancel()
-		if err == nil || !mayCome(err) || !waits(err) || ctx.Err() != nil || time.Until(end) <= 0 {
+		if err == nil || !cluster.KindOf(err).Passes() || !waits(err) || ctx.Err() != nil || time.Until(end) <= 0 {
 			return err
 		}
 		if !told {

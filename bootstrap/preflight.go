@@ -547,7 +547,7 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 		err = c.CheckAccess(bound)
 		stop()
 		attempt = mongoTime
-		if err == nil || ctx.Err() != nil || !mayCome(err) || req.DryRun {
+		if err == nil || ctx.Err() != nil || !cluster.KindOf(err).Passes() || req.DryRun {
 			break
 		}
 		if !told {
@@ -658,25 +658,10 @@ func patience(ctx context.Context) time.Duration {
 
 func (f *facts) failMongo(err error) {
 	id := IDMongo
-	var e *cluster.Error
-	if errors.As(err, &e) && (e.Kind == cluster.KindAuth || e.Kind == cluster.KindForbidden) {
+	if k := cluster.KindOf(err); k == cluster.KindAuth || k == cluster.KindForbidden {
 		id = IDMongoAuth
 	}
 	f.fail(id, err, "")
-}
-
-// mayCome reports whether the error may end by itself.
-func mayCome(err error) bool {
-	var e *cluster.Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	switch e.Kind {
-	case cluster.KindDNS, cluster.KindRefused, cluster.KindUnreachable, cluster.KindTimeout, cluster.KindLost, cluster.KindNotPrimary:
-		return true
-	default:
-		return false
-	}
 }
 
 func summary(err error) string {

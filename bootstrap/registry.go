@@ -8,12 +8,11 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
-	"time"
 
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// register writes the node record. over is as in [Stay].
+// register writes the node record. over: a drain of this node has ended.
 func (j *joiner) register(ctx context.Context, state cluster.State, reason string, over bool) error {
 	f := j.facts
 	group := j.req.Group
@@ -23,30 +22,8 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	n := j.nodeOf(f, j.req.Role, group)
 	n.State, n.Reason = state, reason
 	n.Interval = j.req.Interval
-	r, err := f.client.Register(ctx, n, cluster.RegisterOptions{Replace: j.req.Replace})
-	if err != nil {
-		return err
-	}
-	if err := Stay(ctx, f.client, n, &r, over); err != nil {
-		return err
-	}
-	if r.Rejoined && state == cluster.StateJoining && r.Before.State == cluster.StateActive {
-		j.log().Info("replaced the row of an earlier life of this machine", "node", n.ID, "address", r.Before.IP)
-	}
-	return nil
-}
-
-// Stay reverts the state draining after the registration r if an unfinished leave set it or, with over, this
-// node's own drain has ended. A drain by another source stays.
-func Stay(ctx context.Context, client *cluster.Client, n cluster.Node, r *cluster.Registration, over bool) error {
-	if n.State != cluster.StateActive || r.Node.State != cluster.StateDraining || !over && r.Node.LeftBy != cluster.LeftByLeave {
-		return nil
-	}
-	if err := client.SetOwnState(ctx, n, n.State, n.Reason, cluster.Details{}); err != nil {
-		return err
-	}
-	r.Node.State, r.Node.StateSince = n.State, time.Now()
-	return nil
+	_, err := f.client.Register(ctx, n, cluster.RegisterOptions{Replace: j.req.Replace, DrainOver: over})
+	return err
 }
 
 // enter must not leave the state joining after a failure or the end of ctx. A write that was cut off may still

@@ -262,7 +262,8 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 			v.Age, _ = n.Age(now)
 			boot := m.bootID()
 			v.EarlierBoot = boot != "" && n.BootID != "" && n.BootID != boot
-			v.OtherMachine = v.EarlierBoot && n.UsedByOther(cluster.Node{ID: v.ID, IP: v.Address, BootID: boot}, v.Age)
+			_, used := n.UsedByOther(cluster.Node{ID: v.ID, IP: v.Address, BootID: boot}, now)
+			v.OtherMachine = v.EarlierBoot && used
 		case !errors.Is(err, cluster.ErrNoNode):
 			v.fail(err)
 			return

@@ -106,8 +106,7 @@ func (j *joiner) isAddress(address string) bool {
 
 const patientPoll = 2 * time.Second
 
-// await skips one document from before the known start: the former server wrote until its end. The next change counts in
-// any case. If the start is unknown, documents are read first and must change.
+// await waits for this node's document. If the server's start is not known, existing documents must change.
 func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
 	w := cluster.AMSWait{
 		Address: j.facts.address.Addr.String(), Before: j.seen, LocalAddresses: j.localAddresses(),
@@ -119,38 +118,14 @@ func (j *joiner) await(ctx context.Context) (cluster.AMSNode, error) {
 	if j.patient {
 		w.Poll = patientPoll
 	}
-	var began time.Time
 	if j.result.Restarted {
+		w.Elsewhere, w.Started, w.NewOnly = elsewhereTime, time.Time{}, true
 		if st, err := j.Service.State(ctx); err == nil {
-			began = st.Started
+			w.Started = st.Started
 		}
-		w.Elsewhere, w.Started, w.NewOnly = elsewhereTime, began, true
-		if began.IsZero() {
-			own, err := j.ownDocuments(ctx)
-			if err != nil {
-				return cluster.AMSNode{}, err
-			}
-			// Existing documents must change. New ones elsewhere may be this server's.
-			w.Before = append(slices.DeleteFunc(slices.Clone(j.seen), j.isOurs), own...)
-		}
+		w.MustChange = w.Started.IsZero()
 	}
-	for {
-		n, err := j.facts.client.WaitAMSNode(ctx, w)
-		if err != nil || began.IsZero() || !n.LastUpdate.Before(began) {
-			return n, err
-		}
-		began, w.Before = time.Time{}, []cluster.AMSNode{n}
-	}
-}
-
-// ownDocuments retries: MongoDB may be slow while many servers start.
-func (j *joiner) ownDocuments(ctx context.Context) ([]cluster.AMSNode, error) {
-	for {
-		own, err := j.facts.client.AMSNodesByAddress(ctx, j.facts.address.Addr.String())
-		if err == nil || cluster.KindOf(err).Refusal() || !sleep.For(ctx, watchPoll) {
-			return own, err
-		}
-	}
+	return j.facts.client.WaitAMSNode(ctx, w)
 }
 
 // startedElsewhereError reports that the server uses another address from its start.

@@ -4,7 +4,6 @@
 package cluster
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -42,9 +41,6 @@ type AMSNode struct {
 	LastUpdate time.Time `json:"last_update,omitzero"`
 	Memory     string    `json:"memory,omitempty"` // as in "586/1945"
 	CPU        *float64  `json:"cpu,omitempty"`    // percent; nil if unknown
-
-	id      bson.RawValue // may have any type
-	written bson.RawValue // lastUpdateTime
 }
 
 var amsFields = bson.D{{Key: "ip", Value: 1}, {Key: "lastUpdateTime", Value: 1}, {Key: "memory", Value: 1}, {Key: "cpu", Value: 1}}
@@ -56,8 +52,6 @@ func readAMSNode(doc bson.Raw) AMSNode {
 		LastUpdate: timeField(doc, "lastUpdateTime"),
 		Memory:     textField(doc, "memory"),
 		CPU:        numberField(doc, "cpu"),
-		id:         keep(field(doc, "_id")),
-		written:    keep(field(doc, "lastUpdateTime")),
 	}
 }
 
@@ -132,29 +126,36 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before 
 	if err != nil {
 		return nil, nil, err
 	}
-	versions := bson.A{}
-	for _, n := range were {
-		if (id == "" || n.ID == id) && !n.LastUpdate.IsZero() && !n.LastUpdate.After(before) {
-			versions = append(versions, bson.D{{Key: "_id", Value: n.id}, {Key: "ip", Value: n.IP}, {Key: "lastUpdateTime", Value: n.written}})
-		}
+	isOld := func(n AMSNode) bool {
+		return (id == "" || n.ID == id) && !n.LastUpdate.IsZero() && !n.LastUpdate.After(before)
 	}
-	if len(versions) == 0 {
+	if !slices.ContainsFunc(were, isOld) {
 		return nil, were, nil
 	}
-	failed := c.deleteMany(ctx, "removing AMS's node documents of "+address, c.amsNodes(), bson.D{{Key: "$or", Value: versions}})
+	filter := append(addressFilter("ip", address), written("$or", "lastUpdateTime", "$lte", before))
+	if id != "" {
+		filter = append(filter, bson.E{Key: "_id", Value: id})
+	}
+	failed := c.deleteMany(ctx, "removing AMS's node documents of "+address, c.amsNodes(), filter)
 	// The answer may be lost: what is left decides.
 	if stay, err = c.AMSNodesByAddress(ctx, address); err != nil {
 		return nil, nil, errors.Join(failed, err)
 	}
-	for _, n := range were {
-		if !slices.ContainsFunc(stay, func(m AMSNode) bool { return m.id.Equal(n.id) }) {
-			gone = append(gone, n)
-		}
-	}
-	if failed != nil && len(gone) < len(versions) {
+	gone = slices.DeleteFunc(were, func(n AMSNode) bool {
+		return slices.ContainsFunc(stay, func(m AMSNode) bool { return m.ID == n.ID })
+	})
+	if failed != nil && slices.ContainsFunc(stay, isOld) {
 		return gone, nil, failed
 	}
 	return gone, stay, nil
+}
+
+// written compares a time that AMS wrote. Numbers and dates do not compare with each other.
+func written(which, key, operator string, at time.Time) bson.E {
+	return bson.E{Key: which, Value: bson.A{
+		bson.D{{Key: key, Value: bson.D{{Key: operator, Value: at.UnixMilli()}}}},
+		bson.D{{Key: key, Value: bson.D{{Key: operator, Value: at}}}},
+	}}
 }
 
 // DatabaseStreams are the streams of one application.
@@ -165,14 +166,8 @@ type DatabaseStreams struct {
 
 // streams matches what is published at an address: with $or streams that AMS wrote lately, with $nor the others.
 func streams(address string, now time.Time, which string) bson.D {
-	since := now.Add(-amsFresh)
 	return append(addressFilter("originAdress", address), // sic
-		bson.E{Key: "status", Value: "broadcasting"},
-		// Numbers and dates do not compare with each other.
-		bson.E{Key: which, Value: bson.A{
-			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since.UnixMilli()}}}},
-			bson.D{{Key: "updateTime", Value: bson.D{{Key: "$gte", Value: since}}}},
-		}})
+		bson.E{Key: "status", Value: "broadcasting"}, written(which, "updateTime", "$gte", now.Add(-amsFresh)))
 }
 
 // LocalStreams reads the streams that are live on a node by AMS's own rule: published there, broadcasting, and written at
@@ -247,24 +242,19 @@ func field(doc bson.Raw, key string) bson.RawValue {
 	return v
 }
 
-// keep copies a value that outlives its document.
-func keep(v bson.RawValue) bson.RawValue {
-	return bson.RawValue{Type: v.Type, Value: bytes.Clone(v.Value)}
-}
-
-func text(v bson.RawValue, limit int) string {
+func text(v bson.RawValue) string {
 	s, _ := v.StringValueOK()
-	return plain.Truncate(s, limit)
+	return plain.Truncate(s, maxText)
 }
 
-func textField(doc bson.Raw, key string) string { return text(field(doc, key), maxText) }
+func textField(doc bson.Raw, key string) string { return text(field(doc, key)) }
 
 func idText(v bson.RawValue) string {
 	if id, ok := v.ObjectIDOK(); ok {
 		return id.Hex()
 	}
 	if v.Type == bson.TypeString {
-		return text(v, maxText)
+		return text(v)
 	}
 	return plain.Truncate(v.String(), maxText)
 }
@@ -275,7 +265,7 @@ func numberField(doc bson.Raw, key string) *float64 {
 	f, ok := v.AsFloat64OK()
 	var err error
 	if !ok {
-		f, err = strconv.ParseFloat(strings.TrimSpace(text(v, maxText)), 64)
+		f, err = strconv.ParseFloat(strings.TrimSpace(text(v)), 64)
 	}
 	if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
 		return nil

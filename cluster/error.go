@@ -48,8 +48,8 @@ func (k Kind) Refusal() bool {
 	return slices.Contains([]Kind{KindAuth, KindForbidden, KindConfig, KindUnsupported}, k)
 }
 
-// passes reports whether the failure is transient. A write may have been done.
-func (k Kind) passes() bool {
+// Passes reports whether the failure may end by itself. A write may have been done.
+func (k Kind) Passes() bool {
 	return slices.Contains([]Kind{KindNotPrimary, KindRefused, KindUnreachable, KindLost, KindTimeout, KindDNS}, k)
 }
 

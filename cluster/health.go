@@ -139,8 +139,6 @@ type Observer struct {
 	last time.Time           // the previous look
 	// outage: no fresh heartbeat of any node at the last look, or it failed.
 	outage bool
-	// patient observers ignore timestamps: silence begins with their first look.
-	patient bool
 }
 
 type lastSeen struct {
@@ -193,7 +191,7 @@ func (o *Observer) Observe(l Look) []Member {
 		}
 		members[i].AMS = append(members[i].AMS, doc)
 	}
-	next := Observer{seen: map[string]lastSeen{}, last: l.At, outage: !anyFresh, patient: o.patient}
+	next := Observer{seen: map[string]lastSeen{}, last: l.At, outage: !anyFresh}
 	for i := range members {
 		m := &members[i]
 		o.signals(m, l, &next)
@@ -247,7 +245,7 @@ func (o *Observer) signal(next *Observer, r reading) Signal {
 	switch {
 	case !again:
 		is = lastSeen{at: next.last.Add(-age), Signal: Signal{Known: true, silent: age, Estimated: !r.known}}
-		if o.patient || o.outage {
+		if o.outage {
 			is.silent, is.doubtful = 0, age > r.limit
 		}
 	case r.isNew(is):
@@ -308,8 +306,7 @@ type Peers struct {
 	observer Observer
 }
 
-// Serving returns those machines (ids or [Node.Name]s) that may still have sessions. A single look finds none gone: after a
-// failover all records are old.
+// Serving returns those machines (ids or [Node.Name]s) that may still have sessions. A single look finds none gone.
 func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -322,7 +319,9 @@ func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]st
 }
 
 func (p *Peers) serving(l Look, machines []string) []string {
-	p.observer.patient = true
+	if p.observer.last.IsZero() {
+		p.observer.Failed() // ignore timestamps: after a failover all records are old
+	}
 	var out []string
 	for _, m := range p.observer.Observe(l) {
 		n := m.Node

@@ -90,25 +90,23 @@ func (s Sessions) Left() string { return s.left() + s.NotCounted() }
 
 // NotCounted returns a text about idle connections to append.
 func (s Sessions) NotCounted() string {
-	switch {
-	case s.Idle == nil || *s.Idle <= 0:
+	if s.Idle == nil || *s.Idle <= 0 {
 		return ""
-	case *s.Idle == 1:
-		return ", 1 idle connection not counted"
 	}
-	return fmt.Sprintf(", %d idle connections not counted", *s.Idle)
+	return ", " + count(*s.Idle, "idle connection") + " not counted"
+}
+
+func count(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
 }
 
 func (s Sessions) left() string {
 	about := ""
 	if s.By == CountedByConnections {
 		about = "about "
-	}
-	count := func(n int, one string) string {
-		if n == 1 {
-			return "1 " + one
-		}
-		return fmt.Sprintf("%d %ss", n, one)
 	}
 	switch n, known := s.Total(); {
 	case known && n == 0:
@@ -166,9 +164,9 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 }
 
 // orNull returns a filter value: empty fields are not stored, and null matches them.
-func orNull(s string) any {
-	if s == "" {
+func orNull[T comparable](v T) any {
+	if v == *new(T) {
 		return nil
 	}
-	return s
+	return v
 }

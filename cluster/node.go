@@ -106,8 +106,9 @@ func (n Node) interval() time.Duration {
 // silentIntervals allow another machine to use the record.
 const silentIntervals = 3
 
-func (n Node) inUse(age time.Duration) bool {
-	return n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < silentIntervals*n.interval()
+func (n Node) inUse(serverNow time.Time) (age time.Duration, used bool) {
+	age, known := n.Age(serverNow)
+	return age, known && n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < silentIntervals*n.interval()
 }
 
 // otherMachine: after a reset only the boot differs, after a move only the address.
@@ -115,9 +116,10 @@ func (n Node) otherMachine(self Node) bool {
 	return n.ID == self.ID && n.BootID != self.BootID && !SameAddress(n.IP, self.IP) && n.BootID+n.IP != ""
 }
 
-// UsedByOther reports whether another machine than self writes this record.
-func (n Node) UsedByOther(self Node, age time.Duration) bool {
-	return n.otherMachine(self) && n.inUse(age)
+// UsedByOther reports whether another machine than self writes this record, and the record's age.
+func (n Node) UsedByOther(self Node, serverNow time.Time) (age time.Duration, used bool) {
+	age, used = n.inUse(serverNow)
+	return age, used && n.otherMachine(self)
 }
 
 // OtherMachineError means that another machine uses the record.

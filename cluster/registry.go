@@ -44,7 +44,6 @@ type record struct {
 	// Taken is the last accepted drain request: a taker that lost the answer finds itself here.
 	Taken *takenRequest `bson:"drain_taken,omitempty"`
 
-	entered bool // the state begins again with this write
 	// dropBeat removes balancers and even a heartbeat that the read with read concern majority did not return.
 	dropBeat bool
 	bad      *BadRecordError // only ID and Rev are known
@@ -118,7 +117,7 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 		switch {
 		case err == nil:
 			return stored, nil
-		case KindOf(err).passes() && c.notPrimary() == nil:
+		case KindOf(err).Passes() && c.notPrimary() == nil:
 			failed = err
 		case !errors.Is(err, errConflict):
 			return nil, err
@@ -204,11 +203,11 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 
 // unchanged matches a record with the rev of was, which may have any type.
 func unchanged(id string, was *record) bson.D {
-	filter := bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: nil}}
+	var rev any
 	if was != nil && !field(was.doc, "rev").IsZero() {
-		filter[1].Value = bson.D{{Key: "$eq", Value: field(was.doc, "rev")}}
+		rev = field(was.doc, "rev")
 	}
-	return filter
+	return bson.D{{Key: "_id", Value: id}, {Key: "rev", Value: bson.D{{Key: "$eq", Value: rev}}}}
 }
 
 // notWritten are the id and the keys set by MongoDB's clock, a heartbeat or a load balancer.
@@ -225,7 +224,6 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 		return nil, err
 	}
 	set = slices.DeleteFunc(set, func(e bson.E) bool { return slices.Contains(notWritten, e.Key) })
-	entered := r.entered || !was.readable() || was.State != r.State
 	if was != nil {
 		stored, _ := was.doc.Elements()
 		for _, e := range stored {
@@ -239,14 +237,13 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 			unset = append(unset, bson.E{Key: heartbeatKey, Value: ""}, bson.E{Key: balancersKey, Value: ""})
 		}
 	}
-	stamp := func(key string) { now = append(now, bson.E{Key: key, Value: true}) }
 	if own {
-		stamp("updated_at")
+		now = append(now, bson.E{Key: "updated_at", Value: true})
 	}
-	if entered {
-		stamp("state_since")
+	if was == nil || was.State != r.State || !was.SameInstance(r.Node) {
+		now = append(now, bson.E{Key: "state_since", Value: true})
 		if r.State == StateLeft {
-			stamp("left_at") // TTL index: other nodes must not have it
+			now = append(now, bson.E{Key: "left_at", Value: true}) // TTL index: other nodes must not have it
 		}
 	}
 	u := bson.D{{Key: "$set", Value: set}}
@@ -259,67 +256,64 @@ func (r *record) update(was *record, own bool) (bson.D, error) {
 	return u, nil
 }
 
-// Registration is the result of [Client.Register].
-type Registration struct {
-	Node     Node
-	Before   *Node // or nil
-	Rejoined bool  // Before was of another instance
-}
-
 // RegisterOptions select which records a registration replaces.
 type RegisterOptions struct {
 	Replace bool // even a record that another machine uses
 	// GiveWay keeps a record that any other instance uses.
 	GiveWay bool
+	// Incomplete keeps the record's cloud facts where the registration has none.
+	Incomplete bool
+	// DrainOver lets active replace draining: this node's own drain has ended.
+	DrainOver bool
 }
 
 // Register writes this machine's facts and n.State. It replaces a record of another instance. In this instance's, joining
-// and active replace only joining, left and failed; other states follow [State.CanTransition].
+// and active replace only joining, left and failed, and active a draining that is over or of an unfinished leave; other
+// states follow [State.CanTransition]. It returns the record.
 //
 // It returns an [OtherMachineError] if another machine uses the record. It is safe to repeat.
-func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Registration, error) {
+func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Node, error) {
 	op := "registering node " + n.ID
 	switch {
 	case n.ID == "":
-		return Registration{}, errors.New("registering a node: it has no id")
+		return Node{}, errors.New("registering a node: it has no id")
 	case !n.State.Valid():
-		return Registration{}, fmt.Errorf("%s: %q is not a state", op, string(n.State))
+		return Node{}, fmt.Errorf("%s: %q is not a state", op, string(n.State))
 	}
-	var before *Node
 	stored, err := c.update(ctx, op, n.ID, true, func(was *record, now time.Time) (*record, error) {
-		if before = nil; was != nil {
-			before = &was.Node
-		}
 		return register(was, n, o, now)
 	})
 	if err != nil {
-		return Registration{}, err
+		return Node{}, err
 	}
-	return Registration{Node: stored.Node, Before: before, Rejoined: before != nil && !before.SameInstance(n)}, nil
+	return stored.Node, nil
 }
 
 func register(was *record, self Node, o RegisterOptions, now time.Time) (*record, error) {
-	is := &record{Node: self, entered: true, dropBeat: true}
+	if was.readable() && o.Incomplete {
+		self = self.WithCloudFactsOf(was.Node)
+	}
+	is := &record{Node: self, dropBeat: true}
 	is.DrainRequest = nil
 	if !was.readable() {
 		return is, nil
 	}
 	if !was.SameInstance(self) {
-		age, known := was.Age(now)
-		if known && was.inUse(age) && !o.Replace && (o.GiveWay || was.otherMachine(self)) {
+		if age, used := was.inUse(now); used && !o.Replace && (o.GiveWay || was.otherMachine(self)) {
 			return nil, &OtherMachineError{Node: was.Node, Age: age}
 		}
 		return is, nil
 	}
 	// Only the daemon may know these.
 	is.Interval, is.Port = cmp.Or(self.Interval, was.Interval), cmp.Or(self.Port, was.Port)
-	gives := self.State.replaces(was.State)
+	over := was.State == StateDraining && self.State == StateActive && (o.DrainOver || was.LeftBy == LeftByLeave)
+	gives := over || self.State.replaces(was.State)
 	if was.State == StateLeft && gives || !was.State.Valid() {
 		// An interval from before the leave is no liveness signal.
 		is.Interval = self.Interval
 		return is, nil
 	}
-	is.DrainRequest, is.Taken, is.entered, is.dropBeat = was.DrainRequest, was.Taken, false, false
+	is.DrainRequest, is.Taken, is.dropBeat = was.DrainRequest, was.Taken, false
 	if gives {
 		return is, nil
 	}
@@ -394,7 +388,7 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 	if errors.Is(err, ErrNoNode) {
 		return nil
 	}
-	if age, known := n.Age(now); err == nil && known && n.UsedByOther(self, age) {
+	if age, used := n.UsedByOther(self, now); err == nil && used {
 		return &OtherMachineError{Node: n, Age: age}
 	}
 	return err
@@ -465,12 +459,8 @@ func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 		return false, errors.New("removing a node: it has no id")
 	}
 	op := "removing node " + n.ID
-	filter := bson.D{{Key: "_id", Value: n.ID}, {Key: "updated_at", Value: bson.D{{Key: "$exists", Value: false}}}}
-	if !n.UpdatedAt.IsZero() {
-		filter[1].Value = n.UpdatedAt
-	}
 	failed := c.call(ctx, op, func(ctx context.Context) error {
-		_, err := c.nodes().DeleteOne(ctx, filter)
+		_, err := c.nodes().DeleteOne(ctx, bson.D{{Key: "_id", Value: n.ID}, {Key: "updated_at", Value: orNull(n.UpdatedAt)}})
 		return err
 	})
 	// The answer may be lost: what is left decides.

@@ -47,6 +47,10 @@ func self(change func(*Node)) Node {
 func TestRegisterRecord(t *testing.T) {
 	copied := func(n *Node) { n.IP, n.BootID = "10.0.0.77", "boot-of-the-copy" }
 	moved := func(n *Node) { n.IP = "10.0.0.9" }
+	active := func(n *Node) { n.State = StateActive }
+	drains := func(by string) func(*record) {
+		return func(r *record) { r.State, r.LeftBy, r.StopFailed = StateDraining, by, true }
+	}
 	for name, tt := range map[string]struct {
 		was     *record
 		self    Node
@@ -65,6 +69,10 @@ func TestRegisterRecord(t *testing.T) {
 		"nearly silent":            {stored(func(r *record) { r.UpdatedAt = noon.Add(-14 * time.Second) }), self(copied), RegisterOptions{}, "10.0.0.3 14s"},
 		"no heartbeat ever":        {stored(func(r *record) { r.Seq, r.Interval = 0, 0 }), self(copied), RegisterOptions{}, "origin joining join new"},
 		"another address":          {stored(nil), self(moved), RegisterOptions{}, "origin joining join new"},
+		"a drain":                  {stored(drains(LeftByDrain)), self(active), RegisterOptions{}, "origin draining run 7"},
+		"a drain that is over":     {stored(drains(LeftByDrain)), self(active), RegisterOptions{DrainOver: true}, "origin active join 7"},
+		"not proved yet":           {stored(drains(LeftByDrain)), self(nil), RegisterOptions{DrainOver: true}, "origin draining run 7"},
+		"a leave that failed":      {stored(drains(LeftByLeave)), self(active), RegisterOptions{}, "origin active join 7"},
 		"one that it was moved to": {stored(nil), self(moved), RegisterOptions{GiveWay: true}, "10.0.0.3 2s"},
 	} {
 		is, err := register(tt.was, tt.self, tt.options, noon)
@@ -73,13 +81,19 @@ func TestRegisterRecord(t *testing.T) {
 			got = other.Node.IP + " " + other.Age.String()
 		} else {
 			must.OK(t, err)
-			beat := "new"
-			if !is.dropBeat {
-				beat = "7"
+			beat, begins := "new", true
+			if tt.was.readable() { // others are inserted
+				begins = writes(t, is, tt.was, "$currentDate", "state_since")
+				if !writes(t, is, tt.was, "$unset", heartbeatKey) {
+					beat = "7"
+				}
 			}
 			got = strings.Join([]string{is.Role, string(is.State), is.Reason, beat}, " ")
-			if (beat == "new") != is.entered {
-				t.Errorf("%s: the state begins: %t", name, is.entered)
+			if changed := !tt.was.readable() || tt.was.State != is.State || beat == "new"; changed != begins {
+				t.Errorf("%s: the state begins: %t", name, begins)
+			}
+			if is.State == StateActive && (is.StopFailed || is.LeftBy != "") {
+				t.Errorf("%s: %+v", name, is)
 			}
 		}
 		if got != tt.want {
@@ -105,12 +119,12 @@ func TestTransitionRecord(t *testing.T) {
 	was := stored(func(r *record) { r.DrainRequest, r.Cut = &DrainRequest{ID: "d"}, &cut })
 	is, err := transition(was, self(nil), StateDraining, "scale-in", Details{LeftBy: LeftByDrain, StopFailed: true})
 	must.OK(t, err)
-	if is.State != StateDraining || is.Reason != "scale-in" || is.LeftBy != LeftByDrain || !is.StopFailed || is.Cut != nil || is.dropBeat || is.DrainRequest == nil {
+	if is.State != StateDraining || is.Reason != "scale-in" || is.LeftBy != LeftByDrain || !is.StopFailed || is.Cut != nil || writes(t, is, was, "$unset", heartbeatKey) || is.DrainRequest == nil {
 		t.Errorf("%+v", is)
 	}
 	left, err := transition(is, self(nil), StateLeft, "scale-in", Details{LeftBy: LeftByDrain, Cut: &cut})
 	must.OK(t, err)
-	if !left.dropBeat || left.DrainRequest != nil || *left.Cut != 3 || left.StopFailed || was.State != StateActive {
+	if !writes(t, left, is, "$unset", heartbeatKey) || left.DrainRequest != nil || *left.Cut != 3 || left.StopFailed || was.State != StateActive {
 		t.Errorf("%+v, from %+v", left, was)
 	}
 	again, err := transition(left, self(nil), StateLeft, "scale-in", Details{})
@@ -136,6 +150,15 @@ func TestTransitionRecord(t *testing.T) {
 	if _, err := transition(stored(nil), Node{ID: "i-1"}, StateDraining, "", Details{}); err != nil {
 		t.Errorf("without boot and address: %v", err)
 	}
+}
+
+// writes reports whether the update from was to is has a key of an operator.
+func writes(t *testing.T, is, was *record, operator, key string) bool {
+	t.Helper()
+	update, err := is.update(was, true)
+	must.OK(t, err)
+	_, err = raw(t, update).LookupErr(operator, key)
+	return err == nil
 }
 
 // aRecord is the one document of a fake server's registry.

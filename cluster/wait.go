@@ -25,13 +25,16 @@ var ErrElsewhere = errors.New("it runs under another address of this machine")
 // AMSWait is the input of [Client.WaitAMSNode].
 type AMSWait struct {
 	Address string // as AMS writes it
-	// Before are earlier processes' documents; nil uses the first read.
+	// Before are earlier processes' documents; nil, or MustChange, uses the first read.
 	Before         []AMSNode
+	MustChange     bool
 	LocalAddresses []string
+	// Started is when the server was, if known. A document from before, which its former process wrote as it ended, counts
+	// from its next change.
+	Started time.Time
 	// Elsewhere is how long a document of another local address must be written to end the wait with ErrElsewhere; 0 is
 	// never. Documents before Started are ignored, with NewOnly also those in Before.
 	Elsewhere time.Duration
-	Started   time.Time
 	NewOnly   bool
 	Poll      time.Duration // default 500 ms
 	// Progress is called after each read.
@@ -45,8 +48,11 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 		return AMSNode{}, errors.New("waiting for AMS's node document: no address is given")
 	}
 	begin := c.now()
-	seen := &AMSNotSeenError{Address: w.Address}
-	before := w.Before
+	seen := &AMSNotSeenError{}
+	before, again := w.Before, false
+	if w.MustChange {
+		before = nil
+	}
 	local := map[string]firstSeen{}
 	for {
 		// A read cut short by ctx is no failure. The driver times out shortly before the deadline.
@@ -68,21 +74,22 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 		}
 		if err == nil {
 			i := slices.IndexFunc(seen.Ours, func(n AMSNode) bool { return before != nil && n.Fresh(now) && n.since(before) })
-			if i >= 0 {
+			switch {
+			case i >= 0 && (again || !seen.Ours[i].LastUpdate.Before(w.Started)):
 				return seen.Ours[i], nil
-			}
-			if before == nil {
-				before = append([]AMSNode{}, seen.Ours...)
+			case i >= 0, before == nil:
+				before, again = append([]AMSNode{}, seen.Ours...), i >= 0
 			}
 			if n, ok := w.findElsewhere(seen.Local, local, now); ok {
-				// The others may belong to another node.
-				seen.Local, seen.Elsewhere, seen.Waited, seen.Cause = []AMSNode{n}, true, now.Sub(begin), ErrElsewhere
+				seen.Elsewhere, seen.Cause = true, ErrElsewhere
+				// Callers log this repeatedly: the text must not change with the time waited. Other documents may be of another node.
+				seen.text = fmt.Sprintf("AMS registered as %s, which is another address of this machine, and not as %s", n.IP, w.Address)
 				return AMSNode{}, seen
 			}
 		}
 		if !sleep.For(ctx, cmp.Or(w.Poll, defaultPoll)) {
-			seen.Waited, seen.Cause = c.now().Sub(begin), context.Cause(ctx)
-			seen.judge(before, c.now())
+			seen.Cause, now = context.Cause(ctx), c.now()
+			seen.text = fmt.Sprintf("waited %s for AMS to register as %s: %s", now.Sub(begin).Round(100*time.Millisecond), w.Address, seen.judge(before, now))
 			return AMSNode{}, seen
 		}
 	}
@@ -134,10 +141,7 @@ func (n AMSNode) since(before []AMSNode) bool {
 
 // AMSNotSeenError reports what was found instead.
 type AMSNotSeenError struct {
-	Address string
-	Waited  time.Duration
-	// Elsewhere: another address of this machine.
-	Elsewhere bool
+	Elsewhere bool      // another address of this machine
 	Reads     int       // answers of MongoDB
 	Ours      []AMSNode // of the address, at the last read, newest first
 	Local     []AMSNode // fresh, of other local addresses
@@ -145,10 +149,11 @@ type AMSNotSeenError struct {
 	Last      error     // of the last read
 	Cause     error     // why the wait ended
 
-	found string
+	text string
 }
 
-func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
+// judge describes the last read.
+func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) string {
 	var newest AMSNode
 	if len(e.Ours) > 0 {
 		newest = e.Ours[0]
@@ -157,33 +162,28 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) {
 	last := fmt.Sprintf(", the last time at %s; the local clock is at %s", newest.LastUpdate.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	switch {
 	case e.Reads == 0:
-		e.found = "MongoDB could not be read"
+		return "MongoDB could not be read"
 	case len(e.Local) > 0 && (none || old): // an old document is of an earlier process
-		e.Elsewhere, e.found = true, "it registered as "+addresses(e.Local)+", which is another address of this machine"
+		e.Elsewhere = true
+		return "it registered as " + addresses(e.Local) + ", which is another address of this machine"
 	case none && len(e.Appeared) > 0:
-		e.found = "no document of this address; these appeared meanwhile and may be it under a wrong address: " + addresses(e.Appeared)
+		return "no document of this address; these appeared meanwhile and may be it under a wrong address: " + addresses(e.Appeared)
 	case none:
-		e.found = "no document of this address appeared"
+		return "no document of this address appeared"
 	case newest.LastUpdate.IsZero():
-		e.found = "its document has no readable lastUpdateTime"
+		return "its document has no readable lastUpdateTime"
 	case old:
-		e.found = "its document was not written since" + last
-	default:
-		e.found = "it wrote its document and stopped" + last
+		return "its document was not written since" + last
 	}
+	return "it wrote its document and stopped" + last
 }
 
 // Error describes the finding.
 func (e *AMSNotSeenError) Error() string {
-	if errors.Is(e.Cause, ErrElsewhere) && len(e.Local) > 0 {
-		// Callers log this repeatedly: the text must not change with the time waited.
-		return fmt.Sprintf("AMS registered as %s, which is another address of this machine, and not as %s", addresses(e.Local), e.Address)
-	}
-	s := fmt.Sprintf("waited %s for AMS to register as %s: %s", e.Waited.Round(100*time.Millisecond), e.Address, e.found)
 	if e.Last != nil {
-		s += "; the last reading failed: " + e.Last.Error()
+		return e.text + "; the last reading failed: " + e.Last.Error()
 	}
-	return s
+	return e.text
 }
 
 // Unwrap returns why the wait ended and the last read error.

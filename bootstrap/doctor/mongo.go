@@ -276,12 +276,15 @@ func checkRows(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.I
 	var o cluster.Observer
 	for _, m := range o.Observe(look) {
 		n := m.Node
-		if age, known := ageOf(n, look); known && n.UsedByOther(cluster.Node{ID: id, IP: address, BootID: in.BootID}, age) {
+		if n == nil {
+			continue
+		}
+		if age, used := n.UsedByOther(cluster.Node{ID: id, IP: address, BootID: in.BootID}, look.ServerTime); used {
 			found = append(found, bad(bootstrap.DuplicateHint,
 				"another machine uses this one's id %s: %s wrote its row %s ago", n.ID, n.IP, age.Round(time.Second)).as(bootstrap.IDDuplicate))
 			continue
 		}
-		if n == nil || n.ID == id || id == "" || !cluster.SameAddress(n.IP, address) || n.State == cluster.StateLeft {
+		if n.ID == id || id == "" || !cluster.SameAddress(n.IP, address) || n.State == cluster.StateLeft {
 			continue
 		}
 		if m.Agent.Fresh {
@@ -306,13 +309,6 @@ func checkRows(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.I
 		return found
 	}
 	return one(good("nobody else has %s", address))
-}
-
-func ageOf(n *cluster.Node, look cluster.Look) (age time.Duration, known bool) {
-	if n == nil {
-		return 0, false
-	}
-	return n.Age(look.ServerTime)
 }
 
 // own is this node as the cluster knows it: as it joined, else as it would join.

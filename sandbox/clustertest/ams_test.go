@@ -177,7 +177,7 @@ func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", at.Add(time.Hour))
+		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", at)
 		done <- result{gone, stay, err}
 	}()
 	must.Until(t, "the delete is on its way", func() bool { return s.Stats().Struck > 0 })
@@ -222,7 +222,7 @@ func TestDeleteAMSNodesWhileAMSWrites(t *testing.T) {
 				last = stamp
 			}
 		})
-		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", time.Now())
+		gone, stay, err := c.DeleteAMSNodes(t.Context(), own, "", time.UnixMilli(1000))
 		stop.Store(true)
 		writer.Wait()
 		must.OK(t, err)
@@ -480,7 +480,7 @@ func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 			if !ok {
 				t.Fatalf("got %v", err)
 			}
-			if e.Elsewhere != tt.elsewhere || !strings.Contains(e.Error(), tt.text) || e.Last != nil || e.Reads != 3 {
+			if e.Elsewhere != tt.elsewhere || !strings.Contains(e.Error(), " for AMS to register as "+own+": ") || !strings.Contains(e.Error(), tt.text) || e.Last != nil || e.Reads != 3 {
 				t.Errorf("elsewhere is %v, %d reads: %v", e.Elsewhere, e.Reads, e)
 			}
 			if !errors.Is(err, errEnough) {

@@ -100,7 +100,7 @@ func TestSetLeft(t *testing.T) {
 		}
 	}
 	n.State = cluster.StateJoining
-	if r, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil || r.Node.Cut != nil || r.Node.LeftBy != "" || r.Node.State != cluster.StateJoining {
-		t.Errorf("after it came back: %+v, %v", r.Node, err)
+	if r, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil || r.Cut != nil || r.LeftBy != "" || r.State != cluster.StateJoining {
+		t.Errorf("after it came back: %+v, %v", r, err)
 	}
 }

@@ -68,7 +68,7 @@ func TestOneRowOneMachine(t *testing.T) {
 	unchanged("its end", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown", cluster.Details{Cut: num(3)}), was)
 
 	// An operator replaces the record. Now the first machine is refused.
-	if r, err := c.Register(t.Context(), copied, cluster.RegisterOptions{Replace: true}); err != nil || !r.Rejoined || r.Node.IP != copied.IP {
+	if r, err := c.Register(t.Context(), copied, cluster.RegisterOptions{Replace: true}); err != nil || r.IP != copied.IP {
 		t.Fatalf("taking over: %+v, %v", r, err)
 	}
 	must.OK(t, heartbeat(copied, 1))
@@ -149,7 +149,7 @@ func TestOwnRowAfterAChange(t *testing.T) {
 		now := before
 		change(&before, &now)
 		register(t, c, before)
-		if r, err := c.Register(t.Context(), now, cluster.RegisterOptions{}); err != nil || !r.Rejoined || r.Node.IP != now.IP {
+		if r, err := c.Register(t.Context(), now, cluster.RegisterOptions{}); err != nil || r.IP != now.IP {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
@@ -169,7 +169,7 @@ func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 	must.OK(t, err)
 	must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{Cut: num(2)}))
 	n.Interval = 0
-	again := register(t, c, n).Node
+	again := register(t, c, n)
 	if again.Heartbeats() || again.Load != nil || again.Sessions != nil || again.Clock != nil || again.Cut != nil {
 		t.Errorf("the record has the old heartbeat: %+v", again)
 	}

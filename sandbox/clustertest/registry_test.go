@@ -37,7 +37,7 @@ func node() cluster.Node {
 // byServer ignores the fields that the server's clock sets.
 var byServer = cmpopts.IgnoreFields(cluster.Node{}, "StateSince", "UpdatedAt")
 
-func register(t *testing.T, c *cluster.Client, n cluster.Node) cluster.Registration {
+func register(t *testing.T, c *cluster.Client, n cluster.Node) cluster.Node {
 	t.Helper()
 	r, err := c.Register(t.Context(), n, cluster.RegisterOptions{})
 	must.OK(t, err)
@@ -57,38 +57,32 @@ func TestRegister(t *testing.T) {
 	first := register(t, c, node())
 	after, err := c.ServerTime(t.Context())
 	must.OK(t, err)
-	if first.Before != nil || first.Rejoined {
-		t.Errorf("the first registration found %+v, rejoined %v", first.Before, first.Rejoined)
-	}
-	if diff := cmp.Diff(node(), first.Node, byServer); diff != "" {
+	if diff := cmp.Diff(node(), first, byServer); diff != "" {
 		t.Errorf("-written +stored:\n%s", diff)
 	}
-	for name, at := range map[string]time.Time{"updated_at": first.Node.UpdatedAt, "state_since": first.Node.StateSince} {
+	for name, at := range map[string]time.Time{"updated_at": first.UpdatedAt, "state_since": first.StateSince} {
 		if at.Before(before) || at.After(after) {
 			t.Errorf("%s = %v, the server's clock was between %v and %v", name, at, before, after)
 		}
 	}
-	if age, known := first.Node.Age(after); !known || age > after.Sub(before) {
+	if age, known := first.Age(after); !known || age > after.Sub(before) {
 		t.Errorf("Age = %v, %v", age, known)
 	}
 
 	// Again: only the time changes.
 	pass(t, c)
 	again := register(t, c, node())
-	if again.Before == nil || again.Rejoined {
-		t.Errorf("the second registration found %+v, rejoined %v", again.Before, again.Rejoined)
-	}
-	if diff := cmp.Diff(first.Node, again.Node, cmpopts.IgnoreFields(cluster.Node{}, "UpdatedAt")); diff != "" {
+	if diff := cmp.Diff(first, again, cmpopts.IgnoreFields(cluster.Node{}, "UpdatedAt")); diff != "" {
 		t.Errorf("registering twice (-once +twice):\n%s", diff)
 	}
-	if !again.Node.UpdatedAt.After(first.Node.UpdatedAt) {
+	if !again.UpdatedAt.After(first.UpdatedAt) {
 		t.Error("updated_at did not move")
 	}
 
 	// Empty values are removed, except the interval, which only the daemon may know.
 	less := cluster.Node{ID: "i-0abc", IP: own, BootID: "boot-1", State: cluster.StateActive}
-	stored := register(t, c, less).Node
-	less.Interval = first.Node.Interval
+	stored := register(t, c, less)
+	less.Interval = first.Interval
 	if diff := cmp.Diff(less, stored, byServer); diff != "" {
 		t.Errorf("-written +stored:\n%s", diff)
 	}
@@ -121,8 +115,8 @@ func TestRegisterWithoutBootID(t *testing.T) {
 	first := register(t, c, n)
 	pass(t, c)
 	again := register(t, c, n)
-	if again.Rejoined || !again.Node.StateSince.Equal(first.Node.StateSince) {
-		t.Errorf("rejoined %v, state_since %v, then %v", again.Rejoined, first.Node.StateSince, again.Node.StateSince)
+	if !again.StateSince.Equal(first.StateSince) {
+		t.Errorf("state_since %v, then %v", first.StateSince, again.StateSince)
 	}
 }
 
@@ -145,13 +139,10 @@ func TestRejoinReplacesTheRow(t *testing.T) {
 			n.ID, n.Hostname = id, ""
 			change(&n)
 			r := register(t, c, n)
-			if !r.Rejoined || r.Before == nil || r.Before.State != old || r.Before.Role != "edge" {
-				t.Errorf("%s: rejoined %v, before %+v", id, r.Rejoined, r.Before)
-			}
-			if diff := cmp.Diff(n, r.Node, byServer); diff != "" {
+			if diff := cmp.Diff(n, r, byServer); diff != "" {
 				t.Errorf("%s (-written +stored):\n%s", id, diff)
 			}
-			if r.Node.StateSince.Year() < 2000 {
+			if r.StateSince.Year() < 2000 {
 				t.Errorf("%s: state_since is of the earlier instance", id)
 			}
 			record := b.record(id)
@@ -204,7 +195,7 @@ func TestRegisterAgainKeepsTheState(t *testing.T) {
 		})
 		n := node()
 		n.ID, n.State, n.Reason = id, tt.as, "new"
-		got := register(t, c, n).Node
+		got := register(t, c, n)
 		if got.State != tt.is {
 			t.Errorf("%s: became %s, want %s", id, got.State, tt.is)
 		}
@@ -403,7 +394,7 @@ func answerLost(t *testing.T, o mongod.Options) {
 		again.BootID = "boot of " + command
 		fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{command}, Times: 1})
 		r := register(t, c, again)
-		if diff := cmp.Diff(again, r.Node, byServer); diff != "" {
+		if diff := cmp.Diff(again, r, byServer); diff != "" {
 			t.Errorf("the answer to %s lost (-written +stored):\n%s", command, diff)
 		}
 		s.Faults().Clear()
@@ -593,7 +584,7 @@ func TestOddFields(t *testing.T) {
 		b.insert(b.nodes(), doc)
 		r, err := c.Register(t.Context(), n, cluster.RegisterOptions{})
 		must.OK(t, err)
-		if diff := cmp.Diff(n, r.Node, byServer); diff != "" {
+		if diff := cmp.Diff(n, r, byServer); diff != "" {
 			t.Errorf("%s (-written +stored):\n%s", name, diff)
 		}
 		must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateActive, "verified", cluster.Details{}))

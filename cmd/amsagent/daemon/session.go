@@ -360,38 +360,38 @@ func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, e
 func (m *member) enroll(ctx context.Context) error {
 	m.enrolling.Lock()
 	defer m.enrolling.Unlock()
-	if m.isGone() {
-		return heartbeat.ErrLeft
-	}
-	proved, again := m.proved.Load(), m.enrolled.Load()
-	n, err := m.complete(ctx, m.now)
-	if err != nil {
-		return err
-	}
-	n.State, n.Reason = cluster.StateJoining, "run"
-	if proved {
-		n.State = cluster.StateActive
-	}
-	r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load()})
-	if cluster.KindOf(err) == cluster.KindTimeout {
-		m.applied(ctx, n)
-	}
 	drain := m.d.life.manager
-	drains, over := drain.View().Step != lifecycle.StepNone, drain.Forgotten() // over: the registry may still show it
-	switch {
-	case drains && (err != nil && again || err == nil && r.Node.State != cluster.StateDraining):
-		drain.Unsaid() // the record was removed; after a lost answer, a new one may exist
-	case err == nil && !drains:
-		if err = bootstrap.Stay(ctx, m.client, n, &r, over); err == nil && over && proved {
+	drains := func() bool { return drain.View().Step != lifecycle.StepNone }
+	for {
+		if m.isGone() {
+			return heartbeat.ErrLeft
+		}
+		proved, again, n := m.proved.Load(), m.enrolled.Load(), m.now
+		n.State, n.Reason = cluster.StateJoining, "run"
+		if proved {
+			n.State = cluster.StateActive
+		}
+		over := drain.Forgotten() && !drains() // the registry may still show it
+		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load(), Incomplete: m.incomplete, DrainOver: over})
+		if cluster.KindOf(err) == cluster.KindTimeout {
+			m.applied(ctx, n)
+		}
+		switch {
+		case drains() && (err != nil && again || err == nil && r.State != cluster.StateDraining):
+			drain.Unsaid() // the record was removed; after a lost answer, a new one may exist
+		case err == nil && over && proved && !drains():
 			drain.Settled()
 		}
+		if m.checkOwner(err) != nil {
+			return err
+		}
+		m.enrolled.Store(true)
+		m.d.view.setState(r.State, r.StateSince)
+		if over || drains() || !drain.Forgotten() {
+			return nil
+		}
+		// A drain ended meanwhile.
 	}
-	if m.checkOwner(err) != nil {
-		return err
-	}
-	m.enrolled.Store(true)
-	m.d.view.setState(r.Node.State, r.Node.StateSince)
-	return nil
 }
 
 // applied looks for a registration on the primary without a majority: heartbeats need none. The registration is retried
@@ -403,23 +403,6 @@ func (m *member) applied(ctx context.Context, n cluster.Node) {
 	}
 	m.enrolled.Store(true)
 	m.d.view.setState(row.State, row.StateSince)
-}
-
-// complete adds missing cloud facts from the record.
-func (m *member) complete(ctx context.Context, n cluster.Node) (cluster.Node, error) {
-	if !m.incomplete {
-		return n, nil
-	}
-	row, err := m.client.Node(ctx, n.ID)
-	_, bad := errors.AsType[*cluster.BadRecordError](err)
-	switch {
-	case bad, errors.Is(err, cluster.ErrNoNode):
-		return n, nil
-	case err != nil:
-		return cluster.Node{}, err
-	default:
-		return n.WithCloudFactsOf(row), nil
-	}
 }
 
 // enter waits until the cluster has AMS, then updates the record. Unlike a heartbeat, a state is retried until MongoDB has it.
