@@ -82,6 +82,7 @@ type Runner struct {
 	saved      []byte // of the file
 	unsaved    bool
 	notes      []Note
+	events     chan cluster.Event
 	warned     map[string]warned
 	ctx        context.Context // of Run; nil if it does not run
 	end        context.CancelFunc
@@ -106,7 +107,7 @@ func NewRunner(o Options) *Runner {
 	}
 	r := &Runner{
 		o: o, log: o.Log, state: state{}.clone(), work: map[string]context.CancelFunc{},
-		warned: map[string]warned{},
+		warned: map[string]warned{}, events: make(chan cluster.Event, maxEvents),
 	}
 	r.boot, _ = o.Uptime()
 	r.mu.Lock()
@@ -125,6 +126,7 @@ func NewRunner(o Options) *Runner {
 		r.state.Hooks.confirm(o.Filter())
 	}
 	r.addNotes(r.state.notes)
+	r.addEvents(r.state.history)
 	_ = r.step(passed)
 	return r
 }
@@ -165,14 +167,12 @@ func (r *Runner) step(e event) error {
 	same := r.state
 	same.inService = next.inService
 	r.state = next
-	if len(next.history) > maxEvents {
-		r.log.Warn("event dropped: too many are pending")
-	}
 	// Most reports change nothing.
 	v := r.view.Load()
 	if v == nil || v.Over != s.isOver() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
 		r.addNotes(next.notes)
-		r.state.notes = nil
+		r.addEvents(next.history)
+		r.state.notes, r.state.history = nil, nil
 		// Readiness and the node record do not wait for a disk: every step can be repeated.
 		r.publish(s)
 		was := r.unsaved
@@ -254,10 +254,6 @@ func (r *Runner) plan(s situation) map[string]func(context.Context) {
 		wanted["stop"] = r.stop
 	case StepNone, stepDown, StepDeregistering, StepCompleting, StepDone, stepResuming:
 	}
-	if len(s.history) > 0 { // one after another
-		e := s.history[0]
-		wanted[fmt.Sprint("event ", s.written)] = func(ctx context.Context) { r.writeEvent(ctx, e) }
-	}
 	r.addHookWork(s, wanted)
 	return wanted
 }
@@ -308,6 +304,7 @@ func (r *Runner) poll(ctx context.Context) {
 func (r *Runner) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.workers.Go(func() { r.writeEvents(ctx) })
 	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
 	r.mu.Lock()
 	r.ctx, r.end = ctx, cancel

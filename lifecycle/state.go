@@ -87,8 +87,7 @@ type observed struct {
 	cancelledBy      string
 	trouble          map[string]string
 	notes            []note
-	history          []cluster.Event // not written yet
-	written          int             // events
+	history          []cluster.Event // of this step
 }
 
 // answer is the cloud's answer about the hooks of a transition.
@@ -153,7 +152,7 @@ func (s *state) setTrouble(about, text string) {
 
 func (s state) clone() state {
 	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
-	s.notes, s.history = nil, slices.Clone(s.history[:min(len(s.history), maxEvents)])
+	s.notes, s.history = nil, nil
 	if s.trouble = maps.Clone(s.trouble); s.trouble == nil {
 		s.trouble = map[string]string{}
 	}
