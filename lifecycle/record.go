@@ -43,7 +43,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 	var state cluster.State // of the last attempt
 	var reason string       // in the record
 	var tried time.Time
-	pause := progressEvery
+	var retry, pause time.Duration
 	for ctx.Err() == nil {
 		v, wait := r.view.Load(), time.Hour
 		if v.Registry != state {
@@ -52,7 +52,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 		switch {
 		case v.Registry == "":
 		case !v.RegistryTold:
-			wait = time.Until(tried.Add(jitter(recordRetry)))
+			wait = time.Until(tried.Add(retry))
 		case v.reason != reason && v.progresses():
 			wait = time.Until(tried.Add(pause))
 		}
@@ -68,8 +68,8 @@ func (r *Runner) writeRecord(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		tried, pause = time.Now(), recordRetry
-		if err == nil || refused(err) {
+		tried, retry = time.Now(), jitter(recordRetry)
+		if pause = retry; err == nil || refused(err) {
 			reason, pause = v.reason, progressEvery
 		}
 		_ = r.observe(change(func(s situation) { s.recordWritten(v.Registry, err) }))

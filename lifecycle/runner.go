@@ -243,13 +243,17 @@ func (r *Runner) follow(s situation) {
 func (r *Runner) plan(s situation) map[string]func(context.Context) {
 	wanted := map[string]func(context.Context){}
 	if !s.empty() || r.unsaved {
-		wanted["poll"] = r.poll
+		every := pollEvery
+		if s.Phase == StepNone && len(s.due()) == 0 || s.Phase == StepDone {
+			every = slowPollEvery
+		}
+		wanted[fmt.Sprint("poll each ", every)] = func(ctx context.Context) { r.poll(ctx, every) }
 	}
 	switch s.Phase {
 	case StepAnnouncing:
 		wanted["balancers"] = r.askBalancers
 	case StepDraining:
-		wanted["count"] = r.count
+		wanted[fmt.Sprint("count late:", s.isLate())] = r.count // a deadline that moved up cuts a count off
 	case StepStopping, stepStopFailed:
 		wanted["stop"] = r.stop
 	case StepNone, stepDown, StepDeregistering, StepCompleting, StepDone, stepResuming:
@@ -277,25 +281,9 @@ func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context
 	}
 }
 
-// poll repeats the step, since time alone may change the phase. It meets deadlines exactly, also new ones.
-func (r *Runner) poll(ctx context.Context) {
-	for {
-		v, wait := r.View(), pollEvery
-		if v.Step == StepDone || v.Step == StepNone && (v.NextDrain.IsZero() || v.NextDrain.After(time.Now())) {
-			wait = slowPollEvery
-		}
-		for _, at := range []time.Time{v.Deadline, v.NextDrain} {
-			if left := time.Until(at); left > 0 {
-				wait = min(wait, left)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-v.changed:
-			continue
-		case <-time.After(wait):
-		}
+// poll repeats the step, since time alone may change the phase.
+func (r *Runner) poll(ctx context.Context, every time.Duration) {
+	for sleep.For(ctx, every) {
 		_ = r.observe(passed)
 	}
 }
@@ -399,12 +387,13 @@ func (r *Runner) askBalancers(ctx context.Context) {
 func (r *Runner) count(ctx context.Context) {
 	var logged time.Time
 	for {
-		limit := sampleTime
-		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
-			limit = min(limit, left) // a count that is cut off returns its partial result
+		left := time.Until(r.View().Deadline)
+		if left <= countReserve {
+			left = lastCountTime
 		}
 		next := time.Now().Add(sampleEvery)
-		bound, cancel := context.WithTimeout(ctx, limit)
+		// A count that is cut off returns its partial result.
+		bound, cancel := context.WithTimeout(ctx, min(sampleTime, left-countReserve))
 		sessions, err := r.o.Node.Sessions(bound)
 		cancel()
 		if ctx.Err() != nil {
