@@ -366,7 +366,7 @@ func TestNowWaitsForNobody(t *testing.T) {
 // TestNowDuringASlowCount: a count that takes too long for a deadline that has moved up is started again.
 func TestNowDuringASlowCount(t *testing.T) {
 	living(t, 3, func(t *testing.T, w *world, l *life) {
-		w.set(func(w *world) { w.countTime = 4500 * time.Millisecond })
+		w.set(func(w *world) { w.countTime = 4900 * time.Millisecond })
 		must.OK(t, l.Drain(DrainRequest{}))
 		tick(8 * time.Second) // within the second count
 		w.set(func(w *world) { w.countTime = 800 * time.Millisecond })
