@@ -46,19 +46,19 @@ func (s situation) parking() bool {
 
 // pooled reports whether the hook of the move into a pool is completed. The other hook waits for the return.
 func (s situation) pooled() bool {
-	return s.parking() && s.Hooks.any(func(a *hook) bool { return a.End == endCompleted })
+	return s.parking() && slices.ContainsFunc(s.Hooks, func(a hook) bool { return a.End == endCompleted })
 }
 
 func (s situation) wantsHooks(launching bool) bool {
 	if !s.c.Hooks {
 		return false
 	}
-	of := func(a *hook) bool { return a.Hook.Launching == launching }
-	if s.Hooks.any(func(a *hook) bool { return of(a) && a.End == "" && !a.isOurs() }) {
+	of := func(a hook) bool { return a.Hook.Launching == launching }
+	if slices.ContainsFunc(s.Hooks, func(a hook) bool { return of(a) && a.End == "" && !a.isOurs() }) {
 		return true
 	}
 	switch {
-	case s.Hooks.any(of), s.answer(launching).None:
+	case slices.ContainsFunc(s.Hooks, of), s.answer(launching).None:
 		return false
 	case !launching:
 		return s.leaving() && s.asks()
@@ -103,7 +103,7 @@ func (s situation) hasNoPendingHook() bool {
 	if s.EndHooks.denied == "" && s.wantsHooks(false) || parking && s.LaunchHooks.denied == "" && s.wantsHooks(true) {
 		return false
 	}
-	return s.pooled() || !s.Hooks.any(func(a *hook) bool {
+	return s.pooled() || !slices.ContainsFunc(s.Hooks, func(a hook) bool {
 		return (!a.Hook.Launching || parking) && a.End == "" && a.completionDenied == ""
 	})
 }
@@ -111,13 +111,12 @@ func (s situation) hasNoPendingHook() bool {
 type hooksFound struct {
 	launching bool
 	filter    cloud.Filter
-	settings  int // see observed.settings
 	hooks     []Hook
 	err       error
 }
 
 func (e hooksFound) apply(s situation) {
-	if !s.wantsHooks(e.launching) || e.settings != s.settings {
+	if !s.wantsHooks(e.launching) {
 		return
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
@@ -287,24 +286,27 @@ func (e hookAnswered) notWaiting(s situation, a *hook) (trouble string) {
 	}
 	switch {
 	case (a.Hook.Launching || parked) && tried > limit:
-		s.leaveHook(a)
+		s.endHook(a, endLeft, nil)
 	case tried > notWaitingTime && !parked:
 		return "hook " + a.Hook.Name + " does not wait for this machine now: " + e.err.Error()
 	}
 	return ""
 }
 
+var endTexts = map[End]string{
+	endCompleted: "hook completed",
+	endGone:      "hook does not wait any more",
+	endLeft:      "hook does not wait for this machine",
+}
+
 func (s *state) endHook(a *hook, end End, err error) {
 	a.End, a.Denied = end, ""
 	s.setTrouble(troubleHeartbeat, "")
-	text := "hook completed"
-	if end == endGone {
-		text = "hook does not wait any more"
-	}
-	s.note(text, "hook", a.Hook.Name, "error", err)
+	s.setTrouble(troubleComplete, "")
+	s.note(endTexts[end], "hook", a.Hook.Name, "error", err)
 }
 
-func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore instant) {
+func (r *Runner) discover(ctx context.Context, launching bool, notBefore instant) {
 	if !sleep.For(ctx, notBefore.Sub(r.now())) {
 		return
 	}
@@ -313,10 +315,7 @@ func (r *Runner) discover(ctx context.Context, launching bool, settings int, not
 		bound, cancel := context.WithTimeout(ctx, callTime)
 		hooks, err := filter.Find(bound, r.o.Hooks, launching)
 		cancel()
-		if ctx.Err() != nil {
-			return
-		}
-		_ = r.observe(change(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err}.apply))
+		r.tell(ctx, hooksFound{launching: launching, filter: filter, hooks: hooks, err: err}.apply)
 		if !sleep.For(ctx, pauseAfter(err, launching, r.now().Sub(first), callTime)) {
 			return
 		}

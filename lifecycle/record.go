@@ -65,14 +65,11 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			continue
 		}
 		err := r.writeOnce(ctx, v)
-		if ctx.Err() != nil {
-			return
-		}
 		tried, retry = time.Now(), jitter(recordRetry)
 		if pause = retry; err == nil || refused(err) {
 			reason, pause = v.reason, progressEvery
 		}
-		_ = r.observe(change(func(s situation) { s.recordWritten(v.Registry, err) }))
+		r.tell(ctx, func(s situation) { s.recordWritten(v.Registry, err) })
 	}
 }
 

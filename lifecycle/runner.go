@@ -143,11 +143,9 @@ func (r *Runner) situation() situation {
 	c := &config{
 		Joined: r.o.Node.Joined, JoinedAt: r.o.Node.JoinedAt, Role: r.o.Role(),
 		Hooks: r.o.Hooks != nil, Wall: r.clock,
-		NoneBefore: func(left func(cluster.Sessions) (int, bool)) bool {
-			s, at := r.o.Before()
-			n, known := left(s)
-			return known && n == 0 && !at.After(time.Now()) && time.Since(at) <= beforeTime
-		},
+	}
+	if before, at := r.o.Before(); !at.After(time.Now()) && time.Since(at) <= beforeTime {
+		c.Before = before
 	}
 	c.Budget, c.Final = r.o.Deadline()
 	return situation{&r.state, now, c}
@@ -157,6 +155,16 @@ func (r *Runner) observe(e event) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.step(e)
+}
+
+// tell applies the outcome of work that is still wanted.
+func (r *Runner) tell(ctx context.Context, do func(situation)) {
+	_ = r.observe(func(s situation) error {
+		if ctx.Err() == nil {
+			do(s)
+		}
+		return nil
+	})
 }
 
 // step requires the lock.
@@ -270,7 +278,7 @@ func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context
 	for _, launching := range []bool{false, true} {
 		if s.wantsHooks(launching) {
 			settings, notBefore := s.settings, s.askNotBefore
-			wanted[fmt.Sprint("find ", launching, settings)] = func(ctx context.Context) { r.discover(ctx, launching, settings, notBefore) }
+			wanted[fmt.Sprint("find ", launching, settings)] = func(ctx context.Context) { r.discover(ctx, launching, notBefore) }
 		}
 	}
 	for i := range s.Hooks {
@@ -284,7 +292,7 @@ func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context
 // poll repeats the step, since time alone may change the phase.
 func (r *Runner) poll(ctx context.Context, every time.Duration) {
 	for sleep.For(ctx, every) {
-		_ = r.observe(passed)
+		r.tell(ctx, func(situation) {})
 	}
 }
 
@@ -374,10 +382,7 @@ func (r *Runner) askBalancers(ctx context.Context) {
 		bound, cancel := context.WithTimeout(ctx, announceTime)
 		using := r.o.Balancers(bound)
 		cancel()
-		if ctx.Err() != nil {
-			return
-		}
-		_ = r.observe(change(func(s situation) { s.balancers, s.balancersAsked = using, true }))
+		r.tell(ctx, func(s situation) { s.balancers, s.balancersAsked = using, true })
 		if !sleep.For(ctx, balancersEvery) {
 			return
 		}
@@ -396,10 +401,7 @@ func (r *Runner) count(ctx context.Context) {
 		bound, cancel := context.WithTimeout(ctx, min(sampleTime, left-countReserve))
 		sessions, err := r.o.Node.Sessions(bound)
 		cancel()
-		if ctx.Err() != nil {
-			return
-		}
-		_ = r.observe(change(func(s situation) { s.sessionsCounted(sessions, err) }))
+		r.tell(ctx, func(s situation) { s.sessionsCounted(sessions, err) })
 		if v := r.View(); v.Step == StepDraining && time.Since(logged) >= progressEvery {
 			r.log.Info("draining", "progress", v.Progress)
 			logged = time.Now()

@@ -245,13 +245,10 @@ func heaviest(list []notice) (best notice) {
 // boundNotices drops the notices with the latest deadlines, but no operator's request and no shutdown.
 func (s *state) boundNotices() {
 	rank := func(n notice) instant {
-		switch {
-		case n.Kind == Ask || n.Kind == Shutdown:
+		if n.Kind == Ask || n.Kind == Shutdown {
 			return 0
-		case n.Deadline == 0:
-			return math.MaxInt64
 		}
-		return n.Deadline
+		return cmp.Or(n.Deadline, math.MaxInt64)
 	}
 	if len(s.Notices) > maxNotices {
 		slices.SortStableFunc(s.Notices, func(a, b notice) int { return cmp.Compare(rank(a), rank(b)) })
