@@ -315,7 +315,7 @@ func (r *Runner) discover(ctx context.Context, launching bool, notBefore instant
 		bound, cancel := context.WithTimeout(ctx, callTime)
 		hooks, err := filter.Find(bound, r.o.Hooks, launching)
 		cancel()
-		r.tell(ctx, hooksFound{launching: launching, filter: filter, hooks: hooks, err: err}.apply)
+		r.accept(ctx, hooksFound{launching: launching, filter: filter, hooks: hooks, err: err}.apply)
 		if !sleep.For(ctx, pauseAfter(err, launching, r.now().Sub(first), callTime)) {
 			return
 		}
@@ -376,7 +376,7 @@ func (e hookAnswered) pause(h Hook, tried time.Duration) time.Duration {
 	case errors.Is(e.err, cloud.ErrNotWaiting), errors.Is(e.err, errOthers):
 		return notWaitingEvery
 	case e.op == opExtend && h.Timeout > 0:
-		return pauseAfter(e.err, false, 0, min(callTime, max(h.Timeout/16, time.Second)))
+		return pauseAfter(e.err, false, tried, min(callTime, max(h.Timeout/16, time.Second)))
 	}
 	return pauseAfter(e.err, h.Launching && !h.Parking, tried, callTime)
 }

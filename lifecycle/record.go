@@ -69,7 +69,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 		if pause = retry; err == nil || refused(err) {
 			reason, pause = v.reason, progressEvery
 		}
-		r.tell(ctx, func(s situation) { s.recordWritten(v.Registry, err) })
+		r.accept(ctx, func(s situation) { s.recordWritten(v.Registry, err) })
 	}
 }
 

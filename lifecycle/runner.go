@@ -35,9 +35,9 @@ type Options struct {
 	// Watcher is nil if the cloud announces nothing.
 	Watcher cloud.Watcher
 
-	// Deadline returns how long a drain waits for sessions; a drain keeps the first final value. Nil means DefaultDeadline.
+	// Deadline returns how long a drain waits for sessions; a drain keeps the first final value.
 	Deadline func() (d time.Duration, final bool)
-	// StopTime bounds a stop or start of the server; nil or 0 means the default.
+	// StopTime bounds a stop or start of the server; 0 means the default.
 	StopTime func() time.Duration
 	// Balancers returns the load balancers that confirm their state and still send new sessions here. It returns when ctx ends.
 	Balancers func(ctx context.Context) []string
@@ -46,7 +46,7 @@ type Options struct {
 	Prove func(ctx context.Context) error
 
 	Event func(ctx context.Context, e cluster.Event) error
-	// Uptime is [BootClock]. With nil, a drain does not survive a restart of the process.
+	// Uptime is [BootClock].
 	Uptime func() (boot string, up time.Duration)
 	// Hardware is [Hardware], or "".
 	Hardware string
@@ -54,7 +54,7 @@ type Options struct {
 }
 
 const (
-	// DefaultDeadline limits the wait for sessions.
+	// DefaultDeadline limits the wait for sessions if no setting does.
 	DefaultDeadline = time.Hour
 	defaultStopTime = 90 * time.Second
 	// sampleEvery is the time between counts, sampleTime bounds one.
@@ -95,16 +95,6 @@ type Runner struct {
 
 // NewRunner returns a runner that continues the drain of an earlier run. It logs and ignores an unreadable record.
 func NewRunner(o Options) *Runner {
-	began := time.Now()
-	if o.Deadline == nil {
-		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
-	}
-	if o.Filter == nil {
-		o.Filter = func() cloud.Filter { return nil }
-	}
-	if o.Uptime == nil {
-		o.Uptime = func() (string, time.Duration) { return "", time.Since(began) + 1 }
-	}
 	r := &Runner{
 		o: o, log: o.Log, state: state{}.clone(), work: map[string]context.CancelFunc{},
 		warned: map[string]warned{}, events: make(chan cluster.Event, maxEvents),
@@ -157,8 +147,8 @@ func (r *Runner) observe(e event) error {
 	return r.step(e)
 }
 
-// tell applies the outcome of work that is still wanted.
-func (r *Runner) tell(ctx context.Context, do func(situation)) {
+// accept applies the result of work that is still wanted.
+func (r *Runner) accept(ctx context.Context, do func(situation)) {
 	_ = r.observe(func(s situation) error {
 		if ctx.Err() == nil {
 			do(s)
@@ -292,7 +282,7 @@ func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context
 // poll repeats the step, since time alone may change the phase.
 func (r *Runner) poll(ctx context.Context, every time.Duration) {
 	for sleep.For(ctx, every) {
-		r.tell(ctx, func(situation) {})
+		r.accept(ctx, func(situation) {})
 	}
 }
 
@@ -382,7 +372,7 @@ func (r *Runner) askBalancers(ctx context.Context) {
 		bound, cancel := context.WithTimeout(ctx, announceTime)
 		using := r.o.Balancers(bound)
 		cancel()
-		r.tell(ctx, func(s situation) { s.balancers, s.balancersAsked = using, true })
+		r.accept(ctx, func(s situation) { s.balancers, s.balancersAsked = using, true })
 		if !sleep.For(ctx, balancersEvery) {
 			return
 		}
@@ -401,7 +391,7 @@ func (r *Runner) count(ctx context.Context) {
 		bound, cancel := context.WithTimeout(ctx, min(sampleTime, left-countReserve))
 		sessions, err := r.o.Node.Sessions(bound)
 		cancel()
-		r.tell(ctx, func(s situation) { s.sessionsCounted(sessions, err) })
+		r.accept(ctx, func(s situation) { s.sessionsCounted(sessions, err) })
 		if v := r.View(); v.Step == StepDraining && time.Since(logged) >= progressEvery {
 			r.log.Info("draining", "progress", v.Progress)
 			logged = time.Now()
@@ -413,9 +403,6 @@ func (r *Runner) count(ctx context.Context) {
 }
 
 func (o *Options) stopTime() time.Duration {
-	if o.StopTime == nil {
-		return defaultStopTime
-	}
 	return cmp.Or(max(0, o.StopTime()), defaultStopTime)
 }
 
