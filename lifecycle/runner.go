@@ -80,7 +80,6 @@ type Runner struct {
 	clock      wallClock
 	boot       string
 	saved      []byte // of the file
-	unsaved    bool
 	notes      []Note
 	events     chan cluster.Event
 	warned     map[string]warned
@@ -166,15 +165,14 @@ func (r *Runner) step(e event) error {
 	same.inService = next.inService
 	r.state = next
 	// Most reports change nothing.
-	v := r.view.Load()
-	if v == nil || v.Over != s.isOver() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
+	v, unsaved := r.view.Load(), next.trouble[troubleRecord]
+	if v == nil || v.Over != s.isOver() || unsaved != "" || clock != r.clock || !reflect.DeepEqual(same, next) {
 		r.addNotes(next.notes)
 		r.addEvents(next.history)
 		r.state.notes, r.state.history = nil, nil
 		// Readiness and the node record do not wait for a disk: every step can be repeated.
 		r.publish(s)
-		was := r.unsaved
-		if r.save(); r.unsaved != was {
+		if r.save(); r.state.trouble[troubleRecord] != unsaved {
 			r.publish(s)
 		}
 	}
@@ -208,7 +206,6 @@ func (r *Runner) save() {
 	if err != nil {
 		text = "a restart of the agent would forget this drain: " + err.Error()
 	}
-	r.unsaved = err != nil
 	r.state.setTrouble(troubleRecord, text)
 }
 
@@ -240,7 +237,7 @@ func (r *Runner) follow(s situation) {
 // as its work may continue.
 func (r *Runner) plan(s situation) map[string]func(context.Context) {
 	wanted := map[string]func(context.Context){}
-	if !s.empty() || r.unsaved {
+	if !s.empty() || s.trouble[troubleRecord] != "" {
 		every := pollEvery
 		if s.Phase == StepNone && len(s.due()) == 0 || s.Phase == StepDone {
 			every = slowPollEvery
