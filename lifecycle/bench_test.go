@@ -72,7 +72,7 @@ func BenchmarkNotice(b *testing.B) {
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
 			Balancers: func(context.Context) []string { return nil }, Event: func(context.Context, cluster.Event) error { return nil },
-			Uptime: BootClock("/"),
+			Uptime: BootClock("/"), Deadline: fixed(DefaultDeadline), StopTime: usualStop, Filter: noNames,
 		})
 		n.ready = func() bool { return m.View().Ready }
 		ctx, cancel := context.WithCancel(b.Context())
@@ -115,6 +115,7 @@ func BenchmarkLastSession(b *testing.B) {
 			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
 			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
 			Balancers: func(context.Context) []string { return nil }, Event: func(context.Context, cluster.Event) error { return nil },
+			Uptime: BootClock("/"), Deadline: fixed(DefaultDeadline), StopTime: usualStop, Filter: noNames,
 		})
 		ctx, cancel := context.WithCancel(b.Context())
 		ended := make(chan struct{})

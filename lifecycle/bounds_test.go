@@ -108,7 +108,4 @@ func TestStopTimeFollows(t *testing.T) {
 			t.Errorf("%s: %s, want %s", tt.says, o.stopTime(), tt.want)
 		}
 	}
-	if o.StopTime = nil; o.stopTime() != defaultStopTime {
-		t.Errorf("nil: %s", o.stopTime())
-	}
 }

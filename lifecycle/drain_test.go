@@ -363,6 +363,21 @@ func TestNowWaitsForNobody(t *testing.T) {
 	})
 }
 
+// TestNowDuringASlowCount: a count that takes too long for a deadline that has moved up is started again.
+func TestNowDuringASlowCount(t *testing.T) {
+	living(t, 3, func(t *testing.T, w *world, l *life) {
+		w.set(func(w *world) { w.countTime = 4900 * time.Millisecond })
+		must.OK(t, l.Drain(DrainRequest{}))
+		tick(8 * time.Second) // within the second count
+		w.set(func(w *world) { w.countTime = 800 * time.Millisecond })
+		must.OK(t, l.Drain(DrainRequest{Now: true}))
+		l.until("done", 4*time.Second, isDone)
+		if v := l.View(); v.Cut == nil || *v.Cut != 3 {
+			t.Errorf("cut %v", v.Cut)
+		}
+	})
+}
+
 func TestSpotHasTwoMinutes(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Drain(DrainRequest{Deadline: 3 * time.Hour})

@@ -86,15 +86,6 @@ func (all hooks) find(h Hook) *hook {
 	return nil
 }
 
-func (all hooks) any(match func(*hook) bool) bool {
-	for i := range all {
-		if match(&all[i]) {
-			return true
-		}
-	}
-	return false
-}
-
 // learn adds a hook, or updates a known one. It accepts nil.
 func (s situation) learn(named *Hook, launching bool, notice string, since instant) {
 	if named == nil || !hookBounded(*named) {
@@ -137,5 +128,5 @@ func (all hooks) confirm(f cloud.Filter) {
 }
 
 func (all hooks) anyWaits(launching bool) bool {
-	return all.any(func(a *hook) bool { return a.Hook.Launching == launching && a.End == "" })
+	return slices.ContainsFunc(all, func(a hook) bool { return a.Hook.Launching == launching && a.End == "" })
 }

@@ -46,19 +46,19 @@ func (s situation) parking() bool {
 
 // pooled reports whether the hook of the move into a pool is completed. The other hook waits for the return.
 func (s situation) pooled() bool {
-	return s.parking() && s.Hooks.any(func(a *hook) bool { return a.End == endCompleted })
+	return s.parking() && slices.ContainsFunc(s.Hooks, func(a hook) bool { return a.End == endCompleted })
 }
 
 func (s situation) wantsHooks(launching bool) bool {
 	if !s.c.Hooks {
 		return false
 	}
-	of := func(a *hook) bool { return a.Hook.Launching == launching }
-	if s.Hooks.any(func(a *hook) bool { return of(a) && a.End == "" && !a.isOurs() }) {
+	of := func(a hook) bool { return a.Hook.Launching == launching }
+	if slices.ContainsFunc(s.Hooks, func(a hook) bool { return of(a) && a.End == "" && !a.isOurs() }) {
 		return true
 	}
 	switch {
-	case s.Hooks.any(of), s.answer(launching).None:
+	case slices.ContainsFunc(s.Hooks, of), s.answer(launching).None:
 		return false
 	case !launching:
 		return s.leaving() && s.asks()
@@ -103,7 +103,7 @@ func (s situation) hasNoPendingHook() bool {
 	if s.EndHooks.denied == "" && s.wantsHooks(false) || parking && s.LaunchHooks.denied == "" && s.wantsHooks(true) {
 		return false
 	}
-	return s.pooled() || !s.Hooks.any(func(a *hook) bool {
+	return s.pooled() || !slices.ContainsFunc(s.Hooks, func(a hook) bool {
 		return (!a.Hook.Launching || parking) && a.End == "" && a.completionDenied == ""
 	})
 }
@@ -111,36 +111,41 @@ func (s situation) hasNoPendingHook() bool {
 type hooksFound struct {
 	launching bool
 	filter    cloud.Filter
-	settings  int // see observed.settings
 	hooks     []Hook
 	err       error
 }
 
 func (e hooksFound) apply(s situation) {
-	if !s.wantsHooks(e.launching) || e.settings != s.settings {
+	if !s.wantsHooks(e.launching) {
 		return
-	}
-	if e.launching && e.err == nil {
-		s.LaunchHooks.others = ""
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
 	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
-	switch {
-	case isDenied:
-		e.applyDenied(s, denied)
-	case onlyOthers:
-		e.applyOthers(s, others)
-	case e.err != nil && !errors.Is(e.err, cloud.ErrGone):
-		e.applyFailed(s)
-	case e.err != nil || len(e.hooks) == 0:
-		s.dropUnverified(e.launching)
-		s.answer(e.launching).None = true
-	default:
-		e.applyFound(s)
+	if e.err != nil && !isDenied && !onlyOthers && !errors.Is(e.err, cloud.ErrGone) {
+		e.failed(s)
+		return
 	}
+	e.confirm(s, isDenied)
+	s.setTrouble(troubleDiscover, "")
+	answer := s.answer(e.launching)
+	waits := s.Hooks.anyWaits(e.launching) // also one that was confirmed before
+	switch {
+	case isDenied && !waits:
+		if s.EndHooks.denied != denied.Permission && s.LaunchHooks.denied != denied.Permission {
+			s.noteDenied(denied)
+		}
+		answer.denied = denied.Permission
+		s.setTrouble(troubleDiscover, denied.Error())
+		return
+	case onlyOthers && !waits:
+		e.noteOthers(s, others)
+	case e.err == nil:
+		answer.others = ""
+	}
+	answer.None, answer.denied = len(e.hooks) == 0 && !waits, ""
 }
 
-func (e hooksFound) applyFailed(s situation) {
+func (e hooksFound) failed(s situation) {
 	// Hooks that an event named get no heartbeat until a query succeeds.
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; a.Hook.Launching == e.launching && a.End == "" && !a.isOurs() {
@@ -150,40 +155,8 @@ func (e hooksFound) applyFailed(s situation) {
 	s.setTrouble(troubleDiscover, "the cloud cannot be asked for its hooks: "+e.err.Error())
 }
 
-func (e hooksFound) applyDenied(s situation, err *cloud.DeniedError) {
-	for i := range s.Hooks {
-		// Select sees only this hook: the operator sends its events here.
-		a := &s.Hooks[i]
-		if ours, _ := e.filter.Select([]Hook{a.Hook}); a.Hook.Launching == e.launching && len(ours) > 0 {
-			a.Ours = true
-		}
-	}
-	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
-		return // it was confirmed before and stays this agent's
-	}
-	if s.EndHooks.denied != err.Permission && s.LaunchHooks.denied != err.Permission {
-		s.noteDenied(err)
-	}
-	s.answer(e.launching).denied = err.Permission
-	s.setTrouble(troubleDiscover, err.Error())
-}
-
-func (e hooksFound) applyOthers(s situation, err *cloud.OthersHooksError) {
-	if s.dropUnverified(e.launching); s.Hooks.anyWaits(e.launching) {
-		return
-	}
-	s.answer(e.launching).None = true
-	// At a launch this is no trouble: the node serves, and the other program completes its hook.
-	switch {
-	case !e.launching || s.parking():
-		s.EndHooks.others = err.Error()
-	case !err.Named:
-		s.LaunchHooks.others = err.Error()
-	}
-	s.note(err.Error())
-}
-
-func (e hooksFound) applyFound(s situation) {
+// confirm keeps only hooks that are this agent's.
+func (e hooksFound) confirm(s situation, denied bool) {
 	since := s.now
 	if n := s.has(hookKinds()...); n != nil && !e.launching {
 		since = n.Received
@@ -196,13 +169,25 @@ func (e hooksFound) applyFound(s situation) {
 		}
 		s.note("hook waits for this machine", "hook", h.Name, "group", h.Group)
 	}
-	s.dropUnverified(e.launching)
+	for i := range s.Hooks {
+		// Select sees only this hook: the operator sends its events here.
+		a := &s.Hooks[i]
+		if ours, _ := e.filter.Select([]Hook{a.Hook}); denied && a.Hook.Launching == e.launching && len(ours) > 0 {
+			a.Ours = true
+		}
+	}
+	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == e.launching && a.End == "" && !a.isOurs() })
 }
 
-func (s *state) dropUnverified(launching bool) {
-	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == launching && a.End == "" && !a.isOurs() })
-	s.setTrouble(troubleDiscover, "")
-	s.answer(launching).denied = ""
+// noteOthers: at a launch this is no trouble. The node serves, and the other program completes its hook.
+func (e hooksFound) noteOthers(s situation, err *cloud.OthersHooksError) {
+	switch {
+	case !e.launching || s.parking():
+		s.EndHooks.others = err.Error()
+	case !err.Named:
+		s.LaunchHooks.others = err.Error()
+	}
+	s.note(err.Error())
 }
 
 func (s *state) noteDenied(e *cloud.DeniedError) {
@@ -301,66 +286,58 @@ func (e hookAnswered) notWaiting(s situation, a *hook) (trouble string) {
 	}
 	switch {
 	case (a.Hook.Launching || parked) && tried > limit:
-		s.leaveHook(a)
+		s.endHook(a, endLeft, nil)
 	case tried > notWaitingTime && !parked:
 		return "hook " + a.Hook.Name + " does not wait for this machine now: " + e.err.Error()
 	}
 	return ""
 }
 
+var endTexts = map[End]string{
+	endCompleted: "hook completed",
+	endGone:      "hook does not wait any more",
+	endLeft:      "hook does not wait for this machine",
+}
+
 func (s *state) endHook(a *hook, end End, err error) {
 	a.End, a.Denied = end, ""
 	s.setTrouble(troubleHeartbeat, "")
-	text := "hook completed"
-	if end == endGone {
-		text = "hook does not wait any more"
-	}
-	s.note(text, "hook", a.Hook.Name, "error", err)
+	s.setTrouble(troubleComplete, "")
+	s.note(endTexts[end], "hook", a.Hook.Name, "error", err)
 }
 
-func (r *Runner) discover(ctx context.Context, launching bool, settings int, notBefore instant) {
+func (r *Runner) discover(ctx context.Context, launching bool, notBefore instant) {
 	if !sleep.For(ctx, notBefore.Sub(r.now())) {
 		return
 	}
-	first := r.now()
-	for backOff := time.Duration(0); ; {
+	for first := r.now(); ; {
 		filter := r.o.Filter()
 		bound, cancel := context.WithTimeout(ctx, callTime)
 		hooks, err := filter.Find(bound, r.o.Hooks, launching)
 		cancel()
-		if ctx.Err() != nil {
-			return
-		}
-		_ = r.observe(change(hooksFound{launching: launching, filter: filter, settings: settings, hooks: hooks, err: err}.apply))
-		if !sleep.For(ctx, pauseAfter(err, longestPause(launching, r.now().Sub(first)), &backOff)) {
+		r.accept(ctx, hooksFound{launching: launching, filter: filter, hooks: hooks, err: err}.apply)
+		if !sleep.For(ctx, pauseAfter(err, launching, r.now().Sub(first), callTime)) {
 			return
 		}
 	}
 }
 
-// longestPause bounds the pause between failed calls.
-func longestPause(launching bool, tried time.Duration) time.Duration {
+// pauseAfter returns the pause after a failed call. It grows with the time of the attempts, up to longest.
+func pauseAfter(err error, launching bool, tried, longest time.Duration) time.Duration {
 	if launching && tried > idleHookTime {
-		return launchEvery
+		longest = launchEvery
 	}
-	return callTime
-}
-
-// pauseAfter returns the pause after a failed call. It doubles up to longest.
-func pauseAfter(err error, longest time.Duration, backOff *time.Duration) time.Duration {
 	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
 		return max(deniedEvery, longest)
 	}
-	*backOff = min(max(2**backOff, time.Second), longest)
-	return jitter(*backOff)
+	return jitter(min(max(tried, time.Second), longest))
 }
 
 func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
-	first := r.now()
-	for backOff := time.Duration(0); ; {
+	for first := r.now(); ; {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
-		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first), &backOff)) {
+		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first))) {
 			return
 		}
 	}
@@ -390,7 +367,7 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	return call, true
 }
 
-func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration) time.Duration {
+func (e hookAnswered) pause(h Hook, tried time.Duration) time.Duration {
 	switch {
 	case e.err == nil:
 		return cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout) / 2
@@ -399,9 +376,9 @@ func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration)
 	case errors.Is(e.err, cloud.ErrNotWaiting), errors.Is(e.err, errOthers):
 		return notWaitingEvery
 	case e.op == opExtend && h.Timeout > 0:
-		return pauseAfter(e.err, min(callTime, max(h.Timeout/16, time.Second)), backOff)
+		return pauseAfter(e.err, false, tried, min(callTime, max(h.Timeout/16, time.Second)))
 	}
-	return pauseAfter(e.err, longestPause(h.Launching && !h.Parking, tried), backOff)
+	return pauseAfter(e.err, h.Launching && !h.Parking, tried, callTime)
 }
 
 // errOthers: other machines of the same completion have not left yet.

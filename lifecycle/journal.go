@@ -17,7 +17,8 @@ const (
 	troubleEvery = time.Minute
 	maxNotes     = 20
 	// maxEvents bounds the events that wait for MongoDB; later ones are dropped.
-	maxEvents = 32
+	maxEvents     = 32
+	maxEventRetry = 15 * time.Second
 	// flushTime bounds the wait for pending events when the daemon ends.
 	flushTime = time.Second
 )
@@ -26,6 +27,16 @@ const (
 type warned struct {
 	text string
 	at   time.Time
+}
+
+func (r *Runner) addEvents(events []cluster.Event) {
+	for _, e := range events {
+		select {
+		case r.events <- e:
+		default:
+			r.log.Warn("event dropped: too many are pending")
+		}
+	}
 }
 
 func (r *Runner) addNotes(notes []note) {
@@ -51,9 +62,9 @@ func (r *Runner) logTrouble() {
 	}
 }
 
-// writeEvent writes an event to the cluster's history, and retries until it succeeds. At the end of Run it gets flushTime more
-// if MongoDB answers.
-func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
+// writeEvents writes the events of the cluster's history one after another. Those that are pending at the end of Run get
+// flushTime more if MongoDB answers.
+func (r *Runner) writeEvents(ctx context.Context) {
 	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
@@ -62,25 +73,25 @@ func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
 		}
 		cancel()
 	})()
-	for retry := minRetry; ; retry = min(2*retry, maxRetry) {
-		bound, cancel := context.WithTimeout(late, callTime)
+	for ctx.Err() == nil || len(r.events) > 0 {
+		select {
+		case e := <-r.events:
+			r.writeEvent(late, e)
+		case <-ctx.Done():
+		}
+	}
+}
+
+// writeEvent retries until ctx ends.
+func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
+	for retry := time.Second; ; retry = min(2*retry, maxEventRetry) {
+		bound, cancel := context.WithTimeout(ctx, callTime)
 		err := r.o.Event(bound, e)
 		cancel()
 		if err == nil {
-			var rest []cluster.Event
-			_ = r.observe(change(func(s situation) {
-				s.history, s.written = s.history[1:], s.written+1
-				if r.ctx == nil { // no new work begins
-					rest = s.history
-				}
-			}))
-			if len(rest) == 0 {
-				return
-			}
-			e = rest[0]
-			continue
+			return
 		}
-		if !sleep.For(late, jitter(retry)) {
+		if !sleep.For(ctx, jitter(retry)) {
 			r.log.Warn("event not written", "kind", e.Kind, "reason", e.Why, "error", err)
 			return
 		}

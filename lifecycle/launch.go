@@ -72,10 +72,7 @@ func (s situation) startProved(err error) {
 func (r *Runner) prove(ctx context.Context, server bool) {
 	for retry := time.Second; ; retry = min(2*retry, 15*time.Second) {
 		err := r.startOnce(ctx, server)
-		if ctx.Err() != nil {
-			return
-		}
-		if _ = r.observe(change(func(s situation) { s.startProved(err) })); err == nil || !sleep.For(ctx, jitter(retry)) {
+		if r.accept(ctx, func(s situation) { s.startProved(err) }); err == nil || !sleep.For(ctx, jitter(retry)) {
 			return
 		}
 	}

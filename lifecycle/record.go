@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	minRetry = 500 * time.Millisecond
-	maxRetry = 15 * time.Second
+	// recordRetry is the time between attempts to write the node record.
+	recordRetry = 2 * time.Second
 	// progressEvery is the interval for logging progress and updating the record's reason.
 	progressEvery = 30 * time.Second
 	// maxReason keeps records short: every agent reads all of them.
@@ -37,22 +37,26 @@ func (s situation) recordReason() string {
 	return plain.Truncate(reason, maxReason)
 }
 
-// recordWriter is what the writer of the node record remembers.
-type recordWriter struct {
-	state     cluster.State // of the last attempt
-	retry     time.Duration
-	notBefore time.Time
-	reason    string // in the record
-	written   time.Time
-}
-
 // writeRecord writes the node record until MongoDB accepts it. No other work waits for that. It takes no lock: its holder may
 // wait for a disk.
 func (r *Runner) writeRecord(ctx context.Context) {
-	var w recordWriter
+	var state cluster.State // of the last attempt
+	var reason string       // in the record
+	var tried time.Time
+	var retry, pause time.Duration
 	for ctx.Err() == nil {
-		v := r.view.Load()
-		if wait := w.wait(v); wait > 0 {
+		v, wait := r.view.Load(), time.Hour
+		if v.Registry != state {
+			state, reason, tried = v.Registry, "", time.Time{}
+		}
+		switch {
+		case v.Registry == "":
+		case !v.RegistryTold:
+			wait = time.Until(tried.Add(retry))
+		case v.reason != reason && v.progresses():
+			wait = time.Until(tried.Add(pause))
+		}
+		if wait > 0 {
 			select {
 			case <-ctx.Done():
 			case <-v.changed:
@@ -61,38 +65,12 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			continue
 		}
 		err := r.writeOnce(ctx, v)
-		if ctx.Err() != nil {
-			return
+		tried, retry = time.Now(), jitter(recordRetry)
+		if pause = retry; err == nil || refused(err) {
+			reason, pause = v.reason, progressEvery
 		}
-		if r.view.Load().Registry == w.state {
-			_ = r.observe(change(func(s situation) { s.recordWritten(w.state, err) }))
-			w.tried(v, err == nil || w.state != cluster.StateLeft && refused(err))
-		}
+		r.accept(ctx, func(s situation) { s.recordWritten(v.Registry, err) })
 	}
-}
-
-// wait returns how long the record stays as it is.
-func (w *recordWriter) wait(v *View) time.Duration {
-	if v.Registry != w.state {
-		w.retry, w.notBefore, w.state = 0, time.Time{}, v.Registry
-	}
-	switch {
-	case v.Registry == "":
-	case !v.RegistryTold:
-		return time.Until(w.notBefore)
-	case v.reason != w.reason && v.progresses():
-		return max(time.Until(w.written.Add(progressEvery)), time.Until(w.notBefore))
-	}
-	return time.Hour
-}
-
-func (w *recordWriter) tried(v *View, done bool) {
-	if done {
-		w.retry, w.notBefore, w.reason, w.written = 0, time.Time{}, v.reason, time.Now()
-		return
-	}
-	w.retry = min(max(2*w.retry, minRetry), maxRetry)
-	w.notBefore = time.Now().Add(jitter(w.retry))
 }
 
 // progresses reports whether the record's reason is kept up to date.

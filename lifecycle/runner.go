@@ -35,9 +35,9 @@ type Options struct {
 	// Watcher is nil if the cloud announces nothing.
 	Watcher cloud.Watcher
 
-	// Deadline returns how long a drain waits for sessions; a drain keeps the first final value. Nil means DefaultDeadline.
+	// Deadline returns how long a drain waits for sessions; a drain keeps the first final value.
 	Deadline func() (d time.Duration, final bool)
-	// StopTime bounds a stop or start of the server; nil or 0 means the default.
+	// StopTime bounds a stop or start of the server; 0 means the default.
 	StopTime func() time.Duration
 	// Balancers returns the load balancers that confirm their state and still send new sessions here. It returns when ctx ends.
 	Balancers func(ctx context.Context) []string
@@ -46,7 +46,7 @@ type Options struct {
 	Prove func(ctx context.Context) error
 
 	Event func(ctx context.Context, e cluster.Event) error
-	// Uptime is [BootClock]. With nil, a drain does not survive a restart of the process.
+	// Uptime is [BootClock].
 	Uptime func() (boot string, up time.Duration)
 	// Hardware is [Hardware], or "".
 	Hardware string
@@ -54,7 +54,7 @@ type Options struct {
 }
 
 const (
-	// DefaultDeadline limits the wait for sessions.
+	// DefaultDeadline limits the wait for sessions if no setting does.
 	DefaultDeadline = time.Hour
 	defaultStopTime = 90 * time.Second
 	// sampleEvery is the time between counts, sampleTime bounds one.
@@ -80,8 +80,8 @@ type Runner struct {
 	clock      wallClock
 	boot       string
 	saved      []byte // of the file
-	unsaved    bool
 	notes      []Note
+	events     chan cluster.Event
 	warned     map[string]warned
 	ctx        context.Context // of Run; nil if it does not run
 	end        context.CancelFunc
@@ -94,19 +94,9 @@ type Runner struct {
 
 // NewRunner returns a runner that continues the drain of an earlier run. It logs and ignores an unreadable record.
 func NewRunner(o Options) *Runner {
-	began := time.Now()
-	if o.Deadline == nil {
-		o.Deadline = func() (time.Duration, bool) { return DefaultDeadline, true }
-	}
-	if o.Filter == nil {
-		o.Filter = func() cloud.Filter { return nil }
-	}
-	if o.Uptime == nil {
-		o.Uptime = func() (string, time.Duration) { return "", time.Since(began) + 1 }
-	}
 	r := &Runner{
 		o: o, log: o.Log, state: state{}.clone(), work: map[string]context.CancelFunc{},
-		warned: map[string]warned{},
+		warned: map[string]warned{}, events: make(chan cluster.Event, maxEvents),
 	}
 	r.boot, _ = o.Uptime()
 	r.mu.Lock()
@@ -125,6 +115,7 @@ func NewRunner(o Options) *Runner {
 		r.state.Hooks.confirm(o.Filter())
 	}
 	r.addNotes(r.state.notes)
+	r.addEvents(r.state.history)
 	_ = r.step(passed)
 	return r
 }
@@ -141,11 +132,9 @@ func (r *Runner) situation() situation {
 	c := &config{
 		Joined: r.o.Node.Joined, JoinedAt: r.o.Node.JoinedAt, Role: r.o.Role(),
 		Hooks: r.o.Hooks != nil, Wall: r.clock,
-		NoneBefore: func(left func(cluster.Sessions) (int, bool)) bool {
-			s, at := r.o.Before()
-			n, known := left(s)
-			return known && n == 0 && !at.After(time.Now()) && time.Since(at) <= beforeTime
-		},
+	}
+	if before, at := r.o.Before(); !at.After(time.Now()) && time.Since(at) <= beforeTime {
+		c.Before = before
 	}
 	c.Budget, c.Final = r.o.Deadline()
 	return situation{&r.state, now, c}
@@ -157,6 +146,16 @@ func (r *Runner) observe(e event) error {
 	return r.step(e)
 }
 
+// accept applies the result of work that is still wanted.
+func (r *Runner) accept(ctx context.Context, do func(situation)) {
+	_ = r.observe(func(s situation) error {
+		if ctx.Err() == nil {
+			do(s)
+		}
+		return nil
+	})
+}
+
 // step requires the lock.
 func (r *Runner) step(e event) error {
 	clock := r.clock
@@ -165,18 +164,15 @@ func (r *Runner) step(e event) error {
 	same := r.state
 	same.inService = next.inService
 	r.state = next
-	if len(next.history) > maxEvents {
-		r.log.Warn("event dropped: too many are pending")
-	}
 	// Most reports change nothing.
-	v := r.view.Load()
-	if v == nil || v.Over != s.isOver() || r.unsaved || clock != r.clock || !reflect.DeepEqual(same, next) {
+	v, unsaved := r.view.Load(), next.trouble[troubleRecord]
+	if v == nil || v.Over != s.isOver() || unsaved != "" || clock != r.clock || !reflect.DeepEqual(same, next) {
 		r.addNotes(next.notes)
-		r.state.notes = nil
+		r.addEvents(next.history)
+		r.state.notes, r.state.history = nil, nil
 		// Readiness and the node record do not wait for a disk: every step can be repeated.
 		r.publish(s)
-		was := r.unsaved
-		if r.save(); r.unsaved != was {
+		if r.save(); r.state.trouble[troubleRecord] != unsaved {
 			r.publish(s)
 		}
 	}
@@ -210,7 +206,6 @@ func (r *Runner) save() {
 	if err != nil {
 		text = "a restart of the agent would forget this drain: " + err.Error()
 	}
-	r.unsaved = err != nil
 	r.state.setTrouble(troubleRecord, text)
 }
 
@@ -242,21 +237,21 @@ func (r *Runner) follow(s situation) {
 // as its work may continue.
 func (r *Runner) plan(s situation) map[string]func(context.Context) {
 	wanted := map[string]func(context.Context){}
-	if !s.empty() || r.unsaved {
-		wanted["poll"] = r.poll
+	if !s.empty() || s.trouble[troubleRecord] != "" {
+		every := pollEvery
+		if s.Phase == StepNone && len(s.due()) == 0 || s.Phase == StepDone {
+			every = slowPollEvery
+		}
+		wanted[fmt.Sprint("poll each ", every)] = func(ctx context.Context) { r.poll(ctx, every) }
 	}
 	switch s.Phase {
 	case StepAnnouncing:
 		wanted["balancers"] = r.askBalancers
 	case StepDraining:
-		wanted["count"] = r.count
+		wanted[fmt.Sprint("count late:", s.isLate())] = r.count // a deadline that moved up cuts a count off
 	case StepStopping, stepStopFailed:
 		wanted["stop"] = r.stop
 	case StepNone, stepDown, StepDeregistering, StepCompleting, StepDone, stepResuming:
-	}
-	if len(s.history) > 0 { // one after another
-		e := s.history[0]
-		wanted[fmt.Sprint("event ", s.written)] = func(ctx context.Context) { r.writeEvent(ctx, e) }
 	}
 	r.addHookWork(s, wanted)
 	return wanted
@@ -270,7 +265,7 @@ func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context
 	for _, launching := range []bool{false, true} {
 		if s.wantsHooks(launching) {
 			settings, notBefore := s.settings, s.askNotBefore
-			wanted[fmt.Sprint("find ", launching, settings)] = func(ctx context.Context) { r.discover(ctx, launching, settings, notBefore) }
+			wanted[fmt.Sprint("find ", launching, settings)] = func(ctx context.Context) { r.discover(ctx, launching, notBefore) }
 		}
 	}
 	for i := range s.Hooks {
@@ -281,26 +276,10 @@ func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context
 	}
 }
 
-// poll repeats the step, since time alone may change the phase. It meets deadlines exactly, also new ones.
-func (r *Runner) poll(ctx context.Context) {
-	for {
-		v, wait := r.View(), pollEvery
-		if v.Step == StepDone || v.Step == StepNone && (v.NextDrain.IsZero() || v.NextDrain.After(time.Now())) {
-			wait = slowPollEvery
-		}
-		for _, at := range []time.Time{v.Deadline, v.NextDrain} {
-			if left := time.Until(at); left > 0 {
-				wait = min(wait, left)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-v.changed:
-			continue
-		case <-time.After(wait):
-		}
-		_ = r.observe(passed)
+// poll repeats the step, since time alone may change the phase.
+func (r *Runner) poll(ctx context.Context, every time.Duration) {
+	for sleep.For(ctx, every) {
+		r.accept(ctx, func(situation) {})
 	}
 }
 
@@ -308,6 +287,7 @@ func (r *Runner) poll(ctx context.Context) {
 func (r *Runner) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.workers.Go(func() { r.writeEvents(ctx) })
 	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
 	r.mu.Lock()
 	r.ctx, r.end = ctx, cancel
@@ -389,10 +369,7 @@ func (r *Runner) askBalancers(ctx context.Context) {
 		bound, cancel := context.WithTimeout(ctx, announceTime)
 		using := r.o.Balancers(bound)
 		cancel()
-		if ctx.Err() != nil {
-			return
-		}
-		_ = r.observe(change(func(s situation) { s.balancers, s.balancersAsked = using, true }))
+		r.accept(ctx, func(s situation) { s.balancers, s.balancersAsked = using, true })
 		if !sleep.For(ctx, balancersEvery) {
 			return
 		}
@@ -402,18 +379,16 @@ func (r *Runner) askBalancers(ctx context.Context) {
 func (r *Runner) count(ctx context.Context) {
 	var logged time.Time
 	for {
-		limit := sampleTime
-		if left := time.Until(r.View().Deadline) - countReserve; left > 0 {
-			limit = min(limit, left) // a count that is cut off returns its partial result
+		left := time.Until(r.View().Deadline)
+		if left <= countReserve {
+			left = lastCountTime
 		}
 		next := time.Now().Add(sampleEvery)
-		bound, cancel := context.WithTimeout(ctx, limit)
+		// A count that is cut off returns its partial result.
+		bound, cancel := context.WithTimeout(ctx, min(sampleTime, left-countReserve))
 		sessions, err := r.o.Node.Sessions(bound)
 		cancel()
-		if ctx.Err() != nil {
-			return
-		}
-		_ = r.observe(change(func(s situation) { s.sessionsCounted(sessions, err) }))
+		r.accept(ctx, func(s situation) { s.sessionsCounted(sessions, err) })
 		if v := r.View(); v.Step == StepDraining && time.Since(logged) >= progressEvery {
 			r.log.Info("draining", "progress", v.Progress)
 			logged = time.Now()
@@ -425,9 +400,6 @@ func (r *Runner) count(ctx context.Context) {
 }
 
 func (o *Options) stopTime() time.Duration {
-	if o.StopTime == nil {
-		return defaultStopTime
-	}
 	return cmp.Or(max(0, o.StopTime()), defaultStopTime)
 }
 

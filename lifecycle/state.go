@@ -87,8 +87,7 @@ type observed struct {
 	cancelledBy      string
 	trouble          map[string]string
 	notes            []note
-	history          []cluster.Event // not written yet
-	written          int             // events
+	history          []cluster.Event // of this step
 }
 
 // answer is the cloud's answer about the hooks of a transition.
@@ -153,7 +152,7 @@ func (s *state) setTrouble(about, text string) {
 
 func (s state) clone() state {
 	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
-	s.notes, s.history = nil, slices.Clone(s.history[:min(len(s.history), maxEvents)])
+	s.notes, s.history = nil, nil
 	if s.trouble = maps.Clone(s.trouble); s.trouble == nil {
 		s.trouble = map[string]string{}
 	}
@@ -246,13 +245,10 @@ func heaviest(list []notice) (best notice) {
 // boundNotices drops the notices with the latest deadlines, but no operator's request and no shutdown.
 func (s *state) boundNotices() {
 	rank := func(n notice) instant {
-		switch {
-		case n.Kind == Ask || n.Kind == Shutdown:
+		if n.Kind == Ask || n.Kind == Shutdown {
 			return 0
-		case n.Deadline == 0:
-			return math.MaxInt64
 		}
-		return n.Deadline
+		return cmp.Or(n.Deadline, math.MaxInt64)
 	}
 	if len(s.Notices) > maxNotices {
 		slices.SortStableFunc(s.Notices, func(a, b notice) int { return cmp.Compare(rank(a), rank(b)) })

@@ -23,8 +23,7 @@ type config struct {
 	Final  bool
 	Hooks  bool // the cloud has hooks
 	Wall   wallClock
-	// NoneBefore: the last count shortly before found no session.
-	NoneBefore func(left func(cluster.Sessions) (int, bool)) bool
+	Before cluster.Sessions // counted shortly before, or unknown
 }
 
 const (
@@ -203,7 +202,8 @@ func noteBalancers(s situation) {
 }
 
 func (s situation) noneBefore() bool {
-	return s.has(Shutdown) != nil && s.c.NoneBefore != nil && s.c.NoneBefore(s.left)
+	n, known := s.left(s.c.Before)
+	return s.has(Shutdown) != nil && known && n == 0
 }
 
 func drained(s situation) bool {
@@ -360,7 +360,7 @@ func finish(s situation) {
 	// The agent retries a termination hook. The launch hook waits for the return.
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; a.End == "" && s.Goal == goalPark && a.Hook.Launching && a.completionDenied == "" {
-			s.leaveHook(a)
+			s.endHook(a, endLeft, nil)
 		}
 	}
 	result := "left"
@@ -378,12 +378,6 @@ func finish(s situation) {
 	}
 	s.note("drain done", "result", result)
 	recordEnd(s, result)
-}
-
-func (s *state) leaveHook(a *hook) {
-	a.End = endLeft
-	s.setTrouble(troubleComplete, "")
-	s.note("hook does not wait for this machine", "hook", a.Hook.Name)
 }
 
 func resume(s situation) {

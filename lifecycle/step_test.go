@@ -201,7 +201,7 @@ func (h *history) random() event {
 	case 15:
 		return h.pick(stopTried(nil, false), stopTried(ErrNotManaged, false), stopTried(errors.New("hangs"), true))
 	case 16:
-		return change(hooksFound{launching: launching, hooks: hooks, settings: h.s.settings, err: finds[rng.IntN(len(finds))]}.apply)
+		return change(hooksFound{launching: launching, hooks: hooks, err: finds[rng.IntN(len(finds))]}.apply)
 	case 17, 18:
 		err := answers[rng.IntN(len(answers))]
 		if op == opComplete && err == nil {
@@ -314,7 +314,7 @@ func (h *history) ends() {
 	began := h.now
 	for wait := pollEvery; h.now.Sub(began) <= 50*time.Hour; wait += wait / 8 {
 		s := h.situation()
-		calls := s.Hooks.any(func(a *hook) bool { return s.hookOp(a) != opNone }) || s.wantsHooks(false) || s.wantsHooks(true)
+		calls := slices.ContainsFunc(s.Hooks, func(a hook) bool { return s.hookOp(&a) != opNone }) || s.wantsHooks(false) || s.wantsHooks(true)
 		switch {
 		case !s.leaving() && (len(s.due()) == 0 || !h.joined), s.Phase == StepDone, s.isOver():
 			return

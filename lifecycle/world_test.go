@@ -404,6 +404,9 @@ func (w *world) options() Options {
 		Node: w, Files: w, Hooks: w, Peers: noPeers{}, Log: slog.New(slog.DiscardHandler),
 		Role:      func() string { return "" },
 		Before:    noCount,
+		Deadline:  fixed(DefaultDeadline),
+		StopTime:  usualStop,
+		Filter:    noNames,
 		Balancers: func(context.Context) []string { return nil },
 		Event: func(_ context.Context, e cluster.Event) error {
 			touch()
@@ -586,6 +589,10 @@ func spot(in time.Duration) Notice {
 var errMongo = errors.New("server selection timed out")
 
 func p(n int) *int { return &n }
+
+func usualStop() time.Duration { return 0 }
+
+func noNames() cloud.Filter { return nil }
 
 // noCount: there was no count before the drain.
 func noCount() (cluster.Sessions, time.Time) { return cluster.Sessions{}, time.Time{} }

@@ -205,6 +205,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 	identify := func(context.Context) (metadata.Instance, error) {
 		return metadata.Instance{ID: nodeID, Provider: "generic", Address: netip.MustParseAddr(own)}, nil
 	}
+	began := time.Now()
 	var interval atomic.Int64
 	interval.Store(int64(50 * time.Millisecond))
 	a.o = daemon.Options{
@@ -224,9 +225,15 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 				a.watchdog++
 			}
 		},
-		Sampler:   func(func() *cluster.Client, func() cluster.Node) daemon.Sampler { return a.eyes },
-		Lifecycle: lifecycle.Options{Files: &conf.Store{Root: a.root, Dir: bootstrap.StateDir}},
-		Control:   filepath.Join(a.root, "c"), Lock: filepath.Join(a.root, "l"),
+		Sampler: func(func() *cluster.Client, func() cluster.Node) daemon.Sampler { return a.eyes },
+		Lifecycle: lifecycle.Options{
+			Files:    &conf.Store{Root: a.root, Dir: bootstrap.StateDir},
+			Deadline: func() (time.Duration, bool) { return lifecycle.DefaultDeadline, true },
+			StopTime: func() time.Duration { return 0 },
+			Filter:   func() cloud.Filter { return nil },
+			Uptime:   func() (string, time.Duration) { return "", time.Since(began) + 1 },
+		},
+		Control: filepath.Join(a.root, "c"), Lock: filepath.Join(a.root, "l"),
 		Periods: daemon.Periods{
 			State: 10 * time.Millisecond, Retry: 20 * time.Millisecond, MostRetry: 100 * time.Millisecond,
 			Drift:    100 * time.Millisecond,

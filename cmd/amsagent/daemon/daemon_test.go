@@ -34,6 +34,7 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // fakeMachine is a machine without files.
@@ -121,6 +122,18 @@ func (s still) Sample(context.Context) heartbeat.Sample {
 	return heartbeat.Sample{At: time.Now()}
 }
 
+// drains returns the options of drains without a cloud.
+func drains(files lifecycle.Files) lifecycle.Options {
+	began := time.Now()
+	return lifecycle.Options{
+		Files:    files,
+		Deadline: func() (time.Duration, bool) { return lifecycle.DefaultDeadline, true },
+		StopTime: func() time.Duration { return 0 },
+		Filter:   func() cloud.Filter { return nil },
+		Uptime:   func() (string, time.Duration) { return "", time.Since(began) + 1 },
+	}
+}
+
 // noFiles keeps nothing.
 type noFiles struct{}
 
@@ -190,7 +203,7 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 		Connect:  func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("no network") },
 		Sampler:  func(func() *cluster.Client, func() cluster.Node) Sampler { return still{} },
 
-		Lifecycle: lifecycle.Options{Files: noFiles{}},
+		Lifecycle: drains(noFiles{}),
 	}
 	if change != nil {
 		change(&o)

@@ -57,7 +57,8 @@ func TestLaunchHookWaitsForApplications(t *testing.T) {
 	watchFake(t, f, func(w *watched) {
 		hook := &hookCalls{}
 		w.d.o.Machine = &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
-		w.d.o.Lifecycle = lifecycle.Options{Files: &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir}, Hooks: hook}
+		w.d.o.Lifecycle = drains(&conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir})
+		w.d.o.Lifecycle.Hooks = hook
 		l := newLife(w.d)
 		ctx, cancel := context.WithCancel(w.t.Context())
 		var work sync.WaitGroup

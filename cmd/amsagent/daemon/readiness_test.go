@@ -572,10 +572,8 @@ func TestReadyAfterRestart(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
 		w.d.o.Machine = joinedMachine(w.t)
-		w.d.o.Lifecycle = lifecycle.Options{
-			Files:  &conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir},
-			Uptime: func() (string, time.Duration) { return "boot", time.Hour },
-		}
+		w.d.o.Lifecycle = drains(&conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir})
+		w.d.o.Lifecycle.Uptime = func() (string, time.Duration) { return "boot", time.Hour }
 		l := newLife(w.d)
 		w.becomes(true, 0)
 		l.manager.Notice(lifecycle.Notice{ID: "1", Source: "event", Kind: lifecycle.Terminate})
