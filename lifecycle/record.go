@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// recordRetry is the time between attempts to write the node record.
-	recordRetry = 2 * time.Second
+	// maxRecordRetry bounds the pause between attempts to write the node record.
+	maxRecordRetry = 15 * time.Second
 	// progressEvery is the interval for logging progress and updating the record's reason.
 	progressEvery = 30 * time.Second
 	// maxReason keeps records short: every agent reads all of them.
@@ -47,7 +47,7 @@ func (r *Runner) writeRecord(ctx context.Context) {
 	for ctx.Err() == nil {
 		v, wait := r.view.Load(), time.Hour
 		if v.Registry != state {
-			state, reason, tried = v.Registry, "", time.Time{}
+			state, reason, tried, retry = v.Registry, "", time.Time{}, 0
 		}
 		switch {
 		case v.Registry == "":
@@ -65,9 +65,12 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			continue
 		}
 		err := r.writeOnce(ctx, v)
-		tried, retry = time.Now(), jitter(recordRetry)
-		if pause = retry; err == nil || refused(err) {
-			reason, pause = v.reason, progressEvery
+		tried = time.Now()
+		if err == nil || v.Registry != cluster.StateLeft && refused(err) {
+			reason, retry, pause = v.reason, 0, progressEvery
+		} else {
+			retry = jitter(min(2*retry+time.Second, maxRecordRetry))
+			pause = retry
 		}
 		r.accept(ctx, func(s situation) { s.recordWritten(v.Registry, err) })
 	}

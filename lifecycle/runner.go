@@ -276,10 +276,13 @@ func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context
 	}
 }
 
-// poll repeats the step, since time alone may change the phase.
+// poll repeats the step, since time alone may change the phase. It meets the deadline exactly.
 func (r *Runner) poll(ctx context.Context, every time.Duration) {
-	for sleep.For(ctx, every) {
+	for wait := every; sleep.For(ctx, wait); {
 		r.accept(ctx, func(situation) {})
+		if wait = time.Until(r.View().Deadline); wait <= 0 || wait > every {
+			wait = every
+		}
 	}
 }
 
