@@ -135,22 +135,20 @@ type exchange struct {
 
 // Do implements the SDK's HTTP client.
 func (w wire) Do(req *http.Request) (*http.Response, error) {
-	head, body, err := w.c.Do(req)
-	status := http.StatusOK
-	e, _ := errors.AsType[*cloud.Error](err)
+	head, body, e := w.c.Do(req)
 	if last, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
 		*last = exchange{body, e}
 	}
+	status := http.StatusOK
 	if e != nil {
-		if e.Status != http.StatusUnauthorized {
-			return nil, err
+		if status = e.Status; status != http.StatusUnauthorized { // the SDK renews its session token on this answer
+			return nil, e
 		}
-		status = e.Status // the SDK renews its session token on this answer
 	}
 	return &http.Response{StatusCode: status, Header: head, Body: io.NopCloser(bytes.NewReader(body)), Request: req}, nil
 }
 
-func (p *Provider) ask(ctx context.Context, i cloud.Item) (http.Header, []byte, error) {
+func (p *Provider) ask(ctx context.Context, i cloud.Item) (http.Header, []byte, *cloud.Error) {
 	// An IPv6-only machine may have no route to the IPv4 address, and vice versa.
 	used := p.hosts.Current()
 	client := p.clients[int(used)%len(p.clients)]

@@ -21,8 +21,8 @@ import (
 const (
 	// MaxText bounds ids and names.
 	MaxText = 256
-	// MaxTag bounds a tag's value.
-	MaxTag  = 1024
+	// maxTag bounds a tag's value.
+	maxTag  = 1024
 	MaxTags = 256
 )
 
@@ -106,13 +106,13 @@ func (i *Instance) Bound() error {
 	}
 	kept := Tags{}
 	for _, k := range slices.Sorted(maps.Keys(i.Tags)) {
-		if len(k) <= MaxText && len(i.Tags[k]) <= MaxTag && len(kept) < MaxTags {
+		if len(k) <= MaxText && len(i.Tags[k]) <= maxTag && len(kept) < MaxTags {
 			kept[k] = i.Tags[k]
 		}
 	}
 	if left := len(i.Tags) - len(kept); left > 0 {
 		i.Tags = kept
-		i.Notes = append(i.Notes, fmt.Sprintf("%d tags are left out: there are at most %d, a key has at most %d bytes, a value %d", left, MaxTags, MaxText, MaxTag))
+		i.Notes = append(i.Notes, fmt.Sprintf("%d tags are left out: there are at most %d, a key has at most %d bytes, a value %d", left, MaxTags, MaxText, maxTag))
 	}
 	return nil
 }

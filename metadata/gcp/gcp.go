@@ -42,9 +42,6 @@ const (
 const (
 	base      = "/computeMetadata/v1/"
 	recursive = "?recursive=true&alt=json"
-	// flavorHeader protects requests from web pages, and identifies the service.
-	flavorHeader = "Metadata-Flavor"
-	flavor       = "Google"
 )
 
 const (
@@ -67,7 +64,9 @@ var _ cloud.Provider = (*Provider)(nil)
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
 	items, err := cloud.New(cloud.Client{
-		Provider: Name, Origin: Endpoint, Path: base, Header: map[string]string{flavorHeader: flavor}, Check: check, Foreign: hintForeign,
+		Provider: Name, Origin: Endpoint, Path: base, Foreign: hintForeign,
+		// The header protects requests from web pages, and identifies the service.
+		Header: map[string]string{"Metadata-Flavor": "Google"}, Echo: "Metadata-Flavor",
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: hintRefused, http.StatusForbidden: hintRefused},
 	}, opts)
 	return &Provider{Silent: cloud.Silent{Without: "Google Cloud asks nothing before it ends a machine"}, opts: opts.WithDefaults(), items: items}, err
@@ -75,16 +74,6 @@ func New(opts cloud.Options) (*Provider, error) {
 
 // Name implements cloud.Provider.
 func (p *Provider) Name() string { return Name }
-
-func check(h http.Header) error {
-	if h.Get(flavorHeader) == flavor {
-		return nil
-	}
-	return &cloud.Error{
-		Kind: cloud.ErrNotThisCloud, Status: http.StatusOK, Connected: true,
-		Cause: fmt.Errorf("the answer carries no header %s: %s", flavorHeader, flavor),
-	}
-}
 
 type machine struct {
 	ID          json.Number `json:"id"`
