@@ -61,9 +61,10 @@ type Provider struct {
 	opts     cloud.Options
 	items    *cloud.Client
 	ecs, ess *api
-	keys     roleKeys
 	mu       sync.Mutex
 	self     identity // zero if unknown
+	keysMu   sync.Mutex
+	keys     credentials
 	// skew is how far the API's clock is ahead, a time.Duration.
 	skew atomic.Int64
 }
@@ -162,14 +163,8 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	return inst, cloud.Left(ctx, Name)
 }
 
-// parseTime parses Alibaba's times; some interfaces omit the seconds.
-func parseTime(body []byte) (time.Time, error) {
-	at := cloud.ParseTime(string(body), "2006-01-02T15:04Z")
-	if at.IsZero() {
-		return at, fmt.Errorf("%s is no time", cloud.Quote(string(body)))
-	}
-	return at, nil
-}
+// parseTime parses Alibaba's times; some interfaces omit the seconds. It returns zero if invalid.
+func parseTime(text string) time.Time { return cloud.ParseTime(text, "2006-01-02T15:04Z") }
 
 // readTags merges user data and tags; tags take precedence.
 func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Instance) {

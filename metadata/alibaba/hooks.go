@@ -139,24 +139,22 @@ func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, e
 		return nil, err
 	}
 	switch s := step(state); {
-	case launching && s != "Pending", !launching && s != "Removing" && s != "InService":
-		return nil, nil // no hook waits in this state or the next
-	case !launching && s == "InService":
+	case s == "InService" && !launching:
 		// Another source reported the end first, or the transition was canceled.
 		return nil, fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
+	case s != map[bool]string{true: "Pending", false: "Removing"}[launching]:
+		return nil, nil // no hook waits in this state or the next
 	}
 	waiting, err := p.actions(ctx, group)
 	if err != nil {
 		return nil, err
 	}
 	all, err := p.list(ctx, group, launching)
-	if _, denied := errors.AsType[*cloud.DeniedError](err); err != nil && !denied {
+	_, denied := errors.AsType[*cloud.DeniedError](err)
+	switch {
+	case err != nil && !denied, err == nil && len(all) == 0:
 		return nil, err
-	}
-	if err == nil && len(all) == 0 {
-		return nil, nil
-	}
-	if len(waiting) == 0 {
+	case len(waiting) == 0:
 		return nil, fmt.Errorf("%w: the instance is %s, and no lifecycle action is pending", cloud.ErrNotWaiting, state)
 	}
 	return merged(all, waiting, group, launching), nil
@@ -185,22 +183,19 @@ func (p *Provider) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	if hook.Token != "" {
 		return hook.Token, nil
 	}
-	group, state, err := p.membership(ctx, cloud.CallAttempts)
-	switch {
-	case err != nil:
-		return "", err
-	case group == "":
-		return "", fmt.Errorf("%w: the instance is in no group any more", cloud.ErrGone)
-	}
-	waiting, err := p.actions(ctx, group)
+	all, err := p.Pending(ctx, hook.Launching)
 	if err != nil {
 		return "", err
 	}
-	i := slices.IndexFunc(waiting, func(a cloud.Hook) bool { return a.ID == hook.ID })
-	if i < 0 {
-		return "", fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
+	if len(all) == 0 {
+		return "", fmt.Errorf("%w: no hook waits for the instance any more", cloud.ErrGone)
 	}
-	return waiting[i].Token, nil
+	for _, h := range all {
+		if h.ID == hook.ID && h.Token != "" {
+			return h.Token, nil
+		}
+	}
+	return "", cloud.ErrNotWaiting
 }
 
 // wait returns the timeout to request. Machines may share the token of a wait, and the cloud counts heartbeats per token: each

@@ -50,12 +50,9 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 }
 
 func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
-	var announced time.Time
-	if len(body) > 0 {
-		var err error
-		if announced, err = parseTime(body); err != nil {
-			return nil, fmt.Errorf("the termination time: %w", err)
-		}
+	announced := parseTime(string(body))
+	if len(body) > 0 && announced.IsZero() {
+		return nil, fmt.Errorf("the termination time: %s is no time", cloud.Quote(string(body)))
 	}
 	at := end.At(announced)
 	if at.IsZero() {
@@ -88,21 +85,28 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 		if e.Reason != "" {
 			n.Reason += ": " + cloud.Printable(e.Reason)
 		}
-		at, err := parseTime([]byte(e.NotBefore))
+		at := parseTime(e.NotBefore)
 		executing := e.EventCycleStatus.Name == "Executing"
-		_, does, _ := strings.Cut(name, ".")
-		switch {
-		case err != nil && !executing:
-			// Without a date the event may be two weeks ahead: no drain.
-		case strings.HasPrefix(does, "Reboot"), does == "Redeploy":
-			n.Kind, n.At = cloud.Reboot, at
-			n.Past = executing && err == nil && at.Before(cloud.Booted())
-		case does == "Stop", does == "Delete", does == "Release":
-			n.Kind, n.At = cloud.Interrupt, at
+		// Without a date the event may be two weeks ahead: no drain.
+		if kind := eventKind(name); kind != "" && (executing || !at.IsZero()) {
+			n.Kind, n.At = kind, at
+			n.Past = kind == cloud.Reboot && executing && !at.IsZero() && at.Before(cloud.Booted())
 		}
 		current = append(current, n)
 	}
 	return current, nil
+}
+
+// eventKind returns the kind of SystemMaintenance.Reboot and the like; "" if unknown.
+func eventKind(name string) cloud.Kind {
+	_, does, _ := strings.Cut(name, ".")
+	switch {
+	case strings.HasPrefix(does, "Reboot"), does == "Redeploy":
+		return cloud.Reboot
+	case does == "Stop", does == "Delete", does == "Release":
+		return cloud.Interrupt
+	}
+	return ""
 }
 
 // watchScaling uses the API: the metadata announces no ordinary scale-in.
