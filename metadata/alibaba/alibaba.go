@@ -58,8 +58,7 @@ const (
 
 // Provider reads the metadata of this ECS instance. It is safe for concurrent use.
 type Provider struct {
-	opts     cloud.Options
-	items    *cloud.Client
+	*cloud.Client
 	ecs, ess *api
 	mu       sync.Mutex
 	self     identity // zero if unknown
@@ -76,9 +75,9 @@ var (
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	p := &Provider{opts: opts.WithDefaults()}
+	p := &Provider{}
 	var err error
-	p.items, err = cloud.New(cloud.Client{
+	p.Client, err = cloud.New(cloud.Client{
 		Provider: Name, Origin: endpoint, Path: "/latest/", Foreign: hintNoDocument, Silent: hintSilent, NoTokens: hintNoToken,
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: cloud.HintToken, http.StatusForbidden: hintOff},
 		// The service issues tokens even if hardened mode is off.
@@ -95,9 +94,6 @@ func New(opts cloud.Options) (*Provider, error) {
 	p.ess, err = newAPI(p, "ess", "2022-02-22", EndpointESS)
 	return p, err
 }
-
-// Name implements cloud.Provider.
-func (p *Provider) Name() string { return Name }
 
 type identity struct {
 	AccountID  string     `json:"owner-account-id"`
@@ -131,7 +127,7 @@ func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "m
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
-	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
+	id, err := cloud.Read(ctx, p.Client, document, parseIdentity)
 	if err != nil {
 		return cloud.Instance{}, err
 	}
@@ -139,12 +135,12 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
 		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
 	}
-	inst.Name = cloud.Optional(ctx, p.items, &inst, "name", meta("instance name", "instance/instance-name"), cloud.ParseLine)
-	inst.Hostname = cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "hostname"), cloud.ParseLine)
-	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "eipv4"), cloud.ParseAddresses)
+	inst.Name = cloud.Optional(ctx, p.Client, &inst, "name", meta("instance name", "instance/instance-name"), cloud.ParseLine)
+	inst.Hostname = cloud.Optional(ctx, p.Client, &inst, "hostname", meta("host name", "hostname"), cloud.ParseLine)
+	public := cloud.Optional(ctx, p.Client, &inst, "public_address", meta("public address", "eipv4"), cloud.ParseAddresses)
 	private, source := id.PrivateIP, "private address of the identity document"
 	if !private.IsValid() {
-		list := cloud.Optional(ctx, p.items, &inst, "address", meta("private address", "private-ipv4"), cloud.ParseAddresses)
+		list := cloud.Optional(ctx, p.Client, &inst, "address", meta("private address", "private-ipv4"), cloud.ParseAddresses)
 		if len(list) > 0 && list[0].Is4() {
 			private, source = list[0], "private address of the first interface"
 		}
@@ -153,10 +149,10 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	// The first interface: the list of interfaces is unordered.
 	mac := id.MAC
 	if mac == "" {
-		mac = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine)
+		mac = cloud.Optional(ctx, p.Client, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine)
 	}
 	if mac != "" {
-		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
+		v6 = cloud.Optional(ctx, p.Client, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
 	}
 	inst.Reached(private, source, public, v6)
 	p.readTags(ctx, id, &inst)
@@ -168,9 +164,9 @@ func parseTime(text string) time.Time { return cloud.ParseTime(text, "2006-01-02
 
 // readTags merges user data and tags; tags take precedence.
 func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Instance) {
-	user, err := cloud.Read(ctx, p.items, cloud.Item{Name: "user data", Path: "user-data"}, func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
+	user, err := cloud.Read(ctx, p.Client, cloud.Item{Name: "user data", Path: "user-data"}, func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-		inst.Miss(p.opts.Log, "tags", err)
+		inst.Miss(p.Options.Log, "tags", err)
 		inst.TagsHint = cloud.Unread("tags", err)
 		return
 	}
@@ -193,7 +189,7 @@ func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Inst
 		inst.TagsHint = fmt.Sprintf("%s (asking the ECS API: %v)", hintTags, err)
 	default:
 		// The unreadable tag may be the role: not absent.
-		inst.Miss(p.opts.Log, "tags", err)
+		inst.Miss(p.Options.Log, "tags", err)
 		inst.TagsHint = cloud.Unread("tags", err)
 	}
 }

@@ -44,7 +44,7 @@ type api struct {
 }
 
 func newAPI(p *Provider, product, version, name string) (*api, error) {
-	client, err := p.opts.API(name)
+	client, err := p.Options.API(name)
 	return &api{p: p, product: product, version: version, APIClient: client}, err
 }
 
@@ -54,7 +54,7 @@ func (p *Provider) where(ctx context.Context) (identity, error) {
 	if p.self.InstanceID != "" {
 		return p.self, nil
 	}
-	self, err := cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
+	self, err := cloud.Read(ctx, p.Client, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
 	if err == nil {
 		p.self = self
 	}
@@ -198,7 +198,7 @@ func (p *Provider) correct(date string) again {
 	ahead := time.Until(at).Round(time.Second)
 	// A concurrent call may have corrected the skew.
 	if (time.Duration(p.skew.Swap(int64(ahead))) - ahead).Abs() > time.Second {
-		p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -ahead)
+		p.Options.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -ahead)
 	}
 	return atOnce
 }
@@ -284,7 +284,7 @@ func (p *Provider) drop(c credentials) {
 func (p *Provider) roleCredentials(ctx context.Context) (credentials, error) {
 	dir := meta("name of the RAM role", "ram/security-credentials/")
 	// An instance has at most one role.
-	roles, err := cloud.Read(ctx, p.items, dir, func(b []byte) ([]string, error) { return strings.Fields(string(b)), nil })
+	roles, err := cloud.Read(ctx, p.Client, dir, func(b []byte) ([]string, error) { return strings.Fields(string(b)), nil })
 	if errors.Is(err, cloud.ErrNotFound) || err == nil && len(roles) == 0 {
 		return credentials{}, errNoRole
 	}
@@ -292,7 +292,7 @@ func (p *Provider) roleCredentials(ctx context.Context) (credentials, error) {
 		return credentials{}, err
 	}
 	role := cloud.Item{Name: "credentials of the RAM role", Path: dir.Path + url.PathEscape(strings.Trim(roles[0], "/"))}
-	c, err := cloud.Read(ctx, p.items, role, parseCredentials)
+	c, err := cloud.Read(ctx, p.Client, role, parseCredentials)
 	if errors.Is(err, cloud.ErrNotFound) {
 		return credentials{}, errNoRole
 	}

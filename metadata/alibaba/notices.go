@@ -41,10 +41,10 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	spotEnd := cloud.SpotEnd{Lead: spotLead}
 	spot := meta("spot termination time", "instance/spot/termination-time")
 	wg.Go(func() {
-		p.items.Watch(ctx, spot, topicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
+		p.Client.Watch(ctx, spot, topicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
 	})
 	events := cloud.Item{Name: "system events", Path: "maintenance/active-system-events"}
-	wg.Go(func() { p.items.Watch(ctx, events, topicEvents, eventsEvery, report, parseEvents) })
+	wg.Go(func() { p.Client.Watch(ctx, events, topicEvents, eventsEvery, report, parseEvents) })
 	wg.Go(func() { p.watchScaling(ctx, report) })
 	wg.Wait()
 }
@@ -113,7 +113,7 @@ func eventKind(name string) cloud.Kind {
 func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 	every, member := scalingEvery, false
 	var refused *cloud.DeniedError
-	cloud.Poll(ctx, p.opts.Log, "state in the scaling group", scalingEvery, func(ctx context.Context) (time.Duration, error) {
+	cloud.Poll(ctx, p.Options.Log, "state in the scaling group", scalingEvery, func(ctx context.Context) (time.Duration, error) {
 		group, state, err := p.membership(ctx, 1)
 		var pause time.Duration
 		denied, isDenied := errors.AsType[*cloud.DeniedError](err)
@@ -122,7 +122,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 			if refused == nil || *refused != *denied {
 				refused = denied
 				// Info only: a machine without a group, or one that OOS drains, needs no permission.
-				p.opts.Log.Info("scale-in cannot be seen from here", "error", denied, "policy", denied.Policy,
+				p.Options.Log.Info("scale-in cannot be seen from here", "error", denied, "policy", denied.Policy,
 					"hint", "an OOS template that runs `amsagent drain` needs no permission")
 			}
 			pause = deniedEvery

@@ -57,8 +57,7 @@ const (
 
 // Provider reads the metadata of this EC2 instance. It is safe for concurrent use.
 type Provider struct {
-	opts    cloud.Options
-	items   *cloud.Client
+	*cloud.Client
 	clients []*imds.Client
 	hosts   cloud.Hosts // the index of the client in use
 
@@ -78,7 +77,6 @@ var (
 
 // New opens the provider. It makes no request, and returns [cloud.ErrForbidden] if opts disables the provider.
 func New(opts cloud.Options) (*Provider, error) {
-	opts = opts.WithDefaults()
 	if slices.Contains(opts.Disabled, Name) {
 		return nil, &cloud.Error{
 			Provider: Name, Item: "instance", Kind: cloud.ErrForbidden,
@@ -86,9 +84,9 @@ func New(opts cloud.Options) (*Provider, error) {
 			Hint:  "unset AWS_EC2_METADATA_DISABLED, or use --provider generic",
 		}
 	}
-	p := &Provider{opts: opts}
+	p := &Provider{}
 	var err error
-	p.items, err = cloud.New(cloud.Client{
+	p.Client, err = cloud.New(cloud.Client{
 		Provider: Name, Ask: p.ask, Foreign: hintNoDocument, Silent: hintHopLimit, NoTokens: hintNoV2,
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: cloud.HintToken, http.StatusForbidden: hintOff},
 	}, opts)
@@ -96,12 +94,12 @@ func New(opts cloud.Options) (*Provider, error) {
 		return nil, err
 	}
 	endpoints := []string{Endpoint, endpointIPv6}
-	if p.items.Origin != "" {
-		endpoints = []string{p.items.Origin}
+	if p.Client.Origin != "" {
+		endpoints = []string{p.Client.Origin}
 	}
 	for _, e := range endpoints {
 		p.clients = append(p.clients, imds.New(imds.Options{
-			HTTPClient: wire{p.items}, Endpoint: e,
+			HTTPClient: wire{p.Client}, Endpoint: e,
 			// Explicit, so that the SDK ignores the environment.
 			ClientEnableState: imds.ClientEnabled,
 			// IMDSv1 is readable through any program that fetches URLs.
@@ -117,9 +115,6 @@ func New(opts cloud.Options) (*Provider, error) {
 	p.api, err = opts.API(EndpointAutoScaling)
 	return p, err
 }
-
-// Name implements cloud.Provider.
-func (p *Provider) Name() string { return Name }
 
 // wire sends the SDK's requests with the agent's client.
 type wire struct{ c *cloud.Client }
@@ -202,7 +197,7 @@ var document = cloud.Item{Name: "identity document", Path: "dynamic/instance-ide
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
-	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
+	id, err := cloud.Read(ctx, p.Client, document, parseIdentity)
 	if err != nil {
 		return cloud.Instance{}, err
 	}
@@ -210,15 +205,15 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
 		AccountID: id.AccountID, Region: id.Region, Zone: id.AvailabilityZone, Type: id.InstanceType,
 	}
-	inst.LifeCycle = cloud.Optional(ctx, p.items, &inst, "life_cycle", meta("instance life cycle", "instance-life-cycle"), cloud.ParseLine)
-	hostname := cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "local-hostname"), cloud.ParseLine)
+	inst.LifeCycle = cloud.Optional(ctx, p.Client, &inst, "life_cycle", meta("instance life cycle", "instance-life-cycle"), cloud.ParseLine)
+	hostname := cloud.Optional(ctx, p.Client, &inst, "hostname", meta("host name", "local-hostname"), cloud.ParseLine)
 	// Several DHCP domains follow the name.
 	inst.Hostname, _, _ = strings.Cut(hostname, " ")
-	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "public-ipv4"), cloud.ParseAddresses)
+	public := cloud.Optional(ctx, p.Client, &inst, "public_address", meta("public address", "public-ipv4"), cloud.ParseAddresses)
 	var v6 []netip.Addr
 	// The first interface: the list of interfaces is unordered.
-	if mac := cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine); mac != "" {
-		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
+	if mac := cloud.Optional(ctx, p.Client, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine); mac != "" {
+		v6 = cloud.Optional(ctx, p.Client, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
 	}
 	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)
 	p.readTags(ctx, &inst)
@@ -228,13 +223,13 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
 
 func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
-	keys, err := cloud.Read(ctx, p.items, meta("list of tags", "tags/instance"), parseTagKeys)
+	keys, err := cloud.Read(ctx, p.Client, meta("list of tags", "tags/instance"), parseTagKeys)
 	switch {
 	case errors.Is(err, cloud.ErrNotFound):
 		inst.TagsHint = hintTags
 		return
 	case err != nil:
-		inst.Miss(p.opts.Log, "tags", err)
+		inst.Miss(p.Options.Log, "tags", err)
 		inst.TagsHint = cloud.Unread("tags", err)
 		return
 	}
@@ -244,13 +239,13 @@ func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 	}
 	inst.Tags, inst.TagsKnown = cloud.Tags{}, true
 	for _, key := range keys {
-		v, err := cloud.Read(ctx, p.items, meta("tag "+key, "tags/instance/"+key), cloud.ParseValue)
+		v, err := cloud.Read(ctx, p.Client, meta("tag "+key, "tags/instance/"+key), cloud.ParseValue)
 		switch {
 		case err == nil:
 			inst.Tags[key] = v
 		case !errors.Is(err, cloud.ErrNotFound):
 			// The unreadable tag may be the role: not absent.
-			inst.Miss(p.opts.Log, "tags", err)
+			inst.Miss(p.Options.Log, "tags", err)
 			inst.TagsKnown, inst.TagsHint = false, cloud.Unread("tags", err)
 		}
 	}

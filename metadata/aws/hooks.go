@@ -44,7 +44,7 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	if path == dir {
 		path += "/" // the service lists the folder only with the slash
 	}
-	body, err := cloud.Read(ctx, r.p.items, meta("credentials of the role", path), func(b []byte) ([]byte, error) {
+	body, err := cloud.Read(ctx, r.p.Client, meta("credentials of the role", path), func(b []byte) ([]byte, error) {
 		if len(bytes.TrimSpace(b)) == 0 {
 			return nil, errors.New("the answer is empty")
 		}
@@ -63,7 +63,7 @@ func (p *Provider) open(ctx context.Context) (err error) {
 	if p.groups != nil {
 		return nil
 	}
-	if p.self, err = cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity); err != nil {
+	if p.self, err = cloud.Read(ctx, p.Client, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity); err != nil {
 		return err
 	}
 	o := autoscaling.Options{
@@ -199,7 +199,7 @@ func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, e
 	group, _, err := p.membership(ctx)
 	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
 		// The tag also names the group.
-		group, _ = cloud.Read(ctx, p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
+		group, _ = cloud.Read(ctx, p.Client, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
 	}
 	if err != nil && group == "" {
 		return nil, err

@@ -47,7 +47,7 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 		{meta("spot interruption", "spot/instance-action"), topicSpot, spotEvery, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
 		{meta("scheduled events", "events/maintenance/scheduled"), topicScheduled, scheduledEvery, parseScheduled},
 	} {
-		wg.Go(func() { p.items.Watch(ctx, item.Item, item.topic, item.every, report, item.parse) })
+		wg.Go(func() { p.Client.Watch(ctx, item.Item, item.topic, item.every, report, item.parse) })
 	}
 	wg.Wait()
 }

@@ -67,7 +67,7 @@ type watch struct {
 // metadata's name selects this machine's events.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	w := &watch{p: p, report: report, past: map[string]bool{}}
-	cloud.Poll(ctx, p.opts.Log, eventsItem.Name, pollEvery, func(ctx context.Context) (time.Duration, error) { return 0, w.look(ctx) })
+	cloud.Poll(ctx, p.Options.Log, eventsItem.Name, pollEvery, func(ctx context.Context) (time.Duration, error) { return 0, w.look(ctx) })
 }
 
 func (w *watch) look(ctx context.Context) error {
@@ -75,7 +75,7 @@ func (w *watch) look(ctx context.Context) error {
 	if time.Since(w.good) > switchedOff {
 		item.Timeout = firstTimeout
 	}
-	_, body, err := w.p.items.Once(ctx, item)
+	_, body, err := w.p.Client.Once(ctx, item)
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (w *watch) look(ctx context.Context) error {
 func (w *watch) isSelf(name string) bool { return strings.EqualFold(name, w.machine.Compute.Name) }
 
 func (w *watch) name(ctx context.Context) error {
-	_, body, err := w.p.items.Once(ctx, instance)
+	_, body, err := w.p.Client.Once(ctx, instance)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (w *watch) name(ctx context.Context) error {
 		return err
 	}
 	if m.Compute.Name == "" {
-		w.p.opts.Log.Warn("machine has no name in the metadata, scheduled events cannot be matched", "provider", Name)
+		w.p.Options.Log.Warn("machine has no name in the metadata, scheduled events cannot be matched", "provider", Name)
 	}
 	w.machine = &m
 	return nil
@@ -201,7 +201,7 @@ func (p *Provider) Complete(ctx context.Context, h cloud.Hook) error {
 	}
 	item := eventsItem
 	item.Name, item.Body = "acknowledgement of a scheduled event", body
-	_, _, err = p.items.Once(ctx, item)
+	_, _, err = p.Client.Once(ctx, item)
 	if e, ok := errors.AsType[*cloud.Error](err); ok && e.Status == http.StatusBadRequest {
 		// Documented: the event has started or is no longer scheduled.
 		return fmt.Errorf("%w: %w", cloud.ErrGone, e)

@@ -52,7 +52,9 @@ type Client struct {
 	// Remedies if what answers is another cloud, does not answer the token request, or has no tokens.
 	Foreign, Silent, NoTokens string
 
-	opts Options
+	// Options are those of [New], with defaults.
+	Options Options
+
 	http *http.Client
 	// failing limits logs to the first failure in a row.
 	failing *atomic.Bool
@@ -65,8 +67,8 @@ func New(c Client, o Options) (*Client, error) {
 		return nil, err
 	}
 	c.Origin = cmp.Or(origin, c.Origin)
-	c.opts, c.failing = o.WithDefaults(), new(atomic.Bool)
-	rt := c.opts.Transport
+	c.Options, c.failing = o.WithDefaults(), new(atomic.Bool)
+	rt := c.Options.Transport
 	if rt == nil {
 		rt = &http.Transport{
 			// Not ProxyFromEnvironment: a cron or cloud-init environment's proxy would get the session token.
@@ -83,6 +85,9 @@ func New(c Client, o Options) (*Client, error) {
 	}
 	return &c, nil
 }
+
+// Name implements [Provider] for those that embed a client.
+func (c *Client) Name() string { return c.Provider }
 
 // Token describes session tokens: a PUT of Path with the lifetime in header TTL; later requests use Header.
 type Token struct {
@@ -124,7 +129,7 @@ func Read[T any](ctx context.Context, c *Client, i Item, parse func([]byte) (T, 
 func Optional[T any](ctx context.Context, c *Client, inst *Instance, field string, i Item, parse func([]byte) (T, error)) T {
 	v, err := Read(ctx, c, i, parse)
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		inst.Miss(c.opts.Log, field, err)
+		inst.Miss(c.Options.Log, field, err)
 	}
 	return v
 }
@@ -138,7 +143,7 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 			err := parse(body)
 			if err == nil {
 				if c.failing.Swap(false) {
-					c.opts.Log.Info("metadata service answers again", "provider", c.Provider)
+					c.Options.Log.Info("metadata service answers again", "provider", c.Provider)
 				}
 				return nil
 			}
@@ -159,7 +164,7 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 			last = e
 		}
 		if !c.failing.Swap(true) {
-			c.opts.Log.Warn("metadata service gave no usable answer, trying again",
+			c.Options.Log.Warn("metadata service gave no usable answer, trying again",
 				"provider", c.Provider, "item", i.Name, "error", e, "hint", e.Hint)
 		}
 		pause := wait/2 + rand.N(wait/2+1)
@@ -312,7 +317,7 @@ func (c *Client) Do(req *http.Request) (http.Header, []byte, *Error) {
 	for name, v := range c.Header {
 		req.Header.Set(name, v)
 	}
-	log := c.opts.Log.With("method", req.Method, "host", req.URL.Host, "path", req.URL.Path)
+	log := c.Options.Log.With("method", req.Method, "host", req.URL.Host, "path", req.URL.Path)
 	resp, err := c.http.Do(req)
 	if err != nil {
 		log.Debug("metadata request failed", "error", err)

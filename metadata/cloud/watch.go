@@ -52,7 +52,7 @@ func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duratio
 // Watch polls an item and reports what parse returns; parse gets nil if the item is not set. Errors of parse are not
 // reported, nor is [ErrNotFound], an absence without meaning.
 func (c *Client) Watch(ctx context.Context, i Item, topic string, every time.Duration, report Report, parse func([]byte) ([]Notice, error)) {
-	Poll(ctx, c.opts.Log, i.Name, every, func(ctx context.Context) (time.Duration, error) {
+	Poll(ctx, c.Options.Log, i.Name, every, func(ctx context.Context) (time.Duration, error) {
 		_, body, err := c.Once(ctx, i)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return 0, err

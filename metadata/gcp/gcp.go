@@ -49,25 +49,21 @@ const (
 // Provider reads the metadata of this machine. It is safe for concurrent use.
 type Provider struct {
 	cloud.Silent
-	opts  cloud.Options
-	items *cloud.Client
+	*cloud.Client
 }
 
 var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	items, err := cloud.New(cloud.Client{
+	c, err := cloud.New(cloud.Client{
 		Provider: Name, Origin: Endpoint, Path: "/computeMetadata/v1/", Foreign: hintForeign,
 		// The header protects requests from web pages, and identifies the service.
 		Header: map[string]string{"Metadata-Flavor": "Google"}, Echo: "Metadata-Flavor",
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: hintRefused, http.StatusForbidden: hintRefused},
 	}, opts)
-	return &Provider{Silent: cloud.Silent{Without: "Google Cloud asks nothing before it ends a machine"}, opts: opts.WithDefaults(), items: items}, err
+	return &Provider{Silent: cloud.Silent{Without: "Google Cloud asks nothing before it ends a machine"}, Client: c}, err
 }
-
-// Name implements cloud.Provider.
-func (p *Provider) Name() string { return Name }
 
 type machine struct {
 	ID          json.Number `json:"id"`
@@ -130,7 +126,7 @@ func parseProject(body []byte) (project, error) {
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
-	m, err := cloud.Read(ctx, p.items, cloud.Item{Name: "instance", Path: "instance/" + recursive, Required: true}, parseMachine)
+	m, err := cloud.Read(ctx, p.Client, cloud.Item{Name: "instance", Path: "instance/" + recursive, Required: true}, parseMachine)
 	if err != nil {
 		return cloud.Instance{}, err
 	}
@@ -153,7 +149,7 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	for _, n := range m.Interfaces {
 		nics = append(nics, n.reached())
 	}
-	inst.Choose(nics, p.opts.Local)
+	inst.Choose(nics, p.Options.Local)
 	p.readTags(ctx, m, &inst)
 	return inst, cloud.Left(ctx, Name)
 }
@@ -165,10 +161,10 @@ func (p *Provider) readTags(ctx context.Context, m machine, inst *cloud.Instance
 		inst.Missing, inst.TagsKnown = []string{"tags"}, false
 		inst.TagsHint = "the attributes of this instance are of no form that is known here"
 	}
-	proj, err := cloud.Read(ctx, p.items, cloud.Item{Name: "project", Path: "project/" + recursive}, parseProject)
+	proj, err := cloud.Read(ctx, p.Client, cloud.Item{Name: "project", Path: "project/" + recursive}, parseProject)
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
 		// The unreadable attribute may name MongoDB, so it must not count as absent.
-		inst.Miss(p.opts.Log, "account_id", err)
+		inst.Miss(p.Options.Log, "account_id", err)
 		inst.TagsKnown, inst.TagsHint = false, cloud.Unread("attributes", err)
 	}
 	inst.AccountID = proj.ID

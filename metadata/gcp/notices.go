@@ -76,7 +76,7 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 		},
 	} {
 		wg.Go(func() {
-			cloud.Poll(ctx, p.opts.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) { return p.look(ctx, it, report) })
+			cloud.Poll(ctx, p.Options.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) { return p.look(ctx, it, report) })
 		})
 	}
 	wg.Wait()
@@ -90,7 +90,7 @@ func (p *Provider) look(ctx context.Context, it *item, report cloud.Report) (tim
 		asked.Timeout = holdTime + holdMargin
 	}
 	it.etag = ""
-	head, body, err := p.items.Once(ctx, asked)
+	head, body, err := p.Client.Once(ctx, asked)
 	word := strings.ToUpper(strings.TrimSpace(string(body)))
 	if err == nil && !oneWord.MatchString(word) {
 		err = fmt.Errorf("%s is %s", it.path, cloud.Quote(word))
@@ -157,10 +157,10 @@ func preempted() func(context.Context, bool) cloud.Notice {
 func (p *Provider) maintenance(ctx context.Context, began bool) cloud.Notice {
 	now := time.Now()
 	n := counted(topicMaintenance, cloud.Reboot, "host maintenance", now.Add(maintenanceNotice))
-	if drivers, _ := pci.NVIDIADrivers(p.opts.Path("/")); began && len(drivers) > 0 {
+	if drivers, _ := pci.NVIDIADrivers(p.Options.Path("/")); began && len(drivers) > 0 {
 		n.At = now.Add(maintenanceNoticeGPU)
 	}
-	_, body, err := p.items.Once(ctx, cloud.Item{Name: "upcoming maintenance", Path: "instance/upcoming-maintenance?alt=json"})
+	_, body, err := p.Client.Once(ctx, cloud.Item{Name: "upcoming maintenance", Path: "instance/upcoming-maintenance?alt=json"})
 	if start := parseUpcoming(body); err == nil && start.After(n.At) && start.Before(now.Add(maintenanceNoticeGPU+holdMargin)) {
 		n.At, n.Counted = start, false
 	}
@@ -169,9 +169,9 @@ func (p *Provider) maintenance(ctx context.Context, began bool) cloud.Notice {
 
 func (p *Provider) shutdown(ctx context.Context, _ bool) cloud.Notice {
 	n := counted(topicShutdown, cloud.Terminate, "graceful shutdown", time.Now().Add(usualShutdown))
-	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
+	_, body, err := p.Client.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
-		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)
+		p.Options.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)
 		return n
 	}
 	target, ends, counted := parseShutdown(body, time.Now())
