@@ -30,9 +30,6 @@ import (
 // Name is this provider's name.
 const Name = "alibaba"
 
-// endpoint is not link-local, and answers only in a VPC.
-const endpoint = "http://100.100.100.200"
-
 // Keys of the APIs in [cloud.Options.Endpoints].
 const (
 	EndpointECS = "alibaba-ecs"
@@ -78,7 +75,8 @@ func New(opts cloud.Options) (*Provider, error) {
 	p := &Provider{}
 	var err error
 	p.Client, err = cloud.New(cloud.Client{
-		Provider: Name, Origin: endpoint, Path: "/latest/", Foreign: hintNoDocument, Silent: hintSilent, NoTokens: hintNoToken,
+		// The address is not link-local, and answers only in a VPC.
+		Provider: Name, Origin: "http://100.100.100.200", Path: "/latest/", Foreign: hintNoDocument, Silent: hintSilent, NoTokens: hintNoToken,
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: cloud.HintToken, http.StatusForbidden: hintOff},
 		// The service issues tokens even if hardened mode is off.
 		Token: &cloud.Token{

@@ -146,7 +146,7 @@ func (a *api) read(action string, keys credentials, resp *http.Response, out any
 		Code, Message string
 	}
 	// A proxy's page must not pass as success: the hook would keep waiting.
-	if json.Unmarshal(body, &answer) != nil || answer.RequestID == "" && answer.Code == "" {
+	if json.Unmarshal(body, &answer) != nil || answer.RequestID+answer.Code == "" {
 		err = fmt.Errorf("the answer is not one of the API (HTTP %d, %d bytes)", resp.StatusCode, len(body))
 		if s := resp.StatusCode; s >= 400 && s < 500 && s != http.StatusTooManyRequests {
 			return never, err

@@ -225,10 +225,7 @@ func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, 
 		most = left
 	}
 	for ask := most; ; ask = max(ask/2, leastWait) {
-		// Only this call has lower-case parameter names.
-		err := p.ess.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
-			"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
-		}, &struct{}{})
+		err := p.beat(ctx, hook.ID, token, ask)
 		switch {
 		case err == nil && ask == most:
 			return usual, nil
@@ -242,6 +239,13 @@ func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, 
 		}
 		// The start of the six hours is undocumented: a shorter time may work.
 	}
+}
+
+func (p *Provider) beat(ctx context.Context, hook, token string, timeout time.Duration) error {
+	// Only this call has lower-case parameter names.
+	return p.ess.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
+		"lifecycleHookId": {hook}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(timeout / time.Second))},
+	}, &struct{}{})
 }
 
 // Complete implements cloud.Hooks: all instances of the action continue.
@@ -273,7 +277,7 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		if _, err := p.actions(ctx, group); err != nil || step(state) != "InService" {
 			return err
 		}
-		_, err := p.Extend(ctx, cloud.Hook{ID: hook.ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true}) // matches no action
+		err := p.beat(ctx, hook.ID, "00000000-0000-0000-0000-000000000000", leastWait) // matches no action
 		if errors.Is(err, errOver) {
 			return cloud.ErrNotWaiting
 		}

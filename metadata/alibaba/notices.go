@@ -67,10 +67,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 		return nil, nil // the documented example is "None"
 	}
 	// A field of the wrong type must not hide other events.
-	events, _, err := cloud.Decode[[]struct {
-		EventID, NotBefore, Reason  string
-		EventType, EventCycleStatus struct{ Name string }
-	}](body)
+	events, _, err := cloud.Decode[[]systemEvent](body)
 	if err != nil {
 		return nil, fmt.Errorf("the system events are not the JSON expected: %w", err)
 	}
@@ -78,23 +75,32 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 	for _, e := range events {
 		switch e.EventCycleStatus.Name {
 		case "Avoided", "Executed", "Canceled", "Failed", "Inquiring": // over, or waiting for the owner's consent
-			continue
+		default:
+			current = append(current, e.notice())
 		}
-		name := cloud.Printable(e.EventType.Name)
-		n := cloud.Notice{ID: topicEvents + "/" + name + "/" + cloud.Printable(e.EventID), Kind: cloud.Unknown, Who: "ECS", Reason: "system event " + name}
-		if e.Reason != "" {
-			n.Reason += ": " + cloud.Printable(e.Reason)
-		}
-		at := parseTime(e.NotBefore)
-		executing := e.EventCycleStatus.Name == "Executing"
-		// Without a date the event may be two weeks ahead: no drain.
-		if kind := eventKind(name); kind != "" && (executing || !at.IsZero()) {
-			n.Kind, n.At = kind, at
-			n.Past = kind == cloud.Reboot && executing && !at.IsZero() && at.Before(cloud.Booted())
-		}
-		current = append(current, n)
 	}
 	return current, nil
+}
+
+type systemEvent struct {
+	EventID, NotBefore, Reason  string
+	EventType, EventCycleStatus struct{ Name string }
+}
+
+func (e systemEvent) notice() cloud.Notice {
+	name := cloud.Printable(e.EventType.Name)
+	n := cloud.Notice{ID: topicEvents + "/" + name + "/" + cloud.Printable(e.EventID), Kind: cloud.Unknown, Who: "ECS", Reason: "system event " + name}
+	if e.Reason != "" {
+		n.Reason += ": " + cloud.Printable(e.Reason)
+	}
+	at := parseTime(e.NotBefore)
+	executing := e.EventCycleStatus.Name == "Executing"
+	// Without a date the event may be two weeks ahead: no drain.
+	if kind := eventKind(name); kind != "" && (executing || !at.IsZero()) {
+		n.Kind, n.At = kind, at
+		n.Past = kind == cloud.Reboot && executing && !at.IsZero() && at.Before(cloud.Booted())
+	}
+	return n
 }
 
 // eventKind returns the kind of SystemMaintenance.Reboot and the like; "" if unknown.

@@ -8,6 +8,7 @@ package aws
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,12 +32,6 @@ import (
 // Name is this provider's name.
 const Name = "aws"
 
-// Addresses of the service. Nitro machines have the second one if it is enabled.
-const (
-	Endpoint     = "http://169.254.169.254"
-	endpointIPv6 = "http://[fd00:ec2::254]"
-)
-
 // tagGroup is set by the Auto Scaling group.
 const tagGroup = "aws:autoscaling:groupName"
 
@@ -58,8 +53,8 @@ const (
 // Provider reads the metadata of this EC2 instance. It is safe for concurrent use.
 type Provider struct {
 	*cloud.Client
-	clients []*imds.Client
-	hosts   cloud.Hosts // the index of the client in use
+	imds  *imds.Client
+	hosts cloud.Hosts // the index of the address in use
 
 	api cloud.APIClient // of Auto Scaling
 	// credentials come only from the metadata service, never from a file or the environment.
@@ -93,21 +88,15 @@ func New(opts cloud.Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	endpoints := []string{Endpoint, endpointIPv6}
-	if p.Client.Origin != "" {
-		endpoints = []string{p.Client.Origin}
-	}
-	for _, e := range endpoints {
-		p.clients = append(p.clients, imds.New(imds.Options{
-			HTTPClient: wire{p.Client}, Endpoint: e,
-			// Explicit, so that the SDK ignores the environment.
-			ClientEnableState: imds.ClientEnabled,
-			// IMDSv1 is readable through any program that fetches URLs.
-			EnableFallback:        sdk.FalseTernary,
-			Retryer:               sdk.NopRetryer{},
-			DisableDefaultTimeout: true,
-		}))
-	}
+	p.imds = imds.New(imds.Options{
+		HTTPClient: wire{p}, Endpoint: cmp.Or(p.Origin, "http://169.254.169.254"),
+		// Explicit, so that the SDK ignores the environment.
+		ClientEnableState: imds.ClientEnabled,
+		// IMDSv1 is readable through any program that fetches URLs.
+		EnableFallback:        sdk.FalseTernary,
+		Retryer:               sdk.NopRetryer{},
+		DisableDefaultTimeout: true,
+	})
 	p.credentials = sdk.NewCredentialsCache(
 		ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = roleMetadata{p} }),
 		func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
@@ -117,7 +106,7 @@ func New(opts cloud.Options) (*Provider, error) {
 }
 
 // wire sends the SDK's requests with the agent's client.
-type wire struct{ c *cloud.Client }
+type wire struct{ p *Provider }
 
 // exchangeKey holds the *exchange of one call.
 type exchangeKey struct{}
@@ -130,7 +119,13 @@ type exchange struct {
 
 // Do implements the SDK's HTTP client.
 func (w wire) Do(req *http.Request) (*http.Response, error) {
-	head, body, e := w.c.Do(req)
+	used := w.p.hosts.Current()
+	if w.p.Origin == "" && used%2 == 1 {
+		// An IPv6-only machine may have no route to the IPv4 address. Nitro machines have this one if it is enabled.
+		req.URL.Host = "[fd00:ec2::254]"
+	}
+	head, body, e := w.p.Do(req)
+	w.p.hosts.Note(used, e == nil || e.Connected)
 	if last, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
 		*last = exchange{body, e}
 	}
@@ -144,18 +139,14 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 }
 
 func (p *Provider) ask(ctx context.Context, i cloud.Item) (http.Header, []byte, *cloud.Error) {
-	// An IPv6-only machine may have no route to the IPv4 address, and vice versa.
-	used := p.hosts.Current()
-	client := p.clients[int(used)%len(p.clients)]
 	var last exchange
 	ctx = context.WithValue(ctx, exchangeKey{}, &last)
 	var err error
 	if rest, ok := strings.CutPrefix(i.Path, "dynamic/"); ok {
-		_, err = client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
+		_, err = p.imds.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
 	} else {
-		_, err = client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(i.Path, "meta-data/")})
+		_, err = p.imds.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(i.Path, "meta-data/")})
 	}
-	p.hosts.Note(used, last.failed == nil || last.failed.Connected)
 	switch {
 	case err == nil:
 		return nil, last.body, nil

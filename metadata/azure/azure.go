@@ -24,9 +24,6 @@ import (
 // Name is this provider's name.
 const Name = "azure"
 
-// Endpoint is the address of the service.
-const Endpoint = "http://169.254.169.254"
-
 // goneTime bounds a temporary 410 if the caller sets no bound: Azure documents at most 70 s.
 const goneTime = 75 * time.Second
 
@@ -55,7 +52,7 @@ var (
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
 	c, err := cloud.New(cloud.Client{
-		Provider: Name, Origin: Endpoint, Header: map[string]string{"Metadata": "true"}, Foreign: hintNotAzure,
+		Provider: Name, Origin: "http://169.254.169.254", Header: map[string]string{"Metadata": "true"}, Foreign: hintNotAzure,
 		Hints: map[int]string{
 			0: hintUnreachable, http.StatusBadRequest: hintRequest, http.StatusMethodNotAllowed: hintRequest,
 			http.StatusUnauthorized: hintForbidden, http.StatusForbidden: hintForbidden,

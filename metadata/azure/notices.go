@@ -85,11 +85,8 @@ func (w *watch) look(ctx context.Context) error {
 	}
 	w.good = time.Now()
 	if w.machine == nil {
-		if err := w.name(ctx); err != nil {
+		if err := w.name(ctx, events); err != nil {
 			return err
-		}
-		for _, e := range events {
-			w.past[e.ID] = e.started()
 		}
 	}
 	if w.machine.Compute.Name == "" {
@@ -109,7 +106,7 @@ func (w *watch) look(ctx context.Context) error {
 
 func (w *watch) isSelf(name string) bool { return strings.EqualFold(name, w.machine.Compute.Name) }
 
-func (w *watch) name(ctx context.Context) error {
+func (w *watch) name(ctx context.Context, listed []event) error {
 	_, body, err := w.p.Client.Once(ctx, instance)
 	if err != nil {
 		return err
@@ -122,6 +119,9 @@ func (w *watch) name(ctx context.Context) error {
 		w.p.Options.Log.Warn("machine has no name in the metadata, scheduled events cannot be matched", "provider", Name)
 	}
 	w.machine = &m
+	for _, e := range listed {
+		w.past[e.ID] = e.started()
+	}
 	return nil
 }
 

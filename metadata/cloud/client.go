@@ -138,16 +138,9 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 	wait, doubtful := retryWait, 0
 	var last *Error // of kind ErrNotReady
 	for n := 1; ; n++ {
-		_, body, e := c.get(ctx, i)
+		e := c.try(ctx, i, parse)
 		if e == nil {
-			err := parse(body)
-			if err == nil {
-				if c.failing.Swap(false) {
-					c.Options.Log.Info("metadata service answers again", "provider", c.Provider)
-				}
-				return nil
-			}
-			e = &Error{Provider: c.Provider, Item: i.Name, Kind: ErrBadAnswer, Status: http.StatusOK, Connected: true, Cause: err}
+			return nil
 		}
 		e.Attempts = n
 		if err := ctx.Err(); err != nil {
@@ -174,6 +167,20 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 			return e
 		}
 	}
+}
+
+func (c *Client) try(ctx context.Context, i Item, parse func([]byte) error) *Error {
+	_, body, e := c.get(ctx, i)
+	if e != nil {
+		return e
+	}
+	if err := parse(body); err != nil {
+		return &Error{Provider: c.Provider, Item: i.Name, Kind: ErrBadAnswer, Status: http.StatusOK, Connected: true, Cause: err}
+	}
+	if c.failing.Swap(false) {
+		c.Options.Log.Info("metadata service answers again", "provider", c.Provider)
+	}
+	return nil
 }
 
 // final reports whether an item is not asked for again. It counts doubtful answers.
@@ -209,7 +216,6 @@ func (c *Client) Once(ctx context.Context, i Item) (http.Header, []byte, error) 
 	return h, body, nil
 }
 
-// get completes an error with the item and the hint.
 func (c *Client) get(ctx context.Context, i Item) (h http.Header, body []byte, e *Error) {
 	for range 2 {
 		bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, attemptTimeout))
@@ -223,6 +229,12 @@ func (c *Client) get(ctx context.Context, i Item) (h http.Header, body []byte, e
 		}
 	}
 	e.Provider, e.Item = c.Provider, i.Name
+	c.advise(e)
+	return h, nil, e
+}
+
+// advise sets the hint.
+func (c *Client) advise(e *Error) {
 	switch status := e.Status; {
 	case errors.Is(e.Kind, ErrNotThisCloud):
 		e.Hint = c.Foreign
@@ -233,7 +245,6 @@ func (c *Client) get(ctx context.Context, i Item) (h http.Header, body []byte, e
 	case status != 0 || !e.Connected:
 		e.Hint = c.Hints[status]
 	}
-	return h, nil, e
 }
 
 func (c *Client) ask(ctx context.Context, i Item) (http.Header, []byte, *Error) {

@@ -23,9 +23,6 @@ import (
 // Name is this provider's name.
 const Name = "gcp"
 
-// Endpoint avoids metadata.google.internal: at boot DNS may be missing.
-const Endpoint = "http://169.254.169.254"
-
 // Time from soft to hard power-off, by the API reference (Scheduling.skipGuestOsShutdown). Older pages document 90 s for
 // standard VMs.
 const (
@@ -57,7 +54,8 @@ var _ cloud.Provider = (*Provider)(nil)
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
 	c, err := cloud.New(cloud.Client{
-		Provider: Name, Origin: Endpoint, Path: "/computeMetadata/v1/", Foreign: hintForeign,
+		// Not metadata.google.internal: at boot DNS may be missing.
+		Provider: Name, Origin: "http://169.254.169.254", Path: "/computeMetadata/v1/", Foreign: hintForeign,
 		// The header protects requests from web pages, and identifies the service.
 		Header: map[string]string{"Metadata-Flavor": "Google"}, Echo: "Metadata-Flavor",
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: hintRefused, http.StatusForbidden: hintRefused},
