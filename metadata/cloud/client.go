@@ -378,9 +378,6 @@ func shortCause(err error, connected bool) error {
 		}
 		return fmt.Errorf("no connection in time: %w", context.DeadlineExceeded)
 	}
-	if op, ok := errors.AsType[*net.OpError](err); ok {
-		return op
-	}
 	return WireCause(err)
 }
 

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -194,27 +195,21 @@ func (t Tags) Redacted() map[string]string {
 	return out
 }
 
+// valueParts are scheme, login, the rest and a query. An unescaped password may contain an @, a query a token.
+var valueParts = regexp.MustCompile(`(?s)^(.*?://)?(.*@)?([^?]*)(\?.*)?$`)
+
 func redactValue(v string) string {
-	const hidden = "***"
-	scheme, rest, isURI := strings.Cut(v, "://")
-	if isURI {
-		scheme += "://"
-	} else {
-		scheme, rest = "", v
-	}
-	// An unescaped password may contain an @.
-	at := strings.LastIndexByte(rest, '@')
-	if !isURI && at < 0 {
+	part := valueParts.FindStringSubmatch(v)
+	if part[1]+part[2] == "" {
 		return v
 	}
-	shown, _, options := strings.Cut(rest[at+1:], "?")
-	if at >= 0 {
-		shown = hidden + "@" + shown
+	if part[2] != "" {
+		part[2] = "***@"
 	}
-	if options { // may hold tokens and key passwords
-		shown += "?" + hidden
+	if part[4] != "" {
+		part[4] = "?***"
 	}
-	return scheme + shown
+	return strings.Join(part[1:], "")
 }
 
 // String implements fmt.Stringer, redacted.
