@@ -222,7 +222,7 @@ func ParseUserData(body []byte) cloud.Tags {
 	if !utf8.Valid(body) {
 		return nil
 	}
-	var tags cloud.Tags
+	tags := cloud.Tags{}
 	for _, found := range userTag.FindAllStringSubmatch(string(body), -1) {
 		name, value := found[1], found[2]
 		if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
@@ -230,9 +230,6 @@ func ParseUserData(body []byte) cloud.Tags {
 		}
 		if _, twice := tags[name]; twice || value == "" || len(tags) == maxUserTags || strings.ContainsFunc(value, unicode.IsControl) {
 			continue
-		}
-		if tags == nil {
-			tags = cloud.Tags{}
 		}
 		tags[name] = value
 	}

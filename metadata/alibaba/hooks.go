@@ -218,11 +218,11 @@ func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, 
 	}
 	usual := wait(hook)
 	most := usual
-	if left := time.Until(hook.Limit).Truncate(time.Second); !hook.Limit.IsZero() && left < usual {
-		if left < leastWait {
-			return usual, nil // it cannot be extended
-		}
-		most = left
+	if !hook.Limit.IsZero() {
+		most = min(usual, time.Until(hook.Limit).Truncate(time.Second))
+	}
+	if most < leastWait {
+		return usual, nil // it cannot be extended
 	}
 	for ask := most; ; ask = max(ask/2, leastWait) {
 		err := p.beat(ctx, hook.ID, token, ask)

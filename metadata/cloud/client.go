@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -240,7 +241,7 @@ func (c *Client) advise(e *Error) {
 		e.Hint = c.Foreign
 	case e.Token && e.Connected && status == 0 && errors.Is(e.Cause, context.DeadlineExceeded):
 		e.Hint = c.Silent
-	case e.Token && (status == http.StatusNotFound || status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented):
+	case e.Token && slices.Contains([]int{http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented}, status):
 		e.Kind, e.Hint = ErrNotThisCloud, c.NoTokens
 	case status != 0 || !e.Connected:
 		e.Hint = c.Hints[status]
