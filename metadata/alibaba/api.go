@@ -27,8 +27,6 @@ import (
 )
 
 var (
-	// errOver: no action waits with this hook and token.
-	errOver = fmt.Errorf("%w: the lifecycle action is completed, or its time was over", cloud.ErrGone)
 	// errLimit: the action cannot wait that long. errOften: it cannot be extended again at all.
 	errLimit = errors.New("the lifecycle action cannot be made to wait longer")
 	errOften = fmt.Errorf("%w: it was prolonged as often as it can be", errLimit)
@@ -176,7 +174,7 @@ func (a *api) judge(action string, keys credentials, resp *http.Response, code, 
 		a.p.drop(keys)
 		return atOnce, plain
 	case has("LifecycleHookIdAndLifecycleActionToken"):
-		return never, fmt.Errorf("%w: %s", errOver, message)
+		return never, fmt.Errorf("%w: the lifecycle action is completed, or its time was over: %s", cloud.ErrGone, message)
 	case has("LifecycleAction.TimeExceeded"):
 		return never, fmt.Errorf("%w: %s", errLimit, code)
 	case has("LifecycleAction.RecordTimesExceeded"):

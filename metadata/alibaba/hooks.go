@@ -278,7 +278,7 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 			return err
 		}
 		err := p.beat(ctx, hook.ID, "00000000-0000-0000-0000-000000000000", leastWait) // matches no action
-		if errors.Is(err, errOver) {
+		if errors.Is(err, cloud.ErrGone) {
 			return cloud.ErrNotWaiting
 		}
 		return err
