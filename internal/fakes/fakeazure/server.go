@@ -33,6 +33,8 @@ type Options struct {
 	VM *VM
 	// Set is what the machine shares with others; nil: a set of its own. It is not closed by this if it was given.
 	Set *Set
+	// Versions are those of the instance metadata that are served; nil: those that Azure documents.
+	Versions []string
 	// BootTime is for how long everything is 410 after the start, DropCalls how many calls are dropped before anything else.
 	BootTime  time.Duration
 	DropCalls int
@@ -137,7 +139,11 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	case r.Method != http.MethodGet && (!events || r.Method != http.MethodPost):
 		return http.StatusMethodNotAllowed, problem("Method not allowed")
 	}
-	if !slices.Contains(versions[path], r.URL.Query().Get("api-version")) {
+	known := versions[path]
+	if !events && s.o.Versions != nil {
+		known = s.o.Versions
+	}
+	if !slices.Contains(known, r.URL.Query().Get("api-version")) {
 		return http.StatusBadRequest, problem("Bad request. api-version is invalid or was not specified in the request")
 	}
 	switch {
