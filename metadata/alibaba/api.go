@@ -90,7 +90,7 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 	}
 }
 
-// again tells whether another try may succeed.
+// again is when another try may succeed.
 type again int
 
 const (
