@@ -210,7 +210,10 @@ func (p *Provider) instanceTags(ctx context.Context, self identity) (cloud.Tags,
 
 const maxUserTags = 16
 
-var userTag = regexp.MustCompile(`(?m)^[ \t]*[#;/*-]{0,3}[ \t]*(amsagent[-:][a-z_-]{1,31})[ \t]*[=:][ \t]*(\S+)`)
+var (
+	userTag = regexp.MustCompile(`(?m)^[ \t]*[#;/*-]{0,3}[ \t]*(amsagent[-:][a-z_-]{1,31})[ \t]*[=:][ \t]*(\S+)`)
+	quotes  = regexp.MustCompile(`^(?:"(.*)"|'(.*)')$`)
+)
 
 // ParseUserData finds the agent's tags in any text. A tag is one line, possibly indented or a comment (#, ; or //):
 //
@@ -224,10 +227,7 @@ func ParseUserData(body []byte) cloud.Tags {
 	}
 	tags := cloud.Tags{}
 	for _, found := range userTag.FindAllStringSubmatch(string(body), -1) {
-		name, value := found[1], found[2]
-		if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
-			value = value[1 : n-1]
-		}
+		name, value := found[1], quotes.ReplaceAllString(found[2], "$1$2")
 		if _, twice := tags[name]; twice || value == "" || len(tags) == maxUserTags || strings.ContainsFunc(value, unicode.IsControl) {
 			continue
 		}

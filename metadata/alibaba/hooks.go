@@ -227,12 +227,9 @@ func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, 
 	for ask := most; ; ask = max(ask/2, leastWait) {
 		err := p.beat(ctx, hook.ID, token, ask)
 		switch {
-		case err == nil && ask == most:
-			return usual, nil
-		case err == nil:
+		case err == nil && ask < most:
 			return ask, nil
-		case errors.Is(err, errOften) && usual >= longestWait:
-			// The other machines have used up the heartbeats.
+		case err == nil, errors.Is(err, errOften) && usual >= longestWait: // the other machines have used up the heartbeats
 			return usual, nil
 		case !errors.Is(err, errLimit), errors.Is(err, errOften), ask <= leastWait:
 			return 0, err
