@@ -60,14 +60,14 @@ var rules = []rule{
 // else it is [Generic]. In a container cloud-init comes first, since the firmware is the host's.
 func Detect(opts Options) (Detection, error) {
 	opts = opts.WithDefaults()
-	given := map[string]string{}
+	var given []Detection
 	for _, name := range Names() {
 		at, err := opts.Endpoint(name)
 		if err != nil {
 			return Detection{}, err
 		}
 		if at != "" {
-			given[name] = at
+			given = append(given, Detection{Provider: name, Because: "the endpoint " + at + " in the environment"})
 		}
 	}
 	seen := []Detection{byFirmware(opts), byCloudInit(opts)}
@@ -78,9 +78,7 @@ func Detect(opts Options) (Detection, error) {
 		return d, nil
 	}
 	if len(given) == 1 {
-		for name, at := range given {
-			return Detection{Provider: name, Because: "the endpoint " + at + " in the environment"}, nil
-		}
+		return given[0], nil
 	}
 	if opts.Known != "" && opts.Known != Generic {
 		return Detection{Provider: opts.Known, Remembered: true, Because: "this machine was there when it joined"}, nil

@@ -270,6 +270,14 @@ func (i Items) Set(path, value string) {
 // Meta is Set below meta-data.
 func (i Items) Meta(path, value string) { i.Set("meta-data/"+path, value) }
 
+// First is the first of a list, or zero.
+func First[T any](list []T) (one T) {
+	if len(list) > 0 {
+		one = list[0]
+	}
+	return one
+}
+
 // JSON is a document of a service.
 func JSON(v any) string {
 	b, err := json.Marshal(v)

@@ -30,9 +30,6 @@ import (
 // Name is this provider's name.
 const Name = "alibaba"
 
-// endpoint is not link-local, and answers only in a VPC.
-const endpoint = "http://100.100.100.200"
-
 // Keys of the APIs in [cloud.Options.Endpoints].
 const (
 	EndpointECS = "alibaba-ecs"
@@ -58,12 +55,12 @@ const (
 
 // Provider reads the metadata of this ECS instance. It is safe for concurrent use.
 type Provider struct {
-	opts     cloud.Options
-	items    *cloud.Client
+	*cloud.Client
 	ecs, ess *api
-	keys     roleKeys
 	mu       sync.Mutex
 	self     identity // zero if unknown
+	keysMu   sync.Mutex
+	keys     credentials
 	// skew is how far the API's clock is ahead, a time.Duration.
 	skew atomic.Int64
 }
@@ -75,10 +72,11 @@ var (
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	p := &Provider{opts: opts.WithDefaults()}
+	p := &Provider{}
 	var err error
-	p.items, err = cloud.New(cloud.Client{
-		Provider: Name, Origin: endpoint, Path: "/latest/", Foreign: hintNoDocument, Silent: hintSilent, NoTokens: hintNoToken,
+	p.Client, err = cloud.New(cloud.Client{
+		// The address is not link-local, and answers only in a VPC.
+		Provider: Name, Origin: "http://100.100.100.200", Path: "/latest/", Foreign: hintNoDocument, Silent: hintSilent, NoTokens: hintNoToken,
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: cloud.HintToken, http.StatusForbidden: hintOff},
 		// The service issues tokens even if hardened mode is off.
 		Token: &cloud.Token{
@@ -94,9 +92,6 @@ func New(opts cloud.Options) (*Provider, error) {
 	p.ess, err = newAPI(p, "ess", "2022-02-22", EndpointESS)
 	return p, err
 }
-
-// Name implements cloud.Provider.
-func (p *Provider) Name() string { return Name }
 
 type identity struct {
 	AccountID  string     `json:"owner-account-id"`
@@ -130,7 +125,7 @@ func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "m
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
-	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
+	id, err := cloud.Read(ctx, p.Client, document, parseIdentity)
 	if err != nil {
 		return cloud.Instance{}, err
 	}
@@ -138,12 +133,12 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
 		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
 	}
-	inst.Name = cloud.Optional(ctx, p.items, &inst, "name", meta("instance name", "instance/instance-name"), cloud.ParseLine)
-	inst.Hostname = cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "hostname"), cloud.ParseLine)
-	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "eipv4"), cloud.ParseAddresses)
+	inst.Name = cloud.Optional(ctx, p.Client, &inst, "name", meta("instance name", "instance/instance-name"), cloud.ParseLine)
+	inst.Hostname = cloud.Optional(ctx, p.Client, &inst, "hostname", meta("host name", "hostname"), cloud.ParseLine)
+	public := cloud.Optional(ctx, p.Client, &inst, "public_address", meta("public address", "eipv4"), cloud.ParseAddresses)
 	private, source := id.PrivateIP, "private address of the identity document"
 	if !private.IsValid() {
-		list := cloud.Optional(ctx, p.items, &inst, "address", meta("private address", "private-ipv4"), cloud.ParseAddresses)
+		list := cloud.Optional(ctx, p.Client, &inst, "address", meta("private address", "private-ipv4"), cloud.ParseAddresses)
 		if len(list) > 0 && list[0].Is4() {
 			private, source = list[0], "private address of the first interface"
 		}
@@ -152,30 +147,24 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	// The first interface: the list of interfaces is unordered.
 	mac := id.MAC
 	if mac == "" {
-		mac = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine)
+		mac = cloud.Optional(ctx, p.Client, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine)
 	}
 	if mac != "" {
-		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
+		v6 = cloud.Optional(ctx, p.Client, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
 	}
 	inst.Reached(private, source, public, v6)
 	p.readTags(ctx, id, &inst)
 	return inst, cloud.Left(ctx, Name)
 }
 
-// parseTime parses Alibaba's times; some interfaces omit the seconds.
-func parseTime(body []byte) (time.Time, error) {
-	at := cloud.ParseTime(string(body), "2006-01-02T15:04Z")
-	if at.IsZero() {
-		return at, fmt.Errorf("%s is no time", cloud.Quote(string(body)))
-	}
-	return at, nil
-}
+// parseTime parses Alibaba's times; some interfaces omit the seconds. It returns zero if invalid.
+func parseTime(text string) time.Time { return cloud.ParseTime(text, "2006-01-02T15:04Z") }
 
 // readTags merges user data and tags; tags take precedence.
 func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Instance) {
-	user, err := cloud.Read(ctx, p.items, cloud.Item{Name: "user data", Path: "user-data"}, func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
+	user, err := cloud.Read(ctx, p.Client, cloud.Item{Name: "user data", Path: "user-data"}, func(body []byte) (cloud.Tags, error) { return ParseUserData(body), nil })
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
-		inst.Miss(p.opts.Log, "tags", err)
+		inst.Miss(p.Options.Log, "tags", err)
 		inst.TagsHint = cloud.Unread("tags", err)
 		return
 	}
@@ -198,7 +187,7 @@ func (p *Provider) readTags(ctx context.Context, self identity, inst *cloud.Inst
 		inst.TagsHint = fmt.Sprintf("%s (asking the ECS API: %v)", hintTags, err)
 	default:
 		// The unreadable tag may be the role: not absent.
-		inst.Miss(p.opts.Log, "tags", err)
+		inst.Miss(p.Options.Log, "tags", err)
 		inst.TagsHint = cloud.Unread("tags", err)
 	}
 }
@@ -221,7 +210,10 @@ func (p *Provider) instanceTags(ctx context.Context, self identity) (cloud.Tags,
 
 const maxUserTags = 16
 
-var userTag = regexp.MustCompile(`(?m)^[ \t]*[#;/*-]{0,3}[ \t]*(amsagent[-:][a-z_-]{1,31})[ \t]*[=:][ \t]*(\S+)`)
+var (
+	userTag = regexp.MustCompile(`(?m)^[ \t]*[#;/*-]{0,3}[ \t]*(amsagent[-:][a-z_-]{1,31})[ \t]*[=:][ \t]*(\S+)`)
+	quotes  = regexp.MustCompile(`^(?:"(.*)"|'(.*)')$`)
+)
 
 // ParseUserData finds the agent's tags in any text. A tag is one line, possibly indented or a comment (#, ; or //):
 //
@@ -233,17 +225,11 @@ func ParseUserData(body []byte) cloud.Tags {
 	if !utf8.Valid(body) {
 		return nil
 	}
-	var tags cloud.Tags
+	tags := cloud.Tags{}
 	for _, found := range userTag.FindAllStringSubmatch(string(body), -1) {
-		name, value := found[1], found[2]
-		if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
-			value = value[1 : n-1]
-		}
+		name, value := found[1], quotes.ReplaceAllString(found[2], "$1$2")
 		if _, twice := tags[name]; twice || value == "" || len(tags) == maxUserTags || strings.ContainsFunc(value, unicode.IsControl) {
 			continue
-		}
-		if tags == nil {
-			tags = cloud.Tags{}
 		}
 		tags[name] = value
 	}

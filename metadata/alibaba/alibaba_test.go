@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
@@ -247,7 +248,7 @@ func TestParseUserData(t *testing.T) {
 		{"a long heading", "##### amsagent-role=edge\n", nil},
 		{"empty", "", nil},
 	} {
-		if diff := cmp.Diff(tt.want, ParseUserData([]byte(tt.body))); diff != "" {
+		if diff := cmp.Diff(tt.want, ParseUserData([]byte(tt.body)), cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%s:\n%s", tt.name, diff)
 		}
 	}

@@ -20,7 +20,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/sleep"
@@ -28,8 +27,6 @@ import (
 )
 
 var (
-	// errOver: no action waits with this hook and token.
-	errOver = fmt.Errorf("%w: the lifecycle action is completed, or its time was over", cloud.ErrGone)
 	// errLimit: the action cannot wait that long. errOften: it cannot be extended again at all.
 	errLimit = errors.New("the lifecycle action cannot be made to wait longer")
 	errOften = fmt.Errorf("%w: it was prolonged as often as it can be", errLimit)
@@ -45,7 +42,7 @@ type api struct {
 }
 
 func newAPI(p *Provider, product, version, name string) (*api, error) {
-	client, err := p.opts.API(name)
+	client, err := p.Options.API(name)
 	return &api{p: p, product: product, version: version, APIClient: client}, err
 }
 
@@ -55,7 +52,7 @@ func (p *Provider) where(ctx context.Context) (identity, error) {
 	if p.self.InstanceID != "" {
 		return p.self, nil
 	}
-	self, err := cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
+	self, err := cloud.Read(ctx, p.Client, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity)
 	if err == nil {
 		p.self = self
 	}
@@ -79,114 +76,129 @@ func (a *api) call(ctx context.Context, tries int, action string, params url.Val
 	wait := 400 * time.Millisecond
 	corrected := false
 	for n := 1; ; n++ {
-		v := a.try(ctx, action, params, out)
+		next, err := a.try(ctx, action, params, out)
 		switch {
-		case v.err == nil:
+		case err == nil:
 			return nil
-		case v.corrected && !corrected:
+		case next == atOnce && !corrected:
 			corrected = true // a second refusal has another reason
 			continue
-		case !v.retry || n >= tries || !sleep.For(ctx, wait/2+mathrand.N(wait/2)):
-			return v.err
+		case next != later || n >= tries || !sleep.For(ctx, wait/2+mathrand.N(wait/2)):
+			return cloud.Calling(action, err)
 		}
 		wait *= 3
 	}
 }
 
-type outcome struct {
-	err   error
-	retry bool
-	// corrected reports that the next request has other credentials or another time.
-	corrected bool
-}
+// again is when another try may succeed.
+type again int
 
-func (a *api) try(ctx context.Context, action string, params url.Values, out any) outcome {
-	keys, err := a.p.keys.get(ctx, a.p)
+const (
+	never again = iota
+	later
+	// atOnce: with other credentials or another time.
+	atOnce
+)
+
+func (a *api) try(ctx context.Context, action string, params url.Values, out any) (again, error) {
+	keys, err := a.p.credentials(ctx)
 	if errors.Is(err, errNoRole) {
-		return outcome{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: errNoRole.Error(), NoRole: true}}
+		return never, &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: errNoRole.Error(), NoRole: true}
 	}
 	var self identity
 	if err == nil {
 		self, err = a.p.where(ctx)
 	}
 	if err != nil {
-		return outcome{err: fmt.Errorf("calling %s: %w", action, err)}
+		return never, err
 	}
 	q := url.Values{"RegionId": {self.Region}}
 	maps.Copy(q, params)
 	origin, host := a.origin(self.Region)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, origin+"/?"+canonicalQuery(q), http.NoBody)
 	if err != nil {
-		return outcome{err: fmt.Errorf("calling %s: %w", action, err)}
+		return never, err
 	}
 	req.Header.Set("Accept", "application/json")
-	now := time.Now().Add(time.Duration(a.p.skew.Load()))
-	sign(req, keys, action, a.version, rand.Text(), now)
+	sign(req, keys, action, a.version, rand.Text(), a.p.now())
 	resp, err := a.HTTP.Do(req)
 	a.hosts.Note(host, err == nil)
 	if err != nil {
-		return outcome{retry: true, err: cloud.Unreachable(action, strings.ToUpper(a.product), err)}
+		return later, cloud.Unreachable(strings.ToUpper(a.product), err)
 	}
 	defer resp.Body.Close()
 	return a.read(action, keys, resp, out)
 }
 
+// now is the API's time.
+func (p *Provider) now() time.Time { return time.Now().Add(time.Duration(p.skew.Load())) }
+
 // read decodes an answer into out.
-func (a *api) read(action string, keys credentials, resp *http.Response, out any) outcome {
+func (a *api) read(action string, keys credentials, resp *http.Response, out any) (again, error) {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, cloud.MaxBody))
 	if err != nil {
-		return outcome{retry: true, err: fmt.Errorf("calling %s: the answer was cut short: %w", action, cloud.WireCause(err))}
+		return later, fmt.Errorf("the answer was cut short: %w", cloud.WireCause(err))
 	}
 	var answer struct {
 		RequestID     string `json:"RequestId"`
 		Code, Message string
 	}
 	// A proxy's page must not pass as success: the hook would keep waiting.
-	if json.Unmarshal(body, &answer) != nil || answer.RequestID == "" && answer.Code == "" {
-		return outcome{
-			retry: resp.StatusCode < 400 || resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests,
-			err:   fmt.Errorf("calling %s: the answer is not one of the API (HTTP %d, %d bytes)", action, resp.StatusCode, len(body)),
+	if json.Unmarshal(body, &answer) != nil || answer.RequestID+answer.Code == "" {
+		err = fmt.Errorf("the answer is not one of the API (HTTP %d, %d bytes)", resp.StatusCode, len(body))
+		if s := resp.StatusCode; s >= 400 && s < 500 && s != http.StatusTooManyRequests {
+			return never, err
 		}
+		return later, err
 	}
 	if resp.StatusCode == http.StatusOK && answer.Code == "" {
 		if err := json.Unmarshal(body, out); err != nil {
-			return outcome{err: fmt.Errorf("calling %s: the answer is not the JSON expected: %w", action, err)}
+			return never, fmt.Errorf("the answer is not the JSON expected: %w", err)
 		}
-		return outcome{}
+		return never, nil
 	}
 	return a.judge(action, keys, resp, cloud.Printable(answer.Code), cloud.Printable(answer.Message))
 }
 
-func (a *api) judge(action string, keys credentials, resp *http.Response, code, message string) outcome {
-	doing := "calling " + action
-	plain := fmt.Errorf("%s: %s: %s (HTTP %d)", doing, code, message, resp.StatusCode)
+func (a *api) judge(action string, keys credentials, resp *http.Response, code, message string) (again, error) {
+	plain := fmt.Errorf("%s: %s (HTTP %d)", code, message, resp.StatusCode)
 	has := func(prefixes ...string) bool {
 		return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(code, p) })
 	}
 	switch {
 	case has("Throttling"), resp.StatusCode == http.StatusTooManyRequests:
-		return outcome{retry: true, err: fmt.Errorf("%s: %w: %s: %s", doing, errThrottled, code, message)}
+		return later, fmt.Errorf("%w: %s: %s", errThrottled, code, message)
 	case has("InvalidTimeStamp", "InvalidTimestamp", "RequestTimeTooSkewed"):
-		at, err := http.ParseTime(resp.Header.Get("Date"))
-		ahead := time.Until(at).Round(time.Second)
-		// A concurrent call may have corrected the skew.
-		if err == nil && (time.Duration(a.p.skew.Swap(int64(ahead)))-ahead).Abs() > time.Second {
-			a.p.opts.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -ahead)
-		}
-		return outcome{corrected: err == nil, err: fmt.Errorf("%w (is the clock of this machine right?)", plain)}
+		return a.p.correct(resp.Header.Get("Date")), fmt.Errorf("%w (is the clock of this machine right?)", plain)
 	case has("InvalidSecurityToken", "InvalidAccessKeyId", "MissingSecurityToken", "SecurityTokenExpired"):
-		a.p.keys.drop(keys)
-		return outcome{corrected: true, err: plain}
+		a.p.drop(keys)
+		return atOnce, plain
 	case has("LifecycleHookIdAndLifecycleActionToken"):
-		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errOver, message)}
+		return never, fmt.Errorf("%w: the lifecycle action is completed, or its time was over: %s", cloud.ErrGone, message)
 	case has("LifecycleAction.TimeExceeded"):
-		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errLimit, code)}
+		return never, fmt.Errorf("%w: %s", errLimit, code)
 	case has("LifecycleAction.RecordTimesExceeded"):
-		return outcome{err: fmt.Errorf("%s: %w: %s", doing, errOften, code)}
+		return never, fmt.Errorf("%w: %s", errOften, code)
 	case has("Forbidden", "NoPermission", "AccessDenied", "NotAuthorized", "Unauthorized"):
-		return outcome{err: &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: code + ": " + message}}
+		return never, &cloud.DeniedError{Permission: a.product + ":" + action, Policy: Policy, Reason: code + ": " + message}
+	case resp.StatusCode >= 500, has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "SystemBusy"):
+		return later, plain
 	}
-	return outcome{retry: resp.StatusCode >= 500 || has("SignatureNonceUsed", "ServiceUnavailable", "InternalError", "SystemBusy"), err: plain}
+	return never, plain
+}
+
+// correct takes the API's time over.
+func (p *Provider) correct(date string) again {
+	at, err := http.ParseTime(date)
+	if err != nil {
+		return never
+	}
+	ahead := time.Until(at).Round(time.Second)
+	// A concurrent call may have corrected the skew.
+	if (time.Duration(p.skew.Swap(int64(ahead))) - ahead).Abs() > time.Second {
+		p.Options.Log.Warn("clock of this machine differs from the API's, signing by the API's", "ahead", -ahead)
+	}
+	return atOnce
 }
 
 // list decodes both forms of a list: [...] and {"InstanceId":[...]}.
@@ -230,8 +242,8 @@ func parseCredentials(body []byte) (credentials, error) {
 	if json.Unmarshal(body, &doc) != nil {
 		return credentials{}, errors.New("the credentials of the role are not the JSON expected")
 	}
-	until, err := parseTime([]byte(doc.Expiration))
-	if doc.Code != "Success" && doc.Code != "" || doc.AccessKeyID == "" || doc.AccessKeySecret == "" || doc.SecurityToken == "" || err != nil {
+	until := parseTime(doc.Expiration)
+	if doc.Code != "Success" && doc.Code != "" || doc.AccessKeyID == "" || doc.AccessKeySecret == "" || doc.SecurityToken == "" || until.IsZero() {
 		return credentials{}, fmt.Errorf("the credentials of the role are not complete (code %s)", cloud.Quote(doc.Code))
 	}
 	return credentials{doc.AccessKeyID, doc.AccessKeySecret, doc.SecurityToken, until}, nil
@@ -239,43 +251,38 @@ func parseCredentials(body []byte) (credentials, error) {
 
 var errNoRole = errors.New("the instance has no RAM role")
 
-type roleKeys struct {
-	mu  sync.Mutex
-	now credentials
-}
-
 // In this margin the service already returns the next credentials.
 const credentialsEarly = 5 * time.Minute
 
-func (k *roleKeys) get(ctx context.Context, p *Provider) (credentials, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	left := time.Until(k.now.until)
+func (p *Provider) credentials(ctx context.Context) (credentials, error) {
+	p.keysMu.Lock()
+	defer p.keysMu.Unlock()
+	left := p.keys.until.Sub(p.now())
 	if left > credentialsEarly {
-		return k.now, nil
+		return p.keys, nil
 	}
 	fresh, err := p.roleCredentials(ctx)
 	if err != nil && left > 0 && !errors.Is(err, errNoRole) {
-		return k.now, nil
+		return p.keys, nil
 	}
 	if err == nil {
-		k.now = fresh
+		p.keys = fresh
 	}
 	return fresh, err
 }
 
-func (k *roleKeys) drop(c credentials) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.now.token == c.token {
-		k.now = credentials{}
+func (p *Provider) drop(c credentials) {
+	p.keysMu.Lock()
+	defer p.keysMu.Unlock()
+	if p.keys.token == c.token {
+		p.keys = credentials{}
 	}
 }
 
 func (p *Provider) roleCredentials(ctx context.Context) (credentials, error) {
 	dir := meta("name of the RAM role", "ram/security-credentials/")
 	// An instance has at most one role.
-	roles, err := cloud.Read(ctx, p.items, dir, func(b []byte) ([]string, error) { return strings.Fields(string(b)), nil })
+	roles, err := cloud.Read(ctx, p.Client, dir, func(b []byte) ([]string, error) { return strings.Fields(string(b)), nil })
 	if errors.Is(err, cloud.ErrNotFound) || err == nil && len(roles) == 0 {
 		return credentials{}, errNoRole
 	}
@@ -283,7 +290,7 @@ func (p *Provider) roleCredentials(ctx context.Context) (credentials, error) {
 		return credentials{}, err
 	}
 	role := cloud.Item{Name: "credentials of the RAM role", Path: dir.Path + url.PathEscape(strings.Trim(roles[0], "/"))}
-	c, err := cloud.Read(ctx, p.items, role, parseCredentials)
+	c, err := cloud.Read(ctx, p.Client, role, parseCredentials)
 	if errors.Is(err, cloud.ErrNotFound) {
 		return credentials{}, errNoRole
 	}

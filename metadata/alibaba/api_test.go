@@ -197,6 +197,29 @@ func TestClockSkew(t *testing.T) {
 	})
 }
 
+// Credentials that look expired by the clock of this machine are kept while they are good by that of the API.
+func TestCredentialsAndSkew(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := newAccount(t, fakealibaba.CloudOptions{Skew: -7 * time.Hour})
+		k := a.meta.Key()
+		a.plays(serves(rolePath+"ams-node", http.StatusOK, fakes.JSON(map[string]any{
+			"AccessKeyId": k.ID, "AccessKeySecret": k.Secret, "SecurityToken": k.Token, "Expiration": k.Until.Add(-7 * time.Hour),
+		})))
+		p := a.open()
+		must.OK(t, errors.Join(a.call(p), a.call(p), a.call(p)))
+		fetched := 0
+		for _, r := range a.meta.Requests() {
+			if r.Path == rolePath+"ams-node" {
+				fetched++
+			}
+		}
+		if fetched != 1 {
+			t.Errorf("fetched %d times", fetched)
+		}
+	})
+}
+
 // The hosts of the API are tried until one accepts a connection, which is kept.
 func TestHosts(t *testing.T) {
 	bubble(t, func(t *testing.T, a *account) {

@@ -139,24 +139,22 @@ func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, e
 		return nil, err
 	}
 	switch s := step(state); {
-	case launching && s != "Pending", !launching && s != "Removing" && s != "InService":
-		return nil, nil // no hook waits in this state or the next
-	case !launching && s == "InService":
+	case s == "InService" && !launching:
 		// Another source reported the end first, or the transition was canceled.
 		return nil, fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
+	case s != map[bool]string{true: "Pending", false: "Removing"}[launching]:
+		return nil, nil // no hook waits in this state or the next
 	}
 	waiting, err := p.actions(ctx, group)
 	if err != nil {
 		return nil, err
 	}
 	all, err := p.list(ctx, group, launching)
-	if _, denied := errors.AsType[*cloud.DeniedError](err); err != nil && !denied {
+	_, denied := errors.AsType[*cloud.DeniedError](err)
+	switch {
+	case err != nil && !denied, err == nil && len(all) == 0:
 		return nil, err
-	}
-	if err == nil && len(all) == 0 {
-		return nil, nil
-	}
-	if len(waiting) == 0 {
+	case len(waiting) == 0:
 		return nil, fmt.Errorf("%w: the instance is %s, and no lifecycle action is pending", cloud.ErrNotWaiting, state)
 	}
 	return merged(all, waiting, group, launching), nil
@@ -185,22 +183,19 @@ func (p *Provider) token(ctx context.Context, hook cloud.Hook) (string, error) {
 	if hook.Token != "" {
 		return hook.Token, nil
 	}
-	group, state, err := p.membership(ctx, cloud.CallAttempts)
-	switch {
-	case err != nil:
-		return "", err
-	case group == "":
-		return "", fmt.Errorf("%w: the instance is in no group any more", cloud.ErrGone)
-	}
-	waiting, err := p.actions(ctx, group)
+	all, err := p.Pending(ctx, hook.Launching)
 	if err != nil {
 		return "", err
 	}
-	i := slices.IndexFunc(waiting, func(a cloud.Hook) bool { return a.ID == hook.ID })
-	if i < 0 {
-		return "", fmt.Errorf("%w: the instance is %s", cloud.ErrNotWaiting, state)
+	if len(all) == 0 {
+		return "", fmt.Errorf("%w: no hook waits for the instance any more", cloud.ErrGone)
 	}
-	return waiting[i].Token, nil
+	for _, h := range all {
+		if h.ID == hook.ID && h.Token != "" {
+			return h.Token, nil
+		}
+	}
+	return "", cloud.ErrNotWaiting
 }
 
 // wait returns the timeout to request. Machines may share the token of a wait, and the cloud counts heartbeats per token: each
@@ -223,30 +218,31 @@ func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, 
 	}
 	usual := wait(hook)
 	most := usual
-	if left := time.Until(hook.Limit).Truncate(time.Second); !hook.Limit.IsZero() && left < usual {
-		if left < leastWait {
-			return usual, nil // it cannot be extended
-		}
-		most = left
+	if !hook.Limit.IsZero() {
+		most = min(usual, time.Until(hook.Limit).Truncate(time.Second))
+	}
+	if most < leastWait {
+		return usual, nil // it cannot be extended
 	}
 	for ask := most; ; ask = max(ask/2, leastWait) {
-		// Only this call has lower-case parameter names.
-		err := p.ess.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
-			"lifecycleHookId": {hook.ID}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(ask / time.Second))},
-		}, &struct{}{})
+		err := p.beat(ctx, hook.ID, token, ask)
 		switch {
-		case err == nil && ask == most:
-			return usual, nil
-		case err == nil:
+		case err == nil && ask < most:
 			return ask, nil
-		case errors.Is(err, errOften) && usual >= longestWait:
-			// The other machines have used up the heartbeats.
+		case err == nil, errors.Is(err, errOften) && usual >= longestWait: // the other machines have used up the heartbeats
 			return usual, nil
 		case !errors.Is(err, errLimit), errors.Is(err, errOften), ask <= leastWait:
 			return 0, err
 		}
 		// The start of the six hours is undocumented: a shorter time may work.
 	}
+}
+
+func (p *Provider) beat(ctx context.Context, hook, token string, timeout time.Duration) error {
+	// Only this call has lower-case parameter names.
+	return p.ess.call(ctx, cloud.CallAttempts, "RecordLifecycleActionHeartbeat", url.Values{
+		"lifecycleHookId": {hook}, "lifecycleActionToken": {token}, "heartbeatTimeout": {strconv.Itoa(int(timeout / time.Second))},
+	}, &struct{}{})
 }
 
 // Complete implements cloud.Hooks: all instances of the action continue.
@@ -278,8 +274,8 @@ func (p *Provider) Check(ctx context.Context, f cloud.Filter) (cloud.Check, erro
 		if _, err := p.actions(ctx, group); err != nil || step(state) != "InService" {
 			return err
 		}
-		_, err := p.Extend(ctx, cloud.Hook{ID: hook.ID, Token: "00000000-0000-0000-0000-000000000000", Launching: true}) // matches no action
-		if errors.Is(err, errOver) {
+		err := p.beat(ctx, hook.ID, "00000000-0000-0000-0000-000000000000", leastWait) // matches no action
+		if errors.Is(err, cloud.ErrGone) {
 			return cloud.ErrNotWaiting
 		}
 		return err

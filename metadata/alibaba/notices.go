@@ -41,21 +41,18 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	spotEnd := cloud.SpotEnd{Lead: spotLead}
 	spot := meta("spot termination time", "instance/spot/termination-time")
 	wg.Go(func() {
-		p.items.Watch(ctx, spot, topicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
+		p.Client.Watch(ctx, spot, topicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
 	})
 	events := cloud.Item{Name: "system events", Path: "maintenance/active-system-events"}
-	wg.Go(func() { p.items.Watch(ctx, events, topicEvents, eventsEvery, report, parseEvents) })
+	wg.Go(func() { p.Client.Watch(ctx, events, topicEvents, eventsEvery, report, parseEvents) })
 	wg.Go(func() { p.watchScaling(ctx, report) })
 	wg.Wait()
 }
 
 func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
-	var announced time.Time
-	if len(body) > 0 {
-		var err error
-		if announced, err = parseTime(body); err != nil {
-			return nil, fmt.Errorf("the termination time: %w", err)
-		}
+	announced := parseTime(string(body))
+	if len(body) > 0 && announced.IsZero() {
+		return nil, fmt.Errorf("the termination time: %s is no time", cloud.Quote(string(body)))
 	}
 	at := end.At(announced)
 	if at.IsZero() {
@@ -70,10 +67,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 		return nil, nil // the documented example is "None"
 	}
 	// A field of the wrong type must not hide other events.
-	events, _, err := cloud.Decode[[]struct {
-		EventID, NotBefore, Reason  string
-		EventType, EventCycleStatus struct{ Name string }
-	}](body)
+	events, _, err := cloud.Decode[[]systemEvent](body)
 	if err != nil {
 		return nil, fmt.Errorf("the system events are not the JSON expected: %w", err)
 	}
@@ -81,35 +75,51 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 	for _, e := range events {
 		switch e.EventCycleStatus.Name {
 		case "Avoided", "Executed", "Canceled", "Failed", "Inquiring": // over, or waiting for the owner's consent
-			continue
+		default:
+			current = append(current, e.notice())
 		}
-		name := cloud.Printable(e.EventType.Name)
-		n := cloud.Notice{ID: topicEvents + "/" + name + "/" + cloud.Printable(e.EventID), Kind: cloud.Unknown, Who: "ECS", Reason: "system event " + name}
-		if e.Reason != "" {
-			n.Reason += ": " + cloud.Printable(e.Reason)
-		}
-		at, err := parseTime([]byte(e.NotBefore))
-		executing := e.EventCycleStatus.Name == "Executing"
-		_, does, _ := strings.Cut(name, ".")
-		switch {
-		case err != nil && !executing:
-			// Without a date the event may be two weeks ahead: no drain.
-		case strings.HasPrefix(does, "Reboot"), does == "Redeploy":
-			n.Kind, n.At = cloud.Reboot, at
-			n.Past = executing && err == nil && at.Before(cloud.Booted())
-		case does == "Stop", does == "Delete", does == "Release":
-			n.Kind, n.At = cloud.Interrupt, at
-		}
-		current = append(current, n)
 	}
 	return current, nil
+}
+
+type systemEvent struct {
+	EventID, NotBefore, Reason  string
+	EventType, EventCycleStatus struct{ Name string }
+}
+
+func (e systemEvent) notice() cloud.Notice {
+	name := cloud.Printable(e.EventType.Name)
+	n := cloud.Notice{ID: topicEvents + "/" + name + "/" + cloud.Printable(e.EventID), Kind: cloud.Unknown, Who: "ECS", Reason: "system event " + name}
+	if e.Reason != "" {
+		n.Reason += ": " + cloud.Printable(e.Reason)
+	}
+	at := parseTime(e.NotBefore)
+	executing := e.EventCycleStatus.Name == "Executing"
+	// Without a date the event may be two weeks ahead: no drain.
+	if kind := eventKind(name); kind != "" && (executing || !at.IsZero()) {
+		n.Kind, n.At = kind, at
+		n.Past = kind == cloud.Reboot && executing && !at.IsZero() && at.Before(cloud.Booted())
+	}
+	return n
+}
+
+// eventKind returns the kind of SystemMaintenance.Reboot and the like; "" if unknown.
+func eventKind(name string) cloud.Kind {
+	_, does, _ := strings.Cut(name, ".")
+	switch {
+	case strings.HasPrefix(does, "Reboot"), does == "Redeploy":
+		return cloud.Reboot
+	case does == "Stop", does == "Delete", does == "Release":
+		return cloud.Interrupt
+	}
+	return ""
 }
 
 // watchScaling uses the API: the metadata announces no ordinary scale-in.
 func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 	every, member := scalingEvery, false
 	var refused *cloud.DeniedError
-	cloud.Poll(ctx, p.opts.Log, "state in the scaling group", scalingEvery, func(ctx context.Context) (time.Duration, error) {
+	cloud.Poll(ctx, p.Options.Log, "state in the scaling group", scalingEvery, func(ctx context.Context) (time.Duration, error) {
 		group, state, err := p.membership(ctx, 1)
 		var pause time.Duration
 		denied, isDenied := errors.AsType[*cloud.DeniedError](err)
@@ -118,7 +128,7 @@ func (p *Provider) watchScaling(ctx context.Context, report cloud.Report) {
 			if refused == nil || *refused != *denied {
 				refused = denied
 				// Info only: a machine without a group, or one that OOS drains, needs no permission.
-				p.opts.Log.Info("scale-in cannot be seen from here", "error", denied, "policy", denied.Policy,
+				p.Options.Log.Info("scale-in cannot be seen from here", "error", denied, "policy", denied.Policy,
 					"hint", "an OOS template that runs `amsagent drain` needs no permission")
 			}
 			pause = deniedEvery

@@ -8,6 +8,7 @@ package aws
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,12 +32,6 @@ import (
 // Name is this provider's name.
 const Name = "aws"
 
-// Addresses of the service. Nitro machines have the second one if it is enabled.
-const (
-	Endpoint     = "http://169.254.169.254"
-	endpointIPv6 = "http://[fd00:ec2::254]"
-)
-
 // tagGroup is set by the Auto Scaling group.
 const tagGroup = "aws:autoscaling:groupName"
 
@@ -57,10 +52,9 @@ const (
 
 // Provider reads the metadata of this EC2 instance. It is safe for concurrent use.
 type Provider struct {
-	opts    cloud.Options
-	items   *cloud.Client
-	clients []*imds.Client
-	hosts   cloud.Hosts // the index of the client in use
+	*cloud.Client
+	imds  *imds.Client
+	hosts cloud.Hosts // the index of the address in use
 
 	api cloud.APIClient // of Auto Scaling
 	// credentials come only from the metadata service, never from a file or the environment.
@@ -78,7 +72,6 @@ var (
 
 // New opens the provider. It makes no request, and returns [cloud.ErrForbidden] if opts disables the provider.
 func New(opts cloud.Options) (*Provider, error) {
-	opts = opts.WithDefaults()
 	if slices.Contains(opts.Disabled, Name) {
 		return nil, &cloud.Error{
 			Provider: Name, Item: "instance", Kind: cloud.ErrForbidden,
@@ -86,30 +79,24 @@ func New(opts cloud.Options) (*Provider, error) {
 			Hint:  "unset AWS_EC2_METADATA_DISABLED, or use --provider generic",
 		}
 	}
-	p := &Provider{opts: opts}
+	p := &Provider{}
 	var err error
-	p.items, err = cloud.New(cloud.Client{
+	p.Client, err = cloud.New(cloud.Client{
 		Provider: Name, Ask: p.ask, Foreign: hintNoDocument, Silent: hintHopLimit, NoTokens: hintNoV2,
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: cloud.HintToken, http.StatusForbidden: hintOff},
 	}, opts)
 	if err != nil {
 		return nil, err
 	}
-	endpoints := []string{Endpoint, endpointIPv6}
-	if p.items.Origin != "" {
-		endpoints = []string{p.items.Origin}
-	}
-	for _, e := range endpoints {
-		p.clients = append(p.clients, imds.New(imds.Options{
-			HTTPClient: wire{p.items}, Endpoint: e,
-			// Explicit, so that the SDK ignores the environment.
-			ClientEnableState: imds.ClientEnabled,
-			// IMDSv1 is readable through any program that fetches URLs.
-			EnableFallback:        sdk.FalseTernary,
-			Retryer:               sdk.NopRetryer{},
-			DisableDefaultTimeout: true,
-		}))
-	}
+	p.imds = imds.New(imds.Options{
+		HTTPClient: wire{p}, Endpoint: cmp.Or(p.Origin, "http://169.254.169.254"),
+		// Explicit, so that the SDK ignores the environment.
+		ClientEnableState: imds.ClientEnabled,
+		// IMDSv1 is readable through any program that fetches URLs.
+		EnableFallback:        sdk.FalseTernary,
+		Retryer:               sdk.NopRetryer{},
+		DisableDefaultTimeout: true,
+	})
 	p.credentials = sdk.NewCredentialsCache(
 		ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = roleMetadata{p} }),
 		func(o *sdk.CredentialsCacheOptions) { o.ExpiryWindow = credentialsWindow },
@@ -118,11 +105,8 @@ func New(opts cloud.Options) (*Provider, error) {
 	return p, err
 }
 
-// Name implements cloud.Provider.
-func (p *Provider) Name() string { return Name }
-
 // wire sends the SDK's requests with the agent's client.
-type wire struct{ c *cloud.Client }
+type wire struct{ p *Provider }
 
 // exchangeKey holds the *exchange of one call.
 type exchangeKey struct{}
@@ -135,34 +119,34 @@ type exchange struct {
 
 // Do implements the SDK's HTTP client.
 func (w wire) Do(req *http.Request) (*http.Response, error) {
-	head, body, err := w.c.Do(req)
-	status := http.StatusOK
-	e, _ := errors.AsType[*cloud.Error](err)
+	used := w.p.hosts.Current()
+	if w.p.Origin == "" && used%2 == 1 {
+		// An IPv6-only machine may have no route to the IPv4 address. Nitro machines have this one if it is enabled.
+		req.URL.Host = "[fd00:ec2::254]"
+	}
+	head, body, e := w.p.Do(req)
+	w.p.hosts.Note(used, e == nil || e.Connected)
 	if last, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
 		*last = exchange{body, e}
 	}
+	status := http.StatusOK
 	if e != nil {
-		if e.Status != http.StatusUnauthorized {
-			return nil, err
+		if status = e.Status; status != http.StatusUnauthorized { // the SDK renews its session token on this answer
+			return nil, e
 		}
-		status = e.Status // the SDK renews its session token on this answer
 	}
 	return &http.Response{StatusCode: status, Header: head, Body: io.NopCloser(bytes.NewReader(body)), Request: req}, nil
 }
 
-func (p *Provider) ask(ctx context.Context, i cloud.Item) (http.Header, []byte, error) {
-	// An IPv6-only machine may have no route to the IPv4 address, and vice versa.
-	used := p.hosts.Current()
-	client := p.clients[int(used)%len(p.clients)]
+func (p *Provider) ask(ctx context.Context, i cloud.Item) (http.Header, []byte, *cloud.Error) {
 	var last exchange
 	ctx = context.WithValue(ctx, exchangeKey{}, &last)
 	var err error
 	if rest, ok := strings.CutPrefix(i.Path, "dynamic/"); ok {
-		_, err = client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
+		_, err = p.imds.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
 	} else {
-		_, err = client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(i.Path, "meta-data/")})
+		_, err = p.imds.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(i.Path, "meta-data/")})
 	}
-	p.hosts.Note(used, last.failed == nil || last.failed.Connected)
 	switch {
 	case err == nil:
 		return nil, last.body, nil
@@ -204,7 +188,7 @@ var document = cloud.Item{Name: "identity document", Path: "dynamic/instance-ide
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
-	id, err := cloud.Read(ctx, p.items, document, parseIdentity)
+	id, err := cloud.Read(ctx, p.Client, document, parseIdentity)
 	if err != nil {
 		return cloud.Instance{}, err
 	}
@@ -212,15 +196,15 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
 		AccountID: id.AccountID, Region: id.Region, Zone: id.AvailabilityZone, Type: id.InstanceType,
 	}
-	inst.LifeCycle = cloud.Optional(ctx, p.items, &inst, "life_cycle", meta("instance life cycle", "instance-life-cycle"), cloud.ParseLine)
-	hostname := cloud.Optional(ctx, p.items, &inst, "hostname", meta("host name", "local-hostname"), cloud.ParseLine)
+	inst.LifeCycle = cloud.Optional(ctx, p.Client, &inst, "life_cycle", meta("instance life cycle", "instance-life-cycle"), cloud.ParseLine)
+	hostname := cloud.Optional(ctx, p.Client, &inst, "hostname", meta("host name", "local-hostname"), cloud.ParseLine)
 	// Several DHCP domains follow the name.
 	inst.Hostname, _, _ = strings.Cut(hostname, " ")
-	public := cloud.Optional(ctx, p.items, &inst, "public_address", meta("public address", "public-ipv4"), cloud.ParseAddresses)
+	public := cloud.Optional(ctx, p.Client, &inst, "public_address", meta("public address", "public-ipv4"), cloud.ParseAddresses)
 	var v6 []netip.Addr
 	// The first interface: the list of interfaces is unordered.
-	if mac := cloud.Optional(ctx, p.items, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine); mac != "" {
-		v6 = cloud.Optional(ctx, p.items, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
+	if mac := cloud.Optional(ctx, p.Client, &inst, "ipv6", meta("MAC address", "mac"), cloud.ParseLine); mac != "" {
+		v6 = cloud.Optional(ctx, p.Client, &inst, "ipv6", meta("IPv6 addresses", "network/interfaces/macs/"+url.PathEscape(mac)+"/ipv6s"), cloud.ParseAddresses)
 	}
 	inst.Reached(id.PrivateIP, "private address of the identity document", public, v6)
 	p.readTags(ctx, &inst)
@@ -230,13 +214,13 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 func meta(name, path string) cloud.Item { return cloud.Item{Name: name, Path: "meta-data/" + path} }
 
 func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
-	keys, err := cloud.Read(ctx, p.items, meta("list of tags", "tags/instance"), parseTagKeys)
+	keys, err := cloud.Read(ctx, p.Client, meta("list of tags", "tags/instance"), parseTagKeys)
 	switch {
 	case errors.Is(err, cloud.ErrNotFound):
 		inst.TagsHint = hintTags
 		return
 	case err != nil:
-		inst.Miss(p.opts.Log, "tags", err)
+		inst.Miss(p.Options.Log, "tags", err)
 		inst.TagsHint = cloud.Unread("tags", err)
 		return
 	}
@@ -246,13 +230,13 @@ func (p *Provider) readTags(ctx context.Context, inst *cloud.Instance) {
 	}
 	inst.Tags, inst.TagsKnown = cloud.Tags{}, true
 	for _, key := range keys {
-		v, err := cloud.Read(ctx, p.items, meta("tag "+key, "tags/instance/"+key), cloud.ParseValue)
+		v, err := cloud.Read(ctx, p.Client, meta("tag "+key, "tags/instance/"+key), cloud.ParseValue)
 		switch {
 		case err == nil:
 			inst.Tags[key] = v
 		case !errors.Is(err, cloud.ErrNotFound):
 			// The unreadable tag may be the role: not absent.
-			inst.Miss(p.opts.Log, "tags", err)
+			inst.Miss(p.Options.Log, "tags", err)
 			inst.TagsKnown, inst.TagsHint = false, cloud.Unread("tags", err)
 		}
 	}

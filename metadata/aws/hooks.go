@@ -44,7 +44,7 @@ func (r roleMetadata) GetMetadata(ctx context.Context, in *imds.GetMetadataInput
 	if path == dir {
 		path += "/" // the service lists the folder only with the slash
 	}
-	body, err := cloud.Read(ctx, r.p.items, meta("credentials of the role", path), func(b []byte) ([]byte, error) {
+	body, err := cloud.Read(ctx, r.p.Client, meta("credentials of the role", path), func(b []byte) ([]byte, error) {
 		if len(bytes.TrimSpace(b)) == 0 {
 			return nil, errors.New("the answer is empty")
 		}
@@ -63,7 +63,7 @@ func (p *Provider) open(ctx context.Context) (err error) {
 	if p.groups != nil {
 		return nil
 	}
-	if p.self, err = cloud.Read(ctx, p.items, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity); err != nil {
+	if p.self, err = cloud.Read(ctx, p.Client, cloud.Item{Name: document.Name, Path: document.Path}, parseIdentity); err != nil {
 		return err
 	}
 	o := autoscaling.Options{
@@ -113,7 +113,7 @@ func (p *Provider) call(ctx context.Context, action, group string, fn func(conte
 	defer cancel()
 	err := p.open(ctx)
 	if err != nil {
-		return fmt.Errorf("calling %s: %w", action, err)
+		return cloud.Calling(action, err)
 	}
 	if err = fn(ctx); code(err) == "ExpiredToken" || code(err) == "InvalidClientTokenId" {
 		p.credentials.Invalidate()
@@ -122,7 +122,7 @@ func (p *Provider) call(ctx context.Context, action, group string, fn func(conte
 	if err == nil {
 		return nil
 	}
-	return p.explain(err, action, group)
+	return cloud.Calling(action, p.explain(err, action, group))
 }
 
 func code(err error) string {
@@ -132,44 +132,49 @@ func code(err error) string {
 	return ""
 }
 
-func (p *Provider) explain(err error, action, group string) error {
-	doing := "calling " + action
-	denied := func(reason string) error {
-		return &cloud.DeniedError{
-			Permission: "autoscaling:" + action, Policy: Policy(p.self.Region, p.self.AccountID, group), Reason: reason, NoRole: reason == noRole, Provider: Name, Group: group,
-		}
+func (p *Provider) denied(action, group, reason string) error {
+	return &cloud.DeniedError{
+		Permission: "autoscaling:" + action, Policy: Policy(p.self.Region, p.self.AccountID, group), Reason: reason, NoRole: reason == noRole,
+		Provider: Name, Group: group,
 	}
-	// The metadata service returned no credentials.
-	if e, ok := errors.AsType[*cloud.Error](err); ok {
+}
+
+func (p *Provider) explain(err error, action, group string) error {
+	if e, ok := errors.AsType[*cloud.Error](err); ok { // the metadata service returned no credentials
 		if errors.Is(e.Kind, cloud.ErrNotFound) {
-			return denied(noRole)
+			return p.denied(action, group, noRole)
 		}
-		return fmt.Errorf("%s: %w", doing, e)
+		return e
 	}
 	api, ok := errors.AsType[smithy.APIError](err)
 	if _, sent := errors.AsType[*smithyhttp.RequestSendError](err); sent || !ok && errors.Is(err, context.DeadlineExceeded) {
-		return cloud.Unreachable(action, "Auto Scaling", err)
+		return cloud.Unreachable("Auto Scaling", err)
 	}
 	if !ok {
-		return fmt.Errorf("%s: the answer is not one of the Auto Scaling API: %w", doing, cloud.WireCause(err))
+		return fmt.Errorf("the answer is not one of the Auto Scaling API: %w", cloud.WireCause(err))
 	}
 	message := cloud.Printable(api.ErrorMessage())
 	switch api.ErrorCode() {
 	case "AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized", "OptInRequired":
-		return denied(message)
+		return p.denied(action, group, message)
 	case "AssumeRoleUnauthorizedAccess":
-		return denied("EC2 cannot take on the role of the instance: " + message)
-	case "ValidationError":
-		switch {
-		case strings.Contains(message, "No active Lifecycle Action"):
-			return fmt.Errorf("%s: %w: %s", doing, cloud.ErrNotWaiting, message)
-		case strings.Contains(message, "not found"):
-			return fmt.Errorf("%s: %w: %s", doing, cloud.ErrGone, message)
-		}
+		return p.denied(action, group, "EC2 cannot take on the role of the instance: "+message)
 	case "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch":
 		message += " (is the clock of this machine right?)"
+	case "ValidationError":
+		return invalid(message)
 	}
-	return fmt.Errorf("%s: %s: %s", doing, cloud.Printable(api.ErrorCode()), message)
+	return fmt.Errorf("%s: %s", cloud.Printable(api.ErrorCode()), message)
+}
+
+func invalid(message string) error {
+	switch {
+	case strings.Contains(message, "No active Lifecycle Action"):
+		return fmt.Errorf("%w: %s", cloud.ErrNotWaiting, message)
+	case strings.Contains(message, "not found"):
+		return fmt.Errorf("%w: %s", cloud.ErrGone, message)
+	}
+	return errors.New("ValidationError: " + message)
 }
 
 // membership returns the group or "", and a lifecycle state such as InService or Terminating:Wait.
@@ -194,7 +199,7 @@ func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, e
 	group, _, err := p.membership(ctx)
 	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
 		// The tag also names the group.
-		group, _ = cloud.Read(ctx, p.items, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
+		group, _ = cloud.Read(ctx, p.Client, meta("tag "+tagGroup, "tags/instance/"+tagGroup), cloud.ParseValue)
 	}
 	if err != nil && group == "" {
 		return nil, err

@@ -29,8 +29,8 @@ const (
 
 // Topics besides [cloud.GroupTopic].
 const (
-	TopicSpot      = "aws-spot"
-	TopicScheduled = "aws-scheduled"
+	topicSpot      = "aws-spot"
+	topicScheduled = "aws-scheduled"
 )
 
 // Watch implements cloud.Watcher.
@@ -44,10 +44,10 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 		parse func([]byte) ([]cloud.Notice, error)
 	}{
 		{meta("target lifecycle state", "autoscaling/target-lifecycle-state"), cloud.GroupTopic(Name), stateEvery, func(body []byte) ([]cloud.Notice, error) { return target.parse(ctx, body) }},
-		{meta("spot interruption", "spot/instance-action"), TopicSpot, spotEvery, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
-		{meta("scheduled events", "events/maintenance/scheduled"), TopicScheduled, scheduledEvery, parseScheduled},
+		{meta("spot interruption", "spot/instance-action"), topicSpot, spotEvery, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
+		{meta("scheduled events", "events/maintenance/scheduled"), topicScheduled, scheduledEvery, parseScheduled},
 	} {
-		wg.Go(func() { p.items.Watch(ctx, item.Item, item.topic, item.every, report, item.parse) })
+		wg.Go(func() { p.Client.Watch(ctx, item.Item, item.topic, item.every, report, item.parse) })
 	}
 	wg.Wait()
 }
@@ -150,7 +150,7 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 		return nil, nil
 	}
 	n := cloud.Notice{
-		ID: TopicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "EC2 Spot", At: at,
+		ID: topicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "EC2 Spot", At: at,
 		Reason: "spot interruption (" + cloud.Printable(doc.Action) + ")",
 	}
 	if doc.Action == "hibernate" {
@@ -158,6 +158,13 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 		n.Kind = cloud.Park
 	}
 	return []cloud.Notice{n}, nil
+}
+
+// scheduledKinds are those of scheduled events. A stop has a date, but neither a group nor a hook. Network or power
+// maintenance interrupts the machine like a reboot.
+var scheduledKinds = map[string]cloud.Kind{
+	"instance-stop": cloud.Interrupt, "instance-retirement": cloud.Interrupt,
+	"instance-reboot": cloud.Reboot, "system-reboot": cloud.Reboot, "system-maintenance": cloud.Reboot,
 }
 
 // parseScheduled parses events/maintenance/scheduled; empty if none is scheduled.
@@ -180,20 +187,16 @@ func parseScheduled(body []byte) ([]cloud.Notice, error) {
 			continue // canceled or completed
 		}
 		code := cloud.Printable(d.Code)
-		n := cloud.Notice{ID: TopicScheduled + "/" + code + "/" + cloud.Printable(d.EventID), Kind: cloud.Unknown, Who: "EC2", Reason: "scheduled event " + code}
+		n := cloud.Notice{
+			ID: topicScheduled + "/" + code + "/" + cloud.Printable(d.EventID), Kind: cloud.Unknown, Who: "EC2", Reason: "scheduled event " + code,
+			At: cloud.ParseTime(d.NotBefore, "2 Jan 2006 15:04:05 GMT"),
+		}
 		if d.Description != "" {
 			n.Reason += ": " + cloud.Printable(d.Description)
 		}
 		// Without a date the event may be two weeks ahead: no drain.
-		if n.At = cloud.ParseTime(d.NotBefore, "2 Jan 2006 15:04:05 GMT"); !n.At.IsZero() {
-			switch code {
-			case "instance-stop", "instance-retirement":
-				// It has a date, but neither a group nor a hook.
-				n.Kind = cloud.Interrupt
-			case "instance-reboot", "system-reboot", "system-maintenance":
-				// Network or power maintenance interrupts the machine too.
-				n.Kind, n.Past = cloud.Reboot, code == "instance-reboot" && n.At.Before(cloud.Booted())
-			}
+		if kind := scheduledKinds[code]; kind != "" && !n.At.IsZero() {
+			n.Kind, n.Past = kind, code == "instance-reboot" && n.At.Before(cloud.Booted())
 		}
 		current = append(current, n)
 	}

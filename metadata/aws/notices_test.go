@@ -102,7 +102,7 @@ func TestNotices(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			topic := map[string]string{target: state, spot: aws.TopicSpot, scheduled: aws.TopicScheduled}[tt.item]
+			topic := map[string]string{target: state, spot: "aws-spot", scheduled: "aws-scheduled"}[tt.item]
 			emulate(t, func(t *testing.T, e *emulated) {
 				e.item(tt.item, tt.body)
 				e.watch(t)

@@ -24,9 +24,6 @@ import (
 // Name is this provider's name.
 const Name = "azure"
 
-// Endpoint is the address of the service.
-const Endpoint = "http://169.254.169.254"
-
 // goneTime bounds a temporary 410 if the caller sets no bound: Azure documents at most 70 s.
 const goneTime = 75 * time.Second
 
@@ -45,10 +42,7 @@ const (
 )
 
 // Provider reads the metadata of this virtual machine. It is safe for concurrent use.
-type Provider struct {
-	opts  cloud.Options
-	items *cloud.Client
-}
+type Provider struct{ *cloud.Client }
 
 var (
 	_ cloud.Provider = (*Provider)(nil)
@@ -57,19 +51,16 @@ var (
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	items, err := cloud.New(cloud.Client{
-		Provider: Name, Origin: Endpoint, Header: map[string]string{"Metadata": "true"}, Foreign: hintNotAzure,
+	c, err := cloud.New(cloud.Client{
+		Provider: Name, Origin: "http://169.254.169.254", Header: map[string]string{"Metadata": "true"}, Foreign: hintNotAzure,
 		Hints: map[int]string{
 			0: hintUnreachable, http.StatusBadRequest: hintRequest, http.StatusMethodNotAllowed: hintRequest,
 			http.StatusUnauthorized: hintForbidden, http.StatusForbidden: hintForbidden,
 			http.StatusGone: hintGone, http.StatusTooManyRequests: hintThrottled,
 		},
 	}, opts)
-	return &Provider{opts: opts.WithDefaults(), items: items}, err
+	return &Provider{c}, err
 }
-
-// Name implements cloud.Provider.
-func (p *Provider) Name() string { return Name }
 
 type machine struct {
 	Compute struct {
@@ -155,7 +146,7 @@ func (p *Provider) read(ctx context.Context) (machine, error) {
 	began := time.Now()
 	for {
 		bound, cancel := context.WithTimeout(ctx, cloud.Timeout)
-		m, err := cloud.Read(bound, p.items, instance, parseMachine)
+		m, err := cloud.Read(bound, p.Client, instance, parseMachine)
 		cancel()
 		e, ok := errors.AsType[*cloud.Error](err)
 		if !ok || e.Status != http.StatusGone || ctx.Err() != nil || time.Since(began) >= goneTime {
@@ -199,6 +190,6 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	for _, n := range m.Network.Interface {
 		nics = append(nics, n.reached())
 	}
-	inst.Choose(nics, p.opts.Local)
+	inst.Choose(nics, p.Options.Local)
 	return inst, nil
 }

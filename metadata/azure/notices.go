@@ -60,14 +60,14 @@ type watch struct {
 	report  cloud.Report
 	good    time.Time       // of the last successful poll
 	machine *machine        // nil until its metadata is read
-	past    map[string]bool // events already started at the first poll; nil before it
+	past    map[string]bool // events that were started then
 }
 
 // Watch implements cloud.Watcher. Its first request enables the events for all machines of the scale set in this zone. The
 // metadata's name selects this machine's events.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
-	w := &watch{p: p, report: report}
-	cloud.Poll(ctx, p.opts.Log, eventsItem.Name, pollEvery, func(ctx context.Context) (time.Duration, error) { return 0, w.look(ctx) })
+	w := &watch{p: p, report: report, past: map[string]bool{}}
+	cloud.Poll(ctx, p.Options.Log, eventsItem.Name, pollEvery, func(ctx context.Context) (time.Duration, error) { return 0, w.look(ctx) })
 }
 
 func (w *watch) look(ctx context.Context) error {
@@ -75,7 +75,7 @@ func (w *watch) look(ctx context.Context) error {
 	if time.Since(w.good) > switchedOff {
 		item.Timeout = firstTimeout
 	}
-	_, body, err := w.p.items.Once(ctx, item)
+	_, body, err := w.p.Client.Once(ctx, item)
 	if err != nil {
 		return err
 	}
@@ -85,36 +85,29 @@ func (w *watch) look(ctx context.Context) error {
 	}
 	w.good = time.Now()
 	if w.machine == nil {
-		if err := w.name(ctx); err != nil {
+		if err := w.name(ctx, events); err != nil {
 			return err
 		}
 	}
-	name := w.machine.Compute.Name
-	if name == "" {
+	if w.machine.Compute.Name == "" {
 		return nil
-	}
-	first := w.past == nil
-	if first {
-		w.past = map[string]bool{}
 	}
 	var current []cloud.Notice
 	for _, e := range events {
-		if !slices.ContainsFunc(e.Resources, func(r string) bool { return strings.EqualFold(r, name) }) {
-			continue
-		}
-		if first && e.started() {
-			w.past[e.ID] = true
-		}
-		if n := w.notice(e); n != nil {
-			current = append(current, *n)
+		if slices.ContainsFunc(e.Resources, w.isSelf) {
+			if n := w.notice(e); n != nil {
+				current = append(current, *n)
+			}
 		}
 	}
 	w.report(topicEvents, current)
 	return nil
 }
 
-func (w *watch) name(ctx context.Context) error {
-	_, body, err := w.p.items.Once(ctx, instance)
+func (w *watch) isSelf(name string) bool { return strings.EqualFold(name, w.machine.Compute.Name) }
+
+func (w *watch) name(ctx context.Context, listed []event) error {
+	_, body, err := w.p.Client.Once(ctx, instance)
 	if err != nil {
 		return err
 	}
@@ -123,10 +116,18 @@ func (w *watch) name(ctx context.Context) error {
 		return err
 	}
 	if m.Compute.Name == "" {
-		w.p.opts.Log.Warn("machine has no name in the metadata, scheduled events cannot be matched", "provider", Name)
+		w.p.Options.Log.Warn("machine has no name in the metadata, scheduled events cannot be matched", "provider", Name)
 	}
 	w.machine = &m
+	for _, e := range listed {
+		w.past[e.ID] = e.started()
+	}
 	return nil
+}
+
+// kinds are those of event types, in lower case.
+var kinds = map[string]cloud.Kind{
+	"terminate": cloud.Terminate, "preempt": cloud.Interrupt, "reboot": cloud.Reboot, "redeploy": cloud.Reboot,
 }
 
 // notice returns nil for a short freeze: viewers have buffers, and a drain would cost more.
@@ -135,22 +136,14 @@ func (w *watch) notice(e event) *cloud.Notice {
 	if e.Source != "" {
 		n.Who += " (" + cloud.Printable(e.Source) + ")"
 	}
-	if e.ResourceType != "" && !strings.EqualFold(e.ResourceType, "VirtualMachine") {
-		return n
-	}
-	kind := cloud.Unknown
-	switch strings.ToLower(e.Type) {
-	case "freeze":
-		return nil
-	case "terminate":
-		kind = cloud.Terminate
-	case "preempt":
-		kind = cloud.Interrupt
-	case "reboot", "redeploy":
-		kind = cloud.Reboot
-	}
+	kind, known := kinds[strings.ToLower(e.Type)]
 	at := cloud.ParseTime(e.NotBefore, http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT")
 	switch {
+	case e.ResourceType != "" && !strings.EqualFold(e.ResourceType, "VirtualMachine"):
+	case strings.EqualFold(e.Type, "freeze"):
+		return nil
+	case !known:
+		n.At = at
 	case e.started():
 		// The event waits for no completion, and the remaining time is unknown: viewers stay until the end, without new
 		// ones.
@@ -161,14 +154,10 @@ func (w *watch) notice(e event) *cloud.Notice {
 		n.Past = kind == cloud.Reboot && w.past[e.ID]
 	case strings.EqualFold(e.Status, "Scheduled"), at.After(time.Now()):
 		n.Kind, n.At = kind, at
-		others := slices.DeleteFunc(slices.Clone(e.Resources), func(r string) bool { return strings.EqualFold(r, w.machine.Compute.Name) })
 		n.Hook = &cloud.Hook{
 			Provider: Name, Group: w.machine.scaleSet(), Name: cloud.Printable(e.Type + " " + e.ID), Token: e.ID,
-			Others: others, Fixed: true, Limit: at,
+			Others: slices.DeleteFunc(slices.Clone(e.Resources), w.isSelf), Fixed: true, Limit: at,
 		}
-	}
-	if n.Kind == cloud.Unknown {
-		n.Hook = nil
 	}
 	return n
 }
@@ -212,7 +201,7 @@ func (p *Provider) Complete(ctx context.Context, h cloud.Hook) error {
 	}
 	item := eventsItem
 	item.Name, item.Body = "acknowledgement of a scheduled event", body
-	_, _, err = p.items.Once(ctx, item)
+	_, _, err = p.Client.Once(ctx, item)
 	if e, ok := errors.AsType[*cloud.Error](err); ok && e.Status == http.StatusBadRequest {
 		// Documented: the event has started or is no longer scheduled.
 		return fmt.Errorf("%w: %w", cloud.ErrGone, e)

@@ -68,9 +68,17 @@ func (h *Hosts) Note(used int32, connected bool) {
 	}
 }
 
+// Calling completes the error of a call. A [DeniedError] already names the action.
+func Calling(action string, err error) error {
+	if _, denied := errors.AsType[*DeniedError](err); denied {
+		return err
+	}
+	return fmt.Errorf("calling %s: %w", action, err)
+}
+
 // Unreachable returns the error of a call that got no answer.
-func Unreachable(action, api string, cause error) error {
-	return fmt.Errorf("calling %s: the %s API %w: %w", action, api, ErrUnreachable, WireCause(cause))
+func Unreachable(api string, cause error) error {
+	return fmt.Errorf("the %s API %w: %w", api, ErrUnreachable, WireCause(cause))
 }
 
 // ErrUnreachable is in the error of an API that does not answer.

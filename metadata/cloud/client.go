@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,18 +42,20 @@ type Client struct {
 	// Origin is the cloud's own; [Options.Endpoints] overrides it. Path precedes each item's.
 	Origin, Path string
 	Header       map[string]string
+	// Echo is the header of requests that each 200 answer repeats, or "".
+	Echo string
 	// Token is nil for a service without session tokens.
 	Token *Token
-	// Check validates the header of a 200 answer, or is nil.
-	Check func(http.Header) error
-	// Ask replaces the request for an item, or is nil. It returns an *Error.
-	Ask func(context.Context, Item) (http.Header, []byte, error)
+	// Ask replaces the request for an item, or is nil.
+	Ask func(context.Context, Item) (http.Header, []byte, *Error)
 	// Hints are remedies by HTTP status; 0: nothing accepts the connection.
 	Hints map[int]string
 	// Remedies if what answers is another cloud, does not answer the token request, or has no tokens.
 	Foreign, Silent, NoTokens string
 
-	opts Options
+	// Options are those of [New], with defaults.
+	Options Options
+
 	http *http.Client
 	// failing limits logs to the first failure in a row.
 	failing *atomic.Bool
@@ -65,8 +68,8 @@ func New(c Client, o Options) (*Client, error) {
 		return nil, err
 	}
 	c.Origin = cmp.Or(origin, c.Origin)
-	c.opts, c.failing = o.WithDefaults(), new(atomic.Bool)
-	rt := c.opts.Transport
+	c.Options, c.failing = o.WithDefaults(), new(atomic.Bool)
+	rt := c.Options.Transport
 	if rt == nil {
 		rt = &http.Transport{
 			// Not ProxyFromEnvironment: a cron or cloud-init environment's proxy would get the session token.
@@ -83,6 +86,9 @@ func New(c Client, o Options) (*Client, error) {
 	}
 	return &c, nil
 }
+
+// Name implements [Provider] for those that embed a client.
+func (c *Client) Name() string { return c.Provider }
 
 // Token describes session tokens: a PUT of Path with the lifetime in header TTL; later requests use Header.
 type Token struct {
@@ -102,21 +108,20 @@ type Item struct {
 	Name, Path string
 	// Required items exist on every machine and are retried until the context ends.
 	Required bool
-	// Timeout bounds one request; 0 means [AttemptTimeout].
+	// Timeout bounds one request; 0 means attemptTimeout.
 	Timeout time.Duration
 	// Body is JSON to post, or nil.
 	Body []byte
 }
 
-// Read retries until parse succeeds, an error is final, or ctx ends. The wait doubles up to [MaxRetryWait].
-func Read[T any](ctx context.Context, c *Client, i Item, parse func([]byte) (T, error)) (T, error) {
-	var found, zero T
-	err := c.read(ctx, i, func(body []byte) (err error) {
+// Read retries until parse succeeds, an error is final, or ctx ends.
+func Read[T any](ctx context.Context, c *Client, i Item, parse func([]byte) (T, error)) (found T, err error) {
+	err = c.read(ctx, i, func(body []byte) (err error) {
 		found, err = parse(body)
 		return err
 	})
 	if err != nil {
-		return zero, err
+		return *new(T), err
 	}
 	return found, nil
 }
@@ -125,39 +130,39 @@ func Read[T any](ctx context.Context, c *Client, i Item, parse func([]byte) (T, 
 func Optional[T any](ctx context.Context, c *Client, inst *Instance, field string, i Item, parse func([]byte) (T, error)) T {
 	v, err := Read(ctx, c, i, parse)
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		inst.Miss(c.opts.Log, field, err)
+		inst.Miss(c.Options.Log, field, err)
 	}
 	return v
 }
 
 func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) error {
-	wait := RetryWait
-	var s series
+	wait, doubtful := retryWait, 0
+	var last *Error // of kind ErrNotReady
 	for n := 1; ; n++ {
 		e := c.try(ctx, i, parse)
 		if e == nil {
-			if c.failing.Swap(false) {
-				c.opts.Log.Info("metadata service answers again", "provider", c.Provider)
-			}
 			return nil
 		}
 		e.Attempts = n
 		if err := ctx.Err(); err != nil {
-			if s.last != nil && e.Status == 0 {
-				s.last.Attempts, e = n, s.last // cut short; the previous error has the cause
+			if last != nil && e.Status == 0 {
+				last.Attempts, e = n, last // cut short; the previous error has the cause
 			}
 			e.Context = err
 			return e
 		}
-		if s.ends(c, i, e) {
+		if c.final(i, e, &doubtful) {
 			return e
 		}
+		if errors.Is(e.Kind, ErrNotReady) {
+			last = e
+		}
 		if !c.failing.Swap(true) {
-			c.opts.Log.Warn("metadata service gave no usable answer, trying again",
+			c.Options.Log.Warn("metadata service gave no usable answer, trying again",
 				"provider", c.Provider, "item", i.Name, "error", e, "hint", e.Hint)
 		}
 		pause := wait/2 + rand.N(wait/2+1)
-		wait = min(2*wait, MaxRetryWait)
+		wait = min(2*wait, maxRetryWait)
 		if !sleep.For(ctx, pause) {
 			e.Context = ctx.Err()
 			return e
@@ -165,20 +170,27 @@ func (c *Client) read(ctx context.Context, i Item, parse func([]byte) error) err
 	}
 }
 
-// series is a series of failed attempts for one item.
-type series struct {
-	doubtful int
-	last     *Error // of kind ErrNotReady
+func (c *Client) try(ctx context.Context, i Item, parse func([]byte) error) *Error {
+	_, body, e := c.get(ctx, i)
+	if e != nil {
+		return e
+	}
+	if err := parse(body); err != nil {
+		return &Error{Provider: c.Provider, Item: i.Name, Kind: ErrBadAnswer, Status: http.StatusOK, Connected: true, Cause: err}
+	}
+	if c.failing.Swap(false) {
+		c.Options.Log.Info("metadata service answers again", "provider", c.Provider)
+	}
+	return nil
 }
 
-// ends reports whether this error is the last one.
-func (s *series) ends(c *Client, i Item, e *Error) bool {
-	absent := errors.Is(e.Kind, ErrNotFound) && i.Required
+// final reports whether an item is not asked for again. It counts doubtful answers.
+func (c *Client) final(i Item, e *Error, doubtful *int) bool {
+	absent := i.Required && errors.Is(e.Kind, ErrNotFound)
 	switch {
 	case errors.Is(e.Kind, ErrNotReady):
-		s.last = e
 	case absent, errors.Is(e.Kind, ErrBadAnswer) && e.Status == http.StatusOK:
-		if s.doubtful++; s.doubtful < doubtfulAttempts {
+		if *doubtful++; *doubtful < doubtfulAttempts {
 			break
 		}
 		if absent {
@@ -195,91 +207,86 @@ func (s *series) ends(c *Client, i Item, e *Error) bool {
 	return !i.Required && e.Attempts >= limit
 }
 
-func (c *Client) try(ctx context.Context, i Item, parse func([]byte) error) *Error {
-	_, body, err := c.Once(ctx, i)
-	if err == nil {
-		if err = parse(body); err != nil {
-			err = &Error{Kind: ErrBadAnswer, Status: http.StatusOK, Connected: true, Cause: err}
-		}
-	}
-	return c.judge(i, err)
-}
-
-// Once requests an item for a caller that polls, again only for a rejected session token: it may have expired early. It
-// returns [ErrNotFound] if the item is not set.
+// Once requests an item for a caller that polls, again only for a rejected session token. It returns [ErrNotFound] if the
+// item is not set.
 func (c *Client) Once(ctx context.Context, i Item) (http.Header, []byte, error) {
-	h, body, e := c.once(ctx, i)
-	if e != nil && e.Status == http.StatusUnauthorized {
-		h, body, e = c.once(ctx, i)
-	}
+	h, body, e := c.get(ctx, i)
 	if e != nil {
 		return h, nil, e
 	}
 	return h, body, nil
 }
 
-func (c *Client) once(ctx context.Context, i Item) (h http.Header, body []byte, e *Error) {
-	bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, AttemptTimeout))
-	defer cancel()
-	h, body, err := c.Ask(bound, i)
-	return h, body, c.judge(i, err)
-}
-
-// judge completes an error with the item and the hint.
-func (c *Client) judge(i Item, err error) *Error {
-	if err == nil {
-		return nil
-	}
-	e, ok := errors.AsType[*Error](err)
-	if !ok {
-		e = &Error{Kind: ErrNotReady, Cause: err}
+func (c *Client) get(ctx context.Context, i Item) (h http.Header, body []byte, e *Error) {
+	for range 2 {
+		bound, cancel := context.WithTimeout(ctx, cmp.Or(i.Timeout, attemptTimeout))
+		h, body, e = c.Ask(bound, i)
+		cancel()
+		if e == nil {
+			return h, body, nil
+		}
+		if e.Status != http.StatusUnauthorized { // of a session token that expired early
+			break
+		}
 	}
 	e.Provider, e.Item = c.Provider, i.Name
+	c.advise(e)
+	return h, nil, e
+}
+
+// advise sets the hint.
+func (c *Client) advise(e *Error) {
 	switch status := e.Status; {
 	case errors.Is(e.Kind, ErrNotThisCloud):
-		e.Hint = cmp.Or(e.Hint, c.Foreign)
+		e.Hint = c.Foreign
 	case e.Token && e.Connected && status == 0 && errors.Is(e.Cause, context.DeadlineExceeded):
 		e.Hint = c.Silent
-	case e.Token && (status == http.StatusNotFound || status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented):
+	case e.Token && slices.Contains([]int{http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented}, status):
 		e.Kind, e.Hint = ErrNotThisCloud, c.NoTokens
 	case status != 0 || !e.Connected:
 		e.Hint = c.Hints[status]
 	}
-	return e
 }
 
-func (c *Client) ask(ctx context.Context, i Item) (http.Header, []byte, error) {
-	method := http.MethodGet
+func (c *Client) ask(ctx context.Context, i Item) (http.Header, []byte, *Error) {
+	method, header := http.MethodGet, map[string]string{}
 	if i.Body != nil {
-		method = http.MethodPost
-	}
-	req, err := http.NewRequestWithContext(ctx, method, c.Origin+c.Path+i.Path, bytes.NewReader(i.Body))
-	if err != nil {
-		return nil, nil, err
-	}
-	if i.Body != nil {
-		req.Header.Set("Content-Type", "application/json")
+		method, header["Content-Type"] = http.MethodPost, "application/json"
 	}
 	token := ""
 	if c.Token != nil {
-		if token, err = c.session(ctx); err != nil {
-			return nil, nil, err
+		var e *Error
+		if token, e = c.session(ctx); e != nil {
+			return nil, nil, e
 		}
-		req.Header.Set(c.Token.Header, token)
+		header[c.Token.Header] = token
 	}
-	h, body, err := c.Do(req)
-	e, _ := errors.AsType[*Error](err)
+	h, body, e := c.send(ctx, method, i.Path, header, i.Body)
 	switch {
+	case e == nil && h.Get(c.Echo) != c.Header[c.Echo]:
+		e = &Error{
+			Kind: ErrNotThisCloud, Status: http.StatusOK, Connected: true,
+			Cause: fmt.Errorf("the answer carries no header %s: %s", c.Echo, c.Header[c.Echo]),
+		}
 	case e != nil && e.Status == http.StatusUnauthorized && c.Token != nil:
 		c.Token.drop(token)
-	case err == nil && c.Check != nil:
-		err = c.Check(h)
 	}
-	return h, body, err
+	return h, body, e
+}
+
+func (c *Client) send(ctx context.Context, method, path string, header map[string]string, body []byte) (http.Header, []byte, *Error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.Origin+c.Path+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, nil, &Error{Kind: ErrNotReady, Cause: err}
+	}
+	for name, v := range header {
+		req.Header.Set(name, v)
+	}
+	return c.Do(req)
 }
 
 // session holds the lock while it requests a token, so that concurrent callers share it.
-func (c *Client) session(ctx context.Context) (string, error) {
+func (c *Client) session(ctx context.Context) (string, *Error) {
 	t := c.Token
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -287,17 +294,9 @@ func (c *Client) session(ctx context.Context) (string, error) {
 	if t.value != "" && now.Before(t.until) {
 		return t.value, nil
 	}
-	if err := ctx.Err(); err != nil {
-		return "", err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.Origin+c.Path+t.Path, http.NoBody)
-	if err != nil {
-		return "", err
-	}
-	req.Header.Set(t.TTL, strconv.Itoa(int(t.Lifetime/time.Second)))
-	_, body, err := c.Do(req)
-	if err != nil {
-		return "", err
+	_, body, e := c.send(ctx, http.MethodPut, t.Path, map[string]string{t.TTL: strconv.Itoa(int(t.Lifetime / time.Second))}, nil)
+	if e != nil {
+		return "", e
 	}
 	token := strings.TrimSpace(string(body))
 	if token == "" || len(token) > 1024 || strings.ContainsFunc(token, notInToken) {
@@ -321,8 +320,8 @@ func (t *Token) drop(token string) {
 // notInToken rejects what breaks a header, or is HTML.
 func notInToken(r rune) bool { return r <= ' ' || r > '~' || r == '<' || r == '>' }
 
-// Do returns header and body of a 200 answer, or an *Error without an item.
-func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
+// Do returns header and body of a 200 answer, or an error without an item.
+func (c *Client) Do(req *http.Request) (http.Header, []byte, *Error) {
 	e := &Error{Token: req.Method == http.MethodPut}
 	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { e.Connected = true },
@@ -330,7 +329,7 @@ func (c *Client) Do(req *http.Request) (http.Header, []byte, error) {
 	for name, v := range c.Header {
 		req.Header.Set(name, v)
 	}
-	log := c.opts.Log.With("method", req.Method, "host", req.URL.Host, "path", req.URL.Path)
+	log := c.Options.Log.With("method", req.Method, "host", req.URL.Host, "path", req.URL.Path)
 	resp, err := c.http.Do(req)
 	if err != nil {
 		log.Debug("metadata request failed", "error", err)
@@ -379,9 +378,6 @@ func shortCause(err error, connected bool) error {
 			return fmt.Errorf("connected, and no answer in time: %w", context.DeadlineExceeded)
 		}
 		return fmt.Errorf("no connection in time: %w", context.DeadlineExceeded)
-	}
-	if op, ok := errors.AsType[*net.OpError](err); ok {
-		return op
 	}
 	return WireCause(err)
 }

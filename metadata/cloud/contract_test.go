@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -116,7 +117,7 @@ func TestSpotEnd(t *testing.T) {
 		{"again after it was withdrawn", []look{{time.Minute, time.Minute}, {never, never}, {4 * time.Minute, 4 * time.Minute}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				begin := time.Now()
 				end := cloud.SpotEnd{Lead: 2 * time.Minute}
 				for i, l := range tt.looks {
@@ -135,7 +136,7 @@ func TestSpotEnd(t *testing.T) {
 			})
 		})
 	}
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		end := cloud.SpotEnd{Lead: 2 * time.Minute}
 		at := time.Now().Add(time.Minute)
 		_ = end.At(at)

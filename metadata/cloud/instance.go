@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -21,8 +22,8 @@ import (
 const (
 	// MaxText bounds ids and names.
 	MaxText = 256
-	// MaxTag bounds a tag's value.
-	MaxTag  = 1024
+	// maxTag bounds a tag's value.
+	maxTag  = 1024
 	MaxTags = 256
 )
 
@@ -106,13 +107,13 @@ func (i *Instance) Bound() error {
 	}
 	kept := Tags{}
 	for _, k := range slices.Sorted(maps.Keys(i.Tags)) {
-		if len(k) <= MaxText && len(i.Tags[k]) <= MaxTag && len(kept) < MaxTags {
+		if len(k) <= MaxText && len(i.Tags[k]) <= maxTag && len(kept) < MaxTags {
 			kept[k] = i.Tags[k]
 		}
 	}
 	if left := len(i.Tags) - len(kept); left > 0 {
 		i.Tags = kept
-		i.Notes = append(i.Notes, fmt.Sprintf("%d tags are left out: there are at most %d, a key has at most %d bytes, a value %d", left, MaxTags, MaxText, MaxTag))
+		i.Notes = append(i.Notes, fmt.Sprintf("%d tags are left out: there are at most %d, a key has at most %d bytes, a value %d", left, MaxTags, MaxText, maxTag))
 	}
 	return nil
 }
@@ -194,27 +195,21 @@ func (t Tags) Redacted() map[string]string {
 	return out
 }
 
+// valueParts are scheme, login, the rest and a query. An unescaped password may contain an @, a query a token.
+var valueParts = regexp.MustCompile(`(?s)^(.*?://)?(.*@)?([^?]*)(\?.*)?$`)
+
 func redactValue(v string) string {
-	const hidden = "***"
-	scheme, rest, isURI := strings.Cut(v, "://")
-	if isURI {
-		scheme += "://"
-	} else {
-		scheme, rest = "", v
-	}
-	// An unescaped password may contain an @.
-	at := strings.LastIndexByte(rest, '@')
-	if !isURI && at < 0 {
+	part := valueParts.FindStringSubmatch(v)
+	if part[1]+part[2] == "" {
 		return v
 	}
-	shown, _, options := strings.Cut(rest[at+1:], "?")
-	if at >= 0 {
-		shown = hidden + "@" + shown
+	if part[2] != "" {
+		part[2] = "***@"
 	}
-	if options { // may hold tokens and key passwords
-		shown += "?" + hidden
+	if part[4] != "" {
+		part[4] = "?***"
 	}
-	return scheme + shown
+	return strings.Join(part[1:], "")
 }
 
 // String implements fmt.Stringer, redacted.

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cloud_test
+package cloud
 
 import (
 	"errors"
@@ -12,38 +12,37 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 func TestBound(t *testing.T) {
 	text := func(n int) string { return strings.Repeat("x", n) }
-	i := cloud.Instance{
-		ID: text(cloud.MaxText), Group: text(cloud.MaxText + 1), Zone: "z",
-		Tags: cloud.Tags{"role": "edge", "long": text(cloud.MaxTag + 1), "just": text(cloud.MaxTag), text(cloud.MaxText + 1): "v"},
+	i := Instance{
+		ID: text(MaxText), Group: text(MaxText + 1), Zone: "z",
+		Tags: Tags{"role": "edge", "long": text(maxTag + 1), "just": text(maxTag), text(MaxText + 1): "v"},
 	}
 	must.OK(t, i.Bound())
 	if i.Group != "" || i.Zone != "z" || len(i.Notes) != 2 {
 		t.Errorf("%+v", i)
 	}
-	if d := cmp.Diff(map[string]string{"role": "edge", "just": text(cloud.MaxTag)}, map[string]string(i.Tags)); d != "" {
+	if d := cmp.Diff(map[string]string{"role": "edge", "just": text(maxTag)}, map[string]string(i.Tags)); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 
 	i.ID += "x"
-	if err := i.Bound(); !errors.Is(err, cloud.ErrBadAnswer) {
+	if err := i.Bound(); !errors.Is(err, ErrBadAnswer) {
 		t.Errorf("%v", err)
 	}
 
-	many := cloud.Tags{}
-	for n := range 2 * cloud.MaxTags {
+	many := Tags{}
+	for n := range 2 * MaxTags {
 		many[fmt.Sprintf("%05d", n)] = "v"
 	}
-	set := cloud.Instance{ID: "i-1", Tags: many, Group: text(1 << 20)}
-	if err := set.Bound(); err != nil || len(set.Tags) != cloud.MaxTags || len(set.Group) > cloud.MaxText {
+	set := Instance{ID: "i-1", Tags: many, Group: text(1 << 20)}
+	if err := set.Bound(); err != nil || len(set.Tags) != MaxTags || len(set.Group) > MaxText {
 		t.Errorf("%d tags, a group of %d bytes, %v", len(set.Tags), len(set.Group), err)
 	}
 
-	plain := cloud.Instance{ID: "i-1"}
+	plain := Instance{ID: "i-1"}
 	if err := plain.Bound(); err != nil || plain.Tags != nil || plain.Notes != nil {
 		t.Errorf("%v, %+v", err, plain)
 	}

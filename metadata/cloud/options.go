@@ -21,13 +21,13 @@ import (
 const (
 	// Timeout bounds one Instance call. Clouds document starts of this order; a longer silence is a fault.
 	Timeout = 20 * time.Second
-	// AttemptTimeout bounds one request. One second is known to fail on busy hosts.
-	AttemptTimeout = 2 * time.Second
-	// RetryWait doubles up to MaxRetryWait, minus up to half at random, so that a fleet does not retry together.
+	// attemptTimeout bounds one request. One second is known to fail on busy hosts.
+	attemptTimeout = 2 * time.Second
+	// retryWait doubles up to maxRetryWait, minus up to half at random, so that a fleet does not retry together.
 	// Azure answers five requests a second.
-	RetryWait = 250 * time.Millisecond
-	// MaxRetryWait finds a late service in time.
-	MaxRetryWait = 2 * time.Second
+	retryWait = 250 * time.Millisecond
+	// maxRetryWait finds a late service in time.
+	maxRetryWait = 2 * time.Second
 	// MaxBody bounds an answer in bytes. The largest real one, user data, has 16 KiB.
 	MaxBody = 1 << 20
 )

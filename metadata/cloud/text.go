@@ -41,7 +41,7 @@ func Printable(s string) string {
 // ParseLine parses one line that is not HTML.
 func ParseLine(body []byte) (string, error) {
 	s := strings.TrimSpace(string(body))
-	if s == "" || len(s) > MaxTag || !utf8.ValidString(s) || strings.ContainsAny(s, "<>") || strings.ContainsFunc(s, unicode.IsControl) {
+	if s == "" || len(s) > maxTag || !utf8.ValidString(s) || strings.ContainsAny(s, "<>") || strings.ContainsFunc(s, unicode.IsControl) {
 		return "", fmt.Errorf("%s is not one line of text", Quote(s))
 	}
 	return s, nil
@@ -50,7 +50,7 @@ func ParseLine(body []byte) (string, error) {
 // ParseValue parses a tag value: one line, possibly empty.
 func ParseValue(body []byte) (string, error) {
 	s := strings.TrimRight(string(body), "\r\n")
-	if len(s) > MaxTag || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+	if len(s) > maxTag || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
 		return "", fmt.Errorf("a value of %d bytes is not text of one line", len(s))
 	}
 	return s, nil

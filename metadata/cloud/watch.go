@@ -35,7 +35,7 @@ func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duratio
 			if failures++; failures == 1 {
 				log.Warn("cloud signal cannot be read, notices may come late", "item", item, "error", err, "hint", HintOf(err))
 			}
-			pause = max(pause, BackOff(every, failures, err))
+			pause = max(pause, backOff(every, failures, err))
 		case err == nil && bad:
 			failures = 0
 			log.Info("cloud signal can be read again", "item", item)
@@ -52,7 +52,7 @@ func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duratio
 // Watch polls an item and reports what parse returns; parse gets nil if the item is not set. Errors of parse are not
 // reported, nor is [ErrNotFound], an absence without meaning.
 func (c *Client) Watch(ctx context.Context, i Item, topic string, every time.Duration, report Report, parse func([]byte) ([]Notice, error)) {
-	Poll(ctx, c.opts.Log, i.Name, every, func(ctx context.Context) (time.Duration, error) {
+	Poll(ctx, c.Options.Log, i.Name, every, func(ctx context.Context) (time.Duration, error) {
 		_, body, err := c.Once(ctx, i)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return 0, err
@@ -77,8 +77,8 @@ func UntilTick(every time.Duration) time.Duration {
 	return left
 }
 
-// BackOff doubles with each failure after the first, which may be one lost packet. Jitter spreads a fleet.
-func BackOff(every time.Duration, failures int, err error) time.Duration {
+// backOff doubles with each failure after the first, which may be one lost packet. Jitter spreads a fleet.
+func backOff(every time.Duration, failures int, err error) time.Duration {
 	most := maxPause
 	if errors.Is(err, ErrForbidden) || errors.Is(err, ErrNotThisCloud) {
 		most = maxRefusedPause

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cloud_test
+package cloud
 
 import (
 	"bytes"
@@ -12,25 +12,18 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/amsagent/amsagent/metadata/cloud"
 )
-
-func bubble(t *testing.T, f func(*testing.T)) {
-	t.Helper()
-	synctest.Test(t, f)
-}
 
 // TestPoll: an item is looked at each interval, less often while it cannot be read, and an outage is two lines in the log.
 func TestPoll(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		var at []time.Time
 		begin := time.Now()
 		failing := func() bool { return time.Since(begin) > time.Minute && time.Since(begin) < 2*time.Minute }
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
-		cloud.Poll(ctx, slog.New(slog.NewTextHandler(&log, nil)), "spot", 2*time.Second, func(context.Context) (time.Duration, error) {
+		Poll(ctx, slog.New(slog.NewTextHandler(&log, nil)), "spot", 2*time.Second, func(context.Context) (time.Duration, error) {
 			at = append(at, time.Now())
 			if failing() {
 				return 0, errors.New("away")
@@ -57,12 +50,12 @@ func TestPoll(t *testing.T) {
 
 // All that is looked at wakes the process together.
 func TestPollTogether(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		<-time.After(300 * time.Millisecond)
 		n := 0
-		cloud.Poll(ctx, slog.New(slog.DiscardHandler), "x", 2*time.Second, func(context.Context) (time.Duration, error) {
+		Poll(ctx, slog.New(slog.DiscardHandler), "x", 2*time.Second, func(context.Context) (time.Duration, error) {
 			if n++; n > 1 && time.Now().UnixNano()%int64(2*time.Second) != 0 {
 				t.Errorf("look %d at %v", n, time.Now())
 			}
@@ -72,7 +65,7 @@ func TestPollTogether(t *testing.T) {
 }
 
 func TestBackOff(t *testing.T) {
-	away, refused := errors.New("away"), &cloud.Error{Kind: cloud.ErrForbidden}
+	away, refused := errors.New("away"), &Error{Kind: ErrForbidden}
 	for _, tt := range []struct {
 		every    time.Duration
 		failures int
@@ -86,8 +79,8 @@ func TestBackOff(t *testing.T) {
 		{10 * time.Minute, 5, away, 10 * time.Minute},
 	} {
 		for range 100 {
-			if got := cloud.BackOff(tt.every, tt.failures, tt.err); got > tt.most || got < tt.most*3/4-1 {
-				t.Fatalf("BackOff(%s, %d, %v) = %s, want about %s", tt.every, tt.failures, tt.err, got, tt.most)
+			if got := backOff(tt.every, tt.failures, tt.err); got > tt.most || got < tt.most*3/4-1 {
+				t.Fatalf("backOff(%s, %d, %v) = %s, want about %s", tt.every, tt.failures, tt.err, got, tt.most)
 			}
 		}
 	}

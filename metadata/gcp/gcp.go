@@ -23,9 +23,6 @@ import (
 // Name is this provider's name.
 const Name = "gcp"
 
-// Endpoint avoids metadata.google.internal: at boot DNS may be missing.
-const Endpoint = "http://169.254.169.254"
-
 // Time from soft to hard power-off, by the API reference (Scheduling.skipGuestOsShutdown). Older pages document 90 s for
 // standard VMs.
 const (
@@ -33,19 +30,10 @@ const (
 	StopWindowStandard = 120 * time.Second
 )
 
-// Values of LifeCycle.
-const (
-	spotVM     = "spot"
-	standardVM = "standard"
-)
+// spotVM is a value of LifeCycle.
+const spotVM = "spot"
 
-const (
-	base      = "/computeMetadata/v1/"
-	recursive = "?recursive=true&alt=json"
-	// flavorHeader protects requests from web pages, and identifies the service.
-	flavorHeader = "Metadata-Flavor"
-	flavor       = "Google"
-)
+const recursive = "?recursive=true&alt=json"
 
 const (
 	hintForeign = "what answers is not Google's metadata server: use the --provider of the cloud this machine is in, or generic"
@@ -58,32 +46,21 @@ const (
 // Provider reads the metadata of this machine. It is safe for concurrent use.
 type Provider struct {
 	cloud.Silent
-	opts  cloud.Options
-	items *cloud.Client
+	*cloud.Client
 }
 
 var _ cloud.Provider = (*Provider)(nil)
 
 // New opens the provider. It makes no request.
 func New(opts cloud.Options) (*Provider, error) {
-	items, err := cloud.New(cloud.Client{
-		Provider: Name, Origin: Endpoint, Path: base, Header: map[string]string{flavorHeader: flavor}, Check: check, Foreign: hintForeign,
+	c, err := cloud.New(cloud.Client{
+		// Not metadata.google.internal: at boot DNS may be missing.
+		Provider: Name, Origin: "http://169.254.169.254", Path: "/computeMetadata/v1/", Foreign: hintForeign,
+		// The header protects requests from web pages, and identifies the service.
+		Header: map[string]string{"Metadata-Flavor": "Google"}, Echo: "Metadata-Flavor",
 		Hints: map[int]string{0: hintUnreachable, http.StatusUnauthorized: hintRefused, http.StatusForbidden: hintRefused},
 	}, opts)
-	return &Provider{Silent: cloud.Silent{Without: "Google Cloud asks nothing before it ends a machine"}, opts: opts.WithDefaults(), items: items}, err
-}
-
-// Name implements cloud.Provider.
-func (p *Provider) Name() string { return Name }
-
-func check(h http.Header) error {
-	if h.Get(flavorHeader) == flavor {
-		return nil
-	}
-	return &cloud.Error{
-		Kind: cloud.ErrNotThisCloud, Status: http.StatusOK, Connected: true,
-		Cause: fmt.Errorf("the answer carries no header %s: %s", flavorHeader, flavor),
-	}
+	return &Provider{Silent: cloud.Silent{Without: "Google Cloud asks nothing before it ends a machine"}, Client: c}, err
 }
 
 type machine struct {
@@ -147,51 +124,56 @@ func parseProject(body []byte) (project, error) {
 func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, cloud.Timeout)
 	defer cancel()
-	m, err := cloud.Read(ctx, p.items, cloud.Item{Name: "instance", Path: "instance/" + recursive, Required: true}, parseMachine)
+	m, err := cloud.Read(ctx, p.Client, cloud.Item{Name: "instance", Path: "instance/" + recursive, Required: true}, parseMachine)
 	if err != nil {
 		return cloud.Instance{}, err
 	}
 	inst := cloud.Instance{
 		Provider: Name, ID: m.ID.String(), IDSource: "id of the instance metadata", Name: m.Name, Hostname: m.Hostname,
-		Zone: m.Zone, Type: m.MachineType, LifeCycle: m.lifeCycle(), StopWindow: StopWindowStandard, TagsKnown: true, Tags: cloud.Tags{},
+		Region: m.Zone[:max(0, strings.LastIndexByte(m.Zone, '-'))], Zone: m.Zone, Type: m.MachineType,
+		LifeCycle: m.lifeCycle(), StopWindow: StopWindowStandard,
 	}
-	if i := strings.LastIndexByte(m.Zone, '-'); i > 0 {
-		inst.Region = m.Zone[:i]
-	}
-	if inst.LifeCycle == spotVM || inst.LifeCycle == "" {
-		inst.StopWindow = StopWindowSpot
-	}
-	if inst.LifeCycle == "" {
+	switch inst.LifeCycle {
+	case "":
 		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata does not show whether this is a Spot VM: %s are planned with", StopWindowSpot))
+		fallthrough
+	case spotVM:
+		inst.StopWindow = StopWindowSpot
 	}
 	if m.odd != nil {
 		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata's %s is of no form that is known here", m.odd.Field))
-		if strings.HasPrefix(m.odd.Field, "attributes") {
-			inst.Missing, inst.TagsKnown = []string{"tags"}, false
-			inst.TagsHint = "the attributes of this instance are of no form that is known here"
-		}
 	}
 	var nics []cloud.NIC
 	for _, n := range m.Interfaces {
 		nics = append(nics, n.reached())
 	}
-	inst.Choose(nics, p.opts.Local)
-	proj, err := cloud.Read(ctx, p.items, cloud.Item{Name: "project", Path: "project/" + recursive}, parseProject)
+	inst.Choose(nics, p.Options.Local)
+	p.readTags(ctx, m, &inst)
+	return inst, cloud.Left(ctx, Name)
+}
+
+// readTags merges the attributes of the project and of the machine, which take precedence.
+func (p *Provider) readTags(ctx context.Context, m machine, inst *cloud.Instance) {
+	inst.Tags, inst.TagsKnown = cloud.Tags{}, true
+	if m.odd != nil && strings.HasPrefix(m.odd.Field, "attributes") {
+		inst.Missing, inst.TagsKnown = []string{"tags"}, false
+		inst.TagsHint = "the attributes of this instance are of no form that is known here"
+	}
+	proj, err := cloud.Read(ctx, p.Client, cloud.Item{Name: "project", Path: "project/" + recursive}, parseProject)
 	if err != nil && !errors.Is(err, cloud.ErrNotFound) {
 		// The unreadable attribute may name MongoDB, so it must not count as absent.
-		inst.Miss(p.opts.Log, "account_id", err)
+		inst.Miss(p.Options.Log, "account_id", err)
 		inst.TagsKnown, inst.TagsHint = false, cloud.Unread("attributes", err)
 	}
 	inst.AccountID = proj.ID
-	// Machine attributes override project attributes. A group creates no project.
 	maps.Copy(inst.Tags, agentAttributes(proj.Attributes))
+	// A group creates no project.
 	delete(inst.Tags, attributeCreatedBy)
 	delete(inst.Tags, attributeTemplate)
 	maps.Copy(inst.Tags, agentAttributes(m.Attributes))
 	if by := groupOf.FindStringSubmatch(inst.Tags[attributeCreatedBy]); by != nil {
 		inst.Group = by[1]
 	}
-	return inst, cloud.Left(ctx, Name)
 }
 
 // lifeCycle returns spot, standard or Google's other name; "" if unknown.
@@ -201,7 +183,7 @@ func (m *machine) lifeCycle() string {
 	case model == "spot", model == "preemptible", preemptible == "true":
 		return spotVM
 	case model == "" && preemptible == "false":
-		return standardVM
+		return "standard"
 	}
 	return model
 }

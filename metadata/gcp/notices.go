@@ -55,9 +55,11 @@ type item struct {
 	// began reports that the previous answer had no signal.
 	read func(ctx context.Context, began bool) cloud.Notice
 
-	word    string // the last value
-	looked  bool
-	current []cloud.Notice
+	word      string // the last value
+	looked    bool
+	current   []cloud.Notice
+	etag      string
+	confirmed int // reports since the start or the end of a signal
 }
 
 // Watch implements cloud.Watcher. Held requests cost an idle machine three requests a minute.
@@ -73,48 +75,44 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 			idle: []string{"NONE", "UNSPECIFIED", "STOP_STATE_UNSPECIFIED", "UNKNOWN_STOP_STATE"},
 		},
 	} {
-		wg.Go(func() { p.follow(ctx, it, report) })
+		wg.Go(func() {
+			cloud.Poll(ctx, p.Options.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) { return p.look(ctx, it, report) })
+		})
 	}
 	wg.Wait()
 }
 
-// follow sends the last ETag, so that the service answers on a change.
-func (p *Provider) follow(ctx context.Context, it *item, report cloud.Report) {
-	etag, confirm := "", confirmations
-	cloud.Poll(ctx, p.opts.Log, it.path, pace, func(ctx context.Context) (time.Duration, error) {
-		asked, held := cloud.Item{Name: it.path, Path: it.path}, etag != ""
+// look sends the last ETag, so that the service answers on a change.
+func (p *Provider) look(ctx context.Context, it *item, report cloud.Report) (time.Duration, error) {
+	asked, held := cloud.Item{Name: it.path, Path: it.path}, it.etag != ""
+	if held {
+		asked.Path += fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", url.QueryEscape(it.etag), int(jitter(holdTime).Seconds()))
+		asked.Timeout = holdTime + holdMargin
+	}
+	it.etag = ""
+	head, body, err := p.Client.Once(ctx, asked)
+	word := strings.ToUpper(strings.TrimSpace(string(body)))
+	if err == nil && !oneWord.MatchString(word) {
+		err = fmt.Errorf("%s is %s", it.path, cloud.Quote(word))
+	}
+	absent := errors.Is(err, cloud.ErrNotFound)
+	if err != nil && !absent {
 		if held {
-			asked.Path += fmt.Sprintf("?wait_for_change=true&last_etag=%s&timeout_sec=%d", url.QueryEscape(etag), int(jitter(holdTime).Seconds()))
-			asked.Timeout = holdTime + holdMargin
+			return pace, nil // only a failure of the next, direct request counts
 		}
-		head, body, err := p.items.Once(ctx, asked)
-		word := strings.ToUpper(strings.TrimSpace(string(body)))
-		if err == nil && !oneWord.MatchString(word) {
-			err = fmt.Errorf("%s is %s", it.path, cloud.Quote(word))
-		}
-		etag = ""
-		absent := errors.Is(err, cloud.ErrNotFound)
-		switch {
-		case err != nil && !absent && held:
-			// Only a failure of the next, direct request counts.
-			return pace, nil
-		case err != nil && !absent:
-			return 0, err
-		}
-		if it.take(ctx, word) {
-			confirm = confirmations
-		}
-		report(it.topic, it.current)
-		switch {
-		case confirm > 0:
-			confirm--
-		case absent:
+		return 0, err
+	}
+	if it.take(ctx, word) {
+		it.confirmed = 0
+	}
+	report(it.topic, it.current)
+	if it.confirmed++; it.confirmed > confirmations {
+		if absent {
 			return jitter(absentPause), nil
-		default:
-			etag = head.Get("ETag") // without an ETag the service does not hold
 		}
-		return pace, nil
-	})
+		it.etag = head.Get("ETag") // without an ETag the service does not hold
+	}
+	return pace, nil
 }
 
 var oneWord = regexp.MustCompile(`^[A-Z0-9_]{0,64}$`)
@@ -159,10 +157,10 @@ func preempted() func(context.Context, bool) cloud.Notice {
 func (p *Provider) maintenance(ctx context.Context, began bool) cloud.Notice {
 	now := time.Now()
 	n := counted(topicMaintenance, cloud.Reboot, "host maintenance", now.Add(maintenanceNotice))
-	if drivers, _ := pci.NVIDIADrivers(p.opts.Path("/")); began && len(drivers) > 0 {
+	if drivers, _ := pci.NVIDIADrivers(p.Options.Path("/")); began && len(drivers) > 0 {
 		n.At = now.Add(maintenanceNoticeGPU)
 	}
-	_, body, err := p.items.Once(ctx, cloud.Item{Name: "upcoming maintenance", Path: "instance/upcoming-maintenance?alt=json"})
+	_, body, err := p.Client.Once(ctx, cloud.Item{Name: "upcoming maintenance", Path: "instance/upcoming-maintenance?alt=json"})
 	if start := parseUpcoming(body); err == nil && start.After(n.At) && start.Before(now.Add(maintenanceNoticeGPU+holdMargin)) {
 		n.At, n.Counted = start, false
 	}
@@ -171,9 +169,9 @@ func (p *Provider) maintenance(ctx context.Context, began bool) cloud.Notice {
 
 func (p *Provider) shutdown(ctx context.Context, _ bool) cloud.Notice {
 	n := counted(topicShutdown, cloud.Terminate, "graceful shutdown", time.Now().Add(usualShutdown))
-	_, body, err := p.items.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
+	_, body, err := p.Client.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
-		p.opts.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)
+		p.Options.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)
 		return n
 	}
 	target, ends, counted := parseShutdown(body, time.Now())

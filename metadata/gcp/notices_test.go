@@ -24,6 +24,7 @@ import (
 )
 
 const (
+	base            = "/computeMetadata/v1/"
 	pathPreempted   = "instance/preempted"
 	pathMaintenance = "instance/maintenance-event"
 	pathUpcoming    = "instance/upcoming-maintenance"

@@ -88,7 +88,7 @@ func carrierGrade(a netip.Addr) bool {
 
 // identify returns an id from the machine id or host name, or [cloud.ErrNotFound].
 func identify(root, hostname string) (id, source string, err error) {
-	id, err = MachineID(root)
+	id, err = readMachineID(root)
 	if err == nil {
 		return IDPrefix + id, "derived from the machine id", nil
 	}

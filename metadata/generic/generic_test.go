@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package generic_test
+package generic
 
 import (
 	"context"
@@ -20,7 +20,6 @@ import (
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
-	"github.com/amsagent/amsagent/metadata/generic"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
@@ -30,10 +29,10 @@ const (
 	derivedID = "9de891b3bea241469e3d059c8ef2862b"
 )
 
-const hintTags = "without a cloud's metadata no tags are known: give role and group by flag, environment or configuration file"
+const tagsHint = "without a cloud's metadata no tags are known: give role and group by flag, environment or configuration file"
 
 func base(hostname string) cloud.Instance {
-	return cloud.Instance{Provider: "generic", ID: "m-" + derivedID, IDSource: "derived from the machine id", Hostname: hostname, TagsHint: hintTags}
+	return cloud.Instance{Provider: "generic", ID: "m-" + derivedID, IDSource: "derived from the machine id", Hostname: hostname, TagsHint: tagsHint}
 }
 
 func with(i cloud.Instance, change func(*cloud.Instance)) cloud.Instance {
@@ -106,10 +105,10 @@ func TestConformance(t *testing.T) {
 			if m.Options != nil {
 				m.Options(&o)
 			}
-			p, err := generic.New(o)
+			p, err := New(o)
 			must.OK(t, err)
 			got, err := p.Instance(t.Context())
-			if got.Notes = nil; !errors.Is(err, m.WantErr) || p.Name() != generic.Name {
+			if got.Notes = nil; !errors.Is(err, m.WantErr) || p.Name() != Name {
 				t.Errorf("%s: %v, want %v", p.Name(), err, m.WantErr)
 			}
 			if d := cmp.Diff(m.Want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
@@ -139,7 +138,7 @@ func TestNotes(t *testing.T) {
 			if m.Options != nil {
 				m.Options(&o)
 			}
-			p, err := generic.New(o)
+			p, err := New(o)
 			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
 			must.OK(t, err)
@@ -151,7 +150,7 @@ func TestNotes(t *testing.T) {
 }
 
 func TestNoIdentityHint(t *testing.T) {
-	p, err := generic.New(cloud.Options{Root: "testdata/nameless"})
+	p, err := New(cloud.Options{Root: "testdata/nameless"})
 	must.OK(t, err)
 	_, err = p.Instance(t.Context())
 	for _, want := range []string{"--offline", "on this machine: systemd-machine-id-setup --root=testdata/nameless"} {
@@ -163,7 +162,7 @@ func TestNoIdentityHint(t *testing.T) {
 
 // With another root the addresses of this machine do not count; without one they do.
 func TestForeignRootAsksNoInterface(t *testing.T) {
-	p, err := generic.New(cloud.Options{Root: "testdata/bare-metal"})
+	p, err := New(cloud.Options{Root: "testdata/bare-metal"})
 	must.OK(t, err)
 	inst, err := p.Instance(t.Context())
 	must.OK(t, err)
@@ -179,13 +178,13 @@ func TestForeignRootAsksNoInterface(t *testing.T) {
 }
 
 func TestMachineID(t *testing.T) {
-	got, err := generic.DeriveMachineID(machineID)
+	got, err := deriveMachineID(machineID)
 	if err != nil || got != derivedID {
-		t.Errorf("DeriveMachineID() = %q, %v, want %q", got, err, derivedID)
+		t.Errorf("deriveMachineID() = %q, %v, want %q", got, err, derivedID)
 	}
 	for _, bad := range []string{"", "uninitialized", machineID[:31], machineID + "0", strings.Repeat("0", 32), strings.Repeat("g", 32)} {
-		if got, err := generic.DeriveMachineID(bad); err == nil {
-			t.Errorf("DeriveMachineID(%q) = %q, want an error", bad, got)
+		if got, err := deriveMachineID(bad); err == nil {
+			t.Errorf("deriveMachineID(%q) = %q, want an error", bad, got)
 		} else if len(bad) > 13 && strings.Contains(err.Error(), bad) {
 			t.Errorf("the error shows the machine id: %v", err)
 		}
@@ -202,7 +201,7 @@ func TestMachineIDAgreesWithSystemd(t *testing.T) {
 	if err != nil {
 		t.Skipf("this machine has no machine id: %v", err)
 	}
-	got, err := generic.MachineID("/")
+	got, err := readMachineID("/")
 	must.OK(t, err)
 	if want := strings.TrimSpace(string(out)); got != want {
 		t.Errorf("MachineID() = %s, systemd says %s", got, want)
@@ -216,7 +215,7 @@ func TestMachineIDStaysInside(t *testing.T) {
 		if m.Options != nil {
 			m.Options(&o)
 		}
-		p, err := generic.New(o)
+		p, err := New(o)
 		must.OK(t, err)
 		inst, err := p.Instance(t.Context())
 		if out := fmt.Sprintf("%+v %v", inst, err); strings.Contains(out, machineID) {
@@ -226,25 +225,25 @@ func TestMachineIDStaysInside(t *testing.T) {
 }
 
 func TestReadCloudInitAbsent(t *testing.T) {
-	if _, err := generic.ReadCloudInit(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := ReadCloudInit(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error = %v, want fs.ErrNotExist", err)
 	}
 }
 
 func FuzzParse(f *testing.F) {
 	for _, m := range machines() {
-		if b, err := os.ReadFile(filepath.Join(m.Root, generic.CloudInitPath)); err == nil {
+		if b, err := os.ReadFile(filepath.Join(m.Root, CloudInitPath)); err == nil {
 			f.Add(b)
 		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		ci, _ := generic.ParseCloudInit(b)
+		ci, _ := parseCloudInit(b)
 		for _, v := range []string{ci.CloudName, ci.Region, ci.Zone} {
 			if strings.ContainsAny(v, "\n\r\x00") || len(v) > 400 {
 				t.Errorf("let through %q", v)
 			}
 		}
-		if _, err := generic.DeriveMachineID(string(b)); err == nil && len(b) != 32 {
+		if _, err := deriveMachineID(string(b)); err == nil && len(b) != 32 {
 			t.Errorf("an id out of %q", b)
 		}
 	})

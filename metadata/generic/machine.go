@@ -19,12 +19,11 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// appID (systemd-id128 new) must never change: every derived id would change.
-const appID = "e3db9ca5a4ae4ac0aaf7e6b2eb021a95"
+// appID is e3db9ca5a4ae4ac0aaf7e6b2eb021a95. It must never change: every derived id would change.
+var appID = []byte{0xe3, 0xdb, 0x9c, 0xa5, 0xa4, 0xae, 0x4a, 0xc0, 0xaa, 0xf7, 0xe6, 0xb2, 0xeb, 0x02, 0x1a, 0x95}
 
-// MachineID derives an id that does not reveal the machine id, as does
-// `systemd-id128 machine-id --app-specific=e3db9ca5a4ae4ac0aaf7e6b2eb021a95`.
-func MachineID(root string) (string, error) {
+// readMachineID derives an id that does not reveal the machine id, as does `systemd-id128 machine-id --app-specific=`appID.
+func readMachineID(root string) (string, error) {
 	var errs []error
 	// The second is D-Bus's older path.
 	for _, path := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id"} {
@@ -33,7 +32,7 @@ func MachineID(root string) (string, error) {
 			errs = append(errs, err)
 			continue
 		}
-		id, err := DeriveMachineID(strings.TrimSpace(string(b)))
+		id, err := deriveMachineID(strings.TrimSpace(string(b)))
 		if err == nil {
 			return id, nil
 		}
@@ -42,20 +41,16 @@ func MachineID(root string) (string, error) {
 	return "", fmt.Errorf("reading the machine id: %w", errors.Join(errs...))
 }
 
-// DeriveMachineID is sd_id128_get_machine_app_specific: HMAC-SHA256 of appID keyed with the machine id, cut to 128 bits,
+// deriveMachineID is sd_id128_get_machine_app_specific: HMAC-SHA256 of appID keyed with the machine id, cut to 128 bits,
 // marked as a random UUID.
-func DeriveMachineID(machineID string) (string, error) {
+func deriveMachineID(machineID string) (string, error) {
 	key, err := hex.DecodeString(machineID)
 	if err != nil || len(key) != 16 || bytes.Equal(key, make([]byte, 16)) {
 		// Before its first boot a golden image has an empty file or "uninitialized".
 		return "", fmt.Errorf("no machine id of 32 hexadecimal digits (%d bytes)", len(machineID))
 	}
-	app, err := hex.DecodeString(appID)
-	if err != nil {
-		return "", fmt.Errorf("application id: %w", err)
-	}
 	mac := hmac.New(sha256.New, key)
-	mac.Write(app)
+	mac.Write(appID)
 	id := mac.Sum(nil)[:16]
 	id[6] = id[6]&0x0f | 0x40
 	id[8] = id[8]&0x3f | 0x80
@@ -70,8 +65,7 @@ func hostName(root string) string {
 			continue
 		}
 		for line := range strings.Lines(string(b)) {
-			line = strings.TrimSpace(line)
-			if line == "" || strings.HasPrefix(line, "#") {
+			if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
 				continue
 			}
 			if usableHostname(line) {
@@ -107,11 +101,11 @@ func ReadCloudInit(root string) (CloudInit, error) {
 	if err != nil {
 		return CloudInit{}, fmt.Errorf("reading cloud-init's instance data: %w", err)
 	}
-	return ParseCloudInit(b)
+	return parseCloudInit(b)
 }
 
-// ParseCloudInit parses instance data. Older releases spell keys with hyphens.
-func ParseCloudInit(b []byte) (CloudInit, error) {
+// parseCloudInit parses instance data. Older releases spell keys with hyphens.
+func parseCloudInit(b []byte) (CloudInit, error) {
 	var doc struct {
 		V1 map[string]json.RawMessage `json:"v1"`
 	}

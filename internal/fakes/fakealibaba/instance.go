@@ -17,7 +17,6 @@ type Instance struct {
 	Region    string `json:"region"`
 	Zone      string `json:"zone"`
 	Type      string `json:"type"`
-	ImageID   string `json:"image_id"`
 	Hostname  string `json:"hostname"`
 	// NICs are the network interfaces; the first is the primary one.
 	NICs []NIC `json:"nics"`
@@ -46,7 +45,7 @@ type NIC struct {
 func Sample() Instance {
 	return Instance{
 		ID: "i-bp13znx0m0me8cq0001", Name: "edge-hangzhou-0001", AccountID: "1609000000000001",
-		Region: "cn-hangzhou", Zone: "cn-hangzhou-i", Type: "ecs.g7.xlarge", ImageID: "aliyun_3_x64_20G_alibase_20260101.vhd",
+		Region: "cn-hangzhou", Zone: "cn-hangzhou-i", Type: "ecs.g7.xlarge",
 		Hostname: "iZbp13znx0m0me8cq0001Z",
 		NICs:     []NIC{{MAC: "00:16:3e:0f:00:01", IPv4s: []string{"192.168.0.12"}, Public: "203.0.113.7"}},
 		Tags:     map[string]string{"Name": "ams-edge", "amsagent-role": "edge"},
@@ -58,14 +57,8 @@ func Sample() Instance {
 // item without a value is not there, and its path answers 404.
 func (i Instance) items(k fakes.Key) fakes.Items {
 	m := fakes.Items{}
-	var nic NIC
-	if len(i.NICs) > 0 {
-		nic = i.NICs[0]
-	}
-	ip := ""
-	if len(nic.IPv4s) > 0 {
-		ip = nic.IPv4s[0]
-	}
+	nic := fakes.First(i.NICs)
+	ip := fakes.First(nic.IPv4s)
 	m.Meta("instance-id", i.ID)
 	m.Meta("instance/instance-name", i.Name)
 	m.Meta("hostname", i.Hostname)
@@ -91,7 +84,7 @@ func (i Instance) items(k fakes.Key) fakes.Items {
 	m.Set("user-data", i.UserData)
 	m.Set("dynamic/instance-identity/document", fakes.JSON(map[string]string{
 		"zone-id": i.Zone, "serial-number": "4acd2b47-b328-4762-852f-998f2dfb0001", "instance-id": i.ID, "region-id": i.Region,
-		"private-ipv4": ip, "owner-account-id": i.AccountID, "mac": nic.MAC, "image-id": i.ImageID, "instance-type": i.Type,
+		"private-ipv4": ip, "owner-account-id": i.AccountID, "mac": nic.MAC, "instance-type": i.Type,
 	}))
 	return m
 }

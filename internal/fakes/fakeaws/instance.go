@@ -64,8 +64,8 @@ func Sample() Instance {
 // is not there, and its path answers 404.
 func (i Instance) items(k fakes.Key) fakes.Items {
 	m := fakes.Items{}
-	nic := first(i.NICs)
-	ip := first(nic.IPv4s)
+	nic := fakes.First(i.NICs)
+	ip := fakes.First(nic.IPv4s)
 
 	m.Meta("instance-id", i.ID)
 	m.Meta("instance-life-cycle", i.LifeCycle)
@@ -111,11 +111,4 @@ func (i Instance) items(k fakes.Key) fakes.Items {
 		}
 	}
 	return m
-}
-
-func first[T any](s []T) (one T) {
-	if len(s) > 0 {
-		one = s[0]
-	}
-	return one
 }

@@ -33,7 +33,7 @@ type Options struct {
 	VM *VM
 	// Set is what the machine shares with others; nil: a set of its own. It is not closed by this if it was given.
 	Set *Set
-	// Versions are those of the instance metadata that are served; nil: those that Azure documented in 2026.
+	// Versions are those of the instance metadata that are served; nil: those that Azure documents.
 	Versions []string
 	// BootTime is for how long everything is 410 after the start, DropCalls how many calls are dropped before anything else.
 	BootTime  time.Duration
@@ -58,19 +58,10 @@ type Server struct {
 // limit is how many requests a machine may make in a second.
 const limit = 5
 
-// versions are those of the instance metadata, the oldest first.
-func versions() []string {
-	return []string{
-		"2017-04-02", "2017-08-01", "2017-12-01", "2018-02-01", "2018-04-02", "2018-10-01", "2019-02-01", "2019-03-11", "2019-04-30",
-		"2019-06-01", "2019-06-04", "2019-08-01", "2019-08-15", "2019-11-01", "2020-06-01", "2020-07-15", "2020-09-01", "2020-10-01",
-		"2020-12-01", "2021-01-01", "2021-02-01", "2021-03-01", "2021-05-01", "2021-10-01", "2021-11-01", "2021-11-15", "2021-12-13",
-		"2023-07-01", "2023-11-15", "2025-04-07",
-	}
-}
-
-// eventVersions are those of Scheduled Events.
-func eventVersions() []string {
-	return []string{"2017-08-01", "2017-11-01", "2019-01-01", "2019-04-01", "2019-08-01", "2020-07-01"}
+// versions are those that Azure documents, as far as they have all that is served here.
+var versions = map[string][]string{
+	"/metadata/instance":        {"2021-12-13", "2023-07-01", "2023-11-15", "2025-04-07"},
+	"/metadata/scheduledevents": {"2020-07-01"},
 }
 
 // New makes a service that does not listen.
@@ -80,9 +71,6 @@ func New(o Options) *Server {
 	if s.set == nil {
 		vm := s.Get()
 		s.set = NewSet(cmp.Or(vm.ScaleSet, vm.Name), SetOptions{Log: o.Log})
-	}
-	if s.o.Versions == nil {
-		s.o.Versions = versions()
 	}
 	s.Metadata(o.Logger(), "/metadata/", map[string]string{"Content-Type": "application/json; charset=utf-8", "Server": "IMDS/150.870.65.1854"}, nil)
 	if o.DropCalls > 0 {
@@ -146,16 +134,16 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 		return http.StatusBadRequest, problem("Bad request. Required metadata header not specified")
 	case r.Header.Get("X-Forwarded-For") != "":
 		return http.StatusBadRequest, problem("Bad request. Requests that were forwarded are not answered")
-	case !events && path != "/metadata/instance":
+	case versions[path] == nil:
 		return http.StatusNotFound, problem("Not found")
 	case r.Method != http.MethodGet && (!events || r.Method != http.MethodPost):
 		return http.StatusMethodNotAllowed, problem("Method not allowed")
 	}
-	version, known := r.URL.Query().Get("api-version"), s.o.Versions
-	if events {
-		known = eventVersions()
+	known := versions[path]
+	if !events && s.o.Versions != nil {
+		known = s.o.Versions
 	}
-	if !slices.Contains(known, version) {
+	if !slices.Contains(known, r.URL.Query().Get("api-version")) {
 		return http.StatusBadRequest, problem("Bad request. api-version is invalid or was not specified in the request")
 	}
 	switch {
