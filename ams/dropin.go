@@ -28,6 +28,8 @@ const DropInPath = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
 // RuntimeDropInPath is lost at a reboot. A file of the same name in /etc overrides it.
 const RuntimeDropInPath = "/run/systemd/system/antmedia.service.d/50-amsagent.conf"
 
+const dropInMark = "# Written by amsagent"
+
 // StopTimeout allows the server to stop its applications one by one, with streams up to about 17 seconds each. The
 // vendor's unit kills it after 10 seconds; its streams then stay "broadcasting" in the database.
 func StopTimeout(apps int) time.Duration {
@@ -40,7 +42,7 @@ func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byt
 		return nil
 	}
 	var b bytes.Buffer
-	b.WriteString(`# Written by amsagent: the address under which this node registers in
+	b.WriteString(dropInMark + `: the address under which this node registers in
 # its cluster, time to end its streams when it stops, and the command that puts
 # the node's settings right before it starts. 'amsagent leave' removes this file;
 # until then 'amsagent join' puts back what is changed here. To override it, add a
@@ -74,6 +76,7 @@ func quoteUnit(s string) string {
 // DropInValues are the agent's settings in a drop-in.
 type DropInValues struct {
 	Exists      bool
+	Ours        bool // has the agent's mark
 	HostAddress string
 	StopTimeout time.Duration
 }
@@ -97,7 +100,7 @@ var (
 
 // ParseDropIn parses the lines that [DropIn] writes. [State] has the effect of all drop-ins.
 func ParseDropIn(b []byte) DropInValues {
-	v := DropInValues{Exists: true}
+	v := DropInValues{Exists: true, Ours: bytes.HasPrefix(b, []byte(dropInMark))}
 	if m := addressLine.FindSubmatch(b); m != nil {
 		v.HostAddress = strings.ReplaceAll(string(m[1]), "%%", "%")
 	}

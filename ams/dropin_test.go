@@ -59,7 +59,7 @@ func TestDropInQuotes(t *testing.T) {
 	}
 	for _, addr := range []string{"10.0.0.5", "fd00::5", "fe80::1%eth0", "fe80::1%br-4.100"} {
 		text := DropIn(netip.MustParseAddr(addr), 90*time.Second, "")
-		if got := ParseDropIn(text); got != (DropInValues{Exists: true, HostAddress: addr, StopTimeout: 90 * time.Second}) {
+		if got := ParseDropIn(text); got != (DropInValues{Exists: true, Ours: true, HostAddress: addr, StopTimeout: 90 * time.Second}) {
 			t.Errorf("%s: %+v of %s", addr, got, text)
 		}
 	}
@@ -74,9 +74,9 @@ func TestReadDropIn(t *testing.T) {
 	}
 	edited := strings.Replace(string(DropIn(addr, time.Minute, "")), "10.0.0.5", "10.0.0.9\nNice=3", 1)
 	for text, want := range map[string]DropInValues{
-		string(DropIn(addr, time.Minute, "")): {Exists: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
-		string(DropIn(addr, 0, "")):           {Exists: true, HostAddress: "10.0.0.5"},
-		edited:                                {Exists: true, HostAddress: "10.0.0.9", StopTimeout: time.Minute},
+		string(DropIn(addr, time.Minute, "")): {Exists: true, Ours: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
+		string(DropIn(addr, 0, "")):           {Exists: true, Ours: true, HostAddress: "10.0.0.5"},
+		edited:                                {Exists: true, Ours: true, HostAddress: "10.0.0.9", StopTimeout: time.Minute},
 		"[Service]\nTimeoutStopSec=60\nEnvironment=AMS_HOST_ADDRESS=10.0.0.5\n": {Exists: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
 	} {
 		// Behind an absolute link, as from configuration management.

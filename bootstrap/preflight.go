@@ -369,7 +369,7 @@ func (m *Machine) stopTimeout(f *facts) time.Duration {
 	want, inEffect := ams.StopTimeout(len(f.install.Apps)), f.service.StopTimeout
 	if !f.service.Known() {
 		is, err := ams.ReadDropIn(m.Root)
-		if err != nil || !is.Exists {
+		if err != nil || !is.Ours {
 			return want
 		}
 		inEffect = is.StopTimeout

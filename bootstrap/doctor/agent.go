@@ -202,7 +202,7 @@ func checkDropIn(ctx context.Context, p *patient) []Result {
 		case in.Unread != nil:
 			return one(notKnown(in.Unread))
 		case in.State == nil || in.State.Phase != bootstrap.PhaseJoined:
-			if v.Exists && in.State == nil && !in.Undo {
+			if v.Exists && v.Ours && in.State == nil && !in.Undo {
 				return one(warning("rm "+ams.DropInPath+"; systemctl daemon-reload", "this machine is not a cluster node, and %s is still there", ams.DropInPath))
 			}
 			return one(good("none is needed: this machine is not a cluster node"))
