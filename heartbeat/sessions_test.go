@@ -266,7 +266,7 @@ func TestViewers(t *testing.T) {
 // Without a key the server is not queried.
 func TestViewersWithoutKey(t *testing.T) {
 	c := newCounted(t, "")
-	c.connections("10.0.0.50")
+	c.established(map[int][]string{5443: {"10.0.0.50"}})
 	c.answer = figures(5, 0, 0)
 	c.is("no key", 0, 1, cluster.CountedByConnections)
 	if c.asked != 0 {
@@ -460,7 +460,7 @@ func TestRTMPViewers(t *testing.T) {
 		{"published to an edge without statistics", true, false, -1, 2, 1, 1, cluster.CountedByConnections},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			lines := "rtmp.port=1935\n"
+			lines := "rtmp.port=1935\nrtmps.enabled=true\nrtmps.port=1936\n"
 			if tt.token {
 				lines += serverKey
 			}
@@ -473,7 +473,10 @@ func TestRTMPViewers(t *testing.T) {
 			if tt.token {
 				c.answer = statistics(tt.streams, 0, 0, 0)
 			}
-			c.established(map[int][]string{1935: slices.Repeat([]string{"192.0.2.7"}, tt.rtmp)})
+			// Half of them by TLS.
+			c.established(map[int][]string{
+				1935: slices.Repeat([]string{"192.0.2.7"}, tt.rtmp/2), 1936: slices.Repeat([]string{"192.0.2.7"}, tt.rtmp-tt.rtmp/2),
+			})
 			c.is("counted", tt.publishers, tt.viewers, tt.by)
 		})
 	}

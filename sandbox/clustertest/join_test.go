@@ -221,6 +221,14 @@ func TestUndrainOfTheRecord(t *testing.T) {
 	a.control(http.MethodPost, daemon.PathUndrain, `{"who":"uid 0"}`, new(lifecycle.View))
 	must.Until(t, "the record is active", func() bool { return a.state() == cluster.StateActive })
 	a.serves()
+
+	if _, err := a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": nodeID}); err != nil {
+		t.Fatal(err)
+	}
+	must.Until(t, "the removed record is back", func() bool {
+		n, err := a.door.nodes().CountDocuments(t.Context(), bson.M{"_id": nodeID, "state": cluster.StateActive})
+		return err == nil && n == 1
+	})
 }
 
 // A record that an operator removed during a drain is registered again in the state draining, even if the answer to the

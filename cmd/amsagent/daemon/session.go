@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
@@ -239,7 +241,7 @@ type member struct {
 	// ousted: another machine uses the record.
 	ousted atomic.Bool
 	// enrolling allows one registration at a time, and guards the next two for it. Only drift changes these.
-	enrolling sync.Mutex
+	enrolling *semaphore.Weighted
 	// now has the latest facts. incomplete: some of the cloud are missing, and stay as in the record.
 	now        cluster.Node
 	incomplete bool
@@ -257,7 +259,7 @@ func (d *Daemon) newMember(ctx context.Context, mongo Named, c *bootstrap.Conver
 	if err != nil {
 		return nil, err
 	}
-	m := &member{d: d, mongo: mongo, client: client, node: c.Node}
+	m := &member{d: d, mongo: mongo, client: client, node: c.Node, enrolling: semaphore.NewWeighted(1)}
 	m.node.Port = d.portOf(m.node)
 	m.now, m.incomplete = m.node, c.Unidentified || c.Incomplete
 	d.member.Store(m)
@@ -358,8 +360,10 @@ func (m *member) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, e
 
 // enroll writes the record, as joining until AMS was seen. It does not end a drain.
 func (m *member) enroll(ctx context.Context) error {
-	m.enrolling.Lock()
-	defer m.enrolling.Unlock()
+	if err := m.enrolling.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer m.enrolling.Release(1)
 	drain := m.d.life.manager
 	drains := func() bool { return drain.View().Step != lifecycle.StepNone }
 	for {
@@ -695,9 +699,11 @@ func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
 	if !m.unwritten && missing == m.incomplete && reflect.DeepEqual(n, m.now) {
 		return
 	}
-	m.enrolling.Lock()
+	if m.enrolling.Acquire(ctx, 1) != nil {
+		return
+	}
 	m.now, m.incomplete = n, missing
-	m.enrolling.Unlock()
+	m.enrolling.Release(1)
 	err := m.enroll(ctx)
 	if m.unwritten = err != nil; m.unwritten {
 		m.d.log.Debug("the row was not written again, and will be", "error", err)
