@@ -796,25 +796,25 @@ func TestSpareStopped(t *testing.T) {
 	})
 }
 
-// TestAsksOthersSeldom: a node that is broken asks once a minute why it should be kept, for all of its cluster may be broken;
-// at once after it has served, or was stopped.
+// TestAsksOthersSeldom: a node that is broken asks at once why it should be kept, and then
+// once a minute, for all of its cluster may be broken.
 func TestAsksOthersSeldom(t *testing.T) {
-	f := &fakeServer{}
-	m := &member{d: newTestDaemon(&fakeMachine{}, &notified{}, func(o *Options) { o.Server = f })}
+	now := time.Now()
+	m := &member{d: newTestDaemon(&fakeMachine{}, &notified{}, nil)}
 	for name, tt := range map[string]struct {
-		broken  time.Time
-		stopped bool
-		waits   bool
+		broken, asked time.Time
+		spared        string
+		want          bool
 	}{
-		"broken for long":    {time.Now().Add(-time.Hour), false, true},
-		"serves":             {time.Time{}, false, false},
-		"was stopped before": {time.Now().Add(-time.Hour), true, false},
+		"never asked":              {now.Add(-time.Minute), time.Time{}, "", true},
+		"asked when it last broke": {now.Add(-time.Second), now.Add(-2 * time.Second), "", true},
+		"asked a moment ago":       {now.Add(-time.Hour), now.Add(-15 * time.Second), "half of them", false},
+		"asked a minute ago":       {now.Add(-time.Hour), now.Add(-time.Minute), "half of them", true},
+		"was stopped before":       {now.Add(-time.Hour), now.Add(-15 * time.Second), serverStopped, true},
 	} {
-		f.stopped, m.spareAsked = tt.stopped, time.Now().Add(-50*time.Second)
-		m.d.view.change(func(v *View) { v.brokenSince, v.spared = tt.broken, "half of them" })
-		m.askToKeep(t.Context())
-		if m.spareAsked.IsZero() == tt.waits || (m.d.view.get().spared == "half of them") != tt.waits {
-			t.Errorf("%s: asked at %s, %q", name, m.spareAsked, m.d.view.get().spared)
+		m.spareAsked = tt.asked
+		if got := m.asksOthers(View{brokenSince: tt.broken, spared: tt.spared}, now); got != tt.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }

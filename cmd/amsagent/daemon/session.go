@@ -247,7 +247,7 @@ type member struct {
 	incomplete bool
 	// unwritten: the record may lack facts of now.
 	unwritten bool
-	// spareAsked is when notAlone was last asked, or zero since the server served or was stopped by hand.
+	// spareAsked is when notAlone was last asked.
 	spareAsked time.Time
 	// taking is a drain request whose acceptance is unknown, or nil. A restart forgets it: the requester gets an error.
 	taking *cluster.DrainRequest
@@ -492,13 +492,14 @@ func (m *member) watchDocument(ctx context.Context) {
 			return
 		}
 		m.d.view.change(func(v *View) { v.AMSAge = age })
-		is := age == nil || *age > amsSilent
-		if err != nil || !m.proved.Load() || is == silent {
+		if err != nil || !m.proved.Load() {
 			continue
 		}
-		if silent = is; silent {
+		was := silent
+		switch silent = age == nil || *age > amsSilent; {
+		case silent && !was:
 			m.d.log.Warn("Ant Media Server does not write its document any more, other nodes consider it dead", "address", m.node.IP)
-		} else {
+		case was && !silent:
 			m.d.log.Info("Ant Media Server writes its document again", "address", m.node.IP)
 		}
 	}
@@ -525,21 +526,20 @@ func (m *member) readRow(ctx context.Context) {
 // askToKeep determines why to keep a machine whose server does not serve.
 func (m *member) askToKeep(ctx context.Context) {
 	v := m.d.view.get()
-	why, asked := "", time.Time{}
+	why := ""
 	switch {
 	case v.brokenSince.IsZero():
 	case m.d.o.Server.Stopped(ctx):
 		why = serverStopped
-	case time.Since(m.spareAsked) < spareEvery*m.d.o.Periods.Document:
+	case !m.asksOthers(v, time.Now()):
 		return
 	default:
 		var err error
 		if why, err = m.notAlone(ctx); err != nil {
 			return // keep the last result
 		}
-		asked = time.Now()
+		m.spareAsked = time.Now()
 	}
-	m.spareAsked = asked
 	if why == v.spared {
 		return
 	}
@@ -549,6 +549,12 @@ func (m *member) askToKeep(ctx context.Context) {
 	} else if !v.brokenSince.IsZero() {
 		m.d.log.Info("no reason is left to keep this machine while its server does not serve")
 	}
+}
+
+// asksOthers reports whether to read all node records: once the server stops serving, after a manual stop, and else once a
+// minute.
+func (m *member) asksOthers(v View, now time.Time) bool {
+	return !m.spareAsked.After(v.brokenSince) || v.spared == serverStopped || now.Sub(m.spareAsked) >= spareEvery*m.d.o.Periods.Document
 }
 
 // spareEvery is in Periods.Document: with a bad release, all nodes read all records.
@@ -637,6 +643,9 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 // serverAge returns the age of AMS's document; nil without one.
 func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 	docs, err := m.client.AMSNodesByAddress(ctx, m.node.IP)
+	if err != nil {
+		return nil, err
+	}
 	var last time.Time
 	for _, doc := range docs {
 		if doc.LastUpdate.After(last) {
@@ -644,7 +653,7 @@ func (m *member) serverAge(ctx context.Context) (*time.Duration, error) {
 		}
 	}
 	if last.IsZero() {
-		return nil, err
+		return nil, nil
 	}
 	return new(max(0, time.Since(last))), nil
 }
