@@ -525,7 +525,8 @@ func (k *converger) checkStarted(ctx context.Context) error {
 	server := k.Server()
 	answers := server.look(ctx)
 	// While its context is made, an application answers 500, as a broken one does. So the server's age decides.
-	young := time.Since(cmp.Or(server.askService(ctx), server.first)) < startingTime
+	started := server.askService(ctx)
+	young := !started.IsZero() && time.Since(started) < startingTime
 	starts := len(answers) == 0 || slices.ContainsFunc(answers, func(a ams.AppAnswer) bool {
 		return a.State == ams.AppStarting || young && !a.Serves()
 	})

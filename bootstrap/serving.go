@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 const (
@@ -22,6 +23,8 @@ const (
 	serviceEvery = time.Second
 	serviceLimit = 500 * time.Millisecond
 	dialLimit    = 500 * time.Millisecond
+	// settleTime is how long a restarted server must live: one that dies at once has not joined.
+	settleTime = 2 * time.Second
 	// startingTime bounds a start. On a loaded machine the last application serves after a minute.
 	startingTime = 2 * time.Minute
 	// servedFor is how long an application that served counts as not restarted, if no connection was lost. After a
@@ -64,7 +67,13 @@ func (j *joiner) serve(ctx context.Context) error {
 	} else {
 		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
 	}
-	return j.whileAlive(ctx, false, func(ctx context.Context) error { return j.awaitServing(ctx, server) })
+	return j.whileAlive(ctx, false, func(ctx context.Context) error {
+		err := j.awaitServing(ctx, server)
+		if err == nil && j.result.Restarted {
+			sleep.For(ctx, settleTime-time.Since(j.startedAt))
+		}
+		return err
+	})
 }
 
 // awaitServing returns a [NotServingError] when ctx ends.
@@ -112,9 +121,12 @@ type Server struct {
 	mu      sync.Mutex
 	install *ams.Installation
 	served  map[string]lastServed
+	down    time.Time // when no process listened: it started later
+
+	// Held while the service manager is asked. An application that serves does not need it.
+	startMu sync.Mutex
 	started time.Time // as of looked; zero if unknown
 	looked  time.Time // when the service manager was asked
-	down    time.Time // when no process listened: it started later
 }
 
 // lastServed has the value of [ams.ConnCount.Lost] before the call.
@@ -233,8 +245,8 @@ func (s *Server) serverStarted(ctx context.Context) time.Time {
 
 // askService calls at most once per serviceEvery. Others wait: many applications may be called at once.
 func (s *Server) askService(ctx context.Context) time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.startMu.Lock()
+	defer s.startMu.Unlock()
 	if time.Since(s.looked) >= serviceEvery {
 		ctx, cancel := context.WithTimeout(ctx, serviceLimit)
 		defer cancel()

@@ -684,15 +684,15 @@ func TestConvergeKnowsAStart(t *testing.T) {
 		answers func() (*http.Response, error)
 		starts  bool
 	}{
-		"it serves":                           {systemd, time.Second, serves, false},
-		"starting":                            {systemd, time.Hour, initializes, true},
-		"no port yet":                         {systemd, time.Second, refuses, true},
-		"its context is made":                 {systemd, time.Second, fails, true},
-		"its context is made, on a slow one":  {systemd, 100 * time.Second, fails, true},
-		"its context is made, by a command":   {byProcess, time.Second, fails, true},
-		"its context is made, of unknown age": {unknown, 0, fails, true},
-		"it is broken":                        {systemd, time.Hour, refuses, false},
-		"it is broken, by a command":          {byProcess, time.Hour, fails, false},
+		"it serves":                          {systemd, time.Second, serves, false},
+		"starting":                           {systemd, time.Hour, initializes, true},
+		"no port yet":                        {systemd, time.Second, refuses, true},
+		"its context is made":                {systemd, time.Second, fails, true},
+		"its context is made, on a slow one": {systemd, 100 * time.Second, fails, true},
+		"its context is made, by a command":  {byProcess, time.Second, fails, true},
+		"it fails, of unknown age":           {unknown, 0, fails, false},
+		"it is broken":                       {systemd, time.Hour, refuses, false},
+		"it is broken, by a command":         {byProcess, time.Hour, fails, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := joinedTree(t)

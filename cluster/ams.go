@@ -116,8 +116,8 @@ func addressFilter(key, address string) bson.D {
 }
 
 // DeleteAMSNodes deletes the AMS documents of an address, or only that with an id, last written before a time by the
-// clock of AMS's machine. It returns those deleted, and those that another AMS writes or that have no readable time. AMS
-// must have stopped: it writes its document every 5 s.
+// clock of AMS's machine. It returns those deleted, and those that another AMS writes or that have no readable time (AMS
+// itself writes an integer). AMS must have stopped: it writes its document every 5 s.
 func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before time.Time) (gone, stay []AMSNode, err error) {
 	if address == "" || before.IsZero() {
 		return nil, nil, errors.New("removing AMS's node documents: no address or no time is given")

@@ -319,7 +319,7 @@ func (p *Peers) Serving(ctx context.Context, c *Client, machines []string) ([]st
 }
 
 func (p *Peers) serving(l Look, machines []string) []string {
-	if p.observer.last.IsZero() {
+	if l.At.Sub(p.observer.last) > amsFresh {
 		p.observer.Failed() // ignore timestamps: after a failover all records are old
 	}
 	var out []string

@@ -42,6 +42,25 @@ func TestPeersAfterFailover(t *testing.T) {
 	want("i-a", "i-b")
 }
 
+// So it is with a machine that joined after the looks of an earlier completion.
+func TestPeersThatJoinedSince(t *testing.T) {
+	var p Peers
+	s := newStage(t)
+	zero := time.Duration(0)
+	beats := func(id string) {
+		s.heartbeat(id, "10.0.0."+id, func(n *Node) { n.State, n.Clock = StateDraining, &zero })
+	}
+	beats("i-a")
+	p.serving(s.seen(), nil)
+	s.pass(time.Hour)
+	beats("i-b")
+	s.pass(24 * time.Second) // MongoDB elects
+	beats("i-a")
+	if diff := cmp.Diff([]string{"i-a", "i-b"}, p.serving(s.seen(), []string{"i-a", "i-b"})); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+}
+
 func TestServing(t *testing.T) {
 	node := func(id, name string, st State, age time.Duration) Node {
 		return Node{ID: id, IP: "10.0.0." + id, Name: name, State: st, Interval: 5 * time.Second, UpdatedAt: time.Unix(1e9, 0).Add(-age)}

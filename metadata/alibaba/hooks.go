@@ -152,7 +152,7 @@ func (p *Provider) Pending(ctx context.Context, launching bool) ([]cloud.Hook, e
 	all, err := p.list(ctx, group, launching)
 	_, denied := errors.AsType[*cloud.DeniedError](err)
 	switch {
-	case err != nil && !denied, err == nil && len(all) == 0:
+	case err != nil && !denied, err == nil && len(all) == 0 && len(waiting) == 0:
 		return nil, err
 	case len(waiting) == 0:
 		return nil, fmt.Errorf("%w: the instance is %s, and no lifecycle action is pending", cloud.ErrNotWaiting, state)

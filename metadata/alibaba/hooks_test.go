@@ -234,6 +234,7 @@ func TestComplete(t *testing.T) {
 		{"over", waiting, drain.Name, "of another wait", false, cloud.ErrGone},
 		{"denied", append(waiting, denies(complete)), drain.Name, "its", false, lacks(complete)},
 		{"without a token", waiting, drain.Name, "", true, nil},
+		{"without a token, of a hook that was deleted", append(slices.Clone(waiting), func(a *account) error { a.Group(group); return nil }), drain.Name, "", true, nil},
 		{"without a token, not waiting", waiting, logs.Name, "", false, cloud.ErrNotWaiting},
 		{"without a token, in no group", nil, drain.Name, "", false, cloud.ErrGone},
 	} {

@@ -10,13 +10,11 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 
 	"github.com/amsagent/amsagent/internal/fakes"
-	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -364,42 +362,6 @@ func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 		want := []string{"169.254.169.254", "[fd00:ec2::254]"}
 		if got := slices.Compact(asked); !slices.Equal(got, want) {
 			t.Errorf("asked %v, want %v", got, want)
-		}
-	})
-}
-
-// Two reads begin over IPv4, and the first packet of one is lost. The address that the other one reaches is kept, although the
-// first one has switched to an address that this machine cannot reach.
-func TestLostPacketOfTwoReads(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		first := make(chan error, 2)
-		service := fakes.Transport{Handler: fakeaws.New(fakeaws.Options{})}
-		var wait atomic.Int32
-		wait.Store(2)
-		p, err := aws.New(cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
-			lost := &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}
-			if strings.Contains(r.URL.Host, "fd00") {
-				return nil, lost
-			}
-			if r.Method == http.MethodGet && wait.Add(-1) >= 0 && <-first != nil {
-				return nil, lost
-			}
-			return service.RoundTrip(r)
-		})})
-		must.OK(t, err)
-		errs := make(chan error, 2)
-		for range 2 {
-			go func() {
-				_, err := p.Instance(t.Context())
-				errs <- err
-			}()
-		}
-		synctest.Wait() // both have chosen IPv4
-		first <- syscall.ENETUNREACH
-		synctest.Wait()
-		first <- nil
-		if err := errors.Join(<-errs, <-errs); err != nil {
-			t.Error(err)
 		}
 	})
 }

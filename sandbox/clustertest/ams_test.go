@@ -431,6 +431,38 @@ func TestWaitAMSNodeWithoutBefore(t *testing.T) {
 	}
 }
 
+// The last document of a former process is not this one's, whatever the clock was set to.
+func TestWaitAMSNodeOfThisProcess(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	started := time.Now().Truncate(time.Millisecond)
+	late, next := started.Add(-time.Second), started.Add(-500*time.Millisecond)
+	for name, w := range map[string]cluster.AMSWait{
+		"it ended late":     {Address: "10.0.0.11", Before: []cluster.AMSNode{}, Started: started},
+		"it must change":    {Address: "10.0.0.12", Before: []cluster.AMSNode{}, MustChange: true},
+		"both, not written": {Address: "10.0.0.13", MustChange: true, Started: started},
+	} {
+		reads := 0
+		w.Poll = 20 * time.Millisecond
+		b.write(name, w.Address, late)
+		w.Progress = func(ours []cluster.AMSNode, err error) {
+			if reads++; err != nil || len(ours) != 1 {
+				t.Errorf("%s: %v, %v", name, ours, err)
+			}
+			if reads%3 == 0 {
+				b.write(name, w.Address, next.Add(time.Duration(reads)*time.Millisecond))
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		n, err := c.WaitAMSNode(ctx, w)
+		cancel()
+		if err != nil || n.LastUpdate.Before(next) {
+			t.Errorf("%s: %+v, %v", name, n, err)
+		}
+	}
+}
+
 func TestWaitAMSNodeSaysWhatItSaw(t *testing.T) {
 	t.Parallel()
 	const known = "172.17.0.1" // also an address of this machine

@@ -278,6 +278,16 @@ func TestFollowHangs(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+
+	// It hangs for longer than the command's patience, which is no end of the time that the user gave.
+	d.set(func(v *lifecycle.View) { d.hangs = true })
+	_, f = d.quick(e)
+	f.c.timeout, f.patience = 20*time.Millisecond, 50*time.Millisecond
+	first := lifecycle.View{State: lifecycle.StateDraining, Step: lifecycle.StepDraining}
+	err := g.followed(t.Context(), "drain", f, first, time.Hour, drainData{})
+	if e := g.explain(err); e.Msg != "lost sight of it" || !strings.Contains(err.Error(), "nothing was heard for 20 ms") {
+		t.Errorf("%+v", e)
+	}
 }
 
 // A cloud that cannot be told holds up nobody: the node is out of the cluster.

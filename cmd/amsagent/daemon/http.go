@@ -36,15 +36,15 @@ const (
 	closeTime = 200 * time.Millisecond
 )
 
-// listenTCP waits until the port is free; it returns nil when ctx ends. The first error is reported.
-func listenTCP(ctx context.Context, address string, failed func(error)) net.Listener {
-	for first := true; ; first = false {
+// listenTCP waits until the port is free; it returns nil when ctx ends. again is false for the first error.
+func listenTCP(ctx context.Context, address string, failed func(err error, again bool)) net.Listener {
+	for again := false; ; again = true {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err == nil {
 			return &boundedListener{Listener: l}
 		}
-		if first && ctx.Err() == nil {
-			failed(err)
+		if ctx.Err() == nil {
+			failed(err, again)
 		}
 		if !sleep.For(ctx, portPause) {
 			return nil
@@ -59,12 +59,15 @@ func (d *Daemon) serveMetrics(ctx context.Context, tried func()) {
 	if d.o.Metrics == "" {
 		return
 	}
-	l := listenTCP(ctx, d.o.Metrics, func(err error) {
+	l := listenTCP(ctx, d.o.Metrics, func(err error, again bool) {
 		text := err.Error()
 		if errors.Is(err, syscall.EADDRINUSE) {
 			text = "another program listens on " + d.o.Metrics
 		}
 		d.view.change(func(v *View) { v.MetricsError = text })
+		if again {
+			return
+		}
 		d.log.Error("no metrics and no health are served until the port is free", "address", d.o.Metrics, "error", err)
 		tried()
 	})

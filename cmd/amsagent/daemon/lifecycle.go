@@ -303,7 +303,11 @@ func (l *life) shutdown(ctx context.Context) {
 		// Report that the shutdown's time is in use.
 		l.d.o.Notify(fmt.Sprintf("STATUS=%s\nWATCHDOG=1", l.d.view.line()))
 		if v.Finished() {
+			sleep.For(ctx, lastLook)
 			return
 		}
 	}
 }
+
+// lastLook lets a command that follows the drain see its end: it asks twice a second.
+const lastLook = 600 * time.Millisecond

@@ -51,7 +51,7 @@ func (d *Daemon) prepare(ctx context.Context) (*member, error) {
 	switch {
 	case c.Phase != bootstrap.PhaseLeaving && d.life.isGone(): // nor does a machine join that the cloud takes
 		d.idle("this node has left the cluster")
-		<-ctx.Done()
+		sleep.For(ctx, idlePause)
 	case c.Phase == bootstrap.PhaseJoined:
 		entered := d.o.Machine.EnteredBefore(c.Node.Instance())
 		d.view.change(func(v *View) { v.entered = entered })
@@ -183,7 +183,11 @@ func (d *Daemon) join(ctx context.Context, mongo cluster.Target, by bool) error 
 			return err
 		}
 	}
-	return d.joinAs(ctx, d.o.Settings(), mongo) // settings again: Identify has read the tags
+	// settings again: Identify has read the tags
+	if err = d.joinAs(ctx, d.o.Settings(), mongo); d.life.isGone() {
+		return nil // a drain stopped the server
+	}
+	return err
 }
 
 // leftBefore reports whether the registry shows a leave by hand before the daemon's start.
@@ -703,6 +707,7 @@ func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
 	n, missing := c.Node, c.Unidentified || c.Incomplete
 	n.Port = m.d.portOf(n)
 	if missing {
+		n = n.WithCloudFactsOf(m.now)
 		n.Hostname = cmp.Or(m.now.Hostname, n.Hostname) // the cloud's name for it
 	}
 	if !m.unwritten && missing == m.incomplete && reflect.DeepEqual(n, m.now) {

@@ -33,7 +33,7 @@ type Options struct {
 	VM *VM
 	// Set is what the machine shares with others; nil: a set of its own. It is not closed by this if it was given.
 	Set *Set
-	// Versions are those of the instance metadata that are served; nil: those that Azure documents.
+	// Versions are those of the instance metadata that are served; nil: 2021-12-13 and later.
 	Versions []string
 	// BootTime is for how long everything is 410 after the start, DropCalls how many calls are dropped before anything else.
 	BootTime  time.Duration

@@ -217,7 +217,7 @@ func runAzure(ctx context.Context, env Env, args []string) error {
 	var set fakeazure.SetOptions
 	var name, versions string
 	m.StringVar(&name, "name", "", "its `name`, as events call it")
-	m.StringVar(&versions, "versions", "", "`versions` of the instance metadata that are served, with commas; empty: all")
+	m.StringVar(&versions, "versions", "", "`versions` of the instance metadata that are served, with commas; empty: 2021-12-13 and later")
 	m.DurationVar(&o.BootTime, "boot-time", 0, "`time` for which everything is 410")
 	m.IntVar(&o.DropCalls, "drop-calls", 0, "`number` of calls that are dropped at first")
 	m.DurationVar(&o.FirstCall, "first-call", 0, "`time` that the first call for events takes")
