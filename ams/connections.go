@@ -19,9 +19,9 @@ import (
 type Connection struct {
 	Port int
 	From netip.Addr
-	// Local means from this machine, as from health checks and proxies.
+	// Local: from this machine, as health checks and proxies.
 	Local bool
-	// Silent is the time since the last byte, 0 if not known.
+	// Silent is the time since the last byte; 0 if unknown.
 	Silent time.Duration
 }
 

@@ -28,8 +28,8 @@ const DropInPath = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
 // RuntimeDropInPath is lost at a reboot. A file of the same name in /etc overrides it.
 const RuntimeDropInPath = "/run/systemd/system/antmedia.service.d/50-amsagent.conf"
 
-// StopTimeout allows the server to stop its applications one by one, with streams up to about 17 seconds each. The
-// vendor's unit kills it after 10 seconds; its streams then stay "broadcasting" in the database.
+// StopTimeout lets the server stop its applications one by one, up to about 17 seconds each with streams. The vendor's unit
+// kills it after 10 seconds; its streams then stay "broadcasting".
 func StopTimeout(apps int) time.Duration {
 	return time.Duration(60+20*max(apps, 0)) * time.Second
 }

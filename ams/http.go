@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	// callLimit: the server is on this machine, so a longer call is stuck.
+	// callLimit: the server is local, so a longer call is stuck.
 	callLimit = 3 * time.Second
 	// maxHeader replaces Go's 10 MB: the server's header has 500 bytes.
 	maxHeader = 64 << 10
@@ -37,13 +37,13 @@ const (
 	maxText = 256
 	// maxIdle is one connection for each application of a usual server, polled together.
 	maxIdle = 16
-	// tokenHeader is the server's name for it.
+	// tokenHeader is the server's spelling.
 	tokenHeader = "ProxyAuthorization"
 )
 
-// NewHTTPClient returns a client without proxy and redirects. With conns it keeps connections, because connecting is most
-// of a call's cost; else it makes a new one for each call, so that none is from before a restart. For other machines it
-// returns errNotThisMachine.
+// NewHTTPClient returns a client without proxy and redirects. With conns it keeps connections: connecting is most of a
+// call's cost. Else each call connects, so no connection is from before a restart. Other machines fail with
+// errNotThisMachine.
 func NewHTTPClient(conns *ConnCount) *http.Client {
 	t := &http.Transport{
 		DialContext:            dial,
@@ -110,8 +110,8 @@ type reply struct {
 
 func (r reply) status() string { return fmt.Sprintf("%d %s", r.code, http.StatusText(r.code)) }
 
-// get makes a call to base, an [Installation.BaseURL]; a nil client means [NewHTTPClient]. It sends no X-Forwarded-For,
-// which the server's address filters would check. Errors contain neither URL nor token.
+// get calls base, an [Installation.BaseURL]. It sends no X-Forwarded-For, which the server's address filters would check.
+// Errors contain neither URL nor token.
 func get(ctx context.Context, client *http.Client, base, path, token string) (reply, error) {
 	if client == nil {
 		client = NewHTTPClient(nil)
@@ -147,11 +147,9 @@ func hungUp(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// errNotThisMachine means that http.host of red5.properties is another machine's address. The server's user owns the file
-// and must not decide where root connects.
+// errNotThisMachine: the server's user owns red5.properties and must not decide where root connects.
 var errNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
 
-// dial connects to the first address of this machine.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -251,15 +249,13 @@ func answer(r reply) Liveness {
 
 const statisticsPath = "/rest/v2/system-resources"
 
-// errNotStatistics may be a refused token: the server refuses tokens for some seconds while it starts, and while its
-// database is away.
+// errNotStatistics may be a refused token: the server refuses tokens in its first seconds and while its database is away.
 var errNotStatistics = errors.New("the answer is not the server's statistics")
 
 // Statistics are those of one server, not of its cluster; nil if the release lacks them.
 type Statistics struct {
 	Streams *int
-	// Viewers are those of the known kinds, without RTMP, which the server does not count. Complete reports whether all
-	// kinds are known.
+	// Viewers are of the known kinds, without RTMP (not counted by the server). Complete: all kinds are known.
 	Viewers  *int
 	Complete bool
 }

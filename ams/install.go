@@ -76,7 +76,7 @@ type Installation struct {
 	Release Release
 
 	HTTPHost string // empty or 0.0.0.0 is all
-	// Ports are configured. Invalid ones have the server's defaults, as have all with a ServerErr.
+	// Invalid Ports, and all with a ServerErr, are the server's defaults.
 	Ports     Ports
 	Limits    Limits
 	ServerErr error // of conf/red5.properties
@@ -84,7 +84,7 @@ type Installation struct {
 	Apps     []App // by name
 	Warnings []Warning
 
-	// Unmarked means a release before 1.9.1, which copies one of two siblings over jee-container.xml.
+	// Unmarked: a release before 1.9.1, which copies one of two siblings over jee-container.xml.
 	Unmarked bool
 
 	mode    conf.Mode
@@ -169,8 +169,8 @@ func Open(root, dir string) (*Installation, error) {
 // Mode returns the mode of jee-container.xml, or why it is unknown.
 func (in *Installation) Mode() (conf.Mode, error) { return in.mode, in.modeErr }
 
-// BaseURL returns the server's local URL, the loopback unless it binds to one address. An invalid host could lead to
-// another machine or port.
+// BaseURL returns the server's local URL: the loopback unless it binds to one address. An invalid host could lead
+// elsewhere.
 func (in *Installation) BaseURL() string {
 	host := in.HTTPHost
 	a, err := netip.ParseAddr(host)

@@ -19,8 +19,8 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Release is a release of the server; zero is unknown. It comes only from the jar's manifest or the operator: upgrades keep
-// old configuration.
+// Release is a server release; zero is unknown. Only the jar's manifest or the operator gives it: upgrades keep old
+// configuration.
 type Release struct {
 	Version string `json:"version,omitempty"` // without a leading v
 	Build   string `json:"build,omitempty"`
@@ -84,7 +84,7 @@ const (
 	maxJarRead = 2 << 20
 	// maxManifestSize: a manifest has a few kilobytes. Its size in the archive is not trusted.
 	maxManifestSize = 64 << 10
-	// maxVersion bounds what goes into the registry. The longest known have 20 bytes.
+	// maxVersion bounds the registry's text. The longest known have 20 bytes.
 	maxVersion = 64
 )
 
@@ -100,7 +100,7 @@ func (b *boundedReader) ReadAt(p []byte, off int64) (int, error) {
 	return b.r.ReadAt(p, off)
 }
 
-// jarRelease returns an unknown release with a note if it fails.
+// On failure, jarRelease returns only a note.
 func jarRelease(root, path string) (r Release) {
 	f, info, _, err := files.Root{Path: root}.Open(path)
 	if err != nil {

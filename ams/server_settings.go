@@ -73,7 +73,7 @@ func portsOf(p *conf.Properties) Ports {
 // placeholder is Spring's ${NAME} or ${NAME:DEFAULT}.
 var placeholder = regexp.MustCompile(`^\$\{([^:{}]+):?([^{}]*)\}$`)
 
-// springValue returns a value, or a placeholder's default and name, mostly an environment variable of the server.
+// springValue returns a value, or a placeholder's default and name, mostly an environment variable.
 func springValue(p *conf.Properties, key string) (text, name string) {
 	text, _ = p.Get(key)
 	text = strings.TrimSpace(text)
@@ -119,8 +119,8 @@ func (in *Installation) Databases() ([]string, error) {
 // tokenLife bounds a leaked token, which opens the server's whole management interface.
 const tokenLife = time.Minute
 
-// ServerToken makes a token for the server's REST calls from red5.properties. It fails with a JWKS URL: only the holder of
-// the private key can make such tokens.
+// ServerToken makes a token for the server's REST calls from red5.properties. It fails with a JWKS URL: only the private
+// key's holder can make those.
 func (in *Installation) ServerToken(now time.Time) (string, error) {
 	path := filepath.Join(in.Root, in.Server.Path)
 	b, _, err := files.Root{Path: in.Root}.Read(in.Server.Path, conf.MaxSettings)

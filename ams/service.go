@@ -42,8 +42,8 @@ type State struct {
 	Restarts   int       `json:"restarts,omitempty"`   // automatic ones since the last start
 	Invocation string    `json:"invocation,omitempty"` // changes with every start
 
-	// NeedReload reports that files of the unit changed since systemd read them. It misses a new drop-in in a new folder: after
-	// writing one, reload and check DropIns.
+	// NeedReload: files of the unit changed since systemd read them. It misses a drop-in in a new folder: after writing one,
+	// reload and check DropIns.
 	NeedReload bool     `json:"need_reload,omitempty"`
 	Fragment   string   `json:"fragment,omitempty"`
 	DropIns    []string `json:"drop_ins,omitempty"`
@@ -121,7 +121,7 @@ func (s State) String() string {
 	return string(s.Activity) + " (" + strings.Join(notes, ", ") + ")"
 }
 
-// JobError reports that a service failed to do a job, or did not finish it in time.
+// JobError is a service's failed or unfinished job.
 type JobError struct {
 	Service string // the unit or the command
 	Verb    string // start, stop, restart
@@ -233,7 +233,7 @@ func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error
 	}
 }
 
-// None is a service that the agent does not manage, such as an image's.
+// None is an unmanaged service, such as an image's.
 type None struct{}
 
 // Name returns "none".

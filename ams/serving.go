@@ -23,8 +23,8 @@ import (
 const noStream = "amsagent-readiness"
 
 const (
-	// servingPath needs the application's data store, as viewers do; version and liveness do not. The application's
-	// filters may refuse it, from 2.10.0 on only after its initialization.
+	// servingPath needs the data store, as viewers do; version and liveness do not. The application's filters may refuse it,
+	// from 2.10.0 on only after initialization.
 	servingPath = "/rest/v2/broadcasts/" + noStream
 	// playingPath: in 2.4.3 the JWT filter refuses servingPath until the initialization, even without JWT settings.
 	// From 2.16.2 on playingPath fails if the application was not deployed, as with a broken web.xml.
@@ -63,7 +63,7 @@ type AppAnswer struct {
 // Serves reports whether all viewers are served. A new application has none.
 func (a AppAnswer) Serves() bool { return a.State == AppServes || a.State == AppWaits }
 
-// String returns a sentence without a full stop. An application without a state has not answered.
+// String returns a sentence without a full stop. No state is no answer.
 func (a AppAnswer) String() string {
 	text := a.Name + " " + string(cmp.Or(a.State, AppSilent))
 	if a.Detail != "" {
@@ -111,8 +111,8 @@ const (
 )
 
 // Initialized reports whether an application has completed its context since started; true if its files are unreadable.
-// No request may come earlier: from 2.16.2 on, the server then saves default settings. 2.10 and before accept requests at
-// any time; releases in between are untested.
+// From 2.16.2 on, an earlier request makes the server save default settings. Up to 2.10 any time is safe; releases in
+// between are untested.
 //
 // A killed server keeps its marks. With started not zero, a mark or, in cluster mode, the settings must be newer. In
 // standalone mode a start after a kill leaves no sign.

@@ -81,7 +81,7 @@ func dialSystemd(ctx context.Context) (bus, error) {
 	return conn, nil
 }
 
-// dialer makes a connection for each operation; the context bounds its lifetime.
+// dialer connects for each operation; the context bounds the connection.
 type dialer func(ctx context.Context) (bus, error)
 
 func (dial dialer) with(ctx context.Context, limit time.Duration, what string, ask func(context.Context, bus) error) error {
@@ -171,8 +171,8 @@ func (s *Systemd) Reload(ctx context.Context) error {
 	})
 }
 
-// SystemStopping reports whether the machine shuts down. It goes by shutdown.target, as systemd's own SystemState does,
-// but the latter is "starting" to the end before systemd 246 if a boot never finished.
+// SystemStopping reports whether the machine shuts down, by shutdown.target: before systemd 246, SystemState stays
+// "starting" if a boot never finished.
 func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 	err = s.dial.with(ctx, systemdCallLimit, "asking systemd whether the machine shuts down", func(ctx context.Context, b bus) error {
 		target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
@@ -321,14 +321,14 @@ type Units struct {
 	dial  dialer
 }
 
-// NewUnits returns units in start order. It does not connect to systemd.
+// NewUnits takes the names in start order. It does not connect.
 func NewUnits(names ...string) *Units { return &Units{names: names, dial: dialSystemd} }
 
 // UnitsState is the state of [Units].
 type UnitsState struct {
 	// Enabled and Active report whether all installed units start at boot, and run.
 	Enabled, Active bool
-	// Any reports whether at least one starts at boot or runs.
+	// Any: at least one starts at boot or runs.
 	Any bool
 }
 
@@ -367,8 +367,8 @@ func (u *Units) installed(ctx context.Context) (names []string, states []State, 
 
 func (u *Units) unit(name string) *Systemd { return &Systemd{name, u.dial} }
 
-// Enable makes the units start at boot, starts them, and waits for the last one. A start not over when ctx ends continues
-// and returns a pending [JobError].
+// Enable makes the units start at boot, starts them, and waits for the last. A start that outlasts ctx continues and
+// returns a pending [JobError].
 func (u *Units) Enable(ctx context.Context) error {
 	names, states, err := u.installed(ctx)
 	if err != nil {

@@ -150,7 +150,7 @@ func (d *DNS) serveConn(conn net.Conn) {
 // maxRecent bounds the kept large answers: a load balancer repeats few queries many times a second.
 const maxRecent = 16
 
-// Answer returns nil for an invalid query. udp is the size of the largest answer by UDP; 0 means TCP.
+// Answer returns nil for a message that is no query. udp is the size of the largest answer by UDP; 0 means TCP.
 func (d *DNS) Answer(query []byte, udp int) []byte {
 	list, known := d.List()
 	key := fmt.Sprint(udp) + string(query[min(2, len(query)):])
