@@ -26,7 +26,7 @@ type Interface struct {
 	Addr netip.Addr
 }
 
-// HostInterfaces returns ErrInterfacesUnknown for another root than the running system's.
+// HostInterfaces returns ErrInterfacesUnknown below another root.
 func HostInterfaces(root string) (all []Interface, _ error) {
 	if !realRoot(root) {
 		return nil, ErrInterfacesUnknown
@@ -49,7 +49,7 @@ func HostInterfaces(root string) (all []Interface, _ error) {
 	return all, nil
 }
 
-// AddressSource is the source of a node address.
+// AddressSource is a node address's source.
 type AddressSource string
 
 const (
@@ -71,10 +71,10 @@ type AddressOptions struct {
 	Explicit string
 	// Force accepts an explicit address without an interface, as behind NAT.
 	Force bool
-	// Metadata is the private address from the cloud.
+	// Metadata is the cloud's private address.
 	Metadata       netip.Addr
 	MetadataSource string
-	// Known are the cloud's addresses, translated ones included, which need no interface if explicit.
+	// Known are the cloud's addresses, also translated; explicit ones need no interface.
 	Known      []netip.Addr
 	Interfaces func() ([]Interface, error)
 	// DefaultRoute is the default route's source address.

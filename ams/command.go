@@ -30,7 +30,7 @@ const (
 	commandStatusLimit = 15 * time.Second
 	// commandGrace is the time from SIGTERM to SIGKILL.
 	commandGrace = 5 * time.Second
-	// commandKeep bounds the output in an error, in bytes.
+	// commandKeep bounds an error's output, in bytes.
 	commandKeep = 2 << 10
 )
 
@@ -165,14 +165,14 @@ func (c *Command) run(ctx context.Context, verb string) (stdout []byte, said str
 	if a := c.hostAddress.Load(); a != nil && a.IsValid() {
 		cmd.Env = append(cmd.Env, HostAddressVariable+"="+a.String())
 	}
-	// Ctrl-C must not interrupt a start, and children must end with a hanging program.
+	// Ctrl-C must not interrupt a start; children must end with a hanging program.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGTERM) }
 	cmd.WaitDelay = commandGrace
 
 	err = cmd.Run()
 	if err != nil && ctx.Err() != nil && cmd.Process != nil {
-		// Processes may ignore SIGTERM. The group's number is not reused while one of them lives.
+		// Processes may ignore SIGTERM. The group's number is not reused while one lives.
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		err = errors.Join(ctx.Err(), err)
 	}

@@ -41,7 +41,7 @@ var diagTimeout = unix.Timeval{Sec: 2}
 
 var errCutMessage = errors.New("a message of the kernel is cut")
 
-// EachConnection visits the established TCP connections in the agent's network namespace, by sock_diag(7).
+// EachConnection visits the connections of the agent's network namespace, by sock_diag(7).
 func EachConnection(visit func(Connection)) (err error) {
 	defer func() {
 		if err != nil {

@@ -34,7 +34,7 @@ func StopTimeout(apps int) time.Duration {
 	return time.Duration(60+20*max(apps, 0)) * time.Second
 }
 
-// DropIn returns the drop-in's text, nil if all arguments are zero. program is the agent's path.
+// DropIn returns the text, nil if all arguments are zero. program is the agent's path.
 func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byte {
 	if !address.IsValid() && stopTimeout <= 0 && program == "" {
 		return nil

@@ -61,7 +61,7 @@ func NewHTTPClient(conns *ConnCount) *http.Client {
 	}
 }
 
-// ConnCount counts the connections of a client.
+// ConnCount counts a client's connections.
 type ConnCount struct{ open, lost atomic.Int64 }
 
 // Open returns the number of open connections.
@@ -166,7 +166,7 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 		a = a.Unmap()
 		own := slices.ContainsFunc(here, func(in Interface) bool { return in.Addr == a })
 		if a.Zone() == "" && (own || a.IsLoopback()) { // a zone selects the interface to send by
-			// Dial the checked address: the name may resolve to another one next time.
+			// Dial the checked address: the name may resolve differently next time.
 			return (&net.Dialer{Timeout: callLimit}).DialContext(ctx, network, net.JoinHostPort(a.String(), port))
 		}
 	}
@@ -175,7 +175,7 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 
 const livenessPath = "/rest/v2/liveness"
 
-// LivenessState is the result of a liveness call.
+// LivenessState is a liveness call's result.
 type LivenessState string
 
 // The states of a server.
@@ -183,7 +183,7 @@ const (
 	Live LivenessState = "live"
 	// LiveStarting: not listening, or 403 or 503 while its console starts or its database is away.
 	LiveStarting LivenessState = "starting"
-	// LiveBroken: 500, because the server's own hostname does not resolve.
+	// LiveBroken: 500, because the server's hostname does not resolve.
 	LiveBroken LivenessState = "broken"
 	// liveNoEndpoint: a release before 2.5.1, or a later one until its console starts.
 	liveNoEndpoint LivenessState = "no-endpoint"
@@ -191,7 +191,7 @@ const (
 	LiveUnknown LivenessState = "unknown"
 )
 
-// Liveness is the response to a liveness call.
+// Liveness is a liveness call's response.
 type Liveness struct {
 	State  LivenessState `json:"state"`
 	Code   int           `json:"code,omitempty"` // of HTTP; 0 = no response
@@ -252,7 +252,7 @@ const statisticsPath = "/rest/v2/system-resources"
 // errNotStatistics may be a refused token: the server refuses tokens in its first seconds and while its database is away.
 var errNotStatistics = errors.New("the answer is not the server's statistics")
 
-// Statistics are those of one server, not of its cluster; nil if the release lacks them.
+// Statistics are of one server, not its cluster; nil if the release lacks them.
 type Statistics struct {
 	Streams *int
 	// Viewers are of the known kinds, without RTMP (not counted by the server). Complete: all kinds are known.

@@ -22,7 +22,6 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Locations and ports of every release.
 const (
 	// DefaultDir is the only directory that the vendor's scripts support.
 	DefaultDir = "/usr/local/antmedia"
@@ -57,7 +56,7 @@ const (
 	maxSystemFile = 4 << 20
 )
 
-// File is a file of the installation.
+// File is an installation's file.
 type File struct {
 	// Path is below the root, as Ant Media Server opens it.
 	Path string `json:"path"`
@@ -105,7 +104,7 @@ func (in *Installation) stampNow() (s stamp) {
 // Outdated reports whether port or release may have changed. It reads no file: cheap every second.
 func (in *Installation) Outdated() bool { return in.stampNow() != in.stamp }
 
-// App is an application of the server, or its console.
+// App is an application or the console.
 type App struct {
 	Name   string // the folder below webapps
 	File   File   // WEB-INF/red5-web.properties

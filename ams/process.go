@@ -40,7 +40,7 @@ var (
 	bootLine = regexp.MustCompile(`(?m)^btime (\d{1,11})$`)
 )
 
-// ReadProcess reads a process below root.
+// ReadProcess works below root.
 func ReadProcess(root string, pid int) (Process, error) {
 	proc := files.Root{Path: root}
 	dir := filepath.Join("/proc", strconv.Itoa(pid))

@@ -82,7 +82,7 @@ const (
 	maxJarSize = 64 << 20
 	// maxJarRead bounds the memory for the directory: the server's has 100 kB.
 	maxJarRead = 2 << 20
-	// maxManifestSize: a manifest has a few kilobytes. Its size in the archive is not trusted.
+	// maxManifestSize: a manifest has a few kilobytes. The archive's figure is not trusted.
 	maxManifestSize = 64 << 10
 	// maxVersion bounds the registry's text. The longest known have 20 bytes.
 	maxVersion = 64

@@ -34,8 +34,8 @@ func defaultPorts() Ports {
 	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}
 }
 
-// Limits are the loads in percent at which the server refuses another stream; 0 is its default, 75. Before 2.8 there is
-// no memory limit in percent, before 2.3.1 the CPU limit is 85 %: a score is a little too high.
+// Limits are the loads in percent at which the server refuses a stream; 0 is its default, 75. Before 2.8 no memory limit is
+// in percent, before 2.3.1 the CPU limit is 85 %: a score is a little too high.
 type Limits struct{ CPU, Memory int }
 
 func limitsOf(p *conf.Properties) Limits {
@@ -96,8 +96,7 @@ func portNumber(text string) (n int, ok bool) {
 	return n, err == nil && n > 0 && n < 1<<16
 }
 
-// Databases returns the applications' databases, without the console's, which has no streams. With an error, a count is
-// incomplete.
+// Databases omits the console's, which has no streams. With an error, a count is incomplete.
 func (in *Installation) Databases() ([]string, error) {
 	names := []string{}
 	var errs []error
@@ -116,7 +115,7 @@ func (in *Installation) Databases() ([]string, error) {
 	return slices.Compact(names), errors.Join(errs...)
 }
 
-// tokenLife bounds a leaked token, which opens the server's whole management interface.
+// tokenLife bounds a leaked token: it opens the server's whole management interface.
 const tokenLife = time.Minute
 
 // ServerToken makes a token for the server's REST calls from red5.properties. It fails with a JWKS URL: only the private

@@ -163,7 +163,7 @@ func (s *Systemd) Restart(ctx context.Context) error {
 	return s.do(ctx, "restart", bus.RestartUnitContext)
 }
 
-// Reload makes systemd read its unit files again.
+// Reload makes systemd reread its unit files.
 func (s *Systemd) Reload(ctx context.Context) error {
 	// A reload runs every generator of the machine.
 	return s.dial.with(ctx, 6*systemdCallLimit, "making systemd read its units again", func(ctx context.Context, b bus) error {
@@ -326,13 +326,13 @@ func NewUnits(names ...string) *Units { return &Units{names: names, dial: dialSy
 
 // UnitsState is the state of [Units].
 type UnitsState struct {
-	// Enabled and Active report whether all installed units start at boot, and run.
+	// Enabled and Active: all installed units start at boot, and run.
 	Enabled, Active bool
 	// Any: at least one starts at boot or runs.
 	Any bool
 }
 
-// State returns their state, or ErrNoUnit if none is installed.
+// State returns ErrNoUnit if none is installed.
 func (u *Units) State(ctx context.Context) (s UnitsState, _ error) {
 	_, states, err := u.installed(ctx)
 	if err != nil {
@@ -340,7 +340,7 @@ func (u *Units) State(ctx context.Context) (s UnitsState, _ error) {
 	}
 	s.Enabled, s.Active = true, true
 	for _, is := range states {
-		// Units without an [Install] section are started by others.
+		// Others start units without an [Install] section.
 		s.Enabled = s.Enabled && slices.Contains([]string{"enabled", "static", "generated", "transient", "alias"}, is.UnitFile)
 		s.Active = s.Active && is.Running()
 		s.Any = s.Any || is.UnitFile == "enabled" || is.Activity != ActivityInactive && is.Activity != ActivityFailed
@@ -404,7 +404,7 @@ func (u *Units) Enable(ctx context.Context) error {
 	return errors.Join(append(errs, u.unit(names[last]).Start(ctx))...)
 }
 
-// Disable disables the units at boot first, because the machine may crash in between, and stops them in reverse order.
+// Disable first disables the units at boot, as the machine may crash in between, then stops them in reverse order.
 func (u *Units) Disable(ctx context.Context) error {
 	names, states, err := u.installed(ctx)
 	if err != nil {
