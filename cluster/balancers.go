@@ -14,13 +14,13 @@ import (
 // Balancer is what a load balancer last did with a node.
 type Balancer struct {
 	Uses bool      `bson:"uses" json:"uses"` // false if it sends no new sessions
-	At   time.Time `bson:"at" json:"at"`     // when it last confirmed that, by MongoDB's clock
+	At   time.Time `bson:"at" json:"at"`     // last confirmation, by MongoDB's clock
 }
 
 const (
 	// BalancerInterval is the longest time between two confirmations.
 	BalancerInterval = time.Minute
-	// balancerLimit is the age after which a load balancer no longer runs.
+	// After balancerLimit, a load balancer no longer runs.
 	balancerLimit = 3 * BalancerInterval
 	balancersKey  = "balancers"
 	maxBalancer   = 40 // bytes
@@ -53,8 +53,8 @@ func BalancerName(host string) string {
 	return name[:min(len(name), maxBalancer)]
 }
 
-// SetBalancer records that a load balancer ([BalancerName]) sends new sessions only to the nodes in uses. The caller
-// repeats it within [BalancerInterval].
+// SetBalancer records that a load balancer ([BalancerName]) sends new sessions only to the nodes in uses. Repeat it within
+// [BalancerInterval].
 func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) error {
 	if uses == nil {
 		uses = []string{}

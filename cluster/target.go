@@ -88,7 +88,6 @@ const (
 	partOptions  = "options"
 )
 
-// piece is a part of the given string.
 type piece struct {
 	part string
 	text string

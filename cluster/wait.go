@@ -29,8 +29,8 @@ type AMSWait struct {
 	Before         []AMSNode
 	MustChange     bool
 	LocalAddresses []string
-	// Started is when the server was, if known. A document from before, which its former process wrote as it ended, counts
-	// from its next change.
+	// Started is the server's start, if known. An earlier document, which the former process wrote as it ended, counts from
+	// its next change.
 	Started time.Time
 	// Elsewhere is how long a document of another local address must be written to end the wait with ErrElsewhere; 0 is
 	// never. Documents before Started are ignored, with NewOnly also those in Before.
@@ -152,7 +152,6 @@ type AMSNotSeenError struct {
 	text string
 }
 
-// judge describes the last read.
 func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) string {
 	var newest AMSNode
 	if len(e.Ours) > 0 {
