@@ -33,9 +33,9 @@ const (
 	maxHeader = 64 << 10
 	// maxBody: the statistics with eight GPUs have 4 kB.
 	maxBody = 64 << 10
-	// maxText bounds an error or a value in bytes: the server's user controls them, for thousands of applications.
+	// maxText is in bytes: the server's user controls errors and values, for thousands of applications.
 	maxText = 256
-	// maxIdle is one connection for each application of a usual server, polled together.
+	// maxIdle is for the applications of a usual server, polled together.
 	maxIdle = 16
 	// tokenHeader is the server's spelling.
 	tokenHeader = "ProxyAuthorization"

@@ -91,7 +91,7 @@ type Installation struct {
 	stamp   stamp
 }
 
-// stamp describes the sources of port (red5.properties) and release (the jar); zero if unreadable.
+// stamp has red5.properties (port) and the jar (release); zero if unreadable.
 type stamp [2]files.Info
 
 func (in *Installation) stampNow() (s stamp) {

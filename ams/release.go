@@ -45,7 +45,6 @@ func ParseRelease(s string) (Release, error) {
 // Known reports whether the release is known.
 func (r Release) Known() bool { return r.Version != "" }
 
-// String returns the version with its build, or "unknown".
 func (r Release) String() string {
 	switch {
 	case !r.Known():
@@ -71,10 +70,10 @@ func (r Release) AtLeast(numbers ...int) bool {
 	return c > 0 || c == 0 && !preReleasePattern.MatchString(r.Version)
 }
 
-// HonoursHostAddress reports whether the release uses AMS_HOST_ADDRESS (2.5 and later). Unknown counts as current.
+// HonoursHostAddress reports whether the release uses AMS_HOST_ADDRESS (2.5 and later, or unknown).
 func (r Release) HonoursHostAddress() bool { return !r.Known() || r.AtLeast(2, 5) }
 
-// HasLiveness reports whether the release has /rest/v2/liveness (2.5.1 and later). Unknown counts as current.
+// HasLiveness reports whether the release has /rest/v2/liveness (2.5.1 and later, or unknown).
 func (r Release) HasLiveness() bool { return !r.Known() || r.AtLeast(2, 5, 1) }
 
 const (

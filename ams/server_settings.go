@@ -151,7 +151,7 @@ func (in *Installation) ServerToken(now time.Time) (string, error) {
 	return "", fmt.Errorf("no token for the server's statistics can be made: %s: %s", path, why)
 }
 
-// token signs with HS256. A library would add 100 KB to the binary.
+// token signs with HS256: a library would add 100 KB to the binary.
 func token(secret, claims string) string {
 	b64 := base64.RawURLEncoding
 	text := b64.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + b64.EncodeToString([]byte(claims))

@@ -26,8 +26,8 @@ const (
 	// servingPath needs the data store, as viewers do; version and liveness do not. The application's filters may refuse it,
 	// from 2.10.0 on only after initialization.
 	servingPath = "/rest/v2/broadcasts/" + noStream
-	// playingPath: in 2.4.3 the JWT filter refuses servingPath until the initialization, even without JWT settings.
-	// From 2.16.2 on playingPath fails if the application was not deployed, as with a broken web.xml.
+	// playingPath: in 2.4.3 the JWT filter refuses servingPath until initialization, even without JWT settings. From 2.16.2
+	// on playingPath fails if the application was not deployed, as with a broken web.xml.
 	playingPath = "/streams/" + noStream + ".m3u8"
 )
 

@@ -122,7 +122,7 @@ type Systemd struct {
 	dial dialer
 }
 
-// NewSystemd returns the service of a unit such as "antmedia". It does not connect.
+// NewSystemd takes a unit such as "antmedia". It does not connect.
 func NewSystemd(unit string) *Systemd {
 	unit = cmp.Or(unit, DefaultUnit)
 	if filepath.Ext(unit) != ".service" {
@@ -152,13 +152,13 @@ func (s *Systemd) State(ctx context.Context) (State, error) {
 	return st, err
 }
 
-// Start waits until the process exists, not until it is healthy: see [WaitStable].
+// Start waits for the process, not for its health: see [WaitStable].
 func (s *Systemd) Start(ctx context.Context) error { return s.do(ctx, "start", bus.StartUnitContext) }
 
 // Stop waits for the unit's end; systemd kills it after TimeoutStopSec.
 func (s *Systemd) Stop(ctx context.Context) error { return s.do(ctx, "stop", bus.StopUnitContext) }
 
-// Restart stops the unit if it runs and starts it.
+// Restart stops the unit if it runs, and starts it.
 func (s *Systemd) Restart(ctx context.Context) error {
 	return s.do(ctx, "restart", bus.RestartUnitContext)
 }

@@ -115,8 +115,8 @@ func addressFilter(key, address string) bson.D {
 	return bson.D{{Key: key, Value: bson.D{{Key: "$in", Value: slices.Compact(forms)}}}}
 }
 
-// DeleteAMSNodes deletes the AMS documents of an address, or only that with the id, last written before a time by their
-// machine's clock. It returns those deleted, and those that another AMS writes or that have no readable time. AMS must have
+// DeleteAMSNodes deletes AMS documents of an address, or only that with the id, last written before a time by their
+// machine's clock. It returns those deleted, and those that another AMS writes or without a readable time. AMS must have
 // stopped: it writes every 5 s.
 func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before time.Time) (gone, stay []AMSNode, err error) {
 	if address == "" || before.IsZero() {
@@ -164,7 +164,7 @@ type DatabaseStreams struct {
 	IDs      []string `json:"ids"`
 }
 
-// streams matches those published at an address: with $or the lately written ones, with $nor the others.
+// streams matches those published at an address: with $or lately written ones, with $nor others.
 func streams(address string, now time.Time, which string) bson.D {
 	return append(addressFilter("originAdress", address), // sic
 		bson.E{Key: "status", Value: "broadcasting"}, written(which, "updateTime", "$gte", now.Add(-amsFresh)))
@@ -272,7 +272,6 @@ func numberField(doc bson.Raw, key string) *float64 {
 	return &f
 }
 
-// timeField reads a date or milliseconds since 1970.
 func timeField(doc bson.Raw, key string) time.Time {
 	v := field(doc, key)
 	ms, ok := v.DateTimeOK()

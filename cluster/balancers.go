@@ -26,7 +26,7 @@ const (
 	maxBalancer   = 40 // bytes
 )
 
-// BalancersAt returns the recent confirmations by load balancer.
+// BalancersAt returns recent confirmations by load balancer.
 func (n Node) BalancersAt(serverNow time.Time) map[string]Balancer {
 	recent := map[string]Balancer{}
 	for name, b := range n.Balancers {
@@ -42,7 +42,7 @@ func (n Node) BalancersAt(serverNow time.Time) map[string]Balancer {
 	return recent
 }
 
-// BalancerName makes a load balancer's name from a host name.
+// BalancerName makes a name from a host name.
 func BalancerName(host string) string {
 	name := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
@@ -81,7 +81,7 @@ func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) er
 	return err
 }
 
-// forgetBalancers keeps records small: a load balancer in a container has another name after each start.
+// forgetBalancers keeps records small: a load balancer in a container is renamed at each start.
 func (c *Client) forgetBalancers(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()

@@ -42,7 +42,7 @@ const (
 
 	// connectTimeout leaves time to report a server that drops packets.
 	connectTimeout = 3 * time.Second
-	// idleLimit: the clouds' NAT gateways and load balancers drop connections silently from 240 s on.
+	// idleLimit: the clouds' NAT gateways and load balancers silently drop idle connections from 240 s on.
 	idleLimit    = 60 * time.Second
 	closeTimeout = time.Second
 )
@@ -117,7 +117,7 @@ func (c *Client) driverOptions(o Options) *options.ClientOptions {
 	opts.SetMaxConnIdleTime(idleLimit)
 	opts.SetServerSelectionTimeout(c.timeout)
 	if opts.ConnectTimeout == nil {
-		// At most half, so that the cause is known before the call ends.
+		// At most half: the cause must be known before the call ends.
 		opts.SetConnectTimeout(min(connectTimeout, c.timeout/2))
 	}
 	opts.SetReadPreference(readpref.Primary())
@@ -129,7 +129,7 @@ func (c *Client) driverOptions(o Options) *options.ClientOptions {
 		opts.SetDirect(true)
 	}
 	if opts.Direct != nil && *opts.Direct {
-		// The driver would repeat the write to a secondary some thousand times a second.
+		// The driver would repeat a write to a secondary thousands of times a second.
 		opts.SetRetryWrites(false)
 	}
 	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify {
@@ -186,7 +186,7 @@ func (c *Client) Close(ctx context.Context) error {
 	return newError("closing the connection to MongoDB", err, c.target, nil)
 }
 
-// call bounds a command. The server may have executed a failed one.
+// The server may have executed a failed call.
 func (c *Client) call(ctx context.Context, op string, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()

@@ -64,7 +64,6 @@ type Error struct {
 	noLogin bool // the server requires a login
 }
 
-// Error returns operation, summary and cause.
 func (e *Error) Error() string {
 	s := e.Op + ": " + e.Summary()
 	if e.Err != nil {
@@ -73,7 +72,6 @@ func (e *Error) Error() string {
 	return s
 }
 
-// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
 var summaries = map[Kind]string{
@@ -104,7 +102,7 @@ func (e *Error) Summary() string {
 	return strings.Replace(summaries[e.Kind], "%s", at, 1)
 }
 
-// KindOf returns the kind of the first [Error] in err's chain, or "".
+// KindOf returns the kind of err's first [Error], or "".
 func KindOf(err error) Kind {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Kind
@@ -142,7 +140,7 @@ func newError(op string, err error, t Target, w *watch) *Error {
 	}
 }
 
-// importance decides if several servers failed: a wrong password explains more than a timeout.
+// importance: a wrong password explains more than a timeout.
 var importance = []Kind{
 	KindOther, KindTimeout, KindUnreachable, KindDNS, KindRefused, KindLost, KindNotPrimary, KindUnsupported, KindTLS, KindForbidden, KindAuth,
 }
@@ -243,7 +241,7 @@ func innermost(err error) string {
 	return err.Error()
 }
 
-// watch has each server's last report by host:port: the cause of a server selection error.
+// watch has each server's last report by host:port.
 type watch struct {
 	mu    sync.Mutex
 	known map[string]server

@@ -55,7 +55,6 @@ type Signal struct {
 	doubtful bool // old at a first look after an outage, and unchanged since
 }
 
-// provesLife reports whether the signal was sent since the last outage.
 func (s Signal) provesLife() bool { return s.Fresh && !s.doubtful }
 
 // Member is a machine of the cluster.
@@ -66,7 +65,7 @@ type Member struct {
 	Agent  Signal    `json:"agent_signal"`
 	Server Signal    `json:"ams_signal"`
 	Health Health    `json:"health"`
-	// Reimaging: the root volume is replaced, and the node is expected back.
+	// Reimaging: the root volume is replaced; the node is expected back.
 	Reimaging bool `json:"reimaging,omitempty"`
 	// Replaced: a newer record has this address.
 	Replaced bool `json:"-"`
@@ -221,7 +220,6 @@ func (o *Observer) signals(m *Member, l Look, next *Observer) {
 	}
 }
 
-// reading is one look's signal.
 type reading struct {
 	key             string
 	seq             int64
@@ -267,7 +265,7 @@ func (o *Observer) signal(next *Observer, r reading) Signal {
 	return is.Signal
 }
 
-// health: anyFresh proves that MongoDB accepts heartbeats.
+// anyFresh proves that MongoDB accepts heartbeats.
 func (m *Member) health(anyFresh bool) Health {
 	// AMS waits for four periods: one late signal proves nothing, two do.
 	late := m.Node != nil && m.Node.Heartbeats() && m.Server.silent > goneLimit(amsPeriod)

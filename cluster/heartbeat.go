@@ -24,7 +24,7 @@ type Heartbeat struct {
 	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
 	Serving  *Serving  `bson:"serving,omitempty" json:"serving,omitempty"` // nil if unknown
-	// Clock is how far the machine's clock is ahead of MongoDB's. AMS stamps its document by it.
+	// Clock is how far the machine's clock, which stamps AMS's document, is ahead of MongoDB's.
 	Clock *time.Duration `bson:"clock_ns,omitempty" json:"clock_ns,omitempty"`
 	// Checks are load balancers that name themselves in agent checks: true if they may send sessions.
 	Checks map[string]bool `bson:"checks,omitempty" json:"checks,omitempty"`
@@ -63,7 +63,7 @@ type Sessions struct {
 	By         CountedBy `bson:"by,omitempty" json:"by,omitempty"` // source of Viewers
 	// PublishersBy is Publishers' source, not in the record.
 	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
-	// Idle counts connections silent for two minutes, which are no sessions; nil if no count is by connections.
+	// Idle counts connections silent for two minutes, which are no sessions; nil without a count by connections.
 	Idle *int `bson:"idle,omitempty" json:"idle,omitempty"`
 }
 
@@ -128,10 +128,10 @@ type Serving struct {
 	Why string `bson:"why,omitempty" json:"why,omitempty"` // the applications that do not
 }
 
-// maxWhy bounds Why: a server may have hundreds of applications.
+// maxWhy: a server may have hundreds of applications.
 const maxWhy = 200
 
-// Heartbeat replaces the heartbeat in the record of self's instance. It returns [ErrNoNode] if the node must register
+// Heartbeat replaces the heartbeat in the record of self's instance, or returns [ErrNoNode] if the node must register
 // again, or an [OtherMachineError].
 func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	op := "writing a heartbeat of node " + self.ID

@@ -14,7 +14,7 @@ import (
 // ErrNoNode means that there is no such record.
 var ErrNoNode = errors.New("no such node in the registry")
 
-// Node is a record of the registry, which the machine's agent writes.
+// Node is a registry record, written by the machine's agent.
 type Node struct {
 	ID       string `bson:"_id" json:"id"` // the instance id of the cloud
 	IP       string `bson:"ip,omitempty" json:"ip,omitempty"`
@@ -32,8 +32,7 @@ type Node struct {
 	AMS      string `bson:"ams,omitempty" json:"ams,omitempty"`     // version
 	// BootID and IP identify an instance of the node.
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
-	// Drift names settings in the server's files that differ from the join, secrets masked. They are repaired before its next
-	// start.
+	// Drift names settings in the server's files that differ from the join, secrets masked; repaired before its next start.
 	Drift    string        `bson:"drift,omitempty" json:"drift,omitempty"`
 	Port     int           `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
 	Interval time.Duration `bson:"interval_ns,omitempty" json:"interval_ns,omitempty"` // between heartbeats; 0 without a daemon
@@ -47,7 +46,7 @@ type Node struct {
 	// DrainRequest is set until this node's agent accepts it.
 	DrainRequest *DrainRequest `bson:"drain_request,omitempty" json:"drain_request,omitempty"`
 
-	// Balancers are the load balancers that know the node, by name; ignored on write.
+	// Balancers are those that know the node, by name; ignored on write.
 	Balancers map[string]Balancer `bson:"balancers,omitempty" json:"balancers,omitempty"`
 
 	// Set by MongoDB's clock; ignored on write.
@@ -128,7 +127,6 @@ type OtherMachineError struct {
 	Age  time.Duration // by MongoDB's clock; 0 if unknown
 }
 
-// Error names the other machine.
 func (e *OtherMachineError) Error() string {
 	who := cmp.Or(e.Node.IP, "a machine without an address")
 	if e.Node.Hostname != "" {
@@ -153,7 +151,7 @@ func (n Node) reimaging(serverNow time.Time) bool {
 	return n.State == StateLeft && n.LeftBy == LeftByReimage && serverNow.Sub(n.StateSince) < reimageLimit
 }
 
-// State is the lifecycle state of a node.
+// State is a node's lifecycle state.
 type State string
 
 // The states of a node.
@@ -192,7 +190,6 @@ type TransitionError struct {
 	From, To State
 }
 
-// Error names the node and both states.
 func (e *TransitionError) Error() string {
 	return fmt.Sprintf("node %s is %s and cannot become %s", e.ID, e.From, e.To)
 }

@@ -63,12 +63,10 @@ type BadRecordError struct {
 	Err error
 }
 
-// Error names the record.
 func (e *BadRecordError) Error() string {
 	return "the record of node " + e.ID + " cannot be read: " + e.Err.Error()
 }
 
-// Unwrap returns the cause.
 func (e *BadRecordError) Unwrap() error { return e.Err }
 
 func unmarshal(doc bson.Raw, v any) error {
@@ -127,7 +125,6 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 	}
 }
 
-// errConflict: another client has written the record.
 var errConflict = errors.New("the record has changed")
 
 func (c *Client) tryUpdate(
@@ -199,7 +196,7 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	return stored, err
 }
 
-// unchanged matches a record with the rev of was, which may have any type.
+// unchanged: rev may have any type.
 func unchanged(id string, was *record) bson.D {
 	var rev any
 	if was != nil && !field(was.doc, "rev").IsZero() {
@@ -211,7 +208,6 @@ func unchanged(id string, was *record) bson.D {
 // notWritten are the id and the keys set by MongoDB's clock, a heartbeat or a load balancer.
 var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbeatKey, balancersKey}
 
-// update returns MongoDB's update from was to r without other fields.
 func (r *record) update(was *record, own bool) (bson.D, error) {
 	data, err := bson.Marshal(r)
 	if err != nil {
@@ -449,7 +445,7 @@ func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (
 	return taken && err == nil, err
 }
 
-// RemoveNode deletes a record unless its machine wrote it since. It reports whether no record is left.
+// RemoveNode deletes a record unless its machine wrote it since, and reports whether no record is left.
 func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if n.ID == "" {
 		return false, errors.New("removing a node: it has no id")

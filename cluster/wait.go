@@ -82,7 +82,7 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 			}
 			if n, ok := w.findElsewhere(seen.Local, local, now); ok {
 				seen.Elsewhere, seen.Cause = true, ErrElsewhere
-				// Callers log this repeatedly: the text must not change with the time waited. Other documents may be of another node.
+				// Callers log this repeatedly, so the text has no time. Other documents may be of another node.
 				seen.text = fmt.Sprintf("AMS registered as %s, which is another address of this machine, and not as %s", n.IP, w.Address)
 				return AMSNode{}, seen
 			}
@@ -177,7 +177,6 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) string {
 	return "it wrote its document and stopped" + last
 }
 
-// Error describes the finding.
 func (e *AMSNotSeenError) Error() string {
 	if e.Last != nil {
 		return e.text + "; the last reading failed: " + e.Last.Error()
@@ -185,7 +184,6 @@ func (e *AMSNotSeenError) Error() string {
 	return e.text
 }
 
-// Unwrap returns why the wait ended and the last read error.
 func (e *AMSNotSeenError) Unwrap() error { return errors.Join(e.Cause, e.Last) }
 
 func addresses(nodes []AMSNode) string {
