@@ -20,13 +20,13 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Interface is an address of a network interface.
+// Interface is a network interface's address.
 type Interface struct {
 	Name string
 	Addr netip.Addr
 }
 
-// HostInterfaces lists the running system's addresses. For another root it returns ErrInterfacesUnknown.
+// HostInterfaces returns ErrInterfacesUnknown below another root.
 func HostInterfaces(root string) (all []Interface, _ error) {
 	if !realRoot(root) {
 		return nil, ErrInterfacesUnknown
@@ -49,7 +49,7 @@ func HostInterfaces(root string) (all []Interface, _ error) {
 	return all, nil
 }
 
-// AddressSource is the source of a node address.
+// AddressSource is a node address's source.
 type AddressSource string
 
 const (
@@ -69,15 +69,15 @@ const (
 // AddressOptions is the input of [ChooseAddress].
 type AddressOptions struct {
 	Explicit string
-	// Force accepts an explicit address that no interface has, such as one behind NAT.
+	// Force accepts an explicit address without an interface, as behind NAT.
 	Force bool
-	// Metadata is the private address from the cloud.
+	// Metadata is the cloud's private address.
 	Metadata       netip.Addr
 	MetadataSource string
-	// Known are the cloud's addresses, translated ones included, which need no interface if explicit.
+	// Known are the cloud's addresses, also translated; explicit ones need no interface.
 	Known      []netip.Addr
 	Interfaces func() ([]Interface, error)
-	// DefaultRoute is the source address of the default route.
+	// DefaultRoute is the default route's source address.
 	DefaultRoute netip.Addr
 }
 
@@ -97,7 +97,7 @@ func ChooseAddress(o AddressOptions) (Address, error) {
 	ifaces, ifacesErr := o.Interfaces()
 	switch {
 	case o.Explicit != "":
-		// The server passes this text to its peers, where a host name may resolve to another machine.
+		// The server passes this text to its peers, which may resolve a host name differently.
 		addr, err := netip.ParseAddr(strings.TrimSpace(o.Explicit))
 		if err != nil {
 			return Address{}, fmt.Errorf("%q: %w: it is not an IP address", o.Explicit, errBadAddress)
@@ -161,16 +161,16 @@ func isPublic(a netip.Addr) bool {
 	return a.IsGlobalUnicast() && !a.IsPrivate() && !netip.MustParsePrefix("100.64.0.0/10").Contains(a)
 }
 
-// hostnameLimit: a resolver without a server tries for half a minute; a working one needs milliseconds.
+// hostnameLimit: a resolver without a server tries for half a minute; others need milliseconds.
 const hostnameLimit = 800 * time.Millisecond
 
-// Hostname is the machine's name. If it does not resolve, the server's liveness call returns 500. Releases up to 2.12 use
-// it as node address.
+// Hostname is the machine's name. If it does not resolve, the liveness call returns 500. Releases up to 2.12 use it as
+// node address.
 type Hostname struct {
 	Name    string       `json:"name"`
 	Addrs   []netip.Addr `json:"addresses,omitempty"` // IPv4 first, as in Java
 	Problem string       `json:"problem,omitempty"`
-	// TimedOut means that the result is unknown.
+	// TimedOut: the result is unknown.
 	TimedOut bool `json:"timed_out,omitempty"`
 }
 
@@ -185,7 +185,7 @@ func (h Hostname) Addr() netip.Addr {
 	return h.Addrs[0]
 }
 
-// LookupHostname resolves the machine's hostname, below another root by etc/hosts. A machine without a name is an error.
+// LookupHostname resolves the hostname, below another root by etc/hosts. A missing name is an error.
 func LookupHostname(ctx context.Context, root string) (Hostname, error) {
 	name, err := os.Hostname()
 	resolve := systemResolve
@@ -231,7 +231,7 @@ func etcHosts(root, name string) ([]netip.Addr, error) {
 	return hostAddrs(b, name), err
 }
 
-// hostAddrs returns the addresses at the beginning of lines that have the name, or of all lines without one.
+// hostAddrs returns the addresses in lines with the name, or in all lines if it is empty.
 func hostAddrs(text []byte, name string) (addrs []netip.Addr) {
 	for line := range strings.Lines(string(text)) {
 		line, _, _ = strings.Cut(line, "#")
@@ -247,8 +247,8 @@ func hostAddrs(text []byte, name string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// getent queries every module of nsswitch.conf, as Java does; Go's resolver knows only files and DNS. Every system with
-// glibc, which the server needs, has getent.
+// getent queries every module of nsswitch.conf, as Java does; Go knows only files and DNS. Every system with glibc, which
+// the server needs, has it.
 const getent = "/usr/bin/getent"
 
 func systemResolve(ctx context.Context, name string) ([]netip.Addr, error) {

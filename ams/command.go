@@ -24,24 +24,24 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// A stop waits for the server to end its streams.
+// A stop waits until the streams end.
 const (
 	commandLimit       = 5 * time.Minute
 	commandStatusLimit = 15 * time.Second
 	// commandGrace is the time from SIGTERM to SIGKILL.
 	commandGrace = 5 * time.Second
-	// commandKeep bounds the output in an error, in bytes.
+	// commandKeep bounds an error's output, in bytes.
 	commandKeep = 2 << 10
 )
 
 // commandPath is fixed: a command must behave the same from a terminal, cloud-init and a unit.
 const commandPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Command is a service run by a program: CMD start|stop|restart|status. It gets no secret of the agent, only PATH, LANG and
-// AMS_HOST_ADDRESS. The agent does not wait for a server in the background.
+// Command is a service run by a program: CMD start|stop|restart|status. It gets only PATH, LANG and AMS_HOST_ADDRESS, no
+// secret. The agent does not wait for a background server.
 //
-// The exit status of status is that of systemctl is-active: 0 running, 3 not running. Its output may begin with an
-// [Activity] and the main process.
+// status exits as systemctl is-active: 0 running, 3 not running. Its output may begin with an [Activity] and the main
+// process.
 type Command struct {
 	argv        []string
 	hostAddress atomic.Pointer[netip.Addr]
@@ -149,7 +149,7 @@ func commandState(code int, stdout []byte) (State, error) {
 	return st, nil
 }
 
-// run returns the end of all output in said.
+// said is the end of all output.
 func (c *Command) run(ctx context.Context, verb string) (stdout []byte, said string, err error) {
 	cmd := exec.CommandContext(ctx, c.argv[0], append(slices.Clone(c.argv[1:]), verb)...)
 	var sinks [2]*os.File
@@ -165,14 +165,14 @@ func (c *Command) run(ctx context.Context, verb string) (stdout []byte, said str
 	if a := c.hostAddress.Load(); a != nil && a.IsValid() {
 		cmd.Env = append(cmd.Env, HostAddressVariable+"="+a.String())
 	}
-	// Ctrl-C must not interrupt a start, and children must end with a hanging program.
+	// Ctrl-C must not interrupt a start; children must end with a hanging program.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGTERM) }
 	cmd.WaitDelay = commandGrace
 
 	err = cmd.Run()
 	if err != nil && ctx.Err() != nil && cmd.Process != nil {
-		// Processes may ignore SIGTERM. The group's number is not reused while one of them lives.
+		// Processes may ignore SIGTERM. The group's number is not reused while one lives.
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		err = errors.Join(ctx.Err(), err)
 	}
@@ -180,8 +180,8 @@ func (c *Command) run(ctx context.Context, verb string) (stdout []byte, said str
 	return stdout, tail(append(drain(sinks[1]), stdout...)), err
 }
 
-// newSink returns a file in memory, because the server keeps the output open: with a pipe the agent would wait for it, or
-// it would die of SIGPIPE when the agent ends.
+// newSink returns a file in memory. The server keeps the output open: with a pipe, the agent would wait for it, or its end
+// would kill the server by SIGPIPE.
 func newSink() (*os.File, error) {
 	fd, err := unix.MemfdCreate("amsagent-output", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -190,8 +190,8 @@ func newSink() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "output"), nil
 }
 
-// drain seals the output, so later writes fail instead of filling the memory. A script that opens /dev/stderr by name
-// starts at offset 0, which leaves zero bytes.
+// drain seals the output: later writes must not fill the memory. A script that opens /dev/stderr by name starts at offset
+// 0, which leaves zero bytes.
 func drain(sink *os.File) []byte {
 	_, _ = unix.FcntlInt(sink.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE)
 	st, err := sink.Stat()

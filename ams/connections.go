@@ -19,9 +19,9 @@ import (
 type Connection struct {
 	Port int
 	From netip.Addr
-	// Local means from this machine, as from health checks and proxies.
+	// Local: from this machine, as health checks and proxies.
 	Local bool
-	// Silent is the time since the last byte, 0 if not known.
+	// Silent is the time since the last byte; 0 if unknown.
 	Silent time.Duration
 }
 
@@ -41,7 +41,7 @@ var diagTimeout = unix.Timeval{Sec: 2}
 
 var errCutMessage = errors.New("a message of the kernel is cut")
 
-// EachConnection visits the established TCP connections in the agent's network namespace, by sock_diag(7).
+// EachConnection visits the connections of the agent's network namespace, by sock_diag(7).
 func EachConnection(visit func(Connection)) (err error) {
 	defer func() {
 		if err != nil {

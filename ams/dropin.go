@@ -30,13 +30,13 @@ const RuntimeDropInPath = "/run/systemd/system/antmedia.service.d/50-amsagent.co
 
 const dropInMark = "# Written by amsagent"
 
-// StopTimeout allows the server to stop its applications one by one, with streams up to about 17 seconds each. The
-// vendor's unit kills it after 10 seconds; its streams then stay "broadcasting" in the database.
+// StopTimeout lets the server stop its applications one by one, up to about 17 seconds each with streams. The vendor's unit
+// kills it after 10 seconds; its streams then stay "broadcasting".
 func StopTimeout(apps int) time.Duration {
 	return time.Duration(60+20*max(apps, 0)) * time.Second
 }
 
-// DropIn returns the drop-in's text, nil if all arguments are zero. program is the agent's path.
+// DropIn returns the text, nil if all arguments are zero. program is the agent's path.
 func DropIn(address netip.Addr, stopTimeout time.Duration, program string) []byte {
 	if !address.IsValid() && stopTimeout <= 0 && program == "" {
 		return nil

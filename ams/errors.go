@@ -52,7 +52,7 @@ type Warning struct {
 	Text string `json:"text"`
 }
 
-// Hint returns the operator's next step for an error of this package, or "".
+// Hint returns the operator's next step for this package's errors, or "".
 func Hint(err error) string {
 	if job, ok := errors.AsType[*JobError](err); ok {
 		if job.Pending() {

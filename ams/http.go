@@ -27,23 +27,23 @@ import (
 )
 
 const (
-	// callLimit: the server is on this machine, so a longer call is stuck.
+	// callLimit: the server is local, so a longer call is stuck.
 	callLimit = 3 * time.Second
 	// maxHeader replaces Go's 10 MB: the server's header has 500 bytes.
 	maxHeader = 64 << 10
 	// maxBody: the statistics with eight GPUs have 4 kB.
 	maxBody = 64 << 10
-	// maxText bounds an error or a value in bytes: the server's user controls them, for thousands of applications.
+	// maxText is in bytes: the server's user controls errors and values, for thousands of applications.
 	maxText = 256
-	// maxIdle is one connection for each application of a usual server, polled together.
+	// maxIdle is for the applications of a usual server, polled together.
 	maxIdle = 16
-	// tokenHeader is the server's name for it.
+	// tokenHeader is the server's spelling.
 	tokenHeader = "ProxyAuthorization"
 )
 
-// NewHTTPClient returns a client without proxy and redirects. With conns it keeps connections, because connecting is most
-// of a call's cost; else it makes a new one for each call, so that none is from before a restart. For other machines it
-// returns errNotThisMachine.
+// NewHTTPClient returns a client without proxy and redirects. With conns it keeps connections: connecting is most of a
+// call's cost. Else each call connects, so no connection is from before a restart. Other machines fail with
+// errNotThisMachine.
 func NewHTTPClient(conns *ConnCount) *http.Client {
 	t := &http.Transport{
 		DialContext:            dial,
@@ -61,7 +61,7 @@ func NewHTTPClient(conns *ConnCount) *http.Client {
 	}
 }
 
-// ConnCount counts the connections of a client.
+// ConnCount counts a client's connections.
 type ConnCount struct{ open, lost atomic.Int64 }
 
 // Open returns the number of open connections.
@@ -110,8 +110,8 @@ type reply struct {
 
 func (r reply) status() string { return fmt.Sprintf("%d %s", r.code, http.StatusText(r.code)) }
 
-// get makes a call to base, an [Installation.BaseURL]; a nil client means [NewHTTPClient]. It sends no X-Forwarded-For,
-// which the server's address filters would check. Errors contain neither URL nor token.
+// get calls base, an [Installation.BaseURL]. It sends no X-Forwarded-For, which the server's address filters would check.
+// Errors contain neither URL nor token.
 func get(ctx context.Context, client *http.Client, base, path, token string) (reply, error) {
 	if client == nil {
 		client = NewHTTPClient(nil)
@@ -147,11 +147,9 @@ func hungUp(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// errNotThisMachine means that http.host of red5.properties is another machine's address. The server's user owns the file
-// and must not decide where root connects.
+// errNotThisMachine: the server's user owns red5.properties and must not decide where root connects.
 var errNotThisMachine = errors.New("http.host is no address of this machine; it is not asked")
 
-// dial connects to the first address of this machine.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -168,7 +166,7 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 		a = a.Unmap()
 		own := slices.ContainsFunc(here, func(in Interface) bool { return in.Addr == a })
 		if a.Zone() == "" && (own || a.IsLoopback()) { // a zone selects the interface to send by
-			// Dial the checked address: the name may resolve to another one next time.
+			// Dial the checked address: the name may resolve differently next time.
 			return (&net.Dialer{Timeout: callLimit}).DialContext(ctx, network, net.JoinHostPort(a.String(), port))
 		}
 	}
@@ -177,7 +175,7 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 
 const livenessPath = "/rest/v2/liveness"
 
-// LivenessState is the result of a liveness call.
+// LivenessState is a liveness call's result.
 type LivenessState string
 
 // The states of a server.
@@ -185,7 +183,7 @@ const (
 	Live LivenessState = "live"
 	// LiveStarting: not listening, or 403 or 503 while its console starts or its database is away.
 	LiveStarting LivenessState = "starting"
-	// LiveBroken: 500, because the server's own hostname does not resolve.
+	// LiveBroken: 500, because the server's hostname does not resolve.
 	LiveBroken LivenessState = "broken"
 	// liveNoEndpoint: a release before 2.5.1, or a later one until its console starts.
 	liveNoEndpoint LivenessState = "no-endpoint"
@@ -193,7 +191,7 @@ const (
 	LiveUnknown LivenessState = "unknown"
 )
 
-// Liveness is the response to a liveness call.
+// Liveness is a liveness call's response.
 type Liveness struct {
 	State  LivenessState `json:"state"`
 	Code   int           `json:"code,omitempty"` // of HTTP; 0 = no response
@@ -251,15 +249,13 @@ func answer(r reply) Liveness {
 
 const statisticsPath = "/rest/v2/system-resources"
 
-// errNotStatistics may be a refused token: the server refuses tokens for some seconds while it starts, and while its
-// database is away.
+// errNotStatistics may be a refused token: the server refuses tokens in its first seconds and while its database is away.
 var errNotStatistics = errors.New("the answer is not the server's statistics")
 
-// Statistics are those of one server, not of its cluster; nil if the release lacks them.
+// Statistics are of one server, not its cluster; nil if the release lacks them.
 type Statistics struct {
 	Streams *int
-	// Viewers are those of the known kinds, without RTMP, which the server does not count. Complete reports whether all
-	// kinds are known.
+	// Viewers are of the known kinds, without RTMP (not counted by the server). Complete: all kinds are known.
 	Viewers  *int
 	Complete bool
 }

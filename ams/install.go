@@ -22,7 +22,6 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Locations and ports of every release.
 const (
 	// DefaultDir is the only directory that the vendor's scripts support.
 	DefaultDir = "/usr/local/antmedia"
@@ -57,7 +56,7 @@ const (
 	maxSystemFile = 4 << 20
 )
 
-// File is a file of the installation.
+// File is an installation's file.
 type File struct {
 	// Path is below the root, as Ant Media Server opens it.
 	Path string `json:"path"`
@@ -76,7 +75,7 @@ type Installation struct {
 	Release Release
 
 	HTTPHost string // empty or 0.0.0.0 is all
-	// Ports are configured. Invalid ones have the server's defaults, as have all with a ServerErr.
+	// Invalid Ports, and all with a ServerErr, are the server's defaults.
 	Ports     Ports
 	Limits    Limits
 	ServerErr error // of conf/red5.properties
@@ -84,7 +83,7 @@ type Installation struct {
 	Apps     []App // by name
 	Warnings []Warning
 
-	// Unmarked means a release before 1.9.1, which copies one of two siblings over jee-container.xml.
+	// Unmarked: a release before 1.9.1, which copies one of two siblings over jee-container.xml.
 	Unmarked bool
 
 	mode    conf.Mode
@@ -92,7 +91,7 @@ type Installation struct {
 	stamp   stamp
 }
 
-// stamp describes the sources of port (red5.properties) and release (the jar); zero if unreadable.
+// stamp has red5.properties (port) and the jar (release); zero if unreadable.
 type stamp [2]files.Info
 
 func (in *Installation) stampNow() (s stamp) {
@@ -105,7 +104,7 @@ func (in *Installation) stampNow() (s stamp) {
 // Outdated reports whether port or release may have changed. It reads no file: cheap every second.
 func (in *Installation) Outdated() bool { return in.stampNow() != in.stamp }
 
-// App is an application of the server, or its console.
+// App is an application or the console.
 type App struct {
 	Name   string // the folder below webapps
 	File   File   // WEB-INF/red5-web.properties
@@ -169,8 +168,8 @@ func Open(root, dir string) (*Installation, error) {
 // Mode returns the mode of jee-container.xml, or why it is unknown.
 func (in *Installation) Mode() (conf.Mode, error) { return in.mode, in.modeErr }
 
-// BaseURL returns the server's local URL, the loopback unless it binds to one address. An invalid host could lead to
-// another machine or port.
+// BaseURL returns the server's local URL: the loopback unless it binds to one address. An invalid host could lead
+// elsewhere.
 func (in *Installation) BaseURL() string {
 	host := in.HTTPHost
 	a, err := netip.ParseAddr(host)

@@ -27,21 +27,20 @@ const editSlack = 2 * time.Second
 type Process struct {
 	Name    string
 	Started time.Time
-	// HostAddress is AMS_HOST_ADDRESS in its initial environment; "" if not set or not readable.
+	// HostAddress is AMS_HOST_ADDRESS in its initial environment; "" if unset or unreadable.
 	HostAddress string
 }
 
 // Java reports whether the process is a JVM, as the server is.
 func (p Process) Java() bool { return p.Name == "java" || p.Name == "jsvc" }
 
-// The patterns find a process's name and its start in ticks since boot, field 22, and the boot time. The name may contain
-// brackets.
+// A process's name, which may contain brackets, its start in ticks since boot (field 22), and the boot time.
 var (
 	statLine = regexp.MustCompile(`(?s)\((.*)\) \S+(?: \S+){18} (\d{1,11}) `)
 	bootLine = regexp.MustCompile(`(?m)^btime (\d{1,11})$`)
 )
 
-// ReadProcess reads a process below root.
+// ReadProcess works below root.
 func ReadProcess(root string, pid int) (Process, error) {
 	proc := files.Root{Path: root}
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
@@ -64,7 +63,7 @@ func ReadProcess(root string, pid int) (Process, error) {
 	return p, nil
 }
 
-// EditedAfter reports whether a file below root is newer than a process, which then uses its old content.
+// EditedAfter reports whether a process uses the old content of a file below root.
 func EditedAfter(root, path string, started time.Time) bool {
 	st, err := statBelow(root, path)
 	return err == nil && st.Modified.After(started.Add(editSlack))

@@ -19,8 +19,8 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// Release is a release of the server; zero is unknown. It comes only from the jar's manifest or the operator: upgrades keep
-// old configuration.
+// Release is a server release; zero is unknown. Only the jar's manifest or the operator gives it: upgrades keep old
+// configuration.
 type Release struct {
 	Version string `json:"version,omitempty"` // without a leading v
 	Build   string `json:"build,omitempty"`
@@ -45,7 +45,6 @@ func ParseRelease(s string) (Release, error) {
 // Known reports whether the release is known.
 func (r Release) Known() bool { return r.Version != "" }
 
-// String returns the version with its build, or "unknown".
 func (r Release) String() string {
 	switch {
 	case !r.Known():
@@ -71,10 +70,10 @@ func (r Release) AtLeast(numbers ...int) bool {
 	return c > 0 || c == 0 && !preReleasePattern.MatchString(r.Version)
 }
 
-// HonoursHostAddress reports whether the release uses AMS_HOST_ADDRESS (2.5 and later). Unknown counts as current.
+// HonoursHostAddress reports whether the release uses AMS_HOST_ADDRESS (2.5 and later, or unknown).
 func (r Release) HonoursHostAddress() bool { return !r.Known() || r.AtLeast(2, 5) }
 
-// HasLiveness reports whether the release has /rest/v2/liveness (2.5.1 and later). Unknown counts as current.
+// HasLiveness reports whether the release has /rest/v2/liveness (2.5.1 and later, or unknown).
 func (r Release) HasLiveness() bool { return !r.Known() || r.AtLeast(2, 5, 1) }
 
 const (
@@ -82,9 +81,9 @@ const (
 	maxJarSize = 64 << 20
 	// maxJarRead bounds the memory for the directory: the server's has 100 kB.
 	maxJarRead = 2 << 20
-	// maxManifestSize: a manifest has a few kilobytes. Its size in the archive is not trusted.
+	// maxManifestSize: a manifest has a few kilobytes. The archive's figure is not trusted.
 	maxManifestSize = 64 << 10
-	// maxVersion bounds what goes into the registry. The longest known have 20 bytes.
+	// maxVersion bounds the registry's text. The longest known have 20 bytes.
 	maxVersion = 64
 )
 
@@ -100,7 +99,7 @@ func (b *boundedReader) ReadAt(p []byte, off int64) (int, error) {
 	return b.r.ReadAt(p, off)
 }
 
-// jarRelease returns an unknown release with a note if it fails.
+// On failure, jarRelease returns only a note.
 func jarRelease(root, path string) (r Release) {
 	f, info, _, err := files.Root{Path: root}.Open(path)
 	if err != nil {

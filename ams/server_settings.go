@@ -34,8 +34,8 @@ func defaultPorts() Ports {
 	return Ports{HTTP: DefaultHTTPPort, HTTPS: 5443, RTMP: 1935, SRT: 4200, Origin: DefaultOriginPort}
 }
 
-// Limits are the loads in percent at which the server refuses another stream; 0 is its default, 75. Before 2.8 there is
-// no memory limit in percent, before 2.3.1 the CPU limit is 85 %: a score is a little too high.
+// Limits are the loads in percent at which the server refuses a stream; 0 is its default, 75. Before 2.8 no memory limit is
+// in percent, before 2.3.1 the CPU limit is 85 %: a score is a little too high.
 type Limits struct{ CPU, Memory int }
 
 func limitsOf(p *conf.Properties) Limits {
@@ -73,7 +73,7 @@ func portsOf(p *conf.Properties) Ports {
 // placeholder is Spring's ${NAME} or ${NAME:DEFAULT}.
 var placeholder = regexp.MustCompile(`^\$\{([^:{}]+):?([^{}]*)\}$`)
 
-// springValue returns a value, or a placeholder's default and name, mostly an environment variable of the server.
+// springValue returns a value, or a placeholder's default and name, mostly an environment variable.
 func springValue(p *conf.Properties, key string) (text, name string) {
 	text, _ = p.Get(key)
 	text = strings.TrimSpace(text)
@@ -96,8 +96,7 @@ func portNumber(text string) (n int, ok bool) {
 	return n, err == nil && n > 0 && n < 1<<16
 }
 
-// Databases returns the applications' databases, without the console's, which has no streams. With an error, a count is
-// incomplete.
+// Databases omits the console's, which has no streams. With an error, a count is incomplete.
 func (in *Installation) Databases() ([]string, error) {
 	names := []string{}
 	var errs []error
@@ -116,11 +115,11 @@ func (in *Installation) Databases() ([]string, error) {
 	return slices.Compact(names), errors.Join(errs...)
 }
 
-// tokenLife bounds a leaked token, which opens the server's whole management interface.
+// tokenLife bounds a leaked token: it opens the server's whole management interface.
 const tokenLife = time.Minute
 
-// ServerToken makes a token for the server's REST calls from red5.properties. It fails with a JWKS URL: only the holder of
-// the private key can make such tokens.
+// ServerToken makes a token for the server's REST calls from red5.properties. It fails with a JWKS URL: only the private
+// key's holder can make those.
 func (in *Installation) ServerToken(now time.Time) (string, error) {
 	path := filepath.Join(in.Root, in.Server.Path)
 	b, _, err := files.Root{Path: in.Root}.Read(in.Server.Path, conf.MaxSettings)
@@ -152,7 +151,7 @@ func (in *Installation) ServerToken(now time.Time) (string, error) {
 	return "", fmt.Errorf("no token for the server's statistics can be made: %s: %s", path, why)
 }
 
-// token signs with HS256. A library would add 100 KB to the binary.
+// token signs with HS256: a library would add 100 KB to the binary.
 func token(secret, claims string) string {
 	b64 := base64.RawURLEncoding
 	text := b64.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + b64.EncodeToString([]byte(claims))

@@ -42,8 +42,8 @@ type State struct {
 	Restarts   int       `json:"restarts,omitempty"`   // automatic ones since the last start
 	Invocation string    `json:"invocation,omitempty"` // changes with every start
 
-	// NeedReload reports that files of the unit changed since systemd read them. It misses a new drop-in in a new folder: after
-	// writing one, reload and check DropIns.
+	// NeedReload: files of the unit changed since systemd read them. It misses a drop-in in a new folder: after writing one,
+	// reload and check DropIns.
 	NeedReload bool     `json:"need_reload,omitempty"`
 	Fragment   string   `json:"fragment,omitempty"`
 	DropIns    []string `json:"drop_ins,omitempty"`
@@ -74,7 +74,7 @@ func (s State) Dead() bool {
 // Stopped reports whether the server was stopped and did not fail.
 func (s State) Stopped() bool { return s.Dead() && s.Activity == ActivityInactive }
 
-// Starting reports whether the service starts, and not after a crash.
+// Starting reports whether the service starts, not after a crash.
 func (s State) Starting() bool { return s.Activity == ActivityActivating && !s.Crashing() }
 
 // Crashing reports whether the service waits for its automatic restart.
@@ -121,11 +121,11 @@ func (s State) String() string {
 	return string(s.Activity) + " (" + strings.Join(notes, ", ") + ")"
 }
 
-// JobError reports that a service failed to do a job, or did not finish it in time.
+// JobError is a service's failed or unfinished job.
 type JobError struct {
 	Service string // the unit or the command
 	Verb    string // start, stop, restart
-	// Result is systemd's: failed, canceled, timeout, dependency, skipped, …; or "pending" if the agent's time ran out.
+	// Result is systemd's: failed, canceled, timeout, dependency, skipped, …; "pending" if the agent's time ran out.
 	Result string
 	State  State // if readable
 	Output string
@@ -175,7 +175,7 @@ func LogHint(name string) string {
 	return "read the server's own log, or run it by hand to see why: " + StartCommand(name)
 }
 
-// StartCommand returns the command that starts a service.
+// StartCommand returns a service's start command.
 func StartCommand(name string) string {
 	if strings.HasSuffix(name, ".service") {
 		return "systemctl start " + name
@@ -194,10 +194,8 @@ const stablePoll = 500 * time.Millisecond
 // stableFaults in a row count: single checks fail while systemd re-executes itself.
 const stableFaults = 4
 
-// WaitStable waits until a service was up for hold with the same main process: automatic restarts make a crashing server
-// look alive.
-//
-// It returns an *UnstableError, the context's error, or ErrNotManaged.
+// WaitStable waits until a service was up for hold with one main process: automatic restarts make a crashing server look
+// alive. It returns an *UnstableError, the context's error, or ErrNotManaged.
 func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error) {
 	begin := time.Now()
 	var first State
@@ -233,7 +231,7 @@ func WaitStable(ctx context.Context, s stater, hold time.Duration) (State, error
 	}
 }
 
-// None is a service that the agent does not manage, such as an image's.
+// None is an unmanaged service, such as an image's.
 type None struct{}
 
 // Name returns "none".

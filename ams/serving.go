@@ -23,18 +23,17 @@ import (
 const noStream = "amsagent-readiness"
 
 const (
-	// servingPath needs the application's data store, as viewers do; version and liveness do not. The application's
-	// filters may refuse it, from 2.10.0 on only after its initialization.
+	// servingPath needs the data store, as viewers do; version and liveness do not. The application's filters may refuse it,
+	// from 2.10.0 on only after initialization.
 	servingPath = "/rest/v2/broadcasts/" + noStream
-	// playingPath: in 2.4.3 the JWT filter refuses servingPath until the initialization, even without JWT settings.
-	// From 2.16.2 on playingPath fails if the application was not deployed, as with a broken web.xml.
+	// playingPath: in 2.4.3 the JWT filter refuses servingPath until initialization, even without JWT settings. From 2.16.2
+	// on playingPath fails if the application was not deployed, as with a broken web.xml.
 	playingPath = "/streams/" + noStream + ".m3u8"
 )
 
 // AppServing is the result of a call to an application.
 type AppServing string
 
-// The states of an application.
 const (
 	// AppServes: any response of an initialized application.
 	AppServes AppServing = "serves"
@@ -52,7 +51,7 @@ const (
 	AppRefused AppServing = "is not reachable"
 )
 
-// AppAnswer is the response of one application.
+// AppAnswer is one application's response.
 type AppAnswer struct {
 	Name   string     `json:"name"`
 	State  AppServing `json:"state"`
@@ -63,7 +62,7 @@ type AppAnswer struct {
 // Serves reports whether all viewers are served. A new application has none.
 func (a AppAnswer) Serves() bool { return a.State == AppServes || a.State == AppWaits }
 
-// String returns a sentence without a full stop. An application without a state has not answered.
+// String returns a sentence without a full stop. No state is no answer.
 func (a AppAnswer) String() string {
 	text := a.Name + " " + string(cmp.Or(a.State, AppSilent))
 	if a.Detail != "" {
@@ -103,19 +102,19 @@ func CheckServing(ctx context.Context, client *http.Client, base, app string) Ap
 	return a
 }
 
-// InitializedName exists from an application's first start on, ClosedName from a stop until the context is complete
+// InitializedName exists from the first start on, ClosedName from a stop until the context is complete
 // (createInitializationProcess of 2.17.1).
 const (
 	InitializedName = ".initialized"
 	ClosedName      = ".closed"
 )
 
-// Initialized reports whether an application has completed its context since started; true if its files are unreadable.
-// No request may come earlier: from 2.16.2 on, the server then saves default settings. 2.10 and before accept requests at
-// any time; releases in between are untested.
+// Initialized reports whether an application completed its context since started; true if its files are unreadable. From
+// 2.16.2 on, an earlier request makes the server save default settings. Up to 2.10 any time is safe; releases in between are
+// untested.
 //
-// A killed server keeps its marks. With started not zero, a mark or, in cluster mode, the settings must be newer. In
-// standalone mode a start after a kill leaves no sign.
+// A killed server keeps its marks: if started is set, a mark or, in cluster mode, the settings must be newer. In standalone
+// mode a start after a kill leaves no sign.
 func (in *Installation) Initialized(app string, started time.Time) bool {
 	if app == consoleApp || in.Release.Known() && !in.Release.AtLeast(2, 11) {
 		return true
@@ -162,8 +161,8 @@ func noAppAnswer(app string, err error) AppAnswer {
 	return a
 }
 
-// Applications lists the applications that match one of the path.Match patterns, or all without patterns; the console if the
-// list is empty. It reads no file: cheap every second.
+// Applications lists those that match a path.Match pattern, or all without patterns; the console if none matches. It reads
+// no file: cheap every second.
 func Applications(root, dir string, patterns []string) ([]string, error) {
 	dir = cmp.Or(dir, DefaultDir)
 	entries, err := webapps(root, dir)

@@ -81,7 +81,7 @@ func dialSystemd(ctx context.Context) (bus, error) {
 	return conn, nil
 }
 
-// dialer makes a connection for each operation; the context bounds its lifetime.
+// dialer connects for each operation; the context bounds the connection.
 type dialer func(ctx context.Context) (bus, error)
 
 func (dial dialer) with(ctx context.Context, limit time.Duration, what string, ask func(context.Context, bus) error) error {
@@ -122,7 +122,7 @@ type Systemd struct {
 	dial dialer
 }
 
-// NewSystemd returns the service of a unit such as "antmedia". It does not connect.
+// NewSystemd takes a unit such as "antmedia". It does not connect.
 func NewSystemd(unit string) *Systemd {
 	unit = cmp.Or(unit, DefaultUnit)
 	if filepath.Ext(unit) != ".service" {
@@ -152,18 +152,18 @@ func (s *Systemd) State(ctx context.Context) (State, error) {
 	return st, err
 }
 
-// Start waits until the process exists, not until it is healthy: see [WaitStable].
+// Start waits for the process, not for its health: see [WaitStable].
 func (s *Systemd) Start(ctx context.Context) error { return s.do(ctx, "start", bus.StartUnitContext) }
 
 // Stop waits for the unit's end; systemd kills it after TimeoutStopSec.
 func (s *Systemd) Stop(ctx context.Context) error { return s.do(ctx, "stop", bus.StopUnitContext) }
 
-// Restart stops the unit if it runs and starts it.
+// Restart stops the unit if it runs, and starts it.
 func (s *Systemd) Restart(ctx context.Context) error {
 	return s.do(ctx, "restart", bus.RestartUnitContext)
 }
 
-// Reload makes systemd read its unit files again.
+// Reload makes systemd reread its unit files.
 func (s *Systemd) Reload(ctx context.Context) error {
 	// A reload runs every generator of the machine.
 	return s.dial.with(ctx, 6*systemdCallLimit, "making systemd read its units again", func(ctx context.Context, b bus) error {
@@ -171,8 +171,8 @@ func (s *Systemd) Reload(ctx context.Context) error {
 	})
 }
 
-// SystemStopping reports whether the machine shuts down. It goes by shutdown.target, as systemd's own SystemState does,
-// but the latter is "starting" to the end before systemd 246 if a boot never finished.
+// SystemStopping reports whether the machine shuts down, by shutdown.target: before systemd 246, SystemState stays
+// "starting" if a boot never finished.
 func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
 	err = s.dial.with(ctx, systemdCallLimit, "asking systemd whether the machine shuts down", func(ctx context.Context, b bus) error {
 		target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
@@ -321,18 +321,18 @@ type Units struct {
 	dial  dialer
 }
 
-// NewUnits returns units in start order. It does not connect to systemd.
+// NewUnits takes the names in start order. It does not connect.
 func NewUnits(names ...string) *Units { return &Units{names: names, dial: dialSystemd} }
 
 // UnitsState is the state of [Units].
 type UnitsState struct {
-	// Enabled and Active report whether all installed units start at boot, and run.
+	// Enabled and Active: all installed units start at boot, and run.
 	Enabled, Active bool
-	// Any reports whether at least one starts at boot or runs.
+	// Any: at least one starts at boot or runs.
 	Any bool
 }
 
-// State returns their state, or ErrNoUnit if none is installed.
+// State returns ErrNoUnit if none is installed.
 func (u *Units) State(ctx context.Context) (s UnitsState, _ error) {
 	_, states, err := u.installed(ctx)
 	if err != nil {
@@ -340,7 +340,7 @@ func (u *Units) State(ctx context.Context) (s UnitsState, _ error) {
 	}
 	s.Enabled, s.Active = true, true
 	for _, is := range states {
-		// Units without an [Install] section are started by others.
+		// Others start units without an [Install] section.
 		s.Enabled = s.Enabled && slices.Contains([]string{"enabled", "static", "generated", "transient", "alias"}, is.UnitFile)
 		s.Active = s.Active && is.Running()
 		s.Any = s.Any || is.UnitFile == "enabled" || is.Activity != ActivityInactive && is.Activity != ActivityFailed
@@ -367,8 +367,8 @@ func (u *Units) installed(ctx context.Context) (names []string, states []State, 
 
 func (u *Units) unit(name string) *Systemd { return &Systemd{name, u.dial} }
 
-// Enable makes the units start at boot, starts them, and waits for the last one. A start not over when ctx ends continues
-// and returns a pending [JobError].
+// Enable makes the units start at boot, starts them, and waits for the last. A start that outlasts ctx continues and
+// returns a pending [JobError].
 func (u *Units) Enable(ctx context.Context) error {
 	names, states, err := u.installed(ctx)
 	if err != nil {
@@ -404,7 +404,7 @@ func (u *Units) Enable(ctx context.Context) error {
 	return errors.Join(append(errs, u.unit(names[last]).Start(ctx))...)
 }
 
-// Disable disables the units at boot first, because the machine may crash in between, and stops them in reverse order.
+// Disable first disables the units at boot, as the machine may crash in between, then stops them in reverse order.
 func (u *Units) Disable(ctx context.Context) error {
 	names, states, err := u.installed(ctx)
 	if err != nil {

@@ -28,16 +28,16 @@ const (
 
 	broadcastCollection = "broadcast"
 
-	// amsFresh is AMS's own limit, for a node four missed periods of 5 s, and for a stream.
+	// amsFresh is AMS's own limit for nodes (four missed periods of 5 s) and streams.
 	amsFresh = 20 * time.Second
 )
 
 // AMSNode is AMS's own document in clusterdb.clusternode.
 type AMSNode struct {
 	ID string `json:"id"`
-	// IP is the address at which other nodes call this one.
+	// IP is the address for calls of other nodes.
 	IP string `json:"ip"`
-	// LastUpdate is by the clock of AMS's machine; zero if missing.
+	// LastUpdate is by its machine's clock; zero if missing.
 	LastUpdate time.Time `json:"last_update,omitzero"`
 	Memory     string    `json:"memory,omitempty"` // as in "586/1945"
 	CPU        *float64  `json:"cpu,omitempty"`    // percent; nil if unknown
@@ -55,7 +55,7 @@ func readAMSNode(doc bson.Raw) AMSNode {
 	}
 }
 
-// Fresh reports whether AMS treats this node as alive, as with a time in the future.
+// Fresh reports whether AMS treats this node as alive, also with a future time.
 func (n AMSNode) Fresh(now time.Time) bool {
 	return !n.LastUpdate.IsZero() && now.Sub(n.LastUpdate) <= amsFresh
 }
@@ -65,7 +65,7 @@ func (c *Client) AMSNodes(ctx context.Context) ([]AMSNode, error) {
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes", bson.D{})
 }
 
-// AMSNodesByAddress includes documents that earlier processes have left.
+// AMSNodesByAddress includes documents of earlier processes.
 func (c *Client) AMSNodesByAddress(ctx context.Context, address string) ([]AMSNode, error) {
 	return c.readAMSNodes(ctx, "reading AMS's cluster nodes of "+address, addressFilter("ip", address))
 }
@@ -99,7 +99,7 @@ func oneSpelling(address string) string {
 	return address
 }
 
-// leadingZeros of a group: Java's getHostAddress writes an IPv6 address without them and without ::.
+// leadingZeros of a group: Java's getHostAddress writes neither them nor ::.
 var leadingZeros = regexp.MustCompile(`\b0{1,3}`)
 
 func addressFilter(key, address string) bson.D {
@@ -115,9 +115,9 @@ func addressFilter(key, address string) bson.D {
 	return bson.D{{Key: key, Value: bson.D{{Key: "$in", Value: slices.Compact(forms)}}}}
 }
 
-// DeleteAMSNodes deletes the AMS documents of an address, or only that with an id, last written before a time by the
-// clock of AMS's machine. It returns those deleted, and those that another AMS writes or that have no readable time (AMS
-// itself writes an integer). AMS must have stopped: it writes its document every 5 s.
+// DeleteAMSNodes deletes AMS documents of an address, or only that with the id, last written before a time by their
+// machine's clock. It returns those deleted, and those that another AMS writes or without a readable time (AMS writes an
+// integer). AMS must have stopped: it writes every 5 s.
 func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before time.Time) (gone, stay []AMSNode, err error) {
 	if address == "" || before.IsZero() {
 		return nil, nil, errors.New("removing AMS's node documents: no address or no time is given")
@@ -150,7 +150,7 @@ func (c *Client) DeleteAMSNodes(ctx context.Context, address, id string, before 
 	return gone, stay, nil
 }
 
-// written compares a time that AMS wrote. Numbers and dates do not compare with each other.
+// written compares a time of AMS: numbers and dates do not compare with each other.
 func written(which, key, operator string, at time.Time) bson.E {
 	return bson.E{Key: which, Value: bson.A{
 		bson.D{{Key: key, Value: bson.D{{Key: operator, Value: at.UnixMilli()}}}},
@@ -158,20 +158,20 @@ func written(which, key, operator string, at time.Time) bson.E {
 	}}
 }
 
-// DatabaseStreams are the streams of one application.
+// DatabaseStreams are one application's streams.
 type DatabaseStreams struct {
 	Database string   `json:"database"`
 	IDs      []string `json:"ids"`
 }
 
-// streams matches what is published at an address: with $or streams that AMS wrote lately, with $nor the others.
+// streams matches those published at an address: with $or lately written ones, with $nor others.
 func streams(address string, now time.Time, which string) bson.D {
 	return append(addressFilter("originAdress", address), // sic
 		bson.E{Key: "status", Value: "broadcasting"}, written(which, "updateTime", "$gte", now.Add(-amsFresh)))
 }
 
-// LocalStreams reads the streams that are live on a node by AMS's own rule: published there, broadcasting, and written at
-// most 20 s ago by that node's clock. With an error it still returns the streams of other databases.
+// LocalStreams reads a node's live streams by AMS's rule: published there, broadcasting, and written at most 20 s ago by
+// its clock. With an error it still returns those of other databases.
 func (c *Client) LocalStreams(ctx context.Context, databases []string, address string, now time.Time) ([]DatabaseStreams, error) {
 	switch {
 	case address == "":
@@ -197,9 +197,9 @@ func readStream(doc bson.Raw) string {
 	return cmp.Or(textField(doc, "streamId"), idText(field(doc, "_id")))
 }
 
-// RepairStreams ends the streams that a node left "broadcasting", as AMS does only when a server with the same address
-// starts. Streams written within 20 s by that node's clock (now) are live and stay. It writes into AMS's collections: call
-// it only for an operator.
+// RepairStreams ends the streams that a node left "broadcasting"; AMS does so only when a server with the same address
+// starts. Streams written within 20 s by that node's clock (now) stay. It writes into AMS's collections: call it only for an
+// operator.
 func (c *Client) RepairStreams(ctx context.Context, databases []string, address string, now time.Time) error {
 	if address == "" {
 		return errors.New("repairing streams: no address is given")
@@ -259,7 +259,6 @@ func idText(v bson.RawValue) string {
 	return plain.Truncate(v.String(), maxText)
 }
 
-// numberField returns nil for what is no number.
 func numberField(doc bson.Raw, key string) *float64 {
 	v := field(doc, key)
 	f, ok := v.AsFloat64OK()
@@ -273,7 +272,6 @@ func numberField(doc bson.Raw, key string) *float64 {
 	return &f
 }
 
-// timeField reads a date or milliseconds since 1970.
 func timeField(doc bson.Raw, key string) time.Time {
 	v := field(doc, key)
 	ms, ok := v.DateTimeOK()

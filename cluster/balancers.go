@@ -14,19 +14,19 @@ import (
 // Balancer is what a load balancer last did with a node.
 type Balancer struct {
 	Uses bool      `bson:"uses" json:"uses"` // false if it sends no new sessions
-	At   time.Time `bson:"at" json:"at"`     // when it last confirmed that, by MongoDB's clock
+	At   time.Time `bson:"at" json:"at"`     // last confirmation, by MongoDB's clock
 }
 
 const (
 	// BalancerInterval is the longest time between two confirmations.
 	BalancerInterval = time.Minute
-	// balancerLimit is the age after which a load balancer no longer runs.
+	// After balancerLimit, a load balancer no longer runs.
 	balancerLimit = 3 * BalancerInterval
 	balancersKey  = "balancers"
 	maxBalancer   = 40 // bytes
 )
 
-// BalancersAt returns the recent confirmations by load balancer.
+// BalancersAt returns recent confirmations by load balancer.
 func (n Node) BalancersAt(serverNow time.Time) map[string]Balancer {
 	recent := map[string]Balancer{}
 	for name, b := range n.Balancers {
@@ -42,7 +42,7 @@ func (n Node) BalancersAt(serverNow time.Time) map[string]Balancer {
 	return recent
 }
 
-// BalancerName makes a load balancer's name from a host name.
+// BalancerName makes a name from a host name.
 func BalancerName(host string) string {
 	name := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
@@ -53,8 +53,8 @@ func BalancerName(host string) string {
 	return name[:min(len(name), maxBalancer)]
 }
 
-// SetBalancer records that a load balancer ([BalancerName]) sends new sessions only to the nodes in uses. The caller
-// repeats it within [BalancerInterval].
+// SetBalancer records that a load balancer ([BalancerName]) sends new sessions only to the nodes in uses. Repeat it within
+// [BalancerInterval].
 func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) error {
 	if uses == nil {
 		uses = []string{}
@@ -81,7 +81,7 @@ func (c *Client) SetBalancer(ctx context.Context, name string, uses []string) er
 	return err
 }
 
-// forgetBalancers keeps records small: a load balancer in a container has another name after each start.
+// forgetBalancers keeps records small: a load balancer in a container is renamed at each start.
 func (c *Client) forgetBalancers(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()

@@ -42,13 +42,13 @@ const (
 
 	// connectTimeout leaves time to report a server that drops packets.
 	connectTimeout = 3 * time.Second
-	// idleLimit: the clouds' NAT gateways and load balancers drop connections silently from 240 s on.
+	// idleLimit: the clouds' NAT gateways and load balancers silently drop idle connections from 240 s on.
 	idleLimit    = 60 * time.Second
 	closeTimeout = time.Second
 )
 
-// Client is a connection to the MongoDB of one cluster, safe for concurrent use. The driver repeats failed reads, and failed
-// writes to a replica set.
+// Client is a connection to one cluster's MongoDB, safe for concurrent use. The driver repeats failed reads, and writes to
+// a replica set.
 type Client struct {
 	target  Target
 	timeout time.Duration
@@ -61,10 +61,10 @@ type Client struct {
 	loggedBad sync.Map // ids
 }
 
-// Connect prepares a client. Only mongodb+srv uses the network now, for DNS.
+// Connect uses the network only for mongodb+srv (DNS).
 //
-// A single host without a replica set is used directly, as by AMS's Java driver. If it is in a set but no primary, each
-// call fails with [KindNotPrimary].
+// A single host without a replica set is used directly, as by AMS's Java driver. If it is no primary of its set, each call
+// fails with [KindNotPrimary].
 func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	const op = "preparing the connection to MongoDB"
 	if t.IsZero() {
@@ -90,7 +90,7 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	return c, nil
 }
 
-// askDNS has to end before the driver asks, which ignores the context.
+// askDNS precedes the driver's query, which ignores the context.
 func (c *Client) askDNS(ctx context.Context) error {
 	if !c.target.SRV() {
 		return nil
@@ -117,7 +117,7 @@ func (c *Client) driverOptions(o Options) *options.ClientOptions {
 	opts.SetMaxConnIdleTime(idleLimit)
 	opts.SetServerSelectionTimeout(c.timeout)
 	if opts.ConnectTimeout == nil {
-		// At most half, so that the cause is known before the call ends.
+		// At most half: the cause must be known before the call ends.
 		opts.SetConnectTimeout(min(connectTimeout, c.timeout/2))
 	}
 	opts.SetReadPreference(readpref.Primary())
@@ -129,7 +129,7 @@ func (c *Client) driverOptions(o Options) *options.ClientOptions {
 		opts.SetDirect(true)
 	}
 	if opts.Direct != nil && *opts.Direct {
-		// The driver would repeat the write to a secondary some thousand times a second.
+		// The driver would repeat a write to a secondary thousands of times a second.
 		opts.SetRetryWrites(false)
 	}
 	if cfg := opts.TLSConfig; cfg != nil && !cfg.InsecureSkipVerify {
@@ -186,7 +186,7 @@ func (c *Client) Close(ctx context.Context) error {
 	return newError("closing the connection to MongoDB", err, c.target, nil)
 }
 
-// call bounds a command by a timeout. The server may have executed a failed one.
+// The server may have executed a failed call.
 func (c *Client) call(ctx context.Context, op string, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -207,7 +207,7 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 
 var errMember = errors.New("it is a member of the replica set")
 
-// notPrimary returns an error if the only named host is in a replica set but no primary.
+// notPrimary fails if the only named host is in a replica set but no primary.
 func (c *Client) notPrimary() error {
 	if !c.target.namesOne() {
 		return nil
@@ -228,14 +228,13 @@ func (c *Client) db(name string) *mongo.Database { return c.mongo.Database(name)
 
 const (
 	findBatch = 1000
-	// maxFound is far above the nodes of a cluster or the streams of a node.
+	// maxFound is far above a cluster's nodes or a node's streams.
 	maxFound = 100_000
 )
 
 // ErrTooMany means that another program fills a collection.
 var ErrTooMany = errors.New("too many documents")
 
-// find reads all matching documents or returns [ErrTooMany].
 func find[T any](
 	ctx context.Context, c *Client, op string, coll *mongo.Collection, filter bson.D, read func(bson.Raw) T, o *options.FindOptionsBuilder,
 ) ([]T, error) {
@@ -281,8 +280,7 @@ func (c *Client) Ping(ctx context.Context) error {
 	})
 }
 
-// ClockSkew returns how far the local clock is ahead of the server's, ± accuracy. AMS treats a node that is 20 s behind as
-// dead.
+// ClockSkew returns how far the local clock is ahead of the server's, ± accuracy. AMS treats a node 20 s behind as dead.
 func (c *Client) ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error) {
 	start := time.Now() // c.now may be no monotonic clock
 	server, err := c.ServerTime(ctx)
@@ -317,7 +315,7 @@ func (c *Client) ServerTime(ctx context.Context) (time.Time, error) {
 // nothing matches no document: no id is an empty object.
 var nothing = bson.D{{Key: "_id", Value: bson.D{}}}
 
-// CheckAccess checks, without a change, the rights that join and leave need.
+// CheckAccess checks the rights of join and leave, without a change.
 func (c *Client) CheckAccess(ctx context.Context) error {
 	if err := c.canRead(ctx, c.amsNodes()); err != nil {
 		return err
@@ -329,7 +327,7 @@ func (c *Client) CheckAccess(ctx context.Context) error {
 	return c.deleteMany(ctx, "checking the right to delete from "+amsDatabase+"."+amsCollection, c.amsNodes(), nothing)
 }
 
-// CheckRead checks the right to read the streams in these databases.
+// CheckRead checks the right to read these databases' streams.
 func (c *Client) CheckRead(ctx context.Context, databases []string) error {
 	var errs []error
 	for _, name := range databases {

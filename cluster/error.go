@@ -23,7 +23,7 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// Kind classifies failures by what the operator has to do.
+// Kind classifies failures by the operator's next step.
 type Kind string
 
 // The kinds of failures.
@@ -64,7 +64,6 @@ type Error struct {
 	noLogin bool // the server requires a login
 }
 
-// Error returns operation, summary and cause.
 func (e *Error) Error() string {
 	s := e.Op + ": " + e.Summary()
 	if e.Err != nil {
@@ -73,7 +72,6 @@ func (e *Error) Error() string {
 	return s
 }
 
-// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
 var summaries = map[Kind]string{
@@ -104,7 +102,7 @@ func (e *Error) Summary() string {
 	return strings.Replace(summaries[e.Kind], "%s", at, 1)
 }
 
-// KindOf returns the kind of the first [Error] in err's chain, or "".
+// KindOf returns the kind of err's first [Error], or "".
 func KindOf(err error) Kind {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Kind
@@ -121,7 +119,7 @@ type redactedError struct {
 func (e *redactedError) Error() string        { return e.text }
 func (e *redactedError) Is(target error) bool { return e.is(target) }
 
-// newError asks w why no server was selected: the driver only reports that its server selection timed out.
+// newError asks w for the cause: the driver only reports that its server selection timed out.
 func newError(op string, err error, t Target, w *watch) *Error {
 	f := finding{kind: kindOf(err), host: t.hostList(), text: innermost(err)}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok && f.kind == KindDNS {
@@ -142,14 +140,14 @@ func newError(op string, err error, t Target, w *watch) *Error {
 	}
 }
 
-// importance decides if several servers failed: a wrong password explains more than a timeout.
+// importance: a wrong password explains more than a timeout.
 var importance = []Kind{
 	KindOther, KindTimeout, KindUnreachable, KindDNS, KindRefused, KindLost, KindNotPrimary, KindUnsupported, KindTLS, KindForbidden, KindAuth,
 }
 
 const atlas = 8000 // of Atlas's proxy, for all that it refuses
 
-// codes are those of the server's error_codes.yml.
+// codes are from the server's error_codes.yml.
 var codes = map[int]Kind{
 	18: KindAuth, 11: KindAuth, 334: KindAuth, // AuthenticationFailed, UserNotFound, MechanismUnavailable
 	13: KindForbidden, atlas: KindForbidden, // Unauthorized
@@ -243,7 +241,7 @@ func innermost(err error) string {
 	return err.Error()
 }
 
-// watch has the last report on each server by host:port: the cause of a server selection error.
+// watch has each server's last report by host:port.
 type watch struct {
 	mu    sync.Mutex
 	known map[string]server
@@ -305,7 +303,6 @@ type finding struct {
 	host, text string
 }
 
-// finding returns why no server could be used.
 func (w *watch) finding(t Target) (finding, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

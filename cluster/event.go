@@ -23,7 +23,7 @@ type Event struct {
 	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"` // for people
 }
 
-// AddEvent writes an event. After an error it may have been written.
+// AddEvent may have written the event even after an error.
 func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	if e.Node == "" || e.Kind == "" {
 		return errors.New("writing an event: it has no node or no kind")
@@ -39,7 +39,7 @@ func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	})
 }
 
-// PastEvent is an event read from the registry.
+// PastEvent is a stored event.
 type PastEvent struct {
 	At    time.Time `bson:"at" json:"at"` // by MongoDB's clock; zero if missing
 	Event `bson:",inline"`

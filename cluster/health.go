@@ -55,7 +55,6 @@ type Signal struct {
 	doubtful bool // old at a first look after an outage, and unchanged since
 }
 
-// provesLife reports whether the signal was sent since the last outage.
 func (s Signal) provesLife() bool { return s.Fresh && !s.doubtful }
 
 // Member is a machine of the cluster.
@@ -66,7 +65,7 @@ type Member struct {
 	Agent  Signal    `json:"agent_signal"`
 	Server Signal    `json:"ams_signal"`
 	Health Health    `json:"health"`
-	// Reimaging: the root volume is replaced, and the node is expected back.
+	// Reimaging: the root volume is replaced; the node is expected back.
 	Reimaging bool `json:"reimaging,omitempty"`
 	// Replaced: a newer record has this address.
 	Replaced bool `json:"-"`
@@ -131,9 +130,9 @@ func (c *Client) Look(ctx context.Context) (Look, error) {
 	return l, err
 }
 
-// Observer finds the health of members from successive looks. At first, a signal's silence is its age by MongoDB's clock;
-// for AMS's, corrected by the agent's skew. Later it is the time without a change, at most one interval for each look:
-// MongoDB may have been away. An Observer is not safe for concurrent use.
+// Observer finds the members' health from successive looks. At first, a signal's silence is its age by MongoDB's clock,
+// for AMS's corrected by the agent's skew. Later it is the time without a change, at most one interval per look: MongoDB may
+// have been away. It is not safe for concurrent use.
 type Observer struct {
 	seen map[string]lastSeen // key: "node " or "doc " and the id
 	last time.Time           // the previous look
@@ -152,8 +151,8 @@ type lastSeen struct {
 // Failed notes that a look failed.
 func (o *Observer) Failed() { o.outage = true }
 
-// Observe returns the health of each machine, ordered by address. A left record gets no AMS documents: another machine may
-// have the address now.
+// Observe returns the machines, ordered by address. A left record gets no AMS documents: another machine may have the
+// address now.
 func (o *Observer) Observe(l Look) []Member {
 	members := make([]Member, 0, len(l.Nodes))
 	owner := make(map[string]int, len(l.Nodes))
@@ -221,7 +220,6 @@ func (o *Observer) signals(m *Member, l Look, next *Observer) {
 	}
 }
 
-// reading is a signal as a look finds it.
 type reading struct {
 	key             string
 	seq             int64
@@ -267,7 +265,7 @@ func (o *Observer) signal(next *Observer, r reading) Signal {
 	return is.Signal
 }
 
-// health: anyFresh proves that MongoDB accepts heartbeats.
+// anyFresh proves that MongoDB accepts heartbeats.
 func (m *Member) health(anyFresh bool) Health {
 	// AMS waits for four periods: one late signal proves nothing, two do.
 	late := m.Node != nil && m.Node.Heartbeats() && m.Server.silent > goneLimit(amsPeriod)
@@ -294,7 +292,7 @@ func (m *Member) health(anyFresh bool) Health {
 	return Gone
 }
 
-// Dialable accepts only an IP address of one machine: any client of MongoDB may have written it.
+// Dialable accepts only one machine's IP address: any client of MongoDB may have written it.
 func Dialable(address string) (_ netip.Addr, ok bool) {
 	addr, err := netip.ParseAddr(address)
 	return addr, err == nil && addr.Zone() == "" && !addr.IsUnspecified() && !addr.IsMulticast()

@@ -24,29 +24,30 @@ type Heartbeat struct {
 	Load     *Load     `bson:"load,omitempty" json:"load,omitempty"`
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
 	Serving  *Serving  `bson:"serving,omitempty" json:"serving,omitempty"` // nil if unknown
-	// Clock is how far the machine's clock is ahead of MongoDB's. AMS stamps its document by it.
+	// Clock is how far the machine's clock, which stamps AMS's document, is ahead of MongoDB's.
 	Clock *time.Duration `bson:"clock_ns,omitempty" json:"clock_ns,omitempty"`
 	// Checks are load balancers that name themselves in agent checks: true if they may send sessions.
 	Checks map[string]bool `bson:"checks,omitempty" json:"checks,omitempty"`
 }
 
-// Load is how busy a machine was since the previous heartbeat; nil if unknown, as in a limited control group.
+// Load is how busy a machine was since the previous heartbeat. A value is nil if unknown, or if a control group limits the
+// server's use of it.
 type Load struct {
-	// CPU is the busy share of all cores in percent; unknown if a control group limits the server's CPU.
+	// CPU is the busy share of all cores in percent.
 	CPU *int `bson:"cpu,omitempty" json:"cpu,omitempty"`
-	// Mem is the used share in percent, as AMS's own limit counts it; unknown if a control group limits the server's memory.
+	// Mem is the used share in percent, as AMS's own limit counts it.
 	Mem *int `bson:"mem,omitempty" json:"mem,omitempty"`
-	// NetRx and NetTx are bytes per second since the last heartbeat, over the interfaces to other machines.
+	// NetRx and NetTx are bytes per second, from and to other machines.
 	NetRx *int64 `bson:"net_rx,omitempty" json:"net_rx,omitempty"`
 	NetTx *int64 `bson:"net_tx,omitempty" json:"net_tx,omitempty"`
 	Disk  *int   `bson:"disk,omitempty" json:"disk,omitempty"` // of AMS's volume, in percent
 	// GPUs are the devices by index; nil without any.
 	GPUs []GPULoad `bson:"gpus,omitempty" json:"gpus,omitempty"`
-	// Score is the highest use of a resource that limits AMS, in percent; unknown if a control group limits the server.
+	// Score is the highest use of a resource that limits AMS, in percent; unknown with any such limit.
 	Score *int `bson:"score,omitempty" json:"score,omitempty"`
 }
 
-// GPULoad is the use of one device, in percent; nil if not reported, as in MIG mode.
+// GPULoad is a device's use in percent; nil if not reported, as in MIG mode.
 type GPULoad struct {
 	Name string `bson:"name,omitempty" json:"name,omitempty"`
 	Util *int   `bson:"util,omitempty" json:"util,omitempty"`
@@ -60,9 +61,9 @@ type Sessions struct {
 	Publishers *int      `bson:"publishers,omitempty" json:"publishers,omitempty"`
 	Viewers    *int      `bson:"viewers,omitempty" json:"viewers,omitempty"`
 	By         CountedBy `bson:"by,omitempty" json:"by,omitempty"` // source of Viewers
-	// PublishersBy is the source of Publishers. It is not in the record.
+	// PublishersBy is Publishers' source, not in the record.
 	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
-	// Idle counts connections silent for two minutes, which are no sessions; nil if no count is by connections.
+	// Idle counts connections silent for two minutes, which are no sessions; nil without a count by connections.
 	Idle *int `bson:"idle,omitempty" json:"idle,omitempty"`
 }
 
@@ -127,10 +128,10 @@ type Serving struct {
 	Why string `bson:"why,omitempty" json:"why,omitempty"` // the applications that do not
 }
 
-// maxWhy bounds Why: a server may have hundreds of applications.
+// maxWhy: a server may have hundreds of applications.
 const maxWhy = 200
 
-// Heartbeat replaces the heartbeat in the record of self's instance. It returns [ErrNoNode] if the node must register
+// Heartbeat replaces the heartbeat in the record of self's instance, or returns [ErrNoNode] if the node must register
 // again, or an [OtherMachineError].
 func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	op := "writing a heartbeat of node " + self.ID
@@ -163,7 +164,7 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	}
 }
 
-// orNull returns a filter value: empty fields are not stored, and null matches them.
+// orNull: empty fields are not stored, and null matches them.
 func orNull[T comparable](v T) any {
 	if v == *new(T) {
 		return nil

@@ -14,7 +14,7 @@ import (
 // ErrNoNode means that there is no such record.
 var ErrNoNode = errors.New("no such node in the registry")
 
-// Node is a record of the registry, which the machine's agent writes.
+// Node is a registry record, written by the machine's agent.
 type Node struct {
 	ID       string `bson:"_id" json:"id"` // the instance id of the cloud
 	IP       string `bson:"ip,omitempty" json:"ip,omitempty"`
@@ -32,8 +32,7 @@ type Node struct {
 	AMS      string `bson:"ams,omitempty" json:"ams,omitempty"`     // version
 	// BootID and IP identify an instance of the node.
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
-	// Drift names settings in the server's files that differ from the join, secrets masked. They are repaired before its next
-	// start.
+	// Drift names settings in the server's files that differ from the join, secrets masked; repaired before its next start.
 	Drift    string        `bson:"drift,omitempty" json:"drift,omitempty"`
 	Port     int           `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
 	Interval time.Duration `bson:"interval_ns,omitempty" json:"interval_ns,omitempty"` // between heartbeats; 0 without a daemon
@@ -47,14 +46,14 @@ type Node struct {
 	// DrainRequest is set until this node's agent accepts it.
 	DrainRequest *DrainRequest `bson:"drain_request,omitempty" json:"drain_request,omitempty"`
 
-	// Balancers are the load balancers that know the node, by name. They are ignored on write.
+	// Balancers are those that know the node, by name; ignored on write.
 	Balancers map[string]Balancer `bson:"balancers,omitempty" json:"balancers,omitempty"`
 
-	// MongoDB's clock sets these; they are ignored on write.
+	// Set by MongoDB's clock; ignored on write.
 	StateSince time.Time `bson:"state_since,omitempty" json:"state_since,omitzero"`
 	UpdatedAt  time.Time `bson:"updated_at,omitempty" json:"updated_at,omitzero"`
 
-	// Heartbeat is the last one. It is ignored on write.
+	// Heartbeat is the last one; ignored on write.
 	Heartbeat `bson:"heartbeat,omitempty"`
 }
 
@@ -69,7 +68,7 @@ func (n Node) Age(serverNow time.Time) (age time.Duration, known bool) {
 // Instance identifies one boot at one address.
 func (n Node) Instance() string { return n.BootID + " " + n.IP }
 
-// SameInstance reports whether id, boot and address are the same.
+// SameInstance compares id, boot and address.
 func (n Node) SameInstance(m Node) bool {
 	return n.ID == m.ID && n.BootID == m.BootID && n.IP == m.IP
 }
@@ -116,7 +115,7 @@ func (n Node) otherMachine(self Node) bool {
 	return n.ID == self.ID && n.BootID != self.BootID && !SameAddress(n.IP, self.IP) && n.BootID+n.IP != ""
 }
 
-// UsedByOther reports whether another machine than self writes this record, and the record's age.
+// UsedByOther reports whether another machine than self writes the record, and its age.
 func (n Node) UsedByOther(self Node, serverNow time.Time) (age time.Duration, used bool) {
 	age, used = n.inUse(serverNow)
 	return age, used && n.otherMachine(self)
@@ -128,7 +127,6 @@ type OtherMachineError struct {
 	Age  time.Duration // by MongoDB's clock; 0 if unknown
 }
 
-// Error names the other machine.
 func (e *OtherMachineError) Error() string {
 	who := cmp.Or(e.Node.IP, "a machine without an address")
 	if e.Node.Hostname != "" {
@@ -153,7 +151,7 @@ func (n Node) reimaging(serverNow time.Time) bool {
 	return n.State == StateLeft && n.LeftBy == LeftByReimage && serverNow.Sub(n.StateSince) < reimageLimit
 }
 
-// State is the lifecycle state of a node.
+// State is a node's lifecycle state.
 type State string
 
 // The states of a node.
@@ -165,12 +163,12 @@ const (
 	StateFailed   State = "failed"
 )
 
-// States returns all states, in the order of the lifecycle.
+// States returns all states in lifecycle order.
 func States() []State {
 	return []State{StateJoining, StateActive, StateDraining, StateLeft, StateFailed}
 }
 
-// Valid reports whether s is one of the states.
+// Valid reports whether s is a known state.
 func (s State) Valid() bool { return slices.Contains(States(), s) }
 
 var successors = map[State][]State{
@@ -181,18 +179,17 @@ var successors = map[State][]State{
 	StateFailed:   {StateJoining, StateLeft},
 }
 
-// CanTransition reports whether a node may change from s to next, which may be s.
+// CanTransition reports whether s may change to next, or is next.
 func (s State) CanTransition(next State) bool {
 	return s.Valid() && (s == next || slices.Contains(successors[s], next))
 }
 
-// TransitionError is a change of state that is not allowed.
+// TransitionError is a forbidden change of state.
 type TransitionError struct {
 	ID       string
 	From, To State
 }
 
-// Error names the node and both states.
 func (e *TransitionError) Error() string {
 	return fmt.Sprintf("node %s is %s and cannot become %s", e.ID, e.From, e.To)
 }

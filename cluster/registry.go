@@ -39,12 +39,12 @@ const (
 
 type record struct {
 	Node `bson:",inline"`
-	// Rev is random and changes with each write except heartbeats. After an election, a counter could repeat a value.
+	// Rev is random and changes with each write except heartbeats: after an election, a counter could repeat.
 	Rev string `bson:"rev,omitempty"`
 	// Taken is the last accepted drain request: a taker that lost the answer finds itself here.
 	Taken *takenRequest `bson:"drain_taken,omitempty"`
 
-	// dropBeat removes balancers and even a heartbeat that the read with read concern majority did not return.
+	// dropBeat removes balancers, and even a heartbeat that the majority read did not return.
 	dropBeat bool
 	bad      *BadRecordError // only ID and Rev are known
 	doc      bson.Raw
@@ -57,21 +57,18 @@ type takenRequest struct {
 	By string `bson:"by"`
 }
 
-// BadRecordError means that a record has content that no agent writes.
+// BadRecordError is a record with content that no agent writes.
 type BadRecordError struct {
 	ID  string
 	Err error
 }
 
-// Error names the record.
 func (e *BadRecordError) Error() string {
 	return "the record of node " + e.ID + " cannot be read: " + e.Err.Error()
 }
 
-// Unwrap returns the cause.
 func (e *BadRecordError) Unwrap() error { return e.Err }
 
-// unmarshal refuses content that no agent writes.
 func unmarshal(doc bson.Raw, v any) error {
 	if len(doc) > maxRecord {
 		return fmt.Errorf("it has %d bytes, more than %d", len(doc), maxRecord)
@@ -128,7 +125,6 @@ func (c *Client) update(ctx context.Context, op, id string, own bool, next func(
 	}
 }
 
-// errConflict means that another client has written the record.
 var errConflict = errors.New("the record has changed")
 
 func (c *Client) tryUpdate(
@@ -178,7 +174,6 @@ func (c *Client) readRecord(ctx context.Context, op, id string, concern *readcon
 	return found, err
 }
 
-// swap replaces was by is, or returns errConflict.
 func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own bool) (stored *record, err error) {
 	update, err := is.update(was, own)
 	if err != nil {
@@ -201,7 +196,7 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 	return stored, err
 }
 
-// unchanged matches a record with the rev of was, which may have any type.
+// unchanged: rev may have any type.
 func unchanged(id string, was *record) bson.D {
 	var rev any
 	if was != nil && !field(was.doc, "rev").IsZero() {
@@ -213,7 +208,6 @@ func unchanged(id string, was *record) bson.D {
 // notWritten are the id and the keys set by MongoDB's clock, a heartbeat or a load balancer.
 var notWritten = []string{"_id", "state_since", "updated_at", "left_at", heartbeatKey, balancersKey}
 
-// update returns MongoDB's update from was to r without other fields.
 func (r *record) update(was *record, own bool) (bson.D, error) {
 	data, err := bson.Marshal(r)
 	if err != nil {
@@ -267,11 +261,11 @@ type RegisterOptions struct {
 	DrainOver bool
 }
 
-// Register writes this machine's facts and n.State. It replaces a record of another instance. In this instance's, joining
-// and active replace only joining, left and failed, and active a draining that is over or of an unfinished leave; other
-// states follow [State.CanTransition]. It returns the record.
+// Register writes this machine's facts and n.State, and returns the record. It replaces another instance's record. In
+// this instance's, joining and active replace only joining, left and failed, and active a draining that is over or of an
+// unfinished leave; other states follow [State.CanTransition].
 //
-// It returns an [OtherMachineError] if another machine uses the record. It is safe to repeat.
+// It returns an [OtherMachineError] if another machine uses the record, and is safe to repeat.
 func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Node, error) {
 	op := "registering node " + n.ID
 	switch {
@@ -331,7 +325,7 @@ func (s State) replaces(was State) bool {
 	return was != s && was.CanTransition(s)
 }
 
-// Details are fields of [Node] that belong to a state.
+// Details are a state's fields of [Node].
 type Details struct {
 	LeftBy     string
 	StopFailed bool
@@ -343,7 +337,7 @@ const (
 	LeftByLeave = "leave"
 	LeftByDrain = "drain"
 	LeftByStop  = "stop"
-	// LeftByReimage: the root volume is replaced, and the machine comes back with the same id.
+	// LeftByReimage: the root volume is replaced, and the machine returns with the same id.
 	LeftByReimage = "reimage"
 )
 
@@ -394,7 +388,6 @@ func (c *Client) CheckOwner(ctx context.Context, self Node) error {
 	return err
 }
 
-// nodeNow reads a record and MongoDB's clock.
 func (c *Client) nodeNow(ctx context.Context, id string) (n Node, now time.Time, err error) {
 	if now, err = c.ServerTime(ctx); err == nil {
 		n, err = c.Node(ctx, id)
@@ -418,8 +411,7 @@ type DrainRequest struct {
 // ErrNotAskable means that the record is missing, of another instance, or left.
 var ErrNotAskable = errors.New("the record of this node is another one now, or it has left")
 
-// AskDrain writes a request into a node's record, replacing an earlier one. It returns [ErrNotAskable] if the record is of
-// another instance, or left.
+// AskDrain writes a request into a node's record, replacing an earlier one, or returns [ErrNotAskable].
 func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id string, err error) {
 	op := "asking node " + n.ID + " to drain"
 	r.ID = crand.Text()
@@ -453,7 +445,7 @@ func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (
 	return taken && err == nil, err
 }
 
-// RemoveNode deletes a record unless its machine wrote it since. It reports whether no record is left.
+// RemoveNode deletes a record unless its machine wrote it since, and reports whether no record is left.
 func (c *Client) RemoveNode(ctx context.Context, n Node) (bool, error) {
 	if n.ID == "" {
 		return false, errors.New("removing a node: it has no id")

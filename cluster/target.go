@@ -70,7 +70,6 @@ type TargetError struct {
 	Hint    string
 }
 
-// Error returns all fields in one line.
 func (e *TargetError) Error() string {
 	s := "connection string"
 	if e.Where != "" {
@@ -88,7 +87,6 @@ const (
 	partOptions  = "options"
 )
 
-// piece is a part of the given string.
 type piece struct {
 	part string
 	text string
@@ -202,7 +200,7 @@ func parseLogin(p piece) (raw string, err error) {
 	return raw, err
 }
 
-// Characters to percent-encode. In a login, + is one of them: see ParseTarget.
+// Characters to percent-encode, in a login also +: see ParseTarget.
 var (
 	notInLogin    = regexp.MustCompile(`[^A-Za-z0-9%._~!$&'()*,;=-]`)
 	notInDatabase = regexp.MustCompile(`[^A-Za-z0-9%._~!'()*,;+-]`)
@@ -314,7 +312,6 @@ func (t *target) parseOptions(p piece) error {
 	return nil
 }
 
-// render returns the string without its scheme.
 func (t *target) render(redacted bool) string {
 	s := t.user
 	if t.password != "" && redacted {
@@ -397,7 +394,6 @@ func (t Target) Schemeless() redact.Secret {
 // Redacted omits the password and values that may be secret.
 func (t Target) Redacted() string { return t.get().scheme + t.get().render(true) }
 
-// String returns the redacted form.
 func (t Target) String() string { return t.Redacted() }
 
 // Format formats the redacted form.
@@ -439,7 +435,7 @@ func (t Target) NamesSet() bool {
 	return t.SRV() || len(t.get().hosts) > 1 || t.option("replicaSet") != ""
 }
 
-// namesOne reports whether one host is named, perhaps of a replica set.
+// namesOne reports whether the string names one host, perhaps of a set.
 func (t Target) namesOne() bool {
 	return !t.IsZero() && !t.NamesSet() && t.option("directConnection") == "" && t.option("loadBalanced") != "true"
 }

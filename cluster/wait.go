@@ -29,8 +29,8 @@ type AMSWait struct {
 	Before         []AMSNode
 	MustChange     bool
 	LocalAddresses []string
-	// Started is when the server was, if known. A document from before, which its former process wrote as it ended, counts
-	// from its next change.
+	// Started is the server's start, if known. An earlier document, which the former process wrote as it ended, counts from
+	// its next change.
 	Started time.Time
 	// Elsewhere is how long a document of another local address must be written to end the wait with ErrElsewhere; 0 is
 	// never. Documents before Started are ignored, with NewOnly also those in Before.
@@ -82,7 +82,7 @@ func (c *Client) WaitAMSNode(ctx context.Context, w AMSWait) (AMSNode, error) {
 			}
 			if n, ok := w.findElsewhere(seen.Local, local, now); ok {
 				seen.Elsewhere, seen.Cause = true, ErrElsewhere
-				// Callers log this repeatedly: the text must not change with the time waited. Other documents may be of another node.
+				// Callers log this repeatedly, so the text has no time. Other documents may be of another node.
 				seen.text = fmt.Sprintf("AMS registered as %s, which is another address of this machine, and not as %s", n.IP, w.Address)
 				return AMSNode{}, seen
 			}
@@ -152,7 +152,6 @@ type AMSNotSeenError struct {
 	text string
 }
 
-// judge describes the last read.
 func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) string {
 	var newest AMSNode
 	if len(e.Ours) > 0 {
@@ -178,7 +177,6 @@ func (e *AMSNotSeenError) judge(before []AMSNode, now time.Time) string {
 	return "it wrote its document and stopped" + last
 }
 
-// Error describes the finding.
 func (e *AMSNotSeenError) Error() string {
 	if e.Last != nil {
 		return e.text + "; the last reading failed: " + e.Last.Error()
@@ -186,7 +184,6 @@ func (e *AMSNotSeenError) Error() string {
 	return e.text
 }
 
-// Unwrap returns why the wait ended and the last read error.
 func (e *AMSNotSeenError) Unwrap() error { return errors.Join(e.Cause, e.Last) }
 
 func addresses(nodes []AMSNode) string {

@@ -49,10 +49,10 @@ const (
 // GPUReading is the latest reading of the devices.
 type GPUReading struct {
 	State GPUState
-	// Reason is set if the readings fail, also of some devices of a ready reading.
+	// Reason is why readings fail, also of some devices if ready.
 	Reason string
 	Driver string // its version
-	// Devices are those of a ready reading, at their index. A silent one has no values.
+	// Devices are by index if ready. A silent one has no values.
 	Devices []cluster.GPULoad
 }
 
@@ -77,7 +77,7 @@ type deviceReading struct {
 	at time.Time
 }
 
-// NewGPUWatcher returns a watcher; Run starts it. The interval between two readings is in whole seconds, default 5 s.
+// NewGPUWatcher reads at an interval of whole seconds, default 5 s. Run starts it.
 func NewGPUWatcher(root string, interval time.Duration, log *slog.Logger) *GPUWatcher {
 	interval = cmp.Or(max(interval, 0).Truncate(time.Second), 5*time.Second)
 	return &GPUWatcher{root: cmp.Or(root, "/"), interval: interval, log: log, retry: gpuRetry, state: GPUPending}
@@ -109,7 +109,7 @@ func (w *GPUWatcher) is(state GPUState, reason string) {
 	w.state, w.reason = state, reason
 }
 
-// read runs nvidia-smi until it ends, is silent for too long, or ctx ends.
+// read runs nvidia-smi until it ends, is silent too long, or ctx ends.
 func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	at := func(path string) string { return filepath.Join(w.root, path) }
 	if !exists(at("/proc/driver/nvidia/version")) && !exists(at("/dev/nvidiactl")) {
@@ -124,7 +124,7 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	if tool == "" {
 		return GPUFailing, "NVIDIA's driver is loaded, but nvidia-smi is not there"
 	}
-	// Pdeathsig kills the tool at the end of its parent thread, so that it does not outlive the agent.
+	// Pdeathsig kills the tool when its parent thread ends, so it does not outlive the agent.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	ctx, kill := context.WithCancel(ctx)
@@ -156,7 +156,7 @@ func (w *GPUWatcher) read(ctx context.Context) (GPUState, string) {
 	return GPUFailing, strings.TrimSuffix(fmt.Sprintf("nvidia-smi ended (%v): %s", err, w.lastLine), ": ")
 }
 
-// line reports whether the text is a reading, with the cells of gpuFields. Invalid values are nil.
+// line reports whether the text has all gpuFields. Invalid values are nil.
 func (w *GPUWatcher) line(text string) bool {
 	cells := strings.Split(text, ",")
 	index, err := strconv.Atoi(gpuLine(cells[0]))
@@ -180,7 +180,7 @@ func (w *GPUWatcher) line(text string) bool {
 	return ok
 }
 
-// Latest returns the current reading. A silent device keeps its place, without values.
+// Latest returns the current reading.
 func (w *GPUWatcher) Latest() GPUReading {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -18,7 +18,7 @@ const (
 	jitter      = 0.05
 	sendTimeout = 5 * time.Second
 	warnEvery   = time.Minute
-	// clockEvery: either clock may be set, and another primary has another one.
+	// clockEvery: both clocks may be set, and each primary has its own.
 	clockEvery = time.Minute
 )
 
@@ -32,17 +32,17 @@ type sender interface {
 	ClockSkew(ctx context.Context) (skew, accuracy time.Duration, err error)
 }
 
-// Loop samples the machine and sends heartbeats at a constant rate. It drops failed heartbeats:
-// without MongoDB the driver waits, and not the loop.
+// Loop samples the machine and sends heartbeats at a constant rate. It drops failed ones: the driver waits for MongoDB, not
+// the loop.
 type Loop struct {
 	Interval time.Duration
 	// Sample must not block for long.
 	Sample func(context.Context) Sample
-	// Sender is nil without a registry: the loop only samples.
+	// Without a Sender (no registry), the loop only samples.
 	Sender sender
 	// Wake triggers an immediate heartbeat.
 	Wake <-chan struct{}
-	// Report is called at the end of each round, on the loop's goroutine: it proves progress.
+	// Report is called after each round, on the loop's goroutine: it proves progress.
 	Report func(Report)
 	Log    *slog.Logger
 
@@ -55,15 +55,15 @@ type Loop struct {
 	clockReadAt  time.Time
 }
 
-// Report is one round of the loop.
+// Report is one round.
 type Report struct {
 	Sample Sample
-	// Tried means that a heartbeat was sent, with Err.
+	// Tried: a heartbeat was sent, with Err.
 	Tried   bool
 	Err     error
 	Latency time.Duration // of the write
 	Seq     int64         // last written, or 0
-	// Dropped counts the failures since the last written one.
+	// Dropped counts failures since the last written one.
 	Dropped int
 }
 
@@ -83,7 +83,7 @@ func (l *Loop) Run(ctx context.Context) {
 	}
 }
 
-// next keeps the pace: a late round delays no other, and missed rounds are not repeated.
+// next keeps the pace: a late round delays no other; missed rounds are skipped.
 func (l *Loop) next(due, now time.Time) time.Time {
 	due = due.Add(l.Interval)
 	if due.Before(now) {
@@ -92,7 +92,6 @@ func (l *Loop) next(due, now time.Time) time.Time {
 	return due.Add(time.Duration((2*rand.Float64() - 1) * jitter * float64(l.Interval)))
 }
 
-// round reuses the last sample if again is true.
 func (l *Loop) round(ctx context.Context, again bool) {
 	if !again {
 		s := l.Sample(ctx)
@@ -137,7 +136,6 @@ func (l *Loop) readClock(ctx context.Context) {
 	}
 }
 
-// outcome logs the first failure of an outage and its end.
 func (l *Loop) outcome(err error) {
 	if err == nil {
 		if l.outageLogged {

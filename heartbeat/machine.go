@@ -25,8 +25,8 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// cpuMeter measures the cores between two samples. Iowait is idle, as in Java's own measure, which AMS compares with its
-// limit. Steal is busy because work waited for the core. The kernel includes guest time in user time.
+// cpuMeter measures the cores between two samples. Iowait is idle, as in Java's measure, which AMS compares with its limit.
+// Steal is busy: work waited for the core. User time includes guest time.
 type cpuMeter struct{ last *cpu.TimesStat }
 
 func (m *cpuMeter) read(ctx context.Context) (*int, error) {
@@ -52,7 +52,7 @@ func (m *cpuMeter) read(ctx context.Context) (*int, error) {
 	return percent(busy, total), nil
 }
 
-// readMemory measures as AMS's own limit does: total less MemAvailable. The total is in bytes.
+// readMemory measures as AMS does: total less MemAvailable. The total is in bytes.
 func readMemory(ctx context.Context) (used *int, total uint64, err error) {
 	vm, err := mem.VirtualMemoryWithContext(ctx)
 	if err != nil {
@@ -102,7 +102,7 @@ func limitOf(elem ...string) uint64 {
 	return n
 }
 
-// readDisk measures as df does: the used part of what users other than root can have, rounded up.
+// readDisk measures as df: the used part of what non-root users can have, rounded up.
 func readDisk(path string) (used *int, err error) {
 	var st syscall.Statfs_t
 	if err = syscall.Statfs(path, &st); err == nil {
@@ -122,14 +122,14 @@ func usedPercent(st syscall.Statfs_t) (*int, error) {
 	return percent(math.Ceil(float64(used)/float64(used+st.Bavail)*100), 100), nil
 }
 
-// networkMeter measures the traffic with other machines between two samples. Only cards count, because traffic of veths,
-// bridges, VLANs and tunnels also passes a card. Without cards, as in a container, all but the loopback count.
+// networkMeter measures the traffic with other machines. Only cards count: that of veths, bridges, VLANs and tunnels
+// passes a card, too. Without cards, as in a container, all but the loopback count.
 type networkMeter struct {
 	at   time.Time
 	last map[string]net.IOCountersStat
 }
 
-// read returns bytes per second. A new interface counts from the next sample on.
+// read returns bytes per second. A new interface counts from the next sample.
 func (m *networkMeter) read(ctx context.Context, sys string) (rx, tx *int64, err error) {
 	all, err := net.IOCountersWithContext(ctx, true)
 	if err != nil {
@@ -177,8 +177,7 @@ func (m *networkMeter) read(ctx context.Context, sys string) (rx, tx *int64, err
 	return perSecond(in), perSecond(out), nil
 }
 
-// isCard reports whether an interface has a device and is not part of another card, like the SR-IOV function behind
-// Azure's netvsc.
+// isCard excludes interfaces without a device, and parts of another card, like Azure's SR-IOV function behind netvsc.
 func isCard(dir, name string) bool {
 	master, err := os.Readlink(filepath.Join(dir, name, "master"))
 	return exists(filepath.Join(dir, name, "device")) && (err != nil || !exists(filepath.Join(dir, filepath.Base(master), "device")))
@@ -187,8 +186,8 @@ func isCard(dir, name string) bool {
 // defaultLimit is AMS's own for CPU and memory.
 const defaultLimit = 75
 
-// score is the highest load in percent: CPU and memory against AMS's limits, and each GPU's values, for which AMS has no
-// limit. Disk and network do not limit AMS. nil if all values are unknown.
+// score is the highest load in percent: CPU and memory against AMS's limits, and the GPUs' values, which have no limit.
+// Disk and network do not limit AMS. nil if all are unknown.
 func score(load cluster.Load, l ams.Limits) (highest *int) {
 	add := func(p *int, limit int) {
 		if p == nil {

@@ -33,13 +33,13 @@ const (
 	sessionsEvery = 2
 )
 
-// Sample is one measurement of the machine. Unknown values are nil.
+// Sample is one measurement. Unknown values are nil.
 type Sample struct {
 	At      time.Time
 	Load    cluster.Load
 	GPUs    GPUReading
 	Session cluster.Sessions
-	// Missing has the reasons by reading: cpu, memory, network, disk, gpu, publishers, viewers, or sessions for both.
+	// Missing has reasons by reading: cpu, memory, network, disk, gpu, publishers, viewers, or sessions for both.
 	Missing map[string]error
 }
 
@@ -53,18 +53,17 @@ type SamplerOptions struct {
 	Open func() (*ams.Installation, error)
 	// State queries the service manager for the server's control group. A server that does not run has no sessions.
 	State func(context.Context) (ams.State, error)
-	// Streams returns MongoDB and this node's address; nil if this machine is not a cluster node.
+	// Streams returns MongoDB and this node's address; nil outside a cluster.
 	Streams func() (Streams, string)
-	// Own returns how many connections to the server are the agent's.
+	// Own counts the agent's connections to the server.
 	Own func() int
-	// Edge reports that nothing is published here, so RTMP clients are viewers.
+	// Edge: nothing is published here, so RTMP clients are viewers.
 	Edge     func() bool
 	Interval time.Duration
 	Log      *slog.Logger
 }
 
-// Sampler measures the machine. Readings are changes since the last sample, so each series of heartbeats needs its own. It
-// is safe for concurrent use.
+// Sampler measures changes since its last sample, so each series of heartbeats needs its own. It is safe for concurrent use.
 type Sampler struct {
 	opts    SamplerOptions
 	sys     string
@@ -106,7 +105,7 @@ type latest[T any] struct {
 	at    time.Time // zero before the first
 }
 
-// run looks until ctx ends; a look that hangs is the last one.
+// A look that hangs is the last.
 func (l *latest[T]) run(ctx context.Context) {
 	for more := l.ask != nil; more; more = sleep.For(ctx, l.every) {
 		l.look(ctx)
@@ -122,7 +121,7 @@ func (l *latest[T]) look(ctx context.Context) {
 	l.value, l.err, l.at = v, err, time.Now()
 }
 
-// staleAfter is the number of intervals until a result expires.
+// staleAfter is in intervals.
 const staleAfter = 3
 
 func (l *latest[T]) get() (v T, err error) {
@@ -139,7 +138,7 @@ func (l *latest[T]) get() (v T, err error) {
 	return l.value, l.err
 }
 
-// NewSampler returns a sampler, without measuring yet.
+// NewSampler does not measure yet.
 func NewSampler(o SamplerOptions) *Sampler {
 	root := cmp.Or(o.Root, "/")
 	s := &Sampler{opts: o, proc: filepath.Join(root, "proc"), sys: filepath.Join(root, "sys")}
@@ -164,7 +163,7 @@ func NewSampler(o SamplerOptions) *Sampler {
 	return s
 }
 
-// Run reads the slow sources until ctx ends. Of those that hang, it waits only for nvidia-smi, and not for long.
+// Run reads the slow sources until ctx ends. If they hang, it waits only for nvidia-smi, and briefly.
 func (s *Sampler) Run(ctx context.Context) {
 	go s.limits.run(ctx)
 	go s.disk.run(ctx)
@@ -172,7 +171,7 @@ func (s *Sampler) Run(ctx context.Context) {
 	s.watcher.Run(ctx)
 }
 
-// Sessions counts publishers and viewers now, with less caching; nil if not countable. The error has the causes if both are.
+// Sessions counts publishers and viewers with less caching; nil if not countable. If both are nil, the error has the causes.
 func (s *Sampler) Sessions(ctx context.Context) (cluster.Sessions, error) {
 	n, missing := s.counter.count(ctx, drainEvery, drainEvery)
 	if n.Publishers == nil && n.Viewers == nil {
@@ -181,7 +180,7 @@ func (s *Sampler) Sessions(ctx context.Context) (cluster.Sessions, error) {
 	return n, nil
 }
 
-// readLimits keeps limits that cannot be read, as while the server does not run.
+// readLimits keeps unreadable limits, as while the server does not run.
 func (s *Sampler) readLimits(ctx context.Context) (serverLimits, error) {
 	l := s.limits.value // only this goroutine writes it
 	// Opening the installation costs memory.
@@ -202,7 +201,7 @@ func (s *Sampler) readLimits(ctx context.Context) (serverLimits, error) {
 	return l, nil
 }
 
-// Sample measures the machine once, without waiting.
+// Sample measures once, without waiting.
 func (s *Sampler) Sample(ctx context.Context) Sample {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -250,7 +249,7 @@ func (s *Sampler) Sample(ctx context.Context) Sample {
 	return out
 }
 
-// percent is a whole number from 0 to 100; nil if one of both is no number, or for a total of 0.
+// percent is a whole number from 0 to 100; nil for NaN or a total of 0.
 func percent(part, total float64) *int {
 	p := part / total * 100
 	if math.IsNaN(p) || total <= 0 {

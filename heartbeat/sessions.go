@@ -18,17 +18,16 @@ const (
 	whatPublishers = "publishers"
 	whatViewers    = "viewers"
 
-	// askEvery is for MongoDB: one query scans a collection of each application. openEvery is for listing the
-	// applications, which reads many files. drainEvery replaces both during a drain.
+	// askEvery: a query scans a collection of each application. openEvery: the list of applications needs many files.
+	// drainEvery replaces both during a drain.
 	askEvery   = 30 * time.Second
 	openEvery  = 2 * time.Minute
 	drainEvery = 5 * time.Second
-	// mongoTime bounds the queries of one count: a node that shuts down cannot wait longer.
+	// mongoTime bounds the queries of a count: a shutdown cannot wait longer.
 	mongoTime = time.Second
-	// serverTime bounds a query to the service manager, and a connection to the server's port.
+	// serverTime bounds a query to the service manager and a connection to the server.
 	serverTime = time.Second
-	// silentAfter is twice the usual idle timeout. Players send a request every few seconds, WebRTC clients something
-	// every three.
+	// silentAfter is twice the usual idle timeout. Players send requests every few seconds, WebRTC clients every three.
 	silentAfter = 2 * time.Minute
 )
 
@@ -38,9 +37,8 @@ type Streams interface {
 	AMSNodes(ctx context.Context) ([]cluster.AMSNode, error)
 }
 
-// sessionCounter counts this node's publishers and viewers by the server's statistics, its stream documents, and the
-// connections to its ports. Publishers are the largest count. Viewers are those of the statistics; if these lack kinds, the
-// larger count.
+// sessionCounter counts by the server's statistics, its stream documents and the connections to its ports. Publishers are
+// the largest count, viewers the statistics'; if these lack kinds, the larger count.
 type sessionCounter struct {
 	SamplerOptions
 	// Connections is [ams.EachConnection]; nil if they cannot be counted.
@@ -127,7 +125,7 @@ func (e evidence) sessions() (s cluster.Sessions, missing map[string]error) {
 	return s, missing
 }
 
-// publishers returns the largest count. Connections count only without statistics.
+// publishers uses connections only without statistics.
 func (e evidence) publishers() (*int, cluster.CountedBy) {
 	encoders := e.found.rtmp
 	if e.edge {
@@ -194,7 +192,7 @@ func (c *sessionCounter) connections() (n connected, err error) {
 	return n, err
 }
 
-// askMongo also reads the other nodes' addresses; on failure it keeps the known ones.
+// On failure, askMongo keeps the known addresses of other nodes.
 func (c *sessionCounter) askMongo(ctx context.Context, every time.Duration) (n int, _ error) {
 	from, address := c.Streams()
 	if p := c.published; p.of == address && p.from == from && time.Since(p.at) < every {

@@ -20,7 +20,7 @@ import (
 // NodeState is what an agent check says about its node.
 type NodeState struct {
 	Role string
-	// Leaves reports that the agent takes the node out: it drains, or the agent stops its server.
+	// Leaves: the node drains, or the agent stops its server.
 	Leaves bool
 	// Down is why the server does not serve, or "".
 	Down string
@@ -29,30 +29,29 @@ type NodeState struct {
 }
 
 const (
-	// readyAnswers is the number of answers with "ready" after one that took the server out.
+	// readyAnswers counts the "ready" answers after one that took the server out.
 	readyAnswers = 3
-	// readyTime is how long after its start the agent says "ready": an earlier process may have taken the server out.
+	// For readyTime after its start, the agent says "ready": an earlier process may have taken the server out.
 	readyTime = time.Minute
 	// checkLimit bounds one connection.
 	checkLimit = 2 * time.Second
-	// sendWait is how long the agent-send string of a client is waited for.
+	// sendWait is the wait for a client's agent-send string.
 	sendWait = 100 * time.Millisecond
-	// maxSend bounds the agent-send string, and maxAskers the number of clients that are remembered.
+	// maxSend bounds the agent-send string, maxAskers the remembered clients.
 	maxSend, maxAskers = 64, 256
-	// maxNamed bounds the load balancers in a heartbeat: anyone may connect.
+	// maxNamed bounds the load balancers in a heartbeat: any client may connect.
 	maxNamed = 8
-	// namedFor is how long a load balancer that no longer asks is remembered.
+	// namedFor is how long a silent load balancer is remembered.
 	namedFor = time.Minute
 )
 
-// AgentCheck answers HAProxy's agent check (configuration manual, "agent-check") with one line for each connection.
+// AgentCheck answers HAProxy's agent check (configuration manual, "agent-check") with one line per connection.
 //
-// The percentage is of the server's configured weight, whose default of 1 rounds to 0: the configuration must set a weight of
-// 100. HAProxy ends a state that the operator has set when an agent says "ready", so it is said only after this agent itself
-// took the server out.
+// The percentage is of the server's weight, whose default of 1 rounds to 0: the configuration must set 100. "ready" also
+// ends a state that the operator has set, so it follows only an answer of this agent that took the server out.
 type AgentCheck struct {
 	State func() NodeState
-	// Started is when the agent started.
+	// Started is the agent's start.
 	Started time.Time
 	Now     func() time.Time
 
@@ -61,7 +60,7 @@ type AgentCheck struct {
 	named  map[string]asked
 }
 
-// takenOut is the last answer that took the server out, and the number of answers with "ready" that are due.
+// takenOut is the last answer that took the server out; due counts the "ready" answers to come.
 type takenOut struct {
 	due int
 	at  time.Time
@@ -109,8 +108,8 @@ func (a *AgentCheck) serve(conn net.Conn) {
 	_, _ = conn.Write([]byte(a.answer(from) + "\n"))
 }
 
-// Balancers returns the load balancers that name themselves in their agent-send strings, and whether the last answer let them
-// send new sessions to this node.
+// Balancers returns the load balancers that name themselves in agent-send strings: true if the last answer let them send
+// new sessions here.
 func (a *AgentCheck) Balancers() map[string]bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -125,8 +124,8 @@ func (a *AgentCheck) Balancers() map[string]bool {
 	return uses
 }
 
-// answer returns the line for an asker. Its agent-send string may have the role of the backend, "drain" for one without
-// cookies, where persistent sessions cannot come back, and name=NAME of the load balancer.
+// An agent-send string may have the role of the backend, "drain" for one without cookies, where persistent sessions cannot
+// come back, and name=NAME of the load balancer.
 func (a *AgentCheck) answer(from asker) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -181,7 +180,7 @@ func (a *AgentCheck) takesOut(from asker, word string, now time.Time) string {
 	return word
 }
 
-// percent is the weight of a score. A full node gets 0, which takes no new session; any other at least 1.
+// percent is a score's weight. A full node gets 0, which takes no new session; any other at least 1.
 func percent(score *int) string {
 	if score == nil {
 		return "100%"

@@ -21,11 +21,11 @@ import (
 )
 
 const (
-	// ttl of all answers, in seconds.
+	// ttl is in seconds.
 	ttl = 1
-	// plainUDP is the size of an answer to a client that announces none, remoteUDP that of one to another machine at most.
+	// plainUDP is the answer size for a client that announces none, remoteUDP the largest for another machine.
 	plainUDP, remoteUDP = 512, 1232
-	// dnsIdle is how long a TCP connection may be idle, and dnsConns how many there are.
+	// dnsIdle and dnsConns bound the idle time and the number of TCP connections.
 	dnsIdle  = 10 * time.Second
 	dnsConns = 64
 	// weightUnit makes one percent: HAProxy divides a weight by 256, and nginx uses it as it is.
@@ -41,13 +41,13 @@ const (
 //	_rtmp._tcp.ROLE.DOMAIN    SRV       the RTMP port, with weights
 //	ADDRESS.node.DOMAIN       A, AAAA   the target of an SRV record: 10-0-1-11.node.DOMAIN
 //
-// A known role has no empty answer: nginx drops all servers then. Without servers, the answer is SERVFAIL.
+// A known role without servers gets SERVFAIL: after an empty answer, nginx drops all servers.
 type DNS struct {
-	// Domain has neither a dot at its beginning nor at its end.
+	// Domain has no leading or trailing dot.
 	Domain string
-	// Roles are known also without a server: the answer is SERVFAIL then.
+	// Roles are known also without a server.
 	Roles []string
-	// List returns the servers, or false if the list is empty. It returns the same slice until the list changes.
+	// List returns the servers, or false if empty. It returns the same slice until the list changes.
 	List func() ([]Server, bool)
 
 	mu     sync.Mutex
@@ -92,8 +92,8 @@ func (d *DNS) serveUDP(conn *net.UDPConn) {
 	}
 }
 
-// largest returns the size of the largest answer to a client. Another machine may have sent a false address: it gets no answer
-// that is much larger than a query.
+// largest returns the largest answer's size. Another machine may forge its address: it gets no answer much larger than a
+// query.
 func largest(client netip.AddrPort) int {
 	if client.Addr().Unmap().IsLoopback() {
 		return maxMessage
@@ -124,7 +124,7 @@ func (d *DNS) serveTCP(ctx context.Context, l net.Listener) {
 	}
 }
 
-// serveConn answers the queries of one connection (RFC 7766).
+// serveConn follows RFC 7766.
 func (d *DNS) serveConn(conn net.Conn) {
 	defer conn.Close()
 	for {
@@ -147,10 +147,10 @@ func (d *DNS) serveConn(conn net.Conn) {
 	}
 }
 
-// maxRecent bounds the large answers that are kept: a load balancer repeats its few queries many times a second.
+// maxRecent bounds the kept large answers: a load balancer repeats few queries many times a second.
 const maxRecent = 16
 
-// Answer returns the answer to a query, or nil if it is no query. udp is the size of the largest answer by UDP, 0 means TCP.
+// Answer returns nil for a message that is no query. udp is the size of the largest answer by UDP; 0 means TCP.
 func (d *DNS) Answer(query []byte, udp int) []byte {
 	list, known := d.List()
 	key := fmt.Sprint(udp) + string(query[min(2, len(query)):])
@@ -196,10 +196,10 @@ func (d *DNS) answer(query []byte, udp int, list []Server, known bool) []byte {
 	return pack(reply, questions, answers, additional, size, edns)
 }
 
-// maxMessage is the size of the largest message.
+// maxMessage is in bytes.
 const maxMessage = 1<<16 - 1
 
-// udpSize returns the largest answer that the client of a query takes by UDP.
+// udpSize returns the largest answer that the client accepts by UDP.
 func udpSize(p *dnsmessage.Parser) (size int, edns bool) {
 	if p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
 		return plainUDP, false
@@ -218,8 +218,8 @@ func udpSize(p *dnsmessage.Parser) (size int, edns bool) {
 	}
 }
 
-// pack leaves out the additional records if they do not fit, and all answers if these do not fit either: a client would take a
-// part of the list for the whole. It returns nil if the question has an invalid name.
+// pack drops the additional records if they do not fit, then all answers: a client would treat a part of the list as the
+// whole. It returns nil for an invalid name.
 func pack(h dnsmessage.Header, question []dnsmessage.Question, answers, additional []dnsmessage.Resource, size int, edns bool) []byte {
 	var end []dnsmessage.Resource
 	var opt dnsmessage.ResourceHeader
@@ -241,7 +241,6 @@ func pack(h dnsmessage.Header, question []dnsmessage.Question, answers, addition
 	return b
 }
 
-// resolve answers a question.
 func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers, additional []dnsmessage.Resource, code dnsmessage.RCode) {
 	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
 	if q.Class != dnsmessage.ClassINET {
@@ -294,7 +293,7 @@ func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers
 	return answers, additional, dnsmessage.RCodeSuccess
 }
 
-// node answers for one server by its address.
+// node answers for one server.
 func node(list []Server, label string, q dnsmessage.Question) (answers, additional []dnsmessage.Resource, code dnsmessage.RCode) {
 	addr, err := netip.ParseAddr(strings.ReplaceAll(label, "-", "."))
 	if err != nil {
@@ -327,7 +326,7 @@ func resource(name dnsmessage.Name, kind dnsmessage.Type, body dnsmessage.Resour
 	return dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: name, Type: kind, Class: dnsmessage.ClassINET, TTL: ttl}, Body: body}
 }
 
-// addressLabel is an address as one label: 10-0-1-11, fd00--1.
+// addressLabel returns 10-0-1-11 or fd00--1.
 func addressLabel(a netip.Addr) string {
 	return strings.Map(func(r rune) rune {
 		if r == '.' || r == ':' {

@@ -24,9 +24,9 @@ type List struct {
 	Read time.Time `json:"read,omitzero"`
 	// Held are the roles that keep servers although the cluster has lost them.
 	Held []Held `json:"held,omitempty"`
-	// Gone are the addresses of machines that are gone, by both of their signals.
+	// Gone are addresses of machines gone by both signals.
 	Gone []netip.Addr `json:"gone,omitempty"`
-	// Failed is why MongoDB could not be read the last time, or "".
+	// Failed is why the last read of MongoDB failed, or "".
 	Failed string `json:"failed,omitempty"`
 }
 
@@ -63,7 +63,7 @@ type Options struct {
 	Filter Filter
 	Looker Looker
 	Store  Store
-	// Force accepts each list, also one that [Guard] refuses.
+	// Force accepts lists that [Guard] refuses.
 	Force bool
 	Log   *slog.Logger
 	Now   func() time.Time
@@ -151,7 +151,6 @@ func (f *Feed) publish(is List) {
 	}
 }
 
-// log reports servers that came and went, and roles that keep servers.
 func (f *Feed) log(was, is List) {
 	if was.Failed != "" {
 		f.o.Log.Info("MongoDB can be read again")
@@ -207,13 +206,12 @@ func (f *Feed) save(servers []Server) error {
 	return nil
 }
 
-// leaves reports whether a node said that it drains or has left.
 func leaves(members []cluster.Member, id string) bool {
 	i := slices.IndexFunc(members, func(m cluster.Member) bool { return m.Node != nil && m.Node.ID == id })
 	return i >= 0 && (members[i].State() == cluster.StateDraining || members[i].State() == cluster.StateLeft)
 }
 
-// listGone returns the addresses of machines that are gone, and that no other machine has by now.
+// listGone omits addresses that another machine has by now.
 func listGone(members []cluster.Member) []netip.Addr {
 	var addrs []netip.Addr
 	for _, m := range members {

@@ -29,14 +29,14 @@ import (
 //	server-template edge 1-64 unused.invalid:5080 init-addr last,0.0.0.0 disabled check weight 100
 //
 // in any backend. The name below .invalid (RFC 2606) marks it: other servers are not touched. HAProxy also takes an address
-// from its server-state-file only in place of a name. The port stays as configured. A slot keeps its node as long as it has
+// from its server-state-file only in place of a name. The port stays as configured. A slot keeps its node while it has
 // sessions.
 type HAProxy struct {
 	// Socket is the path of a stats socket of level admin.
 	Socket string
 	// SaveState stores the state of all servers, for HAProxy's server-state-file; nil: not stored.
 	SaveState func(b []byte) error
-	// Confirm reports to the nodes that HAProxy uses those of these ids and no others; nil: not reported.
+	// Confirm reports to the nodes that HAProxy uses only these ids; nil: not reported.
 	Confirm func(ctx context.Context, uses []string) error
 	Log     *slog.Logger
 
@@ -47,8 +47,7 @@ type HAProxy struct {
 const (
 	// haproxyLimit bounds one command.
 	haproxyLimit = 5 * time.Second
-	// readBack is how often the slots are compared with the list although it has not changed: HAProxy may have been
-	// reloaded.
+	// readBack is how often the slots are compared with an unchanged list: HAProxy may have been reloaded.
 	readBack = 2 * time.Second
 	shutdown = "shutdown sessions server "
 	// maxReply bounds an answer: a line of `show stat` has about 700 bytes.
@@ -106,7 +105,7 @@ func (h *HAProxy) Run(ctx context.Context, f *Feed) {
 	}
 }
 
-// confirm reports to the nodes what was read back, if that is new or was not reported for a while.
+// confirm reports what was read back, if it is new or was not reported for a while.
 func (h *HAProxy) confirm(ctx context.Context, servers []Server) error {
 	var uses []string
 	for _, s := range servers {
@@ -170,7 +169,7 @@ func (h *HAProxy) Commands(ctx context.Context, list List) ([]string, error) {
 	return plan(slots, list)
 }
 
-// plan returns the commands that make the slots equal to the list. The error is an [ErrSlotsFull].
+// plan's error is an [ErrSlotsFull].
 func plan(slots []slot, list List) (commands []string, full error) {
 	do := func(s slot, format string, args ...any) {
 		commands = append(commands, "set server "+s.String()+" "+fmt.Sprintf(format, args...))
@@ -200,7 +199,7 @@ func plan(slots []slot, list List) (commands []string, full error) {
 			}
 			taken[group[i].name] = w
 		}
-		// Those that are not wanted any more are closed first: their slots may be needed.
+		// Close unwanted ones first: their slots may be needed.
 		for _, s := range group {
 			if taken[s.name].ID == "" && !s.maint {
 				do(s, "state maint")
@@ -237,14 +236,14 @@ func plan(slots []slot, list List) (commands []string, full error) {
 	return commands, full
 }
 
-// isGone reports whether the machine of an address is gone by both of its signals. Else its sessions may live.
+// isGone: unless the machine is gone by both signals, its sessions may live.
 func isGone(list List, addr netip.Addr) bool {
 	return addr.IsValid() && slices.ContainsFunc(list.Gone, func(a netip.Addr) bool { return a == addr })
 }
 
 var slotName = regexp.MustCompile(`^(.*[^0-9])([0-9]+)$`)
 
-// slots reads the slots of all backends, and the state of all servers in HAProxy's own form.
+// slots also returns the state of all servers in HAProxy's own form.
 func (h *HAProxy) slots(ctx context.Context) (slots []slot, state string, err error) {
 	if state, err = h.command(ctx, "show servers state"); err != nil {
 		return nil, "", err
@@ -325,7 +324,6 @@ func parseSessions(text string) (map[string]int, error) {
 	return sessions, nil
 }
 
-// command sends one command and returns the answer.
 func (h *HAProxy) command(ctx context.Context, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, haproxyLimit)
 	defer cancel()

@@ -60,7 +60,7 @@ func Handler(f *Feed, metricsPort int) http.Handler {
 	return mux
 }
 
-// respond sends the body, or 304 to a client that has one with the same content.
+// respond sends 304 to a client that has this content.
 func respond(w http.ResponseWriter, r *http.Request, content, body []byte) {
 	sum := sha256.Sum256(content)
 	tag := `W/"` + hex.EncodeToString(sum[:8]) + `"`
@@ -95,7 +95,6 @@ type traefikServer struct {
 	Weight int    `json:"weight"`
 }
 
-// traefik returns one service for each role.
 func traefik(servers []Server) map[string]any {
 	services := map[string]any{}
 	for _, role := range Roles(servers) {
@@ -108,7 +107,7 @@ func traefik(servers []Server) map[string]any {
 	return map[string]any{"http": map[string]any{"services": services}}
 }
 
-// metrics returns the figures of a list in Prometheus's text format.
+// metrics uses Prometheus's text format.
 func metrics(l List) []byte {
 	var b bytes.Buffer
 	gauge := func(name, help string, samples func(sample func(role string, n int))) {

@@ -20,20 +20,20 @@ type Server struct {
 	Role  string     `json:"role"`
 	Group string     `json:"group,omitempty"`
 	Addr  netip.Addr `json:"address"`
-	// Port is the HTTP port of Ant Media Server.
+	// Port is Ant Media Server's HTTP port.
 	Port int `json:"port"`
-	// Weight is the share of new sessions relative to the other servers of the role, from 1 to 100.
+	// Weight is the share of new sessions within the role, from 1 to 100.
 	Weight int `json:"weight"`
-	// Full reports that the server would refuse a new stream. Its weight counts only if all servers of the role are full.
+	// Full: the server would refuse a new stream. Its weight counts only if all servers of the role are full.
 	Full bool `json:"full,omitempty"`
-	// Since is when the server entered the list; zero if it was in the first one.
+	// Since is when the server entered the list; zero for the first list.
 	Since time.Time `json:"since,omitzero"`
 }
 
 const (
-	// leastShare is the least weight of a server with load. With less, nearly all new sessions would go to an empty one.
+	// leastShare is the least weight under load. With less, nearly all new sessions would go to an empty server.
 	leastShare = 10
-	// rampTime is how long the weight of a server grows after it entered the list, from a tenth.
+	// rampTime is how long a new server's weight grows, from a tenth.
 	rampTime = time.Minute
 	// unknownScore is the score of a role without any known score.
 	unknownScore = 50
@@ -48,13 +48,13 @@ func (f Filter) selects(role, group string) bool {
 	return role != "" && Selects(f.Roles, role) && Selects(f.Groups, group)
 }
 
-// Selects reports whether a list of names is empty or has a name, in any case.
+// Selects reports whether list is empty or has name, in any case.
 func Selects(list []string, name string) bool {
 	return len(list) == 0 || slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, name) })
 }
 
-// Members returns the servers that new sessions may use, ordered by role and address: active nodes whose server serves, as far
-// as known. was is the previous list, empty for the first: a server that is not in it begins with a low weight.
+// Members returns the servers for new sessions, ordered by role and address: active nodes whose server serves, as far as
+// known. was is the previous list, empty for the first: a new server begins with a low weight.
 func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []Server {
 	list := []Server{}
 	before := index(was)
@@ -96,8 +96,7 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 	return list
 }
 
-// serves reports whether new sessions may go to a member. An unknown health does not exclude it: the balancer's own check sees a
-// server that is down.
+// serves accepts an unknown health: the balancer's own check sees a server that is down.
 func serves(m cluster.Member) bool {
 	if m.State() != cluster.StateActive || m.Node.Serving != nil && !m.Node.Serving.Up {
 		return false
@@ -110,7 +109,6 @@ func serves(m cluster.Member) bool {
 	return true
 }
 
-// ramp returns the part of a weight that a server has after some time in the list.
 func ramp(weight int, after time.Duration) int {
 	share := min(1, max(0.1, after.Seconds()/rampTime.Seconds()))
 	return max(1, int(float64(weight)*share+0.5))
@@ -124,7 +122,7 @@ func median(scores []int) int {
 	return sorted[len(sorted)/2]
 }
 
-// serverKey identifies a server. A node with another address is another server.
+// serverKey: a node with another address is another server.
 type serverKey struct {
 	id, role string
 	addr     netip.Addr
@@ -151,9 +149,9 @@ type Held struct {
 	Why  string   `json:"why"`
 }
 
-// Guard compares a new list with the last good one. If a role lost more than half of its servers, or all, those that are lost
-// stay with their last weight, and are reported. leaves reports whether a node said itself that it drains or has left: such a
-// loss is trusted, unless no server would be left.
+// Guard compares a new list with the last good one. If a role lost more than half of its servers, or all, the lost ones
+// stay with their last weight, and are reported. leaves reports whether a node itself reported that it drains or has left:
+// such a loss is trusted, unless no server would be left.
 func Guard(was, is []Server, leaves func(id string) bool) (list []Server, held []Held) {
 	list = slices.Clone(is)
 	stays := index(is)

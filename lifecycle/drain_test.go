@@ -449,6 +449,38 @@ func (d *hungDisk) WriteFile(path string, data []byte, mode, dirMode fs.FileMode
 	return d.Files.WriteFile(path, data, mode, dirMode)
 }
 
+// slowDisk writes the file of the drain for hours, once it is slow.
+type slowDisk struct {
+	*world
+	slow, end chan struct{}
+}
+
+func (d slowDisk) WriteFile(path string, data []byte, mode, dirMode fs.FileMode) error {
+	select {
+	case <-d.slow:
+		<-d.end
+	default:
+	}
+	return d.world.WriteFile(path, data, mode, dirMode)
+}
+
+// TestDiskHangsDuringAWrite: an earlier state is being written when the drain begins. The record drains all the same.
+func TestDiskHangsDuringAWrite(t *testing.T) {
+	w := newWorld(t)
+	w.viewers, w.record, w.mongoHang = p(1), cluster.StateDraining, true
+	disk := slowDisk{w, make(chan struct{}), make(chan struct{})}
+	l := w.live(func(o *Options) { o.Files = disk })
+	defer l.kill()
+	defer close(disk.end)
+	must.OK(t, l.Undrain("a test", cluster.StateDraining)) // the state active hangs
+	<-time.After(200 * time.Millisecond)                   // it is being written
+	w.set(func(w *world) { w.mongoHang = false })
+	close(disk.slow)
+	go func() { _ = l.Drain(DrainRequest{}) }()
+	must.Until(t, "the view drains", func() bool { return l.View().Registry == cluster.StateDraining })
+	must.Until(t, "the record drains", func() bool { return len(w.times("record:draining")) > 0 })
+}
+
 // TestDiskHangs: the runner's lock waits for the disk. The view, its subscribers and the node record do not.
 func TestDiskHangs(t *testing.T) {
 	w := newWorld(t)

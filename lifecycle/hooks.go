@@ -139,7 +139,7 @@ func (e hooksFound) apply(s situation) {
 		return
 	case onlyOthers && !waits:
 		e.noteOthers(s, others)
-	case e.err == nil:
+	case e.err == nil && e.launching:
 		answer.others = ""
 	}
 	answer.None, answer.denied = len(e.hooks) == 0 && !waits, ""
@@ -310,34 +310,42 @@ func (r *Runner) discover(ctx context.Context, launching bool, notBefore instant
 	if !sleep.For(ctx, notBefore.Sub(r.now())) {
 		return
 	}
-	for first := r.now(); ; {
+	first := r.now()
+	for backOff := time.Duration(0); ; {
 		filter := r.o.Filter()
 		bound, cancel := context.WithTimeout(ctx, callTime)
 		hooks, err := filter.Find(bound, r.o.Hooks, launching)
 		cancel()
 		r.accept(ctx, hooksFound{launching: launching, filter: filter, hooks: hooks, err: err}.apply)
-		if !sleep.For(ctx, pauseAfter(err, launching, r.now().Sub(first), callTime)) {
+		if !sleep.For(ctx, pauseAfter(err, longestPause(launching, r.now().Sub(first)), &backOff)) {
 			return
 		}
 	}
 }
 
-// pauseAfter returns the pause after a failed call. It grows with the time of the attempts, up to longest.
-func pauseAfter(err error, launching bool, tried, longest time.Duration) time.Duration {
+// longestPause bounds the pause between failed calls.
+func longestPause(launching bool, tried time.Duration) time.Duration {
 	if launching && tried > idleHookTime {
-		longest = launchEvery
+		return launchEvery
 	}
+	return callTime
+}
+
+// pauseAfter returns the pause after a failed call. It doubles up to longest.
+func pauseAfter(err error, longest time.Duration, backOff *time.Duration) time.Duration {
 	if _, denied := errors.AsType[*cloud.DeniedError](err); denied {
 		return max(deniedEvery, longest)
 	}
-	return jitter(min(max(tried, time.Second), longest))
+	*backOff = min(max(2**backOff, time.Second), longest)
+	return jitter(*backOff)
 }
 
 func (r *Runner) callHook(ctx context.Context, h Hook, op hookOp) {
-	for first := r.now(); ; {
+	first := r.now()
+	for backOff := time.Duration(0); ; {
 		e := hookAnswered{hook: h, op: op, since: first}
 		call, ok := r.callOnce(ctx, &e)
-		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first))) {
+		if !ok || !sleep.For(ctx, e.pause(call, r.now().Sub(first), &backOff)) {
 			return
 		}
 	}
@@ -367,7 +375,7 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 	return call, true
 }
 
-func (e hookAnswered) pause(h Hook, tried time.Duration) time.Duration {
+func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration) time.Duration {
 	switch {
 	case e.err == nil:
 		return cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout) / 2
@@ -376,9 +384,9 @@ func (e hookAnswered) pause(h Hook, tried time.Duration) time.Duration {
 	case errors.Is(e.err, cloud.ErrNotWaiting), errors.Is(e.err, errOthers):
 		return notWaitingEvery
 	case e.op == opExtend && h.Timeout > 0:
-		return pauseAfter(e.err, false, tried, min(callTime, max(h.Timeout/16, time.Second)))
+		return pauseAfter(e.err, min(callTime, max(h.Timeout/16, time.Second)), backOff)
 	}
-	return pauseAfter(e.err, h.Launching && !h.Parking, tried, callTime)
+	return pauseAfter(e.err, longestPause(h.Launching && !h.Parking, tried), backOff)
 }
 
 // errOthers: other machines of the same completion have not left yet.

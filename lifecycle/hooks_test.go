@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -219,6 +220,58 @@ func TestHookNamedWhileParked(t *testing.T) {
 			t.Errorf("asked %d times, in the last hour %d: %+v", asked, n, l.View())
 		}
 	})
+}
+
+// answeredLate answers first one question for hooks, then the other. The group has two launch hooks and no other.
+type answeredLate struct {
+	*world
+	launchingFirst bool
+	completed      *[]string
+}
+
+func (h answeredLate) Pending(_ context.Context, launching bool) ([]Hook, error) {
+	if launching != h.launchingFirst {
+		<-time.After(100 * time.Millisecond)
+	}
+	if !launching {
+		return nil, nil
+	}
+	of := Hook{Provider: "aws", Group: "edge", Launching: true, Timeout: time.Hour}
+	a, b := of, of
+	a.Name, b.Name = "a", "b"
+	return []Hook{a, b}, nil
+}
+
+func (h answeredLate) Complete(_ context.Context, hook Hook) error {
+	*h.completed = append(*h.completed, hook.Name)
+	return nil
+}
+
+// A hook that is named while the machine is being parked is completed, in whatever order the cloud has answered before.
+func TestHookNamedDuringTheParking(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		bubble(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.viewers = p(1)
+			var completed []string
+			var named cloud.Filter
+			l := w.live(func(o *Options) {
+				o.Hooks, o.Filter = answeredLate{w, first, &completed}, func() cloud.Filter { return named }
+			})
+			defer l.kill()
+			l.Notice(unhooked(park()))
+			tick(time.Minute)
+			named = cloud.Filter{"a"}
+			l.Reconsider()
+			tick(time.Minute)
+			w.set(func(w *world) { w.viewers = p(0) })
+			l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
+			tick(time.Minute)
+			if !slices.Equal(completed, []string{"a"}) {
+				t.Errorf("the launch hooks first: %t: completed %q", first, completed)
+			}
+		})
+	}
 }
 
 // The launch hook of another program that an event names is not reported as trouble while the node serves.

@@ -72,7 +72,9 @@ func (r *Runner) writeRecord(ctx context.Context) {
 			retry = jitter(min(2*retry+time.Second, maxRecordRetry))
 			pause = retry
 		}
-		r.accept(ctx, func(s situation) { s.recordWritten(v.Registry, err) })
+		if r.view.Load().Registry == v.Registry {
+			r.accept(ctx, func(s situation) { s.recordWritten(v.Registry, err) })
+		}
 	}
 }
 

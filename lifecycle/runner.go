@@ -276,13 +276,19 @@ func (r *Runner) addHookWork(s situation, wanted map[string]func(context.Context
 	}
 }
 
-// poll repeats the step, since time alone may change the phase. It meets the deadline exactly.
+// poll repeats the step, since time alone may change the phase. It meets the deadline and the next drain exactly.
 func (r *Runner) poll(ctx context.Context, every time.Duration) {
-	for wait := every; sleep.For(ctx, wait); {
-		r.accept(ctx, func(situation) {})
-		if wait = time.Until(r.View().Deadline); wait <= 0 || wait > every {
-			wait = every
+	for {
+		v, wait := r.View(), every
+		for _, at := range []time.Time{v.Deadline, v.NextDrain} {
+			if left := time.Until(at); left > 0 {
+				wait = min(wait, left)
+			}
 		}
+		if !sleep.For(ctx, wait) {
+			return
+		}
+		r.accept(ctx, func(situation) {})
 	}
 }
 

@@ -111,7 +111,7 @@ func (s situation) restoreSameBoot() {
 		s.Phase, s.Entered = StepDraining, s.now
 	}
 	if s.Phase == StepAnnouncing || s.Phase == StepDraining {
-		s.Departure = nil
+		s.Departure, s.Deadline = nil, 0
 	}
 	switch {
 	case s.leaving() && len(s.Notices) == 0:
