@@ -68,11 +68,13 @@ func (j *joiner) serve(ctx context.Context) error {
 		server.started, server.looked = j.serverStarted(j.facts.service), j.facts.serviceAt
 	}
 	return j.whileAlive(ctx, false, func(ctx context.Context) error {
-		err := j.awaitServing(ctx, server)
-		if err == nil && j.result.Restarted {
-			sleep.For(ctx, settleTime-time.Since(j.startedAt))
+		if err := j.awaitServing(ctx, server); err != nil || !j.result.Restarted {
+			return err
 		}
-		return err
+		if !sleep.For(ctx, settleTime-time.Since(j.startedAt)) && !isTimeout(ctx.Err()) {
+			return context.Cause(ctx)
+		}
+		return nil
 	})
 }
 

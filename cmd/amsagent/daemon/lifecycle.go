@@ -51,8 +51,13 @@ func newLife(d *Daemon) *life {
 func (l *life) run(ctx context.Context) {
 	l.ctx = ctx
 	l.work.Go(func() { l.manager.Run(ctx) })
+	gone := l.isGone()
 	for range l.manager.Subscribe(ctx) {
 		l.d.status()
+		if now := l.isGone(); now != gone {
+			gone = now
+			poke(l.d.again) // it ends the session, and a join
+		}
 	}
 	l.work.Wait()
 }
