@@ -170,10 +170,10 @@ func (e hooksFound) confirm(s situation, denied bool) {
 		s.note("hook waits for this machine", "hook", h.Name, "group", h.Group)
 	}
 	for i := range s.Hooks {
-		// Select sees only this hook: the operator sends its events here.
-		a := &s.Hooks[i]
-		if ours, _ := e.filter.Select([]Hook{a.Hook}); denied && a.Hook.Launching == e.launching && len(ours) > 0 {
-			a.Ours = true
+		if a := &s.Hooks[i]; denied && a.Hook.Launching == e.launching {
+			// Select sees only this hook: the operator sends its events here.
+			ours, _ := e.filter.Select([]Hook{a.Hook})
+			a.Ours = a.Ours || len(ours) > 0
 		}
 	}
 	s.Hooks = slices.DeleteFunc(s.Hooks, func(a hook) bool { return a.Hook.Launching == e.launching && a.End == "" && !a.isOurs() })

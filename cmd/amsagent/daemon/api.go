@@ -11,7 +11,8 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// Paths of the control socket. An error response has a [Refusal] as its body. Responses are application/json, that of PathHold application/x-ndjson.
+// Paths of the control socket. An error response has a [Refusal] as its body. Responses are application/json, that of
+// [PathHold] is application/x-ndjson.
 const (
 	PathStatus  = "/v1/status"  // GET: a View
 	PathDrain   = "/v1/drain"   // GET, or POST a lifecycle.DrainRequest: a lifecycle.View
