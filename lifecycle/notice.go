@@ -42,7 +42,7 @@ type Notice struct {
 	// ID is derived from the cloud's facts, so that two sources give the same ID. It begins with the topic and a /.
 	ID     string `json:"id"`
 	Source string `json:"source"` // "aws-lifecycle", "aws-spot", "event", "drain"...
-	Kind   Kind   `json:"kind"`
+	Kind   Kind   `json:"kind"`   // also "ask" (the operator) and "shutdown"
 	// Reason is for people, Who the person or program behind the notice, if known.
 	Reason string `json:"reason,omitempty"`
 	Who    string `json:"who,omitempty"`

@@ -472,6 +472,9 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 		}
 		err := l.Forget(false)
 		l.Settled()
+		for range goneAfter {
+			l.report(topicGroup, nil)
+		}
 		if tick(time.Second); err != nil || !l.View().Ready || w.file != nil {
 			t.Errorf("%v, file %s", err, w.file)
 		}
@@ -511,6 +514,9 @@ func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 				w.set(func(w *world) { w.cloudErr = nil })
 				l.until("serving", 2*time.Minute, func(v View) bool { return v.Ready })
 				l.Settled()
+				for range goneAfter {
+					l.report(topicGroup, nil) // the overruled notice is withdrawn
+				}
 				if tick(time.Second); len(w.completed) != 1 || w.stops != 1 || w.file != nil {
 					t.Errorf("completed %v, %d stops, file %s", w.completed, w.stops, w.file)
 				}

@@ -355,6 +355,30 @@ func TestRejoinedUntilItIsInService(t *testing.T) {
 	})
 }
 
+// A join after a drain overrules the notices that caused it: the cloud still reports them. A new notice counts.
+func TestJoinedWhileTheCloudStillSaysIt(t *testing.T) {
+	for _, kind := range []Kind{Terminate, Interrupt, Reboot} {
+		t.Run(string(kind), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w, s := newWorld(t), &sky{}
+				w.viewers = p(0)
+				l := w.live(s.under)
+				defer l.kill()
+				s.say(topicGroup, ofGroup(kind))
+				l.until("done", time.Minute, isDone)
+				w.rejoin()
+				must.OK(t, l.Forget(false))
+				tick(time.Minute)
+				if v := l.View(); !v.Ready || len(v.Dismissed) != 1 {
+					t.Errorf("ready %v, step %s, dismissed %v, %v", v.Ready, v.Step, v.Dismissed, v.Notes)
+				}
+				s.say(topicSpot, interruption(time.Minute))
+				l.until("done again", time.Minute, isDone)
+			})
+		})
+	}
+}
+
 // A queue delivers an event of a parking when the group has had the machine in service since.
 func TestParkEventBeforeTheLastLook(t *testing.T) {
 	for age, want := range map[time.Duration]State{2 * time.Minute: StateActive, 0: StateDraining} {

@@ -418,9 +418,9 @@ func forgetDrain(s situation) {
 			return true
 		case stays(n):
 			return false
-		case n.Kind == Park:
-			// The cloud reports it again after a restart.
-			s.overrule(n.ID, true)
+		case n.Kind != Ask:
+			// The cloud still reports it; a parking also after a boot.
+			s.overrule(n.ID, n.Kind == Park)
 		}
 		return true
 	})

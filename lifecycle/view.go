@@ -66,7 +66,7 @@ type View struct {
 	// Ready is false once new sessions must not come here.
 	Ready bool `json:"ready"`
 	Step  Step `json:"step,omitempty"`
-	// Kind, Reason and Who are those of the notice with the highest goal.
+	// Kind, Reason and Who are those of the notice with the highest goal; kinds are also "ask" (the operator) and "shutdown".
 	Kind     Kind      `json:"kind,omitempty"`
 	Reason   string    `json:"reason,omitempty"`
 	Who      string    `json:"who,omitempty"`
