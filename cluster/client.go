@@ -235,6 +235,7 @@ const (
 // ErrTooMany means that another program fills a collection.
 var ErrTooMany = errors.New("too many documents")
 
+// find calls read for each document, which it must not keep.
 func find[T any](
 	ctx context.Context, c *Client, op string, coll *mongo.Collection, filter bson.D, read func(bson.Raw) T, o *options.FindOptionsBuilder,
 ) ([]T, error) {
@@ -249,7 +250,7 @@ func find[T any](
 			if len(found) == maxFound {
 				return fmt.Errorf("%s.%s: %w, more than %d match", coll.Database().Name(), coll.Name(), ErrTooMany, maxFound)
 			}
-			found = append(found, read(slices.Clone(cur.Current)))
+			found = append(found, read(cur.Current))
 		}
 		return cur.Err()
 	})

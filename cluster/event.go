@@ -16,7 +16,7 @@ import (
 // Event is an entry of the event log.
 type Event struct {
 	Node    string            `bson:"node" json:"node"` // its id
-	Kind    string            `bson:"kind" json:"kind"` // "join", "drain", "leave", "notice"…
+	Kind    string            `bson:"kind" json:"kind"` // "join", "leave", "drain", "drained", "undrain"…
 	Who     string            `bson:"who,omitempty" json:"who,omitempty"`
 	Why     string            `bson:"why,omitempty" json:"why,omitempty"`
 	Cut     *int64            `bson:"cut,omitempty" json:"cut,omitempty"`         // sessions; nil if unknown

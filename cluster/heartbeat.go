@@ -43,7 +43,7 @@ type Load struct {
 	Disk  *int   `bson:"disk,omitempty" json:"disk,omitempty"` // of AMS's volume, in percent
 	// GPUs are the devices by index; nil without any.
 	GPUs []GPULoad `bson:"gpus,omitempty" json:"gpus,omitempty"`
-	// Score is the highest use of a resource that limits AMS, in percent; unknown with any such limit.
+	// Score is the highest use of a resource that limits AMS, in percent; unknown if a control group limits CPU or memory.
 	Score *int `bson:"score,omitempty" json:"score,omitempty"`
 }
 

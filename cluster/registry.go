@@ -485,7 +485,12 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 }
 
 func (c *Client) records(ctx context.Context) (nodes []Node, bad []BadRecordError, err error) {
-	found, err := find(ctx, c, "reading the nodes of the registry", c.nodes(), bson.D{}, decode,
+	withoutDoc := func(doc bson.Raw) *record {
+		r := decode(doc)
+		r.doc = nil // of up to 16 MB
+		return r
+	}
+	found, err := find(ctx, c, "reading the nodes of the registry", c.nodes(), bson.D{}, withoutDoc,
 		options.Find().SetSort(bson.D{{Key: "_id", Value: 1}}))
 	for _, r := range found {
 		if r.bad != nil {
