@@ -8,8 +8,10 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -114,6 +116,45 @@ func TestDaemonMongoAway(t *testing.T) {
 	if code, took := p.end(syscall.SIGTERM); code != 0 || took > 5*time.Second {
 		t.Errorf("exit %d after %s", code, took)
 	}
+}
+
+// TestOutage: MongoDB takes connections and answers nothing, for as long as OUTAGE says (`make prove-outage`: 30 minutes). No
+// health check fails, no drain begins, no daemon ends and no server is touched; afterwards every node beats again.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	length, err := time.ParseDuration(cmp.Or(os.Getenv("OUTAGE"), "20s"))
+	must.OK(t, err)
+	m := newDatabase(t)
+	nodes, touched := make([]*process, 6), make([]int, 6)
+	for i := range nodes {
+		h := newScaled(t, m, fmt.Sprintf("10.0.9.%d", 101+i), fakeaws.AutoScalingOptions{}, endHook(time.Minute))
+		nodes[i] = h.serving()
+		nodes[i].beats()
+		touched[i] = h.touches()
+	}
+	must.OK(t, m.Faults().Set(mongod.Fault{Mode: mongod.BlackHole}))
+	looks := 0
+	for begun := time.Now(); time.Since(begun) < length; wait(time.Second) {
+		for _, p := range nodes {
+			if body, code := p.get("/healthz"); code != http.StatusOK {
+				t.Errorf("after %s: /healthz of %s: %d %s", time.Since(begun), p.h.id, code, body)
+			}
+			if v := p.view(); v.State != cluster.StateActive || v.Lifecycle.Step != "" || len(v.Lifecycle.Notices) > 0 {
+				t.Errorf("after %s: %s: %+v", time.Since(begun), p.h.id, v)
+			}
+			looks++
+		}
+	}
+	healed := time.Now()
+	m.Faults().Clear()
+	for i, p := range nodes {
+		p.beats()
+		p.h.rowIs(cluster.StateActive)
+		if n := p.h.touches() - touched[i]; n > 0 {
+			t.Errorf("%s: the service was touched %d times", p.h.id, n)
+		}
+	}
+	t.Logf("%d looks in %s; all nodes beat %s after it", looks, length, time.Since(healed).Round(time.Millisecond))
 }
 
 // updates are the beats that went through lately.
