@@ -35,7 +35,7 @@ func newEventsCommand(g *globals) *cobra.Command {
 	var opts eventsOptions
 	cmd := &cobra.Command{
 		Use:   "events [NODE] [flags]",
-		Short: "show the history of the cluster, or of one node: joins, drains, notices, leaves",
+		Short: "show the history of the cluster, or of one node: joins, drains, leaves",
 		Long: "The registry keeps who did what to which node, and why, for 90 days. NODE is an id, an\n" +
 			"address or a host name. Times are those of MongoDB's server, in UTC; the latest is last.\n\n" +
 			"Only MongoDB is needed: no root, no AMS, no node.",

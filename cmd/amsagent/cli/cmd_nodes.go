@@ -55,7 +55,7 @@ func newNodesCommand(g *globals) *cobra.Command {
 			"  healthy      both are heard\n" +
 			"  not-serving  both are heard, the node is active, and its agent sees an application\n" +
 			"               that viewers cannot use; -o json says which (node.serving)\n" +
-			"  ams-stale    the agent is heard, AMS is silent for 20 s or more\n" +
+			"  ams-stale    the agent is heard, AMS is silent for more than 20 s\n" +
 			"  agent-stale  AMS is heard, the agent is silent for two heartbeats and a second\n" +
 			"  no-agent     AMS is heard, and has no agent\n" +
 			"  gone         neither is heard, AMS not for 11 s\n" +

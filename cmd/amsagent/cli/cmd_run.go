@@ -36,10 +36,10 @@ func newRunCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags]",
 		Short: "run the daemon: keep this node as it joined, and report its load",
-		Long: "The daemon brings the machine back to what it joined as (a new address, files that an\n" +
-			"upgrade restored, a copied disk), proves that Ant Media Server is in the cluster, and\n" +
-			"from then on writes a heartbeat with load and sessions into the registry. A machine\n" +
-			"that never joined joins by itself where its settings or tags say where MongoDB is.\n\n" +
+		Long: "The daemon brings the machine back to what it joined as (a new address, a copied disk; the\n" +
+			"server's files only while the server is stopped), proves that Ant Media Server is in the\n" +
+			"cluster, and from then on writes a heartbeat with load and sessions into the registry. A\n" +
+			"machine that never joined joins by itself where its settings or tags say where MongoDB is.\n\n" +
 			"Restarting it changes nothing in the cluster. SIGHUP makes it read its settings\n" +
 			"again. systemd runs it as amsagent.service; `amsagent status` shows what it does.",
 		Example: "  systemctl start amsagent\n" +

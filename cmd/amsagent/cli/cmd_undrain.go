@@ -19,9 +19,10 @@ func newUndrainCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "undrain [flags]",
 		Short: "take a drain back: this node serves again",
-		Long: "As long as Ant Media Server has not been told to stop, a drain can be taken back: the\n" +
-			"node becomes active again, whoever asked for the drain. A cloud that wants to end the\n" +
-			"machine is not stopped by that: it ends it when its hook's time is over.",
+		Long: "As long as Ant Media Server has not been told to stop, and the machine does not shut down,\n" +
+			"a drain can be taken back: the node becomes active again, whoever asked for the drain.\n" +
+			"A cloud that wants to end the machine is not stopped by that: it ends it when its hook's\n" +
+			"time is over.",
 		Example:               "  amsagent undrain",
 		GroupID:               groupEveryday,
 		Args:                  noArgs,

@@ -104,7 +104,7 @@ func writeMetrics(w io.Writer, v View) {
 	e.gauge("amsagent_last_beat_time_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", stamp(v.Beat.Last))
 	e.gauge("amsagent_server_document_age_seconds", "Age of Ant Media Server's own document of this node; above 20 s, other nodes consider this node dead.", divided(v.AMSAge, float64(time.Second)))
 	e.family("counter", "amsagent_repairs_total", "Differences from the settings of the join that the agent repaired.", series{value: divided(&v.repaired, 1)})
-	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of GPU utilization.", divided(v.Load.Score, 100))
+	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of each GPU's utilization, encoder, decoder and memory.", divided(v.Load.Score, 100))
 	e.gauge("amsagent_publishers", "Streams that are published to this node.", divided(v.Sessions.Publishers, 1))
 	e.family("gauge", "amsagent_viewers", "Viewers of this node; the label names the way of counting.",
 		series{label("counted_by", string(v.Sessions.By)), divided(v.Sessions.Viewers, 1)})
@@ -123,6 +123,6 @@ func writeMetrics(w io.Writer, v View) {
 	for _, what := range slices.Sorted(maps.Keys(v.Missing)) {
 		missing = append(missing, series{label("what", what), known(true)})
 	}
-	e.family("gauge", "amsagent_reading_missing", "1 for each reading that is missing; amsagent status shows the reason.", missing...)
+	e.family("gauge", "amsagent_reading_missing", "1 for each reading that is missing; amsagent status -o json has the reason (daemon.missing).", missing...)
 	_, _ = w.Write(e.Bytes())
 }

@@ -61,7 +61,7 @@ type Readiness struct {
 	Ready bool `json:"ready"`
 	// Why is the first cause.
 	Why string `json:"why,omitempty"`
-	// Row is the registry's state of this node; Server reports whether all required applications serve.
+	// Row is the registry's state of this node, "" without a node; Server reports whether all required applications serve.
 	Row    cluster.State `json:"row"`
 	Server bool          `json:"server"`
 	// Applications maps names to states, not serving first; Omitted counts others.
