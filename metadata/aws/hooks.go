@@ -293,7 +293,9 @@ func isOver(state string, hook cloud.Hook) bool {
 	switch main {
 	case "Terminated", "Detached", "Detaching":
 		return true
-	case "Terminating":
+	case rootReplaced:
+		return !hook.Launching
+	case "Terminating", replacingRoot:
 		return hook.Launching || step == "Proceed" || step == "Retained"
 	case "Pending":
 		return hook.Launching && state == "Pending:Proceed"

@@ -82,14 +82,15 @@ func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, e
 
 func (t *targetState) ask(ctx context.Context, n cloud.Notice) {
 	_, state, err := t.membership(ctx)
+	decided, _ := parseTarget([]byte(targetOf.Replace(state)))
 	denied, isDenied := errors.AsType[*cloud.DeniedError](err)
 	t.id, t.current, t.asked, t.final = n.ID, []cloud.Notice{n}, time.Now(), isDenied
 	switch {
 	case isDenied:
 		t.current[0].Reason += ", state not known without " + denied.Permission
 	case err != nil:
-	case strings.HasPrefix(state, replacingRoot):
-		t.current, t.final = []cloud.Notice{reimage()}, true
+	case len(decided) > 0 && decided[0].Kind != cloud.Unknown:
+		t.current, t.final = decided, true
 	case strings.HasSuffix(n.ID, "/"+rootReplaced):
 		t.current = nil // not yet, or no longer
 	default:
@@ -98,13 +99,14 @@ func (t *targetState) ask(ctx context.Context, n cloud.Notice) {
 	}
 }
 
+// targetOf makes a transition's state the target.
+var targetOf = strings.NewReplacer("Terminating", "Terminated", "EnteringStandby", "Standby", "Detaching", "Detached", ":Wait", "", ":Retained", "")
+
 // States of a root volume replacement, without :Wait and :Proceed.
 const (
 	replacingRoot = "ReplacingRootVolume"
 	rootReplaced  = "RootVolumeReplaced"
 )
-
-func reimage() cloud.Notice { return cloud.OfGroup(Name, cloud.Reimage, "root volume replaced") }
 
 func parseTarget(body []byte) ([]cloud.Notice, error) {
 	state, err := cloud.ParseLine(body)
@@ -112,6 +114,7 @@ func parseTarget(body []byte) ([]cloud.Notice, error) {
 		return nil, fmt.Errorf("the target lifecycle state: %w", err)
 	}
 	var n cloud.Notice
+	state, proceeds := strings.CutSuffix(state, ":Proceed")
 	pool, warmed := strings.CutPrefix(state, "Warmed:")
 	switch {
 	case state == "InService":
@@ -124,7 +127,8 @@ func parseTarget(body []byte) ([]cloud.Notice, error) {
 	case state == "Standby":
 		n = cloud.OfGroup(Name, cloud.Park, "standby")
 	case strings.HasPrefix(state, replacingRoot):
-		n = reimage()
+		n = cloud.OfGroup(Name, cloud.Reimage, "root volume replaced")
+		n.Past = proceeds // the new root may read it
 	case warmed:
 		n = cloud.OfGroup(Name, cloud.Park, "return to the warm pool ("+pool+")")
 	default:

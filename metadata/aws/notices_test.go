@@ -124,6 +124,8 @@ func TestUnknownTarget(t *testing.T) {
 		return cloud.Notice{ID: "aws-lifecycle/unknown/" + id, Kind: cloud.Unknown, Who: "Auto Scaling", Reason: reason}
 	}
 	const replaced = "RootVolumeReplaced"
+	past := reimage
+	past.Past = true
 	quarantined, notKnown := unknown("Quarantined", "target state Quarantined, state Quarantining:Wait"), unknown(replaced, "target state "+replaced)
 	notAllowed := unknown(replaced, "target state "+replaced+", state not known without autoscaling:DescribeAutoScalingInstances")
 	deny := func(e *emulated) { e.asg.Deny("DescribeAutoScalingInstances") }
@@ -133,7 +135,13 @@ func TestUnknownTarget(t *testing.T) {
 		first, last   []cloud.Notice // at once, and after a minute
 		calls         int            // within a minute
 	}{
-		"a root is being replaced": {replaced, "ReplacingRootVolume:Wait", nil, list(reimage), list(reimage), 1},
+		"a root is being replaced":   {replaced, "ReplacingRootVolume:Wait", nil, list(reimage), list(reimage), 1},
+		"the new root looks":         {replaced, "ReplacingRootVolume:Proceed", nil, list(past), list(past), 1},
+		"the target says it is over": {"ReplacingRootVolume:Proceed", "InService", deny, list(past), list(past), 0},
+		"a termination":              {"Erased", "Terminating:Wait", nil, list(scaleIn()), list(scaleIn()), 1},
+		"a standby":                  {"Aside", "EnteringStandby", nil, list(parked("standby")), list(parked("standby")), 1},
+		"into the pool":              {"Cold", "Warmed:Pending:Wait", nil, list(parked("return to the warm pool (Pending)")), list(parked("return to the warm pool (Pending)")), 1},
+		"nothing has begun":          {"Cold", "InService", nil, list(unknown("Cold", "target state Cold, state InService")), list(unknown("Cold", "target state Cold, state InService")), 1},
 		"it begins in a moment": {replaced, "InService", func(e *emulated) {
 			time.AfterFunc(5*time.Second, func() { _ = e.asg.ReplaceRoot(self) })
 		}, nil, list(reimage), 2},

@@ -320,8 +320,11 @@ func TestDrainReimage(t *testing.T) {
 	root := &scaled{host: newHostIn(t, db, "aws", h.id, h.ip), asg: h.asg}
 	root.aws, root.env = h.aws, h.env
 	root.config("")
-	must.OK(t, h.asg.Launch(h.id))
+	// The machine boots before the replacement is over.
+	must.OK(t, h.asg.Move(h.id, "RootVolumeReplaced", "ReplacingRootVolume:Proceed"))
 	p = root.daemon()
+	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	must.OK(t, h.asg.Launch(h.id))
 	e := root.completed("serve")
 	n := root.row()
 	if n.State != cluster.StateActive || n.LeftBy != "" || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(root.documents()) != 1 {
