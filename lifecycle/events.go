@@ -59,7 +59,7 @@ func (s situation) reported(topic string, current []cloud.Notice) error {
 			s.unknownSignal(in)
 			continue
 		}
-		s.take(notice{Notice: in, Received: s.now, Deadline: s.c.Wall.instant(n.At)}, n.Hook, n.Past, n.Counted)
+		s.take(notice{Notice: in, Received: s.now, Deadline: s.c.Wall.instant(n.At), Listed: true}, n.Hook, n.Past, n.Counted)
 	}
 	if group && unknown {
 		return nil // it may be a new form of an earlier notice
@@ -89,8 +89,11 @@ func (s *state) unknownSignal(n Notice) {
 // take adds a notice, or updates a known one. A past notice is not new, and an estimated deadline replaces no other.
 func (s situation) take(n notice, h *Hook, past, estimated bool) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
-		s.Overruled[i].Missing = 0
-		return
+		o := &s.Overruled[i]
+		if o.Missing = 0; o.Deadline == 0 || n.Deadline <= o.Deadline.Add(putOffTime) {
+			return
+		}
+		s.Overruled = slices.Delete(s.Overruled, i, i+1) // postponed: it has not been overruled for then
 	}
 	known := s.notice(n.ID)
 	if known == nil {
@@ -99,7 +102,7 @@ func (s situation) take(n notice, h *Hook, past, estimated bool) {
 		}
 		return
 	}
-	known.Missing = 0
+	known.Missing, known.Listed = 0, known.Listed || n.Listed
 	if known.Kind != n.Kind {
 		known.Kind, known.Reason, known.Who = n.Kind, n.Reason, n.Who
 		s.note("notice changed", "notice", known, "kind", known.Kind)
@@ -195,7 +198,8 @@ func (s situation) noticed(n Notice) error {
 		return fmt.Errorf("unknown kind of notice %q", n.Kind)
 	}
 	// A queue may redeliver the event after the return to service: EC2 may stop the machine before it deletes the message.
-	if n.Kind == Park && s.notice(n.ID) == nil && (received < 0 || received < s.inService) {
+	back := n.Kind == Park && received < s.inService
+	if (back || received < 0 && (n.Kind == Park || n.Kind == Reimage)) && s.notice(n.ID) == nil {
 		return errors.New("the event is late: the machine has come back since")
 	}
 	s.take(in, n.Hook, false, false)
@@ -269,7 +273,7 @@ func (s situation) drainCancelled(who string, recorded cluster.State) error {
 	}
 	for _, n := range s.due() {
 		if n.Kind != Ask {
-			s.overrule(n.ID, false)
+			s.overrule(n, false)
 			s.note("notice overruled; the cloud may still terminate the machine", "notice", n, "by", who)
 		}
 	}

@@ -68,6 +68,8 @@ type notice struct {
 	Deadline instant `json:"deadline,omitempty"`
 	// Begun: the node drains for it, even if it is postponed by less than putOffTime.
 	Begun bool `json:"begun,omitempty"`
+	// Listed: the cloud reports it, and not only an event.
+	Listed bool `json:"listed,omitempty"`
 	// Missing counts consecutive reports without this notice.
 	Missing int `json:"missing,omitempty"`
 }

@@ -127,6 +127,16 @@ func TestReport(t *testing.T) {
 			times(5, look(topicAzure, cloud.Notice{ID: topicAzure + "/1", Kind: Reboot, Past: true})),
 			looks{drains}, times(3, look(topicAzure)), looks{serves},
 		)},
+		{"an event of a new root volume, and a cloud that does not report it", slices.Concat(
+			looks{event(Reimage), drains}, times(5, inService), looks{drains},
+		)},
+		{"an event of a new root volume from before the boot", looks{inService, func(l *life) {
+			e := cloud.Event{InstanceID: "i-1", Kind: Reimage, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-3 * time.Hour)}
+			l.Notice(EventNotice(e, time.Now()))
+		}, serves}},
+		{"postponed after an undrain", looks{
+			spot(time.Minute), undrain, serves, spot(30 * time.Minute), serves, spot(2 * time.Hour), serves, spot(time.Minute), drains,
+		}},
 		{"unknown", slices.Concat(times(5, odd), looks{serves})},
 		{"unknown in place of an end", slices.Concat(looks{ends}, times(5, odd), looks{drains}, times(2, inService), looks{drains, inService, serves})},
 		{"unknown beside another", slices.Concat(looks{

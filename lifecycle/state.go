@@ -107,6 +107,8 @@ func (s *state) answer(launching bool) *answer {
 type overruled struct {
 	ID      string `json:"id"`
 	Missing int    `json:"missing,omitempty"`
+	// Deadline is the notice's; one that is postponed is in force again.
+	Deadline instant `json:"deadline,omitempty"`
 	// Rejoined: the operator joined the parked machine again. It stays after a boot.
 	Rejoined bool `json:"rejoined,omitempty"`
 }

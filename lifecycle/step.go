@@ -418,9 +418,9 @@ func forgetDrain(s situation) {
 			return true
 		case stays(n):
 			return false
-		case n.Kind != Ask:
+		case n.Kind == Park || n.Listed:
 			// The cloud still reports it; a parking also after a boot.
-			s.overrule(n.ID, n.Kind == Park)
+			s.overrule(n, n.Kind == Park)
 		}
 		return true
 	})
@@ -444,8 +444,8 @@ func (s situation) outlasting() func(notice) bool {
 	}
 }
 
-func (s *state) overrule(id string, rejoined bool) {
-	s.Overruled = append(s.Overruled, overruled{ID: id, Rejoined: rejoined})
+func (s *state) overrule(n notice, rejoined bool) {
+	s.Overruled = append(s.Overruled, overruled{ID: n.ID, Deadline: n.Deadline, Rejoined: rejoined})
 	if n := len(s.Overruled); n > maxOverruled {
 		s.Overruled = slices.Delete(s.Overruled, 0, n-maxOverruled)
 	}

@@ -127,6 +127,7 @@ func (s state) restoreAfterBoot(now instant) state {
 	next := state{}.clone()
 	for _, o := range s.Overruled {
 		if o.Rejoined {
+			o.Deadline = 0 // of the former boot
 			next.Overruled = append(next.Overruled, o)
 		}
 	}

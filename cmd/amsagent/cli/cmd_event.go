@@ -121,7 +121,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 			Hints: []string{"`amsagent drain` drains this node all the same"},
 		}
 	}
-	if e.Kind == lifecycle.Park && v.Step == lifecycle.StepNone { // a parking that is taken begins at once
+	if (e.Kind == lifecycle.Park || e.Kind == lifecycle.Reimage) && v.Step == lifecycle.StepNone { // what is taken begins at once
 		return stale(n.Received, "this node has come back since")
 	}
 	result := drainData{Event: &e, Instance: id}
