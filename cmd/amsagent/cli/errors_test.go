@@ -248,7 +248,7 @@ func TestNoSecretComesThrough(t *testing.T) {
 			for _, leak := range leaks {
 				g.report(t.Context(), &userError{Msg: "m " + leak, Cause: errors.New("c " + leak), Hints: []string{"h " + leak}, State: "s " + leak})
 				l := g.log().With("with", leak).WithGroup("g")
-				l.Debug("m "+leak, "string", leak, "error", errors.New(leak), "list", []string{leak}, "uri", target) //nolint:sloglint // the message leaks, too
+				l.Debug("m "+leak, "string", leak, "error", errors.New(leak), "list", []string{leak}, "struct", struct{ A string }{leak}, "uri", target) //nolint:sloglint // the message leaks, too
 				g.progress("p " + leak)
 				must.OK(t, g.result("x", map[string]any{"v": leak, "n": 1}, func(w *textWriter) { w.line("%s", leak) }))
 			}

@@ -34,7 +34,8 @@ func (g *globals) newHandler(level slog.Level) slog.Handler {
 	}
 	switch {
 	case g.isJSON():
-		return slog.NewJSONHandler(safe, opts)
+		w.redact = func(line string) string { return string(g.redactJSON([]byte(line))) }
+		return slog.NewJSONHandler(w, opts)
 	case g.env.IsJournal:
 		opts.ReplaceAttr = noTime
 		return newJournalHandler(w, opts)

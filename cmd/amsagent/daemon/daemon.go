@@ -74,6 +74,8 @@ type Options struct {
 	Notes func() []string
 	// Notify reports to the service manager; not nil.
 	Notify func(state string)
+	// Redact removes secrets from a JSON text; not nil.
+	Redact func([]byte) []byte
 	// Watchdog is the service manager's limit; 0 means none.
 	Watchdog time.Duration
 	Reload   <-chan struct{}
@@ -356,10 +358,10 @@ func (d *Daemon) begin() {
 		return
 	}
 	d.readSettings() // the other process's join used the current settings file
-	if was == nil {
-		return
+	if was == nil || s != nil && s.Phase == was.Phase && s.Since.Equal(was.Since) {
+		return // no join or leave by hand
 	}
-	// After a join or leave by hand, a finished drain is forgotten.
+	// After one, a finished drain is forgotten.
 	if err := d.life.manager.Forget(s != nil && s.Phase == bootstrap.PhaseJoining); err != nil {
 		d.log.Info("the present drain continues", "reason", err)
 	}

@@ -195,6 +195,7 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 			return Settings{Interval: 5 * time.Second, AutoJoin: true, JoinTimeout: 5 * time.Minute}
 		},
 		Reread: func() error { return nil },
+		Redact: func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("hunter2"), []byte("***")) },
 		Mongo: func(context.Context) (Named, error) {
 			target, err := cluster.ParseTarget("127.0.0.1:1")
 			return Named{Target: target}, err
@@ -217,6 +218,25 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 	d.view.setLife(nil) // the test says what the lifecycle is
 	d.view.change(func(v *View) { v.Server.Up, v.Lifecycle = serves, nil })
 	return d
+}
+
+// A convergence by hand writes the state file, and is no join after a drain.
+func TestOnlyAJoinForgetsADrain(t *testing.T) {
+	since := time.Now()
+	p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: since}}
+	l := &notified{}
+	d := newTestDaemon(p, l, nil)
+	d.begin()
+	d.life.manager.Notice(lifecycle.Notice{ID: "aws-lifecycle/terminate", Kind: lifecycle.Terminate})
+	const asked = "the present drain continues"
+	p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: since, FilesWritten: time.Now()})
+	if d.begin(); strings.Contains(l.text(), asked) {
+		t.Errorf("a convergence forgets a drain:\n%s", l.text())
+	}
+	p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: since.Add(time.Minute)})
+	if d.begin(); !strings.Contains(l.text(), asked) {
+		t.Errorf("a join does not:\n%s", l.text())
+	}
 }
 
 // A join that fails restarts AMS twice: it is tried again once, and then every hour. Whatever
@@ -584,9 +604,10 @@ func askSocket(path string) ([]byte, int, error) {
 
 // The name of an application is its owner's choice, and comes to a person's terminal by curl.
 func TestAnswersAreSafe(t *testing.T) {
+	d := newTestDaemon(&fakeMachine{}, &notified{}, nil)
 	w := httptest.NewRecorder()
-	answerJSON(w, false, Readiness{Why: "\x1b]0;x\a\u009b31m\u202e does not answer", Applications: map[string]string{"\u2066x": ""}})
-	if got := w.Body.String(); strings.ContainsAny(got, "\x1b\a\u009b\u202e\u2066") || !strings.Contains(got, `\u001b]0;x\u0007\u009b31m\u202e does`) {
+	d.answerJSON(w, false, Readiness{Why: "\x1b]0;x\a\u009b31m\u202e does not answer", Applications: map[string]string{"\u2066x": "hunter2"}})
+	if got := w.Body.String(); strings.ContainsAny(got, "\x1b\a\u009b\u202e\u2066") || strings.Contains(got, "hunter2") || !strings.Contains(got, `\u001b]0;x\u0007\u009b31m\u202e does`) {
 		t.Errorf("%q", got)
 	}
 	var back Readiness
