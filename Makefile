@@ -119,7 +119,7 @@ fuzz: ## every fuzz target for FUZZTIME each
 
 # Proofs: each takes longer than three minutes, so the heavy tier has a sample of it. They run before a release and after a
 # change of what they prove.
-.PHONY: prove-attack prove-balance prove-crash prove-drains prove-fuzz prove-outage prove-surroundings
+.PHONY: prove-attack prove-balance prove-crash prove-drains prove-fuzz prove-outage prove-ready prove-surroundings
 prove-attack: ## 160 drains of nodes whose files the server's user exchanges meanwhile (about 10 minutes, as root)
 	@AMSAGENT_ATTACKS=160 $(MAKE) --no-print-directory e2e RUN='^TestAttackDrain$$'
 
@@ -137,6 +137,9 @@ prove-fuzz: ## every fuzz target for five minutes each (about five hours)
 
 prove-outage: ## MongoDB answers nothing for half an hour: no health check fails, no drain begins (as root)
 	@OUTAGE=30m $(MAKE) --no-print-directory e2e RUN='^TestOutage$$'
+
+prove-ready: ## 20 rounds of readiness on a real Ant Media Server (more than an hour, as root)
+	@REAL_ROUNDS=20 $(MAKE) --no-print-directory real-test RUN='^TestRealReady$$'
 
 prove-surroundings: ## the gate itself: killed at five moments, then twice at once in strange folders (about 15 minutes, as root)
 	@tools/scripts/surroundings.sh

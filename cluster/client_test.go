@@ -447,6 +447,22 @@ func TestCommandsOnTheWire(t *testing.T) {
 	}
 }
 
+// The driver would repeat it until the call's end, thousands of times a second.
+func TestWriteToASecondaryIsNotRepeated(t *testing.T) {
+	s := startFake(t, nil)
+	s.setHello(bson.E{Key: "secondary", Value: true}, bson.E{Key: "setName", Value: "rs0"}, bson.E{Key: "setVersion", Value: 1},
+		bson.E{Key: "hosts", Value: bson.A{s.addr(), "other:27017"}}, bson.E{Key: "me", Value: s.addr()},
+		bson.E{Key: "logicalSessionTimeoutMinutes", Value: 30})
+	s.answer = func(string, bson.Raw) (bson.D, error) {
+		return append(errorReply(10107, "NotWritablePrimary", "not primary"), bson.E{Key: "errorLabels", Value: bson.A{"RetryableWriteError"}}), nil
+	}
+	c := connect(t, "mongodb://"+s.addr()+"/?directConnection=true", Options{Timeout: time.Second})
+	err := c.Heartbeat(t.Context(), Node{ID: "i-1"}, Heartbeat{Seq: 1})
+	if n := len(s.sent("update")); KindOf(err) != KindNotPrimary || n != 1 {
+		t.Errorf("%d writes, %v", n, err)
+	}
+}
+
 // A server gives the same error for a user without the right and without a login.
 func TestForbiddenWithoutLogin(t *testing.T) {
 	forbidden := mongo.CommandError{Code: 13, Name: "Unauthorized", Message: "command find requires authentication"}

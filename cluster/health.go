@@ -326,14 +326,22 @@ func (p *Peers) serving(l Look, machines []string) []string {
 		if n == nil || !n.Heartbeats() || n.State == StateLeft || n.State == StateFailed || m.goneForLong() {
 			continue
 		}
-		i := slices.IndexFunc(machines, func(s string) bool { return s != "" && (s == n.ID || strings.EqualFold(s, n.Name)) })
+		i := slices.IndexFunc(machines, n.isNamed)
 		if i >= 0 && !slices.Contains(out, machines[i]) {
 			out = append(out, machines[i])
+		}
+	}
+	for _, name := range machines {
+		// A record that cannot be read may be its.
+		if len(l.Bad) > 0 && name != "" && !slices.ContainsFunc(l.Nodes, func(n Node) bool { return n.isNamed(name) }) {
+			out = append(out, name)
 		}
 	}
 	slices.Sort(out)
 	return out
 }
+
+func (n Node) isNamed(s string) bool { return s != "" && (s == n.ID || strings.EqualFold(s, n.Name)) }
 
 // goneForLong requires AMS's own limit of silence.
 func (m Member) goneForLong() bool {

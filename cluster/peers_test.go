@@ -61,6 +61,18 @@ func TestPeersThatJoinedSince(t *testing.T) {
 	}
 }
 
+// A machine whose record cannot be read may serve. Its record may name it otherwise.
+func TestPeersWithABadRecord(t *testing.T) {
+	var p Peers
+	s := newStage(t)
+	s.heartbeat("i-a", "10.0.0.1", func(n *Node) { n.State = StateLeft })
+	l := s.seen()
+	l.Bad = []BadRecordError{{ID: "i-b"}}
+	if diff := cmp.Diff([]string{"edge_2", "i-b"}, p.serving(l, []string{"i-a", "i-b", "edge_2", ""})); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+}
+
 func TestServing(t *testing.T) {
 	node := func(id, name string, st State, age time.Duration) Node {
 		return Node{ID: id, IP: "10.0.0." + id, Name: name, State: st, Interval: 5 * time.Second, UpdatedAt: time.Unix(1e9, 0).Add(-age)}
