@@ -59,7 +59,7 @@ func TestLargeRow(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if len(look.Nodes) != 2000 || len(look.AMS) != 1 || len(look.Bad) != 4 || warned.lines != 4 || look.Bad[0].ID != "j-0" {
-		t.Fatalf("%d records, %d documents, bad ones: %v, told %d times", len(look.Nodes), len(look.AMS), look.Bad, warned.lines)
+		t.Fatalf("%d records, %d documents, bad ones: %v, logged %d times", len(look.Nodes), len(look.AMS), look.Bad, warned.lines)
 	}
 	if len(look.AMS[0].Memory) > 256 {
 		t.Errorf("a text of AMS of %d bytes", len(look.AMS[0].Memory))
