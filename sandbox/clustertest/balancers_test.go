@@ -5,6 +5,7 @@ package clustertest
 
 import (
 	"maps"
+	"strings"
 	"testing"
 	"time"
 
@@ -79,4 +80,20 @@ func TestBalancerName(t *testing.T) {
 			t.Errorf("%q: %q, want %q", host, got, want)
 		}
 	}
+}
+
+// TestDaemonWaitsForABalancer: a drain waits until the load balancer that confirms what it does has taken the node out.
+func TestDaemonWaitsForABalancer(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	a.serves()
+	n, err := a.client.Node(t.Context(), nodeID)
+	must.OK(t, err)
+	must.OK(t, a.client.SetBalancer(t.Context(), "lb-1", []string{nodeID}))
+	_, err = a.client.AskDrain(t.Context(), n, cluster.DrainRequest{})
+	must.OK(t, err)
+	must.Until(t, "the drain waits", func() bool { return strings.Contains(a.status(), "waiting for load balancers: lb-1") })
+	must.OK(t, a.client.SetBalancer(t.Context(), "lb-1", nil))
+	must.Until(t, "the node has left", func() bool { return a.state() == cluster.StateLeft })
 }
