@@ -293,9 +293,9 @@ func isOver(state string, hook cloud.Hook) bool {
 	switch main {
 	case "Terminated", "Detached", "Detaching":
 		return true
-	case rootReplaced:
-		return !hook.Launching
-	case "Terminating", replacingRoot:
+	case replacingRoot:
+		return !hook.Launching && step == "Proceed"
+	case "Terminating":
 		return hook.Launching || step == "Proceed" || step == "Retained"
 	case "Pending":
 		return hook.Launching && state == "Pending:Proceed"

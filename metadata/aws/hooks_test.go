@@ -129,7 +129,6 @@ func TestHooksErrors(t *testing.T) {
 		{"completed by another program", move("Terminating:Proceed"), fakes.Fault{}, cloud.ErrGone, "", 2},
 		{"retained", move("Terminating:Retained"), fakes.Fault{}, cloud.ErrGone, "", 2},
 		{"the root is being replaced", move("ReplacingRootVolume:Proceed"), fakes.Fault{}, cloud.ErrGone, "", 2},
-		{"the root was replaced", move("RootVolumeReplaced"), fakes.Fault{}, cloud.ErrGone, "", 2},
 		{"detached", move("Detached"), fakes.Fault{}, cloud.ErrGone, "", 2},
 		{"in no group any more", func(e *emulated) error { return e.asg.Detach(self) }, fakes.Fault{}, cloud.ErrGone, "in no group", 2},
 		{"in another group", func(e *emulated) error {

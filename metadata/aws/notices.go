@@ -61,6 +61,8 @@ type targetState struct {
 	current []cloud.Notice
 	asked   time.Time
 	final   bool
+	// looked: a state was read. past: the first one was that of a root volume that was being replaced, so this is the new root.
+	looked, past bool
 }
 
 const askEvery = 10 * time.Second
@@ -72,7 +74,7 @@ func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, e
 	current, err := parseTarget(body)
 	if len(current) == 0 || current[0].Kind != cloud.Unknown {
 		t.id = ""
-		return current, err
+		return t.decided(current), err
 	}
 	if t.id != current[0].ID || !t.final && time.Since(t.asked) >= askEvery {
 		t.ask(ctx, current[0])
@@ -80,22 +82,33 @@ func (t *targetState) parse(ctx context.Context, body []byte) ([]cloud.Notice, e
 	return t.current, nil
 }
 
+// decided keeps a root volume replacement in the past that had proceeded at the first look.
+func (t *targetState) decided(current []cloud.Notice) []cloud.Notice {
+	t.past = len(current) > 0 && current[0].Past && (t.past || !t.looked)
+	t.looked = true
+	if len(current) > 0 {
+		current[0].Past = t.past
+	}
+	return current
+}
+
 func (t *targetState) ask(ctx context.Context, n cloud.Notice) {
 	_, state, err := t.membership(ctx)
-	decided, _ := parseTarget([]byte(targetOf.Replace(state)))
+	is, _ := parseTarget([]byte(targetOf.Replace(state)))
 	denied, isDenied := errors.AsType[*cloud.DeniedError](err)
 	t.id, t.current, t.asked, t.final = n.ID, []cloud.Notice{n}, time.Now(), isDenied
 	switch {
 	case isDenied:
 		t.current[0].Reason += ", state not known without " + denied.Permission
 	case err != nil:
-	case len(decided) > 0 && decided[0].Kind != cloud.Unknown:
-		t.current, t.final = decided, true
+	case len(is) > 0 && is[0].Kind != cloud.Unknown:
+		t.current = t.decided(is)
+		t.final = !t.past
 	case strings.HasSuffix(n.ID, "/"+rootReplaced):
-		t.current = nil // not yet, or no longer
+		t.current = t.decided(nil) // not yet, or no longer
 	default:
 		t.current[0].Reason += ", state " + cloud.Printable(state)
-		t.final = true
+		t.final = len(is) > 0 // else it has not begun
 	}
 }
 
@@ -128,7 +141,7 @@ func parseTarget(body []byte) ([]cloud.Notice, error) {
 		n = cloud.OfGroup(Name, cloud.Park, "standby")
 	case strings.HasPrefix(state, replacingRoot):
 		n = cloud.OfGroup(Name, cloud.Reimage, "root volume replaced")
-		n.Past = proceeds // the new root may read it
+		n.Past = proceeds
 	case warmed:
 		n = cloud.OfGroup(Name, cloud.Park, "return to the warm pool ("+pool+")")
 	default:

@@ -136,12 +136,21 @@ func TestUnknownTarget(t *testing.T) {
 		calls         int            // within a minute
 	}{
 		"a root is being replaced":   {replaced, "ReplacingRootVolume:Wait", nil, list(reimage), list(reimage), 1},
-		"the new root looks":         {replaced, "ReplacingRootVolume:Proceed", nil, list(past), list(past), 1},
+		"the new root looks":         {replaced, "ReplacingRootVolume:Proceed", nil, list(past), list(past), 7},
 		"the target says it is over": {"ReplacingRootVolume:Proceed", "InService", deny, list(past), list(past), 0},
 		"a termination":              {"Erased", "Terminating:Wait", nil, list(scaleIn()), list(scaleIn()), 1},
 		"a standby":                  {"Aside", "EnteringStandby", nil, list(parked("standby")), list(parked("standby")), 1},
 		"into the pool":              {"Cold", "Warmed:Pending:Wait", nil, list(parked("return to the warm pool (Pending)")), list(parked("return to the warm pool (Pending)")), 1},
-		"nothing has begun":          {"Cold", "InService", nil, list(unknown("Cold", "target state Cold, state InService")), list(unknown("Cold", "target state Cold, state InService")), 1},
+		"nothing has begun":          {"Cold", "InService", nil, list(unknown("Cold", "target state Cold, state InService")), list(unknown("Cold", "target state Cold, state InService")), 7},
+		"the old root sees it late": {replaced, "InService", func(e *emulated) {
+			time.AfterFunc(5*time.Second, func() { _ = e.asg.Move(self, replaced, "ReplacingRootVolume:Proceed") })
+		}, nil, list(reimage), 2},
+		"the new root, and then it is over": {replaced, "ReplacingRootVolume:Proceed", func(e *emulated) {
+			time.AfterFunc(5*time.Second, func() { _ = e.asg.Move(self, replaced, "Pending:Wait") })
+		}, list(past), nil, 7},
+		"it terminates later": {"Cold", "InService", func(e *emulated) {
+			time.AfterFunc(5*time.Second, func() { _ = e.asg.Move(self, "Cold", "Terminating:Wait") })
+		}, list(unknown("Cold", "target state Cold, state InService")), list(scaleIn()), 2},
 		"it begins in a moment": {replaced, "InService", func(e *emulated) {
 			time.AfterFunc(5*time.Second, func() { _ = e.asg.ReplaceRoot(self) })
 		}, nil, list(reimage), 2},

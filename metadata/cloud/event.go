@@ -71,9 +71,6 @@ func (e Event) Notice(now time.Time) (Notice, time.Time) {
 		}
 		n.Hook = &e.Hook
 	}
-	if e.Kind == Reimage {
-		n.ID = "event/" + n.ID // the metadata may not report it, and then must not withdraw it
-	}
 	if (e.Kind == Park || e.Kind == Resume || e.Kind == Reimage) && !e.Time.IsZero() {
 		return n, e.Time // a redelivery may follow the machine's return or end
 	}
