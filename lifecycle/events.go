@@ -90,7 +90,7 @@ func (s *state) unknownSignal(n Notice) {
 func (s situation) take(n notice, h *Hook, past, estimated bool) {
 	if i := slices.IndexFunc(s.Overruled, func(o overruled) bool { return o.ID == n.ID }); i >= 0 {
 		o := &s.Overruled[i]
-		if o.Missing = 0; o.Deadline == 0 || n.Deadline <= o.Deadline.Add(putOffTime) {
+		if o.Missing = 0; estimated || o.Deadline == 0 || n.Deadline <= o.Deadline.Add(putOffTime) {
 			return
 		}
 		s.Overruled = slices.Delete(s.Overruled, i, i+1) // postponed: it has not been overruled for then
@@ -128,6 +128,9 @@ func (s situation) countMissing(topic string, listed []string) {
 	s.Overruled = slices.DeleteFunc(s.Overruled, func(o overruled) bool { return o.Missing == goneAfter })
 	for i := range s.Notices {
 		n := &s.Notices[i]
+		if n.Kind == Reimage && !n.Listed {
+			continue // the metadata may not report it
+		}
 		if was := n.inForce(); gone(n.ID, &n.Missing) && was {
 			s.note("notice withdrawn", "notice", n)
 		}
@@ -198,8 +201,8 @@ func (s situation) noticed(n Notice) error {
 		return fmt.Errorf("unknown kind of notice %q", n.Kind)
 	}
 	// A queue may redeliver the event after the return to service: EC2 may stop the machine before it deletes the message.
-	back := n.Kind == Park && received < s.inService
-	if (back || received < 0 && (n.Kind == Park || n.Kind == Reimage)) && s.notice(n.ID) == nil {
+	back := n.Kind == Park && received < max(s.inService, 0) || n.Kind == Reimage && received < max(s.Overruling, 0)
+	if back && s.notice(n.ID) == nil {
 		return errors.New("the event is late: the machine has come back since")
 	}
 	s.take(in, n.Hook, false, false)
@@ -278,7 +281,7 @@ func (s situation) drainCancelled(who string, recorded cluster.State) error {
 		}
 	}
 	s.Notices = slices.DeleteFunc(s.Notices, s.isDue)
-	s.cancelledBy = who
+	s.Overruling, s.cancelledBy = s.now, who
 	return nil
 }
 

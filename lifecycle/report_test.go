@@ -108,6 +108,12 @@ func TestReport(t *testing.T) {
 		e := cloud.Event{InstanceID: "i-1", Kind: kind, Hook: Hook{Provider: "aws"}}
 		return func(l *life) { l.Notice(EventNotice(e, time.Now())) }
 	}
+	reimaged := func(age time.Duration) func(*life) {
+		return func(l *life) {
+			e := cloud.Event{InstanceID: "i-1", Kind: Reimage, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-age)}
+			l.Notice(EventNotice(e, time.Now()))
+		}
+	}
 	ends, parks, inService := look(topicGroup, ofGroup(Terminate)), look(topicGroup, ofGroup(Park)), look(topicGroup)
 	odd := look(topicGroup, cloud.Notice{ID: topicGroup + "/unknown/Frozen", Kind: cloud.Unknown, Reason: "target state Frozen"})
 	for _, tt := range []struct {
@@ -130,10 +136,10 @@ func TestReport(t *testing.T) {
 		{"an event of a new root volume, and a cloud that does not report it", slices.Concat(
 			looks{event(Reimage), drains}, times(5, inService), looks{drains},
 		)},
-		{"an event of a new root volume from before the boot", looks{inService, func(l *life) {
-			e := cloud.Event{InstanceID: "i-1", Kind: Reimage, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-3 * time.Hour)}
-			l.Notice(EventNotice(e, time.Now()))
-		}, serves}},
+		{"an event of a new root volume from before the boot", looks{inService, reimaged(3 * time.Hour), serves}},
+		{"it is delivered again after an undrain", slices.Concat(
+			looks{event(Reimage), drains, undrain, serves}, times(5, inService), looks{reimaged(time.Minute), serves, reimaged(0), drains},
+		)},
 		{"postponed after an undrain", looks{
 			spot(time.Minute), undrain, serves, spot(30 * time.Minute), serves, spot(2 * time.Hour), serves, spot(time.Minute), drains,
 		}},

@@ -41,7 +41,9 @@ type state struct {
 	Notices []notice `json:"notices,omitempty"`
 	// Overruled lists notices that the operator overruled, until the cloud withdraws them.
 	Overruled []overruled `json:"overruled,omitempty"`
-	Began     instant     `json:"began,omitempty"`
+	// Overruling is when the operator did so last. An earlier event may be delivered again.
+	Overruling instant `json:"overruling,omitempty"`
+	Began      instant `json:"began,omitempty"`
 	// Role is the node's at the start of the drain: with another one, other sessions would count.
 	Role string `json:"role,omitempty"`
 	// Budget is the setting at the start of the drain: a restart with another moves no deadline. It is 0 until final.

@@ -424,6 +424,7 @@ func forgetDrain(s situation) {
 		}
 		return true
 	})
+	s.Overruling = s.now
 	s.note("machine was joined again")
 	hooks, none := s.Hooks, s.EndHooks.None
 	s.reset()
