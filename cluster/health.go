@@ -331,10 +331,9 @@ func (p *Peers) serving(l Look, machines []string) []string {
 			out = append(out, machines[i])
 		}
 	}
-	for _, name := range machines {
-		// A record that cannot be read may be its.
-		if len(l.Bad) > 0 && name != "" && !slices.ContainsFunc(l.Nodes, func(n Node) bool { return n.isNamed(name) }) {
-			out = append(out, name)
+	for _, b := range l.Bad { // it may serve
+		if i := slices.IndexFunc(machines, Node{ID: b.ID, Name: b.name}.isNamed); i >= 0 && !slices.Contains(out, machines[i]) {
+			out = append(out, machines[i])
 		}
 	}
 	slices.Sort(out)

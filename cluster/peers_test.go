@@ -61,14 +61,12 @@ func TestPeersThatJoinedSince(t *testing.T) {
 	}
 }
 
-// A machine whose record cannot be read may serve. Its record may name it otherwise.
+// A machine whose record cannot be read may serve.
 func TestPeersWithABadRecord(t *testing.T) {
 	var p Peers
-	s := newStage(t)
-	s.heartbeat("i-a", "10.0.0.1", func(n *Node) { n.State = StateLeft })
-	l := s.seen()
-	l.Bad = []BadRecordError{{ID: "i-b"}}
-	if diff := cmp.Diff([]string{"edge_2", "i-b"}, p.serving(l, []string{"i-a", "i-b", "edge_2", ""})); diff != "" {
+	l := newStage(t).seen()
+	l.Bad = []BadRecordError{{ID: "i-b"}, {ID: "i-c", name: "edge_3"}}
+	if diff := cmp.Diff([]string{"EDGE_3", "i-b"}, p.serving(l, []string{"i-a", "i-b", "edge_2", "EDGE_3", ""})); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
 }

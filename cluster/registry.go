@@ -61,6 +61,8 @@ type takenRequest struct {
 type BadRecordError struct {
 	ID  string
 	Err error
+
+	name string
 }
 
 func (e *BadRecordError) Error() string {
@@ -95,7 +97,7 @@ func decode(doc bson.Raw) *record {
 	}
 	if err != nil {
 		id := idText(field(doc, "_id"))
-		return &record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err}, doc: doc}
+		return &record{Node: Node{ID: id}, Rev: textField(doc, "rev"), bad: &BadRecordError{id, err, textField(doc, "name")}, doc: doc}
 	}
 	return &r
 }
