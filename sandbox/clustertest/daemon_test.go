@@ -215,7 +215,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 			return daemon.Settings{Interval: time.Duration(interval.Load()), JoinTimeout: 2 * time.Minute}
 		},
 		Reread: func() error { return nil },
-		Redact: func(b []byte) []byte { return b },
+		Redact: func(s string) string { return s },
 		Notify: func(s string) {
 			a.mu.Lock()
 			defer a.mu.Unlock()

@@ -88,8 +88,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	server := m.Server()
 	o := daemon.Options{
 		Machine: m, Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
-		Outdated: a.outdated, Connect: a.connect, Reload: reload, Redact: g.redactJSON,
-		Notify:  func(state string) { g.env.Notify(g.redact(state)) },
+		Outdated: a.outdated, Connect: a.connect, Reload: reload, Redact: g.redact, Notify: g.env.Notify,
 		Notes:   func() []string { return g.lastSeen().Notes },
 		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
 		Version: currentVersion().Version, Log: g.log(),

@@ -74,8 +74,8 @@ type Options struct {
 	Notes func() []string
 	// Notify reports to the service manager; not nil.
 	Notify func(state string)
-	// Redact removes secrets from a JSON text; not nil.
-	Redact func([]byte) []byte
+	// Redact removes secrets from a text that every user may read; not nil.
+	Redact func(string) string
 	// Watchdog is the service manager's limit; 0 means none.
 	Watchdog time.Duration
 	Reload   <-chan struct{}
@@ -463,7 +463,7 @@ func (d *Daemon) trouble(err error) (changed bool) {
 	return changed
 }
 
-func (d *Daemon) status() { d.o.Notify("STATUS=" + d.view.line()) }
+func (d *Daemon) status() { d.o.Notify("STATUS=" + d.o.Redact(d.view.line())) }
 
 // report feeds the watchdog, so that a hanging loop causes a restart.
 func (d *Daemon) report(r heartbeat.Report) {

@@ -195,7 +195,7 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 			return Settings{Interval: 5 * time.Second, AutoJoin: true, JoinTimeout: 5 * time.Minute}
 		},
 		Reread: func() error { return nil },
-		Redact: func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("hunter2"), []byte("***")) },
+		Redact: func(s string) string { return strings.ReplaceAll(s, "hunter2", "***") },
 		Mongo: func(context.Context) (Named, error) {
 			target, err := cluster.ParseTarget("127.0.0.1:1")
 			return Named{Target: target}, err
@@ -602,12 +602,30 @@ func askSocket(path string) ([]byte, int, error) {
 	return b, resp.StatusCode, err
 }
 
+// A secret that an error quotes comes neither to the public port nor into the status of the unit.
+func TestPublicTextsAreRedacted(t *testing.T) {
+	l := &notified{}
+	d := newTestDaemon(&fakeMachine{}, l, nil)
+	d.view.change(func(v *View) {
+		v.Trouble, v.Server.Applications = "bad hunter2", map[string]string{"LiveApp": "hunter2 fails"}
+	})
+	d.status()
+	said := strings.Join(l.sent, "\n")
+	for _, path := range []string{"/readyz", "/healthz", "/application-health"} {
+		w := httptest.NewRecorder()
+		d.metricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		said += w.Body.String()
+	}
+	if strings.Contains(said, "hunter2") || strings.Count(said, "***") != 2 {
+		t.Errorf("%s", said)
+	}
+}
+
 // The name of an application is its owner's choice, and comes to a person's terminal by curl.
 func TestAnswersAreSafe(t *testing.T) {
-	d := newTestDaemon(&fakeMachine{}, &notified{}, nil)
 	w := httptest.NewRecorder()
-	d.answerJSON(w, false, Readiness{Why: "\x1b]0;x\a\u009b31m\u202e does not answer", Applications: map[string]string{"\u2066x": "hunter2"}})
-	if got := w.Body.String(); strings.ContainsAny(got, "\x1b\a\u009b\u202e\u2066") || strings.Contains(got, "hunter2") || !strings.Contains(got, `\u001b]0;x\u0007\u009b31m\u202e does`) {
+	answerJSON(w, false, Readiness{Why: "\x1b]0;x\a\u009b31m\u202e does not answer", Applications: map[string]string{"\u2066x": ""}})
+	if got := w.Body.String(); strings.ContainsAny(got, "\x1b\a\u009b\u202e\u2066") || !strings.Contains(got, `\u001b]0;x\u0007\u009b31m\u202e does`) {
 		t.Errorf("%q", got)
 	}
 	var back Readiness

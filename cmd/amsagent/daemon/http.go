@@ -146,7 +146,7 @@ func (d *Daemon) httpServer(address string, h http.Handler, answerTime time.Dura
 // controlHandler serves only root.
 func (d *Daemon) controlHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+PathStatus, func(w http.ResponseWriter, _ *http.Request) { d.writeJSON(w, d.view.get()) })
+	mux.HandleFunc("GET "+PathStatus, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, d.view.get()) })
 	mux.HandleFunc("POST "+PathHold, d.serveHold)
 	d.life.handle(mux)
 	return mux
@@ -174,32 +174,32 @@ func (d *Daemon) metricsHandler() http.Handler {
 	})
 	mux.HandleFunc("GET "+PathReady, func(w http.ResponseWriter, _ *http.Request) {
 		v := d.view.get()
-		d.answerJSON(w, v.Ready, v.readiness())
+		answerJSON(w, v.Ready, v.readiness(d.o.Redact))
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		h := d.health(time.Now())
-		d.answerJSON(w, h.Healthy, h)
+		h.Why = d.o.Redact(h.Why)
+		answerJSON(w, h.Healthy, h)
 	})
 	mux.HandleFunc("GET /application-health", func(w http.ResponseWriter, _ *http.Request) {
 		now := time.Now()
 		v := d.view.get()
-		d.writeJSON(w, azure.HealthOf(d.health(now).Healthy, v.idle(now)))
+		writeJSON(w, azure.HealthOf(d.health(now).Healthy, v.idle(now)))
 	})
 	return mux
 }
 
 // answerJSON answers 200 or 503.
-func (d *Daemon) answerJSON(w http.ResponseWriter, good bool, v any) {
+func answerJSON(w http.ResponseWriter, good bool, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	if !good {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	d.writeJSON(w, v)
+	writeJSON(w, v)
 }
 
-func (d *Daemon) writeJSON(w http.ResponseWriter, v any) {
+func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	b, _ := json.Marshal(v)
 	// Only a client that disconnects causes an error.
-	_, _ = plain.Writer{To: w}.Write(append(d.o.Redact(b), '\n'))
+	_ = json.NewEncoder(plain.Writer{To: w}).Encode(v)
 }

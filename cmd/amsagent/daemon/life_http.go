@@ -15,7 +15,7 @@ import (
 const maxRequest = 64 << 10
 
 func (l *life) handle(mux *http.ServeMux) {
-	mux.HandleFunc("GET "+PathDrain, func(w http.ResponseWriter, _ *http.Request) { l.d.writeJSON(w, l.manager.View()) })
+	mux.HandleFunc("GET "+PathDrain, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, l.manager.View()) })
 	mux.HandleFunc("POST "+PathDrain, answering(l, l.manager.Drain))
 	mux.HandleFunc("POST "+PathUndrain, answering(l, func(q UndrainRequest) error {
 		return l.manager.Undrain(q.Who, l.d.view.get().State)
@@ -39,7 +39,7 @@ func answering[T any](l *life, do func(T) error) http.HandlerFunc {
 			refuse(w, Refuse(err, v))
 			return
 		}
-		l.d.writeJSON(w, v)
+		writeJSON(w, v)
 	}
 }
 

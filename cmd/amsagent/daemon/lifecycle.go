@@ -306,7 +306,7 @@ func (l *life) shutdown(ctx context.Context) {
 	})
 	for v := range l.manager.Subscribe(ctx) {
 		// Report that the shutdown's time is in use.
-		l.d.o.Notify(fmt.Sprintf("STATUS=%s\nWATCHDOG=1", l.d.view.line()))
+		l.d.o.Notify(fmt.Sprintf("STATUS=%s\nWATCHDOG=1", l.d.o.Redact(l.d.view.line())))
 		if v.Finished() {
 			sleep.For(ctx, lastLook)
 			return

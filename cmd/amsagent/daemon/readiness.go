@@ -69,10 +69,10 @@ type Readiness struct {
 	Omitted      int               `json:"omitted,omitempty"`
 }
 
-func (v *View) readiness() Readiness {
-	r := Readiness{Ready: v.Ready, Why: v.NotReady, Row: v.State, Server: v.Server.Up, Applications: v.Server.Applications, Omitted: v.Server.Omitted}
-	if r.Applications == nil {
-		r.Applications = map[string]string{}
+func (v *View) readiness(redact func(string) string) Readiness {
+	r := Readiness{Ready: v.Ready, Why: redact(v.NotReady), Row: v.State, Server: v.Server.Up, Applications: map[string]string{}, Omitted: v.Server.Omitted}
+	for app, is := range v.Server.Applications {
+		r.Applications[app] = redact(is)
 	}
 	return r
 }
