@@ -129,6 +129,9 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	if err != nil {
 		return cloud.Instance{}, err
 	}
+	p.mu.Lock()
+	p.self = id
+	p.mu.Unlock()
 	inst := cloud.Instance{
 		Provider: Name, ID: id.InstanceID, IDSource: "instance id of the identity document",
 		AccountID: id.AccountID, Region: id.Region, Zone: id.Zone, Type: id.Type,
