@@ -185,7 +185,7 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 		doc, err := c.nodes().FindOneAndUpdate(ctx, unchanged(id, was), update,
 			options.FindOneAndUpdate().SetUpsert(was == nil).SetReturnDocument(options.After)).Raw()
 		switch {
-		case errors.Is(err, mongo.ErrNoDocuments), was == nil && mongo.IsDuplicateKeyError(err):
+		case errors.Is(err, mongo.ErrNoDocuments), was == nil && isDuplicate(err):
 			return nil
 		case err == nil:
 			stored = decode(doc)
@@ -196,6 +196,11 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 		err = errConflict
 	}
 	return stored, err
+}
+
+// isDuplicate: DocumentDB's engine calls it an internal error.
+func isDuplicate(err error) bool {
+	return mongo.IsDuplicateKeyError(err) || err != nil && strings.Contains(err.Error(), "duplicate key value")
 }
 
 // unchanged: rev may have any type.
