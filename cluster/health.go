@@ -321,20 +321,21 @@ func (p *Peers) serving(l Look, machines []string) []string {
 		p.observer.Failed() // ignore timestamps: after a failover all records are old
 	}
 	var out []string
-	for _, m := range p.observer.Observe(l) {
-		n := m.Node
-		if n == nil || !n.Heartbeats() || n.State == StateLeft || n.State == StateFailed || m.goneForLong() {
-			continue
-		}
+	add := func(n Node) {
 		i := slices.IndexFunc(machines, n.isNamed)
 		if i >= 0 && !slices.Contains(out, machines[i]) {
 			out = append(out, machines[i])
 		}
 	}
-	for _, b := range l.Bad { // it may serve
-		if i := slices.IndexFunc(machines, Node{ID: b.ID, Name: b.name}.isNamed); i >= 0 && !slices.Contains(out, machines[i]) {
-			out = append(out, machines[i])
+	for _, m := range p.observer.Observe(l) {
+		n := m.Node
+		if n == nil || !n.Heartbeats() || n.State == StateLeft || n.State == StateFailed || m.goneForLong() {
+			continue
 		}
+		add(*n)
+	}
+	for _, b := range l.Bad {
+		add(Node{ID: b.ID, Name: b.name}) // it may serve
 	}
 	slices.Sort(out)
 	return out

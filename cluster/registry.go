@@ -185,10 +185,10 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 		doc, err := c.nodes().FindOneAndUpdate(ctx, unchanged(id, was), update,
 			options.FindOneAndUpdate().SetUpsert(was == nil).SetReturnDocument(options.After)).Raw()
 		switch {
-		case errors.Is(err, mongo.ErrNoDocuments), was == nil && isDuplicate(err):
-			return nil
 		case err == nil:
 			stored = decode(doc)
+		case errors.Is(err, mongo.ErrNoDocuments), was == nil && isDuplicate(err):
+			return nil
 		}
 		return err
 	})
@@ -200,7 +200,7 @@ func (c *Client) swap(ctx context.Context, op, id string, was, is *record, own b
 
 // isDuplicate: DocumentDB's engine calls it an internal error.
 func isDuplicate(err error) bool {
-	return mongo.IsDuplicateKeyError(err) || err != nil && strings.Contains(err.Error(), "duplicate key value")
+	return mongo.IsDuplicateKeyError(err) || strings.Contains(err.Error(), "duplicate key value")
 }
 
 // unchanged: rev may have any type.
