@@ -104,15 +104,14 @@ func TestReport(t *testing.T) {
 	}
 	none := look(topicSpot)
 	undrain := func(l *life) { l.t.Helper(); must.OK(l.t, l.Undrain("root", "")) }
+	notify := func(l *life, kind Kind, at time.Time) {
+		l.Notice(EventNotice(cloud.Event{InstanceID: "i-1", Kind: kind, Hook: Hook{Provider: "aws"}, Time: at}, time.Now()))
+	}
 	event := func(kind Kind) func(*life) {
-		e := cloud.Event{InstanceID: "i-1", Kind: kind, Hook: Hook{Provider: "aws"}}
-		return func(l *life) { l.Notice(EventNotice(e, time.Now())) }
+		return func(l *life) { notify(l, kind, time.Time{}) }
 	}
 	reimaged := func(age time.Duration) func(*life) {
-		return func(l *life) {
-			e := cloud.Event{InstanceID: "i-1", Kind: Reimage, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-age)}
-			l.Notice(EventNotice(e, time.Now()))
-		}
+		return func(l *life) { notify(l, Reimage, time.Now().Add(-age)) }
 	}
 	ends, parks, inService := look(topicGroup, ofGroup(Terminate)), look(topicGroup, ofGroup(Park)), look(topicGroup)
 	odd := look(topicGroup, cloud.Notice{ID: topicGroup + "/unknown/Frozen", Kind: cloud.Unknown, Reason: "target state Frozen"})
