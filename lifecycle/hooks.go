@@ -187,7 +187,7 @@ func (e hooksFound) noteOthers(s situation, err *cloud.OthersHooksError) {
 	case !err.Named:
 		s.LaunchHooks.others = err.Error()
 	}
-	s.note(err.Error())
+	s.note("only hooks of other programs wait", "error", err)
 }
 
 func (s *state) noteDenied(e *cloud.DeniedError) {
