@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -146,8 +147,9 @@ func TestDrainWaitsForBalancers(t *testing.T) {
 				must.OK(t, l.Drain(tt.request))
 				synctest.Wait()
 				if tt.least > 2*time.Second {
-					if v := l.View(); v.Ready || v.Step != StepAnnouncing || v.Progress != "waiting for load balancers: lb-1, lb-2" {
-						t.Errorf("ready %v, step %s, %q", v.Ready, v.Step, v.Progress)
+					limit, v := min(balancerTime, cmp.Or(tt.request.Deadline, time.Hour)), l.View()
+					if v.Ready || v.Step != StepAnnouncing || (time.Until(v.Until)-limit).Abs() > time.Second || v.Progress != "waiting for load balancers: lb-1, lb-2"+v.latest() {
+						t.Errorf("ready %v, step %s until %s, %q", v.Ready, v.Step, v.Until, v.Progress)
 					}
 				}
 				took := l.until("counted", time.Minute, func(v View) bool { return v.Step != StepAnnouncing })
@@ -525,6 +527,41 @@ func TestDiskHangs(t *testing.T) {
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// The view says until when a step with a limit of its own lasts, and a restart of the daemon does not move that.
+func TestStepsSayTheirEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers, w.mongoErr, w.stopTime = p(0), errMongo, time.Hour
+		l := w.live()
+		defer func() { l.kill() }()
+		expect := func(step Step, limit time.Duration, progress string) (until time.Time) {
+			t.Helper()
+			l.until(string(step), 5*time.Minute, func(v View) bool { return v.Step == step && !v.Until.IsZero() })
+			v := l.View()
+			if left := time.Until(v.Until); (left-limit).Abs() > time.Second || v.Progress != progress+", until "+v.Until.Local().Format("15:04:05")+" at the latest" {
+				t.Errorf("%s: %s left, %q", step, left, v.Progress)
+			}
+			return v.Until
+		}
+		l.Notice(terminate())
+		expect(StepAnnouncing, announceTime, "telling the registry that this node drains")
+		until := expect(StepStopping, defaultStopTime, "stopping Ant Media Server")
+		tick(time.Minute)
+		l.kill()
+		l = w.live()
+		if again := expect(StepStopping, defaultStopTime-time.Minute, "stopping Ant Media Server"); again.Sub(until).Abs() > time.Second {
+			t.Errorf("the limit moved from %s to %s", until, again)
+		}
+		l.until("stop failed", time.Minute, func(v View) bool { return v.StopFailed })
+		if late := time.Since(until); late > 5*time.Second || !l.View().Until.IsZero() {
+			t.Errorf("the stop failed %s after its limit, %+v", late, l.View())
+		}
+		w.set(func(w *world) { w.stopTime = 0 })
+		expect(StepDeregistering, deregisterTime, "telling the registry that this node has left")
+		l.until("done", time.Minute, isDone)
+	})
 }
 
 func TestServerThatDoesNotStop(t *testing.T) {

@@ -415,13 +415,18 @@ func (o *Options) stopTime() time.Duration {
 // maxStopPause bounds the pause between attempts to stop the server.
 const maxStopPause = time.Minute
 
-// stop retries until the server ends. After the time limit, the hooks are completed all the same.
+// stop retries until the server ends. After the time limit, the hooks are completed all the same. A restart of the daemon
+// does not move the limit.
 func (r *Runner) stop(ctx context.Context) {
-	began, limit, failed := time.Now(), r.o.stopTime(), r.View().StopFailed
+	ends, limit, failed := instant(0), r.o.stopTime(), r.View().StopFailed
+	r.accept(ctx, func(s situation) {
+		s.StopBy = cmp.Or(s.StopBy, s.now.Add(limit))
+		ends = s.StopBy
+	})
 	for pause := time.Second; ; {
 		left := limit
 		if !failed {
-			left = max(limit-time.Since(began), time.Second)
+			left = max(ends.Sub(r.now()), time.Second)
 		}
 		bound, cancel := context.WithTimeout(ctx, left)
 		err := r.o.Node.StopServer(bound)
@@ -429,7 +434,7 @@ func (r *Runner) stop(ctx context.Context) {
 		if err != nil && ctx.Err() != nil {
 			return
 		}
-		failed = failed || time.Since(began) >= limit
+		failed = failed || ends.reached(r.now())
 		_ = r.observe(change(func(s situation) { s.stopTried(err, failed) }))
 		if err == nil || errors.Is(err, ErrNotManaged) || !sleep.For(ctx, pause) {
 			return

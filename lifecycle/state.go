@@ -61,6 +61,7 @@ type state struct {
 	NeverJoined bool       `json:"never_joined,omitempty"`
 	Repair      bool       `json:"repair_streams,omitempty"`
 	Departure   *Departure `json:"departure,omitempty"`
+	StopBy      instant    `json:"stop_by,omitempty"` // else the stop has failed
 	StoppedAt   instant    `json:"stopped,omitempty"`
 	// JoinedAt is the end of the last join before the stop. Any other value, even an earlier one, is a join after the stop: the
 	// clock may have been set.

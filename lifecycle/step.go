@@ -5,6 +5,7 @@ package lifecycle
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -182,17 +183,29 @@ func neverJoined(s situation) bool {
 
 func nothingDue(s situation) bool { return s.goal() == goalNone }
 
-func announced(s situation) bool {
-	limit := announceTime
+// stepEnds returns when a step with a limit of its own ends at the latest; 0 for all other steps.
+func (s situation) stepEnds() instant {
 	switch {
-	case s.isLate():
-		return true
-	case len(s.balancers) > 0:
-		return s.Entered.Add(balancerTime).reached(s.now)
-	case s.noneBefore():
-		limit = announceNobodyTime
+	case s.Phase == StepAnnouncing:
+		limit := announceTime
+		switch {
+		case len(s.balancers) > 0:
+			limit = balancerTime
+		case s.noneBefore():
+			limit = announceNobodyTime
+		}
+		return min(s.Entered.Add(limit), cmp.Or(s.deadline(), math.MaxInt64))
+	case s.Phase == StepStopping:
+		return s.StopBy
+	case s.Phase == StepDeregistering:
+		return s.Entered.Add(deregisterTime)
 	}
-	return s.Have == cluster.StateDraining && s.balancersAsked || s.Entered.Add(limit).reached(s.now)
+	return 0
+}
+
+func announced(s situation) bool {
+	said := s.Have == cluster.StateDraining && s.balancersAsked && len(s.balancers) == 0
+	return said || s.stepEnds().reached(s.now)
 }
 
 func noteBalancers(s situation) {
@@ -231,7 +244,7 @@ func failStop(s situation) {
 }
 
 func deregistered(s situation) bool {
-	return s.Have == cluster.StateLeft || s.Entered.Add(deregisterTime).reached(s.now)
+	return s.Have == cluster.StateLeft || s.stepEnds().reached(s.now)
 }
 
 func joinedAfterAll(s situation) bool { return s.NeverJoined && s.c.Joined() }
@@ -393,7 +406,7 @@ func resume(s situation) {
 
 func (s *state) reset() {
 	s.resetCounts()
-	s.Goal, s.Began, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = goalNone, 0, 0, time.Time{}, nil, false
+	s.Goal, s.Began, s.StopBy, s.StoppedAt, s.JoinedAt, s.Departure, s.Repair = goalNone, 0, 0, 0, time.Time{}, nil, false
 	s.NeverJoined, s.EndHooks, s.LaunchHooks.None = false, answer{}, false
 }
 

@@ -66,6 +66,8 @@ type View struct {
 	// Ready is false once new sessions must not come here.
 	Ready bool `json:"ready"`
 	Step  Step `json:"step,omitempty"`
+	// Until is when the step ends at the latest, if it has a limit of its own.
+	Until time.Time `json:"until,omitzero"`
 	// Kind, Reason and Who are those of the notice with the highest goal; kinds are also "ask" (the operator) and "shutdown".
 	Kind     Kind      `json:"kind,omitempty"`
 	Reason   string    `json:"reason,omitempty"`
@@ -222,7 +224,7 @@ func (s situation) view() View {
 	}
 	cause := s.cause()
 	v.Kind, v.Reason, v.Who = cause.Kind, cause.Reason, cause.Who
-	v.Deadline = wall(cmp.Or(s.Deadline, s.deadline()))
+	v.Deadline, v.Until = wall(cmp.Or(s.Deadline, s.deadline())), wall(s.stepEnds())
 	if s.Phase != StepDone {
 		for i, m := range s.timeline() {
 			v.Timeline = append(v.Timeline, Moment{At: wall(m.at), Ends: wall(m.ends), By: m.by, Decides: i == 0})
@@ -271,7 +273,7 @@ func (st *start) view() string {
 func (v View) Line(now time.Time) string {
 	switch {
 	case v.Step == StepAnnouncing && len(v.Balancers) > 0:
-		return "waiting for load balancers: " + strings.Join(v.Balancers, ", ")
+		return "waiting for load balancers: " + strings.Join(v.Balancers, ", ") + v.latest()
 	case v.Step == StepDraining && v.Sessions != nil:
 		return v.Sessions.Left() + v.timeLeft(now)
 	case v.Step == StepDraining:
@@ -283,7 +285,15 @@ func (v View) Line(now time.Time) string {
 	case v.Step == StepDone && v.State == StateDraining:
 		return "drained, waiting for the restart of the machine"
 	}
-	return stepTexts[v.Step]
+	return stepTexts[v.Step] + v.latest()
+}
+
+// latest returns ", until 15:04:05 at the latest" for a step with a limit of its own, or "".
+func (v View) latest() string {
+	if v.Until.IsZero() {
+		return ""
+	}
+	return ", until " + v.Until.Local().Format(time.TimeOnly) + " at the latest"
 }
 
 var stepTexts = map[Step]string{
