@@ -53,6 +53,7 @@ type sessionCounter struct {
 
 type streamCount struct {
 	publishers int
+	err        error
 	at         time.Time
 	of         string // the node's address
 	from       Streams
@@ -192,17 +193,26 @@ func (c *sessionCounter) connections() (n connected, err error) {
 	return n, err
 }
 
-// On failure, askMongo keeps the known addresses of other nodes.
+// askMongo does not repeat a failure within mongoTime: the next count may have waited for this one.
 func (c *sessionCounter) askMongo(ctx context.Context, every time.Duration) (n int, _ error) {
 	from, address := c.Streams()
-	if p := c.published; p.of == address && p.from == from && time.Since(p.at) < every {
-		return p.publishers, nil
+	last := c.published
+	if last.err != nil {
+		every = mongoTime
 	}
-	c.published = streamCount{}
+	if last.of == address && last.from == from && time.Since(last.at) < every {
+		return last.publishers, last.err
+	}
 	if from == nil || address == "" {
 		return 0, errors.New("this machine is not a cluster node")
 	}
-	now := time.Now()
+	n, err := c.streams(ctx, from, address)
+	c.published = streamCount{n, err, time.Now(), address, from}
+	return n, err
+}
+
+// On failure, streams keeps the known addresses of other nodes.
+func (c *sessionCounter) streams(ctx context.Context, from Streams, address string) (n int, _ error) {
 	if nodes, err := from.AMSNodes(ctx); err == nil {
 		c.peers = make(map[netip.Addr]bool, len(nodes))
 		for _, n := range nodes {
@@ -212,16 +222,15 @@ func (c *sessionCounter) askMongo(ctx context.Context, every time.Duration) (n i
 		}
 	}
 	databases, err := c.install.Databases()
-	var found []cluster.DatabaseStreams
-	if err == nil && len(databases) > 0 { // a server without applications has no streams
-		found, err = from.LocalStreams(ctx, databases, address, now)
+	if err != nil || len(databases) == 0 { // a server without applications has no streams
+		return 0, err
 	}
+	found, err := from.LocalStreams(ctx, databases, address, time.Now())
 	if err != nil {
 		return 0, err
 	}
 	for _, d := range found {
 		n += len(d.IDs)
 	}
-	c.published = streamCount{n, now, address, from}
 	return n, nil
 }

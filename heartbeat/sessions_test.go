@@ -208,6 +208,7 @@ func TestPublishers(t *testing.T) {
 	c.later(mongoEvery)
 	c.is("MongoDB is away, and connections are not known", -1, -1, "")
 	c.streams.err = nil
+	c.later(mongoTime)
 	c.is("MongoDB is back", 0, -1, "")
 	c.connections()
 
@@ -283,6 +284,7 @@ func TestPeers(t *testing.T) {
 	c.streams.err = errors.New("away")
 	c.is("MongoDB is away", 0, 2, cluster.CountedByConnections)
 	c.streams.err, c.streams.nodes = nil, []string{"::ffff:10.0.0.9"}
+	c.later(mongoTime)
 	c.is("MongoDB is back", 0, 1, cluster.CountedByConnections)
 	// The known ones stay meanwhile.
 	c.streams.err = errors.New("away")
@@ -354,6 +356,26 @@ func TestMongoIsAskedRarely(t *testing.T) {
 		if got[0] != got[1] {
 			t.Errorf("%s: asked %d times in a minute, want %d", name, got[0], got[1])
 		}
+	}
+}
+
+// A failure is not repeated at once: a count of a shutdown may have waited for that of a heartbeat.
+func TestMongoIsNotAskedAgainAtOnce(t *testing.T) {
+	c := newCounted(t, "")
+	c.streams.err = errors.New("MongoDB is away")
+	for _, tt := range []struct {
+		later time.Duration
+		asked int
+	}{{0, 1}, {0, 1}, {mongoTime, 2}} {
+		c.later(tt.later)
+		if missing := c.is("away", 0, 0, cluster.CountedByConnections); c.streams.asked != tt.asked {
+			t.Errorf("asked %d times, want %d; %v", c.streams.asked, tt.asked, missing)
+		}
+	}
+	c.streams.err = nil
+	c.later(mongoTime)
+	if s, _ := c.count(t.Context(), openEvery, askEvery); s.PublishersBy != cluster.CountedByMongoDB {
+		t.Errorf("back: publishers by %q", s.PublishersBy)
 	}
 }
 
