@@ -75,9 +75,7 @@ func (c *sessionCounter) count(ctx context.Context, openEvery, askEvery time.Dur
 	if e.statsErr = err; err == nil {
 		e.stats, e.statsErr = ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
 	}
-	bound, cancel := context.WithTimeout(ctx, mongoTime)
-	e.published, e.mongoErr = c.askMongo(bound, askEvery)
-	cancel()
+	e.published, e.mongoErr = c.askMongo(ctx, askEvery)
 	e.found, e.connErr = c.connections()
 	if e.statsErr != nil && (e.connErr != nil || e.found.viewers == 0) {
 		// A server whose port was edited uses the old one until its restart.
@@ -206,8 +204,12 @@ func (c *sessionCounter) askMongo(ctx context.Context, every time.Duration) (n i
 	if from == nil || address == "" {
 		return 0, errors.New("this machine is not a cluster node")
 	}
-	n, err := c.streams(ctx, from, address)
-	c.published = streamCount{n, err, time.Now(), address, from}
+	bound, cancel := context.WithTimeout(ctx, mongoTime)
+	defer cancel()
+	n, err := c.streams(bound, from, address)
+	if ctx.Err() == nil { // a count that was cut off says nothing about MongoDB
+		c.published = streamCount{n, err, time.Now(), address, from}
+	}
 	return n, err
 }
 

@@ -363,10 +363,13 @@ func TestMongoIsAskedRarely(t *testing.T) {
 func TestMongoIsNotAskedAgainAtOnce(t *testing.T) {
 	c := newCounted(t, "")
 	c.streams.err = errors.New("MongoDB is away")
+	cutOff, cancel := context.WithCancel(t.Context())
+	cancel()
+	c.count(cutOff, openEvery, askEvery)
 	for _, tt := range []struct {
 		later time.Duration
 		asked int
-	}{{0, 1}, {0, 1}, {mongoTime, 2}} {
+	}{{0, 2}, {0, 2}, {mongoTime, 3}} {
 		c.later(tt.later)
 		if missing := c.is("away", 0, 0, cluster.CountedByConnections); c.streams.asked != tt.asked {
 			t.Errorf("asked %d times, want %d; %v", c.streams.asked, tt.asked, missing)
