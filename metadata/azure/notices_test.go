@@ -232,8 +232,8 @@ func TestWatch(t *testing.T) {
 		w.Look(topicEvents, time.Second, 1, notice(cloud.Interrupt, "User", "scale-in"))
 		w.Look(topicEvents, listed, 10)
 		w.logged(0, 0)
-		if len(w.Last) != 1 {
-			t.Errorf("topics: %v", w.Last)
+		if len(w.Last()) != 1 {
+			t.Errorf("topics: %v", w.Last())
 		}
 	})
 }

@@ -146,7 +146,7 @@ func TestNotices(t *testing.T) {
 					topic, _, _ := strings.Cut(n.ID, "/")
 					want[topic] = tt.want
 				}
-				if d := cmp.Diff(want, w.Last); d != "" {
+				if d := cmp.Diff(want, w.Last()); d != "" {
 					t.Errorf("-want +got:\n%s", d)
 				}
 			})

@@ -4,6 +4,7 @@
 package metadatatest
 
 import (
+	"maps"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,23 +17,22 @@ import (
 
 // Watched records a provider's reports in a synctest bubble.
 type Watched struct {
-	// Last is the last report of each topic. Read it after synctest.Wait.
-	Last map[string][]cloud.Notice
+	t *testing.T
 
-	t       *testing.T
 	mu      sync.Mutex
 	reports map[string]int // by topic, since the last Reports or Look
+	last    map[string][]cloud.Notice
 }
 
 // Watch runs p.Watch in a bubble until the test ends.
 func Watch(t *testing.T, p cloud.Watcher) *Watched {
-	w, ended := &Watched{t: t, reports: map[string]int{}, Last: map[string][]cloud.Notice{}}, make(chan struct{})
+	w, ended := &Watched{t: t, reports: map[string]int{}, last: map[string][]cloud.Notice{}}, make(chan struct{})
 	go func() {
 		defer close(ended)
 		p.Watch(t.Context(), func(topic string, current []cloud.Notice) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.Last[topic] = current
+			w.last[topic] = current
 			w.reports[topic]++
 		})
 	}()
@@ -49,6 +49,13 @@ func (w *Watched) Reports() map[string]int {
 	return n
 }
 
+// Last returns the last report of each topic. The watcher may report meanwhile, hence the lock.
+func (w *Watched) Last() map[string][]cloud.Notice {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.last)
+}
+
 // Reports for Look: Some is at least one, Any includes zero.
 const (
 	Some = -1
@@ -61,7 +68,7 @@ func (w *Watched) Look(topic string, d time.Duration, reports int, want ...cloud
 	<-time.After(d)
 	synctest.Wait()
 	n := w.Reports()[topic]
-	if diff := gocmp.Diff(want, w.Last[topic]); diff != "" || n != reports && reports != Any && (reports != Some || n == 0) {
+	if diff := gocmp.Diff(want, w.Last()[topic]); diff != "" || n != reports && reports != Any && (reports != Some || n == 0) {
 		w.t.Errorf("%s: %d reports, want %d (-want +got)\n%s", topic, n, reports, diff)
 	}
 }
