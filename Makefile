@@ -88,28 +88,36 @@ demo-embedded: ## the demo on the database that it compiles on a machine that ca
 # The time is less than a tier's step has, so that a test that hangs is seen with its goroutines.
 # Go keeps the results of packages that did not change, but does not see the programs that the sandbox's tests start. CI keeps none.
 TESTFLAGS := -timeout 20m
-.PHONY: test
-test: deps build build-sandbox $(BUILD)/tools/gotestsum ## every test of the agent and of its sandbox that is quick and certain (on a mongod, which is fetched; without one the tests that need it are skipped)
+# What prints the tests' results: gotestsum where failed tests are run again (RERUN), else a program of ours.
+RUNNER := $(BUILD)/tools/$(if $(RERUN),gotestsum,contract)
+.PHONY: test test-agent test-sandbox
+test: deps ## every test of the agent and of its sandbox that is quick and certain (on a mongod, which is fetched; without one the tests that need it are skipped)
 	@failed=0; \
-	tools/scripts/gotest.sh . ./... $(TESTFLAGS) -p 6 -parallel 8 $(if $(CI),-count=1) || failed=1; \
-	tools/scripts/gotest.sh sandbox ./... $(TESTFLAGS) -p 2 -parallel 16 -count=1 || failed=1; \
+	$(MAKE) --no-print-directory test-agent || failed=1; \
+	$(MAKE) --no-print-directory -o build -o build-sandbox test-sandbox || failed=1; \
 	exit $$failed
+
+test-agent: build build-sandbox $(RUNNER) # the first half of test
+	@tools/scripts/gotest.sh . ./... $(TESTFLAGS) -p 6 -parallel 8 $(if $(CI),-count=1)
+
+test-sandbox: build build-sandbox $(RUNNER) # the second half
+	@tools/scripts/gotest.sh sandbox ./... $(TESTFLAGS) -p 2 -parallel 16 -count=1
 
 .PHONY: story
 story: build build-sandbox ## one story: S=drain plays testdata/script/drain.txtar; KEEP=1 keeps its machines and prints where
 	@tools/scripts/story.sh '$(S)' $(if $(KEEP),-testwork)
 
 .PHONY: race
-race: deps build build-sandbox $(BUILD)/tools/gotestsum ## the same tests under the race detector, but for those of whole programs, into which it does not see (needs a C compiler)
+race: deps build build-sandbox $(RUNNER) ## the same tests under the race detector, but for those of whole programs, into which it does not see (needs a C compiler)
 	@CGO_ENABLED=1 tools/scripts/gotest.sh . ./... -race -shuffle=on -timeout=20m
 	@CGO_ENABLED=1 tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /e2e$$ | paste -sd' ')" -race -shuffle=on -timeout=20m
 
 .PHONY: faults
-faults: build build-sandbox $(BUILD)/tools/gotestsum ## each call of each recovery fails, after the end of the process at each call of a commit and of its rollback
+faults: build build-sandbox $(RUNNER) ## each call of each recovery fails, after the end of the process at each call of a commit and of its rollback
 	@AMSAGENT_FAULTS=all tools/scripts/gotest.sh . ./conf -count=1 -timeout 20m -run '^TestFaults$$'
 
 .PHONY: arm64
-arm64: build build-sandbox $(BUILD)/tools/gotestsum ## the tests of what edits, joins and reads metadata, as arm64 programs under an emulator (about 6 minutes)
+arm64: build build-sandbox $(RUNNER) ## the tests of what edits, joins and reads metadata, as arm64 programs under an emulator (about 6 minutes)
 	@tools/scripts/deps.sh arm64 $(DEPS)
 	@DEPS=$(DEPS) tools/scripts/arm64.sh
 
@@ -149,20 +157,20 @@ bench: size ## speeds as ratios of one run, what a daemon takes after BENCH_MINU
 	@tools/scripts/bench.sh $(BENCHTIME)
 
 .PHONY: e2e
-e2e: build build-sandbox $(BUILD)/tools/gotestsum ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
+e2e: build build-sandbox $(RUNNER) ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
 	@tools/scripts/deps.sh heavy $(DEPS)
 	@tools/scripts/real.sh mongod aws
 	@CRASH_EVERY='$(CRASH_EVERY)' RUN='$(RUN)' SKIP='$(or $(SKIP),^TestReal)' tools/scripts/e2e.sh
 
 .PHONY: real-test
-real-test: build build-sandbox $(BUILD)/tools/gotestsum ## the tests on a real Ant Media Server with a real mongod, as root; RUN=TestRealJoin for one of them
+real-test: build build-sandbox $(RUNNER) ## the tests on a real Ant Media Server with a real mongod, as root; RUN=TestRealJoin for one of them
 	-@$(MAKE) --no-print-directory real-fetch # without a release the others' tests run all the same
 	@RUN='$(or $(RUN),^TestReal)' SKIP='$(SKIP)' E2E_FLAGS='-p 1 -parallel 3' E2E_TIMEOUT=$${E2E_TIMEOUT:-$(if $(REAL_IDLE)$(REAL_ROUNDS),6h,55m)} tools/scripts/e2e.sh
 
 # The daemon's tests take minutes, and the others left out start sets and users of the real mongod for themselves.
 ENGINES_SKIP := ^Test(Certificates|Daemon|Rights|LargeRow|StreamsByIndex)
 .PHONY: engines
-engines: build build-sandbox $(BUILD)/tools/gotestsum ## the registry's tests on a replica set, and on an engine that is not MongoDB: FerretDB 2 on DocumentDB (as root; 1 GB, once)
+engines: build build-sandbox $(RUNNER) ## the registry's tests on a replica set, and on an engine that is not MongoDB: FerretDB 2 on DocumentDB (as root; 1 GB, once)
 	@CLUSTER_SET=yes tools/scripts/gotest.sh sandbox ./clustertest -count=1
 	@tools/scripts/documentdb.sh tools/scripts/gotest.sh sandbox ./clustertest -count=1 -skip '$(ENGINES_SKIP)'
 
@@ -266,6 +274,10 @@ TOOL_gofumpt       := mvdan.cc/gofumpt
 TOOL_gotestsum     := gotest.tools/gotestsum
 TOOL_staticcheck   := honnef.co/go/tools/cmd/staticcheck
 TOOL_nfpm          := github.com/goreleaser/nfpm/v2/cmd/nfpm
+
+$(BUILD)/tools/contract: $(wildcard tools/contract/*.go) tools/go.mod
+	@mkdir -p $(BUILD)/tools
+	cd tools && $(GO) build -buildvcs=false -ldflags '-s -w' -o ../$@ ./contract
 
 $(BUILD)/tools/%: tools/go.mod tools/go.sum
 	@mkdir -p $(BUILD)/tools

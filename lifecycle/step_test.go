@@ -284,7 +284,8 @@ func TestRandomSteps(t *testing.T) {
 	}
 	var steps atomic.Int64
 	var work sync.WaitGroup
-	const histories, workers = 20_000, 4
+	const workers = 4
+	histories := must.Sample(uint64(5_000), 20_000)
 	for first := range uint64(workers) {
 		work.Go(func() {
 			for seed := first; seed < histories && !t.Failed(); seed += workers {

@@ -311,10 +311,11 @@ func TestFind(t *testing.T) {
 
 // The author of a file decides how many signs it has: the time must not grow with the square of a line.
 func TestLongWord(t *testing.T) {
-	for _, text := range []string{
+	texts := []string{
 		strings.Repeat("a=", 4<<16), strings.Repeat("a=b&", 2<<16), "x://" + strings.Repeat("a=b&", 2<<16), "x://" + strings.Repeat("a=", 4<<16),
 		strings.Repeat("a'b=", 2<<16),
-	} {
+	}
+	for _, text := range must.Sample(texts[:1], texts) {
 		if found := redact.Find(text + "&pwd=hunter2"); len(found) != 1 || found[0].To != len(text)+len("&pwd=hunter2") {
 			t.Errorf("%.20s...: %v", text, found)
 		}

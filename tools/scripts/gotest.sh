@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # usage: gotest.sh MODULE-DIR PACKAGES [GO-TEST-FLAG...]
-# Runs the tests of packages (one word, separated by blanks) by gotestsum: a line for each package, what was skipped and
-# what failed at the end. RERUN=1 runs a failed test again; one that passes then is listed in build/report/flaky.
-# TEST_JSON=FOLDER keeps the events of the run there, for tools/contract.
+# Runs the tests of packages (one word, separated by blanks): a line for each package, what was skipped and what failed
+# at the end (tools/contract). RERUN=1 runs a failed test again, by gotestsum; one that passes then is listed in
+# build/report/flaky. TEST_JSON=FOLDER keeps the events of the run there.
 set -euo pipefail
 
 # In braces, so that the shell has read all of it before it begins: the file may change while tests run.
@@ -24,10 +24,8 @@ held() { exec 9>"$run/lock" && flock -n 9 && [ "$run/lock" -ef /proc/self/fd/9 ]
 report=$run/rerun
 trap '[ ! -e "$report" ] || cat "$report" >>"$top/build/report/flaky"; "$top/tools/scripts/sweep.sh" "$run" || true' EXIT
 
-# RERUN times a failed test is run again, but none after a data race, which is no chance.
-flags=()
-[ -z "${RERUN:-}" ] || flags+=(--rerun-fails="$RERUN" --rerun-fails-run-root-test --rerun-fails-abort-on-data-race --rerun-fails-max-failures=20 --rerun-fails-report="$report")
-[ -z "${TEST_JSON:-}" ] || { mkdir -p "$TEST_JSON" && flags+=(--jsonfile "$TEST_JSON/$(date +%s%N).json"); }
+events=${TEST_JSON:-$run}/$(date +%s%N).json
+mkdir -p "${events%/*}"
 # The programs that tests start: `make` builds them before.
 for name in amsagent sandbox; do
   [ -x "build/$name" ] || { echo "gotest: there is no build/$name: make build build-sandbox" >&2 && exit 1; }
@@ -39,7 +37,15 @@ cd "$module"
 "$top/tools/scripts/try.sh" "Go modules of $module" go list -deps -test -f '' $packages >/dev/null
 mkdir -p "$run/t"
 chmod 755 "$run" "$run/t" # some tests run programs as another user
-TMPDIR=$run/t "$top/build/tools/gotestsum" --format "${GOTEST_FORMAT:-pkgname}" --format-icons text --format-hide-empty-pkg "${flags[@]}" \
-  --packages "$packages" -- -vet=off "$@" 9>&-
+export TMPDIR=$run/t
+if [ -z "${RERUN:-}" ]; then
+  # shellcheck disable=SC2086 # a list of packages, none with a blank
+  go test -json -vet=off "$@" $packages 9>&- | "$top/build/tools/contract" print "$events"
   exit
+fi
+# RERUN times a failed test is run again, but none after a data race, which is no chance.
+"$top/build/tools/gotestsum" --format "${GOTEST_FORMAT:-pkgname}" --format-icons text --format-hide-empty-pkg --jsonfile "$events" \
+  --rerun-fails="$RERUN" --rerun-fails-run-root-test --rerun-fails-abort-on-data-race --rerun-fails-max-failures=20 --rerun-fails-report="$report" \
+  --packages "$packages" -- -vet=off "$@" 9>&-
+exit
 }
