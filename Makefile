@@ -100,8 +100,9 @@ test: deps ## every test of the agent and of its sandbox that is quick and certa
 test-agent: build build-sandbox $(RUNNER) # the first half of test
 	@tools/scripts/gotest.sh . ./... $(TESTFLAGS) -p 6 -parallel 8 $(if $(CI),-count=1)
 
+# The tests of bench are the other programs of its benchmarks.
 test-sandbox: build build-sandbox $(RUNNER) # the second half
-	@tools/scripts/gotest.sh sandbox ./... $(TESTFLAGS) -p 2 -parallel 16 -count=1
+	@tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /bench$$ | paste -sd' ')" $(TESTFLAGS) -p 2 -parallel 16 -count=1
 
 .PHONY: story
 story: build build-sandbox ## one story: S=drain plays testdata/script/drain.txtar; KEEP=1 keeps its machines and prints where
@@ -113,8 +114,8 @@ race: deps build build-sandbox $(RUNNER) ## the same tests under the race detect
 	@CGO_ENABLED=1 tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /e2e$$ | paste -sd' ')" -race -shuffle=on -timeout=20m
 
 .PHONY: faults
-faults: build build-sandbox $(RUNNER) ## each call of each recovery fails, after the end of the process at each call of a commit and of its rollback
-	@AMSAGENT_FAULTS=all tools/scripts/gotest.sh . ./conf -count=1 -timeout 20m -run '^TestFaults$$'
+faults: build build-sandbox $(RUNNER) ## whole, the random and exhaustive tests of which the gate has a sample (must.Sample), beside their packages' others
+	@AMSAGENT_FAULTS=all tools/scripts/gotest.sh . "$$(tools/scripts/packages.sh . 'must\.Sample\(' | paste -sd' ')" -count=1 -timeout 20m
 
 .PHONY: arm64
 arm64: build build-sandbox $(RUNNER) ## the tests of what edits, joins and reads metadata, as arm64 programs under an emulator (about 6 minutes)
@@ -173,6 +174,10 @@ ENGINES_SKIP := ^Test(Certificates|Daemon|Rights|LargeRow|StreamsByIndex)
 engines: build build-sandbox $(RUNNER) ## the registry's tests on a replica set, and on an engine that is not MongoDB: FerretDB 2 on DocumentDB (as root; 1 GB, once)
 	@CLUSTER_SET=yes tools/scripts/gotest.sh sandbox ./clustertest -count=1
 	@tools/scripts/documentdb.sh tools/scripts/gotest.sh sandbox ./clustertest -count=1 -skip '$(ENGINES_SKIP)'
+
+.PHONY: contract
+contract: $(BUILD)/tools/contract # the last step of each tier
+	@tools/scripts/contract.sh $(TIER) $(TEST_JSON)
 
 .PHONY: gate
 gate: ## what every change must pass, and CI runs: lint, tidy-check, test, demo (docs/testing.md)

@@ -25,22 +25,33 @@ export TEST_JSON=$PWD/$logs/json
 names=() seconds=() results=() counts=() failed=0
 # step NAME MINUTES COMMAND...
 step() {
-  local name=$1 limit=$2 start=$SECONDS result=passed ran=0 skipped=0 log
-  shift 2
-  log=$logs/$name.log
-  printf '\n=== %s: %s\n' "$name" "$*"
+  local name=$1
+  printf '\n=== %s: %s\n' "$name" "${*:3}"
+  begin "$@"
+  tail --pid="${pids[$name]}" -n +1 -s 0.2 -f "$logs/$name.log" || true
+  end "$name"
+}
+
+# begin NAME MINUTES COMMAND... starts a step beside the next ones. end NAME waits for it.
+declare -A pids began
+begin() {
+  local log=$logs/$1.log
   # Not a pipe: what a step leaves running would hold it open, and the tier would wait for that.
   : >"$log"
+  began[$1]=$SECONDS
   # Where this script is killed, so is the step.
-  setpriv --pdeathsig TERM timeout --kill-after=30s "${limit}m" "$@" >>"$log" 2>&1 &
-  tail --pid=$! -n +1 -s 0.2 -f "$log" || true
-  wait $! || result="FAILED ($?)"
-  # gotestsum ends with `DONE [2 runs, ]341 tests[, 2 skipped][, 1 failure] in 9.1s`, once for each module.
-  read -r ran skipped < <(sed -n 's/^DONE \(.*\) in [0-9.]*s$/\1/p' "$log" |
+  setpriv --pdeathsig TERM timeout --kill-after=30s "${2}m" "${@:3}" >>"$log" 2>&1 &
+  pids[$1]=$!
+}
+end() {
+  local name=$1 result=passed ran=0 skipped=0
+  wait "${pids[$name]}" || result="FAILED ($?)"
+  # A run of tests ends with `DONE [2 runs, ]341 tests[, 2 skipped][, 1 failure] in 9.1s`, once for each module.
+  read -r ran skipped < <(sed -n 's/^DONE \(.*\) in [0-9.]*s$/\1/p' "$logs/$name.log" |
     awk '{ for (i = 2; i <= NF; i++) { if ($i ~ /^test/) ran += $(i-1); if ($i ~ /^skipped/) skipped += $(i-1) } } END { print ran+0, skipped+0 }')
   [ "$result" = passed ] || failed=1
   names+=("$name")
-  seconds+=($((SECONDS - start)))
+  seconds+=($((SECONDS - began[$name])))
   results+=("$result")
   counts+=("$ran $skipped")
   printf '=== %s: %s after %d s\n' "$name" "$result" "${seconds[-1]}"
@@ -49,11 +60,18 @@ step() {
 case $tier in
 gate)
   step deps 10 tools/scripts/deps.sh gate require
+  step fetch 10 tools/scripts/real.sh mongod
   step lint 20 make lint
   step tidy 5 make tidy-check
-  step test 30 make test
-  step demo 10 make demo
-  step size 5 make size
+  step test-agent 30 make test-agent
+  # The demo waits more than it computes. The programs are built: another build would replace them below the tests.
+  built=(-o build -o build-sandbox)
+  begin demo 10 make "${built[@]}" demo
+  step test-sandbox 30 make "${built[@]}" test-sandbox
+  printf '\n=== demo\n'
+  end demo
+  cat "$logs/demo.log"
+  step size 5 make "${built[@]}" size
   ;;
 real)
   export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=standard-verbose E2E_TIMEOUT=48m
@@ -89,9 +107,9 @@ heavy)
   exit 2
   ;;
 esac
-step contract 5 tools/scripts/contract.sh "$tier" "$TEST_JSON"
+step contract 5 make contract "TIER=$tier" "TEST_JSON=$TEST_JSON"
 
-# The names of what failed with the last lines of each: of a test where gotestsum names one, else of the step.
+# The names of what failed with the last lines of each: of a test where its log names one, else of the step.
 tail_of() { # tail_of LOG
   awk '
     function flush(  i) {
