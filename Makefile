@@ -97,11 +97,11 @@ test: deps ## every test of the agent and of its sandbox that is quick and certa
 	$(MAKE) --no-print-directory -o build -o build-sandbox test-sandbox || failed=1; \
 	exit $$failed
 
-test-agent: build build-sandbox $(RUNNER) # the first half of test
+test-agent: build build-sandbox $(RUNNER) ## the half of test that tests the agent
 	@tools/scripts/gotest.sh . ./... $(TESTFLAGS) -p 6 -parallel 8 $(if $(CI),-count=1)
 
-# The tests of bench are the other programs of its benchmarks.
-test-sandbox: build build-sandbox $(RUNNER) # the second half
+# The tests of package bench are the other programs of its benchmarks.
+test-sandbox: build build-sandbox $(RUNNER) ## the half of test that starts programs: stories, the registry on a mongod, templates
 	@tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /bench$$ | paste -sd' ')" $(TESTFLAGS) -p 2 -parallel 16 -count=1
 
 .PHONY: story
@@ -176,7 +176,7 @@ engines: build build-sandbox $(RUNNER) ## the registry's tests on a replica set,
 	@tools/scripts/documentdb.sh tools/scripts/gotest.sh sandbox ./clustertest -count=1 -skip '$(ENGINES_SKIP)'
 
 .PHONY: contract
-contract: $(BUILD)/tools/contract # the last step of each tier
+contract: $(BUILD)/tools/contract ## compares the tests that a TIER ran (TEST_JSON) with test/contract.txt, as the last step of each tier does
 	@tools/scripts/contract.sh $(TIER) $(TEST_JSON)
 
 .PHONY: gate
@@ -190,6 +190,10 @@ real: ## the stories on a real Ant Media Server with a real mongod and ffmpeg (d
 .PHONY: heavy
 heavy: ## what is slow: races, booted machines, crashes at every system call, three more demos, reproducible builds, fuzz (up to two hours, as root)
 	@tools/scripts/tier.sh heavy
+
+.PHONY: bare
+bare: ## the gate in an empty Debian 12 with git, make and this machine's Go, in a clone with nothing beside it (about 12 minutes, as root)
+	@tools/scripts/bare.sh
 
 .PHONY: lint
 lint: $(BUILD)/tools/staticcheck ## the quick linters: gofmt, go vet, staticcheck without tests, the rules of internal/house, shellcheck

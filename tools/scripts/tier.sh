@@ -100,6 +100,7 @@ heavy)
   step arm64 30 make arm64
   step fuzz 15 make fuzz FUZZTIME=2s
   step bench 20 make bench BENCHTIME=1x BENCH_MINUTES=1
+  step bare 15 make bare
   step surroundings 10 tools/scripts/surroundings.sh sample
   ;;
 *)
