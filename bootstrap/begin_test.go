@@ -33,6 +33,7 @@ func (s untouchable) Reload(context.Context) error  { return s.touched() }
 
 // A command that may not begin changes nothing, and says so.
 func TestNothingBegins(t *testing.T) {
+	t.Parallel()
 	damaged := func(name string) func(*testing.T) *Machine {
 		return func(t *testing.T) *Machine {
 			m := joinedTree(t)

@@ -97,6 +97,7 @@ func snapshot(t *testing.T, m *Machine) map[string]string {
 
 // Every way in which a machine is found other than it joined.
 func TestConvergeRepairs(t *testing.T) {
+	t.Parallel()
 	moved := joinedAs()
 	moved.Address = netip.MustParseAddr("10.0.1.9")
 	cloned := moved
@@ -166,6 +167,7 @@ func TestConvergeRepairs(t *testing.T) {
 
 // A malformed tag says nothing against who this machine is.
 func TestConvergeMalformedTag(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	moved := joinedAs()
 	moved.Address = netip.MustParseAddr("10.0.1.9")
@@ -180,6 +182,7 @@ func TestConvergeMalformedTag(t *testing.T) {
 
 // An address that is behind a translation is the cloud's to confirm. While its answer lacks it, nothing contradicts it.
 func TestConvergeTranslatedAddress(t *testing.T) {
+	t.Parallel()
 	partly := joinedAs()
 	partly.Missing = []string{"public_address"}
 	for _, c := range []struct {
@@ -201,6 +204,7 @@ func TestConvergeTranslatedAddress(t *testing.T) {
 
 // A signal ends the question to the cloud, and the convergence with it.
 func TestConvergeInterrupted(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	change(t, m, func(s *State) { s.Address = "10.0.1.6" })
 	was := snapshot(t, m)
@@ -231,6 +235,7 @@ func (s serviceThat) State(context.Context) (ams.State, error) { return s.state,
 // Where the service manager fails to say whether the server runs, it may be starting: a
 // command writes none of its files, but those of the agent's own. The server's start writes all.
 func TestConvergeOfAnUnknownService(t *testing.T) {
+	t.Parallel()
 	away := errors.New("the bus is away")
 	for name, tt := range map[string]struct {
 		mode    ConvergeMode
@@ -275,6 +280,7 @@ func TestConvergeOfAnUnknownService(t *testing.T) {
 // The daemon goes by a connection string that it read from the agent's own file a moment ago: what
 // a person wrote there since is not written over. What is named elsewhere is.
 func TestConvergeAfterMongoWasNamedAnew(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		is     *string // nil: none
 		stored bool
@@ -315,6 +321,7 @@ func TestConvergeAfterMongoWasNamedAnew(t *testing.T) {
 // A command that wrote files does not say that nothing was changed, where it cannot write
 // again what the server wrote over meanwhile.
 func TestFailureAfterTheFirstCommit(t *testing.T) {
+	t.Parallel()
 	for name, harm := range map[string]string{
 		"the second plan":   StateDir + "/undo.json",
 		"the second commit": StateDir + "/journal",
@@ -357,6 +364,7 @@ func TestFailureAfterTheFirstCommit(t *testing.T) {
 // What only a leave needs, or what the server's user can do to his files, does not make a
 // node that serves vanish from the cluster at the next start of the daemon.
 func TestConvergeOfWhatCannotBeRead(t *testing.T) {
+	t.Parallel()
 	for name, damage := range map[string]func(dir, tree string) error{
 		"the record":  func(dir, _ string) error { return os.WriteFile(filepath.Join(dir, "undo.json"), []byte("{"), 0o600) },
 		"the journal": func(dir, _ string) error { return os.WriteFile(filepath.Join(dir, "journal"), []byte("{"), 0o600) },
@@ -380,6 +388,7 @@ func TestConvergeOfWhatCannotBeRead(t *testing.T) {
 }
 
 func TestConvergeLeavesTheUnfinishedAlone(t *testing.T) {
+	t.Parallel()
 	for _, phase := range []Phase{PhaseJoining, PhaseLeaving} {
 		m := joinedTree(t)
 		s := State{Phase: phase, InstanceID: "i-1", Address: "10.0.1.7"}
@@ -396,6 +405,7 @@ func TestConvergeLeavesTheUnfinishedAlone(t *testing.T) {
 // What a cloud decides stays as it is while its metadata are away, also where the state does
 // not tell which cloud that is.
 func TestValveWithoutCloud(t *testing.T) {
+	t.Parallel()
 	unknown := errors.New("the metadata service does not answer")
 	for _, c := range []struct {
 		removed bool
@@ -457,6 +467,7 @@ func (s *meanwhile) State(context.Context) (ams.State, error) {
 // A server that is started in the moment in which the daemon puts its files right may have
 // read the former ones: it is not taken for a node's, and a join restarts it.
 func TestServerStartedMeanwhile(t *testing.T) {
+	t.Parallel()
 	begin := time.Now()
 	for name, tt := range map[string]struct {
 		started func() time.Time

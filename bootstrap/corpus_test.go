@@ -275,6 +275,7 @@ func TestCorpusUnrelatedEdit(t *testing.T) {
 // drift of blanks, and leaves without any undo record: the files must be those
 // of a clean standalone installation.
 func TestCorpusVendorSwitched(t *testing.T) {
+	t.Parallel()
 	for _, release := range corpusReleases(t) {
 		if release == "1.9.0" || strings.HasSuffix(release, "panel-saved") {
 			continue // no markers; not a clean file to begin with

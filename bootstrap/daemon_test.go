@@ -52,6 +52,7 @@ var (
 )
 
 func TestStartDaemon(t *testing.T) {
+	t.Parallel()
 	refused := errors.New("read-only file system")
 	pending := &ams.JobError{Service: "amsagent.service", Verb: "start", Result: "pending", Err: context.DeadlineExceeded}
 	masked := ams.ErrUnitMasked
@@ -111,6 +112,7 @@ func TestStartDaemon(t *testing.T) {
 }
 
 func TestLeaveStopsDaemon(t *testing.T) {
+	t.Parallel()
 	refused := errors.New("no such thing")
 	for _, tt := range []struct {
 		name   string

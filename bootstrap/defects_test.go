@@ -69,6 +69,7 @@ const (
 
 // Defect 1: asks y/n for a bare IP and cancels itself without a terminal.
 func TestDefect01BareIPNeedsNoAnswer(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	res := joinOffline(t, m, "10.0.0.5", "")
 	if res.Outcome != OutcomeEdited || property(t, m, liveFile, "db.host") != "10.0.0.5" {
@@ -78,6 +79,7 @@ func TestDefect01BareIPNeedsNoAnswer(t *testing.T) {
 
 // Defect 2: a host name or ip:port becomes Redis.
 func TestDefect02NamesAndPortsAreMongoDB(t *testing.T) {
+	t.Parallel()
 	for _, mongo := range []string{"db.example.internal", "10.0.0.5:27018", "a.example,b.example:27018"} {
 		m := ownTree(t, "3.0", "3.0.3")
 		joinOffline(t, m, mongo, "")
@@ -92,6 +94,7 @@ func TestDefect02NamesAndPortsAreMongoDB(t *testing.T) {
 
 // Defect 3: separate user and password reach some files and not others.
 func TestDefect03CredentialsReachEveryFile(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	uri := "mongodb://user:pass@10.0.0.5/?authSource=admin"
 	joinOffline(t, m, uri, "")
@@ -111,6 +114,7 @@ func TestDefect03CredentialsReachEveryFile(t *testing.T) {
 // Defects 4 and 5: a backslash is dropped, a slash breaks the edit, an
 // ampersand inserts the old line. Java is asked what it reads.
 func TestDefect04And05SpecialCharactersSurvive(t *testing.T) {
+	t.Parallel()
 	java := readback.Start(t)
 	for _, release := range []string{"3.0.3", "2.10.0", "2.4.0", "1.9.1"} {
 		m := ownTree(t, map[bool]string{true: "3.0", false: "2.10"}[release == "3.0.3"], release)
@@ -138,6 +142,7 @@ func TestDefect04And05SpecialCharactersSurvive(t *testing.T) {
 // switched, exit 0. Ours gets the form that release understands, or is refused
 // with the reason and nothing changed.
 func TestDefect06OldReleasesGetTheirForm(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "2.10", "2.1.0")
 	joinOffline(t, m, "mongodb://u:p@h1/?replicaSet=rs0", "")
 	if got := property(t, m, liveFile, "db.host"); got != "u:p@h1/?replicaSet=rs0" {
@@ -160,6 +165,7 @@ func TestDefect06OldReleasesGetTheirForm(t *testing.T) {
 
 // Defect 7: a blank in an argument splits it.
 func TestDefect07BlanksDoNotSplit(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, "mongodb://us%20er:p%2Aw%20rd@h1/", "")
 	if got := property(t, m, liveFile, "db.host"); got != "mongodb://us%20er:p%2Aw%20rd@h1/" {
@@ -169,6 +175,7 @@ func TestDefect07BlanksDoNotSplit(t *testing.T) {
 
 // Defect 8: standalone is neither idempotent nor a round trip.
 func TestDefect08RoundTripWithoutDrift(t *testing.T) {
+	t.Parallel()
 	for _, v := range []string{"3.0", "2.10", "1.9.0"} {
 		m := ownTree(t, v, "")
 		before := treeFiles(t, m)
@@ -186,6 +193,7 @@ func TestDefect08RoundTripWithoutDrift(t *testing.T) {
 // Defect 9: an operator's comment inside an active section makes the file
 // ill-formed when the section is commented out.
 func TestDefect09NestedComment(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	standalone := treeFiles(t, m)
 	joinOffline(t, m, "10.0.0.5", "")
@@ -220,6 +228,7 @@ func TestDefect09NestedComment(t *testing.T) {
 
 // Defect 10: replaced lines of a CRLF file lose their CR.
 func TestDefect10LineEndingsStay(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	for _, f := range []string{serverFile, liveFile, beansFile} {
 		real := filepath.Join(m.Root, ams.DefaultDir, f)
@@ -244,6 +253,7 @@ func TestDefect10LineEndingsStay(t *testing.T) {
 
 // Defect 11: comments and other keys that contain the name are overwritten.
 func TestDefect11OnlyTheKeyItself(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	edit(t, m, liveFile, "db.type=", "mydb.host=keepme\n#db.type=redisdb\nxdb.type=keepme\ndb.type=")
 	joinOffline(t, m, "10.0.0.5", "")
@@ -257,6 +267,7 @@ func TestDefect11OnlyTheKeyItself(t *testing.T) {
 // Defect 12: blanks around the separator, or missing keys, leave the value
 // while the sections get active.
 func TestDefect12BlanksAndMissingKeys(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	edit(t, m, serverFile, "clusterdb.host=localhost", "clusterdb.host = localhost")
 	edit(t, m, liveFile, "db.type=mapdb\n", "")
@@ -277,6 +288,7 @@ func TestDefect12BlanksAndMissingKeys(t *testing.T) {
 // Defect 13: an application with a blank in its name is skipped, and failures
 // never reach the exit status.
 func TestDefect13BlankInApplicationName(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	app := "webapps/My Live App/WEB-INF/red5-web.properties"
 	real := filepath.Join(m.Root, ams.DefaultDir, app)
@@ -302,6 +314,7 @@ func TestDefect13BlankInApplicationName(t *testing.T) {
 
 // Defect 14: lines of /etc/hosts that merely contain the host name are deleted.
 func TestDefect14HostsFile(t *testing.T) {
+	t.Parallel()
 	hosts := "127.0.0.1 localhost\n10.0.0.99 ams-node-10\n10.0.0.98 db-for-ams-node-1.internal\n"
 	for _, tt := range []struct{ name, hosts, want string }{
 		{"not resolvable: one marked line", hosts, hosts + "10.0.0.7\tams-node-1\t# added by amsagent\n"},
@@ -332,6 +345,7 @@ func TestDefect14HostsFile(t *testing.T) {
 // written one by one without a way back. The restarts are in the end-to-end
 // tests; here: the second run plans nothing, so nothing asks for a restart.
 func TestDefect15NothingToDoRestartsNothing(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, "10.0.0.5", "")
 	in, err := m.open()

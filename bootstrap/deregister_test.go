@@ -23,6 +23,7 @@ func (stoppedService) State(context.Context) (ams.State, error) {
 
 // A server in a crash loop is about to be started again.
 func TestDeregisterServing(t *testing.T) {
+	t.Parallel()
 	m := &Machine{Root: t.TempDir()}
 	must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "192.0.2.4"}))
 	for _, st := range []ams.State{
@@ -39,6 +40,7 @@ func TestDeregisterServing(t *testing.T) {
 
 // What tells of the server, as docker does, may have ended before: its port tells then.
 func TestDeregisterWhereNothingTells(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
 	defer l.Close()
@@ -66,6 +68,7 @@ func TestDeregisterWhereNothingTells(t *testing.T) {
 // A shutdown does not wait for a MongoDB that is away as long as a command does
 // (review real-server S6: 10 s for this step alone).
 func TestDeregisterWithoutMongo(t *testing.T) {
+	t.Parallel()
 	// It accepts and says nothing.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)

@@ -20,6 +20,7 @@ import (
 // TestRunsElsewhere: a server that runs under another address of this machine is
 // restarted by a join whose files need no change.
 func TestRunsElsewhere(t *testing.T) {
+	t.Parallel()
 	const own, docker = "10.0.1.7", "172.17.0.1"
 	now := time.Now()
 	doc := func(ip string, age time.Duration) cluster.AMSNode {
@@ -72,6 +73,7 @@ func TestRunsElsewhere(t *testing.T) {
 
 // TestStatusWithoutRoot: what needs neither the state file nor MongoDB is compared for every user.
 func TestStatusWithoutRoot(t *testing.T) {
+	t.Parallel()
 	fails := []ams.AppAnswer{{Name: "LiveApp", State: ams.AppFailing, Detail: "it answers 500"}}
 	running, stopped := ams.State{Activity: ams.ActivityActive}, ams.State{Activity: ams.ActivityFailed}
 	for name, tt := range map[string]struct {
@@ -96,6 +98,7 @@ func TestStatusWithoutRoot(t *testing.T) {
 
 // TestStatusOfNotReady: status says of a node that is not ready what its row and `nodes` say, once.
 func TestStatusOfNotReady(t *testing.T) {
+	t.Parallel()
 	heard := cluster.Signal{Known: true, Fresh: true}
 	live := ams.Liveness{State: ams.Live}
 	refused := []ams.AppAnswer{{Name: "LiveApp", State: ams.AppRefused}}

@@ -16,6 +16,7 @@ import (
 // TestNameThatIsNotUTF8: the journal and the undo record are JSON, which cannot hold the name of such a folder. Each
 // command leaves the application alone and does its work on the others.
 func TestNameThatIsNotUTF8(t *testing.T) {
+	t.Parallel()
 	const app, settings = "webapps/caf\xe9/WEB-INF/red5-web.properties", "db.type=mongodb\ndb.host=mongodb://u:p@10.0.9.9\n"
 	for name, scripted := range map[string]bool{"a join": false, "the script's": true} {
 		t.Run(name, func(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 // TestJoinForgetsDrain: who joins once more is a node again, for a daemon that is
 // started after it as well. A drain under way is not the join's to end.
 func TestJoinForgetsDrain(t *testing.T) {
+	t.Parallel()
 	for text, gone := range map[string]bool{
 		`{"version":2,"step":"done"}`:     true,
 		`{"version":2,"step":"draining"}`: false,

@@ -47,6 +47,7 @@ func findingIDs(fs []Finding) []string {
 
 // An inspection finds what the preflight of a join finds, without a join.
 func TestInspect(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "10.0.2.4")})
 	if len(in.Failed) > 0 || !in.Planned || !in.Writable || in.Mode != conf.ModeStandalone || in.State != nil || in.Unread != nil {
@@ -86,6 +87,7 @@ func TestInspect(t *testing.T) {
 
 // What a joined machine remembers is in it, and a record that cannot be used is a finding.
 func TestInspectRecord(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, "10.0.2.4", "10.0.0.5")
 	if in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "10.0.2.4")}); !in.Undo || in.Mode != conf.ModeCluster {
@@ -99,6 +101,7 @@ func TestInspectRecord(t *testing.T) {
 
 // The address comes with where it was found, in words that fit a machine outside a cloud as well.
 func TestAddressReason(t *testing.T) {
+	t.Parallel()
 	m := &Machine{Root: t.TempDir()}
 	for _, c := range []struct{ provider, source, want string }{
 		{metadata.Generic, "address of the default route's interface eth0", "address of the default route's interface eth0"},
@@ -113,6 +116,7 @@ func TestAddressReason(t *testing.T) {
 
 // A count of one has the word in the singular.
 func TestOneFile(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	m.DropIn = true
 	joinOffline(t, m, "10.0.2.4", "10.0.0.5")
@@ -125,6 +129,7 @@ func TestOneFile(t *testing.T) {
 }
 
 func TestReach(t *testing.T) {
+	t.Parallel()
 	m := &Machine{Connect: func(context.Context, cluster.Target) (*cluster.Client, error) {
 		return nil, &cluster.Error{Kind: cluster.KindAuth, Op: "x", Err: errors.New("y")}
 	}, Progress: func(s string) { t.Errorf("said: %s", s) }}
@@ -136,6 +141,7 @@ func TestReach(t *testing.T) {
 
 // The list of the ids of disagreements is that of the code.
 func TestStatusIDs(t *testing.T) {
+	t.Parallel()
 	src, err := os.ReadFile("status.go")
 	must.OK(t, err)
 	var want []string
@@ -150,6 +156,7 @@ func TestStatusIDs(t *testing.T) {
 
 // Files that a join without a proof edited are ours, and are not taken for somebody else's.
 func TestStatusOfOfflineJoin(t *testing.T) {
+	t.Parallel()
 	ids := func(m *Machine) (ids []string) {
 		t.Helper()
 		s, err := m.Status(t.Context(), StatusRequest{})

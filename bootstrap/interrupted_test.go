@@ -50,6 +50,7 @@ func scriptedTree(t *testing.T) *Machine {
 // What the server saves over a leave that is interrupted in its restart is given back by the
 // next one, and by the one after a join.
 func TestInterruptedLeave(t *testing.T) {
+	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
 	for name, tt := range map[string]struct {
 		scripted, join, stuck bool
@@ -152,6 +153,7 @@ func TestKeptEditOutlivesATornFile(t *testing.T) {
 // A join that comes before the next leave, and its rollback, do not forget that an
 // application's settings may be a node's still.
 func TestInterruptedLeaveIsRemembered(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	in, err := m.open()
 	must.OK(t, err)
@@ -183,6 +185,7 @@ func (s *stuckOnce) Stop(ctx context.Context) error {
 
 // What the server saves in the restart of a rollback that could not stop it is not what is left.
 func TestRollbackThatCannotStop(t *testing.T) {
+	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
 	for name, tt := range map[string]struct {
 		joined       bool // before this join
@@ -275,6 +278,7 @@ func saved(t *testing.T, m *Machine, name string) (real string, text []byte) {
 
 // A server that somebody stops, and one whose files cannot be given back for a second time: the leave is not over.
 func TestLeaveUntilTheLastSave(t *testing.T) {
+	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
 	for name, tt := range map[string]struct {
 		ending, broken bool

@@ -22,6 +22,7 @@ import (
 // makes it standalone with the server: MongoDB's password is not left behind. What used MongoDB
 // before the join uses it after the leave.
 func TestLeaveOfLaterApplications(t *testing.T) {
+	t.Parallel()
 	const mongo, other = "mongodb://plain:secret1@10.77.0.1:27311/?authSource=admin", "mongodb://plain:secret2@10.77.0.2:27311/?authSource=admin"
 	for _, tt := range []struct {
 		name  string
@@ -112,6 +113,7 @@ func forgetKnown(t *testing.T, m *Machine, renamed ...string) {
 // A second name of an application's folder, made while the machine was a node, keeps nobody from
 // leaving, and changes nothing of what the application gets back.
 func TestLeaveWithASecondName(t *testing.T) {
+	t.Parallel()
 	const rest = "/WEB-INF/red5-web.properties"
 	for _, tt := range []struct {
 		name     string
@@ -167,6 +169,7 @@ func TestLeaveWithASecondName(t *testing.T) {
 // A folder that gets another name while the machine is a node, with a link by the former one, gets
 // back what it had, whatever is joined meanwhile. So does one that a former release knew by a link.
 func TestLeaveOfARenamedApplication(t *testing.T) {
+	t.Parallel()
 	const file = "WEB-INF/red5-web.properties"
 	for _, tt := range []struct {
 		name          string
@@ -219,6 +222,7 @@ func treeFilesOf(t *testing.T, path string) string {
 // A leave that put a damaged record out of the way and was refused then is run again: what join made
 // is still known by its name.
 func TestLeaveAfterADamagedRecord(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, testMongo, "10.0.1.7")
 	must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Release: "3.0.3"}))
@@ -238,6 +242,7 @@ func TestLeaveAfterADamagedRecord(t *testing.T) {
 
 // A name that no change can have keeps nobody from leaving: what has it is left as it is, and named.
 func TestLeaveWithAnImpossibleName(t *testing.T) {
+	t.Parallel()
 	for _, path := range []string{"conf/jee-container.xml", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
 		for _, name := range []string{"\xff", strings.Repeat("x", 240)} {
 			t.Run(fmt.Sprintf("%s, %d bytes", path, len(name)), func(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 // A release that came after this agent is joined by what its files say: sections and keys
 // that nobody here knows stay as they are. What cannot be proved is refused.
 func TestNewerRelease(t *testing.T) {
+	t.Parallel()
 	const container = "conf/jee-container.xml"
 	m := ownTree(t, "3.0", "4.2.0")
 	edit(t, m, container, "</beans>", "\t<!-- recorder start\n\t<bean id=\"recorder\" class=\"io.antmedia.Recorder\"/>\n\trecorder end -->\n\t<bean id=\"new\" class=\"io.antmedia.New\"/>\n</beans>")

@@ -22,6 +22,7 @@ import (
 // TestOtherTreeIsRefused: a join into files that the service does not run would
 // prove nothing, and is refused before it changes anything.
 func TestOtherTreeIsRefused(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	must.OK(t, os.CopyFS(filepath.Join(m.Root, "opt/ams2"), os.DirFS(filepath.Join(treesDir, "3.0"))))
 	running := func(dir string) serviceThat {
@@ -50,6 +51,7 @@ func TestOtherTreeIsRefused(t *testing.T) {
 // A server that was given this tree since it was started is started again: the document of the one that runs proves
 // nothing of these files.
 func TestJoinOfATreeThatRunsLater(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	must.OK(t, os.CopyFS(filepath.Join(m.Root, "opt/ams2"), os.DirFS(filepath.Join(treesDir, "3.0"))))
 	in, err := m.open()

@@ -20,6 +20,7 @@ import (
 // TestConvergeAsksBeforeItLocks: a drain that wants to stop the server must not
 // wait for a metadata service that hangs.
 func TestConvergeAsksBeforeItLocks(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	req := convergeRequest(t, joinedAs(), nil)
 	asked := 0
@@ -43,6 +44,7 @@ func TestConvergeAsksBeforeItLocks(t *testing.T) {
 // TestCommandsAskBeforeTheyLock: nor must it wait for a join or a leave that waits for
 // the metadata service or for MongoDB.
 func TestCommandsAskBeforeTheyLock(t *testing.T) {
+	t.Parallel()
 	away := errors.New("MongoDB is away")
 	for name, run := range map[string]func(*Machine, func(context.Context) (metadata.Instance, error)) error{
 		"join": func(m *Machine, identify func(context.Context) (metadata.Instance, error)) error {
@@ -115,6 +117,7 @@ func (s starter) Start(context.Context) error {
 // TestStartServerTellsTheAddress: a server that a command starts again, after a
 // drain, has the address that it joined with.
 func TestStartServerTellsTheAddress(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	var told, with netip.Addr
 	m.SetAddress = func(a netip.Addr) { told = a }

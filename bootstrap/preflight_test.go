@@ -26,6 +26,7 @@ import (
 // TestUnknownOwner: whom the installation belongs to cannot be known. A password
 // must not be written then: its files could stay readable by all.
 func TestUnknownOwner(t *testing.T) {
+	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	f := &facts{address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}}
 	m.checkInstall(f)
@@ -43,6 +44,7 @@ func TestUnknownOwner(t *testing.T) {
 // does the daemon's, which leaves out what a file's owner made unreadable: a password must not be written where
 // nobody knows who reads it, nor an application be forgotten that has one.
 func TestDeadFileSystem(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to give files away")
 	}
@@ -104,6 +106,7 @@ func deadMount(t *testing.T, folder string) {
 // TestServerNotEnabled: review real-server S10, a join said nothing about a server
 // that does not come back after a reboot.
 func TestServerNotEnabled(t *testing.T) {
+	t.Parallel()
 	for unitFile, want := range map[string]string{"disabled": IDNotEnabled, "enabled": "", "static": "", "": ""} {
 		m := ownTree(t, "3.0", "3.0.3")
 		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, UnitFile: unitFile}}
@@ -126,6 +129,7 @@ func TestServerNotEnabled(t *testing.T) {
 // TestAddressOfAnEnvironmentFile: systemd lets a file of EnvironmentFile= override every
 // drop-in, so the server would register under another address after a restart for nothing.
 func TestAddressOfAnEnvironmentFile(t *testing.T) {
+	t.Parallel()
 	for address, failed := range map[string]string{"10.0.1.9": IDAddress, "10.0.1.7": "", "": IDAddress} {
 		m := joinedTree(t)
 		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, HostAddress: address, HostAddressFile: "/etc/default/antmedia"}}

@@ -30,6 +30,7 @@ import (
 
 // TestLeaveTellsOfEachFile: byte for byte is said of the files of which it is true.
 func TestLeaveTellsOfEachFile(t *testing.T) {
+	t.Parallel()
 	saved, err := os.ReadFile("testdata/rewritten.properties")
 	must.OK(t, err)
 	live := "webapps/LiveApp/WEB-INF/red5-web.properties"
@@ -142,6 +143,7 @@ func TestLeaveOfAHinderedTree(t *testing.T) {
 // The jee-container.xml that an upgrade brought stays, though nobody knows how to switch it:
 // it is a standalone server's.
 func TestLeaveKeepsAStandaloneContainer(t *testing.T) {
+	t.Parallel()
 	const container = "conf/jee-container.xml"
 	m := ownTree(t, "3.0", "3.0.3")
 	real := filepath.Join(m.Root, ams.DefaultDir, container)
@@ -337,6 +339,7 @@ func (s *stopping) Start(context.Context) error {
 // What the server saves over the files that a leave gave back, as it ends, is put right
 // before it starts for good, whoever had made the machine a node.
 func TestLeaveIsOverwritten(t *testing.T) {
+	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
 	for name, tt := range map[string]struct {
 		scripted bool     // the vendor's script made it a node before the join
@@ -412,6 +415,7 @@ func TestLeaveIsOverwritten(t *testing.T) {
 
 // A leave does not wait for the end of a server that is being started, or started again after a crash.
 func TestLeaveWhileStarting(t *testing.T) {
+	t.Parallel()
 	for sub, want := range map[string]string{"start-pre": "restart", "auto-restart": "start"} {
 		t.Run(sub, func(t *testing.T) {
 			t.Parallel() // each waits for a server that stays up
@@ -478,6 +482,7 @@ func (s *stuck) Restart(context.Context) error { return errors.New("stuck") }
 // A rollback that restarts the server, or tries to, is told as a restart, also where the join
 // made none: the daemon goes by it, so as not to cut viewers too often.
 func TestRollbackTellsItsRestart(t *testing.T) {
+	t.Parallel()
 	for _, running := range []bool{true, false} {
 		m := ownTree(t, "3.0", "3.0.3")
 		m.Service = &stuck{}
@@ -553,6 +558,7 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 
 // It is left out of the second plan as well, where another file is written over meanwhile.
 func TestSecondPlanLeavesOutAnApplication(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to give files away")
 	}
@@ -585,6 +591,7 @@ func TestSecondPlanLeavesOutAnApplication(t *testing.T) {
 // What a server saves over a join while it is stopped for it is written again before it
 // starts for good.
 func TestJoinIsOverwritten(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		saves    bool
 		activity ams.Activity
@@ -628,6 +635,7 @@ func TestJoinIsOverwritten(t *testing.T) {
 
 // A join warns of a file that is not as it wrote it, and of one that cannot be compared.
 func TestJoinWarnsOfDrift(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		harm func(live string) error
 		want string // in the warning; "" for none

@@ -78,6 +78,7 @@ func sealed(t *testing.T, m *Machine, req SealRequest) *SealResult {
 }
 
 func TestSeal(t *testing.T) {
+	t.Parallel()
 	m := usedTree(t)
 	before := contents(t, m)
 
@@ -120,6 +121,7 @@ func TestSeal(t *testing.T) {
 }
 
 func TestSealKeeps(t *testing.T) {
+	t.Parallel()
 	m := usedTree(t)
 	before := contents(t, m)
 	res := sealed(t, m, SealRequest{Keep: SealItems()})
@@ -136,6 +138,7 @@ func TestSealKeeps(t *testing.T) {
 }
 
 func TestSealLeavesForeignNames(t *testing.T) {
+	t.Parallel()
 	m := usedTree(t)
 	edit(t, m, serverFile, "server.name=builder", "server.name=live.example.org")
 	sealed(t, m, SealRequest{})
@@ -145,6 +148,7 @@ func TestSealLeavesForeignNames(t *testing.T) {
 }
 
 func TestSealRefuses(t *testing.T) {
+	t.Parallel()
 	refused := func(t *testing.T, m *Machine, req SealRequest, id string) {
 		t.Helper()
 		before := contents(t, m)
@@ -191,6 +195,7 @@ func (runningService) State(context.Context) (ams.State, error) {
 
 // TestSealGoesOn: what cannot be removed keeps nothing else, and is named.
 func TestSealGoesOn(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can make a file that it cannot remove")
 	}
@@ -215,6 +220,7 @@ func TestSealGoesOn(t *testing.T) {
 
 // TestSealSaved: what a leave keeps of files that an operator edited may hold a password, and goes with the seal.
 func TestSealSaved(t *testing.T) {
+	t.Parallel()
 	const rotated = "mongodb://ams:rotated-pass@10.0.0.5/"
 	holders := func(m *Machine) (names []string) {
 		for name, text := range contents(t, m) {
@@ -292,6 +298,7 @@ func TestSealKilled(t *testing.T) {
 
 // A link is not followed to what is not the server's: neither by a file's name, nor by the folder of the logs.
 func TestSealFollowsNoLinkOut(t *testing.T) {
+	t.Parallel()
 	m := usedTree(t)
 	dir := filepath.Join(m.Root, ams.DefaultDir)
 	put(t, m, "data/other.log", "somebody's")
@@ -314,6 +321,7 @@ func TestSealFollowsNoLinkOut(t *testing.T) {
 
 // A folder that its owner exchanges, while root goes through it, leads to no other one.
 func TestSealOfAnExchangedFolder(t *testing.T) {
+	t.Parallel()
 	m := usedTree(t)
 	dir := filepath.Join(m.Root, ams.DefaultDir)
 	put(t, m, "data/ant-media-server.log", "somebody's")
@@ -332,6 +340,7 @@ func TestSealOfAnExchangedFolder(t *testing.T) {
 
 // A link of root's that the server's user gives another name leads to none of root's files.
 func TestSealOfAMovedLink(t *testing.T) {
+	t.Parallel()
 	m := usedTree(t)
 	dir := filepath.Join(m.Root, ams.DefaultDir)
 	put(t, m, "etc/ssl/private/site.key", "root's")
@@ -352,6 +361,7 @@ func TestSealOfAMovedLink(t *testing.T) {
 
 // What a switch of mode leaves of MongoDB's login goes; what an application is to use stays, and is said.
 func TestSealLogins(t *testing.T) {
+	t.Parallel()
 	m := usedTree(t)
 	const liveApp, root = "webapps/LiveApp/WEB-INF/red5-web.properties", "webapps/root/WEB-INF/red5-web.properties"
 	edit(t, m, serverFile, "clusterdb.host=localhost", "clusterdb.host=mongodb://u:hunter22@10.0.2.4/")

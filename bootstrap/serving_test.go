@@ -32,6 +32,7 @@ func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f
 
 // A command says what it does where that takes long, and nothing where it does not.
 func TestWhileSlow(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var said []string
 		m := &Machine{Progress: func(line string) { said = append(said, line) }}
@@ -45,6 +46,7 @@ func TestWhileSlow(t *testing.T) {
 
 // What a join waits for is not told once it is there: the look was cut short, and says "context canceled".
 func TestSayWaitingIsNotCutShort(t *testing.T) {
+	t.Parallel()
 	client := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 		if err := r.Context().Err(); err != nil {
 			return nil, err
@@ -69,6 +71,7 @@ func TestSayWaitingIsNotCutShort(t *testing.T) {
 // The server's user decides how many applications there are, and when they answer: a bounded number
 // is asked at a time, and all of them together take no longer than one may.
 func TestAskAllBounds(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		now, most := 0, 0
@@ -137,6 +140,7 @@ func (m manyApps) Applications() ([]string, error) { return m.apps, nil }
 
 // A join waits for an application that is broken, and somebody starts the server anew.
 func TestAwaitServingFollowsARestart(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	m.Serving = []string{"LiveApp"}
 	app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
@@ -179,6 +183,7 @@ func (s startedAt) State(context.Context) (ams.State, error) {
 
 // A command writes no file while the server starts, and says so at once.
 func TestConvergeWhileStarting(t *testing.T) {
+	t.Parallel()
 	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
 	for what, activity := range map[string]ams.Activity{"it runs": ams.ActivityActive, "it is about to, it says": ams.ActivityActivating} {
 		t.Run(what, func(t *testing.T) {
@@ -228,6 +233,7 @@ func (s silenced) State(ctx context.Context) (ams.State, error) {
 
 // A command that ends while the server is asked writes nothing.
 func TestConvergeEndsWhileStarting(t *testing.T) {
+	t.Parallel()
 	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
 	why := errors.New("interrupted by signal")
 	for _, timeout := range []bool{false, true} {
@@ -270,6 +276,7 @@ func TestConvergeEndsWhileStarting(t *testing.T) {
 
 // What was recovered is reported by a command that fails after it.
 func TestConvergeFailsAfterRecovery(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	m.Service = running()
 	// An undo record is the journal of the commit that made it.
@@ -372,6 +379,7 @@ func TestNotAskedInItsStart(t *testing.T) {
 
 // What the server does not have fails, unless it was made since the server was started.
 func TestNotDeployed(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 		code := http.StatusNotFound
@@ -400,6 +408,7 @@ func TestNotDeployed(t *testing.T) {
 
 // An application that served the last time is in no start: the service manager, which may hang, is not asked.
 func TestServesIsAskedAlone(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName), "")
 	synctest.Test(t, func(t *testing.T) {
@@ -429,6 +438,7 @@ func TestServesIsAskedAlone(t *testing.T) {
 
 // The panel puts another archive in the place of an application that served: it is not asked while it is made anew.
 func TestNotAskedWhileMadeAnew(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	asked, there := 0, true
 	m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
@@ -460,6 +470,7 @@ func TestNotAskedWhileMadeAnew(t *testing.T) {
 
 // Another release is put in the place of one that may be asked at any time, while the daemon runs.
 func TestNotAskedInTheStartOfANewerRelease(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
 	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp/WEB-INF/web.xml"), "")
@@ -495,6 +506,7 @@ func TestNotAskedInTheStartOfANewerRelease(t *testing.T) {
 
 // Whose port was edited serves at the one before until its next start, and that is its port.
 func TestPortOfAServerThatServes(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	settings := filepath.Join(ams.DefaultDir, "conf/red5.properties")
 	before, err := os.ReadFile(filepath.Join(m.Root, settings))
@@ -530,6 +542,7 @@ func TestPortOfAServerThatServes(t *testing.T) {
 
 // An application that leaves no marks is asked when a start must be over, also where nobody but the port tells of one.
 func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
 	synctest.Test(t, func(t *testing.T) {
@@ -563,6 +576,7 @@ func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
 // A server that was killed and is started again, of which the service manager tells nothing right:
 // nobody listened in between, and a mark that is older than that tells nothing.
 func TestNotAskedAfterNobodyListened(t *testing.T) {
+	t.Parallel()
 	for name, state := range map[string]ams.State{
 		"nothing":          {Activity: ams.ActivityActive},
 		"the start before": {Activity: ams.ActivityActive, Started: time.Now().Add(-time.Hour)},
@@ -603,6 +617,7 @@ func TestNotAskedAfterNobodyListened(t *testing.T) {
 
 // A machine that stood still while its server was restarted.
 func TestNotAskedAfterAPause(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
@@ -628,6 +643,7 @@ func TestNotAskedAfterAPause(t *testing.T) {
 
 // A service manager that hangs keeps no application from being asked.
 func TestAskedWhileTheServiceManagerHangs(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	for _, app := range []string{"LiveApp", "live"} {
 		put(t, m, filepath.Join(ams.DefaultDir, "webapps", app, ams.InitializedName), "")
@@ -668,6 +684,7 @@ func (s countedService) State(ctx context.Context) (ams.State, error) {
 
 // How a start shows: of a server that answers errors, its age tells.
 func TestConvergeKnowsAStart(t *testing.T) {
+	t.Parallel()
 	const systemd, byProcess, unknown = "as systemd tells", "as its process tells", "not known"
 	answer := func(code int, body string) (*http.Response, error) {
 		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
@@ -720,6 +737,7 @@ func TestConvergeKnowsAStart(t *testing.T) {
 
 // A restart of the server by any client ends what was pending, by the service's time or the process's.
 func TestRestartedSince(t *testing.T) {
+	t.Parallel()
 	for name, age := range map[string]time.Duration{"since": time.Minute, "before": time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			m := joinedTree(t)

@@ -13,6 +13,7 @@ import (
 
 // TestStateEqual: two readings of one file are equal, and each field counts.
 func TestStateEqual(t *testing.T) {
+	t.Parallel()
 	const text = `{"version":1,"phase":"joined","instance_id":"i","address":"10.0.0.3","since":"2026-11-21T12:00:00Z","files_written":"2026-11-21T12:00:00Z"}`
 	read := func() *State {
 		t.Helper()

@@ -32,6 +32,7 @@ func watchRequest(t *testing.T) ConvergeRequest {
 
 // While the server runs the daemon writes none of its files: it says what differs.
 func TestWatchWritesNothing(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	m.Service = running()
 	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
@@ -68,6 +69,7 @@ func TestWatchWritesNothing(t *testing.T) {
 // nothing: a stop timeout for one application more, the agent's line in /etc/hosts
 // (review real-server S2, S3).
 func TestWatchWritesTheAgentsOwn(t *testing.T) {
+	t.Parallel()
 	named := func(m *Machine, line string) {
 		put(t, m, "etc/hostname", "edge-1\n")
 		put(t, m, "etc/hosts", "127.0.0.1 localhost\n"+line)
@@ -113,6 +115,7 @@ func TestWatchWritesTheAgentsOwn(t *testing.T) {
 
 // A new address is noted, for systemd too; the server that runs is left alone.
 func TestWatchMoved(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	m.Service = running()
 	moved := joinedAs()
@@ -138,6 +141,7 @@ func TestWatchMoved(t *testing.T) {
 // Just before the start: nobody is asked who this machine is, and a server that is
 // about to start needs no restart.
 func TestBeforeStart(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActivating, StopTimeout: time.Second}}
 	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
@@ -171,6 +175,7 @@ func TestBeforeStart(t *testing.T) {
 
 // The stop timeout that an operator raised stays while the service manager does not say it.
 func TestStopTimeoutStays(t *testing.T) {
+	t.Parallel()
 	for _, timeout := range []time.Duration{10 * time.Minute, 0} {
 		m := joinedTree(t)
 		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: timeout}}
@@ -194,6 +199,7 @@ func TestStopTimeoutStays(t *testing.T) {
 // A person made it standalone with the vendor's script. That is left so, before a
 // start as well; with another release it is what an upgrade looks like.
 func TestMadeStandaloneByHand(t *testing.T) {
+	t.Parallel()
 	standalone := func(m *Machine) {
 		fresh := ownTree(t, "3.0", "3.0.3")
 		for name, text := range treeFiles(t, fresh) {
@@ -250,6 +256,7 @@ func (s told) Start(context.Context) error  { s.start(); return nil }
 // A convergence that is killed before it has put an upgrade's files right leaves a state
 // that does not name the new release yet: else the files would be a person's.
 func TestReleaseIsNotedLast(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	change(t, m, func(s *State) { s.Release = "2.17.1" })
 	must.OK(t, os.Remove(filepath.Join(m.Root, ams.DropInPath)))
@@ -273,6 +280,7 @@ func TestReleaseIsNotedLast(t *testing.T) {
 // What stops already is waited for, and what is being started is stopped, too: else a node
 // is called left while its server runs. A server that is no node's any more is left alone.
 func TestStopServer(t *testing.T) {
+	t.Parallel()
 	is := func(all ...ams.Activity) []ams.Activity { return all }
 	for _, tt := range []struct {
 		states []ams.Activity
@@ -361,6 +369,7 @@ func TestTornBeforeStart(t *testing.T) {
 // The panel makes an application whose file everybody can read. What is in it is as joined,
 // no restart is owed, and the next start sees to the rest: status reports no drift.
 func TestPermissionsAreNoDrift(t *testing.T) {
+	t.Parallel()
 	const mongo = "mongodb://u:hunter22@10.0.2.4/"
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, mongo, "10.0.1.7")
@@ -382,6 +391,7 @@ func TestPermissionsAreNoDrift(t *testing.T) {
 
 // A file with the address that everybody can read is no longer once it holds a password.
 func TestMongoFileBecomesPrivate(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("the file has to be root's")
 	}
@@ -398,6 +408,7 @@ func TestMongoFileBecomesPrivate(t *testing.T) {
 
 // The service manager calls the agent before it starts the server.
 func TestStartServer(t *testing.T) {
+	t.Parallel()
 	m := joinedTree(t)
 	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
 	var c *Convergence
@@ -422,6 +433,7 @@ func TestStartServer(t *testing.T) {
 // A server that is stopped is waited for without a question to MongoDB, which on many
 // machines would be searches without end.
 func TestStoppedServerIsAwaited(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := &Machine{Service: serviceThat{state: ams.State{Activity: ams.ActivityInactive}}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
