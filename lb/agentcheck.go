@@ -5,13 +5,16 @@ package lb
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -29,41 +32,53 @@ type NodeState struct {
 }
 
 const (
-	// readyAnswers counts the "ready" answers after one that took the server out.
+	// readyAnswers counts the "ready" answers to each asker after a return.
 	readyAnswers = 3
-	// For readyTime after its start, the agent says "ready": an earlier process may have taken the server out.
+	// For readyTime after a return, also askers without room in the table read "ready".
 	readyTime = time.Minute
 	// checkLimit bounds one connection.
 	checkLimit = 2 * time.Second
-	// sendWait is the wait for a client's agent-send string.
-	sendWait = 100 * time.Millisecond
-	// maxSend bounds the agent-send string, maxAskers the remembered clients.
-	maxSend, maxAskers = 64, 256
-	// maxNamed bounds the load balancers in a heartbeat: any client may connect.
-	maxNamed = 8
+	// sendWait is the wait for a client's agent-send string, crowdWait that beside a crowd of others: the listener closes the
+	// oldest of its connections for a new one.
+	sendWait, crowdWait, crowd = 100 * time.Millisecond, 5 * time.Millisecond, 32
+	// maxSend bounds the agent-send string. Any client may connect, so the remembered ones are bounded: maxAddrs addresses with
+	// maxStrings strings each.
+	maxSend, maxAddrs, maxStrings = 64, 64, 4
+	// maxNamed bounds the load balancers in a heartbeat, maxWords the known roles and the logged words.
+	maxNamed, maxWords = 8, 64
 	// namedFor is how long a silent load balancer is remembered.
 	namedFor = time.Minute
 )
 
 // AgentCheck answers HAProxy's agent check (configuration manual, "agent-check") with one line per connection.
 //
-// The percentage is of the server's weight, whose default of 1 rounds to 0: the configuration must set 100. "ready" also
-// ends a state that the operator has set, so it follows only an answer of this agent that took the server out.
+// The percentage is of the server's weight, whose default of 1 rounds to 0: the configuration must set 100.
+//
+// "ready" ends a state "maint", also one that an operator has set. So each asker reads it three times, and only after a
+// return of the node: the first start of the agent in a boot, the end of a drain or of a command that stops the server, or
+// another role. A restart of the agent is no return.
 type AgentCheck struct {
 	State func() NodeState
-	// Started is the agent's start.
-	Started time.Time
-	Now     func() time.Time
+	// Kept keeps, over a restart of the agent within a boot, the askers that must read "ready" later; nil: not kept.
+	Kept Store
+	Now  func() time.Time
+	Log  *slog.Logger
 
-	mu     sync.Mutex
-	askers map[asker]takenOut
-	named  map[string]asked
+	active atomic.Int32
+
+	mu       sync.Mutex
+	last     NodeState // of the last answer
+	fresh    int       // the "ready" answers due to an asker that is not in the table
+	returned time.Time
+	askers   map[asker]asking
+	named    map[string]asked
+	roles    map[string]bool // in lower case; false: a word of a client that is not a role, as far as known
 }
 
-// takenOut is the last answer that took the server out; due counts the "ready" answers to come.
-type takenOut struct {
+// asking counts the "ready" answers that are due to an asker.
+type asking struct {
 	due int
-	at  time.Time
+	at  time.Time // of its last question
 }
 
 // asked is the last answer to the load balancer of a name.
@@ -76,6 +91,19 @@ type asked struct {
 type asker struct {
 	addr netip.Addr
 	send string
+}
+
+func (a asker) isNamed() bool { return strings.Contains(a.send, "name=") }
+
+// kept is the form in which askers are stored.
+type kept struct {
+	Role   string      `json:"role"`
+	Askers []keptAsker `json:"askers"`
+}
+
+type keptAsker struct {
+	Addr netip.Addr `json:"address"`
+	Send string     `json:"send"`
 }
 
 // Serve answers until ctx ends.
@@ -101,9 +129,14 @@ func (a *AgentCheck) serve(conn net.Conn) {
 	if addr, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
 		from.addr = addr.Addr().Unmap()
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(sendWait))
+	wait := sendWait
+	if a.active.Add(1) > crowd {
+		wait = crowdWait
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(wait))
 	buf := make([]byte, maxSend)
 	n, _ := conn.Read(buf) // most send nothing
+	a.active.Add(-1)
 	from.send = strings.TrimSpace(string(buf[:n]))
 	_, _ = conn.Write([]byte(a.answer(from) + "\n"))
 }
@@ -124,69 +157,224 @@ func (a *AgentCheck) Balancers() map[string]bool {
 	return uses
 }
 
-// An agent-send string may have the role of the backend, "drain" for one without cookies, where persistent sessions cannot
-// come back, and name=NAME of the load balancer.
+// AddRoles makes the roles of the cluster's nodes known: a word in agent-send that is no known role is ignored.
+func (a *AgentCheck) AddRoles(roles []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.begin()
+	for _, role := range roles {
+		if role = strings.ToLower(role); role != "" && (len(a.roles) < maxWords || !a.roles[role]) {
+			a.roles[role] = true
+		}
+	}
+}
+
+// HasUnknownWords reports whether a client sent a word that is not a known role.
+func (a *AgentCheck) HasUnknownWords() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, known := range a.roles {
+		if !known {
+			return true
+		}
+	}
+	return false
+}
+
+// begin reads what an earlier process of this boot has kept. Without it, this is the first start of the boot.
+func (a *AgentCheck) begin() {
+	if a.askers != nil {
+		return
+	}
+	a.askers, a.named = map[asker]asking{}, map[string]asked{}
+	a.roles = map[string]bool{"origin": true, "edge": true}
+	a.fresh, a.returned = readyAnswers, a.Now()
+	if a.Kept == nil {
+		return
+	}
+	b, err := a.Kept.Load()
+	var k kept
+	if err == nil && b != nil {
+		err = json.Unmarshal(b, &k)
+	}
+	switch {
+	case err != nil:
+		a.Log.Warn("the askers of the agent check are unknown: all read \"ready\"", "error", err)
+	case b != nil:
+		a.fresh, a.returned, a.last.Role = 0, time.Time{}, k.Role
+		for _, k := range k.Askers {
+			a.askers[asker{k.Addr, k.Send}] = asking{readyAnswers, a.Now()}
+		}
+	}
+	a.keep()
+}
+
+// keep stores the askers to which "ready" is due.
+func (a *AgentCheck) keep() {
+	if a.Kept == nil {
+		return
+	}
+	k := kept{Role: a.last.Role, Askers: []keptAsker{}}
+	for from, is := range a.askers {
+		if is.due > 0 {
+			k.Askers = append(k.Askers, keptAsker{from.addr, from.send})
+		}
+	}
+	b, err := json.Marshal(k)
+	if err == nil {
+		err = a.Kept.Save(b)
+	}
+	if err != nil {
+		a.Log.Warn("a restart of the agent may leave this node in maintenance at a load balancer", "error", err)
+	}
+}
+
+// follow compares the node with that of the last answer. A change of role, or a node that no longer leaves, is a return.
+func (a *AgentCheck) follow(is NodeState, now time.Time) {
+	was := a.last
+	if is.Role == "" {
+		is.Role = was.Role // not known yet
+	}
+	a.last = is
+	if was.Leaves && !is.Leaves || was.Role != "" && was.Role != is.Role {
+		a.fresh, a.returned = readyAnswers, now
+		for from, known := range a.askers {
+			a.askers[from] = asking{readyAnswers, known.at}
+		}
+		a.keep()
+	} else if was.Role != is.Role {
+		a.keep()
+	}
+}
+
+// answer returns the line for one client. An agent-send string may have the role of the backend, as a word or as role=NAME,
+// "drain" for one without cookies, where persistent sessions cannot come back, and name=NAME of the load balancer.
 func (a *AgentCheck) answer(from asker) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now := a.Now()
-	if a.askers == nil {
-		a.askers, a.named = map[asker]takenOut{}, map[string]asked{}
-	}
-	state := a.State()
-	out, role := "maint", ""
+	a.begin()
+	now, state := a.Now(), a.State()
+	a.follow(state, now)
+	out, role, balancer := "maint", "", ""
 	for _, word := range strings.Fields(from.send) {
 		name, named := strings.CutPrefix(word, "name=")
+		explicit, hasRole := strings.CutPrefix(word, "role=")
 		switch {
-		case named && name != "":
-			name = cluster.BalancerName(name)
-			if _, known := a.named[name]; known || len(a.named) < maxNamed {
-				a.named[name] = asked{!state.Leaves, now}
-			}
+		case named:
+			balancer = name
+		case hasRole:
+			role = explicit
 		case word == "drain":
 			out = word
-		case !strings.Contains(word, "="): // else of a later version, or a mistake
+		case strings.Contains(word, "="): // of a later version, or a mistake
+		case a.isRole(word, from.addr):
 			role = word
 		}
 	}
+	if role != "" && !strings.EqualFold(role, state.Role) && (state.Role != "" || state.Down == "") {
+		return "maint" // for as long as it has the other role
+	}
+	if balancer != "" {
+		name := cluster.BalancerName(balancer)
+		if _, known := a.named[name]; known || len(a.named) < maxNamed {
+			a.named[name] = asked{!state.Leaves, now}
+		}
+	}
+	was, known := a.askers[from]
+	is := asking{was.due, now}
+	if !known {
+		is.due = a.fresh
+	}
 	switch {
-	case role != "" && !strings.EqualFold(role, state.Role):
-		return a.takesOut(from, "maint", now)
 	case state.Leaves:
-		return a.takesOut(from, out, now)
+		is.due = readyAnswers
+		a.remember(from, is, !known || was.due != is.due)
+		return out
 	case state.Down != "":
 		return "down #" + strings.Join(strings.Fields(state.Down), " ")
 	}
-	line := "up " + percent(state.Score)
-	due := a.askers[from].due
-	if due > 1 {
-		a.askers[from] = takenOut{due - 1, now}
-	} else {
-		delete(a.askers, from)
+	ready := is.due > 0
+	is.due = max(0, is.due-1)
+	if !a.remember(from, is, ready && is.due == 0) {
+		ready = now.Sub(a.returned) < readyTime
 	}
-	if due > 0 || now.Sub(a.Started) < readyTime {
-		return "ready " + line
+	line := "up " + percent(state.Score)
+	if ready {
+		line = "ready " + line
 	}
 	return line
 }
 
-func (a *AgentCheck) takesOut(from asker, word string, now time.Time) string {
-	if len(a.askers) >= maxAskers {
-		maps.DeleteFunc(a.askers, func(_ asker, last takenOut) bool { return now.Sub(last.at) >= namedFor })
+func (a *AgentCheck) isRole(word string, from netip.Addr) bool {
+	word = strings.ToLower(word)
+	role, known := a.roles[word]
+	if !known && !strings.EqualFold(word, a.last.Role) && len(a.roles) < maxWords {
+		a.roles[word] = false
+		a.Log.Warn("a word of agent-send is not a role of this cluster, and is ignored: role=NAME names a role", "word", word, "from", from)
 	}
-	if _, known := a.askers[from]; known || len(a.askers) < maxAskers {
-		a.askers[from] = takenOut{readyAnswers, now}
-	}
-	return word
+	return role || strings.EqualFold(word, a.last.Role)
 }
 
-// percent is a score's weight. A full node gets 0, which takes no new session; any other at least 1.
+// remember keeps what is due to an asker, if there is room. One that names itself has precedence over one that does not.
+func (a *AgentCheck) remember(from asker, is asking, changed bool) bool {
+	if _, known := a.askers[from]; !known && !a.makeRoom(from, is.at) {
+		return false
+	}
+	a.askers[from] = is
+	if changed {
+		a.keep()
+	}
+	return true
+}
+
+// makeRoom forgets the asker, or the address, that has not asked for longest. One that names itself stays while it asks.
+func (a *AgentCheck) makeRoom(from asker, now time.Time) bool {
+	strings, addrs := 0, map[netip.Addr]bool{}
+	for k := range a.askers {
+		addrs[k.addr] = true
+		if k.addr == from.addr {
+			strings++
+		}
+	}
+	of := func(k asker) asker { return k }
+	switch {
+	case strings >= maxStrings:
+	case strings == 0 && len(addrs) >= maxAddrs:
+		of = func(k asker) asker { return asker{addr: k.addr} }
+	default:
+		return true
+	}
+	type group struct {
+		stays bool
+		at    time.Time
+	}
+	groups := map[asker]group{}
+	for k, is := range a.askers {
+		if strings == 0 || k.addr == from.addr {
+			g := groups[of(k)]
+			g.stays = g.stays || k.isNamed() && now.Sub(is.at) < namedFor
+			if is.at.After(g.at) {
+				g.at = is.at
+			}
+			groups[of(k)] = g
+		}
+	}
+	maps.DeleteFunc(groups, func(_ asker, g group) bool { return g.stays })
+	var oldest asker
+	for k, g := range groups {
+		if last, ok := groups[oldest]; !ok || g.at.Before(last.at) {
+			oldest = k
+		}
+	}
+	maps.DeleteFunc(a.askers, func(k asker, _ asking) bool { return len(groups) > 0 && of(k) == oldest })
+	return len(groups) > 0
+}
+
+// percent is a score's weight. A full node takes new sessions, too: if all are full, the players of running streams must
+// still get their files.
 func percent(score *int) string {
 	if score == nil {
 		return "100%"
 	}
-	if *score >= 100 {
-		return "0%"
-	}
-	return fmt.Sprintf("%d%%", max(1, 100-*score))
+	return fmt.Sprintf("%d%%", weight(*score))
 }

@@ -295,7 +295,7 @@ func TestHAProxyRun(t *testing.T) {
 func TestAgentCheckHAProxy(t *testing.T) {
 	var leaves atomic.Bool
 	var polls atomic.Int64
-	check := &lb.AgentCheck{Started: time.Now().Add(-time.Hour), Now: time.Now, State: func() lb.NodeState {
+	check := &lb.AgentCheck{Now: time.Now, Log: slog.New(slog.DiscardHandler), State: func() lb.NodeState {
 		polls.Add(1)
 		return lb.NodeState{Role: "edge", Leaves: leaves.Load()}
 	}}

@@ -35,6 +35,8 @@ const (
 	leastShare = 10
 	// rampTime is how long a new server's weight grows, from a tenth.
 	rampTime = time.Minute
+	// maxScore is 100 % of a limit of 1 %.
+	maxScore = 10_000
 	// unknownScore is the score of a role without any known score.
 	unknownScore = 50
 )
@@ -77,7 +79,7 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 		case len(was) == 0:
 			s.Since = time.Time{}
 		}
-		if n.Load != nil && n.Load.Score != nil {
+		if n.Load != nil && n.Load.Score != nil && *n.Load.Score >= 0 && *n.Load.Score <= maxScore { // else unknown
 			score[s.ID] = *n.Load.Score
 			scores[role] = append(scores[role], *n.Load.Score)
 		}
@@ -90,7 +92,7 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 			load = median(scores[s.Role])
 		}
 		s.Full = known && load >= 100
-		s.Weight = ramp(max(leastShare, 100-load), now.Sub(s.Since))
+		s.Weight = ramp(weight(load), now.Sub(s.Since))
 	}
 	slices.SortFunc(list, compare)
 	return list
@@ -108,6 +110,9 @@ func serves(m cluster.Member) bool {
 	}
 	return true
 }
+
+// weight is the share of a load score.
+func weight(score int) int { return min(100, max(leastShare, 100-score)) }
 
 func ramp(weight int, after time.Duration) int {
 	share := min(1, max(0.1, after.Seconds()/rampTime.Seconds()))
