@@ -4,15 +4,18 @@
 package lb
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 )
 
@@ -24,7 +27,7 @@ type List struct {
 	Read time.Time `json:"read,omitzero"`
 	// Held are the roles that keep servers although the cluster has lost them.
 	Held []Held `json:"held,omitempty"`
-	// Gone are addresses of machines gone by both signals.
+	// Gone are addresses of machines that are gone by both signals, and at whose port nothing serves.
 	Gone []netip.Addr `json:"gone,omitempty"`
 	// Failed is why the last read of MongoDB failed, or "".
 	Failed string `json:"failed,omitempty"`
@@ -50,6 +53,7 @@ const (
 type Feed struct {
 	o        Options
 	observer cluster.Observer
+	ports    ports
 	saved    []Server
 	unsaved  bool // the list could not be stored, and that was logged
 
@@ -67,10 +71,15 @@ type Options struct {
 	Force bool
 	Log   *slog.Logger
 	Now   func() time.Time
+	// Dial connects to a server's port once; nil: by TCP.
+	Dial func(context.Context, netip.AddrPort) error
 }
 
 // NewFeed returns a feed that begins with the stored list, if it can be read.
 func NewFeed(o Options) *Feed {
+	if o.Dial == nil {
+		o.Dial = dial
+	}
 	f := &Feed{o: o, changed: make(chan struct{})}
 	last, err := stored(o.Store)
 	if err != nil {
@@ -131,9 +140,16 @@ func (f *Feed) Look(ctx context.Context) error {
 		return err
 	}
 	members := f.observer.Observe(look)
-	is = List{Read: look.At, Servers: Members(members, f.o.Filter, was.Servers, f.o.Now()), Gone: listGone(members)}
+	now := f.o.Now()
+	if f.ports = f.ports.probe(ctx, late(members, was.Servers), f.o.Dial, now); ctx.Err() != nil {
+		return ctx.Err()
+	}
+	isDead := func(a netip.AddrPort) bool { return f.ports[a].isDead(now) }
+	is = List{Read: look.At, Servers: Members(members, f.o.Filter, was.Servers, now), Gone: listGone(members, isDead)}
 	if !f.o.Force {
-		is.Servers, is.Held = Guard(was.Servers, is.Servers, func(id string) bool { return leaves(members, id) })
+		is.Servers, is.Held = Guard(was.Servers, is.Servers, func(s Server) Evidence {
+			return evidence(members, f.o.Filter, s, isDead(netip.AddrPortFrom(s.Addr, uint16(s.Port))))
+		})
 	}
 	f.log(was, is)
 	f.publish(is)
@@ -206,17 +222,61 @@ func (f *Feed) save(servers []Server) error {
 	return nil
 }
 
-func leaves(members []cluster.Member, id string) bool {
-	i := slices.IndexFunc(members, func(m cluster.Member) bool { return m.Node != nil && m.Node.ID == id })
-	return i >= 0 && (members[i].State() == cluster.StateDraining || members[i].State() == cluster.StateLeft)
+// late returns the ports of servers without two fresh signals: of the list, and of machines that are gone.
+func late(members []cluster.Member, list []Server) (to []netip.AddrPort) {
+	fresh := map[string]bool{}
+	for _, m := range members {
+		switch {
+		case m.Node == nil:
+		case m.Health == cluster.Healthy, m.Health == cluster.NotServing:
+			fresh[m.Node.ID] = true
+		case m.Health == cluster.Gone && !m.Replaced:
+			if addr, ok := addrPort(m); ok {
+				to = append(to, addr)
+			}
+		}
+	}
+	for _, s := range list {
+		if !fresh[s.ID] {
+			to = append(to, netip.AddrPortFrom(s.Addr, uint16(s.Port)))
+		}
+	}
+	return to
+}
+
+func addrPort(m cluster.Member) (netip.AddrPort, bool) {
+	addr, ok := cluster.Dialable(m.Address())
+	return netip.AddrPortFrom(addr.Unmap(), uint16(cmp.Or(m.Node.Port, ams.DefaultHTTPPort))), ok
+}
+
+// evidence judges a server that the cluster has lost. Its own record is trusted, another machine's silence about it is not.
+func evidence(members []cluster.Member, f Filter, s Server, dead bool) Evidence {
+	i := slices.IndexFunc(members, func(m cluster.Member) bool { return m.Node != nil && m.Node.ID == s.ID })
+	own := false
+	if i >= 0 {
+		m := members[i]
+		own = m.State() != cluster.StateActive || m.Node.Serving != nil && !m.Node.Serving.Up || m.Replaced ||
+			!strings.EqualFold(m.Node.Role, s.Role) || !f.selects(m.Node.Role, m.Node.Group) || !cluster.SameAddress(m.Node.IP, s.Addr.String())
+	}
+	switch {
+	case own && dead:
+		return HasLeft
+	case own:
+		return Leaves
+	case dead:
+		return Dead
+	}
+	return Answers
 }
 
 // listGone omits addresses that another machine has by now.
-func listGone(members []cluster.Member) []netip.Addr {
-	var addrs []netip.Addr
+func listGone(members []cluster.Member, isDead func(netip.AddrPort) bool) (addrs []netip.Addr) {
 	for _, m := range members {
-		if addr, ok := cluster.Dialable(m.Address()); ok && m.Health == cluster.Gone && !m.Replaced {
-			addrs = append(addrs, addr.Unmap())
+		if m.Health != cluster.Gone || m.Replaced {
+			continue
+		}
+		if addr, ok := addrPort(m); ok && isDead(addr) {
+			addrs = append(addrs, addr.Addr())
 		}
 	}
 	return addrs

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,8 +30,17 @@ type world struct {
 	nodes []cluster.Node
 	err   error
 	seq   int64
-	// silent is how long a node has sent nothing, by id.
+	began time.Time // the first look
+	// silent is how long a node had sent nothing at the first look, by id.
 	silent map[string]time.Duration
+	// closed has what an attempt to connect to an address ends with; the others have an open port.
+	closed map[netip.Addr]error
+}
+
+func (w *world) dial(_ context.Context, to netip.AddrPort) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.closed[to.Addr()]
 }
 
 // local puts a member at 127.0.0.N.
@@ -64,11 +74,18 @@ func (w *world) Look(context.Context) (cluster.Look, error) {
 	}
 	w.seq++
 	at := time.Now()
+	if w.began.IsZero() {
+		w.began = at
+	}
 	l := cluster.Look{ServerTime: at, At: at, Nodes: slices.Clone(w.nodes)}
 	for i := range l.Nodes {
 		n := &l.Nodes[i]
-		last := at.Add(-w.silent[n.ID])
-		n.Seq, n.UpdatedAt, n.Interval = w.seq, last, 5*time.Second
+		last := at
+		n.Seq, n.Interval = w.seq, 5*time.Second
+		if silent := w.silent[n.ID]; silent > 0 {
+			n.Seq, last = 1, w.began.Add(-silent)
+		}
+		n.UpdatedAt = last
 		l.AMS = append(l.AMS, cluster.AMSNode{ID: n.IP, IP: n.IP, LastUpdate: last})
 	}
 	return l, nil
@@ -94,7 +111,7 @@ func newFeed(t *testing.T, w *world, s *stored, change ...func(*lb.Options)) *lb
 	if s == nil {
 		s = &stored{}
 	}
-	o := lb.Options{Looker: w, Store: s, Log: slog.New(slog.DiscardHandler), Now: time.Now}
+	o := lb.Options{Looker: w, Store: s, Log: slog.New(slog.DiscardHandler), Now: time.Now, Dial: w.dial}
 	for _, c := range change {
 		c(&o)
 	}
@@ -122,14 +139,66 @@ func TestFeedStartsWithoutMongoDB(t *testing.T) {
 	}
 }
 
-// The sessions on an address end only while no other machine has it.
+// The sessions on an address end only if nothing serves there, which three refused connections or a silence of 11 s show, and
+// while no other machine has it.
 func TestFeedGone(t *testing.T) {
-	w := &world{silent: map[string]time.Duration{"e1": time.Hour, "e2": time.Hour}}
-	w.set(member("e1", "edge", 0), member("e2", "edge", 0), member("e3", "edge", 0, func(m *cluster.Member) { m.Node.IP = "10.0.0.1" }))
+	w := &world{silent: map[string]time.Duration{"e1": time.Hour, "e2": time.Hour, "e4": time.Hour, "e5": time.Hour}}
+	w.closed = map[netip.Addr]error{
+		address("e1"): syscall.ECONNREFUSED, address("e2"): syscall.ECONNREFUSED, address("e5"): context.DeadlineExceeded,
+	}
+	w.set(member("e1", "edge", 0), member("e2", "edge", 0), member("e3", "edge", 0, func(m *cluster.Member) { m.Node.IP = "10.0.0.1" }),
+		member("e4", "edge", 0), member("e5", "edge", 0))
+	clock := time.Now()
+	f := newFeed(t, w, nil, func(o *lb.Options) { o.Now = func() time.Time { return clock } })
+	for after, want := range [][]netip.Addr{nil, nil, {address("e2")}, {address("e2"), address("e5")}} {
+		if after == 3 {
+			clock = clock.Add(11 * time.Second)
+		}
+		must.OK(t, f.Look(t.Context()))
+		if list, _ := f.List(); !slices.Equal(list.Gone, want) {
+			t.Errorf("look %d: %v, want %v", after, list.Gone, want)
+		}
+	}
+	// A server that answers once in between is not dead.
+	w.closed[address("e2")] = nil
+	f = newFeed(t, w, nil)
+	for _, answer := range []error{syscall.ECONNREFUSED, syscall.ECONNREFUSED, nil, syscall.ECONNREFUSED, syscall.ECONNREFUSED} {
+		w.closed[address("e2")] = answer
+		must.OK(t, f.Look(t.Context()))
+	}
+	if list, _ := f.List(); len(list.Gone) > 0 {
+		t.Errorf("%v", list.Gone)
+	}
+}
+
+// Nodes that are lost one after the other, as their heartbeats end, stay in the list while their ports answer.
+func TestFeedLosesSlowly(t *testing.T) {
+	w, members := &world{}, []cluster.Member{}
+	for n := range 10 {
+		members = append(members, member(fmt.Sprint("e", n+1), "edge", 0))
+	}
+	w.set(members...)
 	f := newFeed(t, w, nil)
 	must.OK(t, f.Look(t.Context()))
-	if list, _ := f.List(); !slices.Equal(list.Gone, []netip.Addr{address("e2")}) {
-		t.Errorf("%v", list.Gone)
+	w.closed = map[netip.Addr]error{address("e10"): syscall.ECONNREFUSED}
+	for n := range 10 {
+		w.set(members[:n]...)
+		must.OK(t, f.Look(t.Context()))
+	}
+	for range 3 {
+		must.OK(t, f.Look(t.Context()))
+	}
+	if got := servers(f); len(got) != 9 || slices.Contains(got, "e10") {
+		t.Errorf("%v", got)
+	}
+	// Its own record takes a node out, whatever its port does.
+	members[0].Node.State = cluster.StateDraining
+	members[1].Node.Serving = &cluster.Serving{}
+	members[2].Node.Role = "origin"
+	w.set(members[:9]...)
+	must.OK(t, f.Look(t.Context()))
+	if got := servers(f); !slices.Equal(got, []string{"e4", "e5", "e6", "e7", "e8", "e9", "e3"}) {
+		t.Errorf("%v", got)
 	}
 }
 
@@ -248,7 +317,7 @@ func TestHandler(t *testing.T) {
 	if rec := get("/nodes", tag); tag == "" || rec.Code != http.StatusNotModified {
 		t.Errorf("a look without a change: %d for %s, %s", rec.Code, tag, rec.Body)
 	}
-	w.set(member("e1", "edge", 40), member("o3", "origin", 100))
+	w.set(member("e1", "edge", 40), member("e2", "edge", 100, state(cluster.StateDraining)), member("o3", "origin", 100))
 	must.OK(t, f.Look(t.Context()))
 	if rec := get("/nodes", tag); rec.Code != http.StatusOK {
 		t.Errorf("a node less: %d", rec.Code)

@@ -42,6 +42,7 @@ type HAProxy struct {
 
 	confirmed   []string // the last ids
 	confirmedAt time.Time
+	followed    time.Time // the last Apply of a list that was just read
 }
 
 const (
@@ -129,24 +130,32 @@ var ErrSlotsFull = errors.New("not enough slots")
 
 // Apply makes the slots equal to the list, and reads them back.
 func (h *HAProxy) Apply(ctx context.Context, list List) error {
-	slots, _, err := h.slots(ctx)
-	if err != nil {
-		return err
+	commands, full := h.Commands(ctx, list)
+	if full != nil && !errors.Is(full, ErrSlotsFull) {
+		return full
 	}
-	commands, full := plan(slots, list)
+	var refused error
 	for _, c := range commands {
-		if reply, err := h.command(ctx, c); err != nil {
+		reply, err := h.command(ctx, c)
+		if err != nil {
 			return err
-		} else if reply = strings.TrimSpace(reply); reply != "" && !strings.HasPrefix(reply, "IP changed") && !strings.HasPrefix(reply, "no need") {
-			return fmt.Errorf("%w: it answers %q to %q", ErrHAProxy, reply, c)
 		}
+		if reply = strings.TrimSpace(reply); reply != "" && !strings.HasPrefix(reply, "IP changed") && !strings.HasPrefix(reply, "no need") {
+			refused = cmp.Or(refused, fmt.Errorf("%w: it answers %q to %q", ErrHAProxy, reply, c))
+		}
+	}
+	if refused != nil {
+		return refused
+	}
+	if list.Failed == "" {
+		h.followed = time.Now()
 	}
 	if len(commands) > 0 {
 		slots, state, err := h.slots(ctx)
 		if err != nil {
 			return err
 		}
-		left, _ := plan(slots, list)
+		left, _ := plan(slots, list, false)
 		// HAProxy ends sessions a moment later, and a second balance may set another weight.
 		if left = slices.DeleteFunc(left, func(c string) bool { return strings.HasPrefix(c, shutdown) || strings.Contains(c, " weight ") }); len(left) > 0 {
 			return fmt.Errorf("%w: it has not done %q", ErrHAProxy, left[0])
@@ -166,17 +175,49 @@ func (h *HAProxy) Commands(ctx context.Context, list List) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return plan(slots, list)
+	blind := list.Failed != ""
+	if blind && !h.followed.IsZero() {
+		up, err := h.uptime(ctx)
+		if err != nil {
+			return nil, err
+		}
+		blind = time.Since(h.followed) < up+2*time.Second // it reports whole seconds
+	}
+	return plan(slots, list, blind)
 }
 
-// plan's error is an [ErrSlotsFull].
-func plan(slots []slot, list List) (commands []string, full error) {
+// uptime is the time since HAProxy's start: a new process may have lost what was set.
+func (h *HAProxy) uptime(ctx context.Context) (time.Duration, error) {
+	info, err := h.command(ctx, "show info")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(info) {
+		if text, ok := strings.CutPrefix(line, "Uptime_sec:"); ok {
+			if n, err := strconv.Atoi(strings.TrimSpace(text)); err == nil {
+				return time.Duration(n) * time.Second, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("%w: it does not report its uptime", ErrHAProxy)
+}
+
+// plan's error is an [ErrSlotsFull]. Without a view of the cluster (blind), the slots of a role stay as they are, unless no
+// slot takes sessions: another balance may have a view.
+func plan(slots []slot, list List, blind bool) (commands []string, full error) {
 	do := func(s slot, format string, args ...any) {
 		commands = append(commands, "set server "+s.String()+" "+fmt.Sprintf(format, args...))
 	}
 	roles := Roles(list.Servers)
 	if !slices.ContainsFunc(slots, func(s slot) bool { return slices.Contains(roles, s.role) }) {
 		full = fmt.Errorf("%w: HAProxy has no server-template with a name below .invalid that is named after a role: %s", ErrSlotsFull, strings.Join(roles, ", "))
+	}
+	for _, role := range roles {
+		// HAProxy makes edge21 of the template edge2, and of the template edge.
+		base := strings.TrimRight(role, "0123456789")
+		if base != role && !hasRole(slots, role) && hasRole(slots, base) {
+			full = fmt.Errorf("%w for role %s: a name such as %s1 has the role %s; write `server-template %s- 1-N ...`", ErrSlotsFull, role, role, base, role)
+		}
 	}
 	slices.SortFunc(slots, func(a, b slot) int {
 		return cmp.Or(strings.Compare(a.backend, b.backend), strings.Compare(a.role, b.role), a.number-b.number)
@@ -188,6 +229,14 @@ func plan(slots []slot, list List) (commands []string, full error) {
 		}
 		group := slots[:n]
 		slots = slots[n:]
+		if group[0].number != 1 {
+			full = fmt.Errorf("%w: the numbers of a template begin at 1, and backend %s begins with %s; for a role that ends in a digit write `server-template %s- 1-N ...`",
+				ErrSlotsFull, group[0].backend, group[0].name, strings.TrimSuffix(group[0].name, "1"))
+			continue
+		}
+		if blind && slices.ContainsFunc(group, func(s slot) bool { return !s.maint && !s.free() }) {
+			continue
+		}
 		want := Usable(list.Servers, group[0].role)
 		taken := map[string]Server{}
 		var homeless []Server
@@ -236,7 +285,11 @@ func plan(slots []slot, list List) (commands []string, full error) {
 	return commands, full
 }
 
-// isGone: unless the machine is gone by both signals, its sessions may live.
+func hasRole(slots []slot, role string) bool {
+	return slices.ContainsFunc(slots, func(s slot) bool { return s.role == role })
+}
+
+// isGone: unless the machine is gone by both signals and its port, its sessions may live.
 func isGone(list List, addr netip.Addr) bool {
 	return addr.IsValid() && slices.ContainsFunc(list.Gone, func(a netip.Addr) bool { return a == addr })
 }

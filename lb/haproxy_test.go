@@ -331,3 +331,65 @@ func (b *balancer) serves(want bool) {
 	b.t.Helper()
 	must.Until(b.t, fmt.Sprintf("served: %v", want), func() bool { return (b.shares()["e1"] == 100) == want })
 }
+
+// A balance that cannot read MongoDB undoes nothing that another one sets, and sets the slots of a HAProxy that has none.
+func TestHAProxyBlind(t *testing.T) {
+	b := startHAProxy(t, slots)
+	b.serve(1)
+	b.serve(2)
+	both := lb.List{Servers: []lb.Server{edge(1, 50), edge(2, 50)}}
+	must.OK(t, b.Apply(t.Context(), both))
+	blind := &lb.HAProxy{Socket: b.Socket, Log: b.Log}
+	must.OK(t, blind.Apply(t.Context(), both))
+	both.Failed = "MongoDB is away"
+	must.OK(t, b.apply(nil, edge(1, 50)))
+	for range 3 {
+		must.OK(t, blind.Apply(t.Context(), both))
+	}
+	if n := b.shares(); n["e1"] != 100 {
+		t.Errorf("the node that drains gets sessions: %v", n)
+	}
+	must.OK(t, b.apply(nil, edge(1, 50), edge(3, 50)))
+	if c, err := blind.Commands(t.Context(), both); err != nil || len(c) > 0 {
+		t.Errorf("it sends %q, %v", c, err)
+	}
+
+	b = startHAProxy(t, slots) // a new process, without a state
+	b.serve(1)
+	b.serve(2)
+	blind.Socket = b.Socket
+	must.OK(t, blind.Apply(t.Context(), both))
+	if n := b.shares(); n["e1"]+n["e2"] != 100 {
+		t.Errorf("%v", n)
+	}
+}
+
+// HAProxy makes edge21 of the template edge2: the number of a slot must not be a part of its role.
+func TestHAProxyRolesWithDigits(t *testing.T) {
+	two := edge(2, 100)
+	two.Role = "edge2"
+	list := lb.List{Servers: []lb.Server{edge(1, 100), two}}
+	const template = "server-template %s unused.invalid:%%d init-addr last,0.0.0.0 disabled weight 100"
+	for templates, want := range map[string]int{"edge2 2": 0, "edge 20\nedge2 2": 1, "edge 20\nedge2- 2": 2} {
+		var lines []string
+		for _, name := range strings.Split(templates, "\n") {
+			lines = append(lines, strings.ReplaceAll(fmt.Sprintf(template, name), "%d", "1"))
+		}
+		b := startHAProxy(t, strings.Join(lines, "\n")+"\nserver other%d 127.0.0.1:1 disabled")
+		c, err := b.Commands(t.Context(), list)
+		if n := len(slices.DeleteFunc(c, func(c string) bool { return !strings.HasSuffix(c, "ready") })); n != want || (err == nil) != (want == 2) ||
+			err != nil && (!errors.Is(err, lb.ErrSlotsFull) || !strings.Contains(err.Error(), "server-template edge2- 1-N")) {
+			t.Errorf("%q: %q, %v", templates, c, err)
+		}
+	}
+}
+
+// A command that HAProxy refuses does not keep the others from their slots.
+func TestHAProxyRefuses(t *testing.T) {
+	b := startHAProxy(t, slots)
+	b.serve(2)
+	if err := b.apply(nil, edge(1, 300), edge(2, 50)); !errors.Is(err, lb.ErrHAProxy) {
+		t.Errorf("%v", err)
+	}
+	must.Until(t, "the other one serves", func() bool { return b.shares()["e2"] > 0 })
+}

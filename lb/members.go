@@ -72,6 +72,8 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 		s := Server{ID: n.ID, Role: role, Group: n.Group, Addr: addr.Unmap(), Port: cmp.Or(n.Port, ams.DefaultHTTPPort), Since: now}
 		b, again := before[s.key()]
 		switch {
+		case again && b.Since.After(now): // the clock was set back
+			s.Since = time.Time{}
 		case again:
 			s.Since = b.Since
 		case len(was) > 0 && m.Health == cluster.Unknown:
@@ -154,32 +156,45 @@ type Held struct {
 	Why  string   `json:"why"`
 }
 
-// Guard compares a new list with the last good one. If a role lost more than half of its servers, or all, the lost ones
-// stay with their last weight, and are reported. leaves reports whether a node itself reported that it drains or has left:
-// such a loss is trusted, unless no server would be left.
-func Guard(was, is []Server, leaves func(id string) bool) (list []Server, held []Held) {
+// Evidence is what is known about a server that a new list has lost.
+type Evidence int
+
+// The kinds of evidence.
+const (
+	// Answers: its port is open, or it is not known to be closed.
+	Answers Evidence = iota
+	// Dead: nothing serves at its port.
+	Dead
+	// Leaves: its own record takes it out, for example by a drain.
+	Leaves
+	// HasLeft: its own record takes it out, and nothing serves at its port.
+	HasLeft
+)
+
+// Guard compares a new list with the last good one. A lost server stays with its last weight, and is reported, while its port
+// answers: the registry may be cut off, or the wrong one. The last server of a role stays, too, unless it has left.
+func Guard(was, is []Server, evidence func(Server) Evidence) (list []Server, held []Held) {
 	list = slices.Clone(is)
 	stays := index(is)
 	for _, role := range Roles(was) {
-		before, after := ofRole(was, role), ofRole(is, role)
-		var lost []Server // not deliberately
-		var all []Server
-		for _, s := range before {
-			if _, ok := stays[s.key()]; ok {
-				continue
+		h, after := Held{Role: role, Why: "the cluster has lost them, and their ports answer"}, ofRole(is, role)
+		var lost, last []Server
+		for _, s := range ofRole(was, role) {
+			if _, ok := stays[s.key()]; ok || slices.ContainsFunc(after, func(a Server) bool { return a.Addr == s.Addr }) {
+				continue // with another id, another machine has the address
 			}
-			all = append(all, s)
-			if !leaves(s.ID) {
+			switch evidence(s) {
+			case Answers:
 				lost = append(lost, s)
+			case Dead, Leaves:
+				last = append(last, s)
+			case HasLeft:
 			}
 		}
-		h := Held{Role: role}
-		switch {
-		case len(after) == 0:
-			h.Why, lost = "no server of the role would be left", all
-		case 2*len(lost) > len(before):
-			h.Why = "more than half of the role is lost at once"
-		default:
+		if len(after) == 0 && len(lost) == 0 {
+			h.Why, lost = "no server of the role would be left", last
+		}
+		if len(lost) == 0 {
 			continue
 		}
 		for _, s := range lost {
