@@ -6,7 +6,6 @@ package lb
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -106,17 +105,14 @@ type keptAsker struct {
 	Send string     `json:"send"`
 }
 
-// Serve answers until ctx ends.
-func (a *AgentCheck) Serve(ctx context.Context, l net.Listener) error {
+// Serve answers until ctx ends, on a listener of which only Close ends Accept.
+func (a *AgentCheck) Serve(ctx context.Context, l net.Listener) {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	for {
 		conn, err := l.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return ctx.Err()
-		}
 		if err != nil {
-			return err
+			return
 		}
 		go a.serve(conn)
 	}

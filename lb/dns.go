@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/amsagent/amsagent/internal/bounded"
 )
 
 const (
@@ -25,14 +27,16 @@ const (
 	ttl = 1
 	// plainUDP is the answer size for a client that announces none, remoteUDP the largest for another machine.
 	plainUDP, remoteUDP = 512, 1232
-	// dnsIdle and dnsConns bound the idle time and the number of TCP connections.
-	dnsIdle  = 10 * time.Second
-	dnsConns = 64
+	// dnsIdle bounds the idle time of a TCP connection.
+	dnsIdle = 10 * time.Second
 	// weightUnit makes one percent: HAProxy divides a weight by 256, and nginx uses it as it is.
 	weightUnit = 655
 
 	rtmpPort = 1935
 )
+
+// NodeLabel is the label above the names of single nodes, and so no role.
+const NodeLabel = "node"
 
 // DNS answers queries below one domain from a list of servers:
 //
@@ -41,7 +45,8 @@ const (
 //	_rtmp._tcp.ROLE.DOMAIN    SRV       the RTMP port, with weights
 //	ADDRESS.node.DOMAIN       A, AAAA   the target of an SRV record: 10-0-1-11.node.DOMAIN
 //
-// A known role without servers gets SERVFAIL: after an empty answer, nginx drops all servers.
+// A known role without servers gets SERVFAIL: after an empty answer, nginx drops all servers. A name with such names below it has
+// an empty answer (RFC 8020). The role "node" has no names.
 type DNS struct {
 	// Domain has no leading or trailing dot.
 	Domain string
@@ -71,7 +76,7 @@ func (d *DNS) Serve(ctx context.Context, addr string, bound func(net.Addr)) erro
 	defer stop()
 	var work sync.WaitGroup
 	work.Go(func() { d.serveUDP(udp) })
-	work.Go(func() { d.serveTCP(ctx, tcp) })
+	work.Go(func() { d.serveTCP(ctx, bounded.New(tcp, nil)) })
 	work.Wait()
 	return ctx.Err()
 }
@@ -101,21 +106,12 @@ func largest(client netip.AddrPort) int {
 	return remoteUDP
 }
 
-// serveTCP closes the oldest of dnsConns connections for a new one.
 func (d *DNS) serveTCP(ctx context.Context, l net.Listener) {
-	conns := make(chan net.Conn, dnsConns)
 	for {
 		conn, err := l.Accept()
-		if errors.Is(err, net.ErrClosed) {
+		if err != nil {
 			return
 		}
-		if err != nil {
-			continue
-		}
-		if len(conns) == dnsConns {
-			_ = (<-conns).Close() // often it has ended already
-		}
-		conns <- conn
 		go func() {
 			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 			defer stop()
@@ -181,59 +177,80 @@ func (d *DNS) answer(query []byte, udp int, list []Server, known bool) []byte {
 	questions, err := p.AllQuestions()
 	if err != nil || len(questions) != 1 {
 		reply.RCode = dnsmessage.RCodeFormatError
-		return pack(reply, nil, nil, nil, maxMessage, false)
+		return pack(reply, reply.RCode, nil, nil, nil, nil, maxMessage, false)
 	}
 	if header.OpCode != 0 {
 		reply.RCode = dnsmessage.RCodeNotImplemented
-		return pack(reply, questions, nil, nil, maxMessage, false)
+		return pack(reply, reply.RCode, questions, nil, nil, nil, maxMessage, false)
 	}
-	size, edns := udpSize(&p)
+	size, edns, version := udpSize(&p)
 	if size = min(size, udp); udp == 0 {
 		size = maxMessage
 	}
+	if version > 0 {
+		return pack(reply, badVersion, questions, nil, nil, nil, size, edns)
+	}
 	answers, additional, code := d.resolve(questions[0], list, known)
-	reply.RCode = code
-	return pack(reply, questions, answers, additional, size, edns)
+	var authority []dnsmessage.Resource
+	if len(answers) == 0 && (code == dnsmessage.RCodeSuccess || code == dnsmessage.RCodeNameError) {
+		authority = d.authority()
+	}
+	return pack(reply, code, questions, answers, authority, additional, size, edns)
+}
+
+// badVersion is BADVERS of RFC 6891, whose upper bits are in the OPT record.
+const badVersion dnsmessage.RCode = 16
+
+// authority has the SOA record of the domain, which bounds how long a resolver keeps a negative answer (RFC 2308).
+func (d *DNS) authority() []dnsmessage.Resource {
+	domain, err := dnsmessage.NewName(d.Domain + ".")
+	if err != nil {
+		return nil
+	}
+	return []dnsmessage.Resource{resource(domain, dnsmessage.TypeSOA, &dnsmessage.SOAResource{
+		NS: domain, MBox: domain, Serial: 1, Refresh: ttl, Retry: ttl, Expire: ttl, MinTTL: ttl,
+	})}
 }
 
 // maxMessage is in bytes.
 const maxMessage = 1<<16 - 1
 
-// udpSize returns the largest answer that the client accepts by UDP.
-func udpSize(p *dnsmessage.Parser) (size int, edns bool) {
+// udpSize returns the largest answer that the client accepts by UDP, and its version of EDNS.
+func udpSize(p *dnsmessage.Parser) (size int, edns bool, version byte) {
 	if p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
-		return plainUDP, false
+		return plainUDP, false, 0
 	}
 	for {
 		h, err := p.AdditionalHeader()
 		if err != nil {
-			return plainUDP, false
+			return plainUDP, false, 0
 		}
 		if h.Type == dnsmessage.TypeOPT {
-			return max(plainUDP, int(h.Class)), true
+			return max(plainUDP, int(h.Class)), true, byte(h.TTL >> 16)
 		}
 		if p.SkipAdditional() != nil {
-			return plainUDP, false
+			return plainUDP, false, 0
 		}
 	}
 }
 
 // pack drops the additional records if they do not fit, then all answers: a client would treat a part of the list as the
 // whole. It returns nil for an invalid name.
-func pack(h dnsmessage.Header, question []dnsmessage.Question, answers, additional []dnsmessage.Resource, size int, edns bool) []byte {
+func pack(h dnsmessage.Header, code dnsmessage.RCode, question []dnsmessage.Question, answers, authority, additional []dnsmessage.Resource, size int, edns bool) []byte {
 	var end []dnsmessage.Resource
 	var opt dnsmessage.ResourceHeader
-	if edns && opt.SetEDNS0(maxMessage, dnsmessage.RCodeSuccess, false) == nil {
+	h.RCode = code & 0xf
+	if edns && opt.SetEDNS0(maxMessage, code, false) == nil {
 		end = append(end, dnsmessage.Resource{Header: opt, Body: &dnsmessage.OPTResource{}})
 	}
-	m := dnsmessage.Message{Header: h, Questions: question, Answers: answers}
+	m := dnsmessage.Message{Header: h, Questions: question, Answers: answers, Authorities: authority}
 	for _, extra := range [][]dnsmessage.Resource{additional, nil} {
 		m.Additionals = slices.Concat(extra, end)
 		if b, err := m.Pack(); err == nil && len(b) <= size {
 			return b
 		}
 	}
-	m.Truncated, m.Answers = true, nil
+	m.Truncated, m.Answers, m.Authorities = true, nil, nil
 	b, err := m.Pack()
 	if err != nil {
 		return nil
@@ -247,7 +264,10 @@ func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers
 		return nil, nil, dnsmessage.RCodeRefused
 	}
 	if name == strings.ToLower(d.Domain) {
-		return nil, nil, dnsmessage.RCodeSuccess
+		if q.Type == dnsmessage.TypeSOA {
+			answers = d.authority()
+		}
+		return answers, nil, dnsmessage.RCodeSuccess
 	}
 	labels, ok := strings.CutSuffix(name, "."+strings.ToLower(d.Domain))
 	if !ok {
@@ -256,7 +276,7 @@ func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers
 	if !known {
 		return nil, nil, dnsmessage.RCodeServerFailure
 	}
-	if label, ok := strings.CutSuffix(labels, ".node"); ok {
+	if label, ok := strings.CutSuffix(labels, "."+NodeLabel); ok && !strings.HasPrefix(label, "_") {
 		return node(list, label, q)
 	}
 	service, role := "", labels
@@ -265,10 +285,18 @@ func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers
 			service, role = prefix, rest
 		}
 	}
-	servers := Usable(list, role)
+	var servers []Server
+	if role != NodeLabel {
+		servers = Usable(list, role)
+	}
 	if len(servers) == 0 {
-		if slices.ContainsFunc(d.Roles, func(r string) bool { return strings.EqualFold(r, role) }) {
+		switch {
+		case slices.ContainsFunc(d.Roles, func(r string) bool { return strings.EqualFold(r, role) }):
 			return nil, nil, dnsmessage.RCodeServerFailure
+		case labels == NodeLabel, slices.ContainsFunc(append(Roles(list), d.Roles...), func(r string) bool {
+			return strings.HasSuffix("._tcp."+strings.ToLower(r), "."+labels)
+		}):
+			return nil, nil, dnsmessage.RCodeSuccess
 		}
 		return nil, nil, dnsmessage.RCodeNameError
 	}

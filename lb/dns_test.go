@@ -47,6 +47,8 @@ func records(rs []dnsmessage.Resource) (lines []string) {
 			lines = append(lines, fmt.Sprintf("%s %d A %s", r.Header.Name, r.Header.TTL, netip.AddrFrom4(b.A)))
 		case *dnsmessage.AAAAResource:
 			lines = append(lines, fmt.Sprintf("%s %d AAAA %s", r.Header.Name, r.Header.TTL, netip.AddrFrom16(b.AAAA)))
+		case *dnsmessage.SOAResource:
+			lines = append(lines, fmt.Sprintf("%s %d SOA %d", r.Header.Name, r.Header.TTL, b.MinTTL))
 		case *dnsmessage.SRVResource:
 			lines = append(lines, fmt.Sprintf("%s %d SRV %d %d %s", r.Header.Name, r.Header.TTL, b.Weight, b.Port, b.Target))
 		}
@@ -59,6 +61,7 @@ func TestDNS(t *testing.T) {
 		{ID: "e1", Role: "edge", Addr: netip.MustParseAddr("10.0.0.1"), Port: 5080, Weight: 100},
 		{ID: "e2", Role: "edge", Addr: netip.MustParseAddr("fd00::2"), Port: 6080, Weight: 1},
 		{ID: "e3", Role: "edge", Addr: netip.MustParseAddr("10.0.0.3"), Port: 5080, Weight: 50, Full: true},
+		{ID: "n5", Role: "node", Addr: netip.MustParseAddr("10.0.0.5"), Port: 5080, Weight: 30},
 		{ID: "o4", Role: "origin", Addr: netip.MustParseAddr("10.0.0.4"), Port: 5080, Weight: 30, Full: true},
 	}
 	known := true
@@ -88,13 +91,21 @@ func TestDNS(t *testing.T) {
 		{"10-0-0-9.node.ams.test.", dnsmessage.TypeA, dnsmessage.RCodeNameError, nil, nil},
 		{"unknown.ams.test.", dnsmessage.TypeA, dnsmessage.RCodeNameError, nil, nil},
 		{"relay.ams.test.", dnsmessage.TypeA, dnsmessage.RCodeServerFailure, nil, nil},
-		{"ams.test.", dnsmessage.TypeSOA, 0, nil, nil},
+		{"ams.test.", dnsmessage.TypeSOA, 0, []string{"ams.test. 1 SOA 1"}, nil},
+		{"_tcp.edge.ams.test.", dnsmessage.TypeSRV, 0, nil, nil}, // an empty answer: a name below has records
+		{"_tcp.relay.ams.test.", dnsmessage.TypeA, 0, nil, nil},
+		{"_udp.edge.ams.test.", dnsmessage.TypeSRV, dnsmessage.RCodeNameError, nil, nil},
+		{"node.ams.test.", dnsmessage.TypeA, 0, nil, nil},
+		{"_http._tcp.node.ams.test.", dnsmessage.TypeSRV, dnsmessage.RCodeNameError, nil, nil},
 		{"example.com.", dnsmessage.TypeA, dnsmessage.RCodeRefused, nil, nil},
 		{"xams.test.", dnsmessage.TypeA, dnsmessage.RCodeRefused, nil, nil},
 	} {
 		m := ask(t, d, query(t, tt.name, tt.typ, 4096), false)
 		if m.RCode != tt.code || !m.Response || !m.Authoritative || m.RecursionAvailable || m.ID != 7 || m.Truncated {
 			t.Errorf("%s %s: %+v", tt.name, tt.typ, m.Header)
+		}
+		if negative := len(m.Answers) == 0 && (m.RCode == 0 || m.RCode == dnsmessage.RCodeNameError); len(records(m.Authorities)) > 0 != negative {
+			t.Errorf("%s %s: authority %v", tt.name, tt.typ, m.Authorities)
 		}
 		if diff := cmp.Diff(append(tt.want, tt.extra...), append(records(m.Answers), records(m.Additionals)...)); diff != "" {
 			t.Errorf("%s %s: -want +got:\n%s", tt.name, tt.typ, diff)
@@ -103,6 +114,20 @@ func TestDNS(t *testing.T) {
 	known = false
 	if m := ask(t, d, query(t, "edge.ams.test.", dnsmessage.TypeA, 0), false); m.RCode != dnsmessage.RCodeServerFailure {
 		t.Errorf("before the first list: %s", m.RCode)
+	}
+}
+
+// A later version of EDNS is refused with the version that is spoken (RFC 6891, BADVERS).
+func TestDNSVersion(t *testing.T) {
+	d := &lb.DNS{Domain: "ams.test", List: func() ([]lb.Server, bool) { return nil, false }}
+	q := query(t, "edge.ams.test.", dnsmessage.TypeA, 4096)
+	q[len(q)-5] = 1 // before the flags and the length of the OPT record
+	m := ask(t, d, q, false)
+	if len(m.Additionals) != 1 {
+		t.Fatalf("%+v", m)
+	}
+	if h := m.Additionals[0].Header; h.ExtendedRCode(m.RCode) != 16 || byte(h.TTL>>16) != 0 {
+		t.Errorf("code %d, %+v", h.ExtendedRCode(m.RCode), h)
 	}
 }
 

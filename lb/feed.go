@@ -141,7 +141,7 @@ func (f *Feed) Look(ctx context.Context) error {
 	}
 	members := f.observer.Observe(look)
 	now := f.o.Now()
-	if f.ports = f.ports.probe(ctx, late(members, was.Servers), f.o.Dial, now); ctx.Err() != nil {
+	if f.ports = f.ports.probe(ctx, findLate(members, was.Servers), f.o.Dial, now); ctx.Err() != nil {
 		return ctx.Err()
 	}
 	isDead := func(a netip.AddrPort) bool { return f.ports[a].isDead(now) }
@@ -222,8 +222,8 @@ func (f *Feed) save(servers []Server) error {
 	return nil
 }
 
-// late returns the ports of servers without two fresh signals: of the list, and of machines that are gone.
-func late(members []cluster.Member, list []Server) (to []netip.AddrPort) {
+// findLate returns the ports of servers without two fresh signals: of the list, and of machines that are gone.
+func findLate(members []cluster.Member, list []Server) (to []netip.AddrPort) {
 	fresh := map[string]bool{}
 	for _, m := range members {
 		switch {

@@ -302,7 +302,7 @@ func TestAgentCheckHAProxy(t *testing.T) {
 	var listen net.ListenConfig
 	l, err := listen.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must.OK(t, err)
-	go func() { _ = check.Serve(t.Context(), l) }()
+	go check.Serve(t.Context(), l)
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	b := startHAProxy(t, `server edge1 127.0.0.1:%d weight 100 agent-check agent-port `+port+` agent-inter 50ms agent-send "edge\n"`)
 	b.serve(1)

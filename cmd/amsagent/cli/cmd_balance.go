@@ -25,6 +25,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/bounded"
 	"github.com/amsagent/amsagent/lb"
 )
 
@@ -231,9 +232,15 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 			return &userError{Msg: msg, Cause: err}
 		}
 		g.log().Info("serving the list by HTTP", "address", l.Addr().String())
-		server := &http.Server{Handler: lb.Handler(feed, opts.metricsPort), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+		const limit = 5 * time.Second
+		server := &http.Server{
+			Handler: lb.Handler(feed, opts.metricsPort), ReadHeaderTimeout: limit, ReadTimeout: limit, WriteTimeout: 2 * limit, IdleTimeout: time.Minute,
+			MaxHeaderBytes: 4 << 10,
+		}
 		context.AfterFunc(ctx, func() { _ = server.Close() })
-		serve(func() error { return server.Serve(l) })
+		serve(func() error {
+			return server.Serve(bounded.New(l, func(err error) { g.log().Error("accepting a connection failed", "error", err) }))
+		})
 	}
 	work.Wait()
 	if signals.Err() != nil {

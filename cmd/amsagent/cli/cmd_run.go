@@ -30,6 +30,8 @@ import (
 const (
 	controlSocket = "/run/amsagent/control.sock"
 	daemonLock    = "/run/amsagent/daemon.lock"
+	// agentCheckFile ends with the boot, as a state "maint" that only an operator can have set does.
+	agentCheckFile = "/run/amsagent/agent-check.json"
 )
 
 func newRunCommand(g *globals) *cobra.Command {
@@ -89,8 +91,9 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	o := daemon.Options{
 		Machine: m, Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
 		Outdated: a.outdated, Connect: a.connect, Reload: reload, Redact: g.redact, Notify: g.env.Notify,
-		Notes:   func() []string { return g.lastSeen().Notes },
-		Control: g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
+		Notes:          func() []string { return g.lastSeen().Notes },
+		AgentCheckKept: stateFile{path: g.settings.Root + agentCheckFile},
+		Control:        g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
 		Version: currentVersion().Version, Log: g.log(),
 	}
 	// systemd's own, for the process it started: sd_watchdog_enabled(3).

@@ -88,6 +88,12 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 		if v.State == cluster.StateActive && v.Proved && !v.Ready && v.NotReady != daemon.NotAsked && (v.Lifecycle == nil || v.Lifecycle.Ready) {
 			s.AddNotReady(v.NotReady)
 		}
+		if v.AgentCheckError != "" {
+			s.Disagree = append(s.Disagree, bootstrap.Disagreement{
+				ID: idStatusPort, Text: "the daemon does not answer HAProxy's agent checks: " + v.AgentCheckError,
+				Hint: "ss -ltnp shows which program listens there; stop it, or give the daemon another agent_check_address",
+			})
+		}
 		if v.MetricsError != "" {
 			s.Disagree = append(s.Disagree, bootstrap.Disagreement{
 				ID: idStatusPort, Text: "the daemon does not serve /metrics, /healthz and /readyz: " + v.MetricsError,

@@ -5,9 +5,7 @@ package daemon
 
 import (
 	"context"
-	"time"
 
-	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
 )
 
@@ -16,21 +14,22 @@ func (d *Daemon) agentCheck(ctx context.Context) {
 	if d.o.AgentCheck == "" {
 		return
 	}
-	l := listenTCP(ctx, d.o.AgentCheck, func(err error, again bool) {
-		if !again {
-			d.log.Error("agent checks are not answered until the port is free", "address", d.o.AgentCheck, "error", err)
+	l := listenTCP(ctx, d.o.AgentCheck, func(err error) {
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		before := d.view.get().AgentCheckError
+		d.view.change(func(v *View) { v.AgentCheckError = text })
+		if err != nil && before == "" {
+			d.log.Error("agent checks are not answered", "address", d.o.AgentCheck, "error", err)
 		}
 	})
 	if l == nil {
 		return
 	}
 	d.log.Info("agent checks are answered", "address", l.Addr().String())
-	var log throttle
-	for again := true; again; again = sleep.For(ctx, portPause) {
-		if err := d.check.Serve(ctx, l); ctx.Err() == nil && log.allows(err.Error(), time.Now()) {
-			d.log.Error("agent checks are not answered for a moment", "address", d.o.AgentCheck, "error", err)
-		}
-	}
+	d.check.Serve(ctx, l)
 }
 
 func (d *Daemon) nodeState() lb.NodeState {

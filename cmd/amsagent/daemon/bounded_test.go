@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/bounded"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
@@ -46,34 +47,6 @@ func (h *handed) Accept() (net.Conn, error) {
 	c := h.conns[0]
 	h.conns = h.conns[1:]
 	return c, nil
-}
-
-func TestBoundedListener(t *testing.T) {
-	h := &handed{}
-	var all []*silent
-	for range 1000 {
-		c := &silent{}
-		all = append(all, c)
-		h.conns = append(h.conns, c)
-	}
-	l := &boundedListener{Listener: h}
-	var last net.Conn
-	for range all {
-		c, err := l.Accept()
-		must.OK(t, err)
-		last = c
-	}
-	for i, c := range all {
-		if want := i < len(all)-maxConns; c.closed != want {
-			t.Errorf("connection %d is closed: %t", i, c.closed)
-		}
-	}
-	if err := last.Close(); err != nil || len(l.conns) != maxConns-1 {
-		t.Errorf("closing made no room: %d are open, %v", len(l.conns), err)
-	}
-	if _, err := l.Accept(); !errors.Is(err, io.EOF) {
-		t.Errorf("%v", err)
-	}
 }
 
 // TestFlood opens thousands of connections that never finish their request, and asks for health among them. TestDaemonCrowd
@@ -142,7 +115,7 @@ func TestFlood(t *testing.T) {
 	// All but the last are closed.
 	for i, c := range mine {
 		_ = c.SetReadDeadline(time.Now().Add(time.Minute))
-		if i < flood-maxConns {
+		if i < flood-bounded.MaxConns {
 			_, err := c.Read(make([]byte, 1))
 			var timeout net.Error
 			if errors.As(err, &timeout) && timeout.Timeout() {

@@ -83,6 +83,8 @@ type Options struct {
 	Metrics string
 	// AgentCheck is the host:port for HAProxy's agent checks, or "".
 	AgentCheck string
+	// AgentCheckKept keeps the clients of the agent check until the machine's boot ends.
+	AgentCheckKept lb.Store
 	// Control and Lock are paths: of the control socket and the lock file.
 	Control, Lock string
 	Periods       Periods
@@ -191,7 +193,7 @@ func New(o Options) *Daemon {
 		o: o, log: o.Log, view: newView(o.Version), interval: o.Settings().Interval,
 		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1), phaseChanged: make(chan struct{}, 1),
 	}
-	d.check = &lb.AgentCheck{State: d.nodeState, Started: time.Now(), Now: time.Now}
+	d.check = &lb.AgentCheck{State: d.nodeState, Kept: o.AgentCheckKept, Now: time.Now, Log: o.Log}
 	d.view.notes = o.Notes
 	d.own, _ = o.Machine.StateFile() // nil if damaged
 	if d.own != nil {
@@ -218,7 +220,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	defer release()
 	d.life = newLife(d) //nolint:contextcheck // it starts nothing before Run
-	control, unheard := listenUnix(ctx, d.o.Control)
+	control, unheard := listenUnix(ctx, d.o.Control, func(err error) {
+		if err != nil {
+			d.log.Error("the control socket does not answer", "error", err)
+		}
+	})
 	if unheard != nil { // heartbeats matter more
 		d.log.Error("no control socket: `amsagent status` cannot ask this daemon", "error", unheard)
 	}

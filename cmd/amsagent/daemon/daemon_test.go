@@ -524,11 +524,11 @@ func freshSocket(t *testing.T) string {
 // The former daemon's socket stays until the new one takes its name, so that a command never finds none.
 func TestControlSocketStays(t *testing.T) {
 	path := freshSocket(t)
-	l, err := listenUnix(t.Context(), path)
+	l, err := listenUnix(t.Context(), path, nil)
 	must.OK(t, err)
 	// A folder in the place of the staged socket: the next daemon cannot listen.
 	must.OK(t, errors.Join(l.Close(), os.MkdirAll(path+".new/x", 0o755)))
-	if _, err := listenUnix(t.Context(), path); err == nil {
+	if _, err := listenUnix(t.Context(), path, nil); err == nil {
 		t.Fatal("a folder was replaced")
 	}
 	if _, err := net.Dial("unix", path); !errors.Is(err, syscall.ECONNREFUSED) {

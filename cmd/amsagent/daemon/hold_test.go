@@ -29,7 +29,7 @@ func TestHold(t *testing.T) {
 	}
 	enter()
 	path := freshSocket(t)
-	l, err := listenUnix(t.Context(), path)
+	l, err := listenUnix(t.Context(), path, nil)
 	must.OK(t, err)
 	go d.serveHTTP(t.Context(), l, d.controlHandler(), commandTime)
 

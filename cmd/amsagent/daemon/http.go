@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/bounded"
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/azure"
@@ -36,15 +37,19 @@ const (
 	closeTime = 200 * time.Millisecond
 )
 
-// listenTCP waits until the port is free; it returns nil when ctx ends. again is false for the first error.
-func listenTCP(ctx context.Context, address string, failed func(err error, again bool)) net.Listener {
+// listenTCP waits until the port is free; it returns nil when ctx ends. failed is called with the error of each failed attempt to
+// listen or to accept, and with nil after the next good one.
+func listenTCP(ctx context.Context, address string, failed func(error)) net.Listener {
 	for again := false; ; again = true {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if err == nil {
-			return &boundedListener{Listener: l}
+			if again {
+				failed(nil)
+			}
+			return bounded.New(l, failed)
 		}
 		if ctx.Err() == nil {
-			failed(err, again)
+			failed(err)
 		}
 		if !sleep.For(ctx, portPause) {
 			return nil
@@ -59,33 +64,35 @@ func (d *Daemon) serveMetrics(ctx context.Context, tried func()) {
 	if d.o.Metrics == "" {
 		return
 	}
-	l := listenTCP(ctx, d.o.Metrics, func(err error, again bool) {
-		text := err.Error()
-		if errors.Is(err, syscall.EADDRINUSE) {
+	l := listenTCP(ctx, d.o.Metrics, func(err error) {
+		text := ""
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
 			text = "another program listens on " + d.o.Metrics
+		case err != nil:
+			text = err.Error()
 		}
+		before := d.view.get().MetricsError
 		d.view.change(func(v *View) { v.MetricsError = text })
-		if again {
-			return
+		switch {
+		case err == nil:
+			d.log.Info("metrics and health are served again", "address", d.o.Metrics)
+			d.status()
+		case before == "":
+			d.log.Error("metrics and health are not served", "address", d.o.Metrics, "error", err)
+			tried()
 		}
-		d.log.Error("no metrics and no health are served until the port is free", "address", d.o.Metrics, "error", err)
-		tried()
 	})
 	if l == nil {
 		return
 	}
-	taken := d.view.get().MetricsError != ""
-	d.view.change(func(v *View) { v.Metrics, v.MetricsError = l.Addr().String(), "" })
+	d.view.change(func(v *View) { v.Metrics = l.Addr().String() })
 	tried()
-	if taken {
-		d.log.Info("metrics and health are served", "address", d.o.Metrics)
-		d.status()
-	}
 	d.serveHTTP(ctx, l, d.metricsHandler(), requestTime)
 }
 
 // listenUnix replaces an earlier daemon's socket; the lock excludes a second daemon.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+func listenUnix(ctx context.Context, path string, failed func(error)) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
@@ -107,7 +114,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := errors.Join(os.Chmod(staged, 0o600), os.Rename(staged, path)); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return &boundedListener{Listener: l}, nil
+	return bounded.New(l, failed), nil
 }
 
 // serveHTTP answers until ctx ends. It leaves the control socket's file for the next daemon to replace: to a command, a file
@@ -123,12 +130,10 @@ func (d *Daemon) serveHTTP(ctx context.Context, l net.Listener, h http.Handler, 
 			_ = srv.Close()
 		}
 	})
-	err := srv.Serve(l)
-	if stop() {
-		d.log.Error("a socket does not answer any more", "address", l.Addr().String(), "error", err)
-		return
+	_ = srv.Serve(l) // until the listener is closed
+	if !stop() {
+		<-closed
 	}
-	<-closed
 }
 
 // httpServer bounds everything that a client can consume.

@@ -253,6 +253,7 @@ type member struct {
 	unwritten bool
 	// spareAsked is when notAlone was last asked.
 	spareAsked time.Time
+	rolesRead  time.Time
 	// taking is a drain request whose acceptance is unknown, or nil. A restart forgets it: the requester gets an error.
 	taking *cluster.DrainRequest
 }
@@ -491,6 +492,7 @@ func (m *member) watchDocument(ctx context.Context) {
 	for sleep.For(ctx, m.d.o.Periods.Document) {
 		m.readRow(ctx)
 		m.askToKeep(ctx)
+		m.readRoles(ctx)
 		age, err := m.serverAge(ctx)
 		if ctx.Err() != nil {
 			return
@@ -527,6 +529,23 @@ func (m *member) readRow(ctx context.Context) {
 	}
 }
 
+// readRoles makes the cluster's roles known to the agent check, if one of its clients sent a word that may be a role.
+func (m *member) readRoles(ctx context.Context) {
+	if !m.d.check.HasUnknownWords() || time.Since(m.rolesRead) < rolesEvery {
+		return
+	}
+	nodes, err := m.client.Nodes(ctx)
+	if err != nil {
+		return
+	}
+	m.rolesRead = time.Now()
+	var roles []string
+	for _, n := range nodes {
+		roles = append(roles, n.Role)
+	}
+	m.d.check.AddRoles(roles)
+}
+
 // askToKeep determines why to keep a machine whose server does not serve.
 func (m *member) askToKeep(ctx context.Context) {
 	v := m.d.view.get()
@@ -560,6 +579,9 @@ func (m *member) askToKeep(ctx context.Context) {
 func (m *member) asksOthers(v View, now time.Time) bool {
 	return !m.spareAsked.After(v.brokenSince) || v.spared == serverStopped || now.Sub(m.spareAsked) >= spareEvery*m.d.o.Periods.Document
 }
+
+// rolesEvery bounds the reads of all node records for a word that is no role.
+const rolesEvery = time.Minute
 
 // spareEvery is in Periods.Document: with a bad release, all nodes read all records.
 const spareEvery = 4

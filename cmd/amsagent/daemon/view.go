@@ -69,6 +69,8 @@ type View struct {
 	Metrics string   `json:"metrics,omitempty"` // the address
 	// MetricsError is why the port for metrics and health is not open yet. Another program may answer there.
 	MetricsError string `json:"metrics_error,omitempty"`
+	// AgentCheckError is why HAProxy's agent checks are not answered.
+	AgentCheckError string `json:"agent_check_error,omitempty"`
 
 	// entered: this instance was active, and its server seen in the cluster. It holds after a restart of the agent, even
 	// without MongoDB.
