@@ -212,7 +212,12 @@ release: package ## what is published: packages, tarballs, bills of materials, S
 
 .PHONY: release-check
 release-check: release ## a second release, in another folder and compiled again, has the same bytes, and its signature holds for no others
+	@tools/scripts/deps.sh release $(DEPS)
 	@tools/scripts/release-check.sh '$(VERSION)' $(BUILD)
+
+.PHONY: draft
+draft: ## a draft of the release VERSION on GitHub, with the files of build/release (run by CI after a tag; needs gh)
+	@tools/scripts/draft.sh '$(VERSION)' $(BUILD)
 
 .PHONY: install
 install: ## what the packages hold, as `make build generate` left it, below $(DESTDIR)$(PREFIX) (/usr/local); enables and starts nothing
