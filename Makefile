@@ -179,7 +179,7 @@ heavy: ## what is slow: races, booted machines, crashes at every system call, th
 	@tools/scripts/tier.sh heavy
 
 .PHONY: lint
-lint: $(BUILD)/tools/staticcheck ## the quick linters: gofmt, go vet, staticcheck without tests, the rules of internal/house, shellcheck
+lint: $(BUILD)/tools/staticcheck $(BUILD)/tools/actionlint ## the quick linters: gofmt, go vet, staticcheck without tests, the rules of internal/house, shellcheck, actionlint
 	@tools/scripts/deps.sh lint $(DEPS)
 	@tools/scripts/lint.sh quick
 
@@ -266,6 +266,7 @@ clean: ## remove build/
 	rm -rf $(BUILD)
 
 # Tools are built once per version; their sources and versions are those of tools/go.mod.
+TOOL_actionlint    := github.com/rhysd/actionlint/cmd/actionlint
 TOOL_golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 TOOL_gofumpt       := mvdan.cc/gofumpt
 TOOL_gotestsum     := gotest.tools/gotestsum
