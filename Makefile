@@ -205,8 +205,8 @@ lint-all: $(BUILD)/tools/golangci-lint ## all linters, tests included (the linte
 	@tools/scripts/lint.sh all
 
 .PHONY: stats
-stats: ## sizes of the parts, and other figures, beside their budgets (with the binary's, if there is a build/amsagent)
-	@cd tools && $(GO) run ./stats ..
+stats: ## sizes of the parts, and other figures, beside their budgets (the binary's if it is built); LIST=unused, branchy, words or insides lists what is counted
+	@cd tools && $(GO) run ./stats .. $(LIST)
 
 .PHONY: fmt
 fmt: $(BUILD)/tools/gofumpt ## format the Go sources in place (the only target that rewrites them, besides generate)
