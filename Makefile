@@ -196,7 +196,7 @@ bare: ## the gate in an empty Debian 12 with git, make and this machine's Go, in
 	@tools/scripts/bare.sh
 
 .PHONY: lint
-lint: $(BUILD)/tools/staticcheck ## the quick linters: gofmt, go vet, staticcheck without tests, the rules of internal/house, shellcheck
+lint: $(BUILD)/tools/staticcheck $(BUILD)/tools/actionlint ## the quick linters: gofmt, go vet, staticcheck without tests, the rules of internal/house, shellcheck, actionlint
 	@tools/scripts/deps.sh lint $(DEPS)
 	@tools/scripts/lint.sh quick
 
@@ -205,8 +205,8 @@ lint-all: $(BUILD)/tools/golangci-lint ## all linters, tests included (the linte
 	@tools/scripts/lint.sh all
 
 .PHONY: stats
-stats: ## sizes of the parts, and other figures, beside their budgets (with the binary's, if there is a build/amsagent)
-	@cd tools && $(GO) run ./stats ..
+stats: ## sizes of the parts, and other figures, beside their budgets (the binary's if it is built); LIST=unused, branchy, words or insides lists what is counted
+	@cd tools && $(GO) run ./stats .. $(LIST)
 
 .PHONY: fmt
 fmt: $(BUILD)/tools/gofumpt ## format the Go sources in place (the only target that rewrites them, besides generate)
@@ -229,7 +229,12 @@ release: package ## what is published: packages, tarballs, bills of materials, S
 
 .PHONY: release-check
 release-check: release ## a second release, in another folder and compiled again, has the same bytes, and its signature holds for no others
+	@tools/scripts/deps.sh release $(DEPS)
 	@tools/scripts/release-check.sh '$(VERSION)' $(BUILD)
+
+.PHONY: draft
+draft: ## a draft of the release VERSION on GitHub, with the files of build/release (run by CI after a tag; needs gh)
+	@tools/scripts/draft.sh '$(VERSION)' $(BUILD)
 
 .PHONY: install
 install: ## what the packages hold, as `make build generate` left it, below $(DESTDIR)$(PREFIX) (/usr/local); enables and starts nothing
@@ -278,6 +283,7 @@ clean: ## remove build/
 	rm -rf $(BUILD)
 
 # Tools are built once per version; their sources and versions are those of tools/go.mod.
+TOOL_actionlint    := github.com/rhysd/actionlint/cmd/actionlint
 TOOL_golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 TOOL_gofumpt       := mvdan.cc/gofumpt
 TOOL_gotestsum     := gotest.tools/gotestsum

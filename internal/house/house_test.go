@@ -64,7 +64,7 @@ var walk = sync.OnceValues(func() (files []file, err error) {
 			return err
 		}
 		if entry.IsDir() {
-			if path == "build" || path == "dist" || strings.HasPrefix(entry.Name(), ".") && path != "." && path != ".ci" {
+			if path == "build" || path == "dist" || strings.HasPrefix(entry.Name(), ".") && path != "." && path != ".ci" && path != ".github" {
 				return fs.SkipDir
 			}
 			return nil
@@ -149,12 +149,19 @@ func TestGoMod(t *testing.T) {
 	}
 }
 
-// TestDocuments: what a document points at is there, be it a file or a make target.
-func TestDocuments(t *testing.T) {
+// makeTargets are those that `make help` explains.
+func makeTargets(t *testing.T) map[string]bool {
+	t.Helper()
 	targets := map[string]bool{}
 	for _, m := range regexp.MustCompile(`(?m)^([a-z0-9-]+):.*?## `).FindAllStringSubmatch(string(file{path: "Makefile"}.read(t)), -1) {
 		targets[m[1]] = true
 	}
+	return targets
+}
+
+// TestDocuments: what a document points at is there, be it a file or a make target.
+func TestDocuments(t *testing.T) {
+	targets := makeTargets(t)
 	for _, m := range regexp.MustCompile(`(?m)^\.PHONY: (.*)$`).FindAllStringSubmatch(string(file{path: "Makefile"}.read(t)), -1) {
 		for _, target := range strings.Fields(m[1]) {
 			if !targets[target] {

@@ -20,7 +20,10 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-var update = flag.Bool("update", false, "lower the counts in testdata/words.txt")
+var (
+	update = flag.Bool("update", false, "lower the counts in testdata/words.txt")
+	finds  = flag.String("finds", "", "write all finds to this `file`, as make stats does")
+)
 
 // wordRules match what plain technical English avoids (CONTRIBUTING.md, "Words"). The list is about grammar first: a
 // person without a noun, data that speaks, "where" for "if", "is to" before a verb.
@@ -48,6 +51,7 @@ var badNames = regexp.MustCompile(`^(told|mended|gone|late|over|bare|again|fresh
 func TestWords(t *testing.T) {
 	const table = "testdata/words.txt"
 	counts, examples := map[string]int{}, map[string][]string{}
+	var all strings.Builder
 	for _, f := range checkout(t) {
 		if isFixture(f) || f.path == "internal/house/words_test.go" {
 			continue
@@ -63,7 +67,11 @@ func TestWords(t *testing.T) {
 		counts[dir] += len(found)
 		for _, one := range found {
 			examples[dir] = append(examples[dir], f.path+":"+one)
+			fmt.Fprintf(&all, "%s:%s\n", f.path, one)
 		}
+	}
+	if *finds != "" {
+		must.OK(t, os.WriteFile(*finds, []byte(all.String()), 0o600))
 	}
 	text, err := os.ReadFile(table)
 	must.OK(t, err)

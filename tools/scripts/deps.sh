@@ -3,19 +3,19 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Brings the Debian packages that a group of targets uses, or says what goes without them.
-# usage: deps.sh test|lint|gate|real|heavy|arm64 [install|skip|require]
+# usage: deps.sh test|lint|gate|real|heavy|arm64|release [install|skip|require]
 # Only `require`, which CI uses, fails where a package is missing after all; otherwise the tests that need it are skipped.
 set -euo pipefail
 
-group=${1:?usage: deps.sh test|lint|gate|real|heavy|arm64 [install|skip|require]}
+group=${1:?usage: deps.sh test|lint|gate|real|heavy|arm64|release [install|skip|require]}
 mode=${2:-install}
 
 case $group in
 # A tier needs what its targets need.
 gate) groups='test lint gate' ;;
 real) groups='test real' ;;
-heavy) groups='test lint gate heavy arm64' ;;
-test | lint | arm64) groups=$group ;;
+heavy) groups='test lint gate heavy arm64 release' ;;
+test | lint | arm64 | release) groups=$group ;;
 *)
   echo "deps: unknown group '$group'" >&2
   exit 2
@@ -84,7 +84,7 @@ aarch64) want heavy qemu-system-arm "the test of the units' limits, on a machine
 *) want heavy qemu-system-x86 "the test of the units' limits, on a machine with a kernel of its own" has qemu-system-x86_64 ;;
 esac
 want heavy e2fsprogs "the same" has mke2fs
-want heavy openssh-client "the signature of a release" has ssh-keygen
+want release openssh-client "the signature of a release" has ssh-keygen
 want heavy procps "the runs of the gate that are killed" has pkill
 
 want arm64 qemu-user-static "the tests as a program for arm64" has qemu-aarch64-static

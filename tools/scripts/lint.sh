@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # usage: lint.sh quick|all
-# quick: gofmt, go vet of the three modules, staticcheck over the agent without its tests, the rules of internal/house and
-# the scripts. all: golangci-lint over everything, tests included. Each check runs, also after one that failed.
+# quick: gofmt, go vet of the three modules, staticcheck over the agent without its tests, the rules of internal/house,
+# the scripts and the workflows. all: golangci-lint over everything, tests included. Each check runs, also after one that failed.
 set -euo pipefail
 
 top=$PWD failed=0
@@ -24,6 +24,7 @@ quick)
   check staticcheck . build/tools/staticcheck -tests=false -checks 'SA*,S1*,U1000' ./...
   check rules . go test -count=1 ./internal/house
   check scripts . tools/scripts/shellcheck.sh
+  check workflows . build/tools/actionlint
   ;;
 all)
   for module in . sandbox tools; do
