@@ -88,21 +88,16 @@ type asked struct {
 
 // asker is a backend of a load balancer.
 type asker struct {
-	addr netip.Addr
-	send string
-}
-
-func (a asker) isNamed() bool { return strings.Contains(a.send, "name=") }
-
-// kept is the form in which askers are stored.
-type kept struct {
-	Role   string      `json:"role"`
-	Askers []keptAsker `json:"askers"`
-}
-
-type keptAsker struct {
 	Addr netip.Addr `json:"address"`
 	Send string     `json:"send"`
+}
+
+func (a asker) isNamed() bool { return strings.Contains(a.Send, "name=") }
+
+// kept is the stored form.
+type kept struct {
+	Role   string  `json:"role"`
+	Askers []asker `json:"askers"`
 }
 
 // Serve answers until ctx ends, on a listener of which only Close ends Accept.
@@ -123,7 +118,7 @@ func (a *AgentCheck) serve(conn net.Conn) {
 	_ = conn.SetDeadline(time.Now().Add(checkLimit))
 	var from asker
 	if addr, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
-		from.addr = addr.Addr().Unmap()
+		from.Addr = addr.Addr().Unmap()
 	}
 	wait := sendWait
 	if a.active.Add(1) > crowd {
@@ -133,7 +128,7 @@ func (a *AgentCheck) serve(conn net.Conn) {
 	buf := make([]byte, maxSend)
 	n, _ := conn.Read(buf) // most send nothing
 	a.active.Add(-1)
-	from.send = strings.TrimSpace(string(buf[:n]))
+	from.Send = strings.TrimSpace(string(buf[:n]))
 	_, _ = conn.Write([]byte(a.answer(from) + "\n"))
 }
 
@@ -198,8 +193,8 @@ func (a *AgentCheck) begin() {
 		a.Log.Warn("the askers of the agent check are unknown: all read \"ready\"", "error", err)
 	case b != nil:
 		a.fresh, a.returned, a.last.Role = 0, time.Time{}, k.Role
-		for _, k := range k.Askers {
-			a.askers[asker{k.Addr, k.Send}] = asking{readyAnswers, a.Now()}
+		for _, from := range k.Askers {
+			a.askers[from] = asking{readyAnswers, a.Now()}
 		}
 	}
 	a.keep()
@@ -210,10 +205,10 @@ func (a *AgentCheck) keep() {
 	if a.Kept == nil {
 		return
 	}
-	k := kept{Role: a.last.Role, Askers: []keptAsker{}}
+	k := kept{Role: a.last.Role}
 	for from, is := range a.askers {
 		if is.due > 0 {
-			k.Askers = append(k.Askers, keptAsker{from.addr, from.send})
+			k.Askers = append(k.Askers, from)
 		}
 	}
 	b, err := json.Marshal(k)
@@ -252,7 +247,7 @@ func (a *AgentCheck) answer(from asker) string {
 	now, state := a.Now(), a.State()
 	a.follow(state, now)
 	out, role, balancer := "maint", "", ""
-	for _, word := range strings.Fields(from.send) {
+	for _, word := range strings.Fields(from.Send) {
 		name, named := strings.CutPrefix(word, "name=")
 		explicit, hasRole := strings.CutPrefix(word, "role=")
 		switch {
@@ -263,7 +258,7 @@ func (a *AgentCheck) answer(from asker) string {
 		case word == "drain":
 			out = word
 		case strings.Contains(word, "="): // of a later version, or a mistake
-		case a.isRole(word, from.addr):
+		case a.isRole(word, from.Addr):
 			role = word
 		}
 	}
@@ -311,9 +306,18 @@ func (a *AgentCheck) isRole(word string, from netip.Addr) bool {
 	return role || strings.EqualFold(word, a.last.Role)
 }
 
-// remember keeps what is due to an asker, if there is room. One that names itself has precedence over one that does not.
+// remember keeps what is due to an asker, if there is room. One that names itself has precedence over those that do not.
 func (a *AgentCheck) remember(from asker, is asking, changed bool) bool {
-	if _, known := a.askers[from]; !known && !a.makeRoom(from, is.at) {
+	_, known := a.askers[from]
+	for _, forget := range []func(asker, asking) bool{
+		func(_ asker, last asking) bool { return is.at.Sub(last.at) >= namedFor },
+		func(k asker, _ asking) bool { return from.isNamed() && !k.isNamed() },
+	} {
+		if !known && !a.hasRoom(from) {
+			maps.DeleteFunc(a.askers, forget)
+		}
+	}
+	if !known && !a.hasRoom(from) {
 		return false
 	}
 	a.askers[from] = is
@@ -323,47 +327,15 @@ func (a *AgentCheck) remember(from asker, is asking, changed bool) bool {
 	return true
 }
 
-// makeRoom forgets the asker, or the address, that has not asked for longest. One that names itself stays while it asks.
-func (a *AgentCheck) makeRoom(from asker, now time.Time) bool {
+func (a *AgentCheck) hasRoom(from asker) bool {
 	strings, addrs := 0, map[netip.Addr]bool{}
 	for k := range a.askers {
-		addrs[k.addr] = true
-		if k.addr == from.addr {
+		addrs[k.Addr] = true
+		if k.Addr == from.Addr {
 			strings++
 		}
 	}
-	of := func(k asker) asker { return k }
-	switch {
-	case strings >= maxStrings:
-	case strings == 0 && len(addrs) >= maxAddrs:
-		of = func(k asker) asker { return asker{addr: k.addr} }
-	default:
-		return true
-	}
-	type group struct {
-		stays bool
-		at    time.Time
-	}
-	groups := map[asker]group{}
-	for k, is := range a.askers {
-		if strings == 0 || k.addr == from.addr {
-			g := groups[of(k)]
-			g.stays = g.stays || k.isNamed() && now.Sub(is.at) < namedFor
-			if is.at.After(g.at) {
-				g.at = is.at
-			}
-			groups[of(k)] = g
-		}
-	}
-	maps.DeleteFunc(groups, func(_ asker, g group) bool { return g.stays })
-	var oldest asker
-	for k, g := range groups {
-		if last, ok := groups[oldest]; !ok || g.at.Before(last.at) {
-			oldest = k
-		}
-	}
-	maps.DeleteFunc(a.askers, func(k asker, _ asking) bool { return len(groups) > 0 && of(k) == oldest })
-	return len(groups) > 0
+	return strings < maxStrings && (strings > 0 || len(addrs) < maxAddrs)
 }
 
 // percent is a score's weight. A full node takes new sessions, too: if all are full, the players of running streams must

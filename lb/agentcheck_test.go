@@ -104,7 +104,7 @@ func TestAgentCheck(t *testing.T) {
 		{origin, "EDGE", "maint"},
 	} {
 		c.is = step.is
-		if got := c.answer(asker{send: step.send}); got != step.want {
+		if got := c.answer(asker{Send: step.send}); got != step.want {
 			t.Errorf("step %d: %q, want %q", i, got, step.want)
 		}
 	}
@@ -169,20 +169,20 @@ func TestAgentCheckNames(t *testing.T) {
 		}
 	}
 	is(map[string]bool{})
-	c.answer(asker{send: "edge name=LB1"})
-	c.answer(asker{send: "edge"})
+	c.answer(asker{Send: "edge name=LB1"})
+	c.answer(asker{Send: "edge"})
 	is(map[string]bool{"lb1": true})
 	c.is.Leaves = true
-	c.answer(asker{send: "origin name=LB1"}) // its backend edge may still send sessions here
+	c.answer(asker{Send: "origin name=LB1"}) // its backend edge may still send sessions here
 	is(map[string]bool{"lb1": true})
-	c.answer(asker{send: "name=lb2 edge"})
+	c.answer(asker{Send: "name=lb2 edge"})
 	is(map[string]bool{"lb1": true, "lb2": false})
-	c.answer(asker{send: "edge name=LB1"})
+	c.answer(asker{Send: "edge name=LB1"})
 	is(map[string]bool{"lb1": false, "lb2": false})
 	c.now = c.now.Add(namedFor)
 	is(map[string]bool{})
 	for i := range 2 * maxNamed {
-		c.answer(asker{send: fmt.Sprintf("name=%d", i)})
+		c.answer(asker{Send: fmt.Sprintf("name=%d", i)})
 	}
 	if n := len(c.Balancers()); n != maxNamed {
 		t.Errorf("%d balancers", n)
