@@ -103,6 +103,9 @@ func (o *balanceOptions) check() error {
 	if o.domain != "" && (len(o.domain) > maxDomain || !domainName.MatchString(o.domain)) {
 		return usageError([]string{"such as ams.internal"}, "--domain: %q is no domain", o.domain)
 	}
+	if o.dns != "" && lb.Selects(o.roles, lb.NodeLabel) && len(o.roles) > 0 {
+		return usageError([]string{"give these nodes another role"}, "--role: %s has no names in DNS, because the targets of SRV records are below that name", lb.NodeLabel)
+	}
 	if o.metricsPort < 1 || o.metricsPort > 65535 {
 		return usageError(nil, "--metrics-port: %d is no port", o.metricsPort)
 	}
