@@ -56,19 +56,30 @@ func Selects(list []string, name string) bool {
 }
 
 // Members returns the servers for new sessions, ordered by role and address: active nodes whose server serves, as far as
-// known. was is the previous list, empty for the first: a new server begins with a low weight.
+// known. If no server of a role serves, it returns all of them, because they may have the files of running streams. was is the
+// previous list, empty for the first: a new server begins with a low weight.
 func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []Server {
 	list := []Server{}
 	before := index(was)
 	scores := map[string][]int{}
 	score := map[string]int{}
+	members = slices.DeleteFunc(slices.Clone(members), func(m cluster.Member) bool {
+		_, ok := cluster.Dialable(m.Address())
+		return !ok || !mayServe(m) || m.Replaced || !f.selects(m.Node.Role, m.Node.Group)
+	})
+	served := map[string]bool{} // roles
 	for _, m := range members {
-		addr, ok := cluster.Dialable(m.Address())
-		if !ok || !serves(m) || m.Replaced || !f.selects(m.Node.Role, m.Node.Group) {
-			continue
+		if serves(m) {
+			served[strings.ToLower(m.Node.Role)] = true
 		}
+	}
+	for _, m := range members {
+		addr, _ := cluster.Dialable(m.Address())
 		n := m.Node
 		role := strings.ToLower(n.Role)
+		if served[role] && !serves(m) {
+			continue
+		}
 		s := Server{ID: n.ID, Role: role, Group: n.Group, Addr: addr.Unmap(), Port: cmp.Or(n.Port, ams.DefaultHTTPPort), Since: now}
 		b, again := before[s.key()]
 		switch {
@@ -100,17 +111,19 @@ func Members(members []cluster.Member, f Filter, was []Server, now time.Time) []
 	return list
 }
 
-// serves accepts an unknown health: the balancer's own check sees a server that is down.
+// serves reports whether a node's applications answer, as far as known.
 func serves(m cluster.Member) bool {
-	if m.State() != cluster.StateActive || m.Node.Serving != nil && !m.Node.Serving.Up {
-		return false
-	}
+	return m.Health != cluster.NotServing && (m.Node.Serving == nil || m.Node.Serving.Up)
+}
+
+// mayServe accepts an unknown health: the balancer's own check sees a server that is down.
+func mayServe(m cluster.Member) bool {
 	switch m.Health {
-	case cluster.Gone, cluster.Left, cluster.NotServing, cluster.NoAgent:
+	case cluster.Gone, cluster.Left, cluster.NoAgent:
 		return false
-	case cluster.Healthy, cluster.AMSStale, cluster.AgentStale, cluster.Unknown:
+	case cluster.Healthy, cluster.NotServing, cluster.AMSStale, cluster.AgentStale, cluster.Unknown:
 	}
-	return true
+	return m.State() == cluster.StateActive
 }
 
 // weight is the share of a load score.

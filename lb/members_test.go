@@ -81,6 +81,12 @@ func TestMembers(t *testing.T) {
 		"serving": {
 			[]cluster.Member{member("e1", "edge", 0, down), member("e2", "edge", 0, unknown)}, lb.Filter{}, map[string]int{"e2": 100},
 		},
+		"all of a role, if none serves": {
+			[]cluster.Member{
+				member("e1", "edge", 0, down), member("e2", "edge", 0, health(cluster.NotServing)), member("e3", "edge", 0, down, state(cluster.StateDraining)),
+				member("e4", "edge", 0, down, health(cluster.Gone)), member("o5", "origin", 0),
+			}, lb.Filter{}, map[string]int{"e1": 100, "e2": 100, "o5": 100},
+		},
 		"filters, in any case; no role is in no list": {
 			[]cluster.Member{
 				member("e1", "Edge", 0, func(m *cluster.Member) { m.Node.Group = "a" }), member("e2", "edge", 0), member("o3", "origin", 0), member("x4", "", 0),

@@ -332,6 +332,23 @@ func TestBalance(t *testing.T) {
 	sleep(ctx, 12*time.Second)
 	w.nothing("MongoDB is dead for 20 s, and balance starts without it", begin, ours)
 
+	// Each balancer sends on, because a node that is not ready, or full, may have the files of running streams.
+	for what, set := range map[string]func(*fleetNode, bool){
+		"no node is ready for 30 s":   func(n *fleetNode, is bool) { n.down.Store(is) },
+		"all nodes are full for 30 s": func(n *fleetNode, is bool) { n.full.Store(is) },
+	} {
+		begin = time.Now()
+		for _, n := range w.nodes("", true) {
+			set(n, true)
+		}
+		sleep(ctx, 30*time.Second)
+		for _, n := range w.nodes("", true) {
+			set(n, false)
+		}
+		sleep(ctx, 5*time.Second)
+		w.nothing(what, begin, ours)
+	}
+
 	stop()
 	work.Wait()
 	killBalance()

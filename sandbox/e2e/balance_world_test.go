@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -49,6 +50,8 @@ type fleetNode struct {
 	end   context.CancelFunc // of heartbeats and listeners
 
 	leaves atomic.Bool // it drains, or has left
+	down   atomic.Bool // its applications do not answer
+	full   atomic.Bool
 
 	mu     sync.Mutex
 	killed time.Time
@@ -120,15 +123,20 @@ func (f *fleet) start(role string) *fleetNode {
 	n.listen(ctx, "1935", n.serveRTMP)
 	n.listen(ctx, "9771", func(l net.Listener) {
 		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { //nolint:gosec // of the test
-			if n.leaves.Load() {
+			if n.leaves.Load() || n.down.Load() {
 				w.WriteHeader(http.StatusServiceUnavailable)
 			}
 		}))
 	})
-	check := &lb.AgentCheck{Started: time.Now(), Now: time.Now, State: func() lb.NodeState {
-		return lb.NodeState{Role: n.Role, Leaves: n.leaves.Load()}
+	check := &lb.AgentCheck{Now: time.Now, Log: slog.New(slog.DiscardHandler), State: func() lb.NodeState {
+		score := n.score()
+		s := lb.NodeState{Role: n.Role, Leaves: n.leaves.Load(), Score: &score}
+		if n.down.Load() {
+			s.Down = "MongoDB is away"
+		}
+		return s
 	}}
-	n.listen(ctx, "9772", func(l net.Listener) { _ = check.Serve(ctx, l) })
+	n.listen(ctx, "9772", func(l net.Listener) { check.Serve(ctx, l) })
 	n.beat(ctx, 1)
 	n.work.Go(func() {
 		tick := time.NewTicker(5 * time.Second)
@@ -148,12 +156,19 @@ func (f *fleet) start(role string) *fleetNode {
 	return n
 }
 
+func (n *fleetNode) score() int {
+	if n.full.Load() {
+		return 130
+	}
+	return 20
+}
+
 // beat writes what an agent and a server write every five seconds. MongoDB may be away.
 func (n *fleetNode) beat(ctx context.Context, seq int64) {
-	score := 20
+	score := n.score()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	_ = n.fleet.registry.Heartbeat(ctx, n.Node, cluster.Heartbeat{Seq: seq, Load: &cluster.Load{Score: &score}, Serving: &cluster.Serving{Up: true}})
+	_ = n.fleet.registry.Heartbeat(ctx, n.Node, cluster.Heartbeat{Seq: seq, Load: &cluster.Load{Score: &score}, Serving: &cluster.Serving{Up: !n.down.Load()}})
 	_, _ = n.fleet.mongo.Database("clusterdb").Collection("clusternode").UpdateOne(ctx, bson.D{{Key: "_id", Value: n.ID}},
 		bson.D{{Key: "$set", Value: bson.D{{Key: "ip", Value: n.IP}, {Key: "lastUpdateTime", Value: time.Now().UnixMilli()}}}}, options.UpdateOne().SetUpsert(true))
 }
