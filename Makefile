@@ -196,7 +196,7 @@ bare: ## the gate in an empty Debian 12 with git, make and this machine's Go, in
 	@tools/scripts/bare.sh
 
 .PHONY: lint
-lint: $(BUILD)/tools/staticcheck $(BUILD)/tools/actionlint ## the quick linters: gofmt, go vet, staticcheck without tests, the rules of internal/house, shellcheck, actionlint
+lint: $(BUILD)/tools/staticcheck $(BUILD)/tools/actionlint $(BUILD)/tools/hclfmt ## the quick linters: gofmt, go vet, staticcheck without tests, the rules of internal/house, shellcheck, actionlint, hclfmt
 	@tools/scripts/deps.sh lint $(DEPS)
 	@tools/scripts/lint.sh quick
 
@@ -286,6 +286,7 @@ clean: ## remove build/
 TOOL_actionlint    := github.com/rhysd/actionlint/cmd/actionlint
 TOOL_golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 TOOL_gofumpt       := mvdan.cc/gofumpt
+TOOL_hclfmt        := github.com/hashicorp/hcl/v2/cmd/hclfmt
 TOOL_gotestsum     := gotest.tools/gotestsum
 TOOL_staticcheck   := honnef.co/go/tools/cmd/staticcheck
 TOOL_nfpm          := github.com/goreleaser/nfpm/v2/cmd/nfpm

@@ -28,7 +28,7 @@ func recordings(t *testing.T, file string) map[string][]byte {
 	t.Helper()
 	files, err := filepath.Glob("../../../shared/corpus/real/*/" + file)
 	if err != nil || len(files) == 0 {
-		t.Skip("recordings not present")
+		t.Skip("the tier corpus, without its folder ../shared/corpus (docs/testing.md)")
 	}
 	all := map[string][]byte{}
 	for _, f := range files {

@@ -22,7 +22,7 @@ func TestRecordedSettings(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../../../shared/corpus/real/*/webapps/*/WEB-INF/red5-web.properties")
 	if err != nil || len(files) == 0 {
-		t.Skip("recordings not present")
+		t.Skip("the tier corpus, without its folder ../shared/corpus (docs/testing.md)")
 	}
 	saved, err := parseProperties(savedSettings)
 	must.OK(t, err)

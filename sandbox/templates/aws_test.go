@@ -6,8 +6,6 @@ package templates
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -198,21 +196,6 @@ func awsUserData(t *testing.T, role string) string {
 		return fmt.Sprint(c.of("Mongo")["UserData"])
 	}
 	return fmt.Sprint(at(c.of(strings.ToUpper(role[:1])+role[1:]+"Template"), "LaunchTemplateData", "UserData"))
-}
-
-// TestTerraformForm: as OpenTofu and Terraform write it themselves.
-func TestTerraformForm(t *testing.T) {
-	tool, err := exec.LookPath("tofu")
-	if err != nil {
-		if tool, err = exec.LookPath("terraform"); err != nil {
-			t.Skip("neither tofu nor terraform is installed: the form is not checked")
-		}
-	}
-	cmd := exec.CommandContext(t.Context(), tool, "fmt", "-check", "-diff", "-recursive", "../../packaging/cloud")
-	cmd.Env = append(os.Environ(), "TF_CLI_CONFIG_FILE=/dev/null")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
 }
 
 // awsTerraformFacts: what the module makes is what cloudformation.yaml makes.

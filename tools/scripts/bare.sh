@@ -28,7 +28,7 @@ packages >"$work/before"
 for file in /etc/resolv.conf /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
   [ ! -e "$file" ] || cp -L "$file" "$root$file"
 done
-echo '127.0.0.1 localhost' >"$root/etc/hosts"
+printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$(hostname)" >"$root/etc/hosts" # as Debian's installer does
 mkdir -p "$root/usr/local/go" "$root/src"
 git clone -q --no-hardlinks . "$root/src/amsagent"
 git -C "$root/src/amsagent" checkout -q -B main "$(git rev-parse HEAD)"

@@ -56,6 +56,8 @@ want test libcurl4 "the same" has_library libcurl.so.4
 want lint shellcheck "the check of our shell scripts, and of user data" has shellcheck
 
 want heavy haproxy "the test in which it sends people to booted nodes" has haproxy
+want heavy zsh "the check of its completion" has zsh
+want heavy fish "the check of its completion" has fish
 want heavy cloud-init "the tests in which its own code reads user data" has cloud-init
 want heavy xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
 want gate jq "the tests that run the user data of Azure's template" has jq

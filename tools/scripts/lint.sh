@@ -24,6 +24,7 @@ quick)
   check staticcheck . build/tools/staticcheck -tests=false -checks 'SA*,S1*,U1000' ./...
   check rules . go test -count=1 ./internal/house
   check scripts . tools/scripts/shellcheck.sh
+  check terraform . tools/scripts/hclfmt.sh
   check workflows . build/tools/actionlint
   ;;
 all)
