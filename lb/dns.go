@@ -287,7 +287,7 @@ func (d *DNS) resolve(q dnsmessage.Question, list []Server, known bool) (answers
 	}
 	var servers []Server
 	if role != NodeLabel {
-		servers = Usable(list, role)
+		servers = ofRole(list, role)
 	}
 	if len(servers) == 0 {
 		switch {

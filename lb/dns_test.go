@@ -73,14 +73,17 @@ func TestDNS(t *testing.T) {
 		want  []string
 		extra []string
 	}{
-		{"edge.ams.test.", dnsmessage.TypeA, 0, []string{"edge.ams.test. 1 A 10.0.0.1"}, nil},
+		{"edge.ams.test.", dnsmessage.TypeA, 0, []string{"edge.ams.test. 1 A 10.0.0.1", "edge.ams.test. 1 A 10.0.0.3"}, nil},
 		{"edge.ams.test.", dnsmessage.TypeAAAA, 0, []string{"edge.ams.test. 1 AAAA fd00::2"}, nil},
-		{"EDGE.AMS.test.", dnsmessage.TypeALL, 0, []string{"EDGE.AMS.test. 1 A 10.0.0.1", "EDGE.AMS.test. 1 AAAA fd00::2"}, nil},
+		{"EDGE.AMS.test.", dnsmessage.TypeALL, 0, []string{"EDGE.AMS.test. 1 A 10.0.0.1", "EDGE.AMS.test. 1 AAAA fd00::2", "EDGE.AMS.test. 1 A 10.0.0.3"}, nil},
 		{"edge.ams.test.", dnsmessage.TypeTXT, 0, nil, nil},
 		{
 			"_http._tcp.edge.ams.test.", dnsmessage.TypeSRV, 0,
-			[]string{"_http._tcp.edge.ams.test. 1 SRV 65500 5080 10-0-0-1.node.ams.test.", "_http._tcp.edge.ams.test. 1 SRV 655 6080 fd00--2.node.ams.test."},
-			[]string{"10-0-0-1.node.ams.test. 1 A 10.0.0.1", "fd00--2.node.ams.test. 1 AAAA fd00::2"},
+			[]string{
+				"_http._tcp.edge.ams.test. 1 SRV 65500 5080 10-0-0-1.node.ams.test.", "_http._tcp.edge.ams.test. 1 SRV 655 6080 fd00--2.node.ams.test.",
+				"_http._tcp.edge.ams.test. 1 SRV 32750 5080 10-0-0-3.node.ams.test.",
+			},
+			[]string{"10-0-0-1.node.ams.test. 1 A 10.0.0.1", "fd00--2.node.ams.test. 1 AAAA fd00::2", "10-0-0-3.node.ams.test. 1 A 10.0.0.3"},
 		},
 		{
 			"_rtmp._tcp.origin.ams.test.", dnsmessage.TypeSRV, 0,

@@ -300,7 +300,7 @@ func TestHandler(t *testing.T) {
 	for path, want := range map[string]string{
 		"/prometheus": `[{"targets":["10.0.0.1:9770"],"labels":{"group":"asg","node":"e1","role":"edge"}},` +
 			`{"targets":["10.0.0.2:9770"],"labels":{"node":"e2","role":"edge"}},{"targets":["10.0.0.3:9770"],"labels":{"node":"o3","role":"origin"}}]`,
-		"/traefik": `{"http":{"services":{"ams-edge":{"loadBalancer":{"servers":[{"url":"http://10.0.0.1:5080","weight":60}]}},` +
+		"/traefik": `{"http":{"services":{"ams-edge":{"loadBalancer":{"servers":[{"url":"http://10.0.0.1:5080","weight":60},{"url":"http://10.0.0.2:5080","weight":10}]}},` +
 			`"ams-origin":{"loadBalancer":{"servers":[{"url":"http://10.0.0.3:5080","weight":10}]}}}}}`,
 		"/healthz": "ok",
 	} {

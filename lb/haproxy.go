@@ -237,7 +237,7 @@ func plan(slots []slot, list List, blind bool) (commands []string, full error) {
 		if blind && slices.ContainsFunc(group, func(s slot) bool { return !s.maint && !s.free() }) {
 			continue
 		}
-		want := Usable(list.Servers, group[0].role)
+		want := ofRole(list.Servers, group[0].role)
 		taken := map[string]Server{}
 		var homeless []Server
 		for _, w := range want {

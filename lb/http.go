@@ -99,7 +99,7 @@ func traefik(servers []Server) map[string]any {
 	services := map[string]any{}
 	for _, role := range Roles(servers) {
 		var list []traefikServer
-		for _, s := range Usable(servers, role) {
+		for _, s := range ofRole(servers, role) {
 			list = append(list, traefikServer{"http://" + net.JoinHostPort(s.Addr.String(), strconv.Itoa(s.Port)), s.Weight})
 		}
 		services["ams-"+role] = map[string]any{"loadBalancer": map[string]any{"servers": list}}

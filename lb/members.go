@@ -24,7 +24,7 @@ type Server struct {
 	Port int `json:"port"`
 	// Weight is the share of new sessions within the role, from 1 to 100.
 	Weight int `json:"weight"`
-	// Full: the server would refuse a new stream. Its weight counts only if all servers of the role are full.
+	// Full: the server would refuse a new stream. It is in the list, because it has the files of running streams.
 	Full bool `json:"full,omitempty"`
 	// Since is when the server entered the list; zero for the first list.
 	Since time.Time `json:"since,omitzero"`
@@ -234,14 +234,4 @@ func Roles(list []Server) []string {
 
 func ofRole(list []Server, role string) []Server {
 	return slices.DeleteFunc(slices.Clone(list), func(s Server) bool { return s.Role != role })
-}
-
-// Usable returns the servers of a role that are not full, or all if all are.
-func Usable(list []Server, role string) []Server {
-	servers := ofRole(list, role)
-	open := slices.DeleteFunc(slices.Clone(servers), func(s Server) bool { return s.Full })
-	if len(open) == 0 {
-		return servers
-	}
-	return open
 }

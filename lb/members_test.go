@@ -156,16 +156,6 @@ func TestRamp(t *testing.T) {
 	}
 }
 
-func TestUsable(t *testing.T) {
-	list := lb.Members([]cluster.Member{member("e1", "edge", 100), member("e2", "edge", 70), member("o3", "origin", 120)}, lb.Filter{}, nil, now)
-	if got := ids(lb.Usable(list, "edge")); !slices.Equal(got, []string{"e2"}) {
-		t.Errorf("a full server gets sessions: %v", got)
-	}
-	if got := ids(lb.Usable(list, "origin")); !slices.Equal(got, []string{"o3"}) {
-		t.Errorf("no server, where all are full: %v", got)
-	}
-}
-
 func ids(list []lb.Server) (ids []string) {
 	for _, s := range list {
 		ids = append(ids, s.ID)
