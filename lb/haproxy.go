@@ -78,7 +78,7 @@ func (h *HAProxy) Run(ctx context.Context, f *Feed) {
 		again := readBack
 		if len(list.Servers) > 0 {
 			err := h.Apply(ctx, list)
-			if err == nil && list.Failed == "" {
+			if err == nil && list.Failed == "" && !list.Read.IsZero() {
 				err = h.confirm(ctx, list.Servers)
 			}
 			switch {

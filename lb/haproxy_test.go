@@ -223,8 +223,9 @@ func TestHAProxyGone(t *testing.T) {
 	}
 }
 
-// A socket that takes connections and answers nothing holds up nothing else.
+// A socket that takes connections and answers nothing holds up nothing else, and is tried again.
 func TestHAProxyHangs(t *testing.T) {
+	t.Parallel()
 	var listen net.ListenConfig
 	l, err := listen.Listen(t.Context(), "unix", filepath.Join(t.TempDir(), "s"))
 	must.OK(t, err)
@@ -245,6 +246,10 @@ func TestHAProxyHangs(t *testing.T) {
 	if diff := cmp.Diff([]string{"e1", "e2"}, servers(f)); diff != "" {
 		t.Error(diff)
 	}
+	must.OK(t, l.(*net.UnixListener).SetDeadline(time.Now().Add(5*time.Minute)))
+	again, err := l.Accept()
+	must.OK(t, err)
+	defer again.Close()
 	cancel()
 	<-done
 }

@@ -212,7 +212,8 @@ func TestDeadlineCutsAndCounts(t *testing.T) {
 		l := w.live()
 		defer l.kill()
 		began := time.Now()
-		must.OK(t, l.Drain(DrainRequest{Deadline: 11 * time.Minute, Who: "root", RepairStreams: true}))
+		must.OK(t, l.Drain(DrainRequest{Deadline: 10 * time.Minute, Who: "ann", RepairStreams: true}))
+		must.OK(t, l.Drain(DrainRequest{Deadline: 11 * time.Minute, Who: "root"}))
 		tick(3 * time.Second)
 		if got, want := l.View().Progress, "2 publishers, 31 viewers left, 10m to the deadline (--deadline of root)"; got != want {
 			t.Errorf("progress %q, want %q", got, want)
@@ -529,7 +530,8 @@ func TestDiskHangs(t *testing.T) {
 	}
 }
 
-// The view says until when a step with a limit of its own lasts, and a restart of the daemon does not move that.
+// The view says until when a step with a limit of its own lasts, and neither a second notice nor a restart of the daemon moves
+// that.
 func TestStepsSayTheirEnds(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -549,6 +551,7 @@ func TestStepsSayTheirEnds(t *testing.T) {
 		expect(StepAnnouncing, announceTime, "telling the registry that this node drains")
 		until := expect(StepStopping, defaultStopTime, "stopping Ant Media Server")
 		tick(time.Minute)
+		l.Notice(spot(time.Hour))
 		l.kill()
 		l = w.live()
 		if again := expect(StepStopping, defaultStopTime-time.Minute, "stopping Ant Media Server"); again.Sub(until).Abs() > time.Second {
@@ -637,13 +640,15 @@ func TestServerThatIsNotManaged(t *testing.T) {
 func TestShutdownDrainsAndReturns(t *testing.T) {
 	for _, c := range []struct {
 		name  string
+		limit time.Duration // 0 is unknown
 		leave time.Duration // when the viewer leaves
 		least time.Duration
 		most  time.Duration
 	}{
-		{"no session", 0, 0, 1200 * time.Millisecond},
-		{"viewer leaves", 20 * time.Second, 20 * time.Second, 23 * time.Second},
-		{"deadline", time.Hour, 58 * time.Second, 60 * time.Second},
+		{"no session", time.Minute, 0, 0, 1200 * time.Millisecond},
+		{"viewer leaves", time.Minute, 20 * time.Second, 20 * time.Second, 23 * time.Second},
+		{"deadline", time.Minute, time.Hour, 58 * time.Second, 60 * time.Second},
+		{"unknown deadline", 0, time.Hour, usualStopTime - 2*time.Second, usualStopTime},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -653,9 +658,16 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 					time.AfterFunc(c.leave, func() { w.set(func(w *world) { w.viewers = p(0) }) })
 				}
 				l := w.live()
-				began := time.Now()
-				l.Notice(Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Deadline: began.Add(time.Minute)})
-				<-l.ended
+				began, n := time.Now(), Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown}
+				if c.limit > 0 {
+					n.Deadline = began.Add(c.limit)
+				}
+				l.Notice(n)
+				select {
+				case <-l.ended:
+				case <-time.After(2 * time.Hour):
+					l.kill()
+				}
 				if !l.View().Finished() {
 					t.Error("the view does not report the end")
 				}

@@ -4,10 +4,12 @@
 package lifecycle
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -305,6 +307,66 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 	}
 }
 
+// A second notice of any kind continues the drain: neither its start nor its deadline moves, in no step and over no restart,
+// and settings that have changed since do not count.
+func TestSecondNoticeMovesNoDeadline(t *testing.T) {
+	kinds := []Kind{Reboot, Park, Terminate, Interrupt, Reimage, Ask, Shutdown}
+	for _, first := range kinds[:len(kinds)-1] {
+		for _, second := range kinds {
+			for step, after := range map[Step]time.Duration{StepAnnouncing: 3 * time.Second, StepDraining: time.Minute} {
+				if first != second {
+					t.Run(fmt.Sprintf("%s then %s while %s", first, second, step), func(t *testing.T) {
+						bubble(t, func(t *testing.T) { secondNotice(t, first, second, step, after) })
+					})
+				}
+			}
+		}
+	}
+}
+
+func secondNotice(t *testing.T, first, second Kind, step Step, after time.Duration) {
+	t.Helper()
+	const wait = 4 * time.Minute
+	w := newWorld(t)
+	w.publishers = p(1)
+	var changed atomic.Bool
+	live := func() *life {
+		return w.live(func(o *Options) {
+			o.Balancers = func(context.Context) []string { return []string{"lb-1"} }
+			o.Deadline = func() (time.Duration, bool) {
+				return map[bool]time.Duration{false: wait, true: 3 * wait}[changed.Load()], true
+			}
+			o.Role = func() string { return map[bool]string{false: "origin", true: "edge"}[changed.Load()] }
+		})
+	}
+	began, l := time.Now(), live()
+	defer func() { l.kill() }()
+	l.Notice(Notice{Kind: first})
+	tick(after)
+	want := l.View()
+	changed.Store(true)
+	l.Notice(Notice{Kind: second, Deadline: began.Add(100 * wait)})
+	stays := func(when string) {
+		t.Helper()
+		if v := l.View(); !v.Begun.Equal(began) || !v.Deadline.Equal(began.Add(wait)) || v.DeadlineBy != want.DeadlineBy {
+			t.Errorf("%s: begun after %s, deadline after %s by %s", when, v.Begun.Sub(began), v.Deadline.Sub(began), v.DeadlineBy)
+		}
+	}
+	stays("the second notice")
+	if v := l.View(); want.Step != step || v.Step != step || !v.Until.Equal(want.Until) {
+		t.Errorf("step %s until %s, then %s until %s", want.Step, want.Until, v.Step, v.Until)
+	}
+	l.kill()
+	tick(30 * time.Second)
+	l = live()
+	stays("a restart")
+	tick(time.Until(began.Add(wait - time.Second)))
+	if v := l.View(); v.Step != StepDraining {
+		t.Errorf("step %s before the deadline", v.Step)
+	}
+	l.until("the deadline ends the wait for a publisher", 3*time.Second, func(v View) bool { return v.Step != StepDraining })
+}
+
 func TestLaterCopiesOfANotice(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		s := spot(10 * time.Minute)
@@ -329,6 +391,12 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 		l.Drain(DrainRequest{Deadline: 2 * time.Minute, Who: "b"})
 		if got := time.Until(l.View().Deadline); got != 2*time.Minute {
 			t.Errorf("a person's second word: %s", got)
+		}
+		// Metadata with a fraction of a second, read by a clock that is adjusted.
+		s.Deadline = s.Deadline.Add(500 * time.Millisecond)
+		notes := len(l.View().Notes)
+		if l.Notice(s); len(l.View().Notes) != notes {
+			t.Errorf("logged again: %v", l.View().Notes[notes:])
 		}
 		// Another source reports a hook later.
 		l.Notice(unhooked(terminate()))
@@ -803,6 +871,7 @@ func TestParkEventComesLate(t *testing.T) {
 		"before it came into service": {30 * time.Minute, true, StateActive},
 		"after that":                  {10 * time.Minute, true, StateParked},
 		"no source says so":           {30 * time.Minute, false, StateParked},
+		"by a clock that is ahead":    {-48 * time.Hour, false, StateParked},
 	} {
 		t.Run(name, func(t *testing.T) {
 			living(t, 0, func(t *testing.T, w *world, l *life) {
@@ -820,6 +889,33 @@ func TestParkEventComesLate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Another notice of the same hook does not restart the hook's time, and the last token and machines count.
+func TestHookNamedAgain(t *testing.T) {
+	living(t, 1, func(t *testing.T, w *world, l *life) {
+		const granted = 5 * time.Minute // less than the timeout of the notice
+		w.set(func(w *world) { w.extends = granted })
+		n := terminate()
+		n.Hook.Token = "first"
+		l.Notice(n)
+		tick(time.Second)
+		w.set(func(w *world) {
+			w.cloudErr = func(o op) error { return map[op]error{opBeat: errThrottled}[o] }
+		})
+		tick(3 * time.Minute)
+		want := l.View()
+		again := *n.Hook
+		again.Token, again.Others = "second", []string{"i-2"}
+		l.Notice(Notice{ID: "event/terminate", Source: "event", Kind: Terminate, Hook: &again})
+		v := l.View()
+		if len(v.Notices) != 2 || len(v.Hooks) != 1 || v.Hooks[0].Token != "second" || len(v.Hooks[0].Others) != 1 {
+			t.Errorf("%+v", v.Hooks)
+		}
+		if !v.Deadline.Equal(want.Deadline) || v.Deadline.Sub(want.Begun) > granted || !v.Hooks[0].Ends.Equal(want.Hooks[0].Ends) {
+			t.Errorf("deadline %s, then %s by %s; the hook ends at %s, then %s", want.Deadline, v.Deadline, v.DeadlineBy, want.Hooks[0].Ends, v.Hooks[0].Ends)
+		}
+	})
 }
 
 // A queue delivers the event of a return from the pool again, after the machine was terminated or went into the pool again.

@@ -62,10 +62,12 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	// Under nohup the daemons of the tests would be deaf to what tells them to read their settings again. What a process
-	// takes, the ones that it starts find as it is by default.
-	if signal.Ignored(syscall.SIGHUP) {
-		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	// Under nohup, or started by a shell in the background, the daemons of the tests would ignore a hangup or an interrupt. A
+	// process starts others with the default of a signal that it receives.
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
 	}
 	return servers.Main(m)
 }
