@@ -76,9 +76,10 @@ func (h *HAProxy) Run(ctx context.Context, f *Feed) {
 	for {
 		list, changed := f.List()
 		again := readBack
-		if len(list.Servers) > 0 {
+		// A stored list waits for the first look.
+		if len(list.Servers) > 0 && (list.Failed != "" || !list.Read.IsZero()) {
 			err := h.Apply(ctx, list)
-			if err == nil && list.Failed == "" && !list.Read.IsZero() {
+			if err == nil && list.Failed == "" {
 				err = h.confirm(ctx, list.Servers)
 			}
 			switch {

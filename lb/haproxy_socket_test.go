@@ -35,7 +35,7 @@ type runtimeSlot struct {
 	weight, sessions int
 }
 
-// runtimeAPI is HAProxy's stats socket, with slots named after role and position.
+// runtimeAPI is HAProxy's stats socket, with slots named after role and number.
 type runtimeAPI struct {
 	*lb.HAProxy
 	mu       sync.Mutex
@@ -97,13 +97,15 @@ func (r *runtimeAPI) answer(command string) string {
 	state := "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_fqdn srv_port\n"
 	stat := "# pxname,svname,qcur,qmax,scur,smax,\n"
 	var named *runtimeSlot
+	numbers := map[string]int{}
 	fields := strings.Fields(command)
 	for i := range r.slots {
 		s, admin := &r.slots[i], 0x04 // disabled in the configuration
 		if s.maint {
 			admin |= 0x01
 		}
-		name := fmt.Sprint(s.role, i+1)
+		numbers[s.role]++
+		name := fmt.Sprint(s.role, numbers[s.role])
 		state += fmt.Sprintf("3 b %d %s %s 2 %d %d 100 unused.invalid 5080\n", i+1, name, s.addr, admin, s.weight)
 		stat += fmt.Sprintf("b,%s,0,0,%d,9,\n", name, s.sessions)
 		if slices.Contains(fields, "b/"+name) {
@@ -116,6 +118,8 @@ func (r *runtimeAPI) answer(command string) string {
 		return state
 	case "show stat -1 4 -1":
 		return stat
+	case "show info":
+		return "Name: HAProxy\nUptime_sec: 90000\n"
 	}
 	r.commands = append(r.commands, command)
 	reply, refused := r.replies[command]
@@ -134,6 +138,12 @@ func (r *runtimeAPI) answer(command string) string {
 		named.maint = fields[4] == "maint"
 	}
 	return ""
+}
+
+// isRead reports whether a feed has looked at the registry.
+func isRead(f *lb.Feed) bool {
+	list, _ := f.List()
+	return !list.Read.IsZero()
 }
 
 // A change of the list changes only the slots that it concerns. Sessions end only on machines that are gone: a drain waits for
@@ -181,7 +191,7 @@ func TestHAProxySlots(t *testing.T) {
 		"two roles in one backend": {[]runtimeSlot{free, {"origin", "0.0.0.0", true, 50, 0}}, []lb.Server{edge(1, 50), origin}, "",
 			[]string{
 				"set server b/edge1 addr 127.0.0.1", "set server b/edge1 state ready",
-				"set server b/origin2 addr 127.0.0.4", "set server b/origin2 state ready",
+				"set server b/origin1 addr 127.0.0.4", "set server b/origin1 state ready",
 			}, false},
 		"two at one address": {[]runtimeSlot{at("127.0.0.1", 1), at("127.0.0.1", 1)}, []lb.Server{edge(1, 50)}, "",
 			[]string{"set server b/edge2 state maint"}, false},
@@ -262,7 +272,7 @@ func TestHAProxyConfirms(t *testing.T) {
 			time.Sleep(d)
 			synctest.Wait()
 			r.set(func(r *runtimeAPI) {
-				if r.reads < reads+3 || !slices.Equal(r.confirmed, want) {
+				if follows := r.reads >= reads+3; follows != isRead(f) || !slices.Equal(r.confirmed, want) {
 					t.Errorf("%s: confirmed %q, %d looks at HAProxy", what, r.confirmed, r.reads-reads)
 				}
 			})
