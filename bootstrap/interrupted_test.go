@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"net/netip"
@@ -13,6 +14,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
@@ -113,6 +117,151 @@ func TestInterruptedLeave(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// cutStarts is a server whose next starts and restarts are cut short. What they were for is not done.
+type cutStarts struct {
+	stopping
+	cuts  int
+	stops bool // a restart that is cut short has stopped it
+}
+
+func (s *cutStarts) Restart(ctx context.Context) error { return s.cutShort(ctx, s.stopping.Restart) }
+func (s *cutStarts) Start(ctx context.Context) error   { return s.cutShort(ctx, s.stopping.Start) }
+
+func (s *cutStarts) cutShort(ctx context.Context, do func(context.Context) error) error {
+	was := s.stopped || s.stops
+	err := do(ctx)
+	if s.cuts--; s.cuts >= 0 {
+		s.stopped, err = was, errCut
+	}
+	return err
+}
+
+// However often a leave is interrupted before the server runs with its former files, the next one knows that it must.
+func TestInterruptedLeaveStartsTheServer(t *testing.T) {
+	for did, stops := range map[string]bool{"restart restart restart": false, "restart start start": true} {
+		t.Run(did, func(t *testing.T) {
+			t.Parallel() // each waits for a server that stays up
+			before, m := treeFiles(t, ownTree(t, "3.0", "3.0.3")), joinedTree(t)
+			joined, err := loadState(m.store())
+			must.OK(t, err)
+			service := &cutStarts{stopping: stopping{save: func() {}}, cuts: 2, stops: stops}
+			m.Service = service
+			for range service.cuts {
+				if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); !errors.Is(err, errCut) {
+					t.Fatal(err)
+				}
+				s, err := loadState(m.store())
+				must.OK(t, err)
+				want := State{
+					Version: stateVersion, Phase: PhaseLeaving, RestartPending: true, WasRunning: true, Since: s.Since,
+					InstanceID: joined.InstanceID, Address: joined.Address, Role: joined.Role, Group: joined.Group,
+				}
+				if record, err := m.store().Record(); err != nil || record == nil || !s.Equal(&want) {
+					t.Errorf("the record: %v, %v; the state: %+v; want %+v", record != nil, err, s, want)
+				}
+			}
+			res, err := m.Leave(t.Context(), LeaveRequest{Now: true})
+			if got := strings.Join(service.did, " "); err != nil || got != did || !res.Restarted || res.Stopped {
+				t.Errorf("%v: %s: %+v", err, got, res)
+			}
+			for _, path := range []string{statePath, undoPath} {
+				if _, err := os.Stat(filepath.Join(m.Root, path)); err == nil {
+					t.Errorf("%s is left", path)
+				}
+			}
+			if !maps.Equal(treeFiles(t, m), before) {
+				t.Error("the files are not those before the join")
+			}
+		})
+	}
+}
+
+// marking is a server whose restart is seen in a folder.
+type marking struct {
+	stopping
+	file string
+}
+
+func (s *marking) Restart(ctx context.Context) error {
+	return errors.Join(s.stopping.Restart(ctx), os.WriteFile(s.file, nil, 0o600))
+}
+
+// A leave may be killed at each moment: what the next one needs is written before it is needed, and removed last.
+func TestOrderOfALeave(t *testing.T) {
+	t.Parallel()
+	m := joinedTree(t)
+	m.Service = &marking{stopping: stopping{save: func() {}}, file: filepath.Join(m.Root, StateDir, "restarted")}
+	must.OK(t, m.store().WriteFile(drainPath, []byte("{}"), 0o600, 0o700))
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	must.OK(t, err)
+	defer unix.Close(fd)
+	for _, dir := range []string{StateDir, ams.DefaultDir + "/conf"} {
+		_, err := unix.InotifyAddWatch(fd, filepath.Join(m.Root, dir), unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE|unix.IN_DELETE)
+		must.OK(t, err)
+	}
+	if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	buf := make([]byte, 64<<10)
+	n, err := unix.Read(fd, buf)
+	must.OK(t, err)
+	for buf = buf[:n]; len(buf) > 0; {
+		mask, size := binary.NativeEndian.Uint32(buf[4:]), unix.SizeofInotifyEvent+binary.NativeEndian.Uint32(buf[12:])
+		name := strings.TrimRight(string(buf[unix.SizeofInotifyEvent:size]), "\x00")
+		if mask&unix.IN_DELETE != 0 {
+			name = "-" + name
+		}
+		// A commit's own files are not of interest.
+		if !strings.Contains(name, ".amsagent-") && !strings.Contains(name, "journal") && name != "red5.properties" {
+			got = append(got, name)
+		}
+		buf = buf[size:]
+	}
+	want := []string{"state.json", "jee-container.xml", "undo.json", "restarted", "state.json", "-undo.json", "-drain.json", "-state.json"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+// unfinished is a server after whose first question no commit is possible.
+type unfinished struct {
+	stopping
+	journal string
+	asked   bool
+}
+
+func (s *unfinished) State(ctx context.Context) (ams.State, error) {
+	if !s.asked {
+		s.asked = true
+		if err := os.Mkdir(s.journal, 0o700); err != nil {
+			return ams.State{}, err
+		}
+	}
+	return s.stopping.State(ctx)
+}
+
+// A leave that changes no file leaves the node as it was.
+func TestLeaveThatChangesNothing(t *testing.T) {
+	t.Parallel()
+	m := joinedTree(t)
+	before := treeFiles(t, m)
+	joined, err := loadState(m.store())
+	must.OK(t, err)
+	service := &unfinished{journal: filepath.Join(m.Root, StateDir, "journal")}
+	m.Service = service
+	_, err = m.Leave(t.Context(), LeaveRequest{Now: true})
+	if _, ok := errors.AsType[*FailedError](err); !ok || len(service.did) > 0 {
+		t.Fatalf("%v: %v", err, service.did)
+	}
+	must.OK(t, os.Remove(service.journal))
+	now, err := loadState(m.store())
+	must.OK(t, err)
+	if d := cmp.Diff(before, treeFiles(t, m)); d != "" || !now.Equal(joined) {
+		t.Errorf("the state: %+v; want %+v (-before +after):\n%s", now, joined, d)
 	}
 }
 

@@ -73,6 +73,9 @@ func (s *Store) Commit(purpose string, changes []Change, record *Record, removeD
 			return t.abandon(j, err)
 		}
 	}
+	if err := t.syncDirs(j); err != nil {
+		return t.abandon(j, err)
+	}
 	// A crash is finished forward from here on.
 	if err := errors.Join(state.Rename(stagingName, journalName), state.Sync()); err != nil {
 		return t.abandon(j, err)

@@ -5,6 +5,7 @@ package conf
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -132,6 +133,10 @@ func TestContainerRefuses(t *testing.T) {
 		{"not beans", "<html></html>", "line 1: the root element is <html>", ""},
 		{"empty", "", "line 1: no", ""},
 		{"sections without the cluster bean", strings.ReplaceAll(replace(standaloneXML, `id="tomcat.cluster"`, `id="other"`, 1), "xx", ""), "hold no bean tomcat.cluster", ModeCluster},
+		{"two cluster beans in one section", replace(standaloneXML, "\t</bean>\n\n", "\t</bean>\n\t<bean id=\"tomcat.cluster\" class=\"Other\" />\n", 1), "defined 2 times", ModeCluster},
+		{"a cluster bean in two sections", replace(standaloneXML, `id="valve.cluster"`, `id="tomcat.cluster"`, 1), "defined 2 times", ModeCluster},
+		{"a cluster bean outside the sections", replace(standaloneXML, "</beans>", `<bean id="tomcat.cluster" /></beans>`, 1), "but bean tomcat.cluster makes it cluster", ""},
+		{"sections without the valve", replace(standaloneXML, "HttpLiveStreamValve", "Other", 1), "HttpLiveStreamValve", ModeCluster},
 		{"section content ill-formed", replace(standaloneXML, "</bean>\n\n\tcluster end", "\n\n\tcluster end", 1), "", ModeCluster},
 	}
 	for _, tt := range tests {
@@ -148,6 +153,21 @@ func TestContainerRefuses(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestProof: no edit of ours reaches the last proof, that nothing but its sections or beans changed.
+func TestProof(t *testing.T) {
+	less := strings.Replace(standaloneXML, `<bean id="valve.access" class="`+remoteIPValve+`" />`, "", 1)
+	for _, more := range []string{"", "combined"} {
+		edit := strings.NewReplacer("a > b", cmp.Or(more, "a > b")).Replace
+		want := more == "" // it proves
+		if err := proveMode([]byte(standaloneXML), []byte(edit(clusterXML)), ModeCluster); (err == nil) != want {
+			t.Errorf("%q: %v", more, err)
+		}
+		if err := proveRemoved([]byte(standaloneXML), []byte(edit(less)), remoteIPValve); (err == nil) != want {
+			t.Errorf("%q: %v", more, err)
+		}
 	}
 }
 

@@ -154,6 +154,15 @@ func TestFaults(t *testing.T) {
 		renames := 0
 		triggers := map[string]func() func(call, name string) bool{
 			"commit": nil,
+			"no journal from the second backup": func() func(string, string) bool {
+				links := 0
+				return func(call, _ string) bool {
+					if call == "linkat" {
+						links++
+					}
+					return links == 2
+				}
+			},
 			"rollback from the third rename": func() func(string, string) bool {
 				renames = 0
 				return func(call, name string) bool {

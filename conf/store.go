@@ -165,6 +165,12 @@ func (s *Store) makeMissing(path string, mode fs.FileMode) (*files.Folder, error
 	d := p.Folder
 	for _, name := range p.Missing {
 		next, err := d.MakeFolder(name, mode)
+		if err == nil {
+			// Names in it are durable only if its own is.
+			if err = d.Sync(); err != nil {
+				next.Close()
+			}
+		}
 		d.Close()
 		if err != nil {
 			return nil, err

@@ -299,6 +299,57 @@ func TestCommitAndUndo(t *testing.T) {
 	}
 }
 
+// TestPlanKeepsEachByte: a plan, a commit, a revert and a leave change nothing that no edit is for, however a file begins
+// and ends.
+func TestPlanKeepsEachByte(t *testing.T) {
+	crlf := func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }
+	for name, form := range map[string]func(string) string{
+		"byte order mark":           func(s string) string { return "\ufeff" + s },
+		"byte order mark and CR LF": func(s string) string { return "\ufeff" + crlf(s) },
+		"blanks at the end":         func(s string) string { return s + " \t\n\n" },
+		"no newline at the end":     func(s string) string { return strings.TrimRight(s, "\n") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			const container, app = "/ams/conf/jee-container.xml", "/ams/webapps/Live App/WEB-INF/red5-web.properties"
+			s := newTree(t)
+			read := func(path string) string {
+				f, err := s.Read(path)
+				must.OK(t, err)
+				return string(f.Bytes)
+			}
+			for _, path := range []string{container, app, serverPath} {
+				must.OK(t, os.WriteFile(s.Root+path, []byte(form(read(path))), 0o644))
+			}
+			before := snapshot(t, s)
+			joined, second := joinedTwice(t, s)
+			if got := read(container); got != form(clusterXML) {
+				t.Errorf("joined:\n%q", got)
+			}
+			if _, err := second.Revert("rollback"); err != nil || !cmp.Equal(snapshot(t, s), joined) {
+				t.Errorf("reverted: %v\n%s", err, cmp.Diff(joined, snapshot(t, s)))
+			}
+			undoAll(t, s)
+			if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+				t.Errorf("left (-before +after):\n%s", d)
+			}
+			// The same with later edits, of which one cannot be merged.
+			must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+			replaceIn(t, s, container, `value="a > b"`, `value="other"`)
+			replaceIn(t, s, serverPath, "5080", "8080")
+			edited := form("db.host=\\uZZZZ\n")
+			must.OK(t, os.WriteFile(s.Root+app, []byte(edited), 0o644))
+			must.OK(t, planUndo(t, s).CommitUndo("leave"))
+			before[container] = strings.Replace(before[container], `value="a > b"`, `value="other"`, 1)
+			before[serverPath] = strings.Replace(before[serverPath], "5080", "8080", 1)
+			after := snapshot(t, s)
+			delete(after, savedName(app))
+			if d := cmp.Diff(before, after); d != "" || read(savedName(app)) != edited {
+				t.Errorf("left after edits: kept %q (-want +got):\n%s", read(savedName(app)), d)
+			}
+		})
+	}
+}
+
 func TestUndoKeepsUnrelatedEdits(t *testing.T) {
 	s := newTree(t)
 	before := snapshot(t, s)
@@ -514,6 +565,50 @@ func TestCommitRefusesWhatChangedMeanwhile(t *testing.T) {
 	}
 	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
 		t.Errorf("something was changed:\n%s", d)
+	}
+}
+
+// TestOvertaken: another program writes into a file, or replaces it, just before a commit or a recovery does. Its content
+// stays.
+func TestOvertaken(t *testing.T) {
+	for _, recovers := range []bool{false, true} {
+		for _, replaces := range []bool{false, true} {
+			s := newTree(t)
+			real, want, next, done := s.Root+serverPath, snapshot(t, s), serverPath, false
+			p := planCluster(t, s, "10.0.0.1")
+			if recovers {
+				_, want, _ = interrupted(t, s, 0)
+			}
+			file, err := os.OpenFile(real, os.O_WRONLY|os.O_APPEND, 0) // as a server that saves
+			must.OK(t, err)
+			defer file.Close()
+			was, err := os.ReadFile(real)
+			must.OK(t, err)
+			if replaces {
+				must.OK(t, os.WriteFile(real+"~", append(was, "x=1\n"...), 0o640))
+				next = "/ams/conf/jee-container.xml" // the first
+			}
+			s.hook = func(call, name string) error {
+				if done || call != "renameat" || !strings.Contains(name, filepath.Base(next)) {
+					return nil
+				}
+				done = true
+				if replaces {
+					return os.Rename(real+"~", real)
+				}
+				_, err := file.WriteString("x=1\n")
+				return err
+			}
+			if !recovers {
+				err = p.Commit("join")
+			} else if r := recovered(t, s); len(r.Conflicts) == 1 && r.Conflicts[0].Path == serverPath {
+				err = ErrChanged
+			}
+			want[serverPath] = "-rw-r----- " + string(was) + "x=1\n"
+			if d := cmp.Diff(want, snapshot(t, s)); d != "" || !errors.Is(err, ErrChanged) {
+				t.Errorf("recovers %v, replaces %v: %v (-want +got):\n%s", recovers, replaces, err, d)
+			}
+		}
 	}
 }
 

@@ -177,6 +177,12 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 		t.Fatalf("the node is not ready: %+v", l)
 	}
 	a.serves()
+	// From now on, a registration ends no drain that an operator wrote into the registry.
+	must.Until(t, "the forgotten drain is settled with the registry", func() bool {
+		var drain struct{ Forgotten bool }
+		text, err := os.ReadFile(filepath.Join(a.root, lifecycle.RecordPath)) // the cloud still reports its notice
+		return err == nil && json.Unmarshal(text, &drain) == nil && !drain.Forgotten
+	})
 }
 
 // A join that restarts the server sets the state to active if the drain is done and no daemon runs.

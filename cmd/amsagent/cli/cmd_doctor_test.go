@@ -252,7 +252,9 @@ const guideScript = "#!/bin/bash\ncd /usr/local/antmedia\n./change_server_mode.s
 // lintRun runs the command in a folder with the files, so that no path of this machine is in what it prints.
 func lintRun(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	e := &testEnv{}
+	wd, err := os.Getwd()
+	must.OK(t, err)
+	e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": wd}}
 	env := e.env()
 	env.Stdin = strings.NewReader(stdin)
 	code = Main(append([]string{"doctor"}, args...), env)
@@ -379,7 +381,7 @@ func TestAskGPUs(t *testing.T) {
 // What the daemon says of itself becomes a list of what is wrong.
 func TestAskDaemonForDoctor(t *testing.T) {
 	root := t.TempDir()
-	g := newGlobals((&testEnv{}).env().withDefaults())
+	g := globalsOf((&testEnv{}).env())
 	g.settings.Root = root
 	c := g.controlClient()
 	c.patience = 0

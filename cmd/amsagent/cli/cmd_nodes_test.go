@@ -105,7 +105,7 @@ func (p *play) globals() *globals {
 		}
 		return p.columns, rows
 	}
-	g := newGlobals(env.withDefaults())
+	g := globalsOf(env)
 	form := "text"
 	if p.json {
 		form = "json"

@@ -72,7 +72,7 @@ func TestSupportPrograms(t *testing.T) {
 
 func TestSupportInterrupted(t *testing.T) {
 	e := &testEnv{}
-	g := newGlobals(e.env().withDefaults())
+	g := globalsOf(e.env())
 	g.setForm("text", "auto", 0)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(&interruptedError{syscall.SIGTERM})

@@ -269,7 +269,7 @@ func (d *fakeDaemon) impatient(g *globals) *controlClient {
 }
 
 func plainGlobals(e *testEnv) *globals {
-	g := newGlobals(e.env().withDefaults())
+	g := globalsOf(e.env())
 	g.setForm("text", "never", 0)
 	return g
 }
@@ -414,7 +414,7 @@ func TestControlOddAnswers(t *testing.T) {
 func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.status = daemon.View{State: cluster.StateActive, Proved: true, NotReady: "no application is known", MetricsError: "127.0.0.1:9771 is taken", Drift: &daemon.DriftView{Means: "a restart is pending"}}
-	g := newGlobals((&testEnv{}).env().withDefaults())
+	g := globalsOf((&testEnv{}).env())
 	g.settings.Root = d.root
 	v := &statusView{Status: &bootstrap.Status{}}
 	v.askDaemon(t.Context(), g)

@@ -503,14 +503,14 @@ func TestEventStdinStaysOpen(t *testing.T) {
 	e := &testEnv{}
 	env := e.env()
 	env.Stdin = blockedReader{t.Context().Done()}
-	g := newGlobals(env.withDefaults())
+	g := globalsOf(env)
 	g.setForm("text", "never", 0)
 	err := runEvent(t.Context(), eventOptions{timeout: 20 * time.Millisecond}, g)
 	if ex := g.explain(err); ex.Exit != exitUsage || !strings.Contains(ex.Msg, "standard input is open and said nothing for 20 ms") {
 		t.Errorf("%+v", ex)
 	}
 	env.IsTerminal = func(any) bool { return true }
-	_, err = newGlobals(env.withDefaults()).readEvent(t.Context(), "", time.Hour)
+	_, err = globalsOf(env).readEvent(t.Context(), "", time.Hour)
 	if err == nil || !strings.Contains(err.Error(), "standard input is a terminal") {
 		t.Error(err)
 	}

@@ -34,7 +34,7 @@ import (
 )
 
 func errorGlobals(e *testEnv) *globals {
-	g := newGlobals(e.env().withDefaults())
+	g := globalsOf(e.env())
 	g.setForm("text", "auto", 0)
 	return g
 }
@@ -242,7 +242,7 @@ func TestNoSecretComesThrough(t *testing.T) {
 			e := &testEnv{}
 			env := e.env()
 			env.IsTerminal = func(any) bool { return terminal }
-			g := newGlobals(env.withDefaults())
+			g := globalsOf(env)
 			g.setForm(form, "auto", -4)
 			g.addSecrets(target.Secrets()...)
 			for _, leak := range leaks {

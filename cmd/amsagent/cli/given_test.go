@@ -102,7 +102,7 @@ func TestDaemonFollowsTheService(t *testing.T) {
 	path := filepath.Join(root, bootstrap.GivenPath)
 	must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
 	e := &testEnv{}
-	g := newGlobals(e.env().withDefaults())
+	g := globalsOf(e.env())
 	g.given[keyRoot] = given{text: root, name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
@@ -128,18 +128,17 @@ func TestDaemonFollowsTheService(t *testing.T) {
 
 // A service command that cannot be called is no reason to end: the daemon goes on as it is.
 func TestDaemonKeepsTheService(t *testing.T) {
-	vars := map[string]string{"AMSAGENT_ROLE": "edge"}
-	e := &testEnv{vars: vars}
-	g := newGlobals(e.env().withDefaults())
+	e := &testEnv{vars: map[string]string{"AMSAGENT_ROLE": "edge"}}
+	g := globalsOf(e.env())
 	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
-	vars["AMSAGENT_ROLE"], vars["AMSAGENT_SERVICE_COMMAND"] = "origin", "/no/such/command"
+	e.vars["AMSAGENT_ROLE"], e.vars["AMSAGENT_SERVICE_COMMAND"] = "origin", "/no/such/command"
 	if err := a.reread(); err == nil || a.outdated() || a.settings().Role != "edge" {
 		t.Errorf("a command that is not there: %v, outdated: %v, %+v", err, a.outdated(), a.settings())
 	}
-	vars["AMSAGENT_SERVICE_COMMAND"] = "/bin/true"
+	e.vars["AMSAGENT_SERVICE_COMMAND"] = "/bin/true"
 	if err := a.reread(); err != nil || !a.outdated() || a.settings().Role != "origin" {
 		t.Errorf("a command that is there: %v, outdated: %v, %+v", err, a.outdated(), a.settings())
 	}
@@ -150,7 +149,7 @@ func TestDaemonFollowsTheSettings(t *testing.T) {
 	for line, anew := range map[string]bool{
 		"": false, "role: origin": false, "unhealthy_after: 9m": false, "hooks: [ours]": false,
 		"serving: LiveApp": true, "beat_interval: 7s": true, "log_level: debug": true, "drain_deadline: 20m": false,
-		"metrics_address: 127.0.0.1:9999": true, "provider: aws": true, "service_command: /bin/true": true,
+		"metrics_address: 127.0.0.1:9999": true, "provider: aws": true,
 	} {
 		root := t.TempDir()
 		config := filepath.Join(root, "config.yaml")
@@ -160,12 +159,8 @@ func TestDaemonFollowsTheSettings(t *testing.T) {
 		}
 		write("")
 		e := &testEnv{}
-		g := newGlobals(e.env().withDefaults())
+		g := globalsOf(e.env())
 		g.given[keyRoot], g.given[keyConfig] = given{text: root, name: "--root"}, given{text: "/config.yaml", name: "--config"}
-		if line == "service_command: /bin/true" {
-			delete(g.given, keyRoot) // below another root that of a file is ignored
-			g.given[keyConfig] = given{text: config, name: "--config"}
-		}
 		cmd := newRunCommand(g)
 		must.OK(t, g.load(cmd))
 		a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
@@ -192,7 +187,7 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	}))
 	defer srv.Close()
 	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": srv.URL, "AMSAGENT_MONGO": "10.0.2.4"}}
-	g := newGlobals(e.env().withDefaults())
+	g := globalsOf(e.env())
 	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))

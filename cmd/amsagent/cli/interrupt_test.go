@@ -176,7 +176,7 @@ func TestSupportInterruptedAtTheEnd(t *testing.T) {
 	env := e.env()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	env.Stderr = cancelAt{"journalctl", cancel}
-	g := newGlobals(env.withDefaults())
+	g := globalsOf(env)
 	g.settings.Root = t.TempDir()
 	g.ctx = ctx
 	g.readsOnly.Store(true)
@@ -188,7 +188,7 @@ func TestSupportInterruptedAtTheEnd(t *testing.T) {
 
 // No change begins after a signal or the command's time.
 func TestNoChangeAfterASignal(t *testing.T) {
-	g := newGlobals((&testEnv{}).env().withDefaults())
+	g := globalsOf((&testEnv{}).env())
 	g.setForm("text", "auto", 0)
 	m, err := g.bootstrapMachine(false)
 	must.OK(t, err)

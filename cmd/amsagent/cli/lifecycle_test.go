@@ -74,7 +74,7 @@ const forbidden = "forbidden"
 func adapterOnAWS(t *testing.T, metadata *httptest.Server, root string) (*daemonAdapter, *testEnv) {
 	t.Helper()
 	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": metadata.URL}}
-	g := newGlobals(e.env().withDefaults())
+	g := globalsOf(e.env())
 	g.given[keyRoot] = given{text: root, name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))

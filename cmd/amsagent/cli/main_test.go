@@ -36,8 +36,32 @@ import (
 // update rewrites what the golden tests compare with: go test ./cmd/amsagent/cli -update
 var update = flag.Bool("update", false, "rewrite the golden files")
 
+// machines is the folder of empty machines. TestMain sets it before any test runs.
+var machines string
+
+// emptyMachine returns a new folder, which is removed after all tests: no test reads the machine that it runs on.
+func emptyMachine() string {
+	dir, err := os.MkdirTemp(machines, "")
+	if err != nil {
+		panic(err)
+	}
+	return dir
+}
+
+// inMachines runs the tests while the folder is there.
+type inMachines struct{ *testing.M }
+
+func (m inMachines) Run() (code int) {
+	var err error
+	if machines, err = os.MkdirTemp("", "m"); err != nil {
+		panic(err)
+	}
+	defer func() { _ = os.RemoveAll(machines) }()
+	return m.M.Run()
+}
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
+	testscript.Main(inMachines{m}, map[string]func(){
 		"amsagent": func() { os.Exit(Main(os.Args[1:], OS())) },
 	})
 }
@@ -110,7 +134,7 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 // fixedNow keeps times out of the goldens.
 func fixedNow() time.Time { return time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC) }
 
-// testEnv is an environment of its own: these variables, buffers, an empty machine below root.
+// testEnv is an environment of its own: these variables, buffers, and an empty machine unless AMSAGENT_ROOT names another one.
 type testEnv struct {
 	vars   map[string]string
 	stdin  io.Reader
@@ -120,6 +144,11 @@ type testEnv struct {
 }
 
 func (e *testEnv) env() Env {
+	if _, named := e.vars["AMSAGENT_ROOT"]; !named {
+		vars := map[string]string{"AMSAGENT_ROOT": emptyMachine()}
+		maps.Copy(vars, e.vars)
+		e.vars = vars
+	}
 	return Env{
 		Stdin:      e.stdin,
 		IsTerminal: func(f any) bool { return e.tty && f == e.stdin },
@@ -138,16 +167,16 @@ func (e *testEnv) env() Env {
 	}
 }
 
-// run runs one command line with the given variables, on an empty machine unless they name a root.
+// globalsOf returns what a command has in an environment before its settings are read.
+func globalsOf(env Env) *globals {
+	g := newGlobals(env.withDefaults())
+	g.settings.Root = g.env.getenv("AMSAGENT_ROOT")
+	return g
+}
+
+// run runs one command line with the given variables.
 func run(t *testing.T, vars map[string]string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	vars = maps.Clone(vars)
-	if vars == nil {
-		vars = map[string]string{}
-	}
-	if _, ok := vars["AMSAGENT_ROOT"]; !ok {
-		vars["AMSAGENT_ROOT"] = t.TempDir()
-	}
 	e := &testEnv{vars: vars}
 	code = Main(args, e.env())
 	return code, e.stdout.String(), e.stderr.String()
@@ -341,7 +370,7 @@ func testInterrupt(t *testing.T) {
 	env := e.env()
 	env.Signals = sig.source
 	env.Exit = func(code int) { exited <- code }
-	g := newGlobals(env.withDefaults())
+	g := globalsOf(env)
 	g.setForm("text", "auto", 0)
 	ctx, stop := g.interruptible(t.Context())
 	defer stop()

@@ -20,7 +20,7 @@ import (
 // loaded makes globals as a command gets them.
 func loaded(t *testing.T, e *testEnv, args ...string) *globals {
 	t.Helper()
-	g := newGlobals(e.env().withDefaults())
+	g := globalsOf(e.env())
 	g.setForm("text", "auto", slog.LevelInfo)
 	root := newRootCommand(g)
 	cmd, rest, err := root.Find(append([]string{"config"}, args...))

@@ -38,7 +38,7 @@ func TestMongoStdinWaits(t *testing.T) {
 		}
 		source := func(ctx context.Context, timeout time.Duration) (time.Duration, error) {
 			e := &testEnv{stdin: stdin}
-			g := newGlobals(e.env().withDefaults())
+			g := globalsOf(e.env())
 			g.setForm("text", "never", 0)
 			g.ctx, g.settings.Timeout = ctx, timeout
 			begin := time.Now()
@@ -71,14 +71,13 @@ func TestMongoStdinWaits(t *testing.T) {
 
 // A daemon that drains for a machine that goes down connects after the signal, too.
 func TestMongoFileAfterSignal(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "mongo")
-	must.OK(t, os.WriteFile(path, []byte("10.0.2.4\n"), 0o600))
-	g := newGlobals((&testEnv{}).env().withDefaults())
+	g := globalsOf((&testEnv{}).env())
+	must.OK(t, os.WriteFile(filepath.Join(g.settings.Root, "mongo"), []byte("10.0.2.4\n"), 0o600))
 	g.setForm("text", "never", 0)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(&interruptedError{syscall.SIGTERM})
 	g.ctx, g.reload = ctx, make(chan struct{}, 1)
-	g.settings.values[keyMongo] = value{text: "file:" + path, origin: origin{Layer: layerFlag, Name: "--mongo"}}
+	g.settings.values[keyMongo] = value{text: "file:/mongo", origin: origin{Layer: layerFlag, Name: "--mongo"}}
 	if target, err := (&daemonAdapter{g: g}).mongo(context.WithoutCancel(ctx)); err != nil || !strings.Contains(target.String(), "10.0.2.4") {
 		t.Errorf("MongoDB is at %v: %v", target, err)
 	}
@@ -87,12 +86,12 @@ func TestMongoFileAfterSignal(t *testing.T) {
 // A file that another user can change decides whom root connects to.
 func TestMongoFileOwner(t *testing.T) {
 	for mode, want := range map[os.FileMode]string{0o600: "", 0o644: "", 0o646: "may write to"} {
-		path := filepath.Join(t.TempDir(), "mongo")
-		must.OK(t, errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chmod(path, mode)))
 		e := &testEnv{tty: true}
-		g := newGlobals(e.env().withDefaults())
+		g := globalsOf(e.env())
 		g.setForm("text", "never", 0)
-		if _, err := g.mongoFile(path, origin{Layer: layerFlag, Name: "--mongo"}); err != nil {
+		path := filepath.Join(g.settings.Root, "mongo")
+		must.OK(t, errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chmod(path, mode)))
+		if _, err := g.mongoFile("/mongo", origin{Layer: layerFlag, Name: "--mongo"}); err != nil {
 			t.Fatal(err)
 		}
 		got := e.stderr.String()
@@ -104,13 +103,13 @@ func TestMongoFileOwner(t *testing.T) {
 		t.Skip("only root can give a file to another user")
 	}
 	for _, foreign := range []string{"a/b/mongo", "a/b", "a"} {
-		top := t.TempDir()
+		e := &testEnv{}
+		g := globalsOf(e.env())
+		g.setForm("text", "never", 0)
+		top := g.settings.Root
 		path := filepath.Join(top, "a/b/mongo")
 		must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chown(filepath.Join(top, foreign), 12345, 0)))
-		e := &testEnv{}
-		g := newGlobals(e.env().withDefaults())
-		g.setForm("text", "never", 0)
-		if _, err := g.mongoFile(path, origin{Layer: layerFlag, Name: "--mongo"}); err != nil || !strings.Contains(e.stderr.String(), foreign+" belongs to uid 12345") {
+		if _, err := g.mongoFile("/a/b/mongo", origin{Layer: layerFlag, Name: "--mongo"}); err != nil || !strings.Contains(e.stderr.String(), foreign+" belongs to uid 12345") {
 			t.Errorf("%s: %v, %q", foreign, err, e.stderr.String())
 		}
 	}
@@ -123,7 +122,7 @@ func TestForbiddenHint(t *testing.T) {
 		"mongodb://u:pw@10.0.2.4/": "needs readWrite",
 	} {
 		e := &testEnv{}
-		g := newGlobals(e.env().withDefaults())
+		g := globalsOf(e.env())
 		g.setForm("text", "never", 0)
 		g.settings.values[keyMongo] = value{text: address, origin: origin{Layer: layerEnv, Name: "AMSAGENT_MONGO"}}
 		u := g.explain(&cluster.Error{Op: "reading", Kind: cluster.KindForbidden, Err: errors.New("code 13")})

@@ -162,7 +162,7 @@ func TestLogForms(t *testing.T) {
 				env := e.env()
 				env.IsTerminal = func(any) bool { return tt.terminal }
 				env.IsJournal = tt.journal && tt.vars["JOURNAL_STREAM"] != ""
-				g := newGlobals(env.withDefaults())
+				g := globalsOf(env)
 				g.setForm(tt.form, "never", slog.LevelInfo)
 				say(g.log())
 				now := time.Now()

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,11 +18,13 @@ import (
 
 // Who is not root, and what is no node, get one answer of every command.
 func TestOneAnswer(t *testing.T) {
-	config := filepath.Join(tree(t, map[string]string{"config.yaml": ""}), "config.yaml")
 	for _, args := range []string{"join --mongo 127.0.0.1", "leave", "seal --yes", "converge", "deregister", "run"} {
-		// On this machine itself: nothing below is reached.
-		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "generic", "AMSAGENT_CONFIG": config}}
-		code := Main(strings.Fields(args), e.env())
+		if os.Geteuid() != 0 {
+			break // a machine of its own needs root
+		}
+		// Without another root: nothing below is reached.
+		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "generic", "AMSAGENT_ROOT": ""}}
+		code := onEmptyMachine(t, func() int { return Main(strings.Fields(args), e.env()) })
 		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AMS-ROOT") || !strings.Contains(said, "sudo") || !strings.Contains(said, stateUntouched) {
 			t.Errorf("%s without root: exit %d\n%s", args, code, said)
 		}
@@ -53,13 +56,26 @@ func TestOneAnswer(t *testing.T) {
 	}
 }
 
-// asNobody runs a command with the rights of another user on files. The thread, whose rights they are, ends with the goroutine.
+// asNobody runs a command with the rights of another user on files.
 func asNobody(t *testing.T, command func() int) int {
+	t.Helper()
+	return onThread(t, func() error { return syscall.Setfsuid(65534) }, command)
+}
+
+// onEmptyMachine runs a command in the place of / that has no file.
+func onEmptyMachine(t *testing.T, command func() int) int {
+	t.Helper()
+	dir := t.TempDir()
+	return onThread(t, func() error { return errors.Join(syscall.Unshare(syscall.CLONE_FS), syscall.Chroot(dir)) }, command)
+}
+
+// onThread runs a command on a thread of its own, which ends with it.
+func onThread(t *testing.T, change func() error, command func() int) int {
 	t.Helper()
 	code := make(chan int)
 	go func() {
 		runtime.LockOSThread()
-		if err := syscall.Setfsuid(65534); err != nil && os.Geteuid() == 0 {
+		if err := change(); err != nil && os.Geteuid() == 0 {
 			t.Error(err)
 		}
 		code <- command()

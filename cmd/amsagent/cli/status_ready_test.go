@@ -98,7 +98,7 @@ func FuzzReadiness(f *testing.F) {
 		}
 		v := &statusView{Status: &bootstrap.Status{Unprivileged: true, Member: true}, Readiness: &r, DaemonErr: "only root may ask it"}
 		e := &testEnv{}
-		g := newGlobals(e.env().withDefaults())
+		g := globalsOf(e.env())
 		for _, form := range []string{"text", "json"} {
 			g.setForm(form, "never", 0)
 			must.OK(t, g.result("status", v, func(w *textWriter) { statusText(w, v) }))

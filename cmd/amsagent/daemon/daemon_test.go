@@ -308,6 +308,64 @@ func TestJoinThatFailsEarly(t *testing.T) {
 	})
 }
 
+// A machine that was made to leave while the daemon runs stays so, whatever the registry has: it has nothing of a leave without
+// MongoDB. Any other machine without a state joins by itself, once the registry shows that it has not left before.
+func TestLeaveByHandLasts(t *testing.T) {
+	joined, joining, leaving := bootstrap.PhaseJoined, bootstrap.PhaseJoining, bootstrap.PhaseLeaving
+	for name, tt := range map[string]struct {
+		phases []bootstrap.Phase // one after the other; "" is no state
+		joins  bool
+	}{
+		"never joined":                        {[]bootstrap.Phase{""}, true},
+		"left":                                {[]bootstrap.Phase{joined, ""}, false},
+		"left in two steps":                   {[]bootstrap.Phase{joined, leaving, ""}, false},
+		"began to leave before the daemon":    {[]bootstrap.Phase{leaving, ""}, false},
+		"begins to leave":                     {[]bootstrap.Phase{joined, leaving}, false},
+		"left, and a join by hand was undone": {[]bootstrap.Phase{joined, "", joining, ""}, false},
+		"left twice":                          {[]bootstrap.Phase{joined, "", joined, ""}, false},
+		"a first join was undone":             {[]bootstrap.Phase{joining, ""}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := &fakeMachine{join: func(context.Context) error { return errors.New("undone") }}
+				var asked atomic.Int64
+				d := newTestDaemon(p, &notified{}, func(o *Options) {
+					o.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) {
+						asked.Add(1)
+						return nil, errors.New("no network")
+					}
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				var work sync.WaitGroup
+				defer work.Wait()
+				defer cancel()
+				joins := func() int {
+					p.mu.Lock()
+					defer p.mu.Unlock()
+					return len(p.joins)
+				}
+				before := 0
+				for i, phase := range tt.phases {
+					if p.set(nil); phase != "" {
+						p.set(&bootstrap.State{Phase: phase, Since: time.Now()})
+					}
+					if i == 0 {
+						work.Go(func() { d.follow(ctx) })
+					}
+					sleep.For(ctx, 5*time.Minute)
+					asked.Store(0)
+					before = joins()
+					sleep.For(ctx, 5*time.Minute)
+				}
+				// Without a state, the daemon asks MongoDB only before a join.
+				if n := asked.Load(); n > 0 != tt.joins || joins() > before {
+					t.Errorf("it asked the registry %d times and joined %d times", n, joins()-before)
+				}
+			})
+		})
+	}
+}
+
 // New settings that come while a step is under way are not forgotten with its end.
 func TestReloadDuringStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
