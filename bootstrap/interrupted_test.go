@@ -120,7 +120,7 @@ func TestInterruptedLeave(t *testing.T) {
 	}
 }
 
-// cutStarts is a server whose next starts and restarts are cut short. What they were for is not done.
+// cutStarts is a server whose next starts and restarts are cut short, without effect.
 type cutStarts struct {
 	stopping
 	cuts  int

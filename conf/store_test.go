@@ -306,7 +306,7 @@ func TestPlanKeepsEachByte(t *testing.T) {
 	for name, form := range map[string]func(string) string{
 		"byte order mark":           func(s string) string { return "\ufeff" + s },
 		"byte order mark and CR LF": func(s string) string { return "\ufeff" + crlf(s) },
-		"blanks at the end":         func(s string) string { return s + " \t\n\n" },
+		"spaces at the end":         func(s string) string { return s + " \t\n\n" },
 		"no newline at the end":     func(s string) string { return strings.TrimRight(s, "\n") },
 	} {
 		t.Run(name, func(t *testing.T) {

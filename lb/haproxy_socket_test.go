@@ -24,6 +24,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
 )
 
@@ -269,7 +270,7 @@ func TestHAProxyConfirms(t *testing.T) {
 			t.Helper()
 			reads := 0
 			r.set(func(r *runtimeAPI) { reads, r.confirmed = r.reads, nil })
-			time.Sleep(d)
+			sleep.For(ctx, d)
 			synctest.Wait()
 			r.set(func(r *runtimeAPI) {
 				if follows := r.reads >= reads+3; follows != isRead(f) || !slices.Equal(r.confirmed, want) {
