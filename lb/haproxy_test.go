@@ -392,6 +392,7 @@ func TestHAProxyRolesWithDigits(t *testing.T) {
 // A command that HAProxy refuses does not keep the others from their slots.
 func TestHAProxyRefusesOne(t *testing.T) {
 	b := startHAProxy(t, slots)
+	b.serve(1)
 	b.serve(2)
 	if err := b.apply(nil, edge(1, 300), edge(2, 50)); !errors.Is(err, lb.ErrHAProxy) {
 		t.Errorf("%v", err)

@@ -238,7 +238,7 @@ func TestDaemonFromTags(t *testing.T) {
 	p.end(syscall.SIGTERM)
 	h.aws.Update(func(i *fakeaws.Instance) { i.Tags["amsagent:mongo"] = mongoURI(h.mongo, daemonPassword) })
 	p = h.daemon("--metrics-address", l.Addr().String())
-	p.says("no metrics and no health are served")
+	p.says("metrics and health are not served")
 	h.rowIs(cluster.StateActive)
 	p.beats()
 
