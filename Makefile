@@ -102,7 +102,7 @@ test-agent: build build-sandbox $(RUNNER) ## the half of test that tests the age
 
 # The tests of package bench are the other programs of its benchmarks.
 test-sandbox: build build-sandbox $(RUNNER) ## the half of test that starts programs: stories, the registry on a mongod, templates
-	@tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /bench$$ | paste -sd' ')" $(TESTFLAGS) -p 2 -parallel 16 -count=1
+	@tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /bench$$ | paste -sd' ')" $(TESTFLAGS) -p 2 -parallel 8 -count=1
 
 .PHONY: story
 story: build build-sandbox ## one story: S=drain plays testdata/script/drain.txtar; KEEP=1 keeps its machines and prints where
