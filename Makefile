@@ -97,8 +97,11 @@ test: deps ## every test of the agent and of its sandbox that is quick and certa
 	$(MAKE) --no-print-directory -o build -o build-sandbox test-sandbox || failed=1; \
 	exit $$failed
 
-test-agent: build build-sandbox $(RUNNER) ## the half of test that tests the agent
-	@tools/scripts/gotest.sh . ./... $(TESTFLAGS) -p 6 -parallel 8 $(if $(CI),-count=1)
+test-agent: build build-sandbox $(RUNNER) ## the half of test that tests the agent, and the tests of our tools
+	@failed=0; \
+	tools/scripts/gotest.sh . ./... $(TESTFLAGS) -p 6 -parallel 8 $(if $(CI),-count=1) || failed=1; \
+	tools/scripts/gotest.sh tools ./... $(TESTFLAGS) $(if $(CI),-count=1) || failed=1; \
+	exit $$failed
 
 # The tests of package bench are the other programs of its benchmarks.
 test-sandbox: build build-sandbox $(RUNNER) ## the half of test that starts programs: stories, the registry on a mongod, templates

@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -120,23 +122,28 @@ func TestInterruptedLeave(t *testing.T) {
 	}
 }
 
-// cutStarts is a server whose next starts and restarts are cut short, without effect.
-type cutStarts struct {
+// hooked is a server that calls a function first. Its error replaces a start or a restart.
+type hooked struct {
 	stopping
-	cuts  int
-	stops bool // a restart that is cut short has stopped it
+	hook func(s *hooked, call string) error
 }
 
-func (s *cutStarts) Restart(ctx context.Context) error { return s.cutShort(ctx, s.stopping.Restart) }
-func (s *cutStarts) Start(ctx context.Context) error   { return s.cutShort(ctx, s.stopping.Start) }
-
-func (s *cutStarts) cutShort(ctx context.Context, do func(context.Context) error) error {
-	was := s.stopped || s.stops
-	err := do(ctx)
-	if s.cuts--; s.cuts >= 0 {
-		s.stopped, err = was, errCut
+func (s *hooked) State(ctx context.Context) (ams.State, error) {
+	if err := s.hook(s, "state"); err != nil {
+		return ams.State{}, err
 	}
-	return err
+	return s.stopping.State(ctx)
+}
+
+func (s *hooked) Restart(ctx context.Context) error { return s.do(ctx, "restart", s.stopping.Restart) }
+func (s *hooked) Start(ctx context.Context) error   { return s.do(ctx, "start", s.stopping.Start) }
+
+func (s *hooked) do(ctx context.Context, call string, do func(context.Context) error) error {
+	if err := s.hook(s, call); err != nil {
+		s.did = append(s.did, call)
+		return err
+	}
+	return do(ctx)
 }
 
 // However often a leave is interrupted before the server runs with its former files, the next one knows that it must.
@@ -147,9 +154,15 @@ func TestInterruptedLeaveStartsTheServer(t *testing.T) {
 			before, m := treeFiles(t, ownTree(t, "3.0", "3.0.3")), joinedTree(t)
 			joined, err := loadState(m.store())
 			must.OK(t, err)
-			service := &cutStarts{stopping: stopping{save: func() {}}, cuts: 2, stops: stops}
+			service := &hooked{stopping: stopping{save: func() {}}, hook: func(s *hooked, call string) error {
+				if call == "state" || len(s.did) == 2 {
+					return nil
+				}
+				s.stopped = stops
+				return errCut
+			}}
 			m.Service = service
-			for range service.cuts {
+			for range 2 {
 				if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); !errors.Is(err, errCut) {
 					t.Fatal(err)
 				}
@@ -167,33 +180,23 @@ func TestInterruptedLeaveStartsTheServer(t *testing.T) {
 			if got := strings.Join(service.did, " "); err != nil || got != did || !res.Restarted || res.Stopped {
 				t.Errorf("%v: %s: %+v", err, got, res)
 			}
-			for _, path := range []string{statePath, undoPath} {
-				if _, err := os.Stat(filepath.Join(m.Root, path)); err == nil {
-					t.Errorf("%s is left", path)
-				}
-			}
-			if !maps.Equal(treeFiles(t, m), before) {
-				t.Error("the files are not those before the join")
+			if left := settled(t, m); !maps.Equal(treeFiles(t, m), before) || left[filepath.Join(m.Root, statePath)] != "" || left[filepath.Join(m.Root, undoPath)] != "" {
+				t.Errorf("the files are not those before the join: %v", slices.Sorted(maps.Keys(left)))
 			}
 		})
 	}
 }
 
-// marking is a server whose restart is seen in a folder.
-type marking struct {
-	stopping
-	file string
-}
-
-func (s *marking) Restart(ctx context.Context) error {
-	return errors.Join(s.stopping.Restart(ctx), os.WriteFile(s.file, nil, 0o600))
-}
-
-// A leave may be killed at each moment: what the next one needs is written before it is needed, and removed last.
+// A leave may be killed at each moment: what the next one needs is written before, and removed last.
 func TestOrderOfALeave(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
-	m.Service = &marking{stopping: stopping{save: func() {}}, file: filepath.Join(m.Root, StateDir, "restarted")}
+	m.Service = &hooked{stopping: stopping{save: func() {}}, hook: func(_ *hooked, call string) error {
+		if call == "state" {
+			return nil
+		}
+		return os.WriteFile(filepath.Join(m.Root, StateDir, call), nil, 0o600)
+	}}
 	must.OK(t, m.store().WriteFile(drainPath, []byte("{}"), 0o600, 0o700))
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	must.OK(t, err)
@@ -202,66 +205,47 @@ func TestOrderOfALeave(t *testing.T) {
 		_, err := unix.InotifyAddWatch(fd, filepath.Join(m.Root, dir), unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE|unix.IN_DELETE)
 		must.OK(t, err)
 	}
-	if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	buf := make([]byte, 64<<10)
-	n, err := unix.Read(fd, buf)
+	_, err = m.Leave(t.Context(), LeaveRequest{Now: true})
 	must.OK(t, err)
-	for buf = buf[:n]; len(buf) > 0; {
-		mask, size := binary.NativeEndian.Uint32(buf[4:]), unix.SizeofInotifyEvent+binary.NativeEndian.Uint32(buf[12:])
-		name := strings.TrimRight(string(buf[unix.SizeofInotifyEvent:size]), "\x00")
-		if mask&unix.IN_DELETE != 0 {
+	var got []string
+	events := make([]byte, 64<<10)
+	n, err := unix.Read(fd, events)
+	must.OK(t, err)
+	for events = events[:n]; len(events) > 0; {
+		size := unix.SizeofInotifyEvent + binary.NativeEndian.Uint32(events[12:])
+		name := string(bytes.TrimRight(events[unix.SizeofInotifyEvent:size], "\x00"))
+		if binary.NativeEndian.Uint32(events[4:])&unix.IN_DELETE != 0 {
 			name = "-" + name
 		}
-		// A commit's own files are not of interest.
+		// The files of the commit itself are another test's.
 		if !strings.Contains(name, ".amsagent-") && !strings.Contains(name, "journal") && name != "red5.properties" {
 			got = append(got, name)
 		}
-		buf = buf[size:]
+		events = events[size:]
 	}
-	want := []string{"state.json", "jee-container.xml", "undo.json", "restarted", "state.json", "-undo.json", "-drain.json", "-state.json"}
+	want := []string{"state.json", "jee-container.xml", "undo.json", "restart", "state.json", "-undo.json", "-drain.json", "-state.json"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
 
-// unfinished is a server after whose first question no commit is possible.
-type unfinished struct {
-	stopping
-	journal string
-	asked   bool
-}
-
-func (s *unfinished) State(ctx context.Context) (ams.State, error) {
-	if !s.asked {
-		s.asked = true
-		if err := os.Mkdir(s.journal, 0o700); err != nil {
-			return ams.State{}, err
-		}
-	}
-	return s.stopping.State(ctx)
-}
-
-// A leave that changes no file leaves the node as it was.
+// A leave that can change no file removes what it wrote before.
 func TestLeaveThatChangesNothing(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
-	before := treeFiles(t, m)
+	before, journal := treeFiles(t, m), filepath.Join(m.Root, StateDir, "journal")
 	joined, err := loadState(m.store())
 	must.OK(t, err)
-	service := &unfinished{journal: filepath.Join(m.Root, StateDir, "journal")}
+	service := &hooked{hook: func(*hooked, string) error { return os.MkdirAll(journal, 0o700) }}
 	m.Service = service
 	_, err = m.Leave(t.Context(), LeaveRequest{Now: true})
 	if _, ok := errors.AsType[*FailedError](err); !ok || len(service.did) > 0 {
 		t.Fatalf("%v: %v", err, service.did)
 	}
-	must.OK(t, os.Remove(service.journal))
+	must.OK(t, os.Remove(journal))
 	now, err := loadState(m.store())
-	must.OK(t, err)
-	if d := cmp.Diff(before, treeFiles(t, m)); d != "" || !now.Equal(joined) {
-		t.Errorf("the state: %+v; want %+v (-before +after):\n%s", now, joined, d)
+	if d := cmp.Diff(before, treeFiles(t, m)); err != nil || d != "" || !now.Equal(joined) {
+		t.Errorf("%v; the state: %+v; want %+v (-before +after):\n%s", err, now, joined, d)
 	}
 }
 

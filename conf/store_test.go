@@ -302,6 +302,7 @@ func TestCommitAndUndo(t *testing.T) {
 // TestPlanKeepsEachByte: a plan, a commit, a revert and a leave change nothing that no edit is for, however a file begins
 // and ends.
 func TestPlanKeepsEachByte(t *testing.T) {
+	const container, app = "/ams/conf/jee-container.xml", "/ams/webapps/Live App/WEB-INF/red5-web.properties"
 	crlf := func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }
 	for name, form := range map[string]func(string) string{
 		"byte order mark":           func(s string) string { return "\ufeff" + s },
@@ -310,42 +311,39 @@ func TestPlanKeepsEachByte(t *testing.T) {
 		"no newline at the end":     func(s string) string { return strings.TrimRight(s, "\n") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			const container, app = "/ams/conf/jee-container.xml", "/ams/webapps/Live App/WEB-INF/red5-web.properties"
 			s := newTree(t)
-			read := func(path string) string {
-				f, err := s.Read(path)
-				must.OK(t, err)
-				return string(f.Bytes)
+			same := func(when string, want map[string]string) {
+				t.Helper()
+				if d := cmp.Diff(want, snapshot(t, s)); d != "" {
+					t.Errorf("%s (-want +got):\n%s", when, d)
+				}
 			}
 			for _, path := range []string{container, app, serverPath} {
-				must.OK(t, os.WriteFile(s.Root+path, []byte(form(read(path))), 0o644))
+				f, err := s.Read(path)
+				must.OK(t, errors.Join(err, os.WriteFile(s.Root+path, []byte(form(string(f.Bytes))), 0o644)))
 			}
 			before := snapshot(t, s)
 			joined, second := joinedTwice(t, s)
-			if got := read(container); got != form(clusterXML) {
-				t.Errorf("joined:\n%q", got)
+			if want := "-rw-r--r-- " + form(clusterXML); joined[container] != want {
+				t.Errorf("joined (-want +got):\n%s", cmp.Diff(want, joined[container]))
 			}
-			if _, err := second.Revert("rollback"); err != nil || !cmp.Equal(snapshot(t, s), joined) {
-				t.Errorf("reverted: %v\n%s", err, cmp.Diff(joined, snapshot(t, s)))
-			}
+			_, err := second.Revert("rollback")
+			must.OK(t, err)
+			same("reverted", joined)
 			undoAll(t, s)
-			if d := cmp.Diff(before, snapshot(t, s)); d != "" {
-				t.Errorf("left (-before +after):\n%s", d)
-			}
-			// The same with later edits, of which one cannot be merged.
+			same("left", before)
+
+			// Later edits, of which one cannot be merged.
 			must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
-			replaceIn(t, s, container, `value="a > b"`, `value="other"`)
-			replaceIn(t, s, serverPath, "5080", "8080")
+			for path, edit := range map[string][2]string{container: {"a > b", "other"}, serverPath: {"5080", "8080"}} {
+				replaceIn(t, s, path, edit[0], edit[1])
+				before[path] = strings.Replace(before[path], edit[0], edit[1], 1)
+			}
 			edited := form("db.host=\\uZZZZ\n")
 			must.OK(t, os.WriteFile(s.Root+app, []byte(edited), 0o644))
+			before[savedName(app)] = "-rw-r----- " + edited
 			must.OK(t, planUndo(t, s).CommitUndo("leave"))
-			before[container] = strings.Replace(before[container], `value="a > b"`, `value="other"`, 1)
-			before[serverPath] = strings.Replace(before[serverPath], "5080", "8080", 1)
-			after := snapshot(t, s)
-			delete(after, savedName(app))
-			if d := cmp.Diff(before, after); d != "" || read(savedName(app)) != edited {
-				t.Errorf("left after edits: kept %q (-want +got):\n%s", read(savedName(app)), d)
-			}
+			same("left after edits", before)
 		})
 	}
 }

@@ -90,14 +90,6 @@ func unitCases(t *testing.T) {
 		s := newUnit(t, "ExecStart=/bin/sleep infinity\n[Unit]\nRequires=needed.service\nAfter=needed.service\n")
 		failedJob(t, s.Start(t.Context()), "dependency")
 	})
-	t.Run("ReplacedBetweenTwoLooks", func(t *testing.T) {
-		s := newUnit(t, "ExecStart=/bin/sh -c 'sleep 0.7; exit 1'\nRestart=always\nRestartSec=10ms\n[Unit]\nStartLimitIntervalSec=0\n")
-		must.OK(t, s.Start(t.Context()))
-		_, err := ams.WaitStable(t.Context(), s, 5*time.Second)
-		if _, ok := errors.AsType[*ams.UnstableError](err); !ok {
-			t.Errorf("WaitStable = %v", err)
-		}
-	})
 	t.Run("StartLimit", func(t *testing.T) {
 		s := newUnit(t, "ExecStart=/bin/false\nRestart=on-failure\nRestartSec=10ms\n[Unit]\nStartLimitIntervalSec=600\nStartLimitBurst=2\n")
 		_ = s.Start(t.Context())
