@@ -102,14 +102,14 @@ func (s situation) take(n notice, h *Hook, past, estimated bool) {
 		}
 		return
 	}
-	known.Missing, known.Listed = 0, known.Listed || n.Listed
+	known.Missing, known.Listed, known.Kept = 0, known.Listed || n.Listed, false
 	if known.Kind != n.Kind {
 		known.Kind, known.Reason, known.Who = n.Kind, n.Reason, n.Who
-		s.note("notice changed", "notice", known, "kind", known.Kind)
+		s.note("notice changed", "notice", *known, "kind", known.Kind)
 	}
 	if n.Deadline != 0 && !(estimated && known.Deadline != 0) && known.Deadline.Sub(n.Deadline).Abs() > time.Second {
 		known.Deadline = n.Deadline
-		s.note("deadline of a notice changed", "notice", known, "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339))
+		s.note("deadline of a notice changed", "notice", *known, "deadline", s.c.Wall.time(n.Deadline).Format(time.RFC3339))
 	}
 	s.learn(h, false, n.ID, known.Received)
 }
@@ -132,16 +132,23 @@ func (s situation) countMissing(topic string, listed []string) {
 			continue // the metadata may not report it
 		}
 		if was := n.inForce(); gone(n.ID, &n.Missing) && was {
-			s.note("notice withdrawn", "notice", n)
+			s.note("notice withdrawn", "notice", *n)
 		}
 	}
 	s.dropWithdrawn()
 }
 
-// dropWithdrawn keeps the notices of a drain that cannot be cancelled, for display.
+// dropWithdrawn also drops what no hook holds since a boot. It keeps a drain's notices that cannot be cancelled, for display.
 func (s situation) dropWithdrawn() {
 	if !s.reversible(s.goal()) {
 		return
+	}
+	held := slices.ContainsFunc(s.Hooks, func(a hook) bool { return a.waits(false) && !a.ends().reached(s.now) })
+	for i := range s.Notices {
+		if n := &s.Notices[i]; n.Kept && n.inForce() && !held {
+			n.Missing = goneAfter
+			s.warn("termination of an earlier boot dropped: no hook waits for it any more", "notice", *n)
+		}
 	}
 	s.Notices = slices.DeleteFunc(s.Notices, func(n notice) bool { return !n.inForce() })
 	s.dropUnnamedHooks()
@@ -155,7 +162,7 @@ func (s situation) add(n notice, h *Hook) {
 	}
 	if slices.Contains(hookKinds(), n.Kind) {
 		// A hook may wait for this notice even if none waited before.
-		s.EndHooks.None, s.EndHooks.denied, s.askNotBefore = false, "", 0
+		s.EndHooks.None, s.EndHooks.denied, s.EndHooks.foreign, s.askNotBefore = false, "", nil, 0
 		if before == goalPark && n.Kind == Terminate || s.Phase == StepDone && before >= goalPark {
 			s.waitAgain(n.Received)
 			s.Start = nil

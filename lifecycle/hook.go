@@ -5,6 +5,7 @@ package lifecycle
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -61,7 +62,15 @@ func (a *hook) lapse() instant {
 	if a.Hook.Timeout <= 0 {
 		return 0
 	}
-	return max(a.Since, a.Extended).Add(a.Hook.Timeout)
+	return a.lastSeen().Add(a.Hook.Timeout)
+}
+
+func (a *hook) waits(launching bool) bool { return a.Hook.Launching == launching && a.End == "" }
+func (a *hook) lastSeen() instant         { return cmp.Or(a.Extended, a.Since) }
+
+// ends returns when the hook surely ends without another heartbeat.
+func (a *hook) ends() instant {
+	return min(cmp.Or(a.lapse(), a.lastSeen().Add(longestTimeout)), cmp.Or(a.limit(), math.MaxInt64))
 }
 
 func hookKey(h Hook) string {
@@ -72,6 +81,10 @@ func hookKey(h Hook) string {
 func sameHook(h, o Hook) bool {
 	return h.Provider == o.Provider && h.Launching == o.Launching && (h.Group == o.Group || h.ID != "") && cmp.Or(h.ID, h.Name) == cmp.Or(o.ID, o.Name)
 }
+
+type hookKeys []string
+
+func (k hookKeys) has(h Hook) bool { return slices.Contains(k, hookKey(h)) }
 
 // hooks also has the hooks that ended.
 type hooks []hook
@@ -128,5 +141,5 @@ func (all hooks) confirm(f cloud.Filter) {
 }
 
 func (all hooks) anyWaits(launching bool) bool {
-	return slices.ContainsFunc(all, func(a hook) bool { return a.Hook.Launching == launching && a.End == "" })
+	return slices.ContainsFunc(all, func(a hook) bool { return a.waits(launching) })
 }

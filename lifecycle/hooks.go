@@ -120,8 +120,8 @@ func (e hooksFound) apply(s situation) {
 		return
 	}
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
-	others, onlyOthers := errors.AsType[*cloud.OthersHooksError](e.err)
-	if e.err != nil && !isDenied && !onlyOthers && !errors.Is(e.err, cloud.ErrGone) {
+	others, hasOthers := errors.AsType[*cloud.OthersHooksError](e.err)
+	if e.err != nil && !isDenied && !hasOthers && !errors.Is(e.err, cloud.ErrGone) {
 		e.failed(s)
 		return
 	}
@@ -137,9 +137,9 @@ func (e hooksFound) apply(s situation) {
 		answer.denied = denied.Permission
 		s.setTrouble(troubleDiscover, denied.Error())
 		return
-	case onlyOthers && !waits:
+	case hasOthers && (!waits || !e.launching):
 		e.noteOthers(s, others)
-	case e.err == nil && e.launching:
+	case e.launching:
 		answer.others = ""
 	}
 	answer.None, answer.denied = len(e.hooks) == 0 && !waits, ""
@@ -172,7 +172,7 @@ func (e hooksFound) confirm(s situation, denied bool) {
 	for i := range s.Hooks {
 		if a := &s.Hooks[i]; denied && a.Hook.Launching == e.launching {
 			// Select sees only this hook: the operator sends its events here.
-			ours, _ := e.filter.Select([]Hook{a.Hook})
+			ours, _ := e.filter.Select([]Hook{a.Hook}, nil)
 			a.Ours = a.Ours || len(ours) > 0
 		}
 	}
@@ -181,13 +181,20 @@ func (e hooksFound) confirm(s situation, denied bool) {
 
 // noteOthers: at a launch this is no trouble. The node serves, and the other program completes its hook.
 func (e hooksFound) noteOthers(s situation, err *cloud.OthersHooksError) {
-	switch {
-	case !e.launching || s.parking():
-		s.EndHooks.others = err.Error()
-	case !err.Named:
-		s.LaunchHooks.others = err.Error()
+	if e.launching && !s.parking() {
+		s.note("hooks of other programs wait", "error", err)
+		if !err.Named {
+			s.LaunchHooks.others = err.Error()
+		}
+		return
 	}
-	s.note("only hooks of other programs wait", "error", err)
+	s.EndHooks.others = err.Error()
+	if n := s.has(Terminate, Reimage); n != nil && !e.launching && err.Ends != nil {
+		s.EndHooks.foreign = &hook{Hook: *err.Ends, Since: n.Received}
+		at := s.c.Wall.time(s.EndHooks.foreign.lapse()).Local()
+		s.EndHooks.others += "; the machine may end at " + at.Format("15:04") + ", with hook " + err.Ends.Name
+	}
+	s.warn("hooks of other programs wait", "error", s.EndHooks.others)
 }
 
 func (s *state) noteDenied(e *cloud.DeniedError) {
@@ -225,6 +232,9 @@ func (e hookAnswered) apply(s situation) {
 	denied, isDenied := errors.AsType[*cloud.DeniedError](e.err)
 	if e.op == opComplete && !isDenied {
 		a.completionDenied = ""
+	}
+	if e.err == nil && !s.Used.has(a.Hook) {
+		s.Used = append(s.Used[max(0, len(s.Used)-maxHooks+1):], hookKey(a.Hook))
 	}
 	trouble := ""
 	switch {
@@ -314,7 +324,7 @@ func (r *Runner) discover(ctx context.Context, launching bool, notBefore instant
 	for backOff := time.Duration(0); ; {
 		filter := r.o.Filter()
 		bound, cancel := context.WithTimeout(ctx, callTime)
-		hooks, err := filter.Find(bound, r.o.Hooks, launching)
+		hooks, err := filter.Find(bound, r.o.Hooks, launching, r.View().used.has)
 		cancel()
 		r.accept(ctx, hooksFound{launching: launching, filter: filter, hooks: hooks, err: err}.apply)
 		if !sleep.For(ctx, pauseAfter(err, longestPause(launching, r.now().Sub(first)), &backOff)) {

@@ -6,12 +6,14 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -83,8 +85,8 @@ func noneOurs(op) error {
 	return &cloud.OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
 }
 
-// A hook that was the only one stays this agent's for the whole drain, also after a restart, if a hook of another program is
-// added; until the settings are read again.
+// A hook that was the only one stays this agent's, also after a restart or a reload, if a hook of another program is added; until
+// the settings name another.
 func TestSecondHookInTheDrain(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
@@ -107,19 +109,146 @@ func TestSecondHookInTheDrain(t *testing.T) {
 				w.set(func(w *world) { w.foreign = &tt.second })
 				tick(20 * time.Minute)
 				l.kill()
-				l = w.live()
+				var names cloud.Filter
+				l = w.live(func(o *Options) { o.Filter = func() cloud.Filter { return names } })
 				defer l.kill()
 				tick(21 * time.Minute)
 				if v := l.View(); len(v.Hooks) != 1 || time.Since(v.Hooks[0].Beaten) > 21*time.Minute || len(v.Trouble) > 0 {
 					t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
 				}
 				l.Reconsider()
-				tick(21 * time.Minute)
+				tick(3 * time.Minute)
+				if v := l.View(); len(v.Hooks) != 1 || time.Since(v.Hooks[0].Beaten) > 21*time.Minute || v.Trouble["hooks"] == "" {
+					t.Errorf("after a reload: hooks %+v, trouble %v", v.Hooks, v.Trouble)
+				}
+				names = cloud.Filter{"amsagent"}
+				l.Reconsider()
+				tick(3 * time.Minute)
 				if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] == "" {
 					t.Errorf("after a reload: hooks %+v, trouble %v", v.Hooks, v.Trouble)
 				}
 			})
 		})
+	}
+}
+
+// Without a hook of its own the agent knows when other programs' hooks end the machine, since only those programs extend them: at
+// the first timeout that abandons, else at the last one. Beside a hook of its own, it warns.
+func TestDeadlineOfOthersHooks(t *testing.T) {
+	hook := func(name string, timeout time.Duration, abandons bool) Hook {
+		return Hook{Provider: "aws", Group: "edge", Name: name, Timeout: timeout, Abandons: abandons}
+	}
+	for _, tt := range []struct {
+		name  string
+		hooks []Hook
+		kind  Kind
+		left  time.Duration // to the deadline
+		warns bool
+	}{
+		{"the first that abandons", []Hook{hook("a", time.Minute, true), hook("b", 2*time.Minute, true), hook("c", 30*time.Second, false)}, Terminate, 45 * time.Second, true},
+		{"else the last", []Hook{hook("a", time.Minute, false), hook("b", 4*time.Minute, false)}, Terminate, 210 * time.Second, true},
+		{"unknown", []Hook{hook("a", 0, true), hook("b", 0, false)}, Terminate, time.Hour, true},
+		{"unknown beside a known one", []Hook{hook("a", 0, true), hook("b", time.Minute, false)}, Terminate, 45 * time.Second, true},
+		{"the machine does not end", []Hook{hook("a", time.Minute, true), hook("b", time.Minute, true)}, Park, time.Hour, true},
+		{"beside ours", []Hook{hook("a", time.Minute, true), hook("amsagent", 10*time.Minute, false)}, Terminate, time.Hour, true},
+		{"ours alone", []Hook{hook("amsagent", 10*time.Minute, false), hook("amsagent-too", time.Minute, true)}, Terminate, time.Hour, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w, said := newWorld(t), &counting{}
+				w.viewers, w.named = p(3), tt.hooks
+				l := w.live(func(o *Options) { o.Log = slog.New(said) })
+				defer l.kill()
+				n := unhooked(terminate())
+				n.Kind = tt.kind
+				l.Notice(n)
+				tick(5 * time.Second)
+				v := l.View()
+				if left := time.Until(v.Deadline) + 5*time.Second; left != tt.left {
+					t.Errorf("deadline in %s by %s, want %s", left, v.DeadlineBy, tt.left)
+				}
+				if warnings, _, _ := said.counts(); (warnings > 0) != tt.warns || (v.Trouble["hooks"] != "") != tt.warns {
+					t.Errorf("%d warnings, trouble %v", warnings, v.Trouble)
+				}
+				if tt.name == "beside ours" {
+					at := time.Now().Add(55 * time.Second).Format("15:04")
+					if text := v.Trouble["hooks"]; !strings.Contains(text, "may end at "+at) {
+						t.Errorf("trouble %q, want %s", text, at)
+					}
+				}
+				if tt.name == "the first that abandons" {
+					l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft })
+				}
+			})
+		})
+	}
+}
+
+// A hook that the agent extended or completed stays its own, over restarts of the agent and of the machine, if a second one is added.
+func TestHookUsedBefore(t *testing.T) {
+	first, second := *terminate().Hook, *terminate().Hook
+	second.Name = "ecs-managed-draining-termination-hook"
+	for name, use := range map[string]func(t *testing.T, w *world, l *life){
+		"extended": func(t *testing.T, _ *world, l *life) { must.OK(t, l.Undrain("root", "")) },
+		"completed": func(_ *testing.T, w *world, l *life) {
+			w.set(func(w *world) { w.viewers = p(0) })
+			l.until("done", time.Minute, isDone)
+			w.rejoin()
+			must.OK(t, l.Forget(false))
+		},
+	} {
+		for boot, again := range map[string]string{"": "", " and a restart": "boot-1", " and a boot": "boot-2"} {
+			t.Run(name+boot, func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					w := newWorld(t)
+					w.viewers, w.hook = p(1), &first
+					l := w.live()
+					defer func() { l.kill() }()
+					l.Notice(unhooked(terminate()))
+					tick(time.Minute)
+					use(t, w, l)
+					l.Notice(Notice{ID: "aws-lifecycle/terminate", Kind: withdrawn})
+					w.set(func(w *world) {
+						w.viewers, w.foreign, w.gone, w.record, w.beats = p(1), &second, false, cluster.StateActive, nil
+					})
+					if tick(time.Minute); again != "" {
+						l.kill()
+						w.boot = again
+						l = w.live()
+						tick(time.Second)
+					}
+					if v := l.View(); !v.Ready {
+						t.Fatalf("not ready: %+v", v)
+					}
+					l.Notice(unhooked(terminate()))
+					tick(time.Minute)
+					if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != first.Name || len(w.beats) == 0 {
+						t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+					}
+				})
+			})
+		}
+	}
+}
+
+// No log line of a drain has an empty attribute.
+func TestLogHasNoEmptyAttributes(t *testing.T) {
+	var lines locked.Buffer
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.viewers = p(1)
+		l := w.live(func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&lines, nil)) })
+		defer l.kill()
+		l.Notice(spot(time.Hour))
+		tick(time.Minute)
+		l.Notice(Notice{ID: "aws-spot/interrupt", Kind: withdrawn})
+		tick(time.Minute)
+		l.Notice(terminate())
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.until("done", time.Minute, isDone)
+	})
+	if text := lines.String(); strings.Contains(text, "<nil>") || strings.Contains(text, `=""`) || !strings.Contains(text, "notice withdrawn") {
+		t.Error(text)
 	}
 }
 

@@ -70,6 +70,7 @@ type notice struct {
 	Begun bool `json:"begun,omitempty"`
 	// Listed: the cloud reports it, and not only an event.
 	Listed bool `json:"listed,omitempty"`
+	Kept   bool `json:"kept,omitempty"` // from an earlier boot, and not reported since
 	// Missing counts consecutive reports without this notice.
 	Missing int `json:"missing,omitempty"`
 }

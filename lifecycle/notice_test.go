@@ -90,7 +90,7 @@ func TestWithdrawn(t *testing.T) {
 			t.Error(err)
 		}
 		tick(20 * time.Minute)
-		if v := l.View(); v.State != StateActive || v.CancelledBy != "root" || len(w.beats) != beats || w.file != nil {
+		if v := l.View(); v.State != StateActive || v.CancelledBy != "root" || len(w.beats) != beats || !w.isIdle() {
 			t.Errorf("%s, %d heartbeats more, file %s", v.State, len(w.beats)-beats, w.file)
 		}
 		// Too late.
@@ -543,7 +543,7 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 		for range goneAfter {
 			l.report(topicGroup, nil)
 		}
-		if tick(time.Second); err != nil || !l.View().Ready || w.file != nil {
+		if tick(time.Second); err != nil || !l.View().Ready || !w.isIdle() {
 			t.Errorf("%v, file %s", err, w.file)
 		}
 	})
@@ -585,7 +585,7 @@ func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 				for range goneAfter {
 					l.report(topicGroup, nil) // the overruled notice is withdrawn
 				}
-				if tick(time.Second); len(w.completed) != 1 || w.stops != 1 || w.file != nil {
+				if tick(time.Second); len(w.completed) != 1 || w.stops != 1 || !w.isIdle() {
 					t.Errorf("completed %v, %d stops, file %s", w.completed, w.stops, w.file)
 				}
 			})

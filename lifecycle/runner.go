@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -80,6 +81,7 @@ type Runner struct {
 	clock      wallClock
 	boot       string
 	saved      []byte // of the file
+	unread     error  // why the file could not be read yet: it is kept
 	notes      []Note
 	events     chan cluster.Event
 	warned     map[string]warned
@@ -92,7 +94,7 @@ type Runner struct {
 	view atomic.Pointer[View] // readers skip the lock
 }
 
-// NewRunner returns a runner that continues the drain of an earlier run. It logs and ignores an unreadable record.
+// NewRunner returns a runner that continues the drain of an earlier run. It reads an unreadable record again later.
 func NewRunner(o Options) *Runner {
 	r := &Runner{
 		o: o, log: o.Log, state: state{}.clone(), work: map[string]context.CancelFunc{},
@@ -101,23 +103,38 @@ func NewRunner(o Options) *Runner {
 	r.boot, _ = o.Uptime()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	d, err := load(o.Files)
-	if err != nil {
-		r.state.note("recorded drain ignored", "error", err)
-		r.saved = []byte{}
-	}
-	if d != nil {
-		r.clock = d.wall()
-		if d.Boot != r.boot {
-			r.clock = wallClock{}
+	r.read()
+	_ = r.step(passed)
+	return r
+}
+
+// read continues the recorded drain, and repeats what came before it could be read. It requires the lock.
+func (r *Runner) read() {
+	d, data, err := load(r.o.Files)
+	if damaged, ok := errors.AsType[*conf.DamagedError](err); ok {
+		if err = r.o.Files.WriteFile(RecordPath+".damaged", data, 0o600, 0o700); err == nil {
+			r.addNotes([]note{{slog.LevelWarn, "damaged record of a drain set aside", []any{"error", damaged}}})
 		}
-		r.state, r.saved = d.restore(r.boot, o.Hardware, r.situation()), []byte{}
-		r.state.Hooks.confirm(o.Filter())
+	}
+	if r.unread, r.saved = err, data; d == nil {
+		return
+	}
+	if d.Boot == r.boot {
+		r.clock = d.wall()
+	}
+	before := r.state
+	r.state = d.restore(r.boot, r.o.Hardware, r.situation())
+	r.state.Hooks.confirm(r.o.Filter())
+	s := r.situation()
+	s.Overruled = append(s.Overruled, before.Overruled...)
+	if before.cancelledBy != "" {
+		_ = s.drainCancelled(before.cancelledBy, cluster.StateDraining)
+	}
+	for _, n := range before.Notices {
+		s.take(n, nil, false, false)
 	}
 	r.addNotes(r.state.notes)
 	r.addEvents(r.state.history)
-	_ = r.step(passed)
-	return r
 }
 
 func (r *Runner) now() instant {
@@ -158,10 +175,12 @@ func (r *Runner) accept(ctx context.Context, do func(situation)) {
 
 // step requires the lock.
 func (r *Runner) step(e event) error {
-	clock := r.clock
+	clock, same := r.clock, r.state
+	if r.unread != nil {
+		r.read()
+	}
 	s := r.situation()
 	next, err := step(s, e)
-	same := r.state
 	same.inService = next.inService
 	r.state = next
 	// Most reports change nothing.
@@ -192,7 +211,7 @@ func (r *Runner) publish(s situation) {
 func (r *Runner) save() {
 	d := document{Boot: r.boot, Start: time.Time(r.clock), Hardware: r.o.Hardware, state: r.state}
 	data, err := d.encode()
-	if err == nil && (!bytes.Equal(data, r.saved) || (data == nil) != (r.saved == nil)) {
+	if err = cmp.Or(r.unread, err); err == nil && (!bytes.Equal(data, r.saved) || (data == nil) != (r.saved == nil)) {
 		if data == nil {
 			err = r.o.Files.RemoveFile(RecordPath)
 		} else {
@@ -204,7 +223,7 @@ func (r *Runner) save() {
 	}
 	text := ""
 	if err != nil {
-		text = "a restart of the agent would forget this drain: " + err.Error()
+		text = "a drain does not continue over a restart of the agent: " + err.Error()
 	}
 	r.state.setTrouble(troubleRecord, text)
 }

@@ -16,7 +16,7 @@ import (
 // LoadDeparture returns the recorded departure of this boot's drain, or nil, for the process that deregisters after the
 // server has stopped.
 func LoadDeparture(files Files, boot string) (*Departure, error) {
-	d, err := load(files)
+	d, _, err := load(files)
 	if err != nil || d == nil || !d.leaving() || d.Boot != "" && boot != "" && d.Boot != boot {
 		return nil, err
 	}
@@ -29,7 +29,7 @@ func LoadDeparture(files Files, boot string) (*Departure, error) {
 // CompletePending completes, in one attempt, the hooks of a drain that the shutdown interrupted. A hook shared with other
 // machines is left to the last of them.
 func CompletePending(ctx context.Context, files Files, c cloud.Hooks, f cloud.Filter, p Peers, log *slog.Logger) error {
-	d, err := load(files)
+	d, _, err := load(files)
 	if err != nil || d == nil || c == nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (s situation) findPending(ctx context.Context, c cloud.Hooks, f cloud.Filte
 	if !s.wantsHooks(false) {
 		return nil
 	}
-	found, err := f.Find(ctx, c, false)
+	found, err := f.Find(ctx, c, false, s.Used.has)
 	hooksFound{filter: f, hooks: found, err: err}.apply(s)
 	if err != nil && (s.wantsHooks(false) || !s.Hooks.anyWaits(false)) {
 		return fmt.Errorf("asking for the hook that waits: %w", err)

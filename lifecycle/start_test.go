@@ -60,7 +60,7 @@ func TestParkAndResume(t *testing.T) {
 				t.Errorf("round %d: completed %v", round, w.completed)
 			}
 			l.Settled()
-			if tick(time.Second); w.file != nil {
+			if tick(time.Second); !w.isIdle() {
 				t.Errorf("round %d: %s", round, w.file)
 			}
 			w.set(func(w *world) { w.gone, w.hook = false, nil })
@@ -299,7 +299,7 @@ func TestLaunchHook(t *testing.T) {
 			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
 			l.Notice(launch)
 			tick(time.Minute)
-			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" || w.file != nil {
+			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" || !w.isIdle() {
 				t.Errorf("completed %v", w.completed)
 			}
 		})
@@ -403,7 +403,7 @@ func TestLaunchHook(t *testing.T) {
 					t.Errorf("asked %d times in an hour", asked)
 				}
 				tick(longestTimeout)
-				if v := l.View(); v.Start != "" || w.file != nil {
+				if v := l.View(); v.Start != "" || !w.isIdle() {
 					t.Errorf("start %q, %s", v.Start, w.file)
 				}
 			})
@@ -413,7 +413,7 @@ func TestLaunchHook(t *testing.T) {
 		living(t, 0, func(t *testing.T, w *world, l *life) {
 			l.Notice(launch)
 			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
-			if v := l.View(); !v.Ready || w.file != nil {
+			if v := l.View(); !v.Ready || !w.isIdle() {
 				t.Errorf("%+v", v)
 			}
 		})
@@ -443,7 +443,7 @@ func TestForgottenOverARestart(t *testing.T) {
 		l.kill()
 		l = w.live()
 		defer l.kill()
-		if l.Forgotten() || w.file != nil {
+		if l.Forgotten() || !w.isIdle() {
 			t.Errorf("forgotten %v, %s", l.Forgotten(), w.file)
 		}
 	})

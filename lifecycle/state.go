@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -57,6 +58,8 @@ type state struct {
 	// EndHooks and LaunchHooks are the answers about the hooks of both transitions.
 	EndHooks    answer `json:"end_hooks,omitzero"`
 	LaunchHooks answer `json:"launch_hooks,omitzero"`
+	// Used are hooks that the agent extended or completed, also in earlier drains and boots.
+	Used hookKeys `json:"used_hooks,omitempty"`
 	// NeverJoined: the machine leaves before its join, so there are no sessions to wait for.
 	NeverJoined bool       `json:"never_joined,omitempty"`
 	Repair      bool       `json:"repair_streams,omitempty"`
@@ -95,9 +98,10 @@ type observed struct {
 
 // answer is the cloud's answer about the hooks of a transition.
 type answer struct {
-	None   bool   `json:"none,omitempty"` // none is for this agent
-	others string // all waiting hooks are other programs'
-	denied string // the permission that the query lacks
+	None    bool   `json:"none,omitempty"` // none is for this agent
+	others  string // about hooks of other programs
+	denied  string // the permission that the query lacks
+	foreign *hook  // another program's, which ends the machine
 }
 
 func (s *state) answer(launching bool) *answer {
@@ -126,26 +130,38 @@ type start struct {
 }
 
 type note struct {
+	level slog.Level
 	text  string
 	attrs []any
 }
 
 func (n note) String() string {
 	text := n.text
-	for i := 0; i+1 < len(n.attrs); i += 2 {
-		key, value := fmt.Sprint(n.attrs[i]), n.attrs[i+1]
-		switch {
-		case value == nil, value == "":
-		case strings.Contains(n.text, key): // "hook completed: drain"
-			text += fmt.Sprint(": ", value)
-		default:
-			text += fmt.Sprint(", ", key, " ", value)
+	for attr := range slices.Chunk(n.attrs, 2) {
+		if strings.Contains(n.text, fmt.Sprint(attr[0])) { // "hook completed: drain"
+			text += fmt.Sprint(": ", attr[1])
+		} else {
+			text += fmt.Sprint(", ", attr[0], " ", attr[1])
 		}
 	}
 	return text
 }
 
-func (s *state) note(text string, attrs ...any) { s.notes = append(s.notes, note{text, attrs}) }
+// note leaves out attributes without a value.
+func (s *state) note(text string, attrs ...any) {
+	n := note{text: text}
+	for attr := range slices.Chunk(attrs, 2) {
+		if attr[1] != nil && attr[1] != "" {
+			n.attrs = append(n.attrs, attr...)
+		}
+	}
+	s.notes = append(s.notes, n)
+}
+
+func (s *state) warn(text string, attrs ...any) {
+	s.note(text, attrs...)
+	s.notes[len(s.notes)-1].level = slog.LevelWarn
+}
 
 func (s *state) setTrouble(about, text string) {
 	if text == "" {
@@ -157,7 +173,7 @@ func (s *state) setTrouble(about, text string) {
 
 func (s state) clone() state {
 	s.Notices, s.Overruled, s.Hooks = slices.Clone(s.Notices), slices.Clone(s.Overruled), slices.Clone(s.Hooks)
-	s.notes, s.history = nil, nil
+	s.Used, s.notes, s.history = slices.Clone(s.Used), nil, nil
 	if s.trouble = maps.Clone(s.trouble); s.trouble == nil {
 		s.trouble = map[string]string{}
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // TestKilledAtEveryWrite kills a drain after each write of its record, and right before each, and continues.
@@ -201,7 +203,7 @@ func TestDamagedRecordIsNoDrain(t *testing.T) {
 			tick(time.Second)
 			v := l.View()
 			if !json.Valid(data) || !strings.Contains(name, " at ") {
-				if v.State != StateActive || !v.Ready || len(data) > 0 && len(v.Notes) == 0 {
+				if v.State != StateActive || !v.Ready || len(data) > 0 && len(v.Notes) == 0 && v.Trouble["record"] == "" {
 					t.Errorf("%s: state %s, notes %v", name, v.State, v.Notes)
 				}
 			}
@@ -263,6 +265,19 @@ func TestRecordOnARealDisk(t *testing.T) {
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("a record of nothing: %v", err)
 	}
+	for _, text := range []string{"damaged", "damaged again"} {
+		must.OK(t, os.WriteFile(path, []byte(text), 0o600))
+		NewRunner(o)
+		kept, err := os.ReadFile(path + ".damaged")
+		if _, gone := os.Stat(path); err != nil || string(kept) != text || !os.IsNotExist(gone) {
+			t.Errorf("%q is kept as %q, %v, %v", text, kept, err, gone)
+		}
+	}
+	must.OK(t, os.Mkdir(path, 0o700)) // cannot be read
+	if m := NewRunner(o); m.View().Trouble["record"] == "" || m.Drain(DrainRequest{}) != nil || m.View().Step != StepAnnouncing {
+		t.Errorf("%+v", m.View())
+	}
+	must.OK(t, os.Remove(path))
 }
 
 func TestBootClock(t *testing.T) {
@@ -318,6 +333,180 @@ func TestAnotherBoot(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A termination survives a restart of the machine in each step, until its hook has ended: then the node serves again, and the
+// log has a warning. Heartbeats that the cloud accepts prove that the hook still waits.
+func TestTerminationOverABoot(t *testing.T) {
+	completes := func(w *world) {
+		w.cloudErr = func(o op) error {
+			if o == opContinue {
+				return errThrottled
+			}
+			return nil
+		}
+	}
+	notWaiting := func(w *world) { w.cloudErr = func(op) error { return cloud.ErrNotWaiting } }
+	for _, tt := range []struct {
+		name  string
+		n     Notice
+		holds func(*world) // what keeps the drain in the step
+		step  Step
+		down  time.Duration
+		back  func(*world)  // how the cloud is after the boot
+		clock time.Duration // how far the clock was ahead before the boot
+		after time.Duration // from the boot
+		state State
+	}{
+		{name: "draining", n: terminate(), step: StepDraining, down: time.Minute, state: StateDraining},
+		{name: "stopping", n: terminate(), step: StepStopping, holds: func(w *world) { w.stopTime = time.Hour }, down: time.Minute, state: StateDraining},
+		{name: "deregistering", n: terminate(), step: StepDeregistering, holds: func(w *world) { w.mongoErr = errMongo }, down: time.Minute, state: StateDraining},
+		{name: "completing", n: terminate(), step: StepCompleting, holds: completes, down: time.Minute, state: StateDraining},
+		{name: "done", n: terminate(), step: StepDone, down: time.Minute, state: StateActive},
+		{name: "the hook ended meanwhile", n: terminate(), step: StepDraining, down: 11 * time.Minute, state: StateActive},
+		{name: "no hook", n: unhooked(terminate()), step: StepDraining, down: time.Minute, state: StateActive},
+		{name: "the cloud still waits", n: terminate(), step: StepDraining, down: 9 * time.Minute, after: 20 * time.Minute, state: StateDraining},
+		{name: "the hook ends later", n: terminate(), step: StepDraining, down: 3 * time.Minute, back: notWaiting, after: 6 * time.Minute, state: StateDraining},
+		{name: "the hook has ended later", n: terminate(), step: StepDraining, down: 3 * time.Minute, back: notWaiting, after: 8 * time.Minute, state: StateActive},
+		{name: "the clock was ahead", n: terminate(), step: StepDraining, down: 3 * time.Minute, back: notWaiting, clock: 5 * time.Hour, after: 11 * time.Minute, state: StateActive},
+		{name: "an unknown end", n: endless(), step: StepDraining, down: time.Hour, state: StateDraining},
+		{name: "an unknown end long ago", n: endless(), step: StepDraining, down: 7 * time.Hour, state: StateActive},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(1)
+				l := w.live()
+				l.Notice(tt.n)
+				tick(5 * time.Second)
+				if tt.step != StepDraining {
+					w.set(func(w *world) {
+						w.viewers = p(0)
+						if tt.holds != nil {
+							tt.holds(w)
+						}
+					})
+				}
+				l.until(string(tt.step), time.Minute, func(v View) bool { return v.Step == tt.step })
+				l.kill()
+				var d document
+				must.OK(t, json.Unmarshal(w.file, &d))
+				d.Start = d.Start.Add(tt.clock)
+				data, err := json.Marshal(d)
+				must.OK(t, err)
+				tick(tt.down)
+				said := &counting{}
+				w.set(func(w *world) {
+					w.file, w.boot, w.record, w.running, w.viewers = data, "boot-2", cluster.StateActive, true, p(1)
+					w.stopTime, w.mongoErr, w.cloudErr = 0, nil, nil
+					if tt.back != nil {
+						tt.back(w)
+					}
+				})
+				l = w.live(func(o *Options) { o.Log = slog.New(said) })
+				defer l.kill()
+				tick(tt.after + 5*time.Second)
+				v := l.View()
+				if v.State != tt.state || v.Ready != (tt.state == StateActive) || w.record != cluster.State(tt.state) {
+					t.Errorf("%s, ready %v, record %s, notes %v", v.State, v.Ready, w.record, v.Notes)
+				}
+				if warnings, _, _ := said.counts(); (warnings > 0) != (tt.state == StateActive) {
+					t.Errorf("%d warnings, notes %v, trouble %v", warnings, v.Notes, v.Trouble)
+				}
+				if tt.after > 10*time.Minute && tt.state == StateDraining && (len(v.Hooks) != 1 || v.Hooks[0].Beats < 3) {
+					t.Errorf("hooks %+v", v.Hooks)
+				}
+			})
+		})
+	}
+}
+
+// endless is a termination with a hook whose timeout is unknown: an event named it.
+func endless() Notice {
+	n := terminate()
+	n.Hook.Timeout = 0
+	return n
+}
+
+// A record that cannot be read is kept and read again. Meanwhile the operator can drain the node, and the cloud can terminate it.
+func TestUnreadableRecord(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		meanwhile func(t *testing.T, l *life)
+		kinds     []Kind // of the notices at the end
+	}{
+		{"nothing", func(*testing.T, *life) {}, []Kind{Terminate}},
+		{"the cloud repeats it", func(_ *testing.T, l *life) { l.Notice(terminate()) }, []Kind{Terminate}},
+		{"a new drain", func(t *testing.T, l *life) { must.OK(t, l.Drain(DrainRequest{Who: "root"})) }, []Kind{Terminate, Ask}},
+		{"an undrain", func(t *testing.T, l *life) { must.OK(t, l.Undrain("root", cluster.StateDraining)) }, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.viewers = p(1)
+				l := w.live()
+				l.Notice(terminate())
+				tick(time.Minute)
+				l.kill()
+				before, file := l.View(), slices.Clone(w.file)
+				w.set(func(w *world) { w.readErr = errors.New("input/output error") })
+				l = w.live()
+				defer l.kill()
+				tick(time.Second)
+				tt.meanwhile(t, l)
+				tick(time.Minute)
+				if v := l.View(); v.Trouble["record"] == "" || !bytes.Equal(w.file, file) {
+					t.Errorf("trouble %v, file %s", v.Trouble, w.file)
+				}
+				w.set(func(w *world) { w.readErr = nil })
+				tick(slowPollEvery + time.Second)
+				v := l.View()
+				var kinds []Kind
+				for _, n := range v.Notices {
+					kinds = append(kinds, n.Kind)
+				}
+				if !slices.Equal(kinds, tt.kinds) || v.Ready != (kinds == nil) || len(v.Trouble) > 0 {
+					t.Errorf("%s, ready %v, notices %v, trouble %v", v.State, v.Ready, v.Notices, v.Trouble)
+				}
+				if tt.name == "nothing" && (!v.Begun.Equal(before.Begun) || !v.Deadline.Equal(before.Deadline)) {
+					t.Errorf("begun %s, deadline %s; before %s, %s", v.Begun, v.Deadline, before.Begun, before.Deadline)
+				}
+				if tick(time.Minute); w.record != cluster.State(l.View().State) {
+					t.Errorf("record %s, state %s", w.record, l.View().State)
+				}
+			})
+		})
+	}
+}
+
+// A damaged record is set aside, in one copy, before anything replaces it. One of another release is kept.
+func TestDamagedRecordIsSetAside(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w, said := newWorld(t), &counting{}
+		w.file, w.diskErr = []byte("damaged"), errors.New("no space left on device")
+		l := w.live(func(o *Options) { o.Log = slog.New(said) })
+		defer func() { l.kill() }()
+		tick(time.Minute)
+		if v := l.View(); v.Trouble["record"] == "" || string(w.file) != "damaged" {
+			t.Errorf("trouble %v, file %q", v.Trouble, w.file)
+		}
+		w.set(func(w *world) { w.diskErr = nil })
+		tick(slowPollEvery + time.Second)
+		if v := l.View(); len(v.Trouble) > 0 || w.file != nil || string(w.aside) != "damaged" {
+			t.Errorf("trouble %v, file %q, aside %q", v.Trouble, w.file, w.aside)
+		}
+		if warnings, _, _ := said.counts(); warnings != 2 {
+			t.Errorf("%d warnings", warnings)
+		}
+		l.kill()
+		w.set(func(w *world) { w.file = []byte(`{"version": 3, "step": "draining"}`) })
+		l = w.live()
+		must.OK(t, l.Drain(DrainRequest{Who: "root"}))
+		tick(time.Minute)
+		if v := l.View(); v.Trouble["record"] == "" || !strings.Contains(string(w.file), `"version": 3`) || v.Step != StepDone {
+			t.Errorf("step %s, trouble %v, file %s", v.Step, v.Trouble, w.file)
+		}
+	})
 }
 
 func FuzzRecord(f *testing.F) {

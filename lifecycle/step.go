@@ -134,6 +134,7 @@ var transitions = []transition{
 }
 
 func (s situation) update() {
+	s.dropWithdrawn()
 	for i := range s.Notices {
 		if n := &s.Notices[i]; s.leaving() && n.inForce() && s.dueAt(*n) <= s.now {
 			n.Begun = true

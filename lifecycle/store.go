@@ -42,23 +42,23 @@ type document struct {
 
 func (d *document) wall() wallClock { return wallClock(d.Start) }
 
-// load returns nil without a file.
-func load(files Files) (*document, error) {
+// load returns nil without a file. It also returns the bytes of a damaged one.
+func load(files Files) (*document, []byte, error) {
 	f, err := files.Read(RecordPath)
 	if err != nil || !f.Exists() {
-		return nil, err
+		return nil, nil, err
 	}
 	d := &document{}
 	if err := json.Unmarshal(f.Bytes, d); err != nil {
-		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
+		return nil, f.Bytes, &conf.DamagedError{Path: RecordPath, Err: err}
 	}
 	if d.Version != recordVersion {
-		return nil, &conf.VersionError{Path: RecordPath, Version: d.Version}
+		return nil, f.Bytes, &conf.VersionError{Path: RecordPath, Version: d.Version}
 	}
 	if err := d.check(); err != nil {
-		return nil, &conf.DamagedError{Path: RecordPath, Err: err}
+		return nil, f.Bytes, &conf.DamagedError{Path: RecordPath, Err: err}
 	}
-	return d, nil
+	return d, f.Bytes, nil
 }
 
 // check rejects a document that no run of the daemon can have written.
@@ -79,7 +79,7 @@ func (d *document) check() error {
 
 // encode returns nil if nothing must be stored.
 func (d *document) encode() ([]byte, error) {
-	if d.empty() {
+	if d.empty() && len(d.Used) == 0 {
 		return nil, nil
 	}
 	d.Version = recordVersion
@@ -95,7 +95,7 @@ func (d *document) restore(boot, hardware string, s situation) state {
 		return next
 	}
 	if boot == "" || d.Boot != boot {
-		return next.restoreAfterBoot(s.now)
+		return d.restoreAfterBoot(s)
 	}
 	s.state = &next
 	s.restoreSameBoot()
@@ -122,28 +122,31 @@ func (s situation) restoreSameBoot() {
 	}
 }
 
-// restoreAfterBoot keeps only a termination by the cloud: a machine that was drained, parked or rebooted serves again.
-func (s state) restoreAfterBoot(now instant) state {
-	next := state{}.clone()
-	for _, o := range s.Overruled {
+// restoreAfterBoot keeps only a termination by the cloud, and its hooks: a machine that was drained or parked serves again.
+func (d *document) restoreAfterBoot(s situation) state {
+	next := state{Used: d.Used}.clone()
+	for _, o := range d.Overruled {
 		if o.Rejoined {
 			o.Deadline = 0 // of the former boot
 			next.Overruled = append(next.Overruled, o)
 		}
 	}
-	for _, n := range s.Notices {
-		if n.Kind == Terminate && n.inForce() && s.reversible(goalLeave) {
-			n.Received, n.Deadline = now, 0
+	for _, n := range d.Notices {
+		if n.Kind == Terminate && n.inForce() {
+			n.Received, n.Deadline, n.Kept = s.now, 0, true
 			next.Notices = append(next.Notices, n)
 		}
 	}
-	switch {
-	case !s.leaving():
-	case len(next.Notices) == 0:
-		next.note("the machine was started again: the drain before that is over")
-	default:
-		next.Repair = s.Repair
-		next.note("the machine was started again, and is still terminated")
+	now := func(t instant) instant { return s.c.Wall.instant(d.wall().time(t)) }
+	for _, a := range d.Hooks {
+		if a.waits(false) {
+			a.Since, a.Extended, a.Limit = now(a.Since), min(now(a.lastSeen()), s.now), now(a.Limit)
+			next.Hooks = append(next.Hooks, a)
+		}
+	}
+	if d.leaving() {
+		next.Repair = d.Repair && len(next.Notices) > 0
+		next.note("the machine was started again: only a termination continues the drain")
 	}
 	return next
 }

@@ -33,9 +33,12 @@ func (s situation) timeline() []moment {
 		list = append(list, moment{at: n.Deadline.Add(-min(reserve, span/2)), ends: n.Deadline, by: n.String()})
 	}
 	for i := range s.Hooks {
-		if a := &s.Hooks[i]; !a.Hook.Launching && a.End == "" {
+		if a := &s.Hooks[i]; a.waits(false) {
 			list = append(list, a.moments(s.c.Hooks)...)
 		}
+	}
+	if f := s.EndHooks.foreign; f != nil && s.goal() == goalLeave && !s.Hooks.anyWaits(false) {
+		list = append(list, moment{at: f.lapse().Add(-min(reserveTime, f.Hook.Timeout/4)), ends: f.lapse(), by: "another program's hook " + f.Hook.Name})
 	}
 	slices.SortStableFunc(list, func(a, b moment) int { return cmp.Compare(a.at, b.at) })
 	return list

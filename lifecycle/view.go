@@ -119,7 +119,8 @@ type View struct {
 	// For the node record.
 	reason    string
 	departure Departure
-	forgotten bool          // see state.Forgotten
+	forgotten bool // see state.Forgotten
+	used      hookKeys
 	changed   chan struct{} // closed at the next view
 }
 
@@ -198,7 +199,7 @@ func (s situation) view() View {
 		Registry: s.Want, RegistryTold: s.Want == s.Have, Over: s.isOver(), Counted: wall(s.countedAt), Sessions: s.sessions,
 		Trouble: maps.Clone(s.trouble), NeverJoined: s.NeverJoined,
 		LaunchHooks: s.LaunchHooks.others, CancelledBy: s.cancelledBy, Start: s.Start.view(), Balancers: s.balancers,
-		UnknownSignals: len(s.unknown), reason: s.recordReason(), forgotten: s.Forgotten,
+		UnknownSignals: len(s.unknown), reason: s.recordReason(), forgotten: s.Forgotten, used: s.Used,
 	}
 	v.Ready = v.State == StateActive
 	if s.EndHooks.others != "" {

@@ -113,6 +113,7 @@ func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cl
 			Name       string `json:"LifecycleHookName"`
 			Transition string `json:"LifecycleTransition"`
 			Timeout    int64  `json:"HeartbeatTimeout"`
+			Default    string `json:"DefaultResult"`
 		}] `json:"LifecycleHooks"`
 	}
 	err := p.ess.call(ctx, cloud.CallAttempts, "DescribeLifecycleHooks", url.Values{
@@ -127,7 +128,9 @@ func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cl
 		if timeout <= 0 || timeout > longestWait {
 			timeout = defaultWait
 		}
-		found = append(found, cloud.Hook{Provider: Name, Group: group, Name: cmp.Or(l.Name, l.ID), ID: l.ID, Launching: launching, Timeout: timeout})
+		h := cloud.Hook{Provider: Name, Group: group, Name: cmp.Or(l.Name, l.ID), ID: l.ID, Launching: launching, Timeout: timeout}
+		h.Abandons = l.Default == "ABANDON"
+		found = append(found, h)
 	}
 	return found, err
 }

@@ -101,6 +101,19 @@ func TestPending(t *testing.T) {
 	}
 }
 
+func TestAbandons(t *testing.T) {
+	bubble(t, func(t *testing.T, a *account) {
+		a.plays(joins(drain, logs), ends(self), waits)
+		all, err := a.open().Pending(t.Context(), false)
+		must.OK(t, err)
+		for _, h := range all {
+			if h.Abandons != (h.Name == drain.Name) {
+				t.Errorf("%+v", h)
+			}
+		}
+	})
+}
+
 // The API refuses or ignores a call with a wrong parameter, but for those of pages: without them there are ten entries.
 func TestPages(t *testing.T) {
 	bubble(t, func(t *testing.T, a *account) {

@@ -165,7 +165,7 @@ const (
 // Check selects this agent's hooks and tests the first with beat, a heartbeat for no real action: [ErrNotWaiting] proves the
 // permission. It tests no completion, which would be irreversible during a real termination.
 func (f Filter) Check(group string, all []Hook, beat func(Hook) error) (Check, error) {
-	ours, others := f.Select(all)
+	ours, others := f.Select(all, nil)
 	c := Check{Group: group, Ours: ours, Unproved: UnprovedBoth}
 	for _, o := range others {
 		c.Others = append(c.Others, o.Name)
@@ -184,15 +184,15 @@ func (f Filter) Check(group string, all []Hook, beat func(Hook) error) (Check, e
 }
 
 // Filter selects this agent's hooks by names or path.Match patterns, in which / is an ordinary character. Without patterns
-// it selects a transition's only hook, or of several those whose name contains "amsagent": other programs complete theirs.
+// it selects a transition's only hook, or of several those whose name contains "amsagent" and those that the agent has used:
+// other programs complete theirs.
 type Filter []string
 
 // codeDeploy prefixes AWS CodeDeploy's launch hooks. Completing one would start service before the deployment.
 const codeDeploy = "CodeDeploy-managed-"
 
-// Find returns this agent's hooks, or [OthersHooksError] if all hooks are others'. Literal names need no permission to list
-// hooks.
-func (f Filter) Find(ctx context.Context, h Hooks, launching bool) ([]Hook, error) {
+// Find returns this agent's hooks, and [OthersHooksError] if there are others. Literal names need no permission to list hooks.
+func (f Filter) Find(ctx context.Context, h Hooks, launching bool, used func(Hook) bool) ([]Hook, error) {
 	all, err := h.Pending(ctx, launching)
 	if denied, ok := errors.AsType[*DeniedError](err); ok && denied.Group != "" && f.literal() {
 		for _, name := range f {
@@ -205,21 +205,32 @@ func (f Filter) Find(ctx context.Context, h Hooks, launching bool) ([]Hook, erro
 	if err != nil {
 		return nil, err
 	}
-	ours, others := f.Select(all)
-	if len(ours) > 0 || len(others) == 0 {
+	ours, others := f.Select(all, used)
+	if len(others) == 0 {
 		return ours, nil
 	}
 	e := &OthersHooksError{Group: others[0].Group, Named: len(f) > 0}
 	for _, o := range others {
 		e.Hooks = append(e.Hooks, o.Name)
+		if o.endsBefore(e.Ends, len(ours) == 0) {
+			e.Ends = &o
+		}
 	}
-	return nil, e
+	return ours, e
 }
 
-// Select separates this agent's hooks from others'.
-func (f Filter) Select(all []Hook) (ours, others []Hook) {
+// endsBefore reports whether h ends the machine, and not o: the first hook that is abandoned does, else the last one, if alone.
+func (h *Hook) endsBefore(o *Hook, alone bool) bool {
+	if h.Timeout <= 0 || !h.Abandons && !alone {
+		return false
+	}
+	return o == nil || h.Abandons && !o.Abandons || h.Abandons == o.Abandons && (h.Timeout < o.Timeout) == h.Abandons
+}
+
+// Select separates this agent's hooks from others'. used reports those that the agent has used, or is nil.
+func (f Filter) Select(all []Hook, used func(Hook) bool) (ours, others []Hook) {
 	for _, h := range all {
-		if f.Match(h) || len(f) == 0 && len(all) == 1 && !ofCodeDeploy(h) {
+		if f.Match(h) || len(f) == 0 && !ofCodeDeploy(h) && (len(all) == 1 || used != nil && used(h)) {
 			ours = append(ours, h)
 		} else {
 			others = append(others, h)
@@ -249,15 +260,17 @@ func (f Filter) match(name string) bool {
 	})
 }
 
-// OthersHooksError reports that only other programs' hooks wait.
+// OthersHooksError reports hooks of other programs.
 type OthersHooksError struct {
 	Group string
 	Hooks []string
 	// Named reports that hook names are configured.
 	Named bool
+	// Ends is the hook whose timeout ends the machine in spite of this agent's; nil if unknown.
+	Ends *Hook
 }
 
 func (e *OthersHooksError) Error() string {
-	return fmt.Sprintf("none of the hooks of group %s is this agent's, so none is completed: %s; the setting hooks names those that are",
+	return fmt.Sprintf("hooks of group %s are other programs', so this agent does not complete them: %s; the setting hooks names its own",
 		e.Group, strings.Join(e.Hooks, ", "))
 }

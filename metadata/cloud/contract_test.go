@@ -44,7 +44,7 @@ func TestOwnHooks(t *testing.T) {
 		{"the only one, and another is named", cloud.Filter{"drain"}, []string{"CodeDeploy"}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			ours, others := tt.filter.Select(hooksNamed(tt.hooks...))
+			ours, others := tt.filter.Select(hooksNamed(tt.hooks...), nil)
 			if diff := cmp.Diff(hooksNamed(tt.own...), ours); diff != "" {
 				t.Error(diff)
 			}
@@ -77,7 +77,8 @@ func TestFind(t *testing.T) {
 		want   []cloud.Hook
 		err    error
 	}{
-		{"ours", nil, listed{hooks: hooksNamed("amsagent", "logs")}, hooksNamed("amsagent"), nil},
+		{"ours", nil, listed{hooks: hooksNamed("drain")}, hooksNamed("drain"), nil},
+		{"ours beside others", nil, listed{hooks: hooksNamed("amsagent", "logs")}, hooksNamed("amsagent"), &cloud.OthersHooksError{Group: "edge", Hooks: []string{"logs"}}},
 		{"no hook", nil, listed{}, nil, nil},
 		{"those of others", nil, listed{hooks: hooksNamed("a", "b")}, nil, &cloud.OthersHooksError{Group: "edge", Hooks: []string{"a", "b"}}},
 		{"those of others, and ours is named", cloud.Filter{"c"}, listed{hooks: hooksNamed("a")}, nil, &cloud.OthersHooksError{Group: "edge", Hooks: []string{"a"}, Named: true}},
@@ -89,7 +90,7 @@ func TestFind(t *testing.T) {
 		{"so does a group that is not known", cloud.Filter{"drain"}, listed{err: &cloud.DeniedError{}}, nil, &cloud.DeniedError{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := tt.filter.Find(t.Context(), tt.hooks, false)
+			got, err := tt.filter.Find(t.Context(), tt.hooks, false, nil)
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Error(diff)
 			}
@@ -97,6 +98,46 @@ func TestFind(t *testing.T) {
 				t.Errorf("%v, want %v", err, tt.err)
 			}
 		})
+	}
+}
+
+// Without names, a hook that the agent has used is its own, beside those by their names.
+func TestHooksUsed(t *testing.T) {
+	used := func(h cloud.Hook) bool { return h.Name != "logs" }
+	all := listed{hooks: hooksNamed("drain", "logs", "amsagent", "CodeDeploy-managed-a")}
+	for _, tt := range []struct {
+		filter cloud.Filter
+		own    []string
+	}{{nil, []string{"drain", "amsagent"}}, {cloud.Filter{"logs"}, []string{"logs"}}} {
+		ours, err := tt.filter.Find(t.Context(), all, false, used)
+		others, ok := errors.AsType[*cloud.OthersHooksError](err)
+		if diff := cmp.Diff(hooksNamed(tt.own...), ours); diff != "" || !ok || len(others.Hooks) != 4-len(tt.own) {
+			t.Errorf("%v: %s %v", tt.filter, diff, err)
+		}
+	}
+}
+
+// Without heartbeats, the first hook that is abandoned ends the machine, else the last one. Beside this agent's hooks only the former does.
+func TestHookThatEnds(t *testing.T) {
+	hook := func(name string, timeout time.Duration, abandons bool) cloud.Hook {
+		return cloud.Hook{Name: name, Timeout: timeout, Abandons: abandons}
+	}
+	for _, tt := range []struct {
+		hooks []cloud.Hook
+		ends  string
+	}{
+		{[]cloud.Hook{hook("a", 3, true), hook("b", 2, true), hook("c", 1, false)}, "b"},
+		{[]cloud.Hook{hook("a", 1, false), hook("b", 3, false), hook("c", 2, false)}, "b"},
+		{[]cloud.Hook{hook("a", 0, true), hook("b", 2, false)}, "b"},
+		{[]cloud.Hook{hook("a", 0, true), hook("b", 0, false)}, ""},
+		{[]cloud.Hook{hook("a", 3, true), hook("amsagent", 1, true)}, "a"},
+		{[]cloud.Hook{hook("a", 3, false), hook("amsagent", 1, true)}, ""},
+	} {
+		_, err := cloud.Filter(nil).Find(t.Context(), listed{hooks: tt.hooks}, false, nil)
+		others, ok := errors.AsType[*cloud.OthersHooksError](err)
+		if !ok || (others.Ends == nil) != (tt.ends == "") || others.Ends != nil && others.Ends.Name != tt.ends {
+			t.Errorf("%+v: %+v, want %s", tt.hooks, others, tt.ends)
+		}
 	}
 }
 

@@ -279,7 +279,7 @@ func (m *moto) checkHooks(role, id string) {
 	}
 	hooksOf := m.agent(id, nil)
 	for name, launching := range map[string]bool{"amsagent-launch": true, "amsagent-terminate": false} {
-		found, err := cloud.Filter(nil).Find(m.t.Context(), hooksOf, launching)
+		found, err := cloud.Filter(nil).Find(m.t.Context(), hooksOf, launching, nil)
 		if err != nil || len(found) != 1 || found[0].Name != name || found[0].Group != "live-"+role {
 			m.t.Errorf("live-%s: the agent finds the hooks %+v, %v; want %s", role, found, err, name)
 		}

@@ -168,7 +168,7 @@ var settingsTable = sync.OnceValue(func() []setting {
 		},
 		{
 			key: keyHooks, kept: true, flag: "hooks", arg: "NAME,…", check: checkHooks,
-			help: "the lifecycle hooks of the group that are this agent's to keep waiting and to complete, as names or patterns (amsagent-*); where unset, the only one of a transition, and of several those whose name contains amsagent",
+			help: "the lifecycle hooks of the group that are this agent's to keep waiting and to complete, as names or patterns (amsagent-*); where unset, the only one of a transition, and of several those that it used before or whose name contains amsagent",
 		},
 		{
 			key: keyOutput, flag: "output", short: "o", global: true, arg: "FORMAT", def: "text", words: []string{"text", "json"},

@@ -215,7 +215,7 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 	}
 	d := New(o)
 	d.life = newLife(d)
-	d.view.setLife(nil) // the test says what the lifecycle is
+	d.view.setLife(nil, nil) // the test says what the lifecycle is
 	d.view.change(func(v *View) { v.Server.Up, v.Lifecycle = serves, nil })
 	return d
 }

@@ -44,8 +44,13 @@ func newLife(d *Daemon) *life {
 	opts.Role = func() string { return d.view.get().Role }
 	l.manager = lifecycle.NewRunner(opts)
 	// Before any request: a continued drain must show.
-	d.view.setLife(l.manager.View)
+	d.view.setLife(l.manager.View, l.isDrainOver)
 	return l
+}
+
+func (l *life) isDrainOver() bool {
+	v := l.manager.View()
+	return v.State == lifecycle.StateActive && v.RegistryTold && !l.manager.Forgotten()
 }
 
 func (l *life) run(ctx context.Context) {

@@ -555,7 +555,7 @@ func TestReadyKeepsUpWithDrain(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
 		var drains atomic.Bool
-		w.d.view.setLife(func() lifecycle.View { return lifecycle.View{Ready: !drains.Load()} })
+		w.d.view.setLife(func() lifecycle.View { return lifecycle.View{Ready: !drains.Load()} }, nil)
 		w.becomes(true, 0)
 		drains.Store(true)
 		if r := w.becomes(false, 0); !strings.Contains(r.Why, "drains") {
@@ -579,13 +579,41 @@ func TestReadyAfterRestart(t *testing.T) {
 		l.manager.Notice(lifecycle.Notice{ID: "1", Source: "event", Kind: lifecycle.Terminate})
 		w.becomes(false, 0)
 
-		w.d.view.setLife(nil)
+		w.d.view.setLife(nil, nil)
 		w.d.view.change(func(v *View) { v.Lifecycle = nil })
 		w.becomes(true, 0)
 		newLife(w.d)
 		if r := w.becomes(false, 0); !strings.Contains(r.Why, "drains") {
 			w.t.Errorf("%+v", r)
 		}
+	})
+}
+
+// A record that is draining is trouble if no drain is under way here, and no command is at work.
+func TestRecordDrainsWithoutDrain(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		w.d.o.Machine = joinedMachine(w.t)
+		w.d.o.Lifecycle = drains(&conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir})
+		w.d.o.Lifecycle.Uptime = func() (string, time.Duration) { return "boot", time.Hour }
+		l := newLife(w.d)
+		hasTrouble := func(want bool) {
+			t.Helper()
+			if v := w.d.view.get(); (v.Trouble != "") != want {
+				t.Errorf("state %s, trouble %q", v.State, v.Trouble)
+			}
+		}
+		hasTrouble(false)
+		w.d.view.setState(cluster.StateDraining, time.Now())
+		hasTrouble(true)
+		release := w.d.hold("leave")
+		hasTrouble(false)
+		release()
+		hasTrouble(true)
+		must.OK(t, l.manager.Undrain("root", cluster.StateDraining)) // not written yet
+		hasTrouble(false)
+		l.manager.Notice(lifecycle.Notice{ID: "1", Source: "event", Kind: lifecycle.Terminate})
+		hasTrouble(false)
 	})
 }
 

@@ -108,6 +108,7 @@ type view struct {
 	v  View
 	// life is called for each read: this node must not look ready after its drain is in the registry. It may be nil.
 	life  func() lifecycle.View
+	over  func() bool // no drain is under way, and the registry has the end of the last one; may be nil
 	notes func() []string
 }
 
@@ -141,6 +142,9 @@ func (w *view) get() View {
 	v := w.v
 	v.NotReady = v.notReady()
 	v.Ready = v.NotReady == ""
+	if v.Trouble == "" && v.State == cluster.StateDraining && v.held == 0 && w.over != nil && w.over() {
+		v.Trouble = noDrain
+	}
 	if w.notes != nil {
 		v.Notes = w.notes()
 	}
@@ -164,11 +168,14 @@ func (w *view) setOther(text string) (changed bool) {
 	return changed
 }
 
-func (w *view) setLife(f func() lifecycle.View) {
+func (w *view) setLife(f func() lifecycle.View, over func() bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.life = f
+	w.life, w.over = f, over
 }
+
+// noDrain is the trouble of a node that gets no new sessions and does not leave.
+const noDrain = "the registry has this node as draining, but no drain is under way: `amsagent undrain` makes it active, `amsagent drain` drains it"
 
 func (w *view) setState(s cluster.State, since time.Time) {
 	w.change(func(v *View) { v.State, v.StateSince = s, since })
