@@ -102,12 +102,10 @@ func (n Node) interval() time.Duration {
 	return min(n.Interval, maxInterval)
 }
 
-// silentIntervals allow another machine to use the record.
-const silentIntervals = 3
-
+// inUse reports whether an agent writes the record. Another machine may take it after that.
 func (n Node) inUse(serverNow time.Time) (age time.Duration, used bool) {
 	age, known := n.Age(serverNow)
-	return age, known && n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < silentIntervals*n.interval()
+	return age, known && n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < goneLimit(n.interval())
 }
 
 // otherMachine: after a reset only the boot differs, after a move only the address.
@@ -141,7 +139,7 @@ func (e *OtherMachineError) Error() string {
 
 // Free returns the time until the record is free.
 func (e *OtherMachineError) Free() time.Duration {
-	return max(0, silentIntervals*e.Node.interval()-e.Age)
+	return max(0, goneLimit(e.Node.interval())-e.Age)
 }
 
 // reimageLimit: a failed replacement of the root volume ends the machine.

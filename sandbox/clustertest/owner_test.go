@@ -78,8 +78,8 @@ func TestOneRowOneMachine(t *testing.T) {
 	_, err = c.Register(t.Context(), first, cluster.RegisterOptions{GiveWay: true})
 	unchanged("a registration of the first", err, was)
 
-	// After three silent intervals, the record is free.
-	if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": first.ID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-16 * time.Second)}}); err != nil {
+	// After two silent intervals and a second, the record is free.
+	if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": first.ID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-12 * time.Second)}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Register(t.Context(), first, cluster.RegisterOptions{GiveWay: true}); err != nil {
@@ -125,6 +125,40 @@ func TestTakenWhileRegistering(t *testing.T) {
 				t.Errorf("it wrote over the other's record (-was +is):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestNextBootWaits: a boot that writes without a person's word waits until the record of the boot before is silent.
+func TestNextBootWaits(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	for what, write := range map[string]func(cluster.Node) error{
+		"a registration": func(n cluster.Node) error {
+			_, err := c.Register(t.Context(), n, cluster.RegisterOptions{Waits: true})
+			return err
+		},
+		"a state": func(n cluster.Node) error {
+			return c.SetOwnState(t.Context(), n, cluster.StateActive, "run", cluster.Details{})
+		},
+	} {
+		first := node()
+		first.ID, first.Interval = what, time.Minute
+		register(t, c, first)
+		was, next := b.record(what), first
+		next.BootID = "boot-2"
+		if err := write(next); !isOther(err) {
+			t.Errorf("%s over a fresh record: %v", what, err)
+		}
+		if diff := cmp.Diff(was, b.record(what)); diff != "" {
+			t.Errorf("%s changed a fresh record (-was +is):\n%s", what, diff)
+		}
+		if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": what}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-122 * time.Second)}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := write(next); err != nil {
+			t.Errorf("%s over a silent record: %v", what, err)
+		}
 	}
 }
 

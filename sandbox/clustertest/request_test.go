@@ -88,7 +88,7 @@ func TestDrainRequest(t *testing.T) {
 		t.Errorf("the previous instance is asked: %v", err)
 	}
 	ask(cluster.DrainRequest{})
-	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateLeft, "bye", cluster.Details{}))
+	must.OK(t, c.SetOwnState(t.Context(), next, cluster.StateLeft, "bye", cluster.Details{}))
 	if _, err := c.AskDrain(t.Context(), record(), cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) || record().DrainRequest != nil {
 		t.Errorf("one that has left is asked: %v", err)
 	}
