@@ -149,7 +149,7 @@ func TestTransitionRecord(t *testing.T) {
 		"another machine": {stored(nil), self(func(n *Node) { n.IP, n.BootID = "10.0.0.77", "b" }), isA[*OtherMachineError]},
 		"another boot":    {stored(nil), self(func(n *Node) { n.BootID = "b" }), isA[*OtherMachineError]},
 		"silent for long": {stored(func(r *record) { r.UpdatedAt = noon.Add(-time.Hour) }), self(func(n *Node) { n.IP, n.BootID = "10.0.0.77", "b" }), isA[*OtherMachineError]},
-		"nobody":          {stored(nil), Node{ID: "i-1"}, isA[*OtherMachineError]},
+		"an unknown one":  {stored(nil), Node{ID: "i-1"}, isA[*OtherMachineError]},
 		"without a boot":  {stored(nil), Node{ID: "i-1", IP: "10.0.0.3"}, isA[*OtherMachineError]},
 		"not allowed":     {stored(func(r *record) { r.State = StateFailed }), self(nil), isA[*TransitionError]},
 	} {

@@ -48,7 +48,7 @@ type Options struct {
 	Event func(ctx context.Context, e cluster.Event) error
 	// Uptime is [BootClock].
 	Uptime func() (boot string, up time.Duration)
-	// Hardware is [Hardware], or "".
+	// Hardware is metadata.Hardware: "" is unknown.
 	Hardware string
 	Log      *slog.Logger
 }
