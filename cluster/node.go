@@ -123,6 +123,11 @@ func (n Node) UsedByOther(self Node, serverNow time.Time) (age time.Duration, us
 type OtherMachineError struct {
 	Node Node
 	Age  time.Duration // by MongoDB's clock; 0 if unknown
+	Boot bool          // the address is the same: perhaps only an earlier boot
+}
+
+func (n Node) usedByOther(self Node, age time.Duration) error {
+	return &OtherMachineError{Node: n, Age: age, Boot: SameAddress(n.IP, self.IP)}
 }
 
 func (e *OtherMachineError) Error() string {
@@ -131,6 +136,9 @@ func (e *OtherMachineError) Error() string {
 		who += " (" + e.Node.Hostname + ")"
 	}
 	s := fmt.Sprintf("another machine uses the id %s: %s writes its record", e.Node.ID, who)
+	if e.Boot {
+		s = fmt.Sprintf("another boot of %s wrote its record", e.Node.ID)
+	}
 	if e.Age > 0 {
 		s += fmt.Sprintf(", %s ago", e.Age.Round(100*time.Millisecond))
 	}

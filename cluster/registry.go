@@ -304,7 +304,7 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 	if !was.SameInstance(self) {
 		other := o.GiveWay || was.otherMachine(self) || o.Waits && was.BootID != self.BootID
 		if age, used := was.inUse(now); used && !o.Replace && other {
-			return nil, &OtherMachineError{Node: was.Node, Age: age}
+			return nil, was.usedByOther(self, age)
 		}
 		return is, nil
 	}
@@ -371,7 +371,7 @@ func transition(was *record, self Node, s State, reason string, d Details, now t
 	age, used := was.inUse(now)
 	switch {
 	case was.otherMachine(self), used && was.BootID != self.BootID:
-		return nil, &OtherMachineError{Node: was.Node, Age: age}
+		return nil, was.usedByOther(self, age)
 	case !was.State.CanTransition(s):
 		return nil, &TransitionError{ID: was.ID, From: was.State, To: s}
 	}

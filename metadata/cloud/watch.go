@@ -122,7 +122,7 @@ func (c *Clock) Local(at time.Time) time.Time {
 }
 
 // Past reports whether a local time is before this boot. By the local clock alone it is not known.
-func (c *Clock) Past(at time.Time) bool { return c.Known && !at.IsZero() && at.Before(Booted()) }
+func (c *Clock) Past(at time.Time) bool { return c.Known && !at.IsZero() && at.Before(booted()) }
 
 // SpotEnd converts a spot machine's announced end to the local clock.
 type SpotEnd struct {
