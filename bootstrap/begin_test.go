@@ -81,7 +81,8 @@ func TestNothingBegins(t *testing.T) {
 		}, converge},
 		"converge of a copy": {func(t *testing.T) *Machine {
 			m := joinedTree(t)
-			change(t, m, func(s *State) { s.InstanceID = "i-2" })
+			change(t, m, func(s *State) { s.InstanceID, s.Hardware = "i-2", oldHardware })
+			put(t, m, hardwareFile, newHardware)
 			return m
 		}, converge},
 	} {

@@ -59,6 +59,7 @@ type ConvergeRequest struct {
 	AddressKept bool
 	Valve       Valve
 	Interval    time.Duration // of heartbeats
+	Registered  bool          // this machine has written the node's record
 	// Identify returns this machine's instance. Errors other than [ErrTags] are only warnings: an unavailable
 	// metadata service must not prevent a boot.
 	Identify func(context.Context) (metadata.Instance, error)
@@ -88,9 +89,11 @@ type Convergence struct {
 	RestartNeeded bool `json:"restart_needed"`
 	// Node is the node record without a state.
 	Node cluster.Node `json:"node"`
-	// Unidentified reports that the metadata service did not answer.
-	Unidentified bool `json:"-"`
-	// Incomplete reports that the metadata lacks usual values.
+	// Unidentified is why it is not known whether this machine is Node, or "".
+	Unidentified string `json:"-"`
+	// OtherHardware: the machine id of Node is on other hardware. It is a copy, or was moved: then the record is silent.
+	OtherHardware bool `json:"-"`
+	// Incomplete reports that the metadata lacks usual values, or did not answer.
 	Incomplete bool `json:"-"`
 }
 
@@ -149,6 +152,7 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 	}
 	c.Phase = state.Phase
 	if state.Phase != PhaseJoined {
+		c.Node = m.self(state.InstanceID, state.Address)
 		return c, nil
 	}
 	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, found: found}
@@ -237,32 +241,68 @@ func (k *converger) repaired(id, format string, args ...any) {
 func (k *converger) identify(ctx context.Context) {
 	f := &k.facts
 	known := previousAddress(&k.state)
-	var inst metadata.Instance
-	var err error
 	if k.req.Mode == ConvergeBeforeStart {
 		// The server waits. The last known identity must do.
 		f.inst = metadata.Instance{ID: k.state.InstanceID, Address: known, Provider: k.state.Provider}
 		f.address = ams.Address{Addr: known, Reason: "as joined"}
-	} else if inst, err = k.req.Identify(ctx); errors.Is(err, ErrTags) {
-		k.warn(IDConfig, "%v; what this node joined with holds", err)
-	} else if err != nil {
-		k.warn(IDIdentity, "%v; taken for %s, which joined", err, k.state.InstanceID)
-		inst = metadata.Instance{ID: k.state.InstanceID, Address: known}
-		k.result.Unidentified = true
-	}
-	if k.req.Mode == ConvergeBeforeStart {
 		return
 	}
-	k.compareIdentity(ctx, inst, known)
+	inst, err := k.req.Identify(ctx)
+	if errors.Is(err, ErrTags) {
+		k.warn(IDConfig, "%v; what this node joined with holds", err)
+		err = nil
+	}
+	doubt := k.doubt(inst, err)
+	if err != nil || doubt != "" {
+		inst = metadata.Instance{ID: k.state.InstanceID, Address: cmp.Or(inst.Address, known)}
+		k.result.Incomplete = true
+	}
+	if doubt != "" {
+		k.warn(IDIdentity, "%s", doubt)
+		// Within a boot, the disk of a node is its own.
+		if !k.EnteredBefore(k.self(k.state.InstanceID, k.state.Address).Instance()) {
+			k.result.Unidentified = doubt
+		}
+	}
+	k.compareIdentity(ctx, inst, known, doubt != "")
 	if f.hostname, err = ams.LookupHostname(ctx, k.Root); err != nil {
 		k.warn(IDHostname, "this machine's own name could not be looked up: %v", err)
 	}
 }
 
-func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance, known netip.Addr) {
+// doubt returns why this machine may not be the instance, or the one that joined, or "".
+func (k *converger) doubt(inst metadata.Instance, err error) string {
+	joined, hardware := k.state.InstanceID, metadata.Hardware(k.Root)
+	other := hardware != "" && k.state.Hardware != "" && hardware != k.state.Hardware
+	if err == nil && k.named != inst.ID {
+		k.named, k.namedSince = inst.ID, time.Now()
+	}
+	switch {
+	case err != nil && other:
+		return fmt.Sprintf("%v; this machine has other hardware than %s, which joined with this disk", err, joined)
+	case err != nil:
+		k.warn(IDIdentity, "%v; taken for %s, which joined", err, joined)
+	case !other && inst.ID != joined && time.Since(k.namedSince) < confirmTime:
+		return fmt.Sprintf("the metadata name %s, and %s joined with this disk: one answer is no proof", inst.ID, joined)
+	case other && inst.ID == joined && inst.Provider == metadata.Generic && !k.req.Registered:
+		k.result.OtherHardware = true
+		k.warn(IDIdentity, "this machine has other hardware than %s, which joined with this disk: it takes the record once that is silent", joined)
+	case inst.ID != joined:
+		k.state.Hardware = hardware
+	default:
+		k.state.Hardware = cmp.Or(hardware, k.state.Hardware)
+	}
+	return ""
+}
+
+// confirmTime is longer than a metadata service gives a wrong answer.
+const confirmTime = time.Minute
+
+func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance, known netip.Addr, doubt bool) {
 	f := &k.facts
 	f.inst = inst
-	k.result.Incomplete = len(inst.Missing) > 0
+	unsure := k.result.Incomplete || slices.Contains(inst.Missing, "public_address") || slices.Contains(inst.Missing, "ipv6")
+	k.result.Incomplete = unsure || len(inst.Missing) > 0
 	if f.inst.ID != k.state.InstanceID {
 		k.repaired(IDCloned, "this is a copy of %s's disk: it is %s now", k.state.InstanceID, f.inst.ID)
 		k.state.InstanceID = f.inst.ID
@@ -273,16 +313,26 @@ func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance,
 	var err error
 	if f.address, err = k.address(k.req.Address, k.req.ForceAddress, inst); err != nil {
 		// The network may not be up yet. A later run checks again.
-		unsure := k.result.Unidentified || slices.Contains(inst.Missing, "public_address") || slices.Contains(inst.Missing, "ipv6")
 		if !unsure || !errors.Is(err, ams.ErrAddressNotHere) {
 			k.warn(IDAddress, "%v; %s, as joined, is kept", err, known)
 		}
+		f.address = ams.Address{Addr: known, Reason: "as joined"}
+	}
+	if f.address.Addr != known && !k.moves(f.address, known, doubt) {
+		k.warn(IDAddress, "the metadata name %s; %s, as joined, is kept", f.address.Addr, known)
 		f.address = ams.Address{Addr: known, Reason: "as joined"}
 	}
 	if f.address.Addr != known {
 		k.repaired(idMoved, "the address was %s and is %s", known, f.address.Addr)
 		k.state.Address = f.address.Addr.String()
 	}
+}
+
+// moves reports whether to take another address: the interfaces weigh more than the metadata, an operator more than both.
+func (k *converger) moves(to ams.Address, known netip.Addr, doubt bool) bool {
+	interfaces, err := k.interfaces()
+	has := err == nil && slices.ContainsFunc(interfaces, func(i ams.Interface) bool { return i.Addr == known })
+	return k.req.Address != "" || !doubt && !has || to.Interface != "" && !(doubt && has)
 }
 
 func (k *converger) forgetAddress() {
@@ -585,6 +635,9 @@ func (k *converger) node() {
 	k.result.Node.Interval, k.result.Node.Drift = k.req.Interval, driftText(k.result.Differences)
 	if k.facts.install == nil {
 		k.result.Node.AMS = k.state.Release
+	}
+	if k.result.Node.BootID == "" {
+		k.result.Unidentified = cmp.Or(k.result.Unidentified, "the boot id of this machine cannot be read")
 	}
 }
 

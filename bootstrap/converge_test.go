@@ -109,7 +109,10 @@ func TestConvergeRepairs(t *testing.T) {
 		repairs string
 	}{
 		{name: "new address", inst: moved, repairs: "AMS-MOVED AMS-DRIFT"},
-		{name: "copy of the disk", inst: cloned, repairs: "AMS-CLONED AMS-MOVED AMS-DRIFT"},
+		{name: "copy of the disk", inst: cloned, repairs: "AMS-CLONED AMS-MOVED AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
+			change(t, m, func(s *State) { s.Hardware = oldHardware })
+			put(t, m, hardwareFile, newHardware)
+		}},
 		{name: "lost drop-in", inst: joinedAs(), repairs: "AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
 			must.OK(t, os.Remove(filepath.Join(m.Root, ams.DropInPath)))
 		}},
@@ -165,6 +168,93 @@ func TestConvergeRepairs(t *testing.T) {
 	}
 }
 
+const (
+	hardwareFile = "/sys/class/dmi/id/product_uuid"
+	oldHardware  = "8eb3085c-1b4d-0a4f-9e6c-3b2a1c0d0001"
+	newHardware  = "3f1c0a52-7d5e-4c0b-9f43-6a1d2e8b7c90"
+)
+
+// Who a machine is: by the metadata, its hardware and its interfaces. The state was written on old hardware.
+func TestConvergeIdentity(t *testing.T) {
+	t.Parallel()
+	away := errors.New("the metadata service does not answer")
+	other, otherAddress, generic := joinedAs(), joinedAs(), joinedAs()
+	other.ID, other.Address = "i-2", netip.MustParseAddr("10.0.1.9")
+	otherAddress.Address = other.Address
+	generic.Provider = metadata.Generic
+	type look struct {
+		inst metadata.Instance
+		err  error
+		want string // "ID ADDRESS HARDWARE", then what it says of that
+	}
+	const old, is = "i-1 10.0.1.7 old", "i-2 10.0.1.9 "
+	for name, tt := range map[string]struct {
+		was, hardware, interfaces string // the hardware of the state and of this machine
+		entered                   bool   // the cluster had this boot
+		registered                bool
+		looks                     []look // 40 s apart
+	}{
+		"no answer":                              {"old", "old", "10.0.1.7", false, false, []look{{err: away, want: old}}},
+		"no answer, other hardware":              {"old", "new", "10.0.1.9", false, false, []look{{err: away, want: old + " unidentified"}}},
+		"no answer, hardware not known":          {"old", "", "10.0.1.9", false, false, []look{{err: away, want: old}}},
+		"no answer, hardware not known before":   {"", "new", "10.0.1.9", false, false, []look{{err: away, want: "i-1 10.0.1.7 none"}}},
+		"the same":                               {"", "old", "10.0.1.7", false, false, []look{{inst: joinedAs(), want: old}}},
+		"resized":                                {"old", "new", "10.0.1.7", false, false, []look{{inst: joinedAs(), want: "i-1 10.0.1.7 new"}}},
+		"resized, a malformed tag":               {"old", "new", "10.0.1.7", false, false, []look{{joinedAs(), ErrTags, "i-1 10.0.1.7 new"}}},
+		"a machine id on other hardware":         {"old", "new", "10.0.1.7", false, false, []look{{inst: generic, want: old + " other"}, {inst: generic, want: old + " other"}}},
+		"a machine id that has the record":       {"old", "new", "10.0.1.7", false, true, []look{{inst: generic, want: "i-1 10.0.1.7 new"}}},
+		"a copy":                                 {"old", "new", "10.0.1.9", false, false, []look{{inst: other, want: is + "new cloned"}}},
+		"a copy, hardware not known":             {"old", "", "10.0.1.9", false, false, []look{{inst: other, want: "i-1 10.0.1.9 old unidentified"}, {inst: other, want: "i-1 10.0.1.9 old unidentified"}, {inst: other, want: is + "none cloned"}}},
+		"one odd answer":                         {"old", "old", "10.0.1.7", false, false, []look{{inst: other, want: old + " unidentified"}, {inst: joinedAs(), want: old}, {inst: other, want: old + " unidentified"}, {inst: other, want: old + " unidentified"}}},
+		"one odd answer to a node":               {"old", "old", "10.0.1.7", true, false, []look{{inst: other, want: old}, {inst: joinedAs(), want: old}}},
+		"a node gets the same answer twice":      {"old", "old", "10.0.1.7", true, false, []look{{inst: other, want: old}, {inst: other, want: old}, {inst: other, want: "i-2 10.0.1.7 old cloned"}}},
+		"an address that no interface has":       {"old", "old", "10.0.1.7", false, false, []look{{inst: otherAddress, want: old}}},
+		"an address that an interface has":       {"old", "old", "10.0.1.7 10.0.1.9", false, false, []look{{inst: otherAddress, want: "i-1 10.0.1.9 old"}}},
+		"neither address is here":                {"old", "old", "10.0.1.8", false, false, []look{{inst: otherAddress, want: "i-1 10.0.1.9 old"}}},
+		"neither is here, and it is another one": {"old", "old", "10.0.1.8", false, false, []look{{inst: other, want: old + " unidentified"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				full := map[string]string{"old": oldHardware, "new": newHardware}
+				m := joinedTree(t)
+				m.Interfaces = func() (all []ams.Interface, _ error) {
+					for a := range strings.FieldsSeq(tt.interfaces) {
+						all = append(all, ams.Interface{Name: "eth0", Addr: netip.MustParseAddr(a)})
+					}
+					return all, nil
+				}
+				put(t, m, "/proc/sys/kernel/random/boot_id", "boot-1\n")
+				put(t, m, hardwareFile, full[tt.hardware])
+				change(t, m, func(s *State) { s.Hardware = full[tt.was] })
+				if tt.entered {
+					must.OK(t, m.Entered("boot-1 10.0.1.7"))
+				}
+				for i, l := range tt.looks {
+					req := convergeRequest(t, l.inst, l.err)
+					req.Mode, req.Address, req.ForceAddress, req.Registered = ConvergeWatch, "", false, tt.registered
+					c := converge(t, m, req)
+					s, err := loadState(m.store())
+					must.OK(t, err)
+					hardware := map[string]string{oldHardware: "old", newHardware: "new", "": "none"}[s.Hardware]
+					got := s.InstanceID + " " + s.Address + " " + hardware
+					for word, said := range map[string]bool{"unidentified": c.Unidentified != "", "other": c.OtherHardware, "cloned": strings.Contains(ids(c.Repairs), IDCloned)} {
+						if said {
+							got += " " + word
+						}
+					}
+					if got != l.want || c.Node.ID != s.InstanceID || c.Node.IP != s.Address {
+						t.Errorf("look %d: %s, want %s; record %+v, warnings %v", i, got, l.want, c.Node, c.Warnings)
+					}
+					if c.Unidentified != "" && !strings.Contains(ids(c.Warnings), IDIdentity) {
+						t.Errorf("look %d: no warning is AMS-IDENTITY: %v", i, c.Warnings)
+					}
+					<-time.After(40 * time.Second)
+				}
+			})
+		})
+	}
+}
+
 // A malformed tag says nothing against who this machine is.
 func TestConvergeMalformedTag(t *testing.T) {
 	t.Parallel()
@@ -172,8 +262,8 @@ func TestConvergeMalformedTag(t *testing.T) {
 	moved := joinedAs()
 	moved.Address = netip.MustParseAddr("10.0.1.9")
 	c := converge(t, m, convergeRequest(t, moved, fmt.Errorf("%w: amsagent:role", ErrTags)))
-	if !strings.HasPrefix(ids(c.Repairs), idMoved) || !strings.HasPrefix(ids(c.Warnings), IDConfig) || c.Unidentified {
-		t.Errorf("repairs %s, warnings %v, unidentified %t", ids(c.Repairs), c.Warnings, c.Unidentified)
+	if !strings.HasPrefix(ids(c.Repairs), idMoved) || !strings.HasPrefix(ids(c.Warnings), IDConfig) || c.Incomplete {
+		t.Errorf("repairs %s, warnings %v, incomplete %t", ids(c.Repairs), c.Warnings, c.Incomplete)
 	}
 	if c.Node.IP != "10.0.1.9" || c.Node.Zone != "eu-west-1a" {
 		t.Errorf("row %+v", c.Node)

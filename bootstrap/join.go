@@ -399,6 +399,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 		j.result.Outcome = OutcomeUpdated
 	}
 	stopped := j.drainStopped() // first: forgetDrain then sees a drain that just finished
+	kept = kept || j.facts.state.Hardware != metadata.Hardware(j.Root)
 	if j.forgetDrain() || stopped || kept || len(j.result.Changes) > 0 {
 		// A running daemon, and the end of a drain, look at the state file for a join.
 		if err := j.save(PhaseJoined, false); err != nil {
@@ -452,7 +453,7 @@ func (j *joiner) asBefore(ctx context.Context) error {
 		return err
 	}
 	if now != nil { // written by the daemon at any time
-		f.state.Release, f.state.Provider = now.Release, now.Provider
+		f.state.Release, f.state.Provider, f.state.Hardware = now.Release, now.Provider, now.Hardware
 	}
 	if !f.state.Equal(now) {
 		return errors.New("another command, or the daemon, changed this machine meanwhile")
@@ -619,7 +620,7 @@ func mayReplan(err error) bool {
 func (j *joiner) save(phase Phase, restart bool) error {
 	f := j.facts
 	s := State{
-		Phase: phase, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
+		Phase: phase, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Hardware: metadata.Hardware(j.Root), Role: j.req.Role, Group: j.req.Group,
 		RestartPending: restart, WasRunning: phase == PhaseJoining && j.wasRunning, WasJoined: phase == PhaseJoining && j.wasJoined(),
 		Provider: f.provider(), Release: f.install.Release.String(),
 		Since: time.Now().UTC().Truncate(time.Second),

@@ -963,7 +963,8 @@ func (l *leaver) deregister(ctx context.Context) error {
 	}
 	ctx, cancel := after(ctx, electionTime+mongoTime)
 	defer cancel()
-	if err := l.outlast(ctx, l.departed); err != nil {
+	e := cluster.Event{ID: cluster.NewEventID(), Node: l.id, Kind: "leave", Who: "amsagent", Details: map[string]string{"address": l.address}}
+	if err := l.outlast(ctx, func(ctx context.Context) error { return l.departed(ctx, e) }); err != nil {
 		return listed(err, "run the same command again")
 	}
 	l.say("deregistered %s", l.id)
@@ -971,7 +972,7 @@ func (l *leaver) deregister(ctx context.Context) error {
 }
 
 // departed may be repeated.
-func (l *leaver) departed(ctx context.Context) error {
+func (l *leaver) departed(ctx context.Context, e cluster.Event) error {
 	var errs []error
 	if l.address != "" {
 		errs = append(errs, l.removeDocuments(ctx))
@@ -983,7 +984,7 @@ func (l *leaver) departed(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 		if err == nil {
-			errs = append(errs, l.client.AddEvent(ctx, cluster.Event{Node: l.id, Kind: "leave", Who: "amsagent", Details: map[string]string{"address": l.address}}))
+			errs = append(errs, l.client.AddEvent(ctx, e))
 		}
 	}
 	return errors.Join(errs...)

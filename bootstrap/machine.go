@@ -65,6 +65,9 @@ type Machine struct {
 	Hold func(context.Context) (release func())
 	// Serving are path.Match patterns of the required applications; empty means all but the console.
 	Serving []string
+	// named is the last id that Converge read in the metadata, since namedSince.
+	named      string
+	namedSince time.Time
 }
 
 func (m *Machine) store() *conf.Store {

@@ -39,8 +39,10 @@ type State struct {
 	Phase      Phase  `json:"phase"`
 	InstanceID string `json:"instance_id"`
 	Address    string `json:"address"`
-	Role       string `json:"role,omitempty"`
-	Group      string `json:"group,omitempty"`
+	// Hardware is that of the machine that joined; "" is unknown.
+	Hardware string `json:"hardware,omitempty"`
+	Role     string `json:"role,omitempty"`
+	Group    string `json:"group,omitempty"`
 	// RestartPending reports files that changed since the server's start.
 	RestartPending bool `json:"restart_pending,omitempty"`
 	// WasRunning reports that the server must run after the command.

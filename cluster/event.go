@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -21,20 +22,26 @@ type Event struct {
 	Why     string            `bson:"why,omitempty" json:"why,omitempty"`
 	Cut     *int64            `bson:"cut,omitempty" json:"cut,omitempty"`         // sessions; nil if unknown
 	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"` // for people
+	// ID makes all tries to write an event one event; AddEvent makes one if it is zero.
+	ID bson.ObjectID `bson:"-" json:"-"`
 }
+
+// NewEventID returns an ID for [Event].
+func NewEventID() bson.ObjectID { return bson.NewObjectID() }
 
 // AddEvent may have written the event even after an error.
 func (c *Client) AddEvent(ctx context.Context, e Event) error {
 	if e.Node == "" || e.Kind == "" {
 		return errors.New("writing an event: it has no node or no kind")
 	}
+	id := cmp.Or(e.ID, NewEventID())
 	return c.call(ctx, "writing an event", func(ctx context.Context) error {
 		// Unlike an insert, an upsert can use the server's clock.
 		update := bson.D{
 			{Key: "$set", Value: e},
 			{Key: "$currentDate", Value: bson.D{{Key: "at", Value: true}}},
 		}
-		_, err := c.events().UpdateByID(ctx, bson.NewObjectID(), update, options.UpdateOne().SetUpsert(true))
+		_, err := c.events().UpdateByID(ctx, id, update, options.UpdateOne().SetUpsert(true))
 		return err
 	})
 }

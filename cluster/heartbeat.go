@@ -160,7 +160,7 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	case n.SameInstance(self):
 		return fmt.Errorf("%s: %w", op, ErrNoNode) // registered since
 	default:
-		return fmt.Errorf("%s: %w", op, &OtherMachineError{Node: n, Age: age})
+		return fmt.Errorf("%s: %w", op, n.usedByOther(self, age))
 	}
 }
 

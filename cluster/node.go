@@ -102,12 +102,10 @@ func (n Node) interval() time.Duration {
 	return min(n.Interval, maxInterval)
 }
 
-// silentIntervals allow another machine to use the record.
-const silentIntervals = 3
-
+// inUse reports whether an agent writes the record. Another machine may take it after that.
 func (n Node) inUse(serverNow time.Time) (age time.Duration, used bool) {
 	age, known := n.Age(serverNow)
-	return age, known && n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < silentIntervals*n.interval()
+	return age, known && n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < goneLimit(n.interval())
 }
 
 // otherMachine: after a reset only the boot differs, after a move only the address.
@@ -125,6 +123,11 @@ func (n Node) UsedByOther(self Node, serverNow time.Time) (age time.Duration, us
 type OtherMachineError struct {
 	Node Node
 	Age  time.Duration // by MongoDB's clock; 0 if unknown
+	Boot bool          // the address is the same: perhaps only an earlier boot
+}
+
+func (n Node) usedByOther(self Node, age time.Duration) error {
+	return &OtherMachineError{Node: n, Age: age, Boot: SameAddress(n.IP, self.IP)}
 }
 
 func (e *OtherMachineError) Error() string {
@@ -133,6 +136,9 @@ func (e *OtherMachineError) Error() string {
 		who += " (" + e.Node.Hostname + ")"
 	}
 	s := fmt.Sprintf("another machine uses the id %s: %s writes its record", e.Node.ID, who)
+	if e.Boot {
+		s = fmt.Sprintf("another boot of %s wrote its record", e.Node.ID)
+	}
 	if e.Age > 0 {
 		s += fmt.Sprintf(", %s ago", e.Age.Round(100*time.Millisecond))
 	}
@@ -141,7 +147,7 @@ func (e *OtherMachineError) Error() string {
 
 // Free returns the time until the record is free.
 func (e *OtherMachineError) Free() time.Duration {
-	return max(0, silentIntervals*e.Node.interval()-e.Age)
+	return max(0, goneLimit(e.Node.interval())-e.Age)
 }
 
 // reimageLimit: a failed replacement of the root volume ends the machine.

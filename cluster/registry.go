@@ -262,6 +262,8 @@ type RegisterOptions struct {
 	Replace bool // even a record that another machine uses
 	// GiveWay keeps a record that any other instance uses.
 	GiveWay bool
+	// Waits keeps a record that another boot uses, also at this address: without a person's word it may be another machine's.
+	Waits bool
 	// Incomplete keeps the record's cloud facts where the registration has none.
 	Incomplete bool
 	// DrainOver lets active replace draining: this node's own drain has ended.
@@ -300,8 +302,9 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		return is, nil
 	}
 	if !was.SameInstance(self) {
-		if age, used := was.inUse(now); used && !o.Replace && (o.GiveWay || was.otherMachine(self)) {
-			return nil, &OtherMachineError{Node: was.Node, Age: age}
+		other := o.GiveWay || was.otherMachine(self) || o.Waits && was.BootID != self.BootID
+		if age, used := was.inUse(now); used && !o.Replace && other {
+			return nil, was.usedByOther(self, age)
 		}
 		return is, nil
 	}
@@ -351,21 +354,24 @@ const (
 // SetOwnState sets this machine's state, or returns [ErrNoNode], a [TransitionError] or an [OtherMachineError].
 func (c *Client) SetOwnState(ctx context.Context, self Node, s State, reason string, d Details) error {
 	op := fmt.Sprintf("setting node %s to %s", self.ID, s)
-	_, err := c.update(ctx, op, self.ID, true, func(was *record, _ time.Time) (*record, error) {
-		return transition(was, self, s, reason, d)
+	_, err := c.update(ctx, op, self.ID, true, func(was *record, now time.Time) (*record, error) {
+		return transition(was, self, s, reason, d, now)
 	})
 	return err
 }
 
-// transition does not compare a self without boot or address.
-func transition(was *record, self Node, s State, reason string, d Details) (*record, error) {
+func transition(was *record, self Node, s State, reason string, d Details, now time.Time) (*record, error) {
 	switch {
 	case was == nil:
 		return nil, ErrNoNode
 	case was.bad != nil:
 		return nil, was.bad
-	case self.BootID != "" && self.IP != "" && was.otherMachine(self):
-		return nil, &OtherMachineError{Node: was.Node}
+	}
+	// The record of an earlier boot is this machine's once it is silent.
+	age, used := was.inUse(now)
+	switch {
+	case was.otherMachine(self), used && was.BootID != self.BootID:
+		return nil, was.usedByOther(self, age)
 	case !was.State.CanTransition(s):
 		return nil, &TransitionError{ID: was.ID, From: was.State, To: s}
 	}

@@ -47,6 +47,8 @@ func self(change func(*Node)) Node {
 func TestRegisterRecord(t *testing.T) {
 	copied := func(n *Node) { n.IP, n.BootID = "10.0.0.77", "boot-of-the-copy" }
 	moved := func(n *Node) { n.IP = "10.0.0.9" }
+	rebooted := func(n *Node) { n.BootID = "boot-2" }
+	ago := func(d time.Duration) func(*record) { return func(r *record) { r.UpdatedAt = noon.Add(-d) } }
 	active := func(n *Node) { n.State = StateActive }
 	drains := func(by string) func(*record) {
 		return func(r *record) { r.State, r.LeftBy, r.StopFailed = StateDraining, by, true }
@@ -65,8 +67,13 @@ func TestRegisterRecord(t *testing.T) {
 		"it left":                  {stored(func(r *record) { r.State = StateLeft }), self(nil), RegisterOptions{}, "origin joining join new"},
 		"another machine":          {stored(nil), self(copied), RegisterOptions{}, "10.0.0.3 2s"},
 		"replacing it":             {stored(nil), self(copied), RegisterOptions{Replace: true}, "origin joining join new"},
-		"it is silent":             {stored(func(r *record) { r.UpdatedAt = noon.Add(-15 * time.Second) }), self(copied), RegisterOptions{}, "origin joining join new"},
-		"nearly silent":            {stored(func(r *record) { r.UpdatedAt = noon.Add(-14 * time.Second) }), self(copied), RegisterOptions{}, "10.0.0.3 14s"},
+		"it is silent":             {stored(ago(11 * time.Second)), self(copied), RegisterOptions{}, "origin joining join new"},
+		"nearly silent":            {stored(ago(10 * time.Second)), self(copied), RegisterOptions{}, "10.0.0.3 10s"},
+		"another boot":             {stored(nil), self(rebooted), RegisterOptions{Waits: true}, "10.0.0.3 2s"},
+		"another boot, silent":     {stored(ago(11 * time.Second)), self(rebooted), RegisterOptions{Waits: true}, "origin joining join new"},
+		"another boot, left":       {stored(func(r *record) { r.State = StateLeft }), self(rebooted), RegisterOptions{Waits: true}, "origin joining join new"},
+		"another boot, a command":  {stored(nil), self(rebooted), RegisterOptions{}, "origin joining join new"},
+		"without a boot":           {stored(nil), self(func(n *Node) { n.BootID = "" }), RegisterOptions{Waits: true}, "10.0.0.3 2s"},
 		"no heartbeat ever":        {stored(func(r *record) { r.Seq, r.Interval = 0, 0 }), self(copied), RegisterOptions{}, "origin joining join new"},
 		"another address":          {stored(nil), self(moved), RegisterOptions{}, "origin joining join new"},
 		"a drain":                  {stored(drains(LeftByDrain)), self(active), RegisterOptions{}, "origin draining run 7"},
@@ -117,17 +124,17 @@ func TestRegisterRecord(t *testing.T) {
 func TestTransitionRecord(t *testing.T) {
 	cut := 3
 	was := stored(func(r *record) { r.DrainRequest, r.Cut = &DrainRequest{ID: "d"}, &cut })
-	is, err := transition(was, self(nil), StateDraining, "scale-in", Details{LeftBy: LeftByDrain, StopFailed: true})
+	is, err := transition(was, self(nil), StateDraining, "scale-in", Details{LeftBy: LeftByDrain, StopFailed: true}, noon)
 	must.OK(t, err)
 	if is.State != StateDraining || is.Reason != "scale-in" || is.LeftBy != LeftByDrain || !is.StopFailed || is.Cut != nil || writes(t, is, was, "$unset", heartbeatKey) || is.DrainRequest == nil {
 		t.Errorf("%+v", is)
 	}
-	left, err := transition(is, self(nil), StateLeft, "scale-in", Details{LeftBy: LeftByDrain, Cut: &cut})
+	left, err := transition(is, self(nil), StateLeft, "scale-in", Details{LeftBy: LeftByDrain, Cut: &cut}, noon)
 	must.OK(t, err)
 	if !writes(t, left, is, "$unset", heartbeatKey) || left.DrainRequest != nil || *left.Cut != 3 || left.StopFailed || was.State != StateActive {
 		t.Errorf("%+v, from %+v", left, was)
 	}
-	again, err := transition(left, self(nil), StateLeft, "scale-in", Details{})
+	again, err := transition(left, self(nil), StateLeft, "scale-in", Details{}, noon)
 	must.OK(t, err)
 	if diff := cmp.Diff(left, again, cmp.AllowUnexported(record{})); diff != "" {
 		t.Errorf("made again:\n%s", diff)
@@ -140,15 +147,21 @@ func TestTransitionRecord(t *testing.T) {
 		"none":            {nil, self(nil), func(err error) bool { return errors.Is(err, ErrNoNode) }},
 		"a bad one":       {&record{bad: &BadRecordError{ID: "i-1"}}, self(nil), isA[*BadRecordError]},
 		"another machine": {stored(nil), self(func(n *Node) { n.IP, n.BootID = "10.0.0.77", "b" }), isA[*OtherMachineError]},
+		"another boot":    {stored(nil), self(func(n *Node) { n.BootID = "b" }), isA[*OtherMachineError]},
+		"silent for long": {stored(func(r *record) { r.UpdatedAt = noon.Add(-time.Hour) }), self(func(n *Node) { n.IP, n.BootID = "10.0.0.77", "b" }), isA[*OtherMachineError]},
+		"an unknown one":  {stored(nil), Node{ID: "i-1"}, isA[*OtherMachineError]},
+		"without a boot":  {stored(nil), Node{ID: "i-1", IP: "10.0.0.3"}, isA[*OtherMachineError]},
 		"not allowed":     {stored(func(r *record) { r.State = StateFailed }), self(nil), isA[*TransitionError]},
 	} {
-		_, err := transition(tt.was, tt.self, StateActive, "", Details{})
+		_, err := transition(tt.was, tt.self, StateActive, "", Details{}, noon)
 		if !tt.is(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := transition(stored(nil), Node{ID: "i-1"}, StateDraining, "", Details{}); err != nil {
-		t.Errorf("without boot and address: %v", err)
+	// The next boot of a machine that crashed.
+	silent := stored(func(r *record) { r.UpdatedAt = noon.Add(-11 * time.Second) })
+	if _, err := transition(silent, self(func(n *Node) { n.BootID = "b" }), StateDraining, "", Details{}, noon); err != nil {
+		t.Errorf("another boot over a silent record: %v", err)
 	}
 }
 

@@ -35,13 +35,6 @@ func BootClock(root string) func() (boot string, up time.Duration) {
 	}
 }
 
-// Hardware returns the firmware's machine id, which a copied disk does not carry along; "" without one, as in a container.
-// Only root can read it.
-func Hardware(root string) string {
-	id, _ := os.ReadFile(filepath.Join(root, "/sys/class/dmi/id/product_uuid"))
-	return string(bytes.TrimSpace(id))
-}
-
 // wallClock is the wall time of instant 0. It changes only if the clock was set by a second or more, so that the same
 // instant is always written the same way.
 type wallClock time.Time

@@ -84,6 +84,7 @@ func (r *Runner) writeEvents(ctx context.Context) {
 
 // writeEvent retries until ctx ends.
 func (r *Runner) writeEvent(ctx context.Context, e cluster.Event) {
+	e.ID = cluster.NewEventID()
 	for retry := time.Second; ; retry = min(2*retry, maxEventRetry) {
 		bound, cancel := context.WithTimeout(ctx, callTime)
 		err := r.o.Event(bound, e)

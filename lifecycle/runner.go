@@ -49,7 +49,7 @@ type Options struct {
 	Event func(ctx context.Context, e cluster.Event) error
 	// Uptime is [BootClock].
 	Uptime func() (boot string, up time.Duration)
-	// Hardware is [Hardware], or "".
+	// Hardware is metadata.Hardware: "" is unknown.
 	Hardware string
 	Log      *slog.Logger
 }

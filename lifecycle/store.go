@@ -35,7 +35,7 @@ type document struct {
 	// Boot is the boot of the instants, Start the wall time of instant 0.
 	Boot  string    `json:"boot,omitempty"`
 	Start time.Time `json:"boot_time,omitzero"`
-	// Hardware is the writer's [Hardware]: a machine with a copy of the disk ignores the file.
+	// Hardware is the writer's [Options].Hardware: a machine with a copy of the disk ignores the file.
 	Hardware string `json:"hardware,omitempty"`
 	state
 }

@@ -6,6 +6,7 @@ package metadata
 import (
 	"cmp"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -54,6 +55,22 @@ var rules = []rule{
 	{path: dirDMI + "sys_vendor", pattern: `DigitalOcean`, provider: Generic, platform: "digitalocean"},
 	{path: pathHypervisor, pattern: `(?i)ec2.*`, provider: AWS, xen: true},
 	{path: dirDMI + "product_uuid", pattern: `(?i)ec2.*`, provider: AWS, xen: true},
+}
+
+// placeholders are ids of boards that have none.
+var placeholders = []string{
+	"03000200-0400-0500-0006-000700080009", "00020003-0004-0005-0006-000700080009", "12345678-1234-5678-90ab-cddeefaabbcc", "fefefefe-fefe-fefe-fefe-fefefefefefe",
+}
+
+// Hardware returns the firmware's machine id, which a copied disk does not carry along. It is "" if unknown: only root can read
+// it, and a container has its host's.
+func Hardware(root string) string {
+	b, _ := os.ReadFile(filepath.Join(root, dirDMI, "product_uuid"))
+	id := strings.ToLower(strings.TrimSpace(string(b)))
+	if len(id) != 36 || strings.Count(id, id[:1]) == 32 || slices.Contains(placeholders, id) || generic.Container(root) != "" {
+		return ""
+	}
+	return id
 }
 
 // Detect finds the cloud without network access, by firmware, cloud-init, the only configured endpoint, then opts.Known;

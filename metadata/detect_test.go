@@ -141,6 +141,31 @@ func TestDetect(t *testing.T) {
 
 // Where the firmware and cloud-init say nothing, the one endpoint in the settings decides, then what was known when the
 // machine joined.
+// TestHardware: only an id that no other machine has counts.
+func TestHardware(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		files map[string]string
+		want  string
+	}{
+		"a machine":    {dmi("product_uuid=" + strings.ToUpper(xenUUID)), xenUUID},
+		"a container":  {and(dmi("product_uuid="+xenUUID), "run/systemd/container", "lxc\n"), ""},
+		"no firmware":  {nil, ""},
+		"zeros":        {dmi("product_uuid=00000000-0000-0000-0000-000000000000"), ""},
+		"all bits":     {dmi("product_uuid=FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF"), ""},
+		"a board":      {dmi("product_uuid=03000200-0400-0500-0006-000700080009"), ""},
+		"swapped":      {dmi("product_uuid=00020003-0004-0005-0006-000700080009"), ""},
+		"FE":           {dmi("product_uuid=FEFEFEFE-FEFE-FEFE-FEFE-FEFEFEFEFEFE"), ""},
+		"in order":     {dmi("product_uuid=12345678-1234-5678-90AB-CDDEEFAABBCC"), ""},
+		"not filled":   {dmi("product_uuid=To be filled by O.E.M."), ""},
+		"an empty one": {dmi("product_uuid="), ""},
+	} {
+		if got := metadata.Hardware(tree(t, tt.files)); got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}
+
 func TestDetectBySettings(t *testing.T) {
 	const at = "http://127.0.0.1:9"
 	for _, tt := range []struct {

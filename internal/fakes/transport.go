@@ -11,10 +11,15 @@ import (
 	"net/http/httptrace"
 	"syscall"
 	"testing/iotest"
+	"time"
 )
 
 // Transport reaches a service in memory: each request calls Handler in a goroutine of its own, so that an answer may hang.
-type Transport struct{ http.Handler }
+type Transport struct {
+	http.Handler
+	// Clock is the service's, for the header Date. The default is time.Now; without a time there is no header.
+	Clock func() time.Time
+}
 
 // RoundTrip implements http.RoundTripper. A connection that the service cuts is ECONNRESET before the answer, and
 // io.ErrUnexpectedEOF in it.
@@ -25,6 +30,12 @@ func (t Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if r.Host == "" {
 		r.Host = r.URL.Host
+	}
+	if t.Clock == nil {
+		t.Clock = time.Now
+	}
+	if now := t.Clock(); !now.IsZero() {
+		w.Header().Set("Date", now.UTC().Format(http.TimeFormat))
 	}
 	// A silent service differs from an absent one by this.
 	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.GotConn != nil {

@@ -41,7 +41,7 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	spotEnd := cloud.SpotEnd{Lead: spotLead}
 	spot := meta("spot termination time", "instance/spot/termination-time")
 	wg.Go(func() {
-		p.Client.Watch(ctx, spot, topicSpot, spotEvery, report, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) })
+		p.Client.Watch(ctx, spot, topicSpot, spotEvery, report, func(c *cloud.Clock, body []byte) ([]cloud.Notice, error) { return parseSpot(c, body, &spotEnd) })
 	})
 	events := cloud.Item{Name: "system events", Path: "maintenance/active-system-events"}
 	wg.Go(func() { p.Client.Watch(ctx, events, topicEvents, eventsEvery, report, parseEvents) })
@@ -49,20 +49,23 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 	wg.Wait()
 }
 
-func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
+func parseSpot(c *cloud.Clock, body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	announced := parseTime(string(body))
 	if len(body) > 0 && announced.IsZero() {
 		return nil, fmt.Errorf("the termination time: %s is no time", cloud.Quote(string(body)))
 	}
-	at := end.At(announced)
+	at := end.At(c, announced)
 	if at.IsZero() {
 		return nil, nil
 	}
-	return []cloud.Notice{{ID: topicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is reclaimed", At: at}}, nil
+	return []cloud.Notice{{
+		ID: topicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "ECS spot", Reason: "spot instance is reclaimed", At: at,
+		Counted: !c.Known, Past: c.Past(c.Local(announced)),
+	}}, nil
 }
 
 // parseEvents uses the fields of the DescribeInstancesFullStatus API: the metadata documents only the list.
-func parseEvents(body []byte) ([]cloud.Notice, error) {
+func parseEvents(c *cloud.Clock, body []byte) ([]cloud.Notice, error) {
 	if text := strings.TrimSpace(string(body)); text == "" || strings.EqualFold(text, "none") {
 		return nil, nil // the documented example is "None"
 	}
@@ -76,7 +79,7 @@ func parseEvents(body []byte) ([]cloud.Notice, error) {
 		switch e.EventCycleStatus.Name {
 		case "Avoided", "Executed", "Canceled", "Failed", "Inquiring": // over, or waiting for the owner's consent
 		default:
-			current = append(current, e.notice())
+			current = append(current, e.notice(c))
 		}
 	}
 	return current, nil
@@ -87,18 +90,18 @@ type systemEvent struct {
 	EventType, EventCycleStatus struct{ Name string }
 }
 
-func (e systemEvent) notice() cloud.Notice {
+func (e systemEvent) notice(c *cloud.Clock) cloud.Notice {
 	name := cloud.Printable(e.EventType.Name)
 	n := cloud.Notice{ID: topicEvents + "/" + name + "/" + cloud.Printable(e.EventID), Kind: cloud.Unknown, Who: "ECS", Reason: "system event " + name}
 	if e.Reason != "" {
 		n.Reason += ": " + cloud.Printable(e.Reason)
 	}
-	at := parseTime(e.NotBefore)
+	at := c.Local(parseTime(e.NotBefore))
 	executing := e.EventCycleStatus.Name == "Executing"
 	// Without a date the event may be two weeks ahead: no drain.
 	if kind := eventKind(name); kind != "" && (executing || !at.IsZero()) {
 		n.Kind, n.At = kind, at
-		n.Past = kind == cloud.Reboot && executing && !at.IsZero() && at.Before(cloud.Booted())
+		n.Past = kind == cloud.Reboot && executing && c.Past(at)
 	}
 	return n
 }

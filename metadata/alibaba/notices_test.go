@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,6 +36,13 @@ func TestScaling(t *testing.T) {
 			t.Errorf("%s:\n%s", state, diff)
 		}
 	}
+}
+
+// dated is the clock of an answer with a header Date.
+func dated() *cloud.Clock {
+	var c cloud.Clock
+	c.Seen(http.Header{"Date": {time.Now().UTC().Format(http.TimeFormat)}})
+	return &c
 }
 
 func TestParseEvents(t *testing.T) {
@@ -70,7 +78,7 @@ func TestParseEvents(t *testing.T) {
 		{"a word", `"x"`, "error"},
 	} {
 		got := ""
-		current, err := parseEvents([]byte(tt.body))
+		current, err := parseEvents(dated(), []byte(tt.body))
 		for _, n := range current {
 			got += fmt.Sprintf("%s %s %s %t", n.Kind, strings.TrimPrefix(n.Reason, "system event "), n.At.Format("2006-01-02 15:04"), n.Past)
 			if n.Who != "ECS" || !strings.HasPrefix(n.ID, topicEvents+"/") || !strings.HasSuffix(n.ID, "/e-1") {
@@ -117,7 +125,7 @@ func TestWatchMetadata(t *testing.T) {
 		a.Look(topicSpot, 10*time.Second, metadatatest.Some)
 
 		events := metadatatest.Fixture(t, "events_api.json")
-		event, err := parseEvents([]byte(events))
+		event, err := parseEvents(dated(), []byte(events))
 		must.OK(t, err)
 		a.Look(topicEvents, time.Minute, 1)
 		a.meta.Announce(events)
@@ -128,6 +136,32 @@ func TestWatchMetadata(t *testing.T) {
 		a.meta.Announce("[]")
 		a.Look(topicEvents, time.Minute, metadatatest.Some)
 	})
+}
+
+// TestClock: the clock of the machine is not the cloud's.
+func TestClock(t *testing.T) {
+	for _, c := range fakes.Clocks() {
+		row(t, c.Name, func(t *testing.T, a *account) {
+			p, err := New(cloud.Options{Transport: fakes.Transport{Handler: a.meta, Clock: c.Date}, APITransport: a})
+			must.OK(t, err)
+			a.meta.Interrupt(c.Now().Add(5 * time.Minute))
+			a.meta.Announce(`[{"EventId":"e","EventType":{"Name":"SystemMaintenance.Reboot"},"EventCycleStatus":{"Name":"Executing"},"NotBefore":"` +
+				c.Now().Add(24*time.Hour).UTC().Format(time.RFC3339) + `"}]`)
+			w := metadatatest.Watch(t, p)
+			<-time.After(time.Second)
+			synctest.Wait()
+			if n := w.Last()[topicSpot]; len(n) != 1 || n[0].Kind != cloud.Interrupt || n[0].Past || !fakes.Near(n[0].At, 5*time.Minute) {
+				t.Errorf("%+v, want one after %s", n, 5*time.Minute)
+			}
+			day := 24 * time.Hour
+			if c.Undated {
+				day -= c.Ahead
+			}
+			if n := w.Last()[topicEvents]; len(n) != 1 || n[0].Kind != cloud.Reboot || n[0].Past || !fakes.Near(n[0].At, day) {
+				t.Errorf("%+v, want one after %s", n, day)
+			}
+		})
+	}
 }
 
 // TestFieldReport03_Token: a session token that expires early is replaced every time.
@@ -208,7 +242,7 @@ func FuzzParseSystemEvents(f *testing.F) {
 	f.Add([]byte(metadatatest.Fixture(f, "events_api.json")))
 	f.Add([]byte(`[{"EventId":"e-1","EventType":{"Name":"InstanceFailure.Reboot"},"EventCycleStatus":{"Name":"Executing"}}]`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		notices, err := parseEvents(body)
+		notices, err := parseEvents(&cloud.Clock{}, body)
 		for _, n := range notices {
 			if err != nil || !strings.HasPrefix(n.ID, topicEvents+"/") || n.Kind == "" || strings.ContainsAny(n.ID+n.Reason, "\r\n\x00\x1b") {
 				t.Errorf("%+v, %v", n, err)

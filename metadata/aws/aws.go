@@ -113,6 +113,7 @@ type exchangeKey struct{}
 
 // exchange is the last answer: the SDK's error lacks the cause.
 type exchange struct {
+	head   http.Header
 	body   []byte
 	failed *cloud.Error
 }
@@ -127,7 +128,7 @@ func (w wire) Do(req *http.Request) (*http.Response, error) {
 	head, body, e := w.p.Do(req)
 	w.p.hosts.Note(used, e == nil || e.Connected)
 	if last, ok := req.Context().Value(exchangeKey{}).(*exchange); ok {
-		*last = exchange{body, e}
+		*last = exchange{head, body, e}
 	}
 	status := http.StatusOK
 	if e != nil {
@@ -149,12 +150,12 @@ func (p *Provider) ask(ctx context.Context, i cloud.Item) (http.Header, []byte, 
 	}
 	switch {
 	case err == nil:
-		return nil, last.body, nil
+		return last.head, last.body, nil
 	case last.failed == nil:
 		// The SDK rejected the token or the missing lifetime.
 		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}
 	}
-	return nil, nil, last.failed
+	return last.head, nil, last.failed
 }
 
 type identity struct {

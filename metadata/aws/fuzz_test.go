@@ -64,8 +64,10 @@ func FuzzSignals(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for name, parse := range map[string]func([]byte) ([]cloud.Notice, error){
-			"target": parseTarget, "scheduled": parseScheduled,
-			"spot": func(b []byte) ([]cloud.Notice, error) { return parseSpot(b, &cloud.SpotEnd{Lead: time.Minute}) },
+			"target": parseTarget, "scheduled": func(b []byte) ([]cloud.Notice, error) { return parseScheduled(&cloud.Clock{}, b) },
+			"spot": func(b []byte) ([]cloud.Notice, error) {
+				return parseSpot(&cloud.Clock{}, b, &cloud.SpotEnd{Lead: time.Minute})
+			},
 		} {
 			current, err := parse(body)
 			if err != nil && current != nil {

@@ -41,10 +41,10 @@ func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
 		cloud.Item
 		topic string
 		every time.Duration
-		parse func([]byte) ([]cloud.Notice, error)
+		parse func(*cloud.Clock, []byte) ([]cloud.Notice, error)
 	}{
-		{meta("target lifecycle state", "autoscaling/target-lifecycle-state"), cloud.GroupTopic(Name), stateEvery, func(body []byte) ([]cloud.Notice, error) { return target.parse(ctx, body) }},
-		{meta("spot interruption", "spot/instance-action"), topicSpot, spotEvery, func(body []byte) ([]cloud.Notice, error) { return parseSpot(body, &spotEnd) }},
+		{meta("target lifecycle state", "autoscaling/target-lifecycle-state"), cloud.GroupTopic(Name), stateEvery, func(_ *cloud.Clock, body []byte) ([]cloud.Notice, error) { return target.parse(ctx, body) }},
+		{meta("spot interruption", "spot/instance-action"), topicSpot, spotEvery, func(c *cloud.Clock, body []byte) ([]cloud.Notice, error) { return parseSpot(c, body, &spotEnd) }},
 		{meta("scheduled events", "events/maintenance/scheduled"), topicScheduled, scheduledEvery, parseScheduled},
 	} {
 		wg.Go(func() { p.Client.Watch(ctx, item.Item, item.topic, item.every, report, item.parse) })
@@ -152,7 +152,7 @@ func parseTarget(body []byte) ([]cloud.Notice, error) {
 }
 
 // parseSpot parses spot/instance-action; empty if no action is announced.
-func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
+func parseSpot(c *cloud.Clock, body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 	var doc struct {
 		Action string    `json:"action"` // terminate, stop, hibernate
 		Time   time.Time `json:"time"`
@@ -162,13 +162,13 @@ func parseSpot(body []byte, end *cloud.SpotEnd) ([]cloud.Notice, error) {
 			return nil, fmt.Errorf("the instance action is not the JSON expected: %s", cloud.Quote(string(body)))
 		}
 	}
-	at := end.At(doc.Time)
+	at := end.At(c, doc.Time)
 	if at.IsZero() {
 		return nil, nil
 	}
 	n := cloud.Notice{
 		ID: topicSpot + "/interrupt", Kind: cloud.Interrupt, Who: "EC2 Spot", At: at,
-		Reason: "spot interruption (" + cloud.Printable(doc.Action) + ")",
+		Reason: "spot interruption (" + cloud.Printable(doc.Action) + ")", Counted: !c.Known, Past: c.Past(c.Local(doc.Time)),
 	}
 	if doc.Action == "hibernate" {
 		// EC2 resumes the machine with its memory, in the same boot.
@@ -185,7 +185,7 @@ var scheduledKinds = map[string]cloud.Kind{
 }
 
 // parseScheduled parses events/maintenance/scheduled; empty if none is scheduled.
-func parseScheduled(body []byte) ([]cloud.Notice, error) {
+func parseScheduled(c *cloud.Clock, body []byte) ([]cloud.Notice, error) {
 	var docs []struct {
 		EventID     string `json:"EventId"`
 		Code        string `json:"Code"`
@@ -206,14 +206,14 @@ func parseScheduled(body []byte) ([]cloud.Notice, error) {
 		code := cloud.Printable(d.Code)
 		n := cloud.Notice{
 			ID: topicScheduled + "/" + code + "/" + cloud.Printable(d.EventID), Kind: cloud.Unknown, Who: "EC2", Reason: "scheduled event " + code,
-			At: cloud.ParseTime(d.NotBefore, "2 Jan 2006 15:04:05 GMT"),
+			At: c.Local(cloud.ParseTime(d.NotBefore, "2 Jan 2006 15:04:05 GMT")),
 		}
 		if d.Description != "" {
 			n.Reason += ": " + cloud.Printable(d.Description)
 		}
 		// Without a date the event may be two weeks ahead: no drain.
 		if kind := scheduledKinds[code]; kind != "" && !n.At.IsZero() {
-			n.Kind, n.Past = kind, code == "instance-reboot" && n.At.Before(cloud.Booted())
+			n.Kind, n.Past = kind, code == "instance-reboot" && c.Past(n.At)
 		}
 		current = append(current, n)
 	}

@@ -116,6 +116,59 @@ func TestNotices(t *testing.T) {
 	}
 }
 
+// TestClock: the clock of the machine is not the cloud's. A notice's time is the cloud's, and no notice is dropped for its time.
+func TestClock(t *testing.T) {
+	t.Parallel()
+	for _, c := range fakes.Clocks() {
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				imds := fakeaws.New(fakeaws.Options{})
+				p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: imds, Clock: c.Date}})
+				must.OK(t, err)
+				spots, reboots := c.Now().Add(2*time.Minute).UTC().Format(time.RFC3339), c.Now().Add(24*time.Hour).UTC().Format(time.RFC3339)
+				imds.Update(func(i *fakeaws.Instance) {
+					fakes.Set(&i.Extra, spot, `{"action":"terminate","time":"`+spots+`"}`)
+					fakes.Set(&i.Extra, scheduled, `[{"EventId":"b","Code":"instance-reboot","State":"active","NotBefore":"`+reboots+`"}]`)
+				})
+				w := metadatatest.Watch(t, p)
+				<-time.After(time.Second)
+				synctest.Wait()
+				if n := w.Last()["aws-spot"]; len(n) != 1 || n[0].Kind != cloud.Interrupt || n[0].Past || !fakes.Near(n[0].At, 2*time.Minute) {
+					t.Errorf("%+v, want one after %s", n, 2*time.Minute)
+				}
+				day := 24 * time.Hour
+				if c.Undated {
+					day -= c.Ahead // as the cloud says it
+				}
+				if n := w.Last()["aws-scheduled"]; len(n) != 1 || n[0].Kind != cloud.Reboot || n[0].Past || !fakes.Near(n[0].At, day) {
+					t.Errorf("%+v, want one after %s", n, day)
+				}
+			})
+		})
+	}
+}
+
+// TestOutlivedSpot: an interruption from before this boot is over. One that should have come in this boot is not.
+func TestOutlivedSpot(t *testing.T) {
+	t.Parallel()
+	for name, ago := range map[string]time.Duration{"before this boot": 365 * 24 * time.Hour, "in this boot": time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			imds := fakeaws.New(fakeaws.Options{})
+			p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: imds}})
+			must.OK(t, err)
+			over := time.Now().Add(-ago).UTC().Format(time.RFC3339)
+			imds.Update(func(i *fakeaws.Instance) { fakes.Set(&i.Extra, spot, `{"action":"stop","time":"`+over+`"}`) })
+			w := metadatatest.Watch(t, p)
+			<-time.After(time.Second)
+			synctest.Wait()
+			if n := w.Last()["aws-spot"]; len(n) != 1 || n[0].Past != (ago > time.Hour) {
+				t.Errorf("%s: %+v", name, n)
+			}
+		})
+	}
+}
+
 // TestUnknownTarget: the API resolves a target state that this version does not know. The agent asks until the answer is final.
 func TestUnknownTarget(t *testing.T) {
 	t.Parallel()

@@ -61,12 +61,14 @@ type watch struct {
 	good    time.Time       // of the last successful poll
 	machine *machine        // nil until its metadata is read
 	past    map[string]bool // events that were started then
+	clock   cloud.Clock
+	seen    map[string]time.Time // when an event was first seen
 }
 
 // Watch implements cloud.Watcher. Its first request enables the events for all machines of the scale set in this zone. The
 // metadata's name selects this machine's events.
 func (p *Provider) Watch(ctx context.Context, report cloud.Report) {
-	w := &watch{p: p, report: report, past: map[string]bool{}}
+	w := &watch{p: p, report: report, past: map[string]bool{}, seen: map[string]time.Time{}}
 	cloud.Poll(ctx, p.Options.Log, eventsItem.Name, pollEvery, func(ctx context.Context) (time.Duration, error) { return 0, w.look(ctx) })
 }
 
@@ -75,10 +77,11 @@ func (w *watch) look(ctx context.Context) error {
 	if time.Since(w.good) > switchedOff {
 		item.Timeout = firstTimeout
 	}
-	_, body, err := w.p.Client.Once(ctx, item)
+	h, body, err := w.p.Client.Once(ctx, item)
 	if err != nil {
 		return err
 	}
+	w.clock.Seen(h)
 	events, err := parseEvents(body)
 	if err != nil {
 		return err
@@ -125,9 +128,13 @@ func (w *watch) name(ctx context.Context, listed []event) error {
 	return nil
 }
 
-// kinds are those of event types, in lower case.
-var kinds = map[string]cloud.Kind{
-	"terminate": cloud.Terminate, "preempt": cloud.Interrupt, "reboot": cloud.Reboot, "redeploy": cloud.Reboot,
+// kinds are those of event types, in lower case, with the shortest notice (docs: Scheduled Events).
+var kinds = map[string]struct {
+	cloud.Kind
+	lead time.Duration
+}{
+	"terminate": {cloud.Terminate, 5 * time.Minute}, "preempt": {cloud.Interrupt, 30 * time.Second},
+	"reboot": {cloud.Reboot, 15 * time.Minute}, "redeploy": {cloud.Reboot, 10 * time.Minute},
 }
 
 // notice returns nil for a short freeze: viewers have buffers, and a drain would cost more.
@@ -137,7 +144,13 @@ func (w *watch) notice(e event) *cloud.Notice {
 		n.Who += " (" + cloud.Printable(e.Source) + ")"
 	}
 	kind, known := kinds[strings.ToLower(e.Type)]
-	at := cloud.ParseTime(e.NotBefore, http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT")
+	at := w.clock.Local(cloud.ParseTime(e.NotBefore, http.TimeFormat, "Mon, 2 Jan 2006 15:04:05 GMT"))
+	if !w.clock.Known && !at.IsZero() {
+		if w.seen[e.ID].IsZero() {
+			w.seen[e.ID] = time.Now()
+		}
+		at, n.Counted = w.seen[e.ID].Add(kind.lead), true
+	}
 	switch {
 	case e.ResourceType != "" && !strings.EqualFold(e.ResourceType, "VirtualMachine"):
 	case strings.EqualFold(e.Type, "freeze"):
@@ -147,13 +160,13 @@ func (w *watch) notice(e event) *cloud.Notice {
 	case e.started():
 		// The event waits for no completion, and the remaining time is unknown: viewers stay until the end, without new
 		// ones.
-		if n.Kind = kind; kind == cloud.Terminate {
+		if n.Kind = kind.Kind; n.Kind == cloud.Terminate {
 			n.Kind = cloud.Interrupt
 		}
 		// The event stays listed until Azure detects that the machine is back.
-		n.Past = kind == cloud.Reboot && w.past[e.ID]
+		n.Past = n.Kind == cloud.Reboot && w.past[e.ID]
 	case strings.EqualFold(e.Status, "Scheduled"), at.After(time.Now()):
-		n.Kind, n.At = kind, at
+		n.Kind, n.At = kind.Kind, at
 		n.Hook = &cloud.Hook{
 			Provider: Name, Group: w.machine.scaleSet(), Name: cloud.Printable(e.Type + " " + e.ID), Token: e.ID,
 			Others: slices.DeleteFunc(slices.Clone(e.Resources), w.isSelf), Fixed: true, Limit: at,

@@ -141,21 +141,23 @@ func TestHookThatEnds(t *testing.T) {
 	}
 }
 
-// TestSpotEnd: what is announced while we watch is news, whatever the clock of this machine says.
+// TestSpotEnd: an end counts by the cloud's clock, and without one from its first sight.
 func TestSpotEnd(t *testing.T) {
 	type look struct{ announced, want time.Duration } // after the begin; 0 is absent
 	const never = 0
 	for _, tt := range []struct {
 		name  string
+		known bool   // the cloud's clock, which is this machine's
 		looks []look // a minute apart
 	}{
-		{"announced", []look{{never, never}, {3 * time.Minute, 3 * time.Minute}, {3 * time.Minute, 3 * time.Minute}}},
-		{"withdrawn", []look{{2 * time.Minute, 2 * time.Minute}, {never, never}}},
-		{"the clock is behind", []look{{never, never}, {5 * time.Hour, 3 * time.Minute}, {5 * time.Hour, 3 * time.Minute}}},
-		{"the clock is ahead", []look{{never, never}, {-5 * time.Hour, time.Minute}, {-5 * time.Hour, time.Minute}}},
-		{"long past at the first look", []look{{-2 * time.Hour, never}, {-2 * time.Hour, never}}},
-		{"of several the earliest counts", []look{{2 * time.Minute, 2 * time.Minute}, {3 * time.Minute, 2 * time.Minute}, {4 * time.Minute, 2 * time.Minute}}},
-		{"again after it was withdrawn", []look{{time.Minute, time.Minute}, {never, never}, {4 * time.Minute, 4 * time.Minute}}},
+		{"announced", true, []look{{never, never}, {3 * time.Minute, 3 * time.Minute}, {3 * time.Minute, 3 * time.Minute}}},
+		{"withdrawn", true, []look{{2 * time.Minute, 2 * time.Minute}, {never, never}}},
+		{"in hours", true, []look{{never, never}, {5 * time.Hour, 3 * time.Minute}, {5 * time.Hour, 3 * time.Minute}}},
+		{"past", true, []look{{never, never}, {-5 * time.Hour, time.Minute}, {-5 * time.Hour, time.Minute}}},
+		{"of several the earliest counts", true, []look{{2 * time.Minute, 2 * time.Minute}, {3 * time.Minute, 2 * time.Minute}, {4 * time.Minute, 2 * time.Minute}}},
+		{"again after it was withdrawn", true, []look{{time.Minute, time.Minute}, {never, never}, {4 * time.Minute, 4 * time.Minute}}},
+		{"no clock", false, []look{{never, never}, {-5 * time.Hour, 3 * time.Minute}, {-5 * time.Hour, 3 * time.Minute}}},
+		{"no clock, in hours", false, []look{{never, never}, {5 * time.Hour, 3 * time.Minute}, {5 * time.Hour, 3 * time.Minute}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -169,7 +171,7 @@ func TestSpotEnd(t *testing.T) {
 					if l.want != never {
 						want = begin.Add(l.want)
 					}
-					if got := end.At(announced); !got.Equal(want) {
+					if got := end.At(&cloud.Clock{Known: tt.known}, announced); !got.Equal(want) {
 						t.Errorf("look %d: %v, want %v", i, got.Sub(begin), l.want)
 					}
 					<-time.After(time.Minute)
@@ -177,13 +179,4 @@ func TestSpotEnd(t *testing.T) {
 			})
 		})
 	}
-	synctest.Test(t, func(t *testing.T) {
-		end := cloud.SpotEnd{Lead: 2 * time.Minute}
-		at := time.Now().Add(time.Minute)
-		_ = end.At(at)
-		<-time.After(2 * time.Hour)
-		if got := end.At(at); !got.IsZero() {
-			t.Errorf("an end that the machine has outlived still counts: %v", got)
-		}
-	})
 }

@@ -102,8 +102,8 @@ func source(network, to string) netip.Addr {
 	return netip.Addr{}
 }
 
-// Booted returns the boot time by the local clock.
-func Booted() time.Time {
+// booted returns the boot time by the local clock.
+func booted() time.Time {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
 		return time.Time{}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/sleep"
@@ -51,13 +52,15 @@ func Poll(ctx context.Context, log *slog.Logger, item string, every time.Duratio
 
 // Watch polls an item and reports what parse returns; parse gets nil if the item is not set. Errors of parse are not
 // reported, nor is [ErrNotFound], an absence without meaning.
-func (c *Client) Watch(ctx context.Context, i Item, topic string, every time.Duration, report Report, parse func([]byte) ([]Notice, error)) {
+func (c *Client) Watch(ctx context.Context, i Item, topic string, every time.Duration, report Report, parse func(*Clock, []byte) ([]Notice, error)) {
+	var clock Clock
 	Poll(ctx, c.Options.Log, i.Name, every, func(ctx context.Context) (time.Duration, error) {
-		_, body, err := c.Once(ctx, i)
+		h, body, err := c.Once(ctx, i)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return 0, err
 		}
-		current, err := parse(body)
+		clock.Seen(h)
+		current, err := parse(&clock, body)
 		if err == nil {
 			report(topic, current)
 		} else if errors.Is(err, ErrNotFound) {
@@ -87,36 +90,61 @@ func backOff(every time.Duration, failures int, err error) time.Duration {
 	return pause - rand.N(pause/4+1)
 }
 
+// Clock is a cloud's clock, by the header Date of its answers. The zero value is the local one.
+type Clock struct {
+	// Known: an answer had the header.
+	Known bool
+
+	ahead time.Duration // of the local clock
+}
+
+// clockStep is more than the whole seconds of Date and the way of an answer make.
+const clockStep = 2 * time.Second
+
+// Seen takes the header of an answer.
+func (c *Clock) Seen(h http.Header) {
+	date, err := http.ParseTime(h.Get("Date"))
+	if err != nil {
+		return
+	}
+	c.Known = true
+	if ahead := time.Since(date); (ahead - c.ahead).Abs() > clockStep {
+		c.ahead = ahead
+	}
+}
+
+// Local converts a time of the cloud to the local clock.
+func (c *Clock) Local(at time.Time) time.Time {
+	if at.IsZero() {
+		return at
+	}
+	return at.Add(c.ahead)
+}
+
+// Past reports whether a local time is before this boot. By the local clock alone it is not known.
+func (c *Clock) Past(at time.Time) bool { return c.Known && !at.IsZero() && at.Before(booted()) }
+
 // SpotEnd converts a spot machine's announced end to the local clock.
 type SpotEnd struct {
 	// Lead is the notice period.
 	Lead time.Duration
 
-	looked bool
-	at     time.Time // zero: none is announced
+	at time.Time // zero: none is announced
 }
 
-// Clouds act within minutes of the announced time, if at all.
-const staleAfter = time.Hour
-
-// At returns when the machine ends: at most Lead after the first poll that saw the announcement, even with a wrong local
-// clock. The earliest end counts. An hour after it At returns zero: the machine was restarted.
-func (s *SpotEnd) At(announced time.Time) time.Time {
-	now, first := time.Now(), !s.looked
-	s.looked = true
+// At returns when the machine ends: by the cloud's clock, and at most Lead after the first poll that saw the announcement.
+// The earliest end counts.
+func (s *SpotEnd) At(c *Clock, announced time.Time) time.Time {
+	now := time.Now()
+	at := now.Add(s.Lead)
+	if c.Known {
+		at = now.Add(min(max(0, c.Local(announced).Sub(now)), s.Lead))
+	}
 	switch {
 	case announced.IsZero():
 		s.at = time.Time{}
-	case s.at.IsZero() && first && now.Sub(announced) > staleAfter:
-		s.at = announced
-	default:
-		at := now.Add(min(max(0, announced.Sub(now)), s.Lead))
-		if s.at.IsZero() || at.Before(s.at) {
-			s.at = at
-		}
-	}
-	if now.Sub(s.at) > staleAfter {
-		return time.Time{}
+	case s.at.IsZero(), c.Known && at.Before(s.at):
+		s.at = at
 	}
 	return s.at
 }

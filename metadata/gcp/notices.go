@@ -160,8 +160,10 @@ func (p *Provider) maintenance(ctx context.Context, began bool) cloud.Notice {
 	if drivers, _ := pci.NVIDIADrivers(p.Options.Path("/")); began && len(drivers) > 0 {
 		n.At = now.Add(maintenanceNoticeGPU)
 	}
-	_, body, err := p.Client.Once(ctx, cloud.Item{Name: "upcoming maintenance", Path: "instance/upcoming-maintenance?alt=json"})
-	if start := parseUpcoming(body); err == nil && start.After(n.At) && start.Before(now.Add(maintenanceNoticeGPU+holdMargin)) {
+	var clock cloud.Clock
+	h, body, err := p.Client.Once(ctx, cloud.Item{Name: "upcoming maintenance", Path: "instance/upcoming-maintenance?alt=json"})
+	clock.Seen(h)
+	if start := clock.Local(parseUpcoming(body)); err == nil && clock.Known && start.After(n.At) && start.Before(now.Add(maintenanceNoticeGPU+holdMargin)) {
 		n.At, n.Counted = start, false
 	}
 	return n
@@ -169,12 +171,14 @@ func (p *Provider) maintenance(ctx context.Context, began bool) cloud.Notice {
 
 func (p *Provider) shutdown(ctx context.Context, _ bool) cloud.Notice {
 	n := counted(topicShutdown, cloud.Terminate, "graceful shutdown", time.Now().Add(usualShutdown))
-	_, body, err := p.Client.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
+	var clock cloud.Clock
+	h, body, err := p.Client.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
 		p.Options.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)
 		return n
 	}
-	target, ends, counted := parseShutdown(body, time.Now())
+	clock.Seen(h)
+	target, ends, counted := parseShutdown(&clock, body, time.Now())
 	if target != "" {
 		n.Reason += " (to be " + target + ")"
 	}
@@ -207,7 +211,7 @@ func fields(body []byte) map[string]string {
 // parseShutdown returns the target state and the end, counted from now if the start is unknown.
 //
 // The fields are the API's. The duration's format is undocumented: seconds with or without an s, or the API's object.
-func parseShutdown(body []byte, now time.Time) (target string, ends time.Time, counted bool) {
+func parseShutdown(c *cloud.Clock, body []byte, now time.Time) (target string, ends time.Time, counted bool) {
 	f := fields(body)
 	target = strings.ToLower(cloud.Printable(f["targetstate"]))
 	seconds := cmp.Or(f["maxduration"], f["seconds"])
@@ -216,9 +220,9 @@ func parseShutdown(body []byte, now time.Time) (target string, ends time.Time, c
 		return target, time.Time{}, false
 	}
 	span := time.Duration(n * float64(time.Second))
-	from := cloud.ParseTime(f["requesttimestamp"])
-	// Clocks differ: a window in the future or past begins now.
-	if counted = from.IsZero() || from.After(now) || !from.Add(span).After(now); counted {
+	from := c.Local(cloud.ParseTime(f["requesttimestamp"]))
+	// A window in the future or past begins now.
+	if counted = !c.Known || from.IsZero() || from.After(now) || !from.Add(span).After(now); counted {
 		from = now
 	}
 	return target, from.Add(span), counted

@@ -154,6 +154,38 @@ func TestNotices(t *testing.T) {
 	}
 }
 
+// TestClock: the clock of the machine is not the cloud's.
+func TestClock(t *testing.T) {
+	for _, c := range fakes.Clocks() {
+		t.Run(c.Name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &watched{Server: fakegcp.New(fakegcp.Options{})}
+				moment := func(d time.Duration) string { return c.Now().Add(d).UTC().Format(time.RFC3339) }
+				for path, body := range map[string]string{
+					pathMaintenance: maintenanceStop, pathUpcoming: `{"startTime": "` + moment(30*time.Minute) + `"}`,
+					pathStop: "PENDING_STOP", pathDetails: `{"maxDuration": "300", "requestTimestamp": "` + moment(-time.Minute) + `"}`,
+				} {
+					w.fault(t, fakes.Fault{Path: path, Status: http.StatusOK, Body: body})
+				}
+				p, err := New(cloud.Options{Transport: fakes.Transport{Handler: w, Clock: c.Date}})
+				must.OK(t, err)
+				w.Watched = metadatatest.Watch(t, p)
+				synctest.Wait()
+				planned, ends := 30*time.Minute, 4*time.Minute
+				if c.Undated { // from the first sight
+					planned, ends = time.Minute, 5*time.Minute
+				}
+				if n := w.Last()[topicMaintenance]; len(n) != 1 || n[0].Kind != cloud.Reboot || n[0].Past || !fakes.Near(n[0].At, planned) {
+					t.Errorf("%+v, want one after %s", n, planned)
+				}
+				if n := w.Last()[topicShutdown]; len(n) != 1 || n[0].Kind != cloud.Terminate || n[0].Past || !fakes.Near(n[0].At, ends) {
+					t.Errorf("%+v, want one after %s", n, ends)
+				}
+			})
+		})
+	}
+}
+
 // Machines with a graphics processor have an hour, from an announcement that was seen.
 func TestWatchGPU(t *testing.T) {
 	gpu := t.TempDir()
@@ -386,7 +418,7 @@ func FuzzParseSignals(f *testing.F) {
 		if oneWord.Match(body) && (len(body) > 64 || strings.ContainsAny(string(body), " \n<>")) {
 			t.Errorf("%q is no word", body)
 		}
-		if _, at, _ := parseShutdown(body, start); !at.IsZero() && (at.Before(start) || at.Sub(start) > maxShutdown) {
+		if _, at, _ := parseShutdown(&cloud.Clock{Known: true}, body, start); !at.IsZero() && (at.Before(start) || at.Sub(start) > maxShutdown) {
 			t.Errorf("it ends at %s", at)
 		}
 		parseUpcoming(body)

@@ -50,7 +50,9 @@ func TestBalancers(t *testing.T) {
 	must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-1", "i-2"}))
 	must.OK(t, c.SetBalancer(t.Context(), "lb-2", []string{"i-1"}))
 	must.OK(t, c.SetBalancer(t.Context(), "lb-2", nil))
-	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: "i-1"}, cluster.StateActive, "verified", cluster.Details{}))
+	first := node()
+	first.ID = "i-1"
+	must.OK(t, c.SetOwnState(t.Context(), first, cluster.StateActive, "verified", cluster.Details{}))
 	for id, want := range map[string]map[string]bool{"i-1": {"lb-1": true, "lb-2": false}, "i-2": {"lb-1": true}, "i-3": {}} {
 		is(id, uses(id), want)
 	}

@@ -241,6 +241,8 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 			Document: 50 * time.Millisecond, Stop: 2 * time.Second,
 		},
 	}
+	boot(t, a.root, "boot-1")
+	a.hardware("8eb3085c-1b4d-0a4f-9e6c-3b2a1c0d0001")
 	must.OK(t, a.svc.Start(t.Context()))
 	if _, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: target, Role: "edge", Identify: identify}); err != nil {
 		t.Fatal(err)
@@ -264,6 +266,12 @@ func (a *agent) rounds() int {
 }
 
 func (a *agent) start() {
+	a.begin()
+	a.serves()
+}
+
+// begin starts a daemon that may not serve.
+func (a *agent) begin() {
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.ended = cancel, make(chan struct{})
 	a.mu.Lock()
@@ -282,7 +290,10 @@ func (a *agent) start() {
 			a.t.Logf("log:\n%s", a.text())
 		}
 	})
-	a.serves()
+	must.Until(a.t, "the control socket answers", func() bool {
+		c, err := new(net.Dialer).DialContext(a.t.Context(), "unix", a.o.Control)
+		return err == nil && c.Close() == nil
+	})
 }
 
 // serves waits until the node is active and has written a heartbeat.

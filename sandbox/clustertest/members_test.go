@@ -122,7 +122,7 @@ func TestLookAndJudge(t *testing.T) {
 	member(t, c, "skewed", "10.0.0.1")
 	member(t, c, "plain", "fd00::2")
 	member(t, c, "departed", "10.0.0.4")
-	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: "departed"}, cluster.StateLeft, "test", cluster.Details{}))
+	must.OK(t, c.SetOwnState(t.Context(), memberOf("departed", "10.0.0.4"), cluster.StateLeft, "test", cluster.Details{}))
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
 	const others = "skewed 10.0.0.1 healthy; departed 10.0.0.4 left; z 10.0.0.4 no-agent; plain fd00::2 "
 	// Each round writes all signals again: on a busy machine, the first ones are old before the last look.

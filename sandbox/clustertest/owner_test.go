@@ -6,10 +6,12 @@ package clustertest
 import (
 	"context"
 	"errors"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,7 +20,9 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
@@ -78,8 +82,8 @@ func TestOneRowOneMachine(t *testing.T) {
 	_, err = c.Register(t.Context(), first, cluster.RegisterOptions{GiveWay: true})
 	unchanged("a registration of the first", err, was)
 
-	// After three silent intervals, the record is free.
-	if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": first.ID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-16 * time.Second)}}); err != nil {
+	// After two silent intervals and a second, the record is free.
+	if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": first.ID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-12 * time.Second)}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Register(t.Context(), first, cluster.RegisterOptions{GiveWay: true}); err != nil {
@@ -125,6 +129,40 @@ func TestTakenWhileRegistering(t *testing.T) {
 				t.Errorf("it wrote over the other's record (-was +is):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestNextBootWaits: a boot that writes without a person's word waits until the record of the boot before is silent.
+func TestNextBootWaits(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, mongod.Options{})
+	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	for what, write := range map[string]func(cluster.Node) error{
+		"a registration": func(n cluster.Node) error {
+			_, err := c.Register(t.Context(), n, cluster.RegisterOptions{Waits: true})
+			return err
+		},
+		"a state": func(n cluster.Node) error {
+			return c.SetOwnState(t.Context(), n, cluster.StateActive, "run", cluster.Details{})
+		},
+	} {
+		first := node()
+		first.ID, first.Interval = what, time.Minute
+		register(t, c, first)
+		was, next := b.record(what), first
+		next.BootID = "boot-2"
+		if err := write(next); !isOther(err) {
+			t.Errorf("%s over a fresh record: %v", what, err)
+		}
+		if diff := cmp.Diff(was, b.record(what)); diff != "" {
+			t.Errorf("%s changed a fresh record (-was +is):\n%s", what, diff)
+		}
+		if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": what}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-122 * time.Second)}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := write(next); err != nil {
+			t.Errorf("%s over a silent record: %v", what, err)
+		}
 	}
 }
 
@@ -187,6 +225,171 @@ func boot(t *testing.T, root, id string) {
 	file := filepath.Join(root, "proc/sys/kernel/random/boot_id")
 	must.OK(t, os.MkdirAll(filepath.Dir(file), 0o755))
 	must.OK(t, os.WriteFile(file, []byte(id+"\n"), 0o644))
+}
+
+// hardware writes the firmware's id of the machine.
+func (a *agent) hardware(id string) {
+	a.t.Helper()
+	file := filepath.Join(a.root, "sys/class/dmi/id/product_uuid")
+	must.OK(a.t, os.MkdirAll(filepath.Dir(file), 0o755))
+	must.OK(a.t, os.WriteFile(file, []byte(id+"\n"), 0o400))
+}
+
+const otherHardware = "3f1c0a52-7d5e-4c0b-9f43-6a1d2e8b7c90"
+
+// silent makes the record as old as if its machine had been silent for so long.
+func (a *agent) silent(d time.Duration) {
+	a.t.Helper()
+	_, err := a.door.nodes().UpdateOne(a.t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-d)}})
+	must.OK(a.t, err)
+}
+
+// drain asks the daemon to drain.
+func (a *agent) drain(request string) {
+	a.t.Helper()
+	var v lifecycle.View
+	a.control(http.MethodPost, daemon.PathDrain, request, &v)
+}
+
+// alive makes the record one that the machine of boot-1 writes: for an hour, it is not silent.
+func (a *agent) alive(n cluster.Node) bson.M {
+	a.t.Helper()
+	n.ID, n.State, n.Interval = nodeID, cluster.StateActive, 5*time.Minute
+	_, err := a.client.Register(a.t.Context(), n, cluster.RegisterOptions{Replace: true})
+	must.OK(a.t, err)
+	must.OK(a.t, a.client.Heartbeat(a.t.Context(), n, cluster.Heartbeat{Seq: 7}))
+	return a.door.record(nodeID)
+}
+
+// TestDaemonOnACopiedDisk: a copy of a node's disk boots on other hardware while the metadata are silent. It does
+// not register, is not ready and drains alone, until the metadata name it. The status shows why.
+func TestDaemonOnACopiedDisk(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	was := a.alive(cluster.Node{IP: own, BootID: "boot-1", Port: 5080})
+	var answer atomic.Pointer[metadata.Instance]
+	a.o.Identify = func(context.Context) (metadata.Instance, error) {
+		if i := answer.Load(); i != nil {
+			return *i, nil
+		}
+		return metadata.Instance{}, errors.New("HTTP 500")
+	}
+	boot(t, a.root, "boot-2")
+	a.hardware(otherHardware)
+	a.begin()
+	must.Until(t, "the status shows why", func() bool { return strings.Contains(a.view().Trouble, "other hardware than "+nodeID) })
+	a.drain(`{"now":true}`)
+	must.Until(t, "the copy has drained", func() bool { return a.view().Lifecycle.Step == lifecycle.StepDone })
+	if v := a.view(); v.Ready || v.State != "" {
+		t.Errorf("ready %t, record %q", v.Ready, v.State)
+	}
+	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
+		t.Errorf("the copy changed the record of the original (-was +is):\n%s", diff)
+	}
+	a.end()
+
+	// It is the same machine, after a move: the metadata say so. The record is of its former boot.
+	must.OK(t, os.Remove(filepath.Join(a.root, bootstrap.StateDir, "drain.json")))
+	must.OK(t, a.svc.Start(t.Context()))
+	answer.Store(&metadata.Instance{ID: nodeID, Provider: "aws", Address: netip.MustParseAddr(own)})
+	a.begin()
+	must.Until(t, "the status shows that the record is fresh", func() bool { return strings.Contains(a.status(), "uses this node's row") })
+	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
+		t.Errorf("the next boot changed a fresh record (-was +is):\n%s", diff)
+	}
+	a.silent(11 * time.Minute)
+	a.serves()
+}
+
+// TestDaemonOnOtherHardware: without metadata, a machine on other hardware takes the record once it is silent, with an event.
+func TestDaemonOnOtherHardware(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.alive(cluster.Node{IP: own, BootID: "boot-1", Port: 5080})
+	boot(t, a.root, "boot-2")
+	a.hardware(otherHardware)
+	a.begin()
+	must.Until(t, "the status shows that the record is fresh", func() bool { return strings.Contains(a.status(), "uses this node's row") })
+	a.silent(11 * time.Minute)
+	a.serves()
+	events := func() int {
+		return a.door.count(a.door.Database("amsagent").Collection("events"), bson.M{"node": nodeID, "kind": "hardware"})
+	}
+	must.Until(t, "an event of it", func() bool { return events() == 1 })
+	must.Until(t, "the hardware is the node's", func() bool {
+		s, err := a.machine.StateFile()
+		return err == nil && s.Hardware == otherHardware
+	})
+	a.end()
+	a.start()
+	if n := events(); n != 1 {
+		t.Errorf("%d events", n)
+	}
+	// A person knows: a join takes the next hardware at once.
+	a.end()
+	a.hardware("ec2e1916-9099-7caf-fd21-012345abcdef")
+	_, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify})
+	must.OK(t, err)
+	if s, err := a.machine.StateFile(); err != nil || s.Hardware != "ec2e1916-9099-7caf-fd21-012345abcdef" {
+		t.Errorf("after a join: %+v, %v", s, err)
+	}
+}
+
+// TestDaemonDrainOfADuplicate: of two machines with one id, the second drains, and its daemon is started again. The record of the
+// first stays as it is.
+func TestDaemonDrainOfADuplicate(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.eyes.see(0, 3)
+	began := time.Now()
+	a.o.Lifecycle.Uptime = func() (string, time.Duration) { return "boot-1", time.Since(began) + 1 }
+	a.start()
+	was := a.alive(other())
+	a.says("another machine uses this node's id", 1)
+	a.drain("{}")
+	must.Until(t, "it drains", func() bool { return a.view().Lifecycle.Step == lifecycle.StepDraining })
+	a.end()
+	// The registry is written before the session begins.
+	identify := a.o.Identify
+	a.o.Identify = func(ctx context.Context) (metadata.Instance, error) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
+		return identify(ctx)
+	}
+	a.begin()
+	must.Until(t, "it drains again", func() bool { return a.view().Lifecycle.Step == lifecycle.StepDraining && a.view().ID != "" })
+	a.roundsGoOn(20)
+	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
+		t.Errorf("it changed the record of the other machine (-was +is):\n%s", diff)
+	}
+}
+
+// TestDaemonGetsAnotherMachinesAnswer: the metadata give another instance's data once. The node stays who it is.
+func TestDaemonGetsAnotherMachinesAnswer(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	must.Until(t, "the agent's note of this boot", func() bool { return a.machine.EnteredBefore("boot-1 " + own) })
+	a.end()
+	identify := a.o.Identify
+	var asked atomic.Int32
+	a.o.Identify = func(ctx context.Context) (metadata.Instance, error) {
+		i, err := identify(ctx)
+		if asked.Add(1) == 1 {
+			i.ID, i.Address = "i-0fedcba9876543210", netip.MustParseAddr("10.0.0.77")
+		}
+		return i, err
+	}
+	a.start()
+	must.Until(t, "the metadata are asked again", func() bool { return asked.Load() >= 3 })
+	if v := a.view(); v.ID != nodeID || v.Address != own || !v.Ready || strings.Contains(a.text(), "AMS-CLONED") {
+		t.Errorf("it is %s at %s, ready: %t", v.ID, v.Address, v.Ready)
+	}
+	if n := a.door.count(a.door.nodes(), bson.M{}); n != 1 {
+		t.Errorf("%d records", n)
+	}
 }
 
 // TestDaemonAndItsCopy: if another machine uses the daemon's record, the daemon logs it once and does not write, until the

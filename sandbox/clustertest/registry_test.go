@@ -240,7 +240,7 @@ func TestSetState(t *testing.T) {
 			}
 			b.insert(b.nodes(), doc)
 			was := b.record(id)
-			err := c.SetOwnState(t.Context(), cluster.Node{ID: id}, to, "because", cluster.Details{})
+			err := c.SetOwnState(t.Context(), cluster.Node{ID: id, IP: own}, to, "because", cluster.Details{})
 			record := b.record(id)
 			if !from.CanTransition(to) {
 				te, ok := errors.AsType[*cluster.TransitionError](err)
@@ -306,7 +306,7 @@ func TestManyAtOnce(t *testing.T) {
 				if _, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil {
 					t.Errorf("registering: %v", err)
 				}
-				err := c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateActive, "", cluster.Details{})
+				err := c.SetOwnState(t.Context(), n, cluster.StateActive, "", cluster.Details{})
 				if err != nil {
 					t.Errorf("setting the state: %v", err)
 				}
@@ -334,7 +334,7 @@ func TestManyAtOnce(t *testing.T) {
 	pass(t, c)
 	for range 10 {
 		all.Go(func() {
-			if err := c.SetOwnState(t.Context(), cluster.Node{ID: nodes[0].ID}, cluster.StateActive, "again", cluster.Details{}); err != nil {
+			if err := c.SetOwnState(t.Context(), nodes[0], cluster.StateActive, "again", cluster.Details{}); err != nil {
 				t.Error(err)
 			}
 			if _, err := c.Register(t.Context(), nodes[0], cluster.RegisterOptions{}); err != nil {
@@ -382,7 +382,7 @@ func answerLost(t *testing.T, o mongod.Options) {
 	}
 	once := writes() + 1
 	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"findAndModify"}, Times: 1})
-	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: "i-0abc"}, cluster.StateActive, "verified", cluster.Details{}))
+	must.OK(t, c.SetOwnState(t.Context(), node(), cluster.StateActive, "verified", cluster.Details{}))
 	n, err := c.Node(t.Context(), "i-0abc")
 	must.OK(t, err)
 	if sent := writes(); n.State != cluster.StateActive || sent != once {

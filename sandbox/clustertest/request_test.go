@@ -88,7 +88,7 @@ func TestDrainRequest(t *testing.T) {
 		t.Errorf("the previous instance is asked: %v", err)
 	}
 	ask(cluster.DrainRequest{})
-	must.OK(t, c.SetOwnState(t.Context(), cluster.Node{ID: n.ID}, cluster.StateLeft, "bye", cluster.Details{}))
+	must.OK(t, c.SetOwnState(t.Context(), next, cluster.StateLeft, "bye", cluster.Details{}))
 	if _, err := c.AskDrain(t.Context(), record(), cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) || record().DrainRequest != nil {
 		t.Errorf("one that has left is asked: %v", err)
 	}
@@ -177,5 +177,34 @@ func TestDaemonTakeLost(t *testing.T) {
 	must.Until(t, "the node has left", func() bool { return a.state() == cluster.StateLeft })
 	if !strings.Contains(a.text(), "another machine requests a drain of this node") {
 		t.Error("it left without the request")
+	}
+}
+
+// TestDaemonEventOnce: the answer to an event is lost again and again. Each try is the same event.
+func TestDaemonEventOnce(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	n, err := a.client.Node(t.Context(), nodeID)
+	must.OK(t, err)
+	before := len(a.mongo.Commands())
+	fault(t, a.mongo, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Database: "amsagent"})
+	if _, err := a.client.AskDrain(t.Context(), n, cluster.DrainRequest{Who: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	must.Until(t, "the event is tried twice", func() bool {
+		tries := 0
+		for _, c := range a.mongo.Commands()[before:] {
+			if c.Name == "update" && c.Collection == "events" {
+				tries++
+			}
+		}
+		return tries >= 2
+	})
+	a.mongo.Faults().Clear()
+	events := a.door.Database("amsagent").Collection("events")
+	must.Until(t, "the next event is written", func() bool { return a.door.count(events, bson.M{"kind": "drained"}) > 0 })
+	if n := a.door.count(events, bson.M{"kind": "drain"}); n != 1 {
+		t.Errorf("the event is there %d times", n)
 	}
 }

@@ -181,7 +181,7 @@ func TestDaemonLife(t *testing.T) {
 	same("after a kill")
 
 	// What others say of the node stays.
-	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateDraining, "operator", cluster.Details{}); err != nil {
+	if err := h.client.SetOwnState(t.Context(), h.row(), cluster.StateDraining, "operator", cluster.Details{}); err != nil {
 		t.Fatal(err)
 	}
 	p.end(syscall.SIGTERM)
@@ -191,7 +191,7 @@ func TestDaemonLife(t *testing.T) {
 	if n := h.row(); n.State != cluster.StateDraining || n.Reason != "operator" || v.StateSince.IsZero() {
 		t.Errorf("the row: %+v", n)
 	}
-	if err := h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateActive, "", cluster.Details{}); err != nil {
+	if err := h.client.SetOwnState(t.Context(), h.row(), cluster.StateActive, "", cluster.Details{}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -97,8 +97,8 @@ func TestDaemonMongoAway(t *testing.T) {
 
 	// Started while MongoDB is away: the state is written when it is back.
 	p.end(syscall.SIGTERM)
-	must.OK(t, h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateDraining, "x", cluster.Details{}))
-	must.OK(t, h.client.SetOwnState(t.Context(), cluster.Node{ID: h.id}, cluster.StateLeft, "shutdown", cluster.Details{}))
+	must.OK(t, h.client.SetOwnState(t.Context(), h.row(), cluster.StateDraining, "x", cluster.Details{}))
+	must.OK(t, h.client.SetOwnState(t.Context(), h.row(), cluster.StateLeft, "shutdown", cluster.Details{}))
 	must.OK(t, h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}))
 	p = h.daemon()
 	p.viewIs("beats are dropped", func(v daemon.View) bool { return v.Beat.Dropped >= 1 })

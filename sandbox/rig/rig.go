@@ -65,6 +65,9 @@ func New(o Options) (*Machine, error) {
 	if m.Tree, err = tree.Write(cmp.Or(o.Root, filepath.Join(o.Dir, "root")), o.Tree); err != nil {
 		return nil, err
 	}
+	if err = m.boot("boot-1"); err != nil {
+		return nil, err
+	}
 	m.Service = amsctl.Config{
 		State: filepath.Join(o.Dir, "service"), Sandbox: o.Sandbox, User: o.User,
 		StartWait: cmp.Or(o.StartWait, time.Minute), StopWait: cmp.Or(o.StopWait, time.Minute),
@@ -97,15 +100,18 @@ func (m *Machine) ReportSessions() error {
 // LinkProc gives the machine the load of this one, and a boot id.
 func (m *Machine) LinkProc(bootID string) error {
 	proc := filepath.Join(m.Tree.Root, "proc")
-	for _, dir := range []string{"net", "sys/kernel/random"} {
-		if err := os.MkdirAll(filepath.Join(proc, dir), 0o755); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(filepath.Join(proc, "net"), 0o755); err != nil {
+		return err
 	}
 	for _, name := range []string{"stat", "meminfo", "loadavg", "cpuinfo", "uptime", "self", "net/dev"} {
 		if err := os.Symlink("/proc/"+name, filepath.Join(proc, name)); err != nil {
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(proc, "sys/kernel/random/boot_id"), []byte(bootID+"\n"), 0o644)
+	return m.boot(bootID)
+}
+
+func (m *Machine) boot(id string) error {
+	file := filepath.Join(m.Tree.Root, "proc/sys/kernel/random/boot_id")
+	return errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(id+"\n"), 0o644))
 }

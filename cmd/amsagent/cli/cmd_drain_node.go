@@ -35,6 +35,8 @@ const (
 	remoteSilent        = 30 * time.Second // of the node's agent, until it is told
 	// remoteDead is the agent's silence that ends the following: patience and the stop of a server, without heartbeats.
 	remoteDead = 5 * time.Minute
+	// serverSilent is when other nodes give up on a server.
+	serverSilent = 20 * time.Second
 )
 
 func runDrainNode(ctx context.Context, opts drainOptions, name string, g *globals) error {
@@ -149,19 +151,28 @@ type remoteDrain struct {
 	c       registrar
 	request string
 	row     cluster.Node // as it was read last
+	missing time.Time    // since when there is no row
 }
 
 // errStarted means that the row is of a later start of the machine. Its agent keeps no
 // drain that a person asked for across that.
 var errStarted = errors.New("the machine was started again, which ends the drain")
 
-// read reads the row again. A node whose row is gone has left.
+// read reads the row again. A node that lives writes a missing one with its next heartbeat; if it does not, the error is final.
 func (r *remoteDrain) read(ctx context.Context) error {
 	n, err := r.c.Node(ctx, r.row.ID)
+	if !errors.Is(err, cluster.ErrNoNode) {
+		r.missing = time.Time{}
+	} else if r.missing.IsZero() {
+		r.missing = time.Now()
+	}
+	limit := min(3*cmp.Or(r.row.Interval, cluster.DefaultInterval)+serverSilent, remoteDead)
 	switch {
-	case errors.Is(err, cluster.ErrNoNode):
-		r.row.State = cluster.StateLeft
-		return nil
+	case !r.missing.IsZero() && time.Since(r.missing) >= limit:
+		return &userError{
+			Msg: "it is not known whether it left", Cause: errors.New("its record has been missing for " + rounded(limit)), Exit: exitUnknown,
+			State: "the node may serve", Hints: []string{"amsagent nodes --watch"},
+		}
 	case err != nil:
 		return err
 	case !n.SameInstance(r.row) && n.State != cluster.StateLeft:
@@ -186,9 +197,12 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 		err := r.read(ctx)
 		now := time.Now()
 		waits := r.row.DrainRequest != nil && r.row.DrainRequest.ID == r.request
+		var end *userError
 		switch {
 		case errors.Is(err, errStarted):
 			return r.started(err)
+		case errors.As(err, &end):
+			return end
 		case ctx.Err() != nil, waits && now.Sub(asked) >= takeTime, err != nil && now.Sub(asked) >= takeTime+beginTime:
 			return r.withdraw(ctx, userError{
 				Msg: "stopped following; nothing else was stopped", State: "the drain goes on",
@@ -201,7 +215,7 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 			gone = now
 		case now.Sub(gone) >= beginTime:
 			return &userError{
-				Msg: "this node does not drain", Cause: errors.New("its agent took the request, and its row says " + string(r.row.State)),
+				Msg: "this node does not drain", Cause: errors.New("the request is no longer in its row, which says " + string(r.row.State)),
 				Hints: []string{"amsagent events " + r.row.ID}, State: "the request is not in force any more",
 			}
 		}
@@ -237,11 +251,12 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 		switch err := r.read(ctx); {
 		case errors.Is(err, errStarted):
 			return r.started(err)
+		case errors.As(err, &end):
 		case ctx.Err() != nil && errors.As(context.Cause(ctx), &end):
 			end.Cause = errors.New(r.progress())
 		case ctx.Err() != nil:
 			end = &userError{Msg: "stopped following; nothing else was stopped", Cause: context.Cause(ctx)}
-		case err != nil && time.Since(read) >= r.patience:
+		case err != nil && r.missing.IsZero() && time.Since(read) >= r.patience:
 			end = &userError{Msg: "lost sight of it", Cause: err, Exit: exitUnknown}
 		case err != nil:
 		case r.row.State == cluster.StateLeft:

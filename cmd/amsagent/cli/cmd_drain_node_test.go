@@ -123,7 +123,7 @@ func TestDrainNode(t *testing.T) {
 			if since >= 10*time.Second {
 				r.row.DrainRequest = nil
 			}
-		}, code: exitFailed, said: []string{"its row says active", "amsagent events i-1"}},
+		}, code: exitFailed, said: []string{"its row, which says active", "amsagent events i-1"}},
 		"taken back": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 30*time.Second {
 				r.row.State = cluster.StateActive
@@ -133,11 +133,24 @@ func TestDrainNode(t *testing.T) {
 			takes(r, since)
 			r.row.StopFailed = since >= 30*time.Second
 		}, code: exitFailed, said: []string{"that node cannot leave", "its daemon stops it again until it ends"}},
-		"the row is gone": {does: func(r *aRegistry, since time.Duration) {
+		"the record is gone": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 30*time.Second {
 				r.err = cluster.ErrNoNode
 			}
-		}, code: exitOK, said: []string{"left: the node is out of the cluster"}},
+		}, code: exitUnknown, said: []string{"it is not known whether it left", "its record has been missing for 35 s"}},
+		"the record is gone before it drains": {does: func(r *aRegistry, since time.Duration) {
+			if takes(r, since); since >= 5*time.Second {
+				r.err = cluster.ErrNoNode
+			}
+		}, code: exitUnknown, said: []string{"it is not known whether it left", "its record has been missing for 35 s"}},
+		"its agent writes the record again": {does: func(r *aRegistry, since time.Duration) {
+			if takes(r, since); since >= time.Minute {
+				r.row.Reason = "it ended itself"
+			}
+			if r.err = nil; since >= 20*time.Second && since < 50*time.Second {
+				r.err = cluster.ErrNoNode
+			}
+		}, code: exitOK, said: []string{"left: the node is out of the cluster", "it ended itself"}},
 		"the machine is started again": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 30*time.Second {
 				r.row.BootID, r.row.State = "another", cluster.StateActive

@@ -264,7 +264,9 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 	if inst.Provider == metadata.Generic || a.g.settings.Role == "" {
 		age = shortAge
 	}
-	known := a.tagErr == nil && !a.identified.IsZero() && time.Since(a.identified) < age
+	s, err := (&bootstrap.Machine{Root: a.g.settings.Root}).StateFile()
+	other := err == nil && s != nil && s.InstanceID != inst.ID // the same answer twice has to be two answers
+	known := a.tagErr == nil && !a.identified.IsZero() && time.Since(a.identified) < age && !other
 	a.mu.Unlock()
 	if known {
 		return inst, nil

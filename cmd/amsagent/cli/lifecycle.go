@@ -33,7 +33,7 @@ func (a *daemonAdapter) lifecycleOptions() lifecycle.Options {
 		Deadline: a.drainDeadline,
 		Filter:   a.hookNames,
 		Uptime:   lifecycle.BootClock(s.Root),
-		Hardware: lifecycle.Hardware(s.Root),
+		Hardware: metadata.Hardware(s.Root),
 		StopTime: func() time.Duration { return stopTime(s.Root, s.AMSDir) },
 	}
 	if p, err := a.openCloud(); err != nil {

@@ -95,6 +95,33 @@ func TestCloudOfAMalformedTag(t *testing.T) {
 	}
 }
 
+// TestOddIdentityIsAskedAgain: an answer that contradicts the join counts twice only if it was given twice.
+func TestOddIdentityIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	for id, again := range map[string]bool{"i-0abc1234567890def": false, "i-0fedcba9876543210": true} {
+		var asked atomic.Int32
+		srv := metadataOfAWS(t, func() map[string]string {
+			asked.Add(1)
+			return map[string]string{"amsagent:role": "edge"}
+		})
+		root := t.TempDir()
+		a, _ := adapterOnAWS(t, srv, root)
+		dir := filepath.Join(root, bootstrap.StateDir)
+		must.OK(t, os.MkdirAll(dir, 0o700))
+		must.OK(t, os.WriteFile(filepath.Join(dir, "state.json"), []byte(`{"version":1,"phase":"joined","instance_id":"`+id+`"}`), 0o600))
+		_, err := a.identify(t.Context())
+		must.OK(t, err)
+		once := asked.Load()
+		for range 2 {
+			_, err := a.identify(t.Context())
+			must.OK(t, err)
+		}
+		if got := asked.Load(); again != (got > 2*once) || !again && got != once {
+			t.Errorf("%s joined: %d requests, and %d of the first answer", id, got, once)
+		}
+	}
+}
+
 // A role whose tag comes after the join is seen before the answer of the metadata has become old.
 func TestRoleOfALateTag(t *testing.T) {
 	t.Parallel()

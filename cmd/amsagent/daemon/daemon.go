@@ -162,6 +162,8 @@ type Daemon struct {
 	interval time.Duration // between heartbeats
 
 	member atomic.Pointer[member] // of the session; nil between sessions
+	// self is this node as the last convergence found it; nil while that is not known.
+	self atomic.Pointer[cluster.Node]
 
 	mu sync.Mutex
 	// own is the state file as known to the daemon.

@@ -96,16 +96,21 @@ func (l *life) with(ctx context.Context, do func(*cluster.Client) error) error {
 	return do(c)
 }
 
-// who returns the node as it joined.
-func (l *life) who() (id, address string, err error) {
+var errUnidentified = errors.New("it is not known yet which node this machine is")
+
+// who returns this node. The state file alone may be a copy.
+func (l *life) who() (cluster.Node, error) {
 	s, err := l.d.o.Machine.StateFile()
-	if err == nil && s == nil {
-		err = bootstrap.ErrNotMember
+	switch self := l.d.self.Load(); {
+	case err != nil:
+		return cluster.Node{}, err
+	case s == nil:
+		return cluster.Node{}, bootstrap.ErrNotMember
+	case self == nil || self.BootID == "" || self.IP == "":
+		return cluster.Node{}, errUnidentified
+	default:
+		return *self, nil
 	}
-	if err != nil {
-		return "", "", err
-	}
-	return s.InstanceID, s.Address, nil
 }
 
 // Joined implements lifecycle.Node. With damaged settings or during a rejoin, the machine is still a node with sessions.
@@ -128,11 +133,10 @@ func (l *life) JoinedAt() time.Time {
 
 // SetState implements lifecycle.Node.
 func (l *life) SetState(ctx context.Context, s cluster.State, reason string, stopFailed bool) error {
-	id, address, err := l.who()
+	self, err := l.who()
 	if err != nil {
 		return err
 	}
-	self := cluster.Node{ID: id, IP: address, BootID: l.d.view.get().boot}
 	details := cluster.Details{StopFailed: stopFailed}
 	if s == cluster.StateDraining {
 		details.LeftBy = cluster.LeftByDrain
@@ -158,10 +162,10 @@ func (l *life) Serving(ctx context.Context, machines []string) (serving []string
 // balancers returns those that send new sessions here, by the node record or by their agent checks.
 func (l *life) balancers(ctx context.Context) (using []string) {
 	var n cluster.Node
-	if id, _, err := l.who(); err == nil {
+	if self, err := l.who(); err == nil {
 		// If the registry is unreachable, its readers do not know of the drain, either.
 		_ = l.with(ctx, func(c *cluster.Client) error {
-			n, err = c.Node(ctx, id)
+			n, err = c.Node(ctx, self.ID)
 			return err
 		})
 	}
@@ -208,7 +212,7 @@ func (l *life) StartServer(ctx context.Context) error {
 
 // Deregister implements lifecycle.Node.
 func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
-	id, address, err := l.who()
+	self, err := l.who()
 	switch {
 	case errors.Is(err, bootstrap.ErrNotMember):
 		return nil // no record exists
@@ -216,7 +220,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 		return err
 	}
 	d := bootstrap.Departure{
-		ID: id, Address: address, StoppedAt: time.Now(),
+		ID: self.ID, Address: self.IP, StoppedAt: time.Now(),
 		Reason: cmp.Or(t.Reason, "drained"), LeftBy: cmp.Or(t.LeftBy, cluster.LeftByDrain), Cut: t.Cut, RepairStreams: t.RepairStreams,
 	}
 	if at := l.stopped.Load(); at != nil && !at.IsZero() {
@@ -230,9 +234,7 @@ func (l *life) Deregister(ctx context.Context, t lifecycle.Departure) error {
 		return err
 	}
 	l.d.view.setState(cluster.StateLeft, time.Now())
-	if d.Address != "" { // else no document is known to be this node's
-		l.work.Go(func() { l.removeLate(l.ctx, d) })
-	}
+	l.work.Go(func() { l.removeLate(l.ctx, d) })
 	return nil
 }
 
@@ -276,17 +278,17 @@ const provedEvery = 500 * time.Millisecond
 
 // event writes an event of this machine, even if it never joined. Without MongoDB, only the log has it.
 func (l *life) event(ctx context.Context, e cluster.Event) error {
-	id, _, err := l.who()
+	self, err := l.who()
 	if errors.Is(err, bootstrap.ErrNotMember) {
 		inst, ierr := l.d.o.Identify(ctx)
-		if id, err = inst.ID, ierr; errors.Is(ierr, bootstrap.ErrTags) {
+		if self.ID, err = inst.ID, ierr; errors.Is(ierr, bootstrap.ErrTags) {
 			err = nil
 		}
 	}
 	if err != nil {
 		return err
 	}
-	e.Node = id
+	e.Node = self.ID
 	err = l.with(ctx, func(c *cluster.Client) error { return c.AddEvent(ctx, e) })
 	if errors.Is(err, ErrNoMongo) {
 		return nil

@@ -52,6 +52,10 @@ func (d *Daemon) prepare(ctx context.Context) (*member, error) {
 	case c.Phase != bootstrap.PhaseLeaving && d.life.isGone(): // nor does a machine join that the cloud takes
 		d.idle("this node has left the cluster")
 		sleep.For(ctx, idlePause)
+	case c.Unidentified != "":
+		d.self.Store(nil)
+		d.view.change(func(v *View) { v.State, v.entered = "", false })
+		return nil, errors.New(c.Unidentified)
 	case c.Phase == bootstrap.PhaseJoined:
 		entered := d.o.Machine.EnteredBefore(c.Node.Instance())
 		d.view.change(func(v *View) { v.entered = entered })
@@ -122,16 +126,20 @@ func (d *Daemon) converge(ctx context.Context, mongo Named, ask time.Duration) (
 		identify = func(context.Context) (metadata.Instance, error) { return inst, err }
 	}
 	s := d.o.Settings()
+	m := d.member.Load()
 	var c *bootstrap.Convergence
 	err = d.step(false, func() error {
 		var err error
 		c, err = d.o.Machine.Converge(bound, bootstrap.ConvergeRequest{
 			Mode: bootstrap.ConvergeWatch, Mongo: mongo.Target, MongoStored: mongo.Stored, Role: s.Role, Group: s.Group,
 			Address: s.Address, ForceAddress: s.ForceAddress, AddressKept: s.AddressKept, Valve: s.Valve, Interval: s.Interval,
-			Known: known, Identify: identify,
+			Known: known, Identify: identify, Registered: m != nil && m.enrolled.Load(),
 		})
 		return err
 	})
+	if c != nil && c.Unidentified == "" {
+		d.self.Store(new(c.Node))
+	}
 	if err != nil && (c == nil || c.Phase != bootstrap.PhaseJoined || c.Node.ID == "") {
 		return nil, err
 	}
@@ -251,6 +259,8 @@ type member struct {
 	incomplete bool
 	// unwritten: the record may lack facts of now.
 	unwritten bool
+	// moved: other hardware than the node's takes the record, and no event says so yet.
+	moved bool
 	// spareAsked is when notAlone was last asked.
 	spareAsked time.Time
 	rolesRead  time.Time
@@ -264,12 +274,12 @@ func (d *Daemon) newMember(ctx context.Context, mongo Named, c *bootstrap.Conver
 	if err != nil {
 		return nil, err
 	}
-	m := &member{d: d, mongo: mongo, client: client, node: c.Node, enrolling: semaphore.NewWeighted(1)}
+	m := &member{d: d, mongo: mongo, client: client, node: c.Node, enrolling: semaphore.NewWeighted(1), moved: c.OtherHardware}
 	m.node.Port = d.portOf(m.node)
-	m.now, m.incomplete = m.node, c.Unidentified || c.Incomplete
+	m.now, m.incomplete = m.node, c.Incomplete
 	d.member.Store(m)
 	d.view.change(func(v *View) {
-		v.ID, v.Address, v.Role, v.Group, v.boot = m.node.ID, m.node.IP, m.node.Role, m.node.Group, m.node.BootID
+		v.ID, v.Address, v.Role, v.Group = m.node.ID, m.node.IP, m.node.Role, m.node.Group
 		v.OtherMachine, v.Proved, v.Activity = "", false, "serving"
 	})
 	if d.reportRepair(unrepaired); unrepaired == nil {
@@ -340,8 +350,15 @@ func (m *member) checkOwner(err error) error {
 	case errors.As(err, &other):
 		m.ousted.Store(true)
 		m.enrolled.Store(false)
-		switch changed := m.d.view.setOther(other.Node.IP); {
+		who := other.Node.IP
+		if other.Boot {
+			who = "another boot"
+		}
+		switch changed := m.d.view.setOther(who); {
 		case !changed:
+		case other.Boot:
+			m.d.log.Info("the record is of another boot and taken once it is silent", "node", m.node.ID, "in", other.Free().String())
+			time.AfterFunc(other.Free(), func() { poke(m.d.beatNow) })
 		case other.Node.BootID == m.node.BootID:
 			// A join by hand with another --address; the next session follows it.
 			m.d.log.Warn("this node's record was registered under another address and is not changed",
@@ -381,7 +398,9 @@ func (m *member) enroll(ctx context.Context) error {
 			n.State = cluster.StateActive
 		}
 		over := drain.Forgotten() && !drains() // the registry may still show it
-		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{GiveWay: m.ousted.Load(), Incomplete: m.incomplete, DrainOver: over})
+		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{
+			GiveWay: m.ousted.Load(), Waits: true, Incomplete: m.incomplete, DrainOver: over,
+		})
 		if cluster.KindOf(err) == cluster.KindTimeout {
 			m.applied(ctx, n)
 		}
@@ -396,6 +415,9 @@ func (m *member) enroll(ctx context.Context) error {
 		}
 		m.enrolled.Store(true)
 		m.d.view.setState(r.State, r.StateSince)
+		m.moved = m.moved && m.client.AddEvent(ctx, cluster.Event{
+			Node: n.ID, Kind: "hardware", Who: "amsagent", Why: "the node runs on other hardware", Details: map[string]string{"address": n.IP},
+		}) != nil
 		if over || drains() || !drain.Forgotten() {
 			return nil
 		}
@@ -717,7 +739,7 @@ func (m *member) drift(ctx context.Context) {
 		default:
 			c.Node.Drift = m.now.Drift // unknown is not none
 		}
-		if !c.Node.SameInstance(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
+		if c.Unidentified != "" || !c.Node.SameInstance(m.node) || c.Node.Role != m.node.Role || c.Node.Group != m.node.Group {
 			return // the next session registers it
 		}
 		m.refresh(ctx, c)
@@ -726,7 +748,7 @@ func (m *member) drift(ctx context.Context) {
 
 // refresh updates the record with changed facts: identity, name, public address, server release. It has the missing ones.
 func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
-	n, missing := c.Node, c.Unidentified || c.Incomplete
+	n, missing := c.Node, c.Incomplete
 	n.Port = m.d.portOf(n)
 	if missing {
 		n = n.WithCloudFactsOf(m.now)

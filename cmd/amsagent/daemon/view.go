@@ -80,7 +80,6 @@ type View struct {
 	counted     cluster.Sessions
 	countedAt   time.Time
 	gpus        heartbeat.GPUReading
-	boot        string // the node's boot id
 	// For the counters of /metrics:
 	sent, failed, repaired int
 	// held counts the commands that hold; holder is the last one.
