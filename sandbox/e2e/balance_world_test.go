@@ -125,10 +125,10 @@ func (f *fleet) start(role string) *fleetNode {
 			}
 		}))
 	})
-	check := &lb.AgentCheck{Started: time.Now(), Now: time.Now, State: func() lb.NodeState {
+	check := &lb.AgentCheck{Now: time.Now, State: func() lb.NodeState {
 		return lb.NodeState{Role: n.Role, Leaves: n.leaves.Load()}
 	}}
-	n.listen(ctx, "9772", func(l net.Listener) { _ = check.Serve(ctx, l) })
+	n.listen(ctx, "9772", func(l net.Listener) { check.Serve(ctx, l) })
 	n.beat(ctx, 1)
 	n.work.Go(func() {
 		tick := time.NewTicker(5 * time.Second)
