@@ -190,6 +190,12 @@ func TestDrainBridge(t *testing.T) {
 			b := newBridge(t, contained)
 			b.drainIs("the node serves", func(v lifecycle.View) bool { return v.Ready && v.Start != "starting" })
 			b.watch(5)
+			// The daemon's count decides here, too: known viewers, or none that can be known (A8).
+			for _, command := range [][]string{{"leave"}, {"join", "--mongo", bridgeHost + ":27017", "--address", bridgeServer, "--force-address"}} {
+				if out, err := b.Run(t.Context(), command...); err == nil || !strings.Contains(out, "AMS-SESSIONS") {
+					t.Fatalf("%s cuts viewers: %v\n%s", command[0], err, out)
+				}
+			}
 			if out, err := b.Run(t.Context(), "drain", "--detach"); err != nil {
 				t.Fatal(err, out)
 			}
