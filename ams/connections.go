@@ -60,9 +60,6 @@ var effectiveUser = regexp.MustCompile(`(?m)^Uid:\t\d+\t(\d+)`)
 // CheckNetwork returns an error unless connections to a port of the server are in the agent's network namespace: its main
 // process is, and its user listens there. The unit cannot read /proc/PID/ns, so a file of each namespace is compared.
 func CheckNetwork(pid, port int) error {
-	if pid <= 0 {
-		return errors.New("the server's process is not known: set its statistics token")
-	}
 	dir, listens := filepath.Join("/proc", strconv.Itoa(pid)), false
 	process, err := ReadProcess("", pid)
 	status, serr := os.ReadFile(filepath.Join(dir, "status"))
@@ -74,6 +71,8 @@ func CheckNetwork(pid, port int) error {
 		listens = listens || connection(m).Port == port && strconv.FormatUint(uint64(uid), 10) == user
 	})
 	switch err = errors.Join(err, serr, oerr, terr, derr); {
+	case pid <= 0:
+		return errors.New("the server's process is not known: set its statistics token")
 	case err != nil:
 		return fmt.Errorf("looking for the server's network: %w", err)
 	case !os.SameFile(own, theirs):

@@ -65,8 +65,7 @@ type Sessions struct {
 	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
 	// Idle counts connections silent for two minutes, which are no sessions; nil without a count by connections.
 	Idle *int `bson:"idle,omitempty" json:"idle,omitempty"`
-	// Peers counts connections of other nodes, in no other count: they fetch streams, or a proxy beside them has viewers. Nil if
-	// unknown.
+	// Peers counts connections of other nodes, perhaps of viewers behind a proxy, that no other count has; nil if unknown.
 	Peers *int `bson:"peers,omitempty" json:"peers,omitempty"`
 }
 

@@ -175,11 +175,11 @@ func (s *Sampler) Run(ctx context.Context) {
 // Sessions counts publishers and viewers with less caching; nil if not countable, with the causes as the error.
 func (s *Sampler) Sessions(ctx context.Context) (cluster.Sessions, error) {
 	n, missing := s.counter.count(ctx, drainEvery, drainEvery)
-	var errs []error
+	var err error
 	for _, what := range slices.Sorted(maps.Keys(missing)) {
-		errs = append(errs, fmt.Errorf("%s: %w", what, missing[what]))
+		err = errors.Join(err, fmt.Errorf("%s: %w", what, missing[what]))
 	}
-	return n, errors.Join(errs...)
+	return n, err
 }
 
 // readLimits keeps unreadable limits, as while the server does not run.

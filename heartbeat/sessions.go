@@ -50,7 +50,9 @@ type sessionCounter struct {
 	install   *ams.Installation
 	looked    time.Time
 	published streamCount
-	network   networkCheck
+	pid       int   // of the server
+	network   error // of Network
+	checked   time.Time
 	peers     map[netip.Addr]bool // other nodes, which fetch streams as viewers do
 }
 
@@ -62,16 +64,8 @@ type streamCount struct {
 	from       Streams
 }
 
-// networkCheck is whether the connections that are seen are the server's.
-type networkCheck struct {
-	pid int
-	err error
-	at  time.Time
-}
-
 type connected struct {
-	viewers, rtmp, idle int
-	peers, rtmpPeers    int
+	viewers, rtmp, idle, peers, rtmpPeers int
 }
 
 // count returns nil for unknown counts, with a reason.
@@ -212,25 +206,24 @@ func (c *sessionCounter) connections() (n connected, err error) {
 	return n, err
 }
 
-// checkNetwork asks the kernel about the last known process if the service manager does not answer.
+// checkNetwork returns why connections are not counted. If the service manager does not answer, the last known process counts.
 func (c *sessionCounter) checkNetwork(ctx context.Context, every time.Duration) error {
-	if c.network.err != nil {
+	if c.network != nil {
 		every = min(every, askEvery)
 	}
-	if time.Since(c.network.at) < every {
-		return c.network.err
+	if time.Since(c.checked) >= every {
+		bound, cancel := context.WithTimeout(ctx, serverTime)
+		defer cancel()
+		st, err := c.State(bound)
+		if err == nil {
+			c.pid = st.MainPID
+		}
+		if c.network = c.Network(c.pid, c.install.Ports.HTTP); c.network != nil {
+			c.network = errors.Join(c.network, err)
+		}
+		c.checked = time.Now()
 	}
-	bound, cancel := context.WithTimeout(ctx, serverTime)
-	defer cancel()
-	st, err := c.State(bound)
-	if err == nil {
-		c.network.pid = st.MainPID
-	}
-	if c.network.err = c.Network(c.network.pid, c.install.Ports.HTTP); c.network.err != nil {
-		c.network.err = errors.Join(c.network.err, err)
-	}
-	c.network.at = time.Now()
-	return c.network.err
+	return c.network
 }
 
 // askMongo does not repeat a failure within mongoTime: the next count may have waited for this one.
@@ -255,14 +248,12 @@ func (c *sessionCounter) askMongo(ctx context.Context, every time.Duration) (n i
 	return n, err
 }
 
-// On failure, streams keeps the known addresses of other nodes. Those of dead ones may be a load balancer's by now, and a time
-// in the future proves no life.
+// On failure, streams keeps the known addresses of other nodes. A dead one's may be a load balancer's by now.
 func (c *sessionCounter) streams(ctx context.Context, from Streams, address string) (n int, _ error) {
 	if nodes, err := from.AMSNodes(ctx); err == nil {
-		now := time.Now()
 		c.peers = make(map[netip.Addr]bool, len(nodes))
 		for _, n := range nodes {
-			if a, err := netip.ParseAddr(n.IP); err == nil && n.Fresh(now) && !n.LastUpdate.After(now.Add(askEvery)) {
+			if a, err := netip.ParseAddr(n.IP); err == nil && n.Fresh(time.Now()) && time.Since(n.LastUpdate) > -askEvery {
 				c.peers[a.Unmap()] = true
 			}
 		}

@@ -68,8 +68,8 @@ type counted struct {
 	port    int
 	from    map[int][]string // connections by local port; nil: they cannot be counted
 	idle    int              // connections without traffic
-	network error            // of the check whether they are the server's
-	pid     int              // that was checked
+	outside error            // of the check whether they are the server's
+	process int              // that was checked
 	checks  int
 	server  *httptest.Server
 	*sessionCounter
@@ -94,10 +94,10 @@ func (c *counted) clients(visit func(ams.Connection)) error {
 }
 
 func (c *counted) check(pid, port int) error {
-	if c.pid, c.checks = pid, c.checks+1; port != c.port {
+	if c.process, c.checks = pid, c.checks+1; port != c.port {
 		c.t.Errorf("the server's port is %d, not %d", c.port, port)
 	}
-	return c.network
+	return c.outside
 }
 
 func newCounted(t *testing.T, settings string) *counted {
@@ -179,7 +179,7 @@ func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy)
 
 // later makes all that was read so much older.
 func (c *counted) later(d time.Duration) {
-	c.looked, c.published.at, c.sessionCounter.network.at = c.looked.Add(-d), c.published.at.Add(-d), c.sessionCounter.network.at.Add(-d)
+	c.looked, c.published.at, c.checked = c.looked.Add(-d), c.published.at.Add(-d), c.checked.Add(-d)
 }
 
 // mongoEvery is the interval of queries to MongoDB.
@@ -334,7 +334,7 @@ func TestPeersAreCounted(t *testing.T) {
 		"connections apart": {"", errors.New("a network of its own"), nil},
 	} {
 		c := newCounted(t, tt.settings)
-		c.answer, c.network, c.idle = figures(0, 0, 0), tt.network, 2
+		c.answer, c.outside, c.idle = figures(0, 0, 0), tt.network, 2
 		c.streams.nodes = []string{"10.0.0.9", c.address}
 		c.established(map[int][]string{c.port: {"10.0.0.9", "10.0.0.9"}, 1935: {"10.0.0.9"}})
 		s, _ := c.count(t.Context(), openEvery, askEvery)
@@ -352,29 +352,29 @@ func TestServerWithItsOwnNetwork(t *testing.T) {
 	c := newCounted(t, "")
 	state, err := ams.State{Activity: ams.ActivityActive, MainPID: 7}, error(nil)
 	c.State = func(context.Context) (ams.State, error) { return state, err }
-	c.network = errors.New("a network of its own")
+	c.outside = errors.New("a network of its own")
 	missing := c.is("a bridge", 0, -1, "")
 	if !strings.Contains(missing["viewers"].Error(), "a network of its own") {
 		t.Errorf("the reasons: %v", missing)
 	}
-	c.network = nil
+	c.outside = nil
 	c.later(askEvery)
 	c.is("it listens", 0, 0, cluster.CountedByConnections)
 	for range 60 {
 		c.later(time.Second)
 		c.is("later", 0, 0, cluster.CountedByConnections)
 	}
-	if c.checks != 2 || c.pid != 7 {
-		t.Errorf("checked %d times, last process %d", c.checks, c.pid)
+	if c.checks != 2 || c.process != 7 {
+		t.Errorf("checked %d times, last process %d", c.checks, c.process)
 	}
 	// The last known process is checked while the service manager does not answer.
 	state, err = ams.State{}, errors.New("no bus")
 	c.later(openEvery)
 	c.is("the manager does not answer", 0, 0, cluster.CountedByConnections)
-	if c.checks != 3 || c.pid != 7 {
-		t.Errorf("checked %d times, last process %d", c.checks, c.pid)
+	if c.checks != 3 || c.process != 7 {
+		t.Errorf("checked %d times, last process %d", c.checks, c.process)
 	}
-	c.network = errors.New("a network of its own")
+	c.outside = errors.New("a network of its own")
 	c.later(openEvery)
 	c.is("the server has moved", 0, -1, "")
 	c.settings(serverKey)
