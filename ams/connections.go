@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Connection is an established TCP connection to a local port.
@@ -62,9 +64,9 @@ var effectiveUser = regexp.MustCompile(`(?m)^Uid:\t\d+\t(\d+)`)
 func CheckNetwork(pid, port int) error {
 	dir, listens := filepath.Join("/proc", strconv.Itoa(pid)), false
 	process, err := ReadProcess("", pid)
-	status, serr := os.ReadFile(filepath.Join(dir, "status"))
-	own, oerr := os.Stat("/proc/thread-self/net/tcp")
-	theirs, terr := os.Stat(filepath.Join(dir, "net/tcp"))
+	status, _, serr := files.Root{}.Read(filepath.Join(dir, "status"), maxSystemFile)
+	own, oerr := statBelow("", "/proc/thread-self/net/tcp")
+	theirs, terr := statBelow("", filepath.Join(dir, "net/tcp"))
 	user := string(append(effectiveUser.FindSubmatch(status), nil, nil)[1])
 	derr := eachSocket(diagListen, func(m []byte) {
 		uid := binary.NativeEndian.Uint32(m[diagUser:])
@@ -75,7 +77,7 @@ func CheckNetwork(pid, port int) error {
 		return errors.New("the server's process is not known: set its statistics token")
 	case err != nil:
 		return fmt.Errorf("looking for the server's network: %w", err)
-	case !os.SameFile(own, theirs):
+	case own.ID != theirs.ID:
 		return errors.New("the server has a network of its own: set its statistics token")
 	case !listens:
 		return fmt.Errorf("the server's user does not listen at port %d: it starts, or has a network of its own: set its statistics token", port)
