@@ -189,9 +189,15 @@ func TestDrainBridge(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBridge(t, contained)
 			b.drainIs("the node serves", func(v lifecycle.View) bool { return v.Ready && v.Start != "starting" })
+			join := []string{"join", "--mongo", bridgeHost + ":27017", "--force-address"}
+			for _, command := range [][]string{join, {"doctor"}} {
+				if out, _ := b.Run(t.Context(), command...); strings.Contains(out, "AGENT-NOT-COUNTED") != contained {
+					t.Errorf("%s: %s", command[0], out)
+				}
+			}
 			b.watch(5)
 			// The daemon's count decides here, too: known viewers, or none that can be known (A8).
-			for _, command := range [][]string{{"leave"}, {"join", "--mongo", bridgeHost + ":27017", "--address", bridgeServer, "--force-address"}} {
+			for _, command := range [][]string{{"leave"}, append(join, "--address", bridgeServer)} {
 				if out, err := b.Run(t.Context(), command...); err == nil || !strings.Contains(out, "AMS-SESSIONS") {
 					t.Fatalf("%s cuts viewers: %v\n%s", command[0], err, out)
 				}
