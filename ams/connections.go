@@ -9,10 +9,15 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/amsagent/amsagent/files"
 )
 
 // Connection is an established TCP connection to a local port.
@@ -31,7 +36,9 @@ const (
 	diagTCP         = 18
 	diagRequestSize = 60
 	diagMessageSize = 72
+	diagUser        = 64 // idiag_uid
 	diagEstablished = 1 << unix.BPF_TCP_ESTABLISHED
+	diagListen      = 1 << unix.BPF_TCP_LISTEN
 	// diagInfo is struct tcp_info (linux/tcp.h) with the milliseconds since the last send and receive.
 	diagInfo               = 2
 	infoSent, infoReceived = 44, 52
@@ -41,13 +48,47 @@ var diagTimeout = unix.Timeval{Sec: 2}
 
 var errCutMessage = errors.New("a message of the kernel is cut")
 
-// EachConnection visits the connections of the agent's network namespace, by sock_diag(7).
-func EachConnection(visit func(Connection)) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("counting connections: %w", err)
-		}
-	}()
+// EachConnection visits the connections of the agent's network namespace.
+func EachConnection(visit func(Connection)) error {
+	if err := eachSocket(diagEstablished, func(m []byte) { visit(connection(m)) }); err != nil {
+		return fmt.Errorf("counting connections: %w", err)
+	}
+	return nil
+}
+
+// effectiveUser is the second one in /proc/PID/status.
+var effectiveUser = regexp.MustCompile(`(?m)^Uid:\t\d+\t(\d+)`)
+
+// CheckNetwork returns an error unless connections to a port of the server are in the agent's network namespace: its main
+// process is, and its user listens there. The unit cannot read /proc/PID/ns, so a file of each namespace is compared.
+func CheckNetwork(pid, port int) error {
+	dir, listens := filepath.Join("/proc", strconv.Itoa(pid)), false
+	process, err := ReadProcess("", pid)
+	status, _, serr := files.Root{}.Read(filepath.Join(dir, "status"), maxSystemFile)
+	own, oerr := statBelow("", "/proc/thread-self/net/tcp")
+	theirs, terr := statBelow("", filepath.Join(dir, "net/tcp"))
+	user := string(append(effectiveUser.FindSubmatch(status), nil, nil)[1])
+	derr := eachSocket(diagListen, func(m []byte) {
+		uid := binary.NativeEndian.Uint32(m[diagUser:])
+		listens = listens || connection(m).Port == port && strconv.FormatUint(uint64(uid), 10) == user
+	})
+	switch err = errors.Join(err, serr, oerr, terr, derr); {
+	case pid <= 0:
+		return errors.New("the server's process is not known: set its statistics token")
+	case err != nil:
+		return fmt.Errorf("looking for the server's network: %w", err)
+	case own.ID != theirs.ID:
+		return errors.New("the server has a network of its own: set its statistics token")
+	case !listens:
+		return fmt.Errorf("the server's user does not listen at port %d: it starts, or has a network of its own: set its statistics token", port)
+	case user == "0" && !process.Java(): // a client of docker, whose proxy is root's, too
+		return errors.New("the server's main process is root's and not Java, so it may have a network of its own: set its statistics token")
+	}
+	return nil
+}
+
+// eachSocket visits the messages of sock_diag(7) about TCP sockets in some states.
+func eachSocket(states uint32, visit func([]byte)) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
@@ -62,7 +103,7 @@ func EachConnection(visit func(Connection)) (err error) {
 	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	body := request[unix.NLMSG_HDRLEN:]
 	body[0], body[3] = unix.AF_INET, 1<<(diagInfo-1)
-	binary.NativeEndian.PutUint32(body[52:], diagEstablished)
+	binary.NativeEndian.PutUint32(body[52:], states)
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return os.NewSyscallError("sendto", err)
 	}
@@ -81,7 +122,7 @@ func EachConnection(visit func(Connection)) (err error) {
 	}
 }
 
-func visitMessages(b []byte, visit func(Connection)) (done bool, err error) {
+func visitMessages(b []byte, visit func([]byte)) (done bool, err error) {
 	list, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
 		return false, errCutMessage
@@ -99,7 +140,7 @@ func visitMessages(b []byte, visit func(Connection)) (done bool, err error) {
 			if len(m.Data) < diagMessageSize {
 				return false, errCutMessage
 			}
-			visit(connection(m.Data))
+			visit(m.Data)
 		}
 	}
 	return false, nil

@@ -10,9 +10,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -185,6 +188,51 @@ func TestCountConnectionsFromElsewhere(t *testing.T) {
 	}
 }
 
+// The connections that the agent sees are the server's only if its user listens in the agent's network (review night-shift A2).
+// Docker's proxy is root's, as a server in a container is.
+func TestCheckNetwork(t *testing.T) {
+	l, err := net.Listen("tcp", ":0")
+	must.OK(t, err)
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	must.OK(t, EachConnection(func(Connection) {}))
+	java, docker := filepath.Join(t.TempDir(), "java"), filepath.Join(t.TempDir(), "docker")
+	must.OK(t, os.Symlink("/bin/sh", java))
+	must.OK(t, os.Symlink("/bin/sh", docker))
+	// start runs a process, and returns its id.
+	start := func(program string, attr syscall.SysProcAttr) int {
+		t.Helper()
+		cmd := exec.Command(program, "-c", "read -r _")
+		cmd.Dir, cmd.SysProcAttr = "/", &attr
+		in, err := cmd.StdinPipe()
+		must.OK(t, err)
+		must.OK(t, cmd.Start())
+		t.Cleanup(func() {
+			_ = in.Close()
+			_ = cmd.Wait()
+		})
+		return cmd.Process.Pid
+	}
+	seen := func(what string, pid, port int, want bool) {
+		t.Helper()
+		if err := CheckNetwork(pid, port); (err == nil) != want {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	server := start(java, syscall.SysProcAttr{})
+	seen("a server", server, port, true)
+	seen("another port", server, 1, false)
+	seen("no process", 0, port, false)
+	seen("a process that has ended", 1<<22+1, port, false)
+	if os.Geteuid() != 0 {
+		seen("a script that started the server", start("/bin/sh", syscall.SysProcAttr{}), port, true)
+		return
+	}
+	seen("docker's client, and its proxy", start(docker, syscall.SysProcAttr{}), port, false)
+	seen("another network", start(java, syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}), port, false)
+	seen("another user's port", start("/bin/sh", syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}), port, false)
+}
+
 // onOwnThread runs f on a thread that ends with it, and the namespace with the thread. It does not use the first thread
 // of the process, which never ends and whose network is /proc/self/net, for every test.
 func onOwnThread(f func()) {
@@ -288,6 +336,10 @@ func silentFor(sent, received uint32, size int) []byte {
 	return append(b, info[:4+size]...)
 }
 
+func visitor(visit func(Connection)) func([]byte) {
+	return func(m []byte) { visit(connection(m)) }
+}
+
 func TestDiagMessages(t *testing.T) {
 	refused := make([]byte, 20)
 	binary.NativeEndian.PutUint32(refused, uint32(0xffffffff)) // -EPERM
@@ -315,7 +367,7 @@ func TestDiagMessages(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got found
-			done, err := visitMessages(c.b, got.count(2*time.Minute, 5080))
+			done, err := visitMessages(c.b, visitor(got.count(2*time.Minute, 5080)))
 			if done != c.done || !errors.Is(err, c.err) {
 				t.Errorf("done %v, %v", done, err)
 			}
@@ -331,11 +383,11 @@ func FuzzCountConnections(f *testing.F) {
 	f.Add(message(diagTCP, silentFor(1, 2, 52)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n := 0
-		_, _ = visitMessages(b, func(c Connection) {
+		_, _ = visitMessages(b, visitor(func(c Connection) {
 			if n++; c.Port < 0 || c.Port > 65535 || !c.From.IsValid() || c.Silent < 0 {
 				t.Errorf("%+v", c)
 			}
-		})
+		}))
 		if n > len(b)/diagMessageSize {
 			t.Errorf("%d connections in %d bytes", n, len(b))
 		}

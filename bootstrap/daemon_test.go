@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
 )
 
 // fakeDaemon notes what is asked of it, and whether the machine is locked then.
@@ -144,6 +145,9 @@ func TestLeaveStopsDaemon(t *testing.T) {
 			}
 			d := &fakeDaemon{t: t, m: m, state: tt.state, stateErr: tt.look, err: tt.err}
 			m.Daemon, m.Service = d, brokenService{ams.None{}, tt.svc}
+			m.Sessions = func(context.Context) (cluster.Sessions, error) {
+				return cluster.Sessions{Publishers: new(int), Viewers: new(int)}, nil
+			}
 			res, err := m.Leave(t.Context(), tt.req)
 			if (err != nil) != tt.failed {
 				t.Fatal(err)

@@ -96,6 +96,8 @@ const (
 	IDRecord      = "AMS-RECORD"     // an unusable file of the agent
 	// IDDuplicate reports another machine with this machine's id.
 	IDDuplicate = "AGENT-DUPLICATE-ID"
+	// IDCount: viewers cannot be counted.
+	IDCount = "AGENT-NOT-COUNTED"
 )
 
 // PreflightError lists all failed checks. Nothing was changed.

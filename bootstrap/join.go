@@ -186,6 +186,11 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 		Role: req.Role, Group: req.Group, Mongo: req.Mongo.Redacted(), Files: fileResults(f.plan),
 	}
 	err := j.run(ctx)
+	if st, serr := m.Service.State(ctx); err == nil && serr == nil && m.Root == "" && !req.Offline {
+		if n, found := CheckCount(st, f.install); found {
+			f.warnings = append(f.warnings, n)
+		}
+	}
 	j.result.Warnings = f.warnings
 	if len(f.failed) > 0 {
 		if pre, ok := errors.AsType[*PreflightError](err); ok {
@@ -254,7 +259,7 @@ func (j *joiner) run(ctx context.Context) error {
 	running, restart := f.service.Running(), j.mustRestart()
 	j.result.RestartNeeded = (restart || !running) && f.service.Known()
 	if restart && running {
-		if err := j.checkSessions(ctx); err != nil {
+		if err := j.refuseSessions(ctx); err != nil {
 			if j.req.DryRun {
 				j.result.Outcome = OutcomePlanned // with the finding that would block it
 			}
@@ -334,8 +339,8 @@ func (j *joiner) dropInAlone() bool {
 	})
 }
 
-// checkSessions returns an error if a restart would cut known sessions.
-func (j *joiner) checkSessions(ctx context.Context) error {
+// refuseSessions returns an error if a restart would cut sessions.
+func (j *joiner) refuseSessions(ctx context.Context) error {
 	f := j.facts
 	if j.req.Now && !j.req.DryRun {
 		return nil
@@ -344,10 +349,14 @@ func (j *joiner) checkSessions(ctx context.Context) error {
 	if !j.seenFresh() {
 		client = nil // a server outside the cluster has no streams there
 	}
-	live, err := j.sessions(ctx, f.install, client, f.address.Addr.String())
-	j.result.Live = live.known()
-	if n, refuse := sessionsFinding(live, err, "join"); refuse && !j.req.Now {
-		return &PreflightError{Findings: []Finding{n}, State: j.found}
+	live, finding, refuse := j.checkSessions(ctx, "join", j.wasJoined(), f.install, client, f.address.Addr.String())
+	j.result.Live = live
+	switch {
+	case finding.ID == "":
+	case !refuse:
+		f.warn(finding.ID, finding.Hint, "%s", finding.Text)
+	case !j.req.Now:
+		return &PreflightError{Findings: []Finding{finding}, State: j.found}
 	}
 	return nil
 }

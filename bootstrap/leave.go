@@ -215,7 +215,7 @@ func (l *leaver) run(ctx context.Context) error {
 		if st, err := l.Service.State(ctx); err == nil {
 			l.result.RestartNeeded = st.Running() && (needsRestart(l.plan) || l.restartPending())
 		}
-		return l.checkSessions(ctx)
+		return l.refuseSessions(ctx)
 	}
 	if l.req.Offline {
 		if err := l.begins(ctx); err != nil {
@@ -227,7 +227,7 @@ func (l *leaver) run(ctx context.Context) error {
 		l.result.Outcome = OutcomeLeft
 		return l.forget()
 	}
-	if err := l.checkSessions(ctx); err != nil {
+	if err := l.refuseSessions(ctx); err != nil {
 		return err
 	}
 	if err := l.begins(ctx); err != nil {
@@ -712,9 +712,9 @@ func (l *leaver) outlast(ctx context.Context, do func(context.Context) error) er
 	}, do)
 }
 
-// checkSessions returns an error if the restart would cut sessions. If no AMS document was seen and they cannot be
-// counted, the leave continues.
-func (l *leaver) checkSessions(ctx context.Context) error {
+// refuseSessions returns an error if the restart would cut sessions. If no AMS document was seen of a machine that is no node,
+// and they cannot be counted, the leave continues.
+func (l *leaver) refuseSessions(ctx context.Context) error {
 	if l.req.Now && !l.req.DryRun {
 		return nil
 	}
@@ -725,23 +725,18 @@ func (l *leaver) checkSessions(ctx context.Context) error {
 	if !registered {
 		client = nil
 	}
-	var live Live
-	err := errors.New("the installation cannot be read")
-	if l.install != nil {
-		live, err = l.sessions(ctx, l.install, client, l.address)
-	}
-	if !registered && (err != nil || !live.Complete && live.known() == nil) {
-		if !l.reached && l.id != "" {
-			l.warn(idSessions, "", "who is on this server is not known: MongoDB was not asked, and the server does not tell")
+	node := l.state != nil && (l.state.Phase == PhaseJoined || l.state.WasJoined || l.state.forgotten)
+	live, f, refuse := l.checkSessions(ctx, "leave", node, l.install, client, l.address)
+	l.result.Live = live
+	switch {
+	case f.ID == "":
+	case !refuse, f.Err != nil && !registered && !node:
+		l.warn(f.ID, f.Hint, "%s", f.Text)
+	case !l.req.Now:
+		if live != nil && registered {
+			f.Hint = "`amsagent drain` waits until they end; leave with --now cuts them"
 		}
-		return nil
-	}
-	l.result.Live = live.known()
-	if n, refuse := sessionsFinding(live, err, "leave"); refuse && !l.req.Now {
-		if n.Err == nil && registered {
-			n.Hint = "`amsagent drain` waits until they end; leave with --now cuts them"
-		}
-		return l.refused(n)
+		return l.refused(f)
 	}
 	return nil
 }

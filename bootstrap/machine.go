@@ -63,6 +63,8 @@ type Machine struct {
 	Begin func(context.Context) error
 	// Hold, if not nil, makes this node not ready, until release, around a stop or a restart.
 	Hold func(context.Context) (release func())
+	// Sessions, if not nil, is the daemon's count of now. The error has the causes of unknown counts.
+	Sessions func(context.Context) (cluster.Sessions, error)
 	// Serving are path.Match patterns of the required applications; empty means all but the console.
 	Serving []string
 	// named is the last id that Converge read in the metadata, since namedSince.

@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -13,23 +14,63 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// Live lists known sessions that a restart would cut. It has no counts of connections: a load balancer's health checks
-// would block every join.
+// Live lists known sessions that a restart would cut. Connections count only on a node: before, a load balancer's health
+// checks would block a join.
 type Live struct {
 	// Streams are those in MongoDB, as database/id.
 	Streams []string `json:"streams"`
-	// Publishers and Viewers are the server's counts, and Complete if none is missing.
+	// Publishers and Viewers are the server's counts, or on a node the daemon's. Complete: none is missing.
 	Publishers int  `json:"publishers"`
 	Viewers    int  `json:"viewers"`
 	Complete   bool `json:"complete"`
+	// Peers are connections of other nodes, by the daemon.
+	Peers int `json:"peers,omitempty"`
 }
 
 // known returns nil if no session is known.
 func (l Live) known() *Live {
-	if l.Publishers == 0 && l.Viewers == 0 {
+	if l.Publishers == 0 && l.Viewers == 0 && l.Peers == 0 {
 		return nil
 	}
 	return &l
+}
+
+// add adds the daemon's count.
+func (l *Live) add(n cluster.Sessions) {
+	for to, from := range map[*int]*int{&l.Publishers: n.Publishers, &l.Viewers: n.Viewers, &l.Peers: n.Peers} {
+		if from != nil {
+			*to = max(*to, *from)
+		}
+	}
+	l.Complete = l.Complete || n.IsEmpty()
+}
+
+// checkSessions returns the sessions that a restart would cut, and a finding if there are any or they are unknown. On a
+// node it refuses, before the first join an unknown count is a warning.
+func (m *Machine) checkSessions(ctx context.Context, command string, node bool, install *ams.Installation, client *cluster.Client, address string) (live *Live, f Finding, refuse bool) {
+	own, err := Live{Streams: []string{}}, errors.New("the installation cannot be read")
+	if install != nil {
+		own, err = m.sessions(ctx, install, client, address)
+	}
+	count, cerr := cluster.Sessions{}, errors.New("the daemon was not asked")
+	if m.Sessions != nil {
+		count, cerr = m.Sessions(ctx)
+	}
+	if node {
+		own.add(count)
+	}
+	switch {
+	case count.IsEmpty():
+		err = nil
+	case err == nil && !own.Complete && own.known() == nil:
+		text := "a restart may cut sessions: " + count.Left()
+		if cerr != nil {
+			text += ": " + cerr.Error()
+		}
+		return nil, Finding{ID: idSessions, Text: text, Hint: "start the daemon, or set the server's statistics token, so that they are counted; " + command + " with --now cuts whatever is live"}, node
+	}
+	f, refuse = sessionsFinding(own, err, command)
+	return own.known(), f, refuse
 }
 
 // sessions uses MongoDB, if client is not nil, and the server. It returns an error if neither could count the
@@ -61,6 +102,18 @@ func (m *Machine) sessions(ctx context.Context, install *ams.Installation, clien
 	}
 	live.Complete = s.Complete && s.Streams != nil
 	return live, err
+}
+
+// CheckCount returns a finding if nothing can count the viewers of this machine's server.
+func CheckCount(st ams.State, install *ams.Installation) (f Finding, found bool) {
+	if _, err := install.ServerToken(time.Now()); err == nil || !st.Running() {
+		return f, false
+	}
+	err := ams.CheckNetwork(st.MainPID, install.Ports.HTTP)
+	return Finding{
+		ID: IDCount, Text: fmt.Sprintf("viewers cannot be counted, so a drain waits until its deadline: %v", err),
+		Hint: "server.jwtServerControlEnabled=true and a secret in server.jwtServerSecretKey of red5.properties; then restart the server",
+	}, err != nil
 }
 
 func liveStreams(ctx context.Context, install *ams.Installation, client *cluster.Client, address string) ([]string, error) {
@@ -95,6 +148,9 @@ func sessionsFinding(live Live, err error, command string) (Finding, bool) {
 	}
 	if live.Viewers > 0 {
 		on = append(on, "connected to this node: "+plural(live.Viewers, "viewer"))
+	}
+	if live.Peers > 0 {
+		on = append(on, plural(live.Peers, "connection")+" of other nodes")
 	}
 	if len(on) == 0 {
 		return Finding{}, false

@@ -65,6 +65,8 @@ type Sessions struct {
 	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
 	// Idle counts connections silent for two minutes, which are no sessions; nil without a count by connections.
 	Idle *int `bson:"idle,omitempty" json:"idle,omitempty"`
+	// Peers counts connections of other nodes, perhaps of viewers behind a proxy, that no other count has; nil if unknown.
+	Peers *int `bson:"peers,omitempty" json:"peers,omitempty"`
 }
 
 // CountedBy is a way to count sessions.
@@ -86,15 +88,27 @@ func (s Sessions) Total() (n int, known bool) {
 	return *s.Publishers + *s.Viewers, true
 }
 
+// HasPeers reports whether other nodes are known to be connected.
+func (s Sessions) HasPeers() bool { return s.Peers != nil && *s.Peers > 0 }
+
+// IsEmpty reports whether a stop cuts nothing. Zero connections do not prove that nothing is published.
+func (s Sessions) IsEmpty() bool {
+	n, known := s.Total()
+	return known && n == 0 && !s.HasPeers() && s.PublishersBy != CountedByConnections
+}
+
 // Left returns a text such as "2 publishers, about 31 viewers left".
 func (s Sessions) Left() string { return s.left() + s.NotCounted() }
 
-// NotCounted returns a text about idle connections to append.
-func (s Sessions) NotCounted() string {
-	if s.Idle == nil || *s.Idle <= 0 {
-		return ""
+// NotCounted returns a text about other connections to append.
+func (s Sessions) NotCounted() (text string) {
+	if s.HasPeers() {
+		text = ", " + count(*s.Peers, "connection") + " of other nodes"
 	}
-	return ", " + count(*s.Idle, "idle connection") + " not counted"
+	if s.Idle != nil && *s.Idle > 0 {
+		text += ", " + count(*s.Idle, "idle connection") + " not counted"
+	}
+	return text
 }
 
 func count(n int, one string) string {
@@ -110,7 +124,7 @@ func (s Sessions) left() string {
 		about = "about "
 	}
 	switch n, known := s.Total(); {
-	case known && n == 0:
+	case known && n == 0 && !s.HasPeers():
 		return "no publishers and no viewers left"
 	case s.Publishers == nil && s.Viewers == nil:
 		return "publishers and viewers not known"

@@ -13,6 +13,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -149,7 +150,7 @@ func NewSampler(o SamplerOptions) *Sampler {
 	if o.AMSDir != "" {
 		s.disk.ask = func(context.Context) (*int, error) { return readDisk(filepath.Join(root, o.AMSDir)) }
 	}
-	s.counter = &sessionCounter{SamplerOptions: o}
+	s.counter = &sessionCounter{SamplerOptions: o, Network: ams.CheckNetwork}
 	if root == "/" {
 		s.counter.Connections = ams.EachConnection
 	}
@@ -171,13 +172,14 @@ func (s *Sampler) Run(ctx context.Context) {
 	s.watcher.Run(ctx)
 }
 
-// Sessions counts publishers and viewers with less caching; nil if not countable. If both are nil, the error has the causes.
+// Sessions counts publishers and viewers with less caching; nil if not countable, with the causes as the error.
 func (s *Sampler) Sessions(ctx context.Context) (cluster.Sessions, error) {
 	n, missing := s.counter.count(ctx, drainEvery, drainEvery)
-	if n.Publishers == nil && n.Viewers == nil {
-		return n, errors.Join(fmt.Errorf("publishers: %w", missing[whatPublishers]), fmt.Errorf("viewers: %w", missing[whatViewers]))
+	var err error
+	for _, what := range slices.Sorted(maps.Keys(missing)) {
+		err = errors.Join(err, fmt.Errorf("%s: %w", what, missing[what]))
 	}
-	return n, nil
+	return n, err
 }
 
 // readLimits keeps unreadable limits, as while the server does not run.

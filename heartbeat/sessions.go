@@ -43,11 +43,16 @@ type sessionCounter struct {
 	SamplerOptions
 	// Connections is [ams.EachConnection]; nil if they cannot be counted.
 	Connections func(visit func(ams.Connection)) error
+	// Network is [ams.CheckNetwork].
+	Network func(pid, port int) error
 
 	mu        sync.Mutex
 	install   *ams.Installation
 	looked    time.Time
 	published streamCount
+	pid       int   // of the server
+	network   error // of Network
+	checked   time.Time
 	peers     map[netip.Addr]bool // other nodes, which fetch streams as viewers do
 }
 
@@ -60,7 +65,7 @@ type streamCount struct {
 }
 
 type connected struct {
-	viewers, rtmp, idle int
+	viewers, rtmp, idle, peers, rtmpPeers int
 }
 
 // count returns nil for unknown counts, with a reason.
@@ -76,7 +81,9 @@ func (c *sessionCounter) count(ctx context.Context, openEvery, askEvery time.Dur
 		e.stats, e.statsErr = ams.ReadStatistics(ctx, nil, c.install.BaseURL(), token)
 	}
 	e.published, e.mongoErr = c.askMongo(ctx, askEvery)
-	e.found, e.connErr = c.connections()
+	if e.found, e.connErr = c.connections(); e.connErr == nil {
+		e.connErr = c.checkNetwork(ctx, openEvery)
+	}
 	if e.statsErr != nil && (e.connErr != nil || e.found.viewers == 0) {
 		// A server whose port was edited uses the old one until its restart.
 		bound, cancel := context.WithTimeout(ctx, serverTime)
@@ -118,8 +125,12 @@ func (e evidence) sessions() (s cluster.Sessions, missing map[string]error) {
 		n := *s.Viewers + max(0, e.found.rtmp-publishers)
 		s.Viewers = &n
 	}
-	if e.connErr == nil && (s.By == cluster.CountedByConnections || s.PublishersBy == cluster.CountedByConnections) {
-		s.Idle = &e.found.idle
+	if e.connErr == nil {
+		peers := e.found.rtmpPeers
+		if s.By == cluster.CountedByConnections || s.PublishersBy == cluster.CountedByConnections {
+			s.Idle, peers = &e.found.idle, peers+e.found.peers
+		}
+		s.Peers = &peers
 	}
 	return s, missing
 }
@@ -173,14 +184,18 @@ func (c *sessionCounter) connections() (n connected, err error) {
 	err = c.Connections(func(is ams.Connection) {
 		rtmp := is.Port == ports.RTMP || is.Port == ports.RTMPS
 		switch {
-		case !rtmp && is.Port != ports.HTTP && is.Port != ports.HTTPS, c.peers[is.From]:
+		case !rtmp && is.Port != ports.HTTP && is.Port != ports.HTTPS:
 		case is.Silent >= silentAfter && is.Local: // a proxy or a check keeps most of these open
 		case is.Silent >= silentAfter:
 			n.idle++
+		case rtmp && c.peers[is.From] && !is.Local:
+			n.rtmpPeers++
 		case rtmp:
 			n.rtmp++ // an encoder may run on this machine
 		case is.Local:
 			local++
+		case c.peers[is.From]:
+			n.peers++
 		default:
 			n.viewers++
 		}
@@ -189,6 +204,26 @@ func (c *sessionCounter) connections() (n connected, err error) {
 		n.viewers = max(0, local-c.Own()) // all viewers come through a local proxy
 	}
 	return n, err
+}
+
+// checkNetwork returns why connections are not counted. If the service manager does not answer, the last known process counts.
+func (c *sessionCounter) checkNetwork(ctx context.Context, every time.Duration) error {
+	if c.network != nil {
+		every = min(every, askEvery)
+	}
+	if time.Since(c.checked) >= every {
+		bound, cancel := context.WithTimeout(ctx, serverTime)
+		defer cancel()
+		st, err := c.State(bound)
+		if err == nil {
+			c.pid = st.MainPID
+		}
+		if c.network = c.Network(c.pid, c.install.Ports.HTTP); c.network != nil {
+			c.network = errors.Join(c.network, err)
+		}
+		c.checked = time.Now()
+	}
+	return c.network
 }
 
 // askMongo does not repeat a failure within mongoTime: the next count may have waited for this one.
@@ -213,12 +248,12 @@ func (c *sessionCounter) askMongo(ctx context.Context, every time.Duration) (n i
 	return n, err
 }
 
-// On failure, streams keeps the known addresses of other nodes.
+// On failure, streams keeps the known addresses of other nodes. A dead one's may be a load balancer's by now.
 func (c *sessionCounter) streams(ctx context.Context, from Streams, address string) (n int, _ error) {
 	if nodes, err := from.AMSNodes(ctx); err == nil {
 		c.peers = make(map[netip.Addr]bool, len(nodes))
 		for _, n := range nodes {
-			if a, err := netip.ParseAddr(n.IP); err == nil {
+			if a, err := netip.ParseAddr(n.IP); err == nil && n.Fresh(time.Now()) && time.Since(n.LastUpdate) > -askEvery {
 				c.peers[a.Unmap()] = true
 			}
 		}

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	gocmp "github.com/google/go-cmp/cmp"
+
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
@@ -28,6 +30,7 @@ import (
 type fakeStreams struct {
 	live      map[string][]string // by database
 	nodes     []string            // addresses
+	age       time.Duration       // of the nodes' documents
 	err       error
 	asked     int
 	databases []string
@@ -49,7 +52,7 @@ func (f *fakeStreams) AMSNodes(ctx context.Context) ([]cluster.AMSNode, error) {
 	}
 	var out []cluster.AMSNode
 	for _, a := range f.nodes {
-		out = append(out, cluster.AMSNode{ID: a, IP: a})
+		out = append(out, cluster.AMSNode{ID: a, IP: a, LastUpdate: time.Now().Add(-f.age)})
 	}
 	return out, f.err
 }
@@ -65,6 +68,9 @@ type counted struct {
 	port    int
 	from    map[int][]string // connections by local port; nil: they cannot be counted
 	idle    int              // connections without traffic
+	outside error            // of the check whether they are the server's
+	process int              // that was checked
+	checks  int
 	server  *httptest.Server
 	*sessionCounter
 }
@@ -76,7 +82,7 @@ func (c *counted) clients(visit func(ams.Connection)) error {
 	for port, from := range c.from {
 		for _, from := range from {
 			a := netip.MustParseAddr(from)
-			visit(ams.Connection{Port: port, From: a, Local: a.IsLoopback(), Silent: silentAfter - time.Second})
+			visit(ams.Connection{Port: port, From: a, Local: a.IsLoopback() || from == c.address, Silent: silentAfter - time.Second})
 		}
 	}
 	for range c.idle {
@@ -85,6 +91,13 @@ func (c *counted) clients(visit func(ams.Connection)) error {
 	visit(ams.Connection{Port: c.port, From: netip.IPv6Loopback(), Local: true, Silent: silentAfter}) // neither idle nor a viewer
 	visit(ams.Connection{Port: 22, From: netip.MustParseAddr("10.0.0.77")})
 	return nil
+}
+
+func (c *counted) check(pid, port int) error {
+	if c.process, c.checks = pid, c.checks+1; port != c.port {
+		c.t.Errorf("the server's port is %d, not %d", c.port, port)
+	}
+	return c.outside
 }
 
 func newCounted(t *testing.T, settings string) *counted {
@@ -108,7 +121,7 @@ func newCounted(t *testing.T, settings string) *counted {
 	}
 	c.settings(settings)
 	c.connections()
-	c.sessionCounter = &sessionCounter{Connections: c.clients, SamplerOptions: SamplerOptions{
+	c.sessionCounter = &sessionCounter{Connections: c.clients, Network: c.check, SamplerOptions: SamplerOptions{
 		Open: func() (*ams.Installation, error) { return ams.Open(c.root, "") },
 		Streams: func() (Streams, string) {
 			if c.streams == nil {
@@ -166,7 +179,7 @@ func (c *counted) is(when string, publishers, viewers int, by cluster.CountedBy)
 
 // later makes all that was read so much older.
 func (c *counted) later(d time.Duration) {
-	c.looked, c.published.at = c.looked.Add(-d), c.published.at.Add(-d)
+	c.looked, c.published.at, c.checked = c.looked.Add(-d), c.published.at.Add(-d), c.checked.Add(-d)
 }
 
 // mongoEvery is the interval of queries to MongoDB.
@@ -289,6 +302,84 @@ func TestPeers(t *testing.T) {
 	// The known ones stay meanwhile.
 	c.streams.err = errors.New("away")
 	c.is("away again", 0, 1, cluster.CountedByConnections)
+}
+
+// AMS keeps the document of a machine that crashed, and a load balancer may get its address (review night-shift A1).
+func TestDeadPeers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		age     time.Duration
+		viewers int
+	}{
+		"alive":                         {0, 0},
+		"alive, its clock is ahead":     {-5 * time.Second, 0},
+		"died a week ago":               {7 * 24 * time.Hour, 5},
+		"died, its clock was far ahead": {-7 * 24 * time.Hour, 5},
+	} {
+		c := newCounted(t, "")
+		c.connections(slices.Repeat([]string{"10.0.0.50"}, 5)...)
+		c.streams.nodes, c.streams.age = []string{"10.0.0.50", c.address}, tt.age
+		c.is(name, 0, tt.viewers, cluster.CountedByConnections)
+	}
+}
+
+// They may be viewers behind a proxy, so they are counted apart.
+func TestPeersAreCounted(t *testing.T) {
+	for name, tt := range map[string]struct {
+		settings string
+		network  error
+		want     *int
+	}{
+		"no statistics":     {"", nil, new(3)},
+		"statistics":        {serverKey, nil, new(1)}, // without RTMP viewers
+		"connections apart": {"", errors.New("a network of its own"), nil},
+	} {
+		c := newCounted(t, tt.settings)
+		c.answer, c.outside, c.idle = figures(0, 0, 0), tt.network, 2
+		c.streams.nodes = []string{"10.0.0.9", c.address}
+		c.established(map[int][]string{c.port: {"10.0.0.9", "10.0.0.9"}, 1935: {"10.0.0.9"}})
+		s, _ := c.count(t.Context(), openEvery, askEvery)
+		if diff := gocmp.Diff(tt.want, s.Peers); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+		if s.IsEmpty() {
+			t.Errorf("%s: nothing is here: %s", name, s.Left())
+		}
+	}
+}
+
+// The connections of a server with a network of its own are not seen: unknown, and not zero (review night-shift A2).
+func TestServerWithItsOwnNetwork(t *testing.T) {
+	c := newCounted(t, "")
+	state, err := ams.State{Activity: ams.ActivityActive, MainPID: 7}, error(nil)
+	c.State = func(context.Context) (ams.State, error) { return state, err }
+	c.outside = errors.New("a network of its own")
+	missing := c.is("a bridge", 0, -1, "")
+	if !strings.Contains(missing["viewers"].Error(), "a network of its own") {
+		t.Errorf("the reasons: %v", missing)
+	}
+	c.outside = nil
+	c.later(askEvery)
+	c.is("it listens", 0, 0, cluster.CountedByConnections)
+	for range 60 {
+		c.later(time.Second)
+		c.is("later", 0, 0, cluster.CountedByConnections)
+	}
+	if c.checks != 2 || c.process != 7 {
+		t.Errorf("checked %d times, last process %d", c.checks, c.process)
+	}
+	// The last known process is checked while the service manager does not answer.
+	state, err = ams.State{}, errors.New("no bus")
+	c.later(openEvery)
+	c.is("the manager does not answer", 0, 0, cluster.CountedByConnections)
+	if c.checks != 3 || c.process != 7 {
+		t.Errorf("checked %d times, last process %d", c.checks, c.process)
+	}
+	c.outside = errors.New("a network of its own")
+	c.later(openEvery)
+	c.is("the server has moved", 0, -1, "")
+	c.settings(serverKey)
+	c.answer = figures(1, 0, 0)
+	c.is("statistics", 0, 1, cluster.CountedByAMS)
 }
 
 // Without a readable installation counts are unknown, and it is read again.
@@ -434,6 +525,10 @@ func TestViewersBehindAProxyOfTheMachine(t *testing.T) {
 	c.is("all come through the proxy", 0, 3, cluster.CountedByConnections)
 	c.connections("127.0.0.1", "10.0.0.50")
 	c.is("one does not", 0, 1, cluster.CountedByConnections)
+	c.streams.nodes = []string{c.address}
+	c.connections(c.address, c.address)
+	c.later(mongoEvery)
+	c.is("it uses this node's address", 0, 2, cluster.CountedByConnections)
 	c.connections()
 	c.is("no clients", 0, 0, cluster.CountedByConnections)
 

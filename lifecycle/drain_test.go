@@ -190,6 +190,69 @@ func TestConnectionsHaveToStayAway(t *testing.T) {
 	})
 }
 
+// Connections of other nodes may be those of viewers behind a proxy. The drain waits for them for five minutes after the last
+// other session (review night-shift A1).
+func TestConnectionsOfOtherNodes(t *testing.T) {
+	between := func(t *testing.T, took, from, to time.Duration) {
+		t.Helper()
+		if took < from || took > to {
+			t.Errorf("it took %s, want %s to %s", took, from, to)
+		}
+	}
+	draining := func(t *testing.T, w *world) *life {
+		w.viewers, w.peers, w.countedBy = p(1), p(3), cluster.CountedByConnections
+		l := w.live()
+		l.Notice(terminate())
+		tick(20 * time.Minute)
+		w.set(func(w *world) { w.viewers = p(0) })
+		return l
+	}
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := draining(t, w)
+		defer l.kill()
+		tick(2 * time.Second)
+		if v := l.View(); v.Step != StepDraining || v.Sessions.Left() != "0 publishers, about 0 viewers left, 3 connections of other nodes" {
+			t.Errorf("step %s, %s", v.Step, v.Sessions.Left())
+		}
+		w.set(func(w *world) { w.peers = p(0) }) // between two segments
+		tick(5 * time.Second)
+		w.set(func(w *world) { w.peers = p(3) })
+		between(t, l.until("done", time.Hour, isDone), 5*time.Minute, 5*time.Minute+10*time.Second)
+		if notes := fmt.Sprint(l.View().Notes); !strings.Contains(notes, "3 connections of other nodes") {
+			t.Errorf("notes: %s", notes)
+		}
+		if len(w.tombs) != 1 || w.tombs[0].Cut != nil {
+			t.Errorf("it is not known what was cut: %+v", w.tombs)
+		}
+	})
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		l := draining(t, w)
+		defer l.kill()
+		tick(time.Minute)
+		w.set(func(w *world) { w.peers = p(0) })
+		between(t, l.until("done", time.Minute, isDone), 8*time.Second, 12*time.Second)
+		if len(w.tombs) != 1 || w.tombs[0].Cut == nil || *w.tombs[0].Cut != 0 {
+			t.Errorf("nothing was cut: %+v", w.tombs)
+		}
+	})
+	// A shutdown waits, too, also if nothing else was here before.
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.peers, w.countedBy = p(3), cluster.CountedByConnections
+		at := time.Now()
+		l := w.live(func(o *Options) {
+			o.Before = func() (cluster.Sessions, time.Time) {
+				return cluster.Sessions{Publishers: p(0), Viewers: p(0), By: w.countedBy, Peers: p(3)}, at
+			}
+		})
+		l.Notice(goesDown(15 * time.Minute))
+		<-l.ended
+		between(t, time.Since(at), 5*time.Minute, 5*time.Minute+15*time.Second)
+	})
+}
+
 // sameOrder compares the last part, from the stop of the server on.
 func sameOrder(got, want string) bool {
 	i, j := indexOf(got, "stop"), indexOf(want, "stop")

@@ -312,12 +312,12 @@ func (s situation) sessionsCounted(sessions cluster.Sessions, err error) {
 	if s.Phase != StepDraining {
 		return
 	}
-	if err != nil {
-		sessions = cluster.Sessions{}
-	}
 	first := s.sessions == nil
 	s.sessions, s.countedAt = &sessions, s.now
 	n, known := s.left(sessions)
+	if first || !known || n > 0 {
+		s.lastSession = s.now
+	}
 	switch {
 	case known || anySession(sessions):
 		s.uncountableSince = 0
@@ -329,7 +329,7 @@ func (s situation) sessionsCounted(sessions cluster.Sessions, err error) {
 		s.zeros = 0
 		s.setTrouble(troubleSessions, s.uncountable(sessions, err))
 		return
-	case n > 0:
+	case n > 0, sessions.HasPeers() && !s.lastSession.Add(peersTime).reached(s.now):
 		s.zeros = 0
 	case first && s.noneBefore():
 		s.zeros = zerosByConnections

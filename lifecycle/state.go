@@ -83,6 +83,7 @@ type observed struct {
 	sessions         *cluster.Sessions
 	countedAt        instant
 	uncountableSince instant
+	lastSession      instant // when one was last counted, or not known
 	zeros            int
 	stopOverdue      bool // the time limit is over
 	askNotBefore     instant

@@ -42,6 +42,8 @@ const (
 	deregisterTime = 10 * time.Second
 	// uncountableTime bounds a shutdown's wait for sessions that cannot be counted.
 	uncountableTime = 2 * time.Minute
+	// peersTime bounds the wait for connections of other nodes, which may be viewers behind a proxy, after the last session.
+	peersTime = 5 * time.Minute
 	// lastCountTime bounds the wait for a count at the deadline.
 	lastCountTime = time.Second
 	// proveTime bounds a start.
@@ -217,7 +219,7 @@ func noteBalancers(s situation) {
 
 func (s situation) noneBefore() bool {
 	n, known := s.left(s.c.Before)
-	return s.has(Shutdown) != nil && known && n == 0
+	return s.has(Shutdown) != nil && known && n == 0 && !s.c.Before.HasPeers()
 }
 
 func drained(s situation) bool {
@@ -320,7 +322,10 @@ func serveAgain(s situation) {
 func recordDeparture(s situation) {
 	s.Goal, s.Deadline = max(s.Goal, s.goal()), s.deadline()
 	why := "no session is left"
+	peers := s.sessions != nil && s.sessions.HasPeers()
 	switch {
+	case s.none() && peers:
+		why = "only connections of other nodes are left"
 	case s.none():
 	case s.isLate():
 		why = "deadline reached"
@@ -328,7 +333,7 @@ func recordDeparture(s situation) {
 		why = "sessions could not be counted for " + uncountableTime.String() + ", and the machine shuts down"
 	}
 	var left, by string
-	if s.sessions != nil && !s.none() {
+	if s.sessions != nil && (peers || !s.none()) {
 		left = s.sessions.Left()
 	}
 	if list := s.timeline(); len(list) > 0 && s.isLate() {
@@ -341,7 +346,9 @@ func recordDeparture(s situation) {
 			if s.role() == "edge" && s.sessions.Publishers != nil {
 				n += *s.sessions.Publishers
 			}
-			s.Departure.Cut = &n
+			if n > 0 || !peers {
+				s.Departure.Cut = &n
+			}
 		}
 	}
 	if s.Phase == stepDown {

@@ -39,6 +39,7 @@ type world struct {
 
 	// The machine.
 	publishers, viewers *int
+	peers               *int              // connections of other nodes
 	countedBy           cluster.CountedBy // "" means by AMS
 	publishersBy        cluster.CountedBy
 	countErr            error
@@ -190,7 +191,7 @@ func (w *world) Sessions(ctx context.Context) (cluster.Sessions, error) {
 	if w.countedBy != "" {
 		by = w.countedBy
 	}
-	return cluster.Sessions{Publishers: num(w.publishers), Viewers: num(w.viewers), By: by, PublishersBy: w.publishersBy}, nil
+	return cluster.Sessions{Publishers: num(w.publishers), Viewers: num(w.viewers), By: by, PublishersBy: w.publishersBy, Peers: num(w.peers)}, nil
 }
 
 func num(p *int) *int {

@@ -35,6 +35,17 @@ func release(version string) func(c *clinic) {
 	return func(c *clinic) { c.o.Machine.Release, _ = ams.ParseRelease(version) }
 }
 
+// token lets the server report its viewers.
+const token = "server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=a-secret-of-the-server-in-32-bytes\n"
+
+// counted is a running machine whose server has these settings.
+func counted(st ams.State, settings string) func(c *clinic) {
+	return func(c *clinic) {
+		c.running, c.service.state = true, st
+		c.put(server, "clusterdb.host=\n"+settings)
+	}
+}
+
 func serverCases() []aCase {
 	return []aCase{
 		{bootstrap.IDInstall, "there", nil, Good, "", "/usr/local/antmedia, standalone"},
@@ -111,6 +122,12 @@ func serverCases() []aCase {
 			c.target("mongodb://u:p@10.0.2.4")
 		}, Warning, "", "will hold a password"},
 		{bootstrap.IDFileOwner, "none", noServer, Unknown, "", ""},
+
+		{bootstrap.IDCount, "stopped", counted(ams.State{Activity: ams.ActivityInactive}, ""), Good, "", "does not run"},
+		{bootstrap.IDCount, "statistics", counted(ams.State{Activity: ams.ActivityActive}, token), Good, "", "statistics"},
+		{bootstrap.IDCount, "no process", counted(ams.State{Activity: ams.ActivityActive}, ""), Warning, "", "process is not known"},
+		{bootstrap.IDCount, "another server's port", counted(ams.State{Activity: ams.ActivityActive, MainPID: os.Getpid()}, "http.port=1\n"), Warning, "", "port 1"},
+		{bootstrap.IDCount, "a tree", nil, Unknown, "", "does not run"},
 
 		{idSettings, "standalone", nil, Good, "", "standalone"},
 		{idSettings, "a node", func(c *clinic) { c.join("10.0.2.4") }, Good, "", "the same database"},

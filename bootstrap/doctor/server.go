@@ -188,6 +188,24 @@ func checkOwners(ctx context.Context, p *patient) []Result {
 	})(ctx, p)
 }
 
+// checkCount finds a server whose viewers are not known to a drain.
+func checkCount(ctx context.Context, p *patient) []Result {
+	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+		switch {
+		case in.Install == nil:
+			return one(noInstall())
+		case !p.running:
+			return inTree()
+		case !in.Service.Running():
+			return one(good("the server does not run"))
+		}
+		if f, found := bootstrap.CheckCount(in.Service, in.Install); found {
+			return one(warning(f.Hint, "%s", f.Text))
+		}
+		return one(good("by the server's statistics, or by its connections"))
+	})(ctx, p)
+}
+
 func readableBy(st, who files.Info) bool {
 	return who.UID == 0 || st.Mode&0o004 != 0 || st.GID == who.GID && st.Mode&0o040 != 0
 }

@@ -83,6 +83,7 @@ func checks() []check {
 		{idSecret, GroupAgent, "secrets", checkSecrets},
 		{bootstrap.IDService, GroupAgent, "control of the server", preflight(seeService, bootstrap.IDService)},
 		{idUnit, GroupAgent, "the server's unit", checkUnit},
+		{bootstrap.IDCount, GroupAgent, "count of viewers", checkCount},
 		{idDropIn, GroupAgent, "drop-in of the server's unit", checkDropIn},
 		{bootstrap.IDDaemon, GroupAgent, "the daemon's units", checkDaemonUnits},
 		{idNoDaemon, GroupAgent, "the daemon", checkDaemon},

@@ -134,6 +134,13 @@ func (c Config) Status() (Status, error) {
 	return Inactive, nil
 }
 
+// PID is the server's process, as it was noted at the start; "" without one.
+func (c Config) PID() string {
+	b, _ := os.ReadFile(c.path("pid"))
+	pid, _, _ := strings.Cut(string(b), " ")
+	return pid
+}
+
 // Start starts the server, with the environment env, and waits until it is up. To
 // start a running server is nothing.
 func (c Config) Start(ctx context.Context, env []string) error {

@@ -253,15 +253,16 @@ func (w *world) fault(_ *testscript.TestScript, _ bool, args []string) error {
 	return w.mongo.Faults().Set(f)
 }
 
-// node NAME [variant=V] [version=R] [port=P] [apps=a,b] [hosts=yes] [-- flags of the stand-in]:
+// node NAME [variant=V] [version=R] [port=P] [apps=a,b] [hosts=yes] [statistics=no] [-- flags of the stand-in]:
 // writes an installation below $WORK/NAME with a machine id, and a service
 // command for it. $NAME is the root, $NAME_SVC the command, $NAME_AMS the
 // installation. Its AMS runs on a free port of the loopback, and saves the settings
-// of its applications at each start in cluster mode, as the real one does.
+// of its applications at each start in cluster mode, as the real one does. It reports its sessions: the agent counts no
+// connections of a tree.
 func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	name := args[0]
 	o := tree.Options{NoUnit: true, Host: name, HostResolves: true}
-	flags := []string{}
+	flags, reports := []string{}, true
 	for i, a := range args[1:] {
 		if a == "--" {
 			flags = args[i+2:]
@@ -281,6 +282,8 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 			o.NoJar = v == "no"
 		case "dmi":
 			o.DMI = v
+		case "statistics":
+			reports = v != "no"
 		case "symlink":
 			o.Symlink = v == "yes"
 		default:
@@ -291,6 +294,11 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	m, err := rig.New(rig.Options{Dir: root + ".service", Root: root, Command: name + ".svc", Sandbox: bins.sandbox, Tree: o, Args: flags})
 	if err != nil {
 		return err
+	}
+	if reports {
+		if err := m.ReportSessions(); err != nil {
+			return err
+		}
 	}
 	id := filepath.Join(root, "etc/machine-id") // nobody but root may write to one that has 0444, as on a machine
 	if err := errors.Join(os.Remove(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", len(w.nodes)+1), 0o644)); err != nil {

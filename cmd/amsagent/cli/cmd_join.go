@@ -90,7 +90,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		return err
 	}
 	handleDaemon(m, opts.offline)
-	m.Hold = g.holdReadiness("join")
+	m.Hold, m.Sessions = g.holdReadiness("join"), g.daemonSessions
 	if g.notOwn != nil {
 		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
 	}

@@ -65,7 +65,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 		return err
 	}
 	handleDaemon(m, opts.offline)
-	m.Hold = g.holdReadiness("leave")
+	m.Hold, m.Sessions = g.holdReadiness("leave"), g.daemonSessions
 	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Address: g.explicitAddress()}
 	if !opts.offline {
 		req.Identify = func(ctx context.Context) (metadata.Instance, error) {

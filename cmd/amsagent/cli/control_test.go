@@ -37,6 +37,7 @@ type fakeDaemon struct {
 	mu      sync.Mutex
 	view    lifecycle.View
 	status  daemon.View
+	count   daemon.SessionsView
 	hangs   bool // when it is asked for the view
 	refuse  *daemon.Refusal
 	notices []lifecycle.Notice
@@ -103,6 +104,7 @@ func (d *fakeDaemon) start() {
 		defer d.mu.Unlock()
 		d.answer(w, d.status)
 	})
+	mux.HandleFunc("GET "+daemon.PathSessions, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.count) })
 	mux.HandleFunc("GET "+daemon.PathDrain, d.serveDrain)
 	mux.HandleFunc("POST "+daemon.PathDrain, func(w http.ResponseWriter, r *http.Request) {
 		var req lifecycle.DrainRequest
@@ -300,6 +302,25 @@ func TestControlNoDaemon(t *testing.T) {
 		"amsagent: hint: systemctl start amsagent\namsagent: hint: why it does not run: journalctl -u amsagent\namsagent: nothing was changed on this machine\n"
 	if e.stderr.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
+	}
+}
+
+// A leave and a join get the daemon's count, with the reason of unknown ones. Without a daemon nothing is known, at once.
+func TestDaemonCountsSessions(t *testing.T) {
+	d := newFakeDaemon(t)
+	g := plainGlobals(&testEnv{})
+	g.settings.Root = d.root
+	d.count.Sessions = cluster.Sessions{Publishers: new(0), Viewers: new(5), Peers: new(3), By: cluster.CountedByConnections}
+	if n, err := g.daemonSessions(t.Context()); err != nil || n.Left() != "0 publishers, about 5 viewers left, 3 connections of other nodes" {
+		t.Errorf("%s, %v", n.Left(), err)
+	}
+	d.count = daemon.SessionsView{Sessions: cluster.Sessions{Publishers: new(0)}, Missing: "a network of its own"}
+	if n, err := g.daemonSessions(t.Context()); err == nil || n.Publishers == nil || n.Viewers != nil || !strings.Contains(err.Error(), d.count.Missing) {
+		t.Errorf("%+v, %v", n, err)
+	}
+	d.kill()
+	if n, err := g.daemonSessions(t.Context()); !as[*noDaemonError](err) || n.Publishers != nil || n.Viewers != nil {
+		t.Errorf("%+v, %v", n, err)
 	}
 }
 

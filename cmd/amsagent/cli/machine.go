@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -161,6 +162,16 @@ func (g *globals) holdReadiness(command string) func(context.Context) (release f
 		}
 		return func() {}
 	}
+}
+
+// daemonSessions has the daemon count.
+func (g *globals) daemonSessions(ctx context.Context) (cluster.Sessions, error) {
+	var v daemon.SessionsView
+	err := g.controlClient().once(ctx, http.MethodGet, daemon.PathSessions, nil, &v)
+	if err == nil && v.Missing != "" {
+		err = errors.New(v.Missing)
+	}
+	return v.Sessions, err
 }
 
 // whoami tells who this machine is, and takes in what its tags say.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -18,10 +19,19 @@ const (
 	PathDrain   = "/v1/drain"   // GET, or POST a lifecycle.DrainRequest: a lifecycle.View
 	PathUndrain = "/v1/undrain" // POST an UndrainRequest: a lifecycle.View
 	PathNotice  = "/v1/notice"  // POST a lifecycle.Notice: a lifecycle.View
+	// PathSessions counts by GET, and answers a SessionsView.
+	PathSessions = "/v1/sessions"
 	// PathHold accepts a HoldRequest by POST. It answers one line when this node is not ready, which lasts until the connection
 	// ends.
 	PathHold = "/v1/hold"
 )
+
+// SessionsView is a count of now.
+type SessionsView struct {
+	cluster.Sessions
+	// Missing is why some are unknown.
+	Missing string `json:"missing,omitempty"`
+}
 
 // UndrainRequest cancels a drain.
 type UndrainRequest struct {

@@ -59,8 +59,7 @@ func (v *View) broken(now time.Time, interval time.Duration) bool {
 
 // idle reports whether an upgrade of this machine would cut no session.
 func (v *View) idle(now time.Time) bool {
-	n, known := v.counted.Total()
-	return v.Phase != bootstrap.PhaseJoined || v.State == cluster.StateLeft || known && n == 0 && now.Sub(v.countedAt) < idleTime
+	return v.Phase != bootstrap.PhaseJoined || v.State == cluster.StateLeft || v.counted.IsEmpty() && now.Sub(v.countedAt) < idleTime
 }
 
 // idleTime is the maximum age of an idle node's last count.

@@ -152,6 +152,14 @@ func (d *Daemon) httpServer(address string, h http.Handler, answerTime time.Dura
 func (d *Daemon) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+PathStatus, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, d.view.get()) })
+	mux.HandleFunc("GET "+PathSessions, func(w http.ResponseWriter, r *http.Request) {
+		n, err := d.sampler.Sessions(r.Context())
+		v := SessionsView{Sessions: n}
+		if err != nil {
+			v.Missing = err.Error()
+		}
+		writeJSON(w, v)
+	})
 	mux.HandleFunc("POST "+PathHold, d.serveHold)
 	d.life.handle(mux)
 	return mux

@@ -762,6 +762,8 @@ func TestApplicationHealth(t *testing.T) {
 		"no sessions":              {cluster.Sessions{Publishers: p(0), Viewers: p(0)}, time.Second, nil, true},
 		"a viewer":                 {cluster.Sessions{Publishers: p(0), Viewers: p(1)}, time.Second, nil, false},
 		"unknown viewers":          {cluster.Sessions{Publishers: p(0)}, time.Second, nil, false},
+		"other nodes":              {cluster.Sessions{Publishers: p(0), Viewers: p(0), Peers: p(3)}, time.Second, nil, false},
+		"unknown streams":          {cluster.Sessions{Publishers: p(0), Viewers: p(0), PublishersBy: cluster.CountedByConnections}, time.Second, nil, false},
 		"a count of long ago":      {cluster.Sessions{Publishers: p(0), Viewers: p(0)}, time.Hour, nil, false},
 		"has left":                 {cluster.Sessions{}, 0, func(v *View) { v.State = cluster.StateLeft }, true},
 		"no node":                  {cluster.Sessions{}, 0, func(v *View) { v.Phase = "" }, true},

@@ -217,10 +217,11 @@ func runAMSCtl(ctx context.Context, env Env, args []string) error {
 		if err != nil {
 			return err
 		}
-		say(env.Stdout, "%s\n", st)
 		if st != amsctl.Active {
+			say(env.Stdout, "%s\n", st)
 			return exitError{status: 3}
 		}
+		say(env.Stdout, "%s %s\n", st, c.PID())
 		return nil
 	case "info":
 		b, err := c.Info()

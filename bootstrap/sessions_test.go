@@ -1,0 +1,71 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
+)
+
+// The daemon's count decides whether a leave cuts sessions: unknown is not zero (review night-shift A8).
+func TestLeaveAsksForSessions(t *testing.T) {
+	t.Parallel()
+	sessions := func(publishers, viewers, peers *int) *cluster.Sessions {
+		return &cluster.Sessions{Publishers: publishers, Viewers: viewers, Peers: peers, By: cluster.CountedByConnections}
+	}
+	streams := sessions(new(0), new(0), new(0))
+	streams.PublishersBy = cluster.CountedByConnections // SRT has no connections
+	for name, tt := range map[string]struct {
+		count *cluster.Sessions // nil: no daemon
+		phase Phase
+		now   bool
+		// The result: a refusal, or a warning.
+		refused, warned bool
+	}{
+		"none":              {count: sessions(new(0), new(0), new(0)), phase: PhaseJoined},
+		"viewers":           {count: sessions(new(0), new(5), new(0)), phase: PhaseJoined, refused: true},
+		"publishers":        {count: sessions(new(1), nil, nil), phase: PhaseJoined, refused: true},
+		"other nodes":       {count: sessions(new(0), new(0), new(3)), phase: PhaseJoined, refused: true},
+		"viewers, unknown":  {count: sessions(new(0), nil, nil), phase: PhaseJoined, refused: true},
+		"streams, unknown":  {count: streams, phase: PhaseJoined, refused: true},
+		"no daemon":         {phase: PhaseJoined, refused: true},
+		"no daemon, now":    {phase: PhaseJoined, now: true},
+		"a damaged state":   {phase: "", refused: true},
+		"an unfinished one": {phase: PhaseLeaving, warned: true},
+		"its viewers":       {count: sessions(new(0), new(5), new(0)), phase: PhaseLeaving, warned: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := joinedTree(t)
+			m.Service = runningService{}
+			m.Sessions = func(context.Context) (cluster.Sessions, error) {
+				if tt.count == nil {
+					return cluster.Sessions{}, errors.New("no daemon answers")
+				}
+				return *tt.count, nil
+			}
+			if tt.phase == "" {
+				must.OK(t, os.WriteFile(filepath.Join(m.Root, statePath), []byte("{"), 0o600))
+			} else {
+				change(t, m, func(s *State) { s.Phase = tt.phase })
+			}
+			res, err := m.Leave(t.Context(), LeaveRequest{DryRun: true, Now: tt.now})
+			var refusal *PreflightError
+			if errors.As(err, &refusal) != tt.refused || !tt.refused && err != nil || tt.refused && refusal.Findings[0].ID != idSessions {
+				t.Errorf("refused %v, want %v", err, tt.refused)
+			}
+			warned := slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == idSessions })
+			if warned != tt.warned {
+				t.Errorf("warnings %v", res.Warnings)
+			}
+		})
+	}
+}
