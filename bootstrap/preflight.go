@@ -99,8 +99,20 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 	}
 	if !req.Offline {
 		checkTarget(req, f)
+		if serviceErr == nil {
+			m.checkUnmanaged(ctx, f)
+		}
 	}
 	return nil
+}
+
+// checkUnmanaged fails while a server may run that nothing here stops: it writes its settings as it ends.
+func (m *Machine) checkUnmanaged(ctx context.Context, f *facts) {
+	if f.service.Known() || !f.planned || !needsRestart(f.plan) || m.HTTP != nil || ams.Refused(ctx, f.install.BaseURL()) {
+		return
+	}
+	f.fail(IDService, fmt.Errorf("something listens at %s and is not managed here: a running server writes its former settings over the join's as it ends",
+		f.install.BaseURL()), "stop Ant Media Server, run join, then start it")
 }
 
 // reachFirst runs without the lock: a drain must not wait for the metadata service or MongoDB. The files are read
