@@ -326,7 +326,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		address:     f.address.Addr,
 		dropIn:      m.DropIn,
 		stopTimeout: m.stopTimeout(f),
-		program:     m.Program,
+		program:     m.program(),
 		private:     req.Mongo.HasCredentials(),
 		former:      f.former,
 	}
@@ -373,6 +373,19 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	if !req.DryRun {
 		checkWritable(store, f.install.Dir, plan.Changed(), f)
 	}
+}
+
+// program keeps the drop-in's copy of the agent while root alone can change it. The daemon's may be another one than this.
+func (m *Machine) program() string {
+	is, err := ams.ReadDropIn(m.Root)
+	if err != nil || !is.Ours {
+		return m.Program
+	}
+	root := files.Root{Path: m.Root}
+	if info, err := root.Stat(is.Program); err != nil || !info.Mode.IsRegular() || info.Mode&0o111 == 0 || root.RootsAlone(is.Program) != nil {
+		return m.Program
+	}
+	return is.Program
 }
 
 // stopTimeout never shortens the effective timeout, which an operator may have raised; 0 means endless. If the
