@@ -101,9 +101,24 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 		checkTarget(req, f)
 		if serviceErr == nil {
 			m.checkUnmanaged(ctx, f)
+			m.checkBoot(ctx, f)
 		}
 	}
 	return nil
+}
+
+// checkBoot fails early in a boot: a start would wait, and the end of a failed join would cancel the boot's own start.
+func (m *Machine) checkBoot(ctx context.Context, f *facts) {
+	systemd, ok := m.Service.(interface {
+		SystemStarting(ctx context.Context) (bool, error)
+	})
+	if !ok {
+		return
+	}
+	if early, err := systemd.SystemStarting(ctx); err == nil && early {
+		f.fail(IDService, errors.New("the boot has not reached sysinit.target: before that systemd starts no service"),
+			"run the join later: from a script or runcmd of user data, not bootcmd, or from a unit without DefaultDependencies=no")
+	}
 }
 
 // checkUnmanaged fails while a server may run that nothing here stops: it writes its settings as it ends.

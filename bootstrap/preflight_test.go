@@ -142,3 +142,28 @@ func TestAddressOfAnEnvironmentFile(t *testing.T) {
 		}
 	}
 }
+
+// startingMachine is a service of a machine that boots.
+type startingMachine struct {
+	serviceThat
+	early bool
+}
+
+func (s startingMachine) SystemStarting(context.Context) (bool, error) { return s.early, nil }
+
+// Before sysinit.target systemd starts nothing, and the rollback of a join would drop the boot's start of the server.
+func TestJoinEarlyInABoot(t *testing.T) {
+	t.Parallel()
+	for _, early := range []bool{true, false} {
+		m := ownTree(t, "3.0", "3.0.3")
+		m.Service = startingMachine{serviceThat{state: ams.State{Activity: ams.ActivityInactive}}, early}
+		for _, offline := range []bool{false, true} {
+			f := &facts{}
+			req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, Offline: offline, Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil }}
+			must.OK(t, m.preflight(t.Context(), m.store(), req, f))
+			if got := slices.ContainsFunc(f.failed, func(f Finding) bool { return f.ID == IDService }); got != (early && !offline) {
+				t.Errorf("early %v, offline %v: %v", early, offline, f.failed)
+			}
+		}
+	}
+}
