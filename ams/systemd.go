@@ -265,6 +265,7 @@ func unitState(p map[string]any) State {
 			st.HostAddress = v
 		}
 	}
+	st.IPv4Only = strings.Contains(fmt.Sprint(p["ExecStart"]), PreferIPv4)
 	if address, file := fileAddress(p); file != "" {
 		st.HostAddress, st.HostAddressFile = address, file
 	}

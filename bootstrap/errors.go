@@ -88,6 +88,7 @@ const (
 	IDMongoOption = "AMS-MONGO-OPTION" // an unexpected option
 	IDMongoMember = "AMS-MONGO-MEMBER" // one member of a replica set
 	IDClock       = "AMS-CLOCK"
+	IDTimeline    = "AMS-TIMELINE"   // deadlines that contradict each other
 	idSessions    = "AMS-SESSIONS"   // the node has sessions
 	idInterrupted = "AMS-RECOVERED"  // an interrupted run was finished or undone
 	IDUnverified  = "AMS-UNVERIFIED" // a check could not be made

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -98,7 +100,7 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 		m.checkPlan(store, req, f)
 	}
 	if !req.Offline {
-		checkTarget(req, f)
+		checkTarget(ctx, req, f)
 		if serviceErr == nil {
 			m.checkUnmanaged(ctx, f)
 			m.checkBoot(ctx, f)
@@ -280,8 +282,12 @@ func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) 
 		return
 	}
 	if s := f.service; m.DropIn && s.HostAddressFile != "" && !cluster.SameAddress(s.HostAddress, f.address.Addr.String()) {
+		hint := "remove that line from " + s.HostAddressFile
+		if _, err := netip.ParseAddr(s.HostAddress); err == nil {
+			hint += ", or give that address with --address"
+		}
 		f.fail(IDAddress, fmt.Errorf("%s sets %s=%s, which overrides the agent's drop-in: the server would not register as %s",
-			s.HostAddressFile, ams.HostAddressVariable, s.HostAddress, f.address.Addr), "remove that line from "+s.HostAddressFile+", or give that address with --address")
+			s.HostAddressFile, ams.HostAddressVariable, s.HostAddress, f.address.Addr), hint)
 	}
 	if f.hostname, err = ams.LookupHostname(ctx, m.Root); err != nil {
 		f.warn(IDHostname, "", "this machine's own name could not be looked up: %v", err)
@@ -555,13 +561,33 @@ func deniedHint(err error) string {
 	return ""
 }
 
-func checkTarget(req JoinRequest, f *facts) {
+func checkTarget(ctx context.Context, req JoinRequest, f *facts) {
 	for _, w := range req.Mongo.Warnings() {
 		f.warn(IDMongoOption, "", "connection string: %s", w)
 	}
 	if req.Mongo.Loopback() && f.address.Addr.IsValid() && !f.address.Addr.IsLoopback() {
 		f.warn(IDMongoLocal, "give the address of the cluster's database", "MongoDB at %s is this very machine; no other node can join that cluster", req.Mongo.Redacted())
 	}
+	if f.install == nil {
+		return
+	}
+	if from := f.install.IPv4Only(f.service); from != "" {
+		const text, hint = "%s is reached by IPv6 only, and the server's Java runs without IPv6: %s", "remove %s from %s"
+		if a := f.address.Addr; a.Is6() && !a.Is4In6() {
+			f.fail(IDAddress, fmt.Errorf(text, a, ams.PreferIPv4), fmt.Sprintf(hint, ams.PreferIPv4, from))
+		}
+		if isIPv6Only(ctx, req.Mongo) {
+			f.fail(IDMongoForm, fmt.Errorf(text, "MongoDB at "+strings.Join(req.Mongo.Hosts(), ", "), ams.PreferIPv4), fmt.Sprintf(hint, ams.PreferIPv4, from))
+		}
+	}
+}
+
+// isIPv6Only is false if a host has another address, or if DNS does not know.
+func isIPv6Only(ctx context.Context, mongo cluster.Target) bool {
+	return !mongo.SRV() && !slices.ContainsFunc(mongo.HostNames(), func(name string) bool {
+		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		return err != nil || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Unmap().Is4() })
+	})
 }
 
 // connect does not wait: the driver connects in the background.
