@@ -55,6 +55,8 @@ func (f Finding) Title() string {
 		return "this node has sessions"
 	case IDRecord:
 		return "what the agent wrote down about its changes cannot be used"
+	case IDClock:
+		return "this machine's clock is wrong"
 	case IDDuplicate:
 		return "another machine has this machine's id"
 	}

@@ -98,6 +98,9 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 	m.checkIdentity(ctx, req, f)
 	if f.install != nil {
 		m.checkPlan(store, req, f)
+		if f.planned && req.DryRun && m.Euid == 0 {
+			checkWritable(store, f.install.Dir, f.plan.Changed(), f)
+		}
 	}
 	if !req.Offline {
 		checkTarget(ctx, req, f)
@@ -528,7 +531,7 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 	}
 }
 
-// writable also finds a file that even root cannot replace (chattr +i or +a).
+// writable also finds a file that even root cannot replace: chattr +i or +a, or a mount point.
 func writable(store *conf.Store, name string) error {
 	p, err := store.Files().LocateName(name)
 	if err != nil {
@@ -538,7 +541,7 @@ func writable(store *conf.Store, name string) error {
 	if err := p.Folder.Writable("."); err != nil || len(p.Missing) > 0 {
 		return err
 	}
-	if err := p.Folder.Writable(p.Name); errors.Is(err, syscall.EPERM) {
+	if err := p.Folder.Writable(p.Name); errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EBUSY) {
 		return err
 	}
 	return nil
@@ -553,9 +556,12 @@ func space(store *conf.Store, dir string) (unix.Statfs_t, error) {
 	return folder.Space()
 }
 
-// deniedHint explains an EPERM for root.
+// deniedHint explains what even root cannot do.
 func deniedHint(err error) string {
-	if errors.Is(err, syscall.EPERM) {
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		return "the file itself is a mount point (docker -v): mount its folder instead"
+	case errors.Is(err, syscall.EPERM):
 		return "root is refused: `lsattr` on the file and its folder shows i or a; `chattr -i -a` removes them"
 	}
 	return ""
@@ -738,11 +744,7 @@ func summary(err error) string {
 	return err.Error()
 }
 
-// AMS treats a node as dead if its clock is 20 s behind the reader's.
-const (
-	clockWarn = 5 * time.Second
-	clockDead = 20 * time.Second
-)
+const clockWarn = 5 * time.Second
 
 func (m *Machine) checkClock(ctx context.Context, f *facts) {
 	skew, accuracy, err := f.client.ClockSkew(ctx)
@@ -753,15 +755,17 @@ func (m *Machine) checkClock(ctx context.Context, f *facts) {
 		f.warn(IDUnverified, "", "this machine's clock could not be compared with MongoDB's: %v", err)
 		return
 	}
-	if off := skew.Abs() - accuracy; off > clockWarn {
-		way, consequence := "ahead of", ""
-		if skew < 0 {
-			way = "behind"
-		}
-		if off > clockDead {
-			consequence = "; other nodes will take this one for dead, or it them"
-		}
-		f.warn(IDClock, "let chrony or systemd-timesyncd set the clock", "this machine's clock is %s %s MongoDB's%s", skew.Abs().Round(100*time.Millisecond), way, consequence)
+	const hint = "let chrony or systemd-timesyncd set the clock"
+	way := "ahead of"
+	if skew < 0 {
+		way = "behind"
+	}
+	err = fmt.Errorf("this machine's clock is %s %s MongoDB's", skew.Abs().Round(100*time.Millisecond), way)
+	switch off := skew.Abs() - accuracy; {
+	case off > cluster.GoneLimit:
+		f.fail(IDClock, fmt.Errorf("%w: other nodes treat this one as dead, or it them", err), hint)
+	case off > clockWarn:
+		f.warn(IDClock, hint, "%v", err)
 	}
 }
 

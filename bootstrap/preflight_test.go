@@ -218,3 +218,41 @@ func TestIPv6WithoutIPv6(t *testing.T) {
 		}
 	}
 }
+
+// A file that is a mount point, as docker mounts one, cannot be replaced by a rename: this is found before any change.
+func TestMountedFile(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	for _, flags := range []uintptr{0, unix.MS_RDONLY} {
+		m := ownTree(t, "3.0", "3.0.3")
+		file := filepath.Join(m.Root, ams.DefaultDir, serverFile)
+		if err := unix.Mount(file, file, "", unix.MS_BIND, ""); err != nil {
+			t.Skip("mounting failed: ", err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(file, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+		must.OK(t, unix.Mount("", file, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""))
+		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true}
+		in := inspect(t, m, req)
+		all := [][]Finding{in.Failed}
+		for _, dry := range []bool{true, false} {
+			req.Offline, req.DryRun = true, dry
+			_, err := m.Join(t.Context(), req)
+			pre, ok := errors.AsType[*PreflightError](err)
+			if !ok {
+				t.Fatalf("dry run %v: %v", dry, err)
+			}
+			all = append(all, pre.Findings)
+		}
+		for _, found := range all {
+			if ids(found) != IDWritable || !strings.Contains(found[0].Hint, "mount its folder") || !strings.Contains(found[0].Text, serverFile) {
+				t.Errorf("flags %d: %v", flags, found)
+			}
+		}
+	}
+}
