@@ -134,18 +134,25 @@ func (n note) String() string {
 	text := n.text
 	for i := 0; i+1 < len(n.attrs); i += 2 {
 		key, value := fmt.Sprint(n.attrs[i]), n.attrs[i+1]
-		switch {
-		case value == nil, value == "":
-		case strings.Contains(n.text, key): // "hook completed: drain"
+		if strings.Contains(n.text, key) { // "hook completed: drain"
 			text += fmt.Sprint(": ", value)
-		default:
+		} else {
 			text += fmt.Sprint(", ", key, " ", value)
 		}
 	}
 	return text
 }
 
-func (s *state) note(text string, attrs ...any) { s.notes = append(s.notes, note{text, attrs}) }
+// note drops attributes without a value.
+func (s *state) note(text string, attrs ...any) {
+	var known []any
+	for pair := range slices.Chunk(attrs, 2) {
+		if pair[1] != nil && pair[1] != "" {
+			known = append(known, pair...)
+		}
+	}
+	s.notes = append(s.notes, note{text, known})
+}
 
 func (s *state) setTrouble(about, text string) {
 	if text == "" {
