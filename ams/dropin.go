@@ -79,6 +79,7 @@ type DropInValues struct {
 	Ours        bool // has the agent's mark
 	HostAddress string
 	StopTimeout time.Duration
+	Program     string // the agent's path
 }
 
 // ReadDropIn reads the agent's drop-in below root. A missing file is no error.
@@ -96,6 +97,7 @@ func ReadDropIn(root string) (DropInValues, error) {
 var (
 	addressLine = regexp.MustCompile(`(?m)^Environment="?` + HostAddressVariable + `=([^"\s]+)"?$`)
 	timeoutLine = regexp.MustCompile(`(?m)^TimeoutStopSec=([0-9]{1,9})$`)
+	programLine = regexp.MustCompile(`(?m)^ExecStartPre=-\+(.+) converge --before-start$`)
 )
 
 // ParseDropIn parses the lines that [DropIn] writes. [State] has the effect of all drop-ins.
@@ -107,6 +109,13 @@ func ParseDropIn(b []byte) DropInValues {
 	if m := timeoutLine.FindSubmatch(b); m != nil {
 		seconds, _ := strconv.Atoi(string(m[1]))
 		v.StopTimeout = time.Duration(seconds) * time.Second
+	}
+	if m := programLine.FindSubmatch(b); m != nil {
+		v.Program = string(m[1])
+		if text, err := strconv.Unquote(v.Program); err == nil {
+			v.Program = text
+		}
+		v.Program = strings.NewReplacer("%%", "%", "$$", "$").Replace(v.Program)
 	}
 	return v
 }

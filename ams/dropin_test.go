@@ -53,8 +53,9 @@ func TestDropInQuotes(t *testing.T) {
 		`/o"pt/am\sagent`:              `ExecStartPre=-+"/o\"pt/am\\sagent" converge`,
 		"/opt/\x01\x7f/amsagent":       `ExecStartPre=-+"/opt/\x01\x7f/amsagent" converge`,
 	} {
-		if got := string(DropIn(netip.Addr{}, 0, program)); !strings.Contains(got, want) {
-			t.Errorf("%s: %s, want %s", program, got, want)
+		text := DropIn(netip.Addr{}, 0, program)
+		if got := ParseDropIn(text); !strings.Contains(string(text), want) || got.Program != program {
+			t.Errorf("%s: %s, want %s; read as %q", program, text, want, got.Program)
 		}
 	}
 	for _, addr := range []string{"10.0.0.5", "fd00::5", "fe80::1%eth0", "fe80::1%br-4.100"} {
@@ -72,10 +73,12 @@ func TestReadDropIn(t *testing.T) {
 	if err != nil || v.Exists {
 		t.Errorf("%+v, %v", v, err)
 	}
+	program := string(DropIn(addr, 0, "/usr/bin/amsagent"))
 	edited := strings.Replace(string(DropIn(addr, time.Minute, "")), "10.0.0.5", "10.0.0.9\nNice=3", 1)
 	for text, want := range map[string]DropInValues{
 		string(DropIn(addr, time.Minute, "")): {Exists: true, Ours: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
 		string(DropIn(addr, 0, "")):           {Exists: true, Ours: true, HostAddress: "10.0.0.5"},
+		program:                               {Exists: true, Ours: true, HostAddress: "10.0.0.5", Program: "/usr/bin/amsagent"},
 		edited:                                {Exists: true, Ours: true, HostAddress: "10.0.0.9", StopTimeout: time.Minute},
 		"[Service]\nTimeoutStopSec=60\nEnvironment=AMS_HOST_ADDRESS=10.0.0.5\n": {Exists: true, HostAddress: "10.0.0.5", StopTimeout: time.Minute},
 	} {

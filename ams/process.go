@@ -63,6 +63,21 @@ func ReadProcess(root string, pid int) (Process, error) {
 	return p, nil
 }
 
+// PreferIPv4 makes a JVM unable to use IPv6. The vendor's unit and start.sh have it.
+const PreferIPv4 = "-Djava.net.preferIPv4Stack=true"
+
+// IPv4Only returns what gives the server [PreferIPv4], or "".
+func (in *Installation) IPv4Only(st State) string {
+	if st.IPv4Only {
+		return cmp.Or(st.Fragment, "the unit")
+	}
+	command, _, _ := files.Root{Path: in.Root}.Read(fmt.Sprintf("/proc/%d/cmdline", st.MainPID), maxSystemFile)
+	if bytes.Contains(command, []byte(PreferIPv4)) {
+		return filepath.Join(in.Dir, "start.sh") + " or the unit"
+	}
+	return ""
+}
+
 // EditedAfter reports whether a process uses the old content of a file below root.
 func EditedAfter(root, path string, started time.Time) bool {
 	st, err := statBelow(root, path)

@@ -54,6 +54,7 @@ type State struct {
 	StopTimeout     time.Duration `json:"stop_timeout_ns,omitempty"` // 0 = unknown or infinite
 
 	WorkingDirectory string `json:"working_directory,omitempty"` // of the unit
+	IPv4Only         bool   `json:"-"`                           // the unit has [PreferIPv4]
 
 	Detail string `json:"detail,omitempty"` // output of a command
 }

@@ -420,19 +420,23 @@ func TestSystemdState(t *testing.T) {
 func TestSystemStopping(t *testing.T) {
 	none, waits := []any{uint32(0), "/"}, []any{uint32(87), "/org/freedesktop/systemd1/job/87"}
 	for _, c := range []struct {
-		shutdown string
-		job      []any
-		want     bool
+		state           string
+		job             []any
+		want, beforeSys bool
 	}{
-		{"inactive", none, false},
-		{"inactive", waits, true},
-		{"active", none, true},
-		{"", nil, false},
+		{"inactive", none, false, false},
+		{"inactive", waits, true, true},
+		{"active", none, true, false},
+		{"active", waits, true, false},
+		{"", nil, false, false},
 	} {
-		b := &fakeBus{props: map[string]any{"ActiveState": c.shutdown, "Job": c.job}}
+		b := &fakeBus{props: map[string]any{"ActiveState": c.state, "Job": c.job}}
 		s := &Systemd{unit: "x.service", dial: func(context.Context) (bus, error) { return b, nil }}
 		if got, err := s.SystemStopping(t.Context()); got != c.want || err != nil || b.closed != 1 {
 			t.Errorf("%+v: %v, %v, closed %d times", c, got, err, b.closed)
+		}
+		if got, err := s.SystemStarting(t.Context()); got != c.beforeSys || err != nil {
+			t.Errorf("%+v of sysinit.target: %v, %v", c, got, err)
 		}
 	}
 	b := &fakeBus{propsErr: errors.New("no reply")}

@@ -173,14 +173,25 @@ func (s *Systemd) Reload(ctx context.Context) error {
 
 // SystemStopping reports whether the machine shuts down, by shutdown.target: before systemd 246, SystemState stays
 // "starting" if a boot never finished.
-func (s *Systemd) SystemStopping(ctx context.Context) (down bool, err error) {
-	err = s.dial.with(ctx, systemdCallLimit, "asking systemd whether the machine shuts down", func(ctx context.Context, b bus) error {
-		target, err := b.GetAllPropertiesContext(ctx, "shutdown.target")
+func (s *Systemd) SystemStopping(ctx context.Context) (bool, error) {
+	active, waits, err := s.target(ctx, "shutdown.target")
+	return active || waits, err
+}
+
+// SystemStarting reports whether the boot has not reached sysinit.target, for which the start of every service waits.
+func (s *Systemd) SystemStarting(ctx context.Context) (bool, error) {
+	active, waits, err := s.target(ctx, "sysinit.target")
+	return waits && !active, err
+}
+
+func (s *Systemd) target(ctx context.Context, name string) (active, waits bool, err error) {
+	err = s.dial.with(ctx, systemdCallLimit, "asking systemd about "+name, func(ctx context.Context, b bus) error {
+		target, err := b.GetAllPropertiesContext(ctx, name)
 		job := property[[]any](target, "Job") // number or 0, and object
-		down = len(job) > 0 && job[0] != uint32(0) || text(target, "ActiveState") == string(ActivityActive)
+		active, waits = text(target, "ActiveState") == string(ActivityActive), len(job) > 0 && job[0] != uint32(0)
 		return err
 	})
-	return down, err
+	return active, waits, err
 }
 
 // jobMode drops a contradicting waiting job, as systemctl does.
@@ -254,6 +265,7 @@ func unitState(p map[string]any) State {
 			st.HostAddress = v
 		}
 	}
+	st.IPv4Only = strings.Contains(fmt.Sprint(p["ExecStart"]), PreferIPv4)
 	if address, file := fileAddress(p); file != "" {
 		st.HostAddress, st.HostAddressFile = address, file
 	}

@@ -157,3 +157,24 @@ func TestAddressInAnEnvironmentFile(t *testing.T) {
 		}
 	}
 }
+
+// A Java without IPv6 is known by the unit, and by the process if its start script has the option.
+func TestIPv4Only(t *testing.T) {
+	java := []any{"/usr/bin/java", []string{"java", PreferIPv4, "-jar", "x.jar"}, false}
+	root := plant(t, map[string]string{"proc/7/cmdline": "java\x00" + PreferIPv4 + "\x00", "proc/8/cmdline": "java\x00-jar\x00"})
+	for name, tt := range map[string]struct {
+		props map[string]any
+		want  string
+	}{
+		"the unit":        {map[string]any{"ExecStart": [][]any{java}, "FragmentPath": "/etc/systemd/system/antmedia.service"}, "/etc/systemd/system/antmedia.service"},
+		"the process":     {map[string]any{"MainPID": uint32(7)}, "/ams/start.sh or the unit"},
+		"another process": {map[string]any{"MainPID": uint32(8)}, ""},
+		"no process":      {map[string]any{}, ""},
+	} {
+		s, _ := fakeSystemd(&fakeBus{props: tt.props})
+		st, err := s.State(t.Context())
+		if got := (&Installation{Root: root, Dir: "/ams"}).IPv4Only(st); err != nil || got != tt.want {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -358,5 +359,39 @@ func TestDefect15NothingToDoRestartsNothing(t *testing.T) {
 	must.OK(t, err)
 	if n := len(plan.Changed()); n != 0 || needsRestart(plan) {
 		t.Errorf("%d files would change, restart %v", n, needsRestart(plan))
+	}
+}
+
+// Another copy of the agent, which root alone can change, is as good in the drop-in as this one.
+func TestAnotherCopyOfTheAgent(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can make a program that is root's alone")
+	}
+	m := ownTree(t, "3.0", "3.0.3")
+	m.DropIn, m.Program = true, "/usr/bin/amsagent"
+	put(t, m, m.Program, "program")
+	installed := filepath.Join(m.Root, m.Program)
+	must.OK(t, os.Chmod(installed, 0o755))
+	joinOffline(t, m, testMongo, "10.0.1.7")
+	m.Program = "/root/download/amsagent"
+	changed := func() []string {
+		in, err := m.Inspect(t.Context(), JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, Offline: true})
+		must.OK(t, err)
+		return in.Changes
+	}
+	if got := changed(); len(got) > 0 {
+		t.Errorf("%v would change", got)
+	}
+	for name, harm := range map[string]func() error{
+		"others may write to it": func() error { return os.Chmod(installed, 0o777) },
+		"it is no program":       func() error { return os.Chmod(installed, 0o644) },
+		"it is not there":        func() error { return os.Remove(installed) },
+	} {
+		must.OK(t, harm())
+		if got := changed(); !slices.Equal(got, []string{ams.DropInPath}) {
+			t.Errorf("%s: %v would change", name, got)
+		}
+		put(t, m, "/usr/bin/amsagent", "program")
 	}
 }

@@ -55,6 +55,8 @@ func (f Finding) Title() string {
 		return "this node has sessions"
 	case IDRecord:
 		return "what the agent wrote down about its changes cannot be used"
+	case IDClock:
+		return "this machine's clock is wrong"
 	case IDDuplicate:
 		return "another machine has this machine's id"
 	}
@@ -88,6 +90,7 @@ const (
 	IDMongoOption = "AMS-MONGO-OPTION" // an unexpected option
 	IDMongoMember = "AMS-MONGO-MEMBER" // one member of a replica set
 	IDClock       = "AMS-CLOCK"
+	IDTimeline    = "AMS-TIMELINE"   // deadlines that contradict each other
 	idSessions    = "AMS-SESSIONS"   // the node has sessions
 	idInterrupted = "AMS-RECOVERED"  // an interrupted run was finished or undone
 	IDUnverified  = "AMS-UNVERIFIED" // a check could not be made

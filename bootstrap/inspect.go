@@ -68,10 +68,10 @@ func (m *Machine) Inspect(ctx context.Context, req JoinRequest) (*Inspection, er
 	cancel()
 	bound, cancel = context.WithTimeout(ctx, inspectIdentity)
 	m.checkIdentity(bound, req, f)
-	cancel()
 	if !req.Mongo.IsZero() {
-		checkTarget(req, f)
+		checkTarget(bound, req, f)
 	}
+	cancel()
 	if f.install != nil {
 		m.inspectPlan(store, req, f, in)
 	}

@@ -768,6 +768,7 @@ func (j *joiner) finish(ctx context.Context) error {
 	j.dropFormer(ctx)
 	j.event(ctx, cluster.Event{Node: f.inst.ID, Kind: "join", Who: "amsagent", Details: map[string]string{"address": f.address.Addr.String()}})
 	j.warnDrift()
+	j.warnStopTimeout(ctx)
 	return nil
 }
 
@@ -780,6 +781,16 @@ func (j *joiner) warnDrift() {
 		j.facts.warn(IDDrift, "run the same command again", "whether the files are still as joined is not known: %v", err)
 	case len(plan.Changed()) > 0:
 		j.facts.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(plan.ChangedPaths()))
+	}
+}
+
+// warnStopTimeout: a drop-in with a later name may stand over the join's.
+func (j *joiner) warnStopTimeout(ctx context.Context) {
+	need := ams.StopTimeout(len(j.facts.install.Apps))
+	st, err := j.Service.State(ctx)
+	if err == nil && j.DropIn && st.StopTimeout > 0 && st.StopTimeout < need {
+		j.facts.warn(IDTimeline, "remove TimeoutStopSec= from the drop-in with a later name: systemctl cat "+j.Service.Name(),
+			"systemd kills the server %s after a stop begins, and not %s: streams stay \"broadcasting\"", st.StopTimeout, need)
 	}
 }
 

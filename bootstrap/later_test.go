@@ -240,6 +240,30 @@ func TestLeaveAfterADamagedRecord(t *testing.T) {
 	}
 }
 
+// Without its record a leave still removes the join's own files: the password, and the drop-in with the former address.
+func TestLeaveWithoutItsRecord(t *testing.T) {
+	t.Parallel()
+	m := ownTree(t, "3.0", "3.0.3")
+	m.DropIn = true
+	joinOffline(t, m, testMongo, "10.0.1.7")
+	must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Release: "3.0.3"}))
+	must.OK(t, os.Remove(filepath.Join(m.Root, undoPath)))
+	for _, path := range []string{MongoPath, ams.DropInPath} {
+		if _, err := os.Lstat(filepath.Join(m.Root, path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	res := leaveOffline(t, m)
+	for _, path := range []string{MongoPath, ams.DropInPath} {
+		if _, err := os.Lstat(filepath.Join(m.Root, path)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if !slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == IDRecord }) {
+		t.Errorf("warnings %v", res.Warnings)
+	}
+}
+
 // A name that no change can have keeps nobody from leaving: what has it is left as it is, and named.
 func TestLeaveWithAnImpossibleName(t *testing.T) {
 	t.Parallel()

@@ -70,7 +70,7 @@ type leaver struct {
 
 	// found is the State of an error before the first change.
 	found string
-	// bare reports a damaged record: the join's own files are known only by name.
+	// bare reports a damaged or lost record: the join's own files are known only by name.
 	bare      bool
 	conflicts []Finding
 	// recordAlone reports that the plan restores exactly the record.
@@ -394,6 +394,10 @@ func (l *leaver) planFiles() error {
 	case err != nil:
 		id, hint := l.classifyFile(err)
 		return l.refused(Finding{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err})
+	}
+	if isLost := l.state != nil && l.state.Phase == PhaseJoined && c.Mode() == conf.ModeCluster; isLost && l.record == nil && !l.bare {
+		l.bare = true
+		l.warn(IDRecord, "", "%s is missing: this machine is made standalone without it", undoPath)
 	}
 	if l.bare && l.record == nil {
 		if err := l.planOurs(); err != nil {

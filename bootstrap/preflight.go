@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -96,11 +98,41 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 	m.checkIdentity(ctx, req, f)
 	if f.install != nil {
 		m.checkPlan(store, req, f)
+		if f.planned && req.DryRun && m.Euid == 0 {
+			checkWritable(store, f.install.Dir, f.plan.Changed(), f)
+		}
 	}
 	if !req.Offline {
-		checkTarget(req, f)
+		checkTarget(ctx, req, f)
+		if serviceErr == nil {
+			m.checkUnmanaged(ctx, f)
+			m.checkBoot(ctx, f)
+		}
 	}
 	return nil
+}
+
+// checkBoot fails early in a boot: a start would wait, and the end of a failed join would cancel the boot's own start.
+func (m *Machine) checkBoot(ctx context.Context, f *facts) {
+	systemd, ok := m.Service.(interface {
+		SystemStarting(ctx context.Context) (bool, error)
+	})
+	if !ok {
+		return
+	}
+	if early, err := systemd.SystemStarting(ctx); err == nil && early {
+		f.fail(IDService, errors.New("the boot has not reached sysinit.target: before that systemd starts no service"),
+			"run the join later: from a script or runcmd of user data, not bootcmd, or from a unit without DefaultDependencies=no")
+	}
+}
+
+// checkUnmanaged fails while a server may run that nothing here stops: it writes its settings as it ends.
+func (m *Machine) checkUnmanaged(ctx context.Context, f *facts) {
+	if f.service.Known() || !f.planned || !needsRestart(f.plan) || m.HTTP != nil || ams.Refused(ctx, f.install.BaseURL()) {
+		return
+	}
+	f.fail(IDService, fmt.Errorf("something listens at %s and is not managed here: a running server writes its former settings over the join's as it ends",
+		f.install.BaseURL()), "stop Ant Media Server, run join, then start it")
 }
 
 // reachFirst runs without the lock: a drain must not wait for the metadata service or MongoDB. The files are read
@@ -253,8 +285,12 @@ func (m *Machine) checkIdentity(ctx context.Context, req JoinRequest, f *facts) 
 		return
 	}
 	if s := f.service; m.DropIn && s.HostAddressFile != "" && !cluster.SameAddress(s.HostAddress, f.address.Addr.String()) {
+		hint := "remove that line from " + s.HostAddressFile
+		if _, err := netip.ParseAddr(s.HostAddress); err == nil {
+			hint += ", or give that address with --address"
+		}
 		f.fail(IDAddress, fmt.Errorf("%s sets %s=%s, which overrides the agent's drop-in: the server would not register as %s",
-			s.HostAddressFile, ams.HostAddressVariable, s.HostAddress, f.address.Addr), "remove that line from "+s.HostAddressFile+", or give that address with --address")
+			s.HostAddressFile, ams.HostAddressVariable, s.HostAddress, f.address.Addr), hint)
 	}
 	if f.hostname, err = ams.LookupHostname(ctx, m.Root); err != nil {
 		f.warn(IDHostname, "", "this machine's own name could not be looked up: %v", err)
@@ -314,7 +350,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		address:     f.address.Addr,
 		dropIn:      m.DropIn,
 		stopTimeout: m.stopTimeout(f),
-		program:     m.Program,
+		program:     m.program(),
 		private:     req.Mongo.HasCredentials(),
 		former:      f.former,
 	}
@@ -361,6 +397,19 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	if !req.DryRun {
 		checkWritable(store, f.install.Dir, plan.Changed(), f)
 	}
+}
+
+// program keeps the drop-in's copy of the agent while root alone can change it. The daemon's may be another one than this.
+func (m *Machine) program() string {
+	is, err := ams.ReadDropIn(m.Root)
+	if err != nil || !is.Ours {
+		return m.Program
+	}
+	root := files.Root{Path: m.Root}
+	if info, err := root.Stat(is.Program); err != nil || !info.Mode.IsRegular() || info.Mode&0o111 == 0 || root.RootsAlone(is.Program) != nil {
+		return m.Program
+	}
+	return is.Program
 }
 
 // stopTimeout never shortens the effective timeout, which an operator may have raised; 0 means endless. If the
@@ -482,7 +531,7 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 	}
 }
 
-// writable also finds a file that even root cannot replace (chattr +i or +a).
+// writable also finds a file that even root cannot replace: chattr +i or +a, or a mount point.
 func writable(store *conf.Store, name string) error {
 	p, err := store.Files().LocateName(name)
 	if err != nil {
@@ -492,7 +541,7 @@ func writable(store *conf.Store, name string) error {
 	if err := p.Folder.Writable("."); err != nil || len(p.Missing) > 0 {
 		return err
 	}
-	if err := p.Folder.Writable(p.Name); errors.Is(err, syscall.EPERM) {
+	if err := p.Folder.Writable(p.Name); errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EBUSY) {
 		return err
 	}
 	return nil
@@ -507,21 +556,44 @@ func space(store *conf.Store, dir string) (unix.Statfs_t, error) {
 	return folder.Space()
 }
 
-// deniedHint explains an EPERM for root.
+// deniedHint explains what even root cannot do.
 func deniedHint(err error) string {
-	if errors.Is(err, syscall.EPERM) {
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		return "the file itself is a mount point (docker -v): mount its folder instead"
+	case errors.Is(err, syscall.EPERM):
 		return "root is refused: `lsattr` on the file and its folder shows i or a; `chattr -i -a` removes them"
 	}
 	return ""
 }
 
-func checkTarget(req JoinRequest, f *facts) {
+func checkTarget(ctx context.Context, req JoinRequest, f *facts) {
 	for _, w := range req.Mongo.Warnings() {
 		f.warn(IDMongoOption, "", "connection string: %s", w)
 	}
 	if req.Mongo.Loopback() && f.address.Addr.IsValid() && !f.address.Addr.IsLoopback() {
 		f.warn(IDMongoLocal, "give the address of the cluster's database", "MongoDB at %s is this very machine; no other node can join that cluster", req.Mongo.Redacted())
 	}
+	if f.install == nil {
+		return
+	}
+	if from := f.install.IPv4Only(f.service); from != "" {
+		const text, hint = "%s is reached by IPv6 only, and the server's Java runs without IPv6: %s", "remove %s from %s"
+		if a := f.address.Addr; a.Is6() && !a.Is4In6() {
+			f.fail(IDAddress, fmt.Errorf(text, a, ams.PreferIPv4), fmt.Sprintf(hint, ams.PreferIPv4, from))
+		}
+		if isIPv6Only(ctx, req.Mongo) {
+			f.fail(IDMongoForm, fmt.Errorf(text, "MongoDB at "+strings.Join(req.Mongo.Hosts(), ", "), ams.PreferIPv4), fmt.Sprintf(hint, ams.PreferIPv4, from))
+		}
+	}
+}
+
+// isIPv6Only is false if a host has another address, or if DNS does not know.
+func isIPv6Only(ctx context.Context, mongo cluster.Target) bool {
+	return !mongo.SRV() && !slices.ContainsFunc(mongo.HostNames(), func(name string) bool {
+		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		return err != nil || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Unmap().Is4() })
+	})
 }
 
 // connect does not wait: the driver connects in the background.
@@ -672,11 +744,7 @@ func summary(err error) string {
 	return err.Error()
 }
 
-// AMS treats a node as dead if its clock is 20 s behind the reader's.
-const (
-	clockWarn = 5 * time.Second
-	clockDead = 20 * time.Second
-)
+const clockWarn = 5 * time.Second
 
 func (m *Machine) checkClock(ctx context.Context, f *facts) {
 	skew, accuracy, err := f.client.ClockSkew(ctx)
@@ -687,15 +755,17 @@ func (m *Machine) checkClock(ctx context.Context, f *facts) {
 		f.warn(IDUnverified, "", "this machine's clock could not be compared with MongoDB's: %v", err)
 		return
 	}
-	if off := skew.Abs() - accuracy; off > clockWarn {
-		way, consequence := "ahead of", ""
-		if skew < 0 {
-			way = "behind"
-		}
-		if off > clockDead {
-			consequence = "; other nodes will take this one for dead, or it them"
-		}
-		f.warn(IDClock, "let chrony or systemd-timesyncd set the clock", "this machine's clock is %s %s MongoDB's%s", skew.Abs().Round(100*time.Millisecond), way, consequence)
+	const hint = "let chrony or systemd-timesyncd set the clock"
+	way := "ahead of"
+	if skew < 0 {
+		way = "behind"
+	}
+	err = fmt.Errorf("this machine's clock is %s %s MongoDB's", skew.Abs().Round(100*time.Millisecond), way)
+	switch off := skew.Abs() - accuracy; {
+	case off > cluster.GoneLimit:
+		f.fail(IDClock, fmt.Errorf("%w: other nodes treat this one as dead, or it them", err), hint)
+	case off > clockWarn:
+		f.warn(IDClock, hint, "%v", err)
 	}
 }
 

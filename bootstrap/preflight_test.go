@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -130,7 +131,7 @@ func TestServerNotEnabled(t *testing.T) {
 // drop-in, so the server would register under another address after a restart for nothing.
 func TestAddressOfAnEnvironmentFile(t *testing.T) {
 	t.Parallel()
-	for address, failed := range map[string]string{"10.0.1.9": IDAddress, "10.0.1.7": "", "": IDAddress} {
+	for address, failed := range map[string]string{"10.0.1.9": IDAddress, "10.0.1.7": "", "": IDAddress, "media.example.org": IDAddress} {
 		m := joinedTree(t)
 		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, HostAddress: address, HostAddressFile: "/etc/default/antmedia"}}
 		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, DryRun: true}
@@ -139,6 +140,119 @@ func TestAddressOfAnEnvironmentFile(t *testing.T) {
 		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
 		if got := ids(f.failed); got != failed {
 			t.Errorf("%q: failed %q, want %q: %v", address, got, failed, f.failed)
+		}
+		if failed != "" && strings.Contains(f.failed[0].Hint, "--address") != (address == "10.0.1.9") {
+			t.Errorf("%q: hint %q", address, f.failed[0].Hint)
+		}
+	}
+}
+
+// A drop-in with a later name leaves the server less time to stop than the join's: the join says it.
+func TestJoinWarnsOfItsStopTimeout(t *testing.T) {
+	t.Parallel()
+	for timeout, want := range map[time.Duration]string{10 * time.Second: IDTimeline, 10 * time.Minute: "", 0: ""} {
+		m := ownTree(t, "3.0", "3.0.3")
+		m.DropIn, m.Service = true, serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: timeout}}
+		in, err := m.open()
+		must.OK(t, err)
+		j := &joiner{Machine: m, facts: &facts{install: in}}
+		j.warnStopTimeout(t.Context())
+		if got := ids(j.facts.warnings); got != want {
+			t.Errorf("%s: %v", timeout, j.facts.warnings)
+		}
+	}
+}
+
+// startingMachine is a service of a machine that boots.
+type startingMachine struct {
+	serviceThat
+	early bool
+}
+
+func (s startingMachine) SystemStarting(context.Context) (bool, error) { return s.early, nil }
+
+// Before sysinit.target systemd starts nothing, and the rollback of a join would drop the boot's start of the server.
+func TestJoinEarlyInABoot(t *testing.T) {
+	t.Parallel()
+	for _, early := range []bool{true, false} {
+		m := ownTree(t, "3.0", "3.0.3")
+		m.Service = startingMachine{serviceThat{state: ams.State{Activity: ams.ActivityInactive}}, early}
+		for _, offline := range []bool{false, true} {
+			f := &facts{}
+			req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, Offline: offline, Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil }}
+			must.OK(t, m.preflight(t.Context(), m.store(), req, f))
+			if got := slices.ContainsFunc(f.failed, func(f Finding) bool { return f.ID == IDService }); got != (early && !offline) {
+				t.Errorf("early %v, offline %v: %v", early, offline, f.failed)
+			}
+		}
+	}
+}
+
+// The vendor's unit starts Java without IPv6: such a server reaches neither MongoDB nor another node by it.
+func TestIPv6WithoutIPv6(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		mongo, address string
+		ipv4Only       bool
+		want           []string
+	}{
+		"MongoDB":                  {"[fd00::1]:27017", "10.0.1.7", true, []string{IDMongoForm}},
+		"the node":                 {"10.0.0.5", "fd00::14", true, []string{IDAddress}},
+		"both":                     {"mongodb://[fd00::1],[fd00::2]/", "fd00::14", true, []string{IDAddress, IDMongoForm}},
+		"one member has IPv4":      {"mongodb://10.0.0.5,[fd00::1]/", "10.0.1.7", true, nil},
+		"a Java that may use IPv6": {"[fd00::1]", "fd00::14", false, nil},
+	} {
+		m := ownTree(t, "3.0", "3.0.3")
+		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityInactive, IPv4Only: tt.ipv4Only, Fragment: "/etc/systemd/system/antmedia.service"}}
+		req := JoinRequest{
+			Mongo: mustTarget(t, tt.mongo), Address: tt.address, ForceAddress: true,
+			Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil },
+		}
+		f := &facts{}
+		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
+		if got := findingIDs(f.failed); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v", name, f.failed)
+		}
+		if in := inspect(t, m, req); !slices.Equal(findingIDs(in.Failed), tt.want) {
+			t.Errorf("%s, doctor: %v", name, in.Failed)
+		}
+	}
+}
+
+// A file that is a mount point, as docker mounts one, cannot be replaced by a rename: this is found before any change.
+func TestMountedFile(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	for _, flags := range []uintptr{0, unix.MS_RDONLY} {
+		m := ownTree(t, "3.0", "3.0.3")
+		file := filepath.Join(m.Root, ams.DefaultDir, serverFile)
+		if err := unix.Mount(file, file, "", unix.MS_BIND, ""); err != nil {
+			t.Skip("mounting failed: ", err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(file, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+		must.OK(t, unix.Mount("", file, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""))
+		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true}
+		in := inspect(t, m, req)
+		all := [][]Finding{in.Failed}
+		for _, dry := range []bool{true, false} {
+			req.Offline, req.DryRun = true, dry
+			_, err := m.Join(t.Context(), req)
+			pre, ok := errors.AsType[*PreflightError](err)
+			if !ok {
+				t.Fatalf("dry run %v: %v", dry, err)
+			}
+			all = append(all, pre.Findings)
+		}
+		for _, found := range all {
+			if ids(found) != IDWritable || !strings.Contains(found[0].Hint, "mount its folder") || !strings.Contains(found[0].Text, serverFile) {
+				t.Errorf("flags %d: %v", flags, found)
+			}
 		}
 	}
 }

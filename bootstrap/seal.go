@@ -105,7 +105,7 @@ type sealer struct {
 // [PreflightError] or a [FailedError].
 func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error) {
 	s := &sealer{Machine: m, store: m.store(), req: req, result: &SealResult{Found: []Sealed{}, Warnings: []Finding{}}}
-	if err := s.check(ctx); err != nil {
+	if err := s.check(ctx, ""); err != nil {
 		return s.result, err
 	}
 	if !req.DryRun {
@@ -119,6 +119,11 @@ func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error
 			return s.result, notRecovered(err, "", untouched)
 		}
 		s.result.Warnings = append(s.result.Warnings, warnings...)
+		if len(warnings) > 0 { // perhaps a join that is finished now
+			if err := s.check(ctx, found); err != nil {
+				return s.result, err
+			}
+		}
 		if err := m.begin(ctx, found); err != nil {
 			return s.result, err
 		}
@@ -126,7 +131,8 @@ func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error
 	return s.result, s.seal(ctx)
 }
 
-func (s *sealer) check(ctx context.Context) error {
+// check gets what was changed before, as a state.
+func (s *sealer) check(ctx context.Context, state string) error {
 	var findings []Finding
 	if s.Euid != 0 && s.Root == "" {
 		findings = append(findings, Finding{ID: IDRoot, Text: "only root sees all that a seal removes, and may remove it", Hint: "run it with sudo"})
@@ -134,7 +140,7 @@ func (s *sealer) check(ctx context.Context) error {
 	var err error
 	if s.install, err = s.open(); err != nil {
 		findings = append(findings, Finding{ID: IDInstall, Text: err.Error(), Hint: "--ams-dir says where it is", Err: err})
-		return &PreflightError{Findings: findings}
+		return &PreflightError{Findings: findings, State: state}
 	}
 	st, err := s.Service.State(ctx)
 	switch {
@@ -167,7 +173,7 @@ func (s *sealer) check(ctx context.Context) error {
 		})
 	}
 	if len(findings) > 0 {
-		return &PreflightError{Findings: findings}
+		return &PreflightError{Findings: findings, State: state}
 	}
 	return nil
 }
@@ -447,7 +453,7 @@ func (s *sealer) saved() {
 	for _, p := range paths {
 		kept := path.Base(conf.SavedName(p))
 		s.matching(SealAgent, path.Dir(p), func(name string) bool {
-			return name == kept || strings.HasPrefix(name, kept+"-") || conf.IsBackup(p, name)
+			return name == kept || strings.HasPrefix(name, kept+"-") || conf.IsLeftover(p, name)
 		})
 	}
 }

@@ -241,6 +241,13 @@ func TestSealSaved(t *testing.T) {
 	// The name was taken when another leave kept one.
 	put(t, m, MongoPath+".amsagent-saved-1", rotated+"\n")
 	put(t, m, path.Dir(MongoPath)+"/."+path.Base(MongoPath)+".amsagent-0123456789ab.old", rotated+"\n")
+	// A power cut may leave a staged file without its journal.
+	for _, name := range []string{MongoPath, serverFile, "webapps/LiveApp/WEB-INF/red5-web.properties", undoPath} {
+		if !path.IsAbs(name) {
+			name = path.Join(ams.DefaultDir, name)
+		}
+		put(t, m, path.Dir(name)+"/."+path.Base(name)+".amsagent-0123456789ab.new", rotated+"\n")
+	}
 	res := sealed(t, m, SealRequest{})
 	if got := holders(m); len(got) > 0 {
 		t.Errorf("the password is in %v", got)

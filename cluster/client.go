@@ -82,6 +82,11 @@ func Connect(ctx context.Context, t Target, o Options) (*Client, error) {
 	}
 	if err != nil {
 		e := newError(op, err, t, nil)
+		if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound && e.Kind == KindDNS {
+			if _, err := net.DefaultResolver.LookupHost(ctx, t.Hosts()[0]); err == nil {
+				e.Hint = "the name has an address, but no SRV record: write mongodb:// before it, not mongodb+srv://"
+			}
+		}
 		if e.Kind == KindOther || e.Kind == KindTLS {
 			e.Kind = KindConfig // only the string was checked
 		}
@@ -193,9 +198,10 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 	err := c.notPrimary() // write nothing to a secondary
 	if err == nil {
 		err = do(ctx)
-	}
-	if err == nil {
-		err = c.notPrimary() // the result may be stale
+		// The result may be stale, and an arbiter refuses every password.
+		if member := c.notPrimary(); member != nil && !errors.Is(err, context.Canceled) {
+			err = member
+		}
 	}
 	if err == nil {
 		return nil
@@ -205,23 +211,19 @@ func (c *Client) call(ctx context.Context, op string, do func(context.Context) e
 	return e
 }
 
-var errMember = errors.New("it is a member of the replica set")
+var errMember = errors.New("the address names one member")
 
 // notPrimary fails if the only named host is in a replica set but no primary.
 func (c *Client) notPrimary() error {
-	if !c.target.namesOne() {
-		return nil
-	}
 	d := c.watch.member()
-	if len(d.Hosts) < 2 || d.Kind == "RSPrimary" {
+	if !c.target.namesOne() || !strings.HasPrefix(d.Kind, "RS") || d.Kind == "RSPrimary" {
 		return nil
 	}
-	primary := ""
-	if d.Primary != "" {
-		primary = fmt.Sprintf(", of which %s is the primary", d.Primary)
+	hint := ""
+	if len(d.Hosts) > 0 {
+		hint = fmt.Sprintf("; name the set: mongodb://%s/?replicaSet=%s", strings.Join(d.Hosts, ","), d.SetName)
 	}
-	return fmt.Errorf("%w %s%s; name the set: mongodb://%s/?replicaSet=%s",
-		errMember, d.SetName, primary, strings.Join(d.Hosts, ","), d.SetName)
+	return fmt.Errorf("%w: it is %s%s", errMember, describe(d), hint)
 }
 
 func (c *Client) db(name string) *mongo.Database { return c.mongo.Database(name) }

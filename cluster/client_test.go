@@ -30,6 +30,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -183,6 +184,9 @@ func TestServerErrors(t *testing.T) {
 		{name: "wrong password", answer: func(string, bson.Raw) (bson.D, error) {
 			return errorReply(18, "AuthenticationFailed", "Authentication failed for "+secretMark), nil
 		}, kind: KindAuth, text: "refused the user name or the password: AuthenticationFailed: Authentication failed for ***"},
+		{name: "no such mechanism", answer: func(string, bson.Raw) (bson.D, error) {
+			return errorReply(334, "MechanismUnavailable", "mechanism PLAIN is not enabled"), nil
+		}, kind: KindUnsupported, text: "does not implement it: MechanismUnavailable"},
 		{name: "Atlas, wrong password", answer: func(string, bson.Raw) (bson.D, error) {
 			return errorReply(8000, "AtlasError", "bad auth : Authentication failed."), nil
 		}, kind: KindAuth, text: "bad auth"},
@@ -230,7 +234,7 @@ func TestServerErrors(t *testing.T) {
 		hosts[i] = s.addr()
 		// The fake has no users, so a login works only if it has to fail.
 		uri := "mongodb://" + s.addr() + "/?tls=false&tlsCertificateKeyFilePassword=" + secretMark + tt.query
-		if tt.kind == KindAuth {
+		if tt.kind == KindAuth || tt.name == "no such mechanism" {
 			uri = "mongodb://u:" + secretMark + "@" + s.addr() + "/"
 		}
 		errs[i] = connect(t, uri, Options{Timeout: tt.timeout}).Ping(t.Context())
@@ -488,4 +492,57 @@ func TestSRVWithoutAnswer(t *testing.T) {
 	defer cancel()
 	_, err = Connect(ctx, target, Options{})
 	checkError(t, err, KindDNS, "_mongodb._tcp.cluster0.invalid")
+}
+
+// A name with an address and without an SRV record wants mongodb://.
+func TestSRVOfAPlainName(t *testing.T) {
+	was := net.DefaultResolver
+	defer func() { net.DefaultResolver = was }()
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		near, far := net.Pipe()
+		go answerA(far)
+		return near, nil
+	}}
+	target, err := ParseTarget("mongodb+srv://db.example.net/")
+	must.OK(t, err)
+	_, err = Connect(t.Context(), target, Options{})
+	if e := checkError(t, err, KindDNS, "_mongodb._tcp.db.example.net"); !strings.Contains(e.Hint, "write mongodb://") {
+		t.Errorf("hint %q", e.Hint)
+	}
+}
+
+// answerA is a DNS server, as by TCP, that has nothing but addresses.
+func answerA(conn net.Conn) {
+	defer conn.Close()
+	for {
+		size := make([]byte, 2)
+		if _, err := io.ReadFull(conn, size); err != nil {
+			return
+		}
+		query := make([]byte, int(size[0])<<8+int(size[1]))
+		if _, err := io.ReadFull(conn, query); err != nil {
+			return
+		}
+		var m dnsmessage.Message
+		if m.Unpack(query) != nil {
+			return
+		}
+		m.Response, m.Additionals = true, nil
+		switch q := m.Questions[0]; q.Type {
+		case dnsmessage.TypeA:
+			m.Answers = []dnsmessage.Resource{{
+				Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1}, Body: &dnsmessage.AResource{A: [4]byte{10, 0, 2, 4}},
+			}}
+		case dnsmessage.TypeAAAA:
+		default:
+			m.RCode = dnsmessage.RCodeNameError
+		}
+		reply, err := m.Pack()
+		if err != nil {
+			return
+		}
+		if _, err := conn.Write(append([]byte{byte(len(reply) >> 8), byte(len(reply))}, reply...)); err != nil {
+			return
+		}
+	}
 }

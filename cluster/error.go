@@ -18,6 +18,7 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/event"
 	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/address"
 
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/redact"
@@ -60,6 +61,8 @@ type Error struct {
 	Host string // host:port, comma-separated
 	// errors.Is finds the original.
 	Err error
+	// Hint is what to do if it is not what the kind says.
+	Hint string
 
 	noLogin bool // the server requires a login
 }
@@ -132,7 +135,7 @@ func newError(op string, err error, t Target, w *watch) *Error {
 		}
 	}
 	return &Error{
-		Kind: f.kind, Op: op, Host: f.host, noLogin: f.kind == KindForbidden && !t.HasCredentials() && t.option("authMechanism") == "",
+		Kind: f.kind, Op: op, Host: f.host, Hint: f.hint, noLogin: f.kind == KindForbidden && !t.HasCredentials() && t.option("authMechanism") == "",
 		Err: &redactedError{
 			text: message(redact.Text(f.text, t.Secrets()...)),
 			is:   func(target error) bool { return errors.Is(err, target) },
@@ -149,10 +152,10 @@ const atlas = 8000 // of Atlas's proxy, for all that it refuses
 
 // codes are from the server's error_codes.yml.
 var codes = map[int]Kind{
-	18: KindAuth, 11: KindAuth, 334: KindAuth, // AuthenticationFailed, UserNotFound, MechanismUnavailable
+	18: KindAuth, 11: KindAuth, // AuthenticationFailed, UserNotFound
 	13: KindForbidden, atlas: KindForbidden, // Unauthorized
-	// CommandNotFound, CommandNotSupported, NotImplemented, unknown stage
-	59: KindUnsupported, 115: KindUnsupported, 238: KindUnsupported, 40324: KindUnsupported,
+	// CommandNotFound, CommandNotSupported, NotImplemented, MechanismUnavailable, unknown stage
+	59: KindUnsupported, 115: KindUnsupported, 238: KindUnsupported, 334: KindUnsupported, 40324: KindUnsupported,
 	// Not primary, stepping down, starting, stopping.
 	10107: KindNotPrimary, 13435: KindNotPrimary, 10058: KindNotPrimary, 11602: KindNotPrimary,
 	189: KindNotPrimary, 13436: KindNotPrimary, 91: KindNotPrimary, 11600: KindNotPrimary,
@@ -298,40 +301,81 @@ func (w *watch) member() (d event.ServerDescription) {
 	return d
 }
 
-type finding struct {
-	kind       Kind
-	host, text string
+// describe returns what a server says of itself.
+func describe(d event.ServerDescription) string {
+	of := " of replica set " + d.SetName
+	if d.Kind != "RSPrimary" && d.Primary != "" {
+		of += ", whose primary is " + d.Primary.String()
+	} else if d.Kind != "RSPrimary" {
+		of += ", which has no primary"
+	}
+	switch {
+	case !strings.HasPrefix(d.Kind, "RS"):
+		return "a single server" // or a router
+	case d.Kind == "RSGhost":
+		return "a member of a replica set that is not initiated, or that removed it"
+	case !slices.Contains(d.Members, d.CanonicalAddr):
+		return "a hidden member" + of
+	}
+	kinds := map[string]string{"RSPrimary": "the primary", "RSSecondary": "a secondary", "RSArbiter": "an arbiter"}
+	return cmp.Or(kinds[d.Kind], "a starting or recovering member") + of
 }
 
+// serves reports whether the driver uses a server that answered: of a replica set it drops what the set calls otherwise.
+func (t Target) serves(host string, d event.ServerDescription) bool {
+	set := t.option("replicaSet")
+	if !strings.HasPrefix(d.Kind, "RS") {
+		return set == ""
+	}
+	isDirect := t.namesOne() || t.option("directConnection") == "true"
+	return d.Kind == "RSPrimary" && (set == "" || set == d.SetName) && (isDirect || slices.Contains(d.Members, address.Address(host)))
+}
+
+type finding struct {
+	kind             Kind
+	host, text, hint string
+}
+
+// finding is what the members say: of themselves, and which one is the primary.
 func (w *watch) finding(t Target) (finding, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	set := t.option("replicaSet")
-	primary, foreign := false, set != "" && len(w.known) > 0
+	primaries := map[string]string{}
 	var all []finding
 	for host, s := range w.known {
-		f := finding{KindNotPrimary, host, "it is " + s.seen.Kind}
-		if s.failed == nil {
-			primary = primary || !strings.HasPrefix(s.seen.Kind, "RS") || s.seen.Kind == "RSPrimary"
-			foreign = foreign && s.seen.SetName != set
-		} else {
-			foreign = false
+		f := finding{kind: KindNotPrimary, host: host, text: "it is " + describe(s.seen)}
+		switch me := s.seen.CanonicalAddr.String(); {
+		case s.failed != nil:
 			f.kind, f.text = kindOf(s.failed), innermost(s.failed)
 			if f.kind == KindLost && s.seen.Kind == "" {
 				// Neither side reports it.
 				f.text += " (or only one side uses TLS: see tls=true)"
 			}
+		case t.serves(host, s.seen):
+			return finding{}, false
+		case set != "" && set != s.seen.SetName && s.seen.Kind != "RSGhost":
+			f.kind = KindConfig // the driver drops servers of other sets
+		default:
+			primaries[s.seen.Primary.String()] = s.seen.SetName
+			if me != "" && me != host {
+				f.text += ", and calls itself " + me
+			}
 		}
 		all = append(all, f)
 	}
-	switch {
-	case foreign: // the driver drops servers of other sets
-		return finding{KindConfig, t.hostList(), "no server belongs to replica set " + set}, true
-	case primary || len(all) == 0:
+	if len(all) == 0 {
 		return finding{}, false
 	}
+	// Members that know the primary wait for nothing: why that one cannot be reached is the cause.
+	lead := func(f finding) int {
+		if primaries[f.host] != "" && f.kind != KindNotPrimary {
+			return len(importance)
+		}
+		return slices.Index(importance, f.kind)
+	}
 	slices.SortFunc(all, func(a, b finding) int {
-		return cmp.Or(slices.Index(importance, b.kind)-slices.Index(importance, a.kind), strings.Compare(a.host, b.host))
+		return cmp.Or(lead(b)-lead(a), strings.Compare(a.host, b.host))
 	})
 	best := all[0]
 	var hosts, texts []string
@@ -341,9 +385,16 @@ func (w *watch) finding(t Target) (finding, bool) {
 		}
 		texts = append(texts, f.host+": "+f.text)
 	}
+	if name := primaries[best.host]; name != "" && !t.SRV() && !slices.Contains(t.addresses(), best.host) {
+		best.hint = "replica set " + name + " calls its members by names or addresses of their own, which drivers then use: " +
+			"every node must resolve and reach them, or rs.reconfig() gives the members others"
+	}
 	best.host = strings.Join(hosts, ", ")
 	if len(all) > 1 {
 		best.text = strings.Join(texts, "; ")
+	}
+	if best.kind == KindConfig {
+		best.text = "no server belongs to replica set " + set + ": " + best.text
 	}
 	return best, true
 }

@@ -38,6 +38,8 @@ const (
 	lateness = time.Second
 	// amsPeriod is the interval of AMS's writes.
 	amsPeriod = 5 * time.Second
+	// GoneLimit is the silence of a server that is gone.
+	GoneLimit = 2*amsPeriod + lateness
 )
 
 func goneLimit(interval time.Duration) time.Duration { return 2*interval + lateness }
@@ -268,7 +270,7 @@ func (o *Observer) signal(next *Observer, r reading) Signal {
 // anyFresh proves that MongoDB accepts heartbeats.
 func (m *Member) health(anyFresh bool) Health {
 	// AMS waits for four periods: one late signal proves nothing, two do.
-	late := m.Node != nil && m.Node.Heartbeats() && m.Server.silent > goneLimit(amsPeriod)
+	late := m.Node != nil && m.Node.Heartbeats() && m.Server.silent > GoneLimit
 	switch {
 	case m.State() == StateLeft:
 		return Left

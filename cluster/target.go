@@ -225,8 +225,10 @@ func (p piece) normalise(encode *regexp.Regexp) (raw, decoded string, err error)
 	return raw, decoded, nil
 }
 
+const label = `[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?`
+
 // hostSyntax is [ADDRESS] or NAME with an optional port.
-var hostSyntax = regexp.MustCompile(`^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(:[^:]*)?$`)
+var hostSyntax = regexp.MustCompile(`^(?:\[([0-9A-Fa-f:.]+)\]|(` + label + `(?:\.` + label + `)*\.?))(:[^:]*)?$`)
 
 func (t *target) parseHosts(p piece) error {
 	t.hosts = strings.Split(p.text, ",")

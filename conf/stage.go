@@ -40,8 +40,10 @@ func isBeside(name, base, suffix string) bool {
 	return ok && cut && !strings.ContainsAny(id, "./")
 }
 
-// IsBackup reports whether an interrupted commit left name for the file at path.
-func IsBackup(path, name string) bool { return isBeside(name, filepath.Base(path), backupSuffix) }
+// IsLeftover reports whether an interrupted commit left name for the file at path.
+func IsLeftover(path, name string) bool {
+	return isBeside(name, filepath.Base(path), backupSuffix) || isBeside(name, filepath.Base(path), tempSuffix)
+}
 
 func beside(base string, entries []fs.DirEntry, suffix string) []string {
 	var out []string

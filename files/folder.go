@@ -576,6 +576,10 @@ func (d *Folder) Writable(name string) error {
 	if name == "." {
 		return pathError("write", path, unix.Faccessat(d.fd, name, unix.W_OK, 0))
 	}
+	var st unix.Statx_t // before Linux 5.8 it knows no mounts
+	if unix.Statx(d.fd, name, unix.AT_SYMLINK_NOFOLLOW, 0, &st) == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+		return pathError("replace", path, unix.EBUSY)
+	}
 	fd, err := unix.Openat(d.fd, name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return pathError("write", path, err)

@@ -4,6 +4,8 @@
 package metadata
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,6 +21,11 @@ func ParseEvent(data []byte) (e cloud.Event, err error) {
 	o, err := cloud.ReadEvent(data)
 	if err != nil {
 		return cloud.Event{}, err
+	}
+	if content, err := json.Marshal(o["content"]); err == nil && o.Has("content") { // a message of Alibaba's queue
+		if inner, err := cloud.ReadEvent(content); err == nil {
+			o, inner["time"] = inner, cmp.Or(inner["time"], o["time"])
+		}
 	}
 	switch {
 	case o.Has("detail", "LifecycleTransition", "EC2InstanceId", "Event"):

@@ -4,6 +4,7 @@
 package metadata_test
 
 import (
+	"encoding/base64"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,8 @@ func TestParseEventOOS(t *testing.T) {
 		}
 		return e
 	}
+	at := time.Date(2026, 11, 30, 10, 0, 0, 0, time.UTC)
+	encoded := func(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 	several := e(func(e *cloud.Event) { e.Instances = []string{"i-1", "i-2"} })
 	const rest = `,"lifecycleHookId":"ash-1","lifecycleActionToken":"F324B880"}`
 	for _, tt := range []struct {
@@ -39,6 +42,13 @@ func TestParseEventOOS(t *testing.T) {
 		{"all as text", `"{\"instanceIds\":[\"i-1\"],\"lifecycleHookId\":\"ash-1\",\"lifecycleActionToken\":\"F324B880\"}"`, e(nil), ""},
 		{"scale-out", `{"instanceIds":["i-1"],"lifecycleTransition":"SCALE_OUT"` + rest, e(func(e *cloud.Event) { e.Kind, e.Hook.Launching = cloud.Launch, true }), ""},
 		{"with the group", `{"scalingGroupId":"asg-1","instanceIds":["i-1"]` + rest, e(func(e *cloud.Event) { e.Group, e.Hook.Group = "asg-1", "asg-1" }), ""},
+		{"a message of the queue", `{"content":{"instanceIds":["i-1"]` + rest + `,"event":"LIFECYCLE_HOOK","product":"ESS","time":"2026-11-30T10:00:00Z"}`, e(func(e *cloud.Event) { e.Time = at }), ""},
+		{"its content as text", `{"content":"{\"instanceIds\":[\"i-1\"],\"lifecycleHookId\":\"ash-1\",\"lifecycleActionToken\":\"F324B880\"}","product":"ESS"}`, e(nil), ""},
+		{"base64 of the message", encoded(`{"content":{"instanceIds":["i-1"]` + rest + `,"product":"ESS"}`), e(nil), ""},
+		{"base64 of its content", `{"content":"` + encoded(`{"instanceIds":["i-1"]`+rest) + `"}`, e(nil), ""},
+		{"base64 in lines", encoded(`{"instanceIds":["i-1"]` + rest)[:76] + "\n" + encoded(`{"instanceIds":["i-1"]` + rest)[76:] + "\n", e(nil), ""},
+		{"another content", `{"content":"hello"}`, cloud.Event{}, "not one of Auto Scaling"},
+		{"base64 of no event", encoded("hello, world"), cloud.Event{}, "cannot be read"},
 		{"no instances", `{"instanceIds":[]` + rest, cloud.Event{}, "names no instance"},
 		{"no token", `{"instanceIds":["i-1"],"lifecycleHookId":"ash-1"}`, cloud.Event{}, "names no lifecycle action"},
 		{"a placeholder", `{"instanceIds":["i-1"],"lifecycleHookId":"${lifecycleHookId}","lifecycleActionToken":"x"}`, cloud.Event{}, "placeholder"},

@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -224,7 +225,7 @@ func checkDropIn(ctx context.Context, p *patient) []Result {
 				return one(bad("systemctl cat "+p.Machine.Service.Name()+" shows which one", "another drop-in stands over ours: the next start gets %s=%s", ams.HostAddressVariable, s.HostAddress))
 			}
 		}
-		return one(good("%s=%s, %s to stop", ams.HostAddressVariable, v.HostAddress, span(v.StopTimeout)))
+		return one(good("%s=%s, %s to stop", ams.HostAddressVariable, v.HostAddress, span(cmp.Or(in.Service.StopTimeout, v.StopTimeout))))
 	})(ctx, p)
 }
 

@@ -638,6 +638,12 @@ func agentCases() []aCase {
 				s.Fragment, s.DropIns, s.HostAddress, s.HostAddressFile = "/x", []string{ams.DropInPath}, "10.7.7.7", "/etc/default/antmedia"
 			})
 		}, Bad, "", "/etc/default/antmedia overrides ours"},
+		{idDropIn, "less time to stop", func(c *clinic) {
+			nodeWithDropIn(c)
+			c.service.state = with(active, func(s *ams.State) {
+				s.Fragment, s.DropIns, s.StopTimeout = "/x", []string{ams.DropInPath, "/x/override.conf"}, 10*time.Second
+			})
+		}, Good, "", "10s to stop"},
 		{idDropIn, "a folder", func(c *clinic) { c.put(ams.DropInPath+"/x", "") }, Unknown, "", ""},
 
 		{bootstrap.IDDaemon, "runs", units(true, active), Good, "", "amsagent.service active"},

@@ -249,7 +249,7 @@ func checkClock(ctx context.Context, p *patient) []Result {
 	if err != nil {
 		return one(unknown("%v", err))
 	}
-	if found := findings(r.failed, r.warnings, bootstrap.IDClock, bootstrap.IDUnverified); len(found) > 0 {
+	if found := findings(r.clock, r.warnings, bootstrap.IDClock, bootstrap.IDUnverified); len(found) > 0 {
 		return found
 	}
 	return asked(ctx, p, func(c *cluster.Client) Result {

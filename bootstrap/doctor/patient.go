@@ -6,6 +6,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -51,6 +52,7 @@ type patient struct {
 type reached struct {
 	client           *cluster.Client
 	failed, warnings []bootstrap.Finding
+	clock            []bootstrap.Finding // failed, too, but hinders no other check
 }
 
 // future is an answer that is under way.
@@ -116,7 +118,10 @@ func (p *patient) start(ctx context.Context) {
 			ctx, cancel := context.WithTimeout(ctx, p.reachTime())
 			defer cancel()
 			c, failed, warnings := o.Machine.Reach(ctx, o.Join.Mongo)
-			return reached{c, failed, warnings}, nil
+			isClock := func(f bootstrap.Finding) bool { return f.ID == bootstrap.IDClock }
+			r := reached{client: c, failed: slices.DeleteFunc(slices.Clone(failed), isClock), warnings: warnings}
+			r.clock = slices.DeleteFunc(failed, func(f bootstrap.Finding) bool { return !isClock(f) })
+			return r, nil
 		})
 	}
 	if p.look == nil {

@@ -22,10 +22,10 @@ const (
 	idMongoSlow   = "AMS-MONGO-SLOW"    // far away
 	idMongoNoName = "AMS-MONGO-MISSING" // nobody told where it is
 	idNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
-	idRows        = "AMS-ROWS"           // two nodes with one address
-	idPeers       = "AMS-PEERS"          // other nodes cannot be reached
-	idPorts       = "AMS-PORTS"          // ports that are taken
-	idTimeline    = "AMS-TIMELINE"       // deadlines that contradict each other
+	idRows        = "AMS-ROWS"  // two nodes with one address
+	idPeers       = "AMS-PEERS" // other nodes cannot be reached
+	idPorts       = "AMS-PORTS" // ports that are taken
+	idTimeline    = bootstrap.IDTimeline
 	idHook        = "AMS-HOOK"           // no hook of the cloud
 	idHookDenied  = "AMS-HOOK-DENIED"    // a permission is missing
 	idSecret      = "AMS-SECRET"         // a secret that others can read

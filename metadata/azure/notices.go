@@ -31,15 +31,27 @@ const topicEvents = "azure-events"
 var eventsItem = cloud.Item{Name: "scheduled events", Path: "/metadata/scheduledevents?api-version=2020-07-01", Timeout: eventTimeout}
 
 type event struct {
-	ID           string   `json:"EventId"`
-	Type         string   `json:"EventType"`
-	Status       string   `json:"EventStatus"` // Scheduled, Started
-	ResourceType string   `json:"ResourceType"`
-	Resources    []string `json:"Resources"`
-	NotBefore    string   `json:"NotBefore"` // "" once started
-	Description  string   `json:"Description"`
-	Source       string   `json:"EventSource"` // Platform, User
-	Seconds      float64  `json:"DurationInSeconds"`
+	ID           string  `json:"EventId"`
+	Type         string  `json:"EventType"`
+	Status       string  `json:"EventStatus"` // Scheduled, Started
+	ResourceType string  `json:"ResourceType"`
+	Resources    names   `json:"Resources"`
+	NotBefore    string  `json:"NotBefore"` // "" once started
+	Description  string  `json:"Description"`
+	Source       string  `json:"EventSource"` // Platform, User
+	Seconds      float64 `json:"DurationInSeconds"`
+}
+
+type names []string
+
+// UnmarshalJSON also reads one name as text: an event of unknown form may concern this machine.
+func (n *names) UnmarshalJSON(b []byte) error {
+	var one string
+	if err := json.Unmarshal(b, &one); err != nil || one == "" {
+		return json.Unmarshal(b, (*[]string)(n))
+	}
+	*n = names{one}
+	return nil
 }
 
 func parseEvents(body []byte) ([]event, error) {

@@ -226,6 +226,11 @@ func TestParseEvents(t *testing.T) {
 	if err != nil || len(events) != 2 || !cloud.ParseTime(events[0].NotBefore, http.TimeFormat).Equal(time.Date(2026, 11, 20, 8, 5, 0, 0, time.UTC)) || events[0].started() || !events[1].started() {
 		t.Errorf("%+v, %v", events, err)
 	}
+	// A text in the place of a list of one is a name, too.
+	if events, err := parseEvents([]byte(`{"Events":[{"Resources":"edge_3"},{"Resources":null},{"Resources":["a","b"]}]}`)); err != nil || len(events) != 3 ||
+		!slices.Equal(events[0].Resources, []string{"edge_3"}) || len(events[1].Resources) != 0 || len(events[2].Resources) != 2 {
+		t.Errorf("%+v, %v", events, err)
+	}
 	for _, body := range []string{`{"DocumentIncarnation":1}`, `null`, `{"Events":{}}`, `{"Events":null}`, `<html>`, ``} {
 		if events, err := parseEvents([]byte(body)); err == nil {
 			t.Errorf("%s: %v", body, events)

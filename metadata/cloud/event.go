@@ -5,6 +5,7 @@ package cloud
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -94,6 +95,9 @@ func ReadEvent(data []byte) (Fields, error) {
 	var text string
 	if json.Unmarshal(data, &text) == nil {
 		data = []byte(text)
+	}
+	if decoded, err := base64.StdEncoding.DecodeString(string(data)); err == nil && bytes.HasPrefix(decoded, []byte("{")) {
+		data = decoded // as Alibaba's queue has it
 	}
 	var o Fields
 	if err := json.Unmarshal(data, &o); err != nil && len(data) > 0 {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
@@ -114,6 +116,40 @@ func TestJoinWhileTheDaemonNotes(t *testing.T) {
 	notes = func() { _ = os.Remove(filepath.Join(a.root, bootstrap.StateDir, "state.json")) }
 	if _, err := join(); err == nil || !strings.Contains(err.Error(), changed) {
 		t.Errorf("a leave: %v", err)
+	}
+}
+
+// A join refuses a clock by which the nodes take each other for dead, and doctor says it beside its other checks of MongoDB.
+func TestJoinWithAWrongClock(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	for _, off := range []time.Duration{-time.Minute, 8 * time.Second, 0} {
+		a.machine.Connect = func(ctx context.Context, to cluster.Target) (*cluster.Client, error) {
+			return cluster.Connect(ctx, to, cluster.Options{Timeout: time.Minute, Now: func() time.Time { return time.Now().Add(off) }})
+		}
+		req := bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify}
+		res, err := a.machine.Join(t.Context(), req)
+		pre, refused := errors.AsType[*bootstrap.PreflightError](err)
+		verdict := doctor.Good
+		switch off {
+		case -time.Minute:
+			verdict = doctor.Bad
+			if !refused || len(pre.Findings) != 1 || pre.Findings[0].ID != bootstrap.IDClock {
+				t.Errorf("%s: %v", off, err)
+			}
+		case 8 * time.Second:
+			verdict = doctor.Warning
+			if err != nil || !slices.ContainsFunc(res.Warnings, func(f bootstrap.Finding) bool { return f.ID == bootstrap.IDClock }) {
+				t.Errorf("%s: %v, %v", off, res, err)
+			}
+		default:
+			must.OK(t, err)
+		}
+		for _, r := range doctor.Run(t.Context(), doctor.Options{Machine: a.machine, Join: req}) {
+			if want := map[string]doctor.Verdict{bootstrap.IDClock: verdict, bootstrap.IDMongo: doctor.Good, bootstrap.IDMongoAuth: doctor.Good}[r.ID]; want != "" && r.Verdict != want {
+				t.Errorf("%s: %+v", off, r)
+			}
+		}
 	}
 }
 

@@ -172,6 +172,13 @@ func (d *document) runcmd(key, list *yaml.Node) {
 	}
 	for _, item := range list.Content {
 		words := followed(item)
+		line := words.Value
+		for _, word := range words.Content {
+			line += " " + followed(word).Value
+		}
+		if key.Value == "bootcmd" && slices.ContainsFunc(split(line), joins) {
+			d.add(idRuncmd, doctor.Bad, item.Line, "bootcmd runs before systemd starts services: the join fails, and Ant Media Server stays down", "move it to runcmd")
+		}
 		switch {
 		case list.Kind != yaml.SequenceNode, !notString(words), words.ShortTag() == "!!null": // an empty item is skipped
 		case words.Kind != yaml.SequenceNode:
@@ -214,7 +221,9 @@ var (
 	answered     = regexp.MustCompile(`(?:\byes\b|\b(?:echo|printf)[ \t]+["']?[yY][^|]*)[ \t]*\||<<<[ \t]*["']?[yY]`)
 	join         = regexp.MustCompile(`(?:^|[ /])amsagent join\b`)
 	noRestart    = regexp.MustCompile(`--(?:offline|dry-run|service[= ]none)\b`)
-	restart      = regexp.MustCompile(`^(?:- )?(?:sudo )?(?:service antmedia restart|systemctl restart antmedia(?:\.service)?|/etc/init\.d/antmedia restart)$`)
+	restart      = regexp.MustCompile(`^(?:- )?(?:sudo )?(?:(?:\S*/)?service antmedia (?:restart|stop)|(?:\S*/)?systemctl (?:-\S+ )*(?:restart|stop) (?:\S+ )*antmedia(?:\.service)?(?: .*)?|/etc/init\.d/antmedia (?:restart|stop))$`)
+	// Commands that give no cause for a restart.
+	harmless = regexp.MustCompile(`^(?:- )?(?:sudo )?(?:(?:\S*/)?systemctl (?:-\S+ )*(?:enable|status|is-active|daemon-reload)\b|(?:sleep|echo|logger|date|sync|wait)\b|amsagent (?:status|nodes|doctor)\b)`)
 	// A URI with a login, or the options with a password: -p and -w (of TURN) of start.sh, -s of create_app.sh, whose -p is a path.
 	password    = regexp.MustCompile(`(?:^|[ /])(?:(?:amsagent|[\w-]+\.sh) (?:.* )?(?:\S*://[^\s/@:]*:[^\s@]*@|--password)|start(?:-debug)?\.sh (?:.* )?-[pw]|create_app\.sh (?:.* )?-s|change_server_mode\.sh cluster \S+ \S+ \S)`)
 	uriPassword = regexp.MustCompile(`\b[a-z][a-z0-9+.-]*://[^\s"'@/:]+:([^\s"'@]+)@`)
@@ -241,6 +250,9 @@ func split(text string) (commands []string) {
 	return slices.DeleteFunc(commands, func(c string) bool { return c == "" || c == "|" })
 }
 
+// joins reports whether a command restarts the server and waits for it.
+func joins(command string) bool { return join.MatchString(command) && !noRestart.MatchString(command) }
+
 func (d *document) commands() {
 	isJoined := false // by the command before
 	for i := 0; i < len(d.lines); i++ {
@@ -257,7 +269,7 @@ func (d *document) commands() {
 			if isJoined && restart.MatchString(command) {
 				d.add(idRestart, doctor.Bad, line, "the join before it has restarted Ant Media Server and seen it serve; another restart takes the node out of service again", "remove the restart")
 			}
-			isJoined = join.MatchString(command) && !noRestart.MatchString(command)
+			isJoined = joins(command) || isJoined && harmless.MatchString(command)
 			if password.MatchString(command) {
 				d.add(idPassword, doctor.Bad, line, "a password stands on a command line, where every user of the machine can read it",
 					"put the URI with its password into a file of mode 0600 and write: amsagent join --mongo file:PATH")

@@ -120,6 +120,18 @@ func examples() []example {
 		},
 		{"the same in YAML", config + "runcmd:\n  - " + join + "  - service antmedia restart\n", "RESTART:4"},
 		{
+			"other forms of a restart",
+			"#!/bin/sh\n" + join + "/usr/sbin/service antmedia restart\n" + join + "systemctl --no-block restart antmedia\n" + join +
+				"systemctl enable --now antmedia\nsleep 5\necho done\nsudo /bin/systemctl restart nginx antmedia.service\n" + join + "systemctl stop antmedia\nsystemctl start antmedia\n",
+			"RESTART:3 RESTART:5 RESTART:10 RESTART:12",
+		},
+		{"a start, and the restart of another service", "#!/bin/sh\n" + join + "systemctl enable --now antmedia\nsystemctl start antmedia\nsystemctl restart antmedia-exporter\n", ""},
+		{
+			"a join before systemd starts services",
+			config + "bootcmd:\n  - echo x\n  - sudo amsagent join --mongo 10.0.2.9\n  - [amsagent, join, --mongo, 10.0.2.9]\n  - amsagent join --offline --mongo 10.0.2.9\n  - [sh, -c, 'amsagent join --mongo x']\nruncmd:\n  - " + join,
+			"RUNCMD:4 RUNCMD:5 RUNCMD:7",
+		},
+		{
 			"restarts with another cause",
 			"#!/bin/sh\n" + join + "sed -i s/a/b/ /usr/local/antmedia/conf/red5.properties\nservice antmedia restart\n" +
 				"amsagent join --mongo 10.0.2.4 ||\nservice antmedia restart\nif amsagent join --mongo 10.0.2.4; then\n  service antmedia restart\nfi\n",

@@ -154,7 +154,8 @@ func errorTable() []errorClass {
 		forbiddenClass(),
 		mongoClass(idMongoNotPrimary, exitFailed, cluster.KindNotPrimary,
 			"name all members and replicaSet in the URI, or wait until the replica set has a primary"),
-		mongoClass(idMongoUnsupported, exitFailed, cluster.KindUnsupported, ""),
+		mongoClass(idMongoUnsupported, exitFailed, cluster.KindUnsupported,
+			"use MongoDB 4.4 or later, and an authMechanism that this server has"),
 		mongoClass(idMongoConfig, exitUsage, cluster.KindConfig,
 			"see the cause, and put the MongoDB address right"),
 		{
@@ -358,14 +359,16 @@ func as[T error](err error) bool {
 }
 
 func mongoClass(id string, exit int, kind cluster.Kind, hint string) errorClass {
-	c := errorClass{
+	return errorClass{
 		id: id, exit: exit,
 		match: func(err error) bool { return cluster.KindOf(err) == kind },
+		hint: func(err error, _ *globals) []string {
+			if e, ok := errors.AsType[*cluster.Error](err); ok && e.Hint != "" {
+				return []string{e.Hint}
+			}
+			return someHint(hint)
+		},
 	}
-	if hint != "" {
-		c.hint = func(error, *globals) []string { return []string{hint} }
-	}
-	return c
 }
 
 // forbiddenClass: MongoDB says the same to a user without the right and to no user at all.

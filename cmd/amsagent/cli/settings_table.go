@@ -406,8 +406,11 @@ func checkMongo(v string) (string, error) {
 		}
 		return "file:" + filepath.Clean(path), nil
 	}
-	if v == "" {
+	switch v {
+	case "":
 		return "", errors.New("the value is empty")
+	case pipePath:
+		return "", valueError{text: `"-" is not a host`, hints: []string{"write file:- to read the address from standard input"}}
 	}
 	if _, err := cluster.ParseTarget(v); err != nil {
 		return "", err

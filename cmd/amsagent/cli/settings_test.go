@@ -199,6 +199,8 @@ func TestWrongValues(t *testing.T) {
 		{keyMongo, "file:mongo", "file:mongo is not an absolute path"},
 		{keyMongo, "file:", "is not an absolute path"},
 		{keyMongo, "   ", "empty"},
+		{keyMongo, "-", "is not a host"},
+		{keyMongo, "db-", "neither a host name nor an IP address"},
 	} {
 		t.Run(tt.key+"="+tt.value, func(t *testing.T) {
 			row, _ := settingByKey(tt.key)
