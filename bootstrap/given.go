@@ -15,6 +15,32 @@ import (
 // the defaults.
 const GivenPath = StateDir + "/given.json"
 
+// GoodConfigPath keeps a node's last good settings file, empty if there was no file: a typing error must not stop its agent.
+const GoodConfigPath = StateDir + "/config.yaml.good"
+
+// LoadGoodConfig returns nil without such a file.
+func LoadGoodConfig(root string) ([]byte, error) {
+	f, err := (&conf.Store{Root: root, Dir: StateDir}).Read(GoodConfigPath)
+	return f.Bytes, err
+}
+
+// KeepGoodConfig keeps text if this machine is a node, and reports whether it did.
+func (m *Machine) KeepGoodConfig(text []byte) (bool, error) {
+	s, err := m.StateFile()
+	if err != nil || s == nil || s.Phase != PhaseJoined {
+		return false, err
+	}
+	err = keepConfig(m.store(), text)
+	return err == nil, err
+}
+
+func keepConfig(store *conf.Store, text []byte) error {
+	if text == nil {
+		return nil
+	}
+	return store.WriteFile(GoodConfigPath, text, 0o600, 0o700)
+}
+
 // givenAddress is the setting that a copy of the disk must not use.
 const givenAddress = "address"
 

@@ -41,6 +41,8 @@ type JoinRequest struct {
 	AddressKept bool
 	// Given is for the daemon and later commands; nil keeps an earlier join's.
 	Given *Given
+	// Config is the settings file, for [GoodConfigPath]; nil keeps an earlier one.
+	Config []byte
 	// Forget names settings whose joined value is dropped.
 	Forget []string
 	Valve  Valve
@@ -397,8 +399,8 @@ func (j *joiner) confirm(ctx context.Context) error {
 	j.result.Outcome = OutcomeUnchanged
 	j.dropMongo() // if an earlier join failed to
 	kept, err := j.keepGiven()
-	if err != nil {
-		return &FailedError{Step: "writing " + GivenPath, Err: err, State: "this machine is a cluster node; run the same command again"}
+	if err = errors.Join(err, keepConfig(j.store, j.req.Config)); err != nil {
+		return &FailedError{Step: "writing " + StateDir, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
 	if err := j.registerActive(ctx, j.drainDone()); err != nil {
 		return &FailedError{Step: "writing the registry", Err: err, State: "this machine is a cluster node; its row in the registry is not up to date"}
@@ -754,7 +756,11 @@ func (j *joiner) finish(ctx context.Context) error {
 	defer cancel()
 	f := j.facts
 	j.dropMongo()
-	if err := j.save(PhaseJoined, false); err != nil {
+	err := keepConfig(j.store, j.req.Config)
+	if err == nil {
+		err = j.save(PhaseJoined, false)
+	}
+	if err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
 	j.result.Outcome = OutcomeJoined
@@ -995,7 +1001,7 @@ func (j *joiner) restoreFound() error {
 
 // forget removes what failed joins left. The state file, which refers to the rest, is last.
 func (j *joiner) forget() error {
-	if err := errors.Join(dropMongo(j.store, nil), saveGiven(j.store, nil)); err != nil {
+	if err := errors.Join(dropMongo(j.store, nil), saveGiven(j.store, nil), j.store.RemoveFile(GoodConfigPath)); err != nil {
 		return err
 	}
 	return j.store.RemoveFile(statePath)

@@ -1004,7 +1004,7 @@ func (l *leaver) removeDocuments(ctx context.Context) error {
 
 func (l *leaver) forget() error {
 	// The state is last: it marks an unfinished leave.
-	for _, path := range []string{LeftMongoPath, drainPath, GivenPath, seenPath, statePath} {
+	for _, path := range []string{LeftMongoPath, drainPath, GivenPath, GoodConfigPath, seenPath, statePath} {
 		if err := l.store.RemoveFile(path); err != nil {
 			return &FailedError{Step: "removing " + path, Err: err, State: "this machine left the cluster"}
 		}

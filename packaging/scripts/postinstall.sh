@@ -6,9 +6,9 @@
 # which says how many versions are installed now: 1 is a first installation, 2 an upgrade.
 #
 # A first installation enables the units and starts nothing: a daemon that is told where MongoDB is joins by itself, and
-# an image may be built on a machine whose tags say so. The next boot or `amsagent join` starts it. An upgrade restarts a
-# daemon that runs, which changes nothing in the cluster. amsagent-node.service is never restarted: it has nothing to do
-# between the start and the end of the machine.
+# an image may be built on a machine whose tags say so. The next boot or `amsagent join` starts it. An upgrade prints what is
+# wrong with the settings, and restarts a daemon that runs or has failed, which changes nothing in the cluster.
+# amsagent-node.service is never restarted: it has nothing to do between the start and the end of the machine.
 #
 # Nothing here fails: a service that does not start is no reason to leave a package half configured.
 set -eu
@@ -30,9 +30,25 @@ invoke() {
 	fi
 }
 
-# restart restarts what runs. amsagent-balance.service is off until somebody enables it.
+# check prints what the new version finds wrong with config.yaml. A node's daemon starts all the same.
+check() {
+	if [ -z "$root" ]; then
+		/usr/bin/amsagent config --offline >/dev/null ||
+			say "the settings are wrong; a node's daemon leaves an unknown key out, or uses the last good file: amsagent status"
+	fi
+}
+
+# restart restarts what runs, and starts a daemon that gave up, for example on settings that are right by now. It does not start
+# what an operator stopped or disabled. amsagent-balance.service is off until an operator enables it.
 restart() {
-	if live; then invoke try-restart amsagent.service amsagent-balance.service; fi
+	if ! live; then return; fi
+	daemon=try-restart
+	if systemctl --quiet is-failed amsagent.service && systemctl --quiet is-enabled amsagent.service; then
+		systemctl reset-failed amsagent.service || true
+		daemon=start
+	fi
+	invoke "$daemon" amsagent.service
+	invoke try-restart amsagent-balance.service
 }
 
 reload() {
@@ -72,6 +88,7 @@ configure)
 		reload
 		welcome
 	else
+		check
 		restart
 	fi
 	resume
@@ -92,6 +109,7 @@ abort-upgrade | abort-deconfigure)
 	;;
 [2-9] | [1-9][0-9]*)
 	reload
+	check
 	restart
 	;;
 *)

@@ -343,7 +343,7 @@ func (n *crashNode) isJoined() error {
 		errs = append(errs, n.differences(n.joined))
 	}
 	names, err := n.kept()
-	want := "given.json state.json undo.json"
+	want := "config.yaml.good given.json state.json undo.json"
 	if n.m == nil {
 		want = "undo.json"
 	}

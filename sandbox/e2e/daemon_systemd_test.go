@@ -508,7 +508,13 @@ func (m *machine) reload(t *testing.T) {
 	if now := m.unit(t, daemonUnit); now["MainPID"] != was["MainPID"] || now["ActiveState"] != "active" {
 		t.Errorf("was %v, is %v", was, now)
 	}
-	// Who starts with it is not started again and again.
+	// Nor does a restart with it: the last good ones count.
+	m.still(t, func() { m.run(t, "systemctl", "restart", "amsagent").expect(t, 0) })
+	if got := m.agent(t, 0, "status").stdout; !strings.Contains(got, "AMS-CONFIG: ") {
+		t.Errorf("the daemon is not degraded:\n%s", got)
+	}
+	// Without those it is not started again and again.
+	m.sh(t, "rm /var/lib/amsagent/config.yaml.good")
 	r := m.run(t, "systemctl", "restart", "amsagent")
 	if r.code == 0 {
 		t.Errorf("it starts with settings that are wrong: %s", r)

@@ -137,7 +137,7 @@ func TestDaemonLife(t *testing.T) {
 	was := len(p.told())
 	h.config("mongo: file:/etc/amsagent/where\nbeat_interval: nonsense\n")
 	p.signal(syscall.SIGHUP)
-	p.says("rereading the settings failed, the old ones stay")
+	p.says("config.yaml is wrong")
 	h.write("etc/amsagent/config.yaml", "mongo: file:/etc/amsagent/where\nmetrics_address: 127.0.0.1:0\nbeat_interval: 2s\n")
 	p.signal(syscall.SIGHUP)
 	p.says("settings read again")

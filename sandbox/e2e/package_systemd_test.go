@@ -34,6 +34,7 @@ func TestSystemdPackage(t *testing.T) {
 		{"Credential", p.credential},
 		{"Upgrade", func(t *testing.T) { p.upgrade(t, func() nodeRun { return p.dpkg(t, "-i", packageNew) }) }},
 		{"UpgradeOfWhatIsStopped", p.upgradeStopped},
+		{"UpgradeWithWrongSettings", p.upgradeWrong},
 		{"PolicyForbids", p.policy},
 		{"Loop", p.loop},
 		{"Remove", p.removeDeb},
@@ -288,6 +289,39 @@ func (p *packaged) upgradeStopped(t *testing.T) {
 	}
 	p.sh(t, "systemctl enable -q amsagent-node; systemctl start amsagent")
 	p.active(t, nodeID, nodeAddress)
+}
+
+// upgradeWrong: settings that are wrong are printed and take no node's daemon away. A daemon that failed is started, if its unit is
+// enabled.
+func (p *packaged) upgradeWrong(t *testing.T) {
+	const config, good = "/etc/amsagent/config.yaml", "beat_interval: 1s\n"
+	for _, wrong := range []string{good + "roel: edge\n", "beat_interval: [\n"} {
+		p.write(t, config, wrong)
+		p.silent(t, func() {
+			if r := p.dpkg(t, "-i", packageNew); !strings.Contains(r.stderr, "[AMS-CONFIG]") {
+				t.Errorf("nothing is printed of %q: %s", wrong, r)
+			}
+			p.active(t, nodeID, nodeAddress)
+		})
+		if got := p.agent(t, 0, "status").stdout; !strings.Contains(got, "AMS-CONFIG: ") {
+			t.Errorf("with %q:\n%s", wrong, got)
+		}
+	}
+	p.sh(t, "rm /var/lib/amsagent/config.yaml.good; systemctl restart amsagent || true")
+	if u := p.unit(t, daemonUnit); u["ActiveState"] != "failed" || u["ExecMainStatus"] != "2" {
+		t.Errorf("without the last good settings it is %v", u)
+	}
+	p.write(t, config, good)
+	p.sh(t, "systemctl disable -q amsagent")
+	p.dpkg(t, "-i", packageNew)
+	if u := p.unit(t, daemonUnit); u["ActiveState"] != "failed" {
+		t.Errorf("a daemon that is disabled is %v after an upgrade", u)
+	}
+	p.sh(t, "systemctl enable -q amsagent")
+	p.silent(t, func() {
+		p.dpkg(t, "-i", packageNew)
+		p.active(t, nodeID, nodeAddress)
+	})
 }
 
 // policy: policy-rc.d is how an image is built without services. Nor does a preset of the operator go unheard.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/amsagent/amsagent/bootstrap"
 )
 
 // configTagsTimeout bounds the query for tags. Other commands wait longer; `config` may run on a laptop.
@@ -43,6 +45,7 @@ func newConfigCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runConfig(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
+	annotate(cmd, annotationGoodConfig, "true")
 	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
 	for _, row := range settingsTable() {
@@ -69,7 +72,8 @@ func configHelp() string {
 		"and address of a node are shown as it has them, beside what the settings say by now.\n\n" +
 		"config.yaml holds `key: value` lines. Everybody can read it, so a password in it\n" +
 		"is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a list of YAML.\n" +
-		"The keys:\n\n")
+		"A fault in it is refused here, by join and by seal. Other commands leave an unknown\n" +
+		"key out; with another fault the last good file of a node counts. The keys:\n\n")
 	for _, row := range settingsTable() {
 		if row.noFile {
 			continue
@@ -121,6 +125,9 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 		if note != "" {
 			data.Notes = append(data.Notes, note)
 		}
+	}
+	if _, err := bootstrap.LoadGiven(g.settings.Root); errors.Is(err, fs.ErrPermission) {
+		data.Notes = append(data.Notes, "only root can read what was given to join: "+err.Error())
 	}
 	mongo, err := g.joinedMongo()
 	switch {

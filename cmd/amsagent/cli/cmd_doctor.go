@@ -158,42 +158,19 @@ func (g *globals) warnIgnored(ids []string) {
 
 // loadLeniently reads the settings and lists the wrong ones. Only a wrong command line is an error.
 func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ error) {
-	early := g.settings
-	root, err := findRoot(early)
-	if err != nil {
+	s, err := readSettings(sources{flags: g.given, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}, false)
+	if s == nil || anySetting(err, func(e *settingError) bool { return e.layer == layerFlag }) {
 		return nil, "", err
 	}
-	src := sources{flags: g.given, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
-	var named *origin
-	if o := early.origin(keyConfig); o.Layer > layerDefault {
-		named = &o
-	}
-	src.file, err = readConfigFile(root, early.Config, named)
-	given, damaged := readGiven(root)
-	src.given = given
-	if damaged != "" {
-		wrong = append(wrong, bootstrap.Finding{ID: bootstrap.IDRecord, Text: damaged})
-	}
-	s, serr := resolveSettings(src)
-	if err = errors.Join(err, serr); err != nil {
+	if err = errors.Join(s.src.wrong, err); err != nil {
 		for _, e := range flatten(err) {
-			if anySetting(e, func(se *settingError) bool { return se.layer == layerFlag }) {
-				return nil, "", err
-			}
 			u := g.explain(e)
 			wrong = append(wrong, bootstrap.Finding{ID: u.ID, Text: e.Error(), Hint: strings.Join(u.Hints, "; ")})
 		}
-		// What is left of them: without the file, and where that is not enough without the environment.
-		src.file = nil
-		if s, serr = resolveSettings(src); serr != nil {
-			src.lookupEnv, src.environ = nil, nil
-			if s, serr = resolveSettings(src); serr != nil {
-				return nil, "", serr
-			}
-		}
 	}
-	s.Root = root
-	s.values[keyRoot] = value{text: root, origin: s.origin(keyRoot)}
+	if s.src.damaged != "" {
+		wrong = append(wrong, bootstrap.Finding{ID: bootstrap.IDRecord, Text: s.src.damaged})
+	}
 	g.apply(s)
 	if s.origin(keyLogLevel).Layer == layerDefault {
 		// What fails on the way is a result. Who wants to see each attempt asks for it.
@@ -202,11 +179,10 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 	for _, w := range s.warnings {
 		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w, Hint: "the variable of a setting is AMSAGENT_ and its key in capitals; `amsagent config` lists them"})
 	}
-	seen = early.Config + " is read"
-	if src.file == nil {
-		seen = "there is no " + early.Config + ": the defaults, and what the command line says"
+	if s.src.file == nil {
+		return wrong, "there is no " + s.Config + ": the defaults, and what the command line says", nil
 	}
-	return wrong, seen, nil
+	return wrong, s.Config + " is read", nil
 }
 
 // examine collects what the doctor needs.
@@ -285,6 +261,9 @@ func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonVie
 	d := doctor.DaemonView{Version: v.Version, Activity: v.Activity}
 	if v.Trouble != "" {
 		d.Trouble = append(d.Trouble, v.Trouble)
+	}
+	if v.SettingsError != "" {
+		d.Trouble = append(d.Trouble, "as it read its settings: "+v.SettingsError)
 	}
 	if v.Lifecycle != nil {
 		var about []string

@@ -199,10 +199,27 @@ func TestDoctorSettings(t *testing.T) {
 			t.Errorf("a secret: %s", stderr)
 		}
 	}
-	code, d, _ := doctorJSON(t, map[string]string{"AMSAGENT_BEAT_INTERVAL": "soon"}, "--root", root, "--address", "10.0.0.5")
-	if !slices.Contains(wrongIDs(d), "AMS-CONFIG") || code != exitDegraded {
-		t.Errorf("exit %d, %v", code, wrongIDs(d))
+	for _, name := range []string{"AMSAGENT_BEAT_INTERVAL", "AMSAGENT_LOG_LEVEL", "AMSAGENT_OUTPUT"} {
+		code, d, _ := doctorJSON(t, map[string]string{name: "soon"}, "--root", root, "--address", "10.0.0.5")
+		if !slices.Contains(wrongIDs(d), "AMS-CONFIG") || code != exitDegraded {
+			t.Errorf("%s: exit %d, %v", name, code, wrongIDs(d))
+		}
 	}
+	// A wrong line takes nothing from the others.
+	write("roel: edge\nams_dir: /opt/ams\nbeat_interval: soon\n")
+	_, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
+	if !slices.ContainsFunc(d.Checks, func(r doctor.Result) bool { return r.ID == "AMS-INSTALL" && strings.Contains(r.Seen, "/opt/ams") }) {
+		t.Errorf("the checks are of another server: %+v", d.Checks)
+	}
+	// What the daemon goes by is looked at.
+	good := filepath.Join(root, "var/lib/amsagent/config.yaml.good")
+	must.OK(t, os.MkdirAll(filepath.Dir(good), 0o700))
+	must.OK(t, os.WriteFile(good, []byte("ams_dir: /opt/former\n"), 0o600))
+	_, d, _ = doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
+	if !slices.ContainsFunc(d.Checks, func(r doctor.Result) bool { return r.ID == "AMS-INSTALL" && strings.Contains(r.Seen, "/opt/former") }) {
+		t.Errorf("the checks are of another server than the daemon's: %+v", d.Checks)
+	}
+	must.OK(t, os.Remove(good))
 	write("role: edge\n")
 	if _, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5"); slices.Contains(wrongIDs(d), "AMS-CONFIG") {
 		t.Errorf("%v", wrongIDs(d))

@@ -63,6 +63,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runJoin(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
+	annotate(cmd, annotationGoodConfig, "true")
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyDrainDeadline, keyHooks, keyRemoteIPValve, keyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
@@ -95,12 +96,12 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
 	}
 	req := bootstrap.JoinRequest{
-		ForceAddress: opts.force || g.addressForced(), AddressKept: g.addressKept(), Forget: g.dropped,
+		ForceAddress: opts.force || g.addressForced(), AddressKept: g.addressKept(), Forget: g.settings.src.dropped,
 		Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Replace: opts.replace,
 		OnFailure: bootstrap.OnFailure(g.settings.OnFailure), Valve: bootstrap.Valve(g.settings.RemoteIPValve),
 	}
 	if !opts.offline {
-		req.Given = g.toKeep(opts.force)
+		req.Given, req.Config = g.toKeep(opts.force), g.settings.goodConfig()
 		// First of all: the instance's tags may say where MongoDB is.
 		req.Identify = m.AskNow(ctx, g.whoami)
 	}

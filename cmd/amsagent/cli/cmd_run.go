@@ -163,6 +163,7 @@ type daemonAdapter struct {
 	mu         sync.Mutex
 	over       bool                         // the settings are another daemon's by now
 	given      string                       // version of what was given to join, when the settings were read
+	kept       bool                         // config.yaml is kept
 	identified time.Time                    // when the instance was read last
 	tagErr     error                        // what is malformed of its tags
 	tagsRead   bool                         // what the tags say was read since the settings were
@@ -185,12 +186,25 @@ func (a *daemonAdapter) settings() daemon.Settings {
 		}
 	}
 	s := a.g.settings
+	a.keepConfig(s.goodConfig())
 	return daemon.Settings{
-		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter,
+		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter, Wrong: s.src.wrongText(),
 		JoinRequest: bootstrap.JoinRequest{
 			Role: s.Role, Group: s.Group, Address: a.g.explicitAddress(), ForceAddress: a.g.addressForced(), AddressKept: a.g.addressKept(),
 			Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
 		},
+	}
+}
+
+// keepConfig works once this machine is a node.
+func (a *daemonAdapter) keepConfig(text []byte) {
+	if a.kept || text == nil {
+		return
+	}
+	var err error
+	m := bootstrap.Machine{Root: a.g.settings.Root}
+	if a.kept, err = m.KeepGoodConfig(text); err != nil && a.g.once("keeping config.yaml") {
+		a.g.log().Warn("keeping config.yaml failed", "error", err)
 	}
 }
 
@@ -215,7 +229,7 @@ func (a *daemonAdapter) givenNow() string {
 
 func (a *daemonAdapter) rereadLocked() error {
 	was := a.g.settings
-	a.identified, a.given, a.tagsRead = time.Time{}, a.givenNow(), false
+	a.identified, a.given, a.tagsRead, a.kept = time.Time{}, a.givenNow(), false, false
 	err := a.g.load(a.cmd)
 	if now := a.g.settings; err == nil && now.ServiceCommand != "" && now.ServiceCommand != was.ServiceCommand {
 		if _, err = now.serviceCommand(); err != nil {

@@ -51,6 +51,7 @@ func newSealCommand(g *globals) *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return runSeal(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
+	annotate(cmd, annotationGoodConfig, "true")
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "keep", func() []string { return wordsOf(bootstrap.SealItems()) })
 	completes(cmd, "remove", func() []string {

@@ -114,6 +114,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	}
 	v.addMongo(g)
 	v.askDaemon(ctx, g)
+	v.addConfig(g)
 	if err := g.result("status", v, func(w *textWriter) { statusText(w, v) }); err != nil {
 		return err
 	}

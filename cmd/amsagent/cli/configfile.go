@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
+	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -24,6 +25,7 @@ import (
 type configFile struct {
 	// path is the one to open, with the root before it.
 	path   string
+	bytes  []byte
 	values map[string]fileValue
 	errs   []error
 }
@@ -91,17 +93,16 @@ func readConfigFile(root, path string, named *origin) (*configFile, error) {
 
 // parseConfigFile never fails as a whole where it can name a line instead.
 func parseConfigFile(path string, b []byte) *configFile {
-	c := &configFile{path: path, values: map[string]fileValue{}}
-	add := func(line int, id string, hints []string, format string, args ...any) {
+	c := &configFile{path: path, bytes: b, values: map[string]fileValue{}}
+	fail := func(line int, hints []string, format string, args ...any) *settingError {
 		source := path
 		if line > 0 {
 			source = fmt.Sprintf("%s:%d", path, line)
 		}
-		c.errs = append(c.errs, &settingError{
-			source: source, layer: layerFile, line: line, err: fmt.Errorf(format, args...), hints: hints, id: id,
-		})
+		e := &settingError{source: source, layer: layerFile, line: line, err: fmt.Errorf(format, args...), hints: hints}
+		c.errs = append(c.errs, e)
+		return e
 	}
-	fail := func(line int, hints []string, format string, args ...any) { add(line, "", hints, format, args...) }
 	shape := []string{"the file is a list of `key: value` lines; `amsagent help config` lists the keys"}
 
 	dec := yaml.NewDecoder(bytes.NewReader(b))
@@ -152,15 +153,15 @@ func parseConfigFile(path string, b []byte) *configFile {
 		}
 		seen[k.Value] = k.Line
 		if !slices.Contains(known, k.Value) {
+			var e *settingError
 			if err := removedError(removedKey, "", k.Value); err != nil {
-				fail(k.Line, nil, "%w", err)
-				continue
-			}
-			if row, ok := settingByKey(k.Value); ok {
-				fail(k.Line, []string{fmt.Sprintf("use --%s or %s", row.flag, row.env())}, "%s cannot be set in this file", k.Value)
+				e = fail(k.Line, nil, "%w", err)
+			} else if row, ok := settingByKey(k.Value); ok {
+				e = fail(k.Line, []string{fmt.Sprintf("use --%s or %s", row.flag, row.env())}, "%s cannot be set in this file", k.Value)
 			} else {
-				fail(k.Line, shape[:1], "unknown key %q", k.Value)
+				e = fail(k.Line, unknownKeyHints(k.Value, known), "unknown key %q", k.Value)
 			}
+			e.unknownKey = true
 			continue
 		}
 		row, _ := settingByKey(k.Value)
@@ -177,14 +178,26 @@ func parseConfigFile(path string, b []byte) *configFile {
 			continue // `role:` with nothing after it, or an empty list: not set
 		}
 		if k.Value == keyMongo && hasPassword(v.Value) {
-			add(v.Line, idConfigSecret, []string{
+			fail(v.Line, []string{
 				"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo",
-			}, "a password does not belong in this file, everybody can read it")
+			}, "a password does not belong in this file, everybody can read it").id = idConfigSecret
 			continue
 		}
 		c.values[k.Value] = fileValue{text: text, line: v.Line}
 	}
 	return c
+}
+
+// unknownKeyHints names a key that is near.
+func unknownKeyHints(key string, known []string) []string {
+	keys := &cobra.Command{SuggestionsMinimumDistance: 2}
+	for _, k := range known {
+		keys.AddCommand(&cobra.Command{Use: k, Run: func(*cobra.Command, []string) {}})
+	}
+	if near := keys.SuggestionsFor(strings.ReplaceAll(key, "-", "_")); len(near) > 0 {
+		return []string{fmt.Sprintf("did you mean `%s`?", near[0])}
+	}
+	return []string{"`amsagent help config` lists the keys"}
 }
 
 // plainValue is a value as flags and variables have it. A comma list may be a list of YAML.

@@ -48,6 +48,8 @@ const (
 	annotationExits  = "amsagent/exits"
 	annotationNoLoad = "amsagent/no-settings"
 	annotationReads  = "amsagent/reads-only"
+	// annotationGoodConfig: it decides what a machine becomes.
+	annotationGoodConfig = "amsagent/good-config"
 )
 
 func annotate(cmd *cobra.Command, key, value string) {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -55,7 +54,7 @@ func partner(key string) string {
 	return ""
 }
 
-// text is what the settings file says of a setting and of its partner.
+// text includes the partner's.
 func (f *configFile) text(key string) string {
 	if f == nil {
 		return ""
@@ -75,24 +74,15 @@ func readGiven(root string) (*bootstrap.Given, string) {
 	return nil, fmt.Sprintf("what was given to join cannot be used: %v; run the same amsagent join again", err)
 }
 
-// applyGiven puts in what an earlier join was given, where the settings file says nothing later.
-func (s *settings) applyGiven(src sources) {
-	if src.given == nil {
-		return
+// goodConfig is config.yaml for a node to keep; nil if it is another file.
+func (s *settings) goodConfig() []byte {
+	switch {
+	case s.origin(keyConfig).Layer > layerDefault:
+		return nil
+	case s.src.file == nil:
+		return []byte{}
 	}
-	for _, row := range keptSettings() {
-		g, ok := src.given.Settings[row.key]
-		if !ok || slices.Contains(src.dropped, row.key) || slices.Contains(src.dropped, partner(row.key)) || src.file.text(row.key) != g.Replaced {
-			continue
-		}
-		text, err := row.canonical(g.Value)
-		if err != nil {
-			s.warnings = append(s.warnings, fmt.Sprintf("%s, given to join, is not used: %v", row.key, err))
-			continue
-		}
-		s.setLower(row.key, value{text: text, origin: origin{Layer: layerGiven}})
-	}
-	s.Forced = src.given.ForcedAddress
+	return s.src.file.bytes
 }
 
 // joinedWith is a setting of the join that the current settings lack: of a removed or unreadable tag, or a detected address.
@@ -183,7 +173,7 @@ func (g *globals) toKeep(force bool) *bootstrap.Given {
 		v := g.settings.values[row.key]
 		switch v.origin.Layer {
 		case layerGiven, layerEnv, layerFlag:
-			keep.Settings[row.key] = bootstrap.GivenSetting{Value: v.text, Replaced: g.file.text(row.key)}
+			keep.Settings[row.key] = bootstrap.GivenSetting{Value: v.text, Replaced: g.settings.src.file.text(row.key)}
 		default:
 		}
 	}
@@ -193,17 +183,18 @@ func (g *globals) toKeep(force bool) *bootstrap.Given {
 // contradicted refuses a join that keeps another value than config.yaml has: the daemon reads both. It checks settings
 // without an older rule only.
 func (g *globals) contradicted() error {
-	if g.file == nil {
+	file := g.settings.src.file
+	if file == nil {
 		return nil
 	}
 	for _, key := range []string{keyDrainDeadline, keyHooks} {
 		row, _ := settingByKey(key)
-		given, there := g.settings.values[key], g.file.values[key]
+		given, there := g.settings.values[key], file.values[key]
 		text, err := row.canonical(there.text)
 		if given.origin.Layer < layerEnv || there.text == "" || err != nil || text == given.text {
 			continue
 		}
-		o := origin{Layer: layerFile, Name: g.file.path, Line: there.line}
+		o := origin{Layer: layerFile, Name: file.path, Line: there.line}
 		return &settingError{
 			source: o.String(), layer: o.Layer, line: o.Line,
 			err:   fmt.Errorf("%s is %s, and %s is %s", key, text, given.origin, given.text),

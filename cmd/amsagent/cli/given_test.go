@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -171,6 +172,63 @@ func TestDaemonFollowsTheSettings(t *testing.T) {
 		if a.outdated() != anew {
 			t.Errorf("%s: outdated: %v", line, !anew)
 		}
+	}
+}
+
+// The daemon of a node keeps config.yaml while it is good, and goes on by that while it is not.
+func TestDaemonKeepsTheLastGoodConfig(t *testing.T) {
+	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\n"})
+	config, good := filepath.Join(root, "etc/amsagent/config.yaml"), filepath.Join(root, bootstrap.GoodConfigPath)
+	start := func() (*daemonAdapter, error) {
+		g := newGlobals((&testEnv{}).env().withDefaults())
+		g.given[keyRoot] = given{text: root, name: "--root"}
+		cmd := newRunCommand(g)
+		err := g.load(cmd)
+		return &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}, err
+	}
+	kept := func() string {
+		b, err := os.ReadFile(good)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "none"
+		}
+		must.OK(t, err)
+		return string(b)
+	}
+	a, err := start()
+	must.OK(t, err)
+	if a.settings(); kept() != "none" {
+		t.Errorf("a machine that never joined keeps %q", kept())
+	}
+	plant(t, root, map[string]string{"var/lib/amsagent/state.json!": `{"version":1,"phase":"joined"}`})
+	if a.settings(); kept() != "role: edge\n" {
+		t.Errorf("a node keeps %q", kept())
+	}
+	for _, tt := range []struct{ config, role, kept, wrong string }{
+		{"role: [\n", "edge", "role: edge\n", "not YAML"},
+		{"roel: x\nrole: origin\n", "origin", "roel: x\nrole: origin\n", "roel"},
+		{"role: two words\n", "origin", "roel: x\nrole: origin\n", "two words"},
+		{"role: edge\n", "edge", "role: edge\n", ""},
+	} {
+		must.OK(t, os.WriteFile(config, []byte(tt.config), 0o644))
+		again, serr := start()
+		for name, a := range map[string]*daemonAdapter{"reload": a, "restart": again} {
+			if err := errors.Join(a.reread(), serr); err != nil {
+				t.Fatalf("%s: %s: %v", tt.config, name, err)
+			}
+			s := a.settings()
+			if s.Role != tt.role || !strings.Contains(s.Wrong, tt.wrong) || (s.Wrong == "") != (tt.wrong == "") || kept() != tt.kept {
+				t.Errorf("%s: %s: role %q, wrong %q, kept %q", tt.config, name, s.Role, s.Wrong, kept())
+			}
+		}
+	}
+	must.OK(t, os.Remove(config))
+	must.OK(t, a.reread())
+	if s := a.settings(); s.Role != "" || kept() != "" {
+		t.Errorf("without a file: role %q, kept %q", s.Role, kept())
+	}
+	info, err := os.Stat(good)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
 	}
 }
 

@@ -35,17 +35,15 @@ func (g *globals) instance(ctx context.Context) (machine, error) {
 	return m, g.useTags(m.Instance)
 }
 
-// useTags applies tags and group as settings of the lowest layer. It may be called again.
+// useTags applies tags and group.
 func (g *globals) useTags(i metadata.Instance) error {
-	err := g.settings.applyTags(i.TagsKnown, func(name string) (string, string, bool) { return findTag(i.Tags, name) })
-	if err != nil {
-		return err
+	group := i.Group
+	if !i.TagsKnown && g.joinedWith(keyGroup) != "" {
+		group = "" // an answer in part may lack the tag that names another group
 	}
-	// An answer in part may lack the tag that names another group: the one that the node joined with holds.
-	if i.TagsKnown || g.joinedWith(keyGroup) == "" {
-		g.settings.applyGroup(i.Group, "scaling group")
-	}
-	return nil
+	var err error
+	g.settings, err = g.settings.withTags(i.TagsKnown, group, func(name string) (string, string, bool) { return findTag(i.Tags, name) })
+	return err
 }
 
 // findTag looks for a tag by its name, and by the same name with a dash for clouds that allow no colon. A

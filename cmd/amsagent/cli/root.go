@@ -56,9 +56,6 @@ type globals struct {
 	ctx context.Context
 	// given are the settings' flags as they stood on the command line.
 	given map[string]given
-	// file is config.yaml, nil where there is none; dropped are the keys that a join was given an empty value for.
-	file    *configFile
-	dropped []string
 	// notOwn is why the server's unit does not call this program.
 	notOwn error
 	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
@@ -258,7 +255,6 @@ func newRootCommand(g *globals) *cobra.Command {
 	return root
 }
 
-// load makes the settings before a command runs.
 func (g *globals) load(cmd *cobra.Command) error {
 	g.mu.Lock()
 	g.said = nil
@@ -266,42 +262,30 @@ func (g *globals) load(cmd *cobra.Command) error {
 	g.readsOnly.Store(onlyReads(cmd))
 	flags, dropped := g.dropEmpty(cmd)
 	src := sources{flags: flags, dropped: dropped, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
-	screen := src
-	screen.only = func(row setting) bool { return row.global }
-	early, err := resolveSettings(screen)
-	if err != nil {
-		return err
-	}
 	// What the shells' scripts call must work where config.yaml does not.
 	completes := cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd
 	if _, ok := cmd.Annotations[annotationNoLoad]; ok || completes {
-		g.apply(early)
+		src.only = func(row setting) bool { return row.global }
+		s, err := resolveSettings(src)
+		g.apply(s)
+		if anySetting(err, func(e *settingError) bool { return e.layer == layerFlag }) {
+			return err
+		}
 		return nil
 	}
-	root, err := findRoot(early)
+	s, err := readSettings(src, cmd.Annotations[annotationGoodConfig] != "")
 	if err != nil {
 		return err
 	}
-	var named *origin
-	if o := early.origin(keyConfig); o.Layer > layerDefault {
-		named = &o
-	}
-	if src.file, err = readConfigFile(root, early.Config, named); err != nil {
-		return err
-	}
-	var damaged string
-	src.given, damaged = readGiven(root)
-	s, err := resolveSettings(src)
-	if err != nil {
-		return err
-	}
-	if damaged != "" {
-		s.warnings = append(s.warnings, damaged)
-	}
-	g.file, g.dropped = src.file, dropped
-	s.Root = root
-	s.values[keyRoot] = value{text: root, origin: s.origin(keyRoot)}
 	g.apply(s)
+	if s.src.wrong != nil {
+		for _, e := range flatten(s.src.wrong) {
+			g.log().Warn("config.yaml is wrong", "error", e, "instead", s.src.instead)
+		}
+	}
+	if s.src.damaged != "" {
+		g.log().Warn(s.src.damaged) //nolint:sloglint // made of the file's name
+	}
 	for _, w := range s.warnings {
 		g.log().Warn(w) //nolint:sloglint // made of the settings' names
 	}

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -75,9 +76,8 @@ type value struct {
 
 // settings are the effective settings of one run.
 type settings struct {
+	src    sources
 	values map[string]value
-	// untagged are the values that tags took the place of.
-	untagged map[string]value
 
 	// Mongo is as given, possibly file:PATH, possibly with a password: use globals.mongo, never print it.
 	Mongo   string
@@ -113,11 +113,9 @@ type settings struct {
 	// Endpoints has the origin of each service of a cloud that is not at its usual address.
 	Endpoints map[string]string
 
-	// warnings are things to say that stop nothing.
 	warnings []string
 }
 
-// origin tells where the value of key comes from.
 func (s *settings) origin(key string) origin { return s.values[key].origin }
 
 // settingError is one wrong value with its source: a flag, a variable, or a line of a file.
@@ -129,6 +127,8 @@ type settingError struct {
 	hints  []string
 	// id is "" for the usual one of the layer.
 	id string
+	// unknownKey: the rest of config.yaml can be used without that line.
+	unknownKey bool
 }
 
 func (e *settingError) Error() string {
@@ -169,63 +169,94 @@ type given struct {
 	name string
 }
 
-// sources is all that settings are made from, before instance tags.
+// sources is all that settings are made from.
 type sources struct {
 	flags     map[string]given
 	lookupEnv func(string) (string, bool)
 	environ   func() []string
-	// file is nil where there is none.
-	file *configFile
-	// given is what an earlier join was given, dropped the keys of which this one wants to keep nothing.
+	// file is config.yaml or its last good version, or nil; wrong a fault that stops nothing, instead what applies.
+	file    *configFile
+	wrong   error
+	instead string
+	// given is from an earlier join, damaged why it cannot be used; dropped are the keys of which this one keeps nothing.
 	given   *bootstrap.Given
+	damaged string
 	dropped []string
+	// tags are checked, by key; group is the cloud's scaling group.
+	tags  map[string]value
+	group string
+	root  *string // absolute; nil before it is looked up
 	// only limits the keys looked at; nil means all.
 	only func(setting) bool
 }
 
-// resolveSettings applies flag > environment > given to join > file > default, and checks all layers, also hidden values. It
-// returns all problems, joined.
-func resolveSettings(src sources) (*settings, error) {
-	s := &settings{values: map[string]value{}, untagged: map[string]value{}}
-	var errs []error
-	add := func(row setting, text string, o origin, source string) {
-		canon, err := row.canonical(text)
-		if err != nil {
-			errs = append(errs, &settingError{source: source, layer: o.Layer, line: o.Line, err: err})
-			return
-		}
-		if old, ok := s.values[row.key]; !ok || o.Layer > old.origin.Layer {
-			s.values[row.key] = value{text: canon, origin: o}
-		}
+// wrongText is the fault of config.yaml and what applies instead, or "".
+func (src sources) wrongText() string {
+	if src.wrong == nil {
+		return ""
 	}
+	return oneLine(src.wrong.Error()) + "; " + src.instead
+}
+
+// resolveSettings applies flag > environment > given to join > file > tag > instance > default. It checks hidden values, too,
+// and returns all problems, joined, with settings that lack the wrong values.
+func resolveSettings(src sources) (*settings, error) {
+	s := &settings{src: src, values: map[string]value{}}
+	var errs []error
 	for _, row := range settingsTable() {
 		if src.only != nil && !src.only(row) {
 			continue
 		}
-		s.values[row.key] = value{text: row.def}
-		if g, ok := src.flags[row.key]; ok {
-			add(row, g.text, origin{Layer: layerFlag, Name: g.name}, g.name)
+		set := func(text string, o origin) {
+			canon, err := row.canonical(text)
+			if err != nil {
+				errs = append(errs, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err})
+				return
+			}
+			s.values[row.key] = value{text: canon, origin: o}
 		}
-		if v := lookupNonEmpty(src.lookupEnv, row.env()); v != "" {
-			add(row, v, origin{Layer: layerEnv, Name: row.env()}, row.env())
+
+		// The lowest layer first.
+		s.values[row.key] = value{text: row.def}
+		if row.key == keyGroup && src.group != "" {
+			s.values[row.key] = value{text: src.group, origin: origin{Layer: layerInstance, Name: "scaling group"}}
+		}
+		if v, ok := src.tags[row.key]; ok {
+			s.values[row.key] = v
+		}
+		if src.file != nil {
+			if v, ok := src.file.values[row.key]; ok {
+				set(v.text, origin{Layer: layerFile, Name: src.file.path, Line: v.line})
+			}
+		}
+		if v, ok := src.keptValue(row); ok {
+			if canon, err := row.canonical(v); err != nil {
+				s.warnings = append(s.warnings, fmt.Sprintf("%s, given to join, is not used: %v", row.key, err))
+			} else {
+				s.values[row.key] = value{text: canon, origin: origin{Layer: layerGiven}}
+			}
 		}
 		// https://no-color.org: any value but the empty one means no color.
 		if row.key == keyColor && lookupNonEmpty(src.lookupEnv, "NO_COLOR") != "" {
-			add(row, "never", origin{Layer: layerEnv, Name: "NO_COLOR"}, "NO_COLOR")
+			set("never", origin{Layer: layerEnv, Name: "NO_COLOR"})
 		}
-		if src.file == nil {
-			continue
+		if v := lookupNonEmpty(src.lookupEnv, row.env()); v != "" {
+			set(v, origin{Layer: layerEnv, Name: row.env()})
 		}
-		if fv, ok := src.file.values[row.key]; ok {
-			o := origin{Layer: layerFile, Name: src.file.path, Line: fv.line}
-			add(row, fv.text, o, o.String())
+		if g, ok := src.flags[row.key]; ok {
+			set(g.text, origin{Layer: layerFlag, Name: g.name})
 		}
+	}
+	if src.root != nil {
+		s.values[keyRoot] = value{text: *src.root, origin: s.origin(keyRoot)}
 	}
 	if src.file != nil {
 		errs = append(errs, src.file.errs...)
 	}
 	if src.only == nil {
-		s.applyGiven(src)
+		if src.given != nil {
+			s.Forced = src.given.ForcedAddress
+		}
 		errs = append(errs, s.implied()...)
 		errs = append(errs, removedVariables(src.lookupEnv)...)
 		var bad []error
@@ -233,12 +264,121 @@ func resolveSettings(src sources) (*settings, error) {
 		errs = append(errs, bad...)
 		s.warnings = append(s.warnings, misspeltVariables(src.environ)...)
 	}
-	if len(errs) > 0 {
-		slices.SortStableFunc(errs, bySource)
-		return nil, errors.Join(errs...)
-	}
+	slices.SortStableFunc(errs, bySource)
 	s.fill()
-	return s, nil
+	return s, errors.Join(errs...)
+}
+
+// readSettings resolves all sources, files included. With an error the settings may be nil. Unless the command needs a good
+// config.yaml, its unknown keys are left out, and with another fault its last good version counts.
+func readSettings(src sources, good bool) (*settings, error) {
+	early, _ := resolveSettings(src) // its errors come again
+	root, err := findRoot(early)
+	if err != nil {
+		return nil, err
+	}
+	src.root = &root
+	var named *origin
+	if o := early.origin(keyConfig); o.Layer > layerDefault {
+		named = &o
+	}
+	var unread error
+	src.file, unread = readConfigFile(root, early.Config, named)
+	src.given, src.damaged = readGiven(root)
+	s, err := resolveSettings(src)
+	if err = errors.Join(unread, err); err == nil || good {
+		return s, err
+	}
+
+	var wrong, others []error
+	var bad *settingError
+	for _, e := range flatten(err) {
+		var se *settingError
+		if !errors.As(e, &se) || se.layer != layerFile {
+			others = append(others, e)
+			continue
+		}
+		wrong = append(wrong, e)
+		if bad == nil && !se.unknownKey {
+			bad = se
+		}
+	}
+	src.wrong, src.instead = errors.Join(wrong...), "left out"
+	if bad != nil {
+		var last *configFile
+		if named == nil {
+			last, bad.hints = src.lastGood(root, bad.hints)
+		}
+		if last == nil {
+			return s, err
+		}
+		src.file, src.instead = last, "the last good one counts: "+last.path
+	}
+	s, _ = resolveSettings(src)
+	return s, errors.Join(others...)
+}
+
+// lastGood returns the last good config.yaml, or nil. It adds a hint if that cannot be read.
+func (src sources) lastGood(root string, hints []string) (*configFile, []string) {
+	text, err := bootstrap.LoadGoodConfig(root)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, append(hints, "only root can read the last good config.yaml, if there is one: run it with sudo")
+	case err != nil:
+		return nil, append(hints, fmt.Sprintf("the last good config.yaml cannot be read: %v", err))
+	case text == nil:
+		return nil, hints
+	}
+	src.file = parseConfigFile(root+bootstrap.GoodConfigPath, text)
+	src.file.errs = slices.DeleteFunc(src.file.errs, func(e error) bool {
+		return anySetting(e, func(se *settingError) bool { return se.unknownKey })
+	})
+	if _, err := resolveSettings(src); anySetting(err, func(se *settingError) bool { return se.layer == layerFile }) {
+		return nil, hints
+	}
+	return src.file, hints
+}
+
+// keptValue returns what an earlier join was given, unless the settings file has changed since.
+func (src sources) keptValue(row setting) (string, bool) {
+	if src.given == nil || !row.kept || slices.Contains(src.dropped, row.key) || slices.Contains(src.dropped, partner(row.key)) {
+		return "", false
+	}
+	g, ok := src.given.Settings[row.key]
+	return g.Value, ok && src.file.text(row.key) == g.Replaced
+}
+
+// withTags adds the instance's tags and group. all: every tag could be read. A malformed tag is an error and keeps its former
+// value; the other tags count.
+func (s *settings) withTags(all bool, group string, tagValue func(name string) (foundName, text string, ok bool)) (*settings, error) {
+	src := s.src
+	src.group, src.tags = cmp.Or(group, src.group), map[string]value{}
+	var errs []error
+	for _, row := range settingsTable() {
+		if row.tag == "" {
+			continue
+		}
+		v, known := s.src.tags[row.key]
+		name, text, found := tagValue(tagPrefix + row.tag)
+		if found {
+			o := origin{Layer: layerTag, Name: name}
+			canon, err := row.canonical(text)
+			if err == nil && row.key == keyMongo && strings.HasPrefix(canon, "file:") {
+				// Who may write tags need not be who may choose which files of this machine root reads.
+				err = valueError{text: "a tag cannot name a file"}
+			}
+			if err != nil {
+				errs = append(errs, &settingError{source: o.String(), layer: o.Layer, err: err})
+			} else {
+				v, known = value{text: canon, origin: o}, true
+			}
+		}
+		if known && (found || !all) { // else it may have been taken away
+			src.tags[row.key] = v
+		}
+	}
+	n, _ := resolveSettings(src) // its errors are known
+	return n, errors.Join(errs...)
 }
 
 func lookupNonEmpty(lookup func(string) (string, bool), name string) string {
@@ -335,68 +475,7 @@ func (s *settings) fill() {
 // tagPrefix begins the names of the instance tags that are settings.
 const tagPrefix = "amsagent:"
 
-// applyTags sets values of instance tags where no higher layer has one. all: every tag could be read. A malformed tag is an
-// error and leaves its setting unchanged; the other tags count.
-func (s *settings) applyTags(all bool, tagValue func(name string) (foundName, text string, ok bool)) error {
-	var errs []error
-	for _, row := range settingsTable() {
-		if row.tag == "" {
-			continue
-		}
-		name, text, ok := tagValue(tagPrefix + row.tag)
-		o := origin{Layer: layerTag, Name: name}
-		canon := ""
-		if ok = ok && text != ""; ok {
-			var err error
-			canon, err = row.canonical(text)
-			if err == nil && row.key == keyMongo && strings.HasPrefix(canon, "file:") {
-				// Who may write tags need not be who may choose which files of this machine root reads.
-				err = valueError{text: "a tag cannot name a file"}
-			}
-			if err != nil {
-				errs = append(errs, &settingError{source: o.String(), layer: o.Layer, err: err})
-				continue
-			}
-		}
-		if all && s.origin(row.key).Layer == layerTag {
-			s.values[row.key] = s.untagged[row.key] // it may have been taken away
-		}
-		if !ok {
-			continue
-		}
-		if s.origin(row.key).Layer != layerTag {
-			s.untagged[row.key] = s.values[row.key]
-		}
-		s.setAgain(row.key, value{text: canon, origin: o})
-	}
-	s.fill()
-	return errors.Join(errs...)
-}
-
-// applyGroup takes the scaling group that the cloud names, where nothing else says one.
-func (s *settings) applyGroup(group, how string) {
-	if group == "" {
-		return
-	}
-	s.setAgain(keyGroup, value{text: group, origin: origin{Layer: layerInstance, Name: how}})
-	s.fill()
-}
-
-// setAgain sets a value that may change, unless a higher layer has one.
-func (s *settings) setAgain(key string, v value) {
-	if old := s.values[key]; old.origin.Layer <= v.origin.Layer {
-		s.values[key] = v
-	}
-}
-
-// setLower sets a value unless a higher layer already has.
-func (s *settings) setLower(key string, v value) {
-	if old := s.values[key]; old.origin.Layer < v.origin.Layer {
-		s.values[key] = v
-	}
-}
-
-// misspeltVariables finds unknown variables with our prefix, for a warning.
+// misspeltVariables returns warnings.
 func misspeltVariables(environ func() []string) []string {
 	if environ == nil {
 		return nil

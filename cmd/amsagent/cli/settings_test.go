@@ -38,6 +38,13 @@ func flags(pairs ...string) map[string]given {
 
 func file(text string) *configFile { return parseConfigFile("/etc/amsagent/config.yaml", []byte(text)) }
 
+// applyTags is withTags for settings that stay in place.
+func (s *settings) applyTags(all bool, group string, find func(string) (string, string, bool)) error {
+	n, err := s.withTags(all, group, find)
+	*s = *n
+	return err
+}
+
 // tagsOf finds tags as useInstance does.
 func tagsOf(tags map[string]string) func(string) (string, string, bool) {
 	return func(name string) (string, string, bool) { return findTag(tags, name) }
@@ -69,7 +76,7 @@ func TestPrecedence(t *testing.T) {
 			}
 			s, err := resolveSettings(src)
 			must.OK(t, err)
-			must.OK(t, s.applyTags(true, tagsOf(map[string]string{"amsagent:role": tt.tag})))
+			must.OK(t, s.applyTags(true, "", tagsOf(map[string]string{"amsagent:role": tt.tag})))
 			if s.Role != tt.want || s.origin(keyRole).String() != tt.from {
 				t.Errorf("role %q from %q, want %q from %q", s.Role, s.origin(keyRole), tt.want, tt.from)
 			}
@@ -364,7 +371,7 @@ func TestTags(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s, err := resolveSettings(sources{lookupEnv: lookup(tt.env)})
 			must.OK(t, err)
-			err = s.applyTags(true, tagsOf(tt.tags))
+			err = s.applyTags(true, "", tagsOf(tt.tags))
 			if tt.err != "" {
 				if err == nil || err.Error() != tt.err {
 					t.Errorf("error %v, want %s", err, tt.err)
@@ -381,12 +388,11 @@ func TestTags(t *testing.T) {
 func TestGroupOfTheCloud(t *testing.T) {
 	s, err := resolveSettings(sources{})
 	must.OK(t, err)
-	s.applyGroup("edge-asg", "scaling group")
+	must.OK(t, s.applyTags(true, "edge-asg", tagsOf(nil)))
 	if s.Group != "edge-asg" || s.origin(keyGroup).String() != "instance: scaling group" {
 		t.Errorf("group %q from %q", s.Group, s.origin(keyGroup))
 	}
-	must.OK(t, s.applyTags(true, tagsOf(map[string]string{"amsagent:group": "edges"})))
-	s.applyGroup("edge-asg", "scaling group")
+	must.OK(t, s.applyTags(true, "edge-asg", tagsOf(map[string]string{"amsagent:group": "edges"})))
 	if s.Group != "edges" {
 		t.Errorf("group %q", s.Group)
 	}
@@ -406,9 +412,10 @@ func TestGroupOfAPartialAnswer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := plainGlobals(&testEnv{})
-			g.settings.Root = t.TempDir()
-			g.settings.values[keyRoot] = value{text: g.settings.Root}
-			path := filepath.Join(g.settings.Root, bootstrap.StateDir, "state.json")
+			root := t.TempDir()
+			g.settings.src.root = &root
+			g.settings, _ = resolveSettings(g.settings.src)
+			path := filepath.Join(root, bootstrap.StateDir, "state.json")
 			must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
 			if tt.state != "" {
 				must.OK(t, os.WriteFile(path, []byte(tt.state), 0o600))
@@ -427,16 +434,16 @@ func TestTagTakenAway(t *testing.T) {
 	must.OK(t, err)
 	tags := map[string]string{"amsagent:group": "edges", "amsagent:role": "edge"}
 	for range 2 {
-		if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "edges" {
+		if err := s.applyTags(true, "", tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "edges" {
 			t.Fatalf("role %q, group %q, %v", s.Role, s.Group, err)
 		}
 	}
 	delete(tags, "amsagent:group")
 	// One that could not be read is not known to be away.
-	if err := s.applyTags(false, tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "edges" {
+	if err := s.applyTags(false, "", tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "edges" {
 		t.Errorf("unread: role %q, group %q, %v", s.Role, s.Group, err)
 	}
-	if err := s.applyTags(true, tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "" || s.origin(keyGroup).Layer == layerTag {
+	if err := s.applyTags(true, "", tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "" || s.origin(keyGroup).Layer == layerTag {
 		t.Errorf("role %q, group %q from %q, %v", s.Role, s.Group, s.origin(keyGroup), err)
 	}
 }
@@ -455,7 +462,7 @@ func TestMalformedTag(t *testing.T) {
 		{map[string]string{"amsagent:role": "edge", "amsagent:group": "a\nb"}, "instance tag amsagent:group: ", "edge", "edges"},
 		{map[string]string{"amsagent:role": "two words"}, "instance tag amsagent:role: ", "edge", ""},
 	} {
-		err := s.applyTags(true, tagsOf(tt.tags))
+		err := s.applyTags(true, "", tagsOf(tt.tags))
 		if !errors.Is(err, bootstrap.ErrTags) || !strings.HasPrefix(err.Error(), tt.err) || s.Role != tt.role || s.Group != tt.group {
 			t.Errorf("%v: role %q, group %q, %v", tt.tags, s.Role, s.Group, err)
 		}

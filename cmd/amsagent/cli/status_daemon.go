@@ -73,6 +73,17 @@ func (s *statusView) addMongo(g *globals) {
 	s.Disagree = slices.Insert(s.Disagree, 0, bootstrap.Disagreement{ID: e.ID, Text: e.Error(), Hint: strings.Join(e.Hints, "; ")})
 }
 
+// addConfig shows a fault of config.yaml, as this command read it, else as the daemon did.
+func (s *statusView) addConfig(g *globals) {
+	text, hint := g.settings.src.wrongText(), "`amsagent config` lists what is wrong"
+	if text == "" && s.Daemon != nil && s.Daemon.SettingsError != "" {
+		text, hint = "the daemon has read: "+s.Daemon.SettingsError, "systemctl reload amsagent"
+	}
+	if text != "" {
+		s.Disagree = append(s.Disagree, bootstrap.Disagreement{ID: idConfig, Text: text, Hint: hint})
+	}
+}
+
 // askDaemon adds the daemon's view.
 func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 	ctx, cancel := context.WithTimeout(ctx, statusDaemonTime)
@@ -208,8 +219,10 @@ func (s *statusView) daemonText() string {
 	if v.Ready || v.State != "" {
 		text += ", " + readyText(v.Ready, v.NotReady)
 	}
-	if v.Trouble != "" {
-		text += "; " + v.Trouble
+	for _, trouble := range []string{v.Trouble, v.SettingsError} {
+		if trouble != "" {
+			text += "; " + trouble
+		}
 	}
 	return printable(text)
 }

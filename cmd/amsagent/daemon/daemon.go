@@ -33,6 +33,8 @@ type Settings struct {
 	bootstrap.JoinRequest
 	// UnhealthyAfter is how long the machine may fail to serve before /healthz reports it; 0 means forever.
 	UnhealthyAfter time.Duration
+	// Wrong is the settings file's fault and what applies instead, or "". With one, no machine joins by itself.
+	Wrong string
 }
 
 // Machine is the used part of bootstrap's machine.
@@ -191,12 +193,13 @@ type Daemon struct {
 // New prepares a daemon.
 func New(o Options) *Daemon {
 	o.Periods = o.Periods.withDefaults()
+	settings := o.Settings()
 	d := &Daemon{
-		o: o, log: o.Log, view: newView(o.Version), interval: o.Settings().Interval,
+		o: o, log: o.Log, view: newView(o.Version), interval: settings.Interval,
 		again: make(chan struct{}, 1), beatNow: make(chan struct{}, 1), phaseChanged: make(chan struct{}, 1),
 	}
 	d.check = &lb.AgentCheck{State: d.nodeState, Kept: o.AgentCheckKept, Now: time.Now, Log: o.Log}
-	d.view.notes = o.Notes
+	d.view.notes, d.view.v.SettingsError = o.Notes, settings.Wrong
 	d.own, _ = o.Machine.StateFile() // nil if damaged
 	if d.own != nil {
 		d.view.v.Role = d.own.Role // until the first session
@@ -376,8 +379,14 @@ func (d *Daemon) begin() {
 }
 
 func (d *Daemon) readSettings() (ok bool) {
-	if err := d.o.Reread(); err != nil {
+	err := d.o.Reread()
+	wrong := d.o.Settings().Wrong
+	if err != nil {
 		d.log.Error("rereading the settings failed, the old ones stay", "error", err)
+		wrong = err.Error() + "; the settings from before stay"
+	}
+	d.view.change(func(v *View) { v.SettingsError = wrong })
+	if err != nil {
 		return false
 	}
 	d.life.manager.Reconsider()

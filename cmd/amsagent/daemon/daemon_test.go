@@ -393,6 +393,61 @@ func TestReloadDuringStep(t *testing.T) {
 	})
 }
 
+// Wrong settings are shown at once and as long as they are wrong, and with them no machine joins by itself.
+func TestWrongSettings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeMachine{}
+		var wrong, unread atomic.Value
+		wrong.Store("config.yaml:1: unknown key")
+		unread.Store("")
+		reload := make(chan struct{})
+		d := newTestDaemon(p, &notified{}, func(o *Options) {
+			o.Reload = reload
+			o.Settings = func() Settings {
+				return Settings{Interval: 5 * time.Second, AutoJoin: true, JoinTimeout: time.Minute, Wrong: wrong.Load().(string)}
+			}
+			o.Reread = func() error {
+				if text := unread.Load().(string); text != "" {
+					return errors.New(text)
+				}
+				return nil
+			}
+		})
+		shows := func(when, text string) {
+			t.Helper()
+			var metrics bytes.Buffer
+			v := d.view.get()
+			writeMetrics(&metrics, v)
+			degraded := strings.Contains(metrics.String(), "\namsagent_trouble 1\n")
+			if !strings.Contains(v.SettingsError, text) || (v.SettingsError == "") != (text == "") || !degraded && text != "" || !strings.Contains(d.view.line(), text) {
+				t.Errorf("%s: settings error %q, degraded: %v, %q", when, v.SettingsError, degraded, d.view.line())
+			}
+		}
+		shows("at the start", "unknown key")
+		ctx, cancel := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		work.Go(func() { d.follow(ctx) })
+		sleep.For(ctx, time.Minute)
+		synctest.Wait()
+		if shows("idle", "unknown key"); !strings.Contains(d.view.get().Activity, "not a member") {
+			t.Errorf("it does not wait: %q", d.view.get().Activity)
+		}
+		wrong.Store("")
+		reload <- struct{}{}
+		sleep.For(ctx, time.Minute)
+		synctest.Wait()
+		if shows("corrected", ""); d.view.get().Activity != "joining" {
+			t.Errorf("it does not join: %q", d.view.get().Activity)
+		}
+		unread.Store("config.yaml:1: not YAML")
+		reload <- struct{}{}
+		synctest.Wait()
+		shows("unread", "not YAML")
+		cancel()
+		work.Wait()
+	})
+}
+
 // While we wait for another amsagent, what it does to the state file is followed.
 func TestStateChangedByOthers(t *testing.T) {
 	joined := &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(1000, 0)}

@@ -94,7 +94,7 @@ func writeMetrics(w io.Writer, v View) {
 	if !v.Server.Since.IsZero() {
 		e.gauge("amsagent_server_up", "1 if every application of Ant Media Server that must serve answers.", known(v.Server.Up))
 	}
-	e.gauge("amsagent_trouble", "1 if the agent is degraded; amsagent status shows the reason.", known(v.Trouble != ""))
+	e.gauge("amsagent_trouble", "1 if the agent is degraded; amsagent status shows the reason.", known(v.Trouble != "" || v.SettingsError != ""))
 	if v.Lifecycle != nil {
 		e.gauge("amsagent_unknown_signals", "Signals of the cloud, since the agent started, that this version does not know.", divided(&v.Lifecycle.UnknownSignals, 1))
 	}

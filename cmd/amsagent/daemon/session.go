@@ -41,13 +41,13 @@ func (d *Daemon) prepare(ctx context.Context) (*member, error) {
 	if unnamed != nil && !errors.Is(unnamed, ErrNoMongo) {
 		return nil, unnamed
 	}
-	autoJoin := d.o.Settings().AutoJoin // after Mongo, which may read the instance's tags
+	s := d.o.Settings() // after Mongo, which may read the instance's tags
 	c, err := d.converge(ctx, mongo, askTime)
 	if c == nil {
 		return nil, err
 	}
 	d.follows(c.Phase)
-	why := d.idleReason(c.Phase, unnamed == nil, autoJoin)
+	why := d.idleReason(c.Phase, unnamed == nil, s)
 	switch {
 	case c.Phase != bootstrap.PhaseLeaving && d.life.isGone(): // nor does a machine join that the cloud takes
 		d.idle("this node has left the cluster")
@@ -73,7 +73,7 @@ func (d *Daemon) prepare(ctx context.Context) (*member, error) {
 }
 
 // idleReason returns why a machine that is no node does not join by itself, or "".
-func (d *Daemon) idleReason(p bootstrap.Phase, named, autoJoin bool) string {
+func (d *Daemon) idleReason(p bootstrap.Phase, named bool, s Settings) string {
 	switch {
 	case p == bootstrap.PhaseLeaving:
 		return "a leave was begun and not finished: run amsagent leave again"
@@ -85,8 +85,10 @@ func (d *Daemon) idleReason(p bootstrap.Phase, named, autoJoin bool) string {
 		return "not a member; waiting for amsagent join"
 	case d.left:
 		return "this machine left by hand: amsagent join brings it back"
-	case !autoJoin:
+	case !s.AutoJoin:
 		return "not a member; auto_join is off"
+	case s.Wrong != "":
+		return "not a member; no join with settings that are wrong"
 	}
 	return ""
 }

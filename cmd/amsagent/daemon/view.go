@@ -30,6 +30,8 @@ type View struct {
 	Activity string `json:"activity"`
 	// Trouble is what hinders it, or "".
 	Trouble string `json:"trouble,omitempty"`
+	// SettingsError is the fault of the settings when they were last read, and what applies instead.
+	SettingsError string `json:"settings_error,omitempty"`
 
 	ID      string `json:"id,omitempty"`
 	Address string `json:"address,omitempty"`
@@ -254,7 +256,7 @@ func (w *view) line() string {
 	if l := v.Lifecycle; l != nil {
 		parts = append(parts, l.Progress)
 	}
-	parts = append(parts, v.Trouble)
+	parts = append(parts, v.Trouble, v.SettingsError)
 	if v.MetricsError != "" {
 		parts = append(parts, "no /metrics and no /readyz: "+v.MetricsError)
 	}
