@@ -143,12 +143,6 @@ func (n note) String() string {
 			text += fmt.Sprint(": ", attr[1])
 		} else {
 			text += fmt.Sprint(", ", attr[0], " ", attr[1])
-	for i := 0; i+1 < len(n.attrs); i += 2 {
-		key, value := fmt.Sprint(n.attrs[i]), n.attrs[i+1]
-		if strings.Contains(n.text, key) { // "hook completed: drain"
-			text += fmt.Sprint(": ", value)
-		} else {
-			text += fmt.Sprint(", ", key, " ", value)
 		}
 	}
 	return text
@@ -168,15 +162,6 @@ func (s *state) note(text string, attrs ...any) {
 func (s *state) warn(text string, attrs ...any) {
 	s.note(text, attrs...)
 	s.notes[len(s.notes)-1].level = slog.LevelWarn
-// note drops attributes without a value.
-func (s *state) note(text string, attrs ...any) {
-	var known []any
-	for pair := range slices.Chunk(attrs, 2) {
-		if pair[1] != nil && pair[1] != "" {
-			known = append(known, pair...)
-		}
-	}
-	s.notes = append(s.notes, note{text, known})
 }
 
 func (s *state) setTrouble(about, text string) {
