@@ -35,19 +35,19 @@ const (
 type AppServing string
 
 const (
-	// AppServes: any response of an initialized application.
+	// AppServes is any response of an initialized application.
 	AppServes AppServing = "serves"
-	// AppStarting: 403, "Application is getting initialized". A stopping server sends it, too.
+	// AppStarting is 403, "Application is getting initialized". A stopping server sends it, too.
 	AppStarting AppServing = "is getting initialized"
-	// AppFailing: 500 and above. The context is incomplete or broken.
+	// AppFailing is 500 and above. The context is incomplete or broken.
 	AppFailing AppServing = "fails"
-	// AppMissing: the server has no such application.
+	// AppMissing means that the server has no such application.
 	AppMissing AppServing = "is not deployed"
-	// AppWaits: added while the server runs, not deployed yet. Only the caller sets it.
+	// AppWaits means added while the server runs, not deployed yet. Only the caller sets it.
 	AppWaits AppServing = "is not deployed yet"
-	// AppSilent: no response in time. The server hangs, or its MongoDB is away.
+	// AppSilent means no response in time. The server hangs, or its MongoDB is away.
 	AppSilent AppServing = "does not answer"
-	// AppRefused: no process listens.
+	// AppRefused means that no process listens.
 	AppRefused AppServing = "is not reachable"
 )
 

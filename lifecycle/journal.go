@@ -41,7 +41,11 @@ func (r *Runner) addEvents(events []cluster.Event) {
 
 func (r *Runner) addNotes(notes []note) {
 	for _, n := range notes {
-		r.log.Log(context.Background(), n.level, n.text, n.attrs...) //nolint:sloglint // a constant at each call of state.note
+		write := r.log.Info
+		if n.warns {
+			write = r.log.Warn
+		}
+		write(n.text, n.attrs...)
 		r.notes = append(r.notes, Note{At: time.Now().Round(0), Text: n.String()})
 	}
 	r.notes = r.notes[max(0, len(r.notes)-maxNotes):]

@@ -113,7 +113,7 @@ func (r *Runner) read() {
 	d, data, err := load(r.o.Files)
 	if damaged, ok := errors.AsType[*conf.DamagedError](err); ok {
 		if err = r.o.Files.WriteFile(RecordPath+".damaged", data, 0o600, 0o700); err == nil {
-			r.addNotes([]note{{slog.LevelWarn, "damaged record of a drain set aside", []any{"error", damaged}}})
+			r.addNotes([]note{{true, "damaged record of a drain set aside", []any{"error", damaged}}})
 		}
 	}
 	if r.unread, r.saved = err, data; d == nil {
@@ -319,7 +319,7 @@ func (r *Runner) Run(ctx context.Context) {
 	r.workers.Go(func() { r.writeRecord(ctx) }) // before the lock, which may wait for a disk
 	r.mu.Lock()
 	r.ctx, r.end = ctx, cancel
-	_ = r.step(passed) //nolint:contextcheck // it starts the workers with r.ctx
+	_ = r.step(passed)
 	r.mu.Unlock()
 	if r.o.Watcher != nil {
 		r.workers.Go(func() {

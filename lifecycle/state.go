@@ -6,7 +6,6 @@ package lifecycle
 import (
 	"cmp"
 	"fmt"
-	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -131,7 +130,7 @@ type start struct {
 }
 
 type note struct {
-	level slog.Level
+	warns bool
 	text  string
 	attrs []any
 }
@@ -161,7 +160,7 @@ func (s *state) note(text string, attrs ...any) {
 
 func (s *state) warn(text string, attrs ...any) {
 	s.note(text, attrs...)
-	s.notes[len(s.notes)-1].level = slog.LevelWarn
+	s.notes[len(s.notes)-1].warns = true
 }
 
 func (s *state) setTrouble(about, text string) {

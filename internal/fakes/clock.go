@@ -17,9 +17,14 @@ type Clock struct {
 // Clocks are those that a machine may have.
 func Clocks() []Clock {
 	return []Clock{
-		{Name: "right"}, {Name: "a second ahead", Ahead: time.Second}, {Name: "90 s ahead", Ahead: 90 * time.Second}, {Name: "3 min ahead", Ahead: 3 * time.Minute},
-		{Name: "2 d ahead", Ahead: 48 * time.Hour}, {Name: "5 h behind", Ahead: -5 * time.Hour},
-		{Name: "2 d ahead, no Date", Ahead: 48 * time.Hour, Undated: true}, {Name: "5 h behind, no Date", Ahead: -5 * time.Hour, Undated: true},
+		{Name: "right"},
+		{Name: "a second ahead", Ahead: time.Second},
+		{Name: "90 s ahead", Ahead: 90 * time.Second},
+		{Name: "3 min ahead", Ahead: 3 * time.Minute},
+		{Name: "2 d ahead", Ahead: 48 * time.Hour},
+		{Name: "5 h behind", Ahead: -5 * time.Hour},
+		{Name: "2 d ahead, no Date", Ahead: 48 * time.Hour, Undated: true},
+		{Name: "5 h behind, no Date", Ahead: -5 * time.Hour, Undated: true},
 	}
 }
 

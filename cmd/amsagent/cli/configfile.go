@@ -94,14 +94,15 @@ func readConfigFile(root, path string, named *origin) (*configFile, error) {
 // parseConfigFile never fails as a whole where it can name a line instead.
 func parseConfigFile(path string, b []byte) *configFile {
 	c := &configFile{path: path, bytes: b, values: map[string]fileValue{}}
-	fail := func(line int, hints []string, format string, args ...any) *settingError {
+	fault := func(line int, hints []string, format string, args ...any) *settingError {
 		source := path
 		if line > 0 {
 			source = fmt.Sprintf("%s:%d", path, line)
 		}
-		e := &settingError{source: source, layer: layerFile, line: line, err: fmt.Errorf(format, args...), hints: hints}
-		c.errs = append(c.errs, e)
-		return e
+		return &settingError{source: source, layer: layerFile, line: line, err: fmt.Errorf(format, args...), hints: hints}
+	}
+	fail := func(line int, hints []string, format string, args ...any) {
+		c.errs = append(c.errs, fault(line, hints, format, args...))
 	}
 	shape := []string{"the file is a list of `key: value` lines; `amsagent help config` lists the keys"}
 
@@ -155,13 +156,14 @@ func parseConfigFile(path string, b []byte) *configFile {
 		if !slices.Contains(known, k.Value) {
 			var e *settingError
 			if err := removedError(removedKey, "", k.Value); err != nil {
-				e = fail(k.Line, nil, "%w", err)
+				e = fault(k.Line, nil, "%w", err)
 			} else if row, ok := settingByKey(k.Value); ok {
-				e = fail(k.Line, []string{fmt.Sprintf("use --%s or %s", row.flag, row.env())}, "%s cannot be set in this file", k.Value)
+				e = fault(k.Line, []string{fmt.Sprintf("use --%s or %s", row.flag, row.env())}, "%s cannot be set in this file", k.Value)
 			} else {
-				e = fail(k.Line, unknownKeyHints(k.Value, known), "unknown key %q", k.Value)
+				e = fault(k.Line, unknownKeyHints(k.Value, known), "unknown key %q", k.Value)
 			}
 			e.unknownKey = true
+			c.errs = append(c.errs, e)
 			continue
 		}
 		row, _ := settingByKey(k.Value)
@@ -178,9 +180,11 @@ func parseConfigFile(path string, b []byte) *configFile {
 			continue // `role:` with nothing after it, or an empty list: not set
 		}
 		if k.Value == keyMongo && hasPassword(v.Value) {
-			fail(v.Line, []string{
+			e := fault(v.Line, []string{
 				"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo",
-			}, "a password does not belong in this file, everybody can read it").id = idConfigSecret
+			}, "a password does not belong in this file, everybody can read it")
+			e.id = idConfigSecret
+			c.errs = append(c.errs, e)
 			continue
 		}
 		c.values[k.Value] = fileValue{text: text, line: v.Line}

@@ -23,32 +23,6 @@ import (
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
-// silent is a connection on which nothing comes.
-type silent struct {
-	net.Conn
-	closed bool
-}
-
-func (c *silent) Close() error {
-	c.closed = true
-	return nil
-}
-
-// handed is a listener with connections that were made before.
-type handed struct {
-	net.Listener
-	conns []net.Conn
-}
-
-func (h *handed) Accept() (net.Conn, error) {
-	if len(h.conns) == 0 {
-		return nil, io.EOF
-	}
-	c := h.conns[0]
-	h.conns = h.conns[1:]
-	return c, nil
-}
-
 // TestFlood opens thousands of connections that never finish their request, and asks for health among them. TestDaemonCrowd
 // (sandbox/e2e, in heavy) does so with 20,000 clients, and measures the memory of the program as the kernel counts it.
 func TestFlood(t *testing.T) {

@@ -224,7 +224,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	d.life = newLife(d) //nolint:contextcheck // it starts nothing before Run
+	d.life = newLife(d)
 	control, unheard := listenUnix(ctx, d.o.Control, func(err error) {
 		if err != nil {
 			d.log.Error("the control socket does not answer", "error", err)

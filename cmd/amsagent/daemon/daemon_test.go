@@ -114,6 +114,7 @@ func (s still) Run(ctx context.Context) { <-ctx.Done() }
 func (s still) Sessions(context.Context) (cluster.Sessions, error) {
 	return cluster.Sessions{}, errors.New("it sees nothing")
 }
+
 func (s still) Sample(context.Context) heartbeat.Sample {
 	if s.hang != nil {
 		<-s.hang // the first one reports its start

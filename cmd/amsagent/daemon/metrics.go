@@ -41,7 +41,7 @@ func (e *exposition) family(kind, name, help string, all ...series) {
 		if labels != "" {
 			labels = "{" + labels + "}"
 		}
-		fmt.Fprintf(e, "%s%s%s %s\n", head, name, labels, strconv.FormatFloat(*s.value, 'f', -1, 64))
+		e.WriteString(head + name + labels + " " + strconv.FormatFloat(*s.value, 'f', -1, 64) + "\n")
 		head = ""
 	}
 }
