@@ -554,12 +554,3 @@ func TestDrainOfAnotherMachine(t *testing.T) {
 		})
 	}
 }
-
-// A line of the log has no attribute without a value, such as error=<nil>.
-func TestNoteWithoutValues(t *testing.T) {
-	var s state
-	s.note("hook completed", "hook", "drain", "error", error(nil), "by", "")
-	if got := len(s.notes[0].attrs); got != 2 {
-		t.Errorf("%v", s.notes[0].attrs)
-	}
-}
