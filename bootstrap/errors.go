@@ -52,7 +52,7 @@ func (f Finding) Title() string {
 	case IDMongoForm:
 		return "this release cannot use that connection string"
 	case idSessions:
-		return "this node has sessions"
+		return "this node has sessions, or they are not known"
 	case IDRecord:
 		return "what the agent wrote down about its changes cannot be used"
 	case IDClock:

@@ -188,7 +188,8 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 		Role: req.Role, Group: req.Group, Mongo: req.Mongo.Redacted(), Files: fileResults(f.plan),
 	}
 	err := j.run(ctx)
-	if st, serr := m.Service.State(ctx); err == nil && serr == nil && m.Root == "" && !req.Offline {
+	if err == nil && m.Root == "" && !req.Offline {
+		st, _ := m.Service.State(ctx) // unknown after an error
 		if n, found := CheckCount(st, f.install); found {
 			f.warnings = append(f.warnings, n)
 		}

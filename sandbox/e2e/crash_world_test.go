@@ -168,6 +168,8 @@ func (n *crashNode) argv(args ...string) []string {
 	}
 	if n.m == nil && (args[0] == "join" || args[0] == "leave") {
 		args = append(args, "--offline")
+	} else if args[0] == "leave" {
+		args = append(args, "--now") // no daemon counts sessions
 	}
 	return append([]string{bins.agent}, args...)
 }

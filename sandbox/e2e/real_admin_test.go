@@ -82,7 +82,7 @@ func TestRealAdmin(t *testing.T) {
 	}
 
 	d.end()
-	n.MustRun(t, bins.agent, "leave")
+	n.MustRun(t, bins.agent, "leave", "--now")
 	for _, app := range append([]string{"LiveApp"}, n.made...) {
 		n.WaitServed(t, app)
 		if text := n.Read(t, realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties"); strings.Contains(text, "mongodb") || strings.Contains(text, realPassword) {
@@ -126,7 +126,7 @@ func TestRealAdmin(t *testing.T) {
 	}
 	d.end()
 
-	n.MustRun(t, bins.agent, "leave")
+	n.MustRun(t, bins.agent, "leave", "--now")
 	n.WaitServed(t, "LiveApp")
 	if got := n.rtmps(); !slices.Equal(got, certificate) {
 		t.Errorf("after the leave the certificate of RTMPS is %v, want %v", got, certificate)

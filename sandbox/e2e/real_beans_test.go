@@ -94,7 +94,7 @@ func TestRealBeans(t *testing.T) {
 	n.asked("the daemon", asked)
 
 	d.end()
-	if out := n.MustRun(t, bins.agent, "leave"); !strings.Contains(out, "left: this machine is standalone") {
+	if out := n.MustRun(t, bins.agent, "leave", "--now"); !strings.Contains(out, "left: this machine is standalone") {
 		t.Errorf("leave says: %s", out)
 	}
 	// Both documents of this node are gone.

@@ -93,7 +93,7 @@ func joinAndLeave(t *testing.T, release string) {
 	n.asked("the daemon", asked)
 	d.end()
 
-	out := n.MustRun(t, bins.agent, "leave")
+	out := n.MustRun(t, bins.agent, "leave", "--now")
 	if !regexp.MustCompile(`\b\d+ files? saved since the join, by the server or by an operator: `).MatchString(out) || !strings.Contains(out, "given back as join found them") {
 		t.Errorf("leave does not say what became of the files: %s", out)
 	}

@@ -101,7 +101,7 @@ func TestRealWhileStarting(t *testing.T) {
 	}
 
 	restart(moments[1].name, moments[1].is)
-	out = n.MustRun(t, bins.agent, "leave")
+	out = n.MustRun(t, bins.agent, "leave", "--now")
 	n.WaitServed(t, realApps(n.Release)...)
 	n.settled()
 	for name := range n.files() {

@@ -90,7 +90,7 @@ func TestRealTLS(t *testing.T) {
 	})
 	d.ready()
 	d.end()
-	if out := n.MustRun(t, bins.agent, "leave"); !strings.Contains(out, "left: this machine is standalone") {
+	if out := n.MustRun(t, bins.agent, "leave", "--now"); !strings.Contains(out, "left: this machine is standalone") {
 		t.Errorf("leave says: %s", out)
 	}
 	n.WaitServed(t, realApps(n.Release)...)

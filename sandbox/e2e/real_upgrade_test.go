@@ -65,7 +65,7 @@ func upgrade(t *testing.T, from string) {
 	upgraded("restored settings", "stop", "start", "restart")
 
 	d.end()
-	if out := n.MustRun(t, bins.agent, "leave"); !strings.Contains(out, "left: this machine is standalone") {
+	if out := n.MustRun(t, bins.agent, "leave", "--now"); !strings.Contains(out, "left: this machine is standalone") {
 		t.Errorf("leave says: %s", out)
 	}
 	for name := range n.files() {

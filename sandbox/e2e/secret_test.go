@@ -48,7 +48,7 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 	for _, args := range [][]string{
 		{"join", "--mongo", "file:/mongo.uri", "--address", "127.0.0.92", "--role", "edge"},
 		{"status"},
-		{"leave"},
+		{"leave", "--now"},
 	} {
 		trace := filepath.Join(dir, "trace."+args[0])
 		args = append(args, "--root", root, "--provider", "generic", "--service-command", m.Command, "--log-level", "debug", "--timeout", "120s")
