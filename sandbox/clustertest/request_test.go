@@ -250,8 +250,8 @@ func TestDaemonRestored(t *testing.T) {
 		becomes("the record says "+string(state), state)
 		a.roundsGoOn(20)
 		becomes("it still does", state)
-		if v := a.view(); v.Ready {
-			t.Errorf("%s: ready", state)
+		if v := a.view(); v.Ready || v.Trouble == "" {
+			t.Errorf("%s: ready %v, trouble %q", state, v.Ready, v.Trouble)
 		}
 		if state == cluster.StateDraining {
 			var v any
