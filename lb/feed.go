@@ -269,10 +269,10 @@ func evidence(members []cluster.Member, f Filter, s Server, dead bool) Evidence 
 	return Answers
 }
 
-// listGone omits addresses that another machine has by now.
+// listGone omits addresses that another machine has by now, and servers without an agent, whose ports are unknown.
 func listGone(members []cluster.Member, isDead func(netip.AddrPort) bool) (addrs []netip.Addr) {
 	for _, m := range members {
-		if m.Health != cluster.Gone || m.Replaced {
+		if m.Node == nil || m.Health != cluster.Gone || m.Replaced {
 			continue
 		}
 		if addr, ok := addrPort(m); ok && isDead(addr) {

@@ -33,6 +33,8 @@ type world struct {
 	began time.Time // the first look
 	// silent is how long a node had sent nothing at the first look, by id.
 	silent map[string]time.Duration
+	// documents are of servers without an agent.
+	documents []cluster.AMSNode
 	// closed has what an attempt to connect to an address ends with; the others have an open port.
 	closed map[netip.Addr]error
 }
@@ -77,7 +79,7 @@ func (w *world) Look(context.Context) (cluster.Look, error) {
 	if w.began.IsZero() {
 		w.began = at
 	}
-	l := cluster.Look{ServerTime: at, At: at, Nodes: slices.Clone(w.nodes)}
+	l := cluster.Look{ServerTime: at, At: at, Nodes: slices.Clone(w.nodes), AMS: slices.Clone(w.documents)}
 	for i := range l.Nodes {
 		n := &l.Nodes[i]
 		last := at
@@ -168,6 +170,17 @@ func TestFeedGone(t *testing.T) {
 	}
 	if list, _ := f.List(); len(list.Gone) > 0 {
 		t.Errorf("%v", list.Gone)
+	}
+}
+
+// A server without an agent that ended long ago, or a document that a node left behind: nothing is known of its port.
+func TestFeedGoneWithoutAgent(t *testing.T) {
+	w := &world{documents: []cluster.AMSNode{{ID: "d", IP: "10.0.0.9", LastUpdate: time.Now().Add(-time.Hour)}}}
+	w.set(member("e1", "edge", 0))
+	f := newFeed(t, w, nil)
+	must.OK(t, f.Look(t.Context()))
+	if list, _ := f.List(); len(list.Gone) > 0 || len(list.Servers) != 1 {
+		t.Errorf("%+v", list)
 	}
 }
 

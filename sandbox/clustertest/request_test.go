@@ -16,6 +16,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
@@ -206,5 +207,59 @@ func TestDaemonEventOnce(t *testing.T) {
 	must.Until(t, "the next event is written", func() bool { return a.door.count(events, bson.M{"kind": "drained"}) > 0 })
 	if n := a.door.count(events, bson.M{"kind": "drain"}); n != 1 {
 		t.Errorf("the event is there %d times", n)
+	}
+}
+
+// TestDaemonRestored: MongoDB is restored from a backup of yesterday, whose record of a running node is another one
+// (docs/operations.md).
+func TestDaemonRestored(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	a.start()
+	restore := func(change bson.M) {
+		t.Helper()
+		record := a.door.record(nodeID)
+		delete(record, "heartbeat")
+		record["updated_at"] = time.Now().Add(-24 * time.Hour)
+		for key, value := range change {
+			record[key] = value
+		}
+		_, err := a.door.nodes().ReplaceOne(t.Context(), bson.M{"_id": nodeID}, record)
+		must.OK(t, err)
+	}
+	becomes := func(what string, state cluster.State) {
+		t.Helper()
+		must.Until(t, what, func() bool {
+			n, err := a.client.Node(t.Context(), nodeID)
+			v := a.view()
+			return err == nil && n.State == state && n.BootID == "boot-1" && n.Heartbeats() && v.State == state
+		})
+	}
+	_, err := a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": nodeID})
+	must.OK(t, err)
+	becomes("a record that is missing is registered again", cluster.StateActive)
+	restore(nil)
+	becomes("heartbeats continue in its own record", cluster.StateActive)
+	restore(bson.M{"boot_id": "boot-0"})
+	becomes("the record of an earlier boot is taken", cluster.StateActive)
+	restore(bson.M{"boot_id": "boot-0", "state": "left", "left_by": "leave"})
+	becomes("the record of an earlier boot, which left, is taken", cluster.StateActive)
+
+	for _, state := range []cluster.State{cluster.StateDraining, cluster.StateLeft} {
+		restore(bson.M{"state": string(state)})
+		becomes("the record says "+string(state), state)
+		a.roundsGoOn(20)
+		becomes("it still does", state)
+		if v := a.view(); v.Ready || v.Trouble == "" {
+			t.Errorf("%s: ready %v, trouble %q", state, v.Ready, v.Trouble)
+		}
+		if state == cluster.StateDraining {
+			var v any
+			a.control("POST", daemon.PathUndrain, `{"who":"root"}`, &v)
+		} else {
+			a.end()
+			a.start()
+		}
+		becomes("it is active again after "+string(state), cluster.StateActive)
 	}
 }

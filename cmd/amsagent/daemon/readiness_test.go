@@ -589,7 +589,7 @@ func TestReadyAfterRestart(t *testing.T) {
 	})
 }
 
-// A record that is draining is trouble if no drain is under way here, and no command is at work.
+// A record that is draining or left is trouble if no drain is under way here, and no command is at work.
 func TestRecordDrainsWithoutDrain(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
@@ -604,6 +604,11 @@ func TestRecordDrainsWithoutDrain(t *testing.T) {
 			}
 		}
 		hasTrouble(false)
+		w.d.view.setState(cluster.StateLeft, time.Now())
+		hasTrouble(true)
+		w.d.view.change(func(v *View) { v.departed = true })
+		hasTrouble(false)
+		w.d.view.change(func(v *View) { v.departed = false })
 		w.d.view.setState(cluster.StateDraining, time.Now())
 		hasTrouble(true)
 		release := w.d.hold("leave")

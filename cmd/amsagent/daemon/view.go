@@ -143,8 +143,8 @@ func (w *view) get() View {
 	v := w.v
 	v.NotReady = v.notReady()
 	v.Ready = v.NotReady == ""
-	if v.Trouble == "" && v.State == cluster.StateDraining && v.held == 0 && w.over != nil && w.over() {
-		v.Trouble = noDrain
+	if text := noDrain[v.State]; v.Trouble == "" && text != "" && v.held == 0 && !v.departed && w.over != nil && w.over() {
+		v.Trouble = text
 	}
 	if w.notes != nil {
 		v.Notes = w.notes()
@@ -176,7 +176,10 @@ func (w *view) setLife(f func() lifecycle.View, over func() bool) {
 }
 
 // noDrain is the trouble of a node that gets no new sessions and does not leave.
-const noDrain = "the registry has this node as draining, but no drain is under way: `amsagent undrain` makes it active, `amsagent drain` drains it"
+var noDrain = map[cluster.State]string{
+	cluster.StateDraining: "the registry has this node as draining, but no drain is under way: `amsagent undrain` makes it active, `amsagent drain` drains it",
+	cluster.StateLeft:     "the registry has this node as left, but it did not leave: `systemctl restart amsagent` makes it active",
+}
 
 func (w *view) setState(s cluster.State, since time.Time) {
 	w.change(func(v *View) { v.State, v.StateSince = s, since })
