@@ -709,11 +709,6 @@ func machineCases() []aCase {
 	}
 	return []aCase{
 		{bootstrap.IDWritable, "writable", nil, Good, "", "the folders"},
-		{bootstrap.IDWritable, "not root", func(c *clinic) {
-			c.o.Machine.Root = ""
-			c.o.Machine.Euid = 1000
-			c.o.Machine.AMSDir = filepath.Join(c.root, ams.DefaultDir)
-		}, Unknown, "", "only root"},
 		{bootstrap.IDWritable, "none", noServer, Unknown, "", ""},
 		{bootstrap.IDSpace, "enough", nil, Good, "", "left on the volume"},
 
