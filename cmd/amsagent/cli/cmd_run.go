@@ -112,7 +112,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	}
 	root, dir, interval := g.settings.Root, g.settings.AMSDir, g.settings.BeatInterval
 	o.Sampler = func(client func() *cluster.Client, node func() cluster.Node) daemon.Sampler {
-		return heartbeat.NewSampler(heartbeat.SamplerOptions{
+		sampler := heartbeat.NewSampler(heartbeat.SamplerOptions{
 			Root: root, AMSDir: dir, State: m.Service.State, Interval: interval, Log: g.log(),
 			Open: func() (*ams.Installation, error) { return ams.Open(root, dir) }, Own: server.Connections,
 			Edge: func() bool { return node().Role == "edge" },
@@ -123,6 +123,8 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 				return nil, ""
 			},
 		})
+		m.Sessions = sampler.Sessions
+		return sampler
 	}
 	// Half of Go's usual: 1.6 MiB less for 5 ms of a processor a minute.
 	debug.SetGCPercent(50)
