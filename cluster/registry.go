@@ -268,6 +268,8 @@ type RegisterOptions struct {
 	Incomplete bool
 	// DrainOver lets active replace draining: this node's own drain has ended.
 	DrainOver bool
+	// Found gets the record that is replaced and MongoDB's clock, perhaps several times.
+	Found func(was Node, now time.Time)
 }
 
 // Register writes this machine's facts and n.State, and returns the record. It replaces another instance's record. In
@@ -284,6 +286,9 @@ func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Node,
 		return Node{}, fmt.Errorf("%s: %q is not a state", op, string(n.State))
 	}
 	stored, err := c.update(ctx, op, n.ID, true, func(was *record, now time.Time) (*record, error) {
+		if o.Found != nil && was.readable() {
+			o.Found(was.Node, now)
+		}
 		return register(was, n, o, now)
 	})
 	if err != nil {
