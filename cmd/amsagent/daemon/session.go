@@ -714,7 +714,13 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 	if err != nil {
 		return // retried with the next read
 	}
-	taken, err := m.client.TakeDrainRequest(ctx, m.node.ID, r.ID, m.node.Instance())
+	var taken bool
+	refuses := m.d.o.Settings().NoRemoteDrain
+	if refuses {
+		taken, err = m.client.RefuseDrainRequest(ctx, m.node.ID, r.ID, m.node.Instance(), cluster.RefusedRemoteDrain)
+	} else {
+		taken, err = m.client.TakeDrainRequest(ctx, m.node.ID, r.ID, m.node.Instance())
+	}
 	m.taking = nil
 	if err != nil {
 		m.taking = &r
@@ -725,6 +731,8 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 	}
 	why := ""
 	switch age := now.Sub(r.At); {
+	case refuses:
+		why = "remote_drain is false"
 	case r.At.IsZero() || age > requestFresh:
 		why = "the request is " + age.Round(time.Second).String() + " old"
 	default:
