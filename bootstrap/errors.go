@@ -99,6 +99,8 @@ const (
 	IDRecord      = "AMS-RECORD"     // an unusable file of the agent
 	// IDDuplicate reports another machine with this machine's id.
 	IDDuplicate = "AGENT-DUPLICATE-ID"
+	// IDRole: no other node has the role.
+	IDRole = "AGENT-ROLE"
 	// IDCount: viewers cannot be counted.
 	IDCount = "AGENT-NOT-COUNTED"
 )

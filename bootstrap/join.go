@@ -188,6 +188,9 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 		Role: req.Role, Group: req.Group, Mongo: req.Mongo.Redacted(), Files: fileResults(f.plan),
 	}
 	err := j.run(ctx)
+	if err != nil && j.registered {
+		j.event(context.WithoutCancel(ctx), cluster.Event{Node: f.inst.ID, Kind: "join-failed", Who: "amsagent", Why: err.Error()})
+	}
 	if err == nil && m.Root == "" && !req.Offline {
 		st, _ := m.Service.State(ctx) // unknown after an error
 		if n, found := CheckCount(st, f.install); found {
@@ -240,6 +243,10 @@ type joiner struct {
 	untilServed bool
 	patient     bool
 	locked      *conf.Lock
+	// registered: this join wrote the record. former is the one before, if any, and history has the events of that.
+	registered bool
+	former     cluster.Node
+	history    []cluster.Event
 	// unstopped is why a rollback could not stop the server.
 	unstopped error
 }
@@ -804,7 +811,7 @@ func (j *joiner) warnStopTimeout(ctx context.Context) {
 // registerActive outlasts a hanging primary: MongoDB answered before. over: a drain of this node has ended.
 func (j *joiner) registerActive(ctx context.Context, over bool) error {
 	return j.outlast(ctx, func(error) bool { return true }, func(ctx context.Context) error {
-		return j.register(ctx, cluster.StateActive, "join", over)
+		return j.register(ctx, cluster.StateActive, cluster.ReasonJoin, over)
 	})
 }
 
@@ -836,6 +843,8 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 	defer cancel()
 	if j.req.OnFailure == Keep || !j.facts.service.Known() {
 		e.Unknown = isTimeout(cause)
+		// With this reason, the next join does not treat this one as interrupted.
+		j.setRow(bound, cluster.StateJoining, step+": "+cause.Error())
 		e.State = "the files are those of a cluster node; whether Ant Media Server joins is not known"
 		if e.Hint == "" {
 			e.Hint = "look with 'amsagent status', or undo it with 'amsagent leave'"

@@ -645,6 +645,45 @@ func (m *Machine) checkMongo(ctx context.Context, req JoinRequest, f *facts) {
 	if !req.Replace {
 		m.checkOwner(ctx, req, f)
 	}
+	checkRole(ctx, req.Role, f)
+}
+
+func checkRole(ctx context.Context, role string, f *facts) {
+	if role == "" || ctx.Err() != nil {
+		return
+	}
+	nodes, err := f.client.Nodes(ctx)
+	switch text := LoneRole(role, f.inst.ID, nodes); {
+	case err != nil:
+		f.warn(IDUnverified, "", "the roles of the other nodes are not known: %v", err)
+	case text != "":
+		f.warn(IDRole, RoleHint, "%s", text)
+	}
+}
+
+// RoleHint is the hint of IDRole.
+const RoleHint = "if it is a typing error, join again with the right --role"
+
+// LoneRole returns a warning if no other node has the role of the node id, or "". The first edge of a cluster of origins, and
+// the first origin of one of edges, have none.
+func LoneRole(role, id string, nodes []cluster.Node) string {
+	usual := []string{"origin", "edge"}
+	var roles []string
+	for _, n := range nodes {
+		switch {
+		case n.ID == id || n.Role == "":
+		case n.Role == role:
+			return "" // also if it has left
+		case n.State != cluster.StateLeft && !slices.Contains(roles, n.Role):
+			roles = append(roles, n.Role)
+		}
+	}
+	foreign := func(r string) bool { return !slices.Contains(usual, r) }
+	if role == "" || len(roles) == 0 || !foreign(role) && !slices.ContainsFunc(roles, foreign) {
+		return ""
+	}
+	slices.Sort(roles)
+	return fmt.Sprintf("role %s: no other node has it (%s)", role, strings.Join(roles, ", "))
 }
 
 // ReadHint is the hint for streams that cannot be read.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
@@ -253,6 +255,45 @@ func TestMountedFile(t *testing.T) {
 			if ids(found) != IDWritable || !strings.Contains(found[0].Hint, "mount its folder") || !strings.Contains(found[0].Text, serverFile) {
 				t.Errorf("flags %d: %v", flags, found)
 			}
+		}
+	}
+}
+
+// TestLoneRole: a role that no other node has is a warning while others have roles.
+func TestLoneRole(t *testing.T) {
+	nodes := func(roles ...string) (all []cluster.Node) {
+		for i, r := range roles {
+			role, left := strings.CutPrefix(r, "left ")
+			n := cluster.Node{ID: strconv.Itoa(i), Role: role, State: cluster.StateActive}
+			if left {
+				n.State = cluster.StateLeft
+			}
+			all = append(all, n)
+		}
+		return all
+	}
+	for _, tt := range []struct {
+		role  string
+		nodes []cluster.Node
+		want  string // the roles that it names
+	}{
+		{"egde", nodes("me", "origin", "edge", "edge"), "edge, origin"},
+		{"edge", nodes("me", "origin", "edge"), ""},
+		{"edge", nodes("edge", "origin"), ""},
+		{"origin", nodes("me", "edge"), ""},
+		{"edge", nodes("me", "ingest", "edge-eu"), "edge-eu, ingest"},
+		{"ingest", nodes("me", "left ingest", "origin"), ""},
+		{"ingest", nodes("me", "left origin"), ""},
+		{"ingest", nodes("me", "", ""), ""},
+		{"ingest", nodes("me"), ""},
+		{"", nodes("me", "origin"), ""},
+	} {
+		want := tt.want
+		if want != "" {
+			want = "role " + tt.role + ": no other node has it (" + want + ")"
+		}
+		if got := LoneRole(tt.role, "0", tt.nodes); got != want {
+			t.Errorf("%s: %q, want %q", tt.role, got, want)
 		}
 	}
 }

@@ -8,11 +8,12 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// register writes the node record. over: a drain of this node has ended.
+// register writes the node record. over: a drain of this node has ended. j.former is the record that it replaces first.
 func (j *joiner) register(ctx context.Context, state cluster.State, reason string, over bool) error {
 	f := j.facts
 	group := j.req.Group
@@ -22,8 +23,19 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	n := j.nodeOf(f, j.req.Role, group)
 	n.State, n.Reason = state, reason
 	n.Interval = j.req.Interval
-	_, err := f.client.Register(ctx, n, cluster.RegisterOptions{Replace: j.req.Replace, DrainOver: over})
-	return err
+	_, err := f.client.Register(ctx, n, cluster.RegisterOptions{Replace: j.req.Replace, DrainOver: over, Found: func(was cluster.Node, now time.Time) {
+		if !j.registered {
+			j.former, j.history = was, cluster.History(was, n, now)
+		}
+	}})
+	if err != nil || j.registered {
+		return err
+	}
+	j.registered = true
+	for _, e := range j.history {
+		j.event(ctx, e)
+	}
+	return nil
 }
 
 // enter must not leave the state joining after a failure or the end of ctx. A write that was cut off may still
@@ -34,7 +46,7 @@ func (j *joiner) enter(ctx context.Context) error {
 	}
 	own, cancel := outlasting(ctx, mongoFirst)
 	defer cancel()
-	err := j.register(own, cluster.StateJoining, "join", false)
+	err := j.register(own, cluster.StateJoining, cluster.ReasonJoin, false)
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
@@ -46,15 +58,35 @@ func (j *joiner) enter(ctx context.Context) error {
 	return err
 }
 
-// failedRow may fail. A node that was in the cluster before stays in it.
+// failedRow may fail. A node that was in the cluster before stays in it. A machine without a record before has none after.
 func (j *joiner) failedRow(ctx context.Context, reason string) {
 	if j.wasJoined() {
 		return
 	}
+	if s := j.former; s.State != "" && (s.State != cluster.StateJoining || s.Reason == cluster.ReasonRun) {
+		j.setRow(ctx, cluster.StateFailed, reason)
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, mongoTime)
 	defer cancel()
-	const state = cluster.StateFailed
-	err := j.facts.client.SetOwnState(ctx, j.self(j.facts.inst.ID, j.facts.address.Addr.String()), state, reason, cluster.Details{})
+	n, err := j.facts.client.Node(ctx, j.self().ID)
+	if err == nil && n.State == cluster.StateJoining && n.SameInstance(j.self()) {
+		_, err = j.facts.client.RemoveNode(ctx, n)
+	}
+	if err != nil && !errors.Is(err, cluster.ErrNoNode) {
+		j.log().Warn("the record of a failed join could not be removed", "error", err)
+	}
+}
+
+func (j *joiner) self() cluster.Node {
+	return j.Machine.self(j.facts.inst.ID, j.facts.address.Addr.String())
+}
+
+// setRow may fail.
+func (j *joiner) setRow(ctx context.Context, state cluster.State, reason string) {
+	ctx, cancel := context.WithTimeout(ctx, mongoTime)
+	defer cancel()
+	err := j.facts.client.SetOwnState(ctx, j.self(), state, reason, cluster.Details{})
 	var refused *cluster.TransitionError
 	var other *cluster.OtherMachineError
 	if err != nil && !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &refused) && !errors.As(err, &other) {

@@ -83,3 +83,37 @@ func readEvent(doc bson.Raw) (e PastEvent) {
 	}
 	return e
 }
+
+// The reasons of registrations.
+const (
+	ReasonJoin = "join"
+	ReasonRun  = "run" // the daemon
+)
+
+// History returns the events of a registration of is that replaces was. A join that begins has an event at its end.
+func History(was, is Node, now time.Time) (events []Event) {
+	add := func(kind, why string) {
+		events = append(events, Event{ID: NewEventID(), Node: is.ID, Kind: kind, Who: "amsagent", Why: why})
+	}
+	at := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+	silent := "silent from " + at(was.UpdatedAt) + " to " + at(now)
+	joins, booted := is.State == StateJoining && is.Reason == ReasonJoin, was.BootID != is.BootID
+	age, known := was.Age(now)
+
+	switch {
+	case joins && was.State == StateJoining && was.Reason == ReasonJoin:
+		add("join-interrupted", "the join of "+at(was.StateSince)+" did not report its end")
+	case joins || !known:
+	case booted:
+		add("boot", silent)
+	case was.Heartbeats() && was.State != StateLeft && was.State != StateFailed && age >= goneLimit(was.interval()):
+		add("back", "came back: "+silent)
+	}
+	if is.State == StateActive && (booted || was.State == StateJoining && was.Reason == ReasonRun) {
+		add("serving", "its server is in the cluster again")
+	}
+	if was.Role != is.Role {
+		add("role", cmp.Or(was.Role, "none")+" → "+cmp.Or(is.Role, "none"))
+	}
+	return events
+}

@@ -6,6 +6,7 @@ package cluster
 import (
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -75,4 +76,57 @@ func FuzzReadEvent(f *testing.F) {
 			t.Errorf("%#v, and read again %#v", e, again)
 		}
 	})
+}
+
+// TestHistory: a registration over the record that stood there before.
+func TestHistory(t *testing.T) {
+	now := time.Date(2026, 3, 1, 3, 0, 0, 0, time.UTC)
+	node := func(s State, reason string, silent time.Duration, change ...func(*Node)) Node {
+		n := Node{ID: "i-1", BootID: "b1", Role: "edge", Interval: DefaultInterval, State: s, Reason: reason, StateSince: now, UpdatedAt: now.Add(-silent)}
+		for _, f := range change {
+			f(&n)
+		}
+		return n
+	}
+	boot := func(n *Node) { n.BootID = "b2" }
+	role := func(n *Node) { n.Role = "origin" }
+	bare := func(n *Node) { n.Interval = 0 }
+	limit := goneLimit(DefaultInterval)
+	for name, tt := range map[string]struct {
+		was, is Node
+		want    []string
+	}{
+		"restart of the daemon":      {node(StateActive, "join", limit-1), node(StateActive, ReasonRun, 0), nil},
+		"the agent was dead":         {node(StateActive, "join", limit), node(StateActive, ReasonRun, 0), []string{"back"}},
+		"a drain goes on":            {node(StateDraining, "drain", limit), node(StateActive, ReasonRun, 0), []string{"back"}},
+		"no daemon before":           {node(StateActive, "join", time.Hour, bare), node(StateActive, ReasonRun, 0), nil},
+		"back from a parking":        {node(StateLeft, "drain", time.Hour), node(StateJoining, ReasonRun, 0), nil},
+		"boot":                       {node(StateLeft, "leave", time.Hour), node(StateJoining, ReasonRun, 0, boot), []string{"boot"}},
+		"boot after a crash":         {node(StateActive, "join", time.Hour), node(StateJoining, ReasonRun, 0, boot), []string{"boot"}},
+		"and it serves":              {node(StateJoining, ReasonRun, 0), node(StateActive, ReasonRun, 0), []string{"serving"}},
+		"boot, and it serves":        {node(StateActive, "join", time.Hour), node(StateActive, ReasonRun, 0, boot), []string{"boot", "serving"}},
+		"join of a node, booted":     {node(StateActive, "join", time.Hour), node(StateActive, ReasonJoin, 0, boot), []string{"boot", "serving"}},
+		"join after a leave":         {node(StateLeft, "leave", time.Hour), node(StateJoining, ReasonJoin, 0, boot), nil},
+		"join after a kill":          {node(StateJoining, ReasonJoin, 0), node(StateJoining, ReasonJoin, 0), []string{"join-interrupted"}},
+		"join after a kill and boot": {node(StateJoining, ReasonJoin, time.Hour), node(StateJoining, ReasonJoin, 0, boot), []string{"join-interrupted"}},
+		"another role":               {node(StateActive, "join", 0), node(StateActive, ReasonRun, 0, role), []string{"role"}},
+		"another role by a join":     {node(StateLeft, "leave", time.Hour), node(StateJoining, ReasonJoin, 0, role), []string{"role"}},
+		"record without a time":      {Node{ID: "i-1", BootID: "b1", Role: "edge", State: StateActive}, node(StateActive, ReasonRun, 0), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var kinds []string
+			for _, e := range History(tt.was, tt.is, now) {
+				if kinds = append(kinds, e.Kind); e.Node != "i-1" || e.ID.IsZero() {
+					t.Errorf("%+v", e)
+				}
+			}
+			if !slices.Equal(kinds, tt.want) {
+				t.Errorf("%q, want %q", kinds, tt.want)
+			}
+		})
+	}
+	silent := History(node(StateActive, "join", time.Hour), node(StateActive, ReasonRun, 0), now)
+	if len(silent) != 1 || !strings.HasSuffix(silent[0].Why, "silent from 2026-03-01T02:00:00Z to 2026-03-01T03:00:00Z") {
+		t.Errorf("%+v", silent)
+	}
 }

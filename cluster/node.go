@@ -45,6 +45,8 @@ type Node struct {
 	Cut        *int   `bson:"cut,omitempty" json:"cut,omitempty"`                 // sessions that were cut; nil if unknown
 	// DrainRequest is set until this node's agent accepts it.
 	DrainRequest *DrainRequest `bson:"drain_request,omitempty" json:"drain_request,omitempty"`
+	// DrainRefused is the last request, if this node's agent refused it.
+	DrainRefused *DrainRefusal `bson:"drain_refused,omitempty" json:"drain_refused,omitempty"`
 
 	// Balancers are those that know the node, by name; ignored on write.
 	Balancers map[string]Balancer `bson:"balancers,omitempty" json:"balancers,omitempty"`

@@ -268,6 +268,8 @@ type RegisterOptions struct {
 	Incomplete bool
 	// DrainOver lets active replace draining: this node's own drain has ended.
 	DrainOver bool
+	// Found gets the record that is replaced and MongoDB's clock, perhaps several times.
+	Found func(was Node, now time.Time)
 }
 
 // Register writes this machine's facts and n.State, and returns the record. It replaces another instance's record. In
@@ -284,6 +286,9 @@ func (c *Client) Register(ctx context.Context, n Node, o RegisterOptions) (Node,
 		return Node{}, fmt.Errorf("%s: %q is not a state", op, string(n.State))
 	}
 	stored, err := c.update(ctx, op, n.ID, true, func(was *record, now time.Time) (*record, error) {
+		if o.Found != nil && was.readable() {
+			o.Found(was.Node, now)
+		}
 		return register(was, n, o, now)
 	})
 	if err != nil {
@@ -297,7 +302,7 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		self = self.WithCloudFactsOf(was.Node)
 	}
 	is := &record{Node: self, dropBeat: true}
-	is.DrainRequest = nil
+	is.DrainRequest, is.DrainRefused = nil, nil
 	if !was.readable() {
 		return is, nil
 	}
@@ -317,7 +322,7 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 		is.Interval = self.Interval
 		return is, nil
 	}
-	is.DrainRequest, is.Taken, is.dropBeat = was.DrainRequest, was.Taken, false
+	is.DrainRequest, is.DrainRefused, is.Taken, is.dropBeat = was.DrainRequest, was.DrainRefused, was.Taken, false
 	if gives {
 		return is, nil
 	}
@@ -421,6 +426,15 @@ type DrainRequest struct {
 	At            time.Time `bson:"at" json:"at,omitzero"` // by MongoDB's clock
 }
 
+// DrainRefusal is the answer to a request.
+type DrainRefusal struct {
+	ID     string `bson:"id" json:"id"` // of the request
+	Reason string `bson:"reason" json:"reason"`
+}
+
+// RefusedRemoteDrain is the reason of a node whose setting remote_drain is false.
+const RefusedRemoteDrain = "remote_drain"
+
 // ErrNotAskable means that the record is missing, of another instance, or left.
 var ErrNotAskable = errors.New("the record of this node is another one now, or it has left")
 
@@ -445,6 +459,15 @@ func (c *Client) AskDrain(ctx context.Context, n Node, r DrainRequest) (id strin
 
 // TakeDrainRequest removes a request. Of the node's agent and an operator, exactly one gets true.
 func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (taken bool, err error) {
+	return c.takeDrainRequest(ctx, node, id, taker, nil)
+}
+
+// RefuseDrainRequest is TakeDrainRequest with an answer to the requester.
+func (c *Client) RefuseDrainRequest(ctx context.Context, node, id, taker, reason string) (taken bool, err error) {
+	return c.takeDrainRequest(ctx, node, id, taker, &DrainRefusal{id, reason})
+}
+
+func (c *Client) takeDrainRequest(ctx context.Context, node, id, taker string, refused *DrainRefusal) (taken bool, err error) {
 	mine := takenRequest{ID: id, By: taker}
 	_, err = c.update(ctx, "taking the request to drain node "+node, node, false, func(was *record, _ time.Time) (*record, error) {
 		taken = was != nil && was.Taken != nil && *was.Taken == mine
@@ -452,7 +475,7 @@ func (c *Client) TakeDrainRequest(ctx context.Context, node, id, taker string) (
 			return nil, nil //nolint:nilnil // write nothing
 		}
 		is := *was
-		is.DrainRequest, is.Taken, taken = nil, &mine, true
+		is.DrainRequest, is.DrainRefused, is.Taken, taken = nil, refused, &mine, true
 		return &is, nil
 	})
 	return taken && err == nil, err

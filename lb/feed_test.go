@@ -215,6 +215,30 @@ func TestFeedLosesSlowly(t *testing.T) {
 	}
 }
 
+// A role that was drained on purpose leaves the list, its last node, too, once nothing serves at the ports.
+func TestFeedRoleDrained(t *testing.T) {
+	w := &world{}
+	edges, origin := []cluster.Member{member("e1", "edge", 0), member("e2", "edge", 0)}, member("o3", "origin", 0)
+	w.set(append(edges, origin)...)
+	f := newFeed(t, w, nil)
+	must.OK(t, f.Look(t.Context()))
+	for _, state := range []cluster.State{cluster.StateDraining, cluster.StateLeft} {
+		edges[0].Node.State, edges[1].Node.State = state, state
+		w.set(append(edges, origin)...)
+		must.OK(t, f.Look(t.Context()))
+		if list, _ := f.List(); len(list.Held) != 1 || len(list.Servers) != 3 {
+			t.Errorf("%s, the servers run: %+v", state, list)
+		}
+	}
+	w.closed = map[netip.Addr]error{address("e1"): syscall.ECONNREFUSED, address("e2"): syscall.ECONNREFUSED}
+	for range 3 {
+		must.OK(t, f.Look(t.Context()))
+	}
+	if list, _ := f.List(); len(list.Held) > 0 || !slices.Equal(servers(f), []string{"o3"}) {
+		t.Errorf("they have left: %+v", list)
+	}
+}
+
 // MongoDB that is away, and a registry that is empty, take no server out, also over a restart.
 func TestFeedIsStatic(t *testing.T) {
 	w, s := &world{}, &stored{}

@@ -262,6 +262,8 @@ func mongoCases() []aCase {
 			rows(node("i-1", "10.0.0.5", 0))(c)
 			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("no") }
 		}, Unknown, "", "address is not known"},
+		{bootstrap.IDRole, "others have it", roles("edge", "edge", "origin"), Good, "", "edge"},
+		{bootstrap.IDRole, "no other has it", roles("egde", "edge", "origin"), Warning, "", "role egde: no other node has it (edge, origin)"},
 	}
 	for _, c := range checks() {
 		if c.group == GroupMongo {
@@ -275,6 +277,20 @@ func TestMongo(t *testing.T) { runCases(t, mongoCases()) }
 
 func node(id, ip string, age time.Duration) cluster.Node {
 	return cluster.Node{ID: id, IP: ip, State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 5}, Interval: 5 * time.Second, UpdatedAt: time.Now().Add(-age)}
+}
+
+// roles is a machine that would join with the first, beside nodes with the others.
+func roles(own string, others ...string) func(c *clinic) {
+	return func(c *clinic) {
+		var nodes []cluster.Node
+		for _, role := range others {
+			n := node("of "+role, "10.0.0.9", 0)
+			n.Role = role
+			nodes = append(nodes, n)
+		}
+		rows(nodes...)(c)
+		c.o.Join.Role = own
+	}
 }
 
 func left(n cluster.Node) cluster.Node {

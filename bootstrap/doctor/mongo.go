@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -309,6 +310,21 @@ func checkRows(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.I
 		return found
 	}
 	return one(good("nobody else has %s", address))
+}
+
+func checkRole(_ context.Context, p *patient, look cluster.Look, in *bootstrap.Inspection) []Result {
+	role := p.Join.Role
+	if in.State != nil {
+		role = in.State.Role
+	}
+	id, _ := own(in)
+	if id == "" {
+		return one(unknown("which record is this machine's is not known"))
+	}
+	if text := bootstrap.LoneRole(role, id, look.Nodes); text != "" {
+		return one(warning(bootstrap.RoleHint, "%s", text))
+	}
+	return one(good("%s", cmp.Or(role, "none")))
 }
 
 // own is this node as the cluster knows it: as it joined, else as it would join.

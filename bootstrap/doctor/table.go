@@ -66,6 +66,7 @@ func checks() []check {
 		{idMongoSlow, GroupMongo, "latency", checkMongoSlow},
 		{bootstrap.IDClock, GroupMongo, "clock against MongoDB's", checkClock},
 		{idRows, GroupMongo, "one node for one address", looked(checkRows)},
+		{bootstrap.IDRole, GroupMongo, "role", looked(checkRole)},
 
 		{bootstrap.IDIdentity, groupNetwork, "identity of this machine", preflight(seeIdentity, bootstrap.IDIdentity)},
 		{bootstrap.IDAddress, groupNetwork, "node address", preflight(seeAddress, bootstrap.IDAddress, ams.WarnAddressLoopback,

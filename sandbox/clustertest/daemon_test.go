@@ -48,6 +48,7 @@ type service struct {
 	server  *fakeams.Server
 	started time.Time
 	starts  int
+	mute    bool // the next server writes no document
 }
 
 func (s *service) Name() string                 { return "the stand-in" }
@@ -69,6 +70,7 @@ func (s *service) Start(context.Context) error {
 	server, err := fakeams.Start(context.Background(), fakeams.Options{
 		Root: s.dir, HostAddress: s.address, Period: 50 * time.Millisecond,
 		MongoTimeout: 5 * time.Second, StreamWait: 50 * time.Millisecond, LocalAddress: "10.0.0.99", SaveAtStart: true,
+		Behaviour: fakeams.Behaviour{Silent: s.mute},
 	})
 	if err != nil {
 		return err

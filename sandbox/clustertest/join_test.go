@@ -153,6 +153,32 @@ func TestJoinWithAWrongClock(t *testing.T) {
 	}
 }
 
+// A role that no other node has is a warning of join and doctor.
+func TestJoinWithALoneRole(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	warns := func(role string) bool {
+		req := bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: role, Identify: a.o.Identify, DryRun: true}
+		res, err := a.machine.Join(t.Context(), req)
+		must.OK(t, err)
+		return slices.ContainsFunc(res.Warnings, func(f bootstrap.Finding) bool { return f.ID == bootstrap.IDRole })
+	}
+	if warns("egde") {
+		t.Error("no other node has a role")
+	}
+	for _, role := range []string{"origin", "player"} {
+		_, err := a.client.Register(t.Context(), cluster.Node{ID: role, IP: "10.0.0.41", Role: role, State: cluster.StateActive}, cluster.RegisterOptions{})
+		must.OK(t, err)
+	}
+	if !warns("egde") || warns("player") {
+		t.Error("egde has a warning, and player has none")
+	}
+	results := doctor.Run(t.Context(), doctor.Options{Machine: a.machine, Join: bootstrap.JoinRequest{Mongo: *a.target.Load(), Identify: a.o.Identify}})
+	if !slices.ContainsFunc(results, func(r doctor.Result) bool { return r.ID == bootstrap.IDRole && r.Verdict == doctor.Warning }) {
+		t.Errorf("%+v", results)
+	}
+}
+
 // cloudAway is a cloud whose API fails until it is back.
 type cloudAway struct{ back atomic.Bool }
 

@@ -140,6 +140,37 @@ func TestDaemonOldRequest(t *testing.T) {
 	}
 }
 
+// TestDaemonRefusesRemoteDrain: with remote_drain: false, a request in the registry is refused, with the reason in the record. A
+// drain on the machine works.
+func TestDaemonRefusesRemoteDrain(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	settings := a.o.Settings
+	a.o.Settings = func() daemon.Settings { s := settings(); s.NoRemoteDrain = true; return s }
+	a.start()
+	ask := func() (id string) {
+		n, err := a.client.Node(t.Context(), nodeID)
+		must.OK(t, err)
+		id, err = a.client.AskDrain(t.Context(), n, cluster.DrainRequest{Who: "ann"})
+		must.OK(t, err)
+		return id
+	}
+	for range 2 {
+		id := ask()
+		must.Until(t, "the request is refused", func() bool {
+			n, err := a.client.Node(t.Context(), nodeID)
+			return err == nil && n.DrainRequest == nil && n.DrainRefused != nil && *n.DrainRefused == cluster.DrainRefusal{ID: id, Reason: cluster.RefusedRemoteDrain}
+		})
+	}
+	must.Until(t, "both refusals are events", func() bool { return slices.Equal(a.kinds(), []string{"join", "refused", "refused"}) })
+	a.says("a request to drain was refused", 2)
+	if got := a.state(); got != cluster.StateActive {
+		t.Errorf("the state is %s", got)
+	}
+	a.drain(`{"who":"uid 0"}`)
+	must.Until(t, "the node drains", func() bool { s := a.state(); return s == cluster.StateDraining || s == cluster.StateLeft })
+}
+
 // TestDaemonBadRecord: a record that cannot be read any more is registered again.
 func TestDaemonBadRecord(t *testing.T) {
 	t.Parallel()

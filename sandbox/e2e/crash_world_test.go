@@ -398,8 +398,8 @@ func (n *crashNode) row(want cluster.State) error {
 			return nil
 		}
 	}
-	if want == cluster.StateLeft {
-		return nil
+	if want == cluster.StateLeft || want == cluster.StateFailed {
+		return nil // it never was in the cluster
 	}
 	return errors.New("no row in the registry")
 }

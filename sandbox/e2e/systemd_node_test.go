@@ -540,6 +540,15 @@ func (n *bootedNode) inCluster(t *testing.T) {
 	}
 }
 
+// noRow: a join that failed leaves none.
+func (n *bootedNode) noRow(t *testing.T) {
+	t.Helper()
+	rows, err := n.mongo.Database("amsagent").Collection("nodes").CountDocuments(t.Context(), bson.D{})
+	if must.OK(t, err); rows != 0 {
+		t.Errorf("the registry has %d rows", rows)
+	}
+}
+
 // row is this node's row in the registry.
 func (n *bootedNode) row(t *testing.T, state string) {
 	t.Helper()

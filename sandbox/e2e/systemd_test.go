@@ -269,7 +269,7 @@ func (n *bootedNode) doesNotComeUp(t *testing.T) {
 				must.OK(t, n.mongo.Database("clusterdb").Drop(t.Context()))
 			}
 			n.standalone(t, "after the rollback")
-			n.row(t, "failed")
+			n.noRow(t)
 			if got := n.read(t, "/run/amsagent/result.json"); !strings.Contains(got, `"outcome": "failed"`) || !strings.Contains(got, rolledBack) {
 				t.Errorf("result.json is %s", got)
 			}
@@ -370,7 +370,7 @@ systemctl daemon-reload`)
 		// systemd killed it when its time was over, and the rollback started it again.
 		n.sh(t, "rm -r /etc/systemd/system/"+nodeUnit+".d; systemctl daemon-reload")
 		n.standalone(t, "after the rollback")
-		n.row(t, "failed")
+		n.noRow(t)
 		t.Logf("rolled back after %s", r.took.Round(time.Millisecond))
 	})
 }
@@ -404,7 +404,7 @@ func (n *bootedNode) interrupted(t *testing.T) {
 				t.Errorf("%s", r)
 			}
 			n.standalone(t, "after the rollback")
-			n.row(t, "failed")
+			n.noRow(t)
 		})
 	}
 	t.Run("leave", func(t *testing.T) {
@@ -484,7 +484,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		r := n.agent(t, 1, "join", "--mongo", nodeMongo, "--timeout", "3s")
 		r.explains(t, "AMS-NOT-SEEN", rolledBack)
 		n.standalone(t, "after the rollback")
-		n.row(t, "failed")
+		n.noRow(t)
 	})
 	t.Run("WhileItProvesThenLeave", func(t *testing.T) {
 		n.reset(t, "--only-in=cluster", "--never-up")

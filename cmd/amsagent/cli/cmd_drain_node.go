@@ -208,6 +208,12 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 				Msg: "stopped following; nothing else was stopped", State: "the drain goes on",
 				Cause: fmt.Errorf("its agent did not take the request up within %s", rounded(takeTime)),
 			}, "this node does not drain")
+		case err == nil && r.row.DrainRefused != nil && r.row.DrainRefused.ID == r.request:
+			return &userError{
+				Msg: "this node does not drain", ID: idRemoteDrain, State: "nothing was changed",
+				Cause: errors.New("its agent refuses requests of other machines (" + r.row.DrainRefused.Reason + ": false)"),
+				Hints: []string{"run amsagent drain on that machine"},
+			}
 		case err != nil || waits:
 		case r.row.State == cluster.StateDraining, r.row.State == cluster.StateLeft:
 			return nil

@@ -124,6 +124,15 @@ func TestDrainNode(t *testing.T) {
 				r.row.DrainRequest = nil
 			}
 		}, code: exitFailed, said: []string{"its row, which says active", "amsagent events i-1"}},
+		"refused by a setting": {does: func(r *aRegistry, since time.Duration) {
+			if since >= 10*time.Second {
+				r.row.DrainRequest, r.row.DrainRefused = nil, &cluster.DrainRefusal{ID: "r1", Reason: cluster.RefusedRemoteDrain}
+			}
+		}, code: exitFailed, said: []string{"[AGENT-REMOTE-DRAIN]", "nothing was changed"}},
+		"an earlier one was refused": {does: func(r *aRegistry, since time.Duration) {
+			r.row.DrainRefused = &cluster.DrainRefusal{ID: "r0", Reason: cluster.RefusedRemoteDrain}
+			takes(r, since)
+		}, code: exitOK, said: []string{"left: the node is out of the cluster"}},
 		"taken back": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 30*time.Second {
 				r.row.State = cluster.StateActive

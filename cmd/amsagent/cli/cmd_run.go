@@ -191,6 +191,7 @@ func (a *daemonAdapter) settings() daemon.Settings {
 	a.keepConfig(s.goodConfig())
 	return daemon.Settings{
 		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter, Wrong: s.src.wrongText(),
+		NoRemoteDrain: !s.RemoteDrain,
 		JoinRequest: bootstrap.JoinRequest{
 			Role: s.Role, Group: s.Group, Address: a.g.explicitAddress(), ForceAddress: a.g.addressForced(), AddressKept: a.g.addressKept(),
 			Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),

@@ -46,6 +46,7 @@ const (
 	idUndrained    = "AMS-UNDRAINED"
 	idEvent        = "AMS-EVENT"
 
+	idRemoteDrain    = "AGENT-REMOTE-DRAIN"
 	idBalanceHeld    = "AGENT-BALANCE-HELD"
 	idBalanceSlots   = "AGENT-BALANCE-SLOTS"
 	idBalanceHAProxy = "AGENT-BALANCE-HAPROXY"

@@ -104,6 +104,7 @@ type settings struct {
 	Serving        []string
 	UnhealthyAfter time.Duration
 	DrainDeadline  time.Duration
+	RemoteDrain    bool
 	// Root is absolute, "" for the real one.
 	Root     string
 	Config   string
@@ -465,6 +466,7 @@ func (s *settings) fill() {
 	}
 	s.UnhealthyAfter, _ = time.ParseDuration(text(keyUnhealthyAfter))
 	s.DrainDeadline, _ = time.ParseDuration(text(keyDrainDeadline))
+	s.RemoteDrain = text(keyRemoteDrain) == "true"
 	s.Root = text(keyRoot)
 	s.Config = text(keyConfig)
 	s.Output = text(keyOutput)

@@ -44,6 +44,7 @@ const (
 	keyServing        = "serving"
 	keyUnhealthyAfter = "unhealthy_after"
 	keyDrainDeadline  = "drain_deadline"
+	keyRemoteDrain    = "remote_drain"
 	keyRoot           = "root"
 	keyConfig         = "config"
 	keyOutput         = "output"
@@ -165,6 +166,10 @@ var settingsTable = sync.OnceValue(func() []setting {
 		{
 			key: keyDrainDeadline, kept: true, flag: "drain-deadline", arg: "DURATION", def: "1h", tag: "drain-deadline", check: checkDuration(mostDrain),
 			help: "how long a node that drains waits for its sessions; a cloud's own deadline may be earlier",
+		},
+		{
+			key: keyRemoteDrain, arg: "WHEN", def: "true", words: booleans(),
+			help: "whether `amsagent drain NODE` on another machine may drain this node; a drain on this machine and the cloud's notices always may",
 		},
 		{
 			key: keyHooks, kept: true, flag: "hooks", arg: "NAME,…", check: checkHooks,

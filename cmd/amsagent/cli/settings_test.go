@@ -105,7 +105,7 @@ func TestEverySettingIsRead(t *testing.T) {
 		keyAutoJoin: "false", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
 		keyAgentCheck: "127.0.0.2:9101",
 		keyServing:    "LiveApp,live*", keyUnhealthyAfter: "7m",
-		keyDrainDeadline: "30m",
+		keyDrainDeadline: "30m", keyRemoteDrain: "false",
 	}
 	field := func(s *settings, key string) any {
 		return map[string]any{
@@ -115,9 +115,9 @@ func TestEverySettingIsRead(t *testing.T) {
 			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
 			keyAgentCheck: s.AgentCheck,
 			keyServing:    strings.Join(s.Serving, ","), keyUnhealthyAfter: s.UnhealthyAfter,
-			keyDrainDeadline: s.DrainDeadline,
-			keyConfig:        s.Config,
-			keyOutput:        s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
+			keyDrainDeadline: s.DrainDeadline, keyRemoteDrain: s.RemoteDrain,
+			keyConfig: s.Config,
+			keyOutput: s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
 			keyHooks: strings.Join(s.Hooks, ","),
 		}[key]
 	}
@@ -132,7 +132,7 @@ func TestEverySettingIsRead(t *testing.T) {
 			want = 7 * time.Second
 		case keyUnhealthyAfter:
 			want = 7 * time.Minute
-		case keyAutoJoin:
+		case keyAutoJoin, keyRemoteDrain:
 			want = false
 		case keyDrainDeadline:
 			want = 30 * time.Minute

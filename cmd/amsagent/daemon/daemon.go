@@ -33,6 +33,8 @@ type Settings struct {
 	bootstrap.JoinRequest
 	// UnhealthyAfter is how long the machine may fail to serve before /healthz reports it; 0 means forever.
 	UnhealthyAfter time.Duration
+	// NoRemoteDrain refuses drains that other machines request in the registry.
+	NoRemoteDrain bool
 	// Wrong is the settings file's fault and what applies instead, or "". With one, no machine joins by itself.
 	Wrong string
 }

@@ -254,15 +254,20 @@ type member struct {
 	enrolled atomic.Bool
 	// ousted: another machine uses the record.
 	ousted atomic.Bool
-	// enrolling allows one registration at a time, and guards the next two for it. Only drift changes these.
+	// enrolling allows one registration at a time, and guards found, and the two after it for it. Only drift changes these.
 	enrolling *semaphore.Weighted
+	// found are events of a registration that has no answer yet.
+	found []cluster.Event
 	// now has the latest facts. incomplete: some of the cloud are missing, and stay as in the record.
 	now        cluster.Node
 	incomplete bool
 	// unwritten: the record may lack facts of now.
 	unwritten bool
-	// moved: other hardware than the node's takes the record, and no event says so yet.
-	moved bool
+	// pending are events that the registry does not have yet.
+	pending []cluster.Event
+	events  sync.Mutex // guards pending
+	// beatAt is when the loop last wrote a heartbeat.
+	beatAt time.Time
 	// spareAsked is when notAlone was last asked.
 	spareAsked time.Time
 	rolesRead  time.Time
@@ -276,9 +281,15 @@ func (d *Daemon) newMember(ctx context.Context, mongo Named, c *bootstrap.Conver
 	if err != nil {
 		return nil, err
 	}
-	m := &member{d: d, mongo: mongo, client: client, node: c.Node, enrolling: semaphore.NewWeighted(1), moved: c.OtherHardware}
+	m := &member{d: d, mongo: mongo, client: client, node: c.Node, enrolling: semaphore.NewWeighted(1)}
 	m.node.Port = d.portOf(m.node)
 	m.now, m.incomplete = m.node, c.Incomplete
+	if c.OtherHardware {
+		m.happened(cluster.Event{
+			ID: cluster.NewEventID(), Node: m.node.ID, Kind: "hardware", Who: "amsagent", Why: "the node runs on other hardware",
+			Details: map[string]string{"address": m.node.IP},
+		})
+	}
 	d.member.Store(m)
 	d.view.change(func(v *View) {
 		v.ID, v.Address, v.Role, v.Group = m.node.ID, m.node.IP, m.node.Role, m.node.Group
@@ -324,7 +335,43 @@ func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 			err = m.beat(ctx, h)
 		}
 	}
+	if err == nil {
+		m.endSilence(ctx)
+	}
 	return err
+}
+
+// endSilence follows each heartbeat.
+func (m *member) endSilence(ctx context.Context) {
+	at := time.Now()
+	if silent := at.Sub(m.beatAt); !m.beatAt.IsZero() && silent > 2*m.d.interval {
+		now, err := m.client.ServerTime(ctx)
+		if err != nil {
+			return // with the next heartbeat
+		}
+		was := m.node
+		was.UpdatedAt = now.Add(-silent)
+		m.happened(cluster.History(was, m.node, now)...)
+	}
+	m.beatAt = at
+}
+
+func (m *member) happened(events ...cluster.Event) {
+	m.events.Lock()
+	defer m.events.Unlock()
+	m.pending = append(m.pending, events...)
+}
+
+// writeEvents is not for the heartbeats' goroutine: events wait for a majority.
+func (m *member) writeEvents(ctx context.Context) {
+	if !m.enrolled.Load() {
+		return
+	}
+	m.events.Lock()
+	events := m.pending
+	m.pending = nil
+	m.events.Unlock()
+	m.happened(slices.DeleteFunc(events, func(e cluster.Event) bool { return m.client.AddEvent(ctx, e) == nil })...)
 }
 
 // beat registers first: a record of an earlier boot must not look alive.
@@ -395,13 +442,21 @@ func (m *member) enroll(ctx context.Context) error {
 			return heartbeat.ErrLeft
 		}
 		proved, again, n := m.proved.Load(), m.enrolled.Load(), m.now
-		n.State, n.Reason = cluster.StateJoining, "run"
+		n.State, n.Reason = cluster.StateJoining, cluster.ReasonRun
 		if proved {
 			n.State = cluster.StateActive
 		}
 		over := drain.Forgotten() && !drains() // the registry may still show it
 		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{
 			GiveWay: m.ousted.Load(), Waits: true, Incomplete: m.incomplete, DrainOver: over,
+			Found: func(was cluster.Node, now time.Time) {
+				if again {
+					was.UpdatedAt = now // the heartbeats end a silence
+				}
+				if events := cluster.History(was, n, now); len(events) > 0 {
+					m.found = events
+				}
+			},
 		})
 		if cluster.KindOf(err) == cluster.KindTimeout {
 			m.applied(ctx, n)
@@ -417,9 +472,8 @@ func (m *member) enroll(ctx context.Context) error {
 		}
 		m.enrolled.Store(true)
 		m.d.view.setState(r.State, r.StateSince)
-		m.moved = m.moved && m.client.AddEvent(ctx, cluster.Event{
-			Node: n.ID, Kind: "hardware", Who: "amsagent", Why: "the node runs on other hardware", Details: map[string]string{"address": n.IP},
-		}) != nil
+		m.happened(m.found...)
+		m.found = nil
 		if over || drains() || !drain.Forgotten() {
 			return nil
 		}
@@ -515,6 +569,7 @@ func (m *member) watchDocument(ctx context.Context) {
 	silent := false
 	for sleep.For(ctx, m.d.o.Periods.Document) {
 		m.readRow(ctx)
+		m.writeEvents(ctx)
 		m.askToKeep(ctx)
 		m.readRoles(ctx)
 		age, err := m.serverAge(ctx)
@@ -659,7 +714,13 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 	if err != nil {
 		return // retried with the next read
 	}
-	taken, err := m.client.TakeDrainRequest(ctx, m.node.ID, r.ID, m.node.Instance())
+	var taken bool
+	refuses := m.d.o.Settings().NoRemoteDrain
+	if refuses {
+		taken, err = m.client.RefuseDrainRequest(ctx, m.node.ID, r.ID, m.node.Instance(), cluster.RefusedRemoteDrain)
+	} else {
+		taken, err = m.client.TakeDrainRequest(ctx, m.node.ID, r.ID, m.node.Instance())
+	}
 	m.taking = nil
 	if err != nil {
 		m.taking = &r
@@ -670,6 +731,8 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 	}
 	why := ""
 	switch age := now.Sub(r.At); {
+	case refuses:
+		why = "remote_drain is false"
 	case r.At.IsZero() || age > requestFresh:
 		why = "the request is " + age.Round(time.Second).String() + " old"
 	default:

@@ -1,0 +1,134 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package clustertest
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/fakeams"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+)
+
+// kinds returns the kinds of the node's events, in order.
+func (a *agent) kinds() (kinds []string) {
+	a.t.Helper()
+	events, err := a.client.Events(a.t.Context(), cluster.EventQuery{Nodes: []string{nodeID}, Limit: 100})
+	must.OK(a.t, err)
+	for _, e := range events {
+		kinds = append(kinds, e.Kind)
+	}
+	return kinds
+}
+
+func (a *agent) hasHistory(want ...string) {
+	a.t.Helper()
+	var got []string
+	must.Until(a.t, "the events have all kinds", func() bool { got = a.kinds(); return len(got) >= len(want) })
+	if !slices.Equal(got, want) {
+		a.t.Errorf("events %q, want %q", got, want)
+	}
+}
+
+// TestDaemonHistory: what happened in a night without an operator is among the events: a boot, the agent's death, MongoDB away,
+// another role.
+func TestDaemonHistory(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	want := []string{"join"}
+	next := func(kinds ...string) {
+		t.Helper()
+		want = append(want, kinds...)
+		a.hasHistory(want...)
+	}
+	a.start()
+	a.end()
+	boot(t, a.root, "boot-2")
+	a.silent(11 * time.Minute)
+	a.start()
+	next("boot", "serving")
+	a.end()
+	a.start() // an upgrade
+	a.end()
+	a.silent(11 * time.Minute)
+	a.start()
+	next("back")
+	seq := func() int64 {
+		n, err := a.client.Node(t.Context(), nodeID)
+		must.OK(t, err)
+		return n.Seq
+	}
+	must.Until(t, "a second heartbeat", func() bool { return seq() > 1 })
+	fault(t, a.mongo, mongod.Fault{Mode: mongod.Delay, Delay: 1500 * time.Millisecond, Commands: []string{"update"}, Database: "amsagent", Times: 1})
+	next("back")
+	a.end()
+
+	settings := a.o.Settings
+	a.o.Settings = func() daemon.Settings { s := settings(); s.Role = "origin"; return s }
+	a.start()
+	next("role")
+}
+
+// TestFailedJoinIsHistory: a failed join is an event, and leaves no record of a machine that had none. One that was killed is an
+// event of the next.
+func TestFailedJoinIsHistory(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	_, err := a.machine.Leave(t.Context(), bootstrap.LeaveRequest{Mongo: a.client.Target(), Now: true})
+	must.OK(t, err)
+	forget := func() {
+		must.OK(t, a.door.Database("amsagent").Drop(t.Context()))
+	}
+	join := func(limit time.Duration, onFailure bootstrap.OnFailure) error {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		_, err := a.machine.Join(ctx, bootstrap.JoinRequest{Mongo: *a.target.Load(), Role: "edge", Identify: a.o.Identify, OnFailure: onFailure})
+		return err
+	}
+	broken := func(yes bool) {
+		a.svc.mu.Lock()
+		defer a.svc.mu.Unlock()
+		a.svc.mute = yes
+		a.svc.server.SetBehaviour(func(b *fakeams.Behaviour) { b.Silent = yes })
+	}
+	records := func() int { return a.door.count(a.door.nodes(), bson.M{"_id": nodeID}) }
+
+	// It had left before: the record shows the failure.
+	broken(true)
+	if err := join(2*time.Second, ""); err == nil || a.state() != cluster.StateFailed {
+		t.Errorf("%v, %s", err, a.state())
+	}
+	a.hasHistory("join", "leave", "join-failed")
+
+	forget()
+	if err := join(2*time.Second, ""); err == nil || records() != 0 {
+		t.Errorf("%v, %d records", err, records())
+	}
+	a.hasHistory("join-failed")
+
+	// One whose result is kept has ended, and was not interrupted.
+	if err := join(2*time.Second, bootstrap.Keep); err == nil {
+		t.Error("a join of a silent server")
+	}
+	broken(false)
+	must.OK(t, join(time.Minute, ""))
+	a.hasHistory("join-failed", "join-failed", "join")
+
+	_, err = a.machine.Leave(t.Context(), bootstrap.LeaveRequest{Mongo: a.client.Target(), Now: true})
+	must.OK(t, err)
+	forget()
+	killed := cluster.Node{ID: nodeID, IP: own, BootID: "boot-1", Role: "edge", State: cluster.StateJoining, Reason: cluster.ReasonJoin}
+	_, err = a.client.Register(t.Context(), killed, cluster.RegisterOptions{})
+	must.OK(t, err)
+	must.OK(t, join(time.Minute, ""))
+	a.hasHistory("join-interrupted", "join")
+}
