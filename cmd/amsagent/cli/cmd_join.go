@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,6 +92,9 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		return err
 	}
 	handleDaemon(m, opts.offline)
+	if m.Root == "" {
+		m.Alone = g.isAlone
+	}
 	m.Hold, m.Sessions = g.holdReadiness("join"), g.daemonSessions
 	if g.notOwn != nil {
 		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
@@ -196,7 +200,7 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, isRefused bool, service 
 		"daemon", daemonText(res.Daemon, res.Outcome == bootstrap.OutcomePlanned),
 		"sessions", liveText(res.Live),
 		"next", map[bootstrap.Outcome]string{
-			bootstrap.OutcomeJoined: "amsagent nodes lists the cluster; amsagent drain takes this node out of it without cutting a stream",
+			bootstrap.OutcomeJoined: afterJoin(res.Warnings),
 			bootstrap.OutcomeEdited: "the server joins when it starts; amsagent status shows that",
 		}[res.Outcome],
 	)
@@ -214,6 +218,15 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, isRefused bool, service 
 		}
 	}
 	w.table(rows)
+}
+
+// afterJoin promises a drain only if an agent runs.
+func afterJoin(warnings []bootstrap.Finding) string {
+	next := "amsagent nodes lists the cluster"
+	if slices.ContainsFunc(warnings, func(f bootstrap.Finding) bool { return f.ID == bootstrap.IDDaemon }) {
+		return next
+	}
+	return next + "; amsagent drain takes this node out of it without cutting a stream"
 }
 
 // daemonText says what became of the daemon; nothing where it is as it was.

@@ -164,6 +164,14 @@ func (g *globals) holdReadiness(command string) func(context.Context) (release f
 	}
 }
 
+// isAlone reports that no daemon runs on this machine.
+func (g *globals) isAlone(ctx context.Context) bool {
+	c := g.controlClient()
+	c.patience = 0
+	_, err := c.status(ctx)
+	return as[*noDaemonError](err)
+}
+
 // daemonSessions has the daemon count.
 func (g *globals) daemonSessions(ctx context.Context) (cluster.Sessions, error) {
 	var v daemon.SessionsView
