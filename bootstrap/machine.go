@@ -124,7 +124,7 @@ func (m *Machine) http() *http.Client {
 
 func (m *Machine) lock(ctx context.Context) (*conf.Lock, error) {
 	return m.store().Lock(ctx, lockPath, func() {
-		m.say("waiting: another amsagent is at work")
+		m.say("waiting: another command or the daemon is at work on this machine")
 	})
 }
 
