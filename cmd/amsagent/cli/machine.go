@@ -242,9 +242,10 @@ func (g *globals) preflight(verb string, pre *bootstrap.PreflightError) error {
 				id = e.ID
 			}
 		}
-		causes = append(causes, errors.New(id+": "+f.Text))
+		hints = slices.DeleteFunc(hints, func(h string) bool { return h == "" })
+		causes = append(causes, &problem{id + ": " + f.Text, hints})
 		for _, h := range hints {
-			if h != "" && !slices.Contains(u.Hints, h) {
+			if !slices.Contains(u.Hints, h) {
 				u.Hints = append(u.Hints, h)
 			}
 		}
