@@ -136,7 +136,8 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		return err
 	}
 	// A dry run shows its plan also where the join would be refused.
-	if rerr := g.result("join", res, func(w *textWriter) { joinText(w, res, err != nil, m.Service.Name(), src.Target) }); rerr != nil {
+	res.Refused = err != nil
+	if rerr := g.result("join", res, func(w *textWriter) { joinText(w, res, m.Service.Name(), src.Target) }); rerr != nil {
 		return rerr
 	}
 	return err
@@ -150,20 +151,20 @@ func liveText(l *bootstrap.Live) string {
 	return fmt.Sprintf("%s and %s would be cut: without --now this is refused", count(l.Publishers, "stream"), count(l.Viewers, "viewer"))
 }
 
-func joinText(w *textWriter, res *bootstrap.JoinResult, isRefused bool, service string, mongo cluster.Target) {
+func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
 	n := bootstrap.CountChanged(res.Files)
 	who := cmp.Or(res.Role, "node") + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname}, withHost)
 	switch res.Outcome {
 	case bootstrap.OutcomePlanned:
-		would, restart := "a join would write", "no restart"
-		if isRefused {
-			would = "a join is refused; else it would write"
+		would, restart, nothing := "a join would write", "no restart", "nothing to write"
+		if res.Refused {
+			would, nothing = "a join is refused; else it would write", "a join is refused; nothing to write"
 		}
 		if res.RestartNeeded {
 			restart = "a restart of " + service
 		}
 		if n == 0 && !res.RestartNeeded {
-			w.line("%s", w.color.bold("nothing to write"))
+			w.line("%s", w.color.bold(nothing))
 		} else {
 			w.line("%s; nothing was touched", w.color.bold(fmt.Sprintf("%s %s, with %s", would, count(n, "file"), restart)))
 		}
