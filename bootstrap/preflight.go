@@ -527,7 +527,7 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 		f.fail(IDWritable, err, hint)
 	}
 	if st, err := space(store, dir); err == nil && st.Blocks > 0 && int64(st.Bavail)*st.Bsize < minFree {
-		f.fail(IDSpace, fmt.Errorf("%s is full (%d bytes free, %d needed): %w", dir, int64(st.Bavail)*st.Bsize, minFree, syscall.ENOSPC), "make room on that file system")
+		f.fail(IDSpace, fmt.Errorf("%s is full (%.1f MB free, %d MB needed): %w", dir, float64(int64(st.Bavail)*st.Bsize)/(1<<20), minFree>>20, syscall.ENOSPC), "make room on that file system")
 	}
 }
 
