@@ -28,7 +28,7 @@ const Placeholder = "***"
 const shortSecret = 4
 
 // ownWords are passwords that people use and the agent's own texts contain. To mask such a word in a fixed sentence shows the
-// password to every reader who knows the sentence; left there, it is one word among others.
+// password to every reader who knows the sentence; left there, it does not stand out.
 var ownWords = strings.Fields(`admin agent amsagent antmedia client cluster database default drain edge group health hidden hook
 join leave live local localhost login machine master media mongo mongodb node none origin passphrase passwd password private public
 replica root secret server service stream system test token user username viewer`)
