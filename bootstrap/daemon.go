@@ -65,8 +65,6 @@ func (m *Machine) startDaemon(ctx context.Context, res *JoinResult, dry bool) {
 	defer cancel()
 	s, how, known, err := m.daemonState(ctx)
 	switch {
-	case how == daemonNotInstalled && !dry:
-		m.say("no daemon is installed: the cluster sees Ant Media Server's own word only")
 	case known && s.Enabled && s.Active:
 		how = daemonUnchanged
 	case known && dry:
@@ -74,7 +72,10 @@ func (m *Machine) startDaemon(ctx context.Context, res *JoinResult, dry bool) {
 	case known:
 		how, err = DaemonEnabled, m.enableDaemon(ctx)
 	}
-	if res.Daemon = how; err == nil || dry {
+	if res.Daemon = how; how == daemonNotInstalled || how == "" && !dry {
+		m.warnAlone(ctx, res)
+	}
+	if err == nil || dry {
 		return
 	}
 	var job *ams.JobError
@@ -86,6 +87,17 @@ func (m *Machine) startDaemon(ctx context.Context, res *JoinResult, dry bool) {
 	res.Warnings = append(res.Warnings, Finding{
 		ID: IDDaemon, Text: "this machine joined, but its daemon could not be started: " + err.Error(),
 		Hint: daemonHint(err, "systemctl enable --now amsagent-node amsagent"), Err: err,
+	})
+}
+
+// warnAlone warns of a node without an agent. A daemon that something else starts answers.
+func (m *Machine) warnAlone(ctx context.Context, res *JoinResult) {
+	if m.Alone == nil || !m.Alone(ctx) {
+		return
+	}
+	res.Warnings = append(res.Warnings, Finding{
+		ID: IDDaemon, Text: "no agent runs on this machine: nothing drains this node or sends its heartbeats",
+		Hint: "install the package of amsagent and join again; without systemd, start `amsagent run`",
 	})
 }
 

@@ -65,6 +65,8 @@ func TestStartDaemon(t *testing.T) {
 		dry   bool
 		want  DaemonOutcome
 		calls []string
+		none  bool   // no service manager starts it
+		alone bool   // none answers
 		warns string // in the warning and its hint
 		says  string
 	}{
@@ -73,8 +75,11 @@ func TestStartDaemon(t *testing.T) {
 		{name: "as it is to be", state: daemonOn, want: daemonUnchanged},
 		{name: "dry", state: daemonOff, dry: true, want: DaemonEnabled},
 		{name: "dry, as it is to be", state: daemonOn, dry: true, want: daemonUnchanged},
-		{name: "not installed", look: ams.ErrNoUnit, want: daemonNotInstalled, says: "no daemon is installed"},
-		{name: "dry, not installed", look: ams.ErrNoUnit, dry: true, want: daemonNotInstalled},
+		{name: "not installed", look: ams.ErrNoUnit, alone: true, want: daemonNotInstalled, warns: "no agent runs"},
+		{name: "dry, not installed", look: ams.ErrNoUnit, alone: true, dry: true, want: daemonNotInstalled, warns: "no agent runs"},
+		{name: "not installed, and one of another unit answers", look: ams.ErrNoUnit, want: daemonNotInstalled},
+		{name: "no systemd", none: true, alone: true, warns: "no agent runs"},
+		{name: "no systemd, and it answers", none: true},
 		{name: "nobody answers", look: ams.ErrNoSystemd, want: daemonFailed, warns: "journalctl -u amsagent"},
 		{name: "refused", err: refused, want: daemonFailed, calls: []string{"enable"}, warns: "read-only file system"},
 		{name: "masked", err: masked, want: daemonFailed, calls: []string{"enable"}, warns: "unmask"},
@@ -85,6 +90,10 @@ func TestStartDaemon(t *testing.T) {
 			d := &fakeDaemon{t: t, m: m, state: tt.state, stateErr: tt.look, err: tt.err}
 			var said []string
 			m.Daemon, m.Progress = d, func(s string) { said = append(said, s) }
+			m.Alone = func(context.Context) bool { return tt.alone }
+			if tt.none {
+				m.Daemon = nil
+			}
 			res := &JoinResult{}
 			m.startDaemon(t.Context(), res, tt.dry)
 			if res.Daemon != tt.want {

@@ -103,6 +103,8 @@ type JoinResult struct {
 	Changes []string `json:"changes,omitempty"`
 	// RestartNeeded reports, for a dry run, that a restart would follow.
 	RestartNeeded bool `json:"restart_needed"`
+	// Refused reports, for a dry run, that the command would be refused. The error has the causes.
+	Refused bool `json:"refused,omitempty"`
 	// Live lists the sessions that a restart cuts, or is nil.
 	Live     *Live     `json:"live,omitempty"`
 	Evidence *Evidence `json:"evidence,omitempty"`

@@ -47,6 +47,8 @@ type LeaveResult struct {
 	Stopped bool `json:"stopped"`
 	// RestartNeeded reports, for a dry run, that a restart would follow.
 	RestartNeeded bool `json:"restart_needed"`
+	// Refused reports, for a dry run, that the command would be refused. The error has the causes.
+	Refused bool `json:"refused,omitempty"`
 	// Live lists the sessions that the restart cuts, or is nil.
 	Live *Live `json:"live,omitempty"`
 	// Exact reports that every file has its bytes from before the join.

@@ -48,6 +48,8 @@ type Machine struct {
 	// SetAddress, if not nil, sets the address for a service command before its start.
 	SetAddress func(netip.Addr)
 	Connect    func(context.Context, cluster.Target) (*cluster.Client, error)
+	// Alone reports that no daemon answers; nil if that is not asked.
+	Alone func(context.Context) bool
 	// Daemon is nil without one, and in the daemon itself.
 	Daemon  Daemon
 	Version string
@@ -122,7 +124,7 @@ func (m *Machine) http() *http.Client {
 
 func (m *Machine) lock(ctx context.Context) (*conf.Lock, error) {
 	return m.store().Lock(ctx, lockPath, func() {
-		m.say("waiting: another amsagent is at work")
+		m.say("waiting: another command or the daemon is at work on this machine")
 	})
 }
 

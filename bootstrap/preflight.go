@@ -527,7 +527,7 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 		f.fail(IDWritable, err, hint)
 	}
 	if st, err := space(store, dir); err == nil && st.Blocks > 0 && int64(st.Bavail)*st.Bsize < minFree {
-		f.fail(IDSpace, fmt.Errorf("%s is full (%d bytes free, %d needed): %w", dir, int64(st.Bavail)*st.Bsize, minFree, syscall.ENOSPC), "make room on that file system")
+		f.fail(IDSpace, fmt.Errorf("%s is full (%.1f MB free, %d MB needed): %w", dir, float64(int64(st.Bavail)*st.Bsize)/(1<<20), minFree>>20, syscall.ENOSPC), "make room on that file system")
 	}
 }
 
@@ -802,7 +802,7 @@ func (m *Machine) checkClock(ctx context.Context, f *facts) {
 	err = fmt.Errorf("this machine's clock is %s %s MongoDB's", skew.Abs().Round(100*time.Millisecond), way)
 	switch off := skew.Abs() - accuracy; {
 	case off > cluster.GoneLimit:
-		f.fail(IDClock, fmt.Errorf("%w: other nodes treat this one as dead, or it them", err), hint)
+		f.fail(IDClock, fmt.Errorf("%w: from 20 s on, other servers treat this one as dead, or it them", err), hint)
 	case off > clockWarn:
 		f.warn(IDClock, hint, "%v", err)
 	}

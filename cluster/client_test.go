@@ -363,8 +363,8 @@ func TestTLS(t *testing.T) {
 	tests := []struct {
 		name, query string
 		wrap        func(net.Listener) net.Listener
-		kind        Kind // "" means it works
-		text        string
+		kind        Kind   // "" means it works
+		text        string // in the error, or its hint
 	}{
 		{"right", "tlsCAFile=" + goodCA, named, "", ""},
 		{"unknown CA", "tls=true", named, KindTLS, "certificate signed by unknown authority"},
@@ -372,8 +372,8 @@ func TestTLS(t *testing.T) {
 		{"another name, allowed", "tlsAllowInvalidHostnames=true&tlsCAFile=" + ca, secure, "", ""},
 		{"another name, allowed, unknown CA", "tls=true&sslInvalidHostNameAllowed=true", secure, KindTLS, "unknown authority"},
 		{"anything goes", "tls=true&tlsInsecure=true", secure, "", ""},
-		{"TLS to a plain server", "tls=true&tlsInsecure=true", nil, KindLost, "only one side uses TLS"},
-		{"plain to a TLS server", "appName=x", secure, KindLost, "only one side uses TLS: see tls=true"},
+		{"TLS to a plain server", "tls=true&tlsInsecure=true", nil, KindLost, "take tls=true out"},
+		{"plain to a TLS server", "appName=x", secure, KindLost, "add tls=true"},
 		{"no such CA file", "tlsCAFile=/nonexistent/ca.pem", secure, KindConfig, "the connection string cannot be used"},
 	}
 	errs, hosts := make([]error, len(tests)), make([]string, len(tests))
@@ -406,8 +406,8 @@ func TestTLS(t *testing.T) {
 				return
 			}
 			e := checkError(t, errs[i], tt.kind, hosts[i])
-			if !strings.Contains(e.Error(), tt.text) {
-				t.Errorf("got  %s\nwant %s", e, tt.text)
+			if !strings.Contains(e.Error()+e.Hint, tt.text) {
+				t.Errorf("got  %s (%s)\nwant %s", e, e.Hint, tt.text)
 			}
 		})
 	}

@@ -331,6 +331,14 @@ func (t Target) serves(host string, d event.ServerDescription) bool {
 	return d.Kind == "RSPrimary" && (set == "" || set == d.SetName) && (isDirect || slices.Contains(d.Members, address.Address(host)))
 }
 
+// hintTLS is for a server that cuts the connection before its first answer. Neither side reports that only one uses TLS.
+func (t Target) hintTLS() string {
+	if t.UsesTLS() {
+		return "if it happens each time, the server has no TLS: take tls=true out of the address, or set net.tls in mongod.conf"
+	}
+	return "if it happens each time, the server requires TLS: add tls=true to the address"
+}
+
 type finding struct {
 	kind             Kind
 	host, text, hint string
@@ -349,8 +357,7 @@ func (w *watch) finding(t Target) (finding, bool) {
 		case s.failed != nil:
 			f.kind, f.text = kindOf(s.failed), innermost(s.failed)
 			if f.kind == KindLost && s.seen.Kind == "" {
-				// Neither side reports it.
-				f.text += " (or only one side uses TLS: see tls=true)"
+				f.hint = t.hintTLS()
 			}
 		case t.serves(host, s.seen):
 			return finding{}, false

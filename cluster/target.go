@@ -234,13 +234,19 @@ func (t *target) parseHosts(p piece) error {
 	t.hosts = strings.Split(p.text, ",")
 	at := 0
 	for _, h := range t.hosts {
-		if problem, hint := t.checkHost(h); problem != "" {
+		problem, hint := t.checkHost(h)
+		if problem == invalidPort { // its value may be a password
+			return p.slice("port", at+strings.LastIndex(h, ":")+1, len(p.text)).errorAt(0, problem, hint)
+		}
+		if problem != "" {
 			return p.slice("host", at, len(p.text)).errorAt(0, problem, hint)
 		}
 		at += len(h) + 1
 	}
 	return nil
 }
+
+const invalidPort = "the port is not a number from 1 to 65535"
 
 func (t *target) checkHost(s string) (problem, hint string) {
 	if s == "" || s[0] == ':' {
@@ -264,7 +270,7 @@ func (t *target) checkHost(s string) (problem, hint string) {
 	case t.scheme == schemeSRV && (len(t.hosts) > 1 || !isName || port != ""):
 		return "mongodb+srv:// takes one host name without a port, DNS knows the servers", "write mongodb:// before a list, an address or a port"
 	case port != "" && (portErr != nil || number == 0):
-		return "the port is not a number from 1 to 65535", "if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"
+		return invalidPort, "if this is a user and a password, the host is missing: mongodb://USER:PASSWORD@HOST/"
 	}
 	return "", ""
 }

@@ -257,10 +257,13 @@ func checkDaemonUnits(ctx context.Context, p *patient) []Result {
 	switch {
 	case len(found) > 0:
 		return found
-	case len(missing) > 0 && joined:
-		return one(warning("install the package of amsagent, which has them", "not installed: %s. Nobody drains this node, beats for it, or mends it at boot", strings.Join(missing, ", ")))
 	case len(missing) > 0:
-		return one(good("not installed: %s", strings.Join(missing, ", ")))
+		then := ""
+		if !joined {
+			then = "after a join "
+		}
+		return one(warning("install the package of amsagent, which has them",
+			"not installed: %s; %snothing drains this node, sends its heartbeats or repairs its files", strings.Join(missing, ", "), then))
 	case !joined:
 		return one(good("installed; a join starts them"))
 	}

@@ -670,8 +670,8 @@ func agentCases() []aCase {
 		{bootstrap.IDDaemon, "masked on a node", units(true, with(active, func(s *ams.State) { s.Load = "masked" })), Bad, "", "masked"},
 		{bootstrap.IDDaemon, "failed", units(false, ams.State{Activity: ams.ActivityFailed, Load: "loaded"}), Bad, "", "failed"},
 		{bootstrap.IDDaemon, "not read again", units(true, with(active, func(s *ams.State) { s.NeedReload = true })), Warning, idReload, "not read"},
-		{bootstrap.IDDaemon, "not installed", units(false, active, daemonUnit, "amsagent-node.service"), Good, "", "not installed"},
-		{bootstrap.IDDaemon, "not installed on a node", units(true, active, daemonUnit), Warning, "", "Nobody drains"},
+		{bootstrap.IDDaemon, "not installed", units(false, active, daemonUnit, "amsagent-node.service"), Warning, "", "nothing drains this node"},
+		{bootstrap.IDDaemon, "not installed on a node", units(true, active, daemonUnit), Warning, "", "nothing drains this node"},
 		{bootstrap.IDDaemon, "no systemd", nil, Unknown, "", "nobody was asked"},
 
 		{idNoDaemon, "well", daemon(true, DaemonView{Version: "test", Activity: "beating"}, nil), Good, "", "beating"},

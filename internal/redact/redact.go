@@ -27,6 +27,14 @@ const Placeholder = "***"
 // "a" would hide the text and show the password.
 const shortSecret = 4
 
+// ownWords are passwords that people use and the agent's own texts contain. To mask such a word in a fixed sentence shows the
+// password to every reader who knows the sentence; left there, it does not stand out.
+var ownWords = strings.Fields(`admin agent amsagent antmedia client cluster database default drain edge group health hidden hook
+join leave live local localhost login machine master media mongo mongodb node none origin passphrase passwd password private public
+replica root secret server service stream system test token user username viewer`)
+
+func isOwnWord(secret string) bool { return slices.Contains(ownWords, strings.ToLower(secret)) }
+
 // Span is text[From:To].
 type Span struct{ From, To int }
 
@@ -118,14 +126,14 @@ func property(s, signs, format string) string {
 }
 
 func occurrences(text, secret string) (found []Span) {
-	short := utf8.RuneCountInString(secret) < shortSecret
+	short, own := utf8.RuneCountInString(secret) < shortSecret, isOwnWord(secret)
 	for at := 0; ; at++ {
 		n := strings.Index(text[at:], secret)
 		if n < 0 {
 			return found
 		}
 		at += n
-		if !short || standsAlone(text, at, at+len(secret)) {
+		if (!short || standsAlone(text, at, at+len(secret))) && (!own || isValue(text, at, at+len(secret))) {
 			found = append(found, Span{at, at + len(secret)})
 		}
 	}
@@ -137,6 +145,16 @@ func standsAlone(text string, from, to int) bool {
 	after, _ := utf8.DecodeRuneInString(text[to:])
 	word := func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }
 	return !word(before) && !word(after)
+}
+
+// isValue reports whether text[from:to] is the whole text, in quotes, or between the signs around a value.
+func isValue(text string, from, to int) bool {
+	before, after := text[:from], text[to:]
+	if before == "" {
+		return after == ""
+	}
+	begins := strings.ContainsAny(before[len(before)-1:], "\"'`=:>")
+	return begins && (after == "" || strings.ContainsAny(after[:1], "\"'`<&,;@\r\n"))
 }
 
 var (

@@ -383,7 +383,7 @@ func TestCrashLocked(t *testing.T) {
 			t.Errorf("%s: exit %d, want 4", cmd, r.Exit)
 		}
 		for _, want := range []string{
-			"waiting: another amsagent is at work",
+			"waiting: another command or the daemon is at work",
 			"amsagent: error: cannot " + cmd + ": waiting for the lock", "amsagent: nothing was changed on this machine",
 		} {
 			if !strings.Contains(r.Err, want) {

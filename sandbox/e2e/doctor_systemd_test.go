@@ -64,7 +64,7 @@ func TestSystemdDoctor(t *testing.T) {
 	finds(t, all, "AMS-IDENTITY", doctor.Good, nodeID+" on aws")
 	finds(t, all, "AMS-ADDRESS", doctor.Good, nodeAddress)
 	finds(t, all, "AMS-HOSTNAME", doctor.Good, "a join adds a line")
-	finds(t, all, "AMS-DAEMON", doctor.Good, "not installed")
+	finds(t, all, "AMS-DAEMON", doctor.Warning, "nothing drains this node")
 	finds(t, all, "AMS-MONGO-OPEN", doctor.Warning, "shows its databases without a password")
 	finds(t, all, "AMS-TIMELINE", doctor.Good, "the server's stop 10s (a join makes it")
 	finds(t, all, "AMS-GPU", doctor.Good, "")
@@ -87,7 +87,7 @@ func TestSystemdDoctor(t *testing.T) {
 	finds(t, all, "AMS-DROP-IN", doctor.Good, "AMS_HOST_ADDRESS="+nodeAddress)
 	finds(t, all, "AMS-VIEWS", doctor.Good, "in the cluster as "+nodeAddress)
 	finds(t, all, "AMS-HOSTNAME", doctor.Good, nodeHostname+" resolves to "+nodeAddress)
-	finds(t, all, "AMS-DAEMON", doctor.Warning, "Nobody drains this node")
+	finds(t, all, "AMS-DAEMON", doctor.Warning, "nothing drains this node")
 	finds(t, all, "AMS-NO-DAEMON", doctor.Bad, "nobody drains it")
 	finds(t, all, "AMS-SETTINGS", doctor.Good, "the same database")
 

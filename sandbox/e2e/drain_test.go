@@ -604,7 +604,7 @@ func TestDrainHungMetadata(t *testing.T) {
 	h.hasLeft()
 	// After two seconds the daemon goes on as it is, and holds the lock for a moment.
 	log := p.text()
-	if waited := regexp.MustCompile(`(?m)^time=(\S+) .*another amsagent is at work`).FindStringSubmatch(log); waited != nil {
+	if waited := regexp.MustCompile(`(?m)^time=(\S+) .*another command or the daemon is at work`).FindStringSubmatch(log); waited != nil {
 		at, err := time.Parse(time.RFC3339Nano, waited[1])
 		if err != nil || at.Before(begun.Add(2*time.Second)) {
 			t.Errorf("the stop waited for who asks the metadata service (%v):\n%s", err, log)

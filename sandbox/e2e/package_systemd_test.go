@@ -146,8 +146,11 @@ func (p *packaged) installDeb(t *testing.T) {
 	if got := p.run(t, "dpkg", "--verify", "amsagent"); got.stdout != "" {
 		t.Errorf("files are not as in the package: %s", got)
 	}
-	// Nothing of it writes where the operator does.
-	for _, dir := range []string{"/etc/amsagent", "/var/lib/amsagent", "/run/amsagent"} {
+	// Nothing of it writes where the operator does, who finds a folder for the settings.
+	if all, err := os.ReadDir(p.path("/etc/amsagent")); err != nil || len(all) > 0 {
+		t.Errorf("/etc/amsagent after the installation: %v, %v", all, err)
+	}
+	for _, dir := range []string{"/var/lib/amsagent", "/run/amsagent"} {
 		if _, err := os.Stat(p.path(dir)); err == nil {
 			t.Errorf("an installation made %s", dir)
 		}

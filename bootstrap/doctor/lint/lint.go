@@ -32,11 +32,13 @@ const (
 	idRestart  = "AMS-LINT-RESTART"  // a restart of a server that a join has just proved
 	idPassword = "AMS-LINT-PASSWORD" // a password on a command line
 	idSecret   = "AMS-LINT-SECRET"   // a secret in user data
+
+	idCommand = "AGENT-LINT-COMMAND" // a command line that the agent refuses
 )
 
 // IDs lists them.
 func IDs() []string {
-	return []string{idHeader, idFormat, idCRLF, idYAML, idRuncmd, idKey, idSwitch, idRestart, idPassword, idSecret}
+	return []string{idHeader, idFormat, idCRLF, idYAML, idRuncmd, idKey, idSwitch, idRestart, idPassword, idSecret, idCommand}
 }
 
 // Finding is one problem. Line counts from 1; 0 is the whole text.
@@ -48,8 +50,12 @@ type Finding struct {
 	Hint    string         `json:"hint"`
 }
 
+// Refused returns why the agent would refuse a command line, and what to write; "" if it would not.
+type Refused func(program string, args []string) (text, hint string)
+
 type document struct {
 	lines    []string
+	refused  Refused
 	findings []Finding
 }
 
@@ -57,9 +63,9 @@ func (d *document) add(id string, v doctor.Verdict, line int, text, hint string)
 	d.findings = append(d.findings, Finding{id, v, line, text, hint})
 }
 
-// Check returns the findings by line, without those of an ignored id.
-func Check(text string, ignore ...string) []Finding {
-	d := &document{lines: strings.Split(text, "\n")}
+// Check returns the findings by line, without those of an ignored id. Without refused it checks no command line of the agent.
+func Check(text string, refused Refused, ignore ...string) []Finding {
+	d := &document{lines: strings.Split(text, "\n"), refused: refused}
 	if format := unread(text); format != "" {
 		d.add(idFormat, doctor.Unknown, 0, "it is "+format+": not checked", "check each script and each cloud-config in it by itself")
 	} else {
@@ -220,8 +226,10 @@ var (
 	vendorSwitch = regexp.MustCompile(`(?:^|[ /])change_server_mode\.sh cluster (\S+)( \S+)?`)
 	answered     = regexp.MustCompile(`(?:\byes\b|\b(?:echo|printf)[ \t]+["']?[yY][^|]*)[ \t]*\||<<<[ \t]*["']?[yY]`)
 	join         = regexp.MustCompile(`(?:^|[ /])amsagent join\b`)
-	noRestart    = regexp.MustCompile(`--(?:offline|dry-run|service[= ]none)\b`)
-	restart      = regexp.MustCompile(`^(?:- )?(?:sudo )?(?:(?:\S*/)?service antmedia (?:restart|stop)|(?:\S*/)?systemctl (?:-\S+ )*(?:restart|stop) (?:\S+ )*antmedia(?:\.service)?(?: .*)?|/etc/init\.d/antmedia (?:restart|stop))$`)
+	// A program and its arguments, after what may stand before it.
+	program   = regexp.MustCompile(`^(?:- )?(?:(?:sudo|exec|nohup|time|env|if|elif|while|until|then|do|else|!|\{|[A-Za-z_]\w*=\S*) )*(?:\S*/)?([\w-]+)((?: \S+)*)$`)
+	noRestart = regexp.MustCompile(`--(?:offline|dry-run|service[= ]none)\b`)
+	restart   = regexp.MustCompile(`^(?:- )?(?:sudo )?(?:(?:\S*/)?service antmedia (?:restart|stop)|(?:\S*/)?systemctl (?:-\S+ )*(?:restart|stop) (?:\S+ )*antmedia(?:\.service)?(?: .*)?|/etc/init\.d/antmedia (?:restart|stop))$`)
 	// Commands that give no cause for a restart.
 	harmless = regexp.MustCompile(`^(?:- )?(?:sudo )?(?:(?:\S*/)?systemctl (?:-\S+ )*(?:enable|status|is-active|daemon-reload)\b|(?:sleep|echo|logger|date|sync|wait)\b|amsagent (?:status|nodes|doctor)\b)`)
 	// A URI with a login, or the options with a password: -p and -w (of TURN) of start.sh, -s of create_app.sh, whose -p is a path.
@@ -270,6 +278,7 @@ func (d *document) commands() {
 				d.add(idRestart, doctor.Bad, line, "the join before it has restarted Ant Media Server and seen it serve; another restart takes the node out of service again", "remove the restart")
 			}
 			isJoined = joins(command) || isJoined && harmless.MatchString(command)
+			d.agent(line, command)
 			if password.MatchString(command) {
 				d.add(idPassword, doctor.Bad, line, "a password stands on a command line, where every user of the machine can read it",
 					"put the URI with its password into a file of mode 0600 and write: amsagent join --mongo file:PATH")
@@ -285,6 +294,17 @@ func (d *document) commands() {
 }
 
 // switchMode judges a call of the vendor's script, which since 3.0 asks a question about everything but a URI.
+// agent checks a command line of the agent itself.
+func (d *document) agent(line int, command string) {
+	m := program.FindStringSubmatch(command)
+	if m == nil || d.refused == nil {
+		return
+	}
+	if text, hint := d.refused(m[1], strings.Fields(m[2])); text != "" {
+		d.add(idCommand, doctor.Bad, line, text, hint)
+	}
+}
+
 func (d *document) switchMode(line int, mongo string, isMore, isAnswered bool) {
 	_, err := netip.ParseAddr(mongo)
 	switch {

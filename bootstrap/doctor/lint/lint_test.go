@@ -185,7 +185,7 @@ func TestCheck(t *testing.T) {
 	for _, tt := range examples() {
 		t.Run(tt.name, func(t *testing.T) {
 			var found []string
-			for _, f := range Check(tt.src) {
+			for _, f := range Check(tt.src, nil) {
 				mark := map[doctor.Verdict]string{doctor.Warning: "~", doctor.Unknown: "?"}[f.Verdict]
 				found = append(found, fmt.Sprintf("%s:%d%s", strings.TrimPrefix(f.ID, "AMS-LINT-"), f.Line, mark))
 				if f.Text == "" || f.Hint == "" || !slices.Contains(IDs(), f.ID) || strings.Contains(f.Text+f.Hint, "hunter22") {
@@ -195,10 +195,29 @@ func TestCheck(t *testing.T) {
 			if d := cmp.Diff(strings.Fields(tt.found), found, cmp.Transformer("empty", func(s []string) string { return strings.Join(s, " ") })); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
-			if left := Check(tt.src, IDs()...); len(left) > 0 {
+			if left := Check(tt.src, nil, IDs()...); len(left) > 0 {
 				t.Errorf("ignored: %+v", left)
 			}
 		})
+	}
+}
+
+// TestCommands: the agent gets the command lines, from wherever they stand, and no text of others.
+func TestCommands(t *testing.T) {
+	const text = "#!/bin/sh\n# amsagent nodes\nuntil fetch | amsagent join --mongo file:- --role \"$ROLE\"; do sleep 5; done\n" +
+		"A=b sudo /usr/bin/amsagent drain --now >/dev/null 2>&1 &\necho amsagent leave 'amsagent leave'\nif ! amsagent status; then\n  amsagent \\\n    doctor\nfi\n"
+	var seen []string
+	found := Check(text, func(program string, args []string) (_, _ string) {
+		if program == "amsagent" {
+			seen = append(seen, strings.Join(args, " "))
+		}
+		return map[bool]string{true: "refused"}[program == "amsagent" && args[0] == "doctor"], "hint"
+	})
+	if diff := cmp.Diff([]string{"join --mongo file:- --role $ROLE", "drain --now", "status", "doctor"}, seen); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if want := []Finding{{idCommand, doctor.Bad, 7, "refused", "hint"}}; !slices.Equal(found, want) {
+		t.Errorf("%+v", found)
 	}
 }
 
@@ -212,7 +231,7 @@ func TestHints(t *testing.T) {
 		config + "runcmd:\n- echo a: b\n":                                   "- 'COMMAND'",
 		config + "runcmds: []\n":                                            "write runcmd:",
 	} {
-		if f := Check(src); len(f) != 1 || !strings.Contains(f[0].Hint, want) {
+		if f := Check(src, nil); len(f) != 1 || !strings.Contains(f[0].Hint, want) {
 			t.Errorf("%q: %+v", src, f)
 		}
 	}
@@ -271,7 +290,7 @@ json.dump({'keys': keys, 'runs': runs}, sys.stdout)
 		}
 	}
 	for name, text := range texts {
-		fails := slices.ContainsFunc(Check(text), func(f Finding) bool {
+		fails := slices.ContainsFunc(Check(text, nil), func(f Finding) bool {
 			return f.Verdict == doctor.Bad && (f.ID == idYAML && !strings.Contains(f.Text, "stands in line") || f.ID == idRuncmd && strings.Contains(f.Text, "runs none"))
 		})
 		if fails == asked.Runs[name] {
@@ -285,7 +304,7 @@ func FuzzCheck(f *testing.F) {
 		f.Add([]byte(tt.src))
 	}
 	f.Fuzz(func(t *testing.T, src []byte) {
-		for _, found := range Check(string(src)) {
+		for _, found := range Check(string(src), nil) {
 			if found.Line < 0 || found.Line > bytes.Count(src, []byte("\n"))+1 {
 				t.Errorf("line %d: %+v", found.Line, found)
 			}

@@ -184,12 +184,15 @@ func balanceText(w *textWriter, data balanceData) {
 	case len(data.Servers) == 0:
 		w.line("no node serves")
 	}
+	if len(data.Servers) > 0 {
+		w.line("%-8s %-20s %-15s %5s  %s", "ROLE", "NODE", "ADDRESS", "PORT", "WEIGHT")
+	}
 	for _, s := range data.Servers {
 		full := ""
 		if s.Full {
 			full = "  full"
 		}
-		w.line("%-8s %-20s %-15s %5d  weight %3d%s", printable(s.Role), printable(s.ID), s.Addr, s.Port, s.Weight, full)
+		w.line("%-8s %-20s %-15s %5d  %6d%s", printable(s.Role), printable(s.ID), s.Addr, s.Port, s.Weight, full)
 	}
 	for _, held := range data.Held {
 		w.line("role %s keeps %s: %s", printable(held.Role), printable(strings.Join(held.IDs, ", ")), held.Why)

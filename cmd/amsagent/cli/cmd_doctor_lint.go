@@ -4,8 +4,12 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
@@ -34,7 +38,7 @@ func runLint(opts doctorOptions, g *globals) error {
 		case err != nil:
 			return &userError{Msg: "cannot look at " + name, Cause: err, ID: idUsage, Exit: exitUsage, Hints: []string{"a script or a cloud-config"}}
 		}
-		f := lintFile{name, append([]lint.Finding{}, lint.Check(string(src), opts.ignore...)...)}
+		f := lintFile{name, append([]lint.Finding{}, lint.Check(string(src), g.refusedCommand, opts.ignore...)...)}
 		data.Files = append(data.Files, f)
 		for _, x := range f.Findings {
 			counts[x.Verdict]++
@@ -47,6 +51,43 @@ func runLint(opts doctorOptions, g *globals) error {
 		return &quietError{exitDegraded}
 	}
 	return nil
+}
+
+// refusedCommand is a [lint.Refused]: it reads a command line as [Main] does. The values of variables and of flags are not known.
+func (g *globals) refusedCommand(program string, args []string) (text, hint string) {
+	root := newRootCommand(newGlobals(g.env))
+	cmd, rest, err := root.Find(args)
+	switch {
+	case len(args) == 0 || err != nil:
+		return "", ""
+	case program != root.Name():
+		return misspelt(root, program, cmd)
+	}
+	err = cmd.ParseFlags(rest)
+	switch {
+	case as[*pflag.NotExistError](err), as[*pflag.ValueRequiredError](err):
+		err = flagError(cmd, err)
+	case err != nil || strings.ContainsAny(strings.Join(args, ""), "$`{<*"):
+		return "", ""
+	default:
+		err = cmd.ValidateArgs(cmd.Flags().Args())
+	}
+	ue, ok := errors.AsType[*userError](err)
+	if !ok {
+		return "", ""
+	}
+	return "amsagent refuses it: " + ue.Msg, strings.Join(ue.Hints, "; ")
+}
+
+// misspelt is for a program that is called almost as the agent is, with a command that the agent has.
+func misspelt(root *cobra.Command, program string, cmd *cobra.Command) (text, hint string) {
+	const minName = 6 // a shorter one is another program's
+	programs := &cobra.Command{SuggestionsMinimumDistance: 2}
+	programs.AddCommand(&cobra.Command{Use: root.Name(), Run: func(*cobra.Command, []string) {}})
+	if cmd == root || len(program) < minName || len(programs.SuggestionsFor(program)) == 0 {
+		return "", ""
+	}
+	return "no program is called " + program, "write " + cmd.CommandPath()
 }
 
 // maxUserData is more than any cloud takes.

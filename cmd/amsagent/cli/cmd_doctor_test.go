@@ -278,6 +278,34 @@ func lintRun(t *testing.T, stdin string, args ...string) (code int, stdout, stde
 	return code, e.stdout.String(), e.stderr.String()
 }
 
+// TestDoctorOwnCommands: user data with a command line that the agent refuses are not OK.
+func TestDoctorOwnCommands(t *testing.T) {
+	for line, want := range map[string]string{
+		"amsagent join --mongo 10.0.2.4 --role edge":                            "",
+		"amsagent join --mongo $MONGO $MORE --timeout ${T}":                     "",
+		"amsagent status -o json --wait active --timeout 10m":                   "",
+		"amsagent nodes prune --yes":                                            "",
+		"amsagent drain i-0a1b2c3d4e5f60001":                                    "",
+		"amsagent --version; amsagent help join":                                "",
+		"amsagent-exporter join; ams join; agent join; amsagnet --port 1":       "",
+		"amsagnet join --mongo 10.0.2.4":                                        "write amsagent join",
+		"amsagent join --mango 10.0.2.4":                                        "--mango",
+		"amsagent join --mongo 10.0.2.4 --rol edge":                             "--rol",
+		"amsagent jion --mongo 10.0.2.4":                                        "did you mean `amsagent join`?",
+		"amsagent join 10.0.2.4":                                                "takes no argument",
+		"amsagent join --role edge --mongo":                                     "--mongo",
+		"until aws x | amsagent join --mongo file:- --roel edge; do date; done": "--roel",
+	} {
+		code, stdout, stderr := lintRun(t, "#!/bin/sh\n"+line+"\n", "--user-data", "-")
+		if want == "" && (code != exitOK || !strings.HasPrefix(stdout, "OK")) {
+			t.Errorf("%s: exit %d\n%s%s", line, code, stdout, stderr)
+		}
+		if want != "" && (code != exitDegraded || !strings.Contains(stdout, "AGENT-LINT-COMMAND: line 2") || !strings.Contains(stdout, want)) {
+			t.Errorf("%s: exit %d, want %s\n%s%s", line, code, want, stdout, stderr)
+		}
+	}
+}
+
 func TestDoctorUserData(t *testing.T) {
 	here, err := os.Getwd()
 	must.OK(t, err)

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,6 +92,9 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		return err
 	}
 	handleDaemon(m, opts.offline)
+	if m.Root == "" {
+		m.Alone = g.isAlone
+	}
 	m.Hold, m.Sessions = g.holdReadiness("join"), g.daemonSessions
 	if g.notOwn != nil {
 		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
@@ -132,7 +136,8 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		return err
 	}
 	// A dry run shows its plan also where the join would be refused.
-	if rerr := g.result("join", res, func(w *textWriter) { joinText(w, res, err != nil, m.Service.Name(), src.Target) }); rerr != nil {
+	res.Refused = err != nil
+	if rerr := g.result("join", res, func(w *textWriter) { joinText(w, res, m.Service.Name(), src.Target) }); rerr != nil {
 		return rerr
 	}
 	return err
@@ -146,20 +151,20 @@ func liveText(l *bootstrap.Live) string {
 	return fmt.Sprintf("%s and %s would be cut: without --now this is refused", count(l.Publishers, "stream"), count(l.Viewers, "viewer"))
 }
 
-func joinText(w *textWriter, res *bootstrap.JoinResult, isRefused bool, service string, mongo cluster.Target) {
+func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
 	n := bootstrap.CountChanged(res.Files)
 	who := cmp.Or(res.Role, "node") + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname}, withHost)
 	switch res.Outcome {
 	case bootstrap.OutcomePlanned:
-		would, restart := "a join would write", "no restart"
-		if isRefused {
-			would = "a join is refused; else it would write"
+		would, restart, nothing := "a join would write", "no restart", "nothing to write"
+		if res.Refused {
+			would, nothing = "a join is refused; else it would write", "a join is refused; nothing to write"
 		}
 		if res.RestartNeeded {
 			restart = "a restart of " + service
 		}
 		if n == 0 && !res.RestartNeeded {
-			w.line("%s", w.color.bold("nothing to write"))
+			w.line("%s", w.color.bold(nothing))
 		} else {
 			w.line("%s; nothing was touched", w.color.bold(fmt.Sprintf("%s %s, with %s", would, count(n, "file"), restart)))
 		}
@@ -196,7 +201,7 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, isRefused bool, service 
 		"daemon", daemonText(res.Daemon, res.Outcome == bootstrap.OutcomePlanned),
 		"sessions", liveText(res.Live),
 		"next", map[bootstrap.Outcome]string{
-			bootstrap.OutcomeJoined: "amsagent nodes lists the cluster; amsagent drain takes this node out of it without cutting a stream",
+			bootstrap.OutcomeJoined: afterJoin(res.Warnings),
 			bootstrap.OutcomeEdited: "the server joins when it starts; amsagent status shows that",
 		}[res.Outcome],
 	)
@@ -214,6 +219,15 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, isRefused bool, service 
 		}
 	}
 	w.table(rows)
+}
+
+// afterJoin promises a drain only if an agent runs.
+func afterJoin(warnings []bootstrap.Finding) string {
+	next := "amsagent nodes lists the cluster"
+	if slices.ContainsFunc(warnings, func(f bootstrap.Finding) bool { return f.ID == bootstrap.IDDaemon }) {
+		return next
+	}
+	return next + "; amsagent drain takes this node out of it without cutting a stream"
 }
 
 // daemonText says what became of the daemon; nothing where it is as it was.

@@ -87,6 +87,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 		return err
 	}
 	// A dry run shows its plan also where the leave would be refused.
+	res.Refused = err != nil
 	if rerr := g.result("leave", res, func(w *textWriter) { leaveText(w, res, opts.dryRun, m.Service.Name()) }); rerr != nil {
 		return rerr
 	}
@@ -137,11 +138,14 @@ func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool, service s
 		w.fields("daemon", daemonText(res.Daemon, dryRun))
 		return
 	case bootstrap.OutcomePlanned:
-		restart := "no restart"
+		would, restart := "leaving would give back", "no restart"
+		if res.Refused {
+			would = "a leave is refused; else it would give back"
+		}
 		if res.RestartNeeded {
 			restart = "a restart of " + service
 		}
-		w.line("%s; nothing was touched", w.color.bold(fmt.Sprintf("leaving would give back %s, with %s", count(n, "file"), restart)))
+		w.line("%s; nothing was touched", w.color.bold(fmt.Sprintf("%s %s, with %s", would, count(n, "file"), restart)))
 		w.fields("daemon", daemonText(res.Daemon, dryRun), "sessions", liveText(res.Live))
 		writeFiles(w, res.Files)
 		return

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -178,21 +179,55 @@ func interrupted(err error, sig *interruptedError) *userError {
 	return &c
 }
 
+// problem is one of several findings, with its own hints.
+type problem struct {
+	text  string
+	hints []string
+}
+
+func (e *problem) Error() string { return e.text }
+
+// ownHints are those of one cause among several.
+func ownHints(cause error) []string {
+	if p, ok := directly[*problem](cause); ok {
+		return p.hints
+	}
+	if e, ok := directly[*settingError](cause); ok {
+		return e.allHints()
+	}
+	return nil
+}
+
 func (g *globals) errorText(e *userError) {
 	var b bytes.Buffer
 	c := g.palette(g.env.Stderr)
 	line := func(label, text string) { fmt.Fprintf(&b, "amsagent: %s%s\n", label, text) }
 	line(c.red("error:")+" ", oneLine(g.redact(e.Msg))+" ["+e.ID+"]")
-	if e.Cause != nil {
-		for _, cause := range flatten(e.Cause) {
-			for _, text := range printableLines(g.redact(cause.Error())) {
-				line("cause: ", text)
-			}
+	hints := func(all []string) {
+		for _, hint := range all {
+			line(c.yellow("hint:")+" ", oneLine(g.redact(hint)))
 		}
 	}
-	for _, hint := range e.Hints {
-		line(c.yellow("hint:")+" ", oneLine(g.redact(hint)))
+	var causes []error
+	if e.Cause != nil {
+		causes = flatten(e.Cause)
 	}
+	rest := slices.Clone(e.Hints)
+	for i, cause := range causes {
+		for j, text := range printableLines(g.redact(cause.Error())) {
+			if j > 0 {
+				text = "  " + text
+			}
+			line("cause: ", text)
+		}
+		own := ownHints(cause)
+		if i+1 < len(causes) && slices.Equal(own, ownHints(causes[i+1])) {
+			continue // once for all of them
+		}
+		hints(own)
+		rest = slices.DeleteFunc(rest, func(h string) bool { return slices.Contains(own, h) })
+	}
+	hints(rest)
 	if e.State != "" {
 		line("", oneLine(g.redact(e.State)))
 	}

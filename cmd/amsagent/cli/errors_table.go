@@ -147,7 +147,7 @@ func errorTable() []errorClass {
 		mongoClass(idMongoTimeout, exitFailed, cluster.KindTimeout,
 			"a firewall or security group that drops packets looks like this: it must admit the port from this subnet"),
 		mongoClass(idMongoLost, exitFailed, cluster.KindLost,
-			"run the same command again; where it happens each time, a server that requires TLS does this when tls=true is missing"),
+			"run the same command again; if it happens each time, look with `journalctl -u mongod` on the database"),
 		mongoClass(idMongoTLS, exitFailed, cluster.KindTLS,
 			"the certificate must be valid for that name, and its authority known to this machine or named by tlsCAFile in the URI"),
 		mongoClass(idMongoAuth, exitFailed, cluster.KindAuth,

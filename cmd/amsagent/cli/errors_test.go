@@ -196,7 +196,7 @@ func TestManyCauses(t *testing.T) {
 	e := &testEnv{}
 	g := errorGlobals(e)
 	g.report(t.Context(), &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: exitPreflight})
-	const want = "amsagent: error: 2 checks failed [AMS-FAILED]\namsagent: cause: first\namsagent: cause: and more\namsagent: cause: x: second\namsagent: nothing was changed on this machine\n"
+	const want = "amsagent: error: 2 checks failed [AMS-FAILED]\namsagent: cause: first\namsagent: cause:   and more\namsagent: cause: x: second\namsagent: nothing was changed on this machine\n"
 	if e.stderr.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
 	}
@@ -204,6 +204,27 @@ func TestManyCauses(t *testing.T) {
 	one := &metadata.Error{Provider: "aws", Item: "x", Kind: cloud.ErrNotReady, Cause: errors.New("y"), Context: context.DeadlineExceeded}
 	if got := flatten(errors.Join(one, errors.Join(errors.New("z")))); len(got) != 2 || got[0].Error() != one.Error() {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestHintsStandByTheirCause: of several problems each has its own lines together; a hint of all stands once, at the end.
+func TestHintsStandByTheirCause(t *testing.T) {
+	e := &testEnv{}
+	g := errorGlobals(e)
+	err := g.preflight("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
+		{ID: "AMS-A", Text: "first\nits detail", Hint: "for a"}, {ID: "AMS-B", Text: "second", Hint: "for both"}, {ID: "AMS-C", Text: "third", Hint: "for both"}, {ID: "AMS-D", Text: "fourth"},
+	}})
+	g.report(t.Context(), err)
+	const want = "amsagent: error: cannot join: 4 checks failed [AMS-PREFLIGHT]\n" +
+		"amsagent: cause: AMS-A: first\namsagent: cause:   its detail\namsagent: hint: for a\n" +
+		"amsagent: cause: AMS-B: second\namsagent: cause: AMS-C: third\namsagent: hint: for both\namsagent: cause: AMS-D: fourth\n" +
+		"amsagent: nothing was changed on this machine\n"
+	if got := e.stderr.String(); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+	var ue *userError
+	if !errors.As(err, &ue) || !slices.Equal(ue.Hints, []string{"for a", "for both"}) {
+		t.Errorf("hints %q", ue.Hints) // as in JSON
 	}
 }
 

@@ -48,6 +48,12 @@ func TestHelpOfEveryCommand(t *testing.T) {
 		}
 		golden(t, filepath.Join("help", strings.ReplaceAll(cmd.CommandPath(), " ", "_")+".txt"), stdout)
 
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if arg, _ := pflag.UnquoteUsage(f); strings.ContainsFunc(arg, func(r rune) bool { return r > unicode.MaxASCII }) {
+				t.Errorf("--%s %s: pflag counts bytes, and its column is too short", f.Name, arg)
+			}
+		})
+
 		i := strings.LastIndex(stdout, "\nEXIT STATUS\n")
 		if i < 0 || !regexp.MustCompile(`\nEXIT STATUS\n(  \d+ +\S.*\n)+$`).MatchString(stdout[i:]) {
 			t.Errorf("does not end with EXIT STATUS and its codes:\n%s", stdout)

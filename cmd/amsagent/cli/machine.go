@@ -164,6 +164,14 @@ func (g *globals) holdReadiness(command string) func(context.Context) (release f
 	}
 }
 
+// isAlone reports that no daemon runs on this machine.
+func (g *globals) isAlone(ctx context.Context) bool {
+	c := g.controlClient()
+	c.patience = 0
+	_, err := c.status(ctx)
+	return as[*noDaemonError](err)
+}
+
 // daemonSessions has the daemon count.
 func (g *globals) daemonSessions(ctx context.Context) (cluster.Sessions, error) {
 	var v daemon.SessionsView
@@ -234,9 +242,10 @@ func (g *globals) preflight(verb string, pre *bootstrap.PreflightError) error {
 				id = e.ID
 			}
 		}
-		causes = append(causes, errors.New(id+": "+f.Text))
+		hints = slices.DeleteFunc(hints, func(h string) bool { return h == "" })
+		causes = append(causes, &problem{id + ": " + f.Text, hints})
 		for _, h := range hints {
-			if h != "" && !slices.Contains(u.Hints, h) {
+			if !slices.Contains(u.Hints, h) {
 				u.Hints = append(u.Hints, h)
 			}
 		}

@@ -246,7 +246,7 @@ func TestNodesByHostName(t *testing.T) {
 	}
 	pruned, joined := &textWriter{}, &textWriter{}
 	pruneText(pruned, pruneData{Remove: []pruneItem{{member: v.Member}}})
-	joinText(joined, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Instance: metadata.Instance{ID: id, Hostname: v.Node.Hostname}}, false, "", cluster.Target{})
+	joinText(joined, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Instance: metadata.Instance{ID: id, Hostname: v.Node.Hostname}}, "", cluster.Target{})
 	drain := remoteDrain{row: *v.Node}
 	lines := []string{e.stdout.String(), pruned.b.String(), joined.b.String(), drain.progress()}
 	for _, c := range []bootstrap.Convergence{{}, {Standalone: true}, {Repairs: []bootstrap.Finding{{ID: bootstrap.IDDrift}}}} {

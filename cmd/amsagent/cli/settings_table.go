@@ -83,7 +83,7 @@ type setting struct {
 func (s setting) env() string { return envPrefix + strings.ToUpper(s.key) }
 
 // list reports whether the value is a comma list.
-func (s setting) list() bool { return strings.HasSuffix(s.arg, ",…") }
+func (s setting) list() bool { return strings.HasSuffix(s.arg, ",...") }
 
 // booleans are the words of a setting that is on or off.
 func booleans() []string { return []string{"true", "false"} }
@@ -156,7 +156,7 @@ var settingsTable = sync.OnceValue(func() []setting {
 			help: "where the daemon answers the agent checks of HAProxy, as in 0.0.0.0:9772; off for nowhere",
 		},
 		{
-			key: keyServing, arg: "APPLICATION,…", check: checkServing,
+			key: keyServing, arg: "APPLICATION,...", check: checkServing,
 			help: "the applications that are to serve before this node is ready, as names or patterns (live*); where unset, all but the console",
 		},
 		{
@@ -172,7 +172,7 @@ var settingsTable = sync.OnceValue(func() []setting {
 			help: "whether `amsagent drain NODE` on another machine may drain this node; a drain on this machine and the cloud's notices always may",
 		},
 		{
-			key: keyHooks, kept: true, flag: "hooks", arg: "NAME,…", check: checkHooks,
+			key: keyHooks, kept: true, flag: "hooks", arg: "NAME,...", check: checkHooks,
 			help: "the lifecycle hooks of the group that are this agent's to keep waiting and to complete, as names or patterns (amsagent-*); where unset, the only one of a transition, and of several those that it used before or whose name contains amsagent",
 		},
 		{

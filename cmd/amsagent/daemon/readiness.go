@@ -7,6 +7,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -105,6 +107,12 @@ func (v *View) notReady() string {
 	return ""
 }
 
+// stopsServer reports whether a drain or a command stops the server, or has stopped it.
+func (v *View) stopsServer() bool {
+	stops := []lifecycle.Step{lifecycle.StepStopping, lifecycle.StepDeregistering, lifecycle.StepCompleting, lifecycle.StepDone}
+	return v.held > 0 || v.Lifecycle != nil && slices.Contains(stops, v.Lifecycle.Step)
+}
+
 // serving is the record's entry for the server; nil if unknown.
 func (v *View) serving() *cluster.Serving {
 	switch s := v.Server; {
@@ -195,7 +203,11 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 			d.log.Warn("the release that serves could not be noted", "error", err)
 		}
 	} else if was.Up {
-		d.log.Warn("Ant Media Server does not serve viewers", "reason", is.Why)
+		level := slog.LevelWarn
+		if before.stopsServer() {
+			level = slog.LevelInfo
+		}
+		d.log.Log(context.Background(), level, "Ant Media Server does not serve viewers", "reason", is.Why)
 	}
 	d.status()
 	return true

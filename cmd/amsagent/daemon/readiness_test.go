@@ -990,3 +990,31 @@ func TestApplicationsUnpackedAnew(t *testing.T) {
 		w.becomes(true, 2*time.Second)
 	})
 }
+
+// TestOwnStopIsNoWarning: an alert on WARN must not ring when the agent itself has stopped the server.
+func TestOwnStopIsNoWarning(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		step lifecycle.Step
+		held int
+		want string
+	}{
+		{"by itself", lifecycle.StepNone, 0, "WARN"},
+		{"in the wait for sessions", lifecycle.StepDraining, 0, "WARN"},
+		{"the drain stops it", lifecycle.StepStopping, 0, "INFO"},
+		{"the drain has stopped it", lifecycle.StepDone, 0, "INFO"},
+		{"a command is at work", lifecycle.StepNone, 1, "INFO"},
+	} {
+		l := new(notified)
+		d := newTestDaemon(&fakeMachine{}, l, nil)
+		d.view.setPhase(bootstrap.PhaseJoined)
+		d.reportServer(bootstrap.Served{Up: true})
+		d.view.life = func() lifecycle.View { return lifecycle.View{Step: tt.step} }
+		d.view.change(func(v *View) { v.held = tt.held })
+		d.reportServer(bootstrap.Served{Why: []string{"LiveApp is not reachable"}})
+		if log := l.text(); !strings.Contains(log, "level="+tt.want+` msg="Ant Media Server does not serve viewers"`) {
+			t.Errorf("%s: want %s\n%s", tt.name, tt.want, log)
+		}
+	}
+}
