@@ -33,7 +33,7 @@ invoke() {
 # check prints what the new version finds wrong with config.yaml. A node's daemon starts all the same.
 check() {
 	if [ -z "$root" ]; then
-		amsagent config --offline >/dev/null ||
+		/usr/bin/amsagent config --offline >/dev/null ||
 			say "the settings are wrong; a node's daemon leaves an unknown key out, or uses the last good file: amsagent status"
 	fi
 }
