@@ -101,8 +101,11 @@ func (n *bootedNode) story(t *testing.T) {
 		r := n.userData(t)
 		r.expect(t, 0)
 		r.says(t, "joined: origin "+nodeID+" is in the cluster as "+nodeAddress)
-		if strings.Contains(r.stderr, "level=WARN") {
-			t.Errorf("there is nothing to be warned of: %s", r.stderr)
+		for line := range strings.Lines(r.stderr) {
+			// No daemon runs here: the sessions are unknown, and nothing drains this node.
+			if strings.Contains(line, "level=WARN") && !strings.Contains(line, "AMS-SESSIONS") && !strings.Contains(line, "AMS-DAEMON") {
+				t.Errorf("not expected: %s", line)
+			}
 		}
 		n.joined(t, "after the join")
 		u := n.show(t)
@@ -187,7 +190,7 @@ func (n *bootedNode) story(t *testing.T) {
 
 	t.Run("Leave", func(t *testing.T) {
 		starts := n.starts(t)
-		r := n.agent(t, 0, "leave")
+		r := n.agent(t, 0, "leave", "--now")
 		r.says(t, "left: this machine is standalone")
 		if got := n.starts(t); got != starts+1 {
 			t.Errorf("want one restart, there were %d", got-starts)
@@ -199,7 +202,7 @@ func (n *bootedNode) story(t *testing.T) {
 
 	t.Run("LeaveAgain", func(t *testing.T) {
 		was, before := n.touched(t), n.show(t)
-		n.agent(t, 0, "leave").says(t, "nothing to do: this machine is not a cluster node")
+		n.agent(t, 0, "leave", "--now").says(t, "nothing to do: this machine is not a cluster node")
 		n.show(t).want(t, before)
 		if now := n.touched(t); !slices.Equal(was, now) {
 			t.Errorf("files were written\n%s", nodeDifference(was, now))
@@ -298,7 +301,7 @@ func (n *bootedNode) wasStopped(t *testing.T) {
 	n.joined(t, "after a start")
 	// Somebody stops it: leave must not start it.
 	n.sh(t, "systemctl stop "+nodeUnit)
-	n.agent(t, 0, "leave")
+	n.agent(t, 0, "leave", "--now")
 	n.same(t, "after the leave", n.pure)
 	n.show(t).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": "", "NeedDaemonReload": "no"})
 	if nodes := n.clusternode(t); len(nodes) != 0 {
@@ -344,7 +347,7 @@ func (n *bootedNode) service(t *testing.T) {
 		n.agent(t, 0, "join", "--mongo", nodeMongo)
 		n.sh(t, "mv "+unit+" /opt/fakeams/unit; ln -s /dev/null "+unit+"; systemctl daemon-reload")
 		was, before := n.bytes(t), n.show(t)
-		n.agent(t, 3, "leave").explains(t, "AMS-SERVICE", nothing)
+		n.agent(t, 3, "leave", "--now").explains(t, "AMS-SERVICE", nothing)
 		n.show(t).want(t, before)
 		if now := n.bytes(t); !slices.Equal(was, now) {
 			t.Errorf("files were written\n%s", nodeDifference(was, now))
@@ -352,7 +355,7 @@ func (n *bootedNode) service(t *testing.T) {
 		n.inCluster(t)
 		n.row(t, "active")
 		n.sh(t, "mv /opt/fakeams/unit "+unit+"; systemctl daemon-reload")
-		n.agent(t, 0, "leave")
+		n.agent(t, 0, "leave", "--now")
 		n.standalone(t, "after the leave")
 	})
 	t.Run("DoesNotStop", func(t *testing.T) {
@@ -411,14 +414,14 @@ func (n *bootedNode) interrupted(t *testing.T) {
 		n.reset(t)
 		n.agent(t, 0, "join", "--mongo", nodeMongo)
 		n.hold(t)
-		p := n.start(t, "amsagent", "leave")
+		p := n.start(t, "amsagent", "leave", "--now")
 		n.held(t)
 		p.signal(t, syscall.SIGTERM)
 		n.release(t)
 		r := p.wait(t)
 		r.expect(t, 130)
 		t.Logf("%s", r)
-		n.agent(t, 0, "leave", "--mongo", nodeMongo)
+		n.agent(t, 0, "leave", "--now", "--mongo", nodeMongo)
 		n.standalone(t, "after the leave")
 		n.row(t, "left")
 	})
@@ -472,7 +475,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		if got := n.starts(t); got != 2 {
 			t.Errorf("%d starts", got)
 		}
-		n.agent(t, 0, "leave")
+		n.agent(t, 0, "leave", "--now")
 		n.standalone(t, "after the leave")
 	})
 	t.Run("WhileItProvesThenFails", func(t *testing.T) {
@@ -492,7 +495,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 		n.verifying(t, p, before)
 		kill(t, p)
-		n.agent(t, 0, "leave")
+		n.agent(t, 0, "leave", "--now")
 		n.standalone(t, "after the leave")
 		n.row(t, "left")
 	})
@@ -525,7 +528,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		n.agent(t, 0, "join", "--mongo", nodeMongo)
 		before := n.show(t)
 		n.hold(t)
-		p := n.start(t, "amsagent", "leave")
+		p := n.start(t, "amsagent", "leave", "--now")
 		n.held(t)
 		kill(t, p)
 		n.release(t)
@@ -538,7 +541,7 @@ func (n *bootedNode) killed(t *testing.T) {
 			t.Fatalf("the server runs %q", mode)
 		}
 		// Nobody says again where MongoDB is.
-		n.agent(t, 0, "leave").says(t, "left: this machine is standalone")
+		n.agent(t, 0, "leave", "--now").says(t, "left: this machine is standalone")
 		n.standalone(t, "after the next leave")
 		n.row(t, "left")
 	})
@@ -555,7 +558,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		n.release(t)
 		// The server still runs as a node, with the files of none.
 		n.show(t).want(t, map[string]string{"InvocationID": before["InvocationID"], "DropInPaths": ""})
-		n.agent(t, 0, "leave", "--mongo", nodeMongo)
+		n.agent(t, 0, "leave", "--now", "--mongo", nodeMongo)
 		n.standalone(t, "after a leave")
 	})
 }
@@ -568,7 +571,7 @@ func (n *bootedNode) mongoAway(t *testing.T) {
 	n.sh(t, "kill -STOP $(systemctl show -p MainPID --value mongo)")
 	resume := func() { n.sh(t, "kill -CONT $(systemctl show -p MainPID --value mongo)") }
 	defer resume()
-	r := n.agent(t, 1, "leave")
+	r := n.agent(t, 1, "leave", "--now")
 	t.Logf("leave without a database: %s", r)
 	n.show(t).want(t, map[string]string{"ActiveState": "active", "DropInPaths": "", "NeedDaemonReload": "no"})
 	if was, now := n.pure, n.bytes(t); !slices.Equal(was, now) {
@@ -576,7 +579,7 @@ func (n *bootedNode) mongoAway(t *testing.T) {
 	}
 	starts := n.starts(t)
 	resume()
-	n.agent(t, 0, "leave").says(t, "left: this machine is standalone")
+	n.agent(t, 0, "leave", "--now").says(t, "left: this machine is standalone")
 	n.standalone(t, "after the next leave")
 	n.row(t, "left")
 	if got := n.starts(t); got != starts {
@@ -606,7 +609,7 @@ func (n *bootedNode) mayNot(t *testing.T) {
 	})
 	t.Run("NotRootLeaves", func(t *testing.T) {
 		n.reset(t)
-		unchanged(t, "AMS-ROOT", "runuser", "-u", "nobody", "--", "amsagent", "leave", "--mongo", nodeMongo)
+		unchanged(t, "AMS-ROOT", "runuser", "-u", "nobody", "--", "amsagent", "leave", "--now", "--mongo", nodeMongo)
 	})
 	t.Run("ReadOnly", func(t *testing.T) {
 		n.reset(t)
@@ -650,7 +653,7 @@ func (n *bootedNode) slowToStop(t *testing.T) {
 	was := n.bytes(t)
 	n.agent(t, 0, "join", "--mongo", nodeMongo)
 	n.joined(t, "after the join")
-	n.agent(t, 0, "leave")
+	n.agent(t, 0, "leave", "--now")
 	n.same(t, "after the leave", was)
 	n.show(t).want(t, map[string]string{"ActiveState": "active", "TimeoutStopUSec": "1s", "DropInPaths": "", "NeedDaemonReload": "no", "Environment": "ANTMEDIA_HOME=" + nodeHome})
 	log := n.read(t, nodeLog)
@@ -671,6 +674,6 @@ func (n *bootedNode) speed(t *testing.T) {
 	if r.took-own > 15*time.Second {
 		t.Errorf("a join took %s, of which the server's start was %s", r.took, own)
 	}
-	r = n.agent(t, 0, "leave")
+	r = n.agent(t, 0, "leave", "--now")
 	t.Logf("leave: %s", r.took.Round(time.Millisecond))
 }
