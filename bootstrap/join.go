@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -191,7 +192,7 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	}
 	err := j.run(ctx)
 	if err != nil && j.registered {
-		j.event(context.WithoutCancel(ctx), cluster.Event{Node: f.inst.ID, Kind: "join-failed", Who: "amsagent", Why: err.Error()})
+		j.event(context.WithoutCancel(ctx), cluster.Event{Node: f.inst.ID, Kind: "join-failed", Who: "amsagent", Why: plain.Truncate(err.Error(), mostWhy)})
 	}
 	if err == nil && m.Root == "" && !req.Offline {
 		st, _ := m.Service.State(ctx) // unknown after an error
@@ -224,6 +225,9 @@ func notRecovered(err error, way, state string) error {
 	}
 	return e
 }
+
+// mostWhy bounds an event's reason: the output of a command may be long.
+const mostWhy = 1000
 
 const untouched = "nothing was changed on this machine"
 
