@@ -6,6 +6,7 @@ package clustertest
 import (
 	"context"
 	"crypto/x509/pkix"
+	"errors"
 	"net"
 	"strings"
 	"testing"
@@ -71,7 +72,7 @@ func TestCertificates(t *testing.T) {
 
 	must.OK(t, s.RequireTLS(ctx))
 	err = connect(t, password, cluster.Options{Timeout: 5 * time.Second}).CheckAccess(t.Context())
-	if cluster.KindOf(err) != cluster.KindLost || !strings.Contains(err.Error(), "tls=true") {
+	if e, ok := errors.AsType[*cluster.Error](err); !ok || e.Kind != cluster.KindLost || !strings.Contains(e.Hint, "add tls=true") {
 		t.Errorf("without TLS: kind %s: %v", cluster.KindOf(err), err)
 	}
 	if err := connect(t, certificate+known, cluster.Options{Timeout: 5 * time.Second}).CheckAccess(t.Context()); err != nil {
