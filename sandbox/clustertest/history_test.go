@@ -6,6 +6,7 @@ package clustertest
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +40,18 @@ func (a *agent) hasHistory(want ...string) {
 	}
 }
 
+// dies ends the daemon when no heartbeat of its can reach MongoDB any more, and makes its record silent.
+func (a *agent) dies() {
+	a.t.Helper()
+	const dropped = "heartbeats are dropped"
+	before := strings.Count(a.text(), dropped)
+	fault(a.t, a.mongo, mongod.Fault{Mode: mongod.Error, Commands: []string{"update"}, Database: "amsagent"})
+	a.says(dropped, before+1)
+	a.end()
+	a.mongo.Faults().Clear()
+	a.silent(11 * time.Minute)
+}
+
 // TestDaemonHistory: what happened in a night without an operator is among the events: a boot, the agent's death, MongoDB away,
 // another role.
 func TestDaemonHistory(t *testing.T) {
@@ -51,15 +64,13 @@ func TestDaemonHistory(t *testing.T) {
 		a.hasHistory(want...)
 	}
 	a.start()
-	a.end()
+	a.dies()
 	boot(t, a.root, "boot-2")
-	a.silent(11 * time.Minute)
 	a.start()
 	next("boot", "serving")
 	a.end()
 	a.start() // an upgrade
-	a.end()
-	a.silent(11 * time.Minute)
+	a.dies()
 	a.start()
 	next("back")
 	seq := func() int64 {
