@@ -39,6 +39,7 @@ func TestLeaveAsksForSessions(t *testing.T) {
 		"no daemon":         {phase: PhaseJoined, refused: true},
 		"no daemon, now":    {phase: PhaseJoined, now: true},
 		"a damaged state":   {phase: "", refused: true},
+		"streams, no node":  {count: streams, phase: PhaseLeaving},
 		"an unfinished one": {phase: PhaseLeaving, warned: true},
 		"its viewers":       {count: sessions(new(0), new(5), new(0)), phase: PhaseLeaving, warned: true},
 	} {

@@ -8,6 +8,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +24,8 @@ import (
 // Two real servers behind HAProxy, which is fed by its socket, and behind nginx, by DNS. Encoders publish and players watch through
 // both. One node drains, stops, joins again and gets new sessions: no encoder is cut, and no player meets an error for longer than
 // a segment.
+//
+// Before that, MongoDB is away for a minute: HAProxy refuses nobody, and no frame of an encoder is lost.
 //
 // The Community Edition does not forward streams: one encoder writes the players' stream into the folders of both servers.
 func TestRealBalance(t *testing.T) {
@@ -56,17 +60,6 @@ func TestRealBalance(t *testing.T) {
 	b.prefix = nil
 	b.command(show...)
 
-	ctx, stop := context.WithCancel(t.Context())
-	var work sync.WaitGroup
-	defer work.Wait()
-	defer stop()
-	players := map[string]*realams.Player{}
-	for _, way := range []string{bySocket, byNginx} {
-		p := &realams.Player{Client: w.HTTP(5 * time.Second), Playlist: "http://" + fronts[way] + "/LiveApp/streams/show.m3u8"}
-		must.Until(t, "a player of "+way+" sees the stream", func() bool { return p.Segment(ctx) == nil })
-		players[way] = p
-		work.Go(func() { p.Run(ctx) })
-	}
 	publish := func(way, stream string) *realams.Process {
 		return w.Start(t, "ffmpeg", "-nostdin", "-loglevel", "error", "-re", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=5", "-f", "lavfi", "-i",
 			"sine=sample_rate=22050", "-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "10", "-threads", "1", "-pix_fmt", "yuv420p",
@@ -87,6 +80,23 @@ func TestRealBalance(t *testing.T) {
 		return ""
 	})
 
+	publishing := first
+	if published(first) == 0 {
+		publishing = second
+	}
+	publishing.outage(nodes, encoders)
+
+	ctx, stop := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer stop()
+	players := map[string]*realams.Player{}
+	for _, way := range []string{bySocket, byNginx} {
+		p := &realams.Player{Client: w.HTTP(5 * time.Second), Playlist: "http://" + fronts[way] + "/LiveApp/streams/show.m3u8"}
+		must.Until(t, "a player of "+way+" sees the stream", func() bool { return p.Segment(ctx) == nil })
+		players[way] = p
+		work.Go(func() { p.Run(ctx) })
+	}
 	leaves, stays := first, second
 	if published(first) == 0 {
 		leaves, stays = second, first
@@ -166,4 +176,99 @@ func TestRealBalance(t *testing.T) {
 	for _, d := range daemons {
 		d.end()
 	}
+}
+
+// videoFrame is a line of ffmpeg's framehash: the stream, and the frame's time in ms.
+var videoFrame = regexp.MustCompile(`(?m)^0, +([0-9]+),`)
+
+// outage kills MongoDB for a minute. n has the stream "one", or "two".
+func (n *realNode) outage(nodes []*realNode, encoders []*realams.Process) {
+	t, w := n.t, n.world
+	t.Helper()
+	var viewer *realams.Process
+	frames := func() (times []int) {
+		for _, m := range videoFrame.FindAllStringSubmatch(viewer.Output(), -1) {
+			at, err := strconv.Atoi(m[1])
+			must.OK(t, err)
+			times = append(times, at)
+		}
+		return times
+	}
+	until(t, "a viewer by RTMP gets frames", func() string {
+		for _, stream := range []string{"one", "two"} {
+			viewer = w.Start(t, "ffmpeg", "-nostdin", "-loglevel", "error", "-i", "rtmp://"+n.Address+"/LiveApp/"+stream, "-map", "0:v", "-c", "copy", "-f", "framehash", "-")
+			for began := time.Now(); time.Since(began) < 10*time.Second; wait(200 * time.Millisecond) {
+				if len(frames()) > 0 {
+					return ""
+				}
+			}
+			_, _ = viewer.End(10 * time.Second)
+		}
+		return viewer.Output()
+	})
+
+	const path = "/LiveApp/streams/show.m3u8"
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	// first asks each 100 ms, and returns when the first playlist came.
+	first := func(host string) <-chan time.Time {
+		came := make(chan time.Time, 1)
+		go func() {
+			p := &realams.Player{Client: w.HTTP(time.Second), Playlist: "http://" + host + path}
+			for ctx.Err() == nil {
+				if p.Segment(ctx) == nil {
+					came <- time.Now()
+					return
+				}
+				wait(100 * time.Millisecond)
+			}
+		}()
+		return came
+	}
+	must.OK(t, w.Mongo.Member(0).Kill())
+	answers := map[int]int{}
+	client := w.HTTP(30 * time.Second)
+	for began := time.Now(); time.Since(began) < time.Minute; wait(200 * time.Millisecond) {
+		answers[realams.Status(client, "http://"+fronts[bySocket]+path)]++
+	}
+	figure(t, "with MongoDB away for a minute, HAProxy's answers are %v; %d frames came by RTMP", answers, len(frames()))
+	if answers[http.StatusServiceUnavailable] > 0 {
+		t.Error("HAProxy refused requests")
+	}
+	must.OK(t, w.Mongo.Member(0).Start(t.Context()))
+	byBalancer, own := first(fronts[bySocket]), []<-chan time.Time{}
+	for _, node := range nodes {
+		own = append(own, first(node.Address+":5080"))
+	}
+	var last time.Time
+	for _, came := range own {
+		if at := <-came; at.After(last) {
+			last = at
+		}
+	}
+	late := (<-byBalancer).Sub(last)
+	figure(t, "after MongoDB's return the first playlist comes by HAProxy %s after the servers' own", late.Round(10*time.Millisecond))
+	if late > 2*time.Second {
+		t.Error("the balancer is late")
+	}
+	for _, node := range nodes {
+		node.WaitServed(t, realApps(node.Release)...)
+	}
+	times := frames()
+	for i := range times[1:] {
+		if lost := times[i+1] - times[i]; lost > 300 {
+			t.Errorf("no frame by RTMP between %d and %d ms", times[i], times[i+1])
+		}
+	}
+	if span := time.Duration(times[len(times)-1]-times[0]) * time.Millisecond; span < time.Minute {
+		t.Errorf("frames for %s only", span)
+	}
+	for _, e := range encoders {
+		select {
+		case <-e.Done():
+			t.Errorf("an encoder was cut: %s", e.Output())
+		default:
+		}
+	}
+	_, _ = viewer.End(10 * time.Second)
 }
