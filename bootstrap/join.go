@@ -365,7 +365,9 @@ func (j *joiner) refuseSessions(ctx context.Context) error {
 	if !j.seenFresh() {
 		client = nil // a server outside the cluster has no streams there
 	}
-	live, finding, refuse := j.checkSessions(ctx, "join", j.wasJoined(), f.install, client, f.address.Addr.String())
+	// The daemon repeats an interrupted join: what is unknown must not stop it for ever.
+	node := f.state != nil && f.state.Phase == PhaseJoined
+	live, finding, refuse := j.checkSessions(ctx, "join", node, f.install, client, f.address.Addr.String())
 	j.result.Live = live
 	switch {
 	case finding.ID == "":

@@ -70,3 +70,23 @@ func TestLeaveAsksForSessions(t *testing.T) {
 		})
 	}
 }
+
+// A join that was interrupted is repeated by the daemon: unknown sessions warn then, and do not stop it for ever.
+func TestInterruptedJoinIsNotRefused(t *testing.T) {
+	t.Parallel()
+	for phase, refused := range map[Phase]bool{PhaseJoined: true, PhaseJoining: false} {
+		m := joinedTree(t)
+		m.Service = runningService{}
+		m.Sessions = func(context.Context) (cluster.Sessions, error) {
+			return cluster.Sessions{Publishers: new(0), Viewers: new(0), By: cluster.CountedByConnections, PublishersBy: cluster.CountedByConnections}, nil
+		}
+		install, err := m.open()
+		must.OK(t, err)
+		j := &joiner{Machine: m, facts: &facts{install: install, state: &State{Phase: phase, WasJoined: true, RestartPending: true}}, result: &JoinResult{}}
+		err = j.refuseSessions(t.Context())
+		refusal, is := errors.AsType[*PreflightError](err)
+		if found := is && slices.ContainsFunc(refusal.Findings, func(f Finding) bool { return f.ID == idSessions }); found != refused {
+			t.Errorf("%s: %v", phase, err)
+		}
+	}
+}

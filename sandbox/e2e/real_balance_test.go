@@ -60,6 +60,12 @@ func TestRealBalance(t *testing.T) {
 	b.prefix = nil
 	b.command(show...)
 
+	players := map[string]*realams.Player{}
+	for _, way := range []string{bySocket, byNginx} {
+		p := &realams.Player{Client: w.HTTP(5 * time.Second), Playlist: "http://" + fronts[way] + "/LiveApp/streams/show.m3u8"}
+		must.Until(t, "a player of "+way+" sees the stream", func() bool { return p.Segment(t.Context()) == nil })
+		players[way] = p
+	}
 	publish := func(way, stream string) *realams.Process {
 		return w.Start(t, "ffmpeg", "-nostdin", "-loglevel", "error", "-re", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=5", "-f", "lavfi", "-i",
 			"sine=sample_rate=22050", "-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g", "10", "-threads", "1", "-pix_fmt", "yuv420p",
@@ -90,13 +96,10 @@ func TestRealBalance(t *testing.T) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer stop()
-	players := map[string]*realams.Player{}
-	for _, way := range []string{bySocket, byNginx} {
-		p := &realams.Player{Client: w.HTTP(5 * time.Second), Playlist: "http://" + fronts[way] + "/LiveApp/streams/show.m3u8"}
-		must.Until(t, "a player of "+way+" sees the stream", func() bool { return p.Segment(ctx) == nil })
-		players[way] = p
+	for _, p := range players {
 		work.Go(func() { p.Run(ctx) })
 	}
+
 	leaves, stays := first, second
 	if published(first) == 0 {
 		leaves, stays = second, first

@@ -139,7 +139,7 @@ func (d *Daemon) converge(ctx context.Context, mongo Named, ask time.Duration) (
 		})
 		return err
 	})
-	if c != nil && c.Unidentified == "" {
+	if c != nil && c.Unidentified == "" && c.Node.ID != "" { // else it was cut off
 		d.self.Store(new(c.Node))
 	}
 	if err != nil && (c == nil || c.Phase != bootstrap.PhaseJoined || c.Node.ID == "") {
