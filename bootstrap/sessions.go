@@ -107,7 +107,7 @@ func (m *Machine) sessions(ctx context.Context, install *ams.Installation, clien
 
 // CheckCount returns a finding if nothing can count the viewers of this machine's server.
 func CheckCount(st ams.State, install *ams.Installation) (f Finding, found bool) {
-	if _, err := install.ServerToken(time.Now()); err == nil || !st.Running() {
+	if _, err := install.ServerToken(time.Now()); err == nil || st.Dead() {
 		return f, false
 	}
 	err := ams.CheckNetwork(st.MainPID, install.Ports.HTTP)

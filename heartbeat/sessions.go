@@ -21,6 +21,7 @@ const (
 	// askEvery: a query scans a collection of each application. openEvery: the list of applications needs many files.
 	// drainEvery replaces both during a drain.
 	askEvery   = 30 * time.Second
+	peersTime  = 2 * askEvery
 	openEvery  = 2 * time.Minute
 	drainEvery = 5 * time.Second
 	// mongoTime bounds the queries of a count: a shutdown cannot wait longer.
@@ -54,6 +55,7 @@ type sessionCounter struct {
 	network   error // of Network
 	checked   time.Time
 	peers     map[netip.Addr]bool // other nodes, which fetch streams as viewers do
+	peersSeen time.Time
 }
 
 type streamCount struct {
@@ -180,7 +182,10 @@ func (c *sessionCounter) connections() (n connected, err error) {
 	if err := c.install.ServerErr; err != nil {
 		return n, err
 	}
-	ports, local := c.install.Ports, 0
+	ports, local, peers := c.install.Ports, 0, c.peers
+	if time.Since(c.peersSeen) > peersTime {
+		peers = nil // one may have died
+	}
 	err = c.Connections(func(is ams.Connection) {
 		rtmp := is.Port == ports.RTMP || is.Port == ports.RTMPS
 		switch {
@@ -188,13 +193,13 @@ func (c *sessionCounter) connections() (n connected, err error) {
 		case is.Silent >= silentAfter && is.Local: // a proxy or a check keeps most of these open
 		case is.Silent >= silentAfter:
 			n.idle++
-		case rtmp && c.peers[is.From] && !is.Local:
+		case rtmp && peers[is.From] && !is.Local:
 			n.rtmpPeers++
 		case rtmp:
 			n.rtmp++ // an encoder may run on this machine
 		case is.Local:
 			local++
-		case c.peers[is.From]:
+		case peers[is.From]:
 			n.peers++
 		default:
 			n.viewers++
@@ -248,10 +253,10 @@ func (c *sessionCounter) askMongo(ctx context.Context, every time.Duration) (n i
 	return n, err
 }
 
-// On failure, streams keeps the known addresses of other nodes. A dead one's may be a load balancer's by now.
+// On failure, streams keeps the known addresses of other nodes for peersTime. A dead one's may be a load balancer's by now.
 func (c *sessionCounter) streams(ctx context.Context, from Streams, address string) (n int, _ error) {
 	if nodes, err := from.AMSNodes(ctx); err == nil {
-		c.peers = make(map[netip.Addr]bool, len(nodes))
+		c.peers, c.peersSeen = make(map[netip.Addr]bool, len(nodes)), time.Now()
 		for _, n := range nodes {
 			if a, err := netip.ParseAddr(n.IP); err == nil && n.Fresh(time.Now()) && time.Since(n.LastUpdate) > -askEvery {
 				c.peers[a.Unmap()] = true

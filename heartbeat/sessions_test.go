@@ -322,6 +322,21 @@ func TestDeadPeers(t *testing.T) {
 	}
 }
 
+// While MongoDB is away, a node may die, and its address become another machine's.
+func TestPeersBeforeAnOutage(t *testing.T) {
+	c := newCounted(t, "")
+	c.connections(slices.Repeat([]string{"10.0.0.50"}, 5)...)
+	c.streams.nodes = []string{"10.0.0.50", c.address}
+	c.is("peers", 0, 0, cluster.CountedByConnections)
+	c.streams.err = errors.New("MongoDB is away")
+	for age, viewers := range map[time.Duration]int{askEvery: 0, 3 * askEvery: 5} {
+		c.peersSeen = time.Now().Add(-age)
+		if s, _ := c.count(t.Context(), openEvery, askEvery); s.Viewers == nil || *s.Viewers != viewers {
+			t.Errorf("after %s: %s, want %d viewers", age, s.Left(), viewers)
+		}
+	}
+}
+
 // They may be viewers behind a proxy, so they are counted apart.
 func TestPeersAreCounted(t *testing.T) {
 	for name, tt := range map[string]struct {

@@ -126,6 +126,7 @@ func serverCases() []aCase {
 		{bootstrap.IDCount, "stopped", counted(ams.State{Activity: ams.ActivityInactive}, ""), Good, "", "does not run"},
 		{bootstrap.IDCount, "statistics", counted(ams.State{Activity: ams.ActivityActive}, token), Good, "", "statistics"},
 		{bootstrap.IDCount, "no process", counted(ams.State{Activity: ams.ActivityActive}, ""), Warning, "", "process is not known"},
+		{bootstrap.IDCount, "no service manager", counted(ams.State{}, ""), Warning, "", "process is not known"},
 		{bootstrap.IDCount, "another server's port", counted(ams.State{Activity: ams.ActivityActive, MainPID: os.Getpid()}, "http.port=1\n"), Warning, "", "port 1"},
 		{bootstrap.IDCount, "a tree", nil, Unknown, "", "does not run"},
 

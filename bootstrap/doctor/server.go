@@ -196,7 +196,7 @@ func checkCount(ctx context.Context, p *patient) []Result {
 			return one(noInstall())
 		case !p.running:
 			return inTree()
-		case !in.Service.Running():
+		case in.Service.Dead():
 			return one(good("the server does not run"))
 		}
 		if f, found := bootstrap.CheckCount(in.Service, in.Install); found {

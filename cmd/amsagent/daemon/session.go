@@ -356,10 +356,14 @@ func (m *member) endSilence(ctx context.Context) {
 	m.beatAt = at
 }
 
+// maxEvents bounds the events that wait for MongoDB.
+const maxEvents = 16
+
 func (m *member) happened(events ...cluster.Event) {
 	m.events.Lock()
 	defer m.events.Unlock()
 	m.pending = append(m.pending, events...)
+	m.pending = m.pending[max(0, len(m.pending)-maxEvents):]
 }
 
 // writeEvents is not for the heartbeats' goroutine: events wait for a majority.
@@ -468,6 +472,9 @@ func (m *member) enroll(ctx context.Context) error {
 			drain.Settled()
 		}
 		if m.checkOwner(err) != nil {
+			if _, is := errors.AsType[*cluster.OtherMachineError](err); is {
+				m.found = nil // about another machine's record
+			}
 			return err
 		}
 		m.enrolled.Store(true)
