@@ -293,7 +293,6 @@ func (d *document) commands() {
 	}
 }
 
-// switchMode judges a call of the vendor's script, which since 3.0 asks a question about everything but a URI.
 // agent checks a command line of the agent itself.
 func (d *document) agent(line int, command string) {
 	m := program.FindStringSubmatch(command)
@@ -305,6 +304,7 @@ func (d *document) agent(line int, command string) {
 	}
 }
 
+// switchMode judges a call of the vendor's script, which since 3.0 asks a question about everything but a URI.
 func (d *document) switchMode(line int, mongo string, isMore, isAnswered bool) {
 	_, err := netip.ParseAddr(mongo)
 	switch {

@@ -82,9 +82,7 @@ func (g *globals) refusedCommand(program string, args []string) (text, hint stri
 // misspelt is for a program that is called almost as the agent is, with a command that the agent has.
 func misspelt(root *cobra.Command, program string, cmd *cobra.Command) (text, hint string) {
 	const minName = 6 // a shorter one is another program's
-	programs := &cobra.Command{SuggestionsMinimumDistance: 2}
-	programs.AddCommand(&cobra.Command{Use: root.Name(), Run: func(*cobra.Command, []string) {}})
-	if cmd == root || len(program) < minName || len(programs.SuggestionsFor(program)) == 0 {
+	if cmd == root || len(program) < minName || len(nearWords(program, root.Name())) == 0 {
 		return "", ""
 	}
 	return "no program is called " + program, "write " + cmd.CommandPath()

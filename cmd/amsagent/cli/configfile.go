@@ -194,14 +194,19 @@ func parseConfigFile(path string, b []byte) *configFile {
 
 // unknownKeyHints names a key that is near.
 func unknownKeyHints(key string, known []string) []string {
-	keys := &cobra.Command{SuggestionsMinimumDistance: 2}
-	for _, k := range known {
-		keys.AddCommand(&cobra.Command{Use: k, Run: func(*cobra.Command, []string) {}})
-	}
-	if near := keys.SuggestionsFor(strings.ReplaceAll(key, "-", "_")); len(near) > 0 {
+	if near := nearWords(strings.ReplaceAll(key, "-", "_"), known...); len(near) > 0 {
 		return []string{fmt.Sprintf("did you mean `%s`?", near[0])}
 	}
 	return []string{"`amsagent help config` lists the keys"}
+}
+
+// nearWords returns the words that may be meant. Cobra can compare only commands.
+func nearWords(word string, known ...string) []string {
+	all := &cobra.Command{SuggestionsMinimumDistance: 2}
+	for _, k := range known {
+		all.AddCommand(&cobra.Command{Use: k, Run: func(*cobra.Command, []string) {}})
+	}
+	return all.SuggestionsFor(word)
 }
 
 // plainValue is a value as flags and variables have it. A comma list may be a list of YAML.

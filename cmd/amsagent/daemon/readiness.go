@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -203,11 +202,11 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 			d.log.Warn("the release that serves could not be noted", "error", err)
 		}
 	} else if was.Up {
-		level := slog.LevelWarn
+		write := d.log.Warn
 		if before.stopsServer() {
-			level = slog.LevelInfo
+			write = d.log.Info
 		}
-		d.log.Log(context.Background(), level, "Ant Media Server does not serve viewers", "reason", is.Why)
+		write("Ant Media Server does not serve viewers", "reason", is.Why)
 	}
 	d.status()
 	return true

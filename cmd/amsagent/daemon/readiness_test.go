@@ -566,15 +566,21 @@ func TestReadyKeepsUpWithDrain(t *testing.T) {
 	})
 }
 
+// joinedLife is the lifecycle of a joined machine, with a record of its own.
+func (w *watched) joinedLife() *life {
+	w.t.Helper()
+	w.d.o.Machine = joinedMachine(w.t)
+	w.d.o.Lifecycle = drains(&conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir})
+	w.d.o.Lifecycle.Uptime = func() (string, time.Duration) { return "boot", time.Hour }
+	return newLife(w.d)
+}
+
 // TestReadyAfterRestart: a daemon that was killed in a drain is not ready when it is
 // asked for the first time, before the drain has gone on.
 func TestReadyAfterRestart(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
-		w.d.o.Machine = joinedMachine(w.t)
-		w.d.o.Lifecycle = drains(&conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir})
-		w.d.o.Lifecycle.Uptime = func() (string, time.Duration) { return "boot", time.Hour }
-		l := newLife(w.d)
+		l := w.joinedLife()
 		w.becomes(true, 0)
 		l.manager.Notice(lifecycle.Notice{ID: "1", Source: "event", Kind: lifecycle.Terminate})
 		w.becomes(false, 0)
@@ -593,10 +599,7 @@ func TestReadyAfterRestart(t *testing.T) {
 func TestRecordDrainsWithoutDrain(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		w.becomes(true, time.Second)
-		w.d.o.Machine = joinedMachine(w.t)
-		w.d.o.Lifecycle = drains(&conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir})
-		w.d.o.Lifecycle.Uptime = func() (string, time.Duration) { return "boot", time.Hour }
-		l := newLife(w.d)
+		l := w.joinedLife()
 		hasTrouble := func(want bool) {
 			t.Helper()
 			if v := w.d.view.get(); (v.Trouble != "") != want {
