@@ -50,7 +50,7 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 		errs = append(errs, m.repairStreams(ctx, client, d))
 	}
 	var other *cluster.OtherMachineError
-	switch err := client.SetOwnState(ctx, m.self(d.ID, d.Address), cluster.StateLeft, d.Reason, cluster.Details{LeftBy: d.LeftBy, Cut: d.Cut}); {
+	switch err := setLeft(ctx, client, m.self(d.ID, d.Address), d.Reason, cluster.Details{LeftBy: d.LeftBy, Cut: d.Cut}); {
 	case errors.Is(err, cluster.ErrNoNode): // nothing to deregister
 	case errors.As(err, &other):
 		m.log().Warn("the row of this node's id is left alone: another machine registered it", "node", d.ID, "other", other.Node.IP)
@@ -58,6 +58,19 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 		errs = append(errs, err)
 	}
 	return done, errors.Join(errs...)
+}
+
+// setLeft waits until the record of the boot before is silent: it is this machine's then.
+func setLeft(ctx context.Context, client *cluster.Client, self cluster.Node, reason string, d cluster.Details) error {
+	err := client.SetOwnState(ctx, self, cluster.StateLeft, reason, d)
+	other, is := errors.AsType[*cluster.OtherMachineError](err)
+	switch {
+	case !is || !other.Boot:
+		return err
+	case !sleep.For(ctx, other.Free()):
+		return fmt.Errorf("waiting until the former boot's record of %s is silent: %w", self.ID, context.Cause(ctx))
+	}
+	return client.SetOwnState(ctx, self, cluster.StateLeft, reason, d)
 }
 
 func (m *Machine) repairStreams(ctx context.Context, client *cluster.Client, d Departure) error {

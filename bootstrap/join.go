@@ -367,7 +367,7 @@ func (j *joiner) refuseSessions(ctx context.Context) error {
 	}
 	// The daemon repeats an interrupted join: what is unknown must not stop it for ever.
 	node := f.state != nil && f.state.Phase == PhaseJoined
-	live, finding, refuse := j.checkSessions(ctx, "join", node, f.install, client, f.address.Addr.String())
+	live, finding, refuse := j.checkSessions(ctx, "join", node, node, f.install, client, f.address.Addr.String())
 	j.result.Live = live
 	switch {
 	case finding.ID == "":

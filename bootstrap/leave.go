@@ -732,7 +732,8 @@ func (l *leaver) refuseSessions(ctx context.Context) error {
 		client = nil
 	}
 	node := l.state != nil && (l.state.Phase == PhaseJoined || l.state.WasJoined || l.state.forgotten)
-	live, f, refuse := l.checkSessions(ctx, "leave", node, l.install, client, l.address)
+	counts := node || l.state != nil && (needsRestart(l.plan) || l.restartPending())
+	live, f, refuse := l.checkSessions(ctx, "leave", node, counts, l.install, client, l.address)
 	l.result.Live = live
 	switch {
 	case f.ID == "":
@@ -763,7 +764,8 @@ func (l *leaver) announce(ctx context.Context) {
 	}
 	var other *cluster.OtherMachineError
 	switch {
-	case errors.As(err, &other):
+	case errors.As(err, &other) && other.Boot: // it leaves once it is silent
+	case other != nil:
 		l.warn(IDDuplicate, DuplicateHint, "the row of %s stays as it is: %v", l.id, other)
 	case errors.Is(err, cluster.ErrNoNode), errors.As(err, &refused):
 	default:
@@ -979,7 +981,7 @@ func (l *leaver) departed(ctx context.Context, e cluster.Event) error {
 		errs = append(errs, l.removeDocuments(ctx))
 	}
 	if l.id != "" {
-		err := l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateLeft, cluster.LeftByLeave, cluster.Details{LeftBy: cluster.LeftByLeave})
+		err := setLeft(ctx, l.client, l.self(l.id, l.address), cluster.LeftByLeave, cluster.Details{LeftBy: cluster.LeftByLeave})
 		var other *cluster.OtherMachineError
 		if !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &other) {
 			errs = append(errs, err)

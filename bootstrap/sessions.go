@@ -12,6 +12,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // Live lists known sessions that a restart would cut. Connections count only on a node: before, a load balancer's health
@@ -45,23 +46,23 @@ func (l *Live) add(n cluster.Sessions) {
 	l.Complete = l.Complete || n.IsEmpty()
 }
 
-// checkSessions returns the sessions that a restart would cut, and a finding if there are any or they are unknown. On a
-// node it refuses, before the first join an unknown count is a warning.
-func (m *Machine) checkSessions(ctx context.Context, command string, node bool, install *ams.Installation, client *cluster.Client, address string) (live *Live, f Finding, refuse bool) {
+// checkSessions returns the sessions that a restart would cut, and a finding if there are any or they are unknown. An
+// unknown count is refused on a node, else a warning. The daemon's count is used only if counts.
+func (m *Machine) checkSessions(ctx context.Context, command string, node, counts bool, install *ams.Installation, client *cluster.Client, address string) (live *Live, f Finding, refuse bool) {
 	own, err := Live{Streams: []string{}}, errors.New("the installation cannot be read")
 	if install != nil {
 		own, err = m.sessions(ctx, install, client, address)
 	}
 	count, cerr := cluster.Sessions{}, errors.New("the daemon was not asked")
 	if m.Sessions != nil {
-		count, cerr = m.Sessions(ctx)
+		count, cerr = m.askSessions(ctx, counts)
 	}
-	if node {
+	if counts {
 		own.add(count)
 	}
 	n, known := count.Total()
 	switch {
-	case count.IsEmpty(), !node && known && n == 0:
+	case count.IsEmpty(), !counts && known && n == 0:
 		err = nil
 	case err == nil && !own.Complete && own.known() == nil:
 		text := "a restart may cut sessions: " + count.Left()
@@ -72,6 +73,24 @@ func (m *Machine) checkSessions(ctx context.Context, command string, node bool, 
 	}
 	f, refuse = sessionsFinding(own, err, command)
 	return own.known(), f, refuse
+}
+
+// connectionLooks is how often connections must be 0: a viewer of HLS has none between two requests. A drain does the same.
+const connectionLooks = 10
+
+// askSessions returns the daemon's count. With sure, it looks again if no connection is seen.
+func (m *Machine) askSessions(ctx context.Context, sure bool) (count cluster.Sessions, err error) {
+	m.whileSlow("looking for connections of viewers", func() {
+		for look := 1; ; look++ {
+			count, err = m.Sessions(ctx)
+			n, known := count.Total()
+			unsure := sure && count.By == cluster.CountedByConnections && known && n == 0 && !count.HasPeers()
+			if !unsure || look == connectionLooks || !sleep.For(ctx, time.Second) {
+				return
+			}
+		}
+	})
+	return count, err
 }
 
 // sessions uses MongoDB, if client is not nil, and the server. It returns an error if neither could count the

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"testing/synctest"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
@@ -19,7 +20,7 @@ import (
 func TestLeaveAsksForSessions(t *testing.T) {
 	t.Parallel()
 	sessions := func(publishers, viewers, peers *int) *cluster.Sessions {
-		return &cluster.Sessions{Publishers: publishers, Viewers: viewers, Peers: peers, By: cluster.CountedByConnections}
+		return &cluster.Sessions{Publishers: publishers, Viewers: viewers, Peers: peers, By: cluster.CountedByAMS}
 	}
 	streams := sessions(new(0), new(0), new(0))
 	streams.PublishersBy = cluster.CountedByConnections // SRT has no connections
@@ -39,9 +40,9 @@ func TestLeaveAsksForSessions(t *testing.T) {
 		"no daemon":         {phase: PhaseJoined, refused: true},
 		"no daemon, now":    {phase: PhaseJoined, now: true},
 		"a damaged state":   {phase: "", refused: true},
-		"streams, no node":  {count: streams, phase: PhaseLeaving},
+		"streams, leaving":  {count: streams, phase: PhaseLeaving, warned: true},
 		"an unfinished one": {phase: PhaseLeaving, warned: true},
-		"its viewers":       {count: sessions(new(0), new(5), new(0)), phase: PhaseLeaving, warned: true},
+		"its viewers":       {count: sessions(new(0), new(5), new(0)), phase: PhaseLeaving, refused: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -66,6 +67,29 @@ func TestLeaveAsksForSessions(t *testing.T) {
 			warned := slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == idSessions })
 			if warned != tt.warned {
 				t.Errorf("warnings %v", res.Warnings)
+			}
+		})
+	}
+}
+
+// One look at connections proves nothing: a viewer of HLS has none between two requests. A leave looks as often as a drain.
+func TestLeaveLooksForConnectionsAgain(t *testing.T) {
+	t.Parallel()
+	m := joinedTree(t)
+	m.Service = runningService{}
+	for viewersAt, refused := range map[int]bool{1: true, 7: true, connectionLooks: true, connectionLooks + 1: false} {
+		synctest.Test(t, func(t *testing.T) {
+			looks := 0
+			m.Sessions = func(context.Context) (cluster.Sessions, error) {
+				viewers := 0
+				if looks++; looks == viewersAt {
+					viewers = 1
+				}
+				return cluster.Sessions{Publishers: new(0), Viewers: &viewers, Peers: new(0), By: cluster.CountedByConnections}, nil
+			}
+			_, err := m.Leave(t.Context(), LeaveRequest{DryRun: true})
+			if _, is := errors.AsType[*PreflightError](err); is != refused {
+				t.Errorf("a viewer at look %d: refused %v", viewersAt, err)
 			}
 		})
 	}

@@ -107,7 +107,24 @@ func (n Node) interval() time.Duration {
 // inUse reports whether an agent writes the record. Another machine may take it after that.
 func (n Node) inUse(serverNow time.Time) (age time.Duration, used bool) {
 	age, known := n.Age(serverNow)
-	return age, known && n.Heartbeats() && n.State != StateLeft && n.State != StateFailed && age < goneLimit(n.interval())
+	return age, known && n.hasWriter() && age < goneLimit(n.interval())
+}
+
+func (n Node) hasWriter() bool {
+	return n.Heartbeats() && n.State != StateLeft && n.State != StateFailed
+}
+
+// Silence proves that nobody writes a record: several looks found it unchanged. Its age alone is no proof, because no
+// agent could write while MongoDB was away. The zero value has seen nothing.
+type Silence struct{ written, first, last time.Time }
+
+// lasts reports whether the record was unchanged for its limit, without a gap between self's looks.
+func (s *Silence) lasts(was, self Node, now time.Time) bool {
+	if !was.UpdatedAt.Equal(s.written) || now.Sub(s.last) > self.interval()+lateness {
+		s.written, s.first = was.UpdatedAt, now
+	}
+	s.last = now
+	return now.Sub(s.first) >= goneLimit(was.interval())
 }
 
 // otherMachine: after a reset only the boot differs, after a move only the address.

@@ -264,6 +264,8 @@ type RegisterOptions struct {
 	GiveWay bool
 	// Waits keeps a record that another boot uses, also at this address: without a person's word it may be another machine's.
 	Waits bool
+	// Silence, if not nil, must last before a record of another address is replaced that had a writer.
+	Silence *Silence
 	// Incomplete keeps the record's cloud facts where the registration has none.
 	Incomplete bool
 	// DrainOver lets active replace draining: this node's own drain has ended.
@@ -308,7 +310,11 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 	}
 	if !was.SameInstance(self) {
 		other := o.GiveWay || was.otherMachine(self) || o.Waits && was.BootID != self.BootID
-		if age, used := was.inUse(now); used && !o.Replace && other {
+		age, used := was.inUse(now)
+		if !used && o.Silence != nil && was.hasWriter() && !SameAddress(was.IP, self.IP) && !o.Silence.lasts(was.Node, self, now) {
+			age, used = 0, true
+		}
+		if used && !o.Replace && other {
 			return nil, was.usedByOther(self, age)
 		}
 		return is, nil

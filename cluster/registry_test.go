@@ -120,6 +120,42 @@ func TestRegisterRecord(t *testing.T) {
 	}
 }
 
+// No agent can write while MongoDB is away: after that, an old record is no silent one. The daemon of a copy waits until it
+// saw no change for two intervals and a second, without a gap between its looks.
+func TestOutageIsNoSilence(t *testing.T) {
+	var silence Silence
+	was := stored(nil)
+	looks := func(every time.Duration, times int) (taken bool) {
+		for range times {
+			noon := was.UpdatedAt.Add(time.Minute)
+			if !silence.last.IsZero() {
+				noon = silence.last.Add(every)
+			}
+			copied := self(func(n *Node) { n.IP, n.BootID, n.Interval = "10.0.0.77", "boot-of-the-copy", 5*time.Second })
+			_, err := register(was, copied, RegisterOptions{Waits: true, Silence: &silence}, noon)
+			taken = err == nil
+		}
+		return taken
+	}
+	if looks(5*time.Second, 3) {
+		t.Error("after 10 s")
+	}
+	if looks(time.Minute, 1) || looks(5*time.Second, 2) {
+		t.Error("the looks have a gap: MongoDB was away")
+	}
+	was.UpdatedAt = was.UpdatedAt.Add(time.Second)
+	if looks(5*time.Second, 3) {
+		t.Error("the owner wrote meanwhile")
+	}
+	if !looks(5*time.Second, 1) {
+		t.Error("silent for 15 s, and not taken")
+	}
+	moved := self(func(n *Node) { n.BootID = "boot-2" })
+	if _, err := register(stored(func(r *record) { r.UpdatedAt = noon.Add(-time.Minute) }), moved, RegisterOptions{Waits: true, Silence: new(Silence)}, noon); err != nil {
+		t.Errorf("the next boot at the same address: %v", err)
+	}
+}
+
 // TestTransitionRecord: a change of state keeps and removes the right fields, and is idempotent.
 func TestTransitionRecord(t *testing.T) {
 	cut := 3

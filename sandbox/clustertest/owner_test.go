@@ -237,10 +237,10 @@ func (a *agent) hardware(id string) {
 
 const otherHardware = "3f1c0a52-7d5e-4c0b-9f43-6a1d2e8b7c90"
 
-// silent makes the record as old as if its machine had been silent for so long.
+// silent makes the record as old as if its machine had been silent for so long, and that machine's interval short.
 func (a *agent) silent(d time.Duration) {
 	a.t.Helper()
-	_, err := a.door.nodes().UpdateOne(a.t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-d)}})
+	_, err := a.door.nodes().UpdateOne(a.t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-d), "interval_ns": int64(1)}})
 	must.OK(a.t, err)
 }
 
@@ -259,6 +259,36 @@ func (a *agent) alive(n cluster.Node) bson.M {
 	must.OK(a.t, err)
 	must.OK(a.t, a.client.Heartbeat(a.t.Context(), n, cluster.Heartbeat{Seq: 7}))
 	return a.door.record(nodeID)
+}
+
+// A leave and a stop soon after a reboot do not leave the record active: they wait until the former boot is silent.
+func TestLeaveAfterAReboot(t *testing.T) {
+	t.Parallel()
+	for what, leave := range map[string]func(*agent) error{
+		"leave": func(a *agent) error {
+			_, err := a.machine.Leave(t.Context(), bootstrap.LeaveRequest{Mongo: a.client.Target(), Now: true})
+			return err
+		},
+		"deregister": func(a *agent) error {
+			must.OK(t, a.svc.Stop(t.Context()))
+			_, err := a.machine.Deregister(t.Context(), bootstrap.DeregisterRequest{Mongo: a.client.Target(), Reason: "stop"})
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			a := newAgent(t)
+			boot(t, a.root, "boot-2")
+			n := cluster.Node{ID: nodeID, IP: own, BootID: "boot-1", State: cluster.StateActive, Interval: time.Millisecond}
+			_, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true})
+			must.OK(t, err)
+			must.OK(t, a.client.Heartbeat(t.Context(), n, cluster.Heartbeat{Seq: 7}))
+			must.OK(t, leave(a))
+			if state := a.door.record(nodeID)["state"]; state != string(cluster.StateLeft) {
+				t.Errorf("the record is %v", state)
+			}
+		})
+	}
 }
 
 // TestDaemonOnACopiedDisk: a copy of a node's disk boots on other hardware while the metadata are silent. It does
@@ -412,10 +442,7 @@ func TestDaemonAndItsCopy(t *testing.T) {
 	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
 		t.Errorf("the daemon wrote over the other's record (-was +is):\n%s", diff)
 	}
-	// Three intervals of the other machine later.
-	if _, err := a.door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-4 * time.Minute)}}); err != nil {
-		t.Fatal(err)
-	}
+	a.silent(4 * time.Minute)
 	a.serves()
 	must.Until(t, "the record is this machine's again", func() bool { return a.door.record(nodeID)["ip"] == own })
 	if n := strings.Count(a.text(), "another machine uses this node's id"); n != 1 {

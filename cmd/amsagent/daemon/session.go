@@ -254,8 +254,9 @@ type member struct {
 	enrolled atomic.Bool
 	// ousted: another machine uses the record.
 	ousted atomic.Bool
-	// enrolling allows one registration at a time, and guards found, and the two after it for it. Only drift changes these.
+	// enrolling allows one registration at a time, and guards silence, found, and the two after it for it. Only drift changes these.
 	enrolling *semaphore.Weighted
+	silence   cluster.Silence // of the record's other writer
 	// found are events of a registration that has no answer yet.
 	found []cluster.Event
 	// now has the latest facts. incomplete: some of the cloud are missing, and stay as in the record.
@@ -452,7 +453,7 @@ func (m *member) enroll(ctx context.Context) error {
 		}
 		over := drain.Forgotten() && !drains() // the registry may still show it
 		r, err := m.client.Register(ctx, n, cluster.RegisterOptions{
-			GiveWay: m.ousted.Load(), Waits: true, Incomplete: m.incomplete, DrainOver: over,
+			GiveWay: m.ousted.Load(), Waits: true, Silence: &m.silence, Incomplete: m.incomplete, DrainOver: over,
 			Found: func(was cluster.Node, now time.Time) {
 				if again {
 					was.UpdatedAt = now // the heartbeats end a silence
