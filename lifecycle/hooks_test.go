@@ -184,10 +184,16 @@ func TestDeadlineOfOthersHooks(t *testing.T) {
 	}
 }
 
-// A hook that the agent extended or completed stays its own, over restarts of the agent and of the machine, if a second one is added.
+// A hook that the agent extended or completed stays its own, over restarts of the agent and of the machine, if a second one is
+// added. The record may be unreadable meanwhile.
 func TestHookUsedBefore(t *testing.T) {
 	first, second := *terminate().Hook, *terminate().Hook
 	second.Name = "ecs-managed-draining-termination-hook"
+	other := second
+	other.Name = "another"
+	const unreadable = " while the record is unreadable"
+	stored, err := (&document{Boot: "boot-1", state: state{Used: hookKeys{hookKey(other)}}}).encode()
+	must.OK(t, err)
 	for name, use := range map[string]func(t *testing.T, w *world, l *life){
 		"extended": func(t *testing.T, _ *world, l *life) { must.OK(t, l.Undrain("root", "")) },
 		"completed": func(_ *testing.T, w *world, l *life) {
@@ -197,16 +203,20 @@ func TestHookUsedBefore(t *testing.T) {
 			must.OK(t, l.Forget(false))
 		},
 	} {
-		for boot, again := range map[string]string{"": "", " and a restart": "boot-1", " and a boot": "boot-2"} {
+		for boot, again := range map[string]string{"": "", " and a restart": "boot-1", " and a boot": "boot-2", unreadable: ""} {
 			t.Run(name+boot, func(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					w := newWorld(t)
 					w.viewers, w.hook = p(1), &first
+					if boot == unreadable {
+						w.file, w.readErr = stored, errors.New("input/output error")
+					}
 					l := w.live()
 					defer func() { l.kill() }()
 					l.Notice(unhooked(terminate()))
 					tick(time.Minute)
 					use(t, w, l)
+					w.set(func(w *world) { w.readErr = nil })
 					l.Notice(Notice{ID: "aws-lifecycle/terminate", Kind: withdrawn})
 					w.set(func(w *world) {
 						w.viewers, w.foreign, w.gone, w.record, w.beats = p(1), &second, false, cluster.StateActive, nil

@@ -111,12 +111,14 @@ func NewRunner(o Options) *Runner {
 // read continues the recorded drain, and repeats what came before it could be read. It requires the lock.
 func (r *Runner) read() {
 	d, data, err := load(r.o.Files)
-	if damaged, ok := errors.AsType[*conf.DamagedError](err); ok {
+	_, damaged := errors.AsType[*conf.DamagedError](err)
+	_, newer := errors.AsType[*conf.VersionError](err)
+	if cause := err; damaged || newer && d.Boot != r.boot {
 		if err = r.o.Files.WriteFile(RecordPath+".damaged", data, 0o600, 0o700); err == nil {
-			r.addNotes([]note{{true, "damaged record of a drain set aside", []any{"error", damaged}}})
+			r.addNotes([]note{{true, "damaged record of a drain set aside", []any{"error", cause}}})
 		}
 	}
-	if r.unread, r.saved = err, data; d == nil {
+	if r.unread, r.saved = err, data; d == nil || newer {
 		return
 	}
 	if d.Boot == r.boot {
@@ -126,7 +128,7 @@ func (r *Runner) read() {
 	r.state = d.restore(r.boot, r.o.Hardware, r.situation())
 	r.state.Hooks.confirm(r.o.Filter())
 	s := r.situation()
-	s.Overruled = append(s.Overruled, before.Overruled...)
+	s.Overruled, s.Used = append(s.Overruled, before.Overruled...), append(s.Used, before.Used...)
 	if before.cancelledBy != "" {
 		_ = s.drainCancelled(before.cancelledBy, cluster.StateDraining)
 	}

@@ -479,7 +479,8 @@ func TestUnreadableRecord(t *testing.T) {
 	}
 }
 
-// A damaged record is set aside, in one copy, before anything replaces it. One of another release is kept.
+// A damaged record is set aside, in one copy, before anything replaces it. One of another release is kept
+// until a reboot.
 func TestDamagedRecordIsSetAside(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w, said := newWorld(t), &counting{}
@@ -499,12 +500,19 @@ func TestDamagedRecordIsSetAside(t *testing.T) {
 			t.Errorf("%d warnings", warnings)
 		}
 		l.kill()
-		w.set(func(w *world) { w.file = []byte(`{"version": 3, "step": "draining"}`) })
+		w.set(func(w *world) { w.file = []byte(`{"version": 3, "boot": "boot-1", "step": "draining"}`) })
 		l = w.live()
 		must.OK(t, l.Drain(DrainRequest{Who: "root"}))
 		tick(time.Minute)
 		if v := l.View(); v.Trouble["record"] == "" || !strings.Contains(string(w.file), `"version": 3`) || v.Step != StepDone {
 			t.Errorf("step %s, trouble %v, file %s", v.Step, v.Trouble, w.file)
+		}
+		l.kill()
+		w.boot = "boot-2"
+		l = w.live()
+		tick(time.Minute)
+		if v := l.View(); len(v.Trouble) > 0 || !strings.Contains(string(w.aside), `"version": 3`) {
+			t.Errorf("after a reboot: trouble %v, aside %q", v.Trouble, w.aside)
 		}
 	})
 }

@@ -42,7 +42,8 @@ type document struct {
 
 func (d *document) wall() wallClock { return wallClock(d.Start) }
 
-// load returns nil without a file. It also returns the bytes of a damaged one.
+// load returns nil without a file. It also returns the bytes of a damaged one. With a [conf.VersionError], only the boot
+// is certain.
 func load(files Files) (*document, []byte, error) {
 	f, err := files.Read(RecordPath)
 	if err != nil || !f.Exists() {
@@ -53,7 +54,7 @@ func load(files Files) (*document, []byte, error) {
 		return nil, f.Bytes, &conf.DamagedError{Path: RecordPath, Err: err}
 	}
 	if d.Version != recordVersion {
-		return nil, f.Bytes, &conf.VersionError{Path: RecordPath, Version: d.Version}
+		return d, f.Bytes, &conf.VersionError{Path: RecordPath, Version: d.Version}
 	}
 	if err := d.check(); err != nil {
 		return nil, f.Bytes, &conf.DamagedError{Path: RecordPath, Err: err}

@@ -152,6 +152,7 @@ type remoteDrain struct {
 	request string
 	row     cluster.Node // as it was read last
 	missing time.Time    // since when there is no row
+	back    time.Time    // since when there is one again
 }
 
 // errStarted means that the row is of a later start of the machine. Its agent keeps no
@@ -161,10 +162,13 @@ var errStarted = errors.New("the machine was started again, which ends the drain
 // read reads the row again. A node that lives writes a missing one with its next heartbeat; if it does not, the error is final.
 func (r *remoteDrain) read(ctx context.Context) error {
 	n, err := r.c.Node(ctx, r.row.ID)
-	if !errors.Is(err, cluster.ErrNoNode) {
-		r.missing = time.Time{}
-	} else if r.missing.IsZero() {
+	switch gone := errors.Is(err, cluster.ErrNoNode); {
+	case gone && r.missing.IsZero():
 		r.missing = time.Now()
+	case err == nil && !r.missing.IsZero():
+		r.missing, r.back = time.Time{}, time.Now()
+	case !gone:
+		r.missing = time.Time{}
 	}
 	limit := min(3*cmp.Or(r.row.Interval, cluster.DefaultInterval)+serverSilent, remoteDead)
 	switch {
@@ -272,6 +276,8 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 				Msg: "that node cannot leave", Cause: errNotStopped, Exit: exitFailed,
 				State: "its server still runs; its daemon stops it again until it ends, and completes the cloud's hook meanwhile",
 			}
+		case r.row.State != cluster.StateDraining && time.Since(r.back) < beginTime: // it registers, and then says that it drains
+			read = time.Now()
 		case r.row.State != cluster.StateDraining:
 			return &userError{Msg: "the drain was cancelled", Cause: errors.New("by an undrain on that node"), State: "the node is " + string(r.row.State)}
 		default:

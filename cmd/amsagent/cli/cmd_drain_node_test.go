@@ -160,6 +160,15 @@ func TestDrainNode(t *testing.T) {
 				r.err = cluster.ErrNoNode
 			}
 		}, code: exitOK, said: []string{"left: the node is out of the cluster", "it ended itself"}},
+		"its agent registers again, and drains": {does: func(r *aRegistry, since time.Duration) {
+			takes(r, since)
+			switch r.err = nil; {
+			case since >= 20*time.Second && since < 30*time.Second:
+				r.err = cluster.ErrNoNode
+			case since >= 30*time.Second && since < 40*time.Second:
+				r.row.State = cluster.StateActive
+			}
+		}, code: exitOK, said: []string{"left: the node is out of the cluster"}},
 		"the machine is started again": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= 30*time.Second {
 				r.row.BootID, r.row.State = "another", cluster.StateActive
