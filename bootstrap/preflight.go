@@ -128,7 +128,7 @@ func (m *Machine) checkBoot(ctx context.Context, f *facts) {
 
 // checkUnmanaged fails while a server may run that nothing here stops: it writes its settings as it ends.
 func (m *Machine) checkUnmanaged(ctx context.Context, f *facts) {
-	if f.service.Known() || !f.planned || !needsRestart(f.plan) || m.HTTP != nil || ams.Refused(ctx, f.install.BaseURL()) {
+	if f.service.Known() || !f.planned || !needsRestart(f.plan) || ams.Refused(ctx, f.install.BaseURL()) {
 		return
 	}
 	f.fail(IDService, fmt.Errorf("something listens at %s and is not managed here: a running server writes its former settings over the join's as it ends",

@@ -114,7 +114,7 @@ func (n Node) hasWriter() bool {
 	return n.Heartbeats() && n.State != StateLeft && n.State != StateFailed
 }
 
-// Silence proves that nobody writes a record: several looks found it unchanged. Its age alone is no proof, because no
+// Silence proves that no agent writes a record: several looks found it unchanged. Its age alone is no proof, because no
 // agent could write while MongoDB was away. The zero value has seen nothing.
 type Silence struct{ written, first, last time.Time }
 
