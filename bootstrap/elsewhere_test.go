@@ -71,26 +71,24 @@ func TestRunsElsewhere(t *testing.T) {
 	}
 }
 
-// TestStatusWithoutRoot: what needs neither the state file nor MongoDB is compared for every user.
-func TestStatusWithoutRoot(t *testing.T) {
+// TestStatusWithoutMongo: what does not need MongoDB is compared without it.
+func TestStatusWithoutMongo(t *testing.T) {
 	t.Parallel()
-	fails := []ams.AppAnswer{{Name: "LiveApp", State: ams.AppFailing, Detail: "it answers 500"}}
 	running, stopped := ams.State{Activity: ams.ActivityActive}, ams.State{Activity: ams.ActivityFailed}
 	for name, tt := range map[string]struct {
 		process ProcessView
 		want    string
 	}{
-		"stopped":     {ProcessView{Service: "/opt/ctl.sh", State: stopped}, "STATUS-STOPPED"},
-		"not serving": {ProcessView{State: running, Applications: fails}, "STATUS-NOT-SERVING"},
-		"liveness":    {ProcessView{State: running, Liveness: ams.Liveness{State: ams.LiveBroken, Code: 500}}, "STATUS-LIVENESS"},
-		"well":        {ProcessView{State: running, Liveness: ams.Liveness{State: ams.Live}}, ""},
+		"stopped":  {ProcessView{Service: "/opt/ctl.sh", State: stopped}, "STATUS-STOPPED"},
+		"liveness": {ProcessView{State: running, Liveness: ams.Liveness{State: ams.LiveBroken, Code: 500}}, "STATUS-LIVENESS"},
+		"well":     {ProcessView{State: running, Liveness: ams.Liveness{State: ams.Live}}, ""},
 	} {
-		s := &Status{Unprivileged: true, Files: FilesView{Mode: conf.ModeCluster}, Process: tt.process}
-		s.compare(nil)
+		s := &Status{Files: FilesView{Mode: conf.ModeCluster}, Process: tt.process}
+		s.compare(&State{Phase: PhaseJoined})
 		if got := disagreements(s); got != tt.want {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
-		if name == "stopped" && !strings.HasSuffix(s.Disagree[0].Hint, "start it: /opt/ctl.sh start") {
+		if name == "stopped" && !strings.HasSuffix(s.Disagree[0].Hint, "start it: amsagent join") {
 			t.Errorf("%s: %q", name, s.Disagree[0].Hint)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -39,8 +38,6 @@ type Status struct {
 	Process  ProcessView    `json:"process"`
 	Row      RowView        `json:"row"`
 	Disagree []Disagreement `json:"disagreements"`
-	// Unprivileged reports that the state and MongoDB's address are missing: only root may read them.
-	Unprivileged bool `json:"unprivileged,omitempty"`
 }
 
 // FilesView is what the files make of the server at its next start.
@@ -133,7 +130,7 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	store := m.store()
 	s := &Status{Disagree: []Disagreement{}, Row: RowView{AMS: []cluster.AMSNode{}}}
 	state, err := loadState(store)
-	if s.Unprivileged = m.unprivileged(err); err != nil && !s.Unprivileged {
+	if err != nil {
 		return nil, err
 	}
 	if state != nil {
@@ -152,9 +149,6 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	s.Process.older = s.Phase == PhaseJoined && service.Running() && m.olderThanFiles(state, service)
 	m.viewRow(ctx, req, s)
 	s.Member = s.Files.Mode == conf.ModeCluster || state != nil
-	if s.Unprivileged {
-		s.Row.Err = "only root may ask the cluster: run it with sudo"
-	}
 	s.compare(state)
 	return s, nil
 }
@@ -164,10 +158,6 @@ func (m *Machine) isTree() bool {
 	_, none := m.Service.(ams.None)
 	_, systemd := m.Service.(*ams.Systemd) // of this machine
 	return m.Root != "" && (none || systemd)
-}
-
-func (m *Machine) unprivileged(err error) bool {
-	return m.Euid != 0 && errors.Is(err, fs.ErrPermission)
 }
 
 func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, service ams.State, s *Status) *ams.Installation {
@@ -182,11 +172,11 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 		v.Err = err.Error()
 	}
 	record, err := store.Record()
-	if err != nil && !m.unprivileged(err) {
+	if err != nil {
 		v.Err = err.Error()
 	}
 	v.Undo = record != nil
-	v.Interrupted = !s.Unprivileged && store.Interrupted() // true for an unreadable journal
+	v.Interrupted = store.Interrupted()
 	v.ByHand = state != nil && state.Phase == PhaseJoined && madeStandalone(store, in, state.Release)
 	if v.Err != "" || v.Mode != conf.ModeCluster || req.Mongo.IsZero() || state == nil {
 		return in
@@ -335,7 +325,7 @@ func (s *Status) compare(state *State) {
 		add("STATUS-LEAVING", "run amsagent leave again", "a leave was begun and not finished")
 	}
 	switch {
-	case state != nil || s.Unprivileged || files.Mode != conf.ModeCluster:
+	case state != nil || files.Mode != conf.ModeCluster:
 	case files.Undo:
 		add("STATUS-JOINING", "run amsagent join, without --offline", "amsagent edited the files, and no join was proved")
 	default:
@@ -349,7 +339,7 @@ func (s *Status) compare(state *State) {
 		}
 		add("STATUS-STOPPED", serverLog+" tells why; start it: "+start, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
-	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && (row.Looked || s.Unprivileged) {
+	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && row.Looked {
 		add("STATUS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", answerList(dumb))
 	}
 	if proc.Liveness.State == ams.LiveBroken && files.Mode == conf.ModeCluster {

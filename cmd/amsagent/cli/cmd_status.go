@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -41,6 +40,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 		Long: "Four sides: the files on disk, the server that runs, this node's rows as its\n" +
 			"peers read them from MongoDB, and the daemon with what the cloud wants of it. What\n" +
 			"contradicts each other is named, with what to do.\n\n" +
+			"It needs root. Monitoring asks /readyz of the daemon.\n\n" +
 			"To ask is no failure: it exits 0 also where it finds a disagreement. In a script\n" +
 			"use --strict, which exits 6 then, or --wait.",
 		Example: "  amsagent status\n" +
@@ -61,7 +61,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 }
 
 func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
-	if err := opts.check(); err != nil {
+	if err := errors.Join(opts.check(), g.mayChange("show this node")); err != nil {
 		return err
 	}
 	ctx, cancel := g.timed(ctx)
@@ -84,8 +84,8 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		if told = err == nil; told {
 			req.Mongo = src.Target
 		}
-		if errors.Is(err, errNoMongo) || errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 && opts.wait == "" {
-			return nil // a monitoring user gets what can be told without it
+		if errors.Is(err, errNoMongo) {
+			return nil
 		}
 		return err
 	}
@@ -108,9 +108,8 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	if err != nil {
 		return &userError{Msg: "cannot look at this machine", Cause: err}
 	}
-	v := &statusView{Status: s, Given: g.givenToJoin()}
-	if !s.Unprivileged { // else nobody here knows what the node joined with
-		v.Role, v.Group, v.Address = g.nodeSetting(keyRole), g.nodeSetting(keyGroup), g.nodeSetting(keyAddress)
+	v := &statusView{
+		Status: s, Given: g.givenToJoin(), Role: g.nodeSetting(keyRole), Group: g.nodeSetting(keyGroup), Address: g.nodeSetting(keyAddress),
 	}
 	v.addMongo(g)
 	v.askDaemon(ctx, g)
@@ -123,8 +122,6 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		return werr
 	case opts.wait != "" && !opts.strict:
 		return nil
-	case unknownToUser(s):
-		return &quietError{exitUnknown}
 	case !s.Member && s.Files.Err != "" && s.Files.Dir != "":
 		return &quietError{exitFailed}
 	case !s.Member:
@@ -137,17 +134,13 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 
 // unknownToUser reports that only root may know whether this machine is a node: after a join with a password, others cannot
 // read the server's files.
-func unknownToUser(s *bootstrap.Status) bool {
-	return s.Unprivileged && !s.Member && s.Files.Mode == ""
-}
-
 // quietError ends a command whose result says all there is to say with a code of its own.
 type quietError struct{ code int }
 
 func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
 func statusText(w *textWriter, s *statusView) {
-	w.line("%s", cmp.Or(s.lifeVerdict(w), s.readyVerdict(w), statusVerdict(w, s.Status)))
+	w.line("%s", cmp.Or(s.lifeVerdict(w), statusVerdict(w, s.Status)))
 	files := printable(s.Files.Err)
 	if s.Files.Mode != "" {
 		files = fmt.Sprintf("%s, Ant Media Server %s in %s", s.Files.Mode, s.Files.Release, s.Files.Dir)
@@ -206,9 +199,7 @@ func processText(w *textWriter, p bootstrap.ProcessView) string {
 
 func statusVerdict(w *textWriter, s *bootstrap.Status) string {
 	switch {
-	case unknownToUser(s):
-		return w.color.yellow("unknown") + ": only root may tell whether this machine is a node"
-	case s.Files.Err != "" && s.Files.Dir != "" && !s.Unprivileged: // who may not read them cannot know
+	case s.Files.Err != "" && s.Files.Dir != "":
 		return w.color.red("broken") + ": the server cannot start with these files"
 	case !s.Member && s.Files.Mode == conf.ModeStandalone:
 		return w.color.bold("not a member") + ": this machine is standalone"

@@ -5,18 +5,13 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
@@ -35,9 +30,7 @@ type statusView struct {
 	// Daemon is nil where none answers; DaemonErr says why.
 	Daemon    *daemon.View `json:"daemon,omitempty"`
 	DaemonErr string       `json:"daemon_error,omitempty"`
-	// Readiness is what the daemon says at /readyz; asked where only root may ask it for more.
-	Readiness *daemon.Readiness `json:"readiness,omitempty"`
-	// Role, Group and Address are the node's, with their origin; nil where this user may not read what the node joined with.
+	// Role, Group and Address are the node's, with their origin.
 	Role    *nodeSetting `json:"role,omitempty"`
 	Group   *nodeSetting `json:"group,omitempty"`
 	Address *nodeSetting `json:"address,omitempty"`
@@ -66,7 +59,7 @@ func (s *statusView) givenText() string {
 
 // addMongo lists first why MongoDB could not be asked: all that a node lacks follows from it.
 func (s *statusView) addMongo(g *globals) {
-	if s.Row.Cause == nil || !s.Member || s.Unprivileged {
+	if s.Row.Cause == nil || !s.Member {
 		return
 	}
 	e := g.explain(s.Row.Cause)
@@ -113,52 +106,9 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 		}
 	case errors.As(err, &none):
 		s.DaemonErr = "none runs"
-	case errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0:
-		address := g.settings.Metrics
-		if g.settings.Root != "" && s.Process.Service == (ams.None{}).Name() {
-			address = "off" // that port is this machine's, not the tree's
-		}
-		s.askReady(ctx, address)
 	default:
 		s.DaemonErr = err.Error()
 	}
-}
-
-// askReady asks the daemon what any user may ask: whether viewers may be sent here.
-func (s *statusView) askReady(ctx context.Context, address string) {
-	s.DaemonErr = "only root may ask it for more: run it with sudo"
-	if address == "off" {
-		return
-	}
-	r, err := readyz(ctx, address)
-	if err != nil {
-		s.DaemonErr = fmt.Sprintf("only root may ask it, and %s at %s says nothing: %s", daemon.PathReady, address, err)
-		return
-	}
-	s.Readiness = &r
-	s.Member = s.Member || r.Row != ""
-	if r.Row == cluster.StateLeft {
-		// Who has left is stopped for that.
-		s.Disagree = slices.DeleteFunc(s.Disagree, func(d bootstrap.Disagreement) bool { return d.ID == "STATUS-STOPPED" })
-	}
-}
-
-// readyz reads the daemon's answer to a load balancer; 503 is one, too.
-func readyz(ctx context.Context, address string) (r daemon.Readiness, _ error) {
-	client := &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+daemon.PathReady, http.NoBody)
-	if err != nil {
-		return r, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return r, bare(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if !isJSONType(resp) {
-		return r, errors.New("what answers there is no daemon of ours")
-	}
-	return r, json.NewDecoder(io.LimitReader(resp.Body, maxControl)).Decode(&r)
 }
 
 // life is how this node goes; nil where it does not, or nobody tells.
@@ -193,25 +143,8 @@ func (s *statusView) lifeVerdict(w *textWriter) string {
 	return ""
 }
 
-// readyVerdict is the first line where only the daemon's readiness is known; "" where it says nothing of a node.
-func (s *statusView) readyVerdict(w *textWriter) string {
-	r := s.Readiness
-	switch {
-	case r == nil, r.Row == "", len(s.Disagree) > 0:
-		return ""
-	case r.Ready:
-		return w.color.green("active") + ": in the cluster, as the daemon says"
-	case r.Row == cluster.StateLeft:
-		return w.color.bold("left") + ": this node is out of the cluster"
-	}
-	return w.color.yellow(printable(string(r.Row))) + ": " + printable(readyText(false, r.Why))
-}
-
 func (s *statusView) daemonText() string {
 	v := s.Daemon
-	if r := s.Readiness; r != nil {
-		return printable(readyText(r.Ready, r.Why) + "; " + s.DaemonErr)
-	}
 	if v == nil {
 		return printable(s.DaemonErr)
 	}

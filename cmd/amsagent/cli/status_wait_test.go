@@ -85,18 +85,3 @@ func TestStatusShowsTheLoad(t *testing.T) {
 		t.Errorf("an old load is shown as if it were one of today:\n%s", got)
 	}
 }
-
-// A join with a password takes the server's files out of the sight of others: a monitoring user is told that he cannot
-// know, and never that a node is none.
-func TestStatusThatOnlyRootKnows(t *testing.T) {
-	s := &bootstrap.Status{Unprivileged: true}
-	s.Files.Err = "open /usr/local/antmedia/conf/red5.properties: permission denied"
-	w := &textWriter{}
-	if text := statusVerdict(w, s); !unknownToUser(s) || !strings.Contains(text, "unknown: only root may tell") {
-		t.Errorf("%q", text)
-	}
-	s.Unprivileged = false
-	if text := statusVerdict(w, s); unknownToUser(s) || strings.Contains(text, "unknown") {
-		t.Errorf("%q", text)
-	}
-}
