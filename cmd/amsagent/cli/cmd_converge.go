@@ -182,11 +182,11 @@ func convergeText(w *textWriter, c *bootstrap.Convergence) {
 	case c.Phase != bootstrap.PhaseJoined:
 		w.line("%s: a %s was begun and not finished; run the same command again", w.color.yellow("left alone"), phaseVerb(c.Phase))
 	case c.Standalone:
-		w.line("%s: %s was made standalone by hand; amsagent join makes it a node again, amsagent leave ends its membership", w.color.yellow("left alone"), nodeText(&c.Node, withHost))
+		w.line("%s: %s was made standalone by hand; amsagent join makes it a node again, amsagent leave ends its membership", w.color.yellow("left alone"), nodeText(&c.Node))
 	case len(c.Repairs) == 0:
-		w.line("%s: %s is as it joined", w.color.green("nothing to do"), nodeText(&c.Node, withHost))
+		w.line("%s: %s is as it joined", w.color.green("nothing to do"), nodeText(&c.Node))
 	default:
-		w.line("%s: %s", w.color.yellow("repaired"), nodeText(&c.Node, withHost))
+		w.line("%s: %s", w.color.yellow("repaired"), nodeText(&c.Node))
 	}
 	for _, f := range c.Repairs {
 		w.line("  %s %s", w.color.yellow(f.ID+":"), printable(f.Text))

@@ -316,7 +316,7 @@ func (r *remoteDrain) sessions() cluster.Sessions {
 
 // progress is one line about the node.
 func (r *remoteDrain) progress() string {
-	return nodeText(&r.row, withHost) + " drains: " + r.sessions().Left()
+	return nodeText(&r.row) + " drains: " + r.sessions().Left()
 }
 
 func (g *globals) remoteResult(n cluster.Node) error {
@@ -335,6 +335,6 @@ func (g *globals) remoteResult(n cluster.Node) error {
 		if n.State == cluster.StateLeft {
 			next = "on that machine amsagent join, or a reboot, brings it back; amsagent leave makes it standalone"
 		}
-		w.fields("node", nodeText(&n, withHost), "address", n.IP, "reason", n.Reason, "next", next)
+		w.fields("node", nodeText(&n), "address", n.IP, "reason", n.Reason, "next", next)
 	})
 }

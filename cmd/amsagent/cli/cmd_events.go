@@ -137,7 +137,7 @@ func eventsText(w *textWriter, d eventsData, nodes []cluster.Node) {
 	}
 	names := map[string]string{}
 	for _, n := range nodes {
-		names[n.ID] = nodeText(&n, withHost)
+		names[n.ID] = nodeText(&n)
 	}
 	var rows [][]string
 	for _, e := range d.Events {

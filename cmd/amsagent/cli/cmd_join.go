@@ -153,7 +153,7 @@ func liveText(l *bootstrap.Live) string {
 
 func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
 	n := bootstrap.CountChanged(res.Files)
-	who := cmp.Or(res.Role, "node") + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname}, withHost)
+	who := cmp.Or(res.Role, "node") + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname})
 	switch res.Outcome {
 	case bootstrap.OutcomePlanned:
 		would, restart, nothing := "a join would write", "no restart", "nothing to write"

@@ -429,7 +429,7 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 		}
 		return w.g.write(w.g.redactJSON(b))
 	}
-	words := []string{nodeText(v.Node, withHost), dash(v.Address())}
+	words := []string{nodeText(v.Node), dash(v.Address())}
 	state, verdict := dash(string(v.State())), string(v.Health)
 	switch change {
 	case "changed":

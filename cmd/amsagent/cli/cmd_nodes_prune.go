@@ -388,7 +388,7 @@ func pruneText(w *textWriter, d pruneData) {
 			}
 			id := "(no row)"
 			if n := item.member.Node; n != nil {
-				id = nodeText(n, withHost)
+				id = nodeText(n)
 			}
 			table = append(table, []string{id, dash(item.Address), dash(string(item.State)), why})
 		}

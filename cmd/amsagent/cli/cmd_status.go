@@ -224,7 +224,7 @@ func registryText(w *textWriter, r bootstrap.RowView) string {
 	case r.Registry == nil:
 		return "no row of this node"
 	}
-	text := fmt.Sprintf("%s is %s", nodeText(r.Registry, withHost), r.Registry.State)
+	text := fmt.Sprintf("%s is %s", nodeText(r.Registry), r.Registry.State)
 	if !r.Registry.StateSince.IsZero() {
 		text += ", since " + w.ago(r.Registry.StateSince)
 	}

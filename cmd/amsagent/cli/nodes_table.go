@@ -283,14 +283,10 @@ func versionText(v nodeView) string {
 type nodeColumn struct {
 	title string
 	text  func(nodeView) string
-	// brief, if not nil, is what a narrow terminal shows in the place of text.
-	brief func(nodeView) string
 	right bool
 	// spare says that the column is of no use on a terminal where no row has anything in it.
 	spare bool
 	paint func(palette, nodeView, string) string
-	// most bounds the column on a terminal, where one long word must not push the others out; 0 does not.
-	most int
 }
 
 func nodeColumns() []nodeColumn {
@@ -314,13 +310,9 @@ func nodeColumns() []nodeColumn {
 	score := load("SCORE", func(v nodeView) *int { return v.load().Score })
 	score.spare = true
 	return []nodeColumn{
-		{
-			title: "NODE",
-			text:  func(v nodeView) string { return nodeText(v.Node, withHost) },
-			brief: func(v nodeView) string { return nodeText(v.Node, func(host, _ string) string { return host }) },
-		},
-		{title: "ROLE", text: of(func(n cluster.Node) string { return n.Role }), spare: true, most: 12},
-		{title: "GROUP", text: of(func(n cluster.Node) string { return n.Group }), spare: true, most: 24},
+		{title: "NODE", text: func(v nodeView) string { return nodeName(v.Node) }},
+		{title: "ROLE", text: of(func(n cluster.Node) string { return n.Role }), spare: true},
+		{title: "GROUP", text: of(func(n cluster.Node) string { return n.Group }), spare: true},
 		{title: "ZONE", text: of(func(n cluster.Node) string { return cmp.Or(n.Zone, n.Region) }), spare: true},
 		{title: "ADDRESS", text: func(v nodeView) string { return dash(printable(v.Address())) }},
 		{title: "STATE", text: stateText, paint: paintState},
@@ -348,18 +340,25 @@ func nodeColumns() []nodeColumn {
 	}
 }
 
-// nodeText is a node's id; both adds the host name to one made of the machine id.
-func nodeText(n *cluster.Node, both func(host, id string) string) string {
+// nodeName returns a node's id, or the host name if the id is made of the machine id.
+func nodeName(n *cluster.Node) string {
 	switch {
 	case n == nil:
 		return "(no agent)"
 	case n.Hostname != "" && strings.HasPrefix(n.ID, generic.IDPrefix):
-		return both(printable(n.Hostname), printable(n.ID))
+		return printable(n.Hostname)
 	}
 	return dash(printable(n.ID))
 }
 
-func withHost(host, id string) string { return host + " (" + id + ")" }
+// nodeText returns the id, too, if the name is the host's.
+func nodeText(n *cluster.Node) string {
+	name := nodeName(n)
+	if n == nil || name == dash(printable(n.ID)) {
+		return name
+	}
+	return name + " (" + printable(n.ID) + ")"
+}
 
 func dash(s string) string {
 	if s == "" {
@@ -407,99 +406,71 @@ type tableStyle struct {
 	width, height int
 }
 
-// brief is the step that shows each column as short as it can be.
-const brief = "brief"
-
 // narrower is what a narrow terminal does without, in this order. Which node it is stays to the end.
 func narrower() []string {
-	return []string{"VERSION", "ZONE", "SCORE", "GROUP", brief, "GPU", "MEM", "AMS", "AGENT", "ROLE", "CPU", "PUB/VIEW", "STATE", "ADDRESS"}
+	return []string{"VERSION", "ZONE", "SCORE", "GROUP", "GPU", "MEM", "AMS", "AGENT", "ROLE", "CPU", "PUB/VIEW", "STATE", "ADDRESS"}
 }
 
 // nodeTable renders the members, a header first.
 func nodeTable(members []nodeView, t tableStyle) []string {
 	const gap = "  "
 	columns := nodeColumns()
+	drop := func(which func(nodeColumn) bool) { columns = slices.DeleteFunc(columns, which) }
 	if t.width > 0 {
-		columns = slices.DeleteFunc(columns, func(c nodeColumn) bool {
+		drop(func(c nodeColumn) bool {
 			return c.spare && !slices.ContainsFunc(members, func(v nodeView) bool { return c.text(v) != "-" })
 		})
 	}
-	var widths []int
-	measure := func() (total int) {
-		widths = widths[:0]
-		for _, c := range columns {
-			width := 0
-			for _, v := range members {
-				width = max(width, utf8.RuneCountInString(c.text(v)))
-			}
-			if t.width > 0 && c.most > 0 {
-				width = min(width, c.most)
-			}
-			width = max(width, len(c.title))
-			widths = append(widths, width)
-			total += len(gap) + width
+	width := func(c nodeColumn) int {
+		n := len(c.title)
+		for _, v := range members {
+			n = max(n, utf8.RuneCountInString(c.text(v)))
 		}
-		return total - len(gap)
+		return n
 	}
-	total := measure()
-	for _, step := range narrower() {
-		if t.width == 0 || total <= t.width {
+	total := func() (n int) {
+		for _, c := range columns {
+			n += width(c) + len(gap)
+		}
+		return n - len(gap)
+	}
+	for _, title := range narrower() {
+		if t.width == 0 || total() <= t.width {
 			break
 		}
-		for i, c := range columns {
-			if step == brief && c.brief != nil {
-				columns[i].text = c.brief
-			}
-		}
-		columns = slices.DeleteFunc(columns, func(c nodeColumn) bool { return c.title == step })
-		total = measure()
+		drop(func(c nodeColumn) bool { return c.title == title })
 	}
-	if t.width > 0 && total > t.width {
-		columns, widths = columns[:1], []int{t.width}
-	}
-	row := func(text func(c nodeColumn) string, paint func(c nodeColumn, s string) string) string {
-		var b strings.Builder
-		for i, c := range columns {
-			s := fit(text(c), widths[i])
-			blanks := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(s))
-			if i > 0 {
-				b.WriteString(gap)
-			}
+	lines := make([]string, len(members)+1)
+	for i, c := range columns {
+		n := width(c)
+		cell := func(row int, text, shown string) {
+			blanks := strings.Repeat(" ", n-utf8.RuneCountInString(text))
 			if c.right {
-				b.WriteString(blanks + paint(c, s))
-			} else {
-				b.WriteString(paint(c, s) + blanks)
+				shown = blanks + shown
+			} else if i < len(columns)-1 {
+				shown += blanks
 			}
+			if i > 0 {
+				shown = gap + shown
+			}
+			lines[row] += shown
 		}
-		return strings.TrimRight(b.String(), " ")
+		cell(0, c.title, t.color.bold(c.title))
+		for row, v := range members {
+			text := c.text(v)
+			shown := text
+			if c.paint != nil && v.State() != cluster.StateLeft {
+				shown = c.paint(t.color, v, text)
+			}
+			cell(row+1, text, shown)
+		}
 	}
-	lines := []string{row(func(c nodeColumn) string { return c.title }, func(_ nodeColumn, s string) string { return t.color.bold(s) })}
-	for _, v := range members {
-		left := v.State() == cluster.StateLeft
-		line := row(func(c nodeColumn) string { return c.text(v) }, func(c nodeColumn, s string) string {
-			if c.paint == nil || left {
-				return s
-			}
-			return c.paint(t.color, v, s)
-		})
-		if left {
-			line = t.color.dim(line)
+	for row, v := range members {
+		if v.State() == cluster.StateLeft {
+			lines[row+1] = t.color.dim(lines[row+1])
 		}
-		lines = append(lines, line)
 	}
 	return lines
-}
-
-// fit cuts a text to a number of runes.
-func fit(s string, width int) string {
-	if utf8.RuneCountInString(s) <= width {
-		return s
-	}
-	const more = "..."
-	if width <= len(more) {
-		return more[:max(width, 0)]
-	}
-	return string([]rune(s)[:width-len(more)]) + more
 }
 
 // rank is 0 for a node that needs attention, 1 for one that is alive and active, 2 for one that has left.
@@ -557,4 +528,16 @@ func sortNodes(members []nodeView, key string) {
 		}
 		return cmp.Compare(*x, *y)
 	})
+}
+
+// fit cuts a text to a number of runes.
+func fit(s string, width int) string {
+	if utf8.RuneCountInString(s) <= width {
+		return s
+	}
+	const more = "..."
+	if width <= len(more) {
+		return more[:max(width, 0)]
+	}
+	return string([]rune(s)[:width-len(more)]) + more
 }
