@@ -54,11 +54,11 @@ type Result struct {
 	Group   Group   `json:"group"`
 	Title   string  `json:"title"`
 	Verdict Verdict `json:"verdict"`
-	// Ignored: somebody said that this is not to count.
+	// Ignored: a setting or a flag names this id.
 	Ignored bool   `json:"ignored,omitempty"`
 	Seen    string `json:"seen"`
 	Hint    string `json:"hint,omitempty"`
-	// Lines are a picture of it, where it has one; they say what Seen says, in more words.
+	// Lines draw Seen as a picture.
 	Lines []string `json:"lines,omitempty"`
 	// Page is the command that prints the page about the id.
 	Page string `json:"page"`

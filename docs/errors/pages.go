@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package pages holds the pages about errors, warnings and checks, one for each id:
-// `amsagent doctor --explain ID` prints them where there is no network. They are part
+// `amsagent doctor --explain ID` prints them without a network. They are part
 // of the program, so they are short. Its API is not stable yet.
 package pages
 
@@ -15,10 +15,10 @@ import (
 //go:embed *-*.md
 var files embed.FS
 
-// Page is the page of an id; an error where there is none.
+// Page returns the page of an id, or an error.
 func Page(id string) ([]byte, error) { return files.ReadFile(id + ".md") }
 
-// Title says in a few words what an id means; "" where there is no page.
+// Title returns what an id means in a few words, or "" without a page.
 func Title(id string) string {
 	page, err := Page(id)
 	if err != nil {

@@ -46,7 +46,7 @@ func TestPages(t *testing.T) {
 		if title(text) == "" || !strings.HasPrefix(text, "# "+id+": ") {
 			t.Errorf("%s: begins with %q", id, strings.SplitN(text, "\n", 2)[0])
 		}
-		// What it means, where the title does not say it all; then how to see it, and how to fix it.
+		// A page has, perhaps, the meaning; then how to see it, and how to fix it.
 		if form := regexp.MustCompile(`(?m)^(Check|Fix): \S`).FindAllStringSubmatch(text, -1); len(form) != 2 || form[0][1] != "Check" || form[1][1] != "Fix" {
 			t.Errorf("%s: has not one line that begins with Check: and then one that begins with Fix:", id)
 		}
@@ -56,7 +56,7 @@ func TestPages(t *testing.T) {
 		if strings.Contains(text, "://") && regexp.MustCompile(`https?://`).MatchString(text) {
 			t.Errorf("%s: names an address of the web, which may go away", id)
 		}
-		// What it refers to is there.
+		// Each page that it names exists.
 		for _, other := range regexp.MustCompile(`\b(?:AGENT|AMS|STATUS)-[A-Z]+(?:-[A-Z]+)*\b`).FindAllString(text, -1) {
 			if !slices.Contains(ids, other) {
 				t.Errorf("%s: there is no page of %s", id, other)

@@ -112,11 +112,11 @@ func checkFollow(detach bool, timeout time.Duration) error {
 
 // drainData is the result of drain, undrain and event.
 type drainData struct {
-	// Result is one word: left, parked, draining, launching, active, not-draining, not-this-instance, test, stale.
+	// Result is left, parked, draining, launching, active, not-draining, not-this-instance, test, stale.
 	Result string `json:"result"`
 	// Event is what was read, of `event`.
 	Event *cloud.Event `json:"event,omitempty"`
-	// Instance is this machine's id, where it was asked for.
+	// Instance is this machine's id, if it was read.
 	Instance string          `json:"instance_id,omitempty"`
 	Drain    *lifecycle.View `json:"drain,omitempty"`
 	// Node is the row of the node that was named, of `drain NODE`.

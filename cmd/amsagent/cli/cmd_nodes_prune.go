@@ -86,7 +86,7 @@ type pruneData struct {
 }
 
 type pruneItem struct {
-	ID      string        `json:"id,omitempty"` // of the row; "" where there is none
+	ID      string        `json:"id,omitempty"` // of the record, or ""
 	Address string        `json:"address"`
 	State   cluster.State `json:"state,omitempty"`
 	Role    string        `json:"role,omitempty"`

@@ -50,7 +50,7 @@ type supportData struct {
 type supportPart struct {
 	// Command is its command line.
 	Command string `json:"command"`
-	// Exit is its exit status; 127 where there is no such program, -1 where it did not end in time.
+	// Exit is its exit status; 127 without such a program, -1 if it did not end in time.
 	Exit int           `json:"exit"`
 	Took time.Duration `json:"took_ns"`
 	Text string        `json:"text"`

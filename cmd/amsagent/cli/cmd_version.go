@@ -34,7 +34,7 @@ func newVersionCommand(g *globals) *cobra.Command {
 // versionData is what `version` prints.
 type versionData struct {
 	Version string `json:"version"`
-	// Commit and CommitTime are there when the build was made in a clone and nobody switched the stamp off.
+	// Commit and CommitTime are set if the build was made in a clone, with the stamp on.
 	Commit     string `json:"commit,omitempty"`
 	CommitTime string `json:"commit_time,omitempty"`
 	Modified   bool   `json:"modified,omitempty"`

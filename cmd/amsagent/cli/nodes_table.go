@@ -48,12 +48,12 @@ type nodesSummary struct {
 	States map[cluster.State]int  `json:"states"`
 	// Roles are the nodes' own; "none" is for those without one.
 	Roles map[string]int `json:"roles"`
-	// Publishers and Viewers are of the nodes that are heard and could count; nil where none could.
+	// Publishers and Viewers are of the nodes with a fresh heartbeat that could count; nil if none could.
 	Publishers *int `json:"publishers,omitempty"`
 	Viewers    *int `json:"viewers,omitempty"`
 	// Estimated says that some viewers were counted by their connections.
 	Estimated bool `json:"viewers_estimated,omitempty"`
-	// NotCounted are nodes that are not gone and whose sessions nobody knows.
+	// NotCounted are nodes that are not gone and whose sessions are unknown.
 	NotCounted int `json:"not_counted"`
 }
 
