@@ -130,12 +130,10 @@ func metrics(l List) []byte {
 			sample(h.Role, len(h.IDs))
 		}
 	})
-	gauge("last_look_timestamp_seconds", "When MongoDB was last read; 0 before the first time.", func(sample func(string, int)) {
-		if l.Read.IsZero() {
-			sample("", 0)
-			return
+	gauge("last_look_timestamp_seconds", "When MongoDB was last read; without a line before the first time.", func(sample func(string, int)) {
+		if !l.Read.IsZero() {
+			sample("", int(l.Read.Unix()))
 		}
-		sample("", int(l.Read.Unix()))
 	})
 	return b.Bytes()
 }

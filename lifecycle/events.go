@@ -42,6 +42,14 @@ const (
 	troubleComplete  = "continue"
 )
 
+// Troubles returns all keys of [View.Trouble].
+func Troubles() []string {
+	return []string{
+		troubleRecord, troubleRegistry, troubleNotices, troubleSessions, troubleStop, troubleStart,
+		troubleHooks, troubleDiscover, troubleHeartbeat, troubleComplete,
+	}
+}
+
 // requestID is shared by all requests of the operator, so that the last one counts.
 const requestID = "drain"
 

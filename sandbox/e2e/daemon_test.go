@@ -95,7 +95,7 @@ func TestDaemonLife(t *testing.T) {
 	var f map[string]*dto.MetricFamily
 	until(t, "heartbeats are sent, and viewers are counted", func() string {
 		f = scrape(t, p)
-		if value(f["amsagent_beats_total"], "sent") < 1 || f["amsagent_viewers"] == nil || f["amsagent_score_ratio"] == nil {
+		if value(f["amsagent_heartbeats_total"], "sent") < 1 || f["amsagent_viewers"] == nil || f["amsagent_score_ratio"] == nil {
 			return fmt.Sprint(f)
 		}
 		return ""
@@ -109,7 +109,7 @@ func TestDaemonLife(t *testing.T) {
 			t.Errorf("docs/metrics.md has no row %q", row)
 		}
 	}
-	if value(f["amsagent_member"], "") != 1 || value(f["amsagent_node_state"], "active") != 1 || value(f["amsagent_node_state"], "left") != 0 {
+	if value(f["amsagent_joined"], "") != 1 || value(f["amsagent_node_state"], "active") != 1 || value(f["amsagent_node_state"], "left") != 0 {
 		t.Errorf("the metrics: %v", f)
 	}
 	if f["amsagent_gpu_utilization_ratio"] != nil {

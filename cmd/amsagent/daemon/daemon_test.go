@@ -419,7 +419,7 @@ func TestWrongSettings(t *testing.T) {
 			var metrics bytes.Buffer
 			v := d.view.get()
 			writeMetrics(&metrics, v)
-			degraded := strings.Contains(metrics.String(), "\namsagent_trouble 1\n")
+			degraded := strings.Contains(metrics.String(), "\namsagent_degraded{reason=\"settings\"} 1\n")
 			if !strings.Contains(v.SettingsError, text) || (v.SettingsError == "") != (text == "") || !degraded && text != "" || !strings.Contains(d.view.line(), text) {
 				t.Errorf("%s: settings error %q, degraded: %v, %q", when, v.SettingsError, degraded, d.view.line())
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 // exposition is Prometheus' text format 0.0.4.
@@ -88,26 +89,32 @@ func known(b bool) *float64 {
 func writeMetrics(w io.Writer, v View) {
 	e := new(exposition)
 	e.family("gauge", "amsagent_build_info", "Version of the agent, as a label; the value is always 1.", series{label("version", v.Version), known(true)})
-	e.gauge("amsagent_member", "1 if this machine has joined a cluster, else 0.", known(v.Phase == bootstrap.PhaseJoined))
+	e.gauge("amsagent_joined", "1 if this machine has joined a cluster, else 0.", known(v.Phase == bootstrap.PhaseJoined))
 	states(e, "amsagent_node_state", "State of this node in the registry: 1 for the current state, 0 for the others.", v.State, cluster.States()...)
 	e.gauge("amsagent_ready", "1 if /readyz answers 200: new sessions may come.", known(v.Ready))
 	if !v.Server.Since.IsZero() {
 		e.gauge("amsagent_server_up", "1 if every application of Ant Media Server that must serve answers.", known(v.Server.Up))
 	}
-	e.gauge("amsagent_trouble", "1 if the agent is degraded; amsagent status shows the reason.", known(v.Trouble != "" || v.SettingsError != ""))
+	degraded := []series{{label("reason", "daemon"), known(v.Trouble != "")}, {label("reason", "settings"), known(v.SettingsError != "")}}
 	if v.Lifecycle != nil {
-		e.gauge("amsagent_unknown_signals", "Signals of the cloud, since the agent started, that this version does not know.", divided(&v.Lifecycle.UnknownSignals, 1))
+		for _, about := range lifecycle.Troubles() {
+			degraded = append(degraded, series{label("reason", about), known(v.Lifecycle.Trouble[about] != "")})
+		}
+		e.family("counter", "amsagent_unknown_signals_total", "Signals of the cloud, since the agent started, that this version does not know.", series{value: divided(&v.Lifecycle.UnknownSignals, 1)})
 	}
-	e.gauge("amsagent_restart_pending", "1 if Ant Media Server needs a restart to apply its files: they differ from those of the join, or are newer than the server.", known(v.RestartPending))
-	e.family("counter", "amsagent_beats_total", "Heartbeats by result.",
+	e.family("gauge", "amsagent_degraded", "1 for each reason for which the agent is degraded, else 0; amsagent status shows the text.", degraded...)
+	e.gauge("amsagent_server_restart_pending", "1 if Ant Media Server needs a restart to apply its files: they differ from those of the join, or are newer than the server.", known(v.RestartPending))
+	e.family("counter", "amsagent_heartbeats_total", "Heartbeats by result.",
 		series{label("result", "sent"), divided(&v.sent, 1)}, series{label("result", "failed"), divided(&v.failed, 1)})
-	e.gauge("amsagent_last_beat_time_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", stamp(v.Beat.Last))
+	e.gauge("amsagent_last_heartbeat_timestamp_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", stamp(v.Beat.Last))
 	e.gauge("amsagent_server_document_age_seconds", "Age of Ant Media Server's own document of this node; above 20 s, other nodes consider this node dead.", divided(v.AMSAge, float64(time.Second)))
 	e.family("counter", "amsagent_repairs_total", "Differences from the settings of the join that the agent repaired.", series{value: divided(&v.repaired, 1)})
 	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of each GPU's utilization, encoder, decoder and memory.", divided(v.Load.Score, 100))
 	e.gauge("amsagent_publishers", "Streams that are published to this node.", divided(v.Sessions.Publishers, 1))
-	e.family("gauge", "amsagent_viewers", "Viewers of this node; the label names the way of counting.",
-		series{label("counted_by", string(v.Sessions.By)), divided(v.Sessions.Viewers, 1)})
+	e.gauge("amsagent_viewers", "Viewers of this node.", divided(v.Sessions.Viewers, 1))
+	if v.Sessions.Viewers != nil {
+		e.gauge("amsagent_viewers_estimated", "1 if the viewers are counted by their connections, else 0.", known(v.Sessions.By == cluster.CountedByConnections))
+	}
 	e.gauge("amsagent_idle_connections", "Connections from other machines to the server that nothing was sent on for two minutes: they do not count as viewers or publishers.", divided(v.Sessions.Idle, 1))
 	states(e, "amsagent_gpu_state", "State of the GPU readings: 1 for the current state, 0 for the others.", v.gpus.State,
 		heartbeat.GPUAbsent, heartbeat.GPUPending, heartbeat.GPUFailing, heartbeat.GPUReady)
@@ -120,9 +127,11 @@ func writeMetrics(w io.Writer, v View) {
 	e.family("gauge", "amsagent_gpu_utilization_ratio", "Utilization of the GPU.", util...)
 	e.family("gauge", "amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", enc...)
 	var missing []series
-	for _, what := range slices.Sorted(maps.Keys(v.Missing)) {
-		missing = append(missing, series{label("what", what), known(true)})
+	if v.Phase == bootstrap.PhaseJoined {
+		for _, reading := range slices.Sorted(maps.Keys(v.Missing)) {
+			missing = append(missing, series{label("reading", reading), known(true)})
+		}
 	}
-	e.family("gauge", "amsagent_reading_missing", "1 for each reading that is missing; amsagent status -o json has the reason (daemon.missing).", missing...)
+	e.family("gauge", "amsagent_reading_missing", "1 for each reading that is missing on a node; amsagent status -o json has the reason (daemon.missing).", missing...)
 	_, _ = w.Write(e.Bytes())
 }
