@@ -107,7 +107,7 @@ type JoinResult struct {
 	// Refused reports, for a dry run, that the command would be refused. The error has the causes.
 	Refused bool `json:"refused,omitempty"`
 	// Live lists the sessions that a restart cuts, or is nil.
-	Live     *Live     `json:"live,omitempty"`
+	Live     *Live     `json:"sessions,omitempty"`
 	Evidence *Evidence `json:"evidence,omitempty"`
 	// Applications are those that serve, in order of time.
 	Applications []AppServed   `json:"applications,omitempty"`

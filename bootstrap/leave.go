@@ -50,7 +50,7 @@ type LeaveResult struct {
 	// Refused reports, for a dry run, that the command would be refused. The error has the causes.
 	Refused bool `json:"refused,omitempty"`
 	// Live lists the sessions that the restart cuts, or is nil.
-	Live *Live `json:"live,omitempty"`
+	Live *Live `json:"sessions,omitempty"`
 	// Exact reports that every file has its bytes from before the join.
 	Exact bool `json:"exact"`
 	// Deregistered are the ids of removed documents in clusterdb.clusternode.

@@ -79,7 +79,7 @@ type Sealed struct {
 	Item SealItem `json:"item"`
 	Path string   `json:"path"`
 	// What is the change, such as "removed".
-	What string `json:"what"`
+	What string `json:"description"`
 	Kept bool   `json:"kept,omitempty"`  // it stays on the disk
 	Err  string `json:"error,omitempty"` // why it was not removed
 }

@@ -36,7 +36,7 @@ type Status struct {
 	Phase    Phase          `json:"phase,omitempty"`
 	Files    FilesView      `json:"files"`
 	Process  ProcessView    `json:"process"`
-	Row      RowView        `json:"row"`
+	Row      RowView        `json:"registry"`
 	Disagree []Disagreement `json:"disagreements"`
 }
 
@@ -52,7 +52,7 @@ type FilesView struct {
 	// ByHand reports that an operator made this machine standalone by hand.
 	ByHand bool `json:"standalone_by_hand,omitempty"`
 	// Undo reports that a leave can restore the original files.
-	Undo        bool `json:"undo"`
+	Undo        bool `json:"undo_record"`
 	Interrupted bool `json:"interrupted,omitempty"` // the agent was killed while it wrote; the next join or leave recovers
 }
 
@@ -75,7 +75,7 @@ type RowView struct {
 	Err      string        `json:"error,omitempty"`
 	ID       string        `json:"id,omitempty"`
 	Address  string        `json:"address,omitempty"`
-	Registry *cluster.Node `json:"registry,omitempty"` // the node record, or nil
+	Registry *cluster.Node `json:"record,omitempty"` // the node record, or nil
 	// EarlierBoot reports that the record is older than this machine's boot.
 	EarlierBoot bool `json:"earlier_boot,omitempty"`
 	// OtherMachine reports that another machine uses this machine's id.
@@ -90,7 +90,7 @@ type RowView struct {
 	Server cluster.Signal `json:"ams_signal"`
 	Health cluster.Health `json:"health,omitempty"`
 	// Looked reports whether MongoDB answered.
-	Looked bool `json:"looked"`
+	Looked bool `json:"read"`
 	// Cause is why not, or nil if it was not called.
 	Cause error `json:"-"`
 }

@@ -18,8 +18,8 @@ import (
 type Event struct {
 	Node    string            `bson:"node" json:"node"` // its id
 	Kind    string            `bson:"kind" json:"kind"` // "join", "leave", "drain", "drained", "undrain"…
-	Who     string            `bson:"who,omitempty" json:"who,omitempty"`
-	Why     string            `bson:"why,omitempty" json:"why,omitempty"`
+	Who     string            `bson:"asked_by,omitempty" json:"asked_by,omitempty"`
+	Why     string            `bson:"reason,omitempty" json:"reason,omitempty"`
 	Cut     *int64            `bson:"cut,omitempty" json:"cut,omitempty"`         // sessions; nil if unknown
 	Details map[string]string `bson:"details,omitempty" json:"details,omitempty"` // for people
 	// ID makes all tries to write an event one event; AddEvent makes one if it is zero.

@@ -51,7 +51,7 @@ type Signal struct {
 	Age   time.Duration `json:"age_ns,omitempty"`
 	Fresh bool          `json:"fresh"`
 	// Estimated: Age is by the clock of AMS's machine.
-	Estimated bool `json:"guess,omitempty"`
+	Estimated bool `json:"estimated,omitempty"`
 
 	silent   time.Duration
 	doubtful bool // old at a first look after an outage, and unchanged since

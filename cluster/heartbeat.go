@@ -60,9 +60,9 @@ type GPULoad struct {
 type Sessions struct {
 	Publishers *int      `bson:"publishers,omitempty" json:"publishers,omitempty"`
 	Viewers    *int      `bson:"viewers,omitempty" json:"viewers,omitempty"`
-	By         CountedBy `bson:"by,omitempty" json:"by,omitempty"` // source of Viewers
+	By         CountedBy `bson:"counted_by,omitempty" json:"counted_by,omitempty"` // source of Viewers
 	// PublishersBy is Publishers' source, not in the record.
-	PublishersBy CountedBy `bson:"-" json:"publishers_by,omitempty"`
+	PublishersBy CountedBy `bson:"-" json:"publishers_counted_by,omitempty"`
 	// Idle counts connections silent for two minutes, which are no sessions; nil without a count by connections.
 	Idle *int `bson:"idle,omitempty" json:"idle,omitempty"`
 	// Peers counts connections of other nodes, perhaps of viewers behind a proxy, that no other count has; nil if unknown.
@@ -138,8 +138,8 @@ func (s Sessions) left() string {
 
 // Serving reports whether a server serves viewers.
 type Serving struct {
-	Up  bool   `bson:"up" json:"up"`                       // all required applications serve
-	Why string `bson:"why,omitempty" json:"why,omitempty"` // the applications that do not
+	Up  bool   `bson:"up" json:"up"`                             // all required applications serve
+	Why string `bson:"reason,omitempty" json:"reason,omitempty"` // the applications that do not
 }
 
 // maxWhy: a server may have hundreds of applications.

@@ -28,8 +28,8 @@ type Node struct {
 	Region   string `bson:"region,omitempty" json:"region,omitempty"`
 	Zone     string `bson:"zone,omitempty" json:"zone,omitempty"`
 	Type     string `bson:"type,omitempty" json:"type,omitempty"`
-	Agent    string `bson:"agent,omitempty" json:"agent,omitempty"` // version
-	AMS      string `bson:"ams,omitempty" json:"ams,omitempty"`     // version
+	Agent    string `bson:"agent_version,omitempty" json:"agent_version,omitempty"` // version
+	AMS      string `bson:"ams_version,omitempty" json:"ams_version,omitempty"`     // version
 	// BootID and IP identify an instance of the node.
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
 	// Drift names settings in the server's files that differ from the join, secrets masked; repaired before its next start.

@@ -107,7 +107,7 @@ func FuzzReadDocuments(f *testing.F) {
 				{Key: "now", Value: true},
 				{Key: "repair_streams", Value: true},
 				{Key: "reason", Value: "maintenance"},
-				{Key: "who", Value: "ann"},
+				{Key: "asked_by", Value: "ann"},
 				{Key: "at", Value: time.Unix(0, 0)},
 			}},
 		},

@@ -428,7 +428,7 @@ type DrainRequest struct {
 	// RepairStreams ends streams that the node leaves "broadcasting".
 	RepairStreams bool      `bson:"repair_streams,omitempty" json:"repair_streams,omitempty"`
 	Reason        string    `bson:"reason,omitempty" json:"reason,omitempty"`
-	Who           string    `bson:"who,omitempty" json:"who,omitempty"`
+	Who           string    `bson:"asked_by,omitempty" json:"asked_by,omitempty"`
 	At            time.Time `bson:"at" json:"at,omitzero"` // by MongoDB's clock
 }
 

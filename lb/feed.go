@@ -30,7 +30,7 @@ type List struct {
 	// Gone are addresses of machines that are gone by both signals, and at whose port nothing serves.
 	Gone []netip.Addr `json:"gone,omitempty"`
 	// Failed is why the last read of MongoDB failed, or "".
-	Failed string `json:"failed,omitempty"`
+	Failed string `json:"error,omitempty"`
 }
 
 // Looker reads the cluster. *cluster.Client is one.

@@ -166,7 +166,7 @@ func compare(a, b Server) int {
 type Held struct {
 	Role string   `json:"role"`
 	IDs  []string `json:"ids"` // of the servers that stay
-	Why  string   `json:"why"`
+	Why  string   `json:"reason"`
 }
 
 // Evidence is what is known about a server that a new list has lost.

@@ -55,7 +55,7 @@ type DrainRequest struct {
 	Deadline time.Duration `json:"deadline_ns,omitempty"`
 	Now      bool          `json:"now,omitempty"`
 	Reason   string        `json:"reason,omitempty"`
-	Who      string        `json:"who,omitempty"`
+	Who      string        `json:"asked_by,omitempty"`
 	// RepairStreams ends the streams that this node leaves "broadcasting".
 	RepairStreams bool `json:"repair_streams,omitempty"`
 }

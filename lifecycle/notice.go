@@ -45,7 +45,7 @@ type Notice struct {
 	Kind   Kind   `json:"kind"`   // also "ask" (the operator) and "shutdown"
 	// Reason is for people, Who the person or program behind the notice, if known.
 	Reason string `json:"reason,omitempty"`
-	Who    string `json:"who,omitempty"`
+	Who    string `json:"asked_by,omitempty"`
 	// By is the source of the deadline if there are several.
 	By       string    `json:"by,omitempty"`
 	Received time.Time `json:"received"`

@@ -71,7 +71,7 @@ type View struct {
 	// Kind, Reason and Who are those of the notice with the highest goal; kinds are also "ask" (the operator) and "shutdown".
 	Kind     Kind      `json:"kind,omitempty"`
 	Reason   string    `json:"reason,omitempty"`
-	Who      string    `json:"who,omitempty"`
+	Who      string    `json:"asked_by,omitempty"`
 	Begun    time.Time `json:"begun,omitzero"`
 	Deadline time.Time `json:"deadline,omitzero"`
 	// DeadlineBy is the source of the deadline, Timeline everything that ends the wait for sessions.
@@ -81,7 +81,7 @@ type View struct {
 	// NextDrain is when an announced drain begins.
 	NextDrain time.Time `json:"next_drain,omitzero"`
 	// Dismissed are the ids of overruled notices.
-	Dismissed []string `json:"dismissed,omitempty"`
+	Dismissed []string `json:"overruled,omitempty"`
 
 	// Balancers still sent new sessions here when the counting began, or send them now.
 	Balancers []string `json:"balancers,omitempty"`
@@ -99,7 +99,7 @@ type View struct {
 
 	// Registry is the desired state of the node record; RegistryTold reports whether the record has it.
 	Registry     cluster.State `json:"registry,omitempty"`
-	RegistryTold bool          `json:"registry_told"`
+	RegistryTold bool          `json:"registry_written"`
 	Hooks        []HookView    `json:"hooks,omitempty"`
 	// Start is "", "starting", "proved" or "failed", for a start that a hook may wait for.
 	Start string `json:"start,omitempty"`
@@ -109,7 +109,7 @@ type View struct {
 	// NeverJoined: the machine leaves before its join, so the agent only completes the cloud's hook.
 	NeverJoined bool `json:"never_joined,omitempty"`
 	// Over: the machine shuts down, and the agent has no more work.
-	Over bool `json:"over,omitempty"`
+	Over bool `json:"shutdown_done,omitempty"`
 	// UnknownSignals counts the cloud's signals that this version does not know.
 	UnknownSignals int `json:"unknown_signals,omitempty"`
 	// Trouble has the current failures by step.
@@ -127,8 +127,8 @@ type View struct {
 // HookView is a hook and the agent's calls for it.
 type HookView struct {
 	Hook
-	Beats  int       `json:"beats"`
-	Beaten time.Time `json:"beaten,omitzero"`
+	Beats  int       `json:"extensions"`
+	Beaten time.Time `json:"extended,omitzero"`
 	// Ends is when the cloud stops waiting; zero if unknown.
 	Ends time.Time `json:"ends,omitzero"`
 	// Denied is the missing permission.

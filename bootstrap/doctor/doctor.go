@@ -56,7 +56,7 @@ type Result struct {
 	Verdict Verdict `json:"verdict"`
 	// Ignored: a setting or a flag names this id.
 	Ignored bool   `json:"ignored,omitempty"`
-	Seen    string `json:"seen"`
+	Seen    string `json:"observed"`
 	Hint    string `json:"hint,omitempty"`
 	// Lines draw Seen as a picture.
 	Lines []string `json:"lines,omitempty"`

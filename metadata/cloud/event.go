@@ -40,7 +40,7 @@ type Event struct {
 	// Test notifications concern no instance.
 	Test bool `json:"test,omitempty"`
 	// Shape is the event's format, for logs.
-	Shape string `json:"shape"`
+	Shape string `json:"format"`
 }
 
 // For returns the event for one instance; false if it concerns others.

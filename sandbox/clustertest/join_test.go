@@ -286,7 +286,7 @@ func TestUndrainOfTheRecord(t *testing.T) {
 	}
 	must.OK(t, err)
 	must.Until(t, "the daemon reports the state of the record", func() bool { return a.view().State == cluster.StateDraining })
-	a.control(http.MethodPost, daemon.PathUndrain, `{"who":"uid 0"}`, new(lifecycle.View))
+	a.control(http.MethodPost, daemon.PathUndrain, `{"asked_by":"uid 0"}`, new(lifecycle.View))
 	must.Until(t, "the record is active", func() bool { return a.state() == cluster.StateActive })
 	a.serves()
 

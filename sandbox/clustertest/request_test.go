@@ -125,7 +125,7 @@ func TestDaemonOldRequest(t *testing.T) {
 		t.Fatalf("%v, %v", nodes, err)
 	}
 	id := nodes[0].ID
-	request := bson.M{"drain_request": bson.M{"id": "x", "who": "ann", "at": time.Now().Add(-2 * time.Minute)}}
+	request := bson.M{"drain_request": bson.M{"id": "x", "asked_by": "ann", "at": time.Now().Add(-2 * time.Minute)}}
 	if _, err := b.nodes().UpdateByID(t.Context(), id, bson.M{"$set": request}); err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestDaemonRefusesRemoteDrain(t *testing.T) {
 	if got := a.state(); got != cluster.StateActive {
 		t.Errorf("the state is %s", got)
 	}
-	a.drain(`{"who":"uid 0"}`)
+	a.drain(`{"asked_by":"uid 0"}`)
 	must.Until(t, "the node drains", func() bool { s := a.state(); return s == cluster.StateDraining || s == cluster.StateLeft })
 }
 
@@ -200,7 +200,7 @@ func TestDaemonTakeLost(t *testing.T) {
 		_, err := a.door.nodes().UpdateByID(t.Context(), nodeID, change)
 		must.OK(t, err)
 	}
-	update(bson.M{"$set": bson.M{"drain_request": bson.M{"id": "x", "who": "ann", "at": time.Now()}}})
+	update(bson.M{"$set": bson.M{"drain_request": bson.M{"id": "x", "asked_by": "ann", "at": time.Now()}}})
 	must.Until(t, "the daemon gets an error", func() bool { return strings.Contains(a.text(), "a drain request could not be accepted") })
 	fault(t, a.mongo, mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}})
 	<-time.After(3 * time.Second) // a call that had begun before has ended
@@ -286,7 +286,7 @@ func TestDaemonRestored(t *testing.T) {
 		}
 		if state == cluster.StateDraining {
 			var v any
-			a.control("POST", daemon.PathUndrain, `{"who":"root"}`, &v)
+			a.control("POST", daemon.PathUndrain, `{"asked_by":"root"}`, &v)
 		} else {
 			a.end()
 			a.start()

@@ -87,7 +87,7 @@ func TestDaemonLife(t *testing.T) {
 	if err != nil || strings.Contains(body, daemonPassword) {
 		t.Errorf("the status: %v, %s", err, body)
 	}
-	for _, field := range []string{"version", "pid", "started", "phase", "activity", "id", "address", "role", "group", "state", "state_since", "beat", "load", "sessions", "repairs", "warnings", "metrics"} {
+	for _, field := range []string{"version", "pid", "started", "phase", "activity", "id", "address", "role", "group", "state", "state_since", "heartbeat", "load", "sessions", "repairs", "warnings", "metrics"} {
 		if !strings.Contains(body, `"`+field+`":`) {
 			t.Errorf("the status has no %s: %s", field, body)
 		}

@@ -264,8 +264,8 @@ func (p *packaged) upgrade(t *testing.T, do func() nodeRun) {
 			t.Errorf("the row's %s was %v and is %v", k, was[k], now[k])
 		}
 	}
-	if now["agent"] == was["agent"] || now["agent"] != "v0.2.0-rc.1" {
-		t.Errorf("the row's agent was %v and is %v", was["agent"], now["agent"])
+	if now["agent_version"] == was["agent_version"] || now["agent_version"] != "v0.2.0-rc.1" {
+		t.Errorf("the row's agent was %v and is %v", was["agent_version"], now["agent_version"])
 	}
 	if d := p.unit(t, daemonUnit); d["InvocationID"] == daemon["InvocationID"] || d["Result"] != "success" || d["NRestarts"] != "0" {
 		t.Errorf("the daemon was %v and is %v", daemon, d)

@@ -98,12 +98,12 @@ func (n *realNode) released(want string) {
 	until(n.t, "status and the registry name the release "+want, func() string {
 		v := n.status()
 		files, _ := v["files"].(map[string]any)
-		row, _ := v["row"].(map[string]any)
-		registry, _ := row["registry"].(map[string]any)
-		for _, said := range []any{files["release"], registry["ams"]} {
+		row, _ := v["registry"].(map[string]any)
+		registry, _ := row["record"].(map[string]any)
+		for _, said := range []any{files["release"], registry["ams_version"]} {
 			// With the number of the build behind it.
 			if s, ok := said.(string); !ok || !strings.HasPrefix(s, want+" ") {
-				return fmt.Sprintf("status says %v, the registry %v", files["release"], registry["ams"])
+				return fmt.Sprintf("status says %v, the registry %v", files["release"], registry["ams_version"])
 			}
 		}
 		return ""

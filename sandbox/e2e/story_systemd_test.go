@@ -217,7 +217,7 @@ func (s *story) agentUpgrade(t *testing.T) {
 	nodeCopy(t, s.set.deb[packageNew], n.path("/opt/packages/agent.deb"))
 	stop := s.follow(t, n)
 	n.run(t, "dpkg", "-i", "/opt/packages/agent.deb").expect(t, 0)
-	must.Until(t, "the new agent in the row", func() bool { return n.own(t)["agent"] == "v0.2.0-rc.1" })
+	must.Until(t, "the new agent in the row", func() bool { return n.own(t)["agent_version"] == "v0.2.0-rc.1" })
 	states, unready := stop()
 	now := n.isNode(t)
 	n.beats(t, n.id, 2)

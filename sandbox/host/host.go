@@ -312,7 +312,7 @@ type View struct {
 		Last    time.Time `json:"last"`
 		Dropped int       `json:"dropped"`
 		Error   string    `json:"error"`
-	} `json:"beat"`
+	} `json:"heartbeat"`
 }
 
 // View asks the daemon what it knows of itself.

@@ -51,7 +51,7 @@ func newDeregisterCommand(g *globals) *cobra.Command {
 
 type deregisterResult struct {
 	Done    bool     `json:"done"`
-	Why     string   `json:"why,omitempty"`
+	Why     string   `json:"reason,omitempty"`
 	Removed []string `json:"removed"`
 }
 

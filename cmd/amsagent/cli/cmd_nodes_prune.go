@@ -79,7 +79,7 @@ type pruneData struct {
 	DryRun    bool          `json:"dry_run"`
 	OlderThan time.Duration `json:"older_than_ns"`
 	// Remove is what was removed, or what would be; Kept is what is gone too and stays.
-	Remove []pruneItem `json:"remove"`
+	Remove []pruneItem `json:"removed"`
 	Kept   []pruneItem `json:"kept"`
 
 	failed bool
@@ -91,7 +91,7 @@ type pruneItem struct {
 	State   cluster.State `json:"state,omitempty"`
 	Role    string        `json:"role,omitempty"`
 	Group   string        `json:"group,omitempty"`
-	Why     string        `json:"why"`
+	Why     string        `json:"reason"`
 	// Documents are AMS's own of this address.
 	Documents []string `json:"documents"`
 

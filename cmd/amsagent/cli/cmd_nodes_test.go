@@ -690,11 +690,11 @@ func TestPrune(t *testing.T) {
 			p.aGraveyard()
 			code := p.prune(t, pruneOptions{})
 			var got struct {
-				Kind         string
-				DryRun       bool `json:"dry_run"`
-				Remove, Kept []pruneItem
+				Kind          string
+				DryRun        bool `json:"dry_run"`
+				Removed, Kept []pruneItem
 			}
-			if err := json.Unmarshal([]byte(p.out.String()), &got); err != nil || code != 0 || got.Kind != "prune" || !got.DryRun || len(got.Remove) != 1 || len(got.Kept) != 2 {
+			if err := json.Unmarshal([]byte(p.out.String()), &got); err != nil || code != 0 || got.Kind != "prune" || !got.DryRun || len(got.Removed) != 1 || len(got.Kept) != 2 {
 				t.Errorf("exit %d, %v: %+v", code, err, got)
 			}
 		})

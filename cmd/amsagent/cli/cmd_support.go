@@ -52,7 +52,7 @@ type supportPart struct {
 	Command string `json:"command"`
 	// Exit is its exit status; 127 without such a program, -1 if it did not end in time.
 	Exit int           `json:"exit"`
-	Took time.Duration `json:"took_ns"`
+	Took time.Duration `json:"duration_ns"`
 	Text string        `json:"text"`
 }
 

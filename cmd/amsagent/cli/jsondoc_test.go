@@ -74,7 +74,7 @@ func TestJSONDoc(t *testing.T) {
 	d.line("JSON then, too.")
 	d.line("")
 	d.line("`outcome`, of join, leave and seal, is about this machine's files; `/run/amsagent/result.json` keeps it of a join or a leave.")
-	d.line("`result`, of drain, undrain and event, is about the node in the cluster. A node's row is `row.registry` in `status`,")
+	d.line("`result`, of drain, undrain and event, is about the node in the cluster. A node's record is `registry.record` in `status`,")
 	d.line("`members[].node` in `nodes`, `member.node` in `nodes --watch`, and `node` in `converge` and `drain NODE`.")
 	d.line("")
 	d.line("An error is one object on standard error, of kind `error`. Its field `error` has:")

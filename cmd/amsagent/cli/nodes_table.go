@@ -35,7 +35,7 @@ type nodesData struct {
 
 type badRecord struct {
 	ID  string `json:"id"`
-	Why string `json:"why"`
+	Why string `json:"reason"`
 }
 
 // noRole is what the nodes without a role are counted under: who reads JSON takes an empty name for a mistake.

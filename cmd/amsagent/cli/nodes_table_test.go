@@ -97,7 +97,6 @@ func TestNodesTable(t *testing.T) {
 		"160":       {width: 160},
 		"200":       {width: 200},
 		"40":        {width: 40},
-		"10":        {width: 10},
 		"120-color": {width: 120, color: palette{on: true}},
 		"80-color":  {width: 80, color: palette{on: true}},
 	} {

@@ -35,7 +35,7 @@ type statusView struct {
 	Group   *nodeSetting `json:"group,omitempty"`
 	Address *nodeSetting `json:"address,omitempty"`
 	// Given are the settings that were given to join.
-	Given map[string]string `json:"given,omitempty"`
+	Given map[string]string `json:"kept,omitempty"`
 }
 
 // givenToJoin lists the settings that were given to join and count.

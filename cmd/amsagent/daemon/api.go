@@ -35,7 +35,7 @@ type SessionsView struct {
 
 // UndrainRequest cancels a drain.
 type UndrainRequest struct {
-	Who string `json:"who,omitempty"`
+	Who string `json:"asked_by,omitempty"`
 }
 
 // HoldRequest keeps new sessions away while a command stops or restarts the server.

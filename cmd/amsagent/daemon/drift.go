@@ -19,7 +19,7 @@ type DriftView struct {
 	Values  []bootstrap.Difference `json:"values"`
 	Omitted int                    `json:"omitted,omitempty"`
 	// Means is the consequence; Fix lists commands that end it.
-	Means string   `json:"means"`
+	Means string   `json:"effect"`
 	Fix   []string `json:"fix"`
 }
 

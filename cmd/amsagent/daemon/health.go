@@ -17,7 +17,7 @@ import (
 type Health struct {
 	Healthy bool `json:"healthy"`
 	// Why is set if the machine is unhealthy, or healthy without serving.
-	Why string `json:"why,omitempty"`
+	Why string `json:"reason,omitempty"`
 }
 
 func (d *Daemon) health(now time.Time) Health {

@@ -49,7 +49,7 @@ type ServerView struct {
 	// Since is the last change of Up; zero before the first answer.
 	Since time.Time `json:"since,omitzero"`
 	// Why names what does not serve; "" while Up.
-	Why string `json:"why,omitempty"`
+	Why string `json:"reason,omitempty"`
 	// Applications maps names to states, up to 8 kB, not serving first. Omitted counts others.
 	Applications map[string]string `json:"applications,omitempty"`
 	Omitted      int               `json:"omitted,omitempty"`
@@ -61,9 +61,9 @@ func (s ServerView) whyDown() string { return cmp.Or(s.Why, NotAsked) }
 type Readiness struct {
 	Ready bool `json:"ready"`
 	// Why is the first cause.
-	Why string `json:"why,omitempty"`
+	Why string `json:"reason,omitempty"`
 	// Row is the registry's state of this node, "" without a node; Server reports whether all required applications serve.
-	Row    cluster.State `json:"row"`
+	Row    cluster.State `json:"state"`
 	Server bool          `json:"server"`
 	// Applications maps names to states, not serving first; Omitted counts others.
 	Applications map[string]string `json:"applications"`

@@ -41,7 +41,7 @@ type View struct {
 	State      cluster.State `json:"state,omitempty"`
 	StateSince time.Time     `json:"state_since,omitzero"`
 	// Proved: AMS was seen in the cluster in this session.
-	Proved bool `json:"proved"`
+	Proved bool `json:"seen_in_cluster"`
 	// Ready reports whether viewers may come: a node without a drain whose server serves. NotReady is the cause if not.
 	Ready    bool       `json:"ready"`
 	NotReady string     `json:"not_ready,omitempty"`
@@ -52,14 +52,14 @@ type View struct {
 	// OtherMachine names another machine that uses this node's record; usually "".
 	OtherMachine string `json:"other_machine,omitempty"`
 
-	Beat BeatView `json:"beat"`
+	Beat BeatView `json:"heartbeat"`
 	// Load and Sessions are those of the last round.
 	Load     cluster.Load     `json:"load"`
 	Sessions cluster.Sessions `json:"sessions"`
 	// Missing maps missing readings to reasons.
 	Missing map[string]string `json:"missing,omitempty"`
 	// AMSAge is the last seen age of AMS's document, or nil.
-	AMSAge *time.Duration `json:"ams_age_ns,omitempty"`
+	AMSAge *time.Duration `json:"server_document_age_ns,omitempty"`
 	// RestartPending: files differ from the join, or are newer than the running server.
 	RestartPending bool                `json:"restart_pending,omitempty"`
 	Drift          *DriftView          `json:"drift,omitempty"`      // nil without differences
