@@ -51,7 +51,7 @@ type State struct {
 	HostAddress string `json:"host_address,omitempty"`
 	// HostAddressFile is the EnvironmentFile= that sets it, or "".
 	HostAddressFile string        `json:"host_address_file,omitempty"`
-	StopTimeout     time.Duration `json:"stop_timeout_ns,omitempty"` // 0 = unknown or infinite
+	StopTimeout     time.Duration `json:"-"` // 0 = unknown or infinite
 
 	WorkingDirectory string `json:"working_directory,omitempty"` // of the unit
 	IPv4Only         bool   `json:"-"`                           // the unit has [PreferIPv4]

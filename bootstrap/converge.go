@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -632,7 +633,7 @@ func (k *converger) commit(ctx context.Context) (before string, err error) {
 func (k *converger) node() {
 	f := &k.facts
 	k.result.Node = k.nodeOf(f, k.state.Role, cmp.Or(k.state.Group, f.inst.Group))
-	k.result.Node.Interval, k.result.Node.Drift = k.req.Interval, driftText(k.result.Differences)
+	k.result.Node.Interval, k.result.Node.Drift = seconds.Duration(k.req.Interval), driftText(k.result.Differences)
 	if k.facts.install == nil {
 		k.result.Node.AMS = k.state.Release
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -86,7 +87,7 @@ type Evidence struct {
 	// Seen is when the agent read it.
 	Seen time.Time `json:"seen"`
 	// After is the time since the server's start, or 0 without a restart.
-	After time.Duration `json:"after_ns"`
+	After seconds.Duration `json:"after_seconds"`
 }
 
 // JoinResult is the result of [Machine.Join].

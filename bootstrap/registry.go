@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // register writes the node record. over: a drain of this node has ended. j.former is the record that it replaces first.
@@ -22,7 +23,7 @@ func (j *joiner) register(ctx context.Context, state cluster.State, reason strin
 	}
 	n := j.nodeOf(f, j.req.Role, group)
 	n.State, n.Reason = state, reason
-	n.Interval = j.req.Interval
+	n.Interval = seconds.Duration(j.req.Interval)
 	_, err := f.client.Register(ctx, n, cluster.RegisterOptions{Replace: j.req.Replace, DrainOver: over, Found: func(was cluster.Node, now time.Time) {
 		if !j.registered {
 			j.former, j.history = was, cluster.History(was, n, now)

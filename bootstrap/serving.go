@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
@@ -37,7 +38,7 @@ const (
 type AppServed struct {
 	Name string `json:"name"`
 	// After is the time since the server's start, or 0 without a restart.
-	After time.Duration `json:"after_ns"`
+	After seconds.Duration `json:"after_seconds"`
 }
 
 // NotServingError lists the applications that do not serve.
@@ -90,8 +91,9 @@ func (j *joiner) awaitServing(ctx context.Context, server Asker) error {
 			}
 			s := AppServed{Name: a.Name}
 			if j.result.Restarted {
-				s.After = time.Since(j.startedAt).Round(time.Millisecond)
-				j.say("%s serves after %s", a.Name, s.After.Round(100*time.Millisecond))
+				after := time.Since(j.startedAt).Round(time.Millisecond)
+				j.say("%s serves after %s", a.Name, after.Round(100*time.Millisecond))
+				s.After = seconds.Duration(after)
 			}
 			j.result.Applications = append(j.result.Applications, s)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -81,7 +82,7 @@ type RowView struct {
 	// OtherMachine reports that another machine uses this machine's id.
 	OtherMachine bool `json:"other_machine,omitempty"`
 	// Age is the node record's, by MongoDB's clock.
-	Age time.Duration `json:"age_ns,omitempty"`
+	Age seconds.Duration `json:"age_seconds,omitempty"`
 	// AMS are the server's documents with this address.
 	AMS   []cluster.AMSNode `json:"ams"`
 	Fresh bool              `json:"fresh"` // at least one of AMS
@@ -249,7 +250,8 @@ func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 		switch n, err := c.Node(ctx, v.ID); {
 		case err == nil:
 			v.Registry = &n
-			v.Age, _ = n.Age(now)
+			age, _ := n.Age(now)
+			v.Age = seconds.Duration(age)
 			boot := m.bootID()
 			v.EarlierBoot = boot != "" && n.BootID != "" && n.BootID != boot
 			_, used := n.UsedByOther(cluster.Node{ID: v.ID, IP: v.Address, BootID: boot}, now)
@@ -278,7 +280,7 @@ func (v *RowView) judge(now time.Time, skew time.Duration) {
 	look := cluster.Look{AMS: v.AMS, ServerTime: now, At: now}
 	if v.Registry != nil {
 		n := *v.Registry
-		n.Clock = &skew
+		n.Clock = new(seconds.Duration(skew))
 		if v.Address != "" {
 			n.IP = v.Address // a difference is reported elsewhere
 		}
@@ -359,11 +361,11 @@ func (s *Status) compare(state *State) {
 		add("STATUS-STILL-SEEN", "restart the server", "the files make the server standalone, but it is still seen in the cluster")
 	}
 	if row.OtherMachine {
-		add(IDDuplicate, DuplicateHint, "another machine uses the id %s: %s wrote its row %s ago", row.ID, row.Registry.IP, row.Age.Round(time.Second))
+		add(IDDuplicate, DuplicateHint, "another machine uses the id %s: %s wrote its row %s ago", row.ID, row.Registry.IP, time.Duration(row.Age).Round(time.Second))
 		return // the rest concerns that machine
 	}
 	if n := row.Registry; n != nil && n.Heartbeats() && !row.Agent.Fresh && n.State != cluster.StateLeft && files.Mode == conf.ModeCluster {
-		add("STATUS-SILENT", "systemctl status amsagent", "the agent is silent: its last beat was %s ago", row.Agent.Age.Round(time.Second))
+		add("STATUS-SILENT", "systemctl status amsagent", "the agent is silent: its last beat was %s ago", time.Duration(row.Agent.Age).Round(time.Second))
 	}
 	switch {
 	case state != nil && state.Phase == PhaseJoined && row.Registry == nil:

@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
@@ -58,7 +59,7 @@ func (j *joiner) verify(ctx context.Context) (*Evidence, error) {
 	}
 	ev := &Evidence{ID: n.ID, Address: n.IP, Updated: n.LastUpdate, Seen: time.Now()}
 	if j.result.Restarted {
-		ev.After = time.Since(j.startedAt).Round(time.Millisecond)
+		ev.After = seconds.Duration(time.Since(j.startedAt).Round(time.Millisecond))
 	}
 	if !j.untilServed {
 		return ev, nil

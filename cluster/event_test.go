@@ -14,6 +14,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // FuzzReadEvent: any program with the same login may write events. Reading one does not panic, and the result is within the
@@ -82,7 +83,7 @@ func FuzzReadEvent(f *testing.F) {
 func TestHistory(t *testing.T) {
 	now := time.Date(2026, 3, 1, 3, 0, 0, 0, time.UTC)
 	node := func(s State, reason string, silent time.Duration, change ...func(*Node)) Node {
-		n := Node{ID: "i-1", BootID: "b1", Role: "edge", Interval: DefaultInterval, State: s, Reason: reason, StateSince: now, UpdatedAt: now.Add(-silent)}
+		n := Node{ID: "i-1", BootID: "b1", Role: "edge", Interval: seconds.Duration(DefaultInterval), State: s, Reason: reason, StateSince: now, UpdatedAt: now.Add(-silent)}
 		for _, f := range change {
 			f(&n)
 		}

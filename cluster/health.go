@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // Health follows from a node's heartbeats and its AMS document.
@@ -48,8 +50,8 @@ func goneLimit(interval time.Duration) time.Duration { return 2*interval + laten
 type Signal struct {
 	Known bool `json:"known"` // false without such a signal
 	// Age is at least 1 if known: JSON omits 0.
-	Age   time.Duration `json:"age_ns,omitempty"`
-	Fresh bool          `json:"fresh"`
+	Age   seconds.Duration `json:"age_seconds,omitempty"`
+	Fresh bool             `json:"fresh"`
 	// Estimated: Age is by the clock of AMS's machine.
 	Estimated bool `json:"estimated,omitempty"`
 
@@ -210,7 +212,7 @@ func (o *Observer) signals(m *Member, l Look, next *Observer) {
 	clock, known := l.ServerTime, false
 	if n := m.Node; n != nil {
 		if n.Clock != nil {
-			clock, known = l.ServerTime.Add(*n.Clock), true
+			clock, known = l.ServerTime.Add(time.Duration(*n.Clock)), true
 		}
 		m.Agent = o.signal(next, reading{"node " + n.ID, n.Seq, n.UpdatedAt, l.ServerTime, true, n.interval(), goneLimit(n.interval())})
 	}
@@ -259,7 +261,7 @@ func (o *Observer) signal(next *Observer, r reading) Signal {
 			is.silent = 0 // no node could write
 		}
 	}
-	is.seq, is.sent, is.Age, is.Fresh = r.seq, r.sent, max(1, next.last.Sub(is.at)), is.silent <= r.limit
+	is.seq, is.sent, is.Age, is.Fresh = r.seq, r.sent, seconds.Duration(max(1, next.last.Sub(is.at))), is.silent <= r.limit
 	if !next.outage {
 		is.before = is.silent
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // stage is a fake cluster: MongoDB's clock, the observer's clock, and both collections.
@@ -40,7 +42,7 @@ func (s *stage) pass(d time.Duration) { s.now = s.now.Add(d) }
 func (s *stage) heartbeat(id, ip string, change ...func(*Node)) {
 	n, ok := s.records[id]
 	if !ok {
-		n = Node{ID: id, IP: ip, State: StateActive, Interval: 5 * time.Second}
+		n = Node{ID: id, IP: ip, State: StateActive, Interval: seconds.Duration(5 * time.Second)}
 	}
 	n.Seq++
 	n.UpdatedAt = s.server()
@@ -134,7 +136,7 @@ func TestHealths(t *testing.T) {
 			end := s.now
 			if tt.agent >= 0 {
 				s.now = end.Add(-tt.agent)
-				s.heartbeat("a", "10.0.0.1", func(n *Node) { n.Interval = tt.interval })
+				s.heartbeat("a", "10.0.0.1", func(n *Node) { n.Interval = seconds.Duration(tt.interval) })
 			}
 			if tt.ams >= 0 {
 				s.now = end.Add(-tt.ams)
@@ -164,7 +166,7 @@ func TestClockSkew(t *testing.T) {
 				send := func() {
 					s.heartbeat("a", "10.0.0.1", func(n *Node) {
 						if reported {
-							n.Clock = &skew
+							n.Clock = (*seconds.Duration)(&skew)
 						}
 					})
 					s.write("d", "10.0.0.1", skew)
@@ -175,7 +177,7 @@ func TestClockSkew(t *testing.T) {
 				if m.Server.Estimated == reported {
 					t.Errorf("first look: %+v", m.Server)
 				}
-				if reported && (m.Health != Healthy || m.Server.Age != 2*time.Second) {
+				if reported && (m.Health != Healthy || m.Server.Age != seconds.Duration(2*time.Second)) {
 					t.Errorf("first look, with the clock reported: %+v", m)
 				}
 				for range 5 {
@@ -183,7 +185,7 @@ func TestClockSkew(t *testing.T) {
 					send()
 					s.pass(2 * time.Second)
 					s.want("a 10.0.0.1 healthy")
-					if m := s.look()[0]; m.Server.Estimated || m.Server.Age > 3*time.Second {
+					if m := s.look()[0]; m.Server.Estimated || m.Server.Age > seconds.Duration(3*time.Second) {
 						t.Errorf("%+v", m.Server)
 					}
 				}
@@ -225,7 +227,7 @@ func TestServerClockJumps(t *testing.T) {
 	for _, jump := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
 		s := newStage(t)
 		zero := time.Duration(0)
-		known := func(n *Node) { n.Clock = &zero }
+		known := func(n *Node) { n.Clock = (*seconds.Duration)(&zero) }
 		s.heartbeat("live", "10.0.0.1", known)
 		s.write("d1", "10.0.0.1", 0)
 		s.heartbeat("dies", "10.0.0.2", known)
@@ -251,8 +253,8 @@ func TestTimeWithoutMongoDB(t *testing.T) {
 	t.Parallel()
 	const nodes, begin = 16, 121 * time.Second
 	start := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
-	for _, every := range seconds(1, 5, 15, 30, 60) {
-		for _, away := range seconds(3, 5, 8, 12, 20, 31, 46, 59, 300) {
+	for _, every := range spans(1, 5, 15, 30, 60) {
+		for _, away := range spans(3, 5, 8, 12, 20, 31, 46, 59, 300) {
 			for _, reads := range []bool{false, true} {
 				for phase := range 4 {
 					name := fmt.Sprintf("looks each %s, %s away, reads %t, phase %d", every, away, reads, phase)
@@ -288,7 +290,7 @@ func TestTimeWithoutMongoDB(t *testing.T) {
 						for i := range nodes {
 							w := written(i, at)
 							l.Nodes = append(l.Nodes, Node{
-								ID: fmt.Sprint(i), IP: fmt.Sprintf("10.0.1.%d", i), State: StateActive, Interval: 5 * time.Second, UpdatedAt: start.Add(w),
+								ID: fmt.Sprint(i), IP: fmt.Sprintf("10.0.1.%d", i), State: StateActive, Interval: seconds.Duration(5 * time.Second), UpdatedAt: start.Add(w),
 								Heartbeat: Heartbeat{Seq: 1 + int64(w/time.Millisecond)},
 							})
 						}
@@ -332,7 +334,7 @@ func TestAgeOfAChange(t *testing.T) {
 	s.pass(2 * time.Second)
 	s.heartbeat("a", "10.0.0.1")
 	s.skew = 10 * time.Minute
-	if got := s.look()[0].Agent.Age; got != 2*time.Second {
+	if got := s.look()[0].Agent.Age; got != seconds.Duration(2*time.Second) {
 		t.Errorf("the age is %s", got)
 	}
 }
@@ -420,7 +422,7 @@ func TestMembersByAddress(t *testing.T) {
 		s.heartbeat("new", "10.0.0.1")
 		s.write("new10.0.0.1", "10.0.0.1", 0)
 		s.want("new 10.0.0.1 healthy; old 10.0.0.1 gone")
-		if m := s.look()[0]; len(m.AMS) != 2 || m.AMS[0].ID != "new10.0.0.1" || m.Server.Age > time.Millisecond {
+		if m := s.look()[0]; len(m.AMS) != 2 || m.AMS[0].ID != "new10.0.0.1" || m.Server.Age > seconds.Duration(time.Millisecond) {
 			t.Errorf("the newest of several documents counts: %+v", m)
 		}
 		if m := s.look(); m[1].Server.Known || m[0].Replaced || !m[1].Replaced {
@@ -552,8 +554,8 @@ func TestNotServing(t *testing.T) {
 		members := o.Observe(Look{
 			At: now,
 			Nodes: []Node{{
-				ID: "a", IP: "10.0.0.1", State: tt.state, Interval: 5 * time.Second,
-				UpdatedAt: now.Add(-tt.agent), Heartbeat: Heartbeat{Seq: 1, Serving: tt.serving, Clock: &zero},
+				ID: "a", IP: "10.0.0.1", State: tt.state, Interval: seconds.Duration(5 * time.Second),
+				UpdatedAt: now.Add(-tt.agent), Heartbeat: Heartbeat{Seq: 1, Serving: tt.serving, Clock: (*seconds.Duration)(&zero)},
 			}},
 			AMS: []AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: now.Add(-tt.ams)}}, ServerTime: now,
 		})
@@ -563,7 +565,7 @@ func TestNotServing(t *testing.T) {
 	}
 }
 
-func seconds(numbers ...int) []time.Duration {
+func spans(numbers ...int) []time.Duration {
 	var all []time.Duration
 	for _, n := range numbers {
 		all = append(all, time.Duration(n)*time.Second)

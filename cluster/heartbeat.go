@@ -6,7 +6,6 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
@@ -14,6 +13,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
 
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // Heartbeat is a daemon's periodic report, one document in the node's record.
@@ -25,7 +25,7 @@ type Heartbeat struct {
 	Sessions *Sessions `bson:"sessions,omitempty" json:"sessions,omitempty"`
 	Serving  *Serving  `bson:"serving,omitempty" json:"serving,omitempty"` // nil if unknown
 	// Clock is how far the machine's clock, which stamps AMS's document, is ahead of MongoDB's.
-	Clock *time.Duration `bson:"clock_ns,omitempty" json:"clock_ns,omitempty"`
+	Clock *seconds.Duration `bson:"clock_ns,omitempty" json:"clock_seconds,omitempty"`
 	// Checks are load balancers that name themselves in agent checks: true if they may send sessions.
 	Checks map[string]bool `bson:"checks,omitempty" json:"checks,omitempty"`
 }

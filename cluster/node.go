@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // ErrNoNode means that there is no such record.
@@ -33,9 +35,9 @@ type Node struct {
 	// BootID and IP identify an instance of the node.
 	BootID string `bson:"boot_id,omitempty" json:"boot_id,omitempty"`
 	// Drift names settings in the server's files that differ from the join, secrets masked; repaired before its next start.
-	Drift    string        `bson:"drift,omitempty" json:"drift,omitempty"`
-	Port     int           `bson:"port,omitempty" json:"port,omitempty"`               // AMS's HTTP port; 0 if unknown
-	Interval time.Duration `bson:"interval_ns,omitempty" json:"interval_ns,omitempty"` // between heartbeats; 0 without a daemon
+	Drift    string           `bson:"drift,omitempty" json:"drift,omitempty"`
+	Port     int              `bson:"port,omitempty" json:"port,omitempty"`                    // AMS's HTTP port; 0 if unknown
+	Interval seconds.Duration `bson:"interval_ns,omitempty" json:"interval_seconds,omitempty"` // between heartbeats; 0 without a daemon
 
 	State  State  `bson:"state" json:"state"`
 	Reason string `bson:"reason,omitempty" json:"reason,omitempty"`
@@ -101,7 +103,7 @@ func (n Node) interval() time.Duration {
 	if n.Interval <= 0 {
 		return DefaultInterval
 	}
-	return min(n.Interval, maxInterval)
+	return min(time.Duration(n.Interval), maxInterval)
 }
 
 // inUse reports whether an agent writes the record. Another machine may take it after that.

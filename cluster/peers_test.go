@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // After a failover all records are old: a peer is not gone until it was silent for AMS's own limit.
@@ -23,7 +25,7 @@ func TestPeersAfterFailover(t *testing.T) {
 		}
 	}
 	for _, id := range []string{"i-a", "i-b"} {
-		s.heartbeat(id, "10.0.0."+id, func(n *Node) { n.State, n.Clock = StateDraining, &zero })
+		s.heartbeat(id, "10.0.0."+id, func(n *Node) { n.State, n.Clock = StateDraining, (*seconds.Duration)(&zero) })
 		s.write("d"+id, "10.0.0."+id, 0)
 	}
 	s.pass(12200 * time.Millisecond)
@@ -48,7 +50,7 @@ func TestPeersThatJoinedSince(t *testing.T) {
 	s := newStage(t)
 	zero := time.Duration(0)
 	beats := func(id string) {
-		s.heartbeat(id, "10.0.0."+id, func(n *Node) { n.State, n.Clock = StateDraining, &zero })
+		s.heartbeat(id, "10.0.0."+id, func(n *Node) { n.State, n.Clock = StateDraining, (*seconds.Duration)(&zero) })
 	}
 	beats("i-a")
 	p.serving(s.seen(), nil)
@@ -73,7 +75,7 @@ func TestPeersWithABadRecord(t *testing.T) {
 
 func TestServing(t *testing.T) {
 	node := func(id, name string, st State, age time.Duration) Node {
-		return Node{ID: id, IP: "10.0.0." + id, Name: name, State: st, Interval: 5 * time.Second, UpdatedAt: time.Unix(1e9, 0).Add(-age)}
+		return Node{ID: id, IP: "10.0.0." + id, Name: name, State: st, Interval: seconds.Duration(5 * time.Second), UpdatedAt: time.Unix(1e9, 0).Add(-age)}
 	}
 	silent := node("never", "no-heartbeat", StateActive, 0)
 	silent.Interval = 0

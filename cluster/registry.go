@@ -20,6 +20,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"go.mongodb.org/mongo-driver/v2/mongo/readconcern"
 
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
@@ -423,8 +424,8 @@ func (c *Client) nodeNow(ctx context.Context, id string) (n Node, now time.Time,
 type DrainRequest struct {
 	ID string `bson:"id" json:"id"`
 	// Deadline is the wait for sessions; 0 is the node's setting. Now does not wait.
-	Deadline time.Duration `bson:"deadline_ns,omitempty" json:"deadline_ns,omitempty"`
-	Now      bool          `bson:"now,omitempty" json:"now,omitempty"`
+	Deadline seconds.Duration `bson:"deadline_ns,omitempty" json:"deadline_seconds,omitempty"`
+	Now      bool             `bson:"now,omitempty" json:"now,omitempty"`
 	// RepairStreams ends streams that the node leaves "broadcasting".
 	RepairStreams bool      `bson:"repair_streams,omitempty" json:"repair_streams,omitempty"`
 	Reason        string    `bson:"reason,omitempty" json:"reason,omitempty"`

@@ -15,6 +15,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
@@ -23,7 +24,7 @@ var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 func stored(change func(*record)) *record {
 	r := &record{
 		Node: Node{
-			ID: "i-1", IP: "10.0.0.3", BootID: "boot-1", Role: "edge", Interval: 5 * time.Second, Port: 5080,
+			ID: "i-1", IP: "10.0.0.3", BootID: "boot-1", Role: "edge", Interval: seconds.Duration(5 * time.Second), Port: 5080,
 			State: StateActive, Reason: "run", UpdatedAt: noon.Add(-2 * time.Second), StateSince: noon.Add(-time.Hour),
 		},
 		Rev: "r1",
@@ -108,7 +109,7 @@ func TestRegisterRecord(t *testing.T) {
 		}
 	}
 	// Values that only the daemon knows are kept.
-	if is, _ := register(stored(nil), self(nil), RegisterOptions{}, noon); is.Interval != 5*time.Second || is.Port != 5080 {
+	if is, _ := register(stored(nil), self(nil), RegisterOptions{}, noon); is.Interval != seconds.Duration(5*time.Second) || is.Port != 5080 {
 		t.Errorf("interval %d, port %d", is.Interval, is.Port)
 	}
 	asked := stored(func(r *record) { r.DrainRequest, r.Cut = &DrainRequest{ID: "d"}, new(int) })
@@ -131,7 +132,9 @@ func TestOutageIsNoSilence(t *testing.T) {
 			if !silence.last.IsZero() {
 				noon = silence.last.Add(every)
 			}
-			copied := self(func(n *Node) { n.IP, n.BootID, n.Interval = "10.0.0.77", "boot-of-the-copy", 5*time.Second })
+			copied := self(func(n *Node) {
+				n.IP, n.BootID, n.Interval = "10.0.0.77", "boot-of-the-copy", seconds.Duration(5*time.Second)
+			})
 			_, err := register(was, copied, RegisterOptions{Waits: true, Silence: &silence}, noon)
 			taken = err == nil
 		}
@@ -357,7 +360,7 @@ func TestHeartbeatSize(t *testing.T) {
 	n, rate := ptr(100), ptr(int64(1)<<40)
 	ms := -1500 * time.Millisecond
 	h := Heartbeat{
-		Seq: 1 << 40, Clock: &ms, Serving: &Serving{Why: strings.Repeat("x", maxWhy)},
+		Seq: 1 << 40, Clock: (*seconds.Duration)(&ms), Serving: &Serving{Why: strings.Repeat("x", maxWhy)},
 		Load:     &Load{CPU: n, Mem: n, NetRx: rate, NetTx: rate, Disk: n, Score: n},
 		Sessions: &Sessions{Publishers: ptr(1 << 30), Viewers: ptr(1 << 30), By: CountedByConnections},
 	}

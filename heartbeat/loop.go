@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 const (
@@ -51,7 +52,7 @@ type Loop struct {
 	dropped      int
 	lastWarning  time.Time
 	outageLogged bool
-	clock        *time.Duration
+	clock        *seconds.Duration
 	clockReadAt  time.Time
 }
 
@@ -132,7 +133,7 @@ func (l *Loop) readClock(ctx context.Context) {
 	defer cancel()
 	l.clockReadAt = time.Now()
 	if skew, accuracy, err := l.Sender.ClockSkew(ctx); err == nil && accuracy <= time.Second {
-		l.clock = &skew
+		l.clock = new(seconds.Duration(skew))
 	}
 }
 

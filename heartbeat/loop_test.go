@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // fakeRegistry accepts or refuses heartbeats.
@@ -291,7 +292,7 @@ func TestLoopClock(t *testing.T) {
 		stop()
 		beats := f.taken()
 		first, last := beats[0].beat.Clock, beats[len(beats)-1].beat.Clock
-		if *first != 2*time.Hour || *last != -25*time.Second {
+		if *first != seconds.Duration(2*time.Hour) || *last != seconds.Duration(-25*time.Second) {
 			t.Errorf("first %s, last %s", *first, *last)
 		}
 	})

@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lb"
 )
 
@@ -83,7 +84,7 @@ func (w *world) Look(context.Context) (cluster.Look, error) {
 	for i := range l.Nodes {
 		n := &l.Nodes[i]
 		last := at
-		n.Seq, n.Interval = w.seq, 5*time.Second
+		n.Seq, n.Interval = w.seq, seconds.Duration(5*time.Second)
 		if silent := w.silent[n.ID]; silent > 0 {
 			n.Seq, last = 1, w.began.Add(-silent)
 		}

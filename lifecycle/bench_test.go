@@ -51,7 +51,7 @@ func (*fastNode) Pending(_ context.Context, launching bool) ([]cloud.Hook, error
 }
 
 func (*fastNode) Extend(_ context.Context, h cloud.Hook) (time.Duration, error) {
-	return h.Timeout, nil
+	return time.Duration(h.Timeout), nil
 }
 
 func (n *fastNode) Complete(context.Context, Hook) error {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // A metadata service that reports a new event with a text of any length at each poll produces a record that the next start can
@@ -22,7 +23,7 @@ func TestHostileNotices(t *testing.T) {
 		said := &counting{}
 		l := w.live(func(o *Options) { o.Log = slog.New(said) })
 		begin := time.Now()
-		must.OK(t, l.Drain(DrainRequest{Deadline: 6 * time.Hour, Reason: "kernel update", Who: "root"}))
+		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(6 * time.Hour), Reason: "kernel update", Who: "root"}))
 		earliest := begin.Add(2 * time.Hour)
 		long := strings.Repeat("<\x1b&\u2028\xff", 2<<10)
 		for i := range 500 {

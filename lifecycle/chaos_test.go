@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -42,7 +43,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 	w.stopTime, w.mongoTime, w.cloudTime = between(0, 20*time.Second), between(0, 300*time.Millisecond), between(0, time.Second)
 	w.countTime = between(0, 200*time.Millisecond)
 	hook := terminate().Hook
-	hook.Timeout = between(30*time.Second, 20*time.Minute)
+	hook.Timeout = seconds.Duration(between(30*time.Second, 20*time.Minute))
 	if chance(50) {
 		w.hook = hook
 	}
@@ -89,7 +90,7 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 				noticed = noticed || !slices.Contains(l.View().Dismissed, n.ID)
 			}
 		case 3:
-			if l.Drain(DrainRequest{Deadline: between(time.Minute, time.Hour), Who: "root"}) == nil {
+			if l.Drain(DrainRequest{Deadline: seconds.Duration(between(time.Minute, time.Hour)), Who: "root"}) == nil {
 				noticed = true
 			}
 		case 4:

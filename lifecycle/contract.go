@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // Node is this machine as a cluster node. Its methods return when ctx ends, and may be called again after any outcome.
@@ -52,10 +53,10 @@ type Peers interface {
 // DrainRequest is the operator's request for a drain.
 type DrainRequest struct {
 	// Deadline limits the wait for sessions; 0 means the configured time.
-	Deadline time.Duration `json:"deadline_ns,omitempty"`
-	Now      bool          `json:"now,omitempty"`
-	Reason   string        `json:"reason,omitempty"`
-	Who      string        `json:"asked_by,omitempty"`
+	Deadline seconds.Duration `json:"deadline_seconds,omitempty"`
+	Now      bool             `json:"now,omitempty"`
+	Reason   string           `json:"reason,omitempty"`
+	Who      string           `json:"asked_by,omitempty"`
 	// RepairStreams ends the streams that this node leaves "broadcasting".
 	RepairStreams bool `json:"repair_streams,omitempty"`
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -128,7 +129,7 @@ func TestDrainWaitsForBalancers(t *testing.T) {
 		"acts in time, MongoDB away":   {mongo: away, acts: 3 * time.Second, least: 3 * time.Second, most: 4 * time.Second},
 		"does not act":                 {acts: time.Hour, least: 10 * time.Second, most: 10100 * time.Millisecond, late: true},
 		"does not act, no time at all": {acts: time.Hour, request: DrainRequest{Now: true}, most: 100 * time.Millisecond},
-		"does not act, little time":    {acts: time.Hour, request: DrainRequest{Deadline: 4 * time.Second}, least: 4 * time.Second, most: 4100 * time.Millisecond, late: true},
+		"does not act, little time":    {acts: time.Hour, request: DrainRequest{Deadline: seconds.Duration(4 * time.Second)}, least: 4 * time.Second, most: 4100 * time.Millisecond, late: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -147,7 +148,7 @@ func TestDrainWaitsForBalancers(t *testing.T) {
 				must.OK(t, l.Drain(tt.request))
 				synctest.Wait()
 				if tt.least > 2*time.Second {
-					limit, v := min(balancerTime, cmp.Or(tt.request.Deadline, time.Hour)), l.View()
+					limit, v := min(balancerTime, cmp.Or(time.Duration(tt.request.Deadline), time.Hour)), l.View()
 					if v.Ready || v.Step != StepAnnouncing || (time.Until(v.Until)-limit).Abs() > time.Second || v.Progress != "waiting for load balancers: lb-1, lb-2"+v.latest() {
 						t.Errorf("ready %v, step %s until %s, %q", v.Ready, v.Step, v.Until, v.Progress)
 					}
@@ -275,8 +276,8 @@ func TestDeadlineCutsAndCounts(t *testing.T) {
 		l := w.live()
 		defer l.kill()
 		began := time.Now()
-		must.OK(t, l.Drain(DrainRequest{Deadline: 10 * time.Minute, Who: "ann", RepairStreams: true}))
-		must.OK(t, l.Drain(DrainRequest{Deadline: 11 * time.Minute, Who: "root"}))
+		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(10 * time.Minute), Who: "ann", RepairStreams: true}))
+		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(11 * time.Minute), Who: "root"}))
 		tick(3 * time.Second)
 		if got, want := l.View().Progress, "2 publishers, 31 viewers left, 10m to the deadline (--deadline of root)"; got != want {
 			t.Errorf("progress %q, want %q", got, want)
@@ -384,7 +385,7 @@ func TestUnknownIsNotZero(t *testing.T) {
 				change(w)
 				l := w.live()
 				defer l.kill()
-				l.Drain(DrainRequest{Deadline: 5 * time.Minute})
+				l.Drain(DrainRequest{Deadline: seconds.Duration(5 * time.Minute)})
 				tick(4*time.Minute + 50*time.Second)
 				v := l.View()
 				if v.Step != StepDraining || v.Trouble["sessions"] == "" {
@@ -446,7 +447,7 @@ func TestNowDuringASlowCount(t *testing.T) {
 
 func TestSpotHasTwoMinutes(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
-		l.Drain(DrainRequest{Deadline: 3 * time.Hour})
+		l.Drain(DrainRequest{Deadline: seconds.Duration(3 * time.Hour)})
 		tick(time.Hour + time.Minute)
 		began := time.Now()
 		l.Notice(spot(2 * time.Minute))

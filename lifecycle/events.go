@@ -258,7 +258,7 @@ func (s situation) drainRequested(q DrainRequest) error {
 	case q.Now:
 		n.Deadline = s.now
 	case q.Deadline > 0:
-		n.Deadline = s.now.Add(q.Deadline)
+		n.Deadline = s.now.Add(time.Duration(q.Deadline))
 	}
 	s.Repair = s.Repair || q.RepairStreams && s.Departure == nil
 	known := s.notice(requestID)

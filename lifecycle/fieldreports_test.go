@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -37,7 +38,7 @@ type asg struct {
 
 func (g *asg) Pending(_ context.Context, launching bool) ([]Hook, error) {
 	touch()
-	h := Hook{Provider: "aws", Group: "edge-asg", Name: "drain", Timeout: 10 * time.Minute, Limit: time.Now().Add(48 * time.Hour)}
+	h := Hook{Provider: "aws", Group: "edge-asg", Name: "drain", Timeout: seconds.Duration(10 * time.Minute), Limit: time.Now().Add(48 * time.Hour)}
 	if launching {
 		h.Name, h.Launching = "up", true
 	}
@@ -65,7 +66,7 @@ func (g *asg) call(what string, h Hook) error {
 }
 
 func (g *asg) Extend(_ context.Context, h Hook) (time.Duration, error) {
-	return h.Timeout, g.call("beat", h)
+	return time.Duration(h.Timeout), g.call("beat", h)
 }
 
 func (g *asg) Complete(_ context.Context, h Hook) error { return g.call("complete", h) }

@@ -54,7 +54,7 @@ func (a *hook) limit() instant {
 	if a.Limit != 0 || a.Hook.Timeout <= 0 {
 		return a.Limit
 	}
-	return a.Since.Add(min(cloud.LongestWait, maxExtends*min(a.Hook.Timeout, cloud.LongestWait)))
+	return a.Since.Add(min(cloud.LongestWait, maxExtends*min(time.Duration(a.Hook.Timeout), cloud.LongestWait)))
 }
 
 // lapse returns when the hook ends without another heartbeat; 0 if unknown.
@@ -62,7 +62,7 @@ func (a *hook) lapse() instant {
 	if a.Hook.Timeout <= 0 {
 		return 0
 	}
-	return a.lastSeen().Add(a.Hook.Timeout)
+	return a.lastSeen().Add(time.Duration(a.Hook.Timeout))
 }
 
 func (a *hook) waits(launching bool) bool { return a.Hook.Launching == launching && a.End == "" }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -264,7 +265,7 @@ func (e hookAnswered) apply(s situation) {
 
 func (e hookAnswered) extended(s situation, a *hook) {
 	a.Extends, a.Extended, a.Denied, a.Failing = a.Extends+1, s.now, "", false
-	a.Hook.Timeout = cmp.Or(max(0, e.timeout), a.Hook.Timeout)
+	a.Hook.Timeout = cmp.Or(seconds.Duration(max(0, e.timeout)), a.Hook.Timeout)
 	if limit := a.limit(); !a.capNoted && limit != 0 && limit.Sub(s.now) <= limit.Sub(a.Since)/10 {
 		a.capNoted = true
 		s.note("hook can be kept waiting for little longer", "hook", a.Hook.Name, "time left", limit.Sub(s.now).Round(time.Second), "heartbeats", a.Extends)
@@ -388,13 +389,13 @@ func (r *Runner) callOnce(ctx context.Context, e *hookAnswered) (call Hook, ok b
 func (e hookAnswered) pause(h Hook, tried time.Duration, backOff *time.Duration) time.Duration {
 	switch {
 	case e.err == nil:
-		return cmp.Or(max(0, e.timeout), h.Timeout, unknownTimeout) / 2
+		return cmp.Or(max(0, e.timeout), time.Duration(h.Timeout), unknownTimeout) / 2
 	case errors.Is(e.err, cloud.ErrNotWaiting) && (h.Launching || h.Parking) && tried > time.Minute:
 		return 6 * notWaitingEvery // most launches have no hook
 	case errors.Is(e.err, cloud.ErrNotWaiting), errors.Is(e.err, errOthers):
 		return notWaitingEvery
 	case e.op == opExtend && h.Timeout > 0:
-		return pauseAfter(e.err, min(callTime, max(h.Timeout/16, time.Second)), backOff)
+		return pauseAfter(e.err, min(callTime, max(time.Duration(h.Timeout)/16, time.Second)), backOff)
 	}
 	return pauseAfter(e.err, longestPause(h.Launching && !h.Parking, tried), backOff)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -92,10 +93,10 @@ func TestSecondHookInTheDrain(t *testing.T) {
 		name          string
 		first, second Hook
 	}{
-		{"aws", Hook{Provider: "aws", Group: "g", Name: "drain", Timeout: 5 * time.Minute}, Hook{Provider: "aws", Group: "g", Name: "ship-logs", Timeout: time.Hour}},
+		{"aws", Hook{Provider: "aws", Group: "g", Name: "drain", Timeout: seconds.Duration(5 * time.Minute)}, Hook{Provider: "aws", Group: "g", Name: "ship-logs", Timeout: seconds.Duration(time.Hour)}},
 		{
 			"alibaba",
-			Hook{Provider: "alibaba", Group: "asg-1", Name: "drain", ID: "ash-1", Token: "t-1", Timeout: 40 * time.Minute},
+			Hook{Provider: "alibaba", Group: "asg-1", Name: "drain", ID: "ash-1", Token: "t-1", Timeout: seconds.Duration(40 * time.Minute)},
 			Hook{Provider: "alibaba", Group: "asg-1", Name: "ship-logs", ID: "ash-2"},
 		},
 	} {
@@ -136,7 +137,7 @@ func TestSecondHookInTheDrain(t *testing.T) {
 // the first timeout that abandons, else at the last one. Beside a hook of its own, it warns.
 func TestDeadlineOfOthersHooks(t *testing.T) {
 	hook := func(name string, timeout time.Duration, abandons bool) Hook {
-		return Hook{Provider: "aws", Group: "edge", Name: name, Timeout: timeout, Abandons: abandons}
+		return Hook{Provider: "aws", Group: "edge", Name: name, Timeout: seconds.Duration(timeout), Abandons: abandons}
 	}
 	for _, tt := range []struct {
 		name  string
@@ -284,7 +285,7 @@ func TestLaunchHookOfOthers(t *testing.T) {
 		}
 		// The setting names a hook that still keeps the machine waiting.
 		w.set(func(w *world) {
-			w.cloudErr, w.hook = nil, &Hook{Provider: "aws", Group: "edge", Name: "install-codedeploy", Launching: true, Timeout: time.Hour}
+			w.cloudErr, w.hook = nil, &Hook{Provider: "aws", Group: "edge", Name: "install-codedeploy", Launching: true, Timeout: seconds.Duration(time.Hour)}
 		})
 		l.Reconsider()
 		tick(10 * time.Second)
@@ -375,7 +376,7 @@ func (h answeredLate) Pending(_ context.Context, launching bool) ([]Hook, error)
 	if !launching {
 		return nil, nil
 	}
-	of := Hook{Provider: "aws", Group: "edge", Launching: true, Timeout: time.Hour}
+	of := Hook{Provider: "aws", Group: "edge", Launching: true, Timeout: seconds.Duration(time.Hour)}
 	a, b := of, of
 	a.Name, b.Name = "a", "b"
 	return []Hook{a, b}, nil
@@ -636,7 +637,7 @@ func TestHeartbeats(t *testing.T) {
 				l := w.live(func(o *Options) { o.Deadline = fixed(3 * time.Hour) })
 				defer l.kill()
 				n := terminate()
-				n.Hook.Timeout = c.timeout
+				n.Hook.Timeout = seconds.Duration(c.timeout)
 				l.Notice(n)
 				tick(4 * c.every)
 				if len(w.beats) != 4 {
@@ -686,7 +687,7 @@ func TestCapIsAnnounced(t *testing.T) {
 		l := w.live(func(o *Options) { o.Deadline = fixed(100 * time.Hour) })
 		defer l.kill()
 		n := terminate()
-		n.Hook.Timeout = 30 * time.Second // at most 50 minutes
+		n.Hook.Timeout = seconds.Duration(30 * time.Second) // at most 50 minutes
 		l.Notice(n)
 		tick(44 * time.Minute)
 		near := func() (noted int) {
@@ -758,7 +759,7 @@ func hooked(t *testing.T, hooks ...string) *world {
 	w := newWorld(t)
 	w.viewers = p(1)
 	for _, name := range hooks {
-		w.named = append(w.named, Hook{Provider: "aws", Group: "edge", Name: name, Timeout: 10 * time.Minute})
+		w.named = append(w.named, Hook{Provider: "aws", Group: "edge", Name: name, Timeout: seconds.Duration(10 * time.Minute)})
 	}
 	return w
 }
@@ -767,7 +768,7 @@ func hooked(t *testing.T, hooks ...string) *world {
 func TestSeveralHooksOfOurs(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := hooked(t, "amsagent-a", "amsagent-b", "ship-logs")
-		w.named[1].Timeout = 2 * time.Minute
+		w.named[1].Timeout = seconds.Duration(2 * time.Minute)
 		w.foreign = &w.named[2]
 		l := w.live()
 		defer l.kill()
@@ -938,7 +939,7 @@ func TestHeartbeatsByWhatTheCloudGrants(t *testing.T) {
 		n.Hook.Timeout = 0
 		l.Notice(n)
 		tick(time.Hour + time.Second)
-		if v := l.View(); len(w.beats) != 4 || v.Hooks[0].Timeout != 40*time.Minute {
+		if v := l.View(); len(w.beats) != 4 || v.Hooks[0].Timeout != seconds.Duration(40*time.Minute) {
 			t.Errorf("%d heartbeats, hooks %+v", len(w.beats), v.Hooks)
 		}
 		// Less time remains.

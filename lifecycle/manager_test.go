@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // TestNothingLiesBetweenNoticeAndRegistry: the state is written without a timer in between.
@@ -170,7 +171,7 @@ func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
 		}
 		l := w.live(func(o *Options) { o.Log = slog.New(said) })
 		defer l.kill()
-		must.OK(t, l.Drain(DrainRequest{Deadline: 20 * time.Minute}))
+		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(20 * time.Minute)}))
 		changing := func(w *world) { n := *w.viewers%2 + 1; w.viewers = &n }
 		for range 100 { // the reason of the record changes, so that it is written
 			tick(6 * time.Second)

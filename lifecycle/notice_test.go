@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -78,7 +79,7 @@ func TestWithdrawnThenLate(t *testing.T) {
 func TestWithdrawn(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
-		l.Drain(DrainRequest{Deadline: 30 * time.Minute})
+		l.Drain(DrainRequest{Deadline: seconds.Duration(30 * time.Minute)})
 		tick(time.Minute)
 		l.Notice(Notice{ID: terminate().ID, Kind: withdrawn, Source: "aws-lifecycle"})
 		tick(time.Second)
@@ -242,7 +243,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		return notice{Notice: Notice{ID: id, Source: "aws", Kind: Interrupt}, Received: start, Deadline: at(d)}
 	}
 	waits := func(timeout time.Duration) hook {
-		return hook{Hook: Hook{Name: "h", Timeout: timeout}, Since: start, Failing: true}
+		return hook{Hook: Hook{Name: "h", Timeout: seconds.Duration(timeout)}, Since: start, Failing: true}
 	}
 	beaten := func(a hook, d time.Duration) hook { a.Extended = at(d); return a }
 	heard := func(a hook) hook { a.Failing = false; return a }
@@ -382,13 +383,13 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 		if got := l.View().Deadline; first.Sub(got) != 5*time.Minute {
 			t.Errorf("an earlier one moves it by %s", first.Sub(got))
 		}
-		l.Drain(DrainRequest{Deadline: time.Minute, Who: "a"})
+		l.Drain(DrainRequest{Deadline: seconds.Duration(time.Minute), Who: "a"})
 		tick(time.Second)
 		l.Drain(DrainRequest{}) // without a deadline
 		if got := time.Until(l.View().Deadline); got != 59*time.Second {
 			t.Errorf("%s", got)
 		}
-		l.Drain(DrainRequest{Deadline: 2 * time.Minute, Who: "b"})
+		l.Drain(DrainRequest{Deadline: seconds.Duration(2 * time.Minute), Who: "b"})
 		if got := time.Until(l.View().Deadline); got != 2*time.Minute {
 			t.Errorf("a person's second word: %s", got)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -465,7 +466,7 @@ func TestHookNamedByItsID(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.viewers = p(1)
-		w.hook = &Hook{Provider: "alibaba", Group: "asg-1", Name: "amsagent-drain", ID: "ash-1", Token: "t-1", Timeout: 40 * time.Minute}
+		w.hook = &Hook{Provider: "alibaba", Group: "asg-1", Name: "amsagent-drain", ID: "ash-1", Token: "t-1", Timeout: seconds.Duration(40 * time.Minute)}
 		w.foreign = &Hook{Provider: "alibaba", Group: "asg-1", Name: "logs", ID: "ash-2", Token: "t-2"}
 		asked := 0
 		w.cloudErr = func(o op) error {
@@ -502,7 +503,7 @@ func TestHookMadeLater(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.viewers = p(1)
-		w.hook = &Hook{Provider: "aws", Group: "g", Name: "amsagent-end", Timeout: 10 * time.Minute}
+		w.hook = &Hook{Provider: "aws", Group: "g", Name: "amsagent-end", Timeout: seconds.Duration(10 * time.Minute)}
 		l := w.live()
 		defer l.kill()
 		l.report(topicGroup, []cloud.Notice{ofGroup(Terminate)})
@@ -536,7 +537,7 @@ func TestAWSHookMadeAfterStart(t *testing.T) {
 		s.say(topicGroup)
 		tick(5 * time.Minute)
 		w.set(func(w *world) {
-			w.hook = &Hook{Provider: "aws", Group: "g", Name: "amsagent-terminate", Timeout: 5 * time.Minute, Limit: time.Now().Add(8 * time.Hour)}
+			w.hook = &Hook{Provider: "aws", Group: "g", Name: "amsagent-terminate", Timeout: seconds.Duration(5 * time.Minute), Limit: time.Now().Add(8 * time.Hour)}
 			w.cloudErr = func(op) error { return errThrottled }
 		})
 		s.say(topicGroup, ofGroup(Terminate))
@@ -565,7 +566,7 @@ func (f *movedHooks) Pending(_ context.Context, launching bool) ([]Hook, error) 
 	case launching:
 		return nil, nil
 	}
-	return []Hook{{Provider: "aws", Group: f.group, Name: "drain", Timeout: 5 * time.Minute, Limit: time.Now().Add(8 * time.Hour)}}, nil
+	return []Hook{{Provider: "aws", Group: f.group, Name: "drain", Timeout: seconds.Duration(5 * time.Minute), Limit: time.Now().Add(8 * time.Hour)}}, nil
 }
 
 func (f *movedHooks) call(what string, h Hook) error {
@@ -582,7 +583,7 @@ func (f *movedHooks) call(what string, h Hook) error {
 }
 
 func (f *movedHooks) Extend(_ context.Context, h Hook) (time.Duration, error) {
-	return h.Timeout, f.call("extend", h)
+	return time.Duration(h.Timeout), f.call("extend", h)
 }
 
 func (f *movedHooks) Complete(_ context.Context, h Hook) error { return f.call("complete", h) }
@@ -661,7 +662,7 @@ func TestAWSSpotHibernates(t *testing.T) {
 				w, s := newWorld(t), &sky{}
 				if withHook {
 					// It does not wait for a machine that is in service.
-					w.hook, w.waitsFrom = &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: time.Hour}, time.Now().Add(1000*time.Hour)
+					w.hook, w.waitsFrom = &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: seconds.Duration(time.Hour)}, time.Now().Add(1000*time.Hour)
 				}
 				l := w.live(s.under)
 				defer l.kill()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 func goesDown(in time.Duration) Notice {
@@ -111,7 +112,7 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		w := newWorld(t)
 		w.countErr = errors.New("connection refused")
 		l := w.live()
-		must.OK(t, l.Drain(DrainRequest{Deadline: time.Hour}))
+		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(time.Hour)}))
 		tick(10 * time.Minute)
 		if v := l.View(); v.Step != StepDraining {
 			t.Fatalf("step %s", v.Step)
@@ -164,7 +165,7 @@ func TestShutdownWithoutMongo(t *testing.T) {
 		w := without(t)
 		l := w.live()
 		defer l.kill()
-		must.OK(t, l.Drain(DrainRequest{Deadline: time.Hour}))
+		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(time.Hour)}))
 		tick(10 * time.Minute)
 		if v := l.View(); v.Step != StepDraining || !strings.Contains(v.Trouble["sessions"], "RTMP port") {
 			t.Errorf("step %s, trouble %s", v.Step, v.Trouble["sessions"])
@@ -258,7 +259,7 @@ func TestLastWord(t *testing.T) {
 		}
 		w.viewers = p(2)
 		l := w.live()
-		must.OK(t, l.Drain(DrainRequest{Deadline: time.Hour, Reason: "maintenance", Who: "root", RepairStreams: true}))
+		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(time.Hour), Reason: "maintenance", Who: "root", RepairStreams: true}))
 		l.Notice(goesDown(30 * time.Second))
 		tick(5 * time.Second)
 		// After a kill now, the cut sessions were not counted.

@@ -13,13 +13,14 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 func park() Notice { n := terminate(); n.ID, n.Kind, n.Reason = "pool", Park, "warm pool"; return n }
 
 func launchHook() *Hook {
-	return &Hook{Provider: "aws", Group: "edge", Name: "up", Launching: true, Timeout: 2 * time.Minute}
+	return &Hook{Provider: "aws", Group: "edge", Name: "up", Launching: true, Timeout: seconds.Duration(2 * time.Minute)}
 }
 
 func TestParkAndResume(t *testing.T) {
@@ -479,7 +480,9 @@ func (c *twoHooks) Pending(_ context.Context, launching bool) ([]Hook, error) {
 	return []Hook{*terminate().Hook}, nil
 }
 
-func (c *twoHooks) Extend(_ context.Context, h Hook) (time.Duration, error) { return h.Timeout, nil }
+func (c *twoHooks) Extend(_ context.Context, h Hook) (time.Duration, error) {
+	return time.Duration(h.Timeout), nil
+}
 
 func (c *twoHooks) Complete(_ context.Context, h Hook) error {
 	c.set(func(*world) { c.asked = append(c.asked, h.Name) })

@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -29,7 +30,7 @@ func TestKilledAtEveryWrite(t *testing.T) {
 		"zero": func(w *world, l *life) { l.Notice(terminate()) },
 		"deadline": func(w *world, l *life) {
 			l.Notice(terminate())
-			l.Drain(DrainRequest{Deadline: 2 * time.Minute, Who: "root"})
+			l.Drain(DrainRequest{Deadline: seconds.Duration(2 * time.Minute), Who: "root"})
 		},
 		"park":     func(w *world, l *life) { n := terminate(); n.Kind = Park; l.Notice(n) },
 		"unjoined": func(w *world, l *life) { w.set(func(w *world) { w.joined = false }); l.Notice(terminate()) },
@@ -122,7 +123,7 @@ func TestSameDeadlineAfterARestart(t *testing.T) {
 		w.viewers = p(1)
 		l := w.live()
 		l.Notice(terminate())
-		l.Drain(DrainRequest{Deadline: 47 * time.Minute, Who: "root"})
+		l.Drain(DrainRequest{Deadline: seconds.Duration(47 * time.Minute), Who: "root"})
 		tick(time.Minute)
 		want := l.View()
 		for range 10 {
@@ -151,7 +152,7 @@ func TestClockJumps(t *testing.T) {
 				w := newWorld(t)
 				w.viewers = p(1)
 				l := w.live()
-				must.OK(t, l.Drain(DrainRequest{Deadline: 30 * time.Minute}))
+				must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(30 * time.Minute)}))
 				l.kill()
 				// As if another clock had written everything.
 				var d document

@@ -18,6 +18,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -148,7 +149,7 @@ func (h *history) random() event {
 				n.At = h.c.Wall.time(h.now.Add(time.Duration(rng.IntN(int(3 * time.Hour)))))
 			}
 			if rng.IntN(3) == 0 {
-				n.Hook = &Hook{Provider: "p", Group: "g", Name: "drain", Fixed: rng.IntN(2) == 0, Timeout: time.Hour}
+				n.Hook = &Hook{Provider: "p", Group: "g", Name: "drain", Fixed: rng.IntN(2) == 0, Timeout: seconds.Duration(time.Hour)}
 			}
 			current = append(current, n)
 		}
@@ -166,7 +167,7 @@ func (h *history) random() event {
 	launching := rng.IntN(2) == 0
 	var hooks []Hook
 	for i := range rng.IntN(3) {
-		hooks = append(hooks, Hook{Provider: "p", Group: "g", Name: fmt.Sprint("drain", i), Timeout: time.Hour, Launching: launching})
+		hooks = append(hooks, Hook{Provider: "p", Group: "g", Name: fmt.Sprint("drain", i), Timeout: seconds.Duration(time.Hour), Launching: launching})
 	}
 	written := []error{nil, nil, errors.New("no primary"), &cluster.TransitionError{From: cluster.StateLeft, To: h.s.Want}}
 	switch rng.IntN(23) {
@@ -185,7 +186,7 @@ func (h *history) random() event {
 			return reported(topic, current...)
 		}
 	case 7:
-		q := DrainRequest{Deadline: time.Duration(rng.IntN(int(time.Hour))), Now: rng.IntN(9) == 0}
+		q := DrainRequest{Deadline: seconds.Duration(time.Duration(rng.IntN(int(time.Hour)))), Now: rng.IntN(9) == 0}
 		return func(s situation) error { return s.drainRequested(q) }
 	case 8:
 		recorded := []cluster.State{"", cluster.StateDraining}[rng.IntN(2)]

@@ -38,7 +38,7 @@ func (s situation) timeline() []moment {
 		}
 	}
 	if f := s.EndHooks.foreign; f != nil && s.goal() == goalLeave && !s.Hooks.anyWaits(false) {
-		list = append(list, moment{at: f.lapse().Add(-min(reserveTime, f.Hook.Timeout/4)), ends: f.lapse(), by: "another program's hook " + f.Hook.Name})
+		list = append(list, moment{at: f.lapse().Add(-min(reserveTime, time.Duration(f.Hook.Timeout)/4)), ends: f.lapse(), by: "another program's hook " + f.Hook.Name})
 	}
 	slices.SortStableFunc(list, func(a, b moment) int { return cmp.Compare(a.at, b.at) })
 	return list
@@ -55,7 +55,7 @@ func (a *hook) moments(heartbeats bool) (list []moment) {
 		if a.Denied != "" {
 			why = ", which cannot be kept waiting: permission " + a.Denied + " is missing"
 		}
-		list = append(list, moment{at: lapse.Add(-min(reserveTime, a.Hook.Timeout/4)), ends: lapse, by: name + why})
+		list = append(list, moment{at: lapse.Add(-min(reserveTime, time.Duration(a.Hook.Timeout)/4)), ends: lapse, by: name + why})
 	}
 	return list
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -335,7 +336,7 @@ func (w *world) Extend(ctx context.Context, h Hook) (time.Duration, error) {
 	}
 	w.beats = append(w.beats, time.Now())
 	w.did("beat")
-	return cmp.Or(w.extends, h.Timeout), nil
+	return cmp.Or(w.extends, time.Duration(h.Timeout)), nil
 }
 
 // mine fails the test if the hook belongs to another program.
@@ -585,7 +586,7 @@ func living(t *testing.T, viewers int, f func(t *testing.T, w *world, l *life)) 
 func terminate() Notice {
 	return Notice{
 		ID: "aws-lifecycle/terminate", Source: "aws-lifecycle", Kind: Terminate, Reason: "scale-in",
-		Hook: &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: 10 * time.Minute},
+		Hook: &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: seconds.Duration(10 * time.Minute)},
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -277,7 +278,7 @@ func mongoCases() []aCase {
 func TestMongo(t *testing.T) { runCases(t, mongoCases()) }
 
 func node(id, ip string, age time.Duration) cluster.Node {
-	return cluster.Node{ID: id, IP: ip, State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 5}, Interval: 5 * time.Second, UpdatedAt: time.Now().Add(-age)}
+	return cluster.Node{ID: id, IP: ip, State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 5}, Interval: seconds.Duration(5 * time.Second), UpdatedAt: time.Now().Add(-age)}
 }
 
 // roles is a machine that would join with the first, beside nodes with the others.

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -128,7 +129,7 @@ func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cl
 		if timeout <= 0 || timeout > longestWait {
 			timeout = defaultWait
 		}
-		h := cloud.Hook{Provider: Name, Group: group, Name: cmp.Or(l.Name, l.ID), ID: l.ID, Launching: launching, Timeout: timeout}
+		h := cloud.Hook{Provider: Name, Group: group, Name: cmp.Or(l.Name, l.ID), ID: l.ID, Launching: launching, Timeout: seconds.Duration(timeout)}
 		h.Abandons = l.Default == "ABANDON"
 		found = append(found, h)
 	}
@@ -169,14 +170,14 @@ func merged(all []cloud.Hook, waiting []cloud.Hook, group string, launching bool
 		i := slices.IndexFunc(all, func(l cloud.Hook) bool { return l.ID == a.ID })
 		if i < 0 {
 			i = len(all)
-			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.ID, ID: a.ID, Launching: launching, Timeout: defaultWait})
+			all = append(all, cloud.Hook{Provider: Name, Group: group, Name: a.ID, ID: a.ID, Launching: launching, Timeout: seconds.Duration(defaultWait)})
 		}
 		all[i].Token, all[i].Limit = a.Token, time.Now().Add(longestWait)
 		if !launching {
 			// In a scale-out the first machine that serves completes the action for all: the load balancer sends no sessions
 			// to machines of unknown health.
 			all[i].Others = a.Others
-			all[i].Timeout -= min(unseen, all[i].Timeout/2)
+			all[i].Timeout -= min(seconds.Duration(unseen), all[i].Timeout/2)
 		}
 	}
 	return all
@@ -206,7 +207,7 @@ func (p *Provider) token(ctx context.Context, hook cloud.Hook) (string, error) {
 // failed machine is replaced.
 func wait(hook cloud.Hook) time.Duration {
 	if hook.Launching {
-		return max(hook.Timeout, leastWait)
+		return max(time.Duration(hook.Timeout), leastWait)
 	}
 	share := max(1, beats/(1+len(hook.Others)))
 	return min(2*longestWait/time.Duration(share), longestWait)

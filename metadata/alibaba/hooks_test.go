@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -136,7 +137,7 @@ func TestExtend(t *testing.T) {
 	t.Parallel()
 	machines := func(n int) cloud.Hook { return cloud.Hook{ID: drain.Name, Token: "its", Others: make([]string, n-1)} }
 	start := func(timeout time.Duration) cloud.Hook {
-		return cloud.Hook{ID: drain.Name, Token: "its", Launching: true, Timeout: timeout}
+		return cloud.Hook{ID: drain.Name, Token: "its", Launching: true, Timeout: seconds.Duration(timeout)}
 	}
 	refused := func(code string, times int) event {
 		return fails(fakes.Fault{Path: heartbeat, Code: code, Times: times})

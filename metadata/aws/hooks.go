@@ -23,6 +23,7 @@ import (
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -226,9 +227,9 @@ func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cl
 			if sdk.ToString(l.LifecycleTransition) != transition {
 				continue
 			}
-			hook := cloud.Hook{Provider: Name, Group: group, Name: sdk.ToString(l.LifecycleHookName), Launching: launching, Timeout: seconds(l.HeartbeatTimeout)}
+			hook := cloud.Hook{Provider: Name, Group: group, Name: sdk.ToString(l.LifecycleHookName), Launching: launching, Timeout: seconds.Duration(ofSeconds(l.HeartbeatTimeout))}
 			hook.Abandons = sdk.ToString(l.DefaultResult) == "ABANDON"
-			if limit := seconds(l.GlobalTimeout); limit > 0 {
+			if limit := ofSeconds(l.GlobalTimeout); limit > 0 {
 				// An upper bound: the wait has not begun, or has just begun.
 				hook.Limit = time.Now().Add(limit)
 			}
@@ -240,11 +241,11 @@ func (p *Provider) list(ctx context.Context, group string, launching bool) ([]cl
 	return found, err
 }
 
-func seconds(n *int32) time.Duration { return time.Duration(max(0, sdk.ToInt32(n))) * time.Second }
+func ofSeconds(n *int32) time.Duration { return time.Duration(max(0, sdk.ToInt32(n))) * time.Second }
 
 // Extend implements cloud.Hooks.
 func (p *Provider) Extend(ctx context.Context, hook cloud.Hook) (time.Duration, error) {
-	return hook.Timeout, p.why(ctx, hook, p.extend(ctx, hook, nil))
+	return time.Duration(hook.Timeout), p.why(ctx, hook, p.extend(ctx, hook, nil))
 }
 
 // extend omits a real hook's token: the instance's id selects the waiting action, and a late event's token may be stale.

@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
@@ -35,8 +36,8 @@ func TestHooksWire(t *testing.T) {
 	emulate(t, func(t *testing.T, e *emulated) {
 		ctx, hooks := t.Context(), e.p
 		ending, starting := hook("z", false), hook("up", true)
-		ending.Timeout, ending.Abandons, ending.Limit = 5*time.Minute, true, time.Now().Add(500*time.Minute)
-		starting.Timeout, starting.Limit = time.Hour, time.Now().Add(48*time.Hour)
+		ending.Timeout, ending.Abandons, ending.Limit = seconds.Duration(5*time.Minute), true, time.Now().Add(500*time.Minute)
+		starting.Timeout, starting.Limit = seconds.Duration(time.Hour), time.Now().Add(48*time.Hour)
 		for launching, want := range map[bool]cloud.Hook{false: ending, true: starting} {
 			got, err := hooks.Pending(ctx, launching)
 			if diff := cmp.Diff(list(want), got); diff != "" || err != nil {

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // Kind is the kind of a notice.
@@ -91,8 +93,8 @@ type Hook struct {
 	Fixed     bool `json:"fixed,omitempty"`
 	Launching bool `json:"launching,omitempty"` // the hook of a launch
 	// Timeout is the heartbeat timeout, Limit the end of the wait; zero if unknown.
-	Timeout time.Duration `json:"timeout_ns,omitempty"`
-	Limit   time.Time     `json:"limit,omitzero"`
+	Timeout seconds.Duration `json:"timeout_seconds,omitempty"`
+	Limit   time.Time        `json:"limit,omitzero"`
 	// Abandons reports that a timeout abandons the transition, for example after a crash.
 	Abandons bool `json:"-"`
 	// Parking machines return to service later.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -120,7 +121,7 @@ func TestHooksUsed(t *testing.T) {
 // Without heartbeats, the first hook that is abandoned ends the machine, else the last one. Beside this agent's hooks only the former does.
 func TestHookThatEnds(t *testing.T) {
 	hook := func(name string, timeout time.Duration, abandons bool) cloud.Hook {
-		return cloud.Hook{Name: name, Timeout: timeout, Abandons: abandons}
+		return cloud.Hook{Name: name, Timeout: seconds.Duration(timeout), Abandons: abandons}
 	}
 	for _, tt := range []struct {
 		hooks []cloud.Hook

@@ -14,7 +14,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
+
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // Bounds of values, in bytes, for the registry, logs and memory. Only GCP's attributes, which may be whole scripts, can
@@ -55,7 +56,7 @@ type Instance struct {
 	// Group is the scaling group.
 	Group string `json:"group,omitempty"`
 	// StopWindow is the time from shutdown to power-off; 0 if unknown.
-	StopWindow time.Duration `json:"stop_window_ns,omitempty"`
+	StopWindow seconds.Duration `json:"stop_window_seconds,omitempty"`
 	// Missing lists unreadable fields by JSON name.
 	Missing []string `json:"missing,omitempty"`
 	Notes   []string `json:"notes,omitempty"` // for people: what was found and chosen

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -131,14 +132,14 @@ func (p *Provider) Instance(ctx context.Context) (cloud.Instance, error) {
 	inst := cloud.Instance{
 		Provider: Name, ID: m.ID.String(), IDSource: "id of the instance metadata", Name: m.Name, Hostname: m.Hostname,
 		Region: m.Zone[:max(0, strings.LastIndexByte(m.Zone, '-'))], Zone: m.Zone, Type: m.MachineType,
-		LifeCycle: m.lifeCycle(), StopWindow: StopWindowStandard,
+		LifeCycle: m.lifeCycle(), StopWindow: seconds.Duration(StopWindowStandard),
 	}
 	switch inst.LifeCycle {
 	case "":
 		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata does not show whether this is a Spot VM: %s are planned with", StopWindowSpot))
 		fallthrough
 	case spotVM:
-		inst.StopWindow = StopWindowSpot
+		inst.StopWindow = seconds.Duration(StopWindowSpot)
 	}
 	if m.odd != nil {
 		inst.Notes = append(inst.Notes, fmt.Sprintf("the metadata's %s is of no form that is known here", m.odd.Field))

@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
 	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/gcp"
@@ -81,7 +82,7 @@ func instance(change ...func(*cloud.Instance)) cloud.Instance {
 	inst := cloud.Instance{
 		Provider: "gcp", ID: "4567890123456789012", IDSource: "id of the instance metadata", Name: "edge-mig-x7k2",
 		AccountID: "acme-video", Region: "europe-west1", Zone: "europe-west1-b", Type: "n2-standard-4",
-		LifeCycle: "spot", StopWindow: 30 * time.Second, Hostname: "edge-mig-x7k2.europe-west1-b.c.acme-video.internal",
+		LifeCycle: "spot", StopWindow: seconds.Duration(30 * time.Second), Hostname: "edge-mig-x7k2.europe-west1-b.c.acme-video.internal",
 		Address: netip.MustParseAddr("10.132.0.5"), AddressSource: "private address of the only network interface",
 		PublicAddress: netip.MustParseAddr("203.0.113.7"),
 		Tags: cloud.Tags{
@@ -118,7 +119,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 				"attributes": map[string]any{"amsagent-role": "origin"},
 			}),
 			Want: instance(func(i *cloud.Instance) {
-				i.LifeCycle, i.StopWindow, i.Group = "standard", 2*time.Minute, ""
+				i.LifeCycle, i.StopWindow, i.Group = "standard", seconds.Duration(2*time.Minute), ""
 				i.Tags = cloud.Tags{"amsagent-role": "origin", "amsagent-mongo": i.Tags["amsagent-mongo"]}
 			}),
 		},
@@ -129,7 +130,7 @@ func machines(tb testing.TB) []metadatatest.Machine {
 		},
 		{
 			Name: "provisioning_model_of_tomorrow", Bodies: bodies(tb, map[string]any{"scheduling": map[string]any{"provisioningModel": "FLEX_START", "preemptible": "FALSE"}}),
-			Want: instance(func(i *cloud.Instance) { i.LifeCycle, i.StopWindow = "flex_start", 2*time.Minute }),
+			Want: instance(func(i *cloud.Instance) { i.LifeCycle, i.StopWindow = "flex_start", seconds.Duration(2*time.Minute) }),
 		},
 		{
 			Name: "scheduling_not_told", Bodies: bodies(tb, map[string]any{"scheduling": nil}),

@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/sandbox/host"
 )
 
@@ -40,7 +41,7 @@ func connect(b *testing.B, pool int) (*cluster.Client, *mongo.Client) {
 func member(i int) cluster.Node {
 	return cluster.Node{
 		ID: fmt.Sprintf("i-%017d", i), IP: fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&0xff, i&0xff), BootID: fmt.Sprint("boot", i),
-		Role: "edge", State: cluster.StateActive, Interval: cluster.DefaultInterval,
+		Role: "edge", State: cluster.StateActive, Interval: seconds.Duration(cluster.DefaultInterval),
 	}
 }
 
@@ -50,7 +51,7 @@ func beat(seq int64) cluster.Heartbeat {
 	skew := 12 * time.Millisecond
 	return cluster.Heartbeat{
 		Seq: seq, Load: &cluster.Load{CPU: n(17), Mem: n(43), Disk: n(31), Score: n(57), NetRx: &rate, NetTx: &rate},
-		Sessions: &cluster.Sessions{Publishers: n(3), Viewers: n(120), By: cluster.CountedByAMS}, Serving: &cluster.Serving{Up: true}, Clock: &skew,
+		Sessions: &cluster.Sessions{Publishers: n(3), Viewers: n(120), By: cluster.CountedByAMS}, Serving: &cluster.Serving{Up: true}, Clock: (*seconds.Duration)(&skew),
 	}
 }
 

@@ -190,7 +190,7 @@ func (c *cloudAway) Pending(context.Context, bool) ([]lifecycle.Hook, error) {
 }
 
 func (*cloudAway) Extend(_ context.Context, h lifecycle.Hook) (time.Duration, error) {
-	return h.Timeout, nil
+	return time.Duration(h.Timeout), nil
 }
 func (*cloudAway) Complete(context.Context, lifecycle.Hook) error { return nil }
 

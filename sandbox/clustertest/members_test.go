@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -22,7 +23,7 @@ func num[T any](v T) *T { return &v }
 
 func member(t *testing.T, c *cluster.Client, id, ip string) {
 	t.Helper()
-	_, err := c.Register(t.Context(), cluster.Node{ID: id, IP: ip, State: cluster.StateActive, BootID: "b", Interval: 5 * time.Second, Port: 5080}, cluster.RegisterOptions{})
+	_, err := c.Register(t.Context(), cluster.Node{ID: id, IP: ip, State: cluster.StateActive, BootID: "b", Interval: seconds.Duration(5 * time.Second), Port: 5080}, cluster.RegisterOptions{})
 	must.OK(t, err)
 }
 
@@ -46,7 +47,7 @@ func TestHeartbeat(t *testing.T) {
 	must.OK(t, err)
 	pass(t, c)
 	first := cluster.Heartbeat{
-		Seq: 1, Clock: num(-1500 * time.Millisecond), Serving: &cluster.Serving{Up: true},
+		Seq: 1, Clock: (*seconds.Duration)(num(-1500 * time.Millisecond)), Serving: &cluster.Serving{Up: true},
 		Load: &cluster.Load{
 			CPU: num(83), Mem: num(61), NetRx: num(int64(1) << 40), NetTx: num(int64(7)), Disk: num(3), Score: num(97),
 			GPUs: []cluster.GPULoad{{Name: "A10G", Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
@@ -132,7 +133,7 @@ func TestLookAndJudge(t *testing.T) {
 			seq++
 			self, h := memberOf("plain", "fd00::2"), cluster.Heartbeat{Seq: seq}
 			if id == "skewed" {
-				self, h.Clock = memberOf(id, "10.0.0.1"), num(-10*time.Minute)
+				self, h.Clock = memberOf(id, "10.0.0.1"), (*seconds.Duration)(num(-10*time.Minute))
 			}
 			must.OK(t, c.Heartbeat(t.Context(), self, h))
 		}

@@ -22,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -116,7 +117,7 @@ func TestTakenWhileRegistering(t *testing.T) {
 			}()
 			must.Until(t, "the write is held back", func() bool { return s.Faults().Current().Mode == mongod.None })
 			o := other()
-			o.Interval = time.Minute
+			o.Interval = seconds.Duration(time.Minute)
 			if _, err := copied.Register(t.Context(), o, cluster.RegisterOptions{Replace: true}); err != nil {
 				t.Fatal(err)
 			}
@@ -147,7 +148,7 @@ func TestNextBootWaits(t *testing.T) {
 		},
 	} {
 		first := node()
-		first.ID, first.Interval = what, time.Minute
+		first.ID, first.Interval = what, seconds.Duration(time.Minute)
 		register(t, c, first)
 		was, next := b.record(what), first
 		next.BootID = "boot-2"
@@ -201,7 +202,7 @@ func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 	n := node()
 	register(t, c, n)
 	err := c.Heartbeat(t.Context(), n, cluster.Heartbeat{
-		Seq: 42, Clock: num(time.Second),
+		Seq: 42, Clock: (*seconds.Duration)(num(time.Second)),
 		Load: &cluster.Load{CPU: num(83), GPUs: []cluster.GPULoad{{Name: "A10G"}}}, Sessions: &cluster.Sessions{Viewers: num(7)},
 	})
 	must.OK(t, err)
@@ -254,7 +255,7 @@ func (a *agent) drain(request string) {
 // alive makes the record one that the machine of boot-1 writes: for an hour, it is not silent.
 func (a *agent) alive(n cluster.Node) bson.M {
 	a.t.Helper()
-	n.ID, n.State, n.Interval = nodeID, cluster.StateActive, 5*time.Minute
+	n.ID, n.State, n.Interval = nodeID, cluster.StateActive, seconds.Duration(5*time.Minute)
 	_, err := a.client.Register(a.t.Context(), n, cluster.RegisterOptions{Replace: true})
 	must.OK(a.t, err)
 	must.OK(a.t, a.client.Heartbeat(a.t.Context(), n, cluster.Heartbeat{Seq: 7}))
@@ -279,7 +280,7 @@ func TestLeaveAfterAReboot(t *testing.T) {
 			t.Parallel()
 			a := newAgent(t)
 			boot(t, a.root, "boot-2")
-			n := cluster.Node{ID: nodeID, IP: own, BootID: "boot-1", State: cluster.StateActive, Interval: time.Millisecond}
+			n := cluster.Node{ID: nodeID, IP: own, BootID: "boot-1", State: cluster.StateActive, Interval: seconds.Duration(time.Millisecond)}
 			_, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true})
 			must.OK(t, err)
 			must.OK(t, a.client.Heartbeat(t.Context(), n, cluster.Heartbeat{Seq: 7}))
@@ -431,7 +432,7 @@ func TestDaemonAndItsCopy(t *testing.T) {
 	a.start()
 	must.Until(t, "the record is of this boot", func() bool { return a.door.record(nodeID)["boot_id"] == "boot-1" })
 	n := other()
-	n.ID, n.Interval, n.State = nodeID, time.Minute, cluster.StateActive
+	n.ID, n.Interval, n.State = nodeID, seconds.Duration(time.Minute), cluster.StateActive
 	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -457,7 +458,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	a := newAgent(t)
 	boot(t, a.root, "boot-1")
 	n := other()
-	n.ID, n.Interval, n.State = nodeID, 3*time.Second, cluster.StateActive
+	n.ID, n.Interval, n.State = nodeID, seconds.Duration(3*time.Second), cluster.StateActive
 	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -499,7 +500,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 		t.Errorf("the record is of %v", ip)
 	}
 
-	n.Interval = time.Minute
+	n.Interval = seconds.Duration(time.Minute)
 	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
@@ -30,7 +31,7 @@ func node() cluster.Node {
 	return cluster.Node{
 		ID: "i-0abc", IP: own, PublicIP: "198.51.100.7", Hostname: "ip-10-0-0-3", Role: "origin", Group: "origins",
 		Provider: "aws", Region: "eu-central-1", Zone: "eu-central-1a", Type: "c7g.large", Agent: "0.1.0", AMS: "3.0.3",
-		BootID: "boot-1", Interval: 5 * time.Second, State: cluster.StateJoining, Reason: "join",
+		BootID: "boot-1", Interval: seconds.Duration(5 * time.Second), State: cluster.StateJoining, Reason: "join",
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -44,7 +45,7 @@ func TestDrainRequest(t *testing.T) {
 	if record().DrainRequest != nil {
 		t.Fatalf("an unexpected request: %+v", record().DrainRequest)
 	}
-	first := ask(cluster.DrainRequest{Deadline: time.Hour, RepairStreams: true, Reason: "new kernel", Who: "ann"})
+	first := ask(cluster.DrainRequest{Deadline: seconds.Duration(time.Hour), RepairStreams: true, Reason: "new kernel", Who: "ann"})
 	id := ask(cluster.DrainRequest{Now: true, Who: "bob"})
 	got := *record().DrainRequest
 	server, err := c.ServerTime(t.Context())

@@ -27,6 +27,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lb"
 )
 
@@ -114,7 +115,7 @@ func (f *fleet) start(role string) *fleetNode {
 		fleet: f, end: cancel, conns: map[net.Conn]bool{}, last: map[string]time.Time{}, count: map[string]int{}, held: map[string]int{},
 		cut: map[string]int{},
 		Node: cluster.Node{
-			ID: id, IP: ip, BootID: id, Role: role, Port: 5080, Interval: 5 * time.Second, State: cluster.StateActive,
+			ID: id, IP: ip, BootID: id, Role: role, Port: 5080, Interval: seconds.Duration(5 * time.Second), State: cluster.StateActive,
 		},
 	}
 	_, err := f.registry.Register(ctx, n.Node, cluster.RegisterOptions{})

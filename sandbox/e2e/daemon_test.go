@@ -24,6 +24,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // scrape reads the metrics as Prometheus does.
@@ -142,7 +143,7 @@ func TestDaemonLife(t *testing.T) {
 	p.signal(syscall.SIGHUP)
 	p.says("settings read again")
 	until(t, "the row has the new interval", func() string {
-		if n := h.row(); n.Interval != 2*time.Second || n.State != cluster.StateActive {
+		if n := h.row(); n.Interval != seconds.Duration(2*time.Second) || n.State != cluster.StateActive {
 			return n.Reason
 		}
 		return ""

@@ -226,8 +226,8 @@ func (g *limited) childGrows(t *testing.T) {
 		var longest time.Duration
 		g.until(t, "the end of what grows", func() bool {
 			_, m, ok := g.node(t)
-			if ok && m.Agent.Age > longest {
-				longest = m.Agent.Age
+			if ok && time.Duration(m.Agent.Age) > longest {
+				longest = time.Duration(m.Agent.Age)
 			}
 			return len(g.killed(t)) > before
 		})

@@ -22,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
@@ -85,7 +86,7 @@ func TestDaemonMongoAway(t *testing.T) {
 	p.says("registered again: the record was missing")
 	// The row is there a moment before its first beat.
 	until(t, "the row has all there is", func() string {
-		if n := h.row(); n.Role != "edge" || n.Interval != time.Second || n.Load == nil {
+		if n := h.row(); n.Role != "edge" || n.Interval != seconds.Duration(time.Second) || n.Load == nil {
 			return fmt.Sprintf("%+v", n)
 		}
 		return ""

@@ -40,7 +40,7 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 	}
 	c, err := p.Check(ctx, h.a.hookNames())
 	v := doctor.HookView{
-		Group: c.Group, Others: c.Others, Unproved: c.Unproved, Without: c.Without, Untold: c.Untold, Ask: c.Ask, Window: inst.StopWindow,
+		Group: c.Group, Others: c.Others, Unproved: c.Unproved, Without: c.Without, Untold: c.Untold, Ask: c.Ask, Window: time.Duration(inst.StopWindow),
 	}
 	if v.Without != "" && v.Window > 0 {
 		v.Without += fmt.Sprintf(", and gives this one %.0f s", v.Window.Seconds())
@@ -53,7 +53,7 @@ func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error
 	}
 	for _, hook := range c.Ours {
 		names = append(names, hook.Name)
-		least(&v.Timeout, hook.Timeout)
+		least(&v.Timeout, time.Duration(hook.Timeout))
 		if hook.Abandons {
 			v.Abandons = hook.Name
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -130,7 +131,7 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	c := g.controlClient()
 	began := time.Now()
 	v, err := c.life(ctx, daemon.PathDrain, lifecycle.DrainRequest{
-		Deadline: opts.deadline, Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: g.who("drain"), RepairStreams: opts.repair,
+		Deadline: seconds.Duration(opts.deadline), Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: g.who("drain"), RepairStreams: opts.repair,
 	})
 	var refusal *daemon.Refusal
 	switch {

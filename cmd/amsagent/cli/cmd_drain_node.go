@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
@@ -72,7 +73,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 	host, _ := os.Hostname()
 	r := &remoteDrain{reporter: reporter{g: g, pace: g.pace()}, c: c, row: n}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
-		Deadline: opts.deadline, Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
+		Deadline: seconds.Duration(opts.deadline), Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
 		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
 	})
 	switch {
@@ -170,7 +171,7 @@ func (r *remoteDrain) read(ctx context.Context) error {
 	case !gone:
 		r.missing = time.Time{}
 	}
-	limit := min(3*cmp.Or(r.row.Interval, cluster.DefaultInterval)+serverSilent, remoteDead)
+	limit := min(3*cmp.Or(time.Duration(r.row.Interval), cluster.DefaultInterval)+serverSilent, remoteDead)
 	switch {
 	case !r.missing.IsZero() && time.Since(r.missing) >= limit:
 		return &userError{

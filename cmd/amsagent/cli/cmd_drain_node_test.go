@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // aRegistry is a cluster whose nodes do what a test says.
@@ -211,7 +212,7 @@ func TestDrainNode(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				now := time.Now()
 				r := &aRegistry{does: tt.does, lost: tt.r.lost, arrived: tt.r.arrived, away: tt.r.away, looks: []cluster.Node{{
-					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cmp.Or(tt.state, cluster.StateActive), Interval: 5 * time.Second, Heartbeat: cluster.Heartbeat{Seq: 7}, UpdatedAt: now,
+					ID: "i-1", IP: "10.0.1.5", BootID: "b", State: cmp.Or(tt.state, cluster.StateActive), Interval: seconds.Duration(5 * time.Second), Heartbeat: cluster.Heartbeat{Seq: 7}, UpdatedAt: now,
 				}}}
 				e := &testEnv{vars: map[string]string{"USER": "ann"}}
 				g := plainGlobals(e)
@@ -252,7 +253,7 @@ func TestDrainableNode(t *testing.T) {
 	at := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
 	members := []cluster.Member{
 		{Node: &cluster.Node{ID: "i-1", IP: "10.0.1.5", Hostname: "one", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: fresh},
-		{Node: &cluster.Node{ID: "i-2", IP: "10.0.1.6", Hostname: "twin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: cluster.Signal{Known: true, Age: 3 * time.Minute}},
+		{Node: &cluster.Node{ID: "i-2", IP: "10.0.1.6", Hostname: "twin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: cluster.Signal{Known: true, Age: seconds.Duration(3 * time.Minute)}},
 		{Node: &cluster.Node{ID: "i-3", IP: "10.0.1.7", Hostname: "twin", State: cluster.StateDraining, Heartbeat: cluster.Heartbeat{Seq: 1}}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-5", State: cluster.StateJoining}, Agent: fresh},
 		{Node: &cluster.Node{ID: "i-4", IP: "10.0.1.5", State: cluster.StateLeft}, Agent: fresh},

@@ -239,7 +239,7 @@ func afterword(data nodesData) []string {
 	}
 	old := 0
 	for _, v := range data.Members {
-		if v.Health == cluster.Gone && v.Agent.Age > longGone {
+		if v.Health == cluster.Gone && time.Duration(v.Agent.Age) > longGone {
 			old++
 		}
 	}
@@ -329,7 +329,7 @@ func pollFor(members []nodeView) time.Duration {
 	poll := pollMost
 	for _, v := range members {
 		if v.Node != nil && v.Agent.Fresh && v.Node.Interval > 0 {
-			poll = min(poll, v.Node.Interval/2)
+			poll = min(poll, time.Duration(v.Node.Interval)/2)
 		}
 	}
 	return max(poll, pollLeast)

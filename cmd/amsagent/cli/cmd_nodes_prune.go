@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
@@ -76,8 +77,8 @@ type pruner interface {
 
 // pruneData is what `nodes prune` prints.
 type pruneData struct {
-	DryRun    bool          `json:"dry_run"`
-	OlderThan time.Duration `json:"older_than_ns"`
+	DryRun    bool             `json:"dry_run"`
+	OlderThan seconds.Duration `json:"older_than_seconds"`
 	// Remove is what was removed, or what would be; Kept is what is gone too and stays.
 	Remove []pruneItem `json:"removed"`
 	Kept   []pruneItem `json:"kept"`
@@ -117,7 +118,7 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 	}
 	var o cluster.Observer
 	var members []cluster.Member
-	data := pruneData{DryRun: !opts.yes, OlderThan: opts.olderThan}
+	data := pruneData{DryRun: !opts.yes, OlderThan: seconds.Duration(opts.olderThan)}
 	look := func() error {
 		l, err := c.Look(ctx)
 		if err != nil {
@@ -180,7 +181,7 @@ func (d *pruneData) judge(opts pruneOptions, members []cluster.Member) {
 func whyKept(opts pruneOptions, m cluster.Member) string {
 	// Both limits again, and AMS's own: the verdict is in a hurry, this is not.
 	young := func(who string, h cluster.Signal) string {
-		if h.Known && h.Age < opts.olderThan {
+		if h.Known && time.Duration(h.Age) < opts.olderThan {
 			return fmt.Sprintf("%s silent for only %s", who, roughly(h.Age))
 		}
 		return ""
@@ -373,7 +374,7 @@ func pruneText(w *textWriter, d pruneData) {
 	case len(d.Remove) == 0 && d.failed:
 		w.line("nothing was removed")
 	case len(d.Remove) == 0:
-		w.line("%s: nobody that may be removed has been gone for %s", w.color.green("nothing to do"), shortDuration(d.OlderThan))
+		w.line("%s: nobody that may be removed has been gone for %s", w.color.green("nothing to do"), shortDuration(time.Duration(d.OlderThan)))
 	case d.DryRun:
 		w.line("%s; nothing was touched", w.color.bold(what+" would be removed"))
 	default:

@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // play is a cluster that a test plays, and the terminal or pipe it is watched through.
@@ -58,7 +59,7 @@ func (p *play) node(id, ip string, change ...func(*cluster.Node)) {
 		if p.nodes == nil {
 			p.nodes = map[string]cluster.Node{}
 		}
-		n := cluster.Node{ID: id, IP: ip, Role: "origin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: p.nodes[id].Seq + 1}, Interval: 5 * time.Second, UpdatedAt: time.Now()}
+		n := cluster.Node{ID: id, IP: ip, Role: "origin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: p.nodes[id].Seq + 1}, Interval: seconds.Duration(5 * time.Second), UpdatedAt: time.Now()}
 		for _, f := range change {
 			f(&n)
 		}
@@ -86,7 +87,7 @@ func (p *play) Look(ctx context.Context) (cluster.Look, error) {
 		}
 	}
 	if p.live {
-		l.Nodes = append(l.Nodes, cluster.Node{ID: "live", IP: "10.0.0.99", Role: "edge", State: cluster.StateActive, Interval: 5 * time.Second, UpdatedAt: time.Now()})
+		l.Nodes = append(l.Nodes, cluster.Node{ID: "live", IP: "10.0.0.99", Role: "edge", State: cluster.StateActive, Interval: seconds.Duration(5 * time.Second), UpdatedAt: time.Now()})
 	}
 	return l, nil
 }
@@ -236,7 +237,7 @@ func TestWatchIsInTime(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := &play{live: true}
 				beat := func() {
-					p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Interval = interval })
+					p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Interval = seconds.Duration(interval) })
 				}
 				beat()
 				_ = p.watch(t, opts, func() {

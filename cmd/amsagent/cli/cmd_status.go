@@ -270,7 +270,7 @@ func statusBalancers(r bootstrap.RowView) string {
 	if r.Registry == nil {
 		return ""
 	}
-	return balancersText(*r.Registry, r.Registry.UpdatedAt.Add(r.Age))
+	return balancersText(*r.Registry, r.Registry.UpdatedAt.Add(time.Duration(r.Age)))
 }
 
 // balancersText names the load balancers that know a node, and whether they send new sessions to it.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 func newSupportCommand(g *globals) *cobra.Command {
@@ -51,9 +52,9 @@ type supportPart struct {
 	// Command is its command line.
 	Command string `json:"command"`
 	// Exit is its exit status; 127 without such a program, -1 if it did not end in time.
-	Exit int           `json:"exit"`
-	Took time.Duration `json:"duration_ns"`
-	Text string        `json:"text"`
+	Exit int              `json:"exit"`
+	Took seconds.Duration `json:"duration_seconds"`
+	Text string           `json:"text"`
 }
 
 const (
@@ -104,7 +105,7 @@ func runSupport(ctx context.Context, g *globals) error {
 		g.log().Info("asking", "command", p.Command)
 		begin := g.env.Now()
 		exit, said := run()
-		p.Exit, p.Took, p.Text = exit, g.env.Now().Sub(begin), g.redact(plain.Text(lastOf(said, supportRoom)))
+		p.Exit, p.Took, p.Text = exit, seconds.Duration(g.env.Now().Sub(begin)), g.redact(plain.Text(lastOf(said, supportRoom)))
 		data.Parts = append(data.Parts, p)
 		return nil
 	}

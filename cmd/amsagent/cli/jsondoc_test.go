@@ -25,6 +25,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // resultsOf are the objects that -o json prints, by their kind, with the commands that print them.
@@ -69,8 +70,8 @@ func TestJSONDoc(t *testing.T) {
 	d.line("A result is one object on standard output. Before the fields below it has `schema_version`, which is %d, and `kind`. Fields may", schemaVersion)
 	d.line("be added without a new version; a field that is removed, or gets another meaning, makes one.")
 	d.line("")
-	d.line("Times are RFC 3339; a duration is an integer of nanoseconds, and its name ends with `_ns`. *Optional* fields are left out if they are")
-	d.line("unknown or do not apply, which is not the same as 0 or empty. Secrets are `***`. Progress is in the log, on standard error, which is")
+	d.line("Times are RFC 3339; a duration is a number of seconds, and its name ends with `_seconds`. *Optional* fields are left out if they")
+	d.line("are unknown or do not apply, which is not the same as 0 or empty. Secrets are `***`. Progress is in the log, on standard error, which is")
 	d.line("JSON then, too.")
 	d.line("")
 	d.line("`outcome`, of join, leave and seal, is about this machine's files; `/run/amsagent/result.json` keeps it of a join or a leave.")
@@ -157,8 +158,8 @@ func (d *jsonDoc) rows(t reflect.Type) {
 			return
 		}
 		text := d.typeText(f.Type)
-		if text == "nanoseconds" && !strings.HasSuffix(name, "_ns") {
-			d.err = errors.Join(d.err, fmt.Errorf("%s.%s is a duration, and its name %q does not say so", t, f.Name, name))
+		if text == "seconds" != strings.HasSuffix(name, "_seconds") || f.Type == reflect.TypeFor[time.Duration]() {
+			d.err = errors.Join(d.err, fmt.Errorf("%s.%s: a name %q for %s", t, f.Name, name, text))
 		}
 		if strings.Contains(options, "omit") {
 			text = "optional " + text
@@ -181,8 +182,8 @@ func (d *jsonDoc) typeText(t reflect.Type) string {
 	switch {
 	case t == reflect.TypeFor[time.Time]():
 		return "time"
-	case t == reflect.TypeFor[time.Duration]():
-		return "nanoseconds"
+	case t == reflect.TypeFor[seconds.Duration]():
+		return "seconds"
 	case t.Kind() == reflect.Pointer:
 		return d.typeText(t.Elem())
 	case marshals(t):

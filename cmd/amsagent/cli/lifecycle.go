@@ -110,11 +110,12 @@ func stopSpan(systemd time.Duration, inst metadata.Instance) (span time.Duration
 	if systemd <= 0 {
 		span, by = lifecycle.DefaultDeadline, "the usual deadline" // who waits without an end gets the usual one
 	}
-	if inst.StopWindow <= 0 {
+	window := time.Duration(inst.StopWindow)
+	if window <= 0 {
 		return span, by
 	}
 	// The stop of Ant Media Server and the deregistering come after us and have to be over before the machine is.
-	if left := inst.StopWindow - min(stopReserve, inst.StopWindow*2/3); left < span {
+	if left := window - min(stopReserve, window*2/3); left < span {
 		return left, stopWindowWord(inst)
 	}
 	return span, by
@@ -125,10 +126,10 @@ func stopSpan(systemd time.Duration, inst metadata.Instance) (span time.Duration
 const stopReserve = 30 * time.Second
 
 func stopWindowWord(inst metadata.Instance) string {
-	window := fmt.Sprintf("the %d s that ", int(inst.StopWindow.Seconds()))
+	window := fmt.Sprintf("the %d s that ", int(time.Duration(inst.StopWindow).Seconds()))
 	if inst.Provider == metadata.GCP {
 		kind := "a standard VM"
-		if inst.StopWindow <= gcp.StopWindowSpot {
+		if time.Duration(inst.StopWindow) <= gcp.StopWindowSpot {
 			kind = "a Spot VM"
 		}
 		return window + "Google Cloud gives " + kind

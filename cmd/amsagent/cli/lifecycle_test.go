@@ -20,6 +20,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/gcp"
@@ -171,8 +172,8 @@ func TestDrainDeadlineOfATag(t *testing.T) {
 
 // TestStopSpan: who goes down has systemd's time or the cloud's, whichever is less.
 func TestStopSpan(t *testing.T) {
-	spot := metadata.Instance{Provider: "gcp", StopWindow: gcp.StopWindowSpot}
-	standard := metadata.Instance{Provider: "gcp", StopWindow: gcp.StopWindowStandard}
+	spot := metadata.Instance{Provider: "gcp", StopWindow: seconds.Duration(gcp.StopWindowSpot)}
+	standard := metadata.Instance{Provider: "gcp", StopWindow: seconds.Duration(gcp.StopWindowStandard)}
 	for name, c := range map[string]struct {
 		systemd time.Duration
 		inst    metadata.Instance
@@ -185,7 +186,7 @@ func TestStopSpan(t *testing.T) {
 		"systemd waits for ever":   {0, standard, 90 * time.Second, "the 120 s that Google Cloud gives a standard VM"},
 		"the instance is unknown":  {15 * time.Minute, metadata.Instance{}, 15*time.Minute - 5*time.Second, "systemd's TimeoutStopSec"},
 		"no such time":             {15 * time.Minute, metadata.Instance{Provider: "aws"}, 15*time.Minute - 5*time.Second, "systemd's TimeoutStopSec"},
-		"another cloud's":          {15 * time.Minute, metadata.Instance{Provider: "azure", StopWindow: 5 * time.Minute}, 270 * time.Second, "the 300 s that azure gives this machine"},
+		"another cloud's":          {15 * time.Minute, metadata.Instance{Provider: "azure", StopWindow: seconds.Duration(5 * time.Minute)}, 270 * time.Second, "the 300 s that azure gives this machine"},
 		"neither":                  {0, metadata.Instance{}, lifecycle.DefaultDeadline, "the usual deadline"},
 		"systemd has next to none": {4 * time.Second, standard, 2 * time.Second, "systemd's TimeoutStopSec"},
 	} {

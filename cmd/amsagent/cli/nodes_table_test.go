@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -26,7 +27,7 @@ func aNode(i int, change ...func(*nodeView)) nodeView {
 	v := nodeView{Member: cluster.Member{
 		Node: &cluster.Node{
 			ID: fmt.Sprintf("i-0123456789abcde%02x", i), IP: fmt.Sprintf("10.0.%d.%d", i/200, 5+i%200), Role: "origin", Group: "origins-a",
-			Zone: "eu-west-1a", Agent: "0.3.0", AMS: "3.0.3", State: cluster.StateActive, Interval: 5 * time.Second,
+			Zone: "eu-west-1a", Agent: "0.3.0", AMS: "3.0.3", State: cluster.StateActive, Interval: seconds.Duration(5 * time.Second),
 			Heartbeat: cluster.Heartbeat{
 				Seq:      7,
 				Load:     &cluster.Load{CPU: ptr((i * 37) % 101), Mem: ptr((i*13 + 40) % 101), Score: ptr(max((i*37)%101, (i*13+40)%101))},
@@ -34,8 +35,8 @@ func aNode(i int, change ...func(*nodeView)) nodeView {
 			},
 		},
 		AMS:    []cluster.AMSNode{{ID: fmt.Sprint("x", i)}},
-		Agent:  cluster.Signal{Known: true, Fresh: true, Age: 3 * time.Second},
-		Server: cluster.Signal{Known: true, Fresh: true, Age: 4 * time.Second},
+		Agent:  cluster.Signal{Known: true, Fresh: true, Age: seconds.Duration(3 * time.Second)},
+		Server: cluster.Signal{Known: true, Fresh: true, Age: seconds.Duration(4 * time.Second)},
 		Health: cluster.Healthy,
 	}}
 	for _, f := range change {
@@ -56,19 +57,19 @@ func aCluster() []nodeView {
 			v.Node.Sessions = &cluster.Sessions{Publishers: ptr(0), Viewers: ptr(12), By: cluster.CountedByConnections}
 		}),
 		aNode(3, edge, func(v *nodeView) {
-			v.Health, v.Server = cluster.AMSStale, cluster.Signal{Known: true, Age: 80 * time.Second, Estimated: true}
+			v.Health, v.Server = cluster.AMSStale, cluster.Signal{Known: true, Age: seconds.Duration(80 * time.Second), Estimated: true}
 			v.Node.Sessions = nil
 		}),
 		aNode(4, edge, func(v *nodeView) {
-			v.Health, v.Agent.Fresh, v.Agent.Age, v.Node.State = cluster.AgentStale, false, 14*time.Second, cluster.StateDraining
+			v.Health, v.Agent.Fresh, v.Agent.Age, v.Node.State = cluster.AgentStale, false, seconds.Duration(14*time.Second), cluster.StateDraining
 		}),
 		aNode(5, edge, func(v *nodeView) {
-			v.Health, v.Agent.Fresh, v.Server.Fresh, v.Agent.Age, v.Server.Age = cluster.Gone, false, false, 3*time.Hour, 3*time.Hour
+			v.Health, v.Agent.Fresh, v.Server.Fresh, v.Agent.Age, v.Server.Age = cluster.Gone, false, false, seconds.Duration(3*time.Hour), seconds.Duration(3*time.Hour)
 		}),
 		aNode(6, func(v *nodeView) {
 			*v = nodeView{Member: cluster.Member{
 				AMS:    []cluster.AMSNode{{ID: "0c8a10.0.0.99", IP: "10.0.0.99", CPU: ptr(7.0), Memory: "586/1945"}},
-				Server: cluster.Signal{Known: true, Fresh: true, Age: 2 * time.Second, Estimated: true}, Health: cluster.NoAgent,
+				Server: cluster.Signal{Known: true, Fresh: true, Age: seconds.Duration(2 * time.Second), Estimated: true}, Health: cluster.NoAgent,
 			}}
 		}),
 		aNode(7, edge, func(v *nodeView) {

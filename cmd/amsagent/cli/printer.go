@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // schemaVersion is the version of the JSON output. New fields do not change it; removed or changed ones do.
@@ -165,7 +166,8 @@ func agoAt(now, t time.Time) string {
 }
 
 // roughly rounds a duration to the one unit that matters: 12 s, 5 min, 3 h, 2 d.
-func roughly(d time.Duration) string {
+func roughly[D time.Duration | seconds.Duration](duration D) string {
+	d := time.Duration(duration)
 	switch {
 	case d < 2*time.Minute:
 		return fmt.Sprintf("%d s", int(d.Round(time.Second)/time.Second))
@@ -181,7 +183,8 @@ func roughly(d time.Duration) string {
 func zoned(t time.Time) string { return t.Format(time.DateTime + " MST") }
 
 // rounded prints a span with at most two units: 850 ms, 1.2 s, 12 s, 4 min 30 s, 1 h 5 min.
-func rounded(d time.Duration) string {
+func rounded[D time.Duration | seconds.Duration](duration D) string {
+	d := time.Duration(duration)
 	switch {
 	case d < 0:
 		return "-" + rounded(-d)

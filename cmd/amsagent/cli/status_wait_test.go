@@ -10,14 +10,15 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/seconds"
 )
 
 // statusOf is a node in a state with both witnesses heard.
 func statusOf(state cluster.State, change ...func(*bootstrap.Status)) *bootstrap.Status {
 	s := &bootstrap.Status{Member: true, Phase: bootstrap.PhaseJoined, Row: bootstrap.RowView{
 		Looked: true, Address: "10.0.0.5",
-		Registry: &cluster.Node{ID: "i-1", IP: "10.0.0.5", State: state, Heartbeat: cluster.Heartbeat{Seq: 3}, Interval: 5 * time.Second},
-		Agent:    cluster.Signal{Known: true, Fresh: true, Age: time.Second}, Server: cluster.Signal{Known: true, Fresh: true},
+		Registry: &cluster.Node{ID: "i-1", IP: "10.0.0.5", State: state, Heartbeat: cluster.Heartbeat{Seq: 3}, Interval: seconds.Duration(5 * time.Second)},
+		Agent:    cluster.Signal{Known: true, Fresh: true, Age: seconds.Duration(time.Second)}, Server: cluster.Signal{Known: true, Fresh: true},
 	}}
 	for _, f := range change {
 		f(s)
@@ -49,8 +50,12 @@ func TestMissingFor(t *testing.T) {
 		{"no beat", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq, s.Row.Registry.Interval = 0, 0 }), "the agent has not beaten yet", false},
 		{"registered, and not a beat yet", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq = 0 }), "the agent has not beaten yet", false},
 		{"of an earlier boot", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.EarlierBoot = true }), "the agent has not registered since this machine booted", false},
-		{"agent silent", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Agent = cluster.Signal{Known: true, Age: time.Minute} }), "the agent's last beat was 60 s ago", false},
-		{"AMS silent", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Server = cluster.Signal{Known: true, Age: time.Minute} }), "Ant Media Server wrote its document 60 s ago", false},
+		{"agent silent", "active", statusOf("active", func(s *bootstrap.Status) {
+			s.Row.Agent = cluster.Signal{Known: true, Age: seconds.Duration(time.Minute)}
+		}), "the agent's last beat was 60 s ago", false},
+		{"AMS silent", "active", statusOf("active", func(s *bootstrap.Status) {
+			s.Row.Server = cluster.Signal{Known: true, Age: seconds.Duration(time.Minute)}
+		}), "Ant Media Server wrote its document 60 s ago", false},
 		{"no AMS", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Server = cluster.Signal{} }), "Ant Media Server has no document as 10.0.0.5", false},
 		{"serves", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{Up: true} }), "", false},
 		{"does not serve", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{Why: "LiveApp fails"} }), "the row says that viewers are not served: LiveApp fails", false},
@@ -80,7 +85,7 @@ func TestStatusShowsTheLoad(t *testing.T) {
 		return w.b.String()
 	}
 	golden(t, "nodes/status-plain.txt", text(s))
-	s.Row.Agent = cluster.Signal{Known: true, Age: time.Hour}
+	s.Row.Agent = cluster.Signal{Known: true, Age: seconds.Duration(time.Hour)}
 	if got := text(s); strings.Contains(got, "Load") || strings.Contains(got, "viewers") || !strings.Contains(got, "last beat 60 min ago, one every 5 s: silent") {
 		t.Errorf("an old load is shown as if it were one of today:\n%s", got)
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
 	"github.com/amsagent/amsagent/lifecycle"
@@ -505,7 +506,7 @@ func (n *eventNode) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 		return err
 	}
 	n.write(func(r *cluster.Node) {
-		r.Seq, r.UpdatedAt, r.Interval, r.Load, r.Serving = r.Seq+1, time.Now(), 5*time.Second, h.Load, h.Serving
+		r.Seq, r.UpdatedAt, r.Interval, r.Load, r.Serving = r.Seq+1, time.Now(), seconds.Duration(5*time.Second), h.Load, h.Serving
 	})
 	return nil
 }

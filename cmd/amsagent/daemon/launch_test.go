@@ -14,6 +14,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -26,14 +27,14 @@ type hookCalls struct {
 }
 
 func (h *hookCalls) Pending(_ context.Context, launching bool) ([]lifecycle.Hook, error) {
-	return []lifecycle.Hook{{Provider: "aws", Group: "edge", Name: "up", Timeout: 2 * time.Minute, Launching: launching}}, nil
+	return []lifecycle.Hook{{Provider: "aws", Group: "edge", Name: "up", Timeout: seconds.Duration(2 * time.Minute), Launching: launching}}, nil
 }
 
 func (h *hookCalls) Extend(_ context.Context, hook lifecycle.Hook) (time.Duration, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.beats++
-	return hook.Timeout, nil
+	return time.Duration(hook.Timeout), nil
 }
 
 func (h *hookCalls) Complete(_ context.Context, _ lifecycle.Hook) error {
@@ -67,7 +68,7 @@ func TestLaunchHookWaitsForApplications(t *testing.T) {
 		work.Go(func() { l.manager.Run(ctx) })
 		l.manager.Notice(lifecycle.Notice{
 			ID: "launch", Source: "aws-lifecycle", Kind: lifecycle.Launch, Received: time.Now(),
-			Hook: &lifecycle.Hook{Provider: "aws", Group: "edge", Name: "up", Timeout: 2 * time.Minute},
+			Hook: &lifecycle.Hook{Provider: "aws", Group: "edge", Name: "up", Timeout: seconds.Duration(2 * time.Minute)},
 		})
 
 		w.stays(false, 5*time.Minute)

@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -65,7 +66,7 @@ var labelValue = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
 
 func label(name, value string) string { return name + `="` + labelValue.Replace(value) + `"` }
 
-func divided[T int | int64 | uint64 | float64 | time.Duration](v *T, by float64) *float64 {
+func divided[T int | int64 | uint64 | seconds.Duration](v *T, by float64) *float64 {
 	if v == nil {
 		return nil
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
@@ -584,7 +585,7 @@ func (m *member) watchDocument(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		m.d.view.change(func(v *View) { v.AMSAge = age })
+		m.d.view.change(func(v *View) { v.AMSAge = (*seconds.Duration)(age) })
 		if err != nil || !m.proved.Load() {
 			continue
 		}
@@ -745,7 +746,7 @@ func (m *member) asked(ctx context.Context, r cluster.DrainRequest) {
 		why = "the request is " + age.Round(time.Second).String() + " old"
 	default:
 		err := m.d.life.manager.Drain(lifecycle.DrainRequest{
-			Deadline: min(r.Deadline, longestDeadline), Now: r.Now, Reason: r.Reason, Who: r.Who, RepairStreams: r.RepairStreams,
+			Deadline: min(r.Deadline, seconds.Duration(longestDeadline)), Now: r.Now, Reason: r.Reason, Who: r.Who, RepairStreams: r.RepairStreams,
 		})
 		if err != nil {
 			why = err.Error()

@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/internal/plain"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -59,7 +60,7 @@ type View struct {
 	// Missing maps missing readings to reasons.
 	Missing map[string]string `json:"missing,omitempty"`
 	// AMSAge is the last seen age of AMS's document, or nil.
-	AMSAge *time.Duration `json:"server_document_age_ns,omitempty"`
+	AMSAge *seconds.Duration `json:"server_document_age_seconds,omitempty"`
 	// RestartPending: files differ from the join, or are newer than the running server.
 	RestartPending bool                `json:"restart_pending,omitempty"`
 	Drift          *DriftView          `json:"drift,omitempty"`      // nil without differences
@@ -98,10 +99,10 @@ type BeatView struct {
 	Seq  int64     `json:"seq"`
 	Last time.Time `json:"last,omitzero"` // when one was last written
 	// Round is the end of the last round, written or not.
-	Round   time.Time     `json:"round,omitzero"`
-	Dropped int           `json:"dropped,omitempty"`
-	Latency time.Duration `json:"latency_ns,omitempty"`
-	Error   string        `json:"error,omitempty"`
+	Round   time.Time        `json:"round,omitzero"`
+	Dropped int              `json:"dropped,omitempty"`
+	Latency seconds.Duration `json:"latency_seconds,omitempty"`
+	Error   string           `json:"error,omitempty"`
 }
 
 type view struct {
@@ -222,7 +223,7 @@ func (w *view) beat(r heartbeat.Report) {
 	if !r.Tried {
 		return
 	}
-	b.Latency, b.Error = r.Latency, ""
+	b.Latency, b.Error = seconds.Duration(r.Latency), ""
 	if r.Err != nil {
 		b.Error = r.Err.Error()
 		v.failed++
