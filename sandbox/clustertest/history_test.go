@@ -31,11 +31,22 @@ func (a *agent) kinds() (kinds []string) {
 	return kinds
 }
 
+// hasHistory waits for these kinds. On a busy machine there may be more of "back": a daemon of these tests counts as dead after a
+// second.
 func (a *agent) hasHistory(want ...string) {
 	a.t.Helper()
+	parts := func(kinds []string) (backs int, others []string) {
+		others = slices.DeleteFunc(slices.Clone(kinds), func(kind string) bool { return kind == "back" })
+		return len(kinds) - len(others), others
+	}
+	least, others := parts(want)
 	var got []string
-	must.Until(a.t, "the events have all kinds", func() bool { got = a.kinds(); return len(got) >= len(want) })
-	if !slices.Equal(got, want) {
+	must.Until(a.t, "the events have all kinds", func() bool {
+		got = a.kinds()
+		backs, rest := parts(got)
+		return backs >= least && len(rest) >= len(others)
+	})
+	if _, rest := parts(got); !slices.Equal(rest, others) {
 		a.t.Errorf("events %q, want %q", got, want)
 	}
 }
@@ -115,19 +126,19 @@ func TestFailedJoinIsHistory(t *testing.T) {
 
 	// It had left before: the record shows the failure.
 	broken(true)
-	if err := join(2*time.Second, ""); err == nil || a.state() != cluster.StateFailed {
+	if err := join(10*time.Second, ""); err == nil || a.state() != cluster.StateFailed {
 		t.Errorf("%v, %s", err, a.state())
 	}
 	a.hasHistory("join", "leave", "join-failed")
 
 	forget()
-	if err := join(2*time.Second, ""); err == nil || records() != 0 {
+	if err := join(10*time.Second, ""); err == nil || records() != 0 {
 		t.Errorf("%v, %d records", err, records())
 	}
 	a.hasHistory("join-failed")
 
 	// One whose result is kept has ended, and was not interrupted.
-	if err := join(2*time.Second, bootstrap.Keep); err == nil {
+	if err := join(10*time.Second, bootstrap.Keep); err == nil {
 		t.Error("a join of a silent server")
 	}
 	broken(false)

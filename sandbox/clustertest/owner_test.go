@@ -233,7 +233,7 @@ func (a *agent) hardware(id string) {
 	a.t.Helper()
 	file := filepath.Join(a.root, "sys/class/dmi/id/product_uuid")
 	must.OK(a.t, os.MkdirAll(filepath.Dir(file), 0o755))
-	must.OK(a.t, os.WriteFile(file, []byte(id+"\n"), 0o400))
+	must.OK(a.t, os.WriteFile(file, []byte(id+"\n"), 0o600))
 }
 
 const otherHardware = "3f1c0a52-7d5e-4c0b-9f43-6a1d2e8b7c90"
