@@ -261,7 +261,7 @@ func TestRulesRefuse(t *testing.T) {
 
 // cloudFiles name a cloud outside of metadata: help texts, settings, endpoints, and what only one cloud needs.
 const cloudFiles = "bootstrap/preflight.go cmd/amsagent/cli/cmd_event.go cmd/amsagent/cli/cmd_metadata.go cmd/amsagent/cli/endpoints.go " +
-	"cmd/amsagent/cli/instance.go cmd/amsagent/cli/lifecycle.go cmd/amsagent/cli/notes.go cmd/amsagent/cli/removed.go " +
+	"cmd/amsagent/cli/instance.go cmd/amsagent/cli/lifecycle.go cmd/amsagent/cli/notes.go " +
 	"cmd/amsagent/cli/settings_table.go cmd/amsagent/daemon/http.go"
 
 // TestCloudWords: what differs from cloud to cloud is in metadata.

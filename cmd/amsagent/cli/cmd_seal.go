@@ -93,9 +93,6 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	}{{"--keep", opts.keep, &req.Keep}, {"--remove", opts.remove, &req.Remove}} {
 		for _, word := range list.words {
 			item := bootstrap.SealItem(strings.TrimSpace(word))
-			if err := removedError(removedItem, "seal", string(item)); err != nil {
-				return usageError([]string{"amsagent seal --help lists the items"}, "%s: %s", list.flag, err)
-			}
 			if !slices.Contains(bootstrap.SealItems(), item) {
 				return usageError([]string{"amsagent seal --help lists the items"}, "%s: %q is no item", list.flag, word)
 			}

@@ -155,9 +155,7 @@ func parseConfigFile(path string, b []byte) *configFile {
 		seen[k.Value] = k.Line
 		if !slices.Contains(known, k.Value) {
 			var e *settingError
-			if err := removedError(removedKey, "", k.Value); err != nil {
-				e = fault(k.Line, nil, "%w", err)
-			} else if row, ok := settingByKey(k.Value); ok {
+			if row, ok := settingByKey(k.Value); ok {
 				e = fault(k.Line, []string{fmt.Sprintf("use --%s or %s", row.flag, row.env())}, "%s cannot be set in this file", k.Value)
 			} else {
 				e = fault(k.Line, unknownKeyHints(k.Value, known), "unknown key %q", k.Value)

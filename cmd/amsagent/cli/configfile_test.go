@@ -142,7 +142,6 @@ func TestWrongConfig(t *testing.T) {
 	}{
 		{"unknown key", "roel: edge\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
 		{"unknown key, nothing kept", "roel: edge\nrole: origin\n", "", left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
-		{"removed key", "rebalance: true\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
 		{"key of the command line", "root: /mnt\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
 		{"wrong value", "role: origin\nbeat_interval: soon\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
 		{"wrong value beside an unknown key", "roel: x\nbeat_interval: soon\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},

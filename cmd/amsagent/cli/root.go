@@ -400,9 +400,6 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	if cmd.HasParent() {
 		return usageError(hints, "%s takes no argument: %q", cmd.CommandPath(), args[0])
 	}
-	if err := removedError(removedCommand, "", args[0]); err != nil {
-		return usageError(hints, "%s", err.Error())
-	}
 	return usageError(hints, "unknown command %q", args[0])
 }
 
@@ -417,8 +414,10 @@ func flagError(cmd *cobra.Command, err error) error {
 		return usageError(hints, "%s", err.Error())
 	}
 	name := missing.GetSpecifiedName()
-	if rerr := removedFlagError(cmd, name); rerr != nil {
-		return usageError(hints, "%s", rerr.Error())
+	var flags []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
+	if near := nearWords(name, flags...); len(near) > 0 {
+		hints = []string{fmt.Sprintf("did you mean `--%s`?", near[0])}
 	}
 	// Not pflag's text: what follows a letter may be a password.
 	dash := "--"

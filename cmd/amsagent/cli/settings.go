@@ -259,7 +259,6 @@ func resolveSettings(src sources) (*settings, error) {
 			s.Forced = src.given.ForcedAddress
 		}
 		errs = append(errs, s.implied()...)
-		errs = append(errs, removedVariables(src.lookupEnv)...)
 		var bad []error
 		s.Endpoints, bad = readEndpoints(src.lookupEnv)
 		errs = append(errs, bad...)

@@ -226,9 +226,6 @@ func (s setting) canonical(value string) (string, error) {
 		if slices.Contains(s.words, value) {
 			return value, nil
 		}
-		if err := removedError(removedValue, s.key, value); err != nil {
-			return "", err
-		}
 		return "", valueError{text: fmt.Sprintf("%q is not one of %s", value, strings.Join(s.words, ", "))}
 	case s.check != nil:
 		return s.check(value)
