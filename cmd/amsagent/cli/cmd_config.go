@@ -9,16 +9,12 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
 )
-
-// configTagsTimeout bounds the query for tags. Other commands wait longer; `config` may run on a laptop.
-const configTagsTimeout = 5 * time.Second
 
 type configOptions struct {
 	offline bool
@@ -178,7 +174,7 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 
 // configTags applies the instance's tags. That the cloud does not answer is a note: the other settings are worth seeing.
 func configTags(ctx context.Context, g *globals) (note string, _ error) {
-	ctx, cancel := context.WithTimeout(ctx, configTagsTimeout)
+	ctx, cancel := context.WithTimeout(ctx, tagsTime)
 	defer cancel()
 	m, err := g.instance(ctx)
 	var bad *settingError

@@ -110,12 +110,10 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		req.Identify = m.AskNow(ctx, g.whoami)
 	}
 	src, err := g.mongo()
+	if errors.Is(err, errNoMongo) && !opts.offline {
+		src, err = g.mongoAfter(req.Identify(ctx))
+	}
 	if err != nil {
-		if req.Identify != nil && errors.Is(err, errNoMongo) {
-			if _, ierr := req.Identify(ctx); ierr != nil {
-				err = errors.Join(err, fmt.Errorf("and no instance tag could be read: %w", ierr))
-			}
-		}
 		return &userError{Msg: "cannot join", Cause: err}
 	}
 	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()

@@ -14,7 +14,6 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/metadata"
 )
 
 type leaveOptions struct {
@@ -68,11 +67,8 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	m.Hold, m.Sessions = g.holdReadiness("leave"), g.daemonSessions
 	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Address: g.explicitAddress()}
 	if !opts.offline {
-		req.Identify = func(ctx context.Context) (metadata.Instance, error) {
-			i, err := g.instance(ctx)
-			return i.Instance, err
-		}
-		src, err := g.mongo()
+		req.Identify = g.whoami
+		src, err := g.mongoOrTag(ctx)
 		if err != nil && !errors.Is(err, errNoMongo) {
 			return &userError{Msg: "cannot leave", Cause: err}
 		}

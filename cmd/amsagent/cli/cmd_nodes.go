@@ -141,7 +141,7 @@ func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) err
 // connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.
 func (g *globals) connectCluster(ctx context.Context, app string, log *slog.Logger) (*cluster.Client, error) {
 	const msg = "cannot look at the cluster"
-	src, err := g.mongo()
+	src, err := g.mongoOrTag(ctx)
 	if err != nil {
 		return nil, &userError{Msg: msg, Cause: err}
 	}

@@ -75,28 +75,23 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		Address:  g.explicitAddress(),
 		Identify: g.whoami,
 	}
-	told := false
-	tell := func() error {
-		if told {
-			return nil
-		}
-		src, err := g.mongo()
-		if told = err == nil; told {
-			req.Mongo = src.Target
-		}
-		if errors.Is(err, errNoMongo) || errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 && opts.wait == "" {
-			return nil // a monitoring user gets what can be told without it
-		}
-		return err
-	}
-	if err := tell(); err != nil {
-		return err
+	src, noMongo := g.mongoOrTag(ctx)
+	withoutRoot := errors.Is(noMongo, fs.ErrPermission) && g.env.Geteuid() != 0 && opts.wait == ""
+	if noMongo != nil && !errors.Is(noMongo, errNoMongo) && !withoutRoot {
+		return noMongo
 	}
 	look := func(ctx context.Context) (*bootstrap.Status, error) {
-		if err := tell(); err != nil { // who waits since before the join learns it from there
-			return nil, err
+		if noMongo != nil {
+			if again, err := g.mongo(); !errors.Is(err, errNoMongo) {
+				src, noMongo = again, err // a join has ended since
+			}
 		}
-		return m.Status(ctx, req)
+		req.Mongo = src.Target
+		s, err := m.Status(ctx, req)
+		if err == nil && noMongo != nil && !s.Unprivileged {
+			s.Row.Err = oneLine(noMongo.Error())
+		}
+		return s, err
 	}
 	var s *bootstrap.Status
 	var werr error

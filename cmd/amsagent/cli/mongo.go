@@ -4,15 +4,18 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/metadata"
 )
 
 // storedMongo is where join keeps the connection string, for the daemon and for the commands that follow.
@@ -86,6 +89,32 @@ func (g *globals) mongo() (mongoSource, error) {
 		g.log().Info("the MongoDB password came in a place that others can read; file:PATH avoids that", "origin", v.origin.String())
 	}
 	return mongoSource{Target: t, Origin: v.origin}, nil
+}
+
+// tagsTime bounds the query for tags of a command that needs no other data of the cloud and may run on a laptop.
+const tagsTime = 5 * time.Second
+
+// mongoOrTag is mongo, and asks the cloud for the instance's tags if no other source has the address.
+func (g *globals) mongoOrTag(ctx context.Context) (mongoSource, error) {
+	if src, err := g.mongo(); !errors.Is(err, errNoMongo) {
+		return src, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, tagsTime)
+	defer cancel()
+	return g.mongoAfter(g.whoami(ctx))
+}
+
+// mongoAfter is mongo after a query for tags: without an address, the error has the reason why there is no tag.
+func (g *globals) mongoAfter(inst metadata.Instance, ierr error) (mongoSource, error) {
+	src, err := g.mongo()
+	switch note := tagsNote(inst); {
+	case !errors.Is(err, errNoMongo):
+	case ierr != nil:
+		err = errors.Join(err, fmt.Errorf("no instance tag could be read: %w", ierr))
+	case note != "":
+		err = errors.Join(err, errors.New(note))
+	}
+	return src, err
 }
 
 // joinedMongo is mongo for a node as it is: it may have joined elsewhere than its tag says.
