@@ -57,15 +57,14 @@ func configHelp() string {
 	b.WriteString("Each setting is taken from the first of these that has it:\n\n" +
 		"  1. the flag\n" +
 		"  2. the variable AMSAGENT_ and the key in capitals\n" +
-		"  3. what an earlier join was given, until config.yaml says something else than\n" +
-		"     it did then\n" +
+		"  3. the flags and variables of an earlier join\n" +
 		"  4. /etc/amsagent/config.yaml\n" +
 		"  5. instance tags (mongo, role, group, drain-deadline): amsagent:role, or\n" +
 		"     amsagent-role where the cloud allows no colon\n" +
 		"  6. the default\n\n" +
 		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +
 		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it. Role, group\n" +
-		"and address of a node are shown as it has them, beside what the settings say by now.\n\n" +
+		"and address of a node are shown as it has them; a note names settings that differ.\n\n" +
 		"config.yaml holds `key: value` lines. Everybody can read it, so a password in it\n" +
 		"is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a list of YAML.\n" +
 		"A fault in it is refused here, by join and by seal. Other commands leave an unknown\n" +
@@ -92,8 +91,6 @@ type configRow struct {
 	Default string  `json:"default,omitempty"`
 	// File is the file that held the value, for mongo.
 	File string `json:"file,omitempty"`
-	// Next is what the settings say by now of the role, the group or the address, where this node joined with another value.
-	Next *settingValue `json:"next,omitempty"`
 }
 
 // configData is what `config` prints.
@@ -102,7 +99,7 @@ type configData struct {
 	Settings   []configRow `json:"settings"`
 	// Endpoints are the addresses of cloud services that the environment sets.
 	Endpoints []configRow `json:"endpoints,omitempty"`
-	// Notes say what could not be looked at.
+	// Notes name what could not be read, and settings that do not count, or not yet.
 	Notes []string `json:"notes,omitempty"`
 }
 
@@ -141,6 +138,8 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 	if _, serr := os.Stat(path); serr == nil {
 		data.ConfigFile.Found = true
 	}
+	node, notes := g.nodeSettings()
+	data.Notes = append(data.Notes, notes...)
 	for _, row := range settingsTable() {
 		v := g.settings.values[row.key]
 		r := configRow{Key: row.key, Origin: v.origin, Default: row.def}
@@ -152,11 +151,8 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 			}
 			r.File = mongo.File
 		}
-		switch row.key {
-		case keyRole, keyGroup, keyAddress:
-			// What this node has counts; what the settings say beside that is to come.
-			is := g.nodeSetting(row.key)
-			text, r.Origin, r.Next = is.Value, is.Origin, is.Next
+		if is, ok := node[row.key]; ok {
+			text, r.Origin = is.Value, is.Origin
 		}
 		if text != "" {
 			r.Value = &text
@@ -203,9 +199,6 @@ func configText(w *textWriter, data configData) {
 			set++
 		} else if r.Value == nil {
 			from = ""
-		}
-		if r.Next != nil {
-			from += "; " + r.Next.nextText(r.Key)
 		}
 		rows = append(rows, []string{r.Key, text, from})
 	}

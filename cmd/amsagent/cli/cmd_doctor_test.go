@@ -228,7 +228,7 @@ func TestDoctorSettings(t *testing.T) {
 	given := filepath.Join(root, bootstrap.GivenPath)
 	must.OK(t, os.MkdirAll(filepath.Dir(given), 0o700))
 	for text, want := range map[string][2]string{
-		`{"version":1,"settings":{"ams_dir":{"value":"/opt/ams"}}}`: {"AMS-INSTALL", "/opt/ams"},
+		`{"version":1,"settings":{"ams_dir":"/opt/ams"}}`: {"AMS-INSTALL", "/opt/ams"},
 		`{"version":1,`: {"AMS-RECORD", "what was given to join cannot be used"},
 	} {
 		must.OK(t, os.WriteFile(given, []byte(text), 0o600))

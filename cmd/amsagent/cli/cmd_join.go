@@ -72,9 +72,6 @@ func newJoinCommand(g *globals) *cobra.Command {
 }
 
 func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
-	if err := g.contradicted(); err != nil {
-		return &userError{Msg: "cannot join", Cause: err}
-	}
 	switch {
 	case opts.tags < 0:
 		return usageError(nil, "--wait-for-tags: %s is negative", opts.tags)
@@ -124,7 +121,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	}
 	if !opts.offline {
 		seen := g.lastSeen()
-		res.Notes = seen.Notes
+		res.Notes = slices.Concat(seen.Notes, g.settings.overruled(req.Given.Settings))
 		if note := roleNote(res.Role, seen.Instance); note != "" {
 			res.Notes = append(res.Notes, note)
 		}

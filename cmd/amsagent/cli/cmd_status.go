@@ -105,7 +105,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	}
 	v := &statusView{Status: s, Given: g.givenToJoin()}
 	if !s.Unprivileged { // else nobody here knows what the node joined with
-		v.Role, v.Group, v.Address = g.nodeSetting(keyRole), g.nodeSetting(keyGroup), g.nodeSetting(keyAddress)
+		v.addSettings(g)
 	}
 	v.addMongo(g)
 	v.askDaemon(ctx, g)
@@ -156,10 +156,12 @@ func statusText(w *textWriter, s *statusView) {
 	}
 	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
 		"sessions", statusSessions(s.Row), "balancers", statusBalancers(s.Row), "daemon", s.daemonText(), "launch hooks", s.launchHooksText(), "node", s.nodeText(), "given to join", s.givenText())
+	notes := s.Notes
 	if s.Daemon != nil {
-		for _, note := range s.Daemon.Notes {
-			w.line("note: %s", oneLine(note))
-		}
+		notes = slices.Concat(notes, s.Daemon.Notes)
+	}
+	for _, note := range notes {
+		w.line("note: %s", oneLine(note))
 	}
 	s.lifeText(w)
 	s.driftText(w)

@@ -38,7 +38,7 @@ func (g *globals) instance(ctx context.Context) (machine, error) {
 // useTags applies tags and group.
 func (g *globals) useTags(i metadata.Instance) error {
 	group := i.Group
-	if !i.TagsKnown && g.joinedWith(keyGroup) != "" {
+	if s := g.joinedState(); !i.TagsKnown && s != nil && s.Group != "" {
 		group = "" // an answer in part may lack the tag that names another group
 	}
 	var err error

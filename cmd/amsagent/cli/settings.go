@@ -180,7 +180,7 @@ type sources struct {
 	wrong   error
 	instead string
 	// given is from an earlier join, damaged why it cannot be used; dropped are the keys of which this one keeps nothing.
-	given   *bootstrap.Given
+	given   bootstrap.Given
 	damaged string
 	dropped []string
 	// tags are checked, by key; group is the cloud's scaling group.
@@ -230,7 +230,7 @@ func resolveSettings(src sources) (*settings, error) {
 				set(v.text, origin{Layer: layerFile, Name: src.file.path, Line: v.line})
 			}
 		}
-		if v, ok := src.keptValue(row); ok {
+		if v, ok := src.given.Settings[row.key]; ok && row.kept && !slices.Contains(src.dropped, row.key) {
 			if canon, err := row.canonical(v); err != nil {
 				s.warnings = append(s.warnings, fmt.Sprintf("%s, given to join, is not used: %v", row.key, err))
 			} else {
@@ -255,9 +255,7 @@ func resolveSettings(src sources) (*settings, error) {
 		errs = append(errs, src.file.errs...)
 	}
 	if src.only == nil {
-		if src.given != nil {
-			s.Forced = src.given.ForcedAddress
-		}
+		s.Forced = src.given.ForcedAddress
 		errs = append(errs, s.implied()...)
 		var bad []error
 		s.Endpoints, bad = readEndpoints(src.lookupEnv)
@@ -337,15 +335,6 @@ func (src sources) lastGood(root string, hints []string) (*configFile, []string)
 		return nil, hints
 	}
 	return src.file, hints
-}
-
-// keptValue returns what an earlier join was given, unless the settings file has changed since.
-func (src sources) keptValue(row setting) (string, bool) {
-	if src.given == nil || !row.kept || slices.Contains(src.dropped, row.key) || slices.Contains(src.dropped, partner(row.key)) {
-		return "", false
-	}
-	g, ok := src.given.Settings[row.key]
-	return g.Value, ok && src.file.text(row.key) == g.Replaced
 }
 
 // withTags adds the instance's tags and group. all: every tag could be read. A malformed tag is an error and keeps its former

@@ -38,11 +38,20 @@ type statusView struct {
 	// Readiness is what the daemon says at /readyz; asked where only root may ask it for more.
 	Readiness *daemon.Readiness `json:"readiness,omitempty"`
 	// Role, Group and Address are the node's, with their origin; nil where this user may not read what the node joined with.
-	Role    *nodeSetting `json:"role,omitempty"`
-	Group   *nodeSetting `json:"group,omitempty"`
-	Address *nodeSetting `json:"address,omitempty"`
+	Role    *settingValue `json:"role,omitempty"`
+	Group   *settingValue `json:"group,omitempty"`
+	Address *settingValue `json:"address,omitempty"`
 	// Given are the settings that were given to join.
 	Given map[string]string `json:"given,omitempty"`
+	// Notes name settings that do not count, or not yet.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// addSettings adds what this node has of the settings.
+func (s *statusView) addSettings(g *globals) {
+	node, notes := g.nodeSettings()
+	role, group, address := node[keyRole], node[keyGroup], node[keyAddress]
+	s.Role, s.Group, s.Address, s.Notes = &role, &group, &address, notes
 }
 
 // givenToJoin lists the settings that were given to join and count.
