@@ -172,11 +172,11 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 func configTags(ctx context.Context, g *globals) (note string, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, tagsTime)
 	defer cancel()
-	m, err := g.instance(ctx)
+	inst, err := g.whoami(ctx)
 	var bad *settingError
 	switch {
 	case err == nil:
-		return tagsNote(m.Instance), nil
+		return tagsNote(inst), nil
 	case errors.As(err, &bad):
 		return "", err
 	}

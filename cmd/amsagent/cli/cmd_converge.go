@@ -92,17 +92,15 @@ func runConverge(ctx context.Context, g *globals) error {
 }
 
 func (g *globals) convergeRequest(identify bootstrap.Identifier) (bootstrap.ConvergeRequest, error) {
-	req := bootstrap.ConvergeRequest{
-		Valve: bootstrap.Valve(g.settings.RemoteIPValve), Interval: g.settings.BeatInterval,
-		Identify: identify,
-	}
 	src, err := g.joinedMongo()
 	if err != nil && !errors.Is(err, errNoMongo) {
-		return req, &userError{Msg: "cannot converge", Cause: err}
+		return bootstrap.ConvergeRequest{}, &userError{Msg: "cannot converge", Cause: err}
 	}
-	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
-	req.ForceAddress, req.AddressKept = g.addressForced(), g.addressKept()
-	return req, nil
+	j := g.settings.joinRequest()
+	return bootstrap.ConvergeRequest{
+		Mongo: src.Target, Role: j.Role, Group: j.Group, Address: j.Address, ForceAddress: j.ForceAddress, AddressKept: j.AddressKept,
+		Valve: j.Valve, Interval: g.settings.BeatInterval, Identify: identify,
+	}, nil
 }
 
 // runBeforeStart never fails: whatever is wrong here, the server is to start.

@@ -198,15 +198,17 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	var drain atomic.Int64 // a tag may say another one
 	drain.Store(int64(g.settings.DrainDeadline))
 	o.Drain = func() time.Duration { return time.Duration(drain.Load()) }
-	o.Join.Identify = m.AskNow(bound, func(ctx context.Context) (metadata.Instance, error) {
+	identify := m.AskNow(bound, func(ctx context.Context) (metadata.Instance, error) {
 		inst, err := g.whoami(ctx)
 		drain.Store(int64(g.settings.DrainDeadline))
 		return inst, err
 	})
 	o.UnreadTags = func(ctx context.Context) string {
-		inst, _ := o.Join.Identify(ctx) // the error is that of another check
+		inst, _ := identify(ctx) // the error is that of another check
 		return unreadTags(inst.Tags)
 	}
+	o.Join = g.settings.joinRequest() // after the tags
+	o.Join.Identify = identify
 	src, err := g.joinedMongo()
 	switch {
 	case err == nil:
@@ -214,9 +216,6 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	case !errors.Is(err, errNoMongo):
 		o.MongoErr = err
 	}
-	o.Join.Role, o.Join.Group, o.Join.Address = g.settings.Role, g.settings.Group, g.explicitAddress()
-	o.Join.ForceAddress, o.Join.AddressKept = g.addressForced(), g.addressKept()
-	o.Join.Valve = bootstrap.Valve(g.settings.RemoteIPValve)
 	o.Connect = cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()}
 	o.Secrets = []string{storedMongo, bootstrap.LeftMongoPath}
 	if path, ok := filePath(g.settings.Mongo); ok && !slices.Contains(o.Secrets, path) {
@@ -230,7 +229,7 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	o.Daemon = func(ctx context.Context) (doctor.DaemonView, error) { return askDaemonForDoctor(ctx, c) }
 	root := g.settings.Root
 	o.GPUs = func(ctx context.Context) (doctor.GPUView, error) { return askGPUs(ctx, root) }
-	o.Hooks = g.doctorHooks(m, o.Join.Identify)
+	o.Hooks = g.doctorHooks(m, identify)
 	o.Reserve = doctorReserve
 	o.Explain = g.explainForDoctor
 	return nil

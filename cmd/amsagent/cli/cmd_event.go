@@ -183,7 +183,7 @@ func (g *globals) instanceID(ctx context.Context, given string) (string, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, whoTime)
 	defer cancel()
-	m, merr := g.readInstance(ctx)
+	m, merr := g.ask(ctx, g.question())
 	if merr != nil {
 		return "", errors.Join(err, merr)
 	}

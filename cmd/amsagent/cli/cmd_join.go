@@ -6,7 +6,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -96,24 +95,24 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if g.notOwn != nil {
 		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
 	}
-	req := bootstrap.JoinRequest{
-		ForceAddress: opts.force || g.addressForced(), AddressKept: g.addressKept(), Forget: g.settings.src.dropped,
-		Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Replace: opts.replace,
-		OnFailure: bootstrap.OnFailure(g.settings.OnFailure), Valve: bootstrap.Valve(g.settings.RemoteIPValve),
-	}
-	if !opts.offline {
-		req.Given, req.Config = g.toKeep(opts.force), g.settings.goodConfig()
-		// First of all: the instance's tags may say where MongoDB is.
-		req.Identify = m.AskNow(ctx, g.whoami)
-	}
-	src, err := g.mongo()
-	if errors.Is(err, errNoMongo) && !opts.offline {
-		src, err = g.mongoAfter(req.Identify(ctx))
+	var src mongoSource
+	var identify bootstrap.Identifier
+	if opts.offline {
+		src, err = g.mongo()
+	} else {
+		identify = m.AskNow(ctx, g.whoami) // first: the tags may have MongoDB's address
+		src, err = g.mongoAfter(identify(ctx))
 	}
 	if err != nil {
 		return &userError{Msg: "cannot join", Cause: err}
 	}
-	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
+	req := g.settings.joinRequest()
+	req.Mongo, req.Identify, req.Forget = src.Target, identify, g.settings.src.dropped
+	req.Now, req.Offline, req.DryRun, req.Replace = opts.now, opts.offline, opts.dryRun, opts.replace
+	req.ForceAddress = req.ForceAddress || opts.force
+	if !opts.offline {
+		req.Given, req.Config = g.toKeep(opts.force), g.settings.goodConfig()
+	}
 
 	res, err := m.Join(ctx, req)
 	if res == nil {

@@ -65,7 +65,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	}
 	handleDaemon(m, opts.offline)
 	m.Hold, m.Sessions = g.holdReadiness("leave"), g.daemonSessions
-	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Address: g.explicitAddress()}
+	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Address: g.settings.Address}
 	if !opts.offline {
 		req.Identify = g.whoami
 		src, err := g.mongoOrTag(ctx)

@@ -43,7 +43,7 @@ type metadataData struct {
 }
 
 func runMetadata(ctx context.Context, g *globals) error {
-	m, err := g.readInstance(ctx)
+	m, err := g.ask(ctx, g.question())
 	if err != nil {
 		return &userError{Msg: "cannot tell what this machine is", Cause: err}
 	}

@@ -192,10 +192,7 @@ func (a *daemonAdapter) settings() daemon.Settings {
 	return daemon.Settings{
 		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter, Wrong: s.src.wrongText(),
 		NoRemoteDrain: !s.RemoteDrain,
-		JoinRequest: bootstrap.JoinRequest{
-			Role: s.Role, Group: s.Group, Address: a.g.explicitAddress(), ForceAddress: a.g.addressForced(), AddressKept: a.g.addressKept(),
-			Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
-		},
+		JoinRequest:   s.joinRequest(),
 	}
 }
 
@@ -301,10 +298,10 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 // ask asks the cloud, and keeps the answer.
 func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
-	q := a.g.instanceQuestion()
+	q := a.g.question()
 	a.mu.Unlock()
 	q.open = a.open
-	m, err := a.g.askInstance(ctx, q)
+	m, err := a.g.ask(ctx, q)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {
@@ -313,8 +310,7 @@ func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 	if a.over {
 		return metadata.Instance{}, daemon.ErrOutdated
 	}
-	a.g.remember(m)
-	a.tagErr = a.g.useTags(m.Instance)
+	a.tagErr = a.g.use(m)
 	a.tagsRead = a.tagsRead || m.Instance.TagsKnown || !slices.Contains(m.Instance.Missing, "tags")
 	a.identified = time.Now()
 	return m.Instance, a.tagErr

@@ -72,7 +72,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	}
 	req := bootstrap.StatusRequest{
 		Valve:    bootstrap.Valve(g.settings.RemoteIPValve),
-		Address:  g.explicitAddress(),
+		Address:  g.settings.Address,
 		Identify: g.whoami,
 	}
 	src, noMongo := g.mongoOrTag(ctx)

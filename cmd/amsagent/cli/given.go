@@ -124,8 +124,8 @@ func (s *statusView) nodeText() string {
 // toKeep is what this join keeps: its flags and variables, what an earlier join kept, and whether its address was forced.
 func (g *globals) toKeep(force bool) *bootstrap.Given {
 	keep := &bootstrap.Given{Settings: map[string]string{}}
-	if force || g.addressForced() {
-		keep.ForcedAddress = g.explicitAddress()
+	if force || g.settings.addressForced() {
+		keep.ForcedAddress = g.settings.Address
 	}
 	for _, row := range keptSettings() {
 		v := g.settings.values[row.key]

@@ -41,7 +41,7 @@ func TestForcedAddress(t *testing.T) {
 		s, err := resolveSettings(tt.src)
 		must.OK(t, err)
 		g := &globals{settings: s}
-		if forced, keep := g.addressForced(), g.toKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
+		if forced, keep := s.addressForced(), g.toKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
 			t.Errorf("%s: forced: %v, kept %q, want %q", tt.name, forced, keep, tt.want)
 		}
 	}

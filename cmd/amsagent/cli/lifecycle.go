@@ -160,7 +160,7 @@ const (
 // openCloud opens the cloud that was named, or that shows. It makes no request.
 func (a *daemonAdapter) openCloud() (metadata.Provider, error) {
 	a.mu.Lock()
-	q := a.g.instanceQuestion()
+	q := a.g.question()
 	a.mu.Unlock()
 	if q.provider == "auto" {
 		d, err := metadata.Detect(q.opts)

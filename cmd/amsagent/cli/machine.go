@@ -23,7 +23,6 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/plain"
-	"github.com/amsagent/amsagent/metadata"
 )
 
 // machineSettings are those of every command that looks at, or changes, the server on this machine.
@@ -182,27 +181,16 @@ func (g *globals) daemonSessions(ctx context.Context) (cluster.Sessions, error) 
 	return v.Sessions, err
 }
 
-// whoami tells who this machine is, and takes in what its tags say.
-func (g *globals) whoami(ctx context.Context) (metadata.Instance, error) {
-	m, err := g.instance(ctx)
-	return m.Instance, err
-}
-
-// explicitAddress is the node's address where a person or a tag gave it.
-func (g *globals) explicitAddress() string {
-	if !g.settings.Address.IsValid() {
-		return ""
+// joinRequest is the part of a join that the settings decide.
+func (s *settings) joinRequest() bootstrap.JoinRequest {
+	return bootstrap.JoinRequest{
+		Role: s.Role, Group: s.Group, Address: s.Address, ForceAddress: s.addressForced(), AddressKept: s.origin(keyAddress).Layer == layerGiven,
+		Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
 	}
-	return g.settings.Address.String()
 }
 
 // addressForced reports whether an earlier join accepted this address although no interface has it.
-func (g *globals) addressForced() bool {
-	return g.settings.Forced != "" && g.settings.Forced == g.explicitAddress()
-}
-
-// addressKept reports whether an earlier join was given the address.
-func (g *globals) addressKept() bool { return g.settings.origin(keyAddress).Layer == layerGiven }
+func (s *settings) addressForced() bool { return s.Forced != "" && s.Forced == s.Address }
 
 // failure turns what bootstrap returns into an error for a person.
 func (g *globals) failure(verb string, err error) error {

@@ -102,7 +102,7 @@ func TestMongoSources(t *testing.T) {
 			root := tree(t, tt.files)
 			e := &testEnv{vars: tt.vars}
 			g := loaded(t, e, append([]string{"--root", root}, tt.args...)...)
-			must.OK(t, g.useTags(metadata.Instance{Tags: tt.tags, TagsKnown: true}))
+			must.OK(t, g.use(machine{Instance: metadata.Instance{Tags: tt.tags, TagsKnown: true}}))
 			inRoot := func(s string) string { return strings.ReplaceAll(s, "ROOT", root) }
 			src, err := g.mongo()
 			if want, ok := strings.CutPrefix(tt.want, "!"); ok {

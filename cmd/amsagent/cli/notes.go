@@ -63,16 +63,6 @@ func roleNote(role string, inst metadata.Instance) string {
 	return text
 }
 
-// remember keeps what was read of this machine, and logs each note once.
-func (g *globals) remember(m machine) {
-	g.mu.Lock()
-	g.seen = &m
-	g.mu.Unlock()
-	if text := unreadTags(m.Instance.Tags); text != "" && g.once(text) {
-		g.log().Warn("instance tags are not read", "detail", text)
-	}
-}
-
 // lastSeen is the machine as it was read last; the zero machine before that.
 func (g *globals) lastSeen() machine {
 	g.mu.Lock()

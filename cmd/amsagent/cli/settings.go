@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -83,7 +82,7 @@ type settings struct {
 	Mongo   string
 	Role    string
 	Group   string
-	Address netip.Addr
+	Address string
 	// Forced is the address that a join accepted although no interface has it.
 	Forced         string
 	AMSDir         string
@@ -432,7 +431,7 @@ func (s *settings) fill() {
 	s.Mongo = text(keyMongo)
 	s.Role = text(keyRole)
 	s.Group = text(keyGroup)
-	s.Address, _ = netip.ParseAddr(text(keyAddress))
+	s.Address = text(keyAddress)
 	s.AMSDir = text(keyAMSDir)
 	s.AMSRelease = text(keyAMSRelease)
 	s.Provider = text(keyProvider)

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -89,7 +88,7 @@ func TestDefaults(t *testing.T) {
 	must.OK(t, err)
 	if s.AMSDir != "/usr/local/antmedia" || s.Provider != "auto" || s.Service != "auto" || s.RemoteIPValve != "auto" ||
 		s.Timeout != 5*time.Minute || s.OnFailure != "rollback" || s.Output != "text" || s.LogLevel != slog.LevelInfo ||
-		s.Config != "/etc/amsagent/config.yaml" || s.Address.IsValid() || s.Root != "" || len(s.Endpoints) != 0 {
+		s.Config != "/etc/amsagent/config.yaml" || s.Address != "" || s.Root != "" || len(s.Endpoints) != 0 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -109,7 +108,7 @@ func TestEverySettingIsRead(t *testing.T) {
 	}
 	field := func(s *settings, key string) any {
 		return map[string]any{
-			keyMongo: s.Mongo, keyRole: s.Role, keyGroup: s.Group, keyAddress: s.Address.String(), keyAMSDir: s.AMSDir,
+			keyMongo: s.Mongo, keyRole: s.Role, keyGroup: s.Group, keyAddress: s.Address, keyAMSDir: s.AMSDir,
 			keyAMSRelease: s.AMSRelease, keyProvider: s.Provider, keyService: s.Service, keyServiceCommand: s.ServiceCommand,
 			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root,
 			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
@@ -420,7 +419,7 @@ func TestGroupOfAPartialAnswer(t *testing.T) {
 			if tt.state != "" {
 				must.OK(t, os.WriteFile(path, []byte(tt.state), 0o600))
 			}
-			must.OK(t, g.useTags(metadata.Instance{TagsKnown: tt.known, Group: "edge-asg"}))
+			must.OK(t, g.use(machine{Instance: metadata.Instance{TagsKnown: tt.known, Group: "edge-asg"}}))
 			if g.settings.Group != tt.want {
 				t.Errorf("group %q, want %q", g.settings.Group, tt.want)
 			}
@@ -491,13 +490,6 @@ func TestOriginJSON(t *testing.T) {
 		if l.String() == "" {
 			t.Errorf("layer %d has no word", l)
 		}
-	}
-}
-
-func TestAddressField(t *testing.T) {
-	s, err := resolveSettings(sources{flags: flags(keyAddress, "10.0.1.5")})
-	if err != nil || s.Address != netip.MustParseAddr("10.0.1.5") {
-		t.Errorf("%v, %v", s.Address, err)
 	}
 }
 
