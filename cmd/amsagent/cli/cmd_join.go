@@ -111,7 +111,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	req.Now, req.Offline, req.DryRun, req.Replace = opts.now, opts.offline, opts.dryRun, opts.replace
 	req.ForceAddress = req.ForceAddress || opts.force
 	if !opts.offline {
-		req.Given, req.Config = g.toKeep(opts.force), g.settings.goodConfig()
+		req.Given, req.Config = g.settings.toKeep(opts.force), g.settings.goodConfig()
 	}
 
 	res, err := m.Join(ctx, req)

@@ -190,7 +190,7 @@ func (a *daemonAdapter) settings() daemon.Settings {
 	s := a.g.settings
 	a.keepConfig(s.goodConfig())
 	return daemon.Settings{
-		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter, Wrong: s.src.wrongText(),
+		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter, Wrong: wrongText(s.src),
 		NoRemoteDrain: !s.RemoteDrain,
 		JoinRequest:   s.joinRequest(),
 	}
@@ -232,7 +232,7 @@ func (a *daemonAdapter) rereadLocked() error {
 	a.identified, a.given, a.tagsRead, a.kept = time.Time{}, a.givenNow(), false, false
 	err := a.g.load(a.cmd)
 	if now := a.g.settings; err == nil && now.ServiceCommand != "" && now.ServiceCommand != was.ServiceCommand {
-		if _, err = now.serviceCommand(); err != nil {
+		if _, err = serviceCommand(now); err != nil {
 			a.g.settings = was // a daemon that is made of these would not begin
 		}
 	}

@@ -35,6 +35,9 @@ type fileValue struct {
 	line int
 }
 
+// idSecret is the id of a password in config.yaml.
+const idSecret = "AMS-CONFIG-SECRET"
+
 // maxSmallFile bounds the files we read whole: config.yaml and the one with the connection string.
 const maxSmallFile = 256 << 10
 
@@ -181,7 +184,7 @@ func parseConfigFile(path string, b []byte) *configFile {
 			e := fault(v.Line, []string{
 				"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo",
 			}, "a password does not belong in this file, everybody can read it")
-			e.id = idConfigSecret
+			e.id = idSecret
 			c.errs = append(c.errs, e)
 			continue
 		}

@@ -111,24 +111,6 @@ func directly[T error](err error) (T, bool) {
 	return t, ok
 }
 
-// flatten splits what errors.Join joined, at any depth.
-func flatten(err error) []error {
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return []error{err}
-	}
-	var all []error
-	var texts []string
-	for _, e := range joined.Unwrap() {
-		all = append(all, flatten(e)...)
-		texts = append(texts, e.Error())
-	}
-	if err.Error() != strings.Join(texts, "\n") {
-		return []error{err}
-	}
-	return all
-}
-
 // report prints err on stderr in the form asked for and returns the exit code.
 func (g *globals) report(ctx context.Context, err error) int {
 	var sig *interruptedError

@@ -26,7 +26,7 @@ const (
 	idFailed       = "AMS-FAILED"
 	idUsage        = "AMS-USAGE"
 	idConfig       = bootstrap.IDConfig
-	idConfigSecret = "AMS-CONFIG-SECRET"
+	idConfigSecret = idSecret
 	idOutput       = "AMS-OUTPUT"
 	idInterrupted  = "AMS-INTERRUPTED"
 	idTimeout      = "AMS-TIMEOUT"
@@ -382,13 +382,6 @@ func forbiddenClass() errorClass {
 		return []string{"the user needs readWrite on the databases amsagent and clusterdb, and read on that of each application (db.name), where its streams are counted; " + bootstrap.WriteHint}
 	}
 	return c
-}
-
-func anySetting(err error, cond func(*settingError) bool) bool {
-	return slices.ContainsFunc(flatten(err), func(e error) bool {
-		var se *settingError
-		return errors.As(e, &se) && cond(se)
-	})
 }
 
 func settingHints(err error, g *globals) []string {

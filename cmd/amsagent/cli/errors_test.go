@@ -49,7 +49,7 @@ func examples() map[string]error {
 	}
 	return map[string]error{
 		idInterrupted:        &interruptedError{syscall.SIGTERM},
-		idConfigSecret:       parseConfigFile("/c", []byte("mongo: mongodb://u:p@h\n")).errs[0],
+		idConfigSecret:       &settingError{source: "/c:1", layer: layerFile, err: errors.New("x"), hints: []string{"y"}, id: idSecret},
 		idUsage:              &settingError{source: "--role", layer: layerFlag, err: valueError{text: "x", hints: []string{"y"}}},
 		idConfig:             &settingError{source: "AMSAGENT_ROLE", layer: layerEnv, err: valueError{text: "x", hints: []string{"y"}}},
 		idMongoMissing:       errNoMongo,

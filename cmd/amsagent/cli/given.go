@@ -5,9 +5,7 @@ package cli
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -20,17 +18,6 @@ import (
 // annotationKeeps marks the command whose flags are kept. Its empty values drop kept ones.
 const annotationKeeps = "keeps"
 
-// keptSettings are the settings that a join keeps, in the order in which they are shown.
-func keptSettings() []setting {
-	var rows []setting
-	for _, row := range settingsTable() {
-		if row.kept {
-			rows = append(rows, row)
-		}
-	}
-	return rows
-}
-
 // keptKeys lists them for the help of join.
 func keptKeys() string {
 	var keys []string
@@ -40,27 +27,12 @@ func keptKeys() string {
 	return wrap(strings.Join(keys, ", "))
 }
 
-// readGiven reads what an earlier join was given. An unreadable or damaged file is no error: no command may fail for it.
-func readGiven(root string) (bootstrap.Given, string) {
-	given, err := bootstrap.LoadGiven(root)
-	switch {
-	case given != nil:
-		return *given, ""
-	case err == nil, errors.Is(err, fs.ErrPermission):
-		return bootstrap.Given{}, ""
+// wrongText is the fault of config.yaml and what applies instead, or "".
+func wrongText(src sources) string {
+	if src.wrong == nil {
+		return ""
 	}
-	return bootstrap.Given{}, fmt.Sprintf("what was given to join cannot be used: %v; run the same amsagent join again", err)
-}
-
-// goodConfig is config.yaml for a node to keep; nil if it is another file.
-func (s *settings) goodConfig() []byte {
-	switch {
-	case s.origin(keyConfig).Layer > layerDefault:
-		return nil
-	case s.src.file == nil:
-		return []byte{}
-	}
-	return s.src.file.bytes
+	return oneLine(src.wrong.Error()) + "; " + src.instead
 }
 
 // joinedState is the state of a node, or nil. It has what the current settings may lack: the value of a removed or unreadable
@@ -119,46 +91,6 @@ func (s *statusView) nodeText() string {
 		}
 	}
 	return strings.Join(parts, "; ")
-}
-
-// toKeep is what this join keeps: its flags and variables, what an earlier join kept, and whether its address was forced.
-func (g *globals) toKeep(force bool) *bootstrap.Given {
-	keep := &bootstrap.Given{Settings: map[string]string{}}
-	if force || g.settings.addressForced() {
-		keep.ForcedAddress = g.settings.Address
-	}
-	for _, row := range keptSettings() {
-		v := g.settings.values[row.key]
-		switch v.origin.Layer {
-		case layerGiven, layerEnv, layerFlag:
-			keep.Settings[row.key] = v.text
-		default:
-		}
-	}
-	return keep
-}
-
-// overruled is one note with the lines of config.yaml that do not count, because join was given another value; else none.
-func (s *settings) overruled(given map[string]string) []string {
-	if s.src.file == nil {
-		return nil
-	}
-	var counts, flags []string
-	for _, row := range keptSettings() {
-		line := s.src.file.values[row.key]
-		value, kept := given[row.key]
-		text, err := row.canonical(line.text)
-		if !kept || err != nil || text == value || s.origin(row.key).Layer < layerGiven {
-			continue
-		}
-		o := origin{Layer: layerFile, Name: s.src.file.path, Line: line.line}
-		counts = append(counts, fmt.Sprintf("%s %s counts, not %s (%s)", row.key, value, text, o))
-		flags = append(flags, fmt.Sprintf(` --%s ""`, row.flag))
-	}
-	if counts == nil {
-		return nil
-	}
-	return []string{"given to join: " + strings.Join(counts, ", ") + "; amsagent join" + strings.Join(flags, "") + " makes the file count"}
 }
 
 // dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.

@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -21,31 +22,8 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata"
 )
-
-// --force-address holds for the address that it was given with, wherever that stands.
-func TestForcedAddress(t *testing.T) {
-	for _, tt := range []struct {
-		name          string
-		src           sources
-		force, forced bool
-		want          string
-	}{
-		{name: "not forced", src: sources{flags: flags(keyAddress, "10.0.0.2")}},
-		{name: "forced now", src: sources{flags: flags(keyAddress, "10.0.0.2")}, force: true, want: "10.0.0.2"},
-		{name: "kept", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2", Settings: map[string]string{keyAddress: "10.0.0.2"}}}, forced: true, want: "10.0.0.2"},
-		{name: "in the file", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, file: file("address: 10.0.0.2\n")}, forced: true, want: "10.0.0.2"},
-		{name: "another one", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, flags: flags(keyAddress, "10.0.0.3")}},
-		{name: "dropped", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, dropped: []string{keyAddress}}},
-	} {
-		s, err := resolveSettings(tt.src)
-		must.OK(t, err)
-		g := &globals{settings: s}
-		if forced, keep := s.addressForced(), g.toKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
-			t.Errorf("%s: forced: %v, kept %q, want %q", tt.name, forced, keep, tt.want)
-		}
-	}
-}
 
 // A value that was given to join wins over config.yaml, also over a later line. config, status and a join say so in one note.
 func TestGivenWinsOverTheFile(t *testing.T) {
@@ -340,6 +318,57 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 			noted := slices.ContainsFunc(got.Notes, func(n string) bool { return strings.Contains(n, "not applied yet: "+tt.note+";") })
 			if noted != (tt.note != "") {
 				t.Errorf("%s: %s: notes %q", tt.name, command, got.Notes)
+			}
+		}
+	}
+}
+
+// A partial answer may lack the tag that names the group: the one that the node joined with holds.
+func TestGroupOfAPartialAnswer(t *testing.T) {
+	for name, tt := range map[string]struct {
+		state string
+		known bool
+		want  string
+	}{
+		"joined, in part":     {`{"version":1,"phase":"joined","group":"edges"}`, false, ""},
+		"joined":              {`{"version":1,"phase":"joined","group":"edges"}`, true, "edge-asg"},
+		"joined, in no group": {`{"version":1,"phase":"joined"}`, false, "edge-asg"},
+		"never joined":        {"", false, "edge-asg"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := plainGlobals(&testEnv{})
+			root := t.TempDir()
+			g.settings.src.root = &root
+			g.settings, _ = resolveSettings(g.settings.src)
+			path := filepath.Join(root, bootstrap.StateDir, "state.json")
+			must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
+			if tt.state != "" {
+				must.OK(t, os.WriteFile(path, []byte(tt.state), 0o600))
+			}
+			must.OK(t, g.use(machine{Instance: metadata.Instance{TagsKnown: tt.known, Group: "edge-asg"}}))
+			if g.settings.Group != tt.want {
+				t.Errorf("group %q, want %q", g.settings.Group, tt.want)
+			}
+		})
+	}
+}
+
+// The manual lists each variable of the environment that this package reads.
+func TestVariables(t *testing.T) {
+	page, err := os.ReadFile("../../../packaging/man/amsagent-config.5")
+	must.OK(t, err)
+	files, err := filepath.Glob("*.go")
+	must.OK(t, err)
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(name)
+		must.OK(t, err)
+		for _, m := range regexp.MustCompile(`"([A-Z]+(?:_[A-Z0-9]+)+|USER|LOGNAME|TERM)"`).FindAllStringSubmatch(string(text), -1) {
+			field := m[1] == "SYSLOG_IDENTIFIER" || m[1] == "OBJECT_SYSTEMD_UNIT" // of the journal
+			if !field && !strings.Contains(string(page), m[1]) {
+				t.Errorf("%s: the manual lacks %s", name, m[1])
 			}
 		}
 	}

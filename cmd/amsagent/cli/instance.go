@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"strconv"
-	"strings"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -48,19 +47,8 @@ func (g *globals) use(m machine) error {
 		group = "" // an answer in part may lack the tag that names another group
 	}
 	var err error
-	g.settings, err = g.settings.withTags(i.TagsKnown, group, func(name string) (string, string, bool) { return findTag(i.Tags, name) })
+	g.settings, err = g.settings.withTags(i.TagsKnown, group, i.Tags)
 	return err
-}
-
-// findTag looks for a tag by its name, and by the same name with a dash for clouds that allow no colon. A
-// blank tag counts as none.
-func findTag(tags map[string]string, name string) (found, text string, ok bool) {
-	for _, n := range []string{name, strings.ReplaceAll(name, ":", "-")} {
-		if v := strings.TrimSpace(tags[n]); v != "" {
-			return n, v, true
-		}
-	}
-	return "", "", false
 }
 
 // question is how the settings want the instance read.

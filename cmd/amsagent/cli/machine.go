@@ -67,7 +67,7 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	}
 	switch {
 	case s.ServiceCommand != "":
-		cmd, err := s.serviceCommand()
+		cmd, err := serviceCommand(s)
 		if err != nil {
 			return nil, err
 		}
@@ -92,7 +92,7 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 }
 
 // serviceCommand is the command that stands in the place of systemd.
-func (s *settings) serviceCommand() (*ams.Command, error) {
+func serviceCommand(s *settings) (*ams.Command, error) {
 	cmd, err := ams.NewCommand(s.ServiceCommand)
 	if err != nil {
 		o := s.origin(keyServiceCommand)
@@ -180,17 +180,6 @@ func (g *globals) daemonSessions(ctx context.Context) (cluster.Sessions, error) 
 	}
 	return v.Sessions, err
 }
-
-// joinRequest is the part of a join that the settings decide.
-func (s *settings) joinRequest() bootstrap.JoinRequest {
-	return bootstrap.JoinRequest{
-		Role: s.Role, Group: s.Group, Address: s.Address, ForceAddress: s.addressForced(), AddressKept: s.origin(keyAddress).Layer == layerGiven,
-		Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
-	}
-}
-
-// addressForced reports whether an earlier join accepted this address although no interface has it.
-func (s *settings) addressForced() bool { return s.Forced != "" && s.Forced == s.Address }
 
 // failure turns what bootstrap returns into an error for a person.
 func (g *globals) failure(verb string, err error) error {

@@ -29,27 +29,6 @@ type mongoSource struct {
 	File string
 }
 
-// filePath takes the path out of file:PATH; file:///PATH, as a URL is written, means the same.
-func filePath(v string) (string, bool) {
-	path, ok := strings.CutPrefix(v, "file:")
-	if !ok {
-		return "", false
-	}
-	if strings.HasPrefix(path, "///") {
-		path = path[2:]
-	}
-	return path, true
-}
-
-func hasPassword(v string) bool {
-	t, err := cluster.ParseTarget(v)
-	if err != nil {
-		// What does not parse but has an @ is treated as if it had one: the advice about passwords comes first.
-		return strings.Contains(v, "@")
-	}
-	return len(t.Secrets()) > 0
-}
-
 // mongo returns MongoDB's address by flag, environment, systemd's credential, config.yaml, instance tag (after
 // useInstance), or join's file, which only root may read.
 func (g *globals) mongo() (mongoSource, error) {
@@ -177,9 +156,6 @@ func (g *globals) warnOwner(path string) {
 			"fix", "chown root:root and chmod 0600 the file, in a folder that only root may write to, as /etc/amsagent")
 	}
 }
-
-// pipePath is standard input in the place of a file: a pipe from a cloud's vault shows the password to nobody.
-const pipePath = "-"
 
 // mongoStdin reads the address from standard input, once: whoever asks again gets the same.
 func (g *globals) mongoStdin(o origin) (mongoSource, error) {

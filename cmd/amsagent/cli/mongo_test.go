@@ -198,22 +198,3 @@ func TestMongoFromStdin(t *testing.T) {
 		})
 	}
 }
-
-func TestFindTag(t *testing.T) {
-	for _, tt := range []struct {
-		tags metadata.Tags
-		want string
-	}{
-		{nil, ""},
-		{metadata.Tags{"role": "edge"}, ""},
-		{metadata.Tags{"amsagent:role": "edge"}, "edge"},
-		{metadata.Tags{"amsagent-role": "origin"}, "origin"},
-		{metadata.Tags{"amsagent:role": "edge", "amsagent-role": "origin"}, "edge"},
-		{metadata.Tags{"amsagent:role": " ", "amsagent-role": " origin\t"}, "origin"},
-		{metadata.Tags{"AMSAGENT:ROLE": "edge"}, ""},
-	} {
-		if _, got, ok := findTag(tt.tags, "amsagent:role"); got != tt.want || ok != (tt.want != "") {
-			t.Errorf("findTag(%v) = %q, %v, want %q", tt.tags, got, ok, tt.want)
-		}
-	}
-}

@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -295,32 +293,6 @@ func (g *globals) load(cmd *cobra.Command) error {
 func (g *globals) apply(s *settings) {
 	g.settings = s
 	g.setForm(s.Output, s.Color, s.LogLevel)
-}
-
-// findRoot makes --root absolute and looks whether it is there: a misspelt one would look like an empty machine.
-func findRoot(s *settings) (string, error) {
-	if s.Root == "" {
-		return "", nil
-	}
-	o := s.origin(keyRoot)
-	fail := func(err error) (string, error) {
-		return "", &settingError{source: o.String(), layer: o.Layer, err: err}
-	}
-	abs, err := filepath.Abs(s.Root)
-	if err != nil {
-		return fail(err)
-	}
-	if abs == "/" {
-		return "", nil
-	}
-	info, err := os.Stat(abs)
-	if err != nil {
-		return fail(err)
-	}
-	if !info.IsDir() {
-		return fail(fmt.Errorf("%s is not a directory", abs))
-	}
-	return abs, nil
 }
 
 // settingFlag is the flag of a setting. It keeps the text; resolveSettings checks it.

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -150,6 +152,32 @@ func (e *settingError) Is(target error) bool {
 	return target == bootstrap.ErrTags && e.layer == layerTag
 }
 
+// anySetting reports whether one of the joined errors is a wrong setting for which cond holds.
+func anySetting(err error, cond func(*settingError) bool) bool {
+	return slices.ContainsFunc(flatten(err), func(e error) bool {
+		var se *settingError
+		return errors.As(e, &se) && cond(se)
+	})
+}
+
+// flatten splits what errors.Join joined, at any depth.
+func flatten(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	var texts []string
+	for _, e := range joined.Unwrap() {
+		all = append(all, flatten(e)...)
+		texts = append(texts, e.Error())
+	}
+	if err.Error() != strings.Join(texts, "\n") {
+		return []error{err}
+	}
+	return all
+}
+
 func (e *settingError) allHints() []string {
 	hints := slices.Clone(e.hints)
 	var ve valueError
@@ -188,14 +216,6 @@ type sources struct {
 	root  *string // absolute; nil before it is looked up
 	// only limits the keys looked at; nil means all.
 	only func(setting) bool
-}
-
-// wrongText is the fault of config.yaml and what applies instead, or "".
-func (src sources) wrongText() string {
-	if src.wrong == nil {
-		return ""
-	}
-	return oneLine(src.wrong.Error()) + "; " + src.instead
 }
 
 // resolveSettings applies flag > environment > given to join > file > tag > instance > default. It checks hidden values, too,
@@ -315,6 +335,32 @@ func readSettings(src sources, good bool) (*settings, error) {
 	return s, errors.Join(others...)
 }
 
+// findRoot makes --root absolute and looks whether it is there: a misspelt one would look like an empty machine.
+func findRoot(s *settings) (string, error) {
+	if s.Root == "" {
+		return "", nil
+	}
+	o := s.origin(keyRoot)
+	fail := func(err error) (string, error) {
+		return "", &settingError{source: o.String(), layer: o.Layer, err: err}
+	}
+	abs, err := filepath.Abs(s.Root)
+	if err != nil {
+		return fail(err)
+	}
+	if abs == "/" {
+		return "", nil
+	}
+	info, err := os.Stat(abs)
+	if err != nil {
+		return fail(err)
+	}
+	if !info.IsDir() {
+		return fail(fmt.Errorf("%s is not a directory", abs))
+	}
+	return abs, nil
+}
+
 // lastGood returns the last good config.yaml, or nil. It adds a hint if that cannot be read.
 func (src sources) lastGood(root string, hints []string) (*configFile, []string) {
 	text, err := bootstrap.LoadGoodConfig(root)
@@ -338,7 +384,7 @@ func (src sources) lastGood(root string, hints []string) (*configFile, []string)
 
 // withTags adds the instance's tags and group. all: every tag could be read. A malformed tag is an error and keeps its former
 // value; the other tags count.
-func (s *settings) withTags(all bool, group string, tagValue func(name string) (foundName, text string, ok bool)) (*settings, error) {
+func (s *settings) withTags(all bool, group string, tags map[string]string) (*settings, error) {
 	src := s.src
 	src.group, src.tags = cmp.Or(group, src.group), map[string]value{}
 	var errs []error
@@ -347,7 +393,7 @@ func (s *settings) withTags(all bool, group string, tagValue func(name string) (
 			continue
 		}
 		v, known := s.src.tags[row.key]
-		name, text, found := tagValue(tagPrefix + row.tag)
+		name, text, found := findTag(tags, tagPrefix+row.tag)
 		if found {
 			o := origin{Layer: layerTag, Name: name}
 			canon, err := row.canonical(text)
@@ -367,6 +413,17 @@ func (s *settings) withTags(all bool, group string, tagValue func(name string) (
 	}
 	n, _ := resolveSettings(src) // its errors are known
 	return n, errors.Join(errs...)
+}
+
+// findTag looks for a tag by its name, and by the same name with a dash for clouds that allow no colon. A
+// blank tag counts as none.
+func findTag(tags map[string]string, name string) (found, text string, ok bool) {
+	for _, n := range []string{name, strings.ReplaceAll(name, ":", "-")} {
+		if v := strings.TrimSpace(tags[n]); v != "" {
+			return n, v, true
+		}
+	}
+	return "", "", false
 }
 
 func lookupNonEmpty(lookup func(string) (string, bool), name string) string {

@@ -419,3 +419,39 @@ func checkMongo(v string) (string, error) {
 	}
 	return v, nil
 }
+
+// pipePath is standard input in the place of a file: a pipe from a cloud's vault shows the password to nobody.
+const pipePath = "-"
+
+// filePath takes the path out of file:PATH; file:///PATH, as a URL is written, means the same.
+func filePath(v string) (string, bool) {
+	path, ok := strings.CutPrefix(v, "file:")
+	if !ok {
+		return "", false
+	}
+	if strings.HasPrefix(path, "///") {
+		path = path[2:]
+	}
+	return path, true
+}
+
+func hasPassword(v string) bool {
+	t, err := cluster.ParseTarget(v)
+	if err != nil {
+		// What does not parse but has an @ is treated as if it had one: the advice about passwords comes first.
+		return strings.Contains(v, "@")
+	}
+	return len(t.Secrets()) > 0
+}
+
+// shortDuration is Go's spelling without the zeros at its end: 5m0s is 5m. It can be typed back into a flag.
+func shortDuration(d time.Duration) string {
+	s := d.String()
+	if t, ok := strings.CutSuffix(s, "m0s"); ok {
+		s = t + "m"
+	}
+	if t, ok := strings.CutSuffix(s, "h0m"); ok {
+		s = t + "h"
+	}
+	return s
+}

@@ -7,10 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"os"
-	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,15 +34,10 @@ func flags(pairs ...string) map[string]given {
 func file(text string) *configFile { return parseConfigFile("/etc/amsagent/config.yaml", []byte(text)) }
 
 // applyTags is withTags for settings that stay in place.
-func (s *settings) applyTags(all bool, group string, find func(string) (string, string, bool)) error {
-	n, err := s.withTags(all, group, find)
+func (s *settings) applyTags(all bool, group string, tags map[string]string) error {
+	n, err := s.withTags(all, group, tags)
 	*s = *n
 	return err
-}
-
-// tagsOf finds tags as useInstance does.
-func tagsOf(tags map[string]string) func(string) (string, string, bool) {
-	return func(name string) (string, string, bool) { return findTag(tags, name) }
 }
 
 func TestPrecedence(t *testing.T) {
@@ -75,7 +66,7 @@ func TestPrecedence(t *testing.T) {
 			}
 			s, err := resolveSettings(src)
 			must.OK(t, err)
-			must.OK(t, s.applyTags(true, "", tagsOf(map[string]string{"amsagent:role": tt.tag})))
+			must.OK(t, s.applyTags(true, "", map[string]string{"amsagent:role": tt.tag}))
 			if s.Role != tt.want || s.origin(keyRole).String() != tt.from {
 				t.Errorf("role %q from %q, want %q from %q", s.Role, s.origin(keyRole), tt.want, tt.from)
 			}
@@ -370,7 +361,7 @@ func TestTags(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s, err := resolveSettings(sources{lookupEnv: lookup(tt.env)})
 			must.OK(t, err)
-			err = s.applyTags(true, "", tagsOf(tt.tags))
+			err = s.applyTags(true, "", tt.tags)
 			if tt.err != "" {
 				if err == nil || err.Error() != tt.err {
 					t.Errorf("error %v, want %s", err, tt.err)
@@ -387,43 +378,13 @@ func TestTags(t *testing.T) {
 func TestGroupOfTheCloud(t *testing.T) {
 	s, err := resolveSettings(sources{})
 	must.OK(t, err)
-	must.OK(t, s.applyTags(true, "edge-asg", tagsOf(nil)))
+	must.OK(t, s.applyTags(true, "edge-asg", nil))
 	if s.Group != "edge-asg" || s.origin(keyGroup).String() != "instance: scaling group" {
 		t.Errorf("group %q from %q", s.Group, s.origin(keyGroup))
 	}
-	must.OK(t, s.applyTags(true, "edge-asg", tagsOf(map[string]string{"amsagent:group": "edges"})))
+	must.OK(t, s.applyTags(true, "edge-asg", map[string]string{"amsagent:group": "edges"}))
 	if s.Group != "edges" {
 		t.Errorf("group %q", s.Group)
-	}
-}
-
-// A partial answer may lack the tag that names the group: the one that the node joined with holds.
-func TestGroupOfAPartialAnswer(t *testing.T) {
-	for name, tt := range map[string]struct {
-		state string
-		known bool
-		want  string
-	}{
-		"joined, in part":     {`{"version":1,"phase":"joined","group":"edges"}`, false, ""},
-		"joined":              {`{"version":1,"phase":"joined","group":"edges"}`, true, "edge-asg"},
-		"joined, in no group": {`{"version":1,"phase":"joined"}`, false, "edge-asg"},
-		"never joined":        {"", false, "edge-asg"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			g := plainGlobals(&testEnv{})
-			root := t.TempDir()
-			g.settings.src.root = &root
-			g.settings, _ = resolveSettings(g.settings.src)
-			path := filepath.Join(root, bootstrap.StateDir, "state.json")
-			must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
-			if tt.state != "" {
-				must.OK(t, os.WriteFile(path, []byte(tt.state), 0o600))
-			}
-			must.OK(t, g.use(machine{Instance: metadata.Instance{TagsKnown: tt.known, Group: "edge-asg"}}))
-			if g.settings.Group != tt.want {
-				t.Errorf("group %q, want %q", g.settings.Group, tt.want)
-			}
-		})
 	}
 }
 
@@ -433,16 +394,16 @@ func TestTagTakenAway(t *testing.T) {
 	must.OK(t, err)
 	tags := map[string]string{"amsagent:group": "edges", "amsagent:role": "edge"}
 	for range 2 {
-		if err := s.applyTags(true, "", tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "edges" {
+		if err := s.applyTags(true, "", tags); err != nil || s.Role != "edge" || s.Group != "edges" {
 			t.Fatalf("role %q, group %q, %v", s.Role, s.Group, err)
 		}
 	}
 	delete(tags, "amsagent:group")
 	// One that could not be read is not known to be away.
-	if err := s.applyTags(false, "", tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "edges" {
+	if err := s.applyTags(false, "", tags); err != nil || s.Role != "edge" || s.Group != "edges" {
 		t.Errorf("unread: role %q, group %q, %v", s.Role, s.Group, err)
 	}
-	if err := s.applyTags(true, "", tagsOf(tags)); err != nil || s.Role != "edge" || s.Group != "" || s.origin(keyGroup).Layer == layerTag {
+	if err := s.applyTags(true, "", tags); err != nil || s.Role != "edge" || s.Group != "" || s.origin(keyGroup).Layer == layerTag {
 		t.Errorf("role %q, group %q from %q, %v", s.Role, s.Group, s.origin(keyGroup), err)
 	}
 }
@@ -461,7 +422,7 @@ func TestMalformedTag(t *testing.T) {
 		{map[string]string{"amsagent:role": "edge", "amsagent:group": "a\nb"}, "instance tag amsagent:group: ", "edge", "edges"},
 		{map[string]string{"amsagent:role": "two words"}, "instance tag amsagent:role: ", "edge", ""},
 	} {
-		err := s.applyTags(true, "", tagsOf(tt.tags))
+		err := s.applyTags(true, "", tt.tags)
 		if !errors.Is(err, bootstrap.ErrTags) || !strings.HasPrefix(err.Error(), tt.err) || s.Role != tt.role || s.Group != tt.group {
 			t.Errorf("%v: role %q, group %q, %v", tt.tags, s.Role, s.Group, err)
 		}
@@ -493,46 +454,27 @@ func TestOriginJSON(t *testing.T) {
 	}
 }
 
-// The manual lists each variable of the environment that this package reads.
-func TestVariables(t *testing.T) {
-	page, err := os.ReadFile("../../../packaging/man/amsagent-config.5")
-	must.OK(t, err)
-	files, err := filepath.Glob("*.go")
-	must.OK(t, err)
-	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		text, err := os.ReadFile(name)
-		must.OK(t, err)
-		for _, m := range regexp.MustCompile(`"([A-Z]+(?:_[A-Z0-9]+)+|USER|LOGNAME|TERM)"`).FindAllStringSubmatch(string(text), -1) {
-			field := m[1] == "SYSLOG_IDENTIFIER" || m[1] == "OBJECT_SYSTEMD_UNIT" // of the journal
-			if !field && !strings.Contains(string(page), m[1]) {
-				t.Errorf("%s: the manual lacks %s", name, m[1])
-			}
+// An endpoint is an origin in a variable of the environment: ours, or that of the cloud's own SDK. `config` shows it.
+func TestFindTag(t *testing.T) {
+	for _, tt := range []struct {
+		tags metadata.Tags
+		want string
+	}{
+		{nil, ""},
+		{metadata.Tags{"role": "edge"}, ""},
+		{metadata.Tags{"amsagent:role": "edge"}, "edge"},
+		{metadata.Tags{"amsagent-role": "origin"}, "origin"},
+		{metadata.Tags{"amsagent:role": "edge", "amsagent-role": "origin"}, "edge"},
+		{metadata.Tags{"amsagent:role": " ", "amsagent-role": " origin\t"}, "origin"},
+		{metadata.Tags{"AMSAGENT:ROLE": "edge"}, ""},
+	} {
+		if _, got, ok := findTag(tt.tags, "amsagent:role"); got != tt.want || ok != (tt.want != "") {
+			t.Errorf("findTag(%v) = %q, %v, want %q", tt.tags, got, ok, tt.want)
 		}
 	}
 }
 
-// An endpoint is an origin in a variable of the environment: ours, or that of the cloud's own SDK. `config` shows it.
-func TestEndpoints(t *testing.T) {
-	for _, e := range endpoints() {
-		for _, name := range append([]string{e.env}, e.alsoEnv...) {
-			vars := map[string]string{name: "http://127.0.0.1:1"}
-			code, stdout, _ := run(t, vars, "config", "--offline")
-			line := regexp.MustCompile(`(?m)^  endpoint (\S+) +(\S+) +(\S+)$`).FindAllStringSubmatch(stdout, -1)
-			if code != exitOK || len(line) != 1 || !slices.Equal(line[0][1:], []string{e.name, "http://127.0.0.1:1", name}) {
-				t.Errorf("%s: exit %d, %q", name, code, line)
-			}
-			_, stdout, _ = run(t, vars, "config", "--offline", "-o", "json")
-			var got struct{ Endpoints []any }
-			must.OK(t, json.Unmarshal([]byte(stdout), &got))
-			want := []any{map[string]any{"key": e.name, "value": "http://127.0.0.1:1", "origin": map[string]any{"layer": "env", "name": name}}}
-			if diff := cmp.Diff(want, got.Endpoints); diff != "" {
-				t.Error(diff)
-			}
-		}
-	}
+func TestEndpointValues(t *testing.T) {
 	for _, tt := range []struct{ value, want, wrong string }{
 		{"http://169.254.169.254/", "http://169.254.169.254", ""},
 		{"http://[fd00:ec2::254]:80", "http://[fd00:ec2::254]:80", ""},
@@ -553,6 +495,29 @@ func TestEndpoints(t *testing.T) {
 			t.Errorf("%s: %v, %v", tt.value, found, errs)
 		case tt.wrong != "" && (len(errs) != 1 || !strings.Contains(errs[0].Error(), tt.wrong) || !strings.Contains(errs[0].Error(), "AMSAGENT_AWS_ENDPOINT")):
 			t.Errorf("%s: %v", tt.value, errs)
+		}
+	}
+}
+
+// --force-address holds for the address that it was given with, wherever that stands.
+func TestForcedAddress(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		src           sources
+		force, forced bool
+		want          string
+	}{
+		{name: "not forced", src: sources{flags: flags(keyAddress, "10.0.0.2")}},
+		{name: "forced now", src: sources{flags: flags(keyAddress, "10.0.0.2")}, force: true, want: "10.0.0.2"},
+		{name: "kept", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2", Settings: map[string]string{keyAddress: "10.0.0.2"}}}, forced: true, want: "10.0.0.2"},
+		{name: "in the file", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, file: file("address: 10.0.0.2\n")}, forced: true, want: "10.0.0.2"},
+		{name: "another one", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, flags: flags(keyAddress, "10.0.0.3")}},
+		{name: "dropped", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, dropped: []string{keyAddress}}},
+	} {
+		s, err := resolveSettings(tt.src)
+		must.OK(t, err)
+		if forced, keep := s.addressForced(), s.toKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
+			t.Errorf("%s: forced: %v, kept %q, want %q", tt.name, forced, keep, tt.want)
 		}
 	}
 }

@@ -84,7 +84,7 @@ func (s *statusView) addMongo(g *globals) {
 
 // addConfig shows a fault of config.yaml, as this command read it, else as the daemon did.
 func (s *statusView) addConfig(g *globals) {
-	text, hint := g.settings.src.wrongText(), "`amsagent config` lists what is wrong"
+	text, hint := wrongText(g.settings.src), "`amsagent config` lists what is wrong"
 	if text == "" && s.Daemon != nil && s.Daemon.SettingsError != "" {
 		text, hint = "the daemon has read: "+s.Daemon.SettingsError, "systemctl reload amsagent"
 	}
