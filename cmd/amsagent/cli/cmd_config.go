@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 type configOptions struct {
@@ -44,9 +45,9 @@ func newConfigCommand(g *globals) *cobra.Command {
 	annotate(cmd, annotationGoodConfig, "true")
 	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
-	for _, row := range settingsTable() {
-		if row.flag != "" && !row.global {
-			g.addSettings(cmd, row.key)
+	for _, row := range settings.Table() {
+		if row.Flag != "" && !row.Global {
+			g.addSettings(cmd, row.Key)
 		}
 	}
 	return cmd
@@ -69,15 +70,15 @@ func configHelp() string {
 		"is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a list of YAML.\n" +
 		"A fault in it is refused here, by join and by seal. Other commands leave an unknown\n" +
 		"key out; with another fault the last good file of a node counts. The keys:\n\n")
-	for _, row := range settingsTable() {
-		if row.noFile {
+	for _, row := range settings.Table() {
+		if row.NoFile {
 			continue
 		}
-		name := "  " + row.key
-		if row.def != "" {
-			name += ": " + row.def
+		name := "  " + row.Key
+		if row.Def != "" {
+			name += ": " + row.Def
 		}
-		b.WriteString(name + "\n" + wrap(row.help))
+		b.WriteString(name + "\n" + wrap(row.Help))
 	}
 	return b.String()
 }
@@ -86,9 +87,9 @@ func configHelp() string {
 type configRow struct {
 	Key string `json:"key"`
 	// Value is null where the setting is not set. It never holds a password.
-	Value   *string `json:"value"`
-	Origin  origin  `json:"origin"`
-	Default string  `json:"default,omitempty"`
+	Value   *string         `json:"value"`
+	Origin  settings.Origin `json:"origin"`
+	Default string          `json:"default,omitempty"`
 	// File is the file that held the value, for mongo.
 	File string `json:"file,omitempty"`
 }
@@ -130,7 +131,7 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 		return err
 	}
 
-	path, perr := underRoot(g.settings.Root, g.settings.Config)
+	path, perr := settings.UnderRoot(g.settings.Root, g.settings.Config)
 	if perr != nil {
 		path = g.settings.Config
 	}
@@ -140,18 +141,18 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 	}
 	node, notes := g.nodeSettings()
 	data.Notes = append(data.Notes, notes...)
-	for _, row := range settingsTable() {
-		v := g.settings.values[row.key]
-		r := configRow{Key: row.key, Origin: v.origin, Default: row.def}
-		text := v.text
-		if row.key == keyMongo {
+	for _, row := range settings.Table() {
+		v := g.settings.Values[row.Key]
+		r := configRow{Key: row.Key, Origin: v.Origin, Default: row.Def}
+		text := v.Text
+		if row.Key == settings.KeyMongo {
 			text = mongo.Target.Redacted()
-			if mongo.Origin.Layer != layerDefault {
+			if mongo.Origin.Layer != settings.FromDefault {
 				r.Origin = mongo.Origin
 			}
 			r.File = mongo.File
 		}
-		if is, ok := node[row.key]; ok {
+		if is, ok := node[row.Key]; ok {
 			text, r.Origin = is.Value, is.Origin
 		}
 		if text != "" {
@@ -159,10 +160,10 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 		}
 		data.Settings = append(data.Settings, r)
 	}
-	for _, e := range endpoints() {
-		if url, ok := g.settings.Endpoints[e.name]; ok {
-			name, _ := e.variable(g.env.LookupEnv)
-			data.Endpoints = append(data.Endpoints, configRow{Key: e.name, Value: &url, Origin: origin{Layer: layerEnv, Name: name}})
+	for _, e := range settings.Endpoints() {
+		if url, ok := g.settings.Endpoints[e.Name]; ok {
+			name, _ := e.Variable(g.env.LookupEnv)
+			data.Endpoints = append(data.Endpoints, configRow{Key: e.Name, Value: &url, Origin: settings.Origin{Layer: settings.FromEnv, Name: name}})
 		}
 	}
 	return g.result("config", data, func(w *textWriter) { configText(w, data) })
@@ -173,7 +174,7 @@ func configTags(ctx context.Context, g *globals) (note string, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, tagsTime)
 	defer cancel()
 	inst, err := g.whoami(ctx)
-	var bad *settingError
+	var bad *settings.Error
 	switch {
 	case err == nil:
 		return tagsNote(inst), nil
@@ -195,7 +196,7 @@ func configText(w *textWriter, data configData) {
 		if r.File != "" && r.File != from {
 			from += ", in " + r.File
 		}
-		if r.Origin.Layer != layerDefault {
+		if r.Origin.Layer != settings.FromDefault {
 			set++
 		} else if r.Value == nil {
 			from = ""

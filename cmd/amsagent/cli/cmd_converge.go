@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 // beforeStartTime bounds what is done before the server starts. The server waits for it.
@@ -62,7 +63,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
-	unlisted(cmd, keyAMSRelease, keyProvider)
+	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
 }
 
@@ -96,7 +97,7 @@ func (g *globals) convergeRequest(identify bootstrap.Identifier) (bootstrap.Conv
 	if err != nil && !errors.Is(err, errNoMongo) {
 		return bootstrap.ConvergeRequest{}, &userError{Msg: "cannot converge", Cause: err}
 	}
-	j := g.settings.joinRequest()
+	j := g.settings.JoinRequest()
 	return bootstrap.ConvergeRequest{
 		Mongo: src.Target, Role: j.Role, Group: j.Group, Address: j.Address, ForceAddress: j.ForceAddress, AddressKept: j.AddressKept,
 		Valve: j.Valve, Interval: g.settings.BeatInterval, Identify: identify,

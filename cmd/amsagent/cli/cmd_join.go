@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 type joinOptions struct {
@@ -65,7 +66,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	annotate(cmd, annotationGoodConfig, "true")
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyDrainDeadline, keyHooks, keyRemoteIPValve, keyOnFailure)...)
+	g.addSettings(cmd, append(machineSettings(), settings.KeyRole, settings.KeyGroup, settings.KeyDrainDeadline, settings.KeyHooks, settings.KeyRemoteIPValve, settings.KeyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
 	return cmd
 }
@@ -106,12 +107,12 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if err != nil {
 		return &userError{Msg: "cannot join", Cause: err}
 	}
-	req := g.settings.joinRequest()
-	req.Mongo, req.Identify, req.Forget = src.Target, identify, g.settings.src.dropped
+	req := g.settings.JoinRequest()
+	req.Mongo, req.Identify, req.Forget = src.Target, identify, g.settings.Sources.Dropped
 	req.Now, req.Offline, req.DryRun, req.Replace = opts.now, opts.offline, opts.dryRun, opts.replace
 	req.ForceAddress = req.ForceAddress || opts.force
 	if !opts.offline {
-		req.Given, req.Config = g.settings.toKeep(opts.force), g.settings.goodConfig()
+		req.Given, req.Config = g.settings.ToKeep(opts.force), g.settings.GoodConfig()
 	}
 
 	res, err := m.Join(ctx, req)
@@ -120,7 +121,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	}
 	if !opts.offline {
 		seen := g.lastSeen()
-		res.Notes = slices.Concat(seen.Notes, g.settings.overruled(req.Given.Settings))
+		res.Notes = slices.Concat(seen.Notes, g.settings.Overruled(req.Given.Settings))
 		if note := roleNote(res.Role, seen.Instance); note != "" {
 			res.Notes = append(res.Notes, note)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 type leaveOptions struct {
@@ -52,7 +53,7 @@ func newLeaveCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
-	unlisted(cmd, keyAMSRelease, keyProvider)
+	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
 }
 

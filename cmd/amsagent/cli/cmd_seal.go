@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 type sealOptions struct {
@@ -57,7 +58,7 @@ func newSealCommand(g *globals) *cobra.Command {
 	completes(cmd, "remove", func() []string {
 		return wordsOf([]bootstrap.SealItem{bootstrap.SealTLS, bootstrap.SealLicence})
 	})
-	g.addSettings(cmd, keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyTimeout)
+	g.addSettings(cmd, settings.KeyAMSDir, settings.KeyAMSRelease, settings.KeyService, settings.KeyServiceCommand, settings.KeyTimeout)
 	return cmd
 }
 

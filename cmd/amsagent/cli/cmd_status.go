@@ -20,6 +20,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 )
 
@@ -56,7 +57,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "wait", states)
 	g.addSettings(cmd, machineSettings()...)
-	unlisted(cmd, keyAMSRelease, keyProvider)
+	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 // annotationKeeps marks the command whose flags are kept. Its empty values drop kept ones.
@@ -21,18 +22,18 @@ const annotationKeeps = "keeps"
 // keptKeys lists them for the help of join.
 func keptKeys() string {
 	var keys []string
-	for _, row := range keptSettings() {
-		keys = append(keys, row.key)
+	for _, row := range settings.Kept() {
+		keys = append(keys, row.Key)
 	}
 	return wrap(strings.Join(keys, ", "))
 }
 
 // wrongText is the fault of config.yaml and what applies instead, or "".
-func wrongText(src sources) string {
-	if src.wrong == nil {
+func wrongText(src settings.Sources) string {
+	if src.Wrong == nil {
 		return ""
 	}
-	return oneLine(src.wrong.Error()) + "; " + src.instead
+	return oneLine(src.Wrong.Error()) + "; " + src.Instead
 }
 
 // joinedState is the state of a node, or nil. It has what the current settings may lack: the value of a removed or unreadable
@@ -47,8 +48,8 @@ func (g *globals) joinedState() *bootstrap.State {
 
 // settingValue is a value with where it comes from.
 type settingValue struct {
-	Value  string `json:"value"` // "" where none is set
-	Origin origin `json:"origin"`
+	Value  string          `json:"value"` // "" where none is set
+	Origin settings.Origin `json:"origin"`
 }
 
 // nodeSettings are role, group and address as this node has them. notes has one if the settings differ by now, and one if
@@ -57,15 +58,15 @@ func (g *globals) nodeSettings() (node map[string]settingValue, notes []string) 
 	joined := cmp.Or(g.joinedState(), &bootstrap.State{})
 	node = map[string]settingValue{}
 	var differ []string
-	for key, is := range map[string]string{keyRole: joined.Role, keyGroup: joined.Group, keyAddress: joined.Address} {
-		now := g.settings.values[key]
-		node[key] = settingValue{now.text, now.origin}
-		if is == "" || is == now.text {
+	for key, is := range map[string]string{settings.KeyRole: joined.Role, settings.KeyGroup: joined.Group, settings.KeyAddress: joined.Address} {
+		now := g.settings.Values[key]
+		node[key] = settingValue{now.Text, now.Origin}
+		if is == "" || is == now.Text {
 			continue
 		}
 		node[key] = settingValue{is, asJoined()}
-		if now.text != "" {
-			differ = append(differ, fmt.Sprintf("%s %s (%s)", key, now.text, now.origin))
+		if now.Text != "" {
+			differ = append(differ, fmt.Sprintf("%s %s (%s)", key, now.Text, now.Origin))
 		}
 	}
 	slices.Sort(differ)
@@ -73,11 +74,13 @@ func (g *globals) nodeSettings() (node map[string]settingValue, notes []string) 
 		notes = []string{"not applied yet: " + strings.Join(differ, ", ") + "; the daemon applies it at its next look, config.yaml after " +
 			"'systemctl reload amsagent', and an address only if this machine has it"}
 	}
-	return node, append(notes, g.settings.overruled(g.settings.src.given.Settings)...)
+	return node, append(notes, g.settings.Overruled(g.settings.Sources.Given.Settings)...)
 }
 
 // asJoined is the origin of what the settings do not say.
-func asJoined() origin { return origin{Layer: layerStored, Name: "as joined"} }
+func asJoined() settings.Origin {
+	return settings.Origin{Layer: settings.FromStored, Name: "as joined"}
+}
 
 // nodeText is what this node is for, and its address, with the origins.
 func (s *statusView) nodeText() string {
@@ -85,7 +88,7 @@ func (s *statusView) nodeText() string {
 	for _, row := range []struct {
 		key string
 		*settingValue
-	}{{keyRole, s.Role}, {keyGroup, s.Group}, {keyAddress, s.Address}} {
+	}{{settings.KeyRole, s.Role}, {settings.KeyGroup, s.Group}, {settings.KeyAddress, s.Address}} {
 		if row.settingValue != nil && row.Value != "" {
 			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, printable(row.Value), row.Origin))
 		}
@@ -94,15 +97,15 @@ func (s *statusView) nodeText() string {
 }
 
 // dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.
-func (g *globals) dropEmpty(cmd *cobra.Command) (rest map[string]given, dropped []string) {
+func (g *globals) dropEmpty(cmd *cobra.Command) (rest map[string]settings.Flag, dropped []string) {
 	if _, ok := cmd.Annotations[annotationKeeps]; !ok {
 		return g.given, nil
 	}
 	rest = maps.Clone(g.given)
-	for _, row := range keptSettings() {
-		if flag, ok := rest[row.key]; ok && flag.text == "" {
-			delete(rest, row.key)
-			dropped = append(dropped, row.key)
+	for _, row := range settings.Kept() {
+		if flag, ok := rest[row.Key]; ok && flag.Text == "" {
+			delete(rest, row.Key)
+			dropped = append(dropped, row.Key)
 		}
 	}
 	return rest, dropped

@@ -21,6 +21,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -88,7 +89,7 @@ func TestDaemonFollowsTheService(t *testing.T) {
 	must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
 	e := &testEnv{}
 	g := globalsOf(e.env())
-	g.given[keyRoot] = given{text: root, name: "--root"}
+	g.given[settings.KeyRoot] = settings.Flag{Text: root, Name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
@@ -115,7 +116,7 @@ func TestDaemonFollowsTheService(t *testing.T) {
 func TestDaemonKeepsTheService(t *testing.T) {
 	e := &testEnv{vars: map[string]string{"AMSAGENT_ROLE": "edge"}}
 	g := globalsOf(e.env())
-	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
+	g.given[settings.KeyRoot] = settings.Flag{Text: t.TempDir(), Name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
@@ -145,7 +146,7 @@ func TestDaemonFollowsTheSettings(t *testing.T) {
 		write("")
 		e := &testEnv{}
 		g := globalsOf(e.env())
-		g.given[keyRoot], g.given[keyConfig] = given{text: root, name: "--root"}, given{text: "/config.yaml", name: "--config"}
+		g.given[settings.KeyRoot], g.given[settings.KeyConfig] = settings.Flag{Text: root, Name: "--root"}, settings.Flag{Text: "/config.yaml", Name: "--config"}
 		cmd := newRunCommand(g)
 		must.OK(t, g.load(cmd))
 		a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
@@ -165,7 +166,7 @@ func TestDaemonKeepsTheLastGoodConfig(t *testing.T) {
 	config, good := filepath.Join(root, "etc/amsagent/config.yaml"), filepath.Join(root, bootstrap.GoodConfigPath)
 	start := func() (*daemonAdapter, error) {
 		g := newGlobals((&testEnv{}).env().withDefaults())
-		g.given[keyRoot] = given{text: root, name: "--root"}
+		g.given[settings.KeyRoot] = settings.Flag{Text: root, Name: "--root"}
 		cmd := newRunCommand(g)
 		err := g.load(cmd)
 		return &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}, err
@@ -230,7 +231,7 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	defer srv.Close()
 	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": srv.URL, "AMSAGENT_MONGO": "10.0.2.4"}}
 	g := globalsOf(e.env())
-	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
+	g.given[settings.KeyRoot] = settings.Flag{Text: t.TempDir(), Name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd}
@@ -338,8 +339,8 @@ func TestGroupOfAPartialAnswer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := plainGlobals(&testEnv{})
 			root := t.TempDir()
-			g.settings.src.root = &root
-			g.settings, _ = resolveSettings(g.settings.src)
+			g.settings.Sources.Root = &root
+			g.settings, _ = settings.Resolve(g.settings.Sources)
 			path := filepath.Join(root, bootstrap.StateDir, "state.json")
 			must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
 			if tt.state != "" {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -47,7 +48,7 @@ func (g *globals) use(m machine) error {
 		group = "" // an answer in part may lack the tag that names another group
 	}
 	var err error
-	g.settings, err = g.settings.withTags(i.TagsKnown, group, i.Tags)
+	g.settings, err = g.settings.WithTags(i.TagsKnown, group, i.Tags)
 	return err
 }
 
@@ -61,7 +62,7 @@ type question struct {
 
 func (g *globals) question() question {
 	return question{
-		opts: g.metadataOptions(), provider: g.settings.Provider, origin: g.settings.origin(keyProvider).String(), open: metadata.Open,
+		opts: g.metadataOptions(), provider: g.settings.Provider, origin: g.settings.Origin(settings.KeyProvider).String(), open: metadata.Open,
 	}
 }
 

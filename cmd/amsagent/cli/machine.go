@@ -20,6 +20,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/plain"
@@ -27,7 +28,7 @@ import (
 
 // machineSettings are those of every command that looks at, or changes, the server on this machine.
 func machineSettings() []string {
-	return []string{keyMongo, keyAddress, keyAMSDir, keyAMSRelease, keyProvider, keyService, keyServiceCommand, keyTimeout}
+	return []string{settings.KeyMongo, settings.KeyAddress, settings.KeyAMSDir, settings.KeyAMSRelease, settings.KeyProvider, settings.KeyService, settings.KeyServiceCommand, settings.KeyTimeout}
 }
 
 // mongoTimeout bounds each call to MongoDB. The driver's own is half a minute.
@@ -60,8 +61,8 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	if s.AMSRelease != "" {
 		r, err := ams.ParseRelease(s.AMSRelease)
 		if err != nil {
-			o := s.origin(keyAMSRelease)
-			return nil, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
+			o := s.Origin(settings.KeyAMSRelease)
+			return nil, &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: err}
 		}
 		m.Release = r
 	}
@@ -92,13 +93,13 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 }
 
 // serviceCommand is the command that stands in the place of systemd.
-func serviceCommand(s *settings) (*ams.Command, error) {
+func serviceCommand(s *settings.Settings) (*ams.Command, error) {
 	cmd, err := ams.NewCommand(s.ServiceCommand)
 	if err != nil {
-		o := s.origin(keyServiceCommand)
-		e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
+		o := s.Origin(settings.KeyServiceCommand)
+		e := &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: err}
 		if hint := ams.Hint(err); hint != "" {
-			e.hints = []string{hint}
+			e.Hints = []string{hint}
 		}
 		return nil, e
 	}

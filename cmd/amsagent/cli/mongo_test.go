@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -170,7 +171,7 @@ func TestMongoFromStdin(t *testing.T) {
 		{name: "without an end of line", in: secret},
 		{name: "a failed command before the pipe", in: "\n", fails: "did the command before the pipe fail?"},
 		{name: "a terminal", terminal: true, fails: "it is a terminal"},
-		{name: "too much", in: strings.Repeat("x", maxSmallFile+1), fails: "KiB came"},
+		{name: "too much", in: strings.Repeat("x", settings.MaxSmallFile+1), fails: "KiB came"},
 		{name: "a file: inside", in: "file:/etc/shadow", fails: "is not followed"},
 		{name: "no address", in: "mongodb://", fails: "standard input"},
 		{name: "in the environment", in: secret, vars: map[string]string{"AMSAGENT_MONGO": "file:-"}, fails: "for the command line"},

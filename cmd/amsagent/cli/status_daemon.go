@@ -20,6 +20,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -50,16 +51,16 @@ type statusView struct {
 // addSettings adds what this node has of the settings.
 func (s *statusView) addSettings(g *globals) {
 	node, notes := g.nodeSettings()
-	role, group, address := node[keyRole], node[keyGroup], node[keyAddress]
+	role, group, address := node[settings.KeyRole], node[settings.KeyGroup], node[settings.KeyAddress]
 	s.Role, s.Group, s.Address, s.Notes = &role, &group, &address, notes
 }
 
 // givenToJoin lists the settings that were given to join and count.
 func (g *globals) givenToJoin() map[string]string {
 	list := map[string]string{}
-	for _, row := range keptSettings() {
-		if v := g.settings.values[row.key]; v.origin.Layer == layerGiven {
-			list[row.key] = v.text
+	for _, row := range settings.Kept() {
+		if v := g.settings.Values[row.Key]; v.Origin.Layer == settings.FromGiven {
+			list[row.Key] = v.Text
 		}
 	}
 	return list
@@ -84,7 +85,7 @@ func (s *statusView) addMongo(g *globals) {
 
 // addConfig shows a fault of config.yaml, as this command read it, else as the daemon did.
 func (s *statusView) addConfig(g *globals) {
-	text, hint := wrongText(g.settings.src), "`amsagent config` lists what is wrong"
+	text, hint := wrongText(g.settings.Sources), "`amsagent config` lists what is wrong"
 	if text == "" && s.Daemon != nil && s.Daemon.SettingsError != "" {
 		text, hint = "the daemon has read: "+s.Daemon.SettingsError, "systemctl reload amsagent"
 	}

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 // tagPause is the time between two looks at the tags: a metadata service throttles.
@@ -51,7 +53,7 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 			return &userError{Msg: "waiting for the instance's tags", Cause: context.Cause(ctx), State: stateUntouched}
 		}
 		return &userError{
-			Msg: fmt.Sprintf("%s: not known after %s", strings.Join(missing, " and "), shortDuration(limit)), Cause: why,
+			Msg: fmt.Sprintf("%s: not known after %s", strings.Join(missing, " and "), settings.ShortDuration(limit)), Cause: why,
 			ID: idTimeout, Exit: exitUnknown, State: stateUntouched, Hints: []string{hint},
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -102,18 +103,18 @@ func TestWrongConfig(t *testing.T) {
 }
 
 func TestEndpoints(t *testing.T) {
-	for _, e := range endpoints() {
-		for _, name := range append([]string{e.env}, e.alsoEnv...) {
+	for _, e := range settings.Endpoints() {
+		for _, name := range append([]string{e.Env}, e.AlsoEnv...) {
 			vars := map[string]string{name: "http://127.0.0.1:1"}
 			code, stdout, _ := run(t, vars, "config", "--offline")
 			line := regexp.MustCompile(`(?m)^  endpoint (\S+) +(\S+) +(\S+)$`).FindAllStringSubmatch(stdout, -1)
-			if code != exitOK || len(line) != 1 || !slices.Equal(line[0][1:], []string{e.name, "http://127.0.0.1:1", name}) {
+			if code != exitOK || len(line) != 1 || !slices.Equal(line[0][1:], []string{e.Name, "http://127.0.0.1:1", name}) {
 				t.Errorf("%s: exit %d, %q", name, code, line)
 			}
 			_, stdout, _ = run(t, vars, "config", "--offline", "-o", "json")
 			var got struct{ Endpoints []any }
 			must.OK(t, json.Unmarshal([]byte(stdout), &got))
-			want := []any{map[string]any{"key": e.name, "value": "http://127.0.0.1:1", "origin": map[string]any{"layer": "env", "name": name}}}
+			want := []any{map[string]any{"key": e.Name, "value": "http://127.0.0.1:1", "origin": map[string]any{"layer": "env", "name": name}}}
 			if diff := cmp.Diff(want, got.Endpoints); diff != "" {
 				t.Error(diff)
 			}

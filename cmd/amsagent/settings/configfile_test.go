@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package settings
 
 import (
 	"errors"
@@ -49,7 +49,7 @@ func TestConfigFile(t *testing.T) {
 		{"broken", "role: 'a\n", "!/c:"},
 		{"tab", "role: a\n\tgroup: b\n", "!/c:"},
 		{"shell form", "role=edge\n", "!/c:1: not a list of settings"},
-		{"password", "# db\nmongo: mongodb://u:hunter22@h/\n", "!/c:2: a password does not belong in this file, everybody can read it [put it into a file of its own"},
+		{"password", "# db\nmongo: mongodb://u:hunter22@h/\n", "!/c:2: a password does not belong in this file: every user can read it [put it into a file of its own"},
 		{"password without scheme", "mongo: u:hunter22@h\n", "!/c:1: a password does not belong"},
 		{"option is a password", "mongo: mongodb://h/?tlsCertificateKeyFilePassword=hunter22\n", "!/c:1: a password does not belong"},
 		{"user alone", "mongo: mongodb://u@h/?authMechanism=MONGODB-X509&tls=true\n", "mongo=mongodb://u@h/?authMechanism=MONGODB-X509&tls=true@1"},
@@ -58,9 +58,9 @@ func TestConfigFile(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := parseConfigFile("/c", []byte(tt.text))
 			var got []string
-			for _, row := range settingsTable() {
-				if v, ok := c.values[row.key]; ok {
-					got = append(got, row.key+"="+v.text+"@"+string(rune('0'+v.line)))
+			for _, row := range Table() {
+				if v, ok := c.values[row.Key]; ok {
+					got = append(got, row.Key+"="+v.text+"@"+string(rune('0'+v.line)))
 				}
 			}
 			// The table's order is not the alphabet's.
@@ -72,11 +72,11 @@ func TestConfigFile(t *testing.T) {
 				}
 			}
 			for _, err := range c.errs {
-				var e *settingError
+				var e *Error
 				if !errors.As(err, &e) {
 					t.Fatalf("%T", err)
 				}
-				got = append(got, "!"+err.Error()+" ["+strings.Join(e.allHints(), "; ")+"]")
+				got = append(got, "!"+err.Error()+" ["+strings.Join(e.AllHints(), "; ")+"]")
 			}
 			text := strings.Join(got, " ")
 			if text != tt.want && (!strings.Contains(tt.want, "!") || !strings.HasPrefix(text, tt.want)) {
@@ -110,7 +110,7 @@ func TestReadConfigFile(t *testing.T) {
 	if c, err = readConfigFile(root, "/none.yaml", nil); c != nil || err != nil {
 		t.Errorf("missing: %+v, %v", c, err)
 	}
-	if _, err = readConfigFile(root, "/none.yaml", &origin{Layer: layerEnv, Name: "AMSAGENT_CONFIG"}); err == nil ||
+	if _, err = readConfigFile(root, "/none.yaml", &Origin{Layer: FromEnv, Name: "AMSAGENT_CONFIG"}); err == nil ||
 		!strings.HasPrefix(err.Error(), "AMSAGENT_CONFIG: reading the settings: open ") {
 		t.Errorf("named and missing: %v", err)
 	}
@@ -122,7 +122,7 @@ func TestReadConfigFile(t *testing.T) {
 	if _, err = readConfigFile(root, "/fifo", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("fifo: %v", err)
 	}
-	must.OK(t, os.WriteFile(filepath.Join(root, "big"), make([]byte, maxSmallFile+1), 0o644))
+	must.OK(t, os.WriteFile(filepath.Join(root, "big"), make([]byte, MaxSmallFile+1), 0o644))
 	if _, err = readConfigFile(root, "/big", nil); err == nil || !strings.Contains(err.Error(), "larger than 256 KiB") {
 		t.Errorf("big: %v", err)
 	}
@@ -141,7 +141,7 @@ func FuzzConfigFile(f *testing.F) {
 			}
 		}
 		for key, v := range c.values {
-			if _, ok := settingByKey(key); !ok || v.line < 1 {
+			if _, ok := ByKey(key); !ok || v.line < 1 {
 				t.Errorf("%q in line %d", key, v.line)
 			}
 		}

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package settings
 
 import (
 	"encoding/json"
@@ -22,20 +22,20 @@ func lookup(vars map[string]string) func(string) (string, bool) {
 	return func(k string) (string, bool) { v, ok := vars[k]; return v, ok }
 }
 
-func flags(pairs ...string) map[string]given {
-	m := map[string]given{}
+func flags(pairs ...string) map[string]Flag {
+	m := map[string]Flag{}
 	for i := 0; i < len(pairs); i += 2 {
-		row, _ := settingByKey(pairs[i])
-		m[pairs[i]] = given{text: pairs[i+1], name: "--" + row.flag}
+		row, _ := ByKey(pairs[i])
+		m[pairs[i]] = Flag{Text: pairs[i+1], Name: "--" + row.Flag}
 	}
 	return m
 }
 
-func file(text string) *configFile { return parseConfigFile("/etc/amsagent/config.yaml", []byte(text)) }
+func file(text string) *ConfigFile { return parseConfigFile("/etc/amsagent/config.yaml", []byte(text)) }
 
 // applyTags is withTags for settings that stay in place.
-func (s *settings) applyTags(all bool, group string, tags map[string]string) error {
-	n, err := s.withTags(all, group, tags)
+func (s *Settings) applyTags(all bool, group string, tags map[string]string) error {
+	n, err := s.WithTags(all, group, tags)
 	*s = *n
 	return err
 }
@@ -57,25 +57,25 @@ func TestPrecedence(t *testing.T) {
 		{name: "flag over tag", flag: "x", tag: "t", want: "x", from: "--role"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			src := sources{lookupEnv: lookup(map[string]string{"AMSAGENT_ROLE": tt.env})}
+			src := Sources{LookupEnv: lookup(map[string]string{"AMSAGENT_ROLE": tt.env})}
 			if tt.flag != "" {
-				src.flags = flags(keyRole, tt.flag)
+				src.Flags = flags(KeyRole, tt.flag)
 			}
 			if tt.file != "" {
-				src.file = file("# settings\nrole: " + tt.file + "\n")
+				src.File = file("# settings\nrole: " + tt.file + "\n")
 			}
-			s, err := resolveSettings(src)
+			s, err := Resolve(src)
 			must.OK(t, err)
 			must.OK(t, s.applyTags(true, "", map[string]string{"amsagent:role": tt.tag}))
-			if s.Role != tt.want || s.origin(keyRole).String() != tt.from {
-				t.Errorf("role %q from %q, want %q from %q", s.Role, s.origin(keyRole), tt.want, tt.from)
+			if s.Role != tt.want || s.Origin(KeyRole).String() != tt.from {
+				t.Errorf("role %q from %q, want %q from %q", s.Role, s.Origin(KeyRole), tt.want, tt.from)
 			}
 		})
 	}
 }
 
 func TestDefaults(t *testing.T) {
-	s, err := resolveSettings(sources{})
+	s, err := Resolve(Sources{})
 	must.OK(t, err)
 	if s.AMSDir != "/usr/local/antmedia" || s.Provider != "auto" || s.Service != "auto" || s.RemoteIPValve != "auto" ||
 		s.Timeout != 5*time.Minute || s.OnFailure != "rollback" || s.Output != "text" || s.LogLevel != slog.LevelInfo ||
@@ -87,125 +87,125 @@ func TestDefaults(t *testing.T) {
 // Every row of the table reaches its field from each of its sources.
 func TestEverySettingIsRead(t *testing.T) {
 	values := map[string]string{
-		keyMongo: "10.0.2.4", keyRole: "edge", keyGroup: "edges in eu", keyAddress: "10.0.1.5", keyAMSDir: "/opt/ams",
-		keyAMSRelease: "2.14.0", keyProvider: "aws", keyService: "none", keyServiceCommand: "/usr/bin/ams-ctl -q",
-		keyRemoteIPValve: "remove", keyTimeout: "90s", keyOnFailure: "keep", keyRoot: "/mnt", keyConfig: "/c.yaml",
-		keyOutput: "json", keyLogLevel: "debug", keyColor: "never",
-		keyHooks:    "drain,amsagent-*",
-		keyAutoJoin: "false", keyBeatInterval: "7s", keyMetrics: "127.0.0.2:9100",
-		keyAgentCheck: "127.0.0.2:9101",
-		keyServing:    "LiveApp,live*", keyUnhealthyAfter: "7m",
-		keyDrainDeadline: "30m", keyRemoteDrain: "false",
+		KeyMongo: "10.0.2.4", KeyRole: "edge", KeyGroup: "edges in eu", KeyAddress: "10.0.1.5", KeyAMSDir: "/opt/ams",
+		KeyAMSRelease: "2.14.0", KeyProvider: "aws", KeyService: "none", KeyServiceCommand: "/usr/bin/ams-ctl -q",
+		KeyRemoteIPValve: "remove", KeyTimeout: "90s", KeyOnFailure: "keep", KeyRoot: "/mnt", KeyConfig: "/c.yaml",
+		KeyOutput: "json", KeyLogLevel: "debug", KeyColor: "never",
+		KeyHooks:    "drain,amsagent-*",
+		keyAutoJoin: "false", KeyBeatInterval: "7s", KeyMetrics: "127.0.0.2:9100",
+		KeyAgentCheck: "127.0.0.2:9101",
+		KeyServing:    "LiveApp,live*", keyUnhealthyAfter: "7m",
+		KeyDrainDeadline: "30m", keyRemoteDrain: "false",
 	}
-	field := func(s *settings, key string) any {
+	field := func(s *Settings, key string) any {
 		return map[string]any{
-			keyMongo: s.Mongo, keyRole: s.Role, keyGroup: s.Group, keyAddress: s.Address, keyAMSDir: s.AMSDir,
-			keyAMSRelease: s.AMSRelease, keyProvider: s.Provider, keyService: s.Service, keyServiceCommand: s.ServiceCommand,
-			keyRemoteIPValve: s.RemoteIPValve, keyTimeout: s.Timeout, keyOnFailure: s.OnFailure, keyRoot: s.Root,
-			keyAutoJoin: s.AutoJoin, keyBeatInterval: s.BeatInterval, keyMetrics: s.Metrics,
-			keyAgentCheck: s.AgentCheck,
-			keyServing:    strings.Join(s.Serving, ","), keyUnhealthyAfter: s.UnhealthyAfter,
-			keyDrainDeadline: s.DrainDeadline, keyRemoteDrain: s.RemoteDrain,
-			keyConfig: s.Config,
-			keyOutput: s.Output, keyLogLevel: s.LogLevel, keyColor: s.Color,
-			keyHooks: strings.Join(s.Hooks, ","),
+			KeyMongo: s.Mongo, KeyRole: s.Role, KeyGroup: s.Group, KeyAddress: s.Address, KeyAMSDir: s.AMSDir,
+			KeyAMSRelease: s.AMSRelease, KeyProvider: s.Provider, KeyService: s.Service, KeyServiceCommand: s.ServiceCommand,
+			KeyRemoteIPValve: s.RemoteIPValve, KeyTimeout: s.Timeout, KeyOnFailure: s.OnFailure, KeyRoot: s.Root,
+			keyAutoJoin: s.AutoJoin, KeyBeatInterval: s.BeatInterval, KeyMetrics: s.Metrics,
+			KeyAgentCheck: s.AgentCheck,
+			KeyServing:    strings.Join(s.Serving, ","), keyUnhealthyAfter: s.UnhealthyAfter,
+			KeyDrainDeadline: s.DrainDeadline, keyRemoteDrain: s.RemoteDrain,
+			KeyConfig: s.Config,
+			KeyOutput: s.Output, KeyLogLevel: s.LogLevel, KeyColor: s.Color,
+			KeyHooks: strings.Join(s.Hooks, ","),
 		}[key]
 	}
-	for _, row := range settingsTable() {
-		var want any = values[row.key]
-		switch row.key {
+	for _, row := range Table() {
+		var want any = values[row.Key]
+		switch row.Key {
 		case "":
 			t.Fatal("no key")
-		case keyTimeout:
+		case KeyTimeout:
 			want = 90 * time.Second
-		case keyBeatInterval:
+		case KeyBeatInterval:
 			want = 7 * time.Second
 		case keyUnhealthyAfter:
 			want = 7 * time.Minute
 		case keyAutoJoin, keyRemoteDrain:
 			want = false
-		case keyDrainDeadline:
+		case KeyDrainDeadline:
 			want = 30 * time.Minute
-		case keyLogLevel:
+		case KeyLogLevel:
 			want = slog.LevelDebug
 		}
-		if values[row.key] == "" {
-			t.Fatalf("the test has no value for %s", row.key)
+		if values[row.Key] == "" {
+			t.Fatalf("the test has no value for %s", row.Key)
 		}
-		check := func(kind string, src sources) {
+		check := func(kind string, src Sources) {
 			t.Helper()
-			s, err := resolveSettings(src)
+			s, err := Resolve(src)
 			if err != nil {
-				t.Errorf("%s by %s: %v", row.key, kind, err)
+				t.Errorf("%s by %s: %v", row.Key, kind, err)
 				return
 			}
-			if got := field(s, row.key); got != want {
-				t.Errorf("%s by %s: %v, want %v", row.key, kind, got, want)
+			if got := field(s, row.Key); got != want {
+				t.Errorf("%s by %s: %v, want %v", row.Key, kind, got, want)
 			}
 		}
-		check("variable", sources{lookupEnv: lookup(map[string]string{row.env(): values[row.key]})})
-		if row.flag != "" {
-			check("flag", sources{flags: flags(row.key, values[row.key])})
+		check("variable", Sources{LookupEnv: lookup(map[string]string{row.Env(): values[row.Key]})})
+		if row.Flag != "" {
+			check("flag", Sources{Flags: flags(row.Key, values[row.Key])})
 		}
-		if !row.noFile {
-			check("file", sources{file: file(row.key + ": " + values[row.key] + "\n")})
+		if !row.NoFile {
+			check("file", Sources{File: file(row.Key + ": " + values[row.Key] + "\n")})
 		}
 	}
 }
 
 func TestWrongValues(t *testing.T) {
 	for _, tt := range []struct{ key, value, want string }{
-		{keyRole, "two words", `"two words" is not a role`},
-		{keyRole, "-edge", "is not a role"},
-		{keyRole, strings.Repeat("x", 64), "is not a role"},
-		{keyGroup, " x", "is not a group name"},
-		{keyGroup, "a\nb", "is not a group name"},
-		{keyGroup, strings.Repeat("x", 256), "is not a group name"},
-		{keyAddress, "node-1", "is not an IP address"},
-		{keyAddress, "10.0.0.1:80", "is not an IP address"},
-		{keyAddress, "0.0.0.0", "is not the address of one machine"},
-		{keyAddress, "255.255.255.255", "is not the address of one machine"},
-		{keyAddress, "ff02::1", "is not the address of one machine"},
-		{keyAddress, "fe80::1%eth0", "has a zone"},
-		{keyMetrics, "localhost:9100", "is no address to listen on"},
-		{keyMetrics, ":9100", `":9100" names no address to listen on`},
-		{keyServing, "LiveApp,", "is no application"},
-		{keyServing, "live[", "is no application"},
-		{keyServing, "webapps/LiveApp", "is no application"},
+		{KeyRole, "two words", `"two words" is not a role`},
+		{KeyRole, "-edge", "is not a role"},
+		{KeyRole, strings.Repeat("x", 64), "is not a role"},
+		{KeyGroup, " x", "is not a group name"},
+		{KeyGroup, "a\nb", "is not a group name"},
+		{KeyGroup, strings.Repeat("x", 256), "is not a group name"},
+		{KeyAddress, "node-1", "is not an IP address"},
+		{KeyAddress, "10.0.0.1:80", "is not an IP address"},
+		{KeyAddress, "0.0.0.0", "is not the address of one machine"},
+		{KeyAddress, "255.255.255.255", "is not the address of one machine"},
+		{KeyAddress, "ff02::1", "is not the address of one machine"},
+		{KeyAddress, "fe80::1%eth0", "has a zone"},
+		{KeyMetrics, "localhost:9100", "is no address to listen on"},
+		{KeyMetrics, ":9100", `":9100" names no address to listen on`},
+		{KeyServing, "LiveApp,", "is no application"},
+		{KeyServing, "live[", "is no application"},
+		{KeyServing, "webapps/LiveApp", "is no application"},
 		{keyUnhealthyAfter, "5", "is not a duration"},
-		{keyBeatInterval, "10ms", "is outside 1s to 1m"},
+		{KeyBeatInterval, "10ms", "is outside 1s to 1m"},
 		{keyAutoJoin, "maybe", "is not one of true, false"},
-		{keyAMSDir, "antmedia", "is not an absolute path"},
-		{keyAMSRelease, "latest", "is not a release"},
-		{keyAMSRelease, "3", "is not a release"},
-		{keyProvider, "gpc", "is not one of auto, aws, azure, alibaba, gcp, generic"},
-		{keyService, "sysv", "is not one of auto, systemd, none"},
-		{keyServiceCommand, " ", "is not a command"},
-		{keyServiceCommand, "a\nb", "is not a command"},
-		{keyRemoteIPValve, "drop", "is not one of keep, remove, auto"},
-		{keyTimeout, "5", `"5" is not a duration`},
-		{keyTimeout, "-5m", "-5m is outside 1s to 24h"},
-		{keyTimeout, "25h", "25h is outside 1s to 24h"},
-		{keyOnFailure, "undo", "is not one of rollback, keep"},
-		{keyOutput, "xml", "is not one of text, json"},
-		{keyLogLevel, "chatty", "is not one of debug, info, warn, error"},
-		{keyColor, "yes", "is not one of auto, always, never"},
-		{keyMongo, "a b", "there is a blank"},
-		{keyMongo, "http://h", ""},
-		{keyMongo, "mongodb://", ""},
-		{keyMongo, "file:mongo", "file:mongo is not an absolute path"},
-		{keyMongo, "file:", "is not an absolute path"},
-		{keyMongo, "   ", "empty"},
-		{keyMongo, "-", "is not a host"},
-		{keyMongo, "db-", "neither a host name nor an IP address"},
+		{KeyAMSDir, "antmedia", "is not an absolute path"},
+		{KeyAMSRelease, "latest", "is not a release"},
+		{KeyAMSRelease, "3", "is not a release"},
+		{KeyProvider, "gpc", "is not one of auto, aws, azure, alibaba, gcp, generic"},
+		{KeyService, "sysv", "is not one of auto, systemd, none"},
+		{KeyServiceCommand, " ", "is not a command"},
+		{KeyServiceCommand, "a\nb", "is not a command"},
+		{KeyRemoteIPValve, "drop", "is not one of keep, remove, auto"},
+		{KeyTimeout, "5", `"5" is not a duration`},
+		{KeyTimeout, "-5m", "-5m is outside 1s to 24h"},
+		{KeyTimeout, "25h", "25h is outside 1s to 24h"},
+		{KeyOnFailure, "undo", "is not one of rollback, keep"},
+		{KeyOutput, "xml", "is not one of text, json"},
+		{KeyLogLevel, "chatty", "is not one of debug, info, warn, error"},
+		{KeyColor, "yes", "is not one of auto, always, never"},
+		{KeyMongo, "a b", "there is a blank"},
+		{KeyMongo, "http://h", ""},
+		{KeyMongo, "mongodb://", ""},
+		{KeyMongo, "file:mongo", "file:mongo is not an absolute path"},
+		{KeyMongo, "file:", "is not an absolute path"},
+		{KeyMongo, "   ", "empty"},
+		{KeyMongo, "-", "is not a host"},
+		{KeyMongo, "db-", "neither a host name nor an IP address"},
 	} {
 		t.Run(tt.key+"="+tt.value, func(t *testing.T) {
-			row, _ := settingByKey(tt.key)
-			s, err := resolveSettings(sources{lookupEnv: lookup(map[string]string{row.env(): tt.value})})
+			row, _ := ByKey(tt.key)
+			s, err := Resolve(Sources{LookupEnv: lookup(map[string]string{row.Env(): tt.value})})
 			if err == nil {
-				t.Fatalf("accepted as %q", s.values[tt.key].text)
+				t.Fatalf("accepted as %q", s.Values[tt.key].Text)
 			}
-			if !strings.HasPrefix(err.Error(), row.env()+": ") || !strings.Contains(err.Error(), tt.want) {
+			if !strings.HasPrefix(err.Error(), row.Env()+": ") || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%q, want the variable's name and %q", err, tt.want)
 			}
 		})
@@ -214,15 +214,15 @@ func TestWrongValues(t *testing.T) {
 
 func TestCanonicalValues(t *testing.T) {
 	for _, tt := range []struct{ key, value, want string }{
-		{keyAddress, "::ffff:10.0.0.1", "10.0.0.1"},
-		{keyAddress, "FD00::0001", "fd00::1"},
-		{keyAMSDir, "/opt//ams/", "/opt/ams"},
-		{keyTimeout, "3600s", "1h"},
-		{keyTimeout, "90m", "1h30m"},
-		{keyMongo, "file:///etc/amsagent/mongo", "file:/etc/amsagent/mongo"},
-		{keyMongo, " 10.0.2.4 ", "10.0.2.4"},
-		{keyAMSRelease, "2.14.0-SNAPSHOT", "2.14.0-SNAPSHOT"},
-		{keyRole, "Edge", "edge"},
+		{KeyAddress, "::ffff:10.0.0.1", "10.0.0.1"},
+		{KeyAddress, "FD00::0001", "fd00::1"},
+		{KeyAMSDir, "/opt//ams/", "/opt/ams"},
+		{KeyTimeout, "3600s", "1h"},
+		{KeyTimeout, "90m", "1h30m"},
+		{KeyMongo, "file:///etc/amsagent/mongo", "file:/etc/amsagent/mongo"},
+		{KeyMongo, " 10.0.2.4 ", "10.0.2.4"},
+		{KeyAMSRelease, "2.14.0-SNAPSHOT", "2.14.0-SNAPSHOT"},
+		{KeyRole, "Edge", "edge"},
 		{keyAutoJoin, "true", "true"},
 		{keyAutoJoin, "Yes", "true"},
 		{keyAutoJoin, "on", "true"},
@@ -230,18 +230,18 @@ func TestCanonicalValues(t *testing.T) {
 		{keyAutoJoin, "no", "false"},
 		{keyAutoJoin, "Off", "false"},
 	} {
-		row, _ := settingByKey(tt.key)
-		if got, err := row.canonical(tt.value); err != nil || got != tt.want {
+		row, _ := ByKey(tt.key)
+		if got, err := row.Canonical(tt.value); err != nil || got != tt.want {
 			t.Errorf("%s %q: %q, %v; want %q", tt.key, tt.value, got, err, tt.want)
 		}
 	}
 }
 
 func TestAllProblemsAtOnce(t *testing.T) {
-	src := sources{
-		flags:     flags(keyRole, "a b"),
-		lookupEnv: lookup(map[string]string{"AMSAGENT_TIMEOUT": "5", "AMSAGENT_ROLE": "also wrong"}),
-		file:      file("provider: asw\nroel: edge\nservice: nnone\n"),
+	src := Sources{
+		Flags:     flags(KeyRole, "a b"),
+		LookupEnv: lookup(map[string]string{"AMSAGENT_TIMEOUT": "5", "AMSAGENT_ROLE": "also wrong"}),
+		File:      file("provider: asw\nroel: edge\nservice: nnone\n"),
 	}
 	want := []string{
 		`--role: "a b" is not a role`,
@@ -252,7 +252,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 		`/etc/amsagent/config.yaml:3: "nnone" is not one of auto, systemd, none`,
 	}
 	for range 5 {
-		_, err := resolveSettings(src)
+		_, err := Resolve(src)
 		if err == nil {
 			t.Fatal("accepted")
 		}
@@ -263,9 +263,9 @@ func TestAllProblemsAtOnce(t *testing.T) {
 }
 
 func TestEmptyVariableIsUnset(t *testing.T) {
-	s, err := resolveSettings(sources{
-		lookupEnv: lookup(map[string]string{"AMSAGENT_ROLE": "", "NO_COLOR": "", "AMSAGENT_TIMEOUT": ""}),
-		file:      file("role: edge\n"),
+	s, err := Resolve(Sources{
+		LookupEnv: lookup(map[string]string{"AMSAGENT_ROLE": "", "NO_COLOR": "", "AMSAGENT_TIMEOUT": ""}),
+		File:      file("role: edge\n"),
 	})
 	if err != nil || s.Role != "edge" || s.Color != "auto" {
 		t.Errorf("%+v, %v", s, err)
@@ -275,15 +275,15 @@ func TestEmptyVariableIsUnset(t *testing.T) {
 func TestNoColor(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		src  sources
+		src  Sources
 		want string
 	}{
-		{"NO_COLOR", sources{lookupEnv: lookup(map[string]string{"NO_COLOR": "0"})}, "never"},
-		{"over the file", sources{lookupEnv: lookup(map[string]string{"NO_COLOR": "1"}), file: file("color: always\n")}, "never"},
-		{"ours over it", sources{lookupEnv: lookup(map[string]string{"NO_COLOR": "1", "AMSAGENT_COLOR": "always"})}, "always"},
-		{"flag over it", sources{lookupEnv: lookup(map[string]string{"NO_COLOR": "1"}), flags: flags(keyColor, "always")}, "always"},
+		{"NO_COLOR", Sources{LookupEnv: lookup(map[string]string{"NO_COLOR": "0"})}, "never"},
+		{"over the file", Sources{LookupEnv: lookup(map[string]string{"NO_COLOR": "1"}), File: file("color: always\n")}, "never"},
+		{"ours over it", Sources{LookupEnv: lookup(map[string]string{"NO_COLOR": "1", "AMSAGENT_COLOR": "always"})}, "always"},
+		{"flag over it", Sources{LookupEnv: lookup(map[string]string{"NO_COLOR": "1"}), Flags: flags(KeyColor, "always")}, "always"},
 	} {
-		s, err := resolveSettings(tt.src)
+		s, err := Resolve(tt.src)
 		if err != nil || s.Color != tt.want {
 			t.Errorf("%s: %q, %v", tt.name, s.Color, err)
 		}
@@ -291,23 +291,23 @@ func TestNoColor(t *testing.T) {
 }
 
 func TestServiceWithRoot(t *testing.T) {
-	env := func(pairs ...string) sources {
+	env := func(pairs ...string) Sources {
 		m := map[string]string{}
 		for i := 0; i < len(pairs); i += 2 {
 			m[pairs[i]] = pairs[i+1]
 		}
-		return sources{lookupEnv: lookup(m), flags: flags(keyRoot, "/mnt")}
+		return Sources{LookupEnv: lookup(m), Flags: flags(KeyRoot, "/mnt")}
 	}
-	withFile := func(src sources, text string) sources { src.file = file(text); return src }
-	withFlag := func(src sources, pairs ...string) sources {
+	withFile := func(src Sources, text string) Sources { src.File = file(text); return src }
+	withFlag := func(src Sources, pairs ...string) Sources {
 		for k, v := range flags(pairs...) {
-			src.flags[k] = v
+			src.Flags[k] = v
 		}
 		return src
 	}
 	for _, tt := range []struct {
 		name             string
-		src              sources
+		src              Sources
 		service, command string
 		from             string
 	}{
@@ -316,26 +316,26 @@ func TestServiceWithRoot(t *testing.T) {
 		{"nor its command", withFile(env(), "service_command: /bin/x\n"), "none", "", "implied by --root"},
 		{"variable", env("AMSAGENT_SERVICE", "systemd"), "systemd", "", "AMSAGENT_SERVICE"},
 		{"command by variable", env("AMSAGENT_SERVICE_COMMAND", "/bin/x"), "auto", "/bin/x", "default"},
-		{"command by flag, kind by file", withFile(withFlag(env(), keyServiceCommand, "/bin/x"), "service: systemd\n"), "auto", "/bin/x", "default"},
-		{"kind by flag, command by file", withFile(withFlag(env(), keyService, "systemd"), "service_command: /bin/x\n"), "systemd", "", "--service"},
-		{"kind by flag, command by variable", withFlag(env("AMSAGENT_SERVICE_COMMAND", "/bin/x"), keyService, "none"), "none", "", "--service"},
-		{"no root, kind by file, command by flag", sources{flags: flags(keyServiceCommand, "/bin/x"), file: file("service: systemd\n")}, "auto", "/bin/x", "default"},
-		{"no root, command by file", sources{file: file("service_command: /bin/x\n")}, "auto", "/bin/x", "default"},
-		{"root is /", sources{flags: flags(keyRoot, "/"), file: file("service: systemd\n")}, "systemd", "", "/etc/amsagent/config.yaml:1"},
+		{"command by flag, kind by file", withFile(withFlag(env(), KeyServiceCommand, "/bin/x"), "service: systemd\n"), "auto", "/bin/x", "default"},
+		{"kind by flag, command by file", withFile(withFlag(env(), KeyService, "systemd"), "service_command: /bin/x\n"), "systemd", "", "--service"},
+		{"kind by flag, command by variable", withFlag(env("AMSAGENT_SERVICE_COMMAND", "/bin/x"), KeyService, "none"), "none", "", "--service"},
+		{"no root, kind by file, command by flag", Sources{Flags: flags(KeyServiceCommand, "/bin/x"), File: file("service: systemd\n")}, "auto", "/bin/x", "default"},
+		{"no root, command by file", Sources{File: file("service_command: /bin/x\n")}, "auto", "/bin/x", "default"},
+		{"root is /", Sources{Flags: flags(KeyRoot, "/"), File: file("service: systemd\n")}, "systemd", "", "/etc/amsagent/config.yaml:1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s, err := resolveSettings(tt.src)
+			s, err := Resolve(tt.src)
 			must.OK(t, err)
-			if s.Service != tt.service || s.ServiceCommand != tt.command || s.origin(keyService).String() != tt.from {
-				t.Errorf("service %q from %q, command %q", s.Service, s.origin(keyService), s.ServiceCommand)
+			if s.Service != tt.service || s.ServiceCommand != tt.command || s.Origin(KeyService).String() != tt.from {
+				t.Errorf("service %q from %q, command %q", s.Service, s.Origin(KeyService), s.ServiceCommand)
 			}
 		})
 	}
-	for name, src := range map[string]sources{
-		"both flags": {flags: flags(keyService, "systemd", keyServiceCommand, "/bin/x")},
-		"both lines": {file: file("service: none\nservice_command: /bin/x\n")},
+	for name, src := range map[string]Sources{
+		"both flags": {Flags: flags(KeyService, "systemd", KeyServiceCommand, "/bin/x")},
+		"both lines": {File: file("service: none\nservice_command: /bin/x\n")},
 	} {
-		if _, err := resolveSettings(src); err == nil || !strings.Contains(err.Error(), "cannot be combined with") {
+		if _, err := Resolve(src); err == nil || !strings.Contains(err.Error(), "cannot be combined with") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -359,7 +359,7 @@ func TestTags(t *testing.T) {
 		{"file", nil, map[string]string{"amsagent:mongo": "file:/etc/shadow"}, "", "", "instance tag amsagent:mongo: a tag cannot name a file"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s, err := resolveSettings(sources{lookupEnv: lookup(tt.env)})
+			s, err := Resolve(Sources{LookupEnv: lookup(tt.env)})
 			must.OK(t, err)
 			err = s.applyTags(true, "", tt.tags)
 			if tt.err != "" {
@@ -368,19 +368,19 @@ func TestTags(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || s.Role != tt.role || s.origin(keyRole).String() != tt.from {
-				t.Errorf("role %q from %q, %v", s.Role, s.origin(keyRole), err)
+			if err != nil || s.Role != tt.role || s.Origin(KeyRole).String() != tt.from {
+				t.Errorf("role %q from %q, %v", s.Role, s.Origin(KeyRole), err)
 			}
 		})
 	}
 }
 
 func TestGroupOfTheCloud(t *testing.T) {
-	s, err := resolveSettings(sources{})
+	s, err := Resolve(Sources{})
 	must.OK(t, err)
 	must.OK(t, s.applyTags(true, "edge-asg", nil))
-	if s.Group != "edge-asg" || s.origin(keyGroup).String() != "instance: scaling group" {
-		t.Errorf("group %q from %q", s.Group, s.origin(keyGroup))
+	if s.Group != "edge-asg" || s.Origin(KeyGroup).String() != "instance: scaling group" {
+		t.Errorf("group %q from %q", s.Group, s.Origin(KeyGroup))
 	}
 	must.OK(t, s.applyTags(true, "edge-asg", map[string]string{"amsagent:group": "edges"}))
 	if s.Group != "edges" {
@@ -390,7 +390,7 @@ func TestGroupOfTheCloud(t *testing.T) {
 
 // A tag that was taken away says nothing any more.
 func TestTagTakenAway(t *testing.T) {
-	s, err := resolveSettings(sources{})
+	s, err := Resolve(Sources{})
 	must.OK(t, err)
 	tags := map[string]string{"amsagent:group": "edges", "amsagent:role": "edge"}
 	for range 2 {
@@ -403,14 +403,14 @@ func TestTagTakenAway(t *testing.T) {
 	if err := s.applyTags(false, "", tags); err != nil || s.Role != "edge" || s.Group != "edges" {
 		t.Errorf("unread: role %q, group %q, %v", s.Role, s.Group, err)
 	}
-	if err := s.applyTags(true, "", tags); err != nil || s.Role != "edge" || s.Group != "" || s.origin(keyGroup).Layer == layerTag {
-		t.Errorf("role %q, group %q from %q, %v", s.Role, s.Group, s.origin(keyGroup), err)
+	if err := s.applyTags(true, "", tags); err != nil || s.Role != "edge" || s.Group != "" || s.Origin(KeyGroup).Layer == FromTag {
+		t.Errorf("role %q, group %q from %q, %v", s.Role, s.Group, s.Origin(KeyGroup), err)
 	}
 }
 
 // A malformed tag changes nothing, and keeps no other tag from counting.
 func TestMalformedTag(t *testing.T) {
-	s, err := resolveSettings(sources{})
+	s, err := Resolve(Sources{})
 	must.OK(t, err)
 	for _, tt := range []struct {
 		tags  map[string]string
@@ -443,11 +443,11 @@ func TestMisspeltVariables(t *testing.T) {
 }
 
 func TestOriginJSON(t *testing.T) {
-	b, err := json.Marshal(origin{Layer: layerFile, Name: "/c.yaml", Line: 3})
+	b, err := json.Marshal(Origin{Layer: FromFile, Name: "/c.yaml", Line: 3})
 	if err != nil || string(b) != `{"layer":"file","name":"/c.yaml","line":3}` {
 		t.Errorf("%s, %v", b, err)
 	}
-	for l := layerDefault; l <= layerImplied; l++ {
+	for l := FromDefault; l <= layerImplied; l++ {
 		if l.String() == "" {
 			t.Errorf("layer %d has no word", l)
 		}
@@ -503,20 +503,20 @@ func TestEndpointValues(t *testing.T) {
 func TestForcedAddress(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
-		src           sources
+		src           Sources
 		force, forced bool
 		want          string
 	}{
-		{name: "not forced", src: sources{flags: flags(keyAddress, "10.0.0.2")}},
-		{name: "forced now", src: sources{flags: flags(keyAddress, "10.0.0.2")}, force: true, want: "10.0.0.2"},
-		{name: "kept", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2", Settings: map[string]string{keyAddress: "10.0.0.2"}}}, forced: true, want: "10.0.0.2"},
-		{name: "in the file", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, file: file("address: 10.0.0.2\n")}, forced: true, want: "10.0.0.2"},
-		{name: "another one", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, flags: flags(keyAddress, "10.0.0.3")}},
-		{name: "dropped", src: sources{given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, dropped: []string{keyAddress}}},
+		{name: "not forced", src: Sources{Flags: flags(KeyAddress, "10.0.0.2")}},
+		{name: "forced now", src: Sources{Flags: flags(KeyAddress, "10.0.0.2")}, force: true, want: "10.0.0.2"},
+		{name: "kept", src: Sources{Given: bootstrap.Given{ForcedAddress: "10.0.0.2", Settings: map[string]string{KeyAddress: "10.0.0.2"}}}, forced: true, want: "10.0.0.2"},
+		{name: "in the file", src: Sources{Given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, File: file("address: 10.0.0.2\n")}, forced: true, want: "10.0.0.2"},
+		{name: "another one", src: Sources{Given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, Flags: flags(KeyAddress, "10.0.0.3")}},
+		{name: "dropped", src: Sources{Given: bootstrap.Given{ForcedAddress: "10.0.0.2"}, Dropped: []string{KeyAddress}}},
 	} {
-		s, err := resolveSettings(tt.src)
+		s, err := Resolve(tt.src)
 		must.OK(t, err)
-		if forced, keep := s.addressForced(), s.toKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
+		if forced, keep := s.addressForced(), s.ToKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
 			t.Errorf("%s: forced: %v, kept %q, want %q", tt.name, forced, keep, tt.want)
 		}
 	}
