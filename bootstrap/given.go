@@ -46,17 +46,10 @@ const givenAddress = "address"
 
 // Given is the content of [GivenPath]. It contains no secret.
 type Given struct {
-	Version  int                     `json:"version"` // of the format: 1
-	Settings map[string]GivenSetting `json:"settings"`
+	Version  int               `json:"version"` // of the format: 1
+	Settings map[string]string `json:"settings"`
 	// ForcedAddress was used although no interface has it.
 	ForcedAddress string `json:"forced_address,omitempty"`
-}
-
-// GivenSetting is one setting from join.
-type GivenSetting struct {
-	Value string `json:"value"`
-	// Replaced is the settings file's value at that time. A later change of the file takes precedence.
-	Replaced string `json:"replaced,omitempty"`
 }
 
 const givenVersion = 1

@@ -25,20 +25,21 @@ const module = "github.com/amsagent/amsagent"
 // arrows has, for each folder of the agent's module, the other folders that its packages may import (docs/ARCHITECTURE.md).
 // The longest folder of a file decides; internal may be imported by all.
 var arrows = map[string][]string{
-	"files":               {},
-	"conf":                {"files"},
-	"metadata":            {},
-	"cluster":             {},
-	"ams":                 {"conf", "files"},
-	"bootstrap":           {"conf", "files", "metadata", "ams", "cluster"},
-	"heartbeat":           {"conf", "metadata", "ams", "cluster"},
-	"lifecycle":           {"conf", "metadata", "ams", "cluster"},
-	"lb":                  {"conf", "metadata", "ams", "cluster"},
-	"cmd/amsagent/daemon": {"conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb"},
-	"cmd/amsagent/cli":    {"cmd/amsagent/daemon", "conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb", "docs/errors"},
-	"internal":            {},
-	"docs/errors":         {},
-	"packaging":           {"cmd/amsagent/cli"}, // man pages of the commands
+	"files":                 {},
+	"conf":                  {"files"},
+	"metadata":              {},
+	"cluster":               {},
+	"ams":                   {"conf", "files"},
+	"bootstrap":             {"conf", "files", "metadata", "ams", "cluster"},
+	"heartbeat":             {"conf", "metadata", "ams", "cluster"},
+	"lifecycle":             {"conf", "metadata", "ams", "cluster"},
+	"lb":                    {"conf", "metadata", "ams", "cluster"},
+	"cmd/amsagent/daemon":   {"conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb"},
+	"cmd/amsagent/settings": {"metadata", "cluster", "bootstrap"},
+	"cmd/amsagent/cli":      {"cmd/amsagent/daemon", "cmd/amsagent/settings", "conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb", "docs/errors"},
+	"internal":              {},
+	"docs/errors":           {},
+	"packaging":             {"cmd/amsagent/cli"}, // man pages of the commands
 }
 
 // A rule forbids imports or calls. Paths are files or folders from the top of the checkout.
@@ -260,9 +261,9 @@ func TestRulesRefuse(t *testing.T) {
 }
 
 // cloudFiles name a cloud outside of metadata: help texts, settings, endpoints, and what only one cloud needs.
-const cloudFiles = "bootstrap/preflight.go cmd/amsagent/cli/cmd_event.go cmd/amsagent/cli/cmd_metadata.go cmd/amsagent/cli/endpoints.go " +
-	"cmd/amsagent/cli/instance.go cmd/amsagent/cli/lifecycle.go cmd/amsagent/cli/notes.go cmd/amsagent/cli/removed.go " +
-	"cmd/amsagent/cli/settings_table.go cmd/amsagent/daemon/http.go"
+const cloudFiles = "bootstrap/preflight.go cmd/amsagent/cli/cmd_event.go cmd/amsagent/cli/cmd_metadata.go " +
+	"cmd/amsagent/cli/instance.go cmd/amsagent/cli/lifecycle.go cmd/amsagent/cli/notes.go " +
+	"cmd/amsagent/daemon/http.go cmd/amsagent/settings/endpoints.go cmd/amsagent/settings/table.go"
 
 // TestCloudWords: what differs from cloud to cloud is in metadata.
 func TestCloudWords(t *testing.T) {

@@ -50,7 +50,7 @@ const (
 	hintUnreachable = "no metadata service at 100.100.100.200, which answers in a VPC only: if this is no ECS instance use --provider " +
 		"generic, else look for a firewall rule or a missing route"
 	hintTags = "the metadata of Alibaba Cloud show no tags: give the instance a RAM role that may ecs:ListTagResources, write a line " +
-		"such as amsagent-role=edge into the user data, or give role and group by flag, environment or configuration file"
+		"such as amsagent-role=edge into the user data, or give MongoDB's address, role and group by flag, environment or configuration file"
 )
 
 // Provider reads the metadata of this ECS instance. It is safe for concurrent use.

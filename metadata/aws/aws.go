@@ -45,7 +45,7 @@ const (
 	hintNoDocument = "every EC2 instance has an identity document, and what answers here has none: use the --provider of the cloud this " +
 		"machine is in, or generic"
 	hintTags = "EC2 shows no tags in the metadata: set InstanceMetadataTags=enabled in the metadata options of the launch template, " +
-		"or give role and group by flag, environment or configuration file (this is also what an instance without any tag looks like)"
+		"or give MongoDB's address, role and group by flag, environment or configuration file (this is also what an instance without any tag looks like)"
 	hintUnreachable = "no metadata service at the address: if this is no EC2 instance use --provider generic, else look for a firewall " +
 		"rule or a missing route to 169.254.169.254"
 )

@@ -111,7 +111,7 @@ func instance(change ...func(*cloud.Instance)) cloud.Instance {
 }
 
 const hintTags = "EC2 shows no tags in the metadata: set InstanceMetadataTags=enabled in the metadata options of the launch template, " +
-	"or give role and group by flag, environment or configuration file (this is also what an instance without any tag looks like)"
+	"or give MongoDB's address, role and group by flag, environment or configuration file (this is also what an instance without any tag looks like)"
 
 func machines() []metadatatest.Machine {
 	v6path := meta + "network/interfaces/macs/" + mac + "/ipv6s"

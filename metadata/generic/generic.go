@@ -25,7 +25,7 @@ const Name = "generic"
 const IDPrefix = "m-"
 
 const (
-	hintTags   = "without a cloud's metadata no tags are known: give role and group by flag, environment or configuration file"
+	hintTags   = "without a cloud's metadata no tags are known: give MongoDB's address, role and group by flag, environment or configuration file"
 	hintTreeID = "join with --offline needs no id; or give the tree one, on this machine: systemd-machine-id-setup --root=%s"
 	hintID     = "run systemd-machine-id-setup (and seal golden images, so that clones do not share the id), or give the machine a host name"
 )

@@ -29,7 +29,7 @@ const (
 	derivedID = "9de891b3bea241469e3d059c8ef2862b"
 )
 
-const tagsHint = "without a cloud's metadata no tags are known: give role and group by flag, environment or configuration file"
+const tagsHint = "without a cloud's metadata no tags are known: give MongoDB's address, role and group by flag, environment or configuration file"
 
 func base(hostname string) cloud.Instance {
 	return cloud.Instance{Provider: "generic", ID: "m-" + derivedID, IDSource: "derived from the machine id", Hostname: hostname, TagsHint: tagsHint}

@@ -24,6 +24,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/bounded"
 	"github.com/amsagent/amsagent/lb"
@@ -78,7 +79,7 @@ func newBalanceCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, keyMongo)
+	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }
 
@@ -96,7 +97,7 @@ func (o *balanceOptions) check() error {
 		if f.value == "" {
 			continue
 		}
-		if _, err := checkListen(f.value); err != nil || f.value == "off" {
+		if _, err := settings.CheckListen(f.value); err != nil || f.value == "off" {
 			return usageError([]string{"such as " + f.example}, "%s: %q is no address to listen on", f.flag, f.value)
 		}
 	}

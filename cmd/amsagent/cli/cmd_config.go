@@ -9,16 +9,13 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
-
-// configTagsTimeout bounds the query for tags. Other commands wait longer; `config` may run on a laptop.
-const configTagsTimeout = 5 * time.Second
 
 type configOptions struct {
 	offline bool
@@ -48,9 +45,9 @@ func newConfigCommand(g *globals) *cobra.Command {
 	annotate(cmd, annotationGoodConfig, "true")
 	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
-	for _, row := range settingsTable() {
-		if row.flag != "" && !row.global {
-			g.addSettings(cmd, row.key)
+	for _, row := range settings.Table() {
+		if row.Flag != "" && !row.Global {
+			g.addSettings(cmd, row.Key)
 		}
 	}
 	return cmd
@@ -61,28 +58,27 @@ func configHelp() string {
 	b.WriteString("Each setting is taken from the first of these that has it:\n\n" +
 		"  1. the flag\n" +
 		"  2. the variable AMSAGENT_ and the key in capitals\n" +
-		"  3. what an earlier join was given, until config.yaml says something else than\n" +
-		"     it did then\n" +
+		"  3. the flags and variables of an earlier join\n" +
 		"  4. /etc/amsagent/config.yaml\n" +
 		"  5. instance tags (mongo, role, group, drain-deadline): amsagent:role, or\n" +
 		"     amsagent-role where the cloud allows no colon\n" +
 		"  6. the default\n\n" +
 		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +
 		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it. Role, group\n" +
-		"and address of a node are shown as it has them, beside what the settings say by now.\n\n" +
+		"and address of a node are shown as it has them; a note names settings that differ.\n\n" +
 		"config.yaml holds `key: value` lines. Everybody can read it, so a password in it\n" +
 		"is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a list of YAML.\n" +
 		"A fault in it is refused here, by join and by seal. Other commands leave an unknown\n" +
 		"key out; with another fault the last good file of a node counts. The keys:\n\n")
-	for _, row := range settingsTable() {
-		if row.noFile {
+	for _, row := range settings.Table() {
+		if row.NoFile {
 			continue
 		}
-		name := "  " + row.key
-		if row.def != "" {
-			name += ": " + row.def
+		name := "  " + row.Key
+		if row.Def != "" {
+			name += ": " + row.Def
 		}
-		b.WriteString(name + "\n" + wrap(row.help))
+		b.WriteString(name + "\n" + wrap(row.Help))
 	}
 	return b.String()
 }
@@ -91,13 +87,11 @@ func configHelp() string {
 type configRow struct {
 	Key string `json:"key"`
 	// Value is null where the setting is not set. It never holds a password.
-	Value   *string `json:"value"`
-	Origin  origin  `json:"origin"`
-	Default string  `json:"default,omitempty"`
+	Value   *string         `json:"value"`
+	Origin  settings.Origin `json:"origin"`
+	Default string          `json:"default,omitempty"`
 	// File is the file that held the value, for mongo.
 	File string `json:"file,omitempty"`
-	// Next is what the settings say by now of the role, the group or the address, where this node joined with another value.
-	Next *settingValue `json:"next,omitempty"`
 }
 
 // configData is what `config` prints.
@@ -106,7 +100,7 @@ type configData struct {
 	Settings   []configRow `json:"settings"`
 	// Endpoints are the addresses of cloud services that the environment sets.
 	Endpoints []configRow `json:"endpoints,omitempty"`
-	// Notes say what could not be looked at.
+	// Notes name what could not be read, and settings that do not count, or not yet.
 	Notes []string `json:"notes,omitempty"`
 }
 
@@ -137,7 +131,7 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 		return err
 	}
 
-	path, perr := underRoot(g.settings.Root, g.settings.Config)
+	path, perr := settings.UnderRoot(g.settings.Root, g.settings.Config)
 	if perr != nil {
 		path = g.settings.Config
 	}
@@ -145,32 +139,31 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 	if _, serr := os.Stat(path); serr == nil {
 		data.ConfigFile.Found = true
 	}
-	for _, row := range settingsTable() {
-		v := g.settings.values[row.key]
-		r := configRow{Key: row.key, Origin: v.origin, Default: row.def}
-		text := v.text
-		if row.key == keyMongo {
+	node, notes := g.nodeSettings()
+	data.Notes = append(data.Notes, notes...)
+	for _, row := range settings.Table() {
+		v := g.settings.Values[row.Key]
+		r := configRow{Key: row.Key, Origin: v.Origin, Default: row.Def}
+		text := v.Text
+		if row.Key == settings.KeyMongo {
 			text = mongo.Target.Redacted()
-			if mongo.Origin.Layer != layerDefault {
+			if mongo.Origin.Layer != settings.FromDefault {
 				r.Origin = mongo.Origin
 			}
 			r.File = mongo.File
 		}
-		switch row.key {
-		case keyRole, keyGroup, keyAddress:
-			// What this node has counts; what the settings say beside that is to come.
-			is := g.nodeSetting(row.key)
-			text, r.Origin, r.Next = is.Value, is.Origin, is.Next
+		if is, ok := node[row.Key]; ok {
+			text, r.Origin = is.Value, is.Origin
 		}
 		if text != "" {
 			r.Value = &text
 		}
 		data.Settings = append(data.Settings, r)
 	}
-	for _, e := range endpoints() {
-		if url, ok := g.settings.Endpoints[e.name]; ok {
-			name, _ := e.variable(g.env.LookupEnv)
-			data.Endpoints = append(data.Endpoints, configRow{Key: e.name, Value: &url, Origin: origin{Layer: layerEnv, Name: name}})
+	for _, e := range settings.Endpoints() {
+		if url, ok := g.settings.Endpoints[e.Name]; ok {
+			name, _ := e.Variable(g.env.LookupEnv)
+			data.Endpoints = append(data.Endpoints, configRow{Key: e.Name, Value: &url, Origin: settings.Origin{Layer: settings.FromEnv, Name: name}})
 		}
 	}
 	return g.result("config", data, func(w *textWriter) { configText(w, data) })
@@ -178,13 +171,13 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 
 // configTags applies the instance's tags. That the cloud does not answer is a note: the other settings are worth seeing.
 func configTags(ctx context.Context, g *globals) (note string, _ error) {
-	ctx, cancel := context.WithTimeout(ctx, configTagsTimeout)
+	ctx, cancel := context.WithTimeout(ctx, tagsTime)
 	defer cancel()
-	m, err := g.instance(ctx)
-	var bad *settingError
+	inst, err := g.whoami(ctx)
+	var bad *settings.Error
 	switch {
 	case err == nil:
-		return tagsNote(m.Instance), nil
+		return tagsNote(inst), nil
 	case errors.As(err, &bad):
 		return "", err
 	}
@@ -203,13 +196,10 @@ func configText(w *textWriter, data configData) {
 		if r.File != "" && r.File != from {
 			from += ", in " + r.File
 		}
-		if r.Origin.Layer != layerDefault {
+		if r.Origin.Layer != settings.FromDefault {
 			set++
 		} else if r.Value == nil {
 			from = ""
-		}
-		if r.Next != nil {
-			from += "; " + r.Next.nextText(r.Key)
 		}
 		rows = append(rows, []string{r.Key, text, from})
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 // beforeStartTime bounds what is done before the server starts. The server waits for it.
@@ -62,7 +63,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
-	unlisted(cmd, keyAMSRelease, keyProvider)
+	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
 }
 
@@ -92,17 +93,15 @@ func runConverge(ctx context.Context, g *globals) error {
 }
 
 func (g *globals) convergeRequest(identify bootstrap.Identifier) (bootstrap.ConvergeRequest, error) {
-	req := bootstrap.ConvergeRequest{
-		Valve: bootstrap.Valve(g.settings.RemoteIPValve), Interval: g.settings.BeatInterval,
-		Identify: identify,
-	}
 	src, err := g.joinedMongo()
 	if err != nil && !errors.Is(err, errNoMongo) {
-		return req, &userError{Msg: "cannot converge", Cause: err}
+		return bootstrap.ConvergeRequest{}, &userError{Msg: "cannot converge", Cause: err}
 	}
-	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
-	req.ForceAddress, req.AddressKept = g.addressForced(), g.addressKept()
-	return req, nil
+	j := g.settings.JoinRequest()
+	return bootstrap.ConvergeRequest{
+		Mongo: src.Target, Role: j.Role, Group: j.Group, Address: j.Address, ForceAddress: j.ForceAddress, AddressKept: j.AddressKept,
+		Valve: j.Valve, Interval: g.settings.BeatInterval, Identify: identify,
+	}, nil
 }
 
 // runBeforeStart never fails: whatever is wrong here, the server is to start.

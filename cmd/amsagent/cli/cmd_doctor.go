@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	pages "github.com/amsagent/amsagent/docs/errors"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/metadata"
@@ -78,7 +79,7 @@ func newDoctorCommand(g *globals) *cobra.Command {
 
 // doctorSettings are those of a join, and how long a drain waits.
 func doctorSettings() []string {
-	return append(slices.DeleteFunc(machineSettings(), func(k string) bool { return k == keyTimeout }), keyRole, keyRemoteIPValve, keyDrainDeadline)
+	return append(slices.DeleteFunc(machineSettings(), func(k string) bool { return k == settings.KeyTimeout }), settings.KeyRole, settings.KeyRemoteIPValve, settings.KeyDrainDeadline)
 }
 
 // doctorTime bounds all of it, and doctorIdentify the look at the instance, which comes before the rest: its tags may say
@@ -158,28 +159,28 @@ func (g *globals) warnIgnored(ids []string) {
 
 // loadLeniently reads the settings and lists the wrong ones. Only a wrong command line is an error.
 func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ error) {
-	s, err := readSettings(sources{flags: g.given, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}, false)
-	if s == nil || anySetting(err, func(e *settingError) bool { return e.layer == layerFlag }) {
+	s, err := settings.Read(settings.Sources{Flags: g.given, LookupEnv: g.env.LookupEnv, Environ: g.env.Environ}, false)
+	if s == nil || settings.Any(err, func(e *settings.Error) bool { return e.Layer == settings.FromFlag }) {
 		return nil, "", err
 	}
-	if err = errors.Join(s.src.wrong, err); err != nil {
-		for _, e := range flatten(err) {
+	if err = errors.Join(s.Sources.Wrong, err); err != nil {
+		for _, e := range settings.Flatten(err) {
 			u := g.explain(e)
 			wrong = append(wrong, bootstrap.Finding{ID: u.ID, Text: e.Error(), Hint: strings.Join(u.Hints, "; ")})
 		}
 	}
-	if s.src.damaged != "" {
-		wrong = append(wrong, bootstrap.Finding{ID: bootstrap.IDRecord, Text: s.src.damaged})
+	if s.Sources.Damaged != "" {
+		wrong = append(wrong, bootstrap.Finding{ID: bootstrap.IDRecord, Text: s.Sources.Damaged})
 	}
 	g.apply(s)
-	if s.origin(keyLogLevel).Layer == layerDefault {
+	if s.Origin(settings.KeyLogLevel).Layer == settings.FromDefault {
 		// What fails on the way is a result. Who wants to see each attempt asks for it.
 		g.setForm(s.Output, s.Color, slog.LevelError)
 	}
-	for _, w := range s.warnings {
+	for _, w := range s.Warnings {
 		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w, Hint: "the variable of a setting is AMSAGENT_ and its key in capitals; `amsagent config` lists them"})
 	}
-	if s.src.file == nil {
+	if s.Sources.File == nil {
 		return wrong, "there is no " + s.Config + ": the defaults, and what the command line says", nil
 	}
 	return wrong, s.Config + " is read", nil
@@ -198,15 +199,17 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	var drain atomic.Int64 // a tag may say another one
 	drain.Store(int64(g.settings.DrainDeadline))
 	o.Drain = func() time.Duration { return time.Duration(drain.Load()) }
-	o.Join.Identify = m.AskNow(bound, func(ctx context.Context) (metadata.Instance, error) {
+	identify := m.AskNow(bound, func(ctx context.Context) (metadata.Instance, error) {
 		inst, err := g.whoami(ctx)
 		drain.Store(int64(g.settings.DrainDeadline))
 		return inst, err
 	})
 	o.UnreadTags = func(ctx context.Context) string {
-		inst, _ := o.Join.Identify(ctx) // the error is that of another check
+		inst, _ := identify(ctx) // the error is that of another check
 		return unreadTags(inst.Tags)
 	}
+	o.Join = g.settings.JoinRequest() // after the tags
+	o.Join.Identify = identify
 	src, err := g.joinedMongo()
 	switch {
 	case err == nil:
@@ -214,12 +217,9 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	case !errors.Is(err, errNoMongo):
 		o.MongoErr = err
 	}
-	o.Join.Role, o.Join.Group, o.Join.Address = g.settings.Role, g.settings.Group, g.explicitAddress()
-	o.Join.ForceAddress, o.Join.AddressKept = g.addressForced(), g.addressKept()
-	o.Join.Valve = bootstrap.Valve(g.settings.RemoteIPValve)
 	o.Connect = cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()}
 	o.Secrets = []string{storedMongo, bootstrap.LeftMongoPath}
-	if path, ok := filePath(g.settings.Mongo); ok && !slices.Contains(o.Secrets, path) {
+	if path, ok := settings.FilePath(g.settings.Mongo); ok && !slices.Contains(o.Secrets, path) {
 		o.Secrets = append(o.Secrets, path)
 	}
 	if onSystemd(m, ams.SystemdRuns()) {
@@ -230,7 +230,7 @@ func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
 	o.Daemon = func(ctx context.Context) (doctor.DaemonView, error) { return askDaemonForDoctor(ctx, c) }
 	root := g.settings.Root
 	o.GPUs = func(ctx context.Context) (doctor.GPUView, error) { return askGPUs(ctx, root) }
-	o.Hooks = g.doctorHooks(m, o.Join.Identify)
+	o.Hooks = g.doctorHooks(m, identify)
 	o.Reserve = doctorReserve
 	o.Explain = g.explainForDoctor
 	return nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	pages "github.com/amsagent/amsagent/docs/errors"
 )
 
@@ -82,22 +83,22 @@ func (g *globals) refusedCommand(program string, args []string) (text, hint stri
 // misspelt is for a program that is called almost as the agent is, with a command that the agent has.
 func misspelt(root *cobra.Command, program string, cmd *cobra.Command) (text, hint string) {
 	const minName = 6 // a shorter one is another program's
-	if cmd == root || len(program) < minName || len(nearWords(program, root.Name())) == 0 {
+	if cmd == root || len(program) < minName || len(settings.NearWords(program, root.Name())) == 0 {
 		return "", ""
 	}
 	return "no program is called " + program, "write " + cmd.CommandPath()
 }
 
 // maxUserData is more than any cloud takes.
-const maxUserData = maxSmallFile
+const maxUserData = settings.MaxSmallFile
 
 func (g *globals) readUserData(name string) ([]byte, error) {
 	if name != "-" {
-		path, err := underRoot(g.settings.Root, name)
+		path, err := settings.UnderRoot(g.settings.Root, name)
 		if err != nil {
 			return nil, err
 		}
-		b, _, err := readSmallFile(path)
+		b, _, err := settings.ReadSmallFile(path)
 		return b, err
 	}
 	b, err := g.readStdin(maxUserData, g.within(pipeTime))

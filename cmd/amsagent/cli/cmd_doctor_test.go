@@ -187,7 +187,7 @@ func TestDoctorSettings(t *testing.T) {
 	for _, tt := range []struct{ file, id, seen string }{
 		{"roel: edge\n", "AMS-CONFIG", "config.yaml:1: unknown key"},
 		{"role: [\n", "AMS-CONFIG", "not YAML"},
-		{"mongo: mongodb://u:hunter2@10.0.2.4\n", "AMS-CONFIG-SECRET", "everybody can read it"},
+		{"mongo: mongodb://u:hunter2@10.0.2.4\n", "AMS-CONFIG-SECRET", "every user can read it"},
 	} {
 		write(tt.file)
 		code, d, stderr := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
@@ -228,7 +228,7 @@ func TestDoctorSettings(t *testing.T) {
 	given := filepath.Join(root, bootstrap.GivenPath)
 	must.OK(t, os.MkdirAll(filepath.Dir(given), 0o700))
 	for text, want := range map[string][2]string{
-		`{"version":1,"settings":{"ams_dir":{"value":"/opt/ams"}}}`: {"AMS-INSTALL", "/opt/ams"},
+		`{"version":1,"settings":{"ams_dir":"/opt/ams"}}`: {"AMS-INSTALL", "/opt/ams"},
 		`{"version":1,`: {"AMS-RECORD", "what was given to join cannot be used"},
 	} {
 		must.OK(t, os.WriteFile(given, []byte(text), 0o600))

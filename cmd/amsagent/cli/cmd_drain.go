@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -77,7 +78,7 @@ func newDrainCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, keyMongo)
+	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }
 
@@ -94,7 +95,7 @@ func (o *drainOptions) check(changed bool) error {
 		return usageError(nil, "--now and --deadline contradict each other")
 	case changed && (o.deadline < leastDeadline || o.deadline > mostDeadline):
 		return usageError([]string{"to wait for no session: --now"}, "--deadline: %s is outside %s to %s",
-			shortDuration(o.deadline), shortDuration(leastDeadline), shortDuration(mostDeadline))
+			settings.ShortDuration(o.deadline), settings.ShortDuration(leastDeadline), settings.ShortDuration(mostDeadline))
 	case len(o.reason) > maxReason || oneLine(o.reason) != strings.TrimSpace(o.reason):
 		return usageError(nil, "--reason: one line of at most %d bytes", maxReason)
 	}
@@ -104,7 +105,7 @@ func (o *drainOptions) check(changed bool) error {
 func checkFollow(detach bool, timeout time.Duration) error {
 	switch {
 	case timeout < 0:
-		return usageError(nil, "--timeout: %s is before now", shortDuration(timeout))
+		return usageError(nil, "--timeout: %s is before now", settings.ShortDuration(timeout))
 	case detach && timeout != 0:
 		return usageError(nil, "--detach waits for nothing, so that --timeout bounds nothing")
 	}

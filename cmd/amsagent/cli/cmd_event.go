@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -55,7 +56,7 @@ func newEventCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, keyProvider)
+	g.addSettings(cmd, settings.KeyProvider)
 	return cmd
 }
 
@@ -143,11 +144,11 @@ func (e *eventError) Unwrap() error { return e.err }
 func (g *globals) readEvent(ctx context.Context, file string, patience time.Duration) ([]byte, error) {
 	how := []string{"amsagent event < event.json, or --file event.json"}
 	if file != "" && file != "-" {
-		path, err := underRoot(g.settings.Root, file)
+		path, err := settings.UnderRoot(g.settings.Root, file)
 		if err != nil {
 			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
 		}
-		b, _, err := readSmallFile(path)
+		b, _, err := settings.ReadSmallFile(path)
 		if err != nil {
 			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
 		}
@@ -183,7 +184,7 @@ func (g *globals) instanceID(ctx context.Context, given string) (string, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, whoTime)
 	defer cancel()
-	m, merr := g.readInstance(ctx)
+	m, merr := g.ask(ctx, g.question())
 	if merr != nil {
 		return "", errors.Join(err, merr)
 	}

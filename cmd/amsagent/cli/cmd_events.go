@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 type eventsOptions struct {
@@ -52,7 +53,7 @@ func newEventsCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	readsOnly(cmd)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, keyMongo)
+	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }
 
@@ -80,7 +81,7 @@ type historian interface {
 func runEvents(ctx context.Context, opts eventsOptions, args []string, g *globals) error {
 	switch {
 	case opts.since < 0:
-		return usageError(nil, "--since: %s is in the future", shortDuration(opts.since))
+		return usageError(nil, "--since: %s is in the future", settings.ShortDuration(opts.since))
 	case opts.limit < 1 || opts.limit > mostEvents:
 		return usageError(nil, "--limit: %d is outside 1 to %d", opts.limit, mostEvents)
 	}

@@ -6,7 +6,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 type joinOptions struct {
@@ -66,15 +66,12 @@ func newJoinCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	annotate(cmd, annotationGoodConfig, "true")
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyDrainDeadline, keyHooks, keyRemoteIPValve, keyOnFailure)...)
+	g.addSettings(cmd, append(machineSettings(), settings.KeyRole, settings.KeyGroup, settings.KeyDrainDeadline, settings.KeyHooks, settings.KeyRemoteIPValve, settings.KeyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
 	return cmd
 }
 
 func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
-	if err := g.contradicted(); err != nil {
-		return &userError{Msg: "cannot join", Cause: err}
-	}
 	switch {
 	case opts.tags < 0:
 		return usageError(nil, "--wait-for-tags: %s is negative", opts.tags)
@@ -99,26 +96,24 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if g.notOwn != nil {
 		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
 	}
-	req := bootstrap.JoinRequest{
-		ForceAddress: opts.force || g.addressForced(), AddressKept: g.addressKept(), Forget: g.settings.src.dropped,
-		Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Replace: opts.replace,
-		OnFailure: bootstrap.OnFailure(g.settings.OnFailure), Valve: bootstrap.Valve(g.settings.RemoteIPValve),
+	var src mongoSource
+	var identify bootstrap.Identifier
+	if opts.offline {
+		src, err = g.mongo()
+	} else {
+		identify = m.AskNow(ctx, g.whoami) // first: the tags may have MongoDB's address
+		src, err = g.mongoAfter(identify(ctx))
 	}
-	if !opts.offline {
-		req.Given, req.Config = g.toKeep(opts.force), g.settings.goodConfig()
-		// First of all: the instance's tags may say where MongoDB is.
-		req.Identify = m.AskNow(ctx, g.whoami)
-	}
-	src, err := g.mongo()
 	if err != nil {
-		if req.Identify != nil && errors.Is(err, errNoMongo) {
-			if _, ierr := req.Identify(ctx); ierr != nil {
-				err = errors.Join(err, fmt.Errorf("and no instance tag could be read: %w", ierr))
-			}
-		}
 		return &userError{Msg: "cannot join", Cause: err}
 	}
-	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
+	req := g.settings.JoinRequest()
+	req.Mongo, req.Identify, req.Forget = src.Target, identify, g.settings.Sources.Dropped
+	req.Now, req.Offline, req.DryRun, req.Replace = opts.now, opts.offline, opts.dryRun, opts.replace
+	req.ForceAddress = req.ForceAddress || opts.force
+	if !opts.offline {
+		req.Given, req.Config = g.settings.ToKeep(opts.force), g.settings.GoodConfig()
+	}
 
 	res, err := m.Join(ctx, req)
 	if res == nil {
@@ -126,7 +121,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	}
 	if !opts.offline {
 		seen := g.lastSeen()
-		res.Notes = seen.Notes
+		res.Notes = slices.Concat(seen.Notes, g.settings.Overruled(req.Given.Settings))
 		if note := roleNote(res.Role, seen.Instance); note != "" {
 			res.Notes = append(res.Notes, note)
 		}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 type leaveOptions struct {
@@ -53,7 +53,7 @@ func newLeaveCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
 	g.addSettings(cmd, machineSettings()...)
-	unlisted(cmd, keyAMSRelease, keyProvider)
+	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
 }
 
@@ -66,13 +66,10 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	}
 	handleDaemon(m, opts.offline)
 	m.Hold, m.Sessions = g.holdReadiness("leave"), g.daemonSessions
-	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Address: g.explicitAddress()}
+	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Address: g.settings.Address}
 	if !opts.offline {
-		req.Identify = func(ctx context.Context) (metadata.Instance, error) {
-			i, err := g.instance(ctx)
-			return i.Instance, err
-		}
-		src, err := g.mongo()
+		req.Identify = g.whoami
+		src, err := g.mongoOrTag(ctx)
 		if err != nil && !errors.Is(err, errNoMongo) {
 			return &userError{Msg: "cannot leave", Cause: err}
 		}

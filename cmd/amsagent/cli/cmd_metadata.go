@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -32,7 +33,7 @@ func newMetadataCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitInterrupted)
 	readsOnly(cmd)
-	g.addSettings(cmd, keyProvider)
+	g.addSettings(cmd, settings.KeyProvider)
 	return cmd
 }
 
@@ -43,7 +44,7 @@ type metadataData struct {
 }
 
 func runMetadata(ctx context.Context, g *globals) error {
-	m, err := g.readInstance(ctx)
+	m, err := g.ask(ctx, g.question())
 	if err != nil {
 		return &userError{Msg: "cannot tell what this machine is", Cause: err}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
@@ -82,7 +83,7 @@ func newNodesCommand(g *globals) *cobra.Command {
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "state", states)
 	completes(cmd, "sort", sortKeys)
-	g.addSettings(cmd, keyMongo)
+	g.addSettings(cmd, settings.KeyMongo)
 	cmd.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Commands"})
 	cmd.AddCommand(newNodesPruneCommand(g))
 	return cmd
@@ -100,7 +101,7 @@ func (o *nodesOptions) check() error {
 	}
 	const least, most = 100 * time.Millisecond, time.Hour
 	if o.interval != 0 && (o.interval < least || o.interval > most) {
-		return usageError(nil, "--interval: %s is outside %s to %s", o.interval, shortDuration(least), shortDuration(most))
+		return usageError(nil, "--interval: %s is outside %s to %s", o.interval, settings.ShortDuration(least), settings.ShortDuration(most))
 	}
 	if o.interval != 0 && !o.watch {
 		return usageError([]string{"add --watch"}, "--interval is for --watch")
@@ -141,7 +142,7 @@ func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) err
 // connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.
 func (g *globals) connectCluster(ctx context.Context, app string, log *slog.Logger) (*cluster.Client, error) {
 	const msg = "cannot look at the cluster"
-	src, err := g.mongo()
+	src, err := g.mongoOrTag(ctx)
 	if err != nil {
 		return nil, &userError{Msg: msg, Cause: err}
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
@@ -56,7 +57,7 @@ func newNodesPruneCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	opts.AddFlags(cmd.Flags())
-	g.addSettings(cmd, keyMongo)
+	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }
 
@@ -102,7 +103,7 @@ type pruneItem struct {
 
 func runNodesPrune(ctx context.Context, opts pruneOptions, g *globals) error {
 	if opts.olderThan < pruneLeast {
-		return usageError(nil, "--older-than: %s is less than %s, for which a server that lives may be silent", opts.olderThan, shortDuration(pruneLeast))
+		return usageError(nil, "--older-than: %s is less than %s, for which a server that lives may be silent", opts.olderThan, settings.ShortDuration(pruneLeast))
 	}
 	c, err := g.connectCluster(ctx, "amsagent nodes prune", g.log())
 	if err != nil {
@@ -374,7 +375,7 @@ func pruneText(w *textWriter, d pruneData) {
 	case len(d.Remove) == 0 && d.failed:
 		w.line("nothing was removed")
 	case len(d.Remove) == 0:
-		w.line("%s: nobody that may be removed has been gone for %s", w.color.green("nothing to do"), shortDuration(time.Duration(d.OlderThan)))
+		w.line("%s: nobody that may be removed has been gone for %s", w.color.green("nothing to do"), settings.ShortDuration(time.Duration(d.OlderThan)))
 	case d.DryRun:
 		w.line("%s; nothing was touched", w.color.bold(what+" would be removed"))
 	default:

@@ -22,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/heartbeat"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -52,7 +53,7 @@ func newRunCommand(g *globals) *cobra.Command {
 	}
 	cmd.RunE = func(*cobra.Command, []string) error { return runDaemon(cmd, g) }
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
-	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyRemoteIPValve, keyOnFailure, keyBeatInterval, keyMetrics, keyDrainDeadline)...)
+	g.addSettings(cmd, append(machineSettings(), settings.KeyRole, settings.KeyGroup, settings.KeyRemoteIPValve, settings.KeyOnFailure, settings.KeyBeatInterval, settings.KeyMetrics, settings.KeyDrainDeadline)...)
 	return cmd
 }
 
@@ -141,13 +142,13 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 }
 
 // madeOf are the settings that a daemon is made of; the rest of them may change while it runs.
-func madeOf(s *settings) map[string]string {
+func madeOf(s *settings.Settings) map[string]string {
 	made := map[string]string{}
 	for _, key := range []string{
-		keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyServing, keyMetrics, keyAgentCheck, keyProvider,
-		keyBeatInterval, keyLogLevel,
+		settings.KeyAMSDir, settings.KeyAMSRelease, settings.KeyService, settings.KeyServiceCommand, settings.KeyServing, settings.KeyMetrics, settings.KeyAgentCheck, settings.KeyProvider,
+		settings.KeyBeatInterval, settings.KeyLogLevel,
 	} {
-		made[key] = s.values[key].text
+		made[key] = s.Values[key].Text
 	}
 	return made
 }
@@ -188,14 +189,11 @@ func (a *daemonAdapter) settings() daemon.Settings {
 		}
 	}
 	s := a.g.settings
-	a.keepConfig(s.goodConfig())
+	a.keepConfig(s.GoodConfig())
 	return daemon.Settings{
-		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter, Wrong: s.src.wrongText(),
+		Interval: s.BeatInterval, AutoJoin: s.AutoJoin, JoinTimeout: s.Timeout, UnhealthyAfter: s.UnhealthyAfter, Wrong: wrongText(s.Sources),
 		NoRemoteDrain: !s.RemoteDrain,
-		JoinRequest: bootstrap.JoinRequest{
-			Role: s.Role, Group: s.Group, Address: a.g.explicitAddress(), ForceAddress: a.g.addressForced(), AddressKept: a.g.addressKept(),
-			Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
-		},
+		JoinRequest:   s.JoinRequest(),
 	}
 }
 
@@ -219,7 +217,7 @@ func (a *daemonAdapter) reread() error {
 
 // givenNow tells one version of what was given to join from the next.
 func (a *daemonAdapter) givenNow() string {
-	path, err := underRoot(a.g.settings.Root, bootstrap.GivenPath)
+	path, err := settings.UnderRoot(a.g.settings.Root, bootstrap.GivenPath)
 	if err != nil {
 		return ""
 	}
@@ -235,7 +233,7 @@ func (a *daemonAdapter) rereadLocked() error {
 	a.identified, a.given, a.tagsRead, a.kept = time.Time{}, a.givenNow(), false, false
 	err := a.g.load(a.cmd)
 	if now := a.g.settings; err == nil && now.ServiceCommand != "" && now.ServiceCommand != was.ServiceCommand {
-		if _, err = now.serviceCommand(); err != nil {
+		if _, err = serviceCommand(now); err != nil {
 			a.g.settings = was // a daemon that is made of these would not begin
 		}
 	}
@@ -263,7 +261,7 @@ func (a *daemonAdapter) mongo(ctx context.Context) (daemon.Named, error) {
 	if errors.Is(err, errNoMongo) {
 		return daemon.Named{}, errors.Join(daemon.ErrNoMongo, err)
 	}
-	return daemon.Named{Target: src.Target, Stored: src.Origin.Layer == layerStored && src.Origin.Name == storedMongo}, err
+	return daemon.Named{Target: src.Target, Stored: src.Origin.Layer == settings.FromStored && src.Origin.Name == storedMongo}, err
 }
 
 // namedMongo finds MongoDB by what is known now.
@@ -301,10 +299,10 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 // ask asks the cloud, and keeps the answer.
 func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
-	q := a.g.instanceQuestion()
+	q := a.g.question()
 	a.mu.Unlock()
 	q.open = a.open
-	m, err := a.g.askInstance(ctx, q)
+	m, err := a.g.ask(ctx, q)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {
@@ -313,8 +311,7 @@ func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 	if a.over {
 		return metadata.Instance{}, daemon.ErrOutdated
 	}
-	a.g.remember(m)
-	a.tagErr = a.g.useTags(m.Instance)
+	a.tagErr = a.g.use(m)
 	a.tagsRead = a.tagsRead || m.Instance.TagsKnown || !slices.Contains(m.Instance.Missing, "tags")
 	a.identified = time.Now()
 	return m.Instance, a.tagErr

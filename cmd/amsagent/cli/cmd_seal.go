@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 type sealOptions struct {
@@ -57,7 +58,7 @@ func newSealCommand(g *globals) *cobra.Command {
 	completes(cmd, "remove", func() []string {
 		return wordsOf([]bootstrap.SealItem{bootstrap.SealTLS, bootstrap.SealLicence})
 	})
-	g.addSettings(cmd, keyAMSDir, keyAMSRelease, keyService, keyServiceCommand, keyTimeout)
+	g.addSettings(cmd, settings.KeyAMSDir, settings.KeyAMSRelease, settings.KeyService, settings.KeyServiceCommand, settings.KeyTimeout)
 	return cmd
 }
 
@@ -93,9 +94,6 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	}{{"--keep", opts.keep, &req.Keep}, {"--remove", opts.remove, &req.Remove}} {
 		for _, word := range list.words {
 			item := bootstrap.SealItem(strings.TrimSpace(word))
-			if err := removedError(removedItem, "seal", string(item)); err != nil {
-				return usageError([]string{"amsagent seal --help lists the items"}, "%s: %s", list.flag, err)
-			}
 			if !slices.Contains(bootstrap.SealItems(), item) {
 				return usageError([]string{"amsagent seal --help lists the items"}, "%s: %q is no item", list.flag, word)
 			}

@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 )
 
@@ -56,7 +57,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 	opts.AddFlags(cmd.Flags())
 	completes(cmd, "wait", states)
 	g.addSettings(cmd, machineSettings()...)
-	unlisted(cmd, keyAMSRelease, keyProvider)
+	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
 }
 
@@ -72,31 +73,25 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	}
 	req := bootstrap.StatusRequest{
 		Valve:    bootstrap.Valve(g.settings.RemoteIPValve),
-		Address:  g.explicitAddress(),
+		Address:  g.settings.Address,
 		Identify: g.whoami,
 	}
-	told := false
-	tell := func() error {
-		if told {
-			return nil
-		}
-		src, err := g.mongo()
-		if told = err == nil; told {
-			req.Mongo = src.Target
-		}
-		if errors.Is(err, errNoMongo) {
-			return nil
-		}
-		return err
-	}
-	if err := tell(); err != nil {
-		return err
+	src, noMongo := g.mongoOrTag(ctx)
+	if noMongo != nil && !errors.Is(noMongo, errNoMongo) {
+		return noMongo
 	}
 	look := func(ctx context.Context) (*bootstrap.Status, error) {
-		if err := tell(); err != nil { // who waits since before the join learns it from there
-			return nil, err
+		if noMongo != nil {
+			if again, err := g.mongo(); !errors.Is(err, errNoMongo) {
+				src, noMongo = again, err // a join has ended since
+			}
 		}
-		return m.Status(ctx, req)
+		req.Mongo = src.Target
+		s, err := m.Status(ctx, req)
+		if err == nil && noMongo != nil {
+			s.Row.Err = oneLine(noMongo.Error())
+		}
+		return s, err
 	}
 	var s *bootstrap.Status
 	var werr error
@@ -108,9 +103,8 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	if err != nil {
 		return &userError{Msg: "cannot look at this machine", Cause: err}
 	}
-	v := &statusView{
-		Status: s, Given: g.givenToJoin(), Role: g.nodeSetting(keyRole), Group: g.nodeSetting(keyGroup), Address: g.nodeSetting(keyAddress),
-	}
+	v := &statusView{Status: s, Given: g.givenToJoin()}
+	v.addSettings(g)
 	v.addMongo(g)
 	v.askDaemon(ctx, g)
 	v.addConfig(g)
@@ -154,10 +148,12 @@ func statusText(w *textWriter, s *statusView) {
 	}
 	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
 		"sessions", statusSessions(s.Row), "balancers", statusBalancers(s.Row), "daemon", s.daemonText(), "launch hooks", s.launchHooksText(), "node", s.nodeText(), "given to join", s.givenText())
+	notes := s.Notes
 	if s.Daemon != nil {
-		for _, note := range s.Daemon.Notes {
-			w.line("note: %s", oneLine(note))
-		}
+		notes = slices.Concat(notes, s.Daemon.Notes)
+	}
+	for _, note := range notes {
+		w.line("note: %s", oneLine(note))
 	}
 	s.lifeText(w)
 	s.driftText(w)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/seconds"
@@ -137,9 +138,9 @@ func (g *globals) agentSays(ctx context.Context, args []string) (exit int, said 
 	var out locked.Buffer // the goroutine that watches signals logs to it, too
 	env := g.env
 	env.Stdin, env.Stdout, env.Stderr, env.IsTerminal, env.IsJournal = nil, &out, &out, nil, false
-	for _, row := range settingsTable() {
-		if v, ok := g.given[row.key]; ok && row.global && row.key != keyOutput && row.key != keyColor {
-			args = append(args, "--"+row.flag+"="+v.text)
+	for _, row := range settings.Table() {
+		if v, ok := g.given[row.Key]; ok && row.Global && row.Key != settings.KeyOutput && row.Key != settings.KeyColor {
+			args = append(args, "--"+row.Flag+"="+v.Text)
 		}
 	}
 	ended := make(chan int, 2)

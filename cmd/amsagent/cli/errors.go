@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
@@ -74,7 +75,7 @@ func (g *globals) explain(err error) *userError {
 		}
 	} else {
 		out = userError{Msg: err.Error()}
-		if all := flatten(err); len(all) > 1 {
+		if all := settings.Flatten(err); len(all) > 1 {
 			out.Msg, out.Cause = fmt.Sprintf("%d things are wrong", len(all)), err
 		}
 		for _, class := range errorTable() {
@@ -109,24 +110,6 @@ func (g *globals) explain(err error) *userError {
 func directly[T error](err error) (T, bool) {
 	t, ok := err.(T) //nolint:errorlint // a wrapping text must not get lost
 	return t, ok
-}
-
-// flatten splits what errors.Join joined, at any depth.
-func flatten(err error) []error {
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return []error{err}
-	}
-	var all []error
-	var texts []string
-	for _, e := range joined.Unwrap() {
-		all = append(all, flatten(e)...)
-		texts = append(texts, e.Error())
-	}
-	if err.Error() != strings.Join(texts, "\n") {
-		return []error{err}
-	}
-	return all
 }
 
 // report prints err on stderr in the form asked for and returns the exit code.
@@ -168,7 +151,7 @@ func interrupted(err error, sig *interruptedError) *userError {
 		return &c
 	}
 	others := []error{sig}
-	for _, cause := range flatten(ue.Cause) {
+	for _, cause := range settings.Flatten(ue.Cause) {
 		if !cutShort(cause) && !errors.As(cause, new(*interruptedError)) {
 			others = append(others, cause)
 		}
@@ -192,8 +175,8 @@ func ownHints(cause error) []string {
 	if p, ok := directly[*problem](cause); ok {
 		return p.hints
 	}
-	if e, ok := directly[*settingError](cause); ok {
-		return e.allHints()
+	if e, ok := directly[*settings.Error](cause); ok {
+		return e.AllHints()
 	}
 	return nil
 }
@@ -210,7 +193,7 @@ func (g *globals) errorText(e *userError) {
 	}
 	var causes []error
 	if e.Cause != nil {
-		causes = flatten(e.Cause)
+		causes = settings.Flatten(e.Cause)
 	}
 	rest := slices.Clone(e.Hints)
 	for i, cause := range causes {

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/lb"
@@ -26,7 +27,7 @@ const (
 	idFailed       = "AMS-FAILED"
 	idUsage        = "AMS-USAGE"
 	idConfig       = bootstrap.IDConfig
-	idConfigSecret = "AMS-CONFIG-SECRET"
+	idConfigSecret = settings.IDSecret
 	idOutput       = "AMS-OUTPUT"
 	idInterrupted  = "AMS-INTERRUPTED"
 	idTimeout      = "AMS-TIMEOUT"
@@ -97,7 +98,7 @@ func errorTable() []errorClass {
 		{
 			id: bootstrap.IDRoot, exit: exitPreflight,
 			match: func(err error) bool {
-				return anySetting(err, func(e *settingError) bool { return e.id == bootstrap.IDRoot })
+				return settings.Any(err, func(e *settings.Error) bool { return e.ID == bootstrap.IDRoot })
 			},
 			hint: func(error, *globals) []string { return []string{"run it with sudo, as root"} },
 		},
@@ -106,20 +107,20 @@ func errorTable() []errorClass {
 		{
 			id: idConfigSecret, exit: exitUsage,
 			match: func(err error) bool {
-				return anySetting(err, func(e *settingError) bool { return e.id == idConfigSecret })
+				return settings.Any(err, func(e *settings.Error) bool { return e.ID == idConfigSecret })
 			},
 			hint: settingHints,
 		},
 		{
 			id: idUsage, exit: exitUsage,
 			match: func(err error) bool {
-				return anySetting(err, func(e *settingError) bool { return e.layer == layerFlag })
+				return settings.Any(err, func(e *settings.Error) bool { return e.Layer == settings.FromFlag })
 			},
 			hint: settingHints,
 		},
 		{
 			id: idConfig, exit: exitUsage,
-			match: as[*settingError],
+			match: as[*settings.Error],
 			hint:  settingHints,
 		},
 		{
@@ -384,21 +385,14 @@ func forbiddenClass() errorClass {
 	return c
 }
 
-func anySetting(err error, cond func(*settingError) bool) bool {
-	return slices.ContainsFunc(flatten(err), func(e error) bool {
-		var se *settingError
-		return errors.As(e, &se) && cond(se)
-	})
-}
-
 func settingHints(err error, g *globals) []string {
 	var hints []string
-	for _, e := range flatten(err) {
-		var se *settingError
+	for _, e := range settings.Flatten(err) {
+		var se *settings.Error
 		if !errors.As(e, &se) {
 			continue
 		}
-		for _, h := range se.allHints() {
+		for _, h := range se.AllHints() {
 			if !slices.Contains(hints, h) {
 				hints = append(hints, h)
 			}

@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	pages "github.com/amsagent/amsagent/docs/errors"
 	"github.com/amsagent/amsagent/files"
@@ -49,9 +50,9 @@ func examples() map[string]error {
 	}
 	return map[string]error{
 		idInterrupted:        &interruptedError{syscall.SIGTERM},
-		idConfigSecret:       parseConfigFile("/c", []byte("mongo: mongodb://u:p@h\n")).errs[0],
-		idUsage:              &settingError{source: "--role", layer: layerFlag, err: valueError{text: "x", hints: []string{"y"}}},
-		idConfig:             &settingError{source: "AMSAGENT_ROLE", layer: layerEnv, err: valueError{text: "x", hints: []string{"y"}}},
+		idConfigSecret:       &settings.Error{Source: "/c:1", Layer: settings.FromFile, Err: errors.New("x"), Hints: []string{"y"}, ID: settings.IDSecret},
+		idUsage:              &settings.Error{Source: "--role", Layer: settings.FromFlag, Err: settings.ValueError{Text: "x", Hints: []string{"y"}}},
+		idConfig:             &settings.Error{Source: "AMSAGENT_ROLE", Layer: settings.FromEnv, Err: settings.ValueError{Text: "x", Hints: []string{"y"}}},
 		idMongoMissing:       errNoMongo,
 		idMongoTooMany:       fmt.Errorf("reading the nodes: %w", cluster.ErrTooMany),
 		idMongoDNS:           mongo(cluster.KindDNS),
@@ -86,7 +87,7 @@ func examples() map[string]error {
 		idRefused:            &daemon.Refusal{Code: daemon.RefusedFailed, Message: "no"},
 		idUndrained:          &undrainedError{by: "alice"},
 		idEvent:              &eventError{errors.New("the event is empty")},
-		bootstrap.IDRoot:     &settingError{source: "/x", err: fs.ErrPermission, id: bootstrap.IDRoot},
+		bootstrap.IDRoot:     &settings.Error{Source: "/x", Err: fs.ErrPermission, ID: bootstrap.IDRoot},
 		bootstrap.IDFileLink: fmt.Errorf("/x: %w", files.ErrLink),
 		bootstrap.IDFileSize: fmt.Errorf("/x is %w", files.ErrTooLarge),
 		idDiskFull:           &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC},
@@ -202,7 +203,7 @@ func TestManyCauses(t *testing.T) {
 	}
 	// An error that wraps several things below its own text is one.
 	one := &metadata.Error{Provider: "aws", Item: "x", Kind: cloud.ErrNotReady, Cause: errors.New("y"), Context: context.DeadlineExceeded}
-	if got := flatten(errors.Join(one, errors.Join(errors.New("z")))); len(got) != 2 || got[0].Error() != one.Error() {
+	if got := settings.Flatten(errors.Join(one, errors.Join(errors.New("z")))); len(got) != 2 || got[0].Error() != one.Error() {
 		t.Errorf("%v", got)
 	}
 }

@@ -4,216 +4,108 @@
 package cli
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
-	"io/fs"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 // annotationKeeps marks the command whose flags are kept. Its empty values drop kept ones.
 const annotationKeeps = "keeps"
 
-// keptSettings are the settings that a join keeps, in the order in which they are shown.
-func keptSettings() []setting {
-	var rows []setting
-	for _, row := range settingsTable() {
-		if row.kept {
-			rows = append(rows, row)
-		}
-	}
-	return rows
-}
-
 // keptKeys lists them for the help of join.
 func keptKeys() string {
 	var keys []string
-	for _, row := range keptSettings() {
-		keys = append(keys, row.key)
+	for _, row := range settings.Kept() {
+		keys = append(keys, row.Key)
 	}
 	return wrap(strings.Join(keys, ", "))
 }
 
-// pairs are settings of which one means nothing without the other: what is said of one is said of both.
-var pairs = [][2]string{{keyService, keyServiceCommand}}
-
-// partner is the other setting of a pair; "" where the key stands alone.
-func partner(key string) string {
-	for _, p := range pairs {
-		switch key {
-		case p[0]:
-			return p[1]
-		case p[1]:
-			return p[0]
-		}
-	}
-	return ""
-}
-
-// text includes the partner's.
-func (f *configFile) text(key string) string {
-	if f == nil {
+// wrongText is the fault of config.yaml and what applies instead, or "".
+func wrongText(src settings.Sources) string {
+	if src.Wrong == nil {
 		return ""
 	}
-	return strings.Trim(f.values[key].text+"\n"+f.values[partner(key)].text, "\n")
+	return oneLine(src.Wrong.Error()) + "; " + src.Instead
 }
 
-// readGiven reads what an earlier join was given. An unreadable or damaged file is no error: no command may fail for it.
-func readGiven(root string) (*bootstrap.Given, string) {
-	given, err := bootstrap.LoadGiven(root)
-	switch {
-	case err == nil:
-		return given, ""
-	case errors.Is(err, fs.ErrPermission):
-		return nil, ""
-	}
-	return nil, fmt.Sprintf("what was given to join cannot be used: %v; run the same amsagent join again", err)
-}
-
-// goodConfig is config.yaml for a node to keep; nil if it is another file.
-func (s *settings) goodConfig() []byte {
-	switch {
-	case s.origin(keyConfig).Layer > layerDefault:
-		return nil
-	case s.src.file == nil:
-		return []byte{}
-	}
-	return s.src.file.bytes
-}
-
-// joinedWith is a setting of the join that the current settings lack: of a removed or unreadable tag, or a detected address.
-func (g *globals) joinedWith(key string) string {
-	m := bootstrap.Machine{Root: g.settings.Root}
-	s, err := m.StateFile()
+// joinedState is the state of a node, or nil. It has what the current settings may lack: the value of a removed or unreadable
+// tag, or a detected address.
+func (g *globals) joinedState() *bootstrap.State {
+	s, err := (&bootstrap.Machine{Root: g.settings.Root}).StateFile()
 	if err != nil || s == nil || s.Phase != bootstrap.PhaseJoined {
-		return ""
+		return nil
 	}
-	switch key {
-	case keyRole:
-		return s.Role
-	case keyGroup:
-		return s.Group
-	case keyAddress:
-		return s.Address
-	}
-	return ""
+	return s
 }
 
 // settingValue is a value with where it comes from.
 type settingValue struct {
-	Value  string `json:"value"` // "" where none is set
-	Origin origin `json:"origin"`
+	Value  string          `json:"value"` // "" where none is set
+	Origin settings.Origin `json:"origin"`
 }
 
-// nodeSetting is the role, the group or the address that this node has.
-type nodeSetting struct {
-	settingValue
-	// Next is the current value of a setting that differs from the join's. The daemon applies it at its next look, or after a
-	// reload if it is from config.yaml.
-	Next *settingValue `json:"next,omitempty"`
-}
-
-func (g *globals) nodeSetting(key string) *nodeSetting {
-	now, joined := g.settings.values[key], g.joinedWith(key)
-	s := &nodeSetting{settingValue: settingValue{now.text, now.origin}}
-	if joined == "" || joined == now.text {
-		return s
+// nodeSettings are role, group and address as this node has them. notes has one if the settings differ by now, and one if
+// lines of config.yaml do not count.
+func (g *globals) nodeSettings() (node map[string]settingValue, notes []string) {
+	joined := cmp.Or(g.joinedState(), &bootstrap.State{})
+	node = map[string]settingValue{}
+	var differ []string
+	for key, is := range map[string]string{settings.KeyRole: joined.Role, settings.KeyGroup: joined.Group, settings.KeyAddress: joined.Address} {
+		now := g.settings.Values[key]
+		node[key] = settingValue{now.Text, now.Origin}
+		if is == "" || is == now.Text {
+			continue
+		}
+		node[key] = settingValue{is, asJoined()}
+		if now.Text != "" {
+			differ = append(differ, fmt.Sprintf("%s %s (%s)", key, now.Text, now.Origin))
+		}
 	}
-	if now.text != "" {
-		s.Next = &settingValue{now.text, now.origin}
+	slices.Sort(differ)
+	if differ != nil {
+		notes = []string{"not applied yet: " + strings.Join(differ, ", ") + "; the daemon applies it at its next look, config.yaml after " +
+			"'systemctl reload amsagent', and an address only if this machine has it"}
 	}
-	s.settingValue = settingValue{joined, asJoined()}
-	return s
-}
-
-// nextText tells of a value of key that the settings have by now, and when the daemon goes by it.
-func (v *settingValue) nextText(key string) string {
-	when := "from the daemon's next look on"
-	if v.Origin.Layer == layerFile {
-		when = "after 'systemctl reload amsagent'"
-	}
-	if key == keyAddress {
-		when += ", if this machine has it" // or it was forced: the daemon says so else, and keeps the other one
-	}
-	return fmt.Sprintf("%s by %s, %s", printable(v.Value), v.Origin, when)
+	return node, append(notes, g.settings.Overruled(g.settings.Sources.Given.Settings)...)
 }
 
 // asJoined is the origin of what the settings do not say.
-func asJoined() origin { return origin{Layer: layerStored, Name: "as joined"} }
+func asJoined() settings.Origin {
+	return settings.Origin{Layer: settings.FromStored, Name: "as joined"}
+}
 
 // nodeText is what this node is for, and its address, with the origins.
 func (s *statusView) nodeText() string {
 	var parts []string
 	for _, row := range []struct {
 		key string
-		*nodeSetting
-	}{{keyRole, s.Role}, {keyGroup, s.Group}, {keyAddress, s.Address}} {
-		switch {
-		case row.nodeSetting == nil || row.Value == "":
-		case row.Next != nil:
-			parts = append(parts, fmt.Sprintf("%s %s as joined; %s", row.key, printable(row.Value), row.Next.nextText(row.key)))
-		default:
+		*settingValue
+	}{{settings.KeyRole, s.Role}, {settings.KeyGroup, s.Group}, {settings.KeyAddress, s.Address}} {
+		if row.settingValue != nil && row.Value != "" {
 			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, printable(row.Value), row.Origin))
 		}
 	}
 	return strings.Join(parts, "; ")
 }
 
-// toKeep is what this join keeps: its flags and variables, what an earlier join kept, and whether its address was forced.
-func (g *globals) toKeep(force bool) *bootstrap.Given {
-	keep := &bootstrap.Given{Settings: map[string]bootstrap.GivenSetting{}}
-	if force || g.addressForced() {
-		keep.ForcedAddress = g.explicitAddress()
-	}
-	for _, row := range keptSettings() {
-		v := g.settings.values[row.key]
-		switch v.origin.Layer {
-		case layerGiven, layerEnv, layerFlag:
-			keep.Settings[row.key] = bootstrap.GivenSetting{Value: v.text, Replaced: g.settings.src.file.text(row.key)}
-		default:
-		}
-	}
-	return keep
-}
-
-// contradicted refuses a join that keeps another value than config.yaml has: the daemon reads both. It checks settings
-// without an older rule only.
-func (g *globals) contradicted() error {
-	file := g.settings.src.file
-	if file == nil {
-		return nil
-	}
-	for _, key := range []string{keyDrainDeadline, keyHooks} {
-		row, _ := settingByKey(key)
-		given, there := g.settings.values[key], file.values[key]
-		text, err := row.canonical(there.text)
-		if given.origin.Layer < layerEnv || there.text == "" || err != nil || text == given.text {
-			continue
-		}
-		o := origin{Layer: layerFile, Name: file.path, Line: there.line}
-		return &settingError{
-			source: o.String(), layer: o.Layer, line: o.Line,
-			err:   fmt.Errorf("%s is %s, and %s is %s", key, text, given.origin, given.text),
-			hints: []string{fmt.Sprintf("remove that line, or leave out %s", given.origin)},
-		}
-	}
-	return nil
-}
-
 // dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.
-func (g *globals) dropEmpty(cmd *cobra.Command) (rest map[string]given, dropped []string) {
+func (g *globals) dropEmpty(cmd *cobra.Command) (rest map[string]settings.Flag, dropped []string) {
 	if _, ok := cmd.Annotations[annotationKeeps]; !ok {
 		return g.given, nil
 	}
 	rest = maps.Clone(g.given)
-	for _, row := range keptSettings() {
-		if flag, ok := rest[row.key]; ok && flag.text == "" {
-			delete(rest, row.key)
-			dropped = append(dropped, row.key)
+	for _, row := range settings.Kept() {
+		if flag, ok := rest[row.Key]; ok && flag.Text == "" {
+			delete(rest, row.Key)
+			dropped = append(dropped, row.Key)
 		}
 	}
 	return rest, dropped

@@ -7,76 +7,61 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata"
 )
 
-// kept is what an earlier join was given: key, value, and what the settings file said then.
-func kept(rows ...[3]string) *bootstrap.Given {
-	g := &bootstrap.Given{Settings: map[string]bootstrap.GivenSetting{}}
-	for _, r := range rows {
-		g.Settings[r[0]] = bootstrap.GivenSetting{Value: r[1], Replaced: r[2]}
-	}
-	return g
-}
-
-// --force-address holds for the address that it was given with, wherever that stands.
-func TestForcedAddress(t *testing.T) {
+// A value that was given to join wins over config.yaml, also over a later line. config, status and a join say so in one note.
+func TestGivenWinsOverTheFile(t *testing.T) {
+	root := tree(t, map[string]string{"var/lib/amsagent/given.json": `{"version":1,"settings":{"role":"edge","hooks":"drain","group":"a","service":"none"}}`})
+	vars := map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "generic"}
 	for _, tt := range []struct {
-		name          string
-		src           sources
-		force, forced bool
-		want          string
+		config string
+		keys   []string // in the note; without any, there is no note
 	}{
-		{name: "not forced", src: sources{flags: flags(keyAddress, "10.0.0.2")}},
-		{name: "forced now", src: sources{flags: flags(keyAddress, "10.0.0.2")}, force: true, want: "10.0.0.2"},
-		{name: "kept", src: sources{given: &bootstrap.Given{ForcedAddress: "10.0.0.2", Settings: kept([3]string{keyAddress, "10.0.0.2"}).Settings}}, forced: true, want: "10.0.0.2"},
-		{name: "in the file", src: sources{given: &bootstrap.Given{ForcedAddress: "10.0.0.2"}, file: file("address: 10.0.0.2\n")}, forced: true, want: "10.0.0.2"},
-		{name: "another one", src: sources{given: &bootstrap.Given{ForcedAddress: "10.0.0.2"}, flags: flags(keyAddress, "10.0.0.3")}},
-		{name: "dropped", src: sources{given: &bootstrap.Given{ForcedAddress: "10.0.0.2"}, dropped: []string{keyAddress}}},
+		{"", nil},
+		{"role: Edge\nhooks: [drain]\ntimeout: 9m\n", nil},
+		{"role: origin\n", []string{"role"}},
+		{"hooks: other\nrole: origin\ngroup: a\ndrain_deadline: 20m\n", []string{"role", "hooks"}},
 	} {
-		s, err := resolveSettings(tt.src)
-		must.OK(t, err)
-		g := &globals{settings: s}
-		if forced, keep := g.addressForced(), g.toKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
-			t.Errorf("%s: forced: %v, kept %q, want %q", tt.name, forced, keep, tt.want)
+		plant(t, root, map[string]string{"etc/amsagent/config.yaml": tt.config})
+		way := "; amsagent join"
+		for _, key := range tt.keys {
+			way += " --" + key + ` ""`
 		}
-	}
-}
-
-// A join keeps no value that config.yaml contradicts: it fails with the line.
-func TestJoinContradictsTheFile(t *testing.T) {
-	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\nhooks: [amsagent-*]\ndrain_deadline: 1h\n"})
-	for _, tt := range []struct {
-		vars map[string]string
-		args []string
-		want string // "" is that the join gets past this
-	}{
-		{nil, []string{"--hooks", "drain"}, "config.yaml:2: hooks is amsagent-*, and --hooks is drain"},
-		{map[string]string{"AMSAGENT_HOOKS": "drain"}, nil, "config.yaml:2: hooks is amsagent-*, and AMSAGENT_HOOKS is drain"},
-		{nil, []string{"--hooks", "amsagent-*"}, ""},
-		{nil, []string{"--drain-deadline", "20m"}, "config.yaml:3: drain_deadline is 1h, and --drain-deadline is 20m"},
-		{nil, []string{"--drain-deadline", "60m"}, ""},
-		{nil, []string{"--role", "origin"}, ""},
-	} {
-		vars := map[string]string{"AMSAGENT_ROOT": root}
-		maps.Copy(vars, tt.vars)
-		code, _, stderr := run(t, vars, append([]string{"join", "--mongo", "127.0.0.1", "--offline", "--provider", "generic"}, tt.args...)...)
-		if (code == exitUsage) != (tt.want != "") || !strings.Contains(stderr, tt.want) {
-			t.Errorf("%v %v: exit %d, %q is not in\n%s", tt.vars, tt.args, code, tt.want, stderr)
+		for _, command := range []string{"config", "status"} {
+			_, stdout, stderr := run(t, vars, command, "-o", "json")
+			var got struct {
+				Settings []shownSetting
+				Role     shownSetting
+				Notes    []string
+			}
+			must.OK(t, json.Unmarshal([]byte(stdout), &got))
+			role := got.Role
+			if command == "config" {
+				role = got.Settings[1]
+			}
+			if role.Value != "edge" || role.Origin.Layer != "given" {
+				t.Errorf("%s with %q: %+v\n%s", command, tt.config, role, stderr)
+			}
+			if strings.Count(strings.Join(got.Notes, "\n"), way) != min(len(tt.keys), 1) {
+				t.Errorf("%s with %q: notes %q", command, tt.config, got.Notes)
+			}
 		}
 	}
 }
@@ -104,7 +89,7 @@ func TestDaemonFollowsTheService(t *testing.T) {
 	must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
 	e := &testEnv{}
 	g := globalsOf(e.env())
-	g.given[keyRoot] = given{text: root, name: "--root"}
+	g.given[settings.KeyRoot] = settings.Flag{Text: root, Name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
@@ -113,15 +98,15 @@ func TestDaemonFollowsTheService(t *testing.T) {
 		must.OK(t, os.WriteFile(path, []byte(text), 0o600))
 		must.OK(t, a.reread())
 	}
-	write(`{"version":1,"settings":{"role":{"value":"edge"}}}`)
+	write(`{"version":1,"settings":{"role":"edge"}}`)
 	if a.outdated() || a.settings().Role != "edge" {
 		t.Errorf("role %q, outdated: %v", a.settings().Role, a.outdated())
 	}
-	write(`{"version":1,"settings":{"hooks":{"value":"drain"}}}`)
+	write(`{"version":1,"settings":{"hooks":"drain"}}`)
 	if names := a.hookNames(); a.outdated() || !slices.Equal(names, []string{"drain"}) {
 		t.Errorf("hooks %q, outdated: %v", names, a.outdated())
 	}
-	write(`{"version":1,"settings":{"ams_dir":{"value":"/opt/ams"}}}`)
+	write(`{"version":1,"settings":{"ams_dir":"/opt/ams"}}`)
 	if !a.outdated() {
 		t.Error("the daemon goes on with the former server")
 	}
@@ -131,7 +116,7 @@ func TestDaemonFollowsTheService(t *testing.T) {
 func TestDaemonKeepsTheService(t *testing.T) {
 	e := &testEnv{vars: map[string]string{"AMSAGENT_ROLE": "edge"}}
 	g := globalsOf(e.env())
-	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
+	g.given[settings.KeyRoot] = settings.Flag{Text: t.TempDir(), Name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
@@ -161,7 +146,7 @@ func TestDaemonFollowsTheSettings(t *testing.T) {
 		write("")
 		e := &testEnv{}
 		g := globalsOf(e.env())
-		g.given[keyRoot], g.given[keyConfig] = given{text: root, name: "--root"}, given{text: "/config.yaml", name: "--config"}
+		g.given[settings.KeyRoot], g.given[settings.KeyConfig] = settings.Flag{Text: root, Name: "--root"}, settings.Flag{Text: "/config.yaml", Name: "--config"}
 		cmd := newRunCommand(g)
 		must.OK(t, g.load(cmd))
 		a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
@@ -181,7 +166,7 @@ func TestDaemonKeepsTheLastGoodConfig(t *testing.T) {
 	config, good := filepath.Join(root, "etc/amsagent/config.yaml"), filepath.Join(root, bootstrap.GoodConfigPath)
 	start := func() (*daemonAdapter, error) {
 		g := newGlobals((&testEnv{}).env().withDefaults())
-		g.given[keyRoot] = given{text: root, name: "--root"}
+		g.given[settings.KeyRoot] = settings.Flag{Text: root, Name: "--root"}
 		cmd := newRunCommand(g)
 		err := g.load(cmd)
 		return &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}, err
@@ -246,7 +231,7 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	defer srv.Close()
 	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": srv.URL, "AMSAGENT_MONGO": "10.0.2.4"}}
 	g := globalsOf(e.env())
-	g.given[keyRoot] = given{text: t.TempDir(), name: "--root"}
+	g.given[settings.KeyRoot] = settings.Flag{Text: t.TempDir(), Name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
 	a := &daemonAdapter{g: g, cmd: cmd}
@@ -266,82 +251,126 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	work.Wait()
 }
 
-// Role, group and address have their origin in the JSON of status, as in its text and in that of config.
+// shownSetting is a setting in the JSON of a command.
+type shownSetting struct {
+	Key, Value string
+	Origin     struct {
+		Layer, Name string
+		Line        int
+	}
+}
+
+// Role, group and address are those that the node has, with their origin, in the JSON of status as in that of config. If the
+// settings differ by now, one note names that.
 func TestStatusTellsTheOrigins(t *testing.T) {
 	// An earlier version kept a role as it was given.
 	const joined = `{"version":1,"phase":"joined","instance_id":"i-1","role":"Origin","group":"studio","address":"10.0.0.5"}`
-	edge := settingValue{"edge", origin{Layer: layerFile, Name: "/etc/amsagent/config.yaml", Line: 1}}
+	const config, asJoined = "/etc/amsagent/config.yaml:1", "stored as joined:0"
 	for _, tt := range []struct {
 		name        string
 		files, vars map[string]string
-		role, group nodeSetting
-		address     nodeSetting
-		text        string
+		// want are value and origin of role, group and address.
+		want [3]string
+		note string
 	}{
-		{name: "none"},
+		{name: "none", want: [3]string{" default :0", " default :0", " default :0"}},
 		{
 			"the file",
-			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
-			nil,
-			nodeSetting{settingValue: edge},
-			nodeSetting{},
-			nodeSetting{},
-			"role edge, /etc/amsagent/config.yaml:1",
+			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, nil,
+			[3]string{"edge file " + config, " default :0", " default :0"}, "",
 		},
 		{
 			"a variable over the file",
-			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
-			map[string]string{"AMSAGENT_ROLE": "origin"},
-			nodeSetting{settingValue: settingValue{"origin", origin{Layer: layerEnv, Name: "AMSAGENT_ROLE"}}},
-			nodeSetting{},
-			nodeSetting{},
-			"role origin, AMSAGENT_ROLE",
+			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, map[string]string{"AMSAGENT_ROLE": "origin"},
+			[3]string{"origin env AMSAGENT_ROLE:0", " default :0", " default :0"}, "",
 		},
 		{
 			"as joined",
-			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"},
-			nil,
-			nodeSetting{settingValue{"origin", asJoined()}, &edge},
-			nodeSetting{settingValue: settingValue{"studio", asJoined()}},
-			nodeSetting{settingValue: settingValue{"10.0.0.5", asJoined()}},
-			"role origin as joined; edge by /etc/amsagent/config.yaml:1, after 'systemctl reload amsagent'; group studio, as joined; address 10.0.0.5, as joined",
+			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"}, nil,
+			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined}, "role edge (" + config + ")",
 		},
 		{
-			"another address",
+			"another address and group",
 			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "address: 10.9.9.9\n"},
-			nil,
-			nodeSetting{settingValue: settingValue{"origin", asJoined()}},
-			nodeSetting{settingValue: settingValue{"studio", asJoined()}},
-			nodeSetting{settingValue{"10.0.0.5", asJoined()}, &settingValue{"10.9.9.9", origin{Layer: layerFile, Name: "/etc/amsagent/config.yaml", Line: 1}}},
-			"address 10.0.0.5 as joined; 10.9.9.9 by /etc/amsagent/config.yaml:1, after 'systemctl reload amsagent', if this machine has it",
+			map[string]string{"AMSAGENT_GROUP": "hall"},
+			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined}, "address 10.9.9.9 (" + config + "), group hall (AMSAGENT_GROUP)",
 		},
 	} {
 		root := tree(t, tt.files)
 		vars := map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "generic"}
 		maps.Copy(vars, tt.vars)
-		status := func(args ...string) string {
-			_, stdout, _ := run(t, vars, append([]string{"status"}, args...)...)
-			return strings.ReplaceAll(stdout, root, "")
-		}
-		var got struct{ Role, Group, Address any }
-		if err := json.Unmarshal([]byte(status("-o", "json")), &got); err != nil {
-			t.Fatalf("%s: %v", tt.name, err)
-		}
-		for what, pair := range map[string][2]any{"role": {tt.role, got.Role}, "group": {tt.group, got.Group}, "address": {tt.address, got.Address}} {
-			b, err := json.Marshal(pair[0])
-			var want any
-			must.OK(t, errors.Join(err, json.Unmarshal(b, &want)))
-			if diff := cmp.Diff(want, pair[1]); diff != "" {
-				t.Errorf("%s: %s (-want +got):\n%s", tt.name, what, diff)
+		for _, command := range []string{"status", "config"} {
+			_, stdout, _ := run(t, vars, command, "-o", "json")
+			var got struct {
+				Role, Group, Address shownSetting
+				Settings             []shownSetting
+				Notes                []string
+			}
+			must.OK(t, json.Unmarshal([]byte(strings.ReplaceAll(stdout, root, "")), &got))
+			shown := []shownSetting{got.Role, got.Group, got.Address}
+			if command == "config" {
+				shown = got.Settings[1:4]
+			}
+			for i, s := range shown {
+				if is := fmt.Sprintf("%s %s %s:%d", s.Value, s.Origin.Layer, s.Origin.Name, s.Origin.Line); is != tt.want[i] {
+					t.Errorf("%s: %s: %q, want %q", tt.name, command, is, tt.want[i])
+				}
+			}
+			noted := slices.ContainsFunc(got.Notes, func(n string) bool { return strings.Contains(n, "not applied yet: "+tt.note+";") })
+			if noted != (tt.note != "") {
+				t.Errorf("%s: %s: notes %q", tt.name, command, got.Notes)
 			}
 		}
-		if text := status(); !strings.Contains(text, tt.text) {
-			t.Errorf("%s: %q is not in\n%s", tt.name, tt.text, text)
+	}
+}
+
+// A partial answer may lack the tag that names the group: the one that the node joined with holds.
+func TestGroupOfAPartialAnswer(t *testing.T) {
+	for name, tt := range map[string]struct {
+		state string
+		known bool
+		want  string
+	}{
+		"joined, in part":     {`{"version":1,"phase":"joined","group":"edges"}`, false, ""},
+		"joined":              {`{"version":1,"phase":"joined","group":"edges"}`, true, "edge-asg"},
+		"joined, in no group": {`{"version":1,"phase":"joined"}`, false, "edge-asg"},
+		"never joined":        {"", false, "edge-asg"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := plainGlobals(&testEnv{})
+			root := t.TempDir()
+			g.settings.Sources.Root = &root
+			g.settings, _ = settings.Resolve(g.settings.Sources)
+			path := filepath.Join(root, bootstrap.StateDir, "state.json")
+			must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
+			if tt.state != "" {
+				must.OK(t, os.WriteFile(path, []byte(tt.state), 0o600))
+			}
+			must.OK(t, g.use(machine{Instance: metadata.Instance{TagsKnown: tt.known, Group: "edge-asg"}}))
+			if g.settings.Group != tt.want {
+				t.Errorf("group %q, want %q", g.settings.Group, tt.want)
+			}
+		})
+	}
+}
+
+// The manual lists each variable of the environment that this package reads.
+func TestVariables(t *testing.T) {
+	page, err := os.ReadFile("../../../packaging/man/amsagent-config.5")
+	must.OK(t, err)
+	files, err := filepath.Glob("*.go")
+	must.OK(t, err)
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
 		}
-		if _, config, _ := run(t, vars, "config"); strings.Contains(config, "10.0.0.5  ") != (tt.address.Value != "") {
-			t.Errorf("%s: %q is not in\n%s", tt.name, tt.address.Value, config)
-		} else if next := "edge by /etc/amsagent/config.yaml:1, after"; strings.Contains(strings.ReplaceAll(config, root, ""), next) != (tt.role.Next != nil) {
-			t.Errorf("%s: %q is not in\n%s", tt.name, next, config)
+		text, err := os.ReadFile(name)
+		must.OK(t, err)
+		for _, m := range regexp.MustCompile(`"([A-Z]+(?:_[A-Z0-9]+)+|USER|LOGNAME|TERM)"`).FindAllStringSubmatch(string(text), -1) {
+			field := m[1] == "SYSLOG_IDENTIFIER" || m[1] == "OBJECT_SYSTEMD_UNIT" // of the journal
+			if !field && !strings.Contains(string(page), m[1]) {
+				t.Errorf("%s: the manual lacks %s", name, m[1])
+			}
 		}
 	}
 }

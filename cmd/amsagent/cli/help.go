@@ -115,9 +115,6 @@ func checkHelp(root *cobra.Command, args []string) error {
 		return nil
 	}
 	word := strings.Join(args, " ")
-	if err := removedError(removedCommand, "help", word); err != nil {
-		return usageError(nil, "%s", err.Error())
-	}
 	hint := "`amsagent help` lists the commands"
 	if id := strings.ToUpper(word); pages.Title(id) != "" {
 		hint = "the page of an id: amsagent doctor --explain " + id

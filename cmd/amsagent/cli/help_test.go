@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -126,23 +127,23 @@ func TestFlagsAreFrozen(t *testing.T) {
 func TestSettingsAreFrozen(t *testing.T) {
 	var b strings.Builder
 	keys := map[string]bool{}
-	for _, row := range settingsTable() {
-		if keys[row.key] {
-			t.Errorf("%s is there twice", row.key)
+	for _, row := range settings.Table() {
+		if keys[row.Key] {
+			t.Errorf("%s is there twice", row.Key)
 		}
-		keys[row.key] = true
-		if row.help == "" || row.arg == "" || (row.words == nil) == (row.check == nil) {
-			t.Errorf("%s: needs help, a word for its value, and either words or a check", row.key)
+		keys[row.Key] = true
+		if row.Help == "" || row.Arg == "" || (row.Words == nil) == (row.Check == nil) {
+			t.Errorf("%s: needs help, a word for its value, and either words or a check", row.Key)
 		}
-		if row.def != "" {
-			if canon, err := row.canonical(row.def); err != nil || canon != row.def {
-				t.Errorf("%s: default %q: %q, %v", row.key, row.def, canon, err)
+		if row.Def != "" {
+			if canon, err := row.Canonical(row.Def); err != nil || canon != row.Def {
+				t.Errorf("%s: default %q: %q, %v", row.Key, row.Def, canon, err)
 			}
 		}
-		if row.flag != "" && row.flag != strings.ReplaceAll(row.key, "_", "-") {
-			t.Errorf("%s: the flag is --%s", row.key, row.flag)
+		if row.Flag != "" && row.Flag != strings.ReplaceAll(row.Key, "_", "-") {
+			t.Errorf("%s: the flag is --%s", row.Key, row.Flag)
 		}
-		fmt.Fprintf(&b, "%s %s flag=%q file=%t tag=%q words=%v default=%q\n", row.key, row.env(), row.flag, !row.noFile, row.tag, row.words, row.def)
+		fmt.Fprintf(&b, "%s %s flag=%q file=%t tag=%q words=%v default=%q\n", row.Key, row.Env(), row.Flag, !row.NoFile, row.Tag, row.Words, row.Def)
 	}
 	golden(t, "settings.txt", b.String())
 }

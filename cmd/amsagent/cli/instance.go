@@ -7,10 +7,10 @@ import (
 	"context"
 	"errors"
 	"strconv"
-	"strings"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -25,60 +25,50 @@ type machine struct {
 	Notes []string
 }
 
-// instance finds the cloud, reads the instance, and lets its tags and its group count as settings.
-func (g *globals) instance(ctx context.Context) (machine, error) {
-	m, err := g.readInstance(ctx)
+// whoami asks the cloud who this machine is, and uses the answer. With a malformed tag it returns the instance and an error.
+func (g *globals) whoami(ctx context.Context) (metadata.Instance, error) {
+	m, err := g.ask(ctx, g.question())
 	if err != nil {
-		return machine{}, err
+		return metadata.Instance{}, err
 	}
-	g.remember(m)
-	return m, g.useTags(m.Instance)
+	return m.Instance, g.use(m)
 }
 
-// useTags applies tags and group.
-func (g *globals) useTags(i metadata.Instance) error {
+// use keeps the answer of the cloud, logs once which tags are not read, and lets tags and group count as settings.
+func (g *globals) use(m machine) error {
+	g.mu.Lock()
+	g.seen = &m
+	g.mu.Unlock()
+	i := m.Instance
+	if text := unreadTags(i.Tags); text != "" && g.once(text) {
+		g.log().Warn("instance tags are not read", "detail", text)
+	}
 	group := i.Group
-	if !i.TagsKnown && g.joinedWith(keyGroup) != "" {
+	if s := g.joinedState(); !i.TagsKnown && s != nil && s.Group != "" {
 		group = "" // an answer in part may lack the tag that names another group
 	}
 	var err error
-	g.settings, err = g.settings.withTags(i.TagsKnown, group, func(name string) (string, string, bool) { return findTag(i.Tags, name) })
+	g.settings, err = g.settings.WithTags(i.TagsKnown, group, i.Tags)
 	return err
 }
 
-// findTag looks for a tag by its name, and by the same name with a dash for clouds that allow no colon. A
-// blank tag counts as none.
-func findTag(tags map[string]string, name string) (found, text string, ok bool) {
-	for _, n := range []string{name, strings.ReplaceAll(name, ":", "-")} {
-		if v := strings.TrimSpace(tags[n]); v != "" {
-			return n, v, true
-		}
-	}
-	return "", "", false
-}
-
-// readInstance finds the cloud and reads the instance.
-func (g *globals) readInstance(ctx context.Context) (machine, error) {
-	return g.askInstance(ctx, g.instanceQuestion())
-}
-
-// instanceQuestion is what the settings say of how to read the instance.
-type instanceQuestion struct {
+// question is how the settings want the instance read.
+type question struct {
 	opts metadata.Options
 	// provider and its origin are those of the setting.
 	provider, origin string
 	open             func(provider string, opts metadata.Options) (metadata.Provider, error)
 }
 
-func (g *globals) instanceQuestion() instanceQuestion {
-	return instanceQuestion{
-		opts: g.metadataOptions(), provider: g.settings.Provider, origin: g.settings.origin(keyProvider).String(), open: metadata.Open,
+func (g *globals) question() question {
+	return question{
+		opts: g.metadataOptions(), provider: g.settings.Provider, origin: g.settings.Origin(settings.KeyProvider).String(), open: metadata.Open,
 	}
 }
 
-// askInstance finds the cloud and reads the instance. It does not look at the settings: while it waits for the metadata,
-// others may.
-func (g *globals) askInstance(ctx context.Context, q instanceQuestion) (machine, error) {
+// ask finds the cloud and reads the instance. It does not read the settings: while it waits for the metadata, others may
+// change them.
+func (g *globals) ask(ctx context.Context, q question) (machine, error) {
 	var m machine
 	var err error
 	if q.provider != "auto" {

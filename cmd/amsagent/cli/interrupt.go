@@ -7,6 +7,8 @@ import (
 	"context"
 	"syscall"
 	"time"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 // oneSignal is how long further signals count as the first: coreutils' timeout sends two, and a shell may add its own.
@@ -51,7 +53,7 @@ func (g *globals) interruptible(parent context.Context) (context.Context, func()
 type timeOverError struct{ after time.Duration }
 
 func (e *timeOverError) Error() string {
-	return "not done within " + shortDuration(e.after) + " (--timeout)"
+	return "not done within " + settings.ShortDuration(e.after) + " (--timeout)"
 }
 func (*timeOverError) Unwrap() error { return context.DeadlineExceeded }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
@@ -50,7 +51,7 @@ func (a *daemonAdapter) drainDeadline() (d time.Duration, final bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.g.settings
-	return s.DrainDeadline, a.tagsRead || s.origin(keyDrainDeadline).Layer > layerTag
+	return s.DrainDeadline, a.tagsRead || s.Origin(settings.KeyDrainDeadline).Layer > settings.FromTag
 }
 
 // stopTime is how long a drain waits for the end of the server: longer than the join's drop-in lets systemd wait before it
@@ -161,7 +162,7 @@ const (
 // openCloud opens the cloud that was named, or that shows. It makes no request.
 func (a *daemonAdapter) openCloud() (metadata.Provider, error) {
 	a.mu.Lock()
-	q := a.g.instanceQuestion()
+	q := a.g.question()
 	a.mu.Unlock()
 	if q.provider == "auto" {
 		d, err := metadata.Detect(q.opts)

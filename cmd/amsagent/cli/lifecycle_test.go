@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
@@ -76,7 +77,7 @@ func adapterOnAWS(t *testing.T, metadata *httptest.Server, root string) (*daemon
 	t.Helper()
 	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": metadata.URL}}
 	g := globalsOf(e.env())
-	g.given[keyRoot] = given{text: root, name: "--root"}
+	g.given[settings.KeyRoot] = settings.Flag{Text: root, Name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
 	return &daemonAdapter{g: g, cmd: cmd}, e
@@ -165,7 +166,7 @@ func TestDrainDeadlineOfATag(t *testing.T) {
 	check("after it", 20*time.Minute, true)
 	must.OK(t, a.reread())
 	check("reloaded", time.Hour, false)
-	a.g.given[keyDrainDeadline] = given{text: "2h", name: "--drain-deadline"}
+	a.g.given[settings.KeyDrainDeadline] = settings.Flag{Text: "2h", Name: "--drain-deadline"}
 	must.OK(t, a.reread())
 	check("named by a flag", 2*time.Hour, true)
 }

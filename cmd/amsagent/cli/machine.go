@@ -20,15 +20,15 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/plain"
-	"github.com/amsagent/amsagent/metadata"
 )
 
 // machineSettings are those of every command that looks at, or changes, the server on this machine.
 func machineSettings() []string {
-	return []string{keyMongo, keyAddress, keyAMSDir, keyAMSRelease, keyProvider, keyService, keyServiceCommand, keyTimeout}
+	return []string{settings.KeyMongo, settings.KeyAddress, settings.KeyAMSDir, settings.KeyAMSRelease, settings.KeyProvider, settings.KeyService, settings.KeyServiceCommand, settings.KeyTimeout}
 }
 
 // mongoTimeout bounds each call to MongoDB. The driver's own is half a minute.
@@ -61,14 +61,14 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	if s.AMSRelease != "" {
 		r, err := ams.ParseRelease(s.AMSRelease)
 		if err != nil {
-			o := s.origin(keyAMSRelease)
-			return nil, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
+			o := s.Origin(settings.KeyAMSRelease)
+			return nil, &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: err}
 		}
 		m.Release = r
 	}
 	switch {
 	case s.ServiceCommand != "":
-		cmd, err := s.serviceCommand()
+		cmd, err := serviceCommand(s)
 		if err != nil {
 			return nil, err
 		}
@@ -93,13 +93,13 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 }
 
 // serviceCommand is the command that stands in the place of systemd.
-func (s *settings) serviceCommand() (*ams.Command, error) {
+func serviceCommand(s *settings.Settings) (*ams.Command, error) {
 	cmd, err := ams.NewCommand(s.ServiceCommand)
 	if err != nil {
-		o := s.origin(keyServiceCommand)
-		e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: err}
+		o := s.Origin(settings.KeyServiceCommand)
+		e := &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: err}
 		if hint := ams.Hint(err); hint != "" {
-			e.hints = []string{hint}
+			e.Hints = []string{hint}
 		}
 		return nil, e
 	}
@@ -181,28 +181,6 @@ func (g *globals) daemonSessions(ctx context.Context) (cluster.Sessions, error) 
 	}
 	return v.Sessions, err
 }
-
-// whoami tells who this machine is, and takes in what its tags say.
-func (g *globals) whoami(ctx context.Context) (metadata.Instance, error) {
-	m, err := g.instance(ctx)
-	return m.Instance, err
-}
-
-// explicitAddress is the node's address where a person or a tag gave it.
-func (g *globals) explicitAddress() string {
-	if !g.settings.Address.IsValid() {
-		return ""
-	}
-	return g.settings.Address.String()
-}
-
-// addressForced reports whether an earlier join accepted this address although no interface has it.
-func (g *globals) addressForced() bool {
-	return g.settings.Forced != "" && g.settings.Forced == g.explicitAddress()
-}
-
-// addressKept reports whether an earlier join was given the address.
-func (g *globals) addressKept() bool { return g.settings.origin(keyAddress).Layer == layerGiven }
 
 // failure turns what bootstrap returns into an error for a person.
 func (g *globals) failure(verb string, err error) error {

@@ -252,11 +252,12 @@ func TestUsageErrors(t *testing.T) {
 		want []string
 	}{
 		{"no command", nil, []string{"no command given", "amsagent join --mongo"}},
-		{"unknown flag", []string{"config", "--mongoo", "x"}, []string{"unknown flag --mongoo of amsagent config", "see: amsagent config --help"}},
+		{"unknown flag", []string{"config", "--mongoo", "x"}, []string{"unknown flag --mongoo of amsagent config", "did you mean `--mongo`?"}},
+		{"unlike any flag", []string{"config", "--no-color"}, []string{"unknown flag --no-color of amsagent config", "see: amsagent config --help"}},
 		{"unknown flag with a value", []string{"config", "--mongoo=mongodb://u:hunter22@h"}, []string{"unknown flag --mongoo of"}},
 		{"a word that is no address", []string{"config", "list"}, []string{`takes no argument: "list"`, "see: amsagent config --help"}},
 		{"unknown letter", []string{"config", "-x"}, []string{"unknown flag -x", "see: amsagent config --help"}},
-		{"word after one dash", []string{"join", "-mongo=mongodb://u:hunter22@h"}, []string{"unknown flag -m of amsagent join"}},
+		{"word after one dash", []string{"join", "-mongo=mongodb://u:hunter22@h"}, []string{"unknown flag -m of amsagent join", "did you mean `--mongo`?"}},
 		{"unknown letter with a value", []string{"config", "-mmongodb://u:hunter22@h"}, []string{"unknown flag -m"}},
 		{"no value", []string{"config", "--role"}, []string{"flag needs an argument: --role"}},
 		{"not a truth", []string{"config", "--offline=maybe"}, []string{"offline", "see: amsagent config --help"}},

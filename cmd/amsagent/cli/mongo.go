@@ -4,15 +4,19 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/metadata"
 )
 
 // storedMongo is where join keeps the connection string, for the daemon and for the commands that follow.
@@ -21,78 +25,83 @@ const storedMongo = "/etc/amsagent/mongo"
 // mongoSource is the cluster's MongoDB with the place it was found in.
 type mongoSource struct {
 	Target cluster.Target
-	Origin origin
+	Origin settings.Origin
 	// File is the file that held the address, "" where the setting itself did.
 	File string
-}
-
-// filePath takes the path out of file:PATH; file:///PATH, as a URL is written, means the same.
-func filePath(v string) (string, bool) {
-	path, ok := strings.CutPrefix(v, "file:")
-	if !ok {
-		return "", false
-	}
-	if strings.HasPrefix(path, "///") {
-		path = path[2:]
-	}
-	return path, true
-}
-
-func hasPassword(v string) bool {
-	t, err := cluster.ParseTarget(v)
-	if err != nil {
-		// What does not parse but has an @ is treated as if it had one: the advice about passwords comes first.
-		return strings.Contains(v, "@")
-	}
-	return len(t.Secrets()) > 0
 }
 
 // mongo returns MongoDB's address by flag, environment, systemd's credential, config.yaml, instance tag (after
 // useInstance), or join's file, which only root may read.
 func (g *globals) mongo() (mongoSource, error) {
-	v := g.settings.values[keyMongo]
-	if dir := g.env.getenv("CREDENTIALS_DIRECTORY"); dir != "" && v.origin.Layer < layerCredential {
+	v := g.settings.Values[settings.KeyMongo]
+	if dir := g.env.getenv("CREDENTIALS_DIRECTORY"); dir != "" && v.Origin.Layer < settings.FromCredential {
 		// The second is how a machine is given one: names of its credentials begin with whom they are for.
 		for _, name := range []string{"mongo", "amsagent.mongo"} {
 			path := filepath.Join(dir, name)
-			src, err := g.mongoFile(path, origin{Layer: layerCredential, Name: path})
+			src, err := g.mongoFile(path, settings.Origin{Layer: settings.FromCredential, Name: path})
 			if err == nil || !errors.Is(err, fs.ErrNotExist) {
 				return src, err
 			}
 		}
 	}
-	if v.text == "" {
+	if v.Text == "" {
 		for _, path := range []string{storedMongo, bootstrap.LeftMongoPath} {
-			src, err := g.mongoFile(path, origin{Layer: layerStored, Name: path})
+			src, err := g.mongoFile(path, settings.Origin{Layer: settings.FromStored, Name: path})
 			if err == nil || !errors.Is(err, fs.ErrNotExist) {
 				return src, err
 			}
 		}
 		return mongoSource{}, errNoMongo
 	}
-	if path, ok := filePath(v.text); ok {
-		if path == pipePath {
-			return g.mongoStdin(v.origin)
+	if path, ok := settings.FilePath(v.Text); ok {
+		if path == settings.PipePath {
+			return g.mongoStdin(v.Origin)
 		}
-		return g.mongoFile(path, v.origin)
+		return g.mongoFile(path, v.Origin)
 	}
-	t, err := cluster.ParseTarget(v.text)
+	t, err := cluster.ParseTarget(v.Text)
 	if err != nil {
-		return mongoSource{}, &settingError{source: v.origin.String(), layer: v.origin.Layer, line: v.origin.Line, err: err}
+		return mongoSource{}, &settings.Error{Source: v.Origin.String(), Layer: v.Origin.Layer, Line: v.Origin.Line, Err: err}
 	}
 	g.addSecrets(t.Secrets()...)
-	if len(t.Secrets()) > 0 && (v.origin.Layer == layerFlag || v.origin.Layer == layerTag) && g.once("password "+v.origin.String()) {
+	if len(t.Secrets()) > 0 && (v.Origin.Layer == settings.FromFlag || v.Origin.Layer == settings.FromTag) && g.once("password "+v.Origin.String()) {
 		// We cannot take back what ps and the console have shown already, so this is said, not warned of.
-		g.log().Info("the MongoDB password came in a place that others can read; file:PATH avoids that", "origin", v.origin.String())
+		g.log().Info("the MongoDB password came in a place that others can read; file:PATH avoids that", "origin", v.Origin.String())
 	}
-	return mongoSource{Target: t, Origin: v.origin}, nil
+	return mongoSource{Target: t, Origin: v.Origin}, nil
+}
+
+// tagsTime bounds the query for tags of a command that needs no other data of the cloud and may run on a laptop.
+const tagsTime = 5 * time.Second
+
+// mongoOrTag is mongo, and asks the cloud for the instance's tags if no other source has the address.
+func (g *globals) mongoOrTag(ctx context.Context) (mongoSource, error) {
+	if src, err := g.mongo(); !errors.Is(err, errNoMongo) {
+		return src, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, tagsTime)
+	defer cancel()
+	return g.mongoAfter(g.whoami(ctx))
+}
+
+// mongoAfter is mongo after a query for tags: without an address, the error has the reason why there is no tag.
+func (g *globals) mongoAfter(inst metadata.Instance, ierr error) (mongoSource, error) {
+	src, err := g.mongo()
+	switch note := tagsNote(inst); {
+	case !errors.Is(err, errNoMongo):
+	case ierr != nil:
+		err = errors.Join(err, fmt.Errorf("no instance tag could be read: %w", ierr))
+	case note != "":
+		err = errors.Join(err, errors.New(note))
+	}
+	return src, err
 }
 
 // joinedMongo is mongo for a node as it is: it may have joined elsewhere than its tag says.
 func (g *globals) joinedMongo() (mongoSource, error) {
 	src, err := g.mongo()
-	if err == nil && src.Origin.Layer == layerTag {
-		stored, serr := g.mongoFile(storedMongo, origin{Layer: layerStored, Name: storedMongo})
+	if err == nil && src.Origin.Layer == settings.FromTag {
+		stored, serr := g.mongoFile(storedMongo, settings.Origin{Layer: settings.FromStored, Name: storedMongo})
 		if !errors.Is(serr, fs.ErrNotExist) {
 			src, err = stored, serr
 		}
@@ -101,16 +110,16 @@ func (g *globals) joinedMongo() (mongoSource, error) {
 }
 
 // mongoFile reads an address from a file. One newline at its end is what editors and echo leave there.
-func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
-	full, err := underRoot(g.settings.Root, path)
+func (g *globals) mongoFile(path string, o settings.Origin) (mongoSource, error) {
+	full, err := settings.UnderRoot(g.settings.Root, path)
 	if err != nil {
 		return mongoSource{}, fmt.Errorf("reading the MongoDB address: %w", err)
 	}
-	b, info, err := readSmallFile(full)
+	b, info, err := settings.ReadSmallFile(full)
 	if err != nil {
-		e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address: %w", err)}
+		e := &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: fmt.Errorf("reading the MongoDB address: %w", err)}
 		if errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 {
-			e.id = bootstrap.IDRoot
+			e.ID = bootstrap.IDRoot
 		}
 		return mongoSource{}, e
 	}
@@ -119,13 +128,13 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 		if o.Name != path {
 			source += ": " + full
 		}
-		return mongoSource{}, &settingError{source: source, layer: o.Layer, line: o.Line, err: err}
+		return mongoSource{}, &settings.Error{Source: source, Layer: o.Layer, Line: o.Line, Err: err}
 	}
 	text := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
 	if text == "" {
 		return fail(errors.New("the file is empty"))
 	}
-	if _, ok := filePath(text); ok {
+	if _, ok := settings.FilePath(text); ok {
 		return fail(errors.New("a file: inside a file is not followed"))
 	}
 	t, err := cluster.ParseTarget(text)
@@ -149,24 +158,21 @@ func (g *globals) warnOwner(path string) {
 	}
 }
 
-// pipePath is standard input in the place of a file: a pipe from a cloud's vault shows the password to nobody.
-const pipePath = "-"
-
 // mongoStdin reads the address from standard input, once: whoever asks again gets the same.
-func (g *globals) mongoStdin(o origin) (mongoSource, error) {
+func (g *globals) mongoStdin(o settings.Origin) (mongoSource, error) {
 	fail := func(err error) (mongoSource, error) {
-		return mongoSource{}, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address from standard input: %w", err)}
+		return mongoSource{}, &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: fmt.Errorf("reading the MongoDB address from standard input: %w", err)}
 	}
 	// The secret may be there later. A loop in user data ends at exit 2.
 	notYet := func(err error) (mongoSource, error) {
 		return mongoSource{}, &userError{Msg: "reading the MongoDB address from standard input", Cause: err, Exit: exitFailed, State: stateUntouched}
 	}
-	if o.Layer != layerFlag {
+	if o.Layer != settings.FromFlag {
 		return fail(errors.New("that is for the command line: nobody else knows what standard input will be"))
 	}
 	if g.piped == nil {
 		limit := g.within(pipeTime)
-		b, err := g.readStdin(maxSmallFile, limit)
+		b, err := g.readStdin(settings.MaxSmallFile, limit)
 		switch {
 		case errors.Is(err, errTerminal):
 			return fail(errors.New("it is a terminal"))
@@ -181,12 +187,12 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 	switch {
 	case g.piped.err != nil:
 		return fail(g.piped.err)
-	case len(g.piped.text) > maxSmallFile:
-		return fail(fmt.Errorf("more than %d KiB came", maxSmallFile>>10))
+	case len(g.piped.text) > settings.MaxSmallFile:
+		return fail(fmt.Errorf("more than %d KiB came", settings.MaxSmallFile>>10))
 	case text == "":
 		return notYet(errors.New("nothing came: did the command before the pipe fail?"))
 	}
-	if _, ok := filePath(text); ok {
+	if _, ok := settings.FilePath(text); ok {
 		return fail(errors.New("a file: inside is not followed"))
 	}
 	t, err := cluster.ParseTarget(text)

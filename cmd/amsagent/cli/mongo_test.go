@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -102,7 +103,7 @@ func TestMongoSources(t *testing.T) {
 			root := tree(t, tt.files)
 			e := &testEnv{vars: tt.vars}
 			g := loaded(t, e, append([]string{"--root", root}, tt.args...)...)
-			must.OK(t, g.useTags(metadata.Instance{Tags: tt.tags, TagsKnown: true}))
+			must.OK(t, g.use(machine{Instance: metadata.Instance{Tags: tt.tags, TagsKnown: true}}))
 			inRoot := func(s string) string { return strings.ReplaceAll(s, "ROOT", root) }
 			src, err := g.mongo()
 			if want, ok := strings.CutPrefix(tt.want, "!"); ok {
@@ -170,7 +171,7 @@ func TestMongoFromStdin(t *testing.T) {
 		{name: "without an end of line", in: secret},
 		{name: "a failed command before the pipe", in: "\n", fails: "did the command before the pipe fail?"},
 		{name: "a terminal", terminal: true, fails: "it is a terminal"},
-		{name: "too much", in: strings.Repeat("x", maxSmallFile+1), fails: "KiB came"},
+		{name: "too much", in: strings.Repeat("x", settings.MaxSmallFile+1), fails: "KiB came"},
 		{name: "a file: inside", in: "file:/etc/shadow", fails: "is not followed"},
 		{name: "no address", in: "mongodb://", fails: "standard input"},
 		{name: "in the environment", in: secret, vars: map[string]string{"AMSAGENT_MONGO": "file:-"}, fails: "for the command line"},
@@ -196,24 +197,5 @@ func TestMongoFromStdin(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestFindTag(t *testing.T) {
-	for _, tt := range []struct {
-		tags metadata.Tags
-		want string
-	}{
-		{nil, ""},
-		{metadata.Tags{"role": "edge"}, ""},
-		{metadata.Tags{"amsagent:role": "edge"}, "edge"},
-		{metadata.Tags{"amsagent-role": "origin"}, "origin"},
-		{metadata.Tags{"amsagent:role": "edge", "amsagent-role": "origin"}, "edge"},
-		{metadata.Tags{"amsagent:role": " ", "amsagent-role": " origin\t"}, "origin"},
-		{metadata.Tags{"AMSAGENT:ROLE": "edge"}, ""},
-	} {
-		if _, got, ok := findTag(tt.tags, "amsagent:role"); got != tt.want || ok != (tt.want != "") {
-			t.Errorf("findTag(%v) = %q, %v, want %q", tt.tags, got, ok, tt.want)
-		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -33,7 +34,7 @@ func TestMongoStdinWaits(t *testing.T) {
 		stdin := open{make(chan struct{})}
 		defer close(stdin.end)
 		command := func(g *globals) error {
-			_, err := g.mongoStdin(origin{Layer: layerFlag, Name: "--mongo"})
+			_, err := g.mongoStdin(settings.Origin{Layer: settings.FromFlag, Name: "--mongo"})
 			return err
 		}
 		source := func(ctx context.Context, timeout time.Duration) (time.Duration, error) {
@@ -77,7 +78,7 @@ func TestMongoFileAfterSignal(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(&interruptedError{syscall.SIGTERM})
 	g.ctx, g.reload = ctx, make(chan struct{}, 1)
-	g.settings.values[keyMongo] = value{text: "file:/mongo", origin: origin{Layer: layerFlag, Name: "--mongo"}}
+	g.settings.Values[settings.KeyMongo] = settings.Value{Text: "file:/mongo", Origin: settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}}
 	if target, err := (&daemonAdapter{g: g}).mongo(context.WithoutCancel(ctx)); err != nil || !strings.Contains(target.String(), "10.0.2.4") {
 		t.Errorf("MongoDB is at %v: %v", target, err)
 	}
@@ -91,7 +92,7 @@ func TestMongoFileOwner(t *testing.T) {
 		g.setForm("text", "never", 0)
 		path := filepath.Join(g.settings.Root, "mongo")
 		must.OK(t, errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chmod(path, mode)))
-		if _, err := g.mongoFile("/mongo", origin{Layer: layerFlag, Name: "--mongo"}); err != nil {
+		if _, err := g.mongoFile("/mongo", settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}); err != nil {
 			t.Fatal(err)
 		}
 		got := e.stderr.String()
@@ -109,7 +110,7 @@ func TestMongoFileOwner(t *testing.T) {
 		top := g.settings.Root
 		path := filepath.Join(top, "a/b/mongo")
 		must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chown(filepath.Join(top, foreign), 12345, 0)))
-		if _, err := g.mongoFile("/a/b/mongo", origin{Layer: layerFlag, Name: "--mongo"}); err != nil || !strings.Contains(e.stderr.String(), foreign+" belongs to uid 12345") {
+		if _, err := g.mongoFile("/a/b/mongo", settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}); err != nil || !strings.Contains(e.stderr.String(), foreign+" belongs to uid 12345") {
 			t.Errorf("%s: %v, %q", foreign, err, e.stderr.String())
 		}
 	}
@@ -124,7 +125,7 @@ func TestForbiddenHint(t *testing.T) {
 		e := &testEnv{}
 		g := globalsOf(e.env())
 		g.setForm("text", "never", 0)
-		g.settings.values[keyMongo] = value{text: address, origin: origin{Layer: layerEnv, Name: "AMSAGENT_MONGO"}}
+		g.settings.Values[settings.KeyMongo] = settings.Value{Text: address, Origin: settings.Origin{Layer: settings.FromEnv, Name: "AMSAGENT_MONGO"}}
 		u := g.explain(&cluster.Error{Op: "reading", Kind: cluster.KindForbidden, Err: errors.New("code 13")})
 		if len(u.Hints) != 1 || !strings.Contains(u.Hints[0], want) || strings.Contains(u.Hints[0], "pw") {
 			t.Errorf("%s: %q", address, u.Hints)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -28,9 +29,9 @@ func (m machine) notes() []string {
 // tagNames are the names of the tags that are settings.
 func tagNames() []string {
 	var names []string
-	for _, row := range settingsTable() {
-		if row.tag != "" {
-			names = append(names, tagPrefix+row.tag)
+	for _, row := range settings.Table() {
+		if row.Tag != "" {
+			names = append(names, settings.TagPrefix+row.Tag)
 		}
 	}
 	return names
@@ -41,7 +42,7 @@ func unreadTags(tags map[string]string) string {
 	read := tagNames()
 	var unread []string
 	for _, name := range slices.Sorted(maps.Keys(tags)) {
-		if strings.HasPrefix(strings.ToLower(name), "amsagent") && !slices.Contains(read, strings.Replace(name, "amsagent-", tagPrefix, 1)) {
+		if strings.HasPrefix(strings.ToLower(name), "amsagent") && !slices.Contains(read, strings.Replace(name, "amsagent-", settings.TagPrefix, 1)) {
 			unread = append(unread, name)
 		}
 	}
@@ -61,16 +62,6 @@ func roleNote(role string, inst metadata.Instance) string {
 		text += "; " + why
 	}
 	return text
-}
-
-// remember keeps what was read of this machine, and logs each note once.
-func (g *globals) remember(m machine) {
-	g.mu.Lock()
-	g.seen = &m
-	g.mu.Unlock()
-	if text := unreadTags(m.Instance.Tags); text != "" && g.once(text) {
-		g.log().Warn("instance tags are not read", "detail", text)
-	}
 }
 
 // lastSeen is the machine as it was read last; the zero machine before that.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -51,7 +52,7 @@ func TestRounded(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	for d, want := range map[time.Duration]string{5 * time.Minute: "5m", time.Hour: "1h", 90 * time.Minute: "1h30m", time.Second: "1s", 3605 * time.Second: "1h0m5s"} {
-		if got := shortDuration(d); got != want {
+		if got := settings.ShortDuration(d); got != want {
 			t.Errorf("%v: %q, want %q", d, got, want)
 		}
 	}

@@ -208,18 +208,6 @@ func rounded[D time.Duration | seconds.Duration](duration D) string {
 	return fmt.Sprintf("%d min", m)
 }
 
-// shortDuration is Go's spelling without the zeros at its end: 5m0s is 5m. It can be typed back into a flag.
-func shortDuration(d time.Duration) string {
-	s := d.String()
-	if t, ok := strings.CutSuffix(s, "m0s"); ok {
-		s = t + "m"
-	}
-	if t, ok := strings.CutSuffix(s, "h0m"); ok {
-		s = t + "h"
-	}
-	return s
-}
-
 // palette colors words, or leaves them as they are.
 type palette struct{ on bool }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -37,7 +38,7 @@ func TestProgramOfTheDropIn(t *testing.T) {
 		{filepath.Join(dir, "removed"), "", filepath.Join(dir, "removed"), false}, // replaced while it runs
 	} {
 		g := newGlobals(Env{Executable: func() (string, error) { return c.runs, nil }}.withDefaults())
-		g.settings = &settings{Root: c.root}
+		g.settings = &settings.Settings{Root: c.root}
 		if got, err := g.program(); got != c.want || (err != nil) != c.refused {
 			t.Errorf("%s below %q: %q, %v, want %q", c.runs, c.root, got, err, c.want)
 		}

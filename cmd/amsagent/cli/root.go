@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
@@ -51,11 +50,11 @@ func Main(args []string, env Env) int {
 // globals is what every command gets: the environment, the effective settings, and how to say things.
 type globals struct {
 	env      Env
-	settings *settings
+	settings *settings.Settings
 	// ctx ends with the first signal. The settings are read in places that have no other.
 	ctx context.Context
 	// given are the settings' flags as they stood on the command line.
-	given map[string]given
+	given map[string]settings.Flag
 	// notOwn is why the server's unit does not call this program.
 	notOwn error
 	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
@@ -82,7 +81,7 @@ type globals struct {
 }
 
 func newGlobals(env Env) *globals {
-	return &globals{env: env, ctx: context.Background(), given: map[string]given{}, settings: &settings{values: map[string]value{}}}
+	return &globals{env: env, ctx: context.Background(), given: map[string]settings.Flag{}, settings: &settings.Settings{Values: map[string]settings.Value{}}}
 }
 
 // once reports whether something is said for the first time since the settings were read.
@@ -159,7 +158,7 @@ func (g *globals) log() *slog.Logger {
 
 // formAsked finds -o in arguments that may not parse.
 func formAsked(args []string, getenv func(string) string) string {
-	form := getenv(envPrefix + "OUTPUT")
+	form := getenv(settings.EnvPrefix + "OUTPUT")
 	for i, a := range args {
 		if a == "--" {
 			break
@@ -247,8 +246,8 @@ func newRootCommand(g *globals) *cobra.Command {
 
 	f := root.Flags()
 	f.BoolVar(&version, "version", false, "print the version and stop")
-	for _, row := range settingsTable() {
-		if row.global {
+	for _, row := range settings.Table() {
+		if row.Global {
 			g.addSettingFlag(root, root.PersistentFlags(), row)
 		}
 	}
@@ -261,69 +260,43 @@ func (g *globals) load(cmd *cobra.Command) error {
 	g.mu.Unlock()
 	g.readsOnly.Store(onlyReads(cmd))
 	flags, dropped := g.dropEmpty(cmd)
-	src := sources{flags: flags, dropped: dropped, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}
+	src := settings.Sources{Flags: flags, Dropped: dropped, LookupEnv: g.env.LookupEnv, Environ: g.env.Environ}
 	// What the shells' scripts call must work where config.yaml does not.
 	completes := cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd
 	if _, ok := cmd.Annotations[annotationNoLoad]; ok || completes {
-		src.only = func(row setting) bool { return row.global }
-		s, err := resolveSettings(src)
+		src.Only = func(row settings.Setting) bool { return row.Global }
+		s, err := settings.Resolve(src)
 		g.apply(s)
-		if anySetting(err, func(e *settingError) bool { return e.layer == layerFlag }) {
+		if settings.Any(err, func(e *settings.Error) bool { return e.Layer == settings.FromFlag }) {
 			return err
 		}
 		return nil
 	}
-	s, err := readSettings(src, cmd.Annotations[annotationGoodConfig] != "")
+	s, err := settings.Read(src, cmd.Annotations[annotationGoodConfig] != "")
 	if err != nil {
 		return err
 	}
 	g.apply(s)
-	if s.src.wrong != nil {
-		for _, e := range flatten(s.src.wrong) {
-			g.log().Warn("config.yaml is wrong", "error", e, "instead", s.src.instead)
+	if s.Sources.Wrong != nil {
+		for _, e := range settings.Flatten(s.Sources.Wrong) {
+			g.log().Warn("config.yaml is wrong", "error", e, "instead", s.Sources.Instead)
 		}
 	}
-	if s.src.damaged != "" {
-		g.log().Warn(s.src.damaged) //nolint:sloglint // made of the file's name
+	if s.Sources.Damaged != "" {
+		g.log().Warn(s.Sources.Damaged) //nolint:sloglint // made of the file's name
 	}
-	for _, w := range s.warnings {
+	for _, w := range s.Warnings {
 		g.log().Warn(w) //nolint:sloglint // made of the settings' names
 	}
 	return nil
 }
 
-func (g *globals) apply(s *settings) {
+func (g *globals) apply(s *settings.Settings) {
 	g.settings = s
 	g.setForm(s.Output, s.Color, s.LogLevel)
 }
 
-// findRoot makes --root absolute and looks whether it is there: a misspelt one would look like an empty machine.
-func findRoot(s *settings) (string, error) {
-	if s.Root == "" {
-		return "", nil
-	}
-	o := s.origin(keyRoot)
-	fail := func(err error) (string, error) {
-		return "", &settingError{source: o.String(), layer: o.Layer, err: err}
-	}
-	abs, err := filepath.Abs(s.Root)
-	if err != nil {
-		return fail(err)
-	}
-	if abs == "/" {
-		return "", nil
-	}
-	info, err := os.Stat(abs)
-	if err != nil {
-		return fail(err)
-	}
-	if !info.IsDir() {
-		return fail(fmt.Errorf("%s is not a directory", abs))
-	}
-	return abs, nil
-}
-
-// settingFlag is the flag of a setting. It keeps the text; resolveSettings checks it.
+// settingFlag is the flag of a setting. It keeps the text; settings.Resolve checks it.
 type settingFlag struct {
 	g    *globals
 	key  string
@@ -337,18 +310,18 @@ func (f *settingFlag) String() string { return f.def }
 func (f *settingFlag) Type() string { return f.arg }
 
 func (f *settingFlag) Set(v string) error {
-	f.g.given[f.key] = given{text: v, name: "--" + f.name}
+	f.g.given[f.key] = settings.Flag{Text: v, Name: "--" + f.name}
 	return nil
 }
 
-func (g *globals) addSettingFlag(cmd *cobra.Command, fs *pflag.FlagSet, row setting) {
-	help := row.help
-	if row.words != nil {
-		help += " (" + strings.Join(row.words, ", ") + ")"
+func (g *globals) addSettingFlag(cmd *cobra.Command, fs *pflag.FlagSet, row settings.Setting) {
+	help := row.Help
+	if row.Words != nil {
+		help += " (" + strings.Join(row.Words, ", ") + ")"
 	}
-	fs.VarP(&settingFlag{g: g, key: row.key, name: row.flag, arg: row.arg, def: row.def}, row.flag, row.short, help)
-	if row.words != nil {
-		completes(cmd, row.flag, func() []string { return row.words })
+	fs.VarP(&settingFlag{g: g, key: row.Key, name: row.Flag, arg: row.Arg, def: row.Def}, row.Flag, row.Short, help)
+	if row.Words != nil {
+		completes(cmd, row.Flag, func() []string { return row.Words })
 	}
 }
 
@@ -373,7 +346,7 @@ func wordsOf[T ~string](list []T) []string {
 // addSettings gives a command the flags of some settings.
 func (g *globals) addSettings(cmd *cobra.Command, keys ...string) {
 	for _, key := range keys {
-		if row, ok := settingByKey(key); ok {
+		if row, ok := settings.ByKey(key); ok {
 			g.addSettingFlag(cmd, cmd.Flags(), row)
 		}
 	}
@@ -382,8 +355,8 @@ func (g *globals) addSettings(cmd *cobra.Command, keys ...string) {
 // unlisted hides flags of kept settings in a command's help. They work, because hints name them.
 func unlisted(cmd *cobra.Command, keys ...string) {
 	for _, key := range keys {
-		if row, ok := settingByKey(key); ok {
-			_ = cmd.Flags().MarkHidden(row.flag) // fails only for a flag that is not defined
+		if row, ok := settings.ByKey(key); ok {
+			_ = cmd.Flags().MarkHidden(row.Flag) // fails only for a flag that is not defined
 		}
 	}
 }
@@ -400,9 +373,6 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	if cmd.HasParent() {
 		return usageError(hints, "%s takes no argument: %q", cmd.CommandPath(), args[0])
 	}
-	if err := removedError(removedCommand, "", args[0]); err != nil {
-		return usageError(hints, "%s", err.Error())
-	}
 	return usageError(hints, "unknown command %q", args[0])
 }
 
@@ -417,8 +387,10 @@ func flagError(cmd *cobra.Command, err error) error {
 		return usageError(hints, "%s", err.Error())
 	}
 	name := missing.GetSpecifiedName()
-	if rerr := removedFlagError(cmd, name); rerr != nil {
-		return usageError(hints, "%s", rerr.Error())
+	var flags []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
+	if near := settings.NearWords(name, flags...); len(near) > 0 {
+		hints = []string{fmt.Sprintf("did you mean `--%s`?", near[0])}
 	}
 	// Not pflag's text: what follows a letter may be a password.
 	dash := "--"

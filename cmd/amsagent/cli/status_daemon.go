@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -31,19 +32,28 @@ type statusView struct {
 	Daemon    *daemon.View `json:"daemon,omitempty"`
 	DaemonErr string       `json:"daemon_error,omitempty"`
 	// Role, Group and Address are the node's, with their origin.
-	Role    *nodeSetting `json:"role,omitempty"`
-	Group   *nodeSetting `json:"group,omitempty"`
-	Address *nodeSetting `json:"address,omitempty"`
+	Role    *settingValue `json:"role,omitempty"`
+	Group   *settingValue `json:"group,omitempty"`
+	Address *settingValue `json:"address,omitempty"`
 	// Given are the settings that were given to join.
 	Given map[string]string `json:"kept,omitempty"`
+	// Notes name settings that do not count, or not yet.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// addSettings adds what this node has of the settings.
+func (s *statusView) addSettings(g *globals) {
+	node, notes := g.nodeSettings()
+	role, group, address := node[settings.KeyRole], node[settings.KeyGroup], node[settings.KeyAddress]
+	s.Role, s.Group, s.Address, s.Notes = &role, &group, &address, notes
 }
 
 // givenToJoin lists the settings that were given to join and count.
 func (g *globals) givenToJoin() map[string]string {
 	list := map[string]string{}
-	for _, row := range keptSettings() {
-		if v := g.settings.values[row.key]; v.origin.Layer == layerGiven {
-			list[row.key] = v.text
+	for _, row := range settings.Kept() {
+		if v := g.settings.Values[row.Key]; v.Origin.Layer == settings.FromGiven {
+			list[row.Key] = v.Text
 		}
 	}
 	return list
@@ -68,7 +78,7 @@ func (s *statusView) addMongo(g *globals) {
 
 // addConfig shows a fault of config.yaml, as this command read it, else as the daemon did.
 func (s *statusView) addConfig(g *globals) {
-	text, hint := g.settings.src.wrongText(), "`amsagent config` lists what is wrong"
+	text, hint := wrongText(g.settings.Sources), "`amsagent config` lists what is wrong"
 	if text == "" && s.Daemon != nil && s.Daemon.SettingsError != "" {
 		text, hint = "the daemon has read: "+s.Daemon.SettingsError, "systemctl reload amsagent"
 	}

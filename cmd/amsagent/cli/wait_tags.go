@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
 // tagPause is the time between two looks at the tags: a metadata service throttles.
@@ -25,15 +27,14 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 		return err
 	}
 	g.log().Info("waiting for the instance's tags", "missing", strings.Join(missing, ", "), "limit", limit)
-	q := g.instanceQuestion()
+	q := g.question()
 	noTag, tagIt := errors.New("no instance tag, setting or flag gives it"), "tag the machine with amsagent:mongo and amsagent:role, or give --mongo and --role"
 	why, hint := noTag, tagIt
 	for {
-		m, err := g.askInstance(bound, q)
+		m, err := g.ask(bound, q)
 		switch {
 		case err == nil:
-			g.remember(m)
-			if err = g.useTags(m.Instance); err != nil {
+			if err = g.use(m); err != nil {
 				return err // waiting does not correct a malformed tag
 			}
 			if missing, err = g.notKnown(); err != nil || len(missing) == 0 {
@@ -52,7 +53,7 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 			return &userError{Msg: "waiting for the instance's tags", Cause: context.Cause(ctx), State: stateUntouched}
 		}
 		return &userError{
-			Msg: fmt.Sprintf("%s: not known after %s", strings.Join(missing, " and "), shortDuration(limit)), Cause: why,
+			Msg: fmt.Sprintf("%s: not known after %s", strings.Join(missing, " and "), settings.ShortDuration(limit)), Cause: why,
 			ID: idTimeout, Exit: exitUnknown, State: stateUntouched, Hints: []string{hint},
 		}
 	}

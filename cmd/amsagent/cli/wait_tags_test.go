@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -41,11 +42,12 @@ func TestWaitForTags(t *testing.T) {
 	}
 	for name, tt := range map[string]struct {
 		server *httptest.Server
-		args   string
-		stdin  string
-		code   int
-		want   string
-		quick  bool
+		// provider is aws if it is not given.
+		provider    string
+		args, stdin string
+		code        int
+		want        string
+		quick       bool
 	}{
 		"tags that come late":           {server: late(map[string]string{"amsagent:mongo": "127.0.0.1:1", "amsagent:role": "edge"}), args: "--wait-for-tags 30s", code: exitPreflight, want: noServer},
 		"the role alone, with pipe":     {server: late(map[string]string{"amsagent:role": "edge"}), args: "--wait-for-tags 30s --mongo file:-", stdin: "127.0.0.1:1\n", code: exitPreflight, want: noServer},
@@ -56,12 +58,13 @@ func TestWaitForTags(t *testing.T) {
 		"no tag is there yet":           {server: none, args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitPreflight, want: noServer},
 		"tags are switched on, too few": {server: unnamed, args: "--wait-for-tags 6s --mongo 127.0.0.1:1", code: exitUnknown, want: "hint: tag the machine with amsagent:mongo"},
 		"a malformed tag":               {server: late(map[string]string{"amsagent:role": "two words"}), args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitUsage, want: "instance tag amsagent:role"},
+		"no cloud":                      {server: off, provider: "generic", args: "--wait-for-tags 1s --role edge", code: exitUnknown, want: "hint: without a cloud's metadata no tags are known: give MongoDB's address,"},
 		"offline":                       {server: off, args: "--wait-for-tags 30s --offline --mongo 127.0.0.1", code: exitUsage, want: "--offline", quick: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := &testEnv{stdin: strings.NewReader(tt.stdin), vars: map[string]string{
-				"AMSAGENT_ROOT": t.TempDir(), "AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": tt.server.URL, "AMSAGENT_TIMEOUT": "4s",
+				"AMSAGENT_ROOT": tree(t, map[string]string{"etc/machine-id": "0123456789abcdef0123456789abcdef\n"}), "AMSAGENT_PROVIDER": cmp.Or(tt.provider, "aws"), "AMSAGENT_AWS_ENDPOINT": tt.server.URL, "AMSAGENT_TIMEOUT": "4s",
 			}}
 			code := Main(append([]string{"join"}, strings.Fields(tt.args)...), e.env())
 			if said := e.stderr.String(); code != tt.code || !strings.Contains(said, tt.want) {
@@ -71,6 +74,30 @@ func TestWaitForTags(t *testing.T) {
 				t.Errorf("it waited: %v\n%s", waited, e.stderr.String())
 			}
 		})
+	}
+}
+
+// A command that needs MongoDB's address, and finds none, asks the cloud for the tag. If no tag could be read, the error has
+// the reason.
+func TestMongoByTag(t *testing.T) {
+	t.Parallel()
+	tagged := metadataOfAWS(t, func() map[string]string {
+		return map[string]string{"amsagent:mongo": "127.0.0.1:1", "amsagent:role": "two words"} // a malformed one hides no other
+	})
+	off := metadataOfAWS(t, func() map[string]string { return nil })
+	for _, args := range []string{"nodes", "nodes prune", "events", "balance --once", "drain i-1", "status --strict"} {
+		for endpoint, want := range map[string]string{
+			tagged.URL: "MongoDB at 127.0.0.1:1 refused", off.URL: "InstanceMetadataTags=enabled", "http://127.0.0.1:1": "no instance tag could be read: ",
+		} {
+			t.Run(args+want, func(t *testing.T) {
+				t.Parallel()
+				e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": endpoint}}
+				code := Main(strings.Fields(args+" -o json"), e.env())
+				if said := e.stdout.String() + e.stderr.String(); code == exitOK || !strings.Contains(said, want) {
+					t.Errorf("exit %d, want %q\n%s", code, want, said)
+				}
+			})
+		}
 	}
 }
 

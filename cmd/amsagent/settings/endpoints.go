@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package settings
 
 import (
 	"github.com/amsagent/amsagent/metadata"
@@ -9,15 +9,15 @@ import (
 	"github.com/amsagent/amsagent/metadata/aws"
 )
 
-// endpoint is a service of a cloud. Only an environment variable replaces its address, for tests and a few networks.
-type endpoint struct {
-	name, env string
+// Endpoint is a service of a cloud. Only an environment variable replaces its address, for tests and a few networks.
+type Endpoint struct {
+	Name, Env string
 	// alsoEnv are variables of the cloud's own SDK, which count after ours.
-	alsoEnv []string
+	AlsoEnv []string
 }
 
-func endpoints() []endpoint {
-	return []endpoint{
+func Endpoints() []Endpoint {
+	return []Endpoint{
 		{metadata.AWS, "AMSAGENT_AWS_ENDPOINT", []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT"}},
 		{aws.EndpointAutoScaling, "AMSAGENT_AWS_AUTOSCALING_ENDPOINT", []string{"AWS_ENDPOINT_URL_AUTO_SCALING", "AWS_ENDPOINT_URL"}},
 		{metadata.Azure, "AMSAGENT_AZURE_ENDPOINT", nil},
@@ -28,9 +28,9 @@ func endpoints() []endpoint {
 	}
 }
 
-// variable returns the first variable that is set; "" if none is.
-func (e endpoint) variable(lookup func(string) (string, bool)) (name, text string) {
-	for _, name := range append([]string{e.env}, e.alsoEnv...) {
+// Variable returns the first variable that is set; "" if none is.
+func (e Endpoint) Variable(lookup func(string) (string, bool)) (name, text string) {
+	for _, name := range append([]string{e.Env}, e.AlsoEnv...) {
 		if text := lookupNonEmpty(lookup, name); text != "" {
 			return name, text
 		}
@@ -42,16 +42,16 @@ func (e endpoint) variable(lookup func(string) (string, bool)) (name, text strin
 func readEndpoints(lookup func(string) (string, bool)) (map[string]string, []error) {
 	found := map[string]string{}
 	var errs []error
-	for _, e := range endpoints() {
-		name, text := e.variable(lookup)
+	for _, e := range Endpoints() {
+		name, text := e.Variable(lookup)
 		if name == "" {
 			continue
 		}
 		origin, err := checkOrigin(text)
 		if err != nil {
-			errs = append(errs, &settingError{source: name, layer: layerEnv, err: err})
+			errs = append(errs, &Error{Source: name, Layer: FromEnv, Err: err})
 		}
-		found[e.name] = origin
+		found[e.Name] = origin
 	}
 	return found, errs
 }

@@ -1,20 +1,16 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package settings
 
 import (
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
-	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -53,7 +49,7 @@ func TestConfigFile(t *testing.T) {
 		{"broken", "role: 'a\n", "!/c:"},
 		{"tab", "role: a\n\tgroup: b\n", "!/c:"},
 		{"shell form", "role=edge\n", "!/c:1: not a list of settings"},
-		{"password", "# db\nmongo: mongodb://u:hunter22@h/\n", "!/c:2: a password does not belong in this file, everybody can read it [put it into a file of its own"},
+		{"password", "# db\nmongo: mongodb://u:hunter22@h/\n", "!/c:2: a password does not belong in this file: every user can read it [put it into a file of its own"},
 		{"password without scheme", "mongo: u:hunter22@h\n", "!/c:1: a password does not belong"},
 		{"option is a password", "mongo: mongodb://h/?tlsCertificateKeyFilePassword=hunter22\n", "!/c:1: a password does not belong"},
 		{"user alone", "mongo: mongodb://u@h/?authMechanism=MONGODB-X509&tls=true\n", "mongo=mongodb://u@h/?authMechanism=MONGODB-X509&tls=true@1"},
@@ -62,9 +58,9 @@ func TestConfigFile(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := parseConfigFile("/c", []byte(tt.text))
 			var got []string
-			for _, row := range settingsTable() {
-				if v, ok := c.values[row.key]; ok {
-					got = append(got, row.key+"="+v.text+"@"+string(rune('0'+v.line)))
+			for _, row := range Table() {
+				if v, ok := c.values[row.Key]; ok {
+					got = append(got, row.Key+"="+v.text+"@"+string(rune('0'+v.line)))
 				}
 			}
 			// The table's order is not the alphabet's.
@@ -76,11 +72,11 @@ func TestConfigFile(t *testing.T) {
 				}
 			}
 			for _, err := range c.errs {
-				var e *settingError
+				var e *Error
 				if !errors.As(err, &e) {
 					t.Fatalf("%T", err)
 				}
-				got = append(got, "!"+err.Error()+" ["+strings.Join(e.allHints(), "; ")+"]")
+				got = append(got, "!"+err.Error()+" ["+strings.Join(e.AllHints(), "; ")+"]")
 			}
 			text := strings.Join(got, " ")
 			if text != tt.want && (!strings.Contains(tt.want, "!") || !strings.HasPrefix(text, tt.want)) {
@@ -94,7 +90,9 @@ func TestConfigFile(t *testing.T) {
 }
 
 func TestReadConfigFile(t *testing.T) {
-	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\n", "outside.yaml": "role: wrong\n"})
+	root := t.TempDir()
+	must.OK(t, os.MkdirAll(filepath.Join(root, "etc/amsagent"), 0o755))
+	must.OK(t, os.WriteFile(filepath.Join(root, "etc/amsagent/config.yaml"), []byte("role: edge\n"), 0o644))
 	c, err := readConfigFile(root, "/etc/amsagent/config.yaml", nil)
 	if err != nil || c.values["role"].text != "edge" || c.path != filepath.Join(root, "etc/amsagent/config.yaml") {
 		t.Errorf("%+v, %v", c, err)
@@ -112,7 +110,7 @@ func TestReadConfigFile(t *testing.T) {
 	if c, err = readConfigFile(root, "/none.yaml", nil); c != nil || err != nil {
 		t.Errorf("missing: %+v, %v", c, err)
 	}
-	if _, err = readConfigFile(root, "/none.yaml", &origin{Layer: layerEnv, Name: "AMSAGENT_CONFIG"}); err == nil ||
+	if _, err = readConfigFile(root, "/none.yaml", &Origin{Layer: FromEnv, Name: "AMSAGENT_CONFIG"}); err == nil ||
 		!strings.HasPrefix(err.Error(), "AMSAGENT_CONFIG: reading the settings: open ") {
 		t.Errorf("named and missing: %v", err)
 	}
@@ -124,94 +122,9 @@ func TestReadConfigFile(t *testing.T) {
 	if _, err = readConfigFile(root, "/fifo", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("fifo: %v", err)
 	}
-	must.OK(t, os.WriteFile(filepath.Join(root, "big"), make([]byte, maxSmallFile+1), 0o644))
+	must.OK(t, os.WriteFile(filepath.Join(root, "big"), make([]byte, MaxSmallFile+1), 0o644))
 	if _, err = readConfigFile(root, "/big", nil); err == nil || !strings.Contains(err.Error(), "larger than 256 KiB") {
 		t.Errorf("big: %v", err)
-	}
-}
-
-// A wrong config.yaml stops only the commands that decide what a node becomes. Others leave an unknown key out, and with another
-// fault they use the last good file, or refuse if there is none.
-func TestWrongConfig(t *testing.T) {
-	const good = "group: studio\nrole: edge\n"
-	const left, kept, refused = "left out", "the last good one counts", ""
-	for _, tt := range []struct {
-		name, config, good string
-		// outcome is what happens instead, and role with its origin is that of `status`.
-		outcome, role, from, id string
-	}{
-		{"unknown key", "roel: edge\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
-		{"unknown key, nothing kept", "roel: edge\nrole: origin\n", "", left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
-		{"removed key", "rebalance: true\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
-		{"key of the command line", "root: /mnt\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
-		{"wrong value", "role: origin\nbeat_interval: soon\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"wrong value beside an unknown key", "roel: x\nbeat_interval: soon\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"not YAML", "role: [\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"twice", "role: a\nrole: b\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"password", "mongo: mongodb://u:hunter22@h/\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG-SECRET"},
-		{"unreadable", "", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"unknown key in the kept one", "role: [\n", "roel: x\nrole: edge\n", kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"there was none", "role: [\n", "# none\n", kept, "", "", "AMS-CONFIG"},
-		{"nothing kept", "beat_interval: soon\n", "", refused, "", "", "AMS-CONFIG"},
-		{"the kept one is wrong", "role: [\n", "beat_interval: soon\n", refused, "", "", "AMS-CONFIG"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			files := map[string]string{"etc/amsagent/config.yaml": tt.config}
-			if tt.config == "" {
-				files = map[string]string{"etc/amsagent/config.yaml/x": ""}
-			}
-			if tt.good != "" {
-				files["var/lib/amsagent/config.yaml.good"] = tt.good
-			}
-			root := tree(t, files)
-			do := func(args ...string) (code int, stdout, stderr string) {
-				code, stdout, stderr = run(t, map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "generic"}, args...)
-				if strings.Contains(stdout+stderr, "hunter22") {
-					t.Errorf("%v: the password is shown", args)
-				}
-				return code, strings.ReplaceAll(stdout, root, ""), strings.ReplaceAll(stderr, root, "")
-			}
-			for _, args := range [][]string{
-				{"config", "--offline"}, {"seal", "--dry-run"}, {"join", "--offline", "--mongo", "10.0.2.4"},
-			} {
-				if code, stdout, stderr := do(args...); code != exitUsage || stdout != "" || !strings.Contains(stderr, "["+tt.id+"]") {
-					t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
-				}
-			}
-			code, stdout, stderr := do("status", "-o", "json")
-			if tt.outcome == refused {
-				if code != exitUsage || !strings.Contains(stderr, `"id":"`+tt.id+`"`) {
-					t.Errorf("status: exit %d\n%s", code, stderr)
-				}
-				return
-			}
-			var got struct {
-				Role *struct {
-					Value  string
-					Origin struct {
-						Name string
-						Line int
-					}
-				}
-				Disagree []bootstrap.Disagreement `json:"disagreements"`
-			}
-			if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != exitNotMember || got.Role == nil {
-				t.Fatalf("status: exit %d, %v\n%s", code, err, stderr)
-			}
-			from := got.Role.Origin.Name
-			if got.Role.Origin.Line > 0 {
-				from += ":" + strconv.Itoa(got.Role.Origin.Line)
-			}
-			if got.Role.Value != tt.role || from != tt.from {
-				t.Errorf("role %q from %q", got.Role.Value, from)
-			}
-			if !slices.ContainsFunc(got.Disagree, func(d bootstrap.Disagreement) bool { return d.ID == idConfig && strings.Contains(d.Text, tt.outcome) }) {
-				t.Errorf("status does not show it: %v", got.Disagree)
-			}
-			if !strings.Contains(stderr, "config.yaml") || !strings.Contains(stderr, tt.outcome) {
-				t.Errorf("the log does not have it:\n%s", stderr)
-			}
-		})
 	}
 }
 
@@ -228,7 +141,7 @@ func FuzzConfigFile(f *testing.F) {
 			}
 		}
 		for key, v := range c.values {
-			if _, ok := settingByKey(key); !ok || v.line < 1 {
+			if _, ok := ByKey(key); !ok || v.line < 1 {
 				t.Errorf("%q in line %d", key, v.line)
 			}
 		}

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package settings
 
 import (
 	"bytes"
@@ -21,8 +21,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// configFile is config.yaml as it was read: values with their lines, and everything wrong with the file itself.
-type configFile struct {
+// ConfigFile is config.yaml as it was read: values with their lines, and everything wrong with the file itself.
+type ConfigFile struct {
 	// path is the one to open, with the root before it.
 	path   string
 	bytes  []byte
@@ -35,19 +35,22 @@ type fileValue struct {
 	line int
 }
 
-// maxSmallFile bounds the files we read whole: config.yaml and the one with the connection string.
-const maxSmallFile = 256 << 10
+// IDSecret is the id of a password in config.yaml.
+const IDSecret = "AMS-CONFIG-SECRET"
 
-// underRoot puts a path below root. It follows links as if root were /.
-func underRoot(root, path string) (string, error) {
+// MaxSmallFile bounds the files we read whole: config.yaml and the one with the connection string.
+const MaxSmallFile = 256 << 10
+
+// UnderRoot puts a path below root. It follows links as if root were /.
+func UnderRoot(root, path string) (string, error) {
 	if root == "" {
 		return path, nil
 	}
 	return securejoin.SecureJoin(root, path)
 }
 
-// readSmallFile reads a regular file. It opens without waiting, so that a FIFO in its place is refused, not waited for.
-func readSmallFile(path string) ([]byte, fs.FileInfo, error) {
+// ReadSmallFile reads a regular file. It opens without waiting, so that a FIFO in its place is refused, not waited for.
+func ReadSmallFile(path string) ([]byte, fs.FileInfo, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, err
@@ -60,46 +63,46 @@ func readSmallFile(path string) ([]byte, fs.FileInfo, error) {
 	if !info.Mode().IsRegular() {
 		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxSmallFile+1))
+	b, err := io.ReadAll(io.LimitReader(f, MaxSmallFile+1))
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(b) > maxSmallFile {
-		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("larger than %d KiB", maxSmallFile>>10)}
+	if len(b) > MaxSmallFile {
+		return nil, nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("larger than %d KiB", MaxSmallFile>>10)}
 	}
 	return b, info, nil
 }
 
-// readConfigFile reads config.yaml. A missing one is fine unless somebody named it: then nil is not what they meant.
-func readConfigFile(root, path string, named *origin) (*configFile, error) {
-	full, err := underRoot(root, path)
+// readConfigFile reads config.yaml. A missing one is an error only if a flag or a variable names it.
+func readConfigFile(root, path string, named *Origin) (*ConfigFile, error) {
+	full, err := UnderRoot(root, path)
 	if err != nil {
 		full = path
 	} else {
 		var b []byte
-		if b, _, err = readSmallFile(full); err == nil {
+		if b, _, err = ReadSmallFile(full); err == nil {
 			return parseConfigFile(full, b), nil
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) && named == nil {
 		return nil, nil
 	}
-	source, l := full, layerFile
+	source, l := full, FromFile
 	if named != nil {
 		source, l = named.String(), named.Layer
 	}
-	return nil, &settingError{source: source, layer: l, err: fmt.Errorf("reading the settings: %w", err)}
+	return nil, &Error{Source: source, Layer: l, Err: fmt.Errorf("reading the settings: %w", err)}
 }
 
-// parseConfigFile never fails as a whole where it can name a line instead.
-func parseConfigFile(path string, b []byte) *configFile {
-	c := &configFile{path: path, bytes: b, values: map[string]fileValue{}}
-	fault := func(line int, hints []string, format string, args ...any) *settingError {
+// parseConfigFile keeps the other lines if a line is wrong.
+func parseConfigFile(path string, b []byte) *ConfigFile {
+	c := &ConfigFile{path: path, bytes: b, values: map[string]fileValue{}}
+	fault := func(line int, hints []string, format string, args ...any) *Error {
 		source := path
 		if line > 0 {
 			source = fmt.Sprintf("%s:%d", path, line)
 		}
-		return &settingError{source: source, layer: layerFile, line: line, err: fmt.Errorf(format, args...), hints: hints}
+		return &Error{Source: source, Layer: FromFile, Line: line, Err: fmt.Errorf(format, args...), Hints: hints}
 	}
 	fail := func(line int, hints []string, format string, args ...any) {
 		c.errs = append(c.errs, fault(line, hints, format, args...))
@@ -136,9 +139,9 @@ func parseConfigFile(path string, b []byte) *configFile {
 	}
 
 	var known []string
-	for _, row := range settingsTable() {
-		if !row.noFile {
-			known = append(known, row.key)
+	for _, row := range Table() {
+		if !row.NoFile {
+			known = append(known, row.Key)
 		}
 	}
 	seen := map[string]int{}
@@ -154,11 +157,9 @@ func parseConfigFile(path string, b []byte) *configFile {
 		}
 		seen[k.Value] = k.Line
 		if !slices.Contains(known, k.Value) {
-			var e *settingError
-			if err := removedError(removedKey, "", k.Value); err != nil {
-				e = fault(k.Line, nil, "%w", err)
-			} else if row, ok := settingByKey(k.Value); ok {
-				e = fault(k.Line, []string{fmt.Sprintf("use --%s or %s", row.flag, row.env())}, "%s cannot be set in this file", k.Value)
+			var e *Error
+			if row, ok := ByKey(k.Value); ok {
+				e = fault(k.Line, []string{fmt.Sprintf("use --%s or %s", row.Flag, row.Env())}, "%s cannot be set in this file", k.Value)
 			} else {
 				e = fault(k.Line, unknownKeyHints(k.Value, known), "unknown key %q", k.Value)
 			}
@@ -166,11 +167,11 @@ func parseConfigFile(path string, b []byte) *configFile {
 			c.errs = append(c.errs, e)
 			continue
 		}
-		row, _ := settingByKey(k.Value)
+		row, _ := ByKey(k.Value)
 		text, ok := plainValue(v, row)
 		switch {
 		case !ok && row.list():
-			fail(v.Line, shape, "%s must be one plain value, or a list of such: %s", k.Value, row.arg)
+			fail(v.Line, shape, "%s must be one plain value, or a list of such: %s", k.Value, row.Arg)
 			continue
 		case !ok:
 			fail(v.Line, shape, "%s must be one plain value", k.Value)
@@ -179,11 +180,11 @@ func parseConfigFile(path string, b []byte) *configFile {
 		if v.Tag == "!!null" || v.Kind != yaml.ScalarNode && len(v.Content) == 0 {
 			continue // `role:` with nothing after it, or an empty list: not set
 		}
-		if k.Value == keyMongo && hasPassword(v.Value) {
+		if k.Value == KeyMongo && hasPassword(v.Value) {
 			e := fault(v.Line, []string{
 				"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo",
-			}, "a password does not belong in this file, everybody can read it")
-			e.id = idConfigSecret
+			}, "a password does not belong in this file: every user can read it")
+			e.ID = IDSecret
 			c.errs = append(c.errs, e)
 			continue
 		}
@@ -194,14 +195,14 @@ func parseConfigFile(path string, b []byte) *configFile {
 
 // unknownKeyHints names a key that is near.
 func unknownKeyHints(key string, known []string) []string {
-	if near := nearWords(strings.ReplaceAll(key, "-", "_"), known...); len(near) > 0 {
+	if near := NearWords(strings.ReplaceAll(key, "-", "_"), known...); len(near) > 0 {
 		return []string{fmt.Sprintf("did you mean `%s`?", near[0])}
 	}
 	return []string{"`amsagent help config` lists the keys"}
 }
 
-// nearWords returns the words that may be meant. Cobra can compare only commands.
-func nearWords(word string, known ...string) []string {
+// NearWords returns the words that may be meant. Cobra can compare only commands.
+func NearWords(word string, known ...string) []string {
 	all := &cobra.Command{SuggestionsMinimumDistance: 2}
 	for _, k := range known {
 		all.AddCommand(&cobra.Command{Use: k, Run: func(*cobra.Command, []string) {}})
@@ -210,7 +211,7 @@ func nearWords(word string, known ...string) []string {
 }
 
 // plainValue is a value as flags and variables have it. A comma list may be a list of YAML.
-func plainValue(v *yaml.Node, row setting) (string, bool) {
+func plainValue(v *yaml.Node, row Setting) (string, bool) {
 	if v.Kind == yaml.ScalarNode {
 		return v.Value, true
 	}

@@ -1,0 +1,98 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/amsagent/amsagent/bootstrap"
+)
+
+// Kept are the settings that a join keeps, in the order in which they are shown.
+func Kept() []Setting {
+	var rows []Setting
+	for _, row := range Table() {
+		if row.kept {
+			rows = append(rows, row)
+		}
+	}
+	return rows
+}
+
+// readGiven reads what an earlier join was given. An unreadable or damaged file is no error: no command may fail for it.
+func readGiven(root string) (bootstrap.Given, string) {
+	given, err := bootstrap.LoadGiven(root)
+	switch {
+	case given != nil:
+		return *given, ""
+	case err == nil, errors.Is(err, fs.ErrPermission):
+		return bootstrap.Given{}, ""
+	}
+	return bootstrap.Given{}, fmt.Sprintf("what was given to join cannot be used: %v; run the same amsagent join again", err)
+}
+
+// GoodConfig is config.yaml for a node to keep; nil if it is another file.
+func (s *Settings) GoodConfig() []byte {
+	switch {
+	case s.Origin(KeyConfig).Layer > FromDefault:
+		return nil
+	case s.Sources.File == nil:
+		return []byte{}
+	}
+	return s.Sources.File.bytes
+}
+
+// Overruled is one note with the lines of config.yaml that do not count, because join was given another value; else none.
+func (s *Settings) Overruled(given map[string]string) []string {
+	if s.Sources.File == nil {
+		return nil
+	}
+	var counts, flags []string
+	for _, row := range Kept() {
+		line := s.Sources.File.values[row.Key]
+		value, kept := given[row.Key]
+		text, err := row.Canonical(line.text)
+		if !kept || err != nil || text == value || s.Origin(row.Key).Layer < FromGiven {
+			continue
+		}
+		o := Origin{Layer: FromFile, Name: s.Sources.File.path, Line: line.line}
+		counts = append(counts, fmt.Sprintf("%s %s counts, not %s (%s)", row.Key, value, text, o))
+		flags = append(flags, fmt.Sprintf(` --%s ""`, row.Flag))
+	}
+	if counts == nil {
+		return nil
+	}
+	return []string{"given to join: " + strings.Join(counts, ", ") + "; amsagent join" + strings.Join(flags, "") + " makes the file count"}
+}
+
+// JoinRequest is the part of a join that the settings decide.
+func (s *Settings) JoinRequest() bootstrap.JoinRequest {
+	return bootstrap.JoinRequest{
+		Role: s.Role, Group: s.Group, Address: s.Address, ForceAddress: s.addressForced(), AddressKept: s.Origin(KeyAddress).Layer == FromGiven,
+		Valve: bootstrap.Valve(s.RemoteIPValve), OnFailure: bootstrap.OnFailure(s.OnFailure),
+	}
+}
+
+// addressForced reports whether an earlier join accepted this address although no interface has it.
+func (s *Settings) addressForced() bool { return s.Forced != "" && s.Forced == s.Address }
+
+// ToKeep is what this join keeps: its flags and variables, what an earlier join kept, and whether its address was forced.
+func (s *Settings) ToKeep(force bool) *bootstrap.Given {
+	keep := &bootstrap.Given{Settings: map[string]string{}}
+	if force || s.addressForced() {
+		keep.ForcedAddress = s.Address
+	}
+	for _, row := range Kept() {
+		v := s.Values[row.Key]
+		switch v.Origin.Layer {
+		case FromGiven, FromEnv, FromFlag:
+			keep.Settings[row.Key] = v.Text
+		default:
+		}
+	}
+	return keep
+}
