@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
 )
@@ -22,10 +21,6 @@ const configTagsTimeout = 5 * time.Second
 
 type configOptions struct {
 	offline bool
-}
-
-func (o *configOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.offline, "offline", false, "do not ask the cloud for instance tags")
 }
 
 func newConfigCommand(g *globals) *cobra.Command {
@@ -39,15 +34,12 @@ func newConfigCommand(g *globals) *cobra.Command {
 			"  amsagent config --role edge --mongo 10.0.2.4\n" +
 			"  # is config.yaml right? exit code 0 says yes\n" +
 			"  amsagent config --offline > /dev/null",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runConfig(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runConfig(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
 	annotate(cmd, annotationGoodConfig, "true")
 	readsOnly(cmd)
-	opts.AddFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&opts.offline, "offline", false, "do not ask the cloud for instance tags")
 	for _, row := range settingsTable() {
 		if row.flag != "" && !row.global {
 			g.addSettings(cmd, row.key)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -23,10 +22,6 @@ const beforeStartTime = 5 * time.Second
 
 type convergeOptions struct {
 	beforeStart bool
-}
-
-func (o *convergeOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.beforeStart, "before-start", false, "for the server's unit, just before the server starts: takes 5 seconds at most, asks no metadata, never fails, and writes a line into the unit's journal where it changed or found something")
 }
 
 func newConvergeCommand(g *globals) *cobra.Command {
@@ -42,10 +37,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 			"with --before-start from a drop-in of the server's unit. Where the server is started\n" +
 			"by --service-command, run `amsagent converge --before-start` before that. It takes no\n" +
 			"setting from the environment, which is the unit's, and so perhaps the server's user's.",
-		Example:               "  amsagent converge",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
+		Example: "  amsagent converge",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if opts.beforeStart {
 				g.env.forget()
@@ -60,7 +52,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 		},
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&opts.beforeStart, "before-start", false, "for the server's unit, just before the server starts: takes 5 seconds at most, asks no metadata, never fails, and writes a line into the unit's journal where it changed or found something")
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, keyAMSRelease, keyProvider)
 	return cmd

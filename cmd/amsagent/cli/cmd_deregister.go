@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -23,10 +22,6 @@ const nodeUnit = "amsagent-node.service"
 
 type deregisterOptions struct{ onShutdown bool }
 
-func (o *deregisterOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.onShutdown, "on-shutdown", false, "do nothing unless systemd says that the machine is going down")
-}
-
 func newDeregisterCommand(g *globals) *cobra.Command {
 	var opts deregisterOptions
 	cmd := &cobra.Command{
@@ -36,14 +31,11 @@ func newDeregisterCommand(g *globals) *cobra.Command {
 			"removed, and this node's row says left. systemd runs it, after Ant Media Server has\n" +
 			"stopped, as the end of amsagent-node.service. The files stay those of a node: a\n" +
 			"machine that comes back joins again by itself. To leave for good: amsagent leave.",
-		Example:               "  amsagent deregister --on-shutdown",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDeregister(cmd.Context(), opts, g) },
+		Example: "  amsagent deregister --on-shutdown",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runDeregister(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&opts.onShutdown, "on-shutdown", false, "do nothing unless systemd says that the machine is going down")
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, keyAMSRelease, keyProvider)
 	return cmd

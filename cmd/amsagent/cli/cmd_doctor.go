@@ -16,7 +16,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -33,13 +32,6 @@ type doctorOptions struct {
 	userData []string
 	explain  string
 	strict   bool
-}
-
-func (o *doctorOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.StringSliceVar(&o.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
-	fs.BoolVar(&o.strict, "strict", false, "exit 6 for warnings, and for user data that are not checked, too")
-	fs.StringArrayVar(&o.userData, "user-data", nil, "look at this `FILE` of user data and not at the machine; - is standard input; may be given several times")
-	fs.StringVar(&o.explain, "explain", "", "print what an `ID` means and how to fix it, and stop")
 }
 
 func newDoctorCommand(g *globals) *cobra.Command {
@@ -60,16 +52,17 @@ func newDoctorCommand(g *globals) *cobra.Command {
 			"  amsagent doctor -o json\n" +
 			"  amsagent doctor --user-data boot.sh --user-data cloud-config.yaml\n" +
 			"  amsagent doctor --explain AMS-MONGO-OPEN",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitDegraded, exitInterrupted)
 	readsOnly(cmd)
 	// It reads the settings itself: that they are wrong is something to be listed.
 	noSettings(cmd)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.StringSliceVar(&opts.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
+	fs.BoolVar(&opts.strict, "strict", false, "exit 6 for warnings, and for user data that are not checked, too")
+	fs.StringArrayVar(&opts.userData, "user-data", nil, "look at this `FILE` of user data and not at the machine; - is standard input; may be given several times")
+	fs.StringVar(&opts.explain, "explain", "", "print what an `ID` means and how to fix it, and stop")
 	completes(cmd, "explain", pages.IDs)
 	completes(cmd, "ignore", func() []string { return slices.Concat(doctor.IDs(), lint.IDs()) })
 	g.addSettings(cmd, doctorSettings()...)

@@ -30,14 +30,6 @@ type drainOptions struct {
 	deadlineGiven bool
 }
 
-func (o *drainOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.DurationVar(&o.deadline, "deadline", 0, "cut the sessions that are left after this `DURATION` (default: the daemon's setting, 1h)")
-	fs.BoolVar(&o.now, "now", false, "wait for no session: all are cut")
-	fs.StringVar(&o.reason, "reason", "", "a `TEXT` for whoever asks why")
-	fs.BoolVar(&o.repair, "repair-streams", false, "end the streams that this node leaves \"broadcasting\" in the cluster")
-	addFollowFlags(fs, &o.detach, &o.timeout)
-}
-
 func addFollowFlags(fs *pflag.FlagSet, detach *bool, timeout *time.Duration) {
 	fs.BoolVar(detach, "detach", false, "do not wait: end as soon as the daemon has begun")
 	fs.DurationVar(timeout, "timeout", 0, "follow no longer than this `DURATION`; the drain goes on (default: to its end)")
@@ -63,9 +55,7 @@ func newDrainCommand(g *globals) *cobra.Command {
 			"  amsagent drain --now --repair-streams\n" +
 			"  amsagent drain 10.0.1.5 --mongo 10.0.2.4 --reason \"kernel update\"\n" +
 			"  amsagent drain --detach",
-		GroupID:               groupEveryday,
-		Args:                  oneNode,
-		DisableFlagsInUseLine: true,
+		Args: oneNode,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.deadlineGiven = cmd.Flags().Changed("deadline")
 			if len(args) > 0 {
@@ -75,7 +65,12 @@ func newDrainCommand(g *globals) *cobra.Command {
 		},
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.DurationVar(&opts.deadline, "deadline", 0, "cut the sessions that are left after this `DURATION` (default: the daemon's setting, 1h)")
+	fs.BoolVar(&opts.now, "now", false, "wait for no session: all are cut")
+	fs.StringVar(&opts.reason, "reason", "", "a `TEXT` for whoever asks why")
+	fs.BoolVar(&opts.repair, "repair-streams", false, "end the streams that this node leaves \"broadcasting\" in the cluster")
+	addFollowFlags(fs, &opts.detach, &opts.timeout)
 	g.addSettings(cmd, keyMongo)
 	return cmd
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/lifecycle"
@@ -24,12 +23,6 @@ type eventOptions struct {
 	file, instance string
 	detach         bool
 	timeout        time.Duration
-}
-
-func (o *eventOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.file, "file", "", "read the event from `FILE`, not from standard input")
-	fs.StringVar(&o.instance, "instance-id", "", "this machine's instance `ID` (default: the daemon's, else the cloud's metadata)")
-	addFollowFlags(fs, &o.detach, &o.timeout)
 }
 
 func newEventCommand(g *globals) *cobra.Command {
@@ -48,13 +41,13 @@ func newEventCommand(g *globals) *cobra.Command {
 			"come too late. It runs as a command or a step of Systems Manager.",
 		Example: "  amsagent event --file /tmp/event.json\n" +
 			"  printf '%s' \"$EVENT\" | amsagent event --detach",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runEvent(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runEvent(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.StringVar(&opts.file, "file", "", "read the event from `FILE`, not from standard input")
+	fs.StringVar(&opts.instance, "instance-id", "", "this machine's instance `ID` (default: the daemon's, else the cloud's metadata)")
+	addFollowFlags(fs, &opts.detach, &opts.timeout)
 	g.addSettings(cmd, keyProvider)
 	return cmd
 }

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
 )
@@ -21,11 +20,6 @@ import (
 type eventsOptions struct {
 	since time.Duration
 	limit int
-}
-
-func (o *eventsOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.DurationVar(&o.since, "since", 0, "only what happened in the last `DURATION`, such as 24h (default: all that is kept, 90 days)")
-	fs.IntVarP(&o.limit, "limit", "n", 50, "at most `N`, the latest")
 }
 
 // mostEvents bounds --limit: a history is read into memory.
@@ -42,16 +36,16 @@ func newEventsCommand(g *globals) *cobra.Command {
 		Example: "  amsagent events\n" +
 			"  amsagent events 10.0.1.5 --since 24h\n" +
 			"  amsagent events i-0123456789abcdef0 -n 10 -o json",
-		GroupID:               groupEveryday,
-		Args:                  oneNode,
-		DisableFlagsInUseLine: true,
+		Args: oneNode,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runEvents(cmd.Context(), opts, args, g)
 		},
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	readsOnly(cmd)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.DurationVar(&opts.since, "since", 0, "only what happened in the last `DURATION`, such as 24h (default: all that is kept, 90 days)")
+	fs.IntVarP(&opts.limit, "limit", "n", 50, "at most `N`, the latest")
 	g.addSettings(cmd, keyMongo)
 	return cmd
 }

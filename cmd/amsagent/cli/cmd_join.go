@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -26,15 +25,6 @@ type joinOptions struct {
 	replace bool
 	force   bool
 	tags    time.Duration
-}
-
-func (o *joinOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
-	fs.BoolVar(&o.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
-	fs.BoolVar(&o.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
-	fs.DurationVar(&o.tags, "wait-for-tags", 0, "wait this `DURATION` for MongoDB and the role to be known: a scaling group tags a machine after its start; exit 4 if the time is over")
-	fs.BoolVar(&o.force, "force-address", false, "take the address although no interface of this machine has it, as behind NAT; it is kept with the address")
-	fs.BoolVar(&o.replace, "replace", false, "take over the registry's row of this machine's id although another machine uses it")
 }
 
 func newJoinCommand(g *globals) *cobra.Command {
@@ -58,14 +48,17 @@ func newJoinCommand(g *globals) *cobra.Command {
 		Example: "  amsagent join --mongo 10.0.2.4\n" +
 			"  amsagent join --mongo file:/run/secrets/mongo --role edge --group edges\n" +
 			"  amsagent join --mongo 10.0.2.4 --dry-run",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runJoin(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runJoin(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	annotate(cmd, annotationGoodConfig, "true")
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.BoolVar(&opts.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
+	fs.BoolVar(&opts.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
+	fs.BoolVar(&opts.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
+	fs.DurationVar(&opts.tags, "wait-for-tags", 0, "wait this `DURATION` for MongoDB and the role to be known: a scaling group tags a machine after its start; exit 4 if the time is over")
+	fs.BoolVar(&opts.force, "force-address", false, "take the address although no interface of this machine has it, as behind NAT; it is kept with the address")
+	fs.BoolVar(&opts.replace, "replace", false, "take over the registry's row of this machine's id although another machine uses it")
 	g.addSettings(cmd, append(machineSettings(), keyRole, keyGroup, keyDrainDeadline, keyHooks, keyRemoteIPValve, keyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
 	return cmd

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -19,12 +18,6 @@ import (
 
 type leaveOptions struct {
 	now, dryRun, offline bool
-}
-
-func (o *leaveOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.now, "now", false, "leave although streams or viewers are on this node: they are cut")
-	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
-	fs.BoolVar(&o.offline, "offline", false, "give the files back and touch nothing else: no MongoDB, no service, no cloud")
 }
 
 func newLeaveCommand(g *globals) *cobra.Command {
@@ -45,13 +38,13 @@ func newLeaveCommand(g *globals) *cobra.Command {
 		Example: "  amsagent leave\n" +
 			"  amsagent leave --dry-run\n" +
 			"  amsagent leave --now --timeout 2m",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runLeave(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runLeave(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.BoolVar(&opts.now, "now", false, "leave although streams or viewers are on this node: they are cut")
+	fs.BoolVar(&opts.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
+	fs.BoolVar(&opts.offline, "offline", false, "give the files back and touch nothing else: no MongoDB, no service, no cloud")
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, keyAMSRelease, keyProvider)
 	return cmd

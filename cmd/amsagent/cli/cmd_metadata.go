@@ -25,10 +25,7 @@ func newMetadataCommand(g *globals) *cobra.Command {
 		Example: "  amsagent metadata\n" +
 			"  amsagent metadata --provider aws -o json\n" +
 			"  amsagent metadata --log-level debug",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runMetadata(cmd.Context(), g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runMetadata(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitInterrupted)
 	readsOnly(cmd)

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/plain"
@@ -29,17 +28,6 @@ type nodesOptions struct {
 	sort                  string
 	all, watch            bool
 	interval              time.Duration
-}
-
-func (o *nodesOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.StringSliceVar(&o.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
-	fs.StringSliceVar(&o.groups, "group", nil, "only nodes of these scaling `GROUPS`")
-	fs.StringSliceVar(&o.states, "state", nil, "only nodes in these `STATES` (joining, active, draining, left, failed)")
-	fs.StringVar(&o.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY reverses the order; unknown values come last (default address)")
-	fs.Lookup("sort").DefValue = "" // pflag would print it in quotes
-	fs.BoolVar(&o.all, "all", false, "show nodes that have left, too")
-	fs.BoolVar(&o.watch, "watch", false, "go on looking: print again on a terminal, elsewhere print a line for each change")
-	fs.DurationVar(&o.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest heartbeat interval, 500ms to 1s)")
 }
 
 func newNodesCommand(g *globals) *cobra.Command {
@@ -72,19 +60,24 @@ func newNodesCommand(g *globals) *cobra.Command {
 		Example: "  amsagent nodes\n" +
 			"  amsagent nodes --watch --role origin --sort -cpu\n" +
 			"  amsagent nodes --mongo 10.0.2.4 --state active,draining -o json",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runNodes(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runNodes(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	readsOnly(cmd)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.StringSliceVar(&opts.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
+	fs.StringSliceVar(&opts.groups, "group", nil, "only nodes of these scaling `GROUPS`")
+	fs.StringSliceVar(&opts.states, "state", nil, "only nodes in these `STATES` (joining, active, draining, left, failed)")
+	fs.StringVar(&opts.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY reverses the order; unknown values come last (default address)")
+	fs.Lookup("sort").DefValue = "" // pflag would print it in quotes
+	fs.BoolVar(&opts.all, "all", false, "show nodes that have left, too")
+	fs.BoolVar(&opts.watch, "watch", false, "go on looking: print again on a terminal, elsewhere print a line for each change")
+	fs.DurationVar(&opts.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest heartbeat interval, 500ms to 1s)")
 	completes(cmd, "state", states)
 	completes(cmd, "sort", sortKeys)
 	g.addSettings(cmd, keyMongo)
 	cmd.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Commands"})
-	cmd.AddCommand(newNodesPruneCommand(g))
+	addCommands(cmd, groupEveryday, newNodesPruneCommand(g))
 	return cmd
 }
 

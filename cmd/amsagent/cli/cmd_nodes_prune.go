@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -24,15 +23,6 @@ import (
 type pruneOptions struct {
 	olderThan                   time.Duration
 	yes, left, amsOnly, noProbe bool
-}
-
-func (o *pruneOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.DurationVar(&o.olderThan, "older-than", 10*time.Minute, "only what has been silent for this `DURATION`")
-	fs.Lookup("older-than").DefValue = "10m" // not Go's 10m0s
-	fs.BoolVar(&o.yes, "yes", false, "do it; without it, what would be removed is printed and nothing is")
-	fs.BoolVar(&o.left, "left", false, "remove the rows of nodes that have left, too")
-	fs.BoolVar(&o.amsOnly, "ams-only", false, "remove what only Ant Media Server's own list has, without a row, too")
-	fs.BoolVar(&o.noProbe, "no-probe", false, "do not try whether anybody listens on a node's port, and keep it where somebody does")
 }
 
 func newNodesPruneCommand(g *globals) *cobra.Command {
@@ -48,13 +38,16 @@ func newNodesPruneCommand(g *globals) *cobra.Command {
 		Example: "  amsagent nodes prune\n" +
 			"  amsagent nodes prune --older-than 1h --yes\n" +
 			"  amsagent nodes prune --left --ams-only --yes",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runNodesPrune(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runNodesPrune(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.DurationVar(&opts.olderThan, "older-than", 10*time.Minute, "only what has been silent for this `DURATION`")
+	fs.Lookup("older-than").DefValue = "10m" // not Go's 10m0s
+	fs.BoolVar(&opts.yes, "yes", false, "do it; without it, what would be removed is printed and nothing is")
+	fs.BoolVar(&opts.left, "left", false, "remove the rows of nodes that have left, too")
+	fs.BoolVar(&opts.amsOnly, "ams-only", false, "remove what only Ant Media Server's own list has, without a row, too")
+	fs.BoolVar(&opts.noProbe, "no-probe", false, "do not try whether anybody listens on a node's port, and keep it where somebody does")
 	g.addSettings(cmd, keyMongo)
 	return cmd
 }

@@ -46,9 +46,6 @@ func newRunCommand(g *globals) *cobra.Command {
 			"again. systemd runs it as amsagent.service; `amsagent status` shows what it does.",
 		Example: "  systemctl start amsagent\n" +
 			"  amsagent run --beat-interval 1s",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
 	}
 	cmd.RunE = func(*cobra.Command, []string) error { return runDaemon(cmd, g) }
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)

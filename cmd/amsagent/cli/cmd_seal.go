@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
 )
@@ -18,13 +17,6 @@ import (
 type sealOptions struct {
 	dryRun, yes  bool
 	keep, remove []string
-}
-
-func (o *sealOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.dryRun, "dry-run", false, "list what would be removed, touch nothing and exit 0")
-	fs.BoolVar(&o.yes, "yes", false, "remove it; without --yes the list is shown, nothing is touched, and the exit code is 2")
-	fs.StringSliceVar(&o.keep, "keep", nil, "`ITEM`s that stay in the image (may be repeated)")
-	fs.StringSliceVar(&o.remove, "remove", nil, "`ITEM`s that usually stay and must be removed: tls, licence")
 }
 
 func newSealCommand(g *globals) *cobra.Command {
@@ -45,14 +37,15 @@ func newSealCommand(g *globals) *cobra.Command {
 			"  systemctl stop antmedia && amsagent seal --yes\n" +
 			"  amsagent seal --yes --keep logs,jwt --remove tls\n" +
 			"  amsagent seal --yes --root /mnt/image",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runSeal(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runSeal(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	annotate(cmd, annotationGoodConfig, "true")
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.BoolVar(&opts.dryRun, "dry-run", false, "list what would be removed, touch nothing and exit 0")
+	fs.BoolVar(&opts.yes, "yes", false, "remove it; without --yes the list is shown, nothing is touched, and the exit code is 2")
+	fs.StringSliceVar(&opts.keep, "keep", nil, "`ITEM`s that stay in the image (may be repeated)")
+	fs.StringSliceVar(&opts.remove, "remove", nil, "`ITEM`s that usually stay and must be removed: tls, licence")
 	completes(cmd, "keep", func() []string { return wordsOf(bootstrap.SealItems()) })
 	completes(cmd, "remove", func() []string {
 		return wordsOf([]bootstrap.SealItem{bootstrap.SealTLS, bootstrap.SealLicence})

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -26,11 +25,6 @@ import (
 type statusOptions struct {
 	strict bool
 	wait   string
-}
-
-func (o *statusOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.strict, "strict", false, "exit 6 where anything disagrees or could not be looked at")
-	fs.StringVar(&o.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with agent and server heard and viewers served")
 }
 
 func newStatusCommand(g *globals) *cobra.Command {
@@ -46,14 +40,13 @@ func newStatusCommand(g *globals) *cobra.Command {
 		Example: "  amsagent status\n" +
 			"  amsagent status --strict -o json\n" +
 			"  amsagent status --wait active --timeout 2m",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
 	readsOnly(cmd)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.BoolVar(&opts.strict, "strict", false, "exit 6 where anything disagrees or could not be looked at")
+	fs.StringVar(&opts.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with agent and server heard and viewers served")
 	completes(cmd, "wait", states)
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, keyAMSRelease, keyProvider)

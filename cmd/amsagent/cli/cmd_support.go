@@ -29,10 +29,7 @@ func newSupportCommand(g *globals) *cobra.Command {
 			"A part that cannot be had says why; the others are there. As root it tells most.",
 		Example: "  amsagent support > support.txt\n" +
 			"  amsagent support -o json | gzip > support.json.gz",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runSupport(cmd.Context(), g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runSupport(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
 	readsOnly(cmd)

@@ -23,11 +23,8 @@ func newUndrainCommand(g *globals) *cobra.Command {
 			"a drain can be taken back: the node becomes active again, whoever asked for the drain.\n" +
 			"A cloud that wants to end the machine is not stopped by that: it ends it when its hook's\n" +
 			"time is over.",
-		Example:               "  amsagent undrain",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runUndrain(cmd.Context(), g) },
+		Example: "  amsagent undrain",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runUndrain(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
 	return cmd
