@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/plain"
 )
 
@@ -47,15 +46,15 @@ type supportData struct {
 type supportPart struct {
 	// Command is its command line.
 	Command string `json:"command"`
-	// Exit is its exit status; 127 where there is no such program, -1 where it did not end in time.
+	// Exit is its exit status; 127 if there is no such program, -1 if it did not end in time.
 	Exit int           `json:"exit"`
 	Took time.Duration `json:"took_ns"`
 	Text string        `json:"text"`
 }
 
 const (
-	// supportTime bounds a program of the system; the agent's own commands have bounds of their own.
-	supportTime = 20 * time.Second
+	// supportTime bounds a program. The agent's own commands take less, each by a bound of its own.
+	supportTime = time.Minute
 	// supportRoom bounds what one command says; of more the end is kept.
 	supportRoom = 1 << 20
 )
@@ -63,7 +62,7 @@ const (
 // supportLooks are the agent's own commands.
 func supportLooks() [][]string {
 	return [][]string{
-		{"version"}, {"config"}, {"status", "--timeout", supportTime.String()}, {"doctor"}, {"metadata"}, {"nodes", "--all"}, {"events", "--limit", "200"},
+		{"version"}, {"config"}, {"status", "--timeout", "20s"}, {"doctor"}, {"metadata"}, {"nodes", "--all"}, {"events", "--limit", "200"},
 	}
 }
 
@@ -106,13 +105,12 @@ func runSupport(ctx context.Context, g *globals) error {
 		return nil
 	}
 	for _, args := range supportLooks() {
-		says := func() (int, []byte) { return g.agentSays(ctx, args) }
-		if err := add(append([]string{"amsagent"}, args...), says); err != nil {
+		if err := add(append([]string{"amsagent"}, args...), func() (int, []byte) { return runOwn(ctx, g, args) }); err != nil {
 			return err
 		}
 	}
 	for _, argv := range supportPrograms() {
-		if err := add(argv, func() (int, []byte) { return g.systemSays(ctx, argv) }); err != nil {
+		if err := add(argv, func() (int, []byte) { return runOfSystem(ctx, g.settings.Root, argv) }); err != nil {
 			return err
 		}
 	}
@@ -128,42 +126,41 @@ func runSupport(ctx context.Context, g *globals) error {
 	})
 }
 
-// agentSays runs another command of this program, with the flags that all of them have, as it would run without a terminal.
-func (g *globals) agentSays(ctx context.Context, args []string) (exit int, said []byte) {
-	var out locked.Buffer // the goroutine that watches signals logs to it, too
-	env := g.env
-	env.Stdin, env.Stdout, env.Stderr, env.IsTerminal, env.IsJournal = nil, &out, &out, nil, false
+// runOwn runs another command of this program, with the flags that all of them have.
+func runOwn(ctx context.Context, g *globals, args []string) (exit int, output []byte) {
+	own, err := g.env.Executable()
+	if err != nil {
+		return -1, []byte(err.Error())
+	}
+	argv := append([]string{own}, args...)
 	for _, row := range settingsTable() {
 		if v, ok := g.given[row.key]; ok && row.global && row.key != keyOutput && row.key != keyColor {
-			args = append(args, "--"+row.flag+"="+v.text)
+			argv = append(argv, "--"+row.flag+"="+v.text)
 		}
 	}
-	ended := make(chan int, 2)
-	env.Exit = func(code int) { // a second signal
-		if ctx.Err() == nil { // else this command ends, too
-			ended <- code
-		}
-	}
-	go func() { ended <- Main(append(args, "--output=text", "--color=never"), env) }() //nolint:contextcheck // it hears the same signals
-	exit = <-ended
-	return exit, []byte(out.String())
+	return combinedOutput(ctx, append(argv, "--output=text", "--color=never"), g.env.Environ())
 }
 
-// systemSays runs a program of the system that this command needs nothing else from.
-func (g *globals) systemSays(ctx context.Context, argv []string) (exit int, said []byte) {
-	if g.settings.Root != "" {
-		return -1, []byte("not asked: it would tell of this machine, and not of " + g.settings.Root)
+// runOfSystem runs a program of the system that this command needs nothing else from.
+func runOfSystem(ctx context.Context, root string, argv []string) (exit int, output []byte) {
+	if root != "" {
+		return -1, []byte("not asked: it would report this machine, and not " + root)
 	}
+	// env looks in that PATH.
+	return combinedOutput(ctx, append([]string{"/usr/bin/env"}, argv...), []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "SYSTEMD_COLORS=0"})
+}
+
+func combinedOutput(ctx context.Context, argv, environ []string) (exit int, output []byte) {
 	ctx, cancel := context.WithTimeout(ctx, supportTime)
 	defer cancel()
-	c := exec.CommandContext(ctx, "/usr/bin/env", argv...) // which looks in that PATH
-	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "SYSTEMD_COLORS=0"}
+	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	c.Env = environ
 	c.WaitDelay = time.Second
-	said, err := c.CombinedOutput()
+	output, err := c.CombinedOutput()
 	if c.ProcessState == nil || c.ProcessState.ExitCode() < 0 {
-		return -1, append(said, err.Error()...)
+		return -1, append(output, err.Error()...)
 	}
-	return c.ProcessState.ExitCode(), said
+	return c.ProcessState.ExitCode(), output
 }
 
 // lastOf is the end of a text that is longer than room, from the beginning of a line.
