@@ -127,7 +127,7 @@ func checkHelp(root *cobra.Command, args []string) error {
 
 // Commands is the command line for man pages, which cobra makes: each description is Markdown, and ends with the exit status.
 func Commands() *cobra.Command {
-	root := newRootCommand(newGlobals(Env{}.withDefaults()))
+	root := newRootCommand(newGlobals(Env{}))
 	root.DisableAutoGenTag = true
 	var describe func(*cobra.Command)
 	describe = func(cmd *cobra.Command) {

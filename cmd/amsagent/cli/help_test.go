@@ -23,7 +23,7 @@ import (
 func everyCommand(t *testing.T, f func(t *testing.T, args []string, cmd *cobra.Command)) {
 	t.Helper()
 	newRoot := func() *cobra.Command {
-		root := newRootCommand(newGlobals(Env{}.withDefaults()))
+		root := newRootCommand(globalsOf((&testEnv{}).env()))
 		return root
 	}
 	var walk func(path []string, cmd *cobra.Command)

@@ -23,7 +23,7 @@ import (
 
 // Main runs one command line and returns its exit code. It is the only place that turns an error into a code.
 func Main(args []string, env Env) int {
-	g := newGlobals(env.withDefaults())
+	g := newGlobals(env)
 	// Asked before anything is parsed, so that an error in the arguments also comes in the form asked for.
 	g.setForm(formAsked(args, g.env.getenv), "auto", slog.LevelInfo)
 
