@@ -44,13 +44,14 @@ func newBalanceCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "balance [flags]",
 		Short: "feed load balancers with the nodes that serve",
-		Long: "Reads the registry once a second, and publishes the active nodes whose server serves: by\n" +
-			"DNS for nginx, HAProxy and Caddy, by HTTP for Prometheus and Traefik, or into a running\n" +
-			"HAProxy. A drain takes a node out; sessions on it go on. Weights follow the load.\n\n" +
-			"If MongoDB is away, or a role loses more than half of its nodes at once, the last list\n" +
-			"stays; --once then exits with 1 or 3. It is also kept over a restart. Several of these may\n" +
-			"run at the same time.\n\n" +
-			"Only MongoDB is needed: no root, no AMS, no node.",
+		Long: "Reads the registry once a second and publishes the active nodes whose server\n" +
+			"serves: by DNS for nginx, HAProxy and Caddy, by HTTP for Prometheus and\n" +
+			"Traefik, or into a running HAProxy. A drain removes a node; its sessions\n" +
+			"continue. Weights follow the load.\n\n" +
+			"If MongoDB is away, or a role loses more than half of its nodes at once, the\n" +
+			"last list stays; --once then exits with 1 or 3. The list survives a restart.\n" +
+			"Several instances may run at the same time.\n\n" +
+			"It needs MongoDB only: no root, no AMS, no node.",
 		Example: "  amsagent balance --mongo 10.0.2.4 --dns 127.0.0.1:5353 --domain ams.internal\n" +
 			"  amsagent balance --haproxy /run/haproxy/admin.sock\n" +
 			"  amsagent balance --once -o json",

@@ -60,12 +60,14 @@ func configHelp() string {
 		"     amsagent-role where the cloud allows no colon\n" +
 		"  6. the default\n\n" +
 		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +
-		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it. Role, group\n" +
-		"and address of a node are shown as it has them, beside what the settings say by now.\n\n" +
-		"config.yaml holds `key: value` lines. Everybody can read it, so a password in it\n" +
-		"is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a list of YAML.\n" +
-		"A fault in it is refused here, by join and by seal. Other commands leave an unknown\n" +
-		"key out; with another fault the last good file of a node counts. The keys:\n\n")
+		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it. Role,\n" +
+		"group and address of a node are shown as it joined, beside what the settings\n" +
+		"have now.\n\n" +
+		"config.yaml holds `key: value` lines. All users can read it, so a password in\n" +
+		"it is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a\n" +
+		"list of YAML. A fault in it is refused here, by join and by seal. Other\n" +
+		"commands ignore an unknown key; with another fault the last good file of a\n" +
+		"node counts. The keys:\n\n")
 	for _, row := range settingsTable() {
 		if row.noFile {
 			continue

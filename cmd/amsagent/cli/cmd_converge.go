@@ -28,15 +28,16 @@ func newConvergeCommand(g *globals) *cobra.Command {
 	var opts convergeOptions
 	cmd := &cobra.Command{
 		Use:   "converge [flags]",
-		Short: "bring the files of a machine that joined back to what it joined as",
-		Long: "Puts right the files of a node that has another address now, whose disk is a copy of\n" +
-			"another node's, or whose files an upgrade restored. It asks MongoDB nothing, and\n" +
-			"starts and stops nothing. A machine that never joined, or that was made standalone by\n" +
-			"hand, is left alone.\n\n" +
-			"At boot systemd runs it as amsagent-node.service, and before each start of the server\n" +
-			"with --before-start from a drop-in of the server's unit. Where the server is started\n" +
-			"by --service-command, run `amsagent converge --before-start` before that. It takes no\n" +
-			"setting from the environment, which is the unit's, and so perhaps the server's user's.",
+		Short: "repair the files of a joined machine",
+		Long: "Repairs the files of a node that has another address now, whose disk is a copy\n" +
+			"of another node's, or whose files an upgrade restored. It does not use\n" +
+			"MongoDB, and starts and stops nothing. It ignores a machine that never joined,\n" +
+			"and one that the operator made standalone.\n\n" +
+			"At boot systemd runs it as amsagent-node.service, and before each start of the\n" +
+			"server with --before-start from a drop-in of the server's unit. If --service-\n" +
+			"command starts the server, run `amsagent converge --before-start` before that.\n" +
+			"It then ignores the environment, which is the unit's: the server's user may be\n" +
+			"able to change it.",
 		Example: "  amsagent converge",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if opts.beforeStart {

@@ -26,11 +26,12 @@ func newDeregisterCommand(g *globals) *cobra.Command {
 	var opts deregisterOptions
 	cmd := &cobra.Command{
 		Use:   "deregister [flags]",
-		Short: "take a node whose server has stopped out of the cluster's lists",
-		Long: "The last word of a machine that goes down: Ant Media Server's own document is\n" +
-			"removed, and this node's row says left. systemd runs it, after Ant Media Server has\n" +
-			"stopped, as the end of amsagent-node.service. The files stay those of a node: a\n" +
-			"machine that comes back joins again by itself. To leave for good: amsagent leave.",
+		Short: "remove a stopped node from the cluster's lists",
+		Long: "The last step of a machine that shuts down: it removes Ant Media Server's own\n" +
+			"document, and sets this node's record to left. systemd runs it after Ant Media\n" +
+			"Server has stopped, as the end of amsagent-node.service. The files stay those\n" +
+			"of a node: the machine joins again by itself when it comes back. To leave for\n" +
+			"good: amsagent leave.",
 		Example: "  amsagent deregister --on-shutdown",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runDeregister(cmd.Context(), opts, g) },
 	}

@@ -38,11 +38,12 @@ func newDoctorCommand(g *globals) *cobra.Command {
 	var opts doctorOptions
 	cmd := &cobra.Command{
 		Use:   "doctor [flags]",
-		Short: "look for what is wrong, or will be, and change nothing",
-		Long: "Makes every check of a join and more, all side by side, and lists every result\n" +
-			"with what was seen; what is wrong comes last, with what to do. It works before a\n" +
-			"join, after one and in the build of an image, needs no daemon, and is over after\n" +
-			"15 seconds where nothing answers. What is not known is neither good nor bad.\n\n" +
+		Short: "report what is wrong, or will be, and change nothing",
+		Long: "Makes every check of a join and more, all at the same time, and lists the\n" +
+			"results: first the good ones, then what is not known, and at the end the\n" +
+			"problems, each with its fix. It works before a join, after one and in the\n" +
+			"build of an image, needs no daemon, and ends after 15 seconds if nothing\n" +
+			"answers. A result that is not known is neither good nor bad.\n\n" +
 			"With --user-data it reads user data as cloud-init does, before a machine runs\n" +
 			"them. Exit 6 means a problem; with --strict, a problem, a warning or a file of\n" +
 			"user data that is not checked.",

@@ -39,17 +39,19 @@ func newDrainCommand(g *globals) *cobra.Command {
 	var opts drainOptions
 	cmd := &cobra.Command{
 		Use:   "drain [NODE] [flags]",
-		Short: "take this node, or another, out of the cluster without cutting a stream",
-		Long: "The node is announced as draining, so that nothing new comes to it, and serves until\n" +
-			"its last publisher and viewer have gone, or until the deadline. Then Ant Media Server\n" +
-			"is stopped, the node is taken off the cluster's lists, and a cloud's hook that waits\n" +
-			"for it is completed. The files stay as they are.\n\n" +
-			"The daemon does all that; this command follows it, and says at least every 30 s how\n" +
-			"many are left. Ending this command ends nothing else. Where a drain is under way\n" +
-			"already, it is joined. `amsagent undrain` takes it back until the server is stopped.\n\n" +
-			"With NODE, an id, an address or a host name, it is another node, asked from anywhere that\n" +
-			"reaches MongoDB, without root: the request stands in that node's row, and its daemon takes it\n" +
-			"up within 15 s. One that nobody takes up is withdrawn after 45 s, or after --timeout.",
+		Short: "take a node out of the cluster without cutting a stream",
+		Long: "The node is announced as draining, so that it gets no new sessions. It serves\n" +
+			"until its last publisher and viewer have left, or until the deadline. Then Ant\n" +
+			"Media Server is stopped, the node is removed from the cluster's lists, and a\n" +
+			"pending hook of the cloud is completed. The files stay as they are.\n\n" +
+			"The daemon does all that; this command follows it, and reports at least every\n" +
+			"30 s how many sessions are left. If this command ends, the drain continues. If\n" +
+			"a drain is in progress, the command follows that one. `amsagent undrain`\n" +
+			"cancels a drain until the server stops.\n\n" +
+			"NODE is an id, an address or a host name of another node. The command then\n" +
+			"runs on any machine that reaches MongoDB, without root. The request stands in\n" +
+			"that node's record, and its daemon accepts it within 15 s. If no daemon does,\n" +
+			"the request is withdrawn after 45 s, or after --timeout.",
 		Example: "  amsagent drain\n" +
 			"  amsagent drain --deadline 20m --reason \"kernel update\"\n" +
 			"  amsagent drain --now --repair-streams\n" +

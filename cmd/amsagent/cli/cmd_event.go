@@ -30,15 +30,15 @@ func newEventCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "event [flags] < EVENT",
 		Short: "handle a lifecycle event of the cloud, as the target of a hook",
-		Long: "The event is JSON of Amazon's Auto Scaling: EventBridge's event, its detail alone,\n" +
-			"or a flat message, without an envelope of SNS or SQS; or, of Alibaba Cloud, an\n" +
-			"object of the placeholders of an OOS template: regionId, instanceIds,\n" +
-			"lifecycleHookId, lifecycleActionToken.\n\n" +
-			"Where it is about this machine, it is handed to the daemon and followed to its\n" +
-			"end: a termination until this node has left, a launch until it serves.\n\n" +
-			"An event about another machine is none of ours: exit 0, so that one command can be\n" +
-			"sent to a whole group. The same is true of test notifications, and of events that\n" +
-			"come too late. It runs as a command or a step of Systems Manager.",
+		Long: "The event is JSON of Amazon's Auto Scaling: EventBridge's event, its detail\n" +
+			"alone, or a flat message, without an envelope of SNS or SQS; or, of Alibaba\n" +
+			"Cloud, an object of the placeholders of an OOS template: regionId,\n" +
+			"instanceIds, lifecycleHookId, lifecycleActionToken.\n\n" +
+			"An event about this machine is handed to the daemon and followed to its end: a\n" +
+			"termination until this node has left, a launch until it serves.\n\n" +
+			"An event about another machine is ignored with exit 0, so that one command can\n" +
+			"be sent to a whole group. The same is true of test notifications, and of\n" +
+			"events that come too late. It runs as a command or a step of Systems Manager.",
 		Example: "  amsagent event --file /tmp/event.json\n" +
 			"  printf '%s' \"$EVENT\" | amsagent event --detach",
 		RunE: func(cmd *cobra.Command, _ []string) error { return runEvent(cmd.Context(), opts, g) },

@@ -29,10 +29,11 @@ func newEventsCommand(g *globals) *cobra.Command {
 	var opts eventsOptions
 	cmd := &cobra.Command{
 		Use:   "events [NODE] [flags]",
-		Short: "show the history of the cluster, or of one node: joins, drains, leaves",
-		Long: "The registry keeps who did what to which node, and why, for 90 days. NODE is an id, an\n" +
-			"address or a host name. Times are those of MongoDB's server, in UTC; the latest is last.\n\n" +
-			"Only MongoDB is needed: no root, no AMS, no node.",
+		Short: "show the history of the cluster: joins, drains, leaves",
+		Long: "The registry keeps for 90 days what happened to which node, by which command\n" +
+			"or event, and why. NODE is an id, an address or a host name. Times are those\n" +
+			"of MongoDB's server, in UTC; the latest is last.\n\n" +
+			"It needs MongoDB only: no root, no AMS, no node.",
 		Example: "  amsagent events\n" +
 			"  amsagent events 10.0.1.5 --since 24h\n" +
 			"  amsagent events i-0123456789abcdef0 -n 10 -o json",

@@ -32,19 +32,20 @@ func newJoinCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "join --mongo ADDRESS [flags]",
 		Short: "make this machine a node of the cluster, and verify it",
-		Long: "Every check is made before the first change, and all that fail are listed.\n" +
-			"The files change as one: all of them, or none. Ant Media Server is restarted only\n" +
-			"if something changed, and not while streams or viewers are known to be on it,\n" +
-			"unless --now is given. Success means that the server itself was seen in the\n" +
-			"cluster, as its own fresh document in clusterdb.clusternode under this machine's\n" +
-			"address, and that its applications serve; otherwise everything is put back.\n\n" +
-			"The daemon, where it is installed, is started then and runs after every boot.\n\n" +
-			"These settings are kept for the daemon and for later commands where they are given\n" +
-			"here, by flag or variable:\n\n" + keptKeys() + "\n" +
-			"A later join that does not name one of them keeps it; an empty value drops it, as in\n" +
-			"--address \"\". `amsagent config` shows them as given to join.\n\n" +
-			"Done twice, the second run writes nothing and restarts nothing. A run that was\n" +
-			"killed is finished by the next one. `amsagent leave` gives back what join found.",
+		Long: "Makes every check before the first change, and lists all that fail. The files\n" +
+			"change as one: all of them, or none. Ant Media Server is restarted only if\n" +
+			"something changed, and not while streams or viewers are known to be on it,\n" +
+			"unless --now is given. Success means that the server's own fresh document is\n" +
+			"in clusterdb.clusternode under this machine's address, and that its\n" +
+			"applications serve; otherwise all files are restored.\n\n" +
+			"If the daemon is installed, it is started then and runs after every boot.\n\n" +
+			"These settings, given here by flag or variable, are kept for the daemon and\n" +
+			"for later commands:\n\n" +
+			keptKeys() + "\n" +
+			"A later join that does not name one of them keeps it; an empty value drops it,\n" +
+			"as in --address \"\". `amsagent config` shows them as given to join.\n\n" +
+			"A second run writes nothing and restarts nothing. The next run finishes one\n" +
+			"that was killed. `amsagent leave` restores what join found.",
 		Example: "  amsagent join --mongo 10.0.2.4\n" +
 			"  amsagent join --mongo file:/run/secrets/mongo --role edge --group edges\n" +
 			"  amsagent join --mongo 10.0.2.4 --dry-run",

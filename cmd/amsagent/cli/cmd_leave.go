@@ -24,17 +24,17 @@ func newLeaveCommand(g *globals) *cobra.Command {
 	var opts leaveOptions
 	cmd := &cobra.Command{
 		Use:   "leave [flags]",
-		Short: "take this machine out of the cluster and give its files back",
-		Long: "A file that nothing wrote since the join becomes what join found, byte for byte. In\n" +
-			"one that was written since, as by the server, which saves its settings at a start,\n" +
-			"what join had set is taken back and the rest is kept; where that itself was edited,\n" +
-			"it gets its standalone form. The result says which files these are. Ant Media Server\n" +
-			"is restarted standalone, its document is removed from the cluster's list, and this\n" +
-			"node's row in the registry says left.\n\n" +
-			"First /readyz turns 503, so that no new sessions come. Then the daemon is stopped and\n" +
-			"disabled: it would register the node again.\n\n" +
-			"A node that the vendor's script switched is made standalone as well. MongoDB being\n" +
-			"away keeps nobody from leaving; run leave again when it is back.",
+		Short: "take this machine out of the cluster and restore its files",
+		Long: "A file that did not change since the join is restored byte for byte. In a file\n" +
+			"that changed, for example because the server saved its settings at a start,\n" +
+			"the keys that join had set are restored and the rest is kept; a key that was\n" +
+			"edited gets its standalone value. The result lists these files. Ant Media\n" +
+			"Server is restarted standalone, its document is removed from the cluster's\n" +
+			"list, and this node's record is set to left.\n\n" +
+			"First /readyz turns 503, so that no new sessions come. Then the daemon is\n" +
+			"stopped and disabled: it would register the node again.\n\n" +
+			"It also makes a node standalone that the vendor's script switched. If MongoDB\n" +
+			"is away, the machine still leaves; run leave again when it is back.",
 		Example: "  amsagent leave\n" +
 			"  amsagent leave --dry-run\n" +
 			"  amsagent leave --now --timeout 2m",

@@ -19,9 +19,9 @@ import (
 func newMetadataCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "metadata [flags]",
-		Short: "print what the cloud says about this machine, and how we know the cloud",
-		Long: "The cloud is found by the firmware's strings, then by cloud-init's data. What decided\n" +
-			"is printed after the provider.",
+		Short: "print what the cloud reports about this machine",
+		Long: "The cloud is detected by the firmware's strings, then by cloud-init's data.\n" +
+			"The evidence is printed after the provider.",
 		Example: "  amsagent metadata\n" +
 			"  amsagent metadata --provider aws -o json\n" +
 			"  amsagent metadata --log-level debug",

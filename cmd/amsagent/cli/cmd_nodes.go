@@ -37,26 +37,29 @@ func newNodesCommand(g *globals) *cobra.Command {
 		// For prune.
 		SuggestionsMinimumDistance: 2,
 
-		Short: "show the cluster: every node, its state, load and sessions, and whether it lives",
-		Long: "Both its agent, which writes heartbeats into the registry, and its Ant Media Server (AMS),\n" +
-			"which writes a list of its own, tell whether a node lives.\n\n" +
-			"  healthy      both are heard\n" +
-			"  not-serving  both are heard, the node is active, and its agent sees an application\n" +
-			"               that viewers cannot use; -o json says which (node.serving)\n" +
-			"  ams-stale    the agent is heard, AMS is silent for more than 20 s\n" +
-			"  agent-stale  AMS is heard, the agent is silent for two heartbeats and a second\n" +
-			"  no-agent     AMS is heard, and has no agent\n" +
-			"  gone         neither is heard, AMS not for 11 s\n" +
-			"  unknown      neither is heard, and no other node: MongoDB may have been away\n" +
-			"  left         it said itself that it goes: nothing is expected of it\n\n" +
-			"If the rows do not fit the terminal of --watch, nodes that need attention come first.\n\n" +
-			"Health is one thing, the state (joining, active, draining, left, failed) another:\n" +
-			"the state is what the node last said it was doing.\n\n" +
-			"SCORE is how near a node is to refusing streams, in percent: the highest of CPU and memory\n" +
-			"against the limits in its settings, and of each GPU. If a control group limits the server's\n" +
-			"memory or CPU, that figure and SCORE are unknown. A balancer may take 100 - SCORE as its weight.\n\n" +
-			"- is not known, never zero. ~ is a guess: an age by a clock that nobody vouches for, or\n" +
-			"viewers counted by their connections. Only MongoDB is needed: no root, no AMS, no node.",
+		Short: "show each node of the cluster: its state, health, load, sessions",
+		Long: "Health combines two signals of a node: the heartbeats that its agent writes\n" +
+			"into the registry, and the list that Ant Media Servers (AMS) write themselves.\n\n" +
+			"  healthy      both signals are fresh\n" +
+			"  not-serving  both are fresh, the node is active, and its agent sees an\n" +
+			"               application that viewers cannot use: node.serving in -o json\n" +
+			"  ams-stale    the agent is fresh, AMS is silent for more than 20 s\n" +
+			"  agent-stale  AMS is fresh, the agent is silent for two heartbeats and 1 s\n" +
+			"  no-agent     AMS is fresh, and has no agent\n" +
+			"  gone         both are silent, AMS for at least 11 s\n" +
+			"  unknown      all nodes are silent: MongoDB may have been away\n" +
+			"  left         the node left by itself, and is expected to be silent\n\n" +
+			"If the rows do not fit the terminal of --watch, nodes that need attention come\n" +
+			"first.\n\n" +
+			"Health is independent of the state (joining, active, draining, left, failed),\n" +
+			"which the node itself wrote last.\n\n" +
+			"SCORE is how near a node is to refusing streams, in percent: the highest of\n" +
+			"CPU and memory against the limits in its settings, and of each GPU. If a\n" +
+			"control group limits the server's memory or CPU, that figure and SCORE are\n" +
+			"unknown. A balancer may use 100 - SCORE as its weight.\n\n" +
+			"- is not known, never zero. ~ is an estimate: an age by an unchecked clock, or\n" +
+			"viewers counted by their connections.\n\n" +
+			"It needs MongoDB only: no root, no AMS, no node.",
 		Example: "  amsagent nodes\n" +
 			"  amsagent nodes --watch --role origin --sort -cpu\n" +
 			"  amsagent nodes --mongo 10.0.2.4 --state active,draining -o json",

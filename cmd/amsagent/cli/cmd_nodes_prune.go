@@ -29,11 +29,12 @@ func newNodesPruneCommand(g *globals) *cobra.Command {
 	var opts pruneOptions
 	cmd := &cobra.Command{
 		Use:   "prune [flags]",
-		Short: "remove the rows of machines whose agent and server are both gone",
-		Long: "A row goes where the agent has been silent for --older-than, Ant Media Server's own\n" +
-			"document is missing or as old, nobody listens on the server's port, and nothing of\n" +
-			"that changed between two looks some seconds apart. The documents of that address go\n" +
-			"with it. What is written in the meantime stays.\n\n" +
+		Short: "remove the records of nodes that are gone",
+		Long: "A record is removed if the agent has been silent for --older-than, Ant Media\n" +
+			"Server's own document is missing or as old, no program listens on the server's\n" +
+			"port, and none of that changed between two readings some seconds apart. The\n" +
+			"documents of that address are removed with it. What is written in the meantime\n" +
+			"stays.\n\n" +
 			"Without --yes nothing is removed.",
 		Example: "  amsagent nodes prune\n" +
 			"  amsagent nodes prune --older-than 1h --yes\n" +

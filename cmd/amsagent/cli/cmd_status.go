@@ -31,12 +31,12 @@ func newStatusCommand(g *globals) *cobra.Command {
 	var opts statusOptions
 	cmd := &cobra.Command{
 		Use:   "status [flags]",
-		Short: "show this node from four sides, and where they disagree",
-		Long: "Four sides: the files on disk, the server that runs, this node's rows as its\n" +
-			"peers read them from MongoDB, and the daemon with what the cloud wants of it. What\n" +
-			"contradicts each other is named, with what to do.\n\n" +
-			"To ask is no failure: it exits 0 also where it finds a disagreement. In a script\n" +
-			"use --strict, which exits 6 then, or --wait.",
+		Short: "show this node from four sides, and how they differ",
+		Long: "Four sides: the files on disk, the server that runs, this node's records as\n" +
+			"its peers read them from MongoDB, and the daemon with what the cloud wants of\n" +
+			"it. Contradictions are listed, each with its fix.\n\n" +
+			"A contradiction is not a failure of this command: it exits 0. In a script use\n" +
+			"--strict, which exits 6 then, or --wait.",
 		Example: "  amsagent status\n" +
 			"  amsagent status --strict -o json\n" +
 			"  amsagent status --wait active --timeout 2m",

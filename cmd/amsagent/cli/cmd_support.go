@@ -19,13 +19,15 @@ import (
 func newSupportCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "support [flags]",
-		Short: "print what somebody who helps needs to know, without secrets",
-		Long: "What the commands that only look say here, what the service manager knows of this agent and\n" +
-			"the server, the journal of the agent's units, and a few facts about the machine: one text, to\n" +
-			"be read by you before you send it. Nothing is changed, and nothing is sent.\n\n" +
-			"Passwords, tokens and keys are masked. Names, addresses, ids and paths are shown. Not in it:\n" +
-			"the server's own log, its files, and what viewers and publishers do.\n\n" +
-			"A part that cannot be had says why; the others are there. As root it tells most.",
+		Short: "print a report for those who help, without secrets",
+		Long: "One text to read before you send it: the output of the commands that only\n" +
+			"read, what the service manager knows of this agent and the server, the journal\n" +
+			"of the agent's units, and a few facts about the machine. Nothing is changed,\n" +
+			"and nothing is sent.\n\n" +
+			"Passwords, tokens and keys are masked. Names, addresses, ids and paths are\n" +
+			"shown. It does not have the server's own log, its files, nor what viewers and\n" +
+			"publishers do.\n\n" +
+			"If a part is not available, its reason is in its place. Root gets most.",
 		Example: "  amsagent support > support.txt\n" +
 			"  amsagent support -o json | gzip > support.json.gz",
 		RunE: func(cmd *cobra.Command, _ []string) error { return runSupport(cmd.Context(), g) },

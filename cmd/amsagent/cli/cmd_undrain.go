@@ -18,11 +18,11 @@ import (
 func newUndrainCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "undrain [flags]",
-		Short: "take a drain back: this node serves again",
-		Long: "As long as Ant Media Server has not been told to stop, and the machine does not shut down,\n" +
-			"a drain can be taken back: the node becomes active again, whoever asked for the drain.\n" +
-			"A cloud that wants to end the machine is not stopped by that: it ends it when its hook's\n" +
-			"time is over.",
+		Short: "cancel a drain: this node serves again",
+		Long: "Until Ant Media Server stops or the machine shuts down, a drain can be\n" +
+			"cancelled: the node becomes active again, no matter which command or event\n" +
+			"started the drain. A cloud that terminates the machine does not stop for that:\n" +
+			"it continues when its hook's time is over.",
 		Example: "  amsagent undrain",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runUndrain(cmd.Context(), g) },
 	}

@@ -96,6 +96,7 @@ func addCobraCommands(root *cobra.Command) {
 			}
 			for _, shell := range cmd.Commands() {
 				shell.Short = "print the completion script of " + shell.Name()
+				shell.Long = strings.Replace(shell.Long, "already, you", "already,\nyou", 1) // one line is too wide
 				shell.Args = noArgs
 				readsOnly(shell)
 				noSettings(shell)
