@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -107,12 +106,12 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	for i := range results { // before lines are cut and broken: half a secret is not known as one
+	for i := range results { // before control characters in it are escaped
 		r := &results[i]
 		r.Seen, r.Hint = g.redact(r.Seen), g.redact(r.Hint)
 	}
 	data := doctorData{Counts: doctor.Count(results), Checks: results}
-	if err := g.result("doctor", data, func(w *textWriter) { doctorText(w, data, g.tableStyle()) }); err != nil {
+	if err := g.result("doctor", data, func(w *textWriter) { doctorText(w, data) }); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(results, func(r doctor.Result) bool { return r.Wrong() && (opts.strict || r.Verdict == doctor.Bad) }) {
@@ -334,98 +333,45 @@ func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 	}
 }
 
-// doctorText lists all, and what is wrong once more at the end: that is where a terminal is read at night.
-func doctorText(w *textWriter, data doctorData, t tableStyle) {
+// doctorText lists what is good, then what is not known, and last what is wrong, the worst at the end of the screen.
+func doctorText(w *textWriter, data doctorData) {
 	w.line("%s", doctorVerdict(w, data.Counts))
 	var group doctor.Group
-	for i := 0; i < len(data.Checks); i++ {
-		r := data.Checks[i]
-		if r.Group != group {
-			group = r.Group
-			w.heading(string(group))
-		}
-		// What one thing keeps from being known is told once.
-		same := i + 1
-		for same < len(data.Checks) && sameUnknown(r, data.Checks[same]) {
-			same++
-		}
-		line := r.Title + ": " + oneLine(r.Seen)
+	var warnings, bad, unknown []doctor.Result
+	for _, r := range data.Checks {
 		switch {
-		case same > i+1:
-			line = fmt.Sprintf("%-24s %s", fmt.Sprintf("%d checks", same-i), oneLine(r.Seen))
-		case r.Ignored || r.Verdict != doctor.Good: // an id is for looking up what is wrong
-			line = fmt.Sprintf("%-24s %s", r.ID, line)
-		}
-		if t.width > 0 {
-			line = fit(line, max(t.width-doctorMark-1, doctorMark))
-		}
-		w.line("  %s %s", doctorWord(w, r), line)
-		for _, picture := range r.Lines {
-			picture = "    " + printable(picture)
-			if t.width > 0 {
-				picture = fit(picture, max(t.width, doctorMark))
+		case r.Ignored || r.Verdict == doctor.Good:
+			if r.Group != group {
+				group = r.Group
+				w.heading(string(group))
 			}
-			w.line("%s", picture)
-		}
-		if same > i+1 {
-			var ids []string
-			for _, r := range data.Checks[i:same] {
-				ids = append(ids, r.ID)
-			}
-			w.b.WriteString(indented(strings.Join(ids, " "), doctorMark, cmp.Or(t.width, doctorWidth)))
-			i = same - 1
-		}
-	}
-	doctorAsk(w, data.Checks, t.width)
-	doctorEnd(w, data, t.width)
-}
-
-// doctorEnd is what is wrong, and how many results there are.
-func doctorEnd(w *textWriter, data doctorData, width int) {
-	doctorProblems(w, data.Checks, width)
-	w.b.WriteByte('\n')
-	w.b.WriteString(indented(doctorCounts(data.Counts), 0, width))
-}
-
-func sameUnknown(a, b doctor.Result) bool {
-	return a.Verdict == doctor.Unknown && b.Verdict == doctor.Unknown && !a.Ignored && !b.Ignored && a.Group == b.Group && a.Seen == b.Seen
-}
-
-// doctorWidth is that of a list of ids where no terminal says its own.
-const doctorWidth = 100
-
-// indented breaks a text into lines that begin with n blanks; into one where width is 0. Blanks in it stay: they may be what is wrong.
-func indented(text string, n, width int) string {
-	var b strings.Builder
-	at := 0
-	for word := range strings.SplitSeq(text, " ") {
-		switch {
-		case at == 0:
-			b.WriteString(strings.Repeat(" ", n) + word)
-			at = n
-		case width > 0 && at+1+utf8.RuneCountInString(word) > width:
-			b.WriteString("\n" + strings.Repeat(" ", n) + word)
-			at = n
+			doctorResult(w, r)
+		case r.Verdict == doctor.Unknown:
+			unknown = append(unknown, r)
+		case r.Verdict == doctor.Warning:
+			warnings = append(warnings, r)
 		default:
-			b.WriteString(" " + word)
-			at++
+			bad = append(bad, r)
 		}
-		at += utf8.RuneCountInString(word)
 	}
-	return b.String() + "\n"
+	doctorUnknown(w, unknown)
+	if wrong := slices.Concat(warnings, bad); len(wrong) > 0 {
+		w.heading("What is wrong")
+		for _, r := range wrong {
+			doctorResult(w, r)
+			if r.Hint != "" {
+				w.line("      %s", oneLine(r.Hint))
+			}
+		}
+		w.line("  more about one: %s", w.color.bold("amsagent doctor --explain ID"))
+	}
+	c := data.Counts
+	w.line("\n%d bad, %s, %d not known, %d ignored, %d good", c.Bad, count(c.Warning, "warning"), c.Unknown, c.Ignored, c.Good)
 }
 
-// outdented is the same, but that the first line begins further left.
-func outdented(text string, width int) string {
-	return "  " + strings.TrimLeft(indented(text, 4, width), " ")
-}
-
-// doctorMark is how wide the first column is, with the blanks around it.
-const doctorMark = 12
-
-// doctorWord is the verdict in one word, which reads without color, too.
-func doctorWord(w *textWriter, r doctor.Result) string {
-	word, paint := "good", w.color.green
+// doctorResult begins with a word, which reads without color, too. An id is for looking up a problem.
+func doctorResult(w *textWriter, r doctor.Result) {
+	word, paint, id := "good", w.color.green, r.ID+" "
 	switch {
 	case r.Ignored:
 		word, paint = "ignored", w.color.dim
@@ -433,10 +379,33 @@ func doctorWord(w *textWriter, r doctor.Result) string {
 		word, paint = "BAD", w.color.red
 	case r.Verdict == doctor.Warning:
 		word, paint = "warning", w.color.yellow
-	case r.Verdict == doctor.Unknown:
-		word, paint = "not known", w.color.dim
+	default:
+		id = ""
 	}
-	return paint(fmt.Sprintf("%-9s", word))
+	w.line("  %s %s%s: %s", paint(fmt.Sprintf("%-9s", word)), id, r.Title, oneLine(r.Seen))
+	for _, picture := range r.Lines {
+		w.line("    %s", printable(picture))
+	}
+}
+
+// doctorUnknown prints each reason once, with all checks that it affects.
+func doctorUnknown(w *textWriter, results []doctor.Result) {
+	var reasons []string
+	ids := map[string][]string{}
+	for _, r := range results {
+		reason := oneLine(r.Seen + "\n" + r.Hint)
+		if ids[reason] == nil {
+			reasons = append(reasons, reason)
+		}
+		ids[reason] = append(ids[reason], r.ID)
+	}
+	if len(reasons) > 0 {
+		w.heading("What is not known")
+	}
+	for _, reason := range reasons {
+		w.line("  %s %s", w.color.dim("not known"), strings.Join(slices.Compact(ids[reason]), " "))
+		w.line("      %s", reason)
+	}
 }
 
 func doctorVerdict(w *textWriter, c doctor.Counts) string {
@@ -449,66 +418,6 @@ func doctorVerdict(w *textWriter, c doctor.Counts) string {
 		return w.color.green("OK") + ", as far as it is known"
 	}
 	return w.color.green("OK")
-}
-
-// doctorProblems gathers what is wrong, the worst last: it is the first to be mended.
-func doctorProblems(w *textWriter, results []doctor.Result, width int) {
-	headed := false
-	for _, v := range []doctor.Verdict{doctor.Warning, doctor.Bad} {
-		for _, r := range results {
-			if r.Verdict != v || r.Ignored {
-				continue
-			}
-			if !headed {
-				w.heading("What is wrong")
-				headed = true
-			}
-			paint := w.color.yellow
-			if v == doctor.Bad {
-				paint = w.color.red
-			}
-			id := r.ID + ":"
-			w.b.WriteString(strings.Replace(outdented(id+" "+oneLine(r.Seen), width), id, paint(id), 1))
-			if r.Hint != "" {
-				w.b.WriteString(indented(oneLine(r.Hint), 6, width))
-			}
-		}
-	}
-	if headed {
-		const more = "amsagent doctor --explain ID"
-		w.b.WriteString(strings.Replace(outdented("more about one: "+more, width), more, w.color.bold(more), 1))
-	}
-}
-
-// doctorAsk tells how to learn what is not known, each way once.
-func doctorAsk(w *textWriter, results []doctor.Result, width int) {
-	var hints []string
-	ids := map[string][]string{}
-	for _, r := range results {
-		if r.Verdict != doctor.Unknown || r.Ignored || r.Hint == "" {
-			continue
-		}
-		if ids[r.Hint] == nil {
-			hints = append(hints, r.Hint)
-		}
-		ids[r.Hint] = append(ids[r.Hint], r.ID)
-	}
-	if len(hints) == 0 {
-		return
-	}
-	w.heading("What is not known, and how to know it")
-	for _, hint := range hints {
-		w.b.WriteString(indented(strings.Join(slices.Compact(ids[hint]), " ")+":", 2, cmp.Or(width, doctorWidth)))
-		w.b.WriteString(indented(oneLine(hint), 6, width))
-	}
-}
-
-func doctorCounts(c doctor.Counts) string {
-	parts := []string{fmt.Sprintf("%d bad", c.Bad), count(c.Warning, "warning"), fmt.Sprintf("%d not known", c.Unknown)}
-	if c.Ignored > 0 {
-		parts = append(parts, fmt.Sprintf("%d ignored", c.Ignored))
-	}
-	return strings.Join(append(parts, fmt.Sprintf("%d good", c.Good)), ", ")
 }
 
 // doctorIdentity is who this machine is, asked once.
