@@ -153,7 +153,7 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	m.viewRow(ctx, req, s)
 	s.Member = s.Files.Mode == conf.ModeCluster || state != nil
 	if s.Unprivileged {
-		s.Row.Err = "only root may ask the cluster: run it with sudo"
+		s.Row.Err = "only root may ask the cluster: " + RootHint
 	}
 	s.compare(state)
 	return s, nil
@@ -230,7 +230,7 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 	v := &s.Row
 	if req.Mongo.IsZero() {
-		v.Err = "no MongoDB address is configured"
+		v.Err = "no MongoDB address is known"
 		return
 	}
 	if v.ID == "" && req.Identify != nil {

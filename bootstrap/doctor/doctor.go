@@ -172,7 +172,7 @@ func notKnown(err error) Result {
 	r := Result{Verdict: Unknown, Seen: err.Error(), Err: err}
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		r.Hint = "run it as root"
+		r.Hint = bootstrap.RootHint
 	case errors.Is(err, context.DeadlineExceeded):
 		r.Seen = "no answer in time: " + err.Error()
 	}

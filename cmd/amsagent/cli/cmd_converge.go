@@ -60,7 +60,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 }
 
 func runConverge(ctx context.Context, g *globals) error {
-	if err := g.mayChange("converge"); err != nil {
+	if err := mustBeRoot(g, "converge"); err != nil {
 		return err
 	}
 	ctx, cancel := g.timed(ctx)
@@ -79,7 +79,7 @@ func runConverge(ctx context.Context, g *globals) error {
 	}
 	c, err := m.Converge(ctx, req)
 	if err != nil {
-		return g.failure("converge", err)
+		return cannot("converge", err)
 	}
 	return g.result("converge", c, func(w *textWriter) { convergeText(w, c) })
 }
@@ -91,7 +91,7 @@ func (g *globals) convergeRequest(identify bootstrap.Identifier) (bootstrap.Conv
 	}
 	src, err := g.joinedMongo()
 	if err != nil && !errors.Is(err, errNoMongo) {
-		return req, &userError{Msg: "cannot converge", Cause: err}
+		return req, cannot("converge", err)
 	}
 	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
 	req.ForceAddress, req.AddressKept = g.addressForced(), g.addressKept()

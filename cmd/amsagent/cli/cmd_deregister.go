@@ -49,7 +49,7 @@ type deregisterResult struct {
 }
 
 func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) error {
-	if err := g.mayChange("deregister"); err != nil {
+	if err := mustBeRoot(g, "deregister"); err != nil {
 		return err
 	}
 	ctx, cancel := g.timed(ctx)

@@ -139,7 +139,7 @@ func (o *doctorOptions) check() error {
 // warnIgnored names ids that no check has: a misspelt one, or one of a check that was removed.
 func (g *globals) warnIgnored(ids []string) {
 	known := slices.Concat(doctor.IDs(), lint.IDs())
-	for _, c := range errorTable() {
+	for _, c := range errorTable(0) {
 		known = append(known, c.id)
 	}
 	for _, id := range ids {
@@ -244,9 +244,8 @@ func (g *globals) explainForDoctor(err error) (id, hint string) {
 
 func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonView, error) {
 	v, err := c.status(ctx)
-	var none *noDaemonError
 	switch {
-	case errors.As(err, &none):
+	case errors.Is(err, errDaemonDown):
 		return doctor.DaemonView{}, fmt.Errorf("%w: %w", doctor.ErrNoDaemon, err)
 	case err != nil:
 		return doctor.DaemonView{}, err

@@ -34,7 +34,7 @@ func runLint(opts doctorOptions, g *globals) error {
 		src, err := g.readUserData(name)
 		switch {
 		case err != nil && g.ctx.Err() != nil:
-			return &userError{Msg: "cannot look at " + name, Cause: err}
+			return cannot("look at "+name, err)
 		case err != nil:
 			return &userError{Msg: "cannot look at " + name, Cause: err, ID: idUsage, Exit: exitUsage, Hints: []string{"a script or a cloud-config"}}
 		}

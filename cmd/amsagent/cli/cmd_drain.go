@@ -134,7 +134,7 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedLeft && refusal.View != nil:
 		v = *refusal.View // already so
 	case err != nil:
-		return g.drainRefused("cannot drain", g.orNotMember(err))
+		return notBegun("drain", orNotMember(g, err))
 	}
 	if opts.detach {
 		return g.detached("drain", drainData{Drain: &v})
@@ -143,35 +143,26 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	return g.followed(ctx, "drain", f, v, opts.timeout, drainData{})
 }
 
-// drainRefused makes of what the daemon says before anything was begun an error for a person.
-func (g *globals) drainRefused(msg string, err error) error {
-	u := &userError{Msg: msg, Cause: err}
-	var refusal *daemon.Refusal
-	switch {
-	case errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0:
-		return g.needsRoot(strings.TrimPrefix(msg, "cannot "))
-	case errors.Is(err, bootstrap.ErrNotMember):
-		u.ID, u.Exit, u.State = idRefused, exitNotMember, stateUntouched
-	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotMember:
-		u.Exit, u.State = exitNotMember, stateUntouched
-	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedInvalid:
-		u.Exit, u.State = exitUsage, stateUntouched
-	case errors.As(err, &refusal), as[*noDaemonError](err), as[*oddDaemonError](err):
-		u.State = stateUntouched
-	case as[*lostError](err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), as[*interruptedError](err):
-		u.State = "the daemon may have begun what it was asked; `amsagent status` tells"
+// notBegun is the error of a request that the daemon did not accept.
+func notBegun(verb string, err error) error {
+	u := &userError{Msg: "cannot " + verb, Cause: err, State: stateUntouched}
+	if is(errDaemonLost, context.Canceled)(err) || as[*interruptedError](err) {
+		u.State = "the daemon may have begun it: see `amsagent status`"
+	}
+	if r, ok := errors.AsType[*daemon.Refusal](err); ok && r.Code == daemon.RefusedInvalid {
+		u.Exit = exitUsage
 	}
 	return u
 }
 
-// orNotMember is why there is no daemon to ask, where this machine is not a cluster node: one is needed after a join.
-func (g *globals) orNotMember(err error) error {
-	if !as[*noDaemonError](err) {
+// orNotMember is the reason why there is no daemon to ask: one is needed after a join.
+func orNotMember(g *globals, err error) error {
+	if !errors.Is(err, errDaemonDown) {
 		return err
 	}
 	m := bootstrap.Machine{Root: g.settings.Root}
 	switch state, unread := m.StateFile(); {
-	case errors.Is(unread, fs.ErrPermission) && g.env.Geteuid() != 0:
+	case errors.Is(unread, fs.ErrPermission):
 		return unread // only root may ask a daemon, too
 	case unread != nil || state != nil:
 		return err
@@ -251,7 +242,7 @@ func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout t
 		u.Msg, u.State, u.Hints, u.Exit = "this node does not serve", nodeState(v), look, exitFailed
 	case errors.Is(err, errNotTaken), errors.Is(err, errForgotten):
 		u.Msg, u.State, u.Hints, u.Exit = "it was followed in vain", nodeState(v), look, exitFailed
-	case as[*noDaemonError](err):
+	case errors.Is(err, errDaemonDown):
 		u.Msg, u.Exit, u.Hints = "lost sight of it", exitUnknown, nil
 		u.State = "the drain goes on when the daemon is back"
 		if launch {

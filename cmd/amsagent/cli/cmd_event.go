@@ -73,7 +73,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	}
 	e, err := metadata.ParseEvent(data)
 	if err != nil {
-		return &userError{Msg: "cannot read the event", Cause: &eventError{err}}
+		return cannot("read the event", &eventError{err})
 	}
 	nothing := func(result, text, instance string) error {
 		return g.result("event", drainData{Result: result, Event: &e, Instance: instance}, func(w *textWriter) { w.line("%s", printable(text)) })
@@ -106,7 +106,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	began := time.Now()
 	v, err := c.life(ctx, daemon.PathNotice, n)
 	if err != nil {
-		return g.drainRefused("cannot act on the event", g.orNotMember(err))
+		return notBegun("act on the event", orNotMember(g, err))
 	}
 	if slices.Contains(v.Dismissed, n.ID) && v.State == lifecycle.StateActive {
 		return &userError{
@@ -135,14 +135,17 @@ func (e *eventError) Unwrap() error { return e.err }
 // readEvent reads a file, or standard input.
 func (g *globals) readEvent(ctx context.Context, file string, patience time.Duration) ([]byte, error) {
 	how := []string{"amsagent event < event.json, or --file event.json"}
+	fail := func(source string, err error) error {
+		return cannot("read the event", &settingError{source: source, layer: layerFlag, err: err, hints: how})
+	}
 	if file != "" && file != "-" {
 		path, err := underRoot(g.settings.Root, file)
 		if err != nil {
-			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
+			return nil, fail("--file", err)
 		}
 		b, _, err := readSmallFile(path)
 		if err != nil {
-			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
+			return nil, fail("--file", err)
 		}
 		return b, nil
 	}
@@ -155,7 +158,7 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 	case err != nil && ctx.Err() != nil:
 		return nil, &userError{Msg: "waiting for the event", Cause: err, State: stateUntouched}
 	case err != nil:
-		return nil, &userError{Msg: "cannot read the event from standard input", Cause: err, Exit: exitUsage, Hints: how}
+		return nil, fail("standard input", err)
 	case len(strings.TrimSpace(string(b))) == 0:
 		return nil, usageError(how, "the event is missing: standard input is empty")
 	}

@@ -88,12 +88,11 @@ func runEvents(ctx context.Context, opts eventsOptions, args []string, g *global
 }
 
 func events(ctx context.Context, opts eventsOptions, args []string, g *globals, c historian) error {
-	fail := func(err error) error { return &userError{Msg: "cannot read the history", Cause: err} }
 	q := cluster.EventQuery{Limit: opts.limit}
 	if opts.since > 0 {
 		now, err := c.ServerTime(ctx)
 		if err != nil {
-			return fail(err)
+			return cannot("read the history", err)
 		}
 		q.Since = now.Add(-opts.since)
 	}
@@ -101,7 +100,7 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 	var err error
 	if len(args) > 0 || !g.isJSON() { // JSON has ids alone
 		if rows, err = c.Nodes(ctx); err != nil {
-			return fail(err)
+			return cannot("read the history", err)
 		}
 	}
 	if len(args) > 0 {
@@ -109,7 +108,7 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 	}
 	data := eventsData{Nodes: q.Nodes}
 	if data.Events, err = c.Events(ctx, q); err != nil {
-		return fail(err)
+		return cannot("read the history", err)
 	}
 	return g.result("events", data, func(w *textWriter) { eventsText(w, data, rows) })
 }

@@ -67,7 +67,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 
 func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if err := g.contradicted(); err != nil {
-		return &userError{Msg: "cannot join", Cause: err}
+		return cannot("join", err)
 	}
 	switch {
 	case opts.tags < 0:
@@ -110,7 +110,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 				err = errors.Join(err, fmt.Errorf("and no instance tag could be read: %w", ierr))
 			}
 		}
-		return &userError{Msg: "cannot join", Cause: err}
+		return cannot("join", err)
 	}
 	req.Mongo, req.Role, req.Group, req.Address = src.Target, g.settings.Role, g.settings.Group, g.explicitAddress()
 

@@ -51,6 +51,11 @@ func newLeaveCommand(g *globals) *cobra.Command {
 }
 
 func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
+	if !opts.dryRun {
+		if err := mustBeRoot(g, "leave"); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(opts.offline)
@@ -67,7 +72,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 		}
 		src, err := g.mongo()
 		if err != nil && !errors.Is(err, errNoMongo) {
-			return &userError{Msg: "cannot leave", Cause: err}
+			return cannot("leave", err)
 		}
 		req.Mongo = src.Target
 	}

@@ -42,7 +42,7 @@ type metadataData struct {
 func runMetadata(ctx context.Context, g *globals) error {
 	m, err := g.readInstance(ctx)
 	if err != nil {
-		return &userError{Msg: "cannot tell what this machine is", Cause: err}
+		return cannot("tell what this machine is", err)
 	}
 	data := metadataData{Instance: m.Instance, Detection: m.Detection}
 	return g.result("metadata", data, func(w *textWriter) { metadataText(w, data) })

@@ -127,7 +127,7 @@ func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
 	l, err := c.Look(ctx)
 	if err != nil {
-		return &userError{Msg: "cannot look at the cluster", Cause: err}
+		return cannot("look at the cluster", err)
 	}
 	var o cluster.Observer
 	data := viewNodes(opts, l, o.Observe(l))
@@ -296,7 +296,7 @@ func (w *watcher) take(l cluster.Look, failed error) error {
 	if failed != nil {
 		w.o.Failed()
 		if first {
-			return &userError{Msg: "cannot look at the cluster", Cause: failed}
+			return cannot("look at the cluster", failed)
 		}
 		if !w.terminal && (w.failed == nil || cluster.KindOf(w.failed) != cluster.KindOf(failed)) {
 			w.g.log().Warn("MongoDB is away; going on", "last_look", agoAt(time.Now(), w.seen), "error", failed)

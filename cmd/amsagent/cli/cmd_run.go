@@ -56,7 +56,7 @@ func newRunCommand(g *globals) *cobra.Command {
 }
 
 func runDaemon(cmd *cobra.Command, g *globals) error {
-	if err := g.mayChange("run"); err != nil {
+	if err := mustBeRoot(g, "run"); err != nil {
 		return err
 	}
 	reload := make(chan struct{}, 1)

@@ -78,6 +78,9 @@ func sealHelp() string {
 }
 
 func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
+	if err := mustBeRoot(g, "seal"); err != nil {
+		return err
+	}
 	req := bootstrap.SealRequest{DryRun: opts.dryRun || !opts.yes}
 	for _, list := range []struct {
 		flag  string
@@ -104,7 +107,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	handleDaemon(m, false)
 	res, err := m.Seal(ctx, req)
 	g.findings(res.Warnings)
-	if err = g.failure("seal", err); err != nil {
+	if err = cannot("seal", err); err != nil {
 		// What was removed is gone, whatever failed after it.
 		for _, f := range res.Found {
 			if f.Err != "" {

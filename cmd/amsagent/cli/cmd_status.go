@@ -99,7 +99,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		s, werr, err = waitStatus(ctx, cluster.State(opts.wait), g, look)
 	}
 	if err != nil {
-		return &userError{Msg: "cannot look at this machine", Cause: err}
+		return cannot("look at this machine", err)
 	}
 	v := &statusView{Status: s, Given: g.givenToJoin()}
 	if !s.Unprivileged { // else nobody here knows what the node joined with

@@ -50,7 +50,7 @@ func runUndrain(ctx context.Context, g *globals) error {
 		}
 		return &userError{Msg: "the drain can no longer be cancelled", Cause: err, Exit: exitFailed, Hints: hint, State: "the drain continues"}
 	case err != nil:
-		return g.drainRefused("cannot undrain", g.orNotMember(err))
+		return notBegun("undrain", orNotMember(g, err))
 	}
 	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && sleep.For(ctx, controlRetry); {
 		now, err := c.life(ctx, daemon.PathDrain, nil)

@@ -44,6 +44,7 @@ const (
 	idLostDaemon   = "AMS-LOST-DAEMON"
 	idRefused      = "AMS-REFUSED"
 	idUndrained    = "AMS-UNDRAINED"
+	idNotNode      = "AGENT-NOT-NODE"
 	idEvent        = "AMS-EVENT"
 
 	idRemoteDrain    = "AGENT-REMOTE-DRAIN"
@@ -86,11 +87,11 @@ type errorClass struct {
 }
 
 // errorTable gives a library's error its id, exit code and hints. The first row that matches wins.
-func errorTable() []errorClass {
+func errorTable(euid int) []errorClass {
 	return []errorClass{
 		{idInterrupted, exitInterrupted, as[*interruptedError], nil},
-		// One answer for every command: only root may read the address of MongoDB, which most of them need first.
-		{bootstrap.IDRoot, exitPreflight, settingThat(func(e *settingError) bool { return e.id == bootstrap.IDRoot }), say("run it with sudo, as root")},
+		// One answer for every command, and before the settings: only root may read the address of MongoDB.
+		{bootstrap.IDRoot, exitPreflight, needsRoot(euid), say(bootstrap.RootHint)},
 
 		// Settings.
 		{idConfigSecret, exitUsage, settingThat(func(e *settingError) bool { return e.id == idConfigSecret }), settingHints},
@@ -141,9 +142,10 @@ func errorTable() []errorClass {
 		}, func(err error, _ *globals) []string { return someHint(ams.Hint(err)) }},
 
 		// The daemon, asked over its socket.
-		{idNoDaemon, exitFailed, as[*noDaemonError], say("systemctl start amsagent", "why it does not run: journalctl -u amsagent")},
-		{idOddDaemon, exitFailed, as[*oddDaemonError], say("systemctl restart amsagent; that changes nothing in the cluster")},
-		{idLostDaemon, exitUnknown, as[*lostError], say("look with `systemctl status amsagent`, then run the same command again")},
+		{idNoDaemon, exitFailed, is(errDaemonDown), say("systemctl start amsagent", "why it does not run: journalctl -u amsagent")},
+		{idOddDaemon, exitFailed, is(errDaemonVersion), say("systemctl restart amsagent; that changes nothing in the cluster")},
+		{idLostDaemon, exitUnknown, is(errDaemonLost), say("look with `systemctl status amsagent`, then run the same command again")},
+		{idNotNode, exitNotMember, isNotNode, say("`amsagent drain NODE` drains another node; `amsagent join` makes this machine one")},
 		{idRefused, exitFailed, as[*daemon.Refusal], nil},
 		{idUndrained, exitFailed, as[*undrainedError], nil},
 		{idEvent, exitUsage, as[*eventError], say("an event is the JSON of a lifecycle action, without an envelope of SNS or SQS; more: amsagent help event")},
@@ -153,7 +155,7 @@ func errorTable() []errorClass {
 		{bootstrap.IDFileSize, exitFailed, is(files.ErrTooLarge, conf.ErrRecordTooLarge), say("a settings file has some kilobytes: take this one from a backup, or remove the application")},
 		{idDiskFull, exitFailed, is(syscall.ENOSPC, syscall.EDQUOT), say("make room on that file system, then run the same command again")},
 		{idReadOnly, exitFailed, is(syscall.EROFS), say("mount that file system writable, then run the same command again")},
-		{idPermission, exitFailed, is(fs.ErrPermission), rootHint},
+		{idPermission, exitFailed, is(fs.ErrPermission), nil},
 		{idTimeout, exitUnknown, is(context.DeadlineExceeded), nil},
 	}
 }
@@ -203,12 +205,18 @@ func forbiddenHint(_ error, g *globals) []string {
 	return []string{"the user needs readWrite on the databases amsagent and clusterdb, and read on that of each application (db.name), where its streams are counted; " + bootstrap.WriteHint}
 }
 
-// rootHint is of use only to a user without root's rights.
-func rootHint(_ error, g *globals) []string {
-	if g.env.Geteuid() == 0 {
-		return nil
+// needsRoot matches what root may do and the user who runs this may not. The permissions that MongoDB and the network
+// give, and those of standard output, do not depend on it.
+func needsRoot(euid int) func(error) bool {
+	return func(err error) bool {
+		return euid != 0 && errors.Is(err, fs.ErrPermission) && cluster.KindOf(err) == "" && !as[*outputError](err) && !errors.Is(err, lb.ErrHAProxy)
 	}
-	return []string{"run it as root"}
+}
+
+// isNotNode matches what the state file, or the daemon, reports about a machine that never joined.
+func isNotNode(err error) bool {
+	r, ok := errors.AsType[*daemon.Refusal](err)
+	return ok && r.Code == daemon.RefusedNotMember || errors.Is(err, bootstrap.ErrNotMember)
 }
 
 func settingThat(cond func(*settingError) bool) func(error) bool {
@@ -222,18 +230,14 @@ func anySetting(err error, cond func(*settingError) bool) bool {
 	})
 }
 
-func settingHints(err error, g *globals) []string {
+func settingHints(err error, _ *globals) []string {
 	var hints []string
 	for _, e := range flatten(err) {
 		var se *settingError
 		if !errors.As(e, &se) {
 			continue
 		}
-		own := se.allHints()
-		if errors.Is(e, fs.ErrPermission) {
-			own = slices.Concat(own, rootHint(e, g))
-		}
-		for _, h := range own {
+		for _, h := range se.allHints() {
 			if !slices.Contains(hints, h) {
 				hints = append(hints, h)
 			}

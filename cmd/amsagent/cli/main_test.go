@@ -419,7 +419,7 @@ func testInterrupt(t *testing.T) {
 
 	// What a check said that was cut short is no finding (B1): neither its number nor its cause.
 	e.stderr.Reset()
-	pre := g.failure("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
+	pre := cannot("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
 		{ID: bootstrap.IDService, Text: "systemd is not available: connecting: context canceled", Hint: "say it with --service-command"},
 		{ID: bootstrap.IDMongo, Text: "server selection error"},
 	}})

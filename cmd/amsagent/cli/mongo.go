@@ -108,11 +108,7 @@ func (g *globals) mongoFile(path string, o origin) (mongoSource, error) {
 	}
 	b, info, err := readSmallFile(full)
 	if err != nil {
-		e := &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address: %w", err)}
-		if errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 {
-			e.id = bootstrap.IDRoot
-		}
-		return mongoSource{}, e
+		return mongoSource{}, &settingError{source: o.String(), layer: o.Layer, line: o.Line, err: fmt.Errorf("reading the MongoDB address: %w", err)}
 	}
 	fail := func(err error) (mongoSource, error) {
 		source := o.String()
@@ -159,7 +155,10 @@ func (g *globals) mongoStdin(o origin) (mongoSource, error) {
 	}
 	// The secret may be there later. A loop in user data ends at exit 2.
 	notYet := func(err error) (mongoSource, error) {
-		return mongoSource{}, &userError{Msg: "reading the MongoDB address from standard input", Cause: err, Exit: exitFailed, State: stateUntouched}
+		return mongoSource{}, &userError{
+			Msg: "reading the MongoDB address from standard input", Cause: err, Exit: exitFailed, ID: idMongoMissing, State: stateUntouched,
+			Hints: []string{"write the address to standard input and close it, or give --mongo file:PATH"},
+		}
 	}
 	if o.Layer != layerFlag {
 		return fail(errors.New("that is for the command line: nobody else knows what standard input will be"))
