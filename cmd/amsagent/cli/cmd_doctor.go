@@ -158,7 +158,7 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 	if err = errors.Join(s.src.wrong, err); err != nil {
 		for _, e := range flatten(err) {
 			u := g.explain(e)
-			wrong = append(wrong, bootstrap.Finding{ID: u.ID, Text: e.Error(), Hint: strings.Join(u.Hints, "; ")})
+			wrong = append(wrong, bootstrap.Finding{ID: u.ID, Text: e.Error(), Hint: strings.Join(u.Hints, "; "), Err: e})
 		}
 	}
 	if s.src.damaged != "" {
