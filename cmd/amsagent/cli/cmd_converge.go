@@ -73,7 +73,7 @@ func runConverge(ctx context.Context, g *globals) error {
 	if s, err := m.StateFile(); err == nil && s != nil && s.Phase == bootstrap.PhaseJoined {
 		identify = m.AskNow(ctx, identify) // first: the instance's tags may say another role
 	}
-	req, err := g.convergeRequest(identify)
+	req, err := convergeRequest(g, identify)
 	if err != nil {
 		return err
 	}
@@ -84,7 +84,7 @@ func runConverge(ctx context.Context, g *globals) error {
 	return g.result("converge", c, func(w *textWriter) { convergeText(w, c) })
 }
 
-func (g *globals) convergeRequest(identify bootstrap.Identifier) (bootstrap.ConvergeRequest, error) {
+func convergeRequest(g *globals, identify bootstrap.Identifier) (bootstrap.ConvergeRequest, error) {
 	req := bootstrap.ConvergeRequest{
 		Valve: bootstrap.Valve(g.settings.RemoteIPValve), Interval: g.settings.BeatInterval,
 		Identify: identify,
@@ -108,7 +108,7 @@ func runBeforeStart(ctx context.Context, g *globals) error {
 	}
 	done := make(chan outcome, 1)
 	go func() {
-		c, err := g.beforeStart(ctx)
+		c, err := beforeStart(ctx, g)
 		done <- outcome{c, err}
 	}()
 	o := outcome{c: &bootstrap.Convergence{}}
@@ -130,14 +130,14 @@ func runBeforeStart(ctx context.Context, g *globals) error {
 	return err
 }
 
-func (g *globals) beforeStart(ctx context.Context) (*bootstrap.Convergence, error) {
+func beforeStart(ctx context.Context, g *globals) (*bootstrap.Convergence, error) {
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return nil, err
 	}
 	m.Progress = nil
 	m.Log = slog.New(slog.DiscardHandler)
-	req, err := g.convergeRequest(g.whoami)
+	req, err := convergeRequest(g, g.whoami)
 	if err != nil {
 		return nil, err
 	}

@@ -88,7 +88,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	}
 	done, err := m.Deregister(ctx, req)
 	if opts.onShutdown && !errors.Is(err, bootstrap.ErrServing) {
-		g.finishStop(ctx, m, files, src.Target) // last, and whether MongoDB heard of it or not
+		finishStop(ctx, g, m, files, src.Target) // last, and whether MongoDB heard of it or not
 	}
 	switch {
 	case errors.Is(err, bootstrap.ErrNotMember):
@@ -103,7 +103,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 }
 
 // finishStop completes the hook that a drain was for which the machine did not wait for.
-func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files lifecycle.Files, mongo cluster.Target) {
+func finishStop(ctx context.Context, g *globals, m *bootstrap.Machine, files lifecycle.Files, mongo cluster.Target) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
 	defer cancel()
 	a := &daemonAdapter{g: g, machine: m}

@@ -85,7 +85,7 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	g.warnIgnored(opts.ignore)
+	warnIgnored(g, opts.ignore)
 	switch {
 	case opts.explain != "":
 		return runExplain(opts.explain, g)
@@ -93,12 +93,12 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 		return runLint(opts, g)
 	}
 	begin := g.env.Now()
-	config, seen, err := g.loadLeniently()
+	config, seen, err := loadLeniently(g)
 	if err != nil {
 		return err
 	}
 	o := doctor.Options{Ignore: opts.ignore, Config: config, ConfigSeen: seen}
-	if err := g.examine(ctx, &o); err != nil {
+	if err := examine(ctx, g, &o); err != nil {
 		return err
 	}
 	o.Limit = max(doctorTime-g.env.Now().Sub(begin), doctorTime/2)
@@ -137,7 +137,7 @@ func (o *doctorOptions) check() error {
 }
 
 // warnIgnored names ids that no check has: a misspelt one, or one of a check that was removed.
-func (g *globals) warnIgnored(ids []string) {
+func warnIgnored(g *globals, ids []string) {
 	known := slices.Concat(doctor.IDs(), lint.IDs())
 	for _, c := range errorTable(0) {
 		known = append(known, c.id)
@@ -150,7 +150,7 @@ func (g *globals) warnIgnored(ids []string) {
 }
 
 // loadLeniently reads the settings and lists the wrong ones. Only a wrong command line is an error.
-func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ error) {
+func loadLeniently(g *globals) (wrong []bootstrap.Finding, seen string, _ error) {
 	s, err := readSettings(sources{flags: g.given, lookupEnv: g.env.LookupEnv, environ: g.env.Environ}, false)
 	if s == nil || anySetting(err, func(e *settingError) bool { return e.layer == layerFlag }) {
 		return nil, "", err
@@ -179,7 +179,7 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 }
 
 // examine collects what the doctor needs.
-func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
+func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err

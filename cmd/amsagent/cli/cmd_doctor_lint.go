@@ -31,7 +31,7 @@ func runLint(opts doctorOptions, g *globals) error {
 	var data lintData
 	counts := map[doctor.Verdict]int{}
 	for _, name := range opts.userData {
-		src, err := g.readUserData(name)
+		src, err := readUserData(g, name)
 		switch {
 		case err != nil && g.ctx.Err() != nil:
 			return cannot("look at "+name, err)
@@ -91,7 +91,7 @@ func misspelt(root *cobra.Command, program string, cmd *cobra.Command) (text, hi
 // maxUserData is more than any cloud takes.
 const maxUserData = maxSmallFile
 
-func (g *globals) readUserData(name string) ([]byte, error) {
+func readUserData(g *globals, name string) ([]byte, error) {
 	if name != "-" {
 		path, err := underRoot(g.settings.Root, name)
 		if err != nil {

@@ -67,7 +67,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	if opts.timeout > 0 {
 		patience = min(patience, opts.timeout)
 	}
-	data, err := g.readEvent(ctx, opts.file, patience)
+	data, err := readEvent(ctx, g, opts.file, patience)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	if e.Test {
 		return nothing("test", "nothing to do: "+e.Shape, "")
 	}
-	id, err := g.instanceID(ctx, opts.instance)
+	id, err := instanceID(ctx, g, opts.instance)
 	if err != nil {
 		return &userError{
 			Msg: "cannot tell whether the event is about this machine", Cause: err, State: stateUntouched,
@@ -133,7 +133,7 @@ func (e *eventError) Error() string { return e.err.Error() }
 func (e *eventError) Unwrap() error { return e.err }
 
 // readEvent reads a file, or standard input.
-func (g *globals) readEvent(ctx context.Context, file string, patience time.Duration) ([]byte, error) {
+func readEvent(ctx context.Context, g *globals, file string, patience time.Duration) ([]byte, error) {
 	how := []string{"amsagent event < event.json, or --file event.json"}
 	fail := func(source string, err error) error {
 		return cannot("read the event", &settingError{source: source, layer: layerFlag, err: err, hints: how})
@@ -166,7 +166,7 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 }
 
 // instanceID is who this machine is: what was given, else what the daemon found out, else what the cloud says.
-func (g *globals) instanceID(ctx context.Context, given string) (string, error) {
+func instanceID(ctx context.Context, g *globals, given string) (string, error) {
 	if given != "" {
 		return given, nil
 	}

@@ -511,7 +511,7 @@ func TestEventStdinStaysOpen(t *testing.T) {
 		t.Errorf("%+v", ex)
 	}
 	env.IsTerminal = func(any) bool { return true }
-	_, err = globalsOf(env).readEvent(t.Context(), "", time.Hour)
+	_, err = readEvent(t.Context(), globalsOf(env), "", time.Hour)
 	if err == nil || !strings.Contains(err.Error(), "standard input is a terminal") {
 		t.Error(err)
 	}

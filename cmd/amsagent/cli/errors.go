@@ -60,7 +60,7 @@ func cannot(verb string, err error) error {
 }
 
 // unfold takes from bootstrap's errors what a person needs.
-func (g *globals) unfold(err error) error {
+func unfold(g *globals, err error) error {
 	ue, ok := errors.AsType[*userError](err)
 	if !ok {
 		return err
@@ -79,13 +79,13 @@ func (g *globals) unfold(err error) error {
 		return u
 	}
 	if pre, ok := errors.AsType[*bootstrap.PreflightError](ue.Cause); ok {
-		return g.preflight(ue.Msg, pre)
+		return preflight(g, ue.Msg, pre)
 	}
 	return err
 }
 
 // preflight lists all that failed. The advice about a library's error is that of the one table.
-func (g *globals) preflight(msg string, pre *bootstrap.PreflightError) error {
+func preflight(g *globals, msg string, pre *bootstrap.PreflightError) error {
 	u := &userError{Msg: msg, Exit: exitPreflight, State: cmp.Or(pre.State, stateUntouched)}
 	var causes []error
 	for _, f := range pre.Findings {
@@ -124,7 +124,7 @@ func (g *globals) preflight(msg string, pre *bootstrap.PreflightError) error {
 
 // explain turns any error into one for a person.
 func (g *globals) explain(err error) *userError {
-	err = g.unfold(err)
+	err = unfold(g, err)
 	var out userError
 	var ue *userError
 	if errors.As(err, &ue) {
@@ -204,7 +204,7 @@ func flatten(err error) []error {
 
 // report prints err on stderr in the form asked for and returns the exit code.
 func (g *globals) report(ctx context.Context, err error) int {
-	err = g.unfold(err)
+	err = unfold(g, err)
 	var sig *interruptedError
 	if errors.As(err, &sig) || errors.As(context.Cause(ctx), &sig) && cutShort(err) {
 		err = interrupted(err, sig)
@@ -214,9 +214,9 @@ func (g *globals) report(ctx context.Context, err error) int {
 		e.State = ""
 	}
 	if g.isJSON() {
-		g.errorJSON(e)
+		errorJSON(g, e)
 	} else {
-		g.errorText(e)
+		errorText(g, e)
 	}
 	return e.Exit
 }
@@ -272,7 +272,7 @@ func ownHints(cause error) []string {
 	return nil
 }
 
-func (g *globals) errorText(e *userError) {
+func errorText(g *globals, e *userError) {
 	var b bytes.Buffer
 	c := g.palette(g.env.Stderr)
 	line := func(label, text string) { fmt.Fprintf(&b, "amsagent: %s%s\n", label, text) }
@@ -323,7 +323,7 @@ type errorObject struct {
 	} `json:"error"`
 }
 
-func (g *globals) errorJSON(e *userError) {
+func errorJSON(g *globals, e *userError) {
 	var o errorObject
 	o.SchemaVersion, o.Kind = schemaVersion, "error"
 	o.Error.ID = e.ID
