@@ -70,7 +70,7 @@ func Hint(err error) string {
 	case errors.Is(err, files.ErrForeign):
 		return "root runs it: give it, and each folder on the way to it, to root alone"
 	case errors.Is(err, fs.ErrPermission):
-		return "run as root"
+		return "run it with sudo"
 	case errors.Is(err, context.DeadlineExceeded):
 		return laterHint
 	}

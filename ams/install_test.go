@@ -299,7 +299,7 @@ func TestOpenErrors(t *testing.T) {
 		root := tree(t, nil)
 		must.OK(t, os.Chmod(filepath.Join(root, DefaultDir, "conf/jee-container.xml"), 0))
 		_, err := Open(root, "")
-		if !says(err, "unreadable: ") || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run as root" {
+		if !says(err, "unreadable: ") || !errors.Is(err, fs.ErrPermission) || Hint(err) != "run it with sudo" {
 			t.Errorf("%v, hint %q", err, Hint(err))
 		}
 	})

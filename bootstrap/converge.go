@@ -365,7 +365,7 @@ func (k *converger) up() bool { return k.facts.service.Running() || k.facts.serv
 func (k *converger) mend(ctx context.Context) error {
 	f := &k.facts
 	if k.req.Mongo.IsZero() {
-		k.warn(IDMongo, "no MongoDB address is configured; the files were not looked at")
+		k.warn(IDMongo, "no MongoDB address is known; the files were not looked at")
 	} else {
 		k.checkPlan(k.store, JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve, DryRun: !k.writes()}, f)
 		if len(f.failed) > 0 {

@@ -63,6 +63,9 @@ func (f Finding) Title() string {
 	return "a preflight check failed"
 }
 
+// RootHint is the advice for a user without root's rights.
+const RootHint = "run it with sudo"
+
 // IDs of findings. Package ams has those about addresses and applications.
 const (
 	IDRoot        = "AMS-ROOT" // the process lacks the rights
@@ -181,7 +184,7 @@ func (m *Machine) needsRoot(err error) (Finding, bool) {
 	if m.Euid == 0 || !errors.Is(err, fs.ErrPermission) {
 		return Finding{}, false
 	}
-	return Finding{ID: IDRoot, Text: "only root may read what the agent keeps of this machine: " + err.Error(), Hint: "run it with sudo", Err: err}, true
+	return Finding{ID: IDRoot, Text: "only root may read what the agent keeps of this machine: " + err.Error(), Hint: RootHint, Err: err}, true
 }
 
 // recordFinding returns a finding if a file of the agent is damaged or newer. way is the hint for damage.

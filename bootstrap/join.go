@@ -143,7 +143,7 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	found := untouched
 	if !req.DryRun && m.Euid != 0 && m.Root == "" {
 		return nil, &PreflightError{Findings: []Finding{{
-			ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo, or from user-data",
+			ID: IDRoot, Text: "only root may change this machine's configuration", Hint: RootHint,
 		}}}
 	}
 	reached := &facts{}

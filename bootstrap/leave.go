@@ -117,7 +117,7 @@ func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
 	defer func() { closeClient(ctx, l.client) }()
 	if !l.req.DryRun {
 		if l.Euid != 0 && l.Root == "" {
-			return nil, l.refused(Finding{ID: IDRoot, Text: "only root may change this machine's configuration", Hint: "run it with sudo"})
+			return nil, l.refused(Finding{ID: IDRoot, Text: "only root may change this machine's configuration", Hint: RootHint})
 		}
 		l.reachFirst(ctx)
 		lock, err := l.lock(ctx)
@@ -680,7 +680,7 @@ func (l *leaver) identify(ctx context.Context) {
 func (l *leaver) connect(ctx context.Context) {
 	l.asked = true
 	if l.req.Mongo.IsZero() {
-		l.warn(idDeregister, "give --mongo to deregister this node", "no MongoDB address is configured: the cluster's lists keep this node until it is pruned")
+		l.warn(idDeregister, "give --mongo to deregister this node", "no MongoDB address is known: the cluster's lists keep this node until it is pruned")
 		return
 	}
 	var err error

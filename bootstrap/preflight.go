@@ -448,7 +448,7 @@ func (m *Machine) classifyFile(err error) (id, hint string) {
 	var syntax *conf.SyntaxError
 	switch {
 	case errors.Is(err, fs.ErrPermission) && m.Euid != 0:
-		return IDFile, "run as root"
+		return IDFile, RootHint
 	case errors.As(err, &layout):
 		return IDSections, "mend that line, or put the file of this release back in its place"
 	case errors.Is(err, conf.ErrUnmarked):
@@ -466,7 +466,7 @@ func (m *Machine) classifyFile(err error) (id, hint string) {
 	case errors.Is(err, files.ErrNotRegular), errors.Is(err, files.ErrHindered):
 		return IDFile, "put the file of the application in its place, or remove the application"
 	case errors.Is(err, fs.ErrPermission):
-		return IDFile, "run as root"
+		return IDFile, RootHint
 	}
 	return IDFile, ""
 }
@@ -520,7 +520,7 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 		if n > 1 {
 			err = fmt.Errorf("%w, and %s", err, plural(n-1, "more path"))
 		}
-		hint := cmp.Or(deniedHint(err), "run as root")
+		hint := cmp.Or(deniedHint(err), RootHint)
 		if errors.Is(err, syscall.EROFS) {
 			hint = "mount it writable"
 		}

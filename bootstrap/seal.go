@@ -135,7 +135,7 @@ func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error
 func (s *sealer) check(ctx context.Context, state string) error {
 	var findings []Finding
 	if s.Euid != 0 && s.Root == "" {
-		findings = append(findings, Finding{ID: IDRoot, Text: "only root sees all that a seal removes, and may remove it", Hint: "run it with sudo"})
+		findings = append(findings, Finding{ID: IDRoot, Text: "only root sees all that a seal removes, and may remove it", Hint: RootHint})
 	}
 	var err error
 	if s.install, err = s.open(); err != nil {

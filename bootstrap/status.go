@@ -221,7 +221,7 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {
 	v := &s.Row
 	if req.Mongo.IsZero() {
-		v.Err = "no MongoDB address is configured"
+		v.Err = "no MongoDB address is known"
 		return
 	}
 	if v.ID == "" && req.Identify != nil {

@@ -269,7 +269,7 @@ func mongoCases() []aCase {
 	}
 	for _, c := range checks() {
 		if c.group == GroupMongo {
-			cases = append(cases, aCase{c.id, "nobody told", nil, Unknown, "", "no MongoDB address is configured"})
+			cases = append(cases, aCase{c.id, "nobody told", nil, Unknown, "", "no MongoDB address is known"})
 		}
 	}
 	return cases
@@ -397,7 +397,7 @@ func networkCases(open, closed int) []aCase {
 			peersAt(peer{address: "127.0.0.1", port: open})(c)
 			c.running = false
 		}, Unknown, "", "does not run"},
-		{idPeers, "nobody told", nil, Unknown, "", "no MongoDB address is configured"},
+		{idPeers, "nobody told", nil, Unknown, "", "no MongoDB address is known"},
 
 		{idPorts, "free", ports("", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
 		{idPorts, "the server's", ports("tcp :5080", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "the server runs"},

@@ -26,7 +26,7 @@ func (p *patient) reachTime() time.Duration { return p.Limit * 2 / 3 }
 func (p *patient) askTime() time.Duration { return p.Limit / 5 }
 
 // errNoMongo is why nothing is known about MongoDB.
-var errNoMongo = errors.New("no MongoDB address is configured")
+var errNoMongo = errors.New("no MongoDB address is known")
 
 // patient is the machine, as far as several checks look at the same.
 type patient struct {

@@ -53,7 +53,7 @@ type rule struct {
 	refused [2]string // a file, and what it must not import or call
 }
 
-const notTheAgent = " packaging/ sandbox/ tools/ internal/readback/ internal/fakes/ internal/must/ metadata/metadatatest/"
+const notTheAgent = " packaging/ sandbox/ tools/ internal/readback/ internal/fakes/ internal/must/ internal/locked/ metadata/metadatatest/"
 
 var rules = []rule{
 	{

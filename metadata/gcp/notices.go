@@ -174,7 +174,7 @@ func (p *Provider) shutdown(ctx context.Context, _ bool) cloud.Notice {
 	var clock cloud.Clock
 	h, body, err := p.Client.Once(ctx, cloud.Item{Name: "shutdown details", Path: "instance/shutdown-details/" + recursive})
 	if err != nil {
-		p.Options.Log.Warn("shutdown details cannot be read, assuming the usual time", "time", usualShutdown, "error", err)
+		p.Options.Log.Warn("shutdown details cannot be read, assuming the usual time", "limit", usualShutdown, "error", err)
 		return n
 	}
 	clock.Seen(h)

@@ -118,7 +118,7 @@ func unitsNotRoot(t *testing.T) {
 		t.Error("dbus does not run")
 	}
 	for verb, do := range map[string]func(context.Context) error{"start": s.Start, "restart": s.Restart, "reload": s.Reload} {
-		if err := do(t.Context()); !errors.Is(err, fs.ErrPermission) || ams.Hint(err) != "run as root" {
+		if err := do(t.Context()); !errors.Is(err, fs.ErrPermission) || ams.Hint(err) != "run it with sudo" {
 			t.Errorf("%s = %v, hint %q", verb, err, ams.Hint(err))
 		}
 	}

@@ -44,7 +44,7 @@ const (
 // Tests beside the agent's code belong to the unit tests, too.
 var (
 	sandboxFolders = []string{"sandbox", "test", "internal/fakes"}
-	unitFolders    = []string{"internal/readback", "internal/house", "conf/internal/javatest"}
+	unitFolders    = []string{"internal/readback", "internal/locked", "internal/must", "internal/house", "conf/internal/javatest"}
 )
 
 // isTestSide reports whether a Go file is no part of the agent.

@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
@@ -41,44 +40,39 @@ type balanceOptions struct {
 	once, dryRun, force   bool
 }
 
-func (o *balanceOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.StringSliceVar(&o.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
-	fs.StringSliceVar(&o.groups, "group", nil, "only nodes of these scaling `GROUPS`")
-	fs.StringVar(&o.dns, "dns", "", "answer DNS queries at `ADDRESS:PORT`, by UDP and TCP")
-	fs.StringVar(&o.domain, "domain", "", "with --dns: the `DOMAIN` of the names, as in _http._tcp.edge.DOMAIN")
-	fs.StringVar(&o.listen, "listen", "", "serve /nodes, /prometheus, /traefik, /metrics and /healthz at `ADDRESS:PORT`")
-	fs.StringVar(&o.haproxy, "haproxy", "", "set the servers of the HAProxy with this stats `SOCKET` (level admin)")
-	fs.StringVar(&o.haproxyState, "haproxy-state", "", "with --haproxy: store the state of the servers in `FILE` for its server-state-file")
-	fs.StringVar(&o.name, "name", "", "with --haproxy: the `NAME` under which the nodes see that it has acted (default: the host name)")
-	fs.StringVar(&o.stateDir, "state-dir", "", "keep the last list in `DIR` (default: $STATE_DIRECTORY, $XDG_STATE_HOME/amsagent, or ~/.local/state/amsagent)")
-	fs.IntVar(&o.metricsPort, "metrics-port", 9771, "with --listen: the `PORT` of the nodes' metrics, for /prometheus")
-	fs.BoolVar(&o.once, "once", false, "look once, act, and print the list")
-	fs.BoolVar(&o.dryRun, "dry-run", false, "print the list and the commands for HAProxy, and send nothing")
-	fs.BoolVar(&o.force, "force", false, "accept a list that lost more than half of a role, or all of it")
-}
-
 func newBalanceCommand(g *globals) *cobra.Command {
 	var opts balanceOptions
 	cmd := &cobra.Command{
 		Use:   "balance [flags]",
 		Short: "feed load balancers with the nodes that serve",
-		Long: "Reads the registry once a second, and publishes the active nodes whose server serves: by\n" +
-			"DNS for nginx, HAProxy and Caddy, by HTTP for Prometheus and Traefik, or into a running\n" +
-			"HAProxy. A drain takes a node out; sessions on it go on. Weights follow the load.\n\n" +
-			"If MongoDB is away, or a role loses more than half of its nodes at once, the last list\n" +
-			"stays; --once then exits with 1 or 3. It is also kept over a restart. Several of these may\n" +
-			"run at the same time.\n\n" +
-			"Only MongoDB is needed: no root, no AMS, no node.",
+		Long: "Reads the registry once a second and publishes the active nodes whose server\n" +
+			"serves: by DNS for nginx, HAProxy and Caddy, by HTTP for Prometheus and\n" +
+			"Traefik, or into a running HAProxy. A drain removes a node; its sessions\n" +
+			"continue. Weights follow the load.\n\n" +
+			"If MongoDB is away, or a role loses more than half of its nodes at once, the\n" +
+			"last list stays; --once then exits with 1 or 3. The list survives a restart.\n" +
+			"Several instances may run at the same time.\n\n" +
+			"It needs MongoDB only: no root, no AMS, no node.",
 		Example: "  amsagent balance --mongo 10.0.2.4 --dns 127.0.0.1:5353 --domain ams.internal\n" +
 			"  amsagent balance --haproxy /run/haproxy/admin.sock\n" +
 			"  amsagent balance --once -o json",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runBalance(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runBalance(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.StringSliceVar(&opts.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
+	fs.StringSliceVar(&opts.groups, "group", nil, "only nodes of these scaling `GROUPS`")
+	fs.StringVar(&opts.dns, "dns", "", "answer DNS queries at `ADDRESS:PORT`, by UDP and TCP")
+	fs.StringVar(&opts.domain, "domain", "", "with --dns: the `DOMAIN` of the names, as in _http._tcp.edge.DOMAIN")
+	fs.StringVar(&opts.listen, "listen", "", "serve /nodes, /prometheus, /traefik, /metrics and /healthz at `ADDRESS:PORT`")
+	fs.StringVar(&opts.haproxy, "haproxy", "", "set the servers of the HAProxy with this stats `SOCKET` (level admin)")
+	fs.StringVar(&opts.haproxyState, "haproxy-state", "", "with --haproxy: store the state of the servers in `FILE` for its server-state-file")
+	fs.StringVar(&opts.name, "name", "", "with --haproxy: the `NAME` under which the nodes see that it has acted (default: the host name)")
+	fs.StringVar(&opts.stateDir, "state-dir", "", "keep the last list in `DIR` (default: $STATE_DIRECTORY, $XDG_STATE_HOME/amsagent, or ~/.local/state/amsagent)")
+	fs.IntVar(&opts.metricsPort, "metrics-port", 9771, "with --listen: the `PORT` of the nodes' metrics, for /prometheus")
+	fs.BoolVar(&opts.once, "once", false, "look once, act, and print the list")
+	fs.BoolVar(&opts.dryRun, "dry-run", false, "print the list and the commands for HAProxy, and send nothing")
+	fs.BoolVar(&opts.force, "force", false, "accept a list that lost more than half of a role, or all of it")
 	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
@@ -19,10 +18,6 @@ import (
 
 type configOptions struct {
 	offline bool
-}
-
-func (o *configOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.offline, "offline", false, "do not ask the cloud for instance tags")
 }
 
 func newConfigCommand(g *globals) *cobra.Command {
@@ -36,15 +31,12 @@ func newConfigCommand(g *globals) *cobra.Command {
 			"  amsagent config --role edge --mongo 10.0.2.4\n" +
 			"  # is config.yaml right? exit code 0 says yes\n" +
 			"  amsagent config --offline > /dev/null",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runConfig(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runConfig(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
 	annotate(cmd, annotationGoodConfig, "true")
 	readsOnly(cmd)
-	opts.AddFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&opts.offline, "offline", false, "do not ask the cloud for instance tags")
 	for _, row := range settings.Table() {
 		if row.Flag != "" && !row.Global {
 			g.addSettings(cmd, row.Key)
@@ -64,12 +56,14 @@ func configHelp() string {
 		"     amsagent-role where the cloud allows no colon\n" +
 		"  6. the default\n\n" +
 		"The MongoDB address may also be the file mongo in systemd's credentials (after\n" +
-		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it. Role, group\n" +
-		"and address of a node are shown as it has them; a note names settings that differ.\n\n" +
-		"config.yaml holds `key: value` lines. Everybody can read it, so a password in it\n" +
-		"is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a list of YAML.\n" +
-		"A fault in it is refused here, by join and by seal. Other commands leave an unknown\n" +
-		"key out; with another fault the last good file of a node counts. The keys:\n\n")
+		"the variable) and, last of all, /etc/amsagent/mongo, where join keeps it. Role,\n" +
+		"group and address of a node are shown as it has them; a note names settings\n" +
+		"that differ.\n\n" +
+		"config.yaml holds `key: value` lines. All users can read it, so a password in\n" +
+		"it is refused: write mongo: file:/etc/amsagent/mongo. A comma list may be a\n" +
+		"list of YAML. A fault in it is refused here, by join and by seal. Other\n" +
+		"commands ignore an unknown key; with another fault the last good file of a\n" +
+		"node counts. The keys:\n\n")
 	for _, row := range settings.Table() {
 		if row.NoFile {
 			continue

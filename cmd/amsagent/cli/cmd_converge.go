@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -26,27 +25,21 @@ type convergeOptions struct {
 	beforeStart bool
 }
 
-func (o *convergeOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.beforeStart, "before-start", false, "for the server's unit, just before the server starts: takes 5 seconds at most, asks no metadata, never fails, and writes a line into the unit's journal where it changed or found something")
-}
-
 func newConvergeCommand(g *globals) *cobra.Command {
 	var opts convergeOptions
 	cmd := &cobra.Command{
 		Use:   "converge [flags]",
-		Short: "bring the files of a machine that joined back to what it joined as",
-		Long: "Puts right the files of a node that has another address now, whose disk is a copy of\n" +
-			"another node's, or whose files an upgrade restored. It asks MongoDB nothing, and\n" +
-			"starts and stops nothing. A machine that never joined, or that was made standalone by\n" +
-			"hand, is left alone.\n\n" +
-			"At boot systemd runs it as amsagent-node.service, and before each start of the server\n" +
-			"with --before-start from a drop-in of the server's unit. Where the server is started\n" +
-			"by --service-command, run `amsagent converge --before-start` before that. It takes no\n" +
-			"setting from the environment, which is the unit's, and so perhaps the server's user's.",
-		Example:               "  amsagent converge",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
+		Short: "repair the files of a joined machine",
+		Long: "Repairs the files of a node that has another address now, whose disk is a copy\n" +
+			"of another node's, or whose files an upgrade restored. It does not use\n" +
+			"MongoDB, and starts and stops nothing. It ignores a machine that never joined,\n" +
+			"and one that the operator made standalone.\n\n" +
+			"At boot systemd runs it as amsagent-node.service, and before each start of the\n" +
+			"server with --before-start from a drop-in of the server's unit. If --service-\n" +
+			"command starts the server, run `amsagent converge --before-start` before that.\n" +
+			"It then ignores the environment, which is the unit's: the server's user may be\n" +
+			"able to change it.",
+		Example: "  amsagent converge",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if opts.beforeStart {
 				g.env.forget()
@@ -61,14 +54,14 @@ func newConvergeCommand(g *globals) *cobra.Command {
 		},
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&opts.beforeStart, "before-start", false, "for the server's unit, just before the server starts: takes 5 seconds at most, asks no metadata, never fails, and writes a line into the unit's journal where it changed or found something")
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
 }
 
 func runConverge(ctx context.Context, g *globals) error {
-	if err := g.mayChange("converge"); err != nil {
+	if err := mustBeRoot(g, "converge"); err != nil {
 		return err
 	}
 	ctx, cancel := g.timed(ctx)
@@ -81,21 +74,21 @@ func runConverge(ctx context.Context, g *globals) error {
 	if s, err := m.StateFile(); err == nil && s != nil && s.Phase == bootstrap.PhaseJoined {
 		identify = m.AskNow(ctx, identify) // first: the instance's tags may say another role
 	}
-	req, err := g.convergeRequest(identify)
+	req, err := convergeRequest(g, identify)
 	if err != nil {
 		return err
 	}
 	c, err := m.Converge(ctx, req)
 	if err != nil {
-		return g.failure("converge", err)
+		return cannot("converge", err)
 	}
 	return g.result("converge", c, func(w *textWriter) { convergeText(w, c) })
 }
 
-func (g *globals) convergeRequest(identify bootstrap.Identifier) (bootstrap.ConvergeRequest, error) {
+func convergeRequest(g *globals, identify bootstrap.Identifier) (bootstrap.ConvergeRequest, error) {
 	src, err := g.joinedMongo()
 	if err != nil && !errors.Is(err, errNoMongo) {
-		return bootstrap.ConvergeRequest{}, &userError{Msg: "cannot converge", Cause: err}
+		return bootstrap.ConvergeRequest{}, cannot("converge", err)
 	}
 	j := g.settings.JoinRequest()
 	return bootstrap.ConvergeRequest{
@@ -114,7 +107,7 @@ func runBeforeStart(ctx context.Context, g *globals) error {
 	}
 	done := make(chan outcome, 1)
 	go func() {
-		c, err := g.beforeStart(ctx)
+		c, err := beforeStart(ctx, g)
 		done <- outcome{c, err}
 	}()
 	o := outcome{c: &bootstrap.Convergence{}}
@@ -136,14 +129,14 @@ func runBeforeStart(ctx context.Context, g *globals) error {
 	return err
 }
 
-func (g *globals) beforeStart(ctx context.Context) (*bootstrap.Convergence, error) {
+func beforeStart(ctx context.Context, g *globals) (*bootstrap.Convergence, error) {
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return nil, err
 	}
 	m.Progress = nil
 	m.Log = slog.New(slog.DiscardHandler)
-	req, err := g.convergeRequest(g.whoami)
+	req, err := convergeRequest(g, g.whoami)
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -24,27 +23,21 @@ const nodeUnit = "amsagent-node.service"
 
 type deregisterOptions struct{ onShutdown bool }
 
-func (o *deregisterOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.onShutdown, "on-shutdown", false, "do nothing unless systemd says that the machine is going down")
-}
-
 func newDeregisterCommand(g *globals) *cobra.Command {
 	var opts deregisterOptions
 	cmd := &cobra.Command{
 		Use:   "deregister [flags]",
-		Short: "take a node whose server has stopped out of the cluster's lists",
-		Long: "The last word of a machine that goes down: Ant Media Server's own document is\n" +
-			"removed, and this node's row says left. systemd runs it, after Ant Media Server has\n" +
-			"stopped, as the end of amsagent-node.service. The files stay those of a node: a\n" +
-			"machine that comes back joins again by itself. To leave for good: amsagent leave.",
-		Example:               "  amsagent deregister --on-shutdown",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDeregister(cmd.Context(), opts, g) },
+		Short: "remove a stopped node from the cluster's lists",
+		Long: "The last step of a machine that shuts down: it removes Ant Media Server's own\n" +
+			"document, and sets this node's record to left. systemd runs it after Ant Media\n" +
+			"Server has stopped, as the end of amsagent-node.service. The files stay those\n" +
+			"of a node: the machine joins again by itself when it comes back. To leave for\n" +
+			"good: amsagent leave.",
+		Example: "  amsagent deregister --on-shutdown",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runDeregister(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&opts.onShutdown, "on-shutdown", false, "do nothing unless systemd says that the machine is going down")
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
@@ -57,7 +50,7 @@ type deregisterResult struct {
 }
 
 func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) error {
-	if err := g.mayChange("deregister"); err != nil {
+	if err := mustBeRoot(g, "deregister"); err != nil {
 		return err
 	}
 	ctx, cancel := g.timed(ctx)
@@ -96,7 +89,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	}
 	done, err := m.Deregister(ctx, req)
 	if opts.onShutdown && !errors.Is(err, bootstrap.ErrServing) {
-		g.finishStop(ctx, m, files, src.Target) // last, and whether MongoDB heard of it or not
+		finishStop(ctx, g, m, files, src.Target) // last, and whether MongoDB heard of it or not
 	}
 	switch {
 	case errors.Is(err, bootstrap.ErrNotMember):
@@ -111,7 +104,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 }
 
 // finishStop completes the hook that a drain was for which the machine did not wait for.
-func (g *globals) finishStop(ctx context.Context, m *bootstrap.Machine, files lifecycle.Files, mongo cluster.Target) {
+func finishStop(ctx context.Context, g *globals, m *bootstrap.Machine, files lifecycle.Files, mongo cluster.Target) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
 	defer cancel()
 	a := &daemonAdapter{g: g, machine: m}

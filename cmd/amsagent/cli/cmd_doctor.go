@@ -13,10 +13,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -36,22 +34,16 @@ type doctorOptions struct {
 	strict   bool
 }
 
-func (o *doctorOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.StringSliceVar(&o.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
-	fs.BoolVar(&o.strict, "strict", false, "exit 6 for warnings, and for user data that are not checked, too")
-	fs.StringArrayVar(&o.userData, "user-data", nil, "look at this `FILE` of user data and not at the machine; - is standard input; may be given several times")
-	fs.StringVar(&o.explain, "explain", "", "print what an `ID` means and how to fix it, and stop")
-}
-
 func newDoctorCommand(g *globals) *cobra.Command {
 	var opts doctorOptions
 	cmd := &cobra.Command{
 		Use:   "doctor [flags]",
-		Short: "look for what is wrong, or will be, and change nothing",
-		Long: "Makes every check of a join and more, all side by side, and lists every result\n" +
-			"with what was seen; what is wrong comes last, with what to do. It works before a\n" +
-			"join, after one and in the build of an image, needs no daemon, and is over after\n" +
-			"15 seconds where nothing answers. What is not known is neither good nor bad.\n\n" +
+		Short: "report what is wrong, or will be, and change nothing",
+		Long: "Makes every check of a join and more, all at the same time, and lists the\n" +
+			"results: first the good ones, then what is not known, and at the end the\n" +
+			"problems, each with its fix. It works before a join, after one and in the\n" +
+			"build of an image, needs no daemon, and ends after 15 seconds if nothing\n" +
+			"answers. A result that is not known is neither good nor bad.\n\n" +
 			"With --user-data it reads user data as cloud-init does, before a machine runs\n" +
 			"them. Exit 6 means a problem; with --strict, a problem, a warning or a file of\n" +
 			"user data that is not checked.",
@@ -61,16 +53,17 @@ func newDoctorCommand(g *globals) *cobra.Command {
 			"  amsagent doctor -o json\n" +
 			"  amsagent doctor --user-data boot.sh --user-data cloud-config.yaml\n" +
 			"  amsagent doctor --explain AMS-MONGO-OPEN",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitDegraded, exitInterrupted)
 	readsOnly(cmd)
 	// It reads the settings itself: that they are wrong is something to be listed.
 	noSettings(cmd)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.StringSliceVar(&opts.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
+	fs.BoolVar(&opts.strict, "strict", false, "exit 6 for warnings, and for user data that are not checked, too")
+	fs.StringArrayVar(&opts.userData, "user-data", nil, "look at this `FILE` of user data and not at the machine; - is standard input; may be given several times")
+	fs.StringVar(&opts.explain, "explain", "", "print what an `ID` means and how to fix it, and stop")
 	completes(cmd, "explain", pages.IDs)
 	completes(cmd, "ignore", func() []string { return slices.Concat(doctor.IDs(), lint.IDs()) })
 	g.addSettings(cmd, doctorSettings()...)
@@ -93,7 +86,7 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	g.warnIgnored(opts.ignore)
+	warnIgnored(g, opts.ignore)
 	switch {
 	case opts.explain != "":
 		return runExplain(opts.explain, g)
@@ -101,12 +94,12 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 		return runLint(opts, g)
 	}
 	begin := g.env.Now()
-	config, seen, err := g.loadLeniently()
+	config, seen, err := loadLeniently(g)
 	if err != nil {
 		return err
 	}
 	o := doctor.Options{Ignore: opts.ignore, Config: config, ConfigSeen: seen}
-	if err := g.examine(ctx, &o); err != nil {
+	if err := examine(ctx, g, &o); err != nil {
 		return err
 	}
 	o.Limit = max(doctorTime-g.env.Now().Sub(begin), doctorTime/2)
@@ -114,12 +107,12 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	for i := range results { // before lines are cut and broken: half a secret is not known as one
+	for i := range results { // before control characters in it are escaped
 		r := &results[i]
 		r.Seen, r.Hint = g.redact(r.Seen), g.redact(r.Hint)
 	}
 	data := doctorData{Counts: doctor.Count(results), Checks: results}
-	if err := g.result("doctor", data, func(w *textWriter) { doctorText(w, data, g.tableStyle()) }); err != nil {
+	if err := g.result("doctor", data, func(w *textWriter) { doctorText(w, data) }); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(results, func(r doctor.Result) bool { return r.Wrong() && (opts.strict || r.Verdict == doctor.Bad) }) {
@@ -145,9 +138,9 @@ func (o *doctorOptions) check() error {
 }
 
 // warnIgnored names ids that no check has: a misspelt one, or one of a check that was removed.
-func (g *globals) warnIgnored(ids []string) {
+func warnIgnored(g *globals, ids []string) {
 	known := slices.Concat(doctor.IDs(), lint.IDs())
-	for _, c := range errorTable() {
+	for _, c := range errorTable(0) {
 		known = append(known, c.id)
 	}
 	for _, id := range ids {
@@ -158,7 +151,7 @@ func (g *globals) warnIgnored(ids []string) {
 }
 
 // loadLeniently reads the settings and lists the wrong ones. Only a wrong command line is an error.
-func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ error) {
+func loadLeniently(g *globals) (wrong []bootstrap.Finding, seen string, _ error) {
 	s, err := settings.Read(settings.Sources{Flags: g.given, LookupEnv: g.env.LookupEnv, Environ: g.env.Environ}, false)
 	if s == nil || settings.Any(err, func(e *settings.Error) bool { return e.Layer == settings.FromFlag }) {
 		return nil, "", err
@@ -166,7 +159,7 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 	if err = errors.Join(s.Sources.Wrong, err); err != nil {
 		for _, e := range settings.Flatten(err) {
 			u := g.explain(e)
-			wrong = append(wrong, bootstrap.Finding{ID: u.ID, Text: e.Error(), Hint: strings.Join(u.Hints, "; ")})
+			wrong = append(wrong, bootstrap.Finding{ID: u.ID, Text: e.Error(), Hint: strings.Join(u.Hints, "; "), Err: e})
 		}
 	}
 	if s.Sources.Damaged != "" {
@@ -187,7 +180,7 @@ func (g *globals) loadLeniently() (wrong []bootstrap.Finding, seen string, _ err
 }
 
 // examine collects what the doctor needs.
-func (g *globals) examine(ctx context.Context, o *doctor.Options) error {
+func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
@@ -251,9 +244,8 @@ func (g *globals) explainForDoctor(err error) (id, hint string) {
 
 func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonView, error) {
 	v, err := c.status(ctx)
-	var none *noDaemonError
 	switch {
-	case errors.As(err, &none):
+	case errors.Is(err, errDaemonDown):
 		return doctor.DaemonView{}, fmt.Errorf("%w: %w", doctor.ErrNoDaemon, err)
 	case err != nil:
 		return doctor.DaemonView{}, err
@@ -340,98 +332,45 @@ func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 	}
 }
 
-// doctorText lists all, and what is wrong once more at the end: that is where a terminal is read at night.
-func doctorText(w *textWriter, data doctorData, t tableStyle) {
+// doctorText lists what is good, then what is not known, and last what is wrong, the worst at the end of the screen.
+func doctorText(w *textWriter, data doctorData) {
 	w.line("%s", doctorVerdict(w, data.Counts))
 	var group doctor.Group
-	for i := 0; i < len(data.Checks); i++ {
-		r := data.Checks[i]
-		if r.Group != group {
-			group = r.Group
-			w.heading(string(group))
-		}
-		// What one thing keeps from being known is told once.
-		same := i + 1
-		for same < len(data.Checks) && sameUnknown(r, data.Checks[same]) {
-			same++
-		}
-		line := r.Title + ": " + oneLine(r.Seen)
+	var warnings, bad, unknown []doctor.Result
+	for _, r := range data.Checks {
 		switch {
-		case same > i+1:
-			line = fmt.Sprintf("%-24s %s", fmt.Sprintf("%d checks", same-i), oneLine(r.Seen))
-		case r.Ignored || r.Verdict != doctor.Good: // an id is for looking up what is wrong
-			line = fmt.Sprintf("%-24s %s", r.ID, line)
-		}
-		if t.width > 0 {
-			line = fit(line, max(t.width-doctorMark-1, doctorMark))
-		}
-		w.line("  %s %s", doctorWord(w, r), line)
-		for _, picture := range r.Lines {
-			picture = "    " + printable(picture)
-			if t.width > 0 {
-				picture = fit(picture, max(t.width, doctorMark))
+		case r.Ignored || r.Verdict == doctor.Good:
+			if r.Group != group {
+				group = r.Group
+				w.heading(string(group))
 			}
-			w.line("%s", picture)
-		}
-		if same > i+1 {
-			var ids []string
-			for _, r := range data.Checks[i:same] {
-				ids = append(ids, r.ID)
-			}
-			w.b.WriteString(indented(strings.Join(ids, " "), doctorMark, cmp.Or(t.width, doctorWidth)))
-			i = same - 1
-		}
-	}
-	doctorAsk(w, data.Checks, t.width)
-	doctorEnd(w, data, t.width)
-}
-
-// doctorEnd is what is wrong, and how many results there are.
-func doctorEnd(w *textWriter, data doctorData, width int) {
-	doctorProblems(w, data.Checks, width)
-	w.b.WriteByte('\n')
-	w.b.WriteString(indented(doctorCounts(data.Counts), 0, width))
-}
-
-func sameUnknown(a, b doctor.Result) bool {
-	return a.Verdict == doctor.Unknown && b.Verdict == doctor.Unknown && !a.Ignored && !b.Ignored && a.Group == b.Group && a.Seen == b.Seen
-}
-
-// doctorWidth is that of a list of ids where no terminal says its own.
-const doctorWidth = 100
-
-// indented breaks a text into lines that begin with n blanks; into one where width is 0. Blanks in it stay: they may be what is wrong.
-func indented(text string, n, width int) string {
-	var b strings.Builder
-	at := 0
-	for word := range strings.SplitSeq(text, " ") {
-		switch {
-		case at == 0:
-			b.WriteString(strings.Repeat(" ", n) + word)
-			at = n
-		case width > 0 && at+1+utf8.RuneCountInString(word) > width:
-			b.WriteString("\n" + strings.Repeat(" ", n) + word)
-			at = n
+			doctorResult(w, r)
+		case r.Verdict == doctor.Unknown:
+			unknown = append(unknown, r)
+		case r.Verdict == doctor.Warning:
+			warnings = append(warnings, r)
 		default:
-			b.WriteString(" " + word)
-			at++
+			bad = append(bad, r)
 		}
-		at += utf8.RuneCountInString(word)
 	}
-	return b.String() + "\n"
+	doctorUnknown(w, unknown)
+	if wrong := slices.Concat(warnings, bad); len(wrong) > 0 {
+		w.heading("What is wrong")
+		for _, r := range wrong {
+			doctorResult(w, r)
+			if r.Hint != "" {
+				w.line("      %s", oneLine(r.Hint))
+			}
+		}
+		w.line("  more about one: %s", w.color.bold("amsagent doctor --explain ID"))
+	}
+	c := data.Counts
+	w.line("\n%d bad, %s, %d not known, %d ignored, %d good", c.Bad, count(c.Warning, "warning"), c.Unknown, c.Ignored, c.Good)
 }
 
-// outdented is the same, but that the first line begins further left.
-func outdented(text string, width int) string {
-	return "  " + strings.TrimLeft(indented(text, 4, width), " ")
-}
-
-// doctorMark is how wide the first column is, with the blanks around it.
-const doctorMark = 12
-
-// doctorWord is the verdict in one word, which reads without color, too.
-func doctorWord(w *textWriter, r doctor.Result) string {
-	word, paint := "good", w.color.green
+// doctorResult begins with a word, which reads without color, too. An id is for looking up a problem.
+func doctorResult(w *textWriter, r doctor.Result) {
+	word, paint, id := "good", w.color.green, r.ID+" "
 	switch {
 	case r.Ignored:
 		word, paint = "ignored", w.color.dim
@@ -439,10 +378,33 @@ func doctorWord(w *textWriter, r doctor.Result) string {
 		word, paint = "BAD", w.color.red
 	case r.Verdict == doctor.Warning:
 		word, paint = "warning", w.color.yellow
-	case r.Verdict == doctor.Unknown:
-		word, paint = "not known", w.color.dim
+	default:
+		id = ""
 	}
-	return paint(fmt.Sprintf("%-9s", word))
+	w.line("  %s %s%s: %s", paint(fmt.Sprintf("%-9s", word)), id, r.Title, oneLine(r.Seen))
+	for _, picture := range r.Lines {
+		w.line("    %s", printable(picture))
+	}
+}
+
+// doctorUnknown prints each reason once, with all checks that it affects.
+func doctorUnknown(w *textWriter, results []doctor.Result) {
+	var reasons []string
+	ids := map[string][]string{}
+	for _, r := range results {
+		reason := oneLine(r.Seen + "\n" + r.Hint)
+		if ids[reason] == nil {
+			reasons = append(reasons, reason)
+		}
+		ids[reason] = append(ids[reason], r.ID)
+	}
+	if len(reasons) > 0 {
+		w.heading("What is not known")
+	}
+	for _, reason := range reasons {
+		w.line("  %s %s", w.color.dim("not known"), strings.Join(slices.Compact(ids[reason]), " "))
+		w.line("      %s", reason)
+	}
 }
 
 func doctorVerdict(w *textWriter, c doctor.Counts) string {
@@ -455,66 +417,6 @@ func doctorVerdict(w *textWriter, c doctor.Counts) string {
 		return w.color.green("OK") + ", as far as it is known"
 	}
 	return w.color.green("OK")
-}
-
-// doctorProblems gathers what is wrong, the worst last: it is the first to be mended.
-func doctorProblems(w *textWriter, results []doctor.Result, width int) {
-	headed := false
-	for _, v := range []doctor.Verdict{doctor.Warning, doctor.Bad} {
-		for _, r := range results {
-			if r.Verdict != v || r.Ignored {
-				continue
-			}
-			if !headed {
-				w.heading("What is wrong")
-				headed = true
-			}
-			paint := w.color.yellow
-			if v == doctor.Bad {
-				paint = w.color.red
-			}
-			id := r.ID + ":"
-			w.b.WriteString(strings.Replace(outdented(id+" "+oneLine(r.Seen), width), id, paint(id), 1))
-			if r.Hint != "" {
-				w.b.WriteString(indented(oneLine(r.Hint), 6, width))
-			}
-		}
-	}
-	if headed {
-		const more = "amsagent doctor --explain ID"
-		w.b.WriteString(strings.Replace(outdented("more about one: "+more, width), more, w.color.bold(more), 1))
-	}
-}
-
-// doctorAsk tells how to learn what is not known, each way once.
-func doctorAsk(w *textWriter, results []doctor.Result, width int) {
-	var hints []string
-	ids := map[string][]string{}
-	for _, r := range results {
-		if r.Verdict != doctor.Unknown || r.Ignored || r.Hint == "" {
-			continue
-		}
-		if ids[r.Hint] == nil {
-			hints = append(hints, r.Hint)
-		}
-		ids[r.Hint] = append(ids[r.Hint], r.ID)
-	}
-	if len(hints) == 0 {
-		return
-	}
-	w.heading("What is not known, and how to know it")
-	for _, hint := range hints {
-		w.b.WriteString(indented(strings.Join(slices.Compact(ids[hint]), " ")+":", 2, cmp.Or(width, doctorWidth)))
-		w.b.WriteString(indented(oneLine(hint), 6, width))
-	}
-}
-
-func doctorCounts(c doctor.Counts) string {
-	parts := []string{fmt.Sprintf("%d bad", c.Bad), count(c.Warning, "warning"), fmt.Sprintf("%d not known", c.Unknown)}
-	if c.Ignored > 0 {
-		parts = append(parts, fmt.Sprintf("%d ignored", c.Ignored))
-	}
-	return strings.Join(append(parts, fmt.Sprintf("%d good", c.Good)), ", ")
 }
 
 // doctorIdentity is who this machine is, asked once.

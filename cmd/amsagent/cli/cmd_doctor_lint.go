@@ -32,10 +32,10 @@ func runLint(opts doctorOptions, g *globals) error {
 	var data lintData
 	counts := map[doctor.Verdict]int{}
 	for _, name := range opts.userData {
-		src, err := g.readUserData(name)
+		src, err := readUserData(g, name)
 		switch {
 		case err != nil && g.ctx.Err() != nil:
-			return &userError{Msg: "cannot look at " + name, Cause: err}
+			return cannot("look at "+name, err)
 		case err != nil:
 			return &userError{Msg: "cannot look at " + name, Cause: err, ID: idUsage, Exit: exitUsage, Hints: []string{"a script or a cloud-config"}}
 		}
@@ -92,7 +92,7 @@ func misspelt(root *cobra.Command, program string, cmd *cobra.Command) (text, hi
 // maxUserData is more than any cloud takes.
 const maxUserData = settings.MaxSmallFile
 
-func (g *globals) readUserData(name string) ([]byte, error) {
+func readUserData(g *globals, name string) ([]byte, error) {
 	if name != "-" {
 		path, err := settings.UnderRoot(g.settings.Root, name)
 		if err != nil {

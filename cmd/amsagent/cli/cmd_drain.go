@@ -32,14 +32,6 @@ type drainOptions struct {
 	deadlineGiven bool
 }
 
-func (o *drainOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.DurationVar(&o.deadline, "deadline", 0, "cut the sessions that are left after this `DURATION` (default: the daemon's setting, 1h)")
-	fs.BoolVar(&o.now, "now", false, "wait for no session: all are cut")
-	fs.StringVar(&o.reason, "reason", "", "a `TEXT` for whoever asks why")
-	fs.BoolVar(&o.repair, "repair-streams", false, "end the streams that this node leaves \"broadcasting\" in the cluster")
-	addFollowFlags(fs, &o.detach, &o.timeout)
-}
-
 func addFollowFlags(fs *pflag.FlagSet, detach *bool, timeout *time.Duration) {
 	fs.BoolVar(detach, "detach", false, "do not wait: end as soon as the daemon has begun")
 	fs.DurationVar(timeout, "timeout", 0, "follow no longer than this `DURATION`; the drain goes on (default: to its end)")
@@ -49,25 +41,25 @@ func newDrainCommand(g *globals) *cobra.Command {
 	var opts drainOptions
 	cmd := &cobra.Command{
 		Use:   "drain [NODE] [flags]",
-		Short: "take this node, or another, out of the cluster without cutting a stream",
-		Long: "The node is announced as draining, so that nothing new comes to it, and serves until\n" +
-			"its last publisher and viewer have gone, or until the deadline. Then Ant Media Server\n" +
-			"is stopped, the node is taken off the cluster's lists, and a cloud's hook that waits\n" +
-			"for it is completed. The files stay as they are.\n\n" +
-			"The daemon does all that; this command follows it, and says at least every 30 s how\n" +
-			"many are left. Ending this command ends nothing else. Where a drain is under way\n" +
-			"already, it is joined. `amsagent undrain` takes it back until the server is stopped.\n\n" +
-			"With NODE, an id, an address or a host name, it is another node, asked from anywhere that\n" +
-			"reaches MongoDB, without root: the request stands in that node's row, and its daemon takes it\n" +
-			"up within 15 s. One that nobody takes up is withdrawn after 45 s, or after --timeout.",
+		Short: "take a node out of the cluster without cutting a stream",
+		Long: "The node is announced as draining, so that it gets no new sessions. It serves\n" +
+			"until its last publisher and viewer have left, or until the deadline. Then Ant\n" +
+			"Media Server is stopped, the node is removed from the cluster's lists, and a\n" +
+			"pending hook of the cloud is completed. The files stay as they are.\n\n" +
+			"The daemon does all that; this command follows it, and reports at least every\n" +
+			"30 s how many sessions are left. If this command ends, the drain continues. If\n" +
+			"a drain is in progress, the command follows that one. `amsagent undrain`\n" +
+			"cancels a drain until the server stops.\n\n" +
+			"NODE is an id, an address or a host name of another node. The command then\n" +
+			"runs on any machine that reaches MongoDB, without root. The request stands in\n" +
+			"that node's record, and its daemon accepts it within 15 s. If no daemon does,\n" +
+			"the request is withdrawn after 45 s, or after --timeout.",
 		Example: "  amsagent drain\n" +
 			"  amsagent drain --deadline 20m --reason \"kernel update\"\n" +
 			"  amsagent drain --now --repair-streams\n" +
 			"  amsagent drain 10.0.1.5 --mongo 10.0.2.4 --reason \"kernel update\"\n" +
 			"  amsagent drain --detach",
-		GroupID:               groupEveryday,
-		Args:                  oneNode,
-		DisableFlagsInUseLine: true,
+		Args: oneNode,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.deadlineGiven = cmd.Flags().Changed("deadline")
 			if len(args) > 0 {
@@ -77,7 +69,12 @@ func newDrainCommand(g *globals) *cobra.Command {
 		},
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.DurationVar(&opts.deadline, "deadline", 0, "cut the sessions that are left after this `DURATION` (default: the daemon's setting, 1h)")
+	fs.BoolVar(&opts.now, "now", false, "wait for no session: all are cut")
+	fs.StringVar(&opts.reason, "reason", "", "a `TEXT` for whoever asks why")
+	fs.BoolVar(&opts.repair, "repair-streams", false, "end the streams that this node leaves \"broadcasting\" in the cluster")
+	addFollowFlags(fs, &opts.detach, &opts.timeout)
 	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }
@@ -139,7 +136,7 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedLeft && refusal.View != nil:
 		v = *refusal.View // already so
 	case err != nil:
-		return g.drainRefused("cannot drain", g.orNotMember(err))
+		return notBegun("drain", orNotMember(g, err))
 	}
 	if opts.detach {
 		return g.detached("drain", drainData{Drain: &v})
@@ -148,35 +145,26 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	return g.followed(ctx, "drain", f, v, opts.timeout, drainData{})
 }
 
-// drainRefused makes of what the daemon says before anything was begun an error for a person.
-func (g *globals) drainRefused(msg string, err error) error {
-	u := &userError{Msg: msg, Cause: err}
-	var refusal *daemon.Refusal
-	switch {
-	case errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0:
-		return g.needsRoot(strings.TrimPrefix(msg, "cannot "))
-	case errors.Is(err, bootstrap.ErrNotMember):
-		u.ID, u.Exit, u.State = idRefused, exitNotMember, stateUntouched
-	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotMember:
-		u.Exit, u.State = exitNotMember, stateUntouched
-	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedInvalid:
-		u.Exit, u.State = exitUsage, stateUntouched
-	case errors.As(err, &refusal), as[*noDaemonError](err), as[*oddDaemonError](err):
-		u.State = stateUntouched
-	case as[*lostError](err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), as[*interruptedError](err):
-		u.State = "the daemon may have begun what it was asked; `amsagent status` tells"
+// notBegun is the error of a request that the daemon did not accept.
+func notBegun(verb string, err error) error {
+	u := &userError{Msg: "cannot " + verb, Cause: err, State: stateUntouched}
+	if is(errDaemonLost, context.Canceled)(err) || as[*interruptedError](err) {
+		u.State = "the daemon may have begun it: see `amsagent status`"
+	}
+	if r, ok := errors.AsType[*daemon.Refusal](err); ok && r.Code == daemon.RefusedInvalid {
+		u.Exit = exitUsage
 	}
 	return u
 }
 
-// orNotMember is why there is no daemon to ask, where this machine is not a cluster node: one is needed after a join.
-func (g *globals) orNotMember(err error) error {
-	if !as[*noDaemonError](err) {
+// orNotMember is the reason why there is no daemon to ask: one is needed after a join.
+func orNotMember(g *globals, err error) error {
+	if !errors.Is(err, errDaemonDown) {
 		return err
 	}
 	m := bootstrap.Machine{Root: g.settings.Root}
 	switch state, unread := m.StateFile(); {
-	case errors.Is(unread, fs.ErrPermission) && g.env.Geteuid() != 0:
+	case errors.Is(unread, fs.ErrPermission):
 		return unread // only root may ask a daemon, too
 	case unread != nil || state != nil:
 		return err
@@ -256,7 +244,7 @@ func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout t
 		u.Msg, u.State, u.Hints, u.Exit = "this node does not serve", nodeState(v), look, exitFailed
 	case errors.Is(err, errNotTaken), errors.Is(err, errForgotten):
 		u.Msg, u.State, u.Hints, u.Exit = "it was followed in vain", nodeState(v), look, exitFailed
-	case as[*noDaemonError](err):
+	case errors.Is(err, errDaemonDown):
 		u.Msg, u.Exit, u.Hints = "lost sight of it", exitUnknown, nil
 		u.State = "the drain goes on when the daemon is back"
 		if launch {

@@ -49,11 +49,11 @@ func runDrainNode(ctx context.Context, opts drainOptions, name string, g *global
 		return err
 	}
 	defer func() { _ = c.Close(ctx) }()
-	return g.drainNode(ctx, opts, name, c)
+	return drainNode(ctx, g, opts, name, c)
 }
 
 // drainNode asks a node to drain, and follows it by its row.
-func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string, c registrar) error {
+func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, c registrar) error {
 	msg := "cannot drain " + name
 	refuse := func(cause error, hints ...string) error {
 		return &userError{Msg: msg, Cause: cause, Hints: hints, State: stateUntouched}
@@ -68,7 +68,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		return refuse(err, "`amsagent nodes` shows which there are")
 	}
 	if n.State == cluster.StateLeft {
-		return g.remoteResult(n)
+		return remoteResult(g, n)
 	}
 	host, _ := os.Hostname()
 	r := &remoteDrain{reporter: reporter{g: g, pace: g.pace()}, c: c, row: n}
@@ -95,7 +95,7 @@ func (g *globals) drainNode(ctx context.Context, opts drainOptions, name string,
 		return err
 	}
 	if opts.detach {
-		return g.remoteResult(r.row)
+		return remoteResult(g, r.row)
 	}
 	g.setCalm() // from here on a signal ends the following alone
 	return r.follow(ctx)
@@ -271,7 +271,7 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 			end = &userError{Msg: "lost sight of it", Cause: err, Exit: exitUnknown}
 		case err != nil:
 		case r.row.State == cluster.StateLeft:
-			return r.g.remoteResult(r.row)
+			return remoteResult(r.g, r.row)
 		case r.row.State == cluster.StateDraining && r.row.StopFailed:
 			return &userError{
 				Msg: "that node cannot leave", Cause: errNotStopped, Exit: exitFailed,
@@ -320,7 +320,7 @@ func (r *remoteDrain) progress() string {
 	return nodeText(&r.row) + " drains: " + r.sessions().Left()
 }
 
-func (g *globals) remoteResult(n cluster.Node) error {
+func remoteResult(g *globals, n cluster.Node) error {
 	data := drainData{Result: string(n.State), Node: &n}
 	return g.result("drain", data, func(w *textWriter) {
 		word, what := w.color.green(string(n.State)), "the node is out of the cluster"

@@ -222,7 +222,7 @@ func TestDrainNode(t *testing.T) {
 					time.AfterFunc(tt.signal, func() { cancel(&interruptedError{syscall.SIGTERM}) })
 				}
 				code := exitOK
-				if err := g.drainNode(ctx, tt.opts, "10.0.1.5", r); err != nil {
+				if err := drainNode(ctx, g, tt.opts, "10.0.1.5", r); err != nil {
 					code = g.report(ctx, err)
 				}
 				said := e.stdout.String() + e.stderr.String()

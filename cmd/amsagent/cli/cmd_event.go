@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
@@ -27,35 +26,29 @@ type eventOptions struct {
 	timeout        time.Duration
 }
 
-func (o *eventOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.file, "file", "", "read the event from `FILE`, not from standard input")
-	fs.StringVar(&o.instance, "instance-id", "", "this machine's instance `ID` (default: the daemon's, else the cloud's metadata)")
-	addFollowFlags(fs, &o.detach, &o.timeout)
-}
-
 func newEventCommand(g *globals) *cobra.Command {
 	var opts eventOptions
 	cmd := &cobra.Command{
 		Use:   "event [flags] < EVENT",
 		Short: "handle a lifecycle event of the cloud, as the target of a hook",
-		Long: "The event is JSON of Amazon's Auto Scaling: EventBridge's event, its detail alone,\n" +
-			"or a flat message, without an envelope of SNS or SQS; or, of Alibaba Cloud, an\n" +
-			"object of the placeholders of an OOS template: regionId, instanceIds,\n" +
-			"lifecycleHookId, lifecycleActionToken.\n\n" +
-			"Where it is about this machine, it is handed to the daemon and followed to its\n" +
-			"end: a termination until this node has left, a launch until it serves.\n\n" +
-			"An event about another machine is none of ours: exit 0, so that one command can be\n" +
-			"sent to a whole group. The same is true of test notifications, and of events that\n" +
-			"come too late. It runs as a command or a step of Systems Manager.",
+		Long: "The event is JSON of Amazon's Auto Scaling: EventBridge's event, its detail\n" +
+			"alone, or a flat message, without an envelope of SNS or SQS; or, of Alibaba\n" +
+			"Cloud, an object of the placeholders of an OOS template: regionId,\n" +
+			"instanceIds, lifecycleHookId, lifecycleActionToken.\n\n" +
+			"An event about this machine is handed to the daemon and followed to its end: a\n" +
+			"termination until this node has left, a launch until it serves.\n\n" +
+			"An event about another machine is ignored with exit 0, so that one command can\n" +
+			"be sent to a whole group. The same is true of test notifications, and of\n" +
+			"events that come too late. It runs as a command or a step of Systems Manager.",
 		Example: "  amsagent event --file /tmp/event.json\n" +
 			"  printf '%s' \"$EVENT\" | amsagent event --detach",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runEvent(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runEvent(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.StringVar(&opts.file, "file", "", "read the event from `FILE`, not from standard input")
+	fs.StringVar(&opts.instance, "instance-id", "", "this machine's instance `ID` (default: the daemon's, else the cloud's metadata)")
+	addFollowFlags(fs, &opts.detach, &opts.timeout)
 	g.addSettings(cmd, settings.KeyProvider)
 	return cmd
 }
@@ -75,13 +68,13 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	if opts.timeout > 0 {
 		patience = min(patience, opts.timeout)
 	}
-	data, err := g.readEvent(ctx, opts.file, patience)
+	data, err := readEvent(ctx, g, opts.file, patience)
 	if err != nil {
 		return err
 	}
 	e, err := metadata.ParseEvent(data)
 	if err != nil {
-		return &userError{Msg: "cannot read the event", Cause: &eventError{err}}
+		return cannot("read the event", &eventError{err})
 	}
 	nothing := func(result, text, instance string) error {
 		return g.result("event", drainData{Result: result, Event: &e, Instance: instance}, func(w *textWriter) { w.line("%s", printable(text)) })
@@ -89,7 +82,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	if e.Test {
 		return nothing("test", "nothing to do: "+e.Shape, "")
 	}
-	id, err := g.instanceID(ctx, opts.instance)
+	id, err := instanceID(ctx, g, opts.instance)
 	if err != nil {
 		return &userError{
 			Msg: "cannot tell whether the event is about this machine", Cause: err, State: stateUntouched,
@@ -114,7 +107,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	began := time.Now()
 	v, err := c.life(ctx, daemon.PathNotice, n)
 	if err != nil {
-		return g.drainRefused("cannot act on the event", g.orNotMember(err))
+		return notBegun("act on the event", orNotMember(g, err))
 	}
 	if slices.Contains(v.Dismissed, n.ID) && v.State == lifecycle.StateActive {
 		return &userError{
@@ -141,16 +134,19 @@ func (e *eventError) Error() string { return e.err.Error() }
 func (e *eventError) Unwrap() error { return e.err }
 
 // readEvent reads a file, or standard input.
-func (g *globals) readEvent(ctx context.Context, file string, patience time.Duration) ([]byte, error) {
+func readEvent(ctx context.Context, g *globals, file string, patience time.Duration) ([]byte, error) {
 	how := []string{"amsagent event < event.json, or --file event.json"}
+	fail := func(source string, err error) error {
+		return cannot("read the event", &settings.Error{Source: source, Layer: settings.FromFlag, Err: err, Hints: how})
+	}
 	if file != "" && file != "-" {
 		path, err := settings.UnderRoot(g.settings.Root, file)
 		if err != nil {
-			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
+			return nil, fail("--file", err)
 		}
 		b, _, err := settings.ReadSmallFile(path)
 		if err != nil {
-			return nil, &userError{Msg: "cannot read the event", Cause: err, Exit: exitUsage}
+			return nil, fail("--file", err)
 		}
 		return b, nil
 	}
@@ -163,7 +159,7 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 	case err != nil && ctx.Err() != nil:
 		return nil, &userError{Msg: "waiting for the event", Cause: err, State: stateUntouched}
 	case err != nil:
-		return nil, &userError{Msg: "cannot read the event from standard input", Cause: err, Exit: exitUsage, Hints: how}
+		return nil, fail("standard input", err)
 	case len(strings.TrimSpace(string(b))) == 0:
 		return nil, usageError(how, "the event is missing: standard input is empty")
 	}
@@ -171,7 +167,7 @@ func (g *globals) readEvent(ctx context.Context, file string, patience time.Dura
 }
 
 // instanceID is who this machine is: what was given, else what the daemon found out, else what the cloud says.
-func (g *globals) instanceID(ctx context.Context, given string) (string, error) {
+func instanceID(ctx context.Context, g *globals, given string) (string, error) {
 	if given != "" {
 		return given, nil
 	}

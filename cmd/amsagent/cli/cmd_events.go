@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
@@ -24,11 +23,6 @@ type eventsOptions struct {
 	limit int
 }
 
-func (o *eventsOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.DurationVar(&o.since, "since", 0, "only what happened in the last `DURATION`, such as 24h (default: all that is kept, 90 days)")
-	fs.IntVarP(&o.limit, "limit", "n", 50, "at most `N`, the latest")
-}
-
 // mostEvents bounds --limit: a history is read into memory.
 const mostEvents = 10_000
 
@@ -36,23 +30,24 @@ func newEventsCommand(g *globals) *cobra.Command {
 	var opts eventsOptions
 	cmd := &cobra.Command{
 		Use:   "events [NODE] [flags]",
-		Short: "show the history of the cluster, or of one node: joins, drains, leaves",
-		Long: "The registry keeps who did what to which node, and why, for 90 days. NODE is an id, an\n" +
-			"address or a host name. Times are those of MongoDB's server, in UTC; the latest is last.\n\n" +
-			"Only MongoDB is needed: no root, no AMS, no node.",
+		Short: "show the history of the cluster: joins, drains, leaves",
+		Long: "The registry keeps for 90 days what happened to which node, by which command\n" +
+			"or event, and why. NODE is an id, an address or a host name. Times are those\n" +
+			"of MongoDB's server, in UTC; the latest is last.\n\n" +
+			"It needs MongoDB only: no root, no AMS, no node.",
 		Example: "  amsagent events\n" +
 			"  amsagent events 10.0.1.5 --since 24h\n" +
 			"  amsagent events i-0123456789abcdef0 -n 10 -o json",
-		GroupID:               groupEveryday,
-		Args:                  oneNode,
-		DisableFlagsInUseLine: true,
+		Args: oneNode,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runEvents(cmd.Context(), opts, args, g)
 		},
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	readsOnly(cmd)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.DurationVar(&opts.since, "since", 0, "only what happened in the last `DURATION`, such as 24h (default: all that is kept, 90 days)")
+	fs.IntVarP(&opts.limit, "limit", "n", 50, "at most `N`, the latest")
 	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }
@@ -94,12 +89,11 @@ func runEvents(ctx context.Context, opts eventsOptions, args []string, g *global
 }
 
 func events(ctx context.Context, opts eventsOptions, args []string, g *globals, c historian) error {
-	fail := func(err error) error { return &userError{Msg: "cannot read the history", Cause: err} }
 	q := cluster.EventQuery{Limit: opts.limit}
 	if opts.since > 0 {
 		now, err := c.ServerTime(ctx)
 		if err != nil {
-			return fail(err)
+			return cannot("read the history", err)
 		}
 		q.Since = now.Add(-opts.since)
 	}
@@ -107,7 +101,7 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 	var err error
 	if len(args) > 0 || !g.isJSON() { // JSON has ids alone
 		if rows, err = c.Nodes(ctx); err != nil {
-			return fail(err)
+			return cannot("read the history", err)
 		}
 	}
 	if len(args) > 0 {
@@ -115,7 +109,7 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 	}
 	data := eventsData{Nodes: q.Nodes}
 	if data.Events, err = c.Events(ctx, q); err != nil {
-		return fail(err)
+		return cannot("read the history", err)
 	}
 	return g.result("events", data, func(w *textWriter) { eventsText(w, data, rows) })
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -28,44 +27,39 @@ type joinOptions struct {
 	tags    time.Duration
 }
 
-func (o *joinOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
-	fs.BoolVar(&o.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
-	fs.BoolVar(&o.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
-	fs.DurationVar(&o.tags, "wait-for-tags", 0, "wait this `DURATION` for MongoDB and the role to be known: a scaling group tags a machine after its start; exit 4 if the time is over")
-	fs.BoolVar(&o.force, "force-address", false, "take the address although no interface of this machine has it, as behind NAT; it is kept with the address")
-	fs.BoolVar(&o.replace, "replace", false, "take over the registry's row of this machine's id although another machine uses it")
-}
-
 func newJoinCommand(g *globals) *cobra.Command {
 	var opts joinOptions
 	cmd := &cobra.Command{
 		Use:   "join --mongo ADDRESS [flags]",
 		Short: "make this machine a node of the cluster, and verify it",
-		Long: "Every check is made before the first change, and all that fail are listed.\n" +
-			"The files change as one: all of them, or none. Ant Media Server is restarted only\n" +
-			"if something changed, and not while streams or viewers are known to be on it,\n" +
-			"unless --now is given. Success means that the server itself was seen in the\n" +
-			"cluster, as its own fresh document in clusterdb.clusternode under this machine's\n" +
-			"address, and that its applications serve; otherwise everything is put back.\n\n" +
-			"The daemon, where it is installed, is started then and runs after every boot.\n\n" +
-			"These settings are kept for the daemon and for later commands where they are given\n" +
-			"here, by flag or variable:\n\n" + keptKeys() + "\n" +
-			"A later join that does not name one of them keeps it; an empty value drops it, as in\n" +
-			"--address \"\". `amsagent config` shows them as given to join.\n\n" +
-			"Done twice, the second run writes nothing and restarts nothing. A run that was\n" +
-			"killed is finished by the next one. `amsagent leave` gives back what join found.",
+		Long: "Makes every check before the first change, and lists all that fail. The files\n" +
+			"change as one: all of them, or none. Ant Media Server is restarted only if\n" +
+			"something changed, and not while streams or viewers are known to be on it,\n" +
+			"unless --now is given. Success means that the server's own fresh document is\n" +
+			"in clusterdb.clusternode under this machine's address, and that its\n" +
+			"applications serve; otherwise all files are restored.\n\n" +
+			"If the daemon is installed, it is started then and runs after every boot.\n\n" +
+			"These settings, given here by flag or variable, are kept for the daemon and\n" +
+			"for later commands:\n\n" +
+			keptKeys() + "\n" +
+			"A later join that does not name one of them keeps it; an empty value drops it,\n" +
+			"as in --address \"\". `amsagent config` shows them as given to join.\n\n" +
+			"A second run writes nothing and restarts nothing. The next run finishes one\n" +
+			"that was killed. `amsagent leave` restores what join found.",
 		Example: "  amsagent join --mongo 10.0.2.4\n" +
 			"  amsagent join --mongo file:/run/secrets/mongo --role edge --group edges\n" +
 			"  amsagent join --mongo 10.0.2.4 --dry-run",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runJoin(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runJoin(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	annotate(cmd, annotationGoodConfig, "true")
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.BoolVar(&opts.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
+	fs.BoolVar(&opts.offline, "offline", false, "edit the files and touch nothing else: no MongoDB, no service, no cloud")
+	fs.BoolVar(&opts.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
+	fs.DurationVar(&opts.tags, "wait-for-tags", 0, "wait this `DURATION` for MongoDB and the role to be known: a scaling group tags a machine after its start; exit 4 if the time is over")
+	fs.BoolVar(&opts.force, "force-address", false, "take the address although no interface of this machine has it, as behind NAT; it is kept with the address")
+	fs.BoolVar(&opts.replace, "replace", false, "take over the registry's row of this machine's id although another machine uses it")
 	g.addSettings(cmd, append(machineSettings(), settings.KeyRole, settings.KeyGroup, settings.KeyDrainDeadline, settings.KeyHooks, settings.KeyRemoteIPValve, settings.KeyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
 	return cmd
@@ -105,7 +99,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 		src, err = g.mongoAfter(identify(ctx))
 	}
 	if err != nil {
-		return &userError{Msg: "cannot join", Cause: err}
+		return cannot("join", err)
 	}
 	req := g.settings.JoinRequest()
 	req.Mongo, req.Identify, req.Forget = src.Target, identify, g.settings.Sources.Dropped

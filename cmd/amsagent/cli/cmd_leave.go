@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -21,43 +20,42 @@ type leaveOptions struct {
 	now, dryRun, offline bool
 }
 
-func (o *leaveOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.now, "now", false, "leave although streams or viewers are on this node: they are cut")
-	fs.BoolVar(&o.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
-	fs.BoolVar(&o.offline, "offline", false, "give the files back and touch nothing else: no MongoDB, no service, no cloud")
-}
-
 func newLeaveCommand(g *globals) *cobra.Command {
 	var opts leaveOptions
 	cmd := &cobra.Command{
 		Use:   "leave [flags]",
-		Short: "take this machine out of the cluster and give its files back",
-		Long: "A file that nothing wrote since the join becomes what join found, byte for byte. In\n" +
-			"one that was written since, as by the server, which saves its settings at a start,\n" +
-			"what join had set is taken back and the rest is kept; where that itself was edited,\n" +
-			"it gets its standalone form. The result says which files these are. Ant Media Server\n" +
-			"is restarted standalone, its document is removed from the cluster's list, and this\n" +
-			"node's row in the registry says left.\n\n" +
-			"First /readyz turns 503, so that no new sessions come. Then the daemon is stopped and\n" +
-			"disabled: it would register the node again.\n\n" +
-			"A node that the vendor's script switched is made standalone as well. MongoDB being\n" +
-			"away keeps nobody from leaving; run leave again when it is back.",
+		Short: "take this machine out of the cluster and restore its files",
+		Long: "A file that did not change since the join is restored byte for byte. In a file\n" +
+			"that changed, for example because the server saved its settings at a start,\n" +
+			"the keys that join had set are restored and the rest is kept; a key that was\n" +
+			"edited gets its standalone value. The result lists these files. Ant Media\n" +
+			"Server is restarted standalone, its document is removed from the cluster's\n" +
+			"list, and this node's record is set to left.\n\n" +
+			"First /readyz turns 503, so that no new sessions come. Then the daemon is\n" +
+			"stopped and disabled: it would register the node again.\n\n" +
+			"It also makes a node standalone that the vendor's script switched. If MongoDB\n" +
+			"is away, the machine still leaves; run leave again when it is back.",
 		Example: "  amsagent leave\n" +
 			"  amsagent leave --dry-run\n" +
 			"  amsagent leave --now --timeout 2m",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runLeave(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runLeave(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.BoolVar(&opts.now, "now", false, "leave although streams or viewers are on this node: they are cut")
+	fs.BoolVar(&opts.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
+	fs.BoolVar(&opts.offline, "offline", false, "give the files back and touch nothing else: no MongoDB, no service, no cloud")
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
 }
 
 func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
+	if !opts.dryRun {
+		if err := mustBeRoot(g, "leave"); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := g.timed(ctx)
 	defer cancel()
 	m, err := g.bootstrapMachine(opts.offline)
@@ -71,7 +69,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 		req.Identify = g.whoami
 		src, err := g.mongoOrTag(ctx)
 		if err != nil && !errors.Is(err, errNoMongo) {
-			return &userError{Msg: "cannot leave", Cause: err}
+			return cannot("leave", err)
 		}
 		req.Mongo = src.Target
 	}

@@ -20,16 +20,13 @@ import (
 func newMetadataCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "metadata [flags]",
-		Short: "print what the cloud says about this machine, and how we know the cloud",
-		Long: "The cloud is found by the firmware's strings, then by cloud-init's data. What decided\n" +
-			"is printed after the provider.",
+		Short: "print what the cloud reports about this machine",
+		Long: "The cloud is detected by the firmware's strings, then by cloud-init's data.\n" +
+			"The evidence is printed after the provider.",
 		Example: "  amsagent metadata\n" +
 			"  amsagent metadata --provider aws -o json\n" +
 			"  amsagent metadata --log-level debug",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runMetadata(cmd.Context(), g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runMetadata(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitUnknown, exitInterrupted)
 	readsOnly(cmd)
@@ -46,7 +43,7 @@ type metadataData struct {
 func runMetadata(ctx context.Context, g *globals) error {
 	m, err := g.ask(ctx, g.question())
 	if err != nil {
-		return &userError{Msg: "cannot tell what this machine is", Cause: err}
+		return cannot("tell what this machine is", err)
 	}
 	data := metadataData{Instance: m.Instance, Detection: m.Detection}
 	return g.result("metadata", data, func(w *textWriter) { metadataText(w, data) })

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
@@ -32,17 +31,6 @@ type nodesOptions struct {
 	interval              time.Duration
 }
 
-func (o *nodesOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.StringSliceVar(&o.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
-	fs.StringSliceVar(&o.groups, "group", nil, "only nodes of these scaling `GROUPS`")
-	fs.StringSliceVar(&o.states, "state", nil, "only nodes in these `STATES` (joining, active, draining, left, failed)")
-	fs.StringVar(&o.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY reverses the order; unknown values come last (default address)")
-	fs.Lookup("sort").DefValue = "" // pflag would print it in quotes
-	fs.BoolVar(&o.all, "all", false, "show nodes that have left, too")
-	fs.BoolVar(&o.watch, "watch", false, "go on looking: print again on a terminal, elsewhere print a line for each change")
-	fs.DurationVar(&o.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest heartbeat interval, 500ms to 1s)")
-}
-
 func newNodesCommand(g *globals) *cobra.Command {
 	var opts nodesOptions
 	cmd := &cobra.Command{
@@ -50,42 +38,50 @@ func newNodesCommand(g *globals) *cobra.Command {
 		// For prune.
 		SuggestionsMinimumDistance: 2,
 
-		Short: "show the cluster: every node, its state, load and sessions, and whether it lives",
-		Long: "Both its agent, which writes heartbeats into the registry, and its Ant Media Server (AMS),\n" +
-			"which writes a list of its own, tell whether a node lives.\n\n" +
-			"  healthy      both are heard\n" +
-			"  not-serving  both are heard, the node is active, and its agent sees an application\n" +
-			"               that viewers cannot use; -o json says which (node.serving)\n" +
-			"  ams-stale    the agent is heard, AMS is silent for more than 20 s\n" +
-			"  agent-stale  AMS is heard, the agent is silent for two heartbeats and a second\n" +
-			"  no-agent     AMS is heard, and has no agent\n" +
-			"  gone         neither is heard, AMS not for 11 s\n" +
-			"  unknown      neither is heard, and no other node: MongoDB may have been away\n" +
-			"  left         it said itself that it goes: nothing is expected of it\n\n" +
-			"If the rows do not fit the terminal of --watch, nodes that need attention come first.\n\n" +
-			"Health is one thing, the state (joining, active, draining, left, failed) another:\n" +
-			"the state is what the node last said it was doing.\n\n" +
-			"SCORE is how near a node is to refusing streams, in percent: the highest of CPU and memory\n" +
-			"against the limits in its settings, and of each GPU. If a control group limits the server's\n" +
-			"memory or CPU, that figure and SCORE are unknown. A balancer may take 100 - SCORE as its weight.\n\n" +
-			"- is not known, never zero. ~ is a guess: an age by a clock that nobody vouches for, or\n" +
-			"viewers counted by their connections. Only MongoDB is needed: no root, no AMS, no node.",
+		Short: "show each node of the cluster: its state, health, load, sessions",
+		Long: "Health combines two signals of a node: the heartbeats that its agent writes\n" +
+			"into the registry, and the list that Ant Media Servers (AMS) write themselves.\n\n" +
+			"  healthy      both signals are fresh\n" +
+			"  not-serving  both are fresh, the node is active, and its agent sees an\n" +
+			"               application that viewers cannot use: node.serving in -o json\n" +
+			"  ams-stale    the agent is fresh, AMS is silent for more than 20 s\n" +
+			"  agent-stale  AMS is fresh, the agent is silent for two heartbeats and 1 s\n" +
+			"  no-agent     AMS is fresh, and has no agent\n" +
+			"  gone         both are silent, AMS for at least 11 s\n" +
+			"  unknown      all nodes are silent: MongoDB may have been away\n" +
+			"  left         the node left by itself, and is expected to be silent\n\n" +
+			"If the rows do not fit the terminal of --watch, nodes that need attention come\n" +
+			"first.\n\n" +
+			"Health is independent of the state (joining, active, draining, left, failed),\n" +
+			"which the node itself wrote last.\n\n" +
+			"SCORE is how near a node is to refusing streams, in percent: the highest of\n" +
+			"CPU and memory against the limits in its settings, and of each GPU. If a\n" +
+			"control group limits the server's memory or CPU, that figure and SCORE are\n" +
+			"unknown. A balancer may use 100 - SCORE as its weight.\n\n" +
+			"- is not known, never zero. ~ is an estimate: an age by an unchecked clock, or\n" +
+			"viewers counted by their connections.\n\n" +
+			"It needs MongoDB only: no root, no AMS, no node.",
 		Example: "  amsagent nodes\n" +
 			"  amsagent nodes --watch --role origin --sort -cpu\n" +
 			"  amsagent nodes --mongo 10.0.2.4 --state active,draining -o json",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runNodes(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runNodes(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	readsOnly(cmd)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.StringSliceVar(&opts.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
+	fs.StringSliceVar(&opts.groups, "group", nil, "only nodes of these scaling `GROUPS`")
+	fs.StringSliceVar(&opts.states, "state", nil, "only nodes in these `STATES` (joining, active, draining, left, failed)")
+	fs.StringVar(&opts.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY reverses the order; unknown values come last (default address)")
+	fs.Lookup("sort").DefValue = "" // pflag would print it in quotes
+	fs.BoolVar(&opts.all, "all", false, "show nodes that have left, too")
+	fs.BoolVar(&opts.watch, "watch", false, "go on looking: print again on a terminal, elsewhere print a line for each change")
+	fs.DurationVar(&opts.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest heartbeat interval, 500ms to 1s)")
 	completes(cmd, "state", states)
 	completes(cmd, "sort", sortKeys)
 	g.addSettings(cmd, settings.KeyMongo)
 	cmd.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Commands"})
-	cmd.AddCommand(newNodesPruneCommand(g))
+	addCommands(cmd, groupEveryday, newNodesPruneCommand(g))
 	return cmd
 }
 
@@ -132,7 +128,7 @@ func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
 	l, err := c.Look(ctx)
 	if err != nil {
-		return &userError{Msg: "cannot look at the cluster", Cause: err}
+		return cannot("look at the cluster", err)
 	}
 	var o cluster.Observer
 	data := viewNodes(opts, l, o.Observe(l))
@@ -301,7 +297,7 @@ func (w *watcher) take(l cluster.Look, failed error) error {
 	if failed != nil {
 		w.o.Failed()
 		if first {
-			return &userError{Msg: "cannot look at the cluster", Cause: failed}
+			return cannot("look at the cluster", failed)
 		}
 		if !w.terminal && (w.failed == nil || cluster.KindOf(w.failed) != cluster.KindOf(failed)) {
 			w.g.log().Warn("MongoDB is away; going on", "last_look", agoAt(time.Now(), w.seen), "error", failed)

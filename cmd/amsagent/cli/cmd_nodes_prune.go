@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -28,35 +27,30 @@ type pruneOptions struct {
 	yes, left, amsOnly, noProbe bool
 }
 
-func (o *pruneOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.DurationVar(&o.olderThan, "older-than", 10*time.Minute, "only what has been silent for this `DURATION`")
-	fs.Lookup("older-than").DefValue = "10m" // not Go's 10m0s
-	fs.BoolVar(&o.yes, "yes", false, "do it; without it, what would be removed is printed and nothing is")
-	fs.BoolVar(&o.left, "left", false, "remove the rows of nodes that have left, too")
-	fs.BoolVar(&o.amsOnly, "ams-only", false, "remove what only Ant Media Server's own list has, without a row, too")
-	fs.BoolVar(&o.noProbe, "no-probe", false, "do not try whether anybody listens on a node's port, and keep it where somebody does")
-}
-
 func newNodesPruneCommand(g *globals) *cobra.Command {
 	var opts pruneOptions
 	cmd := &cobra.Command{
 		Use:   "prune [flags]",
-		Short: "remove the rows of machines whose agent and server are both gone",
-		Long: "A row goes where the agent has been silent for --older-than, Ant Media Server's own\n" +
-			"document is missing or as old, nobody listens on the server's port, and nothing of\n" +
-			"that changed between two looks some seconds apart. The documents of that address go\n" +
-			"with it. What is written in the meantime stays.\n\n" +
+		Short: "remove the records of nodes that are gone",
+		Long: "A record is removed if the agent has been silent for --older-than, Ant Media\n" +
+			"Server's own document is missing or as old, no program listens on the server's\n" +
+			"port, and none of that changed between two readings some seconds apart. The\n" +
+			"documents of that address are removed with it. What is written in the meantime\n" +
+			"stays.\n\n" +
 			"Without --yes nothing is removed.",
 		Example: "  amsagent nodes prune\n" +
 			"  amsagent nodes prune --older-than 1h --yes\n" +
 			"  amsagent nodes prune --left --ams-only --yes",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runNodesPrune(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runNodesPrune(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.DurationVar(&opts.olderThan, "older-than", 10*time.Minute, "only what has been silent for this `DURATION`")
+	fs.Lookup("older-than").DefValue = "10m" // not Go's 10m0s
+	fs.BoolVar(&opts.yes, "yes", false, "do it; without it, what would be removed is printed and nothing is")
+	fs.BoolVar(&opts.left, "left", false, "remove the rows of nodes that have left, too")
+	fs.BoolVar(&opts.amsOnly, "ams-only", false, "remove what only Ant Media Server's own list has, without a row, too")
+	fs.BoolVar(&opts.noProbe, "no-probe", false, "do not try whether anybody listens on a node's port, and keep it where somebody does")
 	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }

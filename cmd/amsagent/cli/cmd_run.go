@@ -38,18 +38,17 @@ const (
 func newRunCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags]",
-		Short: "run the daemon: keep this node as it joined, and report its load",
-		Long: "The daemon brings the machine back to what it joined as (a new address, a copied disk; the\n" +
-			"server's files only while the server is stopped), proves that Ant Media Server is in the\n" +
-			"cluster, and from then on writes a heartbeat with load and sessions into the registry. A\n" +
-			"machine that never joined joins by itself where its settings or tags say where MongoDB is.\n\n" +
-			"Restarting it changes nothing in the cluster. SIGHUP makes it read its settings\n" +
-			"again. systemd runs it as amsagent.service; `amsagent status` shows what it does.",
+		Short: "run the daemon: keep this node joined, and report its load",
+		Long: "The daemon repairs what changed since the join (a new address, a copied disk;\n" +
+			"the server's files only while the server is stopped), verifies that Ant Media\n" +
+			"Server is in the cluster, and then writes a heartbeat with load and sessions\n" +
+			"into the registry. A machine that never joined joins by itself if its settings\n" +
+			"or tags have MongoDB's address.\n\n" +
+			"A restart of the daemon changes nothing in the cluster. SIGHUP makes it read\n" +
+			"its settings again. systemd runs it as amsagent.service; `amsagent status`\n" +
+			"shows what it does.",
 		Example: "  systemctl start amsagent\n" +
 			"  amsagent run --beat-interval 1s",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
 	}
 	cmd.RunE = func(*cobra.Command, []string) error { return runDaemon(cmd, g) }
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
@@ -58,7 +57,7 @@ func newRunCommand(g *globals) *cobra.Command {
 }
 
 func runDaemon(cmd *cobra.Command, g *globals) error {
-	if err := g.mayChange("run"); err != nil {
+	if err := mustBeRoot(g, "run"); err != nil {
 		return err
 	}
 	reload := make(chan struct{}, 1)

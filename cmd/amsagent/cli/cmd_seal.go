@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
@@ -21,39 +20,33 @@ type sealOptions struct {
 	keep, remove []string
 }
 
-func (o *sealOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.dryRun, "dry-run", false, "list what would be removed, touch nothing and exit 0")
-	fs.BoolVar(&o.yes, "yes", false, "remove it; without --yes the list is shown, nothing is touched, and the exit code is 2")
-	fs.StringSliceVar(&o.keep, "keep", nil, "`ITEM`s that stay in the image (may be repeated)")
-	fs.StringSliceVar(&o.remove, "remove", nil, "`ITEM`s that usually stay and must be removed: tls, licence")
-}
-
 func newSealCommand(g *globals) *cobra.Command {
 	var opts sealOptions
 	cmd := &cobra.Command{
 		Use:   "seal [flags]",
-		Short: "make this machine's disk clonable, as the last step of building an image",
-		Long: "What names this machine, or was made for it alone, is removed, so that each clone makes\n" +
-			"its own. The items, in the order in which they go:\n\n" +
+		Short: "make this disk ready to be cloned: the last step of an image",
+		Long: "Removes what identifies this machine or was made for it alone, so that each\n" +
+			"clone makes its own. The items, in the order of removal:\n\n" +
 			sealHelp() + "\n" +
-			"Without --yes the list of what would go is all that it makes.\n\n" +
-			"Ant Media Server must be stopped: users and streams of this machine are in its databases,\n" +
-			"and they are removed. A node of a cluster is refused: leave first. It may be run again\n" +
-			"after any outcome; the second time it finds nothing.\n\n" +
-			"SSH's keys and cloud-init's memory are the image builder's: `cloud-init clean` and the\n" +
-			"tools that make images remove them.",
+			"Without --yes it only lists them.\n\n" +
+			"Ant Media Server must be stopped: users and streams of this machine are in its\n" +
+			"databases, and they are removed. A node of a cluster is refused: leave first.\n" +
+			"It may run again after any outcome; the second run finds nothing.\n\n" +
+			"SSH's keys and cloud-init's state are not removed: `cloud-init clean` and the\n" +
+			"tools that make images do that.",
 		Example: "  amsagent seal\n" +
 			"  systemctl stop antmedia && amsagent seal --yes\n" +
 			"  amsagent seal --yes --keep logs,jwt --remove tls\n" +
 			"  amsagent seal --yes --root /mnt/image",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runSeal(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runSeal(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
 	annotate(cmd, annotationGoodConfig, "true")
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.BoolVar(&opts.dryRun, "dry-run", false, "list what would be removed, touch nothing and exit 0")
+	fs.BoolVar(&opts.yes, "yes", false, "remove it; without --yes the list is shown, nothing is touched, and the exit code is 2")
+	fs.StringSliceVar(&opts.keep, "keep", nil, "`ITEM`s that stay in the image (may be repeated)")
+	fs.StringSliceVar(&opts.remove, "remove", nil, "`ITEM`s that usually stay and must be removed: tls, licence")
 	completes(cmd, "keep", func() []string { return wordsOf(bootstrap.SealItems()) })
 	completes(cmd, "remove", func() []string {
 		return wordsOf([]bootstrap.SealItem{bootstrap.SealTLS, bootstrap.SealLicence})
@@ -66,17 +59,17 @@ func newSealCommand(g *globals) *cobra.Command {
 func sealHelp() string {
 	words := map[bootstrap.SealItem]string{
 		bootstrap.SealIdentity: "ids of the server, and the marks of its first start",
-		bootstrap.SealMarkers:  "by which an application takes itself for crashed",
+		bootstrap.SealMarkers:  "by which an application concludes that it crashed",
 		bootstrap.SealDatabase: "the server's own databases: users and streams",
 		bootstrap.SealJWT:      "server.jwtServerSecretKey, the key to the server's REST API",
-		bootstrap.SealName:     "server.name, where it is this machine's name or address",
-		bootstrap.SealMongo:    "user and password of MongoDB, where a switch of mode left them",
+		bootstrap.SealName:     "server.name, if it is this machine's name or address",
+		bootstrap.SealMongo:    "user and password of MongoDB that a switch of mode left",
 		bootstrap.SealHosts:    "the line with this machine's name in /etc/hosts",
 		bootstrap.SealLogs:     "logs of the server and of the vendor's scripts",
 		bootstrap.SealTLS:      "certificates and private keys; stay unless --remove tls",
 		bootstrap.SealLicence:  "server.licence_key; stays unless --remove licence",
 		bootstrap.SealMachine:  "/etc/machine-id is made empty; systemd makes a new one",
-		bootstrap.SealAgent:    "what amsagent remembers of this machine, and what a leave kept (*.amsagent-saved)",
+		bootstrap.SealAgent:    "the agent's state, and what a leave kept (*.amsagent-saved)",
 	}
 	var b strings.Builder
 	for _, i := range bootstrap.SealItems() {
@@ -86,6 +79,9 @@ func sealHelp() string {
 }
 
 func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
+	if err := mustBeRoot(g, "seal"); err != nil {
+		return err
+	}
 	req := bootstrap.SealRequest{DryRun: opts.dryRun || !opts.yes}
 	for _, list := range []struct {
 		flag  string
@@ -109,7 +105,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	handleDaemon(m, false)
 	res, err := m.Seal(ctx, req)
 	g.findings(res.Warnings)
-	if err = g.failure("seal", err); err != nil {
+	if err = cannot("seal", err); err != nil {
 		// What was removed is gone, whatever failed after it.
 		for _, f := range res.Found {
 			if f.Err != "" {

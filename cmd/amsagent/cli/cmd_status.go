@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -28,33 +27,27 @@ type statusOptions struct {
 	wait   string
 }
 
-func (o *statusOptions) AddFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.strict, "strict", false, "exit 6 where anything disagrees or could not be looked at")
-	fs.StringVar(&o.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with agent and server heard and viewers served")
-}
-
 func newStatusCommand(g *globals) *cobra.Command {
 	var opts statusOptions
 	cmd := &cobra.Command{
 		Use:   "status [flags]",
-		Short: "show this node from four sides, and where they disagree",
-		Long: "Four sides: the files on disk, the server that runs, this node's rows as its\n" +
-			"peers read them from MongoDB, and the daemon with what the cloud wants of it. What\n" +
-			"contradicts each other is named, with what to do.\n\n" +
+		Short: "show this node from four sides, and how they differ",
+		Long: "Four sides: the files on disk, the server that runs, this node's records as\n" +
+			"its peers read them from MongoDB, and the daemon with what the cloud wants of\n" +
+			"it. Contradictions are listed, each with its fix.\n\n" +
 			"It needs root. Monitoring asks /readyz of the daemon.\n\n" +
-			"To ask is no failure: it exits 0 also where it finds a disagreement. In a script\n" +
-			"use --strict, which exits 6 then, or --wait.",
+			"A contradiction is not a failure of this command: it exits 0. In a script use\n" +
+			"--strict, which exits 6 then, or --wait.",
 		Example: "  amsagent status\n" +
 			"  amsagent status --strict -o json\n" +
 			"  amsagent status --wait active --timeout 2m",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.Context(), opts, g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
 	readsOnly(cmd)
-	opts.AddFlags(cmd.Flags())
+	fs := cmd.Flags()
+	fs.BoolVar(&opts.strict, "strict", false, "exit 6 where anything disagrees or could not be looked at")
+	fs.StringVar(&opts.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with agent and server heard and viewers served")
 	completes(cmd, "wait", states)
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
@@ -62,7 +55,7 @@ func newStatusCommand(g *globals) *cobra.Command {
 }
 
 func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
-	if err := errors.Join(opts.check(), g.mayChange("show this node")); err != nil {
+	if err := cmp.Or(opts.check(), mustBeRoot(g, "show this node")); err != nil {
 		return err
 	}
 	ctx, cancel := g.timed(ctx)
@@ -101,7 +94,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		s, werr, err = waitStatus(ctx, cluster.State(opts.wait), g, look)
 	}
 	if err != nil {
-		return &userError{Msg: "cannot look at this machine", Cause: err}
+		return cannot("look at this machine", err)
 	}
 	v := &statusView{Status: s, Given: g.givenToJoin()}
 	v.addSettings(g)

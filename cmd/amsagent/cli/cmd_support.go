@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
-	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
@@ -22,19 +21,18 @@ import (
 func newSupportCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "support [flags]",
-		Short: "print what somebody who helps needs to know, without secrets",
-		Long: "What the commands that only look say here, what the service manager knows of this agent and\n" +
-			"the server, the journal of the agent's units, and a few facts about the machine: one text, to\n" +
-			"be read by you before you send it. Nothing is changed, and nothing is sent.\n\n" +
-			"Passwords, tokens and keys are masked. Names, addresses, ids and paths are shown. Not in it:\n" +
-			"the server's own log, its files, and what viewers and publishers do.\n\n" +
-			"A part that cannot be had says why; the others are there. As root it tells most.",
+		Short: "print a report for those who help, without secrets",
+		Long: "One text to read before you send it: the output of the commands that only\n" +
+			"read, what the service manager knows of this agent and the server, the journal\n" +
+			"of the agent's units, and a few facts about the machine. Nothing is changed,\n" +
+			"and nothing is sent.\n\n" +
+			"Passwords, tokens and keys are masked. Names, addresses, ids and paths are\n" +
+			"shown. It does not have the server's own log, its files, nor what viewers and\n" +
+			"publishers do.\n\n" +
+			"If a part is not available, its reason is in its place. Root gets most.",
 		Example: "  amsagent support > support.txt\n" +
 			"  amsagent support -o json | gzip > support.json.gz",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runSupport(cmd.Context(), g) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runSupport(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
 	readsOnly(cmd)
@@ -59,8 +57,8 @@ type supportPart struct {
 }
 
 const (
-	// supportTime bounds a program of the system; the agent's own commands have bounds of their own.
-	supportTime = 20 * time.Second
+	// supportTime bounds a program. The agent's own commands take less, each by a bound of its own.
+	supportTime = time.Minute
 	// supportRoom bounds what one command says; of more the end is kept.
 	supportRoom = 1 << 20
 )
@@ -68,7 +66,7 @@ const (
 // supportLooks are the agent's own commands.
 func supportLooks() [][]string {
 	return [][]string{
-		{"version"}, {"config"}, {"status", "--timeout", supportTime.String()}, {"doctor"}, {"metadata"}, {"nodes", "--all"}, {"events", "--limit", "200"},
+		{"version"}, {"config"}, {"status", "--timeout", "20s"}, {"doctor"}, {"metadata"}, {"nodes", "--all"}, {"events", "--limit", "200"},
 	}
 }
 
@@ -111,13 +109,12 @@ func runSupport(ctx context.Context, g *globals) error {
 		return nil
 	}
 	for _, args := range supportLooks() {
-		says := func() (int, []byte) { return g.agentSays(ctx, args) }
-		if err := add(append([]string{"amsagent"}, args...), says); err != nil {
+		if err := add(append([]string{"amsagent"}, args...), func() (int, []byte) { return runOwn(ctx, g, args) }); err != nil {
 			return err
 		}
 	}
 	for _, argv := range supportPrograms() {
-		if err := add(argv, func() (int, []byte) { return g.systemSays(ctx, argv) }); err != nil {
+		if err := add(argv, func() (int, []byte) { return runOfSystem(ctx, g.settings.Root, argv) }); err != nil {
 			return err
 		}
 	}
@@ -133,42 +130,41 @@ func runSupport(ctx context.Context, g *globals) error {
 	})
 }
 
-// agentSays runs another command of this program, with the flags that all of them have, as it would run without a terminal.
-func (g *globals) agentSays(ctx context.Context, args []string) (exit int, said []byte) {
-	var out locked.Buffer // the goroutine that watches signals logs to it, too
-	env := g.env
-	env.Stdin, env.Stdout, env.Stderr, env.IsTerminal, env.IsJournal = nil, &out, &out, nil, false
+// runOwn runs another command of this program, with the flags that all of them have.
+func runOwn(ctx context.Context, g *globals, args []string) (exit int, output []byte) {
+	own, err := g.env.Executable()
+	if err != nil {
+		return -1, []byte(err.Error())
+	}
+	argv := append([]string{own}, args...)
 	for _, row := range settings.Table() {
 		if v, ok := g.given[row.Key]; ok && row.Global && row.Key != settings.KeyOutput && row.Key != settings.KeyColor {
-			args = append(args, "--"+row.Flag+"="+v.Text)
+			argv = append(argv, "--"+row.Flag+"="+v.Text)
 		}
 	}
-	ended := make(chan int, 2)
-	env.Exit = func(code int) { // a second signal
-		if ctx.Err() == nil { // else this command ends, too
-			ended <- code
-		}
-	}
-	go func() { ended <- Main(append(args, "--output=text", "--color=never"), env) }() //nolint:contextcheck // it hears the same signals
-	exit = <-ended
-	return exit, []byte(out.String())
+	return combinedOutput(ctx, append(argv, "--output=text", "--color=never"), g.env.Environ())
 }
 
-// systemSays runs a program of the system that this command needs nothing else from.
-func (g *globals) systemSays(ctx context.Context, argv []string) (exit int, said []byte) {
-	if g.settings.Root != "" {
-		return -1, []byte("not asked: it would tell of this machine, and not of " + g.settings.Root)
+// runOfSystem runs a program of the system that this command needs nothing else from.
+func runOfSystem(ctx context.Context, root string, argv []string) (exit int, output []byte) {
+	if root != "" {
+		return -1, []byte("not asked: it would report this machine, and not " + root)
 	}
+	// env looks in that PATH.
+	return combinedOutput(ctx, append([]string{"/usr/bin/env"}, argv...), []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "SYSTEMD_COLORS=0"})
+}
+
+func combinedOutput(ctx context.Context, argv, environ []string) (exit int, output []byte) {
 	ctx, cancel := context.WithTimeout(ctx, supportTime)
 	defer cancel()
-	c := exec.CommandContext(ctx, "/usr/bin/env", argv...) // which looks in that PATH
-	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "SYSTEMD_COLORS=0"}
+	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	c.Env = environ
 	c.WaitDelay = time.Second
-	said, err := c.CombinedOutput()
+	output, err := c.CombinedOutput()
 	if c.ProcessState == nil || c.ProcessState.ExitCode() < 0 {
-		return -1, append(said, err.Error()...)
+		return -1, append(output, err.Error()...)
 	}
-	return c.ProcessState.ExitCode(), said
+	return c.ProcessState.ExitCode(), output
 }
 
 // lastOf is the end of a text that is longer than room, from the beginning of a line.

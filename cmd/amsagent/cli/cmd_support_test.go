@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,7 +31,9 @@ func TestSupport(t *testing.T) {
 	} {
 		root := tree(t, map[string]string{"etc/amsagent/config.yaml": config})
 		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "generic", "AMSAGENT_GROUP": "password=hush"}}
-		code := Main([]string{"support", "--root", root, "-o", "json"}, e.env())
+		env := e.env()
+		env.Executable = func() (string, error) { return exec.LookPath("amsagent") } // TestMain puts it there
+		code := Main([]string{"support", "--root", root, "-o", "json"}, env)
 		stdout, stderr := e.stdout.String(), e.stderr.String()
 		var got supportData
 		if err := json.Unmarshal([]byte(stdout), &got); code != exitOK || err != nil {
@@ -58,11 +61,10 @@ func TestSupport(t *testing.T) {
 }
 
 func TestSupportPrograms(t *testing.T) {
-	g := newGlobals(Env{}.withDefaults())
-	if exit, said := g.systemSays(t.Context(), []string{"sh", "-c", "echo a; echo b >&2; exit 3"}); exit != 3 || string(said) != "a\nb\n" {
+	if exit, said := runOfSystem(t.Context(), "", []string{"sh", "-c", "echo a; echo b >&2; exit 3"}); exit != 3 || string(said) != "a\nb\n" {
 		t.Errorf("exit %d, %q", exit, said)
 	}
-	if exit, said := g.systemSays(t.Context(), []string{"amsagent-no-such-program"}); exit != 127 || !bytes.Contains(said, []byte("No such file")) {
+	if exit, said := runOfSystem(t.Context(), "", []string{"amsagent-no-such-program"}); exit != 127 || !bytes.Contains(said, []byte("No such file")) {
 		t.Errorf("one that is not there: exit %d, %q", exit, said)
 	}
 	if got := lastOf([]byte("one\ntwo\nthree\n"), 8); got != "(the first 8 bytes are left out)\nthree\n" {

@@ -18,16 +18,13 @@ import (
 func newUndrainCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "undrain [flags]",
-		Short: "take a drain back: this node serves again",
-		Long: "As long as Ant Media Server has not been told to stop, and the machine does not shut down,\n" +
-			"a drain can be taken back: the node becomes active again, whoever asked for the drain.\n" +
-			"A cloud that wants to end the machine is not stopped by that: it ends it when its hook's\n" +
-			"time is over.",
-		Example:               "  amsagent undrain",
-		GroupID:               groupEveryday,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runUndrain(cmd.Context(), g) },
+		Short: "cancel a drain: this node serves again",
+		Long: "Until Ant Media Server stops or the machine shuts down, a drain can be\n" +
+			"cancelled: the node becomes active again, no matter which command or event\n" +
+			"started the drain. A cloud that terminates the machine does not stop for that:\n" +
+			"it continues when its hook's time is over.",
+		Example: "  amsagent undrain",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runUndrain(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitInterrupted)
 	return cmd
@@ -53,7 +50,7 @@ func runUndrain(ctx context.Context, g *globals) error {
 		}
 		return &userError{Msg: "the drain can no longer be cancelled", Cause: err, Exit: exitFailed, Hints: hint, State: "the drain continues"}
 	case err != nil:
-		return g.drainRefused("cannot undrain", g.orNotMember(err))
+		return notBegun("undrain", orNotMember(g, err))
 	}
 	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && sleep.For(ctx, controlRetry); {
 		now, err := c.life(ctx, daemon.PathDrain, nil)

@@ -17,13 +17,10 @@ var version string
 
 func newVersionCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:                   "version [flags]",
-		Short:                 "print the version of this program",
-		Example:               "  amsagent version\n  amsagent version -o json",
-		GroupID:               groupAdvanced,
-		Args:                  noArgs,
-		DisableFlagsInUseLine: true,
-		RunE:                  func(cmd *cobra.Command, _ []string) error { return runVersion(cmd.Context(), g) },
+		Use:     "version [flags]",
+		Short:   "print the version of this program",
+		Example: "  amsagent version\n  amsagent version -o json",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runVersion(cmd.Context(), g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage)
 	readsOnly(cmd)

@@ -38,12 +38,13 @@ type controlClient struct {
 	http     *http.Client
 	patience time.Duration
 	timeout  time.Duration
+	progress func(string)
 }
 
 func (g *globals) controlClient() *controlClient {
 	path := g.settings.Root + controlSocket
 	return &controlClient{
-		path: path, patience: controlPatience, timeout: controlTime,
+		path: path, patience: controlPatience, timeout: controlTime, progress: g.progress,
 		http: &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -54,36 +55,17 @@ func (g *globals) controlClient() *controlClient {
 	}
 }
 
-// noRedirect: a daemon sends nobody elsewhere.
+// noRedirect: a daemon redirects no client.
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// noDaemonError: nobody listens on the control socket.
-type noDaemonError struct {
-	path string
-	err  error
-}
-
-func (e *noDaemonError) Error() string {
-	return "no daemon answers at " + e.path + ": " + e.err.Error()
-}
-func (e *noDaemonError) Unwrap() error { return e.err }
-
-// oddDaemonError: what answers is no daemon of ours, or one of another version.
-type oddDaemonError struct {
-	path string
-	old  bool
-	what string
-}
-
-func (e *oddDaemonError) Error() string { return e.what }
-
-// lostError: the daemon went away in the middle of an answer.
-type lostError struct{ err error }
-
-func (e *lostError) Error() string {
-	return "the daemon went away in the middle of its answer: " + e.err.Error()
-}
-func (e *lostError) Unwrap() error { return e.err }
+// How a request to the daemon fails otherwise than by its refusal.
+var (
+	errDaemonDown = errors.New("no daemon answers")
+	// errDaemonVersion: another program listens there, or a daemon of another version.
+	errDaemonVersion = errors.New("what answers is no daemon of this version")
+	// errDaemonLost: the daemon hangs, or ended in the middle of an answer. It may have done what it was asked.
+	errDaemonLost = errors.New("the daemon gave no answer")
+)
 
 // send asks once and returns the answer with its status judged; the body is the caller's to close.
 func (c *controlClient) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
@@ -126,15 +108,7 @@ func (c *controlClient) refused(resp *http.Response) error {
 	if err == nil && isJSONType(resp) && json.Unmarshal(b, &r) == nil && r.Code != "" {
 		return &r
 	}
-	odd := &oddDaemonError{path: c.path}
-	switch resp.StatusCode {
-	case http.StatusNotFound, http.StatusMethodNotAllowed:
-		odd.old = true
-		odd.what = "the daemon that runs does not know this request: it is of another version"
-	default:
-		odd.what = fmt.Sprintf("what listens at %s answers %s, and not as a daemon of ours does", c.path, resp.Status)
-	}
-	return odd
+	return fmt.Errorf("%w: %s answers %s", errDaemonVersion, c.path, resp.Status)
 }
 
 // classify makes of what net/http says something that a person can act on.
@@ -145,13 +119,13 @@ func (c *controlClient) classify(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
-		return &noDaemonError{path: c.path, err: bare(err)}
+		return fmt.Errorf("%w at %s: %w", errDaemonDown, c.path, bare(err))
 	case dialing:
 		return fmt.Errorf("connecting to the daemon at %s: %w", c.path, bare(err))
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return &lostError{bare(err)}
+	case endedEarly(err):
+		return fmt.Errorf("%w: %w", errDaemonLost, bare(err))
 	}
-	return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s does not answer as a daemon does: %s", c.path, bare(err))}
+	return fmt.Errorf("%w: %s: %w", errDaemonVersion, c.path, bare(err))
 }
 
 // bare takes off the address that net/http puts before an error, and which is none of the operator's.
@@ -173,21 +147,32 @@ func bare(err error) error {
 // that ever ran, it fails at once.
 func (c *controlClient) call(ctx context.Context, method, path string, body, answer any) error {
 	limit := time.Now().Add(c.patience)
-	for {
+	for waits := false; ; waits = true {
 		err := c.once(ctx, method, path, body, answer)
-		if err == nil || !comesBack(err) || time.Now().After(limit) || !sleep.For(ctx, controlRetry) {
+		// Its socket is still there: it may be being restarted.
+		if err == nil || !endedEarly(err) && !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(limit) {
+			return err
+		}
+		if !waits {
+			c.progress(fmt.Sprintf("waiting up to %s for the daemon: %s", rounded(c.patience), err))
+		}
+		if !sleep.For(ctx, controlRetry) {
 			return err
 		}
 	}
 }
 
-// comesBack reports whether an error is one of a daemon that may be being restarted: its socket is still there.
-func comesBack(err error) bool {
-	return as[*lostError](err) || errors.Is(err, syscall.ECONNREFUSED)
+// endedEarly reports whether the other side closed the connection before its answer was complete.
+func endedEarly(err error) bool {
+	return is(io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE)(err)
+}
+
+func (c *controlClient) noAnswer() error {
+	return fmt.Errorf("%w in %s", errDaemonLost, rounded(c.timeout))
 }
 
 func (c *controlClient) once(ctx context.Context, method, path string, body, answer any) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("the daemon gave no answer in %s: %w", rounded(c.timeout), context.DeadlineExceeded))
+	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, c.noAnswer())
 	defer cancel()
 	resp, err := c.send(ctx, method, path, body)
 	if err != nil {
@@ -199,10 +184,10 @@ func (c *controlClient) once(ctx context.Context, method, path string, body, ans
 	case err != nil:
 		return c.classify(ctx, err)
 	case len(b) > maxControl:
-		return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers without end", c.path)}
+		return fmt.Errorf("%w: the answer of %s has no end", errDaemonVersion, c.path)
 	}
 	if err := json.Unmarshal(b, answer); err != nil {
-		return &oddDaemonError{path: c.path, what: fmt.Sprintf("what listens at %s answers what is no JSON of ours: %s", c.path, err)}
+		return fmt.Errorf("%w: the answer of %s: %w", errDaemonVersion, c.path, err)
 	}
 	return nil
 }
@@ -227,9 +212,7 @@ func (c *controlClient) life(ctx context.Context, path string, request any) (v l
 func (c *controlClient) hold(ctx context.Context, r daemon.HoldRequest) (release func(), err error) {
 	held, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
-	late := time.AfterFunc(c.timeout, func() {
-		cancel(fmt.Errorf("the daemon gave no answer in %s: %w", rounded(c.timeout), context.DeadlineExceeded))
-	})
+	late := time.AfterFunc(c.timeout, func() { cancel(c.noAnswer()) })
 	resp, err := c.send(held, http.MethodPost, daemon.PathHold, r) //nolint:bodyclose // release closes it
 	late.Stop()
 	stop()

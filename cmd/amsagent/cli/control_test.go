@@ -286,16 +286,20 @@ func TestControlNoDaemon(t *testing.T) {
 	// The socket is there and nobody listens: it may come back, so it is waited for.
 	begin := time.Now()
 	_, err := c.status(t.Context())
-	if !as[*noDaemonError](err) || time.Since(begin) < c.patience {
+	if !errors.Is(err, errDaemonDown) || time.Since(begin) < c.patience {
 		t.Errorf("after %s: %v", time.Since(begin), err)
 	}
+	if !strings.Contains(e.stderr.String(), "waiting") {
+		t.Errorf("waits without a word: %q", e.stderr.String())
+	}
+	e.stderr.Reset()
 	// No socket: told at once.
 	must.OK(t, os.Remove(d.socket()))
 	c.patience = 24 * time.Hour
-	if _, err = c.status(t.Context()); !as[*noDaemonError](err) {
+	if _, err = c.status(t.Context()); !errors.Is(err, errDaemonDown) {
 		t.Error(err)
 	}
-	if code := g.report(t.Context(), g.drainRefused("cannot drain", err)); code != exitFailed {
+	if code := g.report(t.Context(), notBegun("drain", err)); code != exitFailed {
 		t.Errorf("exit %d", code)
 	}
 	want := "amsagent: error: cannot drain [AMS-NO-DAEMON]\namsagent: cause: no daemon answers at " + d.socket() + ": no such file or directory\n" +
@@ -319,7 +323,7 @@ func TestDaemonCountsSessions(t *testing.T) {
 		t.Errorf("%+v, %v", n, err)
 	}
 	d.kill()
-	if n, err := g.daemonSessions(t.Context()); !as[*noDaemonError](err) || n.Publishers != nil || n.Viewers != nil {
+	if n, err := g.daemonSessions(t.Context()); !errors.Is(err, errDaemonDown) || n.Publishers != nil || n.Viewers != nil {
 		t.Errorf("%+v, %v", n, err)
 	}
 }
@@ -343,10 +347,10 @@ func TestControlPermission(t *testing.T) {
 	g := plainGlobals(e)
 	c := g.controlClient()
 	err := c.classify(t.Context(), &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)})
-	if code := g.report(t.Context(), g.drainRefused("cannot drain", err)); code != exitPreflight {
+	if code := g.report(t.Context(), notBegun("drain", err)); code != exitPreflight {
 		t.Errorf("exit %d", code)
 	}
-	for _, want := range []string{"cannot drain: this needs root [AMS-ROOT]", "only root may do that on this machine", "hint: run it with sudo"} {
+	for _, want := range []string{"cannot drain [AMS-ROOT]", "hint: " + bootstrap.RootHint} {
 		if !strings.Contains(e.stderr.String(), want) {
 			t.Errorf("lacks %q:\n%s", want, e.stderr.String())
 		}
@@ -388,21 +392,21 @@ func TestControlOddAnswers(t *testing.T) {
 		want   func(error) bool
 		text   string
 	}{
-		{"garbage", say("SSH-2.0-OpenSSH_9.2\r\n"), as[*oddDaemonError], "does not answer as a daemon does"},
-		{"web page", say("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>x"), as[*oddDaemonError], "answers 200 OK, and not as a daemon"},
-		{"no json", say(ok + "Content-Length: 5\r\n\r\nhello"), as[*oddDaemonError], "no JSON of ours"},
-		{"wrong types", say(ok + "Content-Length: 11\r\n\r\n{\"state\":5}"), as[*oddDaemonError], "no JSON of ours"},
-		{"404 of an older daemon", say("HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\n404"), as[*oddDaemonError], "of another version"},
-		{"405 of an older daemon", say("HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n"), as[*oddDaemonError], "of another version"},
-		{"500 without a word", say("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"), as[*oddDaemonError], "500 Internal Server Error"},
-		{"redirect", say("HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n"), as[*oddDaemonError], "answers 302 Found"},
-		{"hangs up", func(net.Conn) {}, as[*lostError], "went away"},
-		{"cut off", say(ok + "Content-Length: 500\r\n\r\n{\"id\":\"d1\""), as[*lostError], "went away"},
-		{"silent", func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }, is(context.DeadlineExceeded), "no answer in 300 ms"},
+		{"garbage", say("SSH-2.0-OpenSSH_9.2\r\n"), is(errDaemonVersion), "malformed HTTP"},
+		{"web page", say("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>x"), is(errDaemonVersion), "answers 200 OK"},
+		{"no json", say(ok + "Content-Length: 5\r\n\r\nhello"), is(errDaemonVersion), "the answer of"},
+		{"wrong types", say(ok + "Content-Length: 11\r\n\r\n{\"state\":5}"), is(errDaemonVersion), "the answer of"},
+		{"404 of an older daemon", say("HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\n404"), is(errDaemonVersion), "answers 40"},
+		{"405 of an older daemon", say("HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n"), is(errDaemonVersion), "answers 40"},
+		{"500 without a word", say("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"), is(errDaemonVersion), "500 Internal Server Error"},
+		{"redirect", say("HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n"), is(errDaemonVersion), "answers 302 Found"},
+		{"hangs up", func(net.Conn) {}, is(errDaemonLost), "gave no answer"},
+		{"cut off", say(ok + "Content-Length: 500\r\n\r\n{\"id\":\"d1\""), is(errDaemonLost), "gave no answer"},
+		{"silent", func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }, is(errDaemonLost), "no answer in 300 ms"},
 		{"slow to the end", func(c net.Conn) {
 			_, _ = io.WriteString(c, ok+"Content-Length: 500\r\n\r\n{")
 			_, _ = c.Read(make([]byte, 1))
-		}, is(context.DeadlineExceeded), "no answer in 300 ms"},
+		}, is(errDaemonLost), "no answer in 300 ms"},
 		{"endless", func(c net.Conn) {
 			if _, err := io.WriteString(c, ok+"\r\n"); err != nil {
 				return
@@ -412,7 +416,7 @@ func TestControlOddAnswers(t *testing.T) {
 					return
 				}
 			}
-		}, as[*oddDaemonError], "without end"},
+		}, is(errDaemonVersion), "has no end"},
 		{"refusal", say("HTTP/1.1 409 Conflict\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{\"code\":\"too-late\",\"message\":\"it stops\"}"), as[*daemon.Refusal], "it stops"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -455,6 +459,30 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	v = &statusView{Status: &bootstrap.Status{}}
 	if v.askDaemon(t.Context(), g); len(v.Disagree) > 0 {
 		t.Errorf("before the applications were asked: %+v", v.Disagree)
+	}
+}
+
+// A daemon that does not answer has its id and its hint, for status and for drain.
+func TestDaemonThatHangs(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.kill()
+	must.OK(t, os.Remove(d.socket()))
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "unix", d.socket()) // nothing accepts
+	must.OK(t, err)
+	defer l.Close()
+	e := &testEnv{}
+	g := plainGlobals(e)
+	c := d.impatient(g)
+	c.timeout = 100 * time.Millisecond
+	_, err = c.status(t.Context())
+	if u := g.explain(err); u.ID != idLostDaemon || u.Exit != exitUnknown || len(u.Hints) == 0 || strings.Contains(u.Msg, "context") {
+		t.Errorf("%+v", u)
+	}
+	v := &statusView{Status: &bootstrap.Status{}}
+	v.askDaemon(t.Context(), g)
+	if len(v.Disagree) != 1 || v.Disagree[0].ID != idLostDaemon || v.Disagree[0].Hint == "" || strings.Contains(v.DaemonErr, "context") {
+		t.Errorf("%+v, %q", v.Disagree, v.DaemonErr)
 	}
 }
 

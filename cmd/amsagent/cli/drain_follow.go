@@ -115,8 +115,6 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 			done, err = f.take(v)
 		case ctx.Err() != nil:
 			return f.last, context.Cause(ctx)
-		case errors.Is(failed, context.DeadlineExceeded): // no end of our own time
-			err = f.away(&lostError{errors.New("nothing was heard for " + rounded(f.c.timeout))})
 		default:
 			err = f.away(failed)
 		}
@@ -126,7 +124,7 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 
 // away notes that the daemon is not heard, and gives up where that will not mend.
 func (f *follower) away(err error) error {
-	if as[*oddDaemonError](err) || as[*daemon.Refusal](err) || errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, errDaemonVersion) || as[*daemon.Refusal](err) || errors.Is(err, fs.ErrPermission) {
 		return err
 	}
 	now := time.Now()

@@ -88,17 +88,18 @@ func TestDrainRefused(t *testing.T) {
 	for _, tt := range []struct {
 		code daemon.RefusalCode
 		exit int
+		id   string
 	}{
-		{daemon.RefusedNotMember, exitNotMember},
-		{daemon.RefusedInvalid, exitUsage},
-		{daemon.RefusedFailed, exitFailed},
-		{"something-new", exitFailed},
+		{daemon.RefusedNotMember, exitNotMember, idNotNode},
+		{daemon.RefusedInvalid, exitUsage, idRefused},
+		{daemon.RefusedFailed, exitFailed, idRefused},
+		{"something-new", exitFailed, idRefused},
 	} {
 		d := newFakeDaemon(t)
 		d.refuse = &daemon.Refusal{Code: tt.code, Message: "this machine is not a cluster node"}
 		c := d.run("drain")
 		c.ends(tt.exit)
-		c.said("amsagent: error: cannot drain [AMS-REFUSED]\n", "amsagent: cause: this machine is not a cluster node\n", "amsagent: nothing was changed on this machine\n")
+		c.said("amsagent: error: cannot drain ["+tt.id+"]\n", "amsagent: cause: this machine is not a cluster node\n", "amsagent: nothing was changed on this machine\n")
 	}
 }
 
@@ -285,7 +286,7 @@ func TestFollowHangs(t *testing.T) {
 	f.c.timeout, f.patience = 20*time.Millisecond, 50*time.Millisecond
 	first := lifecycle.View{State: lifecycle.StateDraining, Step: lifecycle.StepDraining}
 	err := g.followed(t.Context(), "drain", f, first, time.Hour, drainData{})
-	if e := g.explain(err); e.Msg != "lost sight of it" || !strings.Contains(err.Error(), "nothing was heard for 20 ms") {
+	if e := g.explain(err); e.Msg != "lost sight of it" || e.ID != idLostDaemon {
 		t.Errorf("%+v", e)
 	}
 }
@@ -510,7 +511,7 @@ func TestEventStdinStaysOpen(t *testing.T) {
 		t.Errorf("%+v", ex)
 	}
 	env.IsTerminal = func(any) bool { return true }
-	_, err = globalsOf(env).readEvent(t.Context(), "", time.Hour)
+	_, err = readEvent(t.Context(), globalsOf(env), "", time.Hour)
 	if err == nil || !strings.Contains(err.Error(), "standard input is a terminal") {
 		t.Error(err)
 	}

@@ -17,8 +17,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 )
 
-// Env is the surroundings of the command line, for tests. Missing fields mean no variables, no input, discarded output and
-// no terminal.
+// Env is the environment of the command line. Tests have another; all fields are set.
 type Env struct {
 	Stdin  io.Reader
 	Stdout io.Writer
@@ -78,55 +77,6 @@ func OS() Env {
 	}
 }
 
-func (e Env) withDefaults() Env {
-	if e.Stdin == nil {
-		e.Stdin = eofReader{}
-	}
-	if e.Stdout == nil {
-		e.Stdout = io.Discard
-	}
-	if e.Stderr == nil {
-		e.Stderr = io.Discard
-	}
-	if e.LookupEnv == nil {
-		e.LookupEnv = func(string) (string, bool) { return "", false }
-	}
-	if e.Environ == nil {
-		e.Environ = func() []string { return nil }
-	}
-	if e.Clearenv == nil {
-		e.Clearenv = func() {}
-	}
-	if e.IsTerminal == nil {
-		e.IsTerminal = func(any) bool { return false }
-	}
-	if e.Size == nil {
-		e.Size = func(any) (int, int) { return 0, 0 }
-	}
-	if e.Now == nil {
-		e.Now = time.Now
-	}
-	if e.Executable == nil {
-		e.Executable = func() (string, error) { return installedProgram, nil }
-	}
-	if e.Journal == nil {
-		e.Journal = func(string, string) error { return errNoJournal }
-	}
-	if e.Geteuid == nil {
-		e.Geteuid = func() int { return -1 }
-	}
-	if e.Signals == nil {
-		e.Signals = func() (<-chan os.Signal, func()) { return nil, func() {} }
-	}
-	if e.Notify == nil {
-		e.Notify = func(string) {}
-	}
-	if e.Exit == nil {
-		e.Exit = func(int) {}
-	}
-	return e
-}
-
 // getenv returns a variable. An empty one counts as not set, as `NAME=` in an EnvironmentFile.
 func (e Env) getenv(name string) string {
 	v, _ := e.LookupEnv(name)
@@ -150,10 +100,6 @@ func (e *Env) forget() {
 
 // unitCredentials is where systemd puts the credentials of the server's unit, for root to write alone.
 const unitCredentials = "/run/credentials/" + ams.DefaultUnit
-
-type eofReader struct{}
-
-func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }
 
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)

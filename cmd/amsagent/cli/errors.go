@@ -17,6 +17,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/plain"
@@ -51,8 +52,80 @@ type interruptedError struct{ sig os.Signal }
 
 func (e *interruptedError) Error() string { return "interrupted by signal: " + e.sig.String() }
 
+// cannot is the error of a command. The cause may be one of bootstrap's, which lists what failed.
+func cannot(verb string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &userError{Msg: "cannot " + verb, Cause: err}
+}
+
+// unfold takes from bootstrap's errors what a person needs.
+func unfold(g *globals, err error) error {
+	ue, ok := errors.AsType[*userError](err)
+	if !ok {
+		return err
+	}
+	if failed, ok := errors.AsType[*bootstrap.FailedError](ue.Cause); ok {
+		u := &userError{Msg: cmp.Or(failed.Title, ue.Msg+": "+failed.Step), Cause: failed.Err, State: failed.State, Exit: exitFailed}
+		switch {
+		case failed.Unknown:
+			u.Exit = exitUnknown
+		case failed.State == stateUntouched && needsRoot(g.env.Geteuid())(failed.Err):
+			u.Exit = exitPreflight
+		}
+		if failed.Hint != "" && !cutShort(failed.Err) { // it is about a failure
+			u.Hints = []string{failed.Hint}
+		}
+		return u
+	}
+	if pre, ok := errors.AsType[*bootstrap.PreflightError](ue.Cause); ok {
+		return preflight(g, ue.Msg, pre)
+	}
+	return err
+}
+
+// preflight lists all that failed. The advice about a library's error is that of the one table.
+func preflight(g *globals, msg string, pre *bootstrap.PreflightError) error {
+	u := &userError{Msg: msg, Exit: exitPreflight, State: cmp.Or(pre.State, stateUntouched)}
+	var causes []error
+	for _, f := range pre.Findings {
+		var hints []string
+		u.ID = f.ID
+		if f.Err != nil {
+			e := g.explain(f.Err)
+			hints = e.Hints
+			if e.ID != idFailed && cluster.KindOf(f.Err) != "" {
+				u.ID = e.ID
+			}
+		}
+		if f.Hint != "" {
+			hints = []string{f.Hint}
+		}
+		causes = append(causes, &problem{u.ID + ": " + f.Text, hints})
+		for _, h := range hints {
+			if !slices.Contains(u.Hints, h) {
+				u.Hints = append(u.Hints, h)
+			}
+		}
+	}
+	if len(pre.Findings) != 1 {
+		u.ID, u.Cause = idPreflight, errors.Join(causes...)
+		u.Msg += fmt.Sprintf(": %d checks failed", len(pre.Findings))
+		return u
+	}
+	f := pre.Findings[0]
+	if mongo, ok := errors.AsType[*cluster.Error](f.Err); ok {
+		u.Msg, u.Cause = msg+": "+mongo.Summary(), mongo.Err
+	} else {
+		u.Msg, u.Cause = msg+": "+f.Title(), errors.New(f.Text)
+	}
+	return u
+}
+
 // explain turns any error into one for a person.
 func (g *globals) explain(err error) *userError {
+	err = unfold(g, err)
 	var out userError
 	var ue *userError
 	if errors.As(err, &ue) {
@@ -78,7 +151,7 @@ func (g *globals) explain(err error) *userError {
 		if all := settings.Flatten(err); len(all) > 1 {
 			out.Msg, out.Cause = fmt.Sprintf("%d things are wrong", len(all)), err
 		}
-		for _, class := range errorTable() {
+		for _, class := range errorTable(g.env.Geteuid()) {
 			if class.match(err) {
 				out.ID, out.Exit = class.id, class.exit
 				if class.hint != nil {
@@ -100,7 +173,7 @@ func (g *globals) explain(err error) *userError {
 	if out.Exit == 0 {
 		out.Exit = exitFailed
 	}
-	if out.State == "" && (out.Exit == exitUsage || out.Exit == exitPreflight) {
+	if out.State == "" && slices.Contains([]int{exitUsage, exitPreflight, exitNotMember}, out.Exit) {
 		out.State = stateUntouched
 	}
 	return &out
@@ -114,6 +187,7 @@ func directly[T error](err error) (T, bool) {
 
 // report prints err on stderr in the form asked for and returns the exit code.
 func (g *globals) report(ctx context.Context, err error) int {
+	err = unfold(g, err)
 	var sig *interruptedError
 	if errors.As(err, &sig) || errors.As(context.Cause(ctx), &sig) && cutShort(err) {
 		err = interrupted(err, sig)
@@ -123,9 +197,9 @@ func (g *globals) report(ctx context.Context, err error) int {
 		e.State = ""
 	}
 	if g.isJSON() {
-		g.errorJSON(e)
+		errorJSON(g, e)
 	} else {
-		g.errorText(e)
+		errorText(g, e)
 	}
 	return e.Exit
 }
@@ -181,7 +255,7 @@ func ownHints(cause error) []string {
 	return nil
 }
 
-func (g *globals) errorText(e *userError) {
+func errorText(g *globals, e *userError) {
 	var b bytes.Buffer
 	c := g.palette(g.env.Stderr)
 	line := func(label, text string) { fmt.Fprintf(&b, "amsagent: %s%s\n", label, text) }
@@ -232,7 +306,7 @@ type errorObject struct {
 	} `json:"error"`
 }
 
-func (g *globals) errorJSON(e *userError) {
+func errorJSON(g *globals, e *userError) {
 	var o errorObject
 	o.SchemaVersion, o.Kind = schemaVersion, "error"
 	o.Error.ID = e.ID

@@ -81,13 +81,14 @@ func examples() map[string]error {
 		idNotSeen:            &bootstrap.NotSeenError{Err: errors.New("not seen")},
 		idNotServing:         &bootstrap.NotServingError{Apps: []ams.AppAnswer{{Name: "LiveApp", State: ams.AppStarting}}, Err: context.DeadlineExceeded},
 		idService:            ams.ErrNoUnit,
-		idNoDaemon:           &noDaemonError{path: "/run/x.sock", err: syscall.ENOENT},
-		idOddDaemon:          &oddDaemonError{what: "odd"},
-		idLostDaemon:         &lostError{io.EOF},
+		idNoDaemon:           fmt.Errorf("%w at /run/x.sock: %w", errDaemonDown, syscall.ENOENT),
+		idOddDaemon:          fmt.Errorf("%w: 404", errDaemonVersion),
+		idLostDaemon:         fmt.Errorf("%w: %w", errDaemonLost, io.EOF),
+		idNotNode:            &daemon.Refusal{Code: daemon.RefusedNotMember},
 		idRefused:            &daemon.Refusal{Code: daemon.RefusedFailed, Message: "no"},
 		idUndrained:          &undrainedError{by: "alice"},
 		idEvent:              &eventError{errors.New("the event is empty")},
-		bootstrap.IDRoot:     &settings.Error{Source: "/x", Err: fs.ErrPermission, ID: bootstrap.IDRoot},
+		bootstrap.IDRoot:     &settings.Error{Source: "/x", Err: fs.ErrPermission},
 		bootstrap.IDFileLink: fmt.Errorf("/x: %w", files.ErrLink),
 		bootstrap.IDFileSize: fmt.Errorf("/x is %w", files.ErrTooLarge),
 		idDiskFull:           &fs.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC},
@@ -101,7 +102,7 @@ func TestEveryRowIsReached(t *testing.T) {
 	g := errorGlobals(&testEnv{})
 	ex := examples()
 	seen := map[string]bool{}
-	for _, row := range errorTable() {
+	for _, row := range errorTable(1000) {
 		if seen[row.id] {
 			t.Errorf("%s is there twice", row.id)
 		}
@@ -117,6 +118,7 @@ func TestEveryRowIsReached(t *testing.T) {
 			t.Errorf("%s: the test has no example", row.id)
 			continue
 		}
+		g.env.Geteuid = func() int { return map[bool]int{true: 0, false: 1000}[row.id == idPermission] } // of root alone
 		// The same alone, wrapped, and as the cause of what a command says.
 		for _, e := range []error{err, fmt.Errorf("doing: %w", err), &userError{Msg: "cannot do", Cause: err}, &userError{Msg: "a", Cause: &userError{Msg: "b", Cause: err}}} {
 			got := g.explain(e)
@@ -144,10 +146,29 @@ func TestEveryRowIsReached(t *testing.T) {
 	}
 }
 
+// TestIDAndCodeAgree: an error in the command line has the id and the code of one, and what came on standard input too.
+func TestIDAndCodeAgree(t *testing.T) {
+	for _, tt := range []struct {
+		args string
+		id   string
+		exit int
+	}{
+		{"event --file /nope", idUsage, exitUsage},
+		{"event --file /", idUsage, exitUsage},
+		{"join --mongo file:- --offline", idMongoMissing, exitFailed},
+		{"nodes --mongo file:-", idMongoMissing, exitFailed},
+	} {
+		code, _, stderr := run(t, map[string]string{"AMSAGENT_PROVIDER": "generic"}, strings.Fields(tt.args)...)
+		if code != tt.exit || !strings.Contains(stderr, "["+tt.id+"]") || tt.id == idMongoMissing && !strings.Contains(stderr, "hint: ") {
+			t.Errorf("%s: exit %d\n%s", tt.args, code, stderr)
+		}
+	}
+}
+
 // Every id that a command prints has its page. That every page has an id is a test of docs/errors.
 func TestErrorPages(t *testing.T) {
 	ids := slices.Concat([]string{idFailed, idPreflight}, doctor.IDs(), lint.IDs())
-	for _, row := range errorTable() {
+	for _, row := range errorTable(1000) {
 		ids = append(ids, row.id)
 	}
 	have := pages.IDs()
@@ -212,7 +233,7 @@ func TestManyCauses(t *testing.T) {
 func TestHintsStandByTheirCause(t *testing.T) {
 	e := &testEnv{}
 	g := errorGlobals(e)
-	err := g.preflight("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
+	err := cannot("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
 		{ID: "AMS-A", Text: "first\nits detail", Hint: "for a"}, {ID: "AMS-B", Text: "second", Hint: "for both"}, {ID: "AMS-C", Text: "third", Hint: "for both"}, {ID: "AMS-D", Text: "fourth"},
 	}})
 	g.report(t.Context(), err)
@@ -223,9 +244,8 @@ func TestHintsStandByTheirCause(t *testing.T) {
 	if got := e.stderr.String(); got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
-	var ue *userError
-	if !errors.As(err, &ue) || !slices.Equal(ue.Hints, []string{"for a", "for both"}) {
-		t.Errorf("hints %q", ue.Hints) // as in JSON
+	if hints := g.explain(err).Hints; !slices.Equal(hints, []string{"for a", "for both"}) {
+		t.Errorf("hints %q", hints) // as in JSON
 	}
 }
 

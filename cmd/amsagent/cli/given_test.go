@@ -165,7 +165,7 @@ func TestDaemonKeepsTheLastGoodConfig(t *testing.T) {
 	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\n"})
 	config, good := filepath.Join(root, "etc/amsagent/config.yaml"), filepath.Join(root, bootstrap.GoodConfigPath)
 	start := func() (*daemonAdapter, error) {
-		g := newGlobals((&testEnv{}).env().withDefaults())
+		g := globalsOf((&testEnv{}).env())
 		g.given[settings.KeyRoot] = settings.Flag{Text: root, Name: "--root"}
 		cmd := newRunCommand(g)
 		err := g.load(cmd)

@@ -96,6 +96,7 @@ func addCobraCommands(root *cobra.Command) {
 			}
 			for _, shell := range cmd.Commands() {
 				shell.Short = "print the completion script of " + shell.Name()
+				shell.Long = strings.Replace(shell.Long, "already, you", "already,\nyou", 1) // one line is too wide
 				shell.Args = noArgs
 				readsOnly(shell)
 				noSettings(shell)
@@ -124,7 +125,7 @@ func checkHelp(root *cobra.Command, args []string) error {
 
 // Commands is the command line for man pages, which cobra makes: each description is Markdown, and ends with the exit status.
 func Commands() *cobra.Command {
-	root := newRootCommand(newGlobals(Env{}.withDefaults()))
+	root := newRootCommand(newGlobals(Env{}))
 	root.DisableAutoGenTag = true
 	var describe func(*cobra.Command)
 	describe = func(cmd *cobra.Command) {

@@ -24,7 +24,7 @@ import (
 func everyCommand(t *testing.T, f func(t *testing.T, args []string, cmd *cobra.Command)) {
 	t.Helper()
 	newRoot := func() *cobra.Command {
-		root := newRootCommand(newGlobals(Env{}.withDefaults()))
+		root := newRootCommand(globalsOf((&testEnv{}).env()))
 		return root
 	}
 	var walk func(path []string, cmd *cobra.Command)
@@ -92,7 +92,7 @@ func TestHelpIsPlain(t *testing.T) {
 		b, err := os.ReadFile(f)
 		must.OK(t, err)
 		for i, line := range strings.Split(string(b), "\n") {
-			if n := len([]rune(line)); n > 100 {
+			if n := len([]rune(line)); n > helpWidth {
 				t.Errorf("%s:%d: %d characters", f, i+1, n)
 			}
 			if strings.ContainsAny(line, "\u2014\t\x1b") || strings.Contains(line, "TODO") || strings.TrimRight(line, " ") != line {

@@ -33,7 +33,7 @@ func TestCloudOfTheFirmware(t *testing.T) {
 	dir := filepath.Join(root, "sys/class/dmi/id")
 	must.OK(t, os.MkdirAll(dir, 0o755))
 	must.OK(t, os.WriteFile(filepath.Join(dir, "product_name"), []byte("Google Compute Engine\n"), 0o644))
-	g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
+	g := globalsOf((&testEnv{}).env())
 	g.logger = slog.New(slog.DiscardHandler)
 	g.settings.Provider, g.settings.Root = "auto", root
 	a := &daemonAdapter{g: g}
@@ -211,7 +211,7 @@ func TestInstanceStaysKnown(t *testing.T) {
 		_, _ = w.Write([]byte(body))
 	}))
 	defer s.Close()
-	g := newGlobals(Env{LookupEnv: func(string) (string, bool) { return "", false }})
+	g := globalsOf((&testEnv{}).env())
 	g.logger = slog.New(slog.DiscardHandler)
 	g.settings.Provider, g.settings.Root = "gcp", t.TempDir()
 	g.settings.Endpoints = map[string]string{"gcp": s.URL}

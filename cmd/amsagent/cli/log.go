@@ -4,10 +4,12 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 
@@ -19,46 +21,43 @@ import (
 //   - with -o json, a JSON object per line;
 //   - in the journal, key=value with the priority, without time;
 //   - elsewhere under systemd, key=value without time;
-//   - on a terminal, short lines;
+//   - on a terminal, short lines for a person;
 //   - in a pipe or a file, key=value with time.
 func (g *globals) newHandler(level slog.Level) slog.Handler {
 	safe := plain.Writer{To: g.env.Stderr}
 	w := redactWriter{w: safe, redact: g.redact}
 	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr { return g.redactAttr(a) }}
-	journal := g.env.getenv("JOURNAL_STREAM")
-	noTime := func(groups []string, a slog.Attr) slog.Attr {
-		if len(groups) == 0 && a.Key == slog.TimeKey {
-			return slog.Attr{}
-		}
-		return g.redactAttr(a)
+	line := func(shape func(slog.Record, string) string) slog.Handler {
+		h := &lineHandler{w: w, mu: &sync.Mutex{}, buf: &bytes.Buffer{}, shape: shape}
+		h.text = slog.NewTextHandler(h.buf, opts)
+		return h
 	}
 	switch {
 	case g.isJSON():
 		w.redact = func(line string) string { return string(g.redactJSON([]byte(line))) }
 		return slog.NewJSONHandler(w, opts)
 	case g.env.IsJournal:
-		opts.ReplaceAttr = noTime
-		return newJournalHandler(w, opts)
+		opts.ReplaceAttr = without(g.redactAttr, slog.TimeKey)
+		// sd-daemon(3)'s <N>, which the journal takes off and keeps as PRIORITY.
+		return line(func(r slog.Record, text string) string { return fmt.Sprintf("<%d>%s", priority(r.Level), text) })
 	case g.env.IsTerminal(g.env.Stderr):
-		return &shortHandler{w: w, level: level, color: g.palette(g.env.Stderr), mu: &sync.Mutex{}}
-	case journal != "" || g.env.getenv("INVOCATION_ID") != "":
-		opts.ReplaceAttr = noTime
+		opts.ReplaceAttr = without(g.redactAttr, slog.TimeKey, slog.LevelKey, slog.MessageKey)
+		color := g.palette(g.env.Stderr)
+		return line(func(r slog.Record, attrs string) string { return terminalLine(color, r, attrs) })
+	case g.env.getenv("JOURNAL_STREAM") != "" || g.env.getenv("INVOCATION_ID") != "":
+		opts.ReplaceAttr = without(g.redactAttr, slog.TimeKey)
 	}
 	return slog.NewTextHandler(w, opts)
 }
 
-// journalHandler puts sd-daemon(3)'s <N> before a line, which the journal takes off and keeps as PRIORITY.
-type journalHandler struct {
-	byPriority map[int]slog.Handler
-	level      slog.Level
-}
-
-func newJournalHandler(w io.Writer, opts *slog.HandlerOptions) *journalHandler {
-	h := &journalHandler{byPriority: map[int]slog.Handler{}, level: opts.Level.Level()}
-	for _, p := range []int{3, 4, 6, 7} {
-		h.byPriority[p] = slog.NewTextHandler(prefixWriter{w, fmt.Sprintf("<%d>", p)}, opts)
+// without drops keys of a record itself.
+func without(next func(slog.Attr) slog.Attr, keys ...string) func([]string, slog.Attr) slog.Attr {
+	return func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) == 0 && slices.Contains(keys, a.Key) {
+			return slog.Attr{}
+		}
+		return next(a)
 	}
-	return h
 }
 
 func priority(l slog.Level) int {
@@ -73,116 +72,53 @@ func priority(l slog.Level) int {
 	return 7
 }
 
-func (h *journalHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
-
-func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
-	return h.byPriority[priority(r.Level)].Handle(ctx, r)
-}
-
-func (h *journalHandler) each(f func(slog.Handler) slog.Handler) slog.Handler {
-	c := &journalHandler{byPriority: map[int]slog.Handler{}, level: h.level}
-	for p, sub := range h.byPriority {
-		c.byPriority[p] = f(sub)
-	}
-	return c
-}
-
-func (h *journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return h.each(func(s slog.Handler) slog.Handler { return s.WithAttrs(attrs) })
-}
-
-func (h *journalHandler) WithGroup(name string) slog.Handler {
-	return h.each(func(s slog.Handler) slog.Handler { return s.WithGroup(name) })
-}
-
-type prefixWriter struct {
-	w      io.Writer
-	prefix string
-}
-
-func (p prefixWriter) Write(b []byte) (int, error) {
-	if _, err := io.WriteString(p.w, p.prefix+string(b)); err != nil {
-		return 0, err
-	}
-	return len(b), nil
-}
-
-// shortHandler writes lines for a person at a terminal: "amsagent: warning: MESSAGE (key value, key value)".
-type shortHandler struct {
-	w      io.Writer
-	level  slog.Level
-	color  palette
-	mu     *sync.Mutex
-	attrs  []slog.Attr
-	prefix string
-}
-
-func (h *shortHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level }
-
-func (h *shortHandler) Handle(_ context.Context, r slog.Record) error {
-	var b strings.Builder
-	b.WriteString("amsagent: ")
+// terminalLine is a line for a person: "amsagent: warning: MESSAGE (key=value key=value)".
+func terminalLine(c palette, r slog.Record, attrs string) string {
+	level := ""
 	switch {
 	case r.Level >= slog.LevelError:
-		b.WriteString(h.color.red("error:") + " ")
+		level = c.red("error:") + " "
 	case r.Level >= slog.LevelWarn:
-		b.WriteString(h.color.yellow("warning:") + " ")
+		level = c.yellow("warning:") + " "
 	case r.Level < slog.LevelInfo:
-		b.WriteString("debug: ")
+		level = "debug: "
 	}
-	b.WriteString(oneLine(r.Message))
-	var words []string
-	for _, a := range h.attrs {
-		words = appendAttr(words, "", a)
+	if attrs != "" {
+		attrs = c.dim(" (" + attrs + ")")
 	}
-	r.Attrs(func(a slog.Attr) bool {
-		words = appendAttr(words, h.prefix, a)
-		return true
-	})
-	if len(words) > 0 {
-		b.WriteString(h.color.dim(" (" + strings.Join(words, ", ") + ")"))
-	}
-	b.WriteByte('\n')
+	return "amsagent: " + level + oneLine(r.Message) + attrs
+}
+
+// lineHandler changes the lines of a text handler.
+type lineHandler struct {
+	w     io.Writer
+	mu    *sync.Mutex // guards buf
+	buf   *bytes.Buffer
+	text  slog.Handler
+	shape func(r slog.Record, text string) string
+}
+
+func (h *lineHandler) Enabled(ctx context.Context, l slog.Level) bool { return h.text.Enabled(ctx, l) }
+
+func (h *lineHandler) Handle(ctx context.Context, r slog.Record) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_, err := io.WriteString(h.w, b.String())
+	h.buf.Reset()
+	if err := h.text.Handle(ctx, r); err != nil {
+		return err
+	}
+	_, err := io.WriteString(h.w, h.shape(r, strings.TrimSpace(h.buf.String()))+"\n")
 	return err
 }
 
-func appendAttr(words []string, prefix string, a slog.Attr) []string {
-	v := a.Value.Resolve()
-	if v.Kind() == slog.KindGroup {
-		if a.Key != "" {
-			prefix += a.Key + "."
-		}
-		for _, sub := range v.Group() {
-			words = appendAttr(words, prefix, sub)
-		}
-		return words
-	}
-	if a.Equal(slog.Attr{}) {
-		return words
-	}
-	return append(words, prefix+a.Key+" "+oneLine(v.String()))
-}
-
-func (h *shortHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+func (h *lineHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	c := *h
-	c.attrs = append([]slog.Attr{}, h.attrs...)
-	for _, a := range attrs {
-		if h.prefix != "" {
-			a.Key = h.prefix + a.Key
-		}
-		c.attrs = append(c.attrs, a)
-	}
+	c.text = h.text.WithAttrs(attrs)
 	return &c
 }
 
-func (h *shortHandler) WithGroup(name string) slog.Handler {
-	if name == "" {
-		return h
-	}
+func (h *lineHandler) WithGroup(name string) slog.Handler {
 	c := *h
-	c.prefix += name + "."
+	c.text = h.text.WithGroup(name)
 	return &c
 }

@@ -4,7 +4,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -34,17 +32,13 @@ func machineSettings() []string {
 // mongoTimeout bounds each call to MongoDB. The driver's own is half a minute.
 const mongoTimeout = 5 * time.Second
 
-// mayChange refuses, as a join and a leave do, what only root may do. A tree below another root may be anybody's.
-func (g *globals) mayChange(command string) error {
+// mustBeRoot refuses to change this machine without root, as a join does. A tree below another root may be any user's.
+func mustBeRoot(g *globals, verb string) error {
 	if g.env.Geteuid() == 0 || g.settings.Root != "" {
 		return nil
 	}
-	return g.needsRoot(command)
-}
-
-func (g *globals) needsRoot(command string) error {
-	return g.failure(command, &bootstrap.PreflightError{Findings: []bootstrap.Finding{
-		{ID: bootstrap.IDRoot, Text: "only root may do that on this machine", Hint: "run it with sudo"},
+	return cannot(verb, &bootstrap.PreflightError{Findings: []bootstrap.Finding{
+		{ID: bootstrap.IDRoot, Text: "only root may do that on this machine", Hint: bootstrap.RootHint},
 	}})
 }
 
@@ -157,7 +151,7 @@ func (g *globals) holdReadiness(command string) func(context.Context) (release f
 		switch {
 		case err == nil:
 			return release
-		case !as[*noDaemonError](err):
+		case !errors.Is(err, errDaemonDown):
 			g.log().Warn("the daemon could not be made not ready first", "error", err)
 		}
 		return func() {}
@@ -169,7 +163,7 @@ func (g *globals) isAlone(ctx context.Context) bool {
 	c := g.controlClient()
 	c.patience = 0
 	_, err := c.status(ctx)
-	return as[*noDaemonError](err)
+	return errors.Is(err, errDaemonDown)
 }
 
 // daemonSessions has the daemon count.
@@ -180,68 +174,6 @@ func (g *globals) daemonSessions(ctx context.Context) (cluster.Sessions, error) 
 		err = errors.New(v.Missing)
 	}
 	return v.Sessions, err
-}
-
-// failure turns what bootstrap returns into an error for a person.
-func (g *globals) failure(verb string, err error) error {
-	var pre *bootstrap.PreflightError
-	var failed *bootstrap.FailedError
-	switch {
-	case errors.As(err, &failed):
-		u := &userError{Msg: cmp.Or(failed.Title, "cannot "+verb+": "+failed.Step), Cause: failed.Err, State: failed.State, Exit: exitFailed}
-		if failed.Unknown {
-			u.Exit = exitUnknown
-		}
-		if failed.Hint != "" && !cutShort(failed.Err) { // it is about a failure
-			u.Hints = []string{failed.Hint}
-		}
-		return u
-	case errors.As(err, &pre):
-		return g.preflight(verb, pre)
-	}
-	return err
-}
-
-// preflight lists all that failed. The advice about a library's error is that of the one table.
-func (g *globals) preflight(verb string, pre *bootstrap.PreflightError) error {
-	u := &userError{Exit: exitPreflight, State: stateUntouched}
-	if pre.State != "" {
-		u.State = pre.State
-	}
-	var causes []error
-	for _, f := range pre.Findings {
-		hints, id := []string{f.Hint}, f.ID
-		if f.Err != nil {
-			e := g.explain(f.Err)
-			if f.Hint == "" {
-				hints = e.Hints
-			}
-			if e.ID != idFailed && cluster.KindOf(f.Err) != "" {
-				id = e.ID
-			}
-		}
-		hints = slices.DeleteFunc(hints, func(h string) bool { return h == "" })
-		causes = append(causes, &problem{id + ": " + f.Text, hints})
-		for _, h := range hints {
-			if !slices.Contains(u.Hints, h) {
-				u.Hints = append(u.Hints, h)
-			}
-		}
-		u.ID = id
-	}
-	u.Msg, u.Cause = "cannot "+verb, errors.Join(causes...)
-	if len(pre.Findings) == 1 {
-		f := pre.Findings[0]
-		u.Msg, u.Cause = "cannot "+verb+": "+f.Title(), errors.New(f.Text)
-		var mongo *cluster.Error
-		if errors.As(f.Err, &mongo) {
-			u.Msg, u.Cause = "cannot "+verb+": "+mongo.Summary(), mongo.Err
-		}
-		return u
-	}
-	u.ID = idPreflight
-	u.Msg += fmt.Sprintf(": %d checks failed", len(pre.Findings))
-	return u
 }
 
 // findings says what a person should know and what stopped nothing.
@@ -258,7 +190,7 @@ func (g *globals) findings(ws []bootstrap.Finding) {
 // conclude says what a join or a leave has to say beside its result, keeps its outcome for machines, and makes of its error
 // one for a person.
 func (g *globals) conclude(verb string, dryRun bool, result bootstrap.Outcome, found []bootstrap.Finding, err error) error {
-	err = g.failure(verb, err)
+	err = cannot(verb, err)
 	if !dryRun {
 		g.keepOutcome(verb, result, err)
 	}

@@ -73,6 +73,10 @@ func TestScripts(t *testing.T) {
 		UpdateScripts:       *update,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("AMSAGENT_ROOT", e.WorkDir)
+			return nil
+		},
 		Condition: func(cond string) (bool, error) {
 			if cond != "hangup" {
 				return false, fmt.Errorf("unknown condition %q", cond)
@@ -134,7 +138,8 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 // fixedNow keeps times out of the goldens.
 func fixedNow() time.Time { return time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC) }
 
-// testEnv is an environment of its own: these variables, buffers, and an empty machine unless AMSAGENT_ROOT names another one.
+// testEnv is an environment of its own: these variables, buffers, and an empty machine unless AMSAGENT_ROOT names another
+// one, so that no test reads the machine that it runs on.
 type testEnv struct {
 	vars   map[string]string
 	stdin  io.Reader
@@ -149,6 +154,9 @@ func (e *testEnv) env() Env {
 		maps.Copy(vars, e.vars)
 		e.vars = vars
 	}
+	if e.stdin == nil {
+		e.stdin = strings.NewReader("")
+	}
 	return Env{
 		Stdin:      e.stdin,
 		IsTerminal: func(f any) bool { return e.tty && f == e.stdin },
@@ -162,14 +170,21 @@ func (e *testEnv) env() Env {
 			}
 			return out
 		},
-		Now:     fixedNow,
-		Geteuid: func() int { return 1000 },
+		Clearenv:   func() {},
+		Size:       func(any) (int, int) { return 0, 0 },
+		Now:        fixedNow,
+		Geteuid:    func() int { return 1000 },
+		Executable: func() (string, error) { return installedProgram, nil },
+		Journal:    func(string, string) error { return errNoJournal },
+		Signals:    func() (<-chan os.Signal, func()) { return nil, func() {} },
+		Notify:     func(string) {},
+		Exit:       func(int) {},
 	}
 }
 
 // globalsOf returns what a command has in an environment before its settings are read.
 func globalsOf(env Env) *globals {
-	g := newGlobals(env.withDefaults())
+	g := newGlobals(env)
 	g.settings.Root = g.env.getenv("AMSAGENT_ROOT")
 	return g
 }
@@ -348,12 +363,19 @@ func TestStderrFails(t *testing.T) {
 	}
 }
 
-func TestZeroEnv(t *testing.T) {
-	if code := Main([]string{"version"}, Env{}); code != exitOK {
-		t.Errorf("exit %d", code)
-	}
-	if code := Main(nil, Env{}); code != exitUsage {
-		t.Errorf("exit %d", code)
+// TestNoTestReadsThisMachine: the environment of a test comes from testEnv, which has a root of its own, and the
+// scripts have one by their Setup.
+func TestNoTestReadsThisMachine(t *testing.T) {
+	files, err := filepath.Glob("*_test.go")
+	must.OK(t, err)
+	other := regexp.MustCompile(`newGlobals\(\w|\bEnv\{|"AMSAGENT_ROOT": *""`)
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		must.OK(t, err)
+		// The first has the one place; the second one runs below another root of the file system.
+		if found := other.FindAll(b, -1); len(found) > 0 && f != "main_test.go" && f != "root_test.go" {
+			t.Errorf("%s: %s", f, found)
+		}
 	}
 }
 
@@ -398,7 +420,7 @@ func testInterrupt(t *testing.T) {
 
 	// What a check said that was cut short is no finding (B1): neither its number nor its cause.
 	e.stderr.Reset()
-	pre := g.failure("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
+	pre := cannot("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
 		{ID: bootstrap.IDService, Text: "systemd is not available: connecting: context canceled", Hint: "say it with --service-command"},
 		{ID: bootstrap.IDMongo, Text: "server selection error"},
 	}})

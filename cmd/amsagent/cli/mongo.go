@@ -117,11 +117,7 @@ func (g *globals) mongoFile(path string, o settings.Origin) (mongoSource, error)
 	}
 	b, info, err := settings.ReadSmallFile(full)
 	if err != nil {
-		e := &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: fmt.Errorf("reading the MongoDB address: %w", err)}
-		if errors.Is(err, fs.ErrPermission) && g.env.Geteuid() != 0 {
-			e.ID = bootstrap.IDRoot
-		}
-		return mongoSource{}, e
+		return mongoSource{}, &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: fmt.Errorf("reading the MongoDB address: %w", err)}
 	}
 	fail := func(err error) (mongoSource, error) {
 		source := o.String()
@@ -165,7 +161,10 @@ func (g *globals) mongoStdin(o settings.Origin) (mongoSource, error) {
 	}
 	// The secret may be there later. A loop in user data ends at exit 2.
 	notYet := func(err error) (mongoSource, error) {
-		return mongoSource{}, &userError{Msg: "reading the MongoDB address from standard input", Cause: err, Exit: exitFailed, State: stateUntouched}
+		return mongoSource{}, &userError{
+			Msg: "reading the MongoDB address from standard input", Cause: err, Exit: exitFailed, ID: idMongoMissing, State: stateUntouched,
+			Hints: []string{"write the address to standard input and close it, or give --mongo file:PATH"},
+		}
 	}
 	if o.Layer != settings.FromFlag {
 		return fail(errors.New("that is for the command line: nobody else knows what standard input will be"))

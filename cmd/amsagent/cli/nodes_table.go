@@ -529,15 +529,3 @@ func sortNodes(members []nodeView, key string) {
 		return cmp.Compare(*x, *y)
 	})
 }
-
-// fit cuts a text to a number of runes.
-func fit(s string, width int) string {
-	if utf8.RuneCountInString(s) <= width {
-		return s
-	}
-	const more = "..."
-	if width <= len(more) {
-		return more[:max(width, 0)]
-	}
-	return string([]rune(s)[:width-len(more)]) + more
-}

@@ -137,7 +137,7 @@ func TestLogForms(t *testing.T) {
 	}{
 		{
 			name: "terminal", terminal: true,
-			want: "amsagent: asking (cloud aws, try.n 2, try.in.ms 5)\namsagent: warning: odd; thing (err two words)\namsagent: error: bad\n",
+			want: "amsagent: asking (cloud=aws try.n=2 try.in.ms=5)\namsagent: warning: odd; thing (err=\"two words\")\namsagent: error: bad\n",
 		},
 		{
 			name: "systemd", vars: map[string]string{"INVOCATION_ID": "x"},

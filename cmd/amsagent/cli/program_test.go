@@ -37,7 +37,9 @@ func TestProgramOfTheDropIn(t *testing.T) {
 		{anybodys, "", installed, true},
 		{filepath.Join(dir, "removed"), "", filepath.Join(dir, "removed"), false}, // replaced while it runs
 	} {
-		g := newGlobals(Env{Executable: func() (string, error) { return c.runs, nil }}.withDefaults())
+		env := (&testEnv{}).env()
+		env.Executable = func() (string, error) { return c.runs, nil }
+		g := globalsOf(env)
 		g.settings = &settings.Settings{Root: c.root}
 		if got, err := g.program(); got != c.want || (err != nil) != c.refused {
 			t.Errorf("%s below %q: %q, %v, want %q", c.runs, c.root, got, err, c.want)

@@ -72,13 +72,13 @@ func (g *globals) redactJSON(b []byte) []byte {
 			out.Write(lit) // a field's name
 			continue
 		}
-		out.Write(g.redactLiteral(lit))
+		out.Write(redactLiteral(g, lit))
 	}
 	out.Write(b)
 	return out.Bytes()
 }
 
-func (g *globals) redactLiteral(lit []byte) []byte {
+func redactLiteral(g *globals, lit []byte) []byte {
 	var s string
 	if err := json.Unmarshal(lit, &s); err != nil {
 		return lit

@@ -22,7 +22,7 @@ import (
 
 // Main runs one command line and returns its exit code. It is the only place that turns an error into a code.
 func Main(args []string, env Env) int {
-	g := newGlobals(env.withDefaults())
+	g := newGlobals(env)
 	// Asked before anything is parsed, so that an error in the arguments also comes in the form asked for.
 	g.setForm(formAsked(args, g.env.getenv), "auto", slog.LevelInfo)
 
@@ -220,26 +220,10 @@ func newRootCommand(g *globals) *cobra.Command {
 	root.SetErr(g.env.Stderr)
 	root.SetIn(g.env.Stdin)
 	root.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Everyday"}, &cobra.Group{ID: groupAdvanced, Title: "Advanced"})
-	root.AddCommand(
-		newJoinCommand(g),
-		newLeaveCommand(g),
-		newSealCommand(g),
-		newStatusCommand(g),
-		newDoctorCommand(g),
-		newNodesCommand(g),
-		newEventsCommand(g),
-		newBalanceCommand(g),
-		newDrainCommand(g),
-		newUndrainCommand(g),
-		newRunCommand(g),
-		newEventCommand(g),
-		newConvergeCommand(g),
-		newDeregisterCommand(g),
-		newMetadataCommand(g),
-		newConfigCommand(g),
-		newSupportCommand(g),
-		newVersionCommand(g),
-	)
+	addCommands(root, groupEveryday, newJoinCommand(g), newLeaveCommand(g), newStatusCommand(g), newDoctorCommand(g), newNodesCommand(g),
+		newEventsCommand(g), newDrainCommand(g), newUndrainCommand(g), newMetadataCommand(g))
+	addCommands(root, groupAdvanced, newSealCommand(g), newBalanceCommand(g), newRunCommand(g), newEventCommand(g), newConvergeCommand(g),
+		newDeregisterCommand(g), newConfigCommand(g), newSupportCommand(g), newVersionCommand(g))
 	addCobraCommands(root)
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { g.helpErr = g.write([]byte(helpText(cmd))) })
 	root.SetFlagErrorFunc(flagError)
@@ -252,6 +236,17 @@ func newRootCommand(g *globals) *cobra.Command {
 		}
 	}
 	return root
+}
+
+// addCommands gives commands what all of them have: only a few take an argument.
+func addCommands(parent *cobra.Command, group string, commands ...*cobra.Command) {
+	for _, cmd := range commands {
+		cmd.GroupID, cmd.DisableFlagsInUseLine = group, true
+		if cmd.Args == nil {
+			cmd.Args = noArgs
+		}
+		parent.AddCommand(cmd)
+	}
 }
 
 func (g *globals) load(cmd *cobra.Command) error {

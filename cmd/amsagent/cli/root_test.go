@@ -22,7 +22,7 @@ func TestOneAnswer(t *testing.T) {
 		if os.Geteuid() != 0 {
 			break // a machine of its own needs root
 		}
-		// Without another root: nothing below is reached.
+		// Without another root: nothing below is reached, nor is the address read, which is wrong.
 		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "generic", "AMSAGENT_ROOT": ""}}
 		code := onEmptyMachine(t, func() int { return Main(strings.Fields(args), e.env()) })
 		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AMS-ROOT") || !strings.Contains(said, "sudo") || !strings.Contains(said, stateUntouched) {
@@ -34,7 +34,10 @@ func TestOneAnswer(t *testing.T) {
 	for path, mode := range map[string]os.FileMode{filepath.Dir(node): 0o755, filepath.Join(node, bootstrap.StateDir, "state.json"): 0} {
 		must.OK(t, os.Chmod(path, mode))
 	}
-	for _, args := range []string{"drain", "undrain", "event --file /event.json --instance-id i-0abc"} {
+	for _, args := range []string{
+		"drain", "undrain", "event --file /event.json --instance-id i-0abc",
+		"join --mongo 127.0.0.1 --offline", "leave", "converge", // which would take the lock
+	} {
 		e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": node}}
 		code := asNobody(t, func() int { return Main(strings.Fields(args), e.env()) })
 		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AMS-ROOT") || !strings.Contains(said, "sudo") {
@@ -53,6 +56,9 @@ func TestOneAnswer(t *testing.T) {
 		if args != "status" && !strings.Contains(stdout+stderr, "this machine is not a cluster node\n") {
 			t.Errorf("%s:\n%s%s", args, stdout, stderr)
 		}
+		if strings.HasSuffix(args, "drain") && !(strings.Contains(stderr, "["+idNotNode+"]") && strings.Contains(stderr, "hint: ")) {
+			t.Errorf("%s names no way out:\n%s", args, stderr)
+		}
 	}
 }
 
@@ -62,10 +68,10 @@ func asNobody(t *testing.T, command func() int) int {
 	return onThread(t, func() error { return syscall.Setfsuid(65534) }, command)
 }
 
-// onEmptyMachine runs a command in the place of / that has no file.
+// onEmptyMachine runs a command with a root folder that has only a wrong address of MongoDB.
 func onEmptyMachine(t *testing.T, command func() int) int {
 	t.Helper()
-	dir := t.TempDir()
+	dir := tree(t, map[string]string{"etc/amsagent/mongo": "no address"})
 	return onThread(t, func() error { return errors.Join(syscall.Unshare(syscall.CLONE_FS), syscall.Chroot(dir)) }, command)
 }
 

@@ -28,14 +28,14 @@ func dangerous(b []byte) bool {
 // Whatever a database, a tag or a server says, neither the result nor an error nor the log moves the terminal's cursor.
 func TestOutputIsSafe(t *testing.T) {
 	for _, form := range []string{"text", "json"} {
-		var stdout, stderr bytes.Buffer
-		g := newGlobals(Env{Stdout: &stdout, Stderr: &stderr}.withDefaults())
+		e := &testEnv{}
+		g := globalsOf(e.env())
 		g.setForm(form, "never", slog.LevelDebug)
 		data := map[string]any{"role": hostile, hostile: "x"}
 		must.OK(t, g.result("test", data, func(w *textWriter) { w.line("%s", hostile) }))
 		g.log().Warn(hostile, "error", errors.New(hostile), hostile, "x") //nolint:sloglint // the key is hostile on purpose
 		g.report(t.Context(), &userError{Msg: hostile, Cause: errors.New(hostile), Hints: []string{hostile}, State: hostile})
-		for name, out := range map[string][]byte{"stdout": stdout.Bytes(), "stderr": stderr.Bytes()} {
+		for name, out := range map[string][]byte{"stdout": e.stdout.Bytes(), "stderr": []byte(e.stderr.String())} {
 			if dangerous(out) {
 				t.Errorf("%s on %s: %q", form, name, out)
 			}
@@ -47,12 +47,12 @@ func TestOutputIsSafe(t *testing.T) {
 			continue
 		}
 		var got map[string]any
-		must.OK(t, json.Unmarshal(stdout.Bytes(), &got))
+		must.OK(t, json.Unmarshal(e.stdout.Bytes(), &got))
 		// A program gets back what was said, but for what is no character.
 		if got["role"] != strings.ToValidUTF8(hostile, "\ufffd") {
 			t.Errorf("%q", got["role"])
 		}
-		for line := range bytes.Lines(stderr.Bytes()) {
+		for line := range bytes.Lines([]byte(e.stderr.String())) {
 			if !json.Valid(line) {
 				t.Errorf("no JSON: %s", line)
 			}

@@ -89,12 +89,9 @@ func (s *statusView) addConfig(g *globals) {
 
 // askDaemon adds the daemon's view.
 func (s *statusView) askDaemon(ctx context.Context, g *globals) {
-	ctx, cancel := context.WithTimeout(ctx, statusDaemonTime)
-	defer cancel()
 	c := g.controlClient()
-	c.patience = 0
+	c.patience, c.timeout = 0, statusDaemonTime
 	v, err := c.status(ctx)
-	var none *noDaemonError
 	switch {
 	case err == nil:
 		s.Daemon = &v
@@ -114,10 +111,12 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 				Hint: "ss -ltnp shows which program listens there; stop it, or give the daemon another metrics_address",
 			})
 		}
-	case errors.As(err, &none):
+	case errors.Is(err, errDaemonDown):
 		s.DaemonErr = "none runs"
 	default:
+		e := g.explain(err)
 		s.DaemonErr = err.Error()
+		s.Disagree = append(s.Disagree, bootstrap.Disagreement{ID: e.ID, Text: s.DaemonErr, Hint: strings.Join(e.Hints, "; ")})
 	}
 }
 

@@ -9,13 +9,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"runtime"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/bounded"
@@ -185,22 +183,4 @@ func TestPortTaken(t *testing.T) {
 	if len(l.sent) == 0 || !strings.HasPrefix(l.sent[0], "READY=1") {
 		t.Errorf("the service manager was notified first: %q", l.sent)
 	}
-}
-
-func TestServerErrorsAreFew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var log strings.Builder
-		server := slog.New(&serverErrors{Handler: slog.NewTextHandler(&log, nil)})
-		for range 1000 {
-			server.Warn("http: Accept error: too many open files")
-		}
-		if n := strings.Count(log.String(), "\n"); n != 1 {
-			t.Errorf("%d lines for 1000 errors", n)
-		}
-		<-time.After(serverErrorPause)
-		server.Warn("http: Accept error: too many open files")
-		if !strings.Contains(log.String(), "suppressed=999") {
-			t.Errorf("%s", log.String())
-		}
-	})
 }

@@ -115,8 +115,8 @@ type Named struct {
 	Stored bool
 }
 
-// ErrNoMongo means that no MongoDB address is configured.
-var ErrNoMongo = errors.New("no MongoDB address is configured")
+// ErrNoMongo means that no MongoDB address is known.
+var ErrNoMongo = errors.New("no MongoDB address is known")
 
 // Periods are those of the daemon's intervals and waits that tests shorten; zero means the default.
 type Periods struct {

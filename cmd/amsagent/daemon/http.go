@@ -142,7 +142,8 @@ func (d *Daemon) httpServer(address string, h http.Handler, answerTime time.Dura
 		Handler:           h,
 		ReadHeaderTimeout: requestTime, ReadTimeout: requestTime, WriteTimeout: answerTime, IdleTimeout: requestTime,
 		MaxHeaderBytes: maxHeader,
-		ErrorLog:       slog.NewLogLogger(&serverErrors{Handler: d.log.With("address", address).Handler()}, slog.LevelWarn),
+		// A client can cause any number of these. Errors of the listener itself are reported by listenTCP's failed.
+		ErrorLog: slog.NewLogLogger(d.log.With("address", address).Handler(), slog.LevelDebug),
 	}
 	srv.SetKeepAlivesEnabled(false)
 	return srv
