@@ -25,10 +25,10 @@ import (
 
 // IDs of findings.
 const (
-	IDCloned = "AMS-CLONED" // this disk is a copy of another machine's
-	idMoved  = "AMS-MOVED"  // the address has changed
-	idRole   = "AMS-ROLE"   // the role or the group has changed
-	IDConfig = "AMS-CONFIG" // a setting is malformed
+	IDCloned = "AGENT-CLONED"       // this disk is a copy of another machine's
+	idMoved  = "AGENT-MOVED"        // the address has changed
+	idRole   = "AGENT-ROLE-CHANGED" // the role or the group has changed
+	IDConfig = "AGENT-CONFIG"       // a setting is malformed
 )
 
 // ConvergeMode decides when the server's files may be written.

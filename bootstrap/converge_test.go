@@ -108,8 +108,8 @@ func TestConvergeRepairs(t *testing.T) {
 		inst    metadata.Instance
 		repairs string
 	}{
-		{name: "new address", inst: moved, repairs: "AMS-MOVED AMS-DRIFT"},
-		{name: "copy of the disk", inst: cloned, repairs: "AMS-CLONED AMS-MOVED AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
+		{name: "new address", inst: moved, repairs: "AGENT-MOVED AMS-DRIFT"},
+		{name: "copy of the disk", inst: cloned, repairs: "AGENT-CLONED AGENT-MOVED AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
 			change(t, m, func(s *State) { s.Hardware = oldHardware })
 			put(t, m, hardwareFile, newHardware)
 		}},
@@ -246,7 +246,7 @@ func TestConvergeIdentity(t *testing.T) {
 						t.Errorf("look %d: %s, want %s; record %+v, warnings %v", i, got, l.want, c.Node, c.Warnings)
 					}
 					if c.Unidentified != "" && !strings.Contains(ids(c.Warnings), IDIdentity) {
-						t.Errorf("look %d: no warning is AMS-IDENTITY: %v", i, c.Warnings)
+						t.Errorf("look %d: no warning is AGENT-IDENTITY: %v", i, c.Warnings)
 					}
 					<-time.After(40 * time.Second)
 				}

@@ -33,7 +33,7 @@ const (
 )
 
 // IDDaemon reports that the daemon could not be started or stopped.
-const IDDaemon = "AMS-DAEMON"
+const IDDaemon = "AGENT-DAEMON-UNITS"
 
 // The daemon stops at once, and reports ready before it works. A job that takes longer completes alone.
 const (

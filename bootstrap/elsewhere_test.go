@@ -109,12 +109,12 @@ func TestStatusOfNotReady(t *testing.T) {
 	}{
 		"ready":                         {ProcessView{}, cluster.StateActive, &cluster.Serving{Up: true}, true, ""},
 		"not known":                     {ProcessView{}, cluster.StateActive, nil, true, ""},
-		"no service, died just now":     {ProcessView{}, cluster.StateActive, &cluster.Serving{Why: "refused"}, true, "STATUS-NOT-SERVING"},
-		"no service, dead":              {ProcessView{}, cluster.StateActive, &cluster.Serving{Why: "refused"}, false, "STATUS-NOT-SEEN"},
-		"no service, dead, old agent":   {ProcessView{}, cluster.StateActive, nil, false, "STATUS-NOT-SEEN"},
+		"no service, died just now":     {ProcessView{}, cluster.StateActive, &cluster.Serving{Why: "refused"}, true, "AMS-NOT-SERVING"},
+		"no service, dead":              {ProcessView{}, cluster.StateActive, &cluster.Serving{Why: "refused"}, false, "AMS-NOT-SEEN"},
+		"no service, dead, old agent":   {ProcessView{}, cluster.StateActive, nil, false, "AMS-NOT-SEEN"},
 		"no service, drained":           {ProcessView{}, cluster.StateDraining, &cluster.Serving{}, false, ""},
-		"nothing but the console":       {ProcessView{Liveness: live}, cluster.StateActive, &cluster.Serving{Why: "no application is known"}, true, "STATUS-NOT-SERVING"},
-		"applications, which are named": {ProcessView{Liveness: live, Applications: refused}, cluster.StateActive, &cluster.Serving{}, true, "STATUS-NOT-SERVING"},
+		"nothing but the console":       {ProcessView{Liveness: live}, cluster.StateActive, &cluster.Serving{Why: "no application is known"}, true, "AMS-NOT-SERVING"},
+		"applications, which are named": {ProcessView{Liveness: live, Applications: refused}, cluster.StateActive, &cluster.Serving{}, true, "AMS-NOT-SERVING"},
 		"a service that is stopped":     {ProcessView{State: ams.State{Activity: ams.ActivityFailed}}, cluster.StateActive, &cluster.Serving{}, false, "STATUS-STOPPED"},
 	} {
 		s := &Status{Files: FilesView{Mode: conf.ModeCluster}, Process: tt.process}

@@ -68,7 +68,7 @@ const RootHint = "run it with sudo"
 
 // IDs of findings. Package ams has those about addresses and applications.
 const (
-	IDRoot        = "AMS-ROOT" // the process lacks the rights
+	IDRoot        = "AGENT-ROOT" // the process lacks the rights
 	IDInstall     = "AMS-INSTALL"
 	IDRelease     = "AMS-RELEASE"    // unknown
 	IDSections    = "AMS-SECTIONS"   // jee-container.xml cannot be switched
@@ -78,14 +78,14 @@ const (
 	IDFileLink    = "AMS-FILE-LINK"
 	IDFileSize    = "AMS-FILE-SIZE"
 	IDHardLink    = "AMS-HARD-LINK" // a file has several names
-	IDConflict    = "AMS-CONFLICT"  // edited since the join
+	IDConflict    = "AGENT-EDITED"  // edited since the join
 	IDWritable    = "AMS-WRITABLE"
 	IDSpace       = "AMS-SPACE"
 	IDService     = "AMS-SERVICE"     // the service cannot be controlled
 	IDNotEnabled  = "AMS-NOT-ENABLED" // the server does not start at boot
 	IDAddress     = "AMS-ADDRESS"
 	IDHostname    = "AMS-HOSTNAME" // name and address differ
-	IDIdentity    = "AMS-IDENTITY"
+	IDIdentity    = "AGENT-IDENTITY"
 	IDMongoForm   = "AMS-MONGO-FORM"   // the release cannot use the connection string
 	IDMongo       = "AMS-MONGO"        // no answer
 	IDMongoAuth   = "AMS-MONGO-AUTH"   // access denied
@@ -93,13 +93,13 @@ const (
 	IDMongoOption = "AMS-MONGO-OPTION" // an unexpected option
 	IDMongoMember = "AMS-MONGO-MEMBER" // one member of a replica set
 	IDClock       = "AMS-CLOCK"
-	IDTimeline    = "AMS-TIMELINE"   // deadlines that contradict each other
-	idSessions    = "AMS-SESSIONS"   // the node has sessions
-	idInterrupted = "AMS-RECOVERED"  // an interrupted run was finished or undone
-	IDUnverified  = "AMS-UNVERIFIED" // a check could not be made
-	idDeregister  = "AMS-DEREGISTER" // still in the cluster's lists
-	IDDrift       = "AMS-DRIFT"      // not as joined
-	IDRecord      = "AMS-RECORD"     // an unusable file of the agent
+	IDTimeline    = "AGENT-DEADLINES"  // deadlines that contradict each other
+	idSessions    = "AMS-SESSIONS"     // the node has sessions
+	idInterrupted = "AGENT-RECOVERED"  // an interrupted run was finished or undone
+	IDUnverified  = "AGENT-UNVERIFIED" // a check could not be made
+	idDeregister  = "AGENT-DEREGISTER" // still in the cluster's lists
+	IDDrift       = "AMS-DRIFT"        // not as joined
+	IDRecord      = "AGENT-RECORD"     // an unusable file of the agent
 	// IDDuplicate reports another machine with this machine's id.
 	IDDuplicate = "AGENT-DUPLICATE-ID"
 	// IDRole: no other node has the role.

@@ -52,11 +52,11 @@ func (i SealItem) Kept() bool { return i == SealTLS || i == SealLicence }
 
 // IDs of findings.
 const (
-	idSealJoined  = "AMS-SEAL-JOINED"
-	idSealRunning = "AMS-SEAL-RUNNING"
-	idSealDaemon  = "AMS-SEAL-DAEMON"
-	idSealSecret  = "AMS-SEAL-SECRET" // a secret stays
-	idSealLink    = "AMS-SEAL-LINK"   // a folder links elsewhere
+	idSealJoined  = "AGENT-SEAL-JOINED"
+	idSealRunning = "AGENT-SEAL-RUNNING"
+	idSealDaemon  = "AGENT-SEAL-DAEMON"
+	idSealSecret  = "AGENT-SEAL-SECRET" // a secret stays
+	idSealLink    = "AGENT-SEAL-LINK"   // a folder links elsewhere
 )
 
 // SealRequest is the input of [Machine.Seal].

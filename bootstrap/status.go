@@ -108,11 +108,11 @@ type Disagreement struct {
 // AddNotReady adds the daemon's reason, unless another finding explains it.
 func (s *Status) AddNotReady(why string) {
 	if slices.ContainsFunc(s.Disagree, func(d Disagreement) bool {
-		return slices.Contains([]string{"STATUS-NOT-SERVING", "STATUS-STOPPED", "STATUS-NOT-SEEN", "STATUS-FILES", IDDuplicate}, d.ID)
+		return slices.Contains([]string{"AMS-NOT-SERVING", "STATUS-STOPPED", "AMS-NOT-SEEN", "STATUS-FILES", IDDuplicate}, d.ID)
 	}) {
 		return
 	}
-	s.add("STATUS-NOT-SERVING", notServingHint, "the node is not ready for new sessions: %s", why)
+	s.add("AMS-NOT-SERVING", notServingHint, "the node is not ready for new sessions: %s", why)
 }
 
 const serverLog = "/var/log/antmedia/ant-media-server.log"
@@ -301,14 +301,14 @@ func (s *Status) compare(state *State) {
 	add := s.add
 	files, proc, row := s.Files, s.Process, s.Row
 	if files.Interrupted {
-		add("STATUS-INTERRUPTED", "run the same join or leave again: it finishes what was begun", "a run of amsagent was killed while it wrote the files")
+		add("AGENT-UNFINISHED", "run the same join or leave again: it finishes what was begun", "a run of amsagent was killed while it wrote the files")
 	}
 	if len(files.Drift) > 0 {
 		text := fmt.Sprintf("not as joined, and put back before the server starts the next time: %s", joinPaths(files.Drift))
 		for _, d := range files.Values[:min(len(files.Values), maxShown)] {
 			text += "; " + d.String()
 		}
-		add("STATUS-DRIFT", RestartHint, "%s", text)
+		add("AMS-DRIFT", RestartHint, "%s", text)
 	}
 	switch {
 	case files.ByHand:
@@ -342,7 +342,7 @@ func (s *Status) compare(state *State) {
 		add("STATUS-STOPPED", serverLog+" tells why; start it: "+start, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
 	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && row.Looked {
-		add("STATUS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", answerList(dumb))
+		add("AMS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", answerList(dumb))
 	}
 	if proc.Liveness.State == ams.LiveBroken && files.Mode == conf.ModeCluster {
 		add("STATUS-LIVENESS", "getent ahosts \"$(hostname)\" shows whether this machine's own name resolves; amsagent join adds it to /etc/hosts",
@@ -356,7 +356,7 @@ func (s *Status) compare(state *State) {
 	running := proc.State.Running() || proc.Liveness.State == ams.Live || active && !proc.State.Known()
 	switch {
 	case files.Mode == conf.ModeCluster && running && !row.Fresh:
-		add("STATUS-NOT-SEEN", "look at "+serverLog+"; amsagent join restarts a server that runs under another address", "the server's own document in the cluster is missing or old: other nodes take this one for dead")
+		add("AMS-NOT-SEEN", "look at "+serverLog+"; amsagent join restarts a server that runs under another address", "the server's own document in the cluster is missing or old: other nodes take this one for dead")
 	case files.Mode == conf.ModeStandalone && row.Fresh:
 		add("STATUS-STILL-SEEN", "restart the server", "the files make the server standalone, but it is still seen in the cluster")
 	}

@@ -123,7 +123,7 @@ func TestWatchMoved(t *testing.T) {
 	req := convergeRequest(t, moved, nil)
 	req.Mode = ConvergeWatch
 	c := converge(t, m, req)
-	if got := ids(c.Repairs); got != "AMS-MOVED AMS-DRIFT" || !c.RestartNeeded {
+	if got := ids(c.Repairs); got != "AGENT-MOVED AMS-DRIFT" || !c.RestartNeeded {
 		t.Errorf("repairs %q, %+v", got, c)
 	}
 	if c := converge(t, m, req); len(c.Repairs) > 0 || !c.RestartNeeded {

@@ -348,8 +348,8 @@ func checkViews(ctx context.Context, p *patient) []Result {
 	for _, d := range s.Disagree {
 		// A run that was killed is told with the agent's own files.
 		switch d.ID {
-		case "STATUS-INTERRUPTED":
-		case "STATUS-STOPPED", "STATUS-NOT-SEEN", "STATUS-NOT-SERVING", "STATUS-FILES":
+		case "AGENT-UNFINISHED":
+		case "STATUS-STOPPED", "AMS-NOT-SEEN", "AMS-NOT-SERVING", "STATUS-FILES":
 			// Such a node serves nobody, or only who does not need the others.
 			found = append(found, bad(d.Hint, "%s", d.Text).as(d.ID))
 		default:

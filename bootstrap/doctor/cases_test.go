@@ -602,7 +602,7 @@ func agentCases() []aCase {
 
 		{bootstrap.IDConfig, "read", func(c *clinic) { c.o.ConfigSeen = "/etc/amsagent/config.yaml is read" }, Good, "", "is read"},
 		{bootstrap.IDConfig, "wrong", func(c *clinic) {
-			c.o.Config = []bootstrap.Finding{{ID: "AMS-CONFIG", Text: "config.yaml:3: unknown key", Hint: "did you mean role?"}}
+			c.o.Config = []bootstrap.Finding{{ID: "AGENT-CONFIG", Text: "config.yaml:3: unknown key", Hint: "did you mean role?"}}
 		}, Bad, "", "unknown key"},
 		{bootstrap.IDConfig, "not read", nil, Unknown, "", "not read"},
 
@@ -686,9 +686,9 @@ func agentCases() []aCase {
 
 		{idViews, "no node", nil, Good, "", "not a cluster node"},
 		{idViews, "agree", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Looked: true, Address: "10.0.0.5"}}, nil), Good, "", "in the cluster as 10.0.0.5"},
-		{idViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-DRIFT", Text: "edited", Hint: "join"}}}, nil), Warning, "STATUS-DRIFT", "edited"},
-		{idViews, "not seen by the others", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SEEN", Text: "old", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SEEN", "old"},
-		{idViews, "viewers are not served", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "STATUS-NOT-SERVING", Text: "LiveApp fails", Hint: "look"}}}, nil), Bad, "STATUS-NOT-SERVING", "LiveApp fails"},
+		{idViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "AMS-DRIFT", Text: "edited", Hint: "join"}}}, nil), Warning, "AMS-DRIFT", "edited"},
+		{idViews, "not seen by the others", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "AMS-NOT-SEEN", Text: "old", Hint: "look"}}}, nil), Bad, "AMS-NOT-SEEN", "old"},
+		{idViews, "viewers are not served", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "AMS-NOT-SERVING", Text: "LiveApp fails", Hint: "look"}}}, nil), Bad, "AMS-NOT-SERVING", "LiveApp fails"},
 		{idViews, "the registry was not seen", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Err: "no answer"}}, nil), Unknown, "", "no answer"},
 		{idViews, "nothing was seen", status(bootstrap.Status{}, fs.ErrPermission), Unknown, "", "permission"},
 	}

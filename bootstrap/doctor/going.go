@@ -47,7 +47,7 @@ type HookView struct {
 	Window time.Duration
 }
 
-const hookPage = "make one: amsagent doctor --explain AMS-HOOK"
+const hookPage = "make one: amsagent doctor --explain AGENT-HOOK"
 
 func checkHook(ctx context.Context, p *patient) []Result {
 	if p.Hooks == nil {

@@ -160,7 +160,7 @@ func TestEveryIDHasItsPage(t *testing.T) {
 func TestIndex(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# Errors, warnings and checks\n\nOne page for each id that a command prints; on a machine `amsagent doctor --explain ID` shows it.\n" +
-		"`STATUS-…` are what `amsagent status` names, `AMS-LINT-…` and `AGENT-LINT-…` what `amsagent doctor --user-data` finds.\n" +
+		"`AMS-…` are about Ant Media Server and MongoDB, `AGENT-…` about the agent, `STATUS-…` about contradictions that `amsagent status` finds.\n" +
 		"This list is made of the pages: `go test ./docs/errors -update`.\n\n")
 	for _, id := range IDs() {
 		page, err := Page(id)

@@ -447,7 +447,7 @@ func TestDaemonUnidentified(t *testing.T) {
 	answer.Store(&moved)
 	must.Until(t, "the record has all facts again", func() bool { return record() == "azure edges_7 westeurope 3 F16s active" })
 	a.serves()
-	if strings.Contains(a.text(), "AMS-CLONED") {
+	if strings.Contains(a.text(), "AGENT-CLONED") {
 		t.Error("the machine was treated as another one")
 	}
 }

@@ -415,7 +415,7 @@ func TestDaemonGetsAnotherMachinesAnswer(t *testing.T) {
 	}
 	a.start()
 	must.Until(t, "the metadata are asked again", func() bool { return asked.Load() >= 3 })
-	if v := a.view(); v.ID != nodeID || v.Address != own || !v.Ready || strings.Contains(a.text(), "AMS-CLONED") {
+	if v := a.view(); v.ID != nodeID || v.Address != own || !v.Ready || strings.Contains(a.text(), "AGENT-CLONED") {
 		t.Errorf("it is %s at %s, ready: %t", v.ID, v.Address, v.Ready)
 	}
 	if n := a.door.count(a.door.nodes(), bson.M{}); n != 1 {

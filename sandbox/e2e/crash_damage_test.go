@@ -48,7 +48,7 @@ func TestCrashDamaged(t *testing.T) {
 				t.Errorf("the join changed something: %v", err)
 			}
 			if join.Exit != 0 {
-				for _, want := range []string{"AMS-RECORD", "amsagent: hint: ", "'amsagent leave'", "amsagent: nothing was changed on this machine"} {
+				for _, want := range []string{"AGENT-RECORD", "amsagent: hint: ", "'amsagent leave'", "amsagent: nothing was changed on this machine"} {
 					if !strings.Contains(join.Err, want) {
 						t.Errorf("join does not say %q:\n%s", want, join.Err)
 					}
@@ -102,7 +102,7 @@ func TestCrashDamaged(t *testing.T) {
 			if err != nil || string(kept) != tt.content {
 				t.Errorf("the damaged file is not kept: %q, %v", kept, err)
 			}
-			if !strings.Contains(leave.Err, "AMS-RECORD") {
+			if !strings.Contains(leave.Err, "AGENT-RECORD") {
 				t.Errorf("leave does not say that bytes may differ:\n%s", leave.Err)
 			}
 			n.mustRun(t, "join")

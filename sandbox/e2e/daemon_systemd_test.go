@@ -510,7 +510,7 @@ func (m *machine) reload(t *testing.T) {
 	}
 	// Nor does a restart with it: the last good ones count.
 	m.still(t, func() { m.run(t, "systemctl", "restart", "amsagent").expect(t, 0) })
-	if got := m.agent(t, 0, "status").stdout; !strings.Contains(got, "AMS-CONFIG: ") {
+	if got := m.agent(t, 0, "status").stdout; !strings.Contains(got, "AGENT-CONFIG: ") {
 		t.Errorf("the daemon is not degraded:\n%s", got)
 	}
 	// Without those it is not started again and again.
@@ -590,7 +590,7 @@ func (m *machine) otherAddress(t *testing.T) {
 	if env := m.read(t, "/proc/"+m.unit(t, nodeUnit)["MainPID"]+"/environ"); !strings.Contains(env, "\x00AMS_HOST_ADDRESS="+moved+"\x00") {
 		t.Errorf("the server's environment is %q", env)
 	}
-	if got := m.journal(t); !strings.Contains(got, "AMS-MOVED") {
+	if got := m.journal(t); !strings.Contains(got, "AGENT-MOVED") {
 		t.Errorf("nobody tells of it:\n%s", got)
 	}
 }
@@ -738,7 +738,7 @@ func (m *machine) clone(t *testing.T) {
 	if now := m.rows(t)[nodeID]; now["ip"] != was["ip"] || now["boot_id"] != was["boot_id"] || len(m.rows(t)) != 2 {
 		t.Errorf("the clone touched the row of its origin: %v, before %v", now, was)
 	}
-	if got := m.journal(t); !strings.Contains(got, "AMS-CLONED") {
+	if got := m.journal(t); !strings.Contains(got, "AGENT-CLONED") {
 		t.Errorf("nobody tells of it:\n%s", got)
 	}
 	m.instance(t, nodeID, nodeAddress)

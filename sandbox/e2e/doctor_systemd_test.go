@@ -61,12 +61,12 @@ func TestSystemdDoctor(t *testing.T) {
 	finds(t, all, "AMS-SERVICE", doctor.Good, nodeUnit)
 	finds(t, all, "AMS-NOT-ENABLED", doctor.Warning, "does not start at boot")
 	finds(t, all, "AMS-PORTS", doctor.Good, "the server runs")
-	finds(t, all, "AMS-IDENTITY", doctor.Good, nodeID+" on aws")
+	finds(t, all, "AGENT-IDENTITY", doctor.Good, nodeID+" on aws")
 	finds(t, all, "AMS-ADDRESS", doctor.Good, nodeAddress)
 	finds(t, all, "AMS-HOSTNAME", doctor.Good, "a join adds a line")
-	finds(t, all, "AMS-DAEMON", doctor.Warning, "nothing drains this node")
+	finds(t, all, "AGENT-DAEMON-UNITS", doctor.Warning, "nothing drains this node")
 	finds(t, all, "AMS-MONGO-OPEN", doctor.Warning, "shows its databases without a password")
-	finds(t, all, "AMS-TIMELINE", doctor.Good, "the server's stop 10s (a join makes it")
+	finds(t, all, "AGENT-DEADLINES", doctor.Good, "the server's stop 10s (a join makes it")
 	finds(t, all, "AMS-GPU", doctor.Good, "")
 	n.sh(t, `systemctl enable -q `+nodeUnit)
 	if slices.ContainsFunc(doctorOn(t, n, "--mongo", nodeMongo), func(r doctor.Result) bool { return r.ID == "AMS-NOT-ENABLED" }) {
@@ -76,7 +76,7 @@ func TestSystemdDoctor(t *testing.T) {
 
 	// Somebody who is not root learns less, and nothing breaks.
 	r := n.run(t, "runuser", "-u", "antmedia", "--", "amsagent", "doctor", "--mongo", nodeMongo)
-	if r.code != 0 || !strings.Contains(r.stdout, "only root") || strings.Contains(r.stdout, "AMS-FAILED") {
+	if r.code != 0 || !strings.Contains(r.stdout, "only root") || strings.Contains(r.stdout, "AGENT-FAILED") {
 		t.Errorf("as another user: %s", r)
 	}
 
@@ -84,11 +84,11 @@ func TestSystemdDoctor(t *testing.T) {
 		t.Fatal(r)
 	}
 	all = doctorOn(t, n)
-	finds(t, all, "AMS-DROP-IN", doctor.Good, "AMS_HOST_ADDRESS="+nodeAddress)
-	finds(t, all, "AMS-VIEWS", doctor.Good, "in the cluster as "+nodeAddress)
+	finds(t, all, "AGENT-DROP-IN", doctor.Good, "AMS_HOST_ADDRESS="+nodeAddress)
+	finds(t, all, "AGENT-DISAGREES", doctor.Good, "in the cluster as "+nodeAddress)
 	finds(t, all, "AMS-HOSTNAME", doctor.Good, nodeHostname+" resolves to "+nodeAddress)
-	finds(t, all, "AMS-DAEMON", doctor.Warning, "nothing drains this node")
-	finds(t, all, "AMS-NO-DAEMON", doctor.Bad, "nobody drains it")
+	finds(t, all, "AGENT-DAEMON-UNITS", doctor.Warning, "nothing drains this node")
+	finds(t, all, "AGENT-DAEMON-DOWN", doctor.Bad, "nobody drains it")
 	finds(t, all, "AMS-SETTINGS", doctor.Good, "the same database")
 
 	// With its units, as the package installs them.
@@ -103,15 +103,15 @@ func TestSystemdDoctor(t *testing.T) {
 		t.Fatal(r)
 	}
 	all = doctorOn(t, n)
-	finds(t, all, "AMS-DAEMON", doctor.Good, daemonUnit+" active")
-	finds(t, all, "AMS-NO-DAEMON", doctor.Good, "")
-	finds(t, all, "AMS-TIMELINE", doctor.Good, "power-off gives it 15m (less: who is still there is cut)")
+	finds(t, all, "AGENT-DAEMON-UNITS", doctor.Good, daemonUnit+" active")
+	finds(t, all, "AGENT-DAEMON-DOWN", doctor.Good, "")
+	finds(t, all, "AGENT-DEADLINES", doctor.Good, "power-off gives it 15m (less: who is still there is cut)")
 	n.sh(t, `systemctl stop amsagent; systemctl disable -q amsagent`)
 	all = doctorOn(t, n)
-	finds(t, all, "AMS-DAEMON", doctor.Bad, daemonUnit+" is inactive")
-	finds(t, all, "AMS-NO-DAEMON", doctor.Bad, "nobody drains it")
+	finds(t, all, "AGENT-DAEMON-UNITS", doctor.Bad, daemonUnit+" is inactive")
+	finds(t, all, "AGENT-DAEMON-DOWN", doctor.Bad, "nobody drains it")
 	n.sh(t, `systemctl start amsagent`)
-	finds(t, doctorOn(t, n), "AMS-DAEMON", doctor.Bad, "does not start at boot")
+	finds(t, doctorOn(t, n), "AGENT-DAEMON-UNITS", doctor.Bad, "does not start at boot")
 	// From here on nobody is to mend what is broken.
 	n.sh(t, `systemctl disable -q --now amsagent amsagent-node; rm /etc/systemd/system/amsagent*.service; systemctl daemon-reload`)
 
@@ -120,8 +120,8 @@ func TestSystemdDoctor(t *testing.T) {
 printf '[Service]\nEnvironment=AMS_HOST_ADDRESS=10.7.7.7\nTimeoutStopSec=5\n' >/etc/systemd/system/`+nodeUnit+`.d/60-local.conf
 systemctl daemon-reload; systemctl restart `+nodeUnit)
 	all = doctorOn(t, n)
-	finds(t, all, "AMS-DROP-IN", doctor.Bad, "10.7.7.7")
-	finds(t, all, "AMS-TIMELINE", doctor.Warning, "kills the server 5s after")
+	finds(t, all, "AGENT-DROP-IN", doctor.Bad, "10.7.7.7")
+	finds(t, all, "AGENT-DEADLINES", doctor.Warning, "kills the server 5s after")
 	n.sh(t, `rm /etc/systemd/system/`+nodeUnit+`.d/60-local.conf; systemctl daemon-reload; systemctl restart `+nodeUnit)
 
 	// A unit that was edited, and not read again.
@@ -132,8 +132,8 @@ systemctl daemon-reload; systemctl restart `+nodeUnit)
 	// Ours is lost.
 	n.sh(t, `rm `+nodeDropIn+`; systemctl daemon-reload`)
 	all = doctorOn(t, n)
-	finds(t, all, "AMS-DROP-IN", doctor.Bad, "is lost")
-	finds(t, all, "STATUS-DRIFT", doctor.Warning, nodeDropIn)
+	finds(t, all, "AGENT-DROP-IN", doctor.Bad, "is lost")
+	finds(t, all, "AMS-DRIFT", doctor.Warning, nodeDropIn)
 
 	// The server is stopped, and another process has one of its ports.
 	n.sh(t, `systemctl stop `+nodeUnit+`; systemd-run -q --unit=squatter -p Type=exec sandbox mongo --listen 127.0.0.1:1935`)

@@ -301,12 +301,12 @@ func (p *packaged) upgradeWrong(t *testing.T) {
 	for _, wrong := range []string{good + "roel: edge\n", "beat_interval: [\n"} {
 		p.write(t, config, wrong)
 		p.silent(t, func() {
-			if r := p.dpkg(t, "-i", packageNew); !strings.Contains(r.stderr, "[AMS-CONFIG]") {
+			if r := p.dpkg(t, "-i", packageNew); !strings.Contains(r.stderr, "[AGENT-CONFIG]") {
 				t.Errorf("nothing is printed of %q: %s", wrong, r)
 			}
 			p.active(t, nodeID, nodeAddress)
 		})
-		if got := p.agent(t, 0, "status").stdout; !strings.Contains(got, "AMS-CONFIG: ") {
+		if got := p.agent(t, 0, "status").stdout; !strings.Contains(got, "AGENT-CONFIG: ") {
 			t.Errorf("with %q:\n%s", wrong, got)
 		}
 	}

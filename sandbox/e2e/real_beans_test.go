@@ -67,11 +67,11 @@ func TestRealBeans(t *testing.T) {
 
 	// Another address: the other nodes cannot reach this one.
 	n.misbehave("address", "10.77.0.99")
-	n.says("STATUS-NOT-SEEN", "missing or old")
+	n.says("AMS-NOT-SEEN", "missing or old")
 	d.says(1, "does not write its document")
 	n.behave()
 	d.says(1, "writes its document again")
-	n.silent("STATUS-NOT-SEEN")
+	n.silent("AMS-NOT-SEEN")
 
 	// MongoDB was away, and the server does not come back to the cluster.
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -86,11 +86,11 @@ func TestRealBeans(t *testing.T) {
 	})
 	must.OK(t, w.Mongo.Member(0).Start(ctx))
 	d.ready() // viewers are served again
-	n.says("STATUS-NOT-SEEN", "look at /var/log/antmedia/ant-media-server.log")
+	n.says("AMS-NOT-SEEN", "look at /var/log/antmedia/ant-media-server.log")
 	d.says(2, "does not write its document")
 	n.behave()
 	d.says(2, "writes its document again")
-	n.silent("STATUS-NOT-SEEN")
+	n.silent("AMS-NOT-SEEN")
 	n.asked("the daemon", asked)
 
 	d.end()

@@ -202,7 +202,7 @@ func (s *story) otherAddress(t *testing.T) {
 	if out := n.run(t, "grep", "-rlF", former, nodeHome+"/conf", nodeHome+"/webapps", "/etc/hosts", "/etc/systemd/system", "/var/lib/amsagent").stdout; out != "" {
 		t.Errorf("the former address is still in\n%s", out)
 	}
-	if got := n.lines(t, "-o", "cat"); !strings.Contains(got, "AMS-MOVED") {
+	if got := n.lines(t, "-o", "cat"); !strings.Contains(got, "AGENT-MOVED") {
 		t.Error("nobody tells of it")
 	}
 	s.world.serves(t, n)
@@ -400,7 +400,7 @@ func (s *story) clone(t *testing.T) {
 	}
 	// The disk's own files were mended before the first start; user data had nothing left to do.
 	n.startedWith(t, n.address)
-	if got := n.lines(t, "-o", "cat"); !strings.Contains(got, "AMS-CLONED") {
+	if got := n.lines(t, "-o", "cat"); !strings.Contains(got, "AGENT-CLONED") {
 		t.Error("nobody tells of it")
 	}
 	now := s.b.isNode(t)

@@ -103,7 +103,7 @@ func (n *bootedNode) story(t *testing.T) {
 		r.says(t, "joined: origin "+nodeID+" is in the cluster as "+nodeAddress)
 		for line := range strings.Lines(r.stderr) {
 			// No daemon runs here: the sessions are unknown, and nothing drains this node.
-			if strings.Contains(line, "level=WARN") && !strings.Contains(line, "AMS-SESSIONS") && !strings.Contains(line, "AMS-DAEMON") {
+			if strings.Contains(line, "level=WARN") && !strings.Contains(line, "AMS-SESSIONS") && !strings.Contains(line, "AGENT-DAEMON-UNITS") {
 				t.Errorf("not expected: %s", line)
 			}
 		}
@@ -403,7 +403,7 @@ func (n *bootedNode) interrupted(t *testing.T) {
 			p.signal(t, sig)
 			r := p.wait(t)
 			r.expect(t, 130)
-			if !strings.Contains(r.stderr, "[AMS-INTERRUPTED]") || !strings.HasSuffix(r.stderr, "amsagent: "+rolledBack+"\n") {
+			if !strings.Contains(r.stderr, "[AGENT-INTERRUPTED]") || !strings.HasSuffix(r.stderr, "amsagent: "+rolledBack+"\n") {
 				t.Errorf("%s", r)
 			}
 			n.standalone(t, "after the rollback")
@@ -605,11 +605,11 @@ func (n *bootedNode) mayNot(t *testing.T) {
 	}
 	t.Run("NotRoot", func(t *testing.T) {
 		n.reset(t)
-		unchanged(t, "AMS-ROOT", "runuser", "-u", "nobody", "--", "amsagent", "join", "--mongo", nodeMongo)
+		unchanged(t, "AGENT-ROOT", "runuser", "-u", "nobody", "--", "amsagent", "join", "--mongo", nodeMongo)
 	})
 	t.Run("NotRootLeaves", func(t *testing.T) {
 		n.reset(t)
-		unchanged(t, "AMS-ROOT", "runuser", "-u", "nobody", "--", "amsagent", "leave", "--now", "--mongo", nodeMongo)
+		unchanged(t, "AGENT-ROOT", "runuser", "-u", "nobody", "--", "amsagent", "leave", "--now", "--mongo", nodeMongo)
 	})
 	t.Run("ReadOnly", func(t *testing.T) {
 		n.reset(t)

@@ -22,16 +22,16 @@ import (
 
 // The ids of what is found.
 const (
-	idHeader   = "AMS-LINT-HEADER"   // a first line that neither cloud-init nor the kernel knows
-	idFormat   = "AMS-LINT-FORMAT"   // a format that is not checked
-	idCRLF     = "AMS-LINT-CRLF"     // line ends of Windows
-	idYAML     = "AMS-LINT-YAML"     // a cloud-config that is not YAML, or has a key twice
-	idRuncmd   = "AMS-LINT-RUNCMD"   // commands that cloud-init does not run
-	idKey      = "AMS-LINT-KEY"      // a misspelt key
-	idSwitch   = "AMS-LINT-SWITCH"   // the vendor's script, called in a way that it cancels
-	idRestart  = "AMS-LINT-RESTART"  // a restart of a server that a join has just proved
-	idPassword = "AMS-LINT-PASSWORD" // a password on a command line
-	idSecret   = "AMS-LINT-SECRET"   // a secret in user data
+	idHeader   = "AGENT-LINT-HEADER"   // a first line that neither cloud-init nor the kernel knows
+	idFormat   = "AGENT-LINT-FORMAT"   // a format that is not checked
+	idCRLF     = "AGENT-LINT-CRLF"     // line ends of Windows
+	idYAML     = "AGENT-LINT-YAML"     // a cloud-config that is not YAML, or has a key twice
+	idRuncmd   = "AGENT-LINT-RUNCMD"   // commands that cloud-init does not run
+	idKey      = "AGENT-LINT-KEY"      // a misspelt key
+	idSwitch   = "AGENT-LINT-SWITCH"   // the vendor's script, called in a way that it cancels
+	idRestart  = "AGENT-LINT-RESTART"  // a restart of a server that a join has just proved
+	idPassword = "AGENT-LINT-PASSWORD" // a password on a command line
+	idSecret   = "AGENT-LINT-SECRET"   // a secret in user data
 
 	idCommand = "AGENT-LINT-COMMAND" // a command line that the agent refuses
 )

@@ -21,7 +21,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// A text and its findings: AMS-LINT-CRLF:3 is the id without its prefix, and the line. Warnings end in ~, unknown ones in ?.
+// A text and its findings: AGENT-LINT-CRLF:3 is the id without its prefix, and the line. Warnings end in ~, unknown ones in ?.
 type example struct{ name, src, found string }
 
 const config = "#cloud-config\n"
@@ -187,7 +187,7 @@ func TestCheck(t *testing.T) {
 			var found []string
 			for _, f := range Check(tt.src, nil) {
 				mark := map[doctor.Verdict]string{doctor.Warning: "~", doctor.Unknown: "?"}[f.Verdict]
-				found = append(found, fmt.Sprintf("%s:%d%s", strings.TrimPrefix(f.ID, "AMS-LINT-"), f.Line, mark))
+				found = append(found, fmt.Sprintf("%s:%d%s", strings.TrimPrefix(f.ID, "AGENT-LINT-"), f.Line, mark))
 				if f.Text == "" || f.Hint == "" || !slices.Contains(IDs(), f.ID) || strings.Contains(f.Text+f.Hint, "hunter22") {
 					t.Errorf("%+v", f)
 				}

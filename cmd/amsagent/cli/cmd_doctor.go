@@ -49,7 +49,7 @@ func newDoctorCommand(g *globals) *cobra.Command {
 			"user data that is not checked.",
 		Example: "  amsagent doctor\n" +
 			"  amsagent doctor --mongo 10.0.2.4\n" +
-			"  amsagent doctor --ignore AMS-GPU --ignore AMS-HOOK\n" +
+			"  amsagent doctor --ignore AMS-GPU --ignore AGENT-HOOK\n" +
 			"  amsagent doctor -o json\n" +
 			"  amsagent doctor --user-data boot.sh --user-data cloud-config.yaml\n" +
 			"  amsagent doctor --explain AMS-MONGO-OPEN",

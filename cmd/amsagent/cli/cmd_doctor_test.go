@@ -33,12 +33,12 @@ func doctorSample() doctorData {
 		{ID: "AMS-MONGO-REFUSED", Check: "AMS-MONGO", Group: doctor.GroupMongo, Title: "answer", Verdict: doctor.Bad, Seen: "asking MongoDB: MongoDB at 10.0.2.4:27017 refused the connection: connect: connection refused", Hint: "mongod must run there and listen on that address (net.bindIp), and the security group must admit this subnet"},
 		{ID: "AMS-MONGO-SLOW", Check: "AMS-MONGO-SLOW", Group: doctor.GroupMongo, Title: "latency", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
 		{ID: "AMS-CLOCK", Check: "AMS-CLOCK", Group: doctor.GroupMongo, Title: "clock", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
-		{ID: "AMS-HOOK", Check: "AMS-HOOK", Group: doctor.GroupShutdown, Title: "hook of the cloud", Verdict: doctor.Warning, Ignored: true, Seen: "no hook", Hint: "make one"},
-		{ID: "AMS-TIMELINE", Check: "AMS-TIMELINE", Group: doctor.GroupShutdown, Title: "deadlines", Verdict: doctor.Good, Seen: "drain deadline 1h", Lines: []string{
+		{ID: "AGENT-HOOK", Check: "AGENT-HOOK", Group: doctor.GroupShutdown, Title: "hook of the cloud", Verdict: doctor.Warning, Ignored: true, Seen: "no hook", Hint: "make one"},
+		{ID: "AGENT-DEADLINES", Check: "AGENT-DEADLINES", Group: doctor.GroupShutdown, Title: "deadlines", Verdict: doctor.Good, Seen: "drain deadline 1h", Lines: []string{
 			"drain           +0s  no new sessions", "                +1h  drain deadline: remaining sessions are cut, the server stops",
 		}},
-		{ID: "AMS-RECORD", Check: "AMS-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files", Verdict: doctor.Unknown, Seen: "permission denied", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
-		{ID: "AMS-NO-DAEMON", Check: "AMS-NO-DAEMON", Group: doctor.GroupAgent, Title: "the daemon", Verdict: doctor.Unknown, Seen: "connection refused", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
+		{ID: "AGENT-RECORD", Check: "AGENT-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files", Verdict: doctor.Unknown, Seen: "permission denied", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
+		{ID: "AGENT-DAEMON-DOWN", Check: "AGENT-DAEMON-DOWN", Group: doctor.GroupAgent, Title: "the daemon", Verdict: doctor.Unknown, Seen: "connection refused", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
 		{ID: "AMS-GPU", Check: "AMS-GPU", Group: doctor.GroupMachine, Title: "GPUs", Verdict: doctor.Unknown, Seen: "nobody was asked"},
 	}
 	for i := range results {
@@ -157,14 +157,14 @@ func TestDoctorSettings(t *testing.T) {
 		must.OK(t, os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o644))
 	}
 	for _, tt := range []struct{ file, id, seen string }{
-		{"roel: edge\n", "AMS-CONFIG", "config.yaml:1: unknown key"},
-		{"role: [\n", "AMS-CONFIG", "not YAML"},
-		{"mongo: mongodb://u:hunter2@10.0.2.4\n", "AMS-CONFIG-SECRET", "every user can read it"},
+		{"roel: edge\n", "AGENT-CONFIG", "config.yaml:1: unknown key"},
+		{"role: [\n", "AGENT-CONFIG", "not YAML"},
+		{"mongo: mongodb://u:hunter2@10.0.2.4\n", "AGENT-CONFIG-SECRET", "every user can read it"},
 	} {
 		write(tt.file)
 		code, d, stderr := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
 		i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == tt.id })
-		if code != exitDegraded || i < 0 || d.Checks[i].Check != "AMS-CONFIG" || d.Checks[i].Verdict != doctor.Bad || !strings.Contains(d.Checks[i].Seen, tt.seen) || d.Checks[i].Hint == "" {
+		if code != exitDegraded || i < 0 || d.Checks[i].Check != "AGENT-CONFIG" || d.Checks[i].Verdict != doctor.Bad || !strings.Contains(d.Checks[i].Seen, tt.seen) || d.Checks[i].Hint == "" {
 			t.Errorf("%q: exit %d, %+v", tt.file, code, d.Checks)
 		}
 		if strings.Contains(stderr, "hunter2") {
@@ -173,7 +173,7 @@ func TestDoctorSettings(t *testing.T) {
 	}
 	for _, name := range []string{"AMSAGENT_BEAT_INTERVAL", "AMSAGENT_LOG_LEVEL", "AMSAGENT_OUTPUT"} {
 		code, d, _ := doctorJSON(t, map[string]string{name: "soon"}, "--root", root, "--address", "10.0.0.5")
-		if !slices.Contains(wrongIDs(d), "AMS-CONFIG") || code != exitDegraded {
+		if !slices.Contains(wrongIDs(d), "AGENT-CONFIG") || code != exitDegraded {
 			t.Errorf("%s: exit %d, %v", name, code, wrongIDs(d))
 		}
 	}
@@ -193,7 +193,7 @@ func TestDoctorSettings(t *testing.T) {
 	}
 	must.OK(t, os.Remove(good))
 	write("role: edge\n")
-	if _, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5"); slices.Contains(wrongIDs(d), "AMS-CONFIG") {
+	if _, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5"); slices.Contains(wrongIDs(d), "AGENT-CONFIG") {
 		t.Errorf("%v", wrongIDs(d))
 	}
 	// What the join was given is what this node is looked at by.
@@ -201,7 +201,7 @@ func TestDoctorSettings(t *testing.T) {
 	must.OK(t, os.MkdirAll(filepath.Dir(given), 0o700))
 	for text, want := range map[string][2]string{
 		`{"version":1,"settings":{"ams_dir":"/opt/ams"}}`: {"AMS-INSTALL", "/opt/ams"},
-		`{"version":1,`: {"AMS-RECORD", "what was given to join cannot be used"},
+		`{"version":1,`: {"AGENT-RECORD", "what was given to join cannot be used"},
 	} {
 		must.OK(t, os.WriteFile(given, []byte(text), 0o600))
 		_, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
@@ -213,7 +213,7 @@ func TestDoctorSettings(t *testing.T) {
 	for _, args := range [][]string{
 		{"--address", "here"}, {"--root", filepath.Join(root, "nowhere")}, {"extra"},
 	} {
-		if code, stdout, stderr := run(t, nil, append([]string{"doctor"}, args...)...); code != exitUsage || stdout != "" || !strings.Contains(stderr, "AMS-USAGE") {
+		if code, stdout, stderr := run(t, nil, append([]string{"doctor"}, args...)...); code != exitUsage || stdout != "" || !strings.Contains(stderr, "AGENT-USAGE") {
 			t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
 		}
 	}
@@ -334,7 +334,7 @@ func TestDoctorUserData(t *testing.T) {
 	must.OK(t, os.WriteFile("big.sh", []byte(strings.Repeat("# nothing\n", maxUserData/10+1)), 0o644))
 	must.OK(t, syscall.Mkfifo("fifo", 0o600))
 	for name, want := range map[string]string{"big.sh": "larger than 256 KiB", "fifo": "not a regular file", "nowhere": "no such file", ".": "not a regular file"} {
-		if code, stdout, stderr := lintRun(t, "", "--user-data", name); code != exitUsage || stdout != "" || !strings.Contains(stderr, want) || !strings.Contains(stderr, "AMS-USAGE") {
+		if code, stdout, stderr := lintRun(t, "", "--user-data", name); code != exitUsage || stdout != "" || !strings.Contains(stderr, want) || !strings.Contains(stderr, "AGENT-USAGE") {
 			t.Errorf("%s: exit %d\n%s%s", name, code, stdout, stderr)
 		}
 	}

@@ -113,7 +113,7 @@ func TestDrainNode(t *testing.T) {
 		"too long":    {opts: drainOptions{timeout: 20 * time.Second}, does: takes, code: exitUnknown, said: []string{"it is not over after 20 s", "amsagent: the drain goes on"}},
 		"too long until it is taken up": {
 			opts: drainOptions{timeout: 5 * time.Second}, does: func(*aRegistry, time.Duration) {}, code: exitUnknown,
-			said: []string{"[AMS-TIMEOUT]", "cause: it is not over after 5 s", "the request was withdrawn; nothing was changed"},
+			said: []string{"[AGENT-TIMEOUT]", "cause: it is not over after 5 s", "the request was withdrawn; nothing was changed"},
 		},
 		"nobody takes it up": {does: func(*aRegistry, time.Duration) {}, code: exitFailed, said: []string{
 			"its agent did not take the request up within 45 s", "the request was withdrawn; nothing was changed",

@@ -302,7 +302,7 @@ func TestControlNoDaemon(t *testing.T) {
 	if code := g.report(t.Context(), notBegun("drain", err)); code != exitFailed {
 		t.Errorf("exit %d", code)
 	}
-	want := "amsagent: error: cannot drain [AMS-NO-DAEMON]\namsagent: cause: no daemon answers at " + d.socket() + ": no such file or directory\n" +
+	want := "amsagent: error: cannot drain [AGENT-DAEMON-DOWN]\namsagent: cause: no daemon answers at " + d.socket() + ": no such file or directory\n" +
 		"amsagent: hint: systemctl start amsagent\namsagent: hint: why it does not run: journalctl -u amsagent\namsagent: nothing was changed on this machine\n"
 	if e.stderr.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
@@ -350,7 +350,7 @@ func TestControlPermission(t *testing.T) {
 	if code := g.report(t.Context(), notBegun("drain", err)); code != exitPreflight {
 		t.Errorf("exit %d", code)
 	}
-	for _, want := range []string{"cannot drain [AMS-ROOT]", "hint: " + bootstrap.RootHint} {
+	for _, want := range []string{"cannot drain [AGENT-ROOT]", "hint: " + bootstrap.RootHint} {
 		if !strings.Contains(e.stderr.String(), want) {
 			t.Errorf("lacks %q:\n%s", want, e.stderr.String())
 		}
@@ -446,7 +446,7 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	w := &textWriter{now: fixedNow()}
 	statusText(w, v)
 	for _, want := range []string{
-		"STATUS-NOT-SERVING: the node is not ready for new sessions: no application is known",
+		"AMS-NOT-SERVING: the node is not ready for new sessions: no application is known",
 		"STATUS-PORT: the daemon does not serve /metrics, /healthz and /readyz: 127.0.0.1:9771 is taken",
 		"\nServer settings\n",
 	} {

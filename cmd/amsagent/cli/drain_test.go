@@ -187,7 +187,7 @@ func TestDrainInterrupted(t *testing.T) {
 	c.says("31 viewers")
 	c.sig <- syscall.SIGINT
 	c.ends(exitInterrupted)
-	c.said("amsagent: error: stopped following; nothing else was stopped [AMS-INTERRUPTED]\n",
+	c.said("amsagent: error: stopped following; nothing else was stopped [AGENT-INTERRUPTED]\n",
 		"amsagent: hint: `amsagent drain` follows it again, `amsagent undrain` takes it back\n", "amsagent: the drain goes on\n")
 	if len(d.undrain) > 0 || strings.Contains(c.stderr.String(), "stopping; a second signal") {
 		t.Errorf("%+v\n%s", d.undrain, c.stderr.String())
@@ -218,7 +218,7 @@ func TestDrainTimeout(t *testing.T) {
 	d := newFakeDaemon(t)
 	c := d.run("drain", "--timeout", "100ms")
 	c.ends(exitUnknown)
-	c.said("amsagent: error: it is not over after 100 ms [AMS-TIMEOUT]\n", "amsagent: cause: 2 publishers, 31 viewers left, 11m of the hook's budget\n", "amsagent: the drain goes on\n")
+	c.said("amsagent: error: it is not over after 100 ms [AGENT-TIMEOUT]\n", "amsagent: cause: 2 publishers, 31 viewers left, 11m of the hook's budget\n", "amsagent: the drain goes on\n")
 	c = d.run("drain", "--timeout", "100ms", "-o", "json")
 	c.ends(exitUnknown)
 	c.said(`"exit_code":4`)
@@ -256,7 +256,7 @@ func TestFollowLost(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 	for _, want := range []string{
-		"the daemon is away; it goes on where it was when it is back", "the daemon has been away for", "amsagent: error: lost sight of it [AMS-NO-DAEMON]\n",
+		"the daemon is away; it goes on where it was when it is back", "the daemon has been away for", "amsagent: error: lost sight of it [AGENT-DAEMON-DOWN]\n",
 		"connection refused", "amsagent: hint: systemctl start amsagent\n", "amsagent: the drain goes on when the daemon is back\n",
 	} {
 		if !strings.Contains(e.stderr.String(), want) {
@@ -463,7 +463,7 @@ func TestEventOverruled(t *testing.T) {
 	}
 	c := d.runWith(bridge, "event")
 	c.ends(exitFailed)
-	c.said("amsagent: error: this event was overruled by hand [AMS-UNDRAINED]\n", "amsagent: cause: cancelled by bob\n",
+	c.said("amsagent: error: this event was overruled by hand [AGENT-DRAIN-CANCELLED]\n", "amsagent: cause: cancelled by bob\n",
 		"amsagent: hint: `amsagent drain` drains this node all the same\n", "amsagent: this node is active\n")
 }
 
@@ -475,9 +475,9 @@ func TestEventUsage(t *testing.T) {
 		args     []string
 		want     string
 	}{
-		{"empty stdin", "", nil, "[AMS-USAGE]"},
+		{"empty stdin", "", nil, "[AGENT-USAGE]"},
 		{"blank stdin", " \n", nil, "standard input is empty"},
-		{"no json", "i-0abc", nil, "[AMS-EVENT]"},
+		{"no json", "i-0abc", nil, "[AGENT-EVENT]"},
 		{"other json", `{"a":1}`, nil, `it has "a"`},
 		{"too much", strings.Repeat(" ", cloud.MaxEvent) + bridge, nil, "larger than 256 KiB"},
 		{"no file", "", []string{"--file", "/nowhere"}, "no such file"},
@@ -537,5 +537,5 @@ func TestEventWithoutDaemon(t *testing.T) {
 	must.OK(t, os.WriteFile(d.root+"/var/lib/amsagent/state.json", []byte(`{"version":1,"phase":"joined","instance_id":"host-7777"}`), 0o600))
 	c = d.runWith(ours, "event", "--provider", "generic")
 	c.ends(exitFailed)
-	c.said("amsagent: error: cannot act on the event [AMS-NO-DAEMON]\n", "amsagent: hint: systemctl start amsagent\n")
+	c.said("amsagent: error: cannot act on the event [AGENT-DAEMON-DOWN]\n", "amsagent: hint: systemctl start amsagent\n")
 }

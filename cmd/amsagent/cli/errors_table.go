@@ -24,29 +24,29 @@ import (
 
 // Ids of errors are an interface: people search for them, and each has a page.
 const (
-	idFailed       = "AMS-FAILED"
-	idUsage        = "AMS-USAGE"
+	idFailed       = "AGENT-FAILED"
+	idUsage        = "AGENT-USAGE"
 	idConfig       = bootstrap.IDConfig
 	idConfigSecret = settings.IDSecret
-	idOutput       = "AMS-OUTPUT"
-	idInterrupted  = "AMS-INTERRUPTED"
-	idTimeout      = "AMS-TIMEOUT"
+	idOutput       = "AGENT-OUTPUT"
+	idInterrupted  = "AGENT-INTERRUPTED"
+	idTimeout      = "AGENT-TIMEOUT"
 	idPermission   = "AMS-PERMISSION"
 	idDiskFull     = "AMS-DISK-FULL"
 	idReadOnly     = "AMS-READ-ONLY"
 	idMongoMissing = "AMS-MONGO-MISSING"
-	idPreflight    = "AMS-PREFLIGHT"
-	idLocked       = "AMS-LOCKED"
+	idPreflight    = "AGENT-PREFLIGHT"
+	idLocked       = "AGENT-LOCKED"
 	idService      = "AMS-SERVICE"
 	idNotSeen      = "AMS-NOT-SEEN"
 	idNotServing   = "AMS-NOT-SERVING"
-	idNoDaemon     = "AMS-NO-DAEMON"
-	idOddDaemon    = "AMS-ODD-DAEMON"
-	idLostDaemon   = "AMS-LOST-DAEMON"
-	idRefused      = "AMS-REFUSED"
-	idUndrained    = "AMS-UNDRAINED"
+	idNoDaemon     = "AGENT-DAEMON-DOWN"
+	idOddDaemon    = "AGENT-DAEMON-VERSION"
+	idLostDaemon   = "AGENT-DAEMON-LOST"
+	idRefused      = "AGENT-REFUSED"
+	idUndrained    = "AGENT-DRAIN-CANCELLED"
 	idNotNode      = "AGENT-NOT-NODE"
-	idEvent        = "AMS-EVENT"
+	idEvent        = "AGENT-EVENT"
 
 	idRemoteDrain    = "AGENT-REMOTE-DRAIN"
 	idBalanceHeld    = "AGENT-BALANCE-HELD"
@@ -67,12 +67,12 @@ const (
 	idMongoConfig      = "AMS-MONGO-CONFIG"
 	idMongoTooMany     = "AMS-MONGO-TOO-MANY"
 
-	idMetadataWrongCloud = "AMS-METADATA-WRONG-CLOUD"
-	idMetadataNotReady   = "AMS-METADATA-NOT-READY"
-	idMetadataNotFound   = "AMS-METADATA-NOT-FOUND"
-	idMetadataForbidden  = "AMS-METADATA-FORBIDDEN"
-	idMetadataBadAnswer  = "AMS-METADATA-BAD-ANSWER"
-	idMetadataUnknown    = "AMS-METADATA-UNKNOWN"
+	idMetadataWrongCloud = "AGENT-METADATA-WRONG-CLOUD"
+	idMetadataNotReady   = "AGENT-METADATA-NOT-READY"
+	idMetadataNotFound   = "AGENT-METADATA-NOT-FOUND"
+	idMetadataForbidden  = "AGENT-METADATA-FORBIDDEN"
+	idMetadataBadAnswer  = "AGENT-METADATA-BAD-ANSWER"
+	idMetadataUnknown    = "AGENT-METADATA-UNKNOWN"
 )
 
 // errNoMongo: no setting, no tag and no file says where MongoDB is.

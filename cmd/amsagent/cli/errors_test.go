@@ -208,7 +208,7 @@ func TestInterruptedInTheMiddle(t *testing.T) {
 	for _, cause := range []error{context.Cause(ctx), fmt.Errorf("asking: %w", ctx.Err())} {
 		e := &testEnv{}
 		code := errorGlobals(e).report(ctx, &userError{Msg: "cannot join", Cause: cause, State: "put back", Exit: exitFailed})
-		if out := e.stderr.String(); code != exitInterrupted || !strings.Contains(out, "[AMS-INTERRUPTED]") || !strings.HasSuffix(out, "amsagent: put back\n") {
+		if out := e.stderr.String(); code != exitInterrupted || !strings.Contains(out, "[AGENT-INTERRUPTED]") || !strings.HasSuffix(out, "amsagent: put back\n") {
 			t.Errorf("%v: exit %d\n%s", cause, code, out)
 		}
 	}
@@ -218,7 +218,7 @@ func TestManyCauses(t *testing.T) {
 	e := &testEnv{}
 	g := errorGlobals(e)
 	g.report(t.Context(), &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: exitPreflight})
-	const want = "amsagent: error: 2 checks failed [AMS-FAILED]\namsagent: cause: first\namsagent: cause:   and more\namsagent: cause: x: second\namsagent: nothing was changed on this machine\n"
+	const want = "amsagent: error: 2 checks failed [AGENT-FAILED]\namsagent: cause: first\namsagent: cause:   and more\namsagent: cause: x: second\namsagent: nothing was changed on this machine\n"
 	if e.stderr.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
 	}
@@ -237,7 +237,7 @@ func TestHintsStandByTheirCause(t *testing.T) {
 		{ID: "AMS-A", Text: "first\nits detail", Hint: "for a"}, {ID: "AMS-B", Text: "second", Hint: "for both"}, {ID: "AMS-C", Text: "third", Hint: "for both"}, {ID: "AMS-D", Text: "fourth"},
 	}})
 	g.report(t.Context(), err)
-	const want = "amsagent: error: cannot join: 4 checks failed [AMS-PREFLIGHT]\n" +
+	const want = "amsagent: error: cannot join: 4 checks failed [AGENT-PREFLIGHT]\n" +
 		"amsagent: cause: AMS-A: first\namsagent: cause:   its detail\namsagent: hint: for a\n" +
 		"amsagent: cause: AMS-B: second\namsagent: cause: AMS-C: third\namsagent: hint: for both\namsagent: cause: AMS-D: fourth\n" +
 		"amsagent: nothing was changed on this machine\n"

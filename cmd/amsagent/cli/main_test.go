@@ -250,7 +250,7 @@ func TestUnknownCommand(t *testing.T) {
 		t.Run(tt.args, func(t *testing.T) {
 			args := strings.Fields(tt.args)
 			code, stdout, stderr := run(t, nil, args...)
-			want := "amsagent: error: unknown command \"" + args[0] + "\" [AMS-USAGE]\n" +
+			want := "amsagent: error: unknown command \"" + args[0] + "\" [AGENT-USAGE]\n" +
 				"amsagent: hint: " + tt.hint + "\n" +
 				"amsagent: nothing was changed on this machine\n"
 			if code != exitUsage || stdout != "" || stderr != want {
@@ -304,7 +304,7 @@ func TestUsageErrors(t *testing.T) {
 			if says := strings.HasSuffix(stderr, "\namsagent: nothing was changed on this machine\n"); says == reads {
 				t.Errorf("says that nothing was changed: %v, want %v", says, !reads)
 			}
-			for _, want := range append(tt.want, "amsagent: error: ", "[AMS-USAGE]\n") {
+			for _, want := range append(tt.want, "amsagent: error: ", "[AGENT-USAGE]\n") {
 				if !strings.Contains(stderr, want) {
 					t.Errorf("stderr lacks %q:\n%s", want, stderr)
 				}
@@ -342,7 +342,7 @@ func TestStdoutFails(t *testing.T) {
 				env := e.env()
 				env.Stdout = failingWriter{errno}
 				code := Main(args, env)
-				if code != exitFailed || !strings.Contains(e.stderr.String(), "AMS-OUTPUT") ||
+				if code != exitFailed || !strings.Contains(e.stderr.String(), "AGENT-OUTPUT") ||
 					!strings.Contains(e.stderr.String(), "writing to standard output: "+errno.Error()) {
 					t.Errorf("exit %d, stderr:\n%s", code, e.stderr.String())
 				}
@@ -404,7 +404,7 @@ func testInterrupt(t *testing.T) {
 	if code := g.report(ctx, ctx.Err()); code != exitInterrupted {
 		t.Errorf("exit %d, want %d", code, exitInterrupted)
 	}
-	const want = "amsagent: error: interrupted [AMS-INTERRUPTED]\namsagent: cause: interrupted by signal: terminated\n"
+	const want = "amsagent: error: interrupted [AGENT-INTERRUPTED]\namsagent: cause: interrupted by signal: terminated\n"
 	if !strings.Contains(e.stderr.String(), want) {
 		t.Errorf("stderr:\n%s\nlacks:\n%s", e.stderr.String(), want)
 	}
@@ -461,7 +461,7 @@ func TestJSONErrors(t *testing.T) {
 		{"-o", "json", "nonsense"}, {"nonsense", "-ojson"}, {"nonsense", "--output=json"}, {"--bogus", "--output", "json"},
 	} {
 		code, stdout, stderr := run(t, nil, args...)
-		if code != exitUsage || stdout != "" || !strings.HasPrefix(stderr, `{"schema_version":1,"kind":"error","error":{"id":"AMS-USAGE","message":"unknown `) ||
+		if code != exitUsage || stdout != "" || !strings.HasPrefix(stderr, `{"schema_version":1,"kind":"error","error":{"id":"AGENT-USAGE","message":"unknown `) ||
 			strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, `"exit_code":2}}`) || !strings.Contains(stderr, `"state":"nothing was changed on this machine"`) {
 			t.Errorf("%v: exit %d, stdout %q, stderr %s", args, code, stdout, stderr)
 		}

@@ -154,7 +154,7 @@ func TestMongoNotReadable(t *testing.T) {
 	if !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("%v", err)
 	}
-	if e := g.explain(err); e.ID != "AMS-ROOT" || e.Exit != exitPreflight || len(e.Hints) == 0 || e.Hints[0] != "run it with sudo, as root" {
+	if e := g.explain(err); e.ID != "AGENT-ROOT" || e.Exit != exitPreflight || len(e.Hints) == 0 || e.Hints[0] != "run it with sudo, as root" {
 		t.Errorf("%+v", e)
 	}
 }

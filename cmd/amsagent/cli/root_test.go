@@ -25,7 +25,7 @@ func TestOneAnswer(t *testing.T) {
 		// Without another root: nothing below is reached, nor is the address read, which is wrong.
 		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "generic", "AMSAGENT_ROOT": ""}}
 		code := onEmptyMachine(t, func() int { return Main(strings.Fields(args), e.env()) })
-		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AMS-ROOT") || !strings.Contains(said, "sudo") || !strings.Contains(said, stateUntouched) {
+		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AGENT-ROOT") || !strings.Contains(said, "sudo") || !strings.Contains(said, stateUntouched) {
 			t.Errorf("%s without root: exit %d\n%s", args, code, said)
 		}
 	}
@@ -40,7 +40,7 @@ func TestOneAnswer(t *testing.T) {
 	} {
 		e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": node}}
 		code := asNobody(t, func() int { return Main(strings.Fields(args), e.env()) })
-		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AMS-ROOT") || !strings.Contains(said, "sudo") {
+		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AGENT-ROOT") || !strings.Contains(said, "sudo") {
 			t.Errorf("%s without root: exit %d\n%s", args, code, said)
 		}
 	}

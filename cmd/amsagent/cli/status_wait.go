@@ -109,7 +109,7 @@ func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never 
 	}
 	for _, d := range s.Disagree {
 		switch d.ID {
-		case "STATUS-DRIFT", "STATUS-FOREIGN", "STATUS-LIVENESS":
+		case "AMS-DRIFT", "STATUS-FOREIGN", "STATUS-LIVENESS":
 			continue // these keep no node from serving
 		}
 		return d.ID + ": " + d.Text, false

@@ -61,9 +61,9 @@ func TestMissingFor(t *testing.T) {
 		{"does not serve", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{Why: "LiveApp fails"} }), "the row says that viewers are not served: LiveApp fails", false},
 		{"draining need not serve", "draining", statusOf("draining", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{} }), "", false},
 		{"a restart owed", "active", statusOf("active", func(s *bootstrap.Status) {
-			s.Disagree = []bootstrap.Disagreement{{ID: "STATUS-DRIFT"}, {ID: "STATUS-RESTART", Text: "the files are newer"}}
+			s.Disagree = []bootstrap.Disagreement{{ID: "AMS-DRIFT"}, {ID: "STATUS-RESTART", Text: "the files are newer"}}
 		}), "STATUS-RESTART: the files are newer", false},
-		{"what does not matter", "active", statusOf("active", func(s *bootstrap.Status) { s.Disagree = []bootstrap.Disagreement{{ID: "STATUS-DRIFT"}} }), "", false},
+		{"what does not matter", "active", statusOf("active", func(s *bootstrap.Status) { s.Disagree = []bootstrap.Disagreement{{ID: "AMS-DRIFT"}} }), "", false},
 		{"what matters for active only", "draining", statusOf("draining", func(s *bootstrap.Status) { s.Row.Server = cluster.Signal{} }), "", false},
 	} {
 		if missing, never := missingFor(tt.want, tt.s); missing != tt.missing || never != tt.never {

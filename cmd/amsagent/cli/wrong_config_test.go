@@ -28,19 +28,19 @@ func TestWrongConfig(t *testing.T) {
 		// outcome is what happens instead, and role with its origin is that of `status`.
 		outcome, role, from, id string
 	}{
-		{"unknown key", "roel: edge\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
-		{"unknown key, nothing kept", "roel: edge\nrole: origin\n", "", left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
-		{"key of the command line", "root: /mnt\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AMS-CONFIG"},
-		{"wrong value", "role: origin\nbeat_interval: soon\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"wrong value beside an unknown key", "roel: x\nbeat_interval: soon\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"not YAML", "role: [\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"twice", "role: a\nrole: b\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"password", "mongo: mongodb://u:hunter22@h/\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG-SECRET"},
-		{"unreadable", "", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"unknown key in the kept one", "role: [\n", "roel: x\nrole: edge\n", kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AMS-CONFIG"},
-		{"there was none", "role: [\n", "# none\n", kept, "", "", "AMS-CONFIG"},
-		{"nothing kept", "beat_interval: soon\n", "", refused, "", "", "AMS-CONFIG"},
-		{"the kept one is wrong", "role: [\n", "beat_interval: soon\n", refused, "", "", "AMS-CONFIG"},
+		{"unknown key", "roel: edge\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AGENT-CONFIG"},
+		{"unknown key, nothing kept", "roel: edge\nrole: origin\n", "", left, "origin", "/etc/amsagent/config.yaml:2", "AGENT-CONFIG"},
+		{"key of the command line", "root: /mnt\nrole: origin\n", good, left, "origin", "/etc/amsagent/config.yaml:2", "AGENT-CONFIG"},
+		{"wrong value", "role: origin\nbeat_interval: soon\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG"},
+		{"wrong value beside an unknown key", "roel: x\nbeat_interval: soon\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG"},
+		{"not YAML", "role: [\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG"},
+		{"twice", "role: a\nrole: b\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG"},
+		{"password", "mongo: mongodb://u:hunter22@h/\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG-SECRET"},
+		{"unreadable", "", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG"},
+		{"unknown key in the kept one", "role: [\n", "roel: x\nrole: edge\n", kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG"},
+		{"there was none", "role: [\n", "# none\n", kept, "", "", "AGENT-CONFIG"},
+		{"nothing kept", "beat_interval: soon\n", "", refused, "", "", "AGENT-CONFIG"},
+		{"the kept one is wrong", "role: [\n", "beat_interval: soon\n", refused, "", "", "AGENT-CONFIG"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			files := map[string]string{"etc/amsagent/config.yaml": tt.config}

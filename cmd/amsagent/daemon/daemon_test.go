@@ -597,7 +597,7 @@ func TestWarningsSaidOnce(t *testing.T) {
 	p.converge = func(context.Context) (*bootstrap.Convergence, error) {
 		c := &bootstrap.Convergence{}
 		if warn {
-			c.Warnings = []bootstrap.Finding{{ID: "AMS-IDENTITY", Text: "no answer"}}
+			c.Warnings = []bootstrap.Finding{{ID: "AGENT-IDENTITY", Text: "no answer"}}
 		}
 		return c, nil
 	}

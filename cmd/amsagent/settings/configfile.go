@@ -36,7 +36,7 @@ type fileValue struct {
 }
 
 // IDSecret is the id of a password in config.yaml.
-const IDSecret = "AMS-CONFIG-SECRET"
+const IDSecret = "AGENT-CONFIG-SECRET"
 
 // MaxSmallFile bounds the files we read whole: config.yaml and the one with the connection string.
 const MaxSmallFile = 256 << 10
