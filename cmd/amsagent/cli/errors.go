@@ -67,7 +67,7 @@ func unfold(g *globals, err error) error {
 		return err
 	}
 	if failed, ok := errors.AsType[*bootstrap.FailedError](ue.Cause); ok {
-		u := &userError{Msg: cmp.Or(failed.Title, ue.Msg+": "+failed.Step), Cause: failed.Err, State: failed.State, Exit: exitFailed}
+		u := &userError{Msg: cmp.Or(failed.Title, ue.Msg+": "+failed.Step), Cause: failed.Err, State: cmp.Or(ue.State, failed.State), Exit: exitFailed}
 		switch {
 		case failed.Unknown:
 			u.Exit = exitUnknown
@@ -80,14 +80,14 @@ func unfold(g *globals, err error) error {
 		return u
 	}
 	if pre, ok := errors.AsType[*bootstrap.PreflightError](ue.Cause); ok {
-		return preflight(g, ue.Msg, pre)
+		return preflight(g, ue, pre)
 	}
 	return err
 }
 
 // preflight lists all that failed. The advice about a library's error is that of the one table.
-func preflight(g *globals, msg string, pre *bootstrap.PreflightError) error {
-	u := &userError{Msg: msg, Exit: exitPreflight, State: cmp.Or(pre.State, stateUntouched)}
+func preflight(g *globals, ue *userError, pre *bootstrap.PreflightError) error {
+	u := &userError{Msg: ue.Msg, Exit: exitPreflight, State: cmp.Or(ue.State, pre.State, stateUntouched)}
 	var causes []error
 	for _, f := range pre.Findings {
 		var hints []string
@@ -116,9 +116,9 @@ func preflight(g *globals, msg string, pre *bootstrap.PreflightError) error {
 	}
 	f := pre.Findings[0]
 	if mongo, ok := errors.AsType[*cluster.Error](f.Err); ok {
-		u.Msg, u.Cause = msg+": "+mongo.Summary(), mongo.Err
+		u.Msg, u.Cause = ue.Msg+": "+mongo.Summary(), mongo.Err
 	} else {
-		u.Msg, u.Cause = msg+": "+f.Title(), errors.New(f.Text)
+		u.Msg, u.Cause = ue.Msg+": "+f.Title(), errors.New(f.Text)
 	}
 	return u
 }
@@ -134,17 +134,9 @@ func (g *globals) explain(err error) *userError {
 		if ue.Cause != nil {
 			base = g.explain(ue.Cause)
 		}
-		if out.ID == "" {
-			out.ID = base.ID
-		}
-		if out.Exit == 0 {
-			out.Exit = base.Exit
-		}
+		out.ID, out.Exit, out.State = cmp.Or(out.ID, base.ID), cmp.Or(out.Exit, base.Exit), cmp.Or(out.State, base.State)
 		if len(out.Hints) == 0 {
 			out.Hints = base.Hints
-		}
-		if out.State == "" {
-			out.State = base.State
 		}
 	} else {
 		out = userError{Msg: err.Error()}
@@ -167,12 +159,7 @@ func (g *globals) explain(err error) *userError {
 	} else if ce, ok := directly[*cluster.Error](err); ok {
 		out.Msg, out.Cause = ce.Op+": "+ce.Summary(), ce.Err
 	}
-	if out.ID == "" {
-		out.ID = idFailed
-	}
-	if out.Exit == 0 {
-		out.Exit = exitFailed
-	}
+	out.ID, out.Exit = cmp.Or(out.ID, idFailed), cmp.Or(out.Exit, exitFailed)
 	if out.State == "" && slices.Contains([]int{exitUsage, exitPreflight, exitNotMember}, out.Exit) {
 		out.State = stateUntouched
 	}
