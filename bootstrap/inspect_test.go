@@ -145,7 +145,7 @@ func TestStatusIDs(t *testing.T) {
 	src, err := os.ReadFile("status.go")
 	must.OK(t, err)
 	var want []string
-	for _, m := range regexp.MustCompile(`add\("(STATUS-[A-Z-]+)"`).FindAllSubmatch(src, -1) {
+	for _, m := range regexp.MustCompile(`add\("([A-Z]+-[A-Z-]+)"`).FindAllSubmatch(src, -1) {
 		want = append(want, string(m[1]))
 	}
 	slices.Sort(want)

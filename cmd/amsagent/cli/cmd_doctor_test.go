@@ -325,7 +325,7 @@ func TestDoctorUserData(t *testing.T) {
 		{"", "OK with 1 warning\n", exitDegraded, []string{"--strict", "--user-data", "dos.sh"}},
 		{"", "1 of 1 file not checked\n", exitDegraded, []string{"--strict", "--user-data", "parts.mime"}},
 		{guideScript, "1 problem\n", exitDegraded, []string{"--user-data", "-"}},
-		{guideScript, "OK: ", exitOK, []string{"--user-data", "-", "--ignore", "ams-lint-switch"}},
+		{guideScript, "OK: ", exitOK, []string{"--user-data", "-", "--ignore", "agent-lint-switch"}},
 	} {
 		if code, stdout, stderr := lintRun(t, tt.stdin, tt.args...); code != tt.code || !strings.HasPrefix(stdout, tt.first) {
 			t.Errorf("%v: exit %d\n%s%s", tt.args, code, stdout, stderr)
