@@ -51,6 +51,8 @@ type JoinRequest struct {
 	// Interval is the heartbeat's; 0 leaves it to the daemon.
 	Interval  time.Duration
 	OnFailure OnFailure
+	// Unattended: no person runs it, so that another machine's old record must be seen silent.
+	Unattended bool
 	// Replace takes over the node record of another machine with the same id.
 	Replace bool
 	// Now restarts the server despite streams or viewers.

@@ -20,6 +20,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -964,26 +965,36 @@ func (l *leaver) deregister(ctx context.Context) error {
 	if l.client == nil {
 		return listed(errors.New("MongoDB cannot be reached"), "run the same command again when MongoDB is back")
 	}
-	ctx, cancel := after(ctx, electionTime+mongoTime)
-	defer cancel()
 	e := cluster.Event{ID: cluster.NewEventID(), Node: l.id, Kind: "leave", Who: "amsagent", Details: map[string]string{"address": l.address}}
-	if err := l.outlast(ctx, func(ctx context.Context) error { return l.departed(ctx, e) }); err != nil {
+	depart := func() error {
+		ctx, cancel := after(ctx, electionTime+mongoTime)
+		defer cancel()
+		return l.outlast(ctx, func(ctx context.Context) error { return l.departed(ctx, e) })
+	}
+	err := depart()
+	if other, is := errors.AsType[*cluster.OtherMachineError](err); is {
+		l.say("%v: waiting %s until it is silent", other, other.Free().Round(time.Second))
+		if sleep.For(ctx, other.Free()) {
+			err = depart()
+		}
+	}
+	if err != nil {
 		return listed(err, "run the same command again")
 	}
 	l.say("deregistered %s", l.id)
 	return l.forget()
 }
 
-// departed may be repeated.
+// departed may be repeated. It returns a [cluster.OtherMachineError] if the record is of another boot.
 func (l *leaver) departed(ctx context.Context, e cluster.Event) error {
 	var errs []error
 	if l.address != "" {
 		errs = append(errs, l.removeDocuments(ctx))
 	}
 	if l.id != "" {
-		err := setLeft(ctx, l.client, l.self(l.id, l.address), cluster.LeftByLeave, cluster.Details{LeftBy: cluster.LeftByLeave})
-		var other *cluster.OtherMachineError
-		if !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &other) {
+		err := l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateLeft, cluster.LeftByLeave, cluster.Details{LeftBy: cluster.LeftByLeave})
+		other, is := errors.AsType[*cluster.OtherMachineError](err)
+		if !errors.Is(err, cluster.ErrNoNode) && (!is || other.Boot) {
 			errs = append(errs, err)
 		}
 		if err == nil {

@@ -731,8 +731,12 @@ func (m *Machine) checkOwner(ctx context.Context, req JoinRequest, f *facts) {
 	}
 	self := m.self(f.inst.ID, f.address.Addr.String())
 	var first *cluster.OtherMachineError
+	var silence *cluster.Silence
+	if req.Unattended {
+		silence = new(cluster.Silence)
+	}
 	for {
-		err := f.client.CheckOwner(ctx, self)
+		err := f.client.CheckOwner(ctx, self, silence)
 		var other *cluster.OtherMachineError
 		switch {
 		case err == nil, ctx.Err() != nil: // the caller reports the end of ctx

@@ -145,6 +145,8 @@ type OtherMachineError struct {
 	Node Node
 	Age  time.Duration // by MongoDB's clock; 0 if unknown
 	Boot bool          // the address is the same: perhaps only an earlier boot
+	// Silent: the record is old, but MongoDB may have been away.
+	Silent bool
 }
 
 func (n Node) usedByOther(self Node, age time.Duration) error {
@@ -159,6 +161,9 @@ func (e *OtherMachineError) Error() string {
 	s := fmt.Sprintf("another machine uses the id %s: %s writes its record", e.Node.ID, who)
 	if e.Boot {
 		s = fmt.Sprintf("another boot of %s wrote its record", e.Node.ID)
+	}
+	if e.Silent {
+		s = fmt.Sprintf("the record of %s is of %s and old, but not yet known to be silent", e.Node.ID, who)
 	}
 	if e.Age > 0 {
 		s += fmt.Sprintf(", %s ago", e.Age.Round(100*time.Millisecond))

@@ -311,12 +311,11 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 	}
 	if !was.SameInstance(self) {
 		other := o.GiveWay || was.otherMachine(self) || o.Waits && was.BootID != self.BootID
-		age, used := was.inUse(now)
-		if !used && o.Silence != nil && was.hasWriter() && !SameAddress(was.IP, self.IP) && !o.Silence.lasts(was.Node, self, now) {
-			age, used = 0, true
-		}
-		if used && !o.Replace && other {
+		if age, used := was.inUse(now); used && !o.Replace && other {
 			return nil, was.usedByOther(self, age)
+		}
+		if o.Silence != nil && was.hasWriter() && !SameAddress(was.IP, self.IP) && !o.Replace && other && !o.Silence.lasts(was.Node, self, now) {
+			return nil, &OtherMachineError{Node: was.Node, Silent: true}
 		}
 		return is, nil
 	}
@@ -401,16 +400,22 @@ func transition(was *record, self Node, s State, reason string, d Details, now t
 	return &is, nil
 }
 
-// CheckOwner returns an [OtherMachineError] if another machine writes the record.
-func (c *Client) CheckOwner(ctx context.Context, self Node) error {
+// CheckOwner returns an [OtherMachineError] if another machine writes the record, or if silence is not nil and does not last.
+func (c *Client) CheckOwner(ctx context.Context, self Node, silence *Silence) error {
 	n, now, err := c.nodeNow(ctx, self.ID)
 	if errors.Is(err, ErrNoNode) {
 		return nil
 	}
-	if age, used := n.UsedByOther(self, now); err == nil && used {
+	if err != nil {
+		return err
+	}
+	if age, used := n.UsedByOther(self, now); used {
 		return &OtherMachineError{Node: n, Age: age}
 	}
-	return err
+	if silence != nil && n.hasWriter() && n.otherMachine(self) && !silence.lasts(n, self, now) {
+		return &OtherMachineError{Node: n, Silent: true}
+	}
+	return nil
 }
 
 func (c *Client) nodeNow(ctx context.Context, id string) (n Node, now time.Time, err error) {

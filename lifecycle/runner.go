@@ -113,9 +113,9 @@ func (r *Runner) read() {
 	d, data, err := load(r.o.Files)
 	_, damaged := errors.AsType[*conf.DamagedError](err)
 	_, newer := errors.AsType[*conf.VersionError](err)
-	if cause := err; damaged || newer && d.Boot != r.boot {
+	if cause := err; damaged || newer && r.boot != "" && d.Boot != r.boot {
 		if err = r.o.Files.WriteFile(RecordPath+".damaged", data, 0o600, 0o700); err == nil {
-			r.addNotes([]note{{true, "damaged record of a drain set aside", []any{"error", cause}}})
+			r.addNotes([]note{{true, "record of a drain set aside: it cannot be used", []any{"error", cause}}})
 		}
 	}
 	if r.unread, r.saved = err, data; d == nil || newer {

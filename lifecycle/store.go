@@ -49,12 +49,16 @@ func load(files Files) (*document, []byte, error) {
 	if err != nil || !f.Exists() {
 		return nil, nil, err
 	}
+	var head struct {
+		Version int
+		Boot    string
+	}
+	if err := json.Unmarshal(f.Bytes, &head); err == nil && head.Version != recordVersion {
+		return &document{Boot: head.Boot}, f.Bytes, &conf.VersionError{Path: RecordPath, Version: head.Version}
+	}
 	d := &document{}
 	if err := json.Unmarshal(f.Bytes, d); err != nil {
 		return nil, f.Bytes, &conf.DamagedError{Path: RecordPath, Err: err}
-	}
-	if d.Version != recordVersion {
-		return d, f.Bytes, &conf.VersionError{Path: RecordPath, Version: d.Version}
 	}
 	if err := d.check(); err != nil {
 		return nil, f.Bytes, &conf.DamagedError{Path: RecordPath, Err: err}

@@ -6,6 +6,7 @@ package seconds
 
 import (
 	"encoding/json"
+	"math"
 	"strconv"
 	"time"
 )
@@ -26,6 +27,6 @@ func (d *Duration) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &s); err != nil {
 		return err
 	}
-	*d = Duration(s * float64(time.Second))
+	*d = Duration(math.Round(s * float64(time.Second)))
 	return nil
 }

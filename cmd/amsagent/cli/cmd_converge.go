@@ -35,9 +35,9 @@ func newConvergeCommand(g *globals) *cobra.Command {
 			"MongoDB, and starts and stops nothing. It ignores a machine that never joined,\n" +
 			"and one that the operator made standalone.\n\n" +
 			"At boot systemd runs it as amsagent-node.service, and before each start of the\n" +
-			"server with --before-start from a drop-in of the server's unit. If --service-\n" +
-			"command starts the server, run `amsagent converge --before-start` before that.\n" +
-			"It then ignores the environment, which is the unit's: the server's user may be\n" +
+			"server with --before-start from a drop-in of the server's unit. If\n" +
+			"--service-command starts the server, run `amsagent converge --before-start`\n" +
+			"before that. It then ignores the environment, which is the unit's: the server's user may be\n" +
 			"able to change it.",
 		Example: "  amsagent converge",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {

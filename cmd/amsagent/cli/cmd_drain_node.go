@@ -168,12 +168,10 @@ func (r *remoteDrain) read(ctx context.Context) error {
 		r.missing = time.Now()
 	case err == nil && !r.missing.IsZero():
 		r.missing, r.back = time.Time{}, time.Now()
-	case !gone:
-		r.missing = time.Time{}
 	}
 	limit := min(3*cmp.Or(time.Duration(r.row.Interval), cluster.DefaultInterval)+serverSilent, remoteDead)
 	switch {
-	case !r.missing.IsZero() && time.Since(r.missing) >= limit:
+	case errors.Is(err, cluster.ErrNoNode) && time.Since(r.missing) >= limit:
 		return &userError{
 			Msg: "it is not known whether it left", Cause: errors.New("its record has been missing for " + rounded(limit)), Exit: exitUnknown,
 			State: "the node may serve", Hints: []string{"amsagent nodes --watch"},
@@ -267,7 +265,7 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 			end.Cause = errors.New(r.progress())
 		case ctx.Err() != nil:
 			end = &userError{Msg: "stopped following; nothing else was stopped", Cause: context.Cause(ctx)}
-		case err != nil && r.missing.IsZero() && time.Since(read) >= r.patience:
+		case err != nil && !errors.Is(err, cluster.ErrNoNode) && time.Since(read) >= r.patience:
 			end = &userError{Msg: "lost sight of it", Cause: err, Exit: exitUnknown}
 		case err != nil:
 		case r.row.State == cluster.StateLeft:

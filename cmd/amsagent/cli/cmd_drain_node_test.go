@@ -164,8 +164,10 @@ func TestDrainNode(t *testing.T) {
 		"its agent registers again, and drains": {does: func(r *aRegistry, since time.Duration) {
 			takes(r, since)
 			switch r.err = nil; {
-			case since >= 20*time.Second && since < 30*time.Second:
+			case since >= 20*time.Second && since < 28*time.Second:
 				r.err = cluster.ErrNoNode
+			case since >= 28*time.Second && since < 30*time.Second:
+				r.err = errors.New("no primary")
 			case since >= 30*time.Second && since < 40*time.Second:
 				r.row.State = cluster.StateActive
 			}

@@ -119,8 +119,6 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	return nil
 }
 
-// unknownToUser reports that only root may know whether this machine is a node: after a join with a password, others cannot
-// read the server's files.
 // quietError ends a command whose result says all there is to say with a code of its own.
 type quietError struct{ code int }
 

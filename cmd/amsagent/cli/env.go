@@ -25,7 +25,7 @@ type Env struct {
 	Stderr io.Writer
 
 	LookupEnv func(name string) (string, bool)
-	// Environ lists NAME=value; it is read only to find misspelt AMSAGENT_ variables.
+	// Environ lists NAME=value: misspelt AMSAGENT_ variables are found in it, and support passes it on.
 	Environ func() []string
 	// Clearenv takes the variables from the libraries, too.
 	Clearenv func()

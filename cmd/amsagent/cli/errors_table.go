@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"slices"
 	"syscall"
 
@@ -98,6 +99,8 @@ func errorTable(euid int) []errorClass {
 		{idConfigSecret, exitUsage, settingThat(func(e *settings.Error) bool { return e.ID == idConfigSecret }), settingHints},
 		{idUsage, exitUsage, settingThat(func(e *settings.Error) bool { return e.Layer == settings.FromFlag }), settingHints},
 		{idConfig, exitUsage, as[*settings.Error], settingHints},
+		// Before the missing address: a tag may have it.
+		{idMetadataNotReady, exitFailed, is(cloud.ErrNotReady), metadataHint},
 		{idMongoMissing, exitUsage, is(errNoMongo), say("give --mongo ADDRESS, or AMSAGENT_MONGO, or mongo: in config.yaml, or the instance tag amsagent:mongo (a join waits for it with --wait-for-tags 5m)")},
 
 		// MongoDB. Each kind of failure wants something else done.
@@ -121,7 +124,6 @@ func errorTable(euid int) []errorClass {
 		// The cloud's metadata. Before the deadlines, which its errors wrap.
 		{idMetadataForbidden, exitFailed, is(cloud.ErrForbidden), metadataHint},
 		{idMetadataWrongCloud, exitFailed, is(cloud.ErrNotThisCloud), metadataHint},
-		{idMetadataNotReady, exitFailed, is(cloud.ErrNotReady), metadataHint},
 		{idMetadataNotFound, exitFailed, is(cloud.ErrNotFound), metadataHint},
 		{idMetadataBadAnswer, exitFailed, is(cloud.ErrBadAnswer), metadataHint},
 		{idMetadataUnknown, exitUsage, is(cloud.ErrUnknownProvider), say("leave --provider to auto, or take generic: the machine's own facts are used")},
@@ -210,7 +212,8 @@ func forbiddenHint(_ error, g *globals) []string {
 // give, and those of standard output, do not depend on it.
 func needsRoot(euid int) func(error) bool {
 	return func(err error) bool {
-		return euid != 0 && errors.Is(err, fs.ErrPermission) && cluster.KindOf(err) == "" && !as[*outputError](err) && !errors.Is(err, lb.ErrHAProxy)
+		bind, is := errors.AsType[*net.OpError](err)
+		return euid != 0 && errors.Is(err, fs.ErrPermission) && !(is && bind.Op == "listen") && cluster.KindOf(err) == "" && !as[*outputError](err) && !errors.Is(err, lb.ErrHAProxy)
 	}
 }
 

@@ -354,11 +354,11 @@ func TestGroupOfAPartialAnswer(t *testing.T) {
 	}
 }
 
-// The manual lists each variable of the environment that this package reads.
+// The manual lists each variable of the environment that the commands and their settings read.
 func TestVariables(t *testing.T) {
 	page, err := os.ReadFile("../../../packaging/man/amsagent-config.5")
 	must.OK(t, err)
-	files, err := filepath.Glob("*.go")
+	files, err := filepath.Glob("../[cs]*/*.go") // cli and settings
 	must.OK(t, err)
 	for _, name := range files {
 		if strings.HasSuffix(name, "_test.go") {

@@ -31,7 +31,7 @@ type mongoSource struct {
 }
 
 // mongo returns MongoDB's address by flag, environment, systemd's credential, config.yaml, instance tag (after
-// useInstance), or join's file, which only root may read.
+// use), or join's file, which only root may read.
 func (g *globals) mongo() (mongoSource, error) {
 	v := g.settings.Values[settings.KeyMongo]
 	if dir := g.env.getenv("CREDENTIALS_DIRECTORY"); dir != "" && v.Origin.Layer < settings.FromCredential {

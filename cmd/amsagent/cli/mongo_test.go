@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
@@ -154,7 +155,7 @@ func TestMongoNotReadable(t *testing.T) {
 	if !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("%v", err)
 	}
-	if e := g.explain(err); e.ID != "AGENT-ROOT" || e.Exit != exitPreflight || len(e.Hints) == 0 || e.Hints[0] != "run it with sudo, as root" {
+	if e := g.explain(err); e.ID != "AGENT-ROOT" || e.Exit != exitPreflight || len(e.Hints) == 0 || e.Hints[0] != bootstrap.RootHint {
 		t.Errorf("%+v", e)
 	}
 }

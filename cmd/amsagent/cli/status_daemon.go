@@ -91,7 +91,7 @@ func (s *statusView) addConfig(g *globals) {
 func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 	c := g.controlClient()
 	c.patience, c.timeout = 0, statusDaemonTime
-	v, err := c.status(ctx)
+	v, err := c.status(context.WithoutCancel(ctx)) // the time of a wait may be over
 	switch {
 	case err == nil:
 		s.Daemon = &v

@@ -86,15 +86,18 @@ func TestMongoByTag(t *testing.T) {
 	})
 	off := metadataOfAWS(t, func() map[string]string { return nil })
 	for _, args := range []string{"nodes", "nodes prune", "events", "balance --once", "drain i-1", "status --strict"} {
-		for endpoint, want := range map[string]string{
-			tagged.URL: "MongoDB at 127.0.0.1:1 refused", off.URL: "InstanceMetadataTags=enabled", "http://127.0.0.1:1": "no instance tag could be read: ",
+		for endpoint, all := range map[string][2]string{
+			tagged.URL: {"MongoDB at 127.0.0.1:1 refused", idMongoRefused}, off.URL: {"InstanceMetadataTags=enabled", idMongoMissing},
+			"http://127.0.0.1:1": {"no instance tag could be read: ", idMetadataNotReady},
 		} {
+			want, id := all[0], all[1]
 			t.Run(args+want, func(t *testing.T) {
 				t.Parallel()
 				e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": endpoint}}
 				code := Main(strings.Fields(args+" -o json"), e.env())
-				if said := e.stdout.String() + e.stderr.String(); code == exitOK || !strings.Contains(said, want) {
-					t.Errorf("exit %d, want %q\n%s", code, want, said)
+				said := e.stdout.String() + e.stderr.String()
+				if code == exitOK || !strings.Contains(said, want) || !strings.HasPrefix(args, "status") && !strings.Contains(said, `"id":"`+id+`"`) {
+					t.Errorf("exit %d, want %q and %s\n%s", code, want, id, said)
 				}
 			})
 		}

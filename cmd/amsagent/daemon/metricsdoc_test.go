@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lb"
@@ -37,7 +38,7 @@ func TestMetricsDoc(t *testing.T) {
 	var v View
 	fill(reflect.ValueOf(&v).Elem())
 	fill(reflect.ValueOf(&v.gpus).Elem())
-	v.Missing = map[string]string{"x": "x"}
+	v.Missing, v.Phase = map[string]string{"x": "x"}, bootstrap.PhaseJoined
 	var page bytes.Buffer
 	writeMetrics(&page, v)
 

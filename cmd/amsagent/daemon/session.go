@@ -220,6 +220,7 @@ func (d *Daemon) joinAs(ctx context.Context, s Settings, mongo cluster.Target) e
 		bound, stop := context.WithTimeout(ctx, s.JoinTimeout)
 		defer stop()
 		req := s.JoinRequest
+		req.Unattended = true
 		req.Mongo, req.Interval, req.Identify = mongo, s.Interval, d.o.Identify
 		res, err := d.o.Machine.Join(bound, req)
 		if res != nil {
@@ -411,8 +412,8 @@ func (m *member) checkOwner(err error) error {
 		}
 		switch changed := m.d.view.setOther(who); {
 		case !changed:
-		case other.Boot:
-			m.d.log.Info("the record is of another boot and taken once it is silent", "node", m.node.ID, "in", other.Free().String())
+		case other.Boot, other.Silent:
+			m.d.log.Info("the record is of another boot or machine and taken once it is silent", "node", m.node.ID, "in", other.Free().String())
 			time.AfterFunc(other.Free(), func() { poke(m.d.beatNow) })
 		case other.Node.BootID == m.node.BootID:
 			// A join by hand with another --address; the next session follows it.
