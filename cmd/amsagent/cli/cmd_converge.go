@@ -37,8 +37,8 @@ func newConvergeCommand(g *globals) *cobra.Command {
 			"At boot systemd runs it as amsagent-node.service, and before each start of the\n" +
 			"server with --before-start from a drop-in of the server's unit. If\n" +
 			"--service-command starts the server, run `amsagent converge --before-start`\n" +
-			"before that. It then ignores the environment, which is the unit's: the server's user may be\n" +
-			"able to change it.",
+			"before that. It then ignores the environment, which is the unit's: the server's\n" +
+			"user may be able to change it.",
 		Example: "  amsagent converge",
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if opts.beforeStart {

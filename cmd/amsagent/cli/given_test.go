@@ -38,6 +38,7 @@ func TestGivenWinsOverTheFile(t *testing.T) {
 		{"role: Edge\nhooks: [drain]\ntimeout: 9m\n", nil},
 		{"role: origin\n", []string{"role"}},
 		{"hooks: other\nrole: origin\ngroup: a\ndrain_deadline: 20m\n", []string{"role", "hooks"}},
+		{"service_command: /opt/ctl.sh\n", []string{"service"}},
 	} {
 		plant(t, root, map[string]string{"etc/amsagent/config.yaml": tt.config})
 		way := "; amsagent join"

@@ -54,14 +54,20 @@ func (s *Settings) Overruled(given map[string]string) []string {
 	var counts, flags []string
 	for _, row := range Kept() {
 		line := s.Sources.File.values[row.Key]
-		value, kept := given[row.Key]
 		text, err := row.Canonical(line.text)
-		if !kept || err != nil || text == value || s.Origin(row.Key).Layer < FromGiven {
-			continue
-		}
 		o := Origin{Layer: FromFile, Name: s.Sources.File.path, Line: line.line}
-		counts = append(counts, fmt.Sprintf("%s %s counts, not %s (%s)", row.Key, value, text, o))
-		flags = append(flags, fmt.Sprintf(` --%s ""`, row.Flag))
+		switch value, kept := given[row.Key]; {
+		case err != nil:
+		case kept && text != value && s.Origin(row.Key).Layer >= FromGiven:
+			counts = append(counts, fmt.Sprintf("%s %s counts, not %s (%s)", row.Key, value, text, o))
+			flags = append(flags, fmt.Sprintf(` --%s ""`, row.Flag))
+		case !kept && row.Key == KeyService && text != "" && text != "auto" && given[KeyServiceCommand] != "":
+			counts = append(counts, fmt.Sprintf("%s %s counts, not service %s (%s)", KeyServiceCommand, given[KeyServiceCommand], text, o))
+			flags = append(flags, ` --service-command ""`)
+		case !kept && row.Key == KeyServiceCommand && text != "" && given[KeyService] != "" && given[KeyService] != "auto":
+			counts = append(counts, fmt.Sprintf("%s %s counts, not %s (%s)", KeyService, given[KeyService], text, o))
+			flags = append(flags, ` --service ""`)
+		}
 	}
 	if counts == nil {
 		return nil
