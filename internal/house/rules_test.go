@@ -36,7 +36,8 @@ var arrows = map[string][]string{
 	"lb":                    {"conf", "metadata", "ams", "cluster"},
 	"cmd/amsagent/daemon":   {"conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb"},
 	"cmd/amsagent/settings": {"metadata", "cluster", "bootstrap"},
-	"cmd/amsagent/cli":      {"cmd/amsagent/daemon", "cmd/amsagent/settings", "conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb", "docs/errors"},
+	"cmd/amsagent/output":   {},
+	"cmd/amsagent/cli":      {"cmd/amsagent/daemon", "cmd/amsagent/settings", "cmd/amsagent/output", "conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb", "docs/errors"},
 	"internal":              {},
 	"docs/errors":           {},
 	"packaging":             {"cmd/amsagent/cli"}, // man pages of the commands
@@ -254,7 +255,7 @@ func TestRulesRefuse(t *testing.T) {
 		"files/x.go": "conf", "conf/x.go": "ams", "metadata/aws/x.go": "conf", "cluster/x.go": "metadata", "ams/x.go": "cluster",
 		"bootstrap/x.go": "heartbeat", "heartbeat/x.go": "bootstrap", "lifecycle/x.go": "lb", "lb/x.go": "lifecycle", "lb/y.go": "cmd/amsagent/cli",
 		"internal/x/x.go": "conf", "cmd/amsagent/main.go": "bootstrap", "cmd/amsagent/daemon/x.go": "sandbox", "conf/x_test.go": "cluster",
-		"cmd/amsagent/daemon/y.go": "cmd/amsagent/cli", "new/x.go": "conf", "packaging/x.go": "conf",
+		"cmd/amsagent/daemon/y.go": "cmd/amsagent/cli", "cmd/amsagent/output/x.go": "cmd/amsagent/settings", "new/x.go": "conf", "packaging/x.go": "conf",
 	} {
 		try(from, fmt.Sprintf("package p\n\nimport _ %q\n", module+"/"+to), "no arrow from this folder to that one")
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/bounded"
@@ -116,16 +117,16 @@ func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent balance", g.log())
+	c, err := g.connectCluster(ctx, "amsagent balance", g.out.Log())
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.Close(ctx) }()
 	feed := lb.NewFeed(lb.Options{
-		Filter: lb.Filter{Roles: opts.roles, Groups: opts.groups}, Looker: c, Force: opts.force, Log: g.log(), Now: g.env.Now,
+		Filter: lb.Filter{Roles: opts.roles, Groups: opts.groups}, Looker: c, Force: opts.force, Log: g.out.Log(), Now: g.env.Now,
 		Store: stateFile{filepath.Join(opts.state(g.env), opts.stateName()), opts.dryRun},
 	})
-	h := &lb.HAProxy{Socket: opts.haproxy, Log: g.log()}
+	h := &lb.HAProxy{Socket: opts.haproxy, Log: g.out.Log()}
 	host, _ := os.Hostname() // "" is another name
 	name := cluster.BalancerName(cmp.Or(opts.name, host, "haproxy"))
 	h.Confirm = func(ctx context.Context, uses []string) error { return c.SetBalancer(ctx, name, uses) }
@@ -160,7 +161,7 @@ func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.
 	default:
 		err = h.Apply(ctx, list)
 	}
-	perr := g.result("balance", data, func(w *textWriter) { balanceText(w, data) })
+	perr := g.result("balance", data, func(w *output.Text) { balanceText(w, data) })
 	switch {
 	case failed != nil:
 		return &userError{Msg: msg, Cause: failed}
@@ -172,35 +173,35 @@ func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.
 	return perr
 }
 
-func balanceText(w *textWriter, data balanceData) {
+func balanceText(w *output.Text, data balanceData) {
 	switch {
 	case data.List.Servers == nil:
-		w.line("no list is known")
+		w.Line("no list is known")
 	case len(data.Servers) == 0:
-		w.line("no node serves")
+		w.Line("no node serves")
 	}
 	if len(data.Servers) > 0 {
-		w.line("%-8s %-20s %-15s %5s  %s", "ROLE", "NODE", "ADDRESS", "PORT", "WEIGHT")
+		w.Line("%-8s %-20s %-15s %5s  %s", "ROLE", "NODE", "ADDRESS", "PORT", "WEIGHT")
 	}
 	for _, s := range data.Servers {
 		full := ""
 		if s.Full {
 			full = "  full"
 		}
-		w.line("%-8s %-20s %-15s %5d  %6d%s", printable(s.Role), printable(s.ID), s.Addr, s.Port, s.Weight, full)
+		w.Line("%-8s %-20s %-15s %5d  %6d%s", output.Printable(s.Role), output.Printable(s.ID), s.Addr, s.Port, s.Weight, full)
 	}
 	for _, held := range data.Held {
-		w.line("role %s keeps %s: %s", printable(held.Role), printable(strings.Join(held.IDs, ", ")), held.Why)
+		w.Line("role %s keeps %s: %s", output.Printable(held.Role), output.Printable(strings.Join(held.IDs, ", ")), held.Why)
 	}
 	for _, c := range data.Commands {
-		w.line("%s", c)
+		w.Line("%s", c)
 	}
 }
 
 // balance runs until ctx ends or a listener fails.
 func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed, h *lb.HAProxy) error {
 	const msg = "cannot feed load balancers"
-	g.setCalm() // a signal is its usual end
+	g.signals.expect() // a signal is its usual end
 	signals := ctx
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -223,7 +224,9 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 			return list.Servers, len(list.Servers) > 0
 		}}
 		serve(func() error {
-			return dns.Serve(ctx, opts.dns, func(a net.Addr) { g.log().Info("answering DNS queries", "address", a.String(), "domain", opts.domain) })
+			return dns.Serve(ctx, opts.dns, func(a net.Addr) {
+				g.out.Log().Info("answering DNS queries", "address", a.String(), "domain", opts.domain)
+			})
 		})
 	}
 	if opts.listen != "" {
@@ -232,7 +235,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 		if err != nil {
 			return &userError{Msg: msg, Cause: err}
 		}
-		g.log().Info("serving the list by HTTP", "address", l.Addr().String())
+		g.out.Log().Info("serving the list by HTTP", "address", l.Addr().String())
 		const limit = 5 * time.Second
 		server := &http.Server{
 			Handler: lb.Handler(feed, opts.metricsPort), ReadHeaderTimeout: limit, ReadTimeout: limit, WriteTimeout: 2 * limit, IdleTimeout: time.Minute,
@@ -240,7 +243,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 		}
 		context.AfterFunc(ctx, func() { _ = server.Close() })
 		serve(func() error {
-			return server.Serve(bounded.New(l, func(err error) { g.log().Error("accepting a connection failed", "error", err) }))
+			return server.Serve(bounded.New(l, func(err error) { g.out.Log().Error("accepting a connection failed", "error", err) }))
 		})
 	}
 	work.Wait()

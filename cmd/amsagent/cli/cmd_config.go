@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
@@ -160,7 +161,7 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 			data.Endpoints = append(data.Endpoints, configRow{Key: e.Name, Value: &url, Origin: settings.Origin{Layer: settings.FromEnv, Name: name}})
 		}
 	}
-	return g.result("config", data, func(w *textWriter) { configText(w, data) })
+	return g.result("config", data, func(w *output.Text) { configText(w, data) })
 }
 
 // configTags applies the instance's tags. That the cloud does not answer is a note: the other settings are worth seeing.
@@ -178,7 +179,7 @@ func configTags(ctx context.Context, g *globals) (note string, _ error) {
 	return "instance tags were not read: " + err.Error(), nil
 }
 
-func configText(w *textWriter, data configData) {
+func configText(w *output.Text, data configData) {
 	set := 0
 	rows := [][]string{}
 	for _, r := range data.Settings {
@@ -197,20 +198,20 @@ func configText(w *textWriter, data configData) {
 		}
 		rows = append(rows, []string{r.Key, text, from})
 	}
-	w.line("%s; %d of %d differ from the default", w.color.green("the settings are valid"), set, len(rows))
-	w.b.WriteByte('\n')
+	w.Line("%s; %d of %d differ from the default", w.Color.Green("the settings are valid"), set, len(rows))
+	w.Blank()
 	for _, e := range data.Endpoints {
 		rows = append(rows, []string{"endpoint " + e.Key, *e.Value, e.Origin.String()})
 	}
-	w.table(rows)
-	w.b.WriteByte('\n')
+	w.Table(rows)
+	w.Blank()
 	found := "not there"
 	if data.ConfigFile.Found {
 		found = "read"
 	}
-	w.line("settings file: %s (%s)", printable(data.ConfigFile.Path), found)
+	w.Line("settings file: %s (%s)", output.Printable(data.ConfigFile.Path), found)
 	for _, n := range data.Notes {
-		w.line("note: %s", oneLine(n))
+		w.Line("note: %s", output.OneLine(n))
 	}
-	w.line("every key and its meaning: %s", w.color.bold("amsagent help config"))
+	w.Line("every key and its meaning: %s", w.Color.Bold("amsagent help config"))
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
@@ -82,7 +83,7 @@ func runConverge(ctx context.Context, g *globals) error {
 	if err != nil {
 		return cannot("converge", err)
 	}
-	return g.result("converge", c, func(w *textWriter) { convergeText(w, c) })
+	return g.result("converge", c, func(w *output.Text) { convergeText(w, c) })
 }
 
 func convergeRequest(g *globals, identify bootstrap.Identifier) (bootstrap.ConvergeRequest, error) {
@@ -121,7 +122,7 @@ func runBeforeStart(ctx context.Context, g *globals) error {
 	if line == "" {
 		return nil
 	}
-	line = g.redact("amsagent: " + printable(line))
+	line = g.out.Redact("amsagent: " + output.Printable(line))
 	if g.settings.Root == "" && g.env.getenv("INVOCATION_ID") != "" && g.env.Journal(ams.DefaultUnit, line) == nil {
 		return nil // the unit's output may go elsewhere
 	}
@@ -151,7 +152,7 @@ func beforeStartLine(c *bootstrap.Convergence, err error) string {
 	case errors.As(err, &failed):
 		return "the server starts with the files as they are: " + failed.Step + ": " + failed.Err.Error()
 	case err != nil:
-		return "the server starts with the files as they are: " + oneLine(err.Error())
+		return "the server starts with the files as they are: " + output.OneLine(err.Error())
 	case c.Standalone:
 		return "this machine was made standalone by hand and is left so; 'amsagent join' makes it a node again, 'amsagent leave' ends its membership"
 	}
@@ -167,27 +168,27 @@ func beforeStartLine(c *bootstrap.Convergence, err error) string {
 	return strings.Join(parts, "; ")
 }
 
-func convergeText(w *textWriter, c *bootstrap.Convergence) {
+func convergeText(w *output.Text, c *bootstrap.Convergence) {
 	switch {
 	case c.Phase == "":
-		w.line("%s: %s", w.color.bold("nothing to do"), bootstrap.ErrNotMember)
+		w.Line("%s: %s", w.Color.Bold("nothing to do"), bootstrap.ErrNotMember)
 	case c.Phase != bootstrap.PhaseJoined:
-		w.line("%s: a %s was begun and not finished; run the same command again", w.color.yellow("left alone"), phaseVerb(c.Phase))
+		w.Line("%s: a %s was begun and not finished; run the same command again", w.Color.Yellow("left alone"), phaseVerb(c.Phase))
 	case c.Standalone:
-		w.line("%s: %s was made standalone by hand; amsagent join makes it a node again, amsagent leave ends its membership", w.color.yellow("left alone"), nodeText(&c.Node))
+		w.Line("%s: %s was made standalone by hand; amsagent join makes it a node again, amsagent leave ends its membership", w.Color.Yellow("left alone"), nodeText(&c.Node))
 	case len(c.Repairs) == 0:
-		w.line("%s: %s is as it joined", w.color.green("nothing to do"), nodeText(&c.Node))
+		w.Line("%s: %s is as it joined", w.Color.Green("nothing to do"), nodeText(&c.Node))
 	default:
-		w.line("%s: %s", w.color.yellow("repaired"), nodeText(&c.Node))
+		w.Line("%s: %s", w.Color.Yellow("repaired"), nodeText(&c.Node))
 	}
 	for _, f := range c.Repairs {
-		w.line("  %s %s", w.color.yellow(f.ID+":"), printable(f.Text))
+		w.Line("  %s %s", w.Color.Yellow(f.ID+":"), output.Printable(f.Text))
 	}
 	for _, f := range c.Warnings {
-		w.line("  %s %s", w.color.yellow(f.ID+":"), printable(f.Text))
+		w.Line("  %s %s", w.Color.Yellow(f.ID+":"), output.Printable(f.Text))
 	}
 	if c.RestartNeeded {
-		w.line("Ant Media Server runs with other settings until it is restarted: %s", bootstrap.RestartHint)
+		w.Line("Ant Media Server runs with other settings until it is restarted: %s", bootstrap.RestartHint)
 	}
 }
 

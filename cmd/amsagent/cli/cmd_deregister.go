@@ -12,6 +12,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/lifecycle"
@@ -67,7 +68,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 		}
 		if !down {
 			res.Why = "the machine is not going down"
-			return g.result("deregister", res, func(w *textWriter) { deregisterText(w, res) })
+			return g.result("deregister", res, func(w *output.Text) { deregisterText(w, res) })
 		}
 	}
 	src, err := g.mongo()
@@ -82,7 +83,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	boot, _ := lifecycle.BootClock(g.settings.Root)()
 	last, err := lifecycle.LoadDeparture(files, boot)
 	if err != nil {
-		g.log().Warn("what the drain came to cannot be read", "error", err)
+		g.out.Log().Warn("what the drain came to cannot be read", "error", err)
 	}
 	if last != nil {
 		req.Reason, req.LeftBy, req.Cut, req.RepairStreams = last.Reason, last.LeftBy, last.Cut, last.RepairStreams
@@ -100,7 +101,7 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 		res.Done = true
 		res.Removed = append(res.Removed, done.Documents...)
 	}
-	return g.result("deregister", res, func(w *textWriter) { deregisterText(w, res) })
+	return g.result("deregister", res, func(w *output.Text) { deregisterText(w, res) })
 }
 
 // finishStop completes the hook that a drain was for which the machine did not wait for.
@@ -111,10 +112,10 @@ func finishStop(ctx context.Context, g *globals, m *bootstrap.Machine, files lif
 	p, err := a.openCloud()
 	if err == nil {
 		hooks, _ := p.(cloud.Hooks) // nil without hooks
-		err = lifecycle.CompletePending(ctx, files, hooks, a.hookNames(), lastPeers{m, mongo}, g.log())
+		err = lifecycle.CompletePending(ctx, files, hooks, a.hookNames(), lastPeers{m, mongo}, g.out.Log())
 	}
 	if err != nil {
-		g.log().Warn("the hook is left to its timeout", "error", err)
+		g.out.Log().Warn("the hook is left to its timeout", "error", err)
 	}
 }
 
@@ -144,10 +145,10 @@ const finishTime = 8 * time.Second
 
 const stillListed = "the cluster's lists still have this node"
 
-func deregisterText(w *textWriter, res *deregisterResult) {
+func deregisterText(w *output.Text, res *deregisterResult) {
 	if !res.Done {
-		w.line("%s: %s", w.color.bold("nothing to do"), res.Why)
+		w.Line("%s: %s", w.Color.Bold("nothing to do"), res.Why)
 		return
 	}
-	w.line("%s: %s of Ant Media Server removed from the cluster's list", w.color.green("deregistered"), count(len(res.Removed), "document"))
+	w.Line("%s: %s of Ant Media Server removed from the cluster's list", w.Color.Green("deregistered"), output.Count(len(res.Removed), "document"))
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	pages "github.com/amsagent/amsagent/docs/errors"
 	"github.com/amsagent/amsagent/heartbeat"
@@ -109,10 +110,10 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	}
 	for i := range results { // before control characters in it are escaped
 		r := &results[i]
-		r.Seen, r.Hint = g.redact(r.Seen), g.redact(r.Hint)
+		r.Seen, r.Hint = g.out.Redact(r.Seen), g.out.Redact(r.Hint)
 	}
 	data := doctorData{Counts: doctor.Count(results), Checks: results}
-	if err := g.result("doctor", data, func(w *textWriter) { doctorText(w, data) }); err != nil {
+	if err := g.result("doctor", data, func(w *output.Text) { doctorText(w, data) }); err != nil {
 		return err
 	}
 	if slices.ContainsFunc(results, func(r doctor.Result) bool { return r.Wrong() && (opts.strict || r.Verdict == doctor.Bad) }) {
@@ -145,7 +146,7 @@ func warnIgnored(g *globals, ids []string) {
 	}
 	for _, id := range ids {
 		if !slices.Contains(known, id) {
-			g.log().Warn("--ignore: no check and no finding has this id", "id", id)
+			g.out.Log().Warn("--ignore: no check and no finding has this id", "id", id)
 		}
 	}
 }
@@ -168,7 +169,7 @@ func loadLeniently(g *globals) (wrong []bootstrap.Finding, seen string, _ error)
 	g.apply(s)
 	if s.Origin(settings.KeyLogLevel).Layer == settings.FromDefault {
 		// What fails on the way is a result. Who wants to see each attempt asks for it.
-		g.setForm(s.Output, s.Color, slog.LevelError)
+		g.out.SetForm(s.Output, s.Color, slog.LevelError)
 	}
 	for _, w := range s.Warnings {
 		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w, Hint: "the variable of a setting is AMSAGENT_ and its key in capitals; `amsagent config` lists them"})
@@ -210,7 +211,7 @@ func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 	case !errors.Is(err, errNoMongo):
 		o.MongoErr = err
 	}
-	o.Connect = cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()}
+	o.Connect = cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.out.Log()}
 	o.Secrets = []string{storedMongo, bootstrap.LeftMongoPath}
 	if path, ok := settings.FilePath(g.settings.Mongo); ok && !slices.Contains(o.Secrets, path) {
 		o.Secrets = append(o.Secrets, path)
@@ -277,7 +278,7 @@ func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonVie
 				text += "; " + value.String()
 			}
 			if more := len(v.Drift.Values) - shown + v.Drift.Omitted; more > 0 {
-				text += fmt.Sprintf("; and %s more", count(more, "value"))
+				text += fmt.Sprintf("; and %s more", output.Count(more, "value"))
 			}
 		}
 		d.Trouble = append(d.Trouble, text)
@@ -333,8 +334,8 @@ func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 }
 
 // doctorText lists what is good, then what is not known, and last what is wrong, the worst at the end of the screen.
-func doctorText(w *textWriter, data doctorData) {
-	w.line("%s", doctorVerdict(w, data.Counts))
+func doctorText(w *output.Text, data doctorData) {
+	w.Line("%s", doctorVerdict(w, data.Counts))
 	var group doctor.Group
 	var warnings, bad, unknown []doctor.Result
 	for _, r := range data.Checks {
@@ -342,7 +343,7 @@ func doctorText(w *textWriter, data doctorData) {
 		case r.Ignored || r.Verdict == doctor.Good:
 			if r.Group != group {
 				group = r.Group
-				w.heading(string(group))
+				w.Heading(string(group))
 			}
 			doctorResult(w, r)
 		case r.Verdict == doctor.Unknown:
@@ -355,68 +356,68 @@ func doctorText(w *textWriter, data doctorData) {
 	}
 	doctorUnknown(w, unknown)
 	if wrong := slices.Concat(warnings, bad); len(wrong) > 0 {
-		w.heading("What is wrong")
+		w.Heading("What is wrong")
 		for _, r := range wrong {
 			doctorResult(w, r)
 			if r.Hint != "" {
-				w.line("      %s", oneLine(r.Hint))
+				w.Line("      %s", output.OneLine(r.Hint))
 			}
 		}
-		w.line("  more about one: %s", w.color.bold("amsagent doctor --explain ID"))
+		w.Line("  more about one: %s", w.Color.Bold("amsagent doctor --explain ID"))
 	}
 	c := data.Counts
-	w.line("\n%d bad, %s, %d not known, %d ignored, %d good", c.Bad, count(c.Warning, "warning"), c.Unknown, c.Ignored, c.Good)
+	w.Line("\n%d bad, %s, %d not known, %d ignored, %d good", c.Bad, output.Count(c.Warning, "warning"), c.Unknown, c.Ignored, c.Good)
 }
 
 // doctorResult begins with a word, which reads without color, too. An id is for looking up a problem.
-func doctorResult(w *textWriter, r doctor.Result) {
-	word, paint, id := "good", w.color.green, r.ID+" "
+func doctorResult(w *output.Text, r doctor.Result) {
+	word, paint, id := "good", w.Color.Green, r.ID+" "
 	switch {
 	case r.Ignored:
-		word, paint = "ignored", w.color.dim
+		word, paint = "ignored", w.Color.Dim
 	case r.Verdict == doctor.Bad:
-		word, paint = "BAD", w.color.red
+		word, paint = "BAD", w.Color.Red
 	case r.Verdict == doctor.Warning:
-		word, paint = "warning", w.color.yellow
+		word, paint = "warning", w.Color.Yellow
 	default:
 		id = ""
 	}
-	w.line("  %s %s%s: %s", paint(fmt.Sprintf("%-9s", word)), id, r.Title, oneLine(r.Seen))
+	w.Line("  %s %s%s: %s", paint(fmt.Sprintf("%-9s", word)), id, r.Title, output.OneLine(r.Seen))
 	for _, picture := range r.Lines {
-		w.line("    %s", printable(picture))
+		w.Line("    %s", output.Printable(picture))
 	}
 }
 
 // doctorUnknown prints each reason once, with all checks that it affects.
-func doctorUnknown(w *textWriter, results []doctor.Result) {
+func doctorUnknown(w *output.Text, results []doctor.Result) {
 	var reasons []string
 	ids := map[string][]string{}
 	for _, r := range results {
-		reason := oneLine(r.Seen + "\n" + r.Hint)
+		reason := output.OneLine(r.Seen + "\n" + r.Hint)
 		if ids[reason] == nil {
 			reasons = append(reasons, reason)
 		}
 		ids[reason] = append(ids[reason], r.ID)
 	}
 	if len(reasons) > 0 {
-		w.heading("What is not known")
+		w.Heading("What is not known")
 	}
 	for _, reason := range reasons {
-		w.line("  %s %s", w.color.dim("not known"), strings.Join(slices.Compact(ids[reason]), " "))
-		w.line("      %s", reason)
+		w.Line("  %s %s", w.Color.Dim("not known"), strings.Join(slices.Compact(ids[reason]), " "))
+		w.Line("      %s", reason)
 	}
 }
 
-func doctorVerdict(w *textWriter, c doctor.Counts) string {
+func doctorVerdict(w *output.Text, c doctor.Counts) string {
 	switch {
 	case c.Bad > 0:
-		return w.color.red(count(c.Bad+c.Warning, "problem"))
+		return w.Color.Red(output.Count(c.Bad+c.Warning, "problem"))
 	case c.Warning > 0:
-		return w.color.yellow("OK") + " with " + count(c.Warning, "warning")
+		return w.Color.Yellow("OK") + " with " + output.Count(c.Warning, "warning")
 	case c.Unknown > 0:
-		return w.color.green("OK") + ", as far as it is known"
+		return w.Color.Green("OK") + ", as far as it is known"
 	}
-	return w.color.green("OK")
+	return w.Color.Green("OK")
 }
 
 // doctorIdentity is who this machine is, asked once.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	pages "github.com/amsagent/amsagent/docs/errors"
 )
@@ -45,7 +46,7 @@ func runLint(opts doctorOptions, g *globals) error {
 			counts[x.Verdict]++
 		}
 	}
-	if err := g.result("lint", data, func(w *textWriter) { lintText(w, data, counts) }); err != nil {
+	if err := g.result("lint", data, func(w *output.Text) { lintText(w, data, counts) }); err != nil {
 		return err
 	}
 	if counts[doctor.Bad] > 0 || opts.strict && len(counts) > 0 {
@@ -108,34 +109,34 @@ func readUserData(g *globals, name string) ([]byte, error) {
 	return b, err
 }
 
-func lintText(w *textWriter, data lintData, counts map[doctor.Verdict]int) {
-	files := count(len(data.Files), "file")
+func lintText(w *output.Text, data lintData, counts map[doctor.Verdict]int) {
+	files := output.Count(len(data.Files), "file")
 	switch {
 	case counts[doctor.Bad] > 0:
-		w.line("%s", w.color.red(count(counts[doctor.Bad]+counts[doctor.Warning], "problem")))
+		w.Line("%s", w.Color.Red(output.Count(counts[doctor.Bad]+counts[doctor.Warning], "problem")))
 	case counts[doctor.Unknown] > 0: // never OK
-		w.line("%s", w.color.yellow(fmt.Sprintf("%d of %s not checked", counts[doctor.Unknown], files)))
+		w.Line("%s", w.Color.Yellow(fmt.Sprintf("%d of %s not checked", counts[doctor.Unknown], files)))
 	case counts[doctor.Warning] > 0:
-		w.line("%s with %s", w.color.yellow("OK"), count(counts[doctor.Warning], "warning"))
+		w.Line("%s with %s", w.Color.Yellow("OK"), output.Count(counts[doctor.Warning], "warning"))
 	default:
-		w.line("%s: nothing is found in %s", w.color.green("OK"), files)
+		w.Line("%s: nothing is found in %s", w.Color.Green("OK"), files)
 	}
 	for _, f := range data.Files {
-		w.heading(printable(f.Name))
+		w.Heading(output.Printable(f.Name))
 		if len(f.Findings) == 0 {
-			w.line("  nothing is found")
+			w.Line("  nothing is found")
 		}
 		for _, x := range f.Findings {
 			where := fmt.Sprintf("line %d", x.Line)
 			if x.Line == 0 {
 				where = "the whole"
 			}
-			paint := w.color.red
+			paint := w.Color.Red
 			if x.Verdict != doctor.Bad {
-				paint = w.color.yellow
+				paint = w.Color.Yellow
 			}
-			w.line("  %s %s: %s", paint(x.ID+":"), where, oneLine(x.Text))
-			w.line("      %s", oneLine(x.Hint))
+			w.Line("  %s %s: %s", paint(x.ID+":"), where, output.OneLine(x.Text))
+			w.Line("      %s", output.OneLine(x.Hint))
 		}
 	}
 }
@@ -152,8 +153,8 @@ func runExplain(id string, g *globals) error {
 	if err != nil {
 		return usageError([]string{"an id stands beside each problem that a command names, such as AMS-HOSTS"}, "--explain %s: no such id", id)
 	}
-	if g.isJSON() {
+	if g.out.IsJSON() {
 		return g.result("page", pageData{id, string(page)}, nil)
 	}
-	return g.write(page)
+	return g.out.Print(page)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -49,10 +50,10 @@ func doctorSample() doctorData {
 
 // What somebody reads at night: the words carry it, the colors only help.
 func TestDoctorText(t *testing.T) {
-	for name, color := range map[string]palette{"plain": {}, "color": {on: true}} {
-		w := &textWriter{color: color, now: fixedNow()}
+	for name, color := range map[string]output.Palette{"plain": {}, "color": {On: true}} {
+		w := &output.Text{Color: color, Now: fixedNow()}
 		doctorText(w, doctorSample())
-		golden(t, filepath.Join("doctor", name+".txt"), w.b.String())
+		golden(t, filepath.Join("doctor", name+".txt"), w.String())
 	}
 	for _, tt := range []struct {
 		c    doctor.Counts
@@ -63,7 +64,7 @@ func TestDoctorText(t *testing.T) {
 		{doctor.Counts{Unknown: 1, Good: 3}, "OK, as far as it is known"},
 		{doctor.Counts{Good: 3, Ignored: 1}, "OK"},
 	} {
-		if got := doctorVerdict(&textWriter{}, tt.c); got != tt.want {
+		if got := doctorVerdict(&output.Text{}, tt.c); got != tt.want {
 			t.Errorf("%+v: %s", tt.c, got)
 		}
 	}

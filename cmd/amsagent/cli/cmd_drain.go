@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
@@ -93,7 +94,7 @@ func (o *drainOptions) check(changed bool) error {
 	case changed && (o.deadline < leastDeadline || o.deadline > mostDeadline):
 		return usageError([]string{"to wait for no session: --now"}, "--deadline: %s is outside %s to %s",
 			settings.ShortDuration(o.deadline), settings.ShortDuration(leastDeadline), settings.ShortDuration(mostDeadline))
-	case len(o.reason) > maxReason || oneLine(o.reason) != strings.TrimSpace(o.reason):
+	case len(o.reason) > maxReason || output.OneLine(o.reason) != strings.TrimSpace(o.reason):
 		return usageError(nil, "--reason: one line of at most %d bytes", maxReason)
 	}
 	return checkFollow(o.detach, o.timeout)
@@ -181,24 +182,24 @@ func (g *globals) detached(command string, data drainData) error {
 	case v.State == "":
 		return unfollowed(nil, v, errForgotten, false, 0)
 	}
-	return g.result(command, data, func(w *textWriter) {
+	return g.result(command, data, func(w *output.Text) {
 		switch {
 		case data.Result == "launching":
-			w.line("%s", w.color.yellow(data.Result))
+			w.Line("%s", w.Color.Yellow(data.Result))
 			return
 		case v.State != lifecycle.StateDraining:
 			drainText(w, v)
 			return
 		}
-		w.line("%s: %s", w.color.yellow("draining"), printable(progressOf(v, w.now)))
-		w.line("`amsagent drain` follows it, `amsagent undrain` takes it back")
+		w.Line("%s: %s", w.Color.Yellow("draining"), output.Printable(progressOf(v, w.Now)))
+		w.Line("`amsagent drain` follows it, `amsagent undrain` takes it back")
 	})
 }
 
 // followed follows a drain or a start to its end, and says how it ended.
 func (g *globals) followed(ctx context.Context, command string, f *follower, first lifecycle.View, timeout time.Duration, data drainData) error {
 	// A signal ends the following alone; that is said below.
-	g.setCalm()
+	g.signals.expect()
 	inner := ctx
 	if timeout > 0 {
 		var cancel context.CancelFunc
@@ -215,7 +216,7 @@ func (g *globals) followed(ctx context.Context, command string, f *follower, fir
 	}
 	data.Drain = &v
 	data.Result = string(v.State)
-	return g.result(command, data, func(w *textWriter) { drainText(w, v) })
+	return g.result(command, data, func(w *output.Text) { drainText(w, v) })
 }
 
 // unfollowed is the error after the command stopped following a drain that continues. ended is why its context ended, or
@@ -233,7 +234,7 @@ func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout t
 	case ended != nil:
 		u.Msg = "stopped following; nothing else was stopped"
 	case timeout > 0 && errors.Is(err, context.DeadlineExceeded):
-		u.Msg, u.ID, u.Exit = fmt.Sprintf("it is not over after %s", rounded(timeout)), idTimeout, exitUnknown
+		u.Msg, u.ID, u.Exit = fmt.Sprintf("it is not over after %s", output.Rounded(timeout)), idTimeout, exitUnknown
 	case as[*undrainedError](err):
 		u.Msg, u.State, u.Hints = "the drain was cancelled", nodeState(v), nil
 	case errors.Is(err, errNotStopped):
@@ -276,7 +277,7 @@ func nodeState(v lifecycle.View) string {
 	return "the daemon knows of no node"
 }
 
-func drainText(w *textWriter, v lifecycle.View) {
+func drainText(w *output.Text, v lifecycle.View) {
 	what := map[lifecycle.State]string{
 		lifecycle.StateActive:   "this node serves",
 		lifecycle.StateDraining: "nobody is on this node any more; the machine is about to be restarted",
@@ -286,12 +287,12 @@ func drainText(w *textWriter, v lifecycle.View) {
 	if v.NeverJoined {
 		what = "this machine never joined, so nobody waited for it"
 	}
-	word := w.color.green(printable(string(v.State)))
+	word := w.Color.Green(output.Printable(string(v.State)))
 	if v.Cut != nil && *v.Cut > 0 {
-		what += "; " + count(*v.Cut, "session") + " cut"
-		word = w.color.yellow(printable(string(v.State)))
+		what += "; " + output.Count(*v.Cut, "session") + " cut"
+		word = w.Color.Yellow(output.Printable(string(v.State)))
 	}
-	w.line("%s: %s", word, what)
+	w.Line("%s: %s", word, what)
 	pairs := []string{"reason", v.Reason, "asked by", v.Who}
 	for _, h := range v.Hooks {
 		text := string(h.End)
@@ -312,7 +313,7 @@ func drainText(w *textWriter, v lifecycle.View) {
 	if v.State == lifecycle.StateLeft && v.Kind == lifecycle.Ask {
 		pairs = append(pairs, "next", "Ant Media Server is stopped: amsagent join, or a reboot, brings this node back; amsagent leave makes it standalone")
 	}
-	w.fields(pairs...)
+	w.Fields(pairs...)
 }
 
 // who says who asks, for those who read it elsewhere.
@@ -329,5 +330,5 @@ func (g *globals) who(command string) string {
 	if r := []rune(name); len(r) > 64 {
 		name = string(r[:64])
 	}
-	return printable(name) + ", amsagent " + command
+	return output.Printable(name) + ", amsagent " + command
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
@@ -44,7 +45,7 @@ func runDrainNode(ctx context.Context, opts drainOptions, name string, g *global
 	if err := opts.check(opts.deadlineGiven); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent drain", g.log())
+	c, err := g.connectCluster(ctx, "amsagent drain", g.out.Log())
 	if err != nil {
 		return err
 	}
@@ -83,11 +84,11 @@ func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, 
 		// MongoDB may have the request all the same.
 		return r.withdraw(ctx, userError{Msg: msg, Cause: err, State: "the request may have arrived: the node may drain"}, msg)
 	}
-	g.progress("asked; the node's agent takes it up within " + rounded(takeTime))
+	g.out.Progress("asked; the node's agent takes it up within " + output.Rounded(takeTime))
 	if opts.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, opts.timeout, &userError{
-			Msg: "it is not over after " + rounded(opts.timeout), ID: idTimeout, Exit: exitUnknown,
+			Msg: "it is not over after " + output.Rounded(opts.timeout), ID: idTimeout, Exit: exitUnknown,
 		})
 		defer cancel()
 	}
@@ -97,7 +98,7 @@ func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, 
 	if opts.detach {
 		return remoteResult(g, r.row)
 	}
-	g.setCalm() // from here on a signal ends the following alone
+	g.signals.expect() // from here on a signal ends the following alone
 	return r.follow(ctx)
 }
 
@@ -141,7 +142,7 @@ func drainableNode(members []cluster.Member, name string) (cluster.Node, error) 
 	case !m.Node.Heartbeats():
 		return cluster.Node{}, errors.New("its agent has not beaten yet: nobody would take the request up")
 	case !m.Agent.Fresh:
-		return cluster.Node{}, fmt.Errorf("its agent has been silent for %s: nobody would take the request up", rounded(m.Agent.Age))
+		return cluster.Node{}, fmt.Errorf("its agent has been silent for %s: nobody would take the request up", output.Rounded(m.Agent.Age))
 	}
 	return *m.Node, nil
 }
@@ -173,7 +174,7 @@ func (r *remoteDrain) read(ctx context.Context) error {
 	switch {
 	case errors.Is(err, cluster.ErrNoNode) && time.Since(r.missing) >= limit:
 		return &userError{
-			Msg: "it is not known whether it left", Cause: errors.New("its record has been missing for " + rounded(limit)), Exit: exitUnknown,
+			Msg: "it is not known whether it left", Cause: errors.New("its record has been missing for " + output.Rounded(limit)), Exit: exitUnknown,
 			State: "the node may serve", Hints: []string{"amsagent nodes --watch"},
 		}
 	case err != nil:
@@ -209,7 +210,7 @@ func (r *remoteDrain) taken(ctx context.Context) error {
 		case ctx.Err() != nil, waits && now.Sub(asked) >= takeTime, err != nil && now.Sub(asked) >= takeTime+beginTime:
 			return r.withdraw(ctx, userError{
 				Msg: "stopped following; nothing else was stopped", State: "the drain goes on",
-				Cause: fmt.Errorf("its agent did not take the request up within %s", rounded(takeTime)),
+				Cause: fmt.Errorf("its agent did not take the request up within %s", output.Rounded(takeTime)),
 			}, "this node does not drain")
 		case err == nil && r.row.DrainRefused != nil && r.row.DrainRefused.ID == r.request:
 			return &userError{
@@ -286,14 +287,14 @@ func (r *remoteDrain) follow(ctx context.Context) error {
 				age, known := r.row.Age(server)
 				if known && age > remoteDead {
 					end = &userError{
-						Msg: "lost sight of it", Cause: errors.New("its agent has been silent for " + rounded(age)), Exit: exitUnknown,
+						Msg: "lost sight of it", Cause: errors.New("its agent has been silent for " + output.Rounded(age)), Exit: exitUnknown,
 						State: "the drain goes on if its agent comes back",
 					}
 				}
 				if is := known && age > remoteSilent; is != silent {
 					silent = is
 					if is {
-						r.g.log().Warn("the node's agent is silent; it goes on when it is back", "silent", rounded(age))
+						r.g.out.Log().Warn("the node's agent is silent; it goes on when it is back", "silent", output.Rounded(age))
 					}
 				}
 			}
@@ -320,20 +321,20 @@ func (r *remoteDrain) progress() string {
 
 func remoteResult(g *globals, n cluster.Node) error {
 	data := drainData{Result: string(n.State), Node: &n}
-	return g.result("drain", data, func(w *textWriter) {
-		word, what := w.color.green(string(n.State)), "the node is out of the cluster"
+	return g.result("drain", data, func(w *output.Text) {
+		word, what := w.Color.Green(string(n.State)), "the node is out of the cluster"
 		switch {
 		case n.State == cluster.StateDraining:
-			word, what = w.color.yellow(string(n.State)), "`amsagent nodes --watch` shows it go"
+			word, what = w.Color.Yellow(string(n.State)), "`amsagent nodes --watch` shows it go"
 		case n.Cut != nil && *n.Cut > 0:
-			word = w.color.yellow(string(n.State))
-			what += "; " + count(*n.Cut, "session") + " cut"
+			word = w.Color.Yellow(string(n.State))
+			what += "; " + output.Count(*n.Cut, "session") + " cut"
 		}
-		w.line("%s: %s", word, what)
+		w.Line("%s: %s", word, what)
 		next := ""
 		if n.State == cluster.StateLeft {
 			next = "on that machine amsagent join, or a reboot, brings it back; amsagent leave makes it standalone"
 		}
-		w.fields("node", nodeText(&n), "address", n.IP, "reason", n.Reason, "next", next)
+		w.Fields("node", nodeText(&n), "address", n.IP, "reason", n.Reason, "next", next)
 	})
 }

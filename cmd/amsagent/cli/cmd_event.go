@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
@@ -77,7 +78,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 		return cannot("read the event", &eventError{err})
 	}
 	nothing := func(result, text, instance string) error {
-		return g.result("event", drainData{Result: result, Event: &e, Instance: instance}, func(w *textWriter) { w.line("%s", printable(text)) })
+		return g.result("event", drainData{Result: result, Event: &e, Instance: instance}, func(w *output.Text) { w.Line("%s", output.Printable(text)) })
 	}
 	if e.Test {
 		return nothing("test", "nothing to do: "+e.Shape, "")
@@ -91,7 +92,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	}
 	now := g.env.Now()
 	stale := func(at time.Time, why string) error {
-		return nothing("stale", fmt.Sprintf("nothing to do: the event is from %s, and %s", agoAt(now, at), why), id)
+		return nothing("stale", fmt.Sprintf("nothing to do: the event is from %s, and %s", output.Ago(now, at), why), id)
 	}
 	mine, about := e.For(id)
 	switch {
@@ -102,7 +103,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	}
 	e = mine
 	n := lifecycle.EventNotice(e, now)
-	g.progress(fmt.Sprintf("%s (%s)", n.Reason, e.Shape))
+	g.out.Progress(fmt.Sprintf("%s (%s)", n.Reason, e.Shape))
 	c := g.controlClient()
 	began := time.Now()
 	v, err := c.life(ctx, daemon.PathNotice, n)
@@ -155,7 +156,7 @@ func readEvent(ctx context.Context, g *globals, file string, patience time.Durat
 	case errors.Is(err, errTerminal):
 		return nil, usageError(how, "the event is missing: standard input is a terminal")
 	case errors.Is(err, errOpenInput):
-		return nil, usageError(how, "the event is missing: standard input is open and said nothing for %s", rounded(patience))
+		return nil, usageError(how, "the event is missing: standard input is open and said nothing for %s", output.Rounded(patience))
 	case err != nil && ctx.Err() != nil:
 		return nil, &userError{Msg: "waiting for the event", Cause: err, State: stateUntouched}
 	case err != nil:
@@ -176,7 +177,7 @@ func instanceID(ctx context.Context, g *globals, given string) (string, error) {
 		return v.ID, nil
 	}
 	if err != nil {
-		g.log().Debug("the daemon does not say who this machine is", "error", err)
+		g.out.Log().Debug("the daemon does not say who this machine is", "error", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, whoTime)
 	defer cancel()

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
@@ -80,7 +81,7 @@ func runEvents(ctx context.Context, opts eventsOptions, args []string, g *global
 	case opts.limit < 1 || opts.limit > mostEvents:
 		return usageError(nil, "--limit: %d is outside 1 to %d", opts.limit, mostEvents)
 	}
-	c, err := g.connectCluster(ctx, "amsagent events", g.log())
+	c, err := g.connectCluster(ctx, "amsagent events", g.out.Log())
 	if err != nil {
 		return err
 	}
@@ -99,7 +100,7 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 	}
 	var rows []cluster.Node
 	var err error
-	if len(args) > 0 || !g.isJSON() { // JSON has ids alone
+	if len(args) > 0 || !g.out.IsJSON() { // JSON has ids alone
 		if rows, err = c.Nodes(ctx); err != nil {
 			return cannot("read the history", err)
 		}
@@ -111,7 +112,7 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 	if data.Events, err = c.Events(ctx, q); err != nil {
 		return cannot("read the history", err)
 	}
-	return g.result("events", data, func(w *textWriter) { eventsText(w, data, rows) })
+	return g.result("events", data, func(w *output.Text) { eventsText(w, data, rows) })
 }
 
 // nodesNamed returns the ids of nodes by id, address or host name. A removed node's id may still have events.
@@ -125,9 +126,9 @@ func nodesNamed(rows []cluster.Node, name string) []string {
 	return ids
 }
 
-func eventsText(w *textWriter, d eventsData, nodes []cluster.Node) {
+func eventsText(w *output.Text, d eventsData, nodes []cluster.Node) {
 	if len(d.Events) == 0 {
-		w.line("no events")
+		w.Line("no events")
 		return
 	}
 	names := map[string]string{}
@@ -138,11 +139,11 @@ func eventsText(w *textWriter, d eventsData, nodes []cluster.Node) {
 	for _, e := range d.Events {
 		at := "-"
 		if !e.At.IsZero() {
-			at = zoned(e.At.UTC())
+			at = output.Zoned(e.At.UTC())
 		}
-		rows = append(rows, []string{at, dash(cmp.Or(names[e.Node], e.Node)), dash(e.Kind), dash(e.Who), eventText(e)})
+		rows = append(rows, []string{at, output.Dash(cmp.Or(names[e.Node], e.Node)), output.Dash(e.Kind), output.Dash(e.Who), eventText(e)})
 	}
-	w.table(rows)
+	w.Table(rows)
 }
 
 // eventText is why something happened, and its further facts.
@@ -152,10 +153,10 @@ func eventText(e cluster.PastEvent) string {
 		parts = append(parts, e.Why)
 	}
 	if e.Cut != nil {
-		parts = append(parts, count(int(*e.Cut), "session")+" cut")
+		parts = append(parts, output.Count(int(*e.Cut), "session")+" cut")
 	}
 	for _, key := range slices.Sorted(maps.Keys(e.Details)) {
 		parts = append(parts, fmt.Sprintf("%s %s", key, e.Details[key]))
 	}
-	return dash(strings.Join(parts, "; "))
+	return output.Dash(strings.Join(parts, "; "))
 }

@@ -65,7 +65,7 @@ func TestEvents(t *testing.T) {
 	}
 	e = &testEnv{}
 	g := plainGlobals(e)
-	g.setForm("json", "never", 0)
+	g.out.SetForm("json", "never", 0)
 	if err := events(t.Context(), eventsOptions{limit: 2}, nil, g, h); err != nil || !strings.Contains(e.stdout.String(), `"node": "`+id+`"`) {
 		t.Errorf("%v\n%s", err, e.stdout.String())
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
@@ -88,7 +89,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	}
 	m.Hold, m.Sessions = g.holdReadiness("join"), g.daemonSessions
 	if g.notOwn != nil {
-		g.log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
+		g.out.Log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
 	}
 	var src mongoSource
 	var identify bootstrap.Identifier
@@ -126,7 +127,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	}
 	// A dry run shows its plan also where the join would be refused.
 	res.Refused = err != nil
-	if rerr := g.result("join", res, func(w *textWriter) { joinText(w, res, m.Service.Name(), src.Target) }); rerr != nil {
+	if rerr := g.result("join", res, func(w *output.Text) { joinText(w, res, m.Service.Name(), src.Target) }); rerr != nil {
 		return rerr
 	}
 	return err
@@ -137,10 +138,10 @@ func liveText(l *bootstrap.Live) string {
 	if l == nil {
 		return ""
 	}
-	return fmt.Sprintf("%s and %s would be cut: without --now this is refused", count(l.Publishers, "stream"), count(l.Viewers, "viewer"))
+	return fmt.Sprintf("%s and %s would be cut: without --now this is refused", output.Count(l.Publishers, "stream"), output.Count(l.Viewers, "viewer"))
 }
 
-func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
+func joinText(w *output.Text, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
 	n := bootstrap.CountChanged(res.Files)
 	who := cmp.Or(res.Role, "node") + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname})
 	switch res.Outcome {
@@ -153,35 +154,35 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 			restart = "a restart of " + service
 		}
 		if n == 0 && !res.RestartNeeded {
-			w.line("%s", w.color.bold(nothing))
+			w.Line("%s", w.Color.Bold(nothing))
 		} else {
-			w.line("%s; nothing was touched", w.color.bold(fmt.Sprintf("%s %s, with %s", would, count(n, "file"), restart)))
+			w.Line("%s; nothing was touched", w.Color.Bold(fmt.Sprintf("%s %s, with %s", would, output.Count(n, "file"), restart)))
 		}
 	case bootstrap.OutcomeEdited:
-		w.line("%s; nothing else was touched", w.color.green(count(n, "file")+" edited"))
+		w.Line("%s; nothing else was touched", w.Color.Green(output.Count(n, "file")+" edited"))
 	case bootstrap.OutcomeUnchanged:
 		if res.Evidence == nil {
-			w.line("%s", w.color.green("nothing to do: the files are those of a cluster node already"))
+			w.Line("%s", w.Color.Green("nothing to do: the files are those of a cluster node already"))
 			break
 		}
-		w.line("%s: %s is in the cluster as %s", w.color.green("nothing to do"), printable(who), res.Address.Addr)
+		w.Line("%s: %s is in the cluster as %s", w.Color.Green("nothing to do"), output.Printable(who), res.Address.Addr)
 	case bootstrap.OutcomeUpdated:
-		w.line("%s: %s is in the cluster as %s; %s", w.color.green("updated"), printable(who), res.Address.Addr, printable(strings.Join(res.Changes, ", ")))
+		w.Line("%s: %s is in the cluster as %s; %s", w.Color.Green("updated"), output.Printable(who), res.Address.Addr, output.Printable(strings.Join(res.Changes, ", ")))
 	case bootstrap.OutcomeJoined, bootstrap.OutcomeLeft:
-		w.line("%s: %s is in the cluster as %s", w.color.green("joined"), printable(who), res.Address.Addr)
+		w.Line("%s: %s is in the cluster as %s", w.Color.Green("joined"), output.Printable(who), res.Address.Addr)
 	}
 	evidence, address := "", ""
 	if ev := res.Evidence; ev != nil {
 		// As it was when it was seen: a join watches the server for a moment longer.
-		evidence = fmt.Sprintf("Ant Media Server's own document %s, written %s", ev.ID, agoAt(ev.Seen, ev.Updated))
+		evidence = fmt.Sprintf("Ant Media Server's own document %s, written %s", ev.ID, output.Ago(ev.Seen, ev.Updated))
 		if ev.After > 0 {
-			evidence += fmt.Sprintf(", seen %s after its start", rounded(ev.After))
+			evidence += fmt.Sprintf(", seen %s after its start", output.Rounded(ev.After))
 		}
 	}
 	if res.Address.Addr.IsValid() {
 		address = res.Address.Addr.String() + ", " + res.Address.Reason
 	}
-	w.fields(
+	w.Fields(
 		"evidence", evidence,
 		"address", address,
 		"group", res.Group,
@@ -195,7 +196,7 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 		}[res.Outcome],
 	)
 	for _, note := range res.Notes {
-		w.line("note: %s", oneLine(note))
+		w.Line("note: %s", output.OneLine(note))
 	}
 	if res.Outcome == bootstrap.OutcomePlanned {
 		writeFiles(w, res.Files)
@@ -207,7 +208,7 @@ func joinText(w *textWriter, res *bootstrap.JoinResult, service string, mongo cl
 			rows = append(rows, []string{"wrote", f.Path})
 		}
 	}
-	w.table(rows)
+	w.Table(rows)
 }
 
 // afterJoin promises a drain only if an agent runs.

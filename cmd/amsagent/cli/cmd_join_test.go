@@ -9,15 +9,16 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 )
 
 // A join without an agent must not promise a drain.
 func TestJoinNext(t *testing.T) {
 	for id, promised := range map[string]bool{"": true, bootstrap.IDDrift: true, bootstrap.IDDaemon: false} {
-		w := &textWriter{}
+		w := &output.Text{}
 		joinText(w, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Warnings: []bootstrap.Finding{{ID: id}}}, "", cluster.Target{})
-		if got := strings.Contains(w.b.String(), "amsagent drain"); got != promised || !strings.Contains(w.b.String(), "amsagent nodes") {
-			t.Errorf("with %q:\n%s", id, w.b.String())
+		if got := strings.Contains(w.String(), "amsagent drain"); got != promised || !strings.Contains(w.String(), "amsagent nodes") {
+			t.Errorf("with %q:\n%s", id, w.String())
 		}
 	}
 }
@@ -26,11 +27,11 @@ func TestJoinNext(t *testing.T) {
 func TestRefusedDryRun(t *testing.T) {
 	for _, files := range [][]bootstrap.FileResult{nil, {{Path: "/x", Changed: true}}} {
 		for _, refused := range []bool{false, true} {
-			join, leave := &textWriter{}, &textWriter{}
+			join, leave := &output.Text{}, &output.Text{}
 			joinText(join, &bootstrap.JoinResult{Outcome: bootstrap.OutcomePlanned, Files: files, Refused: refused}, "", cluster.Target{})
 			leaveText(leave, &bootstrap.LeaveResult{Outcome: bootstrap.OutcomePlanned, Files: files, Refused: refused}, true, "")
-			for _, w := range []*textWriter{join, leave} {
-				if first, _, _ := strings.Cut(w.b.String(), "\n"); strings.Contains(first, "is refused") != refused {
+			for _, w := range []*output.Text{join, leave} {
+				if first, _, _ := strings.Cut(w.String(), "\n"); strings.Contains(first, "is refused") != refused {
 					t.Errorf("%d files, refused %v: %s", len(files), refused, first)
 				}
 			}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
@@ -83,7 +84,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	}
 	// A dry run shows its plan also where the leave would be refused.
 	res.Refused = err != nil
-	if rerr := g.result("leave", res, func(w *textWriter) { leaveText(w, res, opts.dryRun, m.Service.Name()) }); rerr != nil {
+	if rerr := g.result("leave", res, func(w *output.Text) { leaveText(w, res, opts.dryRun, m.Service.Name()) }); rerr != nil {
 		return rerr
 	}
 	return err
@@ -96,7 +97,7 @@ func restoredText(res *bootstrap.LeaveResult) string {
 		return ""
 	}
 	if res.Exact {
-		return count(n, "file") + " given back, byte for byte as join found them"
+		return output.Count(n, "file") + " given back, byte for byte as join found them"
 	}
 	exact := 0
 	var keys, standalone []string
@@ -104,33 +105,33 @@ func restoredText(res *bootstrap.LeaveResult) string {
 		switch {
 		case !f.Changed:
 		case f.Restored == bootstrap.RestoredKeys:
-			keys = append(keys, printable(f.Path))
+			keys = append(keys, output.Printable(f.Path))
 		case f.Restored == bootstrap.RestoredStandalone:
-			standalone = append(standalone, printable(f.Path))
+			standalone = append(standalone, output.Printable(f.Path))
 		default:
 			exact++
 		}
 	}
 	var parts []string
 	if exact > 0 {
-		parts = append(parts, count(exact, "file")+" given back as join found them")
+		parts = append(parts, output.Count(exact, "file")+" given back as join found them")
 	}
 	if len(keys) > 0 {
 		parts = append(parts, fmt.Sprintf("%s saved since the join, by the server or by an operator: what join had set was taken back and the rest kept: %s",
-			count(len(keys), "file"), strings.Join(keys, ", ")))
+			output.Count(len(keys), "file"), strings.Join(keys, ", ")))
 	}
 	if len(standalone) > 0 {
-		parts = append(parts, fmt.Sprintf("%s made standalone: %s", count(len(standalone), "file"), strings.Join(standalone, ", ")))
+		parts = append(parts, fmt.Sprintf("%s made standalone: %s", output.Count(len(standalone), "file"), strings.Join(standalone, ", ")))
 	}
 	return strings.Join(parts, "; ")
 }
 
-func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool, service string) {
+func leaveText(w *output.Text, res *bootstrap.LeaveResult, dryRun bool, service string) {
 	n := bootstrap.CountChanged(res.Files)
 	switch res.Outcome {
 	case bootstrap.OutcomeUnchanged:
-		w.line("%s: %s", w.color.green("nothing to do"), bootstrap.ErrNotMember)
-		w.fields("daemon", daemonText(res.Daemon, dryRun))
+		w.Line("%s: %s", w.Color.Green("nothing to do"), bootstrap.ErrNotMember)
+		w.Fields("daemon", daemonText(res.Daemon, dryRun))
 		return
 	case bootstrap.OutcomePlanned:
 		would, restart := "leaving would give back", "no restart"
@@ -140,20 +141,20 @@ func leaveText(w *textWriter, res *bootstrap.LeaveResult, dryRun bool, service s
 		if res.RestartNeeded {
 			restart = "a restart of " + service
 		}
-		w.line("%s; nothing was touched", w.color.bold(fmt.Sprintf("%s %s, with %s", would, count(n, "file"), restart)))
-		w.fields("daemon", daemonText(res.Daemon, dryRun), "sessions", liveText(res.Live))
+		w.Line("%s; nothing was touched", w.Color.Bold(fmt.Sprintf("%s %s, with %s", would, output.Count(n, "file"), restart)))
+		w.Fields("daemon", daemonText(res.Daemon, dryRun), "sessions", liveText(res.Live))
 		writeFiles(w, res.Files)
 		return
 	case bootstrap.OutcomeLeft, bootstrap.OutcomeJoined, bootstrap.OutcomeEdited:
 	}
-	w.line("%s: this machine is standalone", w.color.green("left"))
+	w.Line("%s: this machine is standalone", w.Color.Green("left"))
 	removed := ""
 	if len(res.Deregistered) > 0 {
-		removed = fmt.Sprintf("%s of Ant Media Server removed from the cluster's list", count(len(res.Deregistered), "document"))
+		removed = fmt.Sprintf("%s of Ant Media Server removed from the cluster's list", output.Count(len(res.Deregistered), "document"))
 	}
 	server := ""
 	if res.Stopped {
 		server = "Ant Media Server does not run; start it: " + ams.StartCommand(service)
 	}
-	w.fields("files", restoredText(res), "cluster", removed, "server", server, "daemon", daemonText(res.Daemon, dryRun))
+	w.Fields("files", restoredText(res), "cluster", removed, "server", server, "daemon", daemonText(res.Daemon, dryRun))
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -46,13 +47,13 @@ func runMetadata(ctx context.Context, g *globals) error {
 		return cannot("tell what this machine is", err)
 	}
 	data := metadataData{Instance: m.Instance, Detection: m.Detection}
-	return g.result("metadata", data, func(w *textWriter) { metadataText(w, data) })
+	return g.result("metadata", data, func(w *output.Text) { metadataText(w, data) })
 }
 
-func metadataText(w *textWriter, data metadataData) {
+func metadataText(w *output.Text, data metadataData) {
 	inst := data.Instance
-	w.line("%s", printable(metadataVerdict(data)))
-	w.b.WriteByte('\n')
+	w.Line("%s", output.Printable(metadataVerdict(data)))
+	w.Blank()
 	address := ""
 	if inst.Address.IsValid() {
 		address = inst.Address.String()
@@ -68,7 +69,7 @@ func metadataText(w *textWriter, data metadataData) {
 	if inst.IDSource != "" {
 		id += " (" + inst.IDSource + ")"
 	}
-	w.fields(
+	w.Fields(
 		"provider", provider,
 		"id", id,
 		"address", address,
@@ -86,29 +87,29 @@ func metadataText(w *textWriter, data metadataData) {
 
 	switch {
 	case len(inst.Tags) > 0:
-		w.heading("TAGS")
+		w.Heading("TAGS")
 		var rows [][]string
 		red := inst.Tags.Redacted()
 		for _, k := range slices.Sorted(maps.Keys(red)) {
 			rows = append(rows, []string{k, red[k]})
 		}
-		w.table(rows)
+		w.Table(rows)
 	case inst.TagsKnown:
-		w.heading("TAGS")
-		w.line("  none")
+		w.Heading("TAGS")
+		w.Line("  none")
 	default:
-		w.heading("TAGS")
-		w.line("  not known: %s", oneLine(inst.TagsHint))
+		w.Heading("TAGS")
+		w.Line("  not known: %s", output.OneLine(inst.TagsHint))
 	}
 
 	if len(inst.Notes) > 0 {
-		w.heading("NOTES")
+		w.Heading("NOTES")
 		for _, n := range inst.Notes {
-			w.line("  %s", oneLine(n))
+			w.Line("  %s", output.OneLine(n))
 		}
 	}
-	w.b.WriteByte('\n')
-	w.line("which settings come from this: %s", w.color.bold("amsagent config"))
+	w.Blank()
+	w.Line("which settings come from this: %s", w.Color.Bold("amsagent config"))
 }
 
 func addrText(a netip.Addr) string {

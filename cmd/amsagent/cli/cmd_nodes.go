@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -18,8 +17,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
-	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
 )
@@ -132,7 +131,7 @@ func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) err
 	}
 	var o cluster.Observer
 	data := viewNodes(opts, l, o.Observe(l))
-	return g.result("nodes", data, func(w *textWriter) { nodesText(w, data, g.tableStyle()) })
+	return g.result("nodes", data, func(w *output.Text) { nodesText(w, data, g.tableStyle()) })
 }
 
 // connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.
@@ -172,31 +171,31 @@ func viewNodes(opts nodesOptions, l cluster.Look, members []cluster.Member) node
 
 // tableStyle is what stdout can show.
 func (g *globals) tableStyle() tableStyle {
-	t := tableStyle{color: g.palette(g.env.Stdout)}
+	t := tableStyle{color: g.out.Palette(g.env.Stdout)}
 	if g.env.IsTerminal(g.env.Stdout) {
 		t.width, t.height = g.env.Size(g.env.Stdout)
 	}
 	return t
 }
 
-func nodesText(w *textWriter, data nodesData, t tableStyle) {
-	w.line("%s", headline(data, t.color))
+func nodesText(w *output.Text, data nodesData, t tableStyle) {
+	w.Line("%s", headline(data, t.color))
 	if len(data.Members) > 0 {
-		w.b.WriteByte('\n')
+		w.Blank()
 		for _, line := range nodeTable(data.Members, t) {
-			w.line("%s", line)
+			w.Line("%s", line)
 		}
 	}
 	after := afterword(data)
 	if len(after) > 0 {
-		w.b.WriteByte('\n')
+		w.Blank()
 	}
 	for _, line := range after {
-		w.line("%s", line)
+		w.Line("%s", line)
 	}
 }
 
-func headline(data nodesData, p palette) string {
+func headline(data nodesData, p output.Palette) string {
 	if len(data.Members) == 0 {
 		if data.LeftHidden > 0 {
 			return "no nodes"
@@ -212,7 +211,7 @@ const longGone = 10 * time.Minute
 func afterword(data nodesData) []string {
 	var lines []string
 	for _, r := range data.BadRecords {
-		lines = append(lines, printable("the record of "+r.ID+" cannot be read: "+r.Why))
+		lines = append(lines, output.Printable("the record of "+r.ID+" cannot be read: "+r.Why))
 	}
 	if data.LeftHidden > 0 {
 		lines = append(lines, fmt.Sprintf("%d left; --all shows %s", data.LeftHidden, map[bool]string{true: "it", false: "them"}[data.LeftHidden == 1]))
@@ -222,12 +221,12 @@ func afterword(data nodesData) []string {
 		if v := data.Members[i]; data.Summary.Health[cluster.NotServing] == 1 {
 			line = v.Address() + " does not serve viewers: " + v.whyNotServing()
 		}
-		lines = append(lines, printable(line))
+		lines = append(lines, output.Printable(line))
 	}
 	for _, v := range data.Members {
 		if v.Node != nil && v.State() == cluster.StateDraining {
 			if text := balancersText(*v.Node, data.ServerTime); text != "" {
-				lines = append(lines, printable(v.Address())+" drains: "+text)
+				lines = append(lines, output.Printable(v.Address())+" drains: "+text)
 			}
 		}
 	}
@@ -241,7 +240,7 @@ func afterword(data nodesData) []string {
 		}
 	}
 	if old > 0 {
-		lines = append(lines, fmt.Sprintf("%d gone for more than %s; amsagent nodes prune tells what can be removed", old, roughly(longGone)))
+		lines = append(lines, fmt.Sprintf("%d gone for more than %s; amsagent nodes prune tells what can be removed", old, output.Roughly(longGone)))
 	}
 	return lines
 }
@@ -251,9 +250,6 @@ const (
 	pollLeast = 500 * time.Millisecond
 	pollMost  = time.Second
 )
-
-// clearScreen empties a terminal and goes to its first line.
-const clearScreen = "\x1b[H\x1b[2J"
 
 // watcher is one `nodes --watch`.
 type watcher struct {
@@ -274,8 +270,8 @@ type watcher struct {
 }
 
 func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
-	w := &watcher{opts: opts, g: g, terminal: g.env.IsTerminal(g.env.Stdout) && !g.isJSON()}
-	g.setCalm()
+	w := &watcher{opts: opts, g: g, terminal: g.env.IsTerminal(g.env.Stdout) && !g.out.IsJSON()}
+	g.signals.expect()
 	for {
 		look, cancel := context.WithTimeout(ctx, mongoTimeout)
 		l, err := c.Look(look)
@@ -300,12 +296,12 @@ func (w *watcher) take(l cluster.Look, failed error) error {
 			return cannot("look at the cluster", failed)
 		}
 		if !w.terminal && (w.failed == nil || cluster.KindOf(w.failed) != cluster.KindOf(failed)) {
-			w.g.log().Warn("MongoDB is away; going on", "last_look", agoAt(time.Now(), w.seen), "error", failed)
+			w.g.out.Log().Warn("MongoDB is away; going on", "last_look", output.Ago(time.Now(), w.seen), "error", failed)
 		}
 		w.failed = failed
 	} else {
 		if w.failed != nil && !w.terminal {
-			w.g.log().Info("MongoDB is back", "after", rounded(time.Since(w.seen)))
+			w.g.out.Log().Info("MongoDB is back", "after", output.Rounded(time.Since(w.seen)))
 		}
 		w.failed = nil
 		w.data = viewNodes(w.opts, l, w.o.Observe(l))
@@ -335,31 +331,27 @@ func pollFor(members []nodeView) time.Duration {
 // show prints the table on an empty terminal.
 func (w *watcher) show() error {
 	t := w.g.tableStyle()
-	text := &textWriter{color: t.color, now: w.g.env.Now()}
+	text := &output.Text{Color: t.color, Now: w.g.env.Now()}
 	if w.failed == nil {
-		text.line("%s", t.color.dim(fmt.Sprintf("%s, every %s; Ctrl-C ends", w.g.env.Now().Format(time.TimeOnly+" MST"), rounded(w.every))))
+		text.Line("%s", t.color.Dim(fmt.Sprintf("%s, every %s; Ctrl-C ends", w.g.env.Now().Format(time.TimeOnly+" MST"), output.Rounded(w.every))))
 	} else {
 		what := "MongoDB is away"
 		var ce *cluster.Error
 		if errors.As(w.failed, &ce) {
 			what = ce.Summary()
 		}
-		text.line("%s", t.color.red(printable(what)+"; this is from "+roughly(time.Since(w.seen))+" ago"))
+		text.Line("%s", t.color.Red(output.Printable(what)+"; this is from "+output.Roughly(time.Since(w.seen))+" ago"))
 	}
 	// Six lines are not of the table's rows: the time, the summary, a blank one, the header, the count of what is cut, the cursor's.
 	if t.height > 0 && len(w.data.Members) > t.height-6 {
 		slices.SortStableFunc(w.data.Members, func(a, b nodeView) int { return cmp.Compare(a.rank(), b.rank()) })
 	}
 	nodesText(text, w.data, t)
-	lines := strings.Split(strings.TrimRight(w.g.redact(text.b.String()), "\n"), "\n")
+	lines := strings.Split(strings.TrimRight(w.g.out.Redact(text.String()), "\n"), "\n")
 	if room := t.height - 1; room > 1 && len(lines) > room {
-		lines = append(lines[:room-1], t.color.dim(fmt.Sprintf("... %d more lines", len(lines)-room+1)))
+		lines = append(lines[:room-1], t.color.Dim(fmt.Sprintf("... %d more lines", len(lines)-room+1)))
 	}
-	out := clearScreen + string(plain.Output([]byte(strings.Join(lines, "\n")+"\n")))
-	if _, err := io.WriteString(w.g.env.Stdout, out); err != nil {
-		return &outputError{err}
-	}
-	return nil
+	return w.g.out.Redraw(strings.Join(lines, "\n") + "\n")
 }
 
 // nodeChange is one line of --watch with -o json.
@@ -378,8 +370,8 @@ type nodeChange struct {
 // changes prints one line for each node whose verdict or state is not what it was; at first for all.
 func (w *watcher) changes(first bool) error {
 	now := w.g.env.Now()
-	if first && !w.g.isJSON() {
-		if err := w.print(now, headline(w.data, palette{})); err != nil {
+	if first && !w.g.out.IsJSON() {
+		if err := w.print(now, headline(w.data, output.Palette{})); err != nil {
 			return err
 		}
 	}
@@ -415,29 +407,29 @@ func (w *watcher) changes(first bool) error {
 }
 
 func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
-	if w.g.isJSON() {
-		c := nodeChange{SchemaVersion: schemaVersion, Kind: "node", At: now, Change: change, Node: v}
+	if w.g.out.IsJSON() {
+		c := nodeChange{SchemaVersion: output.SchemaVersion, Kind: "node", At: now, Change: change, Node: v}
 		if change == "changed" {
 			c.HealthBefore, c.StateBefore = before.Health, before.State()
 		}
-		b, err := jsonLine(c)
+		b, err := output.JSONLine(c)
 		if err != nil {
 			return fmt.Errorf("encoding the result: %w", err)
 		}
-		return w.g.write(w.g.redactJSON(b))
+		return w.g.out.Print(w.g.out.RedactJSON(b))
 	}
-	words := []string{nodeText(v.Node), dash(v.Address())}
-	state, verdict := dash(string(v.State())), string(v.Health)
+	words := []string{nodeText(v.Node), output.Dash(v.Address())}
+	state, verdict := output.Dash(string(v.State())), string(v.Health)
 	switch change {
 	case "changed":
 		if before.State() != v.State() {
-			words = append(words, dash(string(before.State()))+" -> "+state)
+			words = append(words, output.Dash(string(before.State()))+" -> "+state)
 		}
 		if before.Health != v.Health {
 			words = append(words, string(before.Health)+" -> "+verdict)
 		}
 	case "removed":
-		return w.print(now, printable(strings.Join(append(words, verdict+" -> removed"), " ")))
+		return w.print(now, output.Printable(strings.Join(append(words, verdict+" -> removed"), " ")))
 	case "new":
 		words = append(words, state, verdict, "(new)")
 	default:
@@ -446,9 +438,9 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 	if why := v.whyNotServing(); why != "" {
 		words = append(words, "("+why+")")
 	}
-	return w.print(now, printable(strings.Join(words, " ")))
+	return w.print(now, output.Printable(strings.Join(words, " ")))
 }
 
 func (w *watcher) print(now time.Time, line string) error {
-	return w.g.write([]byte(w.g.redact(now.Format(time.TimeOnly)+" "+line) + "\n"))
+	return w.g.out.Print([]byte(w.g.out.Redact(now.Format(time.TimeOnly)+" "+line) + "\n"))
 }

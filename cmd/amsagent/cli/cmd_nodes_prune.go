@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
@@ -99,7 +100,7 @@ func runNodesPrune(ctx context.Context, opts pruneOptions, g *globals) error {
 	if opts.olderThan < pruneLeast {
 		return usageError(nil, "--older-than: %s is less than %s, for which a server that lives may be silent", opts.olderThan, settings.ShortDuration(pruneLeast))
 	}
-	c, err := g.connectCluster(ctx, "amsagent nodes prune", g.log())
+	c, err := g.connectCluster(ctx, "amsagent nodes prune", g.out.Log())
 	if err != nil {
 		return err
 	}
@@ -128,7 +129,7 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 	}
 	err := look()
 	if err == nil && len(data.Remove) > 0 {
-		g.progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", count(len(data.Remove), "machine"), rounded(pruneWait)))
+		g.out.Progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", output.Count(len(data.Remove), "machine"), output.Rounded(pruneWait)))
 		if !sleep.For(ctx, pruneWait) {
 			return fail(ctx.Err())
 		}
@@ -143,7 +144,7 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 	if opts.yes {
 		err = data.remove(ctx, g, c)
 	}
-	if rerr := g.result("prune", data, func(w *textWriter) { pruneText(w, data) }); rerr != nil {
+	if rerr := g.result("prune", data, func(w *output.Text) { pruneText(w, data) }); rerr != nil {
 		return errors.Join(err, rerr)
 	}
 	return err
@@ -177,7 +178,7 @@ func whyKept(opts pruneOptions, m cluster.Member) string {
 	// Both limits again, and AMS's own: the verdict is in a hurry, this is not.
 	young := func(who string, h cluster.Signal) string {
 		if h.Known && time.Duration(h.Age) < opts.olderThan {
-			return fmt.Sprintf("%s silent for only %s", who, roughly(h.Age))
+			return fmt.Sprintf("%s silent for only %s", who, output.Roughly(h.Age))
 		}
 		return ""
 	}
@@ -208,15 +209,15 @@ func whyGone(m cluster.Member) string {
 	var words []string
 	switch {
 	case m.State() == cluster.StateLeft:
-		words = append(words, "left "+roughly(m.Agent.Age)+" ago")
+		words = append(words, "left "+output.Roughly(m.Agent.Age)+" ago")
 	case m.Node != nil:
-		words = append(words, "agent silent for "+roughly(m.Agent.Age))
+		words = append(words, "agent silent for "+output.Roughly(m.Agent.Age))
 	default:
 		words = append(words, "no agent")
 	}
 	switch {
 	case m.Server.Known:
-		words = append(words, "Ant Media Server for "+roughly(m.Server.Age))
+		words = append(words, "Ant Media Server for "+output.Roughly(m.Server.Age))
 	case m.State() != cluster.StateLeft:
 		words = append(words, "Ant Media Server has no document")
 	}
@@ -300,7 +301,7 @@ func (d *pruneData) remove(ctx context.Context, g *globals, c pruner) error {
 			}
 		}
 		if err := c.AddEvent(ctx, event); err != nil {
-			g.log().Warn("the event could not be noted", "kind", event.Kind, "node", event.Node, "error", err)
+			g.out.Log().Warn("the event could not be noted", "kind", event.Kind, "node", event.Node, "error", err)
 		}
 	}
 	failed := errors.Join(errs...)
@@ -363,40 +364,40 @@ func removeDocuments(ctx context.Context, c pruner, m cluster.Member) ([]string,
 	return removed, errors.Join(errs...)
 }
 
-func pruneText(w *textWriter, d pruneData) {
-	what := count(len(d.Remove), "machine")
+func pruneText(w *output.Text, d pruneData) {
+	what := output.Count(len(d.Remove), "machine")
 	switch {
 	case len(d.Remove) == 0 && d.failed:
-		w.line("nothing was removed")
+		w.Line("nothing was removed")
 	case len(d.Remove) == 0:
-		w.line("%s: nobody that may be removed has been gone for %s", w.color.green("nothing to do"), settings.ShortDuration(time.Duration(d.OlderThan)))
+		w.Line("%s: nobody that may be removed has been gone for %s", w.Color.Green("nothing to do"), settings.ShortDuration(time.Duration(d.OlderThan)))
 	case d.DryRun:
-		w.line("%s; nothing was touched", w.color.bold(what+" would be removed"))
+		w.Line("%s; nothing was touched", w.Color.Bold(what+" would be removed"))
 	default:
-		w.line("%s", w.color.green(what+" removed"))
+		w.Line("%s", w.Color.Green(what+" removed"))
 	}
 	rows := func(items []pruneItem) {
 		var table [][]string
 		for _, item := range items {
 			why := item.Why
 			if n := len(item.Documents); n > 0 {
-				why += "; " + count(n, "document") + " of Ant Media Server"
+				why += "; " + output.Count(n, "document") + " of Ant Media Server"
 			}
 			id := "(no row)"
 			if n := item.member.Node; n != nil {
 				id = nodeText(n)
 			}
-			table = append(table, []string{id, dash(item.Address), dash(string(item.State)), why})
+			table = append(table, []string{id, output.Dash(item.Address), output.Dash(string(item.State)), why})
 		}
-		w.table(table)
+		w.Table(table)
 	}
 	rows(d.Remove)
 	if len(d.Kept) > 0 {
-		w.heading("Gone and kept")
+		w.Heading("Gone and kept")
 		rows(d.Kept)
 	}
 	if d.DryRun && len(d.Remove) > 0 {
-		w.b.WriteByte('\n')
-		w.line("to remove them: the same command with %s", w.color.bold("--yes"))
+		w.Blank()
+		w.Line("to remove them: the same command with %s", w.Color.Bold("--yes"))
 	}
 }

@@ -19,10 +19,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
+
+const clearScreen = "\x1b[H\x1b[2J"
 
 // play is a cluster that a test plays, and the terminal or pipe it is watched through.
 type play struct {
@@ -111,7 +114,7 @@ func (p *play) globals() *globals {
 	if p.json {
 		form = "json"
 	}
-	g.setForm(form, "auto", 0)
+	g.out.SetForm(form, "auto", 0)
 	return g
 }
 
@@ -419,10 +422,11 @@ func TestWatchTerminalGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &play{terminal: true, columns: 80}
 		p.node("i-1", "10.0.0.1")
-		g := p.globals()
-		g.env.Stdout = failingWriter{syscall.EIO}
-		g.env.IsTerminal = func(any) bool { return true }
-		var oe *outputError
+		env := p.globals().env
+		env.Stdout, env.IsTerminal = failingWriter{syscall.EIO}, func(any) bool { return true }
+		g := globalsOf(env)
+		g.out.SetForm("text", "auto", 0)
+		var oe *output.Error
 		if err := watchNodes(t.Context(), nodesOptions{}, g, p); !errors.As(err, &oe) {
 			t.Errorf("%v", err)
 		}

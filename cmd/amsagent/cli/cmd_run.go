@@ -60,16 +60,13 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 	if err := mustBeRoot(g, "run"); err != nil {
 		return err
 	}
-	reload := make(chan struct{}, 1)
-	g.mu.Lock()
-	g.reload = reload
-	g.mu.Unlock()
+	reload := g.signals.onHangup()
 	for {
 		err := serveDaemon(cmd, g, reload)
 		if !errors.Is(err, daemon.ErrOutdated) {
 			return err
 		}
-		g.log().Info("beginning anew with other settings", "dir", g.settings.AMSDir)
+		g.out.Log().Info("beginning anew with other settings", "dir", g.settings.AMSDir)
 	}
 }
 
@@ -90,11 +87,11 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	server := m.Server()
 	o := daemon.Options{
 		Machine: m, Server: server, Settings: a.settings, Reread: a.reread, Mongo: a.mongo, Identify: a.identify,
-		Outdated: a.outdated, Connect: a.connect, Reload: reload, Redact: g.redact, Notify: g.env.Notify,
+		Outdated: a.outdated, Connect: a.connect, Reload: reload, Redact: g.out.Redact, Notify: g.env.Notify,
 		Notes:          func() []string { return g.lastSeen().Notes },
 		AgentCheckKept: stateFile{path: g.settings.Root + agentCheckFile},
 		Control:        g.settings.Root + controlSocket, Lock: g.settings.Root + daemonLock,
-		Version: currentVersion().Version, Log: g.log(),
+		Version: currentVersion().Version, Log: g.out.Log(),
 	}
 	// systemd's own, for the process it started: sd_watchdog_enabled(3).
 	if us, err := strconv.ParseInt(g.env.getenv("WATCHDOG_USEC"), 10, 64); err == nil {
@@ -113,7 +110,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	root, dir, interval := g.settings.Root, g.settings.AMSDir, g.settings.BeatInterval
 	o.Sampler = func(client func() *cluster.Client, node func() cluster.Node) daemon.Sampler {
 		sampler := heartbeat.NewSampler(heartbeat.SamplerOptions{
-			Root: root, AMSDir: dir, State: m.Service.State, Interval: interval, Log: g.log(),
+			Root: root, AMSDir: dir, State: m.Service.State, Interval: interval, Log: g.out.Log(),
 			Open: func() (*ams.Installation, error) { return ams.Open(root, dir) }, Own: server.Connections,
 			Edge: func() bool { return node().Role == "edge" },
 			Streams: func() (heartbeat.Streams, string) {
@@ -184,7 +181,7 @@ func (a *daemonAdapter) settings() daemon.Settings {
 	defer a.mu.Unlock()
 	if a.cmd != nil && a.givenNow() != a.given {
 		if err := a.rereadLocked(); err != nil {
-			a.g.log().Debug("the settings could not be read again", "error", err)
+			a.g.out.Log().Debug("the settings could not be read again", "error", err)
 		}
 	}
 	s := a.g.settings
@@ -203,8 +200,8 @@ func (a *daemonAdapter) keepConfig(text []byte) {
 	}
 	var err error
 	m := bootstrap.Machine{Root: a.g.settings.Root}
-	if a.kept, err = m.KeepGoodConfig(text); err != nil && a.g.once("keeping config.yaml") {
-		a.g.log().Warn("keeping config.yaml failed", "error", err)
+	if a.kept, err = m.KeepGoodConfig(text); err != nil && a.g.out.Once("keeping config.yaml") {
+		a.g.out.Log().Warn("keeping config.yaml failed", "error", err)
 	}
 }
 
@@ -317,7 +314,7 @@ func (a *daemonAdapter) ask(ctx context.Context) (metadata.Instance, error) {
 }
 
 func (a *daemonAdapter) connect(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
-	return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, MaxPool: daemonPool, Log: a.g.log()})
+	return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, MaxPool: daemonPool, Log: a.g.out.Log()})
 }
 
 // daemonPool is the number of connections per server: a thousand nodes may use it. Two let a heartbeat pass a slow query.

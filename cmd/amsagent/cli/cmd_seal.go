@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
@@ -109,12 +110,12 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 		// What was removed is gone, whatever failed after it.
 		for _, f := range res.Found {
 			if f.Err != "" {
-				g.progress(fmt.Sprintf("%s: %s: %s", f.Path, f.What, f.Err))
+				g.out.Progress(fmt.Sprintf("%s: %s: %s", f.Path, f.What, f.Err))
 			}
 		}
 		return err
 	}
-	if err := g.result("seal", res, func(w *textWriter) { sealText(w, res) }); err != nil {
+	if err := g.result("seal", res, func(w *output.Text) { sealText(w, res) }); err != nil {
 		return err
 	}
 	if res.Outcome == bootstrap.OutcomePlanned && !opts.dryRun {
@@ -127,7 +128,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	return nil
 }
 
-func sealText(w *textWriter, res *bootstrap.SealResult) {
+func sealText(w *output.Text, res *bootstrap.SealResult) {
 	gone, kept := 0, 0
 	for _, f := range res.Found {
 		if f.Kept {
@@ -138,18 +139,18 @@ func sealText(w *textWriter, res *bootstrap.SealResult) {
 	}
 	switch {
 	case res.Outcome == bootstrap.OutcomePlanned:
-		w.line("%s; nothing was touched", w.color.bold("sealing would remove "+count(gone, "thing")))
+		w.Line("%s; nothing was touched", w.Color.Bold("sealing would remove "+output.Count(gone, "thing")))
 	case res.Outcome == bootstrap.OutcomeSealed:
-		w.line("%s: %s removed; make the image before Ant Media Server is started again", w.color.green("sealed"), count(gone, "thing"))
+		w.Line("%s: %s removed; make the image before Ant Media Server is started again", w.Color.Green("sealed"), output.Count(gone, "thing"))
 	case kept > 0:
-		w.line("%s: what names this machine is gone, but for what is kept", w.color.green("nothing to do"))
+		w.Line("%s: what names this machine is gone, but for what is kept", w.Color.Green("nothing to do"))
 	default:
-		w.line("%s: nothing here names this machine", w.color.green("nothing to do"))
+		w.Line("%s: nothing here names this machine", w.Color.Green("nothing to do"))
 	}
 	for _, f := range res.Found {
-		w.line("  %-11s %s: %s", f.Item, printable(f.Path), oneLine(f.What))
+		w.Line("  %-11s %s: %s", f.Item, output.Printable(f.Path), output.OneLine(f.What))
 	}
 	if kept > 0 {
-		w.line("  (%s in the image; --remove takes them out)", count(kept, "thing")+" left")
+		w.Line("  (%s in the image; --remove takes them out)", output.Count(kept, "thing")+" left")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 )
 
 // What a seal says for people: what goes, what stays, and no letter that a terminal obeys.
@@ -24,9 +25,9 @@ func TestSealText(t *testing.T) {
 		{bootstrap.OutcomeUnchanged, []bootstrap.Sealed{stays}, []string{"nothing to do: what names this machine is gone, but for what is kept\n", "  tls         /usr/local/antmedia/conf/privkey.pem: kept"}},
 		{bootstrap.OutcomeUnchanged, nil, []string{"nothing to do: nothing here names this machine\n"}},
 	} {
-		w := &textWriter{}
+		w := &output.Text{}
 		sealText(w, &bootstrap.SealResult{Outcome: tt.outcome, Found: tt.found})
-		got := w.b.String()
+		got := w.String()
 		for _, want := range tt.want {
 			if !strings.Contains(got, want) {
 				t.Errorf("%s: no %q in\n%s", tt.outcome, want, got)

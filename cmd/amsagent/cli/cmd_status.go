@@ -18,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 )
@@ -82,7 +83,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		req.Mongo = src.Target
 		s, err := m.Status(ctx, req)
 		if err == nil && noMongo != nil {
-			s.Row.Err = oneLine(noMongo.Error())
+			s.Row.Err = output.OneLine(noMongo.Error())
 		}
 		return s, err
 	}
@@ -101,7 +102,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	v.addMongo(g)
 	v.askDaemon(ctx, g)
 	v.addConfig(g)
-	if err := g.result("status", v, func(w *textWriter) { statusText(w, v) }); err != nil {
+	if err := g.result("status", v, func(w *output.Text) { statusText(w, v) }); err != nil {
 		return err
 	}
 	switch {
@@ -124,9 +125,9 @@ type quietError struct{ code int }
 
 func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
-func statusText(w *textWriter, s *statusView) {
-	w.line("%s", cmp.Or(s.lifeVerdict(w), statusVerdict(w, s.Status)))
-	files := printable(s.Files.Err)
+func statusText(w *output.Text, s *statusView) {
+	w.Line("%s", cmp.Or(s.lifeVerdict(w), statusVerdict(w, s.Status)))
+	files := output.Printable(s.Files.Err)
 	if s.Files.Mode != "" {
 		files = fmt.Sprintf("%s, Ant Media Server %s in %s", s.Files.Mode, s.Files.Release, s.Files.Dir)
 		if s.Files.Undo {
@@ -137,42 +138,42 @@ func statusText(w *textWriter, s *statusView) {
 	if process == "" {
 		process = processText(w, s.Process)
 	}
-	w.fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
+	w.Fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
 		"sessions", statusSessions(s.Row), "balancers", statusBalancers(s.Row), "daemon", s.daemonText(), "launch hooks", s.launchHooksText(), "node", s.nodeText(), "given to join", s.givenText())
 	notes := s.Notes
 	if s.Daemon != nil {
 		notes = slices.Concat(notes, s.Daemon.Notes)
 	}
 	for _, note := range notes {
-		w.line("note: %s", oneLine(note))
+		w.Line("note: %s", output.OneLine(note))
 	}
 	s.lifeText(w)
 	s.driftText(w)
-	if lines := loadLines(s.Row, w.color); len(lines) > 0 {
-		w.heading("Load")
+	if lines := loadLines(s.Row, w.Color); len(lines) > 0 {
+		w.Heading("Load")
 		for _, line := range lines {
-			w.line("  %s", line)
+			w.Line("  %s", line)
 		}
 	}
 	if len(s.Disagree) == 0 {
 		return
 	}
-	w.heading("What disagrees")
+	w.Heading("What disagrees")
 	for _, d := range s.Disagree {
-		w.line("  %s %s", w.color.yellow(d.ID+":"), printable(d.Text))
+		w.Line("  %s %s", w.Color.Yellow(d.ID+":"), output.Printable(d.Text))
 		if d.Hint != "" {
-			w.line("      %s", printable(d.Hint))
+			w.Line("      %s", output.Printable(d.Hint))
 		}
 	}
 }
 
-func processText(w *textWriter, p bootstrap.ProcessView) string {
+func processText(w *output.Text, p bootstrap.ProcessView) string {
 	text := fmt.Sprintf("%s is %s", p.Service, p.State)
 	if p.Service == (ams.None{}).Name() {
 		text = "no service is asked"
 	}
 	if !p.State.Since.IsZero() && p.State.Running() {
-		text += ", since " + w.ago(p.State.Since)
+		text += ", since " + w.Ago(p.State.Since)
 	}
 	switch alive := p.Liveness.String(); {
 	case p.State.Known() && !p.State.Running(), alive == "": // a server that was stopped is not starting
@@ -184,44 +185,44 @@ func processText(w *textWriter, p bootstrap.ProcessView) string {
 	return text
 }
 
-func statusVerdict(w *textWriter, s *bootstrap.Status) string {
+func statusVerdict(w *output.Text, s *bootstrap.Status) string {
 	switch {
 	case s.Files.Err != "" && s.Files.Dir != "":
-		return w.color.red("broken") + ": the server cannot start with these files"
+		return w.Color.Red("broken") + ": the server cannot start with these files"
 	case !s.Member && s.Files.Mode == conf.ModeStandalone:
-		return w.color.bold("not a member") + ": this machine is standalone"
+		return w.Color.Bold("not a member") + ": this machine is standalone"
 	case !s.Member:
-		return w.color.bold("not a member") + ": no Ant Media Server is found here"
+		return w.Color.Bold("not a member") + ": no Ant Media Server is found here"
 	case len(s.Disagree) > 0:
-		return w.color.yellow("degraded") + fmt.Sprintf(": %s", count(len(s.Disagree), "disagreement"))
+		return w.Color.Yellow("degraded") + fmt.Sprintf(": %s", output.Count(len(s.Disagree), "disagreement"))
 	case !s.Row.Looked:
-		return w.color.yellow("unknown") + ": a cluster node by its files; the cluster could not be asked"
+		return w.Color.Yellow("unknown") + ": a cluster node by its files; the cluster could not be asked"
 	case s.Row.Registry != nil && s.Row.Registry.State == cluster.StateLeft:
-		return w.color.bold("left") + ": this node is out of the cluster"
+		return w.Color.Bold("left") + ": this node is out of the cluster"
 	case s.Row.Registry != nil && s.Row.Registry.State != cluster.StateActive:
-		return w.color.yellow(printable(string(s.Row.Registry.State))) + ": so says the registry of this node"
+		return w.Color.Yellow(output.Printable(string(s.Row.Registry.State))) + ": so says the registry of this node"
 	}
-	return w.color.green("active") + ": in the cluster as " + printable(s.Row.Address)
+	return w.Color.Green("active") + ": in the cluster as " + output.Printable(s.Row.Address)
 }
 
-func registryText(w *textWriter, r bootstrap.RowView) string {
+func registryText(w *output.Text, r bootstrap.RowView) string {
 	switch {
 	case !r.Looked:
-		return printable(r.Err)
+		return output.Printable(r.Err)
 	case r.Registry == nil:
 		return "no row of this node"
 	}
 	text := fmt.Sprintf("%s is %s", nodeText(r.Registry), r.Registry.State)
 	if !r.Registry.StateSince.IsZero() {
-		text += ", since " + w.ago(r.Registry.StateSince)
+		text += ", since " + w.Ago(r.Registry.StateSince)
 	}
 	if sv := r.Registry.Serving; sv != nil && !sv.Up && r.Registry.State == cluster.StateActive {
 		text += "; does not serve viewers: " + cmp.Or(sv.Why, "the agent gives no reason")
 	}
-	return printable(text)
+	return output.Printable(text)
 }
 
-func amsText(w *textWriter, r bootstrap.RowView) string {
+func amsText(w *output.Text, r bootstrap.RowView) string {
 	if !r.Looked || r.Address == "" {
 		return ""
 	}
@@ -233,9 +234,9 @@ func amsText(w *textWriter, r bootstrap.RowView) string {
 		if text != "" {
 			text += "; "
 		}
-		text += fmt.Sprintf("%s written %s", n.ID, w.ago(n.LastUpdate))
+		text += fmt.Sprintf("%s written %s", n.ID, w.Ago(n.LastUpdate))
 	}
-	return printable(text)
+	return output.Printable(text)
 }
 
 // agentText says when the agent was heard; nothing where none ever was.
@@ -243,9 +244,9 @@ func agentText(r bootstrap.RowView) string {
 	if !r.Looked || r.Registry == nil || !r.Registry.Heartbeats() || !r.Agent.Known {
 		return ""
 	}
-	text := fmt.Sprintf("last beat %s ago, one every %s", roughly(r.Agent.Age), rounded(r.Registry.Interval))
+	text := fmt.Sprintf("last beat %s ago, one every %s", output.Roughly(r.Agent.Age), output.Rounded(r.Registry.Interval))
 	if r.Registry.Interval <= 0 {
-		text = fmt.Sprintf("last beat %s ago", roughly(r.Agent.Age))
+		text = fmt.Sprintf("last beat %s ago", output.Roughly(r.Agent.Age))
 	}
 	if !r.Agent.Fresh {
 		text += ": silent"
@@ -269,7 +270,7 @@ func balancersText(n cluster.Node, serverNow time.Time) string {
 		if recent[name].Uses {
 			word = " uses it"
 		}
-		words = append(words, printable(name)+word)
+		words = append(words, output.Printable(name)+word)
 	}
 	return strings.Join(words, ", ")
 }
@@ -284,7 +285,7 @@ func statusSessions(r bootstrap.RowView) string {
 		if n == nil {
 			return one + "s not known"
 		}
-		return count(*n, one)
+		return output.Count(*n, one)
 	}
 	text := part(s.Publishers, "publisher") + ", " + part(s.Viewers, "viewer")
 	if s.Viewers != nil && s.By == cluster.CountedByConnections {
@@ -294,7 +295,7 @@ func statusSessions(r bootstrap.RowView) string {
 }
 
 // loadLines shows what the agent beat last.
-func loadLines(r bootstrap.RowView, color palette) []string {
+func loadLines(r bootstrap.RowView, color output.Palette) []string {
 	v := nodeView{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
 	load := v.load()
 	gpu, index, devices := v.gpu()
@@ -310,7 +311,7 @@ func loadLines(r bootstrap.RowView, color palette) []string {
 		if row.percent == nil {
 			continue
 		}
-		lines = append(lines, fmt.Sprintf("%-13s", row.name)+color.load(row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
+		lines = append(lines, fmt.Sprintf("%-13s", row.name)+paintLoad(color, row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
 	}
 	return lines
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/seconds"
@@ -101,10 +102,10 @@ func runSupport(ctx context.Context, g *globals) error {
 			return context.Cause(ctx)
 		}
 		p := supportPart{Command: strings.Join(argv, " ")}
-		g.log().Info("asking", "command", p.Command)
+		g.out.Log().Info("asking", "command", p.Command)
 		begin := g.env.Now()
 		exit, said := run()
-		p.Exit, p.Took, p.Text = exit, seconds.Duration(g.env.Now().Sub(begin)), g.redact(plain.Text(lastOf(said, supportRoom)))
+		p.Exit, p.Took, p.Text = exit, seconds.Duration(g.env.Now().Sub(begin)), g.out.Redact(plain.Text(lastOf(said, supportRoom)))
 		data.Parts = append(data.Parts, p)
 		return nil
 	}
@@ -118,13 +119,13 @@ func runSupport(ctx context.Context, g *globals) error {
 			return err
 		}
 	}
-	return g.result("support", data, func(w *textWriter) {
-		w.line("amsagent support, %s", data.Time.Format(time.RFC3339))
+	return g.result("support", data, func(w *output.Text) {
+		w.Line("amsagent support, %s", data.Time.Format(time.RFC3339))
 		for _, p := range data.Parts {
-			w.heading(fmt.Sprintf("=== %s (exit %d, %s)", p.Command, p.Exit, rounded(p.Took)))
-			w.b.WriteString(p.Text)
+			w.Heading(fmt.Sprintf("=== %s (exit %d, %s)", p.Command, p.Exit, output.Rounded(p.Took)))
+			w.Raw(p.Text)
 			if !strings.HasSuffix(p.Text, "\n") {
-				w.b.WriteByte('\n')
+				w.Blank()
 			}
 		}
 	})

@@ -75,7 +75,7 @@ func TestSupportPrograms(t *testing.T) {
 func TestSupportInterrupted(t *testing.T) {
 	e := &testEnv{}
 	g := globalsOf(e.env())
-	g.setForm("text", "auto", 0)
+	g.out.SetForm("text", "auto", 0)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(&interruptedError{syscall.SIGTERM})
 	if code := g.report(ctx, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {

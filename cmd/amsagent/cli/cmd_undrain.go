@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -40,8 +41,8 @@ func runUndrain(ctx context.Context, g *globals) error {
 	switch {
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotDraining:
 		data := drainData{Result: "not-draining", Drain: refusal.View}
-		return g.result("undrain", data, func(w *textWriter) {
-			w.line("%s: this node is not draining", w.color.green("nothing to do"))
+		return g.result("undrain", data, func(w *output.Text) {
+			w.Line("%s: this node is not draining", w.Color.Green("nothing to do"))
 		})
 	case errors.As(err, &refusal) && (refusal.Code == daemon.RefusedTooLate || refusal.Code == daemon.RefusedLeft):
 		hint := []string{"if the machine stays: `amsagent join` makes it a node again"}
@@ -55,7 +56,7 @@ func runUndrain(ctx context.Context, g *globals) error {
 	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && sleep.For(ctx, controlRetry); {
 		now, err := c.life(ctx, daemon.PathDrain, nil)
 		if err != nil {
-			g.log().Debug("the daemon could not be asked again", "error", err)
+			g.out.Log().Debug("the daemon could not be asked again", "error", err)
 			break
 		}
 		v = now
@@ -67,12 +68,12 @@ func runUndrain(ctx context.Context, g *globals) error {
 		return &userError{Msg: "the drain was taken back, and another one has begun", State: nodeState(v), Exit: exitFailed}
 	}
 	if !v.RegistryTold {
-		g.log().Warn("the registry could not be told yet; the daemon goes on trying")
+		g.out.Log().Warn("the registry could not be told yet; the daemon goes on trying")
 	}
-	return g.result("undrain", drainData{Result: "active", Drain: &v}, func(w *textWriter) {
-		w.line("%s: this node serves again", w.color.green("active"))
+	return g.result("undrain", drainData{Result: "active", Drain: &v}, func(w *output.Text) {
+		w.Line("%s: this node serves again", w.Color.Green("active"))
 		for _, id := range v.Dismissed {
-			w.line("  overruled: %s; the cloud may take this machine all the same", printable(id))
+			w.Line("  overruled: %s; the cloud may take this machine all the same", output.Printable(id))
 		}
 	})
 }

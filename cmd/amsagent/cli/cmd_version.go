@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 )
 
 // version is set by the linker: -ldflags "-X github.com/amsagent/amsagent/cmd/amsagent/cli.version=v1.2.3".
@@ -41,7 +43,7 @@ type versionData struct {
 
 func runVersion(_ context.Context, g *globals) error {
 	v := currentVersion()
-	return g.result("version", v, func(w *textWriter) {
+	return g.result("version", v, func(w *output.Text) {
 		detail := []string{v.Go, v.Platform}
 		if v.Commit != "" {
 			commit := "commit " + v.Commit[:min(12, len(v.Commit))]
@@ -50,7 +52,7 @@ func runVersion(_ context.Context, g *globals) error {
 			}
 			detail = append([]string{commit}, detail...)
 		}
-		w.line("amsagent %s (%s)", v.Version, strings.Join(detail, ", "))
+		w.Line("amsagent %s (%s)", v.Version, strings.Join(detail, ", "))
 	})
 }
 

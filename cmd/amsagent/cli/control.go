@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -44,7 +45,7 @@ type controlClient struct {
 func (g *globals) controlClient() *controlClient {
 	path := g.settings.Root + controlSocket
 	return &controlClient{
-		path: path, patience: controlPatience, timeout: controlTime, progress: g.progress,
+		path: path, patience: controlPatience, timeout: controlTime, progress: g.out.Progress,
 		http: &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -154,7 +155,7 @@ func (c *controlClient) call(ctx context.Context, method, path string, body, ans
 			return err
 		}
 		if !waits {
-			c.progress(fmt.Sprintf("waiting up to %s for the daemon: %s", rounded(c.patience), err))
+			c.progress(fmt.Sprintf("waiting up to %s for the daemon: %s", output.Rounded(c.patience), err))
 		}
 		if !sleep.For(ctx, controlRetry) {
 			return err
@@ -168,7 +169,7 @@ func endedEarly(err error) bool {
 }
 
 func (c *controlClient) noAnswer() error {
-	return fmt.Errorf("%w in %s", errDaemonLost, rounded(c.timeout))
+	return fmt.Errorf("%w in %s", errDaemonLost, output.Rounded(c.timeout))
 }
 
 func (c *controlClient) once(ctx context.Context, method, path string, body, answer any) error {

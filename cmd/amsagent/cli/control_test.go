@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
@@ -272,7 +273,7 @@ func (d *fakeDaemon) impatient(g *globals) *controlClient {
 
 func plainGlobals(e *testEnv) *globals {
 	g := globalsOf(e.env())
-	g.setForm("text", "never", 0)
+	g.out.SetForm("text", "never", 0)
 	return g
 }
 
@@ -443,15 +444,15 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	g.settings.Root = d.root
 	v := &statusView{Status: &bootstrap.Status{}}
 	v.askDaemon(t.Context(), g)
-	w := &textWriter{now: fixedNow()}
+	w := &output.Text{Now: fixedNow()}
 	statusText(w, v)
 	for _, want := range []string{
 		"AMS-NOT-SERVING: the node is not ready for new sessions: no application is known",
 		"STATUS-PORT: the daemon does not serve /metrics, /healthz and /readyz: 127.0.0.1:9771 is taken",
 		"\nServer settings\n",
 	} {
-		if !strings.Contains(w.b.String(), want) {
-			t.Errorf("got:\n%s\nwant %q", w.b.String(), want)
+		if !strings.Contains(w.String(), want) {
+			t.Errorf("got:\n%s\nwant %q", w.String(), want)
 		}
 	}
 	// In the first second of a daemon nothing is wrong yet.
@@ -491,9 +492,9 @@ func TestStatusLaunchHooks(t *testing.T) {
 	v := &statusView{Status: &bootstrap.Status{Member: true}, Daemon: &daemon.View{Lifecycle: &lifecycle.View{
 		State: lifecycle.StateActive, LaunchHooks: (&cloud.OthersHooksError{Group: "edge", Hooks: []string{"up", "install"}}).Error(),
 	}}}
-	w := &textWriter{now: fixedNow()}
+	w := &output.Text{Now: fixedNow()}
 	statusText(w, v)
-	if got := w.b.String(); !strings.Contains(got, "up, install") || strings.Contains(got, "degraded") || strings.Contains(got, "Shutdown") {
+	if got := w.String(); !strings.Contains(got, "up, install") || strings.Contains(got, "degraded") || strings.Contains(got, "Shutdown") {
 		t.Errorf("got:\n%s", got)
 	}
 }
@@ -504,10 +505,10 @@ func TestLifeTextZone(t *testing.T) {
 	v := &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Lifecycle: &lifecycle.View{
 		State: lifecycle.StateDraining, NextDrain: at, Timeline: []lifecycle.Moment{{At: at, By: "--deadline", Decides: true}},
 	}}}
-	w := &textWriter{now: fixedNow()}
+	w := &output.Text{Now: fixedNow()}
 	v.lifeText(w)
 	zone, _ := at.Local().Zone()
-	if got := w.b.String(); strings.Count(got, at.Local().Format(time.DateTime)+" "+zone+" ") != 2 {
+	if got := w.String(); strings.Count(got, at.Local().Format(time.DateTime)+" "+zone+" ") != 2 {
 		t.Errorf("no zone %q:\n%s", zone, got)
 	}
 }

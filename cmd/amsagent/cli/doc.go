@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cli is the command line of amsagent. Only this package reads flags, environment and config.yaml, prints, and
+// Package cli is the command line of amsagent. Only this package reads flags and environment, and
 // selects the exit code. [Main] runs it. Its API is not stable yet.
 //
 // Rules of the output:
@@ -16,6 +16,6 @@
 //   - No command prompts. A closed stdin is normal; a closed stdout is a reported error.
 //   - Secrets are never printed.
 //
-// A command is one file cmd_NAME.go. Settings are rows of settings_table.go, exit codes of exit.go, and the ids, hints and
-// exit codes of library errors of errors_table.go.
+// A command is one file cmd_NAME.go. Settings are in package settings, what prints in package output, exit codes in exit.go,
+// and the ids, hints and exit codes of library errors in errors_table.go.
 package cli

@@ -16,9 +16,13 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
+
+// progressLog is the longest silence of a command that waits: a log shows that nothing hangs.
+const progressLog = 30 * time.Second
 
 // pace is how a drain is followed.
 type pace struct {
@@ -54,7 +58,7 @@ func (r *reporter) show(s cluster.Sessions, news bool, line string) {
 	numbers := r.shown.Left() != s.Left() && (known && n == 0 || since >= r.gap)
 	if news || numbers || since >= r.every {
 		r.said, r.shown = time.Now(), s
-		r.g.progress(line)
+		r.g.out.Progress(line)
 	}
 }
 
@@ -134,22 +138,22 @@ func (f *follower) away(err error) error {
 		return nil
 	}
 	if since := now.Sub(f.lost); since >= f.patience {
-		return fmt.Errorf("the daemon has been away for %s: %w", rounded(since), err)
+		return fmt.Errorf("the daemon has been away for %s: %w", output.Rounded(since), err)
 	}
 	switch {
 	case !f.told:
 		f.told, f.said = true, now
-		f.g.log().Warn("the daemon is away; it goes on where it was when it is back", "error", err)
+		f.g.out.Log().Warn("the daemon is away; it goes on where it was when it is back", "error", err)
 	case now.Sub(f.said) >= f.every:
 		f.said = now
-		f.g.progress(fmt.Sprintf("the daemon has been away for %s", rounded(now.Sub(f.lost))))
+		f.g.out.Progress(fmt.Sprintf("the daemon has been away for %s", output.Rounded(now.Sub(f.lost))))
 	}
 	return nil
 }
 
 func (f *follower) found() {
 	if f.told {
-		f.g.progress(fmt.Sprintf("the daemon is back after %s", rounded(time.Since(f.lost))))
+		f.g.out.Progress(fmt.Sprintf("the daemon is back after %s", output.Rounded(time.Since(f.lost))))
 	}
 	f.lost, f.told = time.Time{}, false
 }
@@ -223,14 +227,14 @@ func (f *follower) news(v lifecycle.View) {
 	for _, n := range v.Notes {
 		n.At = n.At.UTC()
 		if !f.noted[n] && n.At.After(f.began.Add(-clockSlack)) {
-			f.g.progress(n.Text)
+			f.g.out.Progress(n.Text)
 		}
 		f.noted[n] = true
 	}
 	for _, about := range slices.Sorted(maps.Keys(v.Trouble)) {
 		if text := v.Trouble[about]; f.trouble[about] != text {
 			f.trouble[about] = text
-			f.g.log().Warn(oneLine(text), "about", about) //nolint:sloglint // the daemon's own words
+			f.g.out.Log().Warn(output.OneLine(text), "about", about) //nolint:sloglint // the daemon's own words
 		}
 	}
 }

@@ -505,7 +505,7 @@ func TestEventStdinStaysOpen(t *testing.T) {
 	env := e.env()
 	env.Stdin = blockedReader{t.Context().Done()}
 	g := globalsOf(env)
-	g.setForm("text", "never", 0)
+	g.out.SetForm("text", "never", 0)
 	err := runEvent(t.Context(), eventOptions{timeout: 20 * time.Millisecond}, g)
 	if ex := g.explain(err); ex.Exit != exitUsage || !strings.Contains(ex.Msg, "standard input is open and said nothing for 20 ms") {
 		t.Errorf("%+v", ex)

@@ -7,20 +7,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
-	"github.com/amsagent/amsagent/internal/plain"
 )
 
 // userError is an error for a person. ID, Exit and Hints that are empty come from errors_table.go by the Cause.
@@ -183,7 +178,7 @@ func (g *globals) report(ctx context.Context, err error) int {
 	if g.readsOnly.Load() && e.State == stateUntouched {
 		e.State = ""
 	}
-	if g.isJSON() {
+	if g.out.IsJSON() {
 		errorJSON(g, e)
 	} else {
 		errorText(g, e)
@@ -244,12 +239,12 @@ func ownHints(cause error) []string {
 
 func errorText(g *globals, e *userError) {
 	var b bytes.Buffer
-	c := g.palette(g.env.Stderr)
+	c := g.out.Palette(g.env.Stderr)
 	line := func(label, text string) { fmt.Fprintf(&b, "amsagent: %s%s\n", label, text) }
-	line(c.red("error:")+" ", oneLine(g.redact(e.Msg))+" ["+e.ID+"]")
+	line(c.Red("error:")+" ", output.OneLine(g.out.Redact(e.Msg))+" ["+e.ID+"]")
 	hints := func(all []string) {
 		for _, hint := range all {
-			line(c.yellow("hint:")+" ", oneLine(g.redact(hint)))
+			line(c.Yellow("hint:")+" ", output.OneLine(g.out.Redact(hint)))
 		}
 	}
 	var causes []error
@@ -258,7 +253,7 @@ func errorText(g *globals, e *userError) {
 	}
 	rest := slices.Clone(e.Hints)
 	for i, cause := range causes {
-		for j, text := range printableLines(g.redact(cause.Error())) {
+		for j, text := range output.Lines(g.out.Redact(cause.Error())) {
 			if j > 0 {
 				text = "  " + text
 			}
@@ -273,10 +268,9 @@ func errorText(g *globals, e *userError) {
 	}
 	hints(rest)
 	if e.State != "" {
-		line("", oneLine(g.redact(e.State)))
+		line("", output.OneLine(g.out.Redact(e.State)))
 	}
-	// Where stderr cannot be written to there is nobody to tell; the exit code says it.
-	_, _ = g.env.Stderr.Write(plain.Output(b.Bytes()))
+	g.out.PrintError(b.Bytes())
 }
 
 // errorObject is the JSON form; its field names are an interface.
@@ -295,68 +289,18 @@ type errorObject struct {
 
 func errorJSON(g *globals, e *userError) {
 	var o errorObject
-	o.SchemaVersion, o.Kind = schemaVersion, "error"
+	o.SchemaVersion, o.Kind = output.SchemaVersion, "error"
 	o.Error.ID = e.ID
-	o.Error.Message = g.redact(e.Msg)
+	o.Error.Message = g.out.Redact(e.Msg)
 	if e.Cause != nil {
-		o.Error.Cause = g.redact(e.Cause.Error())
+		o.Error.Cause = g.out.Redact(e.Cause.Error())
 	}
 	o.Error.Hints = []string{}
 	for _, h := range e.Hints {
-		o.Error.Hints = append(o.Error.Hints, g.redact(h))
+		o.Error.Hints = append(o.Error.Hints, g.out.Redact(h))
 	}
-	o.Error.State = g.redact(e.State)
+	o.Error.State = g.out.Redact(e.State)
 	o.Error.ExitCode = e.Exit
-	_ = writeJSONLine(g.env.Stderr, o)
-}
-
-func writeJSONLine(w io.Writer, v any) error {
-	b, err := jsonLine(v)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(plain.Output(b))
-	return err
-}
-
-// jsonLine is a value in one line.
-func jsonLine(v any) ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	err := enc.Encode(v)
-	return b.Bytes(), err
-}
-
-// printableLines splits a text into lines that cannot do anything to a terminal: what servers and metadata say goes
-// through here.
-func printableLines(s string) []string {
-	var lines []string
-	for line := range strings.SplitSeq(strings.TrimSpace(s), "\n") {
-		if line = strings.TrimRightFunc(line, unicode.IsSpace); line != "" {
-			lines = append(lines, printable(line))
-		}
-	}
-	return lines
-}
-
-func oneLine(s string) string { return strings.Join(printableLines(s), "; ") }
-
-// printable makes control characters visible and drops broken UTF-8.
-func printable(s string) string {
-	bad := func(r rune) bool {
-		return r == utf8.RuneError || (r != '\t' && !unicode.IsPrint(r) && !unicode.Is(unicode.Zs, r))
-	}
-	if !strings.ContainsFunc(s, bad) {
-		return s
-	}
-	var b strings.Builder
-	for _, r := range s {
-		if bad(r) {
-			fmt.Fprintf(&b, "\\u%04x", r)
-		} else {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
+	b, _ := output.JSONLine(o) // texts and a number
+	g.out.PrintError(b)
 }

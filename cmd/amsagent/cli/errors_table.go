@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
@@ -119,7 +120,7 @@ func errorTable(euid int) []errorClass {
 		{idMongo, exitFailed, func(err error) bool { k := cluster.KindOf(err); return k != "" && k != cluster.KindCanceled }, nil},
 
 		// The result was made and could not be delivered. Stands before the errno that caused it.
-		{idOutput, exitFailed, as[*outputError], nil},
+		{idOutput, exitFailed, as[*output.Error], nil},
 
 		// The cloud's metadata. Before the deadlines, which its errors wrap.
 		{idMetadataForbidden, exitFailed, is(cloud.ErrForbidden), metadataHint},
@@ -213,7 +214,7 @@ func forbiddenHint(_ error, g *globals) []string {
 func needsRoot(euid int) func(error) bool {
 	return func(err error) bool {
 		bind, is := errors.AsType[*net.OpError](err)
-		return euid != 0 && errors.Is(err, fs.ErrPermission) && !(is && bind.Op == "listen") && cluster.KindOf(err) == "" && !as[*outputError](err) && !errors.Is(err, lb.ErrHAProxy)
+		return euid != 0 && errors.Is(err, fs.ErrPermission) && !(is && bind.Op == "listen") && cluster.KindOf(err) == "" && !as[*output.Error](err) && !errors.Is(err, lb.ErrHAProxy)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	pages "github.com/amsagent/amsagent/docs/errors"
@@ -36,7 +37,7 @@ import (
 
 func errorGlobals(e *testEnv) *globals {
 	g := globalsOf(e.env())
-	g.setForm("text", "auto", 0)
+	g.out.SetForm("text", "auto", 0)
 	return g
 }
 
@@ -67,7 +68,7 @@ func examples() map[string]error {
 		idMongoUnsupported:   mongo(cluster.KindUnsupported),
 		idMongoConfig:        mongo(cluster.KindConfig),
 		idMongo:              mongo(cluster.KindOther),
-		idOutput:             &outputError{syscall.ENOSPC},
+		idOutput:             &output.Error{Err: syscall.ENOSPC},
 		idBalanceHeld:        errHeld,
 		idBalanceSlots:       fmt.Errorf("%w: backend edge has 3", lb.ErrSlotsFull),
 		idBalanceHAProxy:     fmt.Errorf("%w: connection refused", lb.ErrHAProxy),
@@ -252,8 +253,8 @@ func TestHintsStandByTheirCause(t *testing.T) {
 func TestErrorJSONObject(t *testing.T) {
 	e := &testEnv{}
 	g := errorGlobals(e)
-	g.setForm("json", "always", 0)
-	g.addSecrets("hunter22")
+	g.out.SetForm("json", "always", 0)
+	g.out.AddSecrets("hunter22")
 	g.report(t.Context(), &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: exitUnknown, ID: "AMS-X"})
 	const want = `{"schema_version":1,"kind":"error","error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}` + "\n"
 	if e.stderr.String() != want {
@@ -285,14 +286,14 @@ func TestNoSecretComesThrough(t *testing.T) {
 			env := e.env()
 			env.IsTerminal = func(any) bool { return terminal }
 			g := globalsOf(env)
-			g.setForm(form, "auto", -4)
-			g.addSecrets(target.Secrets()...)
+			g.out.SetForm(form, "auto", -4)
+			g.out.AddSecrets(target.Secrets()...)
 			for _, leak := range leaks {
 				g.report(t.Context(), &userError{Msg: "m " + leak, Cause: errors.New("c " + leak), Hints: []string{"h " + leak}, State: "s " + leak})
-				l := g.log().With("with", leak).WithGroup("g")
+				l := g.out.Log().With("with", leak).WithGroup("g")
 				l.Debug("m "+leak, "string", leak, "error", errors.New(leak), "list", []string{leak}, "struct", struct{ A string }{leak}, "uri", target) //nolint:sloglint // the message leaks, too
-				g.progress("p " + leak)
-				must.OK(t, g.result("x", map[string]any{"v": leak, "n": 1}, func(w *textWriter) { w.line("%s", leak) }))
+				g.out.Progress("p " + leak)
+				must.OK(t, g.result("x", map[string]any{"v": leak, "n": 1}, func(w *output.Text) { w.Line("%s", leak) }))
 			}
 			all := e.stdout.String() + e.stderr.String()
 			for _, leak := range []string{password, `p%40`, `p@:`, `p\u0040`} {
@@ -316,10 +317,10 @@ func TestUnknownSecretIsMasked(t *testing.T) {
 		for _, form := range []string{"text", "json"} {
 			e := &testEnv{}
 			g := errorGlobals(e)
-			g.setForm(form, "never", -4)
+			g.out.SetForm(form, "never", -4)
 			g.report(t.Context(), &userError{Msg: "m", Cause: errors.New(text), Hints: []string{text}, State: text})
-			g.log().Debug("m", "string", text, "error", errors.New(text), "list", []string{text})
-			must.OK(t, g.result("x", map[string]any{"v": text}, func(w *textWriter) { w.line("%s", text) }))
+			g.out.Log().Debug("m", "string", text, "error", errors.New(text), "list", []string{text})
+			must.OK(t, g.result("x", map[string]any{"v": text}, func(w *output.Text) { w.Line("%s", text) }))
 			if all := e.stdout.String() + e.stderr.String(); strings.Contains(all, "hunter2") || !strings.Contains(all, "***") {
 				t.Errorf("%s, %s:\n%s", text, form, all)
 			}
@@ -332,8 +333,8 @@ func TestRedactedJSONStaysJSON(t *testing.T) {
 	for _, password := range []string{"kind", "1", "true", `"`, `\`, "schema_version", "null", "a"} {
 		e := &testEnv{}
 		g := errorGlobals(e)
-		g.setForm("json", "never", 0)
-		g.addSecrets(redact.Secret(password))
+		g.out.SetForm("json", "never", 0)
+		g.out.AddSecrets(redact.Secret(password))
 		must.OK(t, g.result("kind", map[string]any{"value": "x " + password + " y", "n": 1, "null": nil, "true": true}, nil))
 		var got map[string]any
 		if err := json.Unmarshal(e.stdout.Bytes(), &got); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
@@ -33,7 +34,7 @@ func wrongText(src settings.Sources) string {
 	if src.Wrong == nil {
 		return ""
 	}
-	return oneLine(src.Wrong.Error()) + "; " + src.Instead
+	return output.OneLine(src.Wrong.Error()) + "; " + src.Instead
 }
 
 // joinedState is the state of a node, or nil. It has what the current settings may lack: the value of a removed or unreadable
@@ -90,7 +91,7 @@ func (s *statusView) nodeText() string {
 		*settingValue
 	}{{settings.KeyRole, s.Role}, {settings.KeyGroup, s.Group}, {settings.KeyAddress, s.Address}} {
 		if row.settingValue != nil && row.Value != "" {
-			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, printable(row.Value), row.Origin))
+			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, output.Printable(row.Value), row.Origin))
 		}
 	}
 	return strings.Join(parts, "; ")

@@ -40,8 +40,8 @@ func (g *globals) use(m machine) error {
 	g.seen = &m
 	g.mu.Unlock()
 	i := m.Instance
-	if text := unreadTags(i.Tags); text != "" && g.once(text) {
-		g.log().Warn("instance tags are not read", "detail", text)
+	if text := unreadTags(i.Tags); text != "" && g.out.Once(text) {
+		g.out.Log().Warn("instance tags are not read", "detail", text)
 	}
 	group := i.Group
 	if s := g.joinedState(); !i.TagsKnown && s != nil && s.Group != "" {
@@ -77,7 +77,7 @@ func (g *globals) ask(ctx context.Context, q question) (machine, error) {
 		return machine{}, err
 	}
 	m.Unrecognised = q.provider == "auto" && m.Detection.Provider == metadata.Generic && m.Detection.Platform == ""
-	g.log().Debug("provider", "name", m.Detection.Provider, "because", m.Detection.Because)
+	g.out.Log().Debug("provider", "name", m.Detection.Provider, "because", m.Detection.Because)
 
 	if p := m.Detection.Provider; m.Detection.Remembered && q.opts.Root != "" && q.opts.Endpoints[p] == "" {
 		// The network is that of the machine we run on.
@@ -99,7 +99,7 @@ func (g *globals) ask(ctx context.Context, q question) (machine, error) {
 	// A tag may hold a connection string; whatever else is printed, its password is not.
 	for _, v := range m.Instance.Tags {
 		if t, perr := cluster.ParseTarget(v); perr == nil {
-			g.addSecrets(t.Secrets()...)
+			g.out.AddSecrets(t.Secrets()...)
 		}
 	}
 	m.Notes = m.notes()
@@ -119,7 +119,7 @@ func (g *globals) metadataOptions() metadata.Options {
 	opts := metadata.Options{
 		Root:      g.settings.Root,
 		Endpoints: g.settings.Endpoints,
-		Log:       g.log(),
+		Log:       g.out.Log(),
 		APIProxy:  g.proxy(),
 		Known:     bootstrap.KnownProvider(g.settings.Root),
 	}

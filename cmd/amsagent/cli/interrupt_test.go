@@ -180,7 +180,7 @@ func TestSupportInterruptedAtTheEnd(t *testing.T) {
 	g.settings.Root = t.TempDir()
 	g.ctx = ctx
 	g.readsOnly.Store(true)
-	g.setForm("text", "auto", 0)
+	g.out.SetForm("text", "auto", 0)
 	if code := g.report(ctx, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
 		t.Errorf("exit %d\n%s", code, e.stdout.String())
 	}
@@ -189,7 +189,7 @@ func TestSupportInterruptedAtTheEnd(t *testing.T) {
 // No change begins after a signal or the command's time.
 func TestNoChangeAfterASignal(t *testing.T) {
 	g := globalsOf((&testEnv{}).env())
-	g.setForm("text", "auto", 0)
+	g.out.SetForm("text", "auto", 0)
 	m, err := g.bootstrapMachine(false)
 	must.OK(t, err)
 	ctx, cancel := context.WithCancelCause(t.Context())

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
@@ -67,7 +68,7 @@ func TestJSONDoc(t *testing.T) {
 	d.line("")
 	d.line("Made from the sources by `go test ./cmd/amsagent/cli -run JSONDoc -update`; do not edit it.")
 	d.line("")
-	d.line("A result is one object on standard output. Before the fields below it has `schema_version`, which is %d, and `kind`. Fields may", schemaVersion)
+	d.line("A result is one object on standard output. Before the fields below it has `schema_version`, which is %d, and `kind`. Fields may", output.SchemaVersion)
 	d.line("be added without a new version; a field that is removed, or gets another meaning, makes one.")
 	d.line("")
 	d.line("Times are RFC 3339; a duration is a number of seconds, and its name ends with `_seconds`. *Optional* fields are left out if they")

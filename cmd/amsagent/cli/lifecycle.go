@@ -38,7 +38,7 @@ func (a *daemonAdapter) lifecycleOptions() lifecycle.Options {
 		StopTime: func() time.Duration { return stopTime(s.Root, s.AMSDir) },
 	}
 	if p, err := a.openCloud(); err != nil {
-		a.g.log().Warn("cloud cannot be opened, no scale-in is seen", "error", err)
+		a.g.out.Log().Warn("cloud cannot be opened, no scale-in is seen", "error", err)
 	} else {
 		o.Watcher = p
 		o.Hooks, _ = p.(cloud.Hooks) // nil without hooks
@@ -92,7 +92,7 @@ const shutdownReserve = 5 * time.Second
 func (a *daemonAdapter) systemdStopping(ctx context.Context) (deadline time.Time, by string, down bool) {
 	down, err := goesDown(ctx, daemonUnit)
 	if err != nil {
-		a.g.log().Warn("cannot tell whether the machine goes down: nobody is waited for", "error", err)
+		a.g.out.Log().Warn("cannot tell whether the machine goes down: nobody is waited for", "error", err)
 	}
 	if err != nil || !down {
 		return time.Time{}, "", false

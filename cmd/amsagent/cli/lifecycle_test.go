@@ -6,7 +6,6 @@ package cli
 import (
 	"errors"
 	"io"
-	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -34,7 +33,6 @@ func TestCloudOfTheFirmware(t *testing.T) {
 	must.OK(t, os.MkdirAll(dir, 0o755))
 	must.OK(t, os.WriteFile(filepath.Join(dir, "product_name"), []byte("Google Compute Engine\n"), 0o644))
 	g := globalsOf((&testEnv{}).env())
-	g.logger = slog.New(slog.DiscardHandler)
 	g.settings.Provider, g.settings.Root = "auto", root
 	a := &daemonAdapter{g: g}
 	if _, err := a.openCloud(); err != nil || a.opened["gcp"] == nil {
@@ -212,7 +210,6 @@ func TestInstanceStaysKnown(t *testing.T) {
 	}))
 	defer s.Close()
 	g := globalsOf((&testEnv{}).env())
-	g.logger = slog.New(slog.DiscardHandler)
 	g.settings.Provider, g.settings.Root = "gcp", t.TempDir()
 	g.settings.Endpoints = map[string]string{"gcp": s.URL}
 	a := &daemonAdapter{g: g}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
@@ -47,9 +47,9 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	s := g.settings
 	m := &bootstrap.Machine{
 		Root: s.Root, AMSDir: s.AMSDir, Service: ams.None{},
-		Version: currentVersion().Version, Log: g.log(), Progress: g.progress, Euid: g.env.Geteuid(), Serving: s.Serving, Begin: context.Cause,
+		Version: currentVersion().Version, Log: g.out.Log(), Progress: g.out.Progress, Euid: g.env.Geteuid(), Serving: s.Serving, Begin: context.Cause,
 		Connect: func(ctx context.Context, t cluster.Target) (*cluster.Client, error) {
-			return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.log()})
+			return cluster.Connect(ctx, t, cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.out.Log()})
 		},
 	}
 	if s.AMSRelease != "" {
@@ -152,7 +152,7 @@ func (g *globals) holdReadiness(command string) func(context.Context) (release f
 		case err == nil:
 			return release
 		case !errors.Is(err, errDaemonDown):
-			g.log().Warn("the daemon could not be made not ready first", "error", err)
+			g.out.Log().Warn("the daemon could not be made not ready first", "error", err)
 		}
 		return func() {}
 	}
@@ -183,7 +183,7 @@ func (g *globals) findings(ws []bootstrap.Finding) {
 		if w.Hint != "" {
 			text += " (" + w.Hint + ")"
 		}
-		g.log().Warn(oneLine(text)) //nolint:sloglint // the finding's own words
+		g.out.Log().Warn(output.OneLine(text)) //nolint:sloglint // the finding's own words
 	}
 }
 
@@ -217,11 +217,11 @@ func (g *globals) keepOutcome(command string, result bootstrap.Outcome, err erro
 	if g.env.Geteuid() != 0 && g.settings.Root == "" {
 		return
 	}
-	o := outcome{SchemaVersion: schemaVersion, Command: command, Outcome: string(result), At: g.env.Now().UTC().Truncate(time.Second)}
+	o := outcome{SchemaVersion: output.SchemaVersion, Command: command, Outcome: string(result), At: g.env.Now().UTC().Truncate(time.Second)}
 	store := &conf.Store{Root: g.settings.Root, Dir: bootstrap.StateDir}
 	if err != nil {
 		e := g.explain(err)
-		o.Outcome, o.ExitCode, o.Message, o.State = "failed", e.Exit, g.redact(e.Error()), g.redact(e.State)
+		o.Outcome, o.ExitCode, o.Message, o.State = "failed", e.Exit, g.out.Redact(e.Error()), g.out.Redact(e.State)
 	} else if f, rerr := store.Read(resultPath); result == bootstrap.OutcomeUnchanged && rerr == nil && f.Exists() {
 		var last outcome
 		if json.Unmarshal(f.Bytes, &last) == nil && last.ExitCode == exitOK && last.Command == command {
@@ -233,44 +233,37 @@ func (g *globals) keepOutcome(command string, result bootstrap.Outcome, err erro
 		merr = store.WriteFile(resultPath, append(plain.Output(b), '\n'), 0o644, 0o755)
 	}
 	if merr != nil && !errors.Is(merr, fs.ErrPermission) {
-		g.log().Warn("the outcome could not be kept", "path", resultPath, "error", merr)
+		g.out.Log().Warn("the outcome could not be kept", "path", resultPath, "error", merr)
 	}
 }
 
 // writeFiles prints the diffs of a plan.
-func writeFiles(w *textWriter, files []bootstrap.FileResult) {
+func writeFiles(w *output.Text, files []bootstrap.FileResult) {
 	for _, f := range files {
 		if !f.Changed {
 			continue
 		}
-		w.b.WriteByte('\n')
+		w.Blank()
 		if f.Diff == "" {
-			w.line("%s", printable(f.Path))
+			w.Line("%s", output.Printable(f.Path))
 		}
 		for line := range strings.SplitSeq(strings.TrimSuffix(f.Diff, "\n"), "\n") {
-			w.line("%s", w.diffLine(printable(line)))
+			w.Line("%s", diffLine(w.Color, output.Printable(line)))
 		}
 		if f.Mode != "" {
-			w.line("mode of %s becomes %s", printable(f.Path), f.Mode)
+			w.Line("mode of %s becomes %s", output.Printable(f.Path), f.Mode)
 		}
 	}
 }
 
-func (w *textWriter) diffLine(line string) string {
+func diffLine(c output.Palette, line string) string {
 	switch {
 	case strings.HasPrefix(line, "---"), strings.HasPrefix(line, "+++"):
-		return w.color.bold(line)
+		return c.Bold(line)
 	case strings.HasPrefix(line, "+"):
-		return w.color.green(line)
+		return c.Green(line)
 	case strings.HasPrefix(line, "-"):
-		return w.color.red(line)
+		return c.Red(line)
 	}
 	return line
-}
-
-func count(n int, one string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %ss", n, one)
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -41,7 +42,7 @@ func TestOutcomeOfNothingToDo(t *testing.T) {
 				}
 				return
 			}
-			want := outcome{SchemaVersion: schemaVersion, Command: "join", Outcome: "unchanged", At: fixedNow()}
+			want := outcome{SchemaVersion: output.SchemaVersion, Command: "join", Outcome: "unchanged", At: fixedNow()}
 			var got outcome
 			if err := json.Unmarshal(b, &got); err != nil || got != want {
 				t.Errorf("%v: %s", err, b)

@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -186,6 +187,7 @@ func (e *testEnv) env() Env {
 func globalsOf(env Env) *globals {
 	g := newGlobals(env)
 	g.settings.Root = g.env.getenv("AMSAGENT_ROOT")
+	g.out.SetForm("text", "never", slog.LevelError)
 	return g
 }
 
@@ -394,8 +396,8 @@ func testInterrupt(t *testing.T) {
 	env.Signals = sig.source
 	env.Exit = func(code int) { exited <- code }
 	g := globalsOf(env)
-	g.setForm("text", "auto", 0)
-	ctx, stop := g.interruptible(t.Context())
+	g.out.SetForm("text", "auto", 0)
+	ctx, stop := interruptible(t.Context(), g)
 	defer stop()
 
 	sig.ch <- syscall.SIGTERM

@@ -63,10 +63,10 @@ func (g *globals) mongo() (mongoSource, error) {
 	if err != nil {
 		return mongoSource{}, &settings.Error{Source: v.Origin.String(), Layer: v.Origin.Layer, Line: v.Origin.Line, Err: err}
 	}
-	g.addSecrets(t.Secrets()...)
-	if len(t.Secrets()) > 0 && (v.Origin.Layer == settings.FromFlag || v.Origin.Layer == settings.FromTag) && g.once("password "+v.Origin.String()) {
+	g.out.AddSecrets(t.Secrets()...)
+	if len(t.Secrets()) > 0 && (v.Origin.Layer == settings.FromFlag || v.Origin.Layer == settings.FromTag) && g.out.Once("password "+v.Origin.String()) {
 		// We cannot take back what ps and the console have shown already, so this is said, not warned of.
-		g.log().Info("the MongoDB password came in a place that others can read; file:PATH avoids that", "origin", v.Origin.String())
+		g.out.Log().Info("the MongoDB password came in a place that others can read; file:PATH avoids that", "origin", v.Origin.String())
 	}
 	return mongoSource{Target: t, Origin: v.Origin}, nil
 }
@@ -137,10 +137,10 @@ func (g *globals) mongoFile(path string, o settings.Origin) (mongoSource, error)
 	if err != nil {
 		return fail(err)
 	}
-	g.addSecrets(t.Secrets()...)
+	g.out.AddSecrets(t.Secrets()...)
 	g.warnOwner(path)
-	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 && g.once("mode "+path) {
-		g.log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
+	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 && g.out.Once("mode "+path) {
+		g.out.Log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
 	}
 	return mongoSource{Target: t, Origin: o, File: full}, nil
 }
@@ -148,8 +148,8 @@ func (g *globals) mongoFile(path string, o settings.Origin) (mongoSource, error)
 // warnOwner warns of a file that another user can change or replace: that user controls where root connects to.
 func (g *globals) warnOwner(path string) {
 	err := (files.Root{Path: g.settings.Root}).RootsAlone(path)
-	if errors.Is(err, files.ErrForeign) && g.once("owner "+path) {
-		g.log().Warn("another user can change the file with the MongoDB address", "file", path, "reason", err,
+	if errors.Is(err, files.ErrForeign) && g.out.Once("owner "+path) {
+		g.out.Log().Warn("another user can change the file with the MongoDB address", "file", path, "reason", err,
 			"fix", "chown root:root and chmod 0600 the file, in a folder that only root may write to, as /etc/amsagent")
 	}
 }
@@ -198,7 +198,7 @@ func (g *globals) mongoStdin(o settings.Origin) (mongoSource, error) {
 	if err != nil {
 		return fail(err)
 	}
-	g.addSecrets(t.Secrets()...)
+	g.out.AddSecrets(t.Secrets()...)
 	return mongoSource{Target: t, Origin: o}, nil
 }
 

@@ -23,7 +23,7 @@ import (
 func loaded(t *testing.T, e *testEnv, args ...string) *globals {
 	t.Helper()
 	g := globalsOf(e.env())
-	g.setForm("text", "auto", slog.LevelInfo)
+	g.out.SetForm("text", "auto", slog.LevelInfo)
 	root := newRootCommand(g)
 	cmd, rest, err := root.Find(append([]string{"config"}, args...))
 	must.OK(t, err)
@@ -128,7 +128,7 @@ func TestMongoSources(t *testing.T) {
 			if _, err := g.mongo(); err != nil || e.stderr.String() != log {
 				t.Errorf("%v, asked again it says more: %q", err, e.stderr.String())
 			}
-			if strings.Contains(src.Target.Redacted(), "***") && g.redact("the word hunter22 here") != "the word *** here" {
+			if strings.Contains(src.Target.Redacted(), "***") && g.out.Redact("the word hunter22 here") != "the word *** here" {
 				t.Error("the password is not known as a secret")
 			}
 		})

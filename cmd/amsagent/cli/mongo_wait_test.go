@@ -40,7 +40,7 @@ func TestMongoStdinWaits(t *testing.T) {
 		source := func(ctx context.Context, timeout time.Duration) (time.Duration, error) {
 			e := &testEnv{stdin: stdin}
 			g := globalsOf(e.env())
-			g.setForm("text", "never", 0)
+			g.out.SetForm("text", "never", 0)
 			g.ctx, g.settings.Timeout = ctx, timeout
 			begin := time.Now()
 			err := command(g)
@@ -74,10 +74,11 @@ func TestMongoStdinWaits(t *testing.T) {
 func TestMongoFileAfterSignal(t *testing.T) {
 	g := globalsOf((&testEnv{}).env())
 	must.OK(t, os.WriteFile(filepath.Join(g.settings.Root, "mongo"), []byte("10.0.2.4\n"), 0o600))
-	g.setForm("text", "never", 0)
+	g.out.SetForm("text", "never", 0)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(&interruptedError{syscall.SIGTERM})
-	g.ctx, g.reload = ctx, make(chan struct{}, 1)
+	g.ctx = ctx
+	g.signals.onHangup()
 	g.settings.Values[settings.KeyMongo] = settings.Value{Text: "file:/mongo", Origin: settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}}
 	if target, err := (&daemonAdapter{g: g}).mongo(context.WithoutCancel(ctx)); err != nil || !strings.Contains(target.String(), "10.0.2.4") {
 		t.Errorf("MongoDB is at %v: %v", target, err)
@@ -89,7 +90,7 @@ func TestMongoFileOwner(t *testing.T) {
 	for mode, want := range map[os.FileMode]string{0o600: "", 0o644: "", 0o646: "may write to"} {
 		e := &testEnv{tty: true}
 		g := globalsOf(e.env())
-		g.setForm("text", "never", 0)
+		g.out.SetForm("text", "never", 0)
 		path := filepath.Join(g.settings.Root, "mongo")
 		must.OK(t, errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chmod(path, mode)))
 		if _, err := g.mongoFile("/mongo", settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}); err != nil {
@@ -106,7 +107,7 @@ func TestMongoFileOwner(t *testing.T) {
 	for _, foreign := range []string{"a/b/mongo", "a/b", "a"} {
 		e := &testEnv{}
 		g := globalsOf(e.env())
-		g.setForm("text", "never", 0)
+		g.out.SetForm("text", "never", 0)
 		top := g.settings.Root
 		path := filepath.Join(top, "a/b/mongo")
 		must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chown(filepath.Join(top, foreign), 12345, 0)))
@@ -124,7 +125,7 @@ func TestForbiddenHint(t *testing.T) {
 	} {
 		e := &testEnv{}
 		g := globalsOf(e.env())
-		g.setForm("text", "never", 0)
+		g.out.SetForm("text", "never", 0)
 		g.settings.Values[settings.KeyMongo] = settings.Value{Text: address, Origin: settings.Origin{Layer: settings.FromEnv, Name: "AMSAGENT_MONGO"}}
 		u := g.explain(&cluster.Error{Op: "reading", Kind: cluster.KindForbidden, Err: errors.New("code 13")})
 		if len(u.Hints) != 1 || !strings.Contains(u.Hints[0], want) || strings.Contains(u.Hints[0], "pw") {

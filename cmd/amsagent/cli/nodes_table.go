@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/metadata/generic"
 )
 
@@ -92,32 +93,32 @@ func summarize(members []nodeView) nodesSummary {
 }
 
 // line is the summary in one line.
-func (s nodesSummary) line(p palette) string {
+func (s nodesSummary) line(p output.Palette) string {
 	var health, states, sessions []string
 	for _, h := range cluster.Healths() {
 		if n := s.Health[h]; n > 0 && h != cluster.Left { // that is a state, too, and follows
-			health = append(health, p.health(h, fmt.Sprintf("%d %s", n, h)))
+			health = append(health, paintHealth(p, h, fmt.Sprintf("%d %s", n, h)))
 		}
 	}
 	for _, st := range slices.Sorted(maps.Keys(s.States)) {
 		if st != cluster.StateActive && st != "" {
-			states = append(states, fmt.Sprintf("%d %s", s.States[st], printable(string(st))))
+			states = append(states, fmt.Sprintf("%d %s", s.States[st], output.Printable(string(st))))
 		}
 	}
 	if s.Publishers != nil {
-		sessions = append(sessions, count(*s.Publishers, "publisher"))
+		sessions = append(sessions, output.Count(*s.Publishers, "publisher"))
 	}
 	if s.Viewers != nil {
 		about := ""
 		if s.Estimated {
 			about = "about "
 		}
-		sessions = append(sessions, about+count(*s.Viewers, "viewer"))
+		sessions = append(sessions, about+output.Count(*s.Viewers, "viewer"))
 	}
 	if s.NotCounted > 0 && len(sessions) > 0 {
-		sessions = append(sessions, count(s.NotCounted, "node")+" not counted")
+		sessions = append(sessions, output.Count(s.NotCounted, "node")+" not counted")
 	}
-	line := count(s.Nodes, "node")
+	line := output.Count(s.Nodes, "node")
 	if len(health) > 0 {
 		line += ": " + strings.Join(health, ", ")
 	}
@@ -137,7 +138,7 @@ func (s nodesSummary) roles() []string {
 		return cmp.Or(slices.Index(known, b)-slices.Index(known, a), strings.Compare(a, b))
 	}) {
 		if role != noRole {
-			words = append(words, printable(count(s.Roles[role], role)))
+			words = append(words, output.Printable(output.Count(s.Roles[role], role)))
 		}
 	}
 	if n := s.Roles[noRole]; n > 0 && len(words) > 0 {
@@ -238,7 +239,7 @@ func ageText(h cluster.Signal) string {
 	if h.Estimated {
 		guess = "~"
 	}
-	return guess + roughly(h.Age)
+	return guess + output.Roughly(h.Age)
 }
 
 func gpuText(v nodeView) string {
@@ -286,20 +287,20 @@ type nodeColumn struct {
 	right bool
 	// spare says that the column is of no use on a terminal where no row has anything in it.
 	spare bool
-	paint func(palette, nodeView, string) string
+	paint func(output.Palette, nodeView, string) string
 }
 
 func nodeColumns() []nodeColumn {
-	byLoad := func(percent func(nodeView) *int) func(palette, nodeView, string) string {
-		return func(p palette, v nodeView, s string) string { return p.load(percent(v), s) }
+	byLoad := func(percent func(nodeView) *int) func(output.Palette, nodeView, string) string {
+		return func(p output.Palette, v nodeView, s string) string { return paintLoad(p, percent(v), s) }
 	}
 	of := func(value func(cluster.Node) string) func(nodeView) string {
-		return func(v nodeView) string { return dash(printable(value(v.row()))) }
+		return func(v nodeView) string { return output.Dash(output.Printable(value(v.row()))) }
 	}
-	heard := func(who func(nodeView) cluster.Signal) func(palette, nodeView, string) string {
-		return func(p palette, v nodeView, s string) string {
+	heard := func(who func(nodeView) cluster.Signal) func(output.Palette, nodeView, string) string {
+		return func(p output.Palette, v nodeView, s string) string {
 			if h := who(v); h.Known && !h.Fresh {
-				return p.yellow(s)
+				return p.Yellow(s)
 			}
 			return s
 		}
@@ -314,11 +315,11 @@ func nodeColumns() []nodeColumn {
 		{title: "ROLE", text: of(func(n cluster.Node) string { return n.Role }), spare: true},
 		{title: "GROUP", text: of(func(n cluster.Node) string { return n.Group }), spare: true},
 		{title: "ZONE", text: of(func(n cluster.Node) string { return cmp.Or(n.Zone, n.Region) }), spare: true},
-		{title: "ADDRESS", text: func(v nodeView) string { return dash(printable(v.Address())) }},
+		{title: "ADDRESS", text: func(v nodeView) string { return output.Dash(output.Printable(v.Address())) }},
 		{title: "STATE", text: stateText, paint: paintState},
 		{
 			title: "HEALTH", text: func(v nodeView) string { return string(v.Health) },
-			paint: func(p palette, v nodeView, s string) string { return p.health(v.Health, s) },
+			paint: func(p output.Palette, v nodeView, s string) string { return paintHealth(p, v.Health, s) },
 		},
 		{
 			title: "AGENT", right: true, text: func(v nodeView) string { return ageText(v.Agent) },
@@ -336,7 +337,7 @@ func nodeColumns() []nodeColumn {
 		load("MEM", func(v nodeView) *int { return v.load().Mem }),
 		score,
 		{title: "PUB/VIEW", right: true, text: sessionsText},
-		{title: "VERSION", text: func(v nodeView) string { return printable(versionText(v)) }, spare: true},
+		{title: "VERSION", text: func(v nodeView) string { return output.Printable(versionText(v)) }, spare: true},
 	}
 }
 
@@ -346,62 +347,55 @@ func nodeName(n *cluster.Node) string {
 	case n == nil:
 		return "(no agent)"
 	case n.Hostname != "" && strings.HasPrefix(n.ID, generic.IDPrefix):
-		return printable(n.Hostname)
+		return output.Printable(n.Hostname)
 	}
-	return dash(printable(n.ID))
+	return output.Dash(output.Printable(n.ID))
 }
 
 // nodeText returns the id, too, if the name is the host's.
 func nodeText(n *cluster.Node) string {
 	name := nodeName(n)
-	if n == nil || name == dash(printable(n.ID)) {
+	if n == nil || name == output.Dash(output.Printable(n.ID)) {
 		return name
 	}
-	return name + " (" + printable(n.ID) + ")"
-}
-
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
+	return name + " (" + output.Printable(n.ID) + ")"
 }
 
 func stateText(v nodeView) string {
 	if v.Reimaging {
 		return "reimaging"
 	}
-	return dash(printable(string(v.State())))
+	return output.Dash(output.Printable(string(v.State())))
 }
 
-func paintState(p palette, v nodeView, s string) string {
+func paintState(p output.Palette, v nodeView, s string) string {
 	switch v.State() {
 	case cluster.StateJoining, cluster.StateDraining:
-		return p.yellow(s)
+		return p.Yellow(s)
 	case cluster.StateFailed:
-		return p.red(s)
+		return p.Red(s)
 	case cluster.StateActive, cluster.StateLeft:
 	}
 	return s
 }
 
-func (p palette) health(h cluster.Health, s string) string {
+func paintHealth(p output.Palette, h cluster.Health, s string) string {
 	switch h {
 	case cluster.Healthy:
-		return p.green(s)
+		return p.Green(s)
 	case cluster.NotServing, cluster.AMSStale, cluster.AgentStale, cluster.NoAgent, cluster.Unknown:
-		return p.yellow(s)
+		return p.Yellow(s)
 	case cluster.Gone:
-		return p.red(s)
+		return p.Red(s)
 	case cluster.Left:
-		return p.dim(s)
+		return p.Dim(s)
 	}
 	return s
 }
 
 // tableStyle is what the table is printed on.
 type tableStyle struct {
-	color palette
+	color output.Palette
 	// width and height are those of the terminal, 0 if it is none: then nothing is left out.
 	width, height int
 }
@@ -455,7 +449,7 @@ func nodeTable(members []nodeView, t tableStyle) []string {
 			}
 			lines[row] += shown
 		}
-		cell(0, c.title, t.color.bold(c.title))
+		cell(0, c.title, t.color.Bold(c.title))
 		for row, v := range members {
 			text := c.text(v)
 			shown := text
@@ -467,7 +461,7 @@ func nodeTable(members []nodeView, t tableStyle) []string {
 	}
 	for row, v := range members {
 		if v.State() == cluster.StateLeft {
-			lines[row+1] = t.color.dim(lines[row+1])
+			lines[row+1] = t.color.Dim(lines[row+1])
 		}
 	}
 	return lines
@@ -528,4 +522,21 @@ func sortNodes(members []nodeView, key string) {
 		}
 		return cmp.Compare(*x, *y)
 	})
+}
+
+// From alarming on a load wants to be looked at: it is where AMS refuses more by default. Nearly full is worse.
+const (
+	loadAlarming = 75
+	loadFull     = 90
+)
+
+// paintLoad colors what shows a load in percent.
+func paintLoad(p output.Palette, percent *int, s string) string {
+	switch {
+	case percent == nil || *percent < loadAlarming:
+		return s
+	case *percent < loadFull:
+		return p.Yellow(s)
+	}
+	return p.Red(s)
 }

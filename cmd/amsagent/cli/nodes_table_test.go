@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata"
@@ -98,15 +100,15 @@ func TestNodesTable(t *testing.T) {
 		"160":       {width: 160},
 		"200":       {width: 200},
 		"40":        {width: 40},
-		"120-color": {width: 120, color: palette{on: true}},
-		"80-color":  {width: 80, color: palette{on: true}},
+		"120-color": {width: 120, color: output.Palette{On: true}},
+		"80-color":  {width: 80, color: output.Palette{On: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			data := dataOf(append(aCluster(), notServing(8)))
 			data.LeftHidden = 2
-			w := &textWriter{}
+			w := &output.Text{}
 			nodesText(w, data, s)
-			golden(t, filepath.Join("nodes", "table-"+name+".txt"), w.b.String())
+			golden(t, filepath.Join("nodes", "table-"+name+".txt"), w.String())
 			for _, line := range nodeTable(data.Members, s) {
 				if n := utf8.RuneCountInString(withoutColor(line)); s.width > 0 && n > s.width {
 					t.Errorf("%d columns: %q", n, line)
@@ -119,7 +121,7 @@ func TestNodesTable(t *testing.T) {
 	}
 	// The same words with and without color.
 	plain := nodeTable(aCluster(), tableStyle{width: 120})
-	colored := nodeTable(aCluster(), tableStyle{width: 120, color: palette{on: true}})
+	colored := nodeTable(aCluster(), tableStyle{width: 120, color: output.Palette{On: true}})
 	for i := range plain {
 		if got := withoutColor(colored[i]); got != plain[i] {
 			t.Errorf("with color: %q\nwithout:    %q", got, plain[i])
@@ -151,14 +153,14 @@ func TestNodesSummary(t *testing.T) {
 		{"no roles", []nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" })}, "1 node: 1 healthy; 0 publishers, 0 viewers"},
 		{"some without", []nodeView{aNode(0, func(v *nodeView) { v.Node.Role = "" }), aNode(1)}, "2 nodes: 2 healthy; 1 origin, 1 without a role; 1 publisher, 31 viewers"},
 	} {
-		if got := headline(dataOf(tt.members), palette{}); got != tt.want {
+		if got := headline(dataOf(tt.members), output.Palette{}); got != tt.want {
 			t.Errorf("%s:\n%s\nwant\n%s", tt.name, got, tt.want)
 		}
 	}
-	if got := headline(nodesData{}, palette{}); got != "no nodes: nothing is registered, or nothing matches" {
+	if got := headline(nodesData{}, output.Palette{}); got != "no nodes: nothing is registered, or nothing matches" {
 		t.Error(got)
 	}
-	if got := headline(nodesData{LeftHidden: 1}, palette{}); got != "no nodes" {
+	if got := headline(nodesData{LeftHidden: 1}, output.Palette{}); got != "no nodes" {
 		t.Error(got)
 	}
 }
@@ -190,10 +192,10 @@ func TestNodesSort(t *testing.T) {
 
 func TestNodesJSON(t *testing.T) {
 	data := dataOf(aCluster())
-	b, err := envelope("nodes", data)
+	b, err := json.MarshalIndent(data, "", "  ")
 	must.OK(t, err)
 	for _, want := range []string{
-		`"kind": "nodes"`, `"health": "agent-stale"`, `"state": "draining"`, `"agent_signal": {`, `"ams_signal": {`, `"left_hidden": 0`,
+		`"health": "agent-stale"`, `"state": "draining"`, `"agent_signal": {`, `"ams_signal": {`, `"left_hidden": 0`,
 		`"not_counted": 4`, `"viewers_estimated": true`, `"enc": 97`,
 	} {
 		if !strings.Contains(string(b), want) {
@@ -223,16 +225,16 @@ func TestNodesByHostName(t *testing.T) {
 	if err := (&watcher{g: plainGlobals(e)}).tell(fixedNow(), "first", v, v); err != nil {
 		t.Error(err)
 	}
-	pruned, joined := &textWriter{}, &textWriter{}
+	pruned, joined := &output.Text{}, &output.Text{}
 	pruneText(pruned, pruneData{Remove: []pruneItem{{member: v.Member}}})
 	joinText(joined, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Instance: metadata.Instance{ID: id, Hostname: v.Node.Hostname}}, "", cluster.Target{})
 	drain := remoteDrain{row: *v.Node}
-	lines := []string{e.stdout.String(), pruned.b.String(), joined.b.String(), drain.progress()}
+	lines := []string{e.stdout.String(), pruned.String(), joined.String(), drain.progress()}
 	for _, c := range []bootstrap.Convergence{{}, {Standalone: true}, {Repairs: []bootstrap.Finding{{ID: bootstrap.IDDrift}}}} {
-		w := &textWriter{}
+		w := &output.Text{}
 		c.Phase, c.Node = bootstrap.PhaseJoined, *v.Node
 		convergeText(w, &c)
-		lines = append(lines, w.b.String())
+		lines = append(lines, w.String())
 	}
 	for _, line := range lines {
 		if want := `edge-7\u001b[2J (` + id + ")"; !strings.Contains(line, want) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -41,10 +42,10 @@ func TestNotesOfTheDaemon(t *testing.T) {
 	if n := strings.Count(e.stderr.String(), "amsagent:hooks"); n != 1 {
 		t.Errorf("logged %d times:\n%s", n, e.stderr.String())
 	}
-	w := &textWriter{now: fixedNow()}
+	w := &output.Text{Now: fixedNow()}
 	statusText(w, &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Notes: a.g.lastSeen().Notes}})
-	if !strings.Contains(w.b.String(), "note: tags that are not read: amsagent:hooks; ") {
-		t.Errorf("status:\n%s", w.b.String())
+	if !strings.Contains(w.String(), "note: tags that are not read: amsagent:hooks; ") {
+		t.Errorf("status:\n%s", w.String())
 	}
 }
 

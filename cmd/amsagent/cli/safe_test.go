@@ -12,6 +12,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -30,10 +31,10 @@ func TestOutputIsSafe(t *testing.T) {
 	for _, form := range []string{"text", "json"} {
 		e := &testEnv{}
 		g := globalsOf(e.env())
-		g.setForm(form, "never", slog.LevelDebug)
+		g.out.SetForm(form, "never", slog.LevelDebug)
 		data := map[string]any{"role": hostile, hostile: "x"}
-		must.OK(t, g.result("test", data, func(w *textWriter) { w.line("%s", hostile) }))
-		g.log().Warn(hostile, "error", errors.New(hostile), hostile, "x") //nolint:sloglint // the key is hostile on purpose
+		must.OK(t, g.result("test", data, func(w *output.Text) { w.Line("%s", hostile) }))
+		g.out.Log().Warn(hostile, "error", errors.New(hostile), hostile, "x") //nolint:sloglint // the key is hostile on purpose
 		g.report(t.Context(), &userError{Msg: hostile, Cause: errors.New(hostile), Hints: []string{hostile}, State: hostile})
 		for name, out := range map[string][]byte{"stdout": e.stdout.Bytes(), "stderr": []byte(e.stderr.String())} {
 			if dangerous(out) {

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -62,7 +63,7 @@ func (g *globals) givenToJoin() map[string]string {
 func (s *statusView) givenText() string {
 	var parts []string
 	for _, key := range slices.Sorted(maps.Keys(s.Given)) {
-		parts = append(parts, key+" "+printable(s.Given[key]))
+		parts = append(parts, key+" "+output.Printable(s.Given[key]))
 	}
 	return strings.Join(parts, ", ")
 }
@@ -133,20 +134,20 @@ func (s *statusView) life() *lifecycle.View {
 }
 
 // lifeVerdict is the first line where this node is on its way; "" where it is not.
-func (s *statusView) lifeVerdict(w *textWriter) string {
+func (s *statusView) lifeVerdict(w *output.Text) string {
 	l := s.life()
 	if l == nil {
 		return ""
 	}
 	switch l.State {
 	case lifecycle.StateDraining:
-		return w.color.yellow("draining") + ": " + printable(l.Progress)
+		return w.Color.Yellow("draining") + ": " + output.Printable(l.Progress)
 	case lifecycle.StateLeft:
-		return w.color.bold("left") + ": this node is out of the cluster, the machine may go"
+		return w.Color.Bold("left") + ": this node is out of the cluster, the machine may go"
 	case lifecycle.StateParked:
-		return w.color.bold("parked") + ": out of the cluster until it is wanted again"
+		return w.Color.Bold("parked") + ": out of the cluster until it is wanted again"
 	case lifecycle.StateResuming:
-		return w.color.yellow("resuming") + ": Ant Media Server is being started"
+		return w.Color.Yellow("resuming") + ": Ant Media Server is being started"
 	case lifecycle.StateActive:
 	}
 	return ""
@@ -155,7 +156,7 @@ func (s *statusView) lifeVerdict(w *textWriter) string {
 func (s *statusView) daemonText() string {
 	v := s.Daemon
 	if v == nil {
-		return printable(s.DaemonErr)
+		return output.Printable(s.DaemonErr)
 	}
 	text := fmt.Sprintf("%s, pid %d", v.Activity, v.PID)
 	if v.Ready || v.State != "" {
@@ -166,7 +167,7 @@ func (s *statusView) daemonText() string {
 			text += "; " + trouble
 		}
 	}
-	return printable(text)
+	return output.Printable(text)
 }
 
 // launchHooksText says that no launch hook is this agent's, where nobody has set which is.
@@ -174,7 +175,7 @@ func (s *statusView) launchHooksText() string {
 	if s.Daemon == nil || s.Daemon.Lifecycle == nil {
 		return ""
 	}
-	return printable(s.Daemon.Lifecycle.LaunchHooks)
+	return output.Printable(s.Daemon.Lifecycle.LaunchHooks)
 }
 
 func readyText(ready bool, why string) string {
@@ -188,13 +189,13 @@ func readyText(ready bool, why string) string {
 }
 
 // driftText shows which of the server's files differ from those of the join.
-func (s *statusView) driftText(w *textWriter) {
+func (s *statusView) driftText(w *output.Text) {
 	if s.Daemon == nil {
 		return
 	}
 	if d := s.Daemon.Drift; d != nil {
-		w.heading("Server settings")
-		w.fields("since", w.ago(d.Since), "means", printable(d.Means), "fix", printable(strings.Join(d.Fix, ", or ")))
+		w.Heading("Server settings")
+		w.Fields("since", w.Ago(d.Since), "means", output.Printable(d.Means), "fix", output.Printable(strings.Join(d.Fix, ", or ")))
 		valuesText(w, d.Values, d.Omitted)
 	}
 }
@@ -202,36 +203,36 @@ func (s *statusView) driftText(w *textWriter) {
 // mostValues bounds what is shown of a file that was replaced as a whole.
 const mostValues = 12
 
-func valuesText(w *textWriter, values []bootstrap.Difference, omitted int) {
+func valuesText(w *output.Text, values []bootstrap.Difference, omitted int) {
 	shown := min(len(values), mostValues)
 	for _, d := range values[:shown] {
-		w.line("  %s", printable(d.String()))
+		w.Line("  %s", output.Printable(d.String()))
 	}
 	if more := len(values) - shown + omitted; more > 0 {
-		w.line("  and %s more", count(more, "value"))
+		w.Line("  and %s more", output.Count(more, "value"))
 	}
 }
 
 // lifeText shows who wants what until when, as one timeline.
-func (s *statusView) lifeText(w *textWriter) {
+func (s *statusView) lifeText(w *output.Text) {
 	l := s.life()
 	if l == nil {
 		return
 	}
-	w.heading("Shutdown")
-	w.fields("step", printable(string(l.Step)), "reason", printable(l.Reason), "asked by", printable(l.Who), "progress", printable(l.Progress))
+	w.Heading("Shutdown")
+	w.Fields("step", output.Printable(string(l.Step)), "reason", output.Printable(l.Reason), "asked by", output.Printable(l.Who), "progress", output.Printable(l.Progress))
 	var rows [][]string
 	for _, m := range l.Timeline {
 		mark := ""
 		if m.Decides {
 			mark = "decides"
 		}
-		rows = append(rows, []string{zoned(m.At.Local()), m.By, mark})
+		rows = append(rows, []string{output.Zoned(m.At.Local()), m.By, mark})
 	}
 	if !l.NextDrain.IsZero() {
-		rows = append(rows, []string{zoned(l.NextDrain.Local()), "a drain begins that is announced", ""})
+		rows = append(rows, []string{output.Zoned(l.NextDrain.Local()), "a drain begins that is announced", ""})
 	}
-	w.table(rows)
+	w.Table(rows)
 	rows = nil
 	for _, h := range l.Hooks {
 		state := "waits for us"
@@ -243,13 +244,13 @@ func (s *statusView) lifeText(w *textWriter) {
 		}
 		rows = append(rows, []string{"hook " + h.Name, "group " + h.Group, state})
 	}
-	w.table(rows)
+	w.Table(rows)
 	var troubles []string
 	for what, text := range l.Trouble {
 		troubles = append(troubles, what+": "+text)
 	}
 	slices.Sort(troubles)
 	for _, t := range troubles {
-		w.line("  %s", w.color.yellow(printable(t)))
+		w.Line("  %s", w.Color.Yellow(output.Printable(t)))
 	}
 }

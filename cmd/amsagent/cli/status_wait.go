@@ -13,6 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/sleep"
 )
 
@@ -50,7 +51,7 @@ func waitStatus(ctx context.Context, want cluster.State, g *globals, look func(c
 			}
 			if now := time.Now(); !cut && (missing != was || now.Sub(said) >= progressLog) {
 				said = now
-				g.progress(fmt.Sprintf("waiting for %s: %s", want, missing))
+				g.out.Progress(fmt.Sprintf("waiting for %s: %s", want, missing))
 			}
 		}
 		if sleep.For(ctx, waitPoll) {
@@ -58,7 +59,7 @@ func waitStatus(ctx context.Context, want cluster.State, g *globals, look func(c
 		}
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return last, &userError{
-				Msg:   fmt.Sprintf("this node is not %s after %s", want, rounded(time.Since(begin))),
+				Msg:   fmt.Sprintf("this node is not %s after %s", want, output.Rounded(time.Since(begin))),
 				Cause: errors.New(missing), ID: idTimeout, Exit: exitUnknown,
 				Hints: []string{"it may still come: look with `amsagent status`, or wait longer with --timeout"},
 			}, nil
@@ -98,11 +99,11 @@ func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never 
 		// A registration tells the interval, too; only a beat counts.
 		return "the agent has not beaten yet", false
 	case !r.Agent.Fresh:
-		return "the agent's last beat was " + roughly(r.Agent.Age) + " ago", false
+		return "the agent's last beat was " + output.Roughly(r.Agent.Age) + " ago", false
 	case !r.Server.Known:
 		return "Ant Media Server has no document as " + r.Address, false
 	case !r.Server.Fresh:
-		return "Ant Media Server wrote its document " + roughly(r.Server.Age) + " ago", false
+		return "Ant Media Server wrote its document " + output.Roughly(r.Server.Age) + " ago", false
 	}
 	if sv := r.Registry.Serving; sv != nil && !sv.Up {
 		return "the row says that viewers are not served: " + sv.Why, false

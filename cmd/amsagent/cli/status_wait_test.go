@@ -10,6 +10,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
 
@@ -80,9 +81,9 @@ func TestStatusShowsTheLoad(t *testing.T) {
 		s.Row.Registry.Sessions = &cluster.Sessions{Publishers: ptr(1), Viewers: ptr(431), By: cluster.CountedByConnections}
 	})
 	text := func(s *bootstrap.Status) string {
-		w := &textWriter{now: fixedNow()}
+		w := &output.Text{Now: fixedNow()}
 		statusText(w, &statusView{Status: s})
-		return w.b.String()
+		return w.String()
 	}
 	golden(t, "nodes/status-plain.txt", text(s))
 	s.Row.Agent = cluster.Signal{Known: true, Age: seconds.Duration(time.Hour)}

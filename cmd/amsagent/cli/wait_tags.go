@@ -26,7 +26,7 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 	if err != nil || len(missing) == 0 {
 		return err
 	}
-	g.log().Info("waiting for the instance's tags", "missing", strings.Join(missing, ", "), "limit", limit)
+	g.out.Log().Info("waiting for the instance's tags", "missing", strings.Join(missing, ", "), "limit", limit)
 	q := g.question()
 	noTag, tagIt := errors.New("no instance tag, setting or flag gives it"), "tag the machine with amsagent:mongo and amsagent:role, or give --mongo and --role"
 	why, hint := noTag, tagIt

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package output
 
 import (
 	"bytes"
@@ -23,29 +23,29 @@ import (
 //   - elsewhere under systemd, key=value without time;
 //   - on a terminal, short lines for a person;
 //   - in a pipe or a file, key=value with time.
-func (g *globals) newHandler(level slog.Level) slog.Handler {
-	safe := plain.Writer{To: g.env.Stderr}
-	w := redactWriter{w: safe, redact: g.redact}
-	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr { return g.redactAttr(a) }}
+func (p *Printer) newHandler(level slog.Level) slog.Handler {
+	safe := plain.Writer{To: p.to.Stderr}
+	w := redactWriter{w: safe, redact: p.Redact}
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr { return p.redactAttr(a) }}
 	line := func(shape func(slog.Record, string) string) slog.Handler {
 		h := &lineHandler{w: w, mu: &sync.Mutex{}, buf: &bytes.Buffer{}, shape: shape}
 		h.text = slog.NewTextHandler(h.buf, opts)
 		return h
 	}
 	switch {
-	case g.isJSON():
-		w.redact = func(line string) string { return string(g.redactJSON([]byte(line))) }
+	case p.IsJSON():
+		w.redact = func(line string) string { return string(p.RedactJSON([]byte(line))) }
 		return slog.NewJSONHandler(w, opts)
-	case g.env.IsJournal:
-		opts.ReplaceAttr = without(g.redactAttr, slog.TimeKey)
+	case p.to.IsJournal:
+		opts.ReplaceAttr = without(p.redactAttr, slog.TimeKey)
 		// sd-daemon(3)'s <N>, which the journal takes off and keeps as PRIORITY.
 		return line(func(r slog.Record, text string) string { return fmt.Sprintf("<%d>%s", priority(r.Level), text) })
-	case g.env.IsTerminal(g.env.Stderr):
-		opts.ReplaceAttr = without(g.redactAttr, slog.TimeKey, slog.LevelKey, slog.MessageKey)
-		color := g.palette(g.env.Stderr)
+	case p.to.IsTerminal(p.to.Stderr):
+		opts.ReplaceAttr = without(p.redactAttr, slog.TimeKey, slog.LevelKey, slog.MessageKey)
+		color := p.Palette(p.to.Stderr)
 		return line(func(r slog.Record, attrs string) string { return terminalLine(color, r, attrs) })
-	case g.env.getenv("JOURNAL_STREAM") != "" || g.env.getenv("INVOCATION_ID") != "":
-		opts.ReplaceAttr = without(g.redactAttr, slog.TimeKey)
+	case p.to.Getenv("JOURNAL_STREAM") != "" || p.to.Getenv("INVOCATION_ID") != "":
+		opts.ReplaceAttr = without(p.redactAttr, slog.TimeKey)
 	}
 	return slog.NewTextHandler(w, opts)
 }
@@ -73,20 +73,20 @@ func priority(l slog.Level) int {
 }
 
 // terminalLine is a line for a person: "amsagent: warning: MESSAGE (key=value key=value)".
-func terminalLine(c palette, r slog.Record, attrs string) string {
+func terminalLine(c Palette, r slog.Record, attrs string) string {
 	level := ""
 	switch {
 	case r.Level >= slog.LevelError:
-		level = c.red("error:") + " "
+		level = c.Red("error:") + " "
 	case r.Level >= slog.LevelWarn:
-		level = c.yellow("warning:") + " "
+		level = c.Yellow("warning:") + " "
 	case r.Level < slog.LevelInfo:
 		level = "debug: "
 	}
 	if attrs != "" {
-		attrs = c.dim(" (" + attrs + ")")
+		attrs = c.Dim(" (" + attrs + ")")
 	}
-	return "amsagent: " + level + oneLine(r.Message) + attrs
+	return "amsagent: " + level + OneLine(r.Message) + attrs
 }
 
 // lineHandler changes the lines of a text handler.

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package output
 
 import (
 	"bytes"
@@ -14,34 +14,34 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// addSecrets makes texts known that must never be printed.
-func (g *globals) addSecrets(secrets ...redact.Secret) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+// AddSecrets makes texts known that must never be printed.
+func (p *Printer) AddSecrets(secrets ...redact.Secret) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, s := range secrets {
-		if s != "" && !slices.Contains(g.secrets, s) {
-			g.secrets = append(g.secrets, s)
+		if s != "" && !slices.Contains(p.secrets, s) {
+			p.secrets = append(p.secrets, s)
 		}
 	}
 }
 
-// redact is the last thing that happens to every text before it is printed.
-func (g *globals) redact(text string) string {
-	g.mu.Lock()
-	secrets := slices.Clone(g.secrets)
-	g.mu.Unlock()
+// Redact is the last thing that happens to every text before it is printed.
+func (p *Printer) Redact(text string) string {
+	p.mu.Lock()
+	secrets := slices.Clone(p.secrets)
+	p.mu.Unlock()
 	return redact.Text(text, secrets...)
 }
 
 // redactAttr redacts a log attribute while it is still what it is: once quoted and escaped, a secret is harder to find.
-func (g *globals) redactAttr(a slog.Attr) slog.Attr {
+func (p *Printer) redactAttr(a slog.Attr) slog.Attr {
 	switch a.Value.Kind() {
 	case slog.KindString:
-		a.Value = slog.StringValue(g.redact(a.Value.String()))
+		a.Value = slog.StringValue(p.Redact(a.Value.String()))
 	case slog.KindAny:
 		switch v := a.Value.Any().(type) {
 		case error, fmt.Stringer, []string, []byte:
-			a.Value = slog.StringValue(g.redact(fmt.Sprint(v)))
+			a.Value = slog.StringValue(p.Redact(fmt.Sprint(v)))
 		}
 	case slog.KindBool, slog.KindDuration, slog.KindFloat64, slog.KindInt64, slog.KindTime, slog.KindUint64,
 		slog.KindGroup, slog.KindLogValuer:
@@ -49,8 +49,8 @@ func (g *globals) redactAttr(a slog.Attr) slog.Attr {
 	return a
 }
 
-// redactJSON redacts only the string values of a JSON text: a password "1" or "kind" must not break the object.
-func (g *globals) redactJSON(b []byte) []byte {
+// RedactJSON redacts only the string values of a JSON text: a password "1" or "kind" must not break the object.
+func (p *Printer) RedactJSON(b []byte) []byte {
 	var out bytes.Buffer
 	for len(b) > 0 {
 		start := bytes.IndexByte(b, '"')
@@ -72,28 +72,26 @@ func (g *globals) redactJSON(b []byte) []byte {
 			out.Write(lit) // a field's name
 			continue
 		}
-		out.Write(redactLiteral(g, lit))
+		out.Write(p.redactLiteral(lit))
 	}
 	out.Write(b)
 	return out.Bytes()
 }
 
-func redactLiteral(g *globals, lit []byte) []byte {
+func (p *Printer) redactLiteral(lit []byte) []byte {
 	var s string
 	if err := json.Unmarshal(lit, &s); err != nil {
 		return lit
 	}
-	r := g.redact(s)
+	r := p.Redact(s)
 	if r == s {
 		return lit
 	}
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(r); err != nil {
+	b, err := JSONLine(r)
+	if err != nil {
 		return []byte(`"***"`)
 	}
-	return bytes.TrimSpace(b.Bytes())
+	return bytes.TrimSpace(b)
 }
 
 // redactWriter redacts what is written through it. Handlers write one record per call, so no secret is cut in two.

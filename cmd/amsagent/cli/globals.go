@@ -1,0 +1,98 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/spf13/cobra"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
+)
+
+// globals is what every command gets: the environment, the effective settings, and how to say things.
+type globals struct {
+	env      Env
+	out      *output.Printer
+	settings *settings.Settings
+	// ctx ends with the first signal. The settings are read in places that have no other.
+	ctx context.Context
+	// given are the settings' flags as they stood on the command line.
+	given map[string]settings.Flag
+	// notOwn is why the server's unit does not call this program.
+	notOwn error
+	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
+	helpErr error
+
+	// readsOnly is set where the command never changes this machine. The goroutine that watches signals reads it, too.
+	readsOnly atomic.Bool
+
+	signals signals
+
+	// piped is what came on standard input as the MongoDB address; nil where nobody has read it.
+	piped *piped
+
+	mu sync.Mutex
+	// seen is the machine as it was read last.
+	seen *machine
+}
+
+func newGlobals(env Env) *globals {
+	g := &globals{env: env, ctx: context.Background(), given: map[string]settings.Flag{}, settings: &settings.Settings{Values: map[string]settings.Value{}}}
+	g.out = output.New(output.Streams{
+		Stdout: env.Stdout, Stderr: env.Stderr, IsTerminal: env.IsTerminal, IsJournal: env.IsJournal, Now: env.Now,
+		Getenv: func(name string) string { return g.env.getenv(name) }, // which may change
+	})
+	return g
+}
+
+func (g *globals) load(cmd *cobra.Command) error {
+	g.readsOnly.Store(onlyReads(cmd))
+	flags, dropped := g.dropEmpty(cmd)
+	src := settings.Sources{Flags: flags, Dropped: dropped, LookupEnv: g.env.LookupEnv, Environ: g.env.Environ}
+	// What the shells' scripts call must work where config.yaml does not.
+	completes := cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd
+	if _, ok := cmd.Annotations[annotationNoLoad]; ok || completes {
+		src.Only = func(row settings.Setting) bool { return row.Global }
+		s, err := settings.Resolve(src)
+		g.apply(s)
+		if settings.Any(err, func(e *settings.Error) bool { return e.Layer == settings.FromFlag }) {
+			return err
+		}
+		return nil
+	}
+	s, err := settings.Read(src, cmd.Annotations[annotationGoodConfig] != "")
+	if err != nil {
+		return err
+	}
+	g.apply(s)
+	if s.Sources.Wrong != nil {
+		for _, e := range settings.Flatten(s.Sources.Wrong) {
+			g.out.Log().Warn("config.yaml is wrong", "error", e, "instead", s.Sources.Instead)
+		}
+	}
+	if s.Sources.Damaged != "" {
+		g.out.Log().Warn(s.Sources.Damaged) //nolint:sloglint // made of the file's name
+	}
+	for _, w := range s.Warnings {
+		g.out.Log().Warn(w) //nolint:sloglint // made of the settings' names
+	}
+	return nil
+}
+
+// result prints the result of a command. After a signal, a command that only reads prints nothing: its result is incomplete.
+func (g *globals) result(kind string, data any, text func(*output.Text)) error {
+	if g.readsOnly.Load() && g.ctx.Err() != nil {
+		return context.Cause(g.ctx)
+	}
+	return g.out.Result(kind, data, text)
+}
+
+func (g *globals) apply(s *settings.Settings) {
+	g.settings = s
+	g.out.SetForm(s.Output, s.Color, s.LogLevel)
+}
