@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	pages "github.com/amsagent/amsagent/docs/errors"
@@ -219,8 +220,8 @@ func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 	if onSystemd(m, ams.SystemdRuns()) {
 		o.Unit = func(ctx context.Context, name string) (ams.State, error) { return ams.NewSystemd(name).State(ctx) }
 	}
-	c := g.controlClient()
-	c.patience = 0
+	c := g.daemon()
+	c.Patience = 0
 	o.Daemon = func(ctx context.Context) (doctor.DaemonView, error) { return askDaemonForDoctor(ctx, c) }
 	root := g.settings.Root
 	o.GPUs = func(ctx context.Context) (doctor.GPUView, error) { return askGPUs(ctx, root) }
@@ -243,10 +244,10 @@ func (g *globals) explainForDoctor(err error) (id, hint string) {
 	return id, hint
 }
 
-func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonView, error) {
-	v, err := c.status(ctx)
+func askDaemonForDoctor(ctx context.Context, c *daemon.Client) (doctor.DaemonView, error) {
+	v, err := c.Status(ctx)
 	switch {
-	case errors.Is(err, errDaemonDown):
+	case errors.Is(err, daemon.ErrDown):
 		return doctor.DaemonView{}, fmt.Errorf("%w: %w", doctor.ErrNoDaemon, err)
 	case err != nil:
 		return doctor.DaemonView{}, err

@@ -127,9 +127,9 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	if err := opts.check(opts.deadlineGiven); err != nil {
 		return err
 	}
-	c := g.controlClient()
+	c := g.daemon()
 	began := time.Now()
-	v, err := c.life(ctx, daemon.PathDrain, lifecycle.DrainRequest{
+	v, err := c.Life(ctx, daemon.PathDrain, lifecycle.DrainRequest{
 		Deadline: seconds.Duration(opts.deadline), Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: g.who("drain"), RepairStreams: opts.repair,
 	})
 	var refusal *daemon.Refusal
@@ -149,7 +149,7 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 // notBegun is the error of a request that the daemon did not accept.
 func notBegun(verb string, err error) error {
 	u := &userError{Msg: "cannot " + verb, Cause: err, State: stateUntouched}
-	if is(errDaemonLost, context.Canceled)(err) || as[*interruptedError](err) {
+	if is(daemon.ErrLost, context.Canceled)(err) || as[*interruptedError](err) {
 		u.State = "the daemon may have begun it: see `amsagent status`"
 	}
 	if r, ok := errors.AsType[*daemon.Refusal](err); ok && r.Code == daemon.RefusedInvalid {
@@ -160,7 +160,7 @@ func notBegun(verb string, err error) error {
 
 // orNotMember is the reason why there is no daemon to ask: one is needed after a join.
 func orNotMember(g *globals, err error) error {
-	if !errors.Is(err, errDaemonDown) {
+	if !errors.Is(err, daemon.ErrDown) {
 		return err
 	}
 	m := bootstrap.Machine{Root: g.settings.Root}
@@ -245,7 +245,7 @@ func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout t
 		u.Msg, u.State, u.Hints, u.Exit = "this node does not serve", nodeState(v), look, exitFailed
 	case errors.Is(err, errNotTaken), errors.Is(err, errForgotten):
 		u.Msg, u.State, u.Hints, u.Exit = "it was followed in vain", nodeState(v), look, exitFailed
-	case errors.Is(err, errDaemonDown):
+	case errors.Is(err, daemon.ErrDown):
 		u.Msg, u.Exit, u.Hints = "lost sight of it", exitUnknown, nil
 		u.State = "the drain goes on when the daemon is back"
 		if launch {

@@ -104,9 +104,9 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	e = mine
 	n := lifecycle.EventNotice(e, now)
 	g.out.Progress(fmt.Sprintf("%s (%s)", n.Reason, e.Shape))
-	c := g.controlClient()
+	c := g.daemon()
 	began := time.Now()
-	v, err := c.life(ctx, daemon.PathNotice, n)
+	v, err := c.Life(ctx, daemon.PathNotice, n)
 	if err != nil {
 		return notBegun("act on the event", orNotMember(g, err))
 	}
@@ -172,7 +172,7 @@ func instanceID(ctx context.Context, g *globals, given string) (string, error) {
 	if given != "" {
 		return given, nil
 	}
-	v, err := g.controlClient().status(ctx)
+	v, err := g.daemon().Status(ctx)
 	if err == nil && v.ID != "" {
 		return v.ID, nil
 	}

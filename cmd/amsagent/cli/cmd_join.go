@@ -87,7 +87,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if m.Root == "" {
 		m.Alone = g.isAlone
 	}
-	m.Hold, m.Sessions = g.holdReadiness("join"), g.daemonSessions
+	m.Hold, m.Sessions = g.holdReadiness("join"), g.daemon().Sessions
 	if g.notOwn != nil {
 		g.out.Log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
 	}

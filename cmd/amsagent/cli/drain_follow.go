@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"net/http"
 	"slices"
 	"time"
 
@@ -65,7 +64,7 @@ func (r *reporter) show(s cluster.Sessions, news bool, line string) {
 // follower follows one drain, or one start, to its end.
 type follower struct {
 	reporter
-	c *controlClient
+	c *daemon.Client
 	// launch says that it is a start, not a drain.
 	launch bool
 	// began is when it was asked for: notes from before are no news.
@@ -112,8 +111,7 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 		if !sleep.For(ctx, f.ask) {
 			return f.last, context.Cause(ctx)
 		}
-		var v lifecycle.View
-		switch failed := f.c.once(ctx, http.MethodGet, daemon.PathDrain, nil, &v); {
+		switch v, failed := f.c.Follow(ctx); {
 		case failed == nil:
 			f.found()
 			done, err = f.take(v)
@@ -128,7 +126,7 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 
 // away notes that the daemon is not heard, and gives up where that will not mend.
 func (f *follower) away(err error) error {
-	if errors.Is(err, errDaemonVersion) || as[*daemon.Refusal](err) || errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, daemon.ErrVersion) || as[*daemon.Refusal](err) || errors.Is(err, fs.ErrPermission) {
 		return err
 	}
 	now := time.Now()

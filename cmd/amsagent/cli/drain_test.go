@@ -271,7 +271,7 @@ func TestFollowHangs(t *testing.T) {
 	d.begin(&d.view)
 	e := &testEnv{}
 	g, f := d.quick(e)
-	f.c.timeout, f.patience = 20*time.Millisecond, time.Minute
+	f.c.Timeout, f.patience = 20*time.Millisecond, time.Minute
 	d.hangs = true
 	done := d.followed(t, g, f)
 	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 3 }, func() string { return "does not ask again" })
@@ -283,7 +283,7 @@ func TestFollowHangs(t *testing.T) {
 	// It hangs for longer than the command's patience, which is no end of the time that the user gave.
 	d.set(func(v *lifecycle.View) { d.hangs = true })
 	_, f = d.quick(e)
-	f.c.timeout, f.patience = 20*time.Millisecond, 50*time.Millisecond
+	f.c.Timeout, f.patience = 20*time.Millisecond, 50*time.Millisecond
 	first := lifecycle.View{State: lifecycle.StateDraining, Step: lifecycle.StepDraining}
 	err := g.followed(t.Context(), "drain", f, first, time.Hour, drainData{})
 	if e := g.explain(err); e.Msg != "lost sight of it" || e.ID != idLostDaemon {

@@ -144,9 +144,9 @@ func errorTable(euid int) []errorClass {
 		}, func(err error, _ *globals) []string { return someHint(ams.Hint(err)) }},
 
 		// The daemon, asked over its socket.
-		{idNoDaemon, exitFailed, is(errDaemonDown), say("systemctl start amsagent", "why it does not run: journalctl -u amsagent")},
-		{idOddDaemon, exitFailed, is(errDaemonVersion), say("systemctl restart amsagent; that changes nothing in the cluster")},
-		{idLostDaemon, exitUnknown, is(errDaemonLost), say("look with `systemctl status amsagent`, then run the same command again")},
+		{idNoDaemon, exitFailed, is(daemon.ErrDown), say("systemctl start amsagent", "why it does not run: journalctl -u amsagent")},
+		{idOddDaemon, exitFailed, is(daemon.ErrVersion), say("systemctl restart amsagent; that changes nothing in the cluster")},
+		{idLostDaemon, exitUnknown, is(daemon.ErrLost), say("look with `systemctl status amsagent`, then run the same command again")},
 		{idNotNode, exitNotMember, isNotNode, say("`amsagent drain NODE` drains another node; `amsagent join` makes this machine one")},
 		{idRefused, exitFailed, as[*daemon.Refusal], nil},
 		{idUndrained, exitFailed, as[*undrainedError], nil},

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -143,15 +142,20 @@ func handleDaemon(m *bootstrap.Machine, offline bool) {
 	}
 }
 
+// daemon is a client of the daemon on this machine.
+func (g *globals) daemon() *daemon.Client {
+	return daemon.NewClient(g.settings.Root+controlSocket, g.out.Progress)
+}
+
 // holdReadiness makes the daemon not ready before a command stops or restarts the server, whatever runs the daemon. Without
 // a daemon, or if it does not answer, the command continues.
 func (g *globals) holdReadiness(command string) func(context.Context) (release func()) {
 	return func(ctx context.Context) func() {
-		release, err := g.controlClient().hold(ctx, daemon.HoldRequest{Command: command})
+		release, err := g.daemon().Hold(ctx, daemon.HoldRequest{Command: command})
 		switch {
 		case err == nil:
 			return release
-		case !errors.Is(err, errDaemonDown):
+		case !errors.Is(err, daemon.ErrDown):
 			g.out.Log().Warn("the daemon could not be made not ready first", "error", err)
 		}
 		return func() {}
@@ -160,20 +164,10 @@ func (g *globals) holdReadiness(command string) func(context.Context) (release f
 
 // isAlone reports that no daemon runs on this machine.
 func (g *globals) isAlone(ctx context.Context) bool {
-	c := g.controlClient()
-	c.patience = 0
-	_, err := c.status(ctx)
-	return errors.Is(err, errDaemonDown)
-}
-
-// daemonSessions has the daemon count.
-func (g *globals) daemonSessions(ctx context.Context) (cluster.Sessions, error) {
-	var v daemon.SessionsView
-	err := g.controlClient().once(ctx, http.MethodGet, daemon.PathSessions, nil, &v)
-	if err == nil && v.Missing != "" {
-		err = errors.New(v.Missing)
-	}
-	return v.Sessions, err
+	c := g.daemon()
+	c.Patience = 0
+	_, err := c.Status(ctx)
+	return errors.Is(err, daemon.ErrDown)
 }
 
 // findings says what a person should know and what stopped nothing.

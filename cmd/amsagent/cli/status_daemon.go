@@ -90,9 +90,9 @@ func (s *statusView) addConfig(g *globals) {
 
 // askDaemon adds the daemon's view.
 func (s *statusView) askDaemon(ctx context.Context, g *globals) {
-	c := g.controlClient()
-	c.patience, c.timeout = 0, statusDaemonTime
-	v, err := c.status(ctx)
+	c := g.daemon()
+	c.Patience, c.Timeout = 0, statusDaemonTime
+	v, err := c.Status(ctx)
 	switch {
 	case err == nil:
 		s.Daemon = &v
@@ -112,7 +112,7 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 				Hint: "ss -ltnp shows which program listens there; stop it, or give the daemon another metrics_address",
 			})
 		}
-	case errors.Is(err, errDaemonDown):
+	case errors.Is(err, daemon.ErrDown):
 		s.DaemonErr = "none runs"
 	default:
 		e := g.explain(err)
